@@ -1,0 +1,214 @@
+/**
+ * What a run tells while it goes: one plain object an event, told apart by `type`, all of them JSON.
+ * Knows nothing of who listens. An error is not an event: the iterator throws it as an `ArlError`.
+ */
+
+/** Something a user should read; nothing depends on it. */
+export interface NoticeEvent {
+	type: "notice";
+	level: "info" | "warning";
+	message: string;
+}
+
+/** A check made before training, in the order made. A check that fails ends the run with an error instead. */
+export interface CheckEvent {
+	type: "check";
+	/** `model`, `tokenizer`, `stop token`, `output folder`, `disk`, `memory`, `rows`. */
+	name: string;
+	/** One line of what was found. */
+	message: string;
+}
+
+/** Rows that cannot be used, as they are left out with `on_bad_row skip`. All of them over all events. */
+export interface RowsSkippedEvent {
+	type: "rows_skipped";
+	/** How many rows of this report, by reason. */
+	reasons: Record<string, number>;
+	rows: { location: string; reason: string; message: string }[];
+}
+
+/** Progress of rows becoming tokens, at most about two a second, and once when complete. */
+export interface FillEvent {
+	type: "fill";
+	rows: number;
+	totalRows: number;
+	tokens: number;
+	targetTokens: number;
+	/** Samples cut to `max_length`. */
+	truncated: number;
+	/** Samples left out by `truncation: drop`. */
+	dropped: number;
+	/** Since the start of this run's own filling. */
+	seconds: number;
+	complete: boolean;
+}
+
+/** The run is ready; the first step comes next. */
+export interface StartEvent {
+	type: "start";
+	model: {
+		path: string;
+		modelType: string;
+		parameters: number;
+		device: string;
+		dtype: string;
+		/** Model FLOPs a token without attention's share. */
+		flopsPerToken: number;
+		/** Attention's FLOPs for a token of a sequence of length n are `attentionFlops * n`. */
+		attentionFlops: number;
+	};
+	data: {
+		/** What was read, for people: file names, or `train_dataset`. */
+		source: string;
+		/** The rows' shape: `messages`, `prompt/completion`, ... */
+		shape: string;
+		rows: number;
+		/** Rows an epoch trains on: after mixture weights, less dropped and skipped ones as far as known. */
+		rowsPerEpoch: number;
+		/** Found in the cache of an earlier run: nothing to encode. */
+		cached: boolean;
+	};
+	/** Planned bytes of memory by category. */
+	memory: { categories: { name: string; bytes: number }[]; totalBytes: number };
+	outputDir: string;
+	/** Optimizer steps of the whole run. */
+	totalSteps: number;
+	stepsPerEpoch: number;
+	epochs: number;
+	microBatchesPerStep: number;
+	/** Steps done before (a resumed run), else 0. */
+	firstStep: number;
+	seed: number;
+}
+
+/** The run goes on from a checkpoint. What was logged after `step` is cut off: it will be logged again. */
+export interface ResumedEvent {
+	type: "resumed";
+	step: number;
+	checkpoint: string;
+	/** Options that differ from the earlier run and may. */
+	changed: string[];
+}
+
+/** One optimizer step is done. */
+export interface StepEvent {
+	type: "step";
+	/** 1 for the first. */
+	step: number;
+	totalSteps: number;
+	/** Epochs done, with fraction. */
+	epoch: number;
+	/** Loss over all targets of this step. */
+	loss: number;
+	gradNorm: number;
+	learningRate: number;
+	/** Tokens of this step, targets of this step. */
+	tokens: number;
+	targetTokens: number;
+	/** Tokens of the whole run so far. */
+	numTokens: number;
+	/** Model FLOPs of this step, forward and backward, recomputation not counted. */
+	flops: number;
+	/** Wall time since the last step (or the start). */
+	seconds: number;
+	/** Of it: waiting for rows. */
+	dataSeconds: number;
+	/** Resident memory of the process. */
+	rssBytes: number;
+	secondsLeft: number;
+}
+
+/** A line of the log: what `metrics.jsonl` holds, one each `logging_steps` and one for a last, shorter window. */
+export interface LogEvent {
+	type: "log";
+	metrics: Metrics;
+}
+
+/** The names of the first line are those of TRL. Numbers cover the steps since the last log line unless said. */
+export interface Metrics {
+	step: number;
+	epoch: number;
+	/** Mean of the steps' losses. */
+	loss: number;
+	/** Of the last step, before clipping. */
+	grad_norm: number;
+	/** Used in the last step. */
+	learning_rate: number;
+	/** Mean over micro-batches of correct / targets. */
+	mean_token_accuracy: number;
+	/** Mean over micro-batches of the mean entropy of the targets' distributions, in nats. */
+	entropy: number;
+	/** Tokens since the start of the run. */
+	num_tokens: number;
+	/** Tokens since the start of the run that were trained. */
+	num_target_tokens: number;
+	tokens_per_second: number;
+	target_tokens_per_second: number;
+	/** Model GFLOP/s. */
+	gflops: number;
+	step_seconds: number;
+	data_seconds: number;
+	rss_bytes: number;
+	/** Seconds of training since the start of the run, earlier parts of a resumed one included. */
+	elapsed_seconds: number;
+}
+
+/** An epoch is through. */
+export interface EpochEvent {
+	type: "epoch";
+	/** Epochs done: 1 after the first. */
+	epoch: number;
+	step: number;
+}
+
+/** A checkpoint stands, complete and verified. */
+export interface SavedEvent {
+	type: "saved";
+	step: number;
+	path: string;
+	bytes: number;
+	seconds: number;
+	/** Why: `steps`, `epoch`, `end`, `interrupted`. */
+	reason: "steps" | "epoch" | "end" | "interrupted";
+}
+
+/** A folder of this run was removed: an old checkpoint (`save_total_limit`) or what a killed save left. */
+export interface RemovedEvent {
+	type: "removed";
+	path: string;
+	reason: "save_total_limit" | "unfinished";
+}
+
+/** The last event. */
+export interface EndEvent {
+	type: "end";
+	/** `completed`: all steps; `interrupted`: asked to stop; `stopped`: a callback asked. */
+	outcome: "completed" | "interrupted" | "stopped";
+	steps: number;
+	totalSteps: number;
+	epoch: number;
+	/** Mean of the losses of all steps of this process. */
+	trainLoss: number | null;
+	seconds: number;
+	numTokens: number;
+	/** Where the model is, in Hugging Face's layout; null: nothing was saved. */
+	modelPath: string | null;
+	outputDir: string;
+}
+
+export type TrainEvent =
+	| NoticeEvent
+	| CheckEvent
+	| RowsSkippedEvent
+	| FillEvent
+	| StartEvent
+	| ResumedEvent
+	| StepEvent
+	| LogEvent
+	| EpochEvent
+	| SavedEvent
+	| RemovedEvent
+	| EndEvent;
+
+/** The event of one type: `EventOf<"step">`. */
+export type EventOf<T extends TrainEvent["type"]> = Extract<TrainEvent, { type: T }>;
