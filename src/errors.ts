@@ -1,0 +1,118 @@
+/**
+ * The one error class of the public interface, its codes and their exit codes, and how an error is shown.
+ * Knows nothing of where errors come from.
+ */
+import pc from "picocolors";
+
+/** Every code with the exit code of the process that it ends; the core's codes reach TypeScript unchanged. */
+export const EXIT_CODES = {
+	ARL_USAGE: 2,
+	ARL_CONFIG: 2,
+	ARL_DATA: 3,
+	ARL_TEXT: 3,
+	ARL_WEIGHTS: 3,
+	ARL_STATE: 3,
+	ARL_IO: 1,
+	ARL_OOM: 4,
+	ARL_NONFINITE: 5,
+	ARL_DEVICE: 1,
+	ARL_INTERRUPTED: 130,
+	ARL_INTERNAL: 1,
+} as const;
+
+/** A stable code: the part of an error that programs may depend on. */
+export type ErrorCode = keyof typeof EXIT_CODES;
+
+/** What each exit code means; shown by `arl --help`. */
+export const EXIT_MEANINGS: Readonly<Record<number, string>> = {
+	0: "done",
+	1: "failed",
+	2: "wrong usage or configuration",
+	3: "data, text, weights or saved state that cannot be used",
+	4: "out of memory",
+	5: "a loss or gradient that is not finite",
+	130: "interrupted; what was asked to be saved is saved",
+};
+
+/** Whether `code` is one of this project's codes. */
+export function isErrorCode(code: unknown): code is ErrorCode {
+	return typeof code === "string" && Object.hasOwn(EXIT_CODES, code);
+}
+
+/** What went wrong and where (`message`), and what to do about it (`hint`; empty where nothing useful can be said). */
+export class ArlError extends Error {
+	override readonly name = "ArlError";
+	readonly code: ErrorCode;
+	readonly hint: string;
+
+	constructor(code: ErrorCode, message: string, hint = "", options?: ErrorOptions) {
+		super(message, options);
+		this.code = code;
+		this.hint = hint;
+	}
+
+	/** The exit code of a process that ends because of this error. */
+	get exitCode(): number {
+		return EXIT_CODES[this.code];
+	}
+
+	/** The error as one JSON value, as `--json` prints it. */
+	toJSON(): { code: ErrorCode; message: string; hint: string } {
+		return { code: this.code, message: this.message, hint: this.hint };
+	}
+}
+
+const SYSTEM_HINTS: Readonly<Record<string, string>> = {
+	ENOENT: "Check the path; relative paths start at the working directory.",
+	EACCES: "Check the permissions of the file and of the folders above it.",
+	EPERM: "Check the permissions of the file and of the folders above it.",
+	EISDIR: "A file is expected here, and this is a folder.",
+	ENOTDIR: "A part of the path is a file where a folder is expected.",
+	ENOSPC: "Free some space, or choose another output_dir.",
+	EROFS: "The file system is read-only; choose another folder.",
+	EMFILE: "Too many files are open; raise the limit with `ulimit -n`.",
+};
+
+/** Any thrown value as an `ArlError`: the system's refusals become `ARL_IO`, everything unforeseen `ARL_INTERNAL`. */
+export function toArlError(thrown: unknown): ArlError {
+	if (thrown instanceof ArlError) return thrown;
+	if (thrown instanceof Error) {
+		const { code } = thrown as NodeJS.ErrnoException;
+		if (thrown.name === "AbortError") {
+			return new ArlError("ARL_INTERRUPTED", "The run was interrupted.", "", { cause: thrown });
+		}
+		if (typeof code === "string" && "syscall" in thrown) {
+			return new ArlError("ARL_IO", thrown.message, SYSTEM_HINTS[code] ?? "", { cause: thrown });
+		}
+		return new ArlError(
+			"ARL_INTERNAL",
+			thrown.message || thrown.name,
+			"This is a defect of arl. Set ARL_DEBUG=1 to see where it happened, and report it.",
+			{ cause: thrown },
+		);
+	}
+	return new ArlError("ARL_INTERNAL", String(thrown), "This is a defect of arl; please report it.");
+}
+
+/** An error as a person reads it: code and what is wrong, then what to do; the trace only on request. */
+export function formatError(error: ArlError, options: { color?: boolean; trace?: boolean } = {}): string {
+	const colors = pc.createColors(options.color ?? false);
+	const [first = "", ...rest] = error.message.split("\n");
+	const lines = [`${colors.red(colors.bold(error.code))} ${colors.bold(first)}`, ...rest.map((line) => `  ${line}`)];
+	if (error.hint !== "") {
+		const [head = "", ...tail] = error.hint.split("\n");
+		lines.push(`  ${colors.cyan("what to do:")} ${head}`, ...tail.map((line) => `    ${line}`));
+	}
+	if (options.trace) {
+		const cause = error.cause instanceof Error ? error.cause : error;
+		lines.push(colors.dim(cause.stack ?? ""));
+	}
+	return `${lines.join("\n")}\n`;
+}
+
+/** Whether colours suit `stream`: only on a terminal, and never where `NO_COLOR` is set; `FORCE_COLOR` stands in for the terminal. */
+export function wantsColor(stream: { isTTY?: boolean }, env: NodeJS.ProcessEnv = process.env): boolean {
+	if (env.NO_COLOR !== undefined && env.NO_COLOR !== "") return false;
+	if (env.FORCE_COLOR !== undefined && env.FORCE_COLOR !== "" && env.FORCE_COLOR !== "0") return true;
+	return stream.isTTY === true && env.TERM !== "dumb";
+}
