@@ -207,6 +207,8 @@ export interface Native {
 	Engine: { open(options: EngineOptions): Promise<NativeEngine> };
 	/** gzip or zstd, told apart by content, unpacked into `target`; true if `source` was compressed at all. */
 	decompress(source: string, target: string): Promise<boolean>;
+	/** Measured rate of f32 matrix products `[m, k] x [k, n]` on all cores, in GFLOP/s; takes about `seconds`. */
+	matmulRate(m: number, n: number, k: number, seconds: number): number;
 	/** Byte ranges [start, end, ...] of the elements of a JSON file whose top level is an array. */
 	jsonArrayRows(file: string): Float64Array;
 }

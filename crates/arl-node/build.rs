@@ -1,1 +1,5 @@
-fn main() { napi_build::setup(); }
+//! Tells the linker how an addon of Node is linked.
+
+fn main() {
+    napi_build::setup();
+}

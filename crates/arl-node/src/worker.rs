@@ -1,0 +1,125 @@
+//! A thread that owns a state and works on it, one job after the other, on its own pool of compute threads. JavaScript
+//! gets a promise a job, so that its event loop never waits. Knows nothing of what the state is.
+
+use std::sync::mpsc;
+
+use arl_model::{Error, ErrorCode, Result};
+use napi::bindgen_prelude::{Object, ToNapiValue};
+use napi::{Env, JsDeferred};
+
+use crate::error::{guard, to_napi};
+
+type Job<S> = Box<dyn FnOnce(&mut S) + Send>;
+type Resolver<R> = Box<dyn FnOnce(Env) -> napi::Result<R>>;
+
+/// A promise, and the function that settles it from any thread: what a job computed is turned into a value of
+/// JavaScript on JavaScript's own thread.
+fn promise<'env, T, R>(
+    env: &'env Env,
+    into: impl FnOnce(T) -> R + Send + 'static,
+) -> napi::Result<(impl FnOnce(Result<T>) + Send + use<T, R>, Object<'env>)>
+where
+    T: Send + 'static,
+    R: ToNapiValue + 'static,
+{
+    let (deferred, promise): (JsDeferred<R, Resolver<R>>, _) = env.create_deferred()?;
+    let settle = move |result: Result<T>| match result {
+        Ok(value) => deferred.resolve(Box::new(move |_| Ok(into(value)))),
+        Err(error) => deferred.reject(to_napi(&error)),
+    };
+    Ok((settle, promise))
+}
+
+/// Runs one job on a thread of its own.
+pub(crate) fn once<'env, T, R>(
+    env: &'env Env,
+    name: &str,
+    job: impl FnOnce() -> Result<T> + Send + 'static,
+    into: impl FnOnce(T) -> R + Send + 'static,
+) -> napi::Result<Object<'env>>
+where
+    T: Send + 'static,
+    R: ToNapiValue + 'static,
+{
+    let (settle, promise) = promise(env, into)?;
+    spawn(name, move || settle(guard(job)))?;
+    Ok(promise)
+}
+
+fn spawn(name: &str, job: impl FnOnce() + Send + 'static) -> napi::Result<()> {
+    std::thread::Builder::new().name(name.to_string()).spawn(job).map(drop).map_err(|error| {
+        to_napi(&Error::new(ErrorCode::Oom, format!("the operating system gives no further thread: {error}")))
+    })
+}
+
+/// The sending end of a working thread. The thread ends when this is dropped or closed.
+pub(crate) struct Worker<S> {
+    jobs: mpsc::Sender<Job<S>>,
+}
+
+impl<S: 'static> Worker<S> {
+    /// Starts the thread; `open` makes the state there, within a pool of `threads` compute threads (0: one a core).
+    /// The promise resolves with what `into` makes of the running worker.
+    pub(crate) fn start<'env, T, R>(
+        env: &'env Env,
+        name: &str,
+        threads: usize,
+        open: impl FnOnce() -> Result<(S, T)> + Send + 'static,
+        into: impl FnOnce(Worker<S>, T) -> R + Send + 'static,
+    ) -> napi::Result<Object<'env>>
+    where
+        T: Send + 'static,
+        R: ToNapiValue + 'static,
+    {
+        let (jobs, inbox) = mpsc::channel::<Job<S>>();
+        let (settle, promise) = promise(env, move |found| into(Worker { jobs }, found))?;
+        let thread_name = name.to_string();
+        spawn(name, move || {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .thread_name(move |i| format!("{thread_name}-{i}"))
+                .build();
+            let pool = match pool {
+                Ok(pool) => pool,
+                Err(error) => {
+                    settle(Err(Error::new(ErrorCode::Oom, format!("cannot start the compute threads: {error}"))));
+                    return;
+                }
+            };
+            // The whole loop runs inside the pool, so that no leaf of a step pays for a change of threads.
+            pool.install(move || {
+                let mut state = match guard(open) {
+                    Ok((state, found)) => {
+                        settle(Ok(found));
+                        state
+                    }
+                    Err(error) => {
+                        settle(Err(error));
+                        return;
+                    }
+                };
+                for job in inbox {
+                    job(&mut state);
+                }
+            });
+        })?;
+        Ok(promise)
+    }
+
+    /// Queues a job and returns its promise.
+    pub(crate) fn submit<'env, T, R>(
+        &self,
+        env: &'env Env,
+        job: impl FnOnce(&mut S) -> Result<T> + Send + 'static,
+        into: impl FnOnce(T) -> R + Send + 'static,
+    ) -> napi::Result<Object<'env>>
+    where
+        T: Send + 'static,
+        R: ToNapiValue + 'static,
+    {
+        let (settle, promise) = promise(env, into)?;
+        let job: Job<S> = Box::new(move |state| settle(guard(|| job(state))));
+        self.jobs.send(job).map_err(|_| to_napi(&Error::new(ErrorCode::Internal, "the engine's thread has ended")))?;
+        Ok(promise)
+    }
+}

@@ -1,0 +1,188 @@
+// All set-up of a clone, as a function: packages, the addon, the TypeScript. Each step is skipped when what it makes is
+// already there for the very same sources. Knows only Node itself, because it runs before anything is installed.
+
+import { spawnSync } from "node:child_process";
+import { createHash } from "node:crypto";
+import {
+	copyFileSync,
+	existsSync,
+	mkdirSync,
+	readdirSync,
+	readFileSync,
+	renameSync,
+	rmSync,
+	statSync,
+	symlinkSync,
+	writeFileSync,
+} from "node:fs";
+import { homedir } from "node:os";
+import { dirname, join, relative } from "node:path";
+import { fileURLToPath } from "node:url";
+
+export const root = dirname(dirname(fileURLToPath(import.meta.url)));
+
+/** Where builds are kept between clones: ARL_CACHE, else the user's cache folder. */
+export const cache = process.env.ARL_CACHE ?? join(process.env.XDG_CACHE_HOME ?? join(homedir(), ".cache"), "arl");
+
+/** The environment of every cargo call: one target folder for all clones. */
+export const cargoEnv = { ...process.env, CARGO_TARGET_DIR: process.env.CARGO_TARGET_DIR ?? join(cache, "target") };
+
+const windows = process.platform === "win32";
+
+/** Ends the set-up with what is missing and what to do. */
+class SetupError extends Error {}
+
+export function run(command, args, options = {}) {
+	const result = spawnSync(command, args, { cwd: root, stdio: "inherit", shell: windows, ...options });
+	if (result.error) throw new SetupError(`${command}: ${result.error.message}`);
+	if (result.status !== 0) throw new SetupError(`\`${command} ${args.join(" ")}\` failed (exit code ${result.status ?? result.signal}); its output is above.`);
+	return result;
+}
+
+function output(command, args) {
+	const result = spawnSync(command, args, { cwd: root, encoding: "utf8", shell: windows });
+	return result.status === 0 ? result.stdout.trim() : undefined;
+}
+
+function* filesUnder(path) {
+	if (statSync(path).isFile()) {
+		yield path;
+		return;
+	}
+	for (const name of readdirSync(path).sort()) {
+		if (name === "target" || name === "node_modules") continue;
+		yield* filesUnder(join(path, name));
+	}
+}
+
+/** A hash of the contents and names of files and folders, and of some words beside them. */
+export function hashOf(paths, words = []) {
+	const hash = createHash("sha256");
+	for (const word of words) hash.update(`${word}\0`);
+	for (const path of paths) {
+		for (const file of filesUnder(join(root, path))) {
+			hash.update(`${relative(root, file)}\0`);
+			hash.update(readFileSync(file));
+			hash.update("\0");
+		}
+	}
+	return hash.digest("hex").slice(0, 32);
+}
+
+function stampIs(file, value) {
+	return existsSync(file) && readFileSync(file, "utf8") === value;
+}
+
+function atLeast(version, wanted) {
+	const have = version.split(".").map(Number);
+	for (const [i, part] of wanted.split(".").map(Number).entries()) {
+		if ((have[i] ?? 0) !== part) return (have[i] ?? 0) > part;
+	}
+	return true;
+}
+
+function checkNode() {
+	const wanted = "20.19";
+	if (!atLeast(process.versions.node, wanted)) {
+		throw new SetupError(`Node ${wanted} or newer is needed; this is ${process.versions.node}. Install a newer Node (nodejs.org), then run this again.`);
+	}
+}
+
+/** Rust's version; the addon needs it and a C compiler (the tokenizer's regular expressions are C). */
+function checkToolchain() {
+	const wanted = /rust-version = "([^"]+)"/.exec(readFileSync(join(root, "Cargo.toml"), "utf8"))[1];
+	const rustc = output("rustc", ["--version"]);
+	const install = "Install stable Rust with rustup: open https://rustup.rs and run the one line shown there, open a new terminal, then run this again.";
+	if (!rustc || !output("cargo", ["--version"])) throw new SetupError(`Rust is missing. ${install}`);
+	const version = /rustc (\d+\.\d+(\.\d+)?)/.exec(rustc)?.[1] ?? "0";
+	if (!atLeast(version, wanted)) throw new SetupError(`Rust ${wanted} or newer is needed; this is ${version}. Run \`rustup update stable\`, then run this again. (${install})`);
+	const compiler = process.env.CC ?? "cc";
+	if (!windows && !output(compiler, ["--version"])) {
+		throw new SetupError(`A C compiler is missing (\`${compiler}\` does not run). Install one (Debian, Ubuntu: \`apt-get install build-essential\`; Fedora: \`dnf install gcc\`; macOS: \`xcode-select --install\`), then run this again.`);
+	}
+	return rustc;
+}
+
+function installPackages() {
+	const stamp = join(root, "node_modules", ".arl-stamp");
+	const wanted = hashOf(["package.json", "package-lock.json"]);
+	if (stampIs(stamp, wanted)) return;
+	console.error("arl: installing packages");
+	run("npm", ["ci", "--no-audit", "--no-fund", "--loglevel=error"]);
+	writeFileSync(stamp, wanted);
+}
+
+/** Builds the addon, or takes it from the cache where one was built from the same sources by the same compiler. */
+function buildAddon() {
+	const sources = hashOf(["Cargo.toml", "Cargo.lock", "crates"]);
+	const stamp = join(root, "node_modules", ".arl-addon");
+	const built = () => readdirSync(root).filter((name) => /^arl\..*\.node$/.test(name));
+	if (stampIs(stamp, sources) && built().length > 0) return;
+	const rustc = checkToolchain();
+	const store = join(cache, "addon", hashOf([], [sources, rustc, process.platform, process.arch]));
+	if (existsSync(store)) {
+		for (const name of readdirSync(store)) copyFileSync(join(store, name), join(root, name));
+	} else {
+		console.error("arl: building the addon (minutes the first time; kept in the build cache after that)");
+		for (const name of built()) rmSync(join(root, name));
+		run(process.execPath, [
+			join(root, "node_modules", "@napi-rs", "cli", "dist", "cli.js"),
+			"build", "--platform", "--release", "--esm", "--no-const-enum",
+			"--manifest-path", "crates/arl-node/Cargo.toml", "--output-dir", ".",
+		], { env: cargoEnv });
+		const partial = `${store}.${process.pid}`;
+		mkdirSync(partial, { recursive: true });
+		for (const name of [...built(), "index.js", "index.d.ts"]) copyFileSync(join(root, name), join(partial, name));
+		try {
+			renameSync(partial, store);
+		} catch {
+			rmSync(partial, { recursive: true, force: true }); // another clone was quicker
+		}
+	}
+	writeFileSync(stamp, sources);
+}
+
+function buildTypeScript() {
+	const stamp = join(root, "node_modules", ".arl-typescript");
+	const wanted = hashOf(["src", "tsconfig.json", "tsconfig.build.json", "index.d.ts", "package-lock.json"]);
+	if (stampIs(stamp, wanted) && existsSync(join(root, "dist"))) return;
+	console.error("arl: compiling the TypeScript");
+	rmSync(join(root, "dist"), { recursive: true, force: true });
+	run(process.execPath, [join(root, "node_modules", "typescript", "bin", "tsc"), "-p", "tsconfig.build.json"]);
+	linkCommand();
+	writeFileSync(stamp, wanted);
+}
+
+/** Makes `npx arl` inside the clone run the clone's own command. */
+function linkCommand() {
+	if (windows) return;
+	const { bin } = JSON.parse(readFileSync(join(root, "package.json"), "utf8"));
+	const link = join(root, "node_modules", ".bin", "arl");
+	mkdirSync(dirname(link), { recursive: true });
+	rmSync(link, { force: true });
+	symlinkSync(relative(dirname(link), join(root, bin.arl)), link);
+	run("chmod", ["+x", join(root, bin.arl)]);
+}
+
+/** Runs `job`; a failed set-up is told in a sentence and ends the process with code 1. */
+export function orExplain(job) {
+	try {
+		return job();
+	} catch (error) {
+		if (!(error instanceof SetupError)) throw error;
+		console.error(`\narl: set-up stopped. ${error.message}`);
+		process.exit(1);
+	}
+}
+
+/** Everything that `npm start`, `npm test` and the benches need. */
+export function setup() {
+	orExplain(() => {
+		checkNode();
+		installPackages();
+		buildAddon();
+		buildTypeScript();
+	});
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) setup();

@@ -1,0 +1,99 @@
+// Everything that is checked, the fast things first. Ends in one line: N passed, N failed (, N skipped).
+// A check that needs what is not there prints a line `SKIPPED: ...`; these are counted and named at the end.
+
+import { spawn } from "node:child_process";
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { cargoEnv, root, setup } from "./setup.mjs";
+
+const totals = { passed: 0, failed: 0, skipped: 0 };
+const failures = [];
+const notices = [];
+
+/** Runs a command, shows its output as it comes, and returns it with the exit code. */
+function capture(command, args, options = {}) {
+	return new Promise((done) => {
+		let text = "";
+		const child = spawn(command, args, { cwd: root, stdio: ["ignore", "pipe", "pipe"], ...options });
+		for (const stream of [child.stdout, child.stderr]) {
+			stream.setEncoding("utf8").on("data", (chunk) => {
+				text += chunk;
+				process.stderr.write(chunk);
+			});
+		}
+		child.on("error", (error) => done({ code: 1, text: `${text}${error.message}` }));
+		child.on("close", (code) => done({ code: code ?? 1, text }));
+	});
+}
+
+function count(name, { passed = 0, failed = 0, skipped = 0 }) {
+	totals.passed += passed;
+	totals.failed += failed;
+	totals.skipped += skipped;
+	if (failed > 0) failures.push(`${name}: ${failed} failed`);
+}
+
+function title(name) {
+	process.stderr.write(`\n== ${name}\n`);
+}
+
+/** A check that is one yes or no. */
+async function single(name, command, args, options) {
+	title(name);
+	const { code } = await capture(command, args, options);
+	count(name, code === 0 ? { passed: 1 } : { failed: 1 });
+}
+
+async function rust() {
+	const name = "Rust tests";
+	title(name);
+	const { code, text } = await capture("cargo", ["test", "--workspace", "--locked", "--quiet", "--", "--show-output"], { env: cargoEnv });
+	const sum = { passed: 0, failed: 0, skipped: 0 };
+	for (const line of text.matchAll(/test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored/g)) {
+		sum.passed += Number(line[1]);
+		sum.failed += Number(line[2]);
+		sum.skipped += Number(line[3]);
+	}
+	const skips = [...text.matchAll(/^\s*SKIPPED: (.*)$/gm)].map((match) => match[1]);
+	notices.push(...skips);
+	sum.passed -= skips.length;
+	sum.skipped += skips.length;
+	if (code !== 0 && sum.failed === 0) sum.failed = 1; // did not compile, or died
+	count(name, sum);
+}
+
+async function typescript() {
+	const name = "TypeScript tests";
+	title(name);
+	const folder = mkdtempSync(join(tmpdir(), "arl-test-"));
+	const report = join(folder, "vitest.json");
+	const { code, text } = await capture(process.execPath, [
+		join(root, "node_modules", "vitest", "vitest.mjs"), "run", "--reporter=default", "--reporter=json", `--outputFile.json=${report}`,
+	]);
+	if (existsSync(report)) {
+		const { numPassedTests, numFailedTests, numPendingTests, numFailedTestSuites } = JSON.parse(readFileSync(report, "utf8"));
+		notices.push(...new Set([...text.matchAll(/^\s*SKIPPED: (.*)$/gm)].map((match) => match[1])));
+		const failed = numFailedTests > 0 ? numFailedTests : numFailedTestSuites;
+		count(name, { passed: numPassedTests, failed, skipped: numPendingTests });
+		if (code !== 0 && failed === 0) count(name, { failed: 1 });
+	} else {
+		count(name, { failed: 1 });
+	}
+	rmSync(folder, { recursive: true, force: true });
+}
+
+setup();
+const tool = (path, ...args) => [process.execPath, [join(root, "node_modules", path), ...args]];
+await single("Rust is formatted", "cargo", ["fmt", "--all", "--check"], { env: cargoEnv });
+await single("TypeScript is formatted and lint-free", ...tool("@biomejs/biome/bin/biome", "check", "--error-on-warnings", "."));
+await single("TypeScript types", ...tool("typescript/bin/tsc", "--noEmit"));
+await single("Rust lints", "cargo", ["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"], { env: cargoEnv });
+await rust();
+await typescript();
+
+process.stderr.write("\n");
+for (const notice of notices) process.stderr.write(`skipped: ${notice}\n`);
+for (const failure of failures) process.stderr.write(`FAILED: ${failure}\n`);
+console.log(`${totals.passed} passed, ${totals.failed} failed${totals.skipped > 0 ? `, ${totals.skipped} skipped` : ""}`);
+process.exitCode = totals.failed > 0 ? 1 : 0;
