@@ -1,0 +1,140 @@
+/**
+ * From the order of rows to micro-batches, steps and epochs, counted as Hugging Face's Trainer counts them: the last
+ * window of an epoch that has fewer micro-batches than `gradient_accumulation_steps` is a step of its own.
+ */
+import { ArlError } from "../errors.js";
+import { type RowOrder, shuffle } from "./order.js";
+
+/** One epoch cut into micro-batches of row numbers. */
+export type EpochBatches = Uint32Array[];
+
+/** How rows become micro-batches. */
+export interface BatchOptions {
+	/** Samples of a micro-batch, unless packed. */
+	batchSize: number;
+	/** Packing to at most this many tokens; needs every row's length. */
+	packed?: {
+		maxTokens: number;
+		/** Groups of positions into its argument, each at most `maxTokens` together. */
+		pack: (rows: Uint32Array, maxTokens: number) => Uint32Array[];
+		/** Mixes the micro-batches of a window, so that long samples do not always come first; null: as packed. */
+		shuffleSeed: number | null;
+	};
+}
+
+/**
+ * Rows that are packed together. Within a window best fit wastes little; across windows the order of the epoch is kept.
+ */
+export const PACK_WINDOW_ROWS = 4096;
+
+/** The micro-batches of an epoch, a pure function of its arguments. */
+export function epochBatches(order: RowOrder, epoch: number, options: BatchOptions): EpochBatches {
+	const rows = order.epoch(epoch);
+	const batches: EpochBatches = [];
+	const { packed } = options;
+	if (!packed) {
+		for (let at = 0; at < rows.length; at += options.batchSize) batches.push(rows.slice(at, at + options.batchSize));
+		return batches;
+	}
+	for (let at = 0; at < rows.length; at += PACK_WINDOW_ROWS) {
+		const window = rows.slice(at, at + PACK_WINDOW_ROWS);
+		const groups = packed.pack(window, packed.maxTokens).map((positions) => positions.map((p) => window[p] as number));
+		batches.push(
+			...(packed.shuffleSeed === null ? groups : shuffle(groups, `arl pack ${packed.shuffleSeed} ${epoch} ${at}`)),
+		);
+	}
+	return batches;
+}
+
+/** A step's place in the run. */
+export interface StepPlace {
+	epoch: number;
+	/** Micro-batches [first, end) of the epoch. */
+	first: number;
+	end: number;
+	/** Micro-batches of the whole epoch. */
+	batchesInEpoch: number;
+	/** The epoch ends with this step. */
+	lastOfEpoch: boolean;
+}
+
+export interface RunLength {
+	/** Above 0: overrides the epochs. */
+	maxSteps: number;
+	/** May be a fraction. */
+	numTrainEpochs: number;
+	gradientAccumulationSteps: number;
+}
+
+/** All steps of a run by number, epoch by epoch as they are asked for. */
+export class StepPlan {
+	/** First step of each epoch. */
+	private readonly epochStarts: number[] = [0];
+	readonly totalSteps: number;
+	private cached: { epoch: number; batches: EpochBatches } | null = null;
+
+	/** `sameEveryEpoch`: epochs have equally many micro-batches (not so when packed), so that the first one tells for all. */
+	constructor(
+		private readonly batchesOf: (epoch: number) => EpochBatches,
+		private readonly length: RunLength,
+		private readonly sameEveryEpoch: boolean,
+	) {
+		const { maxSteps, numTrainEpochs } = length;
+		if (this.stepsOf(0) === 0) throw new ArlError("ARL_DATA", "no row is left to train on");
+		if (maxSteps > 0) {
+			this.totalSteps = maxSteps;
+			return;
+		}
+		const whole = Math.floor(numTrainEpochs);
+		// Hugging Face: ceil(epochs x steps an epoch); here each epoch may have its own number.
+		if (sameEveryEpoch) this.totalSteps = Math.ceil(numTrainEpochs * this.stepsOf(0));
+		else this.totalSteps = this.startOf(whole) + Math.ceil((numTrainEpochs - whole) * this.stepsOf(whole));
+	}
+
+	/** Micro-batches of an epoch; those of the epoch asked for last are kept. */
+	batches(epoch: number): EpochBatches {
+		if (this.cached?.epoch !== epoch) this.cached = { epoch, batches: this.batchesOf(epoch) };
+		return this.cached.batches;
+	}
+
+	/** Steps of an epoch. */
+	stepsOf(epoch: number): number {
+		const known = this.sameEveryEpoch ? 0 : epoch;
+		const start = this.epochStarts[known];
+		const next = this.epochStarts[known + 1];
+		if (start !== undefined && next !== undefined) return next - start;
+		const steps = Math.ceil(this.batches(epoch).length / this.length.gradientAccumulationSteps);
+		if (start !== undefined) this.epochStarts.push(start + steps);
+		return steps;
+	}
+
+	/** First step of an epoch. */
+	private startOf(epoch: number): number {
+		if (this.sameEveryEpoch) return epoch * this.stepsOf(0);
+		for (let known = this.epochStarts.length - 1; known < epoch; known++) this.stepsOf(known);
+		return this.epochStarts[epoch] as number;
+	}
+
+	/** Where step `step` (from 0) lies. */
+	place(step: number): StepPlace {
+		let epoch = 0;
+		if (this.sameEveryEpoch) epoch = Math.floor(step / this.stepsOf(0));
+		else while (this.startOf(epoch + 1) <= step) epoch += 1;
+		const inEpoch = step - this.startOf(epoch);
+		const batchesInEpoch = this.batches(epoch).length;
+		const first = inEpoch * this.length.gradientAccumulationSteps;
+		const end = Math.min(first + this.length.gradientAccumulationSteps, batchesInEpoch);
+		return { epoch, first, end, batchesInEpoch, lastOfEpoch: end === batchesInEpoch };
+	}
+
+	/** Row numbers of each micro-batch of step `step` (from 0). */
+	rows(step: number): Uint32Array[] {
+		const { epoch, first, end } = this.place(step);
+		return this.batches(epoch).slice(first, end);
+	}
+}
+
+/** Epochs done after `place`, with fraction, as Hugging Face logs it. */
+export function epochAfter(place: StepPlace): number {
+	return place.epoch + place.end / place.batchesInEpoch;
+}
