@@ -1,10 +1,22 @@
-/** The configuration: schema, resolution, files, flags. */
-import type { AgentTrainingConfigInput } from "./schema.js";
-
-export type { AgentTrainingConfig, AgentTrainingConfigInput, OptionName } from "./schema.js";
-export { trainingSchema } from "./schema.js";
-
-/** Gives an object of options its type; for `arl.config.ts` and for code. */
-export function defineConfig<const T extends AgentTrainingConfigInput>(config: T): T {
-	return config;
-}
+/** The configuration of a run: schema, files, flags, resolution, and what is shown of it. */
+export { defineConfig } from "./define.js";
+export { findConfig, loadConfigFile } from "./file.js";
+export { type ParsedFlags, parseFlags } from "./flags.js";
+export {
+	configJsonSchema,
+	formatHelp,
+	formatResolved,
+	optionMeta,
+	optionsMarkdown,
+	resolvedAsJson,
+	wrap,
+} from "./print.js";
+export { type Layer, type Resolved, resolveConfig } from "./resolve.js";
+export {
+	type AgentTrainingConfig,
+	type AgentTrainingConfigInput,
+	OPTION_NAMES,
+	type OptionName,
+	trainingSchema,
+} from "./schema.js";
+export { redact } from "./values.js";

@@ -1,0 +1,209 @@
+/**
+ * Layers of options to the one configuration of a run: flags over a file's values over defaults. Pure: reads no file and
+ * no environment. All that is wrong is told at once, each with the option's name, value, origin and range.
+ */
+import type { z } from "zod";
+import { ArlError } from "../errors.js";
+import { optionRegistry } from "./fields.js";
+import { ALIASES, KNOWN_VALUES, NOT_BUILT } from "./known.js";
+import { type AgentTrainingConfig, OPTION_NAMES, type OptionName, trainingSchema } from "./schema.js";
+import { nearest, show, soundsSecret } from "./values.js";
+
+/** Values by name, and where they come from. */
+export interface Layer {
+	/** `flag`, `code`, or a file's path. */
+	origin: string;
+	values: Iterable<readonly [string, unknown]>;
+}
+
+/** The configuration of a run. */
+export interface Resolved {
+	args: AgentTrainingConfig;
+	/** Where each value comes from: `default`, `flag`, `code`, or a file's path. */
+	origins: Record<OptionName, string>;
+	/** What a user should know: translated names, options without effect. */
+	notices: string[];
+}
+
+interface Given {
+	value: unknown;
+	origin: string;
+	/** The name that was written: an alias may stand for the option. */
+	written: string;
+}
+
+class Problems {
+	readonly #lines: string[] = [];
+	readonly #hints = new Set<string>();
+
+	add(line: string, hint = ""): void {
+		this.#lines.push(line);
+		if (hint !== "") this.#hints.add(hint);
+	}
+
+	throwIfAny(): void {
+		if (this.#lines.length === 0) return;
+		throw new ArlError("ARL_CONFIG", this.#lines.join("\n"), [...this.#hints].join("\n"));
+	}
+}
+
+/**
+ * Resolves `layers`, the strongest last.
+ *
+ * @throws ArlError `ARL_CONFIG` with a line for each problem.
+ */
+export function resolveConfig(layers: readonly Layer[]): Resolved {
+	const problems = new Problems();
+	const notices: string[] = [];
+	const given = new Map<OptionName, Given>();
+	for (const layer of layers) readLayer(layer, given, problems, notices);
+	const result = trainingSchema.safeParse(Object.fromEntries([...given].map(([name, { value }]) => [name, value])));
+	if (!result.success) for (const line of explain(result.error, given)) problems.add(line);
+	// A missing option is told together with the rest; what contradicts what can be said only of valid values.
+	problems.throwIfAny();
+	if (!result.success) throw new ArlError("ARL_INTERNAL", "a configuration was refused without a reason");
+	checkTogether(result.data, given, problems, notices);
+	problems.throwIfAny();
+	const origins = Object.fromEntries(OPTION_NAMES.map((name) => [name, given.get(name)?.origin ?? "default"]));
+	return { args: result.data, origins: origins as Record<OptionName, string>, notices };
+}
+
+function readLayer(layer: Layer, given: Map<OptionName, Given>, problems: Problems, notices: string[]): void {
+	const seen = new Map<OptionName, string>();
+	for (const [written, raw] of layer.values) {
+		if (raw === undefined) continue;
+		const found = translate(written, raw, layer.origin, problems, notices);
+		if (!found) continue;
+		const { name, value } = found;
+		const twin = seen.get(name);
+		if (twin !== undefined && twin !== written) {
+			problems.add(`${written} and ${twin} are two names of one option (${where(layer.origin)})`, `Give only ${name}.`);
+			continue;
+		}
+		seen.set(name, written);
+		const reason = typeof value === "string" ? KNOWN_VALUES[name]?.[value] : undefined;
+		if (reason !== undefined) {
+			problems.add(`${written} ${value} (${where(layer.origin)}) is known and not built: ${reason}`);
+			continue;
+		}
+		given.set(name, { value, origin: layer.origin, written });
+	}
+}
+
+function translate(
+	written: string,
+	value: unknown,
+	origin: string,
+	problems: Problems,
+	notices: string[],
+): { name: OptionName; value: unknown } | undefined {
+	if (Object.hasOwn(trainingSchema.shape, written)) return { name: written as OptionName, value };
+	if (Object.hasOwn(ALIASES, written)) {
+		const alias = ALIASES[written];
+		if (!alias) return undefined;
+		const refused = alias.refuse?.(value);
+		if (refused !== undefined) {
+			problems.add(`${written} ${show(value)} (${where(origin)}): ${refused}`);
+			return undefined;
+		}
+		const meant = alias.value ? alias.value(value) : value;
+		if (meant === undefined) return undefined;
+		const as = meant === value ? alias.to : `${alias.to} ${show(meant)}`;
+		notices.push(`${written} (${where(origin)}) is read as ${as}`);
+		return { name: alias.to, value: meant };
+	}
+	const known = Object.hasOwn(NOT_BUILT, written) ? NOT_BUILT[written] : undefined;
+	if (known) {
+		if (known.neutral.some((neutral) => neutral === value)) return undefined;
+		if (Array.isArray(value) && value.length === 0) return undefined;
+		const shown = known.secret || soundsSecret(written) ? "" : ` ${show(value)}`;
+		problems.add(`${written}${shown} (${where(origin)}) is known and not built: ${known.why}`);
+		return undefined;
+	}
+	const near = nearest(written, [...OPTION_NAMES, ...Object.keys(ALIASES), ...Object.keys(NOT_BUILT)]);
+	const hint = near ? `Did you mean ${near}?` : "`arl train --help` lists every option.";
+	problems.add(`unknown option ${show(written)} (${where(origin)})`, hint);
+	return undefined;
+}
+
+/** How an origin reads in a sentence. */
+function where(origin: string): string {
+	return origin === "flag" ? "a flag" : origin === "code" ? "in code" : origin === "default" ? "the default" : origin;
+}
+
+/** A line for each option that the schema refuses. */
+function explain(error: z.ZodError, given: ReadonlyMap<OptionName, Given>): string[] {
+	const lines = new Map<string, string>();
+	for (const issue of error.issues) {
+		const name = String(issue.path[0] ?? "") as OptionName;
+		if (lines.has(name)) continue;
+		const schema = Object.hasOwn(trainingSchema.shape, name) ? trainingSchema.shape[name] : undefined;
+		const meta = schema && optionRegistry.get(schema);
+		const found = given.get(name);
+		if (!found) {
+			lines.set(name, `${name} is missing: expected ${meta?.expects ?? "a value"}`);
+			continue;
+		}
+		const value = meta?.secret || soundsSecret(found.written) ? "its value" : show(found.value);
+		const path = issue.path
+			.slice(1)
+			.map((part) => `.${String(part)}`)
+			.join("");
+		lines.set(
+			name,
+			`${found.written}${path}: ${value} (${where(found.origin)}); expected ${meta?.expects ?? issue.message}`,
+		);
+	}
+	return [...lines.values()];
+}
+
+/** Options that contradict each other, and options that have no effect beside others. */
+function checkTogether(
+	args: AgentTrainingConfig,
+	given: ReadonlyMap<OptionName, Given>,
+	problems: Problems,
+	notices: string[],
+): void {
+	const said = (name: OptionName) => `${name} ${show(args[name])} (${where(given.get(name)?.origin ?? "default")})`;
+	const both = (a: OptionName, b: OptionName) => given.has(a) && given.has(b);
+	if (args.max_tokens_per_micro_batch !== null) {
+		if (given.has("per_device_train_batch_size")) {
+			problems.add(
+				`${said("per_device_train_batch_size")} contradicts ${said("max_tokens_per_micro_batch")}: a micro-batch is counted in samples or in tokens`,
+				"Give only one of them; `max_tokens_per_micro_batch none` turns packing off.",
+			);
+		}
+		if (args.max_length !== null && args.max_length > args.max_tokens_per_micro_batch) {
+			problems.add(
+				`${said("max_length")} contradicts ${said("max_tokens_per_micro_batch")}: a sample that long fits no micro-batch`,
+				"Lower max_length or raise max_tokens_per_micro_batch.",
+			);
+		}
+	}
+	if (args.train_weights.length > 0 && args.train_weights.length !== args.train_file.length) {
+		problems.add(
+			`train_weights has ${args.train_weights.length} values (${where(given.get("train_weights")?.origin ?? "default")}) and train_file ${args.train_file.length} (${where(given.get("train_file")?.origin ?? "default")})`,
+			"Give one weight for each entry of train_file, in the same order.",
+		);
+	}
+	if (args.overwrite_output_dir && args.resume_from_checkpoint !== null) {
+		problems.add(
+			`${said("overwrite_output_dir")} contradicts ${said("resume_from_checkpoint")}: one starts anew, the other goes on`,
+			"Give only one of them.",
+		);
+	}
+	if (args.max_steps !== -1 && both("max_steps", "num_train_epochs")) {
+		notices.push(`${said("num_train_epochs")} has no effect beside ${said("max_steps")}`);
+	}
+	if (args.save_strategy !== "steps" && given.has("save_steps")) {
+		notices.push(`${said("save_steps")} has no effect with ${said("save_strategy")}`);
+	}
+	if (args.lr_scheduler_type === "constant" && args.warmup_steps > 0) {
+		notices.push(
+			`${said("warmup_steps")} has no effect with ${said("lr_scheduler_type")}; constant_with_warmup is the schedule that has one`,
+		);
+	}
+	if (args.train_sampling_strategy === "sequential" && given.has("data_seed") && args.data_seed !== null) {
+		notices.push(`${said("data_seed")} has no effect with ${said("train_sampling_strategy")}`);
+	}
+}
