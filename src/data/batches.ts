@@ -6,7 +6,11 @@ import { ArlError } from "../errors.js";
 import { type RowOrder, shuffle } from "./order.js";
 
 /** One epoch cut into micro-batches of row numbers. */
-export type EpochBatches = Uint32Array[];
+export interface EpochBatches {
+	readonly length: number;
+	/** Row numbers of micro-batch `index`. */
+	rows(index: number): Uint32Array;
+}
 
 /** How rows become micro-batches. */
 export interface BatchOptions {
@@ -30,20 +34,23 @@ export const PACK_WINDOW_ROWS = 4096;
 /** The micro-batches of an epoch, a pure function of its arguments. */
 export function epochBatches(order: RowOrder, epoch: number, options: BatchOptions): EpochBatches {
 	const rows = order.epoch(epoch);
-	const batches: EpochBatches = [];
-	const { packed } = options;
+	const { packed, batchSize } = options;
 	if (!packed) {
-		for (let at = 0; at < rows.length; at += options.batchSize) batches.push(rows.slice(at, at + options.batchSize));
-		return batches;
+		return {
+			length: Math.ceil(rows.length / batchSize),
+			rows: (index) => rows.slice(index * batchSize, (index + 1) * batchSize),
+		};
 	}
+	const batches: Uint32Array[] = [];
 	for (let at = 0; at < rows.length; at += PACK_WINDOW_ROWS) {
 		const window = rows.slice(at, at + PACK_WINDOW_ROWS);
-		const groups = packed.pack(window, packed.maxTokens).map((positions) => positions.map((p) => window[p] as number));
-		batches.push(
-			...(packed.shuffleSeed === null ? groups : shuffle(groups, `arl pack ${packed.shuffleSeed} ${epoch} ${at}`)),
-		);
+		const groups = packed
+			.pack(window, packed.maxTokens)
+			.map((positions) => positions.map((position) => window[position] as number));
+		if (packed.shuffleSeed !== null) shuffle(groups, `arl pack ${packed.shuffleSeed} ${epoch} ${at}`);
+		batches.push(...groups);
 	}
-	return batches;
+	return { length: batches.length, rows: (index) => batches[index] as Uint32Array };
 }
 
 /** A step's place in the run. */
@@ -130,7 +137,8 @@ export class StepPlan {
 	/** Row numbers of each micro-batch of step `step` (from 0). */
 	rows(step: number): Uint32Array[] {
 		const { epoch, first, end } = this.place(step);
-		return this.batches(epoch).slice(first, end);
+		const batches = this.batches(epoch);
+		return Array.from({ length: end - first }, (_, i) => batches.rows(first + i));
 	}
 }
 

@@ -1,0 +1,218 @@
+/**
+ * Fills the token cache in the order in which training needs the rows, ahead of it, and says when rows are there.
+ * Knows rows as bytes and the cache as an interface; what tokens are is the core's business.
+ */
+import { isUtf8 } from "node:buffer";
+import type { NativeTokenCache } from "../native.js";
+import { type BadRow, badRowsError } from "./problems.js";
+import type { Source } from "./source.js";
+
+/** A single row above this size is refused before it is read. */
+export const MAX_ROW_BYTES = 64 * 1024 * 1024;
+const BATCH_ROWS = 256;
+const BATCH_BYTES = 8 * 1024 * 1024;
+
+/** What was filled by this process. */
+export interface FillCounts {
+	rows: number;
+	tokens: number;
+	targetTokens: number;
+	truncated: number;
+	dropped: number;
+}
+
+export interface FillerOptions {
+	source: Source;
+	cache: NativeTokenCache;
+	/** Every row that training will ask for, each once, soonest first. */
+	order: Uint32Array;
+	/** Called after each batch. */
+	onProgress?: () => void;
+}
+
+const MISSING = 0;
+const PRESENT = 1;
+const UNUSABLE = 2;
+
+/** Rows read in advance, and those among them that are not worth encoding. */
+interface Batch {
+	rows: Uint8Array[];
+	indexes: Uint32Array;
+	bad: BadRow[];
+}
+
+/** One filling of one cache. */
+export class TokenFiller {
+	readonly counts: FillCounts = { rows: 0, tokens: 0, targetTokens: 0, truncated: 0, dropped: 0 };
+	readonly bad: BadRow[] = [];
+	/** Rows of the order that are not in the cache from an earlier run. */
+	readonly pending: number;
+	private readonly state: Uint8Array;
+	private readonly order: Uint32Array;
+	private next = 0;
+	private stopped = false;
+	private strict = false;
+	private failure: unknown = null;
+	private done = false;
+	private running: Promise<void> | null = null;
+	private waiters: (() => void)[] = [];
+
+	constructor(private readonly options: FillerOptions) {
+		const { source, cache, order } = options;
+		this.state = new Uint8Array(source.length);
+		const lengths = cache.lengths();
+		for (let row = 0; row < source.length; row++) if (lengths[row]) this.state[row] = PRESENT;
+		this.order = order.filter((row) => this.state[row] === MISSING);
+		this.pending = this.order.length;
+		if (this.pending === 0) this.done = true;
+	}
+
+	/** Every row was looked at. */
+	get complete(): boolean {
+		return this.done;
+	}
+
+	/** Starts filling in the background. A failure reaches whoever waits. */
+	start(): void {
+		if (this.running || this.done) return;
+		this.running = this.pump()
+			.catch((error: unknown) => {
+				this.failure = error;
+			})
+			.finally(() => this.wake());
+	}
+
+	/** From now on the first bad row is a failure. */
+	failOnBadRows(): void {
+		this.strict = true;
+		if (this.bad.length > 0) this.failure ??= this.badRows();
+	}
+
+	/** The error for the bad rows found so far. */
+	badRows(): Error {
+		return badRowsError(this.bad, this.counts.rows);
+	}
+
+	/** Throws what filling failed with. */
+	check(): void {
+		if (this.failure !== null) throw this.failure;
+	}
+
+	/** Resolves when a batch more is filled, or all is done or failed. */
+	async progress(): Promise<void> {
+		if (this.done || this.failure !== null) return;
+		await new Promise<void>((resolve) => this.waiters.push(resolve));
+	}
+
+	/** Resolves when all of `rows` are in the cache. Throws what filling failed with. */
+	async ready(rows: Uint32Array): Promise<void> {
+		for (;;) {
+			this.check();
+			if (this.done || rows.every((row) => this.state[row] !== MISSING)) return;
+			await this.progress();
+		}
+	}
+
+	/** Ends filling after the batch in progress. */
+	async stop(): Promise<void> {
+		this.stopped = true;
+		await this.running;
+	}
+
+	private wake(): void {
+		const { waiters } = this;
+		this.waiters = [];
+		for (const resolve of waiters) resolve();
+		this.options.onProgress?.();
+	}
+
+	private async pump(): Promise<void> {
+		let ahead = this.readBatch();
+		while (!this.stopped) {
+			const batch = await ahead;
+			if (batch === null) break;
+			ahead = this.readBatch();
+			// A failed read is reported where it is awaited; until then it must not count as unhandled.
+			ahead.catch(() => {});
+			await this.fill(batch);
+			if (this.strict && this.bad.length > 0) throw this.badRows();
+			this.wake();
+		}
+		await ahead;
+		if (this.stopped) return;
+		this.options.cache.sync();
+		this.done = true;
+	}
+
+	private async fill({ rows, indexes, bad }: Batch): Promise<void> {
+		const { cache, source } = this.options;
+		this.bad.push(...bad);
+		for (const { row } of bad) this.state[row] = UNUSABLE;
+		this.counts.rows += bad.length;
+		if (indexes.length === 0) return;
+		const report = await cache.fill(rows, indexes);
+		for (const row of indexes) this.state[row] = PRESENT;
+		for (const { row, reason, message } of report.problems) {
+			this.state[row] = UNUSABLE;
+			this.bad.push({ row, location: source.location(row), reason, message });
+		}
+		this.counts.rows += indexes.length;
+		this.counts.tokens += report.tokens;
+		this.counts.targetTokens += report.targetTokens;
+		this.counts.truncated += report.truncated;
+		this.counts.dropped += report.dropped;
+	}
+
+	/** The next rows of the order; null: none is left. */
+	private async readBatch(): Promise<Batch | null> {
+		const { source } = this.options;
+		const wanted: number[] = [];
+		const bad: BadRow[] = [];
+		let bytes = 0;
+		while (this.next < this.order.length && wanted.length + bad.length < BATCH_ROWS && bytes < BATCH_BYTES) {
+			const row = this.order[this.next] as number;
+			const size = source.bytes(row);
+			if (wanted.length > 0 && bytes + size > BATCH_BYTES) break;
+			this.next += 1;
+			if (size > MAX_ROW_BYTES) {
+				const message = `${Math.round(size / 1024 / 1024)} MiB in one row; at most ${MAX_ROW_BYTES / 1024 / 1024} MiB are read`;
+				bad.push({ row, location: source.location(row), reason: "row too large", message });
+				continue;
+			}
+			bytes += size;
+			wanted.push(row);
+		}
+		if (wanted.length === 0 && bad.length === 0) return null;
+		const read = await source.read(wanted);
+		const rows: Uint8Array[] = [];
+		const indexes: number[] = [];
+		for (const [i, row] of wanted.entries()) {
+			const content = read[i] as Uint8Array;
+			if (isUtf8(content)) {
+				rows.push(content);
+				indexes.push(row);
+			} else {
+				bad.push({ row, location: source.location(row), reason: "wrong encoding", message: notUtf8(content) });
+			}
+		}
+		return { rows, indexes: Uint32Array.from(indexes), bad };
+	}
+}
+
+/** Where the text stops being UTF-8. */
+function notUtf8(bytes: Uint8Array): string {
+	let good = 0;
+	let bad = bytes.length;
+	while (bad - good > 1) {
+		const middle = (good + bad) >> 1;
+		// A cut within a character is no fault: look for a cut up to three bytes earlier.
+		const fine = [0, 1, 2, 3].some((back) => middle - back >= 0 && isUtf8(bytes.subarray(0, middle - back)));
+		if (fine) good = middle;
+		else bad = middle;
+	}
+	const text = Buffer.from(bytes)
+		.subarray(Math.max(0, good - 24), good)
+		.toString("utf8");
+	const byte = (bytes[good] ?? 0).toString(16).padStart(2, "0");
+	return `the row is not UTF-8: byte 0x${byte} at ${good} after ${JSON.stringify(text)}`;
+}

@@ -1,0 +1,89 @@
+/**
+ * From the configuration's names to what the core asks for, and the configuration itself from what a user wrote in code.
+ */
+
+import { resolveConfig } from "../config/resolve.js";
+import {
+	type AgentTrainingConfig,
+	type AgentTrainingConfigInput,
+	OPTION_NAMES,
+	trainingSchema,
+} from "../config/schema.js";
+import { ArlError } from "../errors.js";
+import type { EngineOptions, TextOptions } from "../native.js";
+
+/** Options as given, or already resolved by the command line; notices are for the user. */
+export function resolveArgs(args: AgentTrainingConfigInput | AgentTrainingConfig): {
+	args: AgentTrainingConfig;
+	notices: string[];
+} {
+	// Only a resolved configuration has every option; what contradicts what was checked when it was made.
+	if (OPTION_NAMES.every((name) => Object.hasOwn(args, name))) {
+		const parsed = trainingSchema.safeParse(args);
+		if (parsed.success) return { args: parsed.data, notices: [] };
+	}
+	const resolved = resolveConfig([{ origin: "code", values: Object.entries(args) }]);
+	return { args: resolved.args, notices: resolved.notices };
+}
+
+/** How rows become tokens. `maxPositions`: the bound where the configuration has none. */
+export function textOptions(args: AgentTrainingConfig, maxPositions: number | null): TextOptions {
+	const maxLength = args.max_length ?? maxPositions;
+	return {
+		modelDir: args.model_name_or_path,
+		truncation: args.truncation,
+		columns: args.columns,
+		dropZeroAdvantage: args.drop_zero_advantage,
+		skipNonPositiveAdvantage: args.skip_non_positive_advantage,
+		...(args.chat_template !== null && { chatTemplate: args.chat_template }),
+		...(maxLength !== null && { maxLength }),
+		...(args.thinking !== null && { thinking: args.thinking }),
+		...(args.minimal_advantage !== null && { minimalAdvantage: args.minimal_advantage }),
+	};
+}
+
+/** The largest micro-batch that is expected. */
+export interface BatchSize {
+	maxTokens: number;
+	maxSequences: number;
+}
+
+/** What the engine is made of. */
+export function engineOptions(args: AgentTrainingConfig, size: BatchSize): EngineOptions {
+	return {
+		modelDir: args.model_name_or_path,
+		initFromConfig: args.init_from_config,
+		seed: args.seed,
+		device: args.device,
+		dtype: args.bf16 ? "bf16" : "f32",
+		recompute: args.gradient_checkpointing,
+		maxTokens: size.maxTokens,
+		maxSequences: size.maxSequences,
+		adamBeta1: args.adam_beta1,
+		adamBeta2: args.adam_beta2,
+		adamEpsilon: args.adam_epsilon,
+		weightDecay: args.weight_decay,
+		...(args.loss_seq_chunk_size !== null && { lossSeqChunkSize: args.loss_seq_chunk_size }),
+		...(args.threads !== null && { threads: args.threads }),
+	};
+}
+
+/** A count of steps that may be given as a part of all steps (below 1); rounded up as Hugging Face does. */
+export function stepInterval(value: number, totalSteps: number): number {
+	return value < 1 ? Math.max(1, Math.ceil(totalSteps * value)) : value;
+}
+
+/** The folder that the tokens of rows are kept in. */
+export function cacheDir(args: AgentTrainingConfig): string {
+	return args.cache_dir ?? `${args.output_dir}/.cache`;
+}
+
+/** Throws where neither files nor a data set are given, or both. */
+export function checkRowsGiven(args: AgentTrainingConfig, hasDataset: boolean): void {
+	if (hasDataset && args.train_file.length > 0) {
+		throw new ArlError("ARL_CONFIG", "train_file and train_dataset are both given", "Give one of them.");
+	}
+	if (!hasDataset && args.train_file.length === 0) {
+		throw new ArlError("ARL_CONFIG", "no rows are given: train_file is missing", "For example --train_file rows.jsonl");
+	}
+}
