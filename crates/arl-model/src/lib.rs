@@ -3,6 +3,13 @@
 
 #![warn(missing_docs)]
 
+mod config;
 mod error;
+mod tensors;
+mod weights;
 
+pub use config::{Family, LayerConfig, Mlp, ModelConfig, MoeConfig, RopeConfig, RopeScaling, WeightDtype};
 pub use error::{Error, ErrorCode, Result};
+pub use safetensors::Dtype;
+pub use tensors::{Role, TensorSpec, tensor_table};
+pub use weights::{Checkpoint, SafetensorsFile};

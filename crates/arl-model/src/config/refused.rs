@@ -1,0 +1,149 @@
+//! Keys that change what a model computes and are not built (refused unless they hold the value that changes nothing),
+//! and keys that never change it (accepted without a word).
+
+use serde_json::Value;
+
+use super::Family;
+use super::keys::{Keys, shown};
+use crate::Result;
+
+/// Keys that must be absent, null, or one of the values that mean "off"; with what they would do.
+const OFF: &[(&str, &str)] = &[
+    ("quantization_config", "the weights are quantized"),
+    ("compression_config", "the weights are compressed"),
+    ("text_config", "the model is multimodal, with its text part nested"),
+    ("vision_config", "the model sees images"),
+    ("audio_config", "the model hears sound"),
+    ("per_layer_config", "layers would have configurations of their own"),
+    ("is_encoder_decoder", "the model would have an encoder"),
+    ("add_cross_attention", "layers would attend to an encoder"),
+    ("pruned_heads", "heads would be removed"),
+    ("use_mrope", "positions would have three axes"),
+    ("mlp_bias", "the MLP would have biases"),
+    ("use_bidirectional_attention", "attention would not be causal"),
+    ("attention_chunk_size", "attention would be cut in chunks"),
+    ("router_jitter_noise", "the router would add noise"),
+    ("shared_expert_intermediate_size", "a layer would have a shared expert"),
+    ("num_shared_experts", "a layer would have shared experts"),
+    ("n_shared_experts", "a layer would have shared experts"),
+    ("resid_pdrop", "training would drop activations"),
+    ("embd_pdrop", "training would drop activations"),
+    ("hidden_dropout", "training would drop activations"),
+];
+
+/// Keys without influence on logits, loss or gradients of these families.
+const WITHOUT_EFFECT: &[&str] = &[
+    "_attn_implementation",
+    "_attn_implementation_autoset",
+    "_commit_hash",
+    "_name_or_path",
+    "architectures",
+    "attn_implementation",
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "bos_token_id",
+    "chunk_size_feed_forward",
+    "cross_attention_hidden_size",
+    "decoder_start_token_id",
+    "diversity_penalty",
+    "do_sample",
+    "early_stopping",
+    "encoder_no_repeat_ngram_size",
+    "eos_token_id",
+    "exponential_decay_length_penalty",
+    "finetuning_task",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "id2label",
+    "is_decoder",
+    "label2id",
+    "length_penalty",
+    "max_length",
+    "max_window_layers",
+    "min_length",
+    "name_or_path",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "num_beams",
+    "num_labels",
+    "num_return_sequences",
+    "output_attentions",
+    "output_hidden_states",
+    "output_scores",
+    "prefix",
+    "problem_type",
+    "remove_invalid_values",
+    "repetition_penalty",
+    "return_dict",
+    "return_dict_in_generate",
+    "sep_token_id",
+    "suppress_tokens",
+    "task_specific_params",
+    "temperature",
+    "tf_legacy_loss",
+    "tie_encoder_decoder",
+    "tokenizer_class",
+    "top_k",
+    "top_p",
+    "torchscript",
+    "transformers_version",
+    "typical_p",
+    "unsloth_fixed",
+    "unsloth_version",
+    "use_bfloat16",
+    "use_cache",
+];
+
+/// Refuses what is not built and marks both kinds of keys as known.
+pub(super) fn check(keys: &mut Keys<'_>, family: Family) -> Result<()> {
+    for &(key, meaning) in OFF {
+        if let Some(value) = keys.get(key)
+            && !is_off(value)
+        {
+            return Err(keys
+                .error(key, format_args!("is {}: {meaning}, which is not supported for {family}", shown(value)))
+                .hint("use a plain, unquantized text model of a supported family, or remove the key if it is wrong"));
+        }
+    }
+    match keys.optional_text("hidden_act")? {
+        None | Some("silu" | "swish") => {}
+        Some(other) => {
+            return Err(keys.error("hidden_act", format_args!("`{other}` is not supported")).hint("supported is silu"));
+        }
+    }
+    let dropout = keys.number("attention_dropout", 0.0)?;
+    if dropout != 0.0 {
+        return Err(keys
+            .error("attention_dropout", format_args!("is {dropout}; dropout is not built"))
+            .hint("set it to 0.0"));
+    }
+    if !keys.flag("is_causal", true)? {
+        return Err(keys.error("is_causal", "is false; only causal attention is supported"));
+    }
+    if family == Family::Qwen3Moe {
+        let coefficient = keys.number("router_aux_loss_coef", 0.001)?;
+        if keys.flag("output_router_logits", false)? && coefficient != 0.0 {
+            return Err(keys
+                .error(
+                    "output_router_logits",
+                    format_args!("is true: transformers would add {coefficient} (`router_aux_loss_coef`) times a load-balancing loss, which is not built"),
+                )
+                .hint("set `output_router_logits` to false, or `router_aux_loss_coef` to 0"));
+        }
+    }
+    for key in WITHOUT_EFFECT {
+        keys.get(key);
+    }
+    Ok(())
+}
+
+/// Null, false, zero and empty collections switch nothing on.
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::Bool(true) | Value::String(_) => false,
+    }
+}
