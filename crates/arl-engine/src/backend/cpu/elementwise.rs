@@ -1,0 +1,89 @@
+//! Leaves without structure: zero, copy, add, the gradient of a bias, and scalar products.
+
+use rayon::prelude::*;
+
+use super::element::Element;
+use super::vector::vectorise;
+
+/// Elements that one task takes.
+const BLOCK: usize = 16_384;
+
+/// Sets bytes to zero.
+pub(super) fn zero(target: &mut [u8]) {
+    target.par_chunks_mut(4 * BLOCK).for_each(|target| target.fill(0));
+}
+
+/// Copies bytes.
+pub(super) fn copy_bytes(source: &[u8], target: &mut [u8]) {
+    assert_eq!(source.len(), target.len(), "copy between buffers of one length");
+    target.par_chunks_mut(4 * BLOCK).zip(source.par_chunks(4 * BLOCK)).for_each(|(target, source)| {
+        target.copy_from_slice(source);
+    });
+}
+
+/// Copies and converts.
+pub(super) fn convert<A: Element, B: Element>(source: &[A], target: &mut [B]) {
+    assert_eq!(source.len(), target.len(), "copy between buffers of one length");
+    target.par_chunks_mut(BLOCK).zip(source.par_chunks(BLOCK)).for_each(|(target, source)| {
+        vectorise(|| {
+            for (target, source) in target.iter_mut().zip(source) {
+                *target = B::store(source.load());
+            }
+        });
+    });
+}
+
+/// `x += delta`, one row.
+#[inline(always)]
+pub(super) fn add_row<T: Element>(x: &mut [T], delta: &[T]) {
+    for (x, delta) in x.iter_mut().zip(delta) {
+        *x = T::store(x.load() + delta.load());
+    }
+}
+
+/// `x += delta`.
+pub(super) fn add<T: Element>(x: &mut [T], delta: &[T]) {
+    assert_eq!(x.len(), delta.len(), "add of buffers of one length");
+    x.par_chunks_mut(BLOCK).zip(delta.par_chunks(BLOCK)).for_each(|(x, delta)| vectorise(|| add_row(x, delta)));
+}
+
+/// `out[n] += sum over rows of x[r * stride + n]`.
+pub(super) fn sum_rows<T: Element>(x: &[T], stride: usize, rows: usize, out: &mut [f32]) {
+    const COLUMNS: usize = 256;
+    out.par_chunks_mut(COLUMNS).enumerate().for_each(|(task, out)| {
+        vectorise(|| {
+            let mut total = [0.0_f32; COLUMNS];
+            let total = &mut total[..out.len()];
+            for row in 0..rows {
+                let x = &x[row * stride + task * COLUMNS..][..out.len()];
+                for (total, x) in total.iter_mut().zip(x) {
+                    *total += x.load();
+                }
+            }
+            add_row(out, total);
+        });
+    });
+}
+
+/// The scalar product, summed in f64 by blocks of a fixed size.
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len(), "dot of buffers of one length");
+    let blocks: Vec<f64> =
+        a.par_chunks(BLOCK).zip(b.par_chunks(BLOCK)).map(|(a, b)| vectorise(|| dot_block(a, b))).collect();
+    blocks.iter().sum()
+}
+
+#[inline(always)]
+fn dot_block(a: &[f32], b: &[f32]) -> f64 {
+    const LANES: usize = 16;
+    let mut lanes = [0.0_f64; LANES];
+    let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let rest = a_chunks.remainder().iter().zip(b_chunks.remainder());
+    let rest: f64 = rest.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+    for (a, b) in a_chunks.zip(b_chunks) {
+        for lane in 0..LANES {
+            lanes[lane] += f64::from(a[lane]) * f64::from(b[lane]);
+        }
+    }
+    lanes.iter().sum::<f64>() + rest
+}

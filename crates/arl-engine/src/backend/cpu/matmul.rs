@@ -1,0 +1,103 @@
+//! From buffers to the slices that the GEMM takes; and the matrix products of a mixture of experts.
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::embedding::index;
+use super::gemm::{self, Elements, ElementsMut, MatMut, MatRef};
+use super::memory::Lease;
+use crate::backend::{Buffer, DType, GroupedMatmul, Layout, Matmul, Rows};
+
+fn elements<'m>(lease: &mut Lease<'m>, buffer: Buffer) -> Elements<'m> {
+    match buffer.dtype {
+        DType::Bf16 => Elements::Bf16(lease.read(buffer)),
+        _ => Elements::F32(lease.read(buffer)),
+    }
+}
+
+fn elements_mut<'m>(lease: &mut Lease<'m>, buffer: Buffer) -> ElementsMut<'m> {
+    match buffer.dtype {
+        DType::Bf16 => ElementsMut::Bf16(lease.write(buffer)),
+        _ => ElementsMut::F32(lease.write(buffer)),
+    }
+}
+
+/// One matrix product.
+pub(super) fn matmul(lease: &mut Lease<'_>, op: &Matmul) {
+    let a = MatRef { data: elements(lease, op.a.buffer), stride: op.a.stride };
+    let b = MatRef { data: elements(lease, op.b.buffer), stride: op.b.stride };
+    let bias = op.bias.map(|bias| elements(lease, bias));
+    let c = MatMut { data: elements_mut(lease, op.c.buffer), stride: op.c.stride };
+    gemm::matmul(op.layout, op.m, op.n, op.k, a, b, c, op.accumulate, bias);
+}
+
+/// The matrix products of all experts, side by side: the pool's threads share each product and all of them.
+pub(super) fn grouped_matmul(lease: &mut Lease<'_>, op: &GroupedMatmul) {
+    let offsets: &[i32] = lease.read(op.offsets);
+    assert_eq!(offsets.len(), op.experts + 1, "grouped_matmul has an offset more than experts");
+    assert!(offsets.is_sorted() && offsets[0] == 0, "grouped_matmul's offsets ascend from 0");
+    assert_eq!(index(offsets[op.experts]), op.rows, "grouped_matmul's offsets end with its rows");
+    let a = elements(lease, op.a.buffer);
+    let b = elements(lease, op.b.buffer);
+    let c = elements_mut(lease, op.c.buffer);
+    // Elements of one expert's matrix on the side that is not the tokens'.
+    let expert = match op.layout {
+        Layout::Nt => op.n * op.b.stride,
+        Layout::Nn => op.k * op.b.stride,
+        Layout::Tn => op.k * op.c.stride,
+    };
+    let lengths = offsets.windows(2).map(|pair| match op.layout {
+        Layout::Tn => expert,
+        Layout::Nt | Layout::Nn => index(pair[1] - pair[0]) * op.c.stride,
+    });
+    let parts: Vec<ElementsMut<'_>> = match c {
+        ElementsMut::F32(c) => split(c, lengths).into_iter().map(ElementsMut::F32).collect(),
+        ElementsMut::Bf16(c) => split(c, lengths).into_iter().map(ElementsMut::Bf16).collect(),
+    };
+    parts.into_par_iter().zip(offsets.par_windows(2)).enumerate().for_each(|(e, (c, pair))| {
+        let (start, end) = (index(pair[0]), index(pair[1]));
+        if start == end {
+            // No tokens: no rows to write, and nothing to add to a gradient.
+            return;
+        }
+        let rows_a = MatRef { data: from(a, start, op.a), stride: op.a.stride };
+        let c = MatMut { data: c, stride: op.c.stride };
+        if op.layout == Layout::Tn {
+            let rows_b = MatRef { data: from(b, start, op.b), stride: op.b.stride };
+            gemm::matmul(op.layout, op.k, op.n, end - start, rows_a, rows_b, c, true, None);
+        } else {
+            let weight = MatRef { data: skip(b, e * expert), stride: op.b.stride };
+            gemm::matmul(op.layout, end - start, op.n, op.k, rows_a, weight, c, false, None);
+        }
+    });
+}
+
+fn from(elements: Elements<'_>, row: usize, rows: Rows) -> Elements<'_> {
+    skip(elements, row * rows.stride)
+}
+
+fn skip(elements: Elements<'_>, count: usize) -> Elements<'_> {
+    match elements {
+        Elements::F32(x) => Elements::F32(&x[count..]),
+        Elements::Bf16(x) => Elements::Bf16(&x[count..]),
+    }
+}
+
+/// Consecutive parts of the given lengths; the last may be shorter, as the last row of a matrix ends with its width.
+fn split<T: Send>(mut data: &mut [T], lengths: impl Iterator<Item = usize>) -> Vec<&mut [T]> {
+    lengths
+        .map(|length| {
+            let (part, rest) = std::mem::take(&mut data).split_at_mut(length.min(data.len()));
+            data = rest;
+            part
+        })
+        .collect()
+}
+
+/// A vector of weights in f32, whatever it is kept in.
+pub(super) fn widened<'m>(lease: &mut Lease<'m>, buffer: Buffer) -> std::borrow::Cow<'m, [f32]> {
+    match buffer.dtype {
+        DType::Bf16 => lease.read::<bf16>(buffer).iter().map(|x| x.to_f32()).collect(),
+        _ => lease.read::<f32>(buffer).into(),
+    }
+}

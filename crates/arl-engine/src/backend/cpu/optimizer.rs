@@ -1,0 +1,109 @@
+//! AdamW as torch.optim.AdamW computes it, with clipping as torch.nn.utils.clip_grad_norm_ does, in one pass over memory.
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::vector::vectorise;
+use crate::backend::{AdamW, join_master, split_master};
+
+/// Elements that one task takes.
+const BLOCK: usize = 16_384;
+
+/// The numbers of one update.
+#[derive(Clone, Copy)]
+pub(super) struct Step {
+    /// Factor on the gradients.
+    clip: f32,
+    /// `1 - learning_rate * weight_decay`.
+    keep: f32,
+    beta1: f32,
+    beta2: f32,
+    /// `learning_rate / bias_correction1`.
+    size: f32,
+    /// `1 / sqrt(bias_correction2)`.
+    root: f32,
+    epsilon: f32,
+}
+
+impl Step {
+    /// The numbers for `op` where the gradients' sum of squares is `grad_norm_squared`; `None` where it is not finite.
+    pub(super) fn new(op: &AdamW, grad_norm_squared: f64) -> Option<Step> {
+        if !grad_norm_squared.is_finite() {
+            return None;
+        }
+        let clip = if op.max_grad_norm == 0.0 {
+            1.0
+        } else {
+            (f64::from(op.max_grad_norm) / (grad_norm_squared.sqrt() + 1e-6)).min(1.0)
+        };
+        Some(Step {
+            clip: clip as f32,
+            keep: (1.0 - f64::from(op.learning_rate) * f64::from(op.weight_decay)) as f32,
+            beta1: op.beta1,
+            beta2: op.beta2,
+            size: (f64::from(op.learning_rate) / f64::from(op.bias_correction1)) as f32,
+            root: (1.0 / f64::from(op.bias_correction2).sqrt()) as f32,
+            epsilon: op.epsilon,
+        })
+    }
+
+    /// The new weight; the moments are updated.
+    #[inline(always)]
+    fn apply(&self, weight: f32, gradient: f32, moment1: &mut f32, moment2: &mut f32) -> f32 {
+        let gradient = gradient * self.clip;
+        // torch's own order: lerp(m, g, 1 - beta1), v * beta2 + (1 - beta2) * g * g.
+        *moment1 += (1.0 - self.beta1) * (gradient - *moment1);
+        *moment2 = *moment2 * self.beta2 + (1.0 - self.beta2) * gradient * gradient;
+        let denominator = moment2.sqrt() * self.root + self.epsilon;
+        weight * self.keep - self.size * *moment1 / denominator
+    }
+}
+
+/// Updates f32 weights.
+pub(super) fn adamw(step: Step, weights: &mut [f32], gradients: &[f32], moment1: &mut [f32], moment2: &mut [f32]) {
+    let len = weights.len();
+    assert_eq!((gradients.len(), moment1.len(), moment2.len()), (len, len, len), "adamw of {len} weights");
+    weights
+        .par_chunks_mut(BLOCK)
+        .zip(gradients.par_chunks(BLOCK))
+        .zip(moment1.par_chunks_mut(BLOCK).zip(moment2.par_chunks_mut(BLOCK)))
+        .for_each(|((weights, gradients), (moment1, moment2))| {
+            vectorise(|| {
+                let moments = moment1.iter_mut().zip(moment2);
+                for ((weight, gradient), (moment1, moment2)) in weights.iter_mut().zip(gradients).zip(moments) {
+                    *weight = step.apply(*weight, *gradient, moment1, moment2);
+                }
+            });
+        });
+}
+
+/// Updates split masters: bf16 weights and the 16 bits that make them exact.
+pub(super) fn adamw_split(
+    step: Step,
+    weights: &mut [bf16],
+    weights_low: &mut [u16],
+    gradients: &[f32],
+    moment1: &mut [f32],
+    moment2: &mut [f32],
+) {
+    let len = weights.len();
+    assert_eq!((gradients.len(), moment1.len(), moment2.len()), (len, len, len), "adamw of {len} weights");
+    assert_eq!(weights_low.len(), len, "adamw of {len} weights");
+    weights
+        .par_chunks_mut(BLOCK)
+        .zip(weights_low.par_chunks_mut(BLOCK))
+        .zip(gradients.par_chunks(BLOCK))
+        .zip(moment1.par_chunks_mut(BLOCK).zip(moment2.par_chunks_mut(BLOCK)))
+        .for_each(|(((weights, weights_low), gradients), (moment1, moment2))| {
+            vectorise(|| {
+                let moments = moment1.iter_mut().zip(moment2);
+                let weights = weights.iter_mut().zip(weights_low);
+                for (((high, low), gradient), (moment1, moment2)) in weights.zip(gradients).zip(moments) {
+                    let weight = join_master(high.to_bits(), *low);
+                    let (new_high, new_low) = split_master(step.apply(weight, *gradient, moment1, moment2));
+                    *high = bf16::from_bits(new_high);
+                    *low = new_low;
+                }
+            });
+        });
+}

@@ -1,0 +1,151 @@
+//! Per-head RMSNorm of queries and keys (Qwen3), then rotary position embedding, forward and backward.
+
+use rayon::prelude::*;
+
+use super::element::Element;
+use super::norm::{backward_row, inverse_rms_of, scale_row};
+use super::vector::{rows_a_task, vectorise};
+use crate::backend::Heads;
+
+/// The weights of the two norms, in f32.
+pub(super) struct HeadNorm<'a> {
+    /// `[dim]`, of queries.
+    pub(super) query: &'a [f32],
+    /// `[dim]`, of keys.
+    pub(super) key: &'a [f32],
+    /// Added to the mean of squares.
+    pub(super) epsilon: f32,
+}
+
+impl HeadNorm<'_> {
+    fn weight(&self, heads: Heads, head: usize) -> &[f32] {
+        if head < heads.query { self.query } else { self.key }
+    }
+}
+
+/// The angles' cosines and sines, `[T, dim / 2]`.
+#[derive(Clone, Copy)]
+pub(super) struct Angles<'a> {
+    /// Cosines, attention scaling included.
+    pub(super) cos: &'a [f32],
+    /// Sines, attention scaling included.
+    pub(super) sin: &'a [f32],
+}
+
+/// `qk[t, head] = rotate(norm(qkv[t, head]))` for the query and key heads.
+pub(super) fn norm_rope<T: Element>(
+    heads: Heads,
+    norm: Option<&HeadNorm<'_>>,
+    angles: Angles<'_>,
+    qkv: &[T],
+    qk: &mut [T],
+) {
+    let dim = heads.dim;
+    let read = (heads.query + 2 * heads.key_value) * dim;
+    let written = (heads.query + heads.key_value) * dim;
+    assert_eq!(qkv.len() / read, qk.len() / written, "norm_rope of as many tokens in as out");
+    let rows = rows_a_task(read);
+    qk.par_chunks_mut(rows * written).enumerate().for_each(|(task, qk)| {
+        vectorise(|| {
+            let mut normed = vec![T::store(0.0); dim];
+            for (row, qk) in qk.chunks_exact_mut(written).enumerate() {
+                let token = task * rows + row;
+                let qkv = &qkv[token * read..][..written];
+                let cos = &angles.cos[token * dim / 2..][..dim / 2];
+                let sin = &angles.sin[token * dim / 2..][..dim / 2];
+                for (head, (x, out)) in qkv.chunks_exact(dim).zip(qk.chunks_exact_mut(dim)).enumerate() {
+                    match norm {
+                        Some(norm) => {
+                            scale_row(x, norm.weight(heads, head), inverse_rms_of(x, norm.epsilon), &mut normed);
+                            rotate(&normed, cos, sin, out);
+                        }
+                        None => rotate(x, cos, sin, out),
+                    }
+                }
+            }
+        });
+    });
+}
+
+#[inline(always)]
+fn rotate<T: Element>(x: &[T], cos: &[f32], sin: &[f32], out: &mut [T]) {
+    let half = cos.len();
+    let (low, high) = (&x[..half], &x[half..2 * half]);
+    let (out_low, out_high) = out.split_at_mut(half);
+    let out_high = &mut out_high[..half];
+    let sin = &sin[..half];
+    for i in 0..half {
+        let (a, b) = (low[i].load(), high[i].load());
+        out_low[i] = T::store(a * cos[i] - b * sin[i]);
+        out_high[i] = T::store(b * cos[i] + a * sin[i]);
+    }
+}
+
+/// The transpose of [`rotate`]: turns back by the same angles.
+#[inline(always)]
+fn rotate_back<T: Element>(d: &[T], cos: &[f32], sin: &[f32], out: &mut [f32]) {
+    let half = cos.len();
+    let (low, high) = (&d[..half], &d[half..2 * half]);
+    let (out_low, out_high) = out.split_at_mut(half);
+    let out_high = &mut out_high[..half];
+    let sin = &sin[..half];
+    for i in 0..half {
+        let (a, b) = (low[i].load(), high[i].load());
+        out_low[i] = a * cos[i] + b * sin[i];
+        out_high[i] = b * cos[i] - a * sin[i];
+    }
+}
+
+/// In place on the query and key columns of `d_qkv`. The norms' gradients are summed within each task, then over the
+/// tasks in their order.
+pub(super) fn norm_rope_backward<T: Element>(
+    heads: Heads,
+    norm: Option<&HeadNorm<'_>>,
+    angles: Angles<'_>,
+    qkv: &[T],
+    d_qkv: &mut [T],
+    d_norm: Option<(&mut [f32], &mut [f32])>,
+) {
+    let dim = heads.dim;
+    let width = (heads.query + 2 * heads.key_value) * dim;
+    let rotated = (heads.query + heads.key_value) * dim;
+    assert_eq!(qkv.len(), d_qkv.len(), "norm_rope_backward of as many tokens in as out");
+    let rows = 4 * rows_a_task(width);
+    let tasks = (d_qkv.len() / width).div_ceil(rows);
+    // Of each task: the gradient of the queries' norm, then that of the keys'.
+    let mut partial = vec![0.0_f32; tasks * 2 * dim];
+    d_qkv.par_chunks_mut(rows * width).zip(partial.par_chunks_mut(2 * dim)).enumerate().for_each(
+        |(task, (d_qkv, partial))| {
+            vectorise(|| {
+                let (d_query_norm, d_key_norm) = partial.split_at_mut(dim);
+                let mut turned = vec![0.0_f32; dim];
+                for (row, d_qkv) in d_qkv.chunks_exact_mut(width).enumerate() {
+                    let token = task * rows + row;
+                    let x = &qkv[token * width..][..rotated];
+                    let cos = &angles.cos[token * dim / 2..][..dim / 2];
+                    let sin = &angles.sin[token * dim / 2..][..dim / 2];
+                    let by_head = x.chunks_exact(dim).zip(d_qkv[..rotated].chunks_exact_mut(dim));
+                    for (head, (x, d)) in by_head.enumerate() {
+                        rotate_back(d, cos, sin, &mut turned);
+                        let Some(norm) = norm else {
+                            for (d, turned) in d.iter_mut().zip(&turned) {
+                                *d = T::store(*turned);
+                            }
+                            continue;
+                        };
+                        let weight = norm.weight(heads, head);
+                        let d_weight = if head < heads.query { &mut *d_query_norm } else { &mut *d_key_norm };
+                        let inverse_rms = inverse_rms_of(x, norm.epsilon);
+                        backward_row(&turned, x, weight, inverse_rms, d_weight, |i, value| d[i] = T::store(value));
+                    }
+                }
+            });
+        },
+    );
+    if let Some((d_query_norm, d_key_norm)) = d_norm {
+        for partial in partial.chunks_exact(2 * dim) {
+            super::elementwise::add_row(d_query_norm, &partial[..dim]);
+            super::elementwise::add_row(d_key_norm, &partial[dim..]);
+        }
+    }
+}

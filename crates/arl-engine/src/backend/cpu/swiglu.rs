@@ -1,0 +1,43 @@
+//! The gated activation of the MLP: `silu(gate) * up`, forward and backward.
+
+use rayon::prelude::*;
+
+use super::element::Element;
+use super::vector::{rows_a_task, sigmoid, vectorise};
+
+/// `out[t, i] = silu(gate_up[t, i]) * gate_up[t, width + i]`.
+pub(super) fn swiglu<T: Element>(gate_up: &[T], width: usize, out: &mut [T]) {
+    assert_eq!(gate_up.len(), 2 * out.len(), "swiglu of rows of {width}");
+    let rows = rows_a_task(3 * width);
+    out.par_chunks_mut(rows * width).zip(gate_up.par_chunks(rows * 2 * width)).for_each(|(out, gate_up)| {
+        vectorise(|| {
+            for (out, gate_up) in out.chunks_exact_mut(width).zip(gate_up.chunks_exact(2 * width)) {
+                let (gate, up) = gate_up.split_at(width);
+                for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+                    let gate = gate.load();
+                    *out = T::store(gate * sigmoid(gate) * up.load());
+                }
+            }
+        });
+    });
+}
+
+/// `gate_up` becomes its own gradient: with `s = sigmoid(gate)`, `d_gate = d_out up s (1 + gate (1 - s))` and
+/// `d_up = d_out gate s`.
+pub(super) fn swiglu_backward<T: Element>(gate_up: &mut [T], width: usize, d_out: &[T]) {
+    assert_eq!(gate_up.len(), 2 * d_out.len(), "swiglu_backward of rows of {width}");
+    let rows = rows_a_task(3 * width);
+    gate_up.par_chunks_mut(rows * 2 * width).zip(d_out.par_chunks(rows * width)).for_each(|(gate_up, d_out)| {
+        vectorise(|| {
+            for (gate_up, d_out) in gate_up.chunks_exact_mut(2 * width).zip(d_out.chunks_exact(width)) {
+                let (gate, up) = gate_up.split_at_mut(width);
+                for ((gate, up), d) in gate.iter_mut().zip(up).zip(d_out) {
+                    let (g, d) = (gate.load(), d.load());
+                    let s = sigmoid(g);
+                    *gate = T::store(d * up.load() * s * (1.0 + g * (1.0 - s)));
+                    *up = T::store(d * g * s);
+                }
+            }
+        });
+    });
+}

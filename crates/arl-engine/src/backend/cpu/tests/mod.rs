@@ -1,0 +1,1 @@
+//! Every leaf against a plain reference in f64.

@@ -1,0 +1,159 @@
+//! Loops that the compiler turns into vector code: they are compiled once for each instruction set and chosen at run
+//! time. Sums run in a fixed number of lanes, so that they are the same on every width.
+
+use super::element::Element;
+#[cfg(target_arch = "x86_64")]
+use super::simd::{self, Level};
+
+/// Lanes of a sum: enough independent additions to hide their latency in 256-bit registers.
+pub(super) const LANES: usize = 32;
+
+/// Runs `f` compiled for the widest instruction set that the processor has. Everything that `f` calls must be inlined
+/// into it (`#[inline(always)]`) to profit.
+#[inline(always)]
+pub(super) fn vectorise<R>(f: impl FnOnce() -> R) -> R {
+    #[cfg(target_arch = "x86_64")]
+    match simd::level() {
+        // SAFETY: the level says that the processor has these features.
+        Level::Avx512 | Level::Avx512Bf16 => return unsafe { with_avx512(f) },
+        // SAFETY: as above.
+        Level::Avx2 => return unsafe { with_avx2(f) },
+        Level::Portable => {}
+    }
+    f()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+fn with_avx512<R>(f: impl FnOnce() -> R) -> R {
+    f()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn with_avx2<R>(f: impl FnOnce() -> R) -> R {
+    f()
+}
+
+/// `e^x` to 2 units in the last place for `-87 <= x <= 88`; 0 below, `e^88` above; NaN for NaN.
+///
+/// `e^x = 2^n e^r` with `n` the nearest integer to `x / ln 2`, and a polynomial in `|r| <= ln(2) / 2`.
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
+    // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
+    const SHIFT: f32 = 12_582_912.0;
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    // Comparisons are so chosen that NaN passes through.
+    let clamped = if x > 88.0 { 88.0 } else { x };
+    let clamped = if clamped < -87.0 { -87.0 } else { clamped };
+    let shifted = clamped.mul_add(std::f32::consts::LOG2_E, SHIFT);
+    let n = shifted - SHIFT;
+    let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, clamped));
+    // Taylor's coefficients but for the last ones, which spread the error of the truncation over the interval.
+    let mut p = 1.987_569_2e-4_f32;
+    p = p.mul_add(r, 1.398_2e-3);
+    p = p.mul_add(r, 8.333_452e-3);
+    p = p.mul_add(r, 4.166_579_6e-2);
+    p = p.mul_add(r, 1.666_666_5e-1);
+    p = p.mul_add(r, 0.5);
+    let p = (r * r).mul_add(p, r) + 1.0;
+    let scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
+    let value = p * scale;
+    if x < -87.0 { 0.0 } else { value }
+}
+
+/// `1 / (1 + e^-x)`.
+#[inline(always)]
+pub(super) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// The sum of the lanes, pairwise.
+#[inline(always)]
+pub(super) fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// The sum of `f(i)` for `i < len`.
+#[inline(always)]
+pub(super) fn sum(len: usize, f: impl Fn(usize) -> f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let whole = len / LANES * LANES;
+    for start in (0..whole).step_by(LANES) {
+        for (lane, total) in lanes.iter_mut().enumerate() {
+            *total += f(start + lane);
+        }
+    }
+    for i in whole..len {
+        lanes[i - whole] += f(i);
+    }
+    sum_lanes(lanes)
+}
+
+/// The scalar product of two rows.
+#[inline(always)]
+pub(super) fn dot<A: Element, B: Element>(a: &[A], b: &[B]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let b = &b[..a.len()];
+    let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let (a_rest, b_rest) = (a_chunks.remainder(), b_chunks.remainder());
+    for (a, b) in a_chunks.zip(b_chunks) {
+        for lane in 0..LANES {
+            lanes[lane] = a[lane].load().mul_add(b[lane].load(), lanes[lane]);
+        }
+    }
+    for (lane, (a, b)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest)) {
+        *lane = a.load().mul_add(b.load(), *lane);
+    }
+    sum_lanes(lanes)
+}
+
+/// Rows of `width` elements that one task takes: some 64 KiB of f32, by the shape alone.
+pub(super) fn rows_a_task(width: usize) -> usize {
+    (16_384 / width.max(1)).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_exact_to_two_units_in_the_last_place() {
+        let mut worst = 0.0_f64;
+        let (low, high) = ((-87.0_f32).to_bits(), 88.0_f32.to_bits());
+        let negative = ((-0.0_f32).to_bits()..=low).step_by(97);
+        let positive = (0..=high).step_by(97);
+        for x in negative.chain(positive).map(f32::from_bits) {
+            let exact = f64::from(x).exp();
+            let unit = f64::from(f32::from_bits((exact as f32).to_bits() + 1)) - f64::from(exact as f32);
+            worst = worst.max((f64::from(exp(x)) - exact).abs() / unit);
+        }
+        assert!(worst <= 2.0, "{worst} units");
+    }
+
+    #[test]
+    fn exp_at_the_ends() {
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(-1000.0), 0.0);
+        assert_eq!(exp(0.0), 1.0);
+        assert!(exp(f32::INFINITY) > 1.6e38);
+        assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn sums_take_every_element_once() {
+        for len in [0, 1, 31, 32, 33, 100] {
+            assert_eq!(sum(len, |i| i as f32), (0..len).sum::<usize>() as f32);
+            let ones = vec![1.0_f32; len];
+            assert_eq!(dot(&ones, &ones), len as f32);
+        }
+    }
+}
