@@ -4,6 +4,7 @@
  */
 import { closeSync, fsyncSync, ftruncateSync, openSync, readFileSync, writeSync } from "node:fs";
 import { toArlError } from "../errors.js";
+import { jsonLine } from "./format.js";
 
 /** Numbers by name, `step` among them. */
 export type MetricsLine = { step: number } & Record<string, unknown>;
@@ -36,11 +37,8 @@ export class MetricsFile {
 	/** Appends a line. Numbers that are not finite become strings, since JSON has none. */
 	write(line: MetricsLine): void {
 		if (this.#file === null) return;
-		const text = JSON.stringify(line, (_, value) =>
-			typeof value === "number" && !Number.isFinite(value) ? String(value) : value,
-		);
 		try {
-			writeSync(this.#file, `${text}\n`);
+			writeSync(this.#file, `${jsonLine(line)}\n`);
 			fsyncSync(this.#file);
 		} catch (error) {
 			throw toArlError(error);
