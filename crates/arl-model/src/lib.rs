@@ -5,11 +5,17 @@
 
 mod config;
 mod error;
+mod init;
+mod rope;
 mod tensors;
 mod weights;
 
 pub use config::{Family, LayerConfig, Mlp, ModelConfig, MoeConfig, RopeConfig, RopeScaling, WeightDtype};
 pub use error::{Error, ErrorCode, Result};
+pub use init::init_f32;
+pub use rope::RopeTable;
 pub use safetensors::Dtype;
 pub use tensors::{Role, TensorSpec, tensor_table};
-pub use weights::{Checkpoint, SafetensorsFile};
+pub use weights::{
+    Checkpoint, SafetensorsFile, SafetensorsWriter, TensorDecl, available_bytes, save_model, saved_bytes, sync_folder,
+};

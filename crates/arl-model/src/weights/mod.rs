@@ -1,8 +1,12 @@
-//! Weights in and out: a checkpoint's files against the table of tensors, and the writer of a folder that transformers
-//! loads.
+//! Weights in and out: a checkpoint's files against the table of tensors, safetensors files of any content, and the
+//! folder that transformers loads.
 
 mod checkpoint;
 mod file;
+mod save;
+mod writer;
 
 pub use checkpoint::Checkpoint;
 pub use file::SafetensorsFile;
+pub use save::{save_model, saved_bytes, sync_folder};
+pub use writer::{SafetensorsWriter, TensorDecl, available_bytes};

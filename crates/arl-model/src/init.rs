@@ -1,0 +1,59 @@
+//! Random weights as Hugging Face initialises them: normal for matrices, zero for biases, one for norms. Each number is
+//! a function of the seed, the tensor's name and its place, and so the same in any order and on any number of threads.
+
+use std::f64::consts::TAU;
+
+use crate::config::ModelConfig;
+use crate::tensors::{Role, TensorSpec};
+
+/// Fills `out`, as long as the tensor has elements, with its initial values.
+pub fn init_f32(config: &ModelConfig, spec: &TensorSpec, seed: u64, out: &mut [f32]) {
+    if spec.role.is_norm() {
+        out.fill(1.0);
+        return;
+    }
+    if spec.role.is_bias() {
+        out.fill(0.0);
+        return;
+    }
+    let experts = matches!(spec.role, Role::Router | Role::ExpertGate(_) | Role::ExpertUp(_) | Role::ExpertDown(_));
+    // transformers takes 0 for "not given" everywhere but in experts and routers.
+    let deviation = if config.initializer_range == 0.0 && !experts { 0.02 } else { config.initializer_range };
+    let stream = mix(seed ^ mix(hash(&spec.name)));
+    for (pair, values) in out.chunks_mut(2).enumerate() {
+        for (value, normal) in values.iter_mut().zip(normal_pair(stream, pair as u64)) {
+            *value = (deviation * normal) as f32;
+        }
+    }
+    if let (Role::Embedding, Some(row)) = (spec.role, config.padding_idx)
+        && let Some(row) = out.chunks_exact_mut(config.hidden_size).nth(row)
+    {
+        row.fill(0.0);
+    }
+}
+
+/// Two independent normal numbers from two uniform ones (Box and Muller, 1958).
+fn normal_pair(stream: u64, pair: u64) -> [f64; 2] {
+    // 53 bits, moved by half a step away from zero, whose logarithm is infinite.
+    let uniform = |counter: u64| ((draw(stream, counter) >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+    let radius = (-2.0 * uniform(2 * pair).ln()).sqrt();
+    let (sin, cos) = (TAU * uniform(2 * pair + 1)).sin_cos();
+    [radius * cos, radius * sin]
+}
+
+/// The number at a place of a SplitMix64 stream (Steele, Lea and Flood, 2014).
+fn draw(stream: u64, counter: u64) -> u64 {
+    mix(stream.wrapping_add(counter.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+}
+
+/// SplitMix64's output function.
+fn mix(mut bits: u64) -> u64 {
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ (bits >> 31)
+}
+
+/// FNV-1a.
+fn hash(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
