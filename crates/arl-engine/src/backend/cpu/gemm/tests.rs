@@ -1,0 +1,205 @@
+//! Every product is compared with sums in f64; the bounds follow from the number formats alone.
+
+use super::super::simd::{self, Level};
+use super::*;
+use half::bf16;
+
+/// A small generator (splitmix64), so that a failing case can be named by its number.
+pub(super) struct Random(pub(super) u64);
+
+impl Random {
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub(super) fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    /// In `[-1, 1)`.
+    pub(super) fn float(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    /// Mostly small; often 0 or 1, and sizes around the kernels' tiles.
+    fn size(&mut self) -> usize {
+        match self.below(8) {
+            0 => self.below(3),
+            1..=4 => self.below(40),
+            5 | 6 => self.below(140),
+            _ => self.below(600),
+        }
+    }
+
+    pub(super) fn vector(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.float()).collect()
+    }
+}
+
+/// A matrix in either format, with the f64 values it stands for.
+struct Operand {
+    wide: Vec<f32>,
+    narrow: Vec<bf16>,
+    is_narrow: bool,
+    stride: usize,
+}
+
+impl Operand {
+    fn new(random: &mut Random, rows: usize, columns: usize) -> Operand {
+        let stride = columns + if random.below(2) == 0 { 0 } else { random.below(20) };
+        // As short as allowed: nothing after the last element of the last row.
+        let len = if rows == 0 || columns == 0 { 0 } else { (rows - 1) * stride + columns };
+        let mut wide = random.vector(len);
+        let narrow: Vec<bf16> = wide.iter().map(|&x| bf16::from_f32(x)).collect();
+        let is_narrow = random.below(2) == 0;
+        if is_narrow {
+            wide = narrow.iter().map(|x| x.to_f32()).collect();
+        }
+        Operand { wide, narrow, is_narrow, stride }
+    }
+
+    fn elements(&self) -> Elements<'_> {
+        if self.is_narrow { Elements::Bf16(&self.narrow) } else { Elements::F32(&self.wide) }
+    }
+
+    fn matrix(&self) -> MatRef<'_> {
+        MatRef { data: self.elements(), stride: self.stride }
+    }
+}
+
+/// Positions of `a[i, p]` and `b[p, j]`.
+pub(super) fn positions(
+    layout: Layout,
+    a_stride: usize,
+    b_stride: usize,
+) -> (impl Fn(usize, usize) -> usize, impl Fn(usize, usize) -> usize) {
+    (
+        move |i, p| if layout == Layout::Tn { p * a_stride + i } else { i * a_stride + p },
+        move |p, j| if layout == Layout::Nt { j * b_stride + p } else { p * b_stride + j },
+    )
+}
+
+fn random_case(case: u64) {
+    let random = &mut Random(case);
+    let layout = [Layout::Nt, Layout::Nn, Layout::Tn][random.below(3)];
+    let (m, n, k) = (random.size(), random.size(), random.size());
+    let (a_shape, b_shape) = match layout {
+        Layout::Nt => ((m, k), (n, k)),
+        Layout::Nn => ((m, k), (k, n)),
+        Layout::Tn => ((k, m), (k, n)),
+    };
+    let a = Operand::new(random, a_shape.0, a_shape.1);
+    let b = Operand::new(random, b_shape.0, b_shape.1);
+    let before = Operand::new(random, m, n);
+    let bias = Operand::new(random, 1, n);
+    let (accumulate, biased) = (random.below(2) == 0, random.below(3) == 0);
+    let mut wide = before.wide.clone();
+    let mut narrow = before.narrow.clone();
+    let data = if before.is_narrow { ElementsMut::Bf16(&mut narrow) } else { ElementsMut::F32(&mut wide) };
+    let c = MatMut { data, stride: before.stride };
+    matmul(layout, m, n, k, a.matrix(), b.matrix(), c, accumulate, biased.then(|| bias.elements()));
+    if before.is_narrow {
+        wide = narrow.iter().map(|x| x.to_f32()).collect();
+    }
+
+    // Each of k products and the additions after them rounds once; operands are rounded to bf16 only where dot products
+    // of bf16 pairs are used and the other operand is bf16.
+    let narrowed = (a.is_narrow != b.is_narrow) && simd::level() >= Level::Avx512Bf16;
+    let unit = (k as f64 + 4.0) * 2f64.powi(-24) + if narrowed { 2f64.powi(-8) } else { 0.0 };
+    let (at, bt) = positions(layout, a.stride, b.stride);
+    for i in 0..if n == 0 { 0 } else { m } {
+        for j in 0..before.stride.min(wide.len() - i * before.stride) {
+            let position = i * before.stride + j;
+            let (got, old) = (f64::from(wide[position]), f64::from(before.wide[position]));
+            if j >= n {
+                assert_eq!(got, old, "case {case}: wrote beyond the width at [{i}, {j}]");
+                continue;
+            }
+            let (mut sum, mut size) = (0.0, 0.0);
+            let mut add = |x: f64| {
+                sum += x;
+                size += x.abs();
+            };
+            (0..k).for_each(|p| add(f64::from(a.wide[at(i, p)]) * f64::from(b.wide[bt(p, j)])));
+            if accumulate {
+                add(old);
+            }
+            if biased {
+                add(f64::from(bias.wide[j]));
+            }
+            let bound = size * unit + if before.is_narrow { (sum.abs() + size * unit) * 2f64.powi(-8) } else { 0.0 };
+            assert!(
+                (got - sum).abs() <= bound,
+                "case {case}: {layout:?} {m}x{n}x{k} accumulate {accumulate} bias {biased}: [{i}, {j}] is {got}, not {sum} (bound {bound:e})"
+            );
+        }
+    }
+}
+
+#[test]
+fn any_layout_format_size_and_stride_is_within_the_bound() {
+    for case in 0..600 {
+        random_case(case);
+    }
+}
+
+#[test]
+fn a_tile_is_within_the_bound() {
+    for case in 0..200 {
+        let random = &mut Random(case);
+        let layout = [Layout::Nt, Layout::Nn, Layout::Tn][random.below(3)];
+        let (m, n, k) = (random.size(), random.size(), random.size());
+        let (a_stride, b_stride) = (m.max(k) + random.below(9), n.max(k) + random.below(9));
+        let (a, b) = (random.vector(a_stride * m.max(k)), random.vector(b_stride * n.max(k)));
+        let before = random.vector(m * (n + 3));
+        for accumulate in [false, true] {
+            let mut c = before.clone();
+            tile(layout, m, n, k, (&a, a_stride), (&b, b_stride), (&mut c, n + 3), accumulate);
+            let (at, bt) = positions(layout, a_stride, b_stride);
+            for (position, &got) in c.iter().enumerate() {
+                let (i, j) = (position / (n + 3), position % (n + 3));
+                let old = f64::from(before[position]);
+                if j >= n {
+                    assert_eq!(f64::from(got), old);
+                    continue;
+                }
+                let start = if accumulate { (old, old.abs()) } else { (0.0, 0.0) };
+                let (sum, size) = (0..k)
+                    .map(|p| f64::from(a[at(i, p)]) * f64::from(b[bt(p, j)]))
+                    .fold(start, |(sum, size), x| (sum + x, size + x.abs()));
+                let bound = size * (k as f64 + 4.0) * 2f64.powi(-24);
+                assert!(
+                    (f64::from(got) - sum).abs() <= bound,
+                    "case {case}: {layout:?} {m}x{n}x{k}: [{i}, {j}] is {got}, not {sum}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_the_number_of_threads() {
+    let random = &mut Random(7);
+    for (m, n, k) in [(300, 200, 700), (1, 900, 300), (700, 1, 900), (64, 64, 2000), (515, 333, 129)] {
+        for layout in [Layout::Nt, Layout::Nn, Layout::Tn] {
+            let side = m.max(n).max(k);
+            let (a, b) = (random.vector(side * side), random.vector(side * side));
+            let run = |threads: usize| {
+                let mut c = vec![0f32; m * n];
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let (a, b) = (Elements::F32(&a), Elements::F32(&b));
+                let (a, b) = (MatRef { data: a, stride: side }, MatRef { data: b, stride: side });
+                pool.install(|| {
+                    matmul(layout, m, n, k, a, b, MatMut { data: ElementsMut::F32(&mut c), stride: n }, false, None)
+                });
+                c.iter().map(|x| x.to_bits()).collect::<Vec<u32>>()
+            };
+            let one = run(1);
+            assert!([2, 3, 5].into_iter().all(|threads| run(threads) == one), "{layout:?} {m}x{n}x{k}");
+        }
+    }
+}
