@@ -57,3 +57,14 @@ fn mix(mut bits: u64) -> u64 {
 fn hash(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::draw;
+
+    #[test]
+    fn the_generator_is_split_mix_64() {
+        // The published first outputs for the seed 1234567.
+        assert_eq!([draw(1_234_567, 0), draw(1_234_567, 1)], [6_457_827_717_110_365_317, 3_203_168_211_198_807_973]);
+    }
+}
