@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
@@ -11,6 +11,7 @@ import {
 	loadConfigFile,
 	OPTION_NAMES,
 	optionMeta,
+	optionsMarkdown,
 	parseFlags,
 	resolveConfig,
 	resolvedAsJson,
@@ -371,6 +372,10 @@ describe("what is shown", () => {
 		}
 	});
 
+	it("is docs/options.md, up to date (`npm run docs:options` writes it)", () => {
+		expect(readFileSync(new URL("../docs/options.md", import.meta.url), "utf8")).toBe(optionsMarkdown());
+	});
+
 	it("is a JSON Schema that knows every option and refuses others", () => {
 		const schema = configJsonSchema() as {
 			properties: Record<string, { description?: string }>;
@@ -378,5 +383,19 @@ describe("what is shown", () => {
 		};
 		for (const name of OPTION_NAMES) expect(schema.properties[name]?.description, name).toBeTruthy();
 		expect(schema.additionalProperties).toBe(false);
+	});
+});
+
+describe("every option", () => {
+	it("that has more than one value is read by the trainer, the rows or a command", () => {
+		const folders = ["train", "data", "cli"].map((name) => new URL(`../src/${name}/`, import.meta.url));
+		const sources = folders.flatMap((url) => readdirSync(url).map((name) => readFileSync(new URL(name, url), "utf8")));
+		const code = sources.join("\n");
+		// Both names of optim are one optimizer; max_trained_count concerns databases, as its description says.
+		const without = new Set(["optim", "max_trained_count"]);
+		for (const name of OPTION_NAMES) {
+			if (optionMeta(name).fixed || without.has(name)) continue;
+			expect(code.includes(`args.${name}`), name).toBe(true);
+		}
 	});
 });

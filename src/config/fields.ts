@@ -21,6 +21,8 @@ export interface OptionMeta {
 	switch?: boolean;
 	/** Never shown. */
 	secret?: boolean;
+	/** Has one value only; every other is refused. */
+	fixed?: boolean;
 }
 
 /** What the schema's fields are registered with. */
@@ -228,6 +230,7 @@ export function only<const T extends string | number | boolean>(
 		...choices,
 		...flags,
 		kind: about.kind,
+		fixed: true,
 		expects: `${allowed} (${about.why})`,
 		default: String(allowed),
 	});

@@ -80,7 +80,7 @@ function notBuilt(why: string, names: Record<string, readonly unknown[]>, secret
 /** Options of TrainingArguments, SFTConfig and AgentRL that are known and not built. */
 export const NOT_BUILT: Readonly<Record<string, NotBuilt>> = {
 	...notBuilt(NO_EVALUATION, {
-		do_train: [true],
+		do_train: [true, false],
 		do_eval: [false],
 		do_predict: [false],
 		eval_steps: [null],
@@ -185,7 +185,7 @@ export const NOT_BUILT: Readonly<Record<string, NotBuilt>> = {
 		packing: [false],
 		packing_strategy: ["bfd"],
 	}),
-	...notBuilt("samples lie side by side without padding in any case", { padding_free: [true] }),
+	...notBuilt("samples lie side by side without padding in any case", { padding_free: [true, false] }),
 	...notBuilt("tokens that end or fill a sample come from the tokenizer's files", {
 		eos_token: [null],
 		pad_token: [null],
@@ -201,7 +201,7 @@ export const NOT_BUILT: Readonly<Record<string, NotBuilt>> = {
 		logging_strategy: ["steps"],
 		include_num_input_tokens_seen: ["no", "all", true, false],
 	}),
-	...notBuilt("a loss that is not finite ends the run", { logging_nan_inf_filter: [false] }),
+	...notBuilt("a loss that is not finite ends the run in any case", { logging_nan_inf_filter: [true, false] }),
 	...notBuilt("logs go to stderr", { log_level: ["passive"], log_level_replica: ["warning"], logging_dir: [null] }),
 	...notBuilt("a checkpoint always holds what is needed to go on", { save_only_model: [false] }),
 	...notBuilt("checkpoints are always safetensors", { save_safetensors: [true] }),
@@ -209,7 +209,7 @@ export const NOT_BUILT: Readonly<Record<string, NotBuilt>> = {
 		ignore_data_skip: [false],
 		restore_callback_states_from_checkpoint: [false],
 	}),
-	...notBuilt("every run is deterministic", { full_determinism: [true] }),
+	...notBuilt("every run is deterministic, whatever is said", { full_determinism: [true, false] }),
 	...notBuilt("give `model_name_or_path` a folder with the tokenizer in it", { tokenizer_name_or_path: [null] }),
 	...notBuilt("give the trainer a `train_dataset` of RecordData in code", { convert_record_to_data_func: [null] }),
 };

@@ -1,6 +1,7 @@
 /** What is shown of the configuration: resolved values with their origin, help, JSON Schema, and the table for docs/. */
 import { z } from "zod";
 import { type OptionMeta, optionRegistry } from "./fields.js";
+import { ALIASES, NOT_BUILT } from "./known.js";
 import type { Resolved } from "./resolve.js";
 import { GROUPS, OPTION_NAMES, type OptionName, trainingSchema } from "./schema.js";
 import { show, soundsSecret } from "./values.js";
@@ -128,5 +129,43 @@ export function optionsMarkdown(): string {
 			lines.push(`| ${cells.map((cell) => cell.replaceAll("|", "\\|")).join(" | ")} |`);
 		}
 	}
+	lines.push(
+		"",
+		"## Older names",
+		"",
+		"Read as the option beside them, with a notice.",
+		"",
+		"| name | read as |",
+		"|---|---|",
+	);
+	for (const [name, { to }] of Object.entries(ALIASES)) lines.push(`| \`${name}\` | \`${to}\` |`);
+	lines.push(
+		"",
+		"## Known and not built",
+		"",
+		"Names of Hugging Face's TrainingArguments, TRL's SFTConfig and AgentRL that this program refuses with the reason. A value",
+		"that only says what happens anyway is taken, so that a configuration from there needs few changes.",
+		"",
+		"| names | why | values that are taken |",
+		"|---|---|---|",
+	);
+	for (const [why, names] of groupByReason()) {
+		const taken = names.flatMap(({ name, neutral }) =>
+			neutral.length > 0 ? [`\`${name}\` ${neutral.map(takenText).join(", ")}`] : [],
+		);
+		lines.push(`| ${names.map(({ name }) => `\`${name}\``).join(", ")} | ${why} | ${taken.join("; ")} |`);
+	}
 	return `${lines.join("\n")}\n`;
+}
+
+function takenText(value: unknown): string {
+	return value === "" ? "(empty)" : value === null ? "none" : String(value);
+}
+
+function groupByReason(): Map<string, { name: string; neutral: readonly unknown[] }[]> {
+	const groups = new Map<string, { name: string; neutral: readonly unknown[] }[]>();
+	for (const [name, { why, neutral }] of Object.entries(NOT_BUILT)) {
+		groups.set(why, [...(groups.get(why) ?? []), { name, neutral }]);
+	}
+	return groups;
 }

@@ -349,7 +349,7 @@ const checkpoints = {
 		group: "Checkpoints",
 		default: "steps",
 		description:
-			"When a checkpoint is written besides the one at the end: every `save_steps`, after each epoch, or never.",
+			"When a checkpoint is written: every `save_steps` and at the end, after each epoch, or never. A run that is stopped writes one in any case, and one that is done leaves the model in `output_dir`.",
 	}),
 	save_steps: stepsOrRatio({
 		group: "Checkpoints",

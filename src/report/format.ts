@@ -4,14 +4,14 @@
 export function count(value: number): string {
 	if (!Number.isFinite(value)) return String(value);
 	const size = Math.abs(value);
-	if (size < 1000) return size < 10 && size % 1 !== 0 ? value.toFixed(1) : value.toFixed(0);
+	if (size < 999.5) return size < 10 && size % 1 !== 0 ? value.toFixed(1) : value.toFixed(0);
 	for (const [unit, scale] of [
 		["G", 1e9],
 		["M", 1e6],
 		["k", 1e3],
 	] as const) {
-		// 999,950 and up would round to 1000k.
-		if (size >= scale * 0.99995) return `${significant(value / scale)}${unit}`;
+		// 999,500 and up would round to 1000k.
+		if (size >= scale * 0.9995) return `${significant(value / scale)}${unit}`;
 	}
 	return String(value);
 }

@@ -201,9 +201,10 @@ export class TextReporter implements Reporter {
 				`${how}: step ${event.steps} of ${event.totalSteps} in ${duration(event.seconds)}, ${count(event.numTokens)} tokens${loss}`,
 			),
 		);
-		this.#line(`model    ${event.modelPath ?? "not saved (save_strategy no)"}`);
+		this.#line(`model    ${event.modelPath ?? "not saved: no step was finished"}`);
 		this.#line(`metrics  ${join(event.outputDir || this.#outputDir, "metrics.jsonl")}`);
-		if (event.outcome === "interrupted") this.#line("go on with --resume_from_checkpoint latest");
+		if (event.outcome !== "completed" && event.modelPath !== null)
+			this.#line("go on with --resume_from_checkpoint latest");
 	}
 }
 

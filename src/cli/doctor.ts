@@ -1,0 +1,72 @@
+/** `arl doctor`: what this machine can do, what is missing, and what to do about it. Always exits 0 unless the core is missing. */
+import { availableParallelism, cpus, freemem, platform, release, totalmem } from "node:os";
+import { toArlError } from "../errors.js";
+import { type DeviceInfo, loadNative } from "../native.js";
+import { bytes, jsonLine } from "../report/index.js";
+import { command, parse } from "./options.js";
+import { version } from "./version.js";
+
+interface Finding {
+	name: string;
+	value: string;
+	ok: boolean;
+	hint?: string;
+}
+
+function systemFindings(): Finding[] {
+	const [major = 0, minor = 0] = process.versions.node.split(".").map(Number);
+	const nodeOk = major > 20 || (major === 20 && minor >= 19);
+	return [
+		{ name: "arl", value: version(), ok: true },
+		{
+			name: "node",
+			value: process.versions.node,
+			ok: nodeOk,
+			...(!nodeOk && { hint: "Node 20.19 or newer is needed." }),
+		},
+		{ name: "system", value: `${platform()} ${release()} ${process.arch}`, ok: true },
+		{ name: "processor", value: cpus()[0]?.model.trim() || "unknown", ok: true },
+		{ name: "threads", value: String(availableParallelism()), ok: true },
+		{ name: "memory", value: `${bytes(totalmem())}, ${bytes(freemem())} free`, ok: true },
+	];
+}
+
+function deviceFinding(device: DeviceInfo): Finding {
+	const features = device.features.length > 0 ? device.features.join(", ") : "no vector instructions that matter here";
+	return {
+		name: `device ${device.device}`,
+		value: `${device.name}, ${device.threads} threads, ${bytes(device.availableBytes)} of ${bytes(device.memoryBytes)} available; ${features}`,
+		ok: true,
+	};
+}
+
+function coreFindings(): Finding[] {
+	try {
+		const native = loadNative();
+		return [{ name: "core", value: native.version(), ok: true }, ...native.devices().map(deviceFinding)];
+	} catch (thrown) {
+		const error = toArlError(thrown);
+		return [{ name: "core", value: error.message, ok: false, hint: error.hint || "Build it with `npm run build`." }];
+	}
+}
+
+/** Runs the command; gives the exit code. */
+export async function run(words: readonly string[]): Promise<number> {
+	const definition = command("doctor", "Shows what this machine can do and what is missing.").option(
+		"--json",
+		"as one JSON value",
+	);
+	const options = parse<{ json?: boolean }>(definition, words);
+	if (options === null) return 0;
+	const findings = [...systemFindings(), ...coreFindings()];
+	if (options.json) {
+		process.stdout.write(`${jsonLine(findings)}\n`);
+	} else {
+		const width = Math.max(...findings.map(({ name }) => name.length));
+		for (const { name, value, ok, hint } of findings) {
+			process.stdout.write(`${ok ? "ok     " : "missing"}  ${name.padEnd(width)}  ${value}\n`);
+			if (hint) process.stdout.write(`${" ".repeat(11 + width)}${hint}\n`);
+		}
+	}
+	return findings.every(({ ok }) => ok) ? 0 : 1;
+}

@@ -1,0 +1,227 @@
+/** `arl generate`: answers the trained replies of held-out rows with one model or two, and counts the exact ones. */
+import { tmpdir } from "node:os";
+import { Option } from "commander";
+import pc from "picocolors";
+import { openFiles } from "../data/open.js";
+import { ArlError, EXIT_CODES, toArlError, wantsColor } from "../errors.js";
+import { loadNative } from "../native.js";
+import { count, duration, jsonLine, percent } from "../report/index.js";
+import { LiveLine } from "../report/live.js";
+import { type Answer, Answerer, type AskOptions, type Question } from "./answers.js";
+import { command, numberFrom, parse, wholeNumber } from "./options.js";
+import { onStopSignals } from "./signals.js";
+
+interface Options {
+	model_name_or_path: string;
+	compare?: string;
+	prompt_file: string[];
+	limit: number;
+	examples: number;
+	max_new_tokens?: number;
+	per_device_eval_batch_size: number;
+	temperature: number;
+	seed: number;
+	threads?: number;
+	bf16?: boolean;
+	chat_template?: string;
+	thinking?: "keep" | "strip" | "last";
+	columns?: string[];
+	json?: boolean;
+}
+
+function definition() {
+	return command("generate", "Answers the trained replies of rows by generation and counts the exact ones.")
+		.requiredOption("--model_name_or_path <folder>", "the model")
+		.option("--compare <folder>", "a second model, shown side by side with the first")
+		.requiredOption(
+			"--prompt_file <file...>",
+			"rows with the replies to be answered, in any shape that `arl train` takes",
+		)
+		.option("--limit <n>", "rows that are answered; the first of the files", wholeNumber(1), Number.MAX_SAFE_INTEGER)
+		.option("--examples <n>", "answers that are shown in full", wholeNumber(0), 3)
+		.option(
+			"--max_new_tokens <n>",
+			"longest answer in tokens (default: the longest expected one, and 8 more)",
+			wholeNumber(1),
+		)
+		.option("--per_device_eval_batch_size <n>", "answers that are written side by side", wholeNumber(1, 4096), 32)
+		.option("--temperature <x>", "0 takes the most probable token; above 0 draws with --seed", numberFrom(0), 0)
+		.option("--seed <n>", "seed of the draws", wholeNumber(0, 4_294_967_295), 42)
+		.option("--threads <n>", "threads that compute (default: as many as the process may use)", wholeNumber(1, 1024))
+		.option("--bf16", "compute in bfloat16")
+		.option("--chat_template <file>", "a Jinja chat template that replaces the checkpoint's")
+		.addOption(
+			new Option("--thinking <how>", "what happens to reasoning in earlier replies").choices(["keep", "strip", "last"]),
+		)
+		.option("--columns <name=column...>", "names of columns that differ from the known ones")
+		.option("--json", "one JSON value a line: each answer, then the summary of each model");
+}
+
+function columns(words: readonly string[] = []): Record<string, string> {
+	return Object.fromEntries(
+		words.map((word) => {
+			const equals = word.indexOf("=");
+			if (equals < 1) throw new ArlError("ARL_USAGE", `--columns: ${JSON.stringify(word)} is not NAME=COLUMN`);
+			return [word.slice(0, equals), word.slice(equals + 1)];
+		}),
+	);
+}
+
+/** How well a model answered. */
+interface Score {
+	model: string;
+	rows: number;
+	exactRows: number;
+	replies: number;
+	exactReplies: number;
+	tokens: number;
+	seconds: number;
+}
+
+function score(model: string, questions: readonly Question[], answers: readonly Answer[], seconds: number): Score {
+	const rows = new Map<number, boolean>();
+	for (const [i, question] of questions.entries()) {
+		rows.set(question.row, (rows.get(question.row) ?? true) && answers[i]?.exact === true);
+	}
+	return {
+		model,
+		rows: rows.size,
+		exactRows: [...rows.values()].filter((exact) => exact).length,
+		replies: questions.length,
+		exactReplies: answers.filter(({ exact }) => exact).length,
+		tokens: answers.reduce((sum, { tokens }) => sum + tokens, 0),
+		seconds,
+	};
+}
+
+/** Runs the command; gives the exit code. */
+export async function run(words: readonly string[]): Promise<number> {
+	const options = parse<Options>(definition(), words);
+	if (options === null) return 0;
+	const stop = onStopSignals(() => process.stderr.write("stopping\n"));
+	try {
+		return await generate(options, stop.signal);
+	} catch (error) {
+		if (stop.signal.aborted) return EXIT_CODES.ARL_INTERRUPTED;
+		throw toArlError(error);
+	} finally {
+		stop.release();
+	}
+}
+
+async function generate(options: Options, signal: AbortSignal): Promise<number> {
+	const native = loadNative();
+	const ask: AskOptions = {
+		columns: columns(options.columns),
+		chat_template: options.chat_template ?? null,
+		thinking: options.thinking ?? null,
+		threads: options.threads ?? null,
+		seed: options.seed,
+		batchSize: options.per_device_eval_batch_size,
+		maxNewTokens: options.max_new_tokens ?? null,
+		temperature: options.temperature,
+		bf16: options.bf16 === true,
+	};
+	const { source } = await openFiles(native, options.prompt_file, tmpdir());
+	try {
+		const sample = await source.read(Array.from({ length: Math.min(64, source.length) }, (_, i) => i));
+		if (sample.length === 0) throw new ArlError("ARL_DATA", `${source.name}: no rows`);
+		const models = [options.model_name_or_path, ...(options.compare === undefined ? [] : [options.compare])];
+		const results: { questions: Question[]; answerer: Answerer; answers: Answer[]; score: Score }[] = [];
+		for (const model of models) {
+			const answerer = new Answerer(native, model, ask, sample);
+			const questions = await answerer.questions(source, options.limit);
+			const started = performance.now();
+			const answers = await answerWithProgress(model, answerer, questions, signal);
+			results.push({
+				questions,
+				answerer,
+				answers,
+				score: score(model, questions, answers, (performance.now() - started) / 1000),
+			});
+		}
+		if (options.json) printJson(results);
+		else printText(results, options.examples);
+		return 0;
+	} finally {
+		await source.close();
+	}
+}
+
+async function answerWithProgress(
+	model: string,
+	answerer: Answerer,
+	questions: Question[],
+	signal: AbortSignal,
+): Promise<Answer[]> {
+	const live = process.stderr.isTTY === true && process.env.TERM !== "dumb" ? new LiveLine(process.stderr) : null;
+	const show = (done: number) =>
+		live?.show([{ text: `${model}: ${done}/${questions.length} replies answered`, keep: 0 }]);
+	show(0);
+	try {
+		return await answerer.answer(questions, show, signal);
+	} finally {
+		live?.clear();
+	}
+}
+
+type Result = { questions: Question[]; answerer: Answerer; answers: Answer[]; score: Score };
+
+function printJson(results: readonly Result[]): void {
+	for (const { questions, answerer, answers, score: reached } of results) {
+		for (const [i, question] of questions.entries()) {
+			const { text, exact, tokens } = answers[i] ?? { text: "", exact: false, tokens: 0 };
+			const { location, message } = question;
+			const line = {
+				type: "answer",
+				model: reached.model,
+				location,
+				message,
+				expected: answerer.expectedText(question),
+				answer: text,
+				exact,
+				tokens,
+			};
+			process.stdout.write(`${jsonLine(line)}\n`);
+		}
+	}
+	for (const { score: reached } of results) process.stdout.write(`${jsonLine({ type: "score", ...reached })}\n`);
+}
+
+function printText(results: readonly Result[], examples: number): void {
+	const colors = pc.createColors(wantsColor(process.stdout));
+	const write = (line: string) => process.stdout.write(`${line}\n`);
+	const [first] = results;
+	for (const at of first ? spread(first.questions.length, examples) : []) {
+		const question = first?.questions[at];
+		if (!first || !question) continue;
+		write(colors.bold(`${question.location}, message ${question.message}`));
+		if (question.asked !== "") write(`  ${colors.dim("given   ")} ${oneLine(question.asked)}`);
+		write(`  ${colors.dim("expected")} ${oneLine(first.answerer.expectedText(question))}`);
+		for (const { answers, score: reached } of results) {
+			const answer = answers[at];
+			const mark = answer?.exact ? colors.green("exact   ") : colors.red("differs ");
+			write(`  ${mark} ${oneLine(answer?.text ?? "")}  ${colors.dim(`(${reached.model})`)}`);
+		}
+		write("");
+	}
+	const width = Math.max(...results.map(({ score: reached }) => reached.model.length));
+	write(colors.bold("answered exactly right"));
+	for (const { score: reached } of results) {
+		const rows = `${percent(reached.exactRows / reached.rows)} of rows (${reached.exactRows} of ${reached.rows})`;
+		const replies = `${percent(reached.exactReplies / reached.replies)} of replies (${reached.exactReplies} of ${reached.replies})`;
+		const speed = `${count(reached.tokens / reached.seconds)} tokens/s, ${duration(reached.seconds)}`;
+		write(`  ${reached.model.padEnd(width)}  ${rows}, ${replies}  ${colors.dim(speed)}`);
+	}
+}
+
+/** `wanted` indexes spread evenly over `length`. */
+function spread(length: number, wanted: number): number[] {
+	const many = Math.min(length, wanted);
+	return Array.from({ length: many }, (_, i) => Math.floor(((i + 0.5) * length) / many));
+}
+
+function oneLine(text: string): string {
+	const flat = text.replaceAll("\n", "\\n");
+	return flat.length > 160 ? `${flat.slice(0, 157)}...` : flat;
+}

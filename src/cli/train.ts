@@ -1,0 +1,113 @@
+/** `arl train`: options from flags and a file, the run, its report, and how it ends. */
+import {
+	findConfig,
+	formatHelp,
+	formatResolved,
+	type Layer,
+	loadConfigFile,
+	parseFlags,
+	type Resolved,
+	resolveConfig,
+	resolvedAsJson,
+} from "../config/index.js";
+import { ArlError, EXIT_CODES, toArlError, wantsColor } from "../errors.js";
+import { JsonReporter, jsonLine, type Reporter, TextReporter } from "../report/index.js";
+import { onStopSignals } from "./signals.js";
+
+const COMMAND_FLAGS = { config: "value", json: "switch", print_config: "switch", help: "switch" } as const;
+
+function help(): string {
+	return `Usage: arl train [CONFIG] [--OPTION VALUE ...]
+
+Fine-tunes a Qwen model on chat rows:
+  arl train --model_name_or_path DIR --train_file rows.jsonl --output_dir out
+
+CONFIG (or --config CONFIG) is a file of options: .yaml, .json, or a module such as arl.config.ts; without it, arl.config.*
+of the working directory. A flag wins over the file, the file over the default. Paths start at the working directory.
+
+Command:
+  --print_config   show every resolved option and where it comes from, and stop
+  --json           one JSON event a line on stdout; errors also as JSON logs on stderr
+  --help           this text
+
+${formatHelp(Math.min(110, process.stdout.columns || 100))}`;
+}
+
+async function resolveAll(
+	words: readonly string[],
+): Promise<{ resolved: Resolved; command: Map<string, string | true> } | null> {
+	const { options, command, positional } = parseFlags(words, COMMAND_FLAGS);
+	if (command.has("help")) {
+		process.stdout.write(help());
+		return null;
+	}
+	const named = [...positional, ...(command.has("config") ? [String(command.get("config"))] : [])];
+	if (named.length > 1) {
+		throw new ArlError(
+			"ARL_USAGE",
+			`one configuration file at most, and got ${named.map((name) => JSON.stringify(name)).join(", ")}`,
+			"Rows are given with --train_file.",
+		);
+	}
+	const path = named[0] ?? findConfig();
+	const layers: Layer[] = path === undefined ? [] : [await loadConfigFile(path)];
+	layers.push({ origin: "flag", values: options });
+	const resolved = resolveConfig(layers);
+	if (path !== undefined && named.length === 0) resolved.notices.unshift(`options are read from ${path}`);
+	return { resolved, command };
+}
+
+async function makeReporter(json: boolean, plain: boolean): Promise<Reporter> {
+	if (json) {
+		const { LogReporter } = await import("../report/log.js");
+		return new JsonReporter(process.stdout, new LogReporter());
+	}
+	const live = !plain && process.stderr.isTTY === true && process.env.TERM !== "dumb";
+	const trace = Boolean(process.env.ARL_DEBUG);
+	return new TextReporter({ stream: process.stderr, live, color: wantsColor(process.stderr), trace });
+}
+
+/** Runs the command; gives the exit code. */
+export async function run(words: readonly string[]): Promise<number> {
+	// `--json` counts before anything else is read, so that errors of the options come as JSON too.
+	let reporter = await makeReporter(words.includes("--json"), true);
+	try {
+		const found = await resolveAll(words);
+		if (found === null) return 0;
+		const { resolved, command } = found;
+		const { args, notices } = resolved;
+		const json = command.has("json");
+		if (command.has("print_config")) {
+			process.stdout.write(json ? `${jsonLine(resolvedAsJson(resolved))}\n` : formatResolved(resolved));
+			return 0;
+		}
+		reporter = await makeReporter(json, args.disable_tqdm);
+		for (const message of notices) reporter.event({ type: "notice", level: "info", message });
+		return await train(args, reporter);
+	} catch (thrown) {
+		const error = toArlError(thrown);
+		reporter.error(error);
+		return error.exitCode;
+	} finally {
+		reporter.close();
+	}
+}
+
+async function train(args: Resolved["args"], reporter: Reporter): Promise<number> {
+	if (args.train_file.length === 0) {
+		throw new ArlError("ARL_USAGE", "no rows are given: train_file is missing", "For example --train_file rows.jsonl");
+	}
+	const stop = onStopSignals((text) => reporter.note(text));
+	try {
+		const { QwenTrainer } = await import("../train/index.js");
+		const trainer = new QwenTrainer({ args });
+		let code = 0;
+		for await (const event of trainer.run({ signal: stop.signal })) {
+			reporter.event(event);
+			if (event.type === "end" && event.outcome === "interrupted") code = EXIT_CODES.ARL_INTERRUPTED;
+		}
+		return code;
+	} finally {
+		stop.release();
+	}
+}

@@ -1,0 +1,16 @@
+/** The public API of `arl`. */
+export {
+	type AgentTrainingConfig,
+	type AgentTrainingConfigInput,
+	configJsonSchema,
+	defineConfig,
+	type Layer,
+	loadConfigFile,
+	type OptionName,
+	type Resolved,
+	resolveConfig,
+} from "./config/index.js";
+export * from "./data/index.js";
+export { ArlError, type ErrorCode, EXIT_CODES, isErrorCode } from "./errors.js";
+export { JsonReporter, type Reporter, TextReporter } from "./report/index.js";
+export * from "./train/index.js";
