@@ -2,4 +2,23 @@
 
 #![warn(missing_docs)]
 
+mod arena;
 pub mod backend;
+mod batch;
+mod engine;
+mod flops;
+mod inspect;
+mod params;
+mod plan;
+mod shape;
+mod state;
+mod step;
+
+pub use arena::Category;
+pub use batch::{BatchSize, IGNORED, MicroBatch};
+pub use engine::{Adam, Engine, EngineOptions, Hyper, MicroBatchStats, StepStats, Weights};
+pub use flops::Flops;
+pub use inspect::Inspection;
+pub use plan::{MemoryPlan, plan_memory, plan_memory_of};
+pub use state::Kind;
+pub use step::Recompute;

@@ -7,6 +7,7 @@
 use arl_model::Result;
 
 pub mod cpu;
+pub mod plan;
 
 /// The type of a buffer's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -342,13 +343,30 @@ pub trait Backend: Send {
 
     /// `sum = x + delta`, then [`Backend::rms_norm`] of it. `sum` may be `x` or `delta` (in place).
     #[allow(clippy::too_many_arguments, reason = "one fused pass; a struct would have one caller")]
-    fn add_rms_norm(&mut self, x: Buffer, delta: Buffer, sum: Buffer, weight: Buffer, epsilon: f32, out: Buffer, inverse_rms: Buffer);
+    fn add_rms_norm(
+        &mut self,
+        x: Buffer,
+        delta: Buffer,
+        sum: Buffer,
+        weight: Buffer,
+        epsilon: f32,
+        out: Buffer,
+        inverse_rms: Buffer,
+    );
 
     /// Applies the norm again from the kept factor: `out = weight * x * inverse_rms`. Equal in bits to the forward pass.
     fn rms_norm_again(&mut self, x: Buffer, weight: Buffer, inverse_rms: Buffer, out: Buffer);
 
     /// `d_x` is added to, `d_weight` (f32) is added to.
-    fn rms_norm_backward(&mut self, d_out: Buffer, x: Buffer, weight: Buffer, inverse_rms: Buffer, d_x: Buffer, d_weight: Buffer);
+    fn rms_norm_backward(
+        &mut self,
+        d_out: Buffer,
+        x: Buffer,
+        weight: Buffer,
+        inverse_rms: Buffer,
+        d_x: Buffer,
+        d_weight: Buffer,
+    );
 
     /// `x += delta`.
     fn add(&mut self, x: Buffer, delta: Buffer);
@@ -371,7 +389,18 @@ pub trait Backend: Send {
     /// One new token a sequence against its cached keys and values: `q` is `[S, query * dim]`, caches are
     /// `[S, capacity, key_value * dim]`, sequence `s` has `lengths[s]` (i32) entries, its own among them.
     #[allow(clippy::too_many_arguments, reason = "one kernel; a struct would have one caller")]
-    fn attention_cached(&mut self, heads: Heads, window: Option<usize>, scale: f32, q: Rows, k_cache: Buffer, v_cache: Buffer, capacity: usize, lengths: Buffer, out: Buffer);
+    fn attention_cached(
+        &mut self,
+        heads: Heads,
+        window: Option<usize>,
+        scale: f32,
+        q: Rows,
+        k_cache: Buffer,
+        v_cache: Buffer,
+        capacity: usize,
+        lengths: Buffer,
+        out: Buffer,
+    );
 
     /// `out[t, i] = silu(gate_up[t, i]) * gate_up[t, width + i]`; `gate_up` is `[T, 2 width]`.
     fn swiglu(&mut self, gate_up: Buffer, width: usize, out: Buffer);
@@ -406,9 +435,27 @@ pub trait Backend: Send {
     fn permute(&mut self, op: &Router, permutation: &Permutation);
 
     /// `out[t] = sum over j of weights[t, j] * x[rows[t, j]]`, in the order of `j`; without `weights`, plain sums.
-    fn combine(&mut self, x: Buffer, permutation: &Permutation, weights: Option<Buffer>, top_k: usize, width: usize, out: Buffer);
+    fn combine(
+        &mut self,
+        x: Buffer,
+        permutation: &Permutation,
+        weights: Option<Buffer>,
+        top_k: usize,
+        width: usize,
+        out: Buffer,
+    );
 
     /// Backward of [`Backend::combine`]: `d_x[rows[t, j]] = weights[t, j] d_out[t]`, `d_weights[t, j] = x[rows[t, j]] . d_out[t]`.
     #[allow(clippy::too_many_arguments, reason = "one kernel; a struct would have one caller")]
-    fn combine_backward(&mut self, d_out: Buffer, x: Buffer, permutation: &Permutation, weights: Buffer, top_k: usize, width: usize, d_x: Buffer, d_weights: Buffer);
+    fn combine_backward(
+        &mut self,
+        d_out: Buffer,
+        x: Buffer,
+        permutation: &Permutation,
+        weights: Buffer,
+        top_k: usize,
+        width: usize,
+        d_x: Buffer,
+        d_weights: Buffer,
+    );
 }

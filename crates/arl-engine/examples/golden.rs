@@ -1,0 +1,192 @@
+//! Runs every golden case of a folder: a small model, a batch, and what transformers computed with them.
+//!
+//! `golden [FOLDER]`; without one, the folder that `ARL_GOLDEN` names. A case is any subfolder with `config.json`,
+//! `model.safetensors`, `batch.safetensors`, `forward.safetensors`, `grads.safetensors`, `curve.json` and
+//! `trained.safetensors`. Prints one line a case with the worst figure of each kind; exits with 1 if one is too large.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command's output")]
+#![allow(dead_code, reason = "the test includes this file, and does not call main")]
+
+use std::path::{Path, PathBuf};
+
+use arl_engine::backend::cpu::CpuBackend;
+use arl_engine::{Adam, BatchSize, Engine, EngineOptions, Hyper, Kind, MicroBatch, Recompute, Weights};
+use arl_model::{Error, ErrorCode, Result, SafetensorsFile};
+
+/// Most that the logits, losses, routers' logits and gradients may differ: `|a - b| / |b|`.
+const STEP: f64 = 1e-4;
+/// Most that a loss of the curve may differ.
+const CURVE: f64 = 1e-4;
+/// Most that the trained weights may differ: `|a - b| / |b|`.
+const TRAINED: f64 = 1e-3;
+
+/// The worst figure of one kind, where it is, and the bound on it.
+pub struct Figure {
+    kind: &'static str,
+    worst: f64,
+    place: String,
+    bound: f64,
+}
+
+impl Figure {
+    fn new(kind: &'static str, bound: f64) -> Self {
+        Figure { kind, worst: 0.0, place: String::new(), bound }
+    }
+
+    fn note(&mut self, place: &str, value: f64) {
+        // A NaN is worse than anything.
+        if value.is_nan() || value > self.worst {
+            self.worst = if value.is_nan() { f64::INFINITY } else { value };
+            self.place = place.to_owned();
+        }
+    }
+}
+
+/// What a case came to.
+pub struct Outcome {
+    pub name: String,
+    pub figures: Vec<Figure>,
+}
+
+impl Outcome {
+    /// Whether every figure is within its bound.
+    pub fn passed(&self) -> bool {
+        self.figures.iter().all(|f| f.worst <= f.bound)
+    }
+
+    /// One line.
+    pub fn line(&self) -> String {
+        let mut line = format!("{} {}:", if self.passed() { "ok    " } else { "FAILED" }, self.name);
+        for figure in &self.figures {
+            line += &format!("  {} {:.1e}", figure.kind, figure.worst);
+            if figure.worst > figure.bound {
+                line += &format!(" > {:.0e} at {}", figure.bound, figure.place);
+            }
+        }
+        line
+    }
+}
+
+fn difference(a: &[f32], b: &[f32]) -> f64 {
+    if a.len() != b.len() {
+        return f64::INFINITY;
+    }
+    let square = |x: f64| x * x;
+    let error: f64 = a.iter().zip(b).map(|(&a, &b)| square(f64::from(a) - f64::from(b))).sum();
+    let norm: f64 = b.iter().map(|&b| square(f64::from(b))).sum();
+    if error == 0.0 { 0.0 } else { (error / norm).sqrt() }
+}
+
+fn ints(file: &SafetensorsFile, name: &str) -> Result<Vec<i32>> {
+    let bytes = file.bytes(name)?.as_chunks::<8>().0;
+    Ok(bytes.iter().map(|&b| i64::from_le_bytes(b) as i32).collect())
+}
+
+fn floats(file: &SafetensorsFile, name: &str) -> Result<Vec<f32>> {
+    let mut values = vec![0f32; file.info(name).map_or(0, |(_, shape)| shape.iter().product())];
+    file.read_f32(name, &mut values)?;
+    Ok(values)
+}
+
+/// Runs one case.
+pub fn run_case(dir: &Path, recompute: Recompute) -> Result<Outcome> {
+    let open = |name: &str| SafetensorsFile::open(&dir.join(name));
+    let damaged = |what: &str| Error::new(ErrorCode::Data, format!("{}: {what}", dir.join("curve.json").display()));
+    let text = std::fs::read_to_string(dir.join("curve.json")).map_err(|e| Error::io(&dir.join("curve.json"), &e))?;
+    let curve: serde_json::Value = serde_json::from_str(&text).map_err(|e| damaged(&e.to_string()))?;
+    let optimizer = &curve["optimizer"];
+    let number =
+        |value: &serde_json::Value| value.as_f64().ok_or_else(|| damaged("a number is missing")).map(|x| x as f32);
+
+    let file = open("batch.safetensors")?;
+    let batch = MicroBatch {
+        input_ids: ints(&file, "input_ids")?,
+        targets: ints(&file, "labels")?,
+        positions: ints(&file, "position_ids")?,
+        cu_seqlens: ints(&file, "cu_seqlens")?,
+        weights: None,
+    };
+    let options = EngineOptions {
+        recompute,
+        loss_seq_chunk_size: Some(37),
+        max_batch: BatchSize { tokens: batch.input_ids.len(), sequences: batch.cu_seqlens.len() - 1 },
+        adam: Adam {
+            beta1: number(&optimizer["betas"][0])?,
+            beta2: number(&optimizer["betas"][1])?,
+            epsilon: number(&optimizer["eps"])?,
+            weight_decay: number(&optimizer["weight_decay"])?,
+        },
+        ..EngineOptions::default()
+    };
+    let max_grad_norm = number(&optimizer["max_grad_norm"])?;
+    let mut engine = Engine::open(CpuBackend::new(), dir, Weights::Checkpoint, &options)?;
+
+    let forward = open("forward.safetensors")?;
+    let inspection = engine.inspect(&batch)?;
+    let mut logits = Figure::new("logits", STEP);
+    logits.note("logits", difference(&inspection.logits, &floats(&forward, "logits")?));
+    let mut nll = Figure::new("nll", STEP);
+    nll.note("nll", difference(&inspection.nll, &floats(&forward, "nll")?));
+    let mut router = Figure::new("router", STEP);
+    for (i, values) in inspection.router_logits.iter().enumerate() {
+        let name = format!("router_logits.{i}");
+        router.note(&name, difference(values, &floats(&forward, &name)?));
+    }
+
+    let file = open("grads.safetensors")?;
+    let mut gradients = Figure::new("gradients", STEP);
+    engine.gradients(std::slice::from_ref(&batch))?;
+    for name in engine.tensor_names() {
+        gradients.note(&name, difference(&engine.read_tensor(&name, Kind::Gradients)?, &floats(&file, &name)?));
+    }
+
+    let (mut losses, mut norms) = (Figure::new("curve", CURVE), Figure::new("norms", 10.0 * CURVE));
+    for (i, step) in curve["steps"].as_array().ok_or_else(|| damaged("it has no steps"))?.iter().enumerate() {
+        let hyper = Hyper { learning_rate: number(&step["lr"])?, max_grad_norm };
+        let stats = engine.step(std::slice::from_ref(&batch), hyper)?;
+        let (loss, norm) = (f64::from(number(&step["loss"])?), f64::from(number(&step["grad_norm"])?));
+        losses.note(&format!("step {i}"), (stats.loss - loss).abs());
+        norms.note(&format!("step {i}"), (stats.grad_norm - norm).abs() / norm);
+    }
+
+    let file = open("trained.safetensors")?;
+    let mut trained = Figure::new("trained", TRAINED);
+    for name in engine.tensor_names() {
+        trained.note(&name, difference(&engine.read_tensor(&name, Kind::Weights)?, &floats(&file, &name)?));
+    }
+    let name = dir.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+    Ok(Outcome { name, figures: vec![logits, nll, router, gradients, losses, norms, trained] })
+}
+
+/// The cases of a folder, by name.
+pub fn cases(folder: &Path) -> Vec<PathBuf> {
+    let files = ["config.json", "batch.safetensors", "forward.safetensors", "grads.safetensors", "curve.json"];
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut cases: Vec<PathBuf> = entries.filter(|dir| files.iter().all(|file| dir.join(file).is_file())).collect();
+    cases.sort();
+    cases
+}
+
+fn main() -> std::process::ExitCode {
+    let folder = std::env::args().nth(1).or_else(|| std::env::var("ARL_GOLDEN").ok());
+    let folder = PathBuf::from(folder.unwrap_or_else(|| "../shared/golden".to_owned()));
+    let cases = cases(&folder);
+    if cases.is_empty() {
+        eprintln!("{}: no golden cases there", folder.display());
+        return std::process::ExitCode::FAILURE;
+    }
+    let mut passed = true;
+    for case in cases {
+        match run_case(&case, Recompute::Norms) {
+            Ok(outcome) => {
+                println!("{}", outcome.line());
+                passed &= outcome.passed();
+            }
+            Err(error) => {
+                println!("FAILED {}: {error}", case.display());
+                passed = false;
+            }
+        }
+    }
+    if passed { std::process::ExitCode::SUCCESS } else { std::process::ExitCode::FAILURE }
+}

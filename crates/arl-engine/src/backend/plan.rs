@@ -1,0 +1,71 @@
+//! A backend that computes nothing and only notes how far the leaves' buffers reach: the dry run of a step against it
+//! is the memory plan.
+
+use arl_model::Result;
+
+use super::*;
+
+/// Computes nothing.
+#[derive(Debug, Default)]
+pub struct PlanBackend {
+    /// Leaves that were asked for.
+    pub leaves: usize,
+}
+
+macro_rules! no_op {
+    ($($name:ident($($arg:ident: $type:ty),*);)*) => {
+        $(#[allow(clippy::too_many_arguments, reason = "the trait's signature")]
+        fn $name(&mut self, $($arg: $type),*) {
+            $(let _ = $arg;)*
+            self.leaves += 1;
+        })*
+    };
+}
+
+impl Backend for PlanBackend {
+    fn name(&self) -> String {
+        "plan".into()
+    }
+
+    fn reserve(&mut self, _pool: Pool, _bytes: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn read_back(&mut self, _source: Buffer, target: &mut [u8]) -> Result<()> {
+        target.fill(0);
+        Ok(())
+    }
+
+    no_op! {
+        upload(source: &[u8], target: Buffer);
+        zero(target: Buffer);
+        copy(source: Buffer, target: Buffer);
+        matmul(op: &Matmul);
+        grouped_matmul(op: &GroupedMatmul);
+        sum_rows(x: Rows, rows: usize, columns: usize, out: Buffer);
+        embedding(ids: Buffer, table: Buffer, width: usize, out: Buffer);
+        embedding_backward(ids: Buffer, d_out: Buffer, width: usize, table_gradient: Buffer);
+        rms_norm(x: Buffer, weight: Buffer, epsilon: f32, out: Buffer, inverse_rms: Buffer);
+        add_rms_norm(x: Buffer, delta: Buffer, sum: Buffer, weight: Buffer, epsilon: f32, out: Buffer, inverse_rms: Buffer);
+        rms_norm_again(x: Buffer, weight: Buffer, inverse_rms: Buffer, out: Buffer);
+        rms_norm_backward(d_out: Buffer, x: Buffer, weight: Buffer, inverse_rms: Buffer, d_x: Buffer, d_weight: Buffer);
+        add(x: Buffer, delta: Buffer);
+        norm_rope(op: &NormRope, qkv: Buffer, qk: Buffer);
+        norm_rope_backward(op: &NormRope, qkv: Buffer, d_qkv: Buffer, d_norm: Option<(Buffer, Buffer)>);
+        attention(op: &Attention);
+        attention_backward(op: &Attention, d_out: Rows, d_qkv: Buffer, scratch: Buffer);
+        attention_cached(heads: Heads, window: Option<usize>, scale: f32, q: Rows, k_cache: Buffer, v_cache: Buffer, capacity: usize, lengths: Buffer, out: Buffer);
+        swiglu(gate_up: Buffer, width: usize, out: Buffer);
+        swiglu_backward(gate_up: Buffer, width: usize, d_out: Buffer);
+        gather_rows(x: Buffer, rows: Buffer, divisor: usize, width: usize, out: Buffer);
+        scatter_rows(x: Buffer, rows: Buffer, width: usize, out: Buffer);
+        cross_entropy(op: &CrossEntropy);
+        dot(a: Buffer, b: Buffer, out: Buffer);
+        adamw(op: &AdamW);
+        router(op: &Router, logits: Buffer, balance: Option<Buffer>);
+        router_backward(op: &Router, d_weights: Buffer, balance: Option<(Buffer, f32)>, d_logits: Buffer);
+        permute(op: &Router, permutation: &Permutation);
+        combine(x: Buffer, permutation: &Permutation, weights: Option<Buffer>, top_k: usize, width: usize, out: Buffer);
+        combine_backward(d_out: Buffer, x: Buffer, permutation: &Permutation, weights: Buffer, top_k: usize, width: usize, d_x: Buffer, d_weights: Buffer);
+    }
+}

@@ -1,0 +1,267 @@
+//! A micro-batch: what a caller hands in, what is demanded of it, and its way into the step's memory.
+
+use arl_model::{Error, ErrorCode, Result, RopeTable};
+
+use crate::arena::{Arena, Category};
+use crate::backend::{Backend, Buffer, DType, Sequences};
+
+/// Target of a position that is not trained.
+pub const IGNORED: i32 = -100;
+
+/// Sequences side by side, without padding.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MicroBatch {
+    /// `[T]`: token ids.
+    pub input_ids: Vec<i32>,
+    /// `[T]`: already shifted: the logits at `t` are scored against `targets[t]`; [`IGNORED`]: not trained.
+    pub targets: Vec<i32>,
+    /// `[T]`: position of each token in its sequence, from 0.
+    pub positions: Vec<i32>,
+    /// `[sequences + 1]`: sequence `s` is tokens `cu_seqlens[s] .. cu_seqlens[s + 1]`.
+    pub cu_seqlens: Vec<i32>,
+    /// `[T]`: weight of each target, finite and not negative; `None`: 1. A target of weight 0 is not trained.
+    pub weights: Option<Vec<f32>>,
+}
+
+/// How many tokens and sequences a micro-batch has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BatchSize {
+    /// Tokens, all sequences together.
+    pub tokens: usize,
+    /// Sequences.
+    pub sequences: usize,
+}
+
+fn invalid(index: usize, what: impl std::fmt::Display) -> Error {
+    Error::new(ErrorCode::Data, format!("micro-batch {index}: {what}"))
+}
+
+impl MicroBatch {
+    /// Its size.
+    pub fn size(&self) -> BatchSize {
+        BatchSize { tokens: self.input_ids.len(), sequences: self.cu_seqlens.len().saturating_sub(1) }
+    }
+
+    /// The weight of the target at `t`; 0 where it is not trained.
+    pub fn weight(&self, t: usize) -> f32 {
+        if self.targets[t] == IGNORED {
+            return 0.0;
+        }
+        self.weights.as_ref().map_or(1.0, |w| w[t])
+    }
+
+    /// Checks that the lengths agree and that every value is in range; `index` names the micro-batch in errors.
+    pub fn validate(&self, index: usize, vocab: usize) -> Result<()> {
+        let tokens = self.input_ids.len();
+        if tokens == 0 {
+            return Err(invalid(index, "it has no tokens"));
+        }
+        let lengths = [("targets", self.targets.len()), ("positions", self.positions.len())];
+        let weights = self.weights.iter().map(|w| ("weights", w.len()));
+        for (name, len) in lengths.into_iter().chain(weights) {
+            if len != tokens {
+                return Err(invalid(index, format_args!("{name} has {len} elements, input_ids has {tokens}")));
+            }
+        }
+        if self.cu_seqlens.first() != Some(&0) || self.cu_seqlens.last().map(|&n| n as usize) != Some(tokens) {
+            return Err(invalid(index, format_args!("cu_seqlens does not run from 0 to the {tokens} tokens")));
+        }
+        if let Some(pair) = self.cu_seqlens.windows(2).find(|pair| pair[0] >= pair[1]) {
+            return Err(invalid(
+                index,
+                format_args!("cu_seqlens does not ascend: {} is followed by {}", pair[0], pair[1]),
+            ));
+        }
+        for (t, &id) in self.input_ids.iter().enumerate() {
+            if id < 0 || id as usize >= vocab {
+                return Err(invalid(index, format_args!("token {t} has id {id}, the vocabulary has {vocab}"))
+                    .hint("the tokenizer does not belong to this model, or its vocabulary was extended"));
+            }
+        }
+        for (t, &target) in self.targets.iter().enumerate() {
+            if target != IGNORED && (target < 0 || target as usize >= vocab) {
+                return Err(invalid(index, format_args!("target {t} is {target}, the vocabulary has {vocab}")));
+            }
+        }
+        for sequence in self.cu_seqlens.windows(2) {
+            let positions = &self.positions[sequence[0] as usize..sequence[1] as usize];
+            if let Some(t) = (0..positions.len()).find(|&t| positions[t] as usize != t) {
+                let token = sequence[0] as usize + t;
+                return Err(invalid(
+                    index,
+                    format_args!("token {token} is at place {t} of its sequence, but its position is {}", positions[t]),
+                ));
+            }
+        }
+        if let Some(t) = self.weights.iter().flatten().position(|w| !w.is_finite() || *w < 0.0) {
+            let weight = self.weights.as_ref().map_or(0.0, |w| w[t]);
+            return Err(invalid(index, format_args!("weight {t} is {weight}; weights are finite and not negative")));
+        }
+        Ok(())
+    }
+}
+
+/// A micro-batch in the step's memory. `R` is the number of positions that have a target.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Inputs {
+    pub(crate) size: BatchSize,
+    /// `R`.
+    pub(crate) target_rows: usize,
+    pub(crate) sequences: Sequences,
+    /// i32 `[T]`.
+    pub(crate) ids: Buffer,
+    /// f32 `[T, dim / 2]`.
+    pub(crate) cos: Buffer,
+    /// f32 `[T, dim / 2]`.
+    pub(crate) sin: Buffer,
+    /// i32 `[R]`: the positions that have a target, ascending.
+    pub(crate) rows: Buffer,
+    /// i32 `[R]`.
+    pub(crate) targets: Buffer,
+    /// f32 `[R]`.
+    pub(crate) weights: Buffer,
+    /// f32 `[R]`: ones, to sum with.
+    pub(crate) ones: Buffer,
+    /// f32 `[R]` each: what the classifier pass says of every target.
+    pub(crate) nll: Buffer,
+    pub(crate) correct: Buffer,
+    pub(crate) entropy: Buffer,
+}
+
+impl Inputs {
+    /// Takes the memory for a micro-batch of `size` of which `target_rows` positions have a target.
+    pub(crate) fn take(
+        arena: &mut Arena,
+        size: BatchSize,
+        target_rows: usize,
+        max_len: usize,
+        head_dim: usize,
+    ) -> Self {
+        let mut take = |dtype, len| arena.take(Category::Inputs, dtype, len);
+        let (t, r) = (size.tokens, target_rows);
+        Inputs {
+            size,
+            target_rows,
+            sequences: Sequences { cu_seqlens: take(DType::I32, size.sequences + 1), count: size.sequences, max_len },
+            ids: take(DType::I32, t),
+            cos: take(DType::F32, t * head_dim / 2),
+            sin: take(DType::F32, t * head_dim / 2),
+            rows: take(DType::I32, r),
+            targets: take(DType::I32, r),
+            weights: take(DType::F32, r),
+            ones: take(DType::F32, r),
+            nll: take(DType::F32, r),
+            correct: take(DType::F32, r),
+            entropy: take(DType::F32, r),
+        }
+    }
+}
+
+/// Host memory from which micro-batches are uploaded; used again for each.
+#[derive(Debug, Default)]
+pub(crate) struct Staging {
+    rows: Vec<i32>,
+    targets: Vec<i32>,
+    weights: Vec<f32>,
+    ones: Vec<f32>,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl Staging {
+    /// Compacts the targets of a valid micro-batch, takes its memory and uploads it.
+    pub(crate) fn upload<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        arena: &mut Arena,
+        batch: &MicroBatch,
+        rope: &RopeTable,
+        head_dim: usize,
+    ) -> Inputs {
+        self.rows.clear();
+        self.targets.clear();
+        self.weights.clear();
+        for t in 0..batch.input_ids.len() {
+            let weight = batch.weight(t);
+            if weight > 0.0 {
+                self.rows.push(t as i32);
+                self.targets.push(batch.targets[t]);
+                self.weights.push(weight);
+            }
+        }
+        self.ones.resize(self.rows.len(), 1.0);
+        let table = batch.input_ids.len() * head_dim / 2;
+        self.cos.resize(table, 0.0);
+        self.sin.resize(table, 0.0);
+        let mut max_len = 0;
+        for sequence in batch.cu_seqlens.windows(2) {
+            let (start, end) = (sequence[0] as usize, sequence[1] as usize);
+            max_len = max_len.max(end - start);
+            let part = start * head_dim / 2..end * head_dim / 2;
+            rope.fill(end - start, &batch.positions[start..end], &mut self.cos[part.clone()], &mut self.sin[part]);
+        }
+
+        let inputs = Inputs::take(arena, batch.size(), self.rows.len(), max_len, head_dim);
+        backend.upload(bytemuck::cast_slice(&batch.cu_seqlens), inputs.sequences.cu_seqlens);
+        backend.upload(bytemuck::cast_slice(&batch.input_ids), inputs.ids);
+        backend.upload(bytemuck::cast_slice(&self.cos), inputs.cos);
+        backend.upload(bytemuck::cast_slice(&self.sin), inputs.sin);
+        backend.upload(bytemuck::cast_slice(&self.rows), inputs.rows);
+        backend.upload(bytemuck::cast_slice(&self.targets), inputs.targets);
+        backend.upload(bytemuck::cast_slice(&self.weights), inputs.weights);
+        backend.upload(bytemuck::cast_slice(&self.ones), inputs.ones);
+        inputs
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch() -> MicroBatch {
+        MicroBatch {
+            input_ids: vec![1, 2, 3, 4, 5],
+            targets: vec![2, IGNORED, 4, 5, IGNORED],
+            positions: vec![0, 1, 0, 1, 2],
+            cu_seqlens: vec![0, 2, 5],
+            weights: Some(vec![1.0, 1.0, 0.5, 0.0, 2.0]),
+        }
+    }
+
+    #[test]
+    fn a_valid_batch_passes_and_weights_follow_targets() {
+        let batch = batch();
+        batch.validate(0, 6).unwrap();
+        let weights: Vec<f32> = (0..5).map(|t| batch.weight(t)).collect();
+        assert_eq!(weights, [1.0, 0.0, 0.5, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn every_defect_is_named() {
+        type Damage = fn(&mut MicroBatch);
+        let cases: [(Damage, &str); 11] = [
+            (|b| b.targets.truncate(4), "targets has 4 elements, input_ids has 5"),
+            (|b| b.positions.push(0), "positions has 6 elements"),
+            (|b| b.weights = Some(vec![1.0]), "weights has 1 elements"),
+            (|b| b.cu_seqlens = vec![0, 2, 4], "does not run from 0 to the 5 tokens"),
+            (|b| b.cu_seqlens = vec![], "does not run from 0"),
+            (|b| b.cu_seqlens = vec![0, 2, 2, 5], "2 is followed by 2"),
+            (|b| b.input_ids[3] = 6, "token 3 has id 6"),
+            (|b| b.targets[0] = -1, "target 0 is -1"),
+            (|b| b.positions[2] = 2, "token 2 is at place 0"),
+            (|b| b.weights = Some(vec![1.0, 1.0, f32::NAN, 1.0, 1.0]), "weight 2 is NaN"),
+            (|b| *b = MicroBatch::default(), "no tokens"),
+        ];
+        for (damage, message) in cases {
+            let mut batch = batch();
+            damage(&mut batch);
+            let error = batch.validate(7, 6).unwrap_err();
+            assert_eq!(error.code, ErrorCode::Data);
+            assert!(
+                error.message.starts_with("micro-batch 7: ") && error.message.contains(message),
+                "{}",
+                error.message
+            );
+        }
+    }
+}

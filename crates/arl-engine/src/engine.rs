@@ -1,0 +1,488 @@
+//! The engine: a model's weights, gradients and moments on a device, and the optimizer step over micro-batches.
+//! Owns all memory; knows the order of things, and leaves arithmetic to the step and the step's leaves.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use arl_model::{Error, ErrorCode, ModelConfig, Result, RopeTable, WeightDtype};
+
+use crate::arena::{Arena, Category};
+use crate::backend::{AdamW, Backend, Buffer, DType, Pool};
+use crate::batch::{BatchSize, MicroBatch, Staging};
+use crate::params::{Params, Store, TrainingStore};
+use crate::plan::{MemoryPlan, StepPlan};
+use crate::shape::Shape;
+use crate::step::{Layer, Model, Recompute, Run, Step};
+
+/// What an engine is made of.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Type of weights and activations: f32 or bf16. Masters, gradients, moments and logits are f32 in either case.
+    pub dtype: DType,
+    /// What the backward pass computes anew.
+    pub recompute: Recompute,
+    /// Most rows of logits at a time; `None`: as many as fit in 32 MiB, but no fewer than 256.
+    pub loss_seq_chunk_size: Option<usize>,
+    /// The largest micro-batch expected. A larger one makes the engine plan and reserve anew before the step.
+    pub max_batch: BatchSize,
+    /// AdamW's constants.
+    pub adam: Adam,
+    /// Leave out gradients and moments: evaluation and generation only.
+    pub inference_only: bool,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        EngineOptions {
+            dtype: DType::F32,
+            recompute: Recompute::Norms,
+            loss_seq_chunk_size: None,
+            max_batch: BatchSize { tokens: 1, sequences: 1 },
+            adam: Adam::default(),
+            inference_only: false,
+        }
+    }
+}
+
+/// AdamW's constants; weight decay is decoupled, and applies to all parameters but norms and biases.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Adam {
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Added to the root of the second moment.
+    pub epsilon: f32,
+    /// Weight decay a step, times the learning rate.
+    pub weight_decay: f32,
+}
+
+impl Default for Adam {
+    fn default() -> Self {
+        Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 }
+    }
+}
+
+/// Size of the chunk of logits where the caller does not say.
+pub(crate) const DEFAULT_LOGITS_BYTES: usize = 32 << 20;
+
+/// Micro-batches of a step for whose statistics room is reserved from the start.
+pub(crate) const MICRO_BATCHES: usize = 64;
+
+/// What changes from step to step.
+#[derive(Clone, Copy, Debug)]
+pub struct Hyper {
+    /// Learning rate; 0 moves no weight, but moments as ever.
+    pub learning_rate: f32,
+    /// Gradients are scaled down to this norm; 0: never.
+    pub max_grad_norm: f32,
+}
+
+/// Where weights come from.
+#[derive(Clone, Copy, Debug)]
+pub enum Weights {
+    /// The folder's safetensors.
+    Checkpoint,
+    /// Random ones, as Hugging Face's initialisation draws them, from this seed.
+    Random(u64),
+}
+
+/// What one micro-batch gave.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct MicroBatchStats {
+    /// Tokens.
+    pub tokens: usize,
+    /// Targets of positive weight.
+    pub target_tokens: usize,
+    /// Sum of the targets' weights.
+    pub target_weight: f64,
+    /// Sum of weight x negative log-likelihood, in nats.
+    pub loss_sum: f64,
+    /// Targets that had the greatest logit.
+    pub correct: usize,
+    /// Sum of the predicted distributions' entropies over the targets, in nats.
+    pub entropy_sum: f64,
+    /// The router's balance loss times its coefficient; 0 where none is added.
+    pub balance_loss: f64,
+}
+
+/// What one optimizer step gave.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepStats {
+    /// Sum of all losses over the weight of all targets, plus the micro-batches' balance losses.
+    pub loss: f64,
+    /// Norm of all gradients before clipping.
+    pub grad_norm: f64,
+    /// In the order of the micro-batches.
+    pub micro_batches: Vec<MicroBatchStats>,
+    /// Wall-clock time.
+    pub seconds: f64,
+}
+
+/// A model on a device.
+pub struct Engine<B: Backend> {
+    pub(crate) backend: B,
+    pub(crate) config: ModelConfig,
+    /// The folder that it was opened on.
+    pub(crate) source: PathBuf,
+    /// The type in which that folder holds the weights.
+    pub(crate) source_dtype: Option<WeightDtype>,
+    pub(crate) model: Model,
+    pub(crate) rope: RopeTable,
+    pub(crate) adam: Adam,
+    pub(crate) arena: Arena,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) staging: Staging,
+    pub(crate) plan: StepPlan,
+    pub(crate) interrupt: Arc<AtomicBool>,
+    /// Optimizer steps done.
+    pub(crate) steps: u64,
+}
+
+/// Everything about a model that needs no memory of a device.
+pub(crate) fn model(config: &ModelConfig, options: &EngineOptions) -> Result<Model> {
+    let option = |what: &str, hint: &str| Err(Error::new(ErrorCode::Config, what.to_string()).hint(hint));
+    if !matches!(options.dtype, DType::F32 | DType::Bf16) {
+        return option("weights and activations are f32 or bf16", "choose one of them");
+    }
+    if options.loss_seq_chunk_size == Some(0) {
+        return option("loss_seq_chunk_size is 0", "it is the number of rows of logits at a time");
+    }
+    let Adam { beta1, beta2, epsilon, weight_decay } = options.adam;
+    let decay = |beta: f32| (0.0..1.0).contains(&beta);
+    if !decay(beta1) || !decay(beta2) {
+        return option("AdamW's betas must be at least 0 and below 1", "usual are 0.9 and 0.95 or 0.999");
+    }
+    if !(epsilon > 0.0 && epsilon.is_finite()) || !(weight_decay >= 0.0 && weight_decay.is_finite()) {
+        return option(
+            "AdamW's epsilon must be above 0, its weight decay at least 0, both finite",
+            "usual are 1e-8 and 0.1",
+        );
+    }
+    let params = Params::new(config);
+    let chunk = (DEFAULT_LOGITS_BYTES / (config.vocab_size * DType::F32.bytes())).max(256);
+    Ok(Model {
+        shape: Shape::new(config),
+        store: Store::new(params.len, options.dtype, options.inference_only),
+        params,
+        dtype: options.dtype,
+        recompute: options.recompute,
+        loss_chunk: options.loss_seq_chunk_size.unwrap_or(chunk),
+    })
+}
+
+impl<B: Backend> Engine<B> {
+    /// Reserves all memory and reads the weights of the model in `dir`, or draws them.
+    pub fn open(backend: B, dir: &Path, weights: Weights, options: &EngineOptions) -> Result<Self> {
+        let config = ModelConfig::from_dir(dir)?;
+        let mut engine = Self::reserve(backend, dir, config, options)?;
+        match weights {
+            Weights::Checkpoint => engine.load_checkpoint(dir)?,
+            Weights::Random(seed) => engine.load_random(seed)?,
+        }
+        Ok(engine)
+    }
+
+    /// An engine whose memory is reserved and zero.
+    fn reserve(mut backend: B, dir: &Path, config: ModelConfig, options: &EngineOptions) -> Result<Self> {
+        let model = model(&config, options)?;
+        let plan = StepPlan::new(&model, options.max_batch, MICRO_BATCHES)?;
+        backend.reserve(Pool::State, model.store.bytes)?;
+        backend.reserve(Pool::Step, plan.bytes())?;
+        Ok(Engine {
+            backend,
+            rope: RopeTable::new(&config),
+            source_dtype: config.dtype,
+            source: dir.to_path_buf(),
+            config,
+            model,
+            adam: options.adam,
+            arena: Arena::new(plan.bytes()),
+            layers: Vec::new(),
+            staging: Staging::default(),
+            plan,
+            interrupt: Arc::new(AtomicBool::new(false)),
+            steps: 0,
+        })
+    }
+
+    /// The model's configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The device, for messages.
+    pub fn device(&self) -> String {
+        self.backend.name()
+    }
+
+    /// The backend itself; for measurements.
+    pub fn backend_mut(&mut self) -> &mut B {
+        &mut self.backend
+    }
+
+    /// Bytes reserved, by category.
+    pub fn memory(&self) -> MemoryPlan {
+        MemoryPlan::of(&self.model.store, &self.plan)
+    }
+
+    /// Optimizer steps done so far.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Set it, and the step in progress ends with `ARL_INTERRUPTED` at the next layer; weights are as before the step.
+    /// The step that it ends clears it.
+    pub fn interrupt_flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.interrupt)
+    }
+
+    /// Makes room for micro-batches of `size`, `count` of them a step. Nothing happens where there is room already.
+    fn make_room(&mut self, size: BatchSize, count: usize) -> Result<()> {
+        if self.plan.holds(size, count) {
+            return Ok(());
+        }
+        let plan = StepPlan::new(&self.model, self.plan.larger(size), self.plan.micro_batches.max(count))?;
+        self.make_room_for(plan)
+    }
+
+    /// Reserves the memory of a plan.
+    pub(crate) fn make_room_for(&mut self, plan: StepPlan) -> Result<()> {
+        self.backend.reserve(Pool::Step, plan.bytes())?;
+        self.arena = Arena::new(plan.bytes());
+        self.plan = plan;
+        Ok(())
+    }
+
+    /// The parts of one micro-batch's computation.
+    pub(crate) fn parts(&mut self) -> Step<'_, B> {
+        Step {
+            backend: &mut self.backend,
+            arena: &mut self.arena,
+            model: &self.model,
+            layers: &mut self.layers,
+            interrupt: &self.interrupt,
+        }
+    }
+
+    /// Uploads a micro-batch and takes its memory.
+    fn begin(&mut self, batch: &MicroBatch, keep: Option<Recompute>, sums: Buffer, balance: Option<Buffer>) -> Run {
+        let dim = self.model.shape.heads.dim;
+        let inputs = self.staging.upload(&mut self.backend, &mut self.arena, batch, &self.rope, dim);
+        self.parts().begin(inputs, keep, sums, balance)
+    }
+
+    /// ONE optimizer step over all micro-batches: gradients of `sum(weight nll) / sum(weight)` over all their targets,
+    /// clipping, AdamW. A micro-batch without targets contributes nothing; a step without any is an error, as is a
+    /// loss or gradient that is not finite. After an error weights, moments and step count are as before.
+    pub fn step(&mut self, batches: &[MicroBatch], hyper: Hyper) -> Result<StepStats> {
+        let result = self.step_or_interrupt(batches, hyper);
+        if matches!(&result, Err(error) if error.code == ErrorCode::Interrupted) {
+            self.interrupt.store(false, Ordering::Relaxed);
+        }
+        result
+    }
+
+    fn step_or_interrupt(&mut self, batches: &[MicroBatch], hyper: Hyper) -> Result<StepStats> {
+        let start = Instant::now();
+        let training = self.training()?;
+        check_hyper(hyper)?;
+        let mut stats = self.accumulate(batches)?;
+
+        let norm_squared = training.norm_squared;
+        self.backend.zero(norm_squared);
+        self.backend.dot(training.gradients, training.gradients, norm_squared);
+        let mut norm = [0f64];
+        self.backend.read_back(norm_squared, bytemuck::cast_slice_mut(&mut norm))?;
+        let grad_norm = norm[0].sqrt();
+        let step = self.steps + 1;
+        self.check_finite(&stats, grad_norm)?;
+        self.update(&training, hyper, step);
+        self.steps = step;
+
+        let weight: f64 = stats.iter().map(|s| s.target_weight).sum();
+        let loss =
+            stats.iter().map(|s| s.loss_sum).sum::<f64>() / weight + stats.iter().map(|s| s.balance_loss).sum::<f64>();
+        stats.shrink_to_fit();
+        Ok(StepStats { loss, grad_norm, micro_batches: stats, seconds: start.elapsed().as_secs_f64() })
+    }
+
+    fn training(&self) -> Result<TrainingStore> {
+        self.model.store.training.ok_or_else(|| {
+            Error::new(ErrorCode::Config, "the engine was opened for inference only, and has no gradients")
+        })
+    }
+
+    /// The gradients of a step, without the update.
+    pub(crate) fn accumulate(&mut self, batches: &[MicroBatch]) -> Result<Vec<MicroBatchStats>> {
+        let training = self.training()?;
+        let mut stats = self.prepare(batches)?;
+        let weight: f64 = stats.iter().map(|s| s.target_weight).sum();
+        if weight == 0.0 {
+            return Err(Error::new(
+                ErrorCode::Data,
+                "no token of this step is trained: every target is ignored or has weight 0",
+            )
+            .hint("check that the rows have replies, and that truncation does not cut them off"));
+        }
+        self.backend.zero(training.gradients);
+        let (sums, balances) = self.statistics(batches.len());
+        let bottom = self.arena.mark();
+        for (i, batch) in batches.iter().enumerate() {
+            if stats[i].target_tokens > 0 {
+                let balance = balances.map(|b| b.slice(i * b.len / batches.len(), b.len / batches.len()));
+                let run = self.begin(batch, Some(self.model.recompute), sums.slice(3 * i, 3), balance);
+                self.parts().train(&run, (1.0 / weight) as f32)?;
+                self.arena.release(bottom);
+            }
+        }
+        self.read_statistics(&mut stats, sums, balances)?;
+        Ok(stats)
+    }
+
+    /// The loss of each micro-batch, with the weights as they are.
+    pub fn evaluate(&mut self, batches: &[MicroBatch]) -> Result<Vec<MicroBatchStats>> {
+        let mut stats = self.prepare(batches)?;
+        if batches.is_empty() {
+            return Ok(stats);
+        }
+        let (sums, balances) = self.statistics(batches.len());
+        let bottom = self.arena.mark();
+        for (i, batch) in batches.iter().enumerate() {
+            if stats[i].target_tokens > 0 {
+                let balance = balances.map(|b| b.slice(i * b.len / batches.len(), b.len / batches.len()));
+                let run = self.begin(batch, None, sums.slice(3 * i, 3), balance);
+                let result = self.parts().evaluate(&run);
+                if result.is_err() {
+                    self.interrupt.store(false, Ordering::Relaxed);
+                }
+                result?;
+                self.arena.release(bottom);
+            }
+        }
+        self.read_statistics(&mut stats, sums, balances)?;
+        Ok(stats)
+    }
+
+    /// Checks all micro-batches, counts their targets and makes room for the largest.
+    fn prepare(&mut self, batches: &[MicroBatch]) -> Result<Vec<MicroBatchStats>> {
+        let mut stats = Vec::with_capacity(batches.len());
+        let mut largest = BatchSize::default();
+        for (i, batch) in batches.iter().enumerate() {
+            batch.validate(i, self.model.shape.vocab)?;
+            let size = batch.size();
+            largest.tokens = largest.tokens.max(size.tokens);
+            largest.sequences = largest.sequences.max(size.sequences);
+            let weights = || (0..size.tokens).map(|t| batch.weight(t)).filter(|&w| w > 0.0);
+            stats.push(MicroBatchStats {
+                tokens: size.tokens,
+                target_tokens: weights().count(),
+                target_weight: weights().map(f64::from).sum(),
+                ..MicroBatchStats::default()
+            });
+        }
+        self.make_room(largest, batches.len())?;
+        self.arena.clear();
+        Ok(stats)
+    }
+
+    /// Zeroed room for the statistics of `count` micro-batches: f64 `[count, 3]`, and f32 `[count, 2, experts]` where a
+    /// balance loss is added.
+    fn statistics(&mut self, count: usize) -> (Buffer, Option<Buffer>) {
+        let (sums, balances) = take_statistics(&mut self.arena, &self.model.shape, count);
+        for buffer in [Some(sums), balances].into_iter().flatten() {
+            self.backend.zero(buffer);
+        }
+        (sums, balances)
+    }
+
+    fn read_statistics(&mut self, stats: &mut [MicroBatchStats], sums: Buffer, balances: Option<Buffer>) -> Result<()> {
+        let mut host = vec![0f64; sums.len];
+        self.backend.read_back(sums, bytemuck::cast_slice_mut(&mut host))?;
+        for (stat, sums) in stats.iter_mut().zip(host.chunks_exact(3)) {
+            (stat.loss_sum, stat.correct, stat.entropy_sum) = (sums[0], sums[1] as usize, sums[2]);
+        }
+        if let Some(balances) = balances {
+            let mut host = vec![0f32; balances.len];
+            self.backend.read_back(balances, bytemuck::cast_slice_mut(&mut host))?;
+            let shape = &self.model.shape;
+            let experts = shape.experts();
+            let coefficient = f64::from(shape.balance.unwrap_or(0.0));
+            for (stat, balance) in stats.iter_mut().zip(host.chunks_exact(2 * experts)) {
+                let n = (stat.tokens * shape.expert_layers()) as f64;
+                let (counts, probabilities) = balance.split_at(experts);
+                let products = counts.iter().zip(probabilities).map(|(&c, &p)| f64::from(c) * f64::from(p));
+                stat.balance_loss = coefficient * experts as f64 * products.sum::<f64>() / (n * n);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_finite(&self, stats: &[MicroBatchStats], grad_norm: f64) -> Result<()> {
+        let step = self.steps + 1;
+        let hint = "the learning rate may be too high, or a row or weight damaged; nothing was updated";
+        for (i, stat) in stats.iter().enumerate() {
+            let loss = stat.loss_sum + stat.balance_loss;
+            if !loss.is_finite() {
+                return Err(Error::new(
+                    ErrorCode::NonFinite,
+                    format!("step {step}: the loss of micro-batch {i} is {loss}"),
+                )
+                .hint(hint));
+            }
+        }
+        if !grad_norm.is_finite() {
+            return Err(
+                Error::new(ErrorCode::NonFinite, format!("step {step}: the gradient norm is {grad_norm}")).hint(hint)
+            );
+        }
+        Ok(())
+    }
+
+    /// AdamW on both halves of the parameters.
+    fn update(&mut self, training: &TrainingStore, hyper: Hyper, step: u64) {
+        let (adam, store) = (self.adam, self.model.store);
+        let correction = |beta: f32| (1.0 - f64::from(beta).powf(step as f64)) as f32;
+        let (decayed, len) = (self.model.params.decayed, self.model.params.len);
+        for (start, end, weight_decay) in [(0, decayed, adam.weight_decay), (decayed, len, 0.0)] {
+            let part = |buffer: Buffer| buffer.slice(start, end - start);
+            self.backend.adamw(&AdamW {
+                weights: part(store.weights),
+                weights_low: store.weights_low.map(part),
+                gradients: part(training.gradients),
+                moment1: part(training.moment1),
+                moment2: part(training.moment2),
+                learning_rate: hyper.learning_rate,
+                beta1: adam.beta1,
+                beta2: adam.beta2,
+                epsilon: adam.epsilon,
+                weight_decay,
+                bias_correction1: correction(adam.beta1),
+                bias_correction2: correction(adam.beta2),
+                grad_norm_squared: training.norm_squared,
+                max_grad_norm: hyper.max_grad_norm,
+            });
+        }
+    }
+}
+
+/// See [`Engine::statistics`].
+pub(crate) fn take_statistics(arena: &mut Arena, shape: &Shape, count: usize) -> (Buffer, Option<Buffer>) {
+    let sums = arena.take(Category::Inputs, DType::F64, 3 * count);
+    let balances = shape.balance.map(|_| arena.take(Category::Inputs, DType::F32, count * 2 * shape.experts()));
+    (sums, balances)
+}
+
+fn check_hyper(hyper: Hyper) -> Result<()> {
+    for (name, value) in [("learning rate", hyper.learning_rate), ("max_grad_norm", hyper.max_grad_norm)] {
+        if !(value >= 0.0 && value.is_finite()) {
+            return Err(Error::new(
+                ErrorCode::Config,
+                format!("the {name} is {value}; it must be finite and at least 0"),
+            ));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! What tests look at: all logits, each target's loss, the routers' logits, and gradients without an update.
+
+use std::sync::atomic::AtomicBool;
+
+use arl_model::Result;
+
+use crate::arena::{Arena, Category};
+use crate::backend::plan::PlanBackend;
+use crate::backend::{Backend, Buffer, DType};
+use crate::batch::{Inputs, MicroBatch};
+use crate::engine::{Engine, MicroBatchStats, take_statistics};
+use crate::step::{LossMode, Recompute, Run, Step};
+
+/// What the forward pass over one micro-batch gives.
+#[derive(Clone, Debug)]
+pub struct Inspection {
+    /// f32 `[T, vocab]`.
+    pub logits: Vec<f32>,
+    /// `[T]`: negative log-likelihood of each target, 0 where there is none.
+    pub nll: Vec<f32>,
+    /// By layers that have experts: f32 `[T, experts]`.
+    pub router_logits: Vec<Vec<f32>>,
+}
+
+/// All memory that [`Engine::inspect`] takes: what every layer computes is kept.
+fn room<B: Backend>(step: &mut Step<'_, B>, inputs: Inputs) -> (Run, Buffer) {
+    let (sums, balance) = take_statistics(step.arena, &step.model.shape, 1);
+    let run = step.begin(inputs, Some(Recompute::Off), sums, balance);
+    step.take_scratch(&run);
+    let chunk = step.model.loss_chunk.min(inputs.size.tokens);
+    let logits = step.arena.take(Category::LogitsChunk, DType::F32, chunk * step.model.shape.vocab);
+    (run, logits)
+}
+
+impl<B: Backend> Engine<B> {
+    /// Runs the forward pass and reads back what training never looks at.
+    pub fn inspect(&mut self, batch: &MicroBatch) -> Result<Inspection> {
+        batch.validate(0, self.model.shape.vocab)?;
+        let (size, dim) = (batch.size(), self.model.shape.heads.dim);
+        let mut dry = Arena::new(usize::MAX);
+        let inputs = Inputs::take(&mut dry, size, size.tokens, size.tokens, dim);
+        let mut step = Step {
+            backend: &mut PlanBackend::default(),
+            arena: &mut dry,
+            model: &self.model,
+            layers: &mut self.layers,
+            interrupt: &AtomicBool::new(false),
+        };
+        let (run, _) = room(&mut step, inputs);
+        step.loss(&run, LossMode::Evaluate);
+        if dry.peak() > self.plan.bytes() {
+            self.make_room_for(self.plan.with_arena(dry))?;
+        }
+
+        self.arena.clear();
+        let inputs = self.staging.upload(&mut self.backend, &mut self.arena, batch, &self.rope, dim);
+        let mut step = self.parts();
+        let (run, chunk) = room(&mut step, inputs);
+        step.forward(&run)?;
+        step.loss(&run, LossMode::Evaluate);
+
+        let (h, v) = (step.model.shape.hidden, step.model.shape.vocab);
+        let mut logits = vec![0f32; size.tokens * v];
+        let rows = chunk.len / v;
+        for (i, part) in logits.chunks_mut(rows * v).enumerate() {
+            let n = part.len() / v;
+            step.logits(run.final_norm.slice(i * rows * h, n * h), n, chunk.slice(0, n * v));
+            step.backend.read_back(chunk.slice(0, n * v), bytemuck::cast_slice_mut(part))?;
+        }
+        let mut compact = vec![0f32; inputs.target_rows];
+        step.backend.read_back(inputs.nll, bytemuck::cast_slice_mut(&mut compact))?;
+        let mut compact = compact.into_iter();
+        let nll = (0..size.tokens).map(|t| if batch.weight(t) > 0.0 { compact.next().unwrap_or(0.0) } else { 0.0 });
+        let nll = nll.collect();
+        let mut router_logits = Vec::new();
+        for l in 0..step.layers.len() {
+            if let Some(buffer) = step.layers[l].router_logits() {
+                let mut host = vec![0f32; buffer.len];
+                step.backend.read_back(buffer, bytemuck::cast_slice_mut(&mut host))?;
+                router_logits.push(host);
+            }
+        }
+        Ok(Inspection { logits, nll, router_logits })
+    }
+
+    /// The gradients of a step without its update; read them with [`Engine::read_tensor`].
+    pub fn gradients(&mut self, batches: &[MicroBatch]) -> Result<Vec<MicroBatchStats>> {
+        self.accumulate(batches)
+    }
+}

@@ -1,0 +1,235 @@
+//! Where each parameter lies: one flat array, what is decayed first, then what is not, so that an optimizer step is
+//! two leaves. Fused weights are several tensors of a checkpoint side by side. Knows names and shapes, no values.
+
+use std::collections::HashMap;
+
+use arl_model::{Mlp, ModelConfig, Role, TensorSpec, tensor_table};
+
+use crate::arena::ALIGNMENT;
+use crate::backend::{Buffer, DType, Pool};
+
+/// A parameter: a part of each of the flat arrays (weights, gradients, moments).
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Param {
+    /// First element.
+    pub(crate) offset: usize,
+    /// Elements.
+    pub(crate) len: usize,
+}
+
+/// A tensor of a checkpoint, and where its elements lie in the flat arrays.
+#[derive(Clone, Debug)]
+pub(crate) struct Tensor {
+    /// Its name and shape.
+    pub(crate) spec: TensorSpec,
+    /// First element in the flat arrays.
+    pub(crate) offset: usize,
+}
+
+impl Tensor {
+    /// The place of its elements.
+    pub(crate) fn param(&self) -> Param {
+        Param { offset: self.offset, len: self.spec.elements() }
+    }
+}
+
+/// The parameters of a layer's feed-forward part.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum MlpParams {
+    Dense {
+        /// `[2 width, hidden]`: gate, then up.
+        gate_up: Param,
+        /// `[hidden, width]`.
+        down: Param,
+    },
+    Experts {
+        /// `[experts, hidden]`.
+        router: Param,
+        /// `[experts, 2 width, hidden]`.
+        gate_up: Param,
+        /// `[experts, hidden, width]`.
+        down: Param,
+    },
+}
+
+/// The parameters of a layer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LayerParams {
+    /// `[hidden]`.
+    pub(crate) input_norm: Param,
+    /// `[(query + 2 key_value) dim, hidden]`.
+    pub(crate) qkv: Param,
+    /// `[(query + 2 key_value) dim]`.
+    pub(crate) qkv_bias: Option<Param>,
+    /// `[dim]` each: of queries, of keys.
+    pub(crate) qk_norm: Option<(Param, Param)>,
+    /// `[hidden, query dim]`.
+    pub(crate) output: Param,
+    /// `[hidden]`.
+    pub(crate) output_bias: Option<Param>,
+    /// `[hidden]`.
+    pub(crate) post_norm: Param,
+    pub(crate) mlp: MlpParams,
+}
+
+/// All parameters of a model.
+#[derive(Clone, Debug)]
+pub(crate) struct Params {
+    /// `[vocab, hidden]`.
+    pub(crate) embedding: Param,
+    pub(crate) layers: Vec<LayerParams>,
+    /// `[hidden]`.
+    pub(crate) final_norm: Param,
+    /// `[vocab, hidden]`; the embedding itself where they are tied.
+    pub(crate) head: Param,
+    /// Elements of the flat arrays; elements between parameters are zero and stay zero.
+    pub(crate) len: usize,
+    /// The first so many are decayed.
+    pub(crate) decayed: usize,
+    /// Every tensor of the checkpoint, in the order in which they lie here.
+    pub(crate) tensors: Vec<Tensor>,
+}
+
+/// Whether a parameter lies right behind the one before it in the table, because one matrix product takes both.
+fn continues(role: Role) -> bool {
+    match role {
+        Role::KWeight | Role::VWeight | Role::KBias | Role::VBias | Role::Up | Role::ExpertUp(_) => true,
+        Role::ExpertGate(expert) | Role::ExpertDown(expert) => expert > 0,
+        _ => false,
+    }
+}
+
+impl Params {
+    /// The layout of a model's parameters.
+    pub(crate) fn new(config: &ModelConfig) -> Self {
+        let table = tensor_table(config);
+        let mut tensors = Vec::with_capacity(table.len());
+        let mut decayed = 0;
+        let mut len = 0;
+        for decay in [true, false] {
+            for spec in table.iter().filter(|spec| spec.decay == decay) {
+                if !continues(spec.role) {
+                    len = usize::next_multiple_of(len, ALIGNMENT / 2);
+                }
+                tensors.push((spec, len));
+                len += spec.elements();
+            }
+            len = len.next_multiple_of(ALIGNMENT / 2);
+            if decay {
+                decayed = len;
+            }
+        }
+
+        // From the first tensor of `first`'s role to the last one of `last`'s.
+        let places: HashMap<(Option<usize>, Role), (usize, usize)> =
+            tensors.iter().map(|(spec, offset)| ((spec.layer, spec.role), (*offset, spec.elements()))).collect();
+        let find = |layer: Option<usize>, first: Role, last: Role| -> Option<Param> {
+            let (offset, _) = places.get(&(layer, first))?;
+            let (last, len) = places.get(&(layer, last))?;
+            Some(Param { offset: *offset, len: last + len - offset })
+        };
+        let layers = (0..config.layers.len()).map(|l| layer_params(config, l, &find)).collect();
+        // These are in every model's table.
+        let one = |role| find(None, role, role).unwrap_or_default();
+        let embedding = one(Role::Embedding);
+        Params {
+            embedding,
+            layers,
+            final_norm: one(Role::FinalNorm),
+            head: find(None, Role::LmHead, Role::LmHead).unwrap_or(embedding),
+            len,
+            decayed,
+            tensors: tensors.into_iter().map(|(spec, offset)| Tensor { spec: spec.clone(), offset }).collect(),
+        }
+    }
+}
+
+/// Where layer `l`'s parameters lie.
+fn layer_params(
+    config: &ModelConfig,
+    l: usize,
+    find: &impl Fn(Option<usize>, Role, Role) -> Option<Param>,
+) -> LayerParams {
+    let span = |first, last| find(Some(l), first, last);
+    // Which of them a layer has follows from the configuration, as the table does.
+    let always = |first, last| span(first, last).unwrap_or_default();
+    let one = |role| always(role, role);
+    LayerParams {
+        input_norm: one(Role::InputNorm),
+        qkv: always(Role::QWeight, Role::VWeight),
+        qkv_bias: span(Role::QBias, Role::VBias),
+        qk_norm: span(Role::QNorm, Role::QNorm).zip(span(Role::KNorm, Role::KNorm)),
+        output: one(Role::OWeight),
+        output_bias: span(Role::OBias, Role::OBias),
+        post_norm: one(Role::PostAttentionNorm),
+        mlp: match config.layers[l].mlp {
+            Mlp::Dense { .. } => MlpParams::Dense { gate_up: always(Role::Gate, Role::Up), down: one(Role::Down) },
+            Mlp::Moe(moe) => {
+                let last = moe.num_experts - 1;
+                MlpParams::Experts {
+                    router: one(Role::Router),
+                    gate_up: always(Role::ExpertGate(0), Role::ExpertUp(last)),
+                    down: always(Role::ExpertDown(0), Role::ExpertDown(last)),
+                }
+            }
+        },
+    }
+}
+
+/// The flat arrays, in [`Pool::State`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Store {
+    /// f32 or bf16.
+    pub(crate) weights: Buffer,
+    /// u16, with bf16 weights: the rest of the exact f32 masters.
+    pub(crate) weights_low: Option<Buffer>,
+    /// What training needs besides; absent from an engine for inference only.
+    pub(crate) training: Option<TrainingStore>,
+    /// Bytes of the pool.
+    pub(crate) bytes: usize,
+}
+
+/// Gradients and moments, all f32.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TrainingStore {
+    pub(crate) gradients: Buffer,
+    pub(crate) moment1: Buffer,
+    pub(crate) moment2: Buffer,
+    /// f64 `[1]`: the sum of squares of all gradients.
+    pub(crate) norm_squared: Buffer,
+}
+
+impl Store {
+    /// The arrays of `len` elements, weights in `dtype`.
+    pub(crate) fn new(len: usize, dtype: DType, inference_only: bool) -> Self {
+        let mut next = 0;
+        let mut take = |dtype: DType, len: usize| {
+            let offset = next;
+            next = (next + len * dtype.bytes()).next_multiple_of(ALIGNMENT);
+            Buffer { pool: Pool::State, offset, len, dtype }
+        };
+        let weights = take(dtype, len);
+        let weights_low = (dtype == DType::Bf16 && !inference_only).then(|| take(DType::U16, len));
+        let training = (!inference_only).then(|| TrainingStore {
+            gradients: take(DType::F32, len),
+            moment1: take(DType::F32, len),
+            moment2: take(DType::F32, len),
+            norm_squared: take(DType::F64, 1),
+        });
+        Self { weights, weights_low, training, bytes: next }
+    }
+
+    /// A parameter's weights.
+    pub(crate) fn weight(&self, param: Param) -> Buffer {
+        self.weights.slice(param.offset, param.len)
+    }
+
+    /// A parameter's gradients.
+    pub(crate) fn gradient(&self, param: Param) -> Buffer {
+        match &self.training {
+            Some(training) => training.gradients.slice(param.offset, param.len),
+            // No backward pass runs on such an engine; an empty buffer keeps the forward pass free of the question.
+            None => self.weights.slice(0, 0),
+        }
+    }
+}

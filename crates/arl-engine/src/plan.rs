@@ -1,0 +1,113 @@
+//! The memory plan: a dry run of the very step against a backend that computes nothing.
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use arl_model::{Error, ErrorCode, ModelConfig, Result};
+
+use crate::arena::{Arena, Category};
+use crate::backend::plan::PlanBackend;
+use crate::batch::{BatchSize, Inputs};
+use crate::engine::{EngineOptions, take_statistics};
+use crate::params::Store;
+use crate::step::{Model, Step};
+
+/// Bytes by category.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// Name and bytes of each category that is not empty.
+    pub categories: Vec<(&'static str, usize)>,
+    /// All of them.
+    pub total_bytes: usize,
+}
+
+/// The memory that a step over micro-batches of a size needs at its highest point.
+#[derive(Clone, Debug)]
+pub(crate) struct StepPlan {
+    pub(crate) size: BatchSize,
+    pub(crate) micro_batches: usize,
+    arena: Arena,
+}
+
+impl StepPlan {
+    /// Runs the step dry. Every position counts as a target: then it needs most.
+    pub(crate) fn new(model: &Model, size: BatchSize, micro_batches: usize) -> Result<Self> {
+        let size = BatchSize { tokens: size.tokens.max(1), sequences: size.sequences.clamp(1, size.tokens.max(1)) };
+        let mut arena = Arena::new(usize::MAX);
+        take_statistics(&mut arena, &model.shape, micro_batches);
+        let inputs = Inputs::take(&mut arena, size, size.tokens, size.tokens, model.shape.heads.dim);
+        let (sums, balance) = take_statistics(&mut Arena::new(usize::MAX), &model.shape, 1);
+        let mut step = Step {
+            backend: &mut PlanBackend::default(),
+            arena: &mut arena,
+            model,
+            layers: &mut Vec::new(),
+            interrupt: &AtomicBool::new(false),
+        };
+        if model.store.training.is_some() {
+            let run = step.begin(inputs, Some(model.recompute), sums, balance);
+            step.train(&run, 1.0)?;
+        } else {
+            let run = step.begin(inputs, None, sums, balance);
+            step.evaluate(&run)?;
+        }
+        Ok(StepPlan { size, micro_batches, arena })
+    }
+
+    /// A plan that was found by another dry run, for the same micro-batches.
+    pub(crate) fn with_arena(&self, arena: Arena) -> Self {
+        StepPlan { arena, ..self.clone() }
+    }
+
+    /// Bytes of the pool.
+    pub(crate) fn bytes(&self) -> usize {
+        self.arena.peak()
+    }
+
+    /// Whether there is room for `count` micro-batches of `size`.
+    pub(crate) fn holds(&self, size: BatchSize, count: usize) -> bool {
+        size.tokens <= self.size.tokens && size.sequences <= self.size.sequences && count <= self.micro_batches
+    }
+
+    /// The least size that holds both the plan's and `size`.
+    pub(crate) fn larger(&self, size: BatchSize) -> BatchSize {
+        BatchSize { tokens: size.tokens.max(self.size.tokens), sequences: size.sequences.max(self.size.sequences) }
+    }
+}
+
+impl MemoryPlan {
+    pub(crate) fn of(store: &Store, plan: &StepPlan) -> Self {
+        let mut categories = vec![("weights", store.weights.bytes())];
+        categories.extend(store.weights_low.map(|low| ("master weights", low.bytes())));
+        if let Some(training) = &store.training {
+            categories.push(("gradients", training.gradients.bytes()));
+            categories.push(("moments", training.moment1.bytes() + training.moment2.bytes()));
+        }
+        let rest = store.bytes - categories.iter().map(|(_, bytes)| bytes).sum::<usize>();
+        let step = Category::ALL.iter().zip(plan.arena.at_peak());
+        categories.extend(step.map(|(category, bytes)| (category.name(), bytes)));
+        for (name, bytes) in &mut categories {
+            if *name == Category::Inputs.name() {
+                *bytes += rest;
+            }
+        }
+        categories.retain(|(_, bytes)| *bytes > 0);
+        MemoryPlan { total_bytes: store.bytes + plan.bytes(), categories }
+    }
+}
+
+/// The memory that an engine with these options takes, by category. Takes none itself.
+pub fn plan_memory(dir: &Path, options: &EngineOptions) -> Result<MemoryPlan> {
+    let config = ModelConfig::from_dir(dir)?;
+    plan_memory_of(&config, options)
+}
+
+/// [`plan_memory`] of a configuration that was read already.
+pub fn plan_memory_of(config: &ModelConfig, options: &EngineOptions) -> Result<MemoryPlan> {
+    let model = crate::engine::model(config, options)?;
+    if options.max_batch.tokens == 0 {
+        return Err(Error::new(ErrorCode::Config, "a micro-batch has at least one token"));
+    }
+    let plan = StepPlan::new(&model, options.max_batch, crate::engine::MICRO_BATCHES)?;
+    Ok(MemoryPlan::of(&model.store, &plan))
+}

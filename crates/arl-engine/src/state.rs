@@ -1,0 +1,275 @@
+//! Weights in and out of the device: from a checkpoint, from random numbers, to and from a saved state of a run.
+//! What is saved is exact: an engine that restores it goes on with equal bits.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use arl_model::{
+    Checkpoint, Dtype, Error, ErrorCode, Result, SafetensorsFile, SafetensorsWriter, TensorDecl, WeightDtype, init_f32,
+    save_model, sync_folder,
+};
+
+use crate::backend::{Backend, Buffer, DType, join_master, split_master};
+use crate::engine::Engine;
+use crate::params::Param;
+
+/// Elements that cross between host and device at a time.
+const PIECE: usize = 1 << 20;
+/// The file that [`Engine::save_state`] writes into its folder.
+const STATE_FILE: &str = "engine.safetensors";
+/// Bytes of one file of an exported model, as transformers has it.
+const MAX_SHARD_BYTES: u64 = 50_000_000_000;
+const FORMAT: &str = "arl engine state 1";
+
+/// What of a parameter is read back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The weights; with bf16 weights the exact f32 masters.
+    Weights,
+    /// The gradients of the step that was accumulated last.
+    Gradients,
+    /// The first moments.
+    Moment1,
+    /// The second moments.
+    Moment2,
+}
+
+impl<B: Backend> Engine<B> {
+    /// Reads all weights from the mapped checkpoint.
+    pub(crate) fn load_checkpoint(&mut self, dir: &Path) -> Result<()> {
+        let checkpoint = Checkpoint::open(dir, &self.config)?;
+        self.source_dtype = Some(checkpoint.dtype());
+        let mut staging = Vec::new();
+        for i in 0..self.model.params.tensors.len() {
+            let tensor = &self.model.params.tensors[i];
+            let param = tensor.param();
+            staging.resize(param.len, 0f32);
+            checkpoint.read_f32(&tensor.spec.name, &mut staging)?;
+            self.write_weights(param, &staging);
+        }
+        Ok(())
+    }
+
+    /// Draws all weights.
+    pub(crate) fn load_random(&mut self, seed: u64) -> Result<()> {
+        let mut staging = Vec::new();
+        for i in 0..self.model.params.tensors.len() {
+            let tensor = &self.model.params.tensors[i];
+            let param = tensor.param();
+            staging.resize(param.len, 0f32);
+            init_f32(&self.config, &tensor.spec, seed, &mut staging);
+            self.write_weights(param, &staging);
+        }
+        Ok(())
+    }
+
+    /// Uploads a parameter's weights.
+    fn write_weights(&mut self, param: Param, values: &[f32]) {
+        let store = self.model.store;
+        if store.weights.dtype == DType::F32 {
+            self.backend.upload(bytemuck::cast_slice(values), store.weight(param));
+            return;
+        }
+        let mut high = Vec::with_capacity(PIECE.min(values.len()));
+        let mut low = Vec::with_capacity(PIECE.min(values.len()));
+        for (piece, values) in values.chunks(PIECE).enumerate() {
+            high.clear();
+            low.clear();
+            for &value in values {
+                let (h, l) = split_master(value);
+                high.push(h);
+                low.push(l);
+            }
+            let start = param.offset + piece * PIECE;
+            self.backend.upload(bytemuck::cast_slice(&high), store.weights.slice(start, values.len()));
+            if let Some(weights_low) = store.weights_low {
+                self.backend.upload(bytemuck::cast_slice(&low), weights_low.slice(start, values.len()));
+            }
+        }
+    }
+
+    /// Reads a parameter's weights back; the exact masters where there are any.
+    pub(crate) fn read_weights(&mut self, param: Param, out: &mut [f32]) -> Result<()> {
+        let store = self.model.store;
+        if store.weights.dtype == DType::F32 {
+            return self.backend.read_back(store.weight(param), bytemuck::cast_slice_mut(out));
+        }
+        let (mut high, mut low) = (vec![0u16; PIECE.min(out.len())], vec![0u16; PIECE.min(out.len())]);
+        for (piece, out) in out.chunks_mut(PIECE).enumerate() {
+            let start = param.offset + piece * PIECE;
+            let (high, low) = (&mut high[..out.len()], &mut low[..out.len()]);
+            self.backend.read_back(store.weights.slice(start, out.len()), bytemuck::cast_slice_mut(high))?;
+            match store.weights_low {
+                Some(weights_low) => {
+                    self.backend.read_back(weights_low.slice(start, out.len()), bytemuck::cast_slice_mut(low))?;
+                    for ((out, &h), &l) in out.iter_mut().zip(&*high).zip(&*low) {
+                        *out = join_master(h, l);
+                    }
+                }
+                None => {
+                    for (out, &h) in out.iter_mut().zip(&*high) {
+                        *out = f32::from_bits(u32::from(h) << 16);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Names of all tensors, as in a checkpoint.
+    pub fn tensor_names(&self) -> Vec<String> {
+        self.model.params.tensors.iter().map(|t| t.spec.name.clone()).collect()
+    }
+
+    /// Reads one tensor back by its name in a checkpoint, row-major.
+    pub fn read_tensor(&mut self, name: &str, kind: Kind) -> Result<Vec<f32>> {
+        let Some(tensor) = self.model.params.tensors.iter().find(|t| t.spec.name == name) else {
+            return Err(Error::new(ErrorCode::Internal, format!("the model has no tensor `{name}`")));
+        };
+        let param = tensor.param();
+        let mut values = vec![0f32; param.len];
+        let array = match (kind, self.model.store.training) {
+            (Kind::Weights, _) => {
+                self.read_weights(param, &mut values)?;
+                return Ok(values);
+            }
+            (_, None) => return Err(Error::new(ErrorCode::Internal, "an engine for inference only has weights alone")),
+            (Kind::Gradients, Some(training)) => training.gradients,
+            (Kind::Moment1, Some(training)) => training.moment1,
+            (Kind::Moment2, Some(training)) => training.moment2,
+        };
+        self.backend.read_back(array.slice(param.offset, param.len), bytemuck::cast_slice_mut(&mut values))?;
+        Ok(values)
+    }
+
+    /// The arrays of a saved state under their names.
+    fn state_arrays(&self) -> Result<Vec<(&'static str, Buffer)>> {
+        let store = self.model.store;
+        let Some(training) = store.training else {
+            return Err(Error::new(ErrorCode::Config, "an engine for inference only has no state to save or restore"));
+        };
+        let mut arrays = vec![("weights", store.weights)];
+        arrays.extend(store.weights_low.map(|low| ("weights_low", low)));
+        arrays.extend([("moment1", training.moment1), ("moment2", training.moment2)]);
+        Ok(arrays)
+    }
+
+    /// Changes whenever the order, names, shapes or types of the flat arrays do.
+    fn layout(&self) -> String {
+        let mut hash = 0xcbf2_9ce4_8422_2325u64;
+        let mut add = |bytes: &[u8]| {
+            for &byte in bytes {
+                hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+            }
+        };
+        add(&[self.model.dtype.bytes() as u8]);
+        for tensor in &self.model.params.tensors {
+            add(tensor.spec.name.as_bytes());
+            add(&(tensor.offset as u64).to_le_bytes());
+            for &side in &tensor.spec.shape {
+                add(&(side as u64).to_le_bytes());
+            }
+        }
+        format!("{hash:016x}")
+    }
+
+    /// Writes exact weights, moments and step count to `dir/engine.safetensors`, by way of a file beside it that is
+    /// renamed when it is complete and on the disk.
+    pub fn save_state(&mut self, dir: &Path) -> Result<()> {
+        std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, &e))?;
+        let (path, partial) = (dir.join(STATE_FILE), dir.join(format!("{STATE_FILE}.partial")));
+        let written = self.write_state(&partial);
+        if written.is_err() {
+            // The error that is reported is the first one.
+            let _ = std::fs::remove_file(&partial);
+        }
+        written?;
+        std::fs::rename(&partial, &path).map_err(|e| Error::io(&path, &e))?;
+        sync_folder(dir)
+    }
+
+    fn write_state(&mut self, path: &Path) -> Result<()> {
+        let arrays = self.state_arrays()?;
+        let (layout, steps) = (self.layout(), self.steps.to_string());
+        let declare = |&(name, buffer): &(&str, Buffer)| TensorDecl {
+            name: name.to_owned(),
+            dtype: file_dtype(buffer.dtype),
+            shape: vec![buffer.len],
+        };
+        let declared: Vec<TensorDecl> = arrays.iter().map(declare).collect();
+        let metadata = [("format", FORMAT), ("layout", &layout), ("steps", &steps)];
+        let mut writer = SafetensorsWriter::create(path, &metadata, &declared)?;
+        let mut staging = vec![0u8; PIECE * 4];
+        for (_, buffer) in arrays {
+            for start in (0..buffer.len).step_by(PIECE) {
+                let part = buffer.slice(start, PIECE.min(buffer.len - start));
+                let staging = &mut staging[..part.bytes()];
+                self.backend.read_back(part, staging)?;
+                writer.append(staging)?;
+            }
+        }
+        writer.finish()
+    }
+
+    /// Writes the model to `dir`, an empty folder or none yet, in Hugging Face's layout; `dtype` `None`: the type of
+    /// the checkpoint that the engine was opened on, f32 where it had none. Configuration and tokenizer are copied from
+    /// there. With bf16 weights, what is narrowed is the exact masters.
+    pub fn export_model(&mut self, dir: &Path, dtype: Option<WeightDtype>) -> Result<()> {
+        std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, &e))?;
+        let dtype = dtype.or(self.source_dtype).unwrap_or(WeightDtype::F32);
+        let (config, source) = (self.config.clone(), self.source.clone());
+        let places: HashMap<String, Param> =
+            self.model.params.tensors.iter().map(|t| (t.spec.name.clone(), t.param())).collect();
+        save_model(dir, &source, &config, dtype, MAX_SHARD_BYTES, |name, out| match places.get(name) {
+            Some(&param) => self.read_weights(param, out),
+            None => Err(Error::new(ErrorCode::Internal, format!("the model has no tensor `{name}`"))),
+        })
+    }
+
+    /// Reads what [`Engine::save_state`] wrote. The engine must have been opened with the same model and type. Nothing
+    /// is changed unless the file fits.
+    pub fn restore_state(&mut self, dir: &Path) -> Result<()> {
+        let path = dir.join(STATE_FILE);
+        let arrays = self.state_arrays()?;
+        // Whatever is wrong with the file, it is a state that is damaged, not the weights of a model.
+        let file = SafetensorsFile::open(&path)
+            .map_err(|e| if e.code == ErrorCode::Io { e } else { damaged(&path, &e.message) })?;
+        if file.metadata("format") != Some(FORMAT) {
+            return Err(damaged(&path, "it is not a state that this version writes"));
+        }
+        if file.metadata("layout") != Some(self.layout().as_str()) {
+            return Err(damaged(&path, "it belongs to another model, or to a run with another dtype"));
+        }
+        let Some(steps) = file.metadata("steps").and_then(|s| s.parse().ok()) else {
+            return Err(damaged(&path, "its step count is missing"));
+        };
+        for (name, buffer) in &arrays {
+            if file.info(name) != Some((file_dtype(buffer.dtype), &[buffer.len][..])) {
+                return Err(damaged(&path, &format!("its array `{name}` is missing or of another size")));
+            }
+        }
+        for (name, buffer) in &arrays {
+            let bytes = file.bytes(name)?;
+            for (piece, bytes) in bytes.chunks(PIECE * buffer.dtype.bytes()).enumerate() {
+                self.backend.upload(bytes, buffer.slice(piece * PIECE, bytes.len() / buffer.dtype.bytes()));
+            }
+        }
+        self.steps = steps;
+        Ok(())
+    }
+}
+
+fn file_dtype(dtype: DType) -> Dtype {
+    match dtype {
+        DType::F32 => Dtype::F32,
+        DType::Bf16 => Dtype::BF16,
+        DType::F64 => Dtype::F64,
+        DType::I32 => Dtype::I32,
+        DType::U16 => Dtype::U16,
+    }
+}
+
+fn damaged(path: &Path, what: &str) -> Error {
+    Error::new(ErrorCode::State, format!("{}: {what}", path.display()))
+        .hint("resume from another checkpoint of this run, with the options that it was started with")
+}
