@@ -164,7 +164,7 @@ export class TextReporter implements Reporter {
 		const micro =
 			event.microBatchesPerStep === 1 ? "one micro-batch" : `${count(event.microBatchesPerStep)} micro-batches`;
 		this.#line(
-			`steps    ${event.totalSteps - event.firstStep} of ${event.totalSteps}, ${micro} each, ${Number(event.epochs.toFixed(3))} epochs`,
+			`steps    ${event.totalSteps - event.firstStep} of ${event.totalSteps}, ${micro} each, ${event.epochs === 1 ? "1 epoch" : `${Number(event.epochs.toFixed(3))} epochs`}`,
 		);
 		this.#line(`output   ${event.outputDir}`);
 	}
@@ -233,7 +233,7 @@ function bar(done: number): string {
 }
 
 function rowsText(rows: number): string {
-	return rows === 1 ? "1 row" : `${count(rows)} rows`;
+	return rows === 1 ? "1 row" : `${rows.toLocaleString("en-US")} rows`;
 }
 
 /** One JSON event a line; errors go to people as well. */
