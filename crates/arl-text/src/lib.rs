@@ -1,1 +1,21 @@
-//! Under construction.
+//! Rows to tokens: a row's JSON bytes become a conversation, the checkpoint's chat template makes text of it, the
+//! tokenizer makes tokens of that, and a cache on disk keeps them for training.
+//! Knows nothing of models, devices or Node; its errors are `arl_model::Error`, and `RowProblem` for a single row.
+
+mod cache;
+mod encoder;
+mod files;
+mod options;
+mod pack;
+mod problem;
+mod row;
+mod targets;
+mod template;
+mod tokenize;
+
+pub use cache::{FillReport, MicroBatch, RowState, TokenCache};
+pub use encoder::{Encoded, Outcome, Run, Span, TextEncoder, TextInfo};
+pub use files::{decompress, json_array_rows};
+pub use options::{TextOptions, Thinking, Truncation};
+pub use pack::pack;
+pub use problem::RowProblem;

@@ -1,0 +1,336 @@
+//! The cache's two files. `tokens` holds ids, runs and texts of problems; `index` one entry of fixed size a row.
+//! An entry carries checksums of itself and of its data, so that a write that was cut off is seen and undone.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use arl_model::{Error, ErrorCode, Result};
+use rayon::prelude::*;
+
+use crate::encoder::{Encoded, Run, targets_in};
+use crate::problem::RowProblem;
+
+const MAGIC: &[u8; 8] = b"ARLTOKEN";
+const VERSION: u32 = 1;
+/// Magic, version, four bytes of zero, rows, hash of the key.
+const HEADER: u64 = 8 + 4 + 4 + 8 + 32;
+const ENTRY: usize = 48;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Sample = 1,
+    Dropped = 2,
+    Problem = 3,
+}
+
+/// Where a row's data lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) row: u32,
+    pub(super) kind: Kind,
+    pub(super) truncated: bool,
+    /// Tokens; of a problem: bytes of its reason.
+    pub(super) ids: u32,
+    /// Runs; of a problem: bytes of its message.
+    pub(super) runs: u32,
+    pub(super) targets: u32,
+    offset: u64,
+    checksum: u64,
+}
+
+impl Entry {
+    /// Bytes in the data file.
+    fn size(&self) -> u64 {
+        match self.kind {
+            Kind::Sample => u64::from(self.ids) * 4 + u64::from(self.runs) * 8,
+            Kind::Dropped => 0,
+            Kind::Problem => u64::from(self.ids) + u64::from(self.runs),
+        }
+    }
+
+    fn to_bytes(self) -> [u8; ENTRY] {
+        let mut bytes = [0; ENTRY];
+        bytes[0..4].copy_from_slice(&self.row.to_le_bytes());
+        bytes[4] = self.kind as u8;
+        bytes[5] = u8::from(self.truncated);
+        bytes[8..12].copy_from_slice(&self.ids.to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.runs.to_le_bytes());
+        bytes[16..20].copy_from_slice(&self.targets.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.offset.to_le_bytes());
+        bytes[32..40].copy_from_slice(&self.checksum.to_le_bytes());
+        let own = checksum(&bytes[..40]);
+        bytes[40..48].copy_from_slice(&own.to_le_bytes());
+        bytes
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let u32_at = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+        let u64_at = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+        if u64_at(40)? != checksum(&bytes[..40]) {
+            return None;
+        }
+        let kind = match bytes[4] {
+            1 => Kind::Sample,
+            2 => Kind::Dropped,
+            3 => Kind::Problem,
+            _ => return None,
+        };
+        Some(Self {
+            row: u32_at(0)?,
+            kind,
+            truncated: bytes[5] == 1,
+            ids: u32_at(8)?,
+            runs: u32_at(12)?,
+            targets: u32_at(16)?,
+            offset: u64_at(24)?,
+            checksum: u64_at(32)?,
+        })
+    }
+}
+
+fn checksum(bytes: &[u8]) -> u64 {
+    let hash = blake3::hash(bytes);
+    let mut head = [0; 8];
+    head.copy_from_slice(&hash.as_bytes()[..8]);
+    u64::from_le_bytes(head)
+}
+
+/// Rows that are to be appended together.
+pub(super) struct Batch {
+    offset: u64,
+    data: Vec<u8>,
+    entries: Vec<Entry>,
+}
+
+impl Batch {
+    fn add(&mut self, mut entry: Entry, data: &[u8]) {
+        entry.offset = self.offset + self.data.len() as u64;
+        entry.checksum = checksum(data);
+        self.data.extend_from_slice(data);
+        self.entries.push(entry);
+    }
+
+    pub(super) fn sample(&mut self, row: u32, sample: &Encoded) {
+        let mut data = Vec::with_capacity(sample.ids.len() * 4 + sample.runs.len() * 8);
+        data.extend(sample.ids.iter().flat_map(|id| id.to_le_bytes()));
+        for run in &sample.runs {
+            data.extend(run.length.to_le_bytes());
+            data.extend(run.weight.to_le_bytes());
+        }
+        let entry = Entry {
+            row,
+            kind: Kind::Sample,
+            truncated: sample.truncated,
+            ids: sample.ids.len() as u32,
+            runs: sample.runs.len() as u32,
+            targets: targets_in(&sample.runs) as u32,
+            offset: 0,
+            checksum: 0,
+        };
+        self.add(entry, &data);
+    }
+
+    pub(super) fn dropped(&mut self, row: u32, tokens: usize) {
+        let kind = Kind::Dropped;
+        let ids = u32::try_from(tokens).unwrap_or(u32::MAX);
+        self.add(Entry { row, kind, truncated: false, ids, runs: 0, targets: 0, offset: 0, checksum: 0 }, &[]);
+    }
+
+    pub(super) fn problem(&mut self, row: u32, problem: &RowProblem) {
+        let mut data = problem.reason.clone().into_bytes();
+        data.extend(problem.message.as_bytes());
+        let (ids, runs) = (problem.reason.len() as u32, problem.message.len() as u32);
+        let kind = Kind::Problem;
+        self.add(Entry { row, kind, truncated: false, ids, runs, targets: 0, offset: 0, checksum: 0 }, &data);
+    }
+}
+
+/// The open files, and the entry of each row.
+pub(super) struct Store {
+    data: File,
+    index: File,
+    data_path: PathBuf,
+    index_path: PathBuf,
+    data_size: u64,
+    index_size: u64,
+    entries: Vec<Option<Entry>>,
+    filled: usize,
+}
+
+impl Store {
+    /// Opens or begins the files. Files of another key, version or number of rows are begun anew.
+    pub(super) fn open(folder: &Path, key: &[u8; 32], rows: usize) -> Result<Self> {
+        let (data_path, index_path) = (folder.join("tokens"), folder.join("index"));
+        let open = |path: &Path| {
+            let file = File::options().create(true).truncate(false).read(true).write(true).open(path);
+            file.map_err(|error| Error::io(path, &error))
+        };
+        let (data, index) = (open(&data_path)?, open(&index_path)?);
+        let mut header = Vec::with_capacity(HEADER as usize);
+        header.extend(MAGIC);
+        header.extend(VERSION.to_le_bytes());
+        header.extend([0; 4]);
+        header.extend((rows as u64).to_le_bytes());
+        header.extend(key);
+        let mut store = Self {
+            data,
+            index,
+            data_path,
+            index_path,
+            data_size: HEADER,
+            index_size: HEADER,
+            entries: vec![None; rows],
+            filled: 0,
+        };
+        let whole = has_header(&mut store.data, &store.data_path, &header)?
+            && has_header(&mut store.index, &store.index_path, &header)?;
+        if whole { store.recover()? } else { store.begin(&header)? }
+        Ok(store)
+    }
+
+    fn data_error(&self, error: &std::io::Error) -> Error {
+        Error::io(&self.data_path, error)
+    }
+
+    fn index_error(&self, error: &std::io::Error) -> Error {
+        Error::io(&self.index_path, error)
+    }
+
+    fn begin(&mut self, header: &[u8]) -> Result<()> {
+        // The index last: without its header the data is not looked at.
+        self.index.set_len(0).map_err(|error| self.index_error(&error))?;
+        self.data.set_len(0).map_err(|error| self.data_error(&error))?;
+        self.data.write_all_at(header, 0).map_err(|error| self.data_error(&error))?;
+        self.index.write_all_at(header, 0).map_err(|error| self.index_error(&error))
+    }
+
+    /// Reads the index, checks every row's data, and cuts both files after the last row before the first bad one.
+    fn recover(&mut self) -> Result<()> {
+        let mut bytes = Vec::new();
+        // The header was read before, so the file stands right after it.
+        self.index.read_to_end(&mut bytes).map_err(|error| self.index_error(&error))?;
+        let data_end = self.data.metadata().map_err(|error| self.data_error(&error))?.len();
+        let mut found = Vec::with_capacity(bytes.len() / ENTRY);
+        let mut seen = vec![false; self.entries.len()];
+        let mut end = HEADER;
+        for entry in bytes.chunks_exact(ENTRY).map_while(Entry::from_bytes) {
+            let new = seen.get_mut(entry.row as usize).is_some_and(|seen| !std::mem::replace(seen, true));
+            let fits = entry.offset == end && end.checked_add(entry.size()).is_some_and(|next| next <= data_end);
+            if !new || !fits {
+                break;
+            }
+            end += entry.size();
+            found.push(entry);
+        }
+        let bad = found.par_iter().position_first(|entry| !self.is_whole(entry));
+        found.truncate(bad.unwrap_or(found.len()));
+        self.data_size = found.last().map_or(HEADER, |entry| entry.offset + entry.size());
+        self.index_size = HEADER + (found.len() * ENTRY) as u64;
+        self.filled = found.len();
+        for entry in found {
+            self.entries[entry.row as usize] = Some(entry);
+        }
+        self.cut()
+    }
+
+    fn is_whole(&self, entry: &Entry) -> bool {
+        let mut bytes = vec![0; entry.size() as usize];
+        self.data.read_exact_at(&mut bytes, entry.offset).is_ok() && checksum(&bytes) == entry.checksum
+    }
+
+    /// Cuts the files to what is known to be whole.
+    fn cut(&self) -> Result<()> {
+        self.index.set_len(self.index_size).map_err(|error| self.index_error(&error))?;
+        self.data.set_len(self.data_size).map_err(|error| self.data_error(&error))
+    }
+
+    pub(super) fn batch(&self) -> Batch {
+        Batch { offset: self.data_size, data: Vec::new(), entries: Vec::new() }
+    }
+
+    /// Writes a batch: its data first, then its entries. Where the disk refuses, the files are as before.
+    pub(super) fn append(&mut self, batch: Batch) -> Result<()> {
+        let again = |entry: &Entry| self.entries.get(entry.row as usize).is_none_or(Option::is_some);
+        let mut rows: Vec<u32> = batch.entries.iter().map(|entry| entry.row).collect();
+        rows.sort_unstable();
+        let twice = rows.windows(2).any(|pair| pair[0] == pair[1]);
+        if twice || batch.offset != self.data_size || batch.entries.iter().any(again) {
+            return Err(Error::new(ErrorCode::Internal, "the token cache was given a row twice"));
+        }
+        let entries: Vec<u8> = batch.entries.iter().flat_map(|entry| entry.to_bytes()).collect();
+        let written = match self.data.write_all_at(&batch.data, self.data_size) {
+            Err(error) => Err(self.data_error(&error)),
+            Ok(()) => self.index.write_all_at(&entries, self.index_size).map_err(|error| self.index_error(&error)),
+        };
+        if let Err(error) = written {
+            let _ = self.cut();
+            return Err(error.hint("free some space for the token cache, or move it with --cache_dir"));
+        }
+        self.data_size += batch.data.len() as u64;
+        self.index_size += entries.len() as u64;
+        self.filled += batch.entries.len();
+        for entry in batch.entries {
+            self.entries[entry.row as usize] = Some(entry);
+        }
+        Ok(())
+    }
+
+    pub(super) fn entries(&self) -> &[Option<Entry>] {
+        &self.entries
+    }
+
+    pub(super) fn filled(&self) -> usize {
+        self.filled
+    }
+
+    pub(super) fn entry(&self, row: u32) -> Result<Option<Entry>> {
+        let rows = self.entries.len();
+        self.entries
+            .get(row as usize)
+            .copied()
+            .ok_or_else(|| Error::new(ErrorCode::Data, format!("row {row} of a source of {rows}")))
+    }
+
+    fn read(&self, entry: &Entry) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; entry.size() as usize];
+        self.data.read_exact_at(&mut bytes, entry.offset).map_err(|error| self.data_error(&error))?;
+        if checksum(&bytes) != entry.checksum {
+            let what = format!("{}: the tokens of row {} changed on disk", self.data_path.display(), entry.row);
+            return Err(Error::new(ErrorCode::State, what).hint("remove the token cache; it is filled anew"));
+        }
+        Ok(bytes)
+    }
+
+    pub(super) fn sample(&self, entry: &Entry) -> Result<(Vec<u32>, Vec<Run>)> {
+        let bytes = self.read(entry)?;
+        let (ids, runs) = bytes.split_at(entry.ids as usize * 4);
+        let word = |chunk: &[u8]| [chunk[0], chunk[1], chunk[2], chunk[3]];
+        let ids = ids.chunks_exact(4).map(|chunk| u32::from_le_bytes(word(chunk))).collect();
+        let run = |chunk: &[u8]| Run {
+            length: u32::from_le_bytes(word(chunk)),
+            weight: f32::from_le_bytes(word(&chunk[4..])),
+        };
+        Ok((ids, runs.chunks_exact(8).map(run).collect()))
+    }
+
+    pub(super) fn problem(&self, entry: &Entry) -> Result<(String, String)> {
+        let bytes = self.read(entry)?;
+        let (reason, message) = bytes.split_at(entry.ids as usize);
+        Ok((String::from_utf8_lossy(reason).into_owned(), String::from_utf8_lossy(message).into_owned()))
+    }
+
+    /// Data before index, so that no entry is durable before what it points to.
+    pub(super) fn sync(&self) -> Result<()> {
+        self.data.sync_data().map_err(|error| self.data_error(&error))?;
+        self.index.sync_data().map_err(|error| self.index_error(&error))
+    }
+}
+
+/// The file begins with this header.
+fn has_header(file: &mut File, path: &Path, header: &[u8]) -> Result<bool> {
+    let mut bytes = Vec::new();
+    Read::take(file, HEADER).read_to_end(&mut bytes).map_err(|error| Error::io(path, &error))?;
+    Ok(bytes == header)
+}

