@@ -4,7 +4,7 @@ import { Option } from "commander";
 import pc from "picocolors";
 import { openFiles } from "../data/open.js";
 import { ArlError, EXIT_CODES, toArlError, wantsColor } from "../errors.js";
-import { loadNative } from "../native.js";
+import { loadNative, type Native } from "../native.js";
 import { count, duration, jsonLine, percent } from "../report/index.js";
 import { LiveLine } from "../report/live.js";
 import { type Answer, Answerer, type AskOptions, type Question } from "./answers.js";
@@ -94,13 +94,13 @@ function score(model: string, questions: readonly Question[], answers: readonly 
 	};
 }
 
-/** Runs the command; gives the exit code. */
-export async function run(words: readonly string[]): Promise<number> {
+/** Runs the command; gives the exit code. `core`: the native part; only tests give another one. */
+export async function run(words: readonly string[], core: () => Native = loadNative): Promise<number> {
 	const options = parse<Options>(definition(), words);
 	if (options === null) return 0;
 	const stop = onStopSignals(() => process.stderr.write("stopping\n"));
 	try {
-		return await generate(options, stop.signal);
+		return await generate(core(), options, stop.signal);
 	} catch (error) {
 		if (stop.signal.aborted) return EXIT_CODES.ARL_INTERRUPTED;
 		throw toArlError(error);
@@ -109,8 +109,7 @@ export async function run(words: readonly string[]): Promise<number> {
 	}
 }
 
-async function generate(options: Options, signal: AbortSignal): Promise<number> {
-	const native = loadNative();
+async function generate(native: Native, options: Options, signal: AbortSignal): Promise<number> {
 	const ask: AskOptions = {
 		columns: columns(options.columns),
 		chat_template: options.chat_template ?? null,

@@ -1,0 +1,179 @@
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, afterEach, beforeEach, describe, expect, it, vi } from "vitest";
+import { run } from "../src/cli/generate.js";
+import { ArlError } from "../src/errors.js";
+import type { GenerateOptions, Native, NativeEngine, NativeTextEncoder } from "../src/native.js";
+
+const STOP = 0;
+const folder = mkdtempSync(join(tmpdir(), "arl-generate-"));
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+type Row = { messages: { role: string; content: string }[] };
+const parse = (row: Uint8Array) => JSON.parse(Buffer.from(row).toString()) as Row;
+const bytesOf = (text: string) => [...Buffer.from(text)];
+
+/** Bytes as tokens; a message is its text and STOP. */
+const encoder: Pick<NativeTextEncoder, "info" | "detect" | "encode" | "prompt" | "decode"> = {
+	info: () => ({ vocabSize: 256, stopIds: [STOP], templateSource: "fake", fingerprint: "fake" }),
+	detect: () => "messages",
+	encode: (row) => {
+		const ids: number[] = [];
+		const spans: { message: number; first: number; last: number }[] = [];
+		for (const [message, { role, content }] of parse(row).messages.entries()) {
+			const first = ids.length;
+			if (content === "explode") throw new ArlError("ARL_DATA", "the row explodes");
+			ids.push(...bytesOf(content), STOP);
+			if (role === "assistant") spans.push({ message, first, last: ids.length - 1 });
+		}
+		return { text: "", inputIds: Int32Array.from(ids), weights: new Float32Array(ids.length), spans };
+	},
+	prompt: (row, until) =>
+		Int32Array.from(
+			parse(row)
+				.messages.slice(0, until)
+				.flatMap(({ content }) => [...bytesOf(content), STOP]),
+		),
+	decode: (ids) => Buffer.from([...ids]).toString(),
+};
+
+interface Seen {
+	batches: number[];
+	closed: number;
+	options: GenerateOptions[];
+}
+
+/** A model that answers with the last message it was given, as `answers` says. */
+function core(answers: (model: string, last: string) => string, seen: Seen = { batches: [], closed: 0, options: [] }) {
+	const open = async (model: string) => ({
+		generate: async (prompts: Int32Array[], options: GenerateOptions) => {
+			seen.batches.push(prompts.length);
+			seen.options.push(options);
+			return prompts.map((prompt) => {
+				const last =
+					Buffer.from([...prompt])
+						.toString()
+						.split("\0")
+						.at(-2) ?? "";
+				const ids = [...bytesOf(answers(model, last)), STOP].slice(0, options.maxNewTokens);
+				return Int32Array.from(ids);
+			});
+		},
+		interrupt: () => {},
+		close: async () => {
+			seen.closed++;
+		},
+	});
+	const native = {
+		TextEncoder: { open: () => encoder as NativeTextEncoder },
+		Engine: { open: ({ modelDir }: { modelDir: string }) => open(modelDir) as unknown as Promise<NativeEngine> },
+	};
+	return () => native as unknown as Native;
+}
+
+const rows: Row[] = [
+	{
+		messages: [
+			{ role: "user", content: "one" },
+			{ role: "assistant", content: "ONE" },
+		],
+	},
+	{
+		messages: [
+			{ role: "user", content: "two" },
+			{ role: "assistant", content: "TWO" },
+			{ role: "user", content: "three" },
+			{ role: "assistant", content: "THREE" },
+		],
+	},
+];
+const file = join(folder, "rows.jsonl");
+writeFileSync(file, rows.map((row) => `${JSON.stringify(row)}\n`).join(""));
+
+let stdout = "";
+beforeEach(() => {
+	stdout = "";
+	vi.stubEnv("NO_COLOR", "1");
+	vi.spyOn(process.stdout, "write").mockImplementation((text) => {
+		stdout += String(text);
+		return true;
+	});
+	vi.spyOn(process.stderr, "write").mockImplementation(() => true);
+});
+afterEach(() => {
+	vi.restoreAllMocks();
+	vi.unstubAllEnvs();
+});
+
+const words = (...more: string[]) => ["--model_name_or_path", "before", "--prompt_file", file, ...more];
+const lines = () =>
+	stdout
+		.trimEnd()
+		.split("\n")
+		.map((line) => JSON.parse(line) as Record<string, unknown>);
+
+describe("arl generate", () => {
+	it("asks for every trained reply with the row's own earlier replies, and counts rows and replies apart", async () => {
+		const native = core((_, last) => (last === "three" ? "wrong" : last.toUpperCase()));
+		expect(await run(words("--json"), native)).toBe(0);
+		const answers = lines();
+		expect(answers.slice(0, 3)).toMatchObject([
+			{ message: 1, expected: "ONE", answer: "ONE", exact: true },
+			{ message: 1, expected: "TWO", answer: "TWO", exact: true },
+			{ message: 3, expected: "THREE", answer: "wrong", exact: false },
+		]);
+		expect(answers[1]?.location).toBe(`${file}:2`);
+		expect(answers[3]).toMatchObject({ type: "score", rows: 2, exactRows: 1, replies: 3, exactReplies: 2 });
+	});
+
+	it("does not count an answer that was cut off where it would have gone on", async () => {
+		const native = core((_, last) => last.toUpperCase() + (last === "one" ? "!" : ""));
+		await run(words("--json", "--max_new_tokens", "3", "--limit", "1"), native);
+		expect(lines()[0]).toMatchObject({ answer: "ONE", exact: false });
+	});
+
+	it("shows two models side by side and their shares", async () => {
+		const native = core((model, last) => (model === "after" ? last.toUpperCase() : "?"));
+		expect(await run(words("--compare", "after", "--examples", "1"), native)).toBe(0);
+		expect(stdout).toContain("given    user: two");
+		expect(stdout).toContain("differs  ?  (before)");
+		expect(stdout).toContain("exact    TWO  (after)");
+		expect(stdout).toContain("before  0.0 % of rows (0 of 2), 0.0 % of replies (0 of 3)");
+		expect(stdout).toContain("after   100.0 % of rows (2 of 2), 100.0 % of replies (3 of 3)");
+	});
+
+	it("writes answers side by side in batches, bounded by the longest expected reply, and closes the engine", async () => {
+		const seen: Seen = { batches: [], closed: 0, options: [] };
+		await run(
+			words("--per_device_eval_batch_size", "2"),
+			core((_, last) => last, seen),
+		);
+		expect(seen.batches).toEqual([2, 1]);
+		expect(seen.closed).toBe(1);
+		expect(seen.options[0]).toMatchObject({ maxNewTokens: "THREE".length + 1 + 8, stopIds: [STOP], temperature: 0 });
+	});
+
+	it("names the row that cannot be used", async () => {
+		const bad = join(folder, "bad.jsonl");
+		writeFileSync(bad, '{"messages":[{"role":"assistant","content":"explode"}]}\n');
+		const asked = run(
+			["--model_name_or_path", "m", "--prompt_file", bad],
+			core(() => ""),
+		);
+		await expect(asked).rejects.toMatchObject({ code: "ARL_DATA", message: `${bad}:1: the row explodes` });
+	});
+
+	it("refuses rows without a reply, wrong numbers and missing options", async () => {
+		const none = join(folder, "none.jsonl");
+		writeFileSync(none, '{"messages":[{"role":"user","content":"x"}]}\n');
+		const native = core(() => "");
+		await expect(run(["--model_name_or_path", "m", "--prompt_file", none], native)).rejects.toThrow(
+			"no row has a reply",
+		);
+		await expect(run(words("--limit", "0"), native)).rejects.toMatchObject({ code: "ARL_USAGE" });
+		await expect(run(words("--thinking", "hard"), native)).rejects.toMatchObject({ code: "ARL_USAGE" });
+		await expect(run(["--prompt_file", file], native)).rejects.toThrow("--model_name_or_path");
+		await expect(run(words("--columns", "x"), native)).rejects.toMatchObject({ code: "ARL_USAGE" });
+	});
+});
