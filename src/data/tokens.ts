@@ -201,18 +201,18 @@ export class TokenFiller {
 
 /** Where the text stops being UTF-8. */
 function notUtf8(bytes: Uint8Array): string {
-	let good = 0;
-	let bad = bytes.length;
-	while (bad - good > 1) {
-		const middle = (good + bad) >> 1;
-		// A cut within a character is no fault: look for a cut up to three bytes earlier.
-		const fine = [0, 1, 2, 3].some((back) => middle - back >= 0 && isUtf8(bytes.subarray(0, middle - back)));
-		if (fine) good = middle;
-		else bad = middle;
+	const text = new TextDecoder().decode(bytes);
+	let offset = 0;
+	let from = 0;
+	// Each fault is decoded as U+FFFD; one that the text itself holds is passed over.
+	for (let at = text.indexOf("\uFFFD"); at >= 0; at = text.indexOf("\uFFFD", from)) {
+		offset += Buffer.byteLength(text.slice(from, at));
+		from = at;
+		if (bytes[offset] !== 0xef || bytes[offset + 1] !== 0xbf || bytes[offset + 2] !== 0xbd) break;
+		offset += 3;
+		from += 1;
 	}
-	const text = Buffer.from(bytes)
-		.subarray(Math.max(0, good - 24), good)
-		.toString("utf8");
-	const byte = (bytes[good] ?? 0).toString(16).padStart(2, "0");
-	return `the row is not UTF-8: byte 0x${byte} at ${good} after ${JSON.stringify(text)}`;
+	const before = text.slice(Math.max(0, from - 24), from);
+	const byte = (bytes[offset] ?? 0).toString(16).padStart(2, "0");
+	return `the row is not UTF-8: byte 0x${byte} at ${offset} after ${JSON.stringify(before)}`;
 }

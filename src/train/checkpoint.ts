@@ -170,9 +170,8 @@ async function saveError(error: unknown, place: string, outputDir: string): Prom
 	const stands = last
 		? `The last checkpoint that stands is ${last.path}; resume from it.`
 		: "No checkpoint stands yet.";
-	const code = cause.code === "ARL_INTERNAL" ? "ARL_IO" : cause.code;
 	return new ArlError(
-		code,
+		cause.code,
 		`${place}: the checkpoint could not be saved: ${cause.message}`,
 		`${cause.hint} ${stands}`.trim(),
 		{

@@ -1,0 +1,86 @@
+import { describe, expect, it } from "vitest";
+import { epochAfter, epochBatches, StepPlan } from "../src/data/batches.js";
+import { createOrder } from "../src/data/order.js";
+
+function plan(rows: number, batchSize: number, accumulation: number, length: { epochs?: number; maxSteps?: number }) {
+	const order = createOrder({ rows, seed: 1, strategy: "sequential" });
+	return new StepPlan(
+		(epoch) => epochBatches(order, epoch, { batchSize }),
+		{
+			maxSteps: length.maxSteps ?? -1,
+			numTrainEpochs: length.epochs ?? 1,
+			gradientAccumulationSteps: accumulation,
+		},
+		true,
+	);
+}
+
+const rowsOf = (steps: StepPlan, step: number) => steps.rows(step).map((rows) => [...rows]);
+
+describe("micro-batches, steps and epochs", () => {
+	it("ends an epoch with a smaller step", () => {
+		const steps = plan(11, 2, 4, { epochs: 2 });
+		expect(steps.stepsOf(0)).toBe(2);
+		expect(steps.totalSteps).toBe(4);
+		expect(rowsOf(steps, 0)).toEqual([
+			[0, 1],
+			[2, 3],
+			[4, 5],
+			[6, 7],
+		]);
+		expect(rowsOf(steps, 1)).toEqual([[8, 9], [10]]);
+		expect(rowsOf(steps, 2)).toEqual(rowsOf(steps, 0));
+		expect(steps.place(1)).toEqual({ epoch: 0, first: 4, end: 6, batchesInEpoch: 6, lastOfEpoch: true });
+	});
+
+	it("counts fractions of epochs as Hugging Face does: a share of the steps, rounded up", () => {
+		expect(plan(100, 10, 1, { epochs: 2.25 }).totalSteps).toBe(23);
+		expect(plan(100, 10, 3, { epochs: 0.5 }).totalSteps).toBe(2);
+	});
+
+	it("lets max_steps override the epochs, and goes through as many epochs as it takes", () => {
+		const steps = plan(4, 2, 1, { maxSteps: 5, epochs: 1 });
+		expect(steps.totalSteps).toBe(5);
+		expect(steps.place(4)).toMatchObject({ epoch: 2, first: 0 });
+	});
+
+	it("logs epochs as micro-batches done of the epoch", () => {
+		const steps = plan(11, 2, 4, { epochs: 2 });
+		expect([0, 1, 2].map((step) => epochAfter(steps.place(step)))).toEqual([4 / 6, 1, 1 + 4 / 6]);
+	});
+
+	it("plans packed epochs of different sizes", () => {
+		const order = createOrder({ rows: 9, seed: 1, strategy: "sequential" });
+		// Stands in for best fit: epoch by epoch other groups, here by how often it was called.
+		let calls = 0;
+		const sizes = [3, 2];
+		const seen = new Map<number, number>();
+		const steps = new StepPlan(
+			(epoch) => {
+				if (!seen.has(epoch)) seen.set(epoch, sizes[calls++ % 2] as number);
+				const size = seen.get(epoch) as number;
+				return epochBatches(order, epoch, {
+					batchSize: 1,
+					packed: {
+						maxTokens: 10,
+						shuffleSeed: null,
+						pack: (rows) => {
+							const groups: Uint32Array[] = [];
+							for (let at = 0; at < rows.length; at += size) {
+								groups.push(Uint32Array.from({ length: Math.min(size, rows.length - at) }, (_, i) => at + i));
+							}
+							return groups;
+						},
+					},
+				});
+			},
+			{ maxSteps: -1, numTrainEpochs: 2.5, gradientAccumulationSteps: 2 },
+			false,
+		);
+		// Epochs of 3, 5 and 3 micro-batches: 2 + 3 + half of 2 steps.
+		expect(steps.totalSteps).toBe(6);
+		expect(steps.place(2)).toMatchObject({ epoch: 1, first: 0, end: 2 });
+		expect(rowsOf(steps, 4)).toEqual([[8]]);
+		expect(steps.place(5)).toMatchObject({ epoch: 2, first: 0 });
+	});
+});

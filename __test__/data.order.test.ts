@@ -1,0 +1,101 @@
+import { describe, expect, it } from "vitest";
+import { createOrder, proportionalCounts, shuffle, xoshiro128 } from "../src/data/order.js";
+import { errorOf } from "./support/folder.js";
+
+const ascending = (rows: Uint32Array) => [...rows].sort((a, b) => a - b);
+
+describe("the order of rows", () => {
+	it("draws the numbers of xoshiro128**'s reference code", () => {
+		const next = xoshiro128([1, 2, 3, 4]);
+		// From the reference code in C with the state 1, 2, 3, 4.
+		expect(Array.from({ length: 8 }, next)).toEqual([
+			11520, 0, 5927040, 70819200, 2031721883, 1637235492, 1287239034, 3734860849,
+		]);
+	});
+
+	it("is a permutation that depends on seed and epoch alone", () => {
+		const order = (seed: number) => createOrder({ rows: 1000, seed, strategy: "random" });
+		const first = order(7).epoch(0);
+		expect(ascending(first)).toEqual(Array.from({ length: 1000 }, (_, i) => i));
+		expect(order(7).epoch(0)).toEqual(first);
+		expect(order(7).epoch(1)).not.toEqual(first);
+		expect(order(8).epoch(0)).not.toEqual(first);
+	});
+
+	it("stays the same from release to release", () => {
+		// A resumed run must find the order that an earlier version of the program had.
+		expect([...createOrder({ rows: 10, seed: 42, strategy: "random" }).epoch(0)]).toMatchInlineSnapshot(`
+			[
+			  2,
+			  8,
+			  0,
+			  5,
+			  9,
+			  4,
+			  1,
+			  3,
+			  7,
+			  6,
+			]
+		`);
+	});
+
+	it("shuffles without favour", () => {
+		const counts = new Map<string, number>();
+		for (let i = 0; i < 6000; i++) {
+			const key = shuffle([0, 1, 2], `draw ${i}`).join("");
+			counts.set(key, (counts.get(key) ?? 0) + 1);
+		}
+		expect(counts.size).toBe(6);
+		// 1000 expected each, standard deviation 29.
+		for (const count of counts.values()) expect(Math.abs(count - 1000)).toBeLessThan(150);
+	});
+
+	it("keeps the files' order when sequential", () => {
+		const order = createOrder({ rows: 4, seed: 1, strategy: "sequential", usable: (row) => row !== 2 });
+		expect([...order.epoch(0)]).toEqual([0, 1, 3]);
+		expect([...order.epoch(5)]).toEqual([0, 1, 3]);
+	});
+
+	it("rounds the shares of a mixture so that they add up", () => {
+		expect(proportionalCounts(10, [1, 1, 1])).toEqual([4, 3, 3]);
+		expect(proportionalCounts(100, [0.7, 0.2, 0.1])).toEqual([70, 20, 10]);
+	});
+
+	it("mixes by weight: no row of a part comes again before all others of it have come", () => {
+		const order = createOrder({
+			rows: 30,
+			seed: 3,
+			strategy: "random",
+			mixture: { rows: [20, 10], weights: [1, 2] },
+		});
+		expect(order.rowsPerEpoch).toBe(30);
+		const epochs = [0, 1, 2, 3].map((epoch) => order.epoch(epoch));
+		for (const rows of epochs) {
+			expect(rows.filter((row) => row < 20).length).toBe(10);
+			const second = rows.filter((row) => row >= 20);
+			const times = new Map<number, number>();
+			for (const row of second) times.set(row, (times.get(row) ?? 0) + 1);
+			expect([...times.values()]).toEqual(Array.from({ length: 10 }, () => 2));
+		}
+		// Two epochs take ten rows each of the first part: together each of its twenty rows once.
+		const both = [...(epochs[0] ?? []), ...(epochs[1] ?? [])].filter((row) => row < 20);
+		expect(ascending(Uint32Array.from(both))).toEqual(Array.from({ length: 20 }, (_, i) => i));
+	});
+
+	it("mixes usable rows only, and refuses a part that has none", async () => {
+		const options = { rows: 6, seed: 1, strategy: "random" as const, usable: (row: number) => row >= 3 };
+		const error = await errorOf(() => createOrder({ ...options, mixture: { rows: [3, 3], weights: [1, 1] } }));
+		expect(error.code).toBe("ARL_DATA");
+		const order = createOrder({ ...options, mixture: { rows: [4, 2], weights: [1, 1] } });
+		expect(order.rowsPerEpoch).toBe(3);
+		expect([...order.epoch(0)].every((row) => row >= 3)).toBe(true);
+	});
+
+	it("refuses weights that do not match the entries", async () => {
+		const error = await errorOf(() =>
+			createOrder({ rows: 6, seed: 1, strategy: "random", mixture: { rows: [3, 3], weights: [1] } }),
+		);
+		expect(error.message).toContain("train_weights");
+	});
+});

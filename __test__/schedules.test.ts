@@ -1,0 +1,71 @@
+import { readFileSync } from "node:fs";
+import { describe, expect, it } from "vitest";
+import { createSchedule, SCHEDULE_NAMES, warmupSteps } from "../src/train/schedules.js";
+import { errorOf } from "./support/folder.js";
+
+interface Case {
+	name: string;
+	learning_rate: number;
+	warmup_steps: number;
+	total_steps: number;
+	kwargs: Record<string, unknown>;
+	rates: number[];
+}
+
+const { cases } = JSON.parse(readFileSync(new URL("./fixtures/schedules.json", import.meta.url), "utf8")) as {
+	cases: Case[];
+};
+
+const create = (name: string, kwargs: Record<string, unknown> = {}) =>
+	createSchedule({ name, learningRate: 1e-3, warmupSteps: 2, totalSteps: 10, kwargs });
+
+describe("learning-rate schedules", () => {
+	it.each(cases)("$name with $kwargs gives transformers' rates to 1e-12", (entry) => {
+		const schedule = createSchedule({
+			name: entry.name,
+			learningRate: entry.learning_rate,
+			warmupSteps: entry.warmup_steps,
+			totalSteps: entry.total_steps,
+			kwargs: entry.kwargs,
+		});
+		for (const [step, rate] of entry.rates.entries()) {
+			expect(Math.abs(schedule(step) - rate), `step ${step}`).toBeLessThanOrEqual(1e-12 * Math.max(rate, 1e-3));
+		}
+	});
+
+	it("has a case for every schedule", () => {
+		expect(new Set(cases.map(({ name }) => name))).toEqual(new Set(SCHEDULE_NAMES));
+	});
+
+	it("reads a warm-up below 1 as a share of all steps, rounded up", () => {
+		expect(warmupSteps(0.1, 95)).toBe(10);
+		expect(warmupSteps(0, 95)).toBe(0);
+		expect(warmupSteps(7, 95)).toBe(7);
+	});
+
+	it("refuses an unknown schedule and those that follow an evaluation", async () => {
+		expect(await errorOf(() => create("linaer"))).toMatchObject({ code: "ARL_CONFIG" });
+		const plateau = await errorOf(() => create("reduce_lr_on_plateau"));
+		expect(plateau.code).toBe("ARL_CONFIG");
+		expect(plateau.message).toContain("evaluation");
+	});
+
+	it("names an argument that the schedule does not have, and what it has", async () => {
+		const error = await errorOf(() => create("cosine", { num_cycle: 2 }));
+		expect(error.message).toContain("lr_scheduler_kwargs.num_cycle");
+		expect(error.hint).toContain("num_cycles");
+	});
+
+	it("refuses contradictory, missing and misshapen arguments", async () => {
+		for (const [name, kwargs] of [
+			["cosine_with_min_lr", {}],
+			["cosine_with_min_lr", { min_lr: 1e-5, min_lr_rate: 0.1 }],
+			["polynomial", { lr_end: 1 }],
+			["warmup_stable_decay", {}],
+			["warmup_stable_decay", { num_decay_steps: 2, decay_type: "round" }],
+			["cosine", { num_cycles: "many" }],
+		] as const) {
+			expect(await errorOf(() => create(name, kwargs)), name).toMatchObject({ code: "ARL_CONFIG", exitCode: 2 });
+		}
+	});
+});

@@ -1,0 +1,322 @@
+/**
+ * A core in TypeScript with the interface of the real one: tokens are bytes, and a "model" is a few numbers that each step
+ * moves by an exact rule. It lets the trainer's own conduct be tested, disasters included, without the addon.
+ */
+import { createHash } from "node:crypto";
+import { copyFileSync, existsSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { gunzipSync } from "node:zlib";
+import { ArlError } from "../../src/errors.js";
+import type {
+	EngineOptions,
+	FillReport,
+	MicroBatch,
+	Native,
+	NativeEngine,
+	NativeTextEncoder,
+	NativeTokenCache,
+	RowProblem,
+	StepStats,
+	TextOptions,
+} from "../../src/native.js";
+
+/** What a test can make the core do. */
+export interface Faults {
+	/** Called before each step with its number; may throw, or give another loss. */
+	onStep?: (step: number, batches: MicroBatch[]) => number | undefined;
+	onExport?: (dir: string) => void;
+	onSaveState?: (dir: string) => void;
+	/** Milliseconds that each call of `fill` takes. */
+	fillMs?: number;
+	/** Milliseconds that each step takes. */
+	stepMs?: number;
+	availableBytes?: number;
+	stopIds?: number[];
+	tokenizerVocab?: number;
+}
+
+const decoder = new TextDecoder("utf-8", { fatal: true });
+const pause = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms));
+const STOP = 0;
+
+function tokensOf(row: Uint8Array): { ids: number[]; problem: string | null } {
+	let value: { messages?: { role: string; content: string }[] };
+	try {
+		value = JSON.parse(decoder.decode(row));
+	} catch {
+		return { ids: [], problem: "not json" };
+	}
+	if (!Array.isArray(value.messages)) return { ids: [], problem: "no messages" };
+	const text = value.messages.map(({ content }) => content).join("\n");
+	return { ids: [...Buffer.from(text), STOP], problem: null };
+}
+
+class FakeEncoder implements NativeTextEncoder {
+	constructor(
+		readonly options: TextOptions,
+		private readonly faults: Faults,
+	) {}
+
+	info() {
+		return {
+			vocabSize: this.faults.tokenizerVocab ?? 256,
+			stopIds: this.faults.stopIds ?? [STOP],
+			templateSource: "chat_template.jinja",
+			fingerprint: createHash("sha256").update(JSON.stringify(this.options)).digest("hex").slice(0, 16),
+		};
+	}
+
+	detect(rows: Uint8Array[]) {
+		const first = rows[0];
+		if (first && tokensOf(first).problem !== null) {
+			throw new ArlError("ARL_DATA", "the rows have no shape that is known", "Give messages.");
+		}
+		return "messages";
+	}
+
+	encode(row: Uint8Array) {
+		const { ids } = tokensOf(row);
+		return {
+			text: "",
+			inputIds: Int32Array.from(ids),
+			weights: Float32Array.from(ids, () => 1),
+			spans: [{ message: 0, first: 0, last: ids.length - 1 }],
+		};
+	}
+
+	prompt() {
+		return new Int32Array();
+	}
+
+	decode() {
+		return "";
+	}
+}
+
+/** What the caches of one core hold; stands for the disk. */
+type Disk = Map<string, Map<number, number[]>>;
+
+class FakeCache implements NativeTokenCache {
+	constructor(
+		private readonly samples: Map<number, number[]>,
+		private readonly rows: number,
+		private readonly encoder: FakeEncoder,
+		private readonly faults: Faults,
+	) {}
+
+	async fill(rows: Uint8Array[], indexes: Uint32Array): Promise<FillReport> {
+		if (this.faults.fillMs) await pause(this.faults.fillMs);
+		const { maxLength, truncation } = this.encoder.options;
+		const problems: RowProblem[] = [];
+		const report = { rows: rows.length, tokens: 0, targetTokens: 0, truncated: 0, dropped: 0, problems };
+		for (const [i, row] of rows.entries()) {
+			const index = indexes[i] as number;
+			let { ids, problem } = tokensOf(row);
+			if (problem === null && maxLength !== undefined && ids.length > maxLength) {
+				if (truncation === "error") problem = "too long";
+				else if (truncation === "drop") {
+					report.dropped += 1;
+					continue;
+				} else {
+					ids = ids.slice(0, maxLength);
+					report.truncated += 1;
+				}
+			}
+			if (problem !== null) {
+				problems.push({ row: index, reason: problem, message: `the row is ${problem}` });
+				continue;
+			}
+			this.samples.set(index, ids);
+			report.tokens += ids.length;
+			report.targetTokens += ids.length - 1;
+		}
+		return report;
+	}
+
+	lengths() {
+		return Uint32Array.from({ length: this.rows }, (_, row) => this.samples.get(row)?.length ?? 0);
+	}
+
+	filled() {
+		return this.samples.size;
+	}
+
+	microBatch(indexes: Uint32Array): MicroBatch {
+		const samples = [...indexes].map((row) => {
+			const sample = this.samples.get(row);
+			if (!sample) throw new Error(`row ${row} is not in the cache`);
+			return sample;
+		});
+		const starts = [0];
+		for (const sample of samples) starts.push((starts.at(-1) as number) + sample.length);
+		return {
+			inputIds: Int32Array.from(samples.flat()),
+			targets: Int32Array.from(samples.flatMap((sample) => [...sample.slice(1), -100])),
+			positions: Int32Array.from(samples.flatMap((sample) => sample.map((_, i) => i))),
+			cuSeqlens: Int32Array.from(starts),
+		};
+	}
+
+	pack(indexes: Uint32Array, maxTokens: number): Uint32Array[] {
+		const groups: { positions: number[]; tokens: number }[] = [];
+		for (const [position, row] of indexes.entries()) {
+			const length = this.samples.get(row)?.length ?? 0;
+			const group = groups.find(({ tokens }) => tokens + length <= maxTokens);
+			if (group) {
+				group.positions.push(position);
+				group.tokens += length;
+			} else groups.push({ positions: [position], tokens: length });
+		}
+		return groups.map(({ positions }) => Uint32Array.from(positions));
+	}
+
+	sync() {}
+	close() {}
+}
+
+class FakeEngine implements NativeEngine {
+	private weights = Float64Array.from([0.1, -0.2, 0.3, 0.4]);
+	private moments = new Float64Array(4);
+	private steps = 0;
+
+	constructor(
+		readonly options: EngineOptions,
+		private readonly faults: Faults,
+	) {}
+
+	info() {
+		return {
+			parameters: 4,
+			modelType: "qwen3",
+			vocabSize: 256,
+			maxPositionEmbeddings: 4096,
+			device: "cpu",
+			dtype: "f32",
+			flopsPerToken: 24,
+			attentionFlops: 2,
+		};
+	}
+
+	memory() {
+		return { categories: [], totalBytes: 0 };
+	}
+
+	async step(batches: MicroBatch[], hyper: { learningRate: number; maxGradNorm: number }): Promise<StepStats> {
+		if (this.faults.stepMs) await pause(this.faults.stepMs);
+		const forced = this.faults.onStep?.(this.steps + 1, batches);
+		let sum = 0;
+		let targets = 0;
+		for (const { inputIds } of batches) {
+			for (const [i, id] of inputIds.entries()) sum += Math.sin(id * (i + 1)) * (this.weights[id % 4] as number);
+			targets += inputIds.length;
+		}
+		for (let i = 0; i < 4; i++) {
+			this.moments[i] = 0.9 * (this.moments[i] as number) + 0.1 * Math.cos(sum + i);
+			this.weights[i] = (this.weights[i] as number) - hyper.learningRate * (this.moments[i] as number);
+		}
+		this.steps += 1;
+		return {
+			loss: forced ?? sum / targets,
+			gradNorm: Math.abs(sum),
+			seconds: 0.001,
+			microBatches: batches.map(({ inputIds, cuSeqlens }) => ({
+				tokens: inputIds.length,
+				targetTokens: inputIds.length - cuSeqlens.length + 1,
+				targetWeight: inputIds.length,
+				lossSum: 0,
+				correct: inputIds.filter((id) => id % 2 === 0).length,
+				entropySum: inputIds.length / 2,
+			})),
+		};
+	}
+
+	async evaluate() {
+		return [];
+	}
+
+	async generate() {
+		return [];
+	}
+
+	async saveState(dir: string) {
+		this.faults.onSaveState?.(dir);
+		const state = { weights: [...this.weights], moments: [...this.moments], steps: this.steps };
+		writeFileSync(join(dir, "engine.json"), JSON.stringify(state));
+	}
+
+	async restoreState(dir: string) {
+		const state = JSON.parse(readFileSync(join(dir, "engine.json"), "utf8"));
+		this.weights = Float64Array.from(state.weights);
+		this.moments = Float64Array.from(state.moments);
+		this.steps = state.steps;
+	}
+
+	async exportModel(dir: string) {
+		this.faults.onExport?.(dir);
+		copyFileSync(join(this.options.modelDir, "config.json"), join(dir, "config.json"));
+		writeFileSync(join(dir, "model.safetensors"), JSON.stringify([...this.weights]));
+	}
+
+	interrupt() {}
+	async close() {}
+}
+
+/** A core with its own "disk" of caches. */
+export function fakeNative(faults: Faults = {}, disk: Disk = new Map()): Native {
+	return {
+		version: () => "0.0.0",
+		errorCodes: () => [],
+		devices: () => [
+			{
+				device: "cpu",
+				name: "fake",
+				threads: 1,
+				features: [],
+				memoryBytes: 1e12,
+				availableBytes: faults.availableBytes ?? 1e12,
+			},
+		],
+		planMemory: () => ({ categories: [{ name: "weights", bytes: 1e6 }], totalBytes: 1e6 }),
+		TextEncoder: { open: (options) => new FakeEncoder(options, faults) },
+		TokenCache: {
+			open: (dir, key, rows, encoder) => {
+				const name = `${dir}/${key}`;
+				const samples = disk.get(name) ?? new Map<number, number[]>();
+				disk.set(name, samples);
+				return new FakeCache(samples, rows, encoder as FakeEncoder, faults);
+			},
+		},
+		Engine: { open: async (options) => new FakeEngine(options, faults) },
+		matmulRate: () => 1,
+		decompress: async (source, target) => {
+			writeFileSync(target, gunzipSync(readFileSync(source)));
+			return true;
+		},
+		jsonArrayRows: (file) => arrayRanges(readFileSync(file)),
+	};
+}
+
+/** Byte ranges of the elements of an array; good enough for rows without brackets in their strings. */
+function arrayRanges(bytes: Buffer): Float64Array {
+	const ranges: number[] = [];
+	let depth = 0;
+	for (const [i, byte] of bytes.entries()) {
+		if (byte === 0x7b) {
+			depth += 1;
+			if (depth === 1) ranges.push(i);
+		} else if (byte === 0x7d) {
+			depth -= 1;
+			if (depth === 0) ranges.push(i + 1);
+		}
+	}
+	return Float64Array.from(ranges);
+}
+
+/** A model's folder that is enough for the fake core. */
+export function writeFakeModel(dir: string, config: Record<string, unknown> = {}): string {
+	if (!existsSync(dir)) throw new Error(`${dir} does not exist`);
+	const full = { model_type: "qwen3", vocab_size: 256, max_position_embeddings: 4096, ...config };
+	writeFileSync(join(dir, "config.json"), JSON.stringify(full));
+	writeFileSync(join(dir, "model.safetensors"), "fake");
+	return dir;
+}

@@ -1,0 +1,3 @@
+/** Rows: their shape, and the data sets that code may give. */
+export type { Dataset, IndexedDataset } from "./custom.js";
+export type { ByMessage, ChatMessage, ContentPart, RecordData, ToolCall } from "./record.js";

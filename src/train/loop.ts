@@ -1,0 +1,388 @@
+/**
+ * The loop itself: steps, what is logged of them, when a checkpoint is written, and how a run ends.
+ * Everything it works on is prepared; it yields an event for whatever happens.
+ */
+import { mkdir, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { epochAfter, type StepPlace } from "../data/batches.js";
+import { ArlError, toArlError } from "../errors.js";
+import type { MicroBatch, StepStats } from "../native.js";
+import { MetricsFile } from "../report/metrics.js";
+import { listCheckpoints, removeCheckpoint, saveCheckpoint } from "./checkpoint.js";
+import type { EndEvent, LogEvent, SavedEvent, StepEvent, TrainEvent } from "./events.js";
+import { changedOptions, type PreparedRun, sourceName } from "./prepare.js";
+import { publishCheckpoint, publishEngine, removeRun } from "./publish.js";
+import { emptyWindow, freeOf, type LogWindow, type TrainerState } from "./state.js";
+
+/** Ways to end a run before its last step. */
+export interface StopRequest {
+	/** From outside: a signal of the system or of the caller. */
+	signal: AbortSignal | null;
+	/** From a callback. */
+	stopped(): boolean;
+}
+
+interface PreparedStep {
+	place: StepPlace;
+	rows: Uint32Array[];
+	batches: MicroBatch[];
+}
+
+/** What is counted while a run goes on. */
+interface Counters {
+	step: number;
+	numTokens: number;
+	numTargetTokens: number;
+	elapsedSeconds: number;
+	lossSum: number;
+	window: LogWindow;
+}
+
+async function prepareStep(run: PreparedRun, step: number): Promise<PreparedStep> {
+	const place = run.plan.place(step);
+	const rows = run.plan.rows(step);
+	for (const part of rows) await run.filler.ready(part);
+	return { place, rows, batches: rows.map((part) => run.cache.microBatch(part)) };
+}
+
+/** Model FLOPs of a step: each token through all matrices, and attention over its own sequence. */
+function flopsOf(run: PreparedRun, batches: MicroBatch[]): number {
+	const { flopsPerToken, attentionFlops } = run.engine.info();
+	let flops = 0;
+	for (const { inputIds, cuSeqlens } of batches) {
+		flops += inputIds.length * flopsPerToken;
+		for (let i = 1; i < cuSeqlens.length; i++) {
+			const length = (cuSeqlens[i] as number) - (cuSeqlens[i - 1] as number);
+			flops += attentionFlops * length * length;
+		}
+	}
+	return flops;
+}
+
+/** Adds a step to the window since the last log line. */
+function addToWindow(window: LogWindow, stats: StepStats, event: StepEvent): void {
+	window.steps += 1;
+	window.lossSum += stats.loss;
+	for (const { correct, entropySum, targetTokens } of stats.microBatches) {
+		window.microBatches += 1;
+		// As in TRL: the mean over micro-batches, each counting the same, not over tokens.
+		window.accuracySum += targetTokens > 0 ? correct / targetTokens : 0;
+		window.entropySum += targetTokens > 0 ? entropySum / targetTokens : 0;
+	}
+	window.tokens += event.tokens;
+	window.targetTokens += event.targetTokens;
+	window.flops += event.flops;
+	window.seconds += event.seconds;
+	window.dataSeconds += event.dataSeconds;
+}
+
+function logEvent(counters: Counters, last: StepEvent): LogEvent {
+	const { window } = counters;
+	const seconds = Math.max(window.seconds, 1e-9);
+	return {
+		type: "log",
+		metrics: {
+			step: last.step,
+			epoch: last.epoch,
+			loss: window.lossSum / window.steps,
+			grad_norm: last.gradNorm,
+			learning_rate: last.learningRate,
+			mean_token_accuracy: window.accuracySum / window.microBatches,
+			entropy: window.entropySum / window.microBatches,
+			num_tokens: counters.numTokens,
+			num_target_tokens: counters.numTargetTokens,
+			tokens_per_second: window.tokens / seconds,
+			target_tokens_per_second: window.targetTokens / seconds,
+			gflops: window.flops / seconds / 1e9,
+			step_seconds: window.seconds / window.steps,
+			data_seconds: window.dataSeconds,
+			rss_bytes: last.rssBytes,
+			elapsed_seconds: counters.elapsedSeconds,
+		},
+	};
+}
+
+function stateOf(run: PreparedRun, counters: Counters): TrainerState {
+	const { plan, args } = run;
+	const { step, ...sums } = counters;
+	const last = plan.place(step - 1);
+	const next = last.lastOfEpoch
+		? { epoch: last.epoch + 1, microBatch: 0 }
+		: { epoch: last.epoch, microBatch: last.end };
+	return {
+		version: 1,
+		step,
+		totalSteps: plan.totalSteps,
+		epoch: epochAfter(last),
+		next,
+		...sums,
+		fixed: run.fixed,
+		free: freeOf(args),
+	};
+}
+
+/** Keeps the batch that made a loss or gradient that is not finite, and tells where. */
+async function nonFinite(run: PreparedRun, step: number, prepared: PreparedStep, what: string): Promise<ArlError> {
+	const { args, source } = run;
+	const path = join(args.output_dir, `nonfinite-step-${step}.json`);
+	const microBatches = prepared.rows.map((rows, i) => {
+		const { inputIds, targets, cuSeqlens } = prepared.batches[i] as MicroBatch;
+		return Array.from(rows, (row, j) => {
+			const [from, to] = [cuSeqlens[j] as number, cuSeqlens[j + 1] as number];
+			return {
+				location: source.location(row),
+				row,
+				input_ids: Array.from(inputIds.subarray(from, to)),
+				targets: Array.from(targets.subarray(from, to)),
+			};
+		});
+	});
+	const content = { step, reason: what, learning_rate: run.schedule(step - 1), micro_batches: microBatches };
+	let saved = `The batch is in ${path}.`;
+	try {
+		await mkdir(args.output_dir, { recursive: true });
+		await writeFile(path, `${JSON.stringify(content)}\n`);
+	} catch (error) {
+		saved = `The batch could not be written to ${path}: ${toArlError(error).message}.`;
+	}
+	const last = (await listCheckpoints(args.output_dir)).at(-1);
+	const where = last ? ` The last checkpoint is ${last.path}.` : "";
+	return new ArlError(
+		"ARL_NONFINITE",
+		`step ${step}: ${what}`,
+		`${saved}${where} Look at its rows, lower learning_rate, add warmup_steps, or set max_grad_norm.`,
+	);
+}
+
+async function takeStep(run: PreparedRun, step: number, prepared: PreparedStep): Promise<StepStats> {
+	const hyper = { learningRate: run.schedule(step - 1), maxGradNorm: run.args.max_grad_norm };
+	let stats: StepStats;
+	try {
+		stats = await run.engine.step(prepared.batches, hyper);
+	} catch (error) {
+		const known = toArlError(error);
+		throw known.code === "ARL_NONFINITE" ? await nonFinite(run, step, prepared, known.message) : known;
+	}
+	if (!Number.isFinite(stats.loss)) throw await nonFinite(run, step, prepared, `the loss is ${stats.loss}`);
+	if (!Number.isFinite(stats.gradNorm))
+		throw await nonFinite(run, step, prepared, `the gradient's norm is ${stats.gradNorm}`);
+	return stats;
+}
+
+/** Why a checkpoint is due after this step; null: it is not. */
+function saveReason(run: PreparedRun, step: number, place: StepPlace): SavedEvent["reason"] | null {
+	const { save_strategy: strategy } = run.args;
+	if (strategy === "no") return null;
+	if (step === run.plan.totalSteps) return "end";
+	if (strategy === "epoch") return place.lastOfEpoch ? "epoch" : null;
+	return step % run.saveInterval === 0 ? "steps" : null;
+}
+
+async function* save(
+	run: PreparedRun,
+	counters: Counters,
+	reason: SavedEvent["reason"],
+): AsyncGenerator<TrainEvent, string> {
+	const { args, cache, engine } = run;
+	const started = performance.now();
+	cache.sync();
+	const { path, bytes } = await saveCheckpoint(engine, args.output_dir, stateOf(run, counters));
+	yield { type: "saved", step: counters.step, path, bytes, seconds: (performance.now() - started) / 1000, reason };
+	if (args.save_total_limit !== null) {
+		const standing = await listCheckpoints(args.output_dir);
+		const others = standing.filter((checkpoint) => checkpoint.step !== counters.step);
+		for (const checkpoint of others.slice(0, Math.max(0, standing.length - args.save_total_limit))) {
+			await removeCheckpoint(checkpoint);
+			yield { type: "removed", path: checkpoint.path, reason: "save_total_limit" };
+		}
+	}
+	return path;
+}
+
+function countersOf(run: PreparedRun): Counters {
+	const state = run.resumed?.state;
+	return {
+		step: state?.step ?? 0,
+		numTokens: state?.numTokens ?? 0,
+		numTargetTokens: state?.numTargetTokens ?? 0,
+		elapsedSeconds: state?.elapsedSeconds ?? 0,
+		lossSum: state?.lossSum ?? 0,
+		window: { ...(state?.window ?? emptyWindow()) },
+	};
+}
+
+function startEvent(run: PreparedRun, firstStep: number): TrainEvent {
+	const { args, engine, plan, source } = run;
+	const info = engine.info();
+	const stepsPerEpoch = plan.stepsOf(0);
+	return {
+		type: "start",
+		model: {
+			path: args.model_name_or_path,
+			modelType: info.modelType,
+			parameters: info.parameters,
+			device: info.device,
+			dtype: info.dtype,
+			flopsPerToken: info.flopsPerToken,
+			attentionFlops: info.attentionFlops,
+		},
+		data: {
+			source: sourceName(args, source),
+			shape: run.shape,
+			rows: source.length,
+			rowsPerEpoch: run.order.rowsPerEpoch,
+			cached: run.cached,
+		},
+		memory: run.memory,
+		outputDir: args.output_dir,
+		totalSteps: plan.totalSteps,
+		stepsPerEpoch,
+		epochs: args.max_steps > 0 ? plan.totalSteps / stepsPerEpoch : args.num_train_epochs,
+		microBatchesPerStep: args.gradient_accumulation_steps,
+		firstStep,
+		seed: args.seed,
+	};
+}
+
+/** Takes all steps of a prepared run. */
+export async function* trainLoop(run: PreparedRun, stop: StopRequest): AsyncGenerator<TrainEvent, void> {
+	const { args, plan, resumed } = run;
+	const counters = countersOf(run);
+	await mkdir(args.output_dir, { recursive: true });
+	if (args.overwrite_output_dir) await removeRun(args.output_dir);
+	const goesOn = args.resume_from_checkpoint !== null;
+	const metrics = MetricsFile.open(join(args.output_dir, "metrics.jsonl"), goesOn ? counters.step : undefined);
+	try {
+		if (resumed) {
+			yield { type: "resumed", step: counters.step, checkpoint: resumed.path, changed: changedOptions(resumed, args) };
+		}
+		yield startEvent(run, counters.step);
+		yield* steps(run, counters, stop, metrics);
+	} finally {
+		metrics.close();
+	}
+	if (plan.totalSteps < counters.step) throw new ArlError("ARL_INTERNAL", "more steps were taken than planned");
+}
+
+async function* steps(
+	run: PreparedRun,
+	counters: Counters,
+	stop: StopRequest,
+	metrics: MetricsFile,
+): AsyncGenerator<TrainEvent, void> {
+	const { args, plan } = run;
+	const firstStep = counters.step;
+	const lossBefore = counters.lossSum;
+	const started = performance.now();
+	let savedAt = run.resumed?.state.step ?? -1;
+	let savedPath = run.resumed?.path ?? null;
+	let mark = started;
+	let next = counters.step < plan.totalSteps ? prepareStep(run, counters.step) : null;
+	next?.catch(() => {});
+
+	while (next !== null && !stop.signal?.aborted && !stop.stopped()) {
+		const waiting = performance.now();
+		const prepared = await next;
+		const dataSeconds = (performance.now() - waiting) / 1000;
+		const step = counters.step + 1;
+		const running = takeStep(run, step, prepared);
+		// The next batch is put together while the engine computes this one.
+		next = step < plan.totalSteps ? prepareStep(run, step) : null;
+		next?.catch(() => {});
+		const stats = await running;
+		const now = performance.now();
+		const event = stepEvent(run, counters, prepared, stats, { seconds: (now - mark) / 1000, dataSeconds });
+		mark = now;
+		event.secondsLeft = ((now - started) / 1000 / (step - firstStep)) * (plan.totalSteps - step);
+		addToWindow(counters.window, stats, event);
+		yield event;
+		if (step % run.logInterval === 0 || step === plan.totalSteps || (step === 1 && args.logging_first_step)) {
+			const log = logEvent(counters, event);
+			counters.window = emptyWindow();
+			metrics.write({ ...log.metrics, ...(args.run_name !== null && { run_name: args.run_name }) });
+			yield log;
+		}
+		if (prepared.place.lastOfEpoch) yield { type: "epoch", epoch: prepared.place.epoch + 1, step };
+		const reason = saveReason(run, step, prepared.place);
+		if (reason !== null) {
+			savedPath = yield* save(run, counters, reason);
+			savedAt = step;
+			// Saving is no part of the next step's time.
+			mark = performance.now();
+		}
+	}
+
+	yield* finish(run, counters, stop, {
+		seconds: (performance.now() - started) / 1000,
+		trainLoss: counters.step > firstStep ? (counters.lossSum - lossBefore) / (counters.step - firstStep) : null,
+		saved: savedAt === counters.step ? savedPath : null,
+	});
+}
+
+/** Counts a step that is done, and tells of it. */
+function stepEvent(
+	run: PreparedRun,
+	counters: Counters,
+	prepared: PreparedStep,
+	stats: StepStats,
+	time: { seconds: number; dataSeconds: number },
+): StepEvent {
+	const tokens = stats.microBatches.reduce((sum, part) => sum + part.tokens, 0);
+	const targetTokens = stats.microBatches.reduce((sum, part) => sum + part.targetTokens, 0);
+	counters.step += 1;
+	counters.numTokens += tokens;
+	counters.numTargetTokens += targetTokens;
+	counters.elapsedSeconds += time.seconds;
+	counters.lossSum += stats.loss;
+	return {
+		type: "step",
+		step: counters.step,
+		totalSteps: run.plan.totalSteps,
+		epoch: epochAfter(prepared.place),
+		loss: stats.loss,
+		gradNorm: stats.gradNorm,
+		learningRate: run.schedule(counters.step - 1),
+		tokens,
+		targetTokens,
+		numTokens: counters.numTokens,
+		flops: flopsOf(run, prepared.batches),
+		...time,
+		rssBytes: process.memoryUsage.rss(),
+		secondsLeft: 0,
+	};
+}
+
+/** The last checkpoint, the model in its place, and the last event. */
+async function* finish(
+	run: PreparedRun,
+	counters: Counters,
+	stop: StopRequest,
+	done: { seconds: number; trainLoss: number | null; saved: string | null },
+): AsyncGenerator<TrainEvent, void> {
+	const { args, plan, engine } = run;
+	const outcome: EndEvent["outcome"] =
+		counters.step >= plan.totalSteps ? "completed" : stop.signal?.aborted ? "interrupted" : "stopped";
+	let { saved } = done;
+	let modelPath = saved;
+	if (outcome === "completed") {
+		if (saved !== null) await publishCheckpoint(saved, args.output_dir);
+		else await publishEngine(engine, args.output_dir);
+		modelPath = args.output_dir;
+	} else if (saved === null && counters.step > 0) {
+		// Also with save_strategy no: whoever stops a run wants to go on with it.
+		saved = yield* save(run, counters, "interrupted");
+		modelPath = saved;
+	}
+	yield {
+		type: "end",
+		outcome,
+		steps: counters.step,
+		totalSteps: plan.totalSteps,
+		epoch: counters.step > 0 ? epochAfter(plan.place(counters.step - 1)) : 0,
+		trainLoss: done.trainLoss,
+		seconds: done.seconds,
+		numTokens: counters.numTokens,
+		modelPath,
+		outputDir: args.output_dir,
+	};
+}

@@ -1,0 +1,166 @@
+/**
+ * Rows made ready for training: source, encoder, token cache, and filling it up to the point where the first step may come.
+ */
+import { createHash } from "node:crypto";
+import { mkdir } from "node:fs/promises";
+import type { AgentTrainingConfig } from "../config/schema.js";
+import { type Dataset, openDataset } from "../data/custom.js";
+import { openFiles } from "../data/open.js";
+import { createOrder, type RowOrder } from "../data/order.js";
+import { countReasons } from "../data/problems.js";
+import type { Source } from "../data/source.js";
+import type { TokenFiller } from "../data/tokens.js";
+import { ArlError, toArlError } from "../errors.js";
+import type { Native, NativeTextEncoder, NativeTokenCache, TextInfo } from "../native.js";
+import type { FillEvent, TrainEvent } from "./events.js";
+import { cacheDir, checkRowsGiven } from "./options.js";
+
+/** Rows and what makes tokens of them. */
+export interface OpenRows {
+	source: Source;
+	entryRows: number[];
+	encoder: NativeTextEncoder;
+	text: TextInfo;
+	shape: string;
+	/** The first rows, as bytes. */
+	firstRows: Uint8Array[];
+}
+
+const FIRST_ROWS = 32;
+
+/** Opens files or a data set from code. The caller closes the source. */
+export async function openRows(native: Native, args: AgentTrainingConfig, dataset: Dataset | null) {
+	checkRowsGiven(args, dataset !== null);
+	if (dataset === null) return openFiles(native, args.train_file);
+	const source = await openDataset(dataset);
+	return { source, entryRows: [source.length], files: [] };
+}
+
+/** Finds the shape of the rows. Throws with the place of the first row where it is none that is known. */
+export async function detectShape(
+	source: Source,
+	encoder: NativeTextEncoder,
+): Promise<{ shape: string; firstRows: Uint8Array[] }> {
+	const count = Math.min(FIRST_ROWS, source.length);
+	const indexes = Array.from({ length: count }, (_, i) => i).filter((i) => source.bytes(i) <= 8 * 1024 * 1024);
+	const firstRows = await source.read(indexes);
+	try {
+		return { shape: encoder.detect(firstRows), firstRows };
+	} catch (error) {
+		const { code, message, hint } = toArlError(error);
+		throw new ArlError(code, `${source.location(indexes[0] ?? 0)}: ${message}`, hint);
+	}
+}
+
+/** Names a cache: the same rows and the same text options have the same tokens. */
+export function cacheKey(source: Source, text: TextInfo): string {
+	return createHash("sha256")
+		.update(`${source.identity}\n${source.length}\n${text.fingerprint}`)
+		.digest("hex")
+		.slice(0, 32);
+}
+
+/** Whether the first step must wait for all rows: what an epoch consists of is then not known before. */
+export function needsAllRows(args: AgentTrainingConfig): boolean {
+	return args.max_tokens_per_micro_batch !== null || args.on_bad_row === "skip" || args.truncation === "drop";
+}
+
+/** The order of training, once it is known which rows there are. */
+export function orderOf(
+	args: AgentTrainingConfig,
+	source: Source,
+	entryRows: number[],
+	lengths: Uint32Array | null,
+): RowOrder {
+	return createOrder({
+		rows: source.length,
+		seed: args.data_seed ?? args.seed,
+		strategy: args.train_sampling_strategy,
+		...(lengths && { usable: (row: number) => (lengths[row] ?? 0) > 0 }),
+		...(args.train_weights.length > 0 && { mixture: { rows: entryRows, weights: args.train_weights } }),
+	});
+}
+
+/** Rows in the order in which they are needed from `from` on within `epoch`, then all others. */
+export function fillOrder(order: RowOrder, rows: number, epoch: number, from: number): Uint32Array {
+	const seen = new Uint8Array(rows);
+	const wanted = new Uint32Array(rows);
+	let count = 0;
+	const take = (row: number) => {
+		if (seen[row]) return;
+		seen[row] = 1;
+		wanted[count++] = row;
+	};
+	for (const row of order.epoch(epoch).subarray(from)) take(row);
+	for (let row = 0; row < rows; row++) take(row);
+	return wanted;
+}
+
+/** The cache of these rows; an earlier run's is gone on with. */
+export async function openCache(
+	native: Native,
+	args: AgentTrainingConfig,
+	source: Source,
+	encoder: NativeTextEncoder,
+	text: TextInfo,
+): Promise<NativeTokenCache> {
+	const folder = cacheDir(args);
+	await mkdir(folder, { recursive: true }).catch((error: unknown) => {
+		throw toArlError(error);
+	});
+	return native.TokenCache.open(folder, cacheKey(source, text), source.length, encoder);
+}
+
+/** The state of filling, as an event. */
+export function fillEvent(filler: TokenFiller, started: number): FillEvent {
+	return {
+		type: "fill",
+		...filler.counts,
+		totalRows: filler.pending,
+		seconds: (performance.now() - started) / 1000,
+		complete: filler.complete,
+	};
+}
+
+const EVENT_MILLISECONDS = 500;
+
+/**
+ * Fills until all rows are through, or until `preprocess_seconds` are over where training may start before. Bad rows found
+ * by then end the run, or are told and left out.
+ */
+export async function* fillFirst(
+	args: AgentTrainingConfig,
+	filler: TokenFiller,
+	signal: AbortSignal | null,
+): AsyncGenerator<TrainEvent, void> {
+	const started = performance.now();
+	const deadline = needsAllRows(args) ? Number.POSITIVE_INFINITY : started + args.preprocess_seconds * 1000;
+	filler.start();
+	let told = started;
+	while (!filler.complete && performance.now() < deadline) {
+		let timer: NodeJS.Timeout | undefined;
+		const pause = new Promise<void>((resolve) => {
+			timer = setTimeout(resolve, Math.min(EVENT_MILLISECONDS, deadline - performance.now()));
+		});
+		await Promise.race([filler.progress(), pause]);
+		clearTimeout(timer);
+		filler.check();
+		if (signal?.aborted)
+			throw new ArlError("ARL_INTERRUPTED", "interrupted before the first step; nothing was trained");
+		if (performance.now() - told >= EVENT_MILLISECONDS) {
+			told = performance.now();
+			yield fillEvent(filler, started);
+		}
+	}
+	filler.check();
+	yield fillEvent(filler, started);
+	if (filler.bad.length > 0) {
+		if (args.on_bad_row === "error") throw filler.badRows();
+		yield {
+			type: "rows_skipped",
+			reasons: countReasons(filler.bad),
+			rows: filler.bad.map(({ location, reason, message }) => ({ location, reason, message })),
+		};
+	}
+	if (!filler.complete) filler.failOnBadRows();
+}

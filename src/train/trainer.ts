@@ -1,0 +1,155 @@
+/**
+ * The trainer as its users meet it: options and rows in, events or a result out.
+ */
+import type { AgentTrainingConfig, AgentTrainingConfigInput } from "../config/schema.js";
+import type { Dataset } from "../data/custom.js";
+import { ArlError, toArlError } from "../errors.js";
+import { loadNative, type Native } from "../native.js";
+import type { EndEvent, EventOf, TrainEvent } from "./events.js";
+import { trainLoop } from "./loop.js";
+import { resolveArgs } from "./options.js";
+import { prepareRun, Resources } from "./prepare.js";
+
+/** What a callback can do to the run. */
+export interface TrainerControl {
+	/** Ends the run after the step in progress, with a checkpoint. */
+	stop(): void;
+}
+
+/** Functions that are called as a run goes on; each is awaited before the run does. */
+export interface TrainerCallback {
+	onEvent?(event: TrainEvent, control: TrainerControl): void | Promise<void>;
+	onStart?(event: EventOf<"start">, control: TrainerControl): void | Promise<void>;
+	onStep?(event: EventOf<"step">, control: TrainerControl): void | Promise<void>;
+	onLog?(event: EventOf<"log">, control: TrainerControl): void | Promise<void>;
+	onEpoch?(event: EventOf<"epoch">, control: TrainerControl): void | Promise<void>;
+	onSave?(event: EventOf<"saved">, control: TrainerControl): void | Promise<void>;
+	onEnd?(event: EventOf<"end">, control: TrainerControl): void | Promise<void>;
+}
+
+export interface QwenTrainerOptions {
+	/** Always null: the trainer loads the model that `args.model_name_or_path` names. */
+	model?: null;
+	args: AgentTrainingConfigInput | AgentTrainingConfig;
+	/** Rows from code, in place of `args.train_file`. It must be finite, and give the same rows each time to be resumed. */
+	train_dataset?: Dataset;
+	callbacks?: TrainerCallback[];
+}
+
+export interface RunOptions {
+	/** Aborting it ends the run after the step in progress, with a checkpoint. */
+	signal?: AbortSignal;
+}
+
+/** How a run ended. */
+export type TrainResult = Omit<EndEvent, "type">;
+
+async function call(callback: TrainerCallback, event: TrainEvent, control: TrainerControl): Promise<void> {
+	await callback.onEvent?.(event, control);
+	switch (event.type) {
+		case "start":
+			return callback.onStart?.(event, control);
+		case "step":
+			return callback.onStep?.(event, control);
+		case "log":
+			return callback.onLog?.(event, control);
+		case "epoch":
+			return callback.onEpoch?.(event, control);
+		case "saved":
+			return callback.onSave?.(event, control);
+		case "end":
+			return callback.onEnd?.(event, control);
+	}
+}
+
+/** Fine-tunes a Qwen model on rows. One trainer is one run. */
+export class QwenTrainer {
+	/** The options with every value resolved. */
+	readonly args: AgentTrainingConfig;
+	private readonly notices: string[];
+	private readonly dataset: Dataset | null;
+	private readonly callbacks: TrainerCallback[];
+	private started = false;
+
+	/** `core`: the native part; only tests give another one. */
+	constructor(
+		options: QwenTrainerOptions,
+		private readonly core: () => Native = loadNative,
+	) {
+		if (options.model !== undefined && options.model !== null) {
+			throw new ArlError(
+				"ARL_CONFIG",
+				"model: only null is possible",
+				"Name the model's folder in args.model_name_or_path.",
+			);
+		}
+		const { args, notices } = resolveArgs(options.args);
+		this.args = args;
+		this.notices = notices;
+		this.dataset = options.train_dataset ?? null;
+		this.callbacks = options.callbacks ?? [];
+	}
+
+	/**
+	 * The run as events. Leaving the loop early ends it without saving; to save, abort `signal` and go on reading.
+	 *
+	 * @throws ArlError whatever ends the run, from the iterator.
+	 */
+	async *run(options: RunOptions = {}): AsyncGenerator<TrainEvent, void> {
+		if (this.started)
+			throw new ArlError("ARL_CONFIG", "this trainer has run already", "Make a new QwenTrainer for another run.");
+		this.started = true;
+		let stopped = false;
+		const control: TrainerControl = {
+			stop: () => {
+				stopped = true;
+			},
+		};
+		const resources = new Resources();
+		try {
+			for await (const event of this.events(options.signal ?? null, () => stopped, resources)) {
+				for (const callback of this.callbacks) await call(callback, event, control);
+				yield event;
+			}
+		} catch (error) {
+			throw toArlError(error);
+		} finally {
+			await resources.close();
+		}
+	}
+
+	/**
+	 * Runs to the end.
+	 *
+	 * @throws ArlError `ARL_INTERRUPTED` where the signal ended it, after saving.
+	 */
+	async train(options: RunOptions = {}): Promise<TrainResult> {
+		let result: TrainResult | null = null;
+		for await (const event of this.run(options)) {
+			if (event.type === "end") {
+				const { type: _, ...rest } = event;
+				result = rest;
+			}
+		}
+		if (result === null) throw new ArlError("ARL_INTERNAL", "the run ended without its last event");
+		if (result.outcome === "interrupted") {
+			throw new ArlError(
+				"ARL_INTERRUPTED",
+				`interrupted after step ${result.steps} of ${result.totalSteps}`,
+				result.modelPath === null ? "" : `Go on with resume_from_checkpoint: ${result.modelPath}`,
+			);
+		}
+		return result;
+	}
+
+	private async *events(
+		signal: AbortSignal | null,
+		stopped: () => boolean,
+		resources: Resources,
+	): AsyncGenerator<TrainEvent, void> {
+		for (const message of this.notices) yield { type: "notice", level: "info", message };
+		const native = this.core();
+		const run = yield* prepareRun({ native, args: this.args, dataset: this.dataset, signal, resources });
+		yield* trainLoop(run, { signal, stopped });
+	}
+}
