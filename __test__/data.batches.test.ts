@@ -63,7 +63,6 @@ describe("micro-batches, steps and epochs", () => {
 					batchSize: 1,
 					packed: {
 						maxTokens: 10,
-						shuffleSeed: null,
 						pack: (rows) => {
 							const groups: Uint32Array[] = [];
 							for (let at = 0; at < rows.length; at += size) {

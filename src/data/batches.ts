@@ -3,7 +3,7 @@
  * window of an epoch that has fewer micro-batches than `gradient_accumulation_steps` is a step of its own.
  */
 import { ArlError } from "../errors.js";
-import { type RowOrder, shuffle } from "./order.js";
+import type { RowOrder } from "./order.js";
 
 /** One epoch cut into micro-batches of row numbers. */
 export interface EpochBatches {
@@ -21,8 +21,6 @@ export interface BatchOptions {
 		maxTokens: number;
 		/** Groups of positions into its argument, each at most `maxTokens` together. */
 		pack: (rows: Uint32Array, maxTokens: number) => Uint32Array[];
-		/** Mixes the micro-batches of a window, so that long samples do not always come first; null: as packed. */
-		shuffleSeed: number | null;
 	};
 }
 
@@ -47,7 +45,6 @@ export function epochBatches(order: RowOrder, epoch: number, options: BatchOptio
 		const groups = packed
 			.pack(window, packed.maxTokens)
 			.map((positions) => positions.map((position) => window[position] as number));
-		if (packed.shuffleSeed !== null) shuffle(groups, `arl pack ${packed.shuffleSeed} ${epoch} ${at}`);
 		batches.push(...groups);
 	}
 	return { length: batches.length, rows: (index) => batches[index] as Uint32Array };

@@ -123,6 +123,8 @@ async function* prepare(input: PrepareInput): AsyncGenerator<TrainEvent, Prepare
 	createSchedule(scheduleOptions(args, 1_000_000));
 
 	const model = await readModelFolder(args.model_name_or_path);
+	// A config or an option that the engine refuses is told before rows are encoded.
+	native.planMemory(engineOptions(args, { maxTokens: 1, maxSequences: 1 }));
 	yield { type: "check", name: "model", message: `${model.modelType}, ${formatBytes(model.weightBytes)} of weights` };
 	yield { type: "check", name: "output folder", message: await checkOutputFolder(args) };
 	for (const path of await removeUnfinished(args.output_dir)) yield { type: "removed", path, reason: "unfinished" };
@@ -241,14 +243,12 @@ function checkFits(args: AgentTrainingConfig, source: Source, lengths: Uint32Arr
 
 function createPlan(args: AgentTrainingConfig, order: RowOrder, cache: NativeTokenCache): StepPlan {
 	const maxTokens = args.max_tokens_per_micro_batch;
-	const random = args.train_sampling_strategy === "random";
 	const options = {
 		batchSize: args.per_device_train_batch_size,
 		...(maxTokens !== null && {
 			packed: {
 				maxTokens,
 				pack: (rows: Uint32Array, bound: number) => cache.pack(rows, bound),
-				shuffleSeed: random ? (args.data_seed ?? args.seed) : null,
 			},
 		}),
 	};

@@ -36,7 +36,7 @@ export async function openRows(native: Native, args: AgentTrainingConfig, datase
 	return { source, entryRows: [source.length], files: [] };
 }
 
-/** Finds the shape of the rows. Throws with the place of the first row where it is none that is known. */
+/** Finds the shape of the rows. Throws with the place of the row where it is none that is known. */
 export async function detectShape(
 	source: Source,
 	encoder: NativeTextEncoder,
@@ -48,7 +48,10 @@ export async function detectShape(
 		return { shape: encoder.detect(firstRows), firstRows };
 	} catch (error) {
 		const { code, message, hint } = toArlError(error);
-		throw new ArlError(code, `${source.location(indexes[0] ?? 0)}: ${message}`, hint);
+		if (code !== "ARL_DATA") throw error;
+		// The core knows rows by their number among those it was given.
+		const placed = message.replace(/\brow (\d+)\b/g, (_, row) => source.location(indexes[Number(row)] ?? 0));
+		throw new ArlError(code, placed === message ? `${source.location(indexes[0] ?? 0)}: ${message}` : placed, hint);
 	}
 }
 
