@@ -383,6 +383,8 @@ describe("what is shown", () => {
 		};
 		for (const name of OPTION_NAMES) expect(schema.properties[name]?.description, name).toBeTruthy();
 		expect(schema.additionalProperties).toBe(false);
+		expect(schema.properties.tp_size).toMatchObject({ const: 1, default: 1 });
+		expect(schema.properties.optim).toMatchObject({ enum: ["adamw_torch", "adamw_torch_fused"] });
 	});
 });
 

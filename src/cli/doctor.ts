@@ -1,7 +1,7 @@
 /** `arl doctor`: what this machine can do, what is missing, and what to do about it. Always exits 0 unless the core is missing. */
 import { availableParallelism, cpus, freemem, platform, release, totalmem } from "node:os";
 import { toArlError } from "../errors.js";
-import { type DeviceInfo, loadNative } from "../native.js";
+import { type DeviceInfo, loadNative, type Native } from "../native.js";
 import { bytes, jsonLine } from "../report/index.js";
 import { command, parse } from "./options.js";
 import { version } from "./version.js";
@@ -40,9 +40,9 @@ function deviceFinding(device: DeviceInfo): Finding {
 	};
 }
 
-function coreFindings(): Finding[] {
+function coreFindings(core: () => Native): Finding[] {
 	try {
-		const native = loadNative();
+		const native = core();
 		return [{ name: "core", value: native.version(), ok: true }, ...native.devices().map(deviceFinding)];
 	} catch (thrown) {
 		const error = toArlError(thrown);
@@ -50,15 +50,15 @@ function coreFindings(): Finding[] {
 	}
 }
 
-/** Runs the command; gives the exit code. */
-export async function run(words: readonly string[]): Promise<number> {
+/** Runs the command; gives the exit code. `core`: the native part; only tests give another one. */
+export async function run(words: readonly string[], core: () => Native = loadNative): Promise<number> {
 	const definition = command("doctor", "Shows what this machine can do and what is missing.").option(
 		"--json",
 		"as one JSON value",
 	);
 	const options = parse<{ json?: boolean }>(definition, words);
 	if (options === null) return 0;
-	const findings = [...systemFindings(), ...coreFindings()];
+	const findings = [...systemFindings(), ...coreFindings(core)];
 	if (options.json) {
 		process.stdout.write(`${jsonLine(findings)}\n`);
 	} else {

@@ -11,6 +11,7 @@ import {
 	resolvedAsJson,
 } from "../config/index.js";
 import { ArlError, EXIT_CODES, toArlError, wantsColor } from "../errors.js";
+import type { Native } from "../native.js";
 import { JsonReporter, jsonLine, type Reporter, TextReporter } from "../report/index.js";
 import { onStopSignals } from "./signals.js";
 
@@ -67,8 +68,8 @@ async function makeReporter(json: boolean, plain: boolean): Promise<Reporter> {
 	return new TextReporter({ stream: process.stderr, live, color: wantsColor(process.stderr), trace });
 }
 
-/** Runs the command; gives the exit code. */
-export async function run(words: readonly string[]): Promise<number> {
+/** Runs the command; gives the exit code. `core`: the native part; only tests give another one. */
+export async function run(words: readonly string[], core?: () => Native): Promise<number> {
 	// `--json` counts before anything else is read, so that errors of the options come as JSON too.
 	let reporter = await makeReporter(words.includes("--json"), true);
 	try {
@@ -83,7 +84,7 @@ export async function run(words: readonly string[]): Promise<number> {
 		}
 		reporter = await makeReporter(json, args.disable_tqdm);
 		for (const message of notices) reporter.event({ type: "notice", level: "info", message });
-		return await train(args, reporter);
+		return await train(args, reporter, core);
 	} catch (thrown) {
 		const error = toArlError(thrown);
 		reporter.error(error);
@@ -93,14 +94,14 @@ export async function run(words: readonly string[]): Promise<number> {
 	}
 }
 
-async function train(args: Resolved["args"], reporter: Reporter): Promise<number> {
+async function train(args: Resolved["args"], reporter: Reporter, core?: () => Native): Promise<number> {
 	if (args.train_file.length === 0) {
 		throw new ArlError("ARL_USAGE", "no rows are given: train_file is missing", "For example --train_file rows.jsonl");
 	}
 	const stop = onStopSignals((text) => reporter.note(text));
 	try {
 		const { QwenTrainer } = await import("../train/index.js");
-		const trainer = new QwenTrainer({ args });
+		const trainer = new QwenTrainer({ args }, core);
 		let code = 0;
 		for await (const event of trainer.run({ signal: stop.signal })) {
 			reporter.event(event);

@@ -219,13 +219,9 @@ export function only<const T extends string | number | boolean>(
 	allowed: T,
 	about: About & { kind: Kind; why: string; others?: readonly string[]; switch?: boolean },
 ) {
-	const schema = z
-		.union([z.string(), z.number(), z.boolean()])
-		.refine((value): value is T => value === allowed, { error: about.why })
-		.default(allowed);
 	const choices = about.others ? { choices: [String(allowed), ...about.others] } : {};
 	const flags = about.kind === "boolean" ? { switch: true } : {};
-	return register(schema as unknown as z.ZodDefault<z.ZodLiteral<T>>, {
+	return register(z.literal(allowed).default(allowed as never), {
 		...pick(about),
 		...choices,
 		...flags,

@@ -116,7 +116,7 @@ function convert(name: string, kind: Kind, values: readonly string[]): unknown {
 		case "number":
 			return isNone(word) ? null : asNumber(word);
 		case "numbers":
-			return values.map(asNumber);
+			return values.length === 1 && isNone(word) ? [] : values.map(asNumber);
 		case "strings":
 			return [...values];
 		case "map":
