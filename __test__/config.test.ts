@@ -89,6 +89,10 @@ describe("layers", () => {
 		const { args } = resolveConfig([{ origin: "code", values: Object.entries(config) }]);
 		expect(args.train_file).toEqual(["a.jsonl"]);
 		for (const name of OPTION_NAMES) expect(args[name], name).not.toBeUndefined();
+		// @ts-expect-error what is not built is refused by the compiler already
+		defineConfig({ model_name_or_path: "m", output_dir: "o", tp_size: 8 });
+		// @ts-expect-error so is a name that is unknown
+		defineConfig({ model_name_or_path: "m", output_dir: "o", learning_rat: 1 } satisfies AgentTrainingConfigInput);
 	});
 });
 

@@ -209,21 +209,23 @@ describe("plain lines", () => {
 		expect(screen.text).toContain("model    out/checkpoint-480");
 	});
 
-	it("name the rows that were left out, and count what they do not name", () => {
-		const screen = new Screen();
+	it("name every row that was left out; above a live line the first ones, and a count of the rest", () => {
 		const rows = Array.from({ length: 25 }, (_, i) => ({
 			location: `rows.jsonl:${i}`,
 			reason: "not json",
 			message: "no",
 		}));
-		new TextReporter({ stream: screen, live: false, color: false }).event({
-			type: "rows_skipped",
-			reasons: { "not json": 25 },
-			rows,
-		});
-		expect(screen.text).toContain("left out 25 rows that cannot be used (not json: 25)");
-		expect(screen.text).toContain("rows.jsonl:19: no");
-		expect(screen.text).toContain("and 5 more");
+		const shown = (live: boolean) => {
+			const screen = new Screen();
+			const reporter = new TextReporter({ stream: screen, live, color: false });
+			reporter.event({ type: "rows_skipped", reasons: { "not json": 25 }, rows });
+			return screen.text;
+		};
+		expect(shown(false)).toContain("left out 25 rows that cannot be used (not json: 25)");
+		expect(shown(false)).toContain("rows.jsonl:24: no");
+		expect(shown(true)).toContain("rows.jsonl:19: no");
+		expect(shown(true)).not.toContain("rows.jsonl:20: no");
+		expect(shown(true)).toContain("and 5 more");
 	});
 });
 

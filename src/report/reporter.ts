@@ -32,7 +32,7 @@ export interface ReporterOptions {
 	now?: () => number;
 }
 
-/** Rows that are named one by one; the rest is counted. */
+/** Rows that are named one by one above a live line; the rest is counted there. A log names every one. */
 const ROWS_SHOWN = 20;
 /** Seconds between two plain lines on rows being encoded. */
 const FILL_EVERY = 10;
@@ -116,11 +116,13 @@ export class TextReporter implements Reporter {
 		const total = Object.values(event.reasons).reduce((sum, rows) => sum + rows, 0);
 		const reasons = Object.entries(event.reasons).map(([reason, rows]) => `${reason}: ${rows}`);
 		this.#line(this.#colors.yellow(`left out ${rowsText(total)} that cannot be used (${reasons.join(", ")})`));
-		for (const { location, reason, message } of event.rows.slice(0, ROWS_SHOWN)) {
+		const shown = this.#live ? ROWS_SHOWN : event.rows.length;
+		for (const { location, reason, message } of event.rows.slice(0, shown)) {
 			this.#line(`  ${location}: ${message === "" ? reason : message}`);
 		}
-		if (event.rows.length > ROWS_SHOWN)
-			this.#line(`  and ${event.rows.length - ROWS_SHOWN} more; --json tells every one`);
+		if (event.rows.length > shown) {
+			this.#line(`  and ${event.rows.length - shown} more; --disable_tqdm and --json name every one`);
+		}
 	}
 
 	#fill(event: EventOf<"fill">): void {
