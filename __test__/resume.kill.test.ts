@@ -1,0 +1,80 @@
+import { existsSync, readdirSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+import { xoshiro128 } from "../src/data/order.js";
+import { temporaryFolder } from "./support/folder.js";
+import { arl, differingFiles, flags, metricsOf, type Place, tinyPlace } from "./support/real.js";
+
+const folder = temporaryFolder();
+const KILLS = 50;
+const AT_ONCE = 2;
+
+function command(place: Place, out: string, resume: boolean): string[] {
+	const options = {
+		model_name_or_path: place.model,
+		train_file: place.file,
+		output_dir: out,
+		init_from_config: true,
+		per_device_train_batch_size: 2,
+		gradient_accumulation_steps: 2,
+		num_train_epochs: 2.5,
+		learning_rate: 1e-2,
+		lr_scheduler_type: "cosine",
+		warmup_steps: 3,
+		save_steps: 2,
+		save_total_limit: 3,
+		logging_steps: 3,
+		threads: 1,
+		...(resume && { resume_from_checkpoint: "latest" }),
+	};
+	return ["train", ...flags(options)];
+}
+
+/** The numbers that a run logged, without times. */
+const logged = (out: string) =>
+	metricsOf(out).map(({ step, epoch, loss, grad_norm, learning_rate, mean_token_accuracy, num_tokens }) => {
+		return { step, epoch, loss, grad_norm, learning_rate, mean_token_accuracy, num_tokens };
+	});
+
+describe("kill -9", () => {
+	it(`at ${KILLS} random moments, saves included, each then resumed: weights, moments and losses are those of the run never stopped`, async () => {
+		const place = tinyPlace(folder);
+		const whole = `${place.out}-whole`;
+		const started = performance.now();
+		const first = await arl(command(place, whole, false));
+		const wallMs = performance.now() - started;
+		expect(first.code, first.stderr).toBe(0);
+		const expected = logged(whole);
+		const last = readdirSync(whole).filter((name) => /^checkpoint-\d+$/.test(name)).length;
+		expect(last).toBe(3);
+
+		const next = xoshiro128([20, 26, 11, 22]);
+		const moments = { killed: 0, beforeFirstSave: 0, midSave: 0, done: 0 };
+		const one = async (i: number) => {
+			const out = `${place.out}-${i}`;
+			// Spread over the part of the run in which the engine works; the same moments each time, as far as time goes.
+			const delay = wallMs * (0.25 + 0.75 * ((i + next() / 2 ** 32) / KILLS));
+			const killed = await arl(command(place, out, false), (kill) => setTimeout(() => kill("SIGKILL"), delay));
+			if (killed.signal === "SIGKILL") moments.killed += 1;
+			else moments.done += 1;
+			const names = existsSync(out) ? readdirSync(out) : [];
+			if (!names.some((name) => /^checkpoint-/.test(name))) moments.beforeFirstSave += 1;
+			if (names.some((name) => name.endsWith(".partial"))) moments.midSave += 1;
+			const resumed = await arl(command(place, out, true));
+			expect(resumed.code, `kill ${i} after ${delay.toFixed(0)} ms\n${killed.stderr}\n${resumed.stderr}`).toBe(0);
+			expect(logged(out)).toEqual(expected);
+			for (const name of readdirSync(whole).filter((entry) => /^checkpoint-\d+$/.test(entry))) {
+				expect(differingFiles(join(whole, name), join(out, name)), `kill ${i}, ${name}`).toEqual([]);
+			}
+			expect(readdirSync(out).filter((name) => /partial|old|removed/.test(name))).toEqual([]);
+		};
+		const queue = Array.from({ length: KILLS }, (_, i) => i);
+		const worker = async () => {
+			for (let i = queue.shift(); i !== undefined; i = queue.shift()) await one(i);
+		};
+		await Promise.all(Array.from({ length: AT_ONCE }, worker));
+		process.stderr.write(`kill -9: ${JSON.stringify(moments)}\n`);
+		expect(moments.killed).toBeGreaterThan(KILLS / 2);
+		expect(moments.midSave).toBeGreaterThan(0);
+	}, 600_000);
+});
