@@ -153,6 +153,30 @@ describe("flags", () => {
 		expect(refused(["--learning_rate"]).message).toBe("--learning_rate needs a value");
 		expect(refused(["--train_file", "--bf16"]).message).toBe("--train_file needs a value");
 	});
+
+	it("whatever they are, are read or refused as an error of ours", () => {
+		const words =
+			'--bf16 --no_bf16 --train_file --columns a=b {} {"a": --seed -1 1e999 none true = -- --= -x a=b= --lr_scheduler_kwargs --train_weights 1 --db_uri --report_to --__proto__ --no_ --resume_from_checkpoint'.split(
+				" ",
+			);
+		let state = 1;
+		const next = (below: number) => {
+			state = (state * 48271) % 2147483647;
+			return state % below;
+		};
+		let read = 0;
+		for (let run = 0; run < 1000; run++) {
+			const chosen = Array.from({ length: 1 + next(6) }, () => words[next(words.length)] ?? "");
+			try {
+				resolve(chosen);
+				read++;
+			} catch (error) {
+				expect(error, chosen.join(" ")).toBeInstanceOf(ArlError);
+				expect((error as ArlError).exitCode, chosen.join(" ")).toBe(2);
+			}
+		}
+		expect(read).toBeGreaterThan(15);
+	});
 });
 
 describe("values that are refused", () => {
