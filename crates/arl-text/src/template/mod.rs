@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use arl_model::{Error, ErrorCode, Result};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value};
-use minijinja::{AutoEscape, Environment, ErrorKind, State, context};
+use minijinja::{AutoEscape, Environment, ErrorKind, State};
 
 use crate::row::Json;
 
@@ -115,9 +115,9 @@ impl Template {
     ) -> std::result::Result<String, String> {
         let template = self.environment.get_template(NAME).map_err(|error| describe(&error))?;
         let list = |items: &[Json]| Value::from(items.iter().map(|m| python::value_of(m, text)).collect::<Vec<_>>());
-        let mut variables: Vec<(Value, Value)> = Vec::new();
+        let mut variables: Vec<(String, Value)> = Vec::new();
         if let Some(Json::Object(entries)) = conversation.variables {
-            variables.extend(entries.iter().map(|(k, v)| (Value::from(k.as_str()), python::value_of(v, text))));
+            variables.extend(entries.iter().map(|(k, v)| (k.clone(), python::value_of(v, text))));
         }
         let tools = conversation.tools.map_or(Value::from(()), |tools| python::value_of(tools, text));
         for (name, value) in [
@@ -130,10 +130,9 @@ impl Template {
             ("__open", Value::from(marks.0)),
             ("__close", Value::from(marks.1)),
         ] {
-            variables.push((Value::from(name), value));
+            variables.push((name.to_owned(), value));
         }
-        let all: Value = variables.into_iter().collect();
-        template.render(context! { ..all }).map_err(|error| describe(&error))
+        template.render(python::Dict::value(variables)).map_err(|error| describe(&error))
     }
 }
 

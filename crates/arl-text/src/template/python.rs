@@ -1,10 +1,11 @@
 //! Text as Python writes it: floats, `str()` and `repr()` of values, and `json.dumps` as transformers calls it.
 //! A template's output must be equal to Python's to the byte, or a model is trained on text that it never meets.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use minijinja::value::{Kwargs, Object, ObjectRepr, Value, ValueKind};
+use minijinja::value::{Enumerator, Kwargs, Object, ObjectRepr, Value, ValueKind};
 use minijinja::{Error, ErrorKind};
 
 use crate::row::Json;
@@ -23,6 +24,54 @@ impl Object for BigInt {
     }
 }
 
+/// A dict: keys in the order of the row.
+#[derive(Debug)]
+pub(crate) struct Dict {
+    entries: Vec<(Value, Value)>,
+    /// Where each key lies; only large dicts have it.
+    places: HashMap<String, usize>,
+}
+
+impl Dict {
+    /// A later entry of the same key replaces an earlier one.
+    pub(crate) fn value(entries: impl IntoIterator<Item = (String, Value)>) -> Value {
+        let entries: Vec<(String, Value)> = entries.into_iter().collect();
+        let places = match entries.len() {
+            0..=16 => HashMap::new(),
+            _ => entries.iter().enumerate().map(|(i, (key, _))| (key.clone(), i)).collect(),
+        };
+        let entries = entries.into_iter().map(|(key, value)| (Value::from(key), value)).collect();
+        Value::from_object(Self { entries, places })
+    }
+}
+
+impl Object for Dict {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Map
+    }
+
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        self.get_value_by_str(key.as_str()?)
+    }
+
+    fn get_value_by_str(self: &Arc<Self>, key: &str) -> Option<Value> {
+        let found = if self.places.is_empty() {
+            self.entries.iter().rposition(|(own, _)| own.as_str() == Some(key))
+        } else {
+            self.places.get(key).copied()
+        };
+        found.map(|i| self.entries[i].1.clone())
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::Values(self.entries.iter().map(|(key, _)| key.clone()).collect())
+    }
+
+    fn enumerator_len(self: &Arc<Self>) -> Option<usize> {
+        Some(self.entries.len())
+    }
+}
+
 /// A template's value of a row's; `text` may change every string, keys included.
 pub(crate) fn value_of(json: &Json, text: &impl Fn(&str) -> String) -> Value {
     match json {
@@ -38,7 +87,7 @@ pub(crate) fn value_of(json: &Json, text: &impl Fn(&str) -> String) -> Value {
         Json::Str(value) => Value::from(text(value)),
         Json::Array(items) => Value::from(items.iter().map(|item| value_of(item, text)).collect::<Vec<_>>()),
         Json::Object(entries) => {
-            entries.iter().map(|(key, value)| (Value::from(text(key)), value_of(value, text))).collect()
+            Dict::value(entries.iter().map(|(key, value)| (text(key), value_of(value, text))))
         }
     }
 }

