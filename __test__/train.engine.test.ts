@@ -4,7 +4,7 @@ import { describe, expect, it } from "vitest";
 import type { AgentTrainingConfigInput } from "../src/config/schema.js";
 import { QwenTrainer } from "../src/train/trainer.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
-import { arl, differingFiles, flags, type Place, tinyPlace } from "./support/real.js";
+import { arl, contents, differingFiles, flags, type Place, tinyPlace } from "./support/real.js";
 import { events, numbers, ofType } from "./support/run.js";
 
 const folder = temporaryFolder();
@@ -144,5 +144,38 @@ describe("arl train as a process", () => {
 		expect(resumed.code, resumed.stderr).toBe(0);
 		const weights = (out: string) => readFileSync(join(out, "model.safetensors"));
 		expect(weights(place.out).equals(weights(whole))).toBe(true);
+	}, 60_000);
+
+	it("survives a disk that refuses in the middle of a save: the last good checkpoint stands", async () => {
+		const place = tinyPlace(folder);
+		const command = (more: Record<string, string | number>) => [
+			"train",
+			...flags({
+				model_name_or_path: place.model,
+				train_file: place.file,
+				output_dir: place.out,
+				init_from_config: true,
+				per_device_train_batch_size: 4,
+				lr_scheduler_type: "constant",
+				save_steps: 5,
+				...more,
+			}),
+		];
+		const first = await arl(command({ max_steps: 10 }));
+		expect(first.code, first.stderr).toBe(0);
+		const before = contents(join(place.out, "checkpoint-10"));
+		// The exported model passes this bound on a file's size; the moments do not.
+		const second = await arl(command({ max_steps: 20, resume_from_checkpoint: "latest" }), undefined, 128);
+		expect(second.code).toBe(1);
+		expect(second.stderr).toContain("ARL_IO");
+		expect(second.stderr).toContain(join(place.out, "checkpoint-15"));
+		expect(second.stderr).toContain(`resume from it`);
+		expect(readdirSync(place.out).filter((name) => name.includes("checkpoint"))).toEqual([
+			"checkpoint-10",
+			"checkpoint-5",
+		]);
+		expect(contents(join(place.out, "checkpoint-10"))).toEqual(before);
+		const third = await arl(command({ max_steps: 20, resume_from_checkpoint: "latest" }));
+		expect(third.code, third.stderr).toBe(0);
 	}, 60_000);
 });

@@ -64,9 +64,19 @@ export interface Ended {
 	stderr: string;
 }
 
-/** The command line in a process of its own; `during` may look at the process while it runs. */
-export function arl(args: string[], during?: (kill: (signal: NodeJS.Signals) => void) => void): Promise<Ended> {
-	const child = spawn(process.execPath, [join(root, "dist", "cli", "main.js"), ...args], {
+/**
+ * The command line in a process of its own; `during` may look at the process while it runs. `fileKiB`: the system refuses
+ * to write files beyond this size.
+ */
+export function arl(
+	args: string[],
+	during?: (kill: (signal: NodeJS.Signals) => void) => void,
+	fileKiB?: number,
+): Promise<Ended> {
+	const words = [process.execPath, join(root, "dist", "cli", "main.js"), ...args];
+	const bounded = ["bash", "-c", `ulimit -f ${fileKiB}; exec "$@"`, "bash", ...words];
+	const [program = "", ...rest] = fileKiB === undefined ? words : bounded;
+	const child = spawn(program, rest, {
 		cwd: root,
 		stdio: ["ignore", "pipe", "pipe"],
 		env: { ...process.env, NO_COLOR: "1" },

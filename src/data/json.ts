@@ -50,7 +50,14 @@ async function fromRanges(path: string, name: string, ranges: Float64Array): Pro
 
 /** A file whose top level is an array. */
 export async function openJsonArray(native: Pick<Native, "jsonArrayRows">, path: string, name = path): Promise<Source> {
-	const ranges = native.jsonArrayRows(path);
+	let ranges: Float64Array;
+	try {
+		ranges = native.jsonArrayRows(path);
+	} catch (error) {
+		const { code, message, hint } = toArlError(error);
+		// A file that was unpacked is known to its user by another name.
+		throw new ArlError(code, message.replaceAll(path, name), hint);
+	}
 	if (ranges.length === 0)
 		throw new ArlError("ARL_DATA", `${name}:1: the array has no rows`, "Each element should be a row.");
 	return fromRanges(path, name, ranges);
