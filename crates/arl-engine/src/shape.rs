@@ -59,7 +59,7 @@ impl Shape {
             },
             epsilon: config.rms_norm_eps as f32,
             padding_idx: config.padding_idx,
-            balance: None,
+            balance: config.moe.and_then(|moe| moe.router_aux_loss_coef),
             layers: layers.collect(),
         }
     }

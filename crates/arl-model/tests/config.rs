@@ -120,8 +120,6 @@ fn experts_are_where_the_configuration_puts_them() {
         refused("qwen3_moe", json!({"num_experts": 4, "num_experts_per_tok": 5})).contains("`num_experts_per_tok`")
     );
     assert!(refused("qwen3_moe", json!({"num_experts": 4, "num_local_experts": 5})).contains("`num_experts`"));
-    assert!(refused("qwen3_moe", json!({"output_router_logits": true})).contains("`output_router_logits`"));
-    accepted("qwen3_moe", json!({"output_router_logits": true, "router_aux_loss_coef": 0.0}));
 }
 
 #[test]
@@ -302,4 +300,13 @@ fn texts_that_are_no_configuration_are_errors_with_the_file() {
     std::fs::remove_file(dir.path().join("config.json")).unwrap();
     std::fs::create_dir(dir.path().join("config.json")).unwrap();
     assert_eq!(ModelConfig::from_dir(dir.path()).unwrap_err().code, ErrorCode::Config);
+}
+
+#[test]
+fn the_balance_loss_is_taken_up_where_transformers_adds_it() {
+    let coefficient = |keys| accepted("qwen3_moe", keys).moe.and_then(|moe| moe.router_aux_loss_coef);
+    assert_eq!(coefficient(json!({})), None);
+    assert_eq!(coefficient(json!({"output_router_logits": true})), Some(0.001));
+    assert_eq!(coefficient(json!({"output_router_logits": true, "router_aux_loss_coef": 0.02})), Some(0.02));
+    assert_eq!(coefficient(json!({"output_router_logits": true, "router_aux_loss_coef": 0.0})), None);
 }

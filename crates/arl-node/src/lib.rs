@@ -1,1 +1,23 @@
-//! Under construction.
+//! The addon: the only crate that knows napi. It turns values and errors between JavaScript and the core, puts long work
+//! on threads of its own, and holds no logic. Field names in JavaScript are those of Rust in camelCase.
+
+pub mod device;
+pub mod engine;
+mod error;
+pub mod files;
+pub mod text;
+mod worker;
+
+use napi_derive::napi;
+
+/// Version of the addon.
+#[napi]
+pub fn version() -> &'static str {
+    env!("CARGO_PKG_VERSION")
+}
+
+/// Every code that an error of the core can have.
+#[napi]
+pub fn error_codes() -> Vec<&'static str> {
+    arl_model::ErrorCode::ALL.iter().map(|code| code.as_str()).collect()
+}

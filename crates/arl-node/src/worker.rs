@@ -11,13 +11,14 @@ use crate::error::{guard, to_napi};
 
 type Job<S> = Box<dyn FnOnce(&mut S) + Send>;
 type Resolver<R> = Box<dyn FnOnce(Env) -> napi::Result<R>>;
+type Settle<T> = Box<dyn FnOnce(Result<T>) + Send>;
 
 /// A promise, and the function that settles it from any thread: what a job computed is turned into a value of
 /// JavaScript on JavaScript's own thread.
 fn promise<'env, T, R>(
     env: &'env Env,
     into: impl FnOnce(T) -> R + Send + 'static,
-) -> napi::Result<(impl FnOnce(Result<T>) + Send + use<T, R>, Object<'env>)>
+) -> napi::Result<(Settle<T>, Object<'env>)>
 where
     T: Send + 'static,
     R: ToNapiValue + 'static,
@@ -27,7 +28,7 @@ where
         Ok(value) => deferred.resolve(Box::new(move |_| Ok(into(value)))),
         Err(error) => deferred.reject(to_napi(&error)),
     };
-    Ok((settle, promise))
+    Ok((Box::new(settle), promise))
 }
 
 /// Runs one job on a thread of its own.

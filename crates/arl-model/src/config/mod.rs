@@ -79,7 +79,7 @@ impl WeightDtype {
 }
 
 /// A mixture of experts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MoeConfig {
     /// Experts of a layer.
     pub num_experts: usize,
@@ -89,10 +89,12 @@ pub struct MoeConfig {
     pub moe_intermediate_size: usize,
     /// Whether the weights of the chosen experts are divided by their sum.
     pub norm_topk_prob: bool,
+    /// Coefficient of the load-balancing loss, where transformers adds it to the loss: with `output_router_logits`.
+    pub router_aux_loss_coef: Option<f32>,
 }
 
 /// The feed-forward part of a layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Mlp {
     /// One gated MLP.
     Dense {
@@ -104,7 +106,7 @@ pub enum Mlp {
 }
 
 /// What differs from layer to layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LayerConfig {
     /// Sliding window: a token sees itself and the `window - 1` tokens before it. None: all tokens before it.
     pub window: Option<usize>,
@@ -350,9 +352,12 @@ fn moe(keys: &mut Keys<'_>) -> Result<MoeConfig> {
             format_args!("({num_experts_per_tok}) is more than the {num_experts} experts there are"),
         ));
     }
+    let coefficient = keys.number("router_aux_loss_coef", 0.001)?;
+    let balanced = keys.flag("output_router_logits", false)? && coefficient != 0.0;
     Ok(MoeConfig {
         num_experts,
         num_experts_per_tok,
+        router_aux_loss_coef: balanced.then_some(coefficient as f32),
         moe_intermediate_size: keys.size("moe_intermediate_size", 768, 1, MAX_WIDTH)?,
         norm_topk_prob: keys.flag("norm_topk_prob", false)?,
     })

@@ -120,17 +120,6 @@ pub(super) fn check(keys: &mut Keys<'_>, family: Family) -> Result<()> {
     if !keys.flag("is_causal", true)? {
         return Err(keys.error("is_causal", "is false; only causal attention is supported"));
     }
-    if family == Family::Qwen3Moe {
-        let coefficient = keys.number("router_aux_loss_coef", 0.001)?;
-        if keys.flag("output_router_logits", false)? && coefficient != 0.0 {
-            return Err(keys
-                .error(
-                    "output_router_logits",
-                    format_args!("is true: transformers would add {coefficient} (`router_aux_loss_coef`) times a load-balancing loss, which is not built"),
-                )
-                .hint("set `output_router_logits` to false, or `router_aux_loss_coef` to 0"));
-        }
-    }
     for key in WITHOUT_EFFECT {
         keys.get(key);
     }

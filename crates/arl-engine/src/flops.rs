@@ -1,0 +1,39 @@
+//! Model FLOPs of training, by the formula that figures of speed are quoted with. Recomputation is not counted.
+
+use arl_model::{Mlp, ModelConfig, tensor_table};
+
+/// Parameters and FLOPs of a model.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Flops {
+    /// Trainable parameters, tied ones once.
+    pub parameters: usize,
+    /// FLOPs a token, forward and backward, without attention's share: 6 x the parameters of the matrix products that a
+    /// token meets (of a mixture of experts, those of the chosen ones), the head included, the embedding not.
+    pub per_token: f64,
+    /// Attention's FLOPs for a token of a sequence of length `n` are `attention * n`: `6 L Hq d`, for causal attention
+    /// (half of the full square). Windows are not accounted for.
+    pub attention: f64,
+}
+
+impl Flops {
+    /// Those of a configuration.
+    pub fn of(config: &ModelConfig) -> Self {
+        let hidden = config.hidden_size;
+        let heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads;
+        let attention = hidden * config.head_dim * heads;
+        let mlps: usize = config
+            .layers
+            .iter()
+            .map(|layer| match &layer.mlp {
+                Mlp::Dense { intermediate } => 3 * hidden * intermediate,
+                Mlp::Moe(moe) => hidden * (moe.num_experts + 3 * moe.num_experts_per_tok * moe.moe_intermediate_size),
+            })
+            .sum();
+        let products = config.layers.len() * attention + mlps + config.vocab_size * hidden;
+        Flops {
+            parameters: tensor_table(config).iter().map(arl_model::TensorSpec::elements).sum(),
+            per_token: 6.0 * products as f64,
+            attention: 6.0 * (config.layers.len() * config.num_attention_heads * config.head_dim) as f64,
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! What the machine can do, for `arl doctor`, the memory check and the benches.
+
+use arl_engine::backend::Backend;
+use arl_engine::backend::cpu::CpuBackend;
+use arl_engine::backend::cpu::rate::matmul_rate as matmul_rate_of;
+use napi_derive::napi;
+
+use crate::error::sync;
+
+/// A device that the engine can run on.
+#[napi(object)]
+pub struct DeviceInfo {
+    /// As the option `device` names it.
+    pub device: String,
+    /// For people.
+    pub name: String,
+    /// Compute threads.
+    pub threads: u32,
+    /// Instruction sets that the engine uses here.
+    pub features: Vec<String>,
+    /// Memory of the device.
+    pub memory_bytes: f64,
+    /// Memory that is free, or could be freed.
+    pub available_bytes: f64,
+}
+
+/// A figure of `/proc/meminfo` in bytes, or 0 where there is none.
+fn meminfo(key: &str) -> f64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
+    let kib: f64 = line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().unwrap_or(0.0);
+    kib * 1024.0
+}
+
+/// A limit set on this group of processes (a container's), in bytes; `None` where there is none.
+fn container_limit() -> Option<f64> {
+    let text = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok()?;
+    text.trim().parse().ok()
+}
+
+fn container_use() -> f64 {
+    let text = std::fs::read_to_string("/sys/fs/cgroup/memory.current").unwrap_or_default();
+    text.trim().parse().unwrap_or(0.0)
+}
+
+/// The devices of this machine. Never throws because one is missing.
+#[napi]
+pub fn devices() -> Vec<DeviceInfo> {
+    let (mut memory, mut available) = (meminfo("MemTotal"), meminfo("MemAvailable"));
+    if let Some(limit) = container_limit() {
+        memory = memory.min(limit);
+        available = available.min((limit - container_use()).max(0.0));
+    }
+    let backend = CpuBackend::new();
+    vec![DeviceInfo {
+        device: "cpu".into(),
+        name: backend.name(),
+        threads: rayon::current_num_threads() as u32,
+        features: vec![arl_engine::backend::cpu::simd::level().name().to_string()],
+        memory_bytes: memory,
+        available_bytes: available,
+    }]
+}
+
+/// Measured rate of f32 matrix products `[m, k] x [k, n]` on all cores, in GFLOP/s; takes about `seconds`.
+#[napi]
+pub fn matmul_rate(m: u32, n: u32, k: u32, seconds: f64) -> napi::Result<f64> {
+    sync(|| Ok(matmul_rate_of(m as usize, n as usize, k as usize, seconds)))
+}

@@ -1,0 +1,440 @@
+//! The engine on its thread: options and micro-batches in, statistics out.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arl_engine::backend::DType;
+use arl_engine::backend::cpu::CpuBackend;
+use arl_engine::{Adam, BatchSize, Engine as Core, Hyper, Recompute, Weights};
+use arl_model::{Error, ErrorCode, Result, WeightDtype};
+use napi::Env;
+use napi::bindgen_prelude::{Float32Array, Int32Array, Object};
+use napi_derive::napi;
+
+use crate::error::{sync, to_napi};
+use crate::worker::Worker;
+
+/// What an engine is made of.
+#[napi(object)]
+#[derive(Clone)]
+pub struct EngineOptions {
+    /// Folder with `config.json` and weights.
+    pub model_dir: String,
+    /// Random weights from `seed` instead of the folder's; the folder need not have any.
+    pub init_from_config: Option<bool>,
+    /// Seed of random weights.
+    pub seed: Option<f64>,
+    /// `cpu`.
+    pub device: String,
+    /// Type of weights and activations.
+    #[napi(ts_type = "'f32' | 'bf16'")]
+    pub dtype: String,
+    /// What the backward pass computes anew.
+    #[napi(ts_type = "'off' | 'norms' | 'mlp' | 'block'")]
+    pub recompute: String,
+    /// Most rows of logits at a time.
+    pub loss_seq_chunk_size: Option<u32>,
+    /// Tokens of the largest micro-batch expected; a larger one makes the engine plan anew.
+    pub max_tokens: u32,
+    /// Sequences of the micro-batch with the most.
+    pub max_sequences: u32,
+    /// AdamW: decay of the first moment.
+    pub adam_beta1: f64,
+    /// AdamW: decay of the second moment.
+    pub adam_beta2: f64,
+    /// AdamW: added to the root of the second moment.
+    pub adam_epsilon: f64,
+    /// AdamW: decoupled weight decay of all parameters but norms and biases.
+    pub weight_decay: f64,
+    /// Compute threads; absent: one a core.
+    pub threads: Option<u32>,
+    /// Leave out gradients and moments: evaluation and generation only.
+    pub inference_only: Option<bool>,
+}
+
+/// Samples side by side, without padding.
+#[napi(object, object_to_js = true)]
+pub struct MicroBatch {
+    /// `[T]`: token ids.
+    pub input_ids: Int32Array,
+    /// `[T]`: already shifted: the logits at t are scored against `targets[t]`; -100 is not trained.
+    pub targets: Int32Array,
+    /// `[T]`: position of each token in its sequence.
+    pub positions: Int32Array,
+    /// `[sequences + 1]`: where each sequence begins, and `T`.
+    pub cu_seqlens: Int32Array,
+    /// `[T]`: weight of each target; absent: 1.
+    pub weights: Option<Float32Array>,
+}
+
+/// Bytes of one category of memory.
+#[napi(object)]
+pub struct MemoryCategory {
+    /// `weights`, `gradients`, `moments`, `activations`, ...
+    pub name: String,
+    /// Bytes.
+    pub bytes: f64,
+}
+
+/// Bytes by category, found by a dry run of the step.
+#[napi(object)]
+pub struct MemoryPlan {
+    /// Categories that are not empty.
+    pub categories: Vec<MemoryCategory>,
+    /// All of them.
+    pub total_bytes: f64,
+}
+
+/// What an engine holds.
+#[napi(object)]
+pub struct EngineInfo {
+    /// Trainable parameters, tied ones once.
+    pub parameters: f64,
+    /// `qwen2`, `qwen3`, `qwen3_moe`.
+    pub model_type: String,
+    /// Rows of the embedding.
+    pub vocab_size: u32,
+    /// Positions that the model was made for.
+    pub max_position_embeddings: u32,
+    /// For people.
+    pub device: String,
+    /// `f32` or `bf16`.
+    pub dtype: String,
+    /// Model FLOPs a token without attention's share: 6 x parameters of the matrix products that a token meets, head included.
+    pub flops_per_token: f64,
+    /// Attention's FLOPs for a token of a sequence of length n are `attentionFlops * n` (causal).
+    pub attention_flops: f64,
+    /// Keys of `config.json` that are not known to change nothing, and were not used.
+    pub unknown_keys: Vec<String>,
+}
+
+/// What one micro-batch gave.
+#[napi(object)]
+pub struct MicroBatchStats {
+    /// Tokens.
+    pub tokens: u32,
+    /// Targets of positive weight.
+    pub target_tokens: u32,
+    /// Sum of the targets' weights.
+    pub target_weight: f64,
+    /// Sum of weight x negative log-likelihood, in nats.
+    pub loss_sum: f64,
+    /// Targets that had the greatest logit.
+    pub correct: u32,
+    /// Sum of the predicted distributions' entropies over the targets, in nats.
+    pub entropy_sum: f64,
+    /// The router's balance loss times its coefficient; 0 where none is added.
+    pub balance_loss: f64,
+}
+
+/// What one optimizer step gave.
+#[napi(object)]
+pub struct StepStats {
+    /// Sum of all losses over the weight of all targets, plus the micro-batches' balance losses.
+    pub loss: f64,
+    /// Norm of all gradients before clipping.
+    pub grad_norm: f64,
+    /// In the order of the micro-batches.
+    pub micro_batches: Vec<MicroBatchStats>,
+    /// Wall-clock time.
+    pub seconds: f64,
+}
+
+/// What changes from step to step.
+#[napi(object)]
+pub struct StepHyper {
+    /// Learning rate of this step.
+    pub learning_rate: f64,
+    /// Gradients are scaled down to this norm; 0: never.
+    pub max_grad_norm: f64,
+}
+
+/// How text is generated.
+#[napi(object)]
+pub struct GenerateOptions {
+    /// Most tokens a reply.
+    pub max_new_tokens: u32,
+    /// Tokens that end a reply; they are part of it.
+    pub stop_ids: Vec<u32>,
+    /// 0: the most probable token always.
+    pub temperature: Option<f64>,
+    /// Seed of random choices.
+    pub seed: Option<f64>,
+}
+
+fn dtype(word: &str) -> Result<DType> {
+    match word {
+        "f32" => Ok(DType::F32),
+        "bf16" => Ok(DType::Bf16),
+        _ => Err(Error::new(ErrorCode::Config, format!("dtype: `{word}` is not known")).hint("use f32 or bf16")),
+    }
+}
+
+fn recompute(word: &str) -> Result<Recompute> {
+    match word {
+        "off" => Ok(Recompute::Off),
+        "norms" => Ok(Recompute::Norms),
+        "mlp" => Ok(Recompute::Mlp),
+        "block" => Ok(Recompute::Block),
+        _ => Err(Error::new(ErrorCode::Config, format!("recompute: `{word}` is not known"))
+            .hint("use off, norms, mlp or block")),
+    }
+}
+
+fn core_options(options: &EngineOptions) -> Result<arl_engine::EngineOptions> {
+    if options.device != "cpu" {
+        return Err(Error::new(ErrorCode::Device, format!("device: `{}` is not there", options.device)).hint("use cpu"));
+    }
+    Ok(arl_engine::EngineOptions {
+        dtype: dtype(&options.dtype)?,
+        recompute: recompute(&options.recompute)?,
+        loss_seq_chunk_size: options.loss_seq_chunk_size.map(|rows| rows as usize),
+        max_batch: BatchSize { tokens: options.max_tokens as usize, sequences: options.max_sequences as usize },
+        adam: Adam {
+            beta1: options.adam_beta1 as f32,
+            beta2: options.adam_beta2 as f32,
+            epsilon: options.adam_epsilon as f32,
+            weight_decay: options.weight_decay as f32,
+        },
+        inference_only: options.inference_only.unwrap_or(false),
+    })
+}
+
+fn plan_to_js(plan: arl_engine::MemoryPlan) -> MemoryPlan {
+    let category = |(name, bytes): (&str, usize)| MemoryCategory { name: name.to_string(), bytes: bytes as f64 };
+    MemoryPlan { categories: plan.categories.into_iter().map(category).collect(), total_bytes: plan.total_bytes as f64 }
+}
+
+fn stats_to_js(stats: arl_engine::MicroBatchStats) -> MicroBatchStats {
+    MicroBatchStats {
+        tokens: stats.tokens as u32,
+        target_tokens: stats.target_tokens as u32,
+        target_weight: stats.target_weight,
+        loss_sum: stats.loss_sum,
+        correct: stats.correct as u32,
+        entropy_sum: stats.entropy_sum,
+        balance_loss: stats.balance_loss,
+    }
+}
+
+/// Copies the batch, so that no thread reads memory that JavaScript can write.
+fn batch_from_js(batch: &MicroBatch) -> arl_engine::MicroBatch {
+    arl_engine::MicroBatch {
+        input_ids: batch.input_ids.to_vec(),
+        targets: batch.targets.to_vec(),
+        positions: batch.positions.to_vec(),
+        cu_seqlens: batch.cu_seqlens.to_vec(),
+        weights: batch.weights.as_ref().map(|weights| weights.to_vec()),
+    }
+}
+
+fn batches_from_js(batches: &[MicroBatch]) -> Vec<arl_engine::MicroBatch> {
+    batches.iter().map(batch_from_js).collect()
+}
+
+/// The memory that an engine with these options takes. Takes none itself.
+#[napi]
+pub fn plan_memory(options: EngineOptions) -> napi::Result<MemoryPlan> {
+    sync(|| {
+        let plan = arl_engine::plan_memory(&PathBuf::from(&options.model_dir), &core_options(&options)?)?;
+        Ok(plan_to_js(plan))
+    })
+}
+
+type CpuEngine = Core<CpuBackend>;
+
+/// A model on a device, on a thread of its own. Jobs run in the order in which they were asked for.
+#[napi]
+pub struct Engine {
+    worker: Mutex<Option<Worker<CpuEngine>>>,
+    interrupt: Arc<AtomicBool>,
+    parameters: f64,
+    model_type: String,
+    vocab_size: u32,
+    max_position_embeddings: u32,
+    device: String,
+    dtype: String,
+    flops_per_token: f64,
+    attention_flops: f64,
+    unknown_keys: Vec<String>,
+}
+
+#[napi]
+impl Engine {
+    /// Reserves all memory and reads the weights.
+    #[napi(ts_return_type = "Promise<Engine>")]
+    pub fn open(env: &Env, options: EngineOptions) -> napi::Result<Object<'_>> {
+        let threads = options.threads.unwrap_or(0) as usize;
+        let dtype = options.dtype.clone();
+        let open = move || {
+            let weights = match options.init_from_config {
+                Some(true) => Weights::Random(options.seed.unwrap_or(0.0) as u64),
+                _ => Weights::Checkpoint,
+            };
+            let engine =
+                Core::open(CpuBackend::new(), &PathBuf::from(&options.model_dir), weights, &core_options(&options)?)?;
+            let found = (engine.interrupt_flag(), engine.config().clone(), engine.device());
+            Ok((engine, found))
+        };
+        Worker::start(env, "arl-engine", threads, open, move |worker, (interrupt, config, device)| {
+            let flops = arl_engine::Flops::of(&config);
+            Engine {
+                worker: Mutex::new(Some(worker)),
+                interrupt,
+                parameters: flops.parameters as f64,
+                model_type: config.family.as_str().to_string(),
+                vocab_size: config.vocab_size as u32,
+                max_position_embeddings: config.max_position_embeddings as u32,
+                device,
+                dtype,
+                flops_per_token: flops.per_token,
+                attention_flops: flops.attention,
+                unknown_keys: config.unknown_keys.clone(),
+            }
+        })
+    }
+
+    /// What the engine holds.
+    #[napi]
+    pub fn info(&self) -> EngineInfo {
+        EngineInfo {
+            parameters: self.parameters,
+            model_type: self.model_type.clone(),
+            vocab_size: self.vocab_size,
+            max_position_embeddings: self.max_position_embeddings,
+            device: self.device.clone(),
+            dtype: self.dtype.clone(),
+            flops_per_token: self.flops_per_token,
+            attention_flops: self.attention_flops,
+            unknown_keys: self.unknown_keys.clone(),
+        }
+    }
+
+    fn submit<'env, T, R>(
+        &self,
+        env: &'env Env,
+        job: impl FnOnce(&mut CpuEngine) -> Result<T> + Send + 'static,
+        into: impl FnOnce(T) -> R + Send + 'static,
+    ) -> napi::Result<Object<'env>>
+    where
+        T: Send + 'static,
+        R: napi::bindgen_prelude::ToNapiValue + 'static,
+    {
+        let worker = self.worker.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match worker.as_ref() {
+            Some(worker) => worker.submit(env, job, into),
+            None => Err(to_napi(&Error::new(ErrorCode::Internal, "the engine is closed"))),
+        }
+    }
+
+    /// Bytes reserved, by category.
+    #[napi(ts_return_type = "Promise<MemoryPlan>")]
+    pub fn memory<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
+        self.submit(env, |engine| Ok(engine.memory()), plan_to_js)
+    }
+
+    /// ONE optimizer step over all micro-batches.
+    #[napi(ts_return_type = "Promise<StepStats>")]
+    pub fn step<'env>(&self, env: &'env Env, batches: Vec<MicroBatch>, hyper: StepHyper) -> napi::Result<Object<'env>> {
+        let batches = batches_from_js(&batches);
+        let hyper = Hyper { learning_rate: hyper.learning_rate as f32, max_grad_norm: hyper.max_grad_norm as f32 };
+        self.submit(
+            env,
+            move |engine| engine.step(&batches, hyper),
+            |stats| StepStats {
+                loss: stats.loss,
+                grad_norm: stats.grad_norm,
+                micro_batches: stats.micro_batches.into_iter().map(stats_to_js).collect(),
+                seconds: stats.seconds,
+            },
+        )
+    }
+
+    /// The loss of each micro-batch, with the weights as they are.
+    #[napi(ts_return_type = "Promise<MicroBatchStats[]>")]
+    pub fn evaluate<'env>(&self, env: &'env Env, batches: Vec<MicroBatch>) -> napi::Result<Object<'env>> {
+        let batches = batches_from_js(&batches);
+        self.submit(
+            env,
+            move |engine| engine.evaluate(&batches),
+            |stats| stats.into_iter().map(stats_to_js).collect::<Vec<_>>(),
+        )
+    }
+
+    /// Replies to prompts, all at once.
+    #[napi(ts_return_type = "Promise<Int32Array[]>")]
+    pub fn generate<'env>(
+        &self,
+        env: &'env Env,
+        prompts: Vec<Int32Array>,
+        options: GenerateOptions,
+    ) -> napi::Result<Object<'env>> {
+        let prompts: Vec<Vec<i32>> = prompts.iter().map(|prompt| prompt.to_vec()).collect();
+        let options = arl_engine::GenerateOptions {
+            max_new_tokens: options.max_new_tokens as usize,
+            stop_ids: options.stop_ids.into_iter().map(|id| id as i32).collect(),
+            temperature: options.temperature.unwrap_or(0.0) as f32,
+            seed: options.seed.unwrap_or(0.0) as u64,
+        };
+        self.submit(
+            env,
+            move |engine| engine.generate(&prompts, &options),
+            |replies| replies.into_iter().map(Int32Array::from).collect::<Vec<_>>(),
+        )
+    }
+
+    /// Exact weights, moments and step count, as safetensors in `dir`.
+    #[napi(ts_return_type = "Promise<void>")]
+    pub fn save_state<'env>(&self, env: &'env Env, dir: String) -> napi::Result<Object<'env>> {
+        self.submit(env, move |engine| engine.save_state(&PathBuf::from(dir)), |()| ())
+    }
+
+    /// Goes on from what `saveState` wrote.
+    #[napi(ts_return_type = "Promise<void>")]
+    pub fn restore_state<'env>(&self, env: &'env Env, dir: String) -> napi::Result<Object<'env>> {
+        self.submit(env, move |engine| engine.restore_state(&PathBuf::from(dir)), |()| ())
+    }
+
+    /// A folder in Hugging Face's layout; `dtype` absent: that of the checkpoint it came from.
+    #[napi(ts_return_type = "Promise<void>")]
+    pub fn export_model<'env>(
+        &self,
+        env: &'env Env,
+        dir: String,
+        #[napi(ts_arg_type = "'f32' | 'bf16' | 'f16'")] dtype: Option<String>,
+    ) -> napi::Result<Object<'env>> {
+        self.submit(
+            env,
+            move |engine| {
+                let dtype = match dtype.as_deref() {
+                    None => None,
+                    Some("f32") => Some(WeightDtype::F32),
+                    Some("bf16") => Some(WeightDtype::Bf16),
+                    Some("f16") => Some(WeightDtype::F16),
+                    Some(word) => {
+                        return Err(Error::new(ErrorCode::Config, format!("a model cannot be saved as `{word}`"))
+                            .hint("use f32, bf16 or f16"));
+                    }
+                };
+                engine.export_model(&PathBuf::from(dir), dtype)
+            },
+            |()| (),
+        )
+    }
+
+    /// The step in progress ends with `ARL_INTERRUPTED`; weights are as before it.
+    #[napi]
+    pub fn interrupt(&self) {
+        self.interrupt.store(true, Ordering::Relaxed);
+    }
+
+    /// Ends the thread and gives the memory back, once all jobs are done.
+    #[napi(ts_return_type = "Promise<void>")]
+    pub fn close<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
+        let done = self.submit(env, |_| Ok(()), |()| ());
+        self.worker.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        done
+    }
+}
