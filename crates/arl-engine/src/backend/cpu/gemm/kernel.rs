@@ -1,0 +1,203 @@
+//! The innermost loops: tiles of `c` that stay in registers over a block of `k`, and the kernels there are, each a set of
+//! function pointers compiled for its instructions.
+
+use super::super::simd::Level;
+#[cfg(target_arch = "x86_64")]
+use super::lanes::{Avx2, Avx512};
+use super::lanes::{Lanes, Portable};
+use super::pack::{Panel, pack};
+
+/// Rows and columns of the largest tile.
+const LARGEST_TILE: usize = 12 * 32;
+
+/// `c[rows, columns] (+)= a b` over `steps` words of `k`.
+pub(super) struct Block {
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) steps: usize,
+    /// Word of row `i`, step `p`: `a + (i / MR) a_panel + (i % MR) a_row + p a_step`.
+    pub(super) a: *const u32,
+    pub(super) a_panel: usize,
+    pub(super) a_row: usize,
+    pub(super) a_step: usize,
+    /// Word of column `j`, step `p`: `b + (j / NR) b_panel + j % NR + p b_step`, but for the last columns, which fill no
+    /// panel: they lie at `b_last`, padded, `NR` words a step.
+    pub(super) b: *const u32,
+    pub(super) b_panel: usize,
+    pub(super) b_step: usize,
+    pub(super) b_last: *const u32,
+    pub(super) c: *mut f32,
+    pub(super) c_stride: usize,
+    /// Add to `c`, or assign it.
+    pub(super) add: bool,
+}
+
+/// What computes, for one set of instructions.
+pub(super) struct Kernel {
+    /// Rows of a tile.
+    pub(super) mr: usize,
+    /// Columns of a tile.
+    pub(super) nr: usize,
+    /// Whether a word holds two bf16 (or one f32).
+    pub(super) pairs: bool,
+    /// Computes a [`Block`].
+    ///
+    /// Safety: the CPU has the instructions; the pointers of the block are valid over its shape, `c` for one thread alone.
+    pub(super) block: unsafe fn(&Block),
+    /// Packs a panel of `mr` rows of `a`. Safety: as [`pack`], and the CPU has the instructions.
+    pub(super) pack_a: unsafe fn(&Panel, *mut u32),
+    /// Packs a panel of `nr` columns of `b`. Safety: as `pack_a`.
+    pub(super) pack_b: unsafe fn(&Panel, *mut u32),
+}
+
+impl Kernel {
+    /// The kernel for operands of which at least one is (`narrow`), or none is, bf16.
+    pub(super) fn choose(level: Level, narrow: bool) -> &'static Kernel {
+        match (level, narrow) {
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx512Bf16, true) => &AVX512_PAIRS,
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx512Bf16 | Level::Avx512, _) => &AVX512,
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx2, _) => &AVX2,
+            _ => &PORTABLE,
+        }
+    }
+}
+
+macro_rules! kernel {
+    ($name:ident, $lanes:ty, $mr:literal, $vectors:literal, $nr:literal, $pairs:literal, $avx2:literal $(, $features:literal)?) => {
+        pub(super) static $name: Kernel = {
+            $(#[target_feature(enable = $features)])?
+            unsafe fn block_(block: &Block) {
+                // SAFETY: the contract of the field that this function is called through.
+                unsafe { block_of::<$lanes, $mr, $vectors>(block) }
+            }
+            $(#[target_feature(enable = $features)])?
+            unsafe fn pack_a(panel: &Panel, target: *mut u32) {
+                // SAFETY: as above.
+                unsafe { pack::<$mr, $pairs, $avx2>(panel, target) }
+            }
+            $(#[target_feature(enable = $features)])?
+            unsafe fn pack_b(panel: &Panel, target: *mut u32) {
+                // SAFETY: as above.
+                unsafe { pack::<$nr, $pairs, $avx2>(panel, target) }
+            }
+            Kernel { mr: $mr, nr: $nr, pairs: $pairs, block: block_, pack_a, pack_b }
+        };
+    };
+}
+
+// 6 x 2 vectors: 12 sums, 2 columns of b and one of a fill the 16 registers of AVX2. AVX-512 has 32.
+kernel!(PORTABLE, Portable, 6, 2, 16, false, false);
+#[cfg(target_arch = "x86_64")]
+kernel!(AVX2, Avx2, 6, 2, 16, false, true, "avx2,fma");
+#[cfg(target_arch = "x86_64")]
+kernel!(AVX512, Avx512<false>, 12, 2, 32, false, true, "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl");
+#[cfg(target_arch = "x86_64")]
+kernel!(AVX512_PAIRS, Avx512<true>, 12, 2, 32, true, true, "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16");
+#[cfg(test)]
+kernel!(PORTABLE_PAIRS, super::lanes::PortablePairs, 12, 4, 32, true, false);
+
+/// # Safety
+/// As [`Kernel::block`].
+#[inline(always)]
+unsafe fn block_of<L: Lanes, const MR: usize, const VECTORS: usize>(block: &Block) {
+    let nr = VECTORS * L::N;
+    // SAFETY: all offsets stay within the shapes that the caller vouches for.
+    unsafe {
+        for column in (0..block.columns).step_by(nr) {
+            let columns = nr.min(block.columns - column);
+            let (b, b_step) = if columns == nr {
+                (block.b.add(column / nr * block.b_panel), block.b_step)
+            } else {
+                (block.b_last, nr)
+            };
+            for row in (0..block.rows).step_by(MR) {
+                let rows = MR.min(block.rows - row);
+                let a = block.a.add(row / MR * block.a_panel);
+                let c = block.c.add(row * block.c_stride + column);
+                if columns == nr {
+                    tile_of_rows::<L, MR, VECTORS>(rows, block, a, b, b_step, c, block.c_stride, block.add);
+                } else {
+                    let mut tile = [0f32; LARGEST_TILE];
+                    tile_of_rows::<L, MR, VECTORS>(rows, block, a, b, b_step, tile.as_mut_ptr(), nr, false);
+                    for i in 0..rows {
+                        for j in 0..columns {
+                            let target = c.add(i * block.c_stride + j);
+                            *target = if block.add { *target + tile[i * nr + j] } else { tile[i * nr + j] };
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`Kernel::block`]; `c` is valid for `rows` rows of a tile's columns.
+#[allow(clippy::too_many_arguments, reason = "one caller; inlined")]
+#[inline(always)]
+unsafe fn tile_of_rows<L: Lanes, const MR: usize, const VECTORS: usize>(
+    rows: usize,
+    block: &Block,
+    a: *const u32,
+    b: *const u32,
+    b_step: usize,
+    c: *mut f32,
+    c_stride: usize,
+    add: bool,
+) {
+    macro_rules! dispatch {
+        ($($count:literal)*) => {
+            match rows {
+                // SAFETY: the caller's promise.
+                $($count if $count < MR => unsafe { tile::<L, $count, VECTORS>(block, a, b, b_step, c, c_stride, add) },)*
+                // SAFETY: as above.
+                _ => unsafe { tile::<L, MR, VECTORS>(block, a, b, b_step, c, c_stride, add) },
+            }
+        };
+    }
+    dispatch!(1 2 3 4 5 6 7 8 9 10 11)
+}
+
+/// # Safety
+/// As [`Kernel::block`]; `c` is valid for `R` rows of a tile's columns.
+#[inline(always)]
+unsafe fn tile<L: Lanes, const R: usize, const VECTORS: usize>(
+    block: &Block,
+    mut a: *const u32,
+    mut b: *const u32,
+    b_step: usize,
+    c: *mut f32,
+    c_stride: usize,
+    add: bool,
+) {
+    let (a_row, a_step) = (block.a_row, block.a_step);
+    // SAFETY: within the shapes that the caller vouches for; the last step's advance is never read from.
+    unsafe {
+        for i in 0..R {
+            L::prefetch(c.wrapping_add(i * c_stride).cast());
+            L::prefetch(c.wrapping_add(i * c_stride + VECTORS * L::N - 1).cast());
+        }
+        let mut sums = [[L::zero(); VECTORS]; R];
+        for _ in 0..block.steps {
+            let columns: [L; VECTORS] = std::array::from_fn(|v| L::load(b.add(v * L::N)));
+            for i in 0..R {
+                let x = L::splat(a.add(i * a_row));
+                for v in 0..VECTORS {
+                    sums[i][v] = sums[i][v].step(x, columns[v]);
+                }
+            }
+            a = a.wrapping_add(a_step);
+            b = b.wrapping_add(b_step);
+        }
+        for (i, sums) in sums.iter().enumerate() {
+            for (v, &sum) in sums.iter().enumerate() {
+                let target = c.add(i * c_stride + v * L::N).cast::<u32>();
+                let sum = if add { L::load(target).add(sum) } else { sum };
+                sum.store(target);
+            }
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! Copies a panel of an operand into the order in which the kernel reads it: `R` rows side by side, word after word along
+//! `k`. Formats are converted on the way: bf16 to f32, or either to pairs of bf16.
+
+use half::bf16;
+
+/// Where an operand lies.
+#[derive(Clone, Copy)]
+pub(super) enum Source {
+    F32(*const f32),
+    Bf16(*const bf16),
+}
+
+/// `rows` rows (of `a`; columns of `b`) over `length` elements of `k`.
+pub(super) struct Panel {
+    /// The element of the first row at the first `k`.
+    pub(super) source: Source,
+    /// Elements from one row of memory to the next.
+    pub(super) stride: usize,
+    /// Whether a row of memory runs along `k`, or across it.
+    pub(super) along_k: bool,
+    /// At most `R`; the others are filled with zeros.
+    pub(super) rows: usize,
+    pub(super) length: usize,
+}
+
+impl Panel {
+    /// Words a row takes when packed.
+    pub(super) fn steps(length: usize, pairs: bool) -> usize {
+        if pairs { length.div_ceil(2) } else { length }
+    }
+}
+
+/// An element of an operand; both conversions are exact or round to nearest, ties to even.
+trait Element: Copy {
+    fn wide(self) -> u32;
+    fn narrow(self) -> u32;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn wide(self) -> u32 {
+        self.to_bits()
+    }
+    #[inline(always)]
+    fn narrow(self) -> u32 {
+        let bits = self.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+        // Rounding could carry a NaN's payload into infinity.
+        if self.is_nan() { (bits >> 16) | 0x40 } else { rounded }
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    fn wide(self) -> u32 {
+        u32::from(self.to_bits()) << 16
+    }
+    #[inline(always)]
+    fn narrow(self) -> u32 {
+        u32::from(self.to_bits())
+    }
+}
+
+/// Packs a panel to `target`, `R` words a step.
+///
+/// # Safety
+/// The panel's source is readable over its shape, `target` is writable for `R * steps` words. With `AVX2`, the CPU has it.
+#[inline(always)]
+pub(super) unsafe fn pack<const R: usize, const PAIRS: bool, const AVX2: bool>(panel: &Panel, target: *mut u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match panel.source {
+            Source::F32(source) => pack_from::<f32, R, PAIRS, AVX2>(source, panel, target),
+            Source::Bf16(source) => pack_from::<bf16, R, PAIRS, AVX2>(source, panel, target),
+        }
+    }
+}
+
+/// # Safety
+/// As [`pack`].
+#[inline(always)]
+unsafe fn pack_from<T: Element, const R: usize, const PAIRS: bool, const AVX2: bool>(
+    source: *const T,
+    panel: &Panel,
+    target: *mut u32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if panel.along_k {
+            along::<T, R, PAIRS, AVX2>(source, panel, target);
+        } else {
+            across::<T, R, PAIRS>(source, panel, target);
+        }
+    }
+}
+
+/// Memory rows run across `k`: each step is a stretch of one row (of two rows, with pairs).
+///
+/// # Safety
+/// As [`pack`].
+#[inline(always)]
+unsafe fn across<T: Element, const R: usize, const PAIRS: bool>(source: *const T, panel: &Panel, target: *mut u32) {
+    let &Panel { stride, rows, length, .. } = panel;
+    // SAFETY: row `p` of memory has `rows` elements; `target` has `R` words a step.
+    unsafe {
+        for step in 0..Panel::steps(length, PAIRS) {
+            let out = &mut *target.add(step * R).cast::<[u32; R]>();
+            let p = if PAIRS { 2 * step } else { step };
+            let low = source.add(p * stride);
+            if PAIRS && p + 1 < length {
+                let high = low.add(stride);
+                fill(out, rows, |r| (*low.add(r)).narrow() | ((*high.add(r)).narrow() << 16));
+            } else if PAIRS {
+                fill(out, rows, |r| (*low.add(r)).narrow());
+            } else {
+                fill(out, rows, |r| (*low.add(r)).wide());
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn fill<const R: usize>(out: &mut [u32; R], rows: usize, word: impl Fn(usize) -> u32) {
+    if rows == R {
+        for (r, out) in out.iter_mut().enumerate() {
+            *out = word(r);
+        }
+    } else {
+        for (r, out) in out.iter_mut().enumerate() {
+            *out = if r < rows { word(r) } else { 0 };
+        }
+    }
+}
+
+/// Memory rows run along `k`: a transposition, eight words of eight rows at a time.
+///
+/// # Safety
+/// As [`pack`].
+#[inline(always)]
+unsafe fn along<T: Element, const R: usize, const PAIRS: bool, const AVX2: bool>(
+    source: *const T,
+    panel: &Panel,
+    target: *mut u32,
+) {
+    let &Panel { stride, rows, length, .. } = panel;
+    let per_word = if PAIRS { 2 } else { 1 };
+    let whole = length / per_word / 8 * 8;
+    // SAFETY: row `r` of memory has `length` elements, of which `8 * per_word` are read at a time; `target` has `R`
+    // words a step.
+    unsafe {
+        for step in (0..whole).step_by(8) {
+            for first in (0..R).step_by(8) {
+                let block: [[u32; 8]; 8] = std::array::from_fn(|r| {
+                    if first + r < rows {
+                        words::<T, PAIRS>(source.add((first + r) * stride + step * per_word))
+                    } else {
+                        [0; 8]
+                    }
+                });
+                let block = transpose::<AVX2>(block);
+                for (s, words) in block.iter().enumerate() {
+                    let out = target.add((step + s) * R + first);
+                    if first + 8 <= R {
+                        out.cast::<[u32; 8]>().write_unaligned(*words);
+                    } else {
+                        // `R % 8` words; known when compiled.
+                        std::ptr::copy_nonoverlapping(words.as_ptr(), out, R % 8);
+                    }
+                }
+            }
+        }
+        for step in whole..Panel::steps(length, PAIRS) {
+            for r in 0..R {
+                let at = |p: usize| *source.add(r * stride + p);
+                let p = step * per_word;
+                *target.add(step * R + r) = match (r < rows, PAIRS) {
+                    (false, _) => 0,
+                    (true, false) => at(p).wide(),
+                    (true, true) if p + 1 < length => at(p).narrow() | (at(p + 1).narrow() << 16),
+                    (true, true) => at(p).narrow(),
+                };
+            }
+        }
+    }
+}
+
+/// Eight words of one row.
+///
+/// # Safety
+/// `source` is readable for eight words' elements.
+#[inline(always)]
+unsafe fn words<T: Element, const PAIRS: bool>(source: *const T) -> [u32; 8] {
+    // SAFETY: the caller's promise.
+    std::array::from_fn(|i| unsafe {
+        if PAIRS {
+            (*source.add(2 * i)).narrow() | ((*source.add(2 * i + 1)).narrow() << 16)
+        } else {
+            (*source.add(i)).wide()
+        }
+    })
+}
+
+/// Rows become columns.
+///
+/// # Safety
+/// With `AVX2`, the CPU has it.
+#[inline(always)]
+unsafe fn transpose<const AVX2: bool>(block: [[u32; 8]; 8]) -> [[u32; 8]; 8] {
+    #[cfg(target_arch = "x86_64")]
+    if AVX2 {
+        use std::arch::x86_64::*;
+        // SAFETY: the caller's promise; both types of the transmutes are 2,048 plain bits.
+        return unsafe {
+            let rows = std::mem::transmute::<[[u32; 8]; 8], [__m256; 8]>(block);
+            let pairs: [__m256; 8] = std::array::from_fn(|i| {
+                let (x, y) = (rows[i / 2 * 2], rows[i / 2 * 2 + 1]);
+                if i % 2 == 0 { _mm256_unpacklo_ps(x, y) } else { _mm256_unpackhi_ps(x, y) }
+            });
+            let fours: [__m256; 8] = std::array::from_fn(|i| {
+                let (x, y) = (pairs[i / 4 * 4 + i % 4 / 2], pairs[i / 4 * 4 + i % 4 / 2 + 2]);
+                if i % 2 == 0 { _mm256_shuffle_ps::<0x44>(x, y) } else { _mm256_shuffle_ps::<0xee>(x, y) }
+            });
+            let eights: [__m256; 8] = std::array::from_fn(|i| {
+                let (x, y) = (fours[i % 4], fours[i % 4 + 4]);
+                if i < 4 { _mm256_permute2f128_ps::<0x20>(x, y) } else { _mm256_permute2f128_ps::<0x31>(x, y) }
+            });
+            std::mem::transmute::<[__m256; 8], [[u32; 8]; 8]>(eights)
+        };
+    }
+    std::array::from_fn(|i| std::array::from_fn(|j| block[j][i]))
+}

@@ -1,0 +1,272 @@
+//! Blocking: `b` is packed once for all threads, each task packs its rows of `a`, and `c` is split among tasks.
+//!
+//! An element of `c` is the same sum in the same order whatever the split: blocks of `k` depend on `k` alone, and only
+//! rows and columns are divided. So neither the number of threads nor the number of rows changes a bit of it.
+
+use super::kernel::{Block, Kernel};
+use super::pack::{Panel, Source};
+use super::workspace::Workspace;
+use half::bf16;
+use rayon::prelude::*;
+
+/// Words of a block of `k`: a panel of `b` (16 KiB with 16 columns) and one of `a` share the first-level cache.
+const STEPS: usize = 256;
+/// Rows of `a` that a task keeps packed in the second-level cache: 192 KiB.
+const ROWS: usize = 192;
+/// Words of `b` that are packed at a time: a part of the last-level cache.
+const PACKED_WORDS: usize = 2 << 20;
+/// Multiplications below which threads cost more than they save.
+const SMALL: usize = 1 << 18;
+
+/// An operand of `rows` rows (`a`) or columns (`b`) over `k`.
+#[derive(Clone, Copy)]
+pub(super) struct Operand {
+    pub(super) source: Source,
+    pub(super) stride: usize,
+    pub(super) along_k: bool,
+}
+
+impl Operand {
+    pub(super) fn panel(&self, row: usize, rows: usize, start: usize, length: usize) -> Panel {
+        let offset = if self.along_k { row * self.stride + start } else { start * self.stride + row };
+        let source = match self.source {
+            Source::F32(x) => Source::F32(x.wrapping_add(offset)),
+            Source::Bf16(x) => Source::Bf16(x.wrapping_add(offset)),
+        };
+        Panel { source, stride: self.stride, along_k: self.along_k, rows, length }
+    }
+}
+
+/// Where the result goes.
+#[derive(Clone, Copy)]
+pub(super) enum Target {
+    F32(*mut f32),
+    Bf16(*mut bf16),
+}
+
+/// A whole product; see [`super::matmul`].
+pub(super) struct Product<'a> {
+    pub(super) kernel: &'static Kernel,
+    pub(super) m: usize,
+    pub(super) n: usize,
+    pub(super) k: usize,
+    pub(super) a: Operand,
+    pub(super) b: Operand,
+    pub(super) c: Target,
+    pub(super) c_stride: usize,
+    pub(super) accumulate: bool,
+    pub(super) bias: Option<&'a (dyn Fn(usize) -> f32 + Sync)>,
+}
+
+// SAFETY: the pointers are read, or (`c`) written by tasks that each own a part of it; see `Product::run`.
+unsafe impl Sync for Product<'_> {}
+
+/// A stretch of `c`'s columns and of `k`, for which `b` is packed.
+struct Stage {
+    columns: (usize, usize),
+    k: (usize, usize),
+    /// Elements of `k` in a block.
+    block: usize,
+    packed: *mut u32,
+}
+
+// SAFETY: tasks write disjoint panels of `packed`, or only read it.
+unsafe impl Sync for Stage {}
+
+impl Product<'_> {
+    /// Computes it, on rayon's current pool where `parallel`.
+    ///
+    /// # Safety
+    /// `a` and `b` are readable over their shapes, `c` is readable and writable over its own and overlaps neither; no
+    /// other thread touches it meanwhile. The CPU has the kernel's instructions.
+    pub(super) unsafe fn run(&self, parallel: bool) {
+        let threads = if parallel && self.m * self.n * self.k >= SMALL { rayon::current_num_threads() } else { 1 };
+        let per_word = if self.kernel.pairs { 2 } else { 1 };
+        let nr = self.kernel.nr;
+        // Equal blocks of whole words; a function of k alone.
+        let blocks = self.k.div_ceil(STEPS * per_word).max(1);
+        let block = self.k.div_ceil(blocks).next_multiple_of(2).max(2);
+        // As many columns as fit with the whole of k, but not so few that packing `a` for them would cost; if they are
+        // too few, part of k. A bf16 result keeps its sums in a task, and so needs the whole of k.
+        let whole = PACKED_WORDS / self.k.div_ceil(per_word).max(1);
+        let enough = self.n.min(1024);
+        let (columns, k_length) = if whole >= enough || matches!(self.c, Target::Bf16(_)) {
+            (whole.max(4 * nr), self.k)
+        } else {
+            (1024, (PACKED_WORDS / enough * per_word / block).max(1) * block)
+        };
+        let columns = self.n.div_ceil(self.n.div_ceil(columns)).next_multiple_of(nr).max(nr);
+        let stage_words = columns * Panel::steps(k_length.min(self.k).next_multiple_of(2), self.kernel.pairs);
+        let mut workspace = Workspace::take(stage_words);
+        for column in (0..self.n).step_by(columns) {
+            let mut start = 0;
+            loop {
+                let end = (start + k_length).min(self.k);
+                let stage = Stage {
+                    columns: (column, (column + columns).min(self.n)),
+                    k: (start, end),
+                    block,
+                    packed: workspace.words(),
+                };
+                // SAFETY: the caller's promise; the workspace has room for the stage's words.
+                unsafe { self.stage(&stage, threads) };
+                start = end;
+                if start >= self.k {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Self::run`]; `stage.packed` has room for all its panels.
+    unsafe fn stage(&self, stage: &Stage, threads: usize) {
+        let (mr, nr) = (self.kernel.mr, self.kernel.nr);
+        let panels = (stage.columns.1 - stage.columns.0).div_ceil(nr);
+        // SAFETY: each panel is packed to its own place.
+        each(panels, threads, 4, |panel| unsafe { self.pack_b(stage, panel) });
+
+        // Tasks of equal size, a multiple of the threads where there are rows enough; columns are divided only for want
+        // of rows, because each division packs `a` once more.
+        let rows = self.m.div_ceil(mr);
+        let mut row_tasks = self.m.div_ceil(ROWS);
+        if threads > 1 {
+            row_tasks = row_tasks.next_multiple_of(threads).min(self.m.div_ceil(4 * mr));
+        }
+        let per_row_task = rows.div_ceil(row_tasks);
+        let row_tasks = rows.div_ceil(per_row_task);
+        let column_tasks = if threads > 1 && row_tasks < 2 * threads {
+            (2 * threads).div_ceil(row_tasks).min(panels.div_ceil(4))
+        } else {
+            1
+        };
+        let per_column_task = panels.div_ceil(column_tasks);
+        let column_tasks = panels.div_ceil(per_column_task);
+        each(row_tasks * column_tasks, threads, 1, |task| {
+            let (row, column) = (task / column_tasks * per_row_task * mr, task % column_tasks * per_column_task);
+            let rows = (row, (row + per_row_task * mr).min(self.m));
+            let panels = (column, (column + per_column_task).min(panels));
+            // SAFETY: tasks own disjoint parts of `c`; all panels of `b` have been packed.
+            unsafe { self.task(stage, rows, panels) }
+        });
+    }
+
+    /// # Safety
+    /// As [`Self::stage`]; no other thread packs this panel.
+    unsafe fn pack_b(&self, stage: &Stage, panel: usize) {
+        let nr = self.kernel.nr;
+        let width = (stage.columns.1 - stage.columns.0).next_multiple_of(nr);
+        let column = stage.columns.0 + panel * nr;
+        let columns = nr.min(self.n - column);
+        let mut packed = stage.packed;
+        for (start, length) in stage.blocks() {
+            let steps = Panel::steps(length, self.kernel.pairs);
+            // SAFETY: blocks of `width * steps` words follow each other; the panel's place is within its block.
+            unsafe {
+                (self.kernel.pack_b)(&self.b.panel(column, columns, start, length), packed.add(panel * nr * steps));
+                packed = packed.add(width * steps);
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Self::stage`]; the panels are packed, and no other thread touches these rows and panels of `c`.
+    unsafe fn task(&self, stage: &Stage, rows: (usize, usize), panels: (usize, usize)) {
+        let Kernel { mr, nr, pairs, .. } = *self.kernel;
+        let column = stage.columns.0 + panels.0 * nr;
+        let columns = (stage.columns.1 - column).min((panels.1 - panels.0) * nr);
+        let count = rows.1 - rows.0;
+        let width = (stage.columns.1 - stage.columns.0).next_multiple_of(nr);
+        let mut packed_a = Workspace::take(count.next_multiple_of(mr) * Panel::steps(stage.block, pairs));
+        let mut sums = match self.c {
+            Target::F32(_) => None,
+            Target::Bf16(_) => Some(Workspace::take(count * columns)),
+        };
+        let (c, c_stride) = match (self.c, &mut sums) {
+            (Target::F32(c), _) => (c.wrapping_add(rows.0 * self.c_stride + column), self.c_stride),
+            (_, Some(sums)) => (sums.words().cast::<f32>(), columns),
+            (Target::Bf16(_), None) => return,
+        };
+        let into_f32 = sums.is_none();
+        let mut packed_b = stage.packed.cast_const();
+        for (start, length) in stage.blocks() {
+            let steps = Panel::steps(length, pairs);
+            let a_panel = mr * steps;
+            for row in (0..count).step_by(mr) {
+                let panel = self.a.panel(rows.0 + row, mr.min(count - row), start, length);
+                // SAFETY: the workspace has `mr * steps` words for each panel.
+                unsafe { (self.kernel.pack_a)(&panel, packed_a.words().add(row / mr * a_panel)) }
+            }
+            let b = packed_b.wrapping_add(panels.0 * nr * steps);
+            let block = Block {
+                rows: count,
+                columns,
+                steps,
+                a: packed_a.words(),
+                a_panel,
+                a_row: 1,
+                a_step: mr,
+                b,
+                b_panel: nr * steps,
+                b_step: nr,
+                b_last: b.wrapping_add(columns / nr * nr * steps),
+                c,
+                c_stride,
+                add: start > 0 || (self.accumulate && into_f32),
+            };
+            // SAFETY: the packed panels, and this task's part of `c`.
+            unsafe { (self.kernel.block)(&block) }
+            packed_b = packed_b.wrapping_add(width * steps);
+        }
+        if stage.k.1 == self.k {
+            // SAFETY: this task's part of `c`; the sums of all of k are there.
+            unsafe { self.finish(rows, (column, columns), c) }
+        }
+    }
+
+    /// Adds the bias, and brings sums to a bf16 result.
+    ///
+    /// # Safety
+    /// As [`Self::task`]; `sums` is `c` itself at its first row and column, or holds `columns` a row.
+    unsafe fn finish(&self, rows: (usize, usize), (first, columns): (usize, usize), sums: *mut f32) {
+        let bias = |j: usize| self.bias.map_or(0.0, |bias| bias(first + j));
+        for row in rows.0..rows.1 {
+            // SAFETY: the caller's promise.
+            unsafe {
+                match self.c {
+                    Target::F32(_) if self.bias.is_none() => return,
+                    Target::F32(_) => {
+                        let sums = std::slice::from_raw_parts_mut(sums.add((row - rows.0) * self.c_stride), columns);
+                        sums.iter_mut().enumerate().for_each(|(j, sum)| *sum += bias(j));
+                    }
+                    Target::Bf16(c) => {
+                        let sums = std::slice::from_raw_parts(sums.add((row - rows.0) * columns), columns);
+                        let c = std::slice::from_raw_parts_mut(c.add(row * self.c_stride + first), columns);
+                        for (j, (c, &sum)) in c.iter_mut().zip(sums).enumerate() {
+                            let old = if self.accumulate { c.to_f32() } else { 0.0 };
+                            *c = bf16::from_f32(old + sum + bias(j));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Stage {
+    /// Start and length of each block of `k`; one, empty, where there is no `k`.
+    fn blocks(&self) -> impl Iterator<Item = (usize, usize)> {
+        let (start, end) = self.k;
+        let count = (end - start).div_ceil(self.block).max(1);
+        (0..count).map(move |i| start + i * self.block).map(move |at| (at, self.block.min(end - at)))
+    }
+}
+
+/// Runs tasks `0 .. count`, `least` or more at a time.
+fn each(count: usize, threads: usize, least: usize, task: impl Fn(usize) + Sync) {
+    if threads == 1 || count <= least {
+        (0..count).for_each(task);
+    } else {
+        (0..count).into_par_iter().with_min_len(least).for_each(&task);
+    }
+}
