@@ -51,6 +51,17 @@ describe("the trainer on the engine", () => {
 		}
 	});
 
+	it("gives equal bits whatever is computed again in the backward pass", async () => {
+		const place = tinyPlace(folder);
+		const levels = ["off", "norms", "mlp", "block"] as const;
+		const runs = levels.map(async (level) => {
+			const options = { gradient_checkpointing: level, max_steps: 4 };
+			return numbers(await events(run({ ...place, out: `${place.out}-${level}` }, options)));
+		});
+		const [off, ...others] = await Promise.all(runs);
+		for (const other of others) expect(other).toEqual(off);
+	});
+
 	it("gives equal bits in two runs, and whether rows were ready before or not", async () => {
 		const place = tinyPlace(folder);
 		const outs = ["a", "b", "c"].map((name) => `${place.out}-${name}`);
