@@ -37,19 +37,17 @@ function generator(purpose: string): () => number {
 }
 
 /** Shuffles in place. `purpose` names the permutation: the same name and length give the same order on every machine. */
-export function shuffle<T extends Uint32Array | unknown[]>(values: T, purpose: string): T {
+export function shuffle(values: Uint32Array, purpose: string): Uint32Array {
 	const next = generator(purpose);
-	const items = values as unknown[];
-	for (let i = items.length - 1; i > 0; i--) {
+	for (let i = values.length - 1; i > 0; i--) {
 		const count = i + 1;
-		// The largest multiple of `count` that 32 bits hold; draws at or above it would favour small numbers.
-		const limit = 0x1_0000_0000 - (0x1_0000_0000 % count);
 		let draw = next();
-		while (draw >= limit) draw = next();
+		// Draws above the largest multiple of `count` that 32 bits hold would favour small numbers.
+		while (draw - (draw % count) > 0x1_0000_0000 - count) draw = next();
 		const j = draw % count;
-		const kept = items[i];
-		items[i] = items[j];
-		items[j] = kept;
+		const kept = values[i] as number;
+		values[i] = values[j] as number;
+		values[j] = kept;
 	}
 	return values;
 }
