@@ -278,14 +278,19 @@ impl<B: Backend> Engine<B> {
     /// clipping, AdamW. A micro-batch without targets contributes nothing; a step without any is an error, as is a
     /// loss or gradient that is not finite. After an error weights, moments and step count are as before.
     pub fn step(&mut self, batches: &[MicroBatch], hyper: Hyper) -> Result<StepStats> {
-        let result = self.step_or_interrupt(batches, hyper);
+        let result = self.optimizer_step(batches, hyper);
+        self.settle_interrupt(result)
+    }
+
+    /// Clears the flag once a call has ended by it.
+    pub(crate) fn settle_interrupt<T>(&self, result: Result<T>) -> Result<T> {
         if matches!(&result, Err(error) if error.code == ErrorCode::Interrupted) {
             self.interrupt.store(false, Ordering::Relaxed);
         }
         result
     }
 
-    fn step_or_interrupt(&mut self, batches: &[MicroBatch], hyper: Hyper) -> Result<StepStats> {
+    fn optimizer_step(&mut self, batches: &[MicroBatch], hyper: Hyper) -> Result<StepStats> {
         let start = Instant::now();
         let training = self.training()?;
         check_hyper(hyper)?;
@@ -355,10 +360,7 @@ impl<B: Backend> Engine<B> {
                 let balance = balances.map(|b| b.slice(i * b.len / batches.len(), b.len / batches.len()));
                 let run = self.begin(batch, None, sums.slice(3 * i, 3), balance);
                 let result = self.parts().evaluate(&run);
-                if result.is_err() {
-                    self.interrupt.store(false, Ordering::Relaxed);
-                }
-                result?;
+                self.settle_interrupt(result)?;
                 self.arena.release(bottom);
             }
         }

@@ -273,7 +273,7 @@ impl<B: Backend> Step<'_, B> {
         Ok(())
     }
 
-    fn check_interrupt(&self) -> Result<()> {
+    pub(crate) fn check_interrupt(&self) -> Result<()> {
         if self.interrupt.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorCode::Interrupted, "interrupted; the weights are as before the step"));
         }

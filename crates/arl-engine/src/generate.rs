@@ -1,0 +1,449 @@
+//! Text from a model: prompts are read packed, as in training; then one token a sequence at a time, against the keys and
+//! values of those before it. Sequences that end leave the batch at once.
+
+use arl_model::{Error, ErrorCode, Result};
+
+use crate::arena::{Arena, Category};
+use crate::backend::plan::PlanBackend;
+use crate::backend::{Backend, Buffer, DType, Rows};
+use crate::batch::{BatchSize, Inputs};
+use crate::engine::{Engine, take_statistics};
+use crate::step::{Model, Run, Step, attention_scale};
+
+/// How text is generated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerateOptions {
+    /// Most new tokens of a sequence.
+    pub max_new_tokens: usize,
+    /// A sequence ends before the first of these.
+    pub stop_ids: Vec<i32>,
+    /// 0: the most probable token always, the first among equals. Else tokens are drawn from
+    /// `softmax(logits / temperature)`.
+    pub temperature: f32,
+    /// What is drawn depends on this, the prompt's index and the place in the sequence alone.
+    pub seed: u64,
+}
+
+/// Bytes of keys and values that sequences may share at a time.
+const CACHE_BYTES: usize = 512 << 20;
+/// Sequences at a time.
+const MAX_SEQUENCES: usize = 256;
+/// Tokens of prompts at a time, if no single one is longer.
+const PREFILL_TOKENS: usize = 2048;
+
+/// Keys and values of a group of sequences.
+struct Cache {
+    /// By layer: `[sequences, capacity, K]`, keys and values.
+    layers: Vec<(Buffer, Buffer)>,
+    /// Tokens that each sequence has room for.
+    capacity: usize,
+    /// `[sequences, H]`: the head's input for each sequence's next token.
+    hidden: Buffer,
+    /// f32 `[rows, vocab]`: as many rows of logits as the loss has at a time.
+    logits: Buffer,
+}
+
+impl Cache {
+    fn take(arena: &mut Arena, model: &Model, sequences: usize, capacity: usize) -> Self {
+        let shape = &model.shape;
+        let width = shape.heads.key_value * shape.heads.dim;
+        let mut take = || arena.take(Category::Cache, model.dtype, sequences * capacity * width);
+        let layers = shape.layers.iter().map(|_| (take(), take())).collect();
+        let rows = model.loss_chunk.min(sequences);
+        Cache {
+            layers,
+            capacity,
+            hidden: arena.take(Category::Activations, model.dtype, sequences * shape.hidden),
+            logits: arena.take(Category::LogitsChunk, DType::F32, rows * shape.vocab),
+        }
+    }
+}
+
+/// New tokens on their way into the cache. Rows of one head at a time, so that plain gathers and scatters do.
+#[derive(Clone, Copy)]
+struct Entry {
+    /// i32 `[T]`: where each token goes, counted over `[sequences, capacity]`.
+    slots: Buffer,
+    /// i32 `[T, key_value]`: the rows of keys in `[T, query + key_value]` heads.
+    keys: Buffer,
+    /// i32 `[T, key_value]`: the rows of values in `[T, query + 2 key_value]` heads.
+    values: Buffer,
+    /// `[T, key_value, dim]`.
+    rows: Buffer,
+    /// i32 `[T]`: entries of each sequence, where every token is one of a sequence of its own.
+    lengths: Buffer,
+}
+
+impl Entry {
+    fn take(arena: &mut Arena, model: &Model, tokens: usize) -> Self {
+        let heads = model.shape.heads;
+        let mut ints = |len| arena.take(Category::Inputs, DType::I32, len);
+        Entry {
+            slots: ints(tokens),
+            keys: ints(tokens * heads.key_value),
+            values: ints(tokens * heads.key_value),
+            lengths: ints(tokens),
+            rows: arena.take(Category::Workspace, model.dtype, tokens * heads.key_value * heads.dim),
+        }
+    }
+}
+
+/// Takes what the forward pass over `size` tokens needs.
+fn room<B: Backend>(step: &mut Step<'_, B>, size: BatchSize, max_len: usize) -> (Run, Entry) {
+    let entry = Entry::take(step.arena, step.model, size.tokens);
+    let inputs = Inputs::take(step.arena, size, 0, max_len, step.model.shape.heads.dim);
+    let (sums, _) = take_statistics(step.arena, &step.model.shape, 1);
+    let run = step.begin(inputs, None, sums, None);
+    step.take_scratch(&run);
+    (run, entry)
+}
+
+impl<B: Backend> Step<'_, B> {
+    /// The forward pass into the cache: `cached` is false for whole prompts, true for one new token a sequence.
+    fn forward_cached(&mut self, run: &Run, entry: &Entry, cache: &Cache, cached: bool) -> Result<()> {
+        let (heads, scale) = (self.model.shape.heads, attention_scale(&self.model.shape));
+        let width = heads.key_value * heads.dim;
+        self.embed(run);
+        for l in 0..self.layers.len() {
+            self.check_interrupt()?;
+            self.enter_layer(l, run);
+            self.qkv(l, run);
+            let (layer, (k_cache, v_cache)) = (self.layers[l], cache.layers[l]);
+            self.backend.gather_rows(layer.qk, entry.keys, 1, heads.dim, entry.rows);
+            self.backend.scatter_rows(entry.rows, entry.slots, width, k_cache);
+            self.backend.gather_rows(layer.qkv, entry.values, 1, heads.dim, entry.rows);
+            self.backend.scatter_rows(entry.rows, entry.slots, width, v_cache);
+            if cached {
+                let sequences = run.inputs.size.tokens * cache.capacity * width;
+                let caches = (k_cache.slice(0, sequences), v_cache.slice(0, sequences));
+                let q = Rows { buffer: layer.qk, stride: self.model.shape.qk() };
+                let window = self.model.shape.layers[l].window;
+                self.backend.attention_cached(
+                    heads,
+                    window,
+                    scale,
+                    q,
+                    caches.0,
+                    caches.1,
+                    cache.capacity,
+                    entry.lengths,
+                    layer.attention,
+                );
+            } else {
+                self.attend(l, run);
+            }
+            self.leave_attention(l, run);
+            self.mlp(l, run);
+        }
+        self.final_norm(run);
+        Ok(())
+    }
+
+    /// Moves a sequence's keys and values to another place.
+    fn move_sequence(&mut self, cache: &Cache, from: usize, to: usize, tokens: usize) {
+        let width = self.model.shape.heads.key_value * self.model.shape.heads.dim;
+        for &(k, v) in &cache.layers {
+            for buffer in [k, v] {
+                let part = |s: usize| buffer.slice(s * cache.capacity * width, tokens * width);
+                self.backend.copy(part(from), part(to));
+            }
+        }
+    }
+}
+
+/// A sequence that is being generated.
+struct Sequence {
+    /// Index of its prompt.
+    prompt: usize,
+    /// Tokens in the cache.
+    cached: usize,
+    /// The token that comes next.
+    next: i32,
+}
+
+impl<B: Backend> Engine<B> {
+    /// The new tokens of each prompt, without the stop token that ended it.
+    pub fn generate(&mut self, prompts: &[Vec<i32>], options: &GenerateOptions) -> Result<Vec<Vec<i32>>> {
+        let result = self.generate_groups(prompts, options);
+        self.settle_interrupt(result)
+    }
+
+    fn generate_groups(&mut self, prompts: &[Vec<i32>], options: &GenerateOptions) -> Result<Vec<Vec<i32>>> {
+        check(prompts, options, self.model.shape.vocab)?;
+        let shape = &self.model.shape;
+        let token_bytes =
+            2 * shape.layers.len() * shape.heads.key_value * shape.heads.dim * self.model.dtype.bytes();
+        let mut out = vec![Vec::new(); prompts.len()];
+        if options.max_new_tokens == 0 {
+            return Ok(out);
+        }
+        let mut first = 0;
+        while first < prompts.len() {
+            let (mut end, mut longest) = (first, 0);
+            while end < prompts.len() && end - first < MAX_SEQUENCES {
+                let longer = longest.max(prompts[end].len());
+                let bytes = (end + 1 - first) * (longer + options.max_new_tokens) * token_bytes;
+                if end > first && bytes > CACHE_BYTES {
+                    break;
+                }
+                (end, longest) = (end + 1, longer);
+            }
+            self.generate_group(prompts, first..end, longest + options.max_new_tokens, options, &mut out)?;
+            first = end;
+        }
+        Ok(out)
+    }
+
+    /// Generates for the prompts of one range together.
+    fn generate_group(
+        &mut self,
+        prompts: &[Vec<i32>],
+        range: std::ops::Range<usize>,
+        capacity: usize,
+        options: &GenerateOptions,
+        out: &mut [Vec<i32>],
+    ) -> Result<()> {
+        let parts = prefill_parts(prompts, range.clone());
+        self.make_room_to_generate(prompts, &parts, range.len(), capacity)?;
+        self.arena.clear();
+        let cache = Cache::take(&mut self.arena, &self.model, range.len(), capacity);
+        let bottom = self.arena.mark();
+        for part in &parts {
+            self.prefill(prompts, part.clone(), part.start - range.start, &cache)?;
+            self.arena.release(bottom);
+        }
+
+        let mut active: Vec<Sequence> =
+            range.map(|prompt| Sequence { prompt, cached: prompts[prompt].len(), next: 0 }).collect();
+        let mut host = vec![0f32; cache.logits.len];
+        loop {
+            self.choose(&mut active, &cache, &mut host, options, prompts)?;
+            // From the last slot down, so that what moves into a free slot is a sequence that goes on.
+            for slot in (0..active.len()).rev() {
+                let sequence = &active[slot];
+                let tokens = &mut out[sequence.prompt];
+                let stopped = options.stop_ids.contains(&sequence.next);
+                if !stopped {
+                    tokens.push(sequence.next);
+                }
+                if stopped || tokens.len() == options.max_new_tokens {
+                    active.swap_remove(slot);
+                    if slot < active.len() {
+                        let (from, tokens) = (active.len(), active[slot].cached);
+                        self.parts().move_sequence(&cache, from, slot, tokens);
+                    }
+                }
+            }
+            if active.is_empty() {
+                return Ok(());
+            }
+            self.decode(&mut active, &cache)?;
+            self.arena.release(bottom);
+        }
+    }
+
+    /// Reserves what the group needs, unless there is as much.
+    fn make_room_to_generate(
+        &mut self,
+        prompts: &[Vec<i32>],
+        parts: &[std::ops::Range<usize>],
+        sequences: usize,
+        capacity: usize,
+    ) -> Result<()> {
+        let mut dry = Arena::new(usize::MAX);
+        Cache::take(&mut dry, &self.model, sequences, capacity);
+        let bottom = dry.mark();
+        let sizes = parts.iter().map(|part| BatchSize {
+            tokens: prompts[part.clone()].iter().map(Vec::len).sum(),
+            sequences: part.len(),
+        });
+        for size in sizes.chain([BatchSize { tokens: sequences, sequences }]) {
+            let mut step = Step {
+                backend: &mut PlanBackend::default(),
+                arena: &mut dry,
+                model: &self.model,
+                layers: &mut self.layers,
+                interrupt: &self.interrupt,
+            };
+            room(&mut step, size, size.tokens);
+            dry.release(bottom);
+        }
+        if dry.peak() > self.plan.bytes() {
+            self.make_room_for(self.plan.with_arena(dry))?;
+        }
+        Ok(())
+    }
+
+    /// Reads prompts into the cache, from slot `slot` on, and leaves the head's input for each one's next token.
+    fn prefill(
+        &mut self,
+        prompts: &[Vec<i32>],
+        part: std::ops::Range<usize>,
+        slot: usize,
+        cache: &Cache,
+    ) -> Result<()> {
+        let (heads, h) = (self.model.shape.heads, self.model.shape.hidden);
+        let prompts = &prompts[part];
+        let tokens: usize = prompts.iter().map(Vec::len).sum();
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let mut step = self.parts();
+        let (run, entry) = room(&mut step, BatchSize { tokens, sequences: prompts.len() }, longest);
+
+        let mut cu_seqlens = vec![0i32];
+        let (mut slots, mut last) = (Vec::with_capacity(tokens), Vec::with_capacity(prompts.len()));
+        let table = tokens * heads.dim / 2;
+        let (mut cos, mut sin) = (vec![0f32; table], vec![0f32; table]);
+        for (i, prompt) in prompts.iter().enumerate() {
+            let (start, first) = (slots.len(), (slot + i) * cache.capacity);
+            slots.extend((first..first + prompt.len()).map(|s| s as i32));
+            let positions: Vec<i32> = (0..prompt.len() as i32).collect();
+            let angles = start * heads.dim / 2..slots.len() * heads.dim / 2;
+            self.rope.fill(prompt.len(), &positions, &mut cos[angles.clone()], &mut sin[angles]);
+            cu_seqlens.push(slots.len() as i32);
+            last.push(slots.len() as i32 - 1);
+        }
+        let backend = &mut self.backend;
+        let ids: Vec<i32> = prompts.concat();
+        backend.upload(bytemuck::cast_slice(&ids), run.inputs.ids);
+        backend.upload(bytemuck::cast_slice(&cos), run.inputs.cos);
+        backend.upload(bytemuck::cast_slice(&sin), run.inputs.sin);
+        backend.upload(bytemuck::cast_slice(&cu_seqlens), run.inputs.sequences.cu_seqlens);
+        upload_entry(backend, &entry, heads, &slots);
+        self.parts().forward_cached(&run, &entry, cache, false)?;
+        // The rows of the prompts' last tokens; the slots are not needed any more.
+        let rows = entry.slots.slice(0, last.len());
+        self.backend.upload(bytemuck::cast_slice(&last), rows);
+        let hidden = cache.hidden.slice(slot * h, last.len() * h);
+        self.backend.gather_rows(run.final_norm, rows, 1, h, hidden);
+        Ok(())
+    }
+
+    /// Reads each sequence's next token into the cache.
+    fn decode(&mut self, active: &mut [Sequence], cache: &Cache) -> Result<()> {
+        let (heads, h, n) = (self.model.shape.heads, self.model.shape.hidden, active.len());
+        let mut step = self.parts();
+        let (run, entry) = room(&mut step, BatchSize { tokens: n, sequences: n }, 1);
+        let ids: Vec<i32> = active.iter().map(|s| s.next).collect();
+        let slots: Vec<i32> = active.iter().enumerate().map(|(i, s)| (i * cache.capacity + s.cached) as i32).collect();
+        let lengths: Vec<i32> = active.iter().map(|s| s.cached as i32 + 1).collect();
+        let half = heads.dim / 2;
+        let (mut cos, mut sin) = (vec![0f32; n * half], vec![0f32; n * half]);
+        let rows = cos.chunks_exact_mut(half).zip(sin.chunks_exact_mut(half));
+        for (sequence, (cos, sin)) in active.iter_mut().zip(rows) {
+            self.rope.fill(sequence.cached + 1, &[sequence.cached as i32], cos, sin);
+            sequence.cached += 1;
+        }
+        let backend = &mut self.backend;
+        backend.upload(bytemuck::cast_slice(&ids), run.inputs.ids);
+        backend.upload(bytemuck::cast_slice(&cos), run.inputs.cos);
+        backend.upload(bytemuck::cast_slice(&sin), run.inputs.sin);
+        backend.upload(bytemuck::cast_slice(&lengths), entry.lengths);
+        upload_entry(backend, &entry, heads, &slots);
+        self.parts().forward_cached(&run, &entry, cache, true)?;
+        self.backend.copy(run.final_norm, cache.hidden.slice(0, n * h));
+        Ok(())
+    }
+
+    /// Logits of every sequence, and the token that follows from them.
+    fn choose(
+        &mut self,
+        active: &mut [Sequence],
+        cache: &Cache,
+        host: &mut [f32],
+        options: &GenerateOptions,
+        prompts: &[Vec<i32>],
+    ) -> Result<()> {
+        let (h, v) = (self.model.shape.hidden, self.model.shape.vocab);
+        let rows = cache.logits.len / v;
+        for (chunk, sequences) in active.chunks_mut(rows).enumerate() {
+            let n = sequences.len();
+            let (logits, host) = (cache.logits.slice(0, n * v), &mut host[..n * v]);
+            let mut step = self.parts();
+            step.logits(cache.hidden.slice(chunk * rows * h, n * h), n, logits);
+            step.backend.read_back(logits, bytemuck::cast_slice_mut(host))?;
+            for (sequence, logits) in sequences.iter_mut().zip(host.chunks_exact(v)) {
+                let place = sequence.cached - prompts[sequence.prompt].len();
+                sequence.next = next_token(logits, options, sequence.prompt, place);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The index lists of new tokens that go to `slots`.
+fn upload_entry<B: Backend>(backend: &mut B, entry: &Entry, heads: crate::backend::Heads, slots: &[i32]) {
+    let rows = |before: usize, of: usize| -> Vec<i32> {
+        (0..slots.len()).flat_map(|t| (0..heads.key_value).map(move |h| (t * of + before + h) as i32)).collect()
+    };
+    backend.upload(bytemuck::cast_slice(slots), entry.slots);
+    let keys = rows(heads.query, heads.query + heads.key_value);
+    backend.upload(bytemuck::cast_slice(&keys), entry.keys);
+    let values = rows(heads.query + heads.key_value, heads.query + 2 * heads.key_value);
+    backend.upload(bytemuck::cast_slice(&values), entry.values);
+}
+
+/// Consecutive prompts that are read together.
+fn prefill_parts(prompts: &[Vec<i32>], range: std::ops::Range<usize>) -> Vec<std::ops::Range<usize>> {
+    let mut parts = Vec::new();
+    let (mut start, mut tokens) = (range.start, 0);
+    for i in range.clone() {
+        if i > start && tokens + prompts[i].len() > PREFILL_TOKENS {
+            parts.push(start..i);
+            (start, tokens) = (i, 0);
+        }
+        tokens += prompts[i].len();
+    }
+    parts.push(start..range.end);
+    parts
+}
+
+fn check(prompts: &[Vec<i32>], options: &GenerateOptions, vocab: usize) -> Result<()> {
+    if !(options.temperature >= 0.0 && options.temperature.is_finite()) {
+        let message = format!("the temperature is {}; it must be finite and at least 0", options.temperature);
+        return Err(Error::new(ErrorCode::Config, message));
+    }
+    for (i, prompt) in prompts.iter().enumerate() {
+        if prompt.is_empty() {
+            return Err(Error::new(ErrorCode::Data, format!("prompt {i} has no tokens")));
+        }
+        if let Some(id) = prompt.iter().find(|&&id| id < 0 || id as usize >= vocab) {
+            let message = format!("prompt {i} has id {id}, the vocabulary has {vocab}");
+            return Err(Error::new(ErrorCode::Data, message).hint("the tokenizer does not belong to this model"));
+        }
+    }
+    Ok(())
+}
+
+/// The token that follows; see [`GenerateOptions`].
+fn next_token(logits: &[f32], options: &GenerateOptions, prompt: usize, place: usize) -> i32 {
+    let mut best = 0;
+    for (i, &logit) in logits.iter().enumerate() {
+        if logit > logits[best] {
+            best = i;
+        }
+    }
+    if options.temperature == 0.0 {
+        return best as i32;
+    }
+    let weight = |logit: f32| (f64::from(logit - logits[best]) / f64::from(options.temperature)).exp();
+    let sum: f64 = logits.iter().map(|&logit| weight(logit)).sum();
+    let mut left = uniform(options.seed, prompt as u64, place as u64) * sum;
+    for (i, &logit) in logits.iter().enumerate() {
+        left -= weight(logit);
+        if left < 0.0 {
+            return i as i32;
+        }
+    }
+    best as i32
+}
+
+/// A number in `[0, 1)` that belongs to its arguments (SplitMix64; Steele, Lea and Flood, 2014).
+fn uniform(seed: u64, prompt: u64, place: u64) -> f64 {
+    let mix = |mut x: u64| {
+        x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ (x >> 31)
+    };
+    (mix(mix(mix(seed) ^ prompt) ^ place) >> 11) as f64 / (1u64 << 53) as f64
+}

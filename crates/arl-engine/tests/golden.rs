@@ -1,0 +1,63 @@
+//! The golden cases: what transformers computes with small models, to within 1e-4.
+
+#[path = "../examples/golden.rs"]
+#[allow(unreachable_pub, missing_docs, reason = "an example, included to run its cases")]
+mod golden;
+
+use std::path::{Path, PathBuf};
+
+use arl_engine::Recompute;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn run(folder: &Path) {
+    let mut failed = Vec::new();
+    for case in golden::cases(folder) {
+        let outcome = golden::run_case(&case, Recompute::Norms).unwrap();
+        println!("{}", outcome.line());
+        if !outcome.passed() {
+            failed.push(outcome.line());
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+#[test]
+fn the_cases_of_this_project_match() {
+    let folder = root().join("__test__/golden");
+    assert!(!golden::cases(&folder).is_empty(), "{} has no cases", folder.display());
+    run(&folder);
+}
+
+#[test]
+fn the_shared_cases_match() {
+    let shared = std::env::var_os("ARL_SHARED").map_or_else(|| root().join("../shared"), PathBuf::from);
+    let folder = std::env::var_os("ARL_GOLDEN").map_or_else(|| shared.join("golden"), PathBuf::from);
+    if golden::cases(&folder).is_empty() {
+        eprintln!("SKIPPED: {} has no golden cases", folder.display());
+        return;
+    }
+    run(&folder);
+}
+
+#[test]
+fn a_figure_that_is_too_large_fails_a_case() {
+    let folder = root().join("__test__/golden");
+    let case = golden::cases(&folder).into_iter().next().unwrap();
+    let damaged = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(&case).unwrap().flatten() {
+        std::fs::copy(entry.path(), damaged.path().join(entry.file_name())).unwrap();
+    }
+    // One bit of the exponent of one of the expected gradients' numbers.
+    let path = damaged.path().join("grads.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 0x08;
+    std::fs::write(&path, bytes).unwrap();
+    let outcome = golden::run_case(&case, Recompute::Norms).unwrap();
+    assert!(outcome.passed(), "{}", outcome.line());
+    let outcome = golden::run_case(damaged.path(), Recompute::Norms).unwrap();
+    assert!(!outcome.passed(), "{}", outcome.line());
+}
