@@ -9,6 +9,8 @@ use super::pack::{Panel, pack};
 
 /// Rows and columns of the largest tile.
 const LARGEST_TILE: usize = 12 * 32;
+/// Steps that are written out one after the other.
+const UNROLLED: usize = 4;
 
 /// `c[rows, columns] (+)= a b` over `steps` words of `k`.
 pub(super) struct Block {
@@ -152,9 +154,9 @@ unsafe fn tile_of_rows<L: Lanes, const MR: usize, const VECTORS: usize>(
         ($($count:literal)*) => {
             match rows {
                 // SAFETY: the caller's promise.
-                $($count if $count < MR => unsafe { tile::<L, $count, VECTORS>(block, a, b, b_step, c, c_stride, add) },)*
+                $($count if $count < MR => unsafe { tile::<L, $count, MR, VECTORS>(block, a, b, b_step, c, c_stride, add) },)*
                 // SAFETY: as above.
-                _ => unsafe { tile::<L, MR, VECTORS>(block, a, b, b_step, c, c_stride, add) },
+                _ => unsafe { tile::<L, MR, MR, VECTORS>(block, a, b, b_step, c, c_stride, add) },
             }
         };
     }
@@ -164,16 +166,15 @@ unsafe fn tile_of_rows<L: Lanes, const MR: usize, const VECTORS: usize>(
 /// # Safety
 /// As [`Kernel::block`]; `c` is valid for `R` rows of a tile's columns.
 #[inline(always)]
-unsafe fn tile<L: Lanes, const R: usize, const VECTORS: usize>(
+unsafe fn tile<L: Lanes, const R: usize, const MR: usize, const VECTORS: usize>(
     block: &Block,
-    mut a: *const u32,
+    a: *const u32,
     mut b: *const u32,
     b_step: usize,
     c: *mut f32,
     c_stride: usize,
     add: bool,
 ) {
-    let (a_row, a_step) = (block.a_row, block.a_step);
     // SAFETY: within the shapes that the caller vouches for; the last step's advance is never read from.
     unsafe {
         for i in 0..R {
@@ -181,16 +182,29 @@ unsafe fn tile<L: Lanes, const R: usize, const VECTORS: usize>(
             L::prefetch(c.wrapping_add(i * c_stride + VECTORS * L::N - 1).cast());
         }
         let mut sums = [[L::zero(); VECTORS]; R];
-        for _ in 0..block.steps {
-            let columns: [L; VECTORS] = std::array::from_fn(|v| L::load(b.add(v * L::N)));
-            for i in 0..R {
-                let x = L::splat(a.add(i * a_row));
-                for v in 0..VECTORS {
-                    sums[i][v] = sums[i][v].step(x, columns[v]);
+        if block.a_row == 1 && block.a_step == MR && b_step == VECTORS * L::N {
+            // Both packed: every address is a constant away from one of two pointers.
+            let mut a = a;
+            for _ in 0..block.steps / UNROLLED {
+                for p in 0..UNROLLED {
+                    step::<L, R, VECTORS>(&mut sums, |i| a.add(p * MR + i), b.add(p * VECTORS * L::N));
                 }
+                a = a.wrapping_add(UNROLLED * MR);
+                b = b.wrapping_add(UNROLLED * VECTORS * L::N);
             }
-            a = a.wrapping_add(a_step);
-            b = b.wrapping_add(b_step);
+            for p in 0..block.steps % UNROLLED {
+                step::<L, R, VECTORS>(&mut sums, |i| a.add(p * MR + i), b.add(p * VECTORS * L::N));
+            }
+        } else {
+            // A pointer for every three rows, which the compiler may not derive from each other: one after the other
+            // they would be a chain of additions longer than the arithmetic.
+            let (a_row, a_step) = (block.a_row, block.a_step);
+            let mut rows: [*const u32; 4] = std::array::from_fn(|i| opaque(a.wrapping_add(3 * i * a_row)));
+            for _ in 0..block.steps {
+                step::<L, R, VECTORS>(&mut sums, |i| rows[i / 3].add(i % 3 * a_row), b);
+                rows = rows.map(|row| row.wrapping_add(a_step));
+                b = b.wrapping_add(b_step);
+            }
         }
         for (i, sums) in sums.iter().enumerate() {
             for (v, &sum) in sums.iter().enumerate() {
@@ -200,4 +214,40 @@ unsafe fn tile<L: Lanes, const R: usize, const VECTORS: usize>(
             }
         }
     }
+}
+
+/// One word of `k`: the outer product of a column of `a` and a row of `b`.
+///
+/// # Safety
+/// As [`tile`]; `a` gives the address of a row's word.
+#[inline(always)]
+unsafe fn step<L: Lanes, const R: usize, const VECTORS: usize>(
+    sums: &mut [[L; VECTORS]; R],
+    a: impl Fn(usize) -> *const u32,
+    b: *const u32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let columns: [L; VECTORS] = std::array::from_fn(|v| L::load(b.add(v * L::N)));
+        for (i, sums) in sums.iter_mut().enumerate() {
+            let x = L::splat(a(i));
+            for (sum, &column) in sums.iter_mut().zip(&columns) {
+                *sum = sum.step(x, column);
+            }
+        }
+    }
+}
+
+/// The same pointer, of which the compiler knows nothing.
+#[inline(always)]
+fn opaque(pointer: *const u32) -> *const u32 {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    {
+        let mut pointer = pointer;
+        // SAFETY: no instruction at all.
+        unsafe { std::arch::asm!("/* {0} */", inout(reg) pointer, options(pure, nomem, nostack, preserves_flags)) };
+        pointer
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    pointer
 }
