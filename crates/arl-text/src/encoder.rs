@@ -87,6 +87,9 @@ pub struct TextInfo {
     pub fingerprint: String,
 }
 
+/// All ids, and where those of each reply lie: `ids[first..end]`.
+type Tokenized = (Vec<u32>, Vec<(usize, usize)>);
+
 /// Rows to tokens.
 pub struct TextEncoder {
     template: Result<Template>,
@@ -188,10 +191,10 @@ impl TextEncoder {
         let Some((_, shape)) = found else {
             return Err(unknown.unwrap_or_else(|| Error::new(ErrorCode::Data, "there are no rows")));
         };
-        if shape.needs_template() {
-            if let Err(error) = &self.template {
-                return Err(error.clone());
-            }
+        if shape.needs_template()
+            && let Err(error) = &self.template
+        {
+            return Err(error.clone());
         }
         let name = shape.name();
         match self.shape.write() {
@@ -275,11 +278,7 @@ impl TextEncoder {
     }
 
     /// Tokenises text apart at the bounds of replies: generation begins exactly there, so training must too.
-    fn cut_and_tokenize(
-        &self,
-        text: &str,
-        replies: &[Reply],
-    ) -> std::result::Result<(Vec<u32>, Vec<(usize, usize)>), Refusal> {
+    fn cut_and_tokenize(&self, text: &str, replies: &[Reply]) -> std::result::Result<Tokenized, Refusal> {
         let mut ids = Vec::with_capacity(text.len() / 3);
         let mut places = Vec::with_capacity(replies.len());
         let mut at = 0;
@@ -386,7 +385,12 @@ impl TextEncoder {
                     r#"{{"messages":[{{"role":"user","content":"a"}},{{"role":"assistant","content":"b"}},{{"role":"{role}","name":"f","content":"{PROBE}"}},{{"role":"assistant","content":"b"}}]}}"#
                 ),
             };
-            let record = match Row::read(row.as_bytes(), Some(&Shape::Messages), &Columns::default(), Standing::from(&self.options)) {
+            let record = match Row::read(
+                row.as_bytes(),
+                Some(&Shape::Messages),
+                &Columns::default(),
+                Standing::from(&self.options),
+            ) {
                 Ok(Row::Chat(record)) => record,
                 _ => return false,
             };
@@ -401,18 +405,17 @@ impl TextEncoder {
         let mut stop = Vec::new();
         if let Ok(Row::Chat(record)) =
             Row::read(row, Some(&Shape::Messages), &Columns::default(), Standing::from(&self.options))
+            && let Ok(sample) = self.chat(record)
         {
-            if let Ok(sample) = self.chat(record) {
-                let last = sample.spans.last().map(|span| sample.ids[span.last]);
-                let plain = self.decode(last.as_slice(), true).unwrap_or_default();
-                // A reply that ends in a word has no stop token of its own.
-                stop.extend(last.filter(|_| plain.is_empty()));
-            }
+            let last = sample.spans.last().map(|span| sample.ids[span.last]);
+            let plain = self.decode(last.as_slice(), true).unwrap_or_default();
+            // A reply that ends in a word has no stop token of its own.
+            stop.extend(last.filter(|_| plain.is_empty()));
         }
-        if let Some((_, eos)) = &self.eos {
-            if !stop.contains(eos) {
-                stop.push(*eos);
-            }
+        if let Some((_, eos)) = &self.eos
+            && !stop.contains(eos)
+        {
+            stop.push(*eos);
         }
         stop
     }

@@ -28,9 +28,8 @@ pub fn decompress(source: &Path, target: &Path) -> Result<bool> {
     let mut name = target.file_name().unwrap_or_default().to_owned();
     name.push(format!(".part-{}", std::process::id()));
     let part = target.with_file_name(name);
-    let result = unpack(input, gzip, source, &part).and_then(|()| {
-        std::fs::rename(&part, target).map_err(|error| Error::io(target, &error))
-    });
+    let result = unpack(input, gzip, source, &part)
+        .and_then(|()| std::fs::rename(&part, target).map_err(|error| Error::io(target, &error)));
     if result.is_err() {
         // The error to report is the first one.
         let _ = std::fs::remove_file(&part);
@@ -99,13 +98,14 @@ fn unpack_zstd(mut input: BufReader<File>, output: &mut File, source: &Path, par
             }
             continue;
         }
-        let mut decoder = ruzstd::decoding::StreamingDecoder::new(&mut input).map_err(|error| failed(error.to_string()))?;
+        let mut decoder =
+            ruzstd::decoding::StreamingDecoder::new(&mut input).map_err(|error| failed(error.to_string()))?;
         copy(&mut decoder, output, source, part, "zstd")?;
         let frame = &decoder.decoder;
-        if let (Some(stored), Some(computed)) = (frame.get_checksum_from_data(), frame.get_calculated_checksum()) {
-            if stored != computed {
-                return Err(failed("the checksum of a frame does not fit".to_owned()));
-            }
+        if let (Some(stored), Some(computed)) = (frame.get_checksum_from_data(), frame.get_calculated_checksum())
+            && stored != computed
+        {
+            return Err(failed("the checksum of a frame does not fit".to_owned()));
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::options::Thinking;
 use crate::problem::{Refusal, reason};
-use crate::row::{Json, Record, is_reply, role};
+use crate::row::{Json, REASONING, Record, is_reply, role};
 use crate::template::{Conversation, Template};
 
 const HEADER: &str = "<|im_start|>assistant";
@@ -206,10 +206,10 @@ impl Job<'_> {
             copied = at;
             if c == open {
                 opened = Some(text.len());
-            } else if c == close {
-                if let Some(start) = opened.take() {
-                    spans.push((start, text.len()));
-                }
+            } else if c == close
+                && let Some(start) = opened.take()
+            {
+                spans.push((start, text.len()));
             }
         }
         text.push_str(&marked[copied..]);
@@ -230,7 +230,8 @@ impl Job<'_> {
     ) -> Result<Rendered, Refusal> {
         let indexes = reply_indexes(messages);
         let place = |n: usize, &(start, end): &(usize, usize)| -> Option<Reply> {
-            let nth = if spans.len() == indexes.len() { n } else { headers.iter().filter(|&&h| h <= start).count() - 1 };
+            let nth =
+                if spans.len() == indexes.len() { n } else { headers.iter().filter(|&&h| h <= start).count() - 1 };
             Some(Reply { message: *indexes.get(nth)?, start, end })
         };
         let in_blocks = headers.len() == indexes.len() + usize::from(self.add_generation_prompt)
@@ -303,7 +304,7 @@ impl Job<'_> {
             reasoning.trim_matches('\n'),
             content.trim_start_matches('\n')
         );
-        message.remove("reasoning_content");
+        remove_reasoning(message);
         message.set("content", Json::Str(text));
     }
 }
@@ -332,8 +333,14 @@ fn reasoning_of(message: &Json) -> Option<(String, String)> {
     Some((reasoning.to_owned(), after.to_owned()))
 }
 
+fn remove_reasoning(message: &mut Json) {
+    for name in REASONING {
+        message.remove(name);
+    }
+}
+
 fn strip_reasoning(message: &mut Json) {
-    message.remove("reasoning_content");
+    remove_reasoning(message);
     let content = message.get("content").and_then(Json::as_str).and_then(|text| text.rsplit_once("</think>"));
     if let Some((_, answer)) = content {
         let answer = answer.trim_start_matches('\n').to_owned();

@@ -1,4 +1,5 @@
 //! The token cache: what is filled is found again, after a kill and beside another process; packing.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests fail loudly")]
 
 mod common;
 
@@ -10,7 +11,9 @@ use arl_text::{RowState, TextEncoder, TokenCache, Truncation, pack};
 use common::{CHATML, encoder, encoder_with};
 
 fn rows(count: usize) -> Vec<Vec<u8>> {
-    (0..count).map(|i| format!(r#"{{"question": "{}", "answer": "{i}"}}"#, "x".repeat(i * 7 % 40)).into_bytes()).collect()
+    (0..count)
+        .map(|i| format!(r#"{{"question": "{}", "answer": "{i}"}}"#, "x".repeat(i * 7 % 40)).into_bytes())
+        .collect()
 }
 
 fn fill(cache: &TokenCache, rows: &[Vec<u8>], which: &[u32]) -> arl_text::FillReport {
@@ -79,10 +82,8 @@ fn dropped_rows_and_problems_are_remembered() {
 fn a_micro_batch_shifts_targets_within_each_sample() {
     let dir = tempfile::tempdir().unwrap();
     let encoder = Arc::new(encoder(CHATML));
-    let rows: Vec<Vec<u8>> = vec![
-        br#"{"input_ids": [1, 2, 3], "labels": [1, -100, 3]}"#.to_vec(),
-        br#"{"input_ids": [4, 5]}"#.to_vec(),
-    ];
+    let rows: Vec<Vec<u8>> =
+        vec![br#"{"input_ids": [1, 2, 3], "labels": [1, -100, 3]}"#.to_vec(), br#"{"input_ids": [4, 5]}"#.to_vec()];
     let cache = open(dir.path(), 2, &encoder);
     fill(&cache, &rows, &[0, 1]);
     let batch = cache.micro_batch(&[1, 0]).unwrap();

@@ -1,4 +1,5 @@
 //! Unpacking, and the rows of a JSON array.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests fail loudly")]
 
 use std::io::Write;
 

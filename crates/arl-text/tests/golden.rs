@@ -1,4 +1,5 @@
 //! The golden conversations: text, ids and spans are those of transformers, for the stock templates of Qwen3 and Qwen2.5.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests fail loudly")]
 
 mod common;
 

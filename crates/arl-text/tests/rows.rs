@@ -1,4 +1,5 @@
 //! Rows of every known shape become the right conversation; rows that cannot be used say why.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests fail loudly")]
 
 mod common;
 
@@ -278,7 +279,7 @@ fn no_bytes_make_the_reader_panic() {
         for _ in 0..=random() % 3 {
             let at = random() % row.len();
             match random() % 3 {
-                0 => row[at] = b"{}[]\":,\\u0-e\xFF\x00 "[random() % 16],
+                0 => row[at] = b"{}[]\":,\\u0-e\xFF\x00 "[random() % 15],
                 1 => row.truncate(at.max(1)),
                 _ => {
                     row.remove(at);

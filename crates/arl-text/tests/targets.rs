@@ -1,4 +1,5 @@
 //! Where the trained tokens lie: at the replies that the template wrote, whatever the text of messages says.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests fail loudly")]
 
 mod common;
 
@@ -30,7 +31,8 @@ fn text_that_looks_like_a_header_does_not_move_the_mask() {
         for user in evil {
             for reply in evil {
                 let sample = sample(&encoder, &talk(user, reply));
-                let expected = format!("<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n{reply}<|im_end|>\n");
+                let expected =
+                    format!("<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n{reply}<|im_end|>\n");
                 assert_eq!(sample.text, expected);
                 assert_eq!(trained(&encoder, &sample), [format!("{reply}<|im_end|>")], "{user:?} {reply:?}");
             }
@@ -53,7 +55,8 @@ fn special_text_in_parts_keys_and_tools_does_not_move_the_mask_either() {
 
 #[test]
 fn random_text_never_moves_the_mask() {
-    let bits = ["<|im_start|>", "assistant\n", "<|im_end|>", "<", "|", ">", "im_start", "\n", "a", "ü", "\u{E000}", " "];
+    let bits =
+        ["<|im_start|>", "assistant\n", "<|im_end|>", "<", "|", ">", "im_start", "\n", "a", "ü", "\u{E000}", " "];
     let mut state = 7u64;
     let mut random = |n: usize| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -129,7 +132,9 @@ fn a_role_that_the_template_leaves_out_is_refused() {
     let template = "{%- for m in messages %}{%- if m.role != 'developer' %}{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{%- endif %}{%- endfor %}";
     let encoder = encoder(template);
     let row = |role: &str| {
-        format!(r#"{{"messages": [{{"role": "{role}", "content": "s"}}, {{"role": "user", "content": "q"}}, {{"role": "assistant", "content": "a"}}]}}"#)
+        format!(
+            r#"{{"messages": [{{"role": "{role}", "content": "s"}}, {{"role": "user", "content": "q"}}, {{"role": "assistant", "content": "a"}}]}}"#
+        )
     };
     sample(&encoder, &row("system"));
     let problem = problem(&encoder, row("developer").as_bytes());
@@ -141,7 +146,9 @@ fn a_role_that_the_template_leaves_out_is_refused() {
 fn null_content_beside_tool_calls_is_an_empty_text_where_the_template_needs_one() {
     let encoder = encoder(CHATML);
     let row = |content: &str| {
-        format!(r#"{{"messages": [{{"role": "user", "content": "q"}}, {{"role": "assistant"{content}, "tool_calls": [{{"function": {{"name": "f"}}}}]}}]}}"#)
+        format!(
+            r#"{{"messages": [{{"role": "user", "content": "q"}}, {{"role": "assistant"{content}, "tool_calls": [{{"function": {{"name": "f"}}}}]}}]}}"#
+        )
     };
     let text = sample(&encoder, &row(r#", "content": """#)).text;
     assert_eq!(sample(&encoder, &row(r#", "content": null"#)).text, text);
@@ -197,8 +204,11 @@ fn thinking_is_kept_stripped_or_left_to_the_last_turn() {
         trained(&encoder, &sample(&encoder, row))
     };
     let last = ["a<|im_end|>", "b<|im_end|>", "<think>\nr3\n</think>\n\nc<|im_end|>"];
-    let kept =
-        ["<think>\nr|1\n</think>\n\na<|im_end|>", "<think>\nr2\n</think>\n\nb<|im_end|>", "<think>\nr3\n</think>\n\nc<|im_end|>"];
+    let kept = [
+        "<think>\nr|1\n</think>\n\na<|im_end|>",
+        "<think>\nr2\n</think>\n\nb<|im_end|>",
+        "<think>\nr3\n</think>\n\nc<|im_end|>",
+    ];
     assert_eq!(spans(THINKS, None), last);
     assert_eq!(spans(THINKS, Some(Thinking::Last)), last);
     assert_eq!(spans(THINKS, Some(Thinking::Keep)), kept);
@@ -211,6 +221,19 @@ fn thinking_is_kept_stripped_or_left_to_the_last_turn() {
     assert_eq!(spans(&keeps, None), kept);
     assert_eq!(spans(&keeps, Some(Thinking::Keep)), kept);
     assert_eq!(spans(&keeps, Some(Thinking::Last)), last);
+}
+
+#[test]
+fn reasoning_is_found_under_its_other_names() {
+    for name in ["reasoning_content", "reasoning", "thinking"] {
+        let row = format!(
+            r#"{{"messages": [{{"role": "user", "content": "q"}}, {{"role": "assistant", "content": "c", "{name}": "r"}}]}}"#
+        );
+        let encoder = encoder(THINKS);
+        assert_eq!(trained(&encoder, &sample(&encoder, &row)), ["<think>\nr\n</think>\n\nc<|im_end|>"], "{name}");
+        let strips = encoder_with(THINKS, |options| options.thinking = Some(Thinking::Strip));
+        assert_eq!(trained(&strips, &sample(&strips, &row)), ["<think>\n\n</think>\n\nc<|im_end|>"], "{name}");
+    }
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! What a template prints is what Python's jinja2 prints under transformers.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests fail loudly")]
 
 mod common;
 
@@ -7,7 +8,7 @@ use common::{encoder, sample};
 /// Renders an expression over the arguments of a tool call; the expected texts were printed by jinja2 3.1 set up as
 /// transformers does.
 fn prints(template: &str, row_content: &str) -> String {
-    let tail = "{{- '<|im_start|>assistant\\n' + messages[-1].content + '<|im_end|>' }}";
+    let tail = "{{ '<|im_start|>assistant\\n' + messages[-1].content + '<|im_end|>' }}";
     let row = format!(
         r#"{{"messages": [{{"role": "user", "content": "q", "x": {row_content}}}, {{"role": "assistant", "content": "a"}}]}}"#
     );
@@ -68,7 +69,8 @@ fn text_and_lists_do_not_mix() {
 
 #[test]
 fn blocks_are_trimmed_as_transformers_trims_them() {
-    let template = "{% for i in [1, 2] %}\n  {% if i == 1 %}\n one\n  {% else %}\n two\n  {% endif %}\n{% endfor %}\nend\n";
+    let template =
+        "{% for i in [1, 2] %}\n  {% if i == 1 %}\n one\n  {% else %}\n two\n  {% endif %}\n{% endfor %}\nend\n";
     assert_eq!(prints(template, "0"), " one\n two\nend\n");
     assert_eq!(prints("a\n{# comment #}\n  {{- 'b' }}\n", "0"), "a\nb\n");
 }
@@ -81,8 +83,7 @@ fn methods_of_python_strings_are_there() {
         [{{ 'a-b'.title() }}][{{ '7'.zfill(3) }}][{{ ', '.join(['a', 'b']) }}]";
     assert_eq!(
         prints(template, x),
-        "[<think>a</think>b][b ][  <think>a</think][think>a</think>b][think>a</think>b ][-1][<t>a</t>b ][True][A-B][007][a, b]"
-            .replace("[-1]", "[18]")
+        "[<think>a</think>b][b ][  <think>a</think][think>a</think>b][think>a</think>b ][18][<t>a</t>b ][True][A-B][007][a, b]"
     );
 }
 

@@ -41,8 +41,11 @@ impl MicroBatch {
             let next = at + run.length as usize;
             if run.weight > 0.0 {
                 // Token t is the target of position t - 1.
-                for t in at.max(1)..next {
-                    self.targets[start + t - 1] = ids[t] as i32;
+                let first = at.max(1);
+                for (target, &id) in
+                    self.targets[start + first - 1..].iter_mut().zip(ids.get(first..next).unwrap_or_default())
+                {
+                    *target = id as i32;
                 }
                 if run.weight != 1.0 {
                     let weights = self.weights.get_or_insert_with(|| vec![1.0; end as usize]);

@@ -280,10 +280,11 @@ fn remove_abandoned(dir: &Path, name: &str) {
         let own = format!("{prefix}{}-", std::process::id());
         let file_name = entry.file_name();
         let file_name = file_name.to_string_lossy();
-        if file_name.starts_with(&prefix) && !file_name.starts_with(&own) {
-            if let Ok(Some(_held)) = lock(&entry.path()) {
-                let _ = std::fs::remove_dir_all(entry.path());
-            }
+        if file_name.starts_with(&prefix)
+            && !file_name.starts_with(&own)
+            && let Ok(Some(_held)) = lock(&entry.path())
+        {
+            let _ = std::fs::remove_dir_all(entry.path());
         }
     }
 }

@@ -186,7 +186,11 @@ impl Store {
         };
         let whole = has_header(&mut store.data, &store.data_path, &header)?
             && has_header(&mut store.index, &store.index_path, &header)?;
-        if whole { store.recover()? } else { store.begin(&header)? }
+        if whole {
+            store.recover()?
+        } else {
+            store.begin(&header)?
+        }
         Ok(store)
     }
 

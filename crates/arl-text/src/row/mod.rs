@@ -6,5 +6,5 @@ mod record;
 mod shape;
 
 pub(crate) use json::{Json, parse};
-pub(crate) use record::{Record, Row, Standing, is_reply, role};
+pub(crate) use record::{REASONING, Record, Row, Standing, is_reply, role};
 pub(crate) use shape::{Columns, Shape, keys};

@@ -25,6 +25,9 @@ impl From<&TextOptions> for Standing {
     }
 }
 
+/// The names of a reply's reasoning; the first is the one that chat templates read.
+pub(crate) const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
 /// A conversation and what of it is trained.
 #[derive(Clone, Debug)]
 pub(crate) struct Record {
@@ -41,9 +44,16 @@ pub(crate) struct Record {
 #[derive(Clone, Debug)]
 pub(crate) enum Row {
     Chat(Record),
-    Text { text: String, record_id: Option<String> },
+    Text {
+        text: String,
+        record_id: Option<String>,
+    },
     /// `trained[i]`: token i is a target.
-    Tokens { ids: Vec<u32>, trained: Vec<bool>, record_id: Option<String> },
+    Tokens {
+        ids: Vec<u32>,
+        trained: Vec<bool>,
+        record_id: Option<String>,
+    },
 }
 
 /// The role of a message; every message of a record has one.
@@ -316,9 +326,8 @@ fn check_message(message: &mut Json, index: usize) -> Checked<f32> {
         Some(Json::Array(_)) => return Err(wrong(format!("`tool_calls` in a message of role {role}"))),
         Some(other) => return Err(wrong(format!("`tool_calls` is {}, not an array", other.kind()))),
     };
-    match message.get("reasoning_content") {
-        None | Some(Json::Null | Json::Str(_)) => {}
-        Some(other) => return Err(wrong(format!("`reasoning_content` is {}, not a string", other.kind()))),
+    if reply {
+        name_reasoning(message, index)?;
     }
     match message.get("content") {
         Some(Json::Str(_)) => {}
@@ -355,6 +364,28 @@ fn check_message(message: &mut Json, index: usize) -> Checked<f32> {
         },
     };
     Ok(if reply && train { weight } else { 0.0 })
+}
+
+/// Reasoning goes by three names; templates find it under the two that transformers (5.23) gives them.
+fn name_reasoning(message: &mut Json, index: usize) -> Checked<()> {
+    for name in REASONING {
+        let reasoning = match message.get(name) {
+            None | Some(Json::Null) => continue,
+            Some(Json::Str(reasoning)) => reasoning.clone(),
+            Some(other) => {
+                let what = format!("messages[{index}]: `{name}` is {}, not a string", other.kind());
+                return Err(Refusal::new(reason::BAD_MESSAGE, what));
+            }
+        };
+        if let Json::Object(entries) = message
+            && !entries.iter().any(|(key, _)| key == "thinking")
+        {
+            entries.insert(0, ("thinking".to_owned(), Json::Str(reasoning.clone())));
+        }
+        message.set("reasoning_content", Json::Str(reasoning));
+        break;
+    }
+    Ok(())
 }
 
 fn text_of_part(part: &Json, message: usize, index: usize) -> Checked<&str> {

@@ -11,8 +11,18 @@ const COMPLETIONS: [&str; 5] = ["completion", "response", "output", "solution", 
 
 /// Columns that a caller may name.
 const KNOWN: [&str; 12] = [
-    "messages", "conversations", "prompt", "completion", "input", "system", "text", "input_ids", "labels", "tools",
-    "record_id", "advantages",
+    "messages",
+    "conversations",
+    "prompt",
+    "completion",
+    "input",
+    "system",
+    "text",
+    "input_ids",
+    "labels",
+    "tools",
+    "record_id",
+    "advantages",
 ];
 
 /// The file's names of the known columns.

@@ -5,10 +5,10 @@ use minijinja::{Error, ErrorKind, State};
 
 /// Calls `value.method(args)`.
 pub(crate) fn call(state: &mut State<'_, '_>, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
-    if value.kind() == ValueKind::String {
-        if let Some(result) = own(value.as_str().unwrap_or_default(), method, args)? {
-            return Ok(result);
-        }
+    if value.kind() == ValueKind::String
+        && let Some(result) = own(value.as_str().unwrap_or_default(), method, args)?
+    {
+        return Ok(result);
     }
     minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
 }
@@ -25,7 +25,8 @@ fn own(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Error>
         }
         "swapcase" => {
             let () = from_args(args)?;
-            let swap = |c: char| if c.is_uppercase() { c.to_lowercase().to_string() } else { c.to_uppercase().to_string() };
+            let swap =
+                |c: char| if c.is_uppercase() { c.to_lowercase().to_string() } else { c.to_uppercase().to_string() };
             Value::from(text.chars().map(swap).collect::<String>())
         }
         "partition" | "rpartition" => {

@@ -72,6 +72,8 @@ impl Template {
 
     /// Compiles a template's text. `config` is `tokenizer_config.json`.
     pub(crate) fn compile(source: String, origin: String, config: &Json) -> Result<Self> {
+        // As jinja2 does with the newlines of a template.
+        let source = source.replace("\r\n", "\n").replace('\r', "\n");
         let (rewritten, marks_replies) = replace_generation_tags(&source);
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();

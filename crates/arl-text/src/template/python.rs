@@ -86,9 +86,7 @@ pub(crate) fn value_of(json: &Json, text: &impl Fn(&str) -> String) -> Value {
         Json::Float(value) => Value::from(*value),
         Json::Str(value) => Value::from(text(value)),
         Json::Array(items) => Value::from(items.iter().map(|item| value_of(item, text)).collect::<Vec<_>>()),
-        Json::Object(entries) => {
-            Dict::value(entries.iter().map(|(key, value)| (text(key), value_of(value, text))))
-        }
+        Json::Object(entries) => Dict::value(entries.iter().map(|(key, value)| (text(key), value_of(value, text)))),
     }
 }
 
