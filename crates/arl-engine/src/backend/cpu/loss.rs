@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::element::Element;
 use super::embedding::index;
-use super::vector::{LANES, exp, vectorise};
+use super::vector::{self, LANES, exp, vectorise};
 
 /// What a row of logits says about its distribution.
 struct Statistics {
@@ -71,7 +71,7 @@ fn statistics<T: Element>(logits: &[T]) -> Statistics {
     // Of e = exp(x - max): the sum, and the sum of e (x - max).
     let (mut total, mut moment) = (0.0_f64, 0.0_f64);
     for (number, block) in logits.chunks(BLOCK).enumerate() {
-        let block_max = max_of(block);
+        let block_max = vector::max(block);
         if block_max > max {
             let position = block.iter().position(|x| x.load() == block_max).unwrap_or(0);
             argmax = number * BLOCK + position;
@@ -116,23 +116,6 @@ fn terms(x: f32) -> (f32, f32) {
     let e = exp(x);
     let x = if x < -100.0 { -100.0 } else { x };
     (e, e * x)
-}
-
-#[inline(always)]
-fn max_of<T: Element>(block: &[T]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let chunks = block.chunks_exact(LANES);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for lane in 0..LANES {
-            let x = chunk[lane].load();
-            lanes[lane] = if x > lanes[lane] { x } else { lanes[lane] };
-        }
-    }
-    for (lane, x) in lanes.iter_mut().zip(rest) {
-        *lane = if x.load() > *lane { x.load() } else { *lane };
-    }
-    lanes.iter().fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a })
 }
 
 /// `weight * (softmax(logits) - one_hot(target))`, over the logits.

@@ -201,11 +201,19 @@ impl<'m> Lease<'m> {
     fn take_bytes(&mut self, buffer: Buffer, written: bool) -> *mut u8 {
         let mapping = self.memory.mapping(buffer.pool);
         let end = buffer.offset.checked_add(buffer.bytes());
-        assert!(end.is_some_and(|end| end <= mapping.bytes), "{buffer:?} is outside its pool of {} bytes", mapping.bytes);
+        assert!(
+            end.is_some_and(|end| end <= mapping.bytes),
+            "{buffer:?} is outside its pool of {} bytes",
+            mapping.bytes
+        );
         let bytes = buffer.offset..buffer.offset + buffer.bytes();
         for other in &self.taken {
             let apart = other.pool != buffer.pool || bytes.end <= other.bytes.start || other.bytes.end <= bytes.start;
-            assert!(apart || !(written || other.written), "{buffer:?} overlaps bytes {:?} of the same leaf", other.bytes);
+            assert!(
+                apart || !(written || other.written),
+                "{buffer:?} overlaps bytes {:?} of the same leaf",
+                other.bytes
+            );
         }
         if !bytes.is_empty() {
             self.taken.push(Taken { pool: buffer.pool, bytes, written });
@@ -279,7 +287,10 @@ mod tests {
     fn inputs_may_overlap_each_other() {
         let mut memory = memory(64);
         let mut lease = memory.lease();
-        assert_eq!(lease.read::<f32>(buffer(0, 16, DType::F32)).len(), lease.read::<u16>(buffer(0, 16, DType::U16)).len());
+        assert_eq!(
+            lease.read::<f32>(buffer(0, 16, DType::F32)).len(),
+            lease.read::<u16>(buffer(0, 16, DType::U16)).len()
+        );
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod memory;
 mod moe;
 mod norm;
 mod optimizer;
+pub mod rate;
 mod rope;
 pub mod simd;
 mod swiglu;
@@ -25,8 +26,8 @@ use self::element::with_element;
 use self::matmul::widened;
 use self::memory::{Lease, Memory};
 use super::{
-    AdamW, Attention, Backend, Buffer, CrossEntropy, GroupedMatmul, Heads, Matmul, NormRope, Permutation, Pool,
-    Router, Rows,
+    AdamW, Attention, Backend, Buffer, CrossEntropy, GroupedMatmul, Heads, Matmul, NormRope, Permutation, Pool, Router,
+    Rows,
 };
 
 /// The leaf operations on the host's processor. They run on rayon's current pool, and are done when they return.

@@ -26,10 +26,8 @@ pub(super) fn rms_norm<T: Element>(x: &[T], weight: &[f32], epsilon: f32, out: &
     let width = weight.len();
     assert_eq!((x.len(), out.len()), (inverse_rms.len() * width, x.len()), "rms_norm of rows of {width}");
     let rows = rows_a_task(width);
-    out.par_chunks_mut(rows * width)
-        .zip(x.par_chunks(rows * width))
-        .zip(inverse_rms.par_chunks_mut(rows))
-        .for_each(|((out, x), inverse_rms)| {
+    out.par_chunks_mut(rows * width).zip(x.par_chunks(rows * width)).zip(inverse_rms.par_chunks_mut(rows)).for_each(
+        |((out, x), inverse_rms)| {
             vectorise(|| {
                 let rows = out.chunks_exact_mut(width).zip(x.chunks_exact(width));
                 for ((out, x), inverse_rms) in rows.zip(inverse_rms) {
@@ -37,7 +35,8 @@ pub(super) fn rms_norm<T: Element>(x: &[T], weight: &[f32], epsilon: f32, out: &
                     scale_row(x, weight, *inverse_rms, out);
                 }
             });
-        });
+        },
+    );
 }
 
 /// `sum = x + delta`, or `sum += delta` where `x` is `None`; then [`rms_norm`] of `sum`.
@@ -89,17 +88,16 @@ pub(super) fn rms_norm_again<T: Element>(x: &[T], weight: &[f32], inverse_rms: &
     let width = weight.len();
     assert_eq!((x.len(), out.len()), (inverse_rms.len() * width, x.len()), "rms_norm_again of rows of {width}");
     let rows = rows_a_task(width);
-    out.par_chunks_mut(rows * width)
-        .zip(x.par_chunks(rows * width))
-        .zip(inverse_rms.par_chunks(rows))
-        .for_each(|((out, x), inverse_rms)| {
+    out.par_chunks_mut(rows * width).zip(x.par_chunks(rows * width)).zip(inverse_rms.par_chunks(rows)).for_each(
+        |((out, x), inverse_rms)| {
             vectorise(|| {
                 let rows = out.chunks_exact_mut(width).zip(x.chunks_exact(width));
                 for ((out, x), inverse_rms) in rows.zip(inverse_rms) {
                     scale_row(x, weight, *inverse_rms, out);
                 }
             });
-        });
+        },
+    );
 }
 
 /// With `g = weight * d_out` and `r` the kept factor: `d_x += r g - x r^3 mean(g x)`, `d_weight += sum of d_out x r`.

@@ -98,6 +98,24 @@ pub(super) fn sum(len: usize, f: impl Fn(usize) -> f32) -> f32 {
     sum_lanes(lanes)
 }
 
+/// The greatest element, -inf if there is none; NaN is passed over.
+#[inline(always)]
+pub(super) fn max<T: Element>(values: &[T]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let chunks = values.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            let x = chunk[lane].load();
+            lanes[lane] = if x > lanes[lane] { x } else { lanes[lane] };
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *lane = if x.load() > *lane { x.load() } else { *lane };
+    }
+    lanes.iter().fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a })
+}
+
 /// The scalar product of two rows.
 #[inline(always)]
 pub(super) fn dot<A: Element, B: Element>(a: &[A], b: &[B]) -> f32 {

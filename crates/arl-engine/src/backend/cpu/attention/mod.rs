@@ -8,6 +8,9 @@ pub(super) use backward::{Input, backward};
 pub(super) use cached::cached;
 pub(super) use forward::forward;
 
+use std::ops::Range;
+
+use super::element::Element;
 use super::embedding::index;
 use crate::backend::{Attention, Heads};
 
@@ -38,9 +41,9 @@ impl<'a> Shape<'a> {
         Shape { heads: op.heads, window: op.window.unwrap_or(usize::MAX), scale: op.scale, tokens, cu_seqlens }
     }
 
-    /// First and last-plus-one token of each sequence.
-    fn sequences(&self) -> impl Iterator<Item = (usize, usize)> {
-        self.cu_seqlens.windows(2).map(|pair| (index(pair[0]), index(pair[1])))
+    /// The tokens of each sequence that has any.
+    fn sequences(&self) -> impl Iterator<Item = Range<usize>> {
+        self.cu_seqlens.windows(2).map(|pair| index(pair[0])..index(pair[1])).filter(|tokens| !tokens.is_empty())
     }
 
     /// Query heads that share a key head.
@@ -48,10 +51,23 @@ impl<'a> Shape<'a> {
         self.heads.query / self.heads.key_value
     }
 
-    /// The first key that query `i` of a sequence that begins at `start` sees.
-    fn first_key(&self, start: usize, i: usize) -> usize {
-        start.max((i + 1).saturating_sub(self.window))
+    /// The queries among `queries` that see any of `keys` (both of one sequence).
+    fn seeing(&self, queries: &Range<usize>, keys: &Range<usize>) -> Range<usize> {
+        let end = (keys.end - 1).saturating_add(self.window).min(queries.end);
+        queries.start.max(keys.start)..end
     }
+
+    /// Which of `keys` query `i` sees, counted from the first of them; `keys` are of its sequence.
+    #[inline(always)]
+    fn seen(&self, i: usize, keys: &Range<usize>) -> Range<usize> {
+        let first = (i + 1).saturating_sub(self.window).clamp(keys.start, keys.end);
+        first - keys.start..(i + 1).clamp(first, keys.end) - keys.start
+    }
+}
+
+/// `range` in parts of `size`, the last one shorter.
+fn parts(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
+    range.clone().step_by(size).map(move |start| start..range.end.min(start + size))
 }
 
 /// Rows of an input, `stride` elements apart.
@@ -63,8 +79,28 @@ pub(super) struct Matrix<'a, T> {
     pub(super) stride: usize,
 }
 
-impl<'a, T> Matrix<'a, T> {
+impl<'a, T: Element> Matrix<'a, T> {
+    #[inline(always)]
     fn row(&self, row: usize, column: usize, width: usize) -> &'a [T] {
         &self.data[row * self.stride + column..][..width]
+    }
+
+    /// Rows `rows`, `width` columns from `column` on, in f32, with their stride.
+    fn tile<'s>(&self, rows: Range<usize>, column: usize, width: usize, scratch: &'s mut Vec<f32>) -> (&'s [f32], usize)
+    where
+        'a: 's,
+    {
+        T::widen(&self.data[rows.start * self.stride + column..], self.stride, rows.len(), width, scratch)
+    }
+
+    /// The same rows transposed to `out` `[width, rows.len()]`.
+    fn transposed(&self, rows: Range<usize>, column: usize, width: usize, out: &mut Vec<f32>) {
+        let count = rows.len();
+        out.resize(width * count, 0.0);
+        for (j, row) in rows.enumerate() {
+            for (x, value) in self.row(row, column, width).iter().enumerate() {
+                out[x * count + j] = value.load();
+            }
+        }
     }
 }

@@ -1,1 +1,173 @@
-//! Every leaf against a plain reference in f64.
+//! Every leaf against a plain reference in f64: forward passes by value, backward passes against finite differences of
+//! that reference. Inputs are rounded to the leaf's type before the reference sees them.
+
+mod attention;
+mod elementwise;
+mod embedding;
+mod loss;
+mod moe;
+mod norm;
+mod optimizer;
+mod rope;
+mod swiglu;
+mod threads;
+
+use half::bf16;
+
+use super::CpuBackend;
+use crate::backend::{Backend, Buffer, DType, Pool, Rows};
+
+/// Both types of activations.
+const TYPES: [DType; 2] = [DType::F32, DType::Bf16];
+
+/// A backend, and a place to put arrays in.
+struct Fixture {
+    backend: CpuBackend,
+    next: usize,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let mut backend = CpuBackend::new();
+        backend.reserve(Pool::Step, 1 << 28).unwrap();
+        Fixture { backend, next: 0 }
+    }
+
+    fn place(&mut self, len: usize, dtype: DType) -> Buffer {
+        let buffer = Buffer { pool: Pool::Step, offset: self.next, len, dtype };
+        self.next = (self.next + buffer.bytes()).next_multiple_of(64) + 64;
+        buffer
+    }
+
+    /// Uploads values, rounded to `dtype`.
+    fn put(&mut self, values: &[f64], dtype: DType) -> Buffer {
+        let buffer = self.place(values.len(), dtype);
+        let bytes: Vec<u8> = match dtype {
+            DType::F32 => values.iter().flat_map(|x| (*x as f32).to_le_bytes()).collect(),
+            DType::F64 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            DType::Bf16 => values.iter().flat_map(|x| bf16::from_f32(*x as f32).to_le_bytes()).collect(),
+            DType::I32 => values.iter().flat_map(|x| (*x as i32).to_le_bytes()).collect(),
+            DType::U16 => values.iter().flat_map(|x| (*x as u16).to_le_bytes()).collect(),
+        };
+        self.backend.upload(&bytes, buffer);
+        buffer
+    }
+
+    /// Uploads whole numbers.
+    fn ints(&mut self, values: &[usize]) -> Buffer {
+        self.put(&values.iter().map(|x| *x as f64).collect::<Vec<_>>(), DType::I32)
+    }
+
+    /// An output that holds NaN (or -1) until a leaf writes it.
+    fn poisoned(&mut self, len: usize, dtype: DType) -> Buffer {
+        let buffer = self.place(len, dtype);
+        self.backend.upload(&vec![0xff; buffer.bytes()], buffer);
+        buffer
+    }
+
+    /// The bytes of a buffer.
+    fn bytes(&mut self, buffer: Buffer) -> Vec<u8> {
+        let mut bytes = vec![0; buffer.bytes()];
+        self.backend.read_back(buffer, &mut bytes).unwrap();
+        bytes
+    }
+
+    /// The values of a buffer.
+    fn get(&mut self, buffer: Buffer) -> Vec<f64> {
+        let bytes = self.bytes(buffer);
+        let chunks = bytes.chunks_exact(buffer.dtype.bytes());
+        match buffer.dtype {
+            DType::F32 => chunks.map(|x| f64::from(f32::from_le_bytes(x.try_into().unwrap()))).collect(),
+            DType::F64 => chunks.map(|x| f64::from_le_bytes(x.try_into().unwrap())).collect(),
+            DType::Bf16 => chunks.map(|x| bf16::from_le_bytes(x.try_into().unwrap()).to_f64()).collect(),
+            DType::I32 => chunks.map(|x| f64::from(i32::from_le_bytes(x.try_into().unwrap()))).collect(),
+            DType::U16 => chunks.map(|x| f64::from(u16::from_le_bytes(x.try_into().unwrap()))).collect(),
+        }
+    }
+}
+
+/// `buffer` as rows of `stride` elements.
+fn rows(buffer: Buffer, stride: usize) -> Rows {
+    Rows { buffer, stride }
+}
+
+/// Repeatable numbers of about unit variance.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        (self.next() >> 11) as usize % bound
+    }
+
+    fn value(&mut self) -> f64 {
+        let uniform = (self.next() >> 11) as f64 / (1_u64 << 53) as f64;
+        (uniform - 0.5) * 3.46
+    }
+
+    /// Values as `dtype` holds them.
+    fn values(&mut self, len: usize, dtype: DType) -> Vec<f64> {
+        (0..len).map(|_| round(self.value(), dtype)).collect()
+    }
+}
+
+fn round(value: f64, dtype: DType) -> f64 {
+    match dtype {
+        DType::F32 => f64::from(value as f32),
+        // By way of f32, as every value here is one; `half` does not round f64 to nearest.
+        DType::Bf16 => bf16::from_f32(value as f32).to_f64(),
+        _ => value,
+    }
+}
+
+/// What one rounding to `dtype` may change, relatively, with room for `steps` roundings.
+fn bound(dtype: DType, steps: f64) -> f64 {
+    match dtype {
+        DType::Bf16 => steps / 256.0,
+        _ => steps * 6e-8,
+    }
+}
+
+/// Asserts `|actual - expected| <= tolerance * (|expected| + the array's root mean square)` for each element.
+#[track_caller]
+fn assert_close(what: &str, actual: &[f64], expected: &[f64], tolerance: f64) {
+    assert_eq!(actual.len(), expected.len(), "{what}");
+    let square: f64 = expected.iter().map(|x| x * x).sum();
+    let size = (square / expected.len().max(1) as f64).sqrt();
+    for (i, (actual, expected)) in actual.iter().zip(expected).enumerate() {
+        let error = (actual - expected).abs();
+        let allowed = tolerance * (expected.abs() + size);
+        assert!(error <= allowed, "{what}[{i}]: {actual} instead of {expected}, {error:e} apart, {allowed:e} allowed");
+    }
+}
+
+/// The gradient of `f` at `x` by central differences.
+fn differences(x: &[f64], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
+    const STEP: f64 = 1e-5;
+    let mut x = x.to_vec();
+    (0..x.len())
+        .map(|i| {
+            let kept = x[i];
+            x[i] = kept + STEP;
+            let above = f(&x);
+            x[i] = kept - STEP;
+            let below = f(&x);
+            x[i] = kept;
+            (above - below) / (2.0 * STEP)
+        })
+        .collect()
+}
+
+fn inner(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn sum(a: &[f64], b: &[f64]) -> Vec<f64> {
+    a.iter().zip(b).map(|(a, b)| a + b).collect()
+}

@@ -1,0 +1,261 @@
+//! Attention: forward, backward and with a cache.
+
+use super::*;
+use crate::backend::{Attention, Heads, Sequences};
+
+pub(super) struct Case {
+    pub(super) heads: Heads,
+    pub(super) bounds: Vec<usize>,
+    pub(super) window: Option<usize>,
+}
+
+struct Forward {
+    out: Vec<f64>,
+    log_sum_exp: Vec<f64>,
+}
+
+impl Case {
+    fn tokens(&self) -> usize {
+        self.bounds[self.bounds.len() - 1]
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.heads.dim as f32).sqrt()
+    }
+
+    /// From `qkv`, queries, keys and values side by side.
+    fn reference(&self, qkv: &[f64]) -> Forward {
+        let Heads { query, key_value, dim } = self.heads;
+        let (width, tokens, scale) = ((query + 2 * key_value) * dim, self.tokens(), f64::from(self.scale()));
+        let mut out = vec![0.0; tokens * query * dim];
+        let mut log_sum_exp = vec![0.0; query * tokens];
+        for bounds in self.bounds.windows(2) {
+            for i in bounds[0]..bounds[1] {
+                for head in 0..query {
+                    let key_head = query + head / (query / key_value);
+                    let first = bounds[0].max((i + 1).saturating_sub(self.window.unwrap_or(tokens)));
+                    let part = |t: usize, head: usize| &qkv[t * width + head * dim..][..dim];
+                    let scores: Vec<f64> =
+                        (first..=i).map(|j| (scale * inner(part(i, head), part(j, key_head))).exp()).collect();
+                    let total: f64 = scores.iter().sum();
+                    log_sum_exp[head * tokens + i] = total.ln();
+                    for (j, score) in (first..=i).zip(scores) {
+                        for (x, value) in part(j, key_head + key_value).iter().enumerate() {
+                            out[(i * query + head) * dim + x] += score / total * value;
+                        }
+                    }
+                }
+            }
+        }
+        Forward { out, log_sum_exp }
+    }
+
+    /// The operation on `qkv`, with outputs of their own.
+    pub(super) fn op(&self, fixture: &mut Fixture, qkv: Buffer) -> Attention {
+        let Heads { query, key_value, dim } = self.heads;
+        let (width, tokens) = ((query + 2 * key_value) * dim, self.tokens());
+        let part = |head: usize| rows(qkv.slice(head.min(query + 2 * key_value) * dim, qkv.len - head * dim), width);
+        let empty = tokens == 0;
+        let part = |head: usize| if empty { rows(qkv, width) } else { part(head) };
+        Attention {
+            heads: self.heads,
+            sequences: Sequences {
+                cu_seqlens: fixture.ints(&self.bounds),
+                count: self.bounds.len() - 1,
+                max_len: self.bounds.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0),
+            },
+            window: self.window,
+            scale: self.scale(),
+            q: part(0),
+            k: part(query),
+            v: part(query + key_value),
+            out: rows(fixture.poisoned(tokens * query * dim, qkv.dtype), query * dim),
+            log_sum_exp: fixture.poisoned(query * tokens, DType::F32),
+        }
+    }
+}
+
+/// In f32, sums of some hundred terms; in bf16, the rounding of the probabilities' inputs and of the result.
+fn forward_bound(dtype: DType) -> f64 {
+    if dtype == DType::Bf16 { 0.012 } else { 3e-6 }
+}
+
+/// As [`forward_bound`]; the difference `d_out . v - d_out . out` cancels.
+fn backward_bound(dtype: DType) -> f64 {
+    if dtype == DType::Bf16 { 0.03 } else { 1e-5 }
+}
+
+fn case(query: usize, key_value: usize, dim: usize, bounds: &[usize], window: Option<usize>) -> Case {
+    Case { heads: Heads { query, key_value, dim }, bounds: bounds.to_vec(), window }
+}
+
+/// Ragged, packed, grouped and windowed.
+pub(super) fn cases() -> Vec<Case> {
+    vec![
+        case(1, 1, 2, &[0, 1], None),
+        case(1, 1, 2, &[0, 0], None),
+        case(2, 1, 4, &[0, 0, 3, 3, 8], None),
+        case(2, 2, 6, &[0, 9], Some(1)),
+        case(4, 2, 8, &[0, 5, 6, 19], Some(4)),
+        case(3, 1, 16, &[0, 1, 2, 3], None),
+        case(4, 4, 128, &[0, 7], None),
+        case(6, 2, 64, &[0, 11], Some(100)),
+    ]
+}
+
+/// Long enough for several tiles of queries and keys.
+fn long_cases() -> Vec<Case> {
+    vec![
+        case(2, 1, 64, &[0, 300, 301, 555], None),
+        case(1, 1, 32, &[0, 513], Some(65)),
+        case(2, 2, 16, &[0, 257], Some(256)),
+        case(3, 1, 80, &[0, 63, 127, 192, 320], None),
+        case(1, 1, 128, &[0, 129], Some(64)),
+    ]
+}
+
+#[test]
+fn forward_is_the_reference() {
+    let mut random = Random(8);
+    for dtype in TYPES {
+        for case in cases().into_iter().chain(long_cases()) {
+            let Heads { query, key_value, dim } = case.heads;
+            let qkv = random.values(case.tokens() * (query + 2 * key_value) * dim, dtype);
+            let expected = case.reference(&qkv);
+            let mut fixture = Fixture::new();
+            let qkv = fixture.put(&qkv, dtype);
+            let op = case.op(&mut fixture, qkv);
+            fixture.backend.attention(&op);
+            assert_close("out", &fixture.get(op.out.buffer), &expected.out, forward_bound(dtype));
+            assert_close("log_sum_exp", &fixture.get(op.log_sum_exp), &expected.log_sum_exp, 2e-6);
+        }
+    }
+}
+
+#[test]
+fn great_scores_do_not_overflow() {
+    let case = case(1, 1, 64, &[0, 200], None);
+    let mut random = Random(9);
+    let qkv: Vec<f64> = random.values(200 * 192, DType::F32).iter().map(|x| round(20.0 * x, DType::F32)).collect();
+    let mut fixture = Fixture::new();
+    let qkv_buffer = fixture.put(&qkv, DType::F32);
+    let op = case.op(&mut fixture, qkv_buffer);
+    fixture.backend.attention(&op);
+    // The reference takes exponentials of scores of some 10^3 in f64, which overflow: shift by scaling is not needed
+    // for this check, as a softmax so sharp is finite and its rows are convex sums of the values.
+    let out = fixture.get(op.out.buffer);
+    let greatest = qkv.iter().fold(0.0_f64, |a, b| a.max(b.abs()));
+    assert!(out.iter().all(|x| x.is_finite() && x.abs() <= greatest * 1.000_01));
+    assert!(fixture.get(op.log_sum_exp).iter().all(|x| x.is_finite()));
+}
+
+fn backward(fixture: &mut Fixture, case: &Case, qkv: Buffer, d_out: &[f64]) -> Buffer {
+    let op = case.op(fixture, qkv);
+    fixture.backend.attention(&op);
+    let d_out = fixture.put(d_out, qkv.dtype);
+    let (d_qkv, scratch) = (fixture.poisoned(qkv.len, qkv.dtype), fixture.poisoned(op.log_sum_exp.len, DType::F32));
+    fixture.backend.attention_backward(&op, rows(d_out, case.heads.query * case.heads.dim), d_qkv, scratch);
+    d_qkv
+}
+
+#[test]
+fn backward_is_the_derivative() {
+    let mut random = Random(10);
+    for dtype in TYPES {
+        for case in cases() {
+            let Heads { query, key_value, dim } = case.heads;
+            let qkv = random.values(case.tokens() * (query + 2 * key_value) * dim, dtype);
+            let d_out = random.values(case.tokens() * query * dim, dtype);
+            let expected = differences(&qkv, |qkv| inner(&case.reference(qkv).out, &d_out));
+            assert_close("the chain rule", &analytic(&case, &qkv, &d_out), &expected, 1e-7);
+            let mut fixture = Fixture::new();
+            let qkv = fixture.put(&qkv, dtype);
+            let d_qkv = backward(&mut fixture, &case, qkv, &d_out);
+            assert_close("d_qkv", &fixture.get(d_qkv), &expected, backward_bound(dtype));
+        }
+    }
+}
+
+/// The gradient by the chain rule in f64, for lengths at which differences take too long.
+fn analytic(case: &Case, qkv: &[f64], d_out: &[f64]) -> Vec<f64> {
+    let Heads { query, key_value, dim } = case.heads;
+    let (width, tokens, scale) = ((query + 2 * key_value) * dim, case.tokens(), f64::from(case.scale()));
+    let forward = case.reference(qkv);
+    let mut d_qkv = vec![0.0; qkv.len()];
+    for bounds in case.bounds.windows(2) {
+        for i in bounds[0]..bounds[1] {
+            for head in 0..query {
+                let key_head = query + head / (query / key_value);
+                let at = |t: usize, head: usize| t * width + head * dim;
+                let first = bounds[0].max((i + 1).saturating_sub(case.window.unwrap_or(tokens)));
+                let d = &d_out[(i * query + head) * dim..][..dim];
+                let delta = inner(d, &forward.out[(i * query + head) * dim..][..dim]);
+                for j in first..=i {
+                    let (q, k, v) = (at(i, head), at(j, key_head), at(j, key_head + key_value));
+                    let score = scale * inner(&qkv[q..q + dim], &qkv[k..k + dim]);
+                    let p = (score - forward.log_sum_exp[head * tokens + i]).exp();
+                    let d_score = scale * p * (inner(d, &qkv[v..v + dim]) - delta);
+                    for x in 0..dim {
+                        d_qkv[q + x] += d_score * qkv[k + x];
+                        d_qkv[k + x] += d_score * qkv[q + x];
+                        d_qkv[v + x] += p * d[x];
+                    }
+                }
+            }
+        }
+    }
+    d_qkv
+}
+
+#[test]
+fn backward_over_several_tiles_is_the_chain_rule() {
+    let mut random = Random(11);
+    for case in long_cases() {
+        let Heads { query, key_value, dim } = case.heads;
+        for dtype in TYPES {
+            let qkv = random.values(case.tokens() * (query + 2 * key_value) * dim, dtype);
+            let d_out = random.values(case.tokens() * query * dim, dtype);
+            let expected = analytic(&case, &qkv, &d_out);
+            let mut fixture = Fixture::new();
+            let qkv = fixture.put(&qkv, dtype);
+            let d_qkv = backward(&mut fixture, &case, qkv, &d_out);
+            assert_close("d_qkv", &fixture.get(d_qkv), &expected, backward_bound(dtype));
+        }
+    }
+}
+
+#[test]
+fn a_cache_gives_the_last_row_of_the_forward_pass() {
+    let mut random = Random(12);
+    for dtype in TYPES {
+        for (query, key_value, dim, window) in
+            [(1, 1, 2, None), (4, 2, 64, None), (3, 1, 10, Some(3)), (2, 2, 128, Some(1))]
+        {
+            let (capacity, lengths) = (9, [1, 9, 4]);
+            let (width, key_width) = ((query + 2 * key_value) * dim, key_value * dim);
+            let mut fixture = Fixture::new();
+            let (mut q, mut expected) = (Vec::new(), Vec::new());
+            let (mut k, mut v) = (Vec::new(), Vec::new());
+            for length in lengths {
+                let case = case(query, key_value, dim, &[0, length], window);
+                let qkv = random.values(length * width, dtype);
+                expected.extend_from_slice(&case.reference(&qkv).out[(length - 1) * query * dim..]);
+                q.extend_from_slice(&qkv[(length - 1) * width..][..query * dim]);
+                for entry in 0..capacity {
+                    let row = qkv.get(entry * width + query * dim..).map(|row| &row[..2 * key_width]);
+                    // What lies beyond the length must not be read.
+                    let row = row.map_or(vec![f64::NAN; 2 * key_width], <[f64]>::to_vec);
+                    k.extend_from_slice(&row[..key_width]);
+                    v.extend_from_slice(&row[key_width..]);
+                }
+            }
+            let (q, k, v) = (fixture.put(&q, dtype), fixture.put(&k, dtype), fixture.put(&v, dtype));
+            let (lengths, out) = (fixture.ints(&lengths), fixture.poisoned(expected.len(), dtype));
+            let heads = Heads { query, key_value, dim };
+            let scale = 1.0 / (dim as f32).sqrt();
+            let q = rows(q, query * dim);
+            fixture.backend.attention_cached(heads, window, scale, q, k, v, capacity, lengths, out);
+            assert_close("out", &fixture.get(out), &expected, forward_bound(dtype));
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! The classifier pass.
+
+use super::*;
+use crate::backend::CrossEntropy;
+
+struct Row {
+    nll: f64,
+    correct: f64,
+    entropy: f64,
+    probabilities: Vec<f64>,
+}
+
+fn reference(logits: &[f64], target: usize) -> Row {
+    let max = logits.iter().fold(f64::NEG_INFINITY, |a, b| a.max(*b));
+    let total: f64 = logits.iter().map(|x| (x - max).exp()).sum();
+    let log_sum_exp = max + total.ln();
+    let probabilities: Vec<f64> = logits.iter().map(|x| (x - log_sum_exp).exp()).collect();
+    let terms = probabilities.iter().map(|p| if *p > 0.0 { -p * p.ln() } else { 0.0 });
+    Row {
+        nll: log_sum_exp - logits[target],
+        correct: if logits.iter().position(|x| *x == max) == Some(target) { 1.0 } else { 0.0 },
+        entropy: terms.sum(),
+        probabilities,
+    }
+}
+
+struct Pass {
+    logits: Vec<f64>,
+    nll: Vec<f64>,
+    correct: Vec<f64>,
+    entropy: Vec<f64>,
+}
+
+const SCALE: f32 = 0.25;
+
+fn run(logits: &[f64], vocab: usize, targets: &[usize], weights: &[f64], dtype: DType, gradient: bool) -> Pass {
+    let mut fixture = Fixture::new();
+    let rows = targets.len();
+    let op = CrossEntropy {
+        rows,
+        vocab,
+        logits: fixture.put(logits, dtype),
+        targets: fixture.ints(targets),
+        weights: fixture.put(weights, DType::F32),
+        scale: SCALE,
+        gradient,
+        nll: fixture.poisoned(rows, DType::F32),
+        correct: fixture.poisoned(rows, DType::F32),
+        entropy: fixture.poisoned(rows, DType::F32),
+    };
+    fixture.backend.cross_entropy(&op);
+    Pass {
+        logits: fixture.get(op.logits),
+        nll: fixture.get(op.nll),
+        correct: fixture.get(op.correct),
+        entropy: fixture.get(op.entropy),
+    }
+}
+
+#[test]
+fn loss_accuracy_entropy_and_gradient_are_the_reference() {
+    let mut random = Random(40);
+    for dtype in TYPES {
+        for (rows, vocab, size) in
+            [(0, 4, 1.0), (1, 1, 1.0), (3, 2, 1.0), (5, 33, 3.0), (3, 1024, 1.0), (4, 16_384, 4.0)]
+        {
+            let logits: Vec<f64> = random.values(rows * vocab, dtype).iter().map(|x| round(size * x, dtype)).collect();
+            let mut targets: Vec<usize> = (0..rows).map(|_| random.below(vocab)).collect();
+            if let Some(first) = targets.first_mut() {
+                // One row is right.
+                let row = &logits[..vocab];
+                *first = (0..vocab).reduce(|a, b| if row[b] > row[a] { b } else { a }).unwrap();
+            }
+            let weights: Vec<f64> = (0..rows).map(|row| [1.0, 0.5, 0.0, 2.0][row % 4]).collect();
+            let pass = run(&logits, vocab, &targets, &weights, dtype, true);
+            for row in 0..rows {
+                let logits = &logits[row * vocab..][..vocab];
+                let expected = reference(logits, targets[row]);
+                // One part in a million, or the rounding of the greatest logit where the loss is near 0.
+                assert!((pass.nll[row] - expected.nll).abs() <= 1e-6 * expected.nll + 1e-7, "{row}: {}", pass.nll[row]);
+                assert_eq!(pass.correct[row], expected.correct);
+                assert!((pass.entropy[row] - expected.entropy).abs() <= 1e-6 * expected.entropy + 1e-7);
+                let factor = weights[row] * f64::from(SCALE);
+                let one_hot = |i| if i == targets[row] { 1.0 } else { 0.0 };
+                let d: Vec<f64> =
+                    expected.probabilities.iter().enumerate().map(|(i, p)| factor * (p - one_hot(i))).collect();
+                for (actual, expected) in pass.logits[row * vocab..].iter().zip(&d) {
+                    let allowed = bound(dtype, 1.0).max(2e-6) * expected.abs() + 1e-7 * factor;
+                    assert!((actual - expected).abs() <= allowed, "{actual} instead of {expected}");
+                }
+            }
+            let kept = run(&logits, vocab, &targets, &weights, dtype, false);
+            assert_eq!(kept.logits, logits, "without a gradient, the logits are left");
+            assert_eq!(kept.nll, pass.nll);
+        }
+    }
+}
+
+#[test]
+fn the_gradient_is_the_derivative_of_the_loss() {
+    let mut random = Random(41);
+    let logits = random.values(40, DType::F32);
+    let expected = differences(&logits, |logits| f64::from(SCALE) * 0.7 * reference(logits, 11).nll);
+    let pass = run(&logits, 40, &[11], &[0.7], DType::F32, true);
+    assert_close("d_logits", &pass.logits, &expected, 1e-6);
+}
+
+#[test]
+fn the_first_of_equal_logits_is_the_prediction() {
+    let mut logits = vec![0.0; 3000];
+    for i in [1500, 1501, 2900] {
+        logits[i] = 5.0;
+    }
+    for (target, correct) in [(1500, 1.0), (1501, 0.0), (2900, 0.0), (0, 0.0)] {
+        assert_eq!(run(&logits, 3000, &[target], &[1.0], DType::F32, false).correct, [correct]);
+    }
+    assert_eq!(run(&vec![-3.0; 50], 50, &[0], &[1.0], DType::F32, false).correct, [1.0]);
+}
+
+#[test]
+fn rising_and_extreme_logits_neither_overflow_nor_vanish() {
+    for logits in [
+        (0..5000).map(|i| f64::from(i) * 0.125).collect::<Vec<_>>(),
+        (0..5000).map(|i| f64::from(-i) * 0.125).collect(),
+        (0..5000).map(|i| if i == 4000 { 3e4 } else { -3e4 }).collect(),
+        (0..5000).map(|i| if i < 2500 { f64::NEG_INFINITY } else { 1.0 }).collect(),
+    ] {
+        let pass = run(&logits, 5000, &[4000], &[1.0], DType::F32, true);
+        let expected = reference(&logits, 4000);
+        assert!((pass.nll[0] - expected.nll).abs() <= 1e-6 * expected.nll + 1e-7, "{} {}", pass.nll[0], expected.nll);
+        assert!((pass.entropy[0] - expected.entropy).abs() <= 2e-6 * expected.entropy + 1e-7);
+        assert!(pass.logits.iter().all(|x| x.is_finite()));
+    }
+}
+
+#[test]
+fn what_is_not_finite_shows_in_the_loss() {
+    for bad in [f64::NAN, f64::INFINITY] {
+        let mut logits = vec![0.5; 2000];
+        logits[1700] = bad;
+        let pass = run(&logits, 2000, &[3], &[1.0], DType::F32, true);
+        assert!(!pass.nll[0].is_finite(), "{bad}");
+    }
+    let pass = run(&[f64::NEG_INFINITY; 8], 8, &[3], &[1.0], DType::F32, true);
+    assert!(pass.nll[0].is_nan());
+}

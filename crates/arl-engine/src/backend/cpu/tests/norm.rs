@@ -1,0 +1,112 @@
+//! RMSNorm.
+
+use super::*;
+
+pub(super) fn reference(x: &[f64], weight: &[f64], epsilon: f64) -> Vec<f64> {
+    let width = weight.len();
+    x.chunks(width)
+        .flat_map(|x| {
+            let factor = 1.0 / (inner(x, x) / width as f64 + epsilon).sqrt();
+            x.iter().zip(weight).map(move |(x, weight)| weight * x * factor).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+const SHAPES: [(usize, usize); 6] = [(0, 8), (1, 1), (1, 64), (3, 33), (17, 128), (70, 1030)];
+const EPSILON: f32 = 1e-6;
+
+#[test]
+fn forward_is_the_reference() {
+    let mut random = Random(1);
+    for dtype in TYPES {
+        for (rows, width) in SHAPES {
+            let mut fixture = Fixture::new();
+            let (x, weight) = (random.values(rows * width, dtype), random.values(width, dtype));
+            let expected = reference(&x, &weight, f64::from(EPSILON));
+            let (x, weight) = (fixture.put(&x, dtype), fixture.put(&weight, dtype));
+            let out = fixture.poisoned(rows * width, dtype);
+            let inverse_rms = fixture.poisoned(rows, DType::F32);
+            fixture.backend.rms_norm(x, weight, EPSILON, out, inverse_rms);
+            assert_close("out", &fixture.get(out), &expected, bound(dtype, 4.0));
+
+            let again = fixture.poisoned(rows * width, dtype);
+            fixture.backend.rms_norm_again(x, weight, inverse_rms, again);
+            assert_eq!(fixture.bytes(again), fixture.bytes(out), "the norm applied again");
+        }
+    }
+}
+
+#[test]
+fn addition_and_norm_are_those_of_the_parts_in_place_or_not() {
+    let mut random = Random(2);
+    for dtype in TYPES {
+        for (rows, width) in SHAPES {
+            let mut fixture = Fixture::new();
+            let (x, delta) = (random.values(rows * width, dtype), random.values(rows * width, dtype));
+            let weight = random.values(width, dtype);
+            let (x, delta) = (fixture.put(&x, dtype), fixture.put(&delta, dtype));
+            let weight = fixture.put(&weight, dtype);
+            let expected_sum = fixture.poisoned(rows * width, dtype);
+            fixture.backend.copy(x, expected_sum);
+            fixture.backend.add(expected_sum, delta);
+            let expected = fixture.poisoned(rows * width, dtype);
+            let factors = fixture.poisoned(rows, DType::F32);
+            fixture.backend.rms_norm(expected_sum, weight, EPSILON, expected, factors);
+
+            let other = fixture.poisoned(rows * width, dtype);
+            for place in [other, x, delta] {
+                let (x_bytes, delta_bytes) = (fixture.bytes(x), fixture.bytes(delta));
+                let out = fixture.poisoned(rows * width, dtype);
+                let inverse_rms = fixture.poisoned(rows, DType::F32);
+                fixture.backend.add_rms_norm(x, delta, place, weight, EPSILON, out, inverse_rms);
+                assert_eq!(fixture.bytes(place), fixture.bytes(expected_sum));
+                assert_eq!(fixture.bytes(out), fixture.bytes(expected));
+                assert_eq!(fixture.bytes(inverse_rms), fixture.bytes(factors));
+                fixture.backend.upload(&x_bytes, x);
+                fixture.backend.upload(&delta_bytes, delta);
+            }
+        }
+    }
+}
+
+#[test]
+fn backward_is_the_derivative_and_is_added() {
+    let mut random = Random(3);
+    for dtype in TYPES {
+        for (rows, width) in [(1, 1), (1, 64), (3, 33), (17, 40)] {
+            let mut fixture = Fixture::new();
+            let (x, weight) = (random.values(rows * width, dtype), random.values(width, dtype));
+            let (d_out, before) = (random.values(rows * width, dtype), random.values(rows * width, dtype));
+            let before_weight = random.values(width, DType::F32);
+            let epsilon = f64::from(EPSILON);
+            let d_x = differences(&x, |x| inner(&reference(x, &weight, epsilon), &d_out));
+            let d_weight = differences(&weight, |weight| inner(&reference(&x, weight, epsilon), &d_out));
+
+            let (x, weight) = (fixture.put(&x, dtype), fixture.put(&weight, dtype));
+            let out = fixture.poisoned(rows * width, dtype);
+            let inverse_rms = fixture.poisoned(rows, DType::F32);
+            fixture.backend.rms_norm(x, weight, EPSILON, out, inverse_rms);
+            let d_out = fixture.put(&d_out, dtype);
+            let (actual_x, actual_weight) = (fixture.put(&before, dtype), fixture.put(&before_weight, DType::F32));
+            fixture.backend.rms_norm_backward(d_out, x, weight, inverse_rms, actual_x, actual_weight);
+            assert_close("d_x", &fixture.get(actual_x), &sum(&before, &d_x), bound(dtype, 8.0));
+            assert_close("d_weight", &fixture.get(actual_weight), &sum(&before_weight, &d_weight), 1e-6);
+        }
+    }
+}
+
+#[test]
+fn the_weights_gradient_takes_rows_of_every_task() {
+    let (rows, width) = (1000, 512);
+    let mut fixture = Fixture::new();
+    let ones = vec![1.0; rows * width];
+    let (x, d_out) = (fixture.put(&ones, DType::F32), fixture.put(&ones, DType::F32));
+    let weight = fixture.put(&ones[..width], DType::F32);
+    let out = fixture.poisoned(rows * width, DType::F32);
+    let inverse_rms = fixture.poisoned(rows, DType::F32);
+    fixture.backend.rms_norm(x, weight, 0.0, out, inverse_rms);
+    let (d_x, d_weight) = (fixture.put(&ones, DType::F32), fixture.put(&ones[..width], DType::F32));
+    fixture.backend.rms_norm_backward(d_out, x, weight, inverse_rms, d_x, d_weight);
+    assert_close("d_weight", &fixture.get(d_weight), &vec![1001.0; width], 1e-6);
+    assert_close("d_x", &fixture.get(d_x), &ones, 1e-6);
+}

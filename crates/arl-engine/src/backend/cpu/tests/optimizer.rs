@@ -1,0 +1,123 @@
+//! AdamW.
+
+use super::*;
+use crate::backend::{AdamW, join_master, split_master};
+
+struct Rates {
+    learning_rate: f64,
+    beta1: f64,
+    beta2: f64,
+    epsilon: f64,
+    weight_decay: f64,
+    max_grad_norm: f64,
+}
+
+const RATES: Rates =
+    Rates { learning_rate: 3e-3, beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1, max_grad_norm: 1.0 };
+
+/// torch's formula in f64.
+fn reference(rates: &Rates, step: i32, norm: f64, w: &mut [f64], g: &[f64], m: &mut [f64], v: &mut [f64]) {
+    let clip = (rates.max_grad_norm / (norm + 1e-6)).min(1.0);
+    let clip = if rates.max_grad_norm == 0.0 { 1.0 } else { clip };
+    let (c1, c2) = (1.0 - rates.beta1.powi(step), 1.0 - rates.beta2.powi(step));
+    for i in 0..w.len() {
+        let g = g[i] * clip;
+        w[i] *= 1.0 - rates.learning_rate * rates.weight_decay;
+        m[i] = rates.beta1 * m[i] + (1.0 - rates.beta1) * g;
+        v[i] = rates.beta2 * v[i] + (1.0 - rates.beta2) * g * g;
+        w[i] -= rates.learning_rate / c1 * m[i] / (v[i].sqrt() / c2.sqrt() + rates.epsilon);
+    }
+}
+
+fn op(fixture: &mut Fixture, rates: &Rates, step: i32, len: usize, norm_squared: f64) -> AdamW {
+    AdamW {
+        weights: fixture.poisoned(0, DType::F32),
+        weights_low: None,
+        gradients: fixture.poisoned(0, DType::F32),
+        moment1: fixture.put(&vec![0.0; len], DType::F32),
+        moment2: fixture.put(&vec![0.0; len], DType::F32),
+        learning_rate: rates.learning_rate as f32,
+        beta1: rates.beta1 as f32,
+        beta2: rates.beta2 as f32,
+        epsilon: rates.epsilon as f32,
+        weight_decay: rates.weight_decay as f32,
+        bias_correction1: (1.0 - rates.beta1.powi(step)) as f32,
+        bias_correction2: (1.0 - rates.beta2.powi(step)) as f32,
+        grad_norm_squared: fixture.put(&[norm_squared], DType::F64),
+        max_grad_norm: rates.max_grad_norm as f32,
+    }
+}
+
+fn split(values: &[f64]) -> (Vec<f64>, Vec<f64>) {
+    let pairs = values.iter().map(|x| split_master(*x as f32));
+    pairs.map(|(high, low)| (f64::from(f32::from_bits(u32::from(high) << 16)), f64::from(low))).unzip()
+}
+
+#[test]
+fn twenty_steps_follow_the_reference_in_f32_and_with_a_split_master() {
+    let mut random = Random(50);
+    for max_grad_norm in [0.0, 0.5, 1e9] {
+        let rates = Rates { max_grad_norm, ..RATES };
+        let len = 20_003;
+        let start = random.values(len, DType::F32);
+        let (mut w, mut m, mut v) = (start.clone(), vec![0.0; len], vec![0.0; len]);
+        let mut fixture = Fixture::new();
+        let mut whole = op(&mut fixture, &rates, 1, len, 0.0);
+        whole.weights = fixture.put(&start, DType::F32);
+        let mut halves = op(&mut fixture, &rates, 1, len, 0.0);
+        let (high, low) = split(&start);
+        halves.weights = fixture.put(&high, DType::Bf16);
+        halves.weights_low = Some(fixture.put(&low, DType::U16));
+        for step in 1..=20 {
+            let g = random.values(len, DType::F32);
+            let squared = inner(&g, &g);
+            reference(&rates, step, squared.sqrt(), &mut w, &g, &mut m, &mut v);
+            let gradients = fixture.put(&g, DType::F32);
+            let grad_norm_squared = fixture.put(&[squared], DType::F64);
+            for op in [&mut whole, &mut halves] {
+                op.gradients = gradients;
+                op.grad_norm_squared = grad_norm_squared;
+                op.bias_correction1 = (1.0 - rates.beta1.powi(step)) as f32;
+                op.bias_correction2 = (1.0 - rates.beta2.powi(step)) as f32;
+                fixture.backend.adamw(op);
+            }
+        }
+        let weights = fixture.get(whole.weights);
+        // Twenty roundings of weights below 1.75, and what the rounding of the rates to f32 does to the change.
+        for ((actual, expected), start) in weights.iter().zip(&w).zip(&start) {
+            let allowed = 20.0 * 6e-8 * 1.75 + 2e-5 * (expected - start).abs();
+            assert!((actual - expected).abs() <= allowed, "{actual} instead of {expected} from {start}");
+        }
+        assert_close("moment1", &fixture.get(whole.moment1), &m, 2e-6);
+        assert_close("moment2", &fixture.get(whole.moment2), &v, 5e-6);
+        let (high, low) = (fixture.get(halves.weights), fixture.get(halves.weights_low.unwrap()));
+        let joined: Vec<f64> = high
+            .iter()
+            .zip(low)
+            .map(|(high, low)| f64::from(join_master(half::bf16::from_f64(*high).to_bits(), low as u16)))
+            .collect();
+        assert_eq!(joined, weights, "a split master is the f32 master, bit for bit");
+    }
+}
+
+#[test]
+fn nothing_changes_where_the_norm_is_not_finite() {
+    for norm_squared in [f64::NAN, f64::INFINITY] {
+        let mut fixture = Fixture::new();
+        let mut op = op(&mut fixture, &RATES, 1, 5, norm_squared);
+        op.weights = fixture.put(&[1.0, 2.0, 3.0, 4.0, 5.0], DType::F32);
+        op.gradients = fixture.put(&[f64::NAN, 1.0, 1.0, 1.0, 1.0], DType::F32);
+        fixture.backend.adamw(&op);
+        assert_eq!(fixture.get(op.weights), [1.0, 2.0, 3.0, 4.0, 5.0]);
+        assert_eq!(fixture.get(op.moment1), [0.0; 5]);
+        assert_eq!(fixture.get(op.moment2), [0.0; 5]);
+    }
+}
+
+#[test]
+fn a_split_master_joins_to_the_same_bits() {
+    for bits in (0..=u32::MAX).step_by(9973) {
+        let (high, low) = split_master(f32::from_bits(bits));
+        assert_eq!(join_master(high, low).to_bits(), bits);
+    }
+}

@@ -1,0 +1,124 @@
+//! Per-head norm and rotary embedding.
+
+use super::*;
+use crate::backend::{Heads, NormRope};
+
+struct Case {
+    heads: Heads,
+    tokens: usize,
+    norm: Option<(Vec<f64>, Vec<f64>)>,
+    cos: Vec<f64>,
+    sin: Vec<f64>,
+    qkv: Vec<f64>,
+}
+
+const EPSILON: f32 = 1e-6;
+
+impl Case {
+    fn new(random: &mut Random, dtype: DType, heads: Heads, tokens: usize, norm: bool) -> Case {
+        let half = heads.dim / 2;
+        let angles: Vec<f64> = (0..tokens * half).map(|_| 3.0 * random.value()).collect();
+        Case {
+            heads,
+            tokens,
+            norm: norm.then(|| (random.values(heads.dim, dtype), random.values(heads.dim, dtype))),
+            cos: angles.iter().map(|x| round(x.cos(), DType::F32)).collect(),
+            sin: angles.iter().map(|x| round(x.sin(), DType::F32)).collect(),
+            qkv: random.values(tokens * (heads.query + 2 * heads.key_value) * heads.dim, dtype),
+        }
+    }
+
+    fn reference(&self, qkv: &[f64], norm: Option<(&[f64], &[f64])>) -> Vec<f64> {
+        let Heads { query, key_value, dim } = self.heads;
+        let half = dim / 2;
+        let mut out = Vec::new();
+        for (t, row) in qkv.chunks((query + 2 * key_value) * dim).enumerate() {
+            for (head, x) in row.chunks(dim).take(query + key_value).enumerate() {
+                let x = match norm {
+                    Some((of_queries, of_keys)) => {
+                        let weight = if head < query { of_queries } else { of_keys };
+                        super::norm::reference(x, weight, f64::from(EPSILON))
+                    }
+                    None => x.to_vec(),
+                };
+                let (cos, sin) = (&self.cos[t * half..], &self.sin[t * half..]);
+                out.extend((0..half).map(|i| x[i] * cos[i] - x[i + half] * sin[i]));
+                out.extend((0..half).map(|i| x[i + half] * cos[i] + x[i] * sin[i]));
+            }
+        }
+        out
+    }
+
+    fn norms(&self) -> Option<(&[f64], &[f64])> {
+        self.norm.as_ref().map(|(query, key)| (&query[..], &key[..]))
+    }
+
+    fn op(&self, fixture: &mut Fixture, dtype: DType) -> NormRope {
+        NormRope {
+            heads: self.heads,
+            tokens: self.tokens,
+            norm: self.norms().map(|(query, key)| (fixture.put(query, dtype), fixture.put(key, dtype), EPSILON)),
+            cos: fixture.put(&self.cos, DType::F32),
+            sin: fixture.put(&self.sin, DType::F32),
+        }
+    }
+}
+
+fn cases(random: &mut Random, dtype: DType) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (query, key_value, dim, tokens) in [(1, 1, 2, 1), (2, 1, 6, 5), (4, 2, 64, 3), (3, 3, 128, 1), (8, 4, 64, 70)] {
+        for norm in [false, true] {
+            cases.push(Case::new(random, dtype, Heads { query, key_value, dim }, tokens, norm));
+        }
+    }
+    cases
+}
+
+#[test]
+fn forward_is_the_reference() {
+    let mut random = Random(4);
+    for dtype in TYPES {
+        for case in cases(&mut random, dtype) {
+            let mut fixture = Fixture::new();
+            let op = case.op(&mut fixture, dtype);
+            let expected = case.reference(&case.qkv, case.norms());
+            let (qkv, qk) = (fixture.put(&case.qkv, dtype), fixture.poisoned(expected.len(), dtype));
+            fixture.backend.norm_rope(&op, qkv, qk);
+            assert_close("qk", &fixture.get(qk), &expected, bound(dtype, 5.0));
+        }
+    }
+}
+
+#[test]
+fn backward_is_the_derivative() {
+    let mut random = Random(5);
+    for dtype in TYPES {
+        for case in cases(&mut random, dtype).into_iter().filter(|case| case.tokens < 6) {
+            let Heads { query, key_value, dim } = case.heads;
+            let (width, rotated) = ((query + 2 * key_value) * dim, (query + key_value) * dim);
+            let d = random.values(case.qkv.len(), dtype);
+            let d_qk: Vec<f64> = d.chunks(width).flat_map(|d| d[..rotated].to_vec()).collect();
+            // Each token's gradient depends on that token alone; the columns of the values are left as they are.
+            let full = differences(&case.qkv, |qkv| inner(&case.reference(qkv, case.norms()), &d_qk));
+            let expected: Vec<f64> =
+                full.iter().zip(&d).enumerate().map(|(i, (f, d))| if i % width < rotated { *f } else { *d }).collect();
+
+            let mut fixture = Fixture::new();
+            let op = case.op(&mut fixture, dtype);
+            let (qkv, d_qkv) = (fixture.put(&case.qkv, dtype), fixture.put(&d, dtype));
+            let before = random.values(dim, DType::F32);
+            let d_norm =
+                case.norm.is_some().then(|| (fixture.put(&before, DType::F32), fixture.put(&before, DType::F32)));
+            fixture.backend.norm_rope_backward(&op, qkv, d_qkv, d_norm);
+            assert_close("d_qkv", &fixture.get(d_qkv), &expected, bound(dtype, 10.0));
+            if let (Some((of_queries, of_keys)), Some((query, key))) = (case.norms(), d_norm) {
+                let expected =
+                    differences(of_queries, |w| inner(&case.reference(&case.qkv, Some((w, of_keys))), &d_qk));
+                assert_close("d_norm of queries", &fixture.get(query), &sum(&before, &expected), 2e-6);
+                let expected =
+                    differences(of_keys, |w| inner(&case.reference(&case.qkv, Some((of_queries, w))), &d_qk));
+                assert_close("d_norm of keys", &fixture.get(key), &sum(&before, &expected), 2e-6);
+            }
+        }
+    }
+}
