@@ -407,10 +407,10 @@ impl TextEncoder {
             Row::read(row, Some(&Shape::Messages), &Columns::default(), Standing::from(&self.options))
             && let Ok(sample) = self.chat(record)
         {
-            let last = sample.spans.last().map(|span| sample.ids[span.last]);
-            let plain = self.decode(last.as_slice(), true).unwrap_or_default();
-            // A reply that ends in a word has no stop token of its own.
-            stop.extend(last.filter(|_| plain.is_empty()));
+            // The reply's last special token; what may follow it is a newline.
+            let special = |id: &&u32| self.decode(&[**id], true).is_ok_and(|text| text.is_empty());
+            let span = sample.spans.last().map_or(0..0, |span| span.first..span.last + 1);
+            stop.extend(sample.ids[span].iter().rev().find(special));
         }
         if let Some((_, eos)) = &self.eos
             && !stop.contains(eos)

@@ -9,7 +9,7 @@ use crate::problem::{Refusal, reason};
 const MAX_DEPTH: usize = 256;
 
 /// A row longer than this is refused: the tokenizer needs some 50 bytes of memory for a byte of text.
-pub(crate) const MAX_ROW_BYTES: usize = 64 << 20;
+pub(crate) const MAX_ROW_BYTES: usize = 32 << 20;
 
 /// One JSON value.
 #[derive(Clone, Debug, PartialEq)]
