@@ -64,7 +64,7 @@ const step: EventOf<"step"> = {
 	flops: 4e10,
 	seconds: 0.5,
 	dataSeconds: 0.01,
-	rssBytes: 312e6,
+	rssBytes: 312 * 2 ** 20,
 	secondsLeft: 234,
 };
 
@@ -117,13 +117,13 @@ describe("numbers", () => {
 			"1.20M",
 			"3.00G",
 		]);
-		expect([0, 999, 1000, 312e6, 1.2e9, 23.4e9].map(bytes)).toEqual([
+		expect([0, 1023, 1024, 312 * 2 ** 20, 1.2 * 2 ** 30, 23.4 * 2 ** 30].map(bytes)).toEqual([
 			"0 B",
-			"999 B",
-			"1.00 kB",
-			"312 MB",
-			"1.20 GB",
-			"23.4 GB",
+			"1023 B",
+			"1.00 KiB",
+			"312 MiB",
+			"1.20 GiB",
+			"23.4 GiB",
 		]);
 		expect([0.42, 5, 9.99, 59.4, 59.6, 185, 7620, 273_600, Number.NaN].map(duration)).toEqual([
 			"0.42s",
@@ -156,7 +156,7 @@ describe("the live line", () => {
 			if (width >= 29) expect(line).toMatch(/^step 12\/480 .*loss 1\.2346/);
 		}
 		expect(fitParts(stepParts(step, 4096), 200)).toBe(
-			"step 12/480  [                ]  loss 1.2346  lr 2.00e-5  grad norm 0.9800  4.10k tokens/s  80 GFLOP/s  312 MB  3m54s left",
+			"step 12/480  [                ]  loss 1.2346  lr 2.00e-5  grad norm 0.9800  4.10k tokens/s  80 GFLOP/s  312 MiB  3m54s left",
 		);
 	});
 

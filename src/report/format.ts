@@ -16,14 +16,14 @@ export function count(value: number): string {
 	return String(value);
 }
 
-/** Bytes: `812 B`, `12.3 MB`, `1.20 GB` (powers of 1,000). */
+/** Bytes: `812 B`, `12.3 MiB`, `1.20 GiB` (powers of 1,024). */
 export function bytes(value: number): string {
 	if (!Number.isFinite(value)) return String(value);
-	const units = ["B", "kB", "MB", "GB", "TB"];
+	const units = ["B", "KiB", "MiB", "GiB", "TiB"];
 	let rest = value;
 	let unit = 0;
-	while (Math.abs(rest) >= 999.5 && unit < units.length - 1) {
-		rest /= 1000;
+	while (Math.abs(rest) >= 1023.5 && unit < units.length - 1) {
+		rest /= 1024;
 		unit++;
 	}
 	return `${unit === 0 ? rest.toFixed(0) : significant(rest)} ${units[unit]}`;
