@@ -5,7 +5,7 @@ use super::super::simd::Level;
 #[cfg(target_arch = "x86_64")]
 use super::lanes::{Avx2, Avx512};
 use super::lanes::{Lanes, Portable};
-use super::pack::{Panel, pack};
+use super::pack::{Panels, pack};
 
 /// Rows and columns of the largest tile.
 const LARGEST_TILE: usize = 12 * 32;
@@ -46,10 +46,10 @@ pub(super) struct Kernel {
     ///
     /// Safety: the CPU has the instructions; the pointers of the block are valid over its shape, `c` for one thread alone.
     pub(super) block: unsafe fn(&Block),
-    /// Packs a panel of `mr` rows of `a`. Safety: as [`pack`], and the CPU has the instructions.
-    pub(super) pack_a: unsafe fn(&Panel, *mut u32),
-    /// Packs a panel of `nr` columns of `b`. Safety: as `pack_a`.
-    pub(super) pack_b: unsafe fn(&Panel, *mut u32),
+    /// Packs panels of `mr` rows of `a`. Safety: as [`pack`], and the CPU has the instructions.
+    pub(super) pack_a: unsafe fn(&Panels, *mut u32),
+    /// Packs panels of `nr` columns of `b`. Safety: as `pack_a`.
+    pub(super) pack_b: unsafe fn(&Panels, *mut u32),
 }
 
 impl Kernel {
@@ -76,14 +76,14 @@ macro_rules! kernel {
                 unsafe { block_of::<$lanes, $mr, $vectors>(block) }
             }
             $(#[target_feature(enable = $features)])?
-            unsafe fn pack_a(panel: &Panel, target: *mut u32) {
+            unsafe fn pack_a(panels: &Panels, target: *mut u32) {
                 // SAFETY: as above.
-                unsafe { pack::<$mr, $pairs, $avx2>(panel, target) }
+                unsafe { pack::<$mr, $pairs, $avx2>(panels, target) }
             }
             $(#[target_feature(enable = $features)])?
-            unsafe fn pack_b(panel: &Panel, target: *mut u32) {
+            unsafe fn pack_b(panels: &Panels, target: *mut u32) {
                 // SAFETY: as above.
-                unsafe { pack::<$nr, $pairs, $avx2>(panel, target) }
+                unsafe { pack::<$nr, $pairs, $avx2>(panels, target) }
             }
             Kernel { mr: $mr, nr: $nr, pairs: $pairs, block: block_, pack_a, pack_b }
         };
@@ -99,7 +99,9 @@ kernel!(AVX512, Avx512<false>, 12, 2, 32, false, true, "avx2,fma,avx512f,avx512b
 #[cfg(target_arch = "x86_64")]
 kernel!(AVX512_PAIRS, Avx512<true>, 12, 2, 32, true, true, "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16");
 #[cfg(test)]
-kernel!(PORTABLE_PAIRS, super::lanes::PortablePairs, 12, 4, 32, true, false);
+kernel!(PORTABLE_PAIRS, super::lanes::PortablePairs, 12, 1, 32, true, false);
+#[cfg(all(test, target_arch = "x86_64"))]
+kernel!(AVX2_PAIRS, super::lanes::PortablePairs, 12, 1, 32, true, true, "avx2,fma");
 
 /// # Safety
 /// As [`Kernel::block`].

@@ -64,39 +64,43 @@ impl Lanes for Portable {
     unsafe fn prefetch(_words: *const u32) {}
 }
 
-/// [`Portable`] with words of pairs; only to prove the packing of pairs on any CPU.
+/// Words of pairs in plain Rust; only to prove the packing of pairs on any CPU. Never inlined: speed is nothing here.
 #[cfg(test)]
 #[derive(Clone, Copy)]
-pub(super) struct PortablePairs(Portable);
+pub(super) struct PortablePairs([f32; 32]);
 
 #[cfg(test)]
 impl Lanes for PortablePairs {
-    const N: usize = 8;
+    const N: usize = 32;
     unsafe fn zero() -> Self {
-        PortablePairs(Portable([0.0; 8]))
+        PortablePairs([0.0; 32])
     }
+    #[inline(never)]
     unsafe fn load(words: *const u32) -> Self {
         // SAFETY: the trait's contract.
-        PortablePairs(unsafe { Portable::load(words) })
+        PortablePairs(unsafe { words.cast::<[f32; 32]>().read_unaligned() })
     }
+    #[inline(never)]
     unsafe fn store(self, words: *mut u32) {
         // SAFETY: the trait's contract.
-        unsafe { self.0.store(words) }
+        unsafe { words.cast::<[f32; 32]>().write_unaligned(self.0) }
     }
+    #[inline(never)]
     unsafe fn splat(word: *const u32) -> Self {
         // SAFETY: the trait's contract.
-        PortablePairs(unsafe { Portable::splat(word) })
+        PortablePairs([unsafe { word.cast::<f32>().read_unaligned() }; 32])
     }
+    #[inline(never)]
     unsafe fn add(self, other: Self) -> Self {
-        // SAFETY: the trait's contract.
-        PortablePairs(unsafe { self.0.add(other.0) })
+        PortablePairs(std::array::from_fn(|i| self.0[i] + other.0[i]))
     }
+    #[inline(never)]
     unsafe fn step(self, a: Self, b: Self) -> Self {
         let halves = |x: f32| (f32::from_bits(x.to_bits() << 16), f32::from_bits(x.to_bits() & 0xffff_0000));
-        PortablePairs(Portable(std::array::from_fn(|i| {
-            let ((a_low, a_high), (b_low, b_high)) = (halves(a.0.0[i]), halves(b.0.0[i]));
-            self.0.0[i] + a_high * b_high + a_low * b_low
-        })))
+        PortablePairs(std::array::from_fn(|i| {
+            let ((a_low, a_high), (b_low, b_high)) = (halves(a.0[i]), halves(b.0[i]));
+            self.0[i] + a_high * b_high + a_low * b_low
+        }))
     }
     unsafe fn prefetch(_words: *const u32) {}
 }

@@ -1,4 +1,4 @@
-//! Copies a panel of an operand into the order in which the kernel reads it: `R` rows side by side, word after word along
+//! Copies panels of an operand into the order in which the kernel reads it: `R` rows side by side, word after word along
 //! `k`. Formats are converted on the way: bf16 to f32, or either to pairs of bf16.
 
 use half::bf16;
@@ -10,20 +10,24 @@ pub(super) enum Source {
     Bf16(*const bf16),
 }
 
-/// `rows` rows (of `a`; columns of `b`) over `length` elements of `k`.
-pub(super) struct Panel {
+/// Steps of one panel that are packed before the next panel's, where memory runs across `k`: few enough for their rows
+/// to stay in the cache and in the address translation buffer, so that each page of the source is visited once.
+const TOGETHER: usize = 16;
+
+/// `rows` rows (of `a`; columns of `b`) over `length` elements of `k`, packed to panels of `R` rows.
+pub(super) struct Panels {
     /// The element of the first row at the first `k`.
     pub(super) source: Source,
     /// Elements from one row of memory to the next.
     pub(super) stride: usize,
     /// Whether a row of memory runs along `k`, or across it.
     pub(super) along_k: bool,
-    /// At most `R`; the others are filled with zeros.
+    /// What is missing in the last panel is filled with zeros.
     pub(super) rows: usize,
     pub(super) length: usize,
 }
 
-impl Panel {
+impl Panels {
     /// Words a row takes when packed.
     pub(super) fn steps(length: usize, pairs: bool) -> usize {
         if pairs { length.div_ceil(2) } else { length }
@@ -61,17 +65,23 @@ impl Element for bf16 {
     }
 }
 
-/// Packs a panel to `target`, `R` words a step.
+/// A value as the packing of pairs rounds it.
+#[cfg(test)]
+pub(super) fn narrow(x: f32) -> u16 {
+    Element::narrow(x) as u16
+}
+
+/// Packs panels to `target` one after the other, `R` words a step.
 ///
 /// # Safety
-/// The panel's source is readable over its shape, `target` is writable for `R * steps` words. With `AVX2`, the CPU has it.
+/// The source is readable over its shape, `target` is writable for `R * steps` words a panel. With `AVX2`, the CPU has it.
 #[inline(always)]
-pub(super) unsafe fn pack<const R: usize, const PAIRS: bool, const AVX2: bool>(panel: &Panel, target: *mut u32) {
+pub(super) unsafe fn pack<const R: usize, const PAIRS: bool, const AVX2: bool>(panels: &Panels, target: *mut u32) {
     // SAFETY: the caller's promise.
     unsafe {
-        match panel.source {
-            Source::F32(source) => pack_from::<f32, R, PAIRS, AVX2>(source, panel, target),
-            Source::Bf16(source) => pack_from::<bf16, R, PAIRS, AVX2>(source, panel, target),
+        match panels.source {
+            Source::F32(source) => pack_from::<f32, R, PAIRS, AVX2>(source, panels, target),
+            Source::Bf16(source) => pack_from::<bf16, R, PAIRS, AVX2>(source, panels, target),
         }
     }
 }
@@ -81,15 +91,20 @@ pub(super) unsafe fn pack<const R: usize, const PAIRS: bool, const AVX2: bool>(p
 #[inline(always)]
 unsafe fn pack_from<T: Element, const R: usize, const PAIRS: bool, const AVX2: bool>(
     source: *const T,
-    panel: &Panel,
+    panels: &Panels,
     target: *mut u32,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        if panel.along_k {
-            along::<T, R, PAIRS, AVX2>(source, panel, target);
+        if panels.along_k {
+            let words = R * Panels::steps(panels.length, PAIRS);
+            for first in (0..panels.rows).step_by(R) {
+                let rows = R.min(panels.rows - first);
+                let source = source.add(first * panels.stride);
+                along::<T, R, PAIRS, AVX2>(source, panels.stride, rows, panels.length, target.add(first / R * words));
+            }
         } else {
-            across::<T, R, PAIRS>(source, panel, target);
+            across::<T, R, PAIRS>(source, panels, target);
         }
     }
 }
@@ -99,21 +114,27 @@ unsafe fn pack_from<T: Element, const R: usize, const PAIRS: bool, const AVX2: b
 /// # Safety
 /// As [`pack`].
 #[inline(always)]
-unsafe fn across<T: Element, const R: usize, const PAIRS: bool>(source: *const T, panel: &Panel, target: *mut u32) {
-    let &Panel { stride, rows, length, .. } = panel;
-    // SAFETY: row `p` of memory has `rows` elements; `target` has `R` words a step.
-    unsafe {
-        for step in 0..Panel::steps(length, PAIRS) {
-            let out = &mut *target.add(step * R).cast::<[u32; R]>();
-            let p = if PAIRS { 2 * step } else { step };
-            let low = source.add(p * stride);
-            if PAIRS && p + 1 < length {
-                let high = low.add(stride);
-                fill(out, rows, |r| (*low.add(r)).narrow() | ((*high.add(r)).narrow() << 16));
-            } else if PAIRS {
-                fill(out, rows, |r| (*low.add(r)).narrow());
-            } else {
-                fill(out, rows, |r| (*low.add(r)).wide());
+unsafe fn across<T: Element, const R: usize, const PAIRS: bool>(source: *const T, panels: &Panels, target: *mut u32) {
+    let &Panels { stride, rows, length, .. } = panels;
+    let steps = Panels::steps(length, PAIRS);
+    for first in (0..steps).step_by(TOGETHER) {
+        for panel in 0..rows.div_ceil(R) {
+            let rows = R.min(rows - panel * R);
+            for step in first..(first + TOGETHER).min(steps) {
+                let p = if PAIRS { 2 * step } else { step };
+                // SAFETY: row `p` of memory has `rows` elements; `target` has `R` words a step and panel.
+                unsafe {
+                    let out = &mut *target.add((panel * steps + step) * R).cast::<[u32; R]>();
+                    let low = source.add(p * stride + panel * R);
+                    if PAIRS && p + 1 < length {
+                        let high = low.add(stride);
+                        fill(out, rows, |r| (*low.add(r)).narrow() | ((*high.add(r)).narrow() << 16));
+                    } else if PAIRS {
+                        fill(out, rows, |r| (*low.add(r)).narrow());
+                    } else {
+                        fill(out, rows, |r| (*low.add(r)).wide());
+                    }
+                }
             }
         }
     }
@@ -132,17 +153,18 @@ fn fill<const R: usize>(out: &mut [u32; R], rows: usize, word: impl Fn(usize) ->
     }
 }
 
-/// Memory rows run along `k`: a transposition, eight words of eight rows at a time.
+/// One panel whose memory rows run along `k`: a transposition, eight words of eight rows at a time.
 ///
 /// # Safety
 /// As [`pack`].
 #[inline(always)]
 unsafe fn along<T: Element, const R: usize, const PAIRS: bool, const AVX2: bool>(
     source: *const T,
-    panel: &Panel,
+    stride: usize,
+    rows: usize,
+    length: usize,
     target: *mut u32,
 ) {
-    let &Panel { stride, rows, length, .. } = panel;
     let per_word = if PAIRS { 2 } else { 1 };
     let whole = length / per_word / 8 * 8;
     // SAFETY: row `r` of memory has `length` elements, of which `8 * per_word` are read at a time; `target` has `R`
@@ -169,7 +191,7 @@ unsafe fn along<T: Element, const R: usize, const PAIRS: bool, const AVX2: bool>
                 }
             }
         }
-        for step in whole..Panel::steps(length, PAIRS) {
+        for step in whole..Panels::steps(length, PAIRS) {
             for r in 0..R {
                 let at = |p: usize| *source.add(r * stride + p);
                 let p = step * per_word;

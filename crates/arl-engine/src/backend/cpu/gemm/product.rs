@@ -4,7 +4,7 @@
 //! rows and columns are divided. So neither the number of threads nor the number of rows changes a bit of it.
 
 use super::kernel::{Block, Kernel};
-use super::pack::{Panel, Source};
+use super::pack::{Panels, Source};
 use super::workspace::Workspace;
 use half::bf16;
 use rayon::prelude::*;
@@ -14,7 +14,9 @@ const STEPS: usize = 256;
 /// Rows of `a` that a task keeps packed in the second-level cache: 192 KiB.
 const ROWS: usize = 192;
 /// Words of `b` that are packed at a time: a part of the last-level cache.
-const PACKED_WORDS: usize = 2 << 20;
+const PACKED_WORDS: usize = 1 << 20;
+/// Panels of `b` that are packed as one task.
+const PANELS: usize = 16;
 /// Multiplications below which threads cost more than they save.
 const SMALL: usize = 1 << 18;
 
@@ -27,13 +29,13 @@ pub(super) struct Operand {
 }
 
 impl Operand {
-    pub(super) fn panel(&self, row: usize, rows: usize, start: usize, length: usize) -> Panel {
+    pub(super) fn panels(&self, row: usize, rows: usize, start: usize, length: usize) -> Panels {
         let offset = if self.along_k { row * self.stride + start } else { start * self.stride + row };
         let source = match self.source {
             Source::F32(x) => Source::F32(x.wrapping_add(offset)),
             Source::Bf16(x) => Source::Bf16(x.wrapping_add(offset)),
         };
-        Panel { source, stride: self.stride, along_k: self.along_k, rows, length }
+        Panels { source, stride: self.stride, along_k: self.along_k, rows, length }
     }
 }
 
@@ -96,7 +98,7 @@ impl Product<'_> {
             (1024, (PACKED_WORDS / enough * per_word / block).max(1) * block)
         };
         let columns = self.n.div_ceil(self.n.div_ceil(columns)).next_multiple_of(nr).max(nr);
-        let stage_words = columns * Panel::steps(k_length.min(self.k).next_multiple_of(2), self.kernel.pairs);
+        let stage_words = columns * Panels::steps(k_length.min(self.k).next_multiple_of(2), self.kernel.pairs);
         let mut workspace = Workspace::take(stage_words);
         for column in (0..self.n).step_by(columns) {
             let mut start = 0;
@@ -123,8 +125,10 @@ impl Product<'_> {
     unsafe fn stage(&self, stage: &Stage, threads: usize) {
         let (mr, nr) = (self.kernel.mr, self.kernel.nr);
         let panels = (stage.columns.1 - stage.columns.0).div_ceil(nr);
-        // SAFETY: each panel is packed to its own place.
-        each(panels, threads, 4, |panel| unsafe { self.pack_b(stage, panel) });
+        let groups = panels.div_ceil(PANELS);
+        let blocks = (stage.k.1 - stage.k.0).div_ceil(stage.block);
+        // SAFETY: each block's panels are packed to their own place.
+        each(groups * blocks, threads, |i| unsafe { self.pack_b(stage, i / groups, i % groups * PANELS) });
 
         // Tasks of equal size, a multiple of the threads where there are rows enough; columns are divided only for want
         // of rows, because each division packs `a` once more.
@@ -142,7 +146,7 @@ impl Product<'_> {
         };
         let per_column_task = panels.div_ceil(column_tasks);
         let column_tasks = panels.div_ceil(per_column_task);
-        each(row_tasks * column_tasks, threads, 1, |task| {
+        each(row_tasks * column_tasks, threads, |task| {
             let (row, column) = (task / column_tasks * per_row_task * mr, task % column_tasks * per_column_task);
             let rows = (row, (row + per_row_task * mr).min(self.m));
             let panels = (column, (column + per_column_task).min(panels));
@@ -151,22 +155,20 @@ impl Product<'_> {
         });
     }
 
+    /// Packs the panels from `panel` on, [`PANELS`] at most, of a block of `k`.
+    ///
     /// # Safety
-    /// As [`Self::stage`]; no other thread packs this panel.
-    unsafe fn pack_b(&self, stage: &Stage, panel: usize) {
-        let nr = self.kernel.nr;
+    /// As [`Self::stage`]; no other thread packs them.
+    unsafe fn pack_b(&self, stage: &Stage, block: usize, panel: usize) {
+        let Kernel { nr, pairs, .. } = *self.kernel;
         let width = (stage.columns.1 - stage.columns.0).next_multiple_of(nr);
         let column = stage.columns.0 + panel * nr;
-        let columns = nr.min(self.n - column);
-        let mut packed = stage.packed;
-        for (start, length) in stage.blocks() {
-            let steps = Panel::steps(length, self.kernel.pairs);
-            // SAFETY: blocks of `width * steps` words follow each other; the panel's place is within its block.
-            unsafe {
-                (self.kernel.pack_b)(&self.b.panel(column, columns, start, length), packed.add(panel * nr * steps));
-                packed = packed.add(width * steps);
-            }
-        }
+        let columns = (PANELS * nr).min(stage.columns.1 - column);
+        let start = stage.k.0 + block * stage.block;
+        let length = stage.block.min(stage.k.1 - start);
+        let before = width * Panels::steps(block * stage.block, pairs) + panel * nr * Panels::steps(length, pairs);
+        // SAFETY: blocks of `width * steps` words follow each other; the panels' places are within their block.
+        unsafe { (self.kernel.pack_b)(&self.b.panels(column, columns, start, length), stage.packed.add(before)) }
     }
 
     /// # Safety
@@ -177,7 +179,7 @@ impl Product<'_> {
         let columns = (stage.columns.1 - column).min((panels.1 - panels.0) * nr);
         let count = rows.1 - rows.0;
         let width = (stage.columns.1 - stage.columns.0).next_multiple_of(nr);
-        let mut packed_a = Workspace::take(count.next_multiple_of(mr) * Panel::steps(stage.block, pairs));
+        let mut packed_a = Workspace::take(count.next_multiple_of(mr) * Panels::steps(stage.block, pairs));
         let mut sums = match self.c {
             Target::F32(_) => None,
             Target::Bf16(_) => Some(Workspace::take(count * columns)),
@@ -190,13 +192,10 @@ impl Product<'_> {
         let into_f32 = sums.is_none();
         let mut packed_b = stage.packed.cast_const();
         for (start, length) in stage.blocks() {
-            let steps = Panel::steps(length, pairs);
+            let steps = Panels::steps(length, pairs);
             let a_panel = mr * steps;
-            for row in (0..count).step_by(mr) {
-                let panel = self.a.panel(rows.0 + row, mr.min(count - row), start, length);
-                // SAFETY: the workspace has `mr * steps` words for each panel.
-                unsafe { (self.kernel.pack_a)(&panel, packed_a.words().add(row / mr * a_panel)) }
-            }
+            // SAFETY: the workspace has `mr * steps` words for each panel.
+            unsafe { (self.kernel.pack_a)(&self.a.panels(rows.0, count, start, length), packed_a.words()) }
             let b = packed_b.wrapping_add(panels.0 * nr * steps);
             let block = Block {
                 rows: count,
@@ -262,11 +261,11 @@ impl Stage {
     }
 }
 
-/// Runs tasks `0 .. count`, `least` or more at a time.
-fn each(count: usize, threads: usize, least: usize, task: impl Fn(usize) + Sync) {
-    if threads == 1 || count <= least {
+/// Runs tasks `0 .. count`.
+fn each(count: usize, threads: usize, task: impl Fn(usize) + Sync) {
+    if threads == 1 || count == 1 {
         (0..count).for_each(task);
     } else {
-        (0..count).into_par_iter().with_min_len(least).for_each(&task);
+        (0..count).into_par_iter().with_max_len(1).for_each(&task);
     }
 }

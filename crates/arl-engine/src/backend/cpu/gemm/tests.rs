@@ -83,7 +83,8 @@ pub(super) fn positions(
     )
 }
 
-fn random_case(case: u64) {
+/// One random product by `kernel`.
+fn random_case(case: u64, kernel: &'static Kernel) {
     let random = &mut Random(case);
     let layout = [Layout::Nt, Layout::Nn, Layout::Tn][random.below(3)];
     let (m, n, k) = (random.size(), random.size(), random.size());
@@ -101,15 +102,17 @@ fn random_case(case: u64) {
     let mut narrow = before.narrow.clone();
     let data = if before.is_narrow { ElementsMut::Bf16(&mut narrow) } else { ElementsMut::F32(&mut wide) };
     let c = MatMut { data, stride: before.stride };
-    matmul(layout, m, n, k, a.matrix(), b.matrix(), c, accumulate, biased.then(|| bias.elements()));
+    let bias_elements = biased.then(|| bias.elements());
+    matmul_with(kernel, layout, m, n, k, a.matrix(), b.matrix(), c, accumulate, bias_elements);
     if before.is_narrow {
         wide = narrow.iter().map(|x| x.to_f32()).collect();
     }
 
-    // Each of k products and the additions after them rounds once; operands are rounded to bf16 only where dot products
-    // of bf16 pairs are used and the other operand is bf16.
-    let narrowed = (a.is_narrow != b.is_narrow) && simd::level() >= Level::Avx512Bf16;
-    let unit = (k as f64 + 4.0) * 2f64.powi(-24) + if narrowed { 2f64.powi(-8) } else { 0.0 };
+    // Each product and each addition rounds once, to 2^-24. Where words hold pairs, f32 operands are first rounded to
+    // bf16, that is to 2^-8 each.
+    let rounded = if kernel.pairs { usize::from(!a.is_narrow) + usize::from(!b.is_narrow) } else { 0 };
+    let narrowing = (1.0 + 2f64.powi(-8)).powi(rounded as i32) - 1.0;
+    let unit = (k as f64 + 5.0) * 2f64.powi(-24) * (1.0 + narrowing) + narrowing;
     let (at, bt) = positions(layout, a.stride, b.stride);
     for i in 0..if n == 0 { 0 } else { m } {
         for j in 0..before.stride.min(wide.len() - i * before.stride) {
@@ -143,7 +146,68 @@ fn random_case(case: u64) {
 #[test]
 fn any_layout_format_size_and_stride_is_within_the_bound() {
     for case in 0..600 {
-        random_case(case);
+        random_case(case, Kernel::choose(simd::level(), case % 2 == 0));
+    }
+}
+
+#[test]
+fn the_portable_kernel_is_within_the_bound() {
+    (0..200).for_each(|case| random_case(case, &kernel::PORTABLE));
+}
+
+#[test]
+fn packed_pairs_with_an_emulated_dot_product_are_within_the_bound() {
+    (0..400).for_each(|case| random_case(case, &kernel::PORTABLE_PAIRS));
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn packed_pairs_with_vector_transposition_are_within_the_bound() {
+    if simd::level() < Level::Avx2 {
+        eprintln!("SKIPPED: this CPU has no AVX2");
+        return;
+    }
+    (0..400).for_each(|case| random_case(case, &kernel::AVX2_PAIRS));
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn the_kernels_of_avx_512_are_within_the_bound() {
+    if simd::level() < Level::Avx512 {
+        eprintln!("SKIPPED: this CPU has no AVX-512");
+        return;
+    }
+    (0..400).for_each(|case| random_case(case, &kernel::AVX512));
+    if simd::level() >= Level::Avx512Bf16 {
+        (0..400).for_each(|case| random_case(case, &kernel::AVX512_PAIRS));
+    }
+}
+
+#[test]
+fn a_row_does_not_depend_on_the_other_rows() {
+    let random = &mut Random(11);
+    let (m, n, k) = (333, 70, 900);
+    let (a, b) = (random.vector(m * k), random.vector(n * k));
+    let run = |rows: usize, first: usize| {
+        let mut c = vec![0f32; rows * n];
+        let a = MatRef { data: Elements::F32(&a[first * k..]), stride: k };
+        let b = MatRef { data: Elements::F32(&b), stride: k };
+        matmul(Layout::Nt, rows, n, k, a, b, MatMut { data: ElementsMut::F32(&mut c), stride: n }, false, None);
+        c
+    };
+    let whole = run(m, 0);
+    for (first, rows) in [(0, 1), (7, 5), (100, 64), (332, 1)] {
+        assert_eq!(run(rows, first), whole[first * n..(first + rows) * n], "{rows} rows from {first}");
+    }
+}
+
+#[test]
+fn rounding_to_pairs_is_that_of_the_format() {
+    let random = &mut Random(3);
+    for _ in 0..100_000 {
+        let x = f32::from_bits(random.next() as u32);
+        let (ours, exact) = (pack::narrow(x), bf16::from_f32(x));
+        assert!(ours == exact.to_bits() || (x.is_nan() && exact.is_nan() && bf16::from_bits(ours).is_nan()), "{x:e}");
     }
 }
 

@@ -64,11 +64,9 @@ pub unsafe fn tile_pointers(
     let mut start = 0;
     loop {
         let steps = block_length.min(k - start);
-        for column in (packed_from..n).step_by(nr) {
-            let panel = b_operand.panel(column, nr.min(n - column), start, steps);
-            // SAFETY: the workspace has `nr * steps` words for each packed panel.
-            unsafe { (kernel.pack_b)(&panel, packed.words().add((column - packed_from) * steps)) }
-        }
+        let columns = b_operand.panels(packed_from, n - packed_from, start, steps);
+        // SAFETY: the workspace has `nr * steps` words for each packed panel.
+        unsafe { (kernel.pack_b)(&columns, packed.words()) }
         let (b, b_panel, b_step) = if layout == Layout::Nt {
             (packed.words().cast_const(), nr * steps, nr)
         } else {
