@@ -176,6 +176,7 @@ impl<B: Backend> Engine<B> {
     /// Writes exact weights, moments and step count to `dir/engine.safetensors`, by way of a file beside it that is
     /// renamed when it is complete and on the disk.
     pub fn save_state(&mut self, dir: &Path) -> Result<()> {
+        self.state_arrays()?;
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, &e))?;
         let (path, partial) = (dir.join(STATE_FILE), dir.join(format!("{STATE_FILE}.partial")));
         let written = self.write_state(&partial);

@@ -8,6 +8,7 @@ use arl_model::Result;
 
 pub mod cpu;
 pub mod plan;
+pub mod profile;
 
 /// The type of a buffer's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,0 +1,318 @@
+//! How fast each leaf of the CPU is, at the shapes of a 30M and an 8M model with 2,048 tokens in sequences of 512.
+//! Prints one JSON line a leaf: milliseconds (the best of several), GB/s of the memory it must touch or GFLOP/s, and the
+//! processor time of all threads together.
+//!
+//! `leaf_rate [--dtype f32|bf16] [--threads N] [--only PART_OF_A_NAME]`
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command's output")]
+
+use std::time::{Duration, Instant};
+
+use arl_engine::backend::cpu::CpuBackend;
+use arl_engine::backend::{
+    AdamW, Attention, Backend, Buffer, CrossEntropy, DType, Heads, Layout, Matmul, NormRope, Pool, Rows, Sequences,
+};
+
+const TOKENS: usize = 2048;
+const SEQUENCE: usize = 512;
+
+struct Model {
+    name: &'static str,
+    hidden: usize,
+    intermediate: usize,
+    vocab: usize,
+    heads: Heads,
+    parameters: usize,
+}
+
+const MODELS: [Model; 2] = [
+    Model {
+        name: "30M",
+        hidden: 512,
+        intermediate: 1536,
+        vocab: 16_384,
+        heads: Heads { query: 8, key_value: 4, dim: 64 },
+        parameters: 30_000_000,
+    },
+    Model {
+        name: "8M",
+        hidden: 256,
+        intermediate: 768,
+        vocab: 8192,
+        heads: Heads { query: 4, key_value: 2, dim: 64 },
+        parameters: 8_000_000,
+    },
+];
+
+/// What a leaf's time is measured against.
+enum Work {
+    Bytes(usize),
+    Flops(usize),
+}
+
+struct Bench {
+    backend: CpuBackend,
+    next: usize,
+    model: &'static str,
+    only: String,
+    noise: u32,
+}
+
+impl Bench {
+    fn place(&mut self, len: usize, dtype: DType) -> Buffer {
+        let buffer = Buffer { pool: Pool::Step, offset: self.next, len, dtype };
+        self.next = (self.next + buffer.bytes()).next_multiple_of(64);
+        buffer
+    }
+
+    /// Values in (-1, 1).
+    fn noise(&mut self, len: usize, dtype: DType) -> Buffer {
+        let buffer = self.place(len, dtype);
+        let staged = Buffer { dtype: DType::F32, ..self.place(len, DType::F32) };
+        let mut bytes = Vec::with_capacity(len * 4);
+        for _ in 0..len {
+            self.noise = self.noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            bytes.extend((self.noise as i32 as f32 / 2_147_483_648.0).to_le_bytes());
+        }
+        self.backend.upload(&bytes, staged);
+        self.backend.copy(staged, buffer);
+        self.next = staged.offset;
+        buffer
+    }
+
+    fn ints(&mut self, values: impl Iterator<Item = usize>) -> Buffer {
+        let bytes: Vec<u8> = values.flat_map(|x| (x as i32).to_le_bytes()).collect();
+        let buffer = self.place(bytes.len() / 4, DType::I32);
+        self.backend.upload(&bytes, buffer);
+        buffer
+    }
+
+    fn measure(&mut self, name: &str, work: Work, leaf: impl FnMut(&mut CpuBackend)) {
+        self.measure_after(name, work, |_| (), leaf);
+    }
+
+    /// Runs `leaf` for a third of a second, each time after `prepare`, which is not counted; prints the best time.
+    fn measure_after(
+        &mut self,
+        name: &str,
+        work: Work,
+        mut prepare: impl FnMut(&mut CpuBackend),
+        mut leaf: impl FnMut(&mut CpuBackend),
+    ) {
+        if !name.contains(&self.only) {
+            return;
+        }
+        prepare(&mut self.backend);
+        leaf(&mut self.backend);
+        let (begin, mut best, mut least) = (Instant::now(), Duration::MAX, f64::INFINITY);
+        let mut runs = 0;
+        while runs < 3 || begin.elapsed() < Duration::from_millis(330) {
+            prepare(&mut self.backend);
+            let (start, busy) = (Instant::now(), processor_seconds());
+            leaf(&mut self.backend);
+            best = best.min(start.elapsed());
+            least = least.min(processor_seconds() - busy);
+            runs += 1;
+        }
+        let seconds = best.as_secs_f64();
+        let (unit, amount) = match work {
+            Work::Bytes(bytes) => ("gb_s", bytes),
+            Work::Flops(flops) => ("gflop_s", flops),
+        };
+        let rate = amount as f64 / seconds / 1e9;
+        println!(
+            r#"{{"model":"{}","leaf":"{name}","ms":{:.3},"{unit}":{rate:.1},"processor_ms":{:.3},"runs":{runs}}}"#,
+            self.model,
+            seconds * 1e3,
+            least * 1e3
+        );
+    }
+}
+
+/// What all threads have computed, which a busy machine changes less than the time that passed.
+#[cfg(unix)]
+fn processor_seconds() -> f64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is valid for the one write that the call makes.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+}
+
+#[cfg(not(unix))]
+fn processor_seconds() -> f64 {
+    f64::NAN
+}
+
+fn rows(buffer: Buffer, stride: usize) -> Rows {
+    Rows { buffer, stride }
+}
+
+fn bench(model: &Model, dtype: DType, only: &str) -> arl_model::Result<()> {
+    let mut b = Bench { backend: CpuBackend::new(), next: 0, model: model.name, only: only.to_owned(), noise: 1 };
+    b.backend.reserve(Pool::Step, 2 << 30)?;
+    let size = dtype.bytes();
+    let (hidden, vocab) = (model.hidden, model.vocab);
+
+    let (x, delta) = (b.noise(TOKENS * hidden, dtype), b.noise(TOKENS * hidden, dtype));
+    let (d_x, out) = (b.noise(TOKENS * hidden, dtype), b.noise(TOKENS * hidden, dtype));
+    let (weight, inverse_rms) = (b.noise(hidden, dtype), b.place(TOKENS, DType::F32));
+    let d_weight = b.noise(hidden, DType::F32);
+    let pass = TOKENS * hidden * size;
+    b.measure("rms_norm", Work::Bytes(2 * pass), |b| b.rms_norm(x, weight, 1e-6, out, inverse_rms));
+    b.measure("add_rms_norm", Work::Bytes(4 * pass), |b| b.add_rms_norm(x, delta, d_x, weight, 1e-6, out, inverse_rms));
+    b.measure("rms_norm_again", Work::Bytes(2 * pass), |b| b.rms_norm_again(x, weight, inverse_rms, out));
+    b.measure("rms_norm_backward", Work::Bytes(4 * pass), |b| {
+        b.rms_norm_backward(delta, x, weight, inverse_rms, d_x, d_weight);
+    });
+    b.measure("add", Work::Bytes(3 * pass), |b| b.add(out, delta));
+    let (ids, table) = (b.ints((0..TOKENS).map(|t| t * 7919 % vocab)), b.noise(vocab * hidden, dtype));
+    let d_table = b.noise(vocab * hidden, DType::F32);
+    b.measure("embedding", Work::Bytes(2 * pass), |b| b.embedding(ids, table, hidden, out));
+    b.measure("embedding_backward", Work::Bytes(pass + TOKENS * hidden * 8), |b| {
+        b.embedding_backward(ids, x, hidden, d_table);
+    });
+
+    attention(&mut b, model.heads, dtype);
+
+    let width = model.intermediate;
+    let (gate_up, h) = (b.noise(TOKENS * 2 * width, dtype), b.noise(TOKENS * width, dtype));
+    b.measure("swiglu", Work::Bytes(3 * TOKENS * width * size), |b| b.swiglu(gate_up, width, h));
+    // In place: repeated, the values would sink to subnormal numbers, which are slow.
+    let kept = b.noise(TOKENS * 2 * width, dtype);
+    b.measure_after(
+        "swiglu_backward",
+        Work::Bytes(5 * TOKENS * width * size),
+        |b| b.copy(kept, gate_up),
+        |b| b.swiglu_backward(gate_up, width, h),
+    );
+
+    let chunk = 512;
+    let logits = b.noise(chunk * vocab, dtype);
+    let op = CrossEntropy {
+        rows: chunk,
+        vocab,
+        logits,
+        targets: b.ints((0..chunk).map(|row| row * 31 % vocab)),
+        weights: b.noise(chunk, DType::F32),
+        scale: 1e-3,
+        gradient: true,
+        nll: b.place(chunk, DType::F32),
+        correct: b.place(chunk, DType::F32),
+        entropy: b.place(chunk, DType::F32),
+    };
+    b.measure("cross_entropy", Work::Bytes(2 * chunk * vocab * size), |b| b.cross_entropy(&op));
+    let head = Matmul {
+        layout: Layout::Nt,
+        m: chunk,
+        n: vocab,
+        k: hidden,
+        a: rows(x, hidden),
+        b: rows(table, hidden),
+        c: rows(logits, vocab),
+        accumulate: false,
+        bias: None,
+    };
+    b.measure("matmul head nt", Work::Flops(2 * chunk * vocab * hidden), |b| b.matmul(&head));
+
+    let n = model.parameters;
+    let (weights, gradients) = (b.noise(n, dtype), b.noise(n, DType::F32));
+    let low = (dtype == DType::Bf16).then(|| b.place(n, DType::U16));
+    let norm = b.place(1, DType::F64);
+    b.backend.zero(norm);
+    b.measure("dot", Work::Bytes(4 * n), |b| b.dot(gradients, gradients, norm));
+    let op = AdamW {
+        weights,
+        weights_low: low,
+        gradients,
+        moment1: b.place(n, DType::F32),
+        moment2: b.place(n, DType::F32),
+        learning_rate: 1e-3,
+        beta1: 0.9,
+        beta2: 0.95,
+        epsilon: 1e-8,
+        weight_decay: 0.1,
+        bias_correction1: 0.1,
+        bias_correction2: 0.05,
+        grad_norm_squared: norm,
+        max_grad_norm: 1.0,
+    };
+    b.backend.zero(op.moment1);
+    b.backend.zero(op.moment2);
+    b.measure("adamw", Work::Bytes(28 * n), |b| b.adamw(&op));
+    b.measure("zero", Work::Bytes(4 * n), |b| b.zero(gradients));
+    Ok(())
+}
+
+fn attention(b: &mut Bench, heads: Heads, dtype: DType) {
+    let Heads { query, key_value, dim } = heads;
+    let size = dtype.bytes();
+    let (width, rotated) = ((query + 2 * key_value) * dim, (query + key_value) * dim);
+    let rope = NormRope {
+        heads,
+        tokens: TOKENS,
+        norm: Some((b.noise(dim, dtype), b.noise(dim, dtype), 1e-6)),
+        cos: b.noise(TOKENS * dim / 2, DType::F32),
+        sin: b.noise(TOKENS * dim / 2, DType::F32),
+    };
+    let (qkv, qk) = (b.noise(TOKENS * width, dtype), b.noise(TOKENS * rotated, dtype));
+    let d_qkv = b.noise(TOKENS * width, dtype);
+    let d_norm = Some((b.noise(dim, DType::F32), b.noise(dim, DType::F32)));
+    b.measure("norm_rope", Work::Bytes(2 * TOKENS * rotated * size), |b| b.norm_rope(&rope, qkv, qk));
+    b.measure("norm_rope_backward", Work::Bytes(3 * TOKENS * rotated * size), |b| {
+        b.norm_rope_backward(&rope, qkv, d_qkv, d_norm);
+    });
+
+    let op = Attention {
+        heads,
+        sequences: Sequences {
+            cu_seqlens: b.ints((0..=TOKENS / SEQUENCE).map(|s| s * SEQUENCE)),
+            count: TOKENS / SEQUENCE,
+            max_len: SEQUENCE,
+        },
+        window: None,
+        scale: 0.125,
+        q: rows(qk, rotated),
+        k: rows(qk.slice(query * dim, qk.len - query * dim), rotated),
+        v: rows(qkv.slice(rotated, qkv.len - rotated), width),
+        out: rows(b.place(TOKENS * query * dim, dtype), query * dim),
+        log_sum_exp: b.place(query * TOKENS, DType::F32),
+    };
+    let (d_out, scratch) = (b.noise(TOKENS * query * dim, dtype), b.place(query * TOKENS, DType::F32));
+    // Pairs of a query and a key that it sees; two products of `dim` forward, five backward.
+    let pairs = query * (TOKENS / SEQUENCE) * SEQUENCE * (SEQUENCE + 1) / 2;
+    b.measure("attention", Work::Flops(pairs * 4 * dim), |b| b.attention(&op));
+    b.measure("attention_backward", Work::Flops(pairs * 10 * dim), |b| {
+        b.attention_backward(&op, rows(d_out, query * dim), d_qkv, scratch);
+    });
+}
+
+fn main() -> std::process::ExitCode {
+    let (mut dtype, mut threads, mut only) = (DType::F32, 0, String::new());
+    let mut words = std::env::args().skip(1);
+    while let Some(flag) = words.next() {
+        match (flag.as_str(), words.next().as_deref()) {
+            ("--dtype", Some("f32")) => dtype = DType::F32,
+            ("--dtype", Some("bf16")) => dtype = DType::Bf16,
+            ("--threads", Some(value)) if value.parse::<usize>().is_ok() => threads = value.parse().unwrap_or(0),
+            ("--only", Some(value)) => value.clone_into(&mut only),
+            _ => {
+                eprintln!("leaf_rate [--dtype f32|bf16] [--threads N] [--only PART_OF_A_NAME]");
+                return std::process::ExitCode::FAILURE;
+            }
+        }
+    }
+    let pool = match rayon::ThreadPoolBuilder::new().num_threads(threads).build() {
+        Ok(pool) => pool,
+        Err(error) => {
+            eprintln!("no threads: {error}");
+            return std::process::ExitCode::FAILURE;
+        }
+    };
+    for model in &MODELS {
+        if let Err(error) = pool.install(|| bench(model, dtype, &only)) {
+            eprintln!("{error}");
+            return std::process::ExitCode::FAILURE;
+        }
+    }
+    std::process::ExitCode::SUCCESS
+}

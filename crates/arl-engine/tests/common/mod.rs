@@ -1,0 +1,94 @@
+//! What the engine's tests share: small models, batches of random ids, comparisons.
+
+#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
+
+use std::path::{Path, PathBuf};
+
+use arl_engine::backend::DType;
+use arl_engine::backend::cpu::CpuBackend;
+use arl_engine::{Adam, BatchSize, Engine, EngineOptions, Hyper, IGNORED, Kind, MicroBatch, Recompute, Weights};
+
+pub const HYPER: Hyper = Hyper { learning_rate: 1e-2, max_grad_norm: 1.0 };
+
+/// A dense model with windows and biases, and one with experts, a balance loss and a dense layer.
+pub const MODELS: [&str; 2] = ["window-bias", "moe-balance"];
+
+pub fn model(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../__test__/golden").join(name)
+}
+
+pub fn options(dtype: DType, recompute: Recompute, tokens: usize) -> EngineOptions {
+    EngineOptions {
+        dtype,
+        recompute,
+        max_batch: BatchSize { tokens, sequences: 8.min(tokens) },
+        adam: Adam { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1 },
+        ..EngineOptions::default()
+    }
+}
+
+pub fn open(name: &str, options: &EngineOptions) -> Engine<CpuBackend> {
+    Engine::open(CpuBackend::new(), &model(name), Weights::Checkpoint, options).unwrap()
+}
+
+/// Sequences of these lengths, of random ids; the first third of each is not trained.
+pub fn batch(lengths: &[usize], seed: u64) -> MicroBatch {
+    let mut batch = MicroBatch { cu_seqlens: vec![0], weights: Some(Vec::new()), ..MicroBatch::default() };
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut random = |below: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    };
+    for &length in lengths {
+        let ids: Vec<i32> = (0..length).map(|_| random(32) as i32).collect();
+        for t in 0..length {
+            let trained = t >= length / 3 && t + 1 < length;
+            batch.targets.push(if trained { ids[t + 1] } else { IGNORED });
+            batch.positions.push(t as i32);
+            batch.weights.as_mut().unwrap().push([1.0, 0.5, 2.0][random(3)]);
+        }
+        batch.input_ids.extend(ids);
+        batch.cu_seqlens.push(batch.input_ids.len() as i32);
+    }
+    batch
+}
+
+/// The sequences of a batch, each a batch of its own.
+pub fn split(batch: &MicroBatch) -> Vec<MicroBatch> {
+    let sequences = batch.cu_seqlens.windows(2);
+    sequences
+        .map(|ends| {
+            let part = ends[0] as usize..ends[1] as usize;
+            MicroBatch {
+                input_ids: batch.input_ids[part.clone()].to_vec(),
+                targets: batch.targets[part.clone()].to_vec(),
+                positions: batch.positions[part.clone()].to_vec(),
+                cu_seqlens: vec![0, part.len() as i32],
+                weights: batch.weights.as_ref().map(|w| w[part].to_vec()),
+            }
+        })
+        .collect()
+}
+
+/// Every tensor of a kind, one after the other.
+pub fn all(engine: &mut Engine<CpuBackend>, kind: Kind) -> Vec<f32> {
+    engine.tensor_names().iter().flat_map(|name| engine.read_tensor(name, kind).unwrap()).collect()
+}
+
+/// Weights and moments, as bits.
+pub fn state_bits(engine: &mut Engine<CpuBackend>) -> Vec<u32> {
+    [Kind::Weights, Kind::Moment1, Kind::Moment2]
+        .into_iter()
+        .flat_map(|kind| all(engine, kind))
+        .map(f32::to_bits)
+        .collect()
+}
+
+/// `|a - b| / |b|`.
+pub fn difference(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let sum = |f: &dyn Fn(f64, f64) -> f64| -> f64 {
+        a.iter().zip(b).map(|(&a, &b)| f(f64::from(a), f64::from(b))).sum::<f64>()
+    };
+    (sum(&|a, b| (a - b) * (a - b)) / sum(&|_, b| b * b)).sqrt()
+}
