@@ -307,6 +307,20 @@ describe("checks before training", () => {
 		expect(same.message).toContain("same folder");
 	});
 
+	it("refuse a folder that another run is in, and take over what a killed one left", async () => {
+		const place = workspace(folder);
+		for await (const event of trainer(place).run()) {
+			if (event.type !== "step" || event.step !== 2) continue;
+			const error = await errorOf(trainer(place, { resume_from_checkpoint: "latest" }).train());
+			expect(error).toMatchObject({ code: "ARL_STATE" });
+			expect(error.message).toContain(`process ${process.pid}`);
+		}
+		expect(existsSync(join(place.out, ".arl-lock"))).toBe(false);
+		// This process's number, another start: a process of the past.
+		writeFileSync(join(place.out, ".arl-lock"), `${process.pid} 1`);
+		await trainer(place, { resume_from_checkpoint: "latest" }).train();
+	});
+
 	it("let another run take the folder's place when asked, and touch no other file there", async () => {
 		const place = workspace(folder);
 		await trainer(place, { save_strategy: "steps", save_steps: 3 }).train();

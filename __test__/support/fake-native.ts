@@ -194,10 +194,11 @@ class FakeEngine implements NativeEngine {
 			dtype: "f32",
 			flopsPerToken: 24,
 			attentionFlops: 2,
+			unknownKeys: [],
 		};
 	}
 
-	memory() {
+	async memory() {
 		return { categories: [], totalBytes: 0 };
 	}
 
@@ -226,6 +227,7 @@ class FakeEngine implements NativeEngine {
 				lossSum: 0,
 				correct: inputIds.filter((id) => id % 2 === 0).length,
 				entropySum: inputIds.length / 2,
+				balanceLoss: 0,
 			})),
 		};
 	}

@@ -14,6 +14,7 @@ import { ArlError } from "../errors.js";
 import type { MemoryPlan, Native, NativeEngine, NativeTokenCache } from "../native.js";
 import { findCheckpoint, type Resumable, removeUnfinished } from "./checkpoint.js";
 import type { TrainEvent } from "./events.js";
+import { lockFolder } from "./lock.js";
 import { type ModelFolder, readModelFolder } from "./model.js";
 import { type BatchSize, cacheDir, engineOptions, stepInterval, textOptions } from "./options.js";
 import {
@@ -126,7 +127,9 @@ async function* prepare(input: PrepareInput): AsyncGenerator<TrainEvent, Prepare
 	// A config or an option that the engine refuses is told before rows are encoded.
 	native.planMemory(engineOptions(args, { maxTokens: 1, maxSequences: 1 }));
 	yield { type: "check", name: "model", message: `${model.modelType}, ${formatBytes(model.weightBytes)} of weights` };
-	yield { type: "check", name: "output folder", message: await checkOutputFolder(args) };
+	const folder = await checkOutputFolder(args);
+	resources.add(await lockFolder(args.output_dir));
+	yield { type: "check", name: "output folder", message: folder };
 	for (const path of await removeUnfinished(args.output_dir)) yield { type: "removed", path, reason: "unfinished" };
 	const resumed =
 		args.resume_from_checkpoint === null ? null : await findCheckpoint(args.resume_from_checkpoint, args.output_dir);
