@@ -32,7 +32,7 @@ const encoder: Pick<NativeTextEncoder, "info" | "detect" | "encode" | "prompt" |
 	prompt: (row, until) =>
 		Int32Array.from(
 			parse(row)
-				.messages.slice(0, until)
+				.messages.slice(0, until ?? undefined)
 				.flatMap(({ content }) => [...bytesOf(content), STOP]),
 		),
 	decode: (ids) => Buffer.from([...ids]).toString(),
