@@ -61,11 +61,42 @@ for (const config of a.config) {
 		for (let round = 0; round < Number(a.rounds); round++) {
 			gemm.push(line(process.execPath, [join(root, "bench", "matmul.mjs")]).best_gflops);
 			const dir = join(root, "bench", "configs", config);
-			ours.push(line(process.execPath, [join(root, "bench", "step.mjs"), "--config", dir, "--dtype", dtype, "--steps", a.steps]));
-			first.push(line(process.execPath, [join(root, "bench", "step.mjs"), "--config", dir, "--dtype", dtype, "--first"]).first_step_s);
+			ours.push(
+				line(process.execPath, [
+					join(root, "bench", "step.mjs"),
+					"--config",
+					dir,
+					"--dtype",
+					dtype,
+					"--steps",
+					a.steps,
+				]),
+			);
+			first.push(
+				line(process.execPath, [join(root, "bench", "step.mjs"), "--config", dir, "--dtype", dtype, "--first"])
+					.first_step_s,
+			);
 			if (peer) {
 				const peerType = dtype === "f32" ? "fp32" : "bf16";
-				theirs.push(line(a.peer, [peerScript, "--config", dir, "--dtype", peerType, "--tokens", "2048", "--seq", "512", "--device", "cpu", "--steps", a.steps, "--warmup", "2"]));
+				theirs.push(
+					line(a.peer, [
+						peerScript,
+						"--config",
+						dir,
+						"--dtype",
+						peerType,
+						"--tokens",
+						"2048",
+						"--seq",
+						"512",
+						"--device",
+						"cpu",
+						"--steps",
+						a.steps,
+						"--warmup",
+						"2",
+					]),
+				);
 			}
 		}
 		const gflops = median(ours.map((row) => row.model_gflops));

@@ -91,7 +91,11 @@ console.log(
 		seq,
 		...(a.first
 			? { first_step_s: round(firstStepSeconds, 3) }
-			: { step_s: round(median, 4), tokens_per_s: round(tokens / median, 1), model_gflops: round(flops / median / 1e9, 1) }),
+			: {
+					step_s: round(median, 4),
+					tokens_per_s: round(tokens / median, 1),
+					model_gflops: round(flops / median / 1e9, 1),
+				}),
 		peak_gib: round(peakGib(), 3),
 		first_loss: round(losses[0], 4),
 		last_loss: round(losses.at(-1), 4),

@@ -35,7 +35,10 @@ class SetupError extends Error {}
 export function run(command, args, options = {}) {
 	const result = spawnSync(command, args, { cwd: root, stdio: "inherit", shell: windows, ...options });
 	if (result.error) throw new SetupError(`${command}: ${result.error.message}`);
-	if (result.status !== 0) throw new SetupError(`\`${command} ${args.join(" ")}\` failed (exit code ${result.status ?? result.signal}); its output is above.`);
+	if (result.status !== 0)
+		throw new SetupError(
+			`\`${command} ${args.join(" ")}\` failed (exit code ${result.status ?? result.signal}); its output is above.`,
+		);
 	return result;
 }
 
@@ -84,7 +87,9 @@ function atLeast(version, wanted) {
 function checkNode() {
 	const wanted = "20.19";
 	if (!atLeast(process.versions.node, wanted)) {
-		throw new SetupError(`Node ${wanted} or newer is needed; this is ${process.versions.node}. Install a newer Node (nodejs.org), then run this again.`);
+		throw new SetupError(
+			`Node ${wanted} or newer is needed; this is ${process.versions.node}. Install a newer Node (nodejs.org), then run this again.`,
+		);
 	}
 }
 
@@ -92,13 +97,19 @@ function checkNode() {
 function checkToolchain() {
 	const wanted = /rust-version = "([^"]+)"/.exec(readFileSync(join(root, "Cargo.toml"), "utf8"))[1];
 	const rustc = output("rustc", ["--version"]);
-	const install = "Install stable Rust with rustup: open https://rustup.rs and run the one line shown there, open a new terminal, then run this again.";
+	const install =
+		"Install stable Rust with rustup: open https://rustup.rs and run the one line shown there, open a new terminal, then run this again.";
 	if (!rustc || !output("cargo", ["--version"])) throw new SetupError(`Rust is missing. ${install}`);
 	const version = /rustc (\d+\.\d+(\.\d+)?)/.exec(rustc)?.[1] ?? "0";
-	if (!atLeast(version, wanted)) throw new SetupError(`Rust ${wanted} or newer is needed; this is ${version}. Run \`rustup update stable\`, then run this again. (${install})`);
+	if (!atLeast(version, wanted))
+		throw new SetupError(
+			`Rust ${wanted} or newer is needed; this is ${version}. Run \`rustup update stable\`, then run this again. (${install})`,
+		);
 	const compiler = process.env.CC ?? "cc";
 	if (!windows && !output(compiler, ["--version"])) {
-		throw new SetupError(`A C compiler is missing (\`${compiler}\` does not run). Install one (Debian, Ubuntu: \`apt-get install build-essential\`; Fedora: \`dnf install gcc\`; macOS: \`xcode-select --install\`), then run this again.`);
+		throw new SetupError(
+			`A C compiler is missing (\`${compiler}\` does not run). Install one (Debian, Ubuntu: \`apt-get install build-essential\`; Fedora: \`dnf install gcc\`; macOS: \`xcode-select --install\`), then run this again.`,
+		);
 	}
 	return rustc;
 }
@@ -108,7 +119,9 @@ function installPackages() {
 	const wanted = hashOf(["package.json", "package-lock.json"]);
 	if (stampIs(stamp, wanted)) return;
 	console.error("arl: installing packages");
-	run("npm", ["ci", "--no-audit", "--no-fund", "--loglevel=error"]);
+	// Not `npm ci`: it refuses a lock file that lacks optional packages of other platforms, and registries that mirror only
+	// some of them make just such a file. This installs what is locked, and writes nothing.
+	run("npm", ["install", "--no-save", "--no-audit", "--no-fund", "--loglevel=error"]);
 	writeFileSync(stamp, wanted);
 }
 
@@ -125,14 +138,28 @@ function buildAddon() {
 	} else {
 		console.error("arl: building the addon (minutes the first time; kept in the build cache after that)");
 		for (const name of built()) rmSync(join(root, name));
-		run(process.execPath, [
-			join(root, "node_modules", "@napi-rs", "cli", "dist", "cli.js"),
-			"build", "--platform", "--release", "--esm", "--no-const-enum",
-			"--manifest-path", "crates/arl-node/Cargo.toml", "--output-dir", ".",
-		], { env: cargoEnv });
+		run(
+			process.execPath,
+			[
+				join(root, "node_modules", "@napi-rs", "cli", "dist", "cli.js"),
+				"build",
+				"--platform",
+				"--release",
+				"--js",
+				"index.cjs",
+				"--dts",
+				"index.d.ts",
+				"--no-const-enum",
+				"--manifest-path",
+				"crates/arl-node/Cargo.toml",
+				"--output-dir",
+				".",
+			],
+			{ env: cargoEnv },
+		);
 		const partial = `${store}.${process.pid}`;
 		mkdirSync(partial, { recursive: true });
-		for (const name of [...built(), "index.js", "index.d.ts"]) copyFileSync(join(root, name), join(partial, name));
+		for (const name of [...built(), "index.cjs", "index.d.ts"]) copyFileSync(join(root, name), join(partial, name));
 		try {
 			renameSync(partial, store);
 		} catch {

@@ -1,8 +1,7 @@
 // `npm start`: the main job on the built-in sample. Sets up, then runs two commands that anyone can run: `arl train` with
 // the config in assets/, and `arl generate`, which answers the held-out prompts with the model before and after.
 
-import { readdirSync } from "node:fs";
-import { join, relative } from "node:path";
+import { join } from "node:path";
 import { orExplain, root, run, setup } from "./setup.mjs";
 
 const config = join("assets", "quickstart.yaml");
@@ -17,10 +16,14 @@ function arl(...args) {
 setup();
 orExplain(() => {
 	arl("train", "--config", config, "--output_dir", output);
-	const step = Math.max(
-		...readdirSync(join(root, output)).map((name) => Number(/^checkpoint-(\d+)$/.exec(name)?.[1] ?? 0)),
+	arl(
+		"generate",
+		"--model_name_or_path",
+		join("assets", "model"),
+		"--compare",
+		output,
+		"--prompt_file",
+		join("assets", "heldout.jsonl"),
 	);
-	const checkpoint = join(output, `checkpoint-${step}`);
-	arl("generate", "--model_name_or_path", join("assets", "model"), "--compare", checkpoint, "--prompt_file", join("assets", "heldout.jsonl"));
-	console.error(`\ncheckpoint: ${relative(root, join(root, checkpoint))}\nmetrics:    ${join(output, "metrics.jsonl")}`);
+	console.error(`\nthe trained model:  ${output}\nits metrics:        ${join(output, "metrics.jsonl")}`);
 });

@@ -48,7 +48,9 @@ async function single(name, command, args, options) {
 async function rust() {
 	const name = "Rust tests";
 	title(name);
-	const { code, text } = await capture("cargo", ["test", "--workspace", "--locked", "--quiet", "--", "--show-output"], { env: cargoEnv });
+	const { code, text } = await capture("cargo", ["test", "--workspace", "--locked", "--quiet", "--", "--show-output"], {
+		env: cargoEnv,
+	});
 	const sum = { passed: 0, failed: 0, skipped: 0 };
 	for (const line of text.matchAll(/test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored/g)) {
 		sum.passed += Number(line[1]);
@@ -69,10 +71,16 @@ async function typescript() {
 	const folder = mkdtempSync(join(tmpdir(), "arl-test-"));
 	const report = join(folder, "vitest.json");
 	const { code, text } = await capture(process.execPath, [
-		join(root, "node_modules", "vitest", "vitest.mjs"), "run", "--reporter=default", "--reporter=json", `--outputFile.json=${report}`,
+		join(root, "node_modules", "vitest", "vitest.mjs"),
+		"run",
+		"--reporter=default",
+		"--reporter=json",
+		`--outputFile.json=${report}`,
 	]);
 	if (existsSync(report)) {
-		const { numPassedTests, numFailedTests, numPendingTests, numFailedTestSuites } = JSON.parse(readFileSync(report, "utf8"));
+		const { numPassedTests, numFailedTests, numPendingTests, numFailedTestSuites } = JSON.parse(
+			readFileSync(report, "utf8"),
+		);
 		notices.push(...new Set([...text.matchAll(/^\s*SKIPPED: (.*)$/gm)].map((match) => match[1])));
 		const failed = numFailedTests > 0 ? numFailedTests : numFailedTestSuites;
 		count(name, { passed: numPassedTests, failed, skipped: numPendingTests });
@@ -86,14 +94,24 @@ async function typescript() {
 setup();
 const tool = (path, ...args) => [process.execPath, [join(root, "node_modules", path), ...args]];
 await single("Rust is formatted", "cargo", ["fmt", "--all", "--check"], { env: cargoEnv });
-await single("TypeScript is formatted and lint-free", ...tool("@biomejs/biome/bin/biome", "check", "--error-on-warnings", "."));
+await single(
+	"TypeScript is formatted and lint-free",
+	...tool("@biomejs/biome/bin/biome", "check", "--error-on-warnings", "."),
+);
 await single("TypeScript types", ...tool("typescript/bin/tsc", "--noEmit"));
-await single("Rust lints", "cargo", ["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"], { env: cargoEnv });
+await single(
+	"Rust lints",
+	"cargo",
+	["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"],
+	{ env: cargoEnv },
+);
 await rust();
 await typescript();
 
 process.stderr.write("\n");
 for (const notice of notices) process.stderr.write(`skipped: ${notice}\n`);
 for (const failure of failures) process.stderr.write(`FAILED: ${failure}\n`);
-console.log(`${totals.passed} passed, ${totals.failed} failed${totals.skipped > 0 ? `, ${totals.skipped} skipped` : ""}`);
+console.log(
+	`${totals.passed} passed, ${totals.failed} failed${totals.skipped > 0 ? `, ${totals.skipped} skipped` : ""}`,
+);
 process.exitCode = totals.failed > 0 ? 1 : 0;
