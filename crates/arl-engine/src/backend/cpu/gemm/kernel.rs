@@ -22,12 +22,10 @@ pub(super) struct Block {
     pub(super) a_panel: usize,
     pub(super) a_row: usize,
     pub(super) a_step: usize,
-    /// Word of column `j`, step `p`: `b + (j / NR) b_panel + j % NR + p b_step`, but for the last columns, which fill no
-    /// panel: they lie at `b_last`, padded, `NR` words a step.
+    /// Word of column `j`, step `p`: `b + (j / NR) b_panel + j % NR + p NR`; columns that are missing in the last panel are
+    /// there, and ignored.
     pub(super) b: *const u32,
     pub(super) b_panel: usize,
-    pub(super) b_step: usize,
-    pub(super) b_last: *const u32,
     pub(super) c: *mut f32,
     pub(super) c_stride: usize,
     /// Add to `c`, or assign it.
@@ -112,20 +110,16 @@ unsafe fn block_of<L: Lanes, const MR: usize, const VECTORS: usize>(block: &Bloc
     unsafe {
         for column in (0..block.columns).step_by(nr) {
             let columns = nr.min(block.columns - column);
-            let (b, b_step) = if columns == nr {
-                (block.b.add(column / nr * block.b_panel), block.b_step)
-            } else {
-                (block.b_last, nr)
-            };
+            let b = block.b.add(column / nr * block.b_panel);
             for row in (0..block.rows).step_by(MR) {
                 let rows = MR.min(block.rows - row);
                 let a = block.a.add(row / MR * block.a_panel);
                 let c = block.c.add(row * block.c_stride + column);
                 if columns == nr {
-                    tile_of_rows::<L, MR, VECTORS>(rows, block, a, b, b_step, c, block.c_stride, block.add);
+                    tile_of_rows::<L, MR, VECTORS>(rows, block, a, b, c, block.c_stride, block.add);
                 } else {
                     let mut tile = [0f32; LARGEST_TILE];
-                    tile_of_rows::<L, MR, VECTORS>(rows, block, a, b, b_step, tile.as_mut_ptr(), nr, false);
+                    tile_of_rows::<L, MR, VECTORS>(rows, block, a, b, tile.as_mut_ptr(), nr, false);
                     for i in 0..rows {
                         for j in 0..columns {
                             let target = c.add(i * block.c_stride + j);
@@ -147,7 +141,6 @@ unsafe fn tile_of_rows<L: Lanes, const MR: usize, const VECTORS: usize>(
     block: &Block,
     a: *const u32,
     b: *const u32,
-    b_step: usize,
     c: *mut f32,
     c_stride: usize,
     add: bool,
@@ -156,9 +149,9 @@ unsafe fn tile_of_rows<L: Lanes, const MR: usize, const VECTORS: usize>(
         ($($count:literal)*) => {
             match rows {
                 // SAFETY: the caller's promise.
-                $($count if $count < MR => unsafe { tile::<L, $count, MR, VECTORS>(block, a, b, b_step, c, c_stride, add) },)*
+                $($count if $count < MR => unsafe { tile::<L, $count, MR, VECTORS>(block, a, b, c, c_stride, add) },)*
                 // SAFETY: as above.
-                _ => unsafe { tile::<L, MR, MR, VECTORS>(block, a, b, b_step, c, c_stride, add) },
+                _ => unsafe { tile::<L, MR, MR, VECTORS>(block, a, b, c, c_stride, add) },
             }
         };
     }
@@ -172,7 +165,6 @@ unsafe fn tile<L: Lanes, const R: usize, const MR: usize, const VECTORS: usize>(
     block: &Block,
     a: *const u32,
     mut b: *const u32,
-    b_step: usize,
     c: *mut f32,
     c_stride: usize,
     add: bool,
@@ -184,8 +176,8 @@ unsafe fn tile<L: Lanes, const R: usize, const MR: usize, const VECTORS: usize>(
             L::prefetch(c.wrapping_add(i * c_stride + VECTORS * L::N - 1).cast());
         }
         let mut sums = [[L::zero(); VECTORS]; R];
-        if block.a_row == 1 && block.a_step == MR && b_step == VECTORS * L::N {
-            // Both packed: every address is a constant away from one of two pointers.
+        if block.a_row == 1 && block.a_step == MR {
+            // Packed: every address is a constant away from one of two pointers.
             let mut a = a;
             for _ in 0..block.steps / UNROLLED {
                 for p in 0..UNROLLED {
@@ -205,7 +197,7 @@ unsafe fn tile<L: Lanes, const R: usize, const MR: usize, const VECTORS: usize>(
             for _ in 0..block.steps {
                 step::<L, R, VECTORS>(&mut sums, |i| rows[i / 3].add(i % 3 * a_row), b);
                 rows = rows.map(|row| row.wrapping_add(a_step));
-                b = b.wrapping_add(b_step);
+                b = b.wrapping_add(VECTORS * L::N);
             }
         }
         for (i, sums) in sums.iter().enumerate() {
@@ -246,8 +238,8 @@ fn opaque(pointer: *const u32) -> *const u32 {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     {
         let mut pointer = pointer;
-        // SAFETY: no instruction at all.
-        unsafe { std::arch::asm!("/* {0} */", inout(reg) pointer, options(pure, nomem, nostack, preserves_flags)) };
+        // SAFETY: no instruction at all. (That it may touch memory is not denied, for it holds a pointer.)
+        unsafe { std::arch::asm!("/* {0} */", inout(reg) pointer, options(nostack, preserves_flags)) };
         pointer
     }
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]

@@ -10,7 +10,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 /// Words of a block of `k`: a panel of `b` (16 KiB with 16 columns) and one of `a` share the first-level cache.
-const STEPS: usize = 256;
+pub(super) const STEPS: usize = 256;
 /// Rows of `a` that a task keeps packed in the second-level cache: 192 KiB.
 const ROWS: usize = 192;
 /// Words of `b` that are packed at a time: a part of the last-level cache.
@@ -196,7 +196,6 @@ impl Product<'_> {
             let a_panel = mr * steps;
             // SAFETY: the workspace has `mr * steps` words for each panel.
             unsafe { (self.kernel.pack_a)(&self.a.panels(rows.0, count, start, length), packed_a.words()) }
-            let b = packed_b.wrapping_add(panels.0 * nr * steps);
             let block = Block {
                 rows: count,
                 columns,
@@ -205,10 +204,8 @@ impl Product<'_> {
                 a_panel,
                 a_row: 1,
                 a_step: mr,
-                b,
+                b: packed_b.wrapping_add(panels.0 * nr * steps),
                 b_panel: nr * steps,
-                b_step: nr,
-                b_last: b.wrapping_add(columns / nr * nr * steps),
                 c,
                 c_stride,
                 add: start > 0 || (self.accumulate && into_f32),

@@ -1,15 +1,12 @@
-//! Small f32 products on the calling thread. Operands are read where they lie, except for columns of `b` that do not lie
-//! side by side: only those are packed.
+//! Small f32 products on the calling thread. `b` is packed, and `a` where its rows run across `k`: where rows lie a power
+//! of two apart, as those of attention do, neighbours would evict each other from the first-level cache.
 
 use super::super::super::Layout;
 use super::super::simd;
 use super::kernel::{Block, Kernel};
 use super::pack::Source;
-use super::product::Operand;
+use super::product::{Operand, STEPS};
 use super::workspace::Workspace;
-
-/// Steps of `k` at a time, as in [`super::matmul`].
-const STEPS: usize = 256;
 
 /// `c = a b` (plus `c` where `accumulate`) of f32 on the calling thread alone, for use inside leaves that are parallel
 /// themselves. Each operand is given with its stride.
@@ -55,40 +52,40 @@ pub unsafe fn tile_pointers(
     }
     let kernel = Kernel::choose(simd::level(), false);
     let Kernel { mr, nr, .. } = *kernel;
-    let (a_row, a_step) = if layout == Layout::Tn { (1, a.1) } else { (a.1, 1) };
+    let a_operand = Operand { source: Source::F32(a.0), stride: a.1, along_k: layout != Layout::Tn };
     let b_operand = Operand { source: Source::F32(b.0), stride: b.1, along_k: layout == Layout::Nt };
-    // Columns that are packed: all of them, or the last few, which fill no panel.
-    let packed_from = if layout == Layout::Nt { 0 } else { n / nr * nr };
-    let block_length = k.div_ceil(k.div_ceil(STEPS).max(1)).next_multiple_of(2);
-    let mut packed = Workspace::take((n - packed_from).next_multiple_of(nr) * block_length.max(1));
+    let length = k.div_ceil(k.div_ceil(STEPS).max(1)).next_multiple_of(2);
+    let a_words = if a_operand.along_k { 0 } else { m.next_multiple_of(mr) * length };
+    let mut workspace = Workspace::take(a_words.next_multiple_of(16) + n.next_multiple_of(nr) * length);
+    let packed_a = workspace.words();
+    let packed_b = packed_a.wrapping_add(a_words.next_multiple_of(16));
     let mut start = 0;
     loop {
-        let steps = block_length.min(k - start);
-        let columns = b_operand.panels(packed_from, n - packed_from, start, steps);
-        // SAFETY: the workspace has `nr * steps` words for each packed panel.
-        unsafe { (kernel.pack_b)(&columns, packed.words()) }
-        let (b, b_panel, b_step) = if layout == Layout::Nt {
-            (packed.words().cast_const(), nr * steps, nr)
+        let steps = length.min(k - start);
+        // SAFETY: the workspace has `nr * steps` words for each panel of `b`.
+        unsafe { (kernel.pack_b)(&b_operand.panels(0, n, start, steps), packed_b) };
+        let (a, a_panel, a_row, a_step) = if a_operand.along_k {
+            (a.0.wrapping_add(start).cast(), mr * a.1, a.1, 1)
         } else {
-            (b.0.wrapping_add(start * b.1).cast(), nr, b.1)
+            // SAFETY: the workspace has `mr * steps` words for each panel of `a`.
+            unsafe { (kernel.pack_a)(&a_operand.panels(0, m, start, steps), packed_a) };
+            (packed_a.cast_const(), mr * steps, 1, mr)
         };
         let block = Block {
             rows: m,
             columns: n,
             steps,
-            a: a.0.wrapping_add(start * a_step).cast(),
-            a_panel: mr * a_row,
+            a,
+            a_panel,
             a_row,
             a_step,
-            b,
-            b_panel,
-            b_step,
-            b_last: packed.words().wrapping_add((n / nr * nr - packed_from) * steps),
+            b: packed_b,
+            b_panel: nr * steps,
             c: c.0,
             c_stride: c.1,
             add: accumulate || start > 0,
         };
-        // SAFETY: the caller's promise; the packed columns.
+        // SAFETY: the caller's promise; the packed panels.
         unsafe { (kernel.block)(&block) }
         start += steps;
         if start >= k {
