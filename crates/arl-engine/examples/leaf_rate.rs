@@ -2,7 +2,7 @@
 //! Prints one JSON line a leaf: milliseconds (the best of several), GB/s of the memory it must touch or GFLOP/s, and the
 //! processor time of all threads together.
 //!
-//! `leaf_rate [--dtype f32|bf16] [--threads N] [--only PART_OF_A_NAME]`
+//! `leaf_rate [--dtype f32|bf16] [--threads N] [--only LEAF]`
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command's output")]
 
@@ -99,7 +99,7 @@ impl Bench {
         mut prepare: impl FnMut(&mut CpuBackend),
         mut leaf: impl FnMut(&mut CpuBackend),
     ) {
-        if !name.contains(&self.only) {
+        if !self.only.is_empty() && name != self.only {
             return;
         }
         prepare(&mut self.backend);
@@ -296,7 +296,7 @@ fn main() -> std::process::ExitCode {
             ("--threads", Some(value)) if value.parse::<usize>().is_ok() => threads = value.parse().unwrap_or(0),
             ("--only", Some(value)) => value.clone_into(&mut only),
             _ => {
-                eprintln!("leaf_rate [--dtype f32|bf16] [--threads N] [--only PART_OF_A_NAME]");
+                eprintln!("leaf_rate [--dtype f32|bf16] [--threads N] [--only LEAF]");
                 return std::process::ExitCode::FAILURE;
             }
         }

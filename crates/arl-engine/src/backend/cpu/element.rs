@@ -16,15 +16,6 @@ pub(super) trait Element: Plain {
     fn round(value: f32) -> f32 {
         Self::store(value).load()
     }
-
-    /// `count` rows of `width` elements in f32, and their stride: where they lie, or widened into `scratch`.
-    fn widen<'a>(
-        rows: &'a [Self],
-        stride: usize,
-        count: usize,
-        width: usize,
-        scratch: &'a mut Vec<f32>,
-    ) -> (&'a [f32], usize);
 }
 
 impl Element for f32 {
@@ -36,11 +27,6 @@ impl Element for f32 {
     #[inline(always)]
     fn store(value: f32) -> Self {
         value
-    }
-
-    #[inline(always)]
-    fn widen<'a>(rows: &'a [Self], stride: usize, _: usize, _: usize, _: &'a mut Vec<f32>) -> (&'a [f32], usize) {
-        (rows, stride)
     }
 }
 
@@ -57,23 +43,6 @@ impl Element for bf16 {
         let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
         let quiet = (bits >> 16) | 0x40;
         bf16::from_bits(if value.is_nan() { quiet } else { rounded } as u16)
-    }
-
-    #[inline(always)]
-    fn widen<'a>(
-        rows: &'a [Self],
-        stride: usize,
-        count: usize,
-        width: usize,
-        scratch: &'a mut Vec<f32>,
-    ) -> (&'a [f32], usize) {
-        scratch.resize(count * width, 0.0);
-        for (row, target) in rows.chunks(stride).zip(scratch.chunks_exact_mut(width)) {
-            for (x, target) in row.iter().zip(target) {
-                *target = x.load();
-            }
-        }
-        (scratch, width)
     }
 }
 

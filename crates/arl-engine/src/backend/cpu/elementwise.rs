@@ -25,7 +25,7 @@ pub(super) fn copy_bytes(source: &[u8], target: &mut [u8]) {
 pub(super) fn convert<A: Element, B: Element>(source: &[A], target: &mut [B]) {
     assert_eq!(source.len(), target.len(), "copy between buffers of one length");
     target.par_chunks_mut(BLOCK).zip(source.par_chunks(BLOCK)).for_each(|(target, source)| {
-        vectorise(|| {
+        vectorise!({
             for (target, source) in target.iter_mut().zip(source) {
                 *target = B::store(source.load());
             }
@@ -44,14 +44,14 @@ pub(super) fn add_row<T: Element>(x: &mut [T], delta: &[T]) {
 /// `x += delta`.
 pub(super) fn add<T: Element>(x: &mut [T], delta: &[T]) {
     assert_eq!(x.len(), delta.len(), "add of buffers of one length");
-    x.par_chunks_mut(BLOCK).zip(delta.par_chunks(BLOCK)).for_each(|(x, delta)| vectorise(|| add_row(x, delta)));
+    x.par_chunks_mut(BLOCK).zip(delta.par_chunks(BLOCK)).for_each(|(x, delta)| vectorise!(add_row(x, delta)));
 }
 
 /// `out[n] += sum over rows of x[r * stride + n]`.
 pub(super) fn sum_rows<T: Element>(x: &[T], stride: usize, rows: usize, out: &mut [f32]) {
     const COLUMNS: usize = 256;
     out.par_chunks_mut(COLUMNS).enumerate().for_each(|(task, out)| {
-        vectorise(|| {
+        vectorise!({
             let mut total = [0.0_f32; COLUMNS];
             let total = &mut total[..out.len()];
             for row in 0..rows {
@@ -69,7 +69,7 @@ pub(super) fn sum_rows<T: Element>(x: &[T], stride: usize, rows: usize, out: &mu
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len(), "dot of buffers of one length");
     let blocks: Vec<f64> =
-        a.par_chunks(BLOCK).zip(b.par_chunks(BLOCK)).map(|(a, b)| vectorise(|| dot_block(a, b))).collect();
+        a.par_chunks(BLOCK).zip(b.par_chunks(BLOCK)).map(|(a, b)| vectorise!(dot_block(a, b))).collect();
     blocks.iter().sum()
 }
 

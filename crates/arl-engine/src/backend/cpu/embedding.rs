@@ -25,7 +25,7 @@ pub(super) fn gather<A: Element, B: Element>(x: &[A], rows: &[i32], divisor: usi
     assert_eq!(out.len(), rows.len() * width, "gather of rows of {width}");
     let block = rows_a_task(width);
     out.par_chunks_mut(block * width).zip(rows.par_chunks(block)).for_each(|(out, rows)| {
-        vectorise(|| {
+        vectorise!({
             for (out, row) in out.chunks_exact_mut(width).zip(rows) {
                 convert_row(&x[index(*row) / divisor * width..][..width], out);
             }
@@ -43,7 +43,7 @@ pub(super) fn scatter<A: Element, B: Element>(x: &[A], rows: &[i32], width: usiz
     let out = Shared::new(out);
     let block = rows_a_task(width);
     x.par_chunks(block * width).zip(rows.par_chunks(block)).for_each(|(x, rows)| {
-        vectorise(|| {
+        vectorise!({
             for (x, row) in x.chunks_exact(width).zip(rows) {
                 // SAFETY: the rows are distinct, as was just asserted.
                 convert_row(x, unsafe { out.part(index(*row) * width, width) });
@@ -61,7 +61,7 @@ pub(super) fn embedding_backward<T: Element>(ids: &[i32], d_out: &[T], width: us
     let range = vocab.div_ceil(RANGES);
     table_gradient.par_chunks_mut(range.max(1) * width).enumerate().for_each(|(task, gradient)| {
         let first = task * range;
-        vectorise(|| {
+        vectorise!({
             for (id, d_out) in ids.iter().zip(d_out.chunks_exact(width)) {
                 let row = (*id as usize).wrapping_sub(first);
                 if row < range {

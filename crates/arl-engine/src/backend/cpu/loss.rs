@@ -49,7 +49,7 @@ pub(super) fn cross_entropy<T: Element>(logits: &mut [T], vocab: usize, input: &
         .zip(input.targets.par_iter().zip(input.weights))
         .zip(output.nll.par_iter_mut().zip(output.correct).zip(output.entropy))
         .for_each(|((logits, (target, weight)), ((nll, correct), entropy))| {
-            vectorise(|| {
+            vectorise!({
                 let target = index(*target);
                 let statistics = statistics(logits);
                 *nll = (statistics.log_sum_exp - f64::from(logits[target].load())) as f32;

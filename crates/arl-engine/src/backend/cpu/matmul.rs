@@ -87,7 +87,8 @@ fn skip(elements: Elements<'_>, count: usize) -> Elements<'_> {
 fn split<T: Send>(mut data: &mut [T], lengths: impl Iterator<Item = usize>) -> Vec<&mut [T]> {
     lengths
         .map(|length| {
-            let (part, rest) = std::mem::take(&mut data).split_at_mut(length.min(data.len()));
+            let length = length.min(data.len());
+            let (part, rest) = std::mem::take(&mut data).split_at_mut(length);
             data = rest;
             part
         })

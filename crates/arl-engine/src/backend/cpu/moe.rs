@@ -43,7 +43,7 @@ pub(super) fn router(choice: Choice, logits: &[f32], routing: Routing<'_>, balan
         .zip(logits.par_chunks(block * experts))
         .zip(chosen.par_chunks_mut(block * top_k).zip(weights.par_chunks_mut(block * top_k)))
         .for_each(|((probabilities, logits), (chosen, weights))| {
-            vectorise(|| {
+            vectorise!({
                 let rows = probabilities.chunks_exact_mut(experts).zip(logits.chunks_exact(experts));
                 let choices = chosen.chunks_exact_mut(top_k).zip(weights.chunks_exact_mut(top_k));
                 for ((probabilities, logits), (chosen, weights)) in rows.zip(choices) {
@@ -115,7 +115,7 @@ pub(super) fn router_backward(choice: Choice, input: &RouterBackward<'_>, d_logi
     let Choice { experts, top_k, normalise } = choice;
     let block = rows_a_task(4 * experts);
     d_logits.par_chunks_mut(block * experts).enumerate().for_each(|(task, d_logits)| {
-        vectorise(|| {
+        vectorise!({
             for (row, d_logits) in d_logits.chunks_exact_mut(experts).enumerate() {
                 let token = task * block + row;
                 let probabilities = &input.probabilities[token * experts..][..experts];
@@ -180,7 +180,7 @@ pub(super) fn combine<T: Element>(
     assert_eq!(rows.len() * width, out.len() * top_k, "combine of {top_k} rows of {width}");
     let block = rows_a_task(width * (top_k + 1));
     out.par_chunks_mut(block * width).enumerate().for_each(|(task, out)| {
-        vectorise(|| {
+        vectorise!({
             let mut total = vec![0.0_f32; width];
             for (row, out) in out.chunks_exact_mut(width).enumerate() {
                 let first = (task * block + row) * top_k;
@@ -220,7 +220,7 @@ pub(super) fn combine_backward<T: Element>(
     let d_x = Shared::new(d_x);
     let block = rows_a_task(2 * width);
     d_weights.par_chunks_mut(block).enumerate().for_each(|(task, d_weights)| {
-        vectorise(|| {
+        vectorise!({
             for (number, d_weight) in d_weights.iter_mut().enumerate() {
                 let pair = task * block + number;
                 let row = index(rows[pair]) * width;

@@ -28,7 +28,7 @@ pub(super) fn rms_norm<T: Element>(x: &[T], weight: &[f32], epsilon: f32, out: &
     let rows = rows_a_task(width);
     out.par_chunks_mut(rows * width).zip(x.par_chunks(rows * width)).zip(inverse_rms.par_chunks_mut(rows)).for_each(
         |((out, x), inverse_rms)| {
-            vectorise(|| {
+            vectorise!({
                 let rows = out.chunks_exact_mut(width).zip(x.chunks_exact(width));
                 for ((out, x), inverse_rms) in rows.zip(inverse_rms) {
                     *inverse_rms = inverse_rms_of(x, epsilon);
@@ -61,7 +61,7 @@ pub(super) fn add_rms_norm<T: Element>(
         .enumerate()
         .for_each(|(task, (((out, sum), delta), inverse_rms))| {
             let x = x.map(|x| &x[task * rows * width..][..sum.len()]);
-            vectorise(|| {
+            vectorise!({
                 for (row, inverse_rms) in inverse_rms.iter_mut().enumerate() {
                     let range = row * width..(row + 1) * width;
                     let (out, sum, delta) = (&mut out[range.clone()], &mut sum[range.clone()], &delta[range.clone()]);
@@ -90,7 +90,7 @@ pub(super) fn rms_norm_again<T: Element>(x: &[T], weight: &[f32], inverse_rms: &
     let rows = rows_a_task(width);
     out.par_chunks_mut(rows * width).zip(x.par_chunks(rows * width)).zip(inverse_rms.par_chunks(rows)).for_each(
         |((out, x), inverse_rms)| {
-            vectorise(|| {
+            vectorise!({
                 let rows = out.chunks_exact_mut(width).zip(x.chunks_exact(width));
                 for ((out, x), inverse_rms) in rows.zip(inverse_rms) {
                     scale_row(x, weight, *inverse_rms, out);
@@ -123,7 +123,7 @@ pub(super) fn rms_norm_backward<T: Element>(
         .zip(inverse_rms.par_chunks(rows))
         .zip(partial.par_chunks_mut(width))
         .for_each(|((((d_x, d_out), x), inverse_rms), partial)| {
-            vectorise(|| {
+            vectorise!({
                 let rows = d_x.chunks_exact_mut(width).zip(d_out.chunks_exact(width)).zip(x.chunks_exact(width));
                 for (((d_x, d_out), x), inverse_rms) in rows.zip(inverse_rms) {
                     backward_row(d_out, x, weight, *inverse_rms, partial, |i, value| {

@@ -68,7 +68,7 @@ pub(super) fn adamw(step: Step, weights: &mut [f32], gradients: &[f32], moment1:
         .zip(gradients.par_chunks(BLOCK))
         .zip(moment1.par_chunks_mut(BLOCK).zip(moment2.par_chunks_mut(BLOCK)))
         .for_each(|((weights, gradients), (moment1, moment2))| {
-            vectorise(|| {
+            vectorise!({
                 let moments = moment1.iter_mut().zip(moment2);
                 for ((weight, gradient), (moment1, moment2)) in weights.iter_mut().zip(gradients).zip(moments) {
                     *weight = step.apply(*weight, *gradient, moment1, moment2);
@@ -95,7 +95,7 @@ pub(super) fn adamw_split(
         .zip(gradients.par_chunks(BLOCK))
         .zip(moment1.par_chunks_mut(BLOCK).zip(moment2.par_chunks_mut(BLOCK)))
         .for_each(|(((weights, weights_low), gradients), (moment1, moment2))| {
-            vectorise(|| {
+            vectorise!({
                 let moments = moment1.iter_mut().zip(moment2);
                 let weights = weights.iter_mut().zip(weights_low);
                 for (((high, low), gradient), (moment1, moment2)) in weights.zip(gradients).zip(moments) {

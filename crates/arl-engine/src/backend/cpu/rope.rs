@@ -46,7 +46,7 @@ pub(super) fn norm_rope<T: Element>(
     assert_eq!(qkv.len() / read, qk.len() / written, "norm_rope of as many tokens in as out");
     let rows = rows_a_task(read);
     qk.par_chunks_mut(rows * written).enumerate().for_each(|(task, qk)| {
-        vectorise(|| {
+        vectorise!({
             let mut normed = vec![T::store(0.0); dim];
             for (row, qk) in qk.chunks_exact_mut(written).enumerate() {
                 let token = task * rows + row;
@@ -116,7 +116,7 @@ pub(super) fn norm_rope_backward<T: Element>(
     let mut partial = vec![0.0_f32; tasks * 2 * dim];
     d_qkv.par_chunks_mut(rows * width).zip(partial.par_chunks_mut(2 * dim)).enumerate().for_each(
         |(task, (d_qkv, partial))| {
-            vectorise(|| {
+            vectorise!({
                 let (d_query_norm, d_key_norm) = partial.split_at_mut(dim);
                 let mut turned = vec![0.0_f32; dim];
                 for (row, d_qkv) in d_qkv.chunks_exact_mut(width).enumerate() {

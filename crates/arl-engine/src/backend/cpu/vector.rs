@@ -8,10 +8,21 @@ use super::simd::{self, Level};
 /// Lanes of a sum: enough independent additions to hide their latency in 256-bit registers.
 pub(super) const LANES: usize = 32;
 
-/// Runs `f` compiled for the widest instruction set that the processor has. Everything that `f` calls must be inlined
-/// into it (`#[inline(always)]`) to profit.
+/// Evaluates a block compiled for the widest instruction set that the processor has. What it calls must be inlined
+/// (`#[inline(always)]`) to profit; the block itself is, into one function for each set.
+macro_rules! vectorise {
+    ($body:expr) => {
+        $crate::backend::cpu::vector::dispatch(
+            #[inline(always)]
+            || $body,
+        )
+    };
+}
+pub(super) use vectorise;
+
+/// Calls `f` with the widest instruction set; see [`vectorise`].
 #[inline(always)]
-pub(super) fn vectorise<R>(f: impl FnOnce() -> R) -> R {
+pub(super) fn dispatch<R>(f: impl FnOnce() -> R) -> R {
     #[cfg(target_arch = "x86_64")]
     match simd::level() {
         // SAFETY: the level says that the processor has these features.
@@ -36,20 +47,27 @@ fn with_avx2<R>(f: impl FnOnce() -> R) -> R {
 }
 
 /// `e^x` to 2 units in the last place for `-87 <= x <= 88`; 0 below, `e^88` above; NaN for NaN.
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
+    // Comparisons are so chosen that NaN passes through.
+    let clamped = if x > 88.0 { 88.0 } else { x };
+    let clamped = if clamped < -87.0 { -87.0 } else { clamped };
+    let value = exp_within(clamped);
+    if x < -87.0 { 0.0 } else { value }
+}
+
+/// [`exp`] for `-87 <= x <= 88`.
 ///
 /// `e^x = 2^n e^r` with `n` the nearest integer to `x / ln 2`, and a polynomial in `|r| <= ln(2) / 2`.
 #[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
+fn exp_within(x: f32) -> f32 {
     // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
     const SHIFT: f32 = 12_582_912.0;
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    // Comparisons are so chosen that NaN passes through.
-    let clamped = if x > 88.0 { 88.0 } else { x };
-    let clamped = if clamped < -87.0 { -87.0 } else { clamped };
-    let shifted = clamped.mul_add(std::f32::consts::LOG2_E, SHIFT);
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, SHIFT);
     let n = shifted - SHIFT;
-    let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, clamped));
+    let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, x));
     // Taylor's coefficients but for the last ones, which spread the error of the truncation over the interval.
     let mut p = 1.987_569_2e-4_f32;
     p = p.mul_add(r, 1.398_2e-3);
@@ -58,15 +76,16 @@ pub(super) fn exp(x: f32) -> f32 {
     p = p.mul_add(r, 1.666_666_5e-1);
     p = p.mul_add(r, 0.5);
     let p = (r * r).mul_add(p, r) + 1.0;
-    let scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
-    let value = p * scale;
-    if x < -87.0 { 0.0 } else { value }
+    p * f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23))
 }
 
-/// `1 / (1 + e^-x)`.
+/// `1 / (1 + e^-x)`; 0 or 1 to rounding where `|x| > 87`. NaN is taken for a number: whoever multiplies by `x` as well
+/// gets it back. Minimum and maximum instead of comparisons, because a compiler may make branches of those, and then
+/// the loop around is not vectorised.
 #[inline(always)]
+#[allow(clippy::manual_clamp, reason = "clamp compares")]
 pub(super) fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + exp(-x))
+    1.0 / (1.0 + exp_within((-x).max(-87.0).min(87.0)))
 }
 
 /// The sum of the lanes, pairwise.
@@ -113,7 +132,14 @@ pub(super) fn max<T: Element>(values: &[T]) -> f32 {
     for (lane, x) in lanes.iter_mut().zip(rest) {
         *lane = if x.load() > *lane { x.load() } else { *lane };
     }
-    lanes.iter().fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a })
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] = if lanes[i + half] > lanes[i] { lanes[i + half] } else { lanes[i] };
+        }
+        half /= 2;
+    }
+    lanes[0]
 }
 
 /// The scalar product of two rows.

@@ -85,7 +85,7 @@ pub(in crate::backend::cpu) fn backward<T: Element>(
         return;
     }
     scratch.par_chunks_mut(shape.tokens).enumerate().for_each(|(head, delta)| {
-        vectorise(|| {
+        vectorise!({
             for (i, delta) in delta.iter_mut().enumerate() {
                 *delta = dot(input.d_out.row(i, head * dim, dim), input.out.row(i, head * dim, dim));
             }
@@ -103,25 +103,26 @@ fn run<T: Element>(shape: &Shape<'_>, input: &Input<'_, T>, delta: &[f32], task:
     let mut d_q = vec![0.0_f32; group * len * dim];
     let (mut d_k, mut d_v) = (vec![0.0_f32; KEYS * dim], vec![0.0_f32; KEYS * dim]);
     let (mut p, mut d_s) = (vec![0.0_f32; QUERIES * KEYS], vec![0.0_f32; QUERIES * KEYS]);
-    let (mut k_transposed, mut v_transposed) = (Vec::new(), Vec::new());
-    let (mut wide_q, mut wide_k, mut wide_d_out) = (Vec::new(), Vec::new(), Vec::new());
+    let tiles = || vec![0.0_f32; KEYS * dim];
+    let (mut k, mut k_transposed, mut v_transposed) = (tiles(), tiles(), tiles());
+    let (mut q, mut d_out) = (vec![0.0_f32; QUERIES * dim], vec![0.0_f32; QUERIES * dim]);
     let first = (task.queries.start + 1).saturating_sub(shape.window).max(task.keys.start);
     for keys in parts(first..task.keys.end, KEYS) {
         let n = keys.len();
         input.k.transposed(keys.clone(), key_column, dim, &mut k_transposed);
         input.v.transposed(keys.clone(), key_column, dim, &mut v_transposed);
-        let k = input.k.tile(keys.clone(), key_column, dim, &mut wide_k);
+        input.k.copy(keys.clone(), key_column, dim, &mut k);
         d_k.fill(0.0);
         d_v.fill(0.0);
         for member in 0..group {
             let head = task.key_head * group + member;
             for rows in parts(shape.seeing(&task.queries, &keys), QUERIES) {
                 let m = rows.len();
-                let q = input.q.tile(rows.clone(), head * dim, dim, &mut wide_q);
-                let d_out = input.d_out.tile(rows.clone(), head * dim, dim, &mut wide_d_out);
-                tile(Layout::Nn, m, n, dim, q, (&k_transposed, n), (&mut p, n), false);
-                tile(Layout::Nn, m, n, dim, d_out, (&v_transposed, n), (&mut d_s, n), false);
-                vectorise(|| {
+                input.q.copy(rows.clone(), head * dim, dim, &mut q);
+                input.d_out.copy(rows.clone(), head * dim, dim, &mut d_out);
+                tile(Layout::Nn, m, n, dim, (&q, dim), (&k_transposed, n), (&mut p, n), false);
+                tile(Layout::Nn, m, n, dim, (&d_out, dim), (&v_transposed, n), (&mut d_s, n), false);
+                vectorise!({
                     let scores = p.chunks_exact_mut(n).zip(d_s.chunks_exact_mut(n));
                     for (i, (p, d_s)) in rows.clone().zip(scores) {
                         let at = head * shape.tokens + i;
@@ -129,12 +130,12 @@ fn run<T: Element>(shape: &Shape<'_>, input: &Input<'_, T>, delta: &[f32], task:
                     }
                 });
                 if task.owns_keys {
-                    tile(Layout::Tn, n, dim, m, (&p, n), d_out, (&mut d_v, dim), true);
-                    tile(Layout::Tn, n, dim, m, (&d_s, n), q, (&mut d_k, dim), true);
+                    tile(Layout::Tn, n, dim, m, (&p, n), (&d_out, dim), (&mut d_v, dim), true);
+                    tile(Layout::Tn, n, dim, m, (&d_s, n), (&q, dim), (&mut d_k, dim), true);
                 }
                 if task.owns_queries {
                     let d_q = &mut d_q[(member * len + rows.start - task.queries.start) * dim..];
-                    tile(Layout::Nn, m, dim, n, (&d_s, n), k, (d_q, dim), true);
+                    tile(Layout::Nn, m, dim, n, (&d_s, n), (&k, dim), (d_q, dim), true);
                 }
             }
         }
@@ -180,7 +181,7 @@ fn scores_backward(
 }
 
 fn store<T: Element>(source: &[f32], target: &mut [T]) {
-    vectorise(|| {
+    vectorise!({
         for (target, source) in target.iter_mut().zip(source) {
             *target = T::store(*source);
         }

@@ -32,7 +32,7 @@ pub(in crate::backend::cpu) fn cached<T: Element>(
         let first = length.saturating_sub(window);
         let base = sequence * capacity * width + head / group * dim;
         let row = |entry: usize| base + entry * width..base + entry * width + dim;
-        vectorise(|| {
+        vectorise!({
             let query = q.row(sequence, head * dim, dim);
             let mut scores = vec![0.0_f32; length - first];
             let mut max = f32::NEG_INFINITY;

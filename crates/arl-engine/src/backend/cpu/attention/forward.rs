@@ -59,7 +59,7 @@ pub(in crate::backend::cpu) fn forward<T: Element>(
                 log_sum_exp[row] = gathered.max[row] + total.ln();
                 // SAFETY: as above.
                 let out = unsafe { out.part(i * out_stride + head * dim, dim) };
-                vectorise(|| {
+                vectorise!({
                     let factor = 1.0 / total;
                     for (out, value) in out.iter_mut().zip(&gathered.values[row * dim..]) {
                         *out = T::store(value * factor);
@@ -89,24 +89,26 @@ fn gather<T: Element>(
         })
         .collect();
     let mut scores = vec![0.0_f32; queries.len() * KEYS];
-    let (mut wide_q, mut k_transposed, mut wide_v) = (Vec::new(), Vec::new(), Vec::new());
+    let mut q_tile = vec![0.0_f32; group * queries.len() * dim];
+    let (mut k_transposed, mut v_tile) = (vec![0.0_f32; KEYS * dim], vec![0.0_f32; KEYS * dim]);
+    for (head, q_tile) in (key_head * group..).zip(q_tile.chunks_exact_mut(queries.len() * dim)) {
+        q.copy(queries.clone(), head * dim, dim, q_tile);
+    }
     let first = (queries.start + 1).saturating_sub(shape.window).max(keys.start);
     for keys in parts(first..keys.end, KEYS) {
         let rows = shape.seeing(queries, &keys);
-        let n = keys.len();
+        let (m, n, offset) = (rows.len(), keys.len(), (rows.start - queries.start) * dim);
         k.transposed(keys.clone(), key_head * dim, dim, &mut k_transposed);
-        let v = v.tile(keys.clone(), key_head * dim, dim, &mut wide_v);
-        for (head, gathered) in (key_head * group..).zip(&mut gathered) {
-            let q = q.tile(rows.clone(), head * dim, dim, &mut wide_q);
-            tile(Layout::Nn, rows.len(), n, dim, q, (&k_transposed, n), (&mut scores, n), false);
-            let offset = rows.start - queries.start;
-            vectorise(|| {
-                for (row, scores) in rows.clone().zip(scores.chunks_exact_mut(n)) {
-                    gathered.take(shape, row, row - queries.start, &keys, dim, scores);
+        v.copy(keys.clone(), key_head * dim, dim, &mut v_tile);
+        for (gathered, q) in gathered.iter_mut().zip(q_tile.chunks_exact(queries.len() * dim)) {
+            tile(Layout::Nn, m, n, dim, (&q[offset..], dim), (&k_transposed, n), (&mut scores, n), false);
+            vectorise!({
+                for (i, scores) in rows.clone().zip(scores.chunks_exact_mut(n)) {
+                    gathered.take(shape, i, i - queries.start, &keys, dim, scores);
                 }
             });
-            let values = &mut gathered.values[offset * dim..];
-            tile(Layout::Nn, rows.len(), dim, n, (&scores, n), v, (values, dim), true);
+            let values = &mut gathered.values[offset..];
+            tile(Layout::Nn, m, dim, n, (&scores, n), (&v_tile, dim), (values, dim), true);
         }
     }
     gathered

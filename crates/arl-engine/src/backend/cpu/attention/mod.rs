@@ -12,6 +12,7 @@ use std::ops::Range;
 
 use super::element::Element;
 use super::embedding::index;
+use super::vector::vectorise;
 use crate::backend::{Attention, Heads};
 
 /// The shape of an attention leaf, without its buffers.
@@ -85,22 +86,37 @@ impl<'a, T: Element> Matrix<'a, T> {
         &self.data[row * self.stride + column..][..width]
     }
 
-    /// Rows `rows`, `width` columns from `column` on, in f32, with their stride.
-    fn tile<'s>(&self, rows: Range<usize>, column: usize, width: usize, scratch: &'s mut Vec<f32>) -> (&'s [f32], usize)
-    where
-        'a: 's,
-    {
-        T::widen(&self.data[rows.start * self.stride + column..], self.stride, rows.len(), width, scratch)
+    /// Copies rows `rows`, `width` columns from `column` on, to `out` `[rows.len(), width]`. Products read the copy: rows
+    /// that lie a power of two apart in memory would all compete for the same few lines of the cache.
+    fn copy(&self, rows: Range<usize>, column: usize, width: usize, out: &mut [f32]) {
+        vectorise!({
+            for (row, out) in rows.zip(out.chunks_exact_mut(width)) {
+                for (x, out) in self.row(row, column, width).iter().zip(out) {
+                    *out = x.load();
+                }
+            }
+        });
     }
 
     /// The same rows transposed to `out` `[width, rows.len()]`.
-    fn transposed(&self, rows: Range<usize>, column: usize, width: usize, out: &mut Vec<f32>) {
+    fn transposed(&self, rows: Range<usize>, column: usize, width: usize, out: &mut [f32]) {
         let count = rows.len();
-        out.resize(width * count, 0.0);
-        for (j, row) in rows.enumerate() {
-            for (x, value) in self.row(row, column, width).iter().enumerate() {
-                out[x * count + j] = value.load();
+        // Eight rows at a time: what is written then fills half a cache line instead of a word of it.
+        vectorise!({
+            for first in (0..count).step_by(8) {
+                let lines: [&[T]; 8] =
+                    std::array::from_fn(|line| self.row(rows.start + (first + line).min(count - 1), column, width));
+                let filled = (count - first).min(8);
+                for x in 0..width {
+                    let values: [f32; 8] = std::array::from_fn(|line| lines[line][x].load());
+                    let out = &mut out[x * count + first..][..filled];
+                    if filled == 8 {
+                        out.copy_from_slice(&values);
+                    } else {
+                        out.copy_from_slice(&values[..filled]);
+                    }
+                }
             }
-        }
+        });
     }
 }
