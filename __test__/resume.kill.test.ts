@@ -38,7 +38,7 @@ const logged = (out: string) =>
 
 describe("kill -9", () => {
 	it(`at ${KILLS} random moments, saves included, each then resumed: weights, moments and losses are those of the run never stopped`, async () => {
-		const place = tinyPlace(folder);
+		const place = tinyPlace(folder, 36);
 		const whole = `${place.out}-whole`;
 		const started = performance.now();
 		const first = await arl(command(place, whole, false));
