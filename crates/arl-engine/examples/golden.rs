@@ -44,7 +44,9 @@ impl Figure {
 
 /// What a case came to.
 pub struct Outcome {
+    /// The folder's name.
     pub name: String,
+    /// By kind.
     pub figures: Vec<Figure>,
 }
 

@@ -155,7 +155,8 @@ pub(crate) fn model(config: &ModelConfig, options: &EngineOptions) -> Result<Mod
     if !decay(beta1) || !decay(beta2) {
         return option("AdamW's betas must be at least 0 and below 1", "usual are 0.9 and 0.95 or 0.999");
     }
-    if !(epsilon > 0.0 && epsilon.is_finite()) || !(weight_decay >= 0.0 && weight_decay.is_finite()) {
+    let finite = epsilon.is_finite() && weight_decay.is_finite();
+    if !finite || epsilon <= 0.0 || weight_decay < 0.0 {
         return option(
             "AdamW's epsilon must be above 0, its weight decay at least 0, both finite",
             "usual are 1e-8 and 0.1",

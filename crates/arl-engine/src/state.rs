@@ -35,17 +35,18 @@ pub enum Kind {
 }
 
 impl<B: Backend> Engine<B> {
-    /// Reads all weights from the mapped checkpoint.
+    /// Reads all weights from the mapped checkpoint, a piece at a time.
     pub(crate) fn load_checkpoint(&mut self, dir: &Path) -> Result<()> {
         let checkpoint = Checkpoint::open(dir, &self.config)?;
         self.source_dtype = Some(checkpoint.dtype());
-        let mut staging = Vec::new();
+        let mut staging = vec![0f32; PIECE];
         for i in 0..self.model.params.tensors.len() {
-            let tensor = &self.model.params.tensors[i];
-            let param = tensor.param();
-            staging.resize(param.len, 0f32);
-            checkpoint.read_f32(&tensor.spec.name, &mut staging)?;
-            self.write_weights(param, &staging);
+            let (name, param) = (self.model.params.tensors[i].spec.name.clone(), self.model.params.tensors[i].param());
+            for start in (0..param.len).step_by(PIECE) {
+                let len = PIECE.min(param.len - start);
+                checkpoint.read_f32_part(&name, start, &mut staging[..len])?;
+                self.write_weights(Param { offset: param.offset + start, len }, &staging[..len]);
+            }
         }
         Ok(())
     }

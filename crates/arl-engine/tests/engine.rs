@@ -1,5 +1,7 @@
 //! What an engine promises besides its numbers: state that goes on in equal bits, errors that change nothing, text.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod common;
 
 use std::path::Path;

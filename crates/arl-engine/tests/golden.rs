@@ -1,5 +1,7 @@
 //! The golden cases: what transformers computes with small models, to within 1e-4.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, reason = "tests")]
+
 #[path = "../examples/golden.rs"]
 #[allow(unreachable_pub, missing_docs, reason = "an example, included to run its cases")]
 mod golden;

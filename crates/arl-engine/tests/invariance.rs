@@ -1,5 +1,7 @@
 //! What must not change a result: recomputation, chunks, how samples are cut into micro-batches, threads, and memory.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod common;
 
 use arl_engine::backend::DType;

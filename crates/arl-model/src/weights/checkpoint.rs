@@ -64,6 +64,11 @@ impl Checkpoint {
         self.file_of(name)?.read_f32(name, out)
     }
 
+    /// [`Checkpoint::read_f32`] of a part: `out.len()` elements from `start` on, counted row-major.
+    pub fn read_f32_part(&self, name: &str, start: usize, out: &mut [f32]) -> Result<()> {
+        self.file_of(name)?.read_f32_part(name, start, out)
+    }
+
     /// Reads a tensor as bf16, rounding to nearest even. A value that is not finite is an error that names tensor and
     /// place.
     pub fn read_bf16(&self, name: &str, out: &mut [bf16]) -> Result<()> {

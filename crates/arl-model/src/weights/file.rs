@@ -82,12 +82,17 @@ impl SafetensorsFile {
 
     /// Reads a tensor of f32, bf16 or f16 as f32. A value that is not finite is an error.
     pub fn read_f32(&self, name: &str, out: &mut [f32]) -> Result<()> {
-        self.read(name, out, |value| value, bf16::to_f32, f16::to_f32)
+        self.read(name, None, out, |value| value, bf16::to_f32, f16::to_f32)
+    }
+
+    /// [`SafetensorsFile::read_f32`] of a part: `out.len()` elements from `start` on, counted row-major.
+    pub fn read_f32_part(&self, name: &str, start: usize, out: &mut [f32]) -> Result<()> {
+        self.read(name, Some(start), out, |value| value, bf16::to_f32, f16::to_f32)
     }
 
     /// Reads a tensor of f32, bf16 or f16 as bf16, rounding to nearest even. A value that is not finite is an error.
     pub fn read_bf16(&self, name: &str, out: &mut [bf16]) -> Result<()> {
-        self.read(name, out, bf16::from_f32, |value| value, |value| bf16::from_f32(value.to_f32()))
+        self.read(name, None, out, bf16::from_f32, |value| value, |value| bf16::from_f32(value.to_f32()))
     }
 
     /// Whether a tensor here and one of `other` have the same bytes.
@@ -102,9 +107,11 @@ impl SafetensorsFile {
         Ok(equal)
     }
 
+    /// `start`: the first element of a part; `None`: the whole tensor.
     fn read<T: Finite>(
         &self,
         name: &str,
+        start: Option<usize>,
         out: &mut [T],
         f32_to: impl Fn(f32) -> T,
         bf16_to: impl Fn(bf16) -> T,
@@ -112,9 +119,9 @@ impl SafetensorsFile {
     ) -> Result<()> {
         let dtype = self.tensor_info(name)?.dtype;
         match dtype {
-            Dtype::F32 => self.convert(name, out, |raw: [u8; 4]| f32_to(f32::from_le_bytes(raw))),
-            Dtype::BF16 => self.convert(name, out, |raw: [u8; 2]| bf16_to(bf16::from_le_bytes(raw))),
-            Dtype::F16 => self.convert(name, out, |raw: [u8; 2]| f16_to(f16::from_le_bytes(raw))),
+            Dtype::F32 => self.convert(name, start, out, |raw: [u8; 4]| f32_to(f32::from_le_bytes(raw))),
+            Dtype::BF16 => self.convert(name, start, out, |raw: [u8; 2]| bf16_to(bf16::from_le_bytes(raw))),
+            Dtype::F16 => self.convert(name, start, out, |raw: [u8; 2]| f16_to(f16::from_le_bytes(raw))),
             other => Err(damaged(&self.path, &format!("tensor `{name}` is {other:?}; read are F32, BF16 and F16"))),
         }
     }
@@ -122,10 +129,14 @@ impl SafetensorsFile {
     fn convert<T: Finite, const N: usize>(
         &self,
         name: &str,
+        start: Option<usize>,
         out: &mut [T],
         convert: impl Fn([u8; N]) -> T,
     ) -> Result<()> {
-        let bytes = self.sized(name, out.len(), N)?;
+        let bytes = match start {
+            None => self.sized(name, out.len(), N)?,
+            Some(start) => self.part(name, start, out.len(), N)?,
+        };
         for (window, (source, target)) in bytes.chunks(WINDOW).zip(out.chunks_mut(WINDOW / N)).enumerate() {
             let mut finite = true;
             for (raw, value) in source.as_chunks::<N>().0.iter().zip(target.iter_mut()) {
@@ -133,7 +144,7 @@ impl SafetensorsFile {
                 finite &= value.finite();
             }
             if !finite && let Some(index) = target.iter().position(|value| !value.finite()) {
-                let index = window * (WINDOW / N) + index;
+                let index = start.unwrap_or(0) + window * (WINDOW / N) + index;
                 return Err(self.not_finite(name, index));
             }
             self.release(source);
@@ -173,6 +184,16 @@ impl SafetensorsFile {
             ));
         }
         Ok(bytes)
+    }
+
+    /// The bytes of `elements` of `size` bytes, from element `start` of a tensor on.
+    fn part(&self, name: &str, start: usize, elements: usize, size: usize) -> Result<&[u8]> {
+        let bytes = self.bytes(name)?;
+        bytes.get(start * size..(start + elements) * size).ok_or_else(|| {
+            let what =
+                format!("tensor `{name}` has {} bytes; elements {start} to {} are read", bytes.len(), start + elements);
+            Error::new(ErrorCode::Internal, what)
+        })
     }
 
     /// Gives back the pages that lie wholly in `read`, a part of the map. They come back from the file when touched.
