@@ -96,6 +96,18 @@ describe("the trainer on the engine", () => {
 		expect(differingFiles(join(whole, last), join(place.out, last))).toEqual([]);
 	});
 
+	it("takes its first step before the rows are all encoded, where it may", async () => {
+		const place = tinyPlace(folder, 4000);
+		let stepsBefore = 0;
+		for await (const event of run(place, { preprocess_seconds: 0 }).run()) {
+			if (event.type === "step") stepsBefore += 1;
+			if (event.type !== "fill" || !event.complete) continue;
+			expect(event).toMatchObject({ rows: 4000, totalRows: 4000 });
+			break;
+		}
+		expect(stepsBefore).toBeGreaterThan(0);
+	});
+
 	it("leaves a folder that can be trained further", async () => {
 		const place = tinyPlace(folder);
 		await run(place).train();

@@ -47,6 +47,12 @@ export class TokenFiller {
 	readonly bad: BadRow[] = [];
 	/** Rows of the order that are not in the cache from an earlier run. */
 	readonly pending: number;
+	/** Seconds from the start of filling to its end, or until now. */
+	get seconds(): number {
+		return ((this.ended ?? performance.now()) - this.started) / 1000;
+	}
+	private started = performance.now();
+	private ended: number | null = null;
 	private readonly state: Uint8Array;
 	private readonly order: Uint32Array;
 	private next = 0;
@@ -75,6 +81,7 @@ export class TokenFiller {
 	/** Starts filling in the background. A failure reaches whoever waits. */
 	start(): void {
 		if (this.running || this.done) return;
+		this.started = performance.now();
 		this.running = this.pump()
 			.catch((error: unknown) => {
 				this.failure = error;
@@ -141,6 +148,7 @@ export class TokenFiller {
 		await ahead;
 		if (this.stopped) return;
 		this.options.cache.sync();
+		this.ended = performance.now();
 		this.done = true;
 	}
 

@@ -12,6 +12,7 @@ import { listCheckpoints, removeCheckpoint, saveCheckpoint } from "./checkpoint.
 import type { EndEvent, LogEvent, SavedEvent, StepEvent, TrainEvent } from "./events.js";
 import { changedOptions, type PreparedRun, sourceName } from "./prepare.js";
 import { publishCheckpoint, publishEngine, removeRun } from "./publish.js";
+import { fillEvent } from "./rows.js";
 import { emptyWindow, freeOf, type LogWindow, type TrainerState } from "./state.js";
 
 /** Ways to end a run before its last step. */
@@ -277,6 +278,7 @@ async function* steps(
 	let savedAt = run.resumed?.state.step ?? -1;
 	let savedPath = run.resumed?.path ?? null;
 	let mark = started;
+	let filling = !run.filler.complete;
 	let next = counters.step < plan.totalSteps ? prepareStep(run, counters.step) : null;
 	next?.catch(() => {});
 
@@ -296,6 +298,10 @@ async function* steps(
 		event.secondsLeft = ((now - started) / 1000 / (step - firstStep)) * (plan.totalSteps - step);
 		addToWindow(counters.window, stats, event);
 		yield event;
+		if (filling && run.filler.complete) {
+			filling = false;
+			yield fillEvent(run.filler);
+		}
 		if (step % run.logInterval === 0 || step === plan.totalSteps || (step === 1 && args.logging_first_step)) {
 			const log = logEvent(counters, event);
 			counters.window = emptyWindow();

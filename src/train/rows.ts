@@ -115,12 +115,12 @@ export async function openCache(
 }
 
 /** The state of filling, as an event. */
-export function fillEvent(filler: TokenFiller, started: number): FillEvent {
+export function fillEvent(filler: TokenFiller): FillEvent {
 	return {
 		type: "fill",
 		...filler.counts,
 		totalRows: filler.pending,
-		seconds: (performance.now() - started) / 1000,
+		seconds: filler.seconds,
 		complete: filler.complete,
 	};
 }
@@ -152,11 +152,11 @@ export async function* fillFirst(
 			throw new ArlError("ARL_INTERRUPTED", "interrupted before the first step; nothing was trained");
 		if (performance.now() - told >= EVENT_MILLISECONDS) {
 			told = performance.now();
-			yield fillEvent(filler, started);
+			yield fillEvent(filler);
 		}
 	}
 	filler.check();
-	yield fillEvent(filler, started);
+	yield fillEvent(filler);
 	if (filler.bad.length > 0) {
 		if (args.on_bad_row === "error") throw filler.badRows();
 		yield {
