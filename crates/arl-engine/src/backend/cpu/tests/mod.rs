@@ -2,6 +2,7 @@
 //! that reference. Inputs are rounded to the leaf's type before the reference sees them.
 
 mod attention;
+mod autograd;
 mod elementwise;
 mod embedding;
 mod loss;
