@@ -97,12 +97,12 @@ describe("the trainer on the engine", () => {
 	});
 
 	it("takes its first step before the rows are all encoded, where it may", async () => {
-		const place = tinyPlace(folder, 4000);
+		const place = tinyPlace(folder, 2000);
 		let stepsBefore = 0;
 		for await (const event of run(place, { preprocess_seconds: 0 }).run()) {
 			if (event.type === "step") stepsBefore += 1;
 			if (event.type !== "fill" || !event.complete) continue;
-			expect(event).toMatchObject({ rows: 4000, totalRows: 4000 });
+			expect(event).toMatchObject({ rows: 2000, totalRows: 2000 });
 			break;
 		}
 		expect(stepsBefore).toBeGreaterThan(0);
