@@ -9,7 +9,7 @@ use std::time::Instant;
 use arl_model::{Error, ErrorCode, ModelConfig, Result, RopeTable, WeightDtype};
 
 use crate::arena::{Arena, Category};
-use crate::backend::{AdamW, Backend, Buffer, DType, Pool};
+use crate::backend::{AdamW, Backend, Buffer, DType, Pool, split_master};
 use crate::batch::{BatchSize, MicroBatch, Staging};
 use crate::params::{Params, Store, TrainingStore};
 use crate::plan::{MemoryPlan, StepPlan};
@@ -192,6 +192,7 @@ impl<B: Backend> Engine<B> {
         let plan = StepPlan::new(&model, options.max_batch, MICRO_BATCHES)?;
         backend.reserve(Pool::State, model.store.bytes)?;
         backend.reserve(Pool::Step, plan.bytes())?;
+        zero_gaps(&mut backend, &model);
         Ok(Engine {
             backend,
             rope: RopeTable::new(&config),
@@ -249,8 +250,9 @@ impl<B: Backend> Engine<B> {
         self.make_room_for(plan)
     }
 
-    /// Reserves the memory of a plan.
+    /// Reserves the memory of a plan. Where that fails there is room for nothing, until there is memory again.
     pub(crate) fn make_room_for(&mut self, plan: StepPlan) -> Result<()> {
+        self.plan = StepPlan::nothing();
         self.backend.reserve(Pool::Step, plan.bytes())?;
         self.arena = Arena::new(plan.bytes());
         self.plan = plan;
@@ -476,6 +478,15 @@ pub(crate) fn take_statistics(arena: &mut Arena, shape: &Shape, count: usize) ->
     let sums = arena.take(Category::Inputs, DType::F64, 3 * count);
     let balances = shape.balance.map(|_| arena.take(Category::Inputs, DType::F32, count * 2 * shape.experts()));
     (sums, balances)
+}
+
+/// Makes the elements between parameters zero. Memory comes zeroed, which as a split master is not a number.
+fn zero_gaps<B: Backend>(backend: &mut B, model: &Model) {
+    let Some(low) = model.store.weights_low else { return };
+    let (_, zero) = split_master(0.0);
+    for (start, len) in model.params.gaps() {
+        backend.upload(bytemuck::cast_slice(&vec![zero; len]), low.slice(start, len));
+    }
 }
 
 fn check_hyper(hyper: Hyper) -> Result<()> {

@@ -171,8 +171,7 @@ impl<B: Backend> Engine<B> {
     fn generate_groups(&mut self, prompts: &[Vec<i32>], options: &GenerateOptions) -> Result<Vec<Vec<i32>>> {
         check(prompts, options, self.model.shape.vocab)?;
         let shape = &self.model.shape;
-        let token_bytes =
-            2 * shape.layers.len() * shape.heads.key_value * shape.heads.dim * self.model.dtype.bytes();
+        let token_bytes = 2 * shape.layers.len() * shape.heads.key_value * shape.heads.dim * self.model.dtype.bytes();
         let mut out = vec![Vec::new(); prompts.len()];
         if options.max_new_tokens == 0 {
             return Ok(out);
@@ -253,10 +252,9 @@ impl<B: Backend> Engine<B> {
         let mut dry = Arena::new(usize::MAX);
         Cache::take(&mut dry, &self.model, sequences, capacity);
         let bottom = dry.mark();
-        let sizes = parts.iter().map(|part| BatchSize {
-            tokens: prompts[part.clone()].iter().map(Vec::len).sum(),
-            sequences: part.len(),
-        });
+        let sizes = parts
+            .iter()
+            .map(|part| BatchSize { tokens: prompts[part.clone()].iter().map(Vec::len).sum(), sequences: part.len() });
         for size in sizes.chain([BatchSize { tokens: sequences, sequences }]) {
             let mut step = Step {
                 backend: &mut PlanBackend::default(),

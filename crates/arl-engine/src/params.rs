@@ -144,6 +144,22 @@ impl Params {
     }
 }
 
+impl Params {
+    /// First element and length of each gap between parameters.
+    pub(crate) fn gaps(&self) -> Vec<(usize, usize)> {
+        let mut gaps = Vec::new();
+        let mut end = 0;
+        let places = self.tensors.iter().map(|tensor| (tensor.offset, tensor.param().len));
+        for (start, len) in places.chain([(self.len, 0)]) {
+            if start > end {
+                gaps.push((end, start - end));
+            }
+            end = start + len;
+        }
+        gaps
+    }
+}
+
 /// Where layer `l`'s parameters lie.
 fn layer_params(
     config: &ModelConfig,
@@ -230,6 +246,40 @@ impl Store {
             Some(training) => training.gradients.slice(param.offset, param.len),
             // No backward pass runs on such an engine; an empty buffer keeps the forward pass free of the question.
             None => self.weights.slice(0, 0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn parameters_and_gaps_fill_the_arrays_and_fused_weights_are_whole() {
+        for name in ["moe-balance", "window-bias", "qwen2-window"] {
+            let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../__test__/golden").join(name);
+            let config = ModelConfig::from_dir(&dir).unwrap();
+            let params = Params::new(&config);
+            let gaps: usize = params.gaps().iter().map(|(_, len)| len).sum();
+            assert_eq!(params.tensors.iter().map(|t| t.param().len).sum::<usize>() + gaps, params.len);
+            for tensor in &params.tensors {
+                assert_eq!(tensor.spec.decay, tensor.offset < params.decayed, "{}", tensor.spec.name);
+            }
+            let (h, d) = (config.hidden_size, config.head_dim);
+            for (layer, shape) in params.layers.iter().zip(&config.layers) {
+                assert_eq!(layer.qkv.len, (config.num_attention_heads + 2 * config.num_key_value_heads) * d * h);
+                match (layer.mlp, shape.mlp) {
+                    (MlpParams::Dense { gate_up, down }, Mlp::Dense { intermediate }) => {
+                        assert_eq!((gate_up.len, down.len), (2 * intermediate * h, intermediate * h));
+                    }
+                    (MlpParams::Experts { gate_up, down, router }, Mlp::Moe(moe)) => {
+                        let one = moe.num_experts * moe.moe_intermediate_size * h;
+                        assert_eq!((gate_up.len, down.len, router.len), (2 * one, one, moe.num_experts * h));
+                    }
+                    _ => panic!("{name}: a layer is dense in one and has experts in the other"),
+                }
+            }
         }
     }
 }

@@ -54,6 +54,11 @@ impl StepPlan {
         Ok(StepPlan { size, micro_batches, arena })
     }
 
+    /// The plan of an engine that has no memory.
+    pub(crate) fn nothing() -> Self {
+        StepPlan { size: BatchSize::default(), micro_batches: 0, arena: Arena::new(0) }
+    }
+
     /// A plan that was found by another dry run, for the same micro-batches.
     pub(crate) fn with_arena(&self, arena: Arena) -> Self {
         StepPlan { arena, ..self.clone() }

@@ -275,3 +275,32 @@ fn damaged(path: &Path, what: &str) -> Error {
     Error::new(ErrorCode::State, format!("{}: {what}", path.display()))
         .hint("resume from another checkpoint of this run, with the options that it was started with")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::CpuBackend;
+    use crate::{EngineOptions, Hyper, MicroBatch, Weights};
+
+    #[test]
+    fn elements_between_parameters_stay_zero() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../__test__/golden/window-bias");
+        let options = EngineOptions { dtype: DType::Bf16, ..EngineOptions::default() };
+        let mut engine = Engine::open(CpuBackend::new(), &dir, Weights::Checkpoint, &options).unwrap();
+        let batch = MicroBatch {
+            input_ids: vec![1, 2, 3],
+            targets: vec![2, 3, 4],
+            positions: vec![0, 1, 2],
+            cu_seqlens: vec![0, 3],
+            weights: None,
+        };
+        engine.step(&[batch], Hyper { learning_rate: 0.1, max_grad_norm: 1.0 }).unwrap();
+        let gaps = engine.model.params.gaps();
+        assert!(!gaps.is_empty());
+        for (offset, len) in gaps {
+            let mut values = vec![1f32; len];
+            engine.read_weights(Param { offset, len }, &mut values).unwrap();
+            assert_eq!(values, vec![0.0; len]);
+        }
+    }
+}
