@@ -201,6 +201,7 @@ pub(super) fn combine<T: Element>(
 }
 
 /// `d_x[rows[p]] = weights[p] d_out[p / top_k]` and `d_weights[p] = x[rows[p]] . d_out[p / top_k]`.
+#[allow(clippy::too_many_arguments, reason = "the leaf's own arguments")]
 pub(super) fn combine_backward<T: Element>(
     d_out: &[T],
     x: &[T],

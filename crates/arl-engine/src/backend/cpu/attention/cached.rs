@@ -10,6 +10,7 @@ use crate::backend::cpu::vector::{dot, exp, vectorise};
 
 /// `out[s, head]` from `q[s, head]` and the first `lengths[s]` entries of sequence `s` in the caches
 /// `[S, capacity, key_value * dim]`.
+#[allow(clippy::too_many_arguments, reason = "the leaf's own arguments")]
 pub(in crate::backend::cpu) fn cached<T: Element>(
     heads: Heads,
     window: usize,

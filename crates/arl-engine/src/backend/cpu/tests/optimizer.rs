@@ -121,3 +121,23 @@ fn a_split_master_joins_to_the_same_bits() {
         assert_eq!(join_master(high, low).to_bits(), bits);
     }
 }
+
+#[test]
+fn three_clipped_steps_are_those_of_torch() {
+    // torch 2 on a CPU: AdamW(lr=3e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1) after clip_grad_norm_(1.0).
+    let expected = [1.493_801_116_943_359_4, -0.245_164_737_105_369_57, 0.743_186_056_613_922_1];
+    let mut fixture = Fixture::new();
+    let mut op = op(&mut fixture, &RATES, 1, 3, 0.0);
+    op.weights = fixture.put(&[1.5, -0.25, 0.75], DType::F32);
+    for (step, g) in [(1, [0.5, -1.0, 2.0]), (2, [0.1, 0.2, -0.3]), (3, [-0.7, 0.0, 1.0])] {
+        op.gradients = fixture.put(&g, DType::F32);
+        op.grad_norm_squared = fixture.put(&[0.0], DType::F64);
+        fixture.backend.dot(op.gradients, op.gradients, op.grad_norm_squared);
+        op.bias_correction1 = (1.0 - RATES.beta1.powi(step)) as f32;
+        op.bias_correction2 = (1.0 - RATES.beta2.powi(step)) as f32;
+        fixture.backend.adamw(&op);
+    }
+    for (actual, expected) in fixture.get(op.weights).iter().zip(expected) {
+        assert!((actual - expected).abs() <= 2.5e-7, "{actual} instead of {expected}");
+    }
+}
