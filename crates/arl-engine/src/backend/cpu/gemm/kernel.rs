@@ -214,6 +214,7 @@ unsafe fn tile<L: Lanes, const R: usize, const MR: usize, const VECTORS: usize>(
 ///
 /// # Safety
 /// As [`tile`]; `a` gives the address of a row's word.
+#[allow(clippy::needless_range_loop, reason = "iterators are functions without the instructions of their caller")]
 #[inline(always)]
 unsafe fn step<L: Lanes, const R: usize, const VECTORS: usize>(
     sums: &mut [[L; VECTORS]; R],
@@ -222,11 +223,14 @@ unsafe fn step<L: Lanes, const R: usize, const VECTORS: usize>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let columns: [L; VECTORS] = std::array::from_fn(|v| L::load(b.add(v * L::N)));
-        for (i, sums) in sums.iter_mut().enumerate() {
+        let mut columns = [L::zero(); VECTORS];
+        for v in 0..VECTORS {
+            columns[v] = L::load(b.add(v * L::N));
+        }
+        for i in 0..R {
             let x = L::splat(a(i));
-            for (sum, &column) in sums.iter_mut().zip(&columns) {
-                *sum = sum.step(x, column);
+            for v in 0..VECTORS {
+                sums[i][v] = sums[i][v].step(x, columns[v]);
             }
         }
     }
