@@ -1,18 +1,17 @@
-// Makes what lies in `assets/`: rows, tokenizer, configuration and the weights that training starts from.
+// Makes what lies in `assets/` but the weights (`pretrain.mjs` makes those): rows, tokenizer and configuration.
 //   node assets/make/make.mjs [FOLDER]
 // writes into FOLDER (default: assets/) and overwrites what is there. Same bytes on every machine.
 import { copyFileSync, mkdirSync, writeFileSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
+import { modelConfig } from "./model.mjs";
 import { callsOf, makeRows, spacedJson } from "./rows.mjs";
 import { trainTokenizer } from "./tokenizer.mjs";
-import { modelConfig, randomWeights } from "./model.mjs";
 
 const TRAIN_ROWS = 3000;
 const HELD_OUT_ROWS = 150;
 const TRAIN_SEED = 1;
 const HELD_OUT_SEED = 2;
-const WEIGHTS_SEED = 3;
 const MAX_VOCABULARY = 2048;
 
 const assets = resolve(dirname(fileURLToPath(import.meta.url)), "..");
@@ -22,7 +21,8 @@ function textsOf(row) {
 	const texts = row.tools.map((tool) => `\n${spacedJson(tool)}\n`);
 	for (const message of row.messages) {
 		texts.push(`\n${message.content ?? ""}`);
-		for (const { function: call } of message.tool_calls ?? []) texts.push(`\n{"name": "${call.name}", "arguments": ${call.arguments}}\n`);
+		for (const { function: call } of message.tool_calls ?? [])
+			texts.push(`\n{"name": "${call.name}", "arguments": ${call.arguments}}\n`);
 	}
 	return texts;
 }
@@ -76,12 +76,17 @@ function main(folder) {
 	writeFileSync(join(model, "config.json"), json(config));
 	writeFileSync(
 		join(model, "generation_config.json"),
-		json({ do_sample: false, eos_token_id: [ids["<|im_end|>"], ids["<|endoftext|>"]], pad_token_id: ids["<|endoftext|>"] }),
+		json({
+			do_sample: false,
+			eos_token_id: [ids["<|im_end|>"], ids["<|endoftext|>"]],
+			pad_token_id: ids["<|endoftext|>"],
+		}),
 	);
-	writeFileSync(join(model, "model.safetensors"), randomWeights(config, WEIGHTS_SEED));
 	const template = join(assets, "model", "chat_template.jinja");
 	if (folder !== assets) copyFileSync(template, join(model, "chat_template.jinja"));
-	console.log(`${train.length} rows for training, ${heldOut.length} held out, ${size} tokens in the vocabulary: ${folder}`);
+	console.log(
+		`${train.length} rows for training, ${heldOut.length} held out, ${size} tokens in the vocabulary: ${folder}`,
+	);
 }
 
 main(process.argv[2] ? resolve(process.argv[2]) : assets);

@@ -2,8 +2,10 @@
 // words, the same special tokens. The result is the object of a `tokenizer.json`.
 
 /** Qwen's split, as its `tokenizer.json` has it, and the same in JavaScript's spelling. */
-const PATTERN = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
-const SPLIT = /'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+/gu;
+const PATTERN =
+	"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+const SPLIT =
+	/'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+/gu;
 
 /** Added after the merges, in this order; `true`: skipped when text is decoded without special tokens. */
 const ADDED = [
@@ -52,7 +54,8 @@ function mostFrequentPair(words) {
 	let best;
 	for (const [pair, count] of counts) {
 		if (count < 2) continue;
-		if (!best || count > best.count || (count === best.count && byCodeUnits(pair, best.pair) < 0)) best = { pair, count };
+		if (!best || count > best.count || (count === best.count && byCodeUnits(pair, best.pair) < 0))
+			best = { pair, count };
 	}
 	return best?.pair.split(" ");
 }
