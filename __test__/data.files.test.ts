@@ -4,10 +4,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { afterEach, describe, expect, it } from "vitest";
-import { type Dataset, openDataset } from "../src/data/custom.js";
 import { glob } from "../src/data/glob.js";
 import { openFiles } from "../src/data/open.js";
-import type { RecordData } from "../src/data/record.js";
 import type { Source } from "../src/data/source.js";
 import { fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
@@ -29,12 +27,6 @@ afterEach(async () => {
 
 async function open(...entries: string[]): Promise<Source> {
 	const { source } = await openFiles(native, entries);
-	opened.push(source);
-	return source;
-}
-
-async function dataset(data: Dataset): Promise<Source> {
-	const source = await openDataset(data);
 	opened.push(source);
 	return source;
 }
@@ -149,43 +141,5 @@ describe("files that cannot be used", () => {
 		const error = await errorOf(source.read([9]));
 		expect(error.code).toBe("ARL_DATA");
 		expect(error.message).toContain("became shorter");
-	});
-});
-
-describe("data sets from code", () => {
-	const row = (text: string): RecordData => ({ messages: [{ role: "assistant", content: text }] });
-
-	it("takes iterables, async iterables and indexed ones alike", async () => {
-		const rows = [row("a"), row("b")];
-		const indexed = { length: 2, get: (i: number) => rows[i] as RecordData };
-		async function* stream() {
-			yield* rows;
-		}
-		const sources = await Promise.all([rows, new Set(rows), stream(), indexed].map((data) => dataset(data)));
-		for (const source of sources) {
-			expect(await texts(source)).toEqual(rows.map((value) => JSON.stringify(value)));
-			expect(source.identity).toBe(sources[0]?.identity);
-		}
-		expect(sources[0]?.location(1)).toBe("train_dataset[1]");
-	});
-
-	it("names a row that is none, one that cannot be written, and a data set that throws", async () => {
-		const circular: Record<string, unknown> = { messages: [] };
-		circular.self = circular;
-		function* failing() {
-			yield row("a");
-			throw new Error("connection lost");
-		}
-		const bad = [
-			[[row("a"), "text"], "train_dataset[1]"],
-			[[circular], "train_dataset[0]"],
-			[failing(), "connection lost"],
-			[[], "no rows"],
-		] as const;
-		for (const [data, message] of bad) {
-			const error = await errorOf(dataset(data as Iterable<RecordData>));
-			expect(error.code).toBe("ARL_DATA");
-			expect(error.message).toContain(message);
-		}
 	});
 });

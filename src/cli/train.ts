@@ -95,8 +95,12 @@ export async function run(words: readonly string[], core?: () => Native): Promis
 }
 
 async function train(args: Resolved["args"], reporter: Reporter, core?: () => Native): Promise<number> {
-	if (args.train_file.length === 0) {
-		throw new ArlError("ARL_USAGE", "no rows are given: train_file is missing", "For example --train_file rows.jsonl");
+	if (args.train_file.length === 0 && args.dataset === null) {
+		throw new ArlError(
+			"ARL_USAGE",
+			"no rows are given: train_file is missing",
+			"For example --train_file rows.jsonl, or --dataset ./my-dataset.ts",
+		);
 	}
 	const stop = onStopSignals((text) => reporter.note(text));
 	try {

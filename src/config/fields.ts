@@ -199,6 +199,21 @@ export function weights(about: About) {
 	});
 }
 
+/** A list of whole numbers above 0, some of which may be none; empty: none at all. */
+export function caps(about: About) {
+	const cap = z.union([z.int().min(1), z.null(), z.literal("none").transform(() => null)]);
+	const schema = z
+		.union([cap, z.array(cap)])
+		.default([])
+		.transform((value): (number | null)[] => (Array.isArray(value) ? value : value === null ? [] : [value]));
+	return register(schema, {
+		...pick(about),
+		kind: "numbers",
+		expects: "whole numbers of 1 or more, or none, one for each entry",
+		default: "none",
+	});
+}
+
 const scalar = z.union([z.string(), z.number(), z.boolean(), z.null()]);
 
 /** Names with texts or numbers. */

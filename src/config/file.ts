@@ -1,9 +1,9 @@
 /** Configuration files: YAML, JSON, and modules (`arl.config.ts`). Reads and parses; the values are judged elsewhere. */
 import { existsSync, readFileSync, statSync } from "node:fs";
 import { extname, resolve } from "node:path";
-import { pathToFileURL } from "node:url";
 import { ArlError, toArlError } from "../errors.js";
 import { defineConfig } from "./define.js";
+import { importDefault } from "./module.js";
 import type { Layer } from "./resolve.js";
 import { redact } from "./values.js";
 
@@ -108,15 +108,8 @@ function parseJson(path: string, text: string): unknown {
 }
 
 async function importModule(path: string): Promise<unknown> {
-	const { createJiti } = await import("jiti");
-	// `import { defineConfig } from "arl"` means this very package, installed or not.
-	const jiti = createJiti(import.meta.url, {
-		fsCache: false,
-		moduleCache: false,
-		virtualModules: { arl: { defineConfig } },
-	});
 	try {
-		const loaded: unknown = await jiti.import(pathToFileURL(resolve(path)).href, { default: true });
+		const loaded = await importDefault(path, { defineConfig });
 		return typeof loaded === "function" ? await loaded() : loaded;
 	} catch (error) {
 		const message = error instanceof Error ? error.message : String(error);

@@ -211,5 +211,7 @@ export const NOT_BUILT: Readonly<Record<string, NotBuilt>> = {
 	}),
 	...notBuilt("every run is deterministic, whatever is said", { full_determinism: [true, false] }),
 	...notBuilt("give `model_name_or_path` a folder with the tokenizer in it", { tokenizer_name_or_path: [null] }),
-	...notBuilt("give the trainer a `train_dataset` of RecordData in code", { convert_record_to_data_func: [null] }),
+	...notBuilt("a function is given to `QwenTrainer` beside `args`, or as a module with `convert`", {
+		convert_record_to_data_func: [null],
+	}),
 };

@@ -180,10 +180,15 @@ function checkTogether(
 			);
 		}
 	}
-	if (args.train_weights.length > 0 && args.train_weights.length !== args.train_file.length) {
+	for (const name of ["train_weights", "train_caps"] as const) {
+		const count = args[name].length;
+		// A data set from code is an entry too, and only the trainer knows whether one is given.
+		const entries = args.train_file.length + (args.dataset === null ? 0 : 1);
+		const mayBeOneMore = args.dataset === null ? 1 : 0;
+		if (count === 0 || count === entries || count === entries + mayBeOneMore) continue;
 		problems.add(
-			`train_weights has ${args.train_weights.length} values (${where(given.get("train_weights")?.origin ?? "default")}) and train_file ${args.train_file.length} (${where(given.get("train_file")?.origin ?? "default")})`,
-			"Give one weight for each entry of train_file, in the same order.",
+			`${name} has ${count} values (${where(given.get(name)?.origin ?? "default")}) and train_file ${args.train_file.length} (${where(given.get("train_file")?.origin ?? "default")})`,
+			"Give one for each entry of train_file, in the same order, and one more for a data set from code.",
 		);
 	}
 	if (args.overwrite_output_dir && args.resume_from_checkpoint !== null) {

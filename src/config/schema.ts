@@ -6,6 +6,7 @@
 import { z } from "zod";
 import {
 	boolean,
+	caps,
 	choice,
 	choiceOrNone,
 	custom,
@@ -89,6 +90,23 @@ const rows = {
 		group: "Rows",
 		description:
 			"How large a part of each epoch comes from each entry of `train_file`, as relative weights in the same order; none: every row of every file once.",
+	}),
+	train_caps: caps({
+		group: "Rows",
+		description:
+			"The most rows of each entry of `train_file` that are used at all, in the same order: which ones is drawn once with `data_seed`. None for an entry is no bound.",
+	}),
+	dataset: stringOrNone({
+		group: "Rows",
+		expects: "a file",
+		description:
+			"Module (.ts or .js) whose default export is a data set of rows, or a function that gives one for `{ args, split }`. Beside `train_file` it is one entry more, the last.",
+	}),
+	convert: stringOrNone({
+		group: "Rows",
+		expects: "a file",
+		description:
+			"Module (.ts or .js) whose default export makes rows of each raw row: one, several in a list, or null to leave it out.",
 	}),
 	columns: map(
 		{

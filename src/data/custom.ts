@@ -1,119 +1,174 @@
 /**
- * A data set from code as a source: any iterable or async iterable of rows, or `{ length, get(i) }`.
- * Its rows are written once, in its order, into a spool file without a name; from then on they are a file's rows.
+ * Data sets from code: what a user may give, and which way of reading it a run takes: by index, as a stream beside training,
+ * or all of it first.
  */
-import { mkdtemp, open, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { ArlError, toArlError } from "../errors.js";
-import { openJsonl } from "./jsonl.js";
+import { ArlError } from "../errors.js";
+import { asTheyAre, type ConvertRecordToData, convertedRows, messageOf, parsedRows, type RawRow } from "./convert.js";
+import { type DatasetAbout, type Indexed, IndexedRows } from "./indexed.js";
 import type { RecordData } from "./record.js";
-import type { Source } from "./source.js";
+import type { RowFailure, Source } from "./source.js";
+import { spoolRows } from "./spool.js";
+import { StreamRows } from "./stream.js";
 
-/** A data set with random access. */
-export interface IndexedDataset {
-	readonly length: number;
-	get(index: number): RecordData | Promise<RecordData>;
+/** What any data set may say of itself. */
+export interface DatasetInfo {
+	/**
+	 * Vouches for the content: data sets of the same identity have the same rows. With it tokens of earlier runs are used
+	 * again; without it a resumed run asks for rows again and compares them with what it has read before.
+	 */
+	readonly identity?: string;
 }
 
-/** What `train_dataset` may be. It must be finite. */
-export type Dataset = Iterable<RecordData> | AsyncIterable<RecordData> | IndexedDataset;
+/** A data set with random access. */
+export interface IndexedDataset<Row = RecordData> extends DatasetInfo {
+	readonly length: number;
+	get(index: number): Row | Promise<Row>;
+}
 
-const FLUSH_BYTES = 4 * 1024 * 1024;
+/** Rows one after the other, each time from the first on. With `length` it need not be read to its end to be known. */
+export type StreamDataset<Row = RecordData> = (Iterable<Row> | AsyncIterable<Row>) &
+	DatasetInfo & { readonly length?: number };
 
-function isIndexed(dataset: Dataset): dataset is IndexedDataset {
+/** What `train_dataset` may be. */
+export type Dataset<Row = RecordData> = StreamDataset<Row> | IndexedDataset<Row>;
+
+/** How a run reads rows of code. */
+export interface ReadingOptions {
+	/** Rows that the run needs at most (it may be infinite) where they may be trained as they come; null: all are read first. */
+	streamed: number | null;
+	/** Rows that are made ahead of training. */
+	ahead: number;
+	/** What to know rows by that lie nowhere; `replayed`: they are all read again when the run is resumed. */
+	about(identity: string | null, replayed: boolean): Omit<DatasetAbout, "name" | "ahead">;
+	signal: AbortSignal | null;
+	spoolFolder?: string;
+	maxSpoolBytes?: number;
+}
+
+const NAME = "train_dataset";
+
+function isIndexed(dataset: object): dataset is Indexed & DatasetInfo {
 	return "get" in dataset && typeof dataset.get === "function" && "length" in dataset;
 }
 
-async function* rowsOf(dataset: Dataset): AsyncGenerator<RecordData> {
-	if (isIndexed(dataset)) {
-		for (let index = 0; index < dataset.length; index++) yield await dataset.get(index);
-		return;
-	}
-	if (Symbol.asyncIterator in dataset || Symbol.iterator in dataset) {
-		yield* dataset as AsyncIterable<RecordData>;
-		return;
-	}
+function isStream(dataset: object): dataset is StreamDataset<unknown> {
+	return Symbol.asyncIterator in dataset || Symbol.iterator in dataset;
+}
+
+/** Throws `ARL_CONFIG` for what is no data set. */
+export function checkDataset(dataset: unknown, name = NAME): asserts dataset is Dataset<unknown> {
+	if (typeof dataset === "object" && dataset !== null && (isIndexed(dataset) || isStream(dataset))) return;
 	throw new ArlError(
 		"ARL_CONFIG",
-		"train_dataset: expected an iterable or async iterable of rows, or an object with length and get(i)",
+		`${name}: expected an iterable or async iterable of rows, or an object with length and get(i)`,
 	);
 }
 
-/** Spools a data set. Throws `ARL_DATA` for a row that is no object or cannot be written as JSON, by its index. */
-export async function openDataset(dataset: Dataset, spoolDir = tmpdir()): Promise<Source> {
-	const folder = await mkdtemp(join(spoolDir, "arl-rows-")).catch((error: unknown) => {
-		throw toArlError(error);
-	});
-	try {
-		const path = join(folder, "rows.jsonl");
-		const file = await open(path, "w");
-		let count = 0;
-		try {
-			let pending: string[] = [];
-			let bytes = 0;
-			for await (const row of rowsOf(dataset)) {
-				const line = toLine(row, count);
-				pending.push(line);
-				bytes += line.length;
-				count += 1;
-				if (bytes >= FLUSH_BYTES) {
-					await file.appendFile(pending.join(""));
-					pending = [];
-					bytes = 0;
-				}
-			}
-			await file.appendFile(pending.join(""));
-		} catch (error) {
-			throw withRow(error, count);
-		} finally {
-			await file.close();
+/** Lists are read by index: they cannot be anything but what they hold. */
+function indexedOf(dataset: Dataset<unknown>): (Indexed & DatasetInfo) | null {
+	if (Array.isArray(dataset)) {
+		return {
+			get length() {
+				return dataset.length;
+			},
+			get: (index) => dataset[index] as unknown,
+		};
+	}
+	return isIndexed(dataset) ? dataset : null;
+}
+
+function identityOf(dataset: DatasetInfo): string | null {
+	const { identity } = dataset;
+	if (identity === undefined) return null;
+	if (typeof identity === "string" && identity !== "") return identity;
+	throw new ArlError("ARL_CONFIG", `${NAME}: its identity should be a text that is not empty`);
+}
+
+async function* rawRows(dataset: Dataset<unknown>): AsyncGenerator<RawRow> {
+	let count = 0;
+	const next = (value: unknown, failure: RowFailure | null = null): RawRow => {
+		return { value, failure, location: `${NAME}[${count++}]` };
+	};
+	if (isIndexed(dataset)) {
+		const rows = new IndexedRows(dataset, { name: NAME, identity: "", ledger: null, ahead: 0 });
+		// One at a time: converting them has calls under way of its own.
+		while (count < rows.length) {
+			const { value, failure } = await rows.value(count);
+			yield next(value, failure);
 		}
-		if (count === 0) throw new ArlError("ARL_DATA", "train_dataset: the data set has no rows");
-		const source = await openJsonl(path, "train_dataset");
-		return named(source);
-	} finally {
-		await rm(folder, { recursive: true, force: true });
+		return;
+	}
+	try {
+		for await (const value of dataset) yield next(value);
+	} catch (error) {
+		if (error instanceof ArlError) throw error;
+		// What has thrown gives no more rows: going on without them would drop them.
+		throw new ArlError("ARL_DATA", `${NAME}[${count}]: the data set threw: ${messageOf(error)}`, "", { cause: error });
 	}
 }
 
-function toLine(row: unknown, index: number): string {
-	if (typeof row !== "object" || row === null || Array.isArray(row)) {
-		throw new ArlError("ARL_DATA", `train_dataset[${index}]: expected an object with messages, got ${describe(row)}`);
-	}
-	let line: string;
-	try {
-		line = JSON.stringify(row);
-	} catch (error) {
+/** A data set as a source. Throws `ARL_DATA` where it has no rows, and `ARL_CONFIG` for what is no data set. */
+export async function openDataset(dataset: Dataset<unknown>, options: ReadingOptions): Promise<Source> {
+	checkDataset(dataset);
+	const identity = identityOf(dataset);
+	const indexed = indexedOf(dataset);
+	if (indexed) return new IndexedRows(indexed, { name: NAME, ahead: options.ahead, ...options.about(identity, false) });
+	const rows = asTheyAre(rawRows(dataset));
+	const length = "length" in dataset ? dataset.length : undefined;
+	if (length !== undefined && (!Number.isSafeInteger(length) || length < 0)) {
 		throw new ArlError(
-			"ARL_DATA",
-			`train_dataset[${index}]: cannot be written as JSON: ${error instanceof Error ? error.message : String(error)}`,
+			"ARL_CONFIG",
+			`${NAME}: its length is ${String(length)}, and should be a whole number`,
+			"Leave the length of rows without an end out, and set max_steps and train_sampling_strategy sequential.",
 		);
 	}
-	return `${line}\n`;
+	return openMade(rows, { name: NAME, identity, length, leftOut: () => 0 }, options);
 }
 
-function describe(value: unknown): string {
-	if (value === null) return "null";
-	return Array.isArray(value) ? "an array" : typeof value;
+interface MadeAbout {
+	name: string;
+	identity: string | null;
+	/** Rows that there are; undefined: that is not known. */
+	length: number | undefined;
+	leftOut: () => number;
 }
 
-function withRow(error: unknown, index: number): unknown {
-	if (error instanceof ArlError || (error instanceof Error && "syscall" in error)) return toArlError(error);
-	const reason = error instanceof Error ? error.message : String(error);
-	return new ArlError("ARL_DATA", `train_dataset[${index}]: the data set threw: ${reason}`, "", { cause: error });
+async function openMade(rows: ReturnType<typeof asTheyAre>, made: MadeAbout, options: ReadingOptions): Promise<Source> {
+	const { streamed } = options;
+	const { name, leftOut, length } = made;
+	const open = length === undefined;
+	const count = length ?? streamed;
+	if (streamed !== null && count !== null && Number.isFinite(count)) {
+		const about = { ...options.about(made.identity, true), name, ahead: options.ahead };
+		return new StreamRows(rows, { ...about, length: count, open, leftOut });
+	}
+	return spoolRows(rows, {
+		name,
+		leftOut,
+		signal: options.signal,
+		...(options.spoolFolder !== undefined && { folder: options.spoolFolder }),
+		...(options.maxSpoolBytes !== undefined && { maxBytes: options.maxSpoolBytes }),
+	});
 }
 
-/** Rows of code have an index, not a line. */
-function named(source: Source): Source {
-	return {
-		name: source.name,
-		length: source.length,
-		blankLines: 0,
-		identity: source.identity,
-		location: (index) => `train_dataset[${index}]`,
-		bytes: (index) => source.bytes(index),
-		read: (indexes) => source.read(indexes),
-		close: () => source.close(),
-	};
+/** What a converting function is applied to: files' rows, or a data set. */
+export type Convertible = { source: Source } | { dataset: Dataset<unknown> };
+
+async function* allRaws(parts: readonly Convertible[]): AsyncGenerator<RawRow> {
+	for (const part of parts) yield* "source" in part ? parsedRows(part.source) : rawRows(part.dataset);
+}
+
+/** The rows that a user's function makes of `parts`, one part after the other, as a source. */
+export async function openConverted(
+	parts: readonly Convertible[],
+	convert: ConvertRecordToData<never>,
+	options: ReadingOptions,
+): Promise<Source> {
+	let left = 0;
+	// What rows the function takes is between its writer and the rows.
+	const rows = convertedRows(allRaws(parts), convert as ConvertRecordToData<unknown>, () => {
+		left += 1;
+	});
+	const name = parts.map((part) => ("source" in part ? part.source.name : NAME)).join(", ");
+	return openMade(rows, { name, identity: null, length: undefined, leftOut: () => left }, options);
 }

@@ -1,3 +1,4 @@
 /** Rows: their shape, and the data sets that code may give. */
-export type { Dataset, IndexedDataset } from "./custom.js";
+export type { ConvertRecordToData, ConvertResult, DatabaseRecord } from "./convert.js";
+export type { Dataset, DatasetInfo, IndexedDataset, StreamDataset } from "./custom.js";
 export type { ByMessage, ChatMessage, ContentPart, RecordData, ToolCall } from "./record.js";

@@ -56,6 +56,8 @@ export function shuffle(values: Uint32Array, purpose: string): Uint32Array {
 export interface RowOrder {
 	/** Rows that each epoch trains. */
 	readonly rowsPerEpoch: number;
+	/** Every row that some epoch may train, in the order of the source. */
+	readonly all: Uint32Array;
 	/** Row numbers of epoch `epoch`, in the order trained. */
 	epoch(epoch: number): Uint32Array;
 }
@@ -69,6 +71,8 @@ export interface OrderOptions {
 	usable?: (row: number) => boolean;
 	/** A mixture: consecutive parts of the rows with their relative weights. Absent: every row once. */
 	mixture?: { rows: number[]; weights: number[] };
+	/** The most rows of each consecutive part that are used at all, drawn with the seed; null: all. Absent: all of all. */
+	caps?: { rows: number[]; caps: (number | null)[] };
 }
 
 function usableRows(start: number, end: number, usable: OrderOptions["usable"]): Uint32Array {
@@ -76,6 +80,39 @@ function usableRows(start: number, end: number, usable: OrderOptions["usable"]):
 	const rows: number[] = [];
 	for (let row = start; row < end; row++) if (usable(row)) rows.push(row);
 	return Uint32Array.from(rows);
+}
+
+/** At most `cap` rows of a part, drawn with the seed; they keep their order. */
+function capped(part: Uint32Array, cap: number | null, purpose: string): Uint32Array {
+	if (cap === null || part.length <= cap) return part;
+	return shuffle(part.slice(), purpose).subarray(0, cap).sort();
+}
+
+/** The usable rows of each consecutive part, under its cap. */
+function partsOf({ seed, usable, caps }: OrderOptions, rows: number[]): Uint32Array[] {
+	if (caps && caps.caps.length !== rows.length) {
+		throw new ArlError(
+			"ARL_CONFIG",
+			`train_caps: ${caps.caps.length} values for ${rows.length} entries`,
+			"Give one for each entry of train_file, in the same order, and one more for a data set from code; none is no bound.",
+		);
+	}
+	let start = 0;
+	return rows.map((count, i) => {
+		const part = usableRows(start, start + count, usable);
+		start += count;
+		return capped(part, caps?.caps[i] ?? null, `arl cap ${seed} ${i}`);
+	});
+}
+
+function concat(parts: readonly Uint32Array[]): Uint32Array {
+	const all = new Uint32Array(parts.reduce((sum, part) => sum + part.length, 0));
+	let at = 0;
+	for (const part of parts) {
+		all.set(part, at);
+		at += part.length;
+	}
+	return all;
 }
 
 /** `total` in whole parts proportional to the weights; what rounding leaves goes to the largest remainders, earlier ones first. */
@@ -99,37 +136,34 @@ export function proportionalCounts(total: number, weights: number[]): number[] {
  * comes a second time before every other row of its part has come once.
  */
 export function createOrder(options: OrderOptions): RowOrder {
-	const { rows, seed, strategy, usable, mixture } = options;
+	const { rows, seed, strategy, usable, mixture, caps } = options;
 	const random = strategy === "random";
 	if (!mixture) {
-		const all = usableRows(0, rows, usable);
+		const all = caps ? concat(partsOf(options, caps.rows)) : usableRows(0, rows, usable);
 		return {
 			rowsPerEpoch: all.length,
+			all,
 			epoch: (epoch) => (random ? shuffle(all.slice(), `arl order ${seed} ${epoch}`) : all),
 		};
 	}
 	if (mixture.rows.length !== mixture.weights.length) {
 		throw new ArlError(
 			"ARL_CONFIG",
-			`train_weights: ${mixture.weights.length} weights for ${mixture.rows.length} entries of train_file`,
-			"Give one weight for each entry, in the same order.",
+			`train_weights: ${mixture.weights.length} weights for ${mixture.rows.length} entries`,
+			"Give one weight for each entry of train_file, in the same order, and one more for a data set from code.",
 		);
 	}
-	let start = 0;
-	const parts = mixture.rows.map((count) => {
-		const part = usableRows(start, start + count, usable);
-		start += count;
-		return part;
-	});
+	const parts = partsOf(options, mixture.rows);
 	const total = parts.reduce((sum, part) => sum + part.length, 0);
 	const counts = proportionalCounts(total, mixture.weights);
 	for (const [i, part] of parts.entries()) {
 		if (part.length === 0 && (counts[i] as number) > 0) {
-			throw new ArlError("ARL_DATA", `train_weights: entry ${i + 1} of train_file has a weight and no usable rows`);
+			throw new ArlError("ARL_DATA", `train_weights: entry ${i + 1} has a weight and no usable rows`);
 		}
 	}
 	return {
 		rowsPerEpoch: total,
+		all: concat(parts),
 		epoch: (epoch) => {
 			const chosen = new Uint32Array(total);
 			let at = 0;

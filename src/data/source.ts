@@ -4,6 +4,15 @@
  */
 import { createHash } from "node:crypto";
 
+/** Why a row cannot be had, in place of its bytes. */
+export class RowFailure {
+	constructor(
+		/** Stable and short: `conversion failed`, `not a row`, ... */
+		readonly reason: string,
+		readonly message: string,
+	) {}
+}
+
 /** A finite set of rows. */
 export interface Source {
 	/** For people: a file name, or `train_dataset`. */
@@ -15,11 +24,33 @@ export interface Source {
 	readonly identity: string;
 	/** Where a person finds row `index`: `train.jsonl:17`. */
 	location(index: number): string;
-	/** Bytes of row `index`, without reading it. */
+	/** Bytes of row `index`, without reading it; 0: not known before it is read. */
 	bytes(index: number): number;
 	/** The rows' bytes in the order asked for. */
 	read(indexes: ArrayLike<number>): Promise<Uint8Array[]>;
 	close(): Promise<void>;
+	/** Raw rows that a user's function has left out so far. */
+	readonly leftOut?: number;
+	/** Only of rows that come into being as they are asked for, or that may be missing one by one. */
+	readonly making?: RowMaking;
+}
+
+/** How rows of code are had: one after the other, each or why it is not there. */
+export interface RowMaking {
+	/** Rows can only be had in their order, each once. */
+	readonly inOrder: boolean;
+	/** Rows whose tokens are there already are asked for nevertheless: nothing else tells whether they are the same. */
+	readonly recheck: boolean;
+	/** Rows are made only as far ahead of training as this many; infinite: they are there already. */
+	readonly ahead: number;
+	/** The rows of the first of `indexes`, one at least, about as many as `maxBytes` hold. None: the rows have ended before. */
+	take(indexes: Uint32Array, maxBytes: number): Promise<(Uint8Array | RowFailure)[]>;
+	/** The rows of `indexes`, which `take` will give once more. */
+	peek(indexes: Uint32Array): Promise<(Uint8Array | RowFailure)[]>;
+	/** What was taken is known on the disk from here on, also if the machine stops. */
+	sync(): void;
+	/** Whoever waits for a row is told at once that none comes any more. */
+	cancel(): void;
 }
 
 /** Several sources as one, in the order given. */
@@ -30,6 +61,7 @@ export class ConcatSource implements Source {
 	readonly identity: string;
 	/** First row of each part, and the total behind the last. */
 	readonly starts: number[] = [0];
+	readonly making?: RowMaking;
 
 	constructor(readonly parts: Source[]) {
 		const hash = createHash("sha256");
@@ -43,9 +75,15 @@ export class ConcatSource implements Source {
 		this.length = total;
 		this.blankLines = parts.reduce((sum, part) => sum + part.blankLines, 0);
 		this.identity = hash.digest("hex");
+		if (parts.some(({ making }) => making)) this.making = new ConcatMaking(this);
 	}
 
-	private locate(index: number): { part: Source; partIndex: number; row: number } {
+	get leftOut(): number {
+		return this.parts.reduce((sum, part) => sum + (part.leftOut ?? 0), 0);
+	}
+
+	/** The part that row `index` lies in, and its number there. */
+	locate(index: number): { part: Source; partIndex: number; row: number } {
 		let low = 0;
 		let high = this.parts.length - 1;
 		while (low < high) {
@@ -87,5 +125,81 @@ export class ConcatSource implements Source {
 
 	async close(): Promise<void> {
 		await Promise.all(this.parts.map((part) => part.close()));
+	}
+}
+
+/** The first rows of `indexes` of any source, about as many as `maxBytes` hold. */
+export async function takeRows(
+	source: Source,
+	indexes: Uint32Array,
+	maxBytes: number,
+): Promise<(Uint8Array | RowFailure)[]> {
+	if (source.making) return source.making.take(indexes, maxBytes);
+	let count = 0;
+	for (let bytes = 0; count < indexes.length; count++) {
+		bytes += source.bytes(indexes[count] as number);
+		if (count > 0 && bytes > maxBytes) break;
+	}
+	return source.read(indexes.subarray(0, count));
+}
+
+/** Rows of several parts that are taken before their size is looked at. */
+const TAKEN_TOGETHER = 16;
+
+/** Rows of which some parts are made as they are asked for. */
+class ConcatMaking implements RowMaking {
+	readonly inOrder = false;
+	readonly recheck: boolean;
+	readonly ahead: number;
+	private readonly makings: RowMaking[];
+
+	constructor(private readonly source: ConcatSource) {
+		this.makings = source.parts.flatMap(({ making }) => making ?? []);
+		this.recheck = this.makings.some(({ recheck }) => recheck);
+		this.ahead = Math.min(...this.makings.map(({ ahead }) => ahead));
+	}
+
+	async take(indexes: Uint32Array, maxBytes: number): Promise<(Uint8Array | RowFailure)[]> {
+		const rows: (Uint8Array | RowFailure)[] = [];
+		let bytes = 0;
+		for (let first = 0; first < indexes.length && (first === 0 || bytes < maxBytes); first += TAKEN_TOGETHER) {
+			const taken = await this.all(indexes.subarray(first, first + TAKEN_TOGETHER));
+			for (const row of taken) bytes += row instanceof RowFailure ? 0 : row.length;
+			rows.push(...taken);
+		}
+		return rows;
+	}
+
+	/** All rows of `indexes`, whatever their parts. */
+	private async all(indexes: Uint32Array): Promise<(Uint8Array | RowFailure)[]> {
+		const places = Array.from(indexes, (index) => this.source.locate(index));
+		const rows = new Array<Uint8Array | RowFailure>(indexes.length);
+		for (const part of new Set(places.map(({ part }) => part))) {
+			const at = [...places.keys()].filter((place) => places[place]?.part === part);
+			const wanted = Uint32Array.from(at, (place) => places[place]?.row ?? 0);
+			for (let done = 0; done < wanted.length; ) {
+				const taken = await takeRows(part, wanted.subarray(done), Number.POSITIVE_INFINITY);
+				for (const row of taken) rows[at[done++] as number] = row;
+			}
+		}
+		return rows;
+	}
+
+	async peek(indexes: Uint32Array): Promise<(Uint8Array | RowFailure)[]> {
+		return Promise.all(
+			Array.from(indexes, async (index) => {
+				const { part, row } = this.source.locate(index);
+				const [found] = part.making ? await part.making.peek(Uint32Array.of(row)) : await part.read([row]);
+				return found as Uint8Array | RowFailure;
+			}),
+		);
+	}
+
+	sync(): void {
+		for (const making of this.makings) making.sync();
+	}
+
+	cancel(): void {
+		for (const making of this.makings) making.cancel();
 	}
 }

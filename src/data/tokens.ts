@@ -5,7 +5,7 @@
 import { isUtf8 } from "node:buffer";
 import type { NativeTokenCache } from "../native.js";
 import { type BadRow, badRowsError } from "./problems.js";
-import type { Source } from "./source.js";
+import { RowFailure, type Source, takeRows } from "./source.js";
 
 /** A single row above this size is refused before it is read. */
 export const MAX_ROW_BYTES = 64 * 1024 * 1024;
@@ -33,12 +33,16 @@ export interface FillerOptions {
 const MISSING = 0;
 const PRESENT = 1;
 const UNUSABLE = 2;
+/** Its tokens are there, and whether the row is the same one is still to be seen. */
+const UNCHECKED = 3;
 
 /** Rows read in advance, and those among them that are not worth encoding. */
 interface Batch {
 	rows: Uint8Array[];
 	indexes: Uint32Array;
 	bad: BadRow[];
+	/** Rows whose tokens are there, and that are the same. */
+	checked: number[];
 }
 
 /** One filling of one cache. */
@@ -55,7 +59,13 @@ export class TokenFiller {
 	private ended: number | null = null;
 	private readonly state: Uint8Array;
 	private readonly order: Uint32Array;
+	private readonly ahead: number;
+	/** Where each row stands in the order; empty where nothing has to be waited for. */
+	private readonly positions: Uint32Array;
+	/** Rows of the order that training has come to. */
+	private reached = 0;
 	private next = 0;
+	private resume: (() => void) | null = null;
 	private stopped = false;
 	private strict = false;
 	private failure: unknown = null;
@@ -67,10 +77,24 @@ export class TokenFiller {
 		const { source, cache, order } = options;
 		this.state = new Uint8Array(source.length);
 		const lengths = cache.lengths();
-		for (let row = 0; row < source.length; row++) if (lengths[row]) this.state[row] = PRESENT;
-		this.order = order.filter((row) => this.state[row] === MISSING);
+		const there = source.making?.recheck ? UNCHECKED : PRESENT;
+		for (let row = 0; row < source.length; row++) if (lengths[row]) this.state[row] = there;
+		this.order = order.filter((row) => this.state[row] !== PRESENT);
 		this.pending = this.order.length;
+		this.ahead = source.making?.ahead ?? Number.POSITIVE_INFINITY;
+		this.positions = new Uint32Array(Number.isFinite(this.ahead) ? source.length : 0);
+		if (this.positions.length > 0) for (const [at, row] of this.order.entries()) this.positions[row] = at;
 		if (this.pending === 0) this.done = true;
+	}
+
+	/** Rows of the order that were asked for. */
+	get taken(): number {
+		return this.next;
+	}
+
+	/** As many rows are made ahead of training as may be: more come when training goes on. */
+	get full(): boolean {
+		return this.resume !== null;
 	}
 
 	/** Every row was looked at. */
@@ -115,15 +139,31 @@ export class TokenFiller {
 	async ready(rows: Uint32Array): Promise<void> {
 		for (;;) {
 			this.check();
-			if (this.done || rows.every((row) => this.state[row] !== MISSING)) return;
+			if (this.done || rows.every((row) => this.state[row] !== MISSING && this.state[row] !== UNCHECKED)) return;
+			if (this.positions.length > 0) for (const row of rows) this.reach((this.positions[row] as number) + 1);
 			await this.progress();
 		}
+	}
+
+	/** Training has come to the first `count` rows of the order: rows are made that far beyond. */
+	reach(count: number): void {
+		if (count <= this.reached) return;
+		this.reached = count;
+		this.resume?.();
 	}
 
 	/** Ends filling after the batch in progress. */
 	async stop(): Promise<void> {
 		this.stopped = true;
+		this.options.source.making?.cancel();
+		this.resume?.();
 		await this.running;
+	}
+
+	/** What is filled is on disk from here on, also if the machine stops. */
+	sync(): void {
+		this.options.source.making?.sync();
+		this.options.cache.sync();
 	}
 
 	private wake(): void {
@@ -145,18 +185,21 @@ export class TokenFiller {
 			if (this.strict && this.bad.length > 0) throw this.badRows();
 			this.wake();
 		}
-		await ahead;
+		await ahead.catch((error: unknown) => {
+			if (!this.stopped) throw error;
+		});
 		if (this.stopped) return;
-		this.options.cache.sync();
+		this.sync();
 		this.ended = performance.now();
 		this.done = true;
 	}
 
-	private async fill({ rows, indexes, bad }: Batch): Promise<void> {
+	private async fill({ rows, indexes, bad, checked }: Batch): Promise<void> {
 		const { cache, source } = this.options;
 		this.bad.push(...bad);
 		for (const { row } of bad) this.state[row] = UNUSABLE;
-		this.counts.rows += bad.length;
+		for (const row of checked) this.state[row] = PRESENT;
+		this.counts.rows += bad.length + checked.length;
 		if (indexes.length === 0) return;
 		const report = await cache.fill(rows, indexes);
 		for (const row of indexes) this.state[row] = PRESENT;
@@ -171,40 +214,58 @@ export class TokenFiller {
 		this.counts.dropped += report.dropped;
 	}
 
+	/** Resolves when training has come near enough for more rows to be made. */
+	private async room(): Promise<void> {
+		while (!this.stopped && this.next < this.order.length && this.next >= this.reached + this.ahead) {
+			const more = new Promise<void>((resolve) => {
+				this.resume = resolve;
+			});
+			this.wake();
+			await more;
+			this.resume = null;
+		}
+	}
+
 	/** The next rows of the order; null: none is left. */
 	private async readBatch(): Promise<Batch | null> {
 		const { source } = this.options;
-		const wanted: number[] = [];
-		const bad: BadRow[] = [];
-		let bytes = 0;
-		while (this.next < this.order.length && wanted.length + bad.length < BATCH_ROWS && bytes < BATCH_BYTES) {
-			const row = this.order[this.next] as number;
-			const size = source.bytes(row);
-			if (wanted.length > 0 && bytes + size > BATCH_BYTES) break;
-			this.next += 1;
-			if (size > MAX_ROW_BYTES) {
-				const message = `${Math.round(size / 1024 / 1024)} MiB in one row; at most ${MAX_ROW_BYTES / 1024 / 1024} MiB are read`;
-				bad.push({ row, location: source.location(row), reason: "row too large", message });
-				continue;
-			}
-			bytes += size;
-			wanted.push(row);
-		}
-		if (wanted.length === 0 && bad.length === 0) return null;
-		const read = await source.read(wanted);
-		const rows: Uint8Array[] = [];
+		await this.room();
+		if (this.stopped) return null;
+		const most = Math.min(this.order.length, this.next + BATCH_ROWS, this.reached + this.ahead);
+		const batch: Batch = { rows: [], indexes: new Uint32Array(), bad: [], checked: [] };
+		const refuse = (row: number, reason: string, message: string) => {
+			batch.bad.push({ row, location: source.location(row), reason, message });
+		};
+		// Rows known to be too large are not read at all.
+		let wanted = this.next;
+		while (wanted < most && source.bytes(this.order[wanted] as number) <= MAX_ROW_BYTES) wanted += 1;
+		const asked = this.order.subarray(this.next, wanted);
+		const taken = asked.length > 0 ? await takeRows(source, asked, BATCH_BYTES) : [];
+		if (taken.length === 0 && wanted === most) return null;
 		const indexes: number[] = [];
-		for (const [i, row] of wanted.entries()) {
-			const content = read[i] as Uint8Array;
-			if (isUtf8(content)) {
-				rows.push(content);
+		for (const [i, content] of taken.entries()) {
+			const row = asked[i] as number;
+			if (content instanceof RowFailure) refuse(row, content.reason, content.message);
+			else if (content.length > MAX_ROW_BYTES) refuse(row, "row too large", tooLarge(content.length));
+			else if (!isUtf8(content)) refuse(row, "wrong encoding", notUtf8(content));
+			else if (this.state[row] === UNCHECKED) batch.checked.push(row);
+			else {
+				batch.rows.push(content);
 				indexes.push(row);
-			} else {
-				bad.push({ row, location: source.location(row), reason: "wrong encoding", message: notUtf8(content) });
 			}
 		}
-		return { rows, indexes: Uint32Array.from(indexes), bad };
+		this.next += taken.length;
+		if (taken.length === asked.length && wanted < most) {
+			const row = this.order[this.next++] as number;
+			refuse(row, "row too large", tooLarge(source.bytes(row)));
+		}
+		batch.indexes = Uint32Array.from(indexes);
+		return batch;
 	}
+}
+
+function tooLarge(bytes: number): string {
+	return `${Math.round(bytes / 1024 / 1024)} MiB in one row; at most ${MAX_ROW_BYTES / 1024 / 1024} MiB are read`;
 }
 
 /** Where the text stops being UTF-8. */

@@ -40,6 +40,8 @@ interface Counters {
 }
 
 async function prepareStep(run: PreparedRun, step: number): Promise<PreparedStep> {
+	const planned = await run.openEnd?.reachStep(step);
+	if (planned) Object.assign(run, planned);
 	const place = run.plan.place(step);
 	const rows = run.plan.rows(step);
 	for (const part of rows) await run.filler.ready(part);
@@ -117,6 +119,7 @@ function stateOf(run: PreparedRun, counters: Counters): TrainerState {
 		epoch: epochAfter(last),
 		next,
 		...sums,
+		...(run.datasetId !== null && { dataset: run.datasetId }),
 		fixed: run.fixed,
 		free: freeOf(args),
 	};
@@ -184,9 +187,9 @@ async function* save(
 	counters: Counters,
 	reason: SavedEvent["reason"],
 ): AsyncGenerator<TrainEvent, string> {
-	const { args, cache, engine } = run;
+	const { args, filler, engine } = run;
 	const started = performance.now();
-	cache.sync();
+	filler.sync();
 	const { path, bytes } = await saveCheckpoint(engine, args.output_dir, stateOf(run, counters));
 	yield { type: "saved", step: counters.step, path, bytes, seconds: (performance.now() - started) / 1000, reason };
 	if (args.save_total_limit !== null) {
@@ -245,6 +248,21 @@ function startEvent(run: PreparedRun, firstStep: number): TrainEvent {
 	};
 }
 
+/** What a promise gives; null: the signal came first. Rows of code may take for ever. */
+async function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal | null): Promise<T | null> {
+	if (signal === null) return promise;
+	let stop: (() => void) | undefined;
+	const aborted = new Promise<null>((resolve) => {
+		stop = () => resolve(null);
+		signal.addEventListener("abort", stop);
+	});
+	try {
+		return await Promise.race([promise, aborted]);
+	} finally {
+		if (stop) signal.removeEventListener("abort", stop);
+	}
+}
+
 /** Takes all steps of a prepared run. */
 export async function* trainLoop(run: PreparedRun, stop: StopRequest): AsyncGenerator<TrainEvent, void> {
 	const { args, plan, resumed } = run;
@@ -284,7 +302,8 @@ async function* steps(
 
 	while (next !== null && !stop.signal?.aborted && !stop.stopped()) {
 		const waiting = performance.now();
-		const prepared = await next;
+		const prepared = await unlessAborted(next, stop.signal);
+		if (prepared === null) break;
 		const dataSeconds = (performance.now() - waiting) / 1000;
 		const step = counters.step + 1;
 		const running = takeStep(run, step, prepared);
@@ -301,6 +320,11 @@ async function* steps(
 		if (filling && run.filler.complete) {
 			filling = false;
 			yield fillEvent(run.filler);
+			const { source } = run;
+			if (source.making?.inOrder && source.leftOut) {
+				const message = `the converting function has left out ${source.leftOut} rows of ${source.name}`;
+				yield { type: "notice", level: "info", message };
+			}
 		}
 		if (step % run.logInterval === 0 || step === plan.totalSteps || (step === 1 && args.logging_first_step)) {
 			const log = logEvent(counters, event);
@@ -384,7 +408,7 @@ async function* finish(
 		outcome,
 		steps: counters.step,
 		totalSteps: plan.totalSteps,
-		epoch: counters.step > 0 ? epochAfter(plan.place(counters.step - 1)) : 0,
+		epoch: counters.step > 0 ? epochAfter(run.plan.place(counters.step - 1)) : 0,
 		trainLoss: done.trainLoss,
 		seconds: done.seconds,
 		numTokens: counters.numTokens,

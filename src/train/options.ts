@@ -78,12 +78,17 @@ export function cacheDir(args: AgentTrainingConfig): string {
 	return args.cache_dir ?? `${args.output_dir}/.cache`;
 }
 
-/** Throws where neither files nor a data set are given, or both. */
+/** Samples of a whole optimizer step that is not packed. */
+export function samplesOfStep(args: AgentTrainingConfig): number {
+	return args.per_device_train_batch_size * args.gradient_accumulation_steps;
+}
+
+/** Throws where neither files nor a data set are given. */
 export function checkRowsGiven(args: AgentTrainingConfig, hasDataset: boolean): void {
-	if (hasDataset && args.train_file.length > 0) {
-		throw new ArlError("ARL_CONFIG", "train_file and train_dataset are both given", "Give one of them.");
-	}
-	if (!hasDataset && args.train_file.length === 0) {
-		throw new ArlError("ARL_CONFIG", "no rows are given: train_file is missing", "For example --train_file rows.jsonl");
-	}
+	if (hasDataset || args.train_file.length > 0) return;
+	throw new ArlError(
+		"ARL_CONFIG",
+		"no rows are given: train_file is missing",
+		"For example --train_file rows.jsonl, or --dataset ./my-dataset.ts",
+	);
 }

@@ -6,7 +6,6 @@ import { rm, rmdir, stat } from "node:fs/promises";
 import { basename } from "node:path";
 import type { AgentTrainingConfig } from "../config/schema.js";
 import { epochBatches, StepPlan } from "../data/batches.js";
-import type { Dataset } from "../data/custom.js";
 import type { RowOrder } from "../data/order.js";
 import type { Source } from "../data/source.js";
 import { TokenFiller } from "../data/tokens.js";
@@ -16,7 +15,9 @@ import { findCheckpoint, type Resumable, removeUnfinished } from "./checkpoint.j
 import type { TrainEvent } from "./events.js";
 import { lockFolder } from "./lock.js";
 import { type ModelFolder, readModelFolder } from "./model.js";
-import { type BatchSize, cacheDir, engineOptions, stepInterval, textOptions } from "./options.js";
+import { OpenEnd, openStream } from "./open-end.js";
+import { openRows, type RowsFromCode } from "./open-rows.js";
+import { type BatchSize, cacheDir, engineOptions, samplesOfStep, stepInterval, textOptions } from "./options.js";
 import {
 	checkDisk,
 	checkMemory,
@@ -27,7 +28,7 @@ import {
 	formatBytes,
 	stopTokenWarning,
 } from "./preflight.js";
-import { detectShape, fillFirst, fillOrder, needsAllRows, openCache, openRows, orderOf } from "./rows.js";
+import { detectShape, fillFirst, fillOrder, needsAllRows, openCache, orderOf } from "./rows.js";
 import { createSchedule, type Schedule, warmupSteps } from "./schedules.js";
 import { checkSameRun, differences, type Fingerprint, fixedOf, freeOf } from "./state.js";
 
@@ -70,6 +71,9 @@ export interface PreparedRun {
 	engine: NativeEngine;
 	memory: MemoryPlan;
 	resumed: Resumable | null;
+	/** Where nobody knows how many rows there are. */
+	openEnd: OpenEnd | null;
+	datasetId: string | null;
 	fixed: Fingerprint;
 	saveInterval: number;
 	logInterval: number;
@@ -78,7 +82,7 @@ export interface PreparedRun {
 export interface PrepareInput {
 	native: Native;
 	args: AgentTrainingConfig;
-	dataset: Dataset | null;
+	code: RowsFromCode;
 	signal: AbortSignal | null;
 	resources: Resources;
 }
@@ -119,7 +123,7 @@ export async function* prepareRun(input: PrepareInput): AsyncGenerator<TrainEven
 }
 
 async function* prepare(input: PrepareInput): AsyncGenerator<TrainEvent, PreparedRun> {
-	const { native, args, dataset, signal, resources } = input;
+	const { native, args, code, signal, resources } = input;
 	// A schedule's arguments can be wrong whatever the length of the run is.
 	createSchedule(scheduleOptions(args, 1_000_000));
 
@@ -144,25 +148,34 @@ async function* prepare(input: PrepareInput): AsyncGenerator<TrainEvent, Prepare
 	const text = encoder.info();
 	yield { type: "check", name: "tokenizer", message: checkTokenizer(model, text) };
 
-	const { source, entryRows } = await openRows(native, args, dataset);
+	const known = resumed?.state.dataset ?? null;
+	const { source, entryRows, datasetId, unverified } = await openRows({ native, args, code, signal, datasetId: known });
 	resources.add(() => source.close());
-	const { shape, firstRows } = await detectShape(source, encoder);
-	const blank = source.blankLines > 0 ? `, ${source.blankLines} blank lines passed over` : "";
-	yield { type: "check", name: "rows", message: `${source.length} rows of ${shape} in ${source.name}${blank}` };
+	const early = needsAllRows(args) ? null : orderOf(args, source, entryRows, null);
+	const earlyPlan = early && createPlan(args, early, null);
+	const next = resumed?.state.next ?? { epoch: 0, microBatch: 0 };
+	const wanted = early ? wantedRows(args, source, early, earlyPlan, next) : allRows(source);
+	const { shape, firstRows } = await detectShape(source, encoder, wanted);
+	yield { type: "check", name: "rows", message: rowsFound(source, shape) };
+	if (unverified) {
+		const message = `${cacheDir(args)} does not tell what the earlier part of this run has read: a change of ${source.name} would go unnoticed`;
+		yield { type: "notice", level: "warning", message };
+	}
 	const warning = stopTokenWarning(encoder, text.stopIds, firstRows.slice(0, 8));
 	if (warning !== null) yield { type: "notice", level: "warning", message: warning };
 
 	const cache = await openCache(native, args, source, encoder, text);
 	resources.add(() => cache.close());
-	const early = needsAllRows(args) ? null : orderOf(args, source, entryRows, null);
-	const next = resumed?.state.next ?? { epoch: 0, microBatch: 0 };
-	const wanted = early
-		? fillOrder(early, source.length, next.epoch, next.microBatch * args.per_device_train_batch_size)
-		: Uint32Array.from({ length: source.length }, (_, row) => row);
 	const filler = new TokenFiller({ source, cache, order: wanted });
 	resources.add(() => filler.stop());
 	const cached = filler.complete;
-	if (!cached) yield* fillFirst(args, filler, signal);
+	const replayed =
+		resumed && source.making?.inOrder ? Math.min(wanted.length, resumed.state.step * samplesOfStep(args)) : 0;
+	if (!cached) yield* fillFirst(args, filler, { replayed, signal });
+	if (replayed > 0) {
+		const message = `${filler.taken} rows of ${source.name} were read again in ${filler.seconds.toFixed(1)} s to come to the place of the checkpoint`;
+		yield { type: "notice", level: "info", message };
+	}
 
 	const lengths = cache.lengths();
 	const order = early ?? orderOf(args, source, entryRows, lengths);
@@ -170,13 +183,18 @@ async function* prepare(input: PrepareInput): AsyncGenerator<TrainEvent, Prepare
 		throw new ArlError("ARL_DATA", `${source.name}: no row is left to train on`, "Look at what was left out, and why.");
 	}
 	checkFits(args, source, lengths);
-	const plan = createPlan(args, order, cache);
+	const plan = earlyPlan ?? createPlan(args, order, cache);
 	const schedule = createSchedule(scheduleOptions(args, plan.totalSteps));
 
+	const stream = openStream(source);
+	const planFor = (rows: number) => {
+		const settled = orderOf(args, { length: rows }, [rows], null);
+		return { order: settled, plan: createPlan(args, settled, cache) };
+	};
 	const identity = {
 		model,
 		dataIdentity: source.identity,
-		rows: source.length,
+		rows: stream ? ("open" as const) : source.length,
 		entryRows,
 		textFingerprint: text.fingerprint,
 		warmupSteps: warmupSteps(args.warmup_steps, plan.totalSteps),
@@ -215,6 +233,8 @@ async function* prepare(input: PrepareInput): AsyncGenerator<TrainEvent, Prepare
 		engine,
 		memory,
 		resumed,
+		openEnd: stream && new OpenEnd(stream, filler, samplesOfStep(args), planFor),
+		datasetId,
 		fixed,
 		saveInterval,
 		logInterval: stepInterval(args.logging_steps, plan.totalSteps),
@@ -244,16 +264,47 @@ function checkFits(args: AgentTrainingConfig, source: Source, lengths: Uint32Arr
 	);
 }
 
-function createPlan(args: AgentTrainingConfig, order: RowOrder, cache: NativeTokenCache): StepPlan {
-	const maxTokens = args.max_tokens_per_micro_batch;
+function allRows(source: Source): Uint32Array {
+	return Uint32Array.from({ length: source.length }, (_, row) => row);
+}
+
+/** The rows that are encoded, soonest needed first. */
+function wantedRows(
+	args: AgentTrainingConfig,
+	source: Source,
+	order: RowOrder,
+	plan: StepPlan | null,
+	next: { epoch: number; microBatch: number },
+): Uint32Array {
+	const samples = args.per_device_train_batch_size;
+	const from = { epoch: next.epoch, row: next.microBatch * samples };
+	// Rows of files are all checked; what is made for this run alone is made as far as it is needed.
+	if (!plan || !Number.isFinite(source.making?.ahead ?? Number.POSITIVE_INFINITY))
+		return fillOrder(order, source.length, from, null);
+	const last = plan.place(plan.totalSteps - 1);
+	const until = { epoch: last.epoch, row: last.end * samples };
+	if (source.making?.inOrder) return fillOrder(order, source.length, { epoch: 0, row: 0 }, until);
+	return fillOrder(order, source.length, from, until);
+}
+
+function rowsFound(source: Source, shape: string): string {
+	const blank = source.blankLines > 0 ? `, ${source.blankLines} blank lines passed over` : "";
+	const left = source.leftOut ? `, ${source.leftOut} left out by the converting function` : "";
+	const many = openStream(source) ? `as many rows as come (${source.length} at most)` : `${source.length} rows`;
+	return `${many} of ${shape} in ${source.name}${blank}${left}`;
+}
+
+function createPlan(args: AgentTrainingConfig, order: RowOrder, cache: NativeTokenCache | null): StepPlan {
+	const maxTokens = cache === null ? null : args.max_tokens_per_micro_batch;
 	const options = {
 		batchSize: args.per_device_train_batch_size,
-		...(maxTokens !== null && {
-			packed: {
-				maxTokens,
-				pack: (rows: Uint32Array, bound: number) => cache.pack(rows, bound),
-			},
-		}),
+		...(maxTokens !== null &&
+			cache !== null && {
+				packed: {
+					maxTokens,
+					pack: (rows: Uint32Array, bound: number) => cache.pack(rows, bound),
+				},
+			}),
 	};
 	const length = {
 		maxSteps: args.max_steps,

@@ -4,48 +4,26 @@
 import { createHash } from "node:crypto";
 import { mkdir } from "node:fs/promises";
 import type { AgentTrainingConfig } from "../config/schema.js";
-import { type Dataset, openDataset } from "../data/custom.js";
-import { openFiles } from "../data/open.js";
 import { createOrder, type RowOrder } from "../data/order.js";
-import { countReasons } from "../data/problems.js";
-import type { Source } from "../data/source.js";
+import { type BadRow, badRowsError, countReasons } from "../data/problems.js";
+import { RowFailure, type Source } from "../data/source.js";
 import type { TokenFiller } from "../data/tokens.js";
 import { ArlError, toArlError } from "../errors.js";
 import type { Native, NativeTextEncoder, NativeTokenCache, TextInfo } from "../native.js";
 import type { FillEvent, TrainEvent } from "./events.js";
-import { cacheDir, checkRowsGiven } from "./options.js";
-
-/** Rows and what makes tokens of them. */
-export interface OpenRows {
-	source: Source;
-	entryRows: number[];
-	encoder: NativeTextEncoder;
-	text: TextInfo;
-	shape: string;
-	/** The first rows, as bytes. */
-	firstRows: Uint8Array[];
-}
+import { cacheDir } from "./options.js";
 
 const FIRST_ROWS = 32;
-
-/** Opens files or a data set from code. The caller closes the source. */
-export async function openRows(native: Native, args: AgentTrainingConfig, dataset: Dataset | null) {
-	checkRowsGiven(args, dataset !== null);
-	if (dataset === null) return openFiles(native, args.train_file);
-	const source = await openDataset(dataset);
-	return { source, entryRows: [source.length], files: [] };
-}
 
 /** Finds the shape of the rows. Throws with the place of the row where it is none that is known. */
 export async function detectShape(
 	source: Source,
 	encoder: NativeTextEncoder,
+	wanted: Uint32Array,
 ): Promise<{ shape: string; firstRows: Uint8Array[] }> {
-	const count = Math.min(FIRST_ROWS, source.length);
-	const indexes = Array.from({ length: count }, (_, i) => i).filter((i) => source.bytes(i) <= 8 * 1024 * 1024);
-	const firstRows = await source.read(indexes);
+	const { rows, indexes } = await firstRowsOf(source, wanted);
 	try {
-		return { shape: encoder.detect(firstRows), firstRows };
+		return { shape: encoder.detect(rows), firstRows: rows };
 	} catch (error) {
 		const { code, message, hint } = toArlError(error);
 		if (code !== "ARL_DATA") throw error;
@@ -53,6 +31,31 @@ export async function detectShape(
 		const placed = message.replace(/\brow (\d+)\b/g, (_, row) => source.location(indexes[Number(row)] ?? 0));
 		throw new ArlError(code, placed === message ? `${source.location(indexes[0] ?? 0)}: ${message}` : placed, hint);
 	}
+}
+
+/** The rows that tell the shape: a file's first ones, and of rows that are made as they are asked for the ones needed first. */
+async function firstRowsOf(source: Source, wanted: Uint32Array): Promise<{ rows: Uint8Array[]; indexes: number[] }> {
+	const { making } = source;
+	if (!making) {
+		const count = Math.min(FIRST_ROWS, source.length);
+		const indexes = Array.from({ length: count }, (_, i) => i).filter((i) => source.bytes(i) <= 8 * 1024 * 1024);
+		return { rows: await source.read(indexes), indexes };
+	}
+	const asked = wanted.subarray(0, FIRST_ROWS);
+	const found = await making.peek(asked);
+	const rows: Uint8Array[] = [];
+	const indexes: number[] = [];
+	const bad: BadRow[] = [];
+	for (const [i, row] of found.entries()) {
+		const index = asked[i] as number;
+		if (row instanceof RowFailure) bad.push({ row: index, location: source.location(index), ...row });
+		else {
+			rows.push(row);
+			indexes.push(index);
+		}
+	}
+	if (rows.length === 0) throw badRowsError(bad, bad.length);
+	return { rows, indexes };
 }
 
 /** Names a cache: the same rows and the same text options have the same tokens. */
@@ -71,7 +74,7 @@ export function needsAllRows(args: AgentTrainingConfig): boolean {
 /** The order of training, once it is known which rows there are. */
 export function orderOf(
 	args: AgentTrainingConfig,
-	source: Source,
+	source: Pick<Source, "length">,
 	entryRows: number[],
 	lengths: Uint32Array | null,
 ): RowOrder {
@@ -81,11 +84,21 @@ export function orderOf(
 		strategy: args.train_sampling_strategy,
 		...(lengths && { usable: (row: number) => (lengths[row] ?? 0) > 0 }),
 		...(args.train_weights.length > 0 && { mixture: { rows: entryRows, weights: args.train_weights } }),
+		...(args.train_caps.length > 0 && { caps: { rows: entryRows, caps: args.train_caps } }),
 	});
 }
 
-/** Rows in the order in which they are needed from `from` on within `epoch`, then all others. */
-export function fillOrder(order: RowOrder, rows: number, epoch: number, from: number): Uint32Array {
+/** A place between the rows of the run: rows [0, row) of an epoch are before it. */
+export interface RowPlace {
+	epoch: number;
+	row: number;
+}
+
+/**
+ * Rows in the order in which they are needed from `from` on. `until` null: then all others that an epoch may train, so that
+ * each is checked; else only those needed before it.
+ */
+export function fillOrder(order: RowOrder, rows: number, from: RowPlace, until: RowPlace | null): Uint32Array {
 	const seen = new Uint8Array(rows);
 	const wanted = new Uint32Array(rows);
 	let count = 0;
@@ -94,9 +107,16 @@ export function fillOrder(order: RowOrder, rows: number, epoch: number, from: nu
 		seen[row] = 1;
 		wanted[count++] = row;
 	};
-	for (const row of order.epoch(epoch).subarray(from)) take(row);
-	for (let row = 0; row < rows; row++) take(row);
-	return wanted;
+	if (until === null) {
+		for (const row of order.epoch(from.epoch).subarray(from.row)) take(row);
+		for (const row of order.all) take(row);
+		return wanted.subarray(0, count);
+	}
+	for (let epoch = from.epoch; epoch <= until.epoch && count < order.all.length; epoch++) {
+		const end = epoch === until.epoch ? until.row : order.rowsPerEpoch;
+		for (const row of order.epoch(epoch).subarray(epoch === from.epoch ? from.row : 0, end)) take(row);
+	}
+	return wanted.subarray(0, count);
 }
 
 /** The cache of these rows; an earlier run's is gone on with. */
@@ -125,6 +145,13 @@ export function fillEvent(filler: TokenFiller): FillEvent {
 	};
 }
 
+/** What filling waits for before the first step. */
+export interface FillFirst {
+	/** Rows of the order that lie before the first step, and are read all the same. */
+	replayed: number;
+	signal: AbortSignal | null;
+}
+
 const EVENT_MILLISECONDS = 500;
 
 /**
@@ -134,16 +161,18 @@ const EVENT_MILLISECONDS = 500;
 export async function* fillFirst(
 	args: AgentTrainingConfig,
 	filler: TokenFiller,
-	signal: AbortSignal | null,
+	{ replayed, signal }: FillFirst,
 ): AsyncGenerator<TrainEvent, void> {
 	const started = performance.now();
 	const deadline = needsAllRows(args) ? Number.POSITIVE_INFINITY : started + args.preprocess_seconds * 1000;
+	filler.reach(needsAllRows(args) ? Number.POSITIVE_INFINITY : replayed);
 	filler.start();
 	let told = started;
-	while (!filler.complete && performance.now() < deadline) {
+	const early = () => filler.taken >= replayed && (filler.full || performance.now() >= deadline);
+	while (!filler.complete && !early()) {
 		let timer: NodeJS.Timeout | undefined;
 		const pause = new Promise<void>((resolve) => {
-			timer = setTimeout(resolve, Math.min(EVENT_MILLISECONDS, deadline - performance.now()));
+			timer = setTimeout(resolve, Math.min(EVENT_MILLISECONDS, Math.max(10, deadline - performance.now())));
 		});
 		await Promise.race([filler.progress(), pause]);
 		clearTimeout(timer);

@@ -54,6 +54,8 @@ export interface TrainerState {
 	/** Sum of the losses of all steps. */
 	lossSum: number;
 	window: LogWindow;
+	/** What rows that lie nowhere are known by; absent: they are known by their content. */
+	dataset?: string;
 	/** What a resumed run must share. */
 	fixed: Fingerprint;
 	/** What it may change. */
@@ -64,7 +66,8 @@ export interface TrainerState {
 export interface RunIdentity {
 	model: ModelFolder;
 	dataIdentity: string;
-	rows: number;
+	/** `open`: nobody knows. */
+	rows: number | "open";
 	entryRows: number[];
 	textFingerprint: string;
 	warmupSteps: number;
@@ -78,10 +81,13 @@ const ENDLESS_SCHEDULES = ["constant", "constant_with_warmup", "inverse_sqrt"];
 export function fixedOf(args: AgentTrainingConfig, run: RunIdentity): Fingerprint {
 	const endless = ENDLESS_SCHEDULES.includes(args.lr_scheduler_type);
 	const mixture = args.train_weights.length > 0;
+	const capped = args.train_caps.length > 0;
 	const fixed: Record<string, unknown> = {
 		"rows (content of the data set)": run.dataIdentity.slice(0, 16),
 		"number of rows": run.rows,
-		...(mixture && { "rows of each entry of train_file": run.entryRows, train_weights: args.train_weights }),
+		...((mixture || capped) && { "rows of each entry": run.entryRows }),
+		...(mixture && { train_weights: args.train_weights }),
+		...(capped && { train_caps: args.train_caps }),
 		"config.json of the model": run.model.identity.config.slice(0, 16),
 		"weights of the model": args.init_from_config ? "random" : run.model.identity.weights.slice(0, 16),
 		"template, tokenizer and text options": run.textFingerprint,

@@ -2,11 +2,15 @@
  * The trainer as its users meet it: options and rows in, events or a result out.
  */
 import type { AgentTrainingConfig, AgentTrainingConfigInput } from "../config/schema.js";
-import type { Dataset } from "../data/custom.js";
+import type { ConvertRecordToData } from "../data/convert.js";
+import { checkDataset, type Dataset } from "../data/custom.js";
+import type { RecordData } from "../data/record.js";
 import { ArlError, toArlError } from "../errors.js";
 import { loadNative, type Native } from "../native.js";
+import { loadCode } from "./code.js";
 import type { EndEvent, EventOf, TrainEvent } from "./events.js";
 import { trainLoop } from "./loop.js";
+import type { RowsFromCode } from "./open-rows.js";
 import { resolveArgs } from "./options.js";
 import { prepareRun, Resources } from "./prepare.js";
 
@@ -27,14 +31,29 @@ export interface TrainerCallback {
 	onEnd?(event: EventOf<"end">, control: TrainerControl): void | Promise<void>;
 }
 
-export interface QwenTrainerOptions {
+interface TrainerOptions {
 	/** Always null: the trainer loads the model that `args.model_name_or_path` names. */
 	model?: null;
 	args: AgentTrainingConfigInput | AgentTrainingConfig;
-	/** Rows from code, in place of `args.train_file`. It must be finite, and give the same rows each time to be resumed. */
-	train_dataset?: Dataset;
 	callbacks?: TrainerCallback[];
 }
+
+/** Rows as they are trained. */
+interface ReadyRows {
+	/** Rows from code, in place of `args.train_file` or, the last entry, beside it. Resumed, it must give the same rows. */
+	train_dataset?: Dataset<RecordData>;
+	convert_record_to_data_func?: undefined;
+}
+
+/** Rows of which a function makes those that are trained. */
+interface RawRows<Row> {
+	/** Raw rows from code. */
+	train_dataset?: Dataset<Row>;
+	/** Makes rows of each raw row, of files as of `train_dataset`. */
+	convert_record_to_data_func: ConvertRecordToData<Row>;
+}
+
+export type QwenTrainerOptions<Row = unknown> = TrainerOptions & (ReadyRows | RawRows<Row>);
 
 export interface RunOptions {
 	/** Aborting it ends the run after the step in progress, with a checkpoint. */
@@ -63,17 +82,17 @@ async function call(callback: TrainerCallback, event: TrainEvent, control: Train
 }
 
 /** Fine-tunes a Qwen model on rows. One trainer is one run. */
-export class QwenTrainer {
+export class QwenTrainer<Row = unknown> {
 	/** The options with every value resolved. */
 	readonly args: AgentTrainingConfig;
 	private readonly notices: string[];
-	private readonly dataset: Dataset | null;
+	private readonly code: RowsFromCode;
 	private readonly callbacks: TrainerCallback[];
 	private started = false;
 
 	/** `core`: the native part; only tests give another one. */
 	constructor(
-		options: QwenTrainerOptions,
+		options: QwenTrainerOptions<Row>,
 		private readonly core: () => Native = loadNative,
 	) {
 		if (options.model !== undefined && options.model !== null) {
@@ -86,7 +105,11 @@ export class QwenTrainer {
 		const { args, notices } = resolveArgs(options.args);
 		this.args = args;
 		this.notices = notices;
-		this.dataset = options.train_dataset ?? null;
+		const { train_dataset: dataset, convert_record_to_data_func: convert } = options;
+		if (dataset !== undefined) checkDataset(dataset);
+		if (convert !== undefined && typeof convert !== "function")
+			throw new ArlError("ARL_CONFIG", "convert_record_to_data_func: expected a function of a row");
+		this.code = { dataset: dataset ?? null, convert: convert ?? null };
 		this.callbacks = options.callbacks ?? [];
 	}
 
@@ -149,7 +172,8 @@ export class QwenTrainer {
 	): AsyncGenerator<TrainEvent, void> {
 		for (const message of this.notices) yield { type: "notice", level: "info", message };
 		const native = this.core();
-		const run = yield* prepareRun({ native, args: this.args, dataset: this.dataset, signal, resources });
+		const code = await loadCode(this.args, this.code);
+		const run = yield* prepareRun({ native, args: this.args, code, signal, resources });
 		yield* trainLoop(run, { signal, stopped });
 	}
 }

@@ -1,0 +1,139 @@
+/**
+ * Rows of code and through code: what a user's function may be, and its calls in order, each failure told with its row.
+ * Knows rows as values; what becomes of them is others' business.
+ */
+import { ArlError } from "../errors.js";
+import type { RecordData } from "./record.js";
+import { recordText } from "./record-json.js";
+import { RowFailure, type Source } from "./source.js";
+
+/** A database's record with the samples that it links to: what a converting function is given for rows of a database. */
+export interface DatabaseRecord {
+	record: unknown;
+	trajectory: unknown[];
+}
+
+/** What a converting function gives for a row: one row, several, or null to leave it out. */
+export type ConvertResult = RecordData | RecordData[] | null;
+
+/**
+ * Makes rows of one raw row: of a file's row as parsed, of an item of `train_dataset`, or of a database's record. It must give
+ * the same for the same row each time, or a run cannot be resumed.
+ */
+export type ConvertRecordToData<Row = DatabaseRecord> = (row: Row) => ConvertResult | Promise<ConvertResult>;
+
+/** A row before it has a number: its bytes, or why it cannot be had, and where it comes from. */
+export interface MadeRow {
+	row: Uint8Array | RowFailure;
+	location: string;
+}
+
+/** A raw row: its value, or why it cannot be had. */
+export interface RawRow {
+	value: unknown;
+	failure: RowFailure | null;
+	location: string;
+}
+
+/** Calls of a user's function that may be under way at once, where it is async. They begin in order, and their rows keep it. */
+export const CALLS_AT_ONCE = 16;
+
+const encoder = new TextEncoder();
+
+/** What a thrown value says. */
+export function messageOf(thrown: unknown): string {
+	return thrown instanceof Error ? thrown.message || thrown.name : String(thrown);
+}
+
+/** A row of code as bytes, or why it is none. */
+export function rowBytes(value: unknown): Uint8Array | RowFailure {
+	if (typeof value !== "object" || value === null || Array.isArray(value)) {
+		return new RowFailure("not a row", `expected an object with messages, got ${kindOf(value)}`);
+	}
+	try {
+		return encoder.encode(recordText(value));
+	} catch (error) {
+		return new RowFailure("not json", `cannot be written as JSON: ${messageOf(error)}`);
+	}
+}
+
+function kindOf(value: unknown): string {
+	if (value === null) return "null";
+	return Array.isArray(value) ? "an array" : typeof value;
+}
+
+/** A source's rows in order, parsed. */
+export async function* parsedRows(source: Source): AsyncGenerator<RawRow> {
+	const chunk = 256;
+	const decoder = new TextDecoder("utf-8", { fatal: true });
+	for (let first = 0; first < source.length; first += chunk) {
+		const indexes = Array.from({ length: Math.min(chunk, source.length - first) }, (_, i) => first + i);
+		for (const [i, bytes] of (await source.read(indexes)).entries()) {
+			const location = source.location(first + i);
+			try {
+				yield { value: JSON.parse(decoder.decode(bytes)), failure: null, location };
+			} catch (error) {
+				yield { value: null, failure: new RowFailure("not json", messageOf(error)), location };
+			}
+		}
+	}
+}
+
+/** Rows that need no converting. */
+export async function* asTheyAre(raws: AsyncIterable<RawRow>): AsyncGenerator<MadeRow> {
+	for await (const { value, failure, location } of raws) yield { row: failure ?? rowBytes(value), location };
+}
+
+/** Rows through a user's function. `leftOut` is called for each row that it leaves out. */
+export async function* convertedRows(
+	raws: AsyncIterable<RawRow>,
+	convert: ConvertRecordToData<unknown>,
+	leftOut: () => void,
+): AsyncGenerator<MadeRow> {
+	const pending: { result: Promise<MadeRow[]>; location: string }[] = [];
+	for await (const { value, failure, location } of raws) {
+		const result = failure ? [{ row: failure, location }] : call(convert, value, location, leftOut);
+		if (!(result instanceof Promise) && pending.length === 0) {
+			yield* result;
+			continue;
+		}
+		pending.push({ result: Promise.resolve(result), location });
+		if (pending.length >= CALLS_AT_ONCE) yield* (await pending.shift()?.result) ?? [];
+	}
+	for (const { result } of pending) yield* await result;
+}
+
+function call(
+	convert: ConvertRecordToData<unknown>,
+	value: unknown,
+	location: string,
+	leftOut: () => void,
+): MadeRow[] | Promise<MadeRow[]> {
+	const threw = (error: unknown): MadeRow[] => {
+		// Failures of this program itself are no fault of the row.
+		if (error instanceof ArlError && error.code === "ARL_INTERRUPTED") throw error;
+		return [
+			{ row: new RowFailure("conversion failed", `the converting function threw: ${messageOf(error)}`), location },
+		];
+	};
+	const made = (result: unknown) => rowsOf(result, location, leftOut);
+	try {
+		const result: unknown = convert(value);
+		return result instanceof Promise ? result.then(made).catch(threw) : made(result);
+	} catch (error) {
+		return threw(error);
+	}
+}
+
+function rowsOf(result: unknown, location: string, leftOut: () => void): MadeRow[] {
+	if (result === null || (Array.isArray(result) && result.length === 0)) {
+		leftOut();
+		return [];
+	}
+	if (result === undefined) {
+		const message = "the converting function gave undefined; null leaves a row out";
+		return [{ row: new RowFailure("conversion failed", message), location }];
+	}
+	if (!Array.isArray(result)) return [{ row: rowBytes(result), location }];
+	return result.map((row, i) => ({ row: rowBytes(row), location: `${location} (its row ${i + 1})` }));
+}

@@ -1,0 +1,154 @@
+/**
+ * `{ length, get(i) }` as a source: rows are asked for one by one, in the order and at the time that training needs them.
+ */
+import { ArlError } from "../errors.js";
+import { CALLS_AT_ONCE, messageOf, rowBytes } from "./convert.js";
+import type { RowLedger } from "./ledger.js";
+import { RowFailure, type RowMaking, type Source } from "./source.js";
+
+/** Anything with random access. */
+export interface Indexed {
+	readonly length: number;
+	get(index: number): unknown;
+}
+
+/** A promise that others can be raced against; rejects once `cancel` is called. */
+export class Cancellation {
+	cancel: () => void = () => {};
+	private readonly cancelled = new Promise<never>((_, reject) => {
+		this.cancel = () => reject(new ArlError("ARL_INTERRUPTED", "no more rows are asked for"));
+	});
+
+	constructor() {
+		// Nobody may be waiting.
+		this.cancelled.catch(() => {});
+	}
+
+	race<T>(promise: T | Promise<T>): Promise<T> {
+		return Promise.race([promise, this.cancelled]);
+	}
+}
+
+/** What is known of a data set beside its rows. */
+export interface DatasetAbout {
+	name: string;
+	identity: string;
+	/** Null: the data set vouches for itself by an identity. */
+	ledger: RowLedger | null;
+	ahead: number;
+}
+
+/** Rows by index. */
+export class IndexedRows implements Source, RowMaking {
+	readonly name: string;
+	readonly length: number;
+	readonly blankLines = 0;
+	readonly identity: string;
+	readonly making: RowMaking = this;
+	readonly inOrder = false;
+	readonly recheck: boolean;
+	readonly ahead: number;
+	private readonly kept = new Map<number, Uint8Array | RowFailure>();
+	private readonly cancellation = new Cancellation();
+
+	constructor(
+		private readonly dataset: Indexed,
+		private readonly about: DatasetAbout,
+	) {
+		const { length } = dataset;
+		this.name = about.name;
+		this.identity = about.identity;
+		this.recheck = about.ledger !== null;
+		this.ahead = about.ahead;
+		if (typeof length !== "number" || !Number.isSafeInteger(length) || length < 0) {
+			throw new ArlError(
+				"ARL_CONFIG",
+				`${this.name}: its length is ${String(length)}, and should be a whole number`,
+				"Rows without an end are an iterable: leave get(i) out, and set max_steps and train_sampling_strategy sequential.",
+			);
+		}
+		if (length === 0) throw new ArlError("ARL_DATA", `${this.name}: the data set has no rows`);
+		this.length = length;
+	}
+
+	location(index: number): string {
+		return `${this.name}[${index}]`;
+	}
+
+	bytes(): number {
+		return 0;
+	}
+
+	async take(indexes: Uint32Array, maxBytes: number): Promise<(Uint8Array | RowFailure)[]> {
+		const rows: (Uint8Array | RowFailure)[] = [];
+		let bytes = 0;
+		for (let first = 0; first < indexes.length && (first === 0 || bytes < maxBytes); first += CALLS_AT_ONCE) {
+			const asked = indexes.subarray(first, first + CALLS_AT_ONCE);
+			// All calls begin in this order before any is awaited.
+			const calls = Array.from(asked, (index) => this.kept.get(index) ?? this.call(index));
+			const taken = await this.cancellation.race(Promise.all(calls));
+			this.checkLength();
+			for (const [i, index] of asked.entries()) {
+				const row = taken[i] as Uint8Array | RowFailure;
+				this.kept.delete(index);
+				this.about.ledger?.note(index, row, this.location(index));
+				bytes += row instanceof RowFailure ? 0 : row.length;
+				rows.push(row);
+			}
+		}
+		return rows;
+	}
+
+	async peek(indexes: Uint32Array): Promise<(Uint8Array | RowFailure)[]> {
+		const rows = await this.take(indexes, Number.POSITIVE_INFINITY);
+		for (const [i, index] of indexes.entries()) this.kept.set(index, rows[i] as Uint8Array | RowFailure);
+		return rows;
+	}
+
+	async read(indexes: ArrayLike<number>): Promise<Uint8Array[]> {
+		const rows = await this.take(Uint32Array.from(indexes), Number.POSITIVE_INFINITY);
+		return rows.map((row, i) => {
+			if (!(row instanceof RowFailure)) return row;
+			throw new ArlError("ARL_DATA", `${this.location(indexes[i] as number)}: ${row.reason}: ${row.message}`);
+		});
+	}
+
+	private async call(index: number): Promise<Uint8Array | RowFailure> {
+		const { value, failure } = await this.value(index);
+		return failure ?? rowBytes(value);
+	}
+
+	/** What the data set itself gives, or why it gives nothing. */
+	async value(index: number): Promise<{ value: unknown; failure: RowFailure | null }> {
+		try {
+			const value = await this.dataset.get(index);
+			if (value !== undefined) return { value, failure: null };
+			const message = `get(${index}) gave undefined, and the data set's length is ${this.length}`;
+			return { value, failure: new RowFailure("not a row", message) };
+		} catch (error) {
+			return { value: null, failure: new RowFailure("conversion failed", `get(${index}) threw: ${messageOf(error)}`) };
+		}
+	}
+
+	private checkLength(): void {
+		if (this.dataset.length === this.length) return;
+		throw new ArlError(
+			"ARL_DATA",
+			`${this.name}: its length was ${this.length} and is ${this.dataset.length} now`,
+			"A data set must stay the same while a run uses it.",
+		);
+	}
+
+	sync(): void {
+		this.about.ledger?.sync();
+	}
+
+	cancel(): void {
+		this.cancellation.cancel();
+	}
+
+	async close(): Promise<void> {
+		this.cancel();
+		this.about.ledger?.close();
+	}
+}

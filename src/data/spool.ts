@@ -1,0 +1,187 @@
+/**
+ * Rows whose number must be known before the first step, though it is not: written once, in their order, into a spool file
+ * without a name; from then on they are a file's rows.
+ */
+import { mkdtemp, open, rm, statfs } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { ArlError, toArlError } from "../errors.js";
+import type { MadeRow } from "./convert.js";
+import { type FileRows, openJsonl } from "./jsonl.js";
+import { RowFailure, type RowMaking, type Source } from "./source.js";
+
+const FLUSH_BYTES = 4 * 1024 * 1024;
+/** Part of the free disk that a spool file may take. */
+const DISK_PART = 0.8;
+const NEWLINE = Buffer.from("\n");
+const NO_ROW = Buffer.from("null");
+
+export interface SpoolOptions {
+	name: string;
+	signal: AbortSignal | null;
+	leftOut: () => number;
+	folder?: string;
+	/** Most bytes that are written; absent: most of the free disk. */
+	maxBytes?: number;
+}
+
+/** Rows that lie in a spool file, and those that could not be had. */
+class SpooledRows implements Source, RowMaking {
+	readonly name: string;
+	readonly length: number;
+	readonly blankLines = 0;
+	readonly identity: string;
+	readonly making: RowMaking = this;
+	readonly inOrder = false;
+	readonly recheck = false;
+	readonly ahead = Number.POSITIVE_INFINITY;
+
+	constructor(
+		private readonly file: FileRows,
+		private readonly failures: ReadonlyMap<number, RowFailure>,
+		private readonly locations: ReadonlyMap<number, string>,
+		readonly leftOut: number,
+	) {
+		this.name = file.name;
+		this.length = file.length;
+		this.identity = file.identity;
+	}
+
+	location(index: number): string {
+		return this.locations.get(index) ?? `${this.name}[${index}]`;
+	}
+
+	bytes(index: number): number {
+		return this.file.bytes(index);
+	}
+
+	read(indexes: ArrayLike<number>): Promise<Uint8Array[]> {
+		return this.file.read(indexes);
+	}
+
+	async take(indexes: Uint32Array, maxBytes: number): Promise<(Uint8Array | RowFailure)[]> {
+		let count = 0;
+		for (let bytes = 0; count < indexes.length; count++) {
+			bytes += this.bytes(indexes[count] as number);
+			if (count > 0 && bytes > maxBytes) break;
+		}
+		return this.peek(indexes.subarray(0, count));
+	}
+
+	async peek(indexes: Uint32Array): Promise<(Uint8Array | RowFailure)[]> {
+		const rows = await this.file.read(indexes);
+		return rows.map((row, i) => this.failures.get(indexes[i] as number) ?? row);
+	}
+
+	sync(): void {}
+
+	cancel(): void {}
+
+	close(): Promise<void> {
+		return this.file.close();
+	}
+}
+
+async function freeBytes(folder: string): Promise<number> {
+	const { bavail, bsize } = await statfs(folder);
+	return bavail * bsize;
+}
+
+/** Reads all rows. Throws `ARL_DATA` where there is none, and where they do not end before the disk is full. */
+export async function spoolRows(rows: AsyncIterable<MadeRow>, options: SpoolOptions): Promise<Source> {
+	const { name, signal } = options;
+	const folder = await mkdtemp(join(options.folder ?? tmpdir(), "arl-rows-")).catch((error: unknown) => {
+		throw toArlError(error);
+	});
+	try {
+		const maxBytes = options.maxBytes ?? DISK_PART * (await freeBytes(folder));
+		const path = join(folder, "rows.jsonl");
+		const failures = new Map<number, RowFailure>();
+		const locations = new Map<number, string>();
+		const count = await writeRows(path, untilAborted(rows, signal), { name, maxBytes, failures, locations });
+		if (count === 0) {
+			const left = options.leftOut();
+			const why = left > 0 ? `: the converting function has left out all ${left}` : "";
+			throw new ArlError("ARL_DATA", `${name}: the data set has no rows${why}`);
+		}
+		return new SpooledRows(await openJsonl(path, name), failures, locations, options.leftOut());
+	} finally {
+		// The open handle keeps the content; a killed process leaves nothing behind.
+		await rm(folder, { recursive: true, force: true });
+	}
+}
+
+interface Written {
+	name: string;
+	maxBytes: number;
+	failures: Map<number, RowFailure>;
+	/** Places that do not follow from the row's number. */
+	locations: Map<number, string>;
+}
+
+/** Writes a line a row; gives their number. */
+async function writeRows(path: string, rows: AsyncIterable<MadeRow>, written: Written): Promise<number> {
+	const { name, maxBytes, failures, locations } = written;
+	const file = await open(path, "w");
+	try {
+		let pending: Uint8Array[] = [];
+		let bytes = 0;
+		let total = 0;
+		let count = 0;
+		const flush = async () => {
+			await file.appendFile(Buffer.concat(pending));
+			pending = [];
+			bytes = 0;
+		};
+		for await (const { row, location } of rows) {
+			if (row instanceof RowFailure) failures.set(count, row);
+			const line = row instanceof RowFailure ? NO_ROW : row;
+			if (location !== `${name}[${count}]`) locations.set(count, location);
+			count += 1;
+			pending.push(line, NEWLINE);
+			bytes += line.length + 1;
+			total += line.length + 1;
+			if (total > maxBytes) throw endless(name, count, total);
+			if (bytes >= FLUSH_BYTES) await flush();
+		}
+		await flush();
+		return count;
+	} catch (error) {
+		throw toArlError(error);
+	} finally {
+		await file.close();
+	}
+}
+
+function endless(name: string, rows: number, bytes: number): ArlError {
+	const size = bytes >= 1024 ** 3 ? `${(bytes / 1024 ** 3).toFixed(1)} GiB` : `${Math.ceil(bytes / 1024)} KiB`;
+	return new ArlError(
+		"ARL_DATA",
+		`${name}: no end after ${rows} rows (${size}), and the disk has no room for more`,
+		"A shuffled run has to know all rows. Rows without an end need max_steps and train_sampling_strategy sequential.",
+	);
+}
+
+/** The rows, until the signal comes: also where the next one never does. */
+async function* untilAborted(rows: AsyncIterable<MadeRow>, signal: AbortSignal | null): AsyncGenerator<MadeRow> {
+	const iterator = rows[Symbol.asyncIterator]();
+	let stop: (() => void) | undefined;
+	const aborted = new Promise<never>((_, reject) => {
+		stop = () => reject(new ArlError("ARL_INTERRUPTED", "interrupted while the rows were read; nothing was trained"));
+		if (signal?.aborted) stop();
+		signal?.addEventListener("abort", stop);
+	});
+	aborted.catch(() => {});
+	let done = false;
+	try {
+		while (!done) {
+			const next = await Promise.race([iterator.next(), aborted]);
+			done = next.done === true;
+			if (!next.done) yield next.value;
+		}
+	} finally {
+		if (stop) signal?.removeEventListener("abort", stop);
+		// Not awaited: a stream that hangs would not let the run end.
+		if (!done) Promise.resolve(iterator.return?.()).catch(() => {});
+	}
+}

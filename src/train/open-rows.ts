@@ -1,0 +1,149 @@
+/**
+ * From the options and what code gives to one source of rows: files, a data set, both, or what a user's function makes of them.
+ */
+import { createHash, randomBytes } from "node:crypto";
+import { join } from "node:path";
+import type { AgentTrainingConfig } from "../config/schema.js";
+import type { ConvertRecordToData } from "../data/convert.js";
+import { type Convertible, type Dataset, openConverted, openDataset, type ReadingOptions } from "../data/custom.js";
+import { RowLedger } from "../data/ledger.js";
+import { openFiles } from "../data/open.js";
+import { ConcatSource, type Source } from "../data/source.js";
+import type { Native } from "../native.js";
+import { cacheDir, checkRowsGiven, samplesOfStep } from "./options.js";
+import { needsAllRows } from "./rows.js";
+
+/** Rows and functions that come from code. */
+export interface RowsFromCode {
+	dataset: Dataset<unknown> | null;
+	convert: ConvertRecordToData<never> | null;
+}
+
+/** Rows of a run. */
+export interface OpenRows {
+	source: Source;
+	/** Rows of each entry: of those of `train_file`, and of the data set behind them. What weights and caps refer to. */
+	entryRows: number[];
+	/** What a resumed run must know its rows by where they lie nowhere; null: they are known by their content. */
+	datasetId: string | null;
+	/** A resumed run finds nothing of what its earlier part has read. */
+	unverified: boolean;
+}
+
+/** Rows that are made ahead of training at the least, and as many steps. */
+const AHEAD_ROWS = 2048;
+const AHEAD_STEPS = 4;
+
+export interface OpenRowsInput {
+	native: Native;
+	args: AgentTrainingConfig;
+	code: RowsFromCode;
+	signal: AbortSignal | null;
+	/** Of the run that goes on; null: it begins, or its rows are known by their content. */
+	datasetId: string | null;
+}
+
+/** Opens all rows. The caller closes the source. */
+export async function openRows({ native, args, code, signal, datasetId }: OpenRowsInput): Promise<OpenRows> {
+	const { dataset, convert } = code;
+	checkRowsGiven(args, dataset !== null);
+	const used = { id: null as string | null, unverified: false };
+	const reading = readingOptions(args, signal, (identity, replayed) => {
+		if (identity !== null && !replayed) return { identity: hashOf(`dataset ${identity}`), ledger: null };
+		used.id = datasetId ?? randomBytes(8).toString("hex");
+		const ledger = new RowLedger(join(cacheDir(args), `rows-${used.id}.hashes`));
+		used.unverified = datasetId !== null && !ledger.found;
+		return { identity: hashOf(`run ${used.id} ${identity ?? ""}`), ledger };
+	});
+	const mixed = args.train_weights.length > 0 || args.train_caps.length > 0;
+	const opened =
+		convert !== null
+			? await openThrough(native, args, dataset, convert, mixed ? { ...reading, streamed: null } : reading)
+			: await openPlain(native, args, dataset, mixed ? { ...reading, streamed: null } : reading);
+	return { ...opened, datasetId: used.id, unverified: used.unverified };
+}
+
+function hashOf(text: string): string {
+	return createHash("sha256").update(text).digest("hex");
+}
+
+function readingOptions(
+	args: AgentTrainingConfig,
+	signal: AbortSignal | null,
+	about: ReadingOptions["about"],
+): ReadingOptions {
+	const inOrder = args.train_sampling_strategy === "sequential" && !needsAllRows(args);
+	const needed = args.max_steps > 0 ? args.max_steps * samplesOfStep(args) : Number.POSITIVE_INFINITY;
+	return {
+		streamed: inOrder ? needed : null,
+		ahead: Math.max(AHEAD_ROWS, AHEAD_STEPS * samplesOfStep(args)),
+		about,
+		signal,
+	};
+}
+
+type Opened = Pick<OpenRows, "source" | "entryRows">;
+
+async function openPlain(
+	native: Native,
+	args: AgentTrainingConfig,
+	dataset: Dataset<unknown> | null,
+	reading: ReadingOptions,
+): Promise<Opened> {
+	if (dataset === null) return openFiles(native, args.train_file);
+	if (args.train_file.length === 0) {
+		const source = await openDataset(dataset, reading);
+		return { source, entryRows: [source.length] };
+	}
+	const files = await openFiles(native, args.train_file);
+	try {
+		// Beside files the rows of a data set must be counted.
+		const source = await openDataset(dataset, { ...reading, streamed: null });
+		return { source: new ConcatSource([files.source, source]), entryRows: [...files.entryRows, source.length] };
+	} catch (error) {
+		await files.source.close();
+		throw error;
+	}
+}
+
+async function openThrough(
+	native: Native,
+	args: AgentTrainingConfig,
+	dataset: Dataset<unknown> | null,
+	convert: ConvertRecordToData<never>,
+	reading: ReadingOptions,
+): Promise<Opened> {
+	const raw: Convertible[] = [];
+	const made: Source[] = [];
+	try {
+		for (const entry of args.train_file) raw.push({ source: (await openFiles(native, [entry])).source });
+		if (dataset !== null) raw.push({ dataset });
+		if (reading.streamed !== null && Number.isFinite(reading.streamed)) {
+			const source = closingToo(await openConverted(raw, convert, reading), raw);
+			return { source, entryRows: [source.length] };
+		}
+		for (const part of raw) made.push(await openConverted([part], convert, reading));
+		const [only] = made;
+		const source = made.length === 1 && only ? only : new ConcatSource(made);
+		await closeAll(raw);
+		return { source, entryRows: made.map(({ length }) => length) };
+	} catch (error) {
+		await closeAll(raw);
+		await Promise.all(made.map((source) => source.close()));
+		throw error;
+	}
+}
+
+async function closeAll(raw: readonly Convertible[]): Promise<void> {
+	await Promise.all(raw.map((part) => ("source" in part ? part.source.close() : undefined)));
+}
+
+/** A source that is read from others, and closes them with itself. */
+function closingToo(source: Source, raw: readonly Convertible[]): Source {
+	const close = source.close.bind(source);
+	source.close = async () => {
+		await close();
+		await closeAll(raw);
+	};
+	return source;
+}
