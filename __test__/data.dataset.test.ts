@@ -1,8 +1,10 @@
-import { readFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import type { Dataset } from "../src/data/custom.js";
+import { type Dataset, openDataset } from "../src/data/custom.js";
 import type { RecordData } from "../src/data/record.js";
+import { recordText } from "../src/data/record-json.js";
+import type { TrainEvent } from "../src/train/events.js";
 import { counted, dyingAt, onDataset, type Place, rowsOf, stream } from "./support/code.js";
 import { fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
@@ -65,5 +67,306 @@ describe("rows from code", () => {
 		expect(ofType(rest, "resumed")[0]?.step).toBe(4);
 		expect(numbers(rest)).toEqual(numbers(expected).filter(({ step }) => step > 4));
 		expect(weights(place.out)).toBe(weights(whole.out));
+	});
+});
+
+describe("a data set with get(i)", () => {
+	it("is asked for the rows that the run needs alone, each once, in the order of training", async () => {
+		const place = workspace(folder);
+		const data = counted(many(1000));
+		const order: number[] = [];
+		const native = fakeNative({
+			onStep: (_, batches) => {
+				for (const { inputIds, cuSeqlens } of batches) {
+					for (let i = 0; i + 1 < cuSeqlens.length; i++) {
+						const text = Buffer.from(inputIds.subarray(cuSeqlens[i], cuSeqlens[i + 1])).toString("latin1");
+						order.push(Number(/answer (\d+)/.exec(text)?.[1]));
+					}
+				}
+				return undefined;
+			},
+		});
+		await onDataset(place, data, { max_steps: 3 }, native).train();
+		expect(data.asked).toEqual(order);
+		expect(data.asked).toHaveLength(18);
+	});
+
+	it("is asked again for the rows that are still to be trained alone; with an identity, for those without tokens", async () => {
+		for (const [identity, most] of [
+			[undefined, 88],
+			["v1", 32],
+		] as const) {
+			const place = workspace(folder);
+			const options: Options = { ...SAVING, num_train_epochs: 1 };
+			const disk = new Map();
+			await onDataset(place, counted(many(100), identity), options, dyingAt(4, disk))
+				.train()
+				.catch(() => {});
+			const data = counted(many(100), identity);
+			await onDataset(place, data, { ...options, resume_from_checkpoint: "latest" }, fakeNative({}, disk)).train();
+			// Those that tell the shape are asked for in any case.
+			expect(data.asked).toHaveLength(most);
+			expect(new Set(data.asked).size).toBe(most);
+		}
+	});
+
+	it("makes rows only some way ahead of training", async () => {
+		const place = workspace(folder);
+		const data = counted(many(20_000));
+		let most = 0;
+		const native = fakeNative({
+			onStep: (step) => {
+				most = Math.max(most, data.asked.length - step * 6);
+				return undefined;
+			},
+		});
+		await onDataset(place, data, { max_steps: 30 }, native).train();
+		const long = counted(many(20_000));
+		const run = onDataset({ ...place, out: `${place.out}-long` }, long, { num_train_epochs: 1 }).run();
+		for await (const event of run) if (event.type === "step" && event.step === 3) break;
+		expect(long.asked.length).toBeLessThan(2048 + 256 + 100);
+		expect(most).toBeGreaterThan(0);
+	});
+
+	it.each([
+		["fractional", 2.5],
+		["negative", -1],
+		["infinite", Number.POSITIVE_INFINITY],
+		["not a number", Number.NaN],
+	])("with a length that is %s is refused", async (_, length) => {
+		const place = workspace(folder);
+		const error = await errorOf(onDataset(place, { length, get: () => row("a") }).train());
+		expect(error.code).toBe("ARL_CONFIG");
+		expect(error.message).toContain(`its length is ${length}`);
+	});
+
+	it("with fewer rows than its length says so, row by row", async () => {
+		const place = workspace(folder);
+		const rows = many(10);
+		const data = { length: 12, get: (i: number) => rows[i] as RecordData };
+		const error = await errorOf(onDataset(place, data).train());
+		expect(error.code).toBe("ARL_DATA");
+		expect(error.message).toMatch(/^2 of 12 rows cannot be used \(2 not a row\)/);
+		expect(error.message).toContain("train_dataset[10]: not a row: get(10) gave undefined");
+		const all = await events(onDataset(place, data, { on_bad_row: "skip" }));
+		expect(ofType(all, "rows_skipped")[0]?.reasons).toEqual({ "not a row": 2 });
+		expect(ofType(all, "start")[0]?.data.rowsPerEpoch).toBe(10);
+	});
+
+	it("whose length changes is noticed", async () => {
+		const place = workspace(folder);
+		const rows = many(40);
+		const error = await errorOf(
+			onDataset(place, {
+				get length() {
+					return rows.length;
+				},
+				get: (i) => {
+					if (i === 5) rows.push(row("one more"));
+					return rows[i] as RecordData;
+				},
+			}).train(),
+		);
+		expect(error.message).toContain("its length was 40 and is 41 now");
+	});
+
+	it("that throws or rejects is told with the row, and follows on_bad_row", async () => {
+		const place = workspace(folder);
+		const rows = many(22);
+		const data = {
+			length: 22,
+			get: async (i: number) => {
+				if (i === 7) throw new Error("connection lost");
+				return rows[i] as RecordData;
+			},
+		};
+		const error = await errorOf(onDataset(place, data).train());
+		expect(error).toMatchObject({ code: "ARL_DATA", exitCode: 3 });
+		expect(error.message).toBe("train_dataset[7]: conversion failed: get(7) threw: connection lost");
+		const all = await events(onDataset(place, data, { on_bad_row: "skip" }));
+		expect(ofType(all, "rows_skipped")[0]?.rows).toEqual([
+			{ location: "train_dataset[7]", reason: "conversion failed", message: "get(7) threw: connection lost" },
+		]);
+	});
+});
+
+describe("a data set that has changed", () => {
+	const changed = (at: number) => many(22).map((value, i) => (i === at ? row("another answer") : value));
+	const cases: [string, (rows: RecordData[]) => Dataset, Options, RegExp][] = [
+		["by index", (rows) => counted(rows), {}, /train_dataset\[3\]: the row is not the one/],
+		["in a stream in order", stream, STEPS, /train_dataset\[3\]: the row is not the one/],
+		["in a stream that is shuffled", stream, {}, /rows \(content of the data set\)/],
+	];
+	it.each(cases)("%s, is refused when the run goes on", async (_, make, options, message) => {
+		const place = workspace(folder);
+		const all = { ...SAVING, ...options };
+		await onDataset(place, make(many(22)), all, dyingAt(4))
+			.train()
+			.catch(() => {});
+		const resume = { ...all, resume_from_checkpoint: "latest" };
+		const error = await errorOf(onDataset(place, make(changed(3)), resume).train());
+		expect(error.code).toBe("ARL_STATE");
+		expect(error.message).toMatch(message);
+		const rest = await events(onDataset(place, make(many(22)), resume));
+		expect(rest.at(-1)).toMatchObject({ outcome: "completed" });
+	});
+
+	it("by its identity or length, is refused", async () => {
+		const place = workspace(folder);
+		await onDataset(place, counted(many(22), "v1"), SAVING, dyingAt(4))
+			.train()
+			.catch(() => {});
+		const resume = { ...SAVING, resume_from_checkpoint: "latest" };
+		const other = await errorOf(onDataset(place, counted(many(22), "v2"), resume).train());
+		expect(other.code).toBe("ARL_STATE");
+		expect(other.message).toContain("rows (content of the data set)");
+		const longer = await errorOf(onDataset(place, counted(many(23), "v1"), resume).train());
+		expect(longer.message).toContain("number of rows: 22 -> 23");
+	});
+
+	it("cannot be noticed where the cache was removed, and that is told", async () => {
+		const place = workspace(folder);
+		await onDataset(place, counted(many(22)), SAVING, dyingAt(4))
+			.train()
+			.catch(() => {});
+		rmSync(join(place.out, ".cache"), { recursive: true });
+		const all = await events(onDataset(place, counted(many(22)), { ...SAVING, resume_from_checkpoint: "latest" }));
+		expect(ofType(all, "notice").map(({ message }) => message)).toContainEqual(
+			expect.stringContaining("a change of train_dataset would go unnoticed"),
+		);
+	});
+});
+
+describe("a stream", () => {
+	it("in order is trained while it comes, and read no further than the run needs", async () => {
+		const place = workspace(folder);
+		const counts = { taken: 0 };
+		async function* endless() {
+			for (;;) yield row(`answer ${counts.taken++}`);
+		}
+		const result = await onDataset(place, endless(), { ...SEQUENTIAL, max_steps: 5 }).train();
+		expect(result.steps).toBe(5);
+		expect(counts.taken).toBe(30);
+	});
+
+	it("that hangs is left when the run is stopped, with a checkpoint", async () => {
+		const place = workspace(folder);
+		async function* hanging() {
+			yield* many(13);
+			await new Promise(() => {});
+		}
+		const options: Options = { ...SEQUENTIAL, max_steps: 5, preprocess_seconds: 0 };
+		const controller = new AbortController();
+		const all: TrainEvent[] = [];
+		for await (const event of onDataset(place, hanging(), options).run({ signal: controller.signal })) {
+			all.push(event);
+			if (event.type === "step" && event.step === 2) setTimeout(() => controller.abort(), 50);
+		}
+		expect(all.at(-1)).toMatchObject({ outcome: "interrupted", steps: 2 });
+		expect(existsSync(join(place.out, "checkpoint-2"))).toBe(true);
+	});
+
+	it("that is shuffled and hangs is left when the run is stopped", async () => {
+		const place = workspace(folder);
+		async function* hanging() {
+			yield row("a");
+			await new Promise(() => {});
+		}
+		const controller = new AbortController();
+		setTimeout(() => controller.abort(), 100);
+		const error = await errorOf(onDataset(place, hanging()).train({ signal: controller.signal }));
+		expect(error.code).toBe("ARL_INTERRUPTED");
+	});
+
+	it("without an end that is to be shuffled is refused before the disk is full, with what to do", async () => {
+		const place = workspace(folder);
+		function* endless() {
+			for (;;) yield row("x".repeat(1000));
+		}
+		const reading = {
+			streamed: null,
+			ahead: 1,
+			about: () => ({ identity: "", ledger: null }),
+			signal: null,
+			spoolFolder: place.model,
+			maxSpoolBytes: 100_000,
+		};
+		const error = await errorOf(openDataset(endless(), reading));
+		expect(error.code).toBe("ARL_DATA");
+		expect(error.message).toMatch(/train_dataset: no end after 9\d rows \(98 KiB\)/);
+		expect(error.hint).toContain("max_steps and train_sampling_strategy sequential");
+		expect(readdirSync(place.model).filter((name) => name.startsWith("arl-rows-"))).toEqual([]);
+	});
+
+	it("that throws ends the run with the row, also where bad rows are left out", async () => {
+		const place = workspace(folder);
+		async function* failing() {
+			yield* many(4);
+			throw new Error("connection lost");
+		}
+		for (const options of [{}, { on_bad_row: "skip" }, { ...SEQUENTIAL, max_steps: 1 }] as Options[]) {
+			const error = await errorOf(onDataset(place, failing(), options).train());
+			expect(error.code).toBe("ARL_DATA");
+			expect(error.message).toBe("train_dataset[4]: the data set threw: connection lost");
+		}
+	});
+
+	it("that ends before its length is refused", async () => {
+		const place = workspace(folder);
+		const lying = Object.assign(stream(many(10)), { length: 12 });
+		const error = await errorOf(onDataset(place, lying, SEQUENTIAL).train());
+		expect(error.message).toContain("its length is 12, and it ended after 10 rows");
+		const infinite = Object.assign(stream(many(10)), { length: Number.POSITIVE_INFINITY });
+		expect((await errorOf(onDataset(place, infinite, SEQUENTIAL).train())).hint).toContain("max_steps");
+	});
+
+	it("tells what coming back to the place of a checkpoint has cost", async () => {
+		const place = workspace(folder);
+		await onDataset(place, stream(many(40)), { ...STEPS, ...SAVING, max_steps: 6 }, dyingAt(4))
+			.train()
+			.catch(() => {});
+		const resume = { ...STEPS, ...SAVING, max_steps: 6, resume_from_checkpoint: "latest" };
+		const all = await events(onDataset(place, stream(many(40)), resume));
+		expect(ofType(all, "notice").map(({ message }) => message)).toContainEqual(
+			expect.stringMatching(/^\d+ rows of train_dataset were read again in [\d.]+ s to come to the place/),
+		);
+	});
+});
+
+describe("values of code", () => {
+	it.each([
+		["a text", "text", /train_dataset\[0\]: not a row: expected an object with messages, got string/],
+		["nothing", null, /not a row: .*got null/],
+		["a number that is none", { ...row("a"), reward: Number.NaN }, /reward: NaN has no JSON text/],
+		["a map", { ...row("a"), advantages: new Map([[1, 1]]) }, /advantages: a Map has no JSON text/],
+		["a function", { ...row("a"), step: () => 1 }, /step: a function has no JSON text/],
+		["a hole in a list", { messages: [undefined] }, /messages\[0\]: undefined has no JSON text/],
+	])("%s is refused with its place", async (_, value, message) => {
+		const place = workspace(folder);
+		const error = await errorOf(onDataset(place, [value as unknown as RecordData]).train());
+		expect(error.code).toBe("ARL_DATA");
+		expect(error.message).toMatch(message);
+	});
+
+	it("that hold themselves are refused", async () => {
+		const place = workspace(folder);
+		const circular: Record<string, unknown> = { messages: [] };
+		circular.self = circular;
+		const error = await errorOf(onDataset(place, [circular as unknown as RecordData]).train());
+		expect(error.message).toContain("it holds itself");
+	});
+
+	it("become the text that JSON.stringify gives, integers of any size included", () => {
+		const value = { a: [1, -2.5, "ä\u2028\ud800", null, true], b: undefined, c: { d: new Date(0) }, "e f": "" };
+		expect(recordText(value)).toBe(JSON.stringify(value));
+		expect(recordText({ id: 2n ** 64n })).toBe('{"id":18446744073709551616}');
+	});
+
+	it("need a data set", () => {
+		const place = workspace(folder);
+		for (const data of [7, {}, "rows", null]) {
+			if (data === null) continue;
+			expect(() => onDataset(place, data as unknown as Dataset)).toThrow(/train_dataset: expected an iterable/);
+		}
 	});
 });

@@ -2,6 +2,7 @@
  * `{ length, get(i) }` as a source: rows are asked for one by one, in the order and at the time that training needs them.
  */
 import { ArlError } from "../errors.js";
+import { Cancellation } from "./cancellation.js";
 import { CALLS_AT_ONCE, messageOf, rowBytes } from "./convert.js";
 import type { RowLedger } from "./ledger.js";
 import { RowFailure, type RowMaking, type Source } from "./source.js";
@@ -10,23 +11,6 @@ import { RowFailure, type RowMaking, type Source } from "./source.js";
 export interface Indexed {
 	readonly length: number;
 	get(index: number): unknown;
-}
-
-/** A promise that others can be raced against; rejects once `cancel` is called. */
-export class Cancellation {
-	cancel: () => void = () => {};
-	private readonly cancelled = new Promise<never>((_, reject) => {
-		this.cancel = () => reject(new ArlError("ARL_INTERRUPTED", "no more rows are asked for"));
-	});
-
-	constructor() {
-		// Nobody may be waiting.
-		this.cancelled.catch(() => {});
-	}
-
-	race<T>(promise: T | Promise<T>): Promise<T> {
-		return Promise.race([promise, this.cancelled]);
-	}
 }
 
 /** What is known of a data set beside its rows. */

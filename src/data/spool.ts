@@ -6,6 +6,7 @@ import { mkdtemp, open, rm, statfs } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { ArlError, toArlError } from "../errors.js";
+import { Cancellation } from "./cancellation.js";
 import type { MadeRow } from "./convert.js";
 import { type FileRows, openJsonl } from "./jsonl.js";
 import { RowFailure, type RowMaking, type Source } from "./source.js";
@@ -165,22 +166,19 @@ function endless(name: string, rows: number, bytes: number): ArlError {
 /** The rows, until the signal comes: also where the next one never does. */
 async function* untilAborted(rows: AsyncIterable<MadeRow>, signal: AbortSignal | null): AsyncGenerator<MadeRow> {
 	const iterator = rows[Symbol.asyncIterator]();
-	let stop: (() => void) | undefined;
-	const aborted = new Promise<never>((_, reject) => {
-		stop = () => reject(new ArlError("ARL_INTERRUPTED", "interrupted while the rows were read; nothing was trained"));
-		if (signal?.aborted) stop();
-		signal?.addEventListener("abort", stop);
-	});
-	aborted.catch(() => {});
+	const cancellation = new Cancellation();
+	const cancel = () => cancellation.cancel();
+	if (signal?.aborted) cancel();
+	signal?.addEventListener("abort", cancel);
 	let done = false;
 	try {
 		while (!done) {
-			const next = await Promise.race([iterator.next(), aborted]);
+			const next = await cancellation.race(iterator.next());
 			done = next.done === true;
 			if (!next.done) yield next.value;
 		}
 	} finally {
-		if (stop) signal?.removeEventListener("abort", stop);
+		signal?.removeEventListener("abort", cancel);
 		// Not awaited: a stream that hangs would not let the run end.
 		if (!done) Promise.resolve(iterator.return?.()).catch(() => {});
 	}

@@ -3,11 +3,14 @@
  * Their number may be known, or only how many a run needs at most.
  */
 import { ArlError } from "../errors.js";
+import { Cancellation, within } from "./cancellation.js";
 import type { MadeRow } from "./convert.js";
-import { Cancellation, type DatasetAbout } from "./indexed.js";
+import type { DatasetAbout } from "./indexed.js";
 import { RowFailure, type RowMaking, type Source } from "./source.js";
 
 const LOCATIONS_KEPT = 65_536;
+/** How long a row is waited for where others are there already. */
+const PATIENCE_MILLISECONDS = 20;
 
 /** What is known of a stream beforehand. */
 export interface StreamAbout extends DatasetAbout {
@@ -34,6 +37,8 @@ export class StreamRows implements Source, RowMaking {
 	private readonly head: MadeRow[] = [];
 	/** Places of the newest rows, in a ring: only errors ask for them. */
 	private readonly locations: string[] = [];
+	/** The row that is being waited for. */
+	private coming: Promise<MadeRow | null> | null = null;
 	private taken = 0;
 	private arrived = 0;
 	private readonly cancellation = new Cancellation();
@@ -73,8 +78,11 @@ export class StreamRows implements Source, RowMaking {
 			if (indexes[rows.length] !== this.taken) {
 				throw new ArlError("ARL_INTERNAL", `${this.name}: row ${indexes[rows.length]} was asked for out of its order`);
 			}
-			const made = this.head.shift() ?? (await this.next());
-			if (made === null) break;
+			const next = this.head.shift() ?? this.next();
+			// A slow stream's rows are used as they come.
+			const made = next instanceof Promise && rows.length > 0 ? await within(next, PATIENCE_MILLISECONDS) : await next;
+			if (made === null || made === undefined) break;
+			this.coming = null;
 			this.about.ledger?.note(this.taken, made.row, made.location);
 			this.taken += 1;
 			bytes += made.row instanceof RowFailure ? 0 : made.row.length;
@@ -87,6 +95,7 @@ export class StreamRows implements Source, RowMaking {
 		while (this.head.length < indexes.length) {
 			const made = await this.next();
 			if (made === null) break;
+			this.coming = null;
 			this.head.push(made);
 		}
 		return this.head.map(({ row }) => row);
@@ -96,8 +105,15 @@ export class StreamRows implements Source, RowMaking {
 		return Promise.reject(new ArlError("ARL_INTERNAL", `${this.name}: its rows can be had only in their order`));
 	}
 
-	/** The next row; null: there is none. */
-	private async next(): Promise<MadeRow | null> {
+	/** The next row; null: there is none. It stays the next one until `coming` is cleared. */
+	private next(): Promise<MadeRow | null> {
+		this.coming ??= this.ask();
+		// Whoever asks next hears of a failure.
+		this.coming.catch(() => {});
+		return this.coming;
+	}
+
+	private async ask(): Promise<MadeRow | null> {
 		if (this.ended !== null || this.arrived === this.length) return null;
 		const { done, value } = await this.cancellation.race(this.iterator.next());
 		if (!done) {

@@ -320,11 +320,6 @@ async function* steps(
 		if (filling && run.filler.complete) {
 			filling = false;
 			yield fillEvent(run.filler);
-			const { source } = run;
-			if (source.making?.inOrder && source.leftOut) {
-				const message = `the converting function has left out ${source.leftOut} rows of ${source.name}`;
-				yield { type: "notice", level: "info", message };
-			}
 		}
 		if (step % run.logInterval === 0 || step === plan.totalSteps || (step === 1 && args.logging_first_step)) {
 			const log = logEvent(counters, event);
@@ -389,7 +384,12 @@ async function* finish(
 	stop: StopRequest,
 	done: { seconds: number; trainLoss: number | null; saved: string | null },
 ): AsyncGenerator<TrainEvent, void> {
-	const { args, plan, engine } = run;
+	const { args, plan, engine, source } = run;
+	// Of rows that were all read first it was told before.
+	if (source.making?.inOrder && source.leftOut) {
+		const message = `the converting function has left out ${source.leftOut} rows of ${source.name}`;
+		yield { type: "notice", level: "info", message };
+	}
 	const outcome: EndEvent["outcome"] =
 		counters.step >= plan.totalSteps ? "completed" : stop.signal?.aborted ? "interrupted" : "stopped";
 	let { saved } = done;

@@ -6,7 +6,7 @@ import { mkdir } from "node:fs/promises";
 import type { AgentTrainingConfig } from "../config/schema.js";
 import { createOrder, type RowOrder } from "../data/order.js";
 import { type BadRow, badRowsError, countReasons } from "../data/problems.js";
-import { RowFailure, type Source } from "../data/source.js";
+import { RowFailure, type RowMaking, type Source } from "../data/source.js";
 import type { TokenFiller } from "../data/tokens.js";
 import { ArlError, toArlError } from "../errors.js";
 import type { Native, NativeTextEncoder, NativeTokenCache, TextInfo } from "../native.js";
@@ -41,12 +41,21 @@ async function firstRowsOf(source: Source, wanted: Uint32Array): Promise<{ rows:
 		const indexes = Array.from({ length: count }, (_, i) => i).filter((i) => source.bytes(i) <= 8 * 1024 * 1024);
 		return { rows: await source.read(indexes), indexes };
 	}
-	const asked = wanted.subarray(0, FIRST_ROWS);
-	const found = await making.peek(asked);
+	// A stream may be slow: one row that is one is enough.
+	if (making.inOrder) {
+		const first = await firstGood(source, making, wanted.subarray(0, 1));
+		if (first.rows.length > 0) return first;
+	}
+	const all = await firstGood(source, making, wanted.subarray(0, FIRST_ROWS));
+	if (all.rows.length === 0) throw badRowsError(all.bad, all.bad.length);
+	return all;
+}
+
+async function firstGood(source: Source, making: RowMaking, asked: Uint32Array) {
 	const rows: Uint8Array[] = [];
 	const indexes: number[] = [];
 	const bad: BadRow[] = [];
-	for (const [i, row] of found.entries()) {
+	for (const [i, row] of (await making.peek(asked)).entries()) {
 		const index = asked[i] as number;
 		if (row instanceof RowFailure) bad.push({ row: index, location: source.location(index), ...row });
 		else {
@@ -54,8 +63,7 @@ async function firstRowsOf(source: Source, wanted: Uint32Array): Promise<{ rows:
 			indexes.push(index);
 		}
 	}
-	if (rows.length === 0) throw badRowsError(bad, bad.length);
-	return { rows, indexes };
+	return { rows, indexes, bad };
 }
 
 /** Names a cache: the same rows and the same text options have the same tokens. */
