@@ -99,7 +99,9 @@ describe("a converting function", () => {
 		expect(ofType(streamed, "notice").map(({ message }) => message)).toContainEqual(
 			expect.stringMatching(/^the converting function has left out [34] rows/),
 		);
-		const none = await errorOf(onConverted(place, () => null, { train_file: place.raw }).train());
+		const none = await errorOf(
+			onConverted(other, () => null, { train_file: place.raw, overwrite_output_dir: true }).train(),
+		);
 		expect(none.message).toContain("has left out all 22");
 	});
 

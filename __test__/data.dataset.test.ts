@@ -266,15 +266,18 @@ describe("a stream", () => {
 		expect(existsSync(join(place.out, "checkpoint-2"))).toBe(true);
 	});
 
-	it("that is shuffled and hangs is left when the run is stopped", async () => {
+	it.each([
+		["shuffled, after a row", 1, {}],
+		["in order, before the first row", 0, { ...STEPS }],
+	] as [string, number, Options][])("that hangs (%s) is left when the run is stopped", async (_, count, options) => {
 		const place = workspace(folder);
 		async function* hanging() {
-			yield row("a");
+			yield* many(count);
 			await new Promise(() => {});
 		}
 		const controller = new AbortController();
 		setTimeout(() => controller.abort(), 100);
-		const error = await errorOf(onDataset(place, hanging()).train({ signal: controller.signal }));
+		const error = await errorOf(onDataset(place, hanging(), options).train({ signal: controller.signal }));
 		expect(error.code).toBe("ARL_INTERRUPTED");
 	});
 

@@ -2,6 +2,7 @@
  * Data sets from code: what a user may give, and which way of reading it a run takes: by index, as a stream beside training,
  * or all of it first.
  */
+import { setImmediate } from "node:timers/promises";
 import { ArlError } from "../errors.js";
 import { asTheyAre, type ConvertRecordToData, convertedRows, messageOf, parsedRows, type RawRow } from "./convert.js";
 import { type DatasetAbout, type Indexed, IndexedRows } from "./indexed.js";
@@ -46,6 +47,7 @@ export interface ReadingOptions {
 }
 
 const NAME = "train_dataset";
+const ROWS_BETWEEN_PAUSES = 1024;
 
 function isIndexed(dataset: object): dataset is Indexed & DatasetInfo {
 	return "get" in dataset && typeof dataset.get === "function" && "length" in dataset;
@@ -99,7 +101,11 @@ async function* rawRows(dataset: Dataset<unknown>): AsyncGenerator<RawRow> {
 		return;
 	}
 	try {
-		for await (const value of dataset) yield next(value);
+		for await (const value of dataset) {
+			yield next(value);
+			// Rows that are there at once would let no signal through.
+			if (count % ROWS_BETWEEN_PAUSES === 0) await setImmediate();
+		}
 	} catch (error) {
 		if (error instanceof ArlError) throw error;
 		// What has thrown gives no more rows: going on without them would drop them.

@@ -155,7 +155,7 @@ async function* prepare(input: PrepareInput): AsyncGenerator<TrainEvent, Prepare
 	const earlyPlan = early && createPlan(args, early, null);
 	const next = resumed?.state.next ?? { epoch: 0, microBatch: 0 };
 	const wanted = early ? wantedRows(args, source, early, earlyPlan, next) : allRows(source);
-	const { shape, firstRows } = await detectShape(source, encoder, wanted);
+	const { shape, firstRows } = await detectShape(source, encoder, wanted, signal);
 	yield { type: "check", name: "rows", message: rowsFound(source, shape) };
 	if (unverified) {
 		const message = `${cacheDir(args)} does not tell what the earlier part of this run has read: a change of ${source.name} would go unnoticed`;

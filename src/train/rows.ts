@@ -20,8 +20,14 @@ export async function detectShape(
 	source: Source,
 	encoder: NativeTextEncoder,
 	wanted: Uint32Array,
+	signal: AbortSignal | null,
 ): Promise<{ shape: string; firstRows: Uint8Array[] }> {
-	const { rows, indexes } = await firstRowsOf(source, wanted);
+	const cancel = () => source.making?.cancel();
+	if (signal?.aborted) cancel();
+	signal?.addEventListener("abort", cancel);
+	const { rows, indexes } = await firstRowsOf(source, wanted).finally(() =>
+		signal?.removeEventListener("abort", cancel),
+	);
 	try {
 		return { shape: encoder.detect(rows), firstRows: rows };
 	} catch (error) {
