@@ -194,7 +194,7 @@ export function weights(about: About) {
 	return register(z.array(z.number().gt(0)).default([]), {
 		...pick(about),
 		kind: "numbers",
-		expects: "numbers above 0, one for each file",
+		expects: "numbers above 0, one for each entry",
 		default: "none",
 	});
 }
