@@ -1,0 +1,73 @@
+import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+import { temporaryFolder } from "./support/folder.js";
+import { arl, differingFiles, flags, metricsOf, tinyPlace } from "./support/real.js";
+
+const folder = temporaryFolder();
+
+/** Modules over the rows of `file`: what each adds to the command line. */
+function modules(file: string): Record<string, Record<string, string | number>> {
+	const rows = readFileSync(file, "utf8").trim();
+	const write = (name: string, content: string) => {
+		const path = `${file}.${name}.ts`;
+		writeFileSync(path, content);
+		return path;
+	};
+	const lines = `const rows = ${JSON.stringify(rows)}.split("\\n");\n`;
+	const byIndex = `${lines}export default { length: rows.length, get: async (i: number) => JSON.parse(rows[i]) };`;
+	const asStream = `${lines}export default async function* () { for (const row of rows) yield JSON.parse(row); }`;
+	return {
+		"by index": { dataset: write("index", byIndex) },
+		"a shuffled stream": { dataset: write("shuffled", asStream) },
+		"a stream in order": { dataset: write("stream", asStream), train_sampling_strategy: "sequential", max_steps: 14 },
+		converted: { train_file: file, convert: write("convert", "export default async (row: object) => row;") },
+	};
+}
+
+describe("rows from code, on the real core", () => {
+	const place = tinyPlace(folder, 36);
+	const kinds = Object.entries(modules(place.file));
+	it.each(kinds)(
+		"%s: trained as from the file, and after kill -9 in the middle of an epoch",
+		async (kind, rows) => {
+			const options = {
+				model_name_or_path: place.model,
+				init_from_config: true,
+				per_device_train_batch_size: 2,
+				gradient_accumulation_steps: 2,
+				learning_rate: 1e-2,
+				save_steps: 2,
+				logging_steps: 1,
+				threads: 1,
+				...(rows.max_steps === undefined && { num_train_epochs: 2 }),
+			};
+			const name = kind.replaceAll(" ", "-");
+			const { dataset: _, convert: __, ...same } = rows;
+			const whole = `${place.out}-${name}-file`;
+			const expected = await arl([
+				"train",
+				...flags({ ...options, train_file: place.file, ...same, output_dir: whole }),
+			]);
+			expect(expected.code, expected.stderr).toBe(0);
+			const out = `${place.out}-${name}`;
+			const command = ["train", ...flags({ ...options, ...rows, output_dir: out })];
+			const killed = await arl(command, (kill) => {
+				const timer = setInterval(() => {
+					if (!existsSync(join(out, "checkpoint-4"))) return;
+					clearInterval(timer);
+					kill("SIGKILL");
+				}, 2);
+			});
+			expect(killed.signal, killed.stderr).toBe("SIGKILL");
+			const resumed = await arl([...command, "--resume_from_checkpoint", "latest"]);
+			expect(resumed.code, resumed.stderr).toBe(0);
+			const losses = (at: string) => metricsOf(at).map(({ step, loss, grad_norm }) => [step, loss, grad_norm]);
+			expect(losses(out)).toEqual(losses(whole));
+			for (const checkpoint of readdirSync(whole).filter((entry) => /^checkpoint-\d+$/.test(entry))) {
+				expect(differingFiles(join(whole, checkpoint), join(out, checkpoint)), checkpoint).toEqual([]);
+			}
+		},
+		120_000,
+	);
+});
