@@ -5,7 +5,7 @@
 import { rm, rmdir, stat } from "node:fs/promises";
 import { basename } from "node:path";
 import type { AgentTrainingConfig } from "../config/schema.js";
-import { epochBatches, StepPlan } from "../data/batches.js";
+import type { StepPlan } from "../data/batches.js";
 import type { RowOrder } from "../data/order.js";
 import type { Source } from "../data/source.js";
 import { TokenFiller } from "../data/tokens.js";
@@ -17,7 +17,8 @@ import { lockFolder } from "./lock.js";
 import { type ModelFolder, readModelFolder } from "./model.js";
 import { OpenEnd, openStream } from "./open-end.js";
 import { openRows, type RowsFromCode } from "./open-rows.js";
-import { type BatchSize, cacheDir, engineOptions, samplesOfStep, stepInterval, textOptions } from "./options.js";
+import { cacheDir, engineOptions, samplesOfStep, stepInterval, textOptions } from "./options.js";
+import { allRows, checkFits, countSaves, createPlan, expectedBatch, wantedRows } from "./plan.js";
 import {
 	checkDisk,
 	checkMemory,
@@ -28,7 +29,7 @@ import {
 	formatBytes,
 	stopTokenWarning,
 } from "./preflight.js";
-import { detectShape, fillFirst, fillOrder, needsAllRows, openCache, orderOf } from "./rows.js";
+import { detectShape, fillFirst, needsAllRows, openCache, orderOf } from "./rows.js";
 import { createSchedule, type Schedule, warmupSteps } from "./schedules.js";
 import { checkSameRun, differences, type Fingerprint, fixedOf, freeOf } from "./state.js";
 
@@ -251,42 +252,6 @@ function scheduleOptions(args: AgentTrainingConfig, totalSteps: number) {
 	};
 }
 
-/** With packing, every sample has to fit into a micro-batch. */
-function checkFits(args: AgentTrainingConfig, source: Source, lengths: Uint32Array): void {
-	const bound = args.max_tokens_per_micro_batch;
-	if (bound === null) return;
-	const row = lengths.findIndex((length) => length > bound);
-	if (row < 0) return;
-	throw new ArlError(
-		"ARL_DATA",
-		`${source.location(row)}: the sample has ${lengths[row]} tokens, and max_tokens_per_micro_batch is ${bound}`,
-		"Raise max_tokens_per_micro_batch, or set max_length and truncation.",
-	);
-}
-
-function allRows(source: Source): Uint32Array {
-	return Uint32Array.from({ length: source.length }, (_, row) => row);
-}
-
-/** The rows that are encoded, soonest needed first. */
-function wantedRows(
-	args: AgentTrainingConfig,
-	source: Source,
-	order: RowOrder,
-	plan: StepPlan | null,
-	next: { epoch: number; microBatch: number },
-): Uint32Array {
-	const samples = args.per_device_train_batch_size;
-	const from = { epoch: next.epoch, row: next.microBatch * samples };
-	// Rows of files are all checked; what is made for this run alone is made as far as it is needed.
-	if (!plan || !Number.isFinite(source.making?.ahead ?? Number.POSITIVE_INFINITY))
-		return fillOrder(order, source.length, from, null);
-	const last = plan.place(plan.totalSteps - 1);
-	const until = { epoch: last.epoch, row: last.end * samples };
-	if (source.making?.inOrder) return fillOrder(order, source.length, { epoch: 0, row: 0 }, until);
-	return fillOrder(order, source.length, from, until);
-}
-
 function rowsFound(source: Source, shape: string): string {
 	const blank = source.blankLines > 0 ? `, ${source.blankLines} blank lines passed over` : "";
 	const left = source.leftOut ? `, ${source.leftOut} left out by the converting function` : "";
@@ -294,82 +259,9 @@ function rowsFound(source: Source, shape: string): string {
 	return `${many} of ${shape} in ${source.name}${blank}${left}`;
 }
 
-function createPlan(args: AgentTrainingConfig, order: RowOrder, cache: NativeTokenCache | null): StepPlan {
-	const maxTokens = cache === null ? null : args.max_tokens_per_micro_batch;
-	const options = {
-		batchSize: args.per_device_train_batch_size,
-		...(maxTokens !== null &&
-			cache !== null && {
-				packed: {
-					maxTokens,
-					pack: (rows: Uint32Array, bound: number) => cache.pack(rows, bound),
-				},
-			}),
-	};
-	const length = {
-		maxSteps: args.max_steps,
-		numTrainEpochs: args.num_train_epochs,
-		gradientAccumulationSteps: args.gradient_accumulation_steps,
-	};
-	return new StepPlan((epoch) => epochBatches(order, epoch, options), length, maxTokens === null);
-}
-
-function countSaves(args: AgentTrainingConfig, plan: StepPlan, done: number, interval: number): number {
-	const left = plan.totalSteps - done;
-	if (args.save_strategy === "steps") return Math.max(1, Math.ceil(left / interval));
-	const last = plan.place(plan.totalSteps - 1).epoch;
-	return Math.max(1, last - plan.place(Math.min(done, plan.totalSteps - 1)).epoch + 1);
-}
-
-/** Rows times epochs up to which the largest micro-batch is found by looking at each one. */
-const EXACT_WORK = 4_000_000;
-
-/**
- * The largest micro-batch of the run: exact where all lengths are known and the run is not too long to look through, else
- * a bound from the longest rows. Where rows are still being encoded a larger one may come; then the engine plans anew.
- */
-export function expectedBatch(
-	args: AgentTrainingConfig,
-	order: RowOrder,
-	plan: StepPlan,
-	lengths: Uint32Array,
-	complete: boolean,
-): BatchSize {
-	const packed = args.max_tokens_per_micro_batch;
-	const epochs = plan.place(plan.totalSteps - 1).epoch + 1;
-	if (complete && order.rowsPerEpoch * epochs <= EXACT_WORK) {
-		let maxTokens = 0;
-		let maxSequences = 0;
-		for (let step = 0; step < plan.totalSteps; step++) {
-			for (const rows of plan.rows(step)) {
-				let tokens = 0;
-				for (const row of rows) tokens += lengths[row] ?? 0;
-				maxTokens = Math.max(maxTokens, tokens);
-				maxSequences = Math.max(maxSequences, rows.length);
-			}
-		}
-		return { maxTokens, maxSequences };
-	}
-	const sorted = lengths.filter((length) => length > 0).sort();
-	if (packed !== null) {
-		let sequences = 0;
-		for (let tokens = 0; sequences < sorted.length; sequences++) {
-			tokens += sorted[sequences] as number;
-			if (tokens > packed) break;
-		}
-		return { maxTokens: packed, maxSequences: Math.max(1, sequences) };
-	}
-	const count = Math.min(args.per_device_train_batch_size, order.rowsPerEpoch);
-	const longest = sorted.slice(-count);
-	const known = longest.reduce((sum, length) => sum + length, 0);
-	// Before any row is encoded there is only the bound of the configuration to go by.
-	const bound = args.max_length ?? 1024;
-	return { maxTokens: known + (count - longest.length) * Math.min(bound, sorted.at(-1) ?? bound), maxSequences: count };
-}
-
 /** What a user may read of where the rows come from. */
 export function sourceName(args: AgentTrainingConfig, source: Source): string {
-	return args.train_file.length === 1 ? basename(args.train_file[0] ?? source.name) : source.name;
+	return args.train_file.length === 1 && !source.making ? basename(args.train_file[0] ?? source.name) : source.name;
 }
 
 /** Options that differ from those of the earlier part of a run, and may. */
