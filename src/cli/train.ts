@@ -1,18 +1,9 @@
 /** `arl train`: options from flags and a file, the run, its report, and how it ends. */
-import {
-	findConfig,
-	formatHelp,
-	formatResolved,
-	type Layer,
-	loadConfigFile,
-	parseFlags,
-	type Resolved,
-	resolveConfig,
-	resolvedAsJson,
-} from "../config/index.js";
+import { formatHelp, formatResolved, type Resolved, resolvedAsJson } from "../config/index.js";
 import { ArlError, EXIT_CODES, toArlError, wantsColor } from "../errors.js";
 import type { Native } from "../native.js";
 import { JsonReporter, jsonLine, type Reporter, TextReporter } from "../report/index.js";
+import { resolveWords } from "./resolve.js";
 import { onStopSignals } from "./signals.js";
 
 const COMMAND_FLAGS = { config: "value", json: "switch", print_config: "switch", help: "switch" } as const;
@@ -34,30 +25,6 @@ Command:
 ${formatHelp(Math.min(110, process.stdout.columns || 100))}`;
 }
 
-async function resolveAll(
-	words: readonly string[],
-): Promise<{ resolved: Resolved; command: Map<string, string | true> } | null> {
-	const { options, command, positional } = parseFlags(words, COMMAND_FLAGS);
-	if (command.has("help")) {
-		process.stdout.write(help());
-		return null;
-	}
-	const named = [...positional, ...(command.has("config") ? [String(command.get("config"))] : [])];
-	if (named.length > 1) {
-		throw new ArlError(
-			"ARL_USAGE",
-			`one configuration file at most, and got ${named.map((name) => JSON.stringify(name)).join(", ")}`,
-			"Rows are given with --train_file.",
-		);
-	}
-	const path = named[0] ?? findConfig();
-	const layers: Layer[] = path === undefined ? [] : [await loadConfigFile(path)];
-	layers.push({ origin: "flag", values: options });
-	const resolved = resolveConfig(layers);
-	if (path !== undefined && named.length === 0) resolved.notices.unshift(`options are read from ${path}`);
-	return { resolved, command };
-}
-
 async function makeReporter(json: boolean, plain: boolean): Promise<Reporter> {
 	if (json) {
 		const { LogReporter } = await import("../report/log.js");
@@ -73,7 +40,7 @@ export async function run(words: readonly string[], core?: () => Native): Promis
 	// `--json` counts before anything else is read, so that errors of the options come as JSON too.
 	let reporter = await makeReporter(words.includes("--json"), true);
 	try {
-		const found = await resolveAll(words);
+		const found = await resolveWords(words, { flags: COMMAND_FLAGS, help });
 		if (found === null) return 0;
 		const { resolved, command } = found;
 		const { args, notices } = resolved;

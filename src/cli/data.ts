@@ -1,0 +1,138 @@
+/** `arl data check`: every row of every source as a run would see it, and what is wrong with it. */
+import { ArlError, EXIT_CODES, toArlError } from "../errors.js";
+import { loadNative, type Native } from "../native.js";
+import { count, jsonLine, percent } from "../report/index.js";
+import { LiveLine } from "../report/live.js";
+import type { DataReport } from "../train/check.js";
+import type { LengthSummary } from "../train/summary.js";
+import { resolveWords } from "./resolve.js";
+import { onStopSignals } from "./signals.js";
+
+const COMMAND_FLAGS = { config: "value", json: "switch", help: "switch" } as const;
+
+function help(): string {
+	return `Usage: arl data check [CONFIG] [--OPTION VALUE ...]
+
+Looks at every row of every source as \`arl train\` would, and trains nothing:
+  arl data check --model_name_or_path DIR --train_file rows.jsonl
+
+Takes the options of \`arl train\` (\`arl train --help\`), in the same files; those on rows and text count. No output_dir is
+needed, and nothing is written. Tells each bad row with its place and reason, lengths, rows that are the same, rows that
+are too long, and what part of the rows an epoch trains.
+
+  --json   one JSON value on stdout
+  --help   this text
+
+Exit code 3 where a row cannot be used, else 0.
+`;
+}
+
+/** Runs the command; gives the exit code. `core`: the native part; only tests give another one. */
+export async function run(words: readonly string[], core: () => Native = loadNative): Promise<number> {
+	const [name, ...rest] = words;
+	if (name === "--help" || name === undefined) {
+		process.stdout.write(help());
+		return name === undefined ? EXIT_CODES.ARL_USAGE : 0;
+	}
+	if (name !== "check")
+		throw new ArlError(
+			"ARL_USAGE",
+			`arl data: unknown command ${JSON.stringify(name)}`,
+			"Did you mean arl data check?",
+		);
+	const found = await resolveWords(rest, { flags: COMMAND_FLAGS, help, assumed: [["output_dir", "."]] });
+	if (found === null) return 0;
+	const { resolved, command } = found;
+	for (const notice of resolved.notices) process.stderr.write(`${notice}\n`);
+	const stop = onStopSignals(() => process.stderr.write("stopping\n"));
+	const live = process.stderr.isTTY === true && process.env.TERM !== "dumb" ? new LiveLine(process.stderr) : null;
+	try {
+		const { checkRows } = await import("../train/check.js");
+		const report = await checkRows({
+			native: core(),
+			args: resolved.args,
+			code: { dataset: null, convert: null },
+			signal: stop.signal,
+			progress: (rows, of) => live?.show([{ text: `${rows}/${of} rows checked`, keep: 0 }]),
+		});
+		live?.clear();
+		process.stdout.write(command.has("json") ? `${jsonLine(report)}\n` : formatReport(report));
+		return report.bad.length > 0 ? EXIT_CODES.ARL_DATA : 0;
+	} catch (error) {
+		if (stop.signal.aborted) return EXIT_CODES.ARL_INTERRUPTED;
+		throw toArlError(error);
+	} finally {
+		live?.clear();
+		stop.release();
+	}
+}
+
+const SHOWN = 20;
+const BAR = 40;
+
+/** The report as a person reads it. */
+export function formatReport(report: DataReport): string {
+	const { rows, usable, bad, tokens, targetTokens } = report;
+	const lines = [`${rows} rows of ${report.shape}, ${usable} can be trained${asides(report)}`];
+	if (report.entries.length > 1) lines.push(...entries(report));
+	if (bad.length > 0) {
+		const reasons = Object.entries(report.reasons).map(([reason, many]) => `${many} ${reason}`);
+		lines.push("", `bad rows: ${bad.length} (${reasons.join(", ")})`);
+		// The core's messages often begin with the reason.
+		for (const { location, reason, message } of bad) {
+			lines.push(`  ${location}: ${message.startsWith(reason) ? message : `${reason}: ${message}`}`);
+		}
+	}
+	if (report.overLong.length > 0) {
+		lines.push("", `longer than ${report.maxLength} tokens: ${report.overLong.length}`);
+		lines.push(...shown(report.overLong.map(({ location, tokens: many }) => `${location}: ${many} tokens`)));
+	}
+	if (report.duplicateRows > 0) {
+		lines.push("", `rows that are the same as an earlier one: ${report.duplicateRows}`);
+		const groups = report.duplicates.map(({ locations, rows: many }) => {
+			const more = many > locations.length ? `, and ${many - locations.length} more` : "";
+			return `${locations.join(" = ")}${more}`;
+		});
+		lines.push(...shown(groups));
+	}
+	if (usable > 0) {
+		lines.push("", ...lengths("tokens", tokens), "", ...lengths("trained tokens", targetTokens));
+		const ofRows = `${report.trainedRows} of ${rows} rows (${percent(report.trainedRows / rows)})`;
+		const ofTokens = `${count(targetTokens.sum)} of ${count(tokens.sum)} tokens of usable rows (${percent(targetTokens.sum / tokens.sum)})`;
+		lines.push("", `trained: ${ofRows}, ${ofTokens}`);
+	}
+	return `${lines.join("\n")}\n`;
+}
+
+function asides({ blankLines, leftOut, truncated, dropped }: DataReport): string {
+	const parts = [
+		blankLines > 0 ? `${blankLines} blank lines passed over` : "",
+		leftOut > 0 ? `${leftOut} left out by the converting function` : "",
+		truncated > 0 ? `${truncated} cut to max_length` : "",
+		dropped > 0 ? `${dropped} dropped as too long` : "",
+	].filter((part) => part !== "");
+	return parts.map((part) => `; ${part}`).join("");
+}
+
+function entries(report: DataReport): string[] {
+	const width = Math.max(...report.entries.map(({ name }) => name.length));
+	return report.entries.map(({ name, rows, usable, rowsPerEpoch }) => {
+		return `  ${name.padEnd(width)}  ${rows} rows, ${usable} usable, ${rowsPerEpoch} in an epoch`;
+	});
+}
+
+function shown(lines: readonly string[]): string[] {
+	const more = lines.length > SHOWN ? [`  and ${lines.length - SHOWN} more; --json names every one`] : [];
+	return [...lines.slice(0, SHOWN).map((line) => `  ${line}`), ...more];
+}
+
+function lengths(name: string, summary: LengthSummary): string[] {
+	const { sum, min, median, p95, max, histogram } = summary;
+	const most = Math.max(...histogram.map(({ rows }) => rows));
+	const width = Math.max(...histogram.map(({ from, to }) => `${from}-${to - 1}`.length));
+	const bars = histogram.map(({ from, to, rows }) => {
+		const bar = "█".repeat(Math.ceil((BAR * rows) / most));
+		return `  ${`${from}-${to - 1}`.padStart(width)}  ${bar}${bar === "" ? "" : " "}${rows}`;
+	});
+	return [`${name}: min ${min}, median ${median}, p95 ${p95}, max ${max}, ${count(sum)} in all`, ...bars];
+}
