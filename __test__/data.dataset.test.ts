@@ -30,6 +30,7 @@ const KINDS: [string, (rows: RecordData[]) => Dataset, Options][] = [
 	["a set", (rows) => new Set(rows), {}],
 	["a stream that is shuffled", stream, {}],
 	["a stream with a length, in order", withLength, SEQUENTIAL],
+	["by index, all rows known first", (rows) => counted(rows), { on_bad_row: "skip" }],
 	["a stream of unknown length, in order, over more than an epoch", stream, STEPS],
 ];
 
@@ -209,6 +210,53 @@ describe("a data set that has changed", () => {
 		expect(error.message).toMatch(message);
 		const rest = await events(onDataset(place, make(many(22)), resume));
 		expect(rest.at(-1)).toMatchObject({ outcome: "completed" });
+	});
+
+	it("in which rows could be had and now cannot, or the other way, is told so", async () => {
+		const failing = (at: number) => ({
+			length: 22,
+			get: (i: number) => {
+				if (i === at) throw new Error("connection lost");
+				return many(22)[i] as RecordData;
+			},
+		});
+		const resume: Options = { ...SAVING, resume_from_checkpoint: "latest" };
+		const skip: Options = { ...SAVING, on_bad_row: "skip" };
+		const lost = workspace(folder);
+		await onDataset(lost, many(22), SAVING, dyingAt(4))
+			.train()
+			.catch(() => {});
+		const error = await errorOf(onDataset(lost, failing(9), resume).train());
+		expect(error.code).toBe("ARL_STATE");
+		expect(error.message).toContain("has read this row, and now: conversion failed: get(9) threw: connection lost");
+		const skipped = workspace(folder);
+		await onDataset(skipped, failing(9), skip, dyingAt(4))
+			.train()
+			.catch(() => {});
+		const back = await errorOf(onDataset(skipped, many(22), { ...skip, ...resume, on_bad_row: "skip" }).train());
+		expect(back.message).toContain("train_dataset[9]: the row is not the one");
+		const again = await events(onDataset(skipped, failing(9), { ...skip, ...resume, on_bad_row: "skip" }));
+		expect(again.at(-1)).toMatchObject({ outcome: "completed" });
+	});
+
+	it("only in a row that ended the run is no other data set", async () => {
+		const place = workspace(folder);
+		const rows = many(3000);
+		let broken = true;
+		const data = {
+			length: rows.length,
+			get: (i: number) => {
+				if (broken && i === 2900) throw new Error("connection lost");
+				return rows[i] as RecordData;
+			},
+		};
+		const options: Options = { ...SAVING, ...SEQUENTIAL, save_steps: 50, num_train_epochs: 1, preprocess_seconds: 0 };
+		const error = await errorOf(onDataset(place, data, options).train());
+		expect(error.message).toContain("train_dataset[2900]: conversion failed");
+		broken = false;
+		const rest = await events(onDataset(place, data, { ...options, resume_from_checkpoint: "latest" }));
+		expect(ofType(rest, "resumed")[0]?.step).toBeGreaterThan(0);
+		expect(rest.at(-1)).toMatchObject({ outcome: "completed", steps: 500 });
 	});
 
 	it("by its identity or length, is refused", async () => {

@@ -21,6 +21,16 @@ function typed(): unknown[] {
 		}),
 		new QwenTrainer({ args, convert_record_to_data_func: (raw: { q: string }) => [{ ...row, record_id: raw.q }] }),
 		new QwenTrainer({ args, train_dataset: [{ q: "?" }], convert_record_to_data_func: ({ q }) => (q ? row : null) }),
+		new QwenTrainer({
+			args,
+			train_dataset: [{ q: "?", a: "!" }],
+			convert_record_to_data_func: ({ q, a }) => ({
+				messages: [
+					{ role: "user", content: q },
+					{ role: "assistant", content: a },
+				],
+			}),
+		}),
 		// @ts-expect-error: no such role
 		new QwenTrainer({ args, train_dataset: [{ messages: [{ role: "robot", content: "" }] }] }),
 		// @ts-expect-error: no such field of a row

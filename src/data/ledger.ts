@@ -10,10 +10,11 @@ import { RowFailure } from "./source.js";
 
 const HASH_BYTES = 16;
 
-function hashOf(row: Uint8Array | RowFailure): Buffer {
-	// No row is the empty text, so that a row which could not be had is like no other.
-	const bytes = row instanceof RowFailure ? new Uint8Array() : row;
-	return createHash("sha256").update(bytes).digest().subarray(0, HASH_BYTES);
+/** No row is the empty text, so that a row which could not be had is like no other. */
+const FAILED = hashOf(new Uint8Array());
+
+function hashOf(row: Uint8Array): Buffer {
+	return createHash("sha256").update(row).digest().subarray(0, HASH_BYTES);
 }
 
 /** The hashes of the rows of one data set, by row number; zeros stand for a row that was never read. */
@@ -24,7 +25,11 @@ export class RowLedger {
 	private readonly file: number;
 	private closed = false;
 
-	constructor(path: string) {
+	/** `failuresCount`: which rows could be had is a part of what the run is, because it goes on without the others. */
+	constructor(
+		path: string,
+		private readonly failuresCount: boolean,
+	) {
 		try {
 			mkdirSync(dirname(path), { recursive: true });
 			this.file = openSync(path, "a+");
@@ -40,16 +45,15 @@ export class RowLedger {
 
 	/** Notes a row. Throws `ARL_STATE` where the earlier part of the run has read another one at this place. */
 	note(index: number, row: Uint8Array | RowFailure, location: string): void {
-		const hash = hashOf(row);
 		const at = index * HASH_BYTES;
 		const before = this.known.subarray(at, at + HASH_BYTES);
-		if (before.length === HASH_BYTES && before.some((byte) => byte !== 0)) {
-			if (before.equals(hash)) return;
-			throw new ArlError(
-				"ARL_STATE",
-				`${location}: the row is not the one that the earlier part of this run has read there: the data set has changed`,
-				"Give the same rows in the same order each time, or start anew with another output_dir.",
-			);
+		const isKnown = before.length === HASH_BYTES && before.some((byte) => byte !== 0);
+		// A row that cannot be had ends the run, and may be there when it goes on.
+		if (row instanceof RowFailure && !isKnown && !this.failuresCount) return;
+		const hash = row instanceof RowFailure ? FAILED : hashOf(row);
+		if (isKnown) {
+			if (!before.equals(hash)) throw changed(row, location);
+			return;
 		}
 		try {
 			writeSync(this.file, hash, 0, HASH_BYTES, at);
@@ -67,4 +71,16 @@ export class RowLedger {
 		if (!this.closed) closeSync(this.file);
 		this.closed = true;
 	}
+}
+
+function changed(row: Uint8Array | RowFailure, location: string): ArlError {
+	if (row instanceof RowFailure) {
+		const message = `${location}: the earlier part of this run has read this row, and now: ${row.reason}: ${row.message}`;
+		return new ArlError("ARL_STATE", message, "Go on with the run when the row can be had again.");
+	}
+	return new ArlError(
+		"ARL_STATE",
+		`${location}: the row is not the one that the earlier part of this run has read there: the data set has changed`,
+		"Give the same rows in the same order each time, or start anew with another output_dir.",
+	);
 }

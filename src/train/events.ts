@@ -63,6 +63,8 @@ export interface StartEvent {
 		/** The rows' shape: `messages`, `prompt/completion`, ... */
 		shape: string;
 		rows: number;
+		/** Nobody knows how many rows there are: `rows` is what the run needs at most. */
+		openEnd: boolean;
 		/** Rows an epoch trains on: after mixture weights, less dropped and skipped ones as far as known. */
 		rowsPerEpoch: number;
 		/** Found in the cache of an earlier run: nothing to encode. */

@@ -234,6 +234,7 @@ function startEvent(run: PreparedRun, firstStep: number): TrainEvent {
 			source: sourceName(args, source),
 			shape: run.shape,
 			rows: source.length,
+			openEnd: run.openEnd !== null,
 			rowsPerEpoch: run.order.rowsPerEpoch,
 			cached: run.cached,
 		},

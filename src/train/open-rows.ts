@@ -51,7 +51,7 @@ export async function openRows({ native, args, code, signal, datasetId }: OpenRo
 	const reading = readingOptions(args, signal, (identity, replayed) => {
 		if (identity !== null && !replayed) return { identity: hashOf(`dataset ${identity}`), ledger: null };
 		used.id = datasetId ?? randomBytes(8).toString("hex");
-		const ledger = new RowLedger(join(cacheDir(args), `rows-${used.id}.hashes`));
+		const ledger = new RowLedger(join(cacheDir(args), `rows-${used.id}.hashes`), args.on_bad_row === "skip");
 		used.unverified = datasetId !== null && !ledger.found;
 		return { identity: hashOf(`run ${used.id} ${identity ?? ""}`), ledger };
 	});
