@@ -21,6 +21,7 @@ const COMMANDS: Readonly<Record<string, CommandEntry>> = {
 		load: () => import("./generate.js"),
 	},
 	data: { summary: "check every row of every source, and train nothing", load: () => import("./data.js") },
+	inspect: { summary: "show one row as the model will see it", load: () => import("./inspect.js") },
 	doctor: { summary: "show what this machine can do and what is missing", load: () => import("./doctor.js") },
 	schema: { summary: "print the JSON Schema of a configuration file", load: () => import("./schema.js") },
 };

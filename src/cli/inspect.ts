@@ -1,0 +1,108 @@
+/** `arl inspect`: one row as the model will see it. */
+import pc from "picocolors";
+import { ArlError, EXIT_CODES, toArlError, wantsColor } from "../errors.js";
+import { loadNative, type Native } from "../native.js";
+import { jsonLine, percent } from "../report/index.js";
+import type { InspectedRow, TokenText } from "../train/inspect.js";
+import { resolveWords } from "./resolve.js";
+import { onStopSignals } from "./signals.js";
+
+const COMMAND_FLAGS = { config: "value", json: "switch", help: "switch", row: "value", tokens: "switch" } as const;
+
+function help(): string {
+	return `Usage: arl inspect [CONFIG] [--row N] [--OPTION VALUE ...]
+
+Shows one row as the model will see it, what is trained of it in colour:
+  arl inspect --model_name_or_path DIR --train_file rows.jsonl --row 17
+
+Takes the options of \`arl train\` (\`arl train --help\`); those on rows and text count. No output_dir is needed, and nothing
+is written. Without colours what is trained stands between « and ».
+
+  --row N    the row, counted over all sources from 1 (default: 1)
+  --tokens   a line for each token: its number, id, weight and text
+  --json     one JSON value on stdout
+  --help     this text
+`;
+}
+
+/** Runs the command; gives the exit code. `core`: the native part; only tests give another one. */
+export async function run(words: readonly string[], core: () => Native = loadNative): Promise<number> {
+	const found = await resolveWords(words, { flags: COMMAND_FLAGS, help, assumed: [["output_dir", "."]] });
+	if (found === null) return 0;
+	const { resolved, command } = found;
+	for (const notice of resolved.notices) process.stderr.write(`${notice}\n`);
+	const word = String(command.get("row") ?? 1);
+	if (!/^[1-9]\d{0,9}$/.test(word))
+		throw new ArlError("ARL_USAGE", `--row: expected a whole number of 1 or more, got ${JSON.stringify(word)}`);
+	const stop = onStopSignals(() => process.stderr.write("stopping\n"));
+	try {
+		const { inspectRow } = await import("../train/inspect.js");
+		const row = await inspectRow({
+			native: core(),
+			args: resolved.args,
+			code: { dataset: null, convert: null },
+			row: Number(word) - 1,
+			signal: stop.signal,
+		});
+		const color = wantsColor(process.stdout);
+		if (command.has("json")) process.stdout.write(`${jsonLine(row)}\n`);
+		else process.stdout.write(`${summary(row)}\n${command.has("tokens") ? tokenLines(row, color) : text(row, color)}`);
+		return 0;
+	} catch (error) {
+		if (stop.signal.aborted) return EXIT_CODES.ARL_INTERRUPTED;
+		throw toArlError(error);
+	} finally {
+		stop.release();
+	}
+}
+
+function summary({ location, shape, recordId, tokens, targetTokens, spans }: InspectedRow): string {
+	const name = recordId === null ? "" : `, record_id ${JSON.stringify(recordId)}`;
+	const lines = [
+		`${location}: ${tokens} tokens of ${shape}, ${targetTokens} trained (${percent(targetTokens / tokens)})${name}`,
+	];
+	for (const { message, first, last, weight } of spans) {
+		const weighted = weight === 1 ? "" : `, weight ${weight}`;
+		lines.push(`  message ${message}: tokens ${first} to ${last} (${last - first + 1})${weighted}`);
+	}
+	return lines.join("\n");
+}
+
+const isTrained = ({ weights }: TokenText) => weights.some((weight) => weight > 0);
+
+/** Control characters, which a terminal would obey, made visible; line breaks stay. */
+function visible(text: string): string {
+	// biome-ignore lint/suspicious/noControlCharactersInRegex: these are what is looked for.
+	return text.replace(/[\u0000-\u0009\u000b-\u001f\u007f-\u009f]/g, (character) =>
+		JSON.stringify(character).slice(1, -1),
+	);
+}
+
+/** The whole text: neighbouring tokens differ in shade, what is trained is green. */
+function text({ texts }: InspectedRow, color: boolean): string {
+	const colors = pc.createColors(color);
+	let out = "";
+	let open = false;
+	for (const [i, token] of texts.entries()) {
+		const trained = isTrained(token);
+		if (!color && trained !== open) out += trained ? "«" : "»";
+		open = trained;
+		const shade = trained ? (i % 2 === 0 ? colors.green : colors.greenBright) : i % 2 === 0 ? colors.dim : String;
+		// A colour that goes over the end of a line colours what a pager puts beside it.
+		const lines = visible(token.text).split("\n");
+		out += lines.map((line) => (line === "" ? "" : shade(line))).join("\n");
+	}
+	if (!color && open) out += "»";
+	return out.endsWith("\n") ? out : `${out}\n`;
+}
+
+function tokenLines({ texts }: InspectedRow, color: boolean): string {
+	const colors = pc.createColors(color);
+	const lines = texts.map((token) => {
+		const trained = isTrained(token);
+		const weights = token.weights.join(" ");
+		const line = `${String(token.at).padStart(6)}  ${token.ids.join(" ").padStart(7)}  ${(trained ? weights : "-").padStart(4)}  ${JSON.stringify(token.text)}`;
+		return trained ? colors.green(line) : line;
+	});
+	return `${lines.join("\n")}\n`;
+}

@@ -1,0 +1,127 @@
+/** One row as the model will see it: its tokens, which of them are trained, and with what weight. Leaves nothing on the disk. */
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { AgentTrainingConfig } from "../config/schema.js";
+import { RowFailure, type Source, takeRows } from "../data/source.js";
+import { ArlError, toArlError } from "../errors.js";
+import type { Native, NativeTextEncoder } from "../native.js";
+import { loadCode } from "./code.js";
+import { readModelFolder } from "./model.js";
+import { openRows, type RowsFromCode } from "./open-rows.js";
+import { textOptions } from "./options.js";
+import { detectShape } from "./rows.js";
+
+/** Tokens that make whole characters together; nearly always one. */
+export interface TokenText {
+	/** Number of the first one in the row. */
+	at: number;
+	ids: number[];
+	text: string;
+	/** Of each as a target; 0: it is not trained. */
+	weights: number[];
+}
+
+/** A trained reply: tokens `first` to `last`, both ends in. */
+export interface TrainedSpan {
+	message: number;
+	first: number;
+	last: number;
+	weight: number;
+}
+
+export interface InspectedRow {
+	location: string;
+	shape: string;
+	recordId: string | null;
+	tokens: number;
+	targetTokens: number;
+	spans: TrainedSpan[];
+	texts: TokenText[];
+}
+
+export interface InspectInput {
+	native: Native;
+	args: AgentTrainingConfig;
+	code: RowsFromCode;
+	/** From 0. */
+	row: number;
+	signal: AbortSignal | null;
+}
+
+/** Encodes a row. Throws `ARL_DATA` with its place where it cannot be used. */
+export async function inspectRow(input: InspectInput): Promise<InspectedRow> {
+	const { native, row, signal } = input;
+	const folder = await mkdtemp(join(tmpdir(), "arl-inspect-"));
+	try {
+		const args = { ...input.args, cache_dir: folder };
+		const model = await readModelFolder(args.model_name_or_path);
+		const encoder = native.TextEncoder.open(textOptions(args, model.maxPositionEmbeddings));
+		const code = await loadCode(args, input.code);
+		const { source } = await openRows({ native, args, code, signal, datasetId: null });
+		try {
+			if (row >= source.length) {
+				throw new ArlError("ARL_USAGE", `row ${row + 1} was asked for, and ${source.name} has ${source.length}`);
+			}
+			const { shape } = await detectShape(source, encoder, Uint32Array.of(source.making?.inOrder ? 0 : row), signal);
+			const bytes = await rowAt(source, row);
+			return { location: source.location(row), shape, ...encoded(source, row, encoder, bytes) };
+		} finally {
+			await source.close();
+		}
+	} finally {
+		await rm(folder, { recursive: true, force: true });
+	}
+}
+
+async function rowAt(source: Source, row: number): Promise<Uint8Array> {
+	for (let next = source.making?.inOrder ? 0 : row; next <= row; next++) {
+		const [found] = await takeRows(source, Uint32Array.of(next), 1);
+		if (found === undefined) throw new ArlError("ARL_USAGE", `row ${row + 1} was asked for, and there are ${next}`);
+		if (next < row) continue;
+		if (!(found instanceof RowFailure)) return found;
+		throw new ArlError("ARL_DATA", `${source.location(row)}: ${found.reason}: ${found.message}`);
+	}
+	throw new ArlError("ARL_INTERNAL", "no row was read");
+}
+
+function encoded(source: Source, row: number, encoder: NativeTextEncoder, bytes: Uint8Array) {
+	try {
+		const { inputIds, weights, spans, recordId } = encoder.encode(bytes);
+		return {
+			recordId: recordId ?? null,
+			tokens: inputIds.length,
+			targetTokens: weights.reduce((sum, weight) => sum + (weight > 0 ? 1 : 0), 0),
+			spans: spans.map(({ message, first, last }) => ({ message, first, last, weight: weights[first] ?? 0 })),
+			texts: tokenTexts(encoder, inputIds, weights),
+		};
+	} catch (error) {
+		const { code, message, hint } = toArlError(error);
+		throw new ArlError(code, `${source.location(row)}: ${message}`, hint);
+	}
+}
+
+/** Tokens of which a character has parts, at the most. */
+const MOST_PARTS = 8;
+
+/** The text of each token; those that are only parts of a character are taken together. */
+function tokenTexts(encoder: NativeTextEncoder, ids: Int32Array, weights: Float32Array): TokenText[] {
+	const texts: TokenText[] = [];
+	for (let at = 0; at < ids.length; ) {
+		let count = 1;
+		let text = encoder.decode(ids.subarray(at, at + 1), false);
+		while (text.includes("\uFFFD") && count < MOST_PARTS && at + count < ids.length) {
+			const longer = encoder.decode(ids.subarray(at, at + count + 1), false);
+			count += 1;
+			text = longer;
+		}
+		texts.push({
+			at,
+			ids: Array.from(ids.subarray(at, at + count)),
+			text,
+			weights: Array.from(weights.subarray(at, at + count)),
+		});
+		at += count;
+	}
+	return texts;
+}
