@@ -5,7 +5,7 @@
 import { ArlError } from "../errors.js";
 import type { RecordData } from "./record.js";
 import { recordText } from "./record-json.js";
-import { RowFailure, type Source } from "./source.js";
+import type { AnySource, RowContent, UnreadableRow } from "./source.js";
 
 /** A database's record with the samples that it links to: what a converting function is given for rows of a database. */
 export interface DatabaseRecord {
@@ -24,14 +24,14 @@ export type ConvertRecordToData<Row = DatabaseRecord> = (row: Row) => ConvertRes
 
 /** A row before it has a number: its bytes, or why it cannot be had, and where it comes from. */
 export interface MadeRow {
-	row: Uint8Array | RowFailure;
+	row: RowContent;
 	location: string;
 }
 
 /** A raw row: its value, or why it cannot be had. */
 export interface RawRow {
 	value: unknown;
-	failure: RowFailure | null;
+	failure: UnreadableRow | null;
 	location: string;
 }
 
@@ -46,14 +46,14 @@ export function messageOf(thrown: unknown): string {
 }
 
 /** A row of code as bytes, or why it is none. */
-export function rowBytes(value: unknown): Uint8Array | RowFailure {
+export function rowBytes(value: unknown): RowContent {
 	if (typeof value !== "object" || value === null || Array.isArray(value)) {
-		return new RowFailure("not a row", `expected an object with messages, got ${kindOf(value)}`);
+		return { reason: "not a row", message: `expected an object with messages, got ${kindOf(value)}` };
 	}
 	try {
 		return encoder.encode(recordText(value));
 	} catch (error) {
-		return new RowFailure("not json", `cannot be written as JSON: ${messageOf(error)}`);
+		return { reason: "not json", message: `cannot be written as JSON: ${messageOf(error)}` };
 	}
 }
 
@@ -63,17 +63,21 @@ function kindOf(value: unknown): string {
 }
 
 /** A source's rows in order, parsed. */
-export async function* parsedRows(source: Source): AsyncGenerator<RawRow> {
+export async function* parsedRows(source: AnySource): AsyncGenerator<RawRow> {
 	const chunk = 256;
 	const decoder = new TextDecoder("utf-8", { fatal: true });
 	for (let first = 0; first < source.length; first += chunk) {
 		const indexes = Array.from({ length: Math.min(chunk, source.length - first) }, (_, i) => first + i);
 		for (const [i, bytes] of (await source.read(indexes)).entries()) {
 			const location = source.location(first + i);
+			if (!(bytes instanceof Uint8Array)) {
+				yield { value: null, failure: bytes, location };
+				continue;
+			}
 			try {
 				yield { value: JSON.parse(decoder.decode(bytes)), failure: null, location };
 			} catch (error) {
-				yield { value: null, failure: new RowFailure("not json", messageOf(error)), location };
+				yield { value: null, failure: { reason: "not json", message: messageOf(error) }, location };
 			}
 		}
 	}
@@ -113,7 +117,7 @@ function call(
 		// Failures of this program itself are no fault of the row.
 		if (error instanceof ArlError && error.code === "ARL_INTERRUPTED") throw error;
 		return [
-			{ row: new RowFailure("conversion failed", `the converting function threw: ${messageOf(error)}`), location },
+			{ row: { reason: "conversion failed", message: `the converting function threw: ${messageOf(error)}` }, location },
 		];
 	};
 	const made = (result: unknown) => rowsOf(result, location, leftOut);
@@ -132,7 +136,7 @@ function rowsOf(result: unknown, location: string, leftOut: () => void): MadeRow
 	}
 	if (result === undefined) {
 		const message = "the converting function gave undefined; null leaves a row out";
-		return [{ row: new RowFailure("conversion failed", message), location }];
+		return [{ row: { reason: "conversion failed", message }, location }];
 	}
 	if (!Array.isArray(result)) return [{ row: rowBytes(result), location }];
 	return result.map((row, i) => ({ row: rowBytes(row), location: `${location} (its row ${i + 1})` }));

@@ -6,9 +6,9 @@ import { setImmediate } from "node:timers/promises";
 import { ArlError } from "../errors.js";
 import { asTheyAre, type ConvertRecordToData, convertedRows, messageOf, parsedRows, type RawRow } from "./convert.js";
 import { type DatasetAbout, type Indexed, IndexedRows } from "./indexed.js";
+import { spoolRows } from "./read-first.js";
 import type { RecordData } from "./record.js";
-import type { RowFailure, Source } from "./source.js";
-import { spoolRows } from "./spool.js";
+import type { AnySource, UnreadableRow } from "./source.js";
 import { StreamRows } from "./stream.js";
 
 /** What any data set may say of itself. */
@@ -88,7 +88,7 @@ function identityOf(dataset: DatasetInfo): string | null {
 
 async function* rawRows(dataset: Dataset<unknown>): AsyncGenerator<RawRow> {
 	let count = 0;
-	const next = (value: unknown, failure: RowFailure | null = null): RawRow => {
+	const next = (value: unknown, failure: UnreadableRow | null = null): RawRow => {
 		return { value, failure, location: `${NAME}[${count++}]` };
 	};
 	if (isIndexed(dataset)) {
@@ -114,7 +114,7 @@ async function* rawRows(dataset: Dataset<unknown>): AsyncGenerator<RawRow> {
 }
 
 /** A data set as a source. Throws `ARL_DATA` where it has no rows, and `ARL_CONFIG` for what is no data set. */
-export async function openDataset(dataset: Dataset<unknown>, options: ReadingOptions): Promise<Source> {
+export async function openDataset(dataset: Dataset<unknown>, options: ReadingOptions): Promise<AnySource> {
 	checkDataset(dataset);
 	const identity = identityOf(dataset);
 	const indexed = indexedOf(dataset);
@@ -139,7 +139,11 @@ interface MadeAbout {
 	leftOut: () => number;
 }
 
-async function openMade(rows: ReturnType<typeof asTheyAre>, made: MadeAbout, options: ReadingOptions): Promise<Source> {
+async function openMade(
+	rows: ReturnType<typeof asTheyAre>,
+	made: MadeAbout,
+	options: ReadingOptions,
+): Promise<AnySource> {
 	const { streamed } = options;
 	const { name, leftOut, length } = made;
 	const open = length === undefined;
@@ -158,7 +162,7 @@ async function openMade(rows: ReturnType<typeof asTheyAre>, made: MadeAbout, opt
 }
 
 /** What a converting function is applied to: files' rows, or a data set. */
-export type Convertible = { source: Source } | { dataset: Dataset<unknown> };
+export type Convertible = { source: AnySource } | { dataset: Dataset<unknown> };
 
 async function* allRaws(parts: readonly Convertible[]): AsyncGenerator<RawRow> {
 	for (const part of parts) yield* "source" in part ? parsedRows(part.source) : rawRows(part.dataset);
@@ -169,7 +173,7 @@ export async function openConverted(
 	parts: readonly Convertible[],
 	convert: ConvertRecordToData<never>,
 	options: ReadingOptions,
-): Promise<Source> {
+): Promise<AnySource> {
 	let left = 0;
 	// What rows the function takes is between its writer and the rows.
 	const rows = convertedRows(allRaws(parts), convert as ConvertRecordToData<unknown>, () => {

@@ -5,7 +5,7 @@ import { ArlError } from "../errors.js";
 import { Cancellation } from "./cancellation.js";
 import { CALLS_AT_ONCE, messageOf, rowBytes } from "./convert.js";
 import type { RowLedger } from "./ledger.js";
-import { RowFailure, type RowMaking, type Source } from "./source.js";
+import type { RowContent, RowMaking, Source, UnreadableRow } from "./source.js";
 
 /** Anything with random access. */
 export interface Indexed {
@@ -23,7 +23,7 @@ export interface DatasetAbout {
 }
 
 /** Rows by index. */
-export class IndexedRows implements Source, RowMaking {
+export class IndexedRows implements Source<RowContent>, RowMaking {
 	readonly name: string;
 	readonly length: number;
 	readonly blankLines = 0;
@@ -32,7 +32,7 @@ export class IndexedRows implements Source, RowMaking {
 	readonly inOrder = false;
 	readonly recheck: boolean;
 	readonly ahead: number;
-	private readonly kept = new Map<number, Uint8Array | RowFailure>();
+	private readonly kept = new Map<number, RowContent>();
 	private readonly cancellation = new Cancellation();
 
 	constructor(
@@ -63,8 +63,8 @@ export class IndexedRows implements Source, RowMaking {
 		return 0;
 	}
 
-	async take(indexes: Uint32Array, maxBytes: number): Promise<(Uint8Array | RowFailure)[]> {
-		const rows: (Uint8Array | RowFailure)[] = [];
+	async take(indexes: Uint32Array, maxBytes: number): Promise<RowContent[]> {
+		const rows: RowContent[] = [];
 		let bytes = 0;
 		for (let first = 0; first < indexes.length && (first === 0 || bytes < maxBytes); first += CALLS_AT_ONCE) {
 			const asked = indexes.subarray(first, first + CALLS_AT_ONCE);
@@ -73,44 +73,43 @@ export class IndexedRows implements Source, RowMaking {
 			const taken = await this.cancellation.race(Promise.all(calls));
 			this.checkLength();
 			for (const [i, index] of asked.entries()) {
-				const row = taken[i] as Uint8Array | RowFailure;
+				const row = taken[i] as RowContent;
 				this.kept.delete(index);
 				this.about.ledger?.note(index, row, this.location(index));
-				bytes += row instanceof RowFailure ? 0 : row.length;
+				bytes += row instanceof Uint8Array ? row.length : 0;
 				rows.push(row);
 			}
 		}
 		return rows;
 	}
 
-	async peek(indexes: Uint32Array): Promise<(Uint8Array | RowFailure)[]> {
+	async peek(indexes: Uint32Array): Promise<RowContent[]> {
 		const rows = await this.take(indexes, Number.POSITIVE_INFINITY);
-		for (const [i, index] of indexes.entries()) this.kept.set(index, rows[i] as Uint8Array | RowFailure);
+		for (const [i, index] of indexes.entries()) this.kept.set(index, rows[i] as RowContent);
 		return rows;
 	}
 
-	async read(indexes: ArrayLike<number>): Promise<Uint8Array[]> {
-		const rows = await this.take(Uint32Array.from(indexes), Number.POSITIVE_INFINITY);
-		return rows.map((row, i) => {
-			if (!(row instanceof RowFailure)) return row;
-			throw new ArlError("ARL_DATA", `${this.location(indexes[i] as number)}: ${row.reason}: ${row.message}`);
-		});
+	read(indexes: ArrayLike<number>): Promise<RowContent[]> {
+		return this.take(Uint32Array.from(indexes), Number.POSITIVE_INFINITY);
 	}
 
-	private async call(index: number): Promise<Uint8Array | RowFailure> {
+	private async call(index: number): Promise<RowContent> {
 		const { value, failure } = await this.value(index);
 		return failure ?? rowBytes(value);
 	}
 
 	/** What the data set itself gives, or why it gives nothing. */
-	async value(index: number): Promise<{ value: unknown; failure: RowFailure | null }> {
+	async value(index: number): Promise<{ value: unknown; failure: UnreadableRow | null }> {
 		try {
 			const value = await this.dataset.get(index);
 			if (value !== undefined) return { value, failure: null };
 			const message = `get(${index}) gave undefined, and the data set's length is ${this.length}`;
-			return { value, failure: new RowFailure("not a row", message) };
+			return { value, failure: { reason: "not a row", message } };
 		} catch (error) {
-			return { value: null, failure: new RowFailure("conversion failed", `get(${index}) threw: ${messageOf(error)}`) };
+			return {
+				value: null,
+				failure: { reason: "conversion failed", message: `get(${index}) threw: ${messageOf(error)}` },
+			};
 		}
 	}
 

@@ -6,7 +6,7 @@ import { createHash } from "node:crypto";
 import { closeSync, fsyncSync, mkdirSync, openSync, readFileSync, writeSync } from "node:fs";
 import { dirname } from "node:path";
 import { ArlError, toArlError } from "../errors.js";
-import { RowFailure } from "./source.js";
+import type { RowContent } from "./source.js";
 
 const HASH_BYTES = 16;
 
@@ -44,13 +44,13 @@ export class RowLedger {
 	}
 
 	/** Notes a row. Throws `ARL_STATE` where the earlier part of the run has read another one at this place. */
-	note(index: number, row: Uint8Array | RowFailure, location: string): void {
+	note(index: number, row: RowContent, location: string): void {
 		const at = index * HASH_BYTES;
 		const before = this.known.subarray(at, at + HASH_BYTES);
 		const isKnown = before.length === HASH_BYTES && before.some((byte) => byte !== 0);
 		// A row that cannot be had ends the run, and may be there when it goes on.
-		if (row instanceof RowFailure && !isKnown && !this.failuresCount) return;
-		const hash = row instanceof RowFailure ? FAILED : hashOf(row);
+		if (!(row instanceof Uint8Array) && !isKnown && !this.failuresCount) return;
+		const hash = row instanceof Uint8Array ? hashOf(row) : FAILED;
 		if (isKnown) {
 			if (!before.equals(hash)) throw changed(row, location);
 			return;
@@ -73,8 +73,8 @@ export class RowLedger {
 	}
 }
 
-function changed(row: Uint8Array | RowFailure, location: string): ArlError {
-	if (row instanceof RowFailure) {
+function changed(row: RowContent, location: string): ArlError {
+	if (!(row instanceof Uint8Array)) {
 		const message = `${location}: the earlier part of this run has read this row, and now: ${row.reason}: ${row.message}`;
 		return new ArlError("ARL_STATE", message, "Go on with the run when the row can be had again.");
 	}

@@ -4,17 +4,21 @@
  */
 import { createHash } from "node:crypto";
 
-/** Why a row cannot be had, in place of its bytes. */
-export class RowFailure {
-	constructor(
-		/** Stable and short: `conversion failed`, `not a row`, ... */
-		readonly reason: string,
-		readonly message: string,
-	) {}
+/** A row that its source cannot give, and why; it is reported like one that cannot be encoded. */
+export interface UnreadableRow {
+	/** Stable and short: `missing link`, `deleted`, ... */
+	reason: string;
+	message: string;
 }
 
-/** A finite set of rows. */
-export interface Source {
+/** A row as its source gives it. */
+export type RowContent = Uint8Array | UnreadableRow;
+
+/** Rows of whatever kind of source. */
+export type AnySource = Source<RowContent>;
+
+/** A finite set of rows. `C`: what a row may be; a file has the bytes of each. */
+export interface Source<C extends RowContent = Uint8Array> {
 	/** For people: a file name, or `train_dataset`. */
 	readonly name: string;
 	readonly length: number;
@@ -24,14 +28,14 @@ export interface Source {
 	readonly identity: string;
 	/** Where a person finds row `index`: `train.jsonl:17`. */
 	location(index: number): string;
-	/** Bytes of row `index`, without reading it; 0: not known before it is read. */
+	/** Bytes of row `index`, without reading it: exact for files, an estimate for a database, 0 where nothing is known. */
 	bytes(index: number): number;
-	/** The rows' bytes in the order asked for. */
-	read(indexes: ArrayLike<number>): Promise<Uint8Array[]>;
+	/** The rows in the order asked for. */
+	read(indexes: ArrayLike<number>): Promise<C[]>;
 	close(): Promise<void>;
 	/** Raw rows that a user's function has left out so far. */
 	readonly leftOut?: number;
-	/** Only of rows that come into being as they are asked for, or that may be missing one by one. */
+	/** Only of rows that come into being as they are asked for. */
 	readonly making?: RowMaking;
 }
 
@@ -44,9 +48,9 @@ export interface RowMaking {
 	/** Rows are made only as far ahead of training as this many; infinite: they are there already. */
 	readonly ahead: number;
 	/** The rows of the first of `indexes`, one at least, about as many as `maxBytes` hold. None: the rows have ended before. */
-	take(indexes: Uint32Array, maxBytes: number): Promise<(Uint8Array | RowFailure)[]>;
+	take(indexes: Uint32Array, maxBytes: number): Promise<RowContent[]>;
 	/** The rows of `indexes`, which `take` will give once more. */
-	peek(indexes: Uint32Array): Promise<(Uint8Array | RowFailure)[]>;
+	peek(indexes: Uint32Array): Promise<RowContent[]>;
 	/** What was taken is known on the disk from here on, also if the machine stops. */
 	sync(): void;
 	/** Whoever waits for a row is told at once that none comes any more. */
@@ -54,7 +58,7 @@ export interface RowMaking {
 }
 
 /** Several sources as one, in the order given. */
-export class ConcatSource implements Source {
+export class ConcatSource<C extends RowContent = Uint8Array> implements Source<C> {
 	readonly name: string;
 	readonly length: number;
 	readonly blankLines: number;
@@ -63,7 +67,7 @@ export class ConcatSource implements Source {
 	readonly starts: number[] = [0];
 	readonly making?: RowMaking;
 
-	constructor(readonly parts: Source[]) {
+	constructor(readonly parts: Source<C>[]) {
 		const hash = createHash("sha256");
 		let total = 0;
 		for (const part of parts) {
@@ -83,7 +87,7 @@ export class ConcatSource implements Source {
 	}
 
 	/** The part that row `index` lies in, and its number there. */
-	locate(index: number): { part: Source; partIndex: number; row: number } {
+	locate(index: number): { part: Source<C>; partIndex: number; row: number } {
 		let low = 0;
 		let high = this.parts.length - 1;
 		while (low < high) {
@@ -91,7 +95,7 @@ export class ConcatSource implements Source {
 			if ((this.starts[middle] as number) <= index) low = middle;
 			else high = middle - 1;
 		}
-		return { part: this.parts[low] as Source, partIndex: low, row: index - (this.starts[low] as number) };
+		return { part: this.parts[low] as Source<C>, partIndex: low, row: index - (this.starts[low] as number) };
 	}
 
 	location(index: number): string {
@@ -104,7 +108,7 @@ export class ConcatSource implements Source {
 		return part.bytes(row);
 	}
 
-	async read(indexes: ArrayLike<number>): Promise<Uint8Array[]> {
+	async read(indexes: ArrayLike<number>): Promise<C[]> {
 		const byPart = new Map<number, { rows: number[]; places: number[] }>();
 		for (let place = 0; place < indexes.length; place++) {
 			const { partIndex, row } = this.locate(indexes[place] as number);
@@ -113,11 +117,11 @@ export class ConcatSource implements Source {
 			group.places.push(place);
 			byPart.set(partIndex, group);
 		}
-		const rows = new Array<Uint8Array>(indexes.length);
+		const rows = new Array<C>(indexes.length);
 		await Promise.all(
 			[...byPart].map(async ([partIndex, group]) => {
-				const read = await (this.parts[partIndex] as Source).read(group.rows);
-				for (const [at, place] of group.places.entries()) rows[place] = read[at] as Uint8Array;
+				const read = await (this.parts[partIndex] as Source<C>).read(group.rows);
+				for (const [at, place] of group.places.entries()) rows[place] = read[at] as C;
 			}),
 		);
 		return rows;
@@ -129,11 +133,7 @@ export class ConcatSource implements Source {
 }
 
 /** The first rows of `indexes` of any source, about as many as `maxBytes` hold. */
-export async function takeRows(
-	source: Source,
-	indexes: Uint32Array,
-	maxBytes: number,
-): Promise<(Uint8Array | RowFailure)[]> {
+export async function takeRows(source: AnySource, indexes: Uint32Array, maxBytes: number): Promise<RowContent[]> {
 	if (source.making) return source.making.take(indexes, maxBytes);
 	let count = 0;
 	for (let bytes = 0; count < indexes.length; count++) {
@@ -153,27 +153,27 @@ class ConcatMaking implements RowMaking {
 	readonly ahead: number;
 	private readonly makings: RowMaking[];
 
-	constructor(private readonly source: ConcatSource) {
+	constructor(private readonly source: ConcatSource<RowContent>) {
 		this.makings = source.parts.flatMap(({ making }) => making ?? []);
 		this.recheck = this.makings.some(({ recheck }) => recheck);
 		this.ahead = Math.min(...this.makings.map(({ ahead }) => ahead));
 	}
 
-	async take(indexes: Uint32Array, maxBytes: number): Promise<(Uint8Array | RowFailure)[]> {
-		const rows: (Uint8Array | RowFailure)[] = [];
+	async take(indexes: Uint32Array, maxBytes: number): Promise<RowContent[]> {
+		const rows: RowContent[] = [];
 		let bytes = 0;
 		for (let first = 0; first < indexes.length && (first === 0 || bytes < maxBytes); first += TAKEN_TOGETHER) {
 			const taken = await this.all(indexes.subarray(first, first + TAKEN_TOGETHER));
-			for (const row of taken) bytes += row instanceof RowFailure ? 0 : row.length;
+			for (const row of taken) bytes += row instanceof Uint8Array ? row.length : 0;
 			rows.push(...taken);
 		}
 		return rows;
 	}
 
 	/** All rows of `indexes`, whatever their parts. */
-	private async all(indexes: Uint32Array): Promise<(Uint8Array | RowFailure)[]> {
+	private async all(indexes: Uint32Array): Promise<RowContent[]> {
 		const places = Array.from(indexes, (index) => this.source.locate(index));
-		const rows = new Array<Uint8Array | RowFailure>(indexes.length);
+		const rows = new Array<RowContent>(indexes.length);
 		for (const part of new Set(places.map(({ part }) => part))) {
 			const at = [...places.keys()].filter((place) => places[place]?.part === part);
 			const wanted = Uint32Array.from(at, (place) => places[place]?.row ?? 0);
@@ -185,12 +185,12 @@ class ConcatMaking implements RowMaking {
 		return rows;
 	}
 
-	async peek(indexes: Uint32Array): Promise<(Uint8Array | RowFailure)[]> {
+	async peek(indexes: Uint32Array): Promise<RowContent[]> {
 		return Promise.all(
 			Array.from(indexes, async (index) => {
 				const { part, row } = this.source.locate(index);
 				const [found] = part.making ? await part.making.peek(Uint32Array.of(row)) : await part.read([row]);
-				return found as Uint8Array | RowFailure;
+				return found as RowContent;
 			}),
 		);
 	}

@@ -6,7 +6,7 @@ import { ArlError } from "../errors.js";
 import { Cancellation, within } from "./cancellation.js";
 import type { MadeRow } from "./convert.js";
 import type { DatasetAbout } from "./indexed.js";
-import { RowFailure, type RowMaking, type Source } from "./source.js";
+import type { RowContent, RowMaking, Source } from "./source.js";
 
 const LOCATIONS_KEPT = 65_536;
 /** How long a row is waited for where others are there already. */
@@ -22,7 +22,7 @@ export interface StreamAbout extends DatasetAbout {
 }
 
 /** Rows in their order. */
-export class StreamRows implements Source, RowMaking {
+export class StreamRows implements Source<RowContent>, RowMaking {
 	readonly name: string;
 	readonly length: number;
 	readonly blankLines = 0;
@@ -72,8 +72,8 @@ export class StreamRows implements Source, RowMaking {
 		return 0;
 	}
 
-	async take(indexes: Uint32Array, maxBytes: number): Promise<(Uint8Array | RowFailure)[]> {
-		const rows: (Uint8Array | RowFailure)[] = [];
+	async take(indexes: Uint32Array, maxBytes: number): Promise<RowContent[]> {
+		const rows: RowContent[] = [];
 		for (let bytes = 0; rows.length < indexes.length && (rows.length === 0 || bytes < maxBytes); ) {
 			if (indexes[rows.length] !== this.taken) {
 				throw new ArlError("ARL_INTERNAL", `${this.name}: row ${indexes[rows.length]} was asked for out of its order`);
@@ -85,13 +85,13 @@ export class StreamRows implements Source, RowMaking {
 			this.coming = null;
 			this.about.ledger?.note(this.taken, made.row, made.location);
 			this.taken += 1;
-			bytes += made.row instanceof RowFailure ? 0 : made.row.length;
+			bytes += made.row instanceof Uint8Array ? made.row.length : 0;
 			rows.push(made.row);
 		}
 		return rows;
 	}
 
-	async peek(indexes: Uint32Array): Promise<(Uint8Array | RowFailure)[]> {
+	async peek(indexes: Uint32Array): Promise<RowContent[]> {
 		while (this.head.length < indexes.length) {
 			const made = await this.next();
 			if (made === null) break;

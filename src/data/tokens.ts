@@ -5,7 +5,7 @@
 import { isUtf8 } from "node:buffer";
 import type { NativeTokenCache } from "../native.js";
 import { type BadRow, badRowsError } from "./problems.js";
-import { RowFailure, type Source, takeRows } from "./source.js";
+import { type AnySource, takeRows } from "./source.js";
 
 /** A single row above this size is refused before it is read. */
 export const MAX_ROW_BYTES = 64 * 1024 * 1024;
@@ -22,7 +22,7 @@ export interface FillCounts {
 }
 
 export interface FillerOptions {
-	source: Source;
+	source: AnySource;
 	cache: NativeTokenCache;
 	/** Every row that training will ask for, each once, soonest first. */
 	order: Uint32Array;
@@ -245,7 +245,7 @@ export class TokenFiller {
 		const indexes: number[] = [];
 		for (const [i, content] of taken.entries()) {
 			const row = asked[i] as number;
-			if (content instanceof RowFailure) refuse(row, content.reason, content.message);
+			if (!(content instanceof Uint8Array)) refuse(row, content.reason, content.message);
 			else if (content.length > MAX_ROW_BYTES) refuse(row, "row too large", tooLarge(content.length));
 			else if (!isUtf8(content)) refuse(row, "wrong encoding", notUtf8(content));
 			else if (this.state[row] === UNCHECKED) batch.checked.push(row);

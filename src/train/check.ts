@@ -8,7 +8,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { AgentTrainingConfig } from "../config/schema.js";
 import { type BadRow, countReasons } from "../data/problems.js";
-import type { Source } from "../data/source.js";
+import type { AnySource } from "../data/source.js";
 import { TokenFiller } from "../data/tokens.js";
 import { ArlError } from "../errors.js";
 import type { MicroBatch, Native, NativeTokenCache } from "../native.js";
@@ -134,7 +134,7 @@ async function check(input: CheckInput): Promise<DataReport> {
 	}
 }
 
-async function fillAll(input: CheckInput, source: Source, cache: NativeTokenCache) {
+async function fillAll(input: CheckInput, source: AnySource, cache: NativeTokenCache) {
 	const filler = new TokenFiller({ source, cache, order: allRows(source) });
 	filler.reach(Number.POSITIVE_INFINITY);
 	filler.start();
@@ -156,7 +156,7 @@ function usableRows(lengths: Uint32Array, bad: readonly BadRow[]): Uint32Array {
 }
 
 /** Rows that fit into no micro-batch. */
-function unpackable(args: AgentTrainingConfig, source: Source, lengths: Uint32Array): BadRow[] {
+function unpackable(args: AgentTrainingConfig, source: AnySource, lengths: Uint32Array): BadRow[] {
 	const bound = args.max_tokens_per_micro_batch;
 	if (bound === null) return [];
 	return [...lengths.keys()]
@@ -168,7 +168,7 @@ function unpackable(args: AgentTrainingConfig, source: Source, lengths: Uint32Ar
 }
 
 /** The rows that are longer than `maxLength`: encoded once more, without a bound. */
-async function overLong(input: CheckInput, source: Source, maxLength: number): Promise<OverLongRow[]> {
+async function overLong(input: CheckInput, source: AnySource, maxLength: number): Promise<OverLongRow[]> {
 	const { native, args } = input;
 	const { maxLength: _, ...options } = textOptions(args, null);
 	const encoder = native.TextEncoder.open(options);
@@ -188,7 +188,7 @@ async function overLong(input: CheckInput, source: Source, maxLength: number): P
 const ROWS_AT_ONCE = 64;
 
 /** Lengths of the usable rows, and which of them are the same. */
-function contents(source: Source, cache: NativeTokenCache, usable: Uint32Array) {
+function contents(source: AnySource, cache: NativeTokenCache, usable: Uint32Array) {
 	const tokens = new Uint32Array(usable.length);
 	const targets = new Uint32Array(usable.length);
 	const seen = new Map<string, number[]>();
@@ -233,7 +233,7 @@ function hashOf({ inputIds, targets, weights }: MicroBatch, from: number, to: nu
 /** What the first epoch trains. */
 function trained(
 	args: AgentTrainingConfig,
-	source: Source,
+	source: AnySource,
 	entryRows: number[],
 	lengths: Uint32Array,
 	usable: Uint32Array,

@@ -3,7 +3,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { AgentTrainingConfig } from "../config/schema.js";
-import { RowFailure, type Source, takeRows } from "../data/source.js";
+import { type AnySource, takeRows } from "../data/source.js";
 import { ArlError, toArlError } from "../errors.js";
 import type { Native, NativeTextEncoder } from "../native.js";
 import { loadCode } from "./code.js";
@@ -74,18 +74,18 @@ export async function inspectRow(input: InspectInput): Promise<InspectedRow> {
 	}
 }
 
-async function rowAt(source: Source, row: number): Promise<Uint8Array> {
+async function rowAt(source: AnySource, row: number): Promise<Uint8Array> {
 	for (let next = source.making?.inOrder ? 0 : row; next <= row; next++) {
 		const [found] = await takeRows(source, Uint32Array.of(next), 1);
 		if (found === undefined) throw new ArlError("ARL_USAGE", `row ${row + 1} was asked for, and there are ${next}`);
 		if (next < row) continue;
-		if (!(found instanceof RowFailure)) return found;
+		if (found instanceof Uint8Array) return found;
 		throw new ArlError("ARL_DATA", `${source.location(row)}: ${found.reason}: ${found.message}`);
 	}
 	throw new ArlError("ARL_INTERNAL", "no row was read");
 }
 
-function encoded(source: Source, row: number, encoder: NativeTextEncoder, bytes: Uint8Array) {
+function encoded(source: AnySource, row: number, encoder: NativeTextEncoder, bytes: Uint8Array) {
 	try {
 		const { inputIds, weights, spans, recordId } = encoder.encode(bytes);
 		return {

@@ -4,7 +4,7 @@
  */
 import type { StepPlan } from "../data/batches.js";
 import type { RowOrder } from "../data/order.js";
-import type { Source } from "../data/source.js";
+import type { AnySource } from "../data/source.js";
 import { StreamRows } from "../data/stream.js";
 import type { TokenFiller } from "../data/tokens.js";
 
@@ -41,6 +41,6 @@ export class OpenEnd {
 }
 
 /** The stream behind `source`, where its end is open. */
-export function openStream(source: Source): StreamRows | null {
+export function openStream(source: AnySource): StreamRows | null {
 	return source instanceof StreamRows && source.open ? source : null;
 }

@@ -8,7 +8,7 @@ import type { ConvertRecordToData } from "../data/convert.js";
 import { type Convertible, type Dataset, openConverted, openDataset, type ReadingOptions } from "../data/custom.js";
 import { RowLedger } from "../data/ledger.js";
 import { openFiles } from "../data/open.js";
-import { ConcatSource, type Source } from "../data/source.js";
+import { type AnySource, ConcatSource, type RowContent } from "../data/source.js";
 import type { Native } from "../native.js";
 import { cacheDir, checkRowsGiven, samplesOfStep } from "./options.js";
 import { needsAllRows } from "./rows.js";
@@ -21,7 +21,7 @@ export interface RowsFromCode {
 
 /** Rows of a run. */
 export interface OpenRows {
-	source: Source;
+	source: AnySource;
 	/** Rows of each entry: of those of `train_file`, and of the data set behind them. What weights and caps refer to. */
 	entryRows: number[];
 	/** What a resumed run must know its rows by where they lie nowhere; null: they are known by their content. */
@@ -99,7 +99,10 @@ async function openPlain(
 	try {
 		// Beside files the rows of a data set must be counted.
 		const source = await openDataset(dataset, { ...reading, streamed: null });
-		return { source: new ConcatSource([files.source, source]), entryRows: [...files.entryRows, source.length] };
+		return {
+			source: new ConcatSource<RowContent>([files.source, source]),
+			entryRows: [...files.entryRows, source.length],
+		};
 	} catch (error) {
 		await files.source.close();
 		throw error;
@@ -114,7 +117,7 @@ async function openThrough(
 	reading: ReadingOptions,
 ): Promise<Opened> {
 	const raw: Convertible[] = [];
-	const made: Source[] = [];
+	const made: AnySource[] = [];
 	try {
 		for (const entry of args.train_file) raw.push({ source: (await openFiles(native, [entry])).source });
 		if (dataset !== null) raw.push({ dataset });
@@ -139,7 +142,7 @@ async function closeAll(raw: readonly Convertible[]): Promise<void> {
 }
 
 /** A source that is read from others, and closes them with itself. */
-function closingToo(source: Source, raw: readonly Convertible[]): Source {
+function closingToo(source: AnySource, raw: readonly Convertible[]): AnySource {
 	const close = source.close.bind(source);
 	source.close = async () => {
 		await close();

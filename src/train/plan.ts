@@ -5,14 +5,14 @@
 import type { AgentTrainingConfig } from "../config/schema.js";
 import { epochBatches, StepPlan } from "../data/batches.js";
 import type { RowOrder } from "../data/order.js";
-import type { Source } from "../data/source.js";
+import type { AnySource } from "../data/source.js";
 import { ArlError } from "../errors.js";
 import type { NativeTokenCache } from "../native.js";
 import type { BatchSize } from "./options.js";
 import { fillOrder } from "./rows.js";
 
 /** With packing, every sample has to fit into a micro-batch. */
-export function checkFits(args: AgentTrainingConfig, source: Source, lengths: Uint32Array): void {
+export function checkFits(args: AgentTrainingConfig, source: AnySource, lengths: Uint32Array): void {
 	const bound = args.max_tokens_per_micro_batch;
 	if (bound === null) return;
 	const row = lengths.findIndex((length) => length > bound);
@@ -25,14 +25,14 @@ export function checkFits(args: AgentTrainingConfig, source: Source, lengths: Ui
 }
 
 /** Every row, in the order of the source. */
-export function allRows(source: Source): Uint32Array {
+export function allRows(source: AnySource): Uint32Array {
 	return Uint32Array.from({ length: source.length }, (_, row) => row);
 }
 
 /** The rows that are encoded, soonest needed first. */
 export function wantedRows(
 	args: AgentTrainingConfig,
-	source: Source,
+	source: AnySource,
 	order: RowOrder,
 	plan: StepPlan | null,
 	next: { epoch: number; microBatch: number },

@@ -7,7 +7,7 @@ import { basename } from "node:path";
 import type { AgentTrainingConfig } from "../config/schema.js";
 import type { StepPlan } from "../data/batches.js";
 import type { RowOrder } from "../data/order.js";
-import type { Source } from "../data/source.js";
+import type { AnySource } from "../data/source.js";
 import { TokenFiller } from "../data/tokens.js";
 import { ArlError } from "../errors.js";
 import type { MemoryPlan, Native, NativeEngine, NativeTokenCache } from "../native.js";
@@ -60,7 +60,7 @@ export interface PreparedRun {
 	args: AgentTrainingConfig;
 	native: Native;
 	model: ModelFolder;
-	source: Source;
+	source: AnySource;
 	shape: string;
 	cache: NativeTokenCache;
 	filler: TokenFiller;
@@ -252,7 +252,7 @@ function scheduleOptions(args: AgentTrainingConfig, totalSteps: number) {
 	};
 }
 
-function rowsFound(source: Source, shape: string): string {
+function rowsFound(source: AnySource, shape: string): string {
 	const blank = source.blankLines > 0 ? `, ${source.blankLines} blank lines passed over` : "";
 	const left = source.leftOut ? `, ${source.leftOut} left out by the converting function` : "";
 	const many = openStream(source) ? `as many rows as come (${source.length} at most)` : `${source.length} rows`;
@@ -260,7 +260,7 @@ function rowsFound(source: Source, shape: string): string {
 }
 
 /** What a user may read of where the rows come from. */
-export function sourceName(args: AgentTrainingConfig, source: Source): string {
+export function sourceName(args: AgentTrainingConfig, source: AnySource): string {
 	return args.train_file.length === 1 && !source.making ? basename(args.train_file[0] ?? source.name) : source.name;
 }
 

@@ -6,7 +6,7 @@ import { mkdir } from "node:fs/promises";
 import type { AgentTrainingConfig } from "../config/schema.js";
 import { createOrder, type RowOrder } from "../data/order.js";
 import { type BadRow, badRowsError, countReasons } from "../data/problems.js";
-import { RowFailure, type RowMaking, type Source } from "../data/source.js";
+import type { AnySource } from "../data/source.js";
 import type { TokenFiller } from "../data/tokens.js";
 import { ArlError, toArlError } from "../errors.js";
 import type { Native, NativeTextEncoder, NativeTokenCache, TextInfo } from "../native.js";
@@ -14,10 +14,12 @@ import type { FillEvent, TrainEvent } from "./events.js";
 import { cacheDir } from "./options.js";
 
 const FIRST_ROWS = 32;
+/** Larger rows need not be read to find the shape. */
+const MAX_FIRST_BYTES = 8 * 1024 * 1024;
 
 /** Finds the shape of the rows. Throws with the place of the row where it is none that is known. */
 export async function detectShape(
-	source: Source,
+	source: AnySource,
 	encoder: NativeTextEncoder,
 	wanted: Uint32Array,
 	signal: AbortSignal | null,
@@ -40,40 +42,41 @@ export async function detectShape(
 }
 
 /** The rows that tell the shape: a file's first ones, and of rows that are made as they are asked for the ones needed first. */
-async function firstRowsOf(source: Source, wanted: Uint32Array): Promise<{ rows: Uint8Array[]; indexes: number[] }> {
+async function firstRowsOf(source: AnySource, wanted: Uint32Array): Promise<{ rows: Uint8Array[]; indexes: number[] }> {
 	const { making } = source;
-	if (!making) {
-		const count = Math.min(FIRST_ROWS, source.length);
-		const indexes = Array.from({ length: count }, (_, i) => i).filter((i) => source.bytes(i) <= 8 * 1024 * 1024);
-		return { rows: await source.read(indexes), indexes };
-	}
 	// A stream may be slow: one row that is one is enough.
-	if (making.inOrder) {
-		const first = await firstGood(source, making, wanted.subarray(0, 1));
+	if (making?.inOrder) {
+		const first = await goodOnes(source, wanted.subarray(0, 1));
 		if (first.rows.length > 0) return first;
 	}
-	const all = await firstGood(source, making, wanted.subarray(0, FIRST_ROWS));
-	if (all.rows.length === 0) throw badRowsError(all.bad, all.bad.length);
+	const count = Math.min(FIRST_ROWS, source.length);
+	const asked = making ? wanted.subarray(0, count) : Uint32Array.from({ length: count }, (_, i) => i);
+	const all = await goodOnes(
+		source,
+		asked.filter((row) => source.bytes(row) <= MAX_FIRST_BYTES),
+	);
+	// One usable row tells the shape; the others are reported with all rows.
+	if (all.rows.length === 0 && all.bad.length > 0) throw badRowsError(all.bad, all.bad.length);
 	return all;
 }
 
-async function firstGood(source: Source, making: RowMaking, asked: Uint32Array) {
+async function goodOnes(source: AnySource, asked: Uint32Array) {
 	const rows: Uint8Array[] = [];
 	const indexes: number[] = [];
 	const bad: BadRow[] = [];
-	for (const [i, row] of (await making.peek(asked)).entries()) {
+	const found = await (source.making ? source.making.peek(asked) : source.read(asked));
+	for (const [i, row] of found.entries()) {
 		const index = asked[i] as number;
-		if (row instanceof RowFailure) bad.push({ row: index, location: source.location(index), ...row });
-		else {
+		if (row instanceof Uint8Array) {
 			rows.push(row);
 			indexes.push(index);
-		}
+		} else bad.push({ row: index, location: source.location(index), ...row });
 	}
 	return { rows, indexes, bad };
 }
 
 /** Names a cache: the same rows and the same text options have the same tokens. */
-export function cacheKey(source: Source, text: TextInfo): string {
+export function cacheKey(source: AnySource, text: TextInfo): string {
 	return createHash("sha256")
 		.update(`${source.identity}\n${source.length}\n${text.fingerprint}`)
 		.digest("hex")
@@ -88,7 +91,7 @@ export function needsAllRows(args: AgentTrainingConfig): boolean {
 /** The order of training, once it is known which rows there are. */
 export function orderOf(
 	args: AgentTrainingConfig,
-	source: Pick<Source, "length">,
+	source: Pick<AnySource, "length">,
 	entryRows: number[],
 	lengths: Uint32Array | null,
 ): RowOrder {
@@ -137,7 +140,7 @@ export function fillOrder(order: RowOrder, rows: number, from: RowPlace, until: 
 export async function openCache(
 	native: Native,
 	args: AgentTrainingConfig,
-	source: Source,
+	source: AnySource,
 	encoder: NativeTextEncoder,
 	text: TextInfo,
 ): Promise<NativeTokenCache> {

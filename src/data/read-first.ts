@@ -9,7 +9,7 @@ import { ArlError, toArlError } from "../errors.js";
 import { Cancellation } from "./cancellation.js";
 import type { MadeRow } from "./convert.js";
 import { type FileRows, openJsonl } from "./jsonl.js";
-import { RowFailure, type RowMaking, type Source } from "./source.js";
+import type { AnySource, RowContent, RowMaking, Source, UnreadableRow } from "./source.js";
 
 const FLUSH_BYTES = 4 * 1024 * 1024;
 /** Part of the free disk that a spool file may take. */
@@ -27,7 +27,7 @@ export interface SpoolOptions {
 }
 
 /** Rows that lie in a spool file, and those that could not be had. */
-class SpooledRows implements Source, RowMaking {
+class SpooledRows implements Source<RowContent>, RowMaking {
 	readonly name: string;
 	readonly length: number;
 	readonly blankLines = 0;
@@ -39,7 +39,7 @@ class SpooledRows implements Source, RowMaking {
 
 	constructor(
 		private readonly file: FileRows,
-		private readonly failures: ReadonlyMap<number, RowFailure>,
+		private readonly failures: ReadonlyMap<number, UnreadableRow>,
 		private readonly locations: ReadonlyMap<number, string>,
 		readonly leftOut: number,
 	) {
@@ -56,22 +56,22 @@ class SpooledRows implements Source, RowMaking {
 		return this.file.bytes(index);
 	}
 
-	read(indexes: ArrayLike<number>): Promise<Uint8Array[]> {
-		return this.file.read(indexes);
+	async read(indexes: ArrayLike<number>): Promise<RowContent[]> {
+		const rows = await this.file.read(indexes);
+		return rows.map((row, i) => this.failures.get(indexes[i] as number) ?? row);
 	}
 
-	async take(indexes: Uint32Array, maxBytes: number): Promise<(Uint8Array | RowFailure)[]> {
+	async take(indexes: Uint32Array, maxBytes: number): Promise<RowContent[]> {
 		let count = 0;
 		for (let bytes = 0; count < indexes.length; count++) {
 			bytes += this.bytes(indexes[count] as number);
 			if (count > 0 && bytes > maxBytes) break;
 		}
-		return this.peek(indexes.subarray(0, count));
+		return this.read(indexes.subarray(0, count));
 	}
 
-	async peek(indexes: Uint32Array): Promise<(Uint8Array | RowFailure)[]> {
-		const rows = await this.file.read(indexes);
-		return rows.map((row, i) => this.failures.get(indexes[i] as number) ?? row);
+	peek(indexes: Uint32Array): Promise<RowContent[]> {
+		return this.read(indexes);
 	}
 
 	sync(): void {}
@@ -89,7 +89,7 @@ async function freeBytes(folder: string): Promise<number> {
 }
 
 /** Reads all rows. Throws `ARL_DATA` where there is none, and where they do not end before the disk is full. */
-export async function spoolRows(rows: AsyncIterable<MadeRow>, options: SpoolOptions): Promise<Source> {
+export async function spoolRows(rows: AsyncIterable<MadeRow>, options: SpoolOptions): Promise<AnySource> {
 	const { name, signal } = options;
 	const folder = await mkdtemp(join(options.folder ?? tmpdir(), "arl-rows-")).catch((error: unknown) => {
 		throw toArlError(error);
@@ -97,7 +97,7 @@ export async function spoolRows(rows: AsyncIterable<MadeRow>, options: SpoolOpti
 	try {
 		const maxBytes = options.maxBytes ?? DISK_PART * (await freeBytes(folder));
 		const path = join(folder, "rows.jsonl");
-		const failures = new Map<number, RowFailure>();
+		const failures = new Map<number, UnreadableRow>();
 		const locations = new Map<number, string>();
 		const count = await writeRows(path, untilAborted(rows, signal), { name, maxBytes, failures, locations });
 		if (count === 0) {
@@ -115,7 +115,7 @@ export async function spoolRows(rows: AsyncIterable<MadeRow>, options: SpoolOpti
 interface Written {
 	name: string;
 	maxBytes: number;
-	failures: Map<number, RowFailure>;
+	failures: Map<number, UnreadableRow>;
 	/** Places that do not follow from the row's number. */
 	locations: Map<number, string>;
 }
@@ -135,8 +135,8 @@ async function writeRows(path: string, rows: AsyncIterable<MadeRow>, written: Wr
 			bytes = 0;
 		};
 		for await (const { row, location } of rows) {
-			if (row instanceof RowFailure) failures.set(count, row);
-			const line = row instanceof RowFailure ? NO_ROW : row;
+			if (!(row instanceof Uint8Array)) failures.set(count, row);
+			const line = row instanceof Uint8Array ? row : NO_ROW;
 			if (location !== `${name}[${count}]`) locations.set(count, location);
 			count += 1;
 			pending.push(line, NEWLINE);
