@@ -346,7 +346,7 @@ describe("a stream", () => {
 		expect(error.code).toBe("ARL_DATA");
 		expect(error.message).toMatch(/train_dataset: no end after 9\d rows \(98 KiB\)/);
 		expect(error.hint).toContain("max_steps and train_sampling_strategy sequential");
-		expect(readdirSync(place.model).filter((name) => name.startsWith("arl-rows-"))).toEqual([]);
+		expect(readdirSync(place.model).filter((name) => name.startsWith("arl-made-"))).toEqual([]);
 	});
 
 	it("that throws ends the run with the row, also where bad rows are left out", async () => {

@@ -2,13 +2,14 @@
  * Rows whose number must be known before the first step, though it is not: written once, in their order, into a spool file
  * without a name; from then on they are a file's rows.
  */
-import { mkdtemp, open, rm, statfs } from "node:fs/promises";
+import { createHash } from "node:crypto";
+import { type FileHandle, mkdtemp, open, rm, statfs } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { ArlError, toArlError } from "../errors.js";
 import { Cancellation } from "./cancellation.js";
 import type { MadeRow } from "./convert.js";
-import { type FileRows, openJsonl } from "./jsonl.js";
+import { FileRows, indexFromRanges, type RowIndex } from "./jsonl.js";
 import type { AnySource, RowContent, RowMaking, Source, UnreadableRow } from "./source.js";
 
 const FLUSH_BYTES = 4 * 1024 * 1024;
@@ -91,24 +92,26 @@ async function freeBytes(folder: string): Promise<number> {
 /** Reads all rows. Throws `ARL_DATA` where there is none, and where they do not end before the disk is full. */
 export async function spoolRows(rows: AsyncIterable<MadeRow>, options: SpoolOptions): Promise<AnySource> {
 	const { name, signal } = options;
-	const folder = await mkdtemp(join(options.folder ?? tmpdir(), "arl-rows-")).catch((error: unknown) => {
+	const folder = await mkdtemp(join(options.folder ?? tmpdir(), "arl-made-")).catch((error: unknown) => {
 		throw toArlError(error);
 	});
+	// From here on the file has no name: a killed process leaves nothing behind.
+	const file = await open(join(folder, "rows"), "w+").finally(() => rm(folder, { recursive: true, force: true }));
 	try {
-		const maxBytes = options.maxBytes ?? DISK_PART * (await freeBytes(folder));
-		const path = join(folder, "rows.jsonl");
+		const maxBytes = options.maxBytes ?? DISK_PART * (await freeBytes(options.folder ?? tmpdir()));
 		const failures = new Map<number, UnreadableRow>();
 		const locations = new Map<number, string>();
-		const count = await writeRows(path, untilAborted(rows, signal), { name, maxBytes, failures, locations });
-		if (count === 0) {
+		const index = await writeRows(file, untilAborted(rows, signal), { name, maxBytes, failures, locations });
+		if (index.starts.length === 0) {
 			const left = options.leftOut();
 			const why = left > 0 ? `: the converting function has left out all ${left}` : "";
 			throw new ArlError("ARL_DATA", `${name}: the data set has no rows${why}`);
 		}
-		return new SpooledRows(await openJsonl(path, name), failures, locations, options.leftOut());
-	} finally {
-		// The open handle keeps the content; a killed process leaves nothing behind.
-		await rm(folder, { recursive: true, force: true });
+		const lines = new FileRows(name, file, index, (row) => `${name}[${row}]`);
+		return new SpooledRows(lines, failures, locations, options.leftOut());
+	} catch (error) {
+		await file.close();
+		throw toArlError(error);
 	}
 }
 
@@ -120,38 +123,35 @@ interface Written {
 	locations: Map<number, string>;
 }
 
-/** Writes a line a row; gives their number. */
-async function writeRows(path: string, rows: AsyncIterable<MadeRow>, written: Written): Promise<number> {
+/** Writes a line a row; gives where each lies. */
+async function writeRows(file: FileHandle, rows: AsyncIterable<MadeRow>, written: Written): Promise<RowIndex> {
 	const { name, maxBytes, failures, locations } = written;
-	const file = await open(path, "w");
-	try {
-		let pending: Uint8Array[] = [];
-		let bytes = 0;
-		let total = 0;
-		let count = 0;
-		const flush = async () => {
-			await file.appendFile(Buffer.concat(pending));
-			pending = [];
-			bytes = 0;
-		};
-		for await (const { row, location } of rows) {
-			if (!(row instanceof Uint8Array)) failures.set(count, row);
-			const line = row instanceof Uint8Array ? row : NO_ROW;
-			if (location !== `${name}[${count}]`) locations.set(count, location);
-			count += 1;
-			pending.push(line, NEWLINE);
-			bytes += line.length + 1;
-			total += line.length + 1;
-			if (total > maxBytes) throw endless(name, count, total);
-			if (bytes >= FLUSH_BYTES) await flush();
-		}
-		await flush();
-		return count;
-	} catch (error) {
-		throw toArlError(error);
-	} finally {
-		await file.close();
+	const hash = createHash("sha256");
+	const ranges: number[] = [];
+	let pending: Uint8Array[] = [];
+	let bytes = 0;
+	let total = 0;
+	const flush = async () => {
+		const chunk = Buffer.concat(pending);
+		hash.update(chunk);
+		await file.appendFile(chunk);
+		pending = [];
+		bytes = 0;
+	};
+	for await (const { row, location } of rows) {
+		const count = ranges.length / 2;
+		if (!(row instanceof Uint8Array)) failures.set(count, row);
+		const line = row instanceof Uint8Array ? row : NO_ROW;
+		if (location !== `${name}[${count}]`) locations.set(count, location);
+		ranges.push(total, total + line.length);
+		pending.push(line, NEWLINE);
+		bytes += line.length + 1;
+		total += line.length + 1;
+		if (total > maxBytes) throw endless(name, count + 1, total);
+		if (bytes >= FLUSH_BYTES) await flush();
 	}
+	await flush();
+	return indexFromRanges(Float64Array.from(ranges), hash.digest("hex"));
 }
 
 function endless(name: string, rows: number, bytes: number): ArlError {
