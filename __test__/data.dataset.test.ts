@@ -285,6 +285,37 @@ describe("a data set that has changed", () => {
 	});
 });
 
+describe("what is kept of rows from code", () => {
+	const runFolders = (cache: string) => readdirSync(cache).filter((name) => name.startsWith("run-"));
+
+	it("is replaced with the run in its output_dir, and goes where the run does not begin", async () => {
+		const place = workspace(folder);
+		const cache = join(place.out, ".cache");
+		await onDataset(place, many(22), SAVING).train();
+		const [first] = runFolders(cache);
+		await onDataset(place, many(22), { overwrite_output_dir: true }).train();
+		expect(runFolders(cache)).toHaveLength(1);
+		expect(runFolders(cache)).not.toEqual([first]);
+		const shared = join(place.out, "shared");
+		const bad = await errorOf(
+			onDataset({ ...place, out: `${place.out}-2` }, [row("a"), {} as RecordData], { cache_dir: shared }).train(),
+		);
+		expect(bad.code).toBe("ARL_DATA");
+		expect(runFolders(shared)).toEqual([]);
+	});
+
+	it("stays where a run that goes on is refused", async () => {
+		const place = workspace(folder);
+		await onDataset(place, many(22), SAVING, dyingAt(4))
+			.train()
+			.catch(() => {});
+		const before = runFolders(join(place.out, ".cache"));
+		await errorOf(onDataset(place, many(23), { ...SAVING, resume_from_checkpoint: "latest" }).train());
+		expect(runFolders(join(place.out, ".cache"))).toEqual(before);
+		expect(before).toHaveLength(1);
+	});
+});
+
 describe("a stream", () => {
 	it("in order is trained while it comes, and read no further than the run needs", async () => {
 		const place = workspace(folder);

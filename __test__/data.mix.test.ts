@@ -1,6 +1,7 @@
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { parseFlags, resolveConfig } from "../src/config/index.js";
 import { createOrder } from "../src/data/order.js";
 import type { RecordData } from "../src/data/record.js";
 import { QwenTrainer } from "../src/train/trainer.js";
@@ -36,6 +37,19 @@ describe("caps", () => {
 		// 100 expected each; the chance that one of 20 is off by 40 is below 1e-4.
 		expect(Math.min(...drawn)).toBeGreaterThan(60);
 		expect(Math.max(...drawn)).toBeLessThan(140);
+	});
+
+	it("are given as numbers and none, in flags as in code", () => {
+		const given = (words: string) => {
+			const { options } = parseFlags(`--model_name_or_path m --output_dir o --train_file a b ${words}`.split(" "));
+			return resolveConfig([{ origin: "flag", values: options }]).args.train_caps;
+		};
+		expect(given("--train_caps 10 none")).toEqual([10, null]);
+		expect(given("--train_caps none 5")).toEqual([null, 5]);
+		expect(given("--train_caps none")).toEqual([]);
+		for (const words of ["0 1", "1.5 2", "many 1", "1 2 3 4"]) {
+			expect(() => given(`--train_caps ${words}`), words).toThrow(/train_caps/);
+		}
 	});
 
 	it("count usable rows, and hold in a mixture", () => {

@@ -5,7 +5,7 @@
 import { setImmediate } from "node:timers/promises";
 import { ArlError } from "../errors.js";
 import { asTheyAre, type ConvertRecordToData, convertedRows, messageOf, parsedRows, type RawRow } from "./convert.js";
-import { type DatasetAbout, type Indexed, IndexedRows } from "./indexed.js";
+import { checkLength, type DatasetAbout, type Indexed, IndexedRows } from "./indexed.js";
 import { spoolRows } from "./read-first.js";
 import type { RecordData } from "./record.js";
 import type { AnySource, UnreadableRow } from "./source.js";
@@ -92,6 +92,7 @@ async function* rawRows(dataset: Dataset<unknown>): AsyncGenerator<RawRow> {
 		return { value, failure, location: `${NAME}[${count++}]` };
 	};
 	if (isIndexed(dataset)) {
+		checkLength(NAME, dataset.length);
 		const rows = new IndexedRows(dataset, { name: NAME, identity: "", ledger: null, ahead: 0 });
 		// One at a time: converting them has calls under way of its own.
 		while (count < rows.length) {
@@ -118,16 +119,13 @@ export async function openDataset(dataset: Dataset<unknown>, options: ReadingOpt
 	checkDataset(dataset);
 	const identity = identityOf(dataset);
 	const indexed = indexedOf(dataset);
-	if (indexed) return new IndexedRows(indexed, { name: NAME, ahead: options.ahead, ...options.about(identity, false) });
+	if (indexed) {
+		checkLength(NAME, indexed.length);
+		return new IndexedRows(indexed, { name: NAME, ahead: options.ahead, ...options.about(identity, false) });
+	}
 	const rows = asTheyAre(rawRows(dataset));
 	const length = "length" in dataset ? dataset.length : undefined;
-	if (length !== undefined && (!Number.isSafeInteger(length) || length < 0)) {
-		throw new ArlError(
-			"ARL_CONFIG",
-			`${NAME}: its length is ${String(length)}, and should be a whole number`,
-			"Leave the length of rows without an end out, and set max_steps and train_sampling_strategy sequential.",
-		);
-	}
+	if (length !== undefined) checkLength(NAME, length);
 	return openMade(rows, { name: NAME, identity, length, leftOut: () => 0 }, options);
 }
 

@@ -22,6 +22,18 @@ export interface DatasetAbout {
 	ahead: number;
 }
 
+/** Throws for a length that is none, before anything is done for the rows. */
+export function checkLength(name: string, length: unknown): void {
+	if (typeof length !== "number" || !Number.isSafeInteger(length) || length < 0) {
+		throw new ArlError(
+			"ARL_CONFIG",
+			`${name}: its length is ${String(length)}, and should be a whole number`,
+			"Rows without an end are an iterable without length: set max_steps and train_sampling_strategy sequential.",
+		);
+	}
+	if (length === 0) throw new ArlError("ARL_DATA", `${name}: the data set has no rows`);
+}
+
 /** Rows by index. */
 export class IndexedRows implements Source<RowContent>, RowMaking {
 	readonly name: string;
@@ -44,14 +56,6 @@ export class IndexedRows implements Source<RowContent>, RowMaking {
 		this.identity = about.identity;
 		this.recheck = about.ledger !== null;
 		this.ahead = about.ahead;
-		if (typeof length !== "number" || !Number.isSafeInteger(length) || length < 0) {
-			throw new ArlError(
-				"ARL_CONFIG",
-				`${this.name}: its length is ${String(length)}, and should be a whole number`,
-				"Rows without an end are an iterable: leave get(i) out, and set max_steps and train_sampling_strategy sequential.",
-			);
-		}
-		if (length === 0) throw new ArlError("ARL_DATA", `${this.name}: the data set has no rows`);
 		this.length = length;
 	}
 

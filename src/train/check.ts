@@ -15,7 +15,7 @@ import type { MicroBatch, Native, NativeTokenCache } from "../native.js";
 import { loadCode } from "./code.js";
 import { readModelFolder } from "./model.js";
 import { openRows, type RowsFromCode } from "./open-rows.js";
-import { textOptions } from "./options.js";
+import { cacheDir, textOptions } from "./options.js";
 import { allRows } from "./plan.js";
 import { checkTokenizer } from "./preflight.js";
 import { detectShape, openCache, orderOf } from "./rows.js";
@@ -99,10 +99,10 @@ async function check(input: CheckInput): Promise<DataReport> {
 	const encoder = native.TextEncoder.open(textOptions(args, model.maxPositionEmbeddings));
 	const text = encoder.info();
 	checkTokenizer(model, text);
-	const { source, entryRows } = await openRows({ native, args, code, signal, datasetId: null });
+	const { source, entryRows, cacheFolder } = await openRows({ native, args, code, signal, datasetId: null });
 	try {
 		const { shape } = await detectShape(source, encoder, allRows(source), signal);
-		const cache = await openCache(native, args, source, encoder, text);
+		const cache = await openCache(native, cacheFolder, source, encoder, text);
 		try {
 			const { bad, counts } = await fillAll(input, source, cache);
 			const lengths = cache.lengths();
@@ -173,7 +173,7 @@ async function overLong(input: CheckInput, source: AnySource, maxLength: number)
 	const { maxLength: _, ...options } = textOptions(args, null);
 	const encoder = native.TextEncoder.open(options);
 	await detectShape(source, encoder, allRows(source), input.signal);
-	const cache = await openCache(native, args, source, encoder, encoder.info());
+	const cache = await openCache(native, cacheDir(args), source, encoder, encoder.info());
 	try {
 		await fillAll(input, source, cache);
 		const lengths = cache.lengths();

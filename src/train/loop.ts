@@ -10,6 +10,7 @@ import type { MicroBatch, StepStats } from "../native.js";
 import { MetricsFile } from "../report/metrics.js";
 import { listCheckpoints, removeCheckpoint, saveCheckpoint } from "./checkpoint.js";
 import type { EndEvent, LogEvent, SavedEvent, StepEvent, TrainEvent } from "./events.js";
+import { removeRunFolders } from "./open-rows.js";
 import { changedOptions, type PreparedRun, sourceName } from "./prepare.js";
 import { publishCheckpoint, publishEngine, removeRun } from "./publish.js";
 import { fillEvent } from "./rows.js";
@@ -269,7 +270,10 @@ export async function* trainLoop(run: PreparedRun, stop: StopRequest): AsyncGene
 	const { args, plan, resumed } = run;
 	const counters = countersOf(run);
 	await mkdir(args.output_dir, { recursive: true });
-	if (args.overwrite_output_dir) await removeRun(args.output_dir);
+	if (args.overwrite_output_dir) {
+		await removeRun(args.output_dir);
+		await removeRunFolders(args, run.datasetId);
+	}
 	const goesOn = args.resume_from_checkpoint !== null;
 	const metrics = MetricsFile.open(join(args.output_dir, "metrics.jsonl"), goesOn ? counters.step : undefined);
 	try {

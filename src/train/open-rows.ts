@@ -2,6 +2,7 @@
  * From the options and what code gives to one source of rows: files, a data set, both, or what a user's function makes of them.
  */
 import { createHash, randomBytes } from "node:crypto";
+import { readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import type { AgentTrainingConfig } from "../config/schema.js";
 import type { ConvertRecordToData } from "../data/convert.js";
@@ -26,6 +27,8 @@ export interface OpenRows {
 	entryRows: number[];
 	/** What a resumed run must know its rows by where they lie nowhere; null: they are known by their content. */
 	datasetId: string | null;
+	/** Where their tokens are kept: of rows that lie nowhere, in a folder of this run alone. */
+	cacheFolder: string;
 	/** A resumed run finds nothing of what its earlier part has read. */
 	unverified: boolean;
 }
@@ -47,11 +50,16 @@ export interface OpenRowsInput {
 export async function openRows({ native, args, code, signal, datasetId }: OpenRowsInput): Promise<OpenRows> {
 	const { dataset, convert } = code;
 	checkRowsGiven(args, dataset !== null);
-	const used = { id: null as string | null, unverified: false };
+	const used: { id: string | null; folder: string; unverified: boolean } = {
+		id: null,
+		folder: cacheDir(args),
+		unverified: false,
+	};
 	const reading = readingOptions(args, signal, (identity, replayed) => {
 		if (identity !== null && !replayed) return { identity: hashOf(`dataset ${identity}`), ledger: null };
 		used.id = datasetId ?? randomBytes(8).toString("hex");
-		const ledger = new RowLedger(join(cacheDir(args), `rows-${used.id}.hashes`), args.on_bad_row === "skip");
+		used.folder = runFolder(args, used.id);
+		const ledger = new RowLedger(join(used.folder, "rows.hashes"), args.on_bad_row === "skip");
 		used.unverified = datasetId !== null && !ledger.found;
 		return { identity: hashOf(`run ${used.id} ${identity ?? ""}`), ledger };
 	});
@@ -60,7 +68,24 @@ export async function openRows({ native, args, code, signal, datasetId }: OpenRo
 		convert !== null
 			? await openThrough(native, args, dataset, convert, mixed ? { ...reading, streamed: null } : reading)
 			: await openPlain(native, args, dataset, mixed ? { ...reading, streamed: null } : reading);
-	return { ...opened, datasetId: used.id, unverified: used.unverified };
+	return { ...opened, datasetId: used.id, cacheFolder: used.folder, unverified: used.unverified };
+}
+
+const RUN_FOLDER = "run-";
+
+function runFolder(args: AgentTrainingConfig, id: string): string {
+	return join(cacheDir(args), `${RUN_FOLDER}${id}`);
+}
+
+/** Removes what earlier runs in this `output_dir` knew of rows that lie nowhere. `datasetId`: of the run that stays. */
+export async function removeRunFolders(args: AgentTrainingConfig, datasetId: string | null): Promise<void> {
+	// A folder that is given may be shared with runs that go on.
+	if (args.cache_dir !== null) return;
+	const names = await readdir(cacheDir(args)).catch(() => []);
+	for (const name of names) {
+		if (!name.startsWith(RUN_FOLDER) || name === `${RUN_FOLDER}${datasetId}`) continue;
+		await rm(join(cacheDir(args), name), { recursive: true, force: true });
+	}
 }
 
 function hashOf(text: string): string {

@@ -110,20 +110,26 @@ async function undoFolders(args: AgentTrainingConfig): Promise<() => Promise<voi
 /** Checks and opens everything. Whatever it throws, nothing of the run is on the disk then. */
 export async function* prepareRun(input: PrepareInput): AsyncGenerator<TrainEvent, PreparedRun> {
 	const undo = await undoFolders(input.args);
+	const abandon: (() => Promise<void>)[] = [];
 	let ready = false;
 	try {
-		const run = yield* prepare(input);
+		const run = yield* prepare(input, abandon);
 		ready = true;
 		return run;
 	} finally {
 		if (!ready) {
 			await input.resources.close().catch(() => {});
+			for (const step of abandon) await step().catch(() => {});
 			await undo();
 		}
 	}
 }
 
-async function* prepare(input: PrepareInput): AsyncGenerator<TrainEvent, PreparedRun> {
+/** `abandon`: what is to be done, once all is closed, where the run does not begin. */
+async function* prepare(
+	input: PrepareInput,
+	abandon: (() => Promise<void>)[],
+): AsyncGenerator<TrainEvent, PreparedRun> {
 	const { native, args, code, signal, resources } = input;
 	// A schedule's arguments can be wrong whatever the length of the run is.
 	createSchedule(scheduleOptions(args, 1_000_000));
@@ -150,8 +156,12 @@ async function* prepare(input: PrepareInput): AsyncGenerator<TrainEvent, Prepare
 	yield { type: "check", name: "tokenizer", message: checkTokenizer(model, text) };
 
 	const known = resumed?.state.dataset ?? null;
-	const { source, entryRows, datasetId, unverified } = await openRows({ native, args, code, signal, datasetId: known });
+	const opened = await openRows({ native, args, code, signal, datasetId: known });
+	const { source, entryRows, datasetId, unverified } = opened;
 	resources.add(() => source.close());
+	if (datasetId !== null && known === null) {
+		abandon.push(() => rm(opened.cacheFolder, { recursive: true, force: true }));
+	}
 	const early = needsAllRows(args) ? null : orderOf(args, source, entryRows, null);
 	const earlyPlan = early && createPlan(args, early, null);
 	const next = resumed?.state.next ?? { epoch: 0, microBatch: 0 };
@@ -165,7 +175,7 @@ async function* prepare(input: PrepareInput): AsyncGenerator<TrainEvent, Prepare
 	const warning = stopTokenWarning(encoder, text.stopIds, firstRows.slice(0, 8));
 	if (warning !== null) yield { type: "notice", level: "warning", message: warning };
 
-	const cache = await openCache(native, args, source, encoder, text);
+	const cache = await openCache(native, opened.cacheFolder, source, encoder, text);
 	resources.add(() => cache.close());
 	const filler = new TokenFiller({ source, cache, order: wanted });
 	resources.add(() => filler.stop());

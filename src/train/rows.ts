@@ -11,7 +11,6 @@ import type { TokenFiller } from "../data/tokens.js";
 import { ArlError, toArlError } from "../errors.js";
 import type { Native, NativeTextEncoder, NativeTokenCache, TextInfo } from "../native.js";
 import type { FillEvent, TrainEvent } from "./events.js";
-import { cacheDir } from "./options.js";
 
 const FIRST_ROWS = 32;
 /** Larger rows need not be read to find the shape. */
@@ -139,12 +138,11 @@ export function fillOrder(order: RowOrder, rows: number, from: RowPlace, until: 
 /** The cache of these rows; an earlier run's is gone on with. */
 export async function openCache(
 	native: Native,
-	args: AgentTrainingConfig,
+	folder: string,
 	source: AnySource,
 	encoder: NativeTextEncoder,
 	text: TextInfo,
 ): Promise<NativeTokenCache> {
-	const folder = cacheDir(args);
 	await mkdir(folder, { recursive: true }).catch((error: unknown) => {
 		throw toArlError(error);
 	});
