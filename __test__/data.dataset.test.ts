@@ -402,6 +402,24 @@ describe("a stream", () => {
 		expect((await errorOf(onDataset(place, infinite, SEQUENTIAL).train())).hint).toContain("max_steps");
 	});
 
+	it("that is shuffled, and rows by index, tell what going on costs too", async () => {
+		const kinds: [Dataset, Dataset, RegExp | null][] = [
+			[stream(many(22)), stream(many(22)), /^22 rows of train_dataset were read again in [\d.]+ s$/],
+			[counted(many(22)), counted(many(22)), /that are still to be trained are asked for again and compared/],
+			[counted(many(22), "v1"), counted(many(22), "v1"), null],
+		];
+		for (const [first, second, expected] of kinds) {
+			const place = workspace(folder);
+			await onDataset(place, first, SAVING, dyingAt(4))
+				.train()
+				.catch(() => {});
+			const all = await events(onDataset(place, second, { ...SAVING, resume_from_checkpoint: "latest" }));
+			const messages = ofType(all, "notice").map(({ message }) => message);
+			if (expected === null) expect(messages).toEqual([]);
+			else expect(messages).toContainEqual(expect.stringMatching(expected));
+		}
+	});
+
 	it("tells what coming back to the place of a checkpoint has cost", async () => {
 		const place = workspace(folder);
 		await onDataset(place, stream(many(40)), { ...STEPS, ...SAVING, max_steps: 6 }, dyingAt(4))

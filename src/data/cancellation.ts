@@ -50,3 +50,18 @@ export async function within<T>(promise: Promise<T>, milliseconds: number): Prom
 		clearTimeout(timer);
 	}
 }
+
+/** What a promise gives; null: the signal came first. Rows of code may take for ever. */
+export async function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal | null): Promise<T | null> {
+	if (signal === null) return promise;
+	let stop: (() => void) | undefined;
+	const aborted = new Promise<null>((resolve) => {
+		stop = () => resolve(null);
+		signal.addEventListener("abort", stop);
+	});
+	try {
+		return await Promise.race([promise, aborted]);
+	} finally {
+		if (stop) signal.removeEventListener("abort", stop);
+	}
+}

@@ -5,6 +5,7 @@
 import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { epochAfter, type StepPlace } from "../data/batches.js";
+import { unlessAborted } from "../data/cancellation.js";
 import { ArlError, toArlError } from "../errors.js";
 import type { MicroBatch, StepStats } from "../native.js";
 import { MetricsFile } from "../report/metrics.js";
@@ -248,21 +249,6 @@ function startEvent(run: PreparedRun, firstStep: number): TrainEvent {
 		firstStep,
 		seed: args.seed,
 	};
-}
-
-/** What a promise gives; null: the signal came first. Rows of code may take for ever. */
-async function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal | null): Promise<T | null> {
-	if (signal === null) return promise;
-	let stop: (() => void) | undefined;
-	const aborted = new Promise<null>((resolve) => {
-		stop = () => resolve(null);
-		signal.addEventListener("abort", stop);
-	});
-	try {
-		return await Promise.race([promise, aborted]);
-	} finally {
-		if (stop) signal.removeEventListener("abort", stop);
-	}
 }
 
 /** Takes all steps of a prepared run. */

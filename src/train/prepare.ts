@@ -16,7 +16,7 @@ import type { TrainEvent } from "./events.js";
 import { lockFolder } from "./lock.js";
 import { type ModelFolder, readModelFolder } from "./model.js";
 import { OpenEnd, openStream } from "./open-end.js";
-import { openRows, type RowsFromCode } from "./open-rows.js";
+import { type OpenRows, openRows, type RowsFromCode } from "./open-rows.js";
 import { cacheDir, engineOptions, samplesOfStep, stepInterval, textOptions } from "./options.js";
 import { allRows, checkFits, countSaves, createPlan, expectedBatch, wantedRows } from "./plan.js";
 import {
@@ -156,7 +156,9 @@ async function* prepare(
 	yield { type: "check", name: "tokenizer", message: checkTokenizer(model, text) };
 
 	const known = resumed?.state.dataset ?? null;
+	const opening = performance.now();
 	const opened = await openRows({ native, args, code, signal, datasetId: known });
+	const openSeconds = (performance.now() - opening) / 1000;
 	const { source, entryRows, datasetId, unverified } = opened;
 	resources.add(() => source.close());
 	if (datasetId !== null && known === null) {
@@ -168,6 +170,8 @@ async function* prepare(
 	const wanted = early ? wantedRows(args, source, early, earlyPlan, next) : allRows(source);
 	const { shape, firstRows } = await detectShape(source, encoder, wanted, signal);
 	yield { type: "check", name: "rows", message: rowsFound(source, shape) };
+	const again = resumed && readAgain(opened, code, openSeconds);
+	if (again) yield { type: "notice", level: "info", message: again };
 	if (unverified) {
 		const message = `${cacheDir(args)} does not tell what the earlier part of this run has read: a change of ${source.name} would go unnoticed`;
 		yield { type: "notice", level: "warning", message };
@@ -260,6 +264,16 @@ function scheduleOptions(args: AgentTrainingConfig, totalSteps: number) {
 		totalSteps,
 		kwargs: args.lr_scheduler_kwargs,
 	};
+}
+
+/** What going on costs with rows of code; null: nothing, or it is told when it is known. */
+function readAgain({ source, datasetId }: OpenRows, code: RowsFromCode, seconds: number): string | null {
+	if (datasetId !== null) {
+		if (source.making?.inOrder) return null;
+		return `the rows of ${source.name} that are still to be trained are asked for again and compared; an identity of the data set spares that`;
+	}
+	if (code.convert === null && (code.dataset === null || "get" in code.dataset)) return null;
+	return `${source.length} rows of ${source.name} were read again in ${seconds.toFixed(1)} s`;
 }
 
 function rowsFound(source: AnySource, shape: string): string {
