@@ -148,6 +148,14 @@ describe("arl data check", () => {
 		expect(converted.duplicates[0]?.locations).toEqual([`${file}:1 (its row 1)`, `${file}:1 (its row 2)`]);
 	});
 
+	it("looks at as many rows of a stream without an end as the run would train", async () => {
+		const row = lines[0] as string;
+		const endless = write([`export default function* () { for (;;) yield ${row}; }`], "endless.ts");
+		const words = "--train_sampling_strategy sequential --max_steps 5 --per_device_train_batch_size 4".split(" ");
+		const found = await report("--dataset", endless, ...words);
+		expect(found).toMatchObject({ rows: 20, usable: 20, duplicateRows: 19, trainedRows: 20, code: 0 });
+	});
+
 	it("needs to be told what to check, and knows no other word", async () => {
 		expect((await arl(["data"])).code).toBe(2);
 		expect((await arl(["data", "mend"])).code).toBe(2);

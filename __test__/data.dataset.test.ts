@@ -370,6 +370,8 @@ describe("a stream", () => {
 			ahead: 1,
 			about: () => ({ identity: "", ledger: null }),
 			signal: null,
+			most: Number.POSITIVE_INFINITY,
+			progress: () => {},
 			spoolFolder: place.model,
 			maxSpoolBytes: 100_000,
 		};

@@ -34,6 +34,8 @@ const reading = (streamed) => ({
 	ahead: 2048,
 	about: () => ({ identity: "bench", ledger: new RowLedger(join(folder, "rows.hashes"), false) }),
 	signal: null,
+	most: Number.POSITIVE_INFINITY,
+	progress: () => {},
 });
 const cases = {
 	get: () => openDataset({ length, get: row }, reading(null)),

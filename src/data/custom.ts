@@ -42,6 +42,10 @@ export interface ReadingOptions {
 	/** What to know rows by that lie nowhere; `replayed`: they are all read again when the run is resumed. */
 	about(identity: string | null, replayed: boolean): Omit<DatasetAbout, "name" | "ahead">;
 	signal: AbortSignal | null;
+	/** Rows that are read first at the most. */
+	most: number;
+	/** Called with the rows that were read first so far. */
+	progress: (rows: number) => void;
 	spoolFolder?: string;
 	maxSpoolBytes?: number;
 }
@@ -154,6 +158,8 @@ async function openMade(
 		name,
 		leftOut,
 		signal: options.signal,
+		most: options.most,
+		progress: options.progress,
 		...(options.spoolFolder !== undefined && { folder: options.spoolFolder }),
 		...(options.maxSpoolBytes !== undefined && { maxBytes: options.maxSpoolBytes }),
 	});

@@ -22,6 +22,10 @@ export interface SpoolOptions {
 	name: string;
 	signal: AbortSignal | null;
 	leftOut: () => number;
+	/** No row beyond this many is read. */
+	most: number;
+	/** Called now and then with the rows that were read. */
+	progress: (rows: number) => void;
 	folder?: string;
 	/** Most bytes that are written; absent: most of the free disk. */
 	maxBytes?: number;
@@ -101,7 +105,9 @@ export async function spoolRows(rows: AsyncIterable<MadeRow>, options: SpoolOpti
 		const maxBytes = options.maxBytes ?? DISK_PART * (await freeBytes(options.folder ?? tmpdir()));
 		const failures = new Map<number, UnreadableRow>();
 		const locations = new Map<number, string>();
-		const index = await writeRows(file, untilAborted(rows, signal), { name, maxBytes, failures, locations });
+		const { most, progress } = options;
+		const written = { name, maxBytes, most, progress, failures, locations };
+		const index = await writeRows(file, untilAborted(rows, signal), written);
 		if (index.starts.length === 0) {
 			const left = options.leftOut();
 			const why = left > 0 ? `: the converting function has left out all ${left}` : "";
@@ -118,6 +124,8 @@ export async function spoolRows(rows: AsyncIterable<MadeRow>, options: SpoolOpti
 interface Written {
 	name: string;
 	maxBytes: number;
+	most: number;
+	progress: (rows: number) => void;
 	failures: Map<number, UnreadableRow>;
 	/** Places that do not follow from the row's number. */
 	locations: Map<number, string>;
@@ -125,7 +133,7 @@ interface Written {
 
 /** Writes a line a row; gives where each lies. */
 async function writeRows(file: FileHandle, rows: AsyncIterable<MadeRow>, written: Written): Promise<RowIndex> {
-	const { name, maxBytes, failures, locations } = written;
+	const { name, maxBytes, most, progress, failures, locations } = written;
 	const hash = createHash("sha256");
 	const ranges: number[] = [];
 	let pending: Uint8Array[] = [];
@@ -148,6 +156,8 @@ async function writeRows(file: FileHandle, rows: AsyncIterable<MadeRow>, written
 		bytes += line.length + 1;
 		total += line.length + 1;
 		if (total > maxBytes) throw endless(name, count + 1, total);
+		progress(count + 1);
+		if (count + 1 >= most) break;
 		if (bytes >= FLUSH_BYTES) await flush();
 	}
 	await flush();

@@ -86,8 +86,7 @@ export async function checkRows(input: CheckInput): Promise<DataReport> {
 	const folder = await mkdtemp(join(tmpdir(), "arl-check-"));
 	try {
 		const code = await loadCode(input.args, input.code);
-		// As if bad rows were left out: then all rows are looked at, whatever the order of training is.
-		return await check({ ...input, code, args: { ...input.args, on_bad_row: "skip", cache_dir: folder } });
+		return await check({ ...input, code, args: { ...input.args, cache_dir: folder } });
 	} finally {
 		await rm(folder, { recursive: true, force: true });
 	}
@@ -99,7 +98,14 @@ async function check(input: CheckInput): Promise<DataReport> {
 	const encoder = native.TextEncoder.open(textOptions(args, model.maxPositionEmbeddings));
 	const text = encoder.info();
 	checkTokenizer(model, text);
-	const { source, entryRows, cacheFolder } = await openRows({ native, args, code, signal, datasetId: null });
+	const { source, entryRows, cacheFolder } = await openRows({
+		native,
+		args,
+		code,
+		signal,
+		datasetId: null,
+		readFirst: true,
+	});
 	try {
 		const { shape } = await detectShape(source, encoder, allRows(source), signal);
 		const cache = await openCache(native, cacheFolder, source, encoder, text);

@@ -44,18 +44,23 @@ export interface OpenRowsInput {
 	signal: AbortSignal | null;
 	/** Of the run that goes on; null: it begins, or its rows are known by their content. */
 	datasetId: string | null;
+	/** Rows that could be trained as they come are read first too, so that they can be had more than once. */
+	readFirst?: boolean;
+	/** Called with the rows that were read first so far. */
+	progress?: (rows: number) => void;
 }
 
 /** Opens all rows. The caller closes the source. */
-export async function openRows({ native, args, code, signal, datasetId }: OpenRowsInput): Promise<OpenRows> {
-	const { dataset, convert } = code;
+export async function openRows(input: OpenRowsInput): Promise<OpenRows> {
+	const { native, args, datasetId } = input;
+	const { dataset, convert } = input.code;
 	checkRowsGiven(args, dataset !== null);
 	const used: { id: string | null; folder: string; unverified: boolean } = {
 		id: null,
 		folder: cacheDir(args),
 		unverified: false,
 	};
-	const reading = readingOptions(args, signal, (identity, replayed) => {
+	const reading = readingOptions(input, (identity, replayed) => {
 		if (identity !== null && !replayed) return { identity: hashOf(`dataset ${identity}`), ledger: null };
 		used.id = datasetId ?? randomBytes(8).toString("hex");
 		used.folder = runFolder(args, used.id);
@@ -93,14 +98,15 @@ function hashOf(text: string): string {
 }
 
 function readingOptions(
-	args: AgentTrainingConfig,
-	signal: AbortSignal | null,
+	{ args, signal, readFirst = false, progress = () => {} }: OpenRowsInput,
 	about: ReadingOptions["about"],
 ): ReadingOptions {
 	const inOrder = args.train_sampling_strategy === "sequential" && !needsAllRows(args);
 	const needed = args.max_steps > 0 ? args.max_steps * samplesOfStep(args) : Number.POSITIVE_INFINITY;
 	return {
-		streamed: inOrder ? needed : null,
+		streamed: inOrder && !readFirst ? needed : null,
+		most: inOrder && readFirst ? needed : Number.POSITIVE_INFINITY,
+		progress,
 		ahead: Math.max(AHEAD_ROWS, AHEAD_STEPS * samplesOfStep(args)),
 		about,
 		signal,

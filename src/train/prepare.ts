@@ -6,6 +6,7 @@ import { rm, rmdir, stat } from "node:fs/promises";
 import { basename } from "node:path";
 import type { AgentTrainingConfig } from "../config/schema.js";
 import type { StepPlan } from "../data/batches.js";
+import { within } from "../data/cancellation.js";
 import type { RowOrder } from "../data/order.js";
 import type { AnySource } from "../data/source.js";
 import { TokenFiller } from "../data/tokens.js";
@@ -16,7 +17,7 @@ import type { TrainEvent } from "./events.js";
 import { lockFolder } from "./lock.js";
 import { type ModelFolder, readModelFolder } from "./model.js";
 import { OpenEnd, openStream } from "./open-end.js";
-import { type OpenRows, openRows, type RowsFromCode } from "./open-rows.js";
+import { type OpenRows, type OpenRowsInput, openRows, type RowsFromCode } from "./open-rows.js";
 import { cacheDir, engineOptions, samplesOfStep, stepInterval, textOptions } from "./options.js";
 import { allRows, checkFits, countSaves, createPlan, expectedBatch, wantedRows } from "./plan.js";
 import {
@@ -157,7 +158,7 @@ async function* prepare(
 
 	const known = resumed?.state.dataset ?? null;
 	const opening = performance.now();
-	const opened = await openRows({ native, args, code, signal, datasetId: known });
+	const opened = yield* openTelling({ native, args, code, signal, datasetId: known });
 	const openSeconds = (performance.now() - opening) / 1000;
 	const { source, entryRows, datasetId, unverified } = opened;
 	resources.add(() => source.close());
@@ -264,6 +265,27 @@ function scheduleOptions(args: AgentTrainingConfig, totalSteps: number) {
 		totalSteps,
 		kwargs: args.lr_scheduler_kwargs,
 	};
+}
+
+const TOLD_EVERY_MILLISECONDS = 5000;
+
+/** Opens the rows; where reading them first takes long, that is told. */
+async function* openTelling(input: OpenRowsInput): AsyncGenerator<TrainEvent, OpenRows> {
+	let rows = 0;
+	const opening = openRows({ ...input, progress: (read) => (rows = read) });
+	let opened: OpenRows | undefined;
+	try {
+		while (opened === undefined) {
+			opened = await within(opening, TOLD_EVERY_MILLISECONDS);
+			if (opened !== undefined || rows === 0) continue;
+			const message = `${rows} rows from code are read so far; all of them must be known before the first step`;
+			yield { type: "notice", level: "info", message };
+		}
+		return opened;
+	} finally {
+		// Whoever has left meanwhile closes nothing.
+		if (opened === undefined) opening.then(({ source }) => source.close()).catch(() => {});
+	}
 }
 
 /** What going on costs with rows of code; null: nothing, or it is told when it is known. */
