@@ -26,7 +26,10 @@ export function countReasons(rows: BadRow[]): Record<string, number> {
 export function badRowsError(rows: BadRow[], checked: number): ArlError {
 	const sorted = [...rows].sort((a, b) => a.row - b.row);
 	const lines = sorted.slice(0, SHOWN).map(({ location, reason, message }) => `${location}: ${reason}: ${message}`);
-	const hint = "Correct the rows, or leave such rows out with --on_bad_row skip.";
+	const images = rows.some(({ reason }) => reason === "image")
+		? "\nLeave only the image parts out, and train on the text, with --images drop."
+		: "";
+	const hint = `Correct the rows, or leave such rows out with --on_bad_row skip.${images}`;
 	const [only] = lines;
 	if (sorted.length === 1 && only) return new ArlError("ARL_DATA", only, hint);
 	const counts = Object.entries(countReasons(rows)).map(([reason, count]) => `${count} ${reason}`);
