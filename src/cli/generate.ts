@@ -8,7 +8,7 @@ import { loadNative, type Native } from "../native.js";
 import { count, duration, jsonLine, percent } from "../report/index.js";
 import { LiveLine } from "../report/live.js";
 import { type Answer, Answerer, type AskOptions, type Question } from "./answers.js";
-import { command, numberFrom, parse, wholeNumber } from "./options.js";
+import { columns, command, numberFrom, parse, wholeNumber } from "./options.js";
 import { onStopSignals } from "./signals.js";
 
 interface Options {
@@ -55,16 +55,6 @@ function definition() {
 		)
 		.option("--columns <name=column...>", "names of columns that differ from the known ones")
 		.option("--json", "one JSON value a line: each answer, then the summary of each model");
-}
-
-function columns(words: readonly string[] = []): Record<string, string> {
-	return Object.fromEntries(
-		words.map((word) => {
-			const equals = word.indexOf("=");
-			if (equals < 1) throw new ArlError("ARL_USAGE", `--columns: ${JSON.stringify(word)} is not NAME=COLUMN`);
-			return [word.slice(0, equals), word.slice(equals + 1)];
-		}),
-	);
 }
 
 /** How well a model answered. */

@@ -37,7 +37,7 @@ export function refusal(hostname: string, address: string, allowPrivate: boolean
 	return new ArlError(
 		"ARL_DATA",
 		`${shown} is an address that no image comes from (link-local, metadata, multicast or reserved)`,
-		"Correct the row's URL, or leave the row out.",
+		"Correct the row's URL.",
 	);
 }
 

@@ -51,7 +51,8 @@ export async function imagesToBase64(row: RecordData, from: ImageLoader | ImageO
 }
 
 /**
- * The same for a row's JSON text, in which nothing but the URLs changes. `columns`: the file's names of known columns.
+ * The same for a row's JSON text, in which nothing but the URLs changes: the very same bytes where it has no images. `images`:
+ * how many it has. `columns`: the file's names of known columns.
  *
  * @throws as `imagesToBase64`.
  */
@@ -59,7 +60,7 @@ export async function imagesToBase64InText(
 	row: Uint8Array,
 	loader: ImageLoader,
 	columns: Readonly<Record<string, string>> = {},
-): Promise<Uint8Array> {
+): Promise<{ row: Uint8Array; images: number }> {
 	const found: { range: Range; url: string; place: string }[] = [];
 	const text = Buffer.from(row.buffer, row.byteOffset, row.byteLength);
 	for (const { type, url: range, place } of contentLists(row, columns).flat()) {
@@ -70,10 +71,10 @@ export async function imagesToBase64InText(
 		}
 		found.push({ range, url: String(JSON.parse(text.toString("utf8", range.start, range.end))), place });
 	}
-	if (found.length === 0) return row;
+	if (found.length === 0) return { row, images: 0 };
 	const replaced = found.map(async ({ range, url, place }) => ({
 		range,
 		by: Buffer.from(JSON.stringify(await dataUrl(loader, url, place))),
 	}));
-	return replaceRanges(row, await Promise.all(replaced));
+	return { row: replaceRanges(row, await Promise.all(replaced)), images: found.length };
 }

@@ -53,7 +53,7 @@ class Passing extends Error {
 	}
 }
 
-const CHECK_URL = "Check the URL, or leave the row out.";
+const CHECK_URL = "Check the URL.";
 
 /** Gets images; holds connections until it is closed. */
 export class HttpImages {
@@ -75,13 +75,13 @@ export class HttpImages {
 				if (!(error instanceof Passing)) throw error;
 				if (attempt === ATTEMPTS) {
 					const message = `${error.message}, ${ATTEMPTS} times`;
-					throw new ArlError("ARL_DATA", message, "Try again later, or leave the row out.", { cause: error });
+					throw new ArlError("ARL_DATA", message, "Try again later.", { cause: error });
 				}
 				// Jitter: many images of one server must not come back all at once.
 				const pause = error.waitMs ?? FIRST_PAUSE_MS * 2 ** (attempt - 1) * (0.5 + Math.random());
 				if (pause > MAX_PAUSE_MS) {
 					const message = `${error.message}, and the server asks to wait for ${Math.ceil(pause / 1000)} s`;
-					throw new ArlError("ARL_DATA", message, "Try again later, or leave the row out.", { cause: error });
+					throw new ArlError("ARL_DATA", message, "Try again later.", { cause: error });
 				}
 				await this.hooks.pause(pause, signal);
 			}

@@ -155,7 +155,7 @@ export class ImageLoader {
 		}
 		const size = isTruncated(bytes, type) ? null : imageSize(bytes, type);
 		if (size === null) {
-			throw new ArlError("ARL_DATA", `the ${type} is damaged or not whole`, "Replace it, or leave the row out.");
+			throw new ArlError("ARL_DATA", `the ${type} is damaged or not whole`, "Replace it.");
 		}
 		return { bytes, content_type: type, ...size };
 	}

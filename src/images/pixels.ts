@@ -56,7 +56,7 @@ export function smart_resize(
 		throw new ArlError(
 			"ARL_DATA",
 			`an image of ${width} x ${height} pixels: one side is more than ${MAX_RATIO} times the other`,
-			"Cut the image, or leave the row out.",
+			"Cut the image.",
 		);
 	}
 	let h = roundHalfEven(height / factor) * factor;

@@ -55,7 +55,7 @@ export async function scaleImage(
 		throw new ArlError(
 			"ARL_DATA",
 			`the ${type} cannot be made smaller: ${reason}`,
-			"Convert it to PNG or JPEG, raise max_pixels, or leave the row out.",
+			"Convert it to PNG or JPEG, raise max_pixels.",
 			{ cause: error },
 		);
 	}

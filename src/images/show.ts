@@ -23,6 +23,6 @@ export function tooLarge(bytes: number | null, maxBytes: number): ArlError {
 	return new ArlError(
 		"ARL_DATA",
 		bytes === null ? `more than ${most}, which is the limit` : `${showBytes(bytes)}; at most ${most} are read`,
-		"Raise image_max_bytes, or leave the row out.",
+		"Raise image_max_bytes.",
 	);
 }
