@@ -9,7 +9,7 @@ import { EXIT_CODES, toArlError } from "../errors.js";
 import { imagesToBase64InText } from "../images/embed.js";
 import { ImageLoader } from "../images/loader.js";
 import { loadNative } from "../native.js";
-import { bytes, jsonLine } from "../report/format.js";
+import { bytes, jsonLine, rowsText } from "../report/format.js";
 import { type ImageFlags, withImageOptions } from "./image-options.js";
 import { columns, command, parse } from "./options.js";
 import { onStopSignals } from "./signals.js";
@@ -143,9 +143,11 @@ function report(options: Options, { rows, images, bad }: { rows: number; images:
 		process.stdout.write(`${jsonLine({ type: "images", out: options.out, rows, images, skipped })}\n`);
 		return;
 	}
-	process.stderr.write(`wrote ${rows} rows with ${images} images to ${options.out}\n`);
+	process.stderr.write(
+		`wrote ${rowsText(rows)} with ${images === 1 ? "1 image" : `${images} images`} to ${options.out}\n`,
+	);
 	if (bad.length === 0) return;
 	const reasons = Object.entries(countReasons(bad)).map(([reason, count]) => `${reason}: ${count}`);
-	process.stderr.write(`left out ${bad.length} rows (${reasons.join(", ")})\n`);
+	process.stderr.write(`left out ${rowsText(bad.length)} (${reasons.join(", ")})\n`);
 	for (const { location, message } of bad) process.stderr.write(`  ${location}: ${message}\n`);
 }

@@ -4,7 +4,7 @@
  */
 import { createHash, randomUUID } from "node:crypto";
 import { mkdir, readdir, readFile, rename, rm, stat, utimes, writeFile } from "node:fs/promises";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { toArlError } from "../errors.js";
 
 /** A file's bytes; null: there is no such file. */
@@ -20,6 +20,17 @@ async function names(folder: string): Promise<string[]> {
 		if (error.code === "ENOENT") return [];
 		throw toArlError(error);
 	});
+}
+
+/** Does what needs the folder of `path`, and makes that folder where it is missing, which is seldom. */
+async function inFolder(path: string, action: () => Promise<void>): Promise<void> {
+	try {
+		await action();
+	} catch (error) {
+		if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
+		await mkdir(dirname(path), { recursive: true });
+		await action();
+	}
 }
 
 const sha256 = (content: string | Uint8Array) => createHash("sha256").update(content).digest("hex");
@@ -96,13 +107,10 @@ export class ImageCache {
 	}
 
 	private async write(path: string, content: string | Uint8Array): Promise<void> {
-		const beside = join(this.folder, "tmp");
-		const temporary = join(beside, `${process.pid}-${randomUUID()}`);
-		await mkdir(beside, { recursive: true });
-		await mkdir(join(path, ".."), { recursive: true });
+		const temporary = join(this.folder, "tmp", `${process.pid}-${randomUUID()}`);
 		try {
-			await writeFile(temporary, content);
-			await rename(temporary, path);
+			await inFolder(temporary, () => writeFile(temporary, content));
+			await inFolder(path, () => rename(temporary, path));
 		} catch (error) {
 			await rm(temporary, { force: true });
 			throw error;

@@ -7,7 +7,7 @@ import pc from "picocolors";
 import type { ArlError } from "../errors.js";
 import { formatError } from "../errors.js";
 import type { EventOf, TrainEvent } from "../train/events.js";
-import { bytes, count, duration, jsonLine, measure, percent, rate } from "./format.js";
+import { bytes, count, droppedImages, duration, jsonLine, measure, percent, rate, rowsText } from "./format.js";
 import { LiveLine, type Part, type Terminal } from "./live.js";
 
 /** Somebody who shows a run. */
@@ -131,7 +131,7 @@ export class TextReporter implements Reporter {
 			const lost = [
 				event.truncated > 0 ? `${rowsText(event.truncated)} cut to max_length` : "",
 				event.dropped > 0 ? `${rowsText(event.dropped)} dropped as too long` : "",
-				imagesText(event.imagesDropped),
+				event.imagesDropped ? droppedImages(event.imagesDropped) : "",
 			].filter((text) => text !== "");
 			const share = event.tokens > 0 ? ` (${percent(event.targetTokens / event.tokens)} trained)` : "";
 			this.#line(
@@ -233,20 +233,6 @@ export function stepParts(event: EventOf<"step">, tokensPerSecond: number): Part
 function bar(done: number): string {
 	const filled = Math.round(16 * Math.min(1, Math.max(0, done)));
 	return `[${"=".repeat(filled)}${" ".repeat(16 - filled)}]`;
-}
-
-function imagesText(dropped: EventOf<"fill">["imagesDropped"]): string {
-	if (dropped === undefined || dropped.images === 0) return "";
-	const images = dropped.images === 1 ? "1 image" : `${dropped.images.toLocaleString("en-US")} images`;
-	const emptied =
-		dropped.emptied === 0
-			? ""
-			: ` (${dropped.emptied === 1 ? "1 message is" : `${dropped.emptied} messages are`} empty)`;
-	return `${images} of ${rowsText(dropped.rows)} dropped${emptied}`;
-}
-
-function rowsText(rows: number): string {
-	return rows === 1 ? "1 row" : `${rows.toLocaleString("en-US")} rows`;
 }
 
 /** One JSON event a line; errors go to people as well. */
