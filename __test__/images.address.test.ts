@@ -201,6 +201,7 @@ describe("private addresses", () => {
 		const { made } = loader({ "img.example.com": [["127.0.0.1"]] }, { image_allow_private: true });
 		expect((await made.load(`http://img.example.com:${server.port}/x.png`)).width).toBe(8);
 		expect((await made.load(`http://0x7f.1:${server.port}/x.png?again`)).width).toBe(8);
+		expect((await made.load(`http://[::ffff:127.0.0.1]:${server.port}/x.png`)).width).toBe(8);
 	});
 
 	it("metadata, link-local and multicast addresses are refused even then", async () => {

@@ -6,7 +6,7 @@ import { TextOnlySource, withoutImages } from "../src/images/drop.js";
 import { loadNative } from "../src/native.js";
 import { QwenTrainer } from "../src/train/trainer.js";
 import { fakeNative } from "./support/fake-native.js";
-import { temporaryFolder } from "./support/folder.js";
+import { errorOf, temporaryFolder } from "./support/folder.js";
 import { arl, flags, metricsOf, type Place, tinyPlace } from "./support/real.js";
 import { events, ofType, trainer, workspace } from "./support/run.js";
 
@@ -203,6 +203,17 @@ describe("a text-only model that is handed images", () => {
 		expect(ofType(all, "fill").every((event) => event.imagesDropped === undefined)).toBe(true);
 		const none = await events(trainer(workspace(folder), { images: "drop" }));
 		expect(ofType(none, "fill").at(-1)?.imagesDropped).toEqual({ images: 0, rows: 0, emptied: 0 });
+	});
+
+	it("is part of what a resumed run must share", async () => {
+		const place = workspace(folder);
+		const native = fakeNative();
+		await events(trainer(place, { images: "drop", save_strategy: "steps", save_steps: 1, max_steps: 1 }, native));
+		const error = await errorOf(
+			events(trainer(place, { resume_from_checkpoint: true, max_steps: 2, save_strategy: "no" }, native)),
+		);
+		expect(error.code).toBe("ARL_STATE");
+		expect(error.message).toContain("images: drop -> none");
 	});
 
 	it("drops and counts them in rows from code too", async () => {

@@ -93,6 +93,31 @@ describe("an image over HTTP", () => {
 		await Promise.all(urls.map((url) => three.load(url)));
 		expect(most).toBe(3);
 	});
+
+	it("that waits for its next attempt leaves its place to others", async () => {
+		const busy = server.on("/busy.png", (_, response, hit) => {
+			if (hit === 1) response.writeHead(503).end();
+			else response.end(png);
+		});
+		const quick = server.on("/quick.png", (_, response) => response.end(png));
+		let go = () => {};
+		const one = new ImageLoader(
+			{ image_allow_private: true, image_concurrency: 1 },
+			{
+				pause: () =>
+					new Promise((resolve) => {
+						go = resolve;
+					}),
+			},
+		);
+		loaders.push(one);
+		const waiting = one.load(busy);
+		expect((await one.load(quick)).width).toBe(8);
+		expect(server.hits.get("/busy.png")).toBe(1);
+		go();
+		expect((await waiting).width).toBe(8);
+		expect((await one.load(`${quick}?again`)).width).toBe(8);
+	});
 });
 
 describe("limits", () => {

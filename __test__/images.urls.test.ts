@@ -193,5 +193,9 @@ describe("a row whose images become base64", () => {
 			messages: [{ role: "user" as const, content: [{ type: "image_url" as const, image_url: { url: "x" } }] }],
 		};
 		expect((await errorOf(imagesToBase64(bad))).message).toBe("messages[0].content[0]: x: not a URL");
+		const none = JSON.parse('{"messages":[{"role":"user","content":[{"type":"image_url"}]}]}');
+		expect((await errorOf(imagesToBase64(none))).message).toBe(
+			"messages[0].content[0]: a part of type image_url without a URL",
+		);
 	});
 });

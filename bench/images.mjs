@@ -55,7 +55,7 @@ if (a.serve) {
 		const number = Number(/(\d+)\.gif/.exec(request.url ?? "")?.[1] ?? 0);
 		if (request.url?.startsWith("/flaky/") && number % 5 === 0 && !seen.has(request.url)) {
 			seen.add(request.url);
-			response.writeHead(503, { "retry-after": "0" }).end();
+			response.writeHead(503).end();
 			return;
 		}
 		const own = Buffer.from(body);

@@ -15,6 +15,14 @@ export async function loadImage(url: string, options: ImageOptions = {}): Promis
 	}
 }
 
+function withoutUrl(place: string): ArlError {
+	return new ArlError(
+		"ARL_DATA",
+		`${place}: a part of type image_url without a URL`,
+		'A part reads {"type": "image_url", "image_url": {"url": "https://..."}}.',
+	);
+}
+
 async function dataUrl(loader: ImageLoader, url: string, place: string): Promise<string> {
 	try {
 		return toDataUrl(await loader.load(url));
@@ -34,6 +42,8 @@ export async function imagesToBase64(row: RecordData, from: ImageLoader | ImageO
 	const loader = from instanceof ImageLoader ? from : new ImageLoader(from);
 	const embed = async (part: ContentPart, place: string): Promise<ContentPart> => {
 		if (part.type !== "image_url") return part;
+		// Rows of JavaScript are not held to their type.
+		if (typeof part.image_url?.url !== "string") throw withoutUrl(place);
 		return { ...part, image_url: { ...part.image_url, url: await dataUrl(loader, part.image_url.url, place) } };
 	};
 	try {
@@ -65,10 +75,7 @@ export async function imagesToBase64InText(
 	const text = Buffer.from(row.buffer, row.byteOffset, row.byteLength);
 	for (const { type, url: range, place } of contentLists(row, columns).flat()) {
 		if (type !== "image_url") continue;
-		if (range === null) {
-			const hint = 'A part reads {"type": "image_url", "image_url": {"url": "https://..."}}.';
-			throw new ArlError("ARL_DATA", `${place}: a part of type image_url without a URL`, hint);
-		}
+		if (range === null) throw withoutUrl(place);
 		found.push({ range, url: String(JSON.parse(text.toString("utf8", range.start, range.end))), place });
 	}
 	if (found.length === 0) return { row, images: 0 };

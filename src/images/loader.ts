@@ -81,7 +81,18 @@ export class ImageLoader {
 				allowPrivate: options.image_allow_private ?? false,
 				signal: options.signal ?? null,
 			},
-			{ ...HOOKS, ...hooks },
+			{
+				resolve: hooks.resolve ?? HOOKS.resolve,
+				// An image that waits for its next attempt leaves its place to others.
+				pause: async (milliseconds, signal) => {
+					this.leave();
+					try {
+						await (hooks.pause ?? HOOKS.pause)(milliseconds, signal);
+					} finally {
+						await this.enter();
+					}
+				},
+			},
 		);
 		const folder = options.image_cache_dir ?? null;
 		this.cache = folder === null ? null : new ImageCache(folder, options.image_cache_max_bytes ?? CACHE_MAX_BYTES);
@@ -91,7 +102,7 @@ export class ImageLoader {
 	async load(url: string): Promise<LoadedImage> {
 		const known = this.loading.get(url);
 		if (known) return known;
-		const image = this.bounded(() => this.read(url)).finally(() => this.loading.delete(url));
+		const image = this.read(url).finally(() => this.loading.delete(url));
 		this.loading.set(url, image);
 		return image;
 	}
@@ -101,19 +112,20 @@ export class ImageLoader {
 		await this.http.close();
 	}
 
-	private async bounded<T>(task: () => Promise<T>): Promise<T> {
+	/** Waits for a place among the images that are read at once. */
+	private async enter(): Promise<void> {
 		if (this.free > 0) this.free -= 1;
 		else await new Promise<void>((resolve) => this.waiting.push(resolve));
-		try {
-			return await task();
-		} finally {
-			const next = this.waiting.shift();
-			if (next) next();
-			else this.free += 1;
-		}
+	}
+
+	private leave(): void {
+		const next = this.waiting.shift();
+		if (next) next();
+		else this.free += 1;
 	}
 
 	private async read(url: string): Promise<LoadedImage> {
+		await this.enter();
 		try {
 			const image = await this.checked(url);
 			const size = this.maxPixels === null ? image : sizeWithin(image, this.maxPixels);
@@ -123,6 +135,8 @@ export class ImageLoader {
 		} catch (error) {
 			if (!(error instanceof ArlError) || error.code !== "ARL_DATA") throw error;
 			throw new ArlError(error.code, `${showUrl(url)}: ${error.message}`, error.hint, { cause: error });
+		} finally {
+			this.leave();
 		}
 	}
 
