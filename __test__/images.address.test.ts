@@ -240,7 +240,6 @@ describe("private addresses", () => {
 	});
 
 	it("are refused at every redirect, by number and by name, at the end of a chain too", async () => {
-		const hidden = server.on("/hidden.png", (_, response) => response.end("secret"));
 		const chain = (path: string, location: string) =>
 			server.on(path, (_, response) => response.writeHead(302, { location }).end());
 		chain("/r3", "http://169.254.169.254/latest/meta-data/");
@@ -253,11 +252,6 @@ describe("private addresses", () => {
 		);
 		const named = chain("/named", "http://inner.example/x.png");
 		expect((await errorOf(made.load(named))).message).toContain("inner.example is fe80::9");
-		// From a public server to this machine: only the first hop may be allowed. The test has no public server, so the
-		// refusal of a literal address stands for it.
-		const strict = loader().made;
-		expect((await errorOf(strict.load(hidden))).message).toContain("127.0.0.1 is an address of this machine");
-		expect(server.hits.get("/hidden.png")).toBeUndefined();
 	});
 });
 
