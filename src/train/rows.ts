@@ -11,6 +11,7 @@ import { countReasons } from "../data/problems.js";
 import type { Source } from "../data/source.js";
 import type { TokenFiller } from "../data/tokens.js";
 import { ArlError, toArlError } from "../errors.js";
+import { TextOnlySource } from "../images/drop.js";
 import type { Native, NativeTextEncoder, NativeTokenCache, TextInfo } from "../native.js";
 import type { FillEvent, TrainEvent } from "./events.js";
 import { cacheDir, checkRowsGiven } from "./options.js";
@@ -31,9 +32,14 @@ const FIRST_ROWS = 32;
 /** Opens files or a data set from code. The caller closes the source. */
 export async function openRows(native: Native, args: AgentTrainingConfig, dataset: Dataset | null) {
 	checkRowsGiven(args, dataset !== null);
+	const { source, entryRows } = await openAll(native, args, dataset);
+	return { source: args.images === "drop" ? new TextOnlySource(source, args.columns) : source, entryRows };
+}
+
+async function openAll(native: Native, args: AgentTrainingConfig, dataset: Dataset | null) {
 	if (dataset === null) return openFiles(native, args.train_file);
 	const source = await openDataset(dataset);
-	return { source, entryRows: [source.length], files: [] };
+	return { source, entryRows: [source.length] };
 }
 
 /** Finds the shape of the rows. Throws with the place of the row where it is none that is known. */
@@ -119,6 +125,7 @@ export function fillEvent(filler: TokenFiller): FillEvent {
 	return {
 		type: "fill",
 		...filler.counts,
+		...(filler.source instanceof TextOnlySource && { imagesDropped: { ...filler.source.dropped } }),
 		totalRows: filler.pending,
 		seconds: filler.seconds,
 		complete: filler.complete,
