@@ -38,7 +38,8 @@ export const GROUPS = [
 	"AgentRL",
 ] as const;
 
-const SCHEDULES = [
+/** Those schedules of Hugging Face that depend on the step alone. */
+export const SCHEDULE_NAMES = [
 	"linear",
 	"cosine",
 	"cosine_with_restarts",
@@ -244,7 +245,7 @@ const optimizer = {
 		min: 0,
 		description: "The highest learning rate; the schedule scales it.",
 	}),
-	lr_scheduler_type: choice(SCHEDULES, {
+	lr_scheduler_type: choice(SCHEDULE_NAMES, {
 		group: "Optimizer",
 		default: "linear",
 		description: "The learning rate's schedule, as in transformers.",
