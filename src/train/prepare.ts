@@ -126,7 +126,8 @@ async function* prepare(input: PrepareInput): AsyncGenerator<TrainEvent, Prepare
 	const model = await readModelFolder(args.model_name_or_path);
 	// A config or an option that the engine refuses is told before rows are encoded.
 	native.planMemory(engineOptions(args, { maxTokens: 1, maxSequences: 1 }));
-	yield { type: "check", name: "model", message: `${model.modelType}, ${formatBytes(model.weightBytes)} of weights` };
+	const weights = args.init_from_config ? "random weights" : `${formatBytes(model.weightBytes)} of weights`;
+	yield { type: "check", name: "model", message: `${model.modelType}, ${weights}` };
 	const folder = await checkOutputFolder(args);
 	resources.add(await lockFolder(args.output_dir));
 	yield { type: "check", name: "output folder", message: folder };
