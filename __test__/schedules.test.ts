@@ -1,6 +1,7 @@
 import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
-import { createSchedule, SCHEDULE_NAMES, warmupSteps } from "../src/train/schedules.js";
+import { SCHEDULE_NAMES } from "../src/config/schema.js";
+import { createSchedule, warmupSteps } from "../src/train/schedules.js";
 import { errorOf } from "./support/folder.js";
 
 interface Case {

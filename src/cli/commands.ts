@@ -22,6 +22,10 @@ const COMMANDS: Readonly<Record<string, CommandEntry>> = {
 	},
 	data: { summary: "check every row of every source, and train nothing", load: () => import("./data.js") },
 	inspect: { summary: "show one row as the model will see it", load: () => import("./inspect.js") },
+	images: {
+		summary: "put the images that rows name by URL into the rows, as base64",
+		load: () => import("./images.js"),
+	},
 	doctor: { summary: "show what this machine can do and what is missing", load: () => import("./doctor.js") },
 	schema: { summary: "print the JSON Schema of a configuration file", load: () => import("./schema.js") },
 };

@@ -4,11 +4,13 @@ import { Option } from "commander";
 import pc from "picocolors";
 import { openFiles } from "../data/open.js";
 import { ArlError, EXIT_CODES, toArlError, wantsColor } from "../errors.js";
+import { TextOnlySource } from "../images/drop.js";
 import { loadNative, type Native } from "../native.js";
+import { droppedImages } from "../report/format.js";
 import { count, duration, jsonLine, percent } from "../report/index.js";
 import { LiveLine } from "../report/live.js";
 import { type Answer, Answerer, type AskOptions, type Question } from "./answers.js";
-import { command, numberFrom, parse, wholeNumber } from "./options.js";
+import { columns, command, numberFrom, parse, wholeNumber } from "./options.js";
 import { onStopSignals } from "./signals.js";
 
 interface Options {
@@ -26,6 +28,7 @@ interface Options {
 	chat_template?: string;
 	thinking?: "keep" | "strip" | "last";
 	columns?: string[];
+	images: "error" | "drop";
 	json?: boolean;
 }
 
@@ -54,17 +57,12 @@ function definition() {
 			new Option("--thinking <how>", "what happens to reasoning in earlier replies").choices(["keep", "strip", "last"]),
 		)
 		.option("--columns <name=column...>", "names of columns that differ from the known ones")
+		.addOption(
+			new Option("--images <how>", "what image parts of rows do: end the command, or be left out and counted")
+				.choices(["error", "drop"])
+				.default("error"),
+		)
 		.option("--json", "one JSON value a line: each answer, then the summary of each model");
-}
-
-function columns(words: readonly string[] = []): Record<string, string> {
-	return Object.fromEntries(
-		words.map((word) => {
-			const equals = word.indexOf("=");
-			if (equals < 1) throw new ArlError("ARL_USAGE", `--columns: ${JSON.stringify(word)} is not NAME=COLUMN`);
-			return [word.slice(0, equals), word.slice(equals + 1)];
-		}),
-	);
 }
 
 /** How well a model answered. */
@@ -121,7 +119,9 @@ async function generate(native: Native, options: Options, signal: AbortSignal): 
 		temperature: options.temperature,
 		bf16: options.bf16 === true,
 	};
-	const { source } = await openFiles(native, options.prompt_file, tmpdir());
+	const { source: opened } = await openFiles(native, options.prompt_file, tmpdir());
+	const textOnly = options.images === "drop" ? new TextOnlySource(opened, ask.columns) : null;
+	const source = textOnly ?? opened;
 	try {
 		const sample = await source.read(Array.from({ length: Math.min(64, source.length) }, (_, i) => i));
 		if (sample.length === 0) throw new ArlError("ARL_DATA", `${source.name}: no rows`);
@@ -139,6 +139,8 @@ async function generate(native: Native, options: Options, signal: AbortSignal): 
 				score: score(model, questions, answers, (performance.now() - started) / 1000),
 			});
 		}
+		const dropped = textOnly ? droppedImages(textOnly.dropped) : "";
+		if (dropped !== "") process.stderr.write(`${dropped}\n`);
 		if (options.json) printJson(results);
 		else printText(results, options.examples);
 		return 0;

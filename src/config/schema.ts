@@ -28,6 +28,7 @@ import {
 export const GROUPS = [
 	"Model",
 	"Rows",
+	"Images",
 	"Text",
 	"Batch and length of the run",
 	"Optimizer",
@@ -38,7 +39,8 @@ export const GROUPS = [
 	"AgentRL",
 ] as const;
 
-const SCHEDULES = [
+/** Those schedules of Hugging Face that depend on the step alone. */
+export const SCHEDULE_NAMES = [
 	"linear",
 	"cosine",
 	"cosine_with_restarts",
@@ -163,6 +165,15 @@ const rows = {
 	}),
 };
 
+const images = {
+	images: choice(["error", "drop"], {
+		group: "Images",
+		default: "error",
+		description:
+			"What image parts do in rows for a model that reads text only: the row cannot be used, or they are left out, counted and reported.",
+	}),
+};
+
 const text = {
 	chat_template: stringOrNone({
 		group: "Text",
@@ -252,7 +263,7 @@ const optimizer = {
 		min: 0,
 		description: "The highest learning rate; the schedule scales it.",
 	}),
-	lr_scheduler_type: choice(SCHEDULES, {
+	lr_scheduler_type: choice(SCHEDULE_NAMES, {
 		group: "Optimizer",
 		default: "linear",
 		description: "The learning rate's schedule, as in transformers.",
@@ -467,6 +478,7 @@ const agentrl = {
 export const trainingSchema = z.strictObject({
 	...model,
 	...rows,
+	...images,
 	...text,
 	...batch,
 	...optimizer,

@@ -49,6 +49,7 @@ interface Batch {
 export class TokenFiller {
 	readonly counts: FillCounts = { rows: 0, tokens: 0, targetTokens: 0, truncated: 0, dropped: 0 };
 	readonly bad: BadRow[] = [];
+	readonly source: AnySource;
 	/** Rows of the order that are not in the cache from an earlier run. */
 	readonly pending: number;
 	/** Seconds from the start of filling to its end, or until now. */
@@ -75,6 +76,7 @@ export class TokenFiller {
 
 	constructor(private readonly options: FillerOptions) {
 		const { source, cache, order } = options;
+		this.source = source;
 		this.state = new Uint8Array(source.length);
 		const lengths = cache.lengths();
 		const there = source.making?.recheck ? UNCHECKED : PRESENT;
@@ -155,14 +157,14 @@ export class TokenFiller {
 	/** Ends filling after the batch in progress. */
 	async stop(): Promise<void> {
 		this.stopped = true;
-		this.options.source.making?.cancel();
+		this.source.making?.cancel();
 		this.resume?.();
 		await this.running;
 	}
 
 	/** What is filled is on disk from here on, also if the machine stops. */
 	sync(): void {
-		this.options.source.making?.sync();
+		this.source.making?.sync();
 		this.options.cache.sync();
 	}
 
@@ -195,7 +197,8 @@ export class TokenFiller {
 	}
 
 	private async fill({ rows, indexes, bad, checked }: Batch): Promise<void> {
-		const { cache, source } = this.options;
+		const { source } = this;
+		const { cache } = this.options;
 		this.bad.push(...bad);
 		for (const { row } of bad) this.state[row] = UNUSABLE;
 		for (const row of checked) this.state[row] = PRESENT;
@@ -228,7 +231,7 @@ export class TokenFiller {
 
 	/** The next rows of the order; null: none is left. */
 	private async readBatch(): Promise<Batch | null> {
-		const { source } = this.options;
+		const { source } = this;
 		await this.room();
 		if (this.stopped) return null;
 		const most = Math.min(this.order.length, this.next + BATCH_ROWS, this.reached + this.ahead);

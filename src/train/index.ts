@@ -1,7 +1,7 @@
 /** The trainer, its events and its schedules: what the public interface and the command line take from here. */
 export type { DatasetArguments } from "./code.js";
 export type * from "./events.js";
-export { createSchedule, SCHEDULE_NAMES, type Schedule, type ScheduleOptions, warmupSteps } from "./schedules.js";
+export { createSchedule, type Schedule, type ScheduleOptions, warmupSteps } from "./schedules.js";
 export {
 	QwenTrainer,
 	type QwenTrainerOptions,

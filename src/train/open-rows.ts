@@ -10,6 +10,7 @@ import { type Convertible, type Dataset, openConverted, openDataset, type Readin
 import { RowLedger } from "../data/ledger.js";
 import { openFiles } from "../data/open.js";
 import { type AnySource, ConcatSource, type RowContent } from "../data/source.js";
+import { TextOnlySource } from "../images/drop.js";
 import type { Native } from "../native.js";
 import { cacheDir, checkRowsGiven, samplesOfStep } from "./options.js";
 import { needsAllRows } from "./rows.js";
@@ -73,7 +74,8 @@ export async function openRows(input: OpenRowsInput): Promise<OpenRows> {
 		convert !== null
 			? await openThrough(native, args, dataset, convert, mixed ? { ...reading, streamed: null } : reading)
 			: await openPlain(native, args, dataset, mixed ? { ...reading, streamed: null } : reading);
-	return { ...opened, datasetId: used.id, cacheFolder: used.folder, unverified: used.unverified };
+	const source = args.images === "drop" ? new TextOnlySource(opened.source, args.columns) : opened.source;
+	return { ...opened, source, datasetId: used.id, cacheFolder: used.folder, unverified: used.unverified };
 }
 
 const RUN_FOLDER = "run-";

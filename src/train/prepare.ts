@@ -138,7 +138,8 @@ async function* prepare(
 	const model = await readModelFolder(args.model_name_or_path);
 	// A config or an option that the engine refuses is told before rows are encoded.
 	native.planMemory(engineOptions(args, { maxTokens: 1, maxSequences: 1 }));
-	yield { type: "check", name: "model", message: `${model.modelType}, ${formatBytes(model.weightBytes)} of weights` };
+	const weights = args.init_from_config ? "random weights" : `${formatBytes(model.weightBytes)} of weights`;
+	yield { type: "check", name: "model", message: `${model.modelType}, ${weights}` };
 	const folder = await checkOutputFolder(args);
 	resources.add(await lockFolder(args.output_dir));
 	yield { type: "check", name: "output folder", message: folder };
@@ -176,6 +177,9 @@ async function* prepare(
 	if (unverified) {
 		const message = `${cacheDir(args)} does not tell what the earlier part of this run has read: a change of ${source.name} would go unnoticed`;
 		yield { type: "notice", level: "warning", message };
+	}
+	if (args.images === "drop") {
+		yield { type: "check", name: "images", message: "image parts are left out of the rows (images drop)" };
 	}
 	const warning = stopTokenWarning(encoder, text.stopIds, firstRows.slice(0, 8));
 	if (warning !== null) yield { type: "notice", level: "warning", message: warning };

@@ -9,6 +9,7 @@ import { type BadRow, badRowsError, countReasons } from "../data/problems.js";
 import type { AnySource } from "../data/source.js";
 import type { TokenFiller } from "../data/tokens.js";
 import { ArlError, toArlError } from "../errors.js";
+import { TextOnlySource } from "../images/drop.js";
 import type { Native, NativeTextEncoder, NativeTokenCache, TextInfo } from "../native.js";
 import type { FillEvent, TrainEvent } from "./events.js";
 
@@ -154,6 +155,7 @@ export function fillEvent(filler: TokenFiller): FillEvent {
 	return {
 		type: "fill",
 		...filler.counts,
+		...(filler.source instanceof TextOnlySource && { imagesDropped: { ...filler.source.dropped } }),
 		totalRows: filler.pending,
 		seconds: filler.seconds,
 		complete: filler.complete,

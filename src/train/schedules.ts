@@ -2,21 +2,8 @@
  * Learning rate by optimizer step: the schedules of Hugging Face's Trainer, by its names and with its extra arguments.
  * Pure functions. The rate of step 1 is that of `current = 0`, so that a warm-up begins with a rate of 0.
  */
+import { SCHEDULE_NAMES } from "../config/schema.js";
 import { ArlError } from "../errors.js";
-
-/** Those schedules of Hugging Face that depend on the step alone. */
-export const SCHEDULE_NAMES = [
-	"linear",
-	"cosine",
-	"cosine_with_restarts",
-	"polynomial",
-	"constant",
-	"constant_with_warmup",
-	"inverse_sqrt",
-	"cosine_with_min_lr",
-	"cosine_warmup_with_min_lr",
-	"warmup_stable_decay",
-] as const;
 
 export type ScheduleName = (typeof SCHEDULE_NAMES)[number];
 
