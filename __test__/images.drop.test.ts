@@ -1,7 +1,8 @@
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { beforeAll, describe, expect, it } from "vitest";
+import { beforeAll, describe, expect, it, vi } from "vitest";
 import { openFile } from "../src/data/open.js";
+import type { RowContent, Source } from "../src/data/source.js";
 import { TextOnlySource, withoutImages } from "../src/images/drop.js";
 import { loadNative } from "../src/native.js";
 import { QwenTrainer } from "../src/train/trainer.js";
@@ -231,5 +232,47 @@ describe("a text-only model that is handed images", () => {
 			() => fakeNative(),
 		);
 		expect(ofType(await events(run), "fill").at(-1)?.imagesDropped).toEqual({ images: 2, rows: 2, emptied: 0 });
+	});
+
+	it("drops from rows that are made as they are asked for, and passes on why one cannot be had", async () => {
+		const row = Buffer.from(user(`[${image},${words("a")}]`));
+		const missing = { reason: "missing", message: "gone" };
+		const rows = async (indexes: Uint32Array) => Array.from(indexes, (index) => (index === 1 ? missing : row));
+		const making = {
+			inOrder: false,
+			recheck: true,
+			ahead: 7,
+			take: rows,
+			peek: rows,
+			sync: vi.fn(),
+			cancel: vi.fn(),
+		};
+		const inner: Source<RowContent> = {
+			name: "made",
+			length: 3,
+			blankLines: 0,
+			identity: "i",
+			leftOut: 2,
+			making,
+			location: String,
+			bytes: () => 0,
+			read: (indexes) => rows(Uint32Array.from(indexes)),
+			close: async () => {},
+		};
+		const source = new TextOnlySource(inner);
+		expect(source).toMatchObject({ leftOut: 2, making: { inOrder: false, recheck: true, ahead: 7 } });
+		for (const got of [
+			await source.making?.take(Uint32Array.of(0, 1), 100),
+			await source.making?.peek(Uint32Array.of(0, 1)),
+			await source.read([0, 1]),
+		]) {
+			expect(got?.[1]).toBe(missing);
+			expect(String(got?.[0])).not.toContain("image");
+		}
+		expect(source.dropped).toMatchObject({ images: 1, rows: 1 });
+		source.making?.sync();
+		source.making?.cancel();
+		expect(making.sync).toHaveBeenCalledOnce();
+		expect(making.cancel).toHaveBeenCalledOnce();
 	});
 });
