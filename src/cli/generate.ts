@@ -1,5 +1,4 @@
 /** `arl generate`: answers the trained replies of held-out rows with one model or two, and counts the exact ones. */
-import { tmpdir } from "node:os";
 import { Option } from "commander";
 import pc from "picocolors";
 import { openFiles } from "../data/open.js";
@@ -121,7 +120,7 @@ async function generate(native: Native, options: Options, signal: AbortSignal): 
 		temperature: options.temperature,
 		bf16: options.bf16 === true,
 	};
-	const { source } = await openFiles(native, options.prompt_file, tmpdir());
+	const { source } = await openFiles(native, options.prompt_file, { columns: columns(options.columns) });
 	try {
 		const sample = await source.read(Array.from({ length: Math.min(64, source.length) }, (_, i) => i));
 		if (sample.length === 0) throw new ArlError("ARL_DATA", `${source.name}: no rows`);

@@ -1,3 +1,4 @@
 /** Rows: their shape, and the data sets that code may give. */
 export type { Dataset, IndexedDataset } from "./custom.js";
+export { ParquetDataset, type ParquetDatasetOptions } from "./parquet/dataset.js";
 export type { ByMessage, ChatMessage, ContentPart, RecordData, ToolCall } from "./record.js";

@@ -144,8 +144,9 @@ async function* prepare(input: PrepareInput): AsyncGenerator<TrainEvent, Prepare
 	const text = encoder.info();
 	yield { type: "check", name: "tokenizer", message: checkTokenizer(model, text) };
 
-	const { source, entryRows } = await openRows(native, args, dataset);
+	const { source, entryRows, notices } = await openRows(native, args, dataset);
 	resources.add(() => source.close());
+	for (const message of notices) yield { type: "notice", level: "info", message };
 	const { shape, firstRows } = await detectShape(source, encoder);
 	const blank = source.blankLines > 0 ? `, ${source.blankLines} blank lines passed over` : "";
 	yield { type: "check", name: "rows", message: `${source.length} rows of ${shape} in ${source.name}${blank}` };

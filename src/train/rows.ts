@@ -5,8 +5,9 @@ import { createHash } from "node:crypto";
 import { mkdir } from "node:fs/promises";
 import type { AgentTrainingConfig } from "../config/schema.js";
 import { type Dataset, openDataset } from "../data/custom.js";
-import { openFiles } from "../data/open.js";
+import { type OpenedFiles, openFiles } from "../data/open.js";
 import { createOrder, type RowOrder } from "../data/order.js";
+import { ParquetDataset } from "../data/parquet/dataset.js";
 import { countReasons } from "../data/problems.js";
 import type { Source } from "../data/source.js";
 import type { TokenFiller } from "../data/tokens.js";
@@ -29,11 +30,17 @@ export interface OpenRows {
 const FIRST_ROWS = 32;
 
 /** Opens files or a data set from code. The caller closes the source. */
-export async function openRows(native: Native, args: AgentTrainingConfig, dataset: Dataset | null) {
+export async function openRows(
+	native: Native,
+	args: AgentTrainingConfig,
+	dataset: Dataset | null,
+): Promise<OpenedFiles> {
 	checkRowsGiven(args, dataset !== null);
-	if (dataset === null) return openFiles(native, args.train_file);
+	if (dataset === null) return openFiles(native, args.train_file, { split: args.split, columns: args.columns });
+	// Its files are read as they are: rows that became objects would have lost the difference between 1 and 1.0.
+	if (dataset instanceof ParquetDataset) return dataset.open(native);
 	const source = await openDataset(dataset);
-	return { source, entryRows: [source.length], files: [] };
+	return { source, entryRows: [source.length], files: [], notices: [] };
 }
 
 /** Finds the shape of the rows. Throws with the place of the row where it is none that is known. */
