@@ -3,7 +3,7 @@
  * JSON. Rows are written once into a spool file; from then on they are like the lines of a JSONL file.
  */
 import { createReadStream } from "node:fs";
-import { type CsvError, type Info, parse } from "csv-parse";
+import { CsvError, type Info, parse } from "csv-parse";
 import { ArlError, toArlError } from "../errors.js";
 import { type ColumnNames, holdsNested, holdsNumber, writeNested } from "./columns.js";
 import { type JsonBytes, keyBytes } from "./json-bytes.js";
@@ -11,6 +11,7 @@ import { isBlankText } from "./json-scan.js";
 import type { FileRows } from "./jsonl.js";
 import { BOM } from "./sniff.js";
 import { RowSpool } from "./spool.js";
+import { MAX_ROW_BYTES } from "./tokens.js";
 
 export interface CsvOptions {
 	spoolDir: string;
@@ -45,7 +46,7 @@ function fieldWriter(column: string, names: ColumnNames): WriteField {
 	};
 }
 
-function headerColumns(fields: Buffer[], options: CsvOptions): { key: Buffer; write: WriteField }[] {
+function headerColumns(fields: Buffer[], line: number, options: CsvOptions): { key: Buffer; write: WriteField }[] {
 	const names = fields.map((field) => field.toString("utf8").trim());
 	for (const [i, name] of names.entries()) {
 		const wrong =
@@ -53,7 +54,7 @@ function headerColumns(fields: Buffer[], options: CsvOptions): { key: Buffer; wr
 		if (wrong !== "") {
 			throw new ArlError(
 				"ARL_DATA",
-				`${options.name}:1: the header: ${wrong}`,
+				`${options.name}:${line}: the header: ${wrong}`,
 				"The first line should name the columns.",
 			);
 		}
@@ -61,12 +62,52 @@ function headerColumns(fields: Buffer[], options: CsvOptions): { key: Buffer; wr
 	return names.map((name) => ({ key: keyBytes(name), write: fieldWriter(name, options.columns) }));
 }
 
-/** The errors of the parser by what they mean; each has its line. */
-function csvError(error: unknown, name: string): ArlError {
-	if (!(error instanceof Error) || !("code" in error) || !String(error.code).startsWith("CSV_"))
-		return toArlError(error);
-	const { lines, message } = error as CsvError & { lines?: number };
-	return new ArlError("ARL_DATA", `${name}:${lines ?? 1}: ${message}`, HINT, { cause: error });
+/** What the parser refuses, as a person says it. */
+const REFUSED: Readonly<Record<string, string>> = {
+	CSV_QUOTE_NOT_CLOSED: "a quoted field has no end",
+	INVALID_OPENING_QUOTE: "a quote inside of a field that is not quoted",
+	CSV_INVALID_CLOSING_QUOTE: "something follows the closing quote of a field",
+	CSV_MAX_RECORD_SIZE: `a row of more than ${MAX_ROW_BYTES / 1024 / 1024} MiB; has a quoted field no end?`,
+};
+
+/** Lines of what is read, by the place of a byte: the parser's own count takes `\r\n` inside of quotes for two. */
+class Lines {
+	private readonly chunks: Buffer[] = [];
+	/** The first byte of the first chunk. */
+	private start = 0;
+	private at = 0;
+	line = 1;
+
+	push(chunk: Buffer): void {
+		this.chunks.push(chunk);
+	}
+
+	private next(): number | undefined {
+		let chunk = this.chunks[0];
+		while (chunk !== undefined && this.at - this.start >= chunk.length) {
+			this.start += chunk.length;
+			this.chunks.shift();
+			chunk = this.chunks[0];
+		}
+		return chunk?.[this.at - this.start];
+	}
+
+	private step(byte: number): void {
+		this.at += 1;
+		// A carriage return ends a line only where no line feed follows.
+		if (byte === 10 || (byte === 13 && this.next() !== 10)) this.line += 1;
+	}
+
+	/** Goes on to a place. */
+	moveTo(place: number): void {
+		for (let byte = this.next(); byte !== undefined && this.at < place; byte = this.next()) this.step(byte);
+	}
+
+	/** Goes on over empty lines; gives the line that then begins. */
+	skipEmpty(): number {
+		for (let byte = this.next(); byte === 10 || byte === 13; byte = this.next()) this.step(byte);
+		return this.line;
+	}
 }
 
 interface Parsed {
@@ -74,7 +115,7 @@ interface Parsed {
 	info: Info;
 }
 
-async function* records(path: string): AsyncGenerator<Parsed> {
+async function* records(path: string, lines: Lines): AsyncGenerator<Parsed> {
 	const stream = createReadStream(path, { highWaterMark: READ_BYTES });
 	const chunks = stream[Symbol.asyncIterator]();
 	try {
@@ -88,9 +129,11 @@ async function* records(path: string): AsyncGenerator<Parsed> {
 			info: true,
 			relax_column_count: true,
 			skip_empty_lines: true,
+			max_record_size: MAX_ROW_BYTES,
 		});
 		const feed = (async () => {
 			for (let chunk = text; ; ) {
+				lines.push(chunk);
 				if (!parser.write(chunk)) await new Promise<void>((resolve) => parser.once("drain", resolve));
 				const next = await chunks.next();
 				if (next.done) break;
@@ -113,20 +156,19 @@ export async function openCsv(path: string, options: CsvOptions): Promise<FileRo
 	return RowSpool.fill({ spoolDir, name, numbered: true, locate }, async (spool) => {
 		let columns: { key: Buffer; write: WriteField }[] | null = null;
 		let blankLines = 0;
-		let line = 1;
+		const lines = new Lines();
 		try {
-			for await (const { record, info } of records(path)) {
-				// The parser counts the empty lines before a record, and says where the record ends.
-				const start = line + (info.empty_lines - blankLines);
+			for await (const { record, info } of records(path, lines)) {
+				const line = lines.skipEmpty();
+				lines.moveTo(info.bytes);
 				blankLines = info.empty_lines;
-				line = info.lines + 1;
 				if (columns === null) {
-					columns = headerColumns(record, options);
+					columns = headerColumns(record, line, options);
 					continue;
 				}
 				if (record.length !== columns.length) {
 					const what = `${record.length} fields where the header has ${columns.length}`;
-					throw new ArlError("ARL_DATA", `${name}:${start}: ${what}`, HINT);
+					throw new ArlError("ARL_DATA", `${name}:${line}: ${what}`, HINT);
 				}
 				for (const [i, { key, write }] of columns.entries()) {
 					spool.out.byte(i === 0 ? 0x7b : 0x2c);
@@ -134,10 +176,13 @@ export async function openCsv(path: string, options: CsvOptions): Promise<FileRo
 					write(spool.out, record[i] as Buffer);
 				}
 				spool.out.byte(0x7d);
-				if (spool.endRow(start)) await spool.flush();
+				if (spool.endRow(line)) await spool.flush();
 			}
 		} catch (error) {
-			throw csvError(error, name);
+			if (!(error instanceof CsvError)) throw toArlError(error);
+			lines.moveTo(Number(Reflect.get(error, "bytes") ?? 0));
+			const what = REFUSED[error.code] ?? error.message;
+			throw new ArlError("ARL_DATA", `${name}:${lines.skipEmpty()}: ${what}`, HINT, { cause: error });
 		}
 		if (spool.rows === 0) {
 			throw new ArlError(

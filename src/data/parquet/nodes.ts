@@ -4,10 +4,10 @@
  * et al., "Dremel", 2010).
  */
 import type { SchemaElement } from "hyparquet";
-import { type ColumnNames, holdsNested, holdsObjects, isMessages, writeNested } from "../columns.js";
+import { type ColumnNames, holdsNested, holdsObjects, isMessages } from "../columns.js";
 import { type JsonBytes, keyBytes } from "../json-bytes.js";
 import { Leaf } from "./leaf.js";
-import { isBinary, isText, valueWriter, type WriteValue, writeBinary } from "./values.js";
+import { isBinary, isText, valueWriter, type WriteValue, writeJson, writeNestedText } from "./values.js";
 
 /** An element of the file's schema with those below it. */
 export interface SchemaNode {
@@ -205,7 +205,11 @@ export class TreeBuilder {
 	readonly leaves: Leaf[] = [];
 	readonly leftOut: LeftOut = new Map();
 
-	constructor(private readonly names: ColumnNames) {}
+	constructor(
+		private readonly names: ColumnNames,
+		/** Top-level columns whose text is JSON, whatever their names. */
+		private readonly json: ReadonlySet<string>,
+	) {}
 
 	/** The node of a top-level column. */
 	column(node: SchemaNode): Node {
@@ -299,17 +303,11 @@ export class TreeBuilder {
 
 	private leafWriter(element: SchemaElement, type: readonly string[]): WriteValue {
 		const [column = "", inner] = type;
+		if (type.length === 1 && this.json.has(column)) return writeJson;
 		const nested =
 			(type.length === 1 && holdsNested(column, this.names)) ||
 			(type.length === 2 && inner === "[]" && holdsObjects(column, this.names));
-		if (nested && (isText(element) || isBinary(element))) {
-			return (out, value) => {
-				if (!(value instanceof Uint8Array)) throw new Error("a value that is no text");
-				if (isText(element) || value.length === 0) writeNested(out, value);
-				else if (value[0] === 0x5b || value[0] === 0x7b) writeNested(out, value);
-				else writeBinary(out, value);
-			};
-		}
+		if (nested && (isText(element) || isBinary(element))) return writeNestedText;
 		return valueWriter(element);
 	}
 }

@@ -234,9 +234,10 @@ export class PageReader {
 				return readHybrid(bytes, at + 4, Math.min(end, bytes.length), 1, count);
 			}
 			case "DELTA_BINARY_PACKED": {
-				const values = type === "INT32" ? new Int32Array(count) : new BigInt64Array(count);
+				// Always in 64 bits: some writers (DuckDB) give the first unsigned value of 32 bits as one of 33.
+				const values = new BigInt64Array(count);
 				deltaBinaryUnpack(reader, count, values);
-				return whole(values);
+				return whole(type === "INT32" ? Int32Array.from(values, (value) => Number(BigInt.asIntN(32, value))) : values);
 			}
 			case "DELTA_LENGTH_BYTE_ARRAY": {
 				const values = new Array<Uint8Array>(count);

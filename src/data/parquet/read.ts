@@ -11,9 +11,7 @@ import type { FileRows } from "../jsonl.js";
 import { RowSpool } from "../spool.js";
 import { loadCodecs, type Unpack } from "./codecs.js";
 import { type Node, TreeBuilder } from "./nodes.js";
-
-/** Key of the file's own metadata: a JSON array of columns in which null stands for an absent key. Written by `write.ts`. */
-export const ABSENT_KEY = "arl.absent";
+import { type ColumnNotes, NOTES_KEY } from "./notes.js";
 
 /** Bytes that are read ahead, of all columns together. */
 const READ_AHEAD = 32 * 1024 * 1024;
@@ -61,15 +59,19 @@ async function readMetadata(handle: Awaited<ReturnType<typeof open>>, name: stri
 	}
 }
 
-/** The columns in which null means that the key is absent. */
-function absentColumns(metadata: FileMetaData): ReadonlySet<string> {
-	const text = metadata.key_value_metadata?.find(({ key }) => key === ABSENT_KEY)?.value;
+/** What the writer of this program noted of the columns. */
+function readNotes(metadata: FileMetaData): ColumnNotes {
+	const notes: ColumnNotes = { json: [], absent: [] };
+	const text = metadata.key_value_metadata?.find(({ key }) => key === NOTES_KEY)?.value;
+	if (text === undefined) return notes;
 	try {
-		const names: unknown = JSON.parse(text ?? "[]");
-		return new Set(Array.isArray(names) ? names.map(String) : []);
+		const { json, absent } = JSON.parse(text) as Partial<Record<keyof ColumnNotes, unknown>>;
+		if (Array.isArray(json)) notes.json = json.map(String);
+		if (Array.isArray(absent)) notes.absent = absent.map(String);
 	} catch {
-		return new Set();
+		// A note that cannot be read is none.
 	}
+	return notes;
 }
 
 /** A file's columns with all that is needed to write its rows. */
@@ -85,8 +87,9 @@ interface Table {
 async function openTable(fd: number, metadata: FileMetaData, options: ParquetOptions): Promise<Table> {
 	const { name } = options;
 	const { parquetSchema } = await import("hyparquet");
-	const builder = new TreeBuilder(options.columns);
-	const absent = absentColumns(metadata);
+	const notes = readNotes(metadata);
+	const builder = new TreeBuilder(options.columns, new Set(notes.json));
+	const absent = new Set(notes.absent);
 	const schema = (() => {
 		try {
 			return parquetSchema(metadata);

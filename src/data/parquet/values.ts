@@ -4,6 +4,7 @@
  */
 import { isUtf8 } from "node:buffer";
 import type { SchemaElement } from "hyparquet";
+import { writeNested } from "../columns.js";
 import type { JsonBytes } from "../json-bytes.js";
 import { isJson } from "../json-scan.js";
 import { floatText } from "../json-text.js";
@@ -54,7 +55,7 @@ function starts(bytes: Uint8Array, at: number, start: number[]): boolean {
 }
 
 /** Bytes that are not said to be text: an image as its data URL, text as text, all else as base64 in a data URL. */
-export function writeBinary(out: JsonBytes, bytes: Uint8Array): void {
+function writeBinary(out: JsonBytes, bytes: Uint8Array): void {
 	const image = IMAGES.find(([, is]) => is(bytes))?.[0];
 	if (image === undefined && isUtf8(bytes) && !bytes.includes(0)) out.string(bytes);
 	else writeDataUrl(out, image ?? "application/octet-stream", bytes);
@@ -185,16 +186,20 @@ function decimalWriter(element: SchemaElement): WriteValue {
 	};
 }
 
+/** Text that is JSON by the column's type: as it stands; what is no JSON after all is a string. */
+export const writeJson: WriteValue = (out, value) => {
+	const text = asBytes(value);
+	if (isJson(text)) out.raw(text);
+	else out.string(text);
+};
+
+/** Text of a column of lists or objects. */
+export const writeNestedText: WriteValue = (out, value) => writeNested(out, asBytes(value));
+
 function bytesWriter(element: SchemaElement): WriteValue {
 	const { converted_type: converted, logical_type: logical } = element;
 	if (isText(element)) return (out, value) => out.string(asBytes(value));
-	if (converted === "JSON" || logical?.type === "JSON") {
-		return (out, value) => {
-			const text = asBytes(value);
-			if (isJson(text)) out.raw(text);
-			else out.string(text);
-		};
-	}
+	if (converted === "JSON" || logical?.type === "JSON") return writeJson;
 	if (logical?.type === "UUID") return quoted(uuidText);
 	if (logical?.type === "FLOAT16") return (out, value) => writeFloat(out, halfFloat(asBytes(value)));
 	if (isBinary(element)) return (out, value) => writeBinary(out, asBytes(value));
