@@ -121,16 +121,16 @@ describe("JSON text in Parquet columns", () => {
 		const rows = await rowsOf(
 			`select '${messages}' as messages, '[{"n":1.50}]' as tools, '{"0":1e0}' as advantages, '[1, 2]' as prompt`,
 		);
-		expect(rows).toEqual([
-			`{"messages":${messages},"tools":[{"n":1.50}],"advantages":{"0":1e0},"prompt":"[1, 2]"}`,
-		]);
+		expect(rows).toEqual([`{"messages":${messages},"tools":[{"n":1.50}],"advantages":{"0":1e0},"prompt":"[1, 2]"}`]);
 	});
 
 	it("may be the items of a list, may hold line breaks, and is null where it is blank", async () => {
 		const rows = await rowsOf(
 			`select ['{"type":\n"function"}'] as tools, ' ' as advantages, 'null' as scores, [' {"role":"user"}'] as messages`,
 		);
-		expect(rows).toEqual(['{"tools":[{"type":\n"function"}],"advantages":null,"scores":null,"messages":[ {"role":"user"}]}']);
+		expect(rows).toEqual([
+			'{"tools":[{"type":\n"function"}],"advantages":null,"scores":null,"messages":[ {"role":"user"}]}',
+		]);
 	});
 
 	it("is told by the names that `columns` gives", async () => {
