@@ -12,7 +12,7 @@ export interface ParquetDatasetOptions {
 	/** Files, folders or globs. */
 	file_paths: string | URL | readonly (string | URL)[];
 	/** Options of the run; `columns` says which columns are which. */
-	args?: Partial<Pick<AgentTrainingConfig | AgentTrainingConfigInput, "columns" | "split">>;
+	args?: AgentTrainingConfig | Partial<AgentTrainingConfigInput>;
 	/** Which files of a folder are meant; absent: `args.split`, else `train`. */
 	split?: string;
 }
