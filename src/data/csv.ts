@@ -17,6 +17,7 @@ export interface CsvOptions {
 	spoolDir: string;
 	name: string;
 	columns: ColumnNames;
+	signal: AbortSignal | null;
 }
 
 const READ_BYTES = 1024 * 1024;
@@ -151,9 +152,9 @@ async function* records(path: string, lines: Lines): AsyncGenerator<Parsed> {
 
 /** Opens a CSV file. Throws `ARL_DATA` with the line for what is no table. */
 export async function openCsv(path: string, options: CsvOptions): Promise<FileRows> {
-	const { name, spoolDir } = options;
+	const { name, spoolDir, signal } = options;
 	const locate = (_: number, line: number) => `${name}:${line}`;
-	return RowSpool.fill({ spoolDir, name, numbered: true, locate }, async (spool) => {
+	return RowSpool.fill({ spoolDir, name, numbered: true, locate, signal }, async (spool) => {
 		let columns: { key: Buffer; write: WriteField }[] | null = null;
 		let blankLines = 0;
 		const lines = new Lines();

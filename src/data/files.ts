@@ -42,6 +42,8 @@ async function nearNames(path: string): Promise<string> {
 /** Files that one name stands for, and what a user should know of the choice. */
 export interface ResolvedFiles {
 	files: string[];
+	/** Whether they were chosen from a folder. */
+	folder: boolean;
 	notices: string[];
 }
 
@@ -55,7 +57,7 @@ export async function resolveFiles(entry: string, split: string): Promise<Resolv
 		if (info.code !== "ENOENT" && info.code !== "ENOTDIR") throw toArlError(info);
 		if (isGlob(entry)) {
 			const files = await glob(entry);
-			if (files.length > 0) return { files, notices: [] };
+			if (files.length > 0) return { files, folder: false, notices: [] };
 			throw new ArlError(
 				"ARL_DATA",
 				`${entry}: no file matches this pattern`,
@@ -64,6 +66,6 @@ export async function resolveFiles(entry: string, split: string): Promise<Resolv
 		}
 		throw new ArlError("ARL_DATA", `${entry}: no such file`, await nearNames(entry));
 	}
-	if (info.isDirectory()) return folderFiles(entry, split);
-	return { files: [entry], notices: [] };
+	if (info.isDirectory()) return { ...(await folderFiles(entry, split)), folder: true };
+	return { files: [entry], folder: false, notices: [] };
 }

@@ -11,6 +11,7 @@ import type { ColumnNames } from "./columns.js";
 import { resolveFiles } from "./files.js";
 import { openJsonArray, openJsonObject } from "./json.js";
 import { openJsonl } from "./jsonl.js";
+import type { LeftOut } from "./parquet/nodes.js";
 import { type FileKind, sniff } from "./sniff.js";
 import { ConcatSource, type Source } from "./source.js";
 
@@ -25,12 +26,15 @@ export interface FileOptions {
 	split?: string;
 	/** The option `columns`. */
 	columns?: ColumnNames;
+	/** Ends the reading of a file that takes long. */
+	signal?: AbortSignal | null;
 }
 
 interface OneFileOptions {
 	spoolDir: string;
 	columns: ColumnNames;
-	onNotice: (message: string) => void;
+	signal: AbortSignal | null;
+	leftOut: LeftOut;
 }
 
 /** Rows of several entries, and which rows are whose. */
@@ -50,15 +54,15 @@ async function openUnpacked(
 	kind: FileKind,
 	options: OneFileOptions,
 ): Promise<Source> {
-	const { spoolDir, columns, onNotice } = options;
+	const { spoolDir, columns, signal, leftOut } = options;
 	switch (kind) {
 		case "parquet": {
 			const { openParquet } = await import("./parquet/read.js");
-			return openParquet(path, { spoolDir, name, columns, onNotice });
+			return openParquet(path, { spoolDir, name, columns, signal, leftOut });
 		}
 		case "csv": {
 			const { openCsv } = await import("./csv.js");
-			return openCsv(path, { spoolDir, name, columns });
+			return openCsv(path, { spoolDir, name, columns, signal });
 		}
 		case "array":
 			return openJsonArray(native, path, name);
@@ -96,15 +100,17 @@ export async function openFiles(
 	const entryRows: number[] = [];
 	const files: string[] = [];
 	const notices: string[] = [];
-	const { spoolDir = tmpdir(), split = "train", columns = {} } = options;
-	const onNotice = (message: string) => notices.push(message);
+	const { spoolDir = tmpdir(), split = "train", columns = {}, signal = null } = options;
+	const leftOut: LeftOut = new Map();
+	let folders = 0;
 	try {
 		for (const entry of entries) {
 			let rows = 0;
 			const resolved = await resolveFiles(entry, split);
-			for (const notice of resolved.notices) onNotice(notice);
+			notices.push(...resolved.notices);
+			if (resolved.folder) folders += 1;
 			for (const file of resolved.files) {
-				const source = await openFile(native, file, { spoolDir, columns, onNotice });
+				const source = await openFile(native, file, { spoolDir, columns, signal, leftOut });
 				sources.push(source);
 				files.push(file);
 				rows += source.length;
@@ -114,6 +120,13 @@ export async function openFiles(
 	} catch (error) {
 		await Promise.all(sources.map((source) => source.close()));
 		throw error;
+	}
+	if (folders === 0 && split !== "train") {
+		notices.push(`split ${split} chooses nothing: files that are named are read whole, and no folder is given`);
+	}
+	if (leftOut.size > 0) {
+		const counts = [...leftOut].map(([column, count]) => `${count.toLocaleString("en")} in ${column}`).join(", ");
+		notices.push(`nulls inside of Parquet structs are read as absent keys: ${counts}`);
 	}
 	const [only] = sources;
 	return { source: sources.length === 1 && only ? only : new ConcatSource(sources), entryRows, files, notices };

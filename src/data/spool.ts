@@ -5,12 +5,37 @@
 import { createHash } from "node:crypto";
 import { mkdtemp, open, rm } from "node:fs/promises";
 import { join } from "node:path";
-import { toArlError } from "../errors.js";
+import { ArlError, toArlError } from "../errors.js";
 import { JsonBytes } from "./json-bytes.js";
 import { FileRows, Offsets } from "./jsonl.js";
 
 const FLUSH_BYTES = 4 * 1024 * 1024;
 const NEWLINE = 10;
+
+/** What a spool file is for. */
+export interface SpoolOptions {
+	spoolDir: string;
+	/** The source's name. */
+	name: string;
+	/** Whether `endRow` is given the line that a row came from. */
+	numbered: boolean;
+	/** Where row `row` came from, `line` being what `endRow` was given. */
+	locate: (row: number, line: number) => string;
+	/** Ends the writing. */
+	signal: AbortSignal | null;
+}
+
+/** The error of a spool file that cannot be written. */
+function spoolError(error: unknown, { name, spoolDir }: SpoolOptions): ArlError {
+	const known = toArlError(error);
+	if (!(error instanceof Error) || Reflect.get(error, "code") !== "ENOSPC") return known;
+	return new ArlError(
+		known.code,
+		`${name}: no space is left in ${spoolDir} for the rows as text`,
+		"Free some space, or set TMPDIR to a folder with more.",
+		{ cause: error },
+	);
+}
 
 /** Where rows are written to, one after the other. */
 export class RowSpool {
@@ -25,17 +50,14 @@ export class RowSpool {
 
 	private constructor(
 		private readonly handle: Awaited<ReturnType<typeof open>>,
-		numbered: boolean,
+		private readonly options: SpoolOptions,
 	) {
-		this.lines = numbered ? new Offsets() : null;
+		this.lines = options.numbered ? new Offsets() : null;
 	}
 
-	/**
-	 * Has `fill` write rows, and gives them as a source. `locate` tells where row `index` came from, `line` being what
-	 * `endRow` was given; `numbered`: it is given something.
-	 */
+	/** Has `fill` write rows, and gives them as a source. */
 	static async fill(
-		options: { spoolDir: string; name: string; numbered: boolean; locate: (row: number, line: number) => string },
+		options: SpoolOptions,
 		fill: (spool: RowSpool) => Promise<{ blankLines: number }>,
 	): Promise<FileRows> {
 		const folder = await mkdtemp(join(options.spoolDir, "arl-rows-")).catch((error: unknown) => {
@@ -43,7 +65,7 @@ export class RowSpool {
 		});
 		const handle = await open(join(folder, "rows"), "w+").finally(() => rm(folder, { recursive: true, force: true }));
 		try {
-			const spool = new RowSpool(handle, options.numbered);
+			const spool = new RowSpool(handle, options);
 			const { blankLines } = await fill(spool);
 			await spool.flush();
 			const { starts, ends, lines } = spool;
@@ -72,13 +94,16 @@ export class RowSpool {
 
 	/** Writes the rows that are finished to the file. */
 	async flush(): Promise<void> {
+		if (this.options.signal?.aborted) {
+			throw new ArlError("ARL_INTERRUPTED", `interrupted while ${this.options.name} was read; nothing was trained`);
+		}
 		const bytes = this.out.written();
 		this.hash.update(bytes);
 		for (let done = 0; done < bytes.length; ) {
 			const { bytesWritten } = await this.handle
 				.write(bytes, done, bytes.length - done, this.written + done)
 				.catch((error: unknown) => {
-					throw toArlError(error);
+					throw spoolError(error, this.options);
 				});
 			done += bytesWritten;
 		}

@@ -144,7 +144,7 @@ async function* prepare(input: PrepareInput): AsyncGenerator<TrainEvent, Prepare
 	const text = encoder.info();
 	yield { type: "check", name: "tokenizer", message: checkTokenizer(model, text) };
 
-	const { source, entryRows, notices } = await openRows(native, args, dataset);
+	const { source, entryRows, notices } = await openRows(native, args, dataset, signal);
 	resources.add(() => source.close());
 	for (const message of notices) yield { type: "notice", level: "info", message };
 	const { shape, firstRows } = await detectShape(source, encoder);

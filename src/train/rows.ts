@@ -34,11 +34,15 @@ export async function openRows(
 	native: Native,
 	args: AgentTrainingConfig,
 	dataset: Dataset | null,
+	signal: AbortSignal | null,
 ): Promise<OpenedFiles> {
 	checkRowsGiven(args, dataset !== null);
-	if (dataset === null) return openFiles(native, args.train_file, { split: args.split, columns: args.columns });
-	// Its files are read as they are: rows that became objects would have lost the difference between 1 and 1.0.
-	if (dataset instanceof ParquetDataset) return dataset.open(native);
+	if (dataset === null) return openFiles(native, args.train_file, { split: args.split, columns: args.columns, signal });
+	if (dataset instanceof ParquetDataset) {
+		// Its files are read as they are: rows that became objects would have lost the difference between 1 and 1.0.
+		const { file_paths, split, columns } = dataset;
+		return openFiles(native, file_paths, { split, columns, signal });
+	}
 	const source = await openDataset(dataset);
 	return { source, entryRows: [source.length], files: [], notices: [] };
 }

@@ -4,8 +4,8 @@
  */
 import { fileURLToPath } from "node:url";
 import type { AgentTrainingConfig, AgentTrainingConfigInput } from "../../config/schema.js";
-import { loadNative, type Native } from "../../native.js";
-import { type OpenedFiles, openFiles } from "../open.js";
+import { loadNative } from "../../native.js";
+import { openFiles } from "../open.js";
 import type { RecordData } from "../record.js";
 
 export interface ParquetDatasetOptions {
@@ -23,7 +23,8 @@ const ROWS_AT_ONCE = 64;
 export class ParquetDataset implements AsyncIterable<RecordData> {
 	readonly file_paths: readonly string[];
 	readonly split: string;
-	private readonly columns: Readonly<Record<string, string>>;
+	/** Names of columns that differ from the known ones. */
+	readonly columns: Readonly<Record<string, string>>;
 
 	constructor({ file_paths, args, split }: ParquetDatasetOptions) {
 		const paths = typeof file_paths === "string" || file_paths instanceof URL ? [file_paths] : file_paths;
@@ -32,14 +33,9 @@ export class ParquetDataset implements AsyncIterable<RecordData> {
 		this.columns = args?.columns ?? {};
 	}
 
-	/** The rows as bytes. The caller closes the source. */
-	open(native: Pick<Native, "decompress" | "jsonArrayRows">): Promise<OpenedFiles> {
-		return openFiles(native, this.file_paths, { split: this.split, columns: this.columns });
-	}
-
 	/** Each row as an object: a float that is a whole number becomes a JavaScript number like any other. */
 	async *[Symbol.asyncIterator](): AsyncGenerator<RecordData> {
-		const { source } = await this.open(loadNative());
+		const { source } = await openFiles(loadNative(), this.file_paths, { split: this.split, columns: this.columns });
 		try {
 			for (let from = 0; from < source.length; from += ROWS_AT_ONCE) {
 				const count = Math.min(ROWS_AT_ONCE, source.length - from);

@@ -68,7 +68,7 @@ class Value extends Node {
 	}
 }
 
-/** Nulls within structs that were left out, by top-level column. */
+/** How many nulls inside of structs were left out, by top-level column. */
 export type LeftOut = Map<string, number>;
 
 class Struct extends Node {
@@ -203,12 +203,12 @@ function isRepeated({ element }: SchemaNode): boolean {
 /** Makes the tree of one file. */
 export class TreeBuilder {
 	readonly leaves: Leaf[] = [];
-	readonly leftOut: LeftOut = new Map();
 
 	constructor(
 		private readonly names: ColumnNames,
 		/** Top-level columns whose text is JSON, whatever their names. */
 		private readonly json: ReadonlySet<string>,
+		private readonly leftOut: LeftOut,
 	) {}
 
 	/** The node of a top-level column. */

@@ -10,7 +10,7 @@ import { keyBytes } from "../json-bytes.js";
 import type { FileRows } from "../jsonl.js";
 import { RowSpool } from "../spool.js";
 import { loadCodecs, type Unpack } from "./codecs.js";
-import { type Node, TreeBuilder } from "./nodes.js";
+import { type LeftOut, type Node, TreeBuilder } from "./nodes.js";
 import { type ColumnNotes, NOTES_KEY } from "./notes.js";
 
 /** Bytes that are read ahead, of all columns together. */
@@ -22,8 +22,9 @@ export interface ParquetOptions {
 	/** What a user knows the file by, where that is not its path. */
 	name: string;
 	columns: ColumnNames;
-	/** Called with what a user should know of how the file is read. */
-	onNotice: (message: string) => void;
+	/** Counts nulls inside of structs that are read as absent keys, by top-level column. */
+	leftOut: LeftOut;
+	signal: AbortSignal | null;
 }
 
 function damaged(name: string, what: string, cause?: unknown): ArlError {
@@ -88,20 +89,19 @@ async function openTable(fd: number, metadata: FileMetaData, options: ParquetOpt
 	const { name } = options;
 	const { parquetSchema } = await import("hyparquet");
 	const notes = readNotes(metadata);
-	const builder = new TreeBuilder(options.columns, new Set(notes.json));
+	const builder = new TreeBuilder(options.columns, new Set(notes.json), options.leftOut);
 	const absent = new Set(notes.absent);
-	const schema = (() => {
+	const columns = ((): Table["columns"] => {
 		try {
-			return parquetSchema(metadata);
+			return parquetSchema(metadata).children.map((child) => ({
+				key: keyBytes(child.element.name),
+				node: builder.column(child),
+				absent: absent.has(child.element.name),
+			}));
 		} catch (error) {
-			throw damaged(name, "the Parquet file's schema cannot be read", error);
+			throw damaged(name, `the Parquet file's schema cannot be read: ${String(error)}`, error);
 		}
 	})();
-	const columns = schema.children.map((child) => ({
-		key: keyBytes(child.element.name),
-		node: builder.column(child),
-		absent: absent.has(child.element.name),
-	}));
 	if (columns.length === 0) throw new ArlError("ARL_DATA", `${name}: the Parquet file has no columns`);
 	const codecs = metadata.row_groups.flatMap(({ columns: chunks }) =>
 		chunks.flatMap(({ meta_data: chunk }) => (chunk ? [chunk.codec] : [])),
@@ -188,14 +188,11 @@ export async function openParquet(path: string, options: ParquetOptions): Promis
 		if (metadata.num_rows === 0n) throw new ArlError("ARL_DATA", `${name}: the Parquet file has no rows`);
 		const table = await openTable(handle.fd, metadata, options);
 		const locate = (row: number) => `${name}[${row}]`;
-		const rows = await RowSpool.fill({ spoolDir: options.spoolDir, name, numbered: false, locate }, async (spool) => {
+		const { spoolDir, signal } = options;
+		return await RowSpool.fill({ spoolDir, name, numbered: false, locate, signal }, async (spool) => {
 			await writeRows(table, spool);
 			return { blankLines: 0 };
 		});
-		for (const [column, count] of table.builder.leftOut) {
-			options.onNotice(`${name}: column ${column}: ${count} nulls inside of structs are read as absent keys`);
-		}
-		return rows;
 	} finally {
 		await handle.close();
 	}
