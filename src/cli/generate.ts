@@ -120,8 +120,9 @@ async function generate(native: Native, options: Options, signal: AbortSignal): 
 		temperature: options.temperature,
 		bf16: options.bf16 === true,
 	};
-	const { source } = await openFiles(native, options.prompt_file, { columns: columns(options.columns) });
+	const { source, notices } = await openFiles(native, options.prompt_file, { columns: columns(options.columns) });
 	try {
+		for (const notice of notices) process.stderr.write(`${notice}\n`);
 		const sample = await source.read(Array.from({ length: Math.min(64, source.length) }, (_, i) => i));
 		if (sample.length === 0) throw new ArlError("ARL_DATA", `${source.name}: no rows`);
 		const models = [options.model_name_or_path, ...(options.compare === undefined ? [] : [options.compare])];

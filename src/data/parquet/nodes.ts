@@ -303,7 +303,7 @@ export class TreeBuilder {
 
 	private leafWriter(element: SchemaElement, type: readonly string[]): WriteValue {
 		const [column = "", inner] = type;
-		if (type.length === 1 && this.json.has(column)) return writeJson;
+		if (type.length === 1 && this.json.has(column) && isText(element)) return writeJson;
 		const nested =
 			(type.length === 1 && holdsNested(column, this.names)) ||
 			(type.length === 2 && inner === "[]" && holdsObjects(column, this.names));

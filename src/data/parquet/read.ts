@@ -169,7 +169,8 @@ async function writeRows(table: Table, spool: RowSpool): Promise<void> {
 			if (!leaf.ended) throw leaf.damaged(new Error("it has more entries than the row group has rows"));
 		}
 	}
-	if (spool.rows !== Number(metadata.num_rows)) {
+	// Some writers leave the sum at 0.
+	if (metadata.num_rows !== 0n && spool.rows !== Number(metadata.num_rows)) {
 		throw damaged(
 			name,
 			`the Parquet file says to have ${metadata.num_rows} rows, and its row groups have ${spool.rows}`,
@@ -185,7 +186,9 @@ export async function openParquet(path: string, options: ParquetOptions): Promis
 	});
 	try {
 		const metadata = await readMetadata(handle, name);
-		if (metadata.num_rows === 0n) throw new ArlError("ARL_DATA", `${name}: the Parquet file has no rows`);
+		if (metadata.row_groups.every(({ num_rows: rows }) => rows === 0n)) {
+			throw new ArlError("ARL_DATA", `${name}: the Parquet file has no rows`, "Is it the right one?");
+		}
 		const table = await openTable(handle.fd, metadata, options);
 		const locate = (row: number) => `${name}[${row}]`;
 		const { spoolDir, signal } = options;
