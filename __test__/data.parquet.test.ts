@@ -106,6 +106,11 @@ describe("null and absent in Parquet", () => {
 		expect(notices).toEqual(["nulls inside of Parquet structs are read as absent keys: 5 in s"]);
 	});
 
+	it("reads maps by message index that became structs", async () => {
+		const rows = await rowsOf("select unnest([{'1': 0.5::double, '3': null}, {'1': null, '3': 1::double}]) as advantages");
+		expect(rows).toEqual(['{"advantages":{"1":0.5}}', '{"advantages":{"3":1.0}}']);
+	});
+
 	it("gives each tool only the parameters that it has, and a message its content even where that is null", async () => {
 		const rows = [
 			'{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":null,"tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{\\"x\\":1.0}"}}]}],"tools":[{"type":"function","function":{"name":"f","parameters":{"type":"object","properties":{"x":{"type":"number"}}}}}]}',

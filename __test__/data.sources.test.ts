@@ -53,7 +53,7 @@ function csvOf(rows: string[]): string {
 	return `messages,tools,advantages\r\n${lines.join("\r\n")}\r\n`;
 }
 
-describe("the same rows from other files", () => {
+describe("the same rows from other files", { timeout: 120_000 }, () => {
 	it("give equal losses in bits: Parquet of JSON text, CSV, and ParquetDataset", async () => {
 		const place = tinyPlace(folder);
 		writeFileSync(place.file, `${TOOL_ROWS.join("\n")}\n`);
@@ -106,7 +106,7 @@ describe("the same rows from other files", () => {
 		const bad = await command(hub, `${output_dir}-bad`);
 		expect(bad.code).toBe(3);
 		expect(bad.stderr).toContain(`hub-train.parquet[${lines.length}]`);
-	}, 60_000);
+	});
 });
 
 describe("ParquetDataset", () => {

@@ -49,6 +49,7 @@ async function openOnce(path) {
 		seconds: Number(seconds.toFixed(3)),
 		cpuSeconds: Number(((user + system) / 1e6).toFixed(3)),
 		rowsPerSecond: Math.round(source.length / seconds),
+		rowsPerCpuSecond: Math.round((source.length * 1e6) / (user + system)),
 		peakMib: await peakMib(),
 		peakMibBefore: before,
 	};

@@ -2,10 +2,10 @@
  * A column of values as a cursor: the level of its next entry, and the value that belongs to it. Entries of all columns of a
  * row are taken in step, which is how nested rows come out of flat columns.
  */
-import type { ColumnMetaData, DecodedArray } from "hyparquet";
+import type { ColumnMetaData } from "hyparquet";
 import { ArlError, toArlError } from "../../errors.js";
 import type { Unpack } from "./codecs.js";
-import { type ColumnShape, PageReader } from "./pages.js";
+import { type ColumnShape, PageReader, type Values } from "./pages.js";
 
 /** Where pages come from. */
 export interface OpenChunk {
@@ -24,11 +24,9 @@ export class Leaf {
 	private pages: PageReader | null = null;
 	private repetition: Int32Array | null = null;
 	private definition: Int32Array | null = null;
-	private values: DecodedArray = [];
-	private indexes: Int32Array | null = null;
+	private values: Values | null = null;
 	private count = 0;
 	private at = 0;
-	private valueAt = 0;
 
 	constructor(
 		readonly path: readonly string[],
@@ -69,8 +67,11 @@ export class Leaf {
 	/** The next entry's value; its level must be the highest. */
 	take(): unknown {
 		this.at += 1;
-		const at = this.valueAt++;
-		return this.indexes === null ? this.values[at] : this.values[this.indexes[at] as number];
+		try {
+			return this.values?.next();
+		} catch (error) {
+			throw this.damaged(error);
+		}
 	}
 
 	private load(): boolean {
@@ -82,11 +83,9 @@ export class Leaf {
 			if (page === null) return false;
 			this.repetition = page.repetition;
 			this.definition = page.definition;
-			this.indexes = page.indexes;
-			this.values = page.indexes === null ? page.values : pages.entries;
+			this.values = page.values;
 			this.count = page.count;
 			this.at = 0;
-			this.valueAt = 0;
 			return true;
 		} catch (error) {
 			throw this.damaged(error, offset);

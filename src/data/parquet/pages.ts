@@ -17,9 +17,56 @@ export interface Page {
 	count: number;
 	repetition: Int32Array | null;
 	definition: Int32Array | null;
-	values: DecodedArray;
-	/** Places in the dictionary, in place of `values`. */
-	indexes: Int32Array | null;
+	/** The values that are there, one after the other. */
+	values: Values;
+}
+
+/** Values of a page in their order. */
+export interface Values {
+	/** The next one. Throws where the page ends before it. */
+	next(): unknown;
+}
+
+/** Values that are there as an array. */
+class ArrayValues implements Values {
+	private at = 0;
+	constructor(private readonly values: DecodedArray) {}
+
+	next(): unknown {
+		return this.values[this.at++];
+	}
+}
+
+/** Values that are places in the dictionary. */
+class DictionaryValues implements Values {
+	private at = 0;
+	constructor(
+		private readonly indexes: Int32Array,
+		private readonly entries: DecodedArray,
+	) {}
+
+	next(): unknown {
+		return this.entries[this.indexes[this.at++] as number];
+	}
+}
+
+/** Plain texts, found as they are asked for: a page of a hundred megabytes has a million of them. */
+class PlainTexts implements Values {
+	private readonly view: DataView;
+	constructor(
+		private readonly page: Uint8Array,
+		private at: number,
+	) {
+		this.view = viewOf(page);
+	}
+
+	next(): Uint8Array {
+		const from = this.at + 4;
+		const length = this.view.getUint32(this.at, true);
+		this.at = from + length;
+		if (this.at > this.page.length) throw new Error("a value ends behind its page");
+		return new Uint8Array(this.page.buffer, this.page.byteOffset + from, length);
+	}
 }
 
 /** What is read of a column. */
@@ -96,11 +143,6 @@ export class PageReader {
 	/** Where the next page begins. */
 	get offset(): number {
 		return this.range.at;
-	}
-
-	/** Values of the dictionary. */
-	get entries(): DecodedArray {
-		return this.dictionary ?? [];
 	}
 
 	/** The next page with values; null: there is none. */
@@ -207,18 +249,22 @@ export class PageReader {
 			present = 0;
 			for (const level of definition) if (level === this.shape.maxDefinition) present += 1;
 		}
-		const page: Page = { count, repetition, definition, values: [], indexes: null };
-		if (present === 0) return page;
-		if (encoding === "PLAIN_DICTIONARY" || encoding === "RLE_DICTIONARY") {
-			const entries = this.entries.length;
-			const indexes = readHybrid(bytes, at + 1, bytes.length, bytes[at] ?? 0, present);
-			for (const index of indexes) if (index >= entries) throw new Error("an index behind the dictionary's end");
-			return { ...page, indexes };
-		}
-		return { ...page, values: this.values(bytes, at, present, encoding) };
+		const values = present === 0 ? new ArrayValues([]) : this.values(bytes, at, present, encoding);
+		return { count, repetition, definition, values };
 	}
 
-	private values(bytes: Uint8Array, at: number, count: number, encoding: Encoding): DecodedArray {
+	private values(bytes: Uint8Array, at: number, count: number, encoding: Encoding): Values {
+		if (encoding === "PLAIN_DICTIONARY" || encoding === "RLE_DICTIONARY") {
+			const entries = this.dictionary ?? [];
+			const indexes = readHybrid(bytes, at + 1, bytes.length, bytes[at] ?? 0, count);
+			for (const index of indexes) if (index >= entries.length) throw new Error("an index behind the dictionary's end");
+			return new DictionaryValues(indexes, entries);
+		}
+		if (encoding === "PLAIN" && this.shape.element.type === "BYTE_ARRAY") return new PlainTexts(bytes, at);
+		return new ArrayValues(this.decoded(bytes, at, count, encoding));
+	}
+
+	private decoded(bytes: Uint8Array, at: number, count: number, encoding: Encoding): DecodedArray {
 		const { type, type_length } = this.shape.element;
 		const reader = { view: viewOf(bytes), offset: at };
 		const whole = <T>(values: T): T => {
