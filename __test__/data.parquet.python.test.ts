@@ -1,4 +1,4 @@
-import { readFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, describe, expect, it } from "vitest";
 import { writeParquet } from "../src/data/parquet/write.js";
@@ -112,6 +112,23 @@ pq.write_table(table, sys.argv[1], **eval(sys.argv[2]))
 			expect(rows[2]).toContain('"pairs":null,"words":"x"');
 		}
 	}, 60_000);
+
+	it("whose pages have checksums are refused where a single bit of text is another", async () => {
+		const path = join(folder, "checked.parquet");
+		const source = `
+import sys, pyarrow as pa, pyarrow.parquet as pq
+table = pa.table({'text': ['a rather particular text']})
+pq.write_table(table, sys.argv[1], compression='none', use_dictionary=False, write_page_checksum=True, write_statistics=False)
+`;
+		run(source, path);
+		expect((await readRows([path])).rows).toEqual(['{"text":"a rather particular text"}']);
+		const bytes = readFileSync(path);
+		const at = bytes.indexOf("particular");
+		bytes[at] = (bytes[at] ?? 0) ^ 1;
+		writeFileSync(path, bytes);
+		const error = await errorOf(readRows([path]));
+		expect(error.message).toMatch(/column text cannot be read .*checksum/);
+	});
 
 	it("with encrypted columns are named as such", async () => {
 		const path = join(folder, "secret.parquet");

@@ -11,7 +11,7 @@ import type { ColumnNames } from "./columns.js";
 import { resolveFiles } from "./files.js";
 import { openJsonArray, openJsonObject } from "./json.js";
 import { openJsonl } from "./jsonl.js";
-import type { LeftOut } from "./parquet/nodes.js";
+import { Remarks } from "./parquet/remarks.js";
 import { type FileKind, sniff } from "./sniff.js";
 import { ConcatSource, type Source } from "./source.js";
 
@@ -34,7 +34,7 @@ interface OneFileOptions {
 	spoolDir: string;
 	columns: ColumnNames;
 	signal: AbortSignal | null;
-	leftOut: LeftOut;
+	remarks: Remarks;
 }
 
 /** Rows of several entries, and which rows are whose. */
@@ -54,11 +54,11 @@ async function openUnpacked(
 	kind: FileKind,
 	options: OneFileOptions,
 ): Promise<Source> {
-	const { spoolDir, columns, signal, leftOut } = options;
+	const { spoolDir, columns, signal, remarks } = options;
 	switch (kind) {
 		case "parquet": {
 			const { openParquet } = await import("./parquet/read.js");
-			return openParquet(path, { spoolDir, name, columns, signal, leftOut });
+			return openParquet(path, { spoolDir, name, columns, signal, remarks });
 		}
 		case "csv": {
 			const { openCsv } = await import("./csv.js");
@@ -101,7 +101,7 @@ export async function openFiles(
 	const files: string[] = [];
 	const notices: string[] = [];
 	const { spoolDir = tmpdir(), split = "train", columns = {}, signal = null } = options;
-	const leftOut: LeftOut = new Map();
+	const remarks = new Remarks();
 	let folders = 0;
 	try {
 		for (const entry of entries) {
@@ -110,7 +110,7 @@ export async function openFiles(
 			notices.push(...resolved.notices);
 			if (resolved.folder) folders += 1;
 			for (const file of resolved.files) {
-				const source = await openFile(native, file, { spoolDir, columns, signal, leftOut });
+				const source = await openFile(native, file, { spoolDir, columns, signal, remarks });
 				sources.push(source);
 				files.push(file);
 				rows += source.length;
@@ -124,10 +124,7 @@ export async function openFiles(
 	if (folders === 0 && split !== "train") {
 		notices.push(`split ${split} chooses nothing: files that are named are read whole, and no folder is given`);
 	}
-	if (leftOut.size > 0) {
-		const counts = [...leftOut].map(([column, count]) => `${count.toLocaleString("en")} in ${column}`).join(", ");
-		notices.push(`nulls inside of Parquet structs are read as absent keys: ${counts}`);
-	}
+	notices.push(...remarks.lines());
 	const [only] = sources;
 	return { source: sources.length === 1 && only ? only : new ConcatSource(sources), entryRows, files, notices };
 }

@@ -7,6 +7,7 @@ import type { SchemaElement } from "hyparquet";
 import { type ColumnNames, holdsNested, holdsObjects, isMessages } from "../columns.js";
 import { type JsonBytes, keyBytes } from "../json-bytes.js";
 import { Leaf } from "./leaf.js";
+import type { Remarks } from "./remarks.js";
 import { isBinary, isText, valueWriter, type WriteValue, writeJson, writeNestedText } from "./values.js";
 
 /** An element of the file's schema with those below it. */
@@ -68,9 +69,6 @@ class Value extends Node {
 	}
 }
 
-/** How many nulls inside of structs were left out, by top-level column. */
-export type LeftOut = Map<string, number>;
-
 class Struct extends Node {
 	private readonly keys: Buffer[];
 
@@ -78,7 +76,7 @@ class Struct extends Node {
 		private readonly fields: { name: string; node: Node; keepNull: boolean }[],
 		level: number,
 		private readonly column: string,
-		private readonly leftOut: LeftOut,
+		private readonly remarks: Remarks,
 	) {
 		super(
 			fields.flatMap(({ node }) => node.leaves),
@@ -103,7 +101,7 @@ class Struct extends Node {
 			node.writeOrNull(out);
 		}
 		out.byte(0x7d);
-		if (left > 0) this.leftOut.set(this.column, (this.leftOut.get(this.column) ?? 0) + left);
+		if (left > 0) this.remarks.leftOut(this.column, left);
 	}
 }
 
@@ -208,7 +206,7 @@ export class TreeBuilder {
 		private readonly names: ColumnNames,
 		/** Top-level columns whose text is JSON, whatever their names. */
 		private readonly json: ReadonlySet<string>,
-		private readonly leftOut: LeftOut,
+		private readonly remarks: Remarks,
 	) {}
 
 	/** The node of a top-level column. */
@@ -283,7 +281,7 @@ export class TreeBuilder {
 			const nodes = ["bytes", "path"].map((wanted) => fields.find(({ name }) => name === wanted)?.node as Node);
 			return new HubImage(nodes[0] as Node, nodes[1] as Node, place.definition);
 		}
-		return new Struct(fields, place.definition, place.path[0] ?? "", this.leftOut);
+		return new Struct(fields, place.definition, place.path[0] ?? "", this.remarks);
 	}
 
 	/** A message has its `content` even where that is null: OpenAI's API writes it so for a reply of tool calls. */
@@ -308,7 +306,12 @@ export class TreeBuilder {
 			(type.length === 1 && holdsNested(column, this.names)) ||
 			(type.length === 2 && inner === "[]" && holdsObjects(column, this.names));
 		if (nested && (isText(element) || isBinary(element))) return writeNestedText;
-		return valueWriter(element);
+		const write = valueWriter(element);
+		if (element.type !== "FLOAT" && element.type !== "DOUBLE") return write;
+		return (out, value) => {
+			if (!Number.isFinite(value)) this.remarks.notFinite(column);
+			write(out, value);
+		};
 	}
 }
 

@@ -10,8 +10,9 @@ import { keyBytes } from "../json-bytes.js";
 import type { FileRows } from "../jsonl.js";
 import { RowSpool } from "../spool.js";
 import { loadCodecs, type Unpack } from "./codecs.js";
-import { type LeftOut, type Node, TreeBuilder } from "./nodes.js";
+import { type Node, TreeBuilder } from "./nodes.js";
 import { type ColumnNotes, NOTES_KEY } from "./notes.js";
+import type { Remarks } from "./remarks.js";
 
 /** Bytes that are read ahead, of all columns together. */
 const READ_AHEAD = 32 * 1024 * 1024;
@@ -22,8 +23,8 @@ export interface ParquetOptions {
 	/** What a user knows the file by, where that is not its path. */
 	name: string;
 	columns: ColumnNames;
-	/** Counts nulls inside of structs that are read as absent keys, by top-level column. */
-	leftOut: LeftOut;
+	/** Gets what a user should know of the values. */
+	remarks: Remarks;
 	signal: AbortSignal | null;
 }
 
@@ -89,7 +90,7 @@ async function openTable(fd: number, metadata: FileMetaData, options: ParquetOpt
 	const { name } = options;
 	const { parquetSchema } = await import("hyparquet");
 	const notes = readNotes(metadata);
-	const builder = new TreeBuilder(options.columns, new Set(notes.json), options.leftOut);
+	const builder = new TreeBuilder(options.columns, new Set(notes.json), options.remarks);
 	const absent = new Set(notes.absent);
 	const columns = ((): Table["columns"] => {
 		try {
