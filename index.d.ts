@@ -186,7 +186,7 @@ export interface FillReport {
 export interface GenerateOptions {
   /** Most tokens a reply. */
   maxNewTokens: number
-  /** Tokens that end a reply; they are part of it. */
+  /** Tokens that end a reply; the one that ends it is not part of it. */
   stopIds: Array<number>
   /** 0: the most probable token always. */
   temperature?: number

@@ -176,4 +176,34 @@ describe("arl generate", () => {
 		await expect(run(["--prompt_file", file], native)).rejects.toThrow("--model_name_or_path");
 		await expect(run(words("--columns", "x"), native)).rejects.toMatchObject({ code: "ARL_USAGE" });
 	});
+
+	it("leaves image parts out only where it is told to, and says how many", async () => {
+		const path = join(folder, "images.jsonl");
+		const image = { type: "image_url", image_url: { url: "https://a.example/x.png" } };
+		const messages = [
+			{ role: "user", content: [image, image] },
+			{ role: "user", content: "one" },
+			{ role: "assistant", content: "ONE" },
+		];
+		writeFileSync(path, JSON.stringify({ messages }));
+		let told = "";
+		vi.mocked(process.stderr.write).mockImplementation((text) => {
+			told += String(text);
+			return true;
+		});
+		const options = ["--model_name_or_path", "before", "--prompt_file", path, "--compare", "after"];
+		expect(
+			await run(
+				[...options, "--images", "drop"],
+				core((_, last) => last.toUpperCase()),
+			),
+		).toBe(0);
+		expect(told).toContain("2 images of 1 row dropped (1 message is empty)");
+		told = "";
+		await run(
+			options,
+			core((_, last) => last.toUpperCase()),
+		);
+		expect(told).not.toContain("dropped");
+	});
 });

@@ -52,6 +52,13 @@ describe("a folder of rows", () => {
 		expect(await pathsOf(folderOf(...paths), split)).toEqual(expected);
 	});
 
+	it("gives all its files where no split is asked for", async () => {
+		const folder = folderOf("train.jsonl", "test.jsonl", "extra.jsonl");
+		const { rows, notices } = await readRows([folder], { split: null });
+		expect(rows.map((row) => JSON.parse(row).path)).toEqual(["extra.jsonl", "test.jsonl", "train.jsonl"]);
+		expect(notices).toEqual([]);
+	});
+
 	it("says what it leaves out", async () => {
 		const folder = folderOf("train.jsonl", "test-1.jsonl", "test-2.jsonl", "extra.jsonl");
 		const { notices } = await readRows([folder]);

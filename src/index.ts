@@ -12,5 +12,6 @@ export {
 } from "./config/index.js";
 export * from "./data/index.js";
 export { ArlError, type ErrorCode, EXIT_CODES, isErrorCode } from "./errors.js";
+export * from "./images/index.js";
 export { JsonReporter, type Reporter, TextReporter } from "./report/index.js";
 export * from "./train/index.js";

@@ -20,6 +20,10 @@ const COMMANDS: Readonly<Record<string, CommandEntry>> = {
 		summary: "answer the trained replies of rows with a model, and count the exact ones",
 		load: () => import("./generate.js"),
 	},
+	images: {
+		summary: "put the images that rows name by URL into the rows, as base64",
+		load: () => import("./images.js"),
+	},
 	doctor: { summary: "show what this machine can do and what is missing", load: () => import("./doctor.js") },
 	schema: { summary: "print the JSON Schema of a configuration file", load: () => import("./schema.js") },
 };

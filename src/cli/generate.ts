@@ -3,11 +3,13 @@ import { Option } from "commander";
 import pc from "picocolors";
 import { openFiles } from "../data/open.js";
 import { ArlError, EXIT_CODES, toArlError, wantsColor } from "../errors.js";
+import { TextOnlySource } from "../images/drop.js";
 import { loadNative, type Native } from "../native.js";
+import { droppedImages } from "../report/format.js";
 import { count, duration, jsonLine, percent } from "../report/index.js";
 import { LiveLine } from "../report/live.js";
 import { type Answer, Answerer, type AskOptions, type Question } from "./answers.js";
-import { command, numberFrom, parse, wholeNumber } from "./options.js";
+import { columns, command, numberFrom, parse, wholeNumber } from "./options.js";
 import { onStopSignals } from "./signals.js";
 
 interface Options {
@@ -25,6 +27,7 @@ interface Options {
 	chat_template?: string;
 	thinking?: "keep" | "strip" | "last";
 	columns?: string[];
+	images: "error" | "drop";
 	json?: boolean;
 }
 
@@ -53,17 +56,12 @@ function definition() {
 			new Option("--thinking <how>", "what happens to reasoning in earlier replies").choices(["keep", "strip", "last"]),
 		)
 		.option("--columns <name=column...>", "names of columns that differ from the known ones")
+		.addOption(
+			new Option("--images <how>", "what image parts of rows do: end the command, or be left out and counted")
+				.choices(["error", "drop"])
+				.default("error"),
+		)
 		.option("--json", "one JSON value a line: each answer, then the summary of each model");
-}
-
-function columns(words: readonly string[] = []): Record<string, string> {
-	return Object.fromEntries(
-		words.map((word) => {
-			const equals = word.indexOf("=");
-			if (equals < 1) throw new ArlError("ARL_USAGE", `--columns: ${JSON.stringify(word)} is not NAME=COLUMN`);
-			return [word.slice(0, equals), word.slice(equals + 1)];
-		}),
-	);
 }
 
 /** How well a model answered. */
@@ -120,7 +118,9 @@ async function generate(native: Native, options: Options, signal: AbortSignal): 
 		temperature: options.temperature,
 		bf16: options.bf16 === true,
 	};
-	const { source, notices } = await openFiles(native, options.prompt_file, { columns: columns(options.columns) });
+	const { source: opened, notices } = await openFiles(native, options.prompt_file, { columns: ask.columns });
+	const textOnly = options.images === "drop" ? new TextOnlySource(opened, ask.columns) : null;
+	const source = textOnly ?? opened;
 	try {
 		for (const notice of notices) process.stderr.write(`${notice}\n`);
 		const sample = await source.read(Array.from({ length: Math.min(64, source.length) }, (_, i) => i));
@@ -139,6 +139,8 @@ async function generate(native: Native, options: Options, signal: AbortSignal): 
 				score: score(model, questions, answers, (performance.now() - started) / 1000),
 			});
 		}
+		const dropped = textOnly ? droppedImages(textOnly.dropped) : "";
+		if (dropped !== "") process.stderr.write(`${dropped}\n`);
 		if (options.json) printJson(results);
 		else printText(results, options.examples);
 		return 0;

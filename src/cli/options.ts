@@ -38,11 +38,35 @@ export function wholeNumber(low: number, high = Number.MAX_SAFE_INTEGER): (word:
 	};
 }
 
+function plainNumber(word: string): number {
+	return /^(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(word) ? Number(word) : Number.NaN;
+}
+
+/** Reads a number above `low` and of at most `high`. */
+export function numberAbove(low: number, high: number): (word: string) => number {
+	return (word) => {
+		const value = plainNumber(word);
+		if (value > low && value <= high) return value;
+		throw new InvalidArgumentError(`Expected a number, above ${low} and at most ${high}.`);
+	};
+}
+
 /** Reads a number of `low` or more. */
 export function numberFrom(low: number): (word: string) => number {
 	return (word) => {
-		const value = /^(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(word) ? Number(word) : Number.NaN;
+		const value = plainNumber(word);
 		if (Number.isFinite(value) && value >= low) return value;
 		throw new InvalidArgumentError(`Expected a number, ${low} or more.`);
 	};
+}
+
+/** What `--columns NAME=COLUMN ...` says. */
+export function columns(words: readonly string[] = []): Record<string, string> {
+	return Object.fromEntries(
+		words.map((word) => {
+			const equals = word.indexOf("=");
+			if (equals < 1) throw new ArlError("ARL_USAGE", `--columns: ${JSON.stringify(word)} is not NAME=COLUMN`);
+			return [word.slice(0, equals), word.slice(equals + 1)];
+		}),
+	);
 }

@@ -27,6 +27,7 @@ import {
 export const GROUPS = [
 	"Model",
 	"Rows",
+	"Images",
 	"Text",
 	"Batch and length of the run",
 	"Optimizer",
@@ -148,6 +149,15 @@ const rows = {
 		min: 0,
 		description:
 			"How long rows are encoded and checked before the first step; what is left is encoded while the first steps compute.",
+	}),
+};
+
+const images = {
+	images: choice(["error", "drop"], {
+		group: "Images",
+		default: "error",
+		description:
+			"What image parts do in rows for a model that reads text only: the row cannot be used, or they are left out, counted and reported.",
 	}),
 };
 
@@ -455,6 +465,7 @@ const agentrl = {
 export const trainingSchema = z.strictObject({
 	...model,
 	...rows,
+	...images,
 	...text,
 	...batch,
 	...optimizer,

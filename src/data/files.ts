@@ -49,9 +49,9 @@ export interface ResolvedFiles {
 
 /**
  * The files that one entry of `train_file` names, in the order in which they are read. Of a folder they are those of the
- * split. Throws `ARL_DATA`.
+ * split, or all where it is null. Throws `ARL_DATA`.
  */
-export async function resolveFiles(entry: string, split: string): Promise<ResolvedFiles> {
+export async function resolveFiles(entry: string, split: string | null): Promise<ResolvedFiles> {
 	const info = await stat(entry).catch((error: NodeJS.ErrnoException) => error);
 	if (info instanceof Error) {
 		if (info.code !== "ENOENT" && info.code !== "ENOTDIR") throw toArlError(info);

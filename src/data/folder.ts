@@ -47,8 +47,8 @@ async function walk(folder: string, below = ""): Promise<string[]> {
 }
 
 /** The split that a path names: the file's name by one of its words, or a folder on the way by its whole name. */
-function splitOf(path: string, wanted: string): string | null {
-	const known = new Set([...SPLITS.flat(), wanted.toLowerCase()]);
+function splitOf(path: string, wanted: string | null): string | null {
+	const known = new Set([...SPLITS.flat(), ...(wanted === null ? [] : [wanted.toLowerCase()])]);
 	const words = basename(path)
 		.replace(/\.[^-]*$/, "")
 		.split(/[-._ ]/);
@@ -95,8 +95,14 @@ function checkShards(folder: string, files: Found[]): void {
 	}
 }
 
-/** The files of a folder that are `split`, in the order of their names. Throws `ARL_DATA` where that is not clear. */
-export async function folderFiles(folder: string, split: string): Promise<{ files: string[]; notices: string[] }> {
+/**
+ * The files of a folder that are `split` (all, where it is null), in the order of their names. Throws `ARL_DATA` where that
+ * is not clear.
+ */
+export async function folderFiles(
+	folder: string,
+	split: string | null,
+): Promise<{ files: string[]; notices: string[] }> {
 	const all = await walk(folder);
 	const rows: Found[] = all
 		.filter((path) => ROW_FILE.test(path) && !NO_ROWS.test(basename(path)))
@@ -112,10 +118,11 @@ export async function folderFiles(folder: string, split: string): Promise<{ file
 				: "Rows are read from .jsonl, .json, .parquet, .csv and .tsv files, plain or compressed with gzip or zstd.",
 		);
 	}
-	const wanted = canonical(split);
+	const wanted = split === null ? null : canonical(split);
 	const named = rows.some((file) => file.split !== null);
 	// Where no name tells a split, all rows are the training rows.
-	const chosen = named ? rows.filter((file) => file.split === wanted) : wanted === "train" ? rows : [];
+	const everything = wanted === null || (!named && wanted === "train");
+	const chosen = everything ? rows : rows.filter((file) => file.split === wanted);
 	if (chosen.length === 0) {
 		throw new ArlError(
 			"ARL_DATA",

@@ -22,8 +22,8 @@ export type FileNative = Pick<Native, "decompress" | "jsonArrayRows">;
 export interface FileOptions {
 	/** Folder for what is unpacked. */
 	spoolDir?: string;
-	/** Which part of a folder's files is meant. */
-	split?: string;
+	/** Which of a folder's files are meant, by the split that they are; null: all of them. Absent: `train`. */
+	split?: string | null;
 	/** The option `columns`. */
 	columns?: ColumnNames;
 	/** Ends the reading of a file that takes long. */
@@ -121,7 +121,7 @@ export async function openFiles(
 		await Promise.all(sources.map((source) => source.close()));
 		throw error;
 	}
-	if (folders === 0 && split !== "train") {
+	if (folders === 0 && split !== "train" && split !== null) {
 		notices.push(`split ${split} chooses nothing: files that are named are read whole, and no folder is given`);
 	}
 	notices.push(...remarks.lines());

@@ -11,6 +11,8 @@ export interface BadRow {
 	/** Stable and short: `not json`, `no messages`, ... */
 	reason: string;
 	message: string;
+	/** What to do about it, where that is more than to correct the row. */
+	hint?: string;
 }
 
 const SHOWN = 5;
@@ -26,7 +28,12 @@ export function countReasons(rows: BadRow[]): Record<string, number> {
 export function badRowsError(rows: BadRow[], checked: number): ArlError {
 	const sorted = [...rows].sort((a, b) => a.row - b.row);
 	const lines = sorted.slice(0, SHOWN).map(({ location, reason, message }) => `${location}: ${reason}: ${message}`);
-	const hint = "Correct the rows, or leave such rows out with --on_bad_row skip.";
+	const hints = new Set(["Correct the rows, or leave such rows out with --on_bad_row skip."]);
+	for (const { reason, hint } of sorted) {
+		if (hint !== undefined && hint !== "") hints.add(hint);
+		if (reason === "image") hints.add("Leave only the image parts out, and train on the text, with --images drop.");
+	}
+	const hint = [...hints].slice(0, SHOWN).join("\n");
 	const [only] = lines;
 	if (sorted.length === 1 && only) return new ArlError("ARL_DATA", only, hint);
 	const counts = Object.entries(countReasons(rows)).map(([reason, count]) => `${count} ${reason}`);

@@ -45,6 +45,7 @@ interface Batch {
 export class TokenFiller {
 	readonly counts: FillCounts = { rows: 0, tokens: 0, targetTokens: 0, truncated: 0, dropped: 0 };
 	readonly bad: BadRow[] = [];
+	readonly source: Source;
 	/** Rows of the order that are not in the cache from an earlier run. */
 	readonly pending: number;
 	/** Seconds from the start of filling to its end, or until now. */
@@ -65,6 +66,7 @@ export class TokenFiller {
 
 	constructor(private readonly options: FillerOptions) {
 		const { source, cache, order } = options;
+		this.source = source;
 		this.state = new Uint8Array(source.length);
 		const lengths = cache.lengths();
 		for (let row = 0; row < source.length; row++) if (lengths[row]) this.state[row] = PRESENT;
@@ -153,7 +155,8 @@ export class TokenFiller {
 	}
 
 	private async fill({ rows, indexes, bad }: Batch): Promise<void> {
-		const { cache, source } = this.options;
+		const { source } = this;
+		const { cache } = this.options;
 		this.bad.push(...bad);
 		for (const { row } of bad) this.state[row] = UNUSABLE;
 		this.counts.rows += bad.length;
@@ -173,7 +176,7 @@ export class TokenFiller {
 
 	/** The next rows of the order; null: none is left. */
 	private async readBatch(): Promise<Batch | null> {
-		const { source } = this.options;
+		const { source } = this;
 		const wanted: number[] = [];
 		const bad: BadRow[] = [];
 		let bytes = 0;

@@ -69,3 +69,16 @@ function significant(value: number): string {
 export function jsonLine(value: unknown): string {
 	return JSON.stringify(value, (_, part) => (typeof part === "number" && !Number.isFinite(part) ? String(part) : part));
 }
+
+/** Rows in words. */
+export function rowsText(rows: number): string {
+	return rows === 1 ? "1 row" : `${rows.toLocaleString("en-US")} rows`;
+}
+
+/** Image parts that were left out of rows; empty where there were none. */
+export function droppedImages(dropped: { images: number; rows: number; emptied: number }): string {
+	if (dropped.images === 0) return "";
+	const images = dropped.images === 1 ? "1 image" : `${dropped.images.toLocaleString("en-US")} images`;
+	const messages = dropped.emptied === 1 ? "1 message is" : `${dropped.emptied.toLocaleString("en-US")} messages are`;
+	return `${images} of ${rowsText(dropped.rows)} dropped${dropped.emptied === 0 ? "" : ` (${messages} empty)`}`;
+}

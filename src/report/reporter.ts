@@ -7,7 +7,7 @@ import pc from "picocolors";
 import type { ArlError } from "../errors.js";
 import { formatError } from "../errors.js";
 import type { EventOf, TrainEvent } from "../train/events.js";
-import { bytes, count, duration, jsonLine, measure, percent, rate } from "./format.js";
+import { bytes, count, droppedImages, duration, jsonLine, measure, percent, rate, rowsText } from "./format.js";
 import { LiveLine, type Part, type Terminal } from "./live.js";
 
 /** Somebody who shows a run. */
@@ -131,6 +131,7 @@ export class TextReporter implements Reporter {
 			const lost = [
 				event.truncated > 0 ? `${rowsText(event.truncated)} cut to max_length` : "",
 				event.dropped > 0 ? `${rowsText(event.dropped)} dropped as too long` : "",
+				event.imagesDropped ? droppedImages(event.imagesDropped) : "",
 			].filter((text) => text !== "");
 			const share = event.tokens > 0 ? ` (${percent(event.targetTokens / event.tokens)} trained)` : "";
 			this.#line(
@@ -232,10 +233,6 @@ export function stepParts(event: EventOf<"step">, tokensPerSecond: number): Part
 function bar(done: number): string {
 	const filled = Math.round(16 * Math.min(1, Math.max(0, done)));
 	return `[${"=".repeat(filled)}${" ".repeat(16 - filled)}]`;
-}
-
-function rowsText(rows: number): string {
-	return rows === 1 ? "1 row" : `${rows.toLocaleString("en-US")} rows`;
 }
 
 /** One JSON event a line; errors go to people as well. */

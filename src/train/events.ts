@@ -13,7 +13,7 @@ export interface NoticeEvent {
 /** A check made before training, in the order made. A check that fails ends the run with an error instead. */
 export interface CheckEvent {
 	type: "check";
-	/** `model`, `tokenizer`, `stop token`, `output folder`, `disk`, `memory`, `rows`. */
+	/** `model`, `tokenizer`, `stop token`, `output folder`, `disk`, `memory`, `rows`, `images`. */
 	name: string;
 	/** One line of what was found. */
 	message: string;
@@ -38,6 +38,8 @@ export interface FillEvent {
 	truncated: number;
 	/** Samples left out by `truncation: drop`. */
 	dropped: number;
+	/** With `images: drop`: image parts left out, the rows they were in, and messages that were nothing else and are empty. */
+	imagesDropped?: { images: number; rows: number; emptied: number };
 	/** Since the start of this run's own filling. */
 	seconds: number;
 	complete: boolean;

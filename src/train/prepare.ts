@@ -150,6 +150,9 @@ async function* prepare(input: PrepareInput): AsyncGenerator<TrainEvent, Prepare
 	const { shape, firstRows } = await detectShape(source, encoder);
 	const blank = source.blankLines > 0 ? `, ${source.blankLines} blank lines passed over` : "";
 	yield { type: "check", name: "rows", message: `${source.length} rows of ${shape} in ${source.name}${blank}` };
+	if (args.images === "drop") {
+		yield { type: "check", name: "images", message: "image parts are left out of the rows (images drop)" };
+	}
 	const warning = stopTokenWarning(encoder, text.stopIds, firstRows.slice(0, 8));
 	if (warning !== null) yield { type: "notice", level: "warning", message: warning };
 

@@ -12,6 +12,7 @@ import { countReasons } from "../data/problems.js";
 import type { Source } from "../data/source.js";
 import type { TokenFiller } from "../data/tokens.js";
 import { ArlError, toArlError } from "../errors.js";
+import { TextOnlySource } from "../images/drop.js";
 import type { Native, NativeTextEncoder, NativeTokenCache, TextInfo } from "../native.js";
 import type { FillEvent, TrainEvent } from "./events.js";
 import { cacheDir, checkRowsGiven } from "./options.js";
@@ -37,6 +38,16 @@ export async function openRows(
 	signal: AbortSignal | null,
 ): Promise<OpenedFiles> {
 	checkRowsGiven(args, dataset !== null);
+	const opened = await openAll(native, args, dataset, signal);
+	return args.images === "drop" ? { ...opened, source: new TextOnlySource(opened.source, args.columns) } : opened;
+}
+
+async function openAll(
+	native: Native,
+	args: AgentTrainingConfig,
+	dataset: Dataset | null,
+	signal: AbortSignal | null,
+): Promise<OpenedFiles> {
 	if (dataset === null) return openFiles(native, args.train_file, { split: args.split, columns: args.columns, signal });
 	if (dataset instanceof ParquetDataset) {
 		// Its files are read as they are: rows that became objects would have lost the difference between 1 and 1.0.
@@ -130,6 +141,7 @@ export function fillEvent(filler: TokenFiller): FillEvent {
 	return {
 		type: "fill",
 		...filler.counts,
+		...(filler.source instanceof TextOnlySource && { imagesDropped: { ...filler.source.dropped } }),
 		totalRows: filler.pending,
 		seconds: filler.seconds,
 		complete: filler.complete,

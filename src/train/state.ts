@@ -85,6 +85,7 @@ export function fixedOf(args: AgentTrainingConfig, run: RunIdentity): Fingerprin
 		"config.json of the model": run.model.identity.config.slice(0, 16),
 		"weights of the model": args.init_from_config ? "random" : run.model.identity.weights.slice(0, 16),
 		"template, tokenizer and text options": run.textFingerprint,
+		...(args.images === "drop" && { images: args.images }),
 		on_bad_row: args.on_bad_row,
 		train_sampling_strategy: args.train_sampling_strategy,
 		seed: args.seed,

@@ -7,7 +7,7 @@ use std::error::Error;
 use std::time::Instant;
 
 use arl_engine::backend::Layout;
-use arl_engine::backend::cpu::gemm::{Elements, ElementsMut, MatMut, MatRef, matmul, tile};
+use arl_engine::backend::cpu::gemm::{Elements, ElementsMut, MatMut, MatRef, Products, matmul};
 use arl_engine::backend::cpu::simd;
 use half::bf16;
 use serde_json::json;
@@ -32,10 +32,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     for case in cases().iter().filter(|case| case.name.contains(&filter)) {
         measure(case, threads, seconds);
     }
-    for (layout, m, n, k) in
-        [(Layout::Nt, 64, 64, 64), (Layout::Nn, 64, 64, 64), (Layout::Tn, 64, 64, 64), (Layout::Nt, 64, 512, 128)]
-    {
-        measure_tile(layout, m, n, k, seconds);
+    for (m, n, k) in [(96, 16, 64), (48, 64, 64), (64, 96, 16), (64, 64, 64)] {
+        measure_small(m, n, k, seconds);
     }
     Ok(())
 }
@@ -113,23 +111,29 @@ fn measure(case: &Case, threads: usize, seconds: f64) {
     );
 }
 
-fn measure_tile(layout: Layout, m: usize, n: usize, k: usize, seconds: f64) {
-    // As far apart as the rows of a 30M model's queries, keys and values.
-    let stride = 1024;
-    let (a, b, mut c) = (values(stride * 512, 7919), values(stride * 512, 104_729), vec![0f32; m * n]);
-    let calls = 1 + 4_000_000 / (m * n * k);
-    let mut best = f64::MAX;
-    let begin = Instant::now();
-    while begin.elapsed().as_secs_f64() < seconds {
-        best = best.min(time(|| {
-            (0..calls).for_each(|_| tile(layout, m, n, k, (&a, stride), (&b, stride), (&mut c, n), false))
-        }));
+/// Products of attention: of operands that are packed, or (the left one) where it lies, either way round.
+fn measure_small(m: usize, n: usize, k: usize, seconds: f64) {
+    let products = Products::new();
+    let (a, b, mut c) = (values(m * k, 7919), values(n * k, 104_729), vec![0f32; m * n]);
+    let (mut a_words, mut b_words) = (vec![0f32; products.left_words(m, k)], vec![0f32; products.right_words(n, k)]);
+    let source = |x, stride| MatRef { data: Elements::F32(x), stride };
+    let right = products.pack_right(source(&b, n), false, n, k, &mut b_words);
+    let packed = products.pack_left(source(&a, k), true, m, k, &mut a_words);
+    let lefts = [("packed", packed), ("rows", products.left(&a, k, false)), ("columns", products.left(&a, m, true))];
+    for (name, left) in lefts {
+        let calls = 1 + 4_000_000 / (m * n * k);
+        let mut best = f64::MAX;
+        let begin = Instant::now();
+        while begin.elapsed().as_secs_f64() < seconds {
+            best = best
+                .min(time(|| (0..calls).for_each(|_| products.multiply((m, n, k), left, right, (&mut c, n), true))));
+        }
+        let rate = (2.0 * (m * n * k * calls) as f64 / best / 1e8).round() / 10.0;
+        println!(
+            "{}",
+            json!({ "case": format!("small {name}"), "m": m, "n": n, "k": k, "threads": 1, "f32_gflops": rate })
+        );
     }
-    let rate = (2.0 * (m * n * k * calls) as f64 / best / 1e8).round() / 10.0;
-    println!(
-        "{}",
-        json!({ "case": format!("tile {layout:?}"), "m": m, "n": n, "k": k, "threads": 1, "f32_gflops": rate })
-    );
 }
 
 fn crate_gemm(

@@ -3,8 +3,13 @@
 
 use std::f64::consts::TAU;
 
+use rayon::prelude::*;
+
 use crate::config::ModelConfig;
 use crate::tensors::{Role, TensorSpec};
+
+/// Pairs of numbers that are drawn as one task.
+const PAIRS_A_TASK: usize = 8192;
 
 /// Fills `out`, as long as the tensor has elements, with its initial values.
 pub fn init_f32(config: &ModelConfig, spec: &TensorSpec, seed: u64, out: &mut [f32]) {
@@ -20,11 +25,14 @@ pub fn init_f32(config: &ModelConfig, spec: &TensorSpec, seed: u64, out: &mut [f
     // transformers takes 0 for "not given" everywhere but in experts and routers.
     let deviation = if config.initializer_range == 0.0 && !experts { 0.02 } else { config.initializer_range };
     let stream = mix(seed ^ mix(hash(&spec.name)));
-    for (pair, values) in out.chunks_mut(2).enumerate() {
-        for (value, normal) in values.iter_mut().zip(normal_pair(stream, pair as u64)) {
-            *value = (deviation * normal) as f32;
+    out.par_chunks_mut(2 * PAIRS_A_TASK).enumerate().for_each(|(task, out)| {
+        for (pair, values) in out.chunks_mut(2).enumerate() {
+            let pair = task * PAIRS_A_TASK + pair;
+            for (value, normal) in values.iter_mut().zip(normal_pair(stream, pair as u64)) {
+                *value = (deviation * normal) as f32;
+            }
         }
-    }
+    });
     if let (Role::Embedding, Some(row)) = (spec.role, config.padding_idx)
         && let Some(row) = out.chunks_exact_mut(config.hidden_size).nth(row)
     {

@@ -156,7 +156,7 @@ pub struct StepHyper {
 pub struct GenerateOptions {
     /// Most tokens a reply.
     pub max_new_tokens: u32,
-    /// Tokens that end a reply; they are part of it.
+    /// Tokens that end a reply; the one that ends it is not part of it.
     pub stop_ids: Vec<u32>,
     /// 0: the most probable token always.
     pub temperature: Option<f64>,

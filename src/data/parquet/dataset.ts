@@ -14,7 +14,7 @@ export interface ParquetDatasetOptions {
 	/** Options of the run; `columns` says which columns are which. */
 	args?: AgentTrainingConfig | Partial<AgentTrainingConfigInput>;
 	/** Which files of a folder are meant; absent: `args.split`, else `train`. */
-	split?: string;
+	split?: string | null;
 }
 
 const ROWS_AT_ONCE = 64;
@@ -22,14 +22,15 @@ const ROWS_AT_ONCE = 64;
 /** `train_dataset` of Parquet files. */
 export class ParquetDataset implements AsyncIterable<RecordData> {
 	readonly file_paths: readonly string[];
-	readonly split: string;
+	/** Null: all files of a folder. */
+	readonly split: string | null;
 	/** Names of columns that differ from the known ones. */
 	readonly columns: Readonly<Record<string, string>>;
 
 	constructor({ file_paths, args, split }: ParquetDatasetOptions) {
 		const paths = typeof file_paths === "string" || file_paths instanceof URL ? [file_paths] : file_paths;
 		this.file_paths = paths.map((path) => (path instanceof URL ? fileURLToPath(path) : path));
-		this.split = split ?? args?.split ?? "train";
+		this.split = split !== undefined ? split : args?.split !== undefined ? args.split : "train";
 		this.columns = args?.columns ?? {};
 	}
 

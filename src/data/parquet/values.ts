@@ -4,6 +4,7 @@
  */
 import { isUtf8 } from "node:buffer";
 import type { SchemaElement } from "hyparquet";
+import { imageType } from "../../images/kind.js";
 import { writeNested } from "../columns.js";
 import type { JsonBytes } from "../json-bytes.js";
 import { isJson } from "../json-scan.js";
@@ -41,23 +42,10 @@ export function isBinary(element: SchemaElement): boolean {
 	return element.type === "BYTE_ARRAY" && !isText(element) && !element.converted_type && !element.logical_type;
 }
 
-const IMAGES: readonly [string, (bytes: Uint8Array) => boolean][] = [
-	["image/png", (b) => starts(b, 0, [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a])],
-	["image/jpeg", (b) => starts(b, 0, [0xff, 0xd8, 0xff])],
-	["image/gif", (b) => starts(b, 0, [0x47, 0x49, 0x46, 0x38])],
-	["image/webp", (b) => starts(b, 0, [0x52, 0x49, 0x46, 0x46]) && starts(b, 8, [0x57, 0x45, 0x42, 0x50])],
-	["image/bmp", (b) => b.length > 14 && starts(b, 0, [0x42, 0x4d]) && starts(b, 6, [0, 0, 0, 0])],
-	["image/tiff", (b) => starts(b, 0, [0x49, 0x49, 0x2a, 0x00]) || starts(b, 0, [0x4d, 0x4d, 0x00, 0x2a])],
-];
-
-function starts(bytes: Uint8Array, at: number, start: number[]): boolean {
-	return bytes.length >= at + start.length && start.every((byte, i) => bytes[at + i] === byte);
-}
-
 /** Bytes that are not said to be text: an image as its data URL, text as text, all else as base64 in a data URL. */
 function writeBinary(out: JsonBytes, bytes: Uint8Array): void {
-	const image = IMAGES.find(([, is]) => is(bytes))?.[0];
-	if (image === undefined && isUtf8(bytes) && !bytes.includes(0)) out.string(bytes);
+	const image = imageType(bytes);
+	if (image === null && isUtf8(bytes) && !bytes.includes(0)) out.string(bytes);
 	else writeDataUrl(out, image ?? "application/octet-stream", bytes);
 }
 

@@ -3,6 +3,7 @@
 
 use half::bf16;
 
+use super::gemm::Elements;
 use super::memory::Plain;
 
 /// An element that leaves compute with.
@@ -11,6 +12,8 @@ pub(super) trait Element: Plain {
     fn load(self) -> f32;
     /// The nearest element.
     fn store(value: f32) -> Self;
+    /// A slice as an operand of matrix products.
+    fn elements(slice: &[Self]) -> Elements<'_>;
     /// What `value` becomes when it is stored and loaded again.
     #[inline(always)]
     fn round(value: f32) -> f32 {
@@ -28,6 +31,10 @@ impl Element for f32 {
     fn store(value: f32) -> Self {
         value
     }
+
+    fn elements(slice: &[Self]) -> Elements<'_> {
+        Elements::F32(slice)
+    }
 }
 
 impl Element for bf16 {
@@ -43,6 +50,10 @@ impl Element for bf16 {
         let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
         let quiet = (bits >> 16) | 0x40;
         bf16::from_bits(if value.is_nan() { quiet } else { rounded } as u16)
+    }
+
+    fn elements(slice: &[Self]) -> Elements<'_> {
+        Elements::Bf16(slice)
     }
 }
 

@@ -235,11 +235,13 @@ impl Backend for CpuBackend {
         let shape = Shape::new(op, lease.read(op.sequences.cu_seqlens));
         let (query, key) = (op.heads.query * op.heads.dim, op.heads.key_value * op.heads.dim);
         with_element!(op.q.buffer.dtype, T => {
-            let q = matrix::<T>(&mut lease, op.q, shape.tokens, query);
-            let k = matrix::<T>(&mut lease, op.k, shape.tokens, key);
-            let v = matrix::<T>(&mut lease, op.v, shape.tokens, key);
+            let inputs = attention::Inputs {
+                q: matrix::<T>(&mut lease, op.q, shape.tokens, query),
+                k: matrix(&mut lease, op.k, shape.tokens, key),
+                v: matrix(&mut lease, op.v, shape.tokens, key),
+            };
             let out = lease.write_rows::<T>(op.out, shape.tokens, query);
-            attention::forward(&shape, q, k, v, out, op.out.stride, lease.write(op.log_sum_exp));
+            attention::forward(&shape, inputs, out, op.out.stride, lease.write(op.log_sum_exp));
         });
     }
 
@@ -248,15 +250,17 @@ impl Backend for CpuBackend {
         let shape = Shape::new(op, lease.read(op.sequences.cu_seqlens));
         let (query, key) = (op.heads.query * op.heads.dim, op.heads.key_value * op.heads.dim);
         with_element!(op.q.buffer.dtype, T => {
-            let input = attention::Input {
+            let inputs = attention::Inputs {
                 q: matrix::<T>(&mut lease, op.q, shape.tokens, query),
                 k: matrix(&mut lease, op.k, shape.tokens, key),
                 v: matrix(&mut lease, op.v, shape.tokens, key),
+            };
+            let results = attention::Results {
                 out: matrix(&mut lease, op.out, shape.tokens, query),
                 d_out: matrix(&mut lease, d_out, shape.tokens, query),
                 log_sum_exp: lease.read(op.log_sum_exp),
             };
-            attention::backward(&shape, &input, lease.write::<T>(d_qkv), lease.write(scratch));
+            attention::backward(&shape, inputs, &results, lease.write::<T>(d_qkv), lease.write(scratch));
         });
     }
 

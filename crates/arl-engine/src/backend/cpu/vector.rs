@@ -56,6 +56,12 @@ pub(super) fn exp(x: f32) -> f32 {
     if x < -87.0 { 0.0 } else { value }
 }
 
+/// [`exp`] for `x <= 88`, but `e^-87` below -87, which no sum of probabilities feels.
+#[inline(always)]
+pub(super) fn exp_below(x: f32) -> f32 {
+    exp_within(if x < -87.0 { -87.0 } else { x })
+}
+
 /// [`exp`] for `-87 <= x <= 88`.
 ///
 /// `e^x = 2^n e^r` with `n` the nearest integer to `x / ln 2`, and a polynomial in `|r| <= ln(2) / 2`.

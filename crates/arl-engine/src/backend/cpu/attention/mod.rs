@@ -4,15 +4,15 @@ mod backward;
 mod cached;
 mod forward;
 
-pub(super) use backward::{Input, backward};
+pub(super) use backward::{Results, backward};
 pub(super) use cached::cached;
-pub(super) use forward::forward;
+pub(super) use forward::{Inputs, forward};
 
 use std::ops::Range;
 
 use super::element::Element;
 use super::embedding::index;
-use super::vector::vectorise;
+use super::gemm::MatRef;
 use crate::backend::{Attention, Heads};
 
 /// The shape of an attention leaf, without its buffers.
@@ -51,19 +51,6 @@ impl<'a> Shape<'a> {
     fn group(&self) -> usize {
         self.heads.query / self.heads.key_value
     }
-
-    /// The queries among `queries` that see any of `keys` (both of one sequence).
-    fn seeing(&self, queries: &Range<usize>, keys: &Range<usize>) -> Range<usize> {
-        let end = (keys.end - 1).saturating_add(self.window).min(queries.end);
-        queries.start.max(keys.start)..end
-    }
-
-    /// Which of `keys` query `i` sees, counted from the first of them; `keys` are of its sequence.
-    #[inline(always)]
-    fn seen(&self, i: usize, keys: &Range<usize>) -> Range<usize> {
-        let first = (i + 1).saturating_sub(self.window).clamp(keys.start, keys.end);
-        first - keys.start..(i + 1).clamp(first, keys.end) - keys.start
-    }
 }
 
 /// `range` in parts of `size`, the last one shorter.
@@ -86,37 +73,15 @@ impl<'a, T: Element> Matrix<'a, T> {
         &self.data[row * self.stride + column..][..width]
     }
 
-    /// Copies rows `rows`, `width` columns from `column` on, to `out` `[rows.len(), width]`. Products read the copy: rows
-    /// that lie a power of two apart in memory would all compete for the same few lines of the cache.
-    fn copy(&self, rows: Range<usize>, column: usize, width: usize, out: &mut [f32]) {
-        vectorise!({
-            for (row, out) in rows.zip(out.chunks_exact_mut(width)) {
-                for (x, out) in self.row(row, column, width).iter().zip(out) {
-                    *out = x.load();
-                }
-            }
-        });
+    /// These rows from column `column` on, as an operand of products.
+    fn part(&self, rows: &Range<usize>, column: usize) -> MatRef<'a> {
+        MatRef { data: T::elements(&self.data[rows.start * self.stride + column..]), stride: self.stride }
     }
+}
 
-    /// The same rows transposed to `out` `[width, rows.len()]`.
-    fn transposed(&self, rows: Range<usize>, column: usize, width: usize, out: &mut [f32]) {
-        let count = rows.len();
-        // Eight rows at a time: what is written then fills half a cache line instead of a word of it.
-        vectorise!({
-            for first in (0..count).step_by(8) {
-                let lines: [&[T]; 8] =
-                    std::array::from_fn(|line| self.row(rows.start + (first + line).min(count - 1), column, width));
-                let filled = (count - first).min(8);
-                for x in 0..width {
-                    let values: [f32; 8] = std::array::from_fn(|line| lines[line][x].load());
-                    let out = &mut out[x * count + first..][..filled];
-                    if filled == 8 {
-                        out.copy_from_slice(&values);
-                    } else {
-                        out.copy_from_slice(&values[..filled]);
-                    }
-                }
-            }
-        });
-    }
+/// The first `len` elements of `memory`, which keeps the rest.
+fn carve<'m>(memory: &mut &'m mut [f32], len: usize) -> &'m mut [f32] {
+    let (first, rest) = std::mem::take(memory).split_at_mut(len);
+    *memory = rest;
+    first
 }

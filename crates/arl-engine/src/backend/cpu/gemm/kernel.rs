@@ -1,7 +1,7 @@
 //! The innermost loops: tiles of `c` that stay in registers over a block of `k`, and the kernels there are, each a set of
 //! function pointers compiled for its instructions.
 
-use super::super::simd::Level;
+use super::super::simd::{Level, prefetch};
 #[cfg(target_arch = "x86_64")]
 use super::lanes::{Avx2, Avx512};
 use super::lanes::{Lanes, Portable};
@@ -172,8 +172,8 @@ unsafe fn tile<L: Lanes, const R: usize, const MR: usize, const VECTORS: usize>(
     // SAFETY: within the shapes that the caller vouches for; the last step's advance is never read from.
     unsafe {
         for i in 0..R {
-            L::prefetch(c.wrapping_add(i * c_stride).cast());
-            L::prefetch(c.wrapping_add(i * c_stride + VECTORS * L::N - 1).cast());
+            prefetch(c.wrapping_add(i * c_stride));
+            prefetch(c.wrapping_add(i * c_stride + VECTORS * L::N - 1));
         }
         let mut sums = [[L::zero(); VECTORS]; R];
         if block.a_row == 1 && block.a_step == MR {

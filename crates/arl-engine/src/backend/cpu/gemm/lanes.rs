@@ -20,8 +20,6 @@ pub(super) trait Lanes: Copy {
     unsafe fn add(self, other: Self) -> Self;
     /// `self + a * b`; with words of pairs, `self + a.low * b.low + a.high * b.high`.
     unsafe fn step(self, a: Self, b: Self) -> Self;
-    /// Asks for the cache line of `words`; any address is allowed.
-    unsafe fn prefetch(words: *const u32);
 }
 
 /// Plain Rust, for CPUs without the instructions below.
@@ -60,8 +58,6 @@ impl Lanes for Portable {
             if cfg!(target_arch = "aarch64") { a.0[i].mul_add(b.0[i], self.0[i]) } else { self.0[i] + a.0[i] * b.0[i] }
         }))
     }
-    #[inline(always)]
-    unsafe fn prefetch(_words: *const u32) {}
 }
 
 /// Words of pairs in plain Rust; only to prove the packing of pairs on any CPU. Never inlined: speed is nothing here.
@@ -102,7 +98,6 @@ impl Lanes for PortablePairs {
             self.0[i] + a_high * b_high + a_low * b_low
         }))
     }
-    unsafe fn prefetch(_words: *const u32) {}
 }
 
 /// 256 bits, fused.
@@ -142,11 +137,6 @@ impl Lanes for Avx2 {
     unsafe fn step(self, a: Self, b: Self) -> Self {
         // SAFETY: see `zero`.
         Avx2(unsafe { _mm256_fmadd_ps(a.0, b.0, self.0) })
-    }
-    #[inline(always)]
-    unsafe fn prefetch(words: *const u32) {
-        // SAFETY: see `zero`.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(words.cast()) }
     }
 }
 
@@ -197,10 +187,5 @@ impl<const PAIRS: bool> Lanes for Avx512<PAIRS> {
                 Avx512(_mm512_fmadd_ps(a.0, b.0, self.0))
             }
         }
-    }
-    #[inline(always)]
-    unsafe fn prefetch(words: *const u32) {
-        // SAFETY: see `zero`.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(words.cast()) }
     }
 }

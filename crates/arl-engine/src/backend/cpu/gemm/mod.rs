@@ -5,14 +5,15 @@ mod kernel;
 mod lanes;
 mod operand;
 mod pack;
+mod panels;
 mod product;
 #[cfg(test)]
 mod tests;
-mod tile;
 mod workspace;
 
 pub use operand::{Elements, ElementsMut, MatMut, MatRef};
-pub use tile::{tile, tile_pointers};
+pub use panels::{Left, Products, Right};
+pub(super) use workspace::Workspace;
 
 use self::kernel::Kernel;
 use self::pack::Source;

@@ -3,6 +3,8 @@
 
 use half::bf16;
 
+use super::super::simd::prefetch;
+
 /// Where an operand lies.
 #[derive(Clone, Copy)]
 pub(super) enum Source {
@@ -13,6 +15,9 @@ pub(super) enum Source {
 /// Steps of one panel that are packed before the next panel's, where memory runs across `k`: few enough for their rows
 /// to stay in the cache and in the address translation buffer, so that each page of the source is visited once.
 const TOGETHER: usize = 16;
+/// Elements of a row of memory that are asked for in advance: too many rows are read side by side for the processor to
+/// see that each of them goes on.
+const AHEAD: usize = 64;
 
 /// `rows` rows (of `a`; columns of `b`) over `length` elements of `k`, packed to panels of `R` rows.
 pub(super) struct Panels {
@@ -101,7 +106,13 @@ unsafe fn pack_from<T: Element, const R: usize, const PAIRS: bool, const AVX2: b
             for first in (0..panels.rows).step_by(R) {
                 let rows = R.min(panels.rows - first);
                 let source = source.add(first * panels.stride);
-                along::<T, R, PAIRS, AVX2>(source, panels.stride, rows, panels.length, target.add(first / R * words));
+                let target = target.add(first / R * words);
+                // Twice, so that the rows of a whole panel are known when compiled.
+                if rows == R {
+                    along::<T, R, PAIRS, AVX2>(source, panels.stride, R, panels.length, target);
+                } else {
+                    along::<T, R, PAIRS, AVX2>(source, panels.stride, rows, panels.length, target);
+                }
             }
         } else {
             across::<T, R, PAIRS>(source, panels, target);
@@ -126,13 +137,14 @@ unsafe fn across<T: Element, const R: usize, const PAIRS: bool>(source: *const T
                 unsafe {
                     let out = &mut *target.add((panel * steps + step) * R).cast::<[u32; R]>();
                     let low = source.add(p * stride + panel * R);
+                    prefetch(low.wrapping_add(AHEAD));
                     if PAIRS && p + 1 < length {
                         let high = low.add(stride);
-                        fill(out, rows, |r| (*low.add(r)).narrow() | ((*high.add(r)).narrow() << 16));
+                        fill(out, rows, low, |r, low| low.narrow() | ((*high.add(r)).narrow() << 16));
                     } else if PAIRS {
-                        fill(out, rows, |r| (*low.add(r)).narrow());
+                        fill(out, rows, low, |_, low| low.narrow());
                     } else {
-                        fill(out, rows, |r| (*low.add(r)).wide());
+                        fill(out, rows, low, |_, low| low.wide());
                     }
                 }
             }
@@ -140,15 +152,25 @@ unsafe fn across<T: Element, const R: usize, const PAIRS: bool>(source: *const T
     }
 }
 
+/// A step of `rows` elements that lie side by side, and zeros.
+///
+/// # Safety
+/// `row` is readable for `rows` elements; `word` may rely on being called for these alone.
 #[inline(always)]
-fn fill<const R: usize>(out: &mut [u32; R], rows: usize, word: impl Fn(usize) -> u32) {
-    if rows == R {
-        for (r, out) in out.iter_mut().enumerate() {
-            *out = word(r);
-        }
-    } else {
-        for (r, out) in out.iter_mut().enumerate() {
-            *out = if r < rows { word(r) } else { 0 };
+unsafe fn fill<T: Element, const R: usize>(
+    out: &mut [u32; R],
+    rows: usize,
+    row: *const T,
+    word: impl Fn(usize, T) -> u32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if rows == R {
+            // Read as one piece: a compiler cannot tell that reads and writes one by one do not overlap.
+            let row = row.cast::<[T; R]>().read_unaligned();
+            *out = std::array::from_fn(|r| word(r, row[r]));
+        } else {
+            *out = std::array::from_fn(|r| if r < rows { word(r, *row.add(r)) } else { 0 });
         }
     }
 }
@@ -174,6 +196,7 @@ unsafe fn along<T: Element, const R: usize, const PAIRS: bool, const AVX2: bool>
             for first in (0..R).step_by(8) {
                 let block: [[u32; 8]; 8] = std::array::from_fn(|r| {
                     if first + r < rows {
+                        prefetch(source.wrapping_add((first + r) * stride + step * per_word + AHEAD));
                         words::<T, PAIRS>(source.add((first + r) * stride + step * per_word))
                     } else {
                         [0; 8]

@@ -212,37 +212,62 @@ fn rounding_to_pairs_is_that_of_the_format() {
 }
 
 #[test]
-fn a_tile_is_within_the_bound() {
-    for case in 0..200 {
+fn a_small_product_is_within_the_bound_however_its_operands_lie() {
+    let products = Products::new();
+    for case in 0..300 {
         let random = &mut Random(case);
-        let layout = [Layout::Nt, Layout::Nn, Layout::Tn][random.below(3)];
         let (m, n, k) = (random.size(), random.size(), random.size());
+        let (a_across, b_across) = (random.below(2) == 1, random.below(2) == 1);
         let (a_stride, b_stride) = (m.max(k) + random.below(9), n.max(k) + random.below(9));
         let (a, b) = (random.vector(a_stride * m.max(k)), random.vector(b_stride * n.max(k)));
+        let (a_at, _) = positions(if a_across { Layout::Tn } else { Layout::Nn }, a_stride, b_stride);
+        let (_, b_at) = positions(if b_across { Layout::Nn } else { Layout::Nt }, a_stride, b_stride);
         let before = random.vector(m * (n + 3));
-        for accumulate in [false, true] {
-            let mut c = before.clone();
-            tile(layout, m, n, k, (&a, a_stride), (&b, b_stride), (&mut c, n + 3), accumulate);
-            let (at, bt) = positions(layout, a_stride, b_stride);
-            for (position, &got) in c.iter().enumerate() {
-                let (i, j) = (position / (n + 3), position % (n + 3));
-                let old = f64::from(before[position]);
-                if j >= n {
-                    assert_eq!(f64::from(got), old);
-                    continue;
+        let mut words = vec![f32::NAN; products.right_words(n, k)];
+        let source = |x, stride| MatRef { data: Elements::F32(x), stride };
+        let right = products.pack_right(source(&b, b_stride), !b_across, n, k, &mut words);
+        let mut left_words = vec![f32::NAN; products.left_words(m, k)];
+        let packed = products.pack_left(source(&a, a_stride), !a_across, m, k, &mut left_words);
+        for left in [packed, products.left(&a, a_stride, a_across)] {
+            // All of it, and from a later step and panel on.
+            let (column, step) = (n / 2 / products.columns() * products.columns(), k / 3);
+            for (columns, steps) in [(0, 0), (column, 0), (0, step)] {
+                for accumulate in [false, true] {
+                    let (n_left, k_left) = (n - columns, k - steps);
+                    let left = left.from_step(steps);
+                    let right = right.from_column(columns).from_step(steps);
+                    let mut c = before.clone();
+                    products.multiply((m, n_left, k_left), left, right, (&mut c, n + 3), accumulate);
+                    for (position, &got) in c.iter().enumerate() {
+                        let (i, j) = (position / (n + 3), position % (n + 3));
+                        let old = f64::from(before[position]);
+                        if j >= n_left {
+                            assert_eq!(f64::from(got), old);
+                            continue;
+                        }
+                        let start = if accumulate { (old, old.abs()) } else { (0.0, 0.0) };
+                        let (sum, size) = (steps..k)
+                            .map(|p| f64::from(a[a_at(i, p)]) * f64::from(b[b_at(p, columns + j)]))
+                            .fold(start, |(sum, size), x| (sum + x, size + x.abs()));
+                        let bound = size * (k as f64 + 4.0) * 2f64.powi(-24);
+                        assert!(
+                            (f64::from(got) - sum).abs() <= bound,
+                            "case {case}: {m}x{n}x{k} from {columns}, {steps}: [{i}, {j}] is {got}, not {sum}"
+                        );
+                    }
                 }
-                let start = if accumulate { (old, old.abs()) } else { (0.0, 0.0) };
-                let (sum, size) = (0..k)
-                    .map(|p| f64::from(a[at(i, p)]) * f64::from(b[bt(p, j)]))
-                    .fold(start, |(sum, size), x| (sum + x, size + x.abs()));
-                let bound = size * (k as f64 + 4.0) * 2f64.powi(-24);
-                assert!(
-                    (f64::from(got) - sum).abs() <= bound,
-                    "case {case}: {layout:?} {m}x{n}x{k}: [{i}, {j}] is {got}, not {sum}"
-                );
             }
         }
     }
+}
+
+#[test]
+#[should_panic(expected = "does not lie in")]
+fn a_small_product_reads_nothing_beyond_its_operands() {
+    let products = Products::new();
+    let words = vec![0.0; products.right_words(1, 8)];
+    let (left, right) = (products.left(&[0.0; 7], 8, false), products.right(&words, 8));
+    products.multiply((1, 1, 8), left, right, (&mut [0.0], 1), false);
 }
 
 #[test]

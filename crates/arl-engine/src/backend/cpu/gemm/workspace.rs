@@ -13,13 +13,13 @@ thread_local! {
 }
 
 /// Words of memory, at the start of a cache line. Their content is arbitrary.
-pub(super) struct Workspace {
+pub(in super::super) struct Workspace {
     lines: Vec<Line>,
 }
 
 impl Workspace {
     /// At least `words` words; the largest kept piece, grown where it is too small.
-    pub(super) fn take(words: usize) -> Workspace {
+    pub(in super::super) fn take(words: usize) -> Workspace {
         let mut lines = KEPT
             .with_borrow_mut(|kept| {
                 let largest = (0..kept.len()).max_by_key(|&i| kept[i].len())?;
@@ -31,6 +31,12 @@ impl Workspace {
             lines = vec![Line([0; 16]); words.div_ceil(16)];
         }
         Workspace { lines }
+    }
+
+    /// All of it as numbers; what they are is arbitrary.
+    pub(in super::super) fn floats(&mut self) -> &mut [f32] {
+        // SAFETY: every bit pattern is an f32, lines have no padding, and the borrow is this one's.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.lines.len() * 16) }
     }
 
     pub(super) fn words(&mut self) -> *mut u32 {

@@ -1,0 +1,236 @@
+/**
+ * Where a row's JSON text holds parts of messages: places of bytes, so that a part can be cut out or its URL replaced while
+ * every other byte stays as it was (floats, key order, white space). Knows JSON and the columns of rows, not images.
+ */
+
+/** Bytes [start, end) of a row. */
+export interface Range {
+	start: number;
+	end: number;
+}
+
+/** One element of a message's `content` list. */
+export interface Part {
+	range: Range;
+	/** Its `type`; null: it has none that is a text. */
+	type: string | null;
+	/** The JSON string with the URL of an `image_url` part; null: there is none. */
+	url: Range | null;
+	/** For people: `messages[0].content[1]`. */
+	place: string;
+}
+
+/** Columns that hold messages, as the core knows them: by these names or by those that `columns` gives for the first four. */
+const MESSAGE_COLUMNS = [
+	...["messages", "conversations", "prompt", "completion"],
+	...["question", "problem", "instruction", "response", "output", "solution", "answer"],
+] as const;
+
+/** Text that is no JSON; whoever parses the row next says where and why. */
+class NotJson extends Error {}
+
+const QUOTE = 0x22;
+const BACKSLASH = 0x5c;
+
+/** Moves over JSON text and calls back for what lies in it; never recurses into what nobody asked for. */
+class Cursor {
+	at = 0;
+	private readonly bytes: Buffer;
+
+	constructor(row: Uint8Array) {
+		this.bytes = Buffer.from(row.buffer, row.byteOffset, row.byteLength);
+	}
+
+	/** The next byte that is no white space. */
+	peek(): number {
+		for (;;) {
+			const byte = this.bytes[this.at];
+			if (byte === undefined) throw new NotJson();
+			if (byte !== 0x20 && byte !== 0x0a && byte !== 0x0d && byte !== 0x09) return byte;
+			this.at += 1;
+		}
+	}
+
+	is(character: string): boolean {
+		return this.peek() === character.charCodeAt(0);
+	}
+
+	private take(character: string): boolean {
+		if (!this.is(character)) return false;
+		this.at += 1;
+		return true;
+	}
+
+	private string(): Range {
+		if (!this.is('"')) throw new NotJson();
+		const start = this.at;
+		for (let from = start + 1; ; ) {
+			const quote = this.bytes.indexOf(QUOTE, from);
+			if (quote < 0) throw new NotJson();
+			let before = quote - 1;
+			while (this.bytes[before] === BACKSLASH) before -= 1;
+			from = quote + 1;
+			// A quote behind an odd number of backslashes is part of the text.
+			if ((quote - 1 - before) % 2 === 0) {
+				this.at = from;
+				return { start, end: from };
+			}
+		}
+	}
+
+	/** The text of a JSON string. */
+	text({ start, end }: Range): string {
+		try {
+			return String(JSON.parse(this.bytes.toString("utf8", start, end)));
+		} catch {
+			throw new NotJson();
+		}
+	}
+
+	/** Passes over one value of any kind and depth. */
+	skip(): Range {
+		this.peek();
+		const start = this.at;
+		let depth = 0;
+		do {
+			const byte = this.peek();
+			if (byte === QUOTE) this.string();
+			else if (byte === 0x7b || byte === 0x5b) {
+				depth += 1;
+				this.at += 1;
+			} else if (byte === 0x7d || byte === 0x5d) {
+				depth -= 1;
+				this.at += 1;
+			} else if (depth > 0 && (byte === 0x2c || byte === 0x3a)) this.at += 1;
+			else this.scalar();
+		} while (depth > 0);
+		if (depth < 0) throw new NotJson();
+		return { start, end: this.at };
+	}
+
+	private scalar(): void {
+		const from = this.at;
+		for (; this.at < this.bytes.length; this.at++) {
+			const byte = this.bytes[this.at] as number;
+			if (byte <= 0x20 || byte === 0x2c || byte === 0x5d || byte === 0x7d || byte === 0x3a) break;
+		}
+		if (this.at === from) throw new NotJson();
+	}
+
+	/** The entries of an object; `visit` stands at the value and has to move over it. */
+	object(visit: (key: string) => void): void {
+		if (!this.take("{")) throw new NotJson();
+		if (this.take("}")) return;
+		do {
+			const key = this.text(this.string());
+			if (!this.take(":")) throw new NotJson();
+			this.peek();
+			visit(key);
+		} while (this.take(","));
+		if (!this.take("}")) throw new NotJson();
+	}
+
+	/** The elements of an array, as `object` does. */
+	array(visit: (index: number) => void): void {
+		if (!this.take("[")) throw new NotJson();
+		if (this.take("]")) return;
+		let index = 0;
+		do {
+			this.peek();
+			visit(index);
+			index += 1;
+		} while (this.take(","));
+		if (!this.take("]")) throw new NotJson();
+	}
+}
+
+function partAt(cursor: Cursor, place: string): Part {
+	const part: Part = { range: { start: cursor.at, end: cursor.at }, type: null, url: null, place };
+	if (!cursor.is("{")) {
+		part.range = cursor.skip();
+		return part;
+	}
+	// Where a key stands twice, the last one counts, as in the core and in Python.
+	cursor.object((key) => {
+		if (key === "type") {
+			const isText = cursor.is('"');
+			const value = cursor.skip();
+			part.type = isText ? cursor.text(value) : null;
+		} else if (key === "image_url") {
+			part.url = null;
+			if (cursor.is("{")) {
+				cursor.object((inner) => {
+					const isUrl = inner === "url" && cursor.is('"');
+					const value = cursor.skip();
+					if (inner === "url") part.url = isUrl ? value : null;
+				});
+			} else {
+				const isText = cursor.is('"');
+				const value = cursor.skip();
+				part.url = isText ? value : null;
+			}
+		} else cursor.skip();
+	});
+	part.range.end = cursor.at;
+	return part;
+}
+
+/**
+ * The lists of parts in a row's messages, each in the order of the text. `columns`: the file's names of known columns. Empty
+ * for a row that is no JSON object.
+ */
+export function contentLists(row: Uint8Array, columns: Readonly<Record<string, string>> = {}): Part[][] {
+	const names = new Set(MESSAGE_COLUMNS.map((name) => columns[name] ?? name));
+	const lists: Part[][] = [];
+	const cursor = new Cursor(row);
+	try {
+		cursor.object((column) => {
+			if (!names.has(column) || !cursor.is("[")) {
+				cursor.skip();
+				return;
+			}
+			cursor.array((message) => {
+				if (!cursor.is("{")) {
+					cursor.skip();
+					return;
+				}
+				cursor.object((key) => {
+					// ShareGPT's messages have their content in `value`.
+					if ((key !== "content" && key !== "value") || !cursor.is("[")) {
+						cursor.skip();
+						return;
+					}
+					const parts: Part[] = [];
+					cursor.array((index) => {
+						parts.push(partAt(cursor, `${column}[${message}].${key}[${index}]`));
+					});
+					lists.push(parts);
+				});
+			});
+		});
+	} catch (error) {
+		if (error instanceof NotJson) return [];
+		throw error;
+	}
+	return lists;
+}
+
+/** A row with other bytes in place of `ranges`, which must be in order and apart from each other. */
+export function replaceRanges(row: Uint8Array, ranges: readonly { range: Range; by: Uint8Array | null }[]): Uint8Array {
+	const pieces: Uint8Array[] = [];
+	let from = 0;
+	for (const { range, by } of ranges) {
+		pieces.push(row.subarray(from, range.start));
+		if (by) pieces.push(by);
+		from = range.end;
+	}
+	pieces.push(row.subarray(from));
+	return Buffer.concat(pieces);
+}
+
+/** Whether a row may hold a part whose type has `image` in it; a cheap look that is never wrong with "no". */
+export function mayHoldImages(row: Uint8Array): boolean {
+	const bytes = Buffer.from(row.buffer, row.byteOffset, row.byteLength);
+	// JSON may write any letter as \uXXXX.
+	return bytes.includes("image") || bytes.includes("\\u");
+}
