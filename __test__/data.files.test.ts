@@ -122,10 +122,12 @@ describe("files that cannot be used", () => {
 		["a pattern without files", () => join(folder, "*.rows"), /no file matches/, /./],
 		["an empty file", () => write("", "empty.jsonl"), /empty\.jsonl.*empty/, /./],
 		["a file of blank lines", () => write("\n \n", "blank.jsonl"), /blank\.jsonl:1.*2 blank lines/, /./],
-		["a folder", () => join(folder, "many"), /a folder/, /\*\.jsonl/],
+		["a folder with rows in several", () => join(folder, "many"), /2 folders of it/, /\*\.jsonl/],
 		["UTF-16", () => write(Buffer.from('\uFEFF{"a":1}\n', "utf16le"), "wide.jsonl"), /wide\.jsonl:1.*UTF-16/, /iconv/],
 		["UTF-16 without a mark", () => write(Buffer.from(`{"a":"${"b".repeat(50)}"}`, "utf16le")), /UTF-16/, /iconv/],
-		["Parquet", () => write("PAR1....PAR1", "rows.parquet"), /Parquet/, /JSONL/],
+		["a zip archive", () => write("PK\x03\x04....", "rows.zip"), /rows\.zip: a zip archive/, /Unpack/],
+		["an Arrow file", () => write("ARROW1..", "rows.arrow"), /rows\.arrow: an Arrow file/, /Parquet/],
+		["Parquet that is cut off", () => write("PAR1....PAR", "rows.parquet"), /rows\.parquet: .*Parquet/, /damaged/],
 	];
 	it.each(cases)("%s: says what, where and what to do", async (_, path, message, hint) => {
 		const error = await errorOf(open(path()));

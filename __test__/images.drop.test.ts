@@ -1,7 +1,7 @@
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, describe, expect, it, vi } from "vitest";
-import { openFile } from "../src/data/open.js";
+import { openFiles } from "../src/data/open.js";
 import type { RowContent, Source } from "../src/data/source.js";
 import { TextOnlySource, withoutImages } from "../src/images/drop.js";
 import { loadNative } from "../src/native.js";
@@ -128,7 +128,7 @@ describe("a source without images", () => {
 	it("has its own identity, the same places, and counts each row once", async () => {
 		const path = join(folder, "rows.jsonl");
 		writeFileSync(path, `${user(`[${image},${words("a")}]`)}\n\n${user(`[${image},${image}]`)}\n${user('"a"')}\n`);
-		const inner = await openFile(loadNative(), path);
+		const { source: inner } = await openFiles(loadNative(), [path]);
 		const source = new TextOnlySource(inner);
 		expect(source.identity).not.toBe(inner.identity);
 		expect(source.location(1)).toBe(`${path}:3`);

@@ -1,5 +1,4 @@
 /** `arl generate`: answers the trained replies of held-out rows with one model or two, and counts the exact ones. */
-import { tmpdir } from "node:os";
 import { Option } from "commander";
 import pc from "picocolors";
 import { openFiles } from "../data/open.js";
@@ -119,10 +118,11 @@ async function generate(native: Native, options: Options, signal: AbortSignal): 
 		temperature: options.temperature,
 		bf16: options.bf16 === true,
 	};
-	const { source: opened } = await openFiles(native, options.prompt_file, tmpdir());
+	const { source: opened, notices } = await openFiles(native, options.prompt_file, { columns: ask.columns });
 	const textOnly = options.images === "drop" ? new TextOnlySource(opened, ask.columns) : null;
 	const source = textOnly ?? opened;
 	try {
+		for (const notice of notices) process.stderr.write(`${notice}\n`);
 		const sample = await source.read(Array.from({ length: Math.min(64, source.length) }, (_, i) => i));
 		if (sample.length === 0) throw new ArlError("ARL_DATA", `${source.name}: no rows`);
 		const models = [options.model_name_or_path, ...(options.compare === undefined ? [] : [options.compare])];

@@ -116,7 +116,7 @@ export const NOT_BUILT: Readonly<Record<string, NotBuilt>> = {
 	}),
 	...notBuilt(NO_HUB, { hub_token: [null], push_to_hub_token: [null] }, true),
 	...notBuilt(NO_DATABASE, { db_connection_string: [null], db_uri: [null] }, true),
-	...notBuilt(NO_DATABASE, { db_name: [null], db_collection: [null], split: [null], follow: [false] }),
+	...notBuilt(NO_DATABASE, { db_name: [null], db_collection: [null], follow: [false] }),
 	...notBuilt(NO_RANKS, {
 		local_rank: [-1],
 		nproc_per_node: [1],

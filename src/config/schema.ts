@@ -84,9 +84,15 @@ const model = {
 const rows = {
 	train_file: strings({
 		group: "Rows",
-		expects: "files or globs",
+		expects: "files, folders or globs",
 		description:
-			"Files of rows: JSONL (plain, gzip or zstd) or JSON. Several files and globs are read one after the other, or mixed as `train_weights` says.",
+			"Files of rows: JSONL, JSON, Parquet or CSV, plain or compressed with gzip or zstd; what a file is, its content says. Of a folder the files of `split` are read. Several entries are read one after the other, or mixed as `train_weights` says.",
+	}),
+	split: string({
+		group: "Rows",
+		default: "train",
+		expects: "a name such as train, validation or test",
+		description: "Which split of the rows is trained: of a folder, the files that have it in their names.",
 	}),
 	train_weights: weights({
 		group: "Rows",

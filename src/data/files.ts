@@ -1,10 +1,11 @@
 /**
- * From what a user names (files, globs) to the files that will be read, and what is wrong with a name that cannot be.
- * Looks at names, kinds and first bytes only; rows are the business of the readers.
+ * From what a user names (files, folders, globs) to the files that will be read, and what is wrong with a name that cannot be.
+ * Looks at names only; what a file is, its content says (`sniff.ts`).
  */
-import { open, readdir, stat } from "node:fs/promises";
-import { basename, dirname, extname, join } from "node:path";
+import { readdir, stat } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
 import { ArlError, toArlError } from "../errors.js";
+import { folderFiles } from "./folder.js";
 import { glob, isGlob } from "./glob.js";
 
 /** Levenshtein distance, for near names. */
@@ -38,14 +39,25 @@ async function nearNames(path: string): Promise<string> {
 	return "Check the path; relative paths start at the working directory.";
 }
 
-/** The files that one entry of `train_file` names, in the order in which they are read. Throws `ARL_DATA`. */
-export async function resolveFiles(entry: string): Promise<string[]> {
+/** Files that one name stands for, and what a user should know of the choice. */
+export interface ResolvedFiles {
+	files: string[];
+	/** Whether they were chosen from a folder. */
+	folder: boolean;
+	notices: string[];
+}
+
+/**
+ * The files that one entry of `train_file` names, in the order in which they are read. Of a folder they are those of the
+ * split, or all where it is null. Throws `ARL_DATA`.
+ */
+export async function resolveFiles(entry: string, split: string | null): Promise<ResolvedFiles> {
 	const info = await stat(entry).catch((error: NodeJS.ErrnoException) => error);
 	if (info instanceof Error) {
 		if (info.code !== "ENOENT" && info.code !== "ENOTDIR") throw toArlError(info);
 		if (isGlob(entry)) {
 			const files = await glob(entry);
-			if (files.length > 0) return files;
+			if (files.length > 0) return { files, folder: false, notices: [] };
 			throw new ArlError(
 				"ARL_DATA",
 				`${entry}: no file matches this pattern`,
@@ -54,69 +66,6 @@ export async function resolveFiles(entry: string): Promise<string[]> {
 		}
 		throw new ArlError("ARL_DATA", `${entry}: no such file`, await nearNames(entry));
 	}
-	if (info.isDirectory()) {
-		const rows = (await readdir(entry).catch(() => [])).filter((name) => /\.jsonl?(\.gz|\.zst)?$/.test(name));
-		const ext =
-			rows.some((name) => name.endsWith(".json")) && !rows.some((name) => name.includes(".jsonl")) ? "json" : "jsonl";
-		throw new ArlError(
-			"ARL_DATA",
-			`${entry}: a folder, where a file of rows is expected`,
-			`Name the files, for example with a glob: --train_file '${join(entry, `*.${ext}`)}' (${rows.length} files of rows lie in it)`,
-		);
-	}
-	return [entry];
-}
-
-/** What a file's first bytes say that it is. */
-export type FileKind = "gzip" | "zstd" | "array" | "object" | "other";
-
-const FIRST_BYTES = 64 * 1024;
-
-/**
- * Tells the kind of a file by its content. Throws `ARL_DATA` for what is no file of rows: empty, UTF-16 or UTF-32,
- * Parquet.
- */
-export async function sniff(path: string): Promise<FileKind> {
-	const handle = await open(path, "r").catch((error: unknown) => {
-		throw toArlError(error);
-	});
-	try {
-		const { buffer, bytesRead } = await handle.read(Buffer.alloc(FIRST_BYTES), 0, FIRST_BYTES, 0);
-		const head = buffer.subarray(0, bytesRead);
-		if (bytesRead === 0)
-			throw new ArlError("ARL_DATA", `${path}: the file is empty`, "Each line should be a JSON object.");
-		if (head[0] === 0x1f && head[1] === 0x8b) return "gzip";
-		if (head.length >= 4 && head.readUInt32LE(0) === 0xfd2fb528) return "zstd";
-		if (head.subarray(0, 4).toString("latin1") === "PAR1") {
-			throw new ArlError(
-				"ARL_DATA",
-				`${path}: a Parquet file; reading those is not built yet`,
-				"Write the rows as JSONL.",
-			);
-		}
-		checkEncoding(path, head);
-		const start = head.subarray(0, 3).equals(BOM) ? 3 : 0;
-		const first = head.subarray(start).find((byte) => byte !== 0x20 && byte !== 0x0a && byte !== 0x0d && byte !== 0x09);
-		if (first === 0x5b) return "array";
-		return first === 0x7b && /^\.json$/i.test(extname(path)) ? "object" : "other";
-	} finally {
-		await handle.close();
-	}
-}
-
-/** UTF-8's byte order mark; skipped where it opens a file. */
-export const BOM = Buffer.from([0xef, 0xbb, 0xbf]);
-
-function checkEncoding(path: string, head: Buffer): void {
-	const little = head[0] === 0xff && head[1] === 0xfe;
-	const big = head[0] === 0xfe && head[1] === 0xff;
-	// JSON text in ASCII range has a zero in every second byte in UTF-16; UTF-8 text has none at all.
-	const zeros = head.subarray(0, 64).filter((byte) => byte === 0).length;
-	if (!little && !big && zeros < 8) return;
-	const name = little || big || zeros <= 40 ? "UTF-16" : "UTF-32";
-	throw new ArlError(
-		"ARL_DATA",
-		`${path}:1: the file is not UTF-8 (it looks like ${name})`,
-		`Convert it: iconv -f ${name} -t UTF-8 ${path} > rows.jsonl`,
-	);
+	if (info.isDirectory()) return { ...(await folderFiles(entry, split)), folder: true };
+	return { files: [entry], folder: false, notices: [] };
 }

@@ -5,7 +5,7 @@
 import { createHash } from "node:crypto";
 import { type FileHandle, open } from "node:fs/promises";
 import { ArlError, toArlError } from "../errors.js";
-import { BOM } from "./files.js";
+import { BOM } from "./sniff.js";
 import type { Source } from "./source.js";
 
 const READ_BYTES = 4 * 1024 * 1024;
@@ -14,7 +14,7 @@ const GAP_BYTES = 64 * 1024;
 const MAX_TOGETHER_BYTES = 8 * 1024 * 1024;
 
 /** Numbers that grow: offsets beyond 2^32 are exact in a double up to 2^53. */
-class Offsets {
+export class Offsets {
 	private values = new Float64Array(1024);
 	length = 0;
 

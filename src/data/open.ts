@@ -7,13 +7,35 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { toArlError } from "../errors.js";
 import type { Native } from "../native.js";
-import { resolveFiles, sniff } from "./files.js";
+import type { ColumnNames } from "./columns.js";
+import { resolveFiles } from "./files.js";
 import { openJsonArray, openJsonObject } from "./json.js";
 import { openJsonl } from "./jsonl.js";
+import { Remarks } from "./parquet/remarks.js";
+import { type FileKind, sniff } from "./sniff.js";
 import { ConcatSource, type Source } from "./source.js";
 
 /** What reading files needs of the core. */
 export type FileNative = Pick<Native, "decompress" | "jsonArrayRows">;
+
+/** How files are read. */
+export interface FileOptions {
+	/** Folder for what is unpacked. */
+	spoolDir?: string;
+	/** Which of a folder's files are meant, by the split that they are; null: all of them. Absent: `train`. */
+	split?: string | null;
+	/** The option `columns`. */
+	columns?: ColumnNames;
+	/** Ends the reading of a file that takes long. */
+	signal?: AbortSignal | null;
+}
+
+interface OneFileOptions {
+	spoolDir: string;
+	columns: ColumnNames;
+	signal: AbortSignal | null;
+	remarks: Remarks;
+}
 
 /** Rows of several entries, and which rows are whose. */
 export interface OpenedFiles {
@@ -21,32 +43,47 @@ export interface OpenedFiles {
 	/** Row count of each entry of `train_file`, in order: what `train_weights` refers to. */
 	entryRows: number[];
 	files: string[];
+	/** What a user should know of how they are read. */
+	notices: string[];
 }
 
-async function openPlain(native: FileNative, path: string, name: string): Promise<Source> {
-	const kind = await sniff(path);
-	if (kind === "array") return openJsonArray(native, path, name);
-	if (kind === "object") return openJsonObject(path, name);
-	return openJsonl(path, name);
+async function openUnpacked(
+	native: FileNative,
+	path: string,
+	name: string,
+	kind: FileKind,
+	options: OneFileOptions,
+): Promise<Source> {
+	const { spoolDir, columns, signal, remarks } = options;
+	switch (kind) {
+		case "parquet": {
+			const { openParquet } = await import("./parquet/read.js");
+			return openParquet(path, { spoolDir, name, columns, signal, remarks });
+		}
+		case "csv": {
+			const { openCsv } = await import("./csv.js");
+			return openCsv(path, { spoolDir, name, columns, signal });
+		}
+		case "array":
+			return openJsonArray(native, path, name);
+		case "object":
+			return openJsonObject(path, name);
+		default:
+			return openJsonl(path, name);
+	}
 }
 
-/** One file as a source. Compression is told by content: a `.gz` that is none is read as it is. */
-export async function openFile(native: FileNative, path: string, spoolDir = tmpdir()): Promise<Source> {
+/** One file as a source. What it is, and whether it is compressed, is told by content: a `.gz` that is none is read as it is. */
+async function openFile(native: FileNative, path: string, options: OneFileOptions): Promise<Source> {
 	const kind = await sniff(path);
-	if (kind !== "gzip" && kind !== "zstd") return openPlain(native, path, path);
-	const folder = await mkdtemp(join(spoolDir, "arl-rows-")).catch((error: unknown) => {
+	if (kind !== "gzip" && kind !== "zstd") return openUnpacked(native, path, path, kind, options);
+	const folder = await mkdtemp(join(options.spoolDir, "arl-rows-")).catch((error: unknown) => {
 		throw toArlError(error);
 	});
 	try {
-		const spool = join(
-			folder,
-			kind === "gzip"
-				? path.replace(/^.*\//, "").replace(/\.gz$/i, "")
-				: path.replace(/^.*\//, "").replace(/\.zst$/i, ""),
-		);
+		const spool = join(folder, "unpacked");
 		await native.decompress(path, spool);
-		const source = await openPlain(native, spool, path);
-		return await source;
+		return await openUnpacked(native, spool, path, await sniff(spool, path), options);
 	} finally {
 		// The open handle keeps the content; a killed process leaves nothing behind.
 		await rm(folder, { recursive: true, force: true });
@@ -54,15 +91,26 @@ export async function openFile(native: FileNative, path: string, spoolDir = tmpd
 }
 
 /** Every file that the entries name, one after the other. */
-export async function openFiles(native: FileNative, entries: string[], spoolDir?: string): Promise<OpenedFiles> {
+export async function openFiles(
+	native: FileNative,
+	entries: readonly string[],
+	options: FileOptions = {},
+): Promise<OpenedFiles> {
 	const sources: Source[] = [];
 	const entryRows: number[] = [];
 	const files: string[] = [];
+	const notices: string[] = [];
+	const { spoolDir = tmpdir(), split = "train", columns = {}, signal = null } = options;
+	const remarks = new Remarks();
+	let folders = 0;
 	try {
 		for (const entry of entries) {
 			let rows = 0;
-			for (const file of await resolveFiles(entry)) {
-				const source = await openFile(native, file, spoolDir);
+			const resolved = await resolveFiles(entry, split);
+			notices.push(...resolved.notices);
+			if (resolved.folder) folders += 1;
+			for (const file of resolved.files) {
+				const source = await openFile(native, file, { spoolDir, columns, signal, remarks });
 				sources.push(source);
 				files.push(file);
 				rows += source.length;
@@ -73,6 +121,10 @@ export async function openFiles(native: FileNative, entries: string[], spoolDir?
 		await Promise.all(sources.map((source) => source.close()));
 		throw error;
 	}
+	if (folders === 0 && split !== "train" && split !== null) {
+		notices.push(`split ${split} chooses nothing: files that are named are read whole, and no folder is given`);
+	}
+	notices.push(...remarks.lines());
 	const [only] = sources;
-	return { source: sources.length === 1 && only ? only : new ConcatSource(sources), entryRows, files };
+	return { source: sources.length === 1 && only ? only : new ConcatSource(sources), entryRows, files, notices };
 }

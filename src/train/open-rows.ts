@@ -9,6 +9,7 @@ import type { ConvertRecordToData } from "../data/convert.js";
 import { type Convertible, type Dataset, openConverted, openDataset, type ReadingOptions } from "../data/custom.js";
 import { RowLedger } from "../data/ledger.js";
 import { openFiles } from "../data/open.js";
+import { ParquetDataset } from "../data/parquet/dataset.js";
 import { type AnySource, ConcatSource, type RowContent } from "../data/source.js";
 import { TextOnlySource } from "../images/drop.js";
 import type { Native } from "../native.js";
@@ -30,6 +31,8 @@ export interface OpenRows {
 	datasetId: string | null;
 	/** Where their tokens are kept: of rows that lie nowhere, in a folder of this run alone. */
 	cacheFolder: string;
+	/** What a user should know of how they are read. */
+	notices: string[];
 	/** A resumed run finds nothing of what its earlier part has read. */
 	unverified: boolean;
 }
@@ -115,31 +118,59 @@ function readingOptions(
 	};
 }
 
-type Opened = Pick<OpenRows, "source" | "entryRows">;
+/** Rows of some entries. */
+type Opened = Pick<OpenRows, "source" | "entryRows" | "notices">;
 
+/** Rows of `train_file`, and behind them those of a data set. */
 async function openPlain(
 	native: Native,
 	args: AgentTrainingConfig,
 	dataset: Dataset<unknown> | null,
 	reading: ReadingOptions,
 ): Promise<Opened> {
-	if (dataset === null) return openFiles(native, args.train_file);
-	if (args.train_file.length === 0) {
-		const source = await openDataset(dataset, reading);
-		return { source, entryRows: [source.length] };
-	}
-	const files = await openFiles(native, args.train_file);
+	const parts: Opened[] = [];
 	try {
-		// Beside files the rows of a data set must be counted.
-		const source = await openDataset(dataset, { ...reading, streamed: null });
-		return {
-			source: new ConcatSource<RowContent>([files.source, source]),
-			entryRows: [...files.entryRows, source.length],
-		};
+		if (args.train_file.length > 0) parts.push(await openTrainFiles(native, args, args.train_file, reading));
+		if (dataset instanceof ParquetDataset) parts.push(await openParquetDataset(native, dataset, reading));
+		else if (dataset !== null) {
+			// Beside others the rows of a data set must be counted.
+			const source = await openDataset(dataset, parts.length === 0 ? reading : { ...reading, streamed: null });
+			parts.push({ source, entryRows: [source.length], notices: [] });
+		}
+		return together(parts);
 	} catch (error) {
-		await files.source.close();
+		await Promise.all(parts.map(({ source }) => source.close()));
 		throw error;
 	}
+}
+
+function together(parts: readonly Opened[]): Opened {
+	const [only] = parts;
+	if (parts.length === 1 && only) return only;
+	return {
+		source: new ConcatSource<RowContent>(parts.map(({ source }) => source)),
+		entryRows: parts.flatMap(({ entryRows }) => entryRows),
+		notices: parts.flatMap(({ notices }) => notices),
+	};
+}
+
+function openTrainFiles(
+	native: Native,
+	{ split, columns }: AgentTrainingConfig,
+	entries: readonly string[],
+	{ signal }: ReadingOptions,
+): Promise<Opened> {
+	return openFiles(native, entries, { split, columns, signal });
+}
+
+/** Its files are read as they are: rows that became objects would have lost the difference between 1 and 1.0. */
+async function openParquetDataset(
+	native: Native,
+	{ file_paths, split, columns }: ParquetDataset,
+	{ signal }: ReadingOptions,
+): Promise<Opened> {
+	const { source, notices } = await openFiles(native, file_paths, { split, columns, signal });
+	return { source, entryRows: [source.length], notices };
 }
 
 async function openThrough(
@@ -151,18 +182,24 @@ async function openThrough(
 ): Promise<Opened> {
 	const raw: Convertible[] = [];
 	const made: AnySource[] = [];
+	const notices: string[] = [];
+	const add = (opened: Opened) => {
+		raw.push({ source: opened.source });
+		notices.push(...opened.notices);
+	};
 	try {
-		for (const entry of args.train_file) raw.push({ source: (await openFiles(native, [entry])).source });
-		if (dataset !== null) raw.push({ dataset });
+		for (const entry of args.train_file) add(await openTrainFiles(native, args, [entry], reading));
+		if (dataset instanceof ParquetDataset) add(await openParquetDataset(native, dataset, reading));
+		else if (dataset !== null) raw.push({ dataset });
 		if (reading.streamed !== null && Number.isFinite(reading.streamed)) {
 			const source = closingToo(await openConverted(raw, convert, reading), raw);
-			return { source, entryRows: [source.length] };
+			return { source, entryRows: [source.length], notices };
 		}
 		for (const part of raw) made.push(await openConverted([part], convert, reading));
 		const [only] = made;
 		const source = made.length === 1 && only ? only : new ConcatSource(made);
 		await closeAll(raw);
-		return { source, entryRows: made.map(({ length }) => length) };
+		return { source, entryRows: made.map(({ length }) => length), notices };
 	} catch (error) {
 		await closeAll(raw);
 		await Promise.all(made.map((source) => source.close()));

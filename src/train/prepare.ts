@@ -163,6 +163,7 @@ async function* prepare(
 	const openSeconds = (performance.now() - opening) / 1000;
 	const { source, entryRows, datasetId, unverified } = opened;
 	resources.add(() => source.close());
+	for (const message of opened.notices) yield { type: "notice", level: "info", message };
 	if (datasetId !== null && known === null) {
 		abandon.push(() => rm(opened.cacheFolder, { recursive: true, force: true }));
 	}

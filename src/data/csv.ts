@@ -1,0 +1,197 @@
+/**
+ * A CSV or TSV file as rows: the header names the keys, fields are texts, and the columns of lists and objects hold their
+ * JSON. Rows are written once into a spool file; from then on they are like the lines of a JSONL file.
+ */
+import { createReadStream } from "node:fs";
+import { CsvError, type Info, parse } from "csv-parse";
+import { ArlError, toArlError } from "../errors.js";
+import { type ColumnNames, holdsNested, holdsNumber, writeNested } from "./columns.js";
+import { type JsonBytes, keyBytes } from "./json-bytes.js";
+import { isBlankText } from "./json-scan.js";
+import type { FileRows } from "./jsonl.js";
+import { BOM } from "./sniff.js";
+import { RowSpool } from "./spool.js";
+import { MAX_ROW_BYTES } from "./tokens.js";
+
+export interface CsvOptions {
+	spoolDir: string;
+	name: string;
+	columns: ColumnNames;
+	signal: AbortSignal | null;
+}
+
+const READ_BYTES = 1024 * 1024;
+const HINT = "Quote fields that hold the separator, quotes or line breaks, and double the quotes in them.";
+
+/** The separator that the header has most of; the comma where it has none. */
+function separatorOf(head: Buffer): string {
+	const [line = ""] = head.toString("utf8").split(/\r?\n/, 1);
+	const outside = line.replace(/"[^"]*"/g, "");
+	const counts = [",", "\t", ";"].map((separator) => ({ separator, count: outside.split(separator).length }));
+	return counts.reduce((best, next) => (next.count > best.count ? next : best)).separator;
+}
+
+/** How a column's fields are written. */
+type WriteField = (out: JsonBytes, field: Buffer) => void;
+
+const JSON_NUMBER = /^-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?$/;
+
+function fieldWriter(column: string, names: ColumnNames): WriteField {
+	if (holdsNested(column, names)) return writeNested;
+	if (!holdsNumber(column, names)) return (out, field) => out.string(field);
+	return (out, field) => {
+		const text = field.toString("latin1").trim();
+		if (JSON_NUMBER.test(text)) out.ascii(text);
+		else if (isBlankText(field)) out.null();
+		else out.string(field);
+	};
+}
+
+function headerColumns(fields: Buffer[], line: number, options: CsvOptions): { key: Buffer; write: WriteField }[] {
+	const names = fields.map((field) => field.toString("utf8").trim());
+	for (const [i, name] of names.entries()) {
+		const wrong =
+			name === "" ? `column ${i + 1} has no name` : names.indexOf(name) < i ? `two columns are ${name}` : "";
+		if (wrong !== "") {
+			throw new ArlError(
+				"ARL_DATA",
+				`${options.name}:${line}: the header: ${wrong}`,
+				"The first line should name the columns.",
+			);
+		}
+	}
+	return names.map((name) => ({ key: keyBytes(name), write: fieldWriter(name, options.columns) }));
+}
+
+/** What the parser refuses, as a person says it. */
+const REFUSED: Readonly<Record<string, string>> = {
+	CSV_QUOTE_NOT_CLOSED: "a quoted field has no end",
+	INVALID_OPENING_QUOTE: "a quote inside of a field that is not quoted",
+	CSV_INVALID_CLOSING_QUOTE: "something follows the closing quote of a field",
+	CSV_MAX_RECORD_SIZE: `a row of more than ${MAX_ROW_BYTES / 1024 / 1024} MiB; has a quoted field no end?`,
+};
+
+/** Lines of what is read, by the place of a byte: the parser's own count takes `\r\n` inside of quotes for two. */
+class Lines {
+	private readonly chunks: Buffer[] = [];
+	/** The first byte of the first chunk. */
+	private start = 0;
+	private at = 0;
+	line = 1;
+
+	push(chunk: Buffer): void {
+		this.chunks.push(chunk);
+	}
+
+	private next(): number | undefined {
+		let chunk = this.chunks[0];
+		while (chunk !== undefined && this.at - this.start >= chunk.length) {
+			this.start += chunk.length;
+			this.chunks.shift();
+			chunk = this.chunks[0];
+		}
+		return chunk?.[this.at - this.start];
+	}
+
+	private step(byte: number): void {
+		this.at += 1;
+		// A carriage return ends a line only where no line feed follows.
+		if (byte === 10 || (byte === 13 && this.next() !== 10)) this.line += 1;
+	}
+
+	/** Goes on to a place. */
+	moveTo(place: number): void {
+		for (let byte = this.next(); byte !== undefined && this.at < place; byte = this.next()) this.step(byte);
+	}
+
+	/** Goes on over empty lines; gives the line that then begins. */
+	skipEmpty(): number {
+		for (let byte = this.next(); byte === 10 || byte === 13; byte = this.next()) this.step(byte);
+		return this.line;
+	}
+}
+
+interface Parsed {
+	record: Buffer[];
+	info: Info;
+}
+
+async function* records(path: string, lines: Lines): AsyncGenerator<Parsed> {
+	const stream = createReadStream(path, { highWaterMark: READ_BYTES });
+	const chunks = stream[Symbol.asyncIterator]();
+	try {
+		const first = await chunks.next();
+		const head: Buffer = first.done ? Buffer.alloc(0) : first.value;
+		const text = head.subarray(head.subarray(0, 3).equals(BOM) ? 3 : 0);
+		const parser = parse({
+			// Fields stay bytes: text that is no UTF-8 must be found, and not become replacement characters.
+			encoding: null,
+			delimiter: separatorOf(text),
+			info: true,
+			relax_column_count: true,
+			skip_empty_lines: true,
+			max_record_size: MAX_ROW_BYTES,
+		});
+		const feed = (async () => {
+			for (let chunk = text; ; ) {
+				lines.push(chunk);
+				if (!parser.write(chunk)) await new Promise<void>((resolve) => parser.once("drain", resolve));
+				const next = await chunks.next();
+				if (next.done) break;
+				chunk = next.value;
+			}
+			parser.end();
+		})();
+		feed.catch((error: unknown) => parser.destroy(error instanceof Error ? error : new Error(String(error))));
+		for await (const parsed of parser) yield parsed as Parsed;
+		await feed;
+	} finally {
+		stream.destroy();
+	}
+}
+
+/** Opens a CSV file. Throws `ARL_DATA` with the line for what is no table. */
+export async function openCsv(path: string, options: CsvOptions): Promise<FileRows> {
+	const { name, spoolDir, signal } = options;
+	const locate = (_: number, line: number) => `${name}:${line}`;
+	return RowSpool.fill({ spoolDir, name, numbered: true, locate, signal }, async (spool) => {
+		let columns: { key: Buffer; write: WriteField }[] | null = null;
+		let blankLines = 0;
+		const lines = new Lines();
+		try {
+			for await (const { record, info } of records(path, lines)) {
+				const line = lines.skipEmpty();
+				lines.moveTo(info.bytes);
+				blankLines = info.empty_lines;
+				if (columns === null) {
+					columns = headerColumns(record, line, options);
+					continue;
+				}
+				if (record.length !== columns.length) {
+					const what = `${record.length} fields where the header has ${columns.length}`;
+					throw new ArlError("ARL_DATA", `${name}:${line}: ${what}`, HINT);
+				}
+				for (const [i, { key, write }] of columns.entries()) {
+					spool.out.byte(i === 0 ? 0x7b : 0x2c);
+					spool.out.raw(key);
+					write(spool.out, record[i] as Buffer);
+				}
+				spool.out.byte(0x7d);
+				if (spool.endRow(line)) await spool.flush();
+			}
+		} catch (error) {
+			if (!(error instanceof CsvError)) throw toArlError(error);
+			lines.moveTo(Number(Reflect.get(error, "bytes") ?? 0));
+			const what = REFUSED[error.code] ?? error.message;
+			throw new ArlError("ARL_DATA", `${name}:${lines.skipEmpty()}: ${what}`, HINT, { cause: error });
+		}
+		if (spool.rows === 0) {
+			throw new ArlError(
+				"ARL_DATA",
+				`${name}:1: the file has a header and no rows`,
+				"Each line below the header is a row.",
+			);
+		}
+		return { blankLines };
+	});
+}
