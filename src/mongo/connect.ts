@@ -1,190 +1,141 @@
 /**
- * A connection to a MongoDB database: opened with what a user gave, held through interruptions, and never telling the
- * password. Every error of the driver leaves here as an `ArlError`.
+ * Opens a database from a connection string, and says in plain words why it cannot be had. Knows the driver; nothing of
+ * what the database holds. No transactions and no change streams: a standalone server is enough.
  */
-import { type Db, MongoClient, MongoError, MongoNetworkError, MongoServerError, MongoServerSelectionError } from "mongodb";
-import { ArlError } from "../errors.js";
+import type { Db, MongoClient, MongoClientOptions } from "mongodb";
+import { ArlError, type ErrorCode } from "../errors.js";
+import { hideSecrets, redactUri, uriParts } from "./redact.js";
 
-/** How long an interruption may last before the run ends with an error. */
-export const RETRY_SECONDS = 300;
-const FIRST_PAUSE_MS = 200;
-const LONGEST_PAUSE_MS = 5_000;
-/** How long the first connection may take: a wrong address should be told soon. */
-const CONNECT_MS = 10_000;
-
-/** A server's refusals that pass: it steps down, shuts down, starts, or has forgotten a cursor. */
-const PASSING_CODES = new Set([6, 7, 43, 50, 89, 91, 189, 262, 9001, 10058, 10107, 11600, 11602, 13388, 13435, 13436]);
-
-/** Whether the same request may succeed a little later. */
-function isPassing(error: unknown): boolean {
-	if (error instanceof MongoNetworkError || error instanceof MongoServerSelectionError) return true;
-	if (error instanceof MongoServerError && PASSING_CODES.has(Number(error.code))) return true;
-	if (!(error instanceof MongoError)) return false;
-	if (error.hasErrorLabel("RetryableWriteError") || error.hasErrorLabel("TransientTransactionError")) return true;
-	return ["MongoTopologyClosedError", "MongoNotConnectedError", "MongoPoolClearedError"].includes(error.name);
+/** An open database. */
+export interface Connection {
+	readonly client: MongoClient;
+	readonly db: Db;
+	/** For people: `host:27017/db`, without user and password. */
+	readonly name: string;
+	/** Any thrown value as an error of this project, without a secret in it. `doing` completes "while ...". */
+	fail(thrown: unknown, doing: string): ArlError;
+	close(): Promise<void>;
 }
 
-/** The parts of a connection string that nobody may read. */
-function secretsOf(uri: string): string[] {
-	const found = new Set<string>([uri]);
-	const address = /^[a-z0-9+.-]+:\/\/(.*)@/is.exec(uri)?.[1];
-	if (address !== undefined) {
-		found.add(address);
-		const colon = address.indexOf(":");
-		const password = colon < 0 ? "" : address.slice(colon + 1);
-		for (const secret of [password, decoded(password)]) if (secret.length > 2) found.add(secret);
-	}
-	for (const [, value] of uri.matchAll(/[?&][^=&]*(?:password|secret|token)[^=&]*=([^&]+)/gi)) {
-		for (const secret of [value ?? "", decoded(value ?? "")]) if (secret.length > 2) found.add(secret);
-	}
-	return [...found].sort((a, b) => b.length - a.length);
-}
+const EXAMPLE = "mongodb://USER:PASSWORD@HOST:27017/DB?authSource=admin";
+const ENCODE_HINT = "in a user's name or password @ : / ? # % are written %40 %3A %2F %3F %23 %25";
 
-function decoded(text: string): string {
+/** Defaults where the connection string says nothing: a server that is gone is told in seconds, a slow answer is waited for. */
+const DEFAULTS: MongoClientOptions = {
+	appName: "arl",
+	serverSelectionTimeoutMS: 10_000,
+	connectTimeoutMS: 10_000,
+	socketTimeoutMS: 120_000,
+	maxPoolSize: 8,
+	// Whatever is written here may be written twice and counts once; sessions that a plain server lacks are not needed.
+	retryWrites: false,
+};
+
+/** Opens the database that `uri` names. Throws `ARL_CONFIG` (the string is wrong, access is refused) or `ARL_IO` (no server). */
+export async function connect(uri: string): Promise<Connection> {
+	const parts = uriParts(uri);
+	if (parts === null) {
+		throw new ArlError(
+			"ARL_CONFIG",
+			/^mongodb(\+srv)?:\/\//i.test(uri.trim())
+				? "db_connection_string: cannot be read: a user's name or password holds a character that must be percent-encoded"
+				: "db_connection_string: not a connection string: it begins with neither mongodb:// nor mongodb+srv://",
+			`For example ${EXAMPLE}; ${ENCODE_HINT}`,
+		);
+	}
+	if (parts.database === "") {
+		throw new ArlError(
+			"ARL_CONFIG",
+			`db_connection_string: no database is named in ${redactUri(uri)}`,
+			`Name it after the host: ${EXAMPLE} (authSource is where the user is known, most often admin)`,
+		);
+	}
+	const { MongoClient } = await import("mongodb");
+	const given = new Set(parts.options.map(([name]) => name.toLowerCase()));
+	const defaults = Object.fromEntries(Object.entries(DEFAULTS).filter(([name]) => !given.has(name.toLowerCase())));
+	const name = `${parts.hosts}/${parts.database}`;
+	const fail = (thrown: unknown, doing: string) => mongoError(thrown, uri, name, doing);
+	let client: MongoClient;
 	try {
-		return decodeURIComponent(text);
-	} catch {
-		return text;
+		client = new MongoClient(uri.trim(), defaults);
+	} catch (thrown) {
+		const reason = hideSecrets(thrown instanceof Error ? thrown.message : String(thrown), uri);
+		throw new ArlError("ARL_CONFIG", `db_connection_string: ${reason} (${redactUri(uri)})`, `Note: ${ENCODE_HINT}.`);
+	}
+	try {
+		await client.connect();
+		const db = client.db();
+		// Connecting alone asks for no rights; this does, so that a missing right is told now.
+		await db.listCollections({}, { nameOnly: true, authorizedCollections: true }).toArray();
+		return { client, db, name, fail, close: () => client.close() };
+	} catch (thrown) {
+		await client.close().catch(() => {});
+		throw fail(thrown, "connecting");
 	}
 }
 
-/** What may be known of an address: hosts and database, without user, password and options. */
-export function publicAddress(uri: string): string {
-	const rest = uri.replace(/^[a-z0-9+.-]+:\/\//i, "").replace(/^.*@/s, "");
-	return `mongodb://${rest.replace(/\?.*$/s, "")}`;
+interface Told {
+	code: ErrorCode;
+	what: string;
+	hint: string;
 }
 
-export interface ConnectOptions {
-	/** How long an interruption may last; absent: `RETRY_SECONDS`. */
-	retrySeconds?: number;
-	/** Where waiting and going on is told. */
-	notice?: (message: string) => void;
-	/** Ends waiting. */
-	signal?: AbortSignal | null;
+const AUTH_HINT =
+	"Check user and password, percent-encode special characters in them, and name the database that knows the user: ?authSource=admin";
+
+/** Reads the kind of a failure from what the driver says of it. */
+function tell(error: Error, text: string, name: string): Told {
+	const code = "code" in error ? error.code : undefined;
+	if (code === 18 || code === 8000 || /authentication failed|auth failed|bad auth/i.test(text)) {
+		return { code: "ARL_CONFIG", what: `${name}: the server refuses user or password`, hint: AUTH_HINT };
+	}
+	if (code === 13 || /requires authentication|not authorized|command .* requires auth/i.test(text)) {
+		return {
+			code: "ARL_CONFIG",
+			what: `${name}: the user has no right to do this`,
+			hint: "Give a user that may read and write this database (role readWrite): mongodb://USER:PASSWORD@HOST/DB?authSource=admin",
+		};
+	}
+	if (/wire version/i.test(text)) {
+		return { code: "ARL_IO", what: `${name}: the server is too old`, hint: "MongoDB 4.4 or newer is needed." };
+	}
+	if (/certificate|self.signed|\btls\b|\bssl\b|ERR_SSL|ERR_TLS|EPROTO|wrong version number/i.test(text)) {
+		return {
+			code: "ARL_IO",
+			what: `${name}: no TLS connection`,
+			hint: "Check tls=true|false; a certificate of one's own authority needs tlsCAFile=/path/ca.pem, and the host must be the one that the certificate names.",
+		};
+	}
+	if (/ENOTFOUND|EAI_AGAIN|ESERVFAIL|ENODATA|querySrv/.test(text)) {
+		return { code: "ARL_IO", what: `${name}: the host's name is not known`, hint: "Check the name of the host." };
+	}
+	if (error.name === "MongoServerSelectionError" || /ECONNREFUSED|ETIMEDOUT|EHOSTUNREACH|ENETUNREACH/.test(text)) {
+		return {
+			code: "ARL_IO",
+			what: `${name}: no server answers`,
+			hint: "Check host and port, that the server runs, and that a firewall lets you through. A server that expects TLS needs tls=true, and for a single member of a replica set directConnection=true helps. `npm run mongo` starts a server for trying things out.",
+		};
+	}
+	if (/MongoNetwork|PoolCleared|MongoNotConnected|MongoTopologyClosed/.test(error.name)) {
+		return { code: "ARL_IO", what: `${name}: the connection broke`, hint: "Try again; is the server still running?" };
+	}
+	return { code: "ARL_IO", what: `${name}: the database answers with an error`, hint: "" };
 }
 
-/** An open connection. */
-export class MongoConnection {
-	private constructor(
-		private readonly client: MongoClient,
-		readonly db: Db,
-		/** For people: hosts and database. */
-		readonly address: string,
-		private readonly secrets: string[],
-		private readonly options: ConnectOptions,
-	) {}
-
-	/**
-	 * Connects and makes sure that a server answers.
-	 *
-	 * @throws ArlError `ARL_CONFIG` for a connection string that is none, `ARL_IO` where no server answers or lets one in.
-	 */
-	static async open(uri: string, options: ConnectOptions = {}): Promise<MongoConnection> {
-		const secrets = secretsOf(uri);
-		const address = publicAddress(uri);
-		let client: MongoClient;
-		try {
-			client = new MongoClient(uri, {
-				appName: "arl",
-				serverSelectionTimeoutMS: CONNECT_MS,
-				connectTimeoutMS: CONNECT_MS,
-				maxPoolSize: 8,
-				retryReads: true,
-				// An update that is repeated finds its own mark; sessions that a plain server lacks are not needed.
-				retryWrites: false,
-			});
-		} catch (error) {
-			const reason = scrub(error instanceof Error ? error.message : String(error), secrets);
-			throw new ArlError(
-				"ARL_CONFIG",
-				`db_connection_string: ${reason}`,
-				"Expected mongodb://USER:PASSWORD@HOST:PORT/DATABASE; in user and password @ : / ? # [ ] and % are written as %40 %3A %2F %3F %23 %5B %5D %25.",
-			);
-		}
-		if (client.options.dbName === "test" && !/\/\/[^/]*\/[^?/]/.test(uri.replace(/\/\/.*@/s, "//"))) {
-			throw new ArlError(
-				"ARL_CONFIG",
-				`db_connection_string: ${address} names no database`,
-				"Put its name behind the host: mongodb://HOST:PORT/DATABASE (AgentRL's examples use the name of the run). With a user, ?authSource=admin may be needed.",
-			);
-		}
-		const connection = new MongoConnection(client, client.db(), address, secrets, options);
-		try {
-			await connection.db.command({ ping: 1 });
-			return connection;
-		} catch (error) {
-			await client.close().catch(() => {});
-			throw connection.failure(error);
-		}
-	}
-
-	/** Another database of the same server. */
-	database(name: string): Db {
-		return this.client.db(name);
-	}
-
-	/**
-	 * Does `action`, again and again while the server cannot be reached. It must be such that doing it twice is doing it
-	 * once.
-	 *
-	 * @throws ArlError `ARL_IO` when an interruption lasts too long; at once for what no waiting mends.
-	 */
-	async attempt<T>(action: () => Promise<T>): Promise<T> {
-		const limit = this.options.retrySeconds ?? RETRY_SECONDS;
-		let pause = FIRST_PAUSE_MS;
-		let since: number | null = null;
-		let told = false;
-		for (;;) {
-			try {
-				const result = await action();
-				if (told) this.options.notice?.(`${this.address} answers again; the run goes on`);
-				return result;
-			} catch (error) {
-				const now = performance.now();
-				since ??= now;
-				if (!isPassing(error) || this.options.signal?.aborted) throw this.failure(error);
-				if (now - since > limit * 1000) throw this.failure(error, Math.round((now - since) / 1000));
-				if (!told) {
-					told = true;
-					const reason = scrub(error instanceof Error ? error.message : String(error), this.secrets);
-					this.options.notice?.(`${this.address} does not answer (${reason}); waiting for it, up to ${limit} s`);
-				}
-				await new Promise((resolve) => setTimeout(resolve, pause));
-				pause = Math.min(LONGEST_PAUSE_MS, pause * 2);
-			}
-		}
-	}
-
-	/** An error of the driver as one of this program, without the password. */
-	failure(error: unknown, waited = 0): ArlError {
-		if (error instanceof ArlError) return error;
-		const message = scrub(error instanceof Error ? error.message : String(error), this.secrets);
-		const code = error instanceof MongoServerError ? Number(error.code) : 0;
-		const after = waited > 0 ? ` for ${waited} s` : "";
-		if (isPassing(error)) {
-			return new ArlError(
-				"ARL_IO",
-				`${this.address} does not answer${after}: ${message}`,
-				waited > 0
-					? "What was trained is in the last checkpoint: go on with --resume_from_checkpoint latest once the server is back."
-					: "Check the address, and that the server runs and can be reached from here.",
-			);
-		}
-		if (code === 13 || code === 18 || code === 8000 || /auth/i.test(message)) {
-			return new ArlError(
-				"ARL_IO",
-				`${this.address} refuses: ${message}`,
-				"Check user and password in db_connection_string, the database of the account (?authSource=admin), and its rights: reading, and writing unless --mongo_write_back none.",
-			);
-		}
-		return new ArlError("ARL_IO", `${this.address}: ${message}`);
-	}
-
-	async close(): Promise<void> {
-		await this.client.close();
-	}
+/** All messages of an error and of what caused it. */
+function messages(error: Error): string[] {
+	const causes = error.cause instanceof Error ? messages(error.cause) : [];
+	return [...new Set([error.message || error.name, ...causes])];
 }
 
-function scrub(text: string, secrets: readonly string[]): string {
-	return secrets.reduce((result, secret) => result.replaceAll(secret, "***"), text);
+function mongoError(thrown: unknown, uri: string, name: string, doing: string): ArlError {
+	if (thrown instanceof ArlError) return thrown;
+	const error = thrown instanceof Error ? thrown : new Error(String(thrown));
+	const text = messages(error).join(": ");
+	const { code, what, hint } = tell(error, `${error.name}: ${text}`, name);
+	// The driver's own error may quote the connection string in its message or its fields: only its words go on, cleaned.
+	const cause = new Error(hideSecrets(text, uri));
+	cause.name = error.name;
+	cause.stack = hideSecrets(error.stack ?? text, uri);
+	return new ArlError(code, `${what} (while ${doing}: ${hideSecrets(text, uri)})`, hint, { cause });
 }
