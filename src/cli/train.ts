@@ -1,5 +1,6 @@
 /** `arl train`: options from flags and a file, the run, its report, and how it ends. */
 import {
+	environmentLayer,
 	findConfig,
 	formatHelp,
 	formatResolved,
@@ -9,6 +10,7 @@ import {
 	type Resolved,
 	resolveConfig,
 	resolvedAsJson,
+	show,
 } from "../config/index.js";
 import { ArlError, EXIT_CODES, toArlError, wantsColor } from "../errors.js";
 import type { Native } from "../native.js";
@@ -46,14 +48,14 @@ async function resolveAll(
 	if (named.length > 1) {
 		throw new ArlError(
 			"ARL_USAGE",
-			`one configuration file at most, and got ${named.map((name) => JSON.stringify(name)).join(", ")}`,
+			`one configuration file at most, and got ${named.map(show).join(", ")}`,
 			"Rows are given with --train_file.",
 		);
 	}
 	const path = named[0] ?? findConfig();
 	const layers: Layer[] = path === undefined ? [] : [await loadConfigFile(path)];
 	layers.push({ origin: "flag", values: options });
-	const resolved = resolveConfig(layers);
+	const resolved = resolveConfig([...environmentLayer(layers), ...layers]);
 	if (path !== undefined && named.length === 0) resolved.notices.unshift(`options are read from ${path}`);
 	return { resolved, command };
 }
@@ -95,8 +97,12 @@ export async function run(words: readonly string[], core?: () => Native): Promis
 }
 
 async function train(args: Resolved["args"], reporter: Reporter, core?: () => Native): Promise<number> {
-	if (args.train_file.length === 0) {
-		throw new ArlError("ARL_USAGE", "no rows are given: train_file is missing", "For example --train_file rows.jsonl");
+	if (args.train_file.length === 0 && args.db_connection_string === null) {
+		throw new ArlError(
+			"ARL_USAGE",
+			"no rows are given: train_file and db_connection_string are missing",
+			"For example --train_file rows.jsonl",
+		);
 	}
 	const stop = onStopSignals((text) => reporter.note(text));
 	try {

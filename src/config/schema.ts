@@ -16,6 +16,7 @@ import {
 	numberOrNone,
 	only,
 	requiredString,
+	secretOrNone,
 	stepsOrRatio,
 	string,
 	stringOrNone,
@@ -27,6 +28,7 @@ import {
 export const GROUPS = [
 	"Model",
 	"Rows",
+	"Database",
 	"Text",
 	"Batch and length of the run",
 	"Optimizer",
@@ -124,13 +126,6 @@ const rows = {
 		default: false,
 		description: "Do not train replies whose advantage is 0 or lower.",
 	}),
-	max_trained_count: integer({
-		group: "Rows",
-		default: 1,
-		min: 1,
-		description:
-			"Rows of a database that were trained this often are left out. Rows of files carry no such count: `num_train_epochs` says how often they are trained.",
-	}),
 	cache_dir: stringOrNone({
 		group: "Rows",
 		expects: "a folder",
@@ -142,6 +137,62 @@ const rows = {
 		min: 0,
 		description:
 			"How long rows are encoded and checked before the first step; what is left is encoded while the first steps compute.",
+	}),
+};
+
+const database = {
+	db_connection_string: secretOrNone({
+		group: "Database",
+		expects: "mongodb://USER:PASSWORD@HOST:PORT/DATABASE",
+		description:
+			"MongoDB database that rows are read from, beside or in place of `train_file`. The environment variable `ARL_DB_CONNECTION_STRING` stands in for it where no rows are given; it is never shown.",
+	}),
+	db_source: choice(["auto", "Record", "DBRecordData"], {
+		group: "Database",
+		default: "auto",
+		description: "Collection of the rows; auto: the one of the two that has rows.",
+	}),
+	split: stringOrNone({
+		group: "Database",
+		expects: "train, valid, test, eval, or another name",
+		default: "train",
+		description:
+			"Split of the documents; with train also those that name none. None: every document, whatever its split.",
+	}),
+	db_match: map(
+		{
+			group: "Database",
+			expects: "a MongoDB query as JSON, or FIELD=VALUE ...",
+			description:
+				'A condition that documents must fulfil besides all others, as Extended JSON: `\'{"meta_infos.source": "web"}\'`.',
+		},
+		z.json(),
+	),
+	max_trained_count: integer({
+		group: "Database",
+		default: 1,
+		min: 1,
+		description:
+			"Documents that were trained this often before the run are left out. Rows of files carry no such count; `num_train_epochs` says how often a run trains each row.",
+	}),
+	retrained_interval: integer({
+		group: "Database",
+		default: 1,
+		min: 1,
+		description:
+			"At least so many steps lie between two trainings of a row: documents of which `last_trained_step` is nearer to the last step that the collection knows are left out, and epochs that would bring a row again sooner are refused.",
+	}),
+	mongo_write_back: choice(["ack", "agentrl", "none"], {
+		group: "Database",
+		default: "ack",
+		description:
+			"What is written once a checkpoint stands. ack: `trained_count` and `last_trained_step` of its rows, exactly once for each row and epoch, with a ledger in `arl_acks`. agentrl: only fields that AgentRL knows, and no collection; exact as long as one run at a time trains a row. None: nothing. Nothing is ever deleted.",
+	}),
+	follow: only(false, {
+		group: "Database",
+		kind: "boolean",
+		why: "rows that arrive while a run goes on are for the next run; following them is not built yet",
+		description: "Train rows as they arrive.",
 	}),
 };
 
@@ -449,6 +500,7 @@ const agentrl = {
 export const trainingSchema = z.strictObject({
 	...model,
 	...rows,
+	...database,
 	...text,
 	...batch,
 	...optimizer,

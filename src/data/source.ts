@@ -4,8 +4,21 @@
  */
 import { createHash } from "node:crypto";
 
-/** A finite set of rows. */
-export interface Source {
+/** A row that its source cannot give, and why; it is reported like one that cannot be encoded. */
+export interface UnreadableRow {
+	/** Stable and short: `missing link`, `deleted`, ... */
+	reason: string;
+	message: string;
+}
+
+/** A row as its source gives it. */
+export type RowContent = Uint8Array | UnreadableRow;
+
+/** Rows of whatever kind of source. */
+export type AnySource = Source<RowContent>;
+
+/** A finite set of rows. `C`: what a row may be; a file has the bytes of each. */
+export interface Source<C extends RowContent = Uint8Array> {
 	/** For people: a file name, or `train_dataset`. */
 	readonly name: string;
 	readonly length: number;
@@ -15,15 +28,15 @@ export interface Source {
 	readonly identity: string;
 	/** Where a person finds row `index`: `train.jsonl:17`. */
 	location(index: number): string;
-	/** Bytes of row `index`, without reading it. */
+	/** Bytes of row `index`, without reading it: exact for files, an estimate for a database. */
 	bytes(index: number): number;
-	/** The rows' bytes in the order asked for. */
-	read(indexes: ArrayLike<number>): Promise<Uint8Array[]>;
+	/** The rows in the order asked for. */
+	read(indexes: ArrayLike<number>): Promise<C[]>;
 	close(): Promise<void>;
 }
 
 /** Several sources as one, in the order given. */
-export class ConcatSource implements Source {
+export class ConcatSource<C extends RowContent = Uint8Array> implements Source<C> {
 	readonly name: string;
 	readonly length: number;
 	readonly blankLines: number;
@@ -31,7 +44,7 @@ export class ConcatSource implements Source {
 	/** First row of each part, and the total behind the last. */
 	readonly starts: number[] = [0];
 
-	constructor(readonly parts: Source[]) {
+	constructor(readonly parts: Source<C>[]) {
 		const hash = createHash("sha256");
 		let total = 0;
 		for (const part of parts) {
@@ -45,7 +58,7 @@ export class ConcatSource implements Source {
 		this.identity = hash.digest("hex");
 	}
 
-	private locate(index: number): { part: Source; partIndex: number; row: number } {
+	private locate(index: number): { part: Source<C>; partIndex: number; row: number } {
 		let low = 0;
 		let high = this.parts.length - 1;
 		while (low < high) {
@@ -53,7 +66,7 @@ export class ConcatSource implements Source {
 			if ((this.starts[middle] as number) <= index) low = middle;
 			else high = middle - 1;
 		}
-		return { part: this.parts[low] as Source, partIndex: low, row: index - (this.starts[low] as number) };
+		return { part: this.parts[low] as Source<C>, partIndex: low, row: index - (this.starts[low] as number) };
 	}
 
 	location(index: number): string {
@@ -66,7 +79,7 @@ export class ConcatSource implements Source {
 		return part.bytes(row);
 	}
 
-	async read(indexes: ArrayLike<number>): Promise<Uint8Array[]> {
+	async read(indexes: ArrayLike<number>): Promise<C[]> {
 		const byPart = new Map<number, { rows: number[]; places: number[] }>();
 		for (let place = 0; place < indexes.length; place++) {
 			const { partIndex, row } = this.locate(indexes[place] as number);
@@ -75,11 +88,11 @@ export class ConcatSource implements Source {
 			group.places.push(place);
 			byPart.set(partIndex, group);
 		}
-		const rows = new Array<Uint8Array>(indexes.length);
+		const rows = new Array<C>(indexes.length);
 		await Promise.all(
 			[...byPart].map(async ([partIndex, group]) => {
-				const read = await (this.parts[partIndex] as Source).read(group.rows);
-				for (const [at, place] of group.places.entries()) rows[place] = read[at] as Uint8Array;
+				const read = await (this.parts[partIndex] as Source<C>).read(group.rows);
+				for (const [at, place] of group.places.entries()) rows[place] = read[at] as C;
 			}),
 		);
 		return rows;

@@ -5,9 +5,9 @@
 import { isUtf8 } from "node:buffer";
 import type { NativeTokenCache } from "../native.js";
 import { type BadRow, badRowsError } from "./problems.js";
-import type { Source } from "./source.js";
+import type { AnySource, RowContent, UnreadableRow } from "./source.js";
 
-/** A single row above this size is refused before it is read. */
+/** A single row above this size is refused, where its size is known before it is read. */
 export const MAX_ROW_BYTES = 64 * 1024 * 1024;
 const BATCH_ROWS = 256;
 const BATCH_BYTES = 8 * 1024 * 1024;
@@ -22,7 +22,7 @@ export interface FillCounts {
 }
 
 export interface FillerOptions {
-	source: Source;
+	source: AnySource;
 	cache: NativeTokenCache;
 	/** Every row that training will ask for, each once, soonest first. */
 	order: Uint32Array;
@@ -183,8 +183,7 @@ export class TokenFiller {
 			if (wanted.length > 0 && bytes + size > BATCH_BYTES) break;
 			this.next += 1;
 			if (size > MAX_ROW_BYTES) {
-				const message = `${Math.round(size / 1024 / 1024)} MiB in one row; at most ${MAX_ROW_BYTES / 1024 / 1024} MiB are read`;
-				bad.push({ row, location: source.location(row), reason: "row too large", message });
+				bad.push({ row, location: source.location(row), ...tooLarge(size) });
 				continue;
 			}
 			bytes += size;
@@ -195,8 +194,11 @@ export class TokenFiller {
 		const rows: Uint8Array[] = [];
 		const indexes: number[] = [];
 		for (const [i, row] of wanted.entries()) {
-			const content = read[i] as Uint8Array;
-			if (isUtf8(content)) {
+			const content = read[i] as RowContent;
+			if (!(content instanceof Uint8Array)) bad.push({ row, location: source.location(row), ...content });
+			else if (content.length > MAX_ROW_BYTES) {
+				bad.push({ row, location: source.location(row), ...tooLarge(content.length) });
+			} else if (isUtf8(content)) {
 				rows.push(content);
 				indexes.push(row);
 			} else {
@@ -205,6 +207,11 @@ export class TokenFiller {
 		}
 		return { rows, indexes: Uint32Array.from(indexes), bad };
 	}
+}
+
+function tooLarge(bytes: number): UnreadableRow {
+	const message = `${Math.round(bytes / 1024 / 1024)} MiB in one row; at most ${MAX_ROW_BYTES / 1024 / 1024} MiB are read`;
+	return { reason: "row too large", message };
 }
 
 /** Where the text stops being UTF-8. */

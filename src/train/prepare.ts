@@ -8,7 +8,7 @@ import type { AgentTrainingConfig } from "../config/schema.js";
 import { epochBatches, StepPlan } from "../data/batches.js";
 import type { Dataset } from "../data/custom.js";
 import type { RowOrder } from "../data/order.js";
-import type { Source } from "../data/source.js";
+import type { AnySource } from "../data/source.js";
 import { TokenFiller } from "../data/tokens.js";
 import { ArlError } from "../errors.js";
 import type { MemoryPlan, Native, NativeEngine, NativeTokenCache } from "../native.js";
@@ -27,7 +27,16 @@ import {
 	formatBytes,
 	stopTokenWarning,
 } from "./preflight.js";
-import { detectShape, fillFirst, fillOrder, needsAllRows, openCache, openRows, orderOf } from "./rows.js";
+import {
+	detectShape,
+	fillFirst,
+	fillOrder,
+	needsAllRows,
+	openCache,
+	openRows,
+	orderOf,
+	type RowKeeper,
+} from "./rows.js";
 import { createSchedule, type Schedule, warmupSteps } from "./schedules.js";
 import { checkSameRun, differences, type Fingerprint, fixedOf, freeOf } from "./state.js";
 
@@ -58,7 +67,9 @@ export interface PreparedRun {
 	args: AgentTrainingConfig;
 	native: Native;
 	model: ModelFolder;
-	source: Source;
+	source: AnySource;
+	/** Null: nobody needs to be told of checkpoints. */
+	keeper: RowKeeper | null;
 	shape: string;
 	cache: NativeTokenCache;
 	filler: TokenFiller;
@@ -144,7 +155,7 @@ async function* prepare(input: PrepareInput): AsyncGenerator<TrainEvent, Prepare
 	const text = encoder.info();
 	yield { type: "check", name: "tokenizer", message: checkTokenizer(model, text) };
 
-	const { source, entryRows } = await openRows(native, args, dataset);
+	const { source, entryRows, keeper } = await openRows({ native, args, dataset, resumed, signal });
 	resources.add(() => source.close());
 	const { shape, firstRows } = await detectShape(source, encoder);
 	const blank = source.blankLines > 0 ? `, ${source.blankLines} blank lines passed over` : "";
@@ -178,6 +189,7 @@ async function* prepare(input: PrepareInput): AsyncGenerator<TrainEvent, Prepare
 		dataIdentity: source.identity,
 		rows: source.length,
 		entryRows,
+		databaseList: keeper?.id ?? null,
 		textFingerprint: text.fingerprint,
 		warmupSteps: warmupSteps(args.warmup_steps, plan.totalSteps),
 		totalSteps: plan.totalSteps,
@@ -205,6 +217,7 @@ async function* prepare(input: PrepareInput): AsyncGenerator<TrainEvent, Prepare
 		native,
 		model,
 		source,
+		keeper,
 		shape,
 		cache,
 		filler,
@@ -232,7 +245,7 @@ function scheduleOptions(args: AgentTrainingConfig, totalSteps: number) {
 }
 
 /** With packing, every sample has to fit into a micro-batch. */
-function checkFits(args: AgentTrainingConfig, source: Source, lengths: Uint32Array): void {
+function checkFits(args: AgentTrainingConfig, source: AnySource, lengths: Uint32Array): void {
 	const bound = args.max_tokens_per_micro_batch;
 	if (bound === null) return;
 	const row = lengths.findIndex((length) => length > bound);
@@ -317,7 +330,7 @@ export function expectedBatch(
 }
 
 /** What a user may read of where the rows come from. */
-export function sourceName(args: AgentTrainingConfig, source: Source): string {
+export function sourceName(args: AgentTrainingConfig, source: AnySource): string {
 	return args.train_file.length === 1 ? basename(args.train_file[0] ?? source.name) : source.name;
 }
 

@@ -3,21 +3,25 @@
  */
 import { createHash } from "node:crypto";
 import { mkdir } from "node:fs/promises";
+import { dirname } from "node:path";
 import type { AgentTrainingConfig } from "../config/schema.js";
+import type { StepPlan } from "../data/batches.js";
 import { type Dataset, openDataset } from "../data/custom.js";
-import { openFiles } from "../data/open.js";
+import { type OpenedFiles, openFiles } from "../data/open.js";
 import { createOrder, type RowOrder } from "../data/order.js";
-import { countReasons } from "../data/problems.js";
-import type { Source } from "../data/source.js";
+import { type BadRow, badRowsError, countReasons } from "../data/problems.js";
+import { type AnySource, ConcatSource, type RowContent } from "../data/source.js";
 import type { TokenFiller } from "../data/tokens.js";
 import { ArlError, toArlError } from "../errors.js";
 import type { Native, NativeTextEncoder, NativeTokenCache, TextInfo } from "../native.js";
+import type { Resumable } from "./checkpoint.js";
 import type { FillEvent, TrainEvent } from "./events.js";
 import { cacheDir, checkRowsGiven } from "./options.js";
+import { DATABASE_LIST } from "./state.js";
 
 /** Rows and what makes tokens of them. */
 export interface OpenRows {
-	source: Source;
+	source: AnySource;
 	entryRows: number[];
 	encoder: NativeTextEncoder;
 	text: TextInfo;
@@ -28,35 +32,112 @@ export interface OpenRows {
 
 const FIRST_ROWS = 32;
 
-/** Opens files or a data set from code. The caller closes the source. */
-export async function openRows(native: Native, args: AgentTrainingConfig, dataset: Dataset | null) {
+/** A place that rows come from and that is told how the run goes. */
+export interface RowKeeper {
+	/** What a checkpoint must keep, for the run that goes on from it to have the same rows. */
+	readonly id: string;
+	/** The first step comes next. */
+	begin(): Promise<void>;
+	/** A checkpoint after `step` steps stands. Telling it again changes nothing. */
+	committed(plan: StepPlan, step: number): Promise<void>;
+	/** What there is to tell the user since this was called last. */
+	notices(): string[];
+}
+
+export interface RowsInput {
+	native: Native;
+	args: AgentTrainingConfig;
+	dataset: Dataset | null;
+	/** The run that is gone on with: its rows must come again. */
+	resumed: Resumable | null;
+	signal: AbortSignal | null;
+}
+
+/** What rows were opened. */
+export interface RowsOpened {
+	source: AnySource;
+	/** Row count of each entry of `train_file`, and of the database behind them. */
+	entryRows: number[];
+	/** Null: the rows come from where nobody needs to be told. */
+	keeper: RowKeeper | null;
+}
+
+/** Opens files, a database or a data set from code. The caller closes the source. */
+export async function openRows(input: RowsInput): Promise<RowsOpened> {
+	const { native, args, dataset } = input;
 	checkRowsGiven(args, dataset !== null);
-	if (dataset === null) return openFiles(native, args.train_file);
-	const source = await openDataset(dataset);
-	return { source, entryRows: [source.length], files: [] };
+	if (dataset !== null) {
+		const source = await openDataset(dataset);
+		return { source, entryRows: [source.length], keeper: null };
+	}
+	const uri = args.db_connection_string;
+	if (uri === null) return { ...(await openFiles(native, args.train_file)), keeper: null };
+	const files = args.train_file.length > 0 ? await openFiles(native, args.train_file) : null;
+	try {
+		return await withDatabase(input, uri, files);
+	} catch (error) {
+		await files?.source.close();
+		throw error;
+	}
+}
+
+/** Rows of files, if there are any, and behind them those of a database. */
+async function withDatabase(input: RowsInput, uri: string, files: OpenedFiles | null): Promise<RowsOpened> {
+	const { args, resumed, signal } = input;
+	// The driver is loaded only by a run that needs it.
+	const { DatabaseRun } = await import("../mongo/database.js");
+	const id = resumed?.state.fixed[DATABASE_LIST];
+	const folders = resumed ? [...new Set([dirname(resumed.path), args.output_dir])] : [];
+	const database = await DatabaseRun.open({
+		args,
+		uri,
+		resumed: id === undefined ? null : { id, folders },
+		convert: null,
+		signal,
+	});
+	const { rows } = database;
+	const firstRow = files?.source.length ?? 0;
+	return {
+		source: files === null ? rows : new ConcatSource<RowContent>([files.source, rows]),
+		entryRows: [...(files?.entryRows ?? []), rows.length],
+		keeper: {
+			id: database.id,
+			begin: () => database.begin(),
+			committed: (plan, step) => database.committed(plan, step, firstRow),
+			notices: () => database.notices(),
+		},
+	};
 }
 
 /** Finds the shape of the rows. Throws with the place of the row where it is none that is known. */
 export async function detectShape(
-	source: Source,
+	source: AnySource,
 	encoder: NativeTextEncoder,
 ): Promise<{ shape: string; firstRows: Uint8Array[] }> {
 	const count = Math.min(FIRST_ROWS, source.length);
 	const indexes = Array.from({ length: count }, (_, i) => i).filter((i) => source.bytes(i) <= 8 * 1024 * 1024);
-	const firstRows = await source.read(indexes);
+	const contents = await source.read(indexes);
+	const firstRows = contents.filter((content) => content instanceof Uint8Array);
+	const bad = contents.flatMap((content, i): BadRow[] => {
+		const row = indexes[i] as number;
+		return content instanceof Uint8Array ? [] : [{ row, location: source.location(row), ...content }];
+	});
+	// One usable row tells the shape; the others are reported with all rows.
+	if (firstRows.length === 0 && bad.length > 0) throw badRowsError(bad, contents.length);
+	const places = indexes.filter((_, i) => contents[i] instanceof Uint8Array);
 	try {
 		return { shape: encoder.detect(firstRows), firstRows };
 	} catch (error) {
 		const { code, message, hint } = toArlError(error);
 		if (code !== "ARL_DATA") throw error;
 		// The core knows rows by their number among those it was given.
-		const placed = message.replace(/\brow (\d+)\b/g, (_, row) => source.location(indexes[Number(row)] ?? 0));
-		throw new ArlError(code, placed === message ? `${source.location(indexes[0] ?? 0)}: ${message}` : placed, hint);
+		const placed = message.replace(/\brow (\d+)\b/g, (_, row) => source.location(places[Number(row)] ?? 0));
+		throw new ArlError(code, placed === message ? `${source.location(places[0] ?? 0)}: ${message}` : placed, hint);
 	}
 }
 
 /** Names a cache: the same rows and the same text options have the same tokens. */
-export function cacheKey(source: Source, text: TextInfo): string {
+export function cacheKey(source: AnySource, text: TextInfo): string {
 	return createHash("sha256")
 		.update(`${source.identity}\n${source.length}\n${text.fingerprint}`)
 		.digest("hex")
@@ -71,7 +152,7 @@ export function needsAllRows(args: AgentTrainingConfig): boolean {
 /** The order of training, once it is known which rows there are. */
 export function orderOf(
 	args: AgentTrainingConfig,
-	source: Source,
+	source: AnySource,
 	entryRows: number[],
 	lengths: Uint32Array | null,
 ): RowOrder {
@@ -103,7 +184,7 @@ export function fillOrder(order: RowOrder, rows: number, epoch: number, from: nu
 export async function openCache(
 	native: Native,
 	args: AgentTrainingConfig,
-	source: Source,
+	source: AnySource,
 	encoder: NativeTextEncoder,
 	text: TextInfo,
 ): Promise<NativeTokenCache> {

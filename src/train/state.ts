@@ -60,12 +60,17 @@ export interface TrainerState {
 	free: Fingerprint;
 }
 
+/** The name of a database's list of documents among what must be the same. */
+export const DATABASE_LIST = "list of the database's documents";
+
 /** What a run is made of, beyond its options. */
 export interface RunIdentity {
 	model: ModelFolder;
 	dataIdentity: string;
 	rows: number;
 	entryRows: number[];
+	/** Id of the list of a database's documents; null: no rows come from one. */
+	databaseList: string | null;
 	textFingerprint: string;
 	warmupSteps: number;
 	totalSteps: number;
@@ -81,6 +86,7 @@ export function fixedOf(args: AgentTrainingConfig, run: RunIdentity): Fingerprin
 	const fixed: Record<string, unknown> = {
 		"rows (content of the data set)": run.dataIdentity.slice(0, 16),
 		"number of rows": run.rows,
+		...(run.databaseList !== null && { [DATABASE_LIST]: run.databaseList }),
 		...(mixture && { "rows of each entry of train_file": run.entryRows, train_weights: args.train_weights }),
 		"config.json of the model": run.model.identity.config.slice(0, 16),
 		"weights of the model": args.init_from_config ? "random" : run.model.identity.weights.slice(0, 16),

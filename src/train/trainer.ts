@@ -83,7 +83,7 @@ export class QwenTrainer {
 				"Name the model's folder in args.model_name_or_path.",
 			);
 		}
-		const { args, notices } = resolveArgs(options.args);
+		const { args, notices } = resolveArgs(options.args, options.train_dataset !== undefined);
 		this.args = args;
 		this.notices = notices;
 		this.dataset = options.train_dataset ?? null;

@@ -1,0 +1,123 @@
+/**
+ * Rows of a database for one run: from the options to a source, its list of documents kept in the run's folder, and what is
+ * written back when a checkpoint stands.
+ */
+import type { AgentTrainingConfig } from "../config/schema.js";
+import type { StepPlan } from "../data/batches.js";
+import { ArlError } from "../errors.js";
+import { MongoConnection } from "./connection.js";
+import type { ConvertRecordToData } from "./convert.js";
+import { select } from "./selection.js";
+import { keepSnapshot, readSnapshot, type Snapshot, scan } from "./snapshot.js";
+import { DatabaseRows } from "./source.js";
+import { WriteBack } from "./write-back.js";
+
+/** How a run that goes on finds its list of documents again. */
+export interface ResumedList {
+	/** The list's id, from the checkpoint. */
+	id: string;
+	/** Folders that it may lie in. */
+	folders: string[];
+}
+
+export interface DatabaseOptions {
+	args: AgentTrainingConfig;
+	uri: string;
+	/** Null: a new list is made. */
+	resumed: ResumedList | null;
+	convert: ConvertRecordToData | null;
+	signal: AbortSignal | null;
+}
+
+const COUNT_TOGETHER = 256;
+
+/** Rows of a database, and what a run does with them besides reading. */
+export class DatabaseRun {
+	private constructor(
+		readonly rows: DatabaseRows,
+		private readonly writeBack: WriteBack | null,
+		private readonly outputDir: string,
+	) {}
+
+	static async open({ args, uri, resumed, convert, signal }: DatabaseOptions): Promise<DatabaseRun> {
+		const connection = await MongoConnection.open(uri, { signal });
+		try {
+			const snapshot =
+				resumed === null ? await newSnapshot(connection, args, convert) : await oldSnapshot(connection, args, resumed);
+			const rows = new DatabaseRows(connection, snapshot, convert);
+			const { mongo_write_back: mode } = args;
+			return new DatabaseRun(rows, mode === "none" ? null : new WriteBack(rows, mode), args.output_dir);
+		} catch (error) {
+			await connection.close().catch(() => {});
+			throw error;
+		}
+	}
+
+	/** The list's id: what a checkpoint must keep. */
+	get id(): string {
+		return this.rows.snapshot.id;
+	}
+
+	/** What there is to tell since this was called last. */
+	notices(): string[] {
+		return this.rows.connection.notices.splice(0);
+	}
+
+	/** The first step is about to come: the list is kept, so that from the first checkpoint on the run can go on. */
+	async begin(): Promise<void> {
+		await keepSnapshot(this.outputDir, this.rows.snapshot);
+	}
+
+	/**
+	 * A checkpoint after `step` steps stands: the rows of these steps count as trained. `firstRow`: of this source within
+	 * the rows of the run. Doing it again changes nothing.
+	 */
+	async committed(plan: StepPlan, step: number, firstRow: number): Promise<void> {
+		await this.writeBack?.committed(plan, step, firstRow);
+	}
+}
+
+async function newSnapshot(
+	connection: MongoConnection,
+	args: AgentTrainingConfig,
+	convert: ConvertRecordToData | null,
+): Promise<Snapshot> {
+	const selection = await select(connection, args);
+	const several: number[] = [];
+	const snapshot = await scan(connection, selection, (index) => several.push(index));
+	if (snapshot.documents.length === 0) {
+		throw new ArlError("ARL_DATA", `${connection.address}: the documents went while they were being listed`);
+	}
+	// How many rows a user's function makes of a record cannot be known before; nor for one with several samples.
+	const counted = convert === null ? several : Array.from({ length: snapshot.documents.length }, (_, index) => index);
+	if (snapshot.collection !== "Record") return snapshot;
+	const reader = new DatabaseRows(connection, snapshot, convert);
+	for (let at = 0; at < counted.length; at += COUNT_TOGETHER) {
+		const part = counted.slice(at, at + COUNT_TOGETHER);
+		for (const [i, rows] of (await reader.countRows(part)).entries()) {
+			snapshot.documents.setRows(part[i] as number, rows);
+		}
+	}
+	return snapshot;
+}
+
+async function oldSnapshot(
+	connection: MongoConnection,
+	args: AgentTrainingConfig,
+	{ id, folders }: ResumedList,
+): Promise<Snapshot> {
+	const snapshot = await readSnapshot(folders, id);
+	const changed: string[] = [];
+	if (snapshot.database !== connection.db.databaseName) {
+		changed.push(`database: ${snapshot.database} -> ${connection.db.databaseName}`);
+	}
+	if (args.db_source !== "auto" && args.db_source !== snapshot.collection) {
+		changed.push(`db_source: ${snapshot.collection} -> ${args.db_source}`);
+	}
+	if (changed.length === 0) return snapshot;
+	throw new ArlError(
+		"ARL_STATE",
+		["this run's rows came from somewhere else:", ...changed].join("\n"),
+		"Go on with the same database, or start anew with another output_dir and the checkpoint as model_name_or_path.",
+	);
+}
