@@ -282,10 +282,10 @@ describe("names from elsewhere", () => {
 	it("never shows a secret", () => {
 		const secret = "mongodb://user:hunter2@host:27017";
 		for (const error of [
-			refused(["--db_connection_string", secret]),
+			refused(["--db_connection_string", secret, "--seed", "x"]),
 			refused(["--db_conection_string", secret]),
 			refused(["--hub_token", "hunter2"]),
-			refused([], { db_connection_string: secret, my_api_key: "hunter2" }),
+			refused([], { db_connection_string: { secret }, my_api_key: "hunter2" }),
 			refused(["--device", secret]),
 			refused(["--truncation", secret]),
 		]) {
@@ -418,14 +418,14 @@ describe("what is shown", () => {
 
 describe("every option", () => {
 	it("that has more than one value is read by the trainer, the rows or a command", () => {
-		const folders = ["train", "data", "cli"].map((name) => new URL(`../src/${name}/`, import.meta.url));
+		const folders = ["train", "data", "cli", "mongo"].map((name) => new URL(`../src/${name}/`, import.meta.url));
 		const sources = folders.flatMap((url) => readdirSync(url).map((name) => readFileSync(new URL(name, url), "utf8")));
 		const code = sources.join("\n");
-		// Both names of optim are one optimizer; max_trained_count concerns databases, as its description says.
-		const without = new Set(["optim", "max_trained_count"]);
+		// Both names of optim are one optimizer.
+		const without = new Set(["optim"]);
 		for (const name of OPTION_NAMES) {
 			if (optionMeta(name).fixed || without.has(name)) continue;
-			expect(code.includes(`args.${name}`), name).toBe(true);
+			expect(code.includes(`args.${name}`) || code.includes(`options.${name}`), name).toBe(true);
 		}
 	});
 });

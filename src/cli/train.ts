@@ -100,7 +100,7 @@ async function train(args: Resolved["args"], reporter: Reporter, core?: () => Na
 	if (args.train_file.length === 0 && args.db_connection_string === null) {
 		throw new ArlError(
 			"ARL_USAGE",
-			"no rows are given: train_file and db_connection_string are missing",
+			"no rows are given: train_file is missing, and so is db_connection_string",
 			"For example --train_file rows.jsonl",
 		);
 	}

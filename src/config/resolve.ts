@@ -180,11 +180,20 @@ function checkTogether(
 			);
 		}
 	}
-	if (args.train_weights.length > 0 && args.train_weights.length !== args.train_file.length) {
+	const fromDatabase = args.db_connection_string !== null;
+	if (args.train_weights.length > 0 && args.train_weights.length !== args.train_file.length + Number(fromDatabase)) {
+		const behind = fromDatabase ? ", and db_connection_string one entry behind it" : "";
 		problems.add(
-			`train_weights has ${args.train_weights.length} values (${where(given.get("train_weights")?.origin ?? "default")}) and train_file ${args.train_file.length} (${where(given.get("train_file")?.origin ?? "default")})`,
-			"Give one weight for each entry of train_file, in the same order.",
+			`train_weights has ${args.train_weights.length} values (${where(given.get("train_weights")?.origin ?? "default")}) and train_file ${args.train_file.length} (${where(given.get("train_file")?.origin ?? "default")})${behind}`,
+			"Give one weight for each entry of train_file, in the same order, and a last one for the database.",
 		);
+	}
+	for (const name of ["db_source", "db_match", "mongo_write_back", "retrained_interval"] as const) {
+		if (!given.has(name) || fromDatabase) continue;
+		const mode = `${said(name)} concerns rows of a database, and db_connection_string is not given`;
+		// Read by a run on a database alone, these say that one was meant; the interval may stand in any configuration.
+		if (name === "retrained_interval") notices.push(mode);
+		else problems.add(mode, "Give --db_connection_string, or set ARL_DB_CONNECTION_STRING.");
 	}
 	if (args.overwrite_output_dir && args.resume_from_checkpoint !== null) {
 		problems.add(

@@ -26,6 +26,8 @@ function isPassing(error: unknown): boolean {
 export interface ConnectionOptions {
 	/** How long an interruption may last; absent: `RETRY_SECONDS`. */
 	retrySeconds?: number;
+	/** What to do when waiting was in vain. */
+	hint?: string;
 	/** Ends waiting. */
 	signal?: AbortSignal | null;
 }
@@ -83,7 +85,8 @@ export class MongoConnection {
 			} catch (error) {
 				const failure = this.connection.fail(error, doing);
 				if (!isPassing(error) || this.options.signal?.aborted) throw failure;
-				if (performance.now() - began > limit * 1000) throw waitedInVain(failure, limit);
+				if (performance.now() - began > limit * 1000)
+					throw waitedInVain(failure, limit, this.options.hint ?? failure.hint);
 				if (this.brokenSince === null) {
 					this.brokenSince = performance.now();
 					this.notices.push(`${failure.message}; waiting for it, up to ${limit} s`);
@@ -99,11 +102,8 @@ export class MongoConnection {
 	}
 }
 
-function waitedInVain(failure: ArlError, seconds: number): ArlError {
-	return new ArlError(
-		failure.code,
-		`${failure.message}; it was waited for for ${seconds} s`,
-		"What was trained stands in the last checkpoint. Once the server is back, go on with --resume_from_checkpoint latest.",
-		{ cause: failure.cause },
-	);
+function waitedInVain(failure: ArlError, seconds: number, hint: string): ArlError {
+	return new ArlError(failure.code, `${failure.message}; it was waited for for ${seconds} s`, hint, {
+		cause: failure.cause,
+	});
 }

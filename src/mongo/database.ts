@@ -7,7 +7,7 @@ import type { StepPlan } from "../data/batches.js";
 import { ArlError } from "../errors.js";
 import { MongoConnection } from "./connection.js";
 import type { ConvertRecordToData } from "./convert.js";
-import { select } from "./selection.js";
+import { type SelectionOptions, select } from "./selection.js";
 import { keepSnapshot, readSnapshot, type Snapshot, scan } from "./snapshot.js";
 import { DatabaseRows } from "./source.js";
 import { WriteBack } from "./write-back.js";
@@ -30,6 +30,22 @@ export interface DatabaseOptions {
 }
 
 const COUNT_TOGETHER = 256;
+const GO_ON =
+	"What was trained stands in the last checkpoint. Once the server is back, go on with --resume_from_checkpoint latest.";
+
+/**
+ * The rows of a selection as they are now. `convert`: a user's own way from a record to rows. The caller closes the
+ * connection.
+ *
+ * @throws ArlError `ARL_DATA` where there are none.
+ */
+export async function openDatabaseRows(
+	connection: MongoConnection,
+	options: SelectionOptions,
+	convert: ConvertRecordToData | null = null,
+): Promise<DatabaseRows> {
+	return new DatabaseRows(connection, await newSnapshot(connection, options, convert), convert);
+}
 
 /** Rows of a database, and what a run does with them besides reading. */
 export class DatabaseRun {
@@ -37,16 +53,19 @@ export class DatabaseRun {
 		readonly rows: DatabaseRows,
 		private readonly writeBack: WriteBack | null,
 		private readonly outputDir: string,
+		private readonly interval: number,
 	) {}
 
 	static async open({ args, uri, resumed, convert, signal }: DatabaseOptions): Promise<DatabaseRun> {
-		const connection = await MongoConnection.open(uri, { signal });
+		const connection = await MongoConnection.open(uri, { signal, hint: GO_ON });
 		try {
-			const snapshot =
-				resumed === null ? await newSnapshot(connection, args, convert) : await oldSnapshot(connection, args, resumed);
-			const rows = new DatabaseRows(connection, snapshot, convert);
-			const { mongo_write_back: mode } = args;
-			return new DatabaseRun(rows, mode === "none" ? null : new WriteBack(rows, mode), args.output_dir);
+			const rows =
+				resumed === null
+					? await openDatabaseRows(connection, args, convert)
+					: new DatabaseRows(connection, await oldSnapshot(connection, args, resumed), convert);
+			const mode = args.mongo_write_back;
+			const writeBack = mode === "none" ? null : new WriteBack(rows, mode);
+			return new DatabaseRun(rows, writeBack, args.output_dir, args.retrained_interval);
 		} catch (error) {
 			await connection.close().catch(() => {});
 			throw error;
@@ -69,6 +88,30 @@ export class DatabaseRun {
 	}
 
 	/**
+	 * Throws `ARL_CONFIG` where the steps would train a row again sooner than `retrained_interval` allows. What was trained
+	 * before the run was looked at when the list was made.
+	 */
+	check(plan: StepPlan, firstRow: number): void {
+		if (this.interval === 1) return;
+		const last = new Int32Array(this.rows.length).fill(-this.interval);
+		for (let step = 0; step < plan.totalSteps; step++) {
+			for (const row of plan.rows(step).flatMap((batch) => [...batch])) {
+				const own = row - firstRow;
+				if (own < 0 || own >= last.length) continue;
+				const apart = step - (last[own] as number);
+				if (apart < this.interval) {
+					throw new ArlError(
+						"ARL_CONFIG",
+						`retrained_interval ${this.interval}: ${this.rows.location(own)} would be trained in step ${step + 1 - apart} and again in step ${step + 1}`,
+						"Lower retrained_interval, train one epoch only, or keep the order of the rows with --train_sampling_strategy sequential.",
+					);
+				}
+				last[own] = step;
+			}
+		}
+	}
+
+	/**
 	 * A checkpoint after `step` steps stands: the rows of these steps count as trained. `firstRow`: of this source within
 	 * the rows of the run. Doing it again changes nothing.
 	 */
@@ -79,10 +122,10 @@ export class DatabaseRun {
 
 async function newSnapshot(
 	connection: MongoConnection,
-	args: AgentTrainingConfig,
+	options: SelectionOptions,
 	convert: ConvertRecordToData | null,
 ): Promise<Snapshot> {
-	const selection = await select(connection, args);
+	const selection = await select(connection, options);
 	const several: number[] = [];
 	const snapshot = await scan(connection, selection, (index) => several.push(index));
 	if (snapshot.documents.length === 0) {
@@ -92,12 +135,15 @@ async function newSnapshot(
 	const counted = convert === null ? several : Array.from({ length: snapshot.documents.length }, (_, index) => index);
 	if (snapshot.collection !== "Record") return snapshot;
 	const reader = new DatabaseRows(connection, snapshot, convert);
+	let without = 0;
 	for (let at = 0; at < counted.length; at += COUNT_TOGETHER) {
 		const part = counted.slice(at, at + COUNT_TOGETHER);
 		for (const [i, rows] of (await reader.countRows(part)).entries()) {
 			snapshot.documents.setRows(part[i] as number, rows);
+			if (rows === 0) without += 1;
 		}
 	}
+	if (without > 0) connection.notices.push(`convert_record_to_data_func gives no row for ${without} records`);
 	return snapshot;
 }
 

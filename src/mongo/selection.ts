@@ -10,10 +10,10 @@ import type { MongoConnection } from "./connection.js";
 export const ROW_COLLECTIONS = ["Record", "DBRecordData"] as const;
 export type RowCollection = (typeof ROW_COLLECTIONS)[number];
 
-export type SelectionOptions = Pick<
-	AgentTrainingConfig,
-	"db_source" | "db_match" | "split" | "max_trained_count" | "retrained_interval"
->;
+export type SelectionOptions = Pick<AgentTrainingConfig, "db_source" | "db_match" | "split" | "retrained_interval"> & {
+	/** Null: whatever was trained before. */
+	max_trained_count: number | null;
+};
 
 /** The documents that a run trains on. */
 export interface Selection {
@@ -43,7 +43,9 @@ function matchOf(match: SelectionOptions["db_match"]): Condition[] {
 }
 
 function conditionsOf(collection: RowCollection, options: SelectionOptions, lastStep: number): Condition[] {
-	const { split, max_trained_count: most, retrained_interval: interval } = options;
+	const split = options.split;
+	const most = options.max_trained_count;
+	const interval = options.retrained_interval;
 	const conditions: Condition[] =
 		collection === "Record"
 			? [
@@ -52,7 +54,9 @@ function conditionsOf(collection: RowCollection, options: SelectionOptions, last
 				]
 			: [{ name: "fetched false", filter: { fetched: { $ne: true } } }];
 	// `$not` also takes documents that have no such field: what was never counted was never trained.
-	conditions.push({ name: `trained_count < ${most}`, filter: { trained_count: { $not: { $gte: most } } } });
+	if (most !== null) {
+		conditions.push({ name: `trained_count < ${most}`, filter: { trained_count: { $not: { $gte: most } } } });
+	}
 	if (interval > 1) {
 		const trained = {
 			$or: [{ last_trained_step: { $in: [null, -1] } }, { last_trained_step: { $lte: lastStep + 1 - interval } }],

@@ -94,7 +94,7 @@ export function checkRowsGiven(args: AgentTrainingConfig, hasDataset: boolean): 
 	if (!hasDataset && args.train_file.length === 0 && args.db_connection_string === null) {
 		throw new ArlError(
 			"ARL_CONFIG",
-			"no rows are given: train_file and db_connection_string are missing",
+			"no rows are given: train_file is missing, and so is db_connection_string",
 			"For example --train_file rows.jsonl",
 		);
 	}

@@ -182,6 +182,7 @@ async function* prepare(input: PrepareInput): AsyncGenerator<TrainEvent, Prepare
 	}
 	checkFits(args, source, lengths);
 	const plan = createPlan(args, order, cache);
+	keeper?.check(plan);
 	const schedule = createSchedule(scheduleOptions(args, plan.totalSteps));
 
 	const identity = {

@@ -36,6 +36,8 @@ const FIRST_ROWS = 32;
 export interface RowKeeper {
 	/** What a checkpoint must keep, for the run that goes on from it to have the same rows. */
 	readonly id: string;
+	/** Throws where it may not be trained by this plan. */
+	check(plan: StepPlan): void;
 	/** The first step comes next. */
 	begin(): Promise<void>;
 	/** A checkpoint after `step` steps stands. Telling it again changes nothing. */
@@ -102,6 +104,7 @@ async function withDatabase(input: RowsInput, uri: string, files: OpenedFiles | 
 		entryRows: [...(files?.entryRows ?? []), rows.length],
 		keeper: {
 			id: database.id,
+			check: (plan) => database.check(plan, firstRow),
 			begin: () => database.begin(),
 			committed: (plan, step) => database.committed(plan, step, firstRow),
 			notices: () => database.notices(),
