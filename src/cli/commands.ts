@@ -20,6 +20,10 @@ const COMMANDS: Readonly<Record<string, CommandEntry>> = {
 		summary: "answer the trained replies of rows with a model, and count the exact ones",
 		load: () => import("./generate.js"),
 	},
+	mongo: {
+		summary: "rows into AgentRL's MongoDB collections and back, and what they hold",
+		load: () => import("./mongo.js"),
+	},
 	doctor: { summary: "show what this machine can do and what is missing", load: () => import("./doctor.js") },
 	schema: { summary: "print the JSON Schema of a configuration file", load: () => import("./schema.js") },
 };

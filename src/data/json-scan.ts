@@ -1,0 +1,120 @@
+/**
+ * Where JSON values begin and end in a text, without parsing them. Brackets and strings are told apart, no more: whatever
+ * else is wrong with a text is found where the row is parsed.
+ */
+
+const QUOTE = 0x22;
+const BACKSLASH = 0x5c;
+
+function isSpace(byte: number | undefined): boolean {
+	return byte === 0x20 || byte === 0x09 || byte === 0x0a || byte === 0x0d;
+}
+
+/** The place behind white space. */
+function skipSpace(bytes: Uint8Array, from: number): number {
+	let at = from;
+	while (at < bytes.length && isSpace(bytes[at])) at += 1;
+	return at;
+}
+
+/** The place behind a string that begins at `from`; -1: it has no end. */
+function stringEnd(bytes: Uint8Array, from: number): number {
+	for (let at = from + 1; at < bytes.length; at++) {
+		const byte = bytes[at] as number;
+		if (byte === BACKSLASH) at += 1;
+		else if (byte === QUOTE) return at + 1;
+		else if (byte < 0x20) return -1;
+	}
+	return -1;
+}
+
+/** The place behind the array, object or string that begins at `from`; -1: it has no end, or is none of these. */
+function nestedEnd(bytes: Uint8Array, from: number): number {
+	let depth = 0;
+	for (let at = from; at < bytes.length; at++) {
+		const byte = bytes[at] as number;
+		if (byte === QUOTE) {
+			at = stringEnd(bytes, at) - 1;
+			if (at < 0) return -1;
+		} else if (byte === 0x5b || byte === 0x7b) {
+			depth += 1;
+		} else if (byte === 0x5d || byte === 0x7d) {
+			depth -= 1;
+		}
+		if (depth <= 0) return depth === 0 ? at + 1 : -1;
+	}
+	return -1;
+}
+
+/** The place behind the value that begins at `from`; -1: there is none. */
+function valueEnd(bytes: Uint8Array, from: number): number {
+	const first = bytes[from];
+	if (first === QUOTE || first === 0x5b || first === 0x7b) return nestedEnd(bytes, from);
+	let at = from;
+	// Numbers, true, false and null: up to what may follow a value.
+	while (at < bytes.length && !isSpace(bytes[at]) && !isMark(bytes[at] as number)) at += 1;
+	return at > from ? at : -1;
+}
+
+function isMark(byte: number): boolean {
+	return (
+		byte === 0x2c || byte === 0x3a || byte === QUOTE || byte === 0x5b || byte === 0x5d || byte === 0x7b || byte === 0x7d
+	);
+}
+
+/** Nothing but white space. */
+export function isBlankText(bytes: Uint8Array): boolean {
+	return skipSpace(bytes, 0) === bytes.length;
+}
+
+/** Whether a text is one array or one object, and nothing else. */
+export function isNestedJson(bytes: Uint8Array): boolean {
+	const from = skipSpace(bytes, 0);
+	if (bytes[from] !== 0x5b && bytes[from] !== 0x7b) return false;
+	const end = nestedEnd(bytes, from);
+	return end >= 0 && skipSpace(bytes, end) === bytes.length;
+}
+
+/** Whether a text is JSON as the language itself parses it; for single values, where no row's parser would notice. */
+export function isJson(bytes: Uint8Array): boolean {
+	if (isNestedJson(bytes)) return true;
+	try {
+		JSON.parse(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString("utf8"));
+		return true;
+	} catch {
+		return false;
+	}
+}
+
+/** The keys of an object's text with their values' bytes, in its order; null: it is no object. */
+export function objectEntries(bytes: Uint8Array): [string, Uint8Array][] | null {
+	const entries: [string, Uint8Array][] = [];
+	let at = skipSpace(bytes, 0);
+	if (bytes[at] !== 0x7b) return null;
+	at = skipSpace(bytes, at + 1);
+	if (bytes[at] === 0x7d) return skipSpace(bytes, at + 1) === bytes.length ? entries : null;
+	for (;;) {
+		if (bytes[at] !== QUOTE) return null;
+		const keyEnd = stringEnd(bytes, at);
+		if (keyEnd < 0) return null;
+		const key = parseKey(bytes.subarray(at, keyEnd));
+		at = skipSpace(bytes, keyEnd);
+		if (key === null || bytes[at] !== 0x3a) return null;
+		at = skipSpace(bytes, at + 1);
+		const end = valueEnd(bytes, at);
+		if (end < 0) return null;
+		entries.push([key, bytes.subarray(at, end)]);
+		at = skipSpace(bytes, end);
+		if (bytes[at] === 0x7d) return skipSpace(bytes, at + 1) === bytes.length ? entries : null;
+		if (bytes[at] !== 0x2c) return null;
+		at = skipSpace(bytes, at + 1);
+	}
+}
+
+function parseKey(bytes: Uint8Array): string | null {
+	try {
+		return String(JSON.parse(Buffer.from(bytes).toString("utf8")));
+	} catch {
+		return null;
+	}
+}
