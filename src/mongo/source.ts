@@ -57,9 +57,14 @@ export class DatabaseRows implements AnySource {
 		this.name = `${connection.address}.${collection}`;
 		this.identity = identityOf(snapshot);
 		const starts = new Uint32Array(documents.length + 1);
-		for (let i = 0; i < documents.length; i++) starts[i + 1] = (starts[i] as number) + documents.at(i).rows;
+		let single = true;
+		for (let i = 0; i < documents.length; i++) {
+			const { rows } = documents.at(i);
+			if (rows !== 1) single = false;
+			starts[i + 1] = (starts[i] as number) + rows;
+		}
 		this.length = starts[documents.length] as number;
-		this.starts = this.length === documents.length ? null : starts;
+		this.starts = single ? null : starts;
 	}
 
 	/** The document that a row comes from, by its number in the list. */
