@@ -81,5 +81,5 @@ export const COLLECTIONS: Readonly<Record<CollectionName, CollectionAbout>> = {
 	},
 };
 
-/** Largest document of MongoDB. */
+/** Documents are smaller than this: the driver sends none that has as many bytes. */
 export const MAX_DOCUMENT_BYTES = 16 * 1024 * 1024;

@@ -3,7 +3,7 @@
  * that is there already, by its content, is left as it is: a repeated import doubles nothing, and one that was broken off
  * goes on. Ids ascend in the order of the rows, which is the order in which they are read back.
  */
-import { BSON, MongoBulkWriteError, ObjectId } from "mongodb";
+import { BSON, MongoBulkWriteError, MongoNetworkError, ObjectId } from "mongodb";
 import { RowProblem } from "../data/json-value.js";
 import type { BadRow } from "../data/problems.js";
 import type { Source } from "../data/source.js";
@@ -130,10 +130,10 @@ export async function checkRows(options: ImportOptions): Promise<BadRow[]> {
 
 function checkSize(collection: CollectionName, document: BsonDocument): void {
 	const bytes = BSON.calculateObjectSize(document);
-	if (bytes <= MAX_DOCUMENT_BYTES) return;
+	if (bytes < MAX_DOCUMENT_BYTES) return;
 	throw new RowProblem(
 		"too large",
-		`its ${collection} has ${bytes} bytes, and a document of MongoDB at most ${MAX_DOCUMENT_BYTES}; images stay small as URLs`,
+		`its ${collection} has ${bytes} bytes, and a document of MongoDB has fewer than ${MAX_DOCUMENT_BYTES}; images stay small as URLs`,
 	);
 }
 
@@ -257,8 +257,8 @@ export class Writer {
 			} catch (error) {
 				if (!(error instanceof MongoBulkWriteError)) throw error;
 				const list = Array.isArray(error.writeErrors) ? error.writeErrors : [error.writeErrors];
-				// Without an error of a document it is the write concern's: nothing says that the batch will last.
-				if (list.length === 0) throw error;
+				// The driver hides a connection that broke in an error of the batch, without a code and without a document.
+				if (list.length === 0) throw error.code === undefined ? new MongoNetworkError(error.message) : error;
 				return list.map(({ index, code, errmsg }) => ({ index, code, message: errmsg ?? "" }));
 			}
 		});
