@@ -72,7 +72,7 @@ export class MongoConnection {
 	async attempt<T>(doing: string, action: () => Promise<T>): Promise<T> {
 		const limit = this.options.retrySeconds ?? RETRY_SECONDS;
 		let pause = FIRST_PAUSE_MS;
-		const began = performance.now();
+		let failing: number | null = null;
 		for (;;) {
 			try {
 				const result = await action();
@@ -85,7 +85,8 @@ export class MongoConnection {
 			} catch (error) {
 				const failure = this.connection.fail(error, doing);
 				if (!isPassing(error) || this.options.signal?.aborted) throw failure;
-				if (performance.now() - began > limit * 1000)
+				failing ??= performance.now();
+				if (performance.now() - failing > limit * 1000)
 					throw waitedInVain(failure, limit, this.options.hint ?? failure.hint);
 				if (this.brokenSince === null) {
 					this.brokenSince = performance.now();
