@@ -112,13 +112,11 @@ describe.skipIf(mongoMissing("rows of a database in files"))("rows of a database
 	it("that cannot be rows are all told, and nothing is written", async () => {
 		const db = fresh();
 		const good = { _class_id: "DBRecordData", messages: [{ role: "assistant", content: "x" }], split: "train" };
-		const bad = await db
-			.collection("DBRecordData")
-			.insertMany(
-				[good, { ...good, reward: new Double(Number.NaN) }, { ...good, x: new Binary(), y: /re/ }].map((d) => ({
-					...d,
-				})),
-			);
+		const bad = await db.collection("DBRecordData").insertMany(
+			[good, { ...good, reward: new Double(Number.NaN) }, { ...good, x: new Binary(), y: /re/ }].map((d) => ({
+				...d,
+			})),
+		);
 		const failed = await mongo("export", "--out", join(place, "out.jsonl"));
 		expect(failed.code).toBe(3);
 		expect(failed.stderr).toContain(String(bad.insertedIds[1]));
@@ -170,7 +168,7 @@ describe.skipIf(mongoMissing("rows of a database in files"))("rows of a database
 						split: { train: 3, valid: 1, none: 1 },
 						trained_count: { 0: 4, 3: 1 },
 					},
-					trainable: { train: 2 },
+					trainable: { train: 1 },
 				},
 				DBRecordData: {
 					documents: 2,
@@ -190,6 +188,7 @@ describe.skipIf(mongoMissing("rows of a database in files"))("rows of a database
 		expect(await db.collection("DBRecordData").indexes()).toEqual(before);
 		const told = await mongo("status");
 		expect(told.stdout).toContain("trained_count 0 4, 3 1");
+		expect(told.stdout).toContain("to train on   train 1");
 		expect(told.stdout).toContain("db.DBRecordData.createIndex({ split: 1, _id: 1 })");
 	});
 

@@ -46,7 +46,7 @@ function told({ database, collections, missing_indexes: missing }: DatabaseStatu
 		}
 		if (trainable !== null) {
 			const rows = Object.keys(trainable).length > 0 ? counts(trainable) : "none";
-			lines.push(`  ${"to train on".padEnd(14)}${rows} (by split)`);
+			lines.push(`  ${"to train on".padEnd(14)}${rows}`);
 		}
 	}
 	if (lines.length === 1) {

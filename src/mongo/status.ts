@@ -10,7 +10,7 @@ export interface CollectionStatus {
 	documents: number;
 	/** By field; a field that no document has is left out. */
 	by: Partial<Record<CountedField, Counts>>;
-	/** Documents that are rows to train on, whatever their `trained_count` is, by split; null: a collection without rows. */
+	/** Documents that `arl train` would train on without further options, by split; null: a collection without rows. */
 	trainable: Counts | null;
 }
 
@@ -35,8 +35,9 @@ function add(counts: Counts, value: unknown, n: number): void {
 	counts[name] = (counts[name] ?? 0) + n;
 }
 
-/** Whether documents of this group are rows: what `arl train` takes, its options apart. */
-function isTrainable(name: CollectionName, { status, fetched, scored }: Document): boolean {
+/** Whether documents of this group are rows that were not trained yet: what `arl train` takes, its options apart. */
+function isTrainable(name: CollectionName, { status, fetched, scored, trained_count: trained }: Document): boolean {
+	if (typeof trained === "number" && trained > 0) return false;
 	if (name === "Record") return status === "ready" && scored === true;
 	return name === "DBRecordData" && fetched !== true;
 }
