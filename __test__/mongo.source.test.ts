@@ -1,4 +1,5 @@
 /** Documents of a database as rows: which are chosen, how links are followed, and how each bad one is named. */
+import { connect, createServer, type Socket } from "node:net";
 import { Binary, DBRef, type Document, Double, MongoClient, ObjectId } from "mongodb";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { MongoConnection } from "../src/mongo/connection.js";
@@ -53,6 +54,50 @@ const record = (traj: unknown, more: Document = {}): Document => ({
 });
 
 const ref = (id: unknown, collection = "DispatchedSamplingTask") => new DBRef(collection, id as ObjectId);
+
+/** A way to a server that is cut each time when so many bytes came through, a few times over. */
+async function cutting(
+	port: number,
+	bytes: number,
+	cuts: number,
+): Promise<{ port: number; cut(): number; close(): void }> {
+	let through = 0;
+	let done = 0;
+	const sockets = new Set<Socket>();
+	const proxy = createServer((near) => {
+		const far = connect(port, "127.0.0.1");
+		for (const socket of [near, far]) {
+			sockets.add(socket);
+			socket.on("error", () => {});
+			socket.on("close", () => {
+				sockets.delete(socket);
+				near.destroy();
+				far.destroy();
+			});
+		}
+		near.pipe(far);
+		far.on("data", (chunk) => {
+			through += chunk.length;
+			if (done < cuts && through > bytes) {
+				through = 0;
+				done += 1;
+				for (const socket of sockets) socket.destroy();
+				return;
+			}
+			near.write(chunk);
+		});
+	});
+	await new Promise<void>((resolve) => proxy.listen(0, "127.0.0.1", resolve));
+	const address = proxy.address();
+	return {
+		port: typeof address === "object" && address !== null ? address.port : 0,
+		cut: () => done,
+		close: () => {
+			proxy.close();
+			for (const socket of sockets) socket.destroy();
+		},
+	};
+}
 
 describe.skipIf(mongoMissing("rows of a database"))("rows of a database", () => {
 	let server: MongoServer;
@@ -146,6 +191,7 @@ describe.skipIf(mongoMissing("rows of a database"))("rows of a database", () => 
 		});
 		const error = await errorOf(open(name));
 		expect(error.code).toBe("ARL_CONFIG");
+		expect(error.message).toContain("Record (1) and DBRecordData (1)");
 		expect(error.hint).toContain("--db_source");
 		expect(await said(await open(name, { db_source: "Record" }))).toEqual(["from a record"]);
 		expect(await said(await open(name, { db_source: "DBRecordData" }))).toEqual(["from data"]);
@@ -252,6 +298,31 @@ describe.skipIf(mongoMissing("rows of a database"))("rows of a database", () => 
 		await client.db(name).collection("DBRecordData").deleteOne({ _id: target?._id });
 		expect(await said(rows, [4, 5])).toEqual(["row 4", "deleted: the document does not exist any more"]);
 		expect(rows.location(5)).toBe(`DBRecordData ${target?._id.toHexString()}`);
+	});
+
+	it("come whole through a connection that breaks while they are listed and read", async () => {
+		const ids = Array.from({ length: 25_000 }, (_, i) => (i % 2 === 0 ? i : `text ${String(i).padStart(6, "0")}`));
+		const name = await fill({ DBRecordData: ids.map((_id) => data(`row ${_id}`, { _id })) });
+		const url = new URL(server.uriOf(name));
+		const way = await cutting(Number(url.port), 300_000, 5);
+		url.port = String(way.port);
+		const connection = await MongoConnection.open(url.href);
+		try {
+			const rows = await openDatabaseRows(connection, DEFAULTS);
+			expect(rows.length).toBe(25_000);
+			expect(rows.location(12_499)).toBe("DBRecordData 24998");
+			expect(rows.location(12_500)).toBe("DBRecordData text 000001");
+			const listed = way.cut();
+			expect(listed).toBeGreaterThan(0);
+			const wanted = Array.from({ length: 3000 }, (_, i) => (i * 7919) % 25_000);
+			const texts = await said(rows, wanted);
+			expect(texts).toEqual(wanted.map((row) => `row ${rows.location(row).slice("DBRecordData ".length)}`));
+			expect(way.cut()).toBeGreaterThan(listed);
+			expect(connection.notices.some((notice) => notice.includes("answers again"))).toBe(true);
+		} finally {
+			await connection.close();
+			way.close();
+		}
 	});
 
 	it("that cannot be had are told with the reason, and the others come all the same", async () => {

@@ -7,7 +7,7 @@ import type { StepPlan } from "../data/batches.js";
 import { ArlError } from "../errors.js";
 import { MongoConnection } from "./connection.js";
 import type { ConvertRecordToData } from "./convert.js";
-import { type SelectionOptions, select } from "./selection.js";
+import { ambiguous, nothingFound, type SelectionOptions, selections } from "./selection.js";
 import { keepSnapshot, readSnapshot, type Snapshot, scan } from "./snapshot.js";
 import { DatabaseRows } from "./source.js";
 import { WriteBack } from "./write-back.js";
@@ -37,7 +37,7 @@ const GO_ON =
  * The rows of a selection as they are now. `convert`: a user's own way from a record to rows. The caller closes the
  * connection.
  *
- * @throws ArlError `ARL_DATA` where there are none.
+ * @throws ArlError `ARL_DATA` where there are none, `ARL_CONFIG` where both collections have some and none was chosen.
  */
 export async function openDatabaseRows(
 	connection: MongoConnection,
@@ -125,12 +125,19 @@ async function newSnapshot(
 	options: SelectionOptions,
 	convert: ConvertRecordToData | null,
 ): Promise<Snapshot> {
-	const selection = await select(connection, options);
-	const several: number[] = [];
-	const snapshot = await scan(connection, selection, (index) => several.push(index));
-	if (snapshot.documents.length === 0) {
-		throw new ArlError("ARL_DATA", `${connection.address}: the documents went while they were being listed`);
+	const lists: { snapshot: Snapshot; several: number[] }[] = [];
+	for (const selection of await selections(connection, options)) {
+		const several: number[] = [];
+		const snapshot = await scan(connection, selection, (index) => several.push(index));
+		if (snapshot.documents.length > 0) lists.push({ snapshot, several });
 	}
+	const [first, second] = lists;
+	if (first === undefined) throw await nothingFound(connection, options);
+	if (second !== undefined) {
+		const counts = lists.map(({ snapshot: { collection, documents } }) => ({ collection, rows: documents.length }));
+		throw ambiguous(connection, counts);
+	}
+	const { snapshot, several } = first;
 	// How many rows a user's function makes of a record cannot be known before; nor for one with several samples.
 	const counted = convert === null ? several : Array.from({ length: snapshot.documents.length }, (_, index) => index);
 	if (snapshot.collection !== "Record") return snapshot;

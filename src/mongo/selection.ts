@@ -19,7 +19,6 @@ export type SelectionOptions = Pick<AgentTrainingConfig, "db_source" | "db_match
 export interface Selection {
 	collection: RowCollection;
 	filter: Document;
-	count: number;
 }
 
 /** One condition of the filter, with the option that it comes from. */
@@ -85,40 +84,33 @@ async function lastTrainedStep(connection: MongoConnection, collection: RowColle
 	return Number(found?.last_trained_step ?? -1);
 }
 
-/**
- * Chooses the collection and counts what passes.
- *
- * @throws ArlError `ARL_DATA` where nothing does, with what each condition leaves; `ARL_CONFIG` where both collections have
- * rows and none was chosen.
- */
-export async function select(connection: MongoConnection, options: SelectionOptions): Promise<Selection> {
+/** The collections that may have rows, each with what its documents must fulfil. */
+export async function selections(connection: MongoConnection, options: SelectionOptions): Promise<Selection[]> {
 	const names = options.db_source === "auto" ? ROW_COLLECTIONS : [options.db_source];
-	const selections: Selection[] = [];
+	const found: Selection[] = [];
 	for (const collection of names) {
 		const lastStep = options.retrained_interval > 1 ? await lastTrainedStep(connection, collection) : -1;
-		const filter = all(conditionsOf(collection, options, lastStep));
-		const count = await connection.attempt("counting documents", () =>
-			connection.db.collection(collection).countDocuments(filter),
-		);
-		if (count > 0) selections.push({ collection, filter, count });
+		found.push({ collection, filter: all(conditionsOf(collection, options, lastStep)) });
 	}
-	const [first, second] = selections;
-	if (first === undefined) throw await nothingFound(connection, names, options);
-	if (second !== undefined) {
-		throw new ArlError(
-			"ARL_CONFIG",
-			`${connection.address} has rows in both ${first.collection} (${first.count}) and ${second.collection} (${second.count})`,
-			"Choose with --db_source Record or --db_source DBRecordData.",
-		);
-	}
-	return first;
+	return found;
 }
 
-async function nothingFound(
+/** The error where both collections have rows and none was chosen. */
+export function ambiguous(
 	connection: MongoConnection,
-	names: readonly RowCollection[],
-	options: SelectionOptions,
-): Promise<ArlError> {
+	counts: { collection: RowCollection; rows: number }[],
+): ArlError {
+	const names = counts.map(({ collection, rows }) => `${collection} (${rows})`).join(" and ");
+	return new ArlError(
+		"ARL_CONFIG",
+		`${connection.address} has documents to train on in both ${names}`,
+		"Choose with --db_source Record or --db_source DBRecordData.",
+	);
+}
+
+/** The error where no document passes: what each condition leaves, counted alone. */
+export async function nothingFound(connection: MongoConnection, options: SelectionOptions): Promise<ArlError> {
+	const names = options.db_source === "auto" ? ROW_COLLECTIONS : [options.db_source];
 	const lines: string[] = [];
 	for (const name of names) {
 		const documents = connection.db.collection(name);

@@ -9,7 +9,7 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import type { Document } from "mongodb";
 import { ArlError, toArlError } from "../errors.js";
-import { type BsonValue, documentOf, driverValue, get, numberOf } from "./bson-json.js";
+import { type BsonValue, documentOf, driverValue, fieldsOf, numberOf } from "./bson-json.js";
 import type { MongoConnection } from "./connection.js";
 import type { RowCollection, Selection } from "./selection.js";
 
@@ -73,6 +73,15 @@ export class DocumentList {
 		};
 	}
 
+	/** Everything that the list holds. */
+	bytes(): Uint8Array[] {
+		const { length } = this;
+		const size = length === 0 ? 0 : (this.ends[length - 1] as number);
+		const arrays = [this.types, this.ends, this.rows, this.counts].map((array) => array.subarray(0, length));
+		const views = arrays.map(({ buffer, byteOffset, byteLength }) => new Uint8Array(buffer, byteOffset, byteLength));
+		return [...views, this.ids.subarray(0, size)];
+	}
+
 	setRows(index: number, rows: number): void {
 		this.rows[index] = rows;
 	}
@@ -91,16 +100,25 @@ export interface Snapshot {
 /** BSON's order of types in an index; a range of `_id` holds values of one of these groups only. */
 const TYPE_ORDER = [[10], [1, 16, 18, 19], [2, 14], [3], [5], [7], [8], [9], [17], [11]];
 
-/** What must be read beside the `_id`: how often it was trained, and whether it may give more than one row. */
-const PROJECTION = {
-	_id: 1,
-	trained_count: 1,
-	links: { $cond: [{ $isArray: "$traj" }, { $size: "$traj" }, 0] },
+/** What is read of a document: how often it was trained, and whether it may give more than one row. */
+const PROJECTIONS: Readonly<Record<RowCollection, Document>> = {
+	DBRecordData: { _id: 1, trained_count: 1 },
+	Record: { _id: 1, trained_count: 1, links: { $cond: [{ $isArray: "$traj" }, { $size: "$traj" }, 0] } },
 };
 
+/** What lies behind the last document of a list. */
+function behind(documents: DocumentList): Document {
+	if (documents.length === 0) return {};
+	const { id } = documents.at(documents.length - 1);
+	// `$gt` compares within one type: ids of the types that come later in the order lie behind too.
+	const later = TYPE_ORDER.slice(TYPE_ORDER.findIndex((group) => group.includes(id.type)) + 1).flat();
+	const greater = { _id: { $gt: driverValue(id) } };
+	return later.length === 0 ? greater : { $or: [greater, { _id: { $type: later } }] };
+}
+
 /**
- * Scans the `_id`s of a selection page by page. `several`: called with the number of each document that may give more than
- * one row.
+ * Scans the `_id`s of a selection with one cursor; where it breaks another one goes on behind the last `_id`. `several`:
+ * called with the number of each document that may give more than one row.
  */
 export async function scan(
 	connection: MongoConnection,
@@ -108,42 +126,31 @@ export async function scan(
 	several: (index: number) => void,
 ): Promise<Snapshot> {
 	const documents = new DocumentList();
-	const source = connection.db.collection(collection);
-	let bound: Document = {};
-	for (;;) {
-		const range = bound;
-		const page = await connection.attempt("listing documents", () =>
-			source
-				.find({ $and: [filter, range] }, { raw: true, projection: PROJECTION, batchSize: PAGE })
-				.sort({ _id: 1 })
-				.limit(PAGE)
-				.toArray(),
-		);
-		for (const bytes of page) {
-			const document = documentOf(bytes as unknown as Uint8Array);
-			const id = get(document, "_id");
-			if (id === undefined) continue;
-			if ((numberOf(get(document, "links")) ?? 0) > 1) several(documents.length);
-			documents.push({ id, rows: 1, trainedCount: Math.max(0, numberOf(get(document, "trained_count")) ?? 0) });
+	const options = { raw: true, projection: PROJECTIONS[collection], batchSize: PAGE };
+	await connection.attempt("listing documents", async () => {
+		const wanted = { $and: [filter, behind(documents)] };
+		const cursor = connection.db.collection(collection).find(wanted, options).sort({ _id: 1 });
+		try {
+			while (await cursor.hasNext()) {
+				for (const bytes of cursor.readBufferedDocuments()) {
+					const fields = fieldsOf(documentOf(bytes as unknown as Uint8Array));
+					const id = fields.get("_id");
+					if (id === undefined) continue;
+					if ((numberOf(fields.get("links")) ?? 0) > 1) several(documents.length);
+					documents.push({ id, rows: 1, trainedCount: Math.max(0, numberOf(fields.get("trained_count")) ?? 0) });
+				}
+			}
+		} finally {
+			await cursor.close().catch(() => {});
 		}
-		if (documents.length === 0) break;
-		const last = documents.at(documents.length - 1).id;
-		if (page.length === PAGE) {
-			bound = { _id: { $gt: driverValue(last) } };
-			continue;
-		}
-		// `$gt` compares within one type: ids of the types that come later in the order are still to be seen.
-		const later = TYPE_ORDER.slice(TYPE_ORDER.findIndex((group) => group.includes(last.type)) + 1).flat();
-		if (page.length === 0 || later.length === 0) break;
-		bound = { _id: { $type: later } };
-	}
+	});
 	return { id: randomBytes(8).toString("hex"), database: connection.db.databaseName, collection, documents };
 }
 
 /** Changes with the run and with every document of the list. */
 export function identityOf(snapshot: Snapshot): string {
 	const hash = createHash("sha256").update(`${snapshot.id} ${snapshot.database} ${snapshot.collection}\n`);
-	for (const line of linesOf(snapshot.documents)) hash.update(line);
+	for (const part of snapshot.documents.bytes()) hash.update(part);
 	return hash.digest("hex");
 }
 
