@@ -6,7 +6,7 @@ import { formatError } from "../src/errors.js";
 import { connect } from "../src/mongo/connect.js";
 import { hideSecrets, redactUri } from "../src/mongo/redact.js";
 import { errorOf } from "./support/folder.js";
-import { mongoMissing, startMongo } from "./support/mongo.js";
+import { killMissing, mongoMissing, startMongo } from "./support/mongo.js";
 
 const quick = "serverSelectionTimeoutMS=400&connectTimeoutMS=400";
 
@@ -82,34 +82,31 @@ describe.skipIf(mongoMissing("connecting to a server"))("a server", () => {
 	});
 });
 
-describe.skipIf(process.env.ARL_TEST_MONGODB_URI !== undefined || mongoMissing("a server with accounts"))(
-	"a server with accounts",
-	() => {
-		it("tells a wrong password and a missing one apart, and shows neither", async () => {
-			const server = await startMongo(["--standalone", "--auth"]);
-			try {
-				const host = new URL(server.uri).host;
-				const wrong = await errorOf(connect(`mongodb://joe:s3cr3t@${host}/db?authSource=admin&${quick}`));
-				expect(wrong).toMatchObject({ code: "ARL_CONFIG" });
-				expect(wrong.message).toContain("refuses user or password");
-				expect(inspect(wrong, { depth: 9 })).not.toContain("s3cr3t");
-				const none = await errorOf(connect(`mongodb://${host}/db?${quick}`));
-				expect(none).toMatchObject({ code: "ARL_CONFIG" });
-				expect(none.message).toContain("no right");
-			} finally {
-				await server.stop();
-			}
-		});
+describe.skipIf(killMissing("a server with accounts"))("a server with accounts", () => {
+	it("tells a wrong password and a missing one apart, and shows neither", async () => {
+		const server = await startMongo(["--standalone", "--auth"]);
+		try {
+			const host = new URL(server.uri).host;
+			const wrong = await errorOf(connect(`mongodb://joe:s3cr3t@${host}/db?authSource=admin&${quick}`));
+			expect(wrong).toMatchObject({ code: "ARL_CONFIG" });
+			expect(wrong.message).toContain("refuses user or password");
+			expect(inspect(wrong, { depth: 9 })).not.toContain("s3cr3t");
+			const none = await errorOf(connect(`mongodb://${host}/db?${quick}`));
+			expect(none).toMatchObject({ code: "ARL_CONFIG" });
+			expect(none.message).toContain("no right");
+		} finally {
+			await server.stop();
+		}
+	});
 
-		it("is told when it speaks no TLS", async () => {
-			const server = await startMongo();
-			try {
-				const error = await errorOf(connect(`${server.uri}?tls=true&${quick}`));
-				expect(error.code).toBe("ARL_IO");
-				expect(error.hint).toMatch(/tls/i);
-			} finally {
-				await server.stop();
-			}
-		});
-	},
-);
+	it("is told when it speaks no TLS", async () => {
+		const server = await startMongo();
+		try {
+			const error = await errorOf(connect(`${server.uri}?tls=true&${quick}`));
+			expect(error.code).toBe("ARL_IO");
+			expect(error.hint).toMatch(/tls/i);
+		} finally {
+			await server.stop();
+		}
+	});
+});

@@ -25,7 +25,7 @@ function runs(command) {
 export function installServer() {
 	if (findServer() !== null) return null;
 	const missing = ["cargo", "cmake", process.env.CC ?? "cc"].filter((command) => !runs(command));
-	if (missing.length > 0) return `${missing.join(", ")} is missing, which building secantusd-rs ${version} needs`;
+	if (missing.length > 0) return `building secantusd-rs ${version} needs ${missing.join(", ")}, which is missing here`;
 	console.error(`arl: building the MongoDB server for tests, secantusd-rs ${version} (about five minutes, once)`);
 	// A target folder of its own: a build that was broken off goes on where it was.
 	const target = join(cache, "secantusd", "target");

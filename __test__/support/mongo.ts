@@ -14,7 +14,7 @@ export interface MongoServer {
 	uri: string;
 	/** The same server with another database. */
 	uriOf(database: string): string;
-	/** Ends the server and removes its data; on a server that was given, drops the database. */
+	/** Ends the server and removes its data; on a server that was given, drops the databases that it gave out. */
 	stop(): Promise<void>;
 	/** kill -9. Only where `canKill`. */
 	kill(): Promise<void>;
@@ -61,13 +61,17 @@ export async function startMongo(args: string[] = ["--standalone"]): Promise<Mon
 	const database = newDatabase();
 	if (given !== undefined) {
 		const uri = withDatabase(given, database);
+		const databases = [database];
 		const never = () => Promise.reject(new Error("the server of ARL_TEST_MONGODB_URI is not ours to kill"));
 		return {
 			uri,
-			uriOf: (other) => withDatabase(given, other),
+			uriOf: (other) => {
+				databases.push(other);
+				return withDatabase(given, other);
+			},
 			stop: async () => {
 				const client = new MongoClient(uri);
-				await client.db().dropDatabase();
+				for (const name of databases) await client.db(name).dropDatabase();
 				await client.close();
 			},
 			kill: never,

@@ -116,7 +116,11 @@ function tell(error: Error, text: string, name: string): Told {
 			hint: "Check host and port, that the server runs, and that a firewall lets you through. A server that expects TLS needs tls=true, and for a single member of a replica set directConnection=true helps. `npm run mongo` starts a server for trying things out.",
 		};
 	}
-	if (/MongoNetwork|PoolCleared|MongoNotConnected|MongoTopologyClosed/.test(error.name)) {
+	if (
+		/MongoNetwork|PoolCleared|MongoNotConnected|MongoTopologyClosed|connection .* (closed|timed out)|ECONNRESET/.test(
+			`${error.name}: ${text}`,
+		)
+	) {
 		return { code: "ARL_IO", what: `${name}: the connection broke`, hint: "Try again; is the server still running?" };
 	}
 	return { code: "ARL_IO", what: `${name}: the database answers with an error`, hint: "" };

@@ -2,7 +2,14 @@
  * A database for a run: a request that an interruption spoils is made again until the server is back, up to a limit. Waiting and
  * going on is told.
  */
-import { type Db, MongoError, MongoNetworkError, MongoServerError, MongoServerSelectionError } from "mongodb";
+import {
+	type Db,
+	MongoBulkWriteError,
+	MongoError,
+	MongoNetworkError,
+	MongoServerError,
+	MongoServerSelectionError,
+} from "mongodb";
 import { ArlError } from "../errors.js";
 import { type Connection, connect } from "./connect.js";
 
@@ -18,6 +25,8 @@ const PASSING_CODES = new Set([6, 7, 43, 50, 89, 91, 189, 262, 9001, 10058, 1010
 function isPassing(error: unknown): boolean {
 	if (error instanceof MongoNetworkError || error instanceof MongoServerSelectionError) return true;
 	if (error instanceof MongoServerError && PASSING_CODES.has(Number(error.code))) return true;
+	// A connection that breaks within a bulk write comes as an error of the batch, without a code and without a document.
+	if (error instanceof MongoBulkWriteError && error.code === undefined) return [error.writeErrors].flat().length === 0;
 	if (!(error instanceof MongoError)) return false;
 	if (error.hasErrorLabel("RetryableWriteError") || error.hasErrorLabel("TransientTransactionError")) return true;
 	return ["MongoTopologyClosedError", "MongoNotConnectedError", "MongoPoolClearedError"].includes(error.name);

@@ -3,7 +3,7 @@
  * that is there already, by its content, is left as it is: a repeated import doubles nothing, and one that was broken off
  * goes on. Ids ascend in the order of the rows, which is the order in which they are read back.
  */
-import { BSON, MongoBulkWriteError, MongoNetworkError, ObjectId } from "mongodb";
+import { BSON, MongoBulkWriteError, ObjectId } from "mongodb";
 import { RowProblem } from "../data/json-value.js";
 import type { BadRow } from "../data/problems.js";
 import type { Source } from "../data/source.js";
@@ -257,8 +257,7 @@ export class Writer {
 			} catch (error) {
 				if (!(error instanceof MongoBulkWriteError)) throw error;
 				const list = Array.isArray(error.writeErrors) ? error.writeErrors : [error.writeErrors];
-				// The driver hides a connection that broke in an error of the batch, without a code and without a document.
-				if (list.length === 0) throw error.code === undefined ? new MongoNetworkError(error.message) : error;
+				if (list.length === 0) throw error;
 				return list.map(({ index, code, errmsg }) => ({ index, code, message: errmsg ?? "" }));
 			}
 		});
