@@ -84,6 +84,7 @@ export class DatabaseRun {
 
 	/** The first step is about to come: the list is kept, so that from the first checkpoint on the run can go on. */
 	async begin(): Promise<void> {
+		await this.writeBack?.begin();
 		await keepSnapshot(this.outputDir, this.rows.snapshot);
 	}
 

@@ -25,8 +25,8 @@ import { identityOf, type Snapshot } from "./snapshot.js";
 const LINKS_TOGETHER = 256;
 /** A trajectory above this is refused: it would not fit into memory beside others. */
 const MAX_RECORD_BYTES = 256 * 1024 * 1024;
-/** Assumed size of a row before any was read. */
-const FIRST_ESTIMATE = 64 * 1024;
+/** Assumed size of a row before any was read: the first batches are small, in case the documents are not. */
+const FIRST_ESTIMATE = 1024 * 1024;
 
 /** A record with its links read, not yet followed. */
 interface Pending {

@@ -18,10 +18,14 @@ import type { DatabaseRows } from "./source.js";
 export const LEDGER = "arl_acks";
 /** Steps that are written together. */
 const STEPS_TOGETHER = 64;
+/** Documents of one request: their ids must fit into a document of the ledger. */
+const MOST_DOCUMENTS = 20_000;
 
-/** The documents that count with a step: those that the epoch has not counted before. */
+/** Documents that count with a step: those that the epoch has not counted before. */
 interface CountedStep {
 	step: number;
+	/** Nearly always 0: only a very large step has more parts. */
+	part: number;
 	epoch: number;
 	documents: number[];
 }
@@ -33,6 +37,7 @@ interface LedgerEntry {
 	collection: string;
 	epoch: number;
 	step: number;
+	part: number;
 	documents: unknown[];
 	state: "pending" | "done";
 	at: Date;
@@ -45,7 +50,6 @@ export class WriteBack {
 	/** Documents that the epoch in progress has counted. */
 	private epoch = -1;
 	private readonly counted: Uint8Array;
-	private indexed = false;
 
 	constructor(
 		private readonly rows: DatabaseRows,
@@ -54,23 +58,34 @@ export class WriteBack {
 		this.counted = new Uint8Array(rows.snapshot.documents.length);
 	}
 
+	/** Makes sure, before anything is trained, that what will be written may be written. */
+	async begin(): Promise<void> {
+		const { connection, snapshot } = this.rows;
+		const documents = connection.db.collection(snapshot.collection);
+		await connection.attempt("asking for the right to write", async () => {
+			await documents.updateMany({ _id: { $in: [] } }, { $set: { last_trained_step: -1 } });
+			if (this.mode !== "ack") return;
+			const key = { run: 1, collection: 1, step: 1, part: 1 } as const;
+			await connection.db.collection(LEDGER).createIndex(key, { unique: true });
+		});
+	}
+
 	/** Counts all steps up to `step` that are not counted yet. */
 	async committed(plan: StepPlan, step: number, firstRow: number): Promise<void> {
 		while (this.done < step) {
 			const steps: CountedStep[] = [];
 			while (this.done < step && steps.length < STEPS_TOGETHER) {
 				this.done += 1;
-				steps.push(this.documentsOf(plan, this.done, firstRow));
+				steps.push(...this.documentsOf(plan, this.done, firstRow));
 			}
-			const some = steps.filter(({ documents }) => documents.length > 0);
-			if (some.length === 0) continue;
-			if (this.mode === "ack") await this.acknowledge(some);
-			else await this.setCounts(some);
+			if (steps.length === 0) continue;
+			if (this.mode === "ack") await this.acknowledge(steps);
+			else await this.setCounts(steps);
 		}
 	}
 
 	/** The documents that step `step` (from 1) trains for the first time in its epoch. */
-	private documentsOf(plan: StepPlan, step: number, firstRow: number): CountedStep {
+	private documentsOf(plan: StepPlan, step: number, firstRow: number): CountedStep[] {
 		const { epoch } = plan.place(step - 1);
 		if (epoch !== this.epoch) {
 			this.epoch = epoch;
@@ -87,7 +102,10 @@ export class WriteBack {
 				documents.push(document);
 			}
 		}
-		return { step, epoch, documents };
+		const parts = Array.from({ length: Math.ceil(documents.length / MOST_DOCUMENTS) }, (_, part) => part);
+		return parts.map((part) => {
+			return { step, part, epoch, documents: documents.slice(part * MOST_DOCUMENTS, (part + 1) * MOST_DOCUMENTS) };
+		});
 	}
 
 	private idsOf(documents: number[]): unknown[] {
@@ -105,13 +123,9 @@ export class WriteBack {
 		const { connection, snapshot } = this.rows;
 		const ledger = connection.db.collection<LedgerEntry>(LEDGER);
 		const documents = connection.db.collection(snapshot.collection);
-		if (!this.indexed) {
-			const key = { run: 1, collection: 1, step: 1 } as const;
-			await connection.attempt("writing back", () => ledger.createIndex(key, { unique: true }));
-			this.indexed = true;
-		}
-		const entries = steps.map(({ step, epoch, documents: counted }) => {
-			return { id: `${snapshot.id}/${snapshot.collection}/${step}`, step, epoch, ids: this.idsOf(counted) };
+		const entries = steps.map(({ step, part, epoch, documents: counted }) => {
+			const id = `${snapshot.id}/${snapshot.collection}/${step}${part > 0 ? `/${part}` : ""}`;
+			return { id, step, part, epoch, ids: this.idsOf(counted) };
 		});
 		const keys = entries.map(({ id }) => id);
 		const written = await connection.attempt("writing back", () =>
@@ -122,7 +136,7 @@ export class WriteBack {
 		if (open.length > 0) {
 			await this.bulk(
 				ledger,
-				open.map(({ id, step, epoch, ids }) => ({
+				open.map(({ id, step, part, epoch, ids }) => ({
 					updateOne: {
 						filter: { _id: id },
 						update: {
@@ -131,6 +145,7 @@ export class WriteBack {
 								collection: snapshot.collection,
 								epoch: epoch + 1,
 								step,
+								part,
 								documents: ids,
 								state: "pending" as const,
 								at: new Date(),

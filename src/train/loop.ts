@@ -10,6 +10,7 @@ import type { MicroBatch, StepStats } from "../native.js";
 import { MetricsFile } from "../report/metrics.js";
 import { listCheckpoints, removeCheckpoint, saveCheckpoint } from "./checkpoint.js";
 import type { EndEvent, LogEvent, SavedEvent, StepEvent, TrainEvent } from "./events.js";
+import { committed, waitFor } from "./keeper.js";
 import { changedOptions, type PreparedRun, sourceName } from "./prepare.js";
 import { publishCheckpoint, publishEngine, removeRun } from "./publish.js";
 import { fillEvent } from "./rows.js";
@@ -22,9 +23,6 @@ export interface StopRequest {
 	/** From a callback. */
 	stopped(): boolean;
 }
-
-/** How long something that the user should know waits while the run does. */
-const NOTICE_MILLISECONDS = 500;
 
 interface PreparedStep {
 	place: StepPlace;
@@ -182,11 +180,6 @@ function saveReason(run: PreparedRun, step: number, place: StepPlace): SavedEven
 	return step % run.saveInterval === 0 ? "steps" : null;
 }
 
-/** The rows of all steps up to `step` are trained for good. */
-async function* committed(run: PreparedRun, step: number): AsyncGenerator<TrainEvent, void> {
-	if (run.keeper !== null) yield* waitFor(run, run.keeper.committed(run.plan, step));
-}
-
 async function* save(
 	run: PreparedRun,
 	counters: Counters,
@@ -197,7 +190,7 @@ async function* save(
 	cache.sync();
 	const { path, bytes } = await saveCheckpoint(engine, args.output_dir, stateOf(run, counters));
 	yield { type: "saved", step: counters.step, path, bytes, seconds: (performance.now() - started) / 1000, reason };
-	yield* committed(run, counters.step);
+	yield* committed(run.keeper, run.plan, counters.step);
 	if (args.save_total_limit !== null) {
 		const standing = await listCheckpoints(args.output_dir);
 		const others = standing.filter((checkpoint) => checkpoint.step !== counters.step);
@@ -254,31 +247,6 @@ function startEvent(run: PreparedRun, firstStep: number): TrainEvent {
 	};
 }
 
-/** Waits for `wanted`, and meanwhile tells what the place that the rows come from has to tell: that it is waited for. */
-async function* waitFor<T>(run: PreparedRun, wanted: Promise<T>): AsyncGenerator<TrainEvent, T> {
-	const { keeper } = run;
-	if (keeper === null) return await wanted;
-	let settled = false;
-	const ended = wanted.then(
-		() => {
-			settled = true;
-		},
-		() => {
-			settled = true;
-		},
-	);
-	while (!settled) {
-		let timer: NodeJS.Timeout | undefined;
-		const pause = new Promise<void>((resolve) => {
-			timer = setTimeout(resolve, NOTICE_MILLISECONDS);
-		});
-		await Promise.race([ended, pause]);
-		clearTimeout(timer);
-		for (const message of keeper.notices()) yield { type: "notice", level: "warning", message };
-	}
-	return await wanted;
-}
-
 /** Takes all steps of a prepared run. */
 export async function* trainLoop(run: PreparedRun, stop: StopRequest): AsyncGenerator<TrainEvent, void> {
 	const { args, plan, resumed } = run;
@@ -294,7 +262,7 @@ export async function* trainLoop(run: PreparedRun, stop: StopRequest): AsyncGene
 		await run.keeper?.begin();
 		yield startEvent(run, counters.step);
 		// What the earlier part of the run may not have got through with.
-		if (resumed) yield* committed(run, counters.step);
+		if (resumed) yield* committed(run.keeper, run.plan, counters.step);
 		yield* steps(run, counters, stop, metrics);
 	} finally {
 		metrics.close();
@@ -321,7 +289,7 @@ async function* steps(
 
 	while (next !== null && !stop.signal?.aborted && !stop.stopped()) {
 		const waiting = performance.now();
-		const prepared = yield* waitFor(run, next);
+		const prepared = yield* waitFor(run.keeper, next);
 		const dataSeconds = (performance.now() - waiting) / 1000;
 		const step = counters.step + 1;
 		const running = takeStep(run, step, prepared);
@@ -411,7 +379,7 @@ async function* finish(
 		if (saved !== null) await publishCheckpoint(saved, args.output_dir);
 		else {
 			await publishEngine(engine, args.output_dir);
-			yield* committed(run, counters.step);
+			yield* committed(run.keeper, run.plan, counters.step);
 		}
 		modelPath = args.output_dir;
 	} else if (saved === null && counters.step > 0) {

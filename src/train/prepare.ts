@@ -11,9 +11,11 @@ import type { RowOrder } from "../data/order.js";
 import type { AnySource } from "../data/source.js";
 import { TokenFiller } from "../data/tokens.js";
 import { ArlError } from "../errors.js";
+import type { ConvertRecordToData } from "../mongo/convert.js";
 import type { MemoryPlan, Native, NativeEngine, NativeTokenCache } from "../native.js";
 import { findCheckpoint, type Resumable, removeUnfinished } from "./checkpoint.js";
 import type { TrainEvent } from "./events.js";
+import type { RowKeeper } from "./keeper.js";
 import { lockFolder } from "./lock.js";
 import { type ModelFolder, readModelFolder } from "./model.js";
 import { type BatchSize, cacheDir, engineOptions, stepInterval, textOptions } from "./options.js";
@@ -27,16 +29,7 @@ import {
 	formatBytes,
 	stopTokenWarning,
 } from "./preflight.js";
-import {
-	detectShape,
-	fillFirst,
-	fillOrder,
-	needsAllRows,
-	openCache,
-	openRows,
-	orderOf,
-	type RowKeeper,
-} from "./rows.js";
+import { detectShape, fillFirst, fillOrder, needsAllRows, openCache, openRows, orderOf } from "./rows.js";
 import { createSchedule, type Schedule, warmupSteps } from "./schedules.js";
 import { checkSameRun, differences, type Fingerprint, fixedOf, freeOf } from "./state.js";
 
@@ -90,6 +83,8 @@ export interface PrepareInput {
 	native: Native;
 	args: AgentTrainingConfig;
 	dataset: Dataset | null;
+	/** A user's own way from a database's records to rows; absent: AgentRL's. */
+	convert?: ConvertRecordToData | null;
 	signal: AbortSignal | null;
 	resources: Resources;
 }
@@ -130,7 +125,7 @@ export async function* prepareRun(input: PrepareInput): AsyncGenerator<TrainEven
 }
 
 async function* prepare(input: PrepareInput): AsyncGenerator<TrainEvent, PreparedRun> {
-	const { native, args, dataset, signal, resources } = input;
+	const { native, args, dataset, convert = null, signal, resources } = input;
 	// A schedule's arguments can be wrong whatever the length of the run is.
 	createSchedule(scheduleOptions(args, 1_000_000));
 
@@ -155,7 +150,7 @@ async function* prepare(input: PrepareInput): AsyncGenerator<TrainEvent, Prepare
 	const text = encoder.info();
 	yield { type: "check", name: "tokenizer", message: checkTokenizer(model, text) };
 
-	const { source, entryRows, keeper } = await openRows({ native, args, dataset, resumed, signal });
+	const { source, entryRows, keeper } = await openRows({ native, args, dataset, convert, resumed, signal });
 	resources.add(() => source.close());
 	const { shape, firstRows } = await detectShape(source, encoder);
 	const blank = source.blankLines > 0 ? `, ${source.blankLines} blank lines passed over` : "";
@@ -173,7 +168,7 @@ async function* prepare(input: PrepareInput): AsyncGenerator<TrainEvent, Prepare
 	const filler = new TokenFiller({ source, cache, order: wanted });
 	resources.add(() => filler.stop());
 	const cached = filler.complete;
-	if (!cached) yield* fillFirst(args, filler, signal);
+	if (!cached) yield* fillFirst(args, filler, keeper, signal);
 
 	const lengths = cache.lengths();
 	const order = early ?? orderOf(args, source, entryRows, lengths);

@@ -5,7 +5,6 @@ import { createHash } from "node:crypto";
 import { mkdir } from "node:fs/promises";
 import { dirname } from "node:path";
 import type { AgentTrainingConfig } from "../config/schema.js";
-import type { StepPlan } from "../data/batches.js";
 import { type Dataset, openDataset } from "../data/custom.js";
 import { type OpenedFiles, openFiles } from "../data/open.js";
 import { createOrder, type RowOrder } from "../data/order.js";
@@ -13,9 +12,11 @@ import { type BadRow, badRowsError, countReasons } from "../data/problems.js";
 import { type AnySource, ConcatSource, type RowContent } from "../data/source.js";
 import type { TokenFiller } from "../data/tokens.js";
 import { ArlError, toArlError } from "../errors.js";
+import type { ConvertRecordToData } from "../mongo/convert.js";
 import type { Native, NativeTextEncoder, NativeTokenCache, TextInfo } from "../native.js";
 import type { Resumable } from "./checkpoint.js";
 import type { FillEvent, TrainEvent } from "./events.js";
+import type { RowKeeper } from "./keeper.js";
 import { cacheDir, checkRowsGiven } from "./options.js";
 import { DATABASE_LIST } from "./state.js";
 
@@ -32,24 +33,12 @@ export interface OpenRows {
 
 const FIRST_ROWS = 32;
 
-/** A place that rows come from and that is told how the run goes. */
-export interface RowKeeper {
-	/** What a checkpoint must keep, for the run that goes on from it to have the same rows. */
-	readonly id: string;
-	/** Throws where it may not be trained by this plan. */
-	check(plan: StepPlan): void;
-	/** The first step comes next. */
-	begin(): Promise<void>;
-	/** A checkpoint after `step` steps stands. Telling it again changes nothing. */
-	committed(plan: StepPlan, step: number): Promise<void>;
-	/** What there is to tell the user since this was called last. */
-	notices(): string[];
-}
-
 export interface RowsInput {
 	native: Native;
 	args: AgentTrainingConfig;
 	dataset: Dataset | null;
+	/** A user's own way from a database's records to rows; null: AgentRL's. */
+	convert: ConvertRecordToData | null;
 	/** The run that is gone on with: its rows must come again. */
 	resumed: Resumable | null;
 	signal: AbortSignal | null;
@@ -85,7 +74,7 @@ export async function openRows(input: RowsInput): Promise<RowsOpened> {
 
 /** Rows of files, if there are any, and behind them those of a database. */
 async function withDatabase(input: RowsInput, uri: string, files: OpenedFiles | null): Promise<RowsOpened> {
-	const { args, resumed, signal } = input;
+	const { args, convert, resumed, signal } = input;
 	// The driver is loaded only by a run that needs it.
 	const { DatabaseRun } = await import("../mongo/database.js");
 	const id = resumed?.state.fixed[DATABASE_LIST];
@@ -94,7 +83,7 @@ async function withDatabase(input: RowsInput, uri: string, files: OpenedFiles | 
 		args,
 		uri,
 		resumed: id === undefined ? null : { id, folders },
-		convert: null,
+		convert,
 		signal,
 	});
 	const { rows } = database;
@@ -218,6 +207,7 @@ const EVENT_MILLISECONDS = 500;
 export async function* fillFirst(
 	args: AgentTrainingConfig,
 	filler: TokenFiller,
+	keeper: RowKeeper | null,
 	signal: AbortSignal | null,
 ): AsyncGenerator<TrainEvent, void> {
 	const started = performance.now();
@@ -231,6 +221,7 @@ export async function* fillFirst(
 		});
 		await Promise.race([filler.progress(), pause]);
 		clearTimeout(timer);
+		for (const message of keeper?.notices() ?? []) yield { type: "notice", level: "warning", message };
 		filler.check();
 		if (signal?.aborted)
 			throw new ArlError("ARL_INTERRUPTED", "interrupted before the first step; nothing was trained");

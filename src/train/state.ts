@@ -86,7 +86,13 @@ export function fixedOf(args: AgentTrainingConfig, run: RunIdentity): Fingerprin
 	const fixed: Record<string, unknown> = {
 		"rows (content of the data set)": run.dataIdentity.slice(0, 16),
 		"number of rows": run.rows,
-		...(run.databaseList !== null && { [DATABASE_LIST]: run.databaseList }),
+		...(run.databaseList !== null && {
+			[DATABASE_LIST]: run.databaseList,
+			split: args.split,
+			db_match: args.db_match,
+			max_trained_count: args.max_trained_count,
+			retrained_interval: args.retrained_interval,
+		}),
 		...(mixture && { "rows of each entry of train_file": run.entryRows, train_weights: args.train_weights }),
 		"config.json of the model": run.model.identity.config.slice(0, 16),
 		"weights of the model": args.init_from_config ? "random" : run.model.identity.weights.slice(0, 16),

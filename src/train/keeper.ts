@@ -1,0 +1,51 @@
+/**
+ * A place that rows come from and that is told how the run goes: when it begins, when its rows are trained for good, and while
+ * it is waited for the user is told. Knows no such place.
+ */
+import type { StepPlan } from "../data/batches.js";
+import type { TrainEvent } from "./events.js";
+
+/** A place that rows come from and that is told how the run goes. */
+export interface RowKeeper {
+	/** What a checkpoint must keep, for the run that goes on from it to have the same rows. */
+	readonly id: string;
+	/** Throws where it may not be trained by this plan. */
+	check(plan: StepPlan): void;
+	/** The first step comes next. */
+	begin(): Promise<void>;
+	/** A checkpoint after `step` steps stands. Telling it again changes nothing. */
+	committed(plan: StepPlan, step: number): Promise<void>;
+	/** What there is to tell the user since this was called last. */
+	notices(): string[];
+}
+
+/** How long something that the user should know may wait while the run does. */
+const NOTICE_MILLISECONDS = 500;
+
+/** Waits for `wanted`, and meanwhile tells what `keeper` has to tell: that it is waited for. */
+export async function* waitFor<T>(keeper: RowKeeper | null, wanted: Promise<T>): AsyncGenerator<TrainEvent, T> {
+	if (keeper === null) return await wanted;
+	const done = wanted.then(
+		() => true,
+		() => true,
+	);
+	for (let ended = false; !ended; ) {
+		let timer: NodeJS.Timeout | undefined;
+		const pause = new Promise<boolean>((resolve) => {
+			timer = setTimeout(resolve, NOTICE_MILLISECONDS, false);
+		});
+		ended = await Promise.race([done, pause]);
+		clearTimeout(timer);
+		for (const message of keeper.notices()) yield { type: "notice", level: "warning", message };
+	}
+	return await wanted;
+}
+
+/** The rows of all steps up to `step` are trained for good. */
+export async function* committed(
+	keeper: RowKeeper | null,
+	plan: StepPlan,
+	step: number,
+): AsyncGenerator<TrainEvent, void> {
+	if (keeper !== null) yield* waitFor(keeper, keeper.committed(plan, step));
+}
