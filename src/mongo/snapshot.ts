@@ -15,7 +15,7 @@ import type { RowCollection, Selection } from "./selection.js";
 
 /** The folder of such lists in `output_dir`. */
 const FOLDER = ".arl-rows";
-const PAGE = 10_000;
+const PAGE = 5_000;
 
 /** One document of a list. */
 export interface Listed {
@@ -131,8 +131,13 @@ export async function scan(
 		const wanted = { $and: [filter, behind(documents)] };
 		const cursor = connection.db.collection(collection).find(wanted, options).sort({ _id: 1 });
 		try {
-			while (await cursor.hasNext()) {
-				for (const bytes of cursor.readBufferedDocuments()) {
+			let more = cursor.hasNext();
+			while (await more) {
+				const page = cursor.readBufferedDocuments();
+				// The server puts the next page together while this one is read.
+				more = cursor.hasNext();
+				more.catch(() => {});
+				for (const bytes of page) {
 					const fields = fieldsOf(documentOf(bytes as unknown as Uint8Array));
 					const id = fields.get("_id");
 					if (id === undefined) continue;
