@@ -73,35 +73,3 @@ describe.skipIf(killMissing("a server with accounts of its own"))("a password", 
 		}
 	}, 180_000);
 });
-
-describe.skipIf(killMissing("an import that is killed"))("an import that is killed", () => {
-	it("goes on when the same command is given again", async () => {
-		const server = await startMongo();
-		const client = new MongoClient(server.uri);
-		try {
-			const path = join(folder, "many.jsonl");
-			const texts = Array.from({ length: 20_000 }, (_, i) => `text ${i}`);
-			const row = (text: string) => JSON.stringify({ messages: [{ role: "assistant", content: text }] });
-			writeFileSync(path, texts.map((text) => `${row(text)}\n`).join(""));
-			const words = ["mongo", "import", path, "--db_connection_string", server.uri];
-			const rows = client.db().collection("DBRecordData");
-			const first = await arl(words, async (kill) => {
-				while ((await rows.estimatedDocumentCount()) === 0) await new Promise((resolve) => setTimeout(resolve, 5));
-				kill("SIGKILL");
-			});
-			expect(first.signal).toBe("SIGKILL");
-			const there = await rows.countDocuments();
-			expect(there).toBeLessThan(20_000);
-			const second = await arl([...words, "--json"]);
-			expect(JSON.parse(second.stdout)).toMatchObject({ rows: 20_000, written: 20_000 - there, present: there });
-			const found = await rows
-				.find({}, { projection: { "messages.content": 1 } })
-				.sort({ _id: 1 })
-				.toArray();
-			expect(found.map(({ messages }) => messages[0].content)).toEqual(texts);
-		} finally {
-			await client.close();
-			await server.stop();
-		}
-	}, 60_000);
-});

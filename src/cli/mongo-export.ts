@@ -3,10 +3,11 @@ import { stat } from "node:fs/promises";
 import { InvalidArgumentError, Option } from "commander";
 import { countReasons } from "../data/problems.js";
 import { ArlError } from "../errors.js";
+import type { MongoConnection } from "../mongo/connection.js";
 import type { SelectionOptions } from "../mongo/selection.js";
 import { count, jsonLine } from "../report/index.js";
 import { LiveLine } from "../report/live.js";
-import { connectionString, databaseOption } from "./mongo-options.js";
+import { databaseOption, withDatabase } from "./mongo-options.js";
 import { command, parse, wholeNumber } from "./options.js";
 
 interface Options {
@@ -71,12 +72,13 @@ async function checkOut({ out, overwrite }: Options): Promise<void> {
 export async function run(words: readonly string[]): Promise<number> {
 	const options = parse<Options>(definition(), words);
 	if (options === null) return 0;
-	const uri = connectionString(options.db_connection_string);
 	await checkOut(options);
+	return withDatabase(options.db_connection_string, (connection) => write(connection, options));
+}
+
+async function write(connection: MongoConnection, options: Options): Promise<number> {
 	const { exportRows } = await import("../mongo/export.js");
-	const { MongoConnection } = await import("../mongo/connection.js");
 	const { openDatabaseRows } = await import("../mongo/database.js");
-	const connection = await MongoConnection.open(uri);
 	const live = process.stderr.isTTY === true && process.env.TERM !== "dumb" ? new LiveLine(process.stderr) : null;
 	try {
 		const rows = await openDatabaseRows(connection, {
@@ -103,6 +105,5 @@ export async function run(words: readonly string[]): Promise<number> {
 		return 0;
 	} finally {
 		live?.clear();
-		await connection.close();
 	}
 }

@@ -3,13 +3,14 @@ import { Option } from "commander";
 import { openFiles } from "../data/open.js";
 import { badRowsError, countReasons } from "../data/problems.js";
 import { ArlError } from "../errors.js";
+import type { MongoConnection } from "../mongo/connection.js";
 import { SPLITS, type Split } from "../mongo/documents.js";
 import type { ImportResult } from "../mongo/import.js";
 import type { ImportKind } from "../mongo/row-documents.js";
 import { loadNative, type Native } from "../native.js";
 import { count, jsonLine } from "../report/index.js";
 import { LiveLine } from "../report/live.js";
-import { connectionString, databaseOption } from "./mongo-options.js";
+import { databaseOption, withDatabase } from "./mongo-options.js";
 import { command, parse } from "./options.js";
 
 interface Options {
@@ -49,37 +50,39 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 	const of = definition();
 	const options = parse<Options>(of, words);
 	if (options === null) return 0;
-	const uri = connectionString(options.db_connection_string);
+	return withDatabase(options.db_connection_string, (connection) => write(connection, options, of.args, core));
+}
+
+async function write(
+	connection: MongoConnection,
+	options: Options,
+	entries: string[],
+	core: () => Native,
+): Promise<number> {
 	const { importRows, checkRows } = await import("../mongo/import.js");
-	const { MongoConnection } = await import("../mongo/connection.js");
-	const { source, files } = await openFiles(core(), of.args);
+	const { source, files } = await openFiles(core(), entries);
 	const live = process.stderr.isTTY === true && process.env.TERM !== "dumb" ? new LiveLine(process.stderr) : null;
 	try {
-		const connection = await MongoConnection.open(uri);
-		try {
-			const given = {
-				source,
-				kind: options.as,
-				split: options.split ?? null,
-				progress: (rows: number) => live?.show([{ text: `${count(rows)} of ${count(source.length)} rows`, keep: 0 }]),
-			};
-			const bad = await checkRows(given);
-			if (bad.length > 0 && options.on_bad_row === "error") throw badRowsError(bad, source.length);
-			if (bad.length === source.length) throw new ArlError("ARL_DATA", `${source.name}: no row can be imported`);
-			const result = await importRows(connection, given, new Set(bad.map(({ row }) => row)));
-			live?.clear();
-			for (const { location, reason, message } of bad) {
-				process.stderr.write(`left out: ${location}: ${reason}: ${message}\n`);
-			}
-			const to = connection.address;
-			if (options.json) {
-				const left = { skipped: bad.length, reasons: countReasons(bad) };
-				process.stdout.write(`${jsonLine({ files, to, as: options.as, rows: source.length, ...result, ...left })}\n`);
-			} else process.stdout.write(told(result, options.as, source.length, to, bad.length));
-			return 0;
-		} finally {
-			await connection.close();
+		const given = {
+			source,
+			kind: options.as,
+			split: options.split ?? null,
+			progress: (rows: number) => live?.show([{ text: `${count(rows)} of ${count(source.length)} rows`, keep: 0 }]),
+		};
+		const bad = await checkRows(given);
+		if (bad.length > 0 && options.on_bad_row === "error") throw badRowsError(bad, source.length);
+		if (bad.length === source.length) throw new ArlError("ARL_DATA", `${source.name}: no row can be imported`);
+		const result = await importRows(connection, given, new Set(bad.map(({ row }) => row)));
+		live?.clear();
+		for (const { location, reason, message } of bad) {
+			process.stderr.write(`left out: ${location}: ${reason}: ${message}\n`);
 		}
+		const to = connection.address;
+		if (options.json) {
+			const left = { skipped: bad.length, reasons: countReasons(bad) };
+			process.stdout.write(`${jsonLine({ files, to, as: options.as, rows: source.length, ...result, ...left })}\n`);
+		} else process.stdout.write(told(result, options.as, source.length, to, bad.length));
+		return 0;
 	} finally {
 		live?.clear();
 		await source.close();

@@ -1,7 +1,7 @@
 /** `arl mongo status`: what AgentRL's collections hold, and the index that is missing. Reads only. */
 import type { Counts, DatabaseStatus } from "../mongo/status.js";
 import { jsonLine } from "../report/index.js";
-import { connectionString, databaseOption } from "./mongo-options.js";
+import { databaseOption, withDatabase } from "./mongo-options.js";
 import { command, parse } from "./options.js";
 
 interface Options {
@@ -16,17 +16,12 @@ export async function run(words: readonly string[]): Promise<number> {
 		.option("--json", "as one JSON value");
 	const options = parse<Options>(definition, words);
 	if (options === null) return 0;
-	const uri = connectionString(options.db_connection_string);
-	const { MongoConnection } = await import("../mongo/connection.js");
-	const { databaseStatus } = await import("../mongo/status.js");
-	const connection = await MongoConnection.open(uri);
-	try {
+	return withDatabase(options.db_connection_string, async (connection) => {
+		const { databaseStatus } = await import("../mongo/status.js");
 		const status = await databaseStatus(connection);
 		process.stdout.write(options.json ? `${jsonLine(status)}\n` : told(status));
 		return 0;
-	} finally {
-		await connection.close();
-	}
+	});
 }
 
 function counts(of: Counts): string {
