@@ -49,6 +49,8 @@ export async function openDatabaseRows(
 
 /** Rows of a database, and what a run does with them besides reading. */
 export class DatabaseRun {
+	private writing: Promise<void> = Promise.resolve();
+
 	private constructor(
 		readonly rows: DatabaseRows,
 		private readonly writeBack: WriteBack | null,
@@ -113,11 +115,20 @@ export class DatabaseRun {
 	}
 
 	/**
-	 * A checkpoint after `step` steps stands: the rows of these steps count as trained. `firstRow`: of this source within
-	 * the rows of the run. Doing it again changes nothing.
+	 * A checkpoint after `step` steps stands: the rows of these steps count as trained from now on, which is written beside
+	 * training. `firstRow`: of this source within the rows of the run. Doing it again changes nothing.
 	 */
-	async committed(plan: StepPlan, step: number, firstRow: number): Promise<void> {
-		await this.writeBack?.committed(plan, step, firstRow);
+	commit(plan: StepPlan, step: number, firstRow: number): void {
+		const { writeBack } = this;
+		if (writeBack === null) return;
+		this.writing = this.writing.then(() => writeBack.committed(plan, step, firstRow));
+		// Whoever waits for it hears of a failure; until then it must not count as unhandled.
+		this.writing.catch(() => {});
+	}
+
+	/** All that was to be written is. Rejects with what it failed with. */
+	settled(): Promise<void> {
+		return this.writing;
 	}
 }
 

@@ -13,8 +13,10 @@ export interface RowKeeper {
 	check(plan: StepPlan): void;
 	/** The first step comes next. */
 	begin(): Promise<void>;
-	/** A checkpoint after `step` steps stands. Telling it again changes nothing. */
-	committed(plan: StepPlan, step: number): Promise<void>;
+	/** A checkpoint after `step` steps stands: begins to write down what that means. Telling it again changes nothing. */
+	commit(plan: StepPlan, step: number): void;
+	/** All that was begun is done. Rejects with what it failed with. */
+	settled(): Promise<void>;
 	/** What there is to tell the user since this was called last. */
 	notices(): string[];
 }
@@ -41,11 +43,21 @@ export async function* waitFor<T>(keeper: RowKeeper | null, wanted: Promise<T>):
 	return await wanted;
 }
 
-/** The rows of all steps up to `step` are trained for good. */
-export async function* committed(
+/**
+ * Has it written down that the rows of all steps up to `step` are trained for good. It goes on beside training; the last time is
+ * waited for first, and a failure of it thrown.
+ */
+export async function* commit(
 	keeper: RowKeeper | null,
 	plan: StepPlan,
 	step: number,
 ): AsyncGenerator<TrainEvent, void> {
-	if (keeper !== null) yield* waitFor(keeper, keeper.committed(plan, step));
+	if (keeper === null) return;
+	yield* settle(keeper);
+	keeper.commit(plan, step);
+}
+
+/** Waits until all that was to be written down is. */
+export async function* settle(keeper: RowKeeper | null): AsyncGenerator<TrainEvent, void> {
+	if (keeper !== null) yield* waitFor(keeper, keeper.settled());
 }

@@ -10,7 +10,7 @@ import type { MicroBatch, StepStats } from "../native.js";
 import { MetricsFile } from "../report/metrics.js";
 import { listCheckpoints, removeCheckpoint, saveCheckpoint } from "./checkpoint.js";
 import type { EndEvent, LogEvent, SavedEvent, StepEvent, TrainEvent } from "./events.js";
-import { committed, waitFor } from "./keeper.js";
+import { commit, settle, waitFor } from "./keeper.js";
 import { changedOptions, type PreparedRun, sourceName } from "./prepare.js";
 import { publishCheckpoint, publishEngine, removeRun } from "./publish.js";
 import { fillEvent } from "./rows.js";
@@ -190,7 +190,7 @@ async function* save(
 	cache.sync();
 	const { path, bytes } = await saveCheckpoint(engine, args.output_dir, stateOf(run, counters));
 	yield { type: "saved", step: counters.step, path, bytes, seconds: (performance.now() - started) / 1000, reason };
-	yield* committed(run.keeper, run.plan, counters.step);
+	yield* commit(run.keeper, run.plan, counters.step);
 	if (args.save_total_limit !== null) {
 		const standing = await listCheckpoints(args.output_dir);
 		const others = standing.filter((checkpoint) => checkpoint.step !== counters.step);
@@ -262,7 +262,10 @@ export async function* trainLoop(run: PreparedRun, stop: StopRequest): AsyncGene
 		await run.keeper?.begin();
 		yield startEvent(run, counters.step);
 		// What the earlier part of the run may not have got through with.
-		if (resumed) yield* committed(run.keeper, run.plan, counters.step);
+		if (resumed) {
+			yield* commit(run.keeper, run.plan, counters.step);
+			yield* settle(run.keeper);
+		}
 		yield* steps(run, counters, stop, metrics);
 	} finally {
 		metrics.close();
@@ -379,7 +382,7 @@ async function* finish(
 		if (saved !== null) await publishCheckpoint(saved, args.output_dir);
 		else {
 			await publishEngine(engine, args.output_dir);
-			yield* committed(run.keeper, run.plan, counters.step);
+			yield* commit(run.keeper, run.plan, counters.step);
 		}
 		modelPath = args.output_dir;
 	} else if (saved === null && counters.step > 0) {
@@ -387,6 +390,7 @@ async function* finish(
 		saved = yield* save(run, counters, "interrupted");
 		modelPath = saved;
 	}
+	yield* settle(run.keeper);
 	yield {
 		type: "end",
 		outcome,

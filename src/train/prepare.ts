@@ -152,6 +152,8 @@ async function* prepare(input: PrepareInput): AsyncGenerator<TrainEvent, Prepare
 
 	const { source, entryRows, keeper } = await openRows({ native, args, dataset, convert, resumed, signal });
 	resources.add(() => source.close());
+	// A run that ends with an error ends with what stands written down; that this fails too is no news then.
+	resources.add(() => keeper?.settled().catch(() => {}));
 	const { shape, firstRows } = await detectShape(source, encoder);
 	const blank = source.blankLines > 0 ? `, ${source.blankLines} blank lines passed over` : "";
 	yield { type: "check", name: "rows", message: `${source.length} rows of ${shape} in ${source.name}${blank}` };

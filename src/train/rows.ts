@@ -95,7 +95,8 @@ async function withDatabase(input: RowsInput, uri: string, files: OpenedFiles | 
 			id: database.id,
 			check: (plan) => database.check(plan, firstRow),
 			begin: () => database.begin(),
-			committed: (plan, step) => database.committed(plan, step, firstRow),
+			commit: (plan, step) => database.commit(plan, step, firstRow),
+			settled: () => database.settled(),
 			notices: () => database.notices(),
 		},
 	};
