@@ -372,6 +372,32 @@ describe.skipIf(mongoMissing("rows of a database"))("rows of a database", () => 
 		]);
 	});
 
+	it("may be as large as a document can be; a trajectory that is larger still is refused by name", async () => {
+		const large = "x".repeat(15 * 1024 * 1024);
+		const samples = Array.from({ length: 5 }, (_, i) => sample(`${i} ${large}`));
+		const small = sample("small");
+		const name = await fill({
+			Record: [record(samples.map(({ _id }) => _id)), record([small._id])],
+			DispatchedSamplingTask: [small],
+		});
+		for (const one of samples) await client.db(name).collection("DispatchedSamplingTask").insertOne(one);
+		const rows = await open(name, {}, ({ trajectory }) => {
+			const contents = trajectory.map((one) => JSON.stringify(one)).join("");
+			return { messages: [{ role: "assistant", content: `${contents.length}` }] };
+		});
+		const [whole] = await said(rows);
+		expect(Number(whole)).toBeGreaterThan(5 * large.length);
+		await client
+			.db(name)
+			.collection("Record")
+			.updateOne({}, { $set: { traj: Array(18).fill(samples[0]?._id) } });
+		const [refused, other] = await said(rows);
+		expect(refused).toBe(
+			"row too large: the 18 samples of the trajectory have 270 MiB together; at most 256 MiB are read",
+		);
+		expect(Number(other)).toBeLessThan(1000);
+	}, 60_000);
+
 	it("go through a user's function, which gives one row, several or none; what it throws names the record", async () => {
 		const samples = ["one", "two", "none", "throws"].map((text) => sample(text));
 		const name = await fill({
