@@ -1,12 +1,24 @@
 /** Connection strings: what may be shown of them, and what is said where no database can be had. */
+import { execFileSync, spawnSync } from "node:child_process";
+import { mkdtempSync } from "node:fs";
 import { createServer } from "node:net";
+import { join } from "node:path";
 import { inspect } from "node:util";
 import { describe, expect, it } from "vitest";
 import { formatError } from "../src/errors.js";
 import { connect } from "../src/mongo/connect.js";
 import { hideSecrets, redactUri } from "../src/mongo/redact.js";
-import { errorOf } from "./support/folder.js";
+import { errorOf, temporaryFolder } from "./support/folder.js";
 import { killMissing, mongoMissing, startMongo } from "./support/mongo.js";
+
+const folder = temporaryFolder();
+
+/** True (and told) where certificates cannot be made. */
+function opensslMissing(): boolean {
+	if (spawnSync("openssl", ["version"]).status === 0) return false;
+	process.stderr.write("SKIPPED: connecting by TLS: openssl is missing\n");
+	return true;
+}
 
 const quick = "serverSelectionTimeoutMS=400&connectTimeoutMS=400";
 
@@ -94,6 +106,30 @@ describe.skipIf(killMissing("a server with accounts"))("a server with accounts",
 			const none = await errorOf(connect(`mongodb://${host}/db?${quick}`));
 			expect(none).toMatchObject({ code: "ARL_CONFIG" });
 			expect(none.message).toContain("no right");
+		} finally {
+			await server.stop();
+		}
+	});
+
+	it.skipIf(opensslMissing())("is spoken to by TLS with the certificate's authority, and refused without", async () => {
+		const place = mkdtempSync(join(folder, "tls-"));
+		const [cert, key] = [join(place, "cert.pem"), join(place, "key.pem")];
+		const subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"];
+		const files = ["-keyout", key, "-out", cert];
+		execFileSync("openssl", ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", ...subject, ...files], {
+			stdio: "pipe",
+		});
+		const server = await startMongo(["--standalone", "--tls-cert-file", cert, "--tls-key-file", key]);
+		try {
+			const connection = await connect(`${server.uri}?tls=true&tlsCAFile=${cert}`);
+			await connection.close();
+			const unknown = await errorOf(connect(`${server.uri}?tls=true&${quick}`));
+			expect(unknown.message).toMatch(/no TLS connection.*certificate/);
+			const plain = await errorOf(connect(`${server.uri}?${quick}`));
+			expect(plain.hint).toContain("tls=true");
+			const missing = await errorOf(connect(`${server.uri}?tls=true&tlsCAFile=${cert}.none&${quick}`));
+			expect(missing).toMatchObject({ code: "ARL_CONFIG" });
+			expect(missing.message).toContain("cert.pem.none");
 		} finally {
 			await server.stop();
 		}

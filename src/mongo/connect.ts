@@ -99,6 +99,10 @@ function tell(error: Error, text: string, name: string): Told {
 	if (/wire version/i.test(text)) {
 		return { code: "ARL_IO", what: `${name}: the server is too old`, hint: "MongoDB 4.4 or newer is needed." };
 	}
+	if (/ENOENT|EACCES/.test(text)) {
+		const hint = "Check tlsCAFile and tlsCertificateKeyFile; relative paths start at the working directory.";
+		return { code: "ARL_CONFIG", what: `${name}: a file that db_connection_string names cannot be read`, hint };
+	}
 	if (/certificate|self.signed|\btls\b|\bssl\b|ERR_SSL|ERR_TLS|EPROTO|wrong version number/i.test(text)) {
 		return {
 			code: "ARL_IO",
