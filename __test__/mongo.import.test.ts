@@ -1,7 +1,7 @@
 /** Rows of files into AgentRL's collections: exact, in order, once. */
 import { mkdtempSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { BSON, type Document, MongoClient } from "mongodb";
+import { BSON, type Document, MongoClient, ObjectId } from "mongodb";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { openFiles } from "../src/data/open.js";
 import { MongoConnection } from "../src/mongo/connection.js";
@@ -161,6 +161,25 @@ describe.skipIf(mongoMissing("importing rows"))("an import", () => {
 			expect(rows.map((row) => JSON.parse(String(row)).messages[1].content)).toEqual(texts);
 		}));
 
+	it("puts rows behind those that are there, whoever wrote them", () =>
+		fresh(async (connection) => {
+			const ids = () => connection.db.collection("DBRecordData").find().sort({ _id: 1 }).toArray();
+			const foreign = new ObjectId();
+			await connection.db.collection<{ _id: ObjectId | string }>("DBRecordData").insertOne({ _id: foreign });
+			await importFile(connection, file([chat("b"), chat("a")]));
+			await connection.db.collection<{ _id: string }>("DBRecordData").insertOne({ _id: "a text" });
+			await importFile(connection, file([chat("a"), chat("d"), chat("c")]));
+			const found = await ids();
+			expect(found.map(({ _id, messages }) => messages?.[1].content ?? String(_id))).toEqual([
+				...["a text", String(foreign), "b", "a", "d", "c"],
+			]);
+			// No place is left behind this one.
+			await connection.db.collection("DBRecordData").insertOne({ _id: new ObjectId("f".repeat(24)) });
+			expect(await importFile(connection, file([chat("f"), chat("e")]))).toMatchObject({ written: 2 });
+			const texts = (await ids()).flatMap(({ messages }) => messages?.[1].content ?? []);
+			expect(texts.indexOf("f")).toBeLessThan(texts.indexOf("e"));
+		}));
+
 	it("doubles nothing when it is repeated, with more rows or in another order; another split is another row", () =>
 		fresh(async (connection) => {
 			const rows = ["a", "b", "a", "c"].map((text) => chat(text));
@@ -210,12 +229,13 @@ describe.skipIf(mongoMissing("importing rows"))("an import", () => {
 				const records = await connection.db.collection("Record").find().toArray();
 				expect(records.length).toBeGreaterThan(0);
 				expect(records.length).toBeLessThan(1200);
-				for (const { task, traj } of records) {
-					expect(await connection.db.collection("Task").countDocuments({ _id: task.oid ?? task.$id })).toBe(1);
-					const ids = traj.map((link: Document) => link.oid ?? link.$id);
-					expect(await connection.db.collection("DispatchedSamplingTask").countDocuments({ _id: { $in: ids } })).toBe(
-						2,
-					);
+				const idOf = (link: Document) => link.oid ?? link.$id;
+				for (const [name, links, each] of [
+					["Task", records.map(({ task }) => task), 1],
+					["DispatchedSamplingTask", records.flatMap(({ traj }) => traj), 2],
+				] as const) {
+					const found = await connection.db.collection(name).countDocuments({ _id: { $in: links.map(idOf) } });
+					expect([links.length, found]).toEqual([records.length * each, records.length * each]);
 				}
 				const result = await importFile(connection, path, { kind: "Record" });
 				expect(result).toMatchObject({ written: 1200 - records.length, present: records.length });

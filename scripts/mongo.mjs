@@ -5,8 +5,7 @@ import { parseArgs } from "node:util";
 import { installServer, startServer } from "./mongo-server.mjs";
 import { root } from "./setup.mjs";
 
-const usage =
-	"npm run mongo [-- --dir FOLDER] [-- --port PORT]   (.mongo and 27017 unless given; port 0: any free one)";
+const usage = "npm run mongo [-- --dir FOLDER --port PORT]   (.mongo and 27017 unless given; port 0: any free one)";
 
 function options() {
 	try {

@@ -147,7 +147,8 @@ export async function importRows(
 	const writer = new Writer(connection, kind);
 	const copies = new HashCounts();
 	const { hashes, place: firstPlace } = await standing(connection, kind);
-	let place = firstPlace;
+	// Behind the last place that four bytes can name there is none: then the rows keep their order among themselves.
+	let place = firstPlace + source.length > 2 ** 32 ? 0 : firstPlace;
 	let through = 0;
 	const write = async (row: number, content: Uint8Array) => {
 		const { row: fields, split } = read(content, options);
