@@ -233,6 +233,13 @@ describe.skipIf(mongoMissing("training on a database"))("training on a database"
 		expect(existsSync(place.out)).toBe(false);
 		const lenient = await arl(["train", ...uri, ...words, "--on_bad_row", "skip"]);
 		expect(lenient.code, lenient.stderr).toBe(0);
+		const none = await fill({
+			DBRecordData: documents.slice(0, 8).map((document) => ({ ...document, reward: Number.NaN })),
+		});
+		const skipping = ["--on_bad_row", "skip", "--output_dir", `${place.out}-none`];
+		const nothing = await arl(["train", ...uri.with(1, server.uriOf(none)), ...words, ...skipping]);
+		expect(nothing.code).toBe(3);
+		expect(nothing.stderr).toContain("8 of 8 rows cannot be used (8 not finite)");
 		const counts = await countsOf(name, "DBRecordData");
 		expect(counts).toEqual([0, 0, 0, ...Array.from({ length: 9 }, () => 1)]);
 	});

@@ -103,7 +103,7 @@ export function ambiguous(
 	const names = counts.map(({ collection, rows }) => `${collection} (${rows})`).join(" and ");
 	return new ArlError(
 		"ARL_CONFIG",
-		`${connection.address} has documents to train on in both ${names}`,
+		`${connection.address} has rows in both ${names}`,
 		"Choose with --db_source Record or --db_source DBRecordData.",
 	);
 }

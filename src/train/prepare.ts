@@ -329,7 +329,8 @@ export function expectedBatch(
 
 /** What a user may read of where the rows come from. */
 export function sourceName(args: AgentTrainingConfig, source: AnySource): string {
-	return args.train_file.length === 1 ? basename(args.train_file[0] ?? source.name) : source.name;
+	const oneFile = args.train_file.length === 1 && args.db_connection_string === null;
+	return oneFile ? basename(args.train_file[0] ?? source.name) : source.name;
 }
 
 /** Options that differ from those of the earlier part of a run, and may. */

@@ -32,6 +32,8 @@ export interface OpenRows {
 }
 
 const FIRST_ROWS = 32;
+/** Larger ones are no help in finding out what rows look like. */
+const FIRST_ROW_BYTES = 8 * 1024 * 1024;
 
 export interface RowsInput {
 	native: Native;
@@ -102,22 +104,33 @@ async function withDatabase(input: RowsInput, uri: string, files: OpenedFiles | 
 	};
 }
 
+/** The first rows that their source can give; the others are reported with all rows. Throws where there are none. */
+async function firstUsable(source: AnySource): Promise<{ places: number[]; rows: Uint8Array[] }> {
+	const bad: BadRow[] = [];
+	for (let first = 0; first < source.length; first += FIRST_ROWS) {
+		const count = Math.min(FIRST_ROWS, source.length - first);
+		const indexes = Array.from({ length: count }, (_, i) => first + i);
+		const wanted = indexes.filter((row) => source.bytes(row) <= FIRST_ROW_BYTES);
+		const places: number[] = [];
+		const rows: Uint8Array[] = [];
+		for (const [i, content] of (await source.read(wanted)).entries()) {
+			const row = wanted[i] as number;
+			if (content instanceof Uint8Array) {
+				places.push(row);
+				rows.push(content);
+			} else bad.push({ row, location: source.location(row), ...content });
+		}
+		if (rows.length > 0 || bad.length === 0) return { places, rows };
+	}
+	throw badRowsError(bad, source.length);
+}
+
 /** Finds the shape of the rows. Throws with the place of the row where it is none that is known. */
 export async function detectShape(
 	source: AnySource,
 	encoder: NativeTextEncoder,
 ): Promise<{ shape: string; firstRows: Uint8Array[] }> {
-	const count = Math.min(FIRST_ROWS, source.length);
-	const indexes = Array.from({ length: count }, (_, i) => i).filter((i) => source.bytes(i) <= 8 * 1024 * 1024);
-	const contents = await source.read(indexes);
-	const firstRows = contents.filter((content) => content instanceof Uint8Array);
-	const bad = contents.flatMap((content, i): BadRow[] => {
-		const row = indexes[i] as number;
-		return content instanceof Uint8Array ? [] : [{ row, location: source.location(row), ...content }];
-	});
-	// One usable row tells the shape; the others are reported with all rows.
-	if (firstRows.length === 0 && bad.length > 0) throw badRowsError(bad, contents.length);
-	const places = indexes.filter((_, i) => contents[i] instanceof Uint8Array);
+	const { places, rows: firstRows } = await firstUsable(source);
 	try {
 		return { shape: encoder.detect(firstRows), firstRows };
 	} catch (error) {
