@@ -1,65 +1,13 @@
 /** Rows of files into AgentRL's collections: exact, in order, once. */
-import { mkdtempSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
 import { BSON, type Document, MongoClient, ObjectId } from "mongodb";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { openFiles } from "../src/data/open.js";
 import { MongoConnection } from "../src/mongo/connection.js";
-import { openDatabaseRows } from "../src/mongo/database.js";
-import type { Split } from "../src/mongo/documents.js";
-import { checkRows, importRows } from "../src/mongo/import.js";
-import type { ImportKind } from "../src/mongo/row-documents.js";
-import { loadNative } from "../src/native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
-import { killMissing, type MongoServer, mongoMissing, newDatabase, startMongo } from "./support/mongo.js";
+import { chat, check, fresh as freshDatabase, importFile, rowsFile, rowsOf } from "./support/import.js";
+import { killMissing, type MongoServer, mongoMissing, startMongo } from "./support/mongo.js";
 
 const folder = temporaryFolder();
-const native = loadNative();
-
-function file(rows: string[]): string {
-	const path = join(mkdtempSync(join(folder, "rows-")), "rows.jsonl");
-	writeFileSync(path, rows.map((row) => `${row}\n`).join(""));
-	return path;
-}
-
-const chat = (text: string, more = "") =>
-	`{"messages":[{"role":"user","content":"?"},{"role":"assistant","content":${JSON.stringify(text)}}]${more}}`;
-
-interface Given {
-	kind?: ImportKind;
-	split?: Split;
-}
-
-async function importFile(connection: MongoConnection, path: string, { kind = "DBRecordData", split }: Given = {}) {
-	const { source } = await openFiles(native, [path]);
-	try {
-		return await importRows(connection, { source, kind, split: split ?? null });
-	} finally {
-		await source.close();
-	}
-}
-
-async function check(path: string, { kind = "DBRecordData", split }: Given = {}) {
-	const { source } = await openFiles(native, [path]);
-	try {
-		return await checkRows({ source, kind, split: split ?? null });
-	} finally {
-		await source.close();
-	}
-}
-
-/** The rows that training reads, as text. */
-async function rowsOf(connection: MongoConnection, source: "DBRecordData" | "Record", split: string | null = null) {
-	const rows = await openDatabaseRows(connection, {
-		db_source: source,
-		split,
-		db_match: {},
-		max_trained_count: null,
-		retrained_interval: 1,
-	});
-	const contents = await rows.read(Array.from({ length: rows.length }, (_, row) => row));
-	return contents.map((row) => (row instanceof Uint8Array ? Buffer.from(row).toString("utf8") : row));
-}
+const file = (rows: string[]) => rowsFile(folder, rows);
 
 /** Documents with their exact types: a tree of `[type, value]`. */
 async function typed(connection: MongoConnection, collection: string): Promise<Document[]> {
@@ -73,16 +21,7 @@ describe.skipIf(mongoMissing("importing rows"))("an import", () => {
 		server = await startMongo();
 	});
 	afterAll(() => server.stop());
-
-	async function fresh<T>(use: (connection: MongoConnection) => Promise<T>): Promise<T> {
-		const connection = await MongoConnection.open(server.uriOf(newDatabase()));
-		try {
-			return await use(connection);
-		} finally {
-			await connection.db.dropDatabase();
-			await connection.close();
-		}
-	}
+	const fresh = <T>(use: (connection: MongoConnection) => Promise<T>) => freshDatabase(server, use);
 
 	it("keeps the order of keys, floats, integers of 64 bits, and nulls", () =>
 		fresh(async (connection) => {
@@ -310,54 +249,6 @@ describe.skipIf(mongoMissing("importing rows"))("an import", () => {
 				reward: 0.75,
 			});
 		}));
-
-	it.each([
-		["[1]", "DBRecordData", "shape", /an array/],
-		['{"prompt":"a","completion":"b"}', "DBRecordData", "no messages", /prompt, completion/],
-		['{"messages":[]}', "DBRecordData", "no messages", /empty/],
-		['{"messages":[{"role":"robot"}]}', "DBRecordData", "unknown role", /messages\[0\].*robot/],
-		[chat("a", ',"advantages":{"0":1}'), "DBRecordData", "bad index", /message 0/],
-		[chat("a", ',"scores":{"1":"x"}'), "DBRecordData", "bad field", /scores\[1\]/],
-		[chat("a", ',"_id":1'), "DBRecordData", "bad field", /_id/],
-		[chat("a", ',"a.b":1'), "DBRecordData", "bad field", /a\.b/],
-		[chat("a", ',"reward":"x"'), "DBRecordData", "bad field", /reward/],
-		[chat("a", ',"x":{"a\\u0000":1}'), "DBRecordData", "bad field", /U\+0000/],
-		["{", "DBRecordData", "not json", /not JSON/],
-		['{"messages":[{"role":"user","content":"\\ud800"}]}', "DBRecordData", "lone surrogate", /d800/],
-		['{"messages":[{"role":"user","content":"a"}]}', "Record", "no targets", /trained/],
-		[chat("a").replace("}]", '},{"role":"user","content":"b"}]'), "Record", "not a Record", /1 messages follow/],
-		[chat("a", ',"chat_template_kwargs":{}'), "Record", "not a Record", /chat_template_kwargs/],
-	] as const)("names the row that cannot be one: %s as %s", async (row, kind, reason, message) => {
-		const bad = await check(file([chat("fine"), row]), { kind });
-		expect(bad).toMatchObject([{ row: 1, reason }]);
-		expect(bad[0]?.location).toMatch(/rows\.jsonl:2$/);
-		expect(bad[0]?.message).toMatch(message);
-	});
-
-	it(
-		"names a row whose document is larger than 16 MiB, and takes one that is just as large",
-		() =>
-			fresh(async (connection) => {
-				const size = async (text: string) => {
-					await importFile(connection, file([chat(text)]));
-					const [bytes] = await connection.db.collection("DBRecordData").find({}, { raw: true }).toArray();
-					return bytes?.length;
-				};
-				const overhead = Number(await size("x")) - 1;
-				const most = 16 * 1024 * 1024 - 1;
-				expect(await check(file([chat("x".repeat(most - overhead))]))).toEqual([]);
-				const [bad] = await check(file([chat("x".repeat(most - overhead + 1))]));
-				expect(bad).toMatchObject({ reason: "too large" });
-				expect(bad?.message).toContain(`${most + 1} bytes`);
-				const path = file([
-					chat("x".repeat(most - overhead)),
-					chat("y".repeat(9_000_000)),
-					chat("z".repeat(9_000_000)),
-				]);
-				expect(await importFile(connection, path)).toMatchObject({ written: 3 });
-			}),
-		60_000,
-	);
 });
 
 describe.skipIf(killMissing("an import while the server is killed"))("an import while the server is killed", () => {
