@@ -1,5 +1,5 @@
 /** Training on rows of a database: the same bits as from a file, counted when a checkpoint stands. */
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { DBRef, type Document, Double, MongoClient, ObjectId } from "mongodb";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -186,7 +186,15 @@ describe.skipIf(mongoMissing("training on a database"))("training on a database"
 		expect(logged(place.out)).toEqual(logged(straight.out));
 		expect((await countsOf(name, "DBRecordData")).slice(24)).toEqual(Array.from({ length: 24 }, () => 0));
 		expect((await countsOf(name, "DBRecordData")).reduce((sum, count) => sum + count)).toBe(15 * 4);
-		// A list that is gone cannot be made again.
+		// From a checkpoint into another folder too: the list is found beside the checkpoint, and kept in the new folder.
+		const moved = { ...place, out: `${place.out}-moved` };
+		const further = ["--resume_from_checkpoint", `${place.out}/checkpoint-15`];
+		const longer = await arl(["train", ...uri, ...options(moved, { ...more, max_steps: 17 }), ...further]);
+		expect(longer.code, longer.stderr).toBe(0);
+		expect((await countsOf(name, "DBRecordData")).reduce((sum, count) => sum + count)).toBe(17 * 4);
+		expect(readdirSync(join(moved.out, ".arl-rows"))).toEqual(readdirSync(join(place.out, ".arl-rows")));
+		const split = await arl(["train", ...uri, ...options(place, { ...more, split: "valid" }), ...further]);
+		expect(split.stderr).toContain("split: train -> valid");
 		const elsewhere = await arl([
 			"train",
 			...["--db_connection_string", server.uriOf(newDatabase())],

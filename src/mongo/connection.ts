@@ -48,6 +48,9 @@ export class MongoConnection {
 	/** When the interruption that is going on began; null: there is none. */
 	private brokenSince: number | null = null;
 
+	/** Nobody needs what is asked for any more. */
+	private leaving = false;
+
 	private constructor(
 		private readonly connection: Connection,
 		private readonly options: ConnectionOptions,
@@ -93,7 +96,7 @@ export class MongoConnection {
 				return result;
 			} catch (error) {
 				const failure = this.connection.fail(error, doing);
-				if (!isPassing(error) || this.options.signal?.aborted) throw failure;
+				if (!isPassing(error) || this.leaving || this.options.signal?.aborted) throw failure;
 				failing ??= performance.now();
 				if (performance.now() - failing > limit * 1000)
 					throw waitedInVain(failure, limit, this.options.hint ?? failure.hint);
@@ -105,6 +108,11 @@ export class MongoConnection {
 				pause = Math.min(LONGEST_PAUSE_MS, pause * 2);
 			}
 		}
+	}
+
+	/** From now on no request is made again. */
+	giveUp(): void {
+		this.leaving = true;
 	}
 
 	async close(): Promise<void> {

@@ -126,6 +126,12 @@ export class DatabaseRun {
 		this.writing.catch(() => {});
 	}
 
+	/** The run is over: what is being written is waited for, and a server that is gone not any more. */
+	async release(): Promise<void> {
+		await this.writing.catch(() => {});
+		this.rows.connection.giveUp();
+	}
+
 	/** All that was to be written is. Rejects with what it failed with. */
 	settled(): Promise<void> {
 		return this.writing;

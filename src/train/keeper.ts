@@ -17,6 +17,8 @@ export interface RowKeeper {
 	commit(plan: StepPlan, step: number): void;
 	/** All that was begun is done. Rejects with what it failed with. */
 	settled(): Promise<void>;
+	/** The run is over: waits for what was begun, whether it fails or not, and from then on waits for nothing. */
+	release(): Promise<void>;
 	/** What there is to tell the user since this was called last. */
 	notices(): string[];
 }

@@ -152,8 +152,6 @@ async function* prepare(input: PrepareInput): AsyncGenerator<TrainEvent, Prepare
 
 	const { source, entryRows, keeper } = await openRows({ native, args, dataset, convert, resumed, signal });
 	resources.add(() => source.close());
-	// A run that ends with an error ends with what stands written down; that this fails too is no news then.
-	resources.add(() => keeper?.settled().catch(() => {}));
 	const { shape, firstRows } = await detectShape(source, encoder);
 	const blank = source.blankLines > 0 ? `, ${source.blankLines} blank lines passed over` : "";
 	yield { type: "check", name: "rows", message: `${source.length} rows of ${shape} in ${source.name}${blank}` };
@@ -169,6 +167,8 @@ async function* prepare(input: PrepareInput): AsyncGenerator<TrainEvent, Prepare
 		: Uint32Array.from({ length: source.length }, (_, row) => row);
 	const filler = new TokenFiller({ source, cache, order: wanted });
 	resources.add(() => filler.stop());
+	// A run that ends with an error ends with what stands written down; that this fails too is no news then.
+	resources.add(() => keeper?.release());
 	const cached = filler.complete;
 	if (!cached) yield* fillFirst(args, filler, keeper, signal);
 

@@ -99,6 +99,7 @@ async function withDatabase(input: RowsInput, uri: string, files: OpenedFiles | 
 			begin: () => database.begin(),
 			commit: (plan, step) => database.commit(plan, step, firstRow),
 			settled: () => database.settled(),
+			release: () => database.release(),
 			notices: () => database.notices(),
 		},
 	};
