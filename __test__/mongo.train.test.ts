@@ -355,6 +355,18 @@ describe.skipIf(killMissing("a server that goes while a run trains"))("a server 
 			for (const out of [place.out, `${place.out}-json`]) {
 				for (const [path, bytes] of contents(out)) expect(bytes.includes("hunter2"), path).toBe(false);
 			}
+			// An account that may only read is told before anything is trained.
+			const reader = { createUser: "reader", pwd: "hunter2", roles: [{ role: "read", db: "secret" }] };
+			await client.db("admin").command(reader);
+			const reading = ["train", "--db_connection_string", `mongodb://reader:hunter2@${host}/secret?authSource=admin`];
+			const more = { max_trained_count: 99, output_dir: `${place.out}-reader` };
+			const refused = await arl([...reading, ...options(place, more)]);
+			expect(refused.code).toBe(2);
+			expect(refused.stderr).toContain("no right");
+			expect(refused.stderr).toContain("--mongo_write_back none");
+			expect(existsSync(more.output_dir)).toBe(false);
+			const only = await arl([...reading, ...options(place, { ...more, mongo_write_back: "none" })]);
+			expect(only.code, only.stderr).toBe(0);
 			await client.close();
 		} finally {
 			await server.stop();

@@ -67,6 +67,7 @@ export class DatabaseRun {
 					: new DatabaseRows(connection, await oldSnapshot(connection, args, resumed), convert);
 			const mode = args.mongo_write_back;
 			const writeBack = mode === "none" ? null : new WriteBack(rows, mode);
+			await writeBack?.begin();
 			return new DatabaseRun(rows, writeBack, args.output_dir, args.retrained_interval);
 		} catch (error) {
 			await connection.close().catch(() => {});
@@ -86,7 +87,6 @@ export class DatabaseRun {
 
 	/** The first step is about to come: the list is kept, so that from the first checkpoint on the run can go on. */
 	async begin(): Promise<void> {
-		await this.writeBack?.begin();
 		await keepSnapshot(this.outputDir, this.rows.snapshot);
 	}
 

@@ -11,6 +11,7 @@
  */
 import type { AnyBulkWriteOperation, Collection, Document } from "mongodb";
 import type { StepPlan } from "../data/batches.js";
+import { ArlError, toArlError } from "../errors.js";
 import { driverValue } from "./bson-json.js";
 import type { DatabaseRows } from "./source.js";
 
@@ -62,12 +63,19 @@ export class WriteBack {
 	async begin(): Promise<void> {
 		const { connection, snapshot } = this.rows;
 		const documents = connection.db.collection(snapshot.collection);
-		await connection.attempt("asking for the right to write", async () => {
+		const ask = async () => {
 			await documents.updateMany({ _id: { $in: [] } }, { $set: { last_trained_step: -1 } });
 			if (this.mode !== "ack") return;
 			const key = { run: 1, collection: 1, step: 1, part: 1 } as const;
 			await connection.db.collection(LEDGER).createIndex(key, { unique: true });
-		});
+		};
+		try {
+			await connection.attempt("asking for the right to write", ask);
+		} catch (error) {
+			const { code, message, hint, cause } = toArlError(error);
+			if (code !== "ARL_CONFIG") throw error;
+			throw new ArlError(code, message, `${hint}\nTo train and write nothing: --mongo_write_back none.`, { cause });
+		}
 	}
 
 	/** Counts all steps up to `step` that are not counted yet. */
