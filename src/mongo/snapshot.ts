@@ -9,7 +9,7 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import type { Document } from "mongodb";
 import { ArlError, toArlError } from "../errors.js";
-import { type BsonValue, documentOf, driverValue, fieldsOf, numberOf } from "./bson-json.js";
+import { type BsonValue, documentOf, driverValue, entries, numberOf } from "./bson-json.js";
 import type { MongoConnection } from "./connection.js";
 import type { RowCollection, Selection } from "./selection.js";
 
@@ -138,11 +138,14 @@ export async function scan(
 				more = cursor.hasNext();
 				more.catch(() => {});
 				for (const bytes of page) {
-					const fields = fieldsOf(documentOf(bytes as unknown as Uint8Array));
-					const id = fields.get("_id");
-					if (id === undefined) continue;
-					if ((numberOf(fields.get("links")) ?? 0) > 1) several(documents.length);
-					documents.push({ id, rows: 1, trainedCount: Math.max(0, numberOf(fields.get("trained_count")) ?? 0) });
+					let id: BsonValue | undefined;
+					let trainedCount = 0;
+					for (const [key, value] of entries(documentOf(bytes as unknown as Uint8Array))) {
+						if (key === "_id") id = value;
+						else if (key === "trained_count") trainedCount = Math.max(0, numberOf(value) ?? 0);
+						else if ((numberOf(value) ?? 0) > 1) several(documents.length);
+					}
+					if (id !== undefined) documents.push({ id, rows: 1, trainedCount });
 				}
 			}
 		} finally {
