@@ -6,6 +6,7 @@ import {
 	type AgentTrainingConfigInput,
 	configJsonSchema,
 	defineConfig,
+	environmentLayer,
 	formatHelp,
 	formatResolved,
 	loadConfigFile,
@@ -302,6 +303,43 @@ describe("options together", () => {
 		expect(refused(["--max_tokens_per_micro_batch", "64", "--max_length", "65"]).message).toContain("max_length 65");
 		expect(refused(["--train_file", "a", "b", "--train_weights", "1"]).message).toContain("train_weights has 1");
 		expect(refused(["--overwrite_output_dir", "--resume_from_checkpoint", "latest"]).message).toContain("contradicts");
+	});
+
+	it("knows which options need a database, and what is not built of one", () => {
+		expect(refused(["--db_source", "Record"]).message).toContain("db_connection_string is not given");
+		expect(refused(["--db_match", '{"a": {"$gt": 1}}']).message).toContain("db_connection_string is not given");
+		expect(refused(["--follow"]).message).toContain("not built yet");
+		const address = ["--db_connection_string", "mongodb://host/db"];
+		expect(refused([...address, "--train_file", "a", "--train_weights", "1"]).message).toContain(
+			"db_connection_string",
+		);
+		const { args } = resolve([
+			...address,
+			"--db_match",
+			'{"a": {"$gt": 1}}',
+			"--mongo_write_back",
+			"none",
+			"--split",
+			"none",
+		]);
+		expect(args).toMatchObject({ db_match: { a: { $gt: 1 } }, mongo_write_back: "none", split: null });
+		expect(resolve(["--db_uri", "mongodb://host/db"]).args.db_connection_string).toBe("mongodb://host/db");
+	});
+
+	it("takes the connection string from the environment where no other rows are given", () => {
+		const env = { ARL_DB_CONNECTION_STRING: "mongodb://host/db" };
+		const layer = (values: [string, unknown][]) => environmentLayer([{ origin: "flag", values }], env);
+		expect(layer([])).toEqual([
+			{ origin: "ARL_DB_CONNECTION_STRING", values: [["db_connection_string", "mongodb://host/db"]] },
+		]);
+		expect(layer([["train_file", ["a"]]])).toEqual([]);
+		expect(
+			layer([
+				["train_file", ["a"]],
+				["db_source", "Record"],
+			]),
+		).toHaveLength(1);
+		expect(environmentLayer([], {})).toEqual([]);
 	});
 
 	it("takes packing alone, since the default number of samples is not a wish", () => {
