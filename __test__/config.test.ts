@@ -6,6 +6,7 @@ import {
 	type AgentTrainingConfigInput,
 	configJsonSchema,
 	defineConfig,
+	environmentLayer,
 	formatHelp,
 	formatResolved,
 	loadConfigFile,
@@ -282,10 +283,10 @@ describe("names from elsewhere", () => {
 	it("never shows a secret", () => {
 		const secret = "mongodb://user:hunter2@host:27017";
 		for (const error of [
-			refused(["--db_connection_string", secret]),
+			refused(["--db_connection_string", secret, "--seed", "x"]),
 			refused(["--db_conection_string", secret]),
 			refused(["--hub_token", "hunter2"]),
-			refused([], { db_connection_string: secret, my_api_key: "hunter2" }),
+			refused([], { db_connection_string: { secret }, my_api_key: "hunter2" }),
 			refused(["--device", secret]),
 			refused(["--truncation", secret]),
 		]) {
@@ -302,6 +303,43 @@ describe("options together", () => {
 		expect(refused(["--max_tokens_per_micro_batch", "64", "--max_length", "65"]).message).toContain("max_length 65");
 		expect(refused(["--train_file", "a", "b", "--train_weights", "1"]).message).toContain("train_weights has 1");
 		expect(refused(["--overwrite_output_dir", "--resume_from_checkpoint", "latest"]).message).toContain("contradicts");
+	});
+
+	it("knows which options need a database, and what is not built of one", () => {
+		expect(refused(["--db_source", "Record"]).message).toContain("db_connection_string is not given");
+		expect(refused(["--db_match", '{"a": {"$gt": 1}}']).message).toContain("db_connection_string is not given");
+		expect(refused(["--follow"]).message).toContain("not built yet");
+		const address = ["--db_connection_string", "mongodb://host/db"];
+		expect(refused([...address, "--train_file", "a", "--train_weights", "1"]).message).toContain(
+			"db_connection_string",
+		);
+		const { args } = resolve([
+			...address,
+			"--db_match",
+			'{"a": {"$gt": 1}}',
+			"--mongo_write_back",
+			"none",
+			"--split",
+			"none",
+		]);
+		expect(args).toMatchObject({ db_match: { a: { $gt: 1 } }, mongo_write_back: "none", split: null });
+		expect(resolve(["--db_uri", "mongodb://host/db"]).args.db_connection_string).toBe("mongodb://host/db");
+	});
+
+	it("takes the connection string from the environment where no other rows are given", () => {
+		const env = { ARL_DB_CONNECTION_STRING: "mongodb://host/db" };
+		const layer = (values: [string, unknown][]) => environmentLayer([{ origin: "flag", values }], env);
+		expect(layer([])).toEqual([
+			{ origin: "ARL_DB_CONNECTION_STRING", values: [["db_connection_string", "mongodb://host/db"]] },
+		]);
+		expect(layer([["train_file", ["a"]]])).toEqual([]);
+		expect(
+			layer([
+				["train_file", ["a"]],
+				["db_source", "Record"],
+			]),
+		).toHaveLength(1);
+		expect(environmentLayer([], {})).toEqual([]);
 	});
 
 	it("takes packing alone, since the default number of samples is not a wish", () => {
@@ -418,18 +456,18 @@ describe("what is shown", () => {
 
 describe("every option", () => {
 	it("that has more than one value is read by the trainer, the rows or a command", () => {
-		const folders = ["train", "data", "cli"].map((name) => new URL(`../src/${name}/`, import.meta.url));
+		const folders = ["train", "data", "cli", "mongo"].map((name) => new URL(`../src/${name}/`, import.meta.url));
 		const sources = folders.flatMap((url) =>
 			readdirSync(url, { recursive: true, encoding: "utf8" })
 				.filter((name) => name.endsWith(".ts"))
 				.map((name) => readFileSync(new URL(name, url), "utf8")),
 		);
 		const code = sources.join("\n");
-		// Both names of optim are one optimizer; max_trained_count concerns databases, as its description says.
-		const without = new Set(["optim", "max_trained_count"]);
+		// Both names of optim are one optimizer.
+		const without = new Set(["optim"]);
 		for (const name of OPTION_NAMES) {
 			if (optionMeta(name).fixed || without.has(name)) continue;
-			expect(code.includes(`args.${name}`), name).toBe(true);
+			expect(code.includes(`args.${name}`) || code.includes(`options.${name}`), name).toBe(true);
 		}
 	});
 });

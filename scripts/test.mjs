@@ -5,6 +5,7 @@ import { spawn } from "node:child_process";
 import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { installServer } from "./mongo-server.mjs";
 import { cargoEnv, root, setup } from "./setup.mjs";
 
 const totals = { passed: 0, failed: 0, skipped: 0 };
@@ -106,6 +107,10 @@ await single(
 	{ env: cargoEnv },
 );
 await rust();
+if (process.env.ARL_TEST_MONGODB_URI === undefined) {
+	const reason = installServer();
+	if (reason !== null) notices.push(`tests that need a MongoDB server: ${reason}`);
+}
 await typescript();
 
 process.stderr.write("\n");

@@ -26,6 +26,10 @@ const COMMANDS: Readonly<Record<string, CommandEntry>> = {
 		summary: "put the images that rows name by URL into the rows, as base64",
 		load: () => import("./images.js"),
 	},
+	mongo: {
+		summary: "rows into AgentRL's MongoDB collections and back, and what they hold",
+		load: () => import("./mongo.js"),
+	},
 	doctor: { summary: "show what this machine can do and what is missing", load: () => import("./doctor.js") },
 	schema: { summary: "print the JSON Schema of a configuration file", load: () => import("./schema.js") },
 };

@@ -1,7 +1,16 @@
 /** From the words of a command that takes the options of a run to those options: flags over a file over defaults. */
 
 import type { CommandFlags } from "../config/flags.js";
-import { findConfig, type Layer, loadConfigFile, parseFlags, type Resolved, resolveConfig } from "../config/index.js";
+import {
+	environmentLayer,
+	findConfig,
+	type Layer,
+	loadConfigFile,
+	parseFlags,
+	type Resolved,
+	resolveConfig,
+	show,
+} from "../config/index.js";
 import { ArlError } from "../errors.js";
 
 /** What a command adds. */
@@ -27,7 +36,7 @@ export async function resolveWords(
 	if (named.length > 1) {
 		throw new ArlError(
 			"ARL_USAGE",
-			`one configuration file at most, and got ${named.map((name) => JSON.stringify(name)).join(", ")}`,
+			`one configuration file at most, and got ${named.map(show).join(", ")}`,
 			"Rows are given with --train_file.",
 		);
 	}
@@ -35,7 +44,7 @@ export async function resolveWords(
 	const layers: Layer[] = [{ origin: "default", values: assumed }];
 	if (path !== undefined) layers.push(await loadConfigFile(path));
 	layers.push({ origin: "flag", values: options });
-	const resolved = resolveConfig(layers);
+	const resolved = resolveConfig([...environmentLayer(layers), ...layers]);
 	if (path !== undefined && named.length === 0) resolved.notices.unshift(`options are read from ${path}`);
 	return { resolved, command };
 }

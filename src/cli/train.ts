@@ -62,10 +62,10 @@ export async function run(words: readonly string[], core?: () => Native): Promis
 }
 
 async function train(args: Resolved["args"], reporter: Reporter, core?: () => Native): Promise<number> {
-	if (args.train_file.length === 0 && args.dataset === null) {
+	if (args.train_file.length === 0 && args.db_connection_string === null && args.dataset === null) {
 		throw new ArlError(
 			"ARL_USAGE",
-			"no rows are given: train_file is missing",
+			"no rows are given: train_file is missing, and so are dataset and db_connection_string",
 			"For example --train_file rows.jsonl, or --dataset ./my-dataset.ts",
 		);
 	}

@@ -147,9 +147,17 @@ export function string(about: About & { default: string; pattern?: RegExp }) {
 }
 
 /** A text, or none. */
-export function stringOrNone(about: About) {
+export function stringOrNone(about: About & { default?: string }) {
 	const expects = `${about.expects ?? "a text that is not empty"}; or none`;
-	return register(text.nullable().default(null), { ...pick(about), kind: "string", expects, default: "none" });
+	const meta: OptionMeta = { ...pick(about), kind: "string", expects, default: shown(about.default ?? null) };
+	return register(text.nullable().default(about.default ?? null), meta);
+}
+
+/** A text that is never shown, or none. */
+export function secretOrNone(about: About & { expects: string }) {
+	const expects = `${about.expects}; or none`;
+	const meta: OptionMeta = { ...pick(about), kind: "string", expects, default: "none", secret: true };
+	return register(text.nullable().default(null), meta);
 }
 
 /** One of a fixed set. */

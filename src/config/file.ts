@@ -48,7 +48,7 @@ export async function loadConfigFile(path: string): Promise<Layer> {
 		default:
 			throw new ArlError(
 				"ARL_CONFIG",
-				`${path}: not a configuration file by its name`,
+				`${redact(path)}: not a configuration file by its name`,
 				"A configuration file ends in .yaml, .yml, .json, .ts, .mts, .js or .mjs. Rows are given with --train_file.",
 			);
 	}

@@ -122,13 +122,19 @@ function convert(name: string, kind: Kind, values: readonly string[]): unknown {
 		case "map":
 			return asMap(name, values);
 		case "choice":
-			// `none` is itself one of the choices of report_to.
-			if (isNone(word) && name !== "report_to") return null;
+			if (isNone(word) && !isChoice(name, word)) return null;
 			return word === "true" || word === "false" ? word === "true" : word;
 		case "string":
 			if (isNone(word)) return null;
 			return name === "resume_from_checkpoint" ? asBoolean(word) : word;
 	}
+}
+
+/** `none` may itself be one of the choices. */
+function isChoice(name: string, word: string): boolean {
+	const option = Object.hasOwn(ALIASES, name) ? ALIASES[name]?.to : name;
+	const schema = option && Object.hasOwn(trainingSchema.shape, option) && trainingSchema.shape[option as OptionName];
+	return (schema && optionRegistry.get(schema)?.choices?.includes(word)) === true;
 }
 
 const isNone = (word: string) => word === "none" || word === "None" || word === "null";

@@ -1,5 +1,6 @@
 /** The configuration of a run: schema, files, flags, resolution, and what is shown of it. */
 export { defineConfig } from "./define.js";
+export { environmentLayer } from "./environment.js";
 export { findConfig, loadConfigFile } from "./file.js";
 export { type ParsedFlags, parseFlags } from "./flags.js";
 export {
@@ -19,4 +20,4 @@ export {
 	type OptionName,
 	trainingSchema,
 } from "./schema.js";
-export { redact } from "./values.js";
+export { redact, show } from "./values.js";

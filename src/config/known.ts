@@ -32,6 +32,8 @@ export const ALIASES: Readonly<Record<string, Alias>> = {
 	loss_calculator: { to: "loss_calculater" },
 	chat_template_path: { to: "chat_template" },
 	activation_checkpointing: { to: "gradient_checkpointing" },
+	db_uri: { to: "db_connection_string" },
+	db_collection: { to: "db_source" },
 	no_cuda: { to: "device", kind: "boolean", value: (value) => (truthy(value) ? "cpu" : undefined) },
 	use_cpu: { to: "device", kind: "boolean", value: (value) => (truthy(value) ? "cpu" : undefined) },
 	group_by_length: {
@@ -68,7 +70,6 @@ interface NotBuilt {
 
 const NO_EVALUATION = "evaluation while training is not built; `arl generate` scores a checkpoint";
 const NO_HUB = "nothing is uploaded anywhere";
-const NO_DATABASE = "rows of a database are not built yet; give files with `train_file`";
 const NO_RANKS = "training on several devices is not built yet";
 const NO_DATALOADER = "rows are read, encoded and packed by the engine's own threads";
 const NO_TORCH = "it concerns PyTorch, which is not used here";
@@ -115,8 +116,7 @@ export const NOT_BUILT: Readonly<Record<string, NotBuilt>> = {
 		trust_remote_code: [false],
 	}),
 	...notBuilt(NO_HUB, { hub_token: [null], push_to_hub_token: [null] }, true),
-	...notBuilt(NO_DATABASE, { db_connection_string: [null], db_uri: [null] }, true),
-	...notBuilt(NO_DATABASE, { db_name: [null], db_collection: [null], follow: [false] }),
+	...notBuilt("the database's name stands in `db_connection_string`", { db_name: [null] }),
 	...notBuilt(NO_RANKS, {
 		local_rank: [-1],
 		nproc_per_node: [1],

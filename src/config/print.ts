@@ -30,7 +30,10 @@ export function formatResolved({ args, origins }: Resolved): string {
 /** The same as one JSON value: `{ name: { value, origin } }`. */
 export function resolvedAsJson({ args, origins }: Resolved): Record<string, { value: unknown; origin: string }> {
 	return Object.fromEntries(
-		OPTION_NAMES.map((name) => [name, { value: isSecret(name) ? "***" : args[name], origin: origins[name] }]),
+		OPTION_NAMES.map((name) => [
+			name,
+			{ value: isSecret(name) && args[name] !== null ? "***" : args[name], origin: origins[name] },
+		]),
 	);
 }
 

@@ -180,16 +180,25 @@ function checkTogether(
 			);
 		}
 	}
+	const fromDatabase = args.db_connection_string !== null;
 	for (const name of ["train_weights", "train_caps"] as const) {
 		const count = args[name].length;
 		// A data set from code is an entry too, and only the trainer knows whether one is given.
-		const entries = args.train_file.length + (args.dataset === null ? 0 : 1);
+		const entries = args.train_file.length + Number(fromDatabase) + (args.dataset === null ? 0 : 1);
 		const mayBeOneMore = args.dataset === null ? 1 : 0;
 		if (count === 0 || count === entries || count === entries + mayBeOneMore) continue;
+		const behind = fromDatabase ? ", and db_connection_string is one entry more" : "";
 		problems.add(
-			`${name} has ${count} values (${where(given.get(name)?.origin ?? "default")}) and train_file ${args.train_file.length} (${where(given.get("train_file")?.origin ?? "default")})`,
-			"Give one for each entry of train_file, in the same order, and one more for a data set from code.",
+			`${name} has ${count} values (${where(given.get(name)?.origin ?? "default")}) and train_file ${args.train_file.length} (${where(given.get("train_file")?.origin ?? "default")})${behind}`,
+			"Give one for each entry of train_file, in the same order, then one for a data set from code, then one for a database.",
 		);
+	}
+	for (const name of ["db_source", "db_match", "mongo_write_back", "retrained_interval"] as const) {
+		if (!given.has(name) || fromDatabase) continue;
+		const mode = `${said(name)} concerns rows of a database, and db_connection_string is not given`;
+		// Read by a run on a database alone, these say that one was meant; the interval may stand in any configuration.
+		if (name === "retrained_interval") notices.push(mode);
+		else problems.add(mode, "Give --db_connection_string, or set ARL_DB_CONNECTION_STRING.");
 	}
 	if (args.overwrite_output_dir && args.resume_from_checkpoint !== null) {
 		problems.add(

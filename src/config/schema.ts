@@ -17,6 +17,7 @@ import {
 	numberOrNone,
 	only,
 	requiredString,
+	secretOrNone,
 	stepsOrRatio,
 	string,
 	stringOrNone,
@@ -29,6 +30,7 @@ export const GROUPS = [
 	"Model",
 	"Rows",
 	"Images",
+	"Database",
 	"Text",
 	"Batch and length of the run",
 	"Optimizer",
@@ -88,11 +90,12 @@ const rows = {
 		description:
 			"Files of rows: JSONL, JSON, Parquet or CSV, plain or compressed with gzip or zstd; what a file is, its content says. Of a folder the files of `split` are read. Several entries are read one after the other, or mixed as `train_weights` says.",
 	}),
-	split: string({
+	split: stringOrNone({
 		group: "Rows",
 		default: "train",
 		expects: "a name such as train, validation or test",
-		description: "Which split of the rows is trained: of a folder, the files that have it in their names.",
+		description:
+			"Which split of the rows is trained: of a folder, the files that have it in their names; of a database, the documents that bear it, with train also those that bear none. None: all of them.",
 	}),
 	train_weights: weights({
 		group: "Rows",
@@ -150,13 +153,6 @@ const rows = {
 		default: false,
 		description: "Do not train replies whose advantage is 0 or lower.",
 	}),
-	max_trained_count: integer({
-		group: "Rows",
-		default: 1,
-		min: 1,
-		description:
-			"Rows of a database that were trained this often are left out. Rows of files carry no such count: `num_train_epochs` says how often they are trained.",
-	}),
 	cache_dir: stringOrNone({
 		group: "Rows",
 		expects: "a folder",
@@ -177,6 +173,55 @@ const images = {
 		default: "error",
 		description:
 			"What image parts do in rows for a model that reads text only: the row cannot be used, or they are left out, counted and reported.",
+	}),
+};
+
+const database = {
+	db_connection_string: secretOrNone({
+		group: "Database",
+		expects: "mongodb://USER:PASSWORD@HOST:PORT/DATABASE",
+		description:
+			"MongoDB database that rows are read from, beside or in place of `train_file`. The environment variable `ARL_DB_CONNECTION_STRING` stands in for it where no rows are given; it is never shown.",
+	}),
+	db_source: choice(["auto", "Record", "DBRecordData"], {
+		group: "Database",
+		default: "auto",
+		description: "Collection of the rows; auto: the one of the two that has rows.",
+	}),
+	db_match: map(
+		{
+			group: "Database",
+			expects: "a MongoDB query as JSON, or FIELD=VALUE ...",
+			description:
+				'A condition that documents must fulfil besides all others, as Extended JSON: `\'{"meta_infos.source": "web"}\'`.',
+		},
+		z.json(),
+	),
+	max_trained_count: integer({
+		group: "Database",
+		default: 1,
+		min: 1,
+		description:
+			"Documents that were trained this often before the run are left out. Rows of files carry no such count; `num_train_epochs` says how often a run trains each row.",
+	}),
+	retrained_interval: integer({
+		group: "Database",
+		default: 1,
+		min: 1,
+		description:
+			"At least so many steps lie between two trainings of a row: documents of which `last_trained_step` is nearer to the last step that the collection knows are left out, and epochs that would bring a row again sooner are refused.",
+	}),
+	mongo_write_back: choice(["ack", "agentrl", "none"], {
+		group: "Database",
+		default: "ack",
+		description:
+			"What is written once a checkpoint stands. ack: `trained_count` and `last_trained_step` of its rows, exactly once for each row and epoch, with a ledger in `arl_acks`. agentrl: only fields that AgentRL knows, and no collection; exact as long as one run at a time trains a row. None: nothing. Nothing is ever deleted.",
+	}),
+	follow: only(false, {
+		group: "Database",
+		kind: "boolean",
+		why: "rows that arrive while a run goes on are for the next run; following them is not built yet",
+		description: "Train rows as they arrive.",
 	}),
 };
 
@@ -485,6 +530,7 @@ export const trainingSchema = z.strictObject({
 	...model,
 	...rows,
 	...images,
+	...database,
 	...text,
 	...batch,
 	...optimizer,

@@ -19,6 +19,7 @@ function shorten(text: string): string {
 /** Hides user names and passwords in addresses, and the values of names that sound secret. */
 export function redact(text: string): string {
 	return text
+		.replace(/(mongodb(?:\+srv)?:\/\/)[^\s"']*@/gi, "$1***@")
 		.replace(/([a-z][a-z0-9+.-]*:\/\/)[^/@\s"']*@/gi, "$1***@")
 		.replace(
 			/\b((?:[\w-]*_)?(?:token|password|secret|api_?key|connection_string)["']?\s*[=:]\s*["']?)[^\s"',;}]+/gi,

@@ -107,20 +107,28 @@ export async function* convertedRows(
 	for (const { result } of pending) yield* await result;
 }
 
+/** What a user's function makes of one raw row; none: it leaves the row out. */
+export async function madeOf<Row>(convert: ConvertRecordToData<Row>, value: Row): Promise<RowContent[]> {
+	try {
+		return rowsOf(await convert(value));
+	} catch (error) {
+		return [failed(error)];
+	}
+}
+
 function call(
 	convert: ConvertRecordToData<unknown>,
 	value: unknown,
 	location: string,
 	leftOut: () => void,
 ): MadeRow[] | Promise<MadeRow[]> {
-	const threw = (error: unknown): MadeRow[] => {
-		// Failures of this program itself are no fault of the row.
-		if (error instanceof ArlError && error.code === "ARL_INTERRUPTED") throw error;
-		return [
-			{ row: { reason: "conversion failed", message: `the converting function threw: ${messageOf(error)}` }, location },
-		];
+	const threw = (error: unknown): MadeRow[] => [{ row: failed(error), location }];
+	const made = (result: unknown): MadeRow[] => {
+		const rows = rowsOf(result);
+		if (rows.length === 0) leftOut();
+		if (!Array.isArray(result)) return rows.map((row) => ({ row, location }));
+		return rows.map((row, i) => ({ row, location: `${location} (its row ${i + 1})` }));
 	};
-	const made = (result: unknown) => rowsOf(result, location, leftOut);
 	try {
 		const result: unknown = convert(value);
 		return result instanceof Promise ? result.then(made).catch(threw) : made(result);
@@ -129,15 +137,16 @@ function call(
 	}
 }
 
-function rowsOf(result: unknown, location: string, leftOut: () => void): MadeRow[] {
-	if (result === null || (Array.isArray(result) && result.length === 0)) {
-		leftOut();
-		return [];
-	}
+function failed(error: unknown): UnreadableRow {
+	// Failures of this program itself are no fault of the row.
+	if (error instanceof ArlError && error.code === "ARL_INTERRUPTED") throw error;
+	return { reason: "conversion failed", message: `the converting function threw: ${messageOf(error)}` };
+}
+
+function rowsOf(result: unknown): RowContent[] {
+	if (result === null) return [];
 	if (result === undefined) {
-		const message = "the converting function gave undefined; null leaves a row out";
-		return [{ row: { reason: "conversion failed", message }, location }];
+		return [{ reason: "conversion failed", message: "the converting function gave undefined; null leaves a row out" }];
 	}
-	if (!Array.isArray(result)) return [{ row: rowBytes(result), location }];
-	return result.map((row, i) => ({ row: rowBytes(row), location: `${location} (its row ${i + 1})` }));
+	return Array.isArray(result) ? result.map(rowBytes) : [rowBytes(result)];
 }

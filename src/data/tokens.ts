@@ -7,7 +7,7 @@ import type { NativeTokenCache } from "../native.js";
 import { type BadRow, badRowsError } from "./problems.js";
 import { type AnySource, takeRows } from "./source.js";
 
-/** A single row above this size is refused before it is read. */
+/** A single row above this size is refused, where its size is known before it is read. */
 export const MAX_ROW_BYTES = 64 * 1024 * 1024;
 const BATCH_ROWS = 256;
 const BATCH_BYTES = 8 * 1024 * 1024;

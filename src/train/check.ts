@@ -86,7 +86,8 @@ export async function checkRows(input: CheckInput): Promise<DataReport> {
 	const folder = await mkdtemp(join(tmpdir(), "arl-check-"));
 	try {
 		const code = await loadCode(input.args, input.code);
-		return await check({ ...input, code, args: { ...input.args, cache_dir: folder } });
+		// Nothing is trained, and so nothing written back.
+		return await check({ ...input, code, args: { ...input.args, cache_dir: folder, mongo_write_back: "none" } });
 	} finally {
 		await rm(folder, { recursive: true, force: true });
 	}

@@ -54,7 +54,8 @@ export async function inspectRow(input: InspectInput): Promise<InspectedRow> {
 	const { native, row, signal } = input;
 	const folder = await mkdtemp(join(tmpdir(), "arl-inspect-"));
 	try {
-		const args = { ...input.args, cache_dir: folder };
+		// Nothing is trained, and so nothing written back.
+		const args = { ...input.args, cache_dir: folder, mongo_write_back: "none" as const };
 		const model = await readModelFolder(args.model_name_or_path);
 		const encoder = native.TextEncoder.open(textOptions(args, model.maxPositionEmbeddings));
 		const code = await loadCode(args, input.code);

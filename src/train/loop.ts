@@ -11,6 +11,7 @@ import type { MicroBatch, StepStats } from "../native.js";
 import { MetricsFile } from "../report/metrics.js";
 import { listCheckpoints, removeCheckpoint, saveCheckpoint } from "./checkpoint.js";
 import type { EndEvent, LogEvent, SavedEvent, StepEvent, TrainEvent } from "./events.js";
+import { commit, settle, waitFor } from "./keeper.js";
 import { removeRunFolders } from "./open-rows.js";
 import { changedOptions, type PreparedRun, sourceName } from "./prepare.js";
 import { publishCheckpoint, publishEngine, removeRun } from "./publish.js";
@@ -194,6 +195,7 @@ async function* save(
 	filler.sync();
 	const { path, bytes } = await saveCheckpoint(engine, args.output_dir, stateOf(run, counters));
 	yield { type: "saved", step: counters.step, path, bytes, seconds: (performance.now() - started) / 1000, reason };
+	yield* commit(run.keeper, run.plan, counters.step);
 	if (args.save_total_limit !== null) {
 		const standing = await listCheckpoints(args.output_dir);
 		const others = standing.filter((checkpoint) => checkpoint.step !== counters.step);
@@ -266,7 +268,13 @@ export async function* trainLoop(run: PreparedRun, stop: StopRequest): AsyncGene
 		if (resumed) {
 			yield { type: "resumed", step: counters.step, checkpoint: resumed.path, changed: changedOptions(resumed, args) };
 		}
+		await run.keeper?.begin();
 		yield startEvent(run, counters.step);
+		// What the earlier part of the run may not have got through with.
+		if (resumed) {
+			yield* commit(run.keeper, run.plan, counters.step);
+			yield* settle(run.keeper);
+		}
 		yield* steps(run, counters, stop, metrics);
 	} finally {
 		metrics.close();
@@ -293,7 +301,7 @@ async function* steps(
 
 	while (next !== null && !stop.signal?.aborted && !stop.stopped()) {
 		const waiting = performance.now();
-		const prepared = await unlessAborted(next, stop.signal);
+		const prepared = yield* waitFor(run.keeper, unlessAborted(next, stop.signal));
 		if (prepared === null) break;
 		const dataSeconds = (performance.now() - waiting) / 1000;
 		const step = counters.step + 1;
@@ -387,13 +395,17 @@ async function* finish(
 	let modelPath = saved;
 	if (outcome === "completed") {
 		if (saved !== null) await publishCheckpoint(saved, args.output_dir);
-		else await publishEngine(engine, args.output_dir);
+		else {
+			await publishEngine(engine, args.output_dir);
+			yield* commit(run.keeper, run.plan, counters.step);
+		}
 		modelPath = args.output_dir;
 	} else if (saved === null && counters.step > 0) {
 		// Also with save_strategy no: whoever stops a run wants to go on with it.
 		saved = yield* save(run, counters, "interrupted");
 		modelPath = saved;
 	}
+	yield* settle(run.keeper);
 	yield {
 		type: "end",
 		outcome,

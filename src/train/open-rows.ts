@@ -1,9 +1,10 @@
 /**
- * From the options and what code gives to one source of rows: files, a data set, both, or what a user's function makes of them.
+ * From the options and what code gives to one source of rows: files, a data set, a database, several of them, or what a user's
+ * function makes of them.
  */
 import { createHash, randomBytes } from "node:crypto";
 import { readdir, rm } from "node:fs/promises";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import type { AgentTrainingConfig } from "../config/schema.js";
 import type { ConvertRecordToData } from "../data/convert.js";
 import { type Convertible, type Dataset, openConverted, openDataset, type ReadingOptions } from "../data/custom.js";
@@ -13,8 +14,11 @@ import { ParquetDataset } from "../data/parquet/dataset.js";
 import { type AnySource, ConcatSource, type RowContent } from "../data/source.js";
 import { TextOnlySource } from "../images/drop.js";
 import type { Native } from "../native.js";
+import type { Resumable } from "./checkpoint.js";
+import type { RowKeeper } from "./keeper.js";
 import { cacheDir, checkRowsGiven, samplesOfStep } from "./options.js";
 import { needsAllRows } from "./rows.js";
+import { DATABASE_LIST } from "./state.js";
 
 /** Rows and functions that come from code. */
 export interface RowsFromCode {
@@ -25,7 +29,7 @@ export interface RowsFromCode {
 /** Rows of a run. */
 export interface OpenRows {
 	source: AnySource;
-	/** Rows of each entry: of those of `train_file`, and of the data set behind them. What weights and caps refer to. */
+	/** Rows of each entry: of those of `train_file`, of a data set, of a database. What weights and caps refer to. */
 	entryRows: number[];
 	/** What a resumed run must know its rows by where they lie nowhere; null: they are known by their content. */
 	datasetId: string | null;
@@ -33,6 +37,8 @@ export interface OpenRows {
 	cacheFolder: string;
 	/** What a user should know of how they are read. */
 	notices: string[];
+	/** Null: the rows come from where nobody needs to be told how the run goes. */
+	keeper: RowKeeper | null;
 	/** A resumed run finds nothing of what its earlier part has read. */
 	unverified: boolean;
 }
@@ -48,6 +54,8 @@ export interface OpenRowsInput {
 	signal: AbortSignal | null;
 	/** Of the run that goes on; null: it begins, or its rows are known by their content. */
 	datasetId: string | null;
+	/** The run that is gone on with: rows of a database must come again. */
+	resumed?: Resumable | null;
 	/** Rows that could be trained as they come are read first too, so that they can be had more than once. */
 	readFirst?: boolean;
 	/** Called with the rows that were read first so far. */
@@ -73,12 +81,58 @@ export async function openRows(input: OpenRowsInput): Promise<OpenRows> {
 		return { identity: hashOf(`run ${used.id} ${identity ?? ""}`), ledger };
 	});
 	const mixed = args.train_weights.length > 0 || args.train_caps.length > 0;
-	const opened =
-		convert !== null
-			? await openThrough(native, args, dataset, convert, mixed ? { ...reading, streamed: null } : reading)
-			: await openPlain(native, args, dataset, mixed ? { ...reading, streamed: null } : reading);
-	const source = args.images === "drop" ? new TextOnlySource(opened.source, args.columns) : opened.source;
-	return { ...opened, source, datasetId: used.id, cacheFolder: used.folder, unverified: used.unverified };
+	const uri = args.db_connection_string;
+	// Rows beside others must be counted, and so must those that are mixed.
+	const counted = mixed || uri !== null ? { ...reading, streamed: null } : reading;
+	const parts: Opened[] = [];
+	try {
+		const hasOthers = args.train_file.length > 0 || dataset !== null;
+		if (hasOthers && convert !== null) parts.push(await openThrough(native, args, dataset, convert, counted));
+		else if (hasOthers) parts.push(await openPlain(native, args, dataset, counted));
+		const keeper = uri === null ? null : await addDatabase(input, uri, parts);
+		const { source, entryRows, notices } = together(parts);
+		return {
+			source: args.images === "drop" ? new TextOnlySource(source, args.columns) : source,
+			entryRows,
+			notices,
+			keeper,
+			datasetId: used.id,
+			cacheFolder: used.folder,
+			unverified: used.unverified,
+		};
+	} catch (error) {
+		await Promise.all(parts.map(({ source }) => source.close()));
+		throw error;
+	}
+}
+
+/** Adds the rows of a database behind the others. */
+async function addDatabase(input: OpenRowsInput, uri: string, parts: Opened[]): Promise<RowKeeper> {
+	const { args, signal, resumed = null } = input;
+	// The driver is loaded only by a run that needs it.
+	const { DatabaseRun } = await import("../mongo/database.js");
+	const id = resumed?.state.fixed[DATABASE_LIST];
+	const folders = resumed ? [...new Set([dirname(resumed.path), args.output_dir])] : [];
+	const database = await DatabaseRun.open({
+		args,
+		uri,
+		resumed: id === undefined ? null : { id, folders },
+		// What a user's function takes is between its writer and the rows.
+		convert: input.code.convert as ConvertRecordToData | null,
+		signal,
+	});
+	const { rows } = database;
+	const firstRow = parts.reduce((sum, { source }) => sum + source.length, 0);
+	parts.push({ source: rows, entryRows: [rows.length], notices: [] });
+	return {
+		id: database.id,
+		check: (plan) => database.check(plan, firstRow),
+		begin: () => database.begin(),
+		commit: (plan, step) => database.commit(plan, step, firstRow),
+		settled: () => database.settled(),
+		release: () => database.release(),
+		notices: () => database.notices(),
+	};
 }
 
 const RUN_FOLDER = "run-";

@@ -2,6 +2,7 @@
  * From the configuration's names to what the core asks for, and the configuration itself from what a user wrote in code.
  */
 
+import { environmentLayer } from "../config/environment.js";
 import { resolveConfig } from "../config/resolve.js";
 import {
 	type AgentTrainingConfig,
@@ -12,17 +13,21 @@ import {
 import { ArlError } from "../errors.js";
 import type { EngineOptions, TextOptions } from "../native.js";
 
-/** Options as given, or already resolved by the command line; notices are for the user. */
-export function resolveArgs(args: AgentTrainingConfigInput | AgentTrainingConfig): {
-	args: AgentTrainingConfig;
-	notices: string[];
-} {
+/**
+ * Options as given, or already resolved by the command line; notices are for the user. `hasDataset`: rows come from code, and
+ * so from no database that the environment names.
+ */
+export function resolveArgs(
+	args: AgentTrainingConfigInput | AgentTrainingConfig,
+	hasDataset = false,
+): { args: AgentTrainingConfig; notices: string[] } {
 	// Only a resolved configuration has every option; what contradicts what was checked when it was made.
 	if (OPTION_NAMES.every((name) => Object.hasOwn(args, name))) {
 		const parsed = trainingSchema.safeParse(args);
 		if (parsed.success) return { args: parsed.data, notices: [] };
 	}
-	const resolved = resolveConfig([{ origin: "code", values: Object.entries(args) }]);
+	const layers = [{ origin: "code", values: Object.entries(args) }];
+	const resolved = resolveConfig(hasDataset ? layers : [...environmentLayer(layers), ...layers]);
 	return { args: resolved.args, notices: resolved.notices };
 }
 
@@ -83,12 +88,12 @@ export function samplesOfStep(args: AgentTrainingConfig): number {
 	return args.per_device_train_batch_size * args.gradient_accumulation_steps;
 }
 
-/** Throws where neither files nor a data set are given. */
+/** Throws where neither files nor a database nor a data set are given. */
 export function checkRowsGiven(args: AgentTrainingConfig, hasDataset: boolean): void {
-	if (hasDataset || args.train_file.length > 0) return;
+	if (hasDataset || args.train_file.length > 0 || args.db_connection_string !== null) return;
 	throw new ArlError(
 		"ARL_CONFIG",
-		"no rows are given: train_file is missing",
+		"no rows are given: train_file is missing, and so are dataset and db_connection_string",
 		"For example --train_file rows.jsonl, or --dataset ./my-dataset.ts",
 	);
 }

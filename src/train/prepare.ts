@@ -14,6 +14,7 @@ import { ArlError } from "../errors.js";
 import type { MemoryPlan, Native, NativeEngine, NativeTokenCache } from "../native.js";
 import { findCheckpoint, type Resumable, removeUnfinished } from "./checkpoint.js";
 import type { TrainEvent } from "./events.js";
+import type { RowKeeper } from "./keeper.js";
 import { lockFolder } from "./lock.js";
 import { type ModelFolder, readModelFolder } from "./model.js";
 import { OpenEnd, openStream } from "./open-end.js";
@@ -62,6 +63,8 @@ export interface PreparedRun {
 	native: Native;
 	model: ModelFolder;
 	source: AnySource;
+	/** Null: nobody needs to be told of checkpoints. */
+	keeper: RowKeeper | null;
 	shape: string;
 	cache: NativeTokenCache;
 	filler: TokenFiller;
@@ -159,9 +162,9 @@ async function* prepare(
 
 	const known = resumed?.state.dataset ?? null;
 	const opening = performance.now();
-	const opened = yield* openTelling({ native, args, code, signal, datasetId: known });
+	const opened = yield* openTelling({ native, args, code, signal, datasetId: known, resumed });
 	const openSeconds = (performance.now() - opening) / 1000;
-	const { source, entryRows, datasetId, unverified } = opened;
+	const { source, entryRows, datasetId, unverified, keeper } = opened;
 	resources.add(() => source.close());
 	for (const message of opened.notices) yield { type: "notice", level: "info", message };
 	if (datasetId !== null && known === null) {
@@ -189,10 +192,12 @@ async function* prepare(
 	resources.add(() => cache.close());
 	const filler = new TokenFiller({ source, cache, order: wanted });
 	resources.add(() => filler.stop());
+	// A run that ends with an error ends with what stands written down; that this fails too is no news then.
+	resources.add(() => keeper?.release());
 	const cached = filler.complete;
 	const replayed =
 		resumed && source.making?.inOrder ? Math.min(wanted.length, resumed.state.step * samplesOfStep(args)) : 0;
-	if (!cached) yield* fillFirst(args, filler, { replayed, signal });
+	if (!cached) yield* fillFirst(args, filler, { replayed, keeper, signal });
 	if (replayed > 0) {
 		const message = `${filler.taken} rows of ${source.name} were read again in ${filler.seconds.toFixed(1)} s to come to the place of the checkpoint`;
 		yield { type: "notice", level: "info", message };
@@ -205,6 +210,7 @@ async function* prepare(
 	}
 	checkFits(args, source, lengths);
 	const plan = earlyPlan ?? createPlan(args, order, cache);
+	keeper?.check(plan);
 	const schedule = createSchedule(scheduleOptions(args, plan.totalSteps));
 
 	const stream = openStream(source);
@@ -217,6 +223,7 @@ async function* prepare(
 		dataIdentity: source.identity,
 		rows: stream ? ("open" as const) : source.length,
 		entryRows,
+		databaseList: keeper?.id ?? null,
 		textFingerprint: text.fingerprint,
 		warmupSteps: warmupSteps(args.warmup_steps, plan.totalSteps),
 		totalSteps: plan.totalSteps,
@@ -244,6 +251,7 @@ async function* prepare(
 		native,
 		model,
 		source,
+		keeper,
 		shape,
 		cache,
 		filler,
@@ -312,7 +320,8 @@ function rowsFound(source: AnySource, shape: string): string {
 
 /** What a user may read of where the rows come from. */
 export function sourceName(args: AgentTrainingConfig, source: AnySource): string {
-	return args.train_file.length === 1 && !source.making ? basename(args.train_file[0] ?? source.name) : source.name;
+	const oneFile = args.train_file.length === 1 && args.db_connection_string === null && !source.making;
+	return oneFile ? basename(args.train_file[0] ?? source.name) : source.name;
 }
 
 /** Options that differ from those of the earlier part of a run, and may. */

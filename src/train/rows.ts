@@ -12,6 +12,7 @@ import { ArlError, toArlError } from "../errors.js";
 import { TextOnlySource } from "../images/drop.js";
 import type { Native, NativeTextEncoder, NativeTokenCache, TextInfo } from "../native.js";
 import type { FillEvent, TrainEvent } from "./events.js";
+import type { RowKeeper } from "./keeper.js";
 
 const FIRST_ROWS = 32;
 /** Larger rows need not be read to find the shape. */
@@ -50,14 +51,20 @@ async function firstRowsOf(source: AnySource, wanted: Uint32Array): Promise<{ ro
 		if (first.rows.length > 0) return first;
 	}
 	const count = Math.min(FIRST_ROWS, source.length);
-	const asked = making ? wanted.subarray(0, count) : Uint32Array.from({ length: count }, (_, i) => i);
-	const all = await goodOnes(
-		source,
-		asked.filter((row) => source.bytes(row) <= MAX_FIRST_BYTES),
-	);
-	// One usable row tells the shape; the others are reported with all rows.
-	if (all.rows.length === 0 && all.bad.length > 0) throw badRowsError(all.bad, all.bad.length);
-	return all;
+	const bad: BadRow[] = [];
+	// One usable row tells the shape; the others are reported with all rows. What is made as it is asked for is not looked through.
+	for (let first = 0; first < (making ? 1 : source.length); first += FIRST_ROWS) {
+		const asked = making
+			? wanted.subarray(0, count)
+			: Uint32Array.from({ length: Math.min(FIRST_ROWS, source.length - first) }, (_, i) => first + i);
+		const found = await goodOnes(
+			source,
+			asked.filter((row) => source.bytes(row) <= MAX_FIRST_BYTES),
+		);
+		bad.push(...found.bad);
+		if (found.rows.length > 0 || bad.length === 0) return found;
+	}
+	throw badRowsError(bad, bad.length);
 }
 
 async function goodOnes(source: AnySource, asked: Uint32Array) {
@@ -166,6 +173,7 @@ export function fillEvent(filler: TokenFiller): FillEvent {
 export interface FillFirst {
 	/** Rows of the order that lie before the first step, and are read all the same. */
 	replayed: number;
+	keeper: RowKeeper | null;
 	signal: AbortSignal | null;
 }
 
@@ -178,7 +186,7 @@ const EVENT_MILLISECONDS = 500;
 export async function* fillFirst(
 	args: AgentTrainingConfig,
 	filler: TokenFiller,
-	{ replayed, signal }: FillFirst,
+	{ replayed, keeper, signal }: FillFirst,
 ): AsyncGenerator<TrainEvent, void> {
 	const started = performance.now();
 	const deadline = needsAllRows(args) ? Number.POSITIVE_INFINITY : started + args.preprocess_seconds * 1000;
@@ -193,6 +201,7 @@ export async function* fillFirst(
 		});
 		await Promise.race([filler.progress(), pause]);
 		clearTimeout(timer);
+		for (const message of keeper?.notices() ?? []) yield { type: "notice", level: "warning", message };
 		filler.check();
 		if (signal?.aborted)
 			throw new ArlError("ARL_INTERRUPTED", "interrupted before the first step; nothing was trained");

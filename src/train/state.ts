@@ -62,6 +62,9 @@ export interface TrainerState {
 	free: Fingerprint;
 }
 
+/** The name of a database's list of documents among what must be the same. */
+export const DATABASE_LIST = "list of the database's documents";
+
 /** What a run is made of, beyond its options. */
 export interface RunIdentity {
 	model: ModelFolder;
@@ -69,6 +72,8 @@ export interface RunIdentity {
 	/** `open`: nobody knows. */
 	rows: number | "open";
 	entryRows: number[];
+	/** Id of the list of a database's documents; null: no rows come from one. */
+	databaseList: string | null;
 	textFingerprint: string;
 	warmupSteps: number;
 	totalSteps: number;
@@ -85,6 +90,13 @@ export function fixedOf(args: AgentTrainingConfig, run: RunIdentity): Fingerprin
 	const fixed: Record<string, unknown> = {
 		"rows (content of the data set)": run.dataIdentity.slice(0, 16),
 		"number of rows": run.rows,
+		...(run.databaseList !== null && {
+			[DATABASE_LIST]: run.databaseList,
+			split: args.split,
+			db_match: args.db_match,
+			max_trained_count: args.max_trained_count,
+			retrained_interval: args.retrained_interval,
+		}),
 		...((mixture || capped) && { "rows of each entry": run.entryRows }),
 		...(mixture && { train_weights: args.train_weights }),
 		...(capped && { train_caps: args.train_caps }),

@@ -102,7 +102,7 @@ export class QwenTrainer<Row = unknown> {
 				"Name the model's folder in args.model_name_or_path.",
 			);
 		}
-		const { args, notices } = resolveArgs(options.args);
+		const { args, notices } = resolveArgs(options.args, options.train_dataset !== undefined);
 		this.args = args;
 		this.notices = notices;
 		const { train_dataset: dataset, convert_record_to_data_func: convert } = options;

@@ -1,0 +1,143 @@
+// Reading rows of a database: documents of some 2 kB are written to a server of its own (or to ARL_TEST_MONGODB_URI), then
+// read as a run reads them. Prints one JSON line a case: seconds from the connection to the first 64 rows, rows a second in
+// shuffled order, and the peak of resident memory of the reading process.
+//
+//   node bench/mongo.mjs [--rows 100000] [--as DBRecordData,Record] [--keep]
+
+import { fork } from "node:child_process";
+import { randomBytes } from "node:crypto";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { cpus, tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { parseArgs } from "node:util";
+
+const { values: a } = parseArgs({
+	options: {
+		rows: { type: "string", default: "100000" },
+		as: { type: "string", default: "DBRecordData,Record" },
+		read: { type: "string" },
+	},
+});
+
+const BATCH = 256;
+const DEFAULTS = { db_match: {}, split: "train", max_trained_count: 1, retrained_interval: 1 };
+
+if (a.read === undefined) await main();
+else await read(a.read, a.as);
+
+async function main() {
+	const { DBRef, MongoClient, ObjectId } = await import("mongodb");
+	const { startServer } = await import("../scripts/mongo-server.mjs");
+	const rows = Number(a.rows);
+	const dir = mkdtempSync(join(tmpdir(), "arl-bench-"));
+	const given = process.env.ARL_TEST_MONGODB_URI;
+	const server = given === undefined ? await startServer({ dir, args: ["--standalone"] }) : null;
+	const name = `arl_bench_${process.pid}`;
+	const uri = server ? `mongodb://127.0.0.1:${server.port}/${name}` : withDatabase(given, name);
+	const client = await new MongoClient(uri).connect();
+	try {
+		const text = () => randomBytes(850).toString("hex");
+		for (const collection of a.as.split(",")) {
+			for (let at = 0; at < rows; at += 1000) {
+				const count = Math.min(1000, rows - at);
+				const messages = (i) => [{ role: "user", content: `Question ${at + i}: ${text().slice(0, 200)}` }];
+				const documents = Array.from({ length: count }, (_, i) => ({
+					messages: messages(i),
+					reply: { role: "assistant", content: text() },
+				}));
+				if (collection === "DBRecordData") {
+					await client
+						.db()
+						.collection(collection)
+						.insertMany(
+							documents.map(({ messages, reply }) => ({
+								messages: [...messages, reply],
+								split: "train",
+								fetched: false,
+							})),
+						);
+					continue;
+				}
+				const samples = documents.map(({ messages, reply }) => ({
+					_id: new ObjectId(),
+					status: "completed",
+					request: { messages },
+					response: { choices: [{ message: reply }] },
+				}));
+				await client.db().collection("DispatchedSamplingTask").insertMany(samples);
+				await client
+					.db()
+					.collection(collection)
+					.insertMany(
+						samples.map(({ _id }) => ({
+							traj: [new DBRef("DispatchedSamplingTask", _id)],
+							status: "ready",
+							split: "train",
+							score: 1.5,
+						})),
+					);
+			}
+			await new Promise((resolve, reject) => {
+				const child = fork(fileURLToPath(import.meta.url), ["--read", uri, "--as", collection]);
+				child.on("exit", (code) => (code === 0 ? resolve() : reject(new Error(`reading ended with ${code}`))));
+			});
+		}
+	} finally {
+		await client.db().dropDatabase();
+		await client.close();
+		server?.child.kill("SIGKILL");
+		rmSync(dir, { recursive: true, force: true });
+	}
+}
+
+function withDatabase(uri, name) {
+	const url = new URL(uri);
+	url.pathname = `/${name}`;
+	return url.href;
+}
+
+async function read(uri, collection) {
+	const { MongoConnection } = await import("../dist/mongo/connection.js");
+	const { openDatabaseRows } = await import("../dist/mongo/database.js");
+	const { shuffle } = await import("../dist/data/order.js");
+	const started = performance.now();
+	const connection = await MongoConnection.open(uri);
+	const source = await openDatabaseRows(connection, { ...DEFAULTS, db_source: collection });
+	const order = shuffle(
+		Uint32Array.from({ length: source.length }, (_, i) => i),
+		"bench",
+	);
+	await source.read(order.subarray(0, 64));
+	const first = performance.now();
+	let bytes = 0;
+	for (let at = 0; at < order.length; at += BATCH) {
+		for (const row of await source.read(order.subarray(at, at + BATCH))) bytes += row.length;
+	}
+	const seconds = (performance.now() - first) / 1000;
+	await source.close();
+	const round = (x, digits) => Number(x.toFixed(digits));
+	console.log(
+		JSON.stringify({
+			bench: "mongo",
+			collection,
+			rows: source.length,
+			meanRowBytes: Math.round(bytes / source.length),
+			firstRowsSeconds: round((first - started) / 1000, 2),
+			rowsPerSecond: Math.round(source.length / seconds),
+			peakRssMib: round(peakMib(), 0),
+			cpu: cpus()[0]?.model ?? "",
+			cores: cpus().length,
+			node: process.version,
+		}),
+	);
+}
+
+/** Peak resident memory in MiB, as the kernel counts it. */
+function peakMib() {
+	try {
+		return Number(/VmHWM:\s+(\d+)/.exec(readFileSync("/proc/self/status", "utf8"))[1]) / 1024;
+	} catch {
+		return process.resourceUsage().maxRSS / 1024;
+	}
+}

@@ -1,0 +1,194 @@
+/**
+ * Rows of a database for one run: from the options to a source, its list of documents kept in the run's folder, and what is
+ * written back when a checkpoint stands.
+ */
+import type { AgentTrainingConfig } from "../config/schema.js";
+import type { StepPlan } from "../data/batches.js";
+import type { ConvertRecordToData } from "../data/convert.js";
+import { ArlError } from "../errors.js";
+import { MongoConnection } from "./connection.js";
+import { ambiguous, nothingFound, type SelectionOptions, selections } from "./selection.js";
+import { keepSnapshot, readSnapshot, type Snapshot, scan } from "./snapshot.js";
+import { DatabaseRows } from "./source.js";
+import { WriteBack } from "./write-back.js";
+
+/** How a run that goes on finds its list of documents again. */
+export interface ResumedList {
+	/** The list's id, from the checkpoint. */
+	id: string;
+	/** Folders that it may lie in. */
+	folders: string[];
+}
+
+export interface DatabaseOptions {
+	args: AgentTrainingConfig;
+	uri: string;
+	/** Null: a new list is made. */
+	resumed: ResumedList | null;
+	convert: ConvertRecordToData | null;
+	signal: AbortSignal | null;
+}
+
+const COUNT_TOGETHER = 256;
+const GO_ON =
+	"What was trained stands in the last checkpoint. Once the server is back, go on with --resume_from_checkpoint latest.";
+
+/**
+ * The rows of a selection as they are now. `convert`: a user's own way from a record to rows. The caller closes the
+ * connection.
+ *
+ * @throws ArlError `ARL_DATA` where there are none, `ARL_CONFIG` where both collections have some and none was chosen.
+ */
+export async function openDatabaseRows(
+	connection: MongoConnection,
+	options: SelectionOptions,
+	convert: ConvertRecordToData | null = null,
+): Promise<DatabaseRows> {
+	return new DatabaseRows(connection, await newSnapshot(connection, options, convert), convert);
+}
+
+/** Rows of a database, and what a run does with them besides reading. */
+export class DatabaseRun {
+	private writing: Promise<void> = Promise.resolve();
+
+	private constructor(
+		readonly rows: DatabaseRows,
+		private readonly writeBack: WriteBack | null,
+		private readonly outputDir: string,
+		private readonly interval: number,
+	) {}
+
+	static async open({ args, uri, resumed, convert, signal }: DatabaseOptions): Promise<DatabaseRun> {
+		const connection = await MongoConnection.open(uri, { signal, hint: GO_ON });
+		try {
+			const rows =
+				resumed === null
+					? await openDatabaseRows(connection, args, convert)
+					: new DatabaseRows(connection, await oldSnapshot(connection, args, resumed), convert);
+			const mode = args.mongo_write_back;
+			const writeBack = mode === "none" ? null : new WriteBack(rows, mode);
+			await writeBack?.begin();
+			return new DatabaseRun(rows, writeBack, args.output_dir, args.retrained_interval);
+		} catch (error) {
+			await connection.close().catch(() => {});
+			throw error;
+		}
+	}
+
+	/** The list's id: what a checkpoint must keep. */
+	get id(): string {
+		return this.rows.snapshot.id;
+	}
+
+	/** What there is to tell since this was called last. */
+	notices(): string[] {
+		return this.rows.connection.notices.splice(0);
+	}
+
+	/** The first step is about to come: the list is kept, so that from the first checkpoint on the run can go on. */
+	async begin(): Promise<void> {
+		await keepSnapshot(this.outputDir, this.rows.snapshot);
+	}
+
+	/**
+	 * Throws `ARL_CONFIG` where the steps would train a row again sooner than `retrained_interval` allows. What was trained
+	 * before the run was looked at when the list was made.
+	 */
+	check(plan: StepPlan, firstRow: number): void {
+		if (this.interval === 1) return;
+		const last = new Int32Array(this.rows.length).fill(-this.interval);
+		for (let step = 0; step < plan.totalSteps; step++) {
+			for (const row of plan.rows(step).flatMap((batch) => [...batch])) {
+				const own = row - firstRow;
+				if (own < 0 || own >= last.length) continue;
+				const apart = step - (last[own] as number);
+				if (apart < this.interval) {
+					throw new ArlError(
+						"ARL_CONFIG",
+						`retrained_interval ${this.interval}: ${this.rows.location(own)} would be trained in step ${step + 1 - apart} and again in step ${step + 1}`,
+						"Lower retrained_interval, train one epoch only, or keep the order of the rows with --train_sampling_strategy sequential.",
+					);
+				}
+				last[own] = step;
+			}
+		}
+	}
+
+	/**
+	 * A checkpoint after `step` steps stands: the rows of these steps count as trained from now on, which is written beside
+	 * training. `firstRow`: of this source within the rows of the run. Doing it again changes nothing.
+	 */
+	commit(plan: StepPlan, step: number, firstRow: number): void {
+		const { writeBack } = this;
+		if (writeBack === null) return;
+		this.writing = this.writing.then(() => writeBack.committed(plan, step, firstRow));
+		// Whoever waits for it hears of a failure; until then it must not count as unhandled.
+		this.writing.catch(() => {});
+	}
+
+	/** The run is over: what is being written is waited for, and a server that is gone not any more. */
+	async release(): Promise<void> {
+		await this.writing.catch(() => {});
+		this.rows.connection.giveUp();
+	}
+
+	/** All that was to be written is. Rejects with what it failed with. */
+	settled(): Promise<void> {
+		return this.writing;
+	}
+}
+
+async function newSnapshot(
+	connection: MongoConnection,
+	options: SelectionOptions,
+	convert: ConvertRecordToData | null,
+): Promise<Snapshot> {
+	const lists: { snapshot: Snapshot; several: number[] }[] = [];
+	for (const selection of await selections(connection, options)) {
+		const several: number[] = [];
+		const snapshot = await scan(connection, selection, (index) => several.push(index));
+		if (snapshot.documents.length > 0) lists.push({ snapshot, several });
+	}
+	const [first, second] = lists;
+	if (first === undefined) throw await nothingFound(connection, options);
+	if (second !== undefined) {
+		const counts = lists.map(({ snapshot: { collection, documents } }) => ({ collection, rows: documents.length }));
+		throw ambiguous(connection, counts);
+	}
+	const { snapshot, several } = first;
+	// How many rows a user's function makes of a record cannot be known before; nor for one with several samples.
+	const counted = convert === null ? several : Array.from({ length: snapshot.documents.length }, (_, index) => index);
+	if (snapshot.collection !== "Record") return snapshot;
+	const reader = new DatabaseRows(connection, snapshot, convert);
+	let without = 0;
+	for (let at = 0; at < counted.length; at += COUNT_TOGETHER) {
+		const part = counted.slice(at, at + COUNT_TOGETHER);
+		for (const [i, rows] of (await reader.countRows(part)).entries()) {
+			snapshot.documents.setRows(part[i] as number, rows);
+			if (rows === 0) without += 1;
+		}
+	}
+	if (without > 0) connection.notices.push(`convert_record_to_data_func gives no row for ${without} records`);
+	return snapshot;
+}
+
+async function oldSnapshot(
+	connection: MongoConnection,
+	args: AgentTrainingConfig,
+	{ id, folders }: ResumedList,
+): Promise<Snapshot> {
+	const snapshot = await readSnapshot(folders, id);
+	const changed: string[] = [];
+	if (snapshot.database !== connection.db.databaseName) {
+		changed.push(`database: ${snapshot.database} -> ${connection.db.databaseName}`);
+	}
+	if (args.db_source !== "auto" && args.db_source !== snapshot.collection) {
+		changed.push(`db_source: ${snapshot.collection} -> ${args.db_source}`);
+	}
+	if (changed.length === 0) return snapshot;
+	throw new ArlError(
+		"ARL_STATE",
+		["this run's rows came from somewhere else:", ...changed].join("\n"),
+		"Go on with the same database, or start anew with another output_dir and the checkpoint as model_name_or_path.",
+	);
+}

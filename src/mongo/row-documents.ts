@@ -1,0 +1,280 @@
+/**
+ * A row as the documents that AgentRL would have written for it, exact to the digit and in the order of its keys. Knows
+ * rows and documents; nothing of a connection. Ids come from the content, so that the same row is the same document.
+ */
+import { createHash } from "node:crypto";
+import { DBRef, Double, Int32, Long, ObjectId } from "mongodb";
+import { type JsonObject, type JsonValue, jsonText, RowProblem } from "../data/json-value.js";
+import type { CollectionName, Split } from "./documents.js";
+import { extras, type ReadRow, trainedReplies, wrongKind } from "./read-row.js";
+
+/** What rows become. */
+export type ImportKind = "DBRecordData" | "Record";
+
+/** A value as the driver writes it; Map keeps the order of keys. */
+export type BsonInput =
+	| null
+	| boolean
+	| string
+	| Date
+	| Int32
+	| Long
+	| Double
+	| ObjectId
+	| DBRef
+	| BsonInput[]
+	| BsonDocument;
+export type BsonDocument = Map<string, BsonInput>;
+
+/** Tools of a document, and what holds them there. */
+interface ToolsPlace {
+	holder: BsonDocument;
+	tools: JsonValue[];
+}
+
+/** A document on its way. */
+export interface Outgoing {
+	collection: CollectionName;
+	document: BsonDocument;
+	/** Where its tools stand; null: it has none. */
+	tools: ToolsPlace | null;
+}
+
+const INT64 = 2n ** 63n;
+
+/**
+ * A JSON value for the driver: integers as Int32 or Long, floats as Double, whatever they are. Throws `RowProblem` for an
+ * integer that 64 bits do not hold and a key that BSON cannot have.
+ */
+export function toBson(value: JsonValue): BsonInput {
+	if (typeof value === "bigint") {
+		if (value >= -(2n ** 31n) && value < 2n ** 31n) return new Int32(Number(value));
+		if (value < -INT64 || value >= INT64) {
+			throw new RowProblem("too large", `the integer ${value} has more than the 64 bits that MongoDB's integers have`);
+		}
+		return Long.fromBigInt(value);
+	}
+	if (typeof value === "number") return new Double(value);
+	if (Array.isArray(value)) return value.map(toBson);
+	if (value instanceof Map) return toDocument(value);
+	return value;
+}
+
+function toDocument(value: JsonObject): BsonDocument {
+	const document: BsonDocument = new Map();
+	for (const [key, item] of value) {
+		if (key.includes("\0")) throw new RowProblem("bad field", "a key with the character U+0000 in it");
+		document.set(key, toBson(item));
+	}
+	return document;
+}
+
+/** Tools for a document: as they are, or as their text where BSON cannot hold them. */
+function toolsOf(tools: JsonValue[]): BsonInput {
+	try {
+		return toBson(tools);
+	} catch (error) {
+		if (error instanceof RowProblem) return jsonText(tools);
+		throw error;
+	}
+}
+
+const placeOf = (holder: BsonDocument, tools: JsonValue[] | null) => (tools === null ? null : { holder, tools });
+
+/** Whether a document holds its tools as text. */
+export function hasToolsAsText({ tools }: Outgoing): boolean {
+	return typeof tools?.holder.get("tools") === "string";
+}
+
+/** Writes the tools of a document as their JSON text, as rows may have them too; false: it has none, or has them so already. */
+export function setToolsAsText(outgoing: Outgoing): boolean {
+	if (outgoing.tools === null || hasToolsAsText(outgoing)) return false;
+	outgoing.tools.holder.set("tools", jsonText(outgoing.tools.tools));
+	return true;
+}
+
+/** What a row is known by in the database. */
+export interface RowIdentity {
+	/** A hash over its content, kind and split: the last eight bytes of its document's id. */
+	hash: bigint;
+	/** Where it stands among all rows: the first four bytes, so that the order of ids is the order of the file. */
+	place: number;
+	/** How many rows with the same hash came before it. */
+	copy: number;
+}
+
+/** The hash that a row's id ends with. */
+export function rowHash(row: ReadRow, kind: ImportKind, split: Split): bigint {
+	const hash = createHash("sha256").update(`${kind}\n${split}\n`).update(jsonText(row.fields));
+	return hash.digest().readBigUInt64BE();
+}
+
+function mainId({ hash, place }: RowIdentity): ObjectId {
+	const bytes = Buffer.alloc(12);
+	bytes.writeUInt32BE(place);
+	bytes.writeBigUInt64BE(hash, 4);
+	return new ObjectId(bytes);
+}
+
+/** Place and hash of an id. */
+export function identityOf(id: ObjectId): Pick<RowIdentity, "hash" | "place"> {
+	const bytes = Buffer.from(id.id);
+	return { place: bytes.readUInt32BE(), hash: bytes.readBigUInt64BE(4) };
+}
+
+/** The id of a document that a row's own links to: the same wherever the row stands. */
+function partId({ hash, copy }: RowIdentity, part: string): ObjectId {
+	return new ObjectId(createHash("sha256").update(`${hash} ${copy} ${part}`).digest().subarray(0, 12));
+}
+
+/** The documents of a row, in the order in which they are written: what is linked to comes first. */
+export function rowDocuments(row: ReadRow, kind: ImportKind, split: Split, identity: RowIdentity): Outgoing[] {
+	return kind === "Record" ? recordDocuments(row, split, identity) : [recordData(row, split, identity)];
+}
+
+const orElse = (value: JsonValue | undefined, other: JsonValue): JsonValue => value ?? other;
+
+function recordData(row: ReadRow, split: Split, identity: RowIdentity): Outgoing {
+	const { fields } = row;
+	const document: BsonDocument = new Map<string, BsonInput>([
+		["_id", mainId(identity)],
+		["_class_id", "DBRecordData"],
+		["messages", row.messages.map(toDocument)],
+		["tools", row.tools === null ? null : toolsOf(row.tools)],
+		["scores", toBson(orElse(fields.get("scores"), new Map()))],
+		["advantages", toBson(orElse(fields.get("advantages"), new Map()))],
+		["created_at_step", toBson(orElse(fields.get("created_at_step"), new Map()))],
+		["reward", toBson(orElse(fields.get("reward"), 1))],
+		["step", toBson(orElse(fields.get("step"), -1n))],
+		["logprobs", toBson(orElse(fields.get("logprobs"), null))],
+		["record_id", recordId(fields.get("record_id"))],
+	]);
+	for (const [key, value] of extras(fields)) document.set(key, toBson(value));
+	document.set("split", split);
+	document.set("fetched", false);
+	return { collection: "DBRecordData", document, tools: placeOf(document, row.tools) };
+}
+
+/** An id is a text in AgentRL's model; rows may have a number. */
+function recordId(value: JsonValue | undefined): string | null {
+	if (value === undefined || value === null) return null;
+	if (typeof value === "bigint") return String(value);
+	if (typeof value !== "string") throw wrongKind("record_id", value, "a string");
+	return value;
+}
+
+/**
+ * A row as a Task, one DispatchedSamplingTask a trained reply (each a conversation and its reply, as a sampler leaves them),
+ * and the Record that links to them. Throws `RowProblem` for what these cannot hold.
+ */
+function recordDocuments(row: ReadRow, split: Split, identity: RowIdentity): Outgoing[] {
+	const { fields, messages, maps } = row;
+	const replies = trainedReplies(row);
+	const last = replies.at(-1);
+	if (last === undefined) throw new RowProblem("no targets", "no reply of the assistant is trained");
+	if (last !== messages.length - 1) {
+		throw new RowProblem(
+			"not a Record",
+			`${messages.length - 1 - last} messages follow the last trained reply, and a Record ends with one; import it as DBRecordData`,
+		);
+	}
+	if (orElse(fields.get("chat_template_kwargs"), null) !== null) {
+		throw new RowProblem("not a Record", "a Record has no chat_template_kwargs; import it as DBRecordData");
+	}
+	const taskId = partId(identity, "Task");
+	const task = new DBRef("Task", taskId);
+	const score = toBson(orElse(fields.get("reward"), 1));
+	const now = new Date();
+	const samples = replies.map((index): Outgoing => {
+		const reply = messages[index] ?? new Map();
+		const calls = reply.get("tool_calls");
+		const request: BsonDocument = new Map<string, BsonInput>([
+			["messages", messages.slice(0, index).map(toDocument)],
+			...(row.tools === null ? [] : [["tools", toolsOf(row.tools)] satisfies [string, BsonInput]]),
+			["model", null],
+		]);
+		const choice: BsonDocument = new Map<string, BsonInput>([
+			["index", new Int32(0)],
+			["message", toDocument(reply)],
+			["finish_reason", Array.isArray(calls) && calls.length > 0 ? "tool_calls" : "stop"],
+			["logprobs", toBson(orElse(maps.logprobs.get(index), null))],
+		]);
+		const document: BsonDocument = new Map<string, BsonInput>([
+			["_id", partId(identity, `DispatchedSamplingTask ${index}`)],
+			["_class_id", "DispatchedSamplingTask"],
+			["task", task],
+			["traj_id", new Int32(0)],
+			["req_type", "chatcompletions"],
+			["request", request],
+			[
+				"response",
+				new Map<string, BsonInput>([
+					["object", "chat.completion"],
+					["choices", [choice]],
+				]),
+			],
+			["sampled_from", null],
+			["priority", new Int32(0)],
+			["creat_time", now],
+			["finish_time", now],
+			["score", toBson(orElse(maps.scores.get(index), null))],
+			["advantage", toBson(orElse(maps.advantages.get(index), 1))],
+			["created_at_step", toBson(orElse(maps.created_at_step.get(index), 0n))],
+			["is_minio_managed", false],
+			["task_type", null],
+			["status", "completed"],
+		]);
+		return { collection: "DispatchedSamplingTask", document, tools: placeOf(request, row.tools) };
+	});
+	const taskDocument: BsonDocument = new Map<string, BsonInput>([
+		["_id", taskId],
+		["_class_id", "Task"],
+		["tid", taskId.toHexString()],
+		["split", split],
+		["epoch", new Int32(0)],
+		["added_step", new Int32(0)],
+		["description", ""],
+		["num_samples", new Int32(1)],
+		["scores", [score]],
+		["status", "completed"],
+	]);
+	const record: BsonDocument = new Map<string, BsonInput>([
+		["_id", mainId(identity)],
+		["_class_id", "Record"],
+		["task", task],
+		["split", split],
+		["traj_id", new Int32(0)],
+		["traj", samples.map(({ document }) => new DBRef("DispatchedSamplingTask", idIn(document)))],
+		["meta_infos", toDocument(metaInfos(row, replies))],
+		["status", "ready"],
+		["score", score],
+		["trained_count", new Int32(0)],
+		["last_trained_step", new Int32(-1)],
+	]);
+	return [
+		{ collection: "Task", document: taskDocument, tools: null },
+		...samples,
+		{ collection: "Record", document: record, tools: null },
+	];
+}
+
+/** The id of a document. */
+export function idIn(document: BsonDocument): ObjectId {
+	const id = document.get("_id");
+	if (!(id instanceof ObjectId)) throw new TypeError("a document without an _id");
+	return id;
+}
+
+/** What of a row the other documents have no place for. */
+function metaInfos(row: ReadRow, replies: number[]): JsonObject {
+	const rest: JsonObject = new Map(extras(row.fields).filter(([key]) => key !== "chat_template_kwargs"));
+	for (const name of ["record_id", "step"] as const) {
+		const value = row.fields.get(name);
+		if (value !== undefined && value !== null) rest.set(name, value);
+	}
+	for (const name of ["scores", "created_at_step", "logprobs"] as const) {
+		const left = [...row.maps[name]].filter(([index]) => !replies.includes(index));
+		if (left.length > 0) rest.set(name, new Map(left.map(([index, value]) => [String(index), value])));
+	}
+	return rest;
+}

@@ -1,0 +1,132 @@
+/**
+ * Which documents of a database are rows of a run: the collection, the filter, and what to say where nothing passes it.
+ */
+import { BSON, type Document } from "mongodb";
+import type { AgentTrainingConfig } from "../config/schema.js";
+import { ArlError, toArlError } from "../errors.js";
+import type { MongoConnection } from "./connection.js";
+
+/** The collections that hold rows. */
+export const ROW_COLLECTIONS = ["Record", "DBRecordData"] as const;
+export type RowCollection = (typeof ROW_COLLECTIONS)[number];
+
+export type SelectionOptions = Pick<AgentTrainingConfig, "db_source" | "db_match" | "split" | "retrained_interval"> & {
+	/** Null: whatever was trained before. */
+	max_trained_count: number | null;
+};
+
+/** The documents that a run trains on. */
+export interface Selection {
+	collection: RowCollection;
+	filter: Document;
+}
+
+/** One condition of the filter, with the option that it comes from. */
+interface Condition {
+	name: string;
+	filter: Document;
+}
+
+/** The user's own condition; Extended JSON, so that ids and dates can be written. */
+function matchOf(match: SelectionOptions["db_match"]): Condition[] {
+	if (Object.keys(match).length === 0) return [];
+	try {
+		return [{ name: "db_match", filter: BSON.EJSON.deserialize(match) as Document }];
+	} catch (error) {
+		throw new ArlError(
+			"ARL_CONFIG",
+			`db_match: ${toArlError(error).message}`,
+			'Write it as Extended JSON, for example \'{"_id": {"$gt": {"$oid": "64f000000000000000000000"}}}\'.',
+		);
+	}
+}
+
+function conditionsOf(collection: RowCollection, options: SelectionOptions, lastStep: number): Condition[] {
+	const split = options.split;
+	const most = options.max_trained_count;
+	const interval = options.retrained_interval;
+	const conditions: Condition[] =
+		collection === "Record"
+			? [
+					{ name: "status ready", filter: { status: "ready" } },
+					{ name: "a score", filter: { score: { $ne: null } } },
+				]
+			: [{ name: "fetched false", filter: { fetched: { $ne: true } } }];
+	// `$not` also takes documents that have no such field: what was never counted was never trained.
+	if (most !== null) {
+		conditions.push({ name: `trained_count < ${most}`, filter: { trained_count: { $not: { $gte: most } } } });
+	}
+	if (interval > 1) {
+		const trained = {
+			$or: [{ last_trained_step: { $in: [null, -1] } }, { last_trained_step: { $lte: lastStep + 1 - interval } }],
+		};
+		conditions.push({ name: `retrained_interval ${interval}`, filter: trained });
+	}
+	if (split !== null) {
+		const wanted = split === "train" ? { $in: ["train", null] } : split;
+		conditions.push({ name: `split ${split}`, filter: { split: wanted } });
+	}
+	return [...conditions, ...matchOf(options.db_match)];
+}
+
+const all = (conditions: Condition[]): Document => ({ $and: conditions.map(({ filter }) => filter) });
+
+/** The last step that any document of the collection was trained in; -1: none. */
+async function lastTrainedStep(connection: MongoConnection, collection: RowCollection): Promise<number> {
+	const [found] = await connection.attempt("counting documents", () =>
+		connection.db
+			.collection(collection)
+			.find({ last_trained_step: { $gt: -1 } }, { projection: { last_trained_step: 1 } })
+			.sort({ last_trained_step: -1 })
+			.limit(1)
+			.toArray(),
+	);
+	return Number(found?.last_trained_step ?? -1);
+}
+
+/** The collections that may have rows, each with what its documents must fulfil. */
+export async function selections(connection: MongoConnection, options: SelectionOptions): Promise<Selection[]> {
+	const names = options.db_source === "auto" ? ROW_COLLECTIONS : [options.db_source];
+	const found: Selection[] = [];
+	for (const collection of names) {
+		const lastStep = options.retrained_interval > 1 ? await lastTrainedStep(connection, collection) : -1;
+		found.push({ collection, filter: all(conditionsOf(collection, options, lastStep)) });
+	}
+	return found;
+}
+
+/** The error where both collections have rows and none was chosen. */
+export function ambiguous(
+	connection: MongoConnection,
+	counts: { collection: RowCollection; rows: number }[],
+): ArlError {
+	const names = counts.map(({ collection, rows }) => `${collection} (${rows})`).join(" and ");
+	return new ArlError(
+		"ARL_CONFIG",
+		`${connection.address} has rows in both ${names}`,
+		"Choose with --db_source Record or --db_source DBRecordData.",
+	);
+}
+
+/** The error where no document passes: what each condition leaves, counted alone. */
+export async function nothingFound(connection: MongoConnection, options: SelectionOptions): Promise<ArlError> {
+	const names = options.db_source === "auto" ? ROW_COLLECTIONS : [options.db_source];
+	const lines: string[] = [];
+	for (const name of names) {
+		const documents = connection.db.collection(name);
+		const total = await connection.attempt("counting documents", () => documents.countDocuments({}));
+		const left: string[] = [];
+		const lastStep = options.retrained_interval > 1 ? await lastTrainedStep(connection, name) : -1;
+		for (const { name: condition, filter } of total > 0 ? conditionsOf(name, options, lastStep) : []) {
+			left.push(
+				`${await connection.attempt("counting documents", () => documents.countDocuments(filter))} with ${condition}`,
+			);
+		}
+		lines.push(`${name}: ${total} documents${left.length > 0 ? `; of them ${left.join(", ")}` : ""}`);
+	}
+	return new ArlError(
+		"ARL_DATA",
+		[`${connection.address}: no document is left to train on`, ...lines].join("\n"),
+		"Each condition was counted alone. Rows that were trained come again with a higher --max_trained_count; other splits with --split; `arl mongo status` shows what is there, `arl mongo import` writes rows.",
+	);
+}

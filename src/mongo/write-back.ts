@@ -1,0 +1,221 @@
+/**
+ * Counting documents as trained once the checkpoint that holds their steps stands: each document once an epoch, however often
+ * it is done again and wherever it was cut off. A standalone server is enough: every write is an update of one document at a
+ * time that finds out by itself whether it was done before. Nothing is ever deleted.
+ *
+ * `ack`, with a ledger: `arl_acks` has a document for each step. (1) It is written as pending; (2) the step's documents are
+ * counted and marked in one update each, and passed over where they bear the mark; (3) the ledger says done; (4) the marks
+ * go. Cut off before 3, all is done again and the marks keep it from counting twice; cut off after 3, only 4 is.
+ *
+ * `agentrl`, without: the count is set to what it was when the run's list was made plus the epochs since, where it is lower.
+ */
+import type { AnyBulkWriteOperation, Collection, Document } from "mongodb";
+import type { StepPlan } from "../data/batches.js";
+import { ArlError, toArlError } from "../errors.js";
+import { driverValue } from "./bson-json.js";
+import type { DatabaseRows } from "./source.js";
+
+/** The ledger's collection. */
+export const LEDGER = "arl_acks";
+/** Steps that are written together. */
+const STEPS_TOGETHER = 64;
+/** Documents of one request: their ids must fit into a document of the ledger. */
+const MOST_DOCUMENTS = 20_000;
+
+/** Documents that count with a step: those that the epoch has not counted before. */
+interface CountedStep {
+	step: number;
+	/** Nearly always 0: only a very large step has more parts. */
+	part: number;
+	epoch: number;
+	documents: number[];
+}
+
+/** An entry of the ledger. */
+interface LedgerEntry {
+	_id: string;
+	run: string;
+	collection: string;
+	epoch: number;
+	step: number;
+	part: number;
+	documents: unknown[];
+	state: "pending" | "done";
+	at: Date;
+}
+
+/** Writes back for one run. */
+export class WriteBack {
+	/** Steps that are written back for certain. */
+	private done = 0;
+	/** Documents that the epoch in progress has counted. */
+	private epoch = -1;
+	private readonly counted: Uint8Array;
+
+	constructor(
+		private readonly rows: DatabaseRows,
+		private readonly mode: "ack" | "agentrl",
+	) {
+		this.counted = new Uint8Array(rows.snapshot.documents.length);
+	}
+
+	/** Makes sure, before anything is trained, that what will be written may be written. */
+	async begin(): Promise<void> {
+		const { connection, snapshot } = this.rows;
+		const documents = connection.db.collection(snapshot.collection);
+		const ask = async () => {
+			await documents.updateMany({ _id: { $in: [] } }, { $set: { last_trained_step: -1 } });
+			if (this.mode !== "ack") return;
+			const key = { run: 1, collection: 1, step: 1, part: 1 } as const;
+			await connection.db.collection(LEDGER).createIndex(key, { unique: true });
+		};
+		try {
+			await connection.attempt("asking for the right to write", ask);
+		} catch (error) {
+			const { code, message, hint, cause } = toArlError(error);
+			if (code !== "ARL_CONFIG") throw error;
+			throw new ArlError(code, message, `${hint}\nTo train and write nothing: --mongo_write_back none.`, { cause });
+		}
+	}
+
+	/** Counts all steps up to `step` that are not counted yet. */
+	async committed(plan: StepPlan, step: number, firstRow: number): Promise<void> {
+		while (this.done < step) {
+			const steps: CountedStep[] = [];
+			while (this.done < step && steps.length < STEPS_TOGETHER) {
+				this.done += 1;
+				steps.push(...this.documentsOf(plan, this.done, firstRow));
+			}
+			if (steps.length === 0) continue;
+			if (this.mode === "ack") await this.acknowledge(steps);
+			else await this.setCounts(steps);
+		}
+	}
+
+	/** The documents that step `step` (from 1) trains for the first time in its epoch. */
+	private documentsOf(plan: StepPlan, step: number, firstRow: number): CountedStep[] {
+		const { epoch } = plan.place(step - 1);
+		if (epoch !== this.epoch) {
+			this.epoch = epoch;
+			this.counted.fill(0);
+		}
+		const documents: number[] = [];
+		for (const batch of plan.rows(step - 1)) {
+			for (const row of batch) {
+				const own = row - firstRow;
+				if (own < 0 || own >= this.rows.length) continue;
+				const document = this.rows.documentOf(own);
+				if (this.counted[document] === 1) continue;
+				this.counted[document] = 1;
+				documents.push(document);
+			}
+		}
+		const parts = Array.from({ length: Math.ceil(documents.length / MOST_DOCUMENTS) }, (_, part) => part);
+		return parts.map((part) => {
+			return { step, part, epoch, documents: documents.slice(part * MOST_DOCUMENTS, (part + 1) * MOST_DOCUMENTS) };
+		});
+	}
+
+	private idsOf(documents: number[]): unknown[] {
+		return documents.map((index) => driverValue(this.rows.snapshot.documents.at(index).id));
+	}
+
+	private bulk<T extends Document>(
+		collection: Collection<T>,
+		operations: AnyBulkWriteOperation<T>[],
+	): Promise<unknown> {
+		return this.rows.connection.attempt("writing back", () => collection.bulkWrite(operations, { ordered: false }));
+	}
+
+	private async acknowledge(steps: CountedStep[]): Promise<void> {
+		const { connection, snapshot } = this.rows;
+		const ledger = connection.db.collection<LedgerEntry>(LEDGER);
+		const documents = connection.db.collection(snapshot.collection);
+		const entries = steps.map(({ step, part, epoch, documents: counted }) => {
+			const id = `${snapshot.id}/${snapshot.collection}/${step}${part > 0 ? `/${part}` : ""}`;
+			return { id, step, part, epoch, ids: this.idsOf(counted) };
+		});
+		const keys = entries.map(({ id }) => id);
+		const written = await connection.attempt("writing back", () =>
+			ledger.find({ _id: { $in: keys } }, { projection: { state: 1 } }).toArray(),
+		);
+		const finished = new Set(written.filter(({ state }) => state === "done").map(({ _id }) => _id));
+		const open = entries.filter(({ id }) => !finished.has(id));
+		if (open.length > 0) {
+			await this.bulk(
+				ledger,
+				open.map(({ id, step, part, epoch, ids }) => ({
+					updateOne: {
+						filter: { _id: id },
+						update: {
+							$setOnInsert: {
+								run: snapshot.id,
+								collection: snapshot.collection,
+								epoch: epoch + 1,
+								step,
+								part,
+								documents: ids,
+								state: "pending" as const,
+								at: new Date(),
+							},
+						},
+						upsert: true,
+					},
+				})),
+			);
+			await this.bulk(
+				documents,
+				open.map(({ id, step, ids }) => ({
+					updateMany: {
+						filter: { _id: { $in: ids }, arl_acks: { $ne: id } } as Document,
+						update: {
+							$inc: { trained_count: 1 },
+							$set: { last_trained_step: step },
+							$push: { arl_acks: id },
+						} as Document,
+					},
+				})),
+			);
+			const openKeys = open.map(({ id }) => id);
+			await connection.attempt("writing back", () =>
+				ledger.updateMany({ _id: { $in: openKeys } }, { $set: { state: "done" } }),
+			);
+		}
+		const ids = entries.flatMap((entry) => entry.ids);
+		await connection.attempt("writing back", () =>
+			documents.updateMany({ _id: { $in: ids }, arl_acks: { $in: keys } } as Document, {
+				$pull: { arl_acks: { $in: keys } } as Document,
+			}),
+		);
+		await connection.attempt("writing back", () =>
+			documents.updateMany({ _id: { $in: ids }, arl_acks: [] } as Document, { $unset: { arl_acks: "" } }),
+		);
+	}
+
+	private async setCounts(steps: CountedStep[]): Promise<void> {
+		const { connection, snapshot } = this.rows;
+		const operations = steps.flatMap(({ step, epoch, documents }) => {
+			const byCount = new Map<number, number[]>();
+			for (const document of documents) {
+				const count = snapshot.documents.at(document).trainedCount + epoch + 1;
+				byCount.set(count, [...(byCount.get(count) ?? []), document]);
+			}
+			return [...byCount].map(([count, group]) => ({
+				updateMany: {
+					filter: { _id: { $in: this.idsOf(group) }, trained_count: { $not: { $gte: count } } } as Document,
+					update: {
+						$set: {
+							trained_count: count,
+							last_trained_step: step,
+							...(snapshot.collection === "DBRecordData" && { fetched: true }),
+						},
+					},
+				},
+			}));
+		});
+		// In the order of the steps: a document that comes twice ends with its later step.
+		await connection.attempt("writing back", () =>
+			connection.db.collection(snapshot.collection).bulkWrite(operations, { ordered: true }),
+		);
+	}
+}
