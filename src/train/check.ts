@@ -34,7 +34,7 @@ export interface DuplicateRows {
 	rows: number;
 }
 
-/** What was found of one entry of `train_file`, or of the data set. */
+/** What was found of one entry of `train_file`, of the data set, or of the database. */
 export interface EntryReport {
 	name: string;
 	rows: number;
@@ -248,7 +248,8 @@ function trained(
 	const left = new Uint32Array(lengths.length);
 	for (const row of usable) left[row] = 1;
 	const epoch = usable.length === 0 ? new Uint32Array() : orderOf(args, source, entryRows, left).epoch(0);
-	const names = [...args.train_file, "train_dataset"];
+	const hasDataset = entryRows.length > args.train_file.length + (args.db_connection_string === null ? 0 : 1);
+	const names = [...args.train_file, ...(hasDataset ? ["train_dataset"] : []), "database"];
 	let start = 0;
 	const entries = entryRows.map((rows, i): EntryReport => {
 		const [from, to] = [start, start + rows];
