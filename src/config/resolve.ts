@@ -5,6 +5,7 @@
 import type { z } from "zod";
 import { ArlError } from "../errors.js";
 import { optionRegistry } from "./fields.js";
+import { checkFollow } from "./follow.js";
 import { ALIASES, KNOWN_VALUES, NOT_BUILT } from "./known.js";
 import { type AgentTrainingConfig, OPTION_NAMES, type OptionName, trainingSchema } from "./schema.js";
 import { nearest, show, soundsSecret } from "./values.js";
@@ -200,6 +201,7 @@ function checkTogether(
 		if (name === "retrained_interval") notices.push(mode);
 		else problems.add(mode, "Give --db_connection_string, or set ARL_DB_CONNECTION_STRING.");
 	}
+	checkFollow(args, new Set(given.keys()), said, (line, hint) => problems.add(line, hint));
 	if (args.overwrite_output_dir && args.resume_from_checkpoint !== null) {
 		problems.add(
 			`${said("overwrite_output_dir")} contradicts ${said("resume_from_checkpoint")}: one starts anew, the other goes on`,

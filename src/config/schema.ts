@@ -217,11 +217,17 @@ const database = {
 		description:
 			"What is written once a checkpoint stands. ack: `trained_count` and `last_trained_step` of its rows, exactly once for each row and epoch, with a ledger in `arl_acks`. agentrl: only fields that AgentRL knows, and no collection; exact as long as one run at a time trains a row. None: nothing. Nothing is ever deleted.",
 	}),
-	follow: only(false, {
+	follow: boolean({
 		group: "Database",
-		kind: "boolean",
-		why: "rows that arrive while a run goes on are for the next run; following them is not built yet",
-		description: "Train rows as they arrive.",
+		default: false,
+		description:
+			"Train rows as they arrive: those that are there and those that come while the run goes on, each claimed for this run alone and trained once, in the order of the claims. Needs `max_steps` and `train_sampling_strategy sequential`.",
+	}),
+	follow_idle: numberOrNone({
+		group: "Database",
+		above: 0,
+		description:
+			"Seconds without a new row after which a run that follows a database trains what is left and ends; none: it waits until `max_steps` are done.",
 	}),
 };
 

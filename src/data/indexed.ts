@@ -18,7 +18,7 @@ export interface DatasetAbout {
 	name: string;
 	identity: string;
 	/** Null: the data set vouches for itself by an identity. */
-	ledger: RowLedger | null;
+	ledger: Pick<RowLedger, "note" | "sync" | "close"> | null;
 	ahead: number;
 }
 

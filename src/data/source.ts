@@ -43,6 +43,8 @@ export interface Source<C extends RowContent = Uint8Array> {
 export interface RowMaking {
 	/** Rows can only be had in their order, each once. */
 	readonly inOrder: boolean;
+	/** In their order they can be had from this row on only; absent: from the first. */
+	readonly first?: number;
 	/** Rows whose tokens are there already are asked for nevertheless: nothing else tells whether they are the same. */
 	readonly recheck: boolean;
 	/** Rows are made only as far ahead of training as this many; infinite: they are there already. */

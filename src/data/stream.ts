@@ -18,6 +18,8 @@ export interface StreamAbout extends DatasetAbout {
 	length: number;
 	/** Whether the stream may end before, or go on after, `length` rows. */
 	open: boolean;
+	/** The first row that comes; those before it came to an earlier part of the run, and count. Absent: 0. */
+	first?: number;
 	leftOut: () => number;
 }
 
@@ -31,6 +33,7 @@ export class StreamRows implements Source<RowContent>, RowMaking {
 	readonly inOrder = true;
 	readonly recheck = true;
 	readonly ahead: number;
+	readonly first: number;
 	/** Rows that came before the stream ended; null: it has not ended. */
 	ended: number | null = null;
 	private readonly iterator: AsyncIterator<MadeRow>;
@@ -39,8 +42,8 @@ export class StreamRows implements Source<RowContent>, RowMaking {
 	private readonly locations: string[] = [];
 	/** The row that is being waited for. */
 	private coming: Promise<MadeRow | null> | null = null;
-	private taken = 0;
-	private arrived = 0;
+	private taken: number;
+	private arrived: number;
 	private readonly cancellation = new Cancellation();
 
 	constructor(
@@ -51,6 +54,9 @@ export class StreamRows implements Source<RowContent>, RowMaking {
 		this.identity = about.identity;
 		this.length = about.length;
 		this.ahead = about.ahead;
+		this.first = about.first ?? 0;
+		this.taken = this.first;
+		this.arrived = this.first;
 		this.iterator = rows[Symbol.asyncIterator]();
 	}
 

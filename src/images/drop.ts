@@ -81,6 +81,7 @@ export class TextOnlySource<C extends RowContent = RowContent> implements Source
 		if (making) {
 			this.making = {
 				inOrder: making.inOrder,
+				first: making.first ?? 0,
 				recheck: making.recheck,
 				ahead: making.ahead,
 				take: async (indexes, maxBytes) => this.texts(indexes, await making.take(indexes, maxBytes)),

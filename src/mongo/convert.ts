@@ -40,6 +40,7 @@ const BOOKKEEPING = [
 	"trained_count",
 	"last_trained_step",
 	"arl_acks",
+	"arl_claim",
 ];
 /** Maps from message index; in Python they had integers as keys. */
 const BY_MESSAGE = ["scores", "advantages", "created_at_step", "logprobs"];

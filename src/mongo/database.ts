@@ -30,7 +30,8 @@ export interface DatabaseOptions {
 }
 
 const COUNT_TOGETHER = 256;
-const GO_ON =
+/** What to do once a server that is gone is back. */
+export const GO_ON =
 	"What was trained stands in the last checkpoint. Once the server is back, go on with --resume_from_checkpoint latest.";
 
 /**
@@ -178,6 +179,16 @@ async function oldSnapshot(
 	{ id, folders }: ResumedList,
 ): Promise<Snapshot> {
 	const snapshot = await readSnapshot(folders, id);
+	checkSameList(connection, args, snapshot);
+	return snapshot;
+}
+
+/** Throws `ARL_STATE` where a run would go on with rows from somewhere else. */
+export function checkSameList(
+	connection: MongoConnection,
+	args: AgentTrainingConfig,
+	snapshot: Pick<Snapshot, "database" | "collection">,
+): void {
 	const changed: string[] = [];
 	if (snapshot.database !== connection.db.databaseName) {
 		changed.push(`database: ${snapshot.database} -> ${connection.db.databaseName}`);
@@ -185,7 +196,7 @@ async function oldSnapshot(
 	if (args.db_source !== "auto" && args.db_source !== snapshot.collection) {
 		changed.push(`db_source: ${snapshot.collection} -> ${args.db_source}`);
 	}
-	if (changed.length === 0) return snapshot;
+	if (changed.length === 0) return;
 	throw new ArlError(
 		"ARL_STATE",
 		["this run's rows came from somewhere else:", ...changed].join("\n"),

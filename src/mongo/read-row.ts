@@ -5,7 +5,16 @@ import { type JsonObject, type JsonValue, jsonText, kindOf, parseJson, RowProble
 import { COLLECTIONS, SPLITS, type Split } from "./documents.js";
 
 /** Keys that say how a document stands in the database. */
-const RESERVED = ["_id", "_class_id", "revision_id", "fetched", "trained_count", "last_trained_step", "arl_acks"];
+const RESERVED = [
+	"_id",
+	"_class_id",
+	"revision_id",
+	"fetched",
+	"trained_count",
+	"last_trained_step",
+	"arl_acks",
+	"arl_claim",
+];
 const ROLES = ["system", "developer", "user", "assistant", "tool", "function"];
 const BY_MESSAGE = ["scores", "advantages", "created_at_step", "logprobs"] as const;
 

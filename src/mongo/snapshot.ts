@@ -14,7 +14,7 @@ import type { MongoConnection } from "./connection.js";
 import type { RowCollection, Selection } from "./selection.js";
 
 /** The folder of such lists in `output_dir`. */
-const FOLDER = ".arl-rows";
+export const FOLDER = ".arl-rows";
 const PAGE = 5_000;
 
 /** One document of a list. */
@@ -97,6 +97,9 @@ export interface Snapshot {
 	documents: DocumentList;
 }
 
+/** The id of a new list. */
+export const newListId = (): string => randomBytes(8).toString("hex");
+
 /** BSON's order of types in an index; a range of `_id` holds values of one of these groups only. */
 const TYPE_ORDER = [[10], [1, 16, 18, 19], [2, 14], [3], [5], [7], [8], [9], [17], [11]];
 
@@ -152,7 +155,7 @@ export async function scan(
 			await cursor.close().catch(() => {});
 		}
 	});
-	return { id: randomBytes(8).toString("hex"), database: connection.db.databaseName, collection, documents };
+	return { id: newListId(), database: connection.db.databaseName, collection, documents };
 }
 
 /** Changes with the run and with every document of the list. */
@@ -162,11 +165,24 @@ export function identityOf(snapshot: Snapshot): string {
 	return hash.digest("hex");
 }
 
+/** A document as a line of a file. */
+export function lineOf({ id, rows, trainedCount }: Listed): string {
+	return `${id.type} ${id.bytes.toString("hex", id.at, id.end)} ${rows} ${trainedCount}\n`;
+}
+
+/** The document of a line. */
+export function listedIn(line: string): Listed {
+	const [type = "", hex = "", rows = "", count = ""] = line.split(" ");
+	const bytes = Buffer.from(hex, "hex");
+	return {
+		id: { type: Number(type), bytes, at: 0, end: bytes.length },
+		rows: Number(rows),
+		trainedCount: Number(count),
+	};
+}
+
 function* linesOf(documents: DocumentList): Generator<string> {
-	for (let i = 0; i < documents.length; i++) {
-		const { id, rows, trainedCount } = documents.at(i);
-		yield `${id.type} ${id.bytes.toString("hex", id.at, id.end)} ${rows} ${trainedCount}\n`;
-	}
+	for (let i = 0; i < documents.length; i++) yield lineOf(documents.at(i));
 }
 
 const pathOf = (folder: string, id: string) => join(folder, FOLDER, `${id}.ids`);
@@ -194,12 +210,16 @@ export async function keepSnapshot(folder: string, snapshot: Snapshot): Promise<
 			await file.close();
 		}
 		await rename(partial, path);
-		for (const name of await readdir(place)) {
-			if (/\.ids(\.partial)?$/.test(name) && name !== `${snapshot.id}.ids`)
-				await rm(join(place, name), { force: true });
-		}
+		await removeOtherLists(place, `${snapshot.id}.ids`);
 	} catch (error) {
 		throw toArlError(error);
+	}
+}
+
+/** Removes the lists of runs that were in this folder before. */
+export async function removeOtherLists(place: string, kept: string): Promise<void> {
+	for (const name of await readdir(place)) {
+		if (/\.(ids|claims)(\.partial)?$/.test(name) && name !== kept) await rm(join(place, name), { force: true });
 	}
 }
 
@@ -242,13 +262,7 @@ async function readList(path: string): Promise<Snapshot> {
 			if (header?.version !== 1) throw damaged;
 			continue;
 		}
-		const [type = "", hex = "", rows = "", count = ""] = line.split(" ");
-		const bytes = Buffer.from(hex, "hex");
-		documents.push({
-			id: { type: Number(type), bytes, at: 0, end: bytes.length },
-			rows: Number(rows),
-			trainedCount: Number(count),
-		});
+		documents.push(listedIn(line));
 	}
 	if (header === null || documents.length !== header.documents) throw damaged;
 	return { id: header.id, database: header.database, collection: header.collection, documents };

@@ -13,7 +13,8 @@ import type { AnyBulkWriteOperation, Collection, Document } from "mongodb";
 import type { StepPlan } from "../data/batches.js";
 import { ArlError, toArlError } from "../errors.js";
 import { driverValue } from "./bson-json.js";
-import type { DatabaseRows } from "./source.js";
+import type { MongoConnection } from "./connection.js";
+import type { Snapshot } from "./snapshot.js";
 
 /** The ledger's collection. */
 export const LEDGER = "arl_acks";
@@ -44,17 +45,28 @@ interface LedgerEntry {
 	at: Date;
 }
 
+/** Rows of a list of documents, which may grow. */
+export interface CountedRows {
+	readonly connection: MongoConnection;
+	readonly snapshot: Snapshot;
+	readonly length: number;
+	/** The document that a row comes from; null: there is none. */
+	documentOf(row: number): number | null;
+}
+
 /** Writes back for one run. */
 export class WriteBack {
 	/** Steps that are written back for certain. */
 	private done = 0;
 	/** Documents that the epoch in progress has counted. */
 	private epoch = -1;
-	private readonly counted: Uint8Array;
+	private counted: Uint8Array;
 
+	/** `letGo`: called with documents that are counted; again where it is counted again. */
 	constructor(
-		private readonly rows: DatabaseRows,
+		private readonly rows: CountedRows,
 		private readonly mode: "ack" | "agentrl",
+		private readonly letGo: (ids: unknown[]) => Promise<void> = async () => {},
 	) {
 		this.counted = new Uint8Array(rows.snapshot.documents.length);
 	}
@@ -89,6 +101,7 @@ export class WriteBack {
 			if (steps.length === 0) continue;
 			if (this.mode === "ack") await this.acknowledge(steps);
 			else await this.setCounts(steps);
+			await this.letGo(this.idsOf(steps.flatMap(({ documents }) => documents)));
 		}
 	}
 
@@ -99,13 +112,19 @@ export class WriteBack {
 			this.epoch = epoch;
 			this.counted.fill(0);
 		}
+		const listed = this.rows.snapshot.documents.length;
+		if (listed > this.counted.length) {
+			const counted = new Uint8Array(listed * 2);
+			counted.set(this.counted);
+			this.counted = counted;
+		}
 		const documents: number[] = [];
 		for (const batch of plan.rows(step - 1)) {
 			for (const row of batch) {
 				const own = row - firstRow;
 				if (own < 0 || own >= this.rows.length) continue;
 				const document = this.rows.documentOf(own);
-				if (this.counted[document] === 1) continue;
+				if (document === null || this.counted[document] === 1) continue;
 				this.counted[document] = 1;
 				documents.push(document);
 			}

@@ -13,6 +13,8 @@ export interface RowKeeper {
 	check(plan: StepPlan): void;
 	/** The first step comes next. */
 	begin(): Promise<void>;
+	/** A checkpoint is about to be written. Rejects where its rows may not count as this run's. */
+	hold(): Promise<void>;
 	/** A checkpoint after `step` steps stands: begins to write down what that means. Telling it again changes nothing. */
 	commit(plan: StepPlan, step: number): void;
 	/** All that was begun is done. Rejects with what it failed with. */

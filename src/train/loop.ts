@@ -42,9 +42,11 @@ interface Counters {
 	window: LogWindow;
 }
 
-async function prepareStep(run: PreparedRun, step: number): Promise<PreparedStep> {
+/** Null: the rows have ended, and the run with them. */
+async function prepareStep(run: PreparedRun, step: number): Promise<PreparedStep | null> {
 	const planned = await run.openEnd?.reachStep(step);
 	if (planned) Object.assign(run, planned);
+	if (step >= run.plan.totalSteps) return null;
 	const place = run.plan.place(step);
 	const rows = run.plan.rows(step);
 	for (const part of rows) await run.filler.ready(part);
@@ -193,6 +195,7 @@ async function* save(
 	const { args, filler, engine } = run;
 	const started = performance.now();
 	filler.sync();
+	if (run.keeper) yield* waitFor(run.keeper, run.keeper.hold());
 	const { path, bytes } = await saveCheckpoint(engine, args.output_dir, stateOf(run, counters));
 	yield { type: "saved", step: counters.step, path, bytes, seconds: (performance.now() - started) / 1000, reason };
 	yield* commit(run.keeper, run.plan, counters.step);
@@ -255,7 +258,7 @@ function startEvent(run: PreparedRun, firstStep: number): TrainEvent {
 
 /** Takes all steps of a prepared run. */
 export async function* trainLoop(run: PreparedRun, stop: StopRequest): AsyncGenerator<TrainEvent, void> {
-	const { args, plan, resumed } = run;
+	const { args, resumed } = run;
 	const counters = countersOf(run);
 	await mkdir(args.output_dir, { recursive: true });
 	if (args.overwrite_output_dir) {
@@ -279,7 +282,7 @@ export async function* trainLoop(run: PreparedRun, stop: StopRequest): AsyncGene
 	} finally {
 		metrics.close();
 	}
-	if (plan.totalSteps < counters.step) throw new ArlError("ARL_INTERNAL", "more steps were taken than planned");
+	if (run.plan.totalSteps < counters.step) throw new ArlError("ARL_INTERNAL", "more steps were taken than planned");
 }
 
 async function* steps(
@@ -288,7 +291,7 @@ async function* steps(
 	stop: StopRequest,
 	metrics: MetricsFile,
 ): AsyncGenerator<TrainEvent, void> {
-	const { args, plan } = run;
+	const { args } = run;
 	const firstStep = counters.step;
 	const lossBefore = counters.lossSum;
 	const started = performance.now();
@@ -296,7 +299,8 @@ async function* steps(
 	let savedPath = run.resumed?.path ?? null;
 	let mark = started;
 	let filling = !run.filler.complete;
-	let next = counters.step < plan.totalSteps ? prepareStep(run, counters.step) : null;
+	let last: StepEvent | null = null;
+	let next = counters.step < run.plan.totalSteps ? prepareStep(run, counters.step) : null;
 	next?.catch(() => {});
 
 	while (next !== null && !stop.signal?.aborted && !stop.stopped()) {
@@ -307,24 +311,22 @@ async function* steps(
 		const step = counters.step + 1;
 		const running = takeStep(run, step, prepared);
 		// The next batch is put together while the engine computes this one.
-		next = step < plan.totalSteps ? prepareStep(run, step) : null;
+		next = step < run.plan.totalSteps ? prepareStep(run, step) : null;
 		next?.catch(() => {});
 		const stats = await running;
 		const now = performance.now();
 		const event = stepEvent(run, counters, prepared, stats, { seconds: (now - mark) / 1000, dataSeconds });
 		mark = now;
-		event.secondsLeft = ((now - started) / 1000 / (step - firstStep)) * (plan.totalSteps - step);
+		event.secondsLeft = ((now - started) / 1000 / (step - firstStep)) * (run.plan.totalSteps - step);
 		addToWindow(counters.window, stats, event);
 		yield event;
 		if (filling && run.filler.complete) {
 			filling = false;
 			yield fillEvent(run.filler);
 		}
-		if (step % run.logInterval === 0 || step === plan.totalSteps || (step === 1 && args.logging_first_step)) {
-			const log = logEvent(counters, event);
-			counters.window = emptyWindow();
-			metrics.write({ ...log.metrics, ...(args.run_name !== null && { run_name: args.run_name }) });
-			yield log;
+		last = event;
+		if (step % run.logInterval === 0 || step === run.plan.totalSteps || (step === 1 && args.logging_first_step)) {
+			yield writeLog(run, counters, event, metrics);
 		}
 		if (prepared.place.lastOfEpoch) yield { type: "epoch", epoch: prepared.place.epoch + 1, step };
 		const reason = saveReason(run, step, prepared.place);
@@ -336,11 +338,24 @@ async function* steps(
 		}
 	}
 
+	// Nobody knew of the last step that it was the last.
+	if (last !== null && counters.window.steps > 0 && counters.step === run.plan.totalSteps) {
+		yield writeLog(run, counters, last, metrics);
+	}
 	yield* finish(run, counters, stop, {
 		seconds: (performance.now() - started) / 1000,
 		trainLoss: counters.step > firstStep ? (counters.lossSum - lossBefore) / (counters.step - firstStep) : null,
 		saved: savedAt === counters.step ? savedPath : null,
 	});
+}
+
+/** Logs the steps since the last log line. */
+function writeLog(run: PreparedRun, counters: Counters, last: StepEvent, metrics: MetricsFile): LogEvent {
+	const log = logEvent(counters, last);
+	const { args } = run;
+	counters.window = emptyWindow();
+	metrics.write({ ...log.metrics, ...(args.run_name !== null && { run_name: args.run_name }) });
+	return log;
 }
 
 /** Counts a step that is done, and tells of it. */
@@ -394,8 +409,10 @@ async function* finish(
 	let { saved } = done;
 	let modelPath = saved;
 	if (outcome === "completed") {
+		if (saved === null && args.save_strategy !== "no") saved = yield* save(run, counters, "end");
 		if (saved !== null) await publishCheckpoint(saved, args.output_dir);
 		else {
+			if (run.keeper) yield* waitFor(run.keeper, run.keeper.hold());
 			await publishEngine(engine, args.output_dir);
 			yield* commit(run.keeper, run.plan, counters.step);
 		}

@@ -15,6 +15,14 @@ export interface Planned {
 	plan: StepPlan;
 }
 
+/** What the end of some rows means. */
+export interface EndOptions {
+	samplesOfStep: number;
+	/** Whether they are trained once: then the run ends with them, and no step waits for a row of the next one. */
+	once: boolean;
+	planFor: (rows: number) => Planned;
+}
+
 /** The rows' open end. */
 export class OpenEnd {
 	private settled = false;
@@ -22,22 +30,23 @@ export class OpenEnd {
 	constructor(
 		private readonly source: StreamRows,
 		private readonly filler: TokenFiller,
-		private readonly samplesOfStep: number,
-		private readonly planFor: (rows: number) => Planned,
+		private readonly options: EndOptions,
 	) {}
 
 	/** Waits until it is known whether step `step` (from 0) is the last one of an epoch; then the plan that holds, if it is new. */
 	async reachStep(step: number): Promise<Planned | null> {
 		if (this.settled) return null;
-		const needed = Math.min(this.source.length, (step + 1) * this.samplesOfStep + 1);
-		this.filler.reach(needed);
-		while (this.source.ended === null && this.filler.taken < needed) {
-			this.filler.check();
-			await this.filler.progress();
+		const { source, filler } = this;
+		const { samplesOfStep, once, planFor } = this.options;
+		const needed = Math.min(source.length, (step + 1) * samplesOfStep + (once ? 0 : 1)) - source.first;
+		filler.reach(needed);
+		while (source.ended === null && filler.taken < needed) {
+			filler.check();
+			await filler.progress();
 		}
-		if (this.source.ended === null || this.source.ended === this.source.length) return null;
+		if (source.ended === null || source.ended === source.length) return null;
 		this.settled = true;
-		return this.planFor(this.source.ended);
+		return planFor(source.ended);
 	}
 }
 

@@ -12,7 +12,10 @@ import { RowLedger } from "../data/ledger.js";
 import { openFiles } from "../data/open.js";
 import { ParquetDataset } from "../data/parquet/dataset.js";
 import { type AnySource, ConcatSource, type RowContent } from "../data/source.js";
+import { StreamRows } from "../data/stream.js";
+import { ArlError } from "../errors.js";
 import { TextOnlySource } from "../images/drop.js";
+import type { ResumedList } from "../mongo/database.js";
 import type { Native } from "../native.js";
 import type { Resumable } from "./checkpoint.js";
 import type { RowKeeper } from "./keeper.js";
@@ -54,7 +57,7 @@ export interface OpenRowsInput {
 	signal: AbortSignal | null;
 	/** Of the run that goes on; null: it begins, or its rows are known by their content. */
 	datasetId: string | null;
-	/** The run that is gone on with: rows of a database must come again. */
+	/** The run that is gone on with: rows of a database must come again. Absent: nothing is trained. */
 	resumed?: Resumable | null;
 	/** Rows that could be trained as they come are read first too, so that they can be had more than once. */
 	readFirst?: boolean;
@@ -67,6 +70,8 @@ export async function openRows(input: OpenRowsInput): Promise<OpenRows> {
 	const { native, args, datasetId } = input;
 	const { dataset, convert } = input.code;
 	checkRowsGiven(args, dataset !== null);
+	// Rows are claimed for training alone; whoever only looks sees those that are there.
+	if (args.follow && input.resumed !== undefined) return openFollowed(input, input.resumed);
 	const used: { id: string | null; folder: string; unverified: boolean } = {
 		id: null,
 		folder: cacheDir(args),
@@ -111,12 +116,10 @@ async function addDatabase(input: OpenRowsInput, uri: string, parts: Opened[]): 
 	const { args, signal, resumed = null } = input;
 	// The driver is loaded only by a run that needs it.
 	const { DatabaseRun } = await import("../mongo/database.js");
-	const id = resumed?.state.fixed[DATABASE_LIST];
-	const folders = resumed ? [...new Set([dirname(resumed.path), args.output_dir])] : [];
 	const database = await DatabaseRun.open({
 		args,
 		uri,
-		resumed: id === undefined ? null : { id, folders },
+		resumed: resumed && resumedList(args, resumed),
 		// What a user's function takes is between its writer and the rows.
 		convert: input.code.convert as ConvertRecordToData | null,
 		signal,
@@ -128,11 +131,78 @@ async function addDatabase(input: OpenRowsInput, uri: string, parts: Opened[]): 
 		id: database.id,
 		check: (plan) => database.check(plan, firstRow),
 		begin: () => database.begin(),
+		hold: async () => {},
 		commit: (plan, step) => database.commit(plan, step, firstRow),
 		settled: () => database.settled(),
 		release: () => database.release(),
 		notices: () => database.notices(),
 	};
+}
+
+/** The rows of a database that is followed: a stream from the row on that the checkpoint has not trained. */
+async function openFollowed({ args, code, signal }: OpenRowsInput, resumed: Resumable | null): Promise<OpenRows> {
+	const uri = args.db_connection_string;
+	if (uri === null || code.dataset !== null || code.convert !== null) {
+		throw new ArlError(
+			"ARL_CONFIG",
+			"follow: the rows of a database alone are followed, as they are",
+			"Give db_connection_string, and neither a data set nor a converting function.",
+		);
+	}
+	const { FollowRun } = await import("../mongo/follow.js");
+	const samples = samplesOfStep(args);
+	const run = await FollowRun.open({
+		args,
+		uri,
+		resumed: resumed && resumedList(args, resumed),
+		step: resumed?.state.step ?? 0,
+		samplesOfStep: samples,
+		signal,
+	});
+	const cacheFolder = runFolder(args, run.id);
+	// Which row has which number may change when the run goes on: tokens are of this part of it alone.
+	await rm(cacheFolder, { recursive: true, force: true });
+	const source = new StreamRows(run.rows(), {
+		name: run.name,
+		identity: hashOf(`follow ${run.id}`),
+		length: args.max_steps * samples,
+		open: true,
+		first: run.firstRow,
+		// What waits here is not there for other runs.
+		ahead: samples,
+		ledger: { note: () => {}, sync: () => run.sync(), close: () => {} },
+		leftOut: () => 0,
+	});
+	const close = source.close.bind(source);
+	source.close = async () => {
+		await close();
+		await run.close();
+		await rm(cacheFolder, { recursive: true, force: true });
+	};
+	return {
+		source: args.images === "drop" ? new TextOnlySource(source, args.columns) : source,
+		entryRows: [source.length],
+		datasetId: run.id,
+		cacheFolder,
+		notices: [],
+		keeper: {
+			id: run.id,
+			check: () => {},
+			begin: () => run.begin(),
+			hold: () => run.hold(),
+			commit: (plan, step) => run.commit(plan, step),
+			settled: () => run.settled(),
+			release: () => run.release(),
+			notices: () => run.notices(),
+		},
+		unverified: false,
+	};
+}
+
+/** Where the list of a database's documents is found again. */
+function resumedList(args: AgentTrainingConfig, { path, state }: Resumable): ResumedList | null {
+	const id = state.fixed[DATABASE_LIST];
+	return id === undefined ? null : { id, folders: [...new Set([dirname(path), args.output_dir])] };
 }
 
 const RUN_FOLDER = "run-";

@@ -44,7 +44,8 @@ export function wantedRows(
 		return fillOrder(order, source.length, from, null);
 	const last = plan.place(plan.totalSteps - 1);
 	const until = { epoch: last.epoch, row: last.end * samples };
-	if (source.making?.inOrder) return fillOrder(order, source.length, { epoch: 0, row: 0 }, until);
+	if (source.making?.inOrder)
+		return fillOrder(order, source.length, { epoch: 0, row: source.making.first ?? 0 }, until);
 	return fillOrder(order, source.length, from, until);
 }
 

@@ -196,7 +196,9 @@ async function* prepare(
 	resources.add(() => keeper?.release());
 	const cached = filler.complete;
 	const replayed =
-		resumed && source.making?.inOrder ? Math.min(wanted.length, resumed.state.step * samplesOfStep(args)) : 0;
+		resumed && source.making?.inOrder
+			? Math.min(wanted.length, resumed.state.step * samplesOfStep(args) - (source.making.first ?? 0))
+			: 0;
 	if (!cached) yield* fillFirst(args, filler, { replayed, keeper, signal });
 	if (replayed > 0) {
 		const message = `${filler.taken} rows of ${source.name} were read again in ${filler.seconds.toFixed(1)} s to come to the place of the checkpoint`;
@@ -216,8 +218,11 @@ async function* prepare(
 	const stream = openStream(source);
 	const planFor = (rows: number) => {
 		const settled = orderOf(args, { length: rows }, [rows], null);
-		return { order: settled, plan: createPlan(args, settled, cache) };
+		// Rows that are followed are trained once: the run is over with them.
+		const length = args.follow ? { ...args, max_steps: -1, num_train_epochs: 1 } : args;
+		return { order: settled, plan: createPlan(length, settled, cache) };
 	};
+	const end = { samplesOfStep: samplesOfStep(args), once: args.follow, planFor };
 	const identity = {
 		model,
 		dataIdentity: source.identity,
@@ -262,7 +267,7 @@ async function* prepare(
 		engine,
 		memory,
 		resumed,
-		openEnd: stream && new OpenEnd(stream, filler, samplesOfStep(args), planFor),
+		openEnd: stream && new OpenEnd(stream, filler, end),
 		datasetId,
 		fixed,
 		saveInterval,

@@ -193,7 +193,9 @@ export async function* fillFirst(
 	filler.reach(needsAllRows(args) ? Number.POSITIVE_INFINITY : replayed);
 	filler.start();
 	let told = started;
-	const early = () => filler.taken >= replayed && (filler.full || performance.now() >= deadline);
+	// Rows that are followed may come hours apart.
+	const come = () => args.follow && filler.counts.rows > 0;
+	const early = () => filler.taken >= replayed && (filler.full || come() || performance.now() >= deadline);
 	while (!filler.complete && !early()) {
 		let timer: NodeJS.Timeout | undefined;
 		const pause = new Promise<void>((resolve) => {

@@ -1,0 +1,372 @@
+/** Rows that arrive while a run goes on: each is claimed by one run, trained once, and given back or counted in the end. */
+import { cpSync, existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { setTimeout as pause } from "node:timers/promises";
+import { DBRef, type Document, MongoClient, ObjectId } from "mongodb";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { temporaryFolder } from "./support/folder.js";
+import { killMissing, type MongoServer, mongoMissing, newDatabase, startMongo } from "./support/mongo.js";
+import { arl, differingFiles, type Ended, flags, metricsOf, type Place, tinyPlace } from "./support/real.js";
+
+const folder = temporaryFolder();
+const LEASE_SECONDS = 4;
+const STEP_ROWS = 4;
+
+/** Rows of a file as documents, in the file's order. */
+function documentsOf(file: string): (Document & { _id: ObjectId })[] {
+	const lines = readFileSync(file, "utf8").trimEnd().split("\n");
+	return lines.map((line, i) => ({
+		// Ids in the order of the rows, whichever of them are inserted together.
+		_id: new ObjectId((0x650000000000 + i).toString(16).padEnd(24, "0")),
+		...JSON.parse(line),
+		split: "train",
+		fetched: false,
+	}));
+}
+
+const options = (place: Place, more: Record<string, string | number | boolean> = {}) =>
+	flags({
+		model_name_or_path: place.model,
+		output_dir: place.out,
+		init_from_config: true,
+		per_device_train_batch_size: 2,
+		gradient_accumulation_steps: STEP_ROWS / 2,
+		train_sampling_strategy: "sequential",
+		learning_rate: 1e-2,
+		lr_scheduler_type: "constant",
+		logging_steps: 1,
+		save_steps: 2,
+		threads: 1,
+		...more,
+	});
+
+/** The numbers that a run logged, without times and without the part of an epoch, which has no meaning without an end. */
+const logged = (out: string) =>
+	metricsOf(out).map(({ step, loss, grad_norm, learning_rate, num_tokens }) => {
+		return { step, loss, grad_norm, learning_rate, num_tokens };
+	});
+
+const lastCheckpoint = (out: string): number => {
+	const names = existsSync(out) ? readdirSync(out) : [];
+	return Math.max(0, ...names.map((name) => Number(/^checkpoint-(\d+)$/.exec(name)?.[1] ?? 0)));
+};
+
+async function until(what: string, condition: () => boolean | Promise<boolean>): Promise<void> {
+	for (let i = 0; i < 1200; i++) {
+		if (await condition()) return;
+		await pause(50);
+	}
+	throw new Error(`waited in vain until ${what}`);
+}
+
+/** A run that is going on. */
+function going(args: string[]): { ended: Promise<Ended>; kill: (signal: NodeJS.Signals) => void } {
+	let kill: (signal: NodeJS.Signals) => void = () => {};
+	const ended = arl(args, (given) => {
+		kill = given;
+	});
+	return { ended, kill: (signal) => kill(signal) };
+}
+
+describe.skipIf(mongoMissing("following a database"))("following a database", () => {
+	let server: MongoServer;
+	let client: MongoClient;
+	beforeAll(async () => {
+		process.env.ARL_TEST_FOLLOW_LEASE = String(LEASE_SECONDS);
+		server = await startMongo();
+		client = await new MongoClient(server.uri).connect();
+	});
+	afterAll(async () => {
+		delete process.env.ARL_TEST_FOLLOW_LEASE;
+		await client?.close();
+		await server?.stop();
+	});
+
+	/** A new database, the words of a run that follows it, and its rows. */
+	function fresh() {
+		const name = newDatabase();
+		const rows = client.db(name).collection("DBRecordData");
+		const words = ["--db_connection_string", server.uriOf(name), "--db_source", "DBRecordData", "--follow"];
+		const state = async () => {
+			const found = await rows.find().sort({ _id: 1 }).toArray();
+			return {
+				counts: found.map(({ trained_count: count }) => count ?? 0),
+				claimed: found.filter((row) => "arl_claim" in row).length,
+				marked: found.filter((row) => "arl_acks" in row).length,
+			};
+		};
+		return { rows, words: ["train", ...words], state };
+	}
+
+	/** A run on a file in its order, that the same rows from a database are compared with. */
+	async function fromFile(place: Place, more: Record<string, string | number> = {}): Promise<Place> {
+		const own = { ...place, out: `${place.out}-file` };
+		const run = await arl(["train", "--train_file", place.file, ...options(own, { num_train_epochs: 1, ...more })]);
+		expect(run.code, run.stderr).toBe(0);
+		return own;
+	}
+
+	it.each(["ack", "agentrl"])(
+		"trains rows that are there and rows that come, with the bits of a file, and what is left when none comes (%s)",
+		async (mode) => {
+			const place = tinyPlace(folder, 14);
+			const file = await fromFile(place);
+			const documents = documentsOf(place.file);
+			const { rows, words, state } = fresh();
+			await rows.insertMany(documents.slice(0, 5));
+			const more = { max_steps: 50, follow_idle: 3, mongo_write_back: mode };
+			const run = going([...words, ...options(place, more)]);
+			await until("the first step is saved", async () => (await rows.countDocuments({ arl_claim: { $ne: null } })) > 0);
+			await pause(1500);
+			await rows.insertMany(documents.slice(5));
+			const { code, stderr } = await run.ended;
+			expect(code, stderr).toBe(0);
+			expect(logged(place.out)).toEqual(logged(file.out));
+			expect(differingFiles(`${place.out}/checkpoint-4`, `${file.out}/checkpoint-4`)).toEqual([]);
+			expect(await state()).toEqual({ counts: Array.from({ length: 14 }, () => 1), claimed: 0, marked: 0 });
+		},
+	);
+
+	it("two runs at once train every row once between them", async () => {
+		const place = tinyPlace(folder, 60);
+		const documents = documentsOf(place.file);
+		const { rows, words, state } = fresh();
+		await rows.insertMany(documents.slice(0, 30));
+		const more = { max_steps: 50, follow_idle: 4 };
+		const outs = [`${place.out}-1`, `${place.out}-2`];
+		const runs = outs.map((out) => going([...words, ...options({ ...place, out }, more)]));
+		for (let i = 30; i < 60; i += 5) {
+			await pause(400);
+			await rows.insertMany(documents.slice(i, i + 5));
+		}
+		for (const { ended } of runs) expect((await ended).code, (await ended).stderr).toBe(0);
+		expect(await state()).toEqual({ counts: Array.from({ length: 60 }, () => 1), claimed: 0, marked: 0 });
+		const ledger = await client.db(rows.dbName).collection("arl_acks").find().toArray();
+		const trained = ledger.flatMap((entry) => entry.documents.map(String));
+		expect(trained.sort()).toEqual(documents.map(({ _id }) => String(_id)).sort());
+		expect(new Set(ledger.map((entry) => entry.run)).size).toBe(2);
+	}, 60_000);
+
+	it("the rows of a run that was killed go to another; the killed run goes on without them, and tells", async () => {
+		const place = tinyPlace(folder, 26);
+		const documents = documentsOf(place.file);
+		const { rows, words, state } = fresh();
+		await rows.insertMany(documents.slice(0, 22));
+		const killed = going([...words, ...options(place, { max_steps: 10 })]);
+		// Five steps are trained, of which four are saved; of the last two rows no step can be made.
+		await until("four steps count", async () => (await state()).counts.filter((count) => count === 1).length === 16);
+		await until("six rows are held", async () => (await state()).claimed === 6);
+		killed.kill("SIGKILL");
+		await killed.ended;
+		const other = { ...place, out: `${place.out}-other` };
+		const second = await arl([...words, ...options(other, { max_steps: 10, follow_idle: LEASE_SECONDS + 4 })]);
+		expect(second.code, second.stderr).toBe(0);
+		expect((await state()).counts).toEqual(Array.from({ length: 22 }, () => 1));
+		expect(metricsOf(other.out)).toHaveLength(2);
+		await rows.insertMany(documents.slice(22));
+		const again = [
+			...words,
+			...options(place, { max_steps: 10, follow_idle: 2 }),
+			"--resume_from_checkpoint",
+			"latest",
+		];
+		const resumed = await arl(again);
+		expect(resumed.code, resumed.stderr).toBe(0);
+		expect(resumed.stderr + resumed.stdout).toContain(
+			"6 rows that this run had claimed and not trained went to another",
+		);
+		expect(await state()).toEqual({ counts: Array.from({ length: 26 }, () => 1), claimed: 0, marked: 0 });
+		const lines = readFileSync(place.file, "utf8").trimEnd().split("\n");
+		writeFileSync(place.file, `${[...lines.slice(0, 16), ...lines.slice(22)].join("\n")}\n`);
+		const file = await fromFile(place);
+		expect(logged(place.out)).toEqual(logged(file.out));
+		expect(differingFiles(`${place.out}/checkpoint-5`, `${file.out}/checkpoint-5`)).toEqual([]);
+	}, 90_000);
+
+	it("goes on at the exact row after kill -9, with the bits of a run that was never killed", async () => {
+		const place = tinyPlace(folder, 30);
+		const file = await fromFile(place, { save_steps: 1 });
+		for (const kill of [0, 1, 3, 5]) {
+			const out = `${place.out}-${kill}`;
+			const { rows, words, state } = fresh();
+			await rows.insertMany(documentsOf(place.file));
+			const more = { max_steps: 50, follow_idle: 2, save_steps: 1 };
+			const run = going([...words, ...options({ ...place, out }, more)]);
+			const begun = () =>
+				existsSync(`${out}/.arl-rows`) && readdirSync(`${out}/.arl-rows`).some((n) => n.endsWith(".claims"));
+			await until("it has begun", begun);
+			await until(`${kill} steps are saved`, () => lastCheckpoint(out) >= kill);
+			run.kill("SIGKILL");
+			await run.ended;
+			const words2 = [...words, ...options({ ...place, out }, more), "--resume_from_checkpoint", "latest"];
+			const resumed = await arl(words2);
+			expect(resumed.code, resumed.stderr).toBe(0);
+			expect(logged(out)).toEqual(logged(file.out));
+			expect(differingFiles(`${out}/checkpoint-8`, `${file.out}/checkpoint-8`)).toEqual([]);
+			expect(await state()).toEqual({ counts: Array.from({ length: 30 }, () => 1), claimed: 0, marked: 0 });
+		}
+	}, 90_000);
+
+	it("gives back what is not trained when it is interrupted, and goes on with it, also from an older checkpoint", async () => {
+		const place = tinyPlace(folder, 18);
+		const file = await fromFile(place);
+		const documents = documentsOf(place.file);
+		const { rows, words, state } = fresh();
+		await rows.insertMany(documents.slice(0, 14));
+		const run = going([...words, ...options(place, { max_steps: 10 })]);
+		await until("two rows wait", async () => {
+			const { counts, claimed } = await state();
+			return counts.filter((count) => count === 1).length === 8 && claimed === 6;
+		});
+		run.kill("SIGINT");
+		const stopped = await run.ended;
+		expect(stopped.code, stopped.stderr).toBe(130);
+		const counts = Array.from({ length: 14 }, (_, i) => (i < 12 ? 1 : 0));
+		expect(await state()).toEqual({ counts, claimed: 0, marked: 0 });
+		await rows.insertMany(documents.slice(14));
+		const older = { ...place, out: `${place.out}-older` };
+		cpSync(place.out, older.out, { recursive: true });
+		const more = { max_steps: 10, follow_idle: 2 };
+		const words2 = [...words, ...options(place, more), "--resume_from_checkpoint", "latest"];
+		const resumed = await arl(words2);
+		expect(resumed.code, resumed.stderr).toBe(0);
+		expect(logged(place.out)).toEqual(logged(file.out));
+		expect(differingFiles(`${place.out}/checkpoint-5`, `${file.out}/checkpoint-5`)).toEqual([]);
+		const all = Array.from({ length: 18 }, () => 1);
+		expect(await state()).toEqual({ counts: all, claimed: 0, marked: 0 });
+		// What the earlier part has counted is its own for good: step 3 comes again in bits, and counts once.
+		const from = ["--resume_from_checkpoint", `${older.out}/checkpoint-2`];
+		const back = await arl([...words, ...options(older, { ...more, max_steps: 3 }), ...from]);
+		expect(back.code, back.stderr).toBe(0);
+		expect(differingFiles(`${older.out}/checkpoint-3`, `${place.out}/checkpoint-3`)).toEqual([]);
+		expect(await state()).toEqual({ counts: all, claimed: 0, marked: 0 });
+	}, 60_000);
+
+	it("a run that ended because nothing came goes on when something has come", async () => {
+		const place = tinyPlace(folder, 12);
+		const documents = documentsOf(place.file);
+		const { rows, words, state } = fresh();
+		await rows.insertMany(documents.slice(0, 6));
+		const more = { max_steps: 10, follow_idle: 1 };
+		expect((await arl([...words, ...options(place, more)])).code).toBe(0);
+		expect(metricsOf(place.out)).toHaveLength(2);
+		const again = [...words, ...options(place, more), "--resume_from_checkpoint", "latest"];
+		const nothing = await arl(again);
+		expect(nothing.code).toBe(3);
+		expect(nothing.stderr).toContain("no row has come within 1 s (follow_idle)");
+		for (const upTo of [11, 12]) {
+			await rows.insertMany(documents.slice(upTo === 11 ? 6 : 11, upTo));
+			const resumed = await arl(again);
+			expect(resumed.code, resumed.stderr).toBe(0);
+			expect(await state()).toEqual({ counts: Array.from({ length: upTo }, () => 1), claimed: 0, marked: 0 });
+		}
+		expect(metricsOf(place.out).map(({ step }) => step)).toEqual([1, 2, 3, 4, 5]);
+		const steps = (await rows.find().sort({ _id: 1 }).toArray()).map((row) => row.last_trained_step);
+		expect(steps).toEqual([1, 1, 1, 1, 2, 2, 3, 3, 3, 3, 4, 5]);
+	}, 60_000);
+
+	it("a run that slept for longer than its lease ends where it lost a row, and goes on from its checkpoint", async () => {
+		const place = tinyPlace(folder, 10);
+		const { rows, words, state } = fresh();
+		await rows.insertMany(documentsOf(place.file));
+		const sleeper = going([...words, ...options(place, { max_steps: 10 })]);
+		await until("two rows wait", async () => {
+			const { counts, claimed } = await state();
+			return counts.filter((count) => count === 1).length === 8 && claimed === 2;
+		});
+		sleeper.kill("SIGSTOP");
+		const other = { ...place, out: `${place.out}-other` };
+		const second = await arl([...words, ...options(other, { max_steps: 10, follow_idle: LEASE_SECONDS + 4 })]);
+		expect(second.code, second.stderr).toBe(0);
+		sleeper.kill("SIGCONT");
+		const { code, stderr } = await sleeper.ended;
+		expect(code).toBe(3);
+		expect(stderr).toContain("2 rows that this run had claimed are no longer its own");
+		expect(await state()).toEqual({ counts: Array.from({ length: 10 }, () => 1), claimed: 0, marked: 0 });
+	}, 60_000);
+
+	it("trains records whose samples are several rows each, also where a checkpoint stands in the middle of one", async () => {
+		const place = tinyPlace(folder, 18);
+		const lines = readFileSync(place.file, "utf8").trimEnd().split("\n");
+		const name = newDatabase();
+		const samples = lines.map((line) => {
+			const messages = JSON.parse(line).messages.slice(0, -1);
+			const reply = { role: "assistant", content: "Yes." };
+			const response = { choices: [{ message: reply, logprobs: null }] };
+			return {
+				_id: new ObjectId(),
+				status: "completed",
+				req_type: "chatcompletions",
+				request: [{ messages }],
+				response,
+			};
+		});
+		await client.db(name).collection<Document>("DispatchedSamplingTask").insertMany(samples);
+		const records = Array.from({ length: 6 }, (_, i) => ({
+			traj: samples.slice(i * 3, i * 3 + 3).map(({ _id }) => new DBRef("DispatchedSamplingTask", _id)),
+			...{ status: "ready", split: "train", score: 1, trained_count: 0, last_trained_step: -1 },
+		}));
+		const collection = client.db(name).collection("Record");
+		await collection.insertMany(records);
+		const uri = ["--db_connection_string", server.uriOf(name)];
+		const exported = await arl(["mongo", "export", ...uri, "--out", place.file, "--overwrite"]);
+		expect(exported.code, exported.stderr).toBe(0);
+		expect(readFileSync(place.file, "utf8").trimEnd().split("\n")).toHaveLength(18);
+		const file = await fromFile(place, { save_steps: 1 });
+		const more = { max_steps: 10, follow_idle: 2, save_steps: 1 };
+		const run = going(["train", ...uri, "--follow", ...options(place, more)]);
+		await until("a step is saved", () => lastCheckpoint(place.out) >= 1);
+		run.kill("SIGKILL");
+		await run.ended;
+		const resumed = await arl([
+			"train",
+			...uri,
+			"--follow",
+			...options(place, more),
+			"--resume_from_checkpoint",
+			"latest",
+		]);
+		expect(resumed.code, resumed.stderr).toBe(0);
+		expect(logged(place.out)).toEqual(logged(file.out));
+		expect(differingFiles(`${place.out}/checkpoint-5`, `${file.out}/checkpoint-5`)).toEqual([]);
+		const left = await collection.find().toArray();
+		expect(left.map((row) => row.trained_count)).toEqual([1, 1, 1, 1, 1, 1]);
+		expect(left.some((row) => "arl_claim" in row || "arl_acks" in row)).toBe(false);
+	}, 60_000);
+});
+
+describe.skipIf(killMissing("a server that goes while runs follow it"))(
+	"a server that goes while runs follow it",
+	() => {
+		it("for longer than a lease: no run takes the rows of another, and nothing is trained twice", async () => {
+			process.env.ARL_TEST_FOLLOW_LEASE = String(LEASE_SECONDS);
+			const server = await startMongo();
+			try {
+				const place = tinyPlace(folder, 20);
+				const documents = documentsOf(place.file);
+				const client = await new MongoClient(server.uri).connect();
+				const rows = client.db().collection("DBRecordData");
+				await rows.insertMany(documents.slice(0, 11));
+				const outs = [`${place.out}-1`, `${place.out}-2`];
+				const words = ["train", "--db_connection_string", server.uri, "--db_source", "DBRecordData", "--follow"];
+				const more = { max_steps: 50, follow_idle: 8 };
+				const runs = outs.map((out) => going([...words, ...options({ ...place, out }, more)]));
+				await until("all are claimed", async () => {
+					const free = await rows.countDocuments({ arl_claim: null, trained_count: { $not: { $gte: 1 } } });
+					return free === 0;
+				});
+				await server.kill();
+				await pause((LEASE_SECONDS + 2) * 1000);
+				await server.restart();
+				await rows.insertMany(documents.slice(11));
+				for (const { ended } of runs) expect((await ended).code, (await ended).stderr).toBe(0);
+				const left = await rows.find().toArray();
+				expect(left.map((row) => row.trained_count)).toEqual(Array.from({ length: 20 }, () => 1));
+				expect(left.some((row) => "arl_claim" in row || "arl_acks" in row)).toBe(false);
+				await client.close();
+			} finally {
+				delete process.env.ARL_TEST_FOLLOW_LEASE;
+				await server.stop();
+			}
+		}, 90_000);
+	},
+);
