@@ -134,7 +134,7 @@ export class FollowRun {
 		let wait = FIRST_PAUSE_MS;
 		while (!this.ending.signal.aborted) {
 			const from = list.documents.length;
-			await this.claim();
+			await this.claim(idle >= limit);
 			if (list.documents.length > from) {
 				[idle, wait] = [0, FIRST_PAUSE_MS];
 				yield* this.read(from, list.documents.length);
@@ -157,17 +157,17 @@ export class FollowRun {
 		);
 	}
 
-	private async claim(): Promise<void> {
+	private async claim(all: boolean): Promise<void> {
 		if (this.failure !== null) throw this.failure;
-		const claiming = this.claimSome();
+		const claiming = this.claimSome(all);
 		this.claiming = claiming.catch(() => {});
 		await claiming;
 	}
 
-	private async claimSome(): Promise<void> {
+	private async claimSome(all: boolean): Promise<void> {
 		const { args, samplesOfStep } = this.options;
 		const needed = args.max_steps * samplesOfStep - this.list.rows;
-		const taken = await this.claims.take(Math.min(TOGETHER, samplesOfStep, needed));
+		const taken = await this.claims.take(Math.min(TOGETHER, samplesOfStep, needed), all);
 		const counts = this.list.collection === "Record" ? await this.rowsOf(taken) : [];
 		for (const [i, listed] of taken.entries()) this.list.push({ ...listed, rows: counts[i] ?? 1 });
 	}

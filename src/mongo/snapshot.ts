@@ -109,10 +109,9 @@ const PROJECTIONS: Readonly<Record<RowCollection, Document>> = {
 	Record: { _id: 1, trained_count: 1, links: { $cond: [{ $isArray: "$traj" }, { $size: "$traj" }, 0] } },
 };
 
-/** What lies behind the last document of a list. */
-function behind(documents: DocumentList): Document {
-	if (documents.length === 0) return {};
-	const { id } = documents.at(documents.length - 1);
+/** What lies behind a document in the order of `_id`; behind none: all. */
+export function behind(id: BsonValue | null): Document {
+	if (id === null) return {};
 	// `$gt` compares within one type: ids of the types that come later in the order lie behind too.
 	const later = TYPE_ORDER.slice(TYPE_ORDER.findIndex((group) => group.includes(id.type)) + 1).flat();
 	const greater = { _id: { $gt: driverValue(id) } };
@@ -131,7 +130,8 @@ export async function scan(
 	const documents = new DocumentList();
 	const options = { raw: true, projection: PROJECTIONS[collection], batchSize: PAGE };
 	await connection.attempt("listing documents", async () => {
-		const wanted = { $and: [filter, behind(documents)] };
+		const last = documents.length > 0 ? documents.at(documents.length - 1).id : null;
+		const wanted = { $and: [filter, behind(last)] };
 		const cursor = connection.db.collection(collection).find(wanted, options).sort({ _id: 1 });
 		try {
 			let more = cursor.hasNext();

@@ -184,7 +184,7 @@ async function openFollowed({ args, code, signal }: OpenRowsInput, resumed: Resu
 		entryRows: [source.length],
 		datasetId: run.id,
 		cacheFolder,
-		notices: [],
+		notices: [`${run.name} is followed: rows are trained as they come, and waited for`],
 		keeper: {
 			id: run.id,
 			check: () => {},

@@ -105,7 +105,8 @@ export function expectedBatch(
 				maxSequences = Math.max(maxSequences, rows.length);
 			}
 		}
-		return { maxTokens, maxSequences };
+		// Where a run goes on with all its steps done, no row was read.
+		return { maxTokens: Math.max(1, maxTokens), maxSequences };
 	}
 	const sorted = lengths.filter((length) => length > 0).sort();
 	if (packed !== null) {
