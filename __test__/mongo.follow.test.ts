@@ -131,13 +131,14 @@ describe.skipIf(mongoMissing("following a database"))("following a database", ()
 		const place = tinyPlace(folder, 60);
 		const documents = documentsOf(place.file);
 		const { rows, words, state } = fresh();
-		await rows.insertMany(documents.slice(0, 30));
 		const more = { max_steps: 50, follow_idle: 4 };
 		const outs = [`${place.out}-1`, `${place.out}-2`];
 		const runs = outs.map((out) => going([...words, ...options({ ...place, out }, more)]));
-		for (let i = 30; i < 60; i += 5) {
-			await pause(400);
+		await until("both wait", () => outs.every((out) => existsSync(out)));
+		await pause(1500);
+		for (let i = 0; i < 60; i += 5) {
 			await rows.insertMany(documents.slice(i, i + 5));
+			await pause(200);
 		}
 		for (const { ended } of runs) expect((await ended).code, (await ended).stderr).toBe(0);
 		expect(await state()).toEqual({ counts: Array.from({ length: 60 }, () => 1), claimed: 0, marked: 0 });

@@ -7,7 +7,7 @@ import type { AgentTrainingConfig } from "../config/schema.js";
 import type { StepPlan } from "../data/batches.js";
 import type { MadeRow } from "../data/convert.js";
 import { takeRows } from "../data/source.js";
-import { ArlError } from "../errors.js";
+import { ArlError, toArlError } from "../errors.js";
 import { type BsonValue, driverValue, valueKey } from "./bson-json.js";
 import { ClaimList, claimListsIn, readClaimList } from "./claim-list.js";
 import { Claims } from "./claims.js";
@@ -52,6 +52,8 @@ export class FollowRun {
 	private beating: Promise<void> = Promise.resolve();
 	private timer: NodeJS.Timeout | undefined;
 	private failure: unknown = null;
+	/** When all that was held then was extended last. */
+	private extendedAt = performance.now();
 	private readonly ending = new AbortController();
 	private readonly writeBack: WriteBack;
 
@@ -206,6 +208,7 @@ export class FollowRun {
 	}
 
 	private beat(): void {
+		if (this.ending.signal.aborted) return;
 		this.timer = setTimeout(() => {
 			this.beating = this.extend().then(
 				() => this.beat(),
@@ -219,7 +222,9 @@ export class FollowRun {
 
 	/** Extends all leases. Throws `ARL_STATE` where a claim was lost: another run may train the row by now. */
 	private async extend(): Promise<void> {
+		const started = performance.now();
 		const lost = await this.claims.extend(this.idsFrom(this.countedFrom));
+		if (lost.size === 0) this.extendedAt = started;
 		if (lost.size === 0 || this.ending.signal.aborted) return;
 		// What has been counted meanwhile was let go.
 		const gone = this.idsFrom(this.heldFrom).filter((id) => lost.has(valueKey(id)));
@@ -234,7 +239,13 @@ export class FollowRun {
 	/** A checkpoint is about to be written: its rows are this run's for certain, and will be until they are counted. */
 	async hold(): Promise<void> {
 		if (this.failure !== null) throw this.failure;
-		await this.extend();
+		try {
+			await this.extend();
+		} catch (error) {
+			// Whoever is interrupted while the server is away may save what nobody can have taken yet.
+			const isOurs = performance.now() - this.extendedAt < this.leaseMs;
+			if (!isOurs || toArlError(error).code !== "ARL_IO") throw error;
+		}
 	}
 
 	/** The first step is about to come. */
