@@ -13,7 +13,7 @@ import { ClaimList, claimListsIn, readClaimList } from "./claim-list.js";
 import { Claims } from "./claims.js";
 import { MongoConnection } from "./connection.js";
 import { checkSameList, GO_ON, type ResumedList } from "./database.js";
-import { ambiguous, type Selection, selections } from "./selection.js";
+import { selectionWithRows } from "./selection.js";
 import { DocumentList, type Listed, newListId, type Snapshot } from "./snapshot.js";
 import { DatabaseRows } from "./source.js";
 import { WriteBack } from "./write-back.js";
@@ -89,7 +89,7 @@ export class FollowRun {
 		try {
 			const old = resumed && (await readClaimList(resumed.folders, resumed.id));
 			if (old) checkSameList(connection, args, old);
-			const selection = await oneSelection(connection, args, old);
+			const selection = await selectionWithRows(connection, { ...args, db_source: old?.collection ?? args.db_source });
 			const id = old?.id ?? newListId();
 			const leaseMs = leaseSeconds() * 1000;
 			const claims = new Claims(connection, selection, id, leaseMs);
@@ -304,33 +304,6 @@ export class FollowRun {
 function leaseSeconds(): number {
 	const given = Number(process.env.ARL_TEST_FOLLOW_LEASE);
 	return given > 0 ? given : LEASE_SECONDS;
-}
-
-/** The collection that is followed: the one that has rows now, where none is chosen. */
-async function oneSelection(
-	connection: MongoConnection,
-	args: AgentTrainingConfig,
-	old: ClaimList | null,
-): Promise<Selection> {
-	const db_source = old?.collection ?? args.db_source;
-	const possible = await selections(connection, { ...args, db_source });
-	const [only] = possible;
-	if (possible.length === 1 && only !== undefined) return only;
-	const counts: { collection: Selection["collection"]; rows: number; selection: Selection }[] = [];
-	for (const selection of possible) {
-		const { collection, filter } = selection;
-		const documents = connection.db.collection(collection);
-		const rows = await connection.attempt("counting documents", () => documents.countDocuments(filter));
-		if (rows > 0) counts.push({ collection, rows, selection });
-	}
-	const [first, second] = counts;
-	if (second !== undefined) throw ambiguous(connection, counts);
-	if (first !== undefined) return first.selection;
-	throw new ArlError(
-		"ARL_CONFIG",
-		`${connection.address} has no rows yet, and which collection to follow is not said`,
-		"Choose with --db_source Record or --db_source DBRecordData.",
-	);
 }
 
 /**

@@ -108,6 +108,26 @@ export function ambiguous(
 	);
 }
 
+/** The collection whose rows are chosen, or that has rows now, where none is chosen. */
+export async function selectionWithRows(connection: MongoConnection, options: SelectionOptions): Promise<Selection> {
+	const possible = await selections(connection, options);
+	const found: (Selection & { rows: number })[] = [];
+	for (const selection of possible) {
+		if (possible.length === 1) return selection;
+		const documents = connection.db.collection(selection.collection);
+		const rows = await connection.attempt("counting documents", () => documents.countDocuments(selection.filter));
+		if (rows > 0) found.push({ ...selection, rows });
+	}
+	const [first, second] = found;
+	if (second !== undefined) throw ambiguous(connection, found);
+	if (first !== undefined) return first;
+	throw new ArlError(
+		"ARL_CONFIG",
+		`${connection.address} has no rows yet, and which collection to follow is not said`,
+		"Choose with --db_source Record or --db_source DBRecordData.",
+	);
+}
+
 /** The error where no document passes: what each condition leaves, counted alone. */
 export async function nothingFound(connection: MongoConnection, options: SelectionOptions): Promise<ArlError> {
 	const names = options.db_source === "auto" ? ROW_COLLECTIONS : [options.db_source];
