@@ -170,20 +170,18 @@ describe.skipIf(mongoMissing("following a database"))("following a database", ()
 	});
 
 	it("two runs at once train every row once between them", async () => {
-		const place = tinyPlace(folder, 60);
+		// So many that neither is through before the other has begun.
+		const place = tinyPlace(folder, 240);
 		const documents = documentsOf(place.file);
 		const { rows, words, state } = fresh();
-		const more = { max_steps: 50, follow_idle: 4 };
+		await rows.insertMany(documents.slice(0, 200));
+		const more = { max_steps: 100, follow_idle: 4, save_steps: 1, save_total_limit: 1 };
 		const outs = [`${place.out}-1`, `${place.out}-2`];
 		const runs = outs.map((out) => going([...words, ...options({ ...place, out }, more)]));
-		await until("both wait", () => outs.every((out) => existsSync(out)));
-		await pause(1500);
-		for (let i = 0; i < 60; i += 5) {
-			await rows.insertMany(documents.slice(i, i + 5));
-			await pause(200);
-		}
+		await until("one has begun", async () => (await rows.countDocuments({ trained_count: 1 })) > 0);
+		await rows.insertMany(documents.slice(200));
 		for (const { ended } of runs) expect((await ended).code, (await ended).stderr).toBe(0);
-		expect(await state()).toEqual({ counts: Array.from({ length: 60 }, () => 1), claimed: 0, marked: 0 });
+		expect(await state()).toEqual({ counts: Array.from({ length: 240 }, () => 1), claimed: 0, marked: 0 });
 		const ledger = await client.db(rows.dbName).collection("arl_acks").find().toArray();
 		const trained = ledger.flatMap((entry) => entry.documents.map(String));
 		expect(trained.sort()).toEqual(documents.map(({ _id }) => String(_id)).sort());
@@ -416,27 +414,24 @@ describe.skipIf(killMissing("a server that goes while runs follow it"))(
 			process.env.ARL_TEST_FOLLOW_LEASE = String(LEASE_SECONDS);
 			const server = await startMongo();
 			try {
-				const place = tinyPlace(folder, 20);
+				const place = tinyPlace(folder, 210);
 				const documents = documentsOf(place.file);
 				const client = await new MongoClient(server.uri).connect();
 				const rows = client.db().collection("DBRecordData");
+				await rows.insertMany(documents.slice(0, 200));
 				const outs = [`${place.out}-1`, `${place.out}-2`];
 				const words = ["train", "--db_connection_string", server.uri, "--db_source", "DBRecordData", "--follow"];
-				const more = { max_steps: 50, follow_idle: 8 };
+				const more = { max_steps: 100, follow_idle: 8, save_steps: 1, save_total_limit: 1 };
 				const runs = outs.map((out) => going([...words, ...options({ ...place, out }, more)]));
 				const owners = () => rows.distinct("arl_claim.owner");
-				for (let next = 0; next < 15 && (await owners()).length < 2; next++) {
-					await rows.insertMany(documents.splice(0, 1));
-					await pause(400);
-				}
-				expect(await owners()).toHaveLength(2);
+				await until("both have rows", async () => (await owners()).length === 2);
 				await server.kill();
 				await pause((LEASE_SECONDS + 2) * 1000);
 				await server.restart();
-				await rows.insertMany(documents);
+				await rows.insertMany(documents.slice(200));
 				for (const { ended } of runs) expect((await ended).code, (await ended).stderr).toBe(0);
 				const left = await rows.find().toArray();
-				expect(left.map((row) => row.trained_count)).toEqual(Array.from({ length: 20 }, () => 1));
+				expect(left.map((row) => row.trained_count)).toEqual(Array.from({ length: 210 }, () => 1));
 				expect(left.some((row) => "arl_claim" in row || "arl_acks" in row)).toBe(false);
 				await client.close();
 			} finally {
