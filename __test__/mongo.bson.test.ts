@@ -1,7 +1,8 @@
 /** BSON bytes to JSON text: what JavaScript objects would lose is kept. */
 import { Binary, BSON, Code, Decimal128, Double, Int32, Long, MaxKey, ObjectId, Timestamp } from "mongodb";
 import { describe, expect, it } from "vitest";
-import { DocumentProblem, documentOf, entries, get, jsonText, numberOf, valueKey } from "../src/mongo/bson-json.js";
+import { documentOf, entries, get, jsonText, numberOf, valueKey } from "../src/mongo/bson-json.js";
+import { problemOf } from "./support/problem.js";
 
 const text = (document: BSON.Document) => jsonText(documentOf(BSON.serialize(document)));
 
@@ -14,16 +15,6 @@ function ordered(...fields: [key: string, value: unknown][]): Uint8Array {
 	const body = Buffer.concat([Buffer.alloc(4), ...elements, Buffer.alloc(1)]);
 	body.writeInt32LE(body.length, 0);
 	return body;
-}
-
-function problemOf(action: () => unknown): DocumentProblem {
-	try {
-		action();
-	} catch (error) {
-		if (error instanceof DocumentProblem) return error;
-		throw error;
-	}
-	throw new Error("nothing was thrown");
 }
 
 describe("a document as JSON text", () => {

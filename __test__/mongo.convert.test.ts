@@ -1,8 +1,9 @@
 /** From AgentRL's documents to rows: which replies a record trains, and with what standing. */
 import { BSON, Double, Int32, ObjectId } from "mongodb";
 import { describe, expect, it } from "vitest";
-import { type BsonValue, DocumentProblem, documentOf } from "../src/mongo/bson-json.js";
+import { type BsonValue, documentOf } from "../src/mongo/bson-json.js";
 import { recordDataRow, recordRows } from "../src/mongo/convert.js";
+import { problemOf } from "./support/problem.js";
 
 type Message = Record<string, unknown>;
 
@@ -36,16 +37,6 @@ const one = (...given: Parameters<typeof rows>) => {
 	expect(texts).toHaveLength(1);
 	return JSON.parse(texts[0] ?? "");
 };
-
-function problemOf(action: () => unknown): DocumentProblem {
-	try {
-		action();
-	} catch (error) {
-		if (error instanceof DocumentProblem) return error;
-		throw error;
-	}
-	throw new Error("nothing was thrown");
-}
 
 describe("a record", () => {
 	it("with one sample is its request and its reply", () => {

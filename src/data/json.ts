@@ -76,7 +76,8 @@ export async function openJsonObject(path: string, name = path): Promise<Source>
 	return openJsonl(path, name);
 }
 
-function isJson(text: string): boolean {
+/** Whether a text is JSON, as JavaScript reads it. */
+export function isJson(text: string): boolean {
 	try {
 		JSON.parse(text);
 		return true;

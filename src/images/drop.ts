@@ -3,6 +3,7 @@
  * row keeps every byte; a list of parts stays a list, whose texts the core joins in the order in which they stand.
  */
 import { createHash } from "node:crypto";
+import { isJson } from "../data/json.js";
 import type { RowContent, RowMaking, Source } from "../data/source.js";
 import { contentLists, mayHoldImages, type Range, replaceRanges } from "./parts.js";
 
@@ -46,15 +47,6 @@ export function withoutImages(
 	}
 	if (cuts.length === 0) return { row, images: 0, emptied: 0 };
 	return { row: replaceRanges(row, cuts), images: cuts.length, emptied };
-}
-
-function isJson(text: string): boolean {
-	try {
-		JSON.parse(text);
-		return true;
-	} catch {
-		return false;
-	}
 }
 
 /** A source whose rows have no image parts. */
