@@ -2,21 +2,22 @@
  * The loop itself: steps, what is logged of them, when a checkpoint is written, and how a run ends.
  * Everything it works on is prepared; it yields an event for whatever happens.
  */
-import { mkdir, writeFile } from "node:fs/promises";
+import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { epochAfter, type StepPlace } from "../data/batches.js";
 import { unlessAborted } from "../data/cancellation.js";
-import { ArlError, toArlError } from "../errors.js";
-import type { MicroBatch, StepStats } from "../native.js";
+import { ArlError } from "../errors.js";
 import { MetricsFile } from "../report/metrics.js";
 import { listCheckpoints, removeCheckpoint, saveCheckpoint } from "./checkpoint.js";
+import { addToWindow, type Counters, countersOf, logEvent, stateOf, stepEvent } from "./counters.js";
 import type { EndEvent, LogEvent, SavedEvent, StepEvent, TrainEvent } from "./events.js";
 import { commit, settle, waitFor } from "./keeper.js";
 import { removeRunFolders } from "./open-rows.js";
 import { changedOptions, type PreparedRun, sourceName } from "./prepare.js";
 import { publishCheckpoint, publishEngine, removeRun } from "./publish.js";
 import { fillEvent } from "./rows.js";
-import { emptyWindow, freeOf, type LogWindow, type TrainerState } from "./state.js";
+import { emptyWindow } from "./state.js";
+import { prepareStep, takeStep } from "./step.js";
 
 /** Ways to end a run before its last step. */
 export interface StopRequest {
@@ -24,158 +25,6 @@ export interface StopRequest {
 	signal: AbortSignal | null;
 	/** From a callback. */
 	stopped(): boolean;
-}
-
-interface PreparedStep {
-	place: StepPlace;
-	rows: Uint32Array[];
-	batches: MicroBatch[];
-}
-
-/** What is counted while a run goes on. */
-interface Counters {
-	step: number;
-	numTokens: number;
-	numTargetTokens: number;
-	elapsedSeconds: number;
-	lossSum: number;
-	window: LogWindow;
-}
-
-/** Null: the rows have ended, and the run with them. */
-async function prepareStep(run: PreparedRun, step: number): Promise<PreparedStep | null> {
-	const planned = await run.openEnd?.reachStep(step);
-	if (planned) Object.assign(run, planned);
-	if (step >= run.plan.totalSteps) return null;
-	const place = run.plan.place(step);
-	const rows = run.plan.rows(step);
-	for (const part of rows) await run.filler.ready(part);
-	return { place, rows, batches: rows.map((part) => run.cache.microBatch(part)) };
-}
-
-/** Model FLOPs of a step: each token through all matrices, and attention over its own sequence. */
-function flopsOf(run: PreparedRun, batches: MicroBatch[]): number {
-	const { flopsPerToken, attentionFlops } = run.engine.info();
-	let flops = 0;
-	for (const { inputIds, cuSeqlens } of batches) {
-		flops += inputIds.length * flopsPerToken;
-		for (let i = 1; i < cuSeqlens.length; i++) {
-			const length = (cuSeqlens[i] as number) - (cuSeqlens[i - 1] as number);
-			flops += attentionFlops * length * length;
-		}
-	}
-	return flops;
-}
-
-/** Adds a step to the window since the last log line. */
-function addToWindow(window: LogWindow, stats: StepStats, event: StepEvent): void {
-	window.steps += 1;
-	window.lossSum += stats.loss;
-	for (const { correct, entropySum, targetTokens } of stats.microBatches) {
-		window.microBatches += 1;
-		// As in TRL: the mean over micro-batches, each counting the same, not over tokens.
-		window.accuracySum += targetTokens > 0 ? correct / targetTokens : 0;
-		window.entropySum += targetTokens > 0 ? entropySum / targetTokens : 0;
-	}
-	window.tokens += event.tokens;
-	window.targetTokens += event.targetTokens;
-	window.flops += event.flops;
-	window.seconds += event.seconds;
-	window.dataSeconds += event.dataSeconds;
-}
-
-function logEvent(counters: Counters, last: StepEvent): LogEvent {
-	const { window } = counters;
-	const seconds = Math.max(window.seconds, 1e-9);
-	return {
-		type: "log",
-		metrics: {
-			step: last.step,
-			epoch: last.epoch,
-			loss: window.lossSum / window.steps,
-			grad_norm: last.gradNorm,
-			learning_rate: last.learningRate,
-			mean_token_accuracy: window.accuracySum / window.microBatches,
-			entropy: window.entropySum / window.microBatches,
-			num_tokens: counters.numTokens,
-			num_target_tokens: counters.numTargetTokens,
-			tokens_per_second: window.tokens / seconds,
-			target_tokens_per_second: window.targetTokens / seconds,
-			gflops: window.flops / seconds / 1e9,
-			step_seconds: window.seconds / window.steps,
-			data_seconds: window.dataSeconds,
-			rss_bytes: last.rssBytes,
-			elapsed_seconds: counters.elapsedSeconds,
-		},
-	};
-}
-
-function stateOf(run: PreparedRun, counters: Counters): TrainerState {
-	const { plan, args } = run;
-	const { step, ...sums } = counters;
-	const last = plan.place(step - 1);
-	const next = last.lastOfEpoch
-		? { epoch: last.epoch + 1, microBatch: 0 }
-		: { epoch: last.epoch, microBatch: last.end };
-	return {
-		version: 1,
-		step,
-		totalSteps: plan.totalSteps,
-		epoch: epochAfter(last),
-		next,
-		...sums,
-		...(run.datasetId !== null && { dataset: run.datasetId }),
-		fixed: run.fixed,
-		free: freeOf(args),
-	};
-}
-
-/** Keeps the batch that made a loss or gradient that is not finite, and tells where. */
-async function nonFinite(run: PreparedRun, step: number, prepared: PreparedStep, what: string): Promise<ArlError> {
-	const { args, source } = run;
-	const path = join(args.output_dir, `nonfinite-step-${step}.json`);
-	const microBatches = prepared.rows.map((rows, i) => {
-		const { inputIds, targets, cuSeqlens } = prepared.batches[i] as MicroBatch;
-		return Array.from(rows, (row, j) => {
-			const [from, to] = [cuSeqlens[j] as number, cuSeqlens[j + 1] as number];
-			return {
-				location: source.location(row),
-				row,
-				input_ids: Array.from(inputIds.subarray(from, to)),
-				targets: Array.from(targets.subarray(from, to)),
-			};
-		});
-	});
-	const content = { step, reason: what, learning_rate: run.schedule(step - 1), micro_batches: microBatches };
-	let saved = `The batch is in ${path}.`;
-	try {
-		await mkdir(args.output_dir, { recursive: true });
-		await writeFile(path, `${JSON.stringify(content)}\n`);
-	} catch (error) {
-		saved = `The batch could not be written to ${path}: ${toArlError(error).message}.`;
-	}
-	const last = (await listCheckpoints(args.output_dir)).at(-1);
-	const where = last ? ` The last checkpoint is ${last.path}.` : "";
-	return new ArlError(
-		"ARL_NONFINITE",
-		`step ${step}: ${what}`,
-		`${saved}${where} Look at its rows, lower learning_rate, add warmup_steps, or set max_grad_norm.`,
-	);
-}
-
-async function takeStep(run: PreparedRun, step: number, prepared: PreparedStep): Promise<StepStats> {
-	const hyper = { learningRate: run.schedule(step - 1), maxGradNorm: run.args.max_grad_norm };
-	let stats: StepStats;
-	try {
-		stats = await run.engine.step(prepared.batches, hyper);
-	} catch (error) {
-		const known = toArlError(error);
-		throw known.code === "ARL_NONFINITE" ? await nonFinite(run, step, prepared, known.message) : known;
-	}
-	if (!Number.isFinite(stats.loss)) throw await nonFinite(run, step, prepared, `the loss is ${stats.loss}`);
-	if (!Number.isFinite(stats.gradNorm))
-		throw await nonFinite(run, step, prepared, `the gradient's norm is ${stats.gradNorm}`);
-	return stats;
 }
 
 /** Why a checkpoint is due after this step; null: it is not. */
@@ -208,18 +57,6 @@ async function* save(
 		}
 	}
 	return path;
-}
-
-function countersOf(run: PreparedRun): Counters {
-	const state = run.resumed?.state;
-	return {
-		step: state?.step ?? 0,
-		numTokens: state?.numTokens ?? 0,
-		numTargetTokens: state?.numTargetTokens ?? 0,
-		elapsedSeconds: state?.elapsedSeconds ?? 0,
-		lossSum: state?.lossSum ?? 0,
-		window: { ...(state?.window ?? emptyWindow()) },
-	};
 }
 
 function startEvent(run: PreparedRun, firstStep: number): TrainEvent {
@@ -356,39 +193,6 @@ function writeLog(run: PreparedRun, counters: Counters, last: StepEvent, metrics
 	counters.window = emptyWindow();
 	metrics.write({ ...log.metrics, ...(args.run_name !== null && { run_name: args.run_name }) });
 	return log;
-}
-
-/** Counts a step that is done, and tells of it. */
-function stepEvent(
-	run: PreparedRun,
-	counters: Counters,
-	prepared: PreparedStep,
-	stats: StepStats,
-	time: { seconds: number; dataSeconds: number },
-): StepEvent {
-	const tokens = stats.microBatches.reduce((sum, part) => sum + part.tokens, 0);
-	const targetTokens = stats.microBatches.reduce((sum, part) => sum + part.targetTokens, 0);
-	counters.step += 1;
-	counters.numTokens += tokens;
-	counters.numTargetTokens += targetTokens;
-	counters.elapsedSeconds += time.seconds;
-	counters.lossSum += stats.loss;
-	return {
-		type: "step",
-		step: counters.step,
-		totalSteps: run.plan.totalSteps,
-		epoch: epochAfter(prepared.place),
-		loss: stats.loss,
-		gradNorm: stats.gradNorm,
-		learningRate: run.schedule(counters.step - 1),
-		tokens,
-		targetTokens,
-		numTokens: counters.numTokens,
-		flops: flopsOf(run, prepared.batches),
-		...time,
-		rssBytes: process.memoryUsage.rss(),
-		secondsLeft: 0,
-	};
 }
 
 /** The last checkpoint, the model in its place, and the last event. */

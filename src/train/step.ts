@@ -1,0 +1,91 @@
+/**
+ * One optimizer step: its rows as micro-batches, taken by the engine, and what is kept where its loss or gradient is not finite.
+ */
+import { mkdir, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import type { StepPlace } from "../data/batches.js";
+import { ArlError, toArlError } from "../errors.js";
+import type { MicroBatch, StepStats } from "../native.js";
+import { listCheckpoints } from "./checkpoint.js";
+import type { PreparedRun } from "./prepare.js";
+
+/** A step's rows, encoded. */
+export interface PreparedStep {
+	place: StepPlace;
+	rows: Uint32Array[];
+	batches: MicroBatch[];
+}
+
+/** Waits for the rows of step `step` (from 0). Null: the rows have ended, and the run with them. */
+export async function prepareStep(run: PreparedRun, step: number): Promise<PreparedStep | null> {
+	const planned = await run.openEnd?.reachStep(step);
+	if (planned) Object.assign(run, planned);
+	if (step >= run.plan.totalSteps) return null;
+	const place = run.plan.place(step);
+	const rows = run.plan.rows(step);
+	for (const part of rows) await run.filler.ready(part);
+	return { place, rows, batches: rows.map((part) => run.cache.microBatch(part)) };
+}
+
+/** Model FLOPs of a step: each token through all matrices, and attention over its own sequence. */
+export function flopsOf(run: PreparedRun, batches: MicroBatch[]): number {
+	const { flopsPerToken, attentionFlops } = run.engine.info();
+	let flops = 0;
+	for (const { inputIds, cuSeqlens } of batches) {
+		flops += inputIds.length * flopsPerToken;
+		for (let i = 1; i < cuSeqlens.length; i++) {
+			const length = (cuSeqlens[i] as number) - (cuSeqlens[i - 1] as number);
+			flops += attentionFlops * length * length;
+		}
+	}
+	return flops;
+}
+
+/** Keeps the batch that made a loss or gradient that is not finite, and tells where. */
+async function nonFinite(run: PreparedRun, step: number, prepared: PreparedStep, what: string): Promise<ArlError> {
+	const { args, source } = run;
+	const path = join(args.output_dir, `nonfinite-step-${step}.json`);
+	const microBatches = prepared.rows.map((rows, i) => {
+		const { inputIds, targets, cuSeqlens } = prepared.batches[i] as MicroBatch;
+		return Array.from(rows, (row, j) => {
+			const [from, to] = [cuSeqlens[j] as number, cuSeqlens[j + 1] as number];
+			return {
+				location: source.location(row),
+				row,
+				input_ids: Array.from(inputIds.subarray(from, to)),
+				targets: Array.from(targets.subarray(from, to)),
+			};
+		});
+	});
+	const content = { step, reason: what, learning_rate: run.schedule(step - 1), micro_batches: microBatches };
+	let saved = `The batch is in ${path}.`;
+	try {
+		await mkdir(args.output_dir, { recursive: true });
+		await writeFile(path, `${JSON.stringify(content)}\n`);
+	} catch (error) {
+		saved = `The batch could not be written to ${path}: ${toArlError(error).message}.`;
+	}
+	const last = (await listCheckpoints(args.output_dir)).at(-1);
+	const where = last ? ` The last checkpoint is ${last.path}.` : "";
+	return new ArlError(
+		"ARL_NONFINITE",
+		`step ${step}: ${what}`,
+		`${saved}${where} Look at its rows, lower learning_rate, add warmup_steps, or set max_grad_norm.`,
+	);
+}
+
+/** Takes step `step` (from 1). Throws `ARL_NONFINITE` where its loss or gradient is not finite. */
+export async function takeStep(run: PreparedRun, step: number, prepared: PreparedStep): Promise<StepStats> {
+	const hyper = { learningRate: run.schedule(step - 1), maxGradNorm: run.args.max_grad_norm };
+	let stats: StepStats;
+	try {
+		stats = await run.engine.step(prepared.batches, hyper);
+	} catch (error) {
+		const known = toArlError(error);
+		throw known.code === "ARL_NONFINITE" ? await nonFinite(run, step, prepared, known.message) : known;
+	}
+	if (!Number.isFinite(stats.loss)) throw await nonFinite(run, step, prepared, `the loss is ${stats.loss}`);
+	if (!Number.isFinite(stats.gradNorm))
+		throw await nonFinite(run, step, prepared, `the gradient's norm is ${stats.gradNorm}`);
+	return stats;
+}
