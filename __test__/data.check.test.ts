@@ -156,6 +156,17 @@ describe("arl data check", () => {
 		expect(found).toMatchObject({ rows: 20, usable: 20, duplicateRows: 19, trainedRows: 20, code: 0 });
 	});
 
+	it("tells what there is to know of how files are read", async () => {
+		const found = await report("--train_file", write(lines.slice(0, 3)), "--split", "valid");
+		expect(found).toMatchObject({
+			code: 0,
+			rows: 3,
+			notices: [expect.stringContaining("split valid chooses nothing")],
+		});
+		const { stdout } = await check("--train_file", write(lines.slice(0, 3)), "--split", "valid");
+		expect(stdout).toContain("split valid chooses nothing");
+	});
+
 	it("needs to be told what to check, and knows no other word", async () => {
 		expect((await arl(["data"])).code).toBe(2);
 		expect((await arl(["data", "mend"])).code).toBe(2);

@@ -74,6 +74,7 @@ const BAR = 40;
 export function formatReport(report: DataReport): string {
 	const { rows, usable, bad, tokens, targetTokens } = report;
 	const lines = [`${rows} rows of ${report.shape}, ${usable} can be trained${asides(report)}`];
+	lines.push(...report.notices);
 	if (report.entries.length > 1) lines.push(...entries(report));
 	if (bad.length > 0) {
 		const reasons = Object.entries(report.reasons).map(([reason, many]) => `${many} ${reason}`);

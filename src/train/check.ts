@@ -50,6 +50,8 @@ export interface DataReport {
 	/** Rows that a run can train. */
 	usable: number;
 	blankLines: number;
+	/** What a user should know of how the rows are read. */
+	notices: string[];
 	/** Raw rows that the converting function has left out. */
 	leftOut: number;
 	/** Rows that `truncation drop` leaves out, and those of which something is cut off. */
@@ -99,7 +101,7 @@ async function check(input: CheckInput): Promise<DataReport> {
 	const encoder = native.TextEncoder.open(textOptions(args, model.maxPositionEmbeddings));
 	const text = encoder.info();
 	checkTokenizer(model, text);
-	const { source, entryRows, cacheFolder } = await openRows({
+	const { source, entryRows, cacheFolder, notices } = await openRows({
 		native,
 		args,
 		code,
@@ -123,6 +125,7 @@ async function check(input: CheckInput): Promise<DataReport> {
 				rows: source.length,
 				usable: usable.length,
 				blankLines: source.blankLines,
+				notices,
 				leftOut: source.leftOut ?? 0,
 				dropped: counts.dropped,
 				truncated: counts.truncated,
