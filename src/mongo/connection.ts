@@ -21,12 +21,16 @@ const LONGEST_PAUSE_MS = 5_000;
 /** A server's refusals that pass: it steps down, shuts down, starts, or has forgotten a cursor. */
 const PASSING_CODES = new Set([6, 7, 43, 50, 89, 91, 189, 262, 9001, 10058, 10107, 11600, 11602, 13388, 13435, 13436]);
 
+/** What a socket says that the other side has just closed: the driver passes it on as it is. */
+const BROKEN_SOCKET = new Set(["EPIPE", "ECONNRESET", "ECONNREFUSED", "ECONNABORTED", "ETIMEDOUT", "EHOSTUNREACH"]);
+
 /** Whether the same request may succeed a little later. */
 function isPassing(error: unknown): boolean {
 	if (error instanceof MongoNetworkError || error instanceof MongoServerSelectionError) return true;
 	if (error instanceof MongoServerError && PASSING_CODES.has(Number(error.code))) return true;
 	// A connection that breaks within a bulk write comes as an error of the batch, without a code and without a document.
 	if (error instanceof MongoBulkWriteError && error.code === undefined) return [error.writeErrors].flat().length === 0;
+	if (error instanceof Error && "code" in error && BROKEN_SOCKET.has(String(error.code))) return true;
 	if (!(error instanceof MongoError)) return false;
 	if (error.hasErrorLabel("RetryableWriteError") || error.hasErrorLabel("TransientTransactionError")) return true;
 	return ["MongoTopologyClosedError", "MongoNotConnectedError", "MongoPoolClearedError"].includes(error.name);
