@@ -195,7 +195,7 @@ fn bench(model: &Model, dtype: DType, only: &str) -> arl_model::Result<()> {
         targets: b.ints((0..chunk).map(|row| row * 31 % vocab)),
         weights: b.noise(chunk, DType::F32),
         scale: 1e-3,
-        gradient: true,
+        gradient: Some(Rows { buffer: logits, stride: vocab }),
         nll: b.place(chunk, DType::F32),
         correct: b.place(chunk, DType::F32),
         entropy: b.place(chunk, DType::F32),

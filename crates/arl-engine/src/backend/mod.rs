@@ -7,6 +7,7 @@
 use arl_model::Result;
 
 pub mod cpu;
+pub mod cuda;
 pub mod plan;
 pub mod profile;
 
@@ -43,6 +44,8 @@ pub enum Pool {
     State,
     /// Inputs, activations and scratch of one micro-batch.
     Step,
+    /// A leaf's own, while it runs: partial sums. See [`Backend::scratch_bytes`].
+    Scratch,
 }
 
 /// `len` elements of `dtype`, from byte `offset` of `pool` on.
@@ -69,6 +72,13 @@ impl Buffer {
     /// Size in bytes.
     pub fn bytes(self) -> usize {
         self.len * self.dtype.bytes()
+    }
+
+    /// The same bytes as elements of another type, which must fill them.
+    #[must_use]
+    pub fn view(self, dtype: DType) -> Buffer {
+        assert!(self.bytes().is_multiple_of(dtype.bytes()), "{self:?} as {dtype:?}");
+        Buffer { len: self.bytes() / dtype.bytes(), dtype, ..self }
     }
 }
 
@@ -238,7 +248,7 @@ pub struct CrossEntropy {
     pub rows: usize,
     /// Columns: the vocabulary.
     pub vocab: usize,
-    /// f32 or bf16 `[rows, vocab]`: logits in, `d(loss) / d(logits)` out (left as they are when `gradient` is false).
+    /// f32 or bf16 `[rows, vocab]`; left as they are where no gradient is asked for.
     pub logits: Buffer,
     /// i32 `[rows]`.
     pub targets: Buffer,
@@ -246,8 +256,9 @@ pub struct CrossEntropy {
     pub weights: Buffer,
     /// Factor of the gradient: one over the weight of all targets of the optimizer step.
     pub scale: f32,
-    /// Write the gradient over the logits.
-    pub gradient: bool,
+    /// `[rows, vocab]` out: `d(loss) / d(logits)`, in the logits' own memory. Either the logits' rows themselves, or, of
+    /// type [`Backend::logits_gradient`], rows that begin where the logits' begin.
+    pub gradient: Option<Rows>,
     /// f32 `[rows]` out: negative log-likelihood of the target (unweighted).
     pub nll: Buffer,
     /// f32 `[rows]` out: 1 where the target has the greatest logit (the first such index), else 0.
@@ -308,6 +319,18 @@ pub fn join_master(high: u16, low: u16) -> f32 {
 pub trait Backend: Send {
     /// A name for messages, for example `cpu (AVX2, 2 threads)`.
     fn name(&self) -> String;
+
+    /// Bytes of [`Pool::Scratch`] that the leaves need over matrices of at most so many columns.
+    fn scratch_bytes(&self, columns: usize) -> usize {
+        let _ = columns;
+        0
+    }
+
+    /// The type in which the classifier pass writes the gradient of f32 logits, in a model with these activations.
+    fn logits_gradient(&self, activations: DType) -> DType {
+        let _ = activations;
+        DType::F32
+    }
 
     /// Makes `pool` hold `bytes`, zeroed. What it held before is gone. Fails with `Oom`.
     fn reserve(&mut self, pool: Pool, bytes: usize) -> Result<()>;

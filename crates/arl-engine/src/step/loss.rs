@@ -41,9 +41,12 @@ impl<B: Backend> Step<'_, B> {
             let rows = inputs.rows.slice(start, n);
             self.backend.gather_rows(run.final_norm, rows, 1, h, hidden);
             self.linear(hidden, self.model.params.head, None, logits, n);
+            // A row of the gradient lies at the beginning of the memory of its row of logits.
+            let d_logits = logits.view(self.backend.logits_gradient(self.model.dtype));
+            let d_logits = Rows { buffer: d_logits, stride: d_logits.len / n };
             let (scale, gradient) = match mode {
-                LossMode::Train { scale, .. } => (scale, true),
-                LossMode::Evaluate => (0.0, false),
+                LossMode::Train { scale, .. } => (scale, Some(d_logits)),
+                LossMode::Evaluate => (0.0, None),
             };
             self.backend.cross_entropy(&CrossEntropy {
                 rows: n,
@@ -58,8 +61,7 @@ impl<B: Backend> Step<'_, B> {
                 entropy: inputs.entropy.slice(start, n),
             });
             if let LossMode::Train { d_norm, .. } = mode {
-                self.linear_backward_weight(logits, hidden, self.model.params.head, None, n);
-                self.linear_backward_input(logits, self.model.params.head, hidden, n, false);
+                self.head_backward(d_logits, hidden, n);
                 self.backend.scatter_rows(hidden, rows, h, d_norm);
             }
         }
@@ -67,6 +69,29 @@ impl<B: Backend> Step<'_, B> {
         self.backend.dot(inputs.nll, inputs.weights, run.sums.slice(0, 1));
         self.backend.dot(inputs.correct, inputs.ones, run.sums.slice(1, 1));
         self.backend.dot(inputs.entropy, inputs.ones, run.sums.slice(2, 1));
+    }
+
+    /// From `[rows, V]` gradients of logits, the head's gradient, which is added to, and that of `hidden` `[rows, H]`,
+    /// which replaces it.
+    fn head_backward(&mut self, d_logits: Rows, hidden: Buffer, rows: usize) {
+        let (h, v) = (self.model.shape.hidden, self.model.shape.vocab);
+        let hidden = Rows { buffer: hidden, stride: h };
+        let head = Rows { buffer: self.weight(self.model.params.head), stride: h };
+        let d_head = Rows { buffer: self.gradient(self.model.params.head), stride: h };
+        let product = Matmul {
+            layout: Layout::Tn,
+            m: v,
+            n: h,
+            k: rows,
+            a: d_logits,
+            b: hidden,
+            c: d_head,
+            accumulate: true,
+            bias: None,
+        };
+        self.backend.matmul(&product);
+        let product = Matmul { layout: Layout::Nn, m: rows, k: v, b: head, c: hidden, accumulate: false, ..product };
+        self.backend.matmul(&product);
     }
 
     /// Logits of `rows` consecutive rows of `hidden` `[rows, H]`.

@@ -1,4 +1,4 @@
-//! The two pools, and the only place where a [`Buffer`] becomes a slice. A [`Lease`] hands out slices for one leaf and
+//! The pools, and the only place where a [`Buffer`] becomes a slice. A [`Lease`] hands out slices for one leaf and
 //! proves, before it does, that types and bounds fit and that no output overlaps anything else the leaf holds.
 
 use std::marker::PhantomData;
@@ -96,16 +96,17 @@ impl Drop for Mapping {
     }
 }
 
-/// Both pools.
+/// The pools.
 pub(super) struct Memory {
     state: Mapping,
     step: Mapping,
+    scratch: Mapping,
 }
 
 impl Memory {
-    /// Two empty pools.
+    /// Empty pools.
     pub(super) fn new() -> Memory {
-        Memory { state: Mapping::EMPTY, step: Mapping::EMPTY }
+        Memory { state: Mapping::EMPTY, step: Mapping::EMPTY, scratch: Mapping::EMPTY }
     }
 
     /// Replaces `pool` by `bytes` of zeroes.
@@ -113,6 +114,7 @@ impl Memory {
         let place = match pool {
             Pool::State => &mut self.state,
             Pool::Step => &mut self.step,
+            Pool::Scratch => &mut self.scratch,
         };
         // The old pool goes first: both together may not fit.
         *place = Mapping::EMPTY;
@@ -133,6 +135,7 @@ impl Memory {
         match pool {
             Pool::State => &self.state,
             Pool::Step => &self.step,
+            Pool::Scratch => &self.scratch,
         }
     }
 }

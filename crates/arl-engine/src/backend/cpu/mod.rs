@@ -16,6 +16,8 @@ mod rope;
 pub mod simd;
 mod swiglu;
 #[cfg(test)]
+#[allow(clippy::duplicate_mod, reason = "the leaves' tests run against each backend")]
+#[path = "../tests/mod.rs"]
 mod tests;
 mod vector;
 
@@ -39,6 +41,20 @@ impl CpuBackend {
     /// A backend with empty pools.
     pub fn new() -> Self {
         CpuBackend { memory: Memory::new() }
+    }
+}
+
+/// A new backend for the leaves' tests.
+#[cfg(test)]
+fn test_backend() -> CpuBackend {
+    CpuBackend::new()
+}
+
+#[cfg(test)]
+impl CpuBackend {
+    /// Where a buffer lies; for kernels that run on the host.
+    pub(super) fn address(&mut self, buffer: Buffer) -> *mut u8 {
+        self.memory.lease().write_bytes(buffer).as_mut_ptr()
     }
 }
 
@@ -318,8 +334,11 @@ impl Backend for CpuBackend {
             targets: lease.read(op.targets),
             weights: lease.read(op.weights),
             scale: op.scale,
-            gradient: op.gradient,
+            gradient: op.gradient.is_some(),
         };
+        if let Some(gradient) = op.gradient {
+            assert_eq!((gradient.buffer, gradient.stride), (op.logits, op.vocab), "the gradient replaces the logits");
+        }
         assert_eq!(input.targets.len(), op.rows, "cross_entropy of {} rows", op.rows);
         let (nll, correct, entropy) = (lease.write(op.nll), lease.write(op.correct), lease.write(op.entropy));
         with_element!(op.logits.dtype, T => {

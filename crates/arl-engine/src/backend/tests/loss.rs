@@ -35,18 +35,19 @@ const SCALE: f32 = 0.25;
 
 fn run(logits: &[f64], vocab: usize, targets: &[usize], weights: &[f64], dtype: DType, gradient: bool) -> Pass {
     let mut fixture = Fixture::new();
-    let rows = targets.len();
+    let count = targets.len();
+    let logits = fixture.put(logits, dtype);
     let op = CrossEntropy {
-        rows,
+        rows: count,
         vocab,
-        logits: fixture.put(logits, dtype),
+        logits,
         targets: fixture.ints(targets),
         weights: fixture.put(weights, DType::F32),
         scale: SCALE,
-        gradient,
-        nll: fixture.poisoned(rows, DType::F32),
-        correct: fixture.poisoned(rows, DType::F32),
-        entropy: fixture.poisoned(rows, DType::F32),
+        gradient: gradient.then_some(rows(logits, vocab)),
+        nll: fixture.poisoned(count, DType::F32),
+        correct: fixture.poisoned(count, DType::F32),
+        entropy: fixture.poisoned(count, DType::F32),
     };
     fixture.backend.cross_entropy(&op);
     Pass {

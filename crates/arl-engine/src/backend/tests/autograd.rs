@@ -175,14 +175,15 @@ fn losses_agree() -> Result<()> {
     let [d_logits] = gradients(&nll, &scaled, [&logits_var])?;
 
     let mut f = Fixture::new();
+    let logits = f.put(&logits, DType::F32);
     let op = CrossEntropy {
         rows: count,
         vocab,
-        logits: f.put(&logits, DType::F32),
+        logits,
         targets: f.ints(&targets),
         weights: f.put(&weights, DType::F32),
         scale: scale as f32,
-        gradient: true,
+        gradient: Some(rows(logits, vocab)),
         nll: f.poisoned(count, DType::F32),
         correct: f.poisoned(count, DType::F32),
         entropy: f.poisoned(count, DType::F32),

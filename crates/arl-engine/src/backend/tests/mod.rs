@@ -15,7 +15,7 @@ mod threads;
 
 use half::bf16;
 
-use super::CpuBackend;
+use super::test_backend;
 use crate::backend::{Backend, Buffer, DType, Pool, Rows};
 
 /// Both types of activations.
@@ -23,14 +23,15 @@ const TYPES: [DType; 2] = [DType::F32, DType::Bf16];
 
 /// A backend, and a place to put arrays in.
 struct Fixture {
-    backend: CpuBackend,
+    backend: Box<dyn Backend>,
     next: usize,
 }
 
 impl Fixture {
     fn new() -> Self {
-        let mut backend = CpuBackend::new();
+        let mut backend: Box<dyn Backend> = Box::new(test_backend());
         backend.reserve(Pool::Step, 1 << 28).unwrap();
+        backend.reserve(Pool::Scratch, backend.scratch_bytes(1 << 13)).unwrap();
         Fixture { backend, next: 0 }
     }
 

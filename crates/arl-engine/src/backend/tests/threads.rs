@@ -73,7 +73,7 @@ fn everything(dtype: DType) -> Vec<(&'static str, Vec<u8>)> {
         targets,
         weights: put(&mut f, loss_rows, DType::F32),
         scale: 0.1,
-        gradient: true,
+        gradient: Some(rows(logits, vocab)),
         nll: f.poisoned(loss_rows, DType::F32),
         correct: f.poisoned(loss_rows, DType::F32),
         entropy: f.poisoned(loss_rows, DType::F32),

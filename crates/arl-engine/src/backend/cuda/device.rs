@@ -1,0 +1,104 @@
+//! What the CUDA leaves need of a device: memory, kernels by name, matrix products, streams. The GPU is one; the host,
+//! running the same kernels, is another, and one that only checks the order of things is a third.
+
+use arl_model::Result;
+
+use crate::backend::{Buffer, DType, Matmul, Pool};
+
+/// An argument of a kernel. Buffers say how the kernel uses them, so that a device can check it.
+#[derive(Clone, Copy, Debug)]
+pub enum Arg {
+    /// A buffer that is read.
+    Read(Buffer),
+    /// A buffer that is written, all of it, and not read.
+    Write(Buffer),
+    /// A buffer that is read and written, or written in part.
+    Update(Buffer),
+    /// A buffer that is left out.
+    Null,
+    /// `int`.
+    Int(i32),
+    /// `long long`.
+    Long(i64),
+    /// `float`.
+    Float(f32),
+}
+
+/// A kernel on its way to the device.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch<'a> {
+    /// Its name in `crates/arl-kernels/cuda`.
+    pub kernel: &'static str,
+    /// Blocks.
+    pub grid: [usize; 3],
+    /// Threads of a block; a multiple of 32.
+    pub threads: usize,
+    /// Bytes of dynamic shared memory.
+    pub shared_bytes: usize,
+    /// In the order of the kernel's parameters.
+    pub args: &'a [Arg],
+}
+
+/// A device that runs what is queued in order. Errors are kept and reported by the next [`Device::read_back`].
+pub trait Device: Send {
+    /// A name for messages.
+    fn name(&self) -> String;
+
+    /// Multiprocessors, for the sizes of grids that loop over their work. Results do not depend on it.
+    fn multiprocessors(&self) -> usize;
+
+    /// As [`crate::backend::Backend::reserve`].
+    fn reserve(&mut self, pool: Pool, bytes: usize) -> Result<()>;
+
+    /// As [`crate::backend::Backend::upload`].
+    fn upload(&mut self, source: &[u8], target: Buffer);
+
+    /// As [`crate::backend::Backend::read_back`].
+    fn read_back(&mut self, source: Buffer, target: &mut [u8]) -> Result<()>;
+
+    /// Sets every byte to zero.
+    fn zero(&mut self, target: Buffer);
+
+    /// Copies bytes within the device; as many as the target has.
+    fn copy(&mut self, source: Buffer, target: Buffer);
+
+    /// Queues a kernel. A grid without blocks is nothing to do.
+    fn launch(&mut self, launch: &Launch<'_>);
+
+    /// Queues a matrix product whose operands `a` and `b` are of one type (`c` is of that type or f32).
+    fn matmul(&mut self, op: &Matmul);
+}
+
+/// The name of a kernel for a type of activations: `kernel!(dtype, "add")` is `add_f32` or `add_bf16`.
+macro_rules! kernel {
+    ($dtype:expr, $name:literal) => {
+        match $dtype {
+            $crate::backend::DType::F32 => concat!($name, "_f32"),
+            $crate::backend::DType::Bf16 => concat!($name, "_bf16"),
+            other => unreachable!("activations and weights are f32 or bf16, not {other:?}"),
+        }
+    };
+}
+pub(super) use kernel;
+
+/// A size as a kernel's `int`. Sizes come from shapes that were planned; those that may be greater are `long long`.
+pub(super) fn int(size: usize) -> Arg {
+    debug_assert!(i32::try_from(size).is_ok(), "{size} is no int");
+    Arg::Int(size as i32)
+}
+
+/// A size as a kernel's `long long`.
+pub(super) fn long(size: usize) -> Arg {
+    Arg::Long(size as i64)
+}
+
+/// A buffer that may be left out, read where it is there.
+pub(super) fn read_or_null(buffer: Option<Buffer>) -> Arg {
+    buffer.map_or(Arg::Null, Arg::Read)
+}
+
+/// The first `len` elements of `dtype` of the leaf's scratch.
+pub(super) fn scratch_of(scratch: Buffer, dtype: DType, len: usize) -> Buffer {
+    assert!(len * dtype.bytes() <= scratch.bytes(), "{len} of {dtype:?} in a scratch of {} bytes", scratch.bytes());
+    Buffer { dtype, len, ..scratch }
+}

@@ -1,0 +1,93 @@
+//! A device that is the host: kernels run as fibers, memory and matrix products are those of the CPU backend.
+
+use std::collections::BTreeSet;
+
+use arl_kernels::emulation::{self, Element, Shape, Value};
+use arl_model::Result;
+
+use super::device::{Arg, Device, Launch};
+use crate::backend::cpu::CpuBackend;
+use crate::backend::{Backend, Buffer, DType, Matmul, Pool};
+
+/// Runs kernels as soon as they are queued.
+#[derive(Default)]
+pub struct EmulatedDevice {
+    memory: CpuBackend,
+    launches: u32,
+    /// The kernels that ran.
+    pub ran: BTreeSet<&'static str>,
+}
+
+impl EmulatedDevice {
+    fn value(&mut self, arg: Arg) -> Value {
+        let (buffer, written) = match arg {
+            Arg::Int(value) => return Value::I32(value),
+            Arg::Long(value) => return Value::I64(value),
+            Arg::Float(value) => return Value::F32(value),
+            Arg::Null => return Value::Pointer { address: std::ptr::null_mut(), element: None, written: false },
+            Arg::Read(buffer) => (buffer, false),
+            Arg::Write(buffer) | Arg::Update(buffer) => (buffer, true),
+        };
+        let element = match buffer.dtype {
+            DType::F32 => Element::F32,
+            DType::Bf16 => Element::Bf16,
+            DType::F64 => Element::F64,
+            DType::I32 => Element::I32,
+            DType::U16 => Element::U16,
+        };
+        Value::Pointer { address: self.memory.address(buffer), element: Some(element), written }
+    }
+}
+
+impl Device for EmulatedDevice {
+    fn name(&self) -> String {
+        "kernels on the host".into()
+    }
+
+    fn multiprocessors(&self) -> usize {
+        3
+    }
+
+    fn reserve(&mut self, pool: Pool, bytes: usize) -> Result<()> {
+        self.memory.reserve(pool, bytes)
+    }
+
+    fn upload(&mut self, source: &[u8], target: Buffer) {
+        self.memory.upload(source, target);
+    }
+
+    fn read_back(&mut self, source: Buffer, target: &mut [u8]) -> Result<()> {
+        self.memory.read_back(source, target)
+    }
+
+    fn zero(&mut self, target: Buffer) {
+        self.memory.zero(target);
+    }
+
+    fn copy(&mut self, source: Buffer, target: Buffer) {
+        self.memory.copy(source, target);
+    }
+
+    fn launch(&mut self, launch: &Launch<'_>) {
+        let grid = launch.grid.map(|blocks| blocks as u32);
+        if grid.contains(&0) {
+            return;
+        }
+        assert!(grid[1] <= 65_535 && grid[2] <= 65_535, "{}: a grid of {grid:?}", launch.kernel);
+        // What a GPU since 8.0 has for one block (8.6 and 8.9 have the least).
+        assert!(launch.shared_bytes <= 99 << 10, "{}: {} bytes of shared memory", launch.kernel, launch.shared_bytes);
+        self.launches += 1;
+        self.ran.insert(launch.kernel);
+        let args: Vec<Value> = launch.args.iter().map(|arg| self.value(*arg)).collect();
+        let threads = [launch.threads as u32, 1, 1];
+        let shape = Shape { grid, threads, shared_bytes: launch.shared_bytes };
+        // SAFETY: every address was just checked to lie, with its length, in a pool that lives as long as `self`, and
+        // `&mut self` is the only way to it; kernels stay within what the launch says, which their tests are about.
+        let result = unsafe { emulation::launch(launch.kernel, shape, &args, self.launches % 4) };
+        assert_eq!(result, Ok(()));
+    }
+
+    fn matmul(&mut self, op: &Matmul) {
+        self.memory.matmul(op);
+    }
+}

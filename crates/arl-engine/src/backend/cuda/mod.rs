@@ -1,0 +1,254 @@
+//! The CUDA leaves. This file names each; the family's file checks shapes and launches its kernels on a [`Device`].
+
+mod attention;
+mod classifier;
+mod device;
+mod elementwise;
+mod embedding;
+#[cfg(test)]
+mod emulated;
+mod matmul;
+mod moe;
+mod norm;
+mod optimizer;
+mod rope;
+mod swiglu;
+#[cfg(test)]
+#[allow(clippy::duplicate_mod, reason = "the leaves' tests run against each backend")]
+#[path = "../tests/mod.rs"]
+mod tests;
+
+use arl_model::Result;
+
+pub use self::device::{Arg, Device, Launch};
+use super::{
+    AdamW, Attention, Backend, Buffer, CrossEntropy, DType, GroupedMatmul, Heads, Matmul, NormRope, Permutation, Pool,
+    Router, Rows,
+};
+
+/// The leaf operations on a CUDA device. They are queued, and done when something is read back.
+pub struct CudaBackend<D> {
+    device: D,
+    /// f32, the whole of [`Pool::Scratch`]: partial sums of the leaf in progress.
+    scratch: Buffer,
+}
+
+impl<D: Device> CudaBackend<D> {
+    /// A backend with empty pools.
+    pub fn new(device: D) -> Self {
+        CudaBackend { device, scratch: Buffer { pool: Pool::Scratch, offset: 0, len: 0, dtype: DType::F32 } }
+    }
+
+    /// The device; for measurements and tests.
+    pub fn device_mut(&mut self) -> &mut D {
+        &mut self.device
+    }
+}
+
+/// A new backend for the leaves' tests.
+#[cfg(test)]
+fn test_backend() -> CudaBackend<emulated::EmulatedDevice> {
+    CudaBackend::new(emulated::EmulatedDevice::default())
+}
+
+/// Most blocks whose partial sums a second kernel adds up. Fixed, so that sums do not depend on the device.
+const PARTS: usize = 128;
+
+impl<D: Device> Backend for CudaBackend<D> {
+    fn name(&self) -> String {
+        self.device.name()
+    }
+
+    fn scratch_bytes(&self, columns: usize) -> usize {
+        // Two vectors of partial sums a block: of the norms of queries and of keys.
+        (2 * PARTS * columns * DType::F32.bytes()).max(1 << 16)
+    }
+
+    fn logits_gradient(&self, activations: DType) -> DType {
+        // A product on tensor cores wants both operands in one type.
+        activations
+    }
+
+    fn reserve(&mut self, pool: Pool, bytes: usize) -> Result<()> {
+        if pool == Pool::Scratch {
+            self.scratch.len = bytes / DType::F32.bytes();
+        }
+        self.device.reserve(pool, bytes)
+    }
+
+    fn upload(&mut self, source: &[u8], target: Buffer) {
+        self.device.upload(source, target);
+    }
+
+    fn read_back(&mut self, source: Buffer, target: &mut [u8]) -> Result<()> {
+        self.device.read_back(source, target)
+    }
+
+    fn zero(&mut self, target: Buffer) {
+        if target.len > 0 {
+            self.device.zero(target);
+        }
+    }
+
+    fn copy(&mut self, source: Buffer, target: Buffer) {
+        if target.len > 0 {
+            elementwise::copy(&mut self.device, source, target);
+        }
+    }
+
+    fn matmul(&mut self, op: &Matmul) {
+        matmul::matmul(&mut self.device, op);
+    }
+
+    fn grouped_matmul(&mut self, op: &GroupedMatmul) {
+        matmul::grouped(&mut self.device, op);
+    }
+
+    fn sum_rows(&mut self, x: Rows, rows: usize, columns: usize, out: Buffer) {
+        elementwise::sum_rows(&mut self.device, self.scratch, x, rows, columns, out);
+    }
+
+    fn embedding(&mut self, ids: Buffer, table: Buffer, width: usize, out: Buffer) {
+        embedding::gather(&mut self.device, table, ids, 1, width, out);
+    }
+
+    fn embedding_backward(&mut self, ids: Buffer, d_out: Buffer, width: usize, table_gradient: Buffer) {
+        embedding::embedding_backward(&mut self.device, ids, d_out, width, table_gradient);
+    }
+
+    fn rms_norm(&mut self, x: Buffer, weight: Buffer, epsilon: f32, out: Buffer, inverse_rms: Buffer) {
+        norm::rms_norm(&mut self.device, x, weight, epsilon, out, inverse_rms);
+    }
+
+    fn add_rms_norm(
+        &mut self,
+        x: Buffer,
+        delta: Buffer,
+        sum: Buffer,
+        weight: Buffer,
+        epsilon: f32,
+        out: Buffer,
+        inverse_rms: Buffer,
+    ) {
+        norm::add_rms_norm(&mut self.device, x, delta, sum, weight, epsilon, out, inverse_rms);
+    }
+
+    fn rms_norm_again(&mut self, x: Buffer, weight: Buffer, inverse_rms: Buffer, out: Buffer) {
+        norm::rms_norm_again(&mut self.device, x, weight, inverse_rms, out);
+    }
+
+    fn rms_norm_backward(
+        &mut self,
+        d_out: Buffer,
+        x: Buffer,
+        weight: Buffer,
+        inverse_rms: Buffer,
+        d_x: Buffer,
+        d_weight: Buffer,
+    ) {
+        norm::rms_norm_backward(&mut self.device, self.scratch, d_out, x, weight, inverse_rms, d_x, d_weight);
+    }
+
+    fn add(&mut self, x: Buffer, delta: Buffer) {
+        if x.len > 0 {
+            elementwise::add(&mut self.device, x, delta);
+        }
+    }
+
+    fn norm_rope(&mut self, op: &NormRope, qkv: Buffer, qk: Buffer) {
+        rope::norm_rope(&mut self.device, op, qkv, qk);
+    }
+
+    fn norm_rope_backward(&mut self, op: &NormRope, qkv: Buffer, d_qkv: Buffer, d_norm: Option<(Buffer, Buffer)>) {
+        rope::norm_rope_backward(&mut self.device, self.scratch, op, qkv, d_qkv, d_norm);
+    }
+
+    fn attention(&mut self, op: &Attention) {
+        attention::forward(&mut self.device, op);
+    }
+
+    fn attention_backward(&mut self, op: &Attention, d_out: Rows, d_qkv: Buffer, scratch: Buffer) {
+        attention::backward(&mut self.device, op, d_out, d_qkv, scratch);
+    }
+
+    fn attention_cached(
+        &mut self,
+        heads: Heads,
+        window: Option<usize>,
+        scale: f32,
+        q: Rows,
+        k_cache: Buffer,
+        v_cache: Buffer,
+        capacity: usize,
+        lengths: Buffer,
+        out: Buffer,
+    ) {
+        attention::cached(&mut self.device, heads, window, scale, q, k_cache, v_cache, capacity, lengths, out);
+    }
+
+    fn swiglu(&mut self, gate_up: Buffer, width: usize, out: Buffer) {
+        swiglu::swiglu(&mut self.device, gate_up, width, out);
+    }
+
+    fn swiglu_backward(&mut self, gate_up: Buffer, width: usize, d_out: Buffer) {
+        swiglu::swiglu_backward(&mut self.device, gate_up, width, d_out);
+    }
+
+    fn gather_rows(&mut self, x: Buffer, rows: Buffer, divisor: usize, width: usize, out: Buffer) {
+        embedding::gather(&mut self.device, x, rows, divisor, width, out);
+    }
+
+    fn scatter_rows(&mut self, x: Buffer, rows: Buffer, width: usize, out: Buffer) {
+        embedding::scatter(&mut self.device, x, rows, width, out);
+    }
+
+    fn cross_entropy(&mut self, op: &CrossEntropy) {
+        classifier::cross_entropy(&mut self.device, op);
+    }
+
+    fn dot(&mut self, a: Buffer, b: Buffer, out: Buffer) {
+        elementwise::dot(&mut self.device, self.scratch, a, b, out);
+    }
+
+    fn adamw(&mut self, op: &AdamW) {
+        optimizer::adamw(&mut self.device, op);
+    }
+
+    fn router(&mut self, op: &Router, logits: Buffer, balance: Option<Buffer>) {
+        moe::router(&mut self.device, op, logits, balance);
+    }
+
+    fn router_backward(&mut self, op: &Router, d_weights: Buffer, balance: Option<(Buffer, f32)>, d_logits: Buffer) {
+        moe::router_backward(&mut self.device, op, d_weights, balance, d_logits);
+    }
+
+    fn permute(&mut self, op: &Router, permutation: &Permutation) {
+        moe::permute(&mut self.device, op, permutation);
+    }
+
+    fn combine(
+        &mut self,
+        x: Buffer,
+        permutation: &Permutation,
+        weights: Option<Buffer>,
+        top_k: usize,
+        width: usize,
+        out: Buffer,
+    ) {
+        moe::combine(&mut self.device, x, permutation, weights, top_k, width, out);
+    }
+
+    fn combine_backward(
+        &mut self,
+        d_out: Buffer,
+        x: Buffer,
+        permutation: &Permutation,
+        weights: Buffer,
+        top_k: usize,
+        width: usize,
+        d_x: Buffer,
+        d_weights: Buffer,
+    ) {
+        moe::combine_backward(&mut self.device, d_out, x, permutation, weights, top_k, width, d_x, d_weights);
+    }
+}

@@ -1,0 +1,93 @@
+// What every kernel file shares: element types, 16-byte packs, sums over warps and blocks, and how a kernel is declared.
+// Device code only, so that the same sources compile for a GPU (nvcc) and for the host (../emulation).
+#pragma once
+
+#ifdef ARL_EMULATION
+
+#include "../emulation/cuda.h"
+
+// A kernel with arguments `...`; blocks have at most `threads` threads.
+#define ARL_KERNEL(name, threads, ...)                                                                                 \
+    static void name(__VA_ARGS__);                                                                                     \
+    static const emulation::Kernel registered_##name(                                                                  \
+        #name, emulation::Entry<decltype(&name)>::signature, threads, &emulation::Entry<decltype(&name)>::call<&name>); \
+    static void name(__VA_ARGS__)
+
+// Dynamic shared memory, as an array of `type`.
+#define ARL_SHARED(type, name) type *name = reinterpret_cast<type *>(emulation::block->shared)
+
+#else
+
+#include <cuda_bf16.h>
+#include <cstdint>
+
+#define ARL_KERNEL(name, threads, ...) extern "C" __global__ void __launch_bounds__(threads) name(__VA_ARGS__)
+
+extern __shared__ __align__(128) unsigned char arl_shared_bytes[];
+#define ARL_SHARED(type, name) type *name = reinterpret_cast<type *>(arl_shared_bytes)
+
+#endif
+
+typedef __nv_bfloat16 bf16;
+
+// Lines of a kernel once for each type of activations: ARL_FOR_TYPES(M) is M(f32, float) M(bf16, bf16).
+#define ARL_FOR_TYPES(M) M(f32, float) M(bf16, bf16)
+
+__device__ __forceinline__ float load(float value) { return value; }
+__device__ __forceinline__ float load(bf16 value) { return __bfloat162float(value); }
+
+template <typename T> struct Store;
+template <> struct Store<float> {
+    static __device__ __forceinline__ float of(float value) { return value; }
+};
+template <> struct Store<bf16> {
+    static __device__ __forceinline__ bf16 of(float value) { return __float2bfloat16(value); }
+};
+
+// The nearest element of type T. Arithmetic is in f32 everywhere.
+template <typename T> __device__ __forceinline__ T store(float value) { return Store<T>::of(value); }
+
+// What `value` becomes when it is stored as T and loaded again.
+template <typename T> __device__ __forceinline__ float rounded(float value) { return load(store<T>(value)); }
+
+// Elements that are read or written as one access of 16 bytes.
+template <typename T> struct __align__(16) Pack {
+    static constexpr int SIZE = 16 / sizeof(T);
+    T at[SIZE];
+};
+
+template <typename T> __device__ __forceinline__ Pack<T> load_pack(const T *source) {
+    return *reinterpret_cast<const Pack<T> *>(source);
+}
+
+template <typename T> __device__ __forceinline__ void store_pack(T *target, const Pack<T> &pack) {
+    *reinterpret_cast<Pack<T> *>(target) = pack;
+}
+
+// Whether rows of `width` elements from `p` on can be read in packs.
+template <typename T> __device__ __forceinline__ bool packs(const T *p, long long width) {
+    return width % Pack<T>::SIZE == 0 && reinterpret_cast<uintptr_t>(p) % 16 == 0;
+}
+
+constexpr unsigned FULL = 0xffffffffu;
+
+__device__ __forceinline__ float warp_sum(float value) {
+    for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(FULL, value, distance);
+    return value;
+}
+
+__device__ __forceinline__ float warp_max(float value) {
+    for (int distance = 16; distance > 0; distance /= 2) value = fmaxf(value, __shfl_xor_sync(FULL, value, distance));
+    return value;
+}
+
+// The sum over a block of 32 x `WARPS` threads, in the same order every time; every thread gets it. `scratch` holds
+// WARPS floats; it is free again only after the next barrier.
+template <int WARPS> __device__ __forceinline__ float block_sum(float value, float *scratch) {
+    value = warp_sum(value);
+    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
+    __syncthreads();
+    float sum = 0;
+    for (int i = 0; i < WARPS; i++) sum += scratch[i];
+    return sum;
+}

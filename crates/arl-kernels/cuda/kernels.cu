@@ -1,0 +1,3 @@
+// All kernels as one translation unit: one fatbin for the GPU, one object for the host.
+#include "elementwise.cu"
+#include "norm.cu"

@@ -1,0 +1,227 @@
+// CUDA's language as far as this project's kernels use it, for a C++ compiler: the threads of a block are fibers that
+// run one at a time and switch only where they wait for each other. Knows nothing of any kernel.
+//
+// What it shows: wrong arithmetic, wrong indices, barriers that not all threads reach (an error), and missing barriers
+// (threads run in ascending, descending and shuffled order by turns, so that results then differ).
+#pragma once
+
+#include <math.h>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __align__(bytes) alignas(bytes)
+#define __shared__ static thread_local
+#define __constant__ static const
+
+struct uint3 {
+    unsigned x, y, z;
+};
+
+struct __nv_bfloat16 {
+    uint16_t bits;
+};
+
+inline float __bfloat162float(__nv_bfloat16 value) {
+    uint32_t bits = uint32_t(value.bits) << 16;
+    float wide;
+    memcpy(&wide, &bits, 4);
+    return wide;
+}
+
+// To nearest, ties to even; a NaN stays one.
+inline __nv_bfloat16 __float2bfloat16(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    if (value != value) return {uint16_t((bits >> 16) | 0x40)};
+    return {uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+}
+
+namespace emulation {
+
+enum class State { Ready, AtBlockBarrier, AtWarpBarrier, Done };
+
+// One thread of a block.
+struct Thread {
+    uint3 index;
+    unsigned linear;
+    State state;
+    // Lanes that a warp barrier waits for.
+    unsigned mask;
+    // Which half of the warp's slots its next exchange uses.
+    unsigned turn;
+    // cp.async copies that were asked for, and the groups they were committed in.
+    struct Copy {
+        void *target;
+        const void *source;
+        unsigned bytes, filled;
+    };
+    static constexpr unsigned MOST_COPIES = 512, MOST_GROUPS = 32;
+    Copy copies[MOST_COPIES];
+    unsigned copy_count;
+    unsigned groups[MOST_GROUPS];
+    unsigned group_count;
+};
+
+// What the lanes of a warp show each other; two halves, so that one barrier an exchange is enough.
+struct Slots {
+    alignas(16) unsigned char lanes[2][32][64];
+};
+
+struct Block {
+    uint3 index;
+    uint3 grid;
+    uint3 threads;
+    unsigned char *shared;
+    Slots *warps;
+};
+
+extern thread_local Thread *thread;
+extern thread_local Block *block;
+
+// Switch to another thread until all threads of the block, or the lanes of `mask`, are here.
+void wait_for_block();
+void wait_for_warp(unsigned mask);
+// Ends the launch with an error.
+[[noreturn]] void fail(const char *what);
+
+inline unsigned lane() { return thread->linear % 32; }
+
+// Shows `value` to the lanes of `mask` and returns what each lane showed.
+template <typename T> const T *exchange(unsigned mask, const T &value, T (&all)[32]) {
+    static_assert(sizeof(T) <= 64 && std::is_trivially_copyable_v<T>);
+    auto &half = block->warps[thread->linear / 32].lanes[thread->turn];
+    thread->turn ^= 1;
+    memcpy(half[lane()], &value, sizeof(T));
+    wait_for_warp(mask);
+    for (unsigned i = 0; i < 32; i++)
+        if (mask >> i & 1) memcpy(&all[i], half[i], sizeof(T));
+    return all;
+}
+
+// The kinds of a kernel's arguments, one letter each; pointers to what is only read in lower case, to what is written in
+// upper case: b/B bytes, f/F f32, h/H bf16, d/D f64, i/I i32, u/U u16, l/L i64. Values: 4 i32, 8 i64, 5 f32.
+template <typename T> constexpr char kind() {
+    if constexpr (std::is_pointer_v<T>) {
+        using E = std::remove_pointer_t<T>;
+        using P = std::remove_cv_t<E>;
+        constexpr char letter = std::is_same_v<P, float>           ? 'f'
+                                : std::is_same_v<P, __nv_bfloat16> ? 'h'
+                                : std::is_same_v<P, double>        ? 'd'
+                                : std::is_same_v<P, int>           ? 'i'
+                                : std::is_same_v<P, unsigned short> ? 'u'
+                                : std::is_same_v<P, long long>     ? 'l'
+                                                                   : 'b';
+        return std::is_const_v<E> ? letter : char(letter - 32);
+    } else if constexpr (std::is_same_v<T, float>) {
+        return '5';
+    } else if constexpr (std::is_same_v<T, long long>) {
+        return '8';
+    } else {
+        static_assert(std::is_same_v<T, int>, "a kernel takes pointers, int, long long and float");
+        return '4';
+    }
+}
+
+template <typename F> struct Entry;
+template <typename... A> struct Entry<void (*)(A...)> {
+    static constexpr char signature[] = {kind<A>()..., 0};
+    template <void (*F)(A...), size_t... I> static void call_with(void **args, std::index_sequence<I...>) {
+        F(*static_cast<A *>(args[I])...);
+    }
+    template <void (*F)(A...)> static void call(void **args) {
+        call_with<F>(args, std::index_sequence_for<A...>{});
+    }
+};
+
+// A kernel that can be launched by its name.
+struct Kernel {
+    const char *name;
+    const char *signature;
+    unsigned most_threads;
+    void (*call)(void **args);
+    Kernel *next;
+    Kernel(const char *name, const char *signature, unsigned most_threads, void (*call)(void **));
+};
+
+} // namespace emulation
+
+#define threadIdx (emulation::thread->index)
+#define blockIdx (emulation::block->index)
+#define blockDim (emulation::block->threads)
+#define gridDim (emulation::block->grid)
+
+inline void __syncthreads() { emulation::wait_for_block(); }
+inline void __syncwarp(unsigned mask = 0xffffffffu) { emulation::wait_for_warp(mask); }
+
+template <typename T> T __shfl_sync(unsigned mask, T value, int lane) {
+    T all[32];
+    return emulation::exchange(mask, value, all)[lane & 31];
+}
+
+template <typename T> T __shfl_xor_sync(unsigned mask, T value, int distance) {
+    T all[32];
+    return emulation::exchange(mask, value, all)[(emulation::lane() ^ unsigned(distance)) & 31];
+}
+
+template <typename T> T __shfl_down_sync(unsigned mask, T value, unsigned distance) {
+    T all[32];
+    unsigned from = emulation::lane() + distance;
+    return emulation::exchange(mask, value, all)[from < 32 ? from : emulation::lane()];
+}
+
+template <typename T> T __shfl_up_sync(unsigned mask, T value, unsigned distance) {
+    T all[32];
+    unsigned from = emulation::lane();
+    return emulation::exchange(mask, value, all)[from >= distance ? from - distance : from];
+}
+
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+    int all[32];
+    emulation::exchange(mask, predicate, all);
+    unsigned bits = 0;
+    for (unsigned i = 0; i < 32; i++)
+        if ((mask >> i & 1) && all[i]) bits |= 1u << i;
+    return bits;
+}
+
+inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
+inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
+
+// Only whole numbers: sums of floats in no fixed order have no place in this project.
+inline int atomicAdd(int *target, int value) {
+    int old = *target;
+    *target += value;
+    return old;
+}
+
+inline float __expf(float x) { return std::exp(x); }
+inline float __logf(float x) { return std::log(x); }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
+inline float __frcp_rn(float x) { return 1.0f / x; }
+inline unsigned __float_as_uint(float x) {
+    unsigned bits;
+    memcpy(&bits, &x, 4);
+    return bits;
+}
+inline float __uint_as_float(unsigned bits) {
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+template <typename T> T __ldg(const T *p) { return *p; }
+template <typename T> T min(T a, T b) { return b < a ? b : a; }
+template <typename T> T max(T a, T b) { return a < b ? b : a; }
+#ifndef INFINITY
+#define INFINITY __builtin_inff()
+#endif
