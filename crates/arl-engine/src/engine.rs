@@ -9,12 +9,13 @@ use std::time::Instant;
 use arl_model::{Error, ErrorCode, ModelConfig, Result, RopeTable, WeightDtype};
 
 use crate::arena::{Arena, Category};
-use crate::backend::{AdamW, Backend, Buffer, DType, Pool, split_master};
+use crate::backend::{Backend, Buffer, DType, Pool, split_master};
 use crate::batch::{BatchSize, MicroBatch, Staging};
 use crate::params::{Params, Store, TrainingStore};
 use crate::plan::{MemoryPlan, StepPlan};
 use crate::shape::Shape;
 use crate::step::{Layer, Model, Recompute, Run, Step};
+use crate::update::{Slots, Update};
 
 /// What an engine is made of.
 #[derive(Clone, Debug)]
@@ -23,6 +24,10 @@ pub struct EngineOptions {
     pub dtype: DType,
     /// What the backward pass computes anew.
     pub recompute: Recompute,
+    /// Keep the layers' inputs in host memory between the passes. Results are equal in bits.
+    pub activation_offloading: bool,
+    /// Keep moments, and masters beside bf16 weights, in host memory. Results are equal in bits.
+    pub optimizer_offload: bool,
     /// Most rows of logits at a time; `None`: as many as fit in 32 MiB, but no fewer than 256.
     pub loss_seq_chunk_size: Option<usize>,
     /// The largest micro-batch expected. A larger one makes the engine plan and reserve anew before the step.
@@ -38,6 +43,8 @@ impl Default for EngineOptions {
         EngineOptions {
             dtype: DType::F32,
             recompute: Recompute::Norms,
+            activation_offloading: false,
+            optimizer_offload: false,
             loss_seq_chunk_size: None,
             max_batch: BatchSize { tokens: 1, sequences: 1 },
             adam: Adam::default(),
@@ -166,10 +173,11 @@ pub(crate) fn model(config: &ModelConfig, options: &EngineOptions) -> Result<Mod
     let chunk = (DEFAULT_LOGITS_BYTES / (config.vocab_size * DType::F32.bytes())).max(256);
     Ok(Model {
         shape: Shape::new(config),
-        store: Store::new(params.len, options.dtype, options.inference_only),
+        store: Store::new(params.len, options.dtype, options.inference_only, options.optimizer_offload),
         params,
         dtype: options.dtype,
         recompute: options.recompute,
+        activation_offloading: options.activation_offloading,
         loss_chunk: options.loss_seq_chunk_size.unwrap_or(chunk),
     })
 }
@@ -191,7 +199,10 @@ impl<B: Backend> Engine<B> {
         let model = model(&config, options)?;
         let plan = StepPlan::new(&model, options.max_batch, MICRO_BATCHES)?;
         backend.reserve(Pool::State, model.store.bytes)?;
+        backend.reserve(Pool::HostState, model.store.host_bytes)?;
+        backend.reserve(Pool::Scratch, backend.scratch_bytes(model.shape.widest()))?;
         backend.reserve(Pool::Step, plan.bytes())?;
+        backend.reserve(Pool::HostStep, plan.host_bytes())?;
         zero_gaps(&mut backend, &model);
         Ok(Engine {
             backend,
@@ -254,6 +265,7 @@ impl<B: Backend> Engine<B> {
     pub(crate) fn make_room_for(&mut self, plan: StepPlan) -> Result<()> {
         self.plan = StepPlan::nothing();
         self.backend.reserve(Pool::Step, plan.bytes())?;
+        self.backend.reserve(Pool::HostStep, plan.host_bytes())?;
         self.arena = Arena::new(plan.bytes());
         self.plan = plan;
         Ok(())
@@ -446,30 +458,16 @@ impl<B: Backend> Engine<B> {
         Ok(())
     }
 
-    /// AdamW on both halves of the parameters.
+    /// AdamW on all parameters.
     fn update(&mut self, training: &TrainingStore, hyper: Hyper, step: u64) {
-        let (adam, store) = (self.adam, self.model.store);
-        let correction = |beta: f32| (1.0 - f64::from(beta).powf(step as f64)) as f32;
-        let (decayed, len) = (self.model.params.decayed, self.model.params.len);
-        for (start, end, weight_decay) in [(0, decayed, adam.weight_decay), (decayed, len, 0.0)] {
-            let part = |buffer: Buffer| buffer.slice(start, end - start);
-            self.backend.adamw(&AdamW {
-                weights: part(store.weights),
-                weights_low: store.weights_low.map(part),
-                gradients: part(training.gradients),
-                moment1: part(training.moment1),
-                moment2: part(training.moment2),
-                learning_rate: hyper.learning_rate,
-                beta1: adam.beta1,
-                beta2: adam.beta2,
-                epsilon: adam.epsilon,
-                weight_decay,
-                bias_correction1: correction(adam.beta1),
-                bias_correction2: correction(adam.beta2),
-                grad_norm_squared: training.norm_squared,
-                max_grad_norm: hyper.max_grad_norm,
-            });
+        let store = self.model.store;
+        let update = Update::new(&store, training, self.adam, self.model.params.decayed, hyper, step);
+        if store.host_bytes == 0 {
+            return update.run(&mut self.backend);
         }
+        self.arena.clear();
+        let slots = Slots::take(&mut self.arena, &store);
+        update.run_offloaded(&mut self.backend, &slots);
     }
 }
 

@@ -14,6 +14,7 @@ mod plan;
 mod shape;
 mod state;
 mod step;
+mod update;
 
 pub use arena::Category;
 pub use batch::{BatchSize, IGNORED, MicroBatch};

@@ -46,7 +46,33 @@ pub enum Pool {
     Step,
     /// A leaf's own, while it runs: partial sums. See [`Backend::scratch_bytes`].
     Scratch,
+    /// Host memory that lasts as long as the engine: masters and moments that are not on the device. Only
+    /// [`Backend::transfer`], [`Backend::upload`] and [`Backend::read_back`] reach it, as [`Pool::HostStep`].
+    HostState,
+    /// Host memory of one micro-batch: activations that are not on the device.
+    HostStep,
 }
+
+/// A queue of work. Leaves run in order on [`Stream::Compute`], copies to and from host memory beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// All leaves.
+    Compute,
+    /// Copies to host memory.
+    ToHost,
+    /// Copies from host memory.
+    FromHost,
+}
+
+impl Stream {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Stream; 3] = [Stream::Compute, Stream::ToHost, Stream::FromHost];
+}
+
+/// A point in a stream's work that another stream waits for. It may be recorded again; who waits, waits for the last
+/// record that was queued before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event(pub u32);
 
 /// `len` elements of `dtype`, from byte `offset` of `pool` on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -340,6 +366,20 @@ pub trait Backend: Send {
 
     /// Waits for all queued leaves, then copies to the host; `target.len() == source.bytes()`. Reports what failed.
     fn read_back(&mut self, source: Buffer, target: &mut [u8]) -> Result<()>;
+
+    /// Queues a copy of bytes on `stream`; one of the two buffers is in host memory.
+    fn transfer(&mut self, stream: Stream, source: Buffer, target: Buffer);
+
+    /// Marks the present end of `stream`.
+    fn record(&mut self, stream: Stream, event: Event);
+
+    /// What is queued on `stream` from here on begins when `event` has been reached.
+    fn wait(&mut self, stream: Stream, event: Event);
+
+    /// What `buffer` holds is of no use any more; nothing reads it before it is written. For checks.
+    fn discard(&mut self, buffer: Buffer) {
+        let _ = buffer;
+    }
 
     /// Sets every element to zero.
     fn zero(&mut self, target: Buffer);

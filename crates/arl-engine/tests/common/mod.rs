@@ -92,3 +92,16 @@ pub fn difference(a: &[f32], b: &[f32]) -> f64 {
     };
     (sum(&|a, b| (a - b) * (a - b)) / sum(&|_, b| b * b)).sqrt()
 }
+
+/// A folder with a model's configuration, of another number of layers; it has no weights.
+pub fn deeper(name: &str, layers: usize) -> tempfile::TempDir {
+    let text = std::fs::read_to_string(model(name).join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    config["num_hidden_layers"] = layers.into();
+    if let Some(types) = config["layer_types"].as_array() {
+        config["layer_types"] = types.iter().cycle().take(layers).cloned().collect();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    dir
+}

@@ -7,7 +7,7 @@ use arl_model::Result;
 
 use super::device::{Arg, Device, Launch};
 use crate::backend::cpu::CpuBackend;
-use crate::backend::{Backend, Buffer, DType, Matmul, Pool};
+use crate::backend::{Backend, Buffer, DType, Event, Matmul, Pool, Stream};
 
 /// Runs kernels as soon as they are queued.
 #[derive(Default)]
@@ -58,6 +58,19 @@ impl Device for EmulatedDevice {
 
     fn read_back(&mut self, source: Buffer, target: &mut [u8]) -> Result<()> {
         self.memory.read_back(source, target)
+    }
+
+    fn transfer(&mut self, stream: Stream, source: Buffer, target: Buffer) {
+        self.memory.transfer(stream, source, target);
+    }
+
+    fn record(&mut self, _stream: Stream, _event: Event) {}
+
+    fn wait(&mut self, _stream: Stream, _event: Event) {}
+
+    fn discard(&mut self, buffer: Buffer) {
+        // What reads it all the same gets NaN, or -1.
+        self.memory.upload(&vec![0xff; buffer.bytes()], buffer);
     }
 
     fn zero(&mut self, target: Buffer) {

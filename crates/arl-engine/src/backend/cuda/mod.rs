@@ -11,6 +11,8 @@ mod matmul;
 mod moe;
 mod norm;
 mod optimizer;
+#[cfg(test)]
+mod recording;
 mod rope;
 mod swiglu;
 #[cfg(test)]
@@ -22,8 +24,8 @@ use arl_model::Result;
 
 pub use self::device::{Arg, Device, Launch};
 use super::{
-    AdamW, Attention, Backend, Buffer, CrossEntropy, DType, GroupedMatmul, Heads, Matmul, NormRope, Permutation, Pool,
-    Router, Rows,
+    AdamW, Attention, Backend, Buffer, CrossEntropy, DType, Event, GroupedMatmul, Heads, Matmul, NormRope, Permutation, Pool,
+    Router, Rows, Stream,
 };
 
 /// The leaf operations on a CUDA device. They are queued, and done when something is read back.
@@ -82,6 +84,23 @@ impl<D: Device> Backend for CudaBackend<D> {
 
     fn read_back(&mut self, source: Buffer, target: &mut [u8]) -> Result<()> {
         self.device.read_back(source, target)
+    }
+
+    fn transfer(&mut self, stream: Stream, source: Buffer, target: Buffer) {
+        assert_eq!(source.bytes(), target.bytes(), "a transfer of unlike buffers");
+        self.device.transfer(stream, source, target);
+    }
+
+    fn record(&mut self, stream: Stream, event: Event) {
+        self.device.record(stream, event);
+    }
+
+    fn wait(&mut self, stream: Stream, event: Event) {
+        self.device.wait(stream, event);
+    }
+
+    fn discard(&mut self, buffer: Buffer) {
+        self.device.discard(buffer);
     }
 
     fn zero(&mut self, target: Buffer) {
