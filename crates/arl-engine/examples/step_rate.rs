@@ -111,7 +111,8 @@ fn run(arguments: &Arguments) -> Result<(), String> {
         inference_only: false,
     };
     let backend = ProfileBackend::new(CpuBackend::new());
-    let mut engine = Engine::open(backend, &arguments.config, Weights::Random(0), &options).map_err(message)?;
+    let mut engine =
+        Engine::open(Box::new(backend), &arguments.config, Weights::Random(0), &options).map_err(message)?;
     let hyper = Hyper { learning_rate: 1e-5, max_grad_norm: 1.0 };
     let (mut random, mut seconds, mut losses) = (1u64, Vec::new(), Vec::new());
     let mut first_step = 0.0;

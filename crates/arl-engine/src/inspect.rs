@@ -23,7 +23,7 @@ pub struct Inspection {
 }
 
 /// All memory that [`Engine::inspect`] takes: what every layer computes is kept.
-fn room<B: Backend>(step: &mut Step<'_, B>, inputs: Inputs) -> (Run, Buffer) {
+fn room<B: Backend + ?Sized>(step: &mut Step<'_, B>, inputs: Inputs) -> (Run, Buffer) {
     let (sums, balance) = take_statistics(step.arena, &step.model.shape, 1);
     let run = step.begin(inputs, Some(Recompute::Off), sums, balance);
     step.take_scratch(&run);
@@ -32,7 +32,7 @@ fn room<B: Backend>(step: &mut Step<'_, B>, inputs: Inputs) -> (Run, Buffer) {
     (run, logits)
 }
 
-impl<B: Backend> Engine<B> {
+impl<B: Backend + ?Sized> Engine<B> {
     /// Runs the forward pass and reads back what training never looks at.
     pub fn inspect(&mut self, batch: &MicroBatch) -> Result<Inspection> {
         batch.validate(0, self.model.shape.vocab)?;
@@ -55,9 +55,9 @@ impl<B: Backend> Engine<B> {
         }
 
         self.arena.clear();
-        let inputs = self.staging.upload(&mut self.backend, &mut self.arena, batch, &self.rope, dim);
+        let inputs = self.staging.upload(&mut *self.backend, &mut self.arena, batch, &self.rope, dim);
         let mut step = Step {
-            backend: &mut self.backend,
+            backend: &mut *self.backend,
             arena: &mut self.arena,
             model: &model,
             layers: &mut self.layers,

@@ -2,6 +2,10 @@
 
 #![warn(missing_docs)]
 
+// The helpers of the tests in `tests/` name the crate as their users do.
+#[cfg(test)]
+extern crate self as arl_engine;
+
 mod arena;
 pub mod backend;
 mod batch;

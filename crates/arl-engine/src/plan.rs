@@ -6,10 +6,10 @@ use std::sync::atomic::AtomicBool;
 use arl_model::{Error, ErrorCode, ModelConfig, Result};
 
 use crate::arena::{Arena, Category};
+use crate::backend::DeviceKind;
 use crate::backend::plan::PlanBackend;
 use crate::batch::{BatchSize, Inputs};
 use crate::engine::{EngineOptions, take_statistics};
-use crate::params::Store;
 use crate::step::{Model, Step, host_bytes};
 use crate::update::Slots;
 
@@ -99,7 +99,9 @@ impl StepPlan {
 }
 
 impl MemoryPlan {
-    pub(crate) fn of(store: &Store, plan: &StepPlan) -> Self {
+    pub(crate) fn of(model: &Model, plan: &StepPlan, kind: DeviceKind) -> Self {
+        let store = &model.store;
+        let own = kind.own_bytes(model.shape.widest());
         let mut categories = vec![("weights", store.weights.bytes())];
         let mut host_categories = Vec::new();
         if let Some(training) = &store.training {
@@ -118,9 +120,10 @@ impl MemoryPlan {
                 *bytes += rest;
             }
         }
+        categories.push(("scratch and libraries", own));
         categories.retain(|(_, bytes)| *bytes > 0);
         MemoryPlan {
-            total_bytes: store.bytes + plan.bytes(),
+            total_bytes: store.bytes + plan.bytes() + own,
             categories,
             host_bytes: store.host_bytes + plan.host_bytes,
             host_categories,
@@ -129,17 +132,17 @@ impl MemoryPlan {
 }
 
 /// The memory that an engine with these options takes, by category. Takes none itself.
-pub fn plan_memory(dir: &Path, options: &EngineOptions) -> Result<MemoryPlan> {
+pub fn plan_memory(dir: &Path, options: &EngineOptions, kind: DeviceKind) -> Result<MemoryPlan> {
     let config = ModelConfig::from_dir(dir)?;
-    plan_memory_of(&config, options)
+    plan_memory_of(&config, options, kind)
 }
 
 /// [`plan_memory`] of a configuration that was read already.
-pub fn plan_memory_of(config: &ModelConfig, options: &EngineOptions) -> Result<MemoryPlan> {
-    let model = crate::engine::model(config, options)?;
+pub fn plan_memory_of(config: &ModelConfig, options: &EngineOptions, kind: DeviceKind) -> Result<MemoryPlan> {
+    let model = crate::engine::model(config, options, kind)?;
     if options.max_batch.tokens == 0 {
         return Err(Error::new(ErrorCode::Config, "a micro-batch has at least one token"));
     }
     let plan = StepPlan::new(&model, options.max_batch, crate::engine::MICRO_BATCHES)?;
-    Ok(MemoryPlan::of(&model.store, &plan))
+    Ok(MemoryPlan::of(&model, &plan, kind))
 }

@@ -72,7 +72,7 @@ impl Update {
     }
 
     /// The update where everything is on the device.
-    pub(crate) fn run<B: Backend>(&self, backend: &mut B) {
+    pub(crate) fn run<B: Backend + ?Sized>(&self, backend: &mut B) {
         for (start, end, weight_decay) in self.runs() {
             let part = |buffer: Buffer| buffer.slice(start, end - start);
             backend.adamw(&AdamW {
@@ -88,7 +88,7 @@ impl Update {
     }
 
     /// The update where moments, and masters beside bf16 weights, are in host memory.
-    pub(crate) fn run_offloaded<B: Backend>(&self, backend: &mut B, slots: &Slots) {
+    pub(crate) fn run_offloaded<B: Backend + ?Sized>(&self, backend: &mut B, slots: &Slots) {
         let pieces: Vec<(usize, usize, f32)> = self
             .runs()
             .into_iter()

@@ -42,7 +42,8 @@ fn offloading_changes_no_bit_at_any_level_of_recomputation() {
                 let run = |activation_offloading, optimizer_offload| {
                     let base = options(dtype, recompute, 33);
                     let options = EngineOptions { activation_offloading, optimizer_offload, ..base };
-                    let mut engine = Engine::open(CpuBackend::new(), dir.path(), Weights::Random(7), &options).unwrap();
+                    let mut engine =
+                        Engine::open(Box::new(CpuBackend::new()), dir.path(), Weights::Random(7), &options).unwrap();
                     let stats: Vec<_> = (0..3).map(|_| engine.step(&batches, HYPER).unwrap()).collect();
                     let losses: Vec<_> = stats.iter().map(|s| (s.loss.to_bits(), s.grad_norm.to_bits())).collect();
                     (losses, state_bits(&mut engine), engine.memory())

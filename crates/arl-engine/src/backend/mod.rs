@@ -37,6 +37,35 @@ impl DType {
     }
 }
 
+/// What sort of device a backend computes on; what a plan needs to know of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// The host's processor.
+    Cpu,
+    /// A CUDA device.
+    Cuda,
+}
+
+impl DeviceKind {
+    /// Bytes of logits at a time where the caller does not say: on a processor what stays near its caches, on a GPU what
+    /// makes its products large enough.
+    pub(crate) fn default_logits_bytes(self) -> usize {
+        match self {
+            DeviceKind::Cpu => 32 << 20,
+            DeviceKind::Cuda => 1200 << 20,
+        }
+    }
+
+    /// Bytes that the device's leaves need for themselves, over matrices of at most so many columns; its libraries'
+    /// included.
+    pub(crate) fn own_bytes(self, columns: usize) -> usize {
+        match self {
+            DeviceKind::Cpu => 0,
+            DeviceKind::Cuda => cuda::scratch_bytes(columns) + cuda::LIBRARY_BYTES,
+        }
+    }
+}
+
 /// Memory that is reserved as one piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pool {
@@ -345,6 +374,11 @@ pub fn join_master(high: u16, low: u16) -> f32 {
 pub trait Backend: Send {
     /// A name for messages, for example `cpu (AVX2, 2 threads)`.
     fn name(&self) -> String;
+
+    /// The sort of device.
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Cpu
+    }
 
     /// Bytes of [`Pool::Scratch`] that the leaves need over matrices of at most so many columns.
     fn scratch_bytes(&self, columns: usize) -> usize {

@@ -104,6 +104,10 @@ impl<B: Backend> Backend for ProfileBackend<B> {
         self.measure(|| "read_back".into(), 0.0, &[source], |inner| inner.read_back(source, target))
     }
 
+    fn kind(&self) -> DeviceKind {
+        self.inner.kind()
+    }
+
     fn scratch_bytes(&self, columns: usize) -> usize {
         self.inner.scratch_bytes(columns)
     }

@@ -9,7 +9,7 @@ use crate::backend::{Backend, Buffer, DType, Rows};
 use crate::params::MlpParams;
 use crate::shape::MlpShape;
 
-impl<B: Backend> Step<'_, B> {
+impl<B: Backend + ?Sized> Step<'_, B> {
     /// From `d_norm` `[T, H]`, the gradient of the head's input, to that of every parameter but the head's.
     /// `d_x` `[T, H]` is the residual stream's.
     pub(super) fn backward(&mut self, run: &Run, d_norm: Buffer, d_x: Buffer) -> Result<()> {

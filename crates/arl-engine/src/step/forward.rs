@@ -7,7 +7,7 @@ use crate::backend::Backend;
 use crate::params::MlpParams;
 use crate::shape::MlpShape;
 
-impl<B: Backend> Step<'_, B> {
+impl<B: Backend + ?Sized> Step<'_, B> {
     /// From ids to the head's input `run.final_norm`.
     pub(crate) fn forward(&mut self, run: &Run) -> Result<()> {
         if let Some(balance) = run.balance {

@@ -18,7 +18,7 @@ pub(crate) enum LossMode {
     Evaluate,
 }
 
-impl<B: Backend> Step<'_, B> {
+impl<B: Backend + ?Sized> Step<'_, B> {
     /// From the head's input to `run.sums`, and in training to `d_norm` and the head's gradient.
     pub(crate) fn loss(&mut self, run: &Run, mode: LossMode) {
         let (h, v) = (self.model.shape.hidden, self.model.shape.vocab);

@@ -191,7 +191,7 @@ pub(crate) struct Run {
 }
 
 /// One micro-batch in progress.
-pub(crate) struct Step<'a, B> {
+pub(crate) struct Step<'a, B: ?Sized> {
     pub(crate) backend: &'a mut B,
     pub(crate) arena: &'a mut Arena,
     pub(crate) model: &'a Model,
@@ -199,7 +199,7 @@ pub(crate) struct Step<'a, B> {
     pub(crate) interrupt: &'a AtomicBool,
 }
 
-impl<B: Backend> Step<'_, B> {
+impl<B: Backend + ?Sized> Step<'_, B> {
     /// Takes the memory that lasts for the whole micro-batch.
     pub(crate) fn begin(
         &mut self,

@@ -36,7 +36,7 @@ pub(crate) fn host_bytes(layers: usize, bytes: usize) -> usize {
     layers.saturating_sub(SLOTS) * bytes.next_multiple_of(ALIGNMENT)
 }
 
-impl<B: Backend> Step<'_, B> {
+impl<B: Backend + ?Sized> Step<'_, B> {
     /// Where layer `l`'s input waits in host memory; `None` for those that stay.
     fn waiting_place(&self, l: usize) -> Option<Buffer> {
         let x = self.layers[l].x;

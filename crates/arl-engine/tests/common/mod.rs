@@ -28,7 +28,7 @@ pub fn options(dtype: DType, recompute: Recompute, tokens: usize) -> EngineOptio
 }
 
 pub fn open(name: &str, options: &EngineOptions) -> Engine<CpuBackend> {
-    Engine::open(CpuBackend::new(), &model(name), Weights::Checkpoint, options).unwrap()
+    Engine::open(Box::new(CpuBackend::new()), &model(name), Weights::Checkpoint, options).unwrap()
 }
 
 /// Sequences of these lengths, of random ids; the first third of each is not trained.

@@ -28,8 +28,8 @@ use self::element::with_element;
 use self::matmul::widened;
 use self::memory::{Lease, Memory};
 use super::{
-    AdamW, Attention, Backend, Buffer, CrossEntropy, Event, GroupedMatmul, Heads, Matmul, NormRope, Permutation, Pool, Router,
-    Rows, Stream,
+    AdamW, Attention, Backend, Buffer, CrossEntropy, Event, GroupedMatmul, Heads, Matmul, NormRope, Permutation, Pool,
+    Router, Rows, Stream,
 };
 
 /// The leaf operations on the host's processor. They run on rayon's current pool, and are done when they return.

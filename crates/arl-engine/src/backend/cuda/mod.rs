@@ -7,6 +7,8 @@ mod elementwise;
 mod embedding;
 #[cfg(test)]
 mod emulated;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod matmul;
 mod moe;
 mod norm;
@@ -14,6 +16,8 @@ mod optimizer;
 #[cfg(test)]
 mod recording;
 mod rope;
+#[cfg(test)]
+mod step_tests;
 mod swiglu;
 #[cfg(test)]
 #[allow(clippy::duplicate_mod, reason = "the leaves' tests run against each backend")]
@@ -23,9 +27,11 @@ mod tests;
 use arl_model::Result;
 
 pub use self::device::{Arg, Device, Launch};
+#[cfg(feature = "cuda")]
+pub use self::gpu::GpuDevice;
 use super::{
-    AdamW, Attention, Backend, Buffer, CrossEntropy, DType, Event, GroupedMatmul, Heads, Matmul, NormRope, Permutation, Pool,
-    Router, Rows, Stream,
+    AdamW, Attention, Backend, Buffer, CrossEntropy, DType, DeviceKind, Event, GroupedMatmul, Heads, Matmul, NormRope,
+    Permutation, Pool, Router, Rows, Stream,
 };
 
 /// The leaf operations on a CUDA device. They are queued, and done when something is read back.
@@ -56,14 +62,26 @@ fn test_backend() -> CudaBackend<emulated::EmulatedDevice> {
 /// Most blocks whose partial sums a second kernel adds up. Fixed, so that sums do not depend on the device.
 const PARTS: usize = 128;
 
+/// Memory of a device that cuBLASLt may use: what its maker recommends for the largest GPUs.
+pub(crate) const LIBRARY_BYTES: usize = 32 << 20;
+
+/// Bytes of the leaves' scratch.
+pub(crate) fn scratch_bytes(columns: usize) -> usize {
+    // Two vectors of partial sums a block: of the norms of queries and of keys.
+    (2 * PARTS * columns * DType::F32.bytes()).max(1 << 16)
+}
+
 impl<D: Device> Backend for CudaBackend<D> {
     fn name(&self) -> String {
         self.device.name()
     }
 
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Cuda
+    }
+
     fn scratch_bytes(&self, columns: usize) -> usize {
-        // Two vectors of partial sums a block: of the norms of queries and of keys.
-        (2 * PARTS * columns * DType::F32.bytes()).max(1 << 16)
+        scratch_bytes(columns)
     }
 
     fn logits_gradient(&self, activations: DType) -> DType {

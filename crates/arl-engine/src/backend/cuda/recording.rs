@@ -244,11 +244,13 @@ mod tests {
     fn what_was_not_written_must_not_be_read() {
         let copied = |device: &mut RecordingDevice<_>| device.copy(SLOT.slice(0, 4), SLOT.slice(8, 4));
         assert_eq!(faults(copied), ["copy on Compute reads what was not written"]);
-        assert!(faults(|device| {
-            device.zero(SLOT.slice(0, 4));
-            copied(device);
-        })
-        .is_empty());
+        assert!(
+            faults(|device| {
+                device.zero(SLOT.slice(0, 4));
+                copied(device);
+            })
+            .is_empty()
+        );
         // A part of it was not.
         let fault = faults(|device| {
             device.zero(SLOT.slice(0, 3));
