@@ -300,6 +300,23 @@ pub struct AdamW {
     pub max_grad_norm: f32,
 }
 
+impl AdamW {
+    /// Factor on the weights: `1 - learning_rate * weight_decay`.
+    pub fn keep(&self) -> f32 {
+        (1.0 - f64::from(self.learning_rate) * f64::from(self.weight_decay)) as f32
+    }
+
+    /// Factor on the first moment: `learning_rate / bias_correction1`.
+    pub fn step_size(&self) -> f32 {
+        (f64::from(self.learning_rate) / f64::from(self.bias_correction1)) as f32
+    }
+
+    /// Factor on the root of the second moment: `1 / sqrt(bias_correction2)`.
+    pub fn root_correction(&self) -> f32 {
+        (1.0 / f64::from(self.bias_correction2).sqrt()) as f32
+    }
+}
+
 /// Splits an f32 into a bf16 that is its rounding (halves away from zero) and 16 bits that make it exact again:
 /// `bits = (high << 16) + low - 0x8000`, in wrapping arithmetic.
 pub fn split_master(value: f32) -> (u16, u16) {
@@ -320,9 +337,10 @@ pub trait Backend: Send {
     /// A name for messages, for example `cpu (AVX2, 2 threads)`.
     fn name(&self) -> String;
 
-    /// Bytes of [`Pool::Scratch`] that the leaves need over matrices of at most so many columns.
-    fn scratch_bytes(&self, columns: usize) -> usize {
-        let _ = columns;
+    /// Bytes of [`Pool::Scratch`] that the leaves need over matrices of at most so many columns and micro-batches of at
+    /// most so many tokens.
+    fn scratch_bytes(&self, columns: usize, tokens: usize) -> usize {
+        let _ = (columns, tokens);
         0
     }
 

@@ -59,9 +59,10 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.device.name()
     }
 
-    fn scratch_bytes(&self, columns: usize) -> usize {
-        // Two vectors of partial sums a block: of the norms of queries and of keys.
-        (2 * PARTS * columns * DType::F32.bytes()).max(1 << 16)
+    fn scratch_bytes(&self, columns: usize, tokens: usize) -> usize {
+        // Two vectors of partial sums a block: of the norms of queries and of keys. One row number a token: of the
+        // embedding's gradient.
+        (2 * PARTS * columns * DType::F32.bytes()).max(tokens * DType::I32.bytes()).max(1 << 16)
     }
 
     fn logits_gradient(&self, activations: DType) -> DType {
@@ -113,7 +114,7 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn embedding_backward(&mut self, ids: Buffer, d_out: Buffer, width: usize, table_gradient: Buffer) {
-        embedding::embedding_backward(&mut self.device, ids, d_out, width, table_gradient);
+        embedding::embedding_backward(&mut self.device, self.scratch, ids, d_out, width, table_gradient);
     }
 
     fn rms_norm(&mut self, x: Buffer, weight: Buffer, epsilon: f32, out: Buffer, inverse_rms: Buffer) {
