@@ -198,9 +198,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         let plan = StepPlan::new(&model, options.max_batch, MICRO_BATCHES)?;
         backend.reserve(Pool::State, model.store.bytes)?;
         backend.reserve(Pool::HostState, model.store.host_bytes)?;
-        backend.reserve(Pool::Scratch, backend.scratch_bytes(model.shape.widest()))?;
-        backend.reserve(Pool::Step, plan.bytes())?;
-        backend.reserve(Pool::HostStep, plan.host_bytes())?;
+        plan.reserve(&mut *backend, &model)?;
         zero_gaps(&mut *backend, &model);
         Ok(Engine {
             backend,
@@ -262,8 +260,7 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// Reserves the memory of a plan. Where that fails there is room for nothing, until there is memory again.
     pub(crate) fn make_room_for(&mut self, plan: StepPlan) -> Result<()> {
         self.plan = StepPlan::nothing();
-        self.backend.reserve(Pool::Step, plan.bytes())?;
-        self.backend.reserve(Pool::HostStep, plan.host_bytes())?;
+        plan.reserve(&mut *self.backend, &self.model)?;
         self.arena = Arena::new(plan.bytes());
         self.plan = plan;
         Ok(())

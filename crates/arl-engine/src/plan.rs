@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use arl_model::{Error, ErrorCode, ModelConfig, Result};
 
 use crate::arena::{Arena, Category};
-use crate::backend::DeviceKind;
+use crate::backend::{Backend, DeviceKind, Pool};
 use crate::backend::plan::PlanBackend;
 use crate::batch::{BatchSize, Inputs};
 use crate::engine::{EngineOptions, take_statistics};
@@ -82,9 +82,11 @@ impl StepPlan {
         self.arena.peak()
     }
 
-    /// Bytes of the pool in host memory.
-    pub(crate) fn host_bytes(&self) -> usize {
-        self.host_bytes
+    /// Reserves what a step needs.
+    pub(crate) fn reserve<B: Backend + ?Sized>(&self, backend: &mut B, model: &Model) -> Result<()> {
+        backend.reserve(Pool::Scratch, backend.scratch_bytes(model.shape.widest(), self.size.tokens))?;
+        backend.reserve(Pool::Step, self.bytes())?;
+        backend.reserve(Pool::HostStep, self.host_bytes)
     }
 
     /// Whether there is room for `count` micro-batches of `size`.
@@ -101,7 +103,7 @@ impl StepPlan {
 impl MemoryPlan {
     pub(crate) fn of(model: &Model, plan: &StepPlan, kind: DeviceKind) -> Self {
         let store = &model.store;
-        let own = kind.own_bytes(model.shape.widest());
+        let own = kind.own_bytes(model.shape.widest(), plan.size.tokens);
         let mut categories = vec![("weights", store.weights.bytes())];
         let mut host_categories = Vec::new();
         if let Some(training) = &store.training {

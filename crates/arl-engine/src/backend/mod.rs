@@ -56,12 +56,12 @@ impl DeviceKind {
         }
     }
 
-    /// Bytes that the device's leaves need for themselves, over matrices of at most so many columns; its libraries'
-    /// included.
-    pub(crate) fn own_bytes(self, columns: usize) -> usize {
+    /// Bytes that the device's leaves need for themselves, over matrices of at most so many columns and micro-batches
+    /// of at most so many tokens; its libraries' included.
+    pub(crate) fn own_bytes(self, columns: usize, tokens: usize) -> usize {
         match self {
             DeviceKind::Cpu => 0,
-            DeviceKind::Cuda => cuda::scratch_bytes(columns) + cuda::LIBRARY_BYTES,
+            DeviceKind::Cuda => cuda::scratch_bytes(columns, tokens) + cuda::LIBRARY_BYTES,
         }
     }
 }
@@ -355,6 +355,23 @@ pub struct AdamW {
     pub max_grad_norm: f32,
 }
 
+impl AdamW {
+    /// Factor on the weights: `1 - learning_rate * weight_decay`.
+    pub fn keep(&self) -> f32 {
+        (1.0 - f64::from(self.learning_rate) * f64::from(self.weight_decay)) as f32
+    }
+
+    /// Factor on the first moment: `learning_rate / bias_correction1`.
+    pub fn step_size(&self) -> f32 {
+        (f64::from(self.learning_rate) / f64::from(self.bias_correction1)) as f32
+    }
+
+    /// Factor on the root of the second moment: `1 / sqrt(bias_correction2)`.
+    pub fn root_correction(&self) -> f32 {
+        (1.0 / f64::from(self.bias_correction2).sqrt()) as f32
+    }
+}
+
 /// Splits an f32 into a bf16 that is its rounding (halves away from zero) and 16 bits that make it exact again:
 /// `bits = (high << 16) + low - 0x8000`, in wrapping arithmetic.
 pub fn split_master(value: f32) -> (u16, u16) {
@@ -380,9 +397,10 @@ pub trait Backend: Send {
         DeviceKind::Cpu
     }
 
-    /// Bytes of [`Pool::Scratch`] that the leaves need over matrices of at most so many columns.
-    fn scratch_bytes(&self, columns: usize) -> usize {
-        let _ = columns;
+    /// Bytes of [`Pool::Scratch`] that the leaves need over matrices of at most so many columns and micro-batches of at
+    /// most so many tokens.
+    fn scratch_bytes(&self, columns: usize, tokens: usize) -> usize {
+        let _ = (columns, tokens);
         0
     }
 

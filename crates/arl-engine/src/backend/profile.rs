@@ -108,8 +108,8 @@ impl<B: Backend> Backend for ProfileBackend<B> {
         self.inner.kind()
     }
 
-    fn scratch_bytes(&self, columns: usize) -> usize {
-        self.inner.scratch_bytes(columns)
+    fn scratch_bytes(&self, columns: usize, tokens: usize) -> usize {
+        self.inner.scratch_bytes(columns, tokens)
     }
 
     fn logits_gradient(&self, activations: DType) -> DType {

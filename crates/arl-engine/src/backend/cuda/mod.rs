@@ -66,9 +66,10 @@ const PARTS: usize = 128;
 pub(crate) const LIBRARY_BYTES: usize = 32 << 20;
 
 /// Bytes of the leaves' scratch.
-pub(crate) fn scratch_bytes(columns: usize) -> usize {
-    // Two vectors of partial sums a block: of the norms of queries and of keys.
-    (2 * PARTS * columns * DType::F32.bytes()).max(1 << 16)
+pub(crate) fn scratch_bytes(columns: usize, tokens: usize) -> usize {
+    // Two vectors of partial sums a block: of the norms of queries and of keys. One row number a token: of the
+    // embedding's gradient.
+    (2 * PARTS * columns * DType::F32.bytes()).max(tokens * DType::I32.bytes()).max(1 << 16)
 }
 
 impl<D: Device> Backend for CudaBackend<D> {
@@ -80,8 +81,8 @@ impl<D: Device> Backend for CudaBackend<D> {
         DeviceKind::Cuda
     }
 
-    fn scratch_bytes(&self, columns: usize) -> usize {
-        scratch_bytes(columns)
+    fn scratch_bytes(&self, columns: usize, tokens: usize) -> usize {
+        scratch_bytes(columns, tokens)
     }
 
     fn logits_gradient(&self, activations: DType) -> DType {
@@ -150,7 +151,7 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn embedding_backward(&mut self, ids: Buffer, d_out: Buffer, width: usize, table_gradient: Buffer) {
-        embedding::embedding_backward(&mut self.device, ids, d_out, width, table_gradient);
+        embedding::embedding_backward(&mut self.device, self.scratch, ids, d_out, width, table_gradient);
     }
 
     fn rms_norm(&mut self, x: Buffer, weight: Buffer, epsilon: f32, out: Buffer, inverse_rms: Buffer) {

@@ -31,7 +31,7 @@ impl Fixture {
     fn new() -> Self {
         let mut backend: Box<dyn Backend> = Box::new(test_backend());
         backend.reserve(Pool::Step, 1 << 28).unwrap();
-        backend.reserve(Pool::Scratch, backend.scratch_bytes(1 << 13)).unwrap();
+        backend.reserve(Pool::Scratch, backend.scratch_bytes(1 << 13, 1 << 13)).unwrap();
         Fixture { backend, next: 0 }
     }
 
