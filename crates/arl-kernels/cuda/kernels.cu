@@ -1,4 +1,7 @@
 // All kernels as one translation unit: one fatbin for the GPU, one object for the host.
+#include "attention_backward.cu"
+#include "attention_cached.cu"
+#include "attention_forward.cu"
 #include "classifier.cu"
 #include "elementwise.cu"
 #include "embedding.cu"

@@ -1,21 +1,149 @@
-//! STUB
-#![allow(clippy::unimplemented)]
+//! Attention. Kernels: `cuda/attention_*.cu`. Tensor cores take bf16 heads of 64 and 128 elements whose rows lie at
+//! multiples of 16 bytes; everything else goes to CUDA cores.
 
-use super::device::Device;
-use crate::backend::{Attention, Buffer, Heads, Rows};
+use super::device::{Arg, Device, Launch, int, kernel, long};
+use crate::backend::{Attention, Buffer, DType, Heads, Rows};
 
-/// As the leaf of [`crate::backend::Backend`].
-#[allow(clippy::too_many_arguments, reason = "the leaf's signature")]
-pub(super) fn forward<D: Device>(device: &mut D, op: &Attention) {
-    let _ = (device, op);
-    unimplemented!("forward")
+const THREADS: usize = 128;
+/// The greatest head.
+const MOST_DIM: usize = 256;
+/// What a block may have of shared memory on every GPU.
+const SHARED_BYTES: usize = 99 << 10;
+
+/// Queries and keys of a block of the forward pass on tensor cores.
+const FORWARD_TILES: (usize, usize) = (128, 64);
+/// Rows of a block's own tile of the backward pass on tensor cores, and of the tiles that it goes over.
+const fn backward_tiles(dim: usize) -> (usize, usize) {
+    (if dim == 64 { 128 } else { 64 }, 32)
 }
 
-/// As the leaf of [`crate::backend::Backend`].
-#[allow(clippy::too_many_arguments, reason = "the leaf's signature")]
+/// Warps of a block on CUDA cores and its bytes of shared memory, with so many tiles of its own and of the other side.
+fn on_cuda_cores(dim: usize, own: usize, others: usize) -> (usize, usize) {
+    // As `ROWS`, `row_stride` and `WEIGHTS_STRIDE` in `attention.cuh`.
+    let (rows, stride, weights) = (8, (dim.div_ceil(4) | 1) * 4, 36);
+    let bytes = |warps: usize| 4 * ((own * warps * rows + others * 32) * stride + warps * rows * weights);
+    let warps = [4, 2].into_iter().find(|warps| bytes(*warps) <= SHARED_BYTES).unwrap_or(1);
+    (warps, bytes(warps))
+}
+
+/// Blocks of all tiles of `size` rows, each of them once a head (see `tile_at`).
+fn blocks(op: &Attention, size: usize, heads: usize) -> usize {
+    (tokens(op) / size + op.sequences.count) * heads
+}
+
+fn tokens(op: &Attention) -> usize {
+    op.log_sum_exp.len / op.heads.query
+}
+
+/// Whether rows can be read in accesses of 16 bytes.
+fn aligned(rows: Rows) -> bool {
+    rows.buffer.offset.is_multiple_of(16) && (rows.stride * rows.buffer.dtype.bytes()).is_multiple_of(16)
+}
+
+fn on_tensor_cores(op: &Attention) -> bool {
+    let Attention { q, k, v, out, heads, .. } = *op;
+    q.buffer.dtype == DType::Bf16 && matches!(heads.dim, 64 | 128) && [q, k, v, out].into_iter().all(aligned)
+}
+
+fn check(heads: Heads, window: Option<usize>) {
+    assert_eq!(heads.query % heads.key_value, 0, "query heads are a multiple of key heads");
+    assert!(heads.dim.is_multiple_of(2) && heads.dim <= MOST_DIM, "heads of {} elements", heads.dim);
+    assert!(window != Some(0), "a query sees itself");
+}
+
+/// The window as a kernel's `int`.
+fn window(window: Option<usize>) -> Arg {
+    Arg::Int(window.and_then(|window| i32::try_from(window).ok()).unwrap_or(i32::MAX))
+}
+
+/// `ATTENTION_INPUTS` of the kernels, then `more`.
+fn args(op: &Attention, more: &[Arg]) -> Vec<Arg> {
+    let mut args = vec![
+        Arg::Read(op.q.buffer),
+        long(op.q.stride),
+        Arg::Read(op.k.buffer),
+        long(op.k.stride),
+        Arg::Read(op.v.buffer),
+        long(op.v.stride),
+        Arg::Read(op.sequences.cu_seqlens),
+        int(op.sequences.count),
+        int(op.heads.query),
+        int(op.heads.key_value),
+        int(op.heads.dim),
+        int(tokens(op)),
+        window(op.window),
+        Arg::Float(op.scale),
+    ];
+    args.extend_from_slice(more);
+    args
+}
+
+/// As [`crate::backend::Backend::attention`].
+pub(super) fn forward<D: Device>(device: &mut D, op: &Attention) {
+    check(op.heads, op.window);
+    if tokens(op) == 0 {
+        return;
+    }
+    let Heads { query, dim, .. } = op.heads;
+    // Between rows there may be what is another's.
+    let out = if op.out.stride == query * dim { Arg::Write(op.out.buffer) } else { Arg::Update(op.out.buffer) };
+    let args = args(op, &[out, long(op.out.stride), Arg::Write(op.log_sum_exp)]);
+    let (kernel, size, threads, shared_bytes) = if on_tensor_cores(op) {
+        let (queries, keys) = FORWARD_TILES;
+        let kernel = if dim == 64 { "attention_forward_64_bf16" } else { "attention_forward_128_bf16" };
+        (kernel, queries, THREADS, (queries + 2 * keys) * dim * DType::Bf16.bytes())
+    } else {
+        let (warps, shared_bytes) = on_cuda_cores(dim, 1, 2);
+        (kernel!(op.q.buffer.dtype, "attention_forward"), 8 * warps, 32 * warps, shared_bytes)
+    };
+    device.launch(&Launch { kernel, grid: [blocks(op, size, query), 1, 1], threads, shared_bytes, args: &args });
+}
+
+/// As [`crate::backend::Backend::attention_backward`].
 pub(super) fn backward<D: Device>(device: &mut D, op: &Attention, d_out: Rows, d_qkv: Buffer, scratch: Buffer) {
-    let _ = (device, op, d_out, d_qkv, scratch);
-    unimplemented!("backward")
+    check(op.heads, op.window);
+    let Heads { query, key_value, dim } = op.heads;
+    assert_eq!(d_qkv.len, tokens(op) * (query + 2 * key_value) * dim, "d_qkv is that of q, k and v");
+    if tokens(op) == 0 {
+        return;
+    }
+    device.launch(&Launch {
+        kernel: kernel!(op.q.buffer.dtype, "attention_delta"),
+        grid: [(tokens(op) * query).div_ceil(32), 1, 1],
+        threads: THREADS,
+        shared_bytes: 0,
+        args: &[
+            Arg::Read(op.out.buffer),
+            long(op.out.stride),
+            Arg::Read(d_out.buffer),
+            long(d_out.stride),
+            int(query),
+            int(dim),
+            int(tokens(op)),
+            Arg::Write(scratch),
+        ],
+    });
+    let d_rows = Rows { buffer: d_qkv, stride: (query + 2 * key_value) * dim };
+    let (kernel, size, threads, shared_bytes) = if on_tensor_cores(op) && aligned(d_out) && aligned(d_rows) {
+        let (own, others) = backward_tiles(dim);
+        let kernel = if dim == 64 { "attention_backward_64_bf16" } else { "attention_backward_128_bf16" };
+        let tiles = (2 * own + 4 * others) * dim * DType::Bf16.bytes();
+        (kernel, own, THREADS, tiles + 4 * others * DType::F32.bytes())
+    } else {
+        let (warps, shared_bytes) = on_cuda_cores(dim, 2, 2);
+        (kernel!(op.q.buffer.dtype, "attention_backward"), 8 * warps, 32 * warps, shared_bytes)
+    };
+    let key_blocks = blocks(op, size, key_value);
+    let more = [
+        Arg::Read(d_out.buffer),
+        long(d_out.stride),
+        Arg::Read(op.log_sum_exp),
+        Arg::Read(scratch),
+        Arg::Write(d_qkv),
+        int(key_blocks),
+    ];
+    let grid = [key_blocks + blocks(op, size, query), 1, 1];
+    device.launch(&Launch { kernel, grid, threads, shared_bytes, args: &args(op, &more) });
 }
 
 /// As the leaf of [`crate::backend::Backend`].
@@ -23,7 +151,7 @@ pub(super) fn backward<D: Device>(device: &mut D, op: &Attention, d_out: Rows, d
 pub(super) fn cached<D: Device>(
     device: &mut D,
     heads: Heads,
-    window: Option<usize>,
+    window_of: Option<usize>,
     scale: f32,
     q: Rows,
     k_cache: Buffer,
@@ -32,6 +160,29 @@ pub(super) fn cached<D: Device>(
     lengths: Buffer,
     out: Buffer,
 ) {
-    let _ = (device, heads, window, scale, q, k_cache, v_cache, capacity, lengths, out);
-    unimplemented!("cached")
+    check(heads, window_of);
+    let Heads { query, key_value, dim } = heads;
+    assert_eq!(out.len, lengths.len * query * dim, "attention_cached of {} sequences", lengths.len);
+    assert_eq!(k_cache.len, lengths.len * capacity * key_value * dim, "attention_cached with a capacity of {capacity}");
+    assert_eq!(v_cache.len, k_cache.len, "attention_cached with a capacity of {capacity}");
+    device.launch(&Launch {
+        kernel: kernel!(q.buffer.dtype, "attention_cached"),
+        grid: [lengths.len * query, 1, 1],
+        threads: THREADS,
+        shared_bytes: 0,
+        args: &[
+            Arg::Read(q.buffer),
+            long(q.stride),
+            Arg::Read(k_cache),
+            Arg::Read(v_cache),
+            Arg::Read(lengths),
+            int(query),
+            int(key_value),
+            int(dim),
+            window(window_of),
+            Arg::Float(scale),
+            long(capacity),
+            Arg::Write(out),
+        ],
+    });
 }

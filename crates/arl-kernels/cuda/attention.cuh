@@ -1,0 +1,289 @@
+// What the attention kernels share: which tile of which sequence a block owns, who sees whom, and products of tiles, on
+// tensor cores and on CUDA cores.
+//
+// A block owns a tile of rows (queries, or keys where their gradients are formed) of one sequence and one head, and goes
+// over the tiles of the other side that its rows see. Nothing is ever [T, T]. Each sum is in the order of those tiles.
+#pragma once
+
+#include "mma.cuh"
+
+// The arguments that all passes over packed sequences have in common.
+#define ATTENTION_INPUTS(T)                                                                                            \
+    const T *q, long long q_stride, const T *k, long long k_stride, const T *v, long long v_stride,                    \
+        const int *cu_seqlens, int count, int query_heads, int key_heads, int dim, int tokens, int window, float scale
+#define ATTENTION_INPUT_VALUES                                                                                         \
+    {q, q_stride}, {k, k_stride}, {v, v_stride}, {                                                                     \
+        cu_seqlens, count, query_heads, key_heads, dim, tokens, window, scale                                          \
+    }
+
+namespace attention {
+
+constexpr int WARPS = 4;
+constexpr int THREADS = WARPS * 32;
+constexpr float LOG2_E = 1.4426950408889634f;
+
+// The maximum of a query that has seen no key. Not minus infinity, from which a masked score has no difference.
+constexpr float NOTHING = -1e30f;
+
+// Rows `stride` elements apart.
+template <typename T> struct Matrix {
+    T *data;
+    long long stride;
+
+    // From column `column` of row `row` on.
+    __device__ __forceinline__ T *at(long long row, int column) const { return data + row * stride + column; }
+};
+
+struct Shape {
+    const int *cu_seqlens;
+    int count, query_heads, key_heads, dim, tokens, window;
+    float scale;
+};
+
+// Rows `first`, `first + 1`, .. of a sequence that is tokens `start .. start + length` of the batch.
+struct Tile {
+    int start, length, first;
+};
+
+// Tile number `slot` of all sequences in tiles of `size`; none where `first >= length`. Sequence `s` has the slots from
+// `cu_seqlens[s] / size + s` on, enough for its tiles, so that all of them are `tokens / size + count`.
+__device__ __forceinline__ Tile tile_at(const Shape &shape, int size, int slot) {
+    int sequence = 0;
+    for (int end = shape.count; end - sequence > 1;) {
+        int middle = (sequence + end) / 2;
+        if (shape.cu_seqlens[middle] / size + middle <= slot) {
+            sequence = middle;
+        } else {
+            end = middle;
+        }
+    }
+    int start = shape.cu_seqlens[sequence];
+    return {start, shape.cu_seqlens[sequence + 1] - start, (slot - start / size - sequence) * size};
+}
+
+// Whether query `i` sees key `j`.
+__device__ __forceinline__ bool sees(const Shape &shape, int i, int j) { return j <= i && i - j < shape.window; }
+
+// Whether any, and whether all of the queries `i .. i_end` see any, or all of the keys `j .. j_end`.
+__device__ __forceinline__ bool any_sees(const Shape &shape, int i, int i_end, int j, int j_end) {
+    return j < i_end && i - (j_end - 1) < shape.window;
+}
+__device__ __forceinline__ bool all_see(const Shape &shape, int i, int i_end, int j, int j_end) {
+    return j_end - 1 <= i && i_end - 1 - j < shape.window;
+}
+
+// Sets all values of an array, of however many dimensions.
+__device__ __forceinline__ void fill(float &target, float value) { target = value; }
+template <typename A, int N> __device__ __forceinline__ void fill(A (&target)[N], float value) {
+#pragma unroll
+    for (int i = 0; i < N; i++) fill(target[i], value);
+}
+
+// ---- Tensor cores: tiles [rows, D] of bf16 in shared memory. The 16-byte chunks of a row change places by its number, so
+// that eight rows at one column lie in different banks.
+
+#ifdef ARL_EMULATION
+inline float exp2_fast(float x) { return exp2f(x); }
+#else
+__device__ __forceinline__ float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+#endif
+
+// Where chunk `chunk` of row `row` lies in a tile. That of `chunk ^ x` is at `place ^ 8 x`, that of `row + 8 y` at
+// `place + 8 y D`: so a lane needs one place for all that it reads of a tile.
+template <int D> __device__ __forceinline__ int place(int row, int chunk) { return row * D + (chunk ^ (row & 7)) * 8; }
+
+// Begins to copy `ROWS` rows to a tile; those from `valid` on become zeroes.
+template <int D, int ROWS>
+__device__ __forceinline__ void stage_async(bf16 *tile, const bf16 *source, long long stride, int valid) {
+    constexpr int CHUNKS = D / 8, AT_ONCE = THREADS / CHUNKS;
+    static_assert(ROWS % AT_ONCE == 0 && AT_ONCE % 8 == 0, "whole rounds of copies, of whole groups of rows");
+    int row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
+    bf16 *to = tile + place<D>(row, chunk);
+    const bf16 *from = source + row * stride + chunk * 8;
+#pragma unroll
+    for (int i = 0; i < ROWS; i += AT_ONCE) {
+        cp_async_16(to + i * D, from, row + i < valid);
+        from += AT_ONCE * stride;
+    }
+}
+
+// The left fragments of rows `row ..` (a multiple of 16) of a tile, columns `16 step .. 16 step + 16`.
+template <int D, int BLOCKS>
+__device__ __forceinline__ void load_left(unsigned (&a)[BLOCKS][4], const bf16 *tile, int row, int step) {
+    int lane = threadIdx.x % 32, from = row * D + (place<D>(lane % 16, lane / 16) ^ step * 16);
+#pragma unroll
+    for (int m = 0; m < BLOCKS; m++) ldmatrix_x4(a[m], tile + from + m * 16 * D);
+}
+
+// One step of `s += a b^T` over columns `16 step ..` of the tile `b` [8 COLUMNS, D].
+template <int D, int BLOCKS, int COLUMNS>
+__device__ __forceinline__ void multiply_rows(float (&s)[BLOCKS][COLUMNS][4], const unsigned (&a)[BLOCKS][4],
+                                              const bf16 *b, int step) {
+    int lane = threadIdx.x % 32, from = place<D>(lane / 16 * 8 + lane % 8, lane / 8 % 2) ^ step * 16;
+#pragma unroll
+    for (int n = 0; n < COLUMNS; n += 2) {
+        unsigned right[4];
+        ldmatrix_x4(right, b + from + n * 8 * D);
+        unsigned low[2] = {right[0], right[1]}, high[2] = {right[2], right[3]};
+#pragma unroll
+        for (int m = 0; m < BLOCKS; m++) {
+            mma(s[m][n], a[m], low);
+            mma(s[m][n + 1], a[m], high);
+        }
+    }
+}
+
+// `o += p b` for the tile `b` [8 COLUMNS, D]; `p` is rounded to bf16.
+template <int D, int BLOCKS, int COLUMNS>
+__device__ __forceinline__ void multiply_columns(float (&o)[BLOCKS][D / 8][4], const float (&p)[BLOCKS][COLUMNS][4],
+                                                 const bf16 *b) {
+    int lane = threadIdx.x % 32, from = place<D>(lane % 16, lane / 16);
+#pragma unroll
+    for (int step = 0; step < COLUMNS / 2; step++) {
+        // A product's columns are the next one's steps: what a thread holds of one is what it gives to the other.
+        unsigned a[BLOCKS][4];
+#pragma unroll
+        for (int m = 0; m < BLOCKS; m++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const float(&from)[4] = p[m][2 * step + i / 2];
+                a[m][i] = pair(from[i % 2 * 2], from[i % 2 * 2 + 1]);
+            }
+#pragma unroll
+        for (int n = 0; n < D / 8; n += 2) {
+            unsigned right[4];
+            ldmatrix_x4_transposed(right, b + (from ^ n * 8) + step * 16 * D);
+            unsigned low[2] = {right[0], right[1]}, high[2] = {right[2], right[3]};
+#pragma unroll
+            for (int m = 0; m < BLOCKS; m++) {
+                mma(o[m][n], a[m], low);
+                mma(o[m][n + 1], a[m], high);
+            }
+        }
+    }
+}
+
+// Writes `o`, times `factor` of its row, to those of the rows `row .. row + 16 BLOCKS` that are below `end`, by way of the
+// same rows of `tile`, which only this warp uses.
+template <int D, int BLOCKS>
+__device__ __forceinline__ void store_tile(const float (&o)[BLOCKS][D / 8][4], const float (&factor)[BLOCKS][2],
+                                           bf16 *tile, int row, int end, bf16 *target, long long stride) {
+    int lane = threadIdx.x % 32;
+    __syncwarp();
+#pragma unroll
+    for (int m = 0; m < BLOCKS; m++)
+#pragma unroll
+        for (int n = 0; n < D / 8; n++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const float *values = &o[m][n][2 * half];
+                unsigned bits = pair(values[0] * factor[m][half], values[1] * factor[m][half]);
+                int to = (place<D>(lane / 4, 0) ^ n * 8) + (row + m * 16 + half * 8) * D + lane % 4 * 2;
+                memcpy(tile + to, &bits, 4);
+            }
+    __syncwarp();
+    constexpr int CHUNKS = D / 8;
+#pragma unroll
+    for (int i = 0; i < BLOCKS * 16 * CHUNKS / 32; i++) {
+        int r = row + (i * 32 + lane) / CHUNKS, chunk = lane % CHUNKS;
+        if (r < end) store_pack(target + r * stride + chunk * 8, load_pack(tile + place<D>(r, chunk)));
+    }
+}
+
+// ---- CUDA cores: tiles of f32 in shared memory, for every type and head size. A warp owns ROWS rows of its block's tile,
+// each lane is a row of the other side's tile.
+
+constexpr int ROWS = 8;
+// 32 columns each of the greatest head.
+constexpr int STEPS = 8;
+// From one row of probabilities to the next one's.
+constexpr int WEIGHTS_STRIDE = 36;
+
+typedef Pack<float> Four;
+
+// From one row of a tile to the next: whole fours, an odd number of them, so that eight rows lie in different banks.
+__device__ __forceinline__ int row_stride(int dim) { return ((dim + 3) / 4 | 1) * 4; }
+
+// Copies `rows` rows to a tile; what is not there becomes zeroes.
+template <typename T>
+__device__ __forceinline__ void stage(float *tile, int rows, const T *source, long long stride, int valid, int dim) {
+    constexpr int SIZE = Pack<T>::SIZE;
+    int lane = threadIdx.x % 32, to = row_stride(dim);
+    bool in_packs = packs(source, stride) && dim % SIZE == 0;
+    for (int row = threadIdx.x / 32; row < rows; row += blockDim.x / 32) {
+        const T *from = source + row * stride;
+        if (row < valid && in_packs) {
+            for (int c = lane * SIZE; c < dim; c += 32 * SIZE) {
+                Pack<T> pack = load_pack(from + c);
+                for (int j = 0; j < SIZE; j++) tile[row * to + c + j] = load(pack.at[j]);
+            }
+        } else {
+            for (int c = lane; c < dim; c += 32) tile[row * to + c] = row < valid ? load(from[c]) : 0.0f;
+        }
+        for (int c = dim + lane; c < to; c += 32) tile[row * to + c] = 0.0f;
+    }
+}
+
+// `s[r]`: the scalar product of row `r` of `own` and this lane's row of `other`.
+__device__ __forceinline__ void scores(float (&s)[ROWS], const float *own, const float *other, int dim) {
+    int stride = row_stride(dim);
+    other += threadIdx.x % 32 * stride;
+    for (int r = 0; r < ROWS; r++) s[r] = 0;
+    for (int c = 0; c < dim; c += 4) {
+        Four b = load_pack(other + c);
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            Four a = load_pack(own + r * stride + c);
+#pragma unroll
+            for (int j = 0; j < 4; j++) s[r] += a.at[j] * b.at[j];
+        }
+    }
+}
+
+// Shows each lane's weights to the warp, as rows [ROWS, 32] of `weights`.
+__device__ __forceinline__ void show(float *weights, const float (&w)[ROWS]) {
+    __syncwarp();
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) weights[r * WEIGHTS_STRIDE + threadIdx.x % 32] = w[r];
+    __syncwarp();
+}
+
+// `sum[r] += weights[r] tile`, this lane's columns: `lane + 32 x`.
+__device__ __forceinline__ void accumulate(float (&sum)[ROWS][STEPS], const float *weights, const float *tile, int dim) {
+    int lane = threadIdx.x % 32, stride = row_stride(dim);
+    for (int j = 0; j < 32; j += 4) {
+        Four w[ROWS];
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) w[r] = load_pack(weights + r * WEIGHTS_STRIDE + j);
+#pragma unroll
+        for (int x = 0; x < STEPS; x++) {
+            if (32 * x >= dim) continue;
+            int column = min(lane + 32 * x, dim - 1);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                float value = tile[(j + i) * stride + column];
+#pragma unroll
+                for (int r = 0; r < ROWS; r++) sum[r][x] += w[r].at[i] * value;
+            }
+        }
+    }
+}
+
+// Writes `sum`, times `factor` of its row, to those of this warp's rows that are below `valid`.
+template <typename T>
+__device__ __forceinline__ void store_rows(const float (&sum)[ROWS][STEPS], const float (&factor)[ROWS], int valid,
+                                           T *target, long long stride, int dim) {
+#pragma unroll
+    for (int r = 0; r < ROWS; r++)
+#pragma unroll
+        for (int x = 0; x < STEPS; x++) {
+            int column = threadIdx.x % 32 + 32 * x;
+            if (r < valid && column < dim) target[r * stride + column] = store<T>(sum[r][x] * factor[r]);
+        }
+}
+
+} // namespace attention

@@ -1,0 +1,201 @@
+// Causal attention over packed sequences, forward: softmax(scale q k^T) v with the softmax taken on the way (FlashAttention-2),
+// and the log of each row's sum of exponentials for the backward pass.
+//
+// A block owns a tile of queries of one head; the last tiles of a sequence, which see the most keys, go first. It reads its
+// queries once and the keys and values that they see once a tile (of one key head for all query heads of its group, which
+// run side by side and find them in the second-level cache); it writes its rows of `out` and of `log_sum_exp`.
+#include "attention.cuh"
+
+namespace attention {
+
+// The tensor cores' tiles.
+constexpr int QUERIES = 128;
+constexpr int KEYS = 64;
+// 16 queries each, of a warp.
+constexpr int BLOCKS = QUERIES / WARPS / 16;
+
+// Turns masked scores into exp(scale (score - maximum)), and brings maxima, this thread's part of the sums, and values up
+// to date.
+template <int D>
+__device__ __forceinline__ void online(float (&s)[BLOCKS][KEYS / 8][4], float (&o)[BLOCKS][D / 8][4],
+                                       float (&max_)[BLOCKS][2], float (&total)[BLOCKS][2], float scale_log2) {
+    float factor[BLOCKS][2];
+    bool changed = false;
+#pragma unroll
+    for (int m = 0; m < BLOCKS; m++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            float greatest = max_[m][half];
+#pragma unroll
+            for (int n = 0; n < KEYS / 8; n++)
+                greatest = fmaxf(greatest, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
+            greatest = fmaxf(greatest, __shfl_xor_sync(FULL, greatest, 1));
+            greatest = fmaxf(greatest, __shfl_xor_sync(FULL, greatest, 2));
+            changed |= greatest != max_[m][half];
+            factor[m][half] = exp2_fast((max_[m][half] - greatest) * scale_log2);
+            max_[m][half] = greatest;
+            float offset = greatest * scale_log2, sum = 0;
+#pragma unroll
+            for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+                for (int i = 2 * half; i < 2 * half + 2; i++) {
+                    s[m][n][i] = exp2_fast(s[m][n][i] * scale_log2 - offset);
+                    sum += s[m][n][i];
+                }
+            total[m][half] = total[m][half] * factor[m][half] + sum;
+        }
+    // Most tiles after the first few bring no new maximum.
+    if (!__any_sync(FULL, changed)) return;
+#pragma unroll
+    for (int m = 0; m < BLOCKS; m++)
+#pragma unroll
+        for (int n = 0; n < D / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) o[m][n][i] *= factor[m][i / 2];
+}
+
+template <int D>
+__device__ __forceinline__ void forward_tensor(Matrix<const bf16> q, Matrix<const bf16> k, Matrix<const bf16> v,
+                                               const Shape &shape, Matrix<bf16> out, float *log_sum_exp) {
+    ARL_SHARED(bf16, q_tile);
+    bf16 *k_tile = q_tile + QUERIES * D, *v_tile = k_tile + KEYS * D;
+    int head = blockIdx.x % shape.query_heads, key_head = head / (shape.query_heads / shape.key_heads);
+    Tile tile = tile_at(shape, QUERIES, (gridDim.x - 1 - blockIdx.x) / shape.query_heads);
+    if (tile.first >= tile.length) return;
+    const bf16 *keys = k.at(tile.start, key_head * D), *values = v.at(tile.start, key_head * D);
+    int end = min(tile.first + QUERIES, tile.length);
+    int key = max(tile.first + 1 - shape.window, 0) / KEYS * KEYS;
+    stage_async<D, QUERIES>(q_tile, q.at(tile.start + tile.first, head * D), q.stride, end - tile.first);
+    stage_async<D, KEYS>(k_tile, keys + key * k.stride, k.stride, tile.length - key);
+    cp_async_commit();
+
+    int lane = threadIdx.x % 32, own = threadIdx.x / 32 * 16 * BLOCKS, row = tile.first + own;
+    int row_end = min(row + 16 * BLOCKS, end);
+    float scale_log2 = shape.scale * LOG2_E;
+    float o[BLOCKS][D / 8][4], greatest[BLOCKS][2], total[BLOCKS][2];
+    fill(o, 0);
+    fill(greatest, NOTHING);
+    fill(total, 0);
+    for (; key < end; key += KEYS) {
+        bool seen = any_sees(shape, row, row_end, key, key + KEYS);
+        float s[BLOCKS][KEYS / 8][4];
+        cp_async_wait<0>();
+        // The keys are here, and no warp reads the last tile's values any more.
+        __syncthreads();
+        stage_async<D, KEYS>(v_tile, values + key * v.stride, v.stride, tile.length - key);
+        cp_async_commit();
+        if (seen) {
+            fill(s, 0);
+#pragma unroll
+            for (int step = 0; step < D / 16; step++) {
+                unsigned a[BLOCKS][4];
+                load_left<D>(a, q_tile, own, step);
+                multiply_rows<D>(s, a, k_tile, step);
+            }
+        }
+        cp_async_wait<0>();
+        __syncthreads();
+        if (key + KEYS < end) {
+            stage_async<D, KEYS>(k_tile, keys + (key + KEYS) * k.stride, k.stride, tile.length - key - KEYS);
+            cp_async_commit();
+        }
+        if (!seen) continue;
+        if (!all_see(shape, row, row + 16 * BLOCKS, key, key + KEYS)) {
+#pragma unroll
+            for (int m = 0; m < BLOCKS; m++)
+#pragma unroll
+                for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++)
+                        if (!sees(shape, row + m * 16 + lane / 4 + i / 2 * 8, key + n * 8 + lane % 4 * 2 + i % 2))
+                            s[m][n][i] = -INFINITY;
+        }
+        online<D>(s, o, greatest, total, scale_log2);
+        multiply_columns<D>(o, s, v_tile);
+    }
+
+#pragma unroll
+    for (int m = 0; m < BLOCKS; m++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            float sum = total[m][half];
+            sum += __shfl_xor_sync(FULL, sum, 1);
+            sum += __shfl_xor_sync(FULL, sum, 2);
+            total[m][half] = 1 / sum;
+            int i = row + m * 16 + half * 8 + lane / 4;
+            if (i < end && lane % 4 == 0)
+                log_sum_exp[(long long)head * shape.tokens + tile.start + i] =
+                    greatest[m][half] * shape.scale + logf(sum);
+        }
+    store_tile<D>(o, total, q_tile, own, end - tile.first, out.at(tile.start + tile.first, head * D), out.stride);
+}
+
+// The same for every type and head size, on CUDA cores: 8 queries a warp, 32 keys a tile.
+template <typename T>
+__device__ __forceinline__ void forward(Matrix<const T> q, Matrix<const T> k, Matrix<const T> v, const Shape &shape,
+                                        Matrix<T> out, float *log_sum_exp) {
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, dim = shape.dim, queries = blockDim.x / 32 * ROWS;
+    ARL_SHARED(float, q_tile);
+    float *k_tile = q_tile + queries * row_stride(dim), *v_tile = k_tile + 32 * row_stride(dim);
+    float *weights = v_tile + 32 * row_stride(dim) + warp * ROWS * WEIGHTS_STRIDE;
+    int head = blockIdx.x % shape.query_heads, key_head = head / (shape.query_heads / shape.key_heads);
+    Tile tile = tile_at(shape, queries, (gridDim.x - 1 - blockIdx.x) / shape.query_heads);
+    if (tile.first >= tile.length) return;
+    int end = min(tile.first + queries, tile.length), row = tile.first + warp * ROWS;
+    stage(q_tile, queries, q.at(tile.start + tile.first, head * dim), q.stride, end - tile.first, dim);
+
+    float scale_log2 = shape.scale * LOG2_E;
+    float o[ROWS][STEPS], greatest[ROWS], total[ROWS];
+    fill(o, 0);
+    fill(greatest, NOTHING);
+    fill(total, 0);
+    for (int key = max(tile.first + 1 - shape.window, 0) / 32 * 32; key < end; key += 32) {
+        __syncthreads();
+        stage(k_tile, 32, k.at(tile.start + key, key_head * dim), k.stride, tile.length - key, dim);
+        stage(v_tile, 32, v.at(tile.start + key, key_head * dim), v.stride, tile.length - key, dim);
+        __syncthreads();
+        if (!any_sees(shape, row, min(row + ROWS, end), key, key + 32)) continue;
+        float s[ROWS];
+        scores(s, q_tile + warp * ROWS * row_stride(dim), k_tile, dim);
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            if (!sees(shape, row + r, key + lane)) s[r] = -INFINITY;
+            float now = fmaxf(greatest[r], warp_max(s[r])), factor = exp2f((greatest[r] - now) * scale_log2);
+            greatest[r] = now;
+            s[r] = exp2f((s[r] - now) * scale_log2);
+            total[r] = total[r] * factor + s[r];
+#pragma unroll
+            for (int x = 0; x < STEPS; x++) o[r][x] *= factor;
+        }
+        show(weights, s);
+        accumulate(o, weights, v_tile, dim);
+    }
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+        float sum = warp_sum(total[r]);
+        total[r] = 1 / sum;
+        if (row + r < end && lane == 0)
+            log_sum_exp[(long long)head * shape.tokens + tile.start + row + r] =
+                greatest[r] * shape.scale + logf(sum);
+    }
+    store_rows(o, total, end - row, out.at(tile.start + row, head * dim), out.stride, dim);
+}
+
+} // namespace attention
+
+#define FORWARD(name, T)                                                                                               \
+    ARL_KERNEL(attention_forward_##name, attention::THREADS, ATTENTION_INPUTS(T), T *out, long long out_stride,        \
+               float *log_sum_exp) {                                                                                   \
+        attention::forward<T>(ATTENTION_INPUT_VALUES, {out, out_stride}, log_sum_exp);                                 \
+    }
+ARL_FOR_TYPES(FORWARD)
+#undef FORWARD
+
+#define FORWARD(D)                                                                                                     \
+    ARL_KERNEL(attention_forward_##D##_bf16, attention::THREADS, ATTENTION_INPUTS(bf16), bf16 *out,                    \
+               long long out_stride, float *log_sum_exp) {                                                             \
+        attention::forward_tensor<D>(ATTENTION_INPUT_VALUES, {out, out_stride}, log_sum_exp);                          \
+    }
+FORWARD(64)
+FORWARD(128)
+#undef FORWARD
