@@ -16,7 +16,7 @@ constexpr int MOST_BACKWARD_THREADS = 1024;
 
 // Packs a thread holds of a row.
 constexpr int PACKS = 4;
-constexpr int BACKWARD_PACKS = 2;
+template <typename T> constexpr int BACKWARD_PACKS = 8 / Pack<T>::SIZE;
 
 // The sum over `warps` warps from `first` on, in the same order every time, where all warps of the block take part, each
 // in a group of as many. `scratch` holds a float a warp; it is free again after the next barrier.
@@ -58,14 +58,13 @@ __device__ __forceinline__ void forward(const T *x, const T *delta, T *sum, cons
     }
     if (packed) {
         const int count = width / SIZE;
-        Pack<T> values[PACKS], added[PACKS], weights[PACKS];
+        Pack<T> values[PACKS], added[PACKS];
 #pragma unroll
         for (int p = 0; p < PACKS; p++) {
             int i = thread + p * threads;
             if (i < count) {
                 values[p] = load_pack(x + i * SIZE);
                 if (ADD) added[p] = load_pack(delta + i * SIZE);
-                weights[p] = load_pack(weight + i * SIZE);
             }
         }
         float squares = 0;
@@ -88,9 +87,9 @@ __device__ __forceinline__ void forward(const T *x, const T *delta, T *sum, cons
         for (int p = 0; p < PACKS; p++) {
             int i = thread + p * threads;
             if (i < count) {
+                Pack<T> weights = load_pack(weight + i * SIZE);
 #pragma unroll
-                for (int j = 0; j < SIZE; j++)
-                    values[p].at[j] = scaled(values[p].at[j], weights[p].at[j], factor);
+                for (int j = 0; j < SIZE; j++) values[p].at[j] = scaled(values[p].at[j], weights.at[j], factor);
                 store_pack(out + i * SIZE, values[p]);
             }
         }
@@ -123,13 +122,13 @@ __device__ __forceinline__ void forward(const T *x, const T *delta, T *sum, cons
 template <typename T>
 __device__ __forceinline__ void backward(const T *d_out, const T *x, const T *weight, const float *inverse_rms, T *d_x,
                                          float *parts, int rows, int width) {
-    constexpr int SIZE = Pack<T>::SIZE;
+    constexpr int SIZE = Pack<T>::SIZE, COUNT = BACKWARD_PACKS<T>;
     // Two halves by turns, so that one barrier a row is enough.
     __shared__ float scratch[2][MOST_BACKWARD_THREADS / 32];
     const int threads = blockDim.x, thread = threadIdx.x, warps = threads / 32;
     const int count = width / SIZE;
     // The launch has a whole number of groups, each of as many warps as a row needs.
-    const int group_warps = (count + 32 * BACKWARD_PACKS - 1) / (32 * BACKWARD_PACKS);
+    const int group_warps = (count + 32 * COUNT - 1) / (32 * COUNT);
     int turn = 0;
     parts += (long long)blockIdx.x * width;
     if (packs(d_out, width) && packs(x, width) && packs(weight, width) && packs(d_x, width) &&
@@ -137,32 +136,31 @@ __device__ __forceinline__ void backward(const T *d_out, const T *x, const T *we
         ARL_SHARED(float, sums);
         const int groups = warps / group_warps, group = thread / 32 / group_warps;
         const int group_threads = 32 * group_warps, first = thread - group * group_threads;
-        Pack<T> weights[BACKWARD_PACKS];
-        float d_weight[BACKWARD_PACKS][SIZE] = {};
+        Pack<T> weights[COUNT];
+        float d_weight[COUNT][SIZE] = {};
 #pragma unroll
-        for (int p = 0; p < BACKWARD_PACKS; p++) {
+        for (int p = 0; p < COUNT; p++) {
             int i = first + p * group_threads;
             if (i < count) weights[p] = load_pack(weight + i * SIZE);
         }
-        for (long long base = (long long)blockIdx.x * groups; base < rows; base += (long long)gridDim.x * groups) {
-            const long long row = base + group;
-            const int end = row < rows ? count : 0;
+        for (unsigned base = blockIdx.x * groups; base < unsigned(rows); base += gridDim.x * groups) {
+            const unsigned row = base + group;
+            const int end = row < unsigned(rows) ? count : 0;
             const float factor = end > 0 ? inverse_rms[row] : 0.0f;
-            const T *row_d_out = d_out + row * width, *row_x = x + row * width;
-            T *row_d_x = d_x + row * width;
-            Pack<T> ds[BACKWARD_PACKS], xs[BACKWARD_PACKS], results[BACKWARD_PACKS];
+            const long long start = row * (long long)width;
+            Pack<T> ds[COUNT], xs[COUNT], results[COUNT];
 #pragma unroll
-            for (int p = 0; p < BACKWARD_PACKS; p++) {
+            for (int p = 0; p < COUNT; p++) {
                 int i = first + p * group_threads;
                 if (i < end) {
-                    ds[p] = load_pack(row_d_out + i * SIZE);
-                    xs[p] = load_pack(row_x + i * SIZE);
-                    results[p] = load_pack(row_d_x + i * SIZE);
+                    ds[p] = load_pack(d_out + start + i * SIZE);
+                    xs[p] = load_pack(x + start + i * SIZE);
+                    results[p] = load_pack(d_x + start + i * SIZE);
                 }
             }
             float product = 0;
 #pragma unroll
-            for (int p = 0; p < BACKWARD_PACKS; p++)
+            for (int p = 0; p < COUNT; p++)
                 if (first + p * group_threads < end)
 #pragma unroll
                     for (int j = 0; j < SIZE; j++)
@@ -171,7 +169,7 @@ __device__ __forceinline__ void backward(const T *d_out, const T *x, const T *we
             turn ^= 1;
             const float pull = product / width * factor * factor * factor;
 #pragma unroll
-            for (int p = 0; p < BACKWARD_PACKS; p++) {
+            for (int p = 0; p < COUNT; p++) {
                 int i = first + p * group_threads;
                 if (i < end) {
 #pragma unroll
@@ -181,12 +179,12 @@ __device__ __forceinline__ void backward(const T *d_out, const T *x, const T *we
                         float d_value = load(weights[p].at[j]) * d * factor - value * pull;
                         results[p].at[j] = store<T>(load(results[p].at[j]) + d_value);
                     }
-                    store_pack(row_d_x + i * SIZE, results[p]);
+                    store_pack(d_x + start + i * SIZE, results[p]);
                 }
             }
         }
 #pragma unroll
-        for (int p = 0; p < BACKWARD_PACKS; p++) {
+        for (int p = 0; p < COUNT; p++) {
             int i = first + p * group_threads;
             if (i < count)
 #pragma unroll
@@ -209,6 +207,7 @@ __device__ __forceinline__ void backward(const T *d_out, const T *x, const T *we
         turn ^= 1;
         const float factor = inverse_rms[row];
         const float pull = product / width * factor * factor * factor;
+#pragma unroll 1
         for (int i = thread; i < width; i += threads) {
             float d = load(row_d_out[i]), value = load(row_x[i]);
             // A column is one thread's, row after row.

@@ -11,11 +11,11 @@
 
 namespace rope {
 
-constexpr int THREADS = 256;
+constexpr int THREADS = 128;
 constexpr int WARPS = THREADS / 32;
 
-// Pairs of a lane where heads go element by element: heads of up to 2 x 32 x 8 elements.
-constexpr int PAIRS = 8;
+// Pairs of a lane where heads go element by element: heads of up to 2 x 32 x 4 elements.
+constexpr int PAIRS = 4;
 
 // Which elements of each half of a head a lane has: `COUNT` from `first` on, `step` apart, but none from `half` on.
 struct Lane {
@@ -151,7 +151,7 @@ __device__ __forceinline__ void turn(const T *source, T *target, const T *query_
         read<PACKED>(cosines + (long long)token * half, lane, cos);
         read<PACKED>(sines + (long long)token * half, lane, sin);
         if (query_norm != nullptr) {
-            const T *norm = head < shape.query ? query_norm : key_norm;
+            const T *norm = head < unsigned(shape.query) ? query_norm : key_norm;
             float weight_low[N], weight_high[N];
             read<PACKED>(norm, lane, weight_low);
             read<PACKED>(norm + half, lane, weight_high);
@@ -219,7 +219,7 @@ __device__ __forceinline__ void norm_backward(const T *qkv, T *d_qkv, const T *n
         }
     lane.half = half;
     float *own = sums + threadIdx.x / 32 * shape.dim;
-    if (threadIdx.x % 32 < lane.lanes)
+    if (int(threadIdx.x % 32) < lane.lanes)
 #pragma unroll
         for (int i = 0; i < N; i++) {
             int element = lane.first + i * lane.step;

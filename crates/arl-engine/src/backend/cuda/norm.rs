@@ -10,9 +10,10 @@ const THREADS: usize = 256;
 /// Most threads of a block of the forward pass, and packs of 16 bytes that a thread of it holds.
 const MOST_THREADS: usize = 512;
 const PACKS: usize = 4;
-/// As above, for the backward pass.
+/// Threads that a block of the backward pass has for rows that need no more, most threads, and elements a thread holds.
+const BACKWARD_THREADS: usize = 512;
 const MOST_BACKWARD_THREADS: usize = 1024;
-const BACKWARD_PACKS: usize = 2;
+const BACKWARD_ELEMENTS: usize = 8;
 /// Rounds of rows that a block of the backward pass takes at least, before it sums what its threads have.
 const ROUNDS: usize = 4;
 
@@ -119,19 +120,18 @@ pub(super) fn rms_norm_backward<D: Device>(
     check(x, weight, inverse_rms);
     let (rows, width) = (inverse_rms.len, weight.len);
     assert_eq!((d_out.len, d_x.len, d_weight.len), (x.len, x.len, width), "gradients of rows of {width}");
-    // Warps of a row, rows at once.
-    let (warps, groups) = packs(width, x.dtype)
-        .map(|packs| packs.div_ceil(32 * BACKWARD_PACKS))
-        .filter(|warps| 32 * warps <= MOST_BACKWARD_THREADS)
-        .map_or((THREADS / 32, 1), |warps| (warps, (THREADS / 32 / warps).max(1)));
-    // The scratch has room for this many rows. Two blocks a multiprocessor of the largest devices.
+    let warps = width.div_ceil(32 * BACKWARD_ELEMENTS);
+    let packed = packs(width, x.dtype).is_some() && 32 * warps <= MOST_BACKWARD_THREADS;
+    // Rows at once.
+    let groups = if packed { (BACKWARD_THREADS / 32 / warps).max(1) } else { 1 };
+    // The scratch has room for so many rows: about two blocks a multiprocessor of a large device.
     let parts = rows.div_ceil(groups * ROUNDS).min(2 * PARTS);
     let partial = scratch_of(scratch, DType::F32, parts * width);
     device.launch(&Launch {
         kernel: kernel!(x.dtype, "rms_norm_backward"),
         grid: [parts, 1, 1],
-        threads: 32 * warps * groups,
-        shared_bytes: groups * width * DType::F32.bytes(),
+        threads: if packed { 32 * warps * groups } else { THREADS },
+        shared_bytes: if packed { groups * width * DType::F32.bytes() } else { 0 },
         args: &[
             Arg::Read(d_out),
             Arg::Read(x),

@@ -5,10 +5,10 @@ use super::device::{Arg, Device, Launch, int, kernel, scratch_of};
 use super::elementwise::add_parts;
 use crate::backend::{Buffer, DType, NormRope};
 
-const THREADS: usize = 256;
+const THREADS: usize = 128;
 const WARPS: usize = THREADS / 32;
 /// Heads beyond this size are not in any model; the kernel's registers end here.
-const MOST_DIM: usize = 512;
+const MOST_DIM: usize = 256;
 /// Rounds of heads that a block takes at least, before it sums what its lanes have.
 const ROUNDS: usize = 4;
 
