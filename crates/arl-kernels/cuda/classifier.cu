@@ -12,9 +12,6 @@ namespace classifier {
 constexpr int WARPS = 32;
 constexpr int THREADS = WARPS * 32;
 
-// Groups of logits that a thread has under way.
-constexpr int UNROLL = 2;
-
 // Dynamic shared memory where there is a gradient.
 constexpr int KEPT_BYTES = 96 << 10;
 
@@ -46,7 +43,7 @@ struct Seen {
 };
 
 // Adds N * UNROLL logits; group `u` of them begins at column `columns[u]`.
-template <typename T, int N>
+template <typename T, int N, int UNROLL>
 __device__ void see(Seen &seen, const Group<T, N> (&tile)[UNROLL], const int (&columns)[UNROLL], int target) {
     float max = -INFINITY;
     for (int u = 0; u < UNROLL; u++) {
@@ -138,9 +135,11 @@ struct Losses {
 template <typename T, typename G, int N, bool GRADIENT>
 __device__ void row(const T *logits, G *gradient, int target, float weight, const Losses &losses, int vocab) {
     typedef Group<T, N> Logits;
+    // Accesses that a thread has under way; 1024 threads have no registers for more than 16 logits each.
+    constexpr int UNROLL = N == 8 ? 2 : 4;
     constexpr int TILE = THREADS * UNROLL;
-    constexpr int KEPT_TILES = KEPT_BYTES / (TILE * (int)sizeof(Logits));
-    static_assert(KEPT_TILES >= 1 && sizeof(G) <= sizeof(T), "the gradient never overtakes the logits");
+    constexpr int KEPT = KEPT_BYTES / (int)sizeof(Logits);
+    static_assert(KEPT >= TILE && sizeof(G) <= sizeof(T), "the gradient never overtakes the logits");
     ARL_SHARED(Logits, kept);
 
     int count = vocab / N;
@@ -158,9 +157,9 @@ __device__ void row(const T *logits, G *gradient, int target, float weight, cons
             } else {
                 for (int j = 0; j < N; j++) groups[u].at[j] = store<T>(-INFINITY);
             }
-            if (GRADIENT && tile < KEPT_TILES) kept[at] = groups[u];
+            if (GRADIENT && at < KEPT) kept[at] = groups[u];
         }
-        see<T, N>(seen, groups, columns, target);
+        see<T, N, UNROLL>(seen, groups, columns, target);
     }
 
     Statistics statistics = combine(seen);
@@ -181,12 +180,12 @@ __device__ void row(const T *logits, G *gradient, int target, float weight, cons
     G of_target = store<G>((float)((double)weight * ((double)expf(at_target - statistics.max) * inverse - 1.0)));
     // Where G is half of T, tile t of the gradient lies in the memory of tile t / 2 of the logits, which all threads must
     // have read. Up to `free` they have: the kept tiles before the barriers of the sums, the others before those below.
-    int free = 2 * KEPT_TILES - 1;
+    int free = 2 * (KEPT / TILE) - 1;
     for (int tile = 0; tile < tiles; tile++) {
         Logits groups[UNROLL];
         for (int u = 0; u < UNROLL; u++) {
             int at = tile * TILE + u * THREADS + threadIdx.x;
-            if (at < count) groups[u] = tile < KEPT_TILES ? kept[at] : load_group<N>(logits + at * N);
+            if (at < count) groups[u] = at < KEPT ? kept[at] : load_group<N>(logits + at * N);
         }
         if (sizeof(G) < sizeof(T) && tile > free) {
             __syncthreads();
@@ -196,9 +195,10 @@ __device__ void row(const T *logits, G *gradient, int target, float weight, cons
             int at = tile * TILE + u * THREADS + threadIdx.x;
             if (at >= count) continue;
             Group<G, N> out;
-            for (int j = 0; j < N; j++) {
-                float probability = factor * expf(load(groups[u].at[j]) - statistics.max);
-                out.at[j] = at * N + j == target ? of_target : store<G>(probability);
+            for (int j = 0; j < N; j++) out.at[j] = store<G>(factor * expf(load(groups[u].at[j]) - statistics.max));
+            if (at * N <= target && target < at * N + N) {
+                for (int j = 0; j < N; j++)
+                    if (at * N + j == target) out.at[j] = of_target;
             }
             store_group(gradient + at * N, out);
         }

@@ -82,29 +82,30 @@ __device__ void scatter(const A *x, const int *rows, B *out, long long count, lo
 constexpr int SORTED = 64;
 constexpr int SHARES = THREADS / SORTED;
 
+// How many of the ids in [begin, end) are less than `limit`, of those that are this share's; N ids an access.
+template <int N> __device__ int count_less(const int *ids, int begin, int end, int limit, int share) {
+    int found = 0;
+#pragma unroll 4
+    for (int i = begin + share * N; i < end; i += SHARES * N) {
+        Group<int, N> group = load_group<N>(ids + i);
+        // The sign of the difference.
+        for (int j = 0; j < N; j++) found += (int)((unsigned)(group.at[j] - limit) >> 31);
+    }
+    return found;
+}
+
 // `order[place] = t`, by ids and, among equal ones, by t.
-__device__ void sort(const int *ids, int *order, int count, long long vocab) {
+template <int N> __device__ void sort(const int *ids, int *order, int count, long long vocab) {
     __shared__ int places[THREADS];
     int first = blockIdx.x * SORTED, share = threadIdx.x / SORTED;
     int t = first + threadIdx.x % SORTED;
     int id = t < count ? ids[t] : 0;
     ARL_REFUSE(id < 0 || id >= vocab, "an id is outside the vocabulary");
-    int place = 0;
-    // Four ids an access, as far as they go.
-    int fours = packs(ids, 0) ? count / 4 : 0;
-#pragma unroll 4
-    for (int i = share; i < fours; i += SHARES) {
-        Pack<int> others = load_pack(ids + 4 * i);
-        int u = 4 * i;
-        if (u < first || u >= first + SORTED) {
-            // Tokens before this block come before an equal id.
-            int limit = u < first ? id + 1 : id;
-            for (int j = 0; j < 4; j++) place += others.at[j] < limit;
-        } else {
-            for (int j = 0; j < 4; j++) place += others.at[j] < (u + j < t ? id + 1 : id);
-        }
-    }
-    for (int u = 4 * fours + share; u < count; u += SHARES) place += ids[u] < (u < t ? id + 1 : id);
+    // Tokens before this block come before an equal id, those after it do not.
+    int end = min(first + SORTED, count), whole = max(end, count / N * N);
+    int place = count_less<N>(ids, 0, first, id + 1, share);
+    for (int u = first + share; u < end; u += SHARES) place += ids[u] < (u < t ? id + 1 : id);
+    place += count_less<N>(ids, end, whole, id, share) + count_less<1>(ids, whole, count, id, share);
     places[threadIdx.x] = place;
     __syncthreads();
     if (share != 0 || t >= count) return;
@@ -184,7 +185,11 @@ GATHER(bf16_f32, bf16, float)
 #undef GATHER
 
 ARL_KERNEL(sort_ids, embedding::THREADS, const int *ids, int *order, int count, long long vocab) {
-    embedding::sort(ids, order, count, vocab);
+    if (packs(ids, 0)) {
+        embedding::sort<4>(ids, order, count, vocab);
+    } else {
+        embedding::sort<1>(ids, order, count, vocab);
+    }
 }
 
 #define EMBEDDING_BACKWARD(name, T)                                                                                    \

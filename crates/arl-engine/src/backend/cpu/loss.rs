@@ -85,13 +85,17 @@ fn statistics<T: Element>(logits: &[T]) -> Statistics {
         }
         // All logits so far are -inf (or NaN): nothing to add, or nothing that a later block would not repeat.
         let base = if max == f32::NEG_INFINITY { 0.0 } else { max };
-        let (mut sums, mut moments) = ([0.0_f32; LANES], [0.0_f32; LANES]);
+        // `lost`: what the roundings of a sum took from it, lest many small terms vanish beside a great one.
+        let (mut sums, mut lost, mut moments) = ([0.0_f32; LANES], [0.0_f32; LANES], [0.0_f32; LANES]);
         let chunks = block.chunks_exact(LANES);
         let rest = chunks.remainder();
         for chunk in chunks {
             for lane in 0..LANES {
                 let (e, product) = terms(chunk[lane].load() - base);
-                sums[lane] += e;
+                let corrected = e - lost[lane];
+                let next = sums[lane] + corrected;
+                lost[lane] = (next - sums[lane]) - corrected;
+                sums[lane] = next;
                 moments[lane] += product;
             }
         }
@@ -100,7 +104,7 @@ fn statistics<T: Element>(logits: &[T]) -> Statistics {
             sums[lane] += e;
             moments[lane] += product;
         }
-        total += sums.iter().map(|x| f64::from(*x)).sum::<f64>();
+        total += sums.iter().zip(lost).map(|(sum, lost)| f64::from(*sum) - f64::from(lost)).sum::<f64>();
         moment += moments.iter().map(|x| f64::from(*x)).sum::<f64>();
     }
     if total.is_nan() {

@@ -51,8 +51,8 @@ fn pass(
     let count = targets.len();
     let logits = fixture.put(logits, dtype);
     let gradient = gradient.map(|dtype| {
-        let buffer = logits.view(dtype);
-        rows(buffer, buffer.len / count.max(1))
+        let stride = vocab * logits.dtype.bytes() / dtype.bytes();
+        rows(logits.view(dtype), stride)
     });
     let op = CrossEntropy {
         rows: count,
@@ -72,7 +72,7 @@ fn pass(
         // The rows without what lies between them.
         Some(rows) => {
             let all = fixture.get(rows.buffer);
-            all.chunks(rows.stride.max(1)).flat_map(|row| &row[..vocab]).copied().collect()
+            all.chunks(rows.stride).flat_map(|row| &row[..vocab]).copied().collect()
         }
     };
     Pass { logits, nll: fixture.get(op.nll), correct: fixture.get(op.correct), entropy: fixture.get(op.entropy) }
