@@ -61,7 +61,7 @@ impl<D: Device> Backend for CudaBackend<D> {
 
     fn scratch_bytes(&self, columns: usize) -> usize {
         // Two vectors of partial sums a block: of the norms of queries and of keys.
-        (2 * PARTS * columns * DType::F32.bytes()).max(1 << 16)
+        (2 * PARTS * columns * DType::F32.bytes()).max(matmul::SCRATCH_BYTES).max(moe::SCRATCH_BYTES)
     }
 
     fn logits_gradient(&self, activations: DType) -> DType {
@@ -97,7 +97,7 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn matmul(&mut self, op: &Matmul) {
-        matmul::matmul(&mut self.device, op);
+        matmul::matmul(&mut self.device, self.scratch, op);
     }
 
     fn grouped_matmul(&mut self, op: &GroupedMatmul) {
@@ -215,7 +215,7 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn router(&mut self, op: &Router, logits: Buffer, balance: Option<Buffer>) {
-        moe::router(&mut self.device, op, logits, balance);
+        moe::router(&mut self.device, self.scratch, op, logits, balance);
     }
 
     fn router_backward(&mut self, op: &Router, d_weights: Buffer, balance: Option<(Buffer, f32)>, d_logits: Buffer) {
@@ -223,7 +223,7 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn permute(&mut self, op: &Router, permutation: &Permutation) {
-        moe::permute(&mut self.device, op, permutation);
+        moe::permute(&mut self.device, self.scratch, op, permutation);
     }
 
     fn combine(
