@@ -1,7 +1,8 @@
 // The matrix products of a mixture of experts, whose rows per expert only the device knows: a block finds its expert by
 // a scan of the offsets, and blocks beyond the last tile end at once.
-// bf16: tiles of [128, 128] by tensor cores, 8 warps of [64, 32] each, slabs of 32 columns three deep by cp.async, chunks
-// of 16 bytes placed so that ldmatrix meets no bank twice. f32: tiles of [128, 64] on CUDA cores (tile.cuh).
+// bf16: tiles of [128, 128] by tensor cores, 4 warps of [64, 64] each (each element that ldmatrix reads is multiplied 64
+// times), slabs of 32 columns three deep by cp.async, chunks of 16 bytes placed so that ldmatrix meets no bank twice.
+// f32: tiles of [128, 64] on CUDA cores (tile.cuh).
 // Reads the token side once for each 128 (64) columns of the experts' side, an expert's matrix once for each 128 of its
 // rows (from the L2 cache, mostly: the tiles of one expert are neighbours), and writes `c` once.
 #include "mma.cuh"
@@ -9,11 +10,11 @@
 
 namespace grouped {
 
-constexpr int WARPS = 8, THREADS = WARPS * 32;
-constexpr int TILE = 128, DEPTH = 32, STAGES = 3;
+constexpr int WARPS = 4, THREADS = WARPS * 32;
+constexpr int TILE = 128, WARP_TILE = 64, DEPTH = 32, STAGES = 3;
 // Elements of one operand in one stage.
 constexpr int SLAB = TILE * DEPTH;
-static_assert(TILE == tile::M && THREADS == tile::THREADS, "either kernel's tiles are found alike");
+static_assert(TILE == tile::M, "either kernel's tiles are found alike");
 
 // Rows [first, end) of an expert; `end` is the expert's, not the tile's.
 struct Place {
@@ -22,10 +23,11 @@ struct Place {
 
 struct Search {
     Place place;
-    int totals[WARPS];
+    int totals[tile::THREADS / 32];
 };
 
 // Where the `number`-th tile of TILE rows begins, counted over all experts; expert -1 beyond the last.
+template <int THREADS>
 __device__ __forceinline__ Place find(const int *offsets, int experts, int number, Search &search) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     if (threadIdx.x == 0) search.place.expert = -1;
@@ -44,7 +46,7 @@ __device__ __forceinline__ Place find(const int *offsets, int experts, int numbe
         if (lane == 31) search.totals[warp] = sum;
         __syncthreads();
         sum += before;
-        for (int i = 0; i < WARPS; i++) {
+        for (int i = 0; i < THREADS / 32; i++) {
             if (i < warp) sum += search.totals[i];
             before += search.totals[i];
         }
@@ -54,18 +56,6 @@ __device__ __forceinline__ Place find(const int *offsets, int experts, int numbe
     return search.place;
 }
 
-// One side of a product from a tile's first row on, as `tile::Operand`.
-struct Operand {
-    const bf16 *data;
-    long long stride;
-    int rows;
-    // Whether chunks of 8 elements are aligned.
-    bool aligned;
-
-    __device__ __forceinline__ Operand(const bf16 *data, long long stride, int rows)
-        : data(data), stride(stride), rows(rows), aligned(packs(data, stride)) {}
-};
-
 // Where the 8 elements from (row, k) on lie in a slab: [TILE, DEPTH] along k, else [DEPTH, TILE]. Of the 8 rows (or ks)
 // that ldmatrix reads at once, each chunk is in other banks.
 template <bool ALONG_K> __device__ __forceinline__ int position(int row, int k) {
@@ -73,26 +63,45 @@ template <bool ALONG_K> __device__ __forceinline__ int position(int row, int k) 
     return k * TILE + ((row / 8) ^ (k % 8)) * 8;
 }
 
-// Begins to copy k in [from, from + DEPTH) as far as `depth`; zeroes beyond it and beyond the rows.
-template <bool ALONG_K> __device__ __forceinline__ void fetch(bf16 *slab, const Operand &side, int from, int depth) {
-    constexpr int CHUNKS = SLAB / 8, ACROSS = ALONG_K ? DEPTH / 8 : TILE / 8;
-    for (int i = 0; i < CHUNKS / THREADS; i++) {
-        int chunk = threadIdx.x + i * THREADS;
-        int row = ALONG_K ? chunk / ACROSS : chunk % ACROSS * 8, k = ALONG_K ? chunk % ACROSS * 8 : chunk / ACROSS;
-        int left = ALONG_K ? (row < side.rows ? depth - from - k : 0) : (from + k < depth ? side.rows - row : 0);
-        const bf16 *source = side.data + (ALONG_K ? row * side.stride + from + k : (from + k) * side.stride + row);
-        bf16 *target = slab + position<ALONG_K>(row, k);
-        if (left <= 0 || (left >= 8 && side.aligned)) {
-            cp_async_16(target, left <= 0 ? side.data : source, left > 0);
-            continue;
-        }
-        for (int j = 0; j < 8; j++) target[j] = j < left ? source[j] : store<bf16>(0.0f);
-    }
-}
+// One side of a product from a tile's first row on (as `tile::Operand`), and what one thread copies of each slab: chunks
+// of 8 elements, APART rows (or ks) from each other.
+template <bool ALONG_K> struct Feed {
+    static constexpr int ACROSS = ALONG_K ? DEPTH / 8 : TILE / 8, APART = THREADS / ACROSS;
+    static_assert(APART % 8 == 0, "a thread's chunks lie alike within their rows of shared memory");
+    const bf16 *data, *next;
+    long long stride;
+    int rows, row, k;
+    bool aligned;
 
-// sums[i][j] is the fragment of rows 16 i and columns 8 j of the warp's [64, 32].
+    __device__ __forceinline__ Feed(const bf16 *data, long long stride, int rows)
+        : data(data), stride(stride), rows(rows), aligned(packs(data, stride)) {
+        int along = threadIdx.x % ACROSS * 8, across = threadIdx.x / ACROSS;
+        row = ALONG_K ? across : along;
+        k = ALONG_K ? along : across;
+        next = data + across * stride + along;
+    }
+
+    // Begins to copy the next slab, `left` columns before the sums' end; zeroes beyond it and beyond the rows.
+    __device__ __forceinline__ void fetch(bf16 *slab, int left) {
+        slab += position<ALONG_K>(row, k);
+#pragma unroll
+        for (int i = 0; i < SLAB / 8 / THREADS; i++, slab += THREADS * 8) {
+            int there = ALONG_K ? (row + i * APART < rows ? left - k : 0) : (k + i * APART < left ? rows - row : 0);
+            const bf16 *source = next + i * APART * stride;
+            if (there <= 0 || (there >= 8 && aligned)) {
+                cp_async_16(slab, there <= 0 ? data : source, there > 0);
+                continue;
+            }
+            for (int j = 0; j < 8; j++) slab[j] = j < there ? source[j] : store<bf16>(0.0f);
+        }
+        next += ALONG_K ? DEPTH : DEPTH * stride;
+    }
+};
+
+// sums[i][j] is the fragment of rows 16 i and columns 8 j of the warp's tile.
 struct Sums {
-    float at[4][4][4];
+    static constexpr int HEIGHT = WARP_TILE / 16, WIDTH = WARP_TILE / 8;
+    float at[HEIGHT][WIDTH][4];
 };
 
 template <bool A_ALONG_K, bool B_ALONG_K>
@@ -101,15 +110,15 @@ __device__ __forceinline__ void multiply_slab(const bf16 *a, const bf16 *b, int 
     int lane = threadIdx.x % 32, r = lane % 8, low = lane / 8 % 2 * 8, high = lane / 16 * 8;
 #pragma unroll
     for (int k = 0; k < DEPTH; k += 16) {
-        unsigned left[4][4], right[4][2];
-        for (int i = 0; i < 4; i++) {
+        unsigned left[Sums::HEIGHT][4], right[Sums::WIDTH][2];
+        for (int i = 0; i < Sums::HEIGHT; i++) {
             // Matrices: rows 0, rows 8, and both again 8 columns further.
             const bf16 *from = a + (A_ALONG_K ? position<true>(row + 16 * i + low + r, k + high)
                                               : position<false>(row + 16 * i + low, k + high + r));
             if (A_ALONG_K) ldmatrix_x4(left[i], from);
             else ldmatrix_x4_transposed(left[i], from);
         }
-        for (int j = 0; j < 2; j++) {
+        for (int j = 0; j < Sums::WIDTH / 2; j++) {
             // Matrices: k 0, k 8, and both again 8 columns further.
             const bf16 *from = b + (B_ALONG_K ? position<true>(column + 16 * j + high + r, k + low)
                                               : position<false>(column + 16 * j + high, k + low + r));
@@ -121,26 +130,26 @@ __device__ __forceinline__ void multiply_slab(const bf16 *a, const bf16 *b, int 
                 right[2 * j + 1][h] = both[2 + h];
             }
         }
-        for (int i = 0; i < 4; i++)
-            for (int j = 0; j < 4; j++) mma(sums.at[i][j], left[i], right[j]);
+        for (int i = 0; i < Sums::HEIGHT; i++)
+            for (int j = 0; j < Sums::WIDTH; j++) mma(sums.at[i][j], left[i], right[j]);
     }
 }
 
 // The first row and column of this warp in the tile.
-__device__ __forceinline__ int warp_row() { return threadIdx.x / 32 / 4 * 64; }
-__device__ __forceinline__ int warp_column() { return threadIdx.x / 32 % 4 * 32; }
+__device__ __forceinline__ int warp_row() { return threadIdx.x / 64 * WARP_TILE; }
+__device__ __forceinline__ int warp_column() { return threadIdx.x / 32 % 2 * WARP_TILE; }
 
 // sums = a b over k in [0, depth). Shared memory is free again on return.
 template <bool A_ALONG_K, bool B_ALONG_K>
-__device__ __forceinline__ void multiply(const Operand &a, const Operand &b, int depth, bf16 *shared, Sums &sums) {
-    for (int i = 0; i < 4; i++)
-        for (int j = 0; j < 4; j++)
+__device__ __forceinline__ void multiply(Feed<A_ALONG_K> &a, Feed<B_ALONG_K> &b, int depth, bf16 *shared, Sums &sums) {
+    for (int i = 0; i < Sums::HEIGHT; i++)
+        for (int j = 0; j < Sums::WIDTH; j++)
             for (int e = 0; e < 4; e++) sums.at[i][j][e] = 0;
     auto begin = [&](int slab) {
         if (slab * DEPTH < depth) {
             bf16 *stage = shared + slab % STAGES * 2 * SLAB;
-            fetch<A_ALONG_K>(stage, a, slab * DEPTH, depth);
-            fetch<B_ALONG_K>(stage + SLAB, b, slab * DEPTH, depth);
+            a.fetch(stage, depth - slab * DEPTH);
+            b.fetch(stage + SLAB, depth - slab * DEPTH);
         }
         // Also where there is nothing to copy, so that the number of groups tells which slab is there.
         cp_async_commit();
@@ -167,8 +176,11 @@ static_assert(TILE * ROW <= STAGES * 2 * SLAB, "the finished tile lies where the
 // c = sums, by way of shared memory, so that whole lines are written.
 __device__ __forceinline__ void assign(const Sums &sums, bf16 *shared, bf16 *c, long long stride, int rows, int columns) {
     int lane = threadIdx.x % 32;
-    for (int i = 0; i < 4; i++)
-        for (int j = 0; j < 4; j++)
+#pragma unroll
+    for (int i = 0; i < Sums::HEIGHT; i++)
+#pragma unroll
+        for (int j = 0; j < Sums::WIDTH; j++)
+#pragma unroll
             for (int half = 0; half < 2; half++) {
                 int row = warp_row() + 16 * i + 8 * half + lane / 4, column = warp_column() + 8 * j + lane % 4 * 2;
                 const float *values = sums.at[i][j] + 2 * half;
@@ -192,13 +204,13 @@ __device__ __forceinline__ void add(const Sums &sums, float *c, long long stride
     int lane = threadIdx.x % 32;
     bool aligned = packs(c, stride);
 #pragma unroll
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < Sums::HEIGHT; i++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             int row = warp_row() + 16 * i + 8 * half + lane / 4;
             if (row >= rows) continue;
 #pragma unroll
-            for (int j = 0; j < 4; j++) {
+            for (int j = 0; j < Sums::WIDTH; j++) {
                 int column = warp_column() + 8 * j + lane % 4 * 2;
                 const float *values = sums.at[i][j] + 2 * half;
                 float *target = c + row * stride + column;
@@ -228,12 +240,13 @@ __device__ void tokens(const int *offsets, int experts, const bf16 *a, long long
                        long long b_stride, bf16 *c, long long c_stride, int n, int k) {
     ARL_SHARED(bf16, shared);
     int tiles_n = (n + TILE - 1) / TILE, column = blockIdx.x % tiles_n * TILE;
-    Place place = find(offsets, experts, blockIdx.x / tiles_n, search_after_stages());
+    Place place = find<THREADS>(offsets, experts, blockIdx.x / tiles_n, search_after_stages());
     if (place.expert < 0) return;
     b += place.expert * (B_ALONG_K ? n : k) * b_stride + (B_ALONG_K ? column * b_stride : column);
-    Operand left(a + place.first * a_stride, a_stride, place.end - place.first), right(b, b_stride, n - column);
+    Feed<true> left(a + place.first * a_stride, a_stride, place.end - place.first);
+    Feed<B_ALONG_K> right(b, b_stride, n - column);
     Sums sums;
-    multiply<true, B_ALONG_K>(left, right, k, shared, sums);
+    multiply(left, right, k, shared, sums);
     assign(sums, shared, c + place.first * c_stride + column, c_stride, left.rows, right.rows);
 }
 
@@ -246,9 +259,10 @@ __device__ __forceinline__ void gradients(const int *offsets, const bf16 *a, lon
     int expert = blockIdx.x / tiles_n / tiles_m;
     int first = offsets[expert], tokens = offsets[expert + 1] - first;
     if (tokens == 0) return;
-    Operand left(a + first * a_stride + row, a_stride, k - row), right(b + first * b_stride + column, b_stride, n - column);
+    Feed<false> left(a + first * a_stride + row, a_stride, k - row);
+    Feed<false> right(b + first * b_stride + column, b_stride, n - column);
     Sums sums;
-    multiply<false, false>(left, right, tokens, shared, sums);
+    multiply(left, right, tokens, shared, sums);
     add(sums, c + ((long long)expert * k + row) * c_stride + column, c_stride, left.rows, right.rows);
 }
 
@@ -259,7 +273,7 @@ __device__ __forceinline__ void tokens_f32(const int *offsets, int experts, cons
     __shared__ tile::Slabs slabs;
     __shared__ Search search;
     int tiles_n = (n + tile::N - 1) / tile::N, column = blockIdx.x % tiles_n * tile::N;
-    Place place = find(offsets, experts, blockIdx.x / tiles_n, search);
+    Place place = find<tile::THREADS>(offsets, experts, blockIdx.x / tiles_n, search);
     if (place.expert < 0) return;
     b += place.expert * (b_along_k ? n : k) * b_stride + (b_along_k ? column * b_stride : column);
     tile::Operand<float> left{a + place.first * a_stride, a_stride, true, place.end - place.first};
@@ -306,13 +320,13 @@ ARL_KERNEL(grouped_nn_bf16, grouped::THREADS, TOKENS(bf16)) {
 ARL_KERNEL(grouped_tn_bf16, grouped::THREADS, GRADIENTS(bf16)) {
     grouped::gradients(offsets, a, a_stride, b, b_stride, c, c_stride, n, k);
 }
-ARL_KERNEL(grouped_nt_f32, grouped::THREADS, TOKENS(float)) {
+ARL_KERNEL(grouped_nt_f32, tile::THREADS, TOKENS(float)) {
     grouped::tokens_f32(offsets, experts, a, a_stride, b, b_stride, true, c, c_stride, n, k);
 }
-ARL_KERNEL(grouped_nn_f32, grouped::THREADS, TOKENS(float)) {
+ARL_KERNEL(grouped_nn_f32, tile::THREADS, TOKENS(float)) {
     grouped::tokens_f32(offsets, experts, a, a_stride, b, b_stride, false, c, c_stride, n, k);
 }
-ARL_KERNEL(grouped_tn_f32, grouped::THREADS, GRADIENTS(float)) {
+ARL_KERNEL(grouped_tn_f32, tile::THREADS, GRADIENTS(float)) {
     grouped::gradients_f32(offsets, a, a_stride, b, b_stride, c, c_stride, n, k);
 }
 #undef TOKENS

@@ -4,8 +4,10 @@
 use super::device::{Arg, Device, Launch, int, kernel, long, scratch_of};
 use crate::backend::{Buffer, DType, GroupedMatmul, Layout, Matmul, Rows};
 
-/// Of every kernel but the sum of parts, which has as many too.
+/// Of the tiles on CUDA cores, and of the sum of their parts.
 const THREADS: usize = 256;
+/// Of the tiles on tensor cores.
+const TENSOR_THREADS: usize = 128;
 /// Rows of every tile of `c`.
 const TILE_M: usize = 128;
 /// Columns of a tile on CUDA cores.
@@ -124,7 +126,10 @@ pub(super) fn grouped<D: Device>(device: &mut D, op: &GroupedMatmul) {
     let c = if op.layout == Layout::Tn { DType::F32 } else { dtype };
     assert_eq!((op.b.buffer.dtype, op.c.buffer.dtype), (dtype, c), "grouped_matmul {:?} of {dtype:?}", op.layout);
     assert_eq!((op.offsets.dtype, op.offsets.len), (DType::I32, op.experts + 1), "grouped_matmul's offsets");
-    let (tile_n, shared_bytes) = if dtype == DType::Bf16 { (TENSOR_TILE_N, TENSOR_SHARED_BYTES) } else { (TILE_N, 0) };
+    let (tile_n, threads, shared_bytes) = match dtype {
+        DType::Bf16 => (TENSOR_TILE_N, TENSOR_THREADS, TENSOR_SHARED_BYTES),
+        _ => (TILE_N, THREADS, 0),
+    };
     let tiles_m = match op.layout {
         Layout::Tn => op.experts * op.k.div_ceil(TILE_M),
         // Each expert that has rows may have one tile that is not full. What is too much finds no expert and ends.
@@ -147,7 +152,7 @@ pub(super) fn grouped<D: Device>(device: &mut D, op: &GroupedMatmul) {
     device.launch(&Launch {
         kernel: name,
         grid: [tiles_m * op.n.div_ceil(tile_n), 1, 1],
-        threads: THREADS,
+        threads,
         shared_bytes,
         // The gradients' blocks know their experts without a search.
         args: if op.layout == Layout::Tn { &args[1..] } else { &args },

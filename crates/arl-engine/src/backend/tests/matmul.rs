@@ -195,18 +195,19 @@ fn a_long_sum_of_unlike_types_is_the_reference_and_equal_in_bits_each_time() {
     assert!(results.iter().all(|result| *result == results[0]));
 }
 
-/// The products of experts with so many rows each; those of expert `spoilt` are NaN.
-fn check_grouped(
-    fixture: &mut Fixture,
-    random: &mut Random,
+/// The products of experts with `counts` rows each; those of expert `spoilt` are NaN. `gap` lies between rows.
+struct Grouped<'a> {
     layout: Layout,
     dtype: DType,
-    counts: &[usize],
-    (n, k): (usize, usize),
+    counts: &'a [usize],
+    size: (usize, usize),
     gap: usize,
     spoilt: Option<usize>,
-) {
+}
+
+fn check_grouped(fixture: &mut Fixture, random: &mut Random, case: &Grouped<'_>) {
     fixture.next = 0;
+    let Grouped { layout, dtype, counts, size: (n, k), gap, spoilt } = *case;
     let experts = counts.len();
     let offsets: Vec<usize> = (0..=experts).map(|e| counts[..e].iter().sum()).collect();
     let rows = offsets[experts];
@@ -279,7 +280,8 @@ fn experts_multiply_their_own_rows_whatever_their_number() {
     for layout in LAYOUTS {
         for dtype in TYPES {
             let mut check = |counts: &[usize], size, gap| {
-                check_grouped(&mut fixture, &mut random, layout, dtype, counts, size, gap, None);
+                let case = Grouped { layout, dtype, counts, size, gap, spoilt: None };
+                check_grouped(&mut fixture, &mut random, &case);
             };
             check(&[1], (1, 1), 0);
             check(&[5, 0, 130, 1, 0, 0, 64], (72, 104), 0);
@@ -299,7 +301,8 @@ fn an_experts_rows_are_seen_by_no_other_expert() {
     let mut fixture = Fixture::new();
     for layout in LAYOUTS {
         for dtype in TYPES {
-            check_grouped(&mut fixture, &mut random, layout, dtype, &[20, 7, 140], (40, 48), 0, Some(1));
+            let case = Grouped { layout, dtype, counts: &[20, 7, 140], size: (40, 48), gap: 0, spoilt: Some(1) };
+            check_grouped(&mut fixture, &mut random, &case);
         }
     }
 }
