@@ -192,6 +192,16 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
     return bits;
 }
 
+// The lanes that hold what this one holds.
+template <typename T> unsigned __match_any_sync(unsigned mask, T value) {
+    T all[32];
+    emulation::exchange(mask, value, all);
+    unsigned bits = 0;
+    for (unsigned i = 0; i < 32; i++)
+        if ((mask >> i & 1) && all[i] == value) bits |= 1u << i;
+    return bits;
+}
+
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }

@@ -69,7 +69,8 @@ pub(crate) const LIBRARY_BYTES: usize = 32 << 20;
 pub(crate) fn scratch_bytes(columns: usize, tokens: usize) -> usize {
     // Two vectors of partial sums a block: of the norms of queries and of keys. One row number a token: of the
     // embedding's gradient.
-    (2 * PARTS * columns * DType::F32.bytes()).max(tokens * DType::I32.bytes()).max(1 << 16)
+    let sums = 2 * PARTS * columns * DType::F32.bytes();
+    sums.max(tokens * DType::I32.bytes()).max(matmul::SCRATCH_BYTES).max(moe::SCRATCH_BYTES)
 }
 
 impl<D: Device> Backend for CudaBackend<D> {
@@ -135,7 +136,7 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn matmul(&mut self, op: &Matmul) {
-        matmul::matmul(&mut self.device, op);
+        matmul::matmul(&mut self.device, self.scratch, op);
     }
 
     fn grouped_matmul(&mut self, op: &GroupedMatmul) {
@@ -253,7 +254,7 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn router(&mut self, op: &Router, logits: Buffer, balance: Option<Buffer>) {
-        moe::router(&mut self.device, op, logits, balance);
+        moe::router(&mut self.device, self.scratch, op, logits, balance);
     }
 
     fn router_backward(&mut self, op: &Router, d_weights: Buffer, balance: Option<(Buffer, f32)>, d_logits: Buffer) {
@@ -261,7 +262,7 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn permute(&mut self, op: &Router, permutation: &Permutation) {
-        moe::permute(&mut self.device, op, permutation);
+        moe::permute(&mut self.device, self.scratch, op, permutation);
     }
 
     fn combine(

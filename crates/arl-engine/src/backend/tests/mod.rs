@@ -6,6 +6,7 @@ mod autograd;
 mod elementwise;
 mod embedding;
 mod loss;
+mod matmul;
 mod moe;
 mod norm;
 mod optimizer;

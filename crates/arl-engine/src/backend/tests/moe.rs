@@ -34,7 +34,7 @@ fn router(fixture: &mut Fixture, tokens: usize, experts: usize, top_k: usize, no
     }
 }
 
-const SHAPES: [(usize, usize, usize); 5] = [(1, 1, 1), (3, 4, 1), (5, 4, 4), (9, 33, 8), (700, 64, 8)];
+const SHAPES: [(usize, usize, usize); 6] = [(1, 1, 1), (3, 4, 1), (5, 4, 4), (9, 33, 8), (20, 300, 40), (700, 64, 8)];
 
 #[test]
 fn the_router_chooses_the_most_probable() {
@@ -82,7 +82,7 @@ fn the_lower_index_wins_among_equals() {
 fn the_routers_gradient_is_the_derivative() {
     let mut random = Random(61);
     for normalise in [false, true] {
-        for (tokens, experts, top_k) in [(1, 1, 1), (3, 4, 1), (5, 4, 4), (9, 33, 8)] {
+        for (tokens, experts, top_k) in [(1, 1, 1), (3, 4, 1), (5, 4, 4), (9, 33, 8), (3, 200, 5)] {
             for balanced in [false, true] {
                 let mut fixture = Fixture::new();
                 let logits = random.values(tokens * experts, DType::F32);
@@ -150,7 +150,7 @@ fn sort(fixture: &mut Fixture, random: &mut Random, tokens: usize, experts: usiz
 fn pairs_are_sorted_by_expert_and_combined_by_token() {
     let mut random = Random(62);
     for dtype in TYPES {
-        for ((tokens, experts, top_k), width) in SHAPES.into_iter().zip([1, 5, 33, 64, 40]) {
+        for ((tokens, experts, top_k), width) in SHAPES.into_iter().zip([1, 5, 33, 64, 7, 40]) {
             let mut fixture = Fixture::new();
             let sorted = sort(&mut fixture, &mut random, tokens, experts, top_k);
             let x = random.values(tokens * top_k * width, dtype);
