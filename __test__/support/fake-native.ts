@@ -7,6 +7,7 @@ import { copyFileSync, existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { gunzipSync } from "node:zlib";
 import { ArlError } from "../../src/errors.js";
+import { loadNative } from "../../src/native.js";
 import type {
 	EngineOptions,
 	FillReport,
@@ -294,6 +295,7 @@ export function fakeNative(faults: Faults = {}, disk: Disk = new Map()): Native 
 			writeFileSync(target, gunzipSync(readFileSync(source)));
 			return true;
 		},
+		unpackZstd: (packed, length) => loadNative().unpackZstd(packed, length),
 		jsonArrayRows: (file) => arrayRanges(readFileSync(file)),
 	};
 }
