@@ -7,7 +7,6 @@ import { copyFileSync, existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { gunzipSync } from "node:zlib";
 import { ArlError } from "../../src/errors.js";
-import { loadNative } from "../../src/native.js";
 import type {
 	EngineOptions,
 	FillReport,
@@ -20,6 +19,7 @@ import type {
 	StepStats,
 	TextOptions,
 } from "../../src/native.js";
+import { loadNative } from "../../src/native.js";
 
 /** What a test can make the core do. */
 export interface Faults {
