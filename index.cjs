@@ -844,4 +844,5 @@ module.exports.errorCodes = nativeBinding.errorCodes
 module.exports.jsonArrayRows = nativeBinding.jsonArrayRows
 module.exports.matmulRate = nativeBinding.matmulRate
 module.exports.planMemory = nativeBinding.planMemory
+module.exports.unpackZstd = nativeBinding.unpackZstd
 module.exports.version = nativeBinding.version

@@ -325,5 +325,8 @@ export interface TextOptions {
   skipNonPositiveAdvantage?: boolean
 }
 
+/** The `length` bytes that zstd data holds. */
+export declare function unpackZstd(packed: Uint8Array, length: number): Uint8Array
+
 /** Version of the addon. */
 export declare function version(): string

@@ -32,6 +32,7 @@ export interface Native {
 	devices: typeof Addon.devices;
 	planMemory: typeof Addon.planMemory;
 	decompress: typeof Addon.decompress;
+	unpackZstd: typeof Addon.unpackZstd;
 	jsonArrayRows: typeof Addon.jsonArrayRows;
 	matmulRate: typeof Addon.matmulRate;
 	TextEncoder: Pick<typeof Addon.TextEncoder, "open">;
@@ -115,6 +116,7 @@ export function loadNative(): Native {
 		devices: guarded(addon.devices),
 		planMemory: guarded(addon.planMemory),
 		decompress: guarded(addon.decompress),
+		unpackZstd: guarded(addon.unpackZstd),
 		jsonArrayRows: guarded(addon.jsonArrayRows),
 		matmulRate: guarded(addon.matmulRate),
 		TextEncoder: { open: guarded(addon.TextEncoder.open.bind(addon.TextEncoder)) },

@@ -19,6 +19,7 @@ import type {
 	StepStats,
 	TextOptions,
 } from "../../src/native.js";
+import { loadNative } from "../../src/native.js";
 
 /** What a test can make the core do. */
 export interface Faults {
@@ -294,6 +295,7 @@ export function fakeNative(faults: Faults = {}, disk: Disk = new Map()): Native 
 			writeFileSync(target, gunzipSync(readFileSync(source)));
 			return true;
 		},
+		unpackZstd: (packed, length) => loadNative().unpackZstd(packed, length),
 		jsonArrayRows: (file) => arrayRanges(readFileSync(file)),
 	};
 }
