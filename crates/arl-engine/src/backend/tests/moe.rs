@@ -78,6 +78,20 @@ fn the_lower_index_wins_among_equals() {
     assert_eq!(fixture.get(op.experts_chosen), [0.0, 1.0, 2.0, 2.0, 1.0, 3.0]);
 }
 
+/// Rows are found by what the router chose, before anyone sees that a loss is not finite.
+#[test]
+fn logits_that_are_not_numbers_still_choose_experts_that_there_are() {
+    let mut fixture = Fixture::new();
+    let op = router(&mut fixture, 3, 5, 3, true);
+    let mut logits = [0.5; 15];
+    logits[1] = f64::NAN;
+    logits[7] = f64::INFINITY;
+    logits[10..].fill(f64::NEG_INFINITY);
+    let logits = fixture.put(&logits, DType::F32);
+    fixture.backend.router(&op, logits, None);
+    assert_eq!(fixture.get(op.experts_chosen), [0.0, 1.0, 2.0].repeat(3));
+}
+
 #[test]
 fn the_routers_gradient_is_the_derivative() {
     let mut random = Random(61);
