@@ -164,7 +164,7 @@ fn sort(fixture: &mut Fixture, random: &mut Random, tokens: usize, experts: usiz
 fn pairs_are_sorted_by_expert_and_combined_by_token() {
     let mut random = Random(62);
     for dtype in TYPES {
-        for ((tokens, experts, top_k), width) in SHAPES.into_iter().zip([1, 5, 33, 64, 7, 40]) {
+        for ((tokens, experts, top_k), width) in SHAPES.into_iter().zip([1, 1100, 2056, 64, 7, 40]) {
             let mut fixture = Fixture::new();
             let sorted = sort(&mut fixture, &mut random, tokens, experts, top_k);
             let x = random.values(tokens * top_k * width, dtype);
