@@ -228,6 +228,7 @@ __device__ __forceinline__ void add(const Sums &sums, float *c, long long stride
 
 // Bytes of shared memory of the bf16 kernels: the stages, then a `Search`.
 constexpr int STAGES_BYTES = STAGES * 2 * SLAB * sizeof(bf16);
+static_assert(STAGES_BYTES + sizeof(Search) <= (48 << 10) + 64, "what the launch asks for");
 
 __device__ __forceinline__ Search &search_after_stages() {
     ARL_SHARED(unsigned char, bytes);
