@@ -9,6 +9,7 @@ mod loss;
 mod moe;
 mod norm;
 mod optimizer;
+mod repeat;
 mod rope;
 mod swiglu;
 mod threads;
