@@ -107,21 +107,23 @@ __device__ __forceinline__ void dot_parts(const float *a, const float *b, double
     constexpr int SIZE = Pack<float>::SIZE;
     const bool aligned = packs(a, SIZE) && packs(b, SIZE);
     const long long step = (long long)gridDim.x * THREADS * SIZE;
+    long long i = (blockIdx.x * (long long)THREADS + threadIdx.x) * SIZE;
     double sum = 0;
-    for (long long i = (blockIdx.x * (long long)THREADS + threadIdx.x) * SIZE; i < len; i += step) {
-        Pack<float> x = {}, y = {};
-        if (aligned && i + SIZE <= len) {
-            x = load_pack(a + i);
-            y = a == b ? x : load_pack(b + i);
-        } else {
+    // Two packs at once, so that more of them are on their way.
+    for (; aligned && i + step + SIZE <= len; i += 2 * step) {
+        Pack<float> x[2], y[2];
 #pragma unroll
-            for (int j = 0; j < SIZE; j++) {
-                if (i + j < len) x.at[j] = a[i + j], y.at[j] = b[i + j];
-            }
+        for (int p = 0; p < 2; p++) {
+            x[p] = load_pack(a + i + p * step);
+            y[p] = a == b ? x[p] : load_pack(b + i + p * step);
         }
 #pragma unroll
-        for (int j = 0; j < SIZE; j++) sum += double(x.at[j]) * double(y.at[j]);
+        for (int p = 0; p < 2; p++)
+#pragma unroll
+            for (int j = 0; j < SIZE; j++) sum += double(x[p].at[j]) * double(y[p].at[j]);
     }
+    for (; i < len; i += step)
+        for (int j = 0; j < SIZE && i + j < len; j++) sum += double(a[i + j]) * double(b[i + j]);
     sum = block_sum(sum);
     if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }

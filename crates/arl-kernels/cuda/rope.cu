@@ -14,6 +14,9 @@ namespace rope {
 constexpr int THREADS = 128;
 constexpr int WARPS = THREADS / 32;
 
+// Blocks have THREADS; a bound of seven of them leaves a thread 72 registers, so that seven run at once.
+constexpr int TURN_BOUND = 7 * THREADS;
+
 // Pairs of a lane where heads go element by element: heads of up to 2 x 32 x 4 elements.
 constexpr int PAIRS = 4;
 
@@ -246,7 +249,7 @@ __device__ __forceinline__ bool in_packs(const T *a, const T *b, const T *query_
 } // namespace rope
 
 #define ROPE(name, T)                                                                                                  \
-    ARL_KERNEL(norm_rope_##name, rope::THREADS, const T *qkv, T *qk, const T *query_norm, const T *key_norm,           \
+    ARL_KERNEL(norm_rope_##name, rope::TURN_BOUND, const T *qkv, T *qk, const T *query_norm, const T *key_norm,           \
                float epsilon, const float *cosines, const float *sines, int tokens, int query, int key_value,          \
                int dim) {                                                                                              \
         const rope::Shape shape = {tokens, query, key_value, dim};                                                     \

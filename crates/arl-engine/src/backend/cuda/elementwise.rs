@@ -77,8 +77,8 @@ pub(super) fn add_parts<D: Device>(device: &mut D, parts: Buffer, count: usize, 
     });
 }
 
-/// Most blocks of a scalar product. Their sums fit the smallest scratch, and they fill the largest devices.
-const DOT_PARTS: usize = 1024;
+/// Most blocks of a scalar product. Their sums fit the smallest scratch; they fill large devices and run at once there.
+const DOT_PARTS: usize = 768;
 /// Elements that a block of a scalar product takes at once.
 const DOT_STEP: usize = 4 * THREADS;
 

@@ -10,6 +10,7 @@ mod matmul;
 mod moe;
 mod norm;
 mod optimizer;
+mod repeat;
 mod rope;
 mod swiglu;
 mod threads;
