@@ -114,11 +114,25 @@ fn long_cases() -> Vec<Case> {
     ]
 }
 
+/// The head sizes of tensor cores: sequences that end before, with and after a tile, empty ones, windows that begin within
+/// a tile, one to eight query heads a key head.
+fn tile_cases() -> Vec<Case> {
+    vec![
+        case(1, 1, 64, &[0, 1, 1, 64, 128, 193, 323], None),
+        case(2, 1, 128, &[0, 130, 130, 131, 194], None),
+        case(4, 1, 64, &[0, 65, 215], Some(70)),
+        case(8, 1, 128, &[0, 67], Some(33)),
+        case(4, 2, 128, &[0, 0, 63, 128, 128], Some(1)),
+        case(2, 2, 64, &[0, 200], Some(129)),
+        case(1, 1, 256, &[0, 40], Some(35)),
+    ]
+}
+
 #[test]
 fn forward_is_the_reference() {
     let mut random = Random(8);
     for dtype in TYPES {
-        for case in cases().into_iter().chain(long_cases()) {
+        for case in cases().into_iter().chain(long_cases()).chain(tile_cases()) {
             let Heads { query, key_value, dim } = case.heads;
             let qkv = random.values(case.tokens() * (query + 2 * key_value) * dim, dtype);
             let expected = case.reference(&qkv);
@@ -136,17 +150,20 @@ fn forward_is_the_reference() {
 fn great_scores_do_not_overflow() {
     let case = case(1, 1, 64, &[0, 200], None);
     let mut random = Random(9);
-    let qkv: Vec<f64> = random.values(200 * 192, DType::F32).iter().map(|x| round(20.0 * x, DType::F32)).collect();
-    let mut fixture = Fixture::new();
-    let qkv_buffer = fixture.put(&qkv, DType::F32);
-    let op = case.op(&mut fixture, qkv_buffer);
-    fixture.backend.attention(&op);
-    // The reference takes exponentials of scores of some 10^3 in f64, which overflow: shift by scaling is not needed
-    // for this check, as a softmax so sharp is finite and its rows are convex sums of the values.
-    let out = fixture.get(op.out.buffer);
-    let greatest = qkv.iter().fold(0.0_f64, |a, b| a.max(b.abs()));
-    assert!(out.iter().all(|x| x.is_finite() && x.abs() <= greatest * 1.000_01));
-    assert!(fixture.get(op.log_sum_exp).iter().all(|x| x.is_finite()));
+    // Beside arithmetic in f32, the rounding of the probabilities and that of the result.
+    for (dtype, room) in [(DType::F32, 1e-5), (DType::Bf16, 2.0 / 256.0)] {
+        let qkv: Vec<f64> = random.values(200 * 192, dtype).iter().map(|x| round(20.0 * x, dtype)).collect();
+        let mut fixture = Fixture::new();
+        let qkv_buffer = fixture.put(&qkv, dtype);
+        let op = case.op(&mut fixture, qkv_buffer);
+        fixture.backend.attention(&op);
+        // The reference takes exponentials of scores of some 10^3 in f64, which overflow: shift by scaling is not needed
+        // for this check, as a softmax so sharp is finite and its rows are convex sums of the values.
+        let out = fixture.get(op.out.buffer);
+        let greatest = qkv.iter().fold(0.0_f64, |a, b| a.max(b.abs()));
+        assert!(out.iter().all(|x| x.is_finite() && x.abs() <= greatest * (1.0 + room)));
+        assert!(fixture.get(op.log_sum_exp).iter().all(|x| x.is_finite()));
+    }
 }
 
 fn backward(fixture: &mut Fixture, case: &Case, qkv: Buffer, d_out: &[f64]) -> Buffer {
@@ -210,7 +227,7 @@ fn analytic(case: &Case, qkv: &[f64], d_out: &[f64]) -> Vec<f64> {
 #[test]
 fn backward_over_several_tiles_is_the_chain_rule() {
     let mut random = Random(11);
-    for case in long_cases() {
+    for case in long_cases().into_iter().chain(tile_cases()) {
         let Heads { query, key_value, dim } = case.heads;
         for dtype in TYPES {
             let qkv = random.values(case.tokens() * (query + 2 * key_value) * dim, dtype);
@@ -224,14 +241,50 @@ fn backward_over_several_tiles_is_the_chain_rule() {
     }
 }
 
+/// `values` as rows of `width`, with `gap` elements after each that are no numbers.
+fn apart(values: &[f64], width: usize, gap: usize) -> Vec<f64> {
+    let row = |row: &[f64]| row.iter().copied().chain(std::iter::repeat_n(f64::NAN, gap)).collect::<Vec<_>>();
+    values.chunks_exact(width).flat_map(row).collect()
+}
+
+#[test]
+fn rows_may_lie_apart_and_what_is_between_them_stays() {
+    let mut random = Random(13);
+    // A gap of 8 leaves rows of bf16 at multiples of 16 bytes.
+    for (dtype, gap) in TYPES.into_iter().flat_map(|dtype| [(dtype, 2), (dtype, 8)]) {
+        let case = case(2, 1, 64, &[0, 70, 71, 140], Some(40));
+        let (tokens, width, out_width) = (case.tokens(), 4 * 64, 2 * 64);
+        let qkv = random.values(tokens * width, dtype);
+        let d_out = random.values(tokens * out_width, dtype);
+        let mut fixture = Fixture::new();
+        let side_by_side = fixture.put(&qkv, dtype);
+        let inputs = fixture.put(&apart(&qkv, width, gap), dtype);
+        let part = |head: usize| rows(inputs.slice(head * 64, inputs.len - head * 64), width + gap);
+        let out = fixture.poisoned(tokens * (out_width + gap), dtype);
+        let op = case.op(&mut fixture, side_by_side);
+        let op = Attention { q: part(0), k: part(2), v: part(3), out: rows(out, out_width + gap), ..op };
+        fixture.backend.attention(&op);
+        let actual = fixture.get(out);
+        let (actual, between): (Vec<_>, Vec<_>) =
+            actual.chunks_exact(out_width + gap).map(|row| row.split_at(out_width)).unzip();
+        assert!(between.concat().iter().all(|x| x.is_nan()), "a gap of {gap} is written");
+        assert_close("out", &actual.concat(), &case.reference(&qkv).out, forward_bound(dtype));
+        let expected = analytic(&case, &qkv, &d_out);
+        let d_out = fixture.put(&apart(&d_out, out_width, gap), dtype);
+        let (d_qkv, scratch) = (fixture.poisoned(qkv.len(), dtype), fixture.poisoned(2 * tokens, DType::F32));
+        fixture.backend.attention_backward(&op, rows(d_out, out_width + gap), d_qkv, scratch);
+        assert_close("d_qkv", &fixture.get(d_qkv), &expected, backward_bound(dtype));
+    }
+}
+
 #[test]
 fn a_cache_gives_the_last_row_of_the_forward_pass() {
     let mut random = Random(12);
     for dtype in TYPES {
         for (query, key_value, dim, window) in
-            [(1, 1, 2, None), (4, 2, 64, None), (3, 1, 10, Some(3)), (2, 2, 128, Some(1))]
+            [(1, 1, 2, None), (4, 2, 64, None), (3, 1, 10, Some(3)), (2, 2, 128, Some(1)), (4, 1, 256, Some(200))]
         {
-            let (capacity, lengths) = (9, [1, 9, 4]);
+            let (capacity, lengths) = (301, [1, 9, 301, 32, 64]);
             let (width, key_width) = ((query + 2 * key_value) * dim, key_value * dim);
             let mut fixture = Fixture::new();
             let (mut q, mut expected) = (Vec::new(), Vec::new());
