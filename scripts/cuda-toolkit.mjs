@@ -18,24 +18,22 @@ import {
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { cache } from "./setup.mjs";
+import { cache, root } from "./setup.mjs";
 
 /** The CUDA version whose PTX every driver from 580 on reads, and whose libraries the addon asks for. */
 export const CUDA_VERSION = "13.0";
 
-/** The wheels of a toolkit of that version. What the addon needs at run time is a part of them (`LIBRARY_WHEELS`). */
-const WHEELS = {
-	"nvidia-cuda-nvcc": "13.0.88",
-	"nvidia-cuda-crt": "13.0.88",
-	"nvidia-nvvm": "13.0.88",
-	"nvidia-cuda-runtime": "13.0.96",
-	"nvidia-cuda-cccl": "13.0.85",
-	"nvidia-cuda-nvrtc": "13.0.88",
-	"nvidia-cublas": "13.1.0.3",
-	"nvidia-curand": "10.4.0.35",
-	"nvidia-cudnn-cu13": "9.15.1.9",
-	"nvidia-cudnn-frontend": "1.32.0",
-};
+/** The wheels of a toolkit of that version: the compiler, and the libraries that the addon needs at run time. */
+const WHEELS = [
+	"nvidia-cuda-nvcc==13.0.88",
+	"nvidia-cuda-crt==13.0.88",
+	"nvidia-nvvm==13.0.88",
+	"nvidia-cuda-cccl==13.0.85",
+	"nvidia-cudnn-frontend==1.32.0",
+	...readFileSync(join(root, "crates", "arl-cuda-libraries", "libraries.txt"), "utf8")
+		.trim()
+		.split("\n"),
+];
 
 /** What a toolkit must hold to compile kernels, and what more to build the addon, below its folder. */
 const FOR_KERNELS = ["bin/nvcc", "bin/ptxas", "include/cuda_runtime.h"];
@@ -117,7 +115,7 @@ function fetchWheels(folder) {
 			...platforms.map((name) => `--platform=${name}_x86_64`),
 			"--platform=any",
 			`--target=${folder}`,
-			...Object.entries(WHEELS).map(([name, version]) => `${name}==${version}`),
+			...WHEELS,
 		],
 		{ env: { ...process.env, PIP_USER: "0" } },
 	);
