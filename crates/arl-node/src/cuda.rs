@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use arl_cuda_libraries::CUDNN;
 use arl_cuda_libraries::places::Machine;
 use arl_cuda_libraries::problem::{ProblemKind, version_text};
 use arl_cuda_libraries::report::{Gpu, LibraryReport, Report, driver, report};
@@ -26,6 +27,8 @@ pub struct CudaLibrary {
     pub name: String,
     /// The name under which it is asked for.
     pub soname: String,
+    /// Whether CUDA cannot be used without it.
+    pub needed: bool,
     /// The file that it was opened from; absent: it was not.
     pub path: Option<String>,
     /// What was tried before.
@@ -123,6 +126,7 @@ impl From<LibraryReport> for CudaLibrary {
         CudaLibrary {
             name: found.library.name.into(),
             soname: found.library.soname.into(),
+            needed: found.library != CUDNN,
             path: found.path,
             tried: tried.collect(),
         }
