@@ -1,5 +1,5 @@
 /* A driver for tests: answers what the environment says, and calls no GPU.
- *   FAKE_CUDA_INIT     what cuInit returns (0)
+ *   FAKE_CUDA_INIT     what cuInit returns (0); -1: it ends the process
  *   FAKE_CUDA_VERSION  what cuDriverGetVersion says (13000)
  *   FAKE_CUDA_GPUS     GPUs with `;` between: name,major,minor,GiB in all,GiB free,what a context's creation returns
  * FAKE_PREFIX goes before the variables' names, so that several may be open in one process. */
@@ -36,7 +36,11 @@ static int gpu(int ordinal, struct gpu *found) {
 
 static int current = 0;
 
-int cuInit(unsigned flags) { return (void)flags, number(FAKE_PREFIX "FAKE_CUDA_INIT", 0); }
+int cuInit(unsigned flags) {
+	int status = number(FAKE_PREFIX "FAKE_CUDA_INIT", 0);
+	if (status < 0) abort();
+	return (void)flags, status;
+}
 
 int cuDriverGetVersion(int *version) { return *version = number(FAKE_PREFIX "FAKE_CUDA_VERSION", 13000), 0; }
 
