@@ -291,6 +291,14 @@ export function fakeNative(faults: Faults = {}, disk: Disk = new Map()): Native 
 		},
 		Engine: { open: async (options) => new FakeEngine(options, faults) },
 		matmulRate: () => 1,
+		backends: () => ["cpu"],
+		cudaDriver: () => null,
+		cudaReport: () => ({
+			devices: [],
+			libraries: [],
+			problem: { kind: "noDriver", message: "no NVIDIA driver (libcuda.so.1)", hint: "Install one." },
+		}),
+		cudaRuntime: () => "",
 		decompress: async (source, target) => {
 			writeFileSync(target, gunzipSync(readFileSync(source)));
 			return true;
