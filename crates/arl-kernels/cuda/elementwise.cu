@@ -2,7 +2,7 @@
 //
 // convert: reads and writes each element once. add: reads both, writes one. A thread has 8 elements in packs of 16
 // bytes; what is left at the end, or not aligned, goes element by element.
-// sum_rows: reads each element once. A warp reads 32 packs of a row; blocks share columns and rows, and what their warps
+// sum_rows: reads each element once. A warp reads 32 packs of a row; blocks share columns and rows, and what each has
 // summed goes to `parts`, for `add_parts`.
 // dot: reads each element once (one of the two where they are the same buffer); products and sums in f64. The blocks'
 // sums go to `parts`, and one block of `dot_sum` adds them up.

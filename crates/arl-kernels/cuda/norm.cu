@@ -3,9 +3,9 @@
 // Forward and again: one block a row, at most 4 packs of 16 bytes a thread. A row of up to 2,048 packs (bf16: 16,384
 // elements, f32: 8,192) stays in registers between the sum of its squares and the result, so that each tensor crosses
 // the bus once: x and out, with the sum also delta and sum; 4 bytes a row for the factor; the weight comes from caches.
-// Backward: blocks of one or more rows at a time (a row is some warps' own, 2 packs a thread) go over all rows. Read:
-// d_out, x, d_x, a factor a row; written: d_x, and a block's own sum of the weight's gradient, which stays in
-// registers until the last row. `add_parts` then adds up the blocks' sums.
+// Backward: a block has one or more rows at once, each some warps' own with 8 elements a thread, and goes on to others.
+// Read: d_out, x, d_x, 4 bytes a row for the factor; written: d_x, and the block's own sum of the weight's gradient,
+// which stays in registers until its last row. `add_parts` then adds up the blocks' sums.
 // Rows of other widths or alignments go element by element, the second reading of a row from the cache.
 #include "arl.cuh"
 
@@ -18,8 +18,8 @@ constexpr int MOST_BACKWARD_THREADS = 1024;
 constexpr int PACKS = 4;
 template <typename T> constexpr int BACKWARD_PACKS = 8 / Pack<T>::SIZE;
 
-// The sum over `warps` warps from `first` on, in the same order every time, where all warps of the block take part, each
-// in a group of as many. `scratch` holds a float a warp; it is free again after the next barrier.
+// The sum over `warps` warps from `first` on, in the same order every time; all warps of the block take part, each in a
+// group of as many. `scratch` holds a float a warp; it is free again after the next barrier.
 __device__ __forceinline__ float group_sum(float value, float *scratch, int first, int warps) {
     value = warp_sum(value);
     if (warps == 1) return value;
@@ -221,21 +221,21 @@ __device__ __forceinline__ void backward(const T *d_out, const T *x, const T *we
 } // namespace rms_norm
 
 #define NORM(name, T)                                                                                                  \
-    ARL_KERNEL(rms_norm_##name, rms_norm::MOST_THREADS, const T *x, const T *weight, float epsilon, T *out,                \
+    ARL_KERNEL(rms_norm_##name, rms_norm::MOST_THREADS, const T *x, const T *weight, float epsilon, T *out,            \
                float *inverse_rms, int width) {                                                                        \
-        rms_norm::forward<T, false, false>(x, nullptr, nullptr, weight, epsilon, nullptr, out, inverse_rms, width);        \
+        rms_norm::forward<T, false, false>(x, nullptr, nullptr, weight, epsilon, nullptr, out, inverse_rms, width);    \
     }                                                                                                                  \
-    ARL_KERNEL(add_rms_norm_##name, rms_norm::MOST_THREADS, const T *x, const T *delta, T *sum, const T *weight,           \
+    ARL_KERNEL(add_rms_norm_##name, rms_norm::MOST_THREADS, const T *x, const T *delta, T *sum, const T *weight,       \
                float epsilon, T *out, float *inverse_rms, int width) {                                                 \
-        rms_norm::forward<T, true, false>(x, delta, sum, weight, epsilon, nullptr, out, inverse_rms, width);               \
+        rms_norm::forward<T, true, false>(x, delta, sum, weight, epsilon, nullptr, out, inverse_rms, width);           \
     }                                                                                                                  \
-    ARL_KERNEL(rms_norm_again_##name, rms_norm::MOST_THREADS, const T *x, const T *weight, const float *inverse_rms,       \
+    ARL_KERNEL(rms_norm_again_##name, rms_norm::MOST_THREADS, const T *x, const T *weight, const float *inverse_rms,   \
                T *out, int width) {                                                                                    \
-        rms_norm::forward<T, false, true>(x, nullptr, nullptr, weight, 0, inverse_rms, out, nullptr, width);               \
+        rms_norm::forward<T, false, true>(x, nullptr, nullptr, weight, 0, inverse_rms, out, nullptr, width);           \
     }                                                                                                                  \
-    ARL_KERNEL(rms_norm_backward_##name, rms_norm::MOST_BACKWARD_THREADS, const T *d_out, const T *x, const T *weight,     \
+    ARL_KERNEL(rms_norm_backward_##name, rms_norm::MOST_BACKWARD_THREADS, const T *d_out, const T *x, const T *weight, \
                const float *inverse_rms, T *d_x, float *parts, int rows, int width) {                                  \
-        rms_norm::backward<T>(d_out, x, weight, inverse_rms, d_x, parts, rows, width);                                     \
+        rms_norm::backward<T>(d_out, x, weight, inverse_rms, d_x, parts, rows, width);                                 \
     }
 ARL_FOR_TYPES(NORM)
 #undef NORM

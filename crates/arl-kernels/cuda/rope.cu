@@ -44,7 +44,8 @@ template <typename T, bool PACKED> __device__ __forceinline__ Lane lane_of(int h
 // Elements of a lane's half.
 template <typename T, bool PACKED> constexpr int COUNT = PACKED ? Pack<T>::SIZE : PAIRS;
 
-template <bool PACKED, int N, typename T> __device__ __forceinline__ void read(const T *row, Lane lane, float (&values)[N]) {
+template <bool PACKED, int N, typename T>
+__device__ __forceinline__ void read(const T *row, Lane lane, float (&values)[N]) {
     if constexpr (PACKED) {
         constexpr int SIZE = N < Pack<T>::SIZE ? N : Pack<T>::SIZE;
 #pragma unroll
@@ -98,7 +99,8 @@ template <int N> __device__ __forceinline__ float squares(const float (&low)[N],
 
 // A turn by the angle, or back by it: the transpose.
 template <bool BACK, int N>
-__device__ __forceinline__ void rotate(float (&low)[N], float (&high)[N], const float (&cos)[N], const float (&sin)[N]) {
+__device__ __forceinline__ void rotate(float (&low)[N], float (&high)[N], const float (&cos)[N],
+                                       const float (&sin)[N]) {
 #pragma unroll
     for (int i = 0; i < N; i++) {
         const float a = low[i], b = high[i], s = BACK ? -sin[i] : sin[i];
@@ -169,12 +171,12 @@ __device__ __forceinline__ void turn(const T *source, T *target, const T *query_
 }
 
 // Backward of the norm and the turn, for the queries (`first_head` 0) or the keys. With `d` the gradient turned back,
-// `g = weight d` and `r = 1 / rms`: `r g - x r^3 mean(g x)` over the gradient in `d_qkv`, and the sum of `d x r` over the
-// block's heads into row `blockIdx.x` of `parts`. `sums`: `dim` floats a warp.
+// `g = weight d` and `r = 1 / rms`: `r g - x r^3 mean(g x)` over the gradient in `d_qkv`, and the sum of `d x r` over
+// the block's heads into row `blockIdx.x` of `parts`. `sums`: `dim` floats a warp.
 template <typename T, bool PACKED>
-__device__ __forceinline__ void norm_backward(const T *qkv, T *d_qkv, const T *norm, float epsilon, const float *cosines,
-                                              const float *sines, Shape shape, int first_head, unsigned heads,
-                                              float *sums, float *parts) {
+__device__ __forceinline__ void norm_backward(const T *qkv, T *d_qkv, const T *norm, float epsilon,
+                                              const float *cosines, const float *sines, Shape shape, int first_head,
+                                              unsigned heads, float *sums, float *parts) {
     constexpr int N = COUNT<T, PACKED>;
     const int half = shape.dim / 2;
     const unsigned all = shape.tokens * heads;
@@ -199,7 +201,8 @@ __device__ __forceinline__ void norm_backward(const T *qkv, T *d_qkv, const T *n
         read<PACKED>(norm + half, lane, weight_high);
         float product = 0;
 #pragma unroll
-        for (int i = 0; i < N; i++) product += weight_low[i] * d_low[i] * x_low[i] + weight_high[i] * d_high[i] * x_high[i];
+        for (int i = 0; i < N; i++)
+            product += weight_low[i] * d_low[i] * x_low[i] + weight_high[i] * d_high[i] * x_high[i];
         product = head_sum(product, lane.lanes);
         const float factor = rsqrtf(head_sum(squares(x_low, x_high), lane.lanes) / shape.dim + epsilon);
         const float pull = product / shape.dim * factor * factor * factor;
@@ -249,7 +252,7 @@ __device__ __forceinline__ bool in_packs(const T *a, const T *b, const T *query_
 } // namespace rope
 
 #define ROPE(name, T)                                                                                                  \
-    ARL_KERNEL(norm_rope_##name, rope::TURN_BOUND, const T *qkv, T *qk, const T *query_norm, const T *key_norm,           \
+    ARL_KERNEL(norm_rope_##name, rope::TURN_BOUND, const T *qkv, T *qk, const T *query_norm, const T *key_norm,        \
                float epsilon, const float *cosines, const float *sines, int tokens, int query, int key_value,          \
                int dim) {                                                                                              \
         const rope::Shape shape = {tokens, query, key_value, dim};                                                     \

@@ -1,5 +1,6 @@
 //! A device that is the host: kernels run as fibers, memory and matrix products are those of the CPU backend.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 
 use arl_kernels::emulation::{self, Element, Shape, Value};
@@ -9,13 +10,27 @@ use super::device::{Arg, Device, Launch};
 use crate::backend::cpu::CpuBackend;
 use crate::backend::{Backend, Buffer, DType, Event, Matmul, Pool, Stream};
 
+thread_local! {
+    static DEVICES: Cell<u32> = const { Cell::new(0) };
+}
+
 /// Runs kernels as soon as they are queued.
-#[derive(Default)]
 pub struct EmulatedDevice {
     memory: CpuBackend,
     launches: u32,
     /// The kernels that ran.
     pub ran: BTreeSet<&'static str>,
+}
+
+impl Default for EmulatedDevice {
+    /// Each device of a test begins with another order of threads, so that a kernel meets them all.
+    fn default() -> Self {
+        EmulatedDevice {
+            memory: CpuBackend::default(),
+            launches: DEVICES.replace(DEVICES.get() + 1),
+            ran: BTreeSet::new(),
+        }
+    }
 }
 
 impl EmulatedDevice {

@@ -49,8 +49,9 @@ impl Case {
         out
     }
 
-    /// The gradients of `qkv` and, where there are norms, of their weights, for `d` laid out as `qkv`.
-    fn gradients(&self, d: &[f64]) -> (Vec<f64>, Option<(Vec<f64>, Vec<f64>)>) {
+    /// The gradients of `qkv` and of the weights of the norms of queries and keys (zero where there are none), for `d`
+    /// laid out as `qkv`.
+    fn gradients(&self, d: &[f64]) -> (Vec<f64>, [Vec<f64>; 2]) {
         let Heads { query, key_value, dim } = self.heads;
         let (half, width) = (dim / 2, (query + 2 * key_value) * dim);
         let mut d_qkv = d.to_vec();
@@ -71,8 +72,7 @@ impl Case {
                 d_norm[keys] = sum(&d_norm[keys], &d_weight);
             }
         }
-        let [of_queries, of_keys] = d_norm;
-        (d_qkv, self.norm.is_some().then_some((of_queries, of_keys)))
+        (d_qkv, d_norm)
     }
 
     fn norms(&self) -> Option<(&[f64], &[f64])> {
@@ -140,7 +140,7 @@ fn backward_is_the_derivative() {
             let full = differences(&case.qkv, |qkv| inner(&case.reference(qkv, case.norms()), &d_qk));
             let expected: Vec<f64> =
                 full.iter().zip(&d).enumerate().map(|(i, (f, d))| if i % width < rotated { *f } else { *d }).collect();
-            let (same, same_norm) = case.gradients(&d);
+            let (same, [same_query, same_key]) = case.gradients(&d);
             assert_close("the formula's d_qkv", &same, &expected, 1e-7);
 
             let mut fixture = Fixture::new();
@@ -152,7 +152,6 @@ fn backward_is_the_derivative() {
             fixture.backend.norm_rope_backward(&op, qkv, d_qkv, d_norm);
             assert_close("d_qkv", &fixture.get(d_qkv), &expected, bound(dtype, 10.0));
             if let (Some((of_queries, of_keys)), Some((query, key))) = (case.norms(), d_norm) {
-                let (same_query, same_key) = same_norm.unwrap();
                 let expected =
                     differences(of_queries, |w| inner(&case.reference(&case.qkv, Some((w, of_keys))), &d_qk));
                 assert_close("the formula's d_norm of queries", &same_query, &expected, 1e-7);
@@ -177,7 +176,7 @@ fn backward_goes_over_many_heads_of_all_sizes_and_alignments() {
         for case in cases {
             for aligned in [true, false] {
                 let d = random.values(case.qkv.len(), dtype);
-                let (expected, d_norms) = case.gradients(&d);
+                let (expected, [of_queries, of_keys]) = case.gradients(&d);
                 let expected_qk = case.reference(&case.qkv, case.norms());
                 let mut fixture = Fixture::new();
                 let op = case.op(&mut fixture, dtype);
@@ -195,7 +194,7 @@ fn backward_goes_over_many_heads_of_all_sizes_and_alignments() {
                     case.norm.is_some().then(|| (fixture.put(&before, DType::F32), fixture.put(&before, DType::F32)));
                 fixture.backend.norm_rope_backward(&op, qkv, d_qkv, d_norm);
                 assert_close("d_qkv", &fixture.get(d_qkv), &expected, bound(dtype, 10.0));
-                if let (Some((of_queries, of_keys)), Some((query, key))) = (d_norms, d_norm) {
+                if let Some((query, key)) = d_norm {
                     assert_close("d_norm of queries", &fixture.get(query), &sum(&before, &of_queries), 2e-6);
                     assert_close("d_norm of keys", &fixture.get(key), &sum(&before, &of_keys), 2e-6);
                 }
