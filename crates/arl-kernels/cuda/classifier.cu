@@ -1,8 +1,8 @@
-// The classifier pass: loss, accuracy, entropy and the logits' gradient. One block of 1024 threads a row, so that as few
-// rows as possible are under way at a time. Reads the row from its end to its beginning for its statistics; with a
+// The classifier pass: loss, accuracy, entropy and the logits' gradient. One block of 1024 threads a row, so that as
+// few rows as possible are under way at a time. Reads the row from its end to its beginning for its statistics; with a
 // gradient, then from the beginning on: the first 96 KiB of it lie in shared memory by now, and what was read last is
-// likely to be in the L2 cache still. The gradient replaces the row: in the logits' type element for element, or as bf16
-// in the first half of the memory of an f32 row.
+// likely to be in the L2 cache still. The gradient replaces the row: in the logits' type element for element, or as
+// bf16 in the first half of the memory of an f32 row.
 //
 // Bytes: the logits once or (past the caches) twice, the gradient once.
 #include "arl.cuh"
@@ -130,8 +130,8 @@ struct Losses {
     float *nll, *correct, *entropy;
 };
 
-// One row, N logits an access. With `GRADIENT`, `weight * (softmax(logits) - one_hot(target))` is written over it as type
-// G, from the same first byte on.
+// One row, N logits an access. With `GRADIENT`, `weight * (softmax(logits) - one_hot(target))` is written over it as
+// type G, from the same first byte on.
 template <typename T, typename G, int N, bool GRADIENT>
 __device__ void row(const T *logits, G *gradient, int target, float weight, const Losses &losses, int vocab) {
     typedef Group<T, N> Logits;
@@ -178,18 +178,19 @@ __device__ void row(const T *logits, G *gradient, int target, float weight, cons
     double inverse = 1.0 / total;
     float factor = (float)((double)weight * inverse);
     G of_target = store<G>((float)((double)weight * ((double)expf(at_target - statistics.max) * inverse - 1.0)));
-    // Where G is half of T, tile t of the gradient lies in the memory of tile t / 2 of the logits, which all threads must
-    // have read. Up to `free` they have: the kept tiles before the barriers of the sums, the others before those below.
-    int free = 2 * (KEPT / TILE) - 1;
+    // Where G is half of T, tile t of the gradient lies in the memory of tile t / 2 of the logits, which all threads
+    // must have read. For tiles up to `writable` they have: what is kept before the barriers of the sums, the rest
+    // before those below.
+    int writable = 2 * (KEPT / TILE) - 1;
     for (int tile = 0; tile < tiles; tile++) {
         Logits groups[UNROLL];
         for (int u = 0; u < UNROLL; u++) {
             int at = tile * TILE + u * THREADS + threadIdx.x;
             if (at < count) groups[u] = at < KEPT ? kept[at] : load_group<N>(logits + at * N);
         }
-        if (sizeof(G) < sizeof(T) && tile > free) {
+        if (sizeof(G) < sizeof(T) && tile > writable) {
             __syncthreads();
-            free = 2 * tile + 1;
+            writable = 2 * tile + 1;
         }
         for (int u = 0; u < UNROLL; u++) {
             int at = tile * TILE + u * THREADS + threadIdx.x;
