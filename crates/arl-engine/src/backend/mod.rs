@@ -56,6 +56,14 @@ impl DeviceKind {
         }
     }
 
+    /// Refuses a model whose sizes the device's leaves do not have.
+    pub(crate) fn check(self, heads: Heads, experts: usize) -> Result<()> {
+        match self {
+            DeviceKind::Cpu => Ok(()),
+            DeviceKind::Cuda => cuda::check(heads, experts),
+        }
+    }
+
     /// Bytes that the device's leaves need for themselves, over matrices of at most so many columns and micro-batches
     /// of at most so many tokens; its libraries' included.
     pub(crate) fn own_bytes(self, columns: usize, tokens: usize) -> usize {

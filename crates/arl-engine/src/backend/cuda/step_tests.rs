@@ -6,9 +6,8 @@ mod common;
 
 use std::path::Path;
 
-use super::device::Device;
 use super::emulated::EmulatedDevice;
-use super::recording::RecordingDevice;
+use super::recording::{NoDevice, RecordingDevice};
 use super::*;
 use crate::backend::cpu::CpuBackend;
 use crate::engine::{Engine, EngineOptions, Weights};
@@ -89,8 +88,9 @@ fn recomputation_and_offloading_change_no_bit_and_keep_the_order() {
             (losses, state)
         };
         let expected = run(Recompute::Off, false, false);
+        // On the CPU backend every pair of them is tested; here what is queued beside the leaves matters.
         for recompute in LEVELS {
-            for (activations, optimizer) in [(false, false), (true, false), (false, true), (true, true)] {
+            for (activations, optimizer) in [(false, false), (true, true)] {
                 let actual = run(recompute, activations, optimizer);
                 assert!(actual == expected, "{name} {recompute:?} {activations} {optimizer}");
             }
@@ -98,71 +98,26 @@ fn recomputation_and_offloading_change_no_bit_and_keep_the_order() {
     }
 }
 
-/// With `f` called on each wait: what is left out of the order must be found.
 #[test]
 fn an_event_that_is_not_waited_for_is_found() {
-    /// Forgets one wait of all.
-    struct Forgetful {
-        inner: RecordingDevice<EmulatedDevice>,
-        waits: usize,
-        forgotten: usize,
-    }
-
-    macro_rules! forward {
-        ($($name:ident(&mut self $(, $arg:ident: $type:ty)*) $(-> $result:ty)?;)*) => {
-            $(fn $name(&mut self $(, $arg: $type)*) $(-> $result)? { self.inner.$name($($arg),*) })*
-        };
-    }
-
-    impl Device for Forgetful {
-        fn name(&self) -> String {
-            self.inner.name()
-        }
-
-        fn multiprocessors(&self) -> usize {
-            self.inner.multiprocessors()
-        }
-
-        fn wait(&mut self, stream: Stream, event: Event) {
-            self.waits += 1;
-            if self.waits != self.forgotten {
-                self.inner.wait(stream, event);
-            }
-        }
-
-        forward! {
-            reserve(&mut self, pool: Pool, bytes: usize) -> Result<()>;
-            upload(&mut self, source: &[u8], target: Buffer);
-            read_back(&mut self, source: Buffer, target: &mut [u8]) -> Result<()>;
-            transfer(&mut self, stream: Stream, source: Buffer, target: Buffer);
-            record(&mut self, stream: Stream, event: Event);
-            discard(&mut self, buffer: Buffer);
-            zero(&mut self, target: Buffer);
-            copy(&mut self, source: Buffer, target: Buffer);
-            launch(&mut self, launch: &Launch<'_>);
-            matmul(&mut self, op: &Matmul);
-        }
-    }
-
     let dir = deeper("window-bias", 5);
     let base = options(DType::Bf16, Recompute::Block, 33);
     let options = EngineOptions { activation_offloading: true, optimizer_offload: true, ..base };
     let run = |forgotten| {
-        let inner = RecordingDevice::new(EmulatedDevice::default());
-        let mut engine = open(CudaBackend::new(Forgetful { inner, waits: 0, forgotten }), dir.path(), &options);
-        let batches = [batch(&[9, 3], 1), batch(&[12], 2)];
+        let mut device = RecordingDevice::new(NoDevice);
+        device.forgotten = forgotten;
+        let mut engine = open(CudaBackend::new(device), dir.path(), &options);
         for _ in 0..2 {
-            engine.step(&batches, HYPER).unwrap();
+            engine.step(&[batch(&[9, 3], 1), batch(&[12], 2)], HYPER).unwrap();
         }
         let device = engine.backend_mut().device_mut();
-        (device.waits, device.inner.faults.len())
+        (device.waits, device.faults.len())
     };
     let (waits, faults) = run(0);
     assert_eq!(faults, 0);
     let unfound: Vec<usize> = (1..=waits).filter(|&forgotten| run(forgotten).1 == 0).collect();
-    println!("{waits} waits, of which without effect: {unfound:?}");
-    // A wait may be implied by others; most must matter.
-    assert!(2 * unfound.len() < waits, "{unfound:?} of {waits}");
+    // At the beginning there is nothing to wait for yet, at the end nothing comes after, and some waits others imply.
+    assert!(waits > 20 && 3 * unfound.len() < waits, "{unfound:?} of {waits}");
 }
 
 #[test]
