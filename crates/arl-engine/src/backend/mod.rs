@@ -156,7 +156,7 @@ pub struct Rows {
 }
 
 /// Which operands of a matrix product are transposed, named as BLAS does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Layout {
     /// `c[m, n] = a[m, k] b[n, k]^T`: a layer's output from its input and its weight.
     Nt,

@@ -220,10 +220,9 @@ impl<D: Device> Device for RecordingDevice<D> {
 
     fn matmul(&mut self, op: &Matmul) {
         self.queue(Stream::Compute);
-        for buffer in [Some(op.a.buffer), Some(op.b.buffer), op.bias, op.accumulate.then_some(op.c.buffer)] {
-            if let Some(buffer) = buffer {
-                self.read("matmul", Stream::Compute, buffer);
-            }
+        let read = [Some(op.a.buffer), Some(op.b.buffer), op.bias, op.accumulate.then_some(op.c.buffer)];
+        for buffer in read.into_iter().flatten() {
+            self.read("matmul", Stream::Compute, buffer);
         }
         self.write("matmul", Stream::Compute, op.c.buffer);
         self.inner.matmul(op);
