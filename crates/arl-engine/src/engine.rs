@@ -229,6 +229,11 @@ impl<B: Backend + ?Sized> Engine<B> {
         self.backend.name()
     }
 
+    /// What a user should know of how the model runs on this device.
+    pub fn notice(&self) -> Option<String> {
+        self.backend.kind().notice(self.model.shape.heads, self.model.dtype)
+    }
+
     /// The backend itself; for measurements.
     pub fn backend_mut(&mut self) -> &mut B {
         &mut self.backend

@@ -64,6 +64,14 @@ impl DeviceKind {
         }
     }
 
+    /// What a user should know of how a model runs on such a device.
+    pub(crate) fn notice(self, heads: Heads, activations: DType) -> Option<String> {
+        match self {
+            DeviceKind::Cpu => None,
+            DeviceKind::Cuda => cuda::notice(heads, activations),
+        }
+    }
+
     /// Bytes that the device's leaves need for themselves, over matrices of at most so many columns and micro-batches
     /// of at most so many tokens; its libraries' included.
     pub(crate) fn own_bytes(self, columns: usize, tokens: usize) -> usize {

@@ -83,6 +83,17 @@ pub(crate) fn check(heads: Heads, experts: usize) -> Result<()> {
     Ok(())
 }
 
+/// What is slower than a user would expect.
+pub(crate) fn notice(heads: Heads, activations: DType) -> Option<String> {
+    let slow = activations == DType::Bf16 && !matches!(heads.dim, 64 | 128);
+    slow.then(|| {
+        format!(
+            "attention over heads of {} elements runs without tensor cores; those of 64 and 128 are fast",
+            heads.dim
+        )
+    })
+}
+
 /// Bytes of the leaves' scratch.
 pub(crate) fn scratch_bytes(columns: usize, tokens: usize) -> usize {
     // Two vectors of partial sums a block: of the norms of queries and of keys. One row number a token: of the

@@ -121,6 +121,16 @@ fn an_event_that_is_not_waited_for_is_found() {
 }
 
 #[test]
+fn heads_without_tensor_cores_are_told_of() {
+    let dir = deeper("window-bias", 2);
+    let notice = |dtype| open(CudaBackend::new(NoDevice), dir.path(), &options(dtype, Recompute::Norms, 8)).notice();
+    assert!(notice(DType::Bf16).unwrap().contains("heads of 8 elements"));
+    assert_eq!(notice(DType::F32), None);
+    let cpu = open(CpuBackend::new(), dir.path(), &options(DType::Bf16, Recompute::Norms, 8));
+    assert_eq!(cpu.notice(), None);
+}
+
+#[test]
 fn an_interrupted_step_leaves_no_copy_on_its_way() {
     let dir = deeper("window-bias", 5);
     let base = options(DType::F32, Recompute::Block, 33);
