@@ -146,8 +146,8 @@ export interface CudaReport {
 }
 
 /**
- * Opens CUDA device `ordinal` with all that the engine takes from candle there (context, stream, cuBLAS and cuRAND handles)
- * and gives it back; says what was opened. Throws `ARL_DEVICE` where that fails, and where this addon is the CPU one.
+ * Opens CUDA device `ordinal` as a run would, and gives it back; says what it is. Throws `ARL_DEVICE` where that fails, and
+ * where this addon is the CPU one.
  */
 export declare function cudaRuntime(ordinal: number): string
 
@@ -207,6 +207,8 @@ export interface EngineInfo {
   attentionFlops: number
   /** Keys of `config.json` that are not known to change nothing, and were not used. */
   unknownKeys: Array<string>
+  /** What a user should know of how the model runs on this device; absent: nothing. */
+  notice?: string
 }
 
 /** What an engine is made of. */
@@ -217,12 +219,16 @@ export interface EngineOptions {
   initFromConfig?: boolean
   /** Seed of random weights. */
   seed?: number
-  /** `cpu`. */
+  /** `cpu`, `cuda` or `cuda:N`. */
   device: string
   /** Type of weights and activations. */
   dtype: 'f32' | 'bf16'
   /** What the backward pass computes anew. */
   recompute: 'off' | 'norms' | 'mlp' | 'block'
+  /** Keep the layers' inputs in host memory between the passes. */
+  activationOffloading?: boolean
+  /** Keep moments, and masters beside bf16 weights, in host memory. */
+  optimizerOffload?: boolean
   /** Most rows of logits at a time. */
   lossSeqChunkSize?: number
   /** Tokens of the largest micro-batch expected; a larger one makes the engine plan anew. */
@@ -294,6 +300,10 @@ export interface MemoryPlan {
   categories: Array<MemoryCategory>
   /** All of them. */
   totalBytes: number
+  /** What is offloaded to host memory. */
+  hostCategories: Array<MemoryCategory>
+  /** All of them. */
+  hostBytes: number
 }
 
 /** Samples side by side, without padding. */

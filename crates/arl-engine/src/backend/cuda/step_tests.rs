@@ -3,8 +3,13 @@
 
 #[path = "../../../tests/common/mod.rs"]
 mod common;
+#[path = "../../../examples/golden.rs"]
+#[allow(dead_code, unreachable_pub, clippy::print_stdout, clippy::print_stderr, reason = "an example, for its cases")]
+mod golden;
 
 use std::path::Path;
+
+use rayon::prelude::*;
 
 use super::emulated::EmulatedDevice;
 use super::recording::{NoDevice, RecordingDevice};
@@ -67,6 +72,20 @@ fn gradients_losses_and_trained_weights_are_those_of_the_cpu() {
             assert_eq!(cuda.backend_mut().device_mut().faults, Vec::<String>::new(), "{name} {dtype:?}");
         }
     }
+}
+
+#[test]
+fn transformers_numbers_come_out_of_the_kernels() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../__test__/golden");
+    let cases = golden::cases(&folder);
+    assert!(!cases.is_empty(), "{} has no cases", folder.display());
+    let failed: Vec<String> = cases
+        .par_iter()
+        .map(|case| golden::run_case_on(Box::new(recorded()), case, Recompute::Norms).unwrap())
+        .filter(|outcome| !outcome.passed())
+        .map(|outcome| outcome.line())
+        .collect();
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
 #[test]
