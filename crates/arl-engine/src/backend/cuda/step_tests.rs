@@ -4,7 +4,7 @@
 #[path = "../../../tests/common/mod.rs"]
 mod common;
 #[path = "../../../examples/golden.rs"]
-#[allow(dead_code, unreachable_pub, clippy::print_stdout, clippy::print_stderr, reason = "an example, for its cases")]
+#[allow(unreachable_pub, reason = "an example, included for its cases")]
 mod golden;
 
 use std::path::Path;
