@@ -25,6 +25,10 @@ constexpr float LOG2_E = 1.4426950408889634f;
 // The maximum of a query that has seen no key. Not minus infinity, from which a masked score has no difference.
 constexpr float NOTHING = -1e30f;
 
+// The number of this thread's warp, as a value that the compiler knows to be the same for all lanes: branches on it cost no
+// registers and no second copy of what they guard.
+__device__ __forceinline__ int warp_number() { return __shfl_sync(FULL, int(threadIdx.x / 32), 0); }
+
 // Rows `stride` elements apart.
 template <typename T> struct Matrix {
     T *data;
@@ -61,8 +65,10 @@ __device__ __forceinline__ Tile tile_at(const Shape &shape, int size, int slot) 
     return {start, shape.cu_seqlens[sequence + 1] - start, (slot - start / size - sequence) * size};
 }
 
-// Whether query `i` sees key `j`.
-__device__ __forceinline__ bool sees(const Shape &shape, int i, int j) { return j <= i && i - j < shape.window; }
+// Whether query `i` sees key `i - distance`: as an unsigned number, a negative distance is beyond every window.
+__device__ __forceinline__ bool sees(const Shape &shape, int distance) {
+    return static_cast<unsigned>(distance) < static_cast<unsigned>(shape.window);
+}
 
 // Whether any, and whether all of the queries `i .. i_end` see any, or all of the keys `j .. j_end`.
 __device__ __forceinline__ bool any_sees(const Shape &shape, int i, int i_end, int j, int j_end) {
@@ -103,10 +109,12 @@ __device__ __forceinline__ void stage_async(bf16 *tile, const bf16 *source, long
     static_assert(ROWS % AT_ONCE == 0 && AT_ONCE % 8 == 0, "whole rounds of copies, of whole groups of rows");
     int row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
     bf16 *to = tile + place<D>(row, chunk);
-    const bf16 *from = source + row * stride + chunk * 8;
+    // Within a tile, an int: the strides that tensor cores are given are small enough.
+    const bf16 *from = source + (row * static_cast<int>(stride) + chunk * 8);
+    int there = valid - row;
 #pragma unroll
     for (int i = 0; i < ROWS; i += AT_ONCE) {
-        cp_async_16(to + i * D, from, row + i < valid);
+        cp_async_16(to + i * D, from, i < there);
         from += AT_ONCE * stride;
     }
 }
@@ -233,6 +241,7 @@ __device__ __forceinline__ void scores(float (&s)[ROWS], const float *own, const
     int stride = row_stride(dim);
     other += threadIdx.x % 32 * stride;
     for (int r = 0; r < ROWS; r++) s[r] = 0;
+#pragma unroll 1
     for (int c = 0; c < dim; c += 4) {
         Four b = load_pack(other + c);
 #pragma unroll
@@ -255,6 +264,8 @@ __device__ __forceinline__ void show(float *weights, const float (&w)[ROWS]) {
 // `sum[r] += weights[r] tile`, this lane's columns: `lane + 32 x`.
 __device__ __forceinline__ void accumulate(float (&sum)[ROWS][STEPS], const float *weights, const float *tile, int dim) {
     int lane = threadIdx.x % 32, stride = row_stride(dim);
+    // As one loop: unrolled, it would take registers from the sums.
+#pragma unroll 1
     for (int j = 0; j < 32; j += 4) {
         Four w[ROWS];
 #pragma unroll

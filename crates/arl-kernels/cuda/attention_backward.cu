@@ -70,49 +70,53 @@ __device__ __forceinline__ void keys_backward_tensor(Matrix<const bf16> q, Matri
     Tile tile = tile_at(shape, OWN<D>, slot);
     if (tile.first >= tile.length) return;
     int group = shape.query_heads / shape.key_heads, end = min(tile.first + OWN<D>, tile.length);
-    // The last query that sees a key of the tile, and the tiles of queries of one head.
+    // The end of the queries that see a key of the tile.
     int query_end = int(min((long long)tile.length, end - 1 + (long long)shape.window));
-    int tiles = (query_end - tile.first + OTHERS - 1) / OTHERS;
+    int head = key_head * group, head_end = head + group, query = tile.first;
 
-    auto stage_queries = [&](int i) {
-        int head = key_head * group + i / tiles, query = tile.first + i % tiles * OTHERS, at = i % 2 * OTHERS * D;
+    // The next tile's, to the half of the buffers that is `at` elements from their beginning.
+    auto stage_queries = [&](int at) {
         stage_async<D, OTHERS>(q_tiles + at, q.at(tile.start + query, head * D), q.stride, query_end - query);
         stage_async<D, OTHERS>(d_out_tiles + at, results.d_out.at(tile.start + query, head * D), results.d_out.stride,
                                query_end - query);
         cp_async_commit();
     };
-    // Of this thread's query of tile `i`; a query that is not there has probabilities of zero.
-    auto load_sum = [&](int i) {
-        int head = key_head * group + i / tiles, query = tile.first + i % tiles * OTHERS + threadIdx.x % OTHERS;
+    // One number of it a thread; a query that is not there has probabilities of zero.
+    auto load_sum = [&]() {
+        int i = query + threadIdx.x % OTHERS;
         bool is_delta = threadIdx.x >= OTHERS;
-        if (query >= query_end) return is_delta ? 0.0f : INFINITY;
-        long long at = (long long)head * shape.tokens + tile.start + query;
+        if (i >= query_end) return is_delta ? 0.0f : INFINITY;
+        long long at = (long long)head * shape.tokens + tile.start + i;
         return is_delta ? results.delta[at] : results.log_sum_exp[at] * LOG2_E;
     };
     stage_async<D, OWN<D>>(k_tile, k.at(tile.start + tile.first, key_head * D), k.stride, end - tile.first);
     stage_async<D, OWN<D>>(v_tile, v.at(tile.start + tile.first, key_head * D), v.stride, end - tile.first);
     stage_queries(0);
-    if (threadIdx.x < 2 * OTHERS) sums[threadIdx.x] = load_sum(0);
+    if (threadIdx.x < 2 * OTHERS) sums[threadIdx.x] = load_sum();
 
-    int lane = threadIdx.x % 32, own = threadIdx.x / 32 * 16 * BLOCKS, row = tile.first + own;
+    int lane = threadIdx.x % 32, own = warp_number() * 16 * BLOCKS, row = tile.first + own;
     float scale_log2 = shape.scale * LOG2_E;
     float d_k[BLOCKS][D / 8][4], d_v[BLOCKS][D / 8][4];
     fill(d_k, 0);
     fill(d_v, 0);
-    for (int i = 0; i < group * tiles; i++) {
+    for (int half = 0; head < head_end; half ^= 1) {
         cp_async_wait<0>();
-        // Tile `i` is here, and no warp reads the one before any more.
+        // This tile is here, and no warp reads the one before any more.
         __syncthreads();
-        bool more = i + 1 < group * tiles;
-        float next = 0;
-        if (more) {
-            stage_queries(i + 1);
-            if (threadIdx.x < 2 * OTHERS) next = load_sum(i + 1);
+        int present = query;
+        query += OTHERS;
+        if (query >= query_end) {
+            query = tile.first;
+            head++;
         }
-        int query = tile.first + i % tiles * OTHERS;
-        const bf16 *q_tile = q_tiles + i % 2 * OTHERS * D, *d_out_tile = d_out_tiles + i % 2 * OTHERS * D;
-        const float *lse_log2 = sums + i % 2 * 2 * OTHERS, *delta = lse_log2 + OTHERS;
-        if (row < end && any_sees(shape, query, query + OTHERS, row, row + 16 * BLOCKS)) {
+        float next = 0;
+        if (head < head_end) {
+            stage_queries((half ^ 1) * OTHERS * D);
+            if (threadIdx.x < 2 * OTHERS) next = load_sum();
+        }
+        const bf16 *q_tile = q_tiles + half * OTHERS * D, *d_out_tile = d_out_tiles + half * OTHERS * D;
+        const float *lse_log2 = sums + half * 2 * OTHERS, *delta = lse_log2 + OTHERS;
+        if (row < end && any_sees(shape, present, present + OTHERS, row, row + 16 * BLOCKS)) {
             // Transposed: [keys, queries].
             float p[BLOCKS][COLUMNS][4], d_s[BLOCKS][COLUMNS][4];
             fill(p, 0);
@@ -129,7 +133,8 @@ __device__ __forceinline__ void keys_backward_tensor(Matrix<const bf16> q, Matri
                 load_left<D>(a, v_tile, own, step);
                 multiply_rows<D>(d_s, a, d_out_tile, step);
             }
-            bool all = all_see(shape, query, query + OTHERS, row, row + 16 * BLOCKS);
+            bool all = all_see(shape, present, present + OTHERS, row, row + 16 * BLOCKS);
+            int distance = present + lane % 4 * 2 - row - lane / 4;
 #pragma unroll
             for (int n = 0; n < COLUMNS; n++)
 #pragma unroll
@@ -141,7 +146,7 @@ __device__ __forceinline__ void keys_backward_tensor(Matrix<const bf16> q, Matri
 #pragma unroll
                         for (int e = j; e < 4; e += 2) {
                             float x = exp2_fast(p[m][n][e] * scale_log2 - lse);
-                            if (!all && !sees(shape, query + column, row + m * 16 + lane / 4 + e / 2 * 8)) x = 0;
+                            if (!all && !sees(shape, distance + (n * 8 + j - m * 16 - e / 2 * 8))) x = 0;
                             p[m][n][e] = x;
                             d_s[m][n][e] = x * (d_s[m][n][e] - delta_of);
                         }
@@ -149,7 +154,7 @@ __device__ __forceinline__ void keys_backward_tensor(Matrix<const bf16> q, Matri
             multiply_columns<D>(d_v, p, d_out_tile);
             multiply_columns<D>(d_k, d_s, q_tile);
         }
-        if (more && threadIdx.x < 2 * OTHERS) sums[(i + 1) % 2 * 2 * OTHERS + threadIdx.x] = next;
+        if (threadIdx.x < 2 * OTHERS) sums[(half ^ 1) * 2 * OTHERS + threadIdx.x] = next;
     }
     float ones[BLOCKS][2], scales[BLOCKS][2];
     fill(ones, 1);
@@ -173,8 +178,8 @@ __device__ __forceinline__ void queries_backward_tensor(Matrix<const bf16> q, Ma
     int key = max(tile.first + 1 - shape.window, 0) / OTHERS * OTHERS;
     auto stage_keys = [&](int key) {
         int at = key / OTHERS % 2 * OTHERS * D;
-        stage_async<D, OTHERS>(k_tiles + at, k.at(tile.start + key, key_head * D), k.stride, tile.length - key);
-        stage_async<D, OTHERS>(v_tiles + at, v.at(tile.start + key, key_head * D), v.stride, tile.length - key);
+        stage_async<D, OTHERS>(k_tiles + at, k.at(tile.start + key, key_head * D), k.stride, end - key);
+        stage_async<D, OTHERS>(v_tiles + at, v.at(tile.start + key, key_head * D), v.stride, end - key);
         cp_async_commit();
     };
     stage_async<D, OWN<D>>(q_tile, q.at(tile.start + tile.first, head * D), q.stride, end - tile.first);
@@ -182,8 +187,7 @@ __device__ __forceinline__ void queries_backward_tensor(Matrix<const bf16> q, Ma
                            end - tile.first);
     stage_keys(key);
 
-    int lane = threadIdx.x % 32, own = threadIdx.x / 32 * 16 * BLOCKS, row = tile.first + own;
-    int row_end = min(row + 16 * BLOCKS, end);
+    int lane = threadIdx.x % 32, own = warp_number() * 16 * BLOCKS, row = tile.first + own;
     float scale_log2 = shape.scale * LOG2_E, lse_log2[BLOCKS][2], delta[BLOCKS][2];
 #pragma unroll
     for (int m = 0; m < BLOCKS; m++)
@@ -201,7 +205,7 @@ __device__ __forceinline__ void queries_backward_tensor(Matrix<const bf16> q, Ma
         // This tile is here, and no warp reads the one before any more.
         __syncthreads();
         if (key + OTHERS < end) stage_keys(key + OTHERS);
-        if (!any_sees(shape, row, row_end, key, key + OTHERS)) continue;
+        if (row >= end || !any_sees(shape, row, row + 16 * BLOCKS, key, key + OTHERS)) continue;
         const bf16 *k_tile = k_tiles + key / OTHERS % 2 * OTHERS * D, *v_tile = v_tiles + key / OTHERS % 2 * OTHERS * D;
         float p[BLOCKS][COLUMNS][4], d_s[BLOCKS][COLUMNS][4];
         fill(p, 0);
@@ -219,6 +223,7 @@ __device__ __forceinline__ void queries_backward_tensor(Matrix<const bf16> q, Ma
             multiply_rows<D>(d_s, a, v_tile, step);
         }
         bool all = all_see(shape, row, row + 16 * BLOCKS, key, key + OTHERS);
+        int distance = row + lane / 4 - key - lane % 4 * 2;
 #pragma unroll
         for (int m = 0; m < BLOCKS; m++)
 #pragma unroll
@@ -226,8 +231,7 @@ __device__ __forceinline__ void queries_backward_tensor(Matrix<const bf16> q, Ma
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
                     float x = exp2_fast(p[m][n][e] * scale_log2 - lse_log2[m][e / 2]);
-                    int i = row + m * 16 + lane / 4 + e / 2 * 8;
-                    if (!all && !sees(shape, i, key + n * 8 + lane % 4 * 2 + e % 2)) x = 0;
+                    if (!all && !sees(shape, distance + (m * 16 + e / 2 * 8 - n * 8 - e % 2))) x = 0;
                     d_s[m][n][e] = x * (d_s[m][n][e] - delta[m][e / 2]);
                 }
         multiply_columns<D>(d_q, d_s, k_tile);
@@ -244,7 +248,7 @@ template <typename T>
 __device__ __forceinline__ void keys_backward(Matrix<const T> q, Matrix<const T> k, Matrix<const T> v,
                                               const Shape &shape, const Results<T> &results, Matrix<T> d_qkv,
                                               int key_head, int slot) {
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, dim = shape.dim, stride = row_stride(dim);
+    int warp = warp_number(), lane = threadIdx.x % 32, dim = shape.dim, stride = row_stride(dim);
     int keys = blockDim.x / 32 * ROWS, group = shape.query_heads / shape.key_heads;
     ARL_SHARED(float, k_tile);
     float *v_tile = k_tile + keys * stride, *q_tile = v_tile + keys * stride, *d_out_tile = q_tile + 32 * stride;
@@ -275,7 +279,7 @@ __device__ __forceinline__ void keys_backward(Matrix<const T> q, Matrix<const T>
             float delta = lane < there ? results.delta[at] : 0;
 #pragma unroll
             for (int r = 0; r < ROWS; r++) {
-                bool seen = lane < there && sees(shape, query + lane, row + r);
+                bool seen = lane < there && sees(shape, query + lane - row - r);
                 p[r] = seen ? exp2f(p[r] * scale_log2 - lse_log2) : 0;
                 d_s[r] = p[r] * (d_s[r] - delta);
             }
@@ -296,7 +300,7 @@ template <typename T>
 __device__ __forceinline__ void queries_backward(Matrix<const T> q, Matrix<const T> k, Matrix<const T> v,
                                                  const Shape &shape, const Results<T> &results, Matrix<T> d_qkv,
                                                  int head, int slot) {
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, dim = shape.dim, stride = row_stride(dim);
+    int warp = warp_number(), lane = threadIdx.x % 32, dim = shape.dim, stride = row_stride(dim);
     int queries = blockDim.x / 32 * ROWS, key_head = head / (shape.query_heads / shape.key_heads);
     ARL_SHARED(float, q_tile);
     float *d_out_tile = q_tile + queries * stride, *k_tile = d_out_tile + queries * stride;
@@ -316,16 +320,16 @@ __device__ __forceinline__ void queries_backward(Matrix<const T> q, Matrix<const
     fill(d_q, 0);
     for (int key = max(tile.first + 1 - shape.window, 0) / 32 * 32; key < end; key += 32) {
         __syncthreads();
-        stage(k_tile, 32, k.at(tile.start + key, key_head * dim), k.stride, tile.length - key, dim);
-        stage(v_tile, 32, v.at(tile.start + key, key_head * dim), v.stride, tile.length - key, dim);
+        stage(k_tile, 32, k.at(tile.start + key, key_head * dim), k.stride, end - key, dim);
+        stage(v_tile, 32, v.at(tile.start + key, key_head * dim), v.stride, end - key, dim);
         __syncthreads();
-        if (!any_sees(shape, row, min(row + ROWS, end), key, key + 32)) continue;
+        if (row >= end || !any_sees(shape, row, row + ROWS, key, key + 32)) continue;
         float p[ROWS], d_s[ROWS];
         scores(p, q_tile + warp * ROWS * stride, k_tile, dim);
         scores(d_s, d_out_tile + warp * ROWS * stride, v_tile, dim);
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
-            float x = sees(shape, row + r, key + lane) ? exp2f(p[r] * scale_log2 - lse_log2[r]) : 0;
+            float x = sees(shape, row + r - key - lane) ? exp2f(p[r] * scale_log2 - lse_log2[r]) : 0;
             d_s[r] = x * (d_s[r] - delta[r]);
         }
         show(weights, d_s);
