@@ -1,8 +1,9 @@
 // What the attention kernels share: which tile of which sequence a block owns, who sees whom, and products of tiles, on
 // tensor cores and on CUDA cores.
 //
-// A block owns a tile of rows (queries, or keys where their gradients are formed) of one sequence and one head, and goes
-// over the tiles of the other side that its rows see. Nothing is ever [T, T]. Each sum is in the order of those tiles.
+// A block owns a tile of rows (queries, or keys where their gradients are formed) of one sequence and one head, and
+// goes over the tiles of the other side that its rows see. Nothing is ever [T, T]. Each sum is in the order of those
+// tiles.
 #pragma once
 
 #include "mma.cuh"
@@ -25,8 +26,8 @@ constexpr float LOG2_E = 1.4426950408889634f;
 // The maximum of a query that has seen no key. Not minus infinity, from which a masked score has no difference.
 constexpr float NOTHING = -1e30f;
 
-// The number of this thread's warp, as a value that the compiler knows to be the same for all lanes: branches on it cost no
-// registers and no second copy of what they guard.
+// The number of this thread's warp, as a value that the compiler knows to be the same for all lanes: branches on it
+// cost no registers and no second copy of what they guard.
 __device__ __forceinline__ int warp_number() { return __shfl_sync(FULL, int(threadIdx.x / 32), 0); }
 
 // Rows `stride` elements apart.
@@ -85,8 +86,8 @@ template <typename A, int N> __device__ __forceinline__ void fill(A (&target)[N]
     for (int i = 0; i < N; i++) fill(target[i], value);
 }
 
-// ---- Tensor cores: tiles [rows, D] of bf16 in shared memory. The 16-byte chunks of a row change places by its number, so
-// that eight rows at one column lie in different banks.
+// ---- Tensor cores: tiles [rows, D] of bf16 in shared memory. The 16-byte chunks of a row change places by its number,
+// so that eight rows at one column lie in different banks.
 
 #ifdef ARL_EMULATION
 inline float exp2_fast(float x) { return exp2f(x); }
@@ -175,8 +176,8 @@ __device__ __forceinline__ void multiply_columns(float (&o)[BLOCKS][D / 8][4], c
     }
 }
 
-// Writes `o`, times `factor` of its row, to those of the rows `row .. row + 16 BLOCKS` that are below `end`, by way of the
-// same rows of `tile`, which only this warp uses.
+// Writes `o`, times `factor` of its row, to those of the rows `row .. row + 16 BLOCKS` that are below `end`, by way of
+// the same rows of `tile`, which only this warp uses.
 template <int D, int BLOCKS>
 __device__ __forceinline__ void store_tile(const float (&o)[BLOCKS][D / 8][4], const float (&factor)[BLOCKS][2],
                                            bf16 *tile, int row, int end, bf16 *target, long long stride) {
@@ -202,8 +203,8 @@ __device__ __forceinline__ void store_tile(const float (&o)[BLOCKS][D / 8][4], c
     }
 }
 
-// ---- CUDA cores: tiles of f32 in shared memory, for every type and head size. A warp owns ROWS rows of its block's tile,
-// each lane is a row of the other side's tile.
+// ---- CUDA cores: tiles of f32 in shared memory, for every type and head size. A warp owns ROWS rows of its block's
+// tile, each lane is a row of the other side's tile.
 
 constexpr int ROWS = 8;
 // 32 columns each of the greatest head.
@@ -262,7 +263,8 @@ __device__ __forceinline__ void show(float *weights, const float (&w)[ROWS]) {
 }
 
 // `sum[r] += weights[r] tile`, this lane's columns: `lane + 32 x`.
-__device__ __forceinline__ void accumulate(float (&sum)[ROWS][STEPS], const float *weights, const float *tile, int dim) {
+__device__ __forceinline__ void accumulate(float (&sum)[ROWS][STEPS], const float *weights, const float *tile,
+                                           int dim) {
     int lane = threadIdx.x % 32, stride = row_stride(dim);
     // As one loop: unrolled, it would take registers from the sums.
 #pragma unroll 1

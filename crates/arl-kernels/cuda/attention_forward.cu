@@ -1,9 +1,9 @@
-// Causal attention over packed sequences, forward: softmax(scale q k^T) v with the softmax taken on the way (FlashAttention-2),
-// and the log of each row's sum of exponentials for the backward pass.
+// Causal attention over packed sequences, forward: softmax(scale q k^T) v with the softmax taken on the way
+// (FlashAttention-2), and the log of each row's sum of exponentials for the backward pass.
 //
-// A block owns a tile of queries of one head; the last tiles of a sequence, which see the most keys, go first. It reads its
-// queries once and the keys and values that they see once a tile (of one key head for all query heads of its group, which
-// run side by side and find them in the second-level cache); it writes its rows of `out` and of `log_sum_exp`.
+// A block owns a tile of queries of one head; the last tiles of a sequence, which see the most keys, go first. It reads
+// its queries once and the keys and values that they see once a tile (of one key head for all query heads of its group,
+// which run side by side and find them in the second-level cache); it writes its rows of `out` and of `log_sum_exp`.
 #include "attention.cuh"
 
 namespace attention {
@@ -14,8 +14,8 @@ constexpr int KEYS = 64;
 // 16 queries each, of a warp.
 constexpr int BLOCKS = QUERIES / WARPS / 16;
 
-// Turns masked scores into exp(scale (score - maximum)), and brings maxima, this thread's part of the sums, and values up
-// to date.
+// Turns masked scores into exp(scale (score - maximum)), and brings maxima, this thread's part of the sums, and values
+// up to date.
 template <int D>
 __device__ __forceinline__ void online(float (&s)[BLOCKS][KEYS / 8][4], float (&o)[BLOCKS][D / 8][4],
                                        float (&max_)[BLOCKS][2], float (&total)[BLOCKS][2], float scale_log2) {
