@@ -71,6 +71,86 @@ export declare class TokenCache {
   close(): void
 }
 
+/** What this addon's engine can run on. */
+export declare function backends(): Array<string>
+
+/** A place in which a library was not found, or from which it did not open. */
+export interface CudaAttempt {
+  /** The file, the folder, or the system's search. */
+  at: string
+  /** Why it did not serve. */
+  why: string
+}
+
+/** A GPU. */
+export interface CudaDevice {
+  /** As the option `device` names it. */
+  device: string
+  /** Its name. */
+  name: string
+  /** Its compute capability, such as `9.0`. */
+  capability: string
+  /** Its memory. */
+  memoryBytes: number
+  /** Its memory that no program holds; 0 where it could not be asked. */
+  availableBytes: number
+  /** Why it cannot be used; absent: it can. */
+  problem?: string
+}
+
+/** The driver's library alone, without asking it anything; null on systems without CUDA. */
+export declare function cudaDriver(): CudaLibrary | null
+
+/** A library and where it was found. */
+export interface CudaLibrary {
+  /** What it is, for people. */
+  name: string
+  /** The name under which it is asked for. */
+  soname: string
+  /** Whether CUDA cannot be used without it. */
+  needed: boolean
+  /** The file that it was opened from; absent: it was not. */
+  path?: string
+  /** What was tried before. */
+  tried: Array<CudaAttempt>
+}
+
+/** What keeps CUDA from being used. */
+export interface CudaProblem {
+  /** What it is about. */
+  kind: 'system' | 'noDriver' | 'driver' | 'oldDriver' | 'noGpu' | 'libraries'
+  /** What is wrong. */
+  message: string
+  /** What to do. */
+  hint: string
+}
+
+/**
+ * Finds and opens the driver and NVIDIA's libraries, so that the CUDA addon can be loaded after it, and lists the GPUs.
+ * `beside`: folders of `node_modules` that the addon may be installed in. Never throws because something is missing.
+ */
+export declare function cudaReport(beside: Array<string>): CudaReport
+
+/** What there is of CUDA. */
+export interface CudaReport {
+  /** The driver's library; absent on systems without CUDA. */
+  driver?: CudaLibrary
+  /** The newest CUDA version that the driver serves, such as `13.0`. */
+  driverVersion?: string
+  /** The GPUs that this process may see. */
+  devices: Array<CudaDevice>
+  /** NVIDIA's libraries; looked for only where there is a driver. */
+  libraries: Array<CudaLibrary>
+  /** The first thing that keeps CUDA from being used; absent: nothing does. */
+  problem?: CudaProblem
+}
+
+/**
+ * Opens CUDA device `ordinal` with all that the engine takes from candle there (context, stream, cuBLAS and cuRAND handles)
+ * and gives it back; says what was opened. Throws `ARL_DEVICE` where that fails, and where this addon is the CPU one.
+ */
+export declare function cudaRuntime(ordinal: number): string
+
 /** gzip or zstd, told apart by content, unpacked into `target`; false, and nothing written, if `source` is neither. */
 export declare function decompress(source: string, target: string): Promise<boolean>
 
@@ -324,6 +404,9 @@ export interface TextOptions {
   /** Replies whose advantage is zero or negative are not trained. */
   skipNonPositiveAdvantage?: boolean
 }
+
+/** The `length` bytes that zstd data holds. */
+export declare function unpackZstd(packed: Uint8Array, length: number): Uint8Array
 
 /** Version of the addon. */
 export declare function version(): string

@@ -201,7 +201,7 @@ describe("values that are refused", () => {
 		["tp_size", "8", "1 (one device only"],
 		["fp16", "true", "false (float16 is not built"],
 		["eval_strategy", "steps", "no (evaluation while training is not built"],
-		["device", "cuda:0", "cpu (a CUDA backend is not built yet"],
+		["device", "gpu", "auto, cpu, cuda or cuda:N"],
 		["report_to", "wandb", "none (other sinks are not built yet"],
 		["enable_sampling", "true", "false (supervised fine-tuning draws no samples"],
 		["activation_offloading", "true", "false (there is nothing to offload to"],

@@ -1,13 +1,14 @@
 // Reading rows of a database: documents of some 2 kB are written to a server of its own (or to ARL_TEST_MONGODB_URI), then
 // read as a run reads them. Prints one JSON line a case: seconds from the connection to the first 64 rows, right after they were
-// written and once more, rows a second in shuffled order, and the peak of resident memory of the reading process.
+// written and once more, the processor time of it here and in the server, rows a second in shuffled order, and the peak of
+// resident memory of the reading process.
 //
-//   node bench/mongo.mjs [--rows 100000] [--as DBRecordData,Record] [--keep]
+//   node bench/mongo.mjs [--rows 100000] [--as DBRecordData,Record]
 
 import { fork } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
-import { cpus, tmpdir } from "node:os";
+import { cpus, loadavg, tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
@@ -17,6 +18,7 @@ const { values: a } = parseArgs({
 		rows: { type: "string", default: "100000" },
 		as: { type: "string", default: "DBRecordData,Record" },
 		read: { type: "string" },
+		pid: { type: "string" },
 	},
 });
 
@@ -79,7 +81,8 @@ async function main() {
 					);
 			}
 			await new Promise((resolve, reject) => {
-				const child = fork(fileURLToPath(import.meta.url), ["--read", uri, "--as", collection]);
+				const own = server === null ? [] : ["--pid", String(server.child.pid)];
+				const child = fork(fileURLToPath(import.meta.url), ["--read", uri, "--as", collection, ...own]);
 				child.on("exit", (code) => (code === 0 ? resolve() : reject(new Error(`reading ended with ${code}`))));
 			});
 		}
@@ -103,6 +106,8 @@ async function read(uri, collection) {
 	const { shuffle } = await import("../dist/data/order.js");
 	const open = async () => {
 		const started = performance.now();
+		const cpu = process.cpuUsage();
+		const serverBefore = serverCpuSeconds();
 		const connection = await MongoConnection.open(uri);
 		const source = await openDatabaseRows(connection, { ...DEFAULTS, db_source: collection });
 		const order = shuffle(
@@ -110,12 +115,14 @@ async function read(uri, collection) {
 			"bench",
 		);
 		await source.read(order.subarray(0, 64));
-		return { source, order, firstRows: (performance.now() - started) / 1000 };
+		const firstRows = (performance.now() - started) / 1000;
+		const { user, system } = process.cpuUsage(cpu);
+		return { source, order, firstRows, cpu: (user + system) / 1e6, serverCpu: serverCpuSeconds() - serverBefore };
 	};
 	// A server that has just been filled has to bring documents back into its cache.
 	const cold = await open();
 	await cold.source.close();
-	const { source, order, firstRows } = await open();
+	const { source, order, ...warm } = await open();
 	const first = performance.now();
 	let bytes = 0;
 	for (let at = 0; at < order.length; at += BATCH) {
@@ -131,14 +138,29 @@ async function read(uri, collection) {
 			rows: source.length,
 			meanRowBytes: Math.round(bytes / source.length),
 			firstRowsSecondsCold: round(cold.firstRows, 2),
-			firstRowsSeconds: round(firstRows, 2),
+			cpuSecondsCold: round(cold.cpu, 2),
+			serverCpuSecondsCold: round(cold.serverCpu, 2),
+			firstRowsSeconds: round(warm.firstRows, 2),
+			cpuSeconds: round(warm.cpu, 2),
+			serverCpuSeconds: round(warm.serverCpu, 2),
 			rowsPerSecond: Math.round(source.length / seconds),
 			peakRssMib: round(peakMib(), 0),
 			cpu: cpus()[0]?.model ?? "",
 			cores: cpus().length,
+			load: round(loadavg()[0], 1),
 			node: process.version,
 		}),
 	);
+}
+
+/** Processor time of a server of one's own, as Linux counts it (in hundredths); NaN where it is not known. */
+function serverCpuSeconds() {
+	try {
+		const fields = readFileSync(`/proc/${a.pid}/stat`, "utf8").split(") ")[1].split(" ");
+		return (Number(fields[11]) + Number(fields[12])) / 100;
+	} catch {
+		return Number.NaN;
+	}
 }
 
 /** Peak resident memory in MiB, as the kernel counts it. */

@@ -64,7 +64,9 @@ export function startServer({ dir, port = 0, args = [] }) {
 			"WARNING",
 			...args,
 		],
-		{ cwd: dir, stdio: ["ignore", "pipe", "pipe"] },
+		// The server puts results together in memory that it has not used before. In huge pages the kernel clears several
+		// times as much of it as is used: most of the time of a first scan (docs/performance.md).
+		{ cwd: dir, stdio: ["ignore", "pipe", "pipe"], env: { MIMALLOC_ALLOW_THP: "0", ...process.env } },
 	);
 	return new Promise((resolve, reject) => {
 		let text = "";

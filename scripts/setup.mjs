@@ -15,8 +15,8 @@ import {
 	symlinkSync,
 	writeFileSync,
 } from "node:fs";
-import { homedir } from "node:os";
-import { dirname, join, relative } from "node:path";
+import { availableParallelism, homedir } from "node:os";
+import { delimiter, dirname, join, relative } from "node:path";
 import { fileURLToPath } from "node:url";
 
 export const root = dirname(dirname(fileURLToPath(import.meta.url)));
@@ -125,41 +125,33 @@ function installPackages() {
 	writeFileSync(stamp, wanted);
 }
 
-/** Builds the addon, or takes it from the cache where one was built from the same sources by the same compiler. */
-function buildAddon() {
-	const sources = hashOf(["Cargo.toml", "Cargo.lock", "crates"]);
-	const stamp = join(root, "node_modules", ".arl-addon");
-	const built = () => readdirSync(root).filter((name) => /^arl\..*\.node$/.test(name));
-	if (stampIs(stamp, sources) && built().length > 0) return;
+/** A process that has the old file loaded keeps it. */
+function replaceFile(from, to) {
+	rmSync(to, { force: true });
+	copyFileSync(from, to);
+}
+
+/** What the addons are made of. */
+const ADDON_SOURCES = ["Cargo.toml", "Cargo.lock", "crates"];
+
+/** The addon with CUDA, and what it is made of: other pins of the toolkit make another addon. */
+const CUDA_ADDON = { file: "arl.linux-x64-gnu-cuda.node", sources: [...ADDON_SOURCES, "scripts/cuda-toolkit.mjs"] };
+
+/** Builds what `files` lists in the clone, or takes it from the cache where it was built from the same sources by the same compiler. */
+function keepBuilt({ stampName, sources: paths, files, build }) {
+	const sources = hashOf(paths);
+	const stamp = join(root, "node_modules", stampName);
+	const complete = () => files().every((name) => existsSync(join(root, name)));
+	if (stampIs(stamp, sources) && complete()) return;
 	const rustc = checkToolchain();
 	const store = join(cache, "addon", hashOf([], [sources, rustc, process.platform, process.arch]));
 	if (existsSync(store)) {
-		for (const name of readdirSync(store)) copyFileSync(join(store, name), join(root, name));
+		for (const name of readdirSync(store)) replaceFile(join(store, name), join(root, name));
 	} else {
-		console.error("arl: building the addon (minutes the first time; kept in the build cache after that)");
-		for (const name of built()) rmSync(join(root, name));
-		run(
-			process.execPath,
-			[
-				join(root, "node_modules", "@napi-rs", "cli", "dist", "cli.js"),
-				"build",
-				"--platform",
-				"--release",
-				"--js",
-				"index.cjs",
-				"--dts",
-				"index.d.ts",
-				"--no-const-enum",
-				"--manifest-path",
-				"crates/arl-node/Cargo.toml",
-				"--output-dir",
-				".",
-			],
-			{ env: cargoEnv },
-		);
+		build();
 		const partial = `${store}.${process.pid}`;
 		mkdirSync(partial, { recursive: true });
-		for (const name of [...built(), "index.cjs", "index.d.ts"]) copyFileSync(join(root, name), join(partial, name));
+		for (const name of files()) copyFileSync(join(root, name), join(partial, name));
 		try {
 			renameSync(partial, store);
 		} catch {
@@ -167,6 +159,79 @@ function buildAddon() {
 		}
 	}
 	writeFileSync(stamp, sources);
+}
+
+/** The addon that every machine can load, with its loader and its types. */
+function buildAddon() {
+	const built = () => readdirSync(root).filter((name) => /^arl\..*\.node$/.test(name) && name !== CUDA_ADDON.file);
+	keepBuilt({
+		stampName: ".arl-addon",
+		sources: ADDON_SOURCES,
+		// Which name the addon has, only the build tells.
+		files: () => [...(built().length > 0 ? built() : ["arl.node"]), "index.cjs", "index.d.ts"],
+		build: () => {
+			console.error("arl: building the addon (minutes the first time; kept in the build cache after that)");
+			for (const name of built()) rmSync(join(root, name));
+			run(
+				process.execPath,
+				[
+					join(root, "node_modules", "@napi-rs", "cli", "dist", "cli.js"),
+					"build",
+					"--platform",
+					"--release",
+					"--js",
+					"index.cjs",
+					"--dts",
+					"index.d.ts",
+					"--no-const-enum",
+					"--manifest-path",
+					"crates/arl-node/Cargo.toml",
+					"--output-dir",
+					".",
+				],
+				{ env: cargoEnv },
+			);
+		},
+	});
+}
+
+/** The addon with CUDA, beside the other; `home`: the toolkit. Its own target folder, as both libraries have one name. */
+export function buildCudaAddon(home) {
+	const target = join(cargoEnv.CARGO_TARGET_DIR, "cuda");
+	const triple = "x86_64-unknown-linux-gnu";
+	keepBuilt({
+		stampName: ".arl-addon-cuda",
+		sources: CUDA_ADDON.sources,
+		files: () => [CUDA_ADDON.file],
+		build: () => {
+			console.error("arl: building the CUDA addon (15 minutes on two cores the first time; kept in the build cache)");
+			const env = {
+				...cargoEnv,
+				CARGO_TARGET_DIR: target,
+				CUDA_HOME: home,
+				PATH: `${join(home, "bin")}${delimiter}${process.env.PATH}`,
+				// candle's own kernels: their PTX serves every GPU from 8.0 on.
+				CUDA_COMPUTE_CAP: "80",
+				CUDAFORGE_THREADS: String(availableParallelism()),
+			};
+			run("cargo", ["build", "--release", "--locked", "-p", "arl-node", "--features", "cuda", "--target", triple], {
+				env,
+			});
+			replaceFile(join(target, triple, "release", "libarl_node.so"), join(root, CUDA_ADDON.file));
+		},
+	});
+	return join(root, CUDA_ADDON.file);
+}
+
+/** A CUDA addon of other sources would be loaded beside this one's: it goes. */
+function dropStaleCudaAddon() {
+	const file = join(root, CUDA_ADDON.file);
+	const current = stampIs(join(root, "node_modules", ".arl-addon-cuda"), hashOf(CUDA_ADDON.sources));
+	if (!existsSync(file) || current) return;
+	console.error(
+		"arl: the CUDA addon was built from other sources and is removed; `npm run build:cuda` builds it again",
+	);
+	rmSync(file);
 }
 
 function buildTypeScript() {
@@ -208,6 +273,7 @@ export function setup() {
 		checkNode();
 		installPackages();
 		buildAddon();
+		dropStaleCudaAddon();
 		buildTypeScript();
 	});
 }

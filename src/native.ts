@@ -3,10 +3,15 @@
  * Nothing else may know that there is a native part; public types never show one of these.
  */
 import { createRequire } from "node:module";
+import { dirname } from "node:path";
+import { fileURLToPath } from "node:url";
 import type * as Addon from "../index.js";
 import { ArlError, isErrorCode } from "./errors.js";
 
 export type {
+	CudaDevice,
+	CudaLibrary,
+	CudaReport,
 	DeviceInfo,
 	EncodedRow,
 	EngineInfo,
@@ -25,6 +30,10 @@ export type NativeEngine = Addon.Engine;
 export type NativeTextEncoder = Addon.TextEncoder;
 export type NativeTokenCache = Addon.TokenCache;
 
+/** The generated loader of the CPU addon, and the folder that it lies in: the package's. */
+export const ADDON_LOADER = fileURLToPath(new URL("../index.cjs", import.meta.url));
+export const PACKAGE_FOLDER = dirname(ADDON_LOADER);
+
 /** What the addon offers; every error that comes out of it is an `ArlError`. */
 export interface Native {
 	version: typeof Addon.version;
@@ -32,8 +41,13 @@ export interface Native {
 	devices: typeof Addon.devices;
 	planMemory: typeof Addon.planMemory;
 	decompress: typeof Addon.decompress;
+	unpackZstd: typeof Addon.unpackZstd;
 	jsonArrayRows: typeof Addon.jsonArrayRows;
 	matmulRate: typeof Addon.matmulRate;
+	backends: typeof Addon.backends;
+	cudaDriver: typeof Addon.cudaDriver;
+	cudaReport: typeof Addon.cudaReport;
+	cudaRuntime: typeof Addon.cudaRuntime;
 	TextEncoder: Pick<typeof Addon.TextEncoder, "open">;
 	TokenCache: Pick<typeof Addon.TokenCache, "open">;
 	Engine: Pick<typeof Addon.Engine, "open">;
@@ -89,37 +103,61 @@ function guarded<F extends (...values: never[]) => unknown>(call: F): F {
 	return guardedCall as F;
 }
 
-let native: Native | undefined;
-
-/**
- * The addon, loaded at the first call.
- *
- * @throws ArlError `ARL_DEVICE` where there is none for this machine.
- */
-export function loadNative(): Native {
-	if (native !== undefined) return native;
-	let addon: typeof Addon;
-	try {
-		addon = createRequire(import.meta.url)("../index.cjs") as typeof Addon;
-	} catch (cause) {
-		throw new ArlError(
-			"ARL_DEVICE",
-			`The native part for ${process.platform}-${process.arch} cannot be loaded: ${(cause as Error).message}`,
-			"In a clone of the repository, run `npm run build`. Installed as a package: install it again, for this very platform.",
-			{ cause },
-		);
-	}
-	native = {
+function nativeOf(addon: typeof Addon): Native {
+	return {
 		version: guarded(addon.version),
 		errorCodes: guarded(addon.errorCodes),
 		devices: guarded(addon.devices),
 		planMemory: guarded(addon.planMemory),
 		decompress: guarded(addon.decompress),
+		unpackZstd: guarded(addon.unpackZstd),
 		jsonArrayRows: guarded(addon.jsonArrayRows),
 		matmulRate: guarded(addon.matmulRate),
+		backends: guarded(addon.backends),
+		cudaDriver: guarded(addon.cudaDriver),
+		cudaReport: guarded(addon.cudaReport),
+		cudaRuntime: guarded(addon.cudaRuntime),
 		TextEncoder: { open: guarded(addon.TextEncoder.open.bind(addon.TextEncoder)) },
 		TokenCache: { open: guarded(addon.TokenCache.open.bind(addon.TokenCache)) },
 		Engine: { open: guarded(addon.Engine.open.bind(addon.Engine)) },
 	};
+}
+
+const loaded = new Map<string, Native>();
+
+function load(file: string, what: string, hint: string): Native {
+	const before = loaded.get(file);
+	if (before !== undefined) return before;
+	let addon: typeof Addon;
+	try {
+		addon = createRequire(import.meta.url)(file) as typeof Addon;
+	} catch (cause) {
+		throw new ArlError("ARL_DEVICE", `${what} cannot be loaded: ${(cause as Error).message}`, hint, { cause });
+	}
+	const native = nativeOf(addon);
+	loaded.set(file, native);
 	return native;
+}
+
+/**
+ * The addon that every machine can load, loaded at the first call. Its engine runs on the CPU.
+ *
+ * @throws ArlError `ARL_DEVICE` where there is none for this machine.
+ */
+export function loadNative(): Native {
+	return load(
+		ADDON_LOADER,
+		`The native part for ${process.platform}-${process.arch}`,
+		"In a clone of the repository, run `npm run build`. Installed as a package: install it again, for this very platform.",
+	);
+}
+
+/**
+ * The addon with CUDA. Its libraries must be open (`cudaReport`), and another process must have shown that it loads: a bad
+ * native library can end the process. Only its engine is for use; handles of the two addons do not mix.
+ *
+ * @throws ArlError `ARL_DEVICE` where it cannot be loaded.
+ */
+export function loadCudaNative(file: string): Native {
+	return load(file, "The CUDA addon", "Use the CPU (`--device cpu`), and look at `arl doctor`.");
 }

@@ -19,6 +19,7 @@ import type {
 	StepStats,
 	TextOptions,
 } from "../../src/native.js";
+import { loadNative } from "../../src/native.js";
 
 /** What a test can make the core do. */
 export interface Faults {
@@ -290,10 +291,19 @@ export function fakeNative(faults: Faults = {}, disk: Disk = new Map()): Native 
 		},
 		Engine: { open: async (options) => new FakeEngine(options, faults) },
 		matmulRate: () => 1,
+		backends: () => ["cpu"],
+		cudaDriver: () => null,
+		cudaReport: () => ({
+			devices: [],
+			libraries: [],
+			problem: { kind: "noDriver", message: "no NVIDIA driver (libcuda.so.1)", hint: "Install one." },
+		}),
+		cudaRuntime: () => "",
 		decompress: async (source, target) => {
 			writeFileSync(target, gunzipSync(readFileSync(source)));
 			return true;
 		},
+		unpackZstd: (packed, length) => loadNative().unpackZstd(packed, length),
 		jsonArrayRows: (file) => arrayRanges(readFileSync(file)),
 	};
 }

@@ -66,12 +66,13 @@ export interface Ended {
 
 /**
  * The command line in a process of its own; `during` may look at the process while it runs. `fileKiB`: the system refuses
- * to write files beyond this size.
+ * to write files beyond this size. `env`: variables beside this process's own; undefined takes one away.
  */
 export function arl(
 	args: string[],
 	during?: (kill: (signal: NodeJS.Signals) => void) => void,
 	fileKiB?: number,
+	env: NodeJS.ProcessEnv = {},
 ): Promise<Ended> {
 	const words = [process.execPath, join(root, "dist", "cli", "main.js"), ...args];
 	const bounded = ["bash", "-c", `ulimit -f ${fileKiB}; exec "$@"`, "bash", ...words];
@@ -79,7 +80,7 @@ export function arl(
 	const child = spawn(program, rest, {
 		cwd: root,
 		stdio: ["ignore", "pipe", "pipe"],
-		env: { ...process.env, NO_COLOR: "1" },
+		env: { ...process.env, NO_COLOR: "1", ...env },
 	});
 	let stdout = "";
 	let stderr = "";

@@ -1,15 +1,19 @@
-/** `arl doctor`: what this machine can do, what is missing, and what to do about it. Always exits 0 unless the core is missing. */
+/** `arl doctor`: what this machine can do, what is missing, and what to do about it. Exits 1 where something is missing. */
 import { availableParallelism, cpus, freemem, platform, release, totalmem } from "node:os";
+import { findCuda } from "../cuda.js";
 import { toArlError } from "../errors.js";
 import { type DeviceInfo, loadNative, type Native } from "../native.js";
 import { bytes, jsonLine } from "../report/index.js";
+import { cudaFindings } from "./doctor-cuda.js";
 import { command, parse } from "./options.js";
 import { version } from "./version.js";
 
-interface Finding {
+/** One line of the report. */
+export interface Finding {
 	name: string;
 	value: string;
 	ok: boolean;
+	/** What to do, or what was tried; lines. */
 	hint?: string;
 }
 
@@ -43,7 +47,8 @@ function deviceFinding(device: DeviceInfo): Finding {
 function coreFindings(core: () => Native): Finding[] {
 	try {
 		const native = core();
-		return [{ name: "core", value: native.version(), ok: true }, ...native.devices().map(deviceFinding)];
+		const devices = native.devices().map(deviceFinding);
+		return [{ name: "core", value: native.version(), ok: true }, ...devices, ...cudaFindings(findCuda(native))];
 	} catch (thrown) {
 		const error = toArlError(thrown);
 		return [{ name: "core", value: error.message, ok: false, hint: error.hint || "Build it with `npm run build`." }];
@@ -65,7 +70,7 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 		const width = Math.max(...findings.map(({ name }) => name.length));
 		for (const { name, value, ok, hint } of findings) {
 			process.stdout.write(`${ok ? "ok     " : "missing"}  ${name.padEnd(width)}  ${value}\n`);
-			if (hint) process.stdout.write(`${" ".repeat(11 + width)}${hint}\n`);
+			for (const line of hint?.split("\n") ?? []) process.stdout.write(`${" ".repeat(11 + width)}${line}\n`);
 		}
 	}
 	return findings.every(({ ok }) => ok) ? 0 : 1;

@@ -70,10 +70,11 @@ const model = {
 	}),
 	device: string({
 		group: "Model",
-		default: "cpu",
-		pattern: /^cpu$/,
-		expects: "cpu (a CUDA backend is not built yet; `arl doctor` shows what there is)",
-		description: "Where the engine runs.",
+		default: "auto",
+		pattern: /^(auto|cpu|cuda(:\d+)?)$/,
+		expects: "auto, cpu, cuda or cuda:N",
+		description:
+			"Where the engine runs: on the CPU, on the first GPU that can be used, or on the GPU with that number. Auto: on a GPU where one can be used, else on the CPU. `arl doctor` shows what there is.",
 	}),
 	threads: integerOrNone({
 		group: "Model",

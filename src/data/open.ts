@@ -16,7 +16,7 @@ import { type FileKind, sniff } from "./sniff.js";
 import { ConcatSource, type Source } from "./source.js";
 
 /** What reading files needs of the core. */
-export type FileNative = Pick<Native, "decompress" | "jsonArrayRows">;
+export type FileNative = Pick<Native, "decompress" | "unpackZstd" | "jsonArrayRows">;
 
 /** How files are read. */
 export interface FileOptions {
@@ -58,7 +58,7 @@ async function openUnpacked(
 	switch (kind) {
 		case "parquet": {
 			const { openParquet } = await import("./parquet/read.js");
-			return openParquet(path, { spoolDir, name, columns, signal, remarks });
+			return openParquet(path, { native, spoolDir, name, columns, signal, remarks });
 		}
 		case "csv": {
 			const { openCsv } = await import("./csv.js");

@@ -54,12 +54,12 @@ export interface BatchSize {
 }
 
 /** What the engine is made of. */
-export function engineOptions(args: AgentTrainingConfig, size: BatchSize): EngineOptions {
+export function engineOptions(args: AgentTrainingConfig, device: string, size: BatchSize): EngineOptions {
 	return {
 		modelDir: args.model_name_or_path,
 		initFromConfig: args.init_from_config,
 		seed: args.seed,
-		device: args.device,
+		device,
 		dtype: args.bf16 ? "bf16" : "f32",
 		recompute: args.gradient_checkpointing,
 		maxTokens: size.maxTokens,

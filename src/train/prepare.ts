@@ -10,6 +10,7 @@ import { within } from "../data/cancellation.js";
 import type { RowOrder } from "../data/order.js";
 import type { AnySource } from "../data/source.js";
 import { TokenFiller } from "../data/tokens.js";
+import { chooseDevice } from "../device.js";
 import { ArlError } from "../errors.js";
 import type { MemoryPlan, Native, NativeEngine, NativeTokenCache } from "../native.js";
 import { findCheckpoint, type Resumable, removeUnfinished } from "./checkpoint.js";
@@ -140,9 +141,11 @@ async function* prepare(
 
 	const model = await readModelFolder(args.model_name_or_path);
 	// A config or an option that the engine refuses is told before rows are encoded.
-	native.planMemory(engineOptions(args, { maxTokens: 1, maxSequences: 1 }));
+	const chosen = chooseDevice(args.device, native);
+	chosen.native.planMemory(engineOptions(args, chosen.device, { maxTokens: 1, maxSequences: 1 }));
 	const weights = args.init_from_config ? "random weights" : `${formatBytes(model.weightBytes)} of weights`;
 	yield { type: "check", name: "model", message: `${model.modelType}, ${weights}` };
+	if (chosen.notice !== null) yield { type: "notice", level: "warning", message: chosen.notice };
 	const folder = await checkOutputFolder(args);
 	resources.add(await lockFolder(args.output_dir));
 	yield { type: "check", name: "output folder", message: folder };
@@ -237,11 +240,10 @@ async function* prepare(
 	if (resumed) checkSameRun(resumed.path, resumed.state, fixed);
 
 	const size = expectedBatch(args, order, plan, lengths, filler.complete);
-	const options = engineOptions(args, size);
-	const memory = native.planMemory(options);
-	const device = native.devices().find((found) => found.device === args.device);
-	yield { type: "check", name: "memory", message: checkMemory(memory, device) };
-	const engine = await native.Engine.open(options);
+	const options = engineOptions(args, chosen.device, size);
+	const memory = chosen.native.planMemory(options);
+	yield { type: "check", name: "memory", message: checkMemory(memory, chosen.info) };
+	const engine = await chosen.native.Engine.open(options);
 	resources.add(() => engine.close());
 	if (resumed) await engine.restoreState(resumed.stateDir);
 

@@ -121,7 +121,7 @@ pub fn run_case(dir: &Path, recompute: Recompute) -> Result<Outcome> {
         ..EngineOptions::default()
     };
     let max_grad_norm = number(&optimizer["max_grad_norm"])?;
-    let mut engine = Engine::open(CpuBackend::new(), dir, Weights::Checkpoint, &options)?;
+    let mut engine = Engine::open(Box::new(CpuBackend::new()), dir, Weights::Checkpoint, &options)?;
 
     let forward = open("forward.safetensors")?;
     let inspection = engine.inspect(&batch)?;

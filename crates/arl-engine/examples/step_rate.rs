@@ -106,10 +106,13 @@ fn run(arguments: &Arguments) -> Result<(), String> {
         loss_seq_chunk_size: arguments.chunk,
         max_batch: BatchSize { tokens: arguments.tokens, sequences: arguments.tokens / arguments.seq },
         adam: Adam { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1 },
+        activation_offloading: false,
+        optimizer_offload: false,
         inference_only: false,
     };
     let backend = ProfileBackend::new(CpuBackend::new());
-    let mut engine = Engine::open(backend, &arguments.config, Weights::Random(0), &options).map_err(message)?;
+    let mut engine =
+        Engine::open(Box::new(backend), &arguments.config, Weights::Random(0), &options).map_err(message)?;
     let hyper = Hyper { learning_rate: 1e-5, max_grad_norm: 1.0 };
     let (mut random, mut seconds, mut losses) = (1u64, Vec::new(), Vec::new());
     let mut first_step = 0.0;

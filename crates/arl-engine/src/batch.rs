@@ -170,7 +170,7 @@ pub(crate) struct Staging {
 
 impl Staging {
     /// Compacts the targets of a valid micro-batch, takes its memory and uploads it.
-    pub(crate) fn upload<B: Backend>(
+    pub(crate) fn upload<B: Backend + ?Sized>(
         &mut self,
         backend: &mut B,
         arena: &mut Arena,

@@ -9,12 +9,13 @@ use std::time::Instant;
 use arl_model::{Error, ErrorCode, ModelConfig, Result, RopeTable, WeightDtype};
 
 use crate::arena::{Arena, Category};
-use crate::backend::{AdamW, Backend, Buffer, DType, Pool, split_master};
+use crate::backend::{Backend, Buffer, DType, DeviceKind, Pool, split_master};
 use crate::batch::{BatchSize, MicroBatch, Staging};
 use crate::params::{Params, Store, TrainingStore};
 use crate::plan::{MemoryPlan, StepPlan};
 use crate::shape::Shape;
 use crate::step::{Layer, Model, Recompute, Run, Step};
+use crate::update::{Slots, Update};
 
 /// What an engine is made of.
 #[derive(Clone, Debug)]
@@ -23,7 +24,12 @@ pub struct EngineOptions {
     pub dtype: DType,
     /// What the backward pass computes anew.
     pub recompute: Recompute,
-    /// Most rows of logits at a time; `None`: as many as fit in 32 MiB, but no fewer than 256.
+    /// Keep the layers' inputs in host memory between the passes. Results are equal in bits.
+    pub activation_offloading: bool,
+    /// Keep moments, and masters beside bf16 weights, in host memory. Results are equal in bits.
+    pub optimizer_offload: bool,
+    /// Most rows of logits at a time; `None`: as many as fit in 32 MiB (1.2 GiB on a GPU), but no fewer
+    /// than 256.
     pub loss_seq_chunk_size: Option<usize>,
     /// The largest micro-batch expected. A larger one makes the engine plan and reserve anew before the step.
     pub max_batch: BatchSize,
@@ -38,6 +44,8 @@ impl Default for EngineOptions {
         EngineOptions {
             dtype: DType::F32,
             recompute: Recompute::Norms,
+            activation_offloading: false,
+            optimizer_offload: false,
             loss_seq_chunk_size: None,
             max_batch: BatchSize { tokens: 1, sequences: 1 },
             adam: Adam::default(),
@@ -64,9 +72,6 @@ impl Default for Adam {
         Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 }
     }
 }
-
-/// Size of the chunk of logits where the caller does not say.
-pub(crate) const DEFAULT_LOGITS_BYTES: usize = 32 << 20;
 
 /// Micro-batches of a step for whose statistics room is reserved from the start.
 pub(crate) const MICRO_BATCHES: usize = 64;
@@ -122,8 +127,8 @@ pub struct StepStats {
 }
 
 /// A model on a device.
-pub struct Engine<B: Backend> {
-    pub(crate) backend: B,
+pub struct Engine<B: Backend + ?Sized> {
+    pub(crate) backend: Box<B>,
     pub(crate) config: ModelConfig,
     /// The folder that it was opened on.
     pub(crate) source: PathBuf,
@@ -142,7 +147,7 @@ pub struct Engine<B: Backend> {
 }
 
 /// Everything about a model that needs no memory of a device.
-pub(crate) fn model(config: &ModelConfig, options: &EngineOptions) -> Result<Model> {
+pub(crate) fn model(config: &ModelConfig, options: &EngineOptions, kind: DeviceKind) -> Result<Model> {
     let option = |what: &str, hint: &str| Err(Error::new(ErrorCode::Config, what.to_string()).hint(hint));
     if !matches!(options.dtype, DType::F32 | DType::Bf16) {
         return option("weights and activations are f32 or bf16", "choose one of them");
@@ -162,21 +167,24 @@ pub(crate) fn model(config: &ModelConfig, options: &EngineOptions) -> Result<Mod
             "usual are 1e-8 and 0.1",
         );
     }
+    let shape = Shape::new(config);
+    kind.check(shape.heads, shape.experts())?;
     let params = Params::new(config);
-    let chunk = (DEFAULT_LOGITS_BYTES / (config.vocab_size * DType::F32.bytes())).max(256);
+    let chunk = (kind.default_logits_bytes() / (config.vocab_size * DType::F32.bytes())).max(256);
     Ok(Model {
-        shape: Shape::new(config),
-        store: Store::new(params.len, options.dtype, options.inference_only),
+        shape,
+        store: Store::new(params.len, options.dtype, options.inference_only, options.optimizer_offload),
         params,
         dtype: options.dtype,
         recompute: options.recompute,
+        activation_offloading: options.activation_offloading,
         loss_chunk: options.loss_seq_chunk_size.unwrap_or(chunk),
     })
 }
 
-impl<B: Backend> Engine<B> {
+impl<B: Backend + ?Sized> Engine<B> {
     /// Reserves all memory and reads the weights of the model in `dir`, or draws them.
-    pub fn open(backend: B, dir: &Path, weights: Weights, options: &EngineOptions) -> Result<Self> {
+    pub fn open(backend: Box<B>, dir: &Path, weights: Weights, options: &EngineOptions) -> Result<Self> {
         let config = ModelConfig::from_dir(dir)?;
         let mut engine = Self::reserve(backend, dir, config, options)?;
         match weights {
@@ -187,12 +195,13 @@ impl<B: Backend> Engine<B> {
     }
 
     /// An engine whose memory is reserved and zero.
-    fn reserve(mut backend: B, dir: &Path, config: ModelConfig, options: &EngineOptions) -> Result<Self> {
-        let model = model(&config, options)?;
+    fn reserve(mut backend: Box<B>, dir: &Path, config: ModelConfig, options: &EngineOptions) -> Result<Self> {
+        let model = model(&config, options, backend.kind())?;
         let plan = StepPlan::new(&model, options.max_batch, MICRO_BATCHES)?;
         backend.reserve(Pool::State, model.store.bytes)?;
-        backend.reserve(Pool::Step, plan.bytes())?;
-        zero_gaps(&mut backend, &model);
+        backend.reserve(Pool::HostState, model.store.host_bytes)?;
+        plan.reserve(&mut *backend, &model)?;
+        zero_gaps(&mut *backend, &model);
         Ok(Engine {
             backend,
             rope: RopeTable::new(&config),
@@ -227,7 +236,7 @@ impl<B: Backend> Engine<B> {
 
     /// Bytes reserved, by category.
     pub fn memory(&self) -> MemoryPlan {
-        MemoryPlan::of(&self.model.store, &self.plan)
+        MemoryPlan::of(&self.model, &self.plan, self.backend.kind())
     }
 
     /// Optimizer steps done so far.
@@ -253,7 +262,7 @@ impl<B: Backend> Engine<B> {
     /// Reserves the memory of a plan. Where that fails there is room for nothing, until there is memory again.
     pub(crate) fn make_room_for(&mut self, plan: StepPlan) -> Result<()> {
         self.plan = StepPlan::nothing();
-        self.backend.reserve(Pool::Step, plan.bytes())?;
+        plan.reserve(&mut *self.backend, &self.model)?;
         self.arena = Arena::new(plan.bytes());
         self.plan = plan;
         Ok(())
@@ -262,7 +271,7 @@ impl<B: Backend> Engine<B> {
     /// The parts of one micro-batch's computation.
     pub(crate) fn parts(&mut self) -> Step<'_, B> {
         Step {
-            backend: &mut self.backend,
+            backend: &mut *self.backend,
             arena: &mut self.arena,
             model: &self.model,
             layers: &mut self.layers,
@@ -273,7 +282,7 @@ impl<B: Backend> Engine<B> {
     /// Uploads a micro-batch and takes its memory.
     fn begin(&mut self, batch: &MicroBatch, keep: Option<Recompute>, sums: Buffer, balance: Option<Buffer>) -> Run {
         let dim = self.model.shape.heads.dim;
-        let inputs = self.staging.upload(&mut self.backend, &mut self.arena, batch, &self.rope, dim);
+        let inputs = self.staging.upload(&mut *self.backend, &mut self.arena, batch, &self.rope, dim);
         self.parts().begin(inputs, keep, sums, balance)
     }
 
@@ -446,30 +455,16 @@ impl<B: Backend> Engine<B> {
         Ok(())
     }
 
-    /// AdamW on both halves of the parameters.
+    /// AdamW on all parameters.
     fn update(&mut self, training: &TrainingStore, hyper: Hyper, step: u64) {
-        let (adam, store) = (self.adam, self.model.store);
-        let correction = |beta: f32| (1.0 - f64::from(beta).powf(step as f64)) as f32;
-        let (decayed, len) = (self.model.params.decayed, self.model.params.len);
-        for (start, end, weight_decay) in [(0, decayed, adam.weight_decay), (decayed, len, 0.0)] {
-            let part = |buffer: Buffer| buffer.slice(start, end - start);
-            self.backend.adamw(&AdamW {
-                weights: part(store.weights),
-                weights_low: store.weights_low.map(part),
-                gradients: part(training.gradients),
-                moment1: part(training.moment1),
-                moment2: part(training.moment2),
-                learning_rate: hyper.learning_rate,
-                beta1: adam.beta1,
-                beta2: adam.beta2,
-                epsilon: adam.epsilon,
-                weight_decay,
-                bias_correction1: correction(adam.beta1),
-                bias_correction2: correction(adam.beta2),
-                grad_norm_squared: training.norm_squared,
-                max_grad_norm: hyper.max_grad_norm,
-            });
+        let store = self.model.store;
+        let update = Update::new(&store, training, self.adam, self.model.params.decayed, hyper, step);
+        if store.host_bytes == 0 {
+            return update.run(&mut *self.backend);
         }
+        self.arena.clear();
+        let slots = Slots::take(&mut self.arena, &store);
+        update.run_offloaded(&mut *self.backend, &slots);
     }
 }
 
@@ -481,7 +476,7 @@ pub(crate) fn take_statistics(arena: &mut Arena, shape: &Shape, count: usize) ->
 }
 
 /// Makes the elements between parameters zero. Memory comes zeroed, which as a split master is not a number.
-fn zero_gaps<B: Backend>(backend: &mut B, model: &Model) {
+fn zero_gaps<B: Backend + ?Sized>(backend: &mut B, model: &Model) {
     let Some(low) = model.store.weights_low else { return };
     let (_, zero) = split_master(0.0);
     for (start, len) in model.params.gaps() {

@@ -89,7 +89,7 @@ impl Entry {
 }
 
 /// Takes what the forward pass over `size` tokens needs.
-fn room<B: Backend>(step: &mut Step<'_, B>, size: BatchSize, max_len: usize) -> (Run, Entry) {
+fn room<B: Backend + ?Sized>(step: &mut Step<'_, B>, size: BatchSize, max_len: usize) -> (Run, Entry) {
     let entry = Entry::take(step.arena, step.model, size.tokens);
     let inputs = Inputs::take(step.arena, size, 0, max_len, step.model.shape.heads.dim);
     let (sums, _) = take_statistics(step.arena, &step.model.shape, 1);
@@ -98,7 +98,7 @@ fn room<B: Backend>(step: &mut Step<'_, B>, size: BatchSize, max_len: usize) -> 
     (run, entry)
 }
 
-impl<B: Backend> Step<'_, B> {
+impl<B: Backend + ?Sized> Step<'_, B> {
     /// The forward pass into the cache: `cached` is false for whole prompts, true for one new token a sequence.
     fn forward_cached(&mut self, run: &Run, entry: &Entry, cache: &Cache, cached: bool) -> Result<()> {
         let (heads, scale) = (self.model.shape.heads, attention_scale(&self.model.shape));
@@ -161,7 +161,7 @@ struct Sequence {
     next: i32,
 }
 
-impl<B: Backend> Engine<B> {
+impl<B: Backend + ?Sized> Engine<B> {
     /// The new tokens of each prompt, without the stop token that ended it.
     pub fn generate(&mut self, prompts: &[Vec<i32>], options: &GenerateOptions) -> Result<Vec<Vec<i32>>> {
         let result = self.generate_groups(prompts, options);
@@ -300,7 +300,7 @@ impl<B: Backend> Engine<B> {
             cu_seqlens.push(slots.len() as i32);
             last.push(slots.len() as i32 - 1);
         }
-        let backend = &mut self.backend;
+        let backend = &mut *self.backend;
         let ids: Vec<i32> = prompts.concat();
         backend.upload(bytemuck::cast_slice(&ids), run.inputs.ids);
         backend.upload(bytemuck::cast_slice(&cos), run.inputs.cos);
@@ -331,7 +331,7 @@ impl<B: Backend> Engine<B> {
             self.rope.fill(sequence.cached + 1, &[sequence.cached as i32], cos, sin);
             sequence.cached += 1;
         }
-        let backend = &mut self.backend;
+        let backend = &mut *self.backend;
         backend.upload(bytemuck::cast_slice(&ids), run.inputs.ids);
         backend.upload(bytemuck::cast_slice(&cos), run.inputs.cos);
         backend.upload(bytemuck::cast_slice(&sin), run.inputs.sin);
@@ -369,7 +369,7 @@ impl<B: Backend> Engine<B> {
 }
 
 /// The index lists of new tokens that go to `slots`.
-fn upload_entry<B: Backend>(backend: &mut B, entry: &Entry, heads: crate::backend::Heads, slots: &[i32]) {
+fn upload_entry<B: Backend + ?Sized>(backend: &mut B, entry: &Entry, heads: crate::backend::Heads, slots: &[i32]) {
     let rows = |before: usize, of: usize| -> Vec<i32> {
         (0..slots.len()).flat_map(|t| (0..heads.key_value).map(move |h| (t * of + before + h) as i32)).collect()
     };

@@ -9,7 +9,7 @@ use crate::backend::plan::PlanBackend;
 use crate::backend::{Backend, Buffer, DType};
 use crate::batch::{Inputs, MicroBatch};
 use crate::engine::{Engine, MicroBatchStats, take_statistics};
-use crate::step::{LossMode, Recompute, Run, Step};
+use crate::step::{LossMode, Model, Recompute, Run, Step};
 
 /// What the forward pass over one micro-batch gives.
 #[derive(Clone, Debug)]
@@ -23,7 +23,7 @@ pub struct Inspection {
 }
 
 /// All memory that [`Engine::inspect`] takes: what every layer computes is kept.
-fn room<B: Backend>(step: &mut Step<'_, B>, inputs: Inputs) -> (Run, Buffer) {
+fn room<B: Backend + ?Sized>(step: &mut Step<'_, B>, inputs: Inputs) -> (Run, Buffer) {
     let (sums, balance) = take_statistics(step.arena, &step.model.shape, 1);
     let run = step.begin(inputs, Some(Recompute::Off), sums, balance);
     step.take_scratch(&run);
@@ -32,17 +32,19 @@ fn room<B: Backend>(step: &mut Step<'_, B>, inputs: Inputs) -> (Run, Buffer) {
     (run, logits)
 }
 
-impl<B: Backend> Engine<B> {
+impl<B: Backend + ?Sized> Engine<B> {
     /// Runs the forward pass and reads back what training never looks at.
     pub fn inspect(&mut self, batch: &MicroBatch) -> Result<Inspection> {
         batch.validate(0, self.model.shape.vocab)?;
         let (size, dim) = (batch.size(), self.model.shape.heads.dim);
+        // What is looked at stays on the device.
+        let model = Model { activation_offloading: false, ..self.model.clone() };
         let mut dry = Arena::new(usize::MAX);
         let inputs = Inputs::take(&mut dry, size, size.tokens, size.tokens, dim);
         let mut step = Step {
             backend: &mut PlanBackend::default(),
             arena: &mut dry,
-            model: &self.model,
+            model: &model,
             layers: &mut self.layers,
             interrupt: &AtomicBool::new(false),
         };
@@ -53,8 +55,14 @@ impl<B: Backend> Engine<B> {
         }
 
         self.arena.clear();
-        let inputs = self.staging.upload(&mut self.backend, &mut self.arena, batch, &self.rope, dim);
-        let mut step = self.parts();
+        let inputs = self.staging.upload(&mut *self.backend, &mut self.arena, batch, &self.rope, dim);
+        let mut step = Step {
+            backend: &mut *self.backend,
+            arena: &mut self.arena,
+            model: &model,
+            layers: &mut self.layers,
+            interrupt: &self.interrupt,
+        };
         let (run, chunk) = room(&mut step, inputs);
         step.forward(&run)?;
         step.loss(&run, LossMode::Evaluate);

@@ -2,6 +2,10 @@
 
 #![warn(missing_docs)]
 
+// The helpers of the tests in `tests/` name the crate as their users do.
+#[cfg(test)]
+extern crate self as arl_engine;
+
 mod arena;
 pub mod backend;
 mod batch;
@@ -14,6 +18,7 @@ mod plan;
 mod shape;
 mod state;
 mod step;
+mod update;
 
 pub use arena::Category;
 pub use batch::{BatchSize, IGNORED, MicroBatch};

@@ -203,6 +203,8 @@ pub(crate) struct Store {
     pub(crate) training: Option<TrainingStore>,
     /// Bytes of the pool.
     pub(crate) bytes: usize,
+    /// Bytes of [`Pool::HostState`].
+    pub(crate) host_bytes: usize,
 }
 
 /// Gradients and moments, all f32.
@@ -216,23 +218,26 @@ pub(crate) struct TrainingStore {
 }
 
 impl Store {
-    /// The arrays of `len` elements, weights in `dtype`.
-    pub(crate) fn new(len: usize, dtype: DType, inference_only: bool) -> Self {
-        let mut next = 0;
-        let mut take = |dtype: DType, len: usize| {
-            let offset = next;
-            next = (next + len * dtype.bytes()).next_multiple_of(ALIGNMENT);
-            Buffer { pool: Pool::State, offset, len, dtype }
+    /// The arrays of `len` elements, weights in `dtype`. With `optimizer_offload`, moments and the masters' lower halves
+    /// are in host memory.
+    pub(crate) fn new(len: usize, dtype: DType, inference_only: bool, optimizer_offload: bool) -> Self {
+        let (mut bytes, mut host_bytes) = (0, 0);
+        let mut take = |pool: Pool, dtype: DType, len: usize| {
+            let next = if pool == Pool::State { &mut bytes } else { &mut host_bytes };
+            let offset = *next;
+            *next = (offset + len * dtype.bytes()).next_multiple_of(ALIGNMENT);
+            Buffer { pool, offset, len, dtype }
         };
-        let weights = take(dtype, len);
-        let weights_low = (dtype == DType::Bf16 && !inference_only).then(|| take(DType::U16, len));
+        let optimizer = if optimizer_offload { Pool::HostState } else { Pool::State };
+        let weights = take(Pool::State, dtype, len);
+        let weights_low = (dtype == DType::Bf16 && !inference_only).then(|| take(optimizer, DType::U16, len));
         let training = (!inference_only).then(|| TrainingStore {
-            gradients: take(DType::F32, len),
-            moment1: take(DType::F32, len),
-            moment2: take(DType::F32, len),
-            norm_squared: take(DType::F64, 1),
+            gradients: take(Pool::State, DType::F32, len),
+            moment1: take(optimizer, DType::F32, len),
+            moment2: take(optimizer, DType::F32, len),
+            norm_squared: take(Pool::State, DType::F64, 1),
         });
-        Self { weights, weights_low, training, bytes: next }
+        Self { weights, weights_low, training, bytes, host_bytes }
     }
 
     /// A parameter's weights.

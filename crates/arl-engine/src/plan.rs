@@ -7,18 +7,23 @@ use arl_model::{Error, ErrorCode, ModelConfig, Result};
 
 use crate::arena::{Arena, Category};
 use crate::backend::plan::PlanBackend;
+use crate::backend::{Backend, DeviceKind, Pool};
 use crate::batch::{BatchSize, Inputs};
 use crate::engine::{EngineOptions, take_statistics};
-use crate::params::Store;
-use crate::step::{Model, Step};
+use crate::step::{Model, Step, host_bytes};
+use crate::update::Slots;
 
 /// Bytes by category.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
-    /// Name and bytes of each category that is not empty.
+    /// Name and bytes of each category on the device that is not empty.
     pub categories: Vec<(&'static str, usize)>,
     /// All of them.
     pub total_bytes: usize,
+    /// Name and bytes of what is offloaded to host memory.
+    pub host_categories: Vec<(&'static str, usize)>,
+    /// All of them.
+    pub host_bytes: usize,
 }
 
 /// The memory that a step over micro-batches of a size needs at its highest point.
@@ -27,6 +32,8 @@ pub(crate) struct StepPlan {
     pub(crate) size: BatchSize,
     pub(crate) micro_batches: usize,
     arena: Arena,
+    /// Of the inputs of layers that wait in host memory.
+    host_bytes: usize,
 }
 
 impl StepPlan {
@@ -51,12 +58,18 @@ impl StepPlan {
             let run = step.begin(inputs, None, sums, balance);
             step.evaluate(&run)?;
         }
-        Ok(StepPlan { size, micro_batches, arena })
+        if model.store.host_bytes > 0 {
+            arena.clear();
+            Slots::take(&mut arena, &model.store);
+        }
+        let offloading = model.activation_offloading && model.store.training.is_some();
+        let input_bytes = if offloading { size.tokens * model.shape.hidden * model.dtype.bytes() } else { 0 };
+        Ok(StepPlan { size, micro_batches, arena, host_bytes: host_bytes(model.shape.layers.len(), input_bytes) })
     }
 
     /// The plan of an engine that has no memory.
     pub(crate) fn nothing() -> Self {
-        StepPlan { size: BatchSize::default(), micro_batches: 0, arena: Arena::new(0) }
+        StepPlan { size: BatchSize::default(), micro_batches: 0, arena: Arena::new(0), host_bytes: 0 }
     }
 
     /// A plan that was found by another dry run, for the same micro-batches.
@@ -67,6 +80,13 @@ impl StepPlan {
     /// Bytes of the pool.
     pub(crate) fn bytes(&self) -> usize {
         self.arena.peak()
+    }
+
+    /// Reserves what a step needs.
+    pub(crate) fn reserve<B: Backend + ?Sized>(&self, backend: &mut B, model: &Model) -> Result<()> {
+        backend.reserve(Pool::Scratch, backend.scratch_bytes(model.shape.widest(), self.size.tokens))?;
+        backend.reserve(Pool::Step, self.bytes())?;
+        backend.reserve(Pool::HostStep, self.host_bytes)
     }
 
     /// Whether there is room for `count` micro-batches of `size`.
@@ -81,13 +101,19 @@ impl StepPlan {
 }
 
 impl MemoryPlan {
-    pub(crate) fn of(store: &Store, plan: &StepPlan) -> Self {
+    pub(crate) fn of(model: &Model, plan: &StepPlan, kind: DeviceKind) -> Self {
+        let store = &model.store;
+        let own = kind.own_bytes(model.shape.widest(), plan.size.tokens);
         let mut categories = vec![("weights", store.weights.bytes())];
-        categories.extend(store.weights_low.map(|low| ("master weights", low.bytes())));
+        let mut host_categories = Vec::new();
         if let Some(training) = &store.training {
             categories.push(("gradients", training.gradients.bytes()));
-            categories.push(("moments", training.moment1.bytes() + training.moment2.bytes()));
+            let optimizer = if store.host_bytes > 0 { &mut host_categories } else { &mut categories };
+            optimizer.extend(store.weights_low.map(|low| ("master weights", low.bytes())));
+            optimizer.push(("moments", training.moment1.bytes() + training.moment2.bytes()));
         }
+        host_categories.push(("activations", plan.host_bytes));
+        host_categories.retain(|(_, bytes)| *bytes > 0);
         let rest = store.bytes - categories.iter().map(|(_, bytes)| bytes).sum::<usize>();
         let step = Category::ALL.iter().zip(plan.arena.at_peak());
         categories.extend(step.map(|(category, bytes)| (category.name(), bytes)));
@@ -96,23 +122,29 @@ impl MemoryPlan {
                 *bytes += rest;
             }
         }
+        categories.push(("scratch and libraries", own));
         categories.retain(|(_, bytes)| *bytes > 0);
-        MemoryPlan { total_bytes: store.bytes + plan.bytes(), categories }
+        MemoryPlan {
+            total_bytes: store.bytes + plan.bytes() + own,
+            categories,
+            host_bytes: store.host_bytes + plan.host_bytes,
+            host_categories,
+        }
     }
 }
 
 /// The memory that an engine with these options takes, by category. Takes none itself.
-pub fn plan_memory(dir: &Path, options: &EngineOptions) -> Result<MemoryPlan> {
+pub fn plan_memory(dir: &Path, options: &EngineOptions, kind: DeviceKind) -> Result<MemoryPlan> {
     let config = ModelConfig::from_dir(dir)?;
-    plan_memory_of(&config, options)
+    plan_memory_of(&config, options, kind)
 }
 
 /// [`plan_memory`] of a configuration that was read already.
-pub fn plan_memory_of(config: &ModelConfig, options: &EngineOptions) -> Result<MemoryPlan> {
-    let model = crate::engine::model(config, options)?;
+pub fn plan_memory_of(config: &ModelConfig, options: &EngineOptions, kind: DeviceKind) -> Result<MemoryPlan> {
+    let model = crate::engine::model(config, options, kind)?;
     if options.max_batch.tokens == 0 {
         return Err(Error::new(ErrorCode::Config, "a micro-batch has at least one token"));
     }
     let plan = StepPlan::new(&model, options.max_batch, crate::engine::MICRO_BATCHES)?;
-    Ok(MemoryPlan::of(&model.store, &plan))
+    Ok(MemoryPlan::of(&model, &plan, kind))
 }

@@ -69,6 +69,11 @@ impl Shape {
         (self.heads.query + 2 * self.heads.key_value) * self.heads.dim
     }
 
+    /// Columns of the widest vector whose gradient is a sum over tokens: a norm's weight or a bias.
+    pub(crate) fn widest(&self) -> usize {
+        self.hidden.max(self.qkv())
+    }
+
     /// Columns of queries and keys together.
     pub(crate) fn qk(&self) -> usize {
         (self.heads.query + self.heads.key_value) * self.heads.dim

@@ -34,7 +34,7 @@ pub enum Kind {
     Moment2,
 }
 
-impl<B: Backend> Engine<B> {
+impl<B: Backend + ?Sized> Engine<B> {
     /// Reads all weights from the mapped checkpoint, a piece at a time.
     pub(crate) fn load_checkpoint(&mut self, dir: &Path) -> Result<()> {
         let checkpoint = Checkpoint::open(dir, &self.config)?;
@@ -286,7 +286,7 @@ mod tests {
     fn elements_between_parameters_stay_zero() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../__test__/golden/window-bias");
         let options = EngineOptions { dtype: DType::Bf16, ..EngineOptions::default() };
-        let mut engine = Engine::open(CpuBackend::new(), &dir, Weights::Checkpoint, &options).unwrap();
+        let mut engine = Engine::open(Box::new(CpuBackend::new()), &dir, Weights::Checkpoint, &options).unwrap();
         let batch = MicroBatch {
             input_ids: vec![1, 2, 3],
             targets: vec![2, 3, 4],

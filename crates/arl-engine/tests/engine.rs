@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use arl_engine::backend::cpu::CpuBackend;
-use arl_engine::backend::{Backend, Buffer, DType, Pool};
+use arl_engine::backend::{Backend, Buffer, DType, DeviceKind, Pool};
 use arl_engine::{
     BatchSize, Engine, EngineOptions, GenerateOptions, Hyper, IGNORED, Kind, MicroBatch, Recompute, Weights,
     plan_memory,
@@ -34,7 +34,8 @@ fn a_restored_state_goes_on_in_equal_bits() {
                 }
                 losses.push(engine.step(batches, HYPER).unwrap().loss.to_bits());
             }
-            let mut resumed = Engine::open(CpuBackend::new(), &model(name), Weights::Random(7), &options).unwrap();
+            let mut resumed =
+                Engine::open(Box::new(CpuBackend::new()), &model(name), Weights::Random(7), &options).unwrap();
             resumed.restore_state(dir.path()).unwrap();
             assert_eq!(resumed.steps(), 3);
             for (batches, loss) in batches[3..].iter().zip(&losses[3..]) {
@@ -80,7 +81,10 @@ fn an_exported_model_is_the_model() {
             engine.export_model(&narrow, Some(WeightDtype::Bf16)).unwrap();
             let weights = all(&mut engine, Kind::Weights);
             let read = |dir: &Path| {
-                all(&mut Engine::open(CpuBackend::new(), dir, Weights::Checkpoint, &options).unwrap(), Kind::Weights)
+                all(
+                    &mut Engine::open(Box::new(CpuBackend::new()), dir, Weights::Checkpoint, &options).unwrap(),
+                    Kind::Weights,
+                )
             };
             assert_eq!(read(&exact), weights, "{name}");
             for (narrow, exact) in read(&narrow).iter().zip(&weights) {
@@ -212,7 +216,7 @@ fn the_plan_is_what_a_step_touches() {
                     loss_seq_chunk_size: Some(chunk),
                     ..options(DType::F32, recompute, 33)
                 };
-                let plan = plan_memory(&model(name), &options).unwrap();
+                let plan = plan_memory(&model(name), &options, DeviceKind::Cpu).unwrap();
                 let mut engine = open(name, &options);
                 assert_eq!(engine.memory(), plan);
                 assert_eq!(plan.total_bytes, plan.categories.iter().map(|(_, bytes)| bytes).sum::<usize>());
@@ -320,7 +324,8 @@ fn random_weights_depend_on_the_seed() {
     let options = options(DType::F32, Recompute::Norms, 33);
     let drawn = |seed| {
         all(
-            &mut Engine::open(CpuBackend::new(), &model("moe-balance"), Weights::Random(seed), &options).unwrap(),
+            &mut Engine::open(Box::new(CpuBackend::new()), &model("moe-balance"), Weights::Random(seed), &options)
+                .unwrap(),
             Kind::Weights,
         )
     };

@@ -5,7 +5,8 @@
 mod common;
 
 use arl_engine::backend::DType;
-use arl_engine::{BatchSize, EngineOptions, Hyper, Kind, Recompute};
+use arl_engine::backend::cpu::CpuBackend;
+use arl_engine::{BatchSize, Engine, EngineOptions, Hyper, Kind, Recompute, Weights};
 use common::{HYPER, MODELS, all, batch, difference, open, options, split, state_bits};
 
 /// Sums in another order: f32 rounding over sums of at most a few hundred terms.
@@ -26,6 +27,38 @@ fn recomputation_changes_no_bit() {
             for (recompute, losses, state) in &results[1..] {
                 assert_eq!(losses, &results[0].1, "{name} {dtype:?} {recompute:?}");
                 assert!(state == &results[0].2, "{name} {dtype:?} {recompute:?}: the state differs");
+            }
+        }
+    }
+}
+
+#[test]
+fn offloading_changes_no_bit_at_any_level_of_recomputation() {
+    let batches = [batch(&[9, 3, 21], 1), batch(&[17], 2)];
+    for (name, layers) in [("window-bias", 5), ("moe-balance", 4)] {
+        let dir = common::deeper(name, layers);
+        for dtype in [DType::F32, DType::Bf16] {
+            for recompute in [Recompute::Off, Recompute::Norms, Recompute::Mlp, Recompute::Block] {
+                let run = |activation_offloading, optimizer_offload| {
+                    let base = options(dtype, recompute, 33);
+                    let options = EngineOptions { activation_offloading, optimizer_offload, ..base };
+                    let mut engine =
+                        Engine::open(Box::new(CpuBackend::new()), dir.path(), Weights::Random(7), &options).unwrap();
+                    let stats: Vec<_> = (0..3).map(|_| engine.step(&batches, HYPER).unwrap()).collect();
+                    let losses: Vec<_> = stats.iter().map(|s| (s.loss.to_bits(), s.grad_norm.to_bits())).collect();
+                    (losses, state_bits(&mut engine), engine.memory())
+                };
+                let (losses, state, memory) = run(false, false);
+                assert_eq!((memory.host_bytes, &memory.host_categories), (0, &Vec::new()));
+                for (activations, optimizer) in [(true, false), (false, true), (true, true)] {
+                    let what = format!("{name} {dtype:?} {recompute:?} {activations} {optimizer}");
+                    let (offloaded_losses, offloaded_state, offloaded) = run(activations, optimizer);
+                    assert_eq!(offloaded_losses, losses, "{what}");
+                    assert!(offloaded_state == state, "{what}: the state differs");
+                    assert!(offloaded.total_bytes < memory.total_bytes, "{what}: {offloaded:?} {memory:?}");
+                    let host: usize = offloaded.host_categories.iter().map(|(_, bytes)| bytes).sum();
+                    assert!(host > 0 && host <= offloaded.host_bytes, "{what}: {offloaded:?}");
+                }
             }
         }
     }

@@ -37,7 +37,8 @@ fn loading_takes_at_most_a_fifth_more_than_the_weights() {
         let model = folder.path().join(format!("{stored:?}"));
         {
             let options = options(DType::F32, Recompute::Norms, 33);
-            let mut engine = Engine::open(CpuBackend::new(), folder.path(), Weights::Random(1), &options).unwrap();
+            let mut engine =
+                Engine::open(Box::new(CpuBackend::new()), folder.path(), Weights::Random(1), &options).unwrap();
             engine.export_model(&model, Some(stored)).unwrap();
         }
         for dtype in [DType::F32, DType::Bf16] {
@@ -48,7 +49,7 @@ fn loading_takes_at_most_a_fifth_more_than_the_weights() {
             }
             let before = status("VmRSS:");
             let options = options(dtype, Recompute::Norms, 33);
-            let mut engine = Engine::open(CpuBackend::new(), &model, Weights::Checkpoint, &options).unwrap();
+            let mut engine = Engine::open(Box::new(CpuBackend::new()), &model, Weights::Checkpoint, &options).unwrap();
             let peak = status("VmHWM:") - before;
             // With bf16 weights their exact f32 masters are there too: two halves of 16 bits.
             let weights = 4 * all(&mut engine, arl_engine::Kind::Weights).len();

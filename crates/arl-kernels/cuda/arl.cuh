@@ -16,6 +16,12 @@
 // Dynamic shared memory, as an array of `type`.
 #define ARL_SHARED(type, name) type *name = reinterpret_cast<type *>(emulation::block->shared)
 
+// Ends the launch with an error where an argument is `wrong`.
+#define ARL_REFUSE(wrong, what) ((wrong) ? emulation::fail(what) : void())
+
+// Whether to check what a GPU has no time to check.
+constexpr bool THOROUGH = true;
+
 #else
 
 #include <cuda_bf16.h>
@@ -25,6 +31,10 @@
 
 extern __shared__ __align__(128) unsigned char arl_shared_bytes[];
 #define ARL_SHARED(type, name) type *name = reinterpret_cast<type *>(arl_shared_bytes)
+
+#define ARL_REFUSE(wrong, what) ((wrong) ? __trap() : void())
+
+constexpr bool THOROUGH = false;
 
 #endif
 
@@ -50,11 +60,27 @@ template <typename T> __device__ __forceinline__ T store(float value) { return S
 // What `value` becomes when it is stored as T and loaded again.
 template <typename T> __device__ __forceinline__ float rounded(float value) { return load(store<T>(value)); }
 
-// Elements that are read or written as one access of 16 bytes.
-template <typename T> struct __align__(16) Pack {
-    static constexpr int SIZE = 16 / sizeof(T);
-    T at[SIZE];
+// N elements that are read or written as one access of at most 16 bytes.
+template <typename T, int N> struct alignas(N * sizeof(T)) Group {
+    static constexpr int SIZE = N;
+    T at[N];
 };
+
+template <int N, typename T> __device__ __forceinline__ Group<T, N> load_group(const T *source) {
+    return *reinterpret_cast<const Group<T, N> *>(source);
+}
+
+template <typename T, int N> __device__ __forceinline__ void store_group(T *target, const Group<T, N> &group) {
+    *reinterpret_cast<Group<T, N> *>(target) = group;
+}
+
+// Whether rows of `width` elements from `p` on can be read in groups of N.
+template <int N, typename T> __device__ __forceinline__ bool groups(const T *p, long long width) {
+    return width % N == 0 && reinterpret_cast<uintptr_t>(p) % sizeof(Group<T, N>) == 0;
+}
+
+// Elements that are read or written as one access of 16 bytes.
+template <typename T> using Pack = Group<T, 16 / sizeof(T)>;
 
 template <typename T> __device__ __forceinline__ Pack<T> load_pack(const T *source) {
     return *reinterpret_cast<const Pack<T> *>(source);

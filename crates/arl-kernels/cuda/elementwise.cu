@@ -1,30 +1,138 @@
-// Conversions and sums, element by element.
+// Conversions, sums element by element, sums of rows by column, and scalar products.
+//
+// convert: reads and writes each element once. add: reads both, writes one. A thread has 8 elements in packs of 16
+// bytes; what is left at the end, or not aligned, goes element by element.
+// sum_rows: reads each element once. A warp reads 32 packs of a row; blocks share columns and rows, and what each has
+// summed goes to `parts`, for `add_parts`.
+// dot: reads each element once (one of the two where they are the same buffer); products and sums in f64. The blocks'
+// sums go to `parts`, and one block of `dot_sum` adds them up.
+// The order of each sum depends on the shape alone.
 #include "arl.cuh"
 
 namespace elementwise {
 
 constexpr int THREADS = 256;
+constexpr int WARPS = THREADS / 32;
 
-// One thread a pack of 8 elements, so that either type is read and written in 16-byte accesses.
+// Elements a thread converts or adds: a pack of bf16, two of f32.
 constexpr int STEP = 8;
 
-template <typename A, typename B> __device__ void convert(const A *source, B *target, long long len) {
-    long long start = (blockIdx.x * (long long)THREADS + threadIdx.x) * STEP;
-    long long end = start + STEP < len ? start + STEP : len;
-    for (long long i = start; i < end; i++) target[i] = store<B>(load(source[i]));
-}
-
-template <typename T> __device__ void add(T *x, const T *delta, long long len) {
-    long long start = (blockIdx.x * (long long)THREADS + threadIdx.x) * STEP;
-    if (start + STEP <= len && packs(x, len) && packs(delta, len)) {
-        for (long long i = start; i < start + STEP; i += Pack<T>::SIZE) {
-            Pack<T> a = load_pack(x + i), b = load_pack(delta + i);
-            for (int j = 0; j < Pack<T>::SIZE; j++) a.at[j] = store<T>(load(a.at[j]) + load(b.at[j]));
-            store_pack(x + i, a);
+template <typename A, typename B> __device__ __forceinline__ void convert(const A *source, B *target, long long len) {
+    const long long start = (blockIdx.x * (long long)THREADS + threadIdx.x) * STEP;
+    if (start + STEP <= len && packs(source, STEP) && packs(target, STEP)) {
+        constexpr int READ = Pack<A>::SIZE, WRITTEN = Pack<B>::SIZE;
+        float values[STEP];
+#pragma unroll
+        for (int i = 0; i < STEP; i += READ) {
+            Pack<A> pack = load_pack(source + start + i);
+#pragma unroll
+            for (int j = 0; j < READ; j++) values[i + j] = load(pack.at[j]);
+        }
+#pragma unroll
+        for (int i = 0; i < STEP; i += WRITTEN) {
+            Pack<B> pack;
+#pragma unroll
+            for (int j = 0; j < WRITTEN; j++) pack.at[j] = store<B>(values[i + j]);
+            store_pack(target + start + i, pack);
         }
         return;
     }
-    for (long long i = start; i < start + STEP && i < len; i++) x[i] = store<T>(load(x[i]) + load(delta[i]));
+    for (long long i = start; i < start + STEP && i < len; i++) target[i] = store<B>(load(source[i]));
+}
+
+template <typename T> __device__ __forceinline__ void add(T *x, const T *delta, long long len) {
+    constexpr int SIZE = Pack<T>::SIZE;
+    const bool aligned = packs(x, SIZE) && packs(delta, SIZE);
+    const long long block = blockIdx.x * (long long)THREADS * STEP;
+#pragma unroll
+    for (int i = 0; i < STEP / SIZE; i++) {
+        // Neighbouring threads have neighbouring packs.
+        const long long start = block + (i * THREADS + threadIdx.x) * SIZE;
+        if (aligned && start + SIZE <= len) {
+            Pack<T> a = load_pack(x + start), b = load_pack(delta + start);
+#pragma unroll
+            for (int j = 0; j < SIZE; j++) a.at[j] = store<T>(load(a.at[j]) + load(b.at[j]));
+            store_pack(x + start, a);
+        } else {
+            for (long long j = start; j < start + SIZE && j < len; j++) x[j] = store<T>(load(x[j]) + load(delta[j]));
+        }
+    }
+}
+
+// Row `blockIdx.y` of `parts` becomes the sum of rows `blockIdx.y * WARPS + warp`, and so on in steps of all warps;
+// `blockIdx.x` counts tiles of 32 packs.
+template <typename T>
+__device__ __forceinline__ void sum_rows(const T *x, long long stride, float *parts, int rows, int columns) {
+    constexpr int SIZE = Pack<T>::SIZE, TILE = 32 * SIZE;
+    __shared__ float sums[WARPS][TILE];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int tile = blockIdx.x * TILE, start = tile + lane * SIZE;
+    const int step = gridDim.y * WARPS;
+    float total[SIZE] = {};
+    if (packs(x, stride) && start + SIZE <= columns) {
+#pragma unroll 4
+        for (int row = blockIdx.y * WARPS + warp; row < rows; row += step) {
+            Pack<T> pack = load_pack(x + row * stride + start);
+#pragma unroll
+            for (int j = 0; j < SIZE; j++) total[j] += load(pack.at[j]);
+        }
+    } else {
+        for (int row = blockIdx.y * WARPS + warp; row < rows; row += step)
+#pragma unroll
+            for (int j = 0; j < SIZE; j++)
+                if (start + j < columns) total[j] += load(x[row * stride + start + j]);
+    }
+#pragma unroll
+    for (int j = 0; j < SIZE; j++) sums[warp][lane * SIZE + j] = total[j];
+    __syncthreads();
+    for (int i = threadIdx.x; i < TILE && tile + i < columns; i += THREADS) {
+        float sum = 0;
+        for (int w = 0; w < WARPS; w++) sum += sums[w][i];
+        parts[(long long)blockIdx.y * columns + tile + i] = sum;
+    }
+}
+
+// The sum over a block, in the same order every time, for thread 0.
+__device__ __forceinline__ double block_sum(double value) {
+    __shared__ double sums[WARPS];
+    for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(FULL, value, distance);
+    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = value;
+    __syncthreads();
+    double sum = 0;
+    for (int i = 0; i < WARPS; i++) sum += sums[i];
+    return sum;
+}
+
+__device__ __forceinline__ void dot_parts(const float *a, const float *b, double *parts, long long len) {
+    constexpr int SIZE = Pack<float>::SIZE;
+    const bool aligned = packs(a, SIZE) && packs(b, SIZE);
+    const long long step = (long long)gridDim.x * THREADS * SIZE;
+    long long i = (blockIdx.x * (long long)THREADS + threadIdx.x) * SIZE;
+    double sum = 0;
+    // Two packs at once, so that more of them are on their way.
+    for (; aligned && i + step + SIZE <= len; i += 2 * step) {
+        Pack<float> x[2], y[2];
+#pragma unroll
+        for (int p = 0; p < 2; p++) {
+            x[p] = load_pack(a + i + p * step);
+            y[p] = a == b ? x[p] : load_pack(b + i + p * step);
+        }
+#pragma unroll
+        for (int p = 0; p < 2; p++)
+#pragma unroll
+            for (int j = 0; j < SIZE; j++) sum += double(x[p].at[j]) * double(y[p].at[j]);
+    }
+    for (; i < len; i += step)
+        for (int j = 0; j < SIZE && i + j < len; j++) sum += double(a[i + j]) * double(b[i + j]);
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) parts[blockIdx.x] = sum;
+}
+
+__device__ __forceinline__ void dot_sum(const double *parts, double *out, int count) {
+    double sum = 0;
+    for (int i = threadIdx.x; i < count; i += THREADS) sum += parts[i];
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) out[0] += sum;
 }
 
 } // namespace elementwise
@@ -37,7 +145,21 @@ ARL_KERNEL(convert_bf16_f32, elementwise::THREADS, const bf16 *source, float *ta
     elementwise::convert(source, target, len);
 }
 
-#define ADD(name, T)                                                                                                   \
-    ARL_KERNEL(add_##name, elementwise::THREADS, T *x, const T *delta, long long len) { elementwise::add(x, delta, len); }
-ARL_FOR_TYPES(ADD)
-#undef ADD
+#define ELEMENTWISE(name, T)                                                                                           \
+    ARL_KERNEL(add_##name, elementwise::THREADS, T *x, const T *delta, long long len) {                                \
+        elementwise::add(x, delta, len);                                                                               \
+    }                                                                                                                  \
+    ARL_KERNEL(sum_rows_##name, elementwise::THREADS, const T *x, long long stride, float *parts, int rows,            \
+               int columns) {                                                                                          \
+        elementwise::sum_rows(x, stride, parts, rows, columns);                                                        \
+    }
+ARL_FOR_TYPES(ELEMENTWISE)
+#undef ELEMENTWISE
+
+ARL_KERNEL(dot_parts, elementwise::THREADS, const float *a, const float *b, double *parts, long long len) {
+    elementwise::dot_parts(a, b, parts, len);
+}
+
+ARL_KERNEL(dot_sum, elementwise::THREADS, const double *parts, double *out, int count) {
+    elementwise::dot_sum(parts, out, count);
+}

@@ -1,52 +1,241 @@
-// RMSNorm by rows, alone and with the sum before it. One block a row; the row stays in registers or is read again from
-// the cache.
+// RMSNorm by rows: forward, alone or with the residual sum before it, again from the kept factors, and backward.
+//
+// Forward and again: one block a row, at most 4 packs of 16 bytes a thread. A row of up to 2,048 packs (bf16: 16,384
+// elements, f32: 8,192) stays in registers between the sum of its squares and the result, so that each tensor crosses
+// the bus once: x and out, with the sum also delta and sum; 4 bytes a row for the factor; the weight comes from caches.
+// Backward: a block has one or more rows at once, each some warps' own with 8 elements a thread, and goes on to others.
+// Read: d_out, x, d_x, 4 bytes a row for the factor; written: d_x, and the block's own sum of the weight's gradient,
+// which stays in registers until its last row. `add_parts` then adds up the blocks' sums.
+// Rows of other widths or alignments go element by element, the second reading of a row from the cache.
 #include "arl.cuh"
 
-namespace norm {
+namespace rms_norm {
 
-constexpr int WARPS = 8;
-constexpr int THREADS = WARPS * 32;
+constexpr int MOST_THREADS = 512;
+constexpr int MOST_BACKWARD_THREADS = 1024;
 
-// `sum = x + delta` where there is a `delta` (`sum` may be either), then `out = weight * sum * inverse_rms`.
-// The sum is rounded to T before it is normed, as if it had been stored and read.
-template <typename T>
-__device__ void forward(const T *x, const T *delta, T *sum, const T *weight, float epsilon, T *out, float *inverse_rms,
-                        int width) {
-    __shared__ float scratch[WARPS];
-    long long row = blockIdx.x;
-    x += row * width;
-    out += row * width;
-    if (delta != nullptr) {
-        delta += row * width;
-        sum += row * width;
-    }
-    float squares = 0;
-    for (int i = threadIdx.x; i < width; i += THREADS) {
-        float value = load(x[i]);
-        if (delta != nullptr) {
-            T stored = store<T>(value + load(delta[i]));
-            sum[i] = stored;
-            value = load(stored);
-        }
-        squares += value * value;
-    }
-    float factor = rsqrtf(block_sum<WARPS>(squares, scratch) / width + epsilon);
-    const T *normed = delta != nullptr ? sum : x;
-    // Each thread reads what it wrote itself.
-    for (int i = threadIdx.x; i < width; i += THREADS) out[i] = store<T>(load(weight[i]) * (load(normed[i]) * factor));
-    if (threadIdx.x == 0) inverse_rms[row] = factor;
+// Packs a thread holds of a row.
+constexpr int PACKS = 4;
+template <typename T> constexpr int BACKWARD_PACKS = 8 / Pack<T>::SIZE;
+
+// The sum over `warps` warps from `first` on, in the same order every time; all warps of the block take part, each in a
+// group of as many. `scratch` holds a float a warp; it is free again after the next barrier.
+__device__ __forceinline__ float group_sum(float value, float *scratch, int first, int warps) {
+    value = warp_sum(value);
+    if (warps == 1) return value;
+    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
+    __syncthreads();
+    float sum = 0;
+    for (int i = first; i < first + warps; i++) sum += scratch[i];
+    return sum;
 }
 
-} // namespace norm
+// The normalised value is rounded to T before it meets the weight, as on the CPU.
+template <typename T> __device__ __forceinline__ T scaled(T x, T weight, float factor) {
+    return store<T>(load(weight) * rounded<T>(load(x) * factor));
+}
+
+__device__ __forceinline__ float factor_of(float squares, int width, float epsilon) {
+    return rsqrtf(squares / width + epsilon);
+}
+
+// With ADD `sum = x + delta` first (`sum` may be either), rounded to T before it is normed. With AGAIN the factor is
+// `known[row]`; else it is found, and kept in `inverse_rms[row]`.
+template <typename T, bool ADD, bool AGAIN>
+__device__ __forceinline__ void forward(const T *x, const T *delta, T *sum, const T *weight, float epsilon,
+                                        const float *known, T *out, float *inverse_rms, int width) {
+    constexpr int SIZE = Pack<T>::SIZE;
+    __shared__ float scratch[MOST_THREADS / 32];
+    const int threads = blockDim.x, thread = threadIdx.x, warps = threads / 32;
+    const long long row = blockIdx.x;
+    x += row * width;
+    out += row * width;
+    bool packed = packs(x, width) && packs(weight, width) && packs(out, width) && width / SIZE <= threads * PACKS;
+    if (ADD) {
+        delta += row * width;
+        sum += row * width;
+        packed = packed && packs(delta, width) && packs(sum, width);
+    }
+    if (packed) {
+        const int count = width / SIZE;
+        Pack<T> values[PACKS], added[PACKS];
+#pragma unroll
+        for (int p = 0; p < PACKS; p++) {
+            int i = thread + p * threads;
+            if (i < count) {
+                values[p] = load_pack(x + i * SIZE);
+                if (ADD) added[p] = load_pack(delta + i * SIZE);
+            }
+        }
+        float squares = 0;
+#pragma unroll
+        for (int p = 0; p < PACKS; p++) {
+            int i = thread + p * threads;
+            if (i < count) {
+#pragma unroll
+                for (int j = 0; j < SIZE; j++) {
+                    if (ADD) values[p].at[j] = store<T>(load(values[p].at[j]) + load(added[p].at[j]));
+                    squares += load(values[p].at[j]) * load(values[p].at[j]);
+                }
+                if (ADD) store_pack(sum + i * SIZE, values[p]);
+            }
+        }
+        float factor;
+        if (AGAIN) factor = known[row];
+        else factor = factor_of(group_sum(squares, scratch, 0, warps), width, epsilon);
+#pragma unroll
+        for (int p = 0; p < PACKS; p++) {
+            int i = thread + p * threads;
+            if (i < count) {
+                Pack<T> weights = load_pack(weight + i * SIZE);
+#pragma unroll
+                for (int j = 0; j < SIZE; j++) values[p].at[j] = scaled(values[p].at[j], weights.at[j], factor);
+                store_pack(out + i * SIZE, values[p]);
+            }
+        }
+        if (!AGAIN && thread == 0) inverse_rms[row] = factor;
+        return;
+    }
+    float factor;
+    if (AGAIN) {
+        factor = known[row];
+    } else {
+        float squares = 0;
+        for (int i = thread; i < width; i += threads) {
+            T value = x[i];
+            if (ADD) {
+                value = store<T>(load(value) + load(delta[i]));
+                sum[i] = value;
+            }
+            squares += load(value) * load(value);
+        }
+        factor = factor_of(group_sum(squares, scratch, 0, warps), width, epsilon);
+    }
+    // Each thread reads what it wrote itself.
+    const T *normed = ADD ? sum : x;
+    for (int i = thread; i < width; i += threads) out[i] = scaled(normed[i], weight[i], factor);
+    if (!AGAIN && thread == 0) inverse_rms[row] = factor;
+}
+
+// With `g = weight d_out` and `r` the kept factor: `d_x += r g - x r^3 mean(g x)`, and into row `blockIdx.x` of `parts`
+// the sum of `d_out x r` over the block's rows. Dynamic shared memory: a float for each element of a block's rows.
+template <typename T>
+__device__ __forceinline__ void backward(const T *d_out, const T *x, const T *weight, const float *inverse_rms, T *d_x,
+                                         float *parts, int rows, int width) {
+    constexpr int SIZE = Pack<T>::SIZE, COUNT = BACKWARD_PACKS<T>;
+    // Two halves by turns, so that one barrier a row is enough.
+    __shared__ float scratch[2][MOST_BACKWARD_THREADS / 32];
+    const int threads = blockDim.x, thread = threadIdx.x, warps = threads / 32;
+    const int count = width / SIZE;
+    // The launch has a whole number of groups, each of as many warps as a row needs.
+    const int group_warps = (count + 32 * COUNT - 1) / (32 * COUNT);
+    int turn = 0;
+    parts += (long long)blockIdx.x * width;
+    if (packs(d_out, width) && packs(x, width) && packs(weight, width) && packs(d_x, width) &&
+        warps % group_warps == 0) {
+        ARL_SHARED(float, sums);
+        const int groups = warps / group_warps, group = thread / 32 / group_warps;
+        const int group_threads = 32 * group_warps, first = thread - group * group_threads;
+        Pack<T> weights[COUNT];
+        float d_weight[COUNT][SIZE] = {};
+#pragma unroll
+        for (int p = 0; p < COUNT; p++) {
+            int i = first + p * group_threads;
+            if (i < count) weights[p] = load_pack(weight + i * SIZE);
+        }
+        for (unsigned base = blockIdx.x * groups; base < unsigned(rows); base += gridDim.x * groups) {
+            const unsigned row = base + group;
+            const int end = row < unsigned(rows) ? count : 0;
+            const float factor = end > 0 ? inverse_rms[row] : 0.0f;
+            const long long start = row * (long long)width;
+            Pack<T> ds[COUNT], xs[COUNT], results[COUNT];
+#pragma unroll
+            for (int p = 0; p < COUNT; p++) {
+                int i = first + p * group_threads;
+                if (i < end) {
+                    ds[p] = load_pack(d_out + start + i * SIZE);
+                    xs[p] = load_pack(x + start + i * SIZE);
+                    results[p] = load_pack(d_x + start + i * SIZE);
+                }
+            }
+            float product = 0;
+#pragma unroll
+            for (int p = 0; p < COUNT; p++)
+                if (first + p * group_threads < end)
+#pragma unroll
+                    for (int j = 0; j < SIZE; j++)
+                        product += load(weights[p].at[j]) * load(ds[p].at[j]) * load(xs[p].at[j]);
+            product = group_sum(product, scratch[turn], group * group_warps, group_warps);
+            turn ^= 1;
+            const float pull = product / width * factor * factor * factor;
+#pragma unroll
+            for (int p = 0; p < COUNT; p++) {
+                int i = first + p * group_threads;
+                if (i < end) {
+#pragma unroll
+                    for (int j = 0; j < SIZE; j++) {
+                        float d = load(ds[p].at[j]), value = load(xs[p].at[j]);
+                        d_weight[p][j] += d * (value * factor);
+                        float d_value = load(weights[p].at[j]) * d * factor - value * pull;
+                        results[p].at[j] = store<T>(load(results[p].at[j]) + d_value);
+                    }
+                    store_pack(d_x + start + i * SIZE, results[p]);
+                }
+            }
+        }
+#pragma unroll
+        for (int p = 0; p < COUNT; p++) {
+            int i = first + p * group_threads;
+            if (i < count)
+#pragma unroll
+                for (int j = 0; j < SIZE; j++) sums[group * width + i * SIZE + j] = d_weight[p][j];
+        }
+        __syncthreads();
+        for (int i = thread; i < width; i += threads) {
+            float sum = 0;
+            for (int g = 0; g < groups; g++) sum += sums[g * width + i];
+            parts[i] = sum;
+        }
+        return;
+    }
+    for (long long row = blockIdx.x; row < rows; row += gridDim.x) {
+        const T *row_d_out = d_out + row * width, *row_x = x + row * width;
+        T *row_d_x = d_x + row * width;
+        float product = 0;
+        for (int i = thread; i < width; i += threads) product += load(weight[i]) * load(row_d_out[i]) * load(row_x[i]);
+        product = group_sum(product, scratch[turn], 0, warps);
+        turn ^= 1;
+        const float factor = inverse_rms[row];
+        const float pull = product / width * factor * factor * factor;
+#pragma unroll 1
+        for (int i = thread; i < width; i += threads) {
+            float d = load(row_d_out[i]), value = load(row_x[i]);
+            // A column is one thread's, row after row.
+            float before = row == blockIdx.x ? 0.0f : parts[i];
+            parts[i] = before + d * (value * factor);
+            row_d_x[i] = store<T>(load(row_d_x[i]) + (load(weight[i]) * d * factor - value * pull));
+        }
+    }
+}
+
+} // namespace rms_norm
 
 #define NORM(name, T)                                                                                                  \
-    ARL_KERNEL(rms_norm_##name, norm::THREADS, const T *x, const T *weight, float epsilon, T *out, float *inverse_rms,  \
-               int width) {                                                                                            \
-        norm::forward<T>(x, nullptr, nullptr, weight, epsilon, out, inverse_rms, width);                               \
+    ARL_KERNEL(rms_norm_##name, rms_norm::MOST_THREADS, const T *x, const T *weight, float epsilon, T *out,            \
+               float *inverse_rms, int width) {                                                                        \
+        rms_norm::forward<T, false, false>(x, nullptr, nullptr, weight, epsilon, nullptr, out, inverse_rms, width);    \
     }                                                                                                                  \
-    ARL_KERNEL(add_rms_norm_##name, norm::THREADS, const T *x, const T *delta, T *sum, const T *weight, float epsilon,  \
-               T *out, float *inverse_rms, int width) {                                                                \
-        norm::forward<T>(x, delta, sum, weight, epsilon, out, inverse_rms, width);                                     \
+    ARL_KERNEL(add_rms_norm_##name, rms_norm::MOST_THREADS, const T *x, const T *delta, T *sum, const T *weight,       \
+               float epsilon, T *out, float *inverse_rms, int width) {                                                 \
+        rms_norm::forward<T, true, false>(x, delta, sum, weight, epsilon, nullptr, out, inverse_rms, width);           \
+    }                                                                                                                  \
+    ARL_KERNEL(rms_norm_again_##name, rms_norm::MOST_THREADS, const T *x, const T *weight, const float *inverse_rms,   \
+               T *out, int width) {                                                                                    \
+        rms_norm::forward<T, false, true>(x, nullptr, nullptr, weight, 0, inverse_rms, out, nullptr, width);           \
+    }                                                                                                                  \
+    ARL_KERNEL(rms_norm_backward_##name, rms_norm::MOST_BACKWARD_THREADS, const T *d_out, const T *x, const T *weight, \
+               const float *inverse_rms, T *d_x, float *parts, int rows, int width) {                                  \
+        rms_norm::backward<T>(d_out, x, weight, inverse_rms, d_x, parts, rows, width);                                 \
     }
 ARL_FOR_TYPES(NORM)
 #undef NORM

@@ -192,6 +192,16 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
     return bits;
 }
 
+// The lanes that hold what this one holds.
+template <typename T> unsigned __match_any_sync(unsigned mask, T value) {
+    T all[32];
+    emulation::exchange(mask, value, all);
+    unsigned bits = 0;
+    for (unsigned i = 0; i < 32; i++)
+        if ((mask >> i & 1) && all[i] == value) bits |= 1u << i;
+    return bits;
+}
+
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
@@ -209,6 +219,14 @@ inline float __logf(float x) { return std::log(x); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __frcp_rn(float x) { return 1.0f / x; }
+// Rounded one by one, on a GPU too: never part of a fused multiply-add.
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fsqrt_rn(float x) { return std::sqrt(x); }
+inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 value) { return value.bits; }
+inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short bits) { return {bits}; }
 inline unsigned __float_as_uint(float x) {
     unsigned bits;
     memcpy(&bits, &x, 4);

@@ -90,6 +90,8 @@ struct Launch {
     const Kernel *kernel;
     void **args;
     std::vector<unsigned> order;
+    // A warp goes on to the next barrier of the block before another one starts, or else all threads go on together.
+    bool by_warps;
     Context scheduler;
     std::string error;
 };
@@ -160,6 +162,13 @@ static bool release_warp(unsigned first) {
     return false;
 }
 
+// Runs thread `i` to its next wait, if it is ready.
+static void run(unsigned i) {
+    if (room.threads[i].state != State::Ready || !launch->error.empty()) return;
+    thread = &room.threads[i];
+    switch_to(launch->scheduler, room.contexts[i]);
+}
+
 // Runs all threads of the present block to their ends.
 static void run_block() {
     Thread *threads = room.threads.get();
@@ -177,8 +186,13 @@ static void run_block() {
         bool ran = false;
         for (unsigned i : launch->order) {
             if (threads[i].state != State::Ready) continue;
-            thread = &threads[i];
-            switch_to(launch->scheduler, room.contexts[i]);
+            run(i);
+            if (launch->by_warps) {
+                unsigned first = i / 32 * 32;
+                do {
+                    for (unsigned lane = 0; lane < 32; lane++) run(first + lane);
+                } while (release_warp(first));
+            }
             if (!launch->error.empty()) return;
             ran = true;
         }
@@ -235,7 +249,7 @@ extern "C" const char *arl_emulation_name(const Kernel *kernel) { return kernel-
 extern "C" const char *arl_emulation_signature(const Kernel *kernel) { return kernel->signature; }
 
 // Runs a kernel; 0, or 1 with what is wrong in `error`. `order` 0: threads and blocks ascending, 1: descending, more:
-// shuffled.
+// shuffled. With odd ones each warp runs as far ahead of the others as barriers let it.
 extern "C" int arl_emulation_launch(const Kernel *kernel, const unsigned *grid, const unsigned *threads,
                                     size_t shared_bytes, void **args, unsigned order, char *error, size_t error_room) {
     unsigned count = threads[0] * threads[1] * threads[2];
@@ -243,6 +257,7 @@ extern "C" int arl_emulation_launch(const Kernel *kernel, const unsigned *grid, 
     launch = state.get();
     launch->kernel = kernel;
     launch->args = args;
+    launch->by_warps = order % 2 == 1;
     if (count == 0 || count > kernel->most_threads) {
         launch->error = "a block has more threads than the kernel's bound";
     } else if (count % 32 != 0) {

@@ -1,9 +1,11 @@
 //! What the machine can do, for `arl doctor`, the memory check and the benches.
 
-use arl_engine::backend::Backend;
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::backend::cpu::rate::matmul_rate as matmul_rate_of;
+use arl_engine::backend::{Backend, DeviceKind};
 use napi_derive::napi;
+
+use arl_model::{Error, ErrorCode, Result};
 
 use crate::error::sync;
 
@@ -66,4 +68,47 @@ pub fn devices() -> Vec<DeviceInfo> {
 #[napi]
 pub fn matmul_rate(m: u32, n: u32, k: u32, seconds: f64) -> napi::Result<f64> {
     sync(|| Ok(matmul_rate_of(m as usize, n as usize, k as usize, seconds)))
+}
+
+/// A device as the option `device` names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Name {
+    Cpu,
+    Cuda(usize),
+}
+
+fn parse(device: &str) -> Result<Name> {
+    let unknown = || {
+        Error::new(ErrorCode::Config, format!("device: `{device}` is not known"))
+            .hint("use cpu, cuda, or cuda:0 and on")
+    };
+    match (device, device.strip_prefix("cuda:")) {
+        ("cpu", _) => Ok(Name::Cpu),
+        ("cuda", _) => Ok(Name::Cuda(0)),
+        (_, Some(ordinal)) => ordinal.parse().map(Name::Cuda).map_err(|_| unknown()),
+        _ => Err(unknown()),
+    }
+}
+
+/// The sort of device that `device` names; whether there is one does not matter.
+pub(crate) fn device_kind(device: &str) -> Result<DeviceKind> {
+    Ok(match parse(device)? {
+        Name::Cpu => DeviceKind::Cpu,
+        Name::Cuda(_) => DeviceKind::Cuda,
+    })
+}
+
+/// Opens a device.
+pub(crate) fn backend(device: &str) -> Result<Box<dyn Backend>> {
+    match parse(device)? {
+        Name::Cpu => Ok(Box::new(CpuBackend::new())),
+        #[cfg(feature = "cuda")]
+        Name::Cuda(ordinal) => {
+            let device = arl_engine::backend::cuda::GpuDevice::open(ordinal)?;
+            Ok(Box::new(arl_engine::backend::cuda::CudaBackend::new(device)))
+        }
+        #[cfg(not(feature = "cuda"))]
+        Name::Cuda(_) => Err(Error::new(ErrorCode::Device, format!("device: `{device}` is not part of this addon"))
+            .hint("`arl doctor` says what is missing; device cpu works everywhere")),
+    }
 }

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use arl_engine::backend::DType;
-use arl_engine::backend::cpu::CpuBackend;
+use arl_engine::backend::{Backend, DType};
 use arl_engine::{Adam, BatchSize, Engine as Core, Hyper, Recompute, Weights};
 use arl_model::{Error, ErrorCode, Result, WeightDtype};
 use napi::Env;
 use napi::bindgen_prelude::{Float32Array, Int32Array, Object};
 use napi_derive::napi;
 
+use crate::device::{backend, device_kind};
 use crate::error::{sync, to_napi};
 use crate::worker::Worker;
 
@@ -26,7 +26,7 @@ pub struct EngineOptions {
     pub init_from_config: Option<bool>,
     /// Seed of random weights.
     pub seed: Option<f64>,
-    /// `cpu`.
+    /// `cpu`, `cuda` or `cuda:N`.
     pub device: String,
     /// Type of weights and activations.
     #[napi(ts_type = "'f32' | 'bf16'")]
@@ -34,6 +34,10 @@ pub struct EngineOptions {
     /// What the backward pass computes anew.
     #[napi(ts_type = "'off' | 'norms' | 'mlp' | 'block'")]
     pub recompute: String,
+    /// Keep the layers' inputs in host memory between the passes.
+    pub activation_offloading: Option<bool>,
+    /// Keep moments, and masters beside bf16 weights, in host memory.
+    pub optimizer_offload: Option<bool>,
     /// Most rows of logits at a time.
     pub loss_seq_chunk_size: Option<u32>,
     /// Tokens of the largest micro-batch expected; a larger one makes the engine plan anew.
@@ -85,6 +89,10 @@ pub struct MemoryPlan {
     pub categories: Vec<MemoryCategory>,
     /// All of them.
     pub total_bytes: f64,
+    /// What is offloaded to host memory.
+    pub host_categories: Vec<MemoryCategory>,
+    /// All of them.
+    pub host_bytes: f64,
 }
 
 /// What an engine holds.
@@ -184,12 +192,11 @@ fn recompute(word: &str) -> Result<Recompute> {
 }
 
 fn core_options(options: &EngineOptions) -> Result<arl_engine::EngineOptions> {
-    if options.device != "cpu" {
-        return Err(Error::new(ErrorCode::Device, format!("device: `{}` is not there", options.device)).hint("use cpu"));
-    }
     Ok(arl_engine::EngineOptions {
         dtype: dtype(&options.dtype)?,
         recompute: recompute(&options.recompute)?,
+        activation_offloading: options.activation_offloading.unwrap_or(false),
+        optimizer_offload: options.optimizer_offload.unwrap_or(false),
         loss_seq_chunk_size: options.loss_seq_chunk_size.map(|rows| rows as usize),
         max_batch: BatchSize { tokens: options.max_tokens as usize, sequences: options.max_sequences as usize },
         adam: Adam {
@@ -204,7 +211,12 @@ fn core_options(options: &EngineOptions) -> Result<arl_engine::EngineOptions> {
 
 fn plan_to_js(plan: arl_engine::MemoryPlan) -> MemoryPlan {
     let category = |(name, bytes): (&str, usize)| MemoryCategory { name: name.to_string(), bytes: bytes as f64 };
-    MemoryPlan { categories: plan.categories.into_iter().map(category).collect(), total_bytes: plan.total_bytes as f64 }
+    MemoryPlan {
+        categories: plan.categories.into_iter().map(category).collect(),
+        total_bytes: plan.total_bytes as f64,
+        host_categories: plan.host_categories.into_iter().map(category).collect(),
+        host_bytes: plan.host_bytes as f64,
+    }
 }
 
 fn stats_to_js(stats: arl_engine::MicroBatchStats) -> MicroBatchStats {
@@ -238,17 +250,21 @@ fn batches_from_js(batches: &[MicroBatch]) -> Vec<arl_engine::MicroBatch> {
 #[napi]
 pub fn plan_memory(options: EngineOptions) -> napi::Result<MemoryPlan> {
     sync(|| {
-        let plan = arl_engine::plan_memory(&PathBuf::from(&options.model_dir), &core_options(&options)?)?;
+        let plan = arl_engine::plan_memory(
+            &PathBuf::from(&options.model_dir),
+            &core_options(&options)?,
+            device_kind(&options.device)?,
+        )?;
         Ok(plan_to_js(plan))
     })
 }
 
-type CpuEngine = Core<CpuBackend>;
+type AnyEngine = Core<dyn Backend>;
 
 /// A model on a device, on a thread of its own. Jobs run in the order in which they were asked for.
 #[napi]
 pub struct Engine {
-    worker: Mutex<Option<Worker<CpuEngine>>>,
+    worker: Mutex<Option<Worker<AnyEngine>>>,
     interrupt: Arc<AtomicBool>,
     parameters: f64,
     model_type: String,
@@ -273,8 +289,12 @@ impl Engine {
                 Some(true) => Weights::Random(options.seed.unwrap_or(0.0) as u64),
                 _ => Weights::Checkpoint,
             };
-            let engine =
-                Core::open(CpuBackend::new(), &PathBuf::from(&options.model_dir), weights, &core_options(&options)?)?;
+            let engine = Core::open(
+                backend(&options.device)?,
+                &PathBuf::from(&options.model_dir),
+                weights,
+                &core_options(&options)?,
+            )?;
             let found = (engine.interrupt_flag(), engine.config().clone(), engine.device());
             Ok((engine, found))
         };
@@ -315,7 +335,7 @@ impl Engine {
     fn submit<'env, T, R>(
         &self,
         env: &'env Env,
-        job: impl FnOnce(&mut CpuEngine) -> Result<T> + Send + 'static,
+        job: impl FnOnce(&mut AnyEngine) -> Result<T> + Send + 'static,
         into: impl FnOnce(T) -> R + Send + 'static,
     ) -> napi::Result<Object<'env>>
     where

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use napi::Env;
-use napi::bindgen_prelude::{Float64Array, Object};
+use napi::bindgen_prelude::{Float64Array, Object, Uint8Array};
 use napi_derive::napi;
 
 use crate::error::sync;
@@ -14,6 +14,12 @@ use crate::worker::once;
 pub fn decompress(env: &Env, source: String, target: String) -> napi::Result<Object<'_>> {
     let job = move || arl_text::decompress(&PathBuf::from(source), &PathBuf::from(target));
     once(env, "arl-decompress", job, |unpacked: bool| unpacked)
+}
+
+/// The `length` bytes that zstd data holds.
+#[napi]
+pub fn unpack_zstd(packed: Uint8Array, length: u32) -> napi::Result<Uint8Array> {
+    Ok(sync(|| arl_text::unpack_zstd(&packed, length as usize))?.into())
 }
 
 /// Byte ranges (start, end, start, end, ...) of the elements of a JSON file whose top level is an array.

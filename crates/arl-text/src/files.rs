@@ -1,4 +1,4 @@
-//! Files of rows: unpacking gzip and zstd, and where the rows of a JSON array lie. Works in streams; no file is held.
+//! Files of rows: unpacking gzip and zstd, and where the rows of a JSON array lie. Files are read in streams and never held.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -56,7 +56,8 @@ fn unpack(input: BufReader<File>, gzip: bool, source: &Path, part: &Path) -> Res
     if gzip {
         copy(flate2::bufread::MultiGzDecoder::new(input), &mut output, source, part, "gzip")?;
     } else {
-        unpack_zstd(input, &mut output, source, part)?;
+        let decoder = zstd::stream::read::Decoder::with_buffer(input).map_err(|error| Error::io(source, &error))?;
+        copy(decoder, &mut output, source, part, "zstd")?;
     }
     output.sync_all().map_err(|error| Error::io(part, &error))
 }
@@ -79,35 +80,23 @@ fn damaged(source: &Path, kind: &str, what: &str) -> Error {
         .hint("copy or download the file again")
 }
 
-/// Frame by frame: a file may be several that were joined.
-fn unpack_zstd(mut input: BufReader<File>, output: &mut File, source: &Path, part: &Path) -> Result<()> {
-    let failed = |what: String| damaged(source, "zstd", &what);
-    loop {
-        let head = input.fill_buf().map_err(|error| Error::io(source, &error))?;
-        if head.is_empty() {
-            return Ok(());
-        }
-        let skippable = head.first().is_some_and(|byte| (0x50..=0x5F).contains(byte));
-        if skippable {
-            let mut header = [0; 8];
-            input.read_exact(&mut header).map_err(|error| failed(error.to_string()))?;
-            let length = u64::from(u32::from_le_bytes([header[4], header[5], header[6], header[7]]));
-            let skipped = io::copy(&mut (&mut input).take(length), &mut io::sink());
-            if skipped.map_err(|error| Error::io(source, &error))? < length {
-                return Err(failed("a frame ends early".to_owned()));
-            }
-            continue;
-        }
-        let mut decoder =
-            ruzstd::decoding::StreamingDecoder::new(&mut input).map_err(|error| failed(error.to_string()))?;
-        copy(&mut decoder, output, source, part, "zstd")?;
-        let frame = &decoder.decoder;
-        if let (Some(stored), Some(computed)) = (frame.get_checksum_from_data(), frame.get_calculated_checksum())
-            && stored != computed
-        {
-            return Err(failed("the checksum of a frame does not fit".to_owned()));
-        }
+/// The `length` bytes that zstd data holds, of all its frames.
+///
+/// # Errors
+/// `ARL_DATA` where `packed` is damaged, cut off, or holds another number of bytes; `ARL_OOM` where there is no room.
+pub fn unpack_zstd(packed: &[u8], length: usize) -> Result<Vec<u8>> {
+    let damaged = |what: String| Error::new(ErrorCode::Data, what);
+    let mut bytes = Vec::new();
+    bytes
+        .try_reserve_exact(length)
+        .map_err(|error| Error::new(ErrorCode::Oom, format!("{length} bytes cannot be unpacked: {error}")))?;
+    zstd::bulk::Decompressor::new()
+        .and_then(|mut decompressor| decompressor.decompress_to_buffer(packed, &mut bytes))
+        .map_err(|error| damaged(format!("the zstd data is damaged or cut off: {error}")))?;
+    if bytes.len() != length {
+        return Err(damaged(format!("zstd data of {length} bytes unpacks to {}", bytes.len())));
     }
+    Ok(bytes)
 }
 
 /// Byte ranges (start, end, start, end, ...) of the elements of a JSON file whose top level is an array.

@@ -16,7 +16,7 @@ mod tokenize;
 
 pub use cache::{FillReport, MicroBatch, RowState, TokenCache};
 pub use encoder::{Encoded, Outcome, Run, Span, TextEncoder, TextInfo};
-pub use files::{decompress, json_array_rows};
+pub use files::{decompress, json_array_rows, unpack_zstd};
 pub use options::{TextOptions, Thinking, Truncation};
 pub use pack::pack;
 pub use problem::RowProblem;

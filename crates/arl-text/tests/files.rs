@@ -3,7 +3,7 @@
 
 use std::io::Write;
 
-use arl_text::{decompress, json_array_rows};
+use arl_text::{decompress, json_array_rows, unpack_zstd};
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
@@ -12,7 +12,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn zstd(bytes: &[u8]) -> Vec<u8> {
-    ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest)
+    zstd::encode_all(bytes, 0).unwrap()
 }
 
 #[test]
@@ -54,8 +54,15 @@ fn a_damaged_file_leaves_nothing_behind() {
     let mut flipped = gzip(&text);
     let at = flipped.len() - 6;
     flipped[at] ^= 1;
+    let mut checked = zstd::Encoder::new(Vec::new(), 0).unwrap();
+    checked.include_checksum(true).unwrap();
+    checked.write_all(&text).unwrap();
+    let mut checked = checked.finish().unwrap();
+    *checked.last_mut().unwrap() ^= 1;
     let cut = |bytes: Vec<u8>| bytes[..bytes.len() * 2 / 3].to_vec();
-    for (name, bytes) in [("gzip", cut(gzip(&text))), ("zstd", cut(zstd(&text))), ("checksum", flipped)] {
+    for (name, bytes) in
+        [("gzip", cut(gzip(&text))), ("zstd", cut(zstd(&text))), ("checksum", flipped), ("sum", checked)]
+    {
         std::fs::write(&source, bytes).unwrap();
         let error = decompress(&source, &target).unwrap_err();
         assert_eq!(error.code, arl_model::ErrorCode::Data, "{name}: {error}");
@@ -64,6 +71,27 @@ fn a_damaged_file_leaves_nothing_behind() {
     }
     assert!(decompress(&dir.path().join("absent"), &target).is_err());
     assert!(decompress(dir.path(), &target).unwrap_err().message.contains("directory"));
+}
+
+#[test]
+fn zstd_data_gives_exactly_the_bytes_that_are_asked_for() {
+    let text = b"{\"text\": \"abc\"}\n".repeat(1000);
+    let packed = zstd(&text);
+    assert_eq!(unpack_zstd(&packed, text.len()).unwrap(), text);
+    let (first, second) = text.split_at(5000);
+    assert_eq!(unpack_zstd(&[zstd(first), zstd(second)].concat(), text.len()).unwrap(), text);
+    let cut = &packed[..packed.len() - 5];
+    for (name, packed, length) in [
+        ("longer", &packed[..], text.len() - 1),
+        ("shorter", &packed[..], text.len() + 1),
+        ("cut", cut, text.len()),
+        ("text", &text[..], text.len()),
+        ("no room", &packed[..], usize::MAX / 2),
+    ] {
+        let error = unpack_zstd(packed, length).unwrap_err();
+        let expected = if name == "no room" { arl_model::ErrorCode::Oom } else { arl_model::ErrorCode::Data };
+        assert_eq!(error.code, expected, "{name}: {error}");
+    }
 }
 
 fn rows_of(text: &[u8]) -> Result<Vec<String>, String> {

@@ -1,20 +1,28 @@
 /**
- * How a page is unpacked, by the codec's name in the file: Node's own zlib where it has the codec, wasm for zstd and snappy.
+ * How a page is unpacked, by the codec's name in the file: Node's own zlib where it has the codec, the core for zstd, wasm for
+ * snappy.
  */
 import { brotliDecompressSync, unzipSync } from "node:zlib";
 import type { CompressionCodec } from "hyparquet";
+import type { Native } from "../../native.js";
 
 /** Unpacks to exactly `length` bytes, or throws. */
 export type Unpack = (bytes: Uint8Array, length: number) => Uint8Array;
+
+/** What unpacking needs of the core. */
+export type UnpackNative = Pick<Native, "unpackZstd">;
 
 /** A page above this size is refused: wasm has four GiB, and a page is held at once. */
 export const MAX_PAGE_BYTES = 1024 ** 3;
 
 /** The functions for a file's codecs; those that need it are loaded. Throws the name of one that is not known. */
-export async function loadCodecs(codecs: Iterable<CompressionCodec>): Promise<Map<CompressionCodec, Unpack>> {
+export async function loadCodecs(
+	native: UnpackNative,
+	codecs: Iterable<CompressionCodec>,
+): Promise<Map<CompressionCodec, Unpack>> {
 	const loaded = new Map<CompressionCodec, Unpack>();
 	for (const codec of new Set(codecs)) {
-		const unpack = await load(codec);
+		const unpack = await load(native, codec);
 		loaded.set(codec, (bytes, length) => {
 			if (length > MAX_PAGE_BYTES) throw new Error(`a page of ${length} bytes; at most ${MAX_PAGE_BYTES} are read`);
 			if (length === 0) return new Uint8Array(0);
@@ -26,7 +34,7 @@ export async function loadCodecs(codecs: Iterable<CompressionCodec>): Promise<Ma
 	return loaded;
 }
 
-async function load(codec: CompressionCodec): Promise<Unpack> {
+async function load(native: UnpackNative, codec: CompressionCodec): Promise<Unpack> {
 	switch (codec) {
 		case "UNCOMPRESSED":
 			return (bytes) => bytes;
@@ -34,12 +42,8 @@ async function load(codec: CompressionCodec): Promise<Unpack> {
 			return (bytes, length) => unzipSync(bytes, { maxOutputLength: length });
 		case "BROTLI":
 			return (bytes, length) => brotliDecompressSync(bytes, { maxOutputLength: length });
-		case "ZSTD": {
-			const { ZSTDDecoder } = await import("zstddec");
-			const decoder = new ZSTDDecoder();
-			await decoder.init();
-			return (bytes, length) => decoder.decode(bytes, length);
-		}
+		case "ZSTD":
+			return native.unpackZstd;
 		case "SNAPPY":
 		case "LZ4":
 		case "LZ4_RAW": {

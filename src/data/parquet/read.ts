@@ -9,7 +9,7 @@ import type { ColumnNames } from "../columns.js";
 import { keyBytes } from "../json-bytes.js";
 import type { FileRows } from "../jsonl.js";
 import { RowSpool } from "../spool.js";
-import { loadCodecs, type Unpack } from "./codecs.js";
+import { loadCodecs, type Unpack, type UnpackNative } from "./codecs.js";
 import { type Node, TreeBuilder } from "./nodes.js";
 import { type ColumnNotes, NOTES_KEY } from "./notes.js";
 import type { Remarks } from "./remarks.js";
@@ -19,6 +19,7 @@ const READ_AHEAD = 32 * 1024 * 1024;
 const MAX_FOOTER_BYTES = 1024 ** 3;
 
 export interface ParquetOptions {
+	native: UnpackNative;
 	spoolDir: string;
 	/** What a user knows the file by, where that is not its path. */
 	name: string;
@@ -108,7 +109,7 @@ async function openTable(fd: number, metadata: FileMetaData, options: ParquetOpt
 		chunks.flatMap(({ meta_data: chunk }) => (chunk ? [chunk.codec] : [])),
 	);
 	try {
-		return { name, fd, metadata, builder, columns, codecs: await loadCodecs(codecs) };
+		return { name, fd, metadata, builder, columns, codecs: await loadCodecs(options.native, codecs) };
 	} catch (error) {
 		const codec = error instanceof Error ? error.message : String(error);
 		const hint = "Write it with zstd, snappy, gzip, brotli or lz4.";

@@ -37,6 +37,43 @@ impl DType {
     }
 }
 
+/// What sort of device a backend computes on; what a plan needs to know of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// The host's processor.
+    Cpu,
+    /// A CUDA device.
+    Cuda,
+}
+
+impl DeviceKind {
+    /// Bytes of logits at a time where the caller does not say: on a processor what stays near its caches, on a GPU what
+    /// makes its products large enough.
+    pub(crate) fn default_logits_bytes(self) -> usize {
+        match self {
+            DeviceKind::Cpu => 32 << 20,
+            DeviceKind::Cuda => 1200 << 20,
+        }
+    }
+
+    /// Refuses a model whose sizes the device's leaves do not have.
+    pub(crate) fn check(self, heads: Heads, experts: usize) -> Result<()> {
+        match self {
+            DeviceKind::Cpu => Ok(()),
+            DeviceKind::Cuda => cuda::check(heads, experts),
+        }
+    }
+
+    /// Bytes that the device's leaves need for themselves, over matrices of at most so many columns and micro-batches
+    /// of at most so many tokens; its libraries' included.
+    pub(crate) fn own_bytes(self, columns: usize, tokens: usize) -> usize {
+        match self {
+            DeviceKind::Cpu => 0,
+            DeviceKind::Cuda => cuda::scratch_bytes(columns, tokens) + cuda::LIBRARY_BYTES,
+        }
+    }
+}
+
 /// Memory that is reserved as one piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pool {
@@ -46,7 +83,33 @@ pub enum Pool {
     Step,
     /// A leaf's own, while it runs: partial sums. See [`Backend::scratch_bytes`].
     Scratch,
+    /// Host memory that lasts as long as the engine: masters and moments that are not on the device. Only
+    /// [`Backend::transfer`], [`Backend::upload`] and [`Backend::read_back`] reach it, as [`Pool::HostStep`].
+    HostState,
+    /// Host memory of one micro-batch: activations that are not on the device.
+    HostStep,
 }
+
+/// A queue of work. Leaves run in order on [`Stream::Compute`], copies to and from host memory beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// All leaves.
+    Compute,
+    /// Copies to host memory.
+    ToHost,
+    /// Copies from host memory.
+    FromHost,
+}
+
+impl Stream {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Stream; 3] = [Stream::Compute, Stream::ToHost, Stream::FromHost];
+}
+
+/// A point in a stream's work that another stream waits for. It may be recorded again; who waits, waits for the last
+/// record that was queued before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event(pub u32);
 
 /// `len` elements of `dtype`, from byte `offset` of `pool` on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -300,6 +363,23 @@ pub struct AdamW {
     pub max_grad_norm: f32,
 }
 
+impl AdamW {
+    /// Factor on the weights: `1 - learning_rate * weight_decay`.
+    pub fn keep(&self) -> f32 {
+        (1.0 - f64::from(self.learning_rate) * f64::from(self.weight_decay)) as f32
+    }
+
+    /// Factor on the first moment: `learning_rate / bias_correction1`.
+    pub fn step_size(&self) -> f32 {
+        (f64::from(self.learning_rate) / f64::from(self.bias_correction1)) as f32
+    }
+
+    /// Factor on the root of the second moment: `1 / sqrt(bias_correction2)`.
+    pub fn root_correction(&self) -> f32 {
+        (1.0 / f64::from(self.bias_correction2).sqrt()) as f32
+    }
+}
+
 /// Splits an f32 into a bf16 that is its rounding (halves away from zero) and 16 bits that make it exact again:
 /// `bits = (high << 16) + low - 0x8000`, in wrapping arithmetic.
 pub fn split_master(value: f32) -> (u16, u16) {
@@ -320,9 +400,15 @@ pub trait Backend: Send {
     /// A name for messages, for example `cpu (AVX2, 2 threads)`.
     fn name(&self) -> String;
 
-    /// Bytes of [`Pool::Scratch`] that the leaves need over matrices of at most so many columns.
-    fn scratch_bytes(&self, columns: usize) -> usize {
-        let _ = columns;
+    /// The sort of device.
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Cpu
+    }
+
+    /// Bytes of [`Pool::Scratch`] that the leaves need over matrices of at most so many columns and micro-batches of at
+    /// most so many tokens.
+    fn scratch_bytes(&self, columns: usize, tokens: usize) -> usize {
+        let _ = (columns, tokens);
         0
     }
 
@@ -340,6 +426,20 @@ pub trait Backend: Send {
 
     /// Waits for all queued leaves, then copies to the host; `target.len() == source.bytes()`. Reports what failed.
     fn read_back(&mut self, source: Buffer, target: &mut [u8]) -> Result<()>;
+
+    /// Queues a copy of bytes on `stream`; one of the two buffers is in host memory.
+    fn transfer(&mut self, stream: Stream, source: Buffer, target: Buffer);
+
+    /// Marks the present end of `stream`.
+    fn record(&mut self, stream: Stream, event: Event);
+
+    /// What is queued on `stream` from here on begins when `event` has been reached.
+    fn wait(&mut self, stream: Stream, event: Event);
+
+    /// What `buffer` holds is of no use any more; nothing reads it before it is written. For checks.
+    fn discard(&mut self, buffer: Buffer) {
+        let _ = buffer;
+    }
 
     /// Sets every element to zero.
     fn zero(&mut self, target: Buffer);

@@ -38,6 +38,9 @@ impl Backend for PlanBackend {
 
     no_op! {
         upload(source: &[u8], target: Buffer);
+        transfer(stream: Stream, source: Buffer, target: Buffer);
+        record(stream: Stream, event: Event);
+        wait(stream: Stream, event: Event);
         zero(target: Buffer);
         copy(source: Buffer, target: Buffer);
         matmul(op: &Matmul);

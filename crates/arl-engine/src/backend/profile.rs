@@ -104,6 +104,26 @@ impl<B: Backend> Backend for ProfileBackend<B> {
         self.measure(|| "read_back".into(), 0.0, &[source], |inner| inner.read_back(source, target))
     }
 
+    fn kind(&self) -> DeviceKind {
+        self.inner.kind()
+    }
+
+    fn scratch_bytes(&self, columns: usize, tokens: usize) -> usize {
+        self.inner.scratch_bytes(columns, tokens)
+    }
+
+    fn logits_gradient(&self, activations: DType) -> DType {
+        self.inner.logits_gradient(activations)
+    }
+
+    fn record(&mut self, stream: Stream, event: Event) {
+        self.inner.record(stream, event);
+    }
+
+    fn wait(&mut self, stream: Stream, event: Event) {
+        self.inner.wait(stream, event);
+    }
+
     fn matmul(&mut self, op: &Matmul) {
         let name = || {
             let add = if op.accumulate { " +=" } else { "" };
@@ -139,6 +159,7 @@ impl<B: Backend> Backend for ProfileBackend<B> {
 
     plain! {
         upload(source: &[u8], target: Buffer; target);
+        transfer(stream: Stream, source: Buffer, target: Buffer; source, target);
         zero(target: Buffer; target);
         copy(source: Buffer, target: Buffer; source, target);
         sum_rows(x: Rows, rows: usize, columns: usize, out: Buffer; x.buffer, out);

@@ -9,7 +9,7 @@ use crate::backend::{Backend, Buffer, DType, Rows};
 use crate::params::MlpParams;
 use crate::shape::MlpShape;
 
-impl<B: Backend> Step<'_, B> {
+impl<B: Backend + ?Sized> Step<'_, B> {
     /// From `d_norm` `[T, H]`, the gradient of the head's input, to that of every parameter but the head's.
     /// `d_x` `[T, H]` is the residual stream's.
     pub(super) fn backward(&mut self, run: &Run, d_norm: Buffer, d_x: Buffer) -> Result<()> {
@@ -19,9 +19,11 @@ impl<B: Backend> Step<'_, B> {
         self.backend.rms_norm_backward(d_norm, run.delta, weight, run.final_inverse_rms, d_x, d_weight);
         for l in (0..self.layers.len()).rev() {
             self.check_interrupt()?;
+            self.await_input(l);
             self.recompute(l, run, self.model.recompute);
             self.mlp_backward(l, run, d_norm, d_x);
             self.attention_backward(l, run, d_norm, d_x);
+            self.fetch_input(l);
         }
         self.embedding_backward(run, d_x);
         Ok(())
@@ -44,7 +46,7 @@ impl<B: Backend> Step<'_, B> {
     }
 
     pub(super) fn workspace(&mut self, dtype: DType, len: usize) -> Buffer {
-        self.arena.take(Category::Workspace, dtype, len)
+        self.take(Category::Workspace, dtype, len)
     }
 
     /// The feed-forward part and its norm.

@@ -7,7 +7,7 @@ use crate::backend::Backend;
 use crate::params::MlpParams;
 use crate::shape::MlpShape;
 
-impl<B: Backend> Step<'_, B> {
+impl<B: Backend + ?Sized> Step<'_, B> {
     /// From ids to the head's input `run.final_norm`.
     pub(crate) fn forward(&mut self, run: &Run) -> Result<()> {
         if let Some(balance) = run.balance {
@@ -17,6 +17,9 @@ impl<B: Backend> Step<'_, B> {
         for l in 0..self.layers.len() {
             self.check_interrupt()?;
             self.enter_layer(l, run);
+            if run.keep.is_some() {
+                self.save_input(l);
+            }
             self.qkv(l, run);
             self.attend(l, run);
             self.leave_attention(l, run);
@@ -39,6 +42,9 @@ impl<B: Backend> Step<'_, B> {
         if l == 0 {
             self.backend.rms_norm(layer.x, weight, epsilon, layer.norm1, layer.inverse_rms1);
         } else {
+            if run.keep.is_some() {
+                self.claim_input(l);
+            }
             let x_mid = self.layers[l - 1].x_mid;
             self.backend.add_rms_norm(x_mid, run.delta, layer.x, weight, epsilon, layer.norm1, layer.inverse_rms1);
         }

@@ -18,7 +18,7 @@ pub(crate) enum LossMode {
     Evaluate,
 }
 
-impl<B: Backend> Step<'_, B> {
+impl<B: Backend + ?Sized> Step<'_, B> {
     /// From the head's input to `run.sums`, and in training to `d_norm` and the head's gradient.
     pub(crate) fn loss(&mut self, run: &Run, mode: LossMode) {
         let (h, v) = (self.model.shape.hidden, self.model.shape.vocab);
@@ -33,8 +33,8 @@ impl<B: Backend> Step<'_, B> {
 
         let chunk = self.model.loss_chunk.min(r);
         let top = self.arena.mark();
-        let hidden = self.arena.take(Category::LogitsChunk, self.model.dtype, chunk * h);
-        let logits = self.arena.take(Category::LogitsChunk, DType::F32, chunk * v);
+        let hidden = self.take(Category::LogitsChunk, self.model.dtype, chunk * h);
+        let logits = self.take(Category::LogitsChunk, DType::F32, chunk * v);
         for start in (0..r).step_by(chunk) {
             let n = chunk.min(r - start);
             let (hidden, logits) = (hidden.slice(0, n * h), logits.slice(0, n * v));

@@ -7,6 +7,7 @@ mod backward;
 mod forward;
 mod loss;
 mod moe;
+mod offload;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -19,6 +20,7 @@ use crate::params::{Param, Params, Store};
 use crate::shape::{MlpShape, Shape};
 
 pub(crate) use loss::LossMode;
+pub(crate) use offload::{EVENTS as OFFLOAD_EVENTS, host_bytes};
 
 /// What the backward pass computes anew instead of finding it in memory. Results are equal in bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,6 +44,8 @@ pub(crate) struct Model {
     /// Of activations: f32 or bf16.
     pub(crate) dtype: DType,
     pub(crate) recompute: Recompute,
+    /// Inputs of layers wait for the backward pass in host memory.
+    pub(crate) activation_offloading: bool,
     /// Most rows of logits at a time.
     pub(crate) loss_chunk: usize,
 }
@@ -187,7 +191,7 @@ pub(crate) struct Run {
 }
 
 /// One micro-batch in progress.
-pub(crate) struct Step<'a, B> {
+pub(crate) struct Step<'a, B: ?Sized> {
     pub(crate) backend: &'a mut B,
     pub(crate) arena: &'a mut Arena,
     pub(crate) model: &'a Model,
@@ -195,7 +199,7 @@ pub(crate) struct Step<'a, B> {
     pub(crate) interrupt: &'a AtomicBool,
 }
 
-impl<B: Backend> Step<'_, B> {
+impl<B: Backend + ?Sized> Step<'_, B> {
     /// Takes the memory that lasts for the whole micro-batch.
     pub(crate) fn begin(
         &mut self,
@@ -207,22 +211,26 @@ impl<B: Backend> Step<'_, B> {
         let (model, t) = (self.model, inputs.size.tokens);
         let shape = &model.shape;
         self.layers.clear();
-        for layer_shape in &shape.layers {
+        // With offloading, the inputs of layers take turns in a few slots.
+        let slots = (keep.is_some() && model.activation_offloading)
+            .then(|| [(); offload::SLOTS].map(|()| self.take(Category::Activations, model.dtype, t * shape.hidden)));
+        for (l, layer_shape) in shape.layers.iter().enumerate() {
             let mut layer = Layer::EMPTY;
             layer.visit(shape, layer_shape.mlp, model.dtype, t, |buffer, last, dtype, len| {
-                if keep.is_some_and(|level| level <= last) {
-                    *buffer = self.arena.take(Category::Activations, dtype, len);
-                }
+                *buffer = match slots {
+                    Some(slots) if last == Recompute::Block => slots[l % slots.len()],
+                    _ if keep.is_some_and(|level| level <= last) => self.take(Category::Activations, dtype, len),
+                    _ => return,
+                };
             });
             self.layers.push(layer);
         }
-        let mut take = |dtype, len| self.arena.take(Category::Activations, dtype, len);
         Run {
             inputs,
             keep,
-            delta: take(model.dtype, t * shape.hidden),
-            final_inverse_rms: take(DType::F32, t),
-            final_norm: take(model.dtype, t * shape.hidden),
+            delta: self.take(Category::Activations, model.dtype, t * shape.hidden),
+            final_inverse_rms: self.take(Category::Activations, DType::F32, t),
+            final_norm: self.take(Category::Activations, model.dtype, t * shape.hidden),
             sums,
             balance,
         }
@@ -237,6 +245,7 @@ impl<B: Backend> Step<'_, B> {
             layer.visit(&model.shape, layer_shape.mlp, model.dtype, t, |buffer, last, dtype, len| {
                 if run.keep.is_none_or(|level| level > last) {
                     *buffer = self.arena.take(Category::Workspace, dtype, len);
+                    self.backend.discard(*buffer);
                 }
             });
             top = higher(top, self.arena.mark());
@@ -245,18 +254,34 @@ impl<B: Backend> Step<'_, B> {
         self.arena.release(top);
     }
 
+    /// Takes memory whose contents are of no use.
+    fn take(&mut self, category: Category, dtype: DType, len: usize) -> Buffer {
+        let buffer = self.arena.take(category, dtype, len);
+        self.backend.discard(buffer);
+        buffer
+    }
+
     /// Forward, loss and backward; gradients are added to. `scale` is one over the weight of all targets of the step.
     pub(crate) fn train(&mut self, run: &Run, scale: f32) -> Result<()> {
+        let result = self.passes(run, scale);
+        if result.is_err() && self.model.activation_offloading {
+            // Copies may be on their way; what comes next must not meet them.
+            self.backend.read_back(run.sums.slice(0, 0), &mut [])?;
+        }
+        result
+    }
+
+    fn passes(&mut self, run: &Run, scale: f32) -> Result<()> {
         let top = self.arena.mark();
         self.take_scratch(run);
         self.forward(run)?;
         self.arena.release(top);
 
         let (t, h) = (run.inputs.size.tokens, self.model.shape.hidden);
-        let d_norm = self.arena.take(Category::Workspace, self.model.dtype, t * h);
+        let d_norm = self.take(Category::Workspace, self.model.dtype, t * h);
         self.loss(run, LossMode::Train { scale, d_norm });
 
-        let d_x = self.arena.take(Category::Workspace, self.model.dtype, t * h);
+        let d_x = self.take(Category::Workspace, self.model.dtype, t * h);
         self.take_scratch(run);
         self.backward(run, d_norm, d_x)?;
         self.arena.release(top);

@@ -14,7 +14,7 @@ struct Sizes {
     normalise: bool,
 }
 
-impl<B: Backend> Step<'_, B> {
+impl<B: Backend + ?Sized> Step<'_, B> {
     fn sizes(&self, l: usize) -> Sizes {
         match self.model.shape.layers[l].mlp {
             MlpShape::Experts { experts, top_k, width, normalise } => Sizes { experts, top_k, width, normalise },

@@ -28,7 +28,7 @@ pub fn options(dtype: DType, recompute: Recompute, tokens: usize) -> EngineOptio
 }
 
 pub fn open(name: &str, options: &EngineOptions) -> Engine<CpuBackend> {
-    Engine::open(CpuBackend::new(), &model(name), Weights::Checkpoint, options).unwrap()
+    Engine::open(Box::new(CpuBackend::new()), &model(name), Weights::Checkpoint, options).unwrap()
 }
 
 /// Sequences of these lengths, of random ids; the first third of each is not trained.
@@ -91,4 +91,17 @@ pub fn difference(a: &[f32], b: &[f32]) -> f64 {
         a.iter().zip(b).map(|(&a, &b)| f(f64::from(a), f64::from(b))).sum::<f64>()
     };
     (sum(&|a, b| (a - b) * (a - b)) / sum(&|_, b| b * b)).sqrt()
+}
+
+/// A folder with a model's configuration, of another number of layers; it has no weights.
+pub fn deeper(name: &str, layers: usize) -> tempfile::TempDir {
+    let text = std::fs::read_to_string(model(name).join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    config["num_hidden_layers"] = layers.into();
+    if let Some(types) = config["layer_types"].as_array() {
+        config["layer_types"] = types.iter().cycle().take(layers).cloned().collect();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    dir
 }

@@ -67,6 +67,8 @@ pub(super) fn cross_entropy<T: Element>(logits: &mut [T], vocab: usize, input: &
 #[inline(always)]
 fn statistics<T: Element>(logits: &[T]) -> Statistics {
     const BLOCK: usize = 1024;
+    /// Elements whose terms are summed in f32: four a lane.
+    const PART: usize = 4 * LANES;
     let (mut max, mut argmax) = (f32::NEG_INFINITY, logits.len());
     // Of e = exp(x - max): the sum, and the sum of e (x - max).
     let (mut total, mut moment) = (0.0_f64, 0.0_f64);
@@ -85,23 +87,31 @@ fn statistics<T: Element>(logits: &[T]) -> Statistics {
         }
         // All logits so far are -inf (or NaN): nothing to add, or nothing that a later block would not repeat.
         let base = if max == f32::NEG_INFINITY { 0.0 } else { max };
-        let (mut sums, mut moments) = ([0.0_f32; LANES], [0.0_f32; LANES]);
-        let chunks = block.chunks_exact(LANES);
-        let rest = chunks.remainder();
-        for chunk in chunks {
-            for lane in 0..LANES {
-                let (e, product) = terms(chunk[lane].load() - base);
+        // Sums in f32 are short, lest many small terms vanish beside a great one.
+        let (mut totals, mut block_moments) = ([0.0_f64; LANES], [0.0_f64; LANES]);
+        for part in block.chunks(PART) {
+            let (mut sums, mut moments) = ([0.0_f32; LANES], [0.0_f32; LANES]);
+            let chunks = part.chunks_exact(LANES);
+            let rest = chunks.remainder();
+            for chunk in chunks {
+                for lane in 0..LANES {
+                    let (e, product) = terms(chunk[lane].load() - base);
+                    sums[lane] += e;
+                    moments[lane] += product;
+                }
+            }
+            for (lane, x) in rest.iter().enumerate() {
+                let (e, product) = terms(x.load() - base);
                 sums[lane] += e;
                 moments[lane] += product;
             }
+            for lane in 0..LANES {
+                totals[lane] += f64::from(sums[lane]);
+                block_moments[lane] += f64::from(moments[lane]);
+            }
         }
-        for (lane, x) in rest.iter().enumerate() {
-            let (e, product) = terms(x.load() - base);
-            sums[lane] += e;
-            moments[lane] += product;
-        }
-        total += sums.iter().map(|x| f64::from(*x)).sum::<f64>();
-        moment += moments.iter().map(|x| f64::from(*x)).sum::<f64>();
+        total += totals.iter().sum::<f64>();
+        moment += block_moments.iter().sum::<f64>();
     }
     if total.is_nan() {
         argmax = logits.len();

@@ -101,12 +101,15 @@ pub(super) struct Memory {
     state: Mapping,
     step: Mapping,
     scratch: Mapping,
+    host_state: Mapping,
+    host_step: Mapping,
 }
 
 impl Memory {
     /// Empty pools.
     pub(super) fn new() -> Memory {
-        Memory { state: Mapping::EMPTY, step: Mapping::EMPTY, scratch: Mapping::EMPTY }
+        let empty = || Mapping::EMPTY;
+        Memory { state: empty(), step: empty(), scratch: empty(), host_state: empty(), host_step: empty() }
     }
 
     /// Replaces `pool` by `bytes` of zeroes.
@@ -115,6 +118,8 @@ impl Memory {
             Pool::State => &mut self.state,
             Pool::Step => &mut self.step,
             Pool::Scratch => &mut self.scratch,
+            Pool::HostState => &mut self.host_state,
+            Pool::HostStep => &mut self.host_step,
         };
         // The old pool goes first: both together may not fit.
         *place = Mapping::EMPTY;
@@ -136,6 +141,8 @@ impl Memory {
             Pool::State => &self.state,
             Pool::Step => &self.step,
             Pool::Scratch => &self.scratch,
+            Pool::HostState => &self.host_state,
+            Pool::HostStep => &self.host_step,
         }
     }
 }

@@ -28,8 +28,8 @@ use self::element::with_element;
 use self::matmul::widened;
 use self::memory::{Lease, Memory};
 use super::{
-    AdamW, Attention, Backend, Buffer, CrossEntropy, GroupedMatmul, Heads, Matmul, NormRope, Permutation, Pool, Router,
-    Rows,
+    AdamW, Attention, Backend, Buffer, CrossEntropy, Event, GroupedMatmul, Heads, Matmul, NormRope, Permutation, Pool,
+    Router, Rows, Stream,
 };
 
 /// The leaf operations on the host's processor. They run on rayon's current pool, and are done when they return.
@@ -110,6 +110,16 @@ impl Backend for CpuBackend {
         elementwise::copy_bytes(self.memory.lease().read_bytes(source), target);
         Ok(())
     }
+
+    fn transfer(&mut self, _stream: Stream, source: Buffer, target: Buffer) {
+        let mut lease = self.memory.lease();
+        elementwise::copy_bytes(lease.read_bytes(source), lease.write_bytes(target));
+    }
+
+    // What is queued is done already.
+    fn record(&mut self, _stream: Stream, _event: Event) {}
+
+    fn wait(&mut self, _stream: Stream, _event: Event) {}
 
     fn zero(&mut self, target: Buffer) {
         elementwise::zero(self.memory.lease().write_bytes(target));

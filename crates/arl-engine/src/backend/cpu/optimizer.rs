@@ -14,13 +14,13 @@ const BLOCK: usize = 16_384;
 pub(super) struct Step {
     /// Factor on the gradients.
     clip: f32,
-    /// `1 - learning_rate * weight_decay`.
+    /// See [`AdamW::keep`].
     keep: f32,
     beta1: f32,
     beta2: f32,
-    /// `learning_rate / bias_correction1`.
+    /// See [`AdamW::step_size`].
     size: f32,
-    /// `1 / sqrt(bias_correction2)`.
+    /// See [`AdamW::root_correction`].
     root: f32,
     epsilon: f32,
 }
@@ -38,11 +38,11 @@ impl Step {
         };
         Some(Step {
             clip: clip as f32,
-            keep: (1.0 - f64::from(op.learning_rate) * f64::from(op.weight_decay)) as f32,
+            keep: op.keep(),
             beta1: op.beta1,
             beta2: op.beta2,
-            size: (f64::from(op.learning_rate) / f64::from(op.bias_correction1)) as f32,
-            root: (1.0 / f64::from(op.bias_correction2).sqrt()) as f32,
+            size: op.step_size(),
+            root: op.root_correction(),
             epsilon: op.epsilon,
         })
     }

@@ -1,12 +1,50 @@
-//! STUB
-#![allow(clippy::unimplemented)]
+//! The classifier pass. Kernels: `cuda/classifier.cu`.
 
-use super::device::Device;
-use crate::backend::CrossEntropy;
+use super::device::{Arg, Device, Launch, int, kernel};
+use crate::backend::{CrossEntropy, DType};
 
-/// As the leaf of [`crate::backend::Backend`].
-#[allow(clippy::too_many_arguments, reason = "the leaf's signature")]
+const THREADS: usize = 1024;
+/// Shared memory that keeps the beginning of a row until its gradient is written.
+const KEPT_BYTES: usize = 96 << 10;
+
+/// As [`crate::backend::Backend::cross_entropy`].
 pub(super) fn cross_entropy<D: Device>(device: &mut D, op: &CrossEntropy) {
-    let _ = (device, op);
-    unimplemented!("cross_entropy")
+    let (rows, vocab, logits) = (op.rows, op.vocab, op.logits);
+    assert_eq!(logits.len, rows * vocab, "cross_entropy of {rows} rows of {vocab}");
+    assert_eq!((op.targets.len, op.weights.len), (rows, rows), "cross_entropy of {rows} rows");
+    assert_eq!((op.nll.len, op.correct.len, op.entropy.len), (rows, rows, rows), "cross_entropy of {rows} rows");
+    let [nll, correct, entropy] = [op.nll, op.correct, op.entropy].map(Arg::Write);
+    let launch = Launch {
+        kernel: kernel!(logits.dtype, "cross_entropy"),
+        grid: [rows, 1, 1],
+        threads: THREADS,
+        shared_bytes: 0,
+        args: &[Arg::Read(logits), Arg::Read(op.targets), nll, correct, entropy, int(vocab)],
+    };
+    let Some(gradient) = op.gradient else {
+        return device.launch(&launch);
+    };
+    let row_bytes = vocab * logits.dtype.bytes();
+    let place = (gradient.buffer.pool, gradient.buffer.offset, gradient.stride * gradient.buffer.dtype.bytes());
+    assert_eq!(place, (logits.pool, logits.offset, row_bytes), "the gradient lies where the logits lie");
+    device.launch(&Launch {
+        kernel: match (logits.dtype, gradient.buffer.dtype) {
+            (DType::F32, DType::F32) => "cross_entropy_gradient_f32",
+            (DType::F32, DType::Bf16) => "cross_entropy_gradient_f32_bf16",
+            (DType::Bf16, DType::Bf16) => "cross_entropy_gradient_bf16",
+            (a, b) => unreachable!("no leaf turns logits of {a:?} into a gradient of {b:?}"),
+        },
+        shared_bytes: KEPT_BYTES,
+        args: &[
+            Arg::Update(logits),
+            Arg::Read(op.targets),
+            Arg::Read(op.weights),
+            Arg::Float(op.scale),
+            nll,
+            correct,
+            entropy,
+            int(vocab),
+        ],
+        ..launch
+    });
 }

@@ -3,7 +3,7 @@
 
 use arl_model::Result;
 
-use crate::backend::{Buffer, DType, Matmul, Pool};
+use crate::backend::{Buffer, DType, Event, Matmul, Pool, Stream};
 
 /// An argument of a kernel. Buffers say how the kernel uses them, so that a device can check it.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +55,20 @@ pub trait Device: Send {
 
     /// As [`crate::backend::Backend::read_back`].
     fn read_back(&mut self, source: Buffer, target: &mut [u8]) -> Result<()>;
+
+    /// As [`crate::backend::Backend::transfer`]; both buffers have the same length in bytes.
+    fn transfer(&mut self, stream: Stream, source: Buffer, target: Buffer);
+
+    /// As [`crate::backend::Backend::record`].
+    fn record(&mut self, stream: Stream, event: Event);
+
+    /// As [`crate::backend::Backend::wait`].
+    fn wait(&mut self, stream: Stream, event: Event);
+
+    /// As [`crate::backend::Backend::discard`].
+    fn discard(&mut self, buffer: Buffer) {
+        let _ = buffer;
+    }
 
     /// Sets every byte to zero.
     fn zero(&mut self, target: Buffer);

@@ -1,6 +1,7 @@
 //! Conversions, sums element by element, dot products. Kernels: `cuda/elementwise.cu`, `cuda/reduce.cu`.
 
-use super::device::{Arg, Device, Launch, kernel, long};
+use super::PARTS;
+use super::device::{Arg, Device, Launch, int, kernel, long, scratch_of};
 use crate::backend::{Buffer, DType, Rows};
 
 const THREADS: usize = 256;
@@ -41,16 +42,66 @@ pub(super) fn add<D: Device>(device: &mut D, x: Buffer, delta: Buffer) {
     });
 }
 
-/// As the leaf of [`crate::backend::Backend`].
-#[allow(clippy::too_many_arguments, reason = "the leaf's signature")]
+/// Rows that a block of `sum_rows` takes at least: eight of each of its warps.
+const LEAST_ROWS: usize = 64;
+
+/// As [`crate::backend::Backend::sum_rows`].
 pub(super) fn sum_rows<D: Device>(device: &mut D, scratch: Buffer, x: Rows, rows: usize, columns: usize, out: Buffer) {
-    let _ = (device, scratch, x, rows, columns, out);
-    unimplemented!("sum_rows")
+    assert_eq!(out.len, columns, "sums of {columns} columns");
+    assert!(columns <= x.stride, "{columns} columns of rows of {}", x.stride);
+    let tile = 32 * 16 / x.buffer.dtype.bytes();
+    let parts = rows.div_ceil(LEAST_ROWS).min(PARTS);
+    let partial = scratch_of(scratch, DType::F32, parts * columns);
+    device.launch(&Launch {
+        kernel: kernel!(x.buffer.dtype, "sum_rows"),
+        grid: [columns.div_ceil(tile), parts, 1],
+        threads: THREADS,
+        shared_bytes: 0,
+        args: &[Arg::Read(x.buffer), long(x.stride), Arg::Write(partial), int(rows), int(columns)],
+    });
+    add_parts(device, partial, parts, out);
 }
 
-/// As the leaf of [`crate::backend::Backend`].
-#[allow(clippy::too_many_arguments, reason = "the leaf's signature")]
+/// The second stage of a sum: `out[c] += sum of parts[p, c]` over `count` rows of `parts`.
+pub(super) fn add_parts<D: Device>(device: &mut D, parts: Buffer, count: usize, out: Buffer) {
+    if count == 0 {
+        return;
+    }
+    assert_eq!(parts.len, count * out.len, "{count} parts of {} columns", out.len);
+    device.launch(&Launch {
+        kernel: "add_parts",
+        grid: [out.len.div_ceil(32), 1, 1],
+        threads: 1024,
+        shared_bytes: 0,
+        args: &[Arg::Read(parts), Arg::Update(out), int(count), int(out.len)],
+    });
+}
+
+/// Most blocks of a scalar product. Their sums fit the smallest scratch; they fill large devices and run at once there.
+const DOT_PARTS: usize = 768;
+/// Elements that a block of a scalar product takes at once.
+const DOT_STEP: usize = 4 * THREADS;
+
+/// As [`crate::backend::Backend::dot`].
 pub(super) fn dot<D: Device>(device: &mut D, scratch: Buffer, a: Buffer, b: Buffer, out: Buffer) {
-    let _ = (device, scratch, a, b, out);
-    unimplemented!("dot")
+    assert_eq!((a.len, out.len), (b.len, 1), "dot of buffers of one length");
+    let parts = a.len.div_ceil(DOT_STEP).min(DOT_PARTS);
+    if parts == 0 {
+        return;
+    }
+    let partial = scratch_of(scratch, DType::F64, parts);
+    device.launch(&Launch {
+        kernel: "dot_parts",
+        grid: [parts, 1, 1],
+        threads: THREADS,
+        shared_bytes: 0,
+        args: &[Arg::Read(a), Arg::Read(b), Arg::Write(partial), long(a.len)],
+    });
+    device.launch(&Launch {
+        kernel: "dot_sum",
+        grid: [1, 1, 1],
+        threads: THREADS,
+        shared_bytes: 0,
+        args: &[Arg::Read(partial), Arg::Update(out), int(parts)],
+    });
 }

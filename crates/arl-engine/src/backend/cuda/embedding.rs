@@ -1,32 +1,94 @@
-//! STUB
-#![allow(clippy::unimplemented)]
+//! Rows by index: the embedding and its gradient, gathering and scattering. Kernels: `cuda/embedding.cu`.
 
-use super::device::Device;
-use crate::backend::Buffer;
+use super::device::{Arg, Device, Launch, int, kernel, long, scratch_of};
+use crate::backend::{Buffer, DType};
 
-/// As the leaf of [`crate::backend::Backend`].
-#[allow(clippy::too_many_arguments, reason = "the leaf's signature")]
+const THREADS: usize = 256;
+/// Rows that a block gathers or scatters.
+const ROWS: usize = 8;
+/// Tokens whose places a block finds.
+const SORTED: usize = 64;
+const ADD_THREADS: usize = 128;
+/// Columns that a thread adds at a time (where rows cannot be read in groups, one, and blocks take several turns).
+const COLUMNS: usize = 4;
+
+/// `out[r] = x[rows[r] / divisor]`.
 pub(super) fn gather<D: Device>(device: &mut D, x: Buffer, rows: Buffer, divisor: usize, width: usize, out: Buffer) {
-    let _ = (device, x, rows, divisor, width, out);
-    unimplemented!("gather")
+    assert_eq!(out.len, rows.len * width, "gather of rows of {width}");
+    device.launch(&Launch {
+        kernel: match (x.dtype, out.dtype) {
+            (DType::F32, DType::Bf16) => "gather_f32_bf16",
+            (DType::Bf16, DType::F32) => "gather_bf16_f32",
+            (a, b) => {
+                assert_eq!(a, b, "gather of one type as another");
+                kernel!(a, "gather")
+            }
+        },
+        grid: [rows.len.div_ceil(ROWS), 1, 1],
+        threads: THREADS,
+        shared_bytes: 0,
+        args: &[
+            Arg::Read(x),
+            Arg::Read(rows),
+            int(divisor),
+            Arg::Write(out),
+            long(rows.len),
+            long(x.len / width),
+            int(width),
+        ],
+    });
 }
 
-/// As the leaf of [`crate::backend::Backend`].
-#[allow(clippy::too_many_arguments, reason = "the leaf's signature")]
+/// `out[rows[r]] = x[r]` for distinct rows.
+pub(super) fn scatter<D: Device>(device: &mut D, x: Buffer, rows: Buffer, width: usize, out: Buffer) {
+    assert_eq!(x.len, rows.len * width, "scatter of rows of {width}");
+    device.launch(&Launch {
+        kernel: match (x.dtype, out.dtype) {
+            (DType::F32, DType::Bf16) => "scatter_f32_bf16",
+            (DType::Bf16, DType::F32) => "scatter_bf16_f32",
+            (a, b) => {
+                assert_eq!(a, b, "scatter of one type as another");
+                kernel!(a, "scatter")
+            }
+        },
+        grid: [rows.len.div_ceil(ROWS), 1, 1],
+        threads: THREADS,
+        shared_bytes: 0,
+        args: &[Arg::Read(x), Arg::Read(rows), Arg::Update(out), long(rows.len), long(out.len / width), int(width)],
+    });
+}
+
+/// `table_gradient[ids[t]] += d_out[t]`, in the order of `t`.
 pub(super) fn embedding_backward<D: Device>(
     device: &mut D,
+    scratch: Buffer,
     ids: Buffer,
     d_out: Buffer,
     width: usize,
     table_gradient: Buffer,
 ) {
-    let _ = (device, ids, d_out, width, table_gradient);
-    unimplemented!("embedding_backward")
-}
-
-/// As the leaf of [`crate::backend::Backend`].
-#[allow(clippy::too_many_arguments, reason = "the leaf's signature")]
-pub(super) fn scatter<D: Device>(device: &mut D, x: Buffer, rows: Buffer, width: usize, out: Buffer) {
-    let _ = (device, x, rows, width, out);
-    unimplemented!("scatter")
+    let tokens = ids.len;
+    assert_eq!(d_out.len, tokens * width, "embedding_backward of rows of {width}");
+    let order = scratch_of(scratch, DType::I32, tokens);
+    device.launch(&Launch {
+        kernel: "sort_ids",
+        grid: [tokens.div_ceil(SORTED), 1, 1],
+        threads: THREADS,
+        shared_bytes: 0,
+        args: &[Arg::Read(ids), Arg::Write(order), int(tokens), long(table_gradient.len / width)],
+    });
+    device.launch(&Launch {
+        kernel: kernel!(d_out.dtype, "embedding_backward"),
+        grid: [tokens, width.div_ceil(ADD_THREADS * COLUMNS), 1],
+        threads: ADD_THREADS,
+        shared_bytes: 0,
+        args: &[
+            Arg::Read(ids),
+            Arg::Read(order),
+            Arg::Read(d_out),
+            Arg::Update(table_gradient),
+            int(tokens),
+            int(width),
+        ],
+    });
 }

@@ -1,5 +1,6 @@
 //! A device that is the host: kernels run as fibers, memory and matrix products are those of the CPU backend.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 
 use arl_kernels::emulation::{self, Element, Shape, Value};
@@ -7,15 +8,29 @@ use arl_model::Result;
 
 use super::device::{Arg, Device, Launch};
 use crate::backend::cpu::CpuBackend;
-use crate::backend::{Backend, Buffer, DType, Matmul, Pool};
+use crate::backend::{Backend, Buffer, DType, Event, Matmul, Pool, Stream};
+
+thread_local! {
+    static DEVICES: Cell<u32> = const { Cell::new(0) };
+}
 
 /// Runs kernels as soon as they are queued.
-#[derive(Default)]
-pub struct EmulatedDevice {
+pub(super) struct EmulatedDevice {
     memory: CpuBackend,
     launches: u32,
     /// The kernels that ran.
-    pub ran: BTreeSet<&'static str>,
+    pub(super) ran: BTreeSet<&'static str>,
+}
+
+impl Default for EmulatedDevice {
+    /// Each device of a test begins with another order of threads, so that a kernel meets them all.
+    fn default() -> Self {
+        EmulatedDevice {
+            memory: CpuBackend::default(),
+            launches: DEVICES.replace(DEVICES.get() + 1),
+            ran: BTreeSet::new(),
+        }
+    }
 }
 
 impl EmulatedDevice {
@@ -58,6 +73,19 @@ impl Device for EmulatedDevice {
 
     fn read_back(&mut self, source: Buffer, target: &mut [u8]) -> Result<()> {
         self.memory.read_back(source, target)
+    }
+
+    fn transfer(&mut self, stream: Stream, source: Buffer, target: Buffer) {
+        self.memory.transfer(stream, source, target);
+    }
+
+    fn record(&mut self, _stream: Stream, _event: Event) {}
+
+    fn wait(&mut self, _stream: Stream, _event: Event) {}
+
+    fn discard(&mut self, buffer: Buffer) {
+        // What reads it all the same gets NaN, or -1.
+        self.memory.upload(&vec![0xff; buffer.bytes()], buffer);
     }
 
     fn zero(&mut self, target: Buffer) {

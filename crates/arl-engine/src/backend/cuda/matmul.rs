@@ -1,19 +1,160 @@
-//! STUB
-#![allow(clippy::unimplemented)]
+//! Matrix products: the device's own where it has one, else by tiles; and those of a mixture of experts. Kernels:
+//! `cuda/matmul.cu`, `cuda/grouped.cu`.
 
-use super::device::Device;
-use crate::backend::{GroupedMatmul, Matmul};
+use super::device::{Arg, Device, Launch, int, kernel, long, scratch_of};
+use crate::backend::{Buffer, DType, GroupedMatmul, Layout, Matmul, Rows};
 
-/// As the leaf of [`crate::backend::Backend`].
-#[allow(clippy::too_many_arguments, reason = "the leaf's signature")]
-pub(super) fn matmul<D: Device>(device: &mut D, op: &Matmul) {
-    let _ = (device, op);
-    unimplemented!("matmul")
+/// Of the tiles on CUDA cores, and of the sum of their parts.
+const THREADS: usize = 256;
+/// Of the tiles on tensor cores.
+const TENSOR_THREADS: usize = 128;
+/// Rows of every tile of `c`.
+const TILE_M: usize = 128;
+/// Columns of a tile on CUDA cores.
+const TILE_N: usize = 64;
+/// Columns of a tile on tensor cores.
+const TENSOR_TILE_N: usize = 128;
+/// Sums that a tile takes at a time.
+const TILE_K: usize = 16;
+/// Blocks up to which a long sum is split; about two for each multiprocessor of a large GPU. Fixed, so that sums do not
+/// depend on the device.
+const BLOCKS: usize = 256;
+/// The shortest part of a sum that is worth its place in the scratch.
+const SHORTEST_PART: usize = 256;
+/// What the parts of split sums need: no more tiles than blocks.
+pub(super) const SCRATCH_BYTES: usize = BLOCKS * TILE_M * TILE_N * 4;
+
+/// As [`crate::backend::Backend::matmul`].
+pub(super) fn matmul<D: Device>(device: &mut D, scratch: Buffer, op: &Matmul) {
+    if op.m == 0 || op.n == 0 {
+        return;
+    }
+    let (a, b, c) = (op.a.buffer.dtype, op.b.buffer.dtype, op.c.buffer.dtype);
+    if op.k == 0 {
+        // A sum of no parts.
+        return sum(device, op, None, 0);
+    }
+    let name = match (a, b, c) {
+        (DType::F32, DType::F32, DType::F32) | (DType::Bf16, DType::Bf16, DType::F32 | DType::Bf16) => {
+            return device.matmul(op);
+        }
+        (DType::F32, DType::Bf16, DType::F32) => "matmul_f32_bf16_f32",
+        (DType::F32, DType::Bf16, DType::Bf16) => "matmul_f32_bf16_bf16",
+        (DType::Bf16, DType::F32, DType::F32) => "matmul_bf16_f32_f32",
+        (DType::Bf16, DType::F32, DType::Bf16) => "matmul_bf16_f32_bf16",
+        (DType::F32, DType::F32, DType::Bf16) => "matmul_f32_f32_bf16",
+        types => unreachable!("matrices are f32 or bf16, not {types:?}"),
+    };
+    let tiles = op.m.div_ceil(TILE_M) * op.n.div_ceil(TILE_N);
+    let parts = (BLOCKS / tiles).min(op.k.div_ceil(SHORTEST_PART)).max(1);
+    let k_per_part = op.k.div_ceil(parts).next_multiple_of(TILE_K);
+    let parts = op.k.div_ceil(k_per_part);
+    let sums = (parts > 1).then(|| scratch_of(scratch, DType::F32, parts * op.m * op.n));
+    let (bias, bias_is_bf16) = bias(op);
+    device.launch(&Launch {
+        kernel: name,
+        grid: [tiles, parts, 1],
+        threads: THREADS,
+        shared_bytes: 0,
+        args: &[
+            Arg::Read(op.a.buffer),
+            long(op.a.stride),
+            flag(op.layout != Layout::Tn),
+            Arg::Read(op.b.buffer),
+            long(op.b.stride),
+            flag(op.layout == Layout::Nt),
+            if sums.is_some() { Arg::Null } else { result(op) },
+            long(op.c.stride),
+            int(op.m),
+            int(op.n),
+            int(op.k),
+            flag(op.accumulate),
+            bias,
+            bias_is_bf16,
+            sums.map_or(Arg::Null, Arg::Write),
+            int(k_per_part),
+        ],
+    });
+    if sums.is_some() {
+        sum(device, op, sums, parts);
+    }
 }
 
-/// As the leaf of [`crate::backend::Backend`].
-#[allow(clippy::too_many_arguments, reason = "the leaf's signature")]
+/// `c` from the parts of its sums `[parts, m, n]`.
+fn sum<D: Device>(device: &mut D, op: &Matmul, sums: Option<Buffer>, parts: usize) {
+    let (bias, bias_is_bf16) = bias(op);
+    device.launch(&Launch {
+        kernel: kernel!(op.c.buffer.dtype, "matmul_sum"),
+        grid: [(op.m * op.n).div_ceil(THREADS), 1, 1],
+        threads: THREADS,
+        shared_bytes: 0,
+        args: &[
+            sums.map_or(Arg::Null, Arg::Read),
+            int(parts),
+            result(op),
+            long(op.c.stride),
+            int(op.m),
+            int(op.n),
+            flag(op.accumulate),
+            bias,
+            bias_is_bf16,
+        ],
+    });
+}
+
+/// The bias's bytes, and whether they are bf16.
+fn bias(op: &Matmul) -> (Arg, Arg) {
+    let is_bf16 = op.bias.is_some_and(|bias| bias.dtype == DType::Bf16);
+    (op.bias.map_or(Arg::Null, Arg::Read), flag(is_bf16))
+}
+
+/// `c`, which is read where it is added to, and keeps what lies between its rows.
+fn result(op: &Matmul) -> Arg {
+    if op.accumulate || op.c.stride != op.n { Arg::Update(op.c.buffer) } else { Arg::Write(op.c.buffer) }
+}
+
+fn flag(value: bool) -> Arg {
+    Arg::Int(value.into())
+}
+
+/// Stages of both operands' slabs, and what finds a block's expert (`grouped::STAGES_BYTES` and `grouped::Search`).
+const TENSOR_SHARED_BYTES: usize = 3 * 2 * 128 * 32 * 2 + 64;
+
+/// As [`crate::backend::Backend::grouped_matmul`]. `a` and `b` are of one type, `c` of that type or, for `Tn`, f32.
 pub(super) fn grouped<D: Device>(device: &mut D, op: &GroupedMatmul) {
-    let _ = (device, op);
-    unimplemented!("grouped")
+    let dtype = op.a.buffer.dtype;
+    let c = if op.layout == Layout::Tn { DType::F32 } else { dtype };
+    assert_eq!((op.b.buffer.dtype, op.c.buffer.dtype), (dtype, c), "grouped_matmul {:?} of {dtype:?}", op.layout);
+    assert_eq!((op.offsets.dtype, op.offsets.len), (DType::I32, op.experts + 1), "grouped_matmul's offsets");
+    let (tile_n, threads, shared_bytes) = match dtype {
+        DType::Bf16 => (TENSOR_TILE_N, TENSOR_THREADS, TENSOR_SHARED_BYTES),
+        _ => (TILE_N, THREADS, 0),
+    };
+    let tiles_m = match op.layout {
+        Layout::Tn => op.experts * op.k.div_ceil(TILE_M),
+        // Each expert that has rows may have one tile that is not full. What is too much finds no expert and ends.
+        Layout::Nt | Layout::Nn => (op.rows + op.experts.min(op.rows) * (TILE_M - 1)) / TILE_M,
+    };
+    let name = match op.layout {
+        Layout::Nt => kernel!(dtype, "grouped_nt"),
+        Layout::Nn => kernel!(dtype, "grouped_nn"),
+        Layout::Tn => kernel!(dtype, "grouped_tn"),
+    };
+    let c = match op.layout {
+        Layout::Nt | Layout::Nn if op.c.stride == op.n => Arg::Write(op.c.buffer),
+        _ => Arg::Update(op.c.buffer),
+    };
+    let side = |rows: Rows| [Arg::Read(rows.buffer), long(rows.stride)];
+    let [a, a_stride] = side(op.a);
+    let [b, b_stride] = side(op.b);
+    let offsets = Arg::Read(op.offsets);
+    let args = [int(op.experts), offsets, a, a_stride, b, b_stride, c, long(op.c.stride), int(op.n), int(op.k)];
+    device.launch(&Launch {
+        kernel: name,
+        grid: [tiles_m * op.n.div_ceil(tile_n), 1, 1],
+        threads,
+        shared_bytes,
+        // The gradients' blocks know their experts without a search.
+        args: if op.layout == Layout::Tn { &args[1..] } else { &args },
+    });
 }

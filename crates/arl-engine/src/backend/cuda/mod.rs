@@ -7,23 +7,31 @@ mod elementwise;
 mod embedding;
 #[cfg(test)]
 mod emulated;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod matmul;
 mod moe;
 mod norm;
 mod optimizer;
+#[cfg(test)]
+mod recording;
 mod rope;
+#[cfg(test)]
+mod step_tests;
 mod swiglu;
 #[cfg(test)]
 #[allow(clippy::duplicate_mod, reason = "the leaves' tests run against each backend")]
 #[path = "../tests/mod.rs"]
 mod tests;
 
-use arl_model::Result;
+use arl_model::{Error, ErrorCode, Result};
 
 pub use self::device::{Arg, Device, Launch};
+#[cfg(feature = "cuda")]
+pub use self::gpu::GpuDevice;
 use super::{
-    AdamW, Attention, Backend, Buffer, CrossEntropy, DType, GroupedMatmul, Heads, Matmul, NormRope, Permutation, Pool,
-    Router, Rows,
+    AdamW, Attention, Backend, Buffer, CrossEntropy, DType, DeviceKind, Event, GroupedMatmul, Heads, Matmul, NormRope,
+    Permutation, Pool, Router, Rows, Stream,
 };
 
 /// The leaf operations on a CUDA device. They are queued, and done when something is read back.
@@ -54,14 +62,46 @@ fn test_backend() -> CudaBackend<emulated::EmulatedDevice> {
 /// Most blocks whose partial sums a second kernel adds up. Fixed, so that sums do not depend on the device.
 const PARTS: usize = 128;
 
+/// Memory of a device that cuBLASLt may use: what its maker recommends for the largest GPUs.
+pub(crate) const LIBRARY_BYTES: usize = 32 << 20;
+
+/// The largest head that the kernels of attention and of rotary embedding have.
+const MOST_HEAD: usize = 256;
+
+/// Refuses a model that the kernels do not have the sizes for.
+pub(crate) fn check(heads: Heads, experts: usize) -> Result<()> {
+    let refused = |what: String| {
+        Err(Error::new(ErrorCode::Config, format!("{what} on a CUDA device"))
+            .hint("use device cpu, which has no such bound"))
+    };
+    if heads.dim > MOST_HEAD {
+        return refused(format!("head_dim is {}; at most {MOST_HEAD} is possible", heads.dim));
+    }
+    if experts > moe::MOST_EXPERTS {
+        return refused(format!("num_experts is {experts}; at most {} are possible", moe::MOST_EXPERTS));
+    }
+    Ok(())
+}
+
+/// Bytes of the leaves' scratch.
+pub(crate) fn scratch_bytes(columns: usize, tokens: usize) -> usize {
+    // Two vectors of partial sums a block: of the norms of queries and of keys. One row number a token: of the
+    // embedding's gradient.
+    let sums = 2 * PARTS * columns * DType::F32.bytes();
+    sums.max(tokens * DType::I32.bytes()).max(matmul::SCRATCH_BYTES).max(moe::SCRATCH_BYTES)
+}
+
 impl<D: Device> Backend for CudaBackend<D> {
     fn name(&self) -> String {
         self.device.name()
     }
 
-    fn scratch_bytes(&self, columns: usize) -> usize {
-        // Two vectors of partial sums a block: of the norms of queries and of keys.
-        (2 * PARTS * columns * DType::F32.bytes()).max(1 << 16)
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Cuda
+    }
+
+    fn scratch_bytes(&self, columns: usize, tokens: usize) -> usize {
+        scratch_bytes(columns, tokens)
     }
 
     fn logits_gradient(&self, activations: DType) -> DType {
@@ -84,6 +124,23 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.device.read_back(source, target)
     }
 
+    fn transfer(&mut self, stream: Stream, source: Buffer, target: Buffer) {
+        assert_eq!(source.bytes(), target.bytes(), "a transfer of unlike buffers");
+        self.device.transfer(stream, source, target);
+    }
+
+    fn record(&mut self, stream: Stream, event: Event) {
+        self.device.record(stream, event);
+    }
+
+    fn wait(&mut self, stream: Stream, event: Event) {
+        self.device.wait(stream, event);
+    }
+
+    fn discard(&mut self, buffer: Buffer) {
+        self.device.discard(buffer);
+    }
+
     fn zero(&mut self, target: Buffer) {
         if target.len > 0 {
             self.device.zero(target);
@@ -97,7 +154,7 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn matmul(&mut self, op: &Matmul) {
-        matmul::matmul(&mut self.device, op);
+        matmul::matmul(&mut self.device, self.scratch, op);
     }
 
     fn grouped_matmul(&mut self, op: &GroupedMatmul) {
@@ -113,7 +170,7 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn embedding_backward(&mut self, ids: Buffer, d_out: Buffer, width: usize, table_gradient: Buffer) {
-        embedding::embedding_backward(&mut self.device, ids, d_out, width, table_gradient);
+        embedding::embedding_backward(&mut self.device, self.scratch, ids, d_out, width, table_gradient);
     }
 
     fn rms_norm(&mut self, x: Buffer, weight: Buffer, epsilon: f32, out: Buffer, inverse_rms: Buffer) {
@@ -215,7 +272,7 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn router(&mut self, op: &Router, logits: Buffer, balance: Option<Buffer>) {
-        moe::router(&mut self.device, op, logits, balance);
+        moe::router(&mut self.device, self.scratch, op, logits, balance);
     }
 
     fn router_backward(&mut self, op: &Router, d_weights: Buffer, balance: Option<(Buffer, f32)>, d_logits: Buffer) {
@@ -223,7 +280,7 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn permute(&mut self, op: &Router, permutation: &Permutation) {
-        moe::permute(&mut self.device, op, permutation);
+        moe::permute(&mut self.device, self.scratch, op, permutation);
     }
 
     fn combine(

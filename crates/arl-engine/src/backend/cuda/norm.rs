@@ -1,9 +1,39 @@
 //! RMSNorm. Kernels: `cuda/norm.cu`.
 
-use super::device::{Arg, Device, Launch, int, kernel};
-use crate::backend::Buffer;
+use super::PARTS;
+use super::device::{Arg, Device, Launch, int, kernel, scratch_of};
+use super::elementwise::add_parts;
+use crate::backend::{Buffer, DType};
 
+/// Threads where rows are read element by element.
 const THREADS: usize = 256;
+/// Most threads of a block of the forward pass, and packs of 16 bytes that a thread of it holds.
+const MOST_THREADS: usize = 512;
+const PACKS: usize = 4;
+/// Threads that a block of the backward pass has for rows that need no more, most threads, and elements a thread holds.
+const BACKWARD_THREADS: usize = 512;
+const MOST_BACKWARD_THREADS: usize = 1024;
+const BACKWARD_ELEMENTS: usize = 8;
+/// Rounds of rows that a block of the backward pass takes at least, before it sums what its threads have.
+const ROUNDS: usize = 4;
+
+/// Packs of a row, if it is a whole number of them.
+fn packs(width: usize, dtype: DType) -> Option<usize> {
+    let pack = 16 / dtype.bytes();
+    width.is_multiple_of(pack).then_some(width / pack)
+}
+
+/// Threads of a row of the forward pass: as few as hold it.
+fn threads(width: usize, dtype: DType) -> usize {
+    packs(width, dtype)
+        .map(|packs| packs.div_ceil(PACKS).next_multiple_of(32))
+        .filter(|threads| *threads <= MOST_THREADS)
+        .unwrap_or(THREADS)
+}
+
+fn check(x: Buffer, weight: Buffer, inverse_rms: Buffer) {
+    assert_eq!((x.len, x.dtype), (inverse_rms.len * weight.len, weight.dtype), "RMSNorm of rows of {}", weight.len);
+}
 
 /// As [`crate::backend::Backend::rms_norm`].
 pub(super) fn rms_norm<D: Device>(
@@ -14,10 +44,11 @@ pub(super) fn rms_norm<D: Device>(
     out: Buffer,
     inverse_rms: Buffer,
 ) {
+    check(x, weight, inverse_rms);
     device.launch(&Launch {
         kernel: kernel!(x.dtype, "rms_norm"),
         grid: [inverse_rms.len, 1, 1],
-        threads: THREADS,
+        threads: threads(weight.len, x.dtype),
         shared_bytes: 0,
         args: &[
             Arg::Read(x),
@@ -30,7 +61,7 @@ pub(super) fn rms_norm<D: Device>(
     });
 }
 
-/// As the leaf of [`crate::backend::Backend`].
+/// As [`crate::backend::Backend::add_rms_norm`].
 #[allow(clippy::too_many_arguments, reason = "the leaf's signature")]
 pub(super) fn add_rms_norm<D: Device>(
     device: &mut D,
@@ -42,18 +73,39 @@ pub(super) fn add_rms_norm<D: Device>(
     out: Buffer,
     inverse_rms: Buffer,
 ) {
-    let _ = (device, x, delta, sum, weight, epsilon, out, inverse_rms);
-    unimplemented!("add_rms_norm")
+    check(x, weight, inverse_rms);
+    assert_eq!((x.len, x.len), (delta.len, sum.len), "the sum is as long as its terms");
+    device.launch(&Launch {
+        kernel: kernel!(x.dtype, "add_rms_norm"),
+        grid: [inverse_rms.len, 1, 1],
+        threads: threads(weight.len, x.dtype),
+        shared_bytes: 0,
+        args: &[
+            Arg::Read(x),
+            Arg::Read(delta),
+            Arg::Write(sum),
+            Arg::Read(weight),
+            Arg::Float(epsilon),
+            Arg::Write(out),
+            Arg::Write(inverse_rms),
+            int(weight.len),
+        ],
+    });
 }
 
-/// As the leaf of [`crate::backend::Backend`].
-#[allow(clippy::too_many_arguments, reason = "the leaf's signature")]
+/// As [`crate::backend::Backend::rms_norm_again`].
 pub(super) fn rms_norm_again<D: Device>(device: &mut D, x: Buffer, weight: Buffer, inverse_rms: Buffer, out: Buffer) {
-    let _ = (device, x, weight, inverse_rms, out);
-    unimplemented!("rms_norm_again")
+    check(x, weight, inverse_rms);
+    device.launch(&Launch {
+        kernel: kernel!(x.dtype, "rms_norm_again"),
+        grid: [inverse_rms.len, 1, 1],
+        threads: threads(weight.len, x.dtype),
+        shared_bytes: 0,
+        args: &[Arg::Read(x), Arg::Read(weight), Arg::Read(inverse_rms), Arg::Write(out), int(weight.len)],
+    });
 }
 
-/// As the leaf of [`crate::backend::Backend`].
+/// As [`crate::backend::Backend::rms_norm_backward`].
 #[allow(clippy::too_many_arguments, reason = "the leaf's signature")]
 pub(super) fn rms_norm_backward<D: Device>(
     device: &mut D,
@@ -65,6 +117,31 @@ pub(super) fn rms_norm_backward<D: Device>(
     d_x: Buffer,
     d_weight: Buffer,
 ) {
-    let _ = (device, scratch, d_out, x, weight, inverse_rms, d_x, d_weight);
-    unimplemented!("rms_norm_backward")
+    check(x, weight, inverse_rms);
+    let (rows, width) = (inverse_rms.len, weight.len);
+    assert_eq!((d_out.len, d_x.len, d_weight.len), (x.len, x.len, width), "gradients of rows of {width}");
+    let warps = width.div_ceil(32 * BACKWARD_ELEMENTS);
+    let packed = packs(width, x.dtype).is_some() && 32 * warps <= MOST_BACKWARD_THREADS;
+    // Rows at once.
+    let groups = if packed { (BACKWARD_THREADS / 32 / warps).max(1) } else { 1 };
+    // The scratch has room for so many rows: about two blocks a multiprocessor of a large device.
+    let parts = rows.div_ceil(groups * ROUNDS).min(2 * PARTS);
+    let partial = scratch_of(scratch, DType::F32, parts * width);
+    device.launch(&Launch {
+        kernel: kernel!(x.dtype, "rms_norm_backward"),
+        grid: [parts, 1, 1],
+        threads: if packed { 32 * warps * groups } else { THREADS },
+        shared_bytes: if packed { groups * width * DType::F32.bytes() } else { 0 },
+        args: &[
+            Arg::Read(d_out),
+            Arg::Read(x),
+            Arg::Read(weight),
+            Arg::Read(inverse_rms),
+            Arg::Update(d_x),
+            Arg::Write(partial),
+            int(rows),
+            int(width),
+        ],
+    });
+    add_parts(device, partial, parts, d_weight);
 }

@@ -1,12 +1,40 @@
-//! STUB
-#![allow(clippy::unimplemented)]
+//! AdamW. Kernels: `cuda/optimizer.cu`.
 
-use super::device::Device;
-use crate::backend::AdamW;
+use super::device::{Arg, Device, Launch, long};
+use crate::backend::{AdamW, DType};
 
-/// As the leaf of [`crate::backend::Backend`].
-#[allow(clippy::too_many_arguments, reason = "the leaf's signature")]
+const THREADS: usize = 256;
+/// Parameters of a block: a thread takes four, four times.
+const BLOCK: usize = THREADS * 4 * 4;
+
+/// As [`crate::backend::Backend::adamw`].
 pub(super) fn adamw<D: Device>(device: &mut D, op: &AdamW) {
-    let _ = (device, op);
-    unimplemented!("adamw")
+    let len = op.weights.len;
+    assert_eq!((op.gradients.len, op.moment1.len, op.moment2.len), (len, len, len), "adamw of {len} weights");
+    assert_eq!(op.grad_norm_squared.len, 1, "adamw takes one norm");
+    let grid = [len.div_ceil(BLOCK), 1, 1];
+    let weights = Arg::Update(op.weights);
+    let rest = [
+        Arg::Read(op.gradients),
+        Arg::Update(op.moment1),
+        Arg::Update(op.moment2),
+        Arg::Read(op.grad_norm_squared),
+        Arg::Float(op.max_grad_norm),
+        Arg::Float(op.keep()),
+        Arg::Float(op.beta1),
+        Arg::Float(op.beta2),
+        Arg::Float(op.step_size()),
+        Arg::Float(op.root_correction()),
+        Arg::Float(op.epsilon),
+        long(len),
+    ];
+    let (kernel, args) = match (op.weights.dtype, op.weights_low) {
+        (DType::F32, None) => ("adamw_f32", [&[weights][..], &rest].concat()),
+        (DType::Bf16, Some(low)) => {
+            assert_eq!(low.len, len, "adamw of {len} weights");
+            ("adamw_split", [&[weights, Arg::Update(low)][..], &rest].concat())
+        }
+        (dtype, low) => unreachable!("no leaf updates weights of {dtype:?} with low halves {low:?}"),
+    };
+    device.launch(&Launch { kernel, grid, threads: THREADS, shared_bytes: 0, args: &args });
 }

@@ -1,18 +1,62 @@
-//! STUB
-#![allow(clippy::unimplemented)]
+//! Per-head norm and rotary embedding. Kernels: `cuda/rope.cu`.
 
-use super::device::Device;
-use crate::backend::{Buffer, NormRope};
+use super::PARTS;
+use super::device::{Arg, Device, Launch, int, kernel, scratch_of};
+use super::elementwise::add_parts;
+use crate::backend::{Buffer, DType, NormRope};
 
-/// As the leaf of [`crate::backend::Backend`].
-#[allow(clippy::too_many_arguments, reason = "the leaf's signature")]
-pub(super) fn norm_rope<D: Device>(device: &mut D, op: &NormRope, qkv: Buffer, qk: Buffer) {
-    let _ = (device, op, qkv, qk);
-    unimplemented!("norm_rope")
+const THREADS: usize = 128;
+const WARPS: usize = THREADS / 32;
+/// Rounds of heads that a block takes at least, before it sums what its lanes have.
+const ROUNDS: usize = 4;
+
+/// Heads that a block has at once, if they are read in packs; else it has fewer, and goes on for longer.
+fn heads_at_once(dim: usize, dtype: DType) -> usize {
+    let pack = 16 / dtype.bytes();
+    let lanes = (dim / 2).div_ceil(pack).next_power_of_two();
+    if (dim / 2).is_multiple_of(pack) && lanes <= 32 { THREADS / lanes } else { WARPS }
 }
 
-/// As the leaf of [`crate::backend::Backend`].
-#[allow(clippy::too_many_arguments, reason = "the leaf's signature")]
+fn check(op: &NormRope, qkv: Buffer) {
+    let heads = op.heads;
+    assert!(heads.dim.is_multiple_of(2) && heads.dim <= super::MOST_HEAD, "rotary embedding of heads of {}", heads.dim);
+    let width = (heads.query + 2 * heads.key_value) * heads.dim;
+    assert_eq!(qkv.len, op.tokens * width, "queries, keys and values of {} tokens", op.tokens);
+    assert_eq!((op.cos.len, op.sin.len), (op.tokens * heads.dim / 2, op.tokens * heads.dim / 2), "angles");
+}
+
+/// As [`crate::backend::Backend::norm_rope`].
+pub(super) fn norm_rope<D: Device>(device: &mut D, op: &NormRope, qkv: Buffer, qk: Buffer) {
+    check(op, qkv);
+    let heads = op.heads;
+    let rotated = heads.query + heads.key_value;
+    assert_eq!((qk.len, qk.dtype), (op.tokens * rotated * heads.dim, qkv.dtype), "norm_rope into another shape");
+    let (query, key, epsilon) = match op.norm {
+        Some((query, key, epsilon)) => (Arg::Read(query), Arg::Read(key), epsilon),
+        None => (Arg::Null, Arg::Null, 0.0),
+    };
+    device.launch(&Launch {
+        kernel: kernel!(qkv.dtype, "norm_rope"),
+        grid: [(op.tokens * rotated).div_ceil(heads_at_once(heads.dim, qkv.dtype)), 1, 1],
+        threads: THREADS,
+        shared_bytes: 0,
+        args: &[
+            Arg::Read(qkv),
+            Arg::Write(qk),
+            query,
+            key,
+            Arg::Float(epsilon),
+            Arg::Read(op.cos),
+            Arg::Read(op.sin),
+            int(op.tokens),
+            int(heads.query),
+            int(heads.key_value),
+            int(heads.dim),
+        ],
+    });
+}
+
+/// As [`crate::backend::Backend::norm_rope_backward`].
 pub(super) fn norm_rope_backward<D: Device>(
     device: &mut D,
     scratch: Buffer,
@@ -21,6 +65,51 @@ pub(super) fn norm_rope_backward<D: Device>(
     d_qkv: Buffer,
     d_norm: Option<(Buffer, Buffer)>,
 ) {
-    let _ = (device, scratch, op, qkv, d_qkv, d_norm);
-    unimplemented!("norm_rope_backward")
+    check(op, qkv);
+    let heads = op.heads;
+    assert_eq!((d_qkv.len, d_qkv.dtype), (qkv.len, qkv.dtype), "the gradient is laid out as the values");
+    assert_eq!(op.norm.is_some(), d_norm.is_some(), "gradients of the norms, if there are norms");
+    let at_once = heads_at_once(heads.dim, qkv.dtype);
+    let rotated = op.tokens * (heads.query + heads.key_value);
+    let sizes = [int(op.tokens), int(heads.query), int(heads.key_value), int(heads.dim)];
+    let [tokens, query, key_value, dim] = sizes;
+    let (Some((query_norm, key_norm, epsilon)), Some((d_query_norm, d_key_norm))) = (op.norm, d_norm) else {
+        device.launch(&Launch {
+            kernel: kernel!(qkv.dtype, "rope_backward"),
+            grid: [rotated.div_ceil(at_once), 1, 1],
+            threads: THREADS,
+            shared_bytes: 0,
+            args: &[Arg::Update(d_qkv), Arg::Read(op.cos), Arg::Read(op.sin), tokens, query, key_value, dim],
+        });
+        return;
+    };
+    // The scratch has room for 2 PARTS rows as wide as queries, keys and values. Small parts fill any device evenly.
+    let most = PARTS * (heads.query + 2 * heads.key_value).min(8);
+    let parts = rotated.div_ceil(at_once * ROUNDS).min(most);
+    let of_both = scratch_of(scratch, DType::F32, 2 * parts * heads.dim);
+    let of_queries = of_both.slice(0, parts * heads.dim);
+    let of_keys = of_both.slice(parts * heads.dim, parts * heads.dim);
+    device.launch(&Launch {
+        kernel: kernel!(qkv.dtype, "norm_rope_backward"),
+        grid: [parts, 1, 1],
+        threads: THREADS,
+        shared_bytes: WARPS * heads.dim * DType::F32.bytes(),
+        args: &[
+            Arg::Read(qkv),
+            Arg::Update(d_qkv),
+            Arg::Read(query_norm),
+            Arg::Read(key_norm),
+            Arg::Float(epsilon),
+            Arg::Read(op.cos),
+            Arg::Read(op.sin),
+            tokens,
+            query,
+            key_value,
+            dim,
+            Arg::Write(of_queries),
+            Arg::Write(of_keys),
+        ],
+    });
+    add_parts(device, of_queries, parts, d_query_norm);
+    add_parts(device, of_keys, parts, d_key_norm);
 }

@@ -1,19 +1,41 @@
-//! STUB
-#![allow(clippy::unimplemented)]
+//! The gated activation. Kernels: `cuda/swiglu.cu`.
 
-use super::device::Device;
-use crate::backend::Buffer;
+use super::device::{Arg, Device, Launch, int, kernel};
+use crate::backend::{Buffer, DType};
 
-/// As the leaf of [`crate::backend::Backend`].
-#[allow(clippy::too_many_arguments, reason = "the leaf's signature")]
-pub(super) fn swiglu<D: Device>(device: &mut D, gate_up: Buffer, width: usize, out: Buffer) {
-    let _ = (device, gate_up, width, out);
-    unimplemented!("swiglu")
+/// Most threads of a block.
+const MOST_THREADS: usize = 256;
+
+/// Threads of a block, blocks a row.
+fn blocks(width: usize, dtype: DType) -> (usize, usize) {
+    let pack = 16 / dtype.bytes();
+    let units = if width.is_multiple_of(pack) { width / pack } else { width };
+    let threads = units.next_multiple_of(32).clamp(32, MOST_THREADS);
+    (threads, units.div_ceil(threads))
 }
 
-/// As the leaf of [`crate::backend::Backend`].
-#[allow(clippy::too_many_arguments, reason = "the leaf's signature")]
+/// As [`crate::backend::Backend::swiglu`].
+pub(super) fn swiglu<D: Device>(device: &mut D, gate_up: Buffer, width: usize, out: Buffer) {
+    assert_eq!((gate_up.len, gate_up.dtype), (2 * out.len, out.dtype), "swiglu of rows of {width}");
+    let (threads, chunks) = blocks(width, out.dtype);
+    device.launch(&Launch {
+        kernel: kernel!(out.dtype, "swiglu"),
+        grid: [out.len / width * chunks, 1, 1],
+        threads,
+        shared_bytes: 0,
+        args: &[Arg::Read(gate_up), Arg::Write(out), int(width), int(chunks)],
+    });
+}
+
+/// As [`crate::backend::Backend::swiglu_backward`].
 pub(super) fn swiglu_backward<D: Device>(device: &mut D, gate_up: Buffer, width: usize, d_out: Buffer) {
-    let _ = (device, gate_up, width, d_out);
-    unimplemented!("swiglu_backward")
+    assert_eq!((gate_up.len, gate_up.dtype), (2 * d_out.len, d_out.dtype), "swiglu_backward of rows of {width}");
+    let (threads, chunks) = blocks(width, d_out.dtype);
+    device.launch(&Launch {
+        kernel: kernel!(d_out.dtype, "swiglu_backward"),
+        grid: [d_out.len / width * chunks, 1, 1],
+        threads,
+        shared_bytes: 0,
+        args: &[Arg::Update(gate_up), Arg::Read(d_out), int(width), int(chunks)],
+    });
 }

@@ -48,10 +48,40 @@ fn addition_is_rounded_once() {
 }
 
 #[test]
+fn elements_need_not_be_aligned() {
+    let mut random = Random(36);
+    for len in [7, 16, 4099] {
+        for dtype in TYPES {
+            let mut fixture = Fixture::new();
+            let (x, delta) = (random.values(len, dtype), random.values(len, dtype));
+            let expected: Vec<f64> = sum(&x, &delta).iter().map(|x| round(f64::from(*x as f32), dtype)).collect();
+            let (x, delta) = (fixture.put(&x, dtype), fixture.put_unaligned(&delta, dtype));
+            fixture.backend.add(x, delta);
+            assert_eq!(fixture.get(x), expected);
+            let other = if dtype == DType::F32 { DType::Bf16 } else { DType::F32 };
+            let all = fixture.poisoned(len + 2, other);
+            fixture.backend.copy(x, all.slice(1, len));
+            let copied = fixture.get(all);
+            assert!(copied[0].is_nan() && copied[len + 1].is_nan());
+            let expected: Vec<f64> = expected.iter().map(|x| round(*x, other)).collect();
+            assert_eq!(copied[1..=len], expected);
+        }
+        let mut fixture = Fixture::new();
+        let (a, b) = (random.values(len, DType::F32), random.values(len, DType::F32));
+        let expected = inner(&a, &b);
+        let (a, b) = (fixture.put(&a, DType::F32), fixture.put_unaligned(&b, DType::F32));
+        let out = fixture.put(&[0.0], DType::F64);
+        fixture.backend.dot(a, b, out);
+        assert_close("out", &fixture.get(out), &[expected], 1e-12);
+    }
+}
+
+#[test]
 fn rows_are_summed_by_column_and_added() {
     let mut random = Random(32);
     for dtype in TYPES {
-        for (count, columns, stride) in [(0, 4, 4), (1, 1, 1), (5, 300, 310), (400, 257, 300)] {
+        let shapes = [(0, 4, 4), (1, 1, 1), (5, 300, 310), (400, 257, 300), (130, 520, 528)];
+        for (count, columns, stride) in shapes {
             let mut fixture = Fixture::new();
             let x = random.values(count * stride, dtype);
             let mut expected = random.values(columns, DType::F32);
@@ -65,6 +95,27 @@ fn rows_are_summed_by_column_and_added() {
             fixture.backend.sum_rows(rows(x, stride), count, columns, out);
             assert_close("out", &fixture.get(out), &expected, 2e-6);
         }
+    }
+}
+
+#[test]
+fn sums_of_many_rows_lose_none() {
+    let (count, columns, stride) = (9001, 24, 32);
+    let mut random = Random(37);
+    for dtype in TYPES {
+        let mut fixture = Fixture::new();
+        // Whole numbers, whose sums f32 holds exactly.
+        let x: Vec<f64> = (0..count * stride).map(|_| random.below(9) as f64 - 3.0).collect();
+        let mut expected = vec![7.0; columns];
+        let out = fixture.put(&expected, DType::F32);
+        for row in x.chunks(stride) {
+            for (total, x) in expected.iter_mut().zip(row) {
+                *total += x;
+            }
+        }
+        let x = fixture.put(&x, dtype);
+        fixture.backend.sum_rows(rows(x, stride), count, columns, out);
+        assert_eq!(fixture.get(out), expected);
     }
 }
 

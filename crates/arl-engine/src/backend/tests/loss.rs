@@ -25,6 +25,7 @@ fn reference(logits: &[f64], target: usize) -> Row {
 }
 
 struct Pass {
+    /// Or their gradient.
     logits: Vec<f64>,
     nll: Vec<f64>,
     correct: Vec<f64>,
@@ -34,9 +35,25 @@ struct Pass {
 const SCALE: f32 = 0.25;
 
 fn run(logits: &[f64], vocab: usize, targets: &[usize], weights: &[f64], dtype: DType, gradient: bool) -> Pass {
-    let mut fixture = Fixture::new();
+    pass(&mut Fixture::new(), logits, vocab, targets, weights, dtype, gradient.then_some(dtype))
+}
+
+/// The pass over logits of `dtype`; the gradient, if any, is of type `gradient`.
+fn pass(
+    fixture: &mut Fixture,
+    logits: &[f64],
+    vocab: usize,
+    targets: &[usize],
+    weights: &[f64],
+    dtype: DType,
+    gradient: Option<DType>,
+) -> Pass {
     let count = targets.len();
     let logits = fixture.put(logits, dtype);
+    let gradient = gradient.map(|dtype| {
+        let stride = vocab * logits.dtype.bytes() / dtype.bytes();
+        rows(logits.view(dtype), stride)
+    });
     let op = CrossEntropy {
         rows: count,
         vocab,
@@ -44,17 +61,31 @@ fn run(logits: &[f64], vocab: usize, targets: &[usize], weights: &[f64], dtype: 
         targets: fixture.ints(targets),
         weights: fixture.put(weights, DType::F32),
         scale: SCALE,
-        gradient: gradient.then_some(rows(logits, vocab)),
+        gradient,
         nll: fixture.poisoned(count, DType::F32),
         correct: fixture.poisoned(count, DType::F32),
         entropy: fixture.poisoned(count, DType::F32),
     };
     fixture.backend.cross_entropy(&op);
-    Pass {
-        logits: fixture.get(op.logits),
-        nll: fixture.get(op.nll),
-        correct: fixture.get(op.correct),
-        entropy: fixture.get(op.entropy),
+    let logits = match gradient {
+        None => fixture.get(logits),
+        // The rows without what lies between them.
+        Some(rows) => {
+            let all = fixture.get(rows.buffer);
+            all.chunks(rows.stride).flat_map(|row| &row[..vocab]).copied().collect()
+        }
+    };
+    Pass { logits, nll: fixture.get(op.nll), correct: fixture.get(op.correct), entropy: fixture.get(op.entropy) }
+}
+
+/// Asserts that a row of gradients of `dtype` is `weight * SCALE * (probabilities - one_hot(target))`.
+#[track_caller]
+fn assert_gradient(actual: &[f64], row: &Row, target: usize, weight: f64, dtype: DType) {
+    let factor = weight * f64::from(SCALE);
+    for (i, (actual, p)) in actual.iter().zip(&row.probabilities).enumerate() {
+        let expected = factor * (p - if i == target { 1.0 } else { 0.0 });
+        let allowed = bound(dtype, 1.0).max(2e-6) * expected.abs() + 1e-7 * factor;
+        assert!((actual - expected).abs() <= allowed, "{i}: {actual} instead of {expected}");
     }
 }
 
@@ -63,7 +94,7 @@ fn loss_accuracy_entropy_and_gradient_are_the_reference() {
     let mut random = Random(40);
     for dtype in TYPES {
         for (rows, vocab, size) in
-            [(0, 4, 1.0), (1, 1, 1.0), (3, 2, 1.0), (5, 33, 3.0), (3, 1024, 1.0), (4, 16_384, 4.0)]
+            [(0, 4, 1.0), (1, 1, 1.0), (3, 2, 1.0), (5, 33, 3.0), (3, 1024, 1.0), (4, 16_384, 4.0), (2, 50_003, 2.0)]
         {
             let logits: Vec<f64> = random.values(rows * vocab, dtype).iter().map(|x| round(size * x, dtype)).collect();
             let mut targets: Vec<usize> = (0..rows).map(|_| random.below(vocab)).collect();
@@ -81,19 +112,70 @@ fn loss_accuracy_entropy_and_gradient_are_the_reference() {
                 assert!((pass.nll[row] - expected.nll).abs() <= 1e-6 * expected.nll + 1e-7, "{row}: {}", pass.nll[row]);
                 assert_eq!(pass.correct[row], expected.correct);
                 assert!((pass.entropy[row] - expected.entropy).abs() <= 1e-6 * expected.entropy + 1e-7);
-                let factor = weights[row] * f64::from(SCALE);
-                let one_hot = |i| if i == targets[row] { 1.0 } else { 0.0 };
-                let d: Vec<f64> =
-                    expected.probabilities.iter().enumerate().map(|(i, p)| factor * (p - one_hot(i))).collect();
-                for (actual, expected) in pass.logits[row * vocab..].iter().zip(&d) {
-                    let allowed = bound(dtype, 1.0).max(2e-6) * expected.abs() + 1e-7 * factor;
-                    assert!((actual - expected).abs() <= allowed, "{actual} instead of {expected}");
-                }
+                assert_gradient(&pass.logits[row * vocab..][..vocab], &expected, targets[row], weights[row], dtype);
             }
             let kept = run(&logits, vocab, &targets, &weights, dtype, false);
             assert_eq!(kept.logits, logits, "without a gradient, the logits are left");
             assert_eq!(kept.nll, pass.nll);
         }
+    }
+}
+
+/// A fixture whose backend writes bf16 gradients over f32 logits; `None` where it does not.
+fn narrowing() -> Option<Fixture> {
+    let fixture = Fixture::new();
+    if fixture.backend.logits_gradient(DType::Bf16) == DType::Bf16 {
+        return Some(fixture);
+    }
+    println!("SKIPPED: {} writes f32 gradients", fixture.backend.name());
+    None
+}
+
+#[test]
+fn a_bf16_gradient_lies_at_the_beginning_of_its_rows_f32_logits() {
+    let mut random = Random(42);
+    let Some(mut fixture) = narrowing() else { return };
+    for (rows, vocab) in [(0, 4), (1, 1), (5, 33), (3, 1024), (3, 16_392), (2, 120_008), (2, 131_075)] {
+        let logits: Vec<f64> = random.values(rows * vocab, DType::F32).iter().map(|x| 4.0 * x).collect();
+        let logits: Vec<f64> = logits.iter().map(|x| round(*x, DType::F32)).collect();
+        let targets: Vec<usize> = (0..rows).map(|row| [vocab - 1, 0, vocab / 2][row % 3]).collect();
+        let weights: Vec<f64> = (0..rows).map(|row| [1.0, 0.5, 0.0, 2.0][row % 4]).collect();
+        let got = pass(&mut fixture, &logits, vocab, &targets, &weights, DType::F32, Some(DType::Bf16));
+        let plain = run(&logits, vocab, &targets, &weights, DType::F32, false);
+        assert_eq!((got.nll, got.correct, got.entropy), (plain.nll, plain.correct, plain.entropy));
+        for row in 0..rows {
+            let expected = reference(&logits[row * vocab..][..vocab], targets[row]);
+            let actual = &got.logits[row * vocab..][..vocab];
+            assert_gradient(actual, &expected, targets[row], weights[row], DType::Bf16);
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_shows_in_a_bf16_gradient() {
+    let Some(mut fixture) = narrowing() else { return };
+    let mut rows = vec![0.5; 3 * 2000];
+    rows[1700] = f64::NAN;
+    rows[2000..4000].fill(f64::NEG_INFINITY);
+    let got = pass(&mut fixture, &rows, 2000, &[3, 3, 3], &[1.0; 3], DType::F32, Some(DType::Bf16));
+    assert!(got.nll[0].is_nan() && got.nll[1].is_nan() && got.nll[2].is_finite());
+    assert_eq!(got.correct, [0.0; 3]);
+    assert!(got.logits[..4000].iter().all(|x| x.is_nan()));
+    assert!(got.logits[4000..].iter().all(|x| x.is_finite()));
+}
+
+#[test]
+fn many_small_probabilities_are_not_lost_beside_a_great_one() {
+    const VOCAB: usize = 151_936;
+    // At either end: whether it comes before the others or after them, a sum must hold both.
+    for (target, ahead) in [0, VOCAB - 1].into_iter().flat_map(|target| [9.0, 12.0].map(|ahead| (target, ahead))) {
+        let mut logits = vec![0.0; VOCAB];
+        logits[target] = ahead;
+        let expected = reference(&logits, target);
+        let got = run(&logits, VOCAB, &[target], &[1.0], DType::F32, false);
+        assert!((got.nll[0] - expected.nll).abs() <= 1e-6 * expected.nll + 1e-7, "{} {}", got.nll[0], expected.nll);
+        assert!((got.entropy[0] - expected.entropy).abs() <= 1e-6 * expected.entropy + 1e-7);
+        assert_eq!(got.correct, [1.0]);
     }
 }
 

@@ -6,9 +6,11 @@ mod autograd;
 mod elementwise;
 mod embedding;
 mod loss;
+mod matmul;
 mod moe;
 mod norm;
 mod optimizer;
+mod repeat;
 mod rope;
 mod swiglu;
 mod threads;
@@ -31,7 +33,13 @@ impl Fixture {
     fn new() -> Self {
         let mut backend: Box<dyn Backend> = Box::new(test_backend());
         backend.reserve(Pool::Step, 1 << 28).unwrap();
-        backend.reserve(Pool::Scratch, backend.scratch_bytes(1 << 13)).unwrap();
+        let scratch = backend.scratch_bytes(1 << 13, 1 << 13);
+        backend.reserve(Pool::Scratch, scratch).unwrap();
+        // NaN, so that a partial sum that is read but not written shows.
+        backend.upload(
+            &vec![0xff; scratch],
+            Buffer { pool: Pool::Scratch, offset: 0, len: scratch / 4, dtype: DType::F32 },
+        );
         Fixture { backend, next: 0 }
     }
 
@@ -53,6 +61,12 @@ impl Fixture {
         };
         self.backend.upload(&bytes, buffer);
         buffer
+    }
+
+    /// As `put`, one element after an aligned address.
+    fn put_unaligned(&mut self, values: &[f64], dtype: DType) -> Buffer {
+        let padded: Vec<f64> = std::iter::once(0.0).chain(values.iter().copied()).collect();
+        self.put(&padded, dtype).slice(1, values.len())
     }
 
     /// Uploads whole numbers.

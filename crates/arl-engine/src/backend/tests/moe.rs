@@ -34,7 +34,7 @@ fn router(fixture: &mut Fixture, tokens: usize, experts: usize, top_k: usize, no
     }
 }
 
-const SHAPES: [(usize, usize, usize); 5] = [(1, 1, 1), (3, 4, 1), (5, 4, 4), (9, 33, 8), (700, 64, 8)];
+const SHAPES: [(usize, usize, usize); 6] = [(1, 1, 1), (3, 4, 1), (5, 4, 4), (9, 33, 8), (20, 300, 40), (700, 64, 8)];
 
 #[test]
 fn the_router_chooses_the_most_probable() {
@@ -78,11 +78,25 @@ fn the_lower_index_wins_among_equals() {
     assert_eq!(fixture.get(op.experts_chosen), [0.0, 1.0, 2.0, 2.0, 1.0, 3.0]);
 }
 
+/// Rows are found by what the router chose, before anyone sees that a loss is not finite.
+#[test]
+fn logits_that_are_not_numbers_still_choose_experts_that_there_are() {
+    let mut fixture = Fixture::new();
+    let op = router(&mut fixture, 3, 5, 3, true);
+    let mut logits = [0.5; 15];
+    logits[1] = f64::NAN;
+    logits[7] = f64::INFINITY;
+    logits[10..].fill(f64::NEG_INFINITY);
+    let logits = fixture.put(&logits, DType::F32);
+    fixture.backend.router(&op, logits, None);
+    assert_eq!(fixture.get(op.experts_chosen), [0.0, 1.0, 2.0].repeat(3));
+}
+
 #[test]
 fn the_routers_gradient_is_the_derivative() {
     let mut random = Random(61);
     for normalise in [false, true] {
-        for (tokens, experts, top_k) in [(1, 1, 1), (3, 4, 1), (5, 4, 4), (9, 33, 8)] {
+        for (tokens, experts, top_k) in [(1, 1, 1), (3, 4, 1), (5, 4, 4), (9, 33, 8), (3, 200, 5)] {
             for balanced in [false, true] {
                 let mut fixture = Fixture::new();
                 let logits = random.values(tokens * experts, DType::F32);
@@ -150,7 +164,7 @@ fn sort(fixture: &mut Fixture, random: &mut Random, tokens: usize, experts: usiz
 fn pairs_are_sorted_by_expert_and_combined_by_token() {
     let mut random = Random(62);
     for dtype in TYPES {
-        for ((tokens, experts, top_k), width) in SHAPES.into_iter().zip([1, 5, 33, 64, 40]) {
+        for ((tokens, experts, top_k), width) in SHAPES.into_iter().zip([1, 1100, 2056, 64, 7, 40]) {
             let mut fixture = Fixture::new();
             let sorted = sort(&mut fixture, &mut random, tokens, experts, top_k);
             let x = random.values(tokens * top_k * width, dtype);

@@ -101,6 +101,54 @@ fn twenty_steps_follow_the_reference_in_f32_and_with_a_split_master() {
 }
 
 #[test]
+fn each_step_of_the_formula_is_rounded_to_f32_wherever_the_parameters_begin() {
+    let mut random = Random(51);
+    let (skipped, len) = (1, 9_001);
+    for start in [0, skipped] {
+        let mut fixture = Fixture::new();
+        let mut arrays = [0, 1, 2, 3].map(|_| random.values(skipped + len, DType::F32));
+        arrays[3].iter_mut().for_each(|v| *v = v.abs());
+        let [w, g, m, v] = &arrays;
+        let (high, low) = split(w);
+        let op = op(&mut fixture, &RATES, 3, 0, inner(g, g));
+        let whole = AdamW {
+            weights: fixture.put(w, DType::F32).slice(start, len),
+            gradients: fixture.put(g, DType::F32).slice(start, len),
+            moment1: fixture.put(m, DType::F32).slice(start, len),
+            moment2: fixture.put(v, DType::F32).slice(start, len),
+            ..op
+        };
+        let halves = AdamW {
+            weights: fixture.put(&high, DType::Bf16).slice(start, len),
+            weights_low: Some(fixture.put(&low, DType::U16).slice(start, len)),
+            moment1: fixture.put(m, DType::F32).slice(start, len),
+            moment2: fixture.put(v, DType::F32).slice(start, len),
+            ..whole
+        };
+        fixture.backend.adamw(&whole);
+        fixture.backend.adamw(&halves);
+
+        let clip = (1.0 / (inner(g, g).sqrt() + 1e-6)) as f32;
+        let mut expected = [vec![], vec![], vec![]];
+        for i in start..start + len {
+            let [w, g, m, v] = [w, g, m, v].map(|x| x[i] as f32);
+            let g = g * clip;
+            let m = m + (1.0 - op.beta1) * (g - m);
+            let v = v * op.beta2 + (1.0 - op.beta2) * g * g;
+            let w = w * op.keep() - op.step_size() * m / (v.sqrt() * op.root_correction() + op.epsilon);
+            [w, m, v].iter().zip(&mut expected).for_each(|(x, array)| array.push(f64::from(*x)));
+        }
+        for op in [&whole, &halves] {
+            assert_eq!(fixture.get(op.moment1), expected[1]);
+            assert_eq!(fixture.get(op.moment2), expected[2]);
+        }
+        assert_eq!(fixture.get(whole.weights), expected[0]);
+        let (high, low) = split(&expected[0]);
+        assert_eq!((fixture.get(halves.weights), fixture.get(halves.weights_low.unwrap())), (high, low));
+    }
+}
+
+#[test]
 fn nothing_changes_where_the_norm_is_not_finite() {
     for norm_squared in [f64::NAN, f64::INFINITY] {
         let mut fixture = Fixture::new();

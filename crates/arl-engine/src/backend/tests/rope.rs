@@ -49,6 +49,32 @@ impl Case {
         out
     }
 
+    /// The gradients of `qkv` and of the weights of the norms of queries and keys (zero where there are none), for `d`
+    /// laid out as `qkv`.
+    fn gradients(&self, d: &[f64]) -> (Vec<f64>, [Vec<f64>; 2]) {
+        let Heads { query, key_value, dim } = self.heads;
+        let (half, width) = (dim / 2, (query + 2 * key_value) * dim);
+        let mut d_qkv = d.to_vec();
+        let mut d_norm = [vec![0.0; dim], vec![0.0; dim]];
+        for (t, (row, d)) in self.qkv.chunks(width).zip(d_qkv.chunks_mut(width)).enumerate() {
+            let (cos, sin) = (&self.cos[t * half..], &self.sin[t * half..]);
+            for (head, (x, d)) in row.chunks(dim).zip(d.chunks_mut(dim)).take(query + key_value).enumerate() {
+                for i in 0..half {
+                    let (low, high) = (d[i], d[i + half]);
+                    d[i] = low * cos[i] + high * sin[i];
+                    d[i + half] = high * cos[i] - low * sin[i];
+                }
+                let Some((of_queries, of_keys)) = &self.norm else { continue };
+                let keys = usize::from(head >= query);
+                let weight = [of_queries, of_keys][keys];
+                let (d_x, d_weight) = super::norm::gradients(x, weight, d, f64::from(EPSILON));
+                d.copy_from_slice(&d_x);
+                d_norm[keys] = sum(&d_norm[keys], &d_weight);
+            }
+        }
+        (d_qkv, d_norm)
+    }
+
     fn norms(&self) -> Option<(&[f64], &[f64])> {
         self.norm.as_ref().map(|(query, key)| (&query[..], &key[..]))
     }
@@ -64,9 +90,21 @@ impl Case {
     }
 }
 
+/// Query heads, key heads, their size, tokens.
+const CASES: [(usize, usize, usize, usize); 8] = [
+    (1, 1, 2, 1),
+    (2, 1, 6, 5),
+    (3, 1, 16, 4),
+    (4, 2, 64, 3),
+    (3, 3, 128, 1),
+    (8, 4, 64, 70),
+    (7, 1, 128, 40),
+    (5, 1, 80, 9),
+];
+
 fn cases(random: &mut Random, dtype: DType) -> Vec<Case> {
     let mut cases = Vec::new();
-    for (query, key_value, dim, tokens) in [(1, 1, 2, 1), (2, 1, 6, 5), (4, 2, 64, 3), (3, 3, 128, 1), (8, 4, 64, 70)] {
+    for (query, key_value, dim, tokens) in CASES {
         for norm in [false, true] {
             cases.push(Case::new(random, dtype, Heads { query, key_value, dim }, tokens, norm));
         }
@@ -102,6 +140,8 @@ fn backward_is_the_derivative() {
             let full = differences(&case.qkv, |qkv| inner(&case.reference(qkv, case.norms()), &d_qk));
             let expected: Vec<f64> =
                 full.iter().zip(&d).enumerate().map(|(i, (f, d))| if i % width < rotated { *f } else { *d }).collect();
+            let (same, [same_query, same_key]) = case.gradients(&d);
+            assert_close("the formula's d_qkv", &same, &expected, 1e-7);
 
             let mut fixture = Fixture::new();
             let op = case.op(&mut fixture, dtype);
@@ -114,10 +154,50 @@ fn backward_is_the_derivative() {
             if let (Some((of_queries, of_keys)), Some((query, key))) = (case.norms(), d_norm) {
                 let expected =
                     differences(of_queries, |w| inner(&case.reference(&case.qkv, Some((w, of_keys))), &d_qk));
+                assert_close("the formula's d_norm of queries", &same_query, &expected, 1e-7);
                 assert_close("d_norm of queries", &fixture.get(query), &sum(&before, &expected), 2e-6);
                 let expected =
                     differences(of_keys, |w| inner(&case.reference(&case.qkv, Some((of_queries, w))), &d_qk));
+                assert_close("the formula's d_norm of keys", &same_key, &expected, 1e-7);
                 assert_close("d_norm of keys", &fixture.get(key), &sum(&before, &expected), 2e-6);
+            }
+        }
+    }
+}
+
+#[test]
+fn backward_goes_over_many_heads_of_all_sizes_and_alignments() {
+    let mut random = Random(11);
+    for dtype in TYPES {
+        let mut cases = cases(&mut random, dtype);
+        cases.push(Case::new(&mut random, dtype, Heads { query: 5, key_value: 2, dim: 34 }, 61, true));
+        cases.push(Case::new(&mut random, dtype, Heads { query: 2, key_value: 1, dim: 256 }, 5, true));
+        cases.push(Case::new(&mut random, dtype, Heads { query: 2, key_value: 1, dim: 64 }, 0, true));
+        for case in cases {
+            for aligned in [true, false] {
+                let d = random.values(case.qkv.len(), dtype);
+                let (expected, [of_queries, of_keys]) = case.gradients(&d);
+                let expected_qk = case.reference(&case.qkv, case.norms());
+                let mut fixture = Fixture::new();
+                let op = case.op(&mut fixture, dtype);
+                let d_qkv = fixture.put(&d, dtype);
+                let (qkv, d_qkv) = if aligned {
+                    (fixture.put(&case.qkv, dtype), d_qkv)
+                } else {
+                    (fixture.put_unaligned(&case.qkv, dtype), fixture.put_unaligned(&d, dtype))
+                };
+                let qk = fixture.poisoned(expected_qk.len(), dtype);
+                fixture.backend.norm_rope(&op, qkv, qk);
+                assert_close("qk", &fixture.get(qk), &expected_qk, bound(dtype, 5.0));
+                let before = random.values(case.heads.dim, DType::F32);
+                let d_norm =
+                    case.norm.is_some().then(|| (fixture.put(&before, DType::F32), fixture.put(&before, DType::F32)));
+                fixture.backend.norm_rope_backward(&op, qkv, d_qkv, d_norm);
+                assert_close("d_qkv", &fixture.get(d_qkv), &expected, bound(dtype, 10.0));
+                if let Some((query, key)) = d_norm {
+                    assert_close("d_norm of queries", &fixture.get(query), &sum(&before, &of_queries), 2e-6);
+                    assert_close("d_norm of keys", &fixture.get(key), &sum(&before, &of_keys), 2e-6);
+                }
             }
         }
     }

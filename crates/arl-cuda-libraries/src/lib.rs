@@ -1,0 +1,38 @@
+//! What CUDA needs at run time: finds and opens the driver and NVIDIA's libraries of CUDA 13, and lists the GPUs. Works, and
+//! says why not, on every machine. Knows neither the engine nor napi.
+
+pub mod find;
+#[cfg(all(target_os = "linux", target_arch = "x86_64", target_env = "gnu"))]
+mod gpu;
+#[cfg(all(target_os = "linux", target_arch = "x86_64", target_env = "gnu"))]
+mod open;
+pub mod places;
+pub mod problem;
+pub mod report;
+
+/// A library that is opened by its SONAME.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Library {
+    /// What it is, for people.
+    pub name: &'static str,
+    /// The name under which the addon asks for it.
+    pub soname: &'static str,
+}
+
+/// The driver; it comes with the GPU's driver package and never with CUDA.
+pub const DRIVER: Library = Library { name: "driver", soname: "libcuda.so.1" };
+
+/// What the CUDA addon asks for, in the order in which they must be opened: cuBLAS needs cuBLASLt.
+pub const LIBRARIES: [Library; 5] = [
+    Library { name: "cudart", soname: "libcudart.so.13" },
+    Library { name: "NVRTC", soname: "libnvrtc.so.13" },
+    Library { name: "cuRAND", soname: "libcurand.so.10" },
+    Library { name: "cuBLASLt", soname: "libcublasLt.so.13" },
+    Library { name: "cuBLAS", soname: "libcublas.so.13" },
+];
+
+/// Opened by the engine itself, where it is there.
+pub const CUDNN: Library = Library { name: "cuDNN", soname: "libcudnn.so.9" };
+
+/// The wheels that hold [`LIBRARIES`] and [`CUDNN`], as pip takes them (`scripts/cuda-toolkit.mjs` reads the same file).
+pub const LIBRARY_WHEELS: &str = include_str!("../libraries.txt");

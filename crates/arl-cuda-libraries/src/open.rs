@@ -1,0 +1,70 @@
+//! The system's loader: opens libraries for the life of the process, and says which file it took.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::ptr::NonNull;
+
+/// An open library. It is never closed: code and data of it may be in use until the process ends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Open(NonNull<c_void>);
+
+/// What the loader keeps of a library (`struct link_map` of `<link.h>`, its first fields).
+#[repr(C)]
+struct LinkMap {
+    address: usize,
+    name: *const c_char,
+}
+
+/// Opens a library so that its symbols serve every library opened later, which is how the CUDA addon's needs are met.
+pub(crate) fn open_globally(path: &Path) -> Result<Open, String> {
+    open(path, libc::RTLD_NOW | libc::RTLD_GLOBAL)
+}
+
+/// The file that would be opened; it is not kept open.
+pub(crate) fn locate(path: &Path) -> Result<String, String> {
+    let library = open(path, libc::RTLD_LAZY | libc::RTLD_LOCAL)?;
+    let file = library.file().unwrap_or_else(|| path.display().to_string());
+    // SAFETY: the handle came from dlopen, is closed once, and nothing of the library was taken out of it.
+    unsafe { libc::dlclose(library.0.as_ptr()) };
+    Ok(file)
+}
+
+fn open(path: &Path, flags: c_int) -> Result<Open, String> {
+    let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| "the path holds a zero byte".to_string())?;
+    // SAFETY: `name` is a C string that outlives the call. Initialisers of the library run, as they would if it were linked.
+    let handle = unsafe { libc::dlopen(name.as_ptr(), flags) };
+    NonNull::new(handle).map(Open).ok_or_else(last_error)
+}
+
+fn last_error() -> String {
+    // SAFETY: no arguments; the result is null or a C string that is valid until this thread's next call of the loader.
+    let message = unsafe { libc::dlerror() };
+    if message.is_null() {
+        return "the loader gave no reason".into();
+    }
+    // SAFETY: not null, and copied before the next call of the loader.
+    unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned()
+}
+
+impl Open {
+    /// The address of a symbol; `None` where the library has none of that name.
+    pub(crate) fn symbol(self, name: &CStr) -> Option<NonNull<c_void>> {
+        // SAFETY: the library is open for the life of the process and `name` is a C string.
+        NonNull::new(unsafe { libc::dlsym(self.0.as_ptr(), name.as_ptr()) })
+    }
+
+    /// The file that the library was read from.
+    pub(crate) fn file(self) -> Option<String> {
+        let mut map: *const LinkMap = std::ptr::null();
+        // SAFETY: RTLD_DI_LINKMAP writes one pointer to where the last argument points, and the handle is open.
+        let failed = unsafe { libc::dlinfo(self.0.as_ptr(), libc::RTLD_DI_LINKMAP, (&raw mut map).cast()) } != 0;
+        if failed || map.is_null() {
+            return None;
+        }
+        // SAFETY: dlinfo gave the loader's own entry of this library, which lives as long as the library is open, and whose
+        // name is a C string.
+        let name = unsafe { CStr::from_ptr((*map).name) };
+        Some(name.to_string_lossy().into_owned()).filter(|name| !name.is_empty())
+    }
+}

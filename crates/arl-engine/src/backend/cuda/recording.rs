@@ -1,0 +1,379 @@
+//! A device that checks the order of things: that nothing is read before it was written, and that no two streams touch
+//! the same bytes, one of them writing, without an event between. It computes what the device that it wraps computes.
+//!
+//! Each stream has a clock that counts what was queued on it, and knows of the others' clocks what events told it. A write
+//! is visible on a stream whose knowledge of the writer's clock has reached it.
+
+use std::collections::{BTreeMap, HashMap};
+
+use arl_model::Result;
+
+use super::device::{Arg, Device, Launch};
+use crate::backend::{Buffer, Event, Matmul, Pool, Stream};
+
+/// What one stream knows of all streams' clocks.
+type Clocks = [u64; Stream::ALL.len()];
+
+/// What happened last to a run of bytes.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Bytes {
+    /// The stream that wrote them and its clock then; `None`: they hold nothing.
+    written: Option<(usize, u64)>,
+    /// The last read by each stream since then.
+    read: Clocks,
+}
+
+/// The bytes of a pool as runs that share their past: first byte, and what is true up to the next entry.
+type Runs = BTreeMap<usize, Bytes>;
+
+/// Wraps a device.
+pub(super) struct RecordingDevice<D> {
+    inner: D,
+    clocks: [Clocks; Stream::ALL.len()],
+    events: HashMap<u32, Clocks>,
+    pools: HashMap<Pool, Runs>,
+    /// Copies that were queued on streams beside the leaves.
+    pub(super) transfers: usize,
+    /// Waits that were queued.
+    pub(super) waits: usize,
+    /// The number of a wait to leave out, counted from 1: what is then wrong must be found.
+    pub(super) forgotten: usize,
+    /// What is wrong, in the order in which it was queued.
+    pub(super) faults: Vec<String>,
+}
+
+impl<D: Device> RecordingDevice<D> {
+    pub(super) fn new(inner: D) -> Self {
+        RecordingDevice {
+            inner,
+            clocks: [[1; 3]; 3],
+            events: HashMap::new(),
+            pools: HashMap::new(),
+            transfers: 0,
+            waits: 0,
+            forgotten: 0,
+            faults: Vec::new(),
+        }
+    }
+
+    /// The runs of a pool that `buffer` covers, cut at its ends.
+    fn cut(&mut self, buffer: Buffer) -> (std::ops::Range<usize>, &mut Runs) {
+        let runs = self.pools.entry(buffer.pool).or_default();
+        let range = buffer.offset..buffer.offset + buffer.bytes();
+        for at in [range.start, range.end] {
+            let before = runs.range(..=at).next_back().map(|(_, bytes)| bytes.clone()).unwrap_or_default();
+            runs.entry(at).or_insert(before);
+        }
+        (range, runs)
+    }
+
+    fn fault(&mut self, what: &str, operation: &str, stream: Stream, buffer: Buffer) {
+        if self.faults.len() < 20 {
+            self.faults.push(format!("{operation} on {stream:?} {what}: {buffer:?}"));
+        }
+    }
+
+    fn read(&mut self, operation: &str, stream: Stream, buffer: Buffer) {
+        let number = stream as usize;
+        let known = self.clocks[number];
+        let (range, runs) = self.cut(buffer);
+        let (mut unwritten, mut unordered) = (false, false);
+        for (_, bytes) in runs.range_mut(range) {
+            match bytes.written {
+                None => unwritten = true,
+                Some((writer, clock)) => unordered |= known[writer] < clock,
+            }
+            bytes.read[number] = known[number];
+        }
+        if unwritten {
+            self.fault("reads what was not written", operation, stream, buffer);
+        }
+        if unordered {
+            self.fault("reads what another stream may not have written yet", operation, stream, buffer);
+        }
+    }
+
+    fn write(&mut self, operation: &str, stream: Stream, buffer: Buffer) {
+        let number = stream as usize;
+        let known = self.clocks[number];
+        let (range, runs) = self.cut(buffer);
+        let (mut before_write, mut before_read) = (false, false);
+        for (_, bytes) in runs.range_mut(range) {
+            before_write |= bytes.written.is_some_and(|(writer, clock)| known[writer] < clock);
+            before_read |= bytes.read.iter().zip(known).any(|(read, known)| *read > known);
+            *bytes = Bytes { written: Some((number, known[number])), read: [0; 3] };
+        }
+        if before_write {
+            self.fault("writes what another stream may still write", operation, stream, buffer);
+        }
+        if before_read {
+            self.fault("overwrites what another stream may still read", operation, stream, buffer);
+        }
+    }
+
+    fn queue(&mut self, stream: Stream) {
+        self.clocks[stream as usize][stream as usize] += 1;
+    }
+
+    /// All that was queued is done, and known to all.
+    fn wait_for_all(&mut self) {
+        let now = std::array::from_fn(|i| self.clocks[i][i]);
+        self.clocks = [now; 3];
+    }
+}
+
+impl<D: Device> Device for RecordingDevice<D> {
+    fn name(&self) -> String {
+        self.inner.name()
+    }
+
+    fn multiprocessors(&self) -> usize {
+        self.inner.multiprocessors()
+    }
+
+    fn reserve(&mut self, pool: Pool, bytes: usize) -> Result<()> {
+        // Memory comes zeroed; of a run's state every byte is one that was written.
+        let written = matches!(pool, Pool::State | Pool::HostState).then_some((0, 0));
+        self.pools.insert(pool, BTreeMap::from([(0, Bytes { written, read: [0; 3] })]));
+        self.inner.reserve(pool, bytes)
+    }
+
+    fn upload(&mut self, source: &[u8], target: Buffer) {
+        self.queue(Stream::Compute);
+        self.write("upload", Stream::Compute, target);
+        self.inner.upload(source, target);
+    }
+
+    fn read_back(&mut self, source: Buffer, target: &mut [u8]) -> Result<()> {
+        self.wait_for_all();
+        self.read("read_back", Stream::Compute, source);
+        self.inner.read_back(source, target)
+    }
+
+    fn transfer(&mut self, stream: Stream, source: Buffer, target: Buffer) {
+        self.transfers += 1;
+        self.queue(stream);
+        self.read("transfer", stream, source);
+        self.write("transfer", stream, target);
+        self.inner.transfer(stream, source, target);
+    }
+
+    fn record(&mut self, stream: Stream, event: Event) {
+        self.events.insert(event.0, self.clocks[stream as usize]);
+        self.inner.record(stream, event);
+    }
+
+    fn wait(&mut self, stream: Stream, event: Event) {
+        self.waits += 1;
+        if self.waits == self.forgotten {
+            return;
+        }
+        // As on a GPU, an event that was never recorded is waited for by nobody.
+        if let Some(told) = self.events.get(&event.0) {
+            for (known, told) in self.clocks[stream as usize].iter_mut().zip(told) {
+                *known = (*known).max(*told);
+            }
+        }
+        self.inner.wait(stream, event);
+    }
+
+    fn discard(&mut self, buffer: Buffer) {
+        let (range, runs) = self.cut(buffer);
+        for (_, bytes) in runs.range_mut(range) {
+            // Who reads or writes it still is to be waited for by the next writer.
+            if let Some((writer, clock)) = bytes.written.take() {
+                bytes.read[writer] = bytes.read[writer].max(clock);
+            }
+        }
+    }
+
+    fn zero(&mut self, target: Buffer) {
+        self.queue(Stream::Compute);
+        self.write("zero", Stream::Compute, target);
+        self.inner.zero(target);
+    }
+
+    fn copy(&mut self, source: Buffer, target: Buffer) {
+        self.queue(Stream::Compute);
+        self.read("copy", Stream::Compute, source);
+        self.write("copy", Stream::Compute, target);
+        self.inner.copy(source, target);
+    }
+
+    fn launch(&mut self, launch: &Launch<'_>) {
+        if launch.grid.contains(&0) {
+            return;
+        }
+        self.queue(Stream::Compute);
+        for arg in launch.args {
+            if let Arg::Read(buffer) | Arg::Update(buffer) = *arg {
+                self.read(launch.kernel, Stream::Compute, buffer);
+            }
+        }
+        for arg in launch.args {
+            if let Arg::Write(buffer) | Arg::Update(buffer) = *arg {
+                self.write(launch.kernel, Stream::Compute, buffer);
+            }
+        }
+        self.inner.launch(launch);
+    }
+
+    fn matmul(&mut self, op: &Matmul) {
+        self.queue(Stream::Compute);
+        for buffer in [Some(op.a.buffer), Some(op.b.buffer), op.bias, op.accumulate.then_some(op.c.buffer)] {
+            if let Some(buffer) = buffer {
+                self.read("matmul", Stream::Compute, buffer);
+            }
+        }
+        self.write("matmul", Stream::Compute, op.c.buffer);
+        self.inner.matmul(op);
+    }
+}
+
+/// A device that computes nothing: for the order of things alone.
+pub(super) struct NoDevice;
+
+impl Device for NoDevice {
+    fn name(&self) -> String {
+        "nothing".into()
+    }
+
+    fn multiprocessors(&self) -> usize {
+        1
+    }
+
+    fn reserve(&mut self, _pool: Pool, _bytes: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn read_back(&mut self, _source: Buffer, target: &mut [u8]) -> Result<()> {
+        target.fill(0);
+        Ok(())
+    }
+
+    fn upload(&mut self, _source: &[u8], _target: Buffer) {}
+    fn transfer(&mut self, _stream: Stream, _source: Buffer, _target: Buffer) {}
+    fn record(&mut self, _stream: Stream, _event: Event) {}
+    fn wait(&mut self, _stream: Stream, _event: Event) {}
+    fn zero(&mut self, _target: Buffer) {}
+    fn copy(&mut self, _source: Buffer, _target: Buffer) {}
+    fn launch(&mut self, _launch: &Launch<'_>) {}
+    fn matmul(&mut self, _op: &Matmul) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::DType;
+
+    const HOST: Buffer = Buffer { pool: Pool::HostStep, offset: 0, len: 16, dtype: DType::F32 };
+    const SLOT: Buffer = Buffer { pool: Pool::Step, ..HOST };
+    const COPIED: Event = Event(0);
+    const COMPUTED: Event = Event(1);
+
+    /// The faults of what `queue` queues, by what is wrong.
+    fn faults(queue: impl FnOnce(&mut RecordingDevice<NoDevice>)) -> Vec<String> {
+        let mut device = RecordingDevice::new(NoDevice);
+        device.reserve(Pool::Step, 1024).unwrap();
+        device.reserve(Pool::HostStep, 1024).unwrap();
+        queue(&mut device);
+        device.faults.iter().map(|fault| fault.split(':').next().unwrap().to_string()).collect()
+    }
+
+    #[test]
+    fn what_was_not_written_must_not_be_read() {
+        let copied = |device: &mut RecordingDevice<_>| device.copy(SLOT.slice(0, 4), SLOT.slice(8, 4));
+        assert_eq!(faults(copied), ["copy on Compute reads what was not written"]);
+        assert!(
+            faults(|device| {
+                device.zero(SLOT.slice(0, 4));
+                copied(device);
+            })
+            .is_empty()
+        );
+        // A part of it was not.
+        let fault = faults(|device| {
+            device.zero(SLOT.slice(0, 3));
+            copied(device);
+        });
+        assert_eq!(fault.len(), 1);
+        // Nor what was given back since.
+        let fault = faults(|device| {
+            device.zero(SLOT);
+            device.discard(SLOT);
+            copied(device);
+        });
+        assert_eq!(fault.len(), 1);
+    }
+
+    #[test]
+    fn a_stream_sees_what_another_wrote_only_behind_an_event() {
+        let run = |with_event: bool| {
+            faults(|device| {
+                device.zero(SLOT);
+                if with_event {
+                    device.record(Stream::Compute, COMPUTED);
+                    device.wait(Stream::ToHost, COMPUTED);
+                }
+                device.transfer(Stream::ToHost, SLOT, HOST);
+            })
+        };
+        assert_eq!(run(false), ["transfer on ToHost reads what another stream may not have written yet"]);
+        assert!(run(true).is_empty());
+    }
+
+    #[test]
+    fn what_another_stream_reads_is_not_overwritten_without_an_event() {
+        let run = |with_event: bool, discarded: bool| {
+            faults(|device| {
+                device.zero(SLOT);
+                device.record(Stream::Compute, COMPUTED);
+                device.wait(Stream::ToHost, COMPUTED);
+                device.transfer(Stream::ToHost, SLOT, HOST);
+                device.record(Stream::ToHost, COPIED);
+                if with_event {
+                    device.wait(Stream::Compute, COPIED);
+                }
+                if discarded {
+                    device.discard(SLOT);
+                }
+                device.zero(SLOT);
+            })
+        };
+        for discarded in [false, true] {
+            assert_eq!(run(false, discarded), ["zero on Compute overwrites what another stream may still read"]);
+            assert!(run(true, discarded).is_empty());
+        }
+    }
+
+    #[test]
+    fn two_streams_do_not_write_the_same_bytes_without_an_event() {
+        let run = |with_event: bool| {
+            faults(|device| {
+                device.upload(&[0; 64], HOST);
+                device.record(Stream::Compute, COMPUTED);
+                device.wait(Stream::FromHost, COMPUTED);
+                device.transfer(Stream::FromHost, HOST, SLOT);
+                device.record(Stream::FromHost, COPIED);
+                if with_event {
+                    device.wait(Stream::Compute, COPIED);
+                }
+                device.zero(SLOT);
+            })
+        };
+        assert_eq!(run(false), ["zero on Compute writes what another stream may still write"]);
+        assert!(run(true).is_empty());
+    }
+
+    #[test]
+    fn an_event_tells_of_what_was_queued_before_it_alone() {
+        let fault = faults(|device| {
+            device.zero(SLOT);
+            device.record(Stream::Compute, COMPUTED);
+            device.zero(SLOT);
+            device.wait(Stream::ToHost, COMPUTED);
+            device.transfer(Stream::ToHost, SLOT, HOST);
+        });
+        assert_eq!(fault.len(), 1);
+    }
+}

@@ -1,0 +1,308 @@
+//! Matrix products, alone and by experts. Bounds follow from the number formats alone.
+
+use super::*;
+use crate::backend::{GroupedMatmul, Layout, Matmul};
+
+const LAYOUTS: [Layout; 3] = [Layout::Nt, Layout::Nn, Layout::Tn];
+
+/// A matrix in a buffer that ends with its last row's last element, and the values in it.
+struct Matrix {
+    values: Vec<f64>,
+    rows: Rows,
+}
+
+impl Matrix {
+    /// `rows` of `width` elements, `gap` elements apart, the first `gap` elements after an aligned address.
+    fn new(fixture: &mut Fixture, random: &mut Random, rows: usize, width: usize, gap: usize, dtype: DType) -> Matrix {
+        let stride = width + gap;
+        let values = random.values((rows * stride).saturating_sub(gap), dtype);
+        Matrix::of(fixture, values, stride, gap, dtype)
+    }
+
+    /// NaN instead of values.
+    fn poisoned(fixture: &mut Fixture, rows: usize, width: usize, gap: usize, dtype: DType) -> Matrix {
+        let stride = width + gap;
+        Matrix::of(fixture, vec![f64::NAN; (rows * stride).saturating_sub(gap)], stride, gap, dtype)
+    }
+
+    fn of(fixture: &mut Fixture, values: Vec<f64>, stride: usize, lead: usize, dtype: DType) -> Matrix {
+        let led: Vec<f64> = vec![f64::NAN; lead].into_iter().chain(values.iter().copied()).collect();
+        let buffer = fixture.put(&led, dtype).slice(lead, values.len());
+        Matrix { values, rows: Rows { buffer, stride } }
+    }
+
+    fn at(&self, row: usize, column: usize) -> f64 {
+        self.values[row * self.rows.stride + column]
+    }
+}
+
+/// What a sum of `terms` may be apart from `actual`: each product and each addition rounds once to 2^-24, operands
+/// before it by `narrowing`, the result to `dtype`.
+struct Sum {
+    value: f64,
+    size: f64,
+    terms: usize,
+}
+
+impl Sum {
+    fn of(terms: impl Iterator<Item = f64>) -> Sum {
+        terms.fold(Sum { value: 0.0, size: 0.0, terms: 0 }, |sum, x| Sum {
+            value: sum.value + x,
+            size: sum.size + x.abs(),
+            terms: sum.terms + 1,
+        })
+    }
+
+    #[track_caller]
+    fn check(&self, what: &str, actual: f64, narrowing: f64, dtype: DType) {
+        let unit = (self.terms as f64 + 5.0) * 2f64.powi(-24) * (1.0 + narrowing) + narrowing;
+        let rounding = if dtype == DType::Bf16 { 2f64.powi(-8) } else { 0.0 };
+        let allowed = self.size * unit + (self.value.abs() + self.size * unit) * rounding;
+        assert!((actual - self.value).abs() <= allowed, "{what} is {actual}, not {} (bound {allowed:e})", self.value);
+    }
+}
+
+/// How much an operand of a product of unlike types is rounded, relatively: the CPU may make it bf16 like the other.
+fn narrowing(fixture: &Fixture, a: DType, b: DType) -> f64 {
+    if a != b && fixture.backend.name().contains("AVX-512 BF16") { 2f64.powi(-8) } else { 0.0 }
+}
+
+/// One product; `gap` lies between rows.
+struct Case {
+    layout: Layout,
+    types: [DType; 3],
+    size: (usize, usize, usize),
+    gap: usize,
+    accumulate: bool,
+    bias: Option<DType>,
+}
+
+fn check(fixture: &mut Fixture, random: &mut Random, case: &Case) {
+    fixture.next = 0;
+    let Case { layout, types: [a_type, b_type, c_type], size: (m, n, k), gap, accumulate, bias } = *case;
+    let (a_rows, a_width) = if layout == Layout::Tn { (k, m) } else { (m, k) };
+    let (b_rows, b_width) = if layout == Layout::Nt { (n, k) } else { (k, n) };
+    let a = Matrix::new(fixture, random, a_rows, a_width, gap, a_type);
+    let b = Matrix::new(fixture, random, b_rows, b_width, gap, b_type);
+    let before = if accumulate {
+        Matrix::new(fixture, random, m, n, gap, c_type)
+    } else {
+        Matrix::poisoned(fixture, m, n, gap, c_type)
+    };
+    let bias = bias.map(|dtype| Matrix::new(fixture, random, 1, n, 0, dtype));
+    let narrowing = narrowing(fixture, a_type, b_type);
+    fixture.backend.matmul(&Matmul {
+        layout,
+        m,
+        n,
+        k,
+        a: a.rows,
+        b: b.rows,
+        c: before.rows,
+        accumulate,
+        bias: bias.as_ref().map(|bias| bias.rows.buffer),
+    });
+    let actual = fixture.get(before.rows.buffer);
+    for (position, actual) in actual.into_iter().enumerate() {
+        let (i, j) = (position / before.rows.stride, position % before.rows.stride);
+        let what = format!("{layout:?} {:?} {:?} gap {gap} [{i}, {j}]", case.types, case.size);
+        let old = before.values[position];
+        if j >= n {
+            assert!(actual == old || (actual.is_nan() && old.is_nan()), "{what} lies between rows and is {actual}");
+            continue;
+        }
+        let products = (0..k).map(|p| {
+            let a = if layout == Layout::Tn { a.at(p, i) } else { a.at(i, p) };
+            a * if layout == Layout::Nt { b.at(j, p) } else { b.at(p, j) }
+        });
+        let more = accumulate.then_some(old).into_iter().chain(bias.as_ref().map(|bias| bias.at(0, j)));
+        Sum::of(products.chain(more)).check(&what, actual, narrowing, c_type);
+    }
+}
+
+#[test]
+fn any_layout_type_size_and_stride_is_the_reference() {
+    let mut random = Random(80);
+    let mut fixture = Fixture::new();
+    let sizes = [(1, 1, 1), (3, 5, 7), (2, 3, 0), (16, 64, 32), (131, 67, 37), (24, 136, 300)];
+    for layout in LAYOUTS {
+        for a in TYPES {
+            for b in TYPES {
+                for c in TYPES {
+                    for (number, size) in sizes.into_iter().enumerate() {
+                        let (gap, accumulate) = ([0, 1, 8][number % 3], random.below(2) == 0);
+                        check(
+                            &mut fixture,
+                            &mut random,
+                            &Case { layout, types: [a, b, c], size, gap, accumulate, bias: None },
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_bias_is_added_to_each_row() {
+    let mut random = Random(81);
+    let mut fixture = Fixture::new();
+    for types in [[DType::F32; 3], [DType::Bf16; 3], [DType::F32, DType::Bf16, DType::F32]] {
+        for bias in TYPES {
+            for (size, accumulate) in
+                [((3, 70, 9), false), ((3, 70, 9), true), ((5, 9, 0), false), ((2, 5, 1000), true)]
+            {
+                check(
+                    &mut fixture,
+                    &mut random,
+                    &Case { layout: Layout::Nt, types, size, gap: 0, accumulate, bias: Some(bias) },
+                );
+            }
+        }
+    }
+}
+
+/// A router's gradient: few rows, sums over all tokens.
+#[test]
+fn a_long_sum_of_unlike_types_is_the_reference_and_equal_in_bits_each_time() {
+    let mut random = Random(82);
+    let mut fixture = Fixture::new();
+    let types = [DType::F32, DType::Bf16, DType::F32];
+    for gap in [0, 3] {
+        let case = Case { layout: Layout::Tn, types, size: (9, 72, 1500), gap, accumulate: true, bias: None };
+        check(&mut fixture, &mut random, &case);
+    }
+    let (m, n, k) = (9, 72, 1500);
+    let a = Matrix::new(&mut fixture, &mut random, k, m, 0, DType::F32);
+    let b = Matrix::new(&mut fixture, &mut random, k, n, 0, DType::Bf16);
+    let results: Vec<Vec<u8>> = (0..4)
+        .map(|_| {
+            let c = Matrix::poisoned(&mut fixture, m, n, 0, DType::F32);
+            fixture.backend.matmul(&Matmul {
+                layout: Layout::Tn,
+                m,
+                n,
+                k,
+                a: a.rows,
+                b: b.rows,
+                c: c.rows,
+                accumulate: false,
+                bias: None,
+            });
+            fixture.bytes(c.rows.buffer)
+        })
+        .collect();
+    assert!(results.iter().all(|result| *result == results[0]));
+}
+
+/// The products of experts with `counts` rows each; those of expert `spoilt` are NaN. `gap` lies between rows.
+struct Grouped<'a> {
+    layout: Layout,
+    dtype: DType,
+    counts: &'a [usize],
+    size: (usize, usize),
+    gap: usize,
+    spoilt: Option<usize>,
+}
+
+fn check_grouped(fixture: &mut Fixture, random: &mut Random, case: &Grouped<'_>) {
+    fixture.next = 0;
+    let Grouped { layout, dtype, counts, size: (n, k), gap, spoilt } = *case;
+    let experts = counts.len();
+    let offsets: Vec<usize> = (0..=experts).map(|e| counts[..e].iter().sum()).collect();
+    let rows = offsets[experts];
+    let mut a = Matrix::new(fixture, random, rows, k, gap, dtype);
+    if let Some(expert) = spoilt {
+        let stride = a.rows.stride;
+        let end = (offsets[expert + 1] * stride).min(a.values.len());
+        a.values[offsets[expert] * stride..end].fill(f64::NAN);
+        a = Matrix::of(fixture, a.values, stride, gap, dtype);
+    }
+    let (b, c, c_type) = match layout {
+        Layout::Nt => {
+            let b = Matrix::new(fixture, random, experts * n, k, gap, dtype);
+            (b, Matrix::poisoned(fixture, rows, n, gap, dtype), dtype)
+        }
+        Layout::Nn => {
+            let b = Matrix::new(fixture, random, experts * k, n, gap, dtype);
+            (b, Matrix::poisoned(fixture, rows, n, gap, dtype), dtype)
+        }
+        Layout::Tn => {
+            let b = Matrix::new(fixture, random, rows, n, gap, dtype);
+            (b, Matrix::new(fixture, random, experts * k, n, gap, DType::F32), DType::F32)
+        }
+    };
+    let offsets_buffer = fixture.ints(&offsets);
+    fixture.backend.grouped_matmul(&GroupedMatmul {
+        layout,
+        experts,
+        offsets: offsets_buffer,
+        rows,
+        n,
+        k,
+        a: a.rows,
+        b: b.rows,
+        c: c.rows,
+    });
+    let actual = fixture.get(c.rows.buffer);
+    for (position, actual) in actual.into_iter().enumerate() {
+        let (i, j) = (position / c.rows.stride, position % c.rows.stride);
+        let old = c.values[position];
+        let expert = match layout {
+            Layout::Tn => i / k,
+            Layout::Nt | Layout::Nn => offsets[1..].iter().take_while(|end| **end <= i).count(),
+        };
+        let what = format!("{layout:?} {dtype:?} {n} by {k} gap {gap}, expert {expert} of {experts}, [{i}, {j}]");
+        if j >= n || (layout == Layout::Tn && counts[expert] == 0) {
+            assert!(actual == old || (actual.is_nan() && old.is_nan()), "{what} was {old} and is {actual}");
+            continue;
+        }
+        if spoilt == Some(expert) {
+            assert!(actual.is_nan(), "{what} is {actual}");
+            continue;
+        }
+        let sum = match layout {
+            Layout::Nt => Sum::of((0..k).map(|p| a.at(i, p) * b.at(expert * n + j, p))),
+            Layout::Nn => Sum::of((0..k).map(|p| a.at(i, p) * b.at(expert * k + p, j))),
+            Layout::Tn => {
+                let tokens = offsets[expert]..offsets[expert + 1];
+                Sum::of(tokens.map(|t| a.at(t, i % k) * b.at(t, j)).chain([old]))
+            }
+        };
+        sum.check(&what, actual, 0.0, c_type);
+    }
+}
+
+#[test]
+fn experts_multiply_their_own_rows_whatever_their_number() {
+    let mut random = Random(83);
+    let mut fixture = Fixture::new();
+    for layout in LAYOUTS {
+        for dtype in TYPES {
+            let mut check = |counts: &[usize], size, gap| {
+                let case = Grouped { layout, dtype, counts, size, gap, spoilt: None };
+                check_grouped(&mut fixture, &mut random, &case);
+            };
+            check(&[1], (1, 1), 0);
+            check(&[5, 0, 130, 1, 0, 0, 64], (72, 104), 0);
+            check(&[0, 33, 3], (136, 40), 8);
+            check(&[0, 0, 40, 0], (37, 45), 1);
+            check(&[0, 0], (8, 8), 0);
+            // more experts than a block has threads
+            let many: Vec<usize> = (0..300).map(|e| e % 3 / 2 + e / 299).collect();
+            check(&many, (8, 24), 0);
+        }
+    }
+}
+
+#[test]
+fn an_experts_rows_are_seen_by_no_other_expert() {
+    let mut random = Random(84);
+    let mut fixture = Fixture::new();
+    for layout in LAYOUTS {
+        for dtype in TYPES {
+            let case = Grouped { layout, dtype, counts: &[20, 7, 140], size: (40, 48), gap: 0, spoilt: Some(1) };
+            check_grouped(&mut fixture, &mut random, &case);
+        }
+    }
+}

@@ -1,0 +1,79 @@
+/** What `arl doctor` says of CUDA: driver, GPUs, libraries, addon, and the first thing that is missing. */
+import type { CudaFinding } from "../cuda.js";
+import { isPlainCpu } from "../device.js";
+import type { CudaDevice, CudaLibrary } from "../native.js";
+import { bytes } from "../report/index.js";
+import type { Finding } from "./doctor.js";
+
+const NOT_THERE = "not there";
+
+/** The files that were there and did not open, a line each. */
+function failures({ tried }: CudaLibrary): { hint?: string } {
+	const told = tried.filter(({ why }) => why !== NOT_THERE);
+	const lines = told.map(({ at, why }) => (why.startsWith(at) ? why : `${at}: ${why}`));
+	return lines.length > 0 ? { hint: lines.join("\n") } : {};
+}
+
+function driverFinding(driver: CudaLibrary, { report, problem }: CudaFinding): Finding {
+	const version = report.driverVersion === undefined ? "" : `CUDA up to ${report.driverVersion}, `;
+	return {
+		name: "cuda driver",
+		value: `${version}${driver.path ?? "does not open"}`,
+		ok: driver.path !== undefined && problem?.kind !== "oldDriver" && problem?.kind !== "driver",
+		...failures(driver),
+	};
+}
+
+function deviceFinding({ device, name, capability, memoryBytes, availableBytes, problem }: CudaDevice): Finding {
+	const memory = `${bytes(availableBytes)} of ${bytes(memoryBytes)} available`;
+	const use = problem === undefined ? memory : `${bytes(memoryBytes)}; cannot be used: ${problem}`;
+	return { name: `device ${device}`, value: `${name}, compute capability ${capability}, ${use}`, ok: true };
+}
+
+function libraryFinding(library: CudaLibrary): Finding {
+	const { name, soname, path, needed } = library;
+	return {
+		name,
+		value: path ?? `${soname} was not found${needed ? "" : " (works without it)"}`,
+		ok: path !== undefined || !needed,
+		...failures(library),
+	};
+}
+
+/** Where the libraries that were not found were looked for, once for all of them. */
+function searched(libraries: readonly CudaLibrary[]): Finding[] {
+	const missing = libraries.filter(({ path }) => path === undefined);
+	const places = new Set(
+		missing.flatMap(({ tried }) => tried.filter(({ why }) => why === NOT_THERE).map(({ at }) => at)),
+	);
+	if (places.size === 0) return [];
+	return [
+		{ name: "looked in", value: `${places.size} places, in this order:`, ok: true, hint: [...places].join("\n") },
+	];
+}
+
+/** All there is to say of CUDA. No GPU, or none that can be used, is no failure: the CPU is there. */
+export function cudaFindings(finding: CudaFinding): Finding[] {
+	const { report, addon, problem } = finding;
+	if (problem !== null && isPlainCpu(finding)) {
+		return [{ name: "cuda", value: `${problem.message}: runs on the CPU`, ok: true }];
+	}
+	const noGpu = problem?.kind === "noGpu";
+	const verdict: Finding = {
+		name: "cuda",
+		value: problem === null ? "can be used" : `not used: ${problem.message}`,
+		ok: problem === null || noGpu,
+		...(problem !== null && { hint: problem.hint }),
+	};
+	const driver = report.driver === undefined ? [] : [driverFinding(report.driver, finding)];
+	const devices = report.devices.map(deviceFinding);
+	if (noGpu) return [...driver, ...devices, verdict];
+	return [
+		...driver,
+		...devices,
+		...report.libraries.map(libraryFinding),
+		...searched(report.libraries),
+		{ name: "cuda addon", value: addon ?? "not there", ok: addon !== null && problem?.kind !== "addon" },
+		verdict,
+	];
+}
