@@ -66,22 +66,27 @@ __device__ __forceinline__ void forward_tensor(Matrix<const bf16> q, Matrix<cons
     int end = min(tile.first + QUERIES, tile.length);
     int key = max(tile.first + 1 - shape.window, 0) / KEYS * KEYS;
     stage_async<D, QUERIES>(q_tile, q.at(tile.start + tile.first, head * D), q.stride, end - tile.first);
-    stage_async<D, KEYS>(k_tile, keys + key * k.stride, k.stride, end - key);
+    keys += key * k.stride;
+    values += key * v.stride;
+    stage_async<D, KEYS>(k_tile, keys, k.stride, end - key);
     cp_async_commit();
 
     int lane = threadIdx.x % 32, own = warp_number() * 16 * BLOCKS, row = tile.first + own;
+    // None where the warp has no row.
+    int row_end = row < end ? row + 16 * BLOCKS : 0;
     float scale_log2 = shape.scale * LOG2_E;
     float o[BLOCKS][D / 8][4], greatest[BLOCKS][2], total[BLOCKS][2];
     fill(o, 0);
     fill(greatest, NOTHING);
     fill(total, 0);
     for (; key < end; key += KEYS) {
-        bool seen = row < end && any_sees(shape, row, row + 16 * BLOCKS, key, key + KEYS);
+        bool seen = any_sees(shape, row, row_end, key, key + KEYS);
         float s[BLOCKS][KEYS / 8][4];
         cp_async_wait<0>();
         // The keys are here, and no warp reads the last tile's values any more.
         __syncthreads();
-        stage_async<D, KEYS>(v_tile, values + key * v.stride, v.stride, end - key);
+        stage_async<D, KEYS>(v_tile, values, v.stride, end - key);
+        values += KEYS * v.stride;
         cp_async_commit();
         if (seen) {
             fill(s, 0);
@@ -95,7 +100,8 @@ __device__ __forceinline__ void forward_tensor(Matrix<const bf16> q, Matrix<cons
         cp_async_wait<0>();
         __syncthreads();
         if (key + KEYS < end) {
-            stage_async<D, KEYS>(k_tile, keys + (key + KEYS) * k.stride, k.stride, end - key - KEYS);
+            keys += KEYS * k.stride;
+            stage_async<D, KEYS>(k_tile, keys, k.stride, end - key - KEYS);
             cp_async_commit();
         }
         if (!seen) continue;
