@@ -1,8 +1,9 @@
 // What the attention kernels share: which tile of which sequence a block owns, who sees whom, and products of tiles, on
 // tensor cores and on CUDA cores.
 //
-// A block owns a tile of rows (queries, or keys where their gradients are formed) of one sequence and one head, and goes
-// over the tiles of the other side that its rows see. Nothing is ever [T, T]. Each sum is in the order of those tiles.
+// A block owns a tile of rows (queries, or keys where their gradients are formed) of one sequence and one head, and
+// goes over the tiles of the other side that its rows see. Nothing is ever [T, T]. Each sum is in the order of those
+// tiles.
 #pragma once
 
 #include "mma.cuh"
@@ -24,6 +25,10 @@ constexpr float LOG2_E = 1.4426950408889634f;
 
 // The maximum of a query that has seen no key. Not minus infinity, from which a masked score has no difference.
 constexpr float NOTHING = -1e30f;
+
+// The number of this thread's warp, as a value that the compiler knows to be the same for all lanes: branches on it
+// cost no registers and no second copy of what they guard.
+__device__ __forceinline__ int warp_number() { return __shfl_sync(FULL, int(threadIdx.x / 32), 0); }
 
 // Rows `stride` elements apart.
 template <typename T> struct Matrix {
@@ -61,8 +66,10 @@ __device__ __forceinline__ Tile tile_at(const Shape &shape, int size, int slot) 
     return {start, shape.cu_seqlens[sequence + 1] - start, (slot - start / size - sequence) * size};
 }
 
-// Whether query `i` sees key `j`.
-__device__ __forceinline__ bool sees(const Shape &shape, int i, int j) { return j <= i && i - j < shape.window; }
+// Whether query `i` sees key `i - distance`: as an unsigned number, a negative distance is beyond every window.
+__device__ __forceinline__ bool sees(const Shape &shape, int distance) {
+    return static_cast<unsigned>(distance) < static_cast<unsigned>(shape.window);
+}
 
 // Whether any, and whether all of the queries `i .. i_end` see any, or all of the keys `j .. j_end`.
 __device__ __forceinline__ bool any_sees(const Shape &shape, int i, int i_end, int j, int j_end) {
@@ -79,8 +86,8 @@ template <typename A, int N> __device__ __forceinline__ void fill(A (&target)[N]
     for (int i = 0; i < N; i++) fill(target[i], value);
 }
 
-// ---- Tensor cores: tiles [rows, D] of bf16 in shared memory. The 16-byte chunks of a row change places by its number, so
-// that eight rows at one column lie in different banks.
+// ---- Tensor cores: tiles [rows, D] of bf16 in shared memory. The 16-byte chunks of a row change places by its number,
+// so that eight rows at one column lie in different banks.
 
 #ifdef ARL_EMULATION
 inline float exp2_fast(float x) { return exp2f(x); }
@@ -103,10 +110,12 @@ __device__ __forceinline__ void stage_async(bf16 *tile, const bf16 *source, long
     static_assert(ROWS % AT_ONCE == 0 && AT_ONCE % 8 == 0, "whole rounds of copies, of whole groups of rows");
     int row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
     bf16 *to = tile + place<D>(row, chunk);
-    const bf16 *from = source + row * stride + chunk * 8;
+    // Within a tile, an int: the strides that tensor cores are given are small enough.
+    const bf16 *from = source + (row * static_cast<int>(stride) + chunk * 8);
+    int there = valid - row;
 #pragma unroll
     for (int i = 0; i < ROWS; i += AT_ONCE) {
-        cp_async_16(to + i * D, from, row + i < valid);
+        cp_async_16(to + i * D, from, i < there);
         from += AT_ONCE * stride;
     }
 }
@@ -167,8 +176,8 @@ __device__ __forceinline__ void multiply_columns(float (&o)[BLOCKS][D / 8][4], c
     }
 }
 
-// Writes `o`, times `factor` of its row, to those of the rows `row .. row + 16 BLOCKS` that are below `end`, by way of the
-// same rows of `tile`, which only this warp uses.
+// Writes `o`, times `factor` of its row, to those of the rows `row .. row + 16 BLOCKS` that are below `end`, by way of
+// the same rows of `tile`, which only this warp uses.
 template <int D, int BLOCKS>
 __device__ __forceinline__ void store_tile(const float (&o)[BLOCKS][D / 8][4], const float (&factor)[BLOCKS][2],
                                            bf16 *tile, int row, int end, bf16 *target, long long stride) {
@@ -194,8 +203,8 @@ __device__ __forceinline__ void store_tile(const float (&o)[BLOCKS][D / 8][4], c
     }
 }
 
-// ---- CUDA cores: tiles of f32 in shared memory, for every type and head size. A warp owns ROWS rows of its block's tile,
-// each lane is a row of the other side's tile.
+// ---- CUDA cores: tiles of f32 in shared memory, for every type and head size. A warp owns ROWS rows of its block's
+// tile, each lane is a row of the other side's tile.
 
 constexpr int ROWS = 8;
 // 32 columns each of the greatest head.
@@ -233,13 +242,14 @@ __device__ __forceinline__ void scores(float (&s)[ROWS], const float *own, const
     int stride = row_stride(dim);
     other += threadIdx.x % 32 * stride;
     for (int r = 0; r < ROWS; r++) s[r] = 0;
+#pragma unroll 1
     for (int c = 0; c < dim; c += 4) {
         Four b = load_pack(other + c);
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
             Four a = load_pack(own + r * stride + c);
-#pragma unroll
-            for (int j = 0; j < 4; j++) s[r] += a.at[j] * b.at[j];
+            // Fours are summed by themselves first: fewer roundings at the size of the whole sum.
+            s[r] += (a.at[0] * b.at[0] + a.at[1] * b.at[1]) + (a.at[2] * b.at[2] + a.at[3] * b.at[3]);
         }
     }
 }
@@ -253,8 +263,11 @@ __device__ __forceinline__ void show(float *weights, const float (&w)[ROWS]) {
 }
 
 // `sum[r] += weights[r] tile`, this lane's columns: `lane + 32 x`.
-__device__ __forceinline__ void accumulate(float (&sum)[ROWS][STEPS], const float *weights, const float *tile, int dim) {
+__device__ __forceinline__ void accumulate(float (&sum)[ROWS][STEPS], const float *weights, const float *tile,
+                                           int dim) {
     int lane = threadIdx.x % 32, stride = row_stride(dim);
+    // As one loop: unrolled, it would take registers from the sums.
+#pragma unroll 1
     for (int j = 0; j < 32; j += 4) {
         Four w[ROWS];
 #pragma unroll

@@ -1,6 +1,6 @@
-// Attention of one new token a sequence to its cached keys and values. A block a (sequence, query head); its warps take 32
-// keys at a time in turn, a lane a key for the scores, then all lanes together for the sum of the values, and join their
-// results at the end. Each entry that is seen is read once a query head; nothing else is.
+// Attention of one new token a sequence to its cached keys and values. A block a (sequence, query head); its warps take
+// 32 keys at a time in turn, a lane a key for the scores, then all lanes together for the sum of the values, and join
+// their results at the end. Each entry that is seen is read once a query head; nothing else is.
 #include "attention.cuh"
 
 namespace attention {

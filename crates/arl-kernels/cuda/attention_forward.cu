@@ -1,9 +1,9 @@
-// Causal attention over packed sequences, forward: softmax(scale q k^T) v with the softmax taken on the way (FlashAttention-2),
-// and the log of each row's sum of exponentials for the backward pass.
+// Causal attention over packed sequences, forward: softmax(scale q k^T) v with the softmax taken on the way
+// (FlashAttention-2), and the log of each row's sum of exponentials for the backward pass.
 //
-// A block owns a tile of queries of one head; the last tiles of a sequence, which see the most keys, go first. It reads its
-// queries once and the keys and values that they see once a tile (of one key head for all query heads of its group, which
-// run side by side and find them in the second-level cache); it writes its rows of `out` and of `log_sum_exp`.
+// A block owns a tile of queries of one head; the last tiles of a sequence, which see the most keys, go first. It reads
+// its queries once and the keys and values that they see once a tile (of one key head for all query heads of its group,
+// which run side by side and find them in the second-level cache); it writes its rows of `out` and of `log_sum_exp`.
 #include "attention.cuh"
 
 namespace attention {
@@ -14,8 +14,8 @@ constexpr int KEYS = 64;
 // 16 queries each, of a warp.
 constexpr int BLOCKS = QUERIES / WARPS / 16;
 
-// Turns masked scores into exp(scale (score - maximum)), and brings maxima, this thread's part of the sums, and values up
-// to date.
+// Turns masked scores into exp(scale (score - maximum)), and brings maxima, this thread's part of the sums, and values
+// up to date.
 template <int D>
 __device__ __forceinline__ void online(float (&s)[BLOCKS][KEYS / 8][4], float (&o)[BLOCKS][D / 8][4],
                                        float (&max_)[BLOCKS][2], float (&total)[BLOCKS][2], float scale_log2) {
@@ -66,11 +66,14 @@ __device__ __forceinline__ void forward_tensor(Matrix<const bf16> q, Matrix<cons
     int end = min(tile.first + QUERIES, tile.length);
     int key = max(tile.first + 1 - shape.window, 0) / KEYS * KEYS;
     stage_async<D, QUERIES>(q_tile, q.at(tile.start + tile.first, head * D), q.stride, end - tile.first);
-    stage_async<D, KEYS>(k_tile, keys + key * k.stride, k.stride, tile.length - key);
+    keys += key * k.stride;
+    values += key * v.stride;
+    stage_async<D, KEYS>(k_tile, keys, k.stride, end - key);
     cp_async_commit();
 
-    int lane = threadIdx.x % 32, own = threadIdx.x / 32 * 16 * BLOCKS, row = tile.first + own;
-    int row_end = min(row + 16 * BLOCKS, end);
+    int lane = threadIdx.x % 32, own = warp_number() * 16 * BLOCKS, row = tile.first + own;
+    // None where the warp has no row.
+    int row_end = row < end ? row + 16 * BLOCKS : 0;
     float scale_log2 = shape.scale * LOG2_E;
     float o[BLOCKS][D / 8][4], greatest[BLOCKS][2], total[BLOCKS][2];
     fill(o, 0);
@@ -82,7 +85,8 @@ __device__ __forceinline__ void forward_tensor(Matrix<const bf16> q, Matrix<cons
         cp_async_wait<0>();
         // The keys are here, and no warp reads the last tile's values any more.
         __syncthreads();
-        stage_async<D, KEYS>(v_tile, values + key * v.stride, v.stride, tile.length - key);
+        stage_async<D, KEYS>(v_tile, values, v.stride, end - key);
+        values += KEYS * v.stride;
         cp_async_commit();
         if (seen) {
             fill(s, 0);
@@ -96,19 +100,20 @@ __device__ __forceinline__ void forward_tensor(Matrix<const bf16> q, Matrix<cons
         cp_async_wait<0>();
         __syncthreads();
         if (key + KEYS < end) {
-            stage_async<D, KEYS>(k_tile, keys + (key + KEYS) * k.stride, k.stride, tile.length - key - KEYS);
+            keys += KEYS * k.stride;
+            stage_async<D, KEYS>(k_tile, keys, k.stride, end - key - KEYS);
             cp_async_commit();
         }
         if (!seen) continue;
         if (!all_see(shape, row, row + 16 * BLOCKS, key, key + KEYS)) {
+            int distance = row + lane / 4 - key - lane % 4 * 2;
 #pragma unroll
             for (int m = 0; m < BLOCKS; m++)
 #pragma unroll
                 for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
                     for (int i = 0; i < 4; i++)
-                        if (!sees(shape, row + m * 16 + lane / 4 + i / 2 * 8, key + n * 8 + lane % 4 * 2 + i % 2))
-                            s[m][n][i] = -INFINITY;
+                        if (!sees(shape, distance + (m * 16 + i / 2 * 8 - n * 8 - i % 2))) s[m][n][i] = -INFINITY;
         }
         online<D>(s, o, greatest, total, scale_log2);
         multiply_columns<D>(o, s, v_tile);
@@ -134,7 +139,7 @@ __device__ __forceinline__ void forward_tensor(Matrix<const bf16> q, Matrix<cons
 template <typename T>
 __device__ __forceinline__ void forward(Matrix<const T> q, Matrix<const T> k, Matrix<const T> v, const Shape &shape,
                                         Matrix<T> out, float *log_sum_exp) {
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, dim = shape.dim, queries = blockDim.x / 32 * ROWS;
+    int warp = warp_number(), lane = threadIdx.x % 32, dim = shape.dim, queries = blockDim.x / 32 * ROWS;
     ARL_SHARED(float, q_tile);
     float *k_tile = q_tile + queries * row_stride(dim), *v_tile = k_tile + 32 * row_stride(dim);
     float *weights = v_tile + 32 * row_stride(dim) + warp * ROWS * WEIGHTS_STRIDE;
@@ -151,15 +156,15 @@ __device__ __forceinline__ void forward(Matrix<const T> q, Matrix<const T> k, Ma
     fill(total, 0);
     for (int key = max(tile.first + 1 - shape.window, 0) / 32 * 32; key < end; key += 32) {
         __syncthreads();
-        stage(k_tile, 32, k.at(tile.start + key, key_head * dim), k.stride, tile.length - key, dim);
-        stage(v_tile, 32, v.at(tile.start + key, key_head * dim), v.stride, tile.length - key, dim);
+        stage(k_tile, 32, k.at(tile.start + key, key_head * dim), k.stride, end - key, dim);
+        stage(v_tile, 32, v.at(tile.start + key, key_head * dim), v.stride, end - key, dim);
         __syncthreads();
-        if (!any_sees(shape, row, min(row + ROWS, end), key, key + 32)) continue;
+        if (row >= end || !any_sees(shape, row, row + ROWS, key, key + 32)) continue;
         float s[ROWS];
         scores(s, q_tile + warp * ROWS * row_stride(dim), k_tile, dim);
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
-            if (!sees(shape, row + r, key + lane)) s[r] = -INFINITY;
+            if (!sees(shape, row + r - key - lane)) s[r] = -INFINITY;
             float now = fmaxf(greatest[r], warp_max(s[r])), factor = exp2f((greatest[r] - now) * scale_log2);
             greatest[r] = now;
             s[r] = exp2f((s[r] - now) * scale_log2);

@@ -33,9 +33,10 @@ fn tokens(op: &Attention) -> usize {
     op.log_sum_exp.len / op.heads.query
 }
 
-/// Whether rows can be read in accesses of 16 bytes.
+/// Whether rows can be read in accesses of 16 bytes, and a tile of them with offsets that are ints.
 fn aligned(rows: Rows) -> bool {
-    rows.buffer.offset.is_multiple_of(16) && (rows.stride * rows.buffer.dtype.bytes()).is_multiple_of(16)
+    let bytes = rows.stride * rows.buffer.dtype.bytes();
+    rows.buffer.offset.is_multiple_of(16) && bytes.is_multiple_of(16) && bytes < 1 << 24
 }
 
 fn on_tensor_cores(op: &Attention) -> bool {
@@ -183,4 +184,46 @@ pub(super) fn cached<D: Device>(
             Arg::Write(out),
         ],
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::CudaBackend;
+    use super::super::emulated::EmulatedDevice;
+    use crate::backend::{Attention, Backend, Buffer, DType, Heads, Pool, Rows, Sequences};
+
+    /// The kernels of a forward and a backward pass over one token.
+    fn kernels(dtype: DType, dim: usize, gap: usize) -> Vec<&'static str> {
+        let mut backend = CudaBackend::new(EmulatedDevice::default());
+        backend.reserve(Pool::Step, 1 << 16).unwrap();
+        let place = |offset: usize, len: usize, dtype: DType| Buffer { pool: Pool::Step, offset, len, dtype };
+        let rows = |offset: usize| Rows { buffer: place(offset, dim, dtype), stride: dim + gap };
+        let cu_seqlens = place(0, 2, DType::I32);
+        backend.upload(&[0, 0, 0, 0, 1, 0, 0, 0], cu_seqlens);
+        let op = Attention {
+            heads: Heads { query: 1, key_value: 1, dim },
+            sequences: Sequences { cu_seqlens, count: 1, max_len: 1 },
+            window: None,
+            scale: 1.0,
+            q: rows(0x1000),
+            k: rows(0x2000),
+            v: rows(0x3000),
+            out: rows(0x4000),
+            log_sum_exp: place(0x5000, 1, DType::F32),
+        };
+        backend.attention(&op);
+        backend.attention_backward(&op, rows(0x6000), place(0x7000, 3 * dim, dtype), place(0x5010, 1, DType::F32));
+        let ran = &backend.device_mut().ran;
+        ran.iter().copied().filter(|name| !name.contains("delta")).collect()
+    }
+
+    #[test]
+    fn heads_of_64_and_128_in_bf16_run_on_tensor_cores_where_rows_are_aligned() {
+        let bf16 = DType::Bf16;
+        assert_eq!(kernels(bf16, 64, 0), ["attention_backward_64_bf16", "attention_forward_64_bf16"]);
+        assert_eq!(kernels(bf16, 128, 8), ["attention_backward_128_bf16", "attention_forward_128_bf16"]);
+        assert_eq!(kernels(bf16, 128, 2), ["attention_backward_bf16", "attention_forward_bf16"]);
+        assert_eq!(kernels(bf16, 96, 0), ["attention_backward_bf16", "attention_forward_bf16"]);
+        assert_eq!(kernels(DType::F32, 64, 0), ["attention_backward_f32", "attention_forward_f32"]);
+    }
 }

@@ -1,0 +1,216 @@
+// The backward pass of attention on tensor cores: the two kinds of blocks that `attention_backward.cu` tells of.
+#pragma once
+
+#include "attention.cuh"
+
+namespace attention {
+
+// What the backward pass reads beside the inputs: the gradient of `out`, and f32 [query_heads, tokens].
+template <typename T> struct Results {
+    Matrix<const T> d_out;
+    const float *log_sum_exp, *delta;
+};
+
+// Rows of the other side's tiles.
+constexpr int OTHERS = 32;
+
+// Rows of a block's own tile: as many as leave registers for their gradients.
+template <int D> constexpr int BLOCKS_OF_16 = D == 64 ? 2 : 1;
+template <int D> constexpr int OWN = BLOCKS_OF_16<D> *16 * WARPS;
+
+template <int D>
+__device__ __forceinline__ void keys_backward_tensor(Matrix<const bf16> q, Matrix<const bf16> k, Matrix<const bf16> v,
+                                                     const Shape &shape, const Results<bf16> &results,
+                                                     Matrix<bf16> d_qkv, int key_head, int slot) {
+    constexpr int BLOCKS = BLOCKS_OF_16<D>, COLUMNS = OTHERS / 8;
+    ARL_SHARED(bf16, k_tile);
+    bf16 *v_tile = k_tile + OWN<D> * D, *q_tiles = v_tile + OWN<D> * D, *d_out_tiles = q_tiles + 2 * OTHERS * D;
+    // [2, 2, OTHERS]: log_sum_exp (of base 2) and delta, for two tiles.
+    float *sums = reinterpret_cast<float *>(d_out_tiles + 2 * OTHERS * D);
+    Tile tile = tile_at(shape, OWN<D>, slot);
+    if (tile.first >= tile.length) return;
+    int group = shape.query_heads / shape.key_heads, end = min(tile.first + OWN<D>, tile.length);
+    // The end of the queries that see a key of the tile.
+    int query_end = int(min((long long)tile.length, end - 1 + (long long)shape.window));
+    int head = key_head * group, head_end = head + group, query = tile.first;
+
+    // The next tile's, to the half of the buffers that is `at` elements from their beginning.
+    auto stage_queries = [&](int at) {
+        stage_async<D, OTHERS>(q_tiles + at, q.at(tile.start + query, head * D), q.stride, query_end - query);
+        stage_async<D, OTHERS>(d_out_tiles + at, results.d_out.at(tile.start + query, head * D), results.d_out.stride,
+                               query_end - query);
+        cp_async_commit();
+    };
+    // One number of it a thread; a query that is not there has probabilities of zero.
+    auto load_sum = [&]() {
+        int i = query + threadIdx.x % OTHERS;
+        bool is_delta = threadIdx.x >= OTHERS;
+        if (i >= query_end) return is_delta ? 0.0f : INFINITY;
+        long long at = (long long)head * shape.tokens + tile.start + i;
+        return is_delta ? results.delta[at] : results.log_sum_exp[at] * LOG2_E;
+    };
+    stage_async<D, OWN<D>>(k_tile, k.at(tile.start + tile.first, key_head * D), k.stride, end - tile.first);
+    stage_async<D, OWN<D>>(v_tile, v.at(tile.start + tile.first, key_head * D), v.stride, end - tile.first);
+    stage_queries(0);
+    if (threadIdx.x < 2 * OTHERS) sums[threadIdx.x] = load_sum();
+
+    int lane = threadIdx.x % 32, own = warp_number() * 16 * BLOCKS, row = tile.first + own;
+    float scale_log2 = shape.scale * LOG2_E;
+    float d_k[BLOCKS][D / 8][4], d_v[BLOCKS][D / 8][4];
+    fill(d_k, 0);
+    fill(d_v, 0);
+    for (int half = 0; head < head_end; half ^= 1) {
+        cp_async_wait<0>();
+        // This tile is here, and no warp reads the one before any more.
+        __syncthreads();
+        int present = query;
+        query += OTHERS;
+        if (query >= query_end) {
+            query = tile.first;
+            head++;
+        }
+        float next = 0;
+        if (head < head_end) {
+            stage_queries((half ^ 1) * OTHERS * D);
+            if (threadIdx.x < 2 * OTHERS) next = load_sum();
+        }
+        const bf16 *q_tile = q_tiles + half * OTHERS * D, *d_out_tile = d_out_tiles + half * OTHERS * D;
+        const float *lse_log2 = sums + half * 2 * OTHERS, *delta = lse_log2 + OTHERS;
+        if (row < end && any_sees(shape, present, present + OTHERS, row, row + 16 * BLOCKS)) {
+            // Transposed: [keys, queries].
+            float p[BLOCKS][COLUMNS][4], d_s[BLOCKS][COLUMNS][4];
+            fill(p, 0);
+            fill(d_s, 0);
+#pragma unroll
+            for (int step = 0; step < D / 16; step++) {
+                unsigned a[BLOCKS][4];
+                load_left<D>(a, k_tile, own, step);
+                multiply_rows<D>(p, a, q_tile, step);
+            }
+#pragma unroll
+            for (int step = 0; step < D / 16; step++) {
+                unsigned a[BLOCKS][4];
+                load_left<D>(a, v_tile, own, step);
+                multiply_rows<D>(d_s, a, d_out_tile, step);
+            }
+            bool all = all_see(shape, present, present + OTHERS, row, row + 16 * BLOCKS);
+            int distance = present + lane % 4 * 2 - row - lane / 4;
+#pragma unroll
+            for (int n = 0; n < COLUMNS; n++)
+#pragma unroll
+                for (int j = 0; j < 2; j++) {
+                    int column = n * 8 + lane % 4 * 2 + j;
+                    float lse = lse_log2[column], delta_of = delta[column];
+#pragma unroll
+                    for (int m = 0; m < BLOCKS; m++)
+#pragma unroll
+                        for (int e = j; e < 4; e += 2) {
+                            float x = exp2_fast(p[m][n][e] * scale_log2 - lse);
+                            if (!all && !sees(shape, distance + (n * 8 + j - m * 16 - e / 2 * 8))) x = 0;
+                            p[m][n][e] = x;
+                            d_s[m][n][e] = x * (d_s[m][n][e] - delta_of);
+                        }
+                }
+            multiply_columns<D>(d_v, p, d_out_tile);
+            multiply_columns<D>(d_k, d_s, q_tile);
+        }
+        if (threadIdx.x < 2 * OTHERS) sums[(half ^ 1) * 2 * OTHERS + threadIdx.x] = next;
+    }
+    float ones[BLOCKS][2], scales[BLOCKS][2];
+    fill(ones, 1);
+    fill(scales, shape.scale);
+    bf16 *target = d_qkv.at(tile.start + tile.first, (shape.query_heads + key_head) * D);
+    store_tile<D>(d_k, scales, k_tile, own, end - tile.first, target, d_qkv.stride);
+    store_tile<D>(d_v, ones, v_tile, own, end - tile.first, target + shape.key_heads * D, d_qkv.stride);
+}
+
+template <int D>
+__device__ __forceinline__ void queries_backward_tensor(Matrix<const bf16> q, Matrix<const bf16> k,
+                                                        Matrix<const bf16> v, const Shape &shape,
+                                                        const Results<bf16> &results, Matrix<bf16> d_qkv, int head,
+                                                        int slot) {
+    constexpr int BLOCKS = BLOCKS_OF_16<D>, COLUMNS = OTHERS / 8;
+    ARL_SHARED(bf16, q_tile);
+    bf16 *d_out_tile = q_tile + OWN<D> * D, *k_tiles = d_out_tile + OWN<D> * D, *v_tiles = k_tiles + 2 * OTHERS * D;
+    Tile tile = tile_at(shape, OWN<D>, slot);
+    if (tile.first >= tile.length) return;
+    int key_head = head / (shape.query_heads / shape.key_heads), end = min(tile.first + OWN<D>, tile.length);
+    int key = max(tile.first + 1 - shape.window, 0) / OTHERS * OTHERS;
+    auto stage_keys = [&](int key) {
+        int at = key / OTHERS % 2 * OTHERS * D;
+        stage_async<D, OTHERS>(k_tiles + at, k.at(tile.start + key, key_head * D), k.stride, end - key);
+        stage_async<D, OTHERS>(v_tiles + at, v.at(tile.start + key, key_head * D), v.stride, end - key);
+        cp_async_commit();
+    };
+    stage_async<D, OWN<D>>(q_tile, q.at(tile.start + tile.first, head * D), q.stride, end - tile.first);
+    stage_async<D, OWN<D>>(d_out_tile, results.d_out.at(tile.start + tile.first, head * D), results.d_out.stride,
+                           end - tile.first);
+    stage_keys(key);
+
+    int lane = threadIdx.x % 32, own = warp_number() * 16 * BLOCKS, row = tile.first + own;
+    float scale_log2 = shape.scale * LOG2_E, lse_log2[BLOCKS][2], delta[BLOCKS][2];
+#pragma unroll
+    for (int m = 0; m < BLOCKS; m++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            int i = min(row + m * 16 + half * 8 + lane / 4, tile.length - 1);
+            long long at = (long long)head * shape.tokens + tile.start + i;
+            lse_log2[m][half] = results.log_sum_exp[at] * LOG2_E;
+            delta[m][half] = results.delta[at];
+        }
+    // Where a warp has 16 rows, each fragment that it reads serves two products only. The left ones then stay in
+    // registers.
+    constexpr bool STAY = BLOCKS == 1;
+    unsigned q_left[STAY ? D / 16 : 1][BLOCKS][4], d_out_left[STAY ? D / 16 : 1][BLOCKS][4];
+    if (STAY) {
+        cp_async_wait<0>();
+        __syncthreads();
+#pragma unroll
+        for (int step = 0; step < D / 16; step++) {
+            load_left<D>(q_left[step], q_tile, own, step);
+            load_left<D>(d_out_left[step], d_out_tile, own, step);
+        }
+    }
+    float d_q[BLOCKS][D / 8][4];
+    fill(d_q, 0);
+    for (; key < end; key += OTHERS) {
+        cp_async_wait<0>();
+        // This tile is here, and no warp reads the one before any more.
+        __syncthreads();
+        if (key + OTHERS < end) stage_keys(key + OTHERS);
+        if (row >= end || !any_sees(shape, row, row + 16 * BLOCKS, key, key + OTHERS)) continue;
+        const bf16 *k_tile = k_tiles + key / OTHERS % 2 * OTHERS * D, *v_tile = v_tiles + key / OTHERS % 2 * OTHERS * D;
+        float p[BLOCKS][COLUMNS][4], d_s[BLOCKS][COLUMNS][4];
+        fill(p, 0);
+        fill(d_s, 0);
+#pragma unroll
+        for (int step = 0; step < D / 16; step++) {
+            int at = STAY ? step : 0;
+            if (!STAY) {
+                load_left<D>(q_left[at], q_tile, own, step);
+                load_left<D>(d_out_left[at], d_out_tile, own, step);
+            }
+            multiply_rows<D>(p, q_left[at], k_tile, step);
+            multiply_rows<D>(d_s, d_out_left[at], v_tile, step);
+        }
+        bool all = all_see(shape, row, row + 16 * BLOCKS, key, key + OTHERS);
+        int distance = row + lane / 4 - key - lane % 4 * 2;
+#pragma unroll
+        for (int m = 0; m < BLOCKS; m++)
+#pragma unroll
+            for (int n = 0; n < COLUMNS; n++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    float x = exp2_fast(p[m][n][e] * scale_log2 - lse_log2[m][e / 2]);
+                    if (!all && !sees(shape, distance + (m * 16 + e / 2 * 8 - n * 8 - e % 2))) x = 0;
+                    d_s[m][n][e] = x * (d_s[m][n][e] - delta[m][e / 2]);
+                }
+        multiply_columns<D>(d_q, d_s, k_tile);
+    }
+    float scales[BLOCKS][2];
+    fill(scales, shape.scale);
+    store_tile<D>(d_q, scales, q_tile, own, end - tile.first, d_qkv.at(tile.start + tile.first, head * D),
+                  d_qkv.stride);
+}
+
+} // namespace attention
