@@ -146,8 +146,8 @@ export interface CudaReport {
 }
 
 /**
- * Opens CUDA device `ordinal` with all that the engine takes from candle there (context, stream, cuBLAS and cuRAND handles)
- * and gives it back; says what was opened. Throws `ARL_DEVICE` where that fails, and where this addon is the CPU one.
+ * Opens CUDA device `ordinal` as a run would, and gives it back; says what it is. Throws `ARL_DEVICE` where that fails, and
+ * where this addon is the CPU one.
  */
 export declare function cudaRuntime(ordinal: number): string
 
@@ -217,12 +217,16 @@ export interface EngineOptions {
   initFromConfig?: boolean
   /** Seed of random weights. */
   seed?: number
-  /** `cpu`. */
+  /** `cpu`, `cuda` or `cuda:N`. */
   device: string
   /** Type of weights and activations. */
   dtype: 'f32' | 'bf16'
   /** What the backward pass computes anew. */
   recompute: 'off' | 'norms' | 'mlp' | 'block'
+  /** Keep the layers' inputs in host memory between the passes. */
+  activationOffloading?: boolean
+  /** Keep moments, and masters beside bf16 weights, in host memory. */
+  optimizerOffload?: boolean
   /** Most rows of logits at a time. */
   lossSeqChunkSize?: number
   /** Tokens of the largest micro-batch expected; a larger one makes the engine plan anew. */
@@ -290,10 +294,16 @@ export interface MemoryCategory {
 
 /** Bytes by category, found by a dry run of the step. */
 export interface MemoryPlan {
+  /** Trainable parameters of the model, tied ones once. */
+  parameters: number
   /** Categories that are not empty. */
   categories: Array<MemoryCategory>
   /** All of them. */
   totalBytes: number
+  /** What is offloaded to host memory. */
+  hostCategories: Array<MemoryCategory>
+  /** All of them. */
+  hostBytes: number
 }
 
 /** Samples side by side, without padding. */
