@@ -146,7 +146,7 @@ const grouped = (value: number) => value.toLocaleString("en-US");
 function asText(planned: Planned): string {
 	const { model, args, device, info, host, size, plan } = planned;
 	const { bold } = pc.createColors(wantsColor(process.stdout));
-	const where = info === undefined ? device : `${device} (${info.name})`;
+	const where = info === undefined ? device : device === "cpu" ? info.name : `${device} (${info.name})`;
 	const kept = [
 		args.bf16 ? "bf16" : "f32",
 		`gradient_checkpointing ${args.gradient_checkpointing}`,
@@ -164,9 +164,9 @@ function asText(planned: Planned): string {
 	if (plan.hostBytes > 0) {
 		lines.push("", bold(heading("host memory")), ...table(plan.hostCategories, plan.hostBytes));
 	}
-	lines.push("", ...(info === undefined ? [] : [`${fitsText(plan.totalBytes, info)} on ${info.name}`]));
-	if (plan.hostBytes > 0 && host !== undefined)
-		lines.push(`${fitsText(plan.hostBytes, host)} in this machine's memory`);
+	lines.push("");
+	if (info !== undefined) lines.push(fitsText(plan.totalBytes, info));
+	if (plan.hostBytes > 0 && host !== undefined) lines.push(`host memory: ${fitsText(plan.hostBytes, host)}`);
 	if (device !== "cpu") lines.push(...gpuLines(plan));
 	return `${[...lines, ...adviceLines(planned)].join("\n")}\n`;
 }
@@ -183,9 +183,8 @@ function table(categories: MemoryPlan["categories"], total: number): string[] {
 
 function fitsText(needed: number, { availableBytes, memoryBytes }: DeviceInfo): string {
 	const there = `${bytes(availableBytes)} of ${bytes(memoryBytes)} available`;
-	return needed <= availableBytes
-		? `fits: ${there}`
-		: `does not fit, ${bytes(needed - availableBytes)} too much: ${there}`;
+	const over = needed - availableBytes;
+	return over <= 0 ? `fits this machine: ${there}` : `does not fit this machine, ${bytes(over)} too much: ${there}`;
 }
 
 function gpuLines(plan: MemoryPlan): string[] {

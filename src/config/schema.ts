@@ -419,7 +419,8 @@ const precision = {
 	loss_seq_chunk_size: integerOrNone({
 		group: "Precision and memory",
 		min: 1,
-		description: "Target tokens whose logits exist at once; none: as many as keep them near 32 MB.",
+		description:
+			"Target tokens whose logits exist at once; none: as many as keep them near 32 MB, on a GPU near 1.2 GB, but no fewer than 256.",
 	}),
 	activation_offloading: boolean({
 		group: "Precision and memory",

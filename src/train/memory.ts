@@ -9,6 +9,9 @@ import { formatBytes } from "./preflight.js";
 /** What CUDA's own context takes on a GPU beside a plan, in bytes; rounded up. */
 export const CONTEXT_BYTES = 2 ** 30;
 
+/** Rows of logits at a time that still keep a device busy: the fewest that the engine takes by itself. */
+const SMALL_CHUNK = 256;
+
 /** Finds the plan of an engine. */
 export type Planner = (options: EngineOptions) => MemoryPlan;
 
@@ -65,6 +68,8 @@ function possibleChanges(options: EngineOptions, freedom: Freedom) {
 		if (!options.optimizerOffload) found.push({ flags: "--optimizer_offload", other: { optimizerOffload: true } });
 	}
 	if (freedom.resumed) return found;
+	if ((options.lossSeqChunkSize ?? Number.POSITIVE_INFINITY) > SMALL_CHUNK)
+		found.push({ flags: `--loss_seq_chunk_size ${SMALL_CHUNK}`, other: { lossSeqChunkSize: SMALL_CHUNK } });
 	if (options.dtype === "f32") found.push({ flags: "--bf16", other: { dtype: "bf16" } });
 	const { maxTokens, maxSequences } = options;
 	if (maxTokens === 1) return found;
