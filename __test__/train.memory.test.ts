@@ -152,7 +152,7 @@ describe("an engine out of memory", () => {
 	it("in a step: the plan for its micro-batches, what to change, and the checkpoint that stands", async () => {
 		const place = workspace(folder);
 		const native = fakeNative({
-			planMemory: (options) => plan({ ...options, maxTokens: Math.min(options.maxTokens, 1024) }),
+			planMemory: plan,
 			onStep: (step) => {
 				if (step === 5) throw new ArlError("ARL_OOM", "the device gave no memory", "The device's own hint.");
 				return undefined;
@@ -210,7 +210,7 @@ describe("what the device settles", () => {
 		expect([bf16Of({ bf16: "true" }), bf16Of({ bf16: "false" }), bf16Of({})]).toEqual([true, false, null]);
 	});
 
-	it("keeps a run's bf16 where it goes on without being told, and tells it in the start event's options", async () => {
+	it("keeps a run's bf16 where it goes on without being told, and refuses another", async () => {
 		const place = workspace(folder);
 		const opened: EngineOptions[] = [];
 		const watched = () => {
