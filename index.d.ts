@@ -207,6 +207,8 @@ export interface EngineInfo {
   attentionFlops: number
   /** Keys of `config.json` that are not known to change nothing, and were not used. */
   unknownKeys: Array<string>
+  /** What a user should know of how the model runs on this device; absent: nothing. */
+  notice?: string
 }
 
 /** What an engine is made of. */

@@ -1,12 +1,18 @@
 // Everything that is checked, the fast things first. Ends in one line: N passed, N failed (, N skipped).
+// `npm run test:cuda` runs the part that is about NVIDIA's GPUs alone.
 // A check that needs what is not there prints a line `SKIPPED: ...`; these are counted and named at the end.
 
 import { spawn } from "node:child_process";
 import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { checkKernels } from "./cuda-kernels.mjs";
+import { cudaToolkit } from "./cuda-toolkit.mjs";
 import { installServer } from "./mongo-server.mjs";
-import { cargoEnv, root, setup } from "./setup.mjs";
+import { buildCudaAddon, cargoEnv, root, setup } from "./setup.mjs";
+
+/** Whether only the part about GPUs is asked for. */
+const onlyCuda = process.argv[2] === "cuda";
 
 const totals = { passed: 0, failed: 0, skipped: 0 };
 const failures = [];
@@ -49,7 +55,8 @@ async function single(name, command, args, options) {
 async function rust() {
 	const name = "Rust tests";
 	title(name);
-	const { code, text } = await capture("cargo", ["test", "--workspace", "--locked", "--quiet", "--", "--show-output"], {
+	const parts = onlyCuda ? ["-p", "arl-engine", "-p", "arl-kernels", "-p", "arl-cuda-libraries"] : ["--workspace"];
+	const { code, text } = await capture("cargo", ["test", ...parts, "--locked", "--quiet", "--", "--show-output"], {
 		env: cargoEnv,
 	});
 	const sum = { passed: 0, failed: 0, skipped: 0 };
@@ -77,6 +84,7 @@ async function typescript() {
 		"--reporter=default",
 		"--reporter=json",
 		`--outputFile.json=${report}`,
+		...(onlyCuda ? ["__test__/cuda"] : []),
 	]);
 	if (existsSync(report)) {
 		const { numPassedTests, numFailedTests, numPendingTests, numFailedTestSuites } = JSON.parse(
@@ -92,22 +100,51 @@ async function typescript() {
 	rmSync(folder, { recursive: true, force: true });
 }
 
+/** The kernels as NVIDIA's compiler sees them, and the addon with them, which the TypeScript tests load. */
+function cuda() {
+	title("CUDA kernels and addon");
+	const { reason, faults = [], summary } = checkKernels();
+	if (reason) {
+		totals.skipped += 2;
+		notices.push(`the CUDA kernels and the CUDA addon are not compiled: ${reason}`);
+		return;
+	}
+	process.stderr.write(`${[summary, ...faults].filter(Boolean).join("\n")}\n`);
+	count("CUDA kernels", faults.length === 0 ? { passed: 1 } : { failed: 1 });
+	const toolkit = cudaToolkit({ forAddon: true });
+	if (toolkit.reason) {
+		totals.skipped += 1;
+		notices.push(`the CUDA addon is not built: ${toolkit.reason}`);
+		return;
+	}
+	try {
+		buildCudaAddon(toolkit.home);
+		count("CUDA addon", { passed: 1 });
+	} catch (error) {
+		process.stderr.write(`${error.message}\n`);
+		count("CUDA addon", { failed: 1 });
+	}
+}
+
 setup();
 const tool = (path, ...args) => [process.execPath, [join(root, "node_modules", path), ...args]];
-await single("Rust is formatted", "cargo", ["fmt", "--all", "--check"], { env: cargoEnv });
-await single(
-	"TypeScript is formatted and lint-free",
-	...tool("@biomejs/biome/bin/biome", "check", "--error-on-warnings", "."),
-);
-await single("TypeScript types", ...tool("typescript/bin/tsc", "--noEmit"));
-await single(
-	"Rust lints",
-	"cargo",
-	["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"],
-	{ env: cargoEnv },
-);
+if (!onlyCuda) {
+	await single("Rust is formatted", "cargo", ["fmt", "--all", "--check"], { env: cargoEnv });
+	await single(
+		"TypeScript is formatted and lint-free",
+		...tool("@biomejs/biome/bin/biome", "check", "--error-on-warnings", "."),
+	);
+	await single("TypeScript types", ...tool("typescript/bin/tsc", "--noEmit"));
+	await single(
+		"Rust lints",
+		"cargo",
+		["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"],
+		{ env: cargoEnv },
+	);
+}
 await rust();
-if (process.env.ARL_TEST_MONGODB_URI === undefined) {
+cuda();
+if (!onlyCuda && process.env.ARL_TEST_MONGODB_URI === undefined) {
 	const reason = installServer();
 	if (reason !== null) notices.push(`tests that need a MongoDB server: ${reason}`);
 }

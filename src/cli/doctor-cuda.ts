@@ -5,20 +5,22 @@ import type { CudaDevice, CudaLibrary } from "../native.js";
 import { bytes } from "../report/index.js";
 import type { Finding } from "./doctor.js";
 
-/** What was tried, a line each; of a library that was found, only what did not open before. */
-function trials({ path, tried }: CudaLibrary): string {
-	const told = path === undefined ? tried : tried.filter(({ why }) => why !== "not there");
-	return told.map(({ at, why }) => (why.startsWith(at) ? why : `${at}: ${why}`)).join("\n");
+const NOT_THERE = "not there";
+
+/** The files that were there and did not open, a line each. */
+function failures({ tried }: CudaLibrary): { hint?: string } {
+	const told = tried.filter(({ why }) => why !== NOT_THERE);
+	const lines = told.map(({ at, why }) => (why.startsWith(at) ? why : `${at}: ${why}`));
+	return lines.length > 0 ? { hint: lines.join("\n") } : {};
 }
 
 function driverFinding(driver: CudaLibrary, { report, problem }: CudaFinding): Finding {
-	const hint = trials(driver);
 	const version = report.driverVersion === undefined ? "" : `CUDA up to ${report.driverVersion}, `;
 	return {
 		name: "cuda driver",
 		value: `${version}${driver.path ?? "does not open"}`,
 		ok: driver.path !== undefined && problem?.kind !== "oldDriver" && problem?.kind !== "driver",
-		...(hint !== "" && { hint }),
+		...failures(driver),
 	};
 }
 
@@ -30,13 +32,24 @@ function deviceFinding({ device, name, capability, memoryBytes, availableBytes, 
 
 function libraryFinding(library: CudaLibrary): Finding {
 	const { name, soname, path, needed } = library;
-	const hint = trials(library);
 	return {
 		name,
 		value: path ?? `${soname} was not found${needed ? "" : " (works without it)"}`,
 		ok: path !== undefined || !needed,
-		...(hint !== "" && { hint }),
+		...failures(library),
 	};
+}
+
+/** Where the libraries that were not found were looked for, once for all of them. */
+function searched(libraries: readonly CudaLibrary[]): Finding[] {
+	const missing = libraries.filter(({ path }) => path === undefined);
+	const places = new Set(
+		missing.flatMap(({ tried }) => tried.filter(({ why }) => why === NOT_THERE).map(({ at }) => at)),
+	);
+	if (places.size === 0) return [];
+	return [
+		{ name: "looked in", value: `${places.size} places, in this order:`, ok: true, hint: [...places].join("\n") },
+	];
 }
 
 /** All there is to say of CUDA. No GPU, or none that can be used, is no failure: the CPU is there. */
@@ -45,19 +58,22 @@ export function cudaFindings(finding: CudaFinding): Finding[] {
 	if (problem !== null && isPlainCpu(finding)) {
 		return [{ name: "cuda", value: `${problem.message}: runs on the CPU`, ok: true }];
 	}
-	const addonFails = problem?.kind === "noAddon" || problem?.kind === "addon";
-	const verdict =
-		problem === null ? "can be used: `--device auto` takes it" : `${problem.message}: runs on the CPU without it`;
+	const noGpu = problem?.kind === "noGpu";
+	const verdict: Finding = {
+		name: "cuda",
+		value: problem === null ? "can be used" : `not used: ${problem.message}`,
+		ok: problem === null || noGpu,
+		...(problem !== null && { hint: problem.hint }),
+	};
+	const driver = report.driver === undefined ? [] : [driverFinding(report.driver, finding)];
+	const devices = report.devices.map(deviceFinding);
+	if (noGpu) return [...driver, ...devices, verdict];
 	return [
-		...(report.driver === undefined ? [] : [driverFinding(report.driver, finding)]),
-		...report.devices.map(deviceFinding),
+		...driver,
+		...devices,
 		...report.libraries.map(libraryFinding),
-		{ name: "cuda addon", value: addon ?? "not there", ok: !addonFails },
-		{
-			name: "cuda",
-			value: verdict,
-			ok: problem === null || problem.kind === "noGpu",
-			...(problem !== null && { hint: problem.hint }),
-		},
+		...searched(report.libraries),
+		{ name: "cuda addon", value: addon ?? "not there", ok: addon !== null && problem?.kind !== "addon" },
+		verdict,
 	];
 }

@@ -9,6 +9,7 @@
 
 use std::path::{Path, PathBuf};
 
+use arl_engine::backend::Backend;
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::{Adam, BatchSize, Engine, EngineOptions, Hyper, Kind, MicroBatch, Recompute, Weights};
 use arl_model::{Error, ErrorCode, Result, SafetensorsFile};
@@ -90,8 +91,13 @@ fn floats(file: &SafetensorsFile, name: &str) -> Result<Vec<f32>> {
     Ok(values)
 }
 
-/// Runs one case.
+/// Runs a case on the CPU.
 pub fn run_case(dir: &Path, recompute: Recompute) -> Result<Outcome> {
+    run_case_on(Box::new(CpuBackend::new()), dir, recompute)
+}
+
+/// Runs a case on any backend.
+pub fn run_case_on<B: Backend + ?Sized>(backend: Box<B>, dir: &Path, recompute: Recompute) -> Result<Outcome> {
     let open = |name: &str| SafetensorsFile::open(&dir.join(name));
     let damaged = |what: &str| Error::new(ErrorCode::Data, format!("{}: {what}", dir.join("curve.json").display()));
     let text = std::fs::read_to_string(dir.join("curve.json")).map_err(|e| Error::io(&dir.join("curve.json"), &e))?;
@@ -121,7 +127,7 @@ pub fn run_case(dir: &Path, recompute: Recompute) -> Result<Outcome> {
         ..EngineOptions::default()
     };
     let max_grad_norm = number(&optimizer["max_grad_norm"])?;
-    let mut engine = Engine::open(Box::new(CpuBackend::new()), dir, Weights::Checkpoint, &options)?;
+    let mut engine = Engine::open(backend, dir, Weights::Checkpoint, &options)?;
 
     let forward = open("forward.safetensors")?;
     let inspection = engine.inspect(&batch)?;

@@ -167,10 +167,12 @@ pub(crate) fn model(config: &ModelConfig, options: &EngineOptions, kind: DeviceK
             "usual are 1e-8 and 0.1",
         );
     }
+    let shape = Shape::new(config);
+    kind.check(shape.heads, shape.experts())?;
     let params = Params::new(config);
     let chunk = (kind.default_logits_bytes() / (config.vocab_size * DType::F32.bytes())).max(256);
     Ok(Model {
-        shape: Shape::new(config),
+        shape,
         store: Store::new(params.len, options.dtype, options.inference_only, options.optimizer_offload),
         params,
         dtype: options.dtype,
@@ -225,6 +227,11 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// The device, for messages.
     pub fn device(&self) -> String {
         self.backend.name()
+    }
+
+    /// What a user should know of how the model runs on this device.
+    pub fn notice(&self) -> Option<String> {
+        self.backend.kind().notice(self.model.shape.heads, self.model.dtype)
     }
 
     /// The backend itself; for measurements.

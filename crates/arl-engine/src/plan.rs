@@ -6,8 +6,8 @@ use std::sync::atomic::AtomicBool;
 use arl_model::{Error, ErrorCode, ModelConfig, Result};
 
 use crate::arena::{Arena, Category};
-use crate::backend::{Backend, DeviceKind, Pool};
 use crate::backend::plan::PlanBackend;
+use crate::backend::{Backend, DeviceKind, Pool};
 use crate::batch::{BatchSize, Inputs};
 use crate::engine::{EngineOptions, take_statistics};
 use crate::step::{Model, Step, host_bytes};

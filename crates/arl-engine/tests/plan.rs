@@ -1,11 +1,14 @@
 //! The memory plan of the models that are measured, against sums worked out by hand.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests; a skip is told in a line")]
+
+mod common;
 
 use std::path::{Path, PathBuf};
 
 use arl_engine::backend::{DType, DeviceKind};
 use arl_engine::{BatchSize, EngineOptions, MemoryPlan, Recompute, plan_memory};
+use arl_model::ErrorCode;
 
 const TOKENS: usize = 16_384;
 const SEQUENCES: usize = 8;
@@ -230,4 +233,17 @@ fn eight_billion_parameters_fit_on_80_gigabytes_with_both_offloads() {
     let offloaded = EngineOptions { activation_offloading: true, optimizer_offload: true, ..all };
     let plan = plan(&dir, &offloaded);
     assert!(plan.total_bytes < 80_000_000_000, "{plan:?}");
+}
+
+#[test]
+fn heads_that_the_kernels_do_not_have_are_refused_by_name_on_a_gpu_alone() {
+    let text = std::fs::read_to_string(common::model("window-bias").join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    config["head_dim"] = 258.into();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let error = plan_memory(dir.path(), &options(Recompute::Norms), DeviceKind::Cuda).unwrap_err();
+    assert_eq!(error.code, ErrorCode::Config);
+    assert!(error.message.contains("head_dim is 258; at most 256"), "{}", error.message);
+    plan_memory(dir.path(), &options(Recompute::Norms), DeviceKind::Cpu).unwrap();
 }

@@ -118,6 +118,8 @@ pub struct EngineInfo {
     pub attention_flops: f64,
     /// Keys of `config.json` that are not known to change nothing, and were not used.
     pub unknown_keys: Vec<String>,
+    /// What a user should know of how the model runs on this device; absent: nothing.
+    pub notice: Option<String>,
 }
 
 /// What one micro-batch gave.
@@ -275,6 +277,7 @@ pub struct Engine {
     flops_per_token: f64,
     attention_flops: f64,
     unknown_keys: Vec<String>,
+    notice: Option<String>,
 }
 
 #[napi]
@@ -295,10 +298,10 @@ impl Engine {
                 weights,
                 &core_options(&options)?,
             )?;
-            let found = (engine.interrupt_flag(), engine.config().clone(), engine.device());
+            let found = (engine.interrupt_flag(), engine.config().clone(), engine.device(), engine.notice());
             Ok((engine, found))
         };
-        Worker::start(env, "arl-engine", threads, open, move |worker, (interrupt, config, device)| {
+        Worker::start(env, "arl-engine", threads, open, move |worker, (interrupt, config, device, notice)| {
             let flops = arl_engine::Flops::of(&config);
             Engine {
                 worker: Mutex::new(Some(worker)),
@@ -312,6 +315,7 @@ impl Engine {
                 flops_per_token: flops.per_token,
                 attention_flops: flops.attention,
                 unknown_keys: config.unknown_keys.clone(),
+                notice,
             }
         })
     }
@@ -329,6 +333,7 @@ impl Engine {
             flops_per_token: self.flops_per_token,
             attention_flops: self.attention_flops,
             unknown_keys: self.unknown_keys.clone(),
+            notice: self.notice.clone(),
         }
     }
 

@@ -56,6 +56,22 @@ impl DeviceKind {
         }
     }
 
+    /// Refuses a model whose sizes the device's leaves do not have.
+    pub(crate) fn check(self, heads: Heads, experts: usize) -> Result<()> {
+        match self {
+            DeviceKind::Cpu => Ok(()),
+            DeviceKind::Cuda => cuda::check(heads, experts),
+        }
+    }
+
+    /// What a user should know of how a model runs on such a device.
+    pub(crate) fn notice(self, heads: Heads, activations: DType) -> Option<String> {
+        match self {
+            DeviceKind::Cpu => None,
+            DeviceKind::Cuda => cuda::notice(heads, activations),
+        }
+    }
+
     /// Bytes that the device's leaves need for themselves, over matrices of at most so many columns and micro-batches
     /// of at most so many tokens; its libraries' included.
     pub(crate) fn own_bytes(self, columns: usize, tokens: usize) -> usize {
@@ -148,7 +164,7 @@ pub struct Rows {
 }
 
 /// Which operands of a matrix product are transposed, named as BLAS does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Layout {
     /// `c[m, n] = a[m, k] b[n, k]^T`: a layer's output from its input and its weight.
     Nt,

@@ -5,8 +5,6 @@ use super::device::{Arg, Device, Launch, int, kernel, long};
 use crate::backend::{Attention, Buffer, DType, Heads, Rows};
 
 const THREADS: usize = 128;
-/// The greatest head.
-const MOST_DIM: usize = 256;
 /// What a block may have of shared memory on every GPU.
 const SHARED_BYTES: usize = 99 << 10;
 
@@ -47,7 +45,7 @@ fn on_tensor_cores(op: &Attention) -> bool {
 
 fn check(heads: Heads, window: Option<usize>) {
     assert_eq!(heads.query % heads.key_value, 0, "query heads are a multiple of key heads");
-    assert!(heads.dim.is_multiple_of(2) && heads.dim <= MOST_DIM, "heads of {} elements", heads.dim);
+    assert!(heads.dim.is_multiple_of(2) && heads.dim <= super::MOST_HEAD, "heads of {} elements", heads.dim);
     assert!(window != Some(0), "a query sees itself");
 }
 

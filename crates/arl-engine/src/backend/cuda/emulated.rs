@@ -15,11 +15,11 @@ thread_local! {
 }
 
 /// Runs kernels as soon as they are queued.
-pub struct EmulatedDevice {
+pub(super) struct EmulatedDevice {
     memory: CpuBackend,
     launches: u32,
     /// The kernels that ran.
-    pub ran: BTreeSet<&'static str>,
+    pub(super) ran: BTreeSet<&'static str>,
 }
 
 impl Default for EmulatedDevice {

@@ -24,7 +24,7 @@ mod swiglu;
 #[path = "../tests/mod.rs"]
 mod tests;
 
-use arl_model::Result;
+use arl_model::{Error, ErrorCode, Result};
 
 pub use self::device::{Arg, Device, Launch};
 #[cfg(feature = "cuda")]
@@ -64,6 +64,35 @@ const PARTS: usize = 128;
 
 /// Memory of a device that cuBLASLt may use: what its maker recommends for the largest GPUs.
 pub(crate) const LIBRARY_BYTES: usize = 32 << 20;
+
+/// The largest head that the kernels of attention and of rotary embedding have.
+const MOST_HEAD: usize = 256;
+
+/// Refuses a model that the kernels do not have the sizes for.
+pub(crate) fn check(heads: Heads, experts: usize) -> Result<()> {
+    let refused = |what: String| {
+        Err(Error::new(ErrorCode::Config, format!("{what} on a CUDA device"))
+            .hint("use device cpu, which has no such bound"))
+    };
+    if heads.dim > MOST_HEAD {
+        return refused(format!("head_dim is {}; at most {MOST_HEAD} is possible", heads.dim));
+    }
+    if experts > moe::MOST_EXPERTS {
+        return refused(format!("num_experts is {experts}; at most {} are possible", moe::MOST_EXPERTS));
+    }
+    Ok(())
+}
+
+/// What is slower than a user would expect.
+pub(crate) fn notice(heads: Heads, activations: DType) -> Option<String> {
+    let slow = activations == DType::Bf16 && !matches!(heads.dim, 64 | 128);
+    slow.then(|| {
+        format!(
+            "attention over heads of {} elements runs without tensor cores; those of 64 and 128 are fast",
+            heads.dim
+        )
+    })
+}
 
 /// Bytes of the leaves' scratch.
 pub(crate) fn scratch_bytes(columns: usize, tokens: usize) -> usize {

@@ -8,7 +8,7 @@ const THREADS: usize = 256;
 const WARPS: usize = THREADS / 32;
 const COMBINE_THREADS: usize = 128;
 /// What a warp holds of a row of probabilities, and a block of counts.
-const MOST_EXPERTS: usize = 512;
+pub(super) const MOST_EXPERTS: usize = 512;
 /// Fewest tokens whose balance a block sums.
 const SHORTEST_RUN: usize = 64;
 /// Fewest pairs that a block sorts.

@@ -7,8 +7,6 @@ use crate::backend::{Buffer, DType, NormRope};
 
 const THREADS: usize = 128;
 const WARPS: usize = THREADS / 32;
-/// Heads beyond this size are not in any model; the kernel's registers end here.
-const MOST_DIM: usize = 256;
 /// Rounds of heads that a block takes at least, before it sums what its lanes have.
 const ROUNDS: usize = 4;
 
@@ -21,7 +19,7 @@ fn heads_at_once(dim: usize, dtype: DType) -> usize {
 
 fn check(op: &NormRope, qkv: Buffer) {
     let heads = op.heads;
-    assert!(heads.dim.is_multiple_of(2) && heads.dim <= MOST_DIM, "rotary embedding of heads of {}", heads.dim);
+    assert!(heads.dim.is_multiple_of(2) && heads.dim <= super::MOST_HEAD, "rotary embedding of heads of {}", heads.dim);
     let width = (heads.query + 2 * heads.key_value) * heads.dim;
     assert_eq!(qkv.len, op.tokens * width, "queries, keys and values of {} tokens", op.tokens);
     assert_eq!((op.cos.len, op.sin.len), (op.tokens * heads.dim / 2, op.tokens * heads.dim / 2), "angles");

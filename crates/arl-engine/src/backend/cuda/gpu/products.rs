@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use arl_model::{Error, ErrorCode, Result};
 use candle_core::cuda_backend::cudarc;
+use cudarc::cublas::sys::cublasOperation_t;
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys::{
     self, cublasComputeType_t, cublasLtEpilogue_t, cublasLtMatmulAlgo_t, cublasLtMatmulDesc_t,
     cublasLtMatmulDescAttributes_t as DescAttribute, cublasLtMatmulPreferenceAttributes_t as PrefAttribute,
-    cublasLtMatrixLayout_t, cublasOperation_t, cudaDataType,
+    cublasLtMatrixLayout_t, cudaDataType,
 };
 use cudarc::driver::{CudaContext, CudaStream};
 

@@ -1,0 +1,102 @@
+// `npm run cuda:kernels`: compiles every kernel for every GPU that is supported, as the CUDA addon's build does, and checks
+// what the compiler says: no kernel spills registers, and the PTX is of a version that the oldest supported driver knows.
+
+import { spawnSync } from "node:child_process";
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { cudaToolkit } from "./cuda-toolkit.mjs";
+import { cache, hashOf, root } from "./setup.mjs";
+
+const SOURCES = ["crates/arl-kernels/cuda", "crates/arl-kernels/nvcc.flags"];
+
+/** The PTX of CUDA 13.0: the latest that driver 580 knows. */
+const MOST_PTX = [9, 0];
+
+/** Bytes of registers that a kernel may spill. */
+const MOST_SPILLED = 0;
+
+/** One kernel on one architecture, from what `ptxas -v` tells. */
+function kernelsOf(text) {
+	const entry =
+		/Compiling entry function '(\w+)' for '(\w+)'[\s\S]*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads[\s\S]*?Used (\d+) registers/g;
+	return [...text.matchAll(entry)].map(([, kernel, architecture, stack, stores, loads, registers]) => ({
+		kernel,
+		architecture,
+		stack: Number(stack),
+		spilled: Number(stores) + Number(loads),
+		registers: Number(registers),
+	}));
+}
+
+function ptxVersions(folder) {
+	const files = readdirSync(folder).filter((name) => name.endsWith(".ptx"));
+	return files.map((name) =>
+		/^\.version (\d+)\.(\d+)/m
+			.exec(readFileSync(join(folder, name), "utf8"))
+			.slice(1)
+			.map(Number),
+	);
+}
+
+/** Compiles, and gives what the compiler said; `error` where it refused. */
+function compile(home) {
+	const folder = mkdtempSync(join(tmpdir(), "arl-kernels-"));
+	try {
+		const flags = readFileSync(join(root, "crates/arl-kernels/nvcc.flags"), "utf8").trim().split(/\s+/);
+		const out = join(folder, "arl.fatbin");
+		const watch = ["-Xptxas", "-v", "--keep", "--keep-dir", folder, "-fatbin", "-o", out];
+		const args = [...flags, ...watch, "crates/arl-kernels/cuda/kernels.cu"];
+		const options = { cwd: root, encoding: "utf8", maxBuffer: 1 << 28, env: { ...process.env, CUDA_HOME: home } };
+		const { status, stdout, stderr, error } = spawnSync(join(home, "bin", "nvcc"), args, options);
+		if (error || status !== 0) return { error: error?.message ?? `${stdout}${stderr}` };
+		return { kernels: kernelsOf(`${stdout}${stderr}`), ptx: ptxVersions(folder), bytes: readFileSync(out).length };
+	} finally {
+		rmSync(folder, { recursive: true, force: true });
+	}
+}
+
+/** What is wrong with the kernels, as sentences. */
+function faults({ kernels, ptx }) {
+	const found = [];
+	if (kernels.length === 0 || ptx.length === 0) found.push("the compiler told of no kernel");
+	for (const { kernel, architecture, spilled } of kernels) {
+		if (spilled > MOST_SPILLED) found.push(`${kernel} spills ${spilled} bytes on ${architecture}`);
+	}
+	for (const [major, minor] of ptx) {
+		const newer = major > MOST_PTX[0] || (major === MOST_PTX[0] && minor > MOST_PTX[1]);
+		if (newer) found.push(`the PTX is of version ${major}.${minor}; driver 580 knows ${MOST_PTX.join(".")}`);
+	}
+	return found;
+}
+
+/**
+ * Checks the kernels: `{ reason }` where there is no toolkit, else `{ faults, summary }`. What the compiler said of the very
+ * same sources is kept in the build cache.
+ */
+export function checkKernels() {
+	const { home, version, reason } = cudaToolkit();
+	if (reason) return { reason };
+	const kept = join(cache, "kernels", `${hashOf(SOURCES, [version])}.json`);
+	let said = existsSync(kept) ? JSON.parse(readFileSync(kept, "utf8")) : undefined;
+	if (said === undefined) {
+		console.error("arl: compiling the CUDA kernels for each GPU (a few minutes; what the compiler says is kept)");
+		said = compile(home);
+		if (said.error) return { faults: [said.error], summary: "" };
+		mkdirSync(join(cache, "kernels"), { recursive: true });
+		writeFileSync(kept, JSON.stringify(said));
+	}
+	const names = new Set(said.kernels.map(({ kernel }) => kernel));
+	const architectures = [...new Set(said.kernels.map(({ architecture }) => architecture))].sort();
+	const most = Math.max(...said.kernels.map(({ registers }) => registers));
+	const summary = `${names.size} kernels for ${architectures.join(", ")} and PTX ${said.ptx[0]?.join(".")}: ${said.bytes} bytes, at most ${most} registers`;
+	return { faults: faults(said), summary };
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+	const { reason, faults: found = [], summary } = checkKernels();
+	if (reason) console.error(`arl: the kernels cannot be compiled: ${reason}`);
+	else console.log(found.length > 0 ? found.join("\n") : summary);
+	process.exitCode = reason || found.length > 0 ? 1 : 0;
+}
