@@ -234,6 +234,12 @@ describe("what the device settles", () => {
 		expect(refused.message).toContain("bf16: true -> false");
 	});
 
+	it("is told where the engine has something to say of how the model runs there", async () => {
+		const notice = "attention runs without tensor cores";
+		const all = await events(trainer(workspace(folder), {}, fakeNative({ notice })));
+		expect(ofType(all, "notice")).toContainEqual({ type: "notice", level: "warning", message: notice });
+	});
+
 	it("is offloading on a GPU alone: on the CPU it is told to have no effect, and not passed on", async () => {
 		const both = { activation_offloading: true, optimizer_offload: true };
 		const onGpu = settleForDevice(args(both), "cuda:0");

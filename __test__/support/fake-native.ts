@@ -33,6 +33,8 @@ export interface Faults {
 	/** Milliseconds that each step takes. */
 	stepMs?: number;
 	availableBytes?: number;
+	/** What the engine says of how the model runs. */
+	notice?: string;
 	/** The memory that an engine takes. */
 	planMemory?: (options: EngineOptions) => MemoryPlan;
 	stopIds?: number[];
@@ -209,6 +211,7 @@ class FakeEngine implements NativeEngine {
 			flopsPerToken: 24,
 			attentionFlops: 2,
 			unknownKeys: [],
+			...(this.faults.notice !== undefined && { notice: this.faults.notice }),
 		};
 	}
 

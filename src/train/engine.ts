@@ -40,5 +40,7 @@ export async function* openEngine(input: OpenEngineInput): AsyncGenerator<TrainE
 	const engine = await chosen.native.Engine.open(options).catch((error: unknown) => {
 		throw withPlan(toArlError(error), memory, advice);
 	});
+	const { notice } = engine.info();
+	if (notice !== undefined) yield { type: "notice", level: "warning", message: notice };
 	return { engine, engineOptions: options, memory, advise: adviseFor };
 }
