@@ -296,6 +296,8 @@ export interface MemoryCategory {
 
 /** Bytes by category, found by a dry run of the step. */
 export interface MemoryPlan {
+  /** Trainable parameters of the model, tied ones once. */
+  parameters: number
   /** Categories that are not empty. */
   categories: Array<MemoryCategory>
   /** All of them. */

@@ -4,7 +4,9 @@ import { join } from "node:path";
 import { afterAll, afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { run } from "../src/cli/generate.js";
 import { ArlError } from "../src/errors.js";
-import type { GenerateOptions, Native, NativeEngine, NativeTextEncoder } from "../src/native.js";
+import type { EngineOptions, GenerateOptions, Native, NativeEngine, NativeTextEncoder } from "../src/native.js";
+import { fakeNative } from "./support/fake-native.js";
+import { errorOf } from "./support/folder.js";
 
 const STOP = 0;
 const folder = mkdtempSync(join(tmpdir(), "arl-generate-"));
@@ -42,10 +44,13 @@ interface Seen {
 	batches: number[];
 	closed: number;
 	options: GenerateOptions[];
+	opened: EngineOptions[];
 }
 
+const nothing = (): Seen => ({ batches: [], closed: 0, options: [], opened: [] });
+
 /** A model that answers with the last message it was given, as `answers` says. */
-function core(answers: (model: string, last: string) => string, seen: Seen = { batches: [], closed: 0, options: [] }) {
+function core(answers: (model: string, last: string) => string, seen: Seen = nothing()) {
 	const open = async (model: string) => ({
 		generate: async (prompts: Int32Array[], options: GenerateOptions) => {
 			seen.batches.push(prompts.length);
@@ -66,8 +71,14 @@ function core(answers: (model: string, last: string) => string, seen: Seen = { b
 		},
 	});
 	const native = {
+		...fakeNative(),
 		TextEncoder: { open: () => encoder as NativeTextEncoder },
-		Engine: { open: ({ modelDir }: { modelDir: string }) => open(modelDir) as unknown as Promise<NativeEngine> },
+		Engine: {
+			open: (options: EngineOptions) => {
+				seen.opened.push(options);
+				return open(options.modelDir) as unknown as Promise<NativeEngine>;
+			},
+		},
 	};
 	return () => native as unknown as Native;
 }
@@ -144,7 +155,7 @@ describe("arl generate", () => {
 	});
 
 	it("writes answers side by side in batches, bounded by the longest expected reply, and closes the engine", async () => {
-		const seen: Seen = { batches: [], closed: 0, options: [] };
+		const seen = nothing();
 		await run(
 			words("--per_device_eval_batch_size", "2"),
 			core((_, last) => last, seen),
@@ -152,6 +163,24 @@ describe("arl generate", () => {
 		expect(seen.batches).toEqual([2, 1]);
 		expect(seen.closed).toBe(1);
 		expect(seen.options[0]).toMatchObject({ maxNewTokens: "THREE".length + 1 + 8, stopIds: [STOP], temperature: 0 });
+	});
+
+	it("computes on the device that is asked for, in f32 on the CPU unless bf16 is said", async () => {
+		const seen = nothing();
+		const native = core((_, last) => last, seen);
+		for (const more of [[], ["--device", "cpu", "--bf16"], ["--bf16", "true"], ["--bf16", "false"]])
+			await run(words(...more), native);
+		expect(seen.opened.map(({ device, dtype }) => `${device} ${dtype}`)).toEqual([
+			"cpu f32",
+			"cpu bf16",
+			"cpu bf16",
+			"cpu f32",
+		]);
+		const absent = await errorOf(run(words("--device", "cuda"), native));
+		expect(absent).toMatchObject({ code: "ARL_DEVICE", message: "device cuda: no NVIDIA driver (libcuda.so.1)" });
+		const wrong = await errorOf(run(words("--device", "tpu"), native));
+		expect(wrong.code).toBe("ARL_USAGE");
+		expect(wrong.message).toContain("Expected auto, cpu, cuda or cuda:N.");
 	});
 
 	it("names the row that cannot be used", async () => {

@@ -107,6 +107,21 @@ describe("flags", () => {
 		expect(resolve(["--no_logging_first_step"]).args.logging_first_step).toBe(false);
 	});
 
+	it("leaves bf16 to the device unless it is said, and takes none of other programs' files for unsaid", () => {
+		expect(resolve([]).args.bf16).toBe("auto");
+		expect(resolve(["--bf16", "auto"], { bf16: true }).args.bf16).toBe("auto");
+		expect(resolve([], { bf16: null }).args.bf16).toBe("auto");
+	});
+
+	it("reads what is offloaded as switches, off by default", () => {
+		expect(resolve([]).args).toMatchObject({ activation_offloading: false, optimizer_offload: false });
+		const { args } = resolve(["--activation_offloading", "--optimizer_offload"]);
+		expect(args).toMatchObject({ activation_offloading: true, optimizer_offload: true });
+		expect(resolve(["--no_activation_offloading"], { activation_offloading: true }).args.activation_offloading).toBe(
+			false,
+		);
+	});
+
 	it("reads recompute levels by name and as a switch", () => {
 		expect(resolve([]).args.gradient_checkpointing).toBe("norms");
 		expect(resolve(["--gradient_checkpointing"]).args.gradient_checkpointing).toBe("block");
@@ -195,16 +210,17 @@ describe("values that are refused", () => {
 		["num_train_epochs", "0", "a number, above 0 and at most 1000000"],
 		["save_steps", "1.5", "a whole number of steps, or a part of all steps (above 0 and below 1)"],
 		["save_steps", "0", "a whole number of steps, or a part of all steps (above 0 and below 1)"],
-		["bf16", "maybe", "true or false"],
+		["bf16", "maybe", "true, false or auto"],
+		["optimizer_offload", "maybe", "true or false"],
 		["truncation", "middle", "one of error, drop, left, right"],
 		["seed", "99999999999999999999", "a whole number, 0 or more and at most 4294967295"],
 		["tp_size", "8", "1 (one device only"],
-		["fp16", "true", "false (float16 is not built"],
+		["fp16", "true", "false (float16 is not built, neither for the CPU nor for GPUs; take bf16)"],
 		["eval_strategy", "steps", "no (evaluation while training is not built"],
 		["device", "gpu", "auto, cpu, cuda or cuda:N"],
 		["report_to", "wandb", "none (other sinks are not built yet"],
 		["enable_sampling", "true", "false (supervised fine-tuning draws no samples"],
-		["activation_offloading", "true", "false (there is nothing to offload to"],
+		["activation_offloading", "maybe", "true or false"],
 		["loss_calculater", "GRPO", "CrossEntropy (other losses are not built"],
 	])("%s %s, naming the option, the value and what is expected", (name, value, expected) => {
 		const error = refused([`--${name}`, value]);

@@ -340,7 +340,10 @@ describe("checks before training", () => {
 		const place = workspace(folder);
 		const error = await errorOf(trainer(place, {}, fakeNative({ availableBytes: 1000 })).train());
 		expect(error).toMatchObject({ code: "ARL_OOM", exitCode: 4 });
-		expect(error.hint).toContain("per_device_train_batch_size");
+		expect(error.message).toMatch(
+			/the run needs .* of memory and 1000 B are available on fake\nweights .*, activations/,
+		);
+		expect(error.hint).toMatch(/--per_device_train_batch_size 1 saves .*: .* are needed then\./);
 		expect(existsSync(place.out)).toBe(false);
 	});
 

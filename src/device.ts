@@ -29,30 +29,54 @@ export function chooseDevice(wanted: string, native: Native, find = findCuda): C
 	if (wanted === "cpu") return onCpu(native, null);
 	const finding = find(native);
 	const { problem } = finding;
-	if (wanted === "auto" && problem !== null) {
-		const notice = isPlainCpu(finding) ? null : `the GPU is not used: ${problem.message}. ${problem.hint}`;
-		return onCpu(native, notice);
-	}
+	if (wanted === "auto" && problem !== null) return onCpu(native, notUsed(finding));
 	if (problem !== null) throw new ArlError("ARL_DEVICE", `device ${wanted}: ${problem.message}`, problem.hint);
 	const found = pick(wanted, finding.report.devices);
 	return {
 		device: found.device,
 		native: openCuda(native, String(finding.addon)),
-		info: {
-			device: found.device,
-			name: found.name,
-			threads: 0,
-			features: [`compute capability ${found.capability}`],
-			memoryBytes: found.memoryBytes,
-			availableBytes: found.availableBytes,
-		},
+		info: gpuInfo(found),
 		notice: null,
 	};
 }
 
+/**
+ * The device that a plan is made for, as `chooseDevice` would choose it; but nothing is loaded, and `cuda` stands for a GPU
+ * that is not there, too: then nothing is known of its memory.
+ *
+ * @throws ArlError `ARL_DEVICE` where a GPU is named by its number, and the machine has others.
+ */
+export function deviceToPlan(wanted: string, native: Native, find = findCuda): Omit<ChosenDevice, "native"> {
+	if (wanted === "cpu") return onCpu(native, null);
+	const finding = find(native);
+	const { problem, report } = finding;
+	if (wanted === "auto" && problem !== null) return onCpu(native, notUsed(finding));
+	if (!report.devices.some((device) => device.problem === undefined)) {
+		const notice = `no GPU is asked for its memory: ${problem?.message ?? "none can be used"}`;
+		return { device: wanted, info: undefined, notice };
+	}
+	const found = pick(wanted, report.devices);
+	return { device: found.device, info: gpuInfo(found), notice: null };
+}
+
+/** Why a GPU that may be there is not used; null: there is none to expect. */
+function notUsed(finding: CudaFinding): string | null {
+	const { problem } = finding;
+	return problem === null || isPlainCpu(finding) ? null : `the GPU is not used: ${problem.message}. ${problem.hint}`;
+}
+
+function gpuInfo({ device, name, capability, memoryBytes, availableBytes }: CudaDevice): DeviceInfo {
+	const features = [`compute capability ${capability}`];
+	return { device, name, threads: 0, features, memoryBytes, availableBytes };
+}
+
+/** The machine's own processor and memory. */
+export function hostInfo(native: Native): DeviceInfo | undefined {
+	return native.devices().find(({ device }) => device === "cpu");
+}
+
 function onCpu(native: Native, notice: string | null): ChosenDevice {
-	const info = native.devices().find(({ device }) => device === "cpu");
-	return { device: "cpu", native, info, notice };
+	return { device: "cpu", native, info: hostInfo(native), notice };
 }
 
 /** The GPU that is meant: the one named, else the first that can be used. */

@@ -10,6 +10,7 @@ import { ArlError } from "../../src/errors.js";
 import type {
 	EngineOptions,
 	FillReport,
+	MemoryPlan,
 	MicroBatch,
 	Native,
 	NativeEngine,
@@ -32,10 +33,24 @@ export interface Faults {
 	/** Milliseconds that each step takes. */
 	stepMs?: number;
 	availableBytes?: number;
+	/** What the engine says of how the model runs. */
+	notice?: string;
+	/** The memory that an engine takes. */
+	planMemory?: (options: EngineOptions) => MemoryPlan;
 	stopIds?: number[];
 	tokenizerVocab?: number;
 }
 
+const EMPTY_PLAN = { parameters: 4, categories: [], totalBytes: 0, hostCategories: [], hostBytes: 0 };
+/** 1 MB of weights, and 100 bytes a token. */
+function smallPlan({ maxTokens }: EngineOptions): MemoryPlan {
+	const activations = 100 * maxTokens;
+	const categories = [
+		{ name: "weights", bytes: 1e6 },
+		{ name: "activations", bytes: activations },
+	];
+	return { ...EMPTY_PLAN, categories, totalBytes: 1e6 + activations };
+}
 const decoder = new TextDecoder("utf-8", { fatal: true });
 const pause = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms));
 const STOP = 0;
@@ -196,11 +211,12 @@ class FakeEngine implements NativeEngine {
 			flopsPerToken: 24,
 			attentionFlops: 2,
 			unknownKeys: [],
+			...(this.faults.notice !== undefined && { notice: this.faults.notice }),
 		};
 	}
 
 	async memory() {
-		return { categories: [], totalBytes: 0 };
+		return EMPTY_PLAN;
 	}
 
 	async step(batches: MicroBatch[], hyper: { learningRate: number; maxGradNorm: number }): Promise<StepStats> {
@@ -279,7 +295,7 @@ export function fakeNative(faults: Faults = {}, disk: Disk = new Map()): Native 
 				availableBytes: faults.availableBytes ?? 1e12,
 			},
 		],
-		planMemory: () => ({ categories: [{ name: "weights", bytes: 1e6 }], totalBytes: 1e6 }),
+		planMemory: (options) => faults.planMemory?.(options) ?? smallPlan(options),
 		TextEncoder: { open: (options) => new FakeEncoder(options, faults) },
 		TokenCache: {
 			open: (dir, key, rows, encoder) => {

@@ -4,8 +4,10 @@
  */
 import type { AgentTrainingConfig } from "../config/index.js";
 import type { Source } from "../data/source.js";
+import type { ChosenDevice } from "../device.js";
 import { ArlError } from "../errors.js";
 import type { EngineOptions, Native, NativeEngine, NativeTextEncoder, TextOptions } from "../native.js";
+import { settleBf16 } from "../train/options.js";
 
 /** A trained reply of a row: what the model is given, and what it should say. */
 export interface Question {
@@ -34,7 +36,9 @@ export interface AskOptions
 	/** null: as many as the longest expected reply has, and a few more. */
 	maxNewTokens: number | null;
 	temperature: number;
-	bf16: boolean;
+	bf16: boolean | "auto";
+	/** Where the model runs. */
+	device: ChosenDevice;
 }
 
 function textOptions(modelDir: string, options: AskOptions): TextOptions {
@@ -57,7 +61,6 @@ function trimEnd(ids: Int32Array, stopIds: readonly number[]): Int32Array {
 /** One model that answers. */
 export class Answerer {
 	readonly modelDir: string;
-	readonly #native: Native;
 	readonly #options: AskOptions;
 	readonly #encoder: NativeTextEncoder;
 	readonly #stopIds: number[];
@@ -65,7 +68,6 @@ export class Answerer {
 	/** Opens the tokenizer and the template; `sample` shows what shape the rows have. */
 	constructor(native: Native, modelDir: string, options: AskOptions, sample: Uint8Array[]) {
 		this.modelDir = modelDir;
-		this.#native = native;
 		this.#options = options;
 		this.#encoder = native.TextEncoder.open(textOptions(modelDir, options));
 		this.#encoder.detect(sample);
@@ -163,12 +165,13 @@ export class Answerer {
 	}
 
 	#open(questions: readonly Question[], maxNewTokens: number): Promise<NativeEngine> {
+		const { device, native } = this.#options.device;
 		const longest = Math.max(...questions.map(({ prompt }) => prompt.length));
 		const sequences = Math.min(this.#options.batchSize, questions.length);
 		const options: EngineOptions = {
 			modelDir: this.modelDir,
-			device: "cpu",
-			dtype: this.#options.bf16 ? "bf16" : "f32",
+			device,
+			dtype: settleBf16(this.#options.bf16, device) ? "bf16" : "f32",
 			recompute: "block",
 			maxTokens: (longest + maxNewTokens) * sequences,
 			maxSequences: sequences,
@@ -179,7 +182,7 @@ export class Answerer {
 			inferenceOnly: true,
 			...(this.#options.threads !== null && { threads: this.#options.threads }),
 		};
-		return this.#native.Engine.open(options);
+		return native.Engine.open(options);
 	}
 }
 

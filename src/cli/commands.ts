@@ -30,6 +30,10 @@ const COMMANDS: Readonly<Record<string, CommandEntry>> = {
 		summary: "rows into AgentRL's MongoDB collections and back, and what they hold",
 		load: () => import("./mongo.js"),
 	},
+	plan: {
+		summary: "show the memory that a run takes, without rows, weights or a GPU",
+		load: () => import("./plan.js"),
+	},
 	doctor: { summary: "show what this machine can do and what is missing", load: () => import("./doctor.js") },
 	schema: { summary: "print the JSON Schema of a configuration file", load: () => import("./schema.js") },
 };

@@ -2,6 +2,7 @@
 import { Option } from "commander";
 import pc from "picocolors";
 import { openFiles } from "../data/open.js";
+import { chooseDevice } from "../device.js";
 import { ArlError, EXIT_CODES, toArlError, wantsColor } from "../errors.js";
 import { TextOnlySource } from "../images/drop.js";
 import { loadNative, type Native } from "../native.js";
@@ -9,7 +10,7 @@ import { droppedImages } from "../report/format.js";
 import { count, duration, jsonLine, percent } from "../report/index.js";
 import { LiveLine } from "../report/live.js";
 import { type Answer, Answerer, type AskOptions, type Question } from "./answers.js";
-import { columns, command, numberFrom, parse, wholeNumber } from "./options.js";
+import { columns, command, deviceName, numberFrom, parse, wholeNumber } from "./options.js";
 import { onStopSignals } from "./signals.js";
 
 interface Options {
@@ -23,7 +24,8 @@ interface Options {
 	temperature: number;
 	seed: number;
 	threads?: number;
-	bf16?: boolean;
+	device: string;
+	bf16: "true" | "false" | "auto";
 	chat_template?: string;
 	thinking?: "keep" | "strip" | "last";
 	columns?: string[];
@@ -50,7 +52,13 @@ function definition() {
 		.option("--temperature <x>", "0 takes the most probable token; above 0 draws with --seed", numberFrom(0), 0)
 		.option("--seed <n>", "seed of the draws", wholeNumber(0, 4_294_967_295), 42)
 		.option("--threads <n>", "threads that compute (default: as many as the process may use)", wholeNumber(1, 1024))
-		.option("--bf16", "compute in bfloat16")
+		.option("--device <name>", "auto, cpu, cuda or cuda:N, as for `arl train`", deviceName, "auto")
+		.addOption(
+			new Option("--bf16 [how]", "compute in bfloat16; auto: on a GPU")
+				.choices(["true", "false", "auto"])
+				.preset("true")
+				.default("auto"),
+		)
 		.option("--chat_template <file>", "a Jinja chat template that replaces the checkpoint's")
 		.addOption(
 			new Option("--thinking <how>", "what happens to reasoning in earlier replies").choices(["keep", "strip", "last"]),
@@ -107,6 +115,8 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 }
 
 async function generate(native: Native, options: Options, signal: AbortSignal): Promise<number> {
+	const device = chooseDevice(options.device, native);
+	if (device.notice !== null) process.stderr.write(`${device.notice}\n`);
 	const ask: AskOptions = {
 		columns: columns(options.columns),
 		chat_template: options.chat_template ?? null,
@@ -116,7 +126,8 @@ async function generate(native: Native, options: Options, signal: AbortSignal): 
 		batchSize: options.per_device_eval_batch_size,
 		maxNewTokens: options.max_new_tokens ?? null,
 		temperature: options.temperature,
-		bf16: options.bf16 === true,
+		bf16: options.bf16 === "auto" ? "auto" : options.bf16 === "true",
+		device,
 	};
 	const { source: opened, notices } = await openFiles(native, options.prompt_file, { columns: ask.columns });
 	const textOnly = options.images === "drop" ? new TextOnlySource(opened, ask.columns) : null;

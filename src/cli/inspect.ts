@@ -1,10 +1,10 @@
 /** `arl inspect`: one row as the model will see it. */
 import pc from "picocolors";
-import { ArlError, EXIT_CODES, toArlError, wantsColor } from "../errors.js";
+import { EXIT_CODES, toArlError, wantsColor } from "../errors.js";
 import { loadNative, type Native } from "../native.js";
 import { jsonLine, percent } from "../report/index.js";
 import type { InspectedRow, TokenText } from "../train/inspect.js";
-import { resolveWords } from "./resolve.js";
+import { resolveWords, wholeNumberOf } from "./resolve.js";
 import { onStopSignals } from "./signals.js";
 
 const COMMAND_FLAGS = { config: "value", json: "switch", help: "switch", row: "value", tokens: "switch" } as const;
@@ -31,9 +31,7 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 	if (found === null) return 0;
 	const { resolved, command } = found;
 	for (const notice of resolved.notices) process.stderr.write(`${notice}\n`);
-	const word = String(command.get("row") ?? 1);
-	if (!/^[1-9]\d{0,9}$/.test(word))
-		throw new ArlError("ARL_USAGE", `--row: expected a whole number of 1 or more, got ${JSON.stringify(word)}`);
+	const number = wholeNumberOf(command, "row") ?? 1;
 	const stop = onStopSignals(() => process.stderr.write("stopping\n"));
 	try {
 		const { inspectRow } = await import("../train/inspect.js");
@@ -41,7 +39,7 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 			native: core(),
 			args: resolved.args,
 			code: { dataset: null, convert: null },
-			row: Number(word) - 1,
+			row: number - 1,
 			signal: stop.signal,
 		});
 		const color = wantsColor(process.stdout);

@@ -1,5 +1,6 @@
 /** Options of the smaller commands: commander's, with the same checks and errors as everywhere. */
 import { Command, CommanderError, InvalidArgumentError } from "commander";
+import { optionMeta, trainingSchema } from "../config/index.js";
 import { ArlError } from "../errors.js";
 
 /** A command whose wrong use is an `ArlError`; `--help` gives null from `parse`. */
@@ -58,6 +59,12 @@ export function numberFrom(low: number): (word: string) => number {
 		if (Number.isFinite(value) && value >= low) return value;
 		throw new InvalidArgumentError(`Expected a number, ${low} or more.`);
 	};
+}
+
+/** Reads the name of a device as the option `device` of a run takes it. */
+export function deviceName(word: string): string {
+	if (trainingSchema.shape.device.safeParse(word).success) return word;
+	throw new InvalidArgumentError(`Expected ${optionMeta("device").expects}.`);
 }
 
 /** What `--columns NAME=COLUMN ...` says. */

@@ -48,3 +48,11 @@ export async function resolveWords(
 	if (path !== undefined && named.length === 0) resolved.notices.unshift(`options are read from ${path}`);
 	return { resolved, command };
 }
+
+/** The whole number, 1 or more, that a command's own flag `name` gives; null: it is not given. */
+export function wholeNumberOf(command: ReadonlyMap<string, string | true>, name: string): number | null {
+	const word = command.get(name);
+	if (word === undefined) return null;
+	if (/^[1-9]\d{0,9}$/.test(String(word))) return Number(word);
+	throw new ArlError("ARL_USAGE", `--${name}: expected a whole number of 1 or more, got ${JSON.stringify(word)}`);
+}

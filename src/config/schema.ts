@@ -377,16 +377,25 @@ const optimizer = {
 };
 
 const precision = {
-	bf16: boolean({
-		group: "Precision and memory",
-		default: false,
-		description:
-			"Compute with bfloat16 weights and activations, float32 sums and float32 master weights. Off is float32 throughout: on a CPU that is the exact and, without AVX512-BF16, the faster way.",
-	}),
+	bf16: custom(
+		z
+			.union([z.boolean(), z.literal("auto"), z.null()])
+			.default("auto")
+			.transform((value): boolean | "auto" => value ?? "auto"),
+		{
+			group: "Precision and memory",
+			kind: "boolean",
+			expects: "true, false or auto",
+			default: "auto",
+			switch: true,
+			description:
+				"Compute with bfloat16 weights and activations, float32 sums and float32 master weights; off is float32 throughout. Auto: on a GPU, where it is the fast way, and not on a CPU, where float32 is the exact and, without AVX512-BF16, the faster one. A run that goes on computes as it began.",
+		},
+	),
 	fp16: only(false, {
 		group: "Precision and memory",
 		kind: "boolean",
-		why: "float16 is not built: the CPU has no arithmetic for it; take bf16",
+		why: "float16 is not built, neither for the CPU nor for GPUs; take bf16",
 		description: "Compute in float16.",
 	}),
 	gradient_checkpointing: custom(
@@ -410,13 +419,20 @@ const precision = {
 	loss_seq_chunk_size: integerOrNone({
 		group: "Precision and memory",
 		min: 1,
-		description: "Target tokens whose logits exist at once; none: as many as keep them near 32 MB.",
+		description:
+			"Target tokens whose logits exist at once; none: as many as keep them near 32 MB, on a GPU near 1.2 GB, but no fewer than 256.",
 	}),
-	activation_offloading: only(false, {
+	activation_offloading: boolean({
 		group: "Precision and memory",
-		kind: "boolean",
-		why: "there is nothing to offload to: on the CPU activations are in the host's memory already",
-		description: "Move activations from the device to the host's memory.",
+		default: false,
+		description:
+			"On a GPU: keep the layers' inputs in the host's memory between forward and backward pass. It changes memory and speed, never the result; on the CPU there is nothing to move.",
+	}),
+	optimizer_offload: boolean({
+		group: "Precision and memory",
+		default: false,
+		description:
+			"On a GPU: keep AdamW's moments, and the master weights of bfloat16, in the host's memory. It changes memory and speed, never the result; on the CPU there is nothing to move.",
 	}),
 };
 

@@ -163,7 +163,9 @@ export class TextReporter implements Reporter {
 		);
 		const most = [...event.memory.categories].sort((a, b) => b.bytes - a.bytes).slice(0, 3);
 		const named = most.map(({ name, bytes: size }) => `${name} ${bytes(size)}`);
-		this.#line(`memory   ${bytes(event.memory.totalBytes)}${named.length > 0 ? ` (${named.join(", ")})` : ""}`);
+		const { totalBytes, hostBytes } = event.memory;
+		const host = hostBytes > 0 ? `; ${bytes(hostBytes)} of the host's` : "";
+		this.#line(`memory   ${bytes(totalBytes)}${named.length > 0 ? ` (${named.join(", ")})` : ""}${host}`);
 		const micro =
 			event.microBatchesPerStep === 1 ? "one micro-batch" : `${count(event.microBatchesPerStep)} micro-batches`;
 		this.#line(

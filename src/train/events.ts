@@ -73,7 +73,13 @@ export interface StartEvent {
 		cached: boolean;
 	};
 	/** Planned bytes of memory by category. */
-	memory: { categories: { name: string; bytes: number }[]; totalBytes: number };
+	memory: {
+		categories: { name: string; bytes: number }[];
+		totalBytes: number;
+		/** What is offloaded to the host's memory. */
+		hostCategories: { name: string; bytes: number }[];
+		hostBytes: number;
+	};
 	outputDir: string;
 	/** Optimizer steps of the whole run. */
 	totalSteps: number;

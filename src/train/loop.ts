@@ -61,6 +61,7 @@ async function* save(
 
 function startEvent(run: PreparedRun, firstStep: number): TrainEvent {
 	const { args, engine, plan, source } = run;
+	const { categories, totalBytes, hostCategories, hostBytes } = run.memory;
 	const info = engine.info();
 	const stepsPerEpoch = plan.stepsOf(0);
 	return {
@@ -82,7 +83,7 @@ function startEvent(run: PreparedRun, firstStep: number): TrainEvent {
 			rowsPerEpoch: run.order.rowsPerEpoch,
 			cached: run.cached,
 		},
-		memory: run.memory,
+		memory: { categories, totalBytes, hostCategories, hostBytes },
 		outputDir: args.output_dir,
 		totalSteps: plan.totalSteps,
 		stepsPerEpoch,

@@ -44,8 +44,14 @@ function positive(config: Record<string, unknown>, key: string): number | null {
 	return typeof value === "number" && Number.isSafeInteger(value) && value > 0 ? value : null;
 }
 
-/** Reads what a run needs to know first. Throws `ARL_CONFIG` where the folder is none of a model. */
-export async function readModelFolder(path: string): Promise<ModelFolder> {
+/** What a model's `config.json` says. */
+export type ModelFacts = Pick<ModelFolder, "path" | "modelType" | "vocabSize" | "maxPositionEmbeddings"> & {
+	/** Of the file's bytes. */
+	config: string;
+};
+
+/** Reads `config.json` alone; there may be no weights. Throws `ARL_CONFIG` where the folder is none of a model. */
+export async function readModelFacts(path: string): Promise<ModelFacts> {
 	const info = await stat(path).catch(() => null);
 	if (info === null || !info.isDirectory()) {
 		throw new ArlError(
@@ -58,15 +64,20 @@ export async function readModelFolder(path: string): Promise<ModelFolder> {
 	const vocabSize = positive(config, "vocab_size");
 	if (vocabSize === null)
 		throw new ArlError("ARL_CONFIG", `${join(path, "config.json")}: vocab_size is missing or no count`);
-	const weights = await weightsIdentity(path);
 	return {
 		path,
 		modelType: String(config.model_type ?? "unknown"),
 		vocabSize,
 		maxPositionEmbeddings: positive(config, "max_position_embeddings"),
-		identity: { config: createHash("sha256").update(bytes).digest("hex"), weights: weights.identity },
-		weightBytes: weights.bytes,
+		config: createHash("sha256").update(bytes).digest("hex"),
 	};
+}
+
+/** Reads what a run needs to know first. Throws `ARL_CONFIG` where the folder is none of a model. */
+export async function readModelFolder(path: string): Promise<ModelFolder> {
+	const { config, ...facts } = await readModelFacts(path);
+	const weights = await weightsIdentity(path);
+	return { ...facts, identity: { config, weights: weights.identity }, weightBytes: weights.bytes };
 }
 
 const SAMPLES = 64;

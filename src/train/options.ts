@@ -47,6 +47,25 @@ export function textOptions(args: AgentTrainingConfig, maxPositions: number | nu
 	};
 }
 
+/** A configuration in which nothing is left to the device. */
+export type SettledConfig = AgentTrainingConfig & { bf16: boolean };
+
+/** Whether the engine computes in bfloat16. `before`: whether the earlier part of the run did; null: there is none. */
+export function settleBf16(bf16: boolean | "auto", device: string, before: boolean | null = null): boolean {
+	return bf16 === "auto" ? (before ?? device !== "cpu") : bf16;
+}
+
+/** Settles what depends on the device, and tells what has no effect there. */
+export function settleForDevice(args: AgentTrainingConfig, device: string): { args: SettledConfig; notices: string[] } {
+	const settled = { ...args, bf16: settleBf16(args.bf16, device) };
+	if (device !== "cpu") return { args: settled, notices: [] };
+	const moot = (["activation_offloading", "optimizer_offload"] as const).filter((name) => args[name]);
+	return {
+		args: { ...settled, activation_offloading: false, optimizer_offload: false },
+		notices: moot.map((name) => `${name} has no effect on the CPU: everything is in the host's memory already`),
+	};
+}
+
 /** The largest micro-batch that is expected. */
 export interface BatchSize {
 	maxTokens: number;
@@ -54,7 +73,7 @@ export interface BatchSize {
 }
 
 /** What the engine is made of. */
-export function engineOptions(args: AgentTrainingConfig, device: string, size: BatchSize): EngineOptions {
+export function engineOptions(args: SettledConfig, device: string, size: BatchSize): EngineOptions {
 	return {
 		modelDir: args.model_name_or_path,
 		initFromConfig: args.init_from_config,
@@ -68,6 +87,8 @@ export function engineOptions(args: AgentTrainingConfig, device: string, size: B
 		adamBeta2: args.adam_beta2,
 		adamEpsilon: args.adam_epsilon,
 		weightDecay: args.weight_decay,
+		activationOffloading: args.activation_offloading,
+		optimizerOffload: args.optimizer_offload,
 		...(args.loss_seq_chunk_size !== null && { lossSeqChunkSize: args.loss_seq_chunk_size }),
 		...(args.threads !== null && { threads: args.threads }),
 	};

@@ -7,7 +7,7 @@ import { access, readdir, realpath, stat, statfs } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
 import type { AgentTrainingConfig } from "../config/schema.js";
 import { ArlError, toArlError } from "../errors.js";
-import type { DeviceInfo, EngineInfo, MemoryPlan, NativeTextEncoder, TextInfo } from "../native.js";
+import type { EngineInfo, NativeTextEncoder, TextInfo } from "../native.js";
 import type { ModelFolder } from "./model.js";
 
 /** Bytes as people read them. */
@@ -132,22 +132,6 @@ export async function checkOutputFolder(args: AgentTrainingConfig): Promise<stri
 async function isInside(path: string, folder: string): Promise<boolean> {
 	const real = await realpath(path).catch(() => null);
 	return real !== null && dirname(real) === (await realpath(folder));
-}
-
-/** The planned memory is there. */
-export function checkMemory(plan: MemoryPlan, device: DeviceInfo | undefined): string {
-	const wanted = formatBytes(plan.totalBytes);
-	if (!device || device.availableBytes <= 0) return `${wanted} planned`;
-	const available = formatBytes(device.availableBytes);
-	if (plan.totalBytes > device.availableBytes) {
-		const largest = [...plan.categories].sort((a, b) => b.bytes - a.bytes).slice(0, 4);
-		throw new ArlError(
-			"ARL_OOM",
-			`the run needs ${wanted} of memory and ${available} are available: ${largest.map(({ name, bytes }) => `${name} ${formatBytes(bytes)}`).join(", ")}`,
-			"Lower per_device_train_batch_size (and raise gradient_accumulation_steps), or max_length; --gradient_checkpointing block keeps fewer activations; --bf16 halves what is kept.",
-		);
-	}
-	return `${wanted} planned, ${available} available`;
 }
 
 /** How many checkpoints will be on the disk at once, at most. */

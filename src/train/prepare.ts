@@ -12,19 +12,28 @@ import type { AnySource } from "../data/source.js";
 import { TokenFiller } from "../data/tokens.js";
 import { chooseDevice } from "../device.js";
 import { ArlError } from "../errors.js";
-import type { MemoryPlan, Native, NativeEngine, NativeTokenCache } from "../native.js";
+import type { Native, NativeTokenCache } from "../native.js";
 import { findCheckpoint, type Resumable, removeUnfinished } from "./checkpoint.js";
+import { type OpenEngine, openEngine } from "./engine.js";
 import type { TrainEvent } from "./events.js";
 import type { RowKeeper } from "./keeper.js";
 import { lockFolder } from "./lock.js";
 import { type ModelFolder, readModelFolder } from "./model.js";
 import { OpenEnd, openStream } from "./open-end.js";
 import { type OpenRows, type OpenRowsInput, openRows, type RowsFromCode } from "./open-rows.js";
-import { cacheDir, engineOptions, samplesOfStep, stepInterval, textOptions } from "./options.js";
+import {
+	cacheDir,
+	engineOptions,
+	type SettledConfig,
+	samplesOfStep,
+	settleBf16,
+	settleForDevice,
+	stepInterval,
+	textOptions,
+} from "./options.js";
 import { allRows, checkFits, countSaves, createPlan, expectedBatch, wantedRows } from "./plan.js";
 import {
 	checkDisk,
-	checkMemory,
 	checkOutputFolder,
 	checkpointBytes,
 	checkpointsAtOnce,
@@ -34,7 +43,7 @@ import {
 } from "./preflight.js";
 import { detectShape, fillFirst, needsAllRows, openCache, orderOf } from "./rows.js";
 import { createSchedule, type Schedule, warmupSteps } from "./schedules.js";
-import { checkSameRun, differences, type Fingerprint, fixedOf, freeOf } from "./state.js";
+import { bf16Of, checkSameRun, differences, type Fingerprint, fixedOf, freeOf } from "./state.js";
 
 /** Things to be closed, the newest first. */
 export class Resources {
@@ -59,8 +68,8 @@ export class Resources {
 }
 
 /** A run that is ready to take its first step. */
-export interface PreparedRun {
-	args: AgentTrainingConfig;
+export interface PreparedRun extends OpenEngine {
+	args: SettledConfig;
 	native: Native;
 	model: ModelFolder;
 	source: AnySource;
@@ -74,8 +83,6 @@ export interface PreparedRun {
 	order: RowOrder;
 	plan: StepPlan;
 	schedule: Schedule;
-	engine: NativeEngine;
-	memory: MemoryPlan;
 	resumed: Resumable | null;
 	/** Where nobody knows how many rows there are. */
 	openEnd: OpenEnd | null;
@@ -135,23 +142,27 @@ async function* prepare(
 	input: PrepareInput,
 	abandon: (() => Promise<void>)[],
 ): AsyncGenerator<TrainEvent, PreparedRun> {
-	const { native, args, code, signal, resources } = input;
+	const { native, code, signal, resources } = input;
 	// A schedule's arguments can be wrong whatever the length of the run is.
-	createSchedule(scheduleOptions(args, 1_000_000));
+	createSchedule(scheduleOptions(input.args, 1_000_000));
 
-	const model = await readModelFolder(args.model_name_or_path);
+	const model = await readModelFolder(input.args.model_name_or_path);
 	// A config or an option that the engine refuses is told before rows are encoded.
-	const chosen = chooseDevice(args.device, native);
+	const chosen = chooseDevice(input.args.device, native);
+	const { args, notices } = settleForDevice(input.args, chosen.device);
 	chosen.native.planMemory(engineOptions(args, chosen.device, { maxTokens: 1, maxSequences: 1 }));
 	const weights = args.init_from_config ? "random weights" : `${formatBytes(model.weightBytes)} of weights`;
 	yield { type: "check", name: "model", message: `${model.modelType}, ${weights}` };
 	if (chosen.notice !== null) yield { type: "notice", level: "warning", message: chosen.notice };
+	for (const message of notices) yield { type: "notice", level: "info", message };
 	const folder = await checkOutputFolder(args);
 	resources.add(await lockFolder(args.output_dir));
 	yield { type: "check", name: "output folder", message: folder };
 	for (const path of await removeUnfinished(args.output_dir)) yield { type: "removed", path, reason: "unfinished" };
 	const resumed =
 		args.resume_from_checkpoint === null ? null : await findCheckpoint(args.resume_from_checkpoint, args.output_dir);
+	// A run that goes on computes as it began, whatever the device is now.
+	args.bf16 = settleBf16(input.args.bf16, chosen.device, resumed && bf16Of(resumed.state.fixed));
 	for (const message of resumed?.damaged ?? [])
 		yield { type: "notice", level: "warning", message: `passed over: ${message}` };
 	if (args.resume_from_checkpoint !== null && resumed === null) {
@@ -240,10 +251,8 @@ async function* prepare(
 	if (resumed) checkSameRun(resumed.path, resumed.state, fixed);
 
 	const size = expectedBatch(args, order, plan, lengths, filler.complete);
-	const options = engineOptions(args, chosen.device, size);
-	const memory = chosen.native.planMemory(options);
-	yield { type: "check", name: "memory", message: checkMemory(memory, chosen.info) };
-	const engine = await chosen.native.Engine.open(options);
+	const open = yield* openEngine({ args, native, chosen, size, resumed });
+	const { engine } = open;
 	resources.add(() => engine.close());
 	if (resumed) await engine.restoreState(resumed.stateDir);
 
@@ -266,8 +275,7 @@ async function* prepare(
 		order,
 		plan,
 		schedule,
-		engine,
-		memory,
+		...open,
 		resumed,
 		openEnd: stream && new OpenEnd(stream, filler, end),
 		datasetId,

@@ -5,6 +5,7 @@
 import type { AgentTrainingConfig } from "../config/schema.js";
 import { ArlError } from "../errors.js";
 import type { ModelFolder } from "./model.js";
+import type { SettledConfig } from "./options.js";
 
 /** Sums over the steps since the last log line. */
 export interface LogWindow {
@@ -62,6 +63,11 @@ export interface TrainerState {
 	free: Fingerprint;
 }
 
+/** Whether a run computed in bfloat16, of what a resumed one must share with it; null: it does not say. */
+export function bf16Of(fixed: Fingerprint): boolean | null {
+	return fixed.bf16 === "true" ? true : fixed.bf16 === "false" ? false : null;
+}
+
 /** The name of a database's list of documents among what must be the same. */
 export const DATABASE_LIST = "list of the database's documents";
 
@@ -83,7 +89,7 @@ export interface RunIdentity {
 const ENDLESS_SCHEDULES = ["constant", "constant_with_warmup", "inverse_sqrt"];
 
 /** What a resumed run must share with the run that it goes on with. */
-export function fixedOf(args: AgentTrainingConfig, run: RunIdentity): Fingerprint {
+export function fixedOf(args: SettledConfig, run: RunIdentity): Fingerprint {
 	const endless = ENDLESS_SCHEDULES.includes(args.lr_scheduler_type);
 	const mixture = args.train_weights.length > 0;
 	const capped = args.train_caps.length > 0;
@@ -136,6 +142,8 @@ const FREE_OPTIONS = [
 	"max_steps",
 	"threads",
 	"gradient_checkpointing",
+	"activation_offloading",
+	"optimizer_offload",
 	"output_dir",
 ] as const;
 

@@ -7,6 +7,7 @@ import type { StepPlace } from "../data/batches.js";
 import { ArlError, toArlError } from "../errors.js";
 import type { MicroBatch, StepStats } from "../native.js";
 import { listCheckpoints } from "./checkpoint.js";
+import { withPlan } from "./memory.js";
 import type { PreparedRun } from "./prepare.js";
 
 /** A step's rows, encoded. */
@@ -74,6 +75,25 @@ async function nonFinite(run: PreparedRun, step: number, prepared: PreparedStep,
 	);
 }
 
+/** An engine out of memory: the plan for these very micro-batches, and what of the run stands. */
+async function outOfMemory(run: PreparedRun, step: number, { batches }: PreparedStep, error: ArlError) {
+	const most = (planned: number, sizes: number[]) => Math.max(planned, ...sizes);
+	const { engineOptions: planned, args } = run;
+	const tokens = batches.map(({ inputIds }) => inputIds.length);
+	const sequences = batches.map(({ cuSeqlens }) => cuSeqlens.length - 1);
+	const options = {
+		...planned,
+		maxTokens: most(planned.maxTokens, tokens),
+		maxSequences: most(planned.maxSequences, sequences),
+	};
+	const last = (await listCheckpoints(args.output_dir)).at(-1);
+	const stands = last
+		? `The last checkpoint stands: go on from it with --resume_from_checkpoint ${last.path}`
+		: "No checkpoint stands yet.";
+	const plan = run.native.planMemory(options);
+	return withPlan(error, plan, () => run.advise(options), `step ${step}: `, stands);
+}
+
 /** Takes step `step` (from 1). Throws `ARL_NONFINITE` where its loss or gradient is not finite. */
 export async function takeStep(run: PreparedRun, step: number, prepared: PreparedStep): Promise<StepStats> {
 	const hyper = { learningRate: run.schedule(step - 1), maxGradNorm: run.args.max_grad_norm };
@@ -82,7 +102,8 @@ export async function takeStep(run: PreparedRun, step: number, prepared: Prepare
 		stats = await run.engine.step(prepared.batches, hyper);
 	} catch (error) {
 		const known = toArlError(error);
-		throw known.code === "ARL_NONFINITE" ? await nonFinite(run, step, prepared, known.message) : known;
+		if (known.code === "ARL_NONFINITE") throw await nonFinite(run, step, prepared, known.message);
+		throw known.code === "ARL_OOM" ? await outOfMemory(run, step, prepared, known) : known;
 	}
 	if (!Number.isFinite(stats.loss)) throw await nonFinite(run, step, prepared, `the loss is ${stats.loss}`);
 	if (!Number.isFinite(stats.gradNorm))

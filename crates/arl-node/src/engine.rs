@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arl_engine::backend::{Backend, DType};
 use arl_engine::{Adam, BatchSize, Engine as Core, Hyper, Recompute, Weights};
-use arl_model::{Error, ErrorCode, Result, WeightDtype};
+use arl_model::{Error, ErrorCode, ModelConfig, Result, WeightDtype};
 use napi::Env;
 use napi::bindgen_prelude::{Float32Array, Int32Array, Object};
 use napi_derive::napi;
@@ -85,6 +85,8 @@ pub struct MemoryCategory {
 /// Bytes by category, found by a dry run of the step.
 #[napi(object)]
 pub struct MemoryPlan {
+    /// Trainable parameters of the model, tied ones once.
+    pub parameters: f64,
     /// Categories that are not empty.
     pub categories: Vec<MemoryCategory>,
     /// All of them.
@@ -211,9 +213,10 @@ fn core_options(options: &EngineOptions) -> Result<arl_engine::EngineOptions> {
     })
 }
 
-fn plan_to_js(plan: arl_engine::MemoryPlan) -> MemoryPlan {
+fn plan_to_js(plan: arl_engine::MemoryPlan, parameters: f64) -> MemoryPlan {
     let category = |(name, bytes): (&str, usize)| MemoryCategory { name: name.to_string(), bytes: bytes as f64 };
     MemoryPlan {
+        parameters,
         categories: plan.categories.into_iter().map(category).collect(),
         total_bytes: plan.total_bytes as f64,
         host_categories: plan.host_categories.into_iter().map(category).collect(),
@@ -252,12 +255,9 @@ fn batches_from_js(batches: &[MicroBatch]) -> Vec<arl_engine::MicroBatch> {
 #[napi]
 pub fn plan_memory(options: EngineOptions) -> napi::Result<MemoryPlan> {
     sync(|| {
-        let plan = arl_engine::plan_memory(
-            &PathBuf::from(&options.model_dir),
-            &core_options(&options)?,
-            device_kind(&options.device)?,
-        )?;
-        Ok(plan_to_js(plan))
+        let config = ModelConfig::from_dir(&PathBuf::from(&options.model_dir))?;
+        let plan = arl_engine::plan_memory_of(&config, &core_options(&options)?, device_kind(&options.device)?)?;
+        Ok(plan_to_js(plan, arl_engine::Flops::of(&config).parameters as f64))
     })
 }
 
@@ -357,7 +357,8 @@ impl Engine {
     /// Bytes reserved, by category.
     #[napi(ts_return_type = "Promise<MemoryPlan>")]
     pub fn memory<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
-        self.submit(env, |engine| Ok(engine.memory()), plan_to_js)
+        let parameters = self.parameters;
+        self.submit(env, |engine| Ok(engine.memory()), move |plan| plan_to_js(plan, parameters))
     }
 
     /// ONE optimizer step over all micro-batches.

@@ -1,0 +1,240 @@
+/** `arl plan`: its numbers are the core's, every model that is measured works, and what it advises is true. */
+import { mkdtempSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+import { deviceToPlan } from "../src/device.js";
+import { type EngineOptions, loadNative, type MemoryPlan } from "../src/native.js";
+import { cudaSystem, fakeCuda, H100, onlyIn } from "./support/cuda.js";
+import { fakeNative } from "./support/fake-native.js";
+import { errorOf, temporaryFolder } from "./support/folder.js";
+import { arl, root, sharedPath } from "./support/real.js";
+
+const folder = temporaryFolder();
+/** No GPU, whatever the machine has. */
+const noGpu = onlyIn(folder, []);
+const model = join(root, "assets", "model");
+const GB = 1e9;
+
+interface Change {
+	flags: string;
+	savedBytes: number;
+	totalBytes: number;
+	hostBytes: number;
+}
+
+type Told = MemoryPlan & {
+	device: string;
+	dtype: string;
+	tokens: number;
+	sequences: number;
+	deviceMemory: { name: string; fits: boolean } | null;
+	contextBytes: number;
+	gpus: { gigabytes: number; fits: boolean }[];
+	changes: Change[];
+	together: { totalBytes: number; hostBytes: number } | null;
+};
+
+const plan = (words: string[], env: NodeJS.ProcessEnv = noGpu) => arl(["plan", ...words], undefined, undefined, env);
+
+async function told(words: string[], env: NodeJS.ProcessEnv = noGpu): Promise<Told> {
+	const { stdout, stderr, code } = await plan([...words, "--json"], env);
+	expect(code, stderr).toBe(0);
+	return JSON.parse(stdout) as Told;
+}
+
+/** What the core says of a run with the default options. */
+function core(modelDir: string, options: Partial<EngineOptions>): MemoryPlan {
+	return loadNative().planMemory({
+		modelDir,
+		device: "cuda",
+		dtype: "bf16",
+		recompute: "norms",
+		maxTokens: 4096,
+		maxSequences: 4,
+		adamBeta1: 0.9,
+		adamBeta2: 0.999,
+		adamEpsilon: 1e-8,
+		weightDecay: 0,
+		...options,
+	});
+}
+
+/** A model as large as wanted, of which there is the config alone. */
+function wide(layers: number): string {
+	const path = mkdtempSync(join(folder, "wide-"));
+	const sizes = { hidden_size: 4096, intermediate_size: 12288, num_hidden_layers: layers, vocab_size: 151936 };
+	const heads = { num_attention_heads: 32, num_key_value_heads: 8, head_dim: 128, max_position_embeddings: 4096 };
+	const rest = { model_type: "qwen3", rms_norm_eps: 1e-6, rope_theta: 1e6, tie_word_embeddings: false };
+	const config = { architectures: ["Qwen3ForCausalLM"], hidden_act: "silu", ...sizes, ...heads, ...rest };
+	writeFileSync(join(path, "config.json"), JSON.stringify(config));
+	return path;
+}
+
+describe("arl plan", () => {
+	it("gives the core's numbers, by category and in all, with the options of a run", async () => {
+		const words = ["--model_name_or_path", model, "--device", "cuda", "--tokens", "4096", "--sequences", "4"];
+		const usual = await told(words);
+		expect(usual).toMatchObject({ device: "cuda", dtype: "bf16", tokens: 4096, sequences: 4, ...core(model, {}) });
+		const parts = usual.categories.reduce((sum, { bytes }) => sum + bytes, 0);
+		expect(parts).toBe(usual.totalBytes);
+		const other = ["--bf16", "false", "--gradient_checkpointing", "block", "--loss_seq_chunk_size", "64"];
+		const offloads = { activationOffloading: true, optimizerOffload: true };
+		expect(await told([...words, ...other, "--activation_offloading", "--optimizer_offload"])).toMatchObject(
+			core(model, { dtype: "f32", recompute: "block", lossSeqChunkSize: 64, ...offloads }),
+		);
+		const onCpu = ["--model_name_or_path", model, "--device", "cpu", "--tokens", "4096", "--sequences", "4"];
+		expect(await told(onCpu)).toMatchObject({ dtype: "f32", ...core(model, { device: "cpu", dtype: "f32" }) });
+	});
+
+	it("plans for the largest micro-batch that the options allow", async () => {
+		const words = ["--model_name_or_path", model, "--device", "cuda"];
+		const samples = [...words, "--per_device_train_batch_size", "3", "--max_length", "500"];
+		expect(await told(samples)).toMatchObject({ tokens: 1500, sequences: 3 });
+		expect(await told([...words, "--max_tokens_per_micro_batch", "6400"])).toMatchObject({
+			tokens: 6400,
+			sequences: 100,
+		});
+		const unbounded = await told([...words, "--per_device_train_batch_size", "2"]);
+		const config = JSON.parse(readFileSync(join(model, "config.json"), "utf8"));
+		expect(unbounded.tokens).toBe(2 * config.max_position_embeddings);
+	});
+
+	it("works for every model that is measured, of which there are configs alone", async () => {
+		const configs = sharedPath("bench/configs", "arl plan of every model that is measured");
+		if (configs === null) return;
+		for (const [name, parameters] of [
+			["qwen2.5-0.5b", 494_032_768],
+			["qwen3-0.6b", 596_049_920],
+			["qwen3-1.7b", 1_720_574_976],
+			["qwen3-4b", 4_022_468_096],
+			["qwen3-8b", 8_190_735_360],
+			["qwen3-cpu-30m", 33_564_160],
+			["qwen3-cpu-8m", 6_819_456],
+		] as const) {
+			const words = ["--model_name_or_path", join(configs, name), "--tokens", "4096", "--sequences", "4"];
+			for (const device of ["cpu", "cuda"]) {
+				const planned = await told([...words, "--device", device]);
+				expect(planned.parameters, name).toBe(parameters);
+				// Weights, gradients and two moments in f32; in bf16 the weights are 2 + 2 bytes.
+				const state = planned.categories.filter(({ name }) => /weights|gradients|moments/.test(name));
+				expect(state.reduce((sum, { bytes }) => sum + bytes, 0)).toBe(16 * parameters);
+			}
+		}
+	}, 60_000);
+
+	it("says which GPUs it fits, and what each change would save: as much as planning with it shows", async () => {
+		const large = wide(36);
+		const planned = await told([
+			"--model_name_or_path",
+			large,
+			"--device",
+			"cuda",
+			"--tokens",
+			"4096",
+			"--sequences",
+			"4",
+		]);
+		for (const { gigabytes, fits } of planned.gpus) {
+			expect(fits).toBe(planned.totalBytes + planned.contextBytes <= gigabytes * GB);
+		}
+		expect(planned.gpus.map(({ gigabytes }) => gigabytes)).toEqual([24, 40, 48, 80, 141]);
+		const others: Record<string, Partial<EngineOptions>> = {
+			"--gradient_checkpointing block": { recompute: "block" },
+			"--activation_offloading": { activationOffloading: true },
+			"--optimizer_offload": { optimizerOffload: true },
+			"--loss_seq_chunk_size 256": { lossSeqChunkSize: 256 },
+			"--per_device_train_batch_size 2": { maxTokens: 2048, maxSequences: 2 },
+		};
+		expect(planned.changes.map(({ flags }) => flags).sort()).toEqual(Object.keys(others).sort());
+		for (const { flags, savedBytes, totalBytes, hostBytes } of planned.changes) {
+			expect({ totalBytes, hostBytes }, flags).toEqual({
+				totalBytes: core(large, others[flags] ?? {}).totalBytes,
+				hostBytes: core(large, others[flags] ?? {}).hostBytes,
+			});
+			expect(savedBytes).toBe(planned.totalBytes - totalBytes);
+		}
+		const saved = planned.changes.map(({ savedBytes }) => savedBytes);
+		expect(saved).toEqual([...saved].sort((a, b) => b - a));
+		const { totalBytes, hostBytes } = core(large, Object.assign({}, ...Object.values(others)));
+		expect(planned.together).toEqual({ totalBytes, hostBytes });
+	});
+
+	it("shows tables for people, with advice only where it is needed", async () => {
+		const large = await plan(["--model_name_or_path", wide(36), "--device", "cuda", "--max_length", "1024"]);
+		expect(large.stderr).toMatch(/^no GPU is asked for its memory: no NVIDIA driver/);
+		expect(large.stdout).toContain(
+			"bf16, gradient_checkpointing norms; micro-batches of up to 8,192 tokens in 8 sequences",
+		);
+		expect(large.stdout).toMatch(/^GPU memory +GiB +share\n {2}weights +15\.26 +\d+\.\d %$/m);
+		expect(large.stdout).toMatch(/^ {2}total +\d+\.\d\d +100\.0 %$/m);
+		expect(large.stdout).toMatch(/^ {3}24 GB {2}does not fit: .* GiB too much$/m);
+		expect(large.stdout).toMatch(/^ {2}--optimizer_offload +76\.\d\d +.*GiB of the host's$/m);
+		const small = await plan(["--model_name_or_path", model, "--device", "cuda", "--max_length", "1024"]);
+		expect(small.stdout).toMatch(/^ {3}24 GB {2}fits$/m);
+		expect(small.stdout).not.toContain("what to change");
+		const host = await plan([
+			"--model_name_or_path",
+			model,
+			"--device",
+			"cuda",
+			"--tokens",
+			"100",
+			"--optimizer_offload",
+		]);
+		expect(host.stdout).toMatch(/^host memory +GiB +share\n {2}master weights .*\n {2}moments/m);
+	});
+
+	it("tells that offloading has no effect on the CPU, and plans without it", async () => {
+		const words = ["--model_name_or_path", model, "--device", "cpu", "--tokens", "256"];
+		const { stderr, stdout } = await plan([...words, "--optimizer_offload", "--activation_offloading", "--json"]);
+		expect(stderr).toContain(
+			"activation_offloading has no effect on the CPU: everything is in the host's memory already\n",
+		);
+		expect(stderr).toContain("optimizer_offload has no effect on the CPU");
+		expect(JSON.parse(stdout)).toMatchObject({ hostBytes: 0, totalBytes: (await told(words)).totalBytes });
+	});
+
+	it("refuses a device, a count of tokens and a folder that are none, by name", async () => {
+		const wrong = await plan(["--model_name_or_path", model, "--device", "tpu"]);
+		expect(wrong.stderr).toContain('ARL_CONFIG device: "tpu" (a flag); expected auto, cpu, cuda or cuda:N');
+		expect(wrong.code).toBe(2);
+		const tokens = await plan(["--model_name_or_path", model, "--tokens", "0"]);
+		expect(tokens.stderr).toContain('ARL_USAGE --tokens: expected a whole number of 1 or more, got "0"');
+		expect(tokens.code).toBe(2);
+		const many = await plan(["--model_name_or_path", model, "--tokens", "3000000000"]);
+		expect(many.stderr).toContain("ARL_USAGE a micro-batch of 3000000000 tokens is too large");
+		const none = await plan(["--model_name_or_path", join(folder, "nowhere")]);
+		expect(none.stderr).toContain("does not exist");
+	});
+
+	it.runIf(cudaSystem)(
+		"compares with the memory of the GPU that is there, and does not load anything on it",
+		async () => {
+			const cuda = fakeCuda(folder);
+			const words = ["--model_name_or_path", wide(36), "--device", "cuda", "--tokens", "4096", "--sequences", "4"];
+			const env = onlyIn(folder, [cuda], { FAKE_CUDA_GPUS: H100 });
+			const { stdout, code } = await plan(words, env);
+			expect(code).toBe(0);
+			expect(stdout).toContain("training on cuda:0 (NVIDIA H100): bf16");
+			expect(stdout).toMatch(/^does not fit this machine, .* GiB too much: 79\.0 GiB of 80\.0 GiB available$/m);
+			const json = await told([...words, "--optimizer_offload"], env);
+			expect(json).toMatchObject({ device: "cuda:0", deviceMemory: { name: "NVIDIA H100", fits: true }, changes: [] });
+			const other = await plan([...words.slice(0, 2), "--device", "cuda:3"], env);
+			expect(other.stderr).toContain("ARL_DEVICE device cuda:3: there is no such GPU");
+		},
+	);
+});
+
+describe("the device that a plan is for", () => {
+	it("is the CPU or a GPU as a run would choose it, and a GPU that is not there only where it is named", async () => {
+		const native = fakeNative();
+		expect(deviceToPlan("auto", native)).toMatchObject({ device: "cpu", notice: null });
+		const named = deviceToPlan("cuda:2", native);
+		expect(named).toMatchObject({ device: "cuda:2", info: undefined });
+		expect(named.notice).toContain("no NVIDIA driver");
+		const gpu = { device: "cuda:0", name: "GPU", capability: "9.0", memoryBytes: 80e9, availableBytes: 79e9 };
+		const find = () => ({ report: { devices: [gpu], libraries: [] }, addon: null, problem: null });
+		expect(deviceToPlan("auto", native, find)).toMatchObject({ device: "cuda:0", info: { availableBytes: 79e9 } });
+		expect(await errorOf(() => deviceToPlan("cuda:1", native, find))).toMatchObject({ code: "ARL_DEVICE" });
+	});
+});
