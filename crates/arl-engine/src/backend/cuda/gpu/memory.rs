@@ -28,6 +28,8 @@ impl Allocation {
                 address = result::malloc_sync(bytes)?;
                 result::memset_d8_sync(address, 0, bytes)?;
             }
+            // The memory is cleared on a stream that ours do not wait for.
+            context.synchronize()?;
         }
         Ok(Allocation { context: Arc::clone(context), address, bytes, host: false })
     }

@@ -265,9 +265,9 @@ impl Device for GpuDevice {
     fn transfer(&mut self, stream: Stream, source: Buffer, target: Buffer) {
         let (from, to) = (self.address(source), self.address(target));
         let queue = self.stream(stream).cu_stream();
-        // SAFETY: both lie within their pools, which outlive what is queued; with unified addresses the driver knows host
-        // memory that is pinned by its address.
-        let queued = unsafe { result::memcpy_dtod_async(to, from, target.bytes(), queue) };
+        // SAFETY: both lie within their pools, which outlive what is queued; addresses are unified, so that the driver knows
+        // pinned host memory by its address.
+        let queued = unsafe { cudarc::driver::sys::cuMemcpyAsync(to, from, target.bytes(), queue) }.result();
         self.keep(queued.map_err(|error| failed("a copy between host and device", error)));
     }
 

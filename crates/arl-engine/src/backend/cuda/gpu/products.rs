@@ -116,9 +116,9 @@ impl Products {
         let key = Key::new(op, addresses);
         let plan = match self.plans.entry(key) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
-            std::collections::hash_map::Entry::Vacant(entry) => {
-                entry.insert(Plan::new(self.handle, &key).map_err(|error| refused(&format!("{key:?}"), error))??)
-            }
+            std::collections::hash_map::Entry::Vacant(entry) => entry.insert(
+                Plan::new(self.handle, &key, addresses.bias).map_err(|error| refused(&format!("{key:?}"), error))??,
+            ),
         };
         let refusing = |error| refused(&format!("{key:?}"), error);
         if let Some(bias) = addresses.bias {
@@ -155,7 +155,11 @@ impl Products {
 
 impl Plan {
     /// Describes the product and asks for the best way.
-    fn new(handle: sys::cublasLtHandle_t, key: &Key) -> std::result::Result<Result<Self>, CublasError> {
+    fn new(
+        handle: sys::cublasLtHandle_t,
+        key: &Key,
+        bias: Option<u64>,
+    ) -> std::result::Result<Result<Self>, CublasError> {
         let [a_type, b_type, c_type] = match key.types.map(data_type) {
             [Ok(a), Ok(b), Ok(c)] => [a, b, c],
             [Err(error), ..] | [_, Err(error), _] | [.., Err(error)] => return Ok(Err(error)),
@@ -173,8 +177,9 @@ impl Plan {
         let desc = result::create_matmul_desc(cublasComputeType_t::CUBLAS_COMPUTE_32F, cudaDataType::CUDA_R_32F)?;
         set(desc, DescAttribute::CUBLASLT_MATMUL_DESC_TRANSA, operation(transpose_b))?;
         set(desc, DescAttribute::CUBLASLT_MATMUL_DESC_TRANSB, operation(transpose_a))?;
-        if key.bias {
+        if let Some(bias) = bias {
             set(desc, DescAttribute::CUBLASLT_MATMUL_DESC_EPILOGUE, cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS)?;
+            set(desc, DescAttribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias)?;
         }
         let layouts = [
             result::create_matrix_layout(b_type, b_rows, b_columns, b_stride)?,
