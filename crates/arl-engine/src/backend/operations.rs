@@ -1,0 +1,240 @@
+//! What the leaves work on: one struct for each operation that has more to it than a few buffers.
+
+use super::{Buffer, Rows};
+
+/// Which operands of a matrix product are transposed, named as BLAS does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Layout {
+    /// `c[m, n] = a[m, k] b[n, k]^T`: a layer's output from its input and its weight.
+    Nt,
+    /// `c[m, n] = a[m, k] b[k, n]`: the gradient of a layer's input.
+    Nn,
+    /// `c[m, n] = a[k, m]^T b[k, n]`: the gradient of a layer's weight.
+    Tn,
+}
+
+/// One matrix product. `a` and `b` may each be f32 or bf16, and `c` either; sums are in f32.
+#[derive(Clone, Copy, Debug)]
+pub struct Matmul {
+    /// Which operands are transposed.
+    pub layout: Layout,
+    /// Rows of `c`.
+    pub m: usize,
+    /// Columns of `c`.
+    pub n: usize,
+    /// Length of the sums.
+    pub k: usize,
+    /// Left operand as it lies in memory (before transposition).
+    pub a: Rows,
+    /// Right operand as it lies in memory (before transposition).
+    pub b: Rows,
+    /// Result.
+    pub c: Rows,
+    /// Add to `c` (true) or assign it (false).
+    pub accumulate: bool,
+    /// `[n]`, added to each row of `c`.
+    pub bias: Option<Buffer>,
+}
+
+/// Matrix products of a mixture of experts: expert `e` owns rows `offsets[e] .. offsets[e + 1]` of the token side.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupedMatmul {
+    /// `Nt`: `c[rows e] = a[rows e] b_e^T`, `Nn`: `c[rows e] = a[rows e] b_e`, `Tn`: `c_e += a[rows e]^T b[rows e]`.
+    pub layout: Layout,
+    /// Number of experts.
+    pub experts: usize,
+    /// i32 `[experts + 1]`, ascending, from 0 to `rows`.
+    pub offsets: Buffer,
+    /// Rows on the token side, all experts together.
+    pub rows: usize,
+    /// Columns of `c`, and for `Tn` `m` is its rows (both of one expert).
+    pub n: usize,
+    /// Columns of `a` (for `Tn`: rows of one expert's `c`).
+    pub k: usize,
+    /// Token side.
+    pub a: Rows,
+    /// `Nt`, `Nn`: the experts' weights one after the other, `Tn`: token side.
+    pub b: Rows,
+    /// `Nt`, `Nn`: token side, `Tn`: the experts' gradients one after the other; added to.
+    pub c: Rows,
+}
+
+/// The sequences that share a micro-batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Sequences {
+    /// i32 `[count + 1]`: sequence `s` is tokens `cu_seqlens[s] .. cu_seqlens[s + 1]`.
+    pub cu_seqlens: Buffer,
+    /// Number of sequences.
+    pub count: usize,
+    /// Tokens of the longest one.
+    pub max_len: usize,
+}
+
+/// The heads of an attention layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Heads {
+    /// Query heads.
+    pub query: usize,
+    /// Key and value heads; a divisor of `query`. Query head `h` reads key head `h / (query / key_value)`.
+    pub key_value: usize,
+    /// Elements of a head; even.
+    pub dim: usize,
+}
+
+/// Causal attention within each sequence: `softmax(scale q k^T) v` over keys `j` with `i - window < j <= i`.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention {
+    /// Head counts and size.
+    pub heads: Heads,
+    /// The sequences; no query sees a key of another one.
+    pub sequences: Sequences,
+    /// Keys that a query may see, itself included; `None`: all before it.
+    pub window: Option<usize>,
+    /// Factor on `q k^T`.
+    pub scale: f32,
+    /// `[T, query * dim]`.
+    pub q: Rows,
+    /// `[T, key_value * dim]`.
+    pub k: Rows,
+    /// `[T, key_value * dim]`.
+    pub v: Rows,
+    /// `[T, query * dim]`.
+    pub out: Rows,
+    /// f32 `[query, T]`: log of the sum of the exponentials of a row's scores, kept for the backward pass.
+    pub log_sum_exp: Buffer,
+}
+
+/// Per-head RMSNorm of queries and keys (Qwen3), if any, then rotary position embedding:
+/// `out[i] = x[i] cos[i] - x[i + d/2] sin[i]`, `out[i + d/2] = x[i + d/2] cos[i] + x[i] sin[i]` for `i < d/2`.
+#[derive(Clone, Copy, Debug)]
+pub struct NormRope {
+    /// Head counts and size.
+    pub heads: Heads,
+    /// Tokens.
+    pub tokens: usize,
+    /// Weights `[dim]` of the norms of queries and keys, and their epsilon; `None` where the model has none.
+    pub norm: Option<(Buffer, Buffer, f32)>,
+    /// f32 `[T, dim / 2]`, attention scaling included.
+    pub cos: Buffer,
+    /// f32 `[T, dim / 2]`, attention scaling included.
+    pub sin: Buffer,
+}
+
+/// How a router of experts chooses.
+#[derive(Clone, Copy, Debug)]
+pub struct Router {
+    /// Tokens.
+    pub tokens: usize,
+    /// Experts to choose from.
+    pub experts: usize,
+    /// Experts chosen a token.
+    pub top_k: usize,
+    /// Divide the chosen probabilities by their sum.
+    pub normalise: bool,
+    /// f32 `[T, experts]`: softmax of the router's logits.
+    pub probabilities: Buffer,
+    /// i32 `[T, top_k]`: the chosen experts, most probable first, the lower index first among equals.
+    pub experts_chosen: Buffer,
+    /// f32 `[T, top_k]`: their weights.
+    pub weights: Buffer,
+}
+
+/// Where each chosen (token, expert) pair stands once pairs are sorted by expert. Pair `p` is slot `p % top_k` of
+/// token `p / top_k`; the order within an expert is that of the pairs.
+#[derive(Clone, Copy, Debug)]
+pub struct Permutation {
+    /// i32 `[experts + 1]`.
+    pub offsets: Buffer,
+    /// i32 `[T * top_k]`: the pair at each sorted row.
+    pub pairs: Buffer,
+    /// i32 `[T * top_k]`: the sorted row of each pair.
+    pub rows: Buffer,
+}
+
+/// What the classifier pass reads and writes; `rows` of logits at a time.
+#[derive(Clone, Copy, Debug)]
+pub struct CrossEntropy {
+    /// Rows of this chunk.
+    pub rows: usize,
+    /// Columns: the vocabulary.
+    pub vocab: usize,
+    /// f32 or bf16 `[rows, vocab]`; left as they are where no gradient is asked for.
+    pub logits: Buffer,
+    /// i32 `[rows]`.
+    pub targets: Buffer,
+    /// f32 `[rows]`: weight of each target.
+    pub weights: Buffer,
+    /// Factor of the gradient: one over the weight of all targets of the optimizer step.
+    pub scale: f32,
+    /// `[rows, vocab]` out: `d(loss) / d(logits)`, in the logits' own memory. Either the logits' rows themselves, or, of
+    /// type [`Backend::logits_gradient`], rows that begin where the logits' begin.
+    pub gradient: Option<Rows>,
+    /// f32 `[rows]` out: negative log-likelihood of the target (unweighted).
+    pub nll: Buffer,
+    /// f32 `[rows]` out: 1 where the target has the greatest logit (the first such index), else 0.
+    pub correct: Buffer,
+    /// f32 `[rows]` out: entropy of the predicted distribution, in nats.
+    pub entropy: Buffer,
+}
+
+/// A run of parameters that are updated alike. All buffers have the same length.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamW {
+    /// f32, or bf16 with `weights_low`.
+    pub weights: Buffer,
+    /// u16: with bf16 weights, what is left of the exact f32 master (see [`split_master`]).
+    pub weights_low: Option<Buffer>,
+    /// f32.
+    pub gradients: Buffer,
+    /// f32: first moment.
+    pub moment1: Buffer,
+    /// f32: second moment.
+    pub moment2: Buffer,
+    /// Learning rate of this step.
+    pub learning_rate: f32,
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Added to the root of the second moment.
+    pub epsilon: f32,
+    /// Decoupled weight decay.
+    pub weight_decay: f32,
+    /// `1 - beta1^t` for this step `t`, counted from 1.
+    pub bias_correction1: f32,
+    /// `1 - beta2^t`.
+    pub bias_correction2: f32,
+    /// f64 `[1]`: the sum of squares of all gradients. Where it is not finite, nothing is updated.
+    pub grad_norm_squared: Buffer,
+    /// Gradients are scaled by `min(1, max_grad_norm / (norm + 1e-6))`; not at all where this is 0.
+    pub max_grad_norm: f32,
+}
+
+impl AdamW {
+    /// Factor on the weights: `1 - learning_rate * weight_decay`.
+    pub fn keep(&self) -> f32 {
+        (1.0 - f64::from(self.learning_rate) * f64::from(self.weight_decay)) as f32
+    }
+
+    /// Factor on the first moment: `learning_rate / bias_correction1`.
+    pub fn step_size(&self) -> f32 {
+        (f64::from(self.learning_rate) / f64::from(self.bias_correction1)) as f32
+    }
+
+    /// Factor on the root of the second moment: `1 / sqrt(bias_correction2)`.
+    pub fn root_correction(&self) -> f32 {
+        (1.0 / f64::from(self.bias_correction2).sqrt()) as f32
+    }
+}
+
+/// Splits an f32 into a bf16 that is its rounding (halves away from zero) and 16 bits that make it exact again:
+/// `bits = (high << 16) + low - 0x8000`, in wrapping arithmetic.
+pub fn split_master(value: f32) -> (u16, u16) {
+    let shifted = value.to_bits().wrapping_add(0x8000);
+    ((shifted >> 16) as u16, shifted as u16)
+}
+
+/// The f32 that [`split_master`] split.
+pub fn join_master(high: u16, low: u16) -> f32 {
+    f32::from_bits(((u32::from(high) << 16) | u32::from(low)).wrapping_sub(0x8000))
+}
