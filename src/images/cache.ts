@@ -3,9 +3,10 @@
  * Files appear whole or not at all and are checked as they are read, so that several processes may share a folder.
  */
 import { createHash, randomUUID } from "node:crypto";
-import { mkdir, readdir, readFile, rename, rm, stat, utimes, writeFile } from "node:fs/promises";
+import { readdir, readFile, rename, rm, stat, utimes, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { toArlError } from "../errors.js";
+import { makeFolder } from "../folders.js";
 
 /** A file's bytes; null: there is no such file. */
 async function readIfThere(path: string): Promise<Buffer | null> {
@@ -28,7 +29,7 @@ async function inFolder(path: string, action: () => Promise<void>): Promise<void
 		await action();
 	} catch (error) {
 		if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
-		await mkdir(dirname(path), { recursive: true });
+		await makeFolder(dirname(path));
 		await action();
 	}
 }

@@ -3,9 +3,10 @@
  * are claimed, and is on the disk for certain when a checkpoint is.
  */
 import { closeSync, fsyncSync, openSync, writeSync } from "node:fs";
-import { mkdir, readdir, readFile, rename } from "node:fs/promises";
+import { readdir, readFile, rename } from "node:fs/promises";
 import { join } from "node:path";
 import { ArlError, toArlError } from "../errors.js";
+import { makeFolder } from "../folders.js";
 import type { RowCollection } from "./selection.js";
 import { DocumentList, FOLDER, type Listed, lineOf, listedIn, removeOtherLists, type Snapshot } from "./snapshot.js";
 
@@ -81,7 +82,7 @@ export class ClaimList implements Snapshot {
 		const place = join(folder, FOLDER);
 		const name = `${this.id}.claims`;
 		try {
-			await mkdir(place, { recursive: true });
+			await makeFolder(place);
 			const partial = join(place, `${name}.partial`);
 			this.file = openSync(partial, "w");
 			const { id, database, collection, documents } = this;

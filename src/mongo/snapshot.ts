@@ -4,11 +4,12 @@
  */
 import { createHash, randomBytes } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { mkdir, open, readdir, rename, rm } from "node:fs/promises";
+import { open, readdir, rename, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import type { Document } from "mongodb";
 import { ArlError, toArlError } from "../errors.js";
+import { makeFolder } from "../folders.js";
 import { type BsonValue, documentOf, driverValue, entries, numberOf } from "./bson-json.js";
 import type { MongoConnection } from "./connection.js";
 import type { RowCollection, Selection } from "./selection.js";
@@ -193,7 +194,7 @@ export async function keepSnapshot(folder: string, snapshot: Snapshot): Promise<
 	const path = pathOf(folder, snapshot.id);
 	const partial = `${path}.partial`;
 	try {
-		await mkdir(place, { recursive: true });
+		await makeFolder(place);
 		const file = await open(partial, "w");
 		try {
 			const { id, database, collection, documents } = snapshot;

@@ -4,9 +4,10 @@
  */
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { mkdir, open, readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
+import { open, readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
 import { join, relative } from "node:path";
 import { ArlError, toArlError } from "../errors.js";
+import { makeFolder } from "../folders.js";
 import type { NativeEngine } from "../native.js";
 import { parseState, type TrainerState } from "./state.js";
 
@@ -118,7 +119,7 @@ export async function saveCheckpoint(
 	const partial = join(outputDir, `.checkpoint-${state.step}.partial`);
 	try {
 		await rm(partial, { recursive: true, force: true });
-		await mkdir(join(partial, "arl"), { recursive: true });
+		await makeFolder(join(partial, "arl"));
 		await engine.exportModel(partial);
 		await engine.saveState(join(partial, "arl"));
 		await writeFile(join(partial, STATE_FILE), `${JSON.stringify(state, null, 1)}\n`);

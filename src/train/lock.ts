@@ -1,9 +1,10 @@
 /**
  * One run a folder: a file that names the process that trains in `output_dir`. What a killed process left is taken over.
  */
-import { mkdir, open, readFile, rm, unlink } from "node:fs/promises";
+import { open, readFile, rm, unlink } from "node:fs/promises";
 import { join } from "node:path";
 import { ArlError, toArlError } from "../errors.js";
+import { makeFolder } from "../folders.js";
 
 const LOCK = ".arl-lock";
 
@@ -32,7 +33,7 @@ async function processName(pid: number): Promise<string | null> {
 export async function lockFolder(folder: string): Promise<() => Promise<void>> {
 	const path = join(folder, LOCK);
 	try {
-		await mkdir(folder, { recursive: true });
+		await makeFolder(folder);
 		for (;;) {
 			const handle = await open(path, "wx").catch((error: NodeJS.ErrnoException) => {
 				if (error.code !== "EEXIST") throw error;

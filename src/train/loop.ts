@@ -2,11 +2,12 @@
  * The loop itself: steps, what is logged of them, when a checkpoint is written, and how a run ends.
  * Everything it works on is prepared; it yields an event for whatever happens.
  */
-import { mkdir } from "node:fs/promises";
+
 import { join } from "node:path";
 import { epochAfter, type StepPlace } from "../data/batches.js";
 import { unlessAborted } from "../data/cancellation.js";
 import { ArlError } from "../errors.js";
+import { makeFolder } from "../folders.js";
 import { MetricsFile } from "../report/metrics.js";
 import { listCheckpoints, removeCheckpoint, saveCheckpoint } from "./checkpoint.js";
 import { addToWindow, type Counters, countersOf, logEvent, stateOf, stepEvent } from "./counters.js";
@@ -98,7 +99,7 @@ function startEvent(run: PreparedRun, firstStep: number): TrainEvent {
 export async function* trainLoop(run: PreparedRun, stop: StopRequest): AsyncGenerator<TrainEvent, void> {
 	const { args, resumed } = run;
 	const counters = countersOf(run);
-	await mkdir(args.output_dir, { recursive: true });
+	await makeFolder(args.output_dir);
 	if (args.overwrite_output_dir) {
 		await removeRun(args.output_dir);
 		await removeRunFolders(args, run.datasetId);

@@ -1,9 +1,10 @@
 /**
  * The trained model in `output_dir` itself, where scripts for Hugging Face's Trainer leave it and look for it.
  */
-import { copyFile, link, mkdir, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
+import { copyFile, link, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { toArlError } from "../errors.js";
+import { makeFolder } from "../folders.js";
 import type { NativeEngine } from "../native.js";
 import { listCheckpoints, removeCheckpoint, syncPath } from "./checkpoint.js";
 
@@ -68,7 +69,7 @@ export async function publishEngine(engine: Pick<NativeEngine, "exportModel">, o
 	const partial = join(outputDir, PARTIAL);
 	try {
 		await rm(partial, { recursive: true, force: true });
-		await mkdir(partial, { recursive: true });
+		await makeFolder(partial);
 		await engine.exportModel(partial);
 		await place(partial, outputDir, true);
 	} catch (error) {

@@ -2,13 +2,14 @@
  * Rows made ready for training: source, encoder, token cache, and filling it up to the point where the first step may come.
  */
 import { createHash } from "node:crypto";
-import { mkdir } from "node:fs/promises";
+
 import type { AgentTrainingConfig } from "../config/schema.js";
 import { createOrder, type RowOrder } from "../data/order.js";
 import { type BadRow, badRowsError, countReasons } from "../data/problems.js";
 import type { AnySource } from "../data/source.js";
 import type { TokenFiller } from "../data/tokens.js";
 import { ArlError, toArlError } from "../errors.js";
+import { makeFolder } from "../folders.js";
 import { TextOnlySource } from "../images/drop.js";
 import type { Native, NativeTextEncoder, NativeTokenCache, TextInfo } from "../native.js";
 import type { FillEvent, TrainEvent } from "./events.js";
@@ -153,7 +154,7 @@ export async function openCache(
 	encoder: NativeTextEncoder,
 	text: TextInfo,
 ): Promise<NativeTokenCache> {
-	await mkdir(folder, { recursive: true }).catch((error: unknown) => {
+	await makeFolder(folder).catch((error: unknown) => {
 		throw toArlError(error);
 	});
 	return native.TokenCache.open(folder, cacheKey(source, text), source.length, encoder);

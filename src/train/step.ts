@@ -1,10 +1,11 @@
 /**
  * One optimizer step: its rows as micro-batches, taken by the engine, and what is kept where its loss or gradient is not finite.
  */
-import { mkdir, writeFile } from "node:fs/promises";
+import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { StepPlace } from "../data/batches.js";
 import { ArlError, toArlError } from "../errors.js";
+import { makeFolder } from "../folders.js";
 import type { MicroBatch, StepStats } from "../native.js";
 import { listCheckpoints } from "./checkpoint.js";
 import { withPlan } from "./memory.js";
@@ -61,7 +62,7 @@ async function nonFinite(run: PreparedRun, step: number, prepared: PreparedStep,
 	const content = { step, reason: what, learning_rate: run.schedule(step - 1), micro_batches: microBatches };
 	let saved = `The batch is in ${path}.`;
 	try {
-		await mkdir(args.output_dir, { recursive: true });
+		await makeFolder(args.output_dir);
 		await writeFile(path, `${JSON.stringify(content)}\n`);
 	} catch (error) {
 		saved = `The batch could not be written to ${path}: ${toArlError(error).message}.`;
