@@ -1,5 +1,5 @@
 /** Training on rows of a database: the same bits as from a file, counted when a checkpoint stands. */
-import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { DBRef, type Document, Double, MongoClient, ObjectId } from "mongodb";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -97,6 +97,17 @@ describe.skipIf(mongoMissing("training on a database"))("training on a database"
 		const counts = await client.db(database).collection("DBRecordData").find().toArray();
 		expect(counts.reduce((sum, { trained_count }) => sum + trained_count, 0)).toBe(36 + 36 + 18 + 2);
 		expect(counts.every((document) => !("arl_acks" in document))).toBe(true);
+	});
+
+	it("leaves no checkpoint without the list of its documents: where that cannot be written, the run ends before the first one", async () => {
+		const place = tinyPlace(folder, 36);
+		const database = await fill({ DBRecordData: recordData(place.file) });
+		mkdirSync(place.out, { recursive: true });
+		writeFileSync(join(place.out, ".arl-rows"), "a file, where the lists' folder would be");
+		const run = await arl(["train", "--db_connection_string", server.uriOf(database), ...options(place)]);
+		expect(run.code).toBe(1);
+		expect(run.stderr).toContain(".arl-rows");
+		expect(readdirSync(place.out).filter((name) => name.startsWith("checkpoint"))).toEqual([]);
 	});
 
 	/** A new database with these documents. */

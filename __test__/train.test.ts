@@ -1,6 +1,7 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { preprocessSeconds, resolveArgs } from "../src/train/options.js";
 import { fakeNative, writeFakeModel } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { chatRow, events, numbers, ofType, trainer, workspace } from "./support/run.js";
@@ -92,6 +93,17 @@ describe("a run", () => {
 		}
 		expect(filledAtFirstStep).toBeGreaterThan(0);
 		expect(filledAtFirstStep).toBeLessThan(3000);
+	});
+
+	it("checks the rows of files for 20 s at most before the first step, those of a database alone hardly, and any as long as is asked", () => {
+		const [file, database] = [{ train_file: ["rows.jsonl"] }, { db_connection_string: "mongodb://localhost/db" }];
+		const seconds = (more: object, hasDataset = false) =>
+			preprocessSeconds(resolveArgs({ model_name_or_path: "m", output_dir: "o", ...more }).args, hasDataset);
+		expect(seconds(file)).toBe(20);
+		expect(seconds(database)).toBe(0.2);
+		expect(seconds({ ...file, ...database })).toBe(20);
+		expect(seconds(database, true)).toBe(20);
+		expect(seconds({ ...database, preprocess_seconds: 7 })).toBe(7);
 	});
 
 	it("gives the same numbers whether rows were ready before or came while it ran", async () => {

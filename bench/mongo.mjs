@@ -1,12 +1,14 @@
 // Reading rows of a database: documents of some 2 kB are written to a server of its own (or to ARL_TEST_MONGODB_URI), then
 // read as a run reads them. Prints one JSON line a case: seconds from the connection to the first 64 rows, right after they were
-// written and once more, the processor time of it here and in the server, rows a second in shuffled order, and the peak of
-// resident memory of the reading process.
+// written and once more, the processor time of it here and in the server, rows a second in shuffled order, the peak of
+// resident memory of the reading process; and of a whole run (the model of assets, one row a step, else as it is without options)
+// the seconds from its connection until the first step begins and until it is done.
 //
 //   node bench/mongo.mjs [--rows 100000] [--as DBRecordData,Record]
 
 import { fork } from "node:child_process";
 import { randomBytes } from "node:crypto";
+import { subscribe, unsubscribe } from "node:diagnostics_channel";
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { cpus, loadavg, tmpdir } from "node:os";
 import { join } from "node:path";
@@ -130,6 +132,8 @@ async function read(uri, collection) {
 	}
 	const seconds = (performance.now() - first) / 1000;
 	await source.close();
+	const peak = peakMib();
+	const run = await firstStep(uri, collection);
 	const round = (x, digits) => Number(x.toFixed(digits));
 	console.log(
 		JSON.stringify({
@@ -144,13 +148,46 @@ async function read(uri, collection) {
 			cpuSeconds: round(warm.cpu, 2),
 			serverCpuSeconds: round(warm.serverCpu, 2),
 			rowsPerSecond: Math.round(source.length / seconds),
-			peakRssMib: round(peakMib(), 0),
+			peakRssMib: round(peak, 0),
+			runListedSeconds: round(run.listed, 2),
+			runStepBeginsSeconds: round(run.begins, 2),
+			runStepDoneSeconds: round(run.done, 2),
+			runStepTokens: run.tokens,
 			cpu: cpus()[0]?.model ?? "",
 			cores: cpus().length,
 			load: round(loadavg()[0], 1),
 			node: process.version,
 		}),
 	);
+}
+
+/** A run of one step: seconds from the first connection to a server. */
+async function firstStep(uri, collection) {
+	const { QwenTrainer } = await import("../dist/index.js");
+	const dir = mkdtempSync(join(tmpdir(), "arl-bench-run-"));
+	const place = fileURLToPath(new URL("../assets/model", import.meta.url));
+	let connected = null;
+	const note = () => {
+		connected ??= performance.now();
+	};
+	subscribe("net.client.socket", note);
+	try {
+		const args = { model_name_or_path: place, db_connection_string: uri, db_source: collection, output_dir: dir };
+		const rest = { max_steps: 1, per_device_train_batch_size: 1, save_strategy: "no", mongo_write_back: "none" };
+		const found = {};
+		for await (const event of new QwenTrainer({ args: { ...args, ...rest } }).run()) {
+			const now = (performance.now() - connected) / 1000;
+			if (event.type === "check" && event.name === "rows") found.listed = now;
+			if (event.type !== "step") continue;
+			found.begins = now - (event.seconds - event.dataSeconds);
+			found.done = now;
+			found.tokens = event.tokens;
+		}
+		return found;
+	} finally {
+		unsubscribe("net.client.socket", note);
+		rmSync(dir, { recursive: true, force: true });
+	}
 }
 
 /** Processor time of a server of one's own, as Linux counts it (in hundredths); NaN where it is not known. */

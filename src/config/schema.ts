@@ -159,12 +159,11 @@ const rows = {
 		expects: "a folder",
 		description: "Folder for tokens of rows that were encoded before; none: `.cache` in `output_dir`.",
 	}),
-	preprocess_seconds: number({
+	preprocess_seconds: numberOrNone({
 		group: "Rows",
-		default: 20,
 		min: 0,
 		description:
-			"How long rows are encoded and checked before the first step; what is left is encoded while the first steps compute.",
+			"How long rows are encoded and checked before the first step; what is left is encoded while the first steps compute. None: 20, and 0.2 where all rows come from a database.",
 	}),
 };
 

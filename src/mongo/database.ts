@@ -50,7 +50,9 @@ export async function openDatabaseRows(
 
 /** Rows of a database, and what a run does with them besides reading. */
 export class DatabaseRun {
+	/** What is written beside training, one after the other: the list, then what the checkpoints count. */
 	private writing: Promise<void> = Promise.resolve();
+	private kept: Promise<void> = Promise.resolve();
 
 	private constructor(
 		readonly rows: DatabaseRows,
@@ -86,9 +88,21 @@ export class DatabaseRun {
 		return this.rows.connection.notices.splice(0);
 	}
 
-	/** The first step is about to come: the list is kept, so that from the first checkpoint on the run can go on. */
-	async begin(): Promise<void> {
-		await keepSnapshot(this.outputDir, this.rows.snapshot);
+	/** The first step is about to come: the list is written down beside it. */
+	begin(): void {
+		this.kept = keepSnapshot(this.outputDir, this.rows.snapshot);
+		this.queue(() => this.kept);
+	}
+
+	/** A checkpoint is about to be written: the list that a run goes on from it with is on the disk. */
+	hold(): Promise<void> {
+		return this.kept;
+	}
+
+	private queue(write: () => Promise<void>): void {
+		this.writing = this.writing.then(write);
+		// Whoever waits for it hears of a failure; until then it must not count as unhandled.
+		this.writing.catch(() => {});
 	}
 
 	/**
@@ -122,9 +136,7 @@ export class DatabaseRun {
 	commit(plan: StepPlan, step: number, firstRow: number): void {
 		const { writeBack } = this;
 		if (writeBack === null) return;
-		this.writing = this.writing.then(() => writeBack.committed(plan, step, firstRow));
-		// Whoever waits for it hears of a failure; until then it must not count as unhandled.
-		this.writing.catch(() => {});
+		this.queue(() => writeBack.committed(plan, step, firstRow));
 	}
 
 	/** The run is over: what is being written is waited for, and a server that is gone not any more. */

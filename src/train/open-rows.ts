@@ -130,8 +130,8 @@ async function addDatabase(input: OpenRowsInput, uri: string, parts: Opened[]): 
 	return {
 		id: database.id,
 		check: (plan) => database.check(plan, firstRow),
-		begin: () => database.begin(),
-		hold: async () => {},
+		begin: async () => database.begin(),
+		hold: () => database.hold(),
 		commit: (plan, step) => database.commit(plan, step, firstRow),
 		settled: () => database.settled(),
 		release: () => database.release(),

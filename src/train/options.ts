@@ -109,6 +109,15 @@ export function samplesOfStep(args: AgentTrainingConfig): number {
 	return args.per_device_train_batch_size * args.gradient_accumulation_steps;
 }
 
+/**
+ * How long rows are checked before the first step. A database's are not waited for as a file's are: there may be any number of
+ * them, and they come over a network; so few seconds are enough to see a small one whole.
+ */
+export function preprocessSeconds(args: AgentTrainingConfig, hasDataset: boolean): number {
+	const database = args.db_connection_string !== null && args.train_file.length === 0 && !hasDataset;
+	return args.preprocess_seconds ?? (database ? 0.2 : 20);
+}
+
 /** Throws where neither files nor a database nor a data set are given. */
 export function checkRowsGiven(args: AgentTrainingConfig, hasDataset: boolean): void {
 	if (hasDataset || args.train_file.length > 0 || args.db_connection_string !== null) return;

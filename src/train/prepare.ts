@@ -24,6 +24,7 @@ import { type OpenRows, type OpenRowsInput, openRows, type RowsFromCode } from "
 import {
 	cacheDir,
 	engineOptions,
+	preprocessSeconds,
 	type SettledConfig,
 	samplesOfStep,
 	settleBf16,
@@ -213,7 +214,8 @@ async function* prepare(
 		resumed && source.making?.inOrder
 			? Math.min(wanted.length, resumed.state.step * samplesOfStep(args) - (source.making.first ?? 0))
 			: 0;
-	if (!cached) yield* fillFirst(args, filler, { replayed, keeper, signal });
+	const seconds = preprocessSeconds(args, code.dataset !== null);
+	if (!cached) yield* fillFirst(args, filler, { replayed, seconds, keeper, signal });
 	if (replayed > 0) {
 		const message = `${filler.taken} rows of ${source.name} were read again in ${filler.seconds.toFixed(1)} s to come to the place of the checkpoint`;
 		yield { type: "notice", level: "info", message };

@@ -176,6 +176,8 @@ export function fillEvent(filler: TokenFiller): FillEvent {
 export interface FillFirst {
 	/** Rows of the order that lie before the first step, and are read all the same. */
 	replayed: number;
+	/** How long is waited at most for rows that the first step does not need. */
+	seconds: number;
 	keeper: RowKeeper | null;
 	signal: AbortSignal | null;
 }
@@ -183,16 +185,16 @@ export interface FillFirst {
 const EVENT_MILLISECONDS = 500;
 
 /**
- * Fills until all rows are through, or until `preprocess_seconds` are over where training may start before. Bad rows found
+ * Fills until all rows are through, or until `seconds` are over where training may start before. Bad rows found
  * by then end the run, or are told and left out.
  */
 export async function* fillFirst(
 	args: AgentTrainingConfig,
 	filler: TokenFiller,
-	{ replayed, keeper, signal }: FillFirst,
+	{ replayed, seconds, keeper, signal }: FillFirst,
 ): AsyncGenerator<TrainEvent, void> {
 	const started = performance.now();
-	const deadline = needsAllRows(args) ? Number.POSITIVE_INFINITY : started + args.preprocess_seconds * 1000;
+	const deadline = needsAllRows(args) ? Number.POSITIVE_INFINITY : started + seconds * 1000;
 	filler.reach(needsAllRows(args) ? Number.POSITIVE_INFINITY : replayed);
 	filler.start();
 	let told = started;
