@@ -1,0 +1,46 @@
+/** What only a GPU can show of `arl train`, rehearsed on the CPU: the checks run, and what they print can be read. */
+import { spawnSync } from "node:child_process";
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+import { root, sharedPath } from "./support/real.js";
+
+function rehearse(...args: string[]) {
+	const script = join(root, "bench", "gpu-train.mjs");
+	const { status, stdout, stderr } = spawnSync(process.execPath, [script, "--device", "cpu", ...args], {
+		encoding: "utf8",
+	});
+	const lines = stdout.trim().split("\n").filter(Boolean);
+	return { status, stderr, cases: lines.map((line) => JSON.parse(line)) };
+}
+
+describe("the checks of arl train on a GPU, rehearsed on the CPU", { timeout: 300_000 }, () => {
+	it("find a run that goes on after SIGTERM with the weights of one that was not stopped", () => {
+		const { status, stderr, cases } = rehearse("--only", "sigterm");
+		expect(status, stderr).toBe(0);
+		expect(cases).toMatchObject([{ train: "sigterm", ok: true, exit_code: 130 }]);
+	});
+
+	const configs = sharedPath("bench/configs", "the loop beside the bare engine");
+	it.skipIf(configs === null)("measure the loop beside the bare engine on the same micro-batches", () => {
+		const { status, stderr, cases } = rehearse(
+			"--only",
+			"loop",
+			"--model",
+			"qwen3-cpu-8m",
+			"--tokens",
+			"512",
+			"--steps",
+			"3",
+		);
+		expect(status, stderr).toBe(0);
+		expect(cases).toMatchObject([{ train: "loop", ok: true, steps: 3, goal: 1.02 }]);
+	});
+
+	it("end with what is missing where there is no GPU", () => {
+		const script = join(root, "bench", "gpu-train.mjs");
+		const env = { ...process.env, CUDA_VISIBLE_DEVICES: "" };
+		const { status, stderr } = spawnSync(process.execPath, [script, "--device", "cuda"], { encoding: "utf8", env });
+		expect(status).toBe(3);
+		expect(stderr).toMatch(/device cuda: .+\./);
+	});
+});
