@@ -204,7 +204,7 @@ impl<B: Backend + ?Sized> Engine<B> {
     ) -> Result<()> {
         let parts = prefill_parts(prompts, range.clone());
         self.make_room_to_generate(prompts, &parts, range.len(), capacity)?;
-        self.arena.clear();
+        self.clear_arena();
         let cache = Cache::take(&mut self.arena, &self.model, range.len(), capacity);
         let bottom = self.arena.mark();
         for part in &parts {

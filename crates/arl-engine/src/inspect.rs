@@ -54,7 +54,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             self.make_room_for(self.plan.with_arena(dry))?;
         }
 
-        self.arena.clear();
+        self.clear_arena();
         let inputs = self.staging.upload(&mut *self.backend, &mut self.arena, batch, &self.rope, dim);
         let mut step = Step {
             backend: &mut *self.backend,
@@ -93,6 +93,7 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// The gradients of a step without its update; read them with [`Engine::read_tensor`].
     pub fn gradients(&mut self, batches: &[MicroBatch]) -> Result<Vec<MicroBatchStats>> {
-        self.accumulate(batches)
+        let statistics = self.accumulate(batches)?;
+        self.read_statistics(statistics)
     }
 }

@@ -42,6 +42,7 @@ impl StepPlan {
         let size = BatchSize { tokens: size.tokens.max(1), sequences: size.sequences.clamp(1, size.tokens.max(1)) };
         let mut arena = Arena::new(usize::MAX);
         take_statistics(&mut arena, &model.shape, micro_batches);
+        let bottom = arena.mark();
         let inputs = Inputs::take(&mut arena, size, size.tokens, size.tokens, model.shape.heads.dim);
         let (sums, balance) = take_statistics(&mut Arena::new(usize::MAX), &model.shape, 1);
         let mut step = Step {
@@ -59,7 +60,7 @@ impl StepPlan {
             step.evaluate(&run)?;
         }
         if model.store.host_bytes > 0 {
-            arena.clear();
+            arena.release(bottom);
             Slots::take(&mut arena, &model.store);
         }
         let offloading = model.activation_offloading && model.store.training.is_some();

@@ -178,6 +178,7 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// renamed when it is complete and on the disk.
     pub fn save_state(&mut self, dir: &Path) -> Result<()> {
         self.state_arrays()?;
+        self.settle();
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, &e))?;
         let (path, partial) = (dir.join(STATE_FILE), dir.join(format!("{STATE_FILE}.partial")));
         let written = self.write_state(&partial);
@@ -250,6 +251,8 @@ impl<B: Backend + ?Sized> Engine<B> {
                 return Err(damaged(&path, &format!("its array `{name}` is missing or of another size")));
             }
         }
+        self.settle();
+        self.give_up_submitted();
         for (name, buffer) in &arrays {
             let bytes = file.bytes(name)?;
             for (piece, bytes) in bytes.chunks(PIECE * buffer.dtype.bytes()).enumerate() {

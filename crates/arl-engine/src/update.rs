@@ -166,7 +166,7 @@ pub(crate) struct Slots {
 }
 
 impl Slots {
-    /// Takes the slots from the step's memory, which is free between micro-batches.
+    /// Takes the slots from the step's memory, which is free between micro-batches but for the statistics.
     pub(crate) fn take(arena: &mut Arena, store: &Store) -> Self {
         // A small model has several pieces too, so that its tests are about the same thing.
         let piece = PIECE.min(store.weights.len.div_ceil(5).next_multiple_of(64));

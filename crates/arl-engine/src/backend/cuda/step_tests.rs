@@ -118,6 +118,39 @@ fn recomputation_and_offloading_change_no_bit_and_keep_the_order() {
 }
 
 #[test]
+fn steps_are_queued_without_waiting_for_the_device() {
+    let steps: Vec<_> = (0..4).map(|i| [batch(&[9, 3, 21], i), batch(&[17], 2 * i)]).collect();
+    for (name, layers) in MODELS {
+        let dir = deeper(name, layers);
+        for offload in [false, true] {
+            let base = options(DType::Bf16, Recompute::Block, 33);
+            let options = EngineOptions { activation_offloading: offload, optimizer_offload: offload, ..base };
+            let mut other = open(recorded(), dir.path(), &options);
+            let mut losses: Vec<_> = steps.iter().map(|s| other.step(s, HYPER).unwrap().loss.to_bits()).collect();
+            let mut engine = open(recorded(), dir.path(), &options);
+            let mut running = None;
+            for step in &steps {
+                let waits = engine.backend_mut().device_mut().host_waits;
+                let ticket = engine.submit(step, HYPER).unwrap();
+                assert_eq!(engine.backend_mut().device_mut().host_waits, waits, "{name} {offload}");
+                // At the earliest now the host knows of the step before.
+                if let Some(before) = running.replace(ticket) {
+                    assert_eq!(engine.finish(before).unwrap().loss.to_bits(), losses.remove(0), "{name} {offload}");
+                    assert_eq!(engine.backend_mut().device_mut().host_waits, waits + 1, "{name} {offload}");
+                }
+                let waits = engine.backend_mut().device_mut().host_waits;
+                engine.apply(ticket).unwrap();
+                assert_eq!(engine.backend_mut().device_mut().host_waits, waits, "{name} {offload}");
+            }
+            engine.evaluate(&[batch(&[30], 5)]).unwrap();
+            assert_eq!(engine.finish(running.unwrap()).unwrap().loss.to_bits(), losses[0], "{name} {offload}");
+            assert!(bits(&mut engine) == bits(&mut other), "{name} {offload}");
+            assert_eq!(engine.backend_mut().device_mut().faults, Vec::<String>::new(), "{name} {offload}");
+        }
+    }
+}
+
+#[test]
 fn an_event_that_is_not_waited_for_is_found() {
     let dir = deeper("window-bias", 5);
     let base = options(DType::Bf16, Recompute::Block, 33);
