@@ -110,10 +110,9 @@ impl<B: Backend + ?Sized> Engine<B> {
         }
     }
 
-    /// Gives up a submitted step; nobody will ask for it. One that was applied stays.
-    pub fn discard(&mut self, ticket: Ticket) {
-        self.queue.submitted.take_if(|step| step.ticket == ticket);
-        self.queue.outcomes.retain(|(other, _)| *other != ticket);
+    /// Gives up the step that was submitted and not applied, if there is one. What was applied stays.
+    pub fn discard(&mut self) {
+        self.give_up("the step was given up before it was applied".into());
     }
 
     /// Waits for the figures of the step that was applied, if the host has not got them: then weights, moments and step
