@@ -15,7 +15,7 @@ use crate::plan::{MemoryPlan, StepPlan};
 use crate::queue::Queue;
 use crate::shape::Shape;
 use crate::step::{Layer, Model, Recompute, Run, Step};
-use crate::update::{Slots, Update};
+use crate::update::{Pending, Update};
 
 /// What an engine is made of.
 #[derive(Clone, Debug)]
@@ -146,6 +146,8 @@ pub struct Engine<B: Backend + ?Sized> {
     /// Optimizer steps done.
     pub(crate) steps: u64,
     pub(crate) queue: Queue,
+    /// What is left of the last update, for the next forward pass to do.
+    pub(crate) pending: Option<Pending>,
 }
 
 /// Everything about a model that needs no memory of a device.
@@ -219,6 +221,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             interrupt: Arc::new(AtomicBool::new(false)),
             steps: 0,
             queue: Queue::default(),
+            pending: None,
         })
     }
 
@@ -291,6 +294,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             model: &self.model,
             layers: &mut self.layers,
             interrupt: &self.interrupt,
+            pending: &mut self.pending,
         }
     }
 
@@ -317,7 +321,7 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// Queues the gradients of a step, without the update.
     pub(crate) fn accumulate(&mut self, batches: &[MicroBatch]) -> Result<Statistics> {
-        let training = self.training()?;
+        self.training()?;
         let stats = self.prepare(batches)?;
         let weight: f64 = stats.iter().map(|s| s.target_weight).sum();
         if weight == 0.0 {
@@ -327,14 +331,15 @@ impl<B: Backend + ?Sized> Engine<B> {
             )
             .hint("check that the rows have replies, and that truncation does not cut them off"));
         }
-        self.backend.zero(training.gradients);
         let (sums, balances) = self.statistics(batches.len());
         let bottom = self.arena.mark();
+        let mut first = true;
         for (i, batch) in batches.iter().enumerate() {
             if stats[i].target_tokens > 0 {
                 let balance = balances.map(|b| b.slice(i * b.len / batches.len(), b.len / batches.len()));
                 let run = self.begin(batch, Some(self.model.recompute), sums.slice(3 * i, 3), balance);
-                self.parts().train(&run, (1.0 / weight) as f32)?;
+                self.parts().train(&run, (1.0 / weight) as f32, first)?;
+                first = false;
                 self.arena.release(bottom);
             }
         }
@@ -408,11 +413,17 @@ impl<B: Backend + ?Sized> Engine<B> {
     pub(crate) fn update(&mut self, training: &TrainingStore, hyper: Hyper, step: u64) {
         let store = self.model.store;
         let update = Update::new(&store, training, self.adam, self.model.params.decayed, hyper, step);
-        if store.host_bytes == 0 {
-            return update.run(&mut *self.backend);
+        match store.slots {
+            None => update.run(&mut *self.backend),
+            Some(slots) => self.pending = Some(Pending::begin(&mut *self.backend, update, slots)),
         }
-        let slots = Slots::take(&mut self.arena, &store);
-        update.run_offloaded(&mut *self.backend, &slots);
+    }
+
+    /// Does what is left of the last update, for who wants weights or moments without a forward pass.
+    pub(crate) fn complete_update(&mut self) {
+        if let Some(mut pending) = self.pending.take() {
+            pending.advance(&mut *self.backend, usize::MAX);
+        }
     }
 }
 

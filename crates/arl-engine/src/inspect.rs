@@ -47,6 +47,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             model: &model,
             layers: &mut self.layers,
             interrupt: &AtomicBool::new(false),
+            pending: &mut None,
         };
         let (run, _) = room(&mut step, inputs);
         step.loss(&run, LossMode::Evaluate);
@@ -62,6 +63,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             model: &model,
             layers: &mut self.layers,
             interrupt: &self.interrupt,
+            pending: &mut self.pending,
         };
         let (run, chunk) = room(&mut step, inputs);
         step.forward(&run)?;

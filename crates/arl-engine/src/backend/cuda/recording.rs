@@ -34,8 +34,10 @@ pub(super) struct RecordingDevice<D> {
     pools: HashMap<Pool, Runs>,
     /// Copies that were queued on streams beside the leaves.
     pub(super) transfers: usize,
-    /// Waits that were queued.
+    /// Waits that were queued for events that had been recorded.
     pub(super) waits: usize,
+    /// The kernels, in the order in which they were queued.
+    pub(super) kernels: Vec<&'static str>,
     /// Times that the host waited for the device, or a device would have made it wait.
     pub(super) host_waits: usize,
     /// Whether something is on its way to the host.
@@ -55,6 +57,7 @@ impl<D: Device> RecordingDevice<D> {
             pools: HashMap::new(),
             transfers: 0,
             waits: 0,
+            kernels: Vec::new(),
             host_waits: 0,
             reading: false,
             forgotten: 0,
@@ -147,11 +150,16 @@ impl<D: Device> Device for RecordingDevice<D> {
     }
 
     fn upload(&mut self, source: &[u8], target: Buffer) {
-        if matches!(target.pool, Pool::HostState | Pool::HostStep) {
+        let host = matches!(target.pool, Pool::HostState | Pool::HostStep);
+        if host {
             self.wait_for_all();
         }
         self.queue(Stream::Compute);
         self.write("upload", Stream::Compute, target);
+        if host {
+            // The host has written it before it queues anything else.
+            self.wait_for_all();
+        }
         self.inner.upload(source, target);
     }
 
@@ -199,12 +207,12 @@ impl<D: Device> Device for RecordingDevice<D> {
     }
 
     fn wait(&mut self, stream: Stream, event: Event) {
-        self.waits += 1;
-        if self.waits == self.forgotten {
-            return;
-        }
         // As on a GPU, an event that was never recorded is waited for by nobody.
         if let Some(told) = self.events.get(&event.0) {
+            self.waits += 1;
+            if self.waits == self.forgotten {
+                return;
+            }
             for (known, told) in self.clocks[stream as usize].iter_mut().zip(told) {
                 *known = (*known).max(*told);
             }
@@ -240,6 +248,7 @@ impl<D: Device> Device for RecordingDevice<D> {
             return;
         }
         self.queue(Stream::Compute);
+        self.kernels.push(launch.kernel);
         for arg in launch.args {
             if let Arg::Read(buffer) | Arg::Update(buffer) = *arg {
                 self.read(launch.kernel, Stream::Compute, buffer);
