@@ -19,6 +19,19 @@ export declare class Engine {
   memory(): Promise<MemoryPlan>
   /** ONE optimizer step over all micro-batches. */
   step(batches: Array<MicroBatch>, hyper: StepHyper): Promise<StepStats>
+  /**
+   * Computes the gradients of a step behind the step in progress, and changes nothing yet. Resolves with its ticket as
+   * soon as that is queued. Until the step is finished only `saveState` and `exportModel` leave it as it is; whatever
+   * else computes gives it up.
+   */
+  submitStep(batches: Array<MicroBatch>, hyper: StepHyper): Promise<number>
+  /**
+   * Takes a submitted step: its update at once, its figures when the device has got there. Another step can be submitted
+   * meanwhile. A step behind one that failed, or that was given up, fails with `ARL_INTERRUPTED`.
+   */
+  finishStep(ticket: number): Promise<StepStats>
+  /** Gives up whatever step was submitted and not finished, also one whose gradients are still being computed. */
+  discardStep(): Promise<void>
   /** The loss of each micro-batch, with the weights as they are. */
   evaluate(batches: Array<MicroBatch>): Promise<MicroBatchStats[]>
   /** Replies to prompts, all at once. */
@@ -379,7 +392,10 @@ export interface StepStats {
   gradNorm: number
   /** In the order of the micro-batches. */
   microBatches: Array<MicroBatchStats>
-  /** Wall-clock time. */
+  /**
+   * Wall-clock time from the step's submission, or from the end of the step before it where that came later, until its
+   * figures were on the host.
+   */
   seconds: number
 }
 

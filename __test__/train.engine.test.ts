@@ -32,6 +32,21 @@ describe("the trainer on the engine", () => {
 		expect(losses.at(-1) ?? Number.NaN).toBeLessThan((losses[0] ?? Number.NaN) * 0.8);
 	});
 
+	it("has the state of the step after which it is stopped, though the next one is on its way", async () => {
+		const place = tinyPlace(folder);
+		const options = { max_steps: 5, save_strategy: "steps" as const };
+		await run({ ...place, out: `${place.out}-saved` }, { ...options, save_steps: 3 }).train();
+		const { args } = run({ ...place, out: `${place.out}-stopped` }, { ...options, save_steps: 100 });
+		const onStep = ({ step }: { step: number }, control: { stop(): void }) => void (step === 3 && control.stop());
+		const result = await new QwenTrainer({ args, callbacks: [{ onStep }] }).train();
+		expect(result).toMatchObject({ outcome: "stopped", steps: 3 });
+		const states = ["saved", "stopped"].map((name) => {
+			const checkpoint = join(`${place.out}-${name}`, "checkpoint-3");
+			return ["model.safetensors", "arl/engine.safetensors"].map((file) => readFileSync(join(checkpoint, file)));
+		});
+		expect(states[1]).toEqual(states[0]);
+	});
+
 	it("gives the same loss for the same samples of a step, whether they are packed, apart, or one by one", async () => {
 		const place = tinyPlace(folder, 16);
 		const first = async (name: string, options: Partial<AgentTrainingConfigInput>) => {

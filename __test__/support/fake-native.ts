@@ -26,6 +26,8 @@ import { loadNative } from "../../src/native.js";
 export interface Faults {
 	/** Called before each step with its number; may throw, or give another loss. */
 	onStep?: (step: number, batches: MicroBatch[]) => number | undefined;
+	/** Called with each thing that is done with a step: `submit 1`, `finish 1`, `finished 1`, `discard`. */
+	onQueue?: (what: string) => void;
 	onExport?: (dir: string) => void;
 	onSaveState?: (dir: string) => void;
 	/** Milliseconds that each call of `fill` takes. */
@@ -194,6 +196,7 @@ class FakeEngine implements NativeEngine {
 	private weights = Float64Array.from([0.1, -0.2, 0.3, 0.4]);
 	private moments = new Float64Array(4);
 	private steps = 0;
+	private readonly submitted: { batches: MicroBatch[]; hyper: { learningRate: number; maxGradNorm: number } }[] = [];
 
 	constructor(
 		readonly options: EngineOptions,
@@ -247,6 +250,24 @@ class FakeEngine implements NativeEngine {
 				balanceLoss: 0,
 			})),
 		};
+	}
+
+	async submitStep(batches: MicroBatch[], hyper: { learningRate: number; maxGradNorm: number }) {
+		const ticket = this.submitted.push({ batches, hyper });
+		this.faults.onQueue?.(`submit ${ticket}`);
+		return ticket;
+	}
+
+	async finishStep(ticket: number) {
+		const { batches, hyper } = this.submitted[ticket - 1] as (typeof this.submitted)[number];
+		this.faults.onQueue?.(`finish ${ticket}`);
+		const stats = await this.step(batches, hyper);
+		this.faults.onQueue?.(`finished ${ticket}`);
+		return stats;
+	}
+
+	async discardStep() {
+		this.faults.onQueue?.("discard");
 	}
 
 	async evaluate() {

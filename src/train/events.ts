@@ -119,7 +119,7 @@ export interface StepEvent {
 	numTokens: number;
 	/** Model FLOPs of this step, forward and backward, recomputation not counted. */
 	flops: number;
-	/** Wall time since the last step (or the start). */
+	/** Wall time from the end of the last step (or the start) to the end of this one, part of which may be computed before. */
 	seconds: number;
 	/** Of it: waiting for rows. */
 	dataSeconds: number;

@@ -18,7 +18,7 @@ import { changedOptions, type PreparedRun, sourceName } from "./prepare.js";
 import { publishCheckpoint, publishEngine, removeRun } from "./publish.js";
 import { fillEvent } from "./rows.js";
 import { emptyWindow } from "./state.js";
-import { prepareStep, takeStep } from "./step.js";
+import { finishStep, prepareStep, StepSubmitter } from "./step.js";
 
 /** Ways to end a run before its last step. */
 export interface StopRequest {
@@ -141,40 +141,48 @@ async function* steps(
 	let last: StepEvent | null = null;
 	let next = counters.step < run.plan.totalSteps ? prepareStep(run, counters.step) : null;
 	next?.catch(() => {});
+	const submitter = new StepSubmitter(run);
 
-	while (next !== null && !stop.signal?.aborted && !stop.stopped()) {
-		const waiting = performance.now();
-		const prepared = yield* waitFor(run.keeper, unlessAborted(next, stop.signal));
-		if (prepared === null) break;
-		const dataSeconds = (performance.now() - waiting) / 1000;
-		const step = counters.step + 1;
-		const running = takeStep(run, step, prepared);
-		// The next batch is put together while the engine computes this one.
-		next = step < run.plan.totalSteps ? prepareStep(run, step) : null;
-		next?.catch(() => {});
-		const stats = await running;
-		const now = performance.now();
-		const event = stepEvent(run, counters, prepared, stats, { seconds: (now - mark) / 1000, dataSeconds });
-		mark = now;
-		event.secondsLeft = ((now - started) / 1000 / (step - firstStep)) * (run.plan.totalSteps - step);
-		addToWindow(counters.window, stats, event);
-		yield event;
-		if (filling && run.filler.complete) {
-			filling = false;
-			yield fillEvent(run.filler);
+	try {
+		while (next !== null && !stop.signal?.aborted && !stop.stopped()) {
+			const waiting = performance.now();
+			const prepared = yield* waitFor(run.keeper, unlessAborted(next, stop.signal));
+			if (prepared === null) break;
+			const dataSeconds = (performance.now() - waiting) / 1000;
+			const step = counters.step + 1;
+			const submitted = await submitter.take(step, prepared);
+			const running = finishStep(run, submitted);
+			// The next batch is put together while the engine computes this one, and queued behind it. A checkpoint does not wait
+			// for another step.
+			next = step < run.plan.totalSteps ? prepareStep(run, step) : null;
+			next?.catch(() => {});
+			if (next !== null && saveReason(run, step, prepared.place) === null) submitter.follow(submitted, next);
+			const stats = await running;
+			const now = performance.now();
+			const event = stepEvent(run, counters, prepared, stats, { seconds: (now - mark) / 1000, dataSeconds });
+			mark = now;
+			event.secondsLeft = ((now - started) / 1000 / (step - firstStep)) * (run.plan.totalSteps - step);
+			addToWindow(counters.window, stats, event);
+			yield event;
+			if (filling && run.filler.complete) {
+				filling = false;
+				yield fillEvent(run.filler);
+			}
+			last = event;
+			if (step % run.logInterval === 0 || step === run.plan.totalSteps || (step === 1 && args.logging_first_step)) {
+				yield writeLog(run, counters, event, metrics);
+			}
+			if (prepared.place.lastOfEpoch) yield { type: "epoch", epoch: prepared.place.epoch + 1, step };
+			const reason = saveReason(run, step, prepared.place);
+			if (reason !== null) {
+				savedPath = yield* save(run, counters, reason);
+				savedAt = step;
+				// Saving is no part of the next step's time.
+				mark = performance.now();
+			}
 		}
-		last = event;
-		if (step % run.logInterval === 0 || step === run.plan.totalSteps || (step === 1 && args.logging_first_step)) {
-			yield writeLog(run, counters, event, metrics);
-		}
-		if (prepared.place.lastOfEpoch) yield { type: "epoch", epoch: prepared.place.epoch + 1, step };
-		const reason = saveReason(run, step, prepared.place);
-		if (reason !== null) {
-			savedPath = yield* save(run, counters, reason);
-			savedAt = step;
-			// Saving is no part of the next step's time.
-			mark = performance.now();
-		}
+	} finally {
+		await submitter.end();
 	}
 
 	// Nobody knew of the last step that it was the last.

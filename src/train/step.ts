@@ -1,5 +1,6 @@
 /**
- * One optimizer step: its rows as micro-batches, taken by the engine, and what is kept where its loss or gradient is not finite.
+ * One optimizer step: its rows as micro-batches, submitted to the engine and finished there, and what is kept where its loss or
+ * gradient is not finite.
  */
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
@@ -95,12 +96,27 @@ async function outOfMemory(run: PreparedRun, step: number, { batches }: Prepared
 	return withPlan(error, plan, () => run.advise(options), `step ${step}: `, stands);
 }
 
-/** Takes step `step` (from 1). Throws `ARL_NONFINITE` where its loss or gradient is not finite. */
-export async function takeStep(run: PreparedRun, step: number, prepared: PreparedStep): Promise<StepStats> {
+/** A step whose gradients are computed behind the step in progress. It changes nothing until it is finished. */
+export interface SubmittedStep {
+	step: number;
+	prepared: PreparedStep;
+	ticket: Promise<number>;
+}
+
+function submitStep(run: PreparedRun, step: number, prepared: PreparedStep): SubmittedStep {
 	const hyper = { learningRate: run.schedule(step - 1), maxGradNorm: run.args.max_grad_norm };
+	const ticket = run.engine.submitStep(prepared.batches, hyper);
+	// Who finishes the step is told of it.
+	ticket.catch(() => {});
+	return { step, prepared, ticket };
+}
+
+/** Takes a submitted step. Throws `ARL_NONFINITE` where its loss or gradient is not finite. */
+export async function finishStep(run: PreparedRun, submitted: SubmittedStep): Promise<StepStats> {
+	const { step, prepared, ticket } = submitted;
 	let stats: StepStats;
 	try {
-		stats = await run.engine.step(prepared.batches, hyper);
+		stats = await run.engine.finishStep(await ticket);
 	} catch (error) {
 		const known = toArlError(error);
 		if (known.code === "ARL_NONFINITE") throw await nonFinite(run, step, prepared, known.message);
@@ -110,4 +126,35 @@ export async function takeStep(run: PreparedRun, step: number, prepared: Prepare
 	if (!Number.isFinite(stats.gradNorm))
 		throw await nonFinite(run, step, prepared, `the gradient's norm is ${stats.gradNorm}`);
 	return stats;
+}
+
+/** Submits steps, where possible one ahead of the step in progress, so that a GPU never waits for the loop. */
+export class StepSubmitter {
+	private ahead: Promise<SubmittedStep | null> | null = null;
+	private over = false;
+
+	constructor(private readonly run: PreparedRun) {}
+
+	/** Step `step` (from 1), if it was not submitted before. */
+	async take(step: number, prepared: PreparedStep): Promise<SubmittedStep> {
+		const submitted = await this.ahead;
+		this.ahead = null;
+		return submitted ?? submitStep(this.run, step, prepared);
+	}
+
+	/** Submits the step behind `current`, which is being finished, as soon as its rows are there. */
+	follow(current: SubmittedStep, next: Promise<PreparedStep | null>): void {
+		const submit = (prepared: PreparedStep | null) =>
+			this.over || prepared === null ? null : submitStep(this.run, current.step + 1, prepared);
+		// The engine holds one submitted step, so that the call that finishes `current` must go before.
+		this.ahead = current.ticket.then(() => next).then(submit);
+		// Rows that cannot be had are told of when they are waited for.
+		this.ahead.catch(() => {});
+	}
+
+	/** Gives up the step that was submitted and not finished. */
+	async end(): Promise<void> {
+		this.over = true;
+		if (this.ahead !== null) await this.run.engine.discardStep();
+	}
 }

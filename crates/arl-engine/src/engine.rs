@@ -4,7 +4,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 use arl_model::{Error, ErrorCode, ModelConfig, Result, RopeTable, WeightDtype};
 
@@ -13,9 +12,10 @@ use crate::backend::{Backend, Buffer, DType, DeviceKind, Pool, split_master};
 use crate::batch::{BatchSize, MicroBatch, Staging};
 use crate::params::{Params, Store, TrainingStore};
 use crate::plan::{MemoryPlan, StepPlan};
+use crate::queue::Queue;
 use crate::shape::Shape;
 use crate::step::{Layer, Model, Recompute, Run, Step};
-use crate::update::{Slots, Update};
+use crate::update::{Pending, Update};
 
 /// What an engine is made of.
 #[derive(Clone, Debug)]
@@ -122,7 +122,8 @@ pub struct StepStats {
     pub grad_norm: f64,
     /// In the order of the micro-batches.
     pub micro_batches: Vec<MicroBatchStats>,
-    /// Wall-clock time.
+    /// Wall-clock time from the step's submission, or from the end of the step before it where that came later, until its
+    /// figures were on the host. Steps one behind the other therefore add up.
     pub seconds: f64,
 }
 
@@ -144,6 +145,9 @@ pub struct Engine<B: Backend + ?Sized> {
     pub(crate) interrupt: Arc<AtomicBool>,
     /// Optimizer steps done.
     pub(crate) steps: u64,
+    pub(crate) queue: Queue,
+    /// What is left of the last update, for the next forward pass to do.
+    pub(crate) pending: Option<Pending>,
 }
 
 /// Everything about a model that needs no memory of a device.
@@ -216,6 +220,8 @@ impl<B: Backend + ?Sized> Engine<B> {
             plan,
             interrupt: Arc::new(AtomicBool::new(false)),
             steps: 0,
+            queue: Queue::default(),
+            pending: None,
         })
     }
 
@@ -244,7 +250,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         MemoryPlan::of(&self.model, &self.plan, self.backend.kind())
     }
 
-    /// Optimizer steps done so far.
+    /// Optimizer steps done, of which the host knows.
     pub fn steps(&self) -> u64 {
         self.steps
     }
@@ -266,11 +272,18 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// Reserves the memory of a plan. Where that fails there is room for nothing, until there is memory again.
     pub(crate) fn make_room_for(&mut self, plan: StepPlan) -> Result<()> {
+        self.give_up_submitted();
         self.plan = StepPlan::nothing();
         plan.reserve(&mut *self.backend, &self.model)?;
         self.arena = Arena::new(plan.bytes());
         self.plan = plan;
         Ok(())
+    }
+
+    /// Empties the step's memory, for something else to be computed in it.
+    pub(crate) fn clear_arena(&mut self) {
+        self.give_up_submitted();
+        self.arena.clear();
     }
 
     /// The parts of one micro-batch's computation.
@@ -281,6 +294,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             model: &self.model,
             layers: &mut self.layers,
             interrupt: &self.interrupt,
+            pending: &mut self.pending,
         }
     }
 
@@ -291,14 +305,6 @@ impl<B: Backend + ?Sized> Engine<B> {
         self.parts().begin(inputs, keep, sums, balance)
     }
 
-    /// ONE optimizer step over all micro-batches: gradients of `sum(weight nll) / sum(weight)` over all their targets,
-    /// clipping, AdamW. A micro-batch without targets contributes nothing; a step without any is an error, as is a
-    /// loss or gradient that is not finite. After an error weights, moments and step count are as before.
-    pub fn step(&mut self, batches: &[MicroBatch], hyper: Hyper) -> Result<StepStats> {
-        let result = self.optimizer_step(batches, hyper);
-        self.settle_interrupt(result)
-    }
-
     /// Clears the flag once a call has ended by it.
     pub(crate) fn settle_interrupt<T>(&self, result: Result<T>) -> Result<T> {
         if matches!(&result, Err(error) if error.code == ErrorCode::Interrupted) {
@@ -307,40 +313,16 @@ impl<B: Backend + ?Sized> Engine<B> {
         result
     }
 
-    fn optimizer_step(&mut self, batches: &[MicroBatch], hyper: Hyper) -> Result<StepStats> {
-        let start = Instant::now();
-        let training = self.training()?;
-        check_hyper(hyper)?;
-        let mut stats = self.accumulate(batches)?;
-
-        let norm_squared = training.norm_squared;
-        self.backend.zero(norm_squared);
-        self.backend.dot(training.gradients, training.gradients, norm_squared);
-        let mut norm = [0f64];
-        self.backend.read_back(norm_squared, bytemuck::cast_slice_mut(&mut norm))?;
-        let grad_norm = norm[0].sqrt();
-        let step = self.steps + 1;
-        self.check_finite(&stats, grad_norm)?;
-        self.update(&training, hyper, step);
-        self.steps = step;
-
-        let weight: f64 = stats.iter().map(|s| s.target_weight).sum();
-        let loss =
-            stats.iter().map(|s| s.loss_sum).sum::<f64>() / weight + stats.iter().map(|s| s.balance_loss).sum::<f64>();
-        stats.shrink_to_fit();
-        Ok(StepStats { loss, grad_norm, micro_batches: stats, seconds: start.elapsed().as_secs_f64() })
-    }
-
-    fn training(&self) -> Result<TrainingStore> {
+    pub(crate) fn training(&self) -> Result<TrainingStore> {
         self.model.store.training.ok_or_else(|| {
             Error::new(ErrorCode::Config, "the engine was opened for inference only, and has no gradients")
         })
     }
 
-    /// The gradients of a step, without the update.
-    pub(crate) fn accumulate(&mut self, batches: &[MicroBatch]) -> Result<Vec<MicroBatchStats>> {
-        let training = self.training()?;
-        let mut stats = self.prepare(batches)?;
+    /// Queues the gradients of a step, without the update.
+    pub(crate) fn accumulate(&mut self, batches: &[MicroBatch]) -> Result<Statistics> {
+        self.training()?;
+        let stats = self.prepare(batches)?;
         let weight: f64 = stats.iter().map(|s| s.target_weight).sum();
         if weight == 0.0 {
             return Err(Error::new(
@@ -349,24 +331,24 @@ impl<B: Backend + ?Sized> Engine<B> {
             )
             .hint("check that the rows have replies, and that truncation does not cut them off"));
         }
-        self.backend.zero(training.gradients);
         let (sums, balances) = self.statistics(batches.len());
         let bottom = self.arena.mark();
+        let mut first = true;
         for (i, batch) in batches.iter().enumerate() {
             if stats[i].target_tokens > 0 {
                 let balance = balances.map(|b| b.slice(i * b.len / batches.len(), b.len / batches.len()));
                 let run = self.begin(batch, Some(self.model.recompute), sums.slice(3 * i, 3), balance);
-                self.parts().train(&run, (1.0 / weight) as f32)?;
+                self.parts().train(&run, (1.0 / weight) as f32, first)?;
+                first = false;
                 self.arena.release(bottom);
             }
         }
-        self.read_statistics(&mut stats, sums, balances)?;
-        Ok(stats)
+        Ok(Statistics { stats, sums, balances })
     }
 
     /// The loss of each micro-batch, with the weights as they are.
     pub fn evaluate(&mut self, batches: &[MicroBatch]) -> Result<Vec<MicroBatchStats>> {
-        let mut stats = self.prepare(batches)?;
+        let stats = self.prepare(batches)?;
         if batches.is_empty() {
             return Ok(stats);
         }
@@ -381,8 +363,7 @@ impl<B: Backend + ?Sized> Engine<B> {
                 self.arena.release(bottom);
             }
         }
-        self.read_statistics(&mut stats, sums, balances)?;
-        Ok(stats)
+        self.read_statistics(Statistics { stats, sums, balances })
     }
 
     /// Checks all micro-batches, counts their targets and makes room for the largest.
@@ -403,7 +384,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             });
         }
         self.make_room(largest, batches.len())?;
-        self.arena.clear();
+        self.clear_arena();
         Ok(stats)
     }
 
@@ -417,59 +398,72 @@ impl<B: Backend + ?Sized> Engine<B> {
         (sums, balances)
     }
 
-    fn read_statistics(&mut self, stats: &mut [MicroBatchStats], sums: Buffer, balances: Option<Buffer>) -> Result<()> {
-        let mut host = vec![0f64; sums.len];
-        self.backend.read_back(sums, bytemuck::cast_slice_mut(&mut host))?;
-        for (stat, sums) in stats.iter_mut().zip(host.chunks_exact(3)) {
+    /// Waits for the statistics.
+    pub(crate) fn read_statistics(&mut self, statistics: Statistics) -> Result<Vec<MicroBatchStats>> {
+        let mut host = vec![0; statistics.bytes()];
+        let (sums, balances) = host.split_at_mut(statistics.sums.bytes());
+        self.backend.read_back(statistics.sums, sums)?;
+        if let Some(buffer) = statistics.balances {
+            self.backend.read_back(buffer, balances)?;
+        }
+        Ok(statistics.complete(&self.model.shape, &host))
+    }
+
+    /// AdamW on all parameters.
+    pub(crate) fn update(&mut self, training: &TrainingStore, hyper: Hyper, step: u64) {
+        let store = self.model.store;
+        let update = Update::new(&store, training, self.adam, self.model.params.decayed, hyper, step);
+        match store.slots {
+            None => update.run(&mut *self.backend),
+            Some(slots) => self.pending = Some(Pending::begin(&mut *self.backend, update, slots)),
+        }
+    }
+
+    /// Does what is left of the last update, for who wants weights or moments without a forward pass.
+    pub(crate) fn complete_update(&mut self) {
+        if let Some(mut pending) = self.pending.take() {
+            pending.advance(&mut *self.backend, usize::MAX);
+        }
+    }
+}
+
+/// Micro-batches' statistics on their way from the device.
+#[derive(Debug)]
+pub(crate) struct Statistics {
+    /// What is known of them without the device.
+    stats: Vec<MicroBatchStats>,
+    /// f64 `[count, 3]`.
+    pub(crate) sums: Buffer,
+    /// f32 `[count, 2, experts]`.
+    pub(crate) balances: Option<Buffer>,
+}
+
+impl Statistics {
+    /// Bytes of both buffers.
+    pub(crate) fn bytes(&self) -> usize {
+        self.sums.bytes() + self.balances.map_or(0, Buffer::bytes)
+    }
+
+    /// Completed with the bytes of both buffers, one behind the other.
+    pub(crate) fn complete(mut self, shape: &Shape, bytes: &[u8]) -> Vec<MicroBatchStats> {
+        let (sums, balances) = bytes.split_at(self.sums.bytes());
+        let sums: Vec<f64> = sums.chunks_exact(size_of::<f64>()).map(bytemuck::pod_read_unaligned).collect();
+        for (stat, sums) in self.stats.iter_mut().zip(sums.chunks_exact(3)) {
             (stat.loss_sum, stat.correct, stat.entropy_sum) = (sums[0], sums[1] as usize, sums[2]);
         }
-        if let Some(balances) = balances {
-            let mut host = vec![0f32; balances.len];
-            self.backend.read_back(balances, bytemuck::cast_slice_mut(&mut host))?;
-            let shape = &self.model.shape;
+        if self.balances.is_some() {
+            let balances: Vec<f32> =
+                balances.chunks_exact(size_of::<f32>()).map(bytemuck::pod_read_unaligned).collect();
             let experts = shape.experts();
             let coefficient = f64::from(shape.balance.unwrap_or(0.0));
-            for (stat, balance) in stats.iter_mut().zip(host.chunks_exact(2 * experts)) {
+            for (stat, balance) in self.stats.iter_mut().zip(balances.chunks_exact(2 * experts)) {
                 let n = (stat.tokens * shape.expert_layers()) as f64;
                 let (counts, probabilities) = balance.split_at(experts);
                 let products = counts.iter().zip(probabilities).map(|(&c, &p)| f64::from(c) * f64::from(p));
                 stat.balance_loss = coefficient * experts as f64 * products.sum::<f64>() / (n * n);
             }
         }
-        Ok(())
-    }
-
-    fn check_finite(&self, stats: &[MicroBatchStats], grad_norm: f64) -> Result<()> {
-        let step = self.steps + 1;
-        let hint = "the learning rate may be too high, or a row or weight damaged; nothing was updated";
-        for (i, stat) in stats.iter().enumerate() {
-            let loss = stat.loss_sum + stat.balance_loss;
-            if !loss.is_finite() {
-                return Err(Error::new(
-                    ErrorCode::NonFinite,
-                    format!("step {step}: the loss of micro-batch {i} is {loss}"),
-                )
-                .hint(hint));
-            }
-        }
-        if !grad_norm.is_finite() {
-            return Err(
-                Error::new(ErrorCode::NonFinite, format!("step {step}: the gradient norm is {grad_norm}")).hint(hint)
-            );
-        }
-        Ok(())
-    }
-
-    /// AdamW on all parameters.
-    fn update(&mut self, training: &TrainingStore, hyper: Hyper, step: u64) {
-        let store = self.model.store;
-        let update = Update::new(&store, training, self.adam, self.model.params.decayed, hyper, step);
-        if store.host_bytes == 0 {
-            return update.run(&mut *self.backend);
-        }
-        self.arena.clear();
-        let slots = Slots::take(&mut self.arena, &store);
-        update.run_offloaded(&mut *self.backend, &slots);
+        self.stats
     }
 }
 
@@ -487,16 +481,4 @@ fn zero_gaps<B: Backend + ?Sized>(backend: &mut B, model: &Model) {
     for (start, len) in model.params.gaps() {
         backend.upload(bytemuck::cast_slice(&vec![zero; len]), low.slice(start, len));
     }
-}
-
-fn check_hyper(hyper: Hyper) -> Result<()> {
-    for (name, value) in [("learning rate", hyper.learning_rate), ("max_grad_norm", hyper.max_grad_norm)] {
-        if !(value >= 0.0 && value.is_finite()) {
-            return Err(Error::new(
-                ErrorCode::Config,
-                format!("the {name} is {value}; it must be finite and at least 0"),
-            ));
-        }
-    }
-    Ok(())
 }

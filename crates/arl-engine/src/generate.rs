@@ -204,7 +204,8 @@ impl<B: Backend + ?Sized> Engine<B> {
     ) -> Result<()> {
         let parts = prefill_parts(prompts, range.clone());
         self.make_room_to_generate(prompts, &parts, range.len(), capacity)?;
-        self.arena.clear();
+        self.clear_arena();
+        self.complete_update();
         let cache = Cache::take(&mut self.arena, &self.model, range.len(), capacity);
         let bottom = self.arena.mark();
         for part in &parts {
@@ -262,6 +263,7 @@ impl<B: Backend + ?Sized> Engine<B> {
                 model: &self.model,
                 layers: &mut self.layers,
                 interrupt: &self.interrupt,
+                pending: &mut None,
             };
             room(&mut step, size, size.tokens);
             dry.release(bottom);

@@ -47,6 +47,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             model: &model,
             layers: &mut self.layers,
             interrupt: &AtomicBool::new(false),
+            pending: &mut None,
         };
         let (run, _) = room(&mut step, inputs);
         step.loss(&run, LossMode::Evaluate);
@@ -54,7 +55,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             self.make_room_for(self.plan.with_arena(dry))?;
         }
 
-        self.arena.clear();
+        self.clear_arena();
         let inputs = self.staging.upload(&mut *self.backend, &mut self.arena, batch, &self.rope, dim);
         let mut step = Step {
             backend: &mut *self.backend,
@@ -62,6 +63,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             model: &model,
             layers: &mut self.layers,
             interrupt: &self.interrupt,
+            pending: &mut self.pending,
         };
         let (run, chunk) = room(&mut step, inputs);
         step.forward(&run)?;
@@ -93,6 +95,7 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// The gradients of a step without its update; read them with [`Engine::read_tensor`].
     pub fn gradients(&mut self, batches: &[MicroBatch]) -> Result<Vec<MicroBatchStats>> {
-        self.accumulate(batches)
+        let statistics = self.accumulate(batches)?;
+        self.read_statistics(statistics)
     }
 }

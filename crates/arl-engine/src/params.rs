@@ -7,6 +7,7 @@ use arl_model::{Mlp, ModelConfig, Role, TensorSpec, tensor_table};
 
 use crate::arena::ALIGNMENT;
 use crate::backend::{Buffer, DType, Pool};
+use crate::update::Slots;
 
 /// A parameter: a part of each of the flat arrays (weights, gradients, moments).
 #[derive(Clone, Copy, Debug, Default)]
@@ -86,6 +87,8 @@ pub(crate) struct Params {
     pub(crate) len: usize,
     /// The first so many are decayed.
     pub(crate) decayed: usize,
+    /// By layers: where its decayed parameters end.
+    pub(crate) layer_ends: Vec<usize>,
     /// Every tensor of the checkpoint, in the order in which they lie here.
     pub(crate) tensors: Vec<Tensor>,
 }
@@ -120,6 +123,13 @@ impl Params {
             }
         }
 
+        let mut layer_ends = vec![0; config.layers.len()];
+        for (spec, offset) in tensors.iter().filter(|(spec, _)| spec.decay) {
+            if let Some(end) = spec.layer.and_then(|l| layer_ends.get_mut(l)) {
+                *end = usize::max(*end, offset + spec.elements());
+            }
+        }
+
         // From the first tensor of `first`'s role to the last one of `last`'s.
         let places: HashMap<(Option<usize>, Role), (usize, usize)> =
             tensors.iter().map(|(spec, offset)| ((spec.layer, spec.role), (*offset, spec.elements()))).collect();
@@ -139,6 +149,7 @@ impl Params {
             head: find(None, Role::LmHead, Role::LmHead).unwrap_or(embedding),
             len,
             decayed,
+            layer_ends,
             tensors: tensors.into_iter().map(|(spec, offset)| Tensor { spec: spec.clone(), offset }).collect(),
         }
     }
@@ -199,6 +210,8 @@ pub(crate) struct Store {
     pub(crate) weights: Buffer,
     /// u16, with bf16 weights: the rest of the exact f32 masters.
     pub(crate) weights_low: Option<Buffer>,
+    /// With `optimizer_offload`, where pieces of the arrays in host memory are while they are on the device.
+    pub(crate) slots: Option<Slots>,
     /// What training needs besides; absent from an engine for inference only.
     pub(crate) training: Option<TrainingStore>,
     /// Bytes of the pool.
@@ -237,7 +250,9 @@ impl Store {
             moment2: take(optimizer, DType::F32, len),
             norm_squared: take(Pool::State, DType::F64, 1),
         });
-        Self { weights, weights_low, training, bytes, host_bytes }
+        let slots = (optimizer_offload && !inference_only)
+            .then(|| Slots::take(len, weights_low.is_some(), |dtype, len| take(Pool::State, dtype, len)));
+        Self { weights, weights_low, slots, training, bytes, host_bytes }
     }
 
     /// A parameter's weights.

@@ -11,7 +11,6 @@ use crate::backend::{Backend, DeviceKind, Pool};
 use crate::batch::{BatchSize, Inputs};
 use crate::engine::{EngineOptions, take_statistics};
 use crate::step::{Model, Step, host_bytes};
-use crate::update::Slots;
 
 /// Bytes by category.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,17 +49,14 @@ impl StepPlan {
             model,
             layers: &mut Vec::new(),
             interrupt: &AtomicBool::new(false),
+            pending: &mut None,
         };
         if model.store.training.is_some() {
             let run = step.begin(inputs, Some(model.recompute), sums, balance);
-            step.train(&run, 1.0)?;
+            step.train(&run, 1.0, true)?;
         } else {
             let run = step.begin(inputs, None, sums, balance);
             step.evaluate(&run)?;
-        }
-        if model.store.host_bytes > 0 {
-            arena.clear();
-            Slots::take(&mut arena, &model.store);
         }
         let offloading = model.activation_offloading && model.store.training.is_some();
         let input_bytes = if offloading { size.tokens * model.shape.hidden * model.dtype.bytes() } else { 0 };
@@ -112,6 +108,7 @@ impl MemoryPlan {
             optimizer.extend(store.weights_low.map(|low| ("master weights", low.bytes())));
             optimizer.push(("moments", training.moment1.bytes() + training.moment2.bytes()));
         }
+        categories.extend(store.slots.map(|slots| ("optimizer slots", slots.bytes())));
         host_categories.push(("activations", plan.host_bytes));
         host_categories.retain(|(_, bytes)| *bytes > 0);
         let rest = store.bytes - categories.iter().map(|(_, bytes)| bytes).sum::<usize>();

@@ -91,6 +91,7 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// Reads a parameter's weights back; the exact masters where there are any.
     pub(crate) fn read_weights(&mut self, param: Param, out: &mut [f32]) -> Result<()> {
+        self.complete_update();
         let store = self.model.store;
         if store.weights.dtype == DType::F32 {
             return self.backend.read_back(store.weight(param), bytemuck::cast_slice_mut(out));
@@ -128,6 +129,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             return Err(Error::new(ErrorCode::Internal, format!("the model has no tensor `{name}`")));
         };
         let param = tensor.param();
+        self.complete_update();
         let mut values = vec![0f32; param.len];
         let array = match (kind, self.model.store.training) {
             (Kind::Weights, _) => {
@@ -178,6 +180,8 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// renamed when it is complete and on the disk.
     pub fn save_state(&mut self, dir: &Path) -> Result<()> {
         self.state_arrays()?;
+        self.settle();
+        self.complete_update();
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, &e))?;
         let (path, partial) = (dir.join(STATE_FILE), dir.join(format!("{STATE_FILE}.partial")));
         let written = self.write_state(&partial);
@@ -250,6 +254,10 @@ impl<B: Backend + ?Sized> Engine<B> {
                 return Err(damaged(&path, &format!("its array `{name}` is missing or of another size")));
             }
         }
+        self.settle();
+        self.give_up_submitted();
+        // The weights that it was about are written over.
+        self.pending = None;
         for (name, buffer) in &arrays {
             let bytes = file.bytes(name)?;
             for (piece, bytes) in bytes.chunks(PIECE * buffer.dtype.bytes()).enumerate() {

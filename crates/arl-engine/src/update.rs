@@ -1,7 +1,7 @@
-//! The end of an optimizer step: AdamW over all parameters, and, with `optimizer_offload`, the way of masters and moments
-//! from host memory and back, a piece at a time, beside the update of the piece before.
+//! The end of an optimizer step: AdamW over all parameters. With `optimizer_offload` the next forward pass does it: masters
+//! and moments come from host memory a piece at a time and go back beside the layers that are computed, and each piece is
+//! updated just before the first layer that it has weights of.
 
-use crate::arena::{Arena, Category};
 use crate::backend::{AdamW, Backend, Buffer, DType, Event, Stream};
 use crate::engine::Hyper;
 use crate::params::{Store, TrainingStore};
@@ -10,8 +10,8 @@ use crate::step::OFFLOAD_EVENTS;
 /// Pieces on the device at a time: one comes, one is updated, one goes.
 const SLOTS: usize = 3;
 
-/// Parameters of a piece.
-const PIECE: usize = 8 << 20;
+/// Parameters of a piece: those that are on their way come while a layer of a large model is computed.
+const PIECE: usize = 16 << 20;
 
 /// A slot's events.
 #[derive(Clone, Copy)]
@@ -86,66 +86,95 @@ impl Update {
             });
         }
     }
+}
 
-    /// The update where moments, and masters beside bf16 weights, are in host memory.
-    pub(crate) fn run_offloaded<B: Backend + ?Sized>(&self, backend: &mut B, slots: &Slots) {
-        let pieces: Vec<(usize, usize, f32)> = self
-            .runs()
-            .into_iter()
-            .flat_map(|(start, end, decay)| {
-                (start..end).step_by(slots.piece).map(move |at| (at, slots.piece.min(end - at), decay))
-            })
-            .collect();
-        // What the step computed is in the memory of the slots.
-        for slot in 0..SLOTS.min(pieces.len()) {
-            backend.record(Stream::Compute, event(slot, Point::Updated));
-            backend.wait(Stream::FromHost, event(slot, Point::Updated));
+/// A part of the parameters whose masters and moments are on the device at a time.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    /// First element.
+    start: usize,
+    /// Elements.
+    len: usize,
+    weight_decay: f32,
+    /// The piece is to be updated before a parameter behind this element is used.
+    due: usize,
+}
+
+/// An update whose masters and moments are in host memory. Its pieces are in the order in which a forward pass uses them.
+#[derive(Clone, Debug)]
+pub(crate) struct Pending {
+    update: Update,
+    slots: Slots,
+    pieces: Vec<Piece>,
+    /// The next piece to update; those that are to follow it through the slots are on their way.
+    next: usize,
+}
+
+impl Pending {
+    /// Sends the first pieces on their way to the device.
+    pub(crate) fn begin<B: Backend + ?Sized>(backend: &mut B, update: Update, slots: Slots) -> Self {
+        let [decayed, others] = update.runs();
+        // Norms and biases are few, and each layer has some: they come first.
+        let pieces = [others, decayed].into_iter().flat_map(|(start, end, weight_decay)| {
+            let due = move |at| if start == 0 { at } else { 0 };
+            let piece = move |at| Piece { start: at, len: slots.piece.min(end - at), weight_decay, due: due(at) };
+            (start..end).step_by(slots.piece).map(piece)
+        });
+        let pending = Pending { update, slots, pieces: pieces.collect(), next: 0 };
+        for i in 0..SLOTS {
+            pending.fetch(backend, i);
         }
-        let fetch = |backend: &mut B, i: usize| {
-            let Some(&(start, len, _)) = pieces.get(i) else { return };
-            if i >= SLOTS {
-                backend.wait(Stream::FromHost, event(i, Point::Saved));
+        pending
+    }
+
+    /// Updates every piece that has a parameter before element `end`; whether that was the last one.
+    pub(crate) fn advance<B: Backend + ?Sized>(&mut self, backend: &mut B, end: usize) -> bool {
+        while let Some(&Piece { start, len, weight_decay, due }) = self.pieces.get(self.next) {
+            if due >= end {
+                return false;
             }
-            for (host, slot) in self.pairs(slots, i, start, len) {
-                backend.transfer(Stream::FromHost, host, slot);
-            }
-            backend.record(Stream::FromHost, event(i, Point::Fetched));
-        };
-        for i in 0..SLOTS - 1 {
-            fetch(backend, i);
-        }
-        for (i, &(start, len, weight_decay)) in pieces.iter().enumerate() {
-            fetch(backend, i + SLOTS - 1);
+            let i = self.next;
             backend.wait(Stream::Compute, event(i, Point::Fetched));
-            let slot = &slots.places[i % SLOTS];
+            let (adam, slot) = (&self.update.adam, &self.slots.places[i % SLOTS]);
             backend.adamw(&AdamW {
-                weights: self.adam.weights.slice(start, len),
+                weights: adam.weights.slice(start, len),
                 weights_low: slot.low.map(|low| low.slice(0, len)),
-                gradients: self.adam.gradients.slice(start, len),
+                gradients: adam.gradients.slice(start, len),
                 moment1: slot.moment1.slice(0, len),
                 moment2: slot.moment2.slice(0, len),
                 weight_decay,
-                ..self.adam
+                ..*adam
             });
             backend.record(Stream::Compute, event(i, Point::Updated));
             backend.wait(Stream::ToHost, event(i, Point::Updated));
-            for (host, slot) in self.pairs(slots, i, start, len) {
+            for (host, slot) in self.pairs(i) {
                 backend.transfer(Stream::ToHost, slot, host);
             }
             backend.record(Stream::ToHost, event(i, Point::Saved));
+            self.fetch(backend, i + SLOTS);
+            self.next += 1;
         }
-        // The next step computes in the memory of the slots.
-        for slot in 0..SLOTS.min(pieces.len()) {
-            backend.wait(Stream::Compute, event(slot, Point::Saved));
+        true
+    }
+
+    /// Sends piece `i` on its way, if there is one, behind what its slot held before, in this update or the last.
+    fn fetch<B: Backend + ?Sized>(&self, backend: &mut B, i: usize) {
+        if i < self.pieces.len() {
+            backend.wait(Stream::FromHost, event(i, Point::Saved));
+            for (host, slot) in self.pairs(i) {
+                backend.transfer(Stream::FromHost, host, slot);
+            }
+            backend.record(Stream::FromHost, event(i, Point::Fetched));
         }
     }
 
     /// The parts of piece `i` in host memory, and their places on the device.
-    fn pairs(&self, slots: &Slots, i: usize, start: usize, len: usize) -> impl Iterator<Item = (Buffer, Buffer)> {
-        let slot = slots.places[i % SLOTS];
+    fn pairs(&self, i: usize) -> impl Iterator<Item = (Buffer, Buffer)> + use<> {
+        let Piece { start, len, .. } = self.pieces[i];
+        let (adam, slot) = (&self.update.adam, self.slots.places[i % SLOTS]);
         let pair = move |host: Buffer, slot: Buffer| (host.slice(start, len), slot.slice(0, len));
-        let low = self.adam.weights_low.zip(slot.low).map(|(host, slot)| pair(host, slot));
-        [pair(self.adam.moment1, slot.moment1), pair(self.adam.moment2, slot.moment2)].into_iter().chain(low)
+        let low = adam.weights_low.zip(slot.low).map(|(host, slot)| pair(host, slot));
+        [pair(adam.moment1, slot.moment1), pair(adam.moment2, slot.moment2)].into_iter().chain(low)
     }
 }
 
@@ -157,8 +186,9 @@ struct Slot {
     low: Option<Buffer>,
 }
 
-/// The places of the pieces that are on the device.
-#[derive(Clone, Debug)]
+/// The places of the pieces that are on the device. They are kept from step to step, because the first pieces come while
+/// the last layers' gradients are computed.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Slots {
     places: [Slot; SLOTS],
     /// Parameters of a piece.
@@ -166,16 +196,21 @@ pub(crate) struct Slots {
 }
 
 impl Slots {
-    /// Takes the slots from the step's memory, which is free between micro-batches.
-    pub(crate) fn take(arena: &mut Arena, store: &Store) -> Self {
+    /// Takes the slots for `len` parameters, with masters' lower halves beside bf16 weights (`low`).
+    pub(crate) fn take(len: usize, low: bool, mut take: impl FnMut(DType, usize) -> Buffer) -> Self {
         // A small model has several pieces too, so that its tests are about the same thing.
-        let piece = PIECE.min(store.weights.len.div_ceil(5).next_multiple_of(64));
-        let mut take = |dtype| arena.take(Category::Workspace, dtype, piece);
+        let piece = PIECE.min(len.div_ceil(5).next_multiple_of(64));
         let mut slot = || Slot {
-            moment1: take(DType::F32),
-            moment2: take(DType::F32),
-            low: store.weights_low.map(|_| take(DType::U16)),
+            moment1: take(DType::F32, piece),
+            moment2: take(DType::F32, piece),
+            low: low.then(|| take(DType::U16, piece)),
         };
         Slots { places: [slot(), slot(), slot()], piece }
+    }
+
+    /// Bytes of all of them.
+    pub(crate) fn bytes(&self) -> usize {
+        let slot = |slot: &Slot| slot.moment1.bytes() + slot.moment2.bytes() + slot.low.map_or(0, Buffer::bytes);
+        self.places.iter().map(slot).sum()
     }
 }

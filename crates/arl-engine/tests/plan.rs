@@ -212,6 +212,10 @@ fn offloading_leaves_three_inputs_of_layers_and_three_pieces_of_the_optimizer_on
         let activations = 3 * input + TOKENS * sizes.stream();
         assert_near(name, bytes_of(&plan.categories, "activations"), activations, 64 * 20);
         assert_eq!(bytes_of(&plan.categories, "moments") + bytes_of(&plan.categories, "master weights"), 0);
+        // Two moments in f32 and 16 bits of the master.
+        assert_eq!(bytes_of(&plan.categories, "optimizer slots"), 3 * (16 << 20) * (4 + 4 + 2));
+        let categories = plan.categories.iter().map(|(_, bytes)| bytes).sum::<usize>();
+        assert_eq!(plan.total_bytes, categories, "{name}");
         assert_near(
             name,
             bytes_of(&plan.host_categories, "activations"),

@@ -6,6 +6,7 @@
 #include "elementwise.cu"
 #include "embedding.cu"
 #include "grouped.cu"
+#include "guard.cu"
 #include "matmul.cu"
 #include "moe.cu"
 #include "norm.cu"

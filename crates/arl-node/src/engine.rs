@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arl_engine::backend::{Backend, DType};
-use arl_engine::{Adam, BatchSize, Engine as Core, Hyper, Recompute, Weights};
+use arl_engine::{Adam, BatchSize, Engine as Core, Hyper, Recompute, Ticket, Weights};
 use arl_model::{Error, ErrorCode, ModelConfig, Result, WeightDtype};
 use napi::Env;
 use napi::bindgen_prelude::{Float32Array, Int32Array, Object};
@@ -150,7 +150,8 @@ pub struct StepStats {
     pub grad_norm: f64,
     /// In the order of the micro-batches.
     pub micro_batches: Vec<MicroBatchStats>,
-    /// Wall-clock time.
+    /// Wall-clock time from the step's submission, or from the end of the step before it where that came later, until its
+    /// figures were on the host.
     pub seconds: f64,
 }
 
@@ -234,6 +235,19 @@ fn stats_to_js(stats: arl_engine::MicroBatchStats) -> MicroBatchStats {
         entropy_sum: stats.entropy_sum,
         balance_loss: stats.balance_loss,
     }
+}
+
+fn step_to_js(stats: arl_engine::StepStats) -> StepStats {
+    StepStats {
+        loss: stats.loss,
+        grad_norm: stats.grad_norm,
+        micro_batches: stats.micro_batches.into_iter().map(stats_to_js).collect(),
+        seconds: stats.seconds,
+    }
+}
+
+fn hyper_from_js(hyper: &StepHyper) -> Hyper {
+    Hyper { learning_rate: hyper.learning_rate as f32, max_grad_norm: hyper.max_grad_norm as f32 }
 }
 
 /// Copies the batch, so that no thread reads memory that JavaScript can write.
@@ -347,9 +361,13 @@ impl Engine {
         T: Send + 'static,
         R: napi::bindgen_prelude::ToNapiValue + 'static,
     {
+        self.worker(|worker| worker.submit(env, job, into))
+    }
+
+    fn worker<T>(&self, with: impl FnOnce(&Worker<AnyEngine>) -> napi::Result<T>) -> napi::Result<T> {
         let worker = self.worker.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         match worker.as_ref() {
-            Some(worker) => worker.submit(env, job, into),
+            Some(worker) => with(worker),
             None => Err(to_napi(&Error::new(ErrorCode::Internal, "the engine is closed"))),
         }
     }
@@ -364,17 +382,54 @@ impl Engine {
     /// ONE optimizer step over all micro-batches.
     #[napi(ts_return_type = "Promise<StepStats>")]
     pub fn step<'env>(&self, env: &'env Env, batches: Vec<MicroBatch>, hyper: StepHyper) -> napi::Result<Object<'env>> {
-        let batches = batches_from_js(&batches);
-        let hyper = Hyper { learning_rate: hyper.learning_rate as f32, max_grad_norm: hyper.max_grad_norm as f32 };
+        let (batches, hyper) = (batches_from_js(&batches), hyper_from_js(&hyper));
+        self.submit(env, move |engine| engine.step(&batches, hyper), step_to_js)
+    }
+
+    /// Computes the gradients of a step behind the step in progress, and changes nothing yet. Resolves with its ticket as
+    /// soon as that is queued. Until the step is finished only `saveState` and `exportModel` leave it as it is; whatever
+    /// else computes gives it up.
+    #[napi(ts_return_type = "Promise<number>")]
+    pub fn submit_step<'env>(
+        &self,
+        env: &'env Env,
+        batches: Vec<MicroBatch>,
+        hyper: StepHyper,
+    ) -> napi::Result<Object<'env>> {
+        let (batches, hyper) = (batches_from_js(&batches), hyper_from_js(&hyper));
+        self.submit(env, move |engine| engine.submit(&batches, hyper), |ticket| ticket.0 as f64)
+    }
+
+    /// Takes a submitted step: its update at once, its figures when the device has got there. Another step can be submitted
+    /// meanwhile. A step behind one that failed, or that was given up, fails with `ARL_INTERRUPTED`.
+    #[napi(ts_return_type = "Promise<StepStats>")]
+    pub fn finish_step<'env>(&self, env: &'env Env, ticket: f64) -> napi::Result<Object<'env>> {
+        let ticket = Ticket(ticket as u64);
+        self.worker(|worker| {
+            worker.submit_waiting(
+                env,
+                move |engine| engine.apply(ticket),
+                move |engine| engine.arrived(ticket),
+                move |engine| engine.finish(ticket),
+                step_to_js,
+            )
+        })
+    }
+
+    /// Gives up whatever step was submitted and not finished, also one whose gradients are still being computed.
+    #[napi(ts_return_type = "Promise<void>")]
+    pub fn discard_step<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
+        self.interrupt();
+        let interrupt = Arc::clone(&self.interrupt);
         self.submit(
             env,
-            move |engine| engine.step(&batches, hyper),
-            |stats| StepStats {
-                loss: stats.loss,
-                grad_norm: stats.grad_norm,
-                micro_batches: stats.micro_batches.into_iter().map(stats_to_js).collect(),
-                seconds: stats.seconds,
+            move |engine| {
+                // Where nothing was left to interrupt.
+                interrupt.store(false, Ordering::Relaxed);
+                engine.discard();
+                Ok(())
             },
+            |()| (),
         )
     }
 

@@ -1,7 +1,9 @@
 //! A thread that owns a state and works on it, one job after the other, on its own pool of compute threads. JavaScript
-//! gets a promise a job, so that its event loop never waits. Knows nothing of what the state is.
+//! gets a promise a job, so that its event loop never waits. A job may leave a wait behind, beside which others run.
+//! Knows nothing of what the state is.
 
 use std::sync::mpsc;
+use std::time::Duration;
 
 use arl_model::{Error, ErrorCode, Result};
 use napi::bindgen_prelude::{Object, ToNapiValue};
@@ -9,7 +11,9 @@ use napi::{Env, JsDeferred};
 
 use crate::error::{guard, to_napi};
 
-type Job<S> = Box<dyn FnOnce(&mut S) + Send>;
+/// What is left of a job: whether it is over now; told to, it waits until it is.
+type Wait<S> = Box<dyn FnMut(&mut S, bool) -> bool + Send>;
+type Job<S> = Box<dyn FnOnce(&mut S) -> Option<Wait<S>> + Send>;
 type Resolver<R> = Box<dyn FnOnce(Env) -> napi::Result<R>>;
 type Settle<T> = Box<dyn FnOnce(Result<T>) + Send>;
 
@@ -45,6 +49,28 @@ where
     let (settle, promise) = promise(env, into)?;
     spawn(name, move || settle(guard(job)))?;
     Ok(promise)
+}
+
+/// How often what a job waits for is looked at while there is no other job.
+const LOOK: Duration = Duration::from_micros(200);
+
+/// Does all jobs, until nobody can send any more.
+fn work<S>(state: &mut S, inbox: &mpsc::Receiver<Job<S>>) {
+    let mut waits: Vec<Wait<S>> = Vec::new();
+    loop {
+        let next = match waits.is_empty() {
+            true => inbox.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
+            false => inbox.recv_timeout(LOOK),
+        };
+        let last = matches!(next, Err(mpsc::RecvTimeoutError::Disconnected));
+        if let Ok(job) = next {
+            waits.extend(job(state));
+        }
+        waits.retain_mut(|wait| !wait(state, last));
+        if last {
+            return;
+        }
+    }
 }
 
 fn spawn(name: &str, job: impl FnOnce() + Send + 'static) -> napi::Result<()> {
@@ -99,9 +125,7 @@ impl<S: 'static> Worker<S> {
                         return;
                     }
                 };
-                for job in inbox {
-                    job(&mut state);
-                }
+                work(&mut state, &inbox);
             });
         })?;
         Ok(promise)
@@ -119,8 +143,47 @@ impl<S: 'static> Worker<S> {
         R: ToNapiValue + 'static,
     {
         let (settle, promise) = promise(env, into)?;
-        let job: Job<S> = Box::new(move |state| settle(guard(|| job(state))));
-        self.jobs.send(job).map_err(|_| to_napi(&Error::new(ErrorCode::Internal, "the engine's thread has ended")))?;
+        self.send(Box::new(move |state| {
+            settle(guard(|| job(state)));
+            None
+        }))?;
         Ok(promise)
+    }
+
+    /// Queues a job that ends in a wait: `begin` starts it, `ready` looks whether `end` would not wait any more, and until
+    /// then other jobs run.
+    pub(crate) fn submit_waiting<'env, T, R>(
+        &self,
+        env: &'env Env,
+        begin: impl FnOnce(&mut S) -> Result<()> + Send + 'static,
+        ready: impl Fn(&mut S) -> bool + Send + 'static,
+        end: impl FnOnce(&mut S) -> Result<T> + Send + 'static,
+        into: impl FnOnce(T) -> R + Send + 'static,
+    ) -> napi::Result<Object<'env>>
+    where
+        T: Send + 'static,
+        R: ToNapiValue + 'static,
+    {
+        let (settle, promise) = promise(env, into)?;
+        self.send(Box::new(move |state| {
+            if let Err(error) = guard(|| begin(state)) {
+                settle(Err(error));
+                return None;
+            }
+            let mut rest = Some((end, settle));
+            Some(Box::new(move |state, wait| {
+                if (wait || ready(state))
+                    && let Some((end, settle)) = rest.take()
+                {
+                    settle(guard(|| end(state)));
+                }
+                rest.is_none()
+            }))
+        }))?;
+        Ok(promise)
+    }
+
+    fn send(&self, job: Job<S>) -> napi::Result<()> {
+        self.jobs.send(job).map_err(|_| to_napi(&Error::new(ErrorCode::Internal, "the engine's thread has ended")))
     }
 }

@@ -1,8 +1,9 @@
 //! The leaf operations that a training step is made of, as a trait that each device implements.
 //!
 //! A [`Buffer`] is plain data: a place in a pool of the device's memory. It is no slice, because a device's memory need
-//! not be the host's. Leaves are asynchronous: they are queued in order and return nothing; the only way to see a value
-//! on the host is [`Backend::read_back`]. Shapes are row-major; `T` is the tokens of a micro-batch.
+//! not be the host's. Leaves are asynchronous: they are queued in order and return nothing; a value is seen on the host by
+//! [`Backend::read_back`], which waits, or [`Backend::queue_read`], which does not. Shapes are row-major; `T` is the tokens
+//! of a micro-batch.
 
 use arl_model::Result;
 
@@ -55,6 +56,19 @@ pub trait Backend: Send {
 
     /// Waits for all queued leaves, then copies to the host; `target.len() == source.bytes()`. Reports what failed.
     fn read_back(&mut self, source: Buffer, target: &mut [u8]) -> Result<()>;
+
+    /// Queues a copy of `sources`, one behind the other, to a place of the host, behind all leaves queued so far. There is
+    /// one such place: [`Backend::finish_read`] comes before the next.
+    fn queue_read(&mut self, sources: &[Buffer]);
+
+    /// Whether [`Backend::finish_read`] would not wait.
+    fn read_arrived(&mut self) -> bool {
+        true
+    }
+
+    /// Waits for what [`Backend::queue_read`] queued, and for nothing behind it; `target` has the bytes of all its sources.
+    /// Reports what failed up to there.
+    fn finish_read(&mut self, target: &mut [u8]) -> Result<()>;
 
     /// Queues a copy of bytes on `stream`; one of the two buffers is in host memory.
     fn transfer(&mut self, stream: Stream, source: Buffer, target: Buffer);
@@ -172,6 +186,10 @@ pub trait Backend: Send {
 
     /// `out[0] += sum a[i] b[i]`; `a`, `b` are f32, `out` is f64. Sums in a fixed order.
     fn dot(&mut self, a: Buffer, b: Buffer, out: Buffer);
+
+    /// `norm_squared` (f64 `[1]`) becomes NaN where the first element of a row of f64 `losses`, or one of f32 `balances`, is
+    /// not finite, so that [`Backend::adamw`] changes nothing.
+    fn guard(&mut self, losses: Rows, balances: Option<Buffer>, norm_squared: Buffer);
 
     /// One AdamW update of a run of parameters.
     fn adamw(&mut self, op: &AdamW);

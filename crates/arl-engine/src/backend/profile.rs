@@ -104,6 +104,18 @@ impl<B: Backend> Backend for ProfileBackend<B> {
         self.measure(|| "read_back".into(), 0.0, &[source], |inner| inner.read_back(source, target))
     }
 
+    fn queue_read(&mut self, sources: &[Buffer]) {
+        self.measure(|| "queue_read".into(), 0.0, sources, |inner| inner.queue_read(sources));
+    }
+
+    fn read_arrived(&mut self) -> bool {
+        self.inner.read_arrived()
+    }
+
+    fn finish_read(&mut self, target: &mut [u8]) -> Result<()> {
+        self.inner.finish_read(target)
+    }
+
     fn kind(&self) -> DeviceKind {
         self.inner.kind()
     }
@@ -179,6 +191,7 @@ impl<B: Backend> Backend for ProfileBackend<B> {
         scatter_rows(x: Buffer, rows: Buffer, width: usize, out: Buffer; rows, x);
         cross_entropy(op: &CrossEntropy; op.logits);
         dot(a: Buffer, b: Buffer, out: Buffer; a, b);
+        guard(losses: Rows, balances: Option<Buffer>, norm_squared: Buffer; losses.buffer, norm_squared);
         adamw(op: &AdamW; op.weights, op.gradients, op.moment1, op.moment2);
         router(op: &Router, logits: Buffer, balance: Option<Buffer>; logits, op.probabilities);
         router_backward(op: &Router, d_weights: Buffer, balance: Option<(Buffer, f32)>, d_logits: Buffer; d_weights, d_logits);

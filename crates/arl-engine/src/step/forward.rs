@@ -4,7 +4,7 @@ use arl_model::Result;
 
 use super::{Recompute, Run, Step};
 use crate::backend::Backend;
-use crate::params::MlpParams;
+use crate::params::{MlpParams, Param};
 use crate::shape::MlpShape;
 
 impl<B: Backend + ?Sized> Step<'_, B> {
@@ -13,9 +13,12 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         if let Some(balance) = run.balance {
             self.backend.zero(balance);
         }
+        let Param { offset, len } = self.model.params.embedding;
+        self.update_to(offset + len);
         self.embed(run);
         for l in 0..self.layers.len() {
             self.check_interrupt()?;
+            self.update_to(self.model.params.layer_ends[l]);
             self.enter_layer(l, run);
             if run.keep.is_some() {
                 self.save_input(l);
@@ -25,6 +28,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
             self.leave_attention(l, run);
             self.mlp(l, run);
         }
+        self.update_to(usize::MAX);
         self.final_norm(run);
         Ok(())
     }

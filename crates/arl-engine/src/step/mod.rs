@@ -18,6 +18,7 @@ use crate::backend::{Attention, Backend, Buffer, DType, Layout, Matmul, NormRope
 use crate::batch::Inputs;
 use crate::params::{Param, Params, Store};
 use crate::shape::{MlpShape, Shape};
+use crate::update::Pending;
 
 pub(crate) use loss::LossMode;
 pub(crate) use offload::{EVENTS as OFFLOAD_EVENTS, host_bytes};
@@ -197,6 +198,8 @@ pub(crate) struct Step<'a, B: ?Sized> {
     pub(crate) model: &'a Model,
     pub(crate) layers: &'a mut Vec<Layer>,
     pub(crate) interrupt: &'a AtomicBool,
+    /// What is left of the last update.
+    pub(crate) pending: &'a mut Option<Pending>,
 }
 
 impl<B: Backend + ?Sized> Step<'_, B> {
@@ -261,9 +264,10 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         buffer
     }
 
-    /// Forward, loss and backward; gradients are added to. `scale` is one over the weight of all targets of the step.
-    pub(crate) fn train(&mut self, run: &Run, scale: f32) -> Result<()> {
-        let result = self.passes(run, scale);
+    /// Forward, loss and backward; gradients are added to, in the `first` micro-batch of a step to zero. `scale` is one over
+    /// the weight of all targets of the step.
+    pub(crate) fn train(&mut self, run: &Run, scale: f32, first: bool) -> Result<()> {
+        let result = self.passes(run, scale, first);
         if result.is_err() && self.model.activation_offloading {
             // Copies may be on their way; what comes next must not meet them.
             self.backend.read_back(run.sums.slice(0, 0), &mut [])?;
@@ -271,11 +275,15 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         result
     }
 
-    fn passes(&mut self, run: &Run, scale: f32) -> Result<()> {
+    fn passes(&mut self, run: &Run, scale: f32, first: bool) -> Result<()> {
         let top = self.arena.mark();
         self.take_scratch(run);
         self.forward(run)?;
         self.arena.release(top);
+        // Not before: the forward pass may have had the last update to do.
+        if let (true, Some(training)) = (first, &self.model.store.training) {
+            self.backend.zero(training.gradients);
+        }
 
         let (t, h) = (run.inputs.size.tokens, self.model.shape.hidden);
         let d_norm = self.take(Category::Workspace, self.model.dtype, t * h);
@@ -296,6 +304,15 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         self.arena.release(top);
         self.loss(run, LossMode::Evaluate);
         Ok(())
+    }
+
+    /// To be called before decayed parameters up to element `end`, or any others, are used.
+    fn update_to(&mut self, end: usize) {
+        if let Some(pending) = self.pending
+            && pending.advance(self.backend, end)
+        {
+            *self.pending = None;
+        }
     }
 
     pub(crate) fn check_interrupt(&self) -> Result<()> {

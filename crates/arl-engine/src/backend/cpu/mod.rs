@@ -35,12 +35,14 @@ use super::{
 /// The leaf operations on the host's processor. They run on rayon's current pool, and are done when they return.
 pub struct CpuBackend {
     memory: Memory,
+    /// What was read and not asked for yet.
+    queued: Vec<u8>,
 }
 
 impl CpuBackend {
     /// A backend with empty pools.
     pub fn new() -> Self {
-        CpuBackend { memory: Memory::new() }
+        CpuBackend { memory: Memory::new(), queued: Vec::new() }
     }
 }
 
@@ -108,6 +110,18 @@ impl Backend for CpuBackend {
 
     fn read_back(&mut self, source: Buffer, target: &mut [u8]) -> Result<()> {
         elementwise::copy_bytes(self.memory.lease().read_bytes(source), target);
+        Ok(())
+    }
+
+    fn queue_read(&mut self, sources: &[Buffer]) {
+        self.queued.clear();
+        for source in sources {
+            self.queued.extend_from_slice(self.memory.lease().read_bytes(*source));
+        }
+    }
+
+    fn finish_read(&mut self, target: &mut [u8]) -> Result<()> {
+        target.copy_from_slice(&self.queued);
         Ok(())
     }
 
@@ -360,6 +374,15 @@ impl Backend for CpuBackend {
     fn dot(&mut self, a: Buffer, b: Buffer, out: Buffer) {
         let mut lease = self.memory.lease();
         lease.write::<f64>(out)[0] += elementwise::dot(lease.read(a), lease.read(b));
+    }
+
+    fn guard(&mut self, losses: Rows, balances: Option<Buffer>, norm_squared: Buffer) {
+        let mut lease = self.memory.lease();
+        let mut losses = lease.read::<f64>(losses.buffer).iter().step_by(losses.stride);
+        let mut balances = balances.map_or(&[][..], |balances| lease.read::<f32>(balances)).iter();
+        if !losses.all(|loss| loss.is_finite()) || !balances.all(|balance| balance.is_finite()) {
+            lease.write::<f64>(norm_squared)[0] = f64::NAN;
+        }
     }
 
     fn adamw(&mut self, op: &AdamW) {

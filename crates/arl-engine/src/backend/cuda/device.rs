@@ -39,7 +39,7 @@ pub struct Launch<'a> {
     pub args: &'a [Arg],
 }
 
-/// A device that runs what is queued in order. Errors are kept and reported by the next [`Device::read_back`].
+/// A device that runs what is queued in order. Errors are kept, and reported when something is read.
 pub trait Device: Send {
     /// A name for messages.
     fn name(&self) -> String;
@@ -55,6 +55,17 @@ pub trait Device: Send {
 
     /// As [`crate::backend::Backend::read_back`].
     fn read_back(&mut self, source: Buffer, target: &mut [u8]) -> Result<()>;
+
+    /// As [`crate::backend::Backend::queue_read`].
+    fn queue_read(&mut self, sources: &[Buffer]);
+
+    /// As [`crate::backend::Backend::read_arrived`].
+    fn read_arrived(&mut self) -> bool {
+        true
+    }
+
+    /// As [`crate::backend::Backend::finish_read`].
+    fn finish_read(&mut self, target: &mut [u8]) -> Result<()>;
 
     /// As [`crate::backend::Backend::transfer`]; both buffers have the same length in bytes.
     fn transfer(&mut self, stream: Stream, source: Buffer, target: Buffer);

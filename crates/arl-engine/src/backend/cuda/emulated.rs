@@ -75,6 +75,14 @@ impl Device for EmulatedDevice {
         self.memory.read_back(source, target)
     }
 
+    fn queue_read(&mut self, sources: &[Buffer]) {
+        self.memory.queue_read(sources);
+    }
+
+    fn finish_read(&mut self, target: &mut [u8]) -> Result<()> {
+        self.memory.finish_read(target)
+    }
+
     fn transfer(&mut self, stream: Stream, source: Buffer, target: Buffer) {
         self.memory.transfer(stream, source, target);
     }

@@ -9,6 +9,7 @@ mod embedding;
 mod emulated;
 #[cfg(feature = "cuda")]
 mod gpu;
+mod guard;
 mod matmul;
 mod moe;
 mod norm;
@@ -133,6 +134,18 @@ impl<D: Device> Backend for CudaBackend<D> {
 
     fn read_back(&mut self, source: Buffer, target: &mut [u8]) -> Result<()> {
         self.device.read_back(source, target)
+    }
+
+    fn queue_read(&mut self, sources: &[Buffer]) {
+        self.device.queue_read(sources);
+    }
+
+    fn read_arrived(&mut self) -> bool {
+        self.device.read_arrived()
+    }
+
+    fn finish_read(&mut self, target: &mut [u8]) -> Result<()> {
+        self.device.finish_read(target)
     }
 
     fn transfer(&mut self, stream: Stream, source: Buffer, target: Buffer) {
@@ -276,6 +289,10 @@ impl<D: Device> Backend for CudaBackend<D> {
 
     fn dot(&mut self, a: Buffer, b: Buffer, out: Buffer) {
         elementwise::dot(&mut self.device, self.scratch, a, b, out);
+    }
+
+    fn guard(&mut self, losses: Rows, balances: Option<Buffer>, norm_squared: Buffer) {
+        guard::guard(&mut self.device, losses, balances, norm_squared);
     }
 
     fn adamw(&mut self, op: &AdamW) {

@@ -34,8 +34,14 @@ pub(super) struct RecordingDevice<D> {
     pools: HashMap<Pool, Runs>,
     /// Copies that were queued on streams beside the leaves.
     pub(super) transfers: usize,
-    /// Waits that were queued.
+    /// Waits that were queued for events that had been recorded.
     pub(super) waits: usize,
+    /// The kernels, in the order in which they were queued.
+    pub(super) kernels: Vec<&'static str>,
+    /// Times that the host waited for the device, or a device would have made it wait.
+    pub(super) host_waits: usize,
+    /// Whether something is on its way to the host.
+    reading: bool,
     /// The number of a wait to leave out, counted from 1: what is then wrong must be found.
     pub(super) forgotten: usize,
     /// What is wrong, in the order in which it was queued.
@@ -51,6 +57,9 @@ impl<D: Device> RecordingDevice<D> {
             pools: HashMap::new(),
             transfers: 0,
             waits: 0,
+            kernels: Vec::new(),
+            host_waits: 0,
+            reading: false,
             forgotten: 0,
             faults: Vec::new(),
         }
@@ -117,6 +126,7 @@ impl<D: Device> RecordingDevice<D> {
 
     /// All that was queued is done, and known to all.
     fn wait_for_all(&mut self) {
+        self.host_waits += 1;
         let now = std::array::from_fn(|i| self.clocks[i][i]);
         self.clocks = [now; 3];
     }
@@ -132,6 +142,7 @@ impl<D: Device> Device for RecordingDevice<D> {
     }
 
     fn reserve(&mut self, pool: Pool, bytes: usize) -> Result<()> {
+        self.wait_for_all();
         // Memory comes zeroed; of a run's state every byte is one that was written.
         let written = matches!(pool, Pool::State | Pool::HostState).then_some((0, 0));
         self.pools.insert(pool, BTreeMap::from([(0, Bytes { written, read: [0; 3] })]));
@@ -139,8 +150,16 @@ impl<D: Device> Device for RecordingDevice<D> {
     }
 
     fn upload(&mut self, source: &[u8], target: Buffer) {
+        let host = matches!(target.pool, Pool::HostState | Pool::HostStep);
+        if host {
+            self.wait_for_all();
+        }
         self.queue(Stream::Compute);
         self.write("upload", Stream::Compute, target);
+        if host {
+            // The host has written it before it queues anything else.
+            self.wait_for_all();
+        }
         self.inner.upload(source, target);
     }
 
@@ -148,6 +167,30 @@ impl<D: Device> Device for RecordingDevice<D> {
         self.wait_for_all();
         self.read("read_back", Stream::Compute, source);
         self.inner.read_back(source, target)
+    }
+
+    fn queue_read(&mut self, sources: &[Buffer]) {
+        if std::mem::replace(&mut self.reading, true) {
+            self.faults.push("queue_read overwrites what the host has not read yet".into());
+        }
+        self.queue(Stream::Compute);
+        for source in sources {
+            self.read("queue_read", Stream::Compute, *source);
+        }
+        self.inner.queue_read(sources);
+    }
+
+    fn read_arrived(&mut self) -> bool {
+        self.inner.read_arrived()
+    }
+
+    fn finish_read(&mut self, target: &mut [u8]) -> Result<()> {
+        // What the host learns of the device, no stream learns.
+        self.host_waits += 1;
+        if !std::mem::replace(&mut self.reading, false) {
+            self.faults.push("finish_read without a queue_read".into());
+        }
+        self.inner.finish_read(target)
     }
 
     fn transfer(&mut self, stream: Stream, source: Buffer, target: Buffer) {
@@ -164,12 +207,12 @@ impl<D: Device> Device for RecordingDevice<D> {
     }
 
     fn wait(&mut self, stream: Stream, event: Event) {
-        self.waits += 1;
-        if self.waits == self.forgotten {
-            return;
-        }
         // As on a GPU, an event that was never recorded is waited for by nobody.
         if let Some(told) = self.events.get(&event.0) {
+            self.waits += 1;
+            if self.waits == self.forgotten {
+                return;
+            }
             for (known, told) in self.clocks[stream as usize].iter_mut().zip(told) {
                 *known = (*known).max(*told);
             }
@@ -205,6 +248,7 @@ impl<D: Device> Device for RecordingDevice<D> {
             return;
         }
         self.queue(Stream::Compute);
+        self.kernels.push(launch.kernel);
         for arg in launch.args {
             if let Arg::Read(buffer) | Arg::Update(buffer) = *arg {
                 self.read(launch.kernel, Stream::Compute, buffer);
@@ -250,7 +294,13 @@ impl Device for NoDevice {
         Ok(())
     }
 
+    fn finish_read(&mut self, target: &mut [u8]) -> Result<()> {
+        target.fill(0);
+        Ok(())
+    }
+
     fn upload(&mut self, _source: &[u8], _target: Buffer) {}
+    fn queue_read(&mut self, _sources: &[Buffer]) {}
     fn transfer(&mut self, _stream: Stream, _source: Buffer, _target: Buffer) {}
     fn record(&mut self, _stream: Stream, _event: Event) {}
     fn wait(&mut self, _stream: Stream, _event: Event) {}
@@ -362,6 +412,29 @@ mod tests {
         };
         assert_eq!(run(false), ["zero on Compute writes what another stream may still write"]);
         assert!(run(true).is_empty());
+    }
+
+    #[test]
+    fn what_was_read_for_the_host_is_fetched_before_the_next() {
+        let twice = |fetched: bool| {
+            faults(|device| {
+                device.zero(SLOT);
+                for _ in 0..2 {
+                    device.queue_read(&[SLOT]);
+                    if fetched {
+                        device.finish_read(&mut [0; 64]).unwrap();
+                    }
+                }
+                // The host alone has waited.
+                device.transfer(Stream::ToHost, SLOT, HOST);
+            })
+        };
+        let unordered = "transfer on ToHost reads what another stream may not have written yet";
+        assert_eq!(twice(true), [unordered]);
+        assert_eq!(twice(false), ["queue_read overwrites what the host has not read yet", unordered]);
+        let fault = faults(|device| device.queue_read(&[SLOT]));
+        assert_eq!(fault, ["queue_read on Compute reads what was not written"]);
+        assert_eq!(faults(|device| device.finish_read(&mut []).unwrap()), ["finish_read without a queue_read"]);
     }
 
     #[test]

@@ -85,49 +85,118 @@ impl Drop for Allocation {
     }
 }
 
-/// Bytes of each half of the staging memory.
-const HALF: usize = 8 << 20;
+/// Bytes of a chunk of the staging memory.
+const CHUNK: usize = 8 << 20;
+
+/// Most chunks. Beyond them an upload waits for the device: an evaluation may upload without end.
+const MOST_CHUNKS: usize = 32;
+
+/// A part of the staging memory, and the event behind the last copy from it.
+struct Chunk {
+    memory: Allocation,
+    behind: CudaEvent,
+}
+
+impl Chunk {
+    fn new(context: &Arc<CudaContext>) -> std::result::Result<Self, DriverError> {
+        Ok(Chunk { memory: Allocation::host(context, CHUNK)?, behind: context.new_event(None)? })
+    }
+}
 
 /// Pinned memory through which uploads go, so that the caller's bytes are free at once and nothing waits for the device:
-/// two halves by turns, each with an event behind its last copy.
+/// chunks by turns, and one more where the next one is still being copied from.
 pub(super) struct Staging {
-    memory: Allocation,
-    behind: [CudaEvent; 2],
-    half: usize,
+    chunks: Vec<Chunk>,
+    /// The chunk in use, and how much of it is.
+    current: usize,
     used: usize,
 }
 
 impl Staging {
     pub(super) fn new(context: &Arc<CudaContext>) -> Result<Self> {
-        let setting_up = |error| failed("memory for uploads", error);
-        let event = || context.new_event(None).map_err(setting_up);
-        Ok(Staging {
-            memory: Allocation::host(context, 2 * HALF).map_err(setting_up)?,
-            behind: [event()?, event()?],
-            half: 0,
-            used: 0,
-        })
+        let first = Chunk::new(context).map_err(|error| failed("memory for uploads", error))?;
+        Ok(Staging { chunks: vec![first], current: 0, used: 0 })
     }
 
     /// Queues a copy of `source` to the device's `address`.
     pub(super) fn upload(&mut self, source: &[u8], address: u64, stream: &Arc<CudaStream>) -> Result<()> {
         let uploading = |error| failed("an upload", error);
-        for (i, piece) in source.chunks(HALF).enumerate() {
-            if self.used + piece.len() > HALF {
-                self.behind[self.half].record(stream).map_err(uploading)?;
-                self.half = 1 - self.half;
-                self.used = 0;
-                self.behind[self.half].synchronize().map_err(uploading)?;
+        for (i, piece) in source.chunks(CHUNK).enumerate() {
+            if self.used + piece.len() > CHUNK {
+                self.next_chunk(stream).map_err(uploading)?;
             }
-            let start = self.half * HALF + self.used;
-            let staged = &mut self.memory.host_bytes_mut()[start..start + piece.len()];
+            let staged = &mut self.chunks[self.current].memory.host_bytes_mut()[self.used..][..piece.len()];
             staged.copy_from_slice(piece);
-            // SAFETY: the staged bytes are not written again before the event behind this copy has been waited for; the
+            // SAFETY: the staged bytes are not written again before the event behind this copy has been reached; the
             // caller vouches for the address.
-            unsafe { result::memcpy_htod_async(address + (i * HALF) as u64, staged, stream.cu_stream()) }
+            unsafe { result::memcpy_htod_async(address + (i * CHUNK) as u64, staged, stream.cu_stream()) }
                 .map_err(uploading)?;
             self.used += piece.len().next_multiple_of(16);
         }
+        Ok(())
+    }
+
+    /// Goes on to a chunk that nothing is copied from any more.
+    fn next_chunk(&mut self, stream: &Arc<CudaStream>) -> std::result::Result<(), DriverError> {
+        self.chunks[self.current].behind.record(stream)?;
+        let next = (self.current + 1) % self.chunks.len();
+        // Of one chunk alone the next one is itself, which was just recorded.
+        if !self.chunks[next].behind.try_is_complete()? {
+            if self.chunks.len() < MOST_CHUNKS {
+                self.chunks.insert(self.current + 1, Chunk::new(stream.context())?);
+                (self.current, self.used) = (self.current + 1, 0);
+                return Ok(());
+            }
+            self.chunks[next].behind.synchronize()?;
+        }
+        (self.current, self.used) = (next, 0);
+        Ok(())
+    }
+}
+
+/// Pinned memory on the way of what is read without waiting for all that is queued.
+pub(super) struct Outgoing {
+    memory: Allocation,
+    behind: CudaEvent,
+}
+
+impl Outgoing {
+    pub(super) fn new(context: &Arc<CudaContext>) -> Result<Self> {
+        let setting_up = |error| failed("memory for statistics", error);
+        Ok(Outgoing {
+            memory: Allocation::host(context, 1 << 16).map_err(setting_up)?,
+            behind: context.new_event(None).map_err(setting_up)?,
+        })
+    }
+
+    /// Queues copies of the device's memory, given as addresses and lengths in bytes, one behind the other.
+    pub(super) fn queue(&mut self, sources: &[(u64, usize)], stream: &Arc<CudaStream>) -> Result<()> {
+        let reading = |error| failed("reading from the device", error);
+        let bytes: usize = sources.iter().map(|(_, bytes)| bytes).sum();
+        if bytes > self.memory.bytes() {
+            // The last read is over: its copies are done.
+            self.memory = Allocation::host(stream.context(), bytes).map_err(reading)?;
+        }
+        let mut start = 0;
+        for &(address, bytes) in sources {
+            let target = &mut self.memory.host_bytes_mut()[start..start + bytes];
+            // SAFETY: the target is pinned memory that lives as long as `self`, and is neither read, written nor given back
+            // before the event behind this copy has been reached; the caller vouches for the address.
+            unsafe { result::memcpy_dtoh_async(target, address, stream.cu_stream()) }.map_err(reading)?;
+            start += bytes;
+        }
+        self.behind.record(stream).map_err(reading)
+    }
+
+    /// Whether [`Outgoing::finish`] would not wait; also where the device has failed.
+    pub(super) fn arrived(&self) -> bool {
+        self.behind.try_is_complete().unwrap_or(true)
+    }
+
+    /// Waits for the copies.
+    pub(super) fn finish(&mut self, target: &mut [u8]) -> Result<()> {
+        self.behind.synchronize().map_err(|error| failed("the device stopped", error))?;
+        target.copy_from_slice(&self.memory.host_bytes_mut()[..target.len()]);
         Ok(())
     }
 }

@@ -15,7 +15,7 @@ use cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute};
 use cudarc::driver::{CudaContext, CudaEvent, CudaFunction, CudaModule, CudaStream, DriverError, result};
 use cudarc::nvrtc::Ptx;
 
-use self::memory::{Allocation, Staging};
+use self::memory::{Allocation, Outgoing, Staging};
 use self::products::Products;
 use super::device::{Arg, Device, Launch};
 use crate::backend::{Buffer, Event, Matmul, Pool, Stream};
@@ -39,6 +39,9 @@ pub struct GpuDevice {
     functions: HashMap<&'static str, (CudaFunction, usize)>,
     pools: HashMap<Pool, Allocation>,
     staging: Staging,
+    outgoing: Outgoing,
+    /// What had failed when `outgoing` was queued.
+    outgoing_failure: Option<Error>,
     products: Products,
     /// The first thing that failed since something was read back.
     failure: Option<Error>,
@@ -96,6 +99,8 @@ impl GpuDevice {
         })?;
         Ok(GpuDevice {
             staging: Staging::new(&context)?,
+            outgoing: Outgoing::new(&context)?,
+            outgoing_failure: None,
             products: Products::new(&context)?,
             multiprocessors: count.max(1) as usize,
             name,
@@ -260,6 +265,27 @@ impl Device for GpuDevice {
         // SAFETY: the address and length lie within the pool, and no work is queued.
         unsafe { result::memcpy_dtoh_sync(target, self.address(source)) }
             .map_err(|error| failed("reading from the device", error))
+    }
+
+    fn queue_read(&mut self, sources: &[Buffer]) {
+        let places: Vec<_> = sources.iter().map(|source| (self.address(*source), source.bytes())).collect();
+        let result = self.outgoing.queue(&places, &self.streams[Stream::Compute as usize]);
+        self.keep(result);
+        self.outgoing_failure.clone_from(&self.failure);
+    }
+
+    fn read_arrived(&mut self) -> bool {
+        self.outgoing_failure.is_some() || self.outgoing.arrived()
+    }
+
+    fn finish_read(&mut self, target: &mut [u8]) -> Result<()> {
+        match self.outgoing_failure.take() {
+            Some(error) => {
+                self.failure = None;
+                Err(error)
+            }
+            None => self.outgoing.finish(target),
+        }
     }
 
     fn transfer(&mut self, stream: Stream, source: Buffer, target: Buffer) {
