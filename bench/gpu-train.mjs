@@ -203,7 +203,7 @@ async function loop() {
 				const value = target[key];
 				if (typeof value !== "function") return value;
 				return (...values) => {
-					if (key === "step") taken.push(values);
+					if (key === "submitStep") taken.push(values);
 					return value.apply(target, values);
 				};
 			},
