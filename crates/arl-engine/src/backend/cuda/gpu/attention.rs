@@ -1,0 +1,106 @@
+//! Attention by cuDNN: the library, opened where attention is first asked for, and a plan in both passes for each shape.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use arl_cudnn::{Cudnn, Operands, Pass, Plan, Shape, Type, capability_refusal};
+use arl_model::{Error, ErrorCode, Result};
+use candle_core::cuda_backend::cudarc;
+use cudarc::driver::CudaStream;
+
+use crate::backend::cuda::packed::{PackedAttention, PackedShape};
+
+/// The library that was found and opened with CUDA's own.
+const LIBRARY: &str = "libcudnn.so.9";
+
+/// Forward and backward.
+type Plans = std::result::Result<(Plan, Plan), String>;
+
+/// cuDNN on one GPU, and the plans so far.
+pub(super) struct Library {
+    capability: (i32, i32),
+    /// `None`: not asked for yet.
+    cudnn: Option<std::result::Result<Cudnn, String>>,
+    plans: HashMap<PackedShape, Plans>,
+}
+
+/// A plan's shape. Sizes were checked to be ints.
+fn shape_of(shape: &PackedShape, pass: Pass, capability: (i32, i32)) -> Shape {
+    let [q, k, v, out, _, d_out, d_q, d_k, d_v] = shape.strides.map(|stride| stride as i64);
+    Shape {
+        pass,
+        dtype: Type::Bf16,
+        capability: 10 * capability.0 + capability.1,
+        scale: f32::from_bits(shape.scale),
+        sequences: shape.sequences as i64,
+        max_len: shape.max_len as i64,
+        tokens: shape.tokens as i64,
+        query_heads: shape.query as i64,
+        key_value_heads: shape.key_value as i64,
+        dim: shape.dim as i64,
+        window: shape.window.map_or(0, |window| window as i64),
+        q_stride: q,
+        k_stride: k,
+        v_stride: v,
+        out_stride: out,
+        d_out_stride: d_out,
+        d_q_stride: d_q,
+        d_k_stride: d_k,
+        d_v_stride: d_v,
+    }
+}
+
+impl Library {
+    pub(super) fn new(capability: (i32, i32)) -> Self {
+        Library { capability, cudnn: None, plans: HashMap::new() }
+    }
+
+    /// As [`super::Device::plan_attention`]; the device is the current one of this thread.
+    pub(super) fn plan(&mut self, shape: &PackedShape) -> std::result::Result<(), String> {
+        let capability = self.capability;
+        let cudnn = self.cudnn.get_or_insert_with(|| match capability_refusal(capability) {
+            Some(reason) => Err(reason),
+            None => Cudnn::open(Path::new(LIBRARY)).map_err(|error| format!("cuDNN: {error}")),
+        });
+        let cudnn = cudnn.as_mut().map_err(|reason| reason.clone())?;
+        let plans = self.plans.entry(*shape).or_insert_with(|| {
+            let mut plan = |pass| {
+                let shape = shape_of(shape, pass, capability);
+                let plan = cudnn.plan(&shape)?;
+                if plan.workspace() > shape.workspace_bound() {
+                    return Err(format!("its plan wants {} bytes of workspace", plan.workspace()));
+                }
+                Ok(plan)
+            };
+            Ok((plan(Pass::Forward)?, plan(Pass::Backward)?))
+        });
+        plans.as_ref().map(|_| ()).map_err(|reason| format!("cuDNN {}: {reason}", cudnn.version()))
+    }
+
+    /// Queues a pass whose shape has plans. Buffers lie at `address`.
+    pub(super) fn run(
+        &mut self,
+        pass: &PackedAttention,
+        address: impl Fn(crate::backend::Buffer) -> u64,
+        stream: &CudaStream,
+    ) -> Result<()> {
+        let (Some(Ok(cudnn)), Some(Ok((forward, backward)))) = (&mut self.cudnn, self.plans.get(&pass.shape)) else {
+            return Err(Error::new(ErrorCode::Internal, format!("{:?} has no plan", pass.shape)));
+        };
+        let [q, k, v, out, stats, d_out, d_q, d_k, d_v] = pass.operands.map(|operand| match operand.len {
+            0 => 0,
+            _ => address(operand),
+        });
+        let offsets = pass.offsets.map(|offsets| if offsets.len == 0 { 0 } else { address(offsets) });
+        let lengths = address(pass.lengths);
+        let operands = Operands { q, k, v, out, stats, d_out, d_q, d_k, d_v, lengths, offsets };
+        let plan = if pass.backward { backward } else { forward };
+        // SAFETY: the operands have the plan's layouts, as the leaf's tests prove of what it asks for, and the workspace the
+        // bytes that bound the plan's; they lie in pools that outlive what is queued, as the plans do, which are kept.
+        let queued = unsafe { cudnn.run(plan, &operands, address(pass.workspace), stream.cu_stream().cast()) };
+        queued.map_err(|error| {
+            Error::new(ErrorCode::Device, format!("cuDNN's attention: {error}"))
+                .hint("use attention own, which needs no cuDNN")
+        })
+    }
+}
