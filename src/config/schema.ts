@@ -434,6 +434,12 @@ const precision = {
 		description:
 			"On a GPU: keep AdamW's moments, and the master weights of bfloat16, in the host's memory. It changes memory and speed, never the result; on the CPU there is nothing to move.",
 	}),
+	attention: choice(["auto", "cudnn", "own"], {
+		group: "Precision and memory",
+		default: "auto",
+		description:
+			"On a GPU: who computes attention. cudnn is NVIDIA's cuDNN, for bf16 and heads of 64 or 128 elements on GPUs since Hopper: faster, not equal in bits from run to run, and an error where it cannot be used. own is this program's kernels: equal bits every time. auto is cudnn where it can be used, else own, and says so.",
+	}),
 };
 
 const checkpoints = {

@@ -104,22 +104,23 @@ pub struct Shape {
     pub d_v_stride: i64,
 }
 
-/// Room that the library's engines ask for beside what the graph holds.
-const ENGINE_BYTES: usize = 1 << 20;
+/// Bytes of workspace that a plan of the forward pass may need at most; and one of the backward pass, beside what grows
+/// with the tokens.
+pub const ENGINE_BYTES: usize = 1 << 20;
 
-impl Shape {
-    /// Bytes of workspace that a plan for this shape may need at most.
-    pub fn workspace_bound(&self) -> usize {
-        if self.pass == Pass::Forward {
-            return ENGINE_BYTES;
-        }
-        // In f32: sums of the queries' gradient, laid out as that is; of the keys' and of the values', for each query head,
-        // laid out as theirs; and one number a query.
-        let heads = self.query_heads / self.key_value_heads;
-        let grouped = if heads > 1 { heads * (self.d_k_stride + self.d_v_stride) } else { 0 };
-        let elements = self.tokens * (self.d_q_stride + grouped + self.query_heads);
-        usize::try_from(elements * 4).map_or(usize::MAX, |bytes| bytes + ENGINE_BYTES)
-    }
+/// Bytes of workspace that a plan of the backward pass may need at most. `d_q_stride`: elements from one token of the
+/// queries' gradient to the next; those of keys and values lie without gaps.
+pub fn backward_workspace(
+    tokens: usize,
+    query_heads: usize,
+    key_value_heads: usize,
+    dim: usize,
+    d_q_stride: usize,
+) -> usize {
+    // In f32: sums of the queries' gradient, laid out as that is; where query heads share a key head, sums of the keys' and
+    // of the values' for each query head; and one number a query and head.
+    let shared = if query_heads > key_value_heads { 2 * query_heads * dim } else { 0 };
+    tokens * (d_q_stride + shared + query_heads) * size_of::<f32>() + ENGINE_BYTES
 }
 
 #[cfg(test)]

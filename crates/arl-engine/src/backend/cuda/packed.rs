@@ -1,6 +1,8 @@
 //! Attention by the device's own library, cuDNN: how shapes are rounded up so that plans are few, what lies where in the
 //! scratch, and the kernels before and after (`cuda/attention_packed.cu`). Knows nothing of how the library is called.
 
+use arl_cudnn::{ENGINE_BYTES, Pass, Shape, Type, backward_workspace};
+
 use super::attention::{aligned, tokens};
 use super::device::{Arg, Device, Launch, int, long};
 use crate::backend::{Attention, AttentionLibrary, Buffer, DType, Heads, Rows};
@@ -13,8 +15,6 @@ const GRADIENTS: usize = 5;
 
 /// Every part of the scratch begins at a multiple of this many bytes.
 const ALIGNMENT: usize = 256;
-/// What the library's engines may ask for beside what grows with the tokens.
-const ENGINE_BYTES: usize = 1 << 20;
 /// Scratch of the forward pass, of [`crate::backend::Pool::Scratch`].
 pub(super) const FORWARD_BYTES: usize = 4 << 20;
 
@@ -122,16 +122,54 @@ impl PackedShape {
         let roomy = Parts::forward(&shape).bytes <= FORWARD_BYTES;
         (matches!(dim, 64 | 128) && asked.tokens > 0 && countable && roomy).then_some(shape)
     }
+
+    /// The shape in the library's terms, on a GPU of this compute capability.
+    pub fn of_library(&self, pass: Pass, capability: (i32, i32)) -> Shape {
+        // Sizes were checked to be ints.
+        let [q, k, v, out, _, d_out, d_q, d_k, d_v] = self.strides.map(|stride| stride as i64);
+        Shape {
+            pass,
+            dtype: Type::Bf16,
+            capability: 10 * capability.0 + capability.1,
+            scale: f32::from_bits(self.scale),
+            sequences: self.sequences as i64,
+            max_len: self.max_len as i64,
+            tokens: self.tokens as i64,
+            query_heads: self.query as i64,
+            key_value_heads: self.key_value as i64,
+            dim: self.dim as i64,
+            window: self.window.map_or(0, |window| window as i64),
+            q_stride: q,
+            k_stride: k,
+            v_stride: v,
+            out_stride: out,
+            d_out_stride: d_out,
+            d_q_stride: d_q,
+            d_k_stride: d_k,
+            d_v_stride: d_v,
+        }
+    }
+
+    /// Bytes of workspace that the leaf has for a plan.
+    pub fn workspace_bytes(&self, pass: Pass) -> usize {
+        let PackedShape { query, key_value, dim, tokens, .. } = *self;
+        match pass {
+            Pass::Forward => ENGINE_BYTES,
+            Pass::Backward => backward_bytes(Heads { query, key_value, dim }, tokens),
+        }
+    }
 }
 
 /// f32 elements of scratch of attention's backward pass where the device's own library may compute it, over micro-batches
 /// of at most so many tokens and sequences.
 pub fn attention_library_scratch(heads: Heads, tokens: usize, sequences: usize) -> usize {
-    let Heads { query, key_value, dim } = heads;
-    let (q, kv) = (query * dim, key_value * dim);
-    // The device's own kernels need one number a query and head, which is less.
-    Parts::backward(query, key_value, dim, rounded(tokens), sequences.next_power_of_two(), q + 2 * kv).bytes
-        / DType::F32.bytes()
+    // This project's own kernels need one number a query and head, which is less.
+    Parts::backward(heads, rounded(tokens), sequences.next_power_of_two()).bytes / DType::F32.bytes()
+}
+
+/// Bytes of the library's workspace in the backward pass. The queries' gradient lies in rows of all three.
+fn backward_bytes(Heads { query, key_value, dim }: Heads, tokens: usize) -> usize {
+    backward_workspace(tokens, query, key_value, dim, (query + 2 * key_value) * dim)
 }
 
 /// What lies where in the scratch: first bytes.
@@ -148,12 +186,9 @@ impl Parts {
         Self::lay(shape.sequences, GRADIENTS, 0, ENGINE_BYTES)
     }
 
-    fn backward(query: usize, key_value: usize, dim: usize, tokens: usize, sequences: usize, row: usize) -> Self {
-        // The library's sums are in f32: of the queries' gradient, laid out as that is; of the keys' and of the values', one
-        // for each query head where several share a key head; and one number a query and head.
-        let shared = if query > key_value { 2 * query * dim } else { 0 };
-        let workspace = tokens * (row + shared + query) * DType::F32.bytes() + ENGINE_BYTES;
-        Self::lay(sequences, OPERANDS, tokens * key_value * dim * DType::Bf16.bytes(), workspace)
+    fn backward(heads: Heads, tokens: usize, sequences: usize) -> Self {
+        let gradient = tokens * heads.key_value * heads.dim * DType::Bf16.bytes();
+        Self::lay(sequences, OPERANDS, gradient, backward_bytes(heads, tokens))
     }
 
     fn lay(sequences: usize, operands: usize, gradient_bytes: usize, workspace_bytes: usize) -> Self {
@@ -231,14 +266,14 @@ pub(super) fn backward<D: Device>(device: &mut D, op: &Attention, d_out: Rows, d
     let PackedShape { query, key_value, dim, .. } = shape;
     let (width, row) = (key_value * dim, (query + 2 * key_value) * dim);
     assert_eq!(d_out.stride, query * dim, "the output's gradient lies without gaps");
-    let parts = Parts::backward(query, key_value, dim, shape.tokens, shape.sequences, row);
+    let parts = Parts::backward(op.heads, shape.tokens, shape.sequences);
     let (lengths, offsets) = describe(device, op, &shape, OPERANDS, scratch, &parts);
     let count = tokens(op);
     let d_k = part(scratch, parts.d_k, DType::Bf16, count * width);
     let d_v = part(scratch, parts.d_v, DType::Bf16, count * width);
     let operands =
         [op.q.buffer, op.k.buffer, op.v.buffer, op.out.buffer, op.log_sum_exp, d_out.buffer, d_qkv, d_k, d_v];
-    let bytes = parts.bytes - ALIGNMENT - parts.workspace;
+    let bytes = shape.workspace_bytes(Pass::Backward);
     let workspace = part(scratch, parts.workspace, DType::F32, bytes / DType::F32.bytes());
     device.packed_attention(&PackedAttention { shape, backward: true, operands, lengths, offsets, workspace });
     let packs = 2 * width / 8;

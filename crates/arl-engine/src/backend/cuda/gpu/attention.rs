@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use arl_cudnn::{Cudnn, Operands, Pass, Plan, Shape, Type, capability_refusal};
+use arl_cudnn::{Cudnn, Operands, Pass, Plan, capability_refusal};
 use arl_model::{Error, ErrorCode, Result};
 use candle_core::cuda_backend::cudarc;
 use cudarc::driver::CudaStream;
@@ -24,32 +24,6 @@ pub(super) struct Library {
     plans: HashMap<PackedShape, Plans>,
 }
 
-/// A plan's shape. Sizes were checked to be ints.
-fn shape_of(shape: &PackedShape, pass: Pass, capability: (i32, i32)) -> Shape {
-    let [q, k, v, out, _, d_out, d_q, d_k, d_v] = shape.strides.map(|stride| stride as i64);
-    Shape {
-        pass,
-        dtype: Type::Bf16,
-        capability: 10 * capability.0 + capability.1,
-        scale: f32::from_bits(shape.scale),
-        sequences: shape.sequences as i64,
-        max_len: shape.max_len as i64,
-        tokens: shape.tokens as i64,
-        query_heads: shape.query as i64,
-        key_value_heads: shape.key_value as i64,
-        dim: shape.dim as i64,
-        window: shape.window.map_or(0, |window| window as i64),
-        q_stride: q,
-        k_stride: k,
-        v_stride: v,
-        out_stride: out,
-        d_out_stride: d_out,
-        d_q_stride: d_q,
-        d_k_stride: d_k,
-        d_v_stride: d_v,
-    }
-}
-
 impl Library {
     pub(super) fn new(capability: (i32, i32)) -> Self {
         Library { capability, cudnn: None, plans: HashMap::new() }
@@ -65,9 +39,8 @@ impl Library {
         let cudnn = cudnn.as_mut().map_err(|reason| reason.clone())?;
         let plans = self.plans.entry(*shape).or_insert_with(|| {
             let mut plan = |pass| {
-                let shape = shape_of(shape, pass, capability);
-                let plan = cudnn.plan(&shape)?;
-                if plan.workspace() > shape.workspace_bound() {
+                let plan = cudnn.plan(&shape.of_library(pass, capability))?;
+                if plan.workspace() > shape.workspace_bytes(pass) {
                     return Err(format!("its plan wants {} bytes of workspace", plan.workspace()));
                 }
                 Ok(plan)
