@@ -217,7 +217,10 @@ fn a_librarys_attention_shares_the_memory_of_the_backward_pass() {
             let (q, kv) = (sizes.query * sizes.dim, sizes.key_value * sizes.dim);
             let needed = scratch + TOKENS * 2 * (q + q + 2 * kv);
             let workspace = bytes_of(&auto.categories, "workspace");
-            assert!(workspace + bytes_of(&auto.categories, "logits chunk") >= needed, "{name}: {workspace}, not {needed}");
+            assert!(
+                workspace + bytes_of(&auto.categories, "logits chunk") >= needed,
+                "{name}: {workspace}, not {needed}"
+            );
             assert_eq!(auto, with(AttentionChoice::Cudnn, DType::Bf16));
             let f32 = |attention| with(attention, DType::F32);
             assert_eq!(f32(AttentionChoice::Auto), f32(AttentionChoice::Own));

@@ -1,13 +1,11 @@
 //! What attention's library is told, against this project's own kernels: a library that knows of a pass what it was told
 //! computes it in plain loops, and whole steps with it are those of the CPU.
 
-#[path = "../../../tests/common/mod.rs"]
-mod common;
-
 use half::bf16;
 
 use super::emulated::EmulatedDevice;
 use super::recording::RecordingDevice;
+use super::step_tests::common::{HYPER, batch, deeper, difference, options};
 use super::*;
 use crate::attention::AttentionChoice;
 use crate::backend::cpu::CpuBackend;
@@ -15,7 +13,6 @@ use crate::backend::{Sequences, attention_library_scratch};
 use crate::engine::{Engine, EngineOptions, Weights};
 use crate::state::Kind;
 use crate::step::Recompute;
-use common::{HYPER, batch, deeper, difference, options};
 
 /// A device whose library has a plan for the shapes that `has_plan` says.
 fn device(has_plan: fn(&PackedShape) -> bool) -> EmulatedDevice {

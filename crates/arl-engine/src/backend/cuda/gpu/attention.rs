@@ -19,9 +19,10 @@ type Plans = std::result::Result<(Plan, Plan), String>;
 /// cuDNN on one GPU, and the plans so far.
 pub(super) struct Library {
     capability: (i32, i32),
+    /// They go before the library does.
+    plans: HashMap<PackedShape, Plans>,
     /// `None`: not asked for yet.
     cudnn: Option<std::result::Result<Cudnn, String>>,
-    plans: HashMap<PackedShape, Plans>,
 }
 
 impl Library {
