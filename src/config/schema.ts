@@ -438,7 +438,7 @@ const precision = {
 		group: "Precision and memory",
 		default: "auto",
 		description:
-			"On a GPU: who computes attention. cudnn is NVIDIA's cuDNN, for bf16 and heads of 64 or 128 elements on GPUs since Hopper: faster, not equal in bits from run to run, and an error where it cannot be used. own is this program's kernels: equal bits every time. auto is cudnn where it can be used, else own, and says so.",
+			"On a GPU: who computes attention. cudnn is NVIDIA's cuDNN, for bf16 and heads of 64 or 128 elements on GPUs of compute capability 9.0 and 10.x: faster, not equal in bits from run to run, and an error where it cannot be used. own is this program's kernels: equal bits every time. auto is cudnn where it can be used, else own, and says so.",
 	}),
 };
 
