@@ -248,6 +248,8 @@ export interface EngineOptions {
   maxTokens: number
   /** Sequences of the micro-batch with the most. */
   maxSequences: number
+  /** Who computes attention; absent: this project's kernels. */
+  attention?: 'auto' | 'cudnn' | 'own'
   /** AdamW: decay of the first moment. */
   adamBeta1: number
   /** AdamW: decay of the second moment. */

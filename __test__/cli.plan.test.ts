@@ -49,6 +49,7 @@ function core(modelDir: string, options: Partial<EngineOptions>): MemoryPlan {
 		device: "cuda",
 		dtype: "bf16",
 		recompute: "norms",
+		attention: "auto",
 		maxTokens: 4096,
 		maxSequences: 4,
 		adamBeta1: 0.9,
@@ -157,6 +158,20 @@ describe("arl plan", () => {
 		expect(saved).toEqual([...saved].sort((a, b) => b - a));
 		const { totalBytes, hostBytes } = core(large, Object.assign({}, ...Object.values(others)));
 		expect(planned.together).toEqual({ totalBytes, hostBytes });
+	});
+
+	it("counts what cuDNN's attention works in, and says what the own kernels would save", async () => {
+		const large = wide(36);
+		const size = ["--tokens", "65536", "--sequences", "16"];
+		const words = ["--model_name_or_path", large, "--device", "cuda", ...size];
+		const planned = await told(words);
+		const own = core(large, { maxTokens: 65536, maxSequences: 16, attention: "own" });
+		expect(planned.totalBytes).toBeGreaterThan(own.totalBytes);
+		expect(planned.changes.find(({ flags }) => flags === "--attention own")).toMatchObject({
+			totalBytes: own.totalBytes,
+			savedBytes: planned.totalBytes - own.totalBytes,
+		});
+		expect((await told([...words, "--attention", "own"])).totalBytes).toBe(own.totalBytes);
 	});
 
 	it("shows tables for people, with advice only where it is needed", async () => {

@@ -117,6 +117,12 @@ describe("flags", () => {
 		expect(resolve([]).args).toMatchObject({ activation_offloading: false, optimizer_offload: false });
 		const { args } = resolve(["--activation_offloading", "--optimizer_offload"]);
 		expect(args).toMatchObject({ activation_offloading: true, optimizer_offload: true });
+		expect(resolve([]).args.attention).toBe("auto");
+		expect(resolve(["--full_determinism"])).toMatchObject({
+			args: { attention: "own" },
+			notices: ['full_determinism (a flag) is read as attention "own"'],
+		});
+		expect(resolve(["--full_determinism", "false"]).args.attention).toBe("auto");
 		expect(resolve(["--no_activation_offloading"], { activation_offloading: true }).args.activation_offloading).toBe(
 			false,
 		);
@@ -212,6 +218,7 @@ describe("values that are refused", () => {
 		["save_steps", "0", "a whole number of steps, or a part of all steps (above 0 and below 1)"],
 		["bf16", "maybe", "true, false or auto"],
 		["optimizer_offload", "maybe", "true or false"],
+		["attention", "flash", "one of auto, cudnn, own"],
 		["truncation", "middle", "one of error, drop, left, right"],
 		["seed", "99999999999999999999", "a whole number, 0 or more and at most 4294967295"],
 		["tp_size", "8", "1 (one device only"],

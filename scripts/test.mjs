@@ -55,22 +55,11 @@ async function single(name, command, args, options) {
 async function rust() {
 	const name = "Rust tests";
 	title(name);
-	const parts = onlyCuda ? ["-p", "arl-engine", "-p", "arl-kernels", "-p", "arl-cuda-libraries"] : ["--workspace"];
-	const { code, text } = await capture("cargo", ["test", ...parts, "--locked", "--quiet", "--", "--show-output"], {
-		env: cargoEnv,
-	});
-	const sum = { passed: 0, failed: 0, skipped: 0 };
-	for (const line of text.matchAll(/test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored/g)) {
-		sum.passed += Number(line[1]);
-		sum.failed += Number(line[2]);
-		sum.skipped += Number(line[3]);
-	}
-	const skips = [...text.matchAll(/^\s*SKIPPED: (.*)$/gm)].map((match) => match[1]);
-	notices.push(...skips);
-	sum.passed -= skips.length;
-	sum.skipped += skips.length;
-	if (code !== 0 && sum.failed === 0) sum.failed = 1; // did not compile, or died
-	count(name, sum);
+	const parts = onlyCuda
+		? ["arl-engine", "arl-kernels", "arl-cudnn", "arl-cuda-libraries"].flatMap((part) => ["-p", part])
+		: ["--workspace"];
+	const args = ["test", ...parts, "--locked", "--quiet", "--", "--show-output"];
+	countRust(name, await capture("cargo", args, { env: cargoEnv }));
 }
 
 async function typescript() {
@@ -100,23 +89,42 @@ async function typescript() {
 	rmSync(folder, { recursive: true, force: true });
 }
 
-/** The kernels as NVIDIA's compiler sees them, and the addon with them, which the TypeScript tests load. */
-function cuda() {
+/** What cargo's tests said, into the totals. */
+function countRust(name, { code, text }) {
+	const sum = { passed: 0, failed: 0, skipped: 0 };
+	for (const line of text.matchAll(/test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored/g)) {
+		sum.passed += Number(line[1]);
+		sum.failed += Number(line[2]);
+		sum.skipped += Number(line[3]);
+	}
+	const skips = [...text.matchAll(/^\s*SKIPPED: (.*)$/gm)].map((match) => match[1]);
+	notices.push(...skips);
+	sum.passed -= skips.length;
+	sum.skipped += skips.length;
+	if (code !== 0 && sum.failed === 0) sum.failed = 1; // did not compile, or died
+	count(name, sum);
+}
+
+/** The kernels as NVIDIA's compiler sees them, the plans that cuDNN makes, and the addon with them, which the TypeScript tests load. */
+async function cuda() {
 	title("CUDA kernels and addon");
 	const { reason, faults = [], summary } = checkKernels();
 	if (reason) {
-		totals.skipped += 2;
-		notices.push(`the CUDA kernels and the CUDA addon are not compiled: ${reason}`);
+		totals.skipped += 3;
+		notices.push(`the CUDA kernels and the CUDA addon are not compiled, cuDNN makes no plans: ${reason}`);
 		return;
 	}
 	process.stderr.write(`${[summary, ...faults].filter(Boolean).join("\n")}\n`);
 	count("CUDA kernels", faults.length === 0 ? { passed: 1 } : { failed: 1 });
 	const toolkit = cudaToolkit({ forAddon: true });
 	if (toolkit.reason) {
-		totals.skipped += 1;
-		notices.push(`the CUDA addon is not built: ${toolkit.reason}`);
+		totals.skipped += 2;
+		notices.push(`the CUDA addon is not built, cuDNN makes no plans: ${toolkit.reason}`);
 		return;
 	}
+	const plans = ["test", "-p", "arl-cudnn", "--features", "shim", "--test", "plans", "--locked", "--quiet"];
+	const env = { ...cargoEnv, CUDA_HOME: toolkit.home };
+	countRust("cuDNN's plans", await capture("cargo", [...plans, "--", "--show-output"], { env }));
 	try {
 		buildCudaAddon(toolkit.home);
 		count("CUDA addon", { passed: 1 });
@@ -143,7 +151,7 @@ if (!onlyCuda) {
 	);
 }
 await rust();
-cuda();
+await cuda();
 if (!onlyCuda && process.env.ARL_TEST_MONGODB_URI === undefined) {
 	const reason = installServer();
 	if (reason !== null) notices.push(`tests that need a MongoDB server: ${reason}`);

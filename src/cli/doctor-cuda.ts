@@ -34,7 +34,7 @@ function libraryFinding(library: CudaLibrary): Finding {
 	const { name, soname, path, needed } = library;
 	return {
 		name,
-		value: path ?? `${soname} was not found${needed ? "" : " (works without it)"}`,
+		value: path ?? `${soname} was not found${needed ? "" : ": attention runs on arl's own kernels"}`,
 		ok: path !== undefined || !needed,
 		...failures(library),
 	};

@@ -41,6 +41,7 @@ export const ALIASES: Readonly<Record<string, Alias>> = {
 		kind: "boolean",
 		value: (value) => (truthy(value) ? "group_by_length" : undefined),
 	},
+	full_determinism: { to: "attention", kind: "boolean", value: (value) => (truthy(value) ? "own" : undefined) },
 	truncation_mode: {
 		to: "truncation",
 		kind: "string",
@@ -209,7 +210,6 @@ export const NOT_BUILT: Readonly<Record<string, NotBuilt>> = {
 		ignore_data_skip: [false],
 		restore_callback_states_from_checkpoint: [false],
 	}),
-	...notBuilt("every run is deterministic, whatever is said", { full_determinism: [true, false] }),
 	...notBuilt("give `model_name_or_path` a folder with the tokenizer in it", { tokenizer_name_or_path: [null] }),
 	...notBuilt("a function is given to `QwenTrainer` beside `args`, or as a module with `convert`", {
 		convert_record_to_data_func: [null],

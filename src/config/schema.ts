@@ -433,6 +433,12 @@ const precision = {
 		description:
 			"On a GPU: keep AdamW's moments, and the master weights of bfloat16, in the host's memory. It changes memory and speed, never the result; on the CPU there is nothing to move.",
 	}),
+	attention: choice(["auto", "cudnn", "own"], {
+		group: "Precision and memory",
+		default: "own",
+		description:
+			"On a GPU: who computes attention. own is this program's kernels: equal bits every time. cudnn is NVIDIA's cuDNN, for bf16 and heads of 64 or 128 elements on GPUs of compute capability 9.0 and 10.x: not equal in bits from run to run, and an error where it cannot be used. auto is cudnn where it can be used, else own, and says so.",
+	}),
 };
 
 const checkpoints = {

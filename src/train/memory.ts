@@ -66,6 +66,7 @@ function possibleChanges(options: EngineOptions, freedom: Freedom) {
 		if (!options.activationOffloading)
 			found.push({ flags: "--activation_offloading", other: { activationOffloading: true } });
 		if (!options.optimizerOffload) found.push({ flags: "--optimizer_offload", other: { optimizerOffload: true } });
+		if (options.attention !== "own") found.push({ flags: "--attention own", other: { attention: "own" } });
 	}
 	if (freedom.resumed) return found;
 	if ((options.lossSeqChunkSize ?? Number.POSITIVE_INFINITY) > SMALL_CHUNK)

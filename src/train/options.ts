@@ -89,6 +89,7 @@ export function engineOptions(args: SettledConfig, device: string, size: BatchSi
 		weightDecay: args.weight_decay,
 		activationOffloading: args.activation_offloading,
 		optimizerOffload: args.optimizer_offload,
+		attention: args.attention,
 		...(args.loss_seq_chunk_size !== null && { lossSeqChunkSize: args.loss_seq_chunk_size }),
 		...(args.threads !== null && { threads: args.threads }),
 	};

@@ -144,6 +144,7 @@ const FREE_OPTIONS = [
 	"gradient_checkpointing",
 	"activation_offloading",
 	"optimizer_offload",
+	"attention",
 	"output_dir",
 ] as const;
 

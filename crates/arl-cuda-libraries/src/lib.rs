@@ -22,16 +22,22 @@ pub struct Library {
 /// The driver; it comes with the GPU's driver package and never with CUDA.
 pub const DRIVER: Library = Library { name: "driver", soname: "libcuda.so.1" };
 
+/// Compiles kernels at run time.
+pub const NVRTC: Library = Library { name: "NVRTC", soname: "libnvrtc.so.13" };
+
+/// How the name of a library beside NVRTC begins without which it compiles nothing; its release follows.
+pub const NVRTC_BUILTINS: &str = "libnvrtc-builtins.so.";
+
 /// What the CUDA addon asks for, in the order in which they must be opened: cuBLAS needs cuBLASLt.
 pub const LIBRARIES: [Library; 5] = [
     Library { name: "cudart", soname: "libcudart.so.13" },
-    Library { name: "NVRTC", soname: "libnvrtc.so.13" },
+    NVRTC,
     Library { name: "cuRAND", soname: "libcurand.so.10" },
     Library { name: "cuBLASLt", soname: "libcublasLt.so.13" },
     Library { name: "cuBLAS", soname: "libcublas.so.13" },
 ];
 
-/// Opened by the engine itself, where it is there.
+/// What the engine takes for attention where it is there.
 pub const CUDNN: Library = Library { name: "cuDNN", soname: "libcudnn.so.9" };
 
 /// The wheels that hold [`LIBRARIES`] and [`CUDNN`], as pip takes them (`scripts/cuda-toolkit.mjs` reads the same file).

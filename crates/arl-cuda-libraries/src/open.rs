@@ -1,6 +1,6 @@
 //! The system's loader: opens libraries for the life of the process, and says which file it took.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr::NonNull;
@@ -18,22 +18,9 @@ struct LinkMap {
 
 /// Opens a library so that its symbols serve every library opened later, which is how the CUDA addon's needs are met.
 pub(crate) fn open_globally(path: &Path) -> Result<Open, String> {
-    open(path, libc::RTLD_NOW | libc::RTLD_GLOBAL)
-}
-
-/// The file that would be opened; it is not kept open.
-pub(crate) fn locate(path: &Path) -> Result<String, String> {
-    let library = open(path, libc::RTLD_LAZY | libc::RTLD_LOCAL)?;
-    let file = library.file().unwrap_or_else(|| path.display().to_string());
-    // SAFETY: the handle came from dlopen, is closed once, and nothing of the library was taken out of it.
-    unsafe { libc::dlclose(library.0.as_ptr()) };
-    Ok(file)
-}
-
-fn open(path: &Path, flags: c_int) -> Result<Open, String> {
     let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| "the path holds a zero byte".to_string())?;
     // SAFETY: `name` is a C string that outlives the call. Initialisers of the library run, as they would if it were linked.
-    let handle = unsafe { libc::dlopen(name.as_ptr(), flags) };
+    let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
     NonNull::new(handle).map(Open).ok_or_else(last_error)
 }
 

@@ -63,15 +63,15 @@ pub fn driver(machine: &dyn Surroundings) -> Option<LibraryReport> {
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64", target_env = "gnu"))]
 mod system {
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
 
     use super::{Gpu, LibraryReport, Report};
     use crate::find::find;
     use crate::gpu::{Driver, Refusal};
-    use crate::open::{Open, locate, open_globally};
+    use crate::open::{Open, open_globally};
     use crate::places::{Surroundings, driver_places, library_places};
     use crate::problem::{answered, capability_problem, no_driver, no_gpu, not_working, too_old};
-    use crate::{CUDNN, DRIVER, LIBRARIES};
+    use crate::{CUDNN, DRIVER, LIBRARIES, Library, NVRTC, NVRTC_BUILTINS};
 
     /// `CUDA_ERROR_NO_DEVICE`.
     const NO_DEVICE: i32 = 100;
@@ -102,17 +102,28 @@ mod system {
 
     fn libraries(machine: &dyn Surroundings, beside: &[PathBuf]) -> Vec<LibraryReport> {
         let places = library_places(machine, beside);
-        let mut found: Vec<LibraryReport> = LIBRARIES
-            .into_iter()
-            .map(|library| {
-                let search = find(library.soname, &places, machine, open_globally);
-                let path = search.opened.map(|open| open.file().unwrap_or_else(|| library.soname.into()));
-                LibraryReport { library, path, tried: search.tried }
-            })
-            .collect();
-        let search = find(CUDNN.soname, &places, machine, locate);
-        found.push(LibraryReport { library: CUDNN, path: search.opened, tried: search.tried });
-        found
+        let open = |library: Library| {
+            let search = find(library.soname, &places, machine, open_globally);
+            let path = search.opened.map(|open| open.file().unwrap_or_else(|| library.soname.into()));
+            if library == NVRTC
+                && let Some(path) = &path
+            {
+                open_builtins(Path::new(path), machine);
+            }
+            LibraryReport { library, path, tried: search.tried }
+        };
+        LIBRARIES.into_iter().chain([CUDNN]).map(open).collect()
+    }
+
+    /// Opens NVRTC's second library, which it asks for by name when it compiles the first kernel (cuDNN's attention), and
+    /// looks for in the system's folders alone. Where that fails, NVRTC says so when it is needed.
+    fn open_builtins(nvrtc: &Path, machine: &dyn Surroundings) {
+        let Some(folder) = nvrtc.parent() else { return };
+        for name in machine.names(folder) {
+            if name.starts_with(NVRTC_BUILTINS) {
+                let _ = open_globally(&folder.join(name));
+            }
+        }
     }
 
     enum Trouble {

@@ -51,6 +51,26 @@ fn gpus_are_listed_with_memory_and_capability_and_every_file_is_named() {
 }
 
 #[test]
+fn what_nvrtc_and_the_engine_look_for_by_name_is_open_afterwards() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    fake_driver(folder.path(), "N_");
+    fake_libraries(folder.path());
+    empty_library(folder.path(), CUDNN.soname);
+    // A release of its own, so that no other test opens it.
+    let builtins = "libnvrtc-builtins.so.13.77";
+    empty_library(folder.path(), builtins);
+    let is_open = |soname: &str| {
+        let name = std::ffi::CString::new(soname).unwrap();
+        // SAFETY: a C string; nothing is loaded.
+        !unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_NOLOAD) }.is_null()
+    };
+    assert!(!is_open(builtins));
+    report(&Only(folder.path().into()), &[]);
+    assert!(is_open(builtins) && is_open(CUDNN.soname));
+}
+
+#[test]
 fn what_the_driver_refuses_is_told_in_its_own_words() {
     let _alone = alone();
     let (_folder, none) = machine("B_", &[("FAKE_CUDA_INIT", "100")]);

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arl_model::{Error, ErrorCode, ModelConfig, Result, RopeTable, WeightDtype};
 
 use crate::arena::{Arena, Category};
+use crate::attention::{self, AttentionChoice};
 use crate::backend::{Backend, Buffer, DType, DeviceKind, Pool, split_master};
 use crate::batch::{BatchSize, MicroBatch, Staging};
 use crate::params::{Params, Store, TrainingStore};
@@ -35,6 +36,8 @@ pub struct EngineOptions {
     pub max_batch: BatchSize,
     /// AdamW's constants.
     pub adam: Adam,
+    /// Who computes attention. A library's share of memory is planned where it may be used.
+    pub attention: AttentionChoice,
     /// Leave out gradients and moments: evaluation and generation only.
     pub inference_only: bool,
 }
@@ -49,6 +52,7 @@ impl Default for EngineOptions {
             loss_seq_chunk_size: None,
             max_batch: BatchSize { tokens: 1, sequences: 1 },
             adam: Adam::default(),
+            attention: AttentionChoice::default(),
             inference_only: false,
         }
     }
@@ -143,6 +147,8 @@ pub struct Engine<B: Backend + ?Sized> {
     pub(crate) staging: Staging,
     pub(crate) plan: StepPlan,
     pub(crate) interrupt: Arc<AtomicBool>,
+    /// Why attention is not the library's that it might be.
+    attention_notice: Option<String>,
     /// Optimizer steps done.
     pub(crate) steps: u64,
     pub(crate) queue: Queue,
@@ -175,7 +181,7 @@ pub(crate) fn model(config: &ModelConfig, options: &EngineOptions, kind: DeviceK
     kind.check(shape.heads, shape.experts())?;
     let params = Params::new(config);
     let chunk = (kind.default_logits_bytes() / (config.vocab_size * DType::F32.bytes())).max(256);
-    Ok(Model {
+    let mut model = Model {
         shape,
         store: Store::new(params.len, options.dtype, options.inference_only, options.optimizer_offload),
         params,
@@ -183,7 +189,10 @@ pub(crate) fn model(config: &ModelConfig, options: &EngineOptions, kind: DeviceK
         recompute: options.recompute,
         activation_offloading: options.activation_offloading,
         loss_chunk: options.loss_seq_chunk_size.unwrap_or(chunk),
-    })
+        attention_library: false,
+    };
+    model.attention_library = attention::planned(options.attention, kind, &model)?;
+    Ok(model)
 }
 
 impl<B: Backend + ?Sized> Engine<B> {
@@ -200,7 +209,8 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// An engine whose memory is reserved and zero.
     fn reserve(mut backend: Box<B>, dir: &Path, config: ModelConfig, options: &EngineOptions) -> Result<Self> {
-        let model = model(&config, options, backend.kind())?;
+        let mut model = model(&config, options, backend.kind())?;
+        let attention_notice = attention::settle(options.attention, &mut *backend, &mut model, options.max_batch)?;
         let plan = StepPlan::new(&model, options.max_batch, MICRO_BATCHES)?;
         backend.reserve(Pool::State, model.store.bytes)?;
         backend.reserve(Pool::HostState, model.store.host_bytes)?;
@@ -219,6 +229,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             staging: Staging::default(),
             plan,
             interrupt: Arc::new(AtomicBool::new(false)),
+            attention_notice,
             steps: 0,
             queue: Queue::default(),
             pending: None,
@@ -237,7 +248,8 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// What a user should know of how the model runs on this device.
     pub fn notice(&self) -> Option<String> {
-        self.backend.kind().notice(self.model.shape.heads, self.model.dtype)
+        let of_sizes = self.backend.kind().notice(self.model.shape.heads, self.model.dtype);
+        of_sizes.or_else(|| self.attention_notice.clone())
     }
 
     /// The backend itself; for measurements.

@@ -7,6 +7,7 @@
 extern crate self as arl_engine;
 
 mod arena;
+mod attention;
 pub mod backend;
 mod batch;
 mod engine;
@@ -22,6 +23,7 @@ mod step;
 mod update;
 
 pub use arena::Category;
+pub use attention::AttentionChoice;
 pub use batch::{BatchSize, IGNORED, MicroBatch};
 pub use engine::{Adam, Engine, EngineOptions, Hyper, MicroBatchStats, StepStats, Weights};
 pub use flops::Flops;

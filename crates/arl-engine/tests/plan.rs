@@ -6,8 +6,8 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use arl_engine::backend::{DType, DeviceKind};
-use arl_engine::{BatchSize, EngineOptions, MemoryPlan, Recompute, plan_memory};
+use arl_engine::backend::{DType, DeviceKind, Heads, attention_library_scratch};
+use arl_engine::{AttentionChoice, BatchSize, EngineOptions, MemoryPlan, Recompute, plan_memory};
 use arl_model::ErrorCode;
 
 const TOKENS: usize = 16_384;
@@ -197,6 +197,33 @@ fn a_gpus_plan_is_the_sum_worked_out_by_hand() {
             let logits = rows * (4 * sizes.vocab + 2 * sizes.hidden);
             let workspace = of("workspace") + of("logits chunk");
             assert!(workspace >= logits.min(TOKENS * 2 * sizes.width), "{name}: {workspace}");
+        }
+    }
+}
+
+#[test]
+fn a_librarys_attention_shares_the_memory_of_the_backward_pass() {
+    for (name, sizes) in MODELS {
+        let Some(dir) = config(name) else { return };
+        let heads = Heads { query: sizes.query, key_value: sizes.key_value, dim: sizes.dim };
+        let scratch = 4 * attention_library_scratch(heads, TOKENS, SEQUENCES);
+        for recompute in [Recompute::Norms, Recompute::Block] {
+            let with = |attention, dtype| plan(&dir, &EngineOptions { attention, dtype, ..options(recompute) });
+            let own = with(AttentionChoice::Own, DType::Bf16).total_bytes;
+            let auto = with(AttentionChoice::Auto, DType::Bf16);
+            assert!((own..=own + scratch).contains(&auto.total_bytes), "{name} {recompute:?}: {auto:?}");
+            // Beside the layers' activations: the library's scratch, the gradients of attention's output and of queries, keys
+            // and values, and that of the residual stream.
+            let (q, kv) = (sizes.query * sizes.dim, sizes.key_value * sizes.dim);
+            let needed = scratch + TOKENS * 2 * (q + q + 2 * kv);
+            let workspace = bytes_of(&auto.categories, "workspace");
+            assert!(
+                workspace + bytes_of(&auto.categories, "logits chunk") >= needed,
+                "{name}: {workspace}, not {needed}"
+            );
+            assert_eq!(auto, with(AttentionChoice::Cudnn, DType::Bf16));
+            let f32 = |attention| with(attention, DType::F32);
+            assert_eq!(f32(AttentionChoice::Auto), f32(AttentionChoice::Own));
         }
     }
 }

@@ -2,6 +2,7 @@
 #include "attention_backward.cu"
 #include "attention_cached.cu"
 #include "attention_forward.cu"
+#include "attention_packed.cu"
 #include "classifier.cu"
 #include "elementwise.cu"
 #include "embedding.cu"

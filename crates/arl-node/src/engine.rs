@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arl_engine::backend::{Backend, DType};
-use arl_engine::{Adam, BatchSize, Engine as Core, Hyper, Recompute, Ticket, Weights};
+use arl_engine::{Adam, AttentionChoice, BatchSize, Engine as Core, Hyper, Recompute, Ticket, Weights};
 use arl_model::{Error, ErrorCode, ModelConfig, Result, WeightDtype};
 use napi::Env;
 use napi::bindgen_prelude::{Float32Array, Int32Array, Object};
@@ -44,6 +44,9 @@ pub struct EngineOptions {
     pub max_tokens: u32,
     /// Sequences of the micro-batch with the most.
     pub max_sequences: u32,
+    /// Who computes attention; absent: this project's kernels.
+    #[napi(ts_type = "'auto' | 'cudnn' | 'own'")]
+    pub attention: Option<String>,
     /// AdamW: decay of the first moment.
     pub adam_beta1: f64,
     /// AdamW: decay of the second moment.
@@ -196,6 +199,18 @@ fn recompute(word: &str) -> Result<Recompute> {
     }
 }
 
+fn attention(word: Option<&str>) -> Result<AttentionChoice> {
+    match word {
+        None | Some("own") => Ok(AttentionChoice::Own),
+        Some("auto") => Ok(AttentionChoice::Auto),
+        Some("cudnn") => Ok(AttentionChoice::Cudnn),
+        Some(word) => {
+            Err(Error::new(ErrorCode::Config, format!("attention: `{word}` is not known"))
+                .hint("use auto, cudnn or own"))
+        }
+    }
+}
+
 fn core_options(options: &EngineOptions) -> Result<arl_engine::EngineOptions> {
     Ok(arl_engine::EngineOptions {
         dtype: dtype(&options.dtype)?,
@@ -204,6 +219,7 @@ fn core_options(options: &EngineOptions) -> Result<arl_engine::EngineOptions> {
         optimizer_offload: options.optimizer_offload.unwrap_or(false),
         loss_seq_chunk_size: options.loss_seq_chunk_size.map(|rows| rows as usize),
         max_batch: BatchSize { tokens: options.max_tokens as usize, sequences: options.max_sequences as usize },
+        attention: attention(options.attention.as_deref())?,
         adam: Adam {
             beta1: options.adam_beta1 as f32,
             beta2: options.adam_beta2 as f32,

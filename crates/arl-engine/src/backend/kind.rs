@@ -39,6 +39,11 @@ impl DeviceKind {
         }
     }
 
+    /// Whether the device may have a library of its own for attention over such heads and activations.
+    pub(crate) fn has_attention_library(self, heads: Heads, activations: DType) -> bool {
+        self == DeviceKind::Cuda && activations == DType::Bf16 && matches!(heads.dim, 64 | 128)
+    }
+
     /// Bytes that the device's leaves need for themselves, over matrices of at most so many columns and micro-batches
     /// of at most so many tokens; its libraries' included.
     pub(crate) fn own_bytes(self, columns: usize, tokens: usize) -> usize {

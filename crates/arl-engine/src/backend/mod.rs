@@ -16,10 +16,11 @@ pub mod plan;
 pub mod profile;
 
 pub use self::buffer::{Buffer, DType, Event, Pool, Rows, Stream};
+pub use self::cuda::attention_library_scratch;
 pub use self::kind::DeviceKind;
 pub use self::operations::{
-    AdamW, Attention, CrossEntropy, GroupedMatmul, Heads, Layout, Matmul, NormRope, Permutation, Router, Sequences,
-    join_master, split_master,
+    AdamW, Attention, AttentionLibrary, CrossEntropy, GroupedMatmul, Heads, Layout, Matmul, NormRope, Permutation,
+    Router, Sequences, join_master, split_master,
 };
 
 /// A device's leaf operations.
@@ -46,6 +47,14 @@ pub trait Backend: Send {
     fn logits_gradient(&self, activations: DType) -> DType {
         let _ = activations;
         DType::F32
+    }
+
+    /// Has the device's own library compute attention from here on, in both passes, wherever it has a plan; `asked` are what
+    /// is to be expected. Then [`Backend::attention_backward`] wants `scratch` of [`attention_library_scratch`], and an
+    /// output's gradient without gaps. Fails with the reason, in a sentence, where it has none for one of them; then nothing changes.
+    fn use_attention_library(&mut self, asked: &[AttentionLibrary]) -> std::result::Result<(), String> {
+        let _ = asked;
+        Err("this device has no library for attention".into())
     }
 
     /// Makes `pool` hold `bytes`, zeroed. What it held before is gone. Fails with `Oom`.
@@ -150,7 +159,7 @@ pub trait Backend: Send {
     fn attention(&mut self, op: &Attention);
 
     /// From `d_out` (laid out as `op.out`) and what the forward pass read and wrote, the gradients of q, k and v,
-    /// side by side in `d_qkv` `[T, (query + 2 key_value) dim]`. `scratch` is f32 `[query, T]`.
+    /// side by side in `d_qkv` `[T, (query + 2 key_value) dim]`. `scratch` is f32, of `query * T` elements at least.
     fn attention_backward(&mut self, op: &Attention, d_out: Rows, d_qkv: Buffer, scratch: Buffer);
 
     /// One new token a sequence against its cached keys and values: `q` is `[S, query * dim]`, caches are

@@ -100,8 +100,28 @@ pub struct Attention {
     pub v: Rows,
     /// `[T, query * dim]`.
     pub out: Rows,
-    /// f32 `[query, T]`: log of the sum of the exponentials of a row's scores, kept for the backward pass.
+    /// f32 `[query, T]`: log of the sum of the exponentials of a row's scores, kept for the backward pass. What a device's
+    /// own library keeps here is as it likes.
     pub log_sum_exp: Buffer,
+}
+
+/// What attention a device's own library is to compute; see [`super::Backend::use_attention_library`].
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionLibrary {
+    /// Head counts and size.
+    pub heads: Heads,
+    /// As [`Attention::window`].
+    pub window: Option<usize>,
+    /// As [`Attention::scale`].
+    pub scale: f32,
+    /// Tokens of all sequences.
+    pub tokens: usize,
+    /// Number of sequences.
+    pub sequences: usize,
+    /// Tokens of the longest one.
+    pub max_len: usize,
+    /// Elements from one token to the next: of queries, keys, values and output.
+    pub strides: [usize; 4],
 }
 
 /// Per-head RMSNorm of queries and keys (Qwen3), if any, then rotary position embedding:

@@ -124,6 +124,10 @@ impl<B: Backend> Backend for ProfileBackend<B> {
         self.inner.scratch_bytes(columns, tokens)
     }
 
+    fn use_attention_library(&mut self, asked: &[AttentionLibrary]) -> std::result::Result<(), String> {
+        self.inner.use_attention_library(asked)
+    }
+
     fn logits_gradient(&self, activations: DType) -> DType {
         self.inner.logits_gradient(activations)
     }

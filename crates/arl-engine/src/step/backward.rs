@@ -75,10 +75,10 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         let (layer, params, t) = (self.layers[l], &self.model.params.layers[l], run.inputs.size.tokens);
         let shape = &self.model.shape;
         let top = self.arena.mark();
-        // [T, Q], [T, Q + 2 K], [query heads, T]
+        // [T, Q], [T, Q + 2 K], [query heads, T] or what a library takes
         let d_attention = self.workspace(self.model.dtype, t * shape.q());
         let d_qkv = self.workspace(self.model.dtype, t * shape.qkv());
-        let scratch = self.workspace(DType::F32, t * shape.heads.query);
+        let scratch = self.workspace(DType::F32, self.model.attention_scratch(run.inputs.size));
 
         self.linear_backward_weight(d_x, layer.attention, params.output, params.output_bias, t);
         self.linear_backward_input(d_x, params.output, d_attention, t, false);

@@ -14,8 +14,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arl_model::{Error, ErrorCode, Result};
 
 use crate::arena::{Arena, Category, higher};
-use crate::backend::{Attention, Backend, Buffer, DType, Layout, Matmul, NormRope, Permutation, Pool, Rows};
-use crate::batch::Inputs;
+use crate::backend::{
+    Attention, Backend, Buffer, DType, Layout, Matmul, NormRope, Permutation, Pool, Rows, attention_library_scratch,
+};
+use crate::batch::{BatchSize, Inputs};
 use crate::params::{Param, Params, Store};
 use crate::shape::{MlpShape, Shape};
 use crate::update::Pending;
@@ -49,6 +51,19 @@ pub(crate) struct Model {
     pub(crate) activation_offloading: bool,
     /// Most rows of logits at a time.
     pub(crate) loss_chunk: usize,
+    /// Attention is the device's own library's where it has a plan.
+    pub(crate) attention_library: bool,
+}
+
+impl Model {
+    /// f32 elements of the scratch of attention's backward pass.
+    pub(crate) fn attention_scratch(&self, size: BatchSize) -> usize {
+        if self.attention_library {
+            attention_library_scratch(self.shape.heads, size.tokens, size.sequences)
+        } else {
+            size.tokens * self.shape.heads.query
+        }
+    }
 }
 
 const NONE: Buffer = Buffer { pool: Pool::Step, offset: 0, len: 0, dtype: DType::F32 };

@@ -29,12 +29,12 @@ fn blocks(op: &Attention, size: usize, heads: usize) -> usize {
     (tokens(op) / size + op.sequences.count) * heads
 }
 
-fn tokens(op: &Attention) -> usize {
+pub(super) fn tokens(op: &Attention) -> usize {
     op.log_sum_exp.len / op.heads.query
 }
 
 /// Whether rows can be read in accesses of 16 bytes, and a tile of them with offsets that are ints.
-fn aligned(rows: Rows) -> bool {
+pub(super) fn aligned(rows: Rows) -> bool {
     let bytes = rows.stride * rows.buffer.dtype.bytes();
     rows.buffer.offset.is_multiple_of(16) && bytes.is_multiple_of(16) && bytes < 1 << 24
 }
@@ -106,6 +106,7 @@ pub(super) fn backward<D: Device>(device: &mut D, op: &Attention, d_out: Rows, d
     if tokens(op) == 0 {
         return;
     }
+    let scratch = scratch.slice(0, op.log_sum_exp.len);
     device.launch(&Launch {
         kernel: kernel!(op.q.buffer.dtype, "attention_delta"),
         grid: [(tokens(op) * query).div_ceil(32), 1, 1],

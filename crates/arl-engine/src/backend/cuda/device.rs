@@ -3,6 +3,7 @@
 
 use arl_model::Result;
 
+use super::packed::{PackedAttention, PackedShape};
 use crate::backend::{Buffer, DType, Event, Matmul, Pool, Stream};
 
 /// An argument of a kernel. Buffers say how the kernel uses them, so that a device can check it.
@@ -92,6 +93,18 @@ pub trait Device: Send {
 
     /// Queues a matrix product whose operands `a` and `b` are of one type (`c` is of that type or f32).
     fn matmul(&mut self, op: &Matmul);
+
+    /// Whether the device has a library with plans for attention of a shape, in both passes; they are made where it is asked
+    /// the first time. Fails with the reason, in a sentence, and the same for a shape every time.
+    fn plan_attention(&mut self, shape: &PackedShape) -> std::result::Result<(), String> {
+        let _ = shape;
+        Err("this device has no library for attention".into())
+    }
+
+    /// Queues one pass of attention by the library, which has a plan for it.
+    fn packed_attention(&mut self, pass: &PackedAttention) {
+        unreachable!("{pass:?} without a plan");
+    }
 }
 
 /// The name of a kernel for a type of activations: `kernel!(dtype, "add")` is `add_f32` or `add_bf16`.

@@ -7,6 +7,8 @@ use arl_kernels::emulation::{self, Element, Shape, Value};
 use arl_model::Result;
 
 use super::device::{Arg, Device, Launch};
+use super::emulated_library;
+use super::packed::{PackedAttention, PackedShape};
 use crate::backend::cpu::CpuBackend;
 use crate::backend::{Backend, Buffer, DType, Event, Matmul, Pool, Stream};
 
@@ -20,6 +22,10 @@ pub(super) struct EmulatedDevice {
     launches: u32,
     /// The kernels that ran.
     pub(super) ran: BTreeSet<&'static str>,
+    /// Whether there is a library for attention, and what it has a plan for.
+    pub(super) library: Option<fn(&PackedShape) -> bool>,
+    /// Passes that the library computed.
+    pub(super) packed_passes: usize,
 }
 
 impl Default for EmulatedDevice {
@@ -29,6 +35,8 @@ impl Default for EmulatedDevice {
             memory: CpuBackend::default(),
             launches: DEVICES.replace(DEVICES.get() + 1),
             ran: BTreeSet::new(),
+            library: None,
+            packed_passes: 0,
         }
     }
 }
@@ -125,5 +133,18 @@ impl Device for EmulatedDevice {
 
     fn matmul(&mut self, op: &Matmul) {
         self.memory.matmul(op);
+    }
+
+    fn plan_attention(&mut self, shape: &PackedShape) -> std::result::Result<(), String> {
+        match self.library {
+            None => Err("no library".into()),
+            Some(has_plan) if has_plan(shape) => Ok(()),
+            Some(_) => Err("no plan".into()),
+        }
+    }
+
+    fn packed_attention(&mut self, pass: &PackedAttention) {
+        self.packed_passes += 1;
+        emulated_library::run(&mut self.memory, pass);
     }
 }

@@ -7,6 +7,8 @@ mod elementwise;
 mod embedding;
 #[cfg(test)]
 mod emulated;
+#[cfg(test)]
+mod emulated_library;
 #[cfg(feature = "cuda")]
 mod gpu;
 mod guard;
@@ -14,6 +16,9 @@ mod matmul;
 mod moe;
 mod norm;
 mod optimizer;
+mod packed;
+#[cfg(test)]
+mod packed_tests;
 #[cfg(test)]
 mod recording;
 mod rope;
@@ -30,9 +35,10 @@ use arl_model::{Error, ErrorCode, Result};
 pub use self::device::{Arg, Device, Launch};
 #[cfg(feature = "cuda")]
 pub use self::gpu::GpuDevice;
+pub use self::packed::{PackedAttention, PackedShape, attention_library_scratch};
 use super::{
-    AdamW, Attention, Backend, Buffer, CrossEntropy, DType, DeviceKind, Event, GroupedMatmul, Heads, Matmul, NormRope,
-    Permutation, Pool, Router, Rows, Stream,
+    AdamW, Attention, AttentionLibrary, Backend, Buffer, CrossEntropy, DType, DeviceKind, Event, GroupedMatmul, Heads,
+    Matmul, NormRope, Permutation, Pool, Router, Rows, Stream,
 };
 
 /// The leaf operations on a CUDA device. They are queued, and done when something is read back.
@@ -40,12 +46,18 @@ pub struct CudaBackend<D> {
     device: D,
     /// f32, the whole of [`Pool::Scratch`]: partial sums of the leaf in progress.
     scratch: Buffer,
+    /// Whether attention is the device's own library's where it has a plan.
+    attention_library: bool,
 }
 
 impl<D: Device> CudaBackend<D> {
     /// A backend with empty pools.
     pub fn new(device: D) -> Self {
-        CudaBackend { device, scratch: Buffer { pool: Pool::Scratch, offset: 0, len: 0, dtype: DType::F32 } }
+        CudaBackend {
+            device,
+            scratch: Buffer { pool: Pool::Scratch, offset: 0, len: 0, dtype: DType::F32 },
+            attention_library: false,
+        }
     }
 
     /// The device; for measurements and tests.
@@ -100,7 +112,7 @@ pub(crate) fn scratch_bytes(columns: usize, tokens: usize) -> usize {
     // Two vectors of partial sums a block: of the norms of queries and of keys. One row number a token: of the
     // embedding's gradient.
     let sums = 2 * PARTS * columns * DType::F32.bytes();
-    sums.max(tokens * DType::I32.bytes()).max(matmul::SCRATCH_BYTES).max(moe::SCRATCH_BYTES)
+    sums.max(tokens * DType::I32.bytes()).max(matmul::SCRATCH_BYTES).max(moe::SCRATCH_BYTES).max(packed::FORWARD_BYTES)
 }
 
 impl<D: Device> Backend for CudaBackend<D> {
@@ -119,6 +131,15 @@ impl<D: Device> Backend for CudaBackend<D> {
     fn logits_gradient(&self, activations: DType) -> DType {
         // A product on tensor cores wants both operands in one type.
         activations
+    }
+
+    fn use_attention_library(&mut self, asked: &[AttentionLibrary]) -> std::result::Result<(), String> {
+        for asked in asked {
+            let shape = packed::PackedShape::new(asked).ok_or("cuDNN's attention does not take these sizes")?;
+            self.device.plan_attention(&shape)?;
+        }
+        self.attention_library = true;
+        Ok(())
     }
 
     fn reserve(&mut self, pool: Pool, bytes: usize) -> Result<()> {
@@ -245,11 +266,15 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn attention(&mut self, op: &Attention) {
-        attention::forward(&mut self.device, op);
+        if !self.attention_library || !packed::forward(&mut self.device, op, self.scratch) {
+            attention::forward(&mut self.device, op);
+        }
     }
 
     fn attention_backward(&mut self, op: &Attention, d_out: Rows, d_qkv: Buffer, scratch: Buffer) {
-        attention::backward(&mut self.device, op, d_out, d_qkv, scratch);
+        if !self.attention_library || !packed::backward(&mut self.device, op, d_out, d_qkv, scratch) {
+            attention::backward(&mut self.device, op, d_out, d_qkv, scratch);
+        }
     }
 
     fn attention_cached(

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use arl_model::Result;
 
 use super::device::{Arg, Device, Launch};
+use super::packed::{PackedAttention, PackedShape};
 use crate::backend::{Buffer, Event, Matmul, Pool, Stream};
 
 /// What one stream knows of all streams' clocks.
@@ -270,6 +271,22 @@ impl<D: Device> Device for RecordingDevice<D> {
         }
         self.write("matmul", Stream::Compute, op.c.buffer);
         self.inner.matmul(op);
+    }
+
+    fn plan_attention(&mut self, shape: &PackedShape) -> std::result::Result<(), String> {
+        self.inner.plan_attention(shape)
+    }
+
+    fn packed_attention(&mut self, pass: &PackedAttention) {
+        self.queue(Stream::Compute);
+        let (read, written) = pass.uses();
+        for buffer in read {
+            self.read("packed_attention", Stream::Compute, buffer);
+        }
+        for buffer in written {
+            self.write("packed_attention", Stream::Compute, buffer);
+        }
+        self.inner.packed_attention(pass);
     }
 }
 

@@ -2,7 +2,7 @@
 //! what is queued against the rules of order.
 
 #[path = "../../../tests/common/mod.rs"]
-mod common;
+pub(super) mod common;
 #[path = "../../../examples/golden.rs"]
 #[allow(unreachable_pub, reason = "an example, included for its cases")]
 mod golden;

@@ -1,6 +1,7 @@
 //! The GPU as a [`Device`]: candle's CUDA device with this project's kernels as a module of their own on it. One thread
 //! owns it. What fails in the background is kept, and reported when something is read back.
 
+mod attention;
 mod memory;
 mod products;
 
@@ -15,9 +16,11 @@ use cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute};
 use cudarc::driver::{CudaContext, CudaEvent, CudaFunction, CudaModule, CudaStream, DriverError, result};
 use cudarc::nvrtc::Ptx;
 
+use self::attention::Library;
 use self::memory::{Allocation, Outgoing, Staging};
 use self::products::Products;
 use super::device::{Arg, Device, Launch};
+use super::packed::{PackedAttention, PackedShape};
 use crate::backend::{Buffer, Event, Matmul, Pool, Stream};
 
 /// The lowest compute capability that the kernels are compiled for.
@@ -43,6 +46,7 @@ pub struct GpuDevice {
     /// What had failed when `outgoing` was queued.
     outgoing_failure: Option<Error>,
     products: Products,
+    attention: Library,
     /// The first thing that failed since something was read back.
     failure: Option<Error>,
     /// Keeps what candle holds of the device alive; dropped last.
@@ -63,6 +67,14 @@ fn failed(what: &str, error: DriverError) -> Error {
         _ => "run `arl doctor`; if the device is in a bad state, `nvidia-smi` shows it",
     };
     Error::new(code, format!("{what}: {error:?}")).hint(hint)
+}
+
+fn address_in(pools: &HashMap<Pool, Allocation>, buffer: Buffer) -> u64 {
+    let base = pools.get(&buffer.pool).map_or(0, |pool| {
+        assert!(buffer.offset + buffer.bytes() <= pool.bytes(), "{buffer:?} is outside its pool");
+        pool.address()
+    });
+    base + buffer.offset as u64
 }
 
 impl GpuDevice {
@@ -102,6 +114,7 @@ impl GpuDevice {
             outgoing: Outgoing::new(&context)?,
             outgoing_failure: None,
             products: Products::new(&context)?,
+            attention: Library::new(capability),
             multiprocessors: count.max(1) as usize,
             name,
             context,
@@ -135,11 +148,7 @@ impl GpuDevice {
 
     /// The address of a buffer, of the device or of pinned host memory.
     fn address(&self, buffer: Buffer) -> u64 {
-        let base = self.pools.get(&buffer.pool).map_or(0, |pool| {
-            assert!(buffer.offset + buffer.bytes() <= pool.bytes(), "{buffer:?} is outside its pool");
-            pool.address()
-        });
-        base + buffer.offset as u64
+        address_in(&self.pools, buffer)
     }
 
     /// Waits for all streams.
@@ -344,6 +353,21 @@ impl Device for GpuDevice {
         };
         let stream = Arc::clone(self.stream(Stream::Compute));
         let result = self.products.matmul(op, addresses, &stream);
+        self.keep(result);
+    }
+
+    fn plan_attention(&mut self, shape: &PackedShape) -> std::result::Result<(), String> {
+        self.context.bind_to_thread().map_err(|error| format!("the device cannot be used: {error:?}"))?;
+        self.attention.plan(shape)
+    }
+
+    fn packed_attention(&mut self, pass: &PackedAttention) {
+        if self.failure.is_some() {
+            return;
+        }
+        let pools = &self.pools;
+        let address = |buffer: Buffer| address_in(pools, buffer);
+        let result = self.attention.run(pass, address, &self.streams[Stream::Compute as usize]);
         self.keep(result);
     }
 }
