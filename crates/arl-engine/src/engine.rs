@@ -11,6 +11,7 @@ use arl_model::{Error, ErrorCode, ModelConfig, Result, RopeTable, WeightDtype};
 use crate::arena::{Arena, Category};
 use crate::backend::{Backend, Buffer, DType, DeviceKind, Pool, split_master};
 use crate::batch::{BatchSize, MicroBatch, Staging};
+use crate::loss_scale::{LossScale, LossScaling};
 use crate::params::{Params, Store, TrainingStore};
 use crate::plan::{MemoryPlan, StepPlan};
 use crate::shape::Shape;
@@ -20,13 +21,15 @@ use crate::update::{Slots, Update};
 /// What an engine is made of.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
-    /// Type of weights and activations: f32 or bf16. Masters, gradients, moments and logits are f32 in either case.
+    /// Type of weights and activations: f32, bf16 or f16. Masters, gradients, moments and logits are f32 in either case.
     pub dtype: DType,
+    /// How the loss is scaled in f16.
+    pub loss_scaling: LossScaling,
     /// What the backward pass computes anew.
     pub recompute: Recompute,
     /// Keep the layers' inputs in host memory between the passes. Results are equal in bits.
     pub activation_offloading: bool,
-    /// Keep moments, and masters beside bf16 weights, in host memory. Results are equal in bits.
+    /// Keep moments, and masters beside weights of 16 bits, in host memory. Results are equal in bits.
     pub optimizer_offload: bool,
     /// Most rows of logits at a time; `None`: as many as fit in 32 MiB (1.2 GiB on a GPU), but no fewer
     /// than 256.
@@ -43,6 +46,7 @@ impl Default for EngineOptions {
     fn default() -> Self {
         EngineOptions {
             dtype: DType::F32,
+            loss_scaling: LossScaling::default(),
             recompute: Recompute::Norms,
             activation_offloading: false,
             optimizer_offload: false,
@@ -122,6 +126,10 @@ pub struct StepStats {
     pub grad_norm: f64,
     /// In the order of the micro-batches.
     pub micro_batches: Vec<MicroBatchStats>,
+    /// With f16, the factor on the loss that gradients were computed with; they are divided by it again.
+    pub loss_scale: Option<f32>,
+    /// With f16: the loss or a gradient was not finite, nothing was updated, and the loss scale was halved.
+    pub skipped: bool,
     /// Wall-clock time.
     pub seconds: f64,
 }
@@ -142,15 +150,19 @@ pub struct Engine<B: Backend + ?Sized> {
     pub(crate) staging: Staging,
     pub(crate) plan: StepPlan,
     pub(crate) interrupt: Arc<AtomicBool>,
-    /// Optimizer steps done.
+    /// Optimizer steps done; those that were skipped are none.
     pub(crate) steps: u64,
+    /// Of the next step; `None` where gradients need none.
+    pub(crate) loss_scale: Option<LossScale>,
+    /// What the gradients that were computed last are to be divided by.
+    pub(crate) gradient_scale: f32,
 }
 
 /// Everything about a model that needs no memory of a device.
 pub(crate) fn model(config: &ModelConfig, options: &EngineOptions, kind: DeviceKind) -> Result<Model> {
     let option = |what: &str, hint: &str| Err(Error::new(ErrorCode::Config, what.to_string()).hint(hint));
-    if !matches!(options.dtype, DType::F32 | DType::Bf16) {
-        return option("weights and activations are f32 or bf16", "choose one of them");
+    if !matches!(options.dtype, DType::F32 | DType::Bf16 | DType::F16) {
+        return option("weights and activations are f32, bf16 or f16", "choose one of them");
     }
     if options.loss_seq_chunk_size == Some(0) {
         return option("loss_seq_chunk_size is 0", "it is the number of rows of logits at a time");
@@ -216,6 +228,8 @@ impl<B: Backend + ?Sized> Engine<B> {
             plan,
             interrupt: Arc::new(AtomicBool::new(false)),
             steps: 0,
+            loss_scale: LossScale::new(options.dtype, options.loss_scaling)?,
+            gradient_scale: 1.0,
         })
     }
 
@@ -293,7 +307,8 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// ONE optimizer step over all micro-batches: gradients of `sum(weight nll) / sum(weight)` over all their targets,
     /// clipping, AdamW. A micro-batch without targets contributes nothing; a step without any is an error, as is a
-    /// loss or gradient that is not finite. After an error weights, moments and step count are as before.
+    /// loss or gradient that is not finite; with f16 such a step is skipped, as long as the loss scale can fall. After an
+    /// error weights, moments and step count are as before.
     pub fn step(&mut self, batches: &[MicroBatch], hyper: Hyper) -> Result<StepStats> {
         let result = self.optimizer_step(batches, hyper);
         self.settle_interrupt(result)
@@ -318,17 +333,20 @@ impl<B: Backend + ?Sized> Engine<B> {
         self.backend.dot(training.gradients, training.gradients, norm_squared);
         let mut norm = [0f64];
         self.backend.read_back(norm_squared, bytemuck::cast_slice_mut(&mut norm))?;
-        let grad_norm = norm[0].sqrt();
-        let step = self.steps + 1;
-        self.check_finite(&stats, grad_norm)?;
-        self.update(&training, hyper, step);
-        self.steps = step;
+        let grad_norm = norm[0].sqrt() / f64::from(self.gradient_scale);
+        let loss_scale = self.loss_scale.map(|scale| scale.scale());
+        let skipped = self.settle_scale(self.check_finite(&stats, grad_norm))?;
+        if !skipped {
+            self.update(&training, hyper, self.steps + 1);
+            self.steps += 1;
+        }
 
         let weight: f64 = stats.iter().map(|s| s.target_weight).sum();
         let loss =
             stats.iter().map(|s| s.loss_sum).sum::<f64>() / weight + stats.iter().map(|s| s.balance_loss).sum::<f64>();
         stats.shrink_to_fit();
-        Ok(StepStats { loss, grad_norm, micro_batches: stats, seconds: start.elapsed().as_secs_f64() })
+        let seconds = start.elapsed().as_secs_f64();
+        Ok(StepStats { loss, grad_norm, micro_batches: stats, loss_scale, skipped, seconds })
     }
 
     fn training(&self) -> Result<TrainingStore> {
@@ -350,13 +368,15 @@ impl<B: Backend + ?Sized> Engine<B> {
             .hint("check that the rows have replies, and that truncation does not cut them off"));
         }
         self.backend.zero(training.gradients);
+        self.gradient_scale = self.loss_scale.map_or(1.0, |scale| scale.scale());
         let (sums, balances) = self.statistics(batches.len());
         let bottom = self.arena.mark();
         for (i, batch) in batches.iter().enumerate() {
             if stats[i].target_tokens > 0 {
                 let balance = balances.map(|b| b.slice(i * b.len / batches.len(), b.len / batches.len()));
-                let run = self.begin(batch, Some(self.model.recompute), sums.slice(3 * i, 3), balance);
-                self.parts().train(&run, (1.0 / weight) as f32)?;
+                let mut run = self.begin(batch, Some(self.model.recompute), sums.slice(3 * i, 3), balance);
+                run.loss_scale = self.gradient_scale;
+                self.parts().train(&run, weight)?;
                 self.arena.release(bottom);
             }
         }
@@ -460,10 +480,27 @@ impl<B: Backend + ?Sized> Engine<B> {
         Ok(())
     }
 
+    /// The loss scale after a step that came to `outcome`. True where the step is skipped.
+    fn settle_scale(&mut self, outcome: Result<()>) -> Result<bool> {
+        let Some(scale) = &mut self.loss_scale else { return outcome.map(|()| false) };
+        match outcome {
+            Ok(()) => {
+                scale.grow();
+                Ok(false)
+            }
+            Err(_) if scale.fall() => Ok(true),
+            Err(error) => Err(Error::new(error.code, format!("{} at a loss scale of 1", error.message)).hint(
+                "float16 holds no number above 65504, and this model may compute greater ones: use bf16; \
+                 or the learning rate is too high, or a row or weight damaged; nothing was updated",
+            )),
+        }
+    }
+
     /// AdamW on all parameters.
     fn update(&mut self, training: &TrainingStore, hyper: Hyper, step: u64) {
         let store = self.model.store;
-        let update = Update::new(&store, training, self.adam, self.model.params.decayed, hyper, step);
+        let update =
+            Update::new(&store, training, self.adam, self.model.params.decayed, hyper, step, self.gradient_scale);
         if store.host_bytes == 0 {
             return update.run(&mut *self.backend);
         }
@@ -482,7 +519,7 @@ pub(crate) fn take_statistics(arena: &mut Arena, shape: &Shape, count: usize) ->
 
 /// Makes the elements between parameters zero. Memory comes zeroed, which as a split master is not a number.
 fn zero_gaps<B: Backend + ?Sized>(backend: &mut B, model: &Model) {
-    let Some(low) = model.store.weights_low else { return };
+    let Some(low) = model.store.masters.filter(|masters| masters.dtype == DType::U16) else { return };
     let (_, zero) = split_master(0.0);
     for (start, len) in model.params.gaps() {
         backend.upload(bytemuck::cast_slice(&vec![zero; len]), low.slice(start, len));

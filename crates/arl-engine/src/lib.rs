@@ -13,6 +13,7 @@ mod engine;
 mod flops;
 mod generate;
 mod inspect;
+mod loss_scale;
 mod params;
 mod plan;
 mod shape;
@@ -26,6 +27,7 @@ pub use engine::{Adam, Engine, EngineOptions, Hyper, MicroBatchStats, StepStats,
 pub use flops::Flops;
 pub use generate::GenerateOptions;
 pub use inspect::Inspection;
+pub use loss_scale::LossScaling;
 pub use plan::{MemoryPlan, plan_memory, plan_memory_of};
 pub use state::Kind;
 pub use step::Recompute;

@@ -195,10 +195,10 @@ fn layer_params(
 /// The flat arrays, in [`Pool::State`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Store {
-    /// f32 or bf16.
+    /// f32, bf16 or f16.
     pub(crate) weights: Buffer,
-    /// u16, with bf16 weights: the rest of the exact f32 masters.
-    pub(crate) weights_low: Option<Buffer>,
+    /// With bf16 weights u16, the rest of the exact f32 masters; with f16 weights f32, the masters.
+    pub(crate) masters: Option<Buffer>,
     /// What training needs besides; absent from an engine for inference only.
     pub(crate) training: Option<TrainingStore>,
     /// Bytes of the pool.
@@ -218,8 +218,8 @@ pub(crate) struct TrainingStore {
 }
 
 impl Store {
-    /// The arrays of `len` elements, weights in `dtype`. With `optimizer_offload`, moments and the masters' lower halves
-    /// are in host memory.
+    /// The arrays of `len` elements, weights in `dtype`. With `optimizer_offload`, moments and masters are in host
+    /// memory.
     pub(crate) fn new(len: usize, dtype: DType, inference_only: bool, optimizer_offload: bool) -> Self {
         let (mut bytes, mut host_bytes) = (0, 0);
         let mut take = |pool: Pool, dtype: DType, len: usize| {
@@ -230,14 +230,19 @@ impl Store {
         };
         let optimizer = if optimizer_offload { Pool::HostState } else { Pool::State };
         let weights = take(Pool::State, dtype, len);
-        let weights_low = (dtype == DType::Bf16 && !inference_only).then(|| take(optimizer, DType::U16, len));
+        let masters = match dtype {
+            _ if inference_only => None,
+            DType::Bf16 => Some(take(optimizer, DType::U16, len)),
+            DType::F16 => Some(take(optimizer, DType::F32, len)),
+            _ => None,
+        };
         let training = (!inference_only).then(|| TrainingStore {
             gradients: take(Pool::State, DType::F32, len),
             moment1: take(optimizer, DType::F32, len),
             moment2: take(optimizer, DType::F32, len),
             norm_squared: take(Pool::State, DType::F64, 1),
         });
-        Self { weights, weights_low, training, bytes, host_bytes }
+        Self { weights, masters, training, bytes, host_bytes }
     }
 
     /// A parameter's weights.

@@ -45,11 +45,12 @@ impl Update {
         decayed: usize,
         hyper: Hyper,
         step: u64,
+        gradient_scale: f32,
     ) -> Self {
         let correction = |beta: f32| (1.0 - f64::from(beta).powf(step as f64)) as f32;
         let adam = AdamW {
             weights: store.weights,
-            weights_low: store.weights_low,
+            masters: store.masters,
             gradients: training.gradients,
             moment1: training.moment1,
             moment2: training.moment2,
@@ -61,6 +62,7 @@ impl Update {
             bias_correction1: correction(adam.beta1),
             bias_correction2: correction(adam.beta2),
             grad_norm_squared: training.norm_squared,
+            gradient_scale,
             max_grad_norm: hyper.max_grad_norm,
         };
         Update { adam, decayed }
@@ -77,7 +79,7 @@ impl Update {
             let part = |buffer: Buffer| buffer.slice(start, end - start);
             backend.adamw(&AdamW {
                 weights: part(self.adam.weights),
-                weights_low: self.adam.weights_low.map(part),
+                masters: self.adam.masters.map(part),
                 gradients: part(self.adam.gradients),
                 moment1: part(self.adam.moment1),
                 moment2: part(self.adam.moment2),
@@ -87,7 +89,7 @@ impl Update {
         }
     }
 
-    /// The update where moments, and masters beside bf16 weights, are in host memory.
+    /// The update where moments, and masters beside weights of 16 bits, are in host memory.
     pub(crate) fn run_offloaded<B: Backend + ?Sized>(&self, backend: &mut B, slots: &Slots) {
         let pieces: Vec<(usize, usize, f32)> = self
             .runs()
@@ -120,7 +122,7 @@ impl Update {
             let slot = &slots.places[i % SLOTS];
             backend.adamw(&AdamW {
                 weights: self.adam.weights.slice(start, len),
-                weights_low: slot.low.map(|low| low.slice(0, len)),
+                masters: slot.masters.map(|masters| masters.slice(0, len)),
                 gradients: self.adam.gradients.slice(start, len),
                 moment1: slot.moment1.slice(0, len),
                 moment2: slot.moment2.slice(0, len),
@@ -144,8 +146,8 @@ impl Update {
     fn pairs(&self, slots: &Slots, i: usize, start: usize, len: usize) -> impl Iterator<Item = (Buffer, Buffer)> {
         let slot = slots.places[i % SLOTS];
         let pair = move |host: Buffer, slot: Buffer| (host.slice(start, len), slot.slice(0, len));
-        let low = self.adam.weights_low.zip(slot.low).map(|(host, slot)| pair(host, slot));
-        [pair(self.adam.moment1, slot.moment1), pair(self.adam.moment2, slot.moment2)].into_iter().chain(low)
+        let masters = self.adam.masters.zip(slot.masters).map(|(host, slot)| pair(host, slot));
+        [pair(self.adam.moment1, slot.moment1), pair(self.adam.moment2, slot.moment2)].into_iter().chain(masters)
     }
 }
 
@@ -154,7 +156,7 @@ impl Update {
 struct Slot {
     moment1: Buffer,
     moment2: Buffer,
-    low: Option<Buffer>,
+    masters: Option<Buffer>,
 }
 
 /// The places of the pieces that are on the device.
@@ -174,7 +176,7 @@ impl Slots {
         let mut slot = || Slot {
             moment1: take(DType::F32),
             moment2: take(DType::F32),
-            low: store.weights_low.map(|_| take(DType::U16)),
+            masters: store.masters.map(|masters| take(masters.dtype)),
         };
         Slots { places: [slot(), slot(), slot()], piece }
     }

@@ -73,7 +73,7 @@ pub trait Backend: Send {
     /// Sets every element to zero.
     fn zero(&mut self, target: Buffer);
 
-    /// Copies, converting between f32 and bf16 where the types differ.
+    /// Copies, converting between f32 and a type of 16 bits where the types differ.
     fn copy(&mut self, source: Buffer, target: Buffer);
 
     /// A matrix product.
