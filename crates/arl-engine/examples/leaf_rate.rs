@@ -227,6 +227,7 @@ fn bench(model: &Model, dtype: DType, only: &str) -> arl_model::Result<()> {
     let op = AdamW {
         weights,
         masters,
+        rounding: None,
         gradients,
         moment1: b.place(n, DType::F32),
         moment2: b.place(n, DType::F32),

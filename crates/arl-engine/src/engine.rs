@@ -9,7 +9,7 @@ use std::time::Instant;
 use arl_model::{Error, ErrorCode, ModelConfig, Result, RopeTable, WeightDtype};
 
 use crate::arena::{Arena, Category};
-use crate::backend::{Backend, Buffer, DType, DeviceKind, Pool, split_master};
+use crate::backend::{Backend, Buffer, DType, DeviceKind, Pool, StochasticRounding, split_master};
 use crate::batch::{BatchSize, MicroBatch, Staging};
 use crate::loss_scale::{LossScale, LossScaling};
 use crate::params::{Params, Store, TrainingStore};
@@ -23,6 +23,8 @@ use crate::update::{Slots, Update};
 pub struct EngineOptions {
     /// Type of weights and activations: f32, bf16 or f16. Masters, gradients, moments and logits are f32 in either case.
     pub dtype: DType,
+    /// Keep no masters beside bf16 weights, and round each update up or down at random, with this seed.
+    pub stochastic_rounding: Option<u64>,
     /// How the loss is scaled in f16.
     pub loss_scaling: LossScaling,
     /// What the backward pass computes anew.
@@ -46,6 +48,7 @@ impl Default for EngineOptions {
     fn default() -> Self {
         EngineOptions {
             dtype: DType::F32,
+            stochastic_rounding: None,
             loss_scaling: LossScaling::default(),
             recompute: Recompute::Norms,
             activation_offloading: false,
@@ -156,6 +159,8 @@ pub struct Engine<B: Backend + ?Sized> {
     pub(crate) loss_scale: Option<LossScale>,
     /// What the gradients that were computed last are to be divided by.
     pub(crate) gradient_scale: f32,
+    /// See [`EngineOptions::stochastic_rounding`].
+    pub(crate) rounding_seed: Option<u64>,
 }
 
 /// Everything about a model that needs no memory of a device.
@@ -163,6 +168,13 @@ pub(crate) fn model(config: &ModelConfig, options: &EngineOptions, kind: DeviceK
     let option = |what: &str, hint: &str| Err(Error::new(ErrorCode::Config, what.to_string()).hint(hint));
     if !matches!(options.dtype, DType::F32 | DType::Bf16 | DType::F16) {
         return option("weights and activations are f32, bf16 or f16", "choose one of them");
+    }
+    let exact = options.stochastic_rounding.is_none();
+    if !exact && options.dtype != DType::Bf16 {
+        return option(
+            &format!("stochastic rounding is for bf16 weights, and these are {:?}", options.dtype),
+            "add --bf16, or leave bf16_stochastic_round out: other types keep exact masters",
+        );
     }
     if options.loss_seq_chunk_size == Some(0) {
         return option("loss_seq_chunk_size is 0", "it is the number of rows of logits at a time");
@@ -185,7 +197,7 @@ pub(crate) fn model(config: &ModelConfig, options: &EngineOptions, kind: DeviceK
     let chunk = (kind.default_logits_bytes() / (config.vocab_size * DType::F32.bytes())).max(256);
     Ok(Model {
         shape,
-        store: Store::new(params.len, options.dtype, options.inference_only, options.optimizer_offload),
+        store: Store::new(params.len, options.dtype, exact, options.inference_only, options.optimizer_offload),
         params,
         dtype: options.dtype,
         recompute: options.recompute,
@@ -230,6 +242,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             steps: 0,
             loss_scale: LossScale::new(options.dtype, options.loss_scaling)?,
             gradient_scale: 1.0,
+            rounding_seed: options.stochastic_rounding,
         })
     }
 
@@ -499,8 +512,9 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// AdamW on all parameters.
     fn update(&mut self, training: &TrainingStore, hyper: Hyper, step: u64) {
         let store = self.model.store;
-        let update =
-            Update::new(&store, training, self.adam, self.model.params.decayed, hyper, step, self.gradient_scale);
+        let mut update = Update::new(&store, training, self.adam, self.model.params.decayed, hyper, step);
+        update.adam.gradient_scale = self.gradient_scale;
+        update.adam.rounding = self.rounding_seed.map(|seed| StochasticRounding::new(seed, step));
         if store.host_bytes == 0 {
             return update.run(&mut *self.backend);
         }

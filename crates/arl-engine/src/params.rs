@@ -197,7 +197,7 @@ fn layer_params(
 pub(crate) struct Store {
     /// f32, bf16 or f16.
     pub(crate) weights: Buffer,
-    /// With bf16 weights u16, the rest of the exact f32 masters; with f16 weights f32, the masters.
+    /// With exact bf16 weights u16, the rest of the exact f32 masters; with f16 weights f32, the masters.
     pub(crate) masters: Option<Buffer>,
     /// What training needs besides; absent from an engine for inference only.
     pub(crate) training: Option<TrainingStore>,
@@ -218,9 +218,9 @@ pub(crate) struct TrainingStore {
 }
 
 impl Store {
-    /// The arrays of `len` elements, weights in `dtype`. With `optimizer_offload`, moments and masters are in host
+    /// The arrays of `len` elements, weights in `dtype`, those of bf16 with `exact` masters or none. With `optimizer_offload`, moments and masters are in host
     /// memory.
-    pub(crate) fn new(len: usize, dtype: DType, inference_only: bool, optimizer_offload: bool) -> Self {
+    pub(crate) fn new(len: usize, dtype: DType, exact: bool, inference_only: bool, optimizer_offload: bool) -> Self {
         let (mut bytes, mut host_bytes) = (0, 0);
         let mut take = |pool: Pool, dtype: DType, len: usize| {
             let next = if pool == Pool::State { &mut bytes } else { &mut host_bytes };
@@ -232,7 +232,7 @@ impl Store {
         let weights = take(Pool::State, dtype, len);
         let masters = match dtype {
             _ if inference_only => None,
-            DType::Bf16 => Some(take(optimizer, DType::U16, len)),
+            DType::Bf16 if exact => Some(take(optimizer, DType::U16, len)),
             DType::F16 => Some(take(optimizer, DType::F32, len)),
             _ => None,
         };

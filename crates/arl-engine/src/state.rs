@@ -197,8 +197,10 @@ impl<B: Backend + ?Sized> Engine<B> {
             }
         };
         add(&[self.model.dtype.bytes() as u8]);
-        if self.model.dtype == DType::F16 {
-            add(b"f16");
+        match (self.model.dtype, self.rounding_seed) {
+            (DType::F16, _) => add(b"f16"),
+            (_, Some(_)) => add(b"stochastic rounding"),
+            _ => {}
         }
         for tensor in &self.model.params.tensors {
             add(tensor.spec.name.as_bytes());
@@ -278,7 +280,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             return Err(damaged(&path, "it is not a state that this version writes"));
         }
         if file.metadata("layout") != Some(self.layout().as_str()) {
-            return Err(damaged(&path, "it belongs to another model, or to a run with another dtype"));
+            return Err(damaged(&path, "it belongs to another model, or to a run with another dtype or rounding"));
         }
         let Some(steps) = file.metadata("steps").and_then(|s| s.parse().ok()) else {
             return Err(damaged(&path, "its step count is missing"));

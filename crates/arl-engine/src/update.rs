@@ -45,12 +45,12 @@ impl Update {
         decayed: usize,
         hyper: Hyper,
         step: u64,
-        gradient_scale: f32,
     ) -> Self {
         let correction = |beta: f32| (1.0 - f64::from(beta).powf(step as f64)) as f32;
         let adam = AdamW {
             weights: store.weights,
             masters: store.masters,
+            rounding: None,
             gradients: training.gradients,
             moment1: training.moment1,
             moment2: training.moment2,
@@ -62,7 +62,7 @@ impl Update {
             bias_correction1: correction(adam.beta1),
             bias_correction2: correction(adam.beta2),
             grad_norm_squared: training.norm_squared,
-            gradient_scale,
+            gradient_scale: 1.0,
             max_grad_norm: hyper.max_grad_norm,
         };
         Update { adam, decayed }
@@ -80,6 +80,7 @@ impl Update {
             backend.adamw(&AdamW {
                 weights: part(self.adam.weights),
                 masters: self.adam.masters.map(part),
+                rounding: self.adam.rounding.map(|rounding| rounding.from(start)),
                 gradients: part(self.adam.gradients),
                 moment1: part(self.adam.moment1),
                 moment2: part(self.adam.moment2),
@@ -123,6 +124,7 @@ impl Update {
             backend.adamw(&AdamW {
                 weights: self.adam.weights.slice(start, len),
                 masters: slot.masters.map(|masters| masters.slice(0, len)),
+                rounding: self.adam.rounding.map(|rounding| rounding.from(start)),
                 gradients: self.adam.gradients.slice(start, len),
                 moment1: slot.moment1.slice(0, len),
                 moment2: slot.moment2.slice(0, len),

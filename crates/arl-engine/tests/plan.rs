@@ -202,6 +202,23 @@ fn a_gpus_plan_is_the_sum_worked_out_by_hand() {
 }
 
 #[test]
+fn stochastic_rounding_saves_the_second_half_of_bf16_weights() {
+    for (name, sizes) in MODELS {
+        let Some(dir) = config(name) else { return };
+        let rounded = EngineOptions { stochastic_rounding: Some(1), ..options(Recompute::Norms) };
+        let (parameters, gap) = (sizes.parameters(), 32 * (10 * sizes.layers + 4));
+        let (here, exact) = (plan(&dir, &rounded), plan(&dir, &options(Recompute::Norms)));
+        // 2 bytes of the weight, 4 of the gradient, 8 of the moments.
+        for (category, bytes) in [("weights", 2), ("master weights", 0), ("gradients", 4), ("moments", 8)] {
+            assert_near(category, bytes_of(&here.categories, category), bytes * parameters, bytes * gap);
+        }
+        assert_near(name, exact.total_bytes - here.total_bytes, 2 * parameters, 2 * gap + 64);
+        let offloaded = plan(&dir, &EngineOptions { optimizer_offload: true, ..rounded });
+        assert_near(name, offloaded.host_bytes, 8 * parameters, 8 * gap + 64);
+    }
+}
+
+#[test]
 fn in_f16_the_masters_are_whole_beside_the_weights() {
     for (name, sizes) in MODELS {
         let Some(dir) = config(name) else { return };

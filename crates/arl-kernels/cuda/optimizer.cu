@@ -1,10 +1,10 @@
-// AdamW with clipping in one pass over a run of parameters: f32 weights, the two halves of split masters, or f32
-// masters and the f16 weights that are their roundings. The factor of clipping and of the loss scale is computed here from
+// AdamW with clipping in one pass over a run of parameters: f32 weights, the two halves of split masters, f32
+// masters and the f16 weights that are their roundings, or bf16 weights that are rounded at random. The factor of clipping and of the loss scale is computed here from
 // the sum of squares, so that the host need not wait for it. Each step of the formula is rounded by itself, as on the CPU:
 // the bits of the update are the same.
 //
 // Bytes of a parameter: 16 read (weight, gradient, two moments), 12 written, with f32 weights and with split ones; with
-// f16 weights 2 more are written.
+// f16 weights 2 more are written. With bf16 weights alone, 14 read and 10 written.
 #include "arl.cuh"
 
 namespace optimizer {
@@ -107,6 +107,40 @@ struct Rounded {
     }
 };
 
+// bf16 weights without masters, rounded by random bits of parameter `first + i`: the engine's `StochasticRounding`.
+struct Stochastic {
+    bf16 *weights;
+    unsigned key_low, key_high;
+    long long first;
+
+    __device__ bool aligned() const { return groups<N>(weights, 0); }
+
+    static __device__ __forceinline__ unsigned mix(unsigned x) {
+        x = (x ^ x >> 16) * 0x7feb352du;
+        x = (x ^ x >> 15) * 0x846ca68bu;
+        return x ^ x >> 16;
+    }
+
+    template <int M> struct At {
+        Group<bf16, M> value;
+        unsigned key_low, key_high;
+        unsigned long long index;
+        __device__ float get(int j) const { return ::load(value.at[j]); }
+        __device__ void set(int j, float weight) {
+            unsigned long long place = index + j;
+            unsigned random = mix(mix((unsigned)place ^ key_low) ^ (unsigned)(place >> 32) ^ key_high) >> 16;
+            unsigned bits = __float_as_uint(weight);
+            unsigned rounded = weight != weight ? bits >> 16 | 0x40 : (bits + random) >> 16;
+            value.at[j] = __ushort_as_bfloat16((unsigned short)rounded);
+        }
+    };
+
+    template <int M> __device__ At<M> load(long long i) const {
+        return {load_group<M>(weights + i), key_low, key_high, (unsigned long long)(first + i)};
+    }
+    template <int M> __device__ void store(long long i, const At<M> &at) const { store_group(weights + i, at.value); }
+};
+
 // The arrays beside the weights.
 struct Arrays {
     const float *gradients;
@@ -169,6 +203,11 @@ ARL_KERNEL(adamw_split, optimizer::THREADS, bf16 *weights, unsigned short *weigh
 
 ARL_KERNEL(adamw_f16, optimizer::THREADS, f16 *weights, float *masters, ADAMW_ARGUMENTS) {
     optimizer::update(optimizer::Rounded{weights, masters}, ADAMW_VALUES);
+}
+
+ARL_KERNEL(adamw_bf16, optimizer::THREADS, bf16 *weights, int key_low, int key_high, long long first,
+           ADAMW_ARGUMENTS) {
+    optimizer::update(optimizer::Stochastic{weights, (unsigned)key_low, (unsigned)key_high, first}, ADAMW_VALUES);
 }
 #undef ADAMW_ARGUMENTS
 #undef ADAMW_VALUES

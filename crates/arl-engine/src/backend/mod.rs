@@ -13,6 +13,7 @@ mod kind;
 mod operations;
 pub mod plan;
 pub mod profile;
+mod rounding;
 
 pub use self::buffer::{Buffer, DType, Event, Pool, Rows, Stream};
 pub use self::kind::DeviceKind;
@@ -20,6 +21,7 @@ pub use self::operations::{
     AdamW, Attention, CrossEntropy, GroupedMatmul, Heads, Layout, Matmul, NormRope, Permutation, Router, Sequences,
     join_master, split_master,
 };
+pub use self::rounding::StochasticRounding;
 
 /// A device's leaf operations.
 ///

@@ -1,6 +1,6 @@
 //! What the leaves work on: one struct for each operation that has more to it than a few buffers.
 
-use super::{Buffer, Rows};
+use super::{Buffer, Rows, StochasticRounding};
 
 /// Which operands of a matrix product are transposed, named as BLAS does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -180,11 +180,13 @@ pub struct CrossEntropy {
 /// A run of parameters that are updated alike. All buffers have the same length.
 #[derive(Clone, Copy, Debug)]
 pub struct AdamW {
-    /// f32; or bf16 or f16, with `masters`.
+    /// f32; bf16 with `masters` or `rounding`; or f16 with `masters`.
     pub weights: Buffer,
     /// With bf16 weights u16: what is left of the exact f32 master (see [`split_master`]). With f16 weights f32: the master
     /// itself, which the weight is the rounding of.
     pub masters: Option<Buffer>,
+    /// How bf16 weights without masters are rounded.
+    pub rounding: Option<StochasticRounding>,
     /// f32.
     pub gradients: Buffer,
     /// f32: first moment.

@@ -369,16 +369,19 @@ impl Backend for CpuBackend {
         };
         let gradients = lease.read(op.gradients);
         let (moment1, moment2) = (lease.write(op.moment1), lease.write(op.moment2));
-        match op.masters {
-            Some(masters) if masters.dtype == DType::U16 => {
+        match (op.masters, op.rounding) {
+            (Some(masters), _) if masters.dtype == DType::U16 => {
                 let (weights, masters) = (lease.write(op.weights), lease.write(masters));
                 optimizer::adamw_split(step, weights, masters, gradients, moment1, moment2);
             }
-            Some(masters) => {
+            (Some(masters), _) => {
                 let (weights, masters) = (lease.write(op.weights), lease.write(masters));
                 optimizer::adamw_masters(step, weights, masters, gradients, moment1, moment2);
             }
-            None => optimizer::adamw(step, lease.write(op.weights), gradients, moment1, moment2),
+            (None, Some(rounding)) => {
+                optimizer::adamw_rounded(step, rounding, lease.write(op.weights), gradients, moment1, moment2);
+            }
+            (None, None) => optimizer::adamw(step, lease.write(op.weights), gradients, moment1, moment2),
         }
     }
 

@@ -3,9 +3,10 @@
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::element::Element;
 use super::elementwise::convert;
 use super::vector::vectorise;
-use crate::backend::{AdamW, join_master, split_master};
+use crate::backend::{AdamW, StochasticRounding, join_master, split_master};
 
 /// Elements that one task takes.
 const BLOCK: usize = 16_384;
@@ -119,4 +120,34 @@ pub(super) fn adamw_masters(
     assert_eq!(weights.len(), masters.len(), "adamw of {} weights", masters.len());
     adamw(step, masters, gradients, moment1, moment2);
     convert(masters, weights);
+}
+
+/// Updates bf16 weights without masters.
+pub(super) fn adamw_rounded(
+    step: Step,
+    rounding: StochasticRounding,
+    weights: &mut [bf16],
+    gradients: &[f32],
+    moment1: &mut [f32],
+    moment2: &mut [f32],
+) {
+    let len = weights.len();
+    assert_eq!((gradients.len(), moment1.len(), moment2.len()), (len, len, len), "adamw of {len} weights");
+    weights
+        .par_chunks_mut(BLOCK)
+        .zip(gradients.par_chunks(BLOCK))
+        .zip(moment1.par_chunks_mut(BLOCK).zip(moment2.par_chunks_mut(BLOCK)))
+        .enumerate()
+        .for_each(|(block, ((weights, gradients), (moment1, moment2)))| {
+            let rounding = rounding.from(block * BLOCK);
+            vectorise!({
+                let moments = moment1.iter_mut().zip(moment2);
+                for (i, ((weight, gradient), (moment1, moment2))) in
+                    weights.iter_mut().zip(gradients).zip(moments).enumerate()
+                {
+                    let new = step.apply(weight.load(), *gradient, moment1, moment2);
+                    *weight = bf16::from_bits(rounding.round(new, i));
+                }
+            });
+        });
 }

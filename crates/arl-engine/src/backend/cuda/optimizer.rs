@@ -31,11 +31,17 @@ pub(super) fn adamw<D: Device>(device: &mut D, op: &AdamW) {
     ];
     let masters_len = op.masters.map_or(len, |masters| masters.len);
     assert_eq!(masters_len, len, "adamw of {len} weights");
-    let (kernel, args) = match (op.weights.dtype, op.masters) {
-        (DType::F32, None) => ("adamw_f32", [&[weights][..], &rest].concat()),
-        (DType::Bf16, Some(low)) => ("adamw_split", [&[weights, Arg::Update(low)][..], &rest].concat()),
-        (DType::F16, Some(masters)) => ("adamw_f16", [&[weights, Arg::Update(masters)][..], &rest].concat()),
-        (dtype, masters) => unreachable!("no leaf updates weights of {dtype:?} with masters {masters:?}"),
+    let (kernel, args) = match (op.weights.dtype, op.masters, op.rounding) {
+        (DType::F32, None, None) => ("adamw_f32", [&[weights][..], &rest].concat()),
+        (DType::Bf16, Some(low), _) => ("adamw_split", [&[weights, Arg::Update(low)][..], &rest].concat()),
+        (DType::F16, Some(masters), _) => ("adamw_f16", [&[weights, Arg::Update(masters)][..], &rest].concat()),
+        (DType::Bf16, None, Some(rounding)) => {
+            // The bits of two u32 and a u64.
+            let [low, high] = rounding.key.map(|word| Arg::Int(word.cast_signed()));
+            let first = Arg::Long(rounding.first.cast_signed());
+            ("adamw_bf16", [&[weights, low, high, first][..], &rest].concat())
+        }
+        (dtype, masters, _) => unreachable!("no leaf updates weights of {dtype:?} with masters {masters:?}"),
     };
     device.launch(&Launch { kernel, grid, threads: THREADS, shared_bytes: 0, args: &args });
 }

@@ -1,7 +1,7 @@
 //! AdamW.
 
 use super::*;
-use crate::backend::{AdamW, join_master, split_master};
+use crate::backend::{AdamW, StochasticRounding, join_master, split_master};
 
 struct Rates {
     learning_rate: f64,
@@ -33,6 +33,7 @@ fn op(fixture: &mut Fixture, rates: &Rates, step: i32, len: usize, norm_squared:
     AdamW {
         weights: fixture.poisoned(0, DType::F32),
         masters: None,
+        rounding: None,
         gradients: fixture.poisoned(0, DType::F32),
         moment1: fixture.put(&vec![0.0; len], DType::F32),
         moment2: fixture.put(&vec![0.0; len], DType::F32),
@@ -169,6 +170,64 @@ fn each_step_of_the_formula_is_rounded_to_f32_wherever_the_parameters_begin() {
         assert_eq!(fixture.get(rounded.weights), narrow);
         let (high, low) = split(&expected[0]);
         assert_eq!((fixture.get(halves.weights), fixture.get(halves.masters.unwrap())), (high, low));
+    }
+}
+
+#[test]
+fn weights_without_masters_are_the_f32_update_rounded_by_the_bits_of_their_places() {
+    let mut random = Random(52);
+    let (skipped, len) = (1, 40_003);
+    // Also where the parameters' numbers pass 2^32.
+    for (start, first) in [(0, 0), (skipped, 77), (0, u64::from(u32::MAX) - 1000)] {
+        let mut fixture = Fixture::new();
+        let arrays = [DType::Bf16, DType::F32, DType::F32, DType::F32].map(|dtype| random.values(skipped + len, dtype));
+        let [w, g, m, v] = &arrays;
+        let v: Vec<f64> = v.iter().map(|v| v.abs()).collect();
+        let rounding = StochasticRounding { first, ..StochasticRounding::new(3, 9) };
+        let op = op(&mut fixture, &RATES, 3, 0, inner(g, g));
+        let whole = AdamW {
+            weights: fixture.put(w, DType::F32).slice(start, len),
+            gradients: fixture.put(g, DType::F32).slice(start, len),
+            moment1: fixture.put(m, DType::F32).slice(start, len),
+            moment2: fixture.put(&v, DType::F32).slice(start, len),
+            ..op
+        };
+        let rounded = AdamW {
+            weights: fixture.put(w, DType::Bf16).slice(start, len),
+            rounding: Some(rounding),
+            moment1: fixture.put(m, DType::F32).slice(start, len),
+            moment2: fixture.put(&v, DType::F32).slice(start, len),
+            ..whole
+        };
+        // In pieces it is the same.
+        let pieces = AdamW {
+            weights: fixture.put(w, DType::Bf16).slice(start, len),
+            moment1: fixture.put(m, DType::F32).slice(start, len),
+            moment2: fixture.put(&v, DType::F32).slice(start, len),
+            ..rounded
+        };
+        fixture.backend.adamw(&whole);
+        fixture.backend.adamw(&rounded);
+        for (from, to) in [(0, 1000), (1000, 1003), (1003, len)] {
+            let part = |buffer: Buffer| buffer.slice(from, to - from);
+            fixture.backend.adamw(&AdamW {
+                weights: part(pieces.weights),
+                rounding: Some(rounding.from(from)),
+                gradients: part(pieces.gradients),
+                moment1: part(pieces.moment1),
+                moment2: part(pieces.moment2),
+                ..pieces
+            });
+        }
+        let exact = fixture.get(whole.weights);
+        let expected = exact.iter().enumerate().map(|(i, x)| rounding.round(*x as f32, i));
+        let expected: Vec<f64> = expected.map(|bits| bf16::from_bits(bits).to_f64()).collect();
+        assert_eq!(fixture.get(rounded.weights), expected);
+        assert_eq!(fixture.get(pieces.weights), expected);
+        assert_eq!(fixture.get(rounded.moment1), fixture.get(whole.moment1));
+        assert_eq!(fixture.get(rounded.moment2), fixture.get(whole.moment2));
+        let nearest: Vec<f64> = exact.iter().map(|x| round(*x, DType::Bf16)).collect();
+        assert_ne!(expected, nearest);
     }
 }
 
