@@ -44,7 +44,12 @@ export function flopsOf(run: PreparedRun, batches: MicroBatch[]): number {
 }
 
 /** Keeps the batch that made a loss or gradient that is not finite, and tells where. */
-async function nonFinite(run: PreparedRun, step: number, prepared: PreparedStep, what: string): Promise<ArlError> {
+async function nonFinite(
+	run: PreparedRun,
+	step: number,
+	prepared: PreparedStep,
+	{ learningRate, what, hint = "" }: { learningRate: number; what: string; hint?: string },
+): Promise<ArlError> {
 	const { args, source } = run;
 	const path = join(args.output_dir, `nonfinite-step-${step}.json`);
 	const microBatches = prepared.rows.map((rows, i) => {
@@ -59,7 +64,7 @@ async function nonFinite(run: PreparedRun, step: number, prepared: PreparedStep,
 			};
 		});
 	});
-	const content = { step, reason: what, learning_rate: run.schedule(step - 1), micro_batches: microBatches };
+	const content = { step, reason: what, learning_rate: learningRate, micro_batches: microBatches };
 	let saved = `The batch is in ${path}.`;
 	try {
 		await makeFolder(args.output_dir);
@@ -72,7 +77,7 @@ async function nonFinite(run: PreparedRun, step: number, prepared: PreparedStep,
 	return new ArlError(
 		"ARL_NONFINITE",
 		`step ${step}: ${what}`,
-		`${saved}${where} Look at its rows, lower learning_rate, add warmup_steps, or set max_grad_norm.`,
+		`${saved}${where} Look at its rows, lower learning_rate, add warmup_steps, or set max_grad_norm.${hint}`,
 	);
 }
 
@@ -95,19 +100,34 @@ async function outOfMemory(run: PreparedRun, step: number, { batches }: Prepared
 	return withPlan(error, plan, () => run.advise(options), `step ${step}: `, stands);
 }
 
-/** Takes step `step` (from 1). Throws `ARL_NONFINITE` where its loss or gradient is not finite. */
-export async function takeStep(run: PreparedRun, step: number, prepared: PreparedStep): Promise<StepStats> {
-	const hyper = { learningRate: run.schedule(step - 1), maxGradNorm: run.args.max_grad_norm };
+/** Takes step `step` (from 1). Throws `ARL_NONFINITE` where its loss or gradient is not finite and it was not skipped. */
+export async function takeStep(
+	run: PreparedRun,
+	step: number,
+	prepared: PreparedStep,
+	learningRate: number,
+): Promise<StepStats> {
+	const hyper = { learningRate, maxGradNorm: run.args.max_grad_norm };
 	let stats: StepStats;
 	try {
 		stats = await run.engine.step(prepared.batches, hyper);
 	} catch (error) {
 		const known = toArlError(error);
-		if (known.code === "ARL_NONFINITE") throw await nonFinite(run, step, prepared, known.message);
+		if (known.code === "ARL_NONFINITE") {
+			const hint = run.args.fp16
+				? " float16 holds no number above 65504: --fp16 false --bf16 has the range of float32."
+				: "";
+			throw await nonFinite(run, step, prepared, { learningRate, what: known.message, hint });
+		}
 		throw known.code === "ARL_OOM" ? await outOfMemory(run, step, prepared, known) : known;
 	}
-	if (!Number.isFinite(stats.loss)) throw await nonFinite(run, step, prepared, `the loss is ${stats.loss}`);
-	if (!Number.isFinite(stats.gradNorm))
-		throw await nonFinite(run, step, prepared, `the gradient's norm is ${stats.gradNorm}`);
+	if (stats.skipped) return stats;
+	for (const [name, value] of [
+		["the loss", stats.loss],
+		["the gradient's norm", stats.gradNorm],
+	] as const) {
+		if (!Number.isFinite(value))
+			throw await nonFinite(run, step, prepared, { learningRate, what: `${name} is ${value}` });
+	}
 	return stats;
 }
