@@ -159,7 +159,10 @@ describe("float16 on the engine", () => {
 		expect(numbers(rest)).toEqual(numbers(expected).slice(6));
 		expect(differingFiles(join(whole, "checkpoint-12"), join(place.out, "checkpoint-12"))).toEqual([]);
 		const other = await errorOf(
-			run(place.out, { resume_from_checkpoint: join(whole, "checkpoint-6"), bf16_stochastic_round: false }).train(),
+			run(`${place.out}-other`, {
+				resume_from_checkpoint: join(whole, "checkpoint-6"),
+				bf16_stochastic_round: false,
+			}).train(),
 		);
 		expect(other.message).toContain("bf16_stochastic_round: true -> none");
 	}, 60_000);
