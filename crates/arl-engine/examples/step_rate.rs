@@ -112,9 +112,7 @@ fn run(arguments: &Arguments) -> Result<(), String> {
         loss_seq_chunk_size: arguments.chunk,
         max_batch: BatchSize { tokens: arguments.tokens, sequences: arguments.tokens / arguments.seq },
         adam: Adam { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1 },
-        activation_offloading: false,
-        optimizer_offload: false,
-        inference_only: false,
+        ..EngineOptions::default()
     };
     let backend = ProfileBackend::new(CpuBackend::new());
     let mut engine =
