@@ -11,7 +11,7 @@ use arl_model::{Error, ErrorCode, ModelConfig, Result, RopeTable, WeightDtype};
 use crate::arena::{Arena, Category};
 use crate::backend::{Backend, Buffer, DType, DeviceKind, Pool, StochasticRounding, split_master};
 use crate::batch::{BatchSize, MicroBatch, Staging};
-use crate::loss_scale::{LossScale, LossScaling};
+use crate::loss_scale::{self, LossScale, LossScaling};
 use crate::params::{Params, Store, TrainingStore};
 use crate::plan::{MemoryPlan, StepPlan};
 use crate::shape::Shape;
@@ -347,8 +347,9 @@ impl<B: Backend + ?Sized> Engine<B> {
         let mut norm = [0f64];
         self.backend.read_back(norm_squared, bytemuck::cast_slice_mut(&mut norm))?;
         let grad_norm = norm[0].sqrt() / f64::from(self.gradient_scale);
-        let loss_scale = self.loss_scale.map(|scale| scale.scale());
-        let skipped = self.settle_scale(self.check_finite(&stats, grad_norm))?;
+        let scale = self.loss_scale.map(|scale| scale.scale());
+        let outcome = self.check_finite(&stats, grad_norm);
+        let skipped = loss_scale::settle(&mut self.loss_scale, outcome)?;
         if !skipped {
             self.update(&training, hyper, self.steps + 1);
             self.steps += 1;
@@ -359,7 +360,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             stats.iter().map(|s| s.loss_sum).sum::<f64>() / weight + stats.iter().map(|s| s.balance_loss).sum::<f64>();
         stats.shrink_to_fit();
         let seconds = start.elapsed().as_secs_f64();
-        Ok(StepStats { loss, grad_norm, micro_batches: stats, loss_scale, skipped, seconds })
+        Ok(StepStats { loss, grad_norm, micro_batches: stats, loss_scale: scale, skipped, seconds })
     }
 
     fn training(&self) -> Result<TrainingStore> {
@@ -491,22 +492,6 @@ impl<B: Backend + ?Sized> Engine<B> {
             );
         }
         Ok(())
-    }
-
-    /// The loss scale after a step that came to `outcome`. True where the step is skipped.
-    fn settle_scale(&mut self, outcome: Result<()>) -> Result<bool> {
-        let Some(scale) = &mut self.loss_scale else { return outcome.map(|()| false) };
-        match outcome {
-            Ok(()) => {
-                scale.grow();
-                Ok(false)
-            }
-            Err(_) if scale.fall() => Ok(true),
-            Err(error) => Err(Error::new(error.code, format!("{} at a loss scale of 1", error.message)).hint(
-                "float16 holds no number above 65504, and this model may compute greater ones: use bf16; \
-                 or the learning rate is too high, or a row or weight damaged; nothing was updated",
-            )),
-        }
     }
 
     /// AdamW on all parameters.

@@ -49,7 +49,7 @@ impl LossScale {
     }
 
     /// After a step whose gradients were finite.
-    pub(crate) fn grow(&mut self) {
+    fn grow(&mut self) {
         self.good_steps += 1;
         if self.good_steps >= self.growth_interval {
             self.good_steps = 0;
@@ -61,7 +61,7 @@ impl LossScale {
 
     /// After a step that is skipped, because its loss or a gradient was not finite. False where the scale is 1 already:
     /// then the scale was not the cause. (torch goes on halving, and so skips every further step of a run that is lost.)
-    pub(crate) fn fall(&mut self) -> bool {
+    fn fall(&mut self) -> bool {
         if self.scale <= 1.0 {
             return false;
         }
@@ -80,6 +80,23 @@ impl LossScale {
         let (scale, good_steps) = text.split_once(' ')?;
         let scale = scale.parse().ok().filter(|scale| is_scale(*scale))?;
         Some(LossScale { scale, good_steps: good_steps.parse().ok()?, ..self })
+    }
+}
+
+/// The scale after a step that came to `outcome`, an error where something was not finite. True where the step is to be
+/// skipped; where it cannot be, the error.
+pub(crate) fn settle(scale: &mut Option<LossScale>, outcome: Result<()>) -> Result<bool> {
+    let Some(scale) = scale else { return outcome.map(|()| false) };
+    match outcome {
+        Ok(()) => {
+            scale.grow();
+            Ok(false)
+        }
+        Err(_) if scale.fall() => Ok(true),
+        Err(error) => Err(Error::new(error.code, format!("{} at a loss scale of 1", error.message)).hint(
+            "float16 holds no number above 65504, and this model may compute greater ones: use bf16; \
+             or the learning rate is too high, or a row or weight damaged; nothing was updated",
+        )),
     }
 }
 
