@@ -125,6 +125,22 @@ fn recomputation_and_offloading_change_no_bit_and_keep_the_order() {
 }
 
 #[test]
+fn whole_masters_and_none_keep_the_order_as_split_ones_do() {
+    let dir = deeper("window-bias", 5);
+    let bf16 = options(DType::Bf16, Recompute::Block, 33);
+    for base in [options(DType::F16, Recompute::Block, 33), EngineOptions { stochastic_rounding: Some(1), ..bf16 }] {
+        let options = EngineOptions { activation_offloading: true, optimizer_offload: true, ..base };
+        let mut engine = open(CudaBackend::new(RecordingDevice::new(NoDevice)), dir.path(), &options);
+        for _ in 0..2 {
+            engine.step(&[batch(&[9, 3], 1), batch(&[12], 2)], HYPER).unwrap();
+        }
+        let device = engine.backend_mut().device_mut();
+        assert!(device.transfers > 0);
+        assert_eq!(device.faults, Vec::<String>::new(), "{:?}", options.dtype);
+    }
+}
+
+#[test]
 fn an_event_that_is_not_waited_for_is_found() {
     let dir = deeper("window-bias", 5);
     let base = options(DType::Bf16, Recompute::Block, 33);
