@@ -36,7 +36,7 @@ export declare class Engine {
   evaluate(batches: Array<MicroBatch>): Promise<MicroBatchStats[]>
   /** Replies to prompts, all at once. */
   generate(prompts: Array<Int32Array>, options: GenerateOptions): Promise<Int32Array[]>
-  /** Exact weights, moments and step count, as safetensors in `dir`. */
+  /** Exact weights, moments, step count and loss scale, as safetensors in `dir`. */
   saveState(dir: string): Promise<void>
   /** Goes on from what `saveState` wrote. */
   restoreState(dir: string): Promise<void>
@@ -212,7 +212,7 @@ export interface EngineInfo {
   maxPositionEmbeddings: number
   /** For people. */
   device: string
-  /** `f32` or `bf16`. */
+  /** `f32`, `bf16` or `f16`. */
   dtype: string
   /** Model FLOPs a token without attention's share: 6 x parameters of the matrix products that a token meets, head included. */
   flopsPerToken: number
@@ -230,17 +230,19 @@ export interface EngineOptions {
   modelDir: string
   /** Random weights from `seed` instead of the folder's; the folder need not have any. */
   initFromConfig?: boolean
-  /** Seed of random weights. */
+  /** Seed of random weights and of stochastic rounding. */
   seed?: number
   /** `cpu`, `cuda` or `cuda:N`. */
   device: string
-  /** Type of weights and activations. */
-  dtype: 'f32' | 'bf16'
+  /** Type of weights and activations. With f16 the loss is scaled. */
+  dtype: 'f32' | 'bf16' | 'f16'
+  /** Keep no masters beside bf16 weights, and round each update up or down at random, with `seed`. */
+  stochasticRounding?: boolean
   /** What the backward pass computes anew. */
   recompute: 'off' | 'norms' | 'mlp' | 'block'
   /** Keep the layers' inputs in host memory between the passes. */
   activationOffloading?: boolean
-  /** Keep moments, and masters beside bf16 weights, in host memory. */
+  /** Keep moments, and masters beside weights of 16 bits, in host memory. */
   optimizerOffload?: boolean
   /** Most rows of logits at a time. */
   lossSeqChunkSize?: number
@@ -394,6 +396,10 @@ export interface StepStats {
   gradNorm: number
   /** In the order of the micro-batches. */
   microBatches: Array<MicroBatchStats>
+  /** With f16, the factor on the loss that gradients were computed with. */
+  lossScale?: number
+  /** With f16: the loss or a gradient was not finite, nothing was updated, and the loss scale was halved. */
+  skipped: boolean
   /**
    * Wall-clock time from the step's submission, or from the end of the step before it where that came later, until its
    * figures were on the host.

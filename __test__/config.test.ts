@@ -107,6 +107,23 @@ describe("flags", () => {
 		expect(resolve(["--no_logging_first_step"]).args.logging_first_step).toBe(false);
 	});
 
+	it("refuses two types of 16 bits, and random rounding of another than bf16, with what to do", () => {
+		expect(resolve(["--fp16"]).args).toMatchObject({ fp16: true, bf16: "auto" });
+		expect(resolve(["--fp16", "--bf16", "false"]).args).toMatchObject({ fp16: true, bf16: false });
+		expect(resolve(["--bf16", "--bf16_stochastic_round"]).args.bf16_stochastic_round).toBe(true);
+		const both = refused(["--fp16", "--bf16"]);
+		expect(both.message).toContain("fp16 true (a flag) contradicts bf16 true (a flag)");
+		expect(both.hint).toContain("Give only one of them");
+		for (const [words, other] of [
+			[["--bf16", "false"], "bf16 false (a flag)"],
+			[["--fp16"], "fp16 true (a flag)"],
+		] as const) {
+			const error = refused([...words, "--bf16_stochastic_round"]);
+			expect(error.message).toContain(`bf16_stochastic_round true (a flag) contradicts ${other}`);
+			expect(error.hint).toContain("Add --bf16");
+		}
+	});
+
 	it("leaves bf16 to the device unless it is said, and takes none of other programs' files for unsaid", () => {
 		expect(resolve([]).args.bf16).toBe("auto");
 		expect(resolve(["--bf16", "auto"], { bf16: true }).args.bf16).toBe("auto");
@@ -222,7 +239,7 @@ describe("values that are refused", () => {
 		["truncation", "middle", "one of error, drop, left, right"],
 		["seed", "99999999999999999999", "a whole number, 0 or more and at most 4294967295"],
 		["tp_size", "8", "1 (one device only"],
-		["fp16", "true", "false (float16 is not built, neither for the CPU nor for GPUs; take bf16)"],
+		["fp16", "maybe", "true or false"],
 		["eval_strategy", "steps", "no (evaluation while training is not built"],
 		["device", "gpu", "auto, cpu, cuda or cuda:N"],
 		["report_to", "wandb", "none (other sinks are not built yet"],

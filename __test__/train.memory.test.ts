@@ -133,6 +133,19 @@ describe("the check of memory", () => {
 			"--gradient_checkpointing block",
 			"--per_device_train_batch_size 2",
 		]);
+		// Here masters are a category of their own.
+		const withMasters = (options: EngineOptions) => {
+			const { totalBytes, ...rest } = plan(options);
+			const masters = options.dtype === "f16" ? 20 : options.dtype === "bf16" && !options.stochasticRounding ? 10 : 0;
+			return { ...rest, totalBytes: totalBytes + masters * GIB };
+		};
+		const saving = (options: EngineOptions) =>
+			advise(options, withMasters, free).changes.filter(({ flags: words }) => words.includes("16"));
+		expect(saving(OPTIONS)).toMatchObject([{ flags: "--bf16_stochastic_round", savedBytes: 10 * GIB }]);
+		expect(saving({ ...OPTIONS, stochasticRounding: true })).toEqual([]);
+		expect(saving({ ...OPTIONS, dtype: "f16" })).toMatchObject([
+			{ flags: "--fp16 false --bf16", savedBytes: 10 * GIB },
+		]);
 		expect(flags(OPTIONS, { packed: true, resumed: false })).toContain("--max_tokens_per_micro_batch 2048");
 		expect(flags({ ...OPTIONS, maxSequences: 1 })).toContain("--max_length 2048");
 		expect(flags(OPTIONS, { packed: false, resumed: true })).toEqual([
@@ -204,6 +217,8 @@ describe("what the device settles", () => {
 	});
 
 	it("stays as it was in a run that goes on, on whatever device, unless it is said", () => {
+		const fp16 = settleForDevice(args({ fp16: true }), "cuda:0").args;
+		expect([fp16.bf16, engineOptions(fp16, "cuda:0", size).dtype]).toEqual([false, "f16"]);
 		expect(settleBf16("auto", "cuda:0", false)).toBe(false);
 		expect(settleBf16("auto", "cpu", true)).toBe(true);
 		expect(settleBf16(true, "cpu", false)).toBe(true);

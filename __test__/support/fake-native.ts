@@ -29,6 +29,8 @@ export interface Faults {
 	/** Called with each thing that is done with a step: `submit 1`, `finish 1`, `finished 1`, `discard`. */
 	onQueue?: (what: string) => void;
 	onExport?: (dir: string) => void;
+	/** With fp16: whether the call of `step` with this number (from 1) is skipped; `loss` is not finite then, or given. */
+	skips?: (call: number) => { loss: number } | undefined;
 	onSaveState?: (dir: string) => void;
 	/** Milliseconds that each call of `fill` takes. */
 	fillMs?: number;
@@ -197,6 +199,8 @@ class FakeEngine implements NativeEngine {
 	private moments = new Float64Array(4);
 	private steps = 0;
 	private readonly submitted: { batches: MicroBatch[]; hyper: { learningRate: number; maxGradNorm: number } }[] = [];
+	private calls = 0;
+	private lossScale = 65536;
 
 	constructor(
 		readonly options: EngineOptions,
@@ -225,20 +229,25 @@ class FakeEngine implements NativeEngine {
 	async step(batches: MicroBatch[], hyper: { learningRate: number; maxGradNorm: number }): Promise<StepStats> {
 		if (this.faults.stepMs) await pause(this.faults.stepMs);
 		const forced = this.faults.onStep?.(this.steps + 1, batches);
+		const skip = this.faults.skips?.(++this.calls);
+		const lossScale = this.options.dtype === "f16" && { lossScale: this.lossScale };
+		if (skip) this.lossScale /= 2;
 		let sum = 0;
 		let targets = 0;
 		for (const { inputIds } of batches) {
 			for (const [i, id] of inputIds.entries()) sum += Math.sin(id * (i + 1)) * (this.weights[id % 4] as number);
 			targets += inputIds.length;
 		}
-		for (let i = 0; i < 4; i++) {
+		for (let i = 0; i < 4 && !skip; i++) {
 			this.moments[i] = 0.9 * (this.moments[i] as number) + 0.1 * Math.cos(sum + i);
 			this.weights[i] = (this.weights[i] as number) - hyper.learningRate * (this.moments[i] as number);
 		}
-		this.steps += 1;
+		if (!skip) this.steps += 1;
 		return {
-			loss: forced ?? sum / targets,
-			gradNorm: Math.abs(sum),
+			loss: skip?.loss ?? forced ?? sum / targets,
+			gradNorm: skip ? Number.POSITIVE_INFINITY : Math.abs(sum),
+			...lossScale,
+			skipped: skip !== undefined,
 			seconds: 0.001,
 			microBatches: batches.map(({ inputIds, cuSeqlens }) => ({
 				tokens: inputIds.length,
@@ -246,7 +255,7 @@ class FakeEngine implements NativeEngine {
 				targetWeight: inputIds.length,
 				lossSum: 0,
 				correct: inputIds.filter((id) => id % 2 === 0).length,
-				entropySum: inputIds.length / 2,
+				entropySum: Number.isFinite(skip?.loss ?? 0) ? inputIds.length / 2 : Number.NaN,
 				balanceLoss: 0,
 			})),
 		};

@@ -6,7 +6,7 @@ import { type DeviceInfo, loadNative, type MemoryPlan, type Native } from "../na
 import { bytes, count, jsonLine, percent } from "../report/index.js";
 import { type Advice, advise, CONTEXT_BYTES } from "../train/memory.js";
 import { type ModelFacts, readModelFacts } from "../train/model.js";
-import { type BatchSize, engineOptions, type SettledConfig, settleForDevice } from "../train/options.js";
+import { type BatchSize, dtypeOf, engineOptions, type SettledConfig, settleForDevice } from "../train/options.js";
 import { resolveWords, wholeNumberOf } from "./resolve.js";
 
 const COMMAND_FLAGS = { config: "value", json: "switch", help: "switch", tokens: "value", sequences: "value" } as const;
@@ -113,7 +113,8 @@ function asJson({ model, args, device, info, host, size, plan, advice }: Planned
 		modelType: model.modelType,
 		parameters: plan.parameters,
 		device,
-		dtype: args.bf16 ? "bf16" : "f32",
+		dtype: dtypeOf(args),
+		bf16_stochastic_round: args.bf16_stochastic_round,
 		gradient_checkpointing: args.gradient_checkpointing,
 		activation_offloading: args.activation_offloading,
 		optimizer_offload: args.optimizer_offload,
@@ -148,7 +149,8 @@ function asText(planned: Planned): string {
 	const { bold } = pc.createColors(wantsColor(process.stdout));
 	const where = info === undefined ? device : device === "cpu" ? info.name : `${device} (${info.name})`;
 	const kept = [
-		args.bf16 ? "bf16" : "f32",
+		dtypeOf(args),
+		...(args.bf16_stochastic_round ? ["bf16_stochastic_round"] : []),
 		`gradient_checkpointing ${args.gradient_checkpointing}`,
 		...(args.activation_offloading ? ["activation_offloading"] : []),
 		...(args.optimizer_offload ? ["optimizer_offload"] : []),

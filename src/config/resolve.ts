@@ -208,6 +208,18 @@ function checkTogether(
 			"Give only one of them.",
 		);
 	}
+	if (args.fp16 && args.bf16 === true) {
+		problems.add(
+			`${said("fp16")} contradicts ${said("bf16")}: a run computes in one of them`,
+			"Give only one of them; bf16 needs no loss scaling and less memory.",
+		);
+	}
+	if (args.bf16_stochastic_round && (args.fp16 || args.bf16 === false)) {
+		problems.add(
+			`${said("bf16_stochastic_round")} contradicts ${args.fp16 ? said("fp16") : said("bf16")}: only weights in bfloat16 are rounded so`,
+			"Add --bf16, or leave bf16_stochastic_round out: other types keep exact master weights.",
+		);
+	}
 	if (args.max_steps !== -1 && both("max_steps", "num_train_epochs")) {
 		notices.push(`${said("num_train_epochs")} has no effect beside ${said("max_steps")}`);
 	}

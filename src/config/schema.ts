@@ -388,14 +388,20 @@ const precision = {
 			default: "auto",
 			switch: true,
 			description:
-				"Compute with bfloat16 weights and activations, float32 sums and float32 master weights; off is float32 throughout. Auto: on a GPU, where it is the fast way, and not on a CPU, where float32 is the exact and, without AVX512-BF16, the faster one. A run that goes on computes as it began.",
+				"Compute with bfloat16 weights and activations, float32 sums and float32 master weights; off is float32 throughout, or float16 with `fp16`. Auto: on a GPU, where it is the fast way, and not on a CPU or with `fp16`, where float32 is the exact and, without AVX512-BF16, the faster one. A run that goes on computes as it began.",
 		},
 	),
-	fp16: only(false, {
+	fp16: boolean({
 		group: "Precision and memory",
-		kind: "boolean",
-		why: "float16 is not built, neither for the CPU nor for GPUs; take bf16",
-		description: "Compute in float16.",
+		default: false,
+		description:
+			"Compute with float16 weights and activations, float32 sums and whole float32 master weights, and scale the loss as PyTorch's GradScaler does: from 65536 on, doubled after 2,000 good steps, halved at each step whose loss or gradient is not finite. Such a step changes no weight and does not move the schedule of the learning rate. `bf16` needs none of this and 2 bytes a parameter less.",
+	}),
+	bf16_stochastic_round: boolean({
+		group: "Precision and memory",
+		default: false,
+		description:
+			"With `bf16`: keep no master weights, which saves 2 bytes a parameter, and round each update up or down at random (drawn from `seed`), so that updates too small for bfloat16 move weights on average. The exact master weights of the default train more smoothly.",
 	}),
 	gradient_checkpointing: custom(
 		z
@@ -431,7 +437,7 @@ const precision = {
 		group: "Precision and memory",
 		default: false,
 		description:
-			"On a GPU: keep AdamW's moments, and the master weights of bfloat16, in the host's memory. It changes memory and speed, never the result; on the CPU there is nothing to move.",
+			"On a GPU: keep AdamW's moments, and the master weights of bfloat16 or float16, in the host's memory. It changes memory and speed, never the result; on the CPU there is nothing to move.",
 	}),
 	attention: choice(["auto", "cudnn", "own"], {
 		group: "Precision and memory",

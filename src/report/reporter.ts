@@ -190,6 +190,8 @@ export class TextReporter implements Reporter {
 				`${dim("loss")} ${measure(metrics.loss)}`,
 				`${dim("grad_norm")} ${measure(metrics.grad_norm)}`,
 				`${dim("lr")} ${rate(metrics.learning_rate)}`,
+				...(metrics.loss_scale === undefined ? [] : [`${dim("loss_scale")} ${metrics.loss_scale}`]),
+				...(metrics.skipped_steps ? [`${dim("skipped")} ${metrics.skipped_steps}`] : []),
 				`${dim("accuracy")} ${percent(metrics.mean_token_accuracy)}`,
 				`${count(metrics.tokens_per_second)} tokens/s`,
 			].join("  "),

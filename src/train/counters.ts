@@ -15,6 +15,8 @@ export interface Counters {
 	numTargetTokens: number;
 	elapsedSeconds: number;
 	lossSum: number;
+	/** Steps that float16 could not compute, and that changed nothing. */
+	skippedSteps: number;
 	window: LogWindow;
 }
 
@@ -27,8 +29,22 @@ export function countersOf(run: PreparedRun): Counters {
 		numTargetTokens: state?.numTargetTokens ?? 0,
 		elapsedSeconds: state?.elapsedSeconds ?? 0,
 		lossSum: state?.lossSum ?? 0,
+		skippedSteps: state?.skippedSteps ?? 0,
 		window: { ...(state?.window ?? emptyWindow()) },
 	};
+}
+
+/**
+ * The learning rate of the next step, or of the one that is `ahead` steps behind it: a step that was skipped does not move the
+ * schedule, as in Hugging Face's Trainer.
+ */
+export function nextLearningRate(run: PreparedRun, counters: Counters, ahead = 0): number {
+	return run.schedule(counters.step + ahead - counters.skippedSteps);
+}
+
+/** A step's loss as sums take it: one that is not finite, whose step was skipped, counts as the mean of those before. */
+function countedLoss(loss: number, sum: number, steps: number): number {
+	return Number.isFinite(loss) ? loss : sum / Math.max(steps, 1);
 }
 
 /** Counts a step that is done, and tells of it. */
@@ -41,11 +57,13 @@ export function stepEvent(
 ): StepEvent {
 	const tokens = stats.microBatches.reduce((sum, part) => sum + part.tokens, 0);
 	const targetTokens = stats.microBatches.reduce((sum, part) => sum + part.targetTokens, 0);
+	const learningRate = nextLearningRate(run, counters);
+	counters.lossSum += countedLoss(stats.loss, counters.lossSum, counters.step);
 	counters.step += 1;
+	if (stats.skipped) counters.skippedSteps += 1;
 	counters.numTokens += tokens;
 	counters.numTargetTokens += targetTokens;
 	counters.elapsedSeconds += time.seconds;
-	counters.lossSum += stats.loss;
 	return {
 		type: "step",
 		step: counters.step,
@@ -53,7 +71,12 @@ export function stepEvent(
 		epoch: epochAfter(prepared.place),
 		loss: stats.loss,
 		gradNorm: stats.gradNorm,
-		learningRate: run.schedule(counters.step - 1),
+		learningRate,
+		...(stats.lossScale !== undefined && {
+			lossScale: stats.lossScale,
+			skipped: stats.skipped,
+			skippedSteps: counters.skippedSteps,
+		}),
 		tokens,
 		targetTokens,
 		numTokens: counters.numTokens,
@@ -66,9 +89,11 @@ export function stepEvent(
 
 /** Adds a step to the window since the last log line. */
 export function addToWindow(window: LogWindow, stats: StepStats, event: StepEvent): void {
+	window.lossSum += countedLoss(stats.loss, window.lossSum, window.steps);
 	window.steps += 1;
-	window.lossSum += stats.loss;
-	for (const { correct, entropySum, targetTokens } of stats.microBatches) {
+	// Where the loss is not finite, neither is what else the logits say.
+	const counted = Number.isFinite(stats.loss) ? stats.microBatches : [];
+	for (const { correct, entropySum, targetTokens } of counted) {
 		window.microBatches += 1;
 		// As in TRL: the mean over micro-batches, each counting the same, not over tokens.
 		window.accuracySum += targetTokens > 0 ? correct / targetTokens : 0;
@@ -93,8 +118,9 @@ export function logEvent(counters: Counters, last: StepEvent): LogEvent {
 			loss: window.lossSum / window.steps,
 			grad_norm: last.gradNorm,
 			learning_rate: last.learningRate,
-			mean_token_accuracy: window.accuracySum / window.microBatches,
-			entropy: window.entropySum / window.microBatches,
+			...(last.lossScale !== undefined && { loss_scale: last.lossScale, skipped_steps: last.skippedSteps }),
+			mean_token_accuracy: window.accuracySum / Math.max(window.microBatches, 1),
+			entropy: window.entropySum / Math.max(window.microBatches, 1),
 			num_tokens: counters.numTokens,
 			num_target_tokens: counters.numTargetTokens,
 			tokens_per_second: window.tokens / seconds,

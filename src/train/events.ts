@@ -112,6 +112,12 @@ export interface StepEvent {
 	loss: number;
 	gradNorm: number;
 	learningRate: number;
+	/** With fp16: the factor on the loss that gradients were computed with. */
+	lossScale?: number;
+	/** With fp16: the loss or a gradient was not finite, no weight was changed, and the loss scale was halved. */
+	skipped?: boolean;
+	/** With fp16: steps of the whole run so far that were skipped. */
+	skippedSteps?: number;
 	/** Tokens of this step, targets of this step. */
 	tokens: number;
 	targetTokens: number;
@@ -138,12 +144,16 @@ export interface LogEvent {
 export interface Metrics {
 	step: number;
 	epoch: number;
-	/** Mean of the steps' losses. */
+	/** Mean of the steps' losses; those that are not finite (their steps were skipped) do not count. */
 	loss: number;
 	/** Of the last step, before clipping. */
 	grad_norm: number;
 	/** Used in the last step. */
 	learning_rate: number;
+	/** With fp16: of the last step. */
+	loss_scale?: number;
+	/** With fp16: steps since the start of the run that were skipped. */
+	skipped_steps?: number;
 	/** Mean over micro-batches of correct / targets. */
 	mean_token_accuracy: number;
 	/** Mean over micro-batches of the mean entropy of the targets' distributions, in nats. */

@@ -10,7 +10,7 @@ import { ArlError } from "../errors.js";
 import { makeFolder } from "../folders.js";
 import { MetricsFile } from "../report/metrics.js";
 import { listCheckpoints, removeCheckpoint, saveCheckpoint } from "./checkpoint.js";
-import { addToWindow, type Counters, countersOf, logEvent, stateOf, stepEvent } from "./counters.js";
+import { addToWindow, type Counters, countersOf, logEvent, nextLearningRate, stateOf, stepEvent } from "./counters.js";
 import type { EndEvent, LogEvent, SavedEvent, StepEvent, TrainEvent } from "./events.js";
 import { commit, settle, waitFor } from "./keeper.js";
 import { removeRunFolders } from "./open-rows.js";
@@ -95,6 +95,13 @@ function startEvent(run: PreparedRun, firstStep: number): TrainEvent {
 	};
 }
 
+/** That a step in float16 changed nothing. */
+function skippedNotice({ step, loss, gradNorm, lossScale = 1 }: StepEvent): TrainEvent {
+	const what = Number.isFinite(loss) ? `the gradient's norm is ${gradNorm}` : `the loss is ${loss}`;
+	const message = `step ${step} is skipped: ${what} at a loss scale of ${lossScale}; the next one's is ${lossScale / 2}`;
+	return { type: "notice", level: "info", message };
+}
+
 /** Takes all steps of a prepared run. */
 export async function* trainLoop(run: PreparedRun, stop: StopRequest): AsyncGenerator<TrainEvent, void> {
 	const { args, resumed } = run;
@@ -150,13 +157,15 @@ async function* steps(
 			if (prepared === null) break;
 			const dataSeconds = (performance.now() - waiting) / 1000;
 			const step = counters.step + 1;
-			const submitted = await submitter.take(step, prepared);
+			const submitted = await submitter.take(step, prepared, nextLearningRate(run, counters));
 			const running = finishStep(run, submitted);
 			// The next batch is put together while the engine computes this one, and queued behind it. A checkpoint does not wait
-			// for another step.
+			// for another step; and with fp16 whether this one is skipped decides the next one's loss scale and learning rate.
 			next = step < run.plan.totalSteps ? prepareStep(run, step) : null;
 			next?.catch(() => {});
-			if (next !== null && saveReason(run, step, prepared.place) === null) submitter.follow(submitted, next);
+			if (next !== null && !args.fp16 && saveReason(run, step, prepared.place) === null) {
+				submitter.follow(submitted, next, nextLearningRate(run, counters, 1));
+			}
 			const stats = await running;
 			const now = performance.now();
 			const event = stepEvent(run, counters, prepared, stats, { seconds: (now - mark) / 1000, dataSeconds });
@@ -164,6 +173,7 @@ async function* steps(
 			event.secondsLeft = ((now - started) / 1000 / (step - firstStep)) * (run.plan.totalSteps - step);
 			addToWindow(counters.window, stats, event);
 			yield event;
+			if (event.skipped) yield skippedNotice(event);
 			if (filling && run.filler.complete) {
 				filling = false;
 				yield fillEvent(run.filler);

@@ -71,7 +71,10 @@ function possibleChanges(options: EngineOptions, freedom: Freedom) {
 	if (freedom.resumed) return found;
 	if ((options.lossSeqChunkSize ?? Number.POSITIVE_INFINITY) > SMALL_CHUNK)
 		found.push({ flags: `--loss_seq_chunk_size ${SMALL_CHUNK}`, other: { lossSeqChunkSize: SMALL_CHUNK } });
-	if (options.dtype === "f32") found.push({ flags: "--bf16", other: { dtype: "bf16" } });
+	if (options.dtype !== "bf16")
+		found.push({ flags: options.dtype === "f16" ? "--fp16 false --bf16" : "--bf16", other: { dtype: "bf16" } });
+	else if (!options.stochasticRounding)
+		found.push({ flags: "--bf16_stochastic_round", other: { stochasticRounding: true } });
 	const { maxTokens, maxSequences } = options;
 	if (maxTokens === 1) return found;
 	const half = Math.ceil(maxTokens / 2);

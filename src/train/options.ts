@@ -55,9 +55,14 @@ export function settleBf16(bf16: boolean | "auto", device: string, before: boole
 	return bf16 === "auto" ? (before ?? device !== "cpu") : bf16;
 }
 
+/** The type of weights and activations. */
+export function dtypeOf(args: SettledConfig): EngineOptions["dtype"] {
+	return args.fp16 ? "f16" : args.bf16 ? "bf16" : "f32";
+}
+
 /** Settles what depends on the device, and tells what has no effect there. */
 export function settleForDevice(args: AgentTrainingConfig, device: string): { args: SettledConfig; notices: string[] } {
-	const settled = { ...args, bf16: settleBf16(args.bf16, device) };
+	const settled = { ...args, bf16: !args.fp16 && settleBf16(args.bf16, device) };
 	if (device !== "cpu") return { args: settled, notices: [] };
 	const moot = (["activation_offloading", "optimizer_offload"] as const).filter((name) => args[name]);
 	return {
@@ -79,7 +84,8 @@ export function engineOptions(args: SettledConfig, device: string, size: BatchSi
 		initFromConfig: args.init_from_config,
 		seed: args.seed,
 		device,
-		dtype: args.bf16 ? "bf16" : "f32",
+		dtype: dtypeOf(args),
+		stochasticRounding: args.bf16_stochastic_round,
 		recompute: args.gradient_checkpointing,
 		maxTokens: size.maxTokens,
 		maxSequences: size.maxSequences,

@@ -163,7 +163,7 @@ async function* prepare(
 	const resumed =
 		args.resume_from_checkpoint === null ? null : await findCheckpoint(args.resume_from_checkpoint, args.output_dir);
 	// A run that goes on computes as it began, whatever the device is now.
-	args.bf16 = settleBf16(input.args.bf16, chosen.device, resumed && bf16Of(resumed.state.fixed));
+	args.bf16 = !args.fp16 && settleBf16(input.args.bf16, chosen.device, resumed && bf16Of(resumed.state.fixed));
 	for (const message of resumed?.damaged ?? [])
 		yield { type: "notice", level: "warning", message: `passed over: ${message}` };
 	if (args.resume_from_checkpoint !== null && resumed === null) {

@@ -54,6 +54,8 @@ export interface TrainerState {
 	elapsedSeconds: number;
 	/** Sum of the losses of all steps. */
 	lossSum: number;
+	/** Steps so far that float16 could not compute, and that changed nothing; absent: none. */
+	skippedSteps?: number;
 	window: LogWindow;
 	/** What rows that lie nowhere are known by; absent: they are known by their content. */
 	dataset?: string;
@@ -128,6 +130,8 @@ export function fixedOf(args: SettledConfig, run: RunIdentity): Fingerprint {
 		adam_epsilon: args.adam_epsilon,
 		max_grad_norm: args.max_grad_norm,
 		bf16: args.bf16,
+		...(args.fp16 && { fp16: args.fp16 }),
+		...(args.bf16_stochastic_round && { bf16_stochastic_round: args.bf16_stochastic_round }),
 		loss_seq_chunk_size: args.loss_seq_chunk_size,
 	};
 	return Object.fromEntries(Object.entries(fixed).map(([key, value]) => [key, shown(value)]));

@@ -45,7 +45,12 @@ export function flopsOf(run: PreparedRun, batches: MicroBatch[]): number {
 }
 
 /** Keeps the batch that made a loss or gradient that is not finite, and tells where. */
-async function nonFinite(run: PreparedRun, step: number, prepared: PreparedStep, what: string): Promise<ArlError> {
+async function nonFinite(
+	run: PreparedRun,
+	step: number,
+	prepared: PreparedStep,
+	{ learningRate, what, hint = "" }: { learningRate: number; what: string; hint?: string },
+): Promise<ArlError> {
 	const { args, source } = run;
 	const path = join(args.output_dir, `nonfinite-step-${step}.json`);
 	const microBatches = prepared.rows.map((rows, i) => {
@@ -60,7 +65,7 @@ async function nonFinite(run: PreparedRun, step: number, prepared: PreparedStep,
 			};
 		});
 	});
-	const content = { step, reason: what, learning_rate: run.schedule(step - 1), micro_batches: microBatches };
+	const content = { step, reason: what, learning_rate: learningRate, micro_batches: microBatches };
 	let saved = `The batch is in ${path}.`;
 	try {
 		await makeFolder(args.output_dir);
@@ -73,7 +78,7 @@ async function nonFinite(run: PreparedRun, step: number, prepared: PreparedStep,
 	return new ArlError(
 		"ARL_NONFINITE",
 		`step ${step}: ${what}`,
-		`${saved}${where} Look at its rows, lower learning_rate, add warmup_steps, or set max_grad_norm.`,
+		`${saved}${where} Look at its rows, lower learning_rate, add warmup_steps, or set max_grad_norm.${hint}`,
 	);
 }
 
@@ -100,31 +105,42 @@ async function outOfMemory(run: PreparedRun, step: number, { batches }: Prepared
 export interface SubmittedStep {
 	step: number;
 	prepared: PreparedStep;
+	learningRate: number;
 	ticket: Promise<number>;
 }
 
-function submitStep(run: PreparedRun, step: number, prepared: PreparedStep): SubmittedStep {
-	const hyper = { learningRate: run.schedule(step - 1), maxGradNorm: run.args.max_grad_norm };
+function submitStep(run: PreparedRun, step: number, prepared: PreparedStep, learningRate: number): SubmittedStep {
+	const hyper = { learningRate, maxGradNorm: run.args.max_grad_norm };
 	const ticket = run.engine.submitStep(prepared.batches, hyper);
 	// Who finishes the step is told of it.
 	ticket.catch(() => {});
-	return { step, prepared, ticket };
+	return { step, prepared, learningRate, ticket };
 }
 
-/** Takes a submitted step. Throws `ARL_NONFINITE` where its loss or gradient is not finite. */
+/** Takes a submitted step. Throws `ARL_NONFINITE` where its loss or gradient is not finite and it was not skipped. */
 export async function finishStep(run: PreparedRun, submitted: SubmittedStep): Promise<StepStats> {
-	const { step, prepared, ticket } = submitted;
+	const { step, prepared, learningRate, ticket } = submitted;
 	let stats: StepStats;
 	try {
 		stats = await run.engine.finishStep(await ticket);
 	} catch (error) {
 		const known = toArlError(error);
-		if (known.code === "ARL_NONFINITE") throw await nonFinite(run, step, prepared, known.message);
+		if (known.code === "ARL_NONFINITE") {
+			const hint = run.args.fp16
+				? " float16 holds no number above 65504: --fp16 false --bf16 has the range of float32."
+				: "";
+			throw await nonFinite(run, step, prepared, { learningRate, what: known.message, hint });
+		}
 		throw known.code === "ARL_OOM" ? await outOfMemory(run, step, prepared, known) : known;
 	}
-	if (!Number.isFinite(stats.loss)) throw await nonFinite(run, step, prepared, `the loss is ${stats.loss}`);
-	if (!Number.isFinite(stats.gradNorm))
-		throw await nonFinite(run, step, prepared, `the gradient's norm is ${stats.gradNorm}`);
+	if (stats.skipped) return stats;
+	for (const [name, value] of [
+		["the loss", stats.loss],
+		["the gradient's norm", stats.gradNorm],
+	] as const) {
+		if (!Number.isFinite(value))
+			throw await nonFinite(run, step, prepared, { learningRate, what: `${name} is ${value}` });
+	}
 	return stats;
 }
 
@@ -136,16 +152,16 @@ export class StepSubmitter {
 	constructor(private readonly run: PreparedRun) {}
 
 	/** Step `step` (from 1), if it was not submitted before. */
-	async take(step: number, prepared: PreparedStep): Promise<SubmittedStep> {
+	async take(step: number, prepared: PreparedStep, learningRate: number): Promise<SubmittedStep> {
 		const submitted = await this.ahead;
 		this.ahead = null;
-		return submitted ?? submitStep(this.run, step, prepared);
+		return submitted ?? submitStep(this.run, step, prepared, learningRate);
 	}
 
 	/** Submits the step behind `current`, which is being finished, as soon as its rows are there. */
-	follow(current: SubmittedStep, next: Promise<PreparedStep | null>): void {
+	follow(current: SubmittedStep, next: Promise<PreparedStep | null>, learningRate: number): void {
 		const submit = (prepared: PreparedStep | null) =>
-			this.over || prepared === null ? null : submitStep(this.run, current.step + 1, prepared);
+			this.over || prepared === null ? null : submitStep(this.run, current.step + 1, prepared, learningRate);
 		// The engine holds one submitted step, so that the call that finishes `current` must go before.
 		this.ahead = current.ticket.then(() => next).then(submit);
 		// Rows that cannot be had are told of when they are waited for.

@@ -9,17 +9,26 @@
 
 use std::path::{Path, PathBuf};
 
-use arl_engine::backend::Backend;
 use arl_engine::backend::cpu::CpuBackend;
+use arl_engine::backend::{Backend, DType};
 use arl_engine::{Adam, BatchSize, Engine, EngineOptions, Hyper, Kind, MicroBatch, Recompute, Weights};
 use arl_model::{Error, ErrorCode, Result, SafetensorsFile};
 
-/// Most that the logits, losses, routers' logits and gradients may differ: `|a - b| / |b|`.
-const STEP: f64 = 1e-4;
-/// Most that a loss of the curve may differ.
-const CURVE: f64 = 1e-4;
-/// Most that the trained weights may differ: `|a - b| / |b|`.
-const TRAINED: f64 = 1e-3;
+/// Most that figures may differ from transformers' in f32.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Logits, losses and routers' logits: `|a - b| / |b|`.
+    pub forward: f64,
+    /// Gradients: `|a - b| / |b|`.
+    pub gradients: f64,
+    /// A loss of the curve; the gradients' norms, relatively, ten times as much.
+    pub curve: f64,
+    /// The trained weights: `|a - b| / |b|`.
+    pub trained: f64,
+}
+
+/// Of an engine in f32.
+pub const EXACT: Bounds = Bounds { forward: 1e-4, gradients: 1e-4, curve: 1e-4, trained: 1e-3 };
 
 /// The worst figure of one kind, where it is, and the bound on it.
 pub struct Figure {
@@ -96,8 +105,19 @@ pub fn run_case(dir: &Path, recompute: Recompute) -> Result<Outcome> {
     run_case_on(Box::new(CpuBackend::new()), dir, recompute)
 }
 
-/// Runs a case on any backend.
+/// Runs a case on any backend, in f32.
 pub fn run_case_on<B: Backend + ?Sized>(backend: Box<B>, dir: &Path, recompute: Recompute) -> Result<Outcome> {
+    run_case_in(backend, dir, recompute, DType::F32, EXACT)
+}
+
+/// Runs a case on any backend, in any type.
+pub fn run_case_in<B: Backend + ?Sized>(
+    backend: Box<B>,
+    dir: &Path,
+    recompute: Recompute,
+    dtype: DType,
+    bounds: Bounds,
+) -> Result<Outcome> {
     let open = |name: &str| SafetensorsFile::open(&dir.join(name));
     let damaged = |what: &str| Error::new(ErrorCode::Data, format!("{}: {what}", dir.join("curve.json").display()));
     let text = std::fs::read_to_string(dir.join("curve.json")).map_err(|e| Error::io(&dir.join("curve.json"), &e))?;
@@ -115,6 +135,7 @@ pub fn run_case_on<B: Backend + ?Sized>(backend: Box<B>, dir: &Path, recompute: 
         weights: None,
     };
     let options = EngineOptions {
+        dtype,
         recompute,
         loss_seq_chunk_size: Some(37),
         max_batch: BatchSize { tokens: batch.input_ids.len(), sequences: batch.cu_seqlens.len() - 1 },
@@ -131,24 +152,24 @@ pub fn run_case_on<B: Backend + ?Sized>(backend: Box<B>, dir: &Path, recompute: 
 
     let forward = open("forward.safetensors")?;
     let inspection = engine.inspect(&batch)?;
-    let mut logits = Figure::new("logits", STEP);
+    let mut logits = Figure::new("logits", bounds.forward);
     logits.note("logits", difference(&inspection.logits, &floats(&forward, "logits")?));
-    let mut nll = Figure::new("nll", STEP);
+    let mut nll = Figure::new("nll", bounds.forward);
     nll.note("nll", difference(&inspection.nll, &floats(&forward, "nll")?));
-    let mut router = Figure::new("router", STEP);
+    let mut router = Figure::new("router", bounds.forward);
     for (i, values) in inspection.router_logits.iter().enumerate() {
         let name = format!("router_logits.{i}");
         router.note(&name, difference(values, &floats(&forward, &name)?));
     }
 
     let file = open("grads.safetensors")?;
-    let mut gradients = Figure::new("gradients", STEP);
+    let mut gradients = Figure::new("gradients", bounds.gradients);
     engine.gradients(std::slice::from_ref(&batch))?;
     for name in engine.tensor_names() {
         gradients.note(&name, difference(&engine.read_tensor(&name, Kind::Gradients)?, &floats(&file, &name)?));
     }
 
-    let (mut losses, mut norms) = (Figure::new("curve", CURVE), Figure::new("norms", 10.0 * CURVE));
+    let (mut losses, mut norms) = (Figure::new("curve", bounds.curve), Figure::new("norms", 10.0 * bounds.curve));
     for (i, step) in curve["steps"].as_array().ok_or_else(|| damaged("it has no steps"))?.iter().enumerate() {
         let hyper = Hyper { learning_rate: number(&step["lr"])?, max_grad_norm };
         let stats = engine.step(std::slice::from_ref(&batch), hyper)?;
@@ -158,7 +179,7 @@ pub fn run_case_on<B: Backend + ?Sized>(backend: Box<B>, dir: &Path, recompute: 
     }
 
     let file = open("trained.safetensors")?;
-    let mut trained = Figure::new("trained", TRAINED);
+    let mut trained = Figure::new("trained", bounds.trained);
     for name in engine.tensor_names() {
         trained.note(&name, difference(&engine.read_tensor(&name, Kind::Weights)?, &floats(&file, &name)?));
     }

@@ -2,7 +2,7 @@
 //! Prints one JSON line a leaf: milliseconds (the best of several), GB/s of the memory it must touch or GFLOP/s, and the
 //! processor time of all threads together.
 //!
-//! `leaf_rate [--dtype f32|bf16] [--threads N] [--only LEAF]`
+//! `leaf_rate [--dtype f32|bf16|f16] [--threads N] [--only LEAF]`
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command's output")]
 
@@ -216,13 +216,18 @@ fn bench(model: &Model, dtype: DType, only: &str) -> arl_model::Result<()> {
 
     let n = model.parameters;
     let (weights, gradients) = (b.noise(n, dtype), b.noise(n, DType::F32));
-    let low = (dtype == DType::Bf16).then(|| b.place(n, DType::U16));
+    let masters = match dtype {
+        DType::Bf16 => Some(b.place(n, DType::U16)),
+        DType::F16 => Some(b.place(n, DType::F32)),
+        _ => None,
+    };
     let norm = b.place(1, DType::F64);
     b.backend.zero(norm);
     b.measure("dot", Work::Bytes(4 * n), |b| b.dot(gradients, gradients, norm));
     let op = AdamW {
         weights,
-        weights_low: low,
+        masters,
+        rounding: None,
         gradients,
         moment1: b.place(n, DType::F32),
         moment2: b.place(n, DType::F32),
@@ -234,6 +239,7 @@ fn bench(model: &Model, dtype: DType, only: &str) -> arl_model::Result<()> {
         bias_correction1: 0.1,
         bias_correction2: 0.05,
         grad_norm_squared: norm,
+        gradient_scale: 1.0,
         max_grad_norm: 1.0,
     };
     b.backend.zero(op.moment1);
@@ -293,10 +299,11 @@ fn main() -> std::process::ExitCode {
         match (flag.as_str(), words.next().as_deref()) {
             ("--dtype", Some("f32")) => dtype = DType::F32,
             ("--dtype", Some("bf16")) => dtype = DType::Bf16,
+            ("--dtype", Some("f16")) => dtype = DType::F16,
             ("--threads", Some(value)) if value.parse::<usize>().is_ok() => threads = value.parse().unwrap_or(0),
             ("--only", Some(value)) => value.clone_into(&mut only),
             _ => {
-                eprintln!("leaf_rate [--dtype f32|bf16] [--threads N] [--only LEAF]");
+                eprintln!("leaf_rate [--dtype f32|bf16|f16] [--threads N] [--only LEAF]");
                 return std::process::ExitCode::FAILURE;
             }
         }

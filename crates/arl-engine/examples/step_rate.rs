@@ -1,7 +1,7 @@
 //! How fast the training step is: random weights from a config, random ids, every token trained, AdamW (0.9, 0.95),
 //! weight decay 0.1, clipping at 1. Prints one JSON line; with `--profile` also the leaves, the slowest first.
 //!
-//! `step_rate --config DIR [--tokens 2048] [--seq 512] [--dtype f32|bf16] [--recompute off|norms|mlp|block]
+//! `step_rate --config DIR [--tokens 2048] [--seq 512] [--dtype f32|bf16|f16] [--recompute off|norms|mlp|block]
 //! [--chunk ROWS] [--steps 8] [--warmup 2] [--threads N] [--profile]`
 //!
 //! Model FLOPs a token: 6 x parameters of the matrix products (head included) + 6 L Hq d T; see `Flops`.
@@ -58,7 +58,13 @@ fn arguments() -> Result<Arguments, String> {
             "--steps" => parsed.steps = number()?,
             "--warmup" => parsed.warmup = number()?,
             "--threads" => parsed.threads = number()?,
-            "--dtype" => parsed.dtype = if value == "bf16" { DType::Bf16 } else { DType::F32 },
+            "--dtype" => {
+                parsed.dtype = match value.as_str() {
+                    "bf16" => DType::Bf16,
+                    "f16" => DType::F16,
+                    _ => DType::F32,
+                }
+            }
             "--recompute" => {
                 parsed.recompute = match value.as_str() {
                     "off" => Recompute::Off,

@@ -9,8 +9,9 @@ use arl_model::{Error, ErrorCode, ModelConfig, Result, RopeTable, WeightDtype};
 
 use crate::arena::{Arena, Category};
 use crate::attention::{self, AttentionChoice};
-use crate::backend::{Backend, Buffer, DType, DeviceKind, Pool, split_master};
+use crate::backend::{Backend, Buffer, DType, DeviceKind, Pool, StochasticRounding, split_master};
 use crate::batch::{BatchSize, MicroBatch, Staging};
+use crate::loss_scale::{LossScale, LossScaling};
 use crate::params::{Params, Store, TrainingStore};
 use crate::plan::{MemoryPlan, StepPlan};
 use crate::queue::Queue;
@@ -21,13 +22,17 @@ use crate::update::{Pending, Update};
 /// What an engine is made of.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
-    /// Type of weights and activations: f32 or bf16. Masters, gradients, moments and logits are f32 in either case.
+    /// Type of weights and activations: f32, bf16 or f16. Masters, gradients, moments and logits are f32 in either case.
     pub dtype: DType,
+    /// Keep no masters beside bf16 weights, and round each update up or down at random, with this seed.
+    pub stochastic_rounding: Option<u64>,
+    /// How the loss is scaled in f16.
+    pub loss_scaling: LossScaling,
     /// What the backward pass computes anew.
     pub recompute: Recompute,
     /// Keep the layers' inputs in host memory between the passes. Results are equal in bits.
     pub activation_offloading: bool,
-    /// Keep moments, and masters beside bf16 weights, in host memory. Results are equal in bits.
+    /// Keep moments, and masters beside weights of 16 bits, in host memory. Results are equal in bits.
     pub optimizer_offload: bool,
     /// Most rows of logits at a time; `None`: as many as fit in 32 MiB (1.2 GiB on a GPU), but no fewer
     /// than 256.
@@ -46,6 +51,8 @@ impl Default for EngineOptions {
     fn default() -> Self {
         EngineOptions {
             dtype: DType::F32,
+            stochastic_rounding: None,
+            loss_scaling: LossScaling::default(),
             recompute: Recompute::Norms,
             activation_offloading: false,
             optimizer_offload: false,
@@ -126,6 +133,10 @@ pub struct StepStats {
     pub grad_norm: f64,
     /// In the order of the micro-batches.
     pub micro_batches: Vec<MicroBatchStats>,
+    /// With f16, the factor on the loss that gradients were computed with; they are divided by it again.
+    pub loss_scale: Option<f32>,
+    /// With f16: the loss or a gradient was not finite, nothing was updated, and the loss scale was halved.
+    pub skipped: bool,
     /// Wall-clock time from the step's submission, or from the end of the step before it where that came later, until its
     /// figures were on the host. Steps one behind the other therefore add up.
     pub seconds: f64,
@@ -149,18 +160,31 @@ pub struct Engine<B: Backend + ?Sized> {
     pub(crate) interrupt: Arc<AtomicBool>,
     /// Why attention is not the library's that it might be.
     attention_notice: Option<String>,
-    /// Optimizer steps done.
+    /// Optimizer steps done; those that were skipped are none.
     pub(crate) steps: u64,
     pub(crate) queue: Queue,
     /// What is left of the last update, for the next forward pass to do.
     pub(crate) pending: Option<Pending>,
+    /// Of the next step; `None` where gradients need none.
+    pub(crate) loss_scale: Option<LossScale>,
+    /// What the gradients that were computed last are to be divided by.
+    pub(crate) gradient_scale: f32,
+    /// See [`EngineOptions::stochastic_rounding`].
+    pub(crate) rounding_seed: Option<u64>,
 }
 
 /// Everything about a model that needs no memory of a device.
 pub(crate) fn model(config: &ModelConfig, options: &EngineOptions, kind: DeviceKind) -> Result<Model> {
     let option = |what: &str, hint: &str| Err(Error::new(ErrorCode::Config, what.to_string()).hint(hint));
-    if !matches!(options.dtype, DType::F32 | DType::Bf16) {
-        return option("weights and activations are f32 or bf16", "choose one of them");
+    if !matches!(options.dtype, DType::F32 | DType::Bf16 | DType::F16) {
+        return option("weights and activations are f32, bf16 or f16", "choose one of them");
+    }
+    let exact = options.stochastic_rounding.is_none();
+    if !exact && options.dtype != DType::Bf16 {
+        return option(
+            &format!("stochastic rounding is for bf16 weights, and these are {:?}", options.dtype),
+            "add --bf16, or leave bf16_stochastic_round out: other types keep exact masters",
+        );
     }
     if options.loss_seq_chunk_size == Some(0) {
         return option("loss_seq_chunk_size is 0", "it is the number of rows of logits at a time");
@@ -183,7 +207,7 @@ pub(crate) fn model(config: &ModelConfig, options: &EngineOptions, kind: DeviceK
     let chunk = (kind.default_logits_bytes() / (config.vocab_size * DType::F32.bytes())).max(256);
     let mut model = Model {
         shape,
-        store: Store::new(params.len, options.dtype, options.inference_only, options.optimizer_offload),
+        store: Store::new(params.len, options.dtype, exact, options.inference_only, options.optimizer_offload),
         params,
         dtype: options.dtype,
         recompute: options.recompute,
@@ -233,6 +257,9 @@ impl<B: Backend + ?Sized> Engine<B> {
             steps: 0,
             queue: Queue::default(),
             pending: None,
+            loss_scale: LossScale::new(options.dtype, options.loss_scaling)?,
+            gradient_scale: 1.0,
+            rounding_seed: options.stochastic_rounding,
         })
     }
 
@@ -343,14 +370,16 @@ impl<B: Backend + ?Sized> Engine<B> {
             )
             .hint("check that the rows have replies, and that truncation does not cut them off"));
         }
+        self.gradient_scale = self.loss_scale.map_or(1.0, |scale| scale.scale());
         let (sums, balances) = self.statistics(batches.len());
         let bottom = self.arena.mark();
         let mut first = true;
         for (i, batch) in batches.iter().enumerate() {
             if stats[i].target_tokens > 0 {
                 let balance = balances.map(|b| b.slice(i * b.len / batches.len(), b.len / batches.len()));
-                let run = self.begin(batch, Some(self.model.recompute), sums.slice(3 * i, 3), balance);
-                self.parts().train(&run, (1.0 / weight) as f32, first)?;
+                let mut run = self.begin(batch, Some(self.model.recompute), sums.slice(3 * i, 3), balance);
+                run.loss_scale = self.gradient_scale;
+                self.parts().train(&run, weight, first)?;
                 first = false;
                 self.arena.release(bottom);
             }
@@ -424,7 +453,9 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// AdamW on all parameters.
     pub(crate) fn update(&mut self, training: &TrainingStore, hyper: Hyper, step: u64) {
         let store = self.model.store;
-        let update = Update::new(&store, training, self.adam, self.model.params.decayed, hyper, step);
+        let mut update = Update::new(&store, training, self.adam, self.model.params.decayed, hyper, step);
+        update.adam.gradient_scale = self.gradient_scale;
+        update.adam.rounding = self.rounding_seed.map(|seed| StochasticRounding::new(seed, step));
         match store.slots {
             None => update.run(&mut *self.backend),
             Some(slots) => self.pending = Some(Pending::begin(&mut *self.backend, update, slots)),
@@ -488,7 +519,7 @@ pub(crate) fn take_statistics(arena: &mut Arena, shape: &Shape, count: usize) ->
 
 /// Makes the elements between parameters zero. Memory comes zeroed, which as a split master is not a number.
 fn zero_gaps<B: Backend + ?Sized>(backend: &mut B, model: &Model) {
-    let Some(low) = model.store.weights_low else { return };
+    let Some(low) = model.store.masters.filter(|masters| masters.dtype == DType::U16) else { return };
     let (_, zero) = split_master(0.0);
     for (start, len) in model.params.gaps() {
         backend.upload(bytemuck::cast_slice(&vec![zero; len]), low.slice(start, len));

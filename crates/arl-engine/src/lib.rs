@@ -14,6 +14,7 @@ mod engine;
 mod flops;
 mod generate;
 mod inspect;
+mod loss_scale;
 mod params;
 mod plan;
 mod queue;
@@ -29,6 +30,7 @@ pub use engine::{Adam, Engine, EngineOptions, Hyper, MicroBatchStats, StepStats,
 pub use flops::Flops;
 pub use generate::GenerateOptions;
 pub use inspect::Inspection;
+pub use loss_scale::LossScaling;
 pub use plan::{MemoryPlan, plan_memory, plan_memory_of};
 pub use queue::Ticket;
 pub use state::Kind;

@@ -206,10 +206,10 @@ fn layer_params(
 /// The flat arrays, in [`Pool::State`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Store {
-    /// f32 or bf16.
+    /// f32, bf16 or f16.
     pub(crate) weights: Buffer,
-    /// u16, with bf16 weights: the rest of the exact f32 masters.
-    pub(crate) weights_low: Option<Buffer>,
+    /// With exact bf16 weights u16, the rest of the exact f32 masters; with f16 weights f32, the masters.
+    pub(crate) masters: Option<Buffer>,
     /// With `optimizer_offload`, where pieces of the arrays in host memory are while they are on the device.
     pub(crate) slots: Option<Slots>,
     /// What training needs besides; absent from an engine for inference only.
@@ -231,9 +231,9 @@ pub(crate) struct TrainingStore {
 }
 
 impl Store {
-    /// The arrays of `len` elements, weights in `dtype`. With `optimizer_offload`, moments and the masters' lower halves
-    /// are in host memory.
-    pub(crate) fn new(len: usize, dtype: DType, inference_only: bool, optimizer_offload: bool) -> Self {
+    /// The arrays of `len` elements, weights in `dtype`, those of bf16 with `exact` masters or none. With `optimizer_offload`, moments and masters are in host
+    /// memory.
+    pub(crate) fn new(len: usize, dtype: DType, exact: bool, inference_only: bool, optimizer_offload: bool) -> Self {
         let (mut bytes, mut host_bytes) = (0, 0);
         let mut take = |pool: Pool, dtype: DType, len: usize| {
             let next = if pool == Pool::State { &mut bytes } else { &mut host_bytes };
@@ -243,16 +243,22 @@ impl Store {
         };
         let optimizer = if optimizer_offload { Pool::HostState } else { Pool::State };
         let weights = take(Pool::State, dtype, len);
-        let weights_low = (dtype == DType::Bf16 && !inference_only).then(|| take(optimizer, DType::U16, len));
+        let masters = match dtype {
+            _ if inference_only => None,
+            DType::Bf16 if exact => Some(take(optimizer, DType::U16, len)),
+            DType::F16 => Some(take(optimizer, DType::F32, len)),
+            _ => None,
+        };
         let training = (!inference_only).then(|| TrainingStore {
             gradients: take(Pool::State, DType::F32, len),
             moment1: take(optimizer, DType::F32, len),
             moment2: take(optimizer, DType::F32, len),
             norm_squared: take(Pool::State, DType::F64, 1),
         });
-        let slots = (optimizer_offload && !inference_only)
-            .then(|| Slots::take(len, weights_low.is_some(), |dtype, len| take(Pool::State, dtype, len)));
-        Self { weights, weights_low, slots, training, bytes, host_bytes }
+        let slots = (optimizer_offload && !inference_only).then(|| {
+            Slots::take(len, masters.map(|masters| masters.dtype), |dtype, len| take(Pool::State, dtype, len))
+        });
+        Self { weights, masters, slots, training, bytes, host_bytes }
     }
 
     /// A parameter's weights.

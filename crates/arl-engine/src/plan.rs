@@ -105,7 +105,7 @@ impl MemoryPlan {
         if let Some(training) = &store.training {
             categories.push(("gradients", training.gradients.bytes()));
             let optimizer = if store.host_bytes > 0 { &mut host_categories } else { &mut categories };
-            optimizer.extend(store.weights_low.map(|low| ("master weights", low.bytes())));
+            optimizer.extend(store.masters.map(|masters| ("master weights", masters.bytes())));
             optimizer.push(("moments", training.moment1.bytes() + training.moment2.bytes()));
         }
         categories.extend(store.slots.map(|slots| ("optimizer slots", slots.bytes())));

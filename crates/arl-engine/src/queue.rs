@@ -8,6 +8,7 @@ use arl_model::{Error, ErrorCode, Result};
 use crate::backend::{Backend, Rows};
 use crate::batch::MicroBatch;
 use crate::engine::{Engine, Hyper, MicroBatchStats, Statistics, StepStats};
+use crate::loss_scale;
 
 /// A step that was submitted: its number among all that were.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,13 +41,15 @@ pub(crate) struct Queue {
 impl<B: Backend + ?Sized> Engine<B> {
     /// ONE optimizer step over all micro-batches: gradients of `sum(weight nll) / sum(weight)` over all their targets,
     /// clipping, AdamW. A micro-batch without targets contributes nothing; a step without any is an error, as is a
-    /// loss or gradient that is not finite. After an error weights, moments and step count are as before.
+    /// loss or gradient that is not finite; with f16 such a step is skipped, as long as the loss scale can fall. After an
+    /// error weights, moments and step count are as before.
     pub fn step(&mut self, batches: &[MicroBatch], hyper: Hyper) -> Result<StepStats> {
         let ticket = self.submit(batches, hyper)?;
         self.finish(ticket)
     }
 
-    /// Queues the gradients of a step, without waiting for the device, behind the update of the one before. Weights and
+    /// Queues the gradients of a step, without waiting for the device (but with f16 for the figures of the step before), behind
+    /// the update of that one. Weights and
     /// moments are not touched until [`Engine::apply`]; until then whatever else computes gives the step up: another
     /// `submit`, `evaluate`, `generate`, `inspect`, `gradients`, `restore_state`.
     pub fn submit(&mut self, batches: &[MicroBatch], hyper: Hyper) -> Result<Ticket> {
@@ -58,6 +61,10 @@ impl<B: Backend + ?Sized> Engine<B> {
         let start = Instant::now();
         let training = self.training()?;
         check_hyper(hyper)?;
+        if self.loss_scale.is_some() {
+            // What the step before came to decides the scale of this one.
+            self.settle();
+        }
         let statistics = self.accumulate(batches)?;
         let norm_squared = training.norm_squared;
         self.backend.zero(norm_squared);
@@ -122,6 +129,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         let (ticket, number) = (step.ticket, self.steps + 1);
         let result = self.figures(step);
         match &result {
+            Ok(stats) if stats.skipped => {}
             Ok(_) => self.steps = number,
             Err(_) => self.give_up(format!("the step behind step {number} was not taken, because that one failed")),
         }
@@ -146,13 +154,16 @@ impl<B: Backend + ?Sized> Engine<B> {
         let mut host = vec![0; bytes + size_of::<f64>()];
         self.backend.finish_read(&mut host)?;
         let (statistics, norm_squared) = host.split_at(bytes);
-        let grad_norm = bytemuck::pod_read_unaligned::<f64>(norm_squared).sqrt();
+        let grad_norm = bytemuck::pod_read_unaligned::<f64>(norm_squared).sqrt() / f64::from(self.gradient_scale);
         let micro_batches = step.statistics.complete(&self.model.shape, statistics);
-        self.check_finite(&micro_batches, grad_norm)?;
+        let scale = self.loss_scale.map(|scale| scale.scale());
+        let outcome = self.check_finite(&micro_batches, grad_norm);
+        let skipped = loss_scale::settle(&mut self.loss_scale, outcome)?;
         let sum = |of: fn(&MicroBatchStats) -> f64| micro_batches.iter().map(of).sum::<f64>();
         let loss = sum(|s| s.loss_sum) / sum(|s| s.target_weight) + sum(|s| s.balance_loss);
         let start = self.queue.end.map_or(step.start, |end| end.max(step.start));
-        Ok(StepStats { loss, grad_norm, micro_batches, seconds: start.elapsed().as_secs_f64() })
+        let seconds = start.elapsed().as_secs_f64();
+        Ok(StepStats { loss, grad_norm, micro_batches, loss_scale: scale, skipped, seconds })
     }
 
     fn check_finite(&self, stats: &[MicroBatchStats], grad_norm: f64) -> Result<()> {

@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use half::f16;
+
 use arl_model::{
     Checkpoint, Dtype, Error, ErrorCode, Result, SafetensorsFile, SafetensorsWriter, TensorDecl, WeightDtype, init_f32,
     save_model, sync_folder,
@@ -11,6 +13,7 @@ use arl_model::{
 
 use crate::backend::{Backend, Buffer, DType, join_master, split_master};
 use crate::engine::Engine;
+use crate::loss_scale::LossScale;
 use crate::params::Param;
 
 /// Elements that cross between host and device at a time.
@@ -20,13 +23,15 @@ const STATE_FILE: &str = "engine.safetensors";
 /// Bytes of one file of an exported model, as transformers has it.
 const MAX_SHARD_BYTES: u64 = 50_000_000_000;
 const FORMAT: &str = "arl engine state 1";
+/// The name of f32 masters in it.
+const MASTERS: &str = "master_weights";
 
 /// What of a parameter is read back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// The weights; with bf16 weights the exact f32 masters.
+    /// The weights; with weights of 16 bits the exact f32 masters.
     Weights,
-    /// The gradients of the step that was accumulated last.
+    /// The gradients of the step that was accumulated last, without the loss scale.
     Gradients,
     /// The first moments.
     Moment1,
@@ -71,6 +76,17 @@ impl<B: Backend + ?Sized> Engine<B> {
             self.backend.upload(bytemuck::cast_slice(values), store.weight(param));
             return;
         }
+        if store.weights.dtype == DType::F16 {
+            for (piece, values) in values.chunks(PIECE).enumerate() {
+                let place = |array: Buffer| array.slice(param.offset + piece * PIECE, values.len());
+                let rounded: Vec<f16> = values.iter().map(|&value| f16::from_f32(value)).collect();
+                self.backend.upload(bytemuck::cast_slice(&rounded), place(store.weights));
+                if let Some(masters) = store.masters {
+                    self.backend.upload(bytemuck::cast_slice(values), place(masters));
+                }
+            }
+            return;
+        }
         let mut high = Vec::with_capacity(PIECE.min(values.len()));
         let mut low = Vec::with_capacity(PIECE.min(values.len()));
         for (piece, values) in values.chunks(PIECE).enumerate() {
@@ -83,8 +99,8 @@ impl<B: Backend + ?Sized> Engine<B> {
             }
             let start = param.offset + piece * PIECE;
             self.backend.upload(bytemuck::cast_slice(&high), store.weights.slice(start, values.len()));
-            if let Some(weights_low) = store.weights_low {
-                self.backend.upload(bytemuck::cast_slice(&low), weights_low.slice(start, values.len()));
+            if let Some(masters) = store.masters {
+                self.backend.upload(bytemuck::cast_slice(&low), masters.slice(start, values.len()));
             }
         }
     }
@@ -96,14 +112,23 @@ impl<B: Backend + ?Sized> Engine<B> {
         if store.weights.dtype == DType::F32 {
             return self.backend.read_back(store.weight(param), bytemuck::cast_slice_mut(out));
         }
+        if store.weights.dtype == DType::F16 {
+            let Some(masters) = store.masters else {
+                let mut rounded = vec![f16::ZERO; out.len()];
+                self.backend.read_back(store.weight(param), bytemuck::cast_slice_mut(&mut rounded))?;
+                out.iter_mut().zip(&rounded).for_each(|(out, rounded)| *out = rounded.to_f32());
+                return Ok(());
+            };
+            return self.backend.read_back(masters.slice(param.offset, param.len), bytemuck::cast_slice_mut(out));
+        }
         let (mut high, mut low) = (vec![0u16; PIECE.min(out.len())], vec![0u16; PIECE.min(out.len())]);
         for (piece, out) in out.chunks_mut(PIECE).enumerate() {
             let start = param.offset + piece * PIECE;
             let (high, low) = (&mut high[..out.len()], &mut low[..out.len()]);
             self.backend.read_back(store.weights.slice(start, out.len()), bytemuck::cast_slice_mut(high))?;
-            match store.weights_low {
-                Some(weights_low) => {
-                    self.backend.read_back(weights_low.slice(start, out.len()), bytemuck::cast_slice_mut(low))?;
+            match store.masters {
+                Some(masters) => {
+                    self.backend.read_back(masters.slice(start, out.len()), bytemuck::cast_slice_mut(low))?;
                     for ((out, &h), &l) in out.iter_mut().zip(&*high).zip(&*low) {
                         *out = join_master(h, l);
                     }
@@ -142,17 +167,25 @@ impl<B: Backend + ?Sized> Engine<B> {
             (Kind::Moment2, Some(training)) => training.moment2,
         };
         self.backend.read_back(array.slice(param.offset, param.len), bytemuck::cast_slice_mut(&mut values))?;
+        if kind == Kind::Gradients {
+            values.iter_mut().for_each(|value| *value /= self.gradient_scale);
+        }
         Ok(values)
     }
 
-    /// The arrays of a saved state under their names.
+    /// The arrays of a saved state under their names. f16 weights are no part of it: they are the masters' roundings.
     fn state_arrays(&self) -> Result<Vec<(&'static str, Buffer)>> {
         let store = self.model.store;
         let Some(training) = store.training else {
             return Err(Error::new(ErrorCode::Config, "an engine for inference only has no state to save or restore"));
         };
-        let mut arrays = vec![("weights", store.weights)];
-        arrays.extend(store.weights_low.map(|low| ("weights_low", low)));
+        let mut arrays = match (store.weights.dtype, store.masters) {
+            (DType::F16, Some(masters)) => vec![(MASTERS, masters)],
+            (_, masters) => {
+                let low = masters.map(|low| ("weights_low", low));
+                [("weights", store.weights)].into_iter().chain(low).collect()
+            }
+        };
         arrays.extend([("moment1", training.moment1), ("moment2", training.moment2)]);
         Ok(arrays)
     }
@@ -166,6 +199,11 @@ impl<B: Backend + ?Sized> Engine<B> {
             }
         };
         add(&[self.model.dtype.bytes() as u8]);
+        match (self.model.dtype, self.rounding_seed) {
+            (DType::F16, _) => add(b"f16"),
+            (_, Some(_)) => add(b"stochastic rounding"),
+            _ => {}
+        }
         for tensor in &self.model.params.tensors {
             add(tensor.spec.name.as_bytes());
             add(&(tensor.offset as u64).to_le_bytes());
@@ -176,7 +214,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         format!("{hash:016x}")
     }
 
-    /// Writes exact weights, moments and step count to `dir/engine.safetensors`, by way of a file beside it that is
+    /// Writes exact weights, moments, step count and loss scale to `dir/engine.safetensors`, by way of a file beside it that is
     /// renamed when it is complete and on the disk.
     pub fn save_state(&mut self, dir: &Path) -> Result<()> {
         self.state_arrays()?;
@@ -203,7 +241,9 @@ impl<B: Backend + ?Sized> Engine<B> {
             shape: vec![buffer.len],
         };
         let declared: Vec<TensorDecl> = arrays.iter().map(declare).collect();
-        let metadata = [("format", FORMAT), ("layout", &layout), ("steps", &steps)];
+        let loss_scale = self.loss_scale.map(LossScale::to_text);
+        let mut metadata = vec![("format", FORMAT), ("layout", &layout), ("steps", &steps)];
+        metadata.extend(loss_scale.as_deref().map(|text| ("loss_scale", text)));
         let mut writer = SafetensorsWriter::create(path, &metadata, &declared)?;
         let mut staging = vec![0u8; PIECE * 4];
         for (_, buffer) in arrays {
@@ -219,7 +259,7 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// Writes the model to `dir`, an empty folder or none yet, in Hugging Face's layout; `dtype` `None`: the type of
     /// the checkpoint that the engine was opened on, f32 where it had none. Configuration and tokenizer are copied from
-    /// there. With bf16 weights, what is narrowed is the exact masters.
+    /// there. With weights of 16 bits, what is narrowed is the exact masters.
     pub fn export_model(&mut self, dir: &Path, dtype: Option<WeightDtype>) -> Result<()> {
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, &e))?;
         let dtype = dtype.or(self.source_dtype).unwrap_or(WeightDtype::F32);
@@ -244,10 +284,17 @@ impl<B: Backend + ?Sized> Engine<B> {
             return Err(damaged(&path, "it is not a state that this version writes"));
         }
         if file.metadata("layout") != Some(self.layout().as_str()) {
-            return Err(damaged(&path, "it belongs to another model, or to a run with another dtype"));
+            return Err(damaged(&path, "it belongs to another model, or to a run with another dtype or rounding"));
         }
         let Some(steps) = file.metadata("steps").and_then(|s| s.parse().ok()) else {
             return Err(damaged(&path, "its step count is missing"));
+        };
+        let loss_scale = match self.loss_scale {
+            None => None,
+            Some(scale) => match file.metadata("loss_scale").and_then(|text| scale.restored(text)) {
+                None => return Err(damaged(&path, "its loss scale is missing")),
+                restored => restored,
+            },
         };
         for (name, buffer) in &arrays {
             if file.info(name) != Some((file_dtype(buffer.dtype), &[buffer.len][..])) {
@@ -261,10 +308,18 @@ impl<B: Backend + ?Sized> Engine<B> {
         for (name, buffer) in &arrays {
             let bytes = file.bytes(name)?;
             for (piece, bytes) in bytes.chunks(PIECE * buffer.dtype.bytes()).enumerate() {
-                self.backend.upload(bytes, buffer.slice(piece * PIECE, bytes.len() / buffer.dtype.bytes()));
+                let (start, len) = (piece * PIECE, bytes.len() / buffer.dtype.bytes());
+                if *name == MASTERS {
+                    let words = bytes.chunks_exact(4).map(|word| [word[0], word[1], word[2], word[3]]);
+                    let values: Vec<f32> = words.map(f32::from_le_bytes).collect();
+                    self.write_weights(Param { offset: start, len }, &values);
+                } else {
+                    self.backend.upload(bytes, buffer.slice(start, len));
+                }
             }
         }
         self.steps = steps;
+        self.loss_scale = loss_scale;
         Ok(())
     }
 }
@@ -273,6 +328,7 @@ fn file_dtype(dtype: DType) -> Dtype {
     match dtype {
         DType::F32 => Dtype::F32,
         DType::Bf16 => Dtype::BF16,
+        DType::F16 => Dtype::F16,
         DType::F64 => Dtype::F64,
         DType::I32 => Dtype::I32,
         DType::U16 => Dtype::U16,

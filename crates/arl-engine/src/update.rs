@@ -49,7 +49,8 @@ impl Update {
         let correction = |beta: f32| (1.0 - f64::from(beta).powf(step as f64)) as f32;
         let adam = AdamW {
             weights: store.weights,
-            weights_low: store.weights_low,
+            masters: store.masters,
+            rounding: None,
             gradients: training.gradients,
             moment1: training.moment1,
             moment2: training.moment2,
@@ -61,6 +62,7 @@ impl Update {
             bias_correction1: correction(adam.beta1),
             bias_correction2: correction(adam.beta2),
             grad_norm_squared: training.norm_squared,
+            gradient_scale: 1.0,
             max_grad_norm: hyper.max_grad_norm,
         };
         Update { adam, decayed }
@@ -77,7 +79,8 @@ impl Update {
             let part = |buffer: Buffer| buffer.slice(start, end - start);
             backend.adamw(&AdamW {
                 weights: part(self.adam.weights),
-                weights_low: self.adam.weights_low.map(part),
+                masters: self.adam.masters.map(part),
+                rounding: self.adam.rounding.map(|rounding| rounding.from(start)),
                 gradients: part(self.adam.gradients),
                 moment1: part(self.adam.moment1),
                 moment2: part(self.adam.moment2),
@@ -138,7 +141,8 @@ impl Pending {
             let (adam, slot) = (&self.update.adam, &self.slots.places[i % SLOTS]);
             backend.adamw(&AdamW {
                 weights: adam.weights.slice(start, len),
-                weights_low: slot.low.map(|low| low.slice(0, len)),
+                masters: slot.masters.map(|masters| masters.slice(0, len)),
+                rounding: adam.rounding.map(|rounding| rounding.from(start)),
                 gradients: adam.gradients.slice(start, len),
                 moment1: slot.moment1.slice(0, len),
                 moment2: slot.moment2.slice(0, len),
@@ -173,8 +177,8 @@ impl Pending {
         let Piece { start, len, .. } = self.pieces[i];
         let (adam, slot) = (&self.update.adam, self.slots.places[i % SLOTS]);
         let pair = move |host: Buffer, slot: Buffer| (host.slice(start, len), slot.slice(0, len));
-        let low = adam.weights_low.zip(slot.low).map(|(host, slot)| pair(host, slot));
-        [pair(adam.moment1, slot.moment1), pair(adam.moment2, slot.moment2)].into_iter().chain(low)
+        let masters = adam.masters.zip(slot.masters).map(|(host, slot)| pair(host, slot));
+        [pair(adam.moment1, slot.moment1), pair(adam.moment2, slot.moment2)].into_iter().chain(masters)
     }
 }
 
@@ -183,7 +187,7 @@ impl Pending {
 struct Slot {
     moment1: Buffer,
     moment2: Buffer,
-    low: Option<Buffer>,
+    masters: Option<Buffer>,
 }
 
 /// The places of the pieces that are on the device. They are kept from step to step, because the first pieces come while
@@ -196,21 +200,21 @@ pub(crate) struct Slots {
 }
 
 impl Slots {
-    /// Takes the slots for `len` parameters, with masters' lower halves beside bf16 weights (`low`).
-    pub(crate) fn take(len: usize, low: bool, mut take: impl FnMut(DType, usize) -> Buffer) -> Self {
+    /// Takes the slots for `len` parameters, with masters of a type, or without any.
+    pub(crate) fn take(len: usize, masters: Option<DType>, mut take: impl FnMut(DType, usize) -> Buffer) -> Self {
         // A small model has several pieces too, so that its tests are about the same thing.
         let piece = PIECE.min(len.div_ceil(5).next_multiple_of(64));
         let mut slot = || Slot {
             moment1: take(DType::F32, piece),
             moment2: take(DType::F32, piece),
-            low: low.then(|| take(DType::U16, piece)),
+            masters: masters.map(|dtype| take(dtype, piece)),
         };
         Slots { places: [slot(), slot(), slot()], piece }
     }
 
     /// Bytes of all of them.
     pub(crate) fn bytes(&self) -> usize {
-        let slot = |slot: &Slot| slot.moment1.bytes() + slot.moment2.bytes() + slot.low.map_or(0, Buffer::bytes);
+        let slot = |slot: &Slot| slot.moment1.bytes() + slot.moment2.bytes() + slot.masters.map_or(0, Buffer::bytes);
         self.places.iter().map(slot).sum()
     }
 }

@@ -14,7 +14,7 @@ use arl_engine::{
     plan_memory,
 };
 use arl_model::{ErrorCode, WeightDtype};
-use common::{HYPER, MODELS, all, batch, model, open, options, split, state_bits};
+use common::{HYPER, MODELS, TYPES, all, batch, model, open, options, split, state_bits};
 
 const GREEDY: GenerateOptions = GenerateOptions { max_new_tokens: 12, stop_ids: Vec::new(), temperature: 0.0, seed: 0 };
 
@@ -23,7 +23,7 @@ fn a_restored_state_goes_on_in_equal_bits() {
     let batches: Vec<Vec<MicroBatch>> =
         (0..6).map(|i| vec![batch(&[9, 3, 21], i), batch(&[i as usize + 2], i)]).collect();
     for name in MODELS {
-        for dtype in [DType::F32, DType::Bf16] {
+        for dtype in TYPES {
             let options = options(dtype, Recompute::Norms, 33);
             let dir = tempfile::tempdir().unwrap();
             let mut engine = open(name, &options);
@@ -71,7 +71,7 @@ fn a_state_of_another_model_or_a_damaged_one_is_refused_and_changes_nothing() {
 #[test]
 fn an_exported_model_is_the_model() {
     for name in MODELS {
-        for dtype in [DType::F32, DType::Bf16] {
+        for dtype in TYPES {
             let options = options(dtype, Recompute::Norms, 33);
             let mut engine = open(name, &options);
             engine.step(&[batch(&[9, 3, 21], 1)], HYPER).unwrap();

@@ -12,7 +12,7 @@ use arl_engine::backend::DType;
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::{Engine, Recompute, Weights};
 use arl_model::WeightDtype;
-use common::{all, options};
+use common::{TYPES, all, options};
 
 /// Some 18 million parameters, of which one tensor is half: a copy of it beside the weights would show.
 const CONFIG: &str = r#"{
@@ -41,7 +41,7 @@ fn loading_takes_at_most_a_fifth_more_than_the_weights() {
                 Engine::open(Box::new(CpuBackend::new()), folder.path(), Weights::Random(1), &options).unwrap();
             engine.export_model(&model, Some(stored)).unwrap();
         }
-        for dtype in [DType::F32, DType::Bf16] {
+        for dtype in TYPES {
             // Sets the peak back to what is used now.
             if fs::write("/proc/self/clear_refs", "5").is_err() {
                 eprintln!("SKIPPED: the peak of memory while loading: /proc/self/clear_refs cannot be written");
@@ -51,8 +51,10 @@ fn loading_takes_at_most_a_fifth_more_than_the_weights() {
             let options = options(dtype, Recompute::Norms, 33);
             let mut engine = Engine::open(Box::new(CpuBackend::new()), &model, Weights::Checkpoint, &options).unwrap();
             let peak = status("VmHWM:") - before;
-            // With bf16 weights their exact f32 masters are there too: two halves of 16 bits.
-            let weights = 4 * all(&mut engine, arl_engine::Kind::Weights).len();
+            // With bf16 weights their exact f32 masters are there too: two halves of 16 bits. With f16 weights f32 masters
+            // lie beside them.
+            let bytes = if dtype == DType::F16 { 6 } else { 4 };
+            let weights = bytes * all(&mut engine, arl_engine::Kind::Weights).len();
             assert!(weights > 64 << 20, "{weights} bytes are too few to tell from everything else");
             assert!(peak >= weights, "{peak} bytes hold {weights}");
             assert!(peak * 10 <= weights * 12, "{stored:?} to {dtype:?}: {peak} bytes at the peak for {weights}");

@@ -229,6 +229,42 @@ fn a_librarys_attention_shares_the_memory_of_the_backward_pass() {
 }
 
 #[test]
+fn stochastic_rounding_saves_the_second_half_of_bf16_weights() {
+    for (name, sizes) in MODELS {
+        let Some(dir) = config(name) else { return };
+        let rounded = EngineOptions { stochastic_rounding: Some(1), ..options(Recompute::Norms) };
+        let (parameters, gap) = (sizes.parameters(), 32 * (10 * sizes.layers + 4));
+        let (here, exact) = (plan(&dir, &rounded), plan(&dir, &options(Recompute::Norms)));
+        // 2 bytes of the weight, 4 of the gradient, 8 of the moments.
+        for (category, bytes) in [("weights", 2), ("master weights", 0), ("gradients", 4), ("moments", 8)] {
+            assert_near(category, bytes_of(&here.categories, category), bytes * parameters, bytes * gap);
+        }
+        assert_near(name, exact.total_bytes - here.total_bytes, 2 * parameters, 2 * gap + 64);
+        let offloaded = plan(&dir, &EngineOptions { optimizer_offload: true, ..rounded });
+        assert_near(name, offloaded.host_bytes, 8 * parameters, 8 * gap + 64);
+    }
+}
+
+#[test]
+fn in_f16_the_masters_are_whole_beside_the_weights() {
+    for (name, sizes) in MODELS {
+        let Some(dir) = config(name) else { return };
+        let f16 = EngineOptions { dtype: DType::F16, ..options(Recompute::Norms) };
+        let (parameters, gap) = (sizes.parameters(), 32 * (10 * sizes.layers + 4));
+        let here = plan(&dir, &f16);
+        // 2 bytes to compute with, 4 of the master, 4 of the gradient, 8 of the moments.
+        for (category, bytes) in [("weights", 2), ("master weights", 4), ("gradients", 4), ("moments", 8)] {
+            assert_near(category, bytes_of(&here.categories, category), bytes * parameters, bytes * gap);
+        }
+        let bf16 = plan(&dir, &options(Recompute::Norms));
+        assert_near(name, here.total_bytes - bf16.total_bytes, 2 * parameters, 2 * gap + 64);
+        let offloaded = plan(&dir, &EngineOptions { optimizer_offload: true, ..f16 });
+        assert_near(name, bytes_of(&offloaded.host_categories, "master weights"), 4 * parameters, 4 * gap);
+        assert_eq!(bytes_of(&offloaded.categories, "master weights"), 0);
+    }
+}
+
+#[test]
 fn offloading_leaves_three_inputs_of_layers_and_three_pieces_of_the_optimizer_on_the_device() {
     for (name, sizes) in MODELS {
         let Some(dir) = config(name) else { return };

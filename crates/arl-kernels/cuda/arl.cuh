@@ -25,6 +25,7 @@ constexpr bool THOROUGH = true;
 #else
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cstdint>
 
 #define ARL_KERNEL(name, threads, ...) extern "C" __global__ void __launch_bounds__(threads) name(__VA_ARGS__)
@@ -39,12 +40,15 @@ constexpr bool THOROUGH = false;
 #endif
 
 typedef __nv_bfloat16 bf16;
+typedef __half f16;
 
-// Lines of a kernel once for each type of activations: ARL_FOR_TYPES(M) is M(f32, float) M(bf16, bf16).
-#define ARL_FOR_TYPES(M) M(f32, float) M(bf16, bf16)
+// Lines of a kernel once for each type of activations of 16 bits, or for each of all: M(name, type).
+#define ARL_FOR_NARROW(M) M(bf16, bf16) M(f16, f16)
+#define ARL_FOR_TYPES(M) M(f32, float) ARL_FOR_NARROW(M)
 
 __device__ __forceinline__ float load(float value) { return value; }
 __device__ __forceinline__ float load(bf16 value) { return __bfloat162float(value); }
+__device__ __forceinline__ float load(f16 value) { return __half2float(value); }
 
 template <typename T> struct Store;
 template <> struct Store<float> {
@@ -52,6 +56,10 @@ template <> struct Store<float> {
 };
 template <> struct Store<bf16> {
     static __device__ __forceinline__ bf16 of(float value) { return __float2bfloat16(value); }
+};
+
+template <> struct Store<f16> {
+    static __device__ __forceinline__ f16 of(float value) { return __float2half(value); }
 };
 
 // The nearest element of type T. Arithmetic is in f32 everywhere.

@@ -86,7 +86,7 @@ template <typename A, int N> __device__ __forceinline__ void fill(A (&target)[N]
     for (int i = 0; i < N; i++) fill(target[i], value);
 }
 
-// ---- Tensor cores: tiles [rows, D] of bf16 in shared memory. The 16-byte chunks of a row change places by its number,
+// ---- Tensor cores: tiles [rows, D] of bf16 or f16 in shared memory. The 16-byte chunks of a row change places by its number,
 // so that eight rows at one column lie in different banks.
 
 #ifdef ARL_EMULATION
@@ -104,14 +104,14 @@ __device__ __forceinline__ float exp2_fast(float x) {
 template <int D> __device__ __forceinline__ int place(int row, int chunk) { return row * D + (chunk ^ (row & 7)) * 8; }
 
 // Begins to copy `ROWS` rows to a tile; those from `valid` on become zeroes.
-template <int D, int ROWS>
-__device__ __forceinline__ void stage_async(bf16 *tile, const bf16 *source, long long stride, int valid) {
+template <int D, int ROWS, typename T>
+__device__ __forceinline__ void stage_async(T *tile, const T *source, long long stride, int valid) {
     constexpr int CHUNKS = D / 8, AT_ONCE = THREADS / CHUNKS;
     static_assert(ROWS % AT_ONCE == 0 && AT_ONCE % 8 == 0, "whole rounds of copies, of whole groups of rows");
     int row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
-    bf16 *to = tile + place<D>(row, chunk);
+    T *to = tile + place<D>(row, chunk);
     // Within a tile, an int: the strides that tensor cores are given are small enough.
-    const bf16 *from = source + (row * static_cast<int>(stride) + chunk * 8);
+    const T *from = source + (row * static_cast<int>(stride) + chunk * 8);
     int there = valid - row;
 #pragma unroll
     for (int i = 0; i < ROWS; i += AT_ONCE) {
@@ -121,17 +121,17 @@ __device__ __forceinline__ void stage_async(bf16 *tile, const bf16 *source, long
 }
 
 // The left fragments of rows `row ..` (a multiple of 16) of a tile, columns `16 step .. 16 step + 16`.
-template <int D, int BLOCKS>
-__device__ __forceinline__ void load_left(unsigned (&a)[BLOCKS][4], const bf16 *tile, int row, int step) {
+template <int D, typename T, int BLOCKS>
+__device__ __forceinline__ void load_left(unsigned (&a)[BLOCKS][4], const T *tile, int row, int step) {
     int lane = threadIdx.x % 32, from = row * D + (place<D>(lane % 16, lane / 16) ^ step * 16);
 #pragma unroll
     for (int m = 0; m < BLOCKS; m++) ldmatrix_x4(a[m], tile + from + m * 16 * D);
 }
 
 // One step of `s += a b^T` over columns `16 step ..` of the tile `b` [8 COLUMNS, D].
-template <int D, int BLOCKS, int COLUMNS>
+template <int D, typename T, int BLOCKS, int COLUMNS>
 __device__ __forceinline__ void multiply_rows(float (&s)[BLOCKS][COLUMNS][4], const unsigned (&a)[BLOCKS][4],
-                                              const bf16 *b, int step) {
+                                              const T *b, int step) {
     int lane = threadIdx.x % 32, from = place<D>(lane / 16 * 8 + lane % 8, lane / 8 % 2) ^ step * 16;
 #pragma unroll
     for (int n = 0; n < COLUMNS; n += 2) {
@@ -140,16 +140,16 @@ __device__ __forceinline__ void multiply_rows(float (&s)[BLOCKS][COLUMNS][4], co
         unsigned low[2] = {right[0], right[1]}, high[2] = {right[2], right[3]};
 #pragma unroll
         for (int m = 0; m < BLOCKS; m++) {
-            mma(s[m][n], a[m], low);
-            mma(s[m][n + 1], a[m], high);
+            mma<T>(s[m][n], a[m], low);
+            mma<T>(s[m][n + 1], a[m], high);
         }
     }
 }
 
-// `o += p b` for the tile `b` [8 COLUMNS, D]; `p` is rounded to bf16.
-template <int D, int BLOCKS, int COLUMNS>
+// `o += p b` for the tile `b` [8 COLUMNS, D]; `p` is rounded to its type.
+template <int D, typename T, int BLOCKS, int COLUMNS>
 __device__ __forceinline__ void multiply_columns(float (&o)[BLOCKS][D / 8][4], const float (&p)[BLOCKS][COLUMNS][4],
-                                                 const bf16 *b) {
+                                                 const T *b) {
     int lane = threadIdx.x % 32, from = place<D>(lane % 16, lane / 16);
 #pragma unroll
     for (int step = 0; step < COLUMNS / 2; step++) {
@@ -160,7 +160,7 @@ __device__ __forceinline__ void multiply_columns(float (&o)[BLOCKS][D / 8][4], c
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const float(&from)[4] = p[m][2 * step + i / 2];
-                a[m][i] = pair(from[i % 2 * 2], from[i % 2 * 2 + 1]);
+                a[m][i] = pair<T>(from[i % 2 * 2], from[i % 2 * 2 + 1]);
             }
 #pragma unroll
         for (int n = 0; n < D / 8; n += 2) {
@@ -169,8 +169,8 @@ __device__ __forceinline__ void multiply_columns(float (&o)[BLOCKS][D / 8][4], c
             unsigned low[2] = {right[0], right[1]}, high[2] = {right[2], right[3]};
 #pragma unroll
             for (int m = 0; m < BLOCKS; m++) {
-                mma(o[m][n], a[m], low);
-                mma(o[m][n + 1], a[m], high);
+                mma<T>(o[m][n], a[m], low);
+                mma<T>(o[m][n + 1], a[m], high);
             }
         }
     }
@@ -178,9 +178,9 @@ __device__ __forceinline__ void multiply_columns(float (&o)[BLOCKS][D / 8][4], c
 
 // Writes `o`, times `factor` of its row, to those of the rows `row .. row + 16 BLOCKS` that are below `end`, by way of
 // the same rows of `tile`, which only this warp uses.
-template <int D, int BLOCKS>
+template <int D, typename T, int BLOCKS>
 __device__ __forceinline__ void store_tile(const float (&o)[BLOCKS][D / 8][4], const float (&factor)[BLOCKS][2],
-                                           bf16 *tile, int row, int end, bf16 *target, long long stride) {
+                                           T *tile, int row, int end, T *target, long long stride) {
     int lane = threadIdx.x % 32;
     __syncwarp();
 #pragma unroll
@@ -190,7 +190,7 @@ __device__ __forceinline__ void store_tile(const float (&o)[BLOCKS][D / 8][4], c
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 const float *values = &o[m][n][2 * half];
-                unsigned bits = pair(values[0] * factor[m][half], values[1] * factor[m][half]);
+                unsigned bits = pair<T>(values[0] * factor[m][half], values[1] * factor[m][half]);
                 int to = (place<D>(lane / 4, 0) ^ n * 8) + (row + m * 16 + half * 8) * D + lane % 4 * 2;
                 memcpy(tile + to, &bits, 4);
             }

@@ -151,22 +151,28 @@ __device__ __forceinline__ void queries_backward(Matrix<const T> q, Matrix<const
 ARL_FOR_TYPES(DELTA)
 #undef DELTA
 
-// The blocks from `key_blocks` on own queries.
-#define BACKWARD(name, T, keys_backward, queries_backward)                                                             \
+// The blocks from `key_blocks` on own queries. `...` are the arguments of both templates.
+#define BACKWARD(name, T, kind, ...)                                                                                   \
     ARL_KERNEL(name, attention::THREADS, ATTENTION_INPUTS(T), const T *d_out, long long d_out_stride,                  \
                const float *log_sum_exp, const float *delta, T *d_qkv, int key_blocks) {                               \
         attention::Results<T> results = {{d_out, d_out_stride}, log_sum_exp, delta};                                   \
         attention::Matrix<T> d = {d_qkv, (long long)(query_heads + 2 * key_heads) * dim};                              \
         int block = blockIdx.x;                                                                                        \
         if (block < key_blocks) {                                                                                      \
-            attention::keys_backward(ATTENTION_INPUT_VALUES, results, d, block % key_heads, block / key_heads);        \
+            attention::keys_##kind<__VA_ARGS__>(ATTENTION_INPUT_VALUES, results, d, block % key_heads,                 \
+                                                block / key_heads);                                                    \
         } else {                                                                                                       \
             int last = gridDim.x - 1 - block;                                                                          \
-            attention::queries_backward(ATTENTION_INPUT_VALUES, results, d, last % query_heads, last / query_heads);   \
+            attention::queries_##kind<__VA_ARGS__>(ATTENTION_INPUT_VALUES, results, d, last % query_heads,             \
+                                                   last / query_heads);                                                \
         }                                                                                                              \
     }
-BACKWARD(attention_backward_f32, float, keys_backward<float>, queries_backward<float>)
-BACKWARD(attention_backward_bf16, bf16, keys_backward<bf16>, queries_backward<bf16>)
-BACKWARD(attention_backward_64_bf16, bf16, keys_backward_tensor<64>, queries_backward_tensor<64>)
-BACKWARD(attention_backward_128_bf16, bf16, keys_backward_tensor<128>, queries_backward_tensor<128>)
+#define BACKWARDS(name, T) BACKWARD(attention_backward_##name, T, backward, T)
+ARL_FOR_TYPES(BACKWARDS)
+#undef BACKWARDS
+#define BACKWARDS(name, T)                                                                                             \
+    BACKWARD(attention_backward_64_##name, T, backward_tensor, 64, T)                                                  \
+    BACKWARD(attention_backward_128_##name, T, backward_tensor, 128, T)
+ARL_FOR_NARROW(BACKWARDS)
+#undef BACKWARDS
 #undef BACKWARD

@@ -18,13 +18,13 @@ constexpr int OTHERS = 32;
 template <int D> constexpr int BLOCKS_OF_16 = D == 64 ? 2 : 1;
 template <int D> constexpr int OWN = BLOCKS_OF_16<D> *16 * WARPS;
 
-template <int D>
-__device__ __forceinline__ void keys_backward_tensor(Matrix<const bf16> q, Matrix<const bf16> k, Matrix<const bf16> v,
-                                                     const Shape &shape, const Results<bf16> &results,
-                                                     Matrix<bf16> d_qkv, int key_head, int slot) {
+template <int D, typename T>
+__device__ __forceinline__ void keys_backward_tensor(Matrix<const T> q, Matrix<const T> k, Matrix<const T> v,
+                                                     const Shape &shape, const Results<T> &results,
+                                                     Matrix<T> d_qkv, int key_head, int slot) {
     constexpr int BLOCKS = BLOCKS_OF_16<D>, COLUMNS = OTHERS / 8;
-    ARL_SHARED(bf16, k_tile);
-    bf16 *v_tile = k_tile + OWN<D> * D, *q_tiles = v_tile + OWN<D> * D, *d_out_tiles = q_tiles + 2 * OTHERS * D;
+    ARL_SHARED(T, k_tile);
+    T *v_tile = k_tile + OWN<D> * D, *q_tiles = v_tile + OWN<D> * D, *d_out_tiles = q_tiles + 2 * OTHERS * D;
     // [2, 2, OTHERS]: log_sum_exp (of base 2) and delta, for two tiles.
     float *sums = reinterpret_cast<float *>(d_out_tiles + 2 * OTHERS * D);
     Tile tile = tile_at(shape, OWN<D>, slot);
@@ -74,7 +74,7 @@ __device__ __forceinline__ void keys_backward_tensor(Matrix<const bf16> q, Matri
             stage_queries((half ^ 1) * OTHERS * D);
             if (threadIdx.x < 2 * OTHERS) next = load_sum();
         }
-        const bf16 *q_tile = q_tiles + half * OTHERS * D, *d_out_tile = d_out_tiles + half * OTHERS * D;
+        const T *q_tile = q_tiles + half * OTHERS * D, *d_out_tile = d_out_tiles + half * OTHERS * D;
         const float *lse_log2 = sums + half * 2 * OTHERS, *delta = lse_log2 + OTHERS;
         if (row < end && any_sees(shape, present, present + OTHERS, row, row + 16 * BLOCKS)) {
             // Transposed: [keys, queries].
@@ -119,19 +119,19 @@ __device__ __forceinline__ void keys_backward_tensor(Matrix<const bf16> q, Matri
     float ones[BLOCKS][2], scales[BLOCKS][2];
     fill(ones, 1);
     fill(scales, shape.scale);
-    bf16 *target = d_qkv.at(tile.start + tile.first, (shape.query_heads + key_head) * D);
+    T *target = d_qkv.at(tile.start + tile.first, (shape.query_heads + key_head) * D);
     store_tile<D>(d_k, scales, k_tile, own, end - tile.first, target, d_qkv.stride);
     store_tile<D>(d_v, ones, v_tile, own, end - tile.first, target + shape.key_heads * D, d_qkv.stride);
 }
 
-template <int D>
-__device__ __forceinline__ void queries_backward_tensor(Matrix<const bf16> q, Matrix<const bf16> k,
-                                                        Matrix<const bf16> v, const Shape &shape,
-                                                        const Results<bf16> &results, Matrix<bf16> d_qkv, int head,
+template <int D, typename T>
+__device__ __forceinline__ void queries_backward_tensor(Matrix<const T> q, Matrix<const T> k,
+                                                        Matrix<const T> v, const Shape &shape,
+                                                        const Results<T> &results, Matrix<T> d_qkv, int head,
                                                         int slot) {
     constexpr int BLOCKS = BLOCKS_OF_16<D>, COLUMNS = OTHERS / 8;
-    ARL_SHARED(bf16, q_tile);
-    bf16 *d_out_tile = q_tile + OWN<D> * D, *k_tiles = d_out_tile + OWN<D> * D, *v_tiles = k_tiles + 2 * OTHERS * D;
+    ARL_SHARED(T, q_tile);
+    T *d_out_tile = q_tile + OWN<D> * D, *k_tiles = d_out_tile + OWN<D> * D, *v_tiles = k_tiles + 2 * OTHERS * D;
     Tile tile = tile_at(shape, OWN<D>, slot);
     if (tile.first >= tile.length) return;
     int key_head = head / (shape.query_heads / shape.key_heads), end = min(tile.first + OWN<D>, tile.length);
@@ -179,7 +179,7 @@ __device__ __forceinline__ void queries_backward_tensor(Matrix<const bf16> q, Ma
         __syncthreads();
         if (key + OTHERS < end) stage_keys(key + OTHERS);
         if (row >= end || !any_sees(shape, row, row + 16 * BLOCKS, key, key + OTHERS)) continue;
-        const bf16 *k_tile = k_tiles + key / OTHERS % 2 * OTHERS * D, *v_tile = v_tiles + key / OTHERS % 2 * OTHERS * D;
+        const T *k_tile = k_tiles + key / OTHERS % 2 * OTHERS * D, *v_tile = v_tiles + key / OTHERS % 2 * OTHERS * D;
         float p[BLOCKS][COLUMNS][4], d_s[BLOCKS][COLUMNS][4];
         fill(p, 0);
         fill(d_s, 0);

@@ -54,15 +54,15 @@ __device__ __forceinline__ void online(float (&s)[BLOCKS][KEYS / 8][4], float (&
             for (int i = 0; i < 4; i++) o[m][n][i] *= factor[m][i / 2];
 }
 
-template <int D>
-__device__ __forceinline__ void forward_tensor(Matrix<const bf16> q, Matrix<const bf16> k, Matrix<const bf16> v,
-                                               const Shape &shape, Matrix<bf16> out, float *log_sum_exp) {
-    ARL_SHARED(bf16, q_tile);
-    bf16 *k_tile = q_tile + QUERIES * D, *v_tile = k_tile + KEYS * D;
+template <int D, typename T>
+__device__ __forceinline__ void forward_tensor(Matrix<const T> q, Matrix<const T> k, Matrix<const T> v,
+                                               const Shape &shape, Matrix<T> out, float *log_sum_exp) {
+    ARL_SHARED(T, q_tile);
+    T *k_tile = q_tile + QUERIES * D, *v_tile = k_tile + KEYS * D;
     int head = blockIdx.x % shape.query_heads, key_head = head / (shape.query_heads / shape.key_heads);
     Tile tile = tile_at(shape, QUERIES, (gridDim.x - 1 - blockIdx.x) / shape.query_heads);
     if (tile.first >= tile.length) return;
-    const bf16 *keys = k.at(tile.start, key_head * D), *values = v.at(tile.start, key_head * D);
+    const T *keys = k.at(tile.start, key_head * D), *values = v.at(tile.start, key_head * D);
     int end = min(tile.first + QUERIES, tile.length);
     int key = max(tile.first + 1 - shape.window, 0) / KEYS * KEYS;
     stage_async<D, QUERIES>(q_tile, q.at(tile.start + tile.first, head * D), q.stride, end - tile.first);
@@ -196,11 +196,12 @@ __device__ __forceinline__ void forward(Matrix<const T> q, Matrix<const T> k, Ma
 ARL_FOR_TYPES(FORWARD)
 #undef FORWARD
 
-#define FORWARD(D)                                                                                                     \
-    ARL_KERNEL(attention_forward_##D##_bf16, attention::THREADS, ATTENTION_INPUTS(bf16), bf16 *out,                    \
-               long long out_stride, float *log_sum_exp) {                                                             \
-        attention::forward_tensor<D>(ATTENTION_INPUT_VALUES, {out, out_stride}, log_sum_exp);                          \
+#define FORWARD(D, T)                                                                                                  \
+    ARL_KERNEL(attention_forward_##D##_##T, attention::THREADS, ATTENTION_INPUTS(T), T *out, long long out_stride,     \
+               float *log_sum_exp) {                                                                                   \
+        attention::forward_tensor<D, T>(ATTENTION_INPUT_VALUES, {out, out_stride}, log_sum_exp);                       \
     }
-FORWARD(64)
-FORWARD(128)
+#define FORWARDS(name, T) FORWARD(64, T) FORWARD(128, T)
+ARL_FOR_NARROW(FORWARDS)
+#undef FORWARDS
 #undef FORWARD

@@ -1,8 +1,8 @@
 // The classifier pass: loss, accuracy, entropy and the logits' gradient. One block of 1024 threads a row, so that as
 // few rows as possible are under way at a time. Reads the row from its end to its beginning for its statistics; with a
 // gradient, then from the beginning on: the first 96 KiB of it lie in shared memory by now, and what was read last is
-// likely to be in the L2 cache still. The gradient replaces the row: in the logits' type element for element, or as
-// bf16 in the first half of the memory of an f32 row.
+// likely to be in the L2 cache still. The gradient replaces the row: in the logits' type element for element, or in
+// 16 bits in the first half of the memory of an f32 row.
 //
 // Bytes: the logits once or (past the caches) twice, the gradient once.
 #include "arl.cuh"
@@ -241,6 +241,9 @@ ARL_FOR_TYPES(CROSS_ENTROPY)
                                              weights[blockIdx.x] * scale, nll, correct, entropy, vocab);               \
     }
 CROSS_ENTROPY_GRADIENT(f32, float, float)
-CROSS_ENTROPY_GRADIENT(f32_bf16, float, bf16)
-CROSS_ENTROPY_GRADIENT(bf16, bf16, bf16)
+#define CROSS_ENTROPY_GRADIENTS(name, T)                                                                               \
+    CROSS_ENTROPY_GRADIENT(f32_##name, float, T)                                                                       \
+    CROSS_ENTROPY_GRADIENT(name, T, T)
+ARL_FOR_NARROW(CROSS_ENTROPY_GRADIENTS)
+#undef CROSS_ENTROPY_GRADIENTS
 #undef CROSS_ENTROPY_GRADIENT

@@ -14,7 +14,7 @@ namespace elementwise {
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / 32;
 
-// Elements a thread converts or adds: a pack of bf16, two of f32.
+// Elements a thread converts or adds: a pack of 16 bits, two of f32.
 constexpr int STEP = 8;
 
 template <typename A, typename B> __device__ __forceinline__ void convert(const A *source, B *target, long long len) {
@@ -137,13 +137,15 @@ __device__ __forceinline__ void dot_sum(const double *parts, double *out, int co
 
 } // namespace elementwise
 
-ARL_KERNEL(convert_f32_bf16, elementwise::THREADS, const float *source, bf16 *target, long long len) {
-    elementwise::convert(source, target, len);
-}
-
-ARL_KERNEL(convert_bf16_f32, elementwise::THREADS, const bf16 *source, float *target, long long len) {
-    elementwise::convert(source, target, len);
-}
+#define CONVERT(name, T)                                                                                               \
+    ARL_KERNEL(convert_f32_##name, elementwise::THREADS, const float *source, T *target, long long len) {              \
+        elementwise::convert(source, target, len);                                                                     \
+    }                                                                                                                  \
+    ARL_KERNEL(convert_##name##_f32, elementwise::THREADS, const T *source, float *target, long long len) {            \
+        elementwise::convert(source, target, len);                                                                     \
+    }
+ARL_FOR_NARROW(CONVERT)
+#undef CONVERT
 
 #define ELEMENTWISE(name, T)                                                                                           \
     ARL_KERNEL(add_##name, elementwise::THREADS, T *x, const T *delta, long long len) {                                \

@@ -1,4 +1,4 @@
-// Rows by index. Gathering and scattering: one warp a row, 16 bytes (8 of a bf16 that is converted) a lane.
+// Rows by index. Gathering and scattering: one warp a row, 16 bytes (8 of a value of 16 bits that is converted) a lane.
 // Bytes: each row once in, once out.
 //
 // The embedding's gradient, without atomics: first the tokens are put in order of their ids (those of one id in the
@@ -179,9 +179,12 @@ constexpr int COLUMNS = 4;
         embedding::scatter(x, rows, out, count, most, width);                                                          \
     }
 GATHER(f32, float, float)
-GATHER(bf16, bf16, bf16)
-GATHER(f32_bf16, float, bf16)
-GATHER(bf16_f32, bf16, float)
+#define GATHER_WITH(name, T)                                                                                           \
+    GATHER(name, T, T)                                                                                                 \
+    GATHER(f32_##name, float, T)                                                                                       \
+    GATHER(name##_f32, T, float)
+ARL_FOR_NARROW(GATHER_WITH)
+#undef GATHER_WITH
 #undef GATHER
 
 ARL_KERNEL(sort_ids, embedding::THREADS, const int *ids, int *order, int count, long long vocab) {

@@ -1,6 +1,6 @@
 // The matrix products of a mixture of experts, whose rows per expert only the device knows: a block finds its expert by
 // a scan of the offsets, and blocks beyond the last tile end at once.
-// bf16: tiles of [128, 128] by tensor cores, 4 warps of [64, 64] each (each element that ldmatrix reads is multiplied 64
+// 16 bits: tiles of [128, 128] by tensor cores, 4 warps of [64, 64] each (each element that ldmatrix reads is multiplied 64
 // times), slabs of 32 columns three deep by cp.async, chunks of 16 bytes placed so that ldmatrix meets no bank twice.
 // f32: tiles of [128, 64] on CUDA cores (tile.cuh).
 // Reads the token side once for each 128 (64) columns of the experts' side, an expert's matrix once for each 128 of its
@@ -65,15 +65,15 @@ template <bool ALONG_K> __device__ __forceinline__ int position(int row, int k) 
 
 // One side of a product from a tile's first row on (as `tile::Operand`), and what one thread copies of each slab: chunks
 // of 8 elements, APART rows (or ks) from each other.
-template <bool ALONG_K> struct Feed {
+template <typename T, bool ALONG_K> struct Feed {
     static constexpr int ACROSS = ALONG_K ? DEPTH / 8 : TILE / 8, APART = THREADS / ACROSS;
     static_assert(APART % 8 == 0, "a thread's chunks lie alike within their rows of shared memory");
-    const bf16 *data, *next;
+    const T *data, *next;
     long long stride;
     int rows, row, k;
     bool aligned;
 
-    __device__ __forceinline__ Feed(const bf16 *data, long long stride, int rows)
+    __device__ __forceinline__ Feed(const T *data, long long stride, int rows)
         : data(data), stride(stride), rows(rows), aligned(packs(data, stride)) {
         int along = threadIdx.x % ACROSS * 8, across = threadIdx.x / ACROSS;
         row = ALONG_K ? across : along;
@@ -82,17 +82,17 @@ template <bool ALONG_K> struct Feed {
     }
 
     // Begins to copy the next slab, `left` columns before the sums' end; zeroes beyond it and beyond the rows.
-    __device__ __forceinline__ void fetch(bf16 *slab, int left) {
+    __device__ __forceinline__ void fetch(T *slab, int left) {
         slab += position<ALONG_K>(row, k);
 #pragma unroll
         for (int i = 0; i < SLAB / 8 / THREADS; i++, slab += THREADS * 8) {
             int there = ALONG_K ? (row + i * APART < rows ? left - k : 0) : (k + i * APART < left ? rows - row : 0);
-            const bf16 *source = next + i * APART * stride;
+            const T *source = next + i * APART * stride;
             if (there <= 0 || (there >= 8 && aligned)) {
                 cp_async_16(slab, there <= 0 ? data : source, there > 0);
                 continue;
             }
-            for (int j = 0; j < 8; j++) slab[j] = j < there ? source[j] : store<bf16>(0.0f);
+            for (int j = 0; j < 8; j++) slab[j] = j < there ? source[j] : store<T>(0.0f);
         }
         next += ALONG_K ? DEPTH : DEPTH * stride;
     }
@@ -104,8 +104,8 @@ struct Sums {
     float at[HEIGHT][WIDTH][4];
 };
 
-template <bool A_ALONG_K, bool B_ALONG_K>
-__device__ __forceinline__ void multiply_slab(const bf16 *a, const bf16 *b, int row, int column, Sums &sums) {
+template <bool A_ALONG_K, bool B_ALONG_K, typename T>
+__device__ __forceinline__ void multiply_slab(const T *a, const T *b, int row, int column, Sums &sums) {
     // Lane 8 i + r gives the address of row r of matrix i.
     int lane = threadIdx.x % 32, r = lane % 8, low = lane / 8 % 2 * 8, high = lane / 16 * 8;
 #pragma unroll
@@ -113,14 +113,14 @@ __device__ __forceinline__ void multiply_slab(const bf16 *a, const bf16 *b, int 
         unsigned left[Sums::HEIGHT][4], right[Sums::WIDTH][2];
         for (int i = 0; i < Sums::HEIGHT; i++) {
             // Matrices: rows 0, rows 8, and both again 8 columns further.
-            const bf16 *from = a + (A_ALONG_K ? position<true>(row + 16 * i + low + r, k + high)
+            const T *from = a + (A_ALONG_K ? position<true>(row + 16 * i + low + r, k + high)
                                               : position<false>(row + 16 * i + low, k + high + r));
             if (A_ALONG_K) ldmatrix_x4(left[i], from);
             else ldmatrix_x4_transposed(left[i], from);
         }
         for (int j = 0; j < Sums::WIDTH / 2; j++) {
             // Matrices: k 0, k 8, and both again 8 columns further.
-            const bf16 *from = b + (B_ALONG_K ? position<true>(column + 16 * j + high + r, k + low)
+            const T *from = b + (B_ALONG_K ? position<true>(column + 16 * j + high + r, k + low)
                                               : position<false>(column + 16 * j + high, k + low + r));
             unsigned both[4];
             if (B_ALONG_K) ldmatrix_x4(both, from);
@@ -131,7 +131,7 @@ __device__ __forceinline__ void multiply_slab(const bf16 *a, const bf16 *b, int 
             }
         }
         for (int i = 0; i < Sums::HEIGHT; i++)
-            for (int j = 0; j < Sums::WIDTH; j++) mma(sums.at[i][j], left[i], right[j]);
+            for (int j = 0; j < Sums::WIDTH; j++) mma<T>(sums.at[i][j], left[i], right[j]);
     }
 }
 
@@ -140,14 +140,15 @@ __device__ __forceinline__ int warp_row() { return threadIdx.x / 64 * WARP_TILE;
 __device__ __forceinline__ int warp_column() { return threadIdx.x / 32 % 2 * WARP_TILE; }
 
 // sums = a b over k in [0, depth). Shared memory is free again on return.
-template <bool A_ALONG_K, bool B_ALONG_K>
-__device__ __forceinline__ void multiply(Feed<A_ALONG_K> &a, Feed<B_ALONG_K> &b, int depth, bf16 *shared, Sums &sums) {
+template <typename T, bool A_ALONG_K, bool B_ALONG_K>
+__device__ __forceinline__ void multiply(Feed<T, A_ALONG_K> &a, Feed<T, B_ALONG_K> &b, int depth, T *shared,
+                                         Sums &sums) {
     for (int i = 0; i < Sums::HEIGHT; i++)
         for (int j = 0; j < Sums::WIDTH; j++)
             for (int e = 0; e < 4; e++) sums.at[i][j][e] = 0;
     auto begin = [&](int slab) {
         if (slab * DEPTH < depth) {
-            bf16 *stage = shared + slab % STAGES * 2 * SLAB;
+            T *stage = shared + slab % STAGES * 2 * SLAB;
             a.fetch(stage, depth - slab * DEPTH);
             b.fetch(stage + SLAB, depth - slab * DEPTH);
         }
@@ -162,7 +163,7 @@ __device__ __forceinline__ void multiply(Feed<A_ALONG_K> &a, Feed<B_ALONG_K> &b,
         __syncthreads();
         // Into the stage that all have left, as they are past the barrier.
         begin(slab + STAGES - 1);
-        const bf16 *stage = shared + slab % STAGES * 2 * SLAB;
+        const T *stage = shared + slab % STAGES * 2 * SLAB;
         if (busy) multiply_slab<A_ALONG_K, B_ALONG_K>(stage, stage + SLAB, warp_row(), warp_column(), sums);
     }
     cp_async_wait<0>();
@@ -174,7 +175,8 @@ constexpr int ROW = TILE + 8;
 static_assert(TILE * ROW <= STAGES * 2 * SLAB, "the finished tile lies where the stages were");
 
 // c = sums, by way of shared memory, so that whole lines are written.
-__device__ __forceinline__ void assign(const Sums &sums, bf16 *shared, bf16 *c, long long stride, int rows, int columns) {
+template <typename T>
+__device__ __forceinline__ void assign(const Sums &sums, T *shared, T *c, long long stride, int rows, int columns) {
     int lane = threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < Sums::HEIGHT; i++)
@@ -184,15 +186,15 @@ __device__ __forceinline__ void assign(const Sums &sums, bf16 *shared, bf16 *c, 
             for (int half = 0; half < 2; half++) {
                 int row = warp_row() + 16 * i + 8 * half + lane / 4, column = warp_column() + 8 * j + lane % 4 * 2;
                 const float *values = sums.at[i][j] + 2 * half;
-                *reinterpret_cast<unsigned *>(shared + row * ROW + column) = pair(values[0], values[1]);
+                *reinterpret_cast<unsigned *>(shared + row * ROW + column) = pair<T>(values[0], values[1]);
             }
     __syncthreads();
     bool aligned = packs(c, stride);
     for (int chunk = threadIdx.x; chunk < TILE * TILE / 8; chunk += THREADS) {
         int row = chunk / (TILE / 8), column = chunk % (TILE / 8) * 8;
         if (row >= rows) break;
-        const bf16 *source = shared + row * ROW + column;
-        bf16 *target = c + row * stride + column;
+        const T *source = shared + row * ROW + column;
+        T *target = c + row * stride + column;
         if (aligned && column + 8 <= columns) store_pack(target, load_pack(source));
         else
             for (int j = 0; j < 8 && column + j < columns; j++) target[j] = source[j];
@@ -226,8 +228,8 @@ __device__ __forceinline__ void add(const Sums &sums, float *c, long long stride
         }
 }
 
-// Bytes of shared memory of the bf16 kernels: the stages, then a `Search`.
-constexpr int STAGES_BYTES = STAGES * 2 * SLAB * sizeof(bf16);
+// Bytes of shared memory of the tensor cores' kernels: the stages, then a `Search`.
+constexpr int STAGES_BYTES = STAGES * 2 * SLAB * 2;
 static_assert(STAGES_BYTES + sizeof(Search) <= (48 << 10) + 64, "what the launch asks for");
 
 __device__ __forceinline__ Search &search_after_stages() {
@@ -236,32 +238,33 @@ __device__ __forceinline__ Search &search_after_stages() {
 }
 
 // Nt (B_ALONG_K) and Nn: blockIdx.x is (tile of rows, tile of columns), the columns first.
-template <bool B_ALONG_K>
-__device__ void tokens(const int *offsets, int experts, const bf16 *a, long long a_stride, const bf16 *b,
-                       long long b_stride, bf16 *c, long long c_stride, int n, int k) {
-    ARL_SHARED(bf16, shared);
+template <typename T, bool B_ALONG_K>
+__device__ void tokens(const int *offsets, int experts, const T *a, long long a_stride, const T *b,
+                       long long b_stride, T *c, long long c_stride, int n, int k) {
+    ARL_SHARED(T, shared);
     int tiles_n = (n + TILE - 1) / TILE, column = blockIdx.x % tiles_n * TILE;
     Place place = find<THREADS>(offsets, experts, blockIdx.x / tiles_n, search_after_stages());
     if (place.expert < 0) return;
     b += place.expert * (B_ALONG_K ? n : k) * b_stride + (B_ALONG_K ? column * b_stride : column);
-    Feed<true> left(a + place.first * a_stride, a_stride, place.end - place.first);
-    Feed<B_ALONG_K> right(b, b_stride, n - column);
+    Feed<T, true> left(a + place.first * a_stride, a_stride, place.end - place.first);
+    Feed<T, B_ALONG_K> right(b, b_stride, n - column);
     Sums sums;
     multiply(left, right, k, shared, sums);
     assign(sums, shared, c + place.first * c_stride + column, c_stride, left.rows, right.rows);
 }
 
 // Tn: blockIdx.x is (expert, tile of rows, tile of columns), the columns first; the sums are over the expert's tokens.
-__device__ __forceinline__ void gradients(const int *offsets, const bf16 *a, long long a_stride, const bf16 *b,
+template <typename T>
+__device__ __forceinline__ void gradients(const int *offsets, const T *a, long long a_stride, const T *b,
                                           long long b_stride, float *c, long long c_stride, int n, int k) {
-    ARL_SHARED(bf16, shared);
+    ARL_SHARED(T, shared);
     int tiles_n = (n + TILE - 1) / TILE, tiles_m = (k + TILE - 1) / TILE;
     int column = blockIdx.x % tiles_n * TILE, row = blockIdx.x / tiles_n % tiles_m * TILE;
     int expert = blockIdx.x / tiles_n / tiles_m;
     int first = offsets[expert], tokens = offsets[expert + 1] - first;
     if (tokens == 0) return;
-    Feed<false> left(a + first * a_stride + row, a_stride, k - row);
-    Feed<false> right(b + first * b_stride + column, b_stride, n - column);
+    Feed<T, false> left(a + first * a_stride + row, a_stride, k - row);
+    Feed<T, false> right(b + first * b_stride + column, b_stride, n - column);
     Sums sums;
     multiply(left, right, tokens, shared, sums);
     add(sums, c + ((long long)expert * k + row) * c_stride + column, c_stride, left.rows, right.rows);
@@ -312,15 +315,19 @@ __device__ __forceinline__ void gradients_f32(const int *offsets, const float *a
     const int *offsets, const T *a, long long a_stride, const T *b, long long b_stride, float *c, long long c_stride,  \
         int n, int k
 
-ARL_KERNEL(grouped_nt_bf16, grouped::THREADS, TOKENS(bf16)) {
-    grouped::tokens<true>(offsets, experts, a, a_stride, b, b_stride, c, c_stride, n, k);
-}
-ARL_KERNEL(grouped_nn_bf16, grouped::THREADS, TOKENS(bf16)) {
-    grouped::tokens<false>(offsets, experts, a, a_stride, b, b_stride, c, c_stride, n, k);
-}
-ARL_KERNEL(grouped_tn_bf16, grouped::THREADS, GRADIENTS(bf16)) {
-    grouped::gradients(offsets, a, a_stride, b, b_stride, c, c_stride, n, k);
-}
+#define GROUPED(name, T)                                                                                               \
+    ARL_KERNEL(grouped_nt_##name, grouped::THREADS, TOKENS(T)) {                                                       \
+        grouped::tokens<T, true>(offsets, experts, a, a_stride, b, b_stride, c, c_stride, n, k);                       \
+    }                                                                                                                  \
+    ARL_KERNEL(grouped_nn_##name, grouped::THREADS, TOKENS(T)) {                                                       \
+        grouped::tokens<T, false>(offsets, experts, a, a_stride, b, b_stride, c, c_stride, n, k);                      \
+    }                                                                                                                  \
+    ARL_KERNEL(grouped_tn_##name, grouped::THREADS, GRADIENTS(T)) {                                                    \
+        grouped::gradients<T>(offsets, a, a_stride, b, b_stride, c, c_stride, n, k);                                   \
+    }
+ARL_FOR_NARROW(GROUPED)
+#undef GROUPED
+
 ARL_KERNEL(grouped_nt_f32, tile::THREADS, TOKENS(float)) {
     grouped::tokens_f32(offsets, experts, a, a_stride, b, b_stride, true, c, c_stride, n, k);
 }

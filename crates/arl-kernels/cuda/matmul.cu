@@ -1,4 +1,4 @@
-// Matrix products whose operands are of unlike types (a router's f32 gradient times bf16 rows or weights), which the
+// Matrix products whose operands are of unlike types (a router's f32 gradient times rows or weights of 16 bits), which the
 // vendor's library does not take. One block a tile of [128, 64] and a part of k; each operand is read once for each tile
 // of the other side, `c` is written once. Where a product has too few tiles to fill a GPU, k is split: each part's sums
 // go to `parts` [parts, m, n] and a second kernel adds them up in their order.
@@ -6,15 +6,17 @@
 
 namespace matmul {
 
-// `[n]` in either type, or null.
+// `[n]` in any type, or null.
 struct Bias {
     const unsigned char *data;
-    bool is_bf16;
+    // 0: f32, 1: bf16, 2: f16.
+    int type;
 
     __device__ __forceinline__ float at(long long column) const {
         if (data == nullptr) return 0;
-        return is_bf16 ? load(reinterpret_cast<const bf16 *>(data)[column])
-                       : reinterpret_cast<const float *>(data)[column];
+        if (type == 0) return reinterpret_cast<const float *>(data)[column];
+        return type == 1 ? load(reinterpret_cast<const bf16 *>(data)[column])
+                         : load(reinterpret_cast<const f16 *>(data)[column]);
     }
 };
 
@@ -63,21 +65,24 @@ __device__ void sum(const float *parts, int count, C *c, long long c_stride, int
 #define MIXED(name, A, B, C)                                                                                           \
     ARL_KERNEL(matmul_##name, tile::THREADS, const A *a, long long a_stride, int a_along_k, const B *b,                \
                long long b_stride, int b_along_k, C *c, long long c_stride, int m, int n, int k, int accumulate,       \
-               const unsigned char *bias, int bias_is_bf16, float *parts, int k_per_part) {                            \
+               const unsigned char *bias, int bias_type, float *parts, int k_per_part) {                            \
         matmul::mixed<A, B, C>({a, a_stride, a_along_k != 0, m}, {b, b_stride, b_along_k != 0, n}, c, c_stride, k,     \
-                               accumulate != 0, {bias, bias_is_bf16 != 0}, parts, k_per_part);                         \
+                               accumulate != 0, {bias, bias_type}, parts, k_per_part);                         \
     }
-MIXED(f32_bf16_f32, float, bf16, float)
-MIXED(f32_bf16_bf16, float, bf16, bf16)
-MIXED(bf16_f32_f32, bf16, float, float)
-MIXED(bf16_f32_bf16, bf16, float, bf16)
-MIXED(f32_f32_bf16, float, float, bf16)
+#define MIXED_WITH(name, T)                                                                                            \
+    MIXED(f32_##name##_f32, float, T, float)                                                                           \
+    MIXED(f32_##name##_##name, float, T, T)                                                                            \
+    MIXED(name##_f32_f32, T, float, float)                                                                             \
+    MIXED(name##_f32_##name, T, float, T)                                                                              \
+    MIXED(f32_f32_##name, float, float, T)
+ARL_FOR_NARROW(MIXED_WITH)
+#undef MIXED_WITH
 #undef MIXED
 
 #define SUM(name, C)                                                                                                   \
     ARL_KERNEL(matmul_sum_##name, matmul::SUM_THREADS, const float *parts, int count, C *c, long long c_stride, int m, \
-               int n, int accumulate, const unsigned char *bias, int bias_is_bf16) {                                   \
-        matmul::sum<C>(parts, count, c, c_stride, m, n, accumulate != 0, {bias, bias_is_bf16 != 0});                   \
+               int n, int accumulate, const unsigned char *bias, int bias_type) {                                   \
+        matmul::sum<C>(parts, count, c, c_stride, m, n, accumulate != 0, {bias, bias_type});                   \
     }
 ARL_FOR_TYPES(SUM)
 #undef SUM

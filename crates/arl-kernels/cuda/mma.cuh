@@ -1,4 +1,4 @@
-// Tensor cores and what feeds them, one warp at a time: mma.m16n8k16 in bf16 with f32 sums, ldmatrix, cp.async (PTX ISA,
+// Tensor cores and what feeds them, one warp at a time: mma.m16n8k16 in bf16 or f16 with f32 sums, ldmatrix, cp.async (PTX ISA,
 // from compute capability 8.0 on). Each instruction has its counterpart for the host.
 //
 // Fragments, with g = lane / 4 and t = lane % 4 (each register holds two neighbours, the lower column or k first):
@@ -10,8 +10,8 @@
 #include "arl.cuh"
 
 // Two values as one register, the first in the lower half.
-__device__ __forceinline__ unsigned pair(float low, float high) {
-    bf16 values[2] = {store<bf16>(low), store<bf16>(high)};
+template <typename T> __device__ __forceinline__ unsigned pair(float low, float high) {
+    T values[2] = {store<T>(low), store<T>(high)};
     unsigned bits;
     memcpy(&bits, values, 4);
     return bits;
@@ -21,8 +21,8 @@ __device__ __forceinline__ unsigned pair(float low, float high) {
 
 namespace emulation {
 
-inline float half_of(unsigned bits, int which) {
-    return __bfloat162float({uint16_t(which == 0 ? bits : bits >> 16)});
+template <typename T> float half_of(unsigned bits, int which) {
+    return load(T{uint16_t(which == 0 ? bits : bits >> 16)});
 }
 
 struct Fragments {
@@ -31,7 +31,7 @@ struct Fragments {
 
 } // namespace emulation
 
-inline void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+template <typename T> void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
     emulation::Fragments own, all[32];
     memcpy(own.a, a, sizeof own.a);
     memcpy(own.b, b, sizeof own.b);
@@ -41,8 +41,8 @@ inline void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
         unsigned row = g + (i / 2) * 8, column = 2 * t + i % 2;
         for (int k = 0; k < 16; k++) {
             unsigned from = (k % 8) / 2;
-            float left = emulation::half_of(all[row % 8 * 4 + from].a[row / 8 + 2 * (k / 8)], k % 2);
-            float right = emulation::half_of(all[column * 4 + from].b[k / 8], k % 2);
+            float left = emulation::half_of<T>(all[row % 8 * 4 + from].a[row / 8 + 2 * (k / 8)], k % 2);
+            float right = emulation::half_of<T>(all[column * 4 + from].b[k / 8], k % 2);
             d[i] += left * right;
         }
     }
@@ -107,12 +107,19 @@ template <int PENDING> void cp_async_wait() {
 
 #else
 
-// d += a b.
-__device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
+#define MMA(T, TYPE)                                                                                                   \
+    template <> __device__ __forceinline__ void mma<T>(float(&d)[4], const unsigned(&a)[4], const unsigned(&b)[2]) {   \
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE                                            \
+                     ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                                      \
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                  \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                              \
+    }
+
+// d += a b, for values of type T.
+template <typename T> __device__ void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]);
+MMA(bf16, "bf16")
+MMA(f16, "f16")
+#undef MMA
 
 __device__ __forceinline__ unsigned shared_address(const void *p) {
     return static_cast<unsigned>(__cvta_generic_to_shared(p));

@@ -1,8 +1,10 @@
-// AdamW with clipping in one pass over a run of parameters: f32 weights, or the two halves of split masters. The factor
-// of the clipping is computed here from the sum of squares, so that the host need not wait for it. Each step of the
-// formula is rounded by itself, as on the CPU: the bits of the update are the same.
+// AdamW with clipping in one pass over a run of parameters: f32 weights, the two halves of split masters, f32
+// masters and the f16 weights that are their roundings, or bf16 weights that are rounded at random. The factor of clipping and of the loss scale is computed here from
+// the sum of squares, so that the host need not wait for it. Each step of the formula is rounded by itself, as on the CPU:
+// the bits of the update are the same.
 //
-// Bytes of a parameter: 16 read (weight, gradient, two moments), 12 written, with f32 weights and with split ones.
+// Bytes of a parameter: 16 read (weight, gradient, two moments), 12 written, with f32 weights and with split ones; with
+// f16 weights 2 more are written. With bf16 weights alone, 14 read and 10 written.
 #include "arl.cuh"
 
 namespace optimizer {
@@ -20,11 +22,11 @@ struct Rates {
     float clip, keep, beta1, beta2, size, root, epsilon;
 };
 
-// The factor on the gradients where `squares` is the sum of their squares.
-__device__ float clip_factor(double squares, float max_grad_norm) {
-    if (max_grad_norm == 0) return 1;
-    double factor = (double)max_grad_norm / (sqrt(squares) + 1e-6);
-    return (float)(factor < 1 ? factor : 1.0);
+// The factor on the gradients where `squares` is the sum of their squares, and they are to be divided by `scale`.
+__device__ float clip_factor(double squares, float scale, float max_grad_norm) {
+    double factor = 1;
+    if (max_grad_norm != 0) factor = fmin((double)max_grad_norm / (sqrt(squares) / (double)scale + 1e-6), 1.0);
+    return (float)(factor / (double)scale);
 }
 
 // The new weight; the moments are updated. Intrinsics, lest products and sums are fused.
@@ -83,6 +85,62 @@ struct Split {
     }
 };
 
+// f32 masters, and the f16 weights that are their roundings.
+struct Rounded {
+    f16 *weights;
+    float *masters;
+
+    __device__ bool aligned() const { return groups<N>(weights, 0) && groups<N>(masters, 0); }
+
+    template <int M> struct At {
+        Group<float, M> master;
+        __device__ float get(int j) const { return master.at[j]; }
+        __device__ void set(int j, float weight) { master.at[j] = weight; }
+    };
+
+    template <int M> __device__ At<M> load(long long i) const { return {load_group<M>(masters + i)}; }
+    template <int M> __device__ void store(long long i, const At<M> &at) const {
+        Group<f16, M> rounded;
+        for (int j = 0; j < M; j++) rounded.at[j] = ::store<f16>(at.master.at[j]);
+        store_group(masters + i, at.master);
+        store_group(weights + i, rounded);
+    }
+};
+
+// bf16 weights without masters, rounded by random bits of parameter `first + i`: the engine's `StochasticRounding`.
+struct Stochastic {
+    bf16 *weights;
+    unsigned key_low, key_high;
+    long long first;
+
+    __device__ bool aligned() const { return groups<N>(weights, 0); }
+
+    static __device__ __forceinline__ unsigned mix(unsigned x) {
+        x = (x ^ x >> 16) * 0x7feb352du;
+        x = (x ^ x >> 15) * 0x846ca68bu;
+        return x ^ x >> 16;
+    }
+
+    template <int M> struct At {
+        Group<bf16, M> value;
+        unsigned key_low, key_high;
+        unsigned long long index;
+        __device__ float get(int j) const { return ::load(value.at[j]); }
+        __device__ void set(int j, float weight) {
+            unsigned long long place = index + j;
+            unsigned random = mix(mix((unsigned)place ^ key_low) ^ (unsigned)(place >> 32) ^ key_high) >> 16;
+            unsigned bits = __float_as_uint(weight);
+            unsigned rounded = weight != weight ? bits >> 16 | 0x40 : (bits + random) >> 16;
+            value.at[j] = __ushort_as_bfloat16((unsigned short)rounded);
+        }
+    };
+
+    template <int M> __device__ At<M> load(long long i) const {
+        return {load_group<M>(weights + i), key_low, key_high, (unsigned long long)(first + i)};
+    }
+    template <int M> __device__ void store(long long i, const At<M> &at) const { store_group(weights + i, at.value); }
+};
+
 // The arrays beside the weights.
 struct Arrays {
     const float *gradients;
@@ -105,12 +163,12 @@ __device__ __forceinline__ void update_group(const W &weights, const Arrays &arr
 // The parameters of this block. `rates.clip` is still to be computed.
 template <typename W>
 __device__ void update(const W &weights, const Arrays &arrays, Rates rates, const double *grad_norm_squared,
-                       float max_grad_norm, long long len) {
+                       float scale, float max_grad_norm, long long len) {
     __shared__ float clip;
     double squares = *grad_norm_squared;
     // Not finite: nothing is updated.
     if (!(fabs(squares) <= 1.7976931348623157e308)) return;
-    if (threadIdx.x == 0) clip = clip_factor(squares, max_grad_norm);
+    if (threadIdx.x == 0) clip = clip_factor(squares, scale, max_grad_norm);
     __syncthreads();
     rates.clip = clip;
     bool whole = weights.aligned() && groups<N>(arrays.gradients, 0) && groups<N>(arrays.moment1, 0) &&
@@ -127,16 +185,29 @@ __device__ void update(const W &weights, const Arrays &arrays, Rates rates, cons
 
 } // namespace optimizer
 
-ARL_KERNEL(adamw_f32, optimizer::THREADS, float *weights, const float *gradients, float *moment1, float *moment2,
-           const double *grad_norm_squared, float max_grad_norm, float keep, float beta1, float beta2, float size,
-           float root, float epsilon, long long len) {
-    optimizer::update(optimizer::Whole{weights}, {gradients, moment1, moment2},
-                      {1, keep, beta1, beta2, size, root, epsilon}, grad_norm_squared, max_grad_norm, len);
+// What all updates take after their weights.
+#define ADAMW_ARGUMENTS                                                                                                \
+    const float *gradients, float *moment1, float *moment2, const double *grad_norm_squared, float gradient_scale,     \
+        float max_grad_norm, float keep, float beta1, float beta2, float size, float root, float epsilon, long long len
+#define ADAMW_VALUES                                                                                                   \
+    {gradients, moment1, moment2}, {1, keep, beta1, beta2, size, root, epsilon}, grad_norm_squared, gradient_scale,    \
+        max_grad_norm, len
+
+ARL_KERNEL(adamw_f32, optimizer::THREADS, float *weights, ADAMW_ARGUMENTS) {
+    optimizer::update(optimizer::Whole{weights}, ADAMW_VALUES);
 }
 
-ARL_KERNEL(adamw_split, optimizer::THREADS, bf16 *weights, unsigned short *weights_low, const float *gradients,
-           float *moment1, float *moment2, const double *grad_norm_squared, float max_grad_norm, float keep,
-           float beta1, float beta2, float size, float root, float epsilon, long long len) {
-    optimizer::update(optimizer::Split{weights, weights_low}, {gradients, moment1, moment2},
-                      {1, keep, beta1, beta2, size, root, epsilon}, grad_norm_squared, max_grad_norm, len);
+ARL_KERNEL(adamw_split, optimizer::THREADS, bf16 *weights, unsigned short *weights_low, ADAMW_ARGUMENTS) {
+    optimizer::update(optimizer::Split{weights, weights_low}, ADAMW_VALUES);
 }
+
+ARL_KERNEL(adamw_f16, optimizer::THREADS, f16 *weights, float *masters, ADAMW_ARGUMENTS) {
+    optimizer::update(optimizer::Rounded{weights, masters}, ADAMW_VALUES);
+}
+
+ARL_KERNEL(adamw_bf16, optimizer::THREADS, bf16 *weights, int key_low, int key_high, long long first,
+           ADAMW_ARGUMENTS) {
+    optimizer::update(optimizer::Stochastic{weights, (unsigned)key_low, (unsigned)key_high, first}, ADAMW_VALUES);
+}
+#undef ADAMW_ARGUMENTS
+#undef ADAMW_VALUES

@@ -44,6 +44,38 @@ inline __nv_bfloat16 __float2bfloat16(float value) {
     return {uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
 }
 
+struct __half {
+    uint16_t bits;
+};
+
+inline float __half2float(__half value) {
+    uint32_t sign = uint32_t(value.bits & 0x8000) << 16, size = uint32_t(value.bits & 0x7fff) << 13;
+    // As f32, the exponent is 112 too small.
+    float number;
+    memcpy(&number, &size, 4);
+    number *= 0x1p112f;
+    uint32_t bits;
+    memcpy(&bits, &number, 4);
+    if (size >= 0x7c00u << 13) bits = size | 0x7f800000;
+    bits |= sign;
+    memcpy(&number, &bits, 4);
+    return number;
+}
+
+// To nearest, ties to even; a NaN stays one.
+inline __half __float2half(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    uint32_t sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
+    if (size > 0x7f800000) return {uint16_t(sign | 0x7e00)};
+    if (size >= 143u << 23) return {uint16_t(sign | 0x7c00)};
+    if (size >= 113u << 23) return {uint16_t(sign | (size - (112u << 23) + 0xfff + (size >> 13 & 1)) >> 13)};
+    // Below the least normal number: the last place of a sum with 0.5 is 2^-24.
+    float sum = std::fabs(value) + 0.5f;
+    memcpy(&size, &sum, 4);
+    return {uint16_t(sign | (size - 0x3f000000))};
+}
+
 namespace emulation {
 
 enum class State { Ready, AtBlockBarrier, AtWarpBarrier, Done };
@@ -107,13 +139,14 @@ template <typename T> const T *exchange(unsigned mask, const T &value, T (&all)[
 }
 
 // The kinds of a kernel's arguments, one letter each; pointers to what is only read in lower case, to what is written in
-// upper case: b/B bytes, f/F f32, h/H bf16, d/D f64, i/I i32, u/U u16, l/L i64. Values: 4 i32, 8 i64, 5 f32.
+// upper case: b/B bytes, f/F f32, h/H bf16, g/G f16, d/D f64, i/I i32, u/U u16, l/L i64. Values: 4 i32, 8 i64, 5 f32.
 template <typename T> constexpr char kind() {
     if constexpr (std::is_pointer_v<T>) {
         using E = std::remove_pointer_t<T>;
         using P = std::remove_cv_t<E>;
         constexpr char letter = std::is_same_v<P, float>           ? 'f'
                                 : std::is_same_v<P, __nv_bfloat16> ? 'h'
+                                : std::is_same_v<P, __half>        ? 'g'
                                 : std::is_same_v<P, double>        ? 'd'
                                 : std::is_same_v<P, int>           ? 'i'
                                 : std::is_same_v<P, unsigned short> ? 'u'

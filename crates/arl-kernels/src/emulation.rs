@@ -10,6 +10,8 @@ pub enum Element {
     F32,
     /// bfloat16.
     Bf16,
+    /// IEEE 754's 16-bit float.
+    F16,
     /// f64.
     F64,
     /// i32.
@@ -50,6 +52,7 @@ impl Value {
                 let letter = match element {
                     Element::F32 => b'f',
                     Element::Bf16 => b'h',
+                    Element::F16 => b'g',
                     Element::F64 => b'd',
                     Element::I32 => b'i',
                     Element::U16 => b'u',

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arl_engine::backend::{Backend, DType};
-use arl_engine::{Adam, AttentionChoice, BatchSize, Engine as Core, Hyper, Recompute, Ticket, Weights};
+use arl_engine::{Adam, AttentionChoice, BatchSize, Engine as Core, Hyper, LossScaling, Recompute, Ticket, Weights};
 use arl_model::{Error, ErrorCode, ModelConfig, Result, WeightDtype};
 use napi::Env;
 use napi::bindgen_prelude::{Float32Array, Int32Array, Object};
@@ -24,19 +24,21 @@ pub struct EngineOptions {
     pub model_dir: String,
     /// Random weights from `seed` instead of the folder's; the folder need not have any.
     pub init_from_config: Option<bool>,
-    /// Seed of random weights.
+    /// Seed of random weights and of stochastic rounding.
     pub seed: Option<f64>,
     /// `cpu`, `cuda` or `cuda:N`.
     pub device: String,
-    /// Type of weights and activations.
-    #[napi(ts_type = "'f32' | 'bf16'")]
+    /// Type of weights and activations. With f16 the loss is scaled.
+    #[napi(ts_type = "'f32' | 'bf16' | 'f16'")]
     pub dtype: String,
+    /// Keep no masters beside bf16 weights, and round each update up or down at random, with `seed`.
+    pub stochastic_rounding: Option<bool>,
     /// What the backward pass computes anew.
     #[napi(ts_type = "'off' | 'norms' | 'mlp' | 'block'")]
     pub recompute: String,
     /// Keep the layers' inputs in host memory between the passes.
     pub activation_offloading: Option<bool>,
-    /// Keep moments, and masters beside bf16 weights, in host memory.
+    /// Keep moments, and masters beside weights of 16 bits, in host memory.
     pub optimizer_offload: Option<bool>,
     /// Most rows of logits at a time.
     pub loss_seq_chunk_size: Option<u32>,
@@ -113,7 +115,7 @@ pub struct EngineInfo {
     pub max_position_embeddings: u32,
     /// For people.
     pub device: String,
-    /// `f32` or `bf16`.
+    /// `f32`, `bf16` or `f16`.
     pub dtype: String,
     /// Model FLOPs a token without attention's share: 6 x parameters of the matrix products that a token meets, head included.
     pub flops_per_token: f64,
@@ -153,6 +155,10 @@ pub struct StepStats {
     pub grad_norm: f64,
     /// In the order of the micro-batches.
     pub micro_batches: Vec<MicroBatchStats>,
+    /// With f16, the factor on the loss that gradients were computed with.
+    pub loss_scale: Option<f64>,
+    /// With f16: the loss or a gradient was not finite, nothing was updated, and the loss scale was halved.
+    pub skipped: bool,
     /// Wall-clock time from the step's submission, or from the end of the step before it where that came later, until its
     /// figures were on the host.
     pub seconds: f64,
@@ -184,7 +190,8 @@ fn dtype(word: &str) -> Result<DType> {
     match word {
         "f32" => Ok(DType::F32),
         "bf16" => Ok(DType::Bf16),
-        _ => Err(Error::new(ErrorCode::Config, format!("dtype: `{word}` is not known")).hint("use f32 or bf16")),
+        "f16" => Ok(DType::F16),
+        _ => Err(Error::new(ErrorCode::Config, format!("dtype: `{word}` is not known")).hint("use f32, bf16 or f16")),
     }
 }
 
@@ -211,9 +218,15 @@ fn attention(word: Option<&str>) -> Result<AttentionChoice> {
     }
 }
 
+fn seed(options: &EngineOptions) -> u64 {
+    options.seed.unwrap_or(0.0) as u64
+}
+
 fn core_options(options: &EngineOptions) -> Result<arl_engine::EngineOptions> {
     Ok(arl_engine::EngineOptions {
         dtype: dtype(&options.dtype)?,
+        stochastic_rounding: options.stochastic_rounding.unwrap_or(false).then_some(seed(options)),
+        loss_scaling: LossScaling::default(),
         recompute: recompute(&options.recompute)?,
         activation_offloading: options.activation_offloading.unwrap_or(false),
         optimizer_offload: options.optimizer_offload.unwrap_or(false),
@@ -258,6 +271,8 @@ fn step_to_js(stats: arl_engine::StepStats) -> StepStats {
         loss: stats.loss,
         grad_norm: stats.grad_norm,
         micro_batches: stats.micro_batches.into_iter().map(stats_to_js).collect(),
+        loss_scale: stats.loss_scale.map(f64::from),
+        skipped: stats.skipped,
         seconds: stats.seconds,
     }
 }
@@ -319,7 +334,7 @@ impl Engine {
         let dtype = options.dtype.clone();
         let open = move || {
             let weights = match options.init_from_config {
-                Some(true) => Weights::Random(options.seed.unwrap_or(0.0) as u64),
+                Some(true) => Weights::Random(seed(&options)),
                 _ => Weights::Checkpoint,
             };
             let engine = Core::open(
@@ -482,7 +497,7 @@ impl Engine {
         )
     }
 
-    /// Exact weights, moments and step count, as safetensors in `dir`.
+    /// Exact weights, moments, step count and loss scale, as safetensors in `dir`.
     #[napi(ts_return_type = "Promise<void>")]
     pub fn save_state<'env>(&self, env: &'env Env, dir: String) -> napi::Result<Object<'env>> {
         self.submit(env, move |engine| engine.save_state(&PathBuf::from(dir)), |()| ())

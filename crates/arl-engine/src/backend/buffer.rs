@@ -7,6 +7,8 @@ pub enum DType {
     F32,
     /// bfloat16: the upper half of an f32.
     Bf16,
+    /// IEEE 754's 16-bit float.
+    F16,
     /// 64-bit float; for sums that the host reads.
     F64,
     /// 32-bit integer; ids, positions, row numbers.
@@ -21,7 +23,7 @@ impl DType {
         match self {
             DType::F64 => 8,
             DType::F32 | DType::I32 => 4,
-            DType::Bf16 | DType::U16 => 2,
+            DType::Bf16 | DType::F16 | DType::U16 => 2,
         }
     }
 }

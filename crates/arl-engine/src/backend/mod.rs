@@ -14,6 +14,7 @@ mod kind;
 mod operations;
 pub mod plan;
 pub mod profile;
+mod rounding;
 
 pub use self::buffer::{Buffer, DType, Event, Pool, Rows, Stream};
 pub use self::cuda::attention_library_scratch;
@@ -22,6 +23,7 @@ pub use self::operations::{
     AdamW, Attention, AttentionLibrary, CrossEntropy, GroupedMatmul, Heads, Layout, Matmul, NormRope, Permutation,
     Router, Sequences, join_master, split_master,
 };
+pub use self::rounding::StochasticRounding;
 
 /// A device's leaf operations.
 ///
@@ -96,7 +98,7 @@ pub trait Backend: Send {
     /// Sets every element to zero.
     fn zero(&mut self, target: Buffer);
 
-    /// Copies, converting between f32 and bf16 where the types differ.
+    /// Copies, converting between f32 and a type of 16 bits where the types differ.
     fn copy(&mut self, source: Buffer, target: Buffer);
 
     /// A matrix product.

@@ -1,6 +1,6 @@
 //! What the leaves work on: one struct for each operation that has more to it than a few buffers.
 
-use super::{Buffer, Rows};
+use super::{Buffer, Rows, StochasticRounding};
 
 /// Which operands of a matrix product are transposed, named as BLAS does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -13,7 +13,7 @@ pub enum Layout {
     Tn,
 }
 
-/// One matrix product. `a` and `b` may each be f32 or bf16, and `c` either; sums are in f32.
+/// One matrix product. Each of `a`, `b` and `c` may be f32, or the one type of 16 bits that a model has; sums are in f32.
 #[derive(Clone, Copy, Debug)]
 pub struct Matmul {
     /// Which operands are transposed.
@@ -178,13 +178,13 @@ pub struct CrossEntropy {
     pub rows: usize,
     /// Columns: the vocabulary.
     pub vocab: usize,
-    /// f32 or bf16 `[rows, vocab]`; left as they are where no gradient is asked for.
+    /// f32, bf16 or f16 `[rows, vocab]`; left as they are where no gradient is asked for.
     pub logits: Buffer,
     /// i32 `[rows]`.
     pub targets: Buffer,
     /// f32 `[rows]`: weight of each target.
     pub weights: Buffer,
-    /// Factor of the gradient: one over the weight of all targets of the optimizer step.
+    /// Factor of the gradient: the loss scale over the weight of all targets of the optimizer step.
     pub scale: f32,
     /// `[rows, vocab]` out: `d(loss) / d(logits)`, in the logits' own memory. Either the logits' rows themselves, or, of
     /// type [`Backend::logits_gradient`], rows that begin where the logits' begin.
@@ -200,10 +200,13 @@ pub struct CrossEntropy {
 /// A run of parameters that are updated alike. All buffers have the same length.
 #[derive(Clone, Copy, Debug)]
 pub struct AdamW {
-    /// f32, or bf16 with `weights_low`.
+    /// f32; bf16 with `masters` or `rounding`; or f16 with `masters`.
     pub weights: Buffer,
-    /// u16: with bf16 weights, what is left of the exact f32 master (see [`split_master`]).
-    pub weights_low: Option<Buffer>,
+    /// With bf16 weights u16: what is left of the exact f32 master (see [`split_master`]). With f16 weights f32: the master
+    /// itself, which the weight is the rounding of.
+    pub masters: Option<Buffer>,
+    /// How bf16 weights without masters are rounded.
+    pub rounding: Option<StochasticRounding>,
     /// f32.
     pub gradients: Buffer,
     /// f32: first moment.
@@ -224,9 +227,12 @@ pub struct AdamW {
     pub bias_correction1: f32,
     /// `1 - beta2^t`.
     pub bias_correction2: f32,
-    /// f64 `[1]`: the sum of squares of all gradients. Where it is not finite, nothing is updated.
+    /// f64 `[1]`: the sum of squares of all gradients, as they lie there. Where it is not finite, nothing is updated.
     pub grad_norm_squared: Buffer,
-    /// Gradients are scaled by `min(1, max_grad_norm / (norm + 1e-6))`; not at all where this is 0.
+    /// What the gradients are to be divided by: the loss scale, or 1.
+    pub gradient_scale: f32,
+    /// Gradients are scaled by `min(1, max_grad_norm / (norm + 1e-6))`, with the norm of the divided ones; not at all where
+    /// this is 0.
     pub max_grad_norm: f32,
 }
 

@@ -9,7 +9,7 @@ use crate::backend::{Backend, Buffer, CrossEntropy, DType, Layout, Matmul, Rows}
 pub(crate) enum LossMode {
     /// Loss and gradient.
     Train {
-        /// One over the weight of all targets of the optimizer step.
+        /// The loss scale over the weight of all targets of the optimizer step.
         scale: f32,
         /// `[T, H]`: gradient of the head's input.
         d_norm: Buffer,

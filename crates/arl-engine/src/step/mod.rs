@@ -44,7 +44,7 @@ pub(crate) struct Model {
     pub(crate) shape: Shape,
     pub(crate) params: Params,
     pub(crate) store: Store,
-    /// Of activations: f32 or bf16.
+    /// Of activations: f32, bf16 or f16.
     pub(crate) dtype: DType,
     pub(crate) recompute: Recompute,
     /// Inputs of layers wait for the backward pass in host memory.
@@ -204,6 +204,8 @@ pub(crate) struct Run {
     pub(crate) sums: Buffer,
     /// f32 `[2, experts]`: choices and probabilities of each expert, all layers together.
     pub(crate) balance: Option<Buffer>,
+    /// Factor on the loss whose gradients are computed.
+    pub(crate) loss_scale: f32,
 }
 
 /// One micro-batch in progress.
@@ -251,6 +253,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
             final_norm: self.take(Category::Activations, model.dtype, t * shape.hidden),
             sums,
             balance,
+            loss_scale: 1.0,
         }
     }
 
@@ -279,10 +282,10 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         buffer
     }
 
-    /// Forward, loss and backward; gradients are added to, in the `first` micro-batch of a step to zero. `scale` is one over
-    /// the weight of all targets of the step.
-    pub(crate) fn train(&mut self, run: &Run, scale: f32, first: bool) -> Result<()> {
-        let result = self.passes(run, scale, first);
+    /// Forward, loss and backward; gradients are added to, in the `first` micro-batch of a step to zero. `weight` is that of
+    /// all targets of the step.
+    pub(crate) fn train(&mut self, run: &Run, weight: f64, first: bool) -> Result<()> {
+        let result = self.passes(run, (f64::from(run.loss_scale) / weight) as f32, first);
         if result.is_err() && self.model.activation_offloading {
             // Copies may be on their way; what comes next must not meet them.
             self.backend.read_back(run.sums.slice(0, 0), &mut [])?;

@@ -136,10 +136,11 @@ impl<B: Backend + ?Sized> Step<'_, B> {
 
     /// The balance loss is `coefficient * experts * sum_e (counts_e / N) (probabilities_e / N)` over the `N` rows of
     /// all layers' routers together (`load_balancing_loss_func` of transformers' `modeling_qwen3_moe`); this is its
-    /// derivative by a probability, without `counts_e`.
+    /// derivative by a probability, without `counts_e`, times the loss scale.
     fn balance_factor(&self, run: &Run) -> f32 {
         let shape = &self.model.shape;
         let n = (run.inputs.size.tokens * shape.expert_layers()) as f64;
-        (f64::from(shape.balance.unwrap_or(0.0)) * shape.experts() as f64 / (n * n)) as f32
+        let factor = f64::from(shape.balance.unwrap_or(0.0)) * f64::from(run.loss_scale);
+        (factor * shape.experts() as f64 / (n * n)) as f32
     }
 }

@@ -13,6 +13,9 @@ pub const HYPER: Hyper = Hyper { learning_rate: 1e-2, max_grad_norm: 1.0 };
 /// A dense model with windows and biases, and one with experts, a balance loss and a dense layer.
 pub const MODELS: [&str; 2] = ["window-bias", "moe-balance"];
 
+/// The types of weights and activations.
+pub const TYPES: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
+
 pub fn model(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../__test__/golden").join(name)
 }

@@ -1,7 +1,7 @@
-//! The element types of activations and weights. Arithmetic is always in f32; a bf16 is widened when it is loaded and
-//! rounded (to nearest, ties to even) when it is stored.
+//! The element types of activations and weights. Arithmetic is always in f32; a bf16 or f16 is widened when it is loaded
+//! and rounded (to nearest, ties to even) when it is stored.
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::gemm::Elements;
 use super::memory::Plain;
@@ -57,6 +57,42 @@ impl Element for bf16 {
     }
 }
 
+impl Element for f16 {
+    #[inline(always)]
+    fn load(self) -> f32 {
+        widen_f16(self.to_bits())
+    }
+
+    #[inline(always)]
+    fn store(value: f32) -> Self {
+        // Without branches, as above. Scaled so that f32's own rounding of numbers below its normal ones is f16's.
+        let bits = value.to_bits();
+        let (sign, size) = ((bits >> 16) & 0x8000, bits & 0x7fff_ffff);
+        let normal = size.wrapping_sub(112 << 23).wrapping_add(0xfff + ((size >> 13) & 1)) >> 13;
+        // The unit of the sum's last place is the least f16.
+        let small = (f32::from_bits(size) + 0.5).to_bits().wrapping_sub(0.5_f32.to_bits());
+        let infinite = 0x7c00;
+        let quiet = infinite | 0x200 | ((size >> 13) & 0x3ff);
+        let finite = if size < 113 << 23 { small } else { normal };
+        let number = if size >= 143 << 23 { infinite } else { finite };
+        f16::from_bits((sign | if value.is_nan() { quiet } else { number }) as u16)
+    }
+
+    fn elements(slice: &[Self]) -> Elements<'_> {
+        Elements::F16(slice)
+    }
+}
+
+/// The f32 of an f16's bits, without branches.
+#[inline(always)]
+pub(super) fn widen_f16(bits: u16) -> f32 {
+    let (sign, size) = (u32::from(bits & 0x8000) << 16, u32::from(bits & 0x7fff) << 13);
+    // As f32, the exponent is 112 too small; the product also makes the numbers below the normal ones normal.
+    let number = (f32::from_bits(size) * f32::from_bits((127 + 112) << 23)).to_bits();
+    let special = size | 0x7f80_0000;
+    f32::from_bits(sign | if size >= 0x7c00 << 13 { special } else { number })
+}
+
 /// Evaluates an expression with `$T` standing for the Rust type of a floating-point `DType`.
 macro_rules! with_element {
     ($dtype:expr, $T:ident => $body:expr) => {
@@ -69,7 +105,11 @@ macro_rules! with_element {
                 type $T = half::bf16;
                 $body
             }
-            other => unreachable!("activations and weights are f32 or bf16, not {other:?}"),
+            $crate::backend::DType::F16 => {
+                type $T = half::f16;
+                $body
+            }
+            other => unreachable!("activations and weights are f32, bf16 or f16, not {other:?}"),
         }
     };
 }
@@ -84,6 +124,22 @@ mod tests {
         for bits in (0..=u32::MAX).step_by(7919) {
             let value = f32::from_bits(bits);
             assert_eq!(<bf16 as Element>::store(value).to_bits(), bf16::from_f32(value).to_bits(), "{value:?}");
+        }
+    }
+
+    #[test]
+    fn f16_rounds_and_widens_as_the_half_crate_does() {
+        // Every sign and exponent, with mantissas at, above and below each rounding.
+        for top in 0..=0x7_ffff_u32 {
+            for rest in [0, 1, 0xfff, 0x1000, 0x1001, 0x1fff] {
+                let value = f32::from_bits((top << 13) | rest);
+                assert_eq!(<f16 as Element>::store(value).to_bits(), f16::from_f32(value).to_bits(), "{value:?}");
+            }
+        }
+        for bits in 0..=u16::MAX {
+            let value = f16::from_bits(bits);
+            let (ours, exact) = (value.load(), value.to_f32());
+            assert!(ours.to_bits() == exact.to_bits() || (ours.is_nan() && exact.is_nan()), "{bits:x}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! From buffers to the slices that the GEMM takes; and the matrix products of a mixture of experts.
 
-use half::bf16;
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::embedding::index;
@@ -11,6 +11,7 @@ use crate::backend::{Buffer, DType, GroupedMatmul, Layout, Matmul, Rows};
 fn elements<'m>(lease: &mut Lease<'m>, buffer: Buffer) -> Elements<'m> {
     match buffer.dtype {
         DType::Bf16 => Elements::Bf16(lease.read(buffer)),
+        DType::F16 => Elements::F16(lease.read(buffer)),
         _ => Elements::F32(lease.read(buffer)),
     }
 }
@@ -18,6 +19,7 @@ fn elements<'m>(lease: &mut Lease<'m>, buffer: Buffer) -> Elements<'m> {
 fn elements_mut<'m>(lease: &mut Lease<'m>, buffer: Buffer) -> ElementsMut<'m> {
     match buffer.dtype {
         DType::Bf16 => ElementsMut::Bf16(lease.write(buffer)),
+        DType::F16 => ElementsMut::F16(lease.write(buffer)),
         _ => ElementsMut::F32(lease.write(buffer)),
     }
 }
@@ -53,6 +55,7 @@ pub(super) fn grouped_matmul(lease: &mut Lease<'_>, op: &GroupedMatmul) {
     let parts: Vec<ElementsMut<'_>> = match c {
         ElementsMut::F32(c) => split(c, lengths).into_iter().map(ElementsMut::F32).collect(),
         ElementsMut::Bf16(c) => split(c, lengths).into_iter().map(ElementsMut::Bf16).collect(),
+        ElementsMut::F16(c) => split(c, lengths).into_iter().map(ElementsMut::F16).collect(),
     };
     parts.into_par_iter().zip(offsets.par_windows(2)).enumerate().for_each(|(e, (c, pair))| {
         let (start, end) = (index(pair[0]), index(pair[1]));
@@ -80,6 +83,7 @@ fn skip(elements: Elements<'_>, count: usize) -> Elements<'_> {
     match elements {
         Elements::F32(x) => Elements::F32(&x[count..]),
         Elements::Bf16(x) => Elements::Bf16(&x[count..]),
+        Elements::F16(x) => Elements::F16(&x[count..]),
     }
 }
 
@@ -99,6 +103,7 @@ fn split<T: Send>(mut data: &mut [T], lengths: impl Iterator<Item = usize>) -> V
 pub(super) fn widened<'m>(lease: &mut Lease<'m>, buffer: Buffer) -> std::borrow::Cow<'m, [f32]> {
     match buffer.dtype {
         DType::Bf16 => lease.read::<bf16>(buffer).iter().map(|x| x.to_f32()).collect(),
+        DType::F16 => lease.read::<f16>(buffer).iter().map(|x| x.to_f32()).collect(),
         _ => lease.read::<f32>(buffer).into(),
     }
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::ptr::NonNull;
 
 use arl_model::{Error, ErrorCode, Result};
-use half::bf16;
+use half::{bf16, f16};
 
 use crate::backend::{Buffer, DType, Pool, Rows};
 
@@ -21,6 +21,9 @@ impl Plain for f32 {
 }
 impl Plain for bf16 {
     const DTYPE: DType = DType::Bf16;
+}
+impl Plain for f16 {
+    const DTYPE: DType = DType::F16;
 }
 impl Plain for f64 {
     const DTYPE: DType = DType::F64;

@@ -28,8 +28,8 @@ use self::element::with_element;
 use self::matmul::widened;
 use self::memory::{Lease, Memory};
 use super::{
-    AdamW, Attention, Backend, Buffer, CrossEntropy, Event, GroupedMatmul, Heads, Matmul, NormRope, Permutation, Pool,
-    Router, Rows, Stream,
+    AdamW, Attention, Backend, Buffer, CrossEntropy, DType, Event, GroupedMatmul, Heads, Matmul, NormRope, Permutation,
+    Pool, Router, Rows, Stream,
 };
 
 /// The leaf operations on the host's processor. They run on rayon's current pool, and are done when they return.
@@ -392,12 +392,19 @@ impl Backend for CpuBackend {
         };
         let gradients = lease.read(op.gradients);
         let (moment1, moment2) = (lease.write(op.moment1), lease.write(op.moment2));
-        match op.weights_low {
-            Some(low) => {
-                let (weights, low) = (lease.write(op.weights), lease.write(low));
-                optimizer::adamw_split(step, weights, low, gradients, moment1, moment2);
+        match (op.masters, op.rounding) {
+            (Some(masters), _) if masters.dtype == DType::U16 => {
+                let (weights, masters) = (lease.write(op.weights), lease.write(masters));
+                optimizer::adamw_split(step, weights, masters, gradients, moment1, moment2);
             }
-            None => optimizer::adamw(step, lease.write(op.weights), gradients, moment1, moment2),
+            (Some(masters), _) => {
+                let (weights, masters) = (lease.write(op.weights), lease.write(masters));
+                optimizer::adamw_masters(step, weights, masters, gradients, moment1, moment2);
+            }
+            (None, Some(rounding)) => {
+                optimizer::adamw_rounded(step, rounding, lease.write(op.weights), gradients, moment1, moment2);
+            }
+            (None, None) => optimizer::adamw(step, lease.write(op.weights), gradients, moment1, moment2),
         }
     }
 

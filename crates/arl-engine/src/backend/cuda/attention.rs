@@ -1,8 +1,20 @@
-//! Attention. Kernels: `cuda/attention_*.cu`. Tensor cores take bf16 heads of 64 and 128 elements whose rows lie at
+//! Attention. Kernels: `cuda/attention_*.cu`. Tensor cores take heads of 64 and 128 elements of 16 bits whose rows lie at
 //! multiples of 16 bytes; everything else goes to CUDA cores.
 
 use super::device::{Arg, Device, Launch, int, kernel, long};
 use crate::backend::{Attention, Buffer, DType, Heads, Rows};
+
+/// A kernel of the tensor cores for heads of 64 or 128 elements of 16 bits.
+macro_rules! of_dim {
+    ($dim:expr, $dtype:expr, $name:literal) => {
+        match ($dim, $dtype) {
+            (64, DType::Bf16) => concat!($name, "_64_bf16"),
+            (64, _) => concat!($name, "_64_f16"),
+            (_, DType::Bf16) => concat!($name, "_128_bf16"),
+            _ => concat!($name, "_128_f16"),
+        }
+    };
+}
 
 const THREADS: usize = 128;
 /// What a block may have of shared memory on every GPU.
@@ -41,7 +53,7 @@ pub(super) fn aligned(rows: Rows) -> bool {
 
 fn on_tensor_cores(op: &Attention) -> bool {
     let Attention { q, k, v, out, heads, .. } = *op;
-    q.buffer.dtype == DType::Bf16 && matches!(heads.dim, 64 | 128) && [q, k, v, out].into_iter().all(aligned)
+    q.buffer.dtype != DType::F32 && matches!(heads.dim, 64 | 128) && [q, k, v, out].into_iter().all(aligned)
 }
 
 fn check(heads: Heads, window: Option<usize>) {
@@ -89,8 +101,8 @@ pub(super) fn forward<D: Device>(device: &mut D, op: &Attention) {
     let args = args(op, &[out, long(op.out.stride), Arg::Write(op.log_sum_exp)]);
     let (kernel, size, threads, shared_bytes) = if on_tensor_cores(op) {
         let (queries, keys) = FORWARD_TILES;
-        let kernel = if dim == 64 { "attention_forward_64_bf16" } else { "attention_forward_128_bf16" };
-        (kernel, queries, THREADS, (queries + 2 * keys) * dim * DType::Bf16.bytes())
+        let kernel = of_dim!(dim, op.q.buffer.dtype, "attention_forward");
+        (kernel, queries, THREADS, (queries + 2 * keys) * dim * op.q.buffer.dtype.bytes())
     } else {
         let (warps, shared_bytes) = on_cuda_cores(dim, 1, 2);
         (kernel!(op.q.buffer.dtype, "attention_forward"), 8 * warps, 32 * warps, shared_bytes)
@@ -126,8 +138,8 @@ pub(super) fn backward<D: Device>(device: &mut D, op: &Attention, d_out: Rows, d
     let d_rows = Rows { buffer: d_qkv, stride: (query + 2 * key_value) * dim };
     let (kernel, size, threads, shared_bytes) = if on_tensor_cores(op) && aligned(d_out) && aligned(d_rows) {
         let (own, others) = backward_tiles(dim);
-        let kernel = if dim == 64 { "attention_backward_64_bf16" } else { "attention_backward_128_bf16" };
-        let tiles = (2 * own + 4 * others) * dim * DType::Bf16.bytes();
+        let kernel = of_dim!(dim, op.q.buffer.dtype, "attention_backward");
+        let tiles = (2 * own + 4 * others) * dim * op.q.buffer.dtype.bytes();
         (kernel, own, THREADS, tiles + 4 * others * DType::F32.bytes())
     } else {
         let (warps, shared_bytes) = on_cuda_cores(dim, 2, 2);
@@ -219,10 +231,13 @@ mod tests {
     }
 
     #[test]
-    fn heads_of_64_and_128_in_bf16_run_on_tensor_cores_where_rows_are_aligned() {
-        let bf16 = DType::Bf16;
+    fn heads_of_64_and_128_in_16_bits_run_on_tensor_cores_where_rows_are_aligned() {
+        let (bf16, f16) = (DType::Bf16, DType::F16);
         assert_eq!(kernels(bf16, 64, 0), ["attention_backward_64_bf16", "attention_forward_64_bf16"]);
         assert_eq!(kernels(bf16, 128, 8), ["attention_backward_128_bf16", "attention_forward_128_bf16"]);
+        assert_eq!(kernels(f16, 64, 0), ["attention_backward_64_f16", "attention_forward_64_f16"]);
+        assert_eq!(kernels(f16, 128, 8), ["attention_backward_128_f16", "attention_forward_128_f16"]);
+        assert_eq!(kernels(f16, 96, 0), ["attention_backward_f16", "attention_forward_f16"]);
         assert_eq!(kernels(bf16, 128, 2), ["attention_backward_bf16", "attention_forward_bf16"]);
         assert_eq!(kernels(bf16, 96, 0), ["attention_backward_bf16", "attention_forward_bf16"]);
         assert_eq!(kernels(DType::F32, 64, 0), ["attention_backward_f32", "attention_forward_f32"]);

@@ -31,7 +31,9 @@ pub(super) fn cross_entropy<D: Device>(device: &mut D, op: &CrossEntropy) {
         kernel: match (logits.dtype, gradient.buffer.dtype) {
             (DType::F32, DType::F32) => "cross_entropy_gradient_f32",
             (DType::F32, DType::Bf16) => "cross_entropy_gradient_f32_bf16",
+            (DType::F32, DType::F16) => "cross_entropy_gradient_f32_f16",
             (DType::Bf16, DType::Bf16) => "cross_entropy_gradient_bf16",
+            (DType::F16, DType::F16) => "cross_entropy_gradient_f16",
             (a, b) => unreachable!("no leaf turns logits of {a:?} into a gradient of {b:?}"),
         },
         shared_bytes: KEPT_BYTES,

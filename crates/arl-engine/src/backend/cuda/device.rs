@@ -107,13 +107,14 @@ pub trait Device: Send {
     }
 }
 
-/// The name of a kernel for a type of activations: `kernel!(dtype, "add")` is `add_f32` or `add_bf16`.
+/// The name of a kernel for a type of activations: `kernel!(dtype, "add")` is `add_f32`, `add_bf16` or `add_f16`.
 macro_rules! kernel {
     ($dtype:expr, $name:literal) => {
         match $dtype {
             $crate::backend::DType::F32 => concat!($name, "_f32"),
             $crate::backend::DType::Bf16 => concat!($name, "_bf16"),
-            other => unreachable!("activations and weights are f32 or bf16, not {other:?}"),
+            $crate::backend::DType::F16 => concat!($name, "_f16"),
+            other => unreachable!("activations and weights are f32, bf16 or f16, not {other:?}"),
         }
     };
 }

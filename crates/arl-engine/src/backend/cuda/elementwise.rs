@@ -19,6 +19,8 @@ pub(super) fn copy<D: Device>(device: &mut D, source: Buffer, target: Buffer) {
         (a, b) if a == b => return device.copy(source, target),
         (DType::F32, DType::Bf16) => "convert_f32_bf16",
         (DType::Bf16, DType::F32) => "convert_bf16_f32",
+        (DType::F32, DType::F16) => "convert_f32_f16",
+        (DType::F16, DType::F32) => "convert_f16_f32",
         (a, b) => unreachable!("no leaf converts {a:?} to {b:?}"),
     };
     device.launch(&Launch {

@@ -19,6 +19,8 @@ pub(super) fn gather<D: Device>(device: &mut D, x: Buffer, rows: Buffer, divisor
         kernel: match (x.dtype, out.dtype) {
             (DType::F32, DType::Bf16) => "gather_f32_bf16",
             (DType::Bf16, DType::F32) => "gather_bf16_f32",
+            (DType::F32, DType::F16) => "gather_f32_f16",
+            (DType::F16, DType::F32) => "gather_f16_f32",
             (a, b) => {
                 assert_eq!(a, b, "gather of one type as another");
                 kernel!(a, "gather")
@@ -46,6 +48,8 @@ pub(super) fn scatter<D: Device>(device: &mut D, x: Buffer, rows: Buffer, width:
         kernel: match (x.dtype, out.dtype) {
             (DType::F32, DType::Bf16) => "scatter_f32_bf16",
             (DType::Bf16, DType::F32) => "scatter_bf16_f32",
+            (DType::F32, DType::F16) => "scatter_f32_f16",
+            (DType::F16, DType::F32) => "scatter_f16_f32",
             (a, b) => {
                 assert_eq!(a, b, "scatter of one type as another");
                 kernel!(a, "scatter")

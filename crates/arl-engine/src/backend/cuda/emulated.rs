@@ -54,6 +54,7 @@ impl EmulatedDevice {
         let element = match buffer.dtype {
             DType::F32 => Element::F32,
             DType::Bf16 => Element::Bf16,
+            DType::F16 => Element::F16,
             DType::F64 => Element::F64,
             DType::I32 => Element::I32,
             DType::U16 => Element::U16,

@@ -35,22 +35,27 @@ pub(super) fn matmul<D: Device>(device: &mut D, scratch: Buffer, op: &Matmul) {
         return sum(device, op, None, 0);
     }
     let name = match (a, b, c) {
-        (DType::F32, DType::F32, DType::F32) | (DType::Bf16, DType::Bf16, DType::F32 | DType::Bf16) => {
-            return device.matmul(op);
-        }
+        (DType::F32, DType::F32, DType::F32)
+        | (DType::Bf16, DType::Bf16, DType::F32 | DType::Bf16)
+        | (DType::F16, DType::F16, DType::F32 | DType::F16) => return device.matmul(op),
         (DType::F32, DType::Bf16, DType::F32) => "matmul_f32_bf16_f32",
         (DType::F32, DType::Bf16, DType::Bf16) => "matmul_f32_bf16_bf16",
         (DType::Bf16, DType::F32, DType::F32) => "matmul_bf16_f32_f32",
         (DType::Bf16, DType::F32, DType::Bf16) => "matmul_bf16_f32_bf16",
         (DType::F32, DType::F32, DType::Bf16) => "matmul_f32_f32_bf16",
-        types => unreachable!("matrices are f32 or bf16, not {types:?}"),
+        (DType::F32, DType::F16, DType::F32) => "matmul_f32_f16_f32",
+        (DType::F32, DType::F16, DType::F16) => "matmul_f32_f16_f16",
+        (DType::F16, DType::F32, DType::F32) => "matmul_f16_f32_f32",
+        (DType::F16, DType::F32, DType::F16) => "matmul_f16_f32_f16",
+        (DType::F32, DType::F32, DType::F16) => "matmul_f32_f32_f16",
+        types => unreachable!("matrices are f32 and one type of 16 bits, not {types:?}"),
     };
     let tiles = op.m.div_ceil(TILE_M) * op.n.div_ceil(TILE_N);
     let parts = (BLOCKS / tiles).min(op.k.div_ceil(SHORTEST_PART)).max(1);
     let k_per_part = op.k.div_ceil(parts).next_multiple_of(TILE_K);
     let parts = op.k.div_ceil(k_per_part);
     let sums = (parts > 1).then(|| scratch_of(scratch, DType::F32, parts * op.m * op.n));
-    let (bias, bias_is_bf16) = bias(op);
+    let (bias, bias_type) = bias(op);
     device.launch(&Launch {
         kernel: name,
         grid: [tiles, parts, 1],
@@ -70,7 +75,7 @@ pub(super) fn matmul<D: Device>(device: &mut D, scratch: Buffer, op: &Matmul) {
             int(op.k),
             flag(op.accumulate),
             bias,
-            bias_is_bf16,
+            bias_type,
             sums.map_or(Arg::Null, Arg::Write),
             int(k_per_part),
         ],
@@ -82,7 +87,7 @@ pub(super) fn matmul<D: Device>(device: &mut D, scratch: Buffer, op: &Matmul) {
 
 /// `c` from the parts of its sums `[parts, m, n]`.
 fn sum<D: Device>(device: &mut D, op: &Matmul, sums: Option<Buffer>, parts: usize) {
-    let (bias, bias_is_bf16) = bias(op);
+    let (bias, bias_type) = bias(op);
     device.launch(&Launch {
         kernel: kernel!(op.c.buffer.dtype, "matmul_sum"),
         grid: [(op.m * op.n).div_ceil(THREADS), 1, 1],
@@ -97,15 +102,19 @@ fn sum<D: Device>(device: &mut D, op: &Matmul, sums: Option<Buffer>, parts: usiz
             int(op.n),
             flag(op.accumulate),
             bias,
-            bias_is_bf16,
+            bias_type,
         ],
     });
 }
 
-/// The bias's bytes, and whether they are bf16.
+/// The bias's bytes, and the number of their type (`Bias` in `matmul.cu`).
 fn bias(op: &Matmul) -> (Arg, Arg) {
-    let is_bf16 = op.bias.is_some_and(|bias| bias.dtype == DType::Bf16);
-    (op.bias.map_or(Arg::Null, Arg::Read), flag(is_bf16))
+    let number = match op.bias.map(|bias| bias.dtype) {
+        Some(DType::Bf16) => 1,
+        Some(DType::F16) => 2,
+        _ => 0,
+    };
+    (op.bias.map_or(Arg::Null, Arg::Read), Arg::Int(number))
 }
 
 /// `c`, which is read where it is added to, and keeps what lies between its rows.
@@ -127,7 +136,7 @@ pub(super) fn grouped<D: Device>(device: &mut D, op: &GroupedMatmul) {
     assert_eq!((op.b.buffer.dtype, op.c.buffer.dtype), (dtype, c), "grouped_matmul {:?} of {dtype:?}", op.layout);
     assert_eq!((op.offsets.dtype, op.offsets.len), (DType::I32, op.experts + 1), "grouped_matmul's offsets");
     let (tile_n, threads, shared_bytes) = match dtype {
-        DType::Bf16 => (TENSOR_TILE_N, TENSOR_THREADS, TENSOR_SHARED_BYTES),
+        DType::Bf16 | DType::F16 => (TENSOR_TILE_N, TENSOR_THREADS, TENSOR_SHARED_BYTES),
         _ => (TILE_N, THREADS, 0),
     };
     let tiles_m = match op.layout {

@@ -98,7 +98,7 @@ pub(crate) fn check(heads: Heads, experts: usize) -> Result<()> {
 
 /// What is slower than a user would expect.
 pub(crate) fn notice(heads: Heads, activations: DType) -> Option<String> {
-    let slow = activations == DType::Bf16 && !matches!(heads.dim, 64 | 128);
+    let slow = activations != DType::F32 && !matches!(heads.dim, 64 | 128);
     slow.then(|| {
         format!(
             "attention over heads of {} elements runs without tensor cores; those of 64 and 128 are fast",

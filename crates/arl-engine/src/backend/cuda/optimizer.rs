@@ -19,6 +19,7 @@ pub(super) fn adamw<D: Device>(device: &mut D, op: &AdamW) {
         Arg::Update(op.moment1),
         Arg::Update(op.moment2),
         Arg::Read(op.grad_norm_squared),
+        Arg::Float(op.gradient_scale),
         Arg::Float(op.max_grad_norm),
         Arg::Float(op.keep()),
         Arg::Float(op.beta1),
@@ -28,13 +29,19 @@ pub(super) fn adamw<D: Device>(device: &mut D, op: &AdamW) {
         Arg::Float(op.epsilon),
         long(len),
     ];
-    let (kernel, args) = match (op.weights.dtype, op.weights_low) {
-        (DType::F32, None) => ("adamw_f32", [&[weights][..], &rest].concat()),
-        (DType::Bf16, Some(low)) => {
-            assert_eq!(low.len, len, "adamw of {len} weights");
-            ("adamw_split", [&[weights, Arg::Update(low)][..], &rest].concat())
+    let masters_len = op.masters.map_or(len, |masters| masters.len);
+    assert_eq!(masters_len, len, "adamw of {len} weights");
+    let (kernel, args) = match (op.weights.dtype, op.masters, op.rounding) {
+        (DType::F32, None, None) => ("adamw_f32", [&[weights][..], &rest].concat()),
+        (DType::Bf16, Some(low), _) => ("adamw_split", [&[weights, Arg::Update(low)][..], &rest].concat()),
+        (DType::F16, Some(masters), _) => ("adamw_f16", [&[weights, Arg::Update(masters)][..], &rest].concat()),
+        (DType::Bf16, None, Some(rounding)) => {
+            // The bits of two u32 and a u64.
+            let [low, high] = rounding.key.map(|word| Arg::Int(word.cast_signed()));
+            let first = Arg::Long(rounding.first.cast_signed());
+            ("adamw_bf16", [&[weights, low, high, first][..], &rest].concat())
         }
-        (dtype, low) => unreachable!("no leaf updates weights of {dtype:?} with low halves {low:?}"),
+        (dtype, masters, _) => unreachable!("no leaf updates weights of {dtype:?} with masters {masters:?}"),
     };
     device.launch(&Launch { kernel, grid, threads: THREADS, shared_bytes: 0, args: &args });
 }

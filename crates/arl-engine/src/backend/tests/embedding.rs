@@ -5,7 +5,8 @@ use super::*;
 #[test]
 fn rows_are_gathered_in_either_type() {
     let mut random = Random(20);
-    for (from, to) in TYPES.into_iter().flat_map(|from| TYPES.map(|to| (from, to))) {
+    let pairs = TYPES.into_iter().flat_map(|from| TYPES.map(|to| (from, to)));
+    for (from, to) in pairs.filter(|(from, to)| meet(&[*from, *to])) {
         for (vocab, width, tokens) in [(1, 1, 1), (7, 3, 0), (50, 33, 300), (40, 64, 19), (9, 1048, 21)] {
             let mut fixture = Fixture::new();
             let table = random.values(vocab * width, from);

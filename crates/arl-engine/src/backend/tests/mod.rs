@@ -16,13 +16,21 @@ mod rope;
 mod swiglu;
 mod threads;
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::test_backend;
 use crate::backend::{Backend, Buffer, DType, Pool, Rows};
 
-/// Both types of activations.
-const TYPES: [DType; 2] = [DType::F32, DType::Bf16];
+/// All types of activations.
+const TYPES: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
+
+/// Those of 16 bits.
+const NARROW: [DType; 2] = [DType::Bf16, DType::F16];
+
+/// Whether a model may have all of these: f32 and one of the others.
+fn meet(types: &[DType]) -> bool {
+    !NARROW.iter().all(|narrow| types.contains(narrow))
+}
 
 /// A backend, and a place to put arrays in.
 struct Fixture {
@@ -57,6 +65,7 @@ impl Fixture {
             DType::F32 => values.iter().flat_map(|x| (*x as f32).to_le_bytes()).collect(),
             DType::F64 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
             DType::Bf16 => values.iter().flat_map(|x| bf16::from_f32(*x as f32).to_le_bytes()).collect(),
+            DType::F16 => values.iter().flat_map(|x| f16::from_f32(*x as f32).to_le_bytes()).collect(),
             DType::I32 => values.iter().flat_map(|x| (*x as i32).to_le_bytes()).collect(),
             DType::U16 => values.iter().flat_map(|x| (*x as u16).to_le_bytes()).collect(),
         };
@@ -97,6 +106,7 @@ impl Fixture {
             DType::F32 => chunks.map(|x| f64::from(f32::from_le_bytes(x.try_into().unwrap()))).collect(),
             DType::F64 => chunks.map(|x| f64::from_le_bytes(x.try_into().unwrap())).collect(),
             DType::Bf16 => chunks.map(|x| bf16::from_le_bytes(x.try_into().unwrap()).to_f64()).collect(),
+            DType::F16 => chunks.map(|x| f16::from_le_bytes(x.try_into().unwrap()).to_f64()).collect(),
             DType::I32 => chunks.map(|x| f64::from(i32::from_le_bytes(x.try_into().unwrap()))).collect(),
             DType::U16 => chunks.map(|x| f64::from(u16::from_le_bytes(x.try_into().unwrap()))).collect(),
         }
@@ -139,6 +149,7 @@ fn round(value: f64, dtype: DType) -> f64 {
         DType::F32 => f64::from(value as f32),
         // By way of f32, as every value here is one; `half` does not round f64 to nearest.
         DType::Bf16 => bf16::from_f32(value as f32).to_f64(),
+        DType::F16 => f16::from_f32(value as f32).to_f64(),
         _ => value,
     }
 }
@@ -147,8 +158,14 @@ fn round(value: f64, dtype: DType) -> f64 {
 fn bound(dtype: DType, steps: f64) -> f64 {
     match dtype {
         DType::Bf16 => steps / 256.0,
+        DType::F16 => steps / 2048.0,
         _ => steps * 6e-8,
     }
+}
+
+/// What rounding to `dtype` may change of the smallest numbers, whose places after the point are limited.
+fn least(dtype: DType) -> f64 {
+    if dtype == DType::F16 { 2f64.powi(-25) } else { 0.0 }
 }
 
 /// Asserts `|actual - expected| <= tolerance * (|expected| + the array's root mean square)` for each element.

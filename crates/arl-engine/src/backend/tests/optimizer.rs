@@ -1,7 +1,7 @@
 //! AdamW.
 
 use super::*;
-use crate::backend::{AdamW, join_master, split_master};
+use crate::backend::{AdamW, StochasticRounding, join_master, split_master};
 
 struct Rates {
     learning_rate: f64,
@@ -32,7 +32,8 @@ fn reference(rates: &Rates, step: i32, norm: f64, w: &mut [f64], g: &[f64], m: &
 fn op(fixture: &mut Fixture, rates: &Rates, step: i32, len: usize, norm_squared: f64) -> AdamW {
     AdamW {
         weights: fixture.poisoned(0, DType::F32),
-        weights_low: None,
+        masters: None,
+        rounding: None,
         gradients: fixture.poisoned(0, DType::F32),
         moment1: fixture.put(&vec![0.0; len], DType::F32),
         moment2: fixture.put(&vec![0.0; len], DType::F32),
@@ -44,6 +45,7 @@ fn op(fixture: &mut Fixture, rates: &Rates, step: i32, len: usize, norm_squared:
         bias_correction1: (1.0 - rates.beta1.powi(step)) as f32,
         bias_correction2: (1.0 - rates.beta2.powi(step)) as f32,
         grad_norm_squared: fixture.put(&[norm_squared], DType::F64),
+        gradient_scale: 1.0,
         max_grad_norm: rates.max_grad_norm as f32,
     }
 }
@@ -54,7 +56,7 @@ fn split(values: &[f64]) -> (Vec<f64>, Vec<f64>) {
 }
 
 #[test]
-fn twenty_steps_follow_the_reference_in_f32_and_with_a_split_master() {
+fn twenty_steps_follow_the_reference_in_f32_and_with_masters_of_either_kind() {
     let mut random = Random(50);
     for max_grad_norm in [0.0, 0.5, 1e9] {
         let rates = Rates { max_grad_norm, ..RATES };
@@ -67,14 +69,17 @@ fn twenty_steps_follow_the_reference_in_f32_and_with_a_split_master() {
         let mut halves = op(&mut fixture, &rates, 1, len, 0.0);
         let (high, low) = split(&start);
         halves.weights = fixture.put(&high, DType::Bf16);
-        halves.weights_low = Some(fixture.put(&low, DType::U16));
+        halves.masters = Some(fixture.put(&low, DType::U16));
+        let mut rounded = op(&mut fixture, &rates, 1, len, 0.0);
+        rounded.weights = fixture.poisoned(len, DType::F16);
+        rounded.masters = Some(fixture.put(&start, DType::F32));
         for step in 1..=20 {
             let g = random.values(len, DType::F32);
             let squared = inner(&g, &g);
             reference(&rates, step, squared.sqrt(), &mut w, &g, &mut m, &mut v);
             let gradients = fixture.put(&g, DType::F32);
             let grad_norm_squared = fixture.put(&[squared], DType::F64);
-            for op in [&mut whole, &mut halves] {
+            for op in [&mut whole, &mut halves, &mut rounded] {
                 op.gradients = gradients;
                 op.grad_norm_squared = grad_norm_squared;
                 op.bias_correction1 = (1.0 - rates.beta1.powi(step)) as f32;
@@ -90,13 +95,16 @@ fn twenty_steps_follow_the_reference_in_f32_and_with_a_split_master() {
         }
         assert_close("moment1", &fixture.get(whole.moment1), &m, 2e-6);
         assert_close("moment2", &fixture.get(whole.moment2), &v, 5e-6);
-        let (high, low) = (fixture.get(halves.weights), fixture.get(halves.weights_low.unwrap()));
+        let (high, low) = (fixture.get(halves.weights), fixture.get(halves.masters.unwrap()));
         let joined: Vec<f64> = high
             .iter()
             .zip(low)
             .map(|(high, low)| f64::from(join_master(half::bf16::from_f64(*high).to_bits(), low as u16)))
             .collect();
         assert_eq!(joined, weights, "a split master is the f32 master, bit for bit");
+        assert_eq!(fixture.get(rounded.masters.unwrap()), weights);
+        let expected: Vec<f64> = weights.iter().map(|x| round(*x, DType::F16)).collect();
+        assert_eq!(fixture.get(rounded.weights), expected);
     }
 }
 
@@ -120,13 +128,27 @@ fn each_step_of_the_formula_is_rounded_to_f32_wherever_the_parameters_begin() {
         };
         let halves = AdamW {
             weights: fixture.put(&high, DType::Bf16).slice(start, len),
-            weights_low: Some(fixture.put(&low, DType::U16).slice(start, len)),
+            masters: Some(fixture.put(&low, DType::U16).slice(start, len)),
             moment1: fixture.put(m, DType::F32).slice(start, len),
             moment2: fixture.put(v, DType::F32).slice(start, len),
             ..whole
         };
-        fixture.backend.adamw(&whole);
-        fixture.backend.adamw(&halves);
+        // The gradients of a loss that was scaled, and their norm.
+        let scale = 65536.0;
+        let scaled: Vec<f64> = g.iter().map(|g| g * scale).collect();
+        let rounded = AdamW {
+            weights: fixture.poisoned(skipped + len, DType::F16).slice(start, len),
+            masters: Some(fixture.put(w, DType::F32).slice(start, len)),
+            gradients: fixture.put(&scaled, DType::F32).slice(start, len),
+            moment1: fixture.put(m, DType::F32).slice(start, len),
+            moment2: fixture.put(v, DType::F32).slice(start, len),
+            gradient_scale: scale as f32,
+            grad_norm_squared: fixture.put(&[inner(&scaled, &scaled)], DType::F64),
+            ..whole
+        };
+        for op in [&whole, &halves, &rounded] {
+            fixture.backend.adamw(op);
+        }
 
         let clip = (1.0 / (inner(g, g).sqrt() + 1e-6)) as f32;
         let mut expected = [vec![], vec![], vec![]];
@@ -138,13 +160,74 @@ fn each_step_of_the_formula_is_rounded_to_f32_wherever_the_parameters_begin() {
             let w = w * op.keep() - op.step_size() * m / (v.sqrt() * op.root_correction() + op.epsilon);
             [w, m, v].iter().zip(&mut expected).for_each(|(x, array)| array.push(f64::from(*x)));
         }
-        for op in [&whole, &halves] {
+        for op in [&whole, &halves, &rounded] {
             assert_eq!(fixture.get(op.moment1), expected[1]);
             assert_eq!(fixture.get(op.moment2), expected[2]);
         }
         assert_eq!(fixture.get(whole.weights), expected[0]);
+        assert_eq!(fixture.get(rounded.masters.unwrap()), expected[0]);
+        let narrow: Vec<f64> = expected[0].iter().map(|x| round(*x, DType::F16)).collect();
+        assert_eq!(fixture.get(rounded.weights), narrow);
         let (high, low) = split(&expected[0]);
-        assert_eq!((fixture.get(halves.weights), fixture.get(halves.weights_low.unwrap())), (high, low));
+        assert_eq!((fixture.get(halves.weights), fixture.get(halves.masters.unwrap())), (high, low));
+    }
+}
+
+#[test]
+fn weights_without_masters_are_the_f32_update_rounded_by_the_bits_of_their_places() {
+    let mut random = Random(52);
+    let (skipped, len) = (1, 40_003);
+    // Also where the parameters' numbers pass 2^32.
+    for (start, first) in [(0, 0), (skipped, 77), (0, u64::from(u32::MAX) - 1000)] {
+        let mut fixture = Fixture::new();
+        let arrays = [DType::Bf16, DType::F32, DType::F32, DType::F32].map(|dtype| random.values(skipped + len, dtype));
+        let [w, g, m, v] = &arrays;
+        let v: Vec<f64> = v.iter().map(|v| v.abs()).collect();
+        let rounding = StochasticRounding { first, ..StochasticRounding::new(3, 9) };
+        let op = op(&mut fixture, &RATES, 3, 0, inner(g, g));
+        let whole = AdamW {
+            weights: fixture.put(w, DType::F32).slice(start, len),
+            gradients: fixture.put(g, DType::F32).slice(start, len),
+            moment1: fixture.put(m, DType::F32).slice(start, len),
+            moment2: fixture.put(&v, DType::F32).slice(start, len),
+            ..op
+        };
+        let rounded = AdamW {
+            weights: fixture.put(w, DType::Bf16).slice(start, len),
+            rounding: Some(rounding),
+            moment1: fixture.put(m, DType::F32).slice(start, len),
+            moment2: fixture.put(&v, DType::F32).slice(start, len),
+            ..whole
+        };
+        // In pieces it is the same.
+        let pieces = AdamW {
+            weights: fixture.put(w, DType::Bf16).slice(start, len),
+            moment1: fixture.put(m, DType::F32).slice(start, len),
+            moment2: fixture.put(&v, DType::F32).slice(start, len),
+            ..rounded
+        };
+        fixture.backend.adamw(&whole);
+        fixture.backend.adamw(&rounded);
+        for (from, to) in [(0, 1000), (1000, 1003), (1003, len)] {
+            let part = |buffer: Buffer| buffer.slice(from, to - from);
+            fixture.backend.adamw(&AdamW {
+                weights: part(pieces.weights),
+                rounding: Some(rounding.from(from)),
+                gradients: part(pieces.gradients),
+                moment1: part(pieces.moment1),
+                moment2: part(pieces.moment2),
+                ..pieces
+            });
+        }
+        let exact = fixture.get(whole.weights);
+        let expected = exact.iter().enumerate().map(|(i, x)| rounding.round(*x as f32, i));
+        let expected: Vec<f64> = expected.map(|bits| bf16::from_bits(bits).to_f64()).collect();
+        assert_eq!(fixture.get(rounded.weights), expected);
+        assert_eq!(fixture.get(pieces.weights), expected);
+        assert_eq!(fixture.get(rounded.moment1), fixture.get(whole.moment1));
+        assert_eq!(fixture.get(rounded.moment2), fixture.get(whole.moment2));
+        let nearest: Vec<f64> = exact.iter().map(|x| round(*x, DType::Bf16)).collect();
+        assert_ne!(expected, nearest);
     }
 }
 

@@ -51,7 +51,7 @@ pub(super) struct Kernel {
 }
 
 impl Kernel {
-    /// The kernel for operands of which at least one is (`narrow`), or none is, bf16.
+    /// The kernel for operands that are to be multiplied as bf16 (`narrow`), or not.
     pub(super) fn choose(level: Level, narrow: bool) -> &'static Kernel {
         match (level, narrow) {
             #[cfg(target_arch = "x86_64")]

@@ -1,4 +1,4 @@
-//! Matrix products on the CPU: `c = a b` in three layouts, f32 or bf16 operands, sums in f32.
+//! Matrix products on the CPU: `c = a b` in three layouts, f32, bf16 or f16 operands, sums in f32.
 //! Knows slices and strides, nothing of buffers, pools or models.
 
 mod kernel;
@@ -25,7 +25,8 @@ use super::simd;
 /// rayon's current pool; the bits of the result do not depend on its number of threads, nor those of a row of `c` on the
 /// other rows.
 ///
-/// Sums are f32. Where the CPU multiplies pairs of bf16 and one operand is bf16, the other one is rounded to it.
+/// Sums are f32. Where the CPU multiplies pairs of bf16 and one operand is bf16, the other one is rounded to it, unless it
+/// is f16.
 ///
 /// # Panics
 /// If an operand is smaller than its shape.
@@ -41,7 +42,9 @@ pub fn matmul(
     accumulate: bool,
     bias: Option<Elements<'_>>,
 ) {
-    let narrow = [a.data, b.data].iter().any(|data| matches!(data, Elements::Bf16(_)));
+    let data = [a.data, b.data];
+    let is_bf16 = |data: &Elements<'_>| matches!(data, Elements::Bf16(_));
+    let narrow = data.iter().any(is_bf16) && !data.iter().any(|data| matches!(data, Elements::F16(_)));
     matmul_with(Kernel::choose(simd::level(), narrow), layout, m, n, k, a, b, c, accumulate, bias);
 }
 
@@ -68,6 +71,7 @@ fn matmul_with(
     let source = |data: Elements<'_>| match data {
         Elements::F32(x) => Source::F32(x.as_ptr()),
         Elements::Bf16(x) => Source::Bf16(x.as_ptr()),
+        Elements::F16(x) => Source::F16(x.as_ptr()),
     };
     let bias = bias.map(|bias| move |j| bias.get(j));
     let product = Product {
@@ -80,6 +84,7 @@ fn matmul_with(
         c: match c.data {
             ElementsMut::F32(x) => Target::F32(x.as_mut_ptr()),
             ElementsMut::Bf16(x) => Target::Bf16(x.as_mut_ptr()),
+            ElementsMut::F16(x) => Target::F16(x.as_mut_ptr()),
         },
         c_stride: c.stride,
         accumulate,

@@ -1,6 +1,6 @@
 //! Matrices as slices with a row stride, their bounds checked once, so that the code behind may use pointers.
 
-use half::bf16;
+use half::{bf16, f16};
 
 /// Elements of an operand that is read.
 #[derive(Clone, Copy, Debug)]
@@ -9,6 +9,8 @@ pub enum Elements<'a> {
     F32(&'a [f32]),
     /// bfloat16.
     Bf16(&'a [bf16]),
+    /// IEEE 754's 16-bit floats.
+    F16(&'a [f16]),
 }
 
 impl Elements<'_> {
@@ -17,6 +19,7 @@ impl Elements<'_> {
         match self {
             Elements::F32(x) => x.len(),
             Elements::Bf16(x) => x.len(),
+            Elements::F16(x) => x.len(),
         }
     }
 
@@ -31,6 +34,7 @@ impl Elements<'_> {
         match self {
             Elements::F32(x) => x[i],
             Elements::Bf16(x) => x[i].to_f32(),
+            Elements::F16(x) => x[i].to_f32(),
         }
     }
 }
@@ -42,6 +46,8 @@ pub enum ElementsMut<'a> {
     F32(&'a mut [f32]),
     /// bfloat16.
     Bf16(&'a mut [bf16]),
+    /// IEEE 754's 16-bit floats.
+    F16(&'a mut [f16]),
 }
 
 impl ElementsMut<'_> {
@@ -50,6 +56,7 @@ impl ElementsMut<'_> {
         match self {
             ElementsMut::F32(x) => x.len(),
             ElementsMut::Bf16(x) => x.len(),
+            ElementsMut::F16(x) => x.len(),
         }
     }
 

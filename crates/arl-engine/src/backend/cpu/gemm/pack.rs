@@ -1,8 +1,9 @@
 //! Copies panels of an operand into the order in which the kernel reads it: `R` rows side by side, word after word along
-//! `k`. Formats are converted on the way: bf16 to f32, or either to pairs of bf16.
+//! `k`. Formats are converted on the way: bf16 and f16 to f32, or any to pairs of bf16.
 
-use half::bf16;
+use half::{bf16, f16};
 
+use super::super::element::widen_f16;
 use super::super::simd::prefetch;
 
 /// Where an operand lies.
@@ -10,6 +11,7 @@ use super::super::simd::prefetch;
 pub(super) enum Source {
     F32(*const f32),
     Bf16(*const bf16),
+    F16(*const f16),
 }
 
 /// Steps of one panel that are packed before the next panel's, where memory runs across `k`: few enough for their rows
@@ -70,6 +72,17 @@ impl Element for bf16 {
     }
 }
 
+impl Element for f16 {
+    #[inline(always)]
+    fn wide(self) -> u32 {
+        widen_f16(self.to_bits()).to_bits()
+    }
+    #[inline(always)]
+    fn narrow(self) -> u32 {
+        Element::narrow(widen_f16(self.to_bits()))
+    }
+}
+
 /// A value as the packing of pairs rounds it.
 #[cfg(test)]
 pub(super) fn narrow(x: f32) -> u16 {
@@ -87,6 +100,7 @@ pub(super) unsafe fn pack<const R: usize, const PAIRS: bool, const AVX2: bool>(p
         match panels.source {
             Source::F32(source) => pack_from::<f32, R, PAIRS, AVX2>(source, panels, target),
             Source::Bf16(source) => pack_from::<bf16, R, PAIRS, AVX2>(source, panels, target),
+            Source::F16(source) => pack_from::<f16, R, PAIRS, AVX2>(source, panels, target),
         }
     }
 }

@@ -189,6 +189,7 @@ fn operand(source: MatRef<'_>, along: bool, rows: usize, steps: usize) -> Operan
     let pointer = match source.data {
         Elements::F32(x) => Source::F32(x.as_ptr()),
         Elements::Bf16(x) => Source::Bf16(x.as_ptr()),
+        Elements::F16(x) => Source::F16(x.as_ptr()),
     };
     Operand { source: pointer, stride: source.stride, along_k: along }
 }

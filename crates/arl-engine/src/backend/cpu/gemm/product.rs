@@ -3,10 +3,11 @@
 //! An element of `c` is the same sum in the same order whatever the split: blocks of `k` depend on `k` alone, and only
 //! rows and columns are divided. So neither the number of threads nor the number of rows changes a bit of it.
 
+use super::super::element::Element;
 use super::kernel::{Block, Kernel};
 use super::pack::{Panels, Source};
 use super::workspace::Workspace;
-use half::bf16;
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 /// Words of a block of `k`: a panel of `b` (16 KiB with 16 columns) and one of `a` share the first-level cache.
@@ -34,6 +35,7 @@ impl Operand {
         let source = match self.source {
             Source::F32(x) => Source::F32(x.wrapping_add(offset)),
             Source::Bf16(x) => Source::Bf16(x.wrapping_add(offset)),
+            Source::F16(x) => Source::F16(x.wrapping_add(offset)),
         };
         Panels { source, stride: self.stride, along_k: self.along_k, rows, length }
     }
@@ -44,6 +46,7 @@ impl Operand {
 pub(super) enum Target {
     F32(*mut f32),
     Bf16(*mut bf16),
+    F16(*mut f16),
 }
 
 /// A whole product; see [`super::matmul`].
@@ -89,10 +92,10 @@ impl Product<'_> {
         let blocks = self.k.div_ceil(STEPS * per_word).max(1);
         let block = self.k.div_ceil(blocks).next_multiple_of(2).max(2);
         // As many columns as fit with the whole of k, but not so few that packing `a` for them would cost; if they are
-        // too few, part of k. A bf16 result keeps its sums in a task, and so needs the whole of k.
+        // too few, part of k. A result of 16 bits keeps its sums in a task, and so needs the whole of k.
         let whole = PACKED_WORDS / self.k.div_ceil(per_word).max(1);
         let enough = self.n.min(1024);
-        let (columns, k_length) = if whole >= enough || matches!(self.c, Target::Bf16(_)) {
+        let (columns, k_length) = if whole >= enough || !matches!(self.c, Target::F32(_)) {
             (whole.max(4 * nr), self.k)
         } else {
             (1024, (PACKED_WORDS / enough * per_word / block).max(1) * block)
@@ -182,12 +185,12 @@ impl Product<'_> {
         let mut packed_a = Workspace::take(count.next_multiple_of(mr) * Panels::steps(stage.block, pairs));
         let mut sums = match self.c {
             Target::F32(_) => None,
-            Target::Bf16(_) => Some(Workspace::take(count * columns)),
+            Target::Bf16(_) | Target::F16(_) => Some(Workspace::take(count * columns)),
         };
         let (c, c_stride) = match (self.c, &mut sums) {
             (Target::F32(c), _) => (c.wrapping_add(rows.0 * self.c_stride + column), self.c_stride),
             (_, Some(sums)) => (sums.words().cast::<f32>(), columns),
-            (Target::Bf16(_), None) => return,
+            (Target::Bf16(_) | Target::F16(_), None) => return,
         };
         let into_f32 = sums.is_none();
         let mut packed_b = stage.packed.cast_const();
@@ -220,7 +223,7 @@ impl Product<'_> {
         }
     }
 
-    /// Adds the bias, and brings sums to a bf16 result.
+    /// Adds the bias, and brings sums to a result of 16 bits.
     ///
     /// # Safety
     /// As [`Self::task`]; `sums` is `c` itself at its first row and column, or holds `columns` a row.
@@ -238,13 +241,23 @@ impl Product<'_> {
                     Target::Bf16(c) => {
                         let sums = std::slice::from_raw_parts(sums.add((row - rows.0) * columns), columns);
                         let c = std::slice::from_raw_parts_mut(c.add(row * self.c_stride + first), columns);
-                        for (j, (c, &sum)) in c.iter_mut().zip(sums).enumerate() {
-                            let old = if self.accumulate { c.to_f32() } else { 0.0 };
-                            *c = bf16::from_f32(old + sum + bias(j));
-                        }
+                        self.round(sums, bias, c);
+                    }
+                    Target::F16(c) => {
+                        let sums = std::slice::from_raw_parts(sums.add((row - rows.0) * columns), columns);
+                        let c = std::slice::from_raw_parts_mut(c.add(row * self.c_stride + first), columns);
+                        self.round(sums, bias, c);
                     }
                 }
             }
+        }
+    }
+
+    /// One row of a result of 16 bits.
+    fn round<T: Element>(&self, sums: &[f32], bias: impl Fn(usize) -> f32, c: &mut [T]) {
+        for (j, (c, &sum)) in c.iter_mut().zip(sums).enumerate() {
+            let old = if self.accumulate { c.load() } else { 0.0 };
+            *c = T::store(old + sum + bias(j));
         }
     }
 }

@@ -90,6 +90,7 @@ fn data_type(dtype: DType) -> Result<cudaDataType> {
     match dtype {
         DType::F32 => Ok(cudaDataType::CUDA_R_32F),
         DType::Bf16 => Ok(cudaDataType::CUDA_R_16BF),
+        DType::F16 => Ok(cudaDataType::CUDA_R_16F),
         other => Err(Error::new(ErrorCode::Internal, format!("a matrix product of {other:?}"))),
     }
 }
