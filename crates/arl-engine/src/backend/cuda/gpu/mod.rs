@@ -1,6 +1,7 @@
 //! The GPU as a [`Device`]: candle's CUDA device with this project's kernels as a module of their own on it. One thread
 //! owns it. What fails in the background is kept, and reported when something is read back.
 
+mod clock;
 mod memory;
 mod products;
 
@@ -15,6 +16,7 @@ use cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute};
 use cudarc::driver::{CudaContext, CudaEvent, CudaFunction, CudaModule, CudaStream, DriverError, result};
 use cudarc::nvrtc::Ptx;
 
+use self::clock::Clock;
 use self::memory::{Allocation, Staging};
 use self::products::Products;
 use super::device::{Arg, Device, Launch};
@@ -40,6 +42,7 @@ pub struct GpuDevice {
     pools: HashMap<Pool, Allocation>,
     staging: Staging,
     products: Products,
+    clock: Clock,
     /// The first thing that failed since something was read back.
     failure: Option<Error>,
     /// Keeps what candle holds of the device alive; dropped last.
@@ -97,6 +100,7 @@ impl GpuDevice {
         Ok(GpuDevice {
             staging: Staging::new(&context)?,
             products: Products::new(&context)?,
+            clock: Clock::default(),
             multiprocessors: count.max(1) as usize,
             name,
             context,
@@ -108,11 +112,6 @@ impl GpuDevice {
             failure: None,
             _candle: candle,
         })
-    }
-
-    /// Free and total memory of the device, in bytes.
-    pub fn memory(&self) -> Result<(usize, usize)> {
-        self.context.mem_get_info().map_err(|error| failed("the device's memory cannot be asked for", error))
     }
 
     fn stream(&self, stream: Stream) -> &Arc<CudaStream> {
@@ -283,6 +282,25 @@ impl Device for GpuDevice {
             self.stream(stream).wait(&self.events[i]).map_err(|error| failed("waiting for an event", error))
         });
         self.keep(result);
+    }
+
+    fn timestamp(&mut self) -> bool {
+        let result = self.clock.stamp(&self.streams[Stream::Compute as usize]);
+        self.keep(result);
+        true
+    }
+
+    fn timestamps(&mut self) -> Result<Vec<f64>> {
+        let times = self.clock.take();
+        match self.failure.take() {
+            Some(error) => Err(error),
+            None => times,
+        }
+    }
+
+    fn memory(&self) -> Result<Option<(usize, usize)>> {
+        let asked = self.context.mem_get_info();
+        asked.map(Some).map_err(|error| failed("the device's memory cannot be asked for", error))
     }
 
     fn zero(&mut self, target: Buffer) {
