@@ -12,15 +12,19 @@ use arl_engine::backend::{Backend, Buffer, Event, Matmul, Pool, Stream};
 use arl_model::Result;
 use serde_json::Map;
 
-/// The kernels on the host; the floats that one of them is given are too large by a factor.
+/// The kernels on the host; the floats that one of them is given are too large by a factor, which grows with each launch.
 struct WrongDevice {
     inner: EmulatedDevice,
     kernel: &'static str,
     factor: f32,
+    growth: f32,
 }
 
 impl Device for WrongDevice {
     fn launch(&mut self, launch: &Launch<'_>) {
+        if launch.kernel == self.kernel {
+            self.factor += self.growth;
+        }
         let wrong = |arg: &Arg| match *arg {
             Arg::Float(value) if launch.kernel == self.kernel => Arg::Float(self.factor * value),
             arg => arg,
@@ -75,11 +79,11 @@ impl Device for WrongDevice {
 }
 
 /// What a rehearsal on such a device prints, and how it ends.
-fn rehearse(kernel: &'static str, factor: f32) -> (String, Result<()>) {
+fn rehearse(kernel: &'static str, factor: f32, growth: f32) -> (String, Result<()>) {
     let words = ["--rehearse", "--shapes", "3", "--only", "leaves,loss"].map(str::to_string);
     let options = Options::parse(&words, Path::new(env!("CARGO_MANIFEST_DIR")).join("none")).unwrap();
     let open = || -> Result<Box<dyn Backend>> {
-        Ok(Box::new(CudaBackend::new(WrongDevice { inner: EmulatedDevice::default(), kernel, factor })))
+        Ok(Box::new(CudaBackend::new(WrongDevice { inner: EmulatedDevice::default(), kernel, factor, growth })))
     };
     let mut out = Vec::new();
     let ended = Run::new(options, Map::new(), &open, &mut out).all();
@@ -93,7 +97,7 @@ fn a_leaf_that_is_wrong_is_named_and_nothing_is_timed() {
         ("attention_forward_f32", 1.001, "attention"),
         ("cross_entropy_gradient_f32", 1.001, "cross_entropy"),
     ] {
-        let (out, ended) = rehearse(kernel, factor);
+        let (out, ended) = rehearse(kernel, factor, 0.0);
         let error = ended.expect_err(kernel);
         assert!(error.message.starts_with(&format!("{leaf} is wrong, and nothing is timed: ")), "{kernel}: {error}");
         assert!(!out.contains("\"case\"") && !out.contains("ceilings"), "{kernel}: {out}");
@@ -102,8 +106,16 @@ fn a_leaf_that_is_wrong_is_named_and_nothing_is_timed() {
 }
 
 #[test]
+fn a_leaf_that_gives_other_bits_each_time_is_found() {
+    // Far within what may differ from the CPU's.
+    let (_, ended) = rehearse("attention_forward_f32", 1.0, 1e-6);
+    let error = ended.expect_err("other bits");
+    assert!(error.message.contains("a second run gives other bits"), "{error}");
+}
+
+#[test]
 fn without_a_wrong_one_the_leaves_pass() {
-    let (out, ended) = rehearse("none", 1.0);
+    let (out, ended) = rehearse("none", 1.0, 0.0);
     // What comes after the leaves finds no golden models here.
     assert!(out.contains("# leaves: all right"), "{out}");
     assert!(ended.expect_err("no golden models").message.contains("no golden models there"));

@@ -138,6 +138,24 @@ mod tests {
     }
 
     #[test]
+    fn a_byte_that_is_no_result_and_a_leaf_that_does_nothing_are_found() {
+        for leaf in LEAVES.iter().filter(|leaf| leaf.name != "zero") {
+            let trial = leaf.trial(0, DType::F32, false);
+            let mut cpu = CpuBackend::new();
+            cpu.reserve(Pool::Step, trial.bytes()).unwrap();
+            let expected = trial.run(&mut cpu).unwrap();
+            let compare = |image: &[u8]| trial.compare(image, false, &expected, &mut Figures::default());
+            compare(&expected).unwrap();
+            let mut touched = expected.clone();
+            // Before the first buffer.
+            touched[5] ^= 1;
+            assert!(compare(&touched).unwrap_err().message.contains("no result and was changed"), "{}", leaf.name);
+            let nothing = trial.run(&mut arl_engine::backend::plan::PlanBackend::default()).unwrap();
+            assert!(compare(&nothing).is_err(), "{}", leaf.name);
+        }
+    }
+
+    #[test]
     fn the_kernels_on_the_host_are_the_cpus_leaves() {
         use arl_engine::backend::cuda::{CudaBackend, EmulatedDevice};
         for leaf in LEAVES {
