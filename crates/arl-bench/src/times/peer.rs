@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 
 use crate::run::Run;
 
-/// Seconds for one run, plain and compiled.
+/// Seconds for one run, plain and compiled; and for each in a rehearsal.
 const LIMITS: [(bool, f64); 2] = [(false, 120.0), (true, 240.0)];
+const REHEARSED: f64 = 60.0;
 
 /// From what a user begins with to what needs least memory.
 const SETTINGS: [[&str; 4]; 3] = [
@@ -77,6 +78,7 @@ impl Peer {
         let mut best: Option<Best> = None;
         for (compiled, limit) in LIMITS {
             for settings in SETTINGS {
+                let limit = if run.options.rehearse { REHEARSED } else { limit };
                 let seconds = limit.min(run.left());
                 if seconds < 10.0 {
                     run.note("peer: skipped, the seconds of --budget are spent")?;

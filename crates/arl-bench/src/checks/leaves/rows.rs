@@ -33,8 +33,11 @@ pub(super) fn add(mut s: Scene) -> Trial {
 
 /// Rows of a table, their width, and ids of it.
 fn table(s: &mut Scene) -> (usize, usize, Vec<usize>) {
-    let (rows, width) = (s.draw.scaled(100, 5000), s.draw.scaled(300, 4200));
-    let (rows, width) = (s.draw.extent(1, rows), s.draw.extent(8, width));
+    let most = s.draw.scaled(300, 4200);
+    let width = s.draw.extent(8, most);
+    // Wide or long, so that what is copied and compared stays small.
+    let most = s.draw.scaled(100, 3000.min(800_000 / width));
+    let rows = s.draw.extent(1, most);
     let most = s.draw.scaled(150, 400);
     let count = s.draw.extent(4, most);
     // Some ids many times.
