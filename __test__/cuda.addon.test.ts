@@ -2,13 +2,13 @@
  * The CUDA addon itself, with NVIDIA's real libraries, on any machine: a fake driver stands in for what only a GPU's has.
  * `npm run build:cuda` builds it; without it, or without the libraries, these tests are skipped.
  */
-import { execFileSync, spawnSync } from "node:child_process";
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { spawnSync } from "node:child_process";
+import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { cudaToolkit } from "../scripts/cuda-toolkit.mjs";
 import { ADDON_LOADER } from "../src/native.js";
-import { fakeCuda, H100, LIBRARIES, onlyIn } from "./support/cuda.js";
+import { fakeCuda, H100, neededLibraries, onlyIn, otherFunctions } from "./support/cuda.js";
 import { temporaryFolder } from "./support/folder.js";
 import { arl, root } from "./support/real.js";
 
@@ -19,32 +19,16 @@ if (missing !== undefined) process.stderr.write(`SKIPPED: the CUDA addon is load
 
 const folder = temporaryFolder();
 
-/** The driver's functions that the addon calls and the fake does not have; each refuses. */
-function otherFunctions(): string {
-	const listed = execFileSync("nm", ["-D", "--undefined-only", addon], { encoding: "utf8" });
-	const wanted = [...listed.matchAll(/ U (cu[A-Z]\w*)/g)].map((match) => String(match[1]));
-	expect(wanted).toContain("cuInit");
-	const fake = readFileSync(join(root, "crates", "arl-cuda-libraries", "tests", "fake", "libcuda.c"), "utf8");
-	const has = new Set([...fake.matchAll(/^int (cu\w+)\(/gm)].map((match) => match[1]));
-	const file = join(folder, "other.c");
-	const others = wanted.filter((name) => !has.has(name));
-	writeFileSync(file, others.map((name) => `int ${name}(void) { return 999; }\n`).join(""));
-	return file;
-}
-
 describe.runIf(missing === undefined)("the CUDA addon", () => {
 	const environment = (more: NodeJS.ProcessEnv) => {
-		const driver = fakeCuda(folder, [], [otherFunctions()]);
+		const driver = fakeCuda(folder, [], [otherFunctions(folder, addon)]);
 		return onlyIn(folder, [driver, join(String(toolkit.home), "lib")], more);
 	};
 
 	it("asks for no library that is not opened before it", () => {
-		const listed = execFileSync("readelf", ["-d", addon], { encoding: "utf8" });
-		const needed = [...listed.matchAll(/\(NEEDED\).*\[(.*)\]/g)].map((match) => String(match[1]));
-		const system = /^(libc|libm|libdl|librt|libpthread|libgcc_s|libstdc\+\+|ld-linux-x86-64)\.so\.\d+$/;
-		const others = needed.filter((name) => !system.test(name));
+		const { others, known } = neededLibraries(addon);
 		expect(others).toContain("libcublas.so.13");
-		expect(["libcuda.so.1", ...LIBRARIES]).toEqual(expect.arrayContaining(others));
+		expect(known).toEqual(expect.arrayContaining(others));
 	});
 
 	it("loads once NVIDIA's libraries are open, as far as `arl doctor` can tell", async () => {

@@ -195,29 +195,33 @@ function buildAddon() {
 	});
 }
 
-/** The addon with CUDA, beside the other; `home`: the toolkit. Its own target folder, as both libraries have one name. */
+export const CUDA_TRIPLE = "x86_64-unknown-linux-gnu";
+
+/** The environment of cargo for what is built with CUDA; `home`: the toolkit. Its own target folder, as the libraries with and without have one name. */
+export function cudaEnv(home) {
+	return {
+		...cargoEnv,
+		CARGO_TARGET_DIR: join(cargoEnv.CARGO_TARGET_DIR, "cuda"),
+		CUDA_HOME: home,
+		PATH: `${join(home, "bin")}${delimiter}${process.env.PATH}`,
+		// candle's own kernels: their PTX serves every GPU from 8.0 on.
+		CUDA_COMPUTE_CAP: "80",
+		CUDAFORGE_THREADS: String(availableParallelism()),
+	};
+}
+
+/** The addon with CUDA, beside the other; `home`: the toolkit. */
 export function buildCudaAddon(home) {
-	const target = join(cargoEnv.CARGO_TARGET_DIR, "cuda");
-	const triple = "x86_64-unknown-linux-gnu";
 	keepBuilt({
 		stampName: ".arl-addon-cuda",
 		sources: CUDA_ADDON.sources,
 		files: () => [CUDA_ADDON.file],
 		build: () => {
 			console.error("arl: building the CUDA addon (15 minutes on two cores the first time; kept in the build cache)");
-			const env = {
-				...cargoEnv,
-				CARGO_TARGET_DIR: target,
-				CUDA_HOME: home,
-				PATH: `${join(home, "bin")}${delimiter}${process.env.PATH}`,
-				// candle's own kernels: their PTX serves every GPU from 8.0 on.
-				CUDA_COMPUTE_CAP: "80",
-				CUDAFORGE_THREADS: String(availableParallelism()),
-			};
-			run("cargo", ["build", "--release", "--locked", "-p", "arl-node", "--features", "cuda", "--target", triple], {
-				env,
-			});
-			replaceFile(join(target, triple, "release", "libarl_node.so"), join(root, CUDA_ADDON.file));
+			const env = cudaEnv(home);
+			const args = ["build", "--release", "--locked", "-p", "arl-node", "--features", "cuda", "--target", CUDA_TRIPLE];
+			run("cargo", args, { env });
+			replaceFile(join(env.CARGO_TARGET_DIR, CUDA_TRIPLE, "release", "libarl_node.so"), join(root, CUDA_ADDON.file));
 		},
 	});
 	return join(root, CUDA_ADDON.file);

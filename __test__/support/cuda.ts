@@ -1,6 +1,6 @@
 /** Machines with a GPU that are none: a driver and libraries made by the C compiler, and an environment that finds no others. */
 import { execFileSync } from "node:child_process";
-import { mkdirSync, mkdtempSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { root } from "./real.js";
 
@@ -33,6 +33,27 @@ export function fakeCuda(parent: string, libraries: readonly string[] = LIBRARIE
 	library(join(folder, DRIVER), DRIVER, [driver, ...sources]);
 	for (const soname of libraries) library(join(folder, soname), soname, ["/dev/null"]);
 	return folder;
+}
+
+/** A source with the driver's functions that a library calls and the fake does not have; each refuses. */
+export function otherFunctions(parent: string, library: string): string {
+	const listed = execFileSync("nm", ["-D", "--undefined-only", library], { encoding: "utf8" });
+	const wanted = [...listed.matchAll(/ U (cu[A-Z]\w*)/g)].map((match) => String(match[1]));
+	if (!wanted.includes("cuInit")) throw new Error(`${library} does not call the driver`);
+	const fake = readFileSync(join(root, "crates", "arl-cuda-libraries", "tests", "fake", "libcuda.c"), "utf8");
+	const has = new Set([...fake.matchAll(/^int (cu\w+)\(/gm)].map((match) => match[1]));
+	const file = join(parent, "other.c");
+	const others = wanted.filter((name) => !has.has(name));
+	writeFileSync(file, others.map((name) => `int ${name}(void) { return 999; }\n`).join(""));
+	return file;
+}
+
+/** The libraries that a library asks for beside the system's own, and those that are opened before it. */
+export function neededLibraries(library: string): { others: string[]; known: string[] } {
+	const listed = execFileSync("readelf", ["-d", library], { encoding: "utf8" });
+	const needed = [...listed.matchAll(/\(NEEDED\).*\[(.*)\]/g)].map((match) => String(match[1]));
+	const system = /^(libc|libm|libdl|librt|libpthread|libgcc_s|libstdc\+\+|ld-linux-x86-64)\.so\.\d+$/;
+	return { others: needed.filter((name) => !system.test(name)), known: [DRIVER, ...LIBRARIES] };
 }
 
 /** Variables under which only the libraries in `folders` are found, and those that the system's loader knows. */

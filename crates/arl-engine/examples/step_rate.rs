@@ -114,7 +114,7 @@ fn run(arguments: &Arguments) -> Result<(), String> {
         adam: Adam { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1 },
         ..EngineOptions::default()
     };
-    let backend = ProfileBackend::new(CpuBackend::new());
+    let backend = ProfileBackend::new(Box::new(CpuBackend::new()));
     let mut engine =
         Engine::open(Box::new(backend), &arguments.config, Weights::Random(0), &options).map_err(message)?;
     let hyper = Hyper { learning_rate: 1e-5, max_grad_norm: 1.0 };
@@ -122,7 +122,7 @@ fn run(arguments: &Arguments) -> Result<(), String> {
     let mut first_step = 0.0;
     for step in 0..arguments.warmup + arguments.steps {
         if arguments.profile && step == arguments.warmup {
-            engine.backend_mut().enable();
+            engine.backend_mut().enable().map_err(message)?;
         }
         let vocab = engine.config().vocab_size;
         let batch = batch(vocab, arguments.tokens, arguments.seq, &mut random);
@@ -161,7 +161,7 @@ fn run(arguments: &Arguments) -> Result<(), String> {
         })
     );
     if arguments.profile {
-        let totals = engine.backend_mut().totals();
+        let totals = engine.backend_mut().take().map_err(message)?.leaves;
         let all: f64 = totals.iter().map(|(_, t)| t.seconds).sum();
         let steps = arguments.steps as f64;
         println!("{:52} {:>8} {:>10} {:>6} {:>10} {:>8}", "leaf", "calls", "ms/step", "%", "GFLOP/s", "GB/s");

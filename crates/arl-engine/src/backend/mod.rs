@@ -95,6 +95,22 @@ pub trait Backend: Send {
         let _ = buffer;
     }
 
+    /// Marks the present end of [`Stream::Compute`] with the device's own clock, and waits for nothing. False where the
+    /// device has no such clock: its leaves are done when they return. For measurements.
+    fn timestamp(&mut self) -> bool {
+        false
+    }
+
+    /// Waits for all queued leaves; the time of each timestamp since the last call, in seconds after the first of them.
+    fn timestamps(&mut self) -> Result<Vec<f64>> {
+        Ok(Vec::new())
+    }
+
+    /// Free and total memory of the device, in bytes; `None` where it is the host's.
+    fn memory(&self) -> Result<Option<(usize, usize)>> {
+        Ok(None)
+    }
+
     /// Sets every element to zero.
     fn zero(&mut self, target: Buffer);
 

@@ -1,5 +1,5 @@
-//! A wrapper around any backend that sums time, floating-point operations and bytes by leaf. For measurements: each
-//! leaf is waited for, which an asynchronous device does not do in training.
+//! A wrapper around any backend that sums time, floating-point operations and bytes by leaf, and the time between leaves. A
+//! device with a clock of its own is not waited for; without one each leaf is.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -13,85 +13,175 @@ use super::*;
 pub struct LeafTotal {
     /// Calls.
     pub calls: usize,
-    /// Seconds.
+    /// Seconds. 0 for copies beside the leaves on a device with a clock of its own.
     pub seconds: f64,
     /// Floating-point operations of matrix products and attention; 0 for the others.
     pub flops: f64,
-    /// Bytes of all operands, each once.
+    /// Bytes that must be moved: each operand read once, each result written once.
     pub bytes: f64,
+}
+
+/// What was measured since [`ProfileBackend::enable`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Profile {
+    /// By leaf, the slowest first. Matrix products are told apart by their shapes.
+    pub leaves: Vec<(String, LeafTotal)>,
+    /// Seconds between the end of a leaf and the beginning of the next.
+    pub gaps: f64,
 }
 
 /// Measures the leaves of the backend that it wraps.
 #[derive(Debug)]
-pub struct ProfileBackend<B> {
-    inner: B,
+pub struct ProfileBackend<B: ?Sized> {
     totals: BTreeMap<String, LeafTotal>,
     enabled: bool,
+    /// The device has timestamps: two a leaf.
+    clocked: bool,
+    /// The leaves whose timestamps are not read yet.
+    queued: Vec<String>,
+    /// The end of the leaf before, where leaves are waited for.
+    last: Option<Instant>,
+    gaps: f64,
+    inner: Box<B>,
 }
 
-impl<B: Backend> ProfileBackend<B> {
+impl<B: Backend + ?Sized> ProfileBackend<B> {
     /// A wrapper that measures nothing until [`ProfileBackend::enable`].
-    pub fn new(inner: B) -> Self {
-        Self { inner, totals: BTreeMap::new(), enabled: false }
+    pub fn new(inner: Box<B>) -> Self {
+        let totals = BTreeMap::new();
+        Self { totals, enabled: false, clocked: false, queued: Vec::new(), last: None, gaps: 0.0, inner }
     }
 
     /// Measures from here on, from zero.
-    pub fn enable(&mut self) {
+    pub fn enable(&mut self) -> Result<()> {
+        self.clocked = self.inner.timestamp();
+        self.inner.timestamps()?;
         self.enabled = true;
+        (self.last, self.gaps) = (None, 0.0);
         self.totals.clear();
+        self.queued.clear();
+        Ok(())
     }
 
-    /// The totals by leaf, the slowest first. Matrix products are told apart by their shapes.
-    pub fn totals(&self) -> Vec<(String, LeafTotal)> {
-        let mut totals: Vec<_> = self.totals.iter().map(|(name, total)| (name.clone(), *total)).collect();
-        totals.sort_by(|a, b| b.1.seconds.total_cmp(&a.1.seconds));
-        totals
+    /// What was measured so far; waits for the leaves, and measures no more.
+    pub fn take(&mut self) -> Result<Profile> {
+        self.enabled = false;
+        let times = self.inner.timestamps()?;
+        for (leaf, pair) in self.queued.drain(..).zip(times.chunks_exact(2)) {
+            self.totals.entry(leaf).or_default().seconds += pair[1] - pair[0];
+        }
+        let between = times.get(1..).unwrap_or_default().chunks_exact(2);
+        let gaps = self.gaps + between.map(|pair| pair[1] - pair[0]).sum::<f64>();
+        let mut leaves: Vec<_> = std::mem::take(&mut self.totals).into_iter().collect();
+        leaves.sort_by(|a, b| b.1.seconds.total_cmp(&a.1.seconds));
+        Ok(Profile { leaves, gaps })
     }
 
-    fn measure<R>(
-        &mut self,
-        name: impl FnOnce() -> String,
-        flops: f64,
-        buffers: &[Buffer],
-        leaf: impl FnOnce(&mut B) -> R,
-    ) -> R {
+    fn count(&mut self, name: &str, flops: f64, bytes: f64) -> &mut LeafTotal {
+        let total = self.totals.entry(name.to_string()).or_default();
+        total.calls += 1;
+        total.flops += flops;
+        total.bytes += bytes;
+        total
+    }
+
+    fn measure(&mut self, name: impl FnOnce() -> String, flops: f64, bytes: f64, leaf: impl FnOnce(&mut B)) {
         if !self.enabled {
             return leaf(&mut self.inner);
         }
-        let start = Instant::now();
-        let result = leaf(&mut self.inner);
-        // An empty read waits for what was queued.
-        if let Some(&buffer) = buffers.first() {
-            let _ = self.inner.read_back(buffer.slice(0, 0), &mut []);
+        let name = name();
+        if self.clocked {
+            self.count(&name, flops, bytes);
+            self.inner.timestamp();
+            leaf(&mut self.inner);
+            self.inner.timestamp();
+            return self.queued.push(name);
         }
-        let total = self.totals.entry(name()).or_default();
-        total.calls += 1;
-        total.seconds += start.elapsed().as_secs_f64();
-        total.flops += flops;
-        total.bytes += buffers.iter().map(|b| b.bytes() as f64).sum::<f64>();
-        result
+        let start = Instant::now();
+        self.gaps += self.last.map_or(0.0, |last| (start - last).as_secs_f64());
+        leaf(&mut self.inner);
+        // An empty read waits for what was queued; what failed is told by the next read.
+        let _ = self.inner.read_back(NOTHING, &mut []);
+        let end = Instant::now();
+        self.last = Some(end);
+        self.count(&name, flops, bytes).seconds += (end - start).as_secs_f64();
     }
 }
 
-/// Leaves whose operands are all plain buffers.
+const NOTHING: Buffer = Buffer { pool: Pool::Step, offset: 0, len: 0, dtype: DType::F32 };
+
+/// Bytes of all of these buffers together.
+fn all(buffers: &[Buffer]) -> f64 {
+    buffers.iter().map(|buffer| buffer.bytes() as f64).sum()
+}
+
+/// Bytes of rows without what lies between them.
+fn rows_of(x: Rows, rows: usize, columns: usize) -> f64 {
+    (rows * columns * x.buffer.dtype.bytes()) as f64
+}
+
+/// Bytes that a matrix product moves.
+fn matmul_bytes(op: &Matmul) -> f64 {
+    let times = if op.accumulate { 2.0 } else { 1.0 };
+    rows_of(op.a, op.m, op.k) + rows_of(op.b, op.k, op.n) + times * rows_of(op.c, op.m, op.n)
+}
+
+/// As [`matmul_bytes`], by experts.
+fn grouped_bytes(op: &GroupedMatmul) -> f64 {
+    let (matrices, rows) = (op.experts * op.n * op.k, op.rows);
+    let (b, c) = match op.layout {
+        Layout::Nt | Layout::Nn => (rows_of(op.b, matrices, 1), rows_of(op.c, rows, op.n)),
+        Layout::Tn => (rows_of(op.b, rows, op.n), 2.0 * rows_of(op.c, matrices, 1)),
+    };
+    rows_of(op.a, rows, op.k) + b + c
+}
+
+fn attention_tokens(op: &Attention) -> usize {
+    op.log_sum_exp.len / op.heads.query
+}
+
+/// Operations of causal attention forward: two products over the part of each sequence's square that is seen. The
+/// sequences' lengths are on the device; all are taken to be as long as the longest.
+fn attention_flops(op: &Attention) -> f64 {
+    let len = op.sequences.max_len as f64;
+    let window = op.window.map_or(len, |window| len.min(window as f64));
+    let keys = window - window * window / (2.0 * len.max(1.0));
+    4.0 * attention_tokens(op) as f64 * keys * (op.heads.query * op.heads.dim) as f64
+}
+
+/// Bytes of queries, keys, values, and what is as large as the queries `outputs` times.
+fn attention_bytes(op: &Attention, outputs: usize) -> f64 {
+    let columns = (1 + outputs) * op.heads.query + 2 * op.heads.key_value;
+    rows_of(op.q, attention_tokens(op), columns * op.heads.dim) + all(&[op.log_sum_exp])
+}
+
+/// Bytes of the query and key columns.
+fn rotated_bytes(op: &NormRope, dtype: DType) -> f64 {
+    (op.tokens * (op.heads.query + op.heads.key_value) * op.heads.dim * dtype.bytes()) as f64
+}
+
+fn cross_entropy_bytes(op: &CrossEntropy) -> f64 {
+    let gradient = op.gradient.map_or(0.0, |gradient| rows_of(gradient, op.rows, op.vocab));
+    all(&[op.logits, op.targets, op.weights, op.nll, op.correct, op.entropy]) + gradient
+}
+
+fn adamw_bytes(op: &AdamW) -> f64 {
+    let updated = [Some(op.weights), op.masters, Some(op.moment1), Some(op.moment2)];
+    2.0 * updated.into_iter().flatten().map(|buffer| buffer.bytes() as f64).sum::<f64>() + all(&[op.gradients])
+}
+
+/// Leaves without operations that are counted: arguments, then the bytes.
 macro_rules! plain {
-    ($($name:ident($($arg:ident: $type:ty),*; $($buffer:expr),*);)*) => {
+    ($($name:ident($($arg:ident: $type:ty),*) = $bytes:expr;)*) => {
         $(#[allow(clippy::too_many_arguments, reason = "the trait's signature")]
         fn $name(&mut self, $($arg: $type),*) {
-            let buffers = [$($buffer),*];
-            self.measure(|| stringify!($name).into(), 0.0, &buffers, |inner| inner.$name($($arg),*));
+            let bytes = $bytes;
+            self.measure(|| stringify!($name).into(), 0.0, bytes, |inner| inner.$name($($arg),*));
         })*
     };
 }
 
-/// Operations of causal attention forward: two products over half of each sequence's square. The sequences' lengths
-/// are on the device; all are taken to be as long as the longest.
-fn attention_flops(op: &Attention) -> f64 {
-    let tokens = op.log_sum_exp.len / op.heads.query;
-    2.0 * (tokens * op.sequences.max_len * op.heads.query * op.heads.dim) as f64
-}
-
-impl<B: Backend> Backend for ProfileBackend<B> {
+impl<B: Backend + ?Sized> Backend for ProfileBackend<B> {
     fn name(&self) -> String {
         self.inner.name()
     }
@@ -101,11 +191,11 @@ impl<B: Backend> Backend for ProfileBackend<B> {
     }
 
     fn read_back(&mut self, source: Buffer, target: &mut [u8]) -> Result<()> {
-        self.measure(|| "read_back".into(), 0.0, &[source], |inner| inner.read_back(source, target))
+        self.inner.read_back(source, target)
     }
 
     fn queue_read(&mut self, sources: &[Buffer]) {
-        self.measure(|| "queue_read".into(), 0.0, sources, |inner| inner.queue_read(sources));
+        self.measure(|| "queue_read".into(), 0.0, all(sources), |inner| inner.queue_read(sources));
     }
 
     fn read_arrived(&mut self) -> bool {
@@ -140,67 +230,77 @@ impl<B: Backend> Backend for ProfileBackend<B> {
         self.inner.wait(stream, event);
     }
 
+    fn discard(&mut self, buffer: Buffer) {
+        self.inner.discard(buffer);
+    }
+
+    fn memory(&self) -> Result<Option<(usize, usize)>> {
+        self.inner.memory()
+    }
+
+    fn transfer(&mut self, stream: Stream, source: Buffer, target: Buffer) {
+        let name = format!("transfer {stream:?}");
+        // Beside the leaves: two timestamps among theirs would tell nothing of it.
+        if self.enabled && self.clocked && stream != Stream::Compute {
+            self.count(&name, 0.0, source.bytes() as f64);
+            return self.inner.transfer(stream, source, target);
+        }
+        self.measure(|| name, 0.0, source.bytes() as f64, |inner| inner.transfer(stream, source, target));
+    }
+
     fn matmul(&mut self, op: &Matmul) {
         let name = || {
             let add = if op.accumulate { " +=" } else { "" };
             format!("matmul {:?} m={} n={} k={}{add}", op.layout, op.m, op.n, op.k)
         };
         let flops = 2.0 * op.m as f64 * op.n as f64 * op.k as f64;
-        self.measure(name, flops, &[op.a.buffer, op.b.buffer, op.c.buffer], |inner| inner.matmul(op));
+        self.measure(name, flops, matmul_bytes(op), |inner| inner.matmul(op));
     }
 
     fn grouped_matmul(&mut self, op: &GroupedMatmul) {
         let name = || format!("grouped_matmul {:?} rows={} n={} k={}", op.layout, op.rows, op.n, op.k);
         let flops = 2.0 * op.rows as f64 * op.n as f64 * op.k as f64;
-        self.measure(name, flops, &[op.a.buffer, op.b.buffer, op.c.buffer], |inner| inner.grouped_matmul(op));
+        self.measure(name, flops, grouped_bytes(op), |inner| inner.grouped_matmul(op));
     }
 
     fn attention(&mut self, op: &Attention) {
-        let buffers = [op.q.buffer, op.v.buffer, op.out.buffer];
-        self.measure(|| "attention".into(), attention_flops(op), &buffers, |inner| inner.attention(op));
+        let flops = attention_flops(op);
+        self.measure(|| "attention".into(), flops, attention_bytes(op, 1), |inner| inner.attention(op));
     }
 
     fn attention_backward(&mut self, op: &Attention, d_out: Rows, d_qkv: Buffer, scratch: Buffer) {
-        let buffers = [op.q.buffer, op.v.buffer, op.out.buffer, d_out.buffer, d_qkv];
-        let flops = 2.5 * attention_flops(op);
-        self.measure(
-            || "attention_backward".into(),
-            flops,
-            &buffers,
-            |inner| {
-                inner.attention_backward(op, d_out, d_qkv, scratch);
-            },
-        );
+        let (flops, bytes) = (2.5 * attention_flops(op), attention_bytes(op, 2) + all(&[d_qkv]));
+        let leaf = |inner: &mut B| inner.attention_backward(op, d_out, d_qkv, scratch);
+        self.measure(|| "attention_backward".into(), flops, bytes, leaf);
     }
 
     plain! {
-        upload(source: &[u8], target: Buffer; target);
-        transfer(stream: Stream, source: Buffer, target: Buffer; source, target);
-        zero(target: Buffer; target);
-        copy(source: Buffer, target: Buffer; source, target);
-        sum_rows(x: Rows, rows: usize, columns: usize, out: Buffer; x.buffer, out);
-        embedding(ids: Buffer, table: Buffer, width: usize, out: Buffer; ids, out);
-        embedding_backward(ids: Buffer, d_out: Buffer, width: usize, table_gradient: Buffer; ids, d_out);
-        rms_norm(x: Buffer, weight: Buffer, epsilon: f32, out: Buffer, inverse_rms: Buffer; x, out);
-        add_rms_norm(x: Buffer, delta: Buffer, sum: Buffer, weight: Buffer, epsilon: f32, out: Buffer, inverse_rms: Buffer; x, delta, sum, out);
-        rms_norm_again(x: Buffer, weight: Buffer, inverse_rms: Buffer, out: Buffer; x, out);
-        rms_norm_backward(d_out: Buffer, x: Buffer, weight: Buffer, inverse_rms: Buffer, d_x: Buffer, d_weight: Buffer; d_out, x, d_x);
-        add(x: Buffer, delta: Buffer; x, delta);
-        norm_rope(op: &NormRope, qkv: Buffer, qk: Buffer; qkv, qk);
-        norm_rope_backward(op: &NormRope, qkv: Buffer, d_qkv: Buffer, d_norm: Option<(Buffer, Buffer)>; qkv, d_qkv);
-        attention_cached(heads: Heads, window: Option<usize>, scale: f32, q: Rows, k_cache: Buffer, v_cache: Buffer, capacity: usize, lengths: Buffer, out: Buffer; q.buffer, k_cache, v_cache, out);
-        swiglu(gate_up: Buffer, width: usize, out: Buffer; gate_up, out);
-        swiglu_backward(gate_up: Buffer, width: usize, d_out: Buffer; gate_up, d_out);
-        gather_rows(x: Buffer, rows: Buffer, divisor: usize, width: usize, out: Buffer; rows, out);
-        scatter_rows(x: Buffer, rows: Buffer, width: usize, out: Buffer; rows, x);
-        cross_entropy(op: &CrossEntropy; op.logits);
-        dot(a: Buffer, b: Buffer, out: Buffer; a, b);
-        guard(losses: Rows, balances: Option<Buffer>, norm_squared: Buffer; losses.buffer, norm_squared);
-        adamw(op: &AdamW; op.weights, op.gradients, op.moment1, op.moment2);
-        router(op: &Router, logits: Buffer, balance: Option<Buffer>; logits, op.probabilities);
-        router_backward(op: &Router, d_weights: Buffer, balance: Option<(Buffer, f32)>, d_logits: Buffer; d_weights, d_logits);
-        permute(op: &Router, permutation: &Permutation; op.experts_chosen, permutation.pairs, permutation.rows);
-        combine(x: Buffer, permutation: &Permutation, weights: Option<Buffer>, top_k: usize, width: usize, out: Buffer; x, out);
-        combine_backward(d_out: Buffer, x: Buffer, permutation: &Permutation, weights: Buffer, top_k: usize, width: usize, d_x: Buffer, d_weights: Buffer; d_out, x, d_x);
+        upload(source: &[u8], target: Buffer) = all(&[target]);
+        zero(target: Buffer) = all(&[target]);
+        copy(source: Buffer, target: Buffer) = all(&[source, target]);
+        sum_rows(x: Rows, rows: usize, columns: usize, out: Buffer) = rows_of(x, rows, columns) + all(&[out, out]);
+        embedding(ids: Buffer, table: Buffer, width: usize, out: Buffer) = all(&[ids, out]) + (out.len * table.dtype.bytes()) as f64;
+        embedding_backward(ids: Buffer, d_out: Buffer, width: usize, table_gradient: Buffer) = all(&[ids, d_out]) + 2.0 * (d_out.len.min(table_gradient.len) * 4) as f64;
+        rms_norm(x: Buffer, weight: Buffer, epsilon: f32, out: Buffer, inverse_rms: Buffer) = all(&[x, weight, out, inverse_rms]);
+        add_rms_norm(x: Buffer, delta: Buffer, sum: Buffer, weight: Buffer, epsilon: f32, out: Buffer, inverse_rms: Buffer) = all(&[x, delta, sum, weight, out, inverse_rms]);
+        rms_norm_again(x: Buffer, weight: Buffer, inverse_rms: Buffer, out: Buffer) = all(&[x, weight, inverse_rms, out]);
+        rms_norm_backward(d_out: Buffer, x: Buffer, weight: Buffer, inverse_rms: Buffer, d_x: Buffer, d_weight: Buffer) = all(&[d_out, x, weight, inverse_rms, d_x, d_x, d_weight, d_weight]);
+        add(x: Buffer, delta: Buffer) = all(&[x, x, delta]);
+        norm_rope(op: &NormRope, qkv: Buffer, qk: Buffer) = 2.0 * rotated_bytes(op, qk.dtype) + all(&[op.cos, op.sin]);
+        norm_rope_backward(op: &NormRope, qkv: Buffer, d_qkv: Buffer, d_norm: Option<(Buffer, Buffer)>) = (if op.norm.is_some() { 3.0 } else { 2.0 }) * rotated_bytes(op, qkv.dtype) + all(&[op.cos, op.sin]);
+        attention_cached(heads: Heads, window: Option<usize>, scale: f32, q: Rows, k_cache: Buffer, v_cache: Buffer, capacity: usize, lengths: Buffer, out: Buffer) = all(&[out, out, k_cache, v_cache]);
+        swiglu(gate_up: Buffer, width: usize, out: Buffer) = all(&[gate_up, out]);
+        swiglu_backward(gate_up: Buffer, width: usize, d_out: Buffer) = all(&[gate_up, gate_up, d_out]);
+        gather_rows(x: Buffer, rows: Buffer, divisor: usize, width: usize, out: Buffer) = all(&[rows, out, out]);
+        scatter_rows(x: Buffer, rows: Buffer, width: usize, out: Buffer) = all(&[rows, x, x]);
+        cross_entropy(op: &CrossEntropy) = cross_entropy_bytes(op);
+        dot(a: Buffer, b: Buffer, out: Buffer) = if a == b { all(&[a]) } else { all(&[a, b]) };
+        guard(losses: Rows, balances: Option<Buffer>, norm_squared: Buffer) = all(&[losses.buffer, norm_squared]);
+        adamw(op: &AdamW) = adamw_bytes(op);
+        router(op: &Router, logits: Buffer, balance: Option<Buffer>) = all(&[logits, op.probabilities, op.experts_chosen, op.weights]);
+        router_backward(op: &Router, d_weights: Buffer, balance: Option<(Buffer, f32)>, d_logits: Buffer) = all(&[op.probabilities, op.experts_chosen, op.weights, d_weights, d_logits]);
+        permute(op: &Router, permutation: &Permutation) = all(&[op.experts_chosen, permutation.offsets, permutation.pairs, permutation.rows]);
+        combine(x: Buffer, permutation: &Permutation, weights: Option<Buffer>, top_k: usize, width: usize, out: Buffer) = all(&[x, permutation.rows, out]);
+        combine_backward(d_out: Buffer, x: Buffer, permutation: &Permutation, weights: Buffer, top_k: usize, width: usize, d_x: Buffer, d_weights: Buffer) = all(&[d_out, x, permutation.rows, weights, d_x, d_weights]);
     }
 }

@@ -52,7 +52,7 @@ fn test_backend() -> CpuBackend {
     CpuBackend::new()
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "emulation"))]
 impl CpuBackend {
     /// Where a buffer lies; for kernels that run on the host.
     pub(super) fn address(&mut self, buffer: Buffer) -> *mut u8 {

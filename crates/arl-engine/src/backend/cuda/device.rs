@@ -82,6 +82,21 @@ pub trait Device: Send {
         let _ = buffer;
     }
 
+    /// As [`crate::backend::Backend::timestamp`].
+    fn timestamp(&mut self) -> bool {
+        false
+    }
+
+    /// As [`crate::backend::Backend::timestamps`].
+    fn timestamps(&mut self) -> Result<Vec<f64>> {
+        Ok(Vec::new())
+    }
+
+    /// As [`crate::backend::Backend::memory`].
+    fn memory(&self) -> Result<Option<(usize, usize)>> {
+        Ok(None)
+    }
+
     /// Sets every byte to zero.
     fn zero(&mut self, target: Buffer);
 

@@ -16,8 +16,8 @@ thread_local! {
     static DEVICES: Cell<u32> = const { Cell::new(0) };
 }
 
-/// Runs kernels as soon as they are queued.
-pub(super) struct EmulatedDevice {
+/// Runs kernels as soon as they are queued. For tests and rehearsals: it is thousands of times slower than a GPU.
+pub struct EmulatedDevice {
     memory: CpuBackend,
     launches: u32,
     /// The kernels that ran.

@@ -5,9 +5,10 @@ mod classifier;
 mod device;
 mod elementwise;
 mod embedding;
-#[cfg(test)]
+#[cfg(any(test, feature = "emulation"))]
 mod emulated;
-#[cfg(test)]
+#[cfg(any(test, feature = "emulation"))]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "the part of a library on a device for checks")]
 mod emulated_library;
 #[cfg(feature = "cuda")]
 mod gpu;
@@ -33,6 +34,8 @@ mod tests;
 use arl_model::{Error, ErrorCode, Result};
 
 pub use self::device::{Arg, Device, Launch};
+#[cfg(any(test, feature = "emulation"))]
+pub use self::emulated::EmulatedDevice;
 #[cfg(feature = "cuda")]
 pub use self::gpu::GpuDevice;
 pub use self::packed::{PackedAttention, PackedShape, attention_library_scratch};
@@ -184,6 +187,18 @@ impl<D: Device> Backend for CudaBackend<D> {
 
     fn discard(&mut self, buffer: Buffer) {
         self.device.discard(buffer);
+    }
+
+    fn timestamp(&mut self) -> bool {
+        self.device.timestamp()
+    }
+
+    fn timestamps(&mut self) -> Result<Vec<f64>> {
+        self.device.timestamps()
+    }
+
+    fn memory(&self) -> Result<Option<(usize, usize)>> {
+        self.device.memory()
     }
 
     fn zero(&mut self, target: Buffer) {

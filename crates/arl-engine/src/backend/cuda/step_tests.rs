@@ -88,7 +88,7 @@ fn transformers_numbers_come_out_of_the_kernels() {
     assert!(!cases.is_empty(), "{} has no cases", folder.display());
     let failed: Vec<String> = cases
         .par_iter()
-        .map(|case| golden::run_case_on(Box::new(recorded()), case, Recompute::Norms).unwrap())
+        .map(|case| golden::run_case_on(Box::new(recorded()), case, Recompute::Norms, DType::F32).unwrap())
         .filter(|outcome| !outcome.passed())
         .map(|outcome| outcome.line())
         .collect();

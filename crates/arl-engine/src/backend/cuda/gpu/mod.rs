@@ -2,6 +2,7 @@
 //! owns it. What fails in the background is kept, and reported when something is read back.
 
 mod attention;
+mod clock;
 mod memory;
 mod products;
 
@@ -17,6 +18,7 @@ use cudarc::driver::{CudaContext, CudaEvent, CudaFunction, CudaModule, CudaStrea
 use cudarc::nvrtc::Ptx;
 
 use self::attention::Library;
+use self::clock::Clock;
 use self::memory::{Allocation, Outgoing, Staging};
 use self::products::Products;
 use super::device::{Arg, Device, Launch};
@@ -47,6 +49,7 @@ pub struct GpuDevice {
     outgoing_failure: Option<Error>,
     products: Products,
     attention: Library,
+    clock: Clock,
     /// The first thing that failed since something was read back.
     failure: Option<Error>,
     /// Keeps what candle holds of the device alive; dropped last.
@@ -115,6 +118,7 @@ impl GpuDevice {
             outgoing_failure: None,
             products: Products::new(&context)?,
             attention: Library::new(capability),
+            clock: Clock::default(),
             multiprocessors: count.max(1) as usize,
             name,
             context,
@@ -126,11 +130,6 @@ impl GpuDevice {
             failure: None,
             _candle: candle,
         })
-    }
-
-    /// Free and total memory of the device, in bytes.
-    pub fn memory(&self) -> Result<(usize, usize)> {
-        self.context.mem_get_info().map_err(|error| failed("the device's memory cannot be asked for", error))
     }
 
     fn stream(&self, stream: Stream) -> &Arc<CudaStream> {
@@ -318,6 +317,25 @@ impl Device for GpuDevice {
             self.stream(stream).wait(&self.events[i]).map_err(|error| failed("waiting for an event", error))
         });
         self.keep(result);
+    }
+
+    fn timestamp(&mut self) -> bool {
+        let result = self.clock.stamp(&self.streams[Stream::Compute as usize]);
+        self.keep(result);
+        true
+    }
+
+    fn timestamps(&mut self) -> Result<Vec<f64>> {
+        let times = self.clock.take();
+        match self.failure.take() {
+            Some(error) => Err(error),
+            None => times,
+        }
+    }
+
+    fn memory(&self) -> Result<Option<(usize, usize)>> {
+        let asked = self.context.mem_get_info();
+        asked.map(Some).map_err(|error| failed("the device's memory cannot be asked for", error))
     }
 
     fn zero(&mut self, target: Buffer) {

@@ -1,0 +1,78 @@
+//! Attention: forward, backward, and with a cache. Sequences are ragged, some empty; heads grouped; half have windows.
+
+use arl_engine::backend::{Attention, Buffer, DType, Heads, Rows, Sequences};
+
+use super::super::trial::{Scene, Trial};
+
+/// The operation without its outputs, over queries, keys and values side by side.
+fn inputs(s: &mut Scene) -> (Attention, Buffer, String) {
+    let heads = s.draw.heads();
+    let Heads { query, key_value, dim } = heads;
+    let most = s.draw.scaled(150, 700);
+    let bounds = s.draw.sequences(most);
+    let tokens = bounds[bounds.len() - 1];
+    let max_len = bounds.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
+    let window = s.draw.coin().then(|| s.draw.between(1, max_len + 5));
+    let width = (query + 2 * key_value) * dim;
+    let qkv = s.random(tokens * width);
+    let part = |head: usize| Rows { buffer: qkv.slice(head * dim, qkv.len - head * dim), stride: width };
+    let what = format!("sequences {bounds:?}, heads {query}/{key_value} of {dim}, window {window:?}");
+    let op = Attention {
+        heads,
+        sequences: Sequences { cu_seqlens: s.ints(&bounds), count: bounds.len() - 1, max_len },
+        window,
+        scale: 1.0 / (dim as f32).sqrt(),
+        q: part(0),
+        k: part(query),
+        v: part(query + key_value),
+        out: Rows { buffer: s.scratch(tokens * query * dim, s.dtype), stride: query * dim },
+        log_sum_exp: s.scratch(query * tokens, DType::F32),
+    };
+    (op, qkv, what)
+}
+
+pub(super) fn attention(mut s: Scene) -> Trial {
+    let (mut op, _, what) = inputs(&mut s);
+    op.out.buffer = s.output("out", op.out.buffer.len, s.dtype);
+    op.log_sum_exp = s.output("log_sum_exp", op.log_sum_exp.len, DType::F32);
+    s.trial(what, move |backend| backend.attention(&op))
+}
+
+/// From the forward pass of the same backend, as in a step.
+pub(super) fn attention_backward(mut s: Scene) -> Trial {
+    let (op, qkv, what) = inputs(&mut s);
+    let d_out = Rows { buffer: s.random(op.out.buffer.len), stride: op.out.stride };
+    let d_qkv = s.output("d_qkv", qkv.len, s.dtype);
+    let scratch = s.scratch(op.log_sum_exp.len, DType::F32);
+    s.trial(what, move |backend| {
+        backend.attention(&op);
+        backend.attention_backward(&op, d_out, d_qkv, scratch);
+    })
+}
+
+pub(super) fn attention_cached(mut s: Scene) -> Trial {
+    let heads = s.draw.heads();
+    let Heads { query, key_value, dim } = heads;
+    let count = s.draw.between(1, 6);
+    let most = s.draw.scaled(150, 900);
+    let capacity = s.draw.between(1, most);
+    let lengths: Vec<usize> = (0..count).map(|_| s.draw.between(1, capacity)).collect();
+    let window = s.draw.coin().then(|| s.draw.between(1, capacity));
+    let what = format!("lengths {lengths:?} of {capacity}, heads {query}/{key_value} of {dim}, window {window:?}");
+    // What lies beyond a sequence's length must not be read: NaN.
+    let cache = |s: &mut Scene| {
+        let width = key_value * dim;
+        let mut values = s.draw.values(count * capacity * width);
+        for (sequence, length) in values.chunks_mut(capacity * width).zip(&lengths) {
+            sequence[length * width..].fill(f64::NAN);
+        }
+        s.put(&values, s.dtype)
+    };
+    let (k_cache, v_cache) = (cache(&mut s), cache(&mut s));
+    let q = Rows { buffer: s.random(count * query * dim), stride: query * dim };
+    let (lengths, out) = (s.ints(&lengths), s.output("out", count * query * dim, s.dtype));
+    let scale = 1.0 / (dim as f32).sqrt();
+    s.trial(what, move |backend| {
+        backend.attention_cached(heads, window, scale, q, k_cache, v_cache, capacity, lengths, out);
+    })
+}

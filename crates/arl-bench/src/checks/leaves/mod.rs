@@ -1,0 +1,177 @@
+//! Each leaf beside the CPU's on random shapes: the table of leaves, and the run over it.
+
+mod attention;
+mod moe;
+mod norm;
+mod products;
+mod rows;
+mod training;
+
+use arl_engine::backend::cpu::CpuBackend;
+use arl_engine::backend::{Backend, Buffer, DType, Pool};
+use arl_model::{Error, ErrorCode, Result};
+
+use super::draw::Draw;
+use super::trial::{Figures, Scene, Trial};
+
+/// A leaf and how a trial of it is made.
+pub(crate) struct Leaf {
+    /// Its name in the trait.
+    pub(crate) name: &'static str,
+    trial: fn(Scene) -> Trial,
+}
+
+macro_rules! leaves {
+    ($($module:ident::$name:ident,)*) => {
+        &[$(Leaf { name: stringify!($name), trial: $module::$name },)*]
+    };
+}
+
+/// Every leaf of [`Backend`].
+pub(crate) const LEAVES: &[Leaf] = leaves![
+    rows::zero,
+    rows::copy,
+    products::matmul,
+    products::grouped_matmul,
+    products::sum_rows,
+    rows::embedding,
+    rows::embedding_backward,
+    norm::rms_norm,
+    norm::add_rms_norm,
+    norm::rms_norm_again,
+    norm::rms_norm_backward,
+    rows::add,
+    norm::norm_rope,
+    norm::norm_rope_backward,
+    attention::attention,
+    attention::attention_backward,
+    attention::attention_cached,
+    rows::swiglu,
+    rows::swiglu_backward,
+    rows::gather_rows,
+    rows::scatter_rows,
+    training::cross_entropy,
+    products::dot,
+    training::guard,
+    training::adamw,
+    moe::router,
+    moe::router_backward,
+    moe::permute,
+    moe::combine,
+    moe::combine_backward,
+];
+
+/// Both types of activations.
+const TYPES: [DType; 2] = [DType::F32, DType::Bf16];
+
+/// Columns and tokens for which scratch is reserved; no trial has more.
+const MOST: usize = 1 << 14;
+
+impl Leaf {
+    /// Trial number `shape` of this leaf in a type.
+    pub(crate) fn trial(&self, shape: usize, dtype: DType, large: bool) -> Trial {
+        let name = self.name.bytes().fold(shape as u64, |seed, byte| seed.wrapping_mul(131) ^ u64::from(byte));
+        (self.trial)(Scene::new(Draw::new(name, large), dtype))
+    }
+
+    /// `shapes` trials in each type, each twice on the device and once on the CPU. Fails on the first that differs.
+    pub(crate) fn check(&self, device: &mut dyn Backend, shapes: usize, large: bool) -> Result<Figures> {
+        let mut cpu = CpuBackend::new();
+        let mut worst = Figures::default();
+        let mut room = 0;
+        let scratch = device.scratch_bytes(MOST, MOST);
+        device.reserve(Pool::Scratch, scratch)?;
+        cpu.reserve(Pool::Scratch, cpu.scratch_bytes(MOST, MOST))?;
+        // NaN, so that a partial sum that is read but not written shows.
+        let poisoned = Buffer { pool: Pool::Scratch, offset: 0, len: scratch / 4, dtype: DType::F32 };
+        device.upload(&vec![0xff; poisoned.bytes()], poisoned);
+        for (shape, dtype) in (0..shapes).flat_map(|shape| TYPES.map(|dtype| (shape, dtype))) {
+            let trial = self.trial(shape, dtype, large);
+            if trial.bytes() > room {
+                room = 2 * trial.bytes();
+                device.reserve(Pool::Step, room)?;
+                cpu.reserve(Pool::Step, room)?;
+            }
+            let expected = trial.run(&mut cpu)?;
+            let actual = trial.run(device)?;
+            let narrows = device.logits_gradient(dtype) != DType::F32;
+            trial.compare(&actual, narrows, &expected, &mut worst)?;
+            if trial.run(device)? != actual {
+                let what = format!("{}: a second run gives other bits", trial.what);
+                return Err(Error::new(ErrorCode::Internal, what));
+            }
+        }
+        Ok(worst)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arl_engine::backend::profile::ProfileBackend;
+
+    #[test]
+    fn every_leaf_of_the_trait_is_in_the_table() {
+        let source = include_str!("../../../../arl-engine/src/backend/mod.rs");
+        let (_, source) = source.split_once("pub trait Backend").unwrap();
+        let names = source.split("\n    fn ").skip(1).filter(|item| {
+            let signature = item.split('{').next().unwrap_or(item).split(';').next().unwrap_or(item);
+            signature.contains("&mut self") && !signature.contains("->")
+        });
+        let memory = ["upload", "queue_read", "transfer", "record", "wait", "discard"];
+        let names: Vec<&str> =
+            names.filter_map(|item| item.split('(').next()).filter(|n| !memory.contains(n)).collect();
+        assert_eq!(names, LEAVES.iter().map(|leaf| leaf.name).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_trial_calls_the_leaf_that_it_is_named_after() {
+        for leaf in LEAVES {
+            let trial = leaf.trial(0, DType::Bf16, false);
+            let mut backend = ProfileBackend::new(Box::new(CpuBackend::new()));
+            backend.reserve(Pool::Step, trial.bytes()).unwrap();
+            backend.enable().unwrap();
+            trial.run(&mut backend).unwrap();
+            let called = backend.take().unwrap().leaves;
+            let own = |name: &str| name == leaf.name || name.starts_with(&format!("{} ", leaf.name));
+            assert!(called.iter().any(|(name, _)| own(name)), "{} calls {called:?}", leaf.name);
+        }
+    }
+
+    #[test]
+    fn a_byte_that_is_no_result_and_a_leaf_that_does_nothing_are_found() {
+        for leaf in LEAVES.iter().filter(|leaf| leaf.name != "zero") {
+            let trial = leaf.trial(0, DType::F32, false);
+            let mut cpu = CpuBackend::new();
+            cpu.reserve(Pool::Step, trial.bytes()).unwrap();
+            let expected = trial.run(&mut cpu).unwrap();
+            let compare = |image: &[u8]| trial.compare(image, false, &expected, &mut Figures::default());
+            compare(&expected).unwrap();
+            let mut touched = expected.clone();
+            // Before the first buffer.
+            touched[5] ^= 1;
+            assert!(compare(&touched).unwrap_err().message.contains("no result and was changed"), "{}", leaf.name);
+            let nothing = trial.run(&mut arl_engine::backend::plan::PlanBackend::default()).unwrap();
+            assert!(compare(&nothing).is_err(), "{}", leaf.name);
+        }
+    }
+
+    #[test]
+    fn the_kernels_on_the_host_are_the_cpus_leaves() {
+        use arl_engine::backend::cuda::{CudaBackend, EmulatedDevice};
+        for leaf in LEAVES {
+            let mut device = CudaBackend::new(EmulatedDevice::default());
+            leaf.check(&mut device, 2, false).unwrap();
+        }
+    }
+
+    #[test]
+    fn shapes_are_many_and_repeatable() {
+        for leaf in LEAVES {
+            let told = |shape| leaf.trial(shape, DType::F32, false).what;
+            let shapes: std::collections::BTreeSet<String> = (0..20).map(told).collect();
+            assert!(shapes.len() > 15, "{}: {shapes:?}", leaf.name);
+            assert_eq!(told(7), told(7));
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Matrix products, alone and by experts; sums and scalar products.
+
+use arl_engine::backend::{DType, GroupedMatmul, Layout, Matmul, Rows};
+
+use super::super::trial::{Scene, Trial};
+
+const LAYOUTS: [Layout; 3] = [Layout::Nt, Layout::Nn, Layout::Tn];
+
+pub(super) fn matmul(mut s: Scene) -> Trial {
+    let layout = s.draw.pick(&LAYOUTS);
+    let most = s.draw.scaled(200, 700);
+    let (m, n, k) = (s.draw.extent(6, most), s.draw.extent(6, most), s.draw.extent(1, 2 * most));
+    let low = s.dtype;
+    let [a_type, b_type, c_type] = match s.draw.below(8) {
+        0 => [low, DType::F32, DType::F32],
+        1 => [DType::F32, low, DType::F32],
+        2 | 3 => [low, low, DType::F32],
+        _ => [low; 3],
+    };
+    let gap = s.draw.pick(&[0, 0, 0, 8, 3]);
+    let accumulate = s.draw.coin();
+    let (a_rows, a_width) = if layout == Layout::Tn { (k, m) } else { (m, k) };
+    let (b_rows, b_width) = if layout == Layout::Nt { (n, k) } else { (k, n) };
+    let mut operand = |rows: usize, width: usize, dtype: DType| {
+        let stride = width + gap;
+        Rows { buffer: s.random_of(rows * stride - gap, dtype), stride }
+    };
+    let (a, b) = (operand(a_rows, a_width, a_type), operand(b_rows, b_width, b_type));
+    let c = s.matrix("c", m, n, gap, c_type, !accumulate);
+    // As layers have it: in the type of their output, which is assigned.
+    let biased = layout == Layout::Nt && !accumulate && c_type == low && s.draw.coin();
+    let bias = biased.then(|| s.random(n));
+    let op = Matmul { layout, m, n, k, a, b, c, accumulate, bias };
+    let what =
+        format!("{layout:?} m={m} n={n} k={k} gap={gap} {a_type:?} {b_type:?} {c_type:?} +={accumulate} {biased}");
+    s.trial(what, move |backend| backend.matmul(&op))
+}
+
+pub(super) fn grouped_matmul(mut s: Scene) -> Trial {
+    let layout = s.draw.pick(&LAYOUTS);
+    let most = s.draw.scaled(150, 400);
+    let (n, k) = (s.draw.extent(6, most), s.draw.extent(6, most));
+    let most = s.draw.scaled(12, 64);
+    let experts = s.draw.between(1, most);
+    let rows = s.draw.between(8, 20 * experts + 8);
+    let mut ends: Vec<usize> = (1..experts).map(|_| s.draw.between(0, rows)).collect();
+    ends.sort_unstable();
+    let offsets: Vec<usize> = std::iter::once(0).chain(ends).chain([rows]).collect();
+    let offsets = s.ints(&offsets);
+    let a = Rows { buffer: s.random(rows * k), stride: k };
+    let b = match layout {
+        Layout::Nt => Rows { buffer: s.random(experts * n * k), stride: k },
+        Layout::Nn => Rows { buffer: s.random(experts * n * k), stride: n },
+        Layout::Tn => Rows { buffer: s.random(rows * n), stride: n },
+    };
+    let c = match layout {
+        Layout::Tn => s.matrix("c", experts * k, n, 0, DType::F32, false),
+        Layout::Nt | Layout::Nn => s.matrix("c", rows, n, 0, s.dtype, true),
+    };
+    let op = GroupedMatmul { layout, experts, offsets, rows, n, k, a, b, c };
+    let what = format!("{layout:?} experts={experts} rows={rows} n={n} k={k}");
+    s.trial(what, move |backend| backend.grouped_matmul(&op))
+}
+
+pub(super) fn sum_rows(mut s: Scene) -> Trial {
+    let most = s.draw.scaled(300, 2000);
+    let (rows, columns) = (s.draw.extent(1, most), s.draw.extent(32, most));
+    let stride = columns + s.draw.pick(&[0, 7, 64]);
+    let x = Rows { buffer: s.random(rows * stride), stride };
+    let before = s.random_of(columns, DType::F32);
+    let out = s.updated("out", before);
+    s.trial(format!("{rows} rows of {columns} of {stride}"), move |backend| backend.sum_rows(x, rows, columns, out))
+}
+
+/// f32 in either type.
+pub(super) fn dot(mut s: Scene) -> Trial {
+    let most = s.draw.scaled(20_000, 1_000_000);
+    let len = s.draw.extent(1, most);
+    let a = s.random_of(len, DType::F32);
+    // Alike in sign, so that the sum does not cancel.
+    let b = if s.draw.coin() { a } else { s.put(&vec![0.75; len], DType::F32) };
+    let a = if a == b { a } else { s.put(&vec![1.25; len], DType::F32) };
+    let before = s.put(&[1.0], DType::F64);
+    let out = s.updated("out", before);
+    s.trial(format!("{len} elements"), move |backend| backend.dot(a, b, out))
+}

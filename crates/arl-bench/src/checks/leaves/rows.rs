@@ -1,0 +1,104 @@
+//! Zero, copy, add; rows by index; the gated activation.
+
+use arl_engine::backend::DType;
+
+use super::super::trial::{Scene, Trial};
+
+fn len(s: &mut Scene) -> usize {
+    let most = s.draw.scaled(20_000, 300_000);
+    s.draw.extent(1, most)
+}
+
+pub(super) fn zero(mut s: Scene) -> Trial {
+    let len = len(&mut s);
+    let before = s.anywhere(len);
+    let target = s.updated_exactly("target", before);
+    s.trial(format!("{len} elements"), move |backend| backend.zero(target))
+}
+
+pub(super) fn copy(mut s: Scene) -> Trial {
+    let len = len(&mut s);
+    let source = s.anywhere(len);
+    let to = s.draw.pick(&[DType::F32, s.dtype]);
+    let target = s.exact("target", len, to);
+    s.trial(format!("{len} elements to {to:?}"), move |backend| backend.copy(source, target))
+}
+
+pub(super) fn add(mut s: Scene) -> Trial {
+    let len = len(&mut s);
+    let before = s.anywhere(len);
+    let (x, delta) = (s.updated_exactly("x", before), s.anywhere(len));
+    s.trial(format!("{len} elements"), move |backend| backend.add(x, delta))
+}
+
+/// Rows of a table, their width, and ids of it.
+fn table(s: &mut Scene) -> (usize, usize, Vec<usize>) {
+    let most = s.draw.scaled(300, 4200);
+    let width = s.draw.extent(8, most);
+    // Wide or long, so that what is copied and compared stays small.
+    let most = s.draw.scaled(100, 3000.min(800_000 / width));
+    let rows = s.draw.extent(1, most);
+    let most = s.draw.scaled(150, 400);
+    let count = s.draw.extent(4, most);
+    // Some ids many times.
+    let often = s.draw.below(rows);
+    let ids = (0..count).map(|_| if s.draw.below(4) == 0 { often } else { s.draw.below(rows) }).collect();
+    (rows, width, ids)
+}
+
+pub(super) fn embedding(mut s: Scene) -> Trial {
+    let (rows, width, ids) = table(&mut s);
+    let what = format!("{} of {rows} rows of {width}", ids.len());
+    let (ids, table) = (s.ints(&ids), s.anywhere(rows * width));
+    let out = s.exact("out", ids.len * width, s.dtype);
+    s.trial(what, move |backend| backend.embedding(ids, table, width, out))
+}
+
+pub(super) fn embedding_backward(mut s: Scene) -> Trial {
+    let (rows, width, ids) = table(&mut s);
+    let what = format!("{} of {rows} rows of {width}", ids.len());
+    let (ids, d_out) = (s.ints(&ids), s.anywhere(ids.len() * width));
+    let before = s.random_of(rows * width, DType::F32);
+    let table_gradient = s.updated_exactly("table_gradient", before);
+    s.trial(what, move |backend| backend.embedding_backward(ids, d_out, width, table_gradient))
+}
+
+pub(super) fn gather_rows(mut s: Scene) -> Trial {
+    let (rows, width, mut places) = table(&mut s);
+    let divisor = s.draw.between(1, 4);
+    places.iter_mut().for_each(|place| *place = *place * divisor + s.draw.below(divisor));
+    let what = format!("{} of {rows} rows of {width}, by {divisor}", places.len());
+    let (places, x) = (s.ints(&places), s.anywhere(rows * width));
+    let out = s.exact("out", places.len * width, s.dtype);
+    s.trial(what, move |backend| backend.gather_rows(x, places, divisor, width, out))
+}
+
+pub(super) fn scatter_rows(mut s: Scene) -> Trial {
+    let (rows, width, _) = table(&mut s);
+    let count = s.draw.between(1, rows);
+    let places = s.draw.order(rows);
+    let (x, places) = (s.anywhere(count * width), s.ints(&places[..count]));
+    let before = s.random(rows * width);
+    let out = s.updated_exactly("out", before);
+    s.trial(format!("{count} of {rows} rows of {width}"), move |backend| backend.scatter_rows(x, places, width, out))
+}
+
+/// Rows and columns of what SwiGLU gives.
+fn gated(s: &mut Scene) -> (usize, usize) {
+    let (rows, width) = (s.draw.scaled(40, 200), s.draw.scaled(700, 4200));
+    (s.draw.extent(1, rows), s.draw.extent(32, width))
+}
+
+pub(super) fn swiglu(mut s: Scene) -> Trial {
+    let (rows, width) = gated(&mut s);
+    let gate_up = s.anywhere(rows * 2 * width);
+    let out = s.output("out", rows * width, s.dtype);
+    s.trial(format!("{rows} rows of {width}"), move |backend| backend.swiglu(gate_up, width, out))
+}
+
+pub(super) fn swiglu_backward(mut s: Scene) -> Trial {
+    let (rows, width) = gated(&mut s);
+    let before = s.anywhere(rows * 2 * width);
+    let (gate_up, d_out) = (s.updated("gate_up", before), s.anywhere(rows * width));
+    s.trial(format!("{rows} rows of {width}"), move |backend| backend.swiglu_backward(gate_up, width, d_out))
+}

@@ -1,0 +1,112 @@
+//! The classifier pass and the optimizer.
+
+use arl_engine::backend::{AdamW, CrossEntropy, DType, Rows, split_master};
+
+use super::super::trial::{Scene, Trial};
+
+/// Vocabulary of the Qwen models.
+const VOCAB: usize = 151_936;
+
+/// Over f32 logits, as in a step. The gradient has the type that the backend chooses.
+pub(super) fn cross_entropy(mut s: Scene) -> Trial {
+    let full = s.draw.large && s.draw.below(4) == 0;
+    let most = s.draw.scaled(3000, 40_000);
+    let vocab = if full { VOCAB } else { s.draw.extent(64, most) };
+    let rows = if full { s.draw.between(1, 4) } else { s.draw.between(1, 40) };
+    let values: Vec<f64> = s.draw.values(rows * vocab).iter().map(|x| 3.0 * x).collect();
+    let targets: Vec<usize> = (0..rows).map(|_| s.draw.below(vocab)).collect();
+    let weights: Vec<f64> = (0..rows).map(|_| s.draw.pick(&[1.0, 1.0, 0.5, 2.0])).collect();
+    let training = s.draw.below(3) > 0;
+    let logits = s.put(&values, DType::F32);
+    if training {
+        s.logits(logits, rows, vocab);
+    }
+    let op = CrossEntropy {
+        rows,
+        vocab,
+        logits,
+        targets: s.ints(&targets),
+        weights: s.put(&weights, DType::F32),
+        scale: 0.25,
+        gradient: None,
+        nll: s.output("nll", rows, DType::F32),
+        correct: s.exact("correct", rows, DType::F32),
+        entropy: s.output("entropy", rows, DType::F32),
+    };
+    let activations = s.dtype;
+    s.trial(format!("{rows} rows of {vocab}, gradient {training}"), move |backend| {
+        let gradient = training.then(|| {
+            let buffer = logits.view(backend.logits_gradient(activations));
+            Rows { buffer, stride: buffer.len / rows }
+        });
+        backend.cross_entropy(&CrossEntropy { gradient, ..op });
+    })
+}
+
+/// One norm that stays, and one that becomes NaN, because a loss or a balance loss is not finite.
+pub(super) fn guard(mut s: Scene) -> Trial {
+    let (rows, stride, count) = (s.draw.between(1, 40), s.draw.between(1, 4), s.draw.between(2, 80));
+    let (losses, balances) = (s.draw.values(rows * stride), s.draw.values(count));
+    let with_balances = s.draw.below(2) == 0;
+    let wrong = s.draw.pick(&[f64::INFINITY, f64::NEG_INFINITY, f64::NAN]);
+    let (mut wrong_losses, mut wrong_balances) = (losses.clone(), balances.clone());
+    if with_balances && s.draw.below(2) == 0 {
+        wrong_balances[s.draw.below(count)] = wrong;
+    } else {
+        wrong_losses[stride * s.draw.below(rows)] = wrong;
+    }
+    let mut call = |losses: &[f64], balances: &[f64], norm: f64| {
+        let losses = Rows { buffer: s.put(losses, DType::F64), stride };
+        let balances = with_balances.then(|| s.put(balances, DType::F32));
+        let norm = s.put(&[norm], DType::F64);
+        (losses, balances, s.updated_exactly("norm_squared", norm))
+    };
+    let calls = [call(&losses, &balances, 4.0), call(&wrong_losses, &wrong_balances, 9.0)];
+    s.trial(format!("{rows} losses {stride} apart, {count} balances {with_balances}, {wrong}"), move |backend| {
+        for (losses, balances, norm_squared) in calls {
+            backend.guard(losses, balances, norm_squared);
+        }
+    })
+}
+
+pub(super) fn adamw(mut s: Scene) -> Trial {
+    let most = s.draw.scaled(20_000, 300_000);
+    let len = s.draw.extent(32, most);
+    let masters = s.draw.values(len);
+    let (weights, halves) = if s.dtype == DType::Bf16 {
+        let halves: Vec<(u16, u16)> = masters.iter().map(|x| split_master(*x as f32)).collect();
+        let high: Vec<f64> = halves.iter().map(|(high, _)| f64::from(f32::from_bits(u32::from(*high) << 16))).collect();
+        let low: Vec<f64> = halves.iter().map(|(_, low)| f64::from(*low)).collect();
+        let (high, low) = (s.put(&high, DType::Bf16), s.put(&low, DType::U16));
+        s.updated_master("weights", high, low);
+        (high, Some(low))
+    } else {
+        let weights = s.put(&masters, DType::F32);
+        (s.updated("weights", weights), None)
+    };
+    let (gradients, moment1) = (s.random_of(len, DType::F32), s.random_of(len, DType::F32));
+    let squares: Vec<f64> = s.draw.values(len).iter().map(|x| x * x).collect();
+    let moment2 = s.put(&squares, DType::F32);
+    let step = s.draw.between(1, 2000) as i32;
+    let (beta1, beta2) = (0.9f32, 0.95f32);
+    let op = AdamW {
+        weights,
+        masters: halves,
+        rounding: None,
+        gradients,
+        moment1: s.updated("moment1", moment1),
+        moment2: s.updated("moment2", moment2),
+        learning_rate: s.draw.pick(&[1e-2, 1e-5, 0.0]),
+        beta1,
+        beta2,
+        epsilon: 1e-8,
+        weight_decay: s.draw.pick(&[0.0, 0.1]),
+        bias_correction1: 1.0 - beta1.powi(step),
+        bias_correction2: 1.0 - beta2.powi(step),
+        grad_norm_squared: s.put(&[len as f64], DType::F64),
+        gradient_scale: s.draw.pick(&[1.0, 1024.0]),
+        max_grad_norm: s.draw.pick(&[0.0, 1.0, 1e6]),
+    };
+    let what = format!("{len} parameters, step {step}, clipped at {}", op.max_grad_norm);
+    s.trial(what, move |backend| backend.adamw(&op))
+}

@@ -1,0 +1,160 @@
+//! The command's options. Knows the names of checks and cases, to refuse others.
+
+use std::path::PathBuf;
+
+use crate::{checks, times};
+
+/// What `--help` prints.
+pub const HELP: &str = "gpu: checks the engine on a GPU beside the CPU's, then times it. One JSON line a check and a case.
+
+  gpu [--only NAME,...] [--budget SECONDS] [--profile] [--python PATH] [--device cuda] [--rehearse]
+
+  --device NAME     cuda (the first that can be used), cuda:N, cpu, or emulated: the kernels on the host, checks alone
+  --only NAMES      these checks or cases alone, with commas between; before a case all checks run. --list names them
+  --budget SECONDS  nothing is begun that would take longer; 570 where nothing is said
+  --shapes N        random shapes a leaf in each type; 50 where nothing is said
+  --steps N         timed steps a case, after two others; 6 where nothing is said
+  --profile         each leaf's share of a step, beside the rates measured in the same run, in place of times
+  --python PATH     a Python with torch and transformers for the peer; else that of VIRTUAL_ENV or PATH; `none`: no peer
+  --rehearse        the same with tiny models, to see that all of it runs; what it times tells nothing
+  --list            the names of all checks and cases
+
+It ends with 0 where all checks passed and every case ran, 1 at the first wrong number, 2 on a wrong option, 3 where CUDA
+cannot be used (it says what is missing), 4 where a case ran past its limit.";
+
+/// The options of a run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// As `--device` names it.
+    pub device: String,
+    /// Names of checks and cases; empty: all.
+    pub only: Vec<String>,
+    /// Seconds for everything.
+    pub budget: u64,
+    /// Random shapes a leaf.
+    pub shapes: usize,
+    /// Timed steps a case.
+    pub steps: usize,
+    /// Shares of leaves instead of times.
+    pub profile: bool,
+    /// The peer's Python; `None`: to be found.
+    pub python: Option<String>,
+    /// Tiny models.
+    pub rehearse: bool,
+    /// Names alone.
+    pub list: bool,
+    /// How the command is used, and nothing else.
+    pub help: bool,
+    /// The folder with `configs`, `golden` and the peer.
+    pub home: PathBuf,
+    /// The words that these come from.
+    pub command: Vec<String>,
+}
+
+impl Options {
+    /// From the words of the command. `home`: the folder that it lies in. Fails with a sentence.
+    pub fn parse(words: &[String], home: PathBuf) -> Result<Self, String> {
+        let mut options = Options {
+            device: "cuda".into(),
+            only: Vec::new(),
+            budget: 570,
+            shapes: 50,
+            steps: 6,
+            profile: false,
+            python: None,
+            rehearse: false,
+            list: false,
+            help: false,
+            home,
+            command: words.to_vec(),
+        };
+        let mut words = words.iter();
+        while let Some(flag) = words.next() {
+            let mut value = || words.next().cloned().ok_or(format!("{flag} needs a value"));
+            let number = |text: String| match text.parse::<u64>() {
+                Ok(number) if number > 0 => Ok(number),
+                _ => Err(format!("{flag} is a whole number above 0, not `{text}`")),
+            };
+            match flag.as_str() {
+                "--device" => options.device = value()?,
+                "--only" => options.only.extend(value()?.split(',').filter(|n| !n.is_empty()).map(str::to_string)),
+                "--budget" => options.budget = number(value()?)?,
+                "--shapes" => options.shapes = number(value()?)? as usize,
+                "--steps" => options.steps = number(value()?)? as usize,
+                "--profile" => options.profile = true,
+                "--python" => options.python = Some(value()?),
+                "--rehearse" => options.rehearse = true,
+                "--list" => options.list = true,
+                "--help" | "-h" => options.help = true,
+                "--home" => options.home = PathBuf::from(value()?),
+                _ => return Err(format!("{flag} is no option; --help names them")),
+            }
+        }
+        let known = |device: &str| matches!(device, "cpu" | "cuda" | "emulated");
+        let numbered = options.device.strip_prefix("cuda:").is_some_and(|n| n.parse::<u32>().is_ok());
+        if !known(&options.device) && !numbered {
+            return Err(format!("--device is cuda, cuda:0 and on, cpu or emulated, not `{}`", options.device));
+        }
+        let names = Options::names();
+        if let Some(name) = options.only.iter().find(|name| !names.contains(&name.as_str())) {
+            return Err(format!("--only {name}: there are {}", names.join(", ")));
+        }
+        Ok(options)
+    }
+
+    /// The names of all checks and cases.
+    pub fn names() -> Vec<&'static str> {
+        checks::NAMES.into_iter().chain(times::names()).collect()
+    }
+
+    /// Whether a check is to be run: it is named, or anything is to be timed. What is timed must have been checked.
+    pub(crate) fn checks(&self, name: &str) -> bool {
+        let case = |only: &String| times::names().contains(&only.as_str());
+        self.only.is_empty() || self.only.iter().any(|only| only == name || case(only))
+    }
+
+    /// Whether a case is to be timed: it is named, or nothing is.
+    pub(crate) fn times(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| only == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &str) -> Result<Options, String> {
+        let words: Vec<String> = words.split_whitespace().map(str::to_string).collect();
+        Options::parse(&words, PathBuf::new())
+    }
+
+    #[test]
+    fn words_become_options() {
+        let options = parse("--only loss,context --budget 60 --device cuda:1 --profile --python none").unwrap();
+        assert_eq!((options.budget, options.device.as_str(), options.profile), (60, "cuda:1", true));
+        assert!(options.times("loss") && options.times("context") && !options.times("qwen3-4b"));
+        assert_eq!(options.python.as_deref(), Some("none"));
+    }
+
+    #[test]
+    fn what_is_timed_is_checked_before() {
+        assert!(checks::NAMES.into_iter().all(|check| parse("--only loss,golden").unwrap().checks(check)));
+        let leaves = parse("--only leaves").unwrap();
+        assert!(leaves.checks("leaves") && !leaves.checks("golden") && !leaves.times("loss"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (words, message) in [
+            ("--onyl x", "--onyl is no option"),
+            ("--only lots", "--only lots: there are leaves"),
+            ("--budget soon", "whole number above 0, not `soon`"),
+            ("--steps 0", "whole number above 0, not `0`"),
+            ("--device tpu", "not `tpu`"),
+            ("--python", "--python needs a value"),
+        ] {
+            let error = parse(words).unwrap_err();
+            assert!(error.contains(message), "{error}");
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! What is timed, once all is right: the table of cases, each with its goal and its limit of seconds.
+
+mod context;
+mod loss;
+mod offload;
+mod peer;
+mod profile;
+mod rate;
+mod step;
+
+use arl_engine::backend::{Backend, Buffer, DType, Pool};
+use arl_engine::{Adam, EngineOptions, MicroBatch};
+use arl_model::{Error, ErrorCode, Result};
+use serde_json::{Value, json};
+
+use self::peer::Peer;
+use self::rate::Ceilings;
+use self::step::Step;
+use crate::run::{GRACE, Limit, Run};
+
+/// What a case does.
+enum Work {
+    /// Whole optimizer steps of a model.
+    Step(Step),
+    /// The loss beside its bare matrix products.
+    Loss,
+    /// A step with activation offloading beside one without.
+    Offload,
+    /// One long sequence.
+    Context,
+    /// The memory plan of a longer one.
+    Plan,
+}
+
+/// A case of the table.
+struct Case {
+    name: &'static str,
+    /// Seconds after which it has failed; the peer has limits of its own.
+    limit: f64,
+    work: Work,
+}
+
+/// Tokens of a micro-batch of the models from 0.6B on, and of a sequence in it.
+const TOKENS: usize = 16_384;
+const SEQ: usize = 2048;
+
+/// All cases. Goals: bf16, full fine-tuning, one H100, random weights.
+const CASES: [Case; 9] = [
+    Case {
+        name: "qwen2.5-0.5b",
+        limit: 90.0,
+        work: Work::Step(Step { tokens: 32_768, seq: 1024, tokens_per_s: Some(149_500.0), ..Step::of("qwen2.5-0.5b") }),
+    },
+    Case {
+        name: "qwen3-0.6b",
+        limit: 90.0,
+        work: Work::Step(Step { mfu: Some(0.50), over_peer: Some(2.0), ..Step::of("qwen3-0.6b") }),
+    },
+    Case { name: "qwen3-1.7b", limit: 90.0, work: Work::Step(Step { mfu: Some(0.56), ..Step::of("qwen3-1.7b") }) },
+    Case {
+        name: "qwen3-4b",
+        limit: 120.0,
+        work: Work::Step(Step { mfu: Some(0.58), over_peer: Some(1.4), ..Step::of("qwen3-4b") }),
+    },
+    Case {
+        name: "qwen3-8b-offload",
+        limit: 300.0,
+        work: Work::Step(Step { micro_batches: 8, optimizer_offload: true, mfu: Some(0.50), ..Step::of("qwen3-8b") }),
+    },
+    Case { name: "loss", limit: 90.0, work: Work::Loss },
+    Case { name: "activation-offload", limit: 180.0, work: Work::Offload },
+    Case { name: "context", limit: 480.0, work: Work::Context },
+    Case { name: "plan-1m", limit: 30.0, work: Work::Plan },
+];
+
+/// The names of the cases, as `--only` takes them.
+pub(crate) fn names() -> Vec<&'static str> {
+    CASES.iter().map(|case| case.name).collect()
+}
+
+/// What the cases of a run share.
+pub(crate) struct Times {
+    ceilings: Ceilings,
+    peer: Peer,
+}
+
+/// Runs the cases that are asked for.
+pub(crate) fn run(run: &mut Run<'_>) -> Result<()> {
+    let wanted: Vec<&Case> = CASES.iter().filter(|case| run.options.times(case.name)).collect();
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    if run.options.device == "emulated" {
+        return run.note("nothing is timed on the emulated device");
+    }
+    run.note("model FLOPs a token: 6 x parameters of the matrix products (head included, embedding not)")?;
+    run.note("  + 6 x layers x query heads x head size x sequence length; recomputation is not counted")?;
+    let limit = Limit::new("ceilings", run.left() + GRACE);
+    let ceilings = rate::ceilings(&mut *run.open()?, run.large())?;
+    drop(limit);
+    run.line(ceilings.line())?;
+    let peer = if run.options.profile { Peer::none() } else { Peer::find(run)? };
+    let mut times = Times { ceilings, peer };
+    for case in wanted {
+        if run.left() < 5.0 {
+            skipped(run, case.name, "the seconds of --budget are spent")?;
+            continue;
+        }
+        let seconds = case.limit.min(run.left());
+        let limit = Limit::new(case.name, seconds + GRACE);
+        match (&case.work, run.options.profile) {
+            (Work::Step(step), true) => profile::case(run, &times, case.name, step)?,
+            (_, true) => continue,
+            (Work::Step(step), false) => step::case(run, &mut times, case.name, step, seconds, limit)?,
+            (Work::Loss, _) => loss::case(run, case.name)?,
+            (Work::Offload, _) => offload::case(run, &times, case.name, seconds / 2.0)?,
+            (Work::Context, _) => context::case(run, case.name)?,
+            (Work::Plan, _) => context::plan_case(run, case.name)?,
+        }
+    }
+    // A rehearsal goes through everything there is.
+    if let (Work::Step(step), true) = (&CASES[0].work, run.options.rehearse && run.options.only.is_empty()) {
+        profile::case(run, &times, CASES[0].name, step)?;
+    }
+    Ok(())
+}
+
+/// A case that was not run, and why; the run goes on.
+fn skipped(run: &mut Run<'_>, name: &str, why: &str) -> Result<()> {
+    run.case(json!({ "case": name, "ok": true, "skipped": why, "reached": null }))
+}
+
+/// A value beside its goal.
+fn goal(what: &str, value: Option<f64>, sign: &str, bound: f64) -> Value {
+    let reached = value.map(|value| if sign == ">=" { value >= bound } else { value <= bound });
+    json!({ "what": what, "value": value, "goal": format!("{sign} {bound}"), "reached": reached })
+}
+
+/// Whether all of them were reached; null where one was not shown, or where the device is no GPU.
+fn reached(run: &Run<'_>, goals: &[Value]) -> Value {
+    if run.on_host() || run.options.rehearse || goals.iter().any(|goal| goal["reached"].is_null()) {
+        return Value::Null;
+    }
+    goals.iter().all(|goal| goal["reached"] == true).into()
+}
+
+/// AdamW as the peer's.
+const ADAM: Adam = Adam { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1 };
+
+/// bf16 on a GPU, f32 on the host, which may have no instructions for bf16.
+fn dtype(run: &Run<'_>) -> DType {
+    if run.on_host() { DType::F32 } else { DType::Bf16 }
+}
+
+fn options(run: &Run<'_>) -> EngineOptions {
+    EngineOptions { dtype: dtype(run), adam: ADAM, ..EngineOptions::default() }
+}
+
+/// Sequences of random ids of equal length; each token's target is the next one, the last one's the first.
+fn batch(vocab: usize, tokens: usize, seq: usize, seed: u64) -> MicroBatch {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) as usize % vocab) as i32
+    };
+    let input_ids: Vec<i32> = (0..tokens).map(|_| next()).collect();
+    let targets = input_ids.chunks(seq).flat_map(|s| s.iter().skip(1).chain(s.first()).copied()).collect();
+    let positions = (0..tokens).map(|t| (t % seq) as i32).collect();
+    let cu_seqlens = (0..=tokens / seq).map(|s| (s * seq) as i32).collect();
+    MicroBatch { input_ids, targets, positions, cu_seqlens, weights: None }
+}
+
+fn gib(bytes: usize) -> f64 {
+    (bytes as f64 / f64::from(1 << 30) * 100.0).round() / 100.0
+}
+
+/// Free memory of the device, where it has its own.
+fn free_bytes(backend: &dyn Backend) -> Result<Option<usize>> {
+    Ok(backend.memory()?.map(|(free, _)| free))
+}
+
+/// Whether an error says that memory does not suffice; the run then goes on with the next case.
+fn is_oom(error: &Error) -> bool {
+    error.code == ErrorCode::Oom
+}
+
+/// Waits for what is queued.
+fn wait(backend: &mut dyn Backend) -> Result<()> {
+    backend.read_back(Buffer { pool: Pool::Step, offset: 0, len: 0, dtype: DType::F32 }, &mut [])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_goal_is_reached_from_its_own_side() {
+        assert_eq!(goal("mfu", Some(0.5), ">=", 0.5)["reached"], true);
+        assert_eq!(goal("mfu", Some(0.49), ">=", 0.5)["reached"], false);
+        assert_eq!(goal("slower", Some(1.2), "<=", 1.25)["reached"], true);
+        assert_eq!(goal("slower", Some(f64::NAN), "<=", 1.25)["reached"], false);
+        assert!(goal("peer", None, ">=", 2.0)["reached"].is_null());
+    }
+
+    #[test]
+    fn names_are_told_apart() {
+        let all: Vec<&str> = crate::checks::NAMES.into_iter().chain(names()).collect();
+        let distinct: std::collections::BTreeSet<&&str> = all.iter().collect();
+        assert_eq!(distinct.len(), all.len());
+    }
+}

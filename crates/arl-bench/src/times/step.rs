@@ -1,0 +1,264 @@
+//! Whole optimizer steps of a model: the settings that fit, the steps, the figures, the peer beside them.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use arl_engine::backend::{Backend, DeviceKind};
+use arl_engine::{BatchSize, Engine, EngineOptions, Flops, Hyper, MemoryPlan, Recompute, Weights, plan_memory_of};
+use arl_model::{ModelConfig, Result};
+use serde_json::{Value, json};
+
+use super::{Times, batch, free_bytes, gib, goal, is_oom, reached, skipped};
+use crate::run::{Limit, Run};
+
+/// Which steps, and what they are to reach.
+#[derive(Clone, Debug)]
+pub(super) struct Step {
+    /// A folder of `configs`.
+    pub(super) config: &'static str,
+    /// Tokens of a micro-batch.
+    pub(super) tokens: usize,
+    /// Tokens of a sequence.
+    pub(super) seq: usize,
+    pub(super) micro_batches: usize,
+    pub(super) optimizer_offload: bool,
+    /// Goals.
+    pub(super) tokens_per_s: Option<f64>,
+    pub(super) mfu: Option<f64>,
+    pub(super) over_peer: Option<f64>,
+}
+
+impl Step {
+    pub(super) const fn of(config: &'static str) -> Self {
+        Step {
+            config,
+            tokens: super::TOKENS,
+            seq: super::SEQ,
+            micro_batches: 1,
+            optimizer_offload: false,
+            tokens_per_s: None,
+            mfu: None,
+            over_peer: None,
+        }
+    }
+
+    /// The same with a tiny model where the run is a rehearsal.
+    pub(super) fn sized(&self, run: &Run<'_>) -> Self {
+        if !run.options.rehearse {
+            return self.clone();
+        }
+        Step { config: "qwen3-cpu-8m", tokens: 128, seq: 64, micro_batches: self.micro_batches.min(2), ..self.clone() }
+    }
+
+    pub(super) fn folder(&self, run: &Run<'_>) -> PathBuf {
+        run.options.home.join("configs").join(self.config)
+    }
+
+    fn size(&self) -> BatchSize {
+        BatchSize { tokens: self.tokens, sequences: self.tokens / self.seq }
+    }
+}
+
+/// Settings from the fastest to the smallest.
+const SETTINGS: [(Recompute, bool); 6] = [
+    (Recompute::Off, false),
+    (Recompute::Norms, false),
+    (Recompute::Mlp, false),
+    (Recompute::Mlp, true),
+    (Recompute::Block, false),
+    (Recompute::Block, true),
+];
+
+/// Left for what the plan does not know: fragments, the driver's own.
+const MARGIN: usize = 512 << 20;
+
+/// The fastest settings whose plan fits `free` bytes; where memory is not known, the usual ones.
+pub(super) fn fitting(
+    config: &ModelConfig,
+    base: &EngineOptions,
+    kind: DeviceKind,
+    free: Option<usize>,
+) -> Result<Option<(EngineOptions, MemoryPlan)>> {
+    for (recompute, activation_offloading) in SETTINGS {
+        let options = EngineOptions { recompute, activation_offloading, ..base.clone() };
+        let plan = plan_memory_of(config, &options, kind)?;
+        let fits = match free {
+            Some(free) => plan.total_bytes + MARGIN <= free && plan.host_bytes <= host_available(),
+            None => recompute == Recompute::Norms,
+        };
+        if fits {
+            return Ok(Some((options, plan)));
+        }
+    }
+    Ok(None)
+}
+
+/// The host's memory that is free or could be freed, less some for the process itself.
+fn host_available() -> usize {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).unwrap_or_default();
+    let kib: usize = line.trim().trim_end_matches(" kB").parse().unwrap_or(0);
+    (kib << 10).saturating_sub(2 << 30)
+}
+
+/// What the steps took.
+pub(super) struct Measured {
+    /// Of each timed step, ascending.
+    pub(super) seconds: Vec<f64>,
+    /// Memory that the engine took of the device.
+    pub(super) used: Option<usize>,
+    loss: f64,
+}
+
+impl Measured {
+    pub(super) fn median(&self) -> f64 {
+        self.seconds[self.seconds.len() / 2]
+    }
+}
+
+/// Steps before those that are timed; one where a step takes longer than [`SLOW`] seconds.
+const WARM_UP: usize = 2;
+const SLOW: f64 = 5.0;
+
+/// Opens an engine, warms up, and takes the steps that are timed, as many as `until` seconds leave time for.
+pub(super) fn measure(
+    run: &Run<'_>,
+    backend: Box<dyn Backend>,
+    step: &Step,
+    options: &EngineOptions,
+    until: f64,
+) -> Result<Option<Measured>> {
+    let start = Instant::now();
+    let before = free_bytes(&*backend)?;
+    let mut engine = Engine::open(backend, &step.folder(run), Weights::Random(0), options)?;
+    let vocab = engine.config().vocab_size;
+    let (mut seconds, mut loss) = (Vec::new(), 0.0);
+    let (mut warm_up, mut number) = (WARM_UP, 0);
+    while number < warm_up + run.options.steps {
+        let seed = |micro| (number * step.micro_batches + micro + 1) as u64;
+        let batches: Vec<_> = (0..step.micro_batches).map(|m| batch(vocab, step.tokens, step.seq, seed(m))).collect();
+        let begin = Instant::now();
+        loss = engine.step(&batches, Hyper { learning_rate: 1e-5, max_grad_norm: 1.0 })?.loss;
+        let took = begin.elapsed().as_secs_f64();
+        if number == 0 && took > SLOW {
+            warm_up = 1;
+        } else if number >= warm_up {
+            seconds.push(took);
+        }
+        number += 1;
+        if start.elapsed().as_secs_f64() + 1.2 * took > until {
+            break;
+        }
+    }
+    if seconds.is_empty() {
+        return Ok(None);
+    }
+    seconds.sort_by(f64::total_cmp);
+    let after = free_bytes(engine.backend_mut())?;
+    let used = before.zip(after).map(|(before, after)| before.saturating_sub(after));
+    Ok(Some(Measured { seconds, used, loss }))
+}
+
+/// Dense bf16 on tensor cores, in TFLOP/s, as NVIDIA's data sheets say.
+fn peak(device: &str) -> Option<f64> {
+    let known = [("H100 PCIe", 756.0), ("H100", 989.0), ("H200", 989.0), ("A100", 312.0)];
+    known.iter().find(|(name, _)| device.contains(name)).map(|(_, peak)| *peak)
+}
+
+/// Runs a case and prints its line. Steps are taken for `until` seconds at most; the peer's time is its own.
+pub(super) fn case(
+    run: &mut Run<'_>,
+    times: &mut Times,
+    name: &'static str,
+    step: &Step,
+    until: f64,
+    limit: Limit,
+) -> Result<()> {
+    let step = step.sized(run);
+    let dir = step.folder(run);
+    let config = ModelConfig::from_dir(&dir)?;
+    let backend = run.open()?;
+    let (kind, free, device) = (backend.kind(), free_bytes(&*backend)?, backend.name());
+    let base =
+        EngineOptions { optimizer_offload: step.optimizer_offload, max_batch: step.size(), ..super::options(run) };
+    let Some((options, plan)) = fitting(&config, &base, kind, free)? else {
+        return skipped(run, name, &too_large(&config, &base, kind, free)?);
+    };
+    let measured = match measure(run, backend, &step, &options, until) {
+        Ok(Some(measured)) => measured,
+        Ok(None) => return skipped(run, name, "no step was done in time"),
+        Err(error) if is_oom(&error) => return skipped(run, name, &error.to_string()),
+        Err(error) => return Err(error),
+    };
+    drop(limit);
+
+    let flops = Flops::of(&config);
+    let per_token = flops.per_token + flops.attention * step.seq as f64;
+    let tokens = (step.tokens * step.micro_batches) as f64;
+    let rate = tokens / measured.median();
+    let tflops = per_token * rate / 1e12;
+    let mfu = peak(&device).map(|peak| tflops / peak);
+    let mut goals: Vec<Value> = Vec::new();
+    goals.extend(step.tokens_per_s.map(|bound| goal("tokens_per_s", Some(rate), ">=", bound)));
+    goals.extend(step.mfu.map(|bound| goal("mfu", mfu, ">=", bound)));
+    let own_bytes = measured.used.unwrap_or(plan.total_bytes);
+    let best = times.peer.best(run, &dir, step.tokens, step.seq)?;
+    if let Some(bound) = step.over_peer {
+        goals.push(goal("times_the_peer", best.as_ref().map(|best| rate / best.tokens_per_s), ">=", bound));
+        goals.push(goal("gib_over_peer", best.as_ref().map(|best| gib(own_bytes) - best.peak_gib), "<=", 0.0));
+    }
+    let done = reached(run, &goals);
+    run.case(json!({
+        "case": name, "ok": true, "reached": done, "goals": goals, "rehearsal": run.options.rehearse,
+        "model": step.config, "dtype": format!("{:?}", options.dtype), "tokens": step.tokens, "seq": step.seq,
+        "micro_batches": step.micro_batches, "recompute": format!("{:?}", options.recompute),
+        "activation_offloading": options.activation_offloading, "optimizer_offload": options.optimizer_offload,
+        "step_s": measured.median(), "step_s_min": measured.seconds[0],
+        "step_s_max": measured.seconds[measured.seconds.len() - 1], "steps": measured.seconds.len(),
+        "tokens_per_s": rate, "flops_per_token": per_token, "model_tflops": tflops, "mfu": mfu,
+        "of_measured_gemm": tflops / times.ceilings.gemm_tflops,
+        "planned_gib": gib(plan.total_bytes), "used_gib": measured.used.map(gib), "host_gib": gib(plan.host_bytes),
+        "loss": measured.loss, "peer": best.map(|best| best.line),
+    }))
+}
+
+/// Why nothing fits.
+fn too_large(config: &ModelConfig, base: &EngineOptions, kind: DeviceKind, free: Option<usize>) -> Result<String> {
+    let least = EngineOptions { recompute: Recompute::Block, activation_offloading: true, ..base.clone() };
+    let plan = plan_memory_of(config, &least, kind)?;
+    let (needs, has) = (gib(plan.total_bytes), gib(free.unwrap_or(0)));
+    let (host, host_has) = (gib(plan.host_bytes), gib(host_available()));
+    Ok(format!("does not fit: {needs} GiB planned of {has} GiB that are free, {host} of {host_has} GiB of the host's"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fastest_settings_that_fit_are_taken() {
+        let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../__test__/golden/window-bias");
+        let config = ModelConfig::from_dir(&dir).unwrap();
+        let base = EngineOptions { max_batch: BatchSize { tokens: 4096, sequences: 1 }, ..EngineOptions::default() };
+        let plan = |recompute, activation_offloading| {
+            let options = EngineOptions { recompute, activation_offloading, ..base.clone() };
+            plan_memory_of(&config, &options, DeviceKind::Cuda).unwrap().total_bytes
+        };
+        let chosen = |free| {
+            let found = fitting(&config, &base, DeviceKind::Cuda, free).unwrap();
+            found.map(|(options, _)| (options.recompute, options.activation_offloading))
+        };
+        assert_eq!(chosen(Some(usize::MAX)), Some((Recompute::Off, false)));
+        assert_eq!(chosen(Some(plan(Recompute::Norms, false) + MARGIN)), Some((Recompute::Norms, false)));
+        assert_eq!(chosen(Some(plan(Recompute::Block, false) + MARGIN)), Some((Recompute::Block, false)));
+        assert_eq!(chosen(Some(MARGIN)), None);
+        assert_eq!(chosen(None), Some((Recompute::Norms, false)));
+    }
+
+    #[test]
+    fn peaks_are_those_of_the_data_sheets() {
+        assert_eq!(peak("NVIDIA H100 80GB HBM3"), Some(989.0));
+        assert_eq!(peak("NVIDIA H100 PCIe"), Some(756.0));
+        assert_eq!(peak("cpu"), None);
+    }
+}

@@ -1,0 +1,110 @@
+//! The launcher itself, on a machine without a GPU: a short rehearsal to the end, and what it says of what is missing.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests; a skip is told in a line")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+/// A folder as `npm run build:bench` lays it out, with one golden model; `None` where the files are not there.
+fn home() -> Option<tempfile::TempDir> {
+    let shared = std::env::var_os("ARL_SHARED")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"), PathBuf::from);
+    let (configs, golden) = (shared.join("bench/configs"), shared.join("golden/qwen3-tied"));
+    if !configs.is_dir() || !golden.is_dir() {
+        println!("SKIPPED: the rehearsal of the bench, whose models are not here");
+        return None;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(configs.canonicalize().unwrap(), folder.path().join("configs")).unwrap();
+    std::fs::create_dir(folder.path().join("golden")).unwrap();
+    std::os::unix::fs::symlink(golden.canonicalize().unwrap(), folder.path().join("golden/qwen3-tied")).unwrap();
+    Some(folder)
+}
+
+fn gpu(words: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_gpu")).args(words).output().unwrap()
+}
+
+/// The lines that are JSON.
+fn lines(output: &Output) -> Vec<Value> {
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().filter(|line| line.starts_with('{')).map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn a_rehearsal_checks_and_then_times() {
+    let Some(home) = home() else { return };
+    let home = home.path().to_str().unwrap();
+    let short = ["--device", "cpu", "--rehearse", "--shapes", "1", "--steps", "1", "--python", "none", "--home", home];
+    let output = gpu(&[&short[..], &["--only", "qwen3-0.6b,loss,plan-1m"]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = lines(&output);
+    let checks: Vec<&Value> = lines.iter().filter(|line| line.get("check").is_some()).collect();
+    assert!(checks.iter().filter(|line| line["check"] == "leaf").count() >= 29, "{checks:?}");
+    assert!(checks.iter().any(|line| line["check"] == "golden" && line["dtype"] == "Bf16"), "{checks:?}");
+    assert!(checks.iter().all(|line| line["ok"] == true), "{checks:?}");
+    let cases: Vec<&Value> = lines.iter().filter(|line| line.get("case").is_some()).collect();
+    assert_eq!(
+        cases.iter().map(|case| case["case"].as_str().unwrap()).collect::<Vec<_>>(),
+        ["qwen3-0.6b", "loss", "plan-1m"]
+    );
+    for case in &cases {
+        assert!(case["device"].as_str().unwrap().starts_with("cpu"), "{case}");
+        assert!(case["date"].is_string() && case["command"].is_string(), "{case}");
+    }
+    assert!(cases[0]["tokens_per_s"].as_f64().unwrap() > 0.0, "{}", cases[0]);
+    assert!(cases[0]["reached"].is_null(), "a host's figures reach no GPU's goal: {}", cases[0]);
+    assert_eq!(cases[2]["reached"], true);
+}
+
+#[test]
+fn a_profile_has_the_leaves_of_a_step_and_the_gaps() {
+    let Some(home) = home() else { return };
+    let home = home.path().to_str().unwrap();
+    let short = ["--device", "cpu", "--rehearse", "--shapes", "1", "--profile", "--home", home, "--only", "qwen3-0.6b"];
+    let output = gpu(&short);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = lines(&output);
+    let case = lines.iter().find(|line| line.get("case").is_some()).unwrap();
+    let leaves = case["by_leaf_ms"].as_array().unwrap();
+    for leaf in ["attention", "attention_backward", "swiglu", "cross_entropy", "adamw"] {
+        assert!(leaves.iter().any(|found| found[0] == leaf), "{leaf}: {leaves:?}");
+    }
+    let parts = case["leaves_ms"].as_f64().unwrap() + case["gaps_ms"].as_f64().unwrap();
+    assert!(parts > 0.0 && parts <= case["step_ms"].as_f64().unwrap(), "{case}");
+}
+
+#[test]
+fn a_budget_that_is_spent_ends_the_checks_or_skips_the_cases_and_says_so() {
+    let Some(home) = home() else { return };
+    let home = home.path().to_str().unwrap();
+    let short =
+        ["--device", "cpu", "--rehearse", "--shapes", "1", "--home", home, "--only", "context", "--budget", "1"];
+    let output = gpu(&short);
+    let told = String::from_utf8_lossy(&output.stderr);
+    // How far a second reaches is the machine's affair.
+    if output.status.success() {
+        assert!(lines(&output).iter().any(|line| line["skipped"] == "the seconds of --budget are spent"));
+    } else {
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        assert!(told.contains("the 1 s of --budget were spent before"), "{told}");
+    }
+}
+
+#[test]
+fn what_is_missing_for_a_gpu_is_named() {
+    // No CUDA library lies beside the tests' launcher, so that a machine with a driver ends there as well.
+    let output = gpu(&[]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{told}");
+    assert!(told.starts_with("gpu: CUDA cannot be used: ") && output.stdout.is_empty(), "{told}");
+}
+
+#[test]
+fn a_wrong_option_is_named() {
+    let output = gpu(&["--only", "qwen3-4tb"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--only qwen3-4tb: there are leaves, golden"));
+}

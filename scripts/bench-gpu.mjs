@@ -1,0 +1,98 @@
+// `npm run build:bench`: everything that `bench/gpu` needs as one folder, `out/bench-gpu`, which can be carried to a machine
+// with a GPU that has neither compiler nor Node. `npm run bench:gpu -- ARGUMENTS` builds it and runs it.
+
+import { spawnSync } from "node:child_process";
+import { chmodSync, copyFileSync, existsSync, mkdirSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { cudaToolkit } from "./cuda-toolkit.mjs";
+import { CUDA_TRIPLE, cargoEnv, cudaEnv, orExplain, root, run } from "./setup.mjs";
+
+const folder = join(root, "out", "bench-gpu");
+const shared = process.env.ARL_SHARED ?? join(root, "..", "shared");
+
+/** What the machine with the GPU may be sent at most. */
+const MOST_BYTES = 50 * 2 ** 20;
+
+/** The files of a golden case. */
+const GOLDEN = [
+	"config.json",
+	"curve.json",
+	...["model", "batch", "forward", "grads", "trained"].map((name) => `${name}.safetensors`),
+];
+
+const README = `gpu checks arl's engine on an NVIDIA GPU beside the CPU's, and then times it, one JSON line a case.
+
+    ./gpu                      all of it, within 570 seconds (--budget); stops at the first wrong number
+    ./gpu --shapes 5 --only context       a shorter check, then one case; --list names them
+    ./gpu --profile            each leaf's share of a step instead of times
+    ./gpu --device cpu --rehearse         all of it with tiny models, without a GPU
+
+It needs the driver (580 or newer) and NVIDIA's CUDA 13 libraries, which it finds by itself in ldconfig, /usr/local/cuda, or the
+Python of VIRTUAL_ENV or PATH; ARL_CUDA_LIBRARIES names folders. --python names one with torch and transformers for the peer.
+`;
+
+function copy(from, to) {
+	mkdirSync(dirname(to), { recursive: true });
+	copyFileSync(from, to);
+	chmodSync(to, 0o644);
+}
+
+/** A built file without the names that only a debugger reads. */
+function install(from, to) {
+	copy(from, to);
+	if (spawnSync("strip", ["--strip-unneeded", to]).status !== 0)
+		console.error(`arl: ${to} keeps its symbols (no \`strip\`)`);
+	chmodSync(to, 0o755);
+}
+
+function bytesOf(path) {
+	if (!statSync(path).isDirectory()) return statSync(path).size;
+	return readdirSync(path).reduce((sum, name) => sum + bytesOf(join(path, name)), 0);
+}
+
+/** Ends with a sentence. */
+function stop(message) {
+	console.error(`\narl: ${message}`);
+	process.exit(1);
+}
+
+function build() {
+	if (!existsSync(join(shared, "bench", "hf_sft.py"))) {
+		stop(`${shared} has no bench folder with the models' configurations and the peer; ARL_SHARED names another place`);
+	}
+	const { home, reason } = cudaToolkit({ forAddon: true });
+	if (reason) stop(`the library with CUDA cannot be built: ${reason}`);
+	const release = ["build", "--release", "--locked", "--quiet", "-p", "arl-bench"];
+	// Beside the addon: in one graph of crates candle's kernels, which take longest, are those of `npm run build:cuda`.
+	const library = ["-p", "arl-node", "--lib", "--no-default-features", "--features", "arl-node/cuda,arl-bench/cuda"];
+	console.error("arl: building the launcher and the library with CUDA (15 minutes on two cores the first time)");
+	orExplain(() => {
+		run("cargo", [...release, "--bin", "gpu"], { env: cargoEnv });
+		run("cargo", [...release, ...library, "--target", CUDA_TRIPLE], { env: cudaEnv(home) });
+	});
+
+	rmSync(folder, { recursive: true, force: true });
+	install(join(cargoEnv.CARGO_TARGET_DIR, "release", "gpu"), join(folder, "gpu"));
+	const built = join(cudaEnv(home).CARGO_TARGET_DIR, CUDA_TRIPLE, "release", "libarl_bench.so");
+	install(built, join(folder, "libarl_bench.so"));
+	copy(join(shared, "bench", "hf_sft.py"), join(folder, "hf_sft.py"));
+	const configs = join(shared, "bench", "configs");
+	for (const name of readdirSync(configs)) {
+		copy(join(configs, name, "config.json"), join(folder, "configs", name, "config.json"));
+	}
+	const golden = join(shared, "golden");
+	for (const name of readdirSync(golden)) {
+		if (!GOLDEN.every((file) => existsSync(join(golden, name, file)))) continue;
+		for (const file of GOLDEN) copy(join(golden, name, file), join(folder, "golden", name, file));
+	}
+	writeFileSync(join(folder, "README"), README);
+	const bytes = bytesOf(folder);
+	console.error(`arl: ${folder}: ${(bytes / 2 ** 20).toFixed(1)} MiB`);
+	if (bytes > MOST_BYTES) stop(`that is more than ${MOST_BYTES / 2 ** 20} MiB`);
+}
+
+build();
+if (process.argv[2] === "run") {
+	const { status, signal } = spawnSync(join(folder, "gpu"), process.argv.slice(3), { stdio: "inherit" });
+	process.exitCode = status ?? (signal ? 1 : 0);
+}
