@@ -31,6 +31,7 @@ fn main() -> ExitCode {
         }
         Ok(options) if options.help => print(HELP),
         Ok(options) if options.list => print(&Options::names().join("\n")),
+        Ok(options) if options.count => code(entry::run(options, Map::new(), "none")),
         Ok(options) if options.device.starts_with("cuda") => on_gpu(&options, &folder.unwrap_or_default()),
         Ok(options) => {
             let device = options.device.clone();

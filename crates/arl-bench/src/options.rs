@@ -15,6 +15,7 @@ pub const HELP: &str = "gpu: checks the engine on a GPU beside the CPU's, then t
   --shapes N        random shapes a leaf in each type; 50 where nothing is said
   --steps N         timed steps a case, after two others; 6 where nothing is said
   --profile         each leaf's share of a step, beside the rates measured in the same run, in place of times
+  --count           without a device: each leaf's operations and bytes, and the least time that an H100's data sheet allows
   --python PATH     a Python with torch and transformers for the peer; else that of VIRTUAL_ENV or PATH; `none`: no peer
   --rehearse        the same with tiny models, to see that all of it runs; what it times tells nothing
   --list            the names of all checks and cases
@@ -37,6 +38,8 @@ pub struct Options {
     pub steps: usize,
     /// Shares of leaves instead of times.
     pub profile: bool,
+    /// What a step is made of, counted instead of run.
+    pub count: bool,
     /// The peer's Python; `None`: to be found.
     pub python: Option<String>,
     /// Tiny models.
@@ -61,6 +64,7 @@ impl Options {
             shapes: 50,
             steps: 6,
             profile: false,
+            count: false,
             python: None,
             rehearse: false,
             list: false,
@@ -82,6 +86,7 @@ impl Options {
                 "--shapes" => options.shapes = number(value()?)? as usize,
                 "--steps" => options.steps = number(value()?)? as usize,
                 "--profile" => options.profile = true,
+                "--count" => options.count = true,
                 "--python" => options.python = Some(value()?),
                 "--rehearse" => options.rehearse = true,
                 "--list" => options.list = true,

@@ -38,8 +38,11 @@ impl<'a> Run<'a> {
         Run { options, machine, open, out, start: Instant::now() }
     }
 
-    /// Checks, then times.
+    /// Checks, then times; or counts.
     pub fn all(&mut self) -> Result<()> {
+        if self.options.count {
+            return times::count::run(self);
+        }
         let mut machine = self.machine.clone();
         machine.insert("device".into(), self.open()?.name().into());
         machine.insert("date".into(), now().into());

@@ -34,6 +34,25 @@ fn lines(output: &Output) -> Vec<Value> {
 }
 
 #[test]
+fn what_is_counted_is_the_formulas_operations_and_one_more_product_of_attentions_backward_pass() {
+    let Some(home) = home() else { return };
+    let folder = home.path().to_str().unwrap();
+    let output = gpu(&["--count", "--rehearse", "--only", "qwen3-0.6b", "--home", folder]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = lines(&output);
+    let number = |name: &str| lines[0][name].as_f64().unwrap();
+    let config = std::fs::read(home.path().join("configs/qwen3-cpu-8m/config.json")).unwrap();
+    let config: Value = serde_json::from_slice(&config).unwrap();
+    let of = |name: &str| config[name].as_f64().unwrap();
+    // 128 tokens in sequences of 64; a product of causal attention is `heads * dim * sequence` operations a token.
+    let product = of("num_hidden_layers") * of("num_attention_heads") * of("head_dim") * 64.0 * 128.0 / 1e12;
+    let more = number("tflop") - number("model_tflop");
+    assert!((more - product).abs() < 1e-3 * product, "{more} more, not {product}: {}", lines[0]);
+    assert!((0.0..=1.0).contains(&number("mfu_at_most")), "{}", lines[0]);
+    assert!(lines[0].get("step_s").is_none() && lines[0]["counted"] == true, "{}", lines[0]);
+}
+
+#[test]
 fn a_rehearsal_checks_and_then_times() {
     let Some(home) = home() else { return };
     let home = home.path().to_str().unwrap();

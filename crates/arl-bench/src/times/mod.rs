@@ -1,6 +1,7 @@
 //! What is timed, once all is right: the table of cases, each with its goal and its limit of seconds.
 
 mod context;
+pub(crate) mod count;
 mod loss;
 mod offload;
 mod peer;

@@ -60,7 +60,7 @@ impl Step {
 }
 
 /// Settings from the fastest to the smallest.
-const SETTINGS: [(Recompute, bool); 6] = [
+pub(super) const SETTINGS: [(Recompute, bool); 6] = [
     (Recompute::Off, false),
     (Recompute::Norms, false),
     (Recompute::Mlp, false),
@@ -70,7 +70,7 @@ const SETTINGS: [(Recompute, bool); 6] = [
 ];
 
 /// Left for what the plan does not know: fragments, the driver's own.
-const MARGIN: usize = 512 << 20;
+pub(super) const MARGIN: usize = 512 << 20;
 
 /// The fastest settings whose plan fits `free` bytes; where memory is not known, the usual ones.
 pub(super) fn fitting(

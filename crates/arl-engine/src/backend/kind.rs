@@ -5,9 +5,10 @@ use arl_model::Result;
 use super::{DType, Heads, cuda};
 
 /// What sort of device a backend computes on; what a plan needs to know of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceKind {
     /// The host's processor.
+    #[default]
     Cpu,
     /// A CUDA device.
     Cuda,

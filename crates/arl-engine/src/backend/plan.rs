@@ -10,6 +10,14 @@ use super::*;
 pub struct PlanBackend {
     /// Leaves that were asked for.
     pub leaves: usize,
+    kind: DeviceKind,
+}
+
+impl PlanBackend {
+    /// In the place of a device of a sort.
+    pub fn of(kind: DeviceKind) -> Self {
+        PlanBackend { leaves: 0, kind }
+    }
 }
 
 macro_rules! no_op {
@@ -25,6 +33,14 @@ macro_rules! no_op {
 impl Backend for PlanBackend {
     fn name(&self) -> String {
         "plan".into()
+    }
+
+    fn kind(&self) -> DeviceKind {
+        self.kind
+    }
+
+    fn logits_gradient(&self, activations: DType) -> DType {
+        if self.kind == DeviceKind::Cuda { activations } else { DType::F32 }
     }
 
     fn reserve(&mut self, _pool: Pool, _bytes: usize) -> Result<()> {

@@ -1,0 +1,127 @@
+//! What a step is made of, counted without a device: the operations and bytes of each leaf, and the least time that a GPU's
+//! data sheet allows for them. Nothing is computed and nothing is timed.
+
+use arl_engine::backend::DeviceKind;
+use arl_engine::backend::plan::PlanBackend;
+use arl_engine::backend::profile::{LeafTotal, ProfileBackend};
+use arl_engine::{BatchSize, Engine, EngineOptions, Flops, Hyper, Weights, plan_memory_of};
+use arl_model::{ModelConfig, Result};
+use serde_json::json;
+
+use super::step::{MARGIN, SETTINGS, Step};
+use super::{ADAM, CASES, Work, batch};
+use crate::run::Run;
+
+/// An H100 SXM by its data sheet: dense bf16 in FLOP/s, device memory and PCIe (one way) in bytes/s, memory in bytes.
+const FLOPS: f64 = 989e12;
+const MEMORY: f64 = 3.35e12;
+const LINK: f64 = 64e9;
+const BYTES: usize = 80_000_000_000;
+
+/// Leaves of the table; the others are one line.
+const SHOWN: usize = 14;
+
+/// Counts the cases of whole steps that are asked for.
+pub(crate) fn run(run: &mut Run<'_>) -> Result<()> {
+    run.note(
+        "counted, not measured: H100 SXM by its data sheet, 989 TFLOP/s of bf16, 3.35 TB/s, PCIe 64 GB/s each way",
+    )?;
+    for case in CASES {
+        if let (Work::Step(step), true) = (&case.work, run.options.times(case.name)) {
+            count(run, case.name, &step.sized(run))?;
+        }
+    }
+    Ok(())
+}
+
+/// The fastest settings whose plan fits the device, whatever host memory there is here.
+fn settings(config: &ModelConfig, base: &EngineOptions) -> Result<Option<EngineOptions>> {
+    for (recompute, activation_offloading) in SETTINGS {
+        let options = EngineOptions { recompute, activation_offloading, ..base.clone() };
+        if plan_memory_of(config, &options, DeviceKind::Cuda)?.total_bytes + MARGIN <= BYTES {
+            return Ok(Some(options));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether a leaf goes over the link to the host, beside the others.
+fn is_copy(leaf: &str) -> bool {
+    leaf.starts_with("transfer") || leaf.starts_with("upload")
+}
+
+fn least(total: &LeafTotal) -> f64 {
+    (total.flops / FLOPS).max(total.bytes / MEMORY)
+}
+
+fn count(run: &mut Run<'_>, name: &'static str, step: &Step) -> Result<()> {
+    let dir = step.folder(run);
+    let config = ModelConfig::from_dir(&dir)?;
+    let base = EngineOptions {
+        dtype: arl_engine::backend::DType::Bf16,
+        adam: ADAM,
+        optimizer_offload: step.optimizer_offload,
+        max_batch: BatchSize { tokens: step.tokens, sequences: step.tokens / step.seq },
+        ..EngineOptions::default()
+    };
+    let Some(options) = settings(&config, &base)? else {
+        return super::skipped(run, name, "no settings fit 80 GB");
+    };
+    let backend = Box::new(ProfileBackend::new(Box::new(PlanBackend::of(DeviceKind::Cuda))));
+    let mut engine = Engine::open(backend, &dir, Weights::Random(0), &options)?;
+    let batches: Vec<_> =
+        (0..step.micro_batches).map(|m| batch(config.vocab_size, step.tokens, step.seq, m as u64 + 1)).collect();
+    let hyper = Hyper { learning_rate: 1e-5, max_grad_norm: 1.0 };
+    // With `optimizer_offload` a step begins with the update that the one before has left.
+    engine.step(&batches, hyper)?;
+    engine.backend_mut().enable()?;
+    engine.step(&batches, hyper)?;
+    let mut leaves = engine.backend_mut().take()?.leaves;
+    leaves.sort_by(|a, b| least(&b.1).total_cmp(&least(&a.1)));
+
+    let (copies, leaves): (Vec<_>, Vec<_>) = leaves.into_iter().partition(|(leaf, _)| is_copy(leaf));
+    let sum = |of: fn(&LeafTotal) -> f64| leaves.iter().map(|(_, total)| of(total)).sum::<f64>();
+    let (flops, all) = (sum(|total| total.flops), sum(least));
+    let products = sum(|total| if total.flops > 0.0 { least(total) } else { 0.0 });
+    let per_token = Flops::of(&config);
+    let tokens = step.tokens * step.micro_batches;
+    let model = (per_token.per_token + per_token.attention * step.seq as f64) * tokens as f64;
+    let copied = copies.iter().map(|(_, total)| total.bytes).sum::<f64>();
+
+    run.note(&format!(
+        "{name}: one step of {} x {} tokens, recompute {:?}",
+        step.micro_batches, step.tokens, options.recompute
+    ))?;
+    run.note(&format!("{:44} {:>6} {:>11} {:>9} {:>10} {:>6}", "leaf", "calls", "GFLOP", "GB", "least ms", "share"))?;
+    for (leaf, total) in leaves.iter().take(SHOWN) {
+        let share = 100.0 * least(total) / all;
+        let (gflop, gb) = (total.flops / 1e9, total.bytes / 1e9);
+        run.note(&format!(
+            "{leaf:44} {:6} {gflop:11.1} {gb:9.3} {:10.3} {share:5.1}%",
+            total.calls,
+            least(total) * 1e3
+        ))?;
+    }
+    let rest: f64 = leaves.iter().skip(SHOWN).map(|(_, total)| least(total)).sum();
+    run.note(&format!("{:44} {:>38.3} {:5.1}%", "all others", rest * 1e3, 100.0 * rest / all))?;
+    run.case(json!({
+        "case": name, "ok": true, "counted": true, "recompute": format!("{:?}", options.recompute),
+        "activation_offloading": options.activation_offloading, "optimizer_offload": options.optimizer_offload,
+        "tokens": tokens, "leaves": leaves.iter().map(|(_, total)| total.calls).sum::<usize>(),
+        "model_tflop": model / 1e12, "tflop": flops / 1e12, "least_ms": all * 1e3, "products_ms": products * 1e3,
+        "memory_ms": (all - products) * 1e3, "link_gb": copied / 1e9, "link_ms": copied / 2.0 / LINK * 1e3,
+        "mfu_at_most": model / FLOPS / all,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leaf_takes_as_long_as_the_slower_of_its_operations_and_its_bytes() {
+        let total = |flops, bytes| LeafTotal { flops, bytes, ..LeafTotal::default() };
+        assert_eq!(least(&total(989e12, 1.0)), 1.0);
+        assert_eq!(least(&total(1.0, 6.7e12)), 2.0);
+    }
+}
