@@ -134,12 +134,12 @@ describe("flags", () => {
 		expect(resolve([]).args).toMatchObject({ activation_offloading: false, optimizer_offload: false });
 		const { args } = resolve(["--activation_offloading", "--optimizer_offload"]);
 		expect(args).toMatchObject({ activation_offloading: true, optimizer_offload: true });
-		expect(resolve([]).args.attention).toBe("auto");
+		expect(resolve([]).args.attention).toBe("own");
 		expect(resolve(["--full_determinism"])).toMatchObject({
 			args: { attention: "own" },
 			notices: ['full_determinism (a flag) is read as attention "own"'],
 		});
-		expect(resolve(["--full_determinism", "false"]).args.attention).toBe("auto");
+		expect(resolve(["--full_determinism", "false"], { attention: "auto" }).args.attention).toBe("auto");
 		expect(resolve(["--no_activation_offloading"], { activation_offloading: true }).args.activation_offloading).toBe(
 			false,
 		);
