@@ -24,6 +24,7 @@ const README = `gpu checks arl's engine on an NVIDIA GPU beside the CPU's, and t
 
     ./gpu                      all of it, within 570 seconds (--budget); stops at the first wrong number
     ./gpu --shapes 5 --only context       a shorter check, then one case; --list names them
+    ./gpu --attention cudnn    with cuDNN's attention, checked first; auto: where it can be used
     ./gpu --profile            each leaf's share of a step instead of times
     ./gpu --device cpu --rehearse         all of it with tiny models, without a GPU
 

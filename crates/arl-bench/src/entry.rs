@@ -31,7 +31,8 @@ pub fn open(device: &str) -> Result<Box<dyn Backend>> {
         #[cfg(feature = "emulation")]
         ("emulated", _) => {
             use arl_engine::backend::cuda::{CudaBackend, EmulatedDevice};
-            Ok(Box::new(CudaBackend::new(EmulatedDevice::default())))
+            // It is used where `--attention` asks for it.
+            Ok(Box::new(CudaBackend::new(EmulatedDevice::with_library())))
         }
         #[cfg(feature = "cuda")]
         (_, Some(ordinal)) => {

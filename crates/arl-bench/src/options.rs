@@ -2,12 +2,15 @@
 
 use std::path::PathBuf;
 
+use arl_engine::AttentionChoice;
+
 use crate::{checks, times};
 
 /// What `--help` prints.
 pub const HELP: &str = "gpu: checks the engine on a GPU beside the CPU's, then times it. One JSON line a check and a case.
 
   gpu [--only NAME,...] [--budget SECONDS] [--profile] [--python PATH] [--device cuda] [--rehearse]
+      [--attention own]
 
   --device NAME     cuda (the first that can be used), cuda:N, cpu, or emulated: the kernels on the host, checks alone
   --only NAMES      these checks or cases alone, with commas between; before a case all checks run. --list names them
@@ -16,12 +19,22 @@ pub const HELP: &str = "gpu: checks the engine on a GPU beside the CPU's, then t
   --steps N         timed steps a case, after two others; 6 where nothing is said
   --profile         each leaf's share of a step, beside the rates measured in the same run, in place of times
   --count           without a device: each leaf's operations and bytes, and the least time that an H100's data sheet allows
+  --attention WHO   own (the default), cudnn, or auto: cuDNN where it can be used; then attention by it is checked first
   --python PATH     a Python with torch and transformers for the peer; else that of VIRTUAL_ENV or PATH; `none`: no peer
   --rehearse        the same with tiny models, to see that all of it runs; what it times tells nothing
   --list            the names of all checks and cases
 
 It ends with 0 where all checks passed and every case ran, 1 at the first wrong number, 2 on a wrong option, 3 where CUDA
 cannot be used (it says what is missing), 4 where a case ran past its limit.";
+
+/// Who may compute attention, as `--attention` and the option of `arl train` name it.
+const ATTENTION: [(&str, AttentionChoice); 3] =
+    [("own", AttentionChoice::Own), ("auto", AttentionChoice::Auto), ("cudnn", AttentionChoice::Cudnn)];
+
+/// The word for who computes attention.
+pub(crate) fn word(choice: AttentionChoice) -> &'static str {
+    ATTENTION.iter().find(|(_, other)| *other == choice).map_or("own", |(word, _)| word)
+}
 
 /// The options of a run.
 #[derive(Clone, Debug)]
@@ -40,6 +53,8 @@ pub struct Options {
     pub profile: bool,
     /// What a step is made of, counted instead of run.
     pub count: bool,
+    /// Who computes attention.
+    pub attention: AttentionChoice,
     /// The peer's Python; `None`: to be found.
     pub python: Option<String>,
     /// Tiny models.
@@ -65,6 +80,7 @@ impl Options {
             steps: 6,
             profile: false,
             count: false,
+            attention: AttentionChoice::Own,
             python: None,
             rehearse: false,
             list: false,
@@ -87,6 +103,11 @@ impl Options {
                 "--steps" => options.steps = number(value()?)? as usize,
                 "--profile" => options.profile = true,
                 "--count" => options.count = true,
+                "--attention" => {
+                    let asked = value()?;
+                    let known = ATTENTION.iter().find(|(word, _)| *word == asked);
+                    options.attention = known.ok_or(format!("--attention is own, auto or cudnn, not `{asked}`"))?.1;
+                }
                 "--python" => options.python = Some(value()?),
                 "--rehearse" => options.rehearse = true,
                 "--list" => options.list = true,
@@ -104,6 +125,12 @@ impl Options {
         if let Some(name) = options.only.iter().find(|name| !names.contains(&name.as_str())) {
             return Err(format!("--only {name}: there are {}", names.join(", ")));
         }
+        if options.only.iter().any(|name| name == checks::LIBRARY) && options.attention == AttentionChoice::Own {
+            return Err(format!(
+                "--only {}: it checks the library that --attention cudnn or auto asks for",
+                checks::LIBRARY
+            ));
+        }
         Ok(options)
     }
 
@@ -115,6 +142,9 @@ impl Options {
     /// Whether a check is to be run: it is named, or anything is to be timed. What is timed must have been checked.
     pub(crate) fn checks(&self, name: &str) -> bool {
         let case = |only: &String| times::names().contains(&only.as_str());
+        if name == checks::LIBRARY && self.attention == AttentionChoice::Own {
+            return false;
+        }
         self.only.is_empty() || self.only.iter().any(|only| only == name || case(only))
     }
 
@@ -139,11 +169,19 @@ mod tests {
         assert_eq!((options.budget, options.device.as_str(), options.profile), (60, "cuda:1", true));
         assert!(options.times("loss") && options.times("context") && !options.times("qwen3-4b"));
         assert_eq!(options.python.as_deref(), Some("none"));
+        assert_eq!(options.attention, AttentionChoice::Own);
+        for (name, choice) in ATTENTION {
+            assert_eq!(parse(&format!("--attention {name}")).unwrap().attention, choice);
+            assert_eq!(word(choice), name);
+        }
     }
 
     #[test]
     fn what_is_timed_is_checked_before() {
-        assert!(checks::NAMES.into_iter().all(|check| parse("--only loss,golden").unwrap().checks(check)));
+        assert!(checks::NAMES.into_iter().all(|check| parse("--only loss --attention auto").unwrap().checks(check)));
+        // The own kernels' attention is a leaf.
+        let own = parse("--only loss,golden").unwrap();
+        assert!(checks::NAMES.into_iter().all(|check| own.checks(check) == (check != checks::LIBRARY)));
         let leaves = parse("--only leaves").unwrap();
         assert!(leaves.checks("leaves") && !leaves.checks("golden") && !leaves.times("loss"));
     }
@@ -152,11 +190,13 @@ mod tests {
     fn what_is_wrong_is_named() {
         for (words, message) in [
             ("--onyl x", "--onyl is no option"),
-            ("--only lots", "--only lots: there are leaves"),
+            ("--only lots", "--only lots: there are attention, leaves"),
             ("--budget soon", "whole number above 0, not `soon`"),
             ("--steps 0", "whole number above 0, not `0`"),
             ("--device tpu", "not `tpu`"),
             ("--python", "--python needs a value"),
+            ("--only attention", "it checks the library"),
+            ("--attention flash", "own, auto or cudnn, not `flash`"),
         ] {
             let error = parse(words).unwrap_err();
             assert!(error.contains(message), "{error}");

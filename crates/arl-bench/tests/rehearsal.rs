@@ -62,7 +62,9 @@ fn a_rehearsal_checks_and_then_times() {
     let lines = lines(&output);
     let checks: Vec<&Value> = lines.iter().filter(|line| line.get("check").is_some()).collect();
     assert!(checks.iter().filter(|line| line["check"] == "leaf").count() >= 29, "{checks:?}");
-    assert!(checks.iter().any(|line| line["check"] == "golden" && line["dtype"] == "Bf16"), "{checks:?}");
+    for dtype in ["F32", "Bf16", "F16"] {
+        assert!(checks.iter().any(|line| line["check"] == "golden" && line["dtype"] == dtype), "{dtype}: {checks:?}");
+    }
     assert!(checks.iter().all(|line| line["ok"] == true), "{checks:?}");
     let cases: Vec<&Value> = lines.iter().filter(|line| line.get("case").is_some()).collect();
     assert_eq!(
@@ -74,6 +76,7 @@ fn a_rehearsal_checks_and_then_times() {
         assert!(case["date"].is_string() && case["command"].is_string(), "{case}");
     }
     assert!(cases[0]["tokens_per_s"].as_f64().unwrap() > 0.0, "{}", cases[0]);
+    assert_eq!(cases[0]["attention"], "own");
     assert!(cases[0]["reached"].is_null(), "a host's figures reach no GPU's goal: {}", cases[0]);
     assert_eq!(cases[2]["reached"], true);
 }
@@ -122,8 +125,21 @@ fn what_is_missing_for_a_gpu_is_named() {
 }
 
 #[test]
+fn a_device_without_a_library_for_attention_says_so_or_takes_its_own() {
+    let short = ["--device", "cpu", "--shapes", "1", "--only", "attention", "--attention"];
+    let output = gpu(&[&short[..], &["cudnn"]].concat());
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("attention by the library") && told.contains("no library for attention"), "{told}");
+    let output = gpu(&[&short[..], &["auto"]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = lines(&output);
+    assert_eq!((&lines[0]["trials"], &lines[0]["refused"], lines.len()), (&0.into(), &1.into(), 1), "{lines:?}");
+}
+
+#[test]
 fn a_wrong_option_is_named() {
     let output = gpu(&["--only", "qwen3-4tb"]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("--only qwen3-4tb: there are leaves, golden"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--only qwen3-4tb: there are attention, leaves, golden"));
 }

@@ -7,10 +7,13 @@ use std::path::Path;
 
 use arl_bench::options::Options;
 use arl_bench::run::Run;
-use arl_engine::backend::cuda::{Arg, CudaBackend, Device, EmulatedDevice, Launch};
+use arl_engine::backend::cuda::{Arg, CudaBackend, Device, EmulatedDevice, Launch, PackedAttention, PackedShape};
 use arl_engine::backend::{Backend, Buffer, Event, Matmul, Pool, Stream};
 use arl_model::Result;
 use serde_json::Map;
+
+/// What is wrong when it is not a kernel: the library for attention, which takes the scores too large by the factor.
+const LIBRARY: &str = "library";
 
 /// The kernels on the host; the floats that one of them is given are too large by a factor, which grows with each launch.
 struct WrongDevice {
@@ -84,14 +87,29 @@ impl Device for WrongDevice {
     fn matmul(&mut self, op: &Matmul) {
         self.inner.matmul(op);
     }
+
+    fn plan_attention(&mut self, shape: &PackedShape) -> std::result::Result<(), String> {
+        self.inner.plan_attention(shape)
+    }
+
+    fn packed_attention(&mut self, pass: &PackedAttention) {
+        let factor = if self.kernel == LIBRARY { self.factor } else { 1.0 };
+        let scale = (factor * f32::from_bits(pass.shape.scale)).to_bits();
+        self.inner.packed_attention(&PackedAttention { shape: PackedShape { scale, ..pass.shape }, ..*pass });
+    }
 }
 
 /// What a rehearsal on such a device prints, and how it ends.
 fn rehearse(kernel: &'static str, factor: f32, growth: f32) -> (String, Result<()>) {
-    let words = ["--rehearse", "--shapes", "3", "--only", "leaves,loss"].map(str::to_string);
+    rehearse_with(&["--only", "leaves,loss"], kernel, factor, growth)
+}
+
+fn rehearse_with(more: &[&str], kernel: &'static str, factor: f32, growth: f32) -> (String, Result<()>) {
+    let words: Vec<String> = ["--rehearse", "--shapes", "3"].iter().chain(more).map(|word| word.to_string()).collect();
     let options = Options::parse(&words, Path::new(env!("CARGO_MANIFEST_DIR")).join("none")).unwrap();
     let open = || -> Result<Box<dyn Backend>> {
-        Ok(Box::new(CudaBackend::new(WrongDevice { inner: EmulatedDevice::default(), kernel, factor, growth })))
+        let inner = EmulatedDevice::with_library();
+        Ok(Box::new(CudaBackend::new(WrongDevice { inner, kernel, factor, growth })))
     };
     let mut out = Vec::new();
     let ended = Run::new(options, Map::new(), &open, &mut out).all();
@@ -123,8 +141,30 @@ fn a_leaf_that_gives_other_bits_each_time_is_found() {
 
 #[test]
 fn without_a_wrong_one_the_leaves_pass() {
-    let (out, ended) = rehearse("none", 1.0, 0.0);
+    // The library is wrong, and nobody asks for it.
+    let (out, ended) = rehearse(LIBRARY, 1.2, 0.0);
     // What comes after the leaves finds no golden models here.
     assert!(out.contains("# leaves: all right"), "{out}");
     assert!(ended.expect_err("no golden models").message.contains("no golden models there"));
+}
+
+#[test]
+fn a_library_for_attention_that_is_wrong_is_found_before_anything_else() {
+    for choice in ["cudnn", "auto"] {
+        let (out, ended) = rehearse_with(&["--attention", choice, "--only", "loss"], LIBRARY, 1.2, 0.0);
+        let error = ended.expect_err(choice);
+        assert!(
+            error.message.starts_with("attention by the library is wrong, and nothing is timed: "),
+            "{choice}: {error}"
+        );
+        assert!(!out.contains("\"check\"") && !out.contains("\"case\""), "{choice}: {out}");
+    }
+}
+
+#[test]
+fn a_library_that_is_right_passes_with_its_steps() {
+    let (out, ended) = rehearse_with(&["--attention", "cudnn", "--only", "attention"], "none", 1.0, 0.0);
+    ended.unwrap();
+    assert_eq!(out.matches("\"beside_own\"").count(), 2, "{out}");
+    assert!(out.contains("\"refused\":0") && out.contains("# attention: all right"), "{out}");
 }

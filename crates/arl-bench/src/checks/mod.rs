@@ -1,8 +1,11 @@
-//! What must be right before anything is timed: the leaves, the golden models, whole steps. Stops at the first that is wrong.
+//! What must be right before anything is timed: the leaves, attention's library, the golden models, whole steps. Stops at the
+//! first that is wrong.
 
+mod beside;
 mod draw;
 mod golden;
 mod leaves;
+mod library;
 mod steps;
 mod trial;
 
@@ -14,15 +17,19 @@ use arl_engine::backend::DType;
 use arl_model::{Error, ErrorCode, Result};
 use serde_json::json;
 
+use crate::options::word;
 use crate::run::{GRACE, Limit, Run};
 
+/// The check of a library for attention; the own kernels are leaves.
+pub(crate) const LIBRARY: &str = "attention";
+
 /// The names of the checks, as `--only` takes them.
-pub(crate) const NAMES: [&str; 3] = ["leaves", "golden", "steps"];
+pub(crate) const NAMES: [&str; 4] = [LIBRARY, "leaves", "golden", "steps"];
 
 /// Runs the checks that are asked for. An error: something is wrong, and nothing may be timed.
 pub(crate) fn run(run: &mut Run<'_>) -> Result<()> {
     let _limit = Limit::new("checks", run.left() + GRACE);
-    let checks: [fn(&mut Run<'_>) -> Result<()>; 3] = [check_leaves, check_golden, check_steps];
+    let checks: [fn(&mut Run<'_>) -> Result<()>; 4] = [check_library, check_leaves, check_golden, check_steps];
     for (name, check) in NAMES.into_iter().zip(checks) {
         if run.checks(name) {
             let start = Instant::now();
@@ -41,9 +48,43 @@ fn check_leaves(run: &mut Run<'_>) -> Result<()> {
         let (shapes, large) = (run.options.shapes, run.large());
         let figures = leaf.check(&mut *device, shapes, large).map_err(|error| wrong(leaf.name, &error))?;
         run.line(json!({
-            "check": "leaf", "leaf": leaf.name, "trials": 2 * shapes, "ok": true,
-            "bf16_least_cosine": figures.cosine, "bf16_norm_error": figures.norm_error, "f32_error": figures.f32_error,
+            "check": "leaf", "leaf": leaf.name, "trials": leaves::TYPES.len() * shapes, "ok": true,
+            "least_cosine": figures.cosine, "norm_error": figures.norm_error, "f32_error": figures.f32_error,
             "same_bits_again": true,
+        }))?;
+    }
+    Ok(())
+}
+
+/// The device's own library, where `--attention` asks for it: its attention, and whole steps with it. First of all, as a
+/// library that is not there ends the run.
+fn check_library(run: &mut Run<'_>) -> Result<()> {
+    let choice = run.options.attention;
+    run.in_time("attention")?;
+    let (shapes, large) = (run.options.shapes, run.large());
+    let mut device = run.open()?;
+    let outcome = library::check(&mut *device, choice, shapes, large)
+        .map_err(|error| wrong("attention by the library", &error))?;
+    drop(device);
+    for refused in &outcome.refused {
+        run.note(&format!("attention: the own kernels, for {refused}"))?;
+    }
+    run.line(json!({
+        "check": "attention", "attention": word(choice), "trials": outcome.trials, "refused": outcome.refused.len(),
+        "ok": true, "least_cosine": outcome.figures.cosine, "norm_error": outcome.figures.norm_error,
+    }))?;
+    if outcome.trials == 0 {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir().map_err(|error| Error::io(&std::env::temp_dir(), &error))?;
+    for head in [64, 128] {
+        run.in_time("attention")?;
+        let dir = steps::small_model(folder.path(), head)?;
+        let (apart, cosine) =
+            steps::check_library(&|| run.open(), &dir, choice).map_err(|error| wrong("a step", &error))?;
+        run.line(json!({
+            "check": "attention", "attention": word(choice), "model": format!("heads-of-{head}"), "dtype": "Bf16", "ok": true,
+            "beside_own": apart, "cosine_of_gradients": cosine,
         }))?;
     }
     Ok(())
@@ -53,7 +94,7 @@ fn wrong(what: &str, error: &Error) -> Error {
     Error::new(error.code, format!("{what} is wrong, and nothing is timed: {}", error.message)).hint(error.hint.clone())
 }
 
-/// What transformers computed, in both types.
+/// What transformers computed, in every type.
 fn check_golden(run: &mut Run<'_>) -> Result<()> {
     let folder = run.options.home.join("golden");
     let cases = golden::cases(&folder);
@@ -61,7 +102,7 @@ fn check_golden(run: &mut Run<'_>) -> Result<()> {
         return Err(Error::new(ErrorCode::Io, format!("{}: no golden models there", folder.display()))
             .hint("build the folder again: `npm run build:bench`"));
     }
-    for (case, dtype) in cases.iter().flat_map(|case| [DType::F32, DType::Bf16].map(|dtype| (case, dtype))) {
+    for (case, dtype) in cases.iter().flat_map(|case| leaves::TYPES.map(|dtype| (case, dtype))) {
         run.in_time("golden")?;
         let outcome = golden::run_case_on(run.open()?, case, Recompute::Norms, dtype)?;
         let line = outcome.line();

@@ -1,14 +1,17 @@
 //! Whole optimizer steps: their numbers beside the CPU's, and the same bits on a second run, with every level of
-//! recomputation, and with both offloads.
+//! recomputation, and with both offloads. With attention by the device's own library: their numbers beside the own kernels'.
 
 use std::path::{Path, PathBuf};
 
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::backend::{Backend, DType};
-use arl_engine::{Adam, BatchSize, Engine, EngineOptions, Hyper, IGNORED, Kind, MicroBatch, Recompute, Weights};
+use arl_engine::{
+    Adam, AttentionChoice, BatchSize, Engine, EngineOptions, Hyper, IGNORED, Kind, MicroBatch, Recompute, Weights,
+};
 use arl_model::{Error, ErrorCode, Result};
 
 use super::draw::Draw;
+use super::trial::{COSINE, NORM_ERROR, Near};
 
 /// Most that a loss or gradient norm may differ from the CPU's.
 fn bound(dtype: DType) -> f64 {
@@ -29,9 +32,10 @@ struct Outcome {
 struct Way {
     recompute: Recompute,
     offload: bool,
+    attention: AttentionChoice,
 }
 
-const PLAIN: Way = Way { recompute: Recompute::Norms, offload: false };
+const PLAIN: Way = Way { recompute: Recompute::Norms, offload: false, attention: AttentionChoice::Own };
 
 /// Two layers with heads of a size, as `config.json` says a Qwen3 model; small enough for the host.
 pub(super) fn small_model(folder: &Path, head: usize) -> Result<PathBuf> {
@@ -62,22 +66,31 @@ fn batch(draw: &mut Draw, lengths: &[usize], vocab: usize) -> MicroBatch {
     batch
 }
 
-fn run<B: Backend + ?Sized>(backend: Box<B>, dir: &Path, dtype: DType, way: Way) -> Result<Outcome> {
+fn engine<B: Backend + ?Sized>(backend: Box<B>, dir: &Path, dtype: DType, way: Way) -> Result<Engine<B>> {
     let options = EngineOptions {
         dtype,
         recompute: way.recompute,
         activation_offloading: way.offload,
         optimizer_offload: way.offload,
+        attention: way.attention,
         max_batch: BatchSize { tokens: 100, sequences: 4 },
         adam: Adam { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1 },
         ..EngineOptions::default()
     };
-    let mut engine = Engine::open(backend, dir, Weights::Random(7), &options)?;
+    Engine::open(backend, dir, Weights::Random(7), &options)
+}
+
+fn batches(draw: &mut Draw, vocab: usize) -> [MicroBatch; 2] {
+    [batch(draw, &[9, 70, 21], vocab), batch(draw, &[33], vocab)]
+}
+
+fn run<B: Backend + ?Sized>(backend: Box<B>, dir: &Path, dtype: DType, way: Way) -> Result<Outcome> {
+    let mut engine = engine(backend, dir, dtype, way)?;
     let vocab = engine.config().vocab_size;
     let mut draw = Draw::new(11, false);
     let mut figures = Vec::new();
     for _ in 0..STEPS {
-        let batches = [batch(&mut draw, &[9, 70, 21], vocab), batch(&mut draw, &[33], vocab)];
+        let batches = batches(&mut draw, vocab);
         let stats = engine.step(&batches, Hyper { learning_rate: 1e-3, max_grad_norm: 1.0 })?;
         figures.extend([stats.loss, stats.grad_norm]);
     }
@@ -90,13 +103,61 @@ fn run<B: Backend + ?Sized>(backend: Box<B>, dir: &Path, dtype: DType, way: Way)
     Ok(Outcome { figures, state })
 }
 
+/// The most that two runs' figures differ.
+fn apart(a: &[f64], b: &[f64]) -> f64 {
+    let apart = a.iter().zip(b).map(|(a, b)| (a - b).abs() / b.abs());
+    apart.fold(0.0, |a: f64, b| if b > a || b.is_nan() { b } else { a })
+}
+
+/// Every gradient of one optimizer step.
+fn gradients(backend: Box<dyn Backend>, dir: &Path, way: Way) -> Result<Vec<f64>> {
+    let mut engine = engine(backend, dir, DType::Bf16, way)?;
+    let vocab = engine.config().vocab_size;
+    engine.gradients(&batches(&mut Draw::new(11, false), vocab))?;
+    let mut all = Vec::new();
+    for name in engine.tensor_names() {
+        all.extend(engine.read_tensor(&name, Kind::Gradients)?.into_iter().map(f64::from));
+    }
+    Ok(all)
+}
+
+/// Checks one model in bf16 whose attention is the library's beside the same with the own kernels; how far the figures are
+/// apart, and the cosine of gradients.
+pub(super) fn check_library(
+    open: &dyn Fn() -> Result<Box<dyn Backend>>,
+    dir: &Path,
+    attention: AttentionChoice,
+) -> Result<(f64, f64)> {
+    let own = run(open()?, dir, DType::Bf16, PLAIN)?;
+    let own_gradients = gradients(open()?, dir, PLAIN)?;
+    let (mut most_apart, mut least_cosine) = (0.0f64, 1.0f64);
+    for way in [Way { attention, ..PLAIN }, Way { attention, recompute: Recompute::Block, offload: true }] {
+        let other = run(open()?, dir, DType::Bf16, way)?;
+        let apart = apart(&other.figures, &own.figures);
+        let near = Near::of(&gradients(open()?, dir, way)?, &own_gradients);
+        if apart.is_nan() || apart > bound(DType::Bf16) || near.cosine < COSINE || near.norm_error > NORM_ERROR {
+            let what = format!(
+                "{} with {attention:?}, recompute {:?}: losses and gradient norms {:?}, with the own kernels {:?}; gradients: \
+                 cosine {:.6}, norms {:.2e}",
+                dir.display(),
+                way.recompute,
+                other.figures,
+                own.figures,
+                near.cosine,
+                near.norm_error
+            );
+            return Err(Error::new(ErrorCode::Internal, what));
+        }
+        (most_apart, least_cosine) = (most_apart.max(apart), least_cosine.min(near.cosine));
+    }
+    Ok((most_apart, least_cosine))
+}
+
 /// Checks one model in one type; how far the figures are from the CPU's.
 pub(super) fn check(open: &dyn Fn() -> Result<Box<dyn Backend>>, dir: &Path, dtype: DType) -> Result<f64> {
     let plain = run(open()?, dir, dtype, PLAIN)?;
     let cpu = run(Box::new(CpuBackend::new()), dir, dtype, PLAIN)?;
-    let pairs = plain.figures.iter().zip(&cpu.figures);
-    let apart =
-        pairs.map(|(a, b)| (a - b).abs() / b.abs()).fold(0.0, |a: f64, b| if b > a || b.is_nan() { b } else { a });
+    let apart = apart(&plain.figures, &cpu.figures);
     let wrong = |what: String| Err(Error::new(ErrorCode::Internal, format!("{} in {dtype:?}: {what}", dir.display())));
     if apart.is_nan() || apart > bound(dtype) {
         return wrong(format!(
@@ -106,7 +167,8 @@ pub(super) fn check(open: &dyn Fn() -> Result<Box<dyn Backend>>, dir: &Path, dty
             bound(dtype)
         ));
     }
-    let ways = LEVELS.into_iter().flat_map(|recompute| [false, true].map(|offload| Way { recompute, offload }));
+    let ways =
+        LEVELS.into_iter().flat_map(|recompute| [false, true].map(|offload| Way { recompute, offload, ..PLAIN }));
     for way in ways {
         let other = run(open()?, dir, dtype, way)?;
         let what = format!("recompute {:?}, offloads {}", way.recompute, way.offload);

@@ -5,11 +5,11 @@ use std::ops::Range;
 
 use arl_engine::backend::{Backend, Buffer, DType, Pool, Rows, join_master};
 use arl_model::{Error, ErrorCode, Result};
-use half::bf16;
+use half::{bf16, f16};
 
 use super::draw::Draw;
 
-/// Least cosine, and most that the norms may differ, of results that went through bf16.
+/// Least cosine, and most that the norms may differ, of results that went through a type of 16 bits.
 pub(crate) const COSINE: f64 = 0.999;
 /// See [`COSINE`].
 pub(crate) const NORM_ERROR: f64 = 0.01;
@@ -30,8 +30,8 @@ struct Output {
     exact: bool,
     /// The lower halves that make a bf16 weight an exact f32.
     low: Option<Range<usize>>,
-    /// The place and type instead, on backends that narrow the gradient of logits.
-    narrowed: Option<Vec<Range<usize>>>,
+    /// The type and place instead, on backends that narrow the gradient of logits.
+    narrowed: Option<(DType, Vec<Range<usize>>)>,
 }
 
 /// The makings of a [`Trial`].
@@ -50,8 +50,8 @@ type Call = Box<dyn Fn(&mut dyn Backend)>;
 pub(crate) struct Trial {
     /// Its shapes, for messages.
     pub(crate) what: String,
-    /// Whether anything in it is bf16.
-    bf16: bool,
+    /// Whether anything in it is of 16 bits.
+    narrow: bool,
     image: Vec<u8>,
     outputs: Vec<Output>,
     /// What a leaf may leave as it likes.
@@ -62,9 +62,9 @@ pub(crate) struct Trial {
 /// How far results were apart at worst.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Figures {
-    /// Least cosine, where bf16 is involved.
+    /// Least cosine, where a type of 16 bits is involved.
     pub(crate) cosine: f64,
-    /// Most that norms differed, where bf16 is involved.
+    /// Most that norms differed, where a type of 16 bits is involved.
     pub(crate) norm_error: f64,
     /// Most of `|a - b| / |b|`, where all is f32.
     pub(crate) f32_error: f64,
@@ -82,7 +82,8 @@ fn bytes_of(values: &[f64], dtype: DType) -> Vec<u8> {
         DType::F64 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
         DType::I32 => values.iter().flat_map(|x| (*x as i32).to_le_bytes()).collect(),
         DType::U16 => values.iter().flat_map(|x| (*x as u16).to_le_bytes()).collect(),
-        _ => values.iter().flat_map(|x| bf16::from_f32(*x as f32).to_le_bytes()).collect(),
+        DType::F16 => values.iter().flat_map(|x| f16::from_f64(*x).to_le_bytes()).collect(),
+        DType::Bf16 => values.iter().flat_map(|x| bf16::from_f32(*x as f32).to_le_bytes()).collect(),
     }
 }
 
@@ -92,7 +93,8 @@ fn values_of(bytes: &[u8], dtype: DType) -> Vec<f64> {
         DType::F64 => bytes.as_chunks().0.iter().map(|x| f64::from_le_bytes(*x)).collect(),
         DType::I32 => bytes.as_chunks().0.iter().map(|x| f64::from(i32::from_le_bytes(*x))).collect(),
         DType::U16 => bytes.as_chunks().0.iter().map(|x| f64::from(u16::from_le_bytes(*x))).collect(),
-        _ => bytes.as_chunks().0.iter().map(|x| bf16::from_le_bytes(*x).to_f64()).collect(),
+        DType::F16 => bytes.as_chunks().0.iter().map(|x| f16::from_le_bytes(*x).to_f64()).collect(),
+        DType::Bf16 => bytes.as_chunks().0.iter().map(|x| bf16::from_le_bytes(*x).to_f64()).collect(),
     }
 }
 
@@ -198,14 +200,16 @@ impl Scene {
         Rows { buffer, stride }
     }
 
-    /// f32 logits that become their own gradient: f32 in place, or bf16 at the beginning of each row, as the backend has it.
+    /// f32 logits that become their own gradient: f32 in place, or the scene's type at the beginning of each row, as
+    /// the backend has it.
     pub(crate) fn logits(&mut self, logits: Buffer, rows: usize, vocab: usize) {
         let row = |r: usize, dtype: DType| {
             let start = logits.offset + r * vocab * logits.dtype.bytes();
             start..start + vocab * dtype.bytes()
         };
         let place = (0..rows).map(|r| row(r, DType::F32)).collect();
-        let narrowed = (self.dtype == DType::Bf16).then(|| (0..rows).map(|r| row(r, DType::Bf16)).collect());
+        let dtype = self.dtype;
+        let narrowed = (dtype != DType::F32).then(|| (dtype, (0..rows).map(|r| row(r, dtype)).collect()));
         let output = Output { name: "gradient", dtype: DType::F32, place, exact: false, low: None, narrowed };
         self.outputs.push(output);
         self.free.push(range_of(logits));
@@ -219,9 +223,9 @@ impl Scene {
     }
 
     pub(crate) fn trial(self, what: String, call: impl Fn(&mut dyn Backend) + 'static) -> Trial {
-        let bf16 = self.dtype == DType::Bf16;
+        let narrow = self.dtype != DType::F32;
         let what = format!("{:?} {what}", self.dtype);
-        Trial { what, bf16, image: self.image, outputs: self.outputs, free: self.free, call: Box::new(call) }
+        Trial { what, narrow, image: self.image, outputs: self.outputs, free: self.free, call: Box::new(call) }
     }
 }
 
@@ -261,7 +265,7 @@ impl Trial {
             }
             let near = Near::of(&actual, &expected);
             let figures = format!("{}: cosine {:.6}, norms {:.2e}, ", output.name, near.cosine, near.norm_error);
-            if self.bf16 {
+            if self.narrow {
                 worst.cosine = worst.cosine.min(near.cosine);
                 worst.norm_error = worst.norm_error.max(near.norm_error);
                 if near.cosine < COSINE || near.norm_error > NORM_ERROR {
@@ -287,7 +291,7 @@ impl Trial {
 impl Output {
     fn read(&self, image: &[u8], narrows: bool) -> Vec<f64> {
         let (place, dtype) = match &self.narrowed {
-            Some(narrowed) if narrows => (narrowed, DType::Bf16),
+            Some((dtype, narrowed)) if narrows => (narrowed, *dtype),
             _ => (&self.place, self.dtype),
         };
         let Some(low) = &self.low else {

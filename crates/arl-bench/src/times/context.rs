@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::rate::{attention_flops, attention_rates};
 use super::{batch, gib, goal, is_oom, reached, skipped};
+use crate::options::word;
 use crate::run::Run;
 
 const MODEL: &str = "qwen3-0.6b";
@@ -37,7 +38,7 @@ pub(super) fn case(run: &mut Run<'_>, name: &'static str) -> Result<()> {
     };
     let heads =
         Heads { query: config.num_attention_heads, key_value: config.num_key_value_heads, dim: config.head_dim };
-    let (forward, backward) = attention_rates(&mut *run.open()?, heads, rated, options.dtype)?;
+    let (forward, backward) = attention_rates(&mut *run.open()?, options.attention, heads, rated, options.dtype)?;
     // A layer's forward pass runs twice, as it is computed again.
     let flops = config.layers.len() as f64 * attention_flops(heads, tokens);
     let attention = 2.0 * flops / forward + 2.5 * flops / backward;
@@ -54,7 +55,7 @@ pub(super) fn case(run: &mut Run<'_>, name: &'static str) -> Result<()> {
     let done = reached(run, &goals);
     run.case(json!({
         "case": name, "ok": true, "reached": done, "goals": goals, "rehearsal": run.options.rehearse,
-        "model": model, "tokens": tokens, "step_s": took, "attention_s": attention,
+        "attention": word(options.attention), "model": model, "tokens": tokens, "step_s": took, "attention_s": attention,
         "attention_tflops_forward": forward / 1e12, "attention_tflops_backward": backward / 1e12, "rated_at": rated,
     }))
 }

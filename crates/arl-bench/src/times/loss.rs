@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::rate::{Places, fill, rows, seconds};
 use super::{batch, goal, is_oom, reached, skipped};
+use crate::options::word;
 use crate::run::Run;
 
 const STEPS: usize = 5;
@@ -39,7 +40,7 @@ pub(super) fn case(run: &mut Run<'_>, name: &'static str) -> Result<()> {
     let [logits, of_head, of_input] = bare;
     run.case(json!({
         "case": name, "ok": true, "reached": done, "goals": goals, "rehearsal": run.options.rehearse,
-        "rows": tokens, "vocab": vocab, "hidden": hidden, "dtype": format!("{:?}", options.dtype),
+        "attention": word(options.attention), "rows": tokens, "vocab": vocab, "hidden": hidden, "dtype": format!("{:?}", options.dtype),
         "loss_ms": loss * 1e3, "logits_ms": logits * 1e3, "gradient_of_head_ms": of_head * 1e3,
         "gradient_of_input_ms": of_input * 1e3,
     }))

@@ -10,7 +10,7 @@ mod rate;
 mod step;
 
 use arl_engine::backend::{Backend, Buffer, DType, Pool};
-use arl_engine::{Adam, EngineOptions, MicroBatch};
+use arl_engine::{Adam, AttentionChoice, EngineOptions, MicroBatch};
 use arl_model::{Error, ErrorCode, Result};
 use serde_json::{Value, json};
 
@@ -153,8 +153,13 @@ fn dtype(run: &Run<'_>) -> DType {
     if run.on_host() { DType::F32 } else { DType::Bf16 }
 }
 
+/// Who computes attention: as `--attention` says, but for a rehearsal's models, whose heads no library takes.
+fn attention(run: &Run<'_>) -> AttentionChoice {
+    if run.options.rehearse { AttentionChoice::Own } else { run.options.attention }
+}
+
 fn options(run: &Run<'_>) -> EngineOptions {
-    EngineOptions { dtype: dtype(run), adam: ADAM, ..EngineOptions::default() }
+    EngineOptions { dtype: dtype(run), adam: ADAM, attention: attention(run), ..EngineOptions::default() }
 }
 
 /// Sequences of random ids of equal length; each token's target is the next one, the last one's the first.

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::step::{Step, measure};
 use super::{Times, gib, goal, is_oom, reached, skipped};
+use crate::options::word;
 use crate::run::Run;
 
 /// Runs the case.
@@ -36,7 +37,7 @@ pub(super) fn case(run: &mut Run<'_>, times: &Times, name: &'static str, until: 
     let done = reached(run, &goals);
     run.case(json!({
         "case": name, "ok": true, "reached": done, "goals": goals, "rehearsal": run.options.rehearse,
-        "model": step.config, "tokens": step.tokens, "seq": step.seq, "recompute": "Block",
+        "model": step.config, "tokens": step.tokens, "seq": step.seq, "recompute": "Block", "attention": word(super::attention(run)),
         "step_s_without": medians[0], "step_s_with": medians[1], "used_gib_without": used[0], "used_gib_with": used[1],
         "to_host_gb_s": times.ceilings.to_host_gb_s,
     }))

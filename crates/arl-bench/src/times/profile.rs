@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::rate::Ceilings;
 use super::step::{Step, fitting};
 use super::{Times, batch, free_bytes, is_oom, skipped};
+use crate::options::word;
 use crate::run::Run;
 
 /// Profiles one step, after two that are not looked at.
@@ -65,7 +66,7 @@ pub(super) fn case(run: &mut Run<'_>, times: &Times, name: &'static str, step: &
     ))?;
     let leaves: Vec<Value> = profile.leaves.iter().map(|(leaf, total)| json!([leaf, total.seconds * 1e3])).collect();
     run.case(json!({
-        "case": name, "ok": true, "profile": true, "rehearsal": run.options.rehearse, "step_ms": whole * 1e3,
+        "case": name, "ok": true, "profile": true, "rehearsal": run.options.rehearse, "attention": word(options.attention), "step_ms": whole * 1e3,
         "leaves_ms": in_leaves * 1e3, "least_ms": least * 1e3, "gaps_ms": profile.gaps * 1e3, "by_leaf_ms": leaves,
     }))
 }

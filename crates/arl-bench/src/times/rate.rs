@@ -2,8 +2,12 @@
 
 use std::time::Instant;
 
-use arl_engine::backend::{Attention, Backend, Buffer, DType, Heads, Layout, Matmul, Pool, Rows, Sequences, Stream};
-use arl_model::Result;
+use arl_engine::AttentionChoice;
+use arl_engine::backend::{
+    Attention, AttentionLibrary, Backend, Buffer, DType, Heads, Layout, Matmul, Pool, Rows, Sequences, Stream,
+    attention_library_scratch,
+};
+use arl_model::{Error, ErrorCode, Result};
 use serde_json::{Value, json};
 
 use super::wait;
@@ -127,6 +131,7 @@ pub(super) fn attention_flops(heads: Heads, tokens: usize) -> f64 {
 /// FLOP/s of attention over one sequence of `tokens`, forward and backward (which has 2.5 times the operations).
 pub(super) fn attention_rates(
     backend: &mut dyn Backend,
+    choice: AttentionChoice,
     heads: Heads,
     tokens: usize,
     dtype: DType,
@@ -137,7 +142,8 @@ pub(super) fn attention_rates(
     let mut places = Places::default();
     let [qkv, d_qkv] = [(); 2].map(|()| places.take(tokens * width, dtype));
     let [out, d_out] = [(); 2].map(|()| places.take(tokens * heads.query * heads.dim, dtype));
-    let [log_sum_exp, delta] = [(); 2].map(|()| places.take(tokens * heads.query, DType::F32));
+    let log_sum_exp = places.take(tokens * heads.query, DType::F32);
+    let of_library = places.take(attention_library_scratch(heads, tokens, 1), DType::F32);
     let cu_seqlens = places.take(2, DType::I32);
     backend.reserve(Pool::Step, places.bytes)?;
     fill(backend, qkv);
@@ -156,8 +162,28 @@ pub(super) fn attention_rates(
         log_sum_exp,
     };
     let d_out = rows(d_out, heads.query * heads.dim);
+    let mut scratch = of_library.slice(0, log_sum_exp.len);
+    if choice != AttentionChoice::Own {
+        let asked = AttentionLibrary {
+            heads,
+            window: None,
+            scale: op.scale,
+            tokens,
+            sequences: 1,
+            max_len: tokens,
+            strides: [op.q, op.k, op.v, op.out].map(|rows| rows.stride),
+        };
+        match backend.use_attention_library(&[asked]) {
+            Ok(()) => scratch = of_library,
+            Err(reason) if choice == AttentionChoice::Cudnn => {
+                return Err(Error::new(ErrorCode::Device, format!("attention cudnn: {reason}")));
+            }
+            // The own kernels compute, as in the step.
+            Err(_) => {}
+        }
+    }
     let forward = seconds(backend, 1.0, |backend| backend.attention(&op))?;
-    let backward = seconds(backend, 1.0, |backend| backend.attention_backward(&op, d_out, d_qkv, delta))?;
+    let backward = seconds(backend, 1.0, |backend| backend.attention_backward(&op, d_out, d_qkv, scratch))?;
     let flops = attention_flops(heads, tokens);
     Ok((flops / forward, 2.5 * flops / backward))
 }

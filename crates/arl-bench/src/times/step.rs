@@ -9,6 +9,7 @@ use arl_model::{ModelConfig, Result};
 use serde_json::{Value, json};
 
 use super::{Times, batch, free_bytes, gib, goal, is_oom, reached, skipped};
+use crate::options::word;
 use crate::run::{Limit, Run};
 
 /// Which steps, and what they are to reach.
@@ -107,6 +108,8 @@ pub(super) struct Measured {
     pub(super) seconds: Vec<f64>,
     /// Memory that the engine took of the device.
     pub(super) used: Option<usize>,
+    /// Why attention is not the library's, for example.
+    notice: Option<String>,
     loss: f64,
 }
 
@@ -156,7 +159,7 @@ pub(super) fn measure(
     seconds.sort_by(f64::total_cmp);
     let after = free_bytes(engine.backend_mut())?;
     let used = before.zip(after).map(|(before, after)| before.saturating_sub(after));
-    Ok(Some(Measured { seconds, used, loss }))
+    Ok(Some(Measured { seconds, used, notice: engine.notice(), loss }))
 }
 
 /// Dense bf16 on tensor cores, in TFLOP/s, as NVIDIA's data sheets say.
@@ -212,6 +215,7 @@ pub(super) fn case(
         "case": name, "ok": true, "reached": done, "goals": goals, "rehearsal": run.options.rehearse,
         "model": step.config, "dtype": format!("{:?}", options.dtype), "tokens": step.tokens, "seq": step.seq,
         "micro_batches": step.micro_batches, "recompute": format!("{:?}", options.recompute),
+        "attention": word(options.attention), "notice": measured.notice,
         "activation_offloading": options.activation_offloading, "optimizer_offload": options.optimizer_offload,
         "step_s": measured.median(), "step_s_min": measured.seconds[0],
         "step_s_max": measured.seconds[measured.seconds.len() - 1], "steps": measured.seconds.len(),

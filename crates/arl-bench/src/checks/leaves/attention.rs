@@ -1,6 +1,9 @@
-//! Attention: forward, backward, and with a cache. Sequences are ragged, some empty; heads grouped; half have windows.
+//! Attention: forward, backward, with a cache, and by a device's own library. Sequences are ragged, some empty; heads
+//! grouped; half have windows.
 
-use arl_engine::backend::{Attention, Buffer, DType, Heads, Rows, Sequences};
+use arl_engine::backend::{
+    Attention, AttentionLibrary, Buffer, DType, DeviceKind, Heads, Rows, Sequences, attention_library_scratch,
+};
 
 use super::super::trial::{Scene, Trial};
 
@@ -48,6 +51,59 @@ pub(super) fn attention_backward(mut s: Scene) -> Trial {
         backend.attention(&op);
         backend.attention_backward(&op, d_out, d_qkv, scratch);
     })
+}
+
+/// Query heads, and key and value heads, of what a library is asked for.
+const LIBRARY_HEADS: [(usize, usize); 6] = [(2, 2), (4, 2), (2, 1), (8, 2), (14, 2), (16, 2)];
+
+/// Both passes, number `number` of them, laid out as a step has them, and what a library is to be asked for before.
+pub(crate) fn by_library(mut s: Scene, number: usize) -> (Trial, AttentionLibrary) {
+    let (query, key_value) = s.draw.pick(&LIBRARY_HEADS[..s.draw.scaled(4, 6)]);
+    let heads = Heads { query, key_value, dim: [64, 128][number % 2] };
+    let dim = heads.dim;
+    let most = s.draw.scaled(150, 2000);
+    let bounds = s.draw.sequences(most);
+    let (tokens, count) = (bounds[bounds.len() - 1], bounds.len() - 1);
+    let max_len = bounds.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
+    let window = (number / 2 % 2 == 1).then(|| s.draw.between(1, max_len + 5));
+    // Queries and keys come from the rotation, values from the product.
+    let (qk_width, width) = ((query + key_value) * dim, (query + 2 * key_value) * dim);
+    let (qk, qkv) = (s.random(tokens * qk_width), s.random(tokens * width));
+    let part =
+        |of: Buffer, head: usize, stride: usize| Rows { buffer: of.slice(head * dim, of.len - head * dim), stride };
+    let rows = query * dim;
+    let op = Attention {
+        heads,
+        sequences: Sequences { cu_seqlens: s.ints(&bounds), count, max_len },
+        window,
+        scale: 1.0 / (dim as f32).sqrt(),
+        q: part(qk, 0, qk_width),
+        k: part(qk, query, qk_width),
+        v: part(qkv, query + key_value, width),
+        out: Rows { buffer: s.output("out", tokens * rows, s.dtype), stride: rows },
+        log_sum_exp: s.scratch(query * tokens, DType::F32),
+    };
+    let d_out = Rows { buffer: s.random(tokens * rows), stride: rows };
+    let d_qkv = s.output("d_qkv", tokens * width, s.dtype);
+    let scratch = s.scratch(attention_library_scratch(heads, tokens, count), DType::F32);
+    let asked = AttentionLibrary {
+        heads,
+        window,
+        scale: op.scale,
+        tokens,
+        sequences: count,
+        max_len,
+        strides: [op.q, op.k, op.v, op.out].map(|rows| rows.stride),
+    };
+    let what = format!("sequences {bounds:?}, heads {query}/{key_value} of {dim}, window {window:?}");
+    let trial = s.trial(what, move |backend| {
+        // The host's own leaf takes one number a query and head, and no more.
+        let host = backend.kind() == DeviceKind::Cpu;
+        let scratch = if host { scratch.slice(0, op.log_sum_exp.len) } else { scratch };
+        backend.attention(&op);
+        backend.attention_backward(&op, d_out, d_qkv, scratch);
+    });
+    (trial, asked)
 }
 
 pub(super) fn attention_cached(mut s: Scene) -> Trial {

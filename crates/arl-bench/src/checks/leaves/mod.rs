@@ -1,16 +1,16 @@
 //! Each leaf beside the CPU's on random shapes: the table of leaves, and the run over it.
 
-mod attention;
+pub(crate) mod attention;
 mod moe;
 mod norm;
 mod products;
 mod rows;
 mod training;
 
-use arl_engine::backend::cpu::CpuBackend;
-use arl_engine::backend::{Backend, Buffer, DType, Pool};
+use arl_engine::backend::{Backend, DType};
 use arl_model::{Error, ErrorCode, Result};
 
+use super::beside::Beside;
 use super::draw::Draw;
 use super::trial::{Figures, Scene, Trial};
 
@@ -61,11 +61,8 @@ pub(crate) const LEAVES: &[Leaf] = leaves![
     moe::combine_backward,
 ];
 
-/// Both types of activations.
-const TYPES: [DType; 2] = [DType::F32, DType::Bf16];
-
-/// Columns and tokens for which scratch is reserved; no trial has more.
-const MOST: usize = 1 << 14;
+/// The types of activations.
+pub(crate) const TYPES: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
 
 impl Leaf {
     /// Trial number `shape` of this leaf in a type.
@@ -76,27 +73,12 @@ impl Leaf {
 
     /// `shapes` trials in each type, each twice on the device and once on the CPU. Fails on the first that differs.
     pub(crate) fn check(&self, device: &mut dyn Backend, shapes: usize, large: bool) -> Result<Figures> {
-        let mut cpu = CpuBackend::new();
         let mut worst = Figures::default();
-        let mut room = 0;
-        let scratch = device.scratch_bytes(MOST, MOST);
-        device.reserve(Pool::Scratch, scratch)?;
-        cpu.reserve(Pool::Scratch, cpu.scratch_bytes(MOST, MOST))?;
-        // NaN, so that a partial sum that is read but not written shows.
-        let poisoned = Buffer { pool: Pool::Scratch, offset: 0, len: scratch / 4, dtype: DType::F32 };
-        device.upload(&vec![0xff; poisoned.bytes()], poisoned);
+        let mut both = Beside::new(device)?;
         for (shape, dtype) in (0..shapes).flat_map(|shape| TYPES.map(|dtype| (shape, dtype))) {
             let trial = self.trial(shape, dtype, large);
-            if trial.bytes() > room {
-                room = 2 * trial.bytes();
-                device.reserve(Pool::Step, room)?;
-                cpu.reserve(Pool::Step, room)?;
-            }
-            let expected = trial.run(&mut cpu)?;
-            let actual = trial.run(device)?;
-            let narrows = device.logits_gradient(dtype) != DType::F32;
-            trial.compare(&actual, narrows, &expected, &mut worst)?;
-            if trial.run(device)? != actual {
+            let actual = both.compare(&trial, dtype, &mut worst)?;
+            if both.again(&trial)? != actual {
                 let what = format!("{}: a second run gives other bits", trial.what);
                 return Err(Error::new(ErrorCode::Internal, what));
             }
@@ -108,6 +90,8 @@ impl Leaf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use arl_engine::backend::Pool;
+    use arl_engine::backend::cpu::CpuBackend;
     use arl_engine::backend::profile::ProfileBackend;
 
     #[test]

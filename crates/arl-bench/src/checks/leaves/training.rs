@@ -1,6 +1,6 @@
 //! The classifier pass and the optimizer.
 
-use arl_engine::backend::{AdamW, CrossEntropy, DType, Rows, split_master};
+use arl_engine::backend::{AdamW, Buffer, CrossEntropy, DType, Rows, StochasticRounding, split_master};
 
 use super::super::trial::{Scene, Trial};
 
@@ -69,21 +69,44 @@ pub(super) fn guard(mut s: Scene) -> Trial {
     })
 }
 
+/// Weights, what makes them exact, and how they are rounded where nothing does.
+type Weights = (Buffer, Option<Buffer>, Option<StochasticRounding>);
+
+/// Weights of the scene's type, as results.
+fn weights(s: &mut Scene, len: usize) -> Weights {
+    let exact = s.draw.values(len);
+    match s.dtype {
+        DType::Bf16 if s.draw.coin() => {
+            // Where the parameters' numbers pass 2^32 too.
+            let first = s.draw.pick(&[0, 12_345, (1 << 32) - 100]);
+            let rounding = StochasticRounding::new(s.draw.below(1000) as u64, 7).from(first);
+            let weights = s.put(&exact, DType::Bf16);
+            (s.updated_exactly("weights", weights), None, Some(rounding))
+        }
+        DType::Bf16 => {
+            let halves: Vec<(u16, u16)> = exact.iter().map(|x| split_master(*x as f32)).collect();
+            let high: Vec<f64> =
+                halves.iter().map(|(high, _)| f64::from(f32::from_bits(u32::from(*high) << 16))).collect();
+            let low: Vec<f64> = halves.iter().map(|(_, low)| f64::from(*low)).collect();
+            let (high, low) = (s.put(&high, DType::Bf16), s.put(&low, DType::U16));
+            s.updated_master("weights", high, low);
+            (high, Some(low), None)
+        }
+        DType::F16 => {
+            let masters = s.put(&exact, DType::F32);
+            (s.output("weights", len, DType::F16), Some(s.updated("masters", masters)), None)
+        }
+        dtype => {
+            let weights = s.put(&exact, dtype);
+            (s.updated("weights", weights), None, None)
+        }
+    }
+}
+
 pub(super) fn adamw(mut s: Scene) -> Trial {
     let most = s.draw.scaled(20_000, 300_000);
     let len = s.draw.extent(32, most);
-    let masters = s.draw.values(len);
-    let (weights, halves) = if s.dtype == DType::Bf16 {
-        let halves: Vec<(u16, u16)> = masters.iter().map(|x| split_master(*x as f32)).collect();
-        let high: Vec<f64> = halves.iter().map(|(high, _)| f64::from(f32::from_bits(u32::from(*high) << 16))).collect();
-        let low: Vec<f64> = halves.iter().map(|(_, low)| f64::from(*low)).collect();
-        let (high, low) = (s.put(&high, DType::Bf16), s.put(&low, DType::U16));
-        s.updated_master("weights", high, low);
-        (high, Some(low))
-    } else {
-        let weights = s.put(&masters, DType::F32);
-        (s.updated("weights", weights), None)
-    };
+    let (weights, masters, rounding) = weights(&mut s, len);
     let (gradients, moment1) = (s.random_of(len, DType::F32), s.random_of(len, DType::F32));
     let squares: Vec<f64> = s.draw.values(len).iter().map(|x| x * x).collect();
     let moment2 = s.put(&squares, DType::F32);
@@ -91,8 +114,8 @@ pub(super) fn adamw(mut s: Scene) -> Trial {
     let (beta1, beta2) = (0.9f32, 0.95f32);
     let op = AdamW {
         weights,
-        masters: halves,
-        rounding: None,
+        masters,
+        rounding,
         gradients,
         moment1: s.updated("moment1", moment1),
         moment2: s.updated("moment2", moment2),
@@ -107,6 +130,10 @@ pub(super) fn adamw(mut s: Scene) -> Trial {
         gradient_scale: s.draw.pick(&[1.0, 1024.0]),
         max_grad_norm: s.draw.pick(&[0.0, 1.0, 1e6]),
     };
-    let what = format!("{len} parameters, step {step}, clipped at {}", op.max_grad_norm);
+    let what = format!(
+        "{len} parameters, step {step}, clipped at {}, rounded at random {}",
+        op.max_grad_norm,
+        rounding.is_some()
+    );
     s.trial(what, move |backend| backend.adamw(&op))
 }

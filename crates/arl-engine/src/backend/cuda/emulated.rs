@@ -42,6 +42,11 @@ impl Default for EmulatedDevice {
 }
 
 impl EmulatedDevice {
+    /// A device with a library for attention, in plain loops, which has a plan for every shape.
+    pub fn with_library() -> Self {
+        EmulatedDevice { library: Some(|_| true), ..EmulatedDevice::default() }
+    }
+
     fn value(&mut self, arg: Arg) -> Value {
         let (buffer, written) = match arg {
             Arg::Int(value) => return Value::I32(value),

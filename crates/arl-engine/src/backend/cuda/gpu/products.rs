@@ -40,7 +40,7 @@ struct Key {
     strides: [usize; 3],
     types: [DType; 3],
     accumulate: bool,
-    bias: bool,
+    bias: Option<DType>,
     /// Bytes that the addresses of a, b and c are multiples of.
     alignments: [u32; 3],
 }
@@ -57,7 +57,7 @@ impl Key {
             strides: [op.a.stride, op.b.stride, op.c.stride],
             types: [op.a.buffer.dtype, op.b.buffer.dtype, op.c.buffer.dtype],
             accumulate: op.accumulate,
-            bias: op.bias.is_some(),
+            bias: op.bias.map(|bias| bias.dtype),
             alignments: [addresses.a, addresses.b, addresses.c].map(alignment),
         }
     }
@@ -165,6 +165,10 @@ impl Plan {
             [Ok(a), Ok(b), Ok(c)] => [a, b, c],
             [Err(error), ..] | [_, Err(error), _] | [.., Err(error)] => return Ok(Err(error)),
         };
+        let bias_type = match key.bias.map(data_type).transpose() {
+            Ok(bias_type) => bias_type,
+            Err(error) => return Ok(Err(error)),
+        };
         let (m, n, k) = (key.m as u64, key.n as u64, key.k as u64);
         let [a_stride, b_stride, c_stride] = key.strides.map(|stride| stride as i64);
         // Columns by rows of our matrices as they lie in memory, and whether they are to be transposed.
@@ -178,9 +182,11 @@ impl Plan {
         let desc = result::create_matmul_desc(cublasComputeType_t::CUBLAS_COMPUTE_32F, cudaDataType::CUDA_R_32F)?;
         set(desc, DescAttribute::CUBLASLT_MATMUL_DESC_TRANSA, operation(transpose_b))?;
         set(desc, DescAttribute::CUBLASLT_MATMUL_DESC_TRANSB, operation(transpose_a))?;
-        if let Some(bias) = bias {
+        if let Some((bias, bias_type)) = bias.zip(bias_type) {
             set(desc, DescAttribute::CUBLASLT_MATMUL_DESC_EPILOGUE, cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS)?;
             set(desc, DescAttribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias)?;
+            // Where nothing is said, the library takes it for the result's.
+            set(desc, DescAttribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, bias_type)?;
         }
         let layouts = [
             result::create_matrix_layout(b_type, b_rows, b_columns, b_stride)?,
