@@ -54,8 +54,10 @@ impl Bounds {
             // weights ten times, as in f32, for AdamW makes a whole step of a gradient that is nothing but rounding.
             DType::F16 => {
                 let curve = if experts { 0.1 } else { 2e-2 };
-                let (forward, gradients) = (Some(5e-3), Some(1e-2));
-                Bounds { forward, gradients, nll: 5e-3, curve, norms: 10.0 * curve, trained: 5e-2 }
+                // That token's own logits are then of another size of error: in `qwen3-moe` of the shared cases one token of 128,
+                // whose second and third experts' logits are 9e-4 apart, makes 7.9e-3, and all the others together 1.4e-3.
+                let forward = if experts { None } else { Some(5e-3) };
+                Bounds { forward, gradients: Some(1e-2), nll: 5e-3, curve, norms: 10.0 * curve, trained: 5e-2 }
             }
             // Beside the two above, about twice what the roundings of bf16 do on the CPU.
             _ => Bounds { forward: None, gradients: None, nll: 2e-3, curve: 2e-2, norms: 0.15, trained: 5e-2 },
