@@ -97,7 +97,7 @@ describe.skipIf(mongoMissing("kill -9 of a run on a database"))("kill -9 of a ru
 			const first = await fill();
 			const started = performance.now();
 			const never = await arl([...command(place, first.uri, whole, false), ...more]);
-			const wallMs = performance.now() - started;
+			let wallMs = performance.now() - started;
 			expect(never.code, never.stderr).toBe(0);
 			const done = expected(STEPS).map((row) => ({ ...row, marked: false }));
 			expect(await counts(first.name)).toEqual(done);
@@ -113,6 +113,7 @@ describe.skipIf(mongoMissing("kill -9 of a run on a database"))("kill -9 of a ru
 				const wanted = mode === "ack" && i % 3 === 0 ? 1 + Math.floor((next() / 2 ** 32) * 4) : 0;
 				const delay = wallMs * (0.6 + 1.1 * ((i + next() / 2 ** 32) / kills));
 				let over = false;
+				const begun = performance.now();
 				const killed = await arl([...command(place, uri, out, false), ...more], (kill) => {
 					if (wanted === 0) {
 						setTimeout(() => kill("SIGKILL"), delay);
@@ -132,7 +133,11 @@ describe.skipIf(mongoMissing("kill -9 of a run on a database"))("kill -9 of a ru
 				});
 				over = true;
 				if (killed.signal === "SIGKILL") moments.killed += 1;
-				else moments.done += 1;
+				else {
+					moments.done += 1;
+					// The machine has less to do than when the first run was timed, alone: the next kills come sooner.
+					wallMs = Math.min(wallMs, (performance.now() - begun) / 1.7);
+				}
 				const saved = lastCheckpoint(out);
 				if (saved === 0) moments.beforeFirstSave += 1;
 				const pending = await ledger.countDocuments({ state: "pending" });

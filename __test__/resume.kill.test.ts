@@ -42,7 +42,7 @@ describe("kill -9", () => {
 		const whole = `${place.out}-whole`;
 		const started = performance.now();
 		const first = await arl(command(place, whole, false));
-		const wallMs = performance.now() - started;
+		let wallMs = performance.now() - started;
 		expect(first.code, first.stderr).toBe(0);
 		const expected = logged(whole);
 		const last = readdirSync(whole).filter((name) => /^checkpoint-\d+$/.test(name)).length;
@@ -54,9 +54,14 @@ describe("kill -9", () => {
 			const out = `${place.out}-${i}`;
 			// Spread over the part of the run in which the engine works; the same moments each time, as far as time goes.
 			const delay = wallMs * (0.25 + 0.75 * ((i + next() / 2 ** 32) / KILLS));
+			const begun = performance.now();
 			const killed = await arl(command(place, out, false), (kill) => setTimeout(() => kill("SIGKILL"), delay));
 			if (killed.signal === "SIGKILL") moments.killed += 1;
-			else moments.done += 1;
+			else {
+				moments.done += 1;
+				// The machine has less to do than when the first run was timed: the next kills come sooner.
+				wallMs = Math.min(wallMs, performance.now() - begun);
+			}
 			const names = existsSync(out) ? readdirSync(out) : [];
 			if (!names.some((name) => /^checkpoint-/.test(name))) moments.beforeFirstSave += 1;
 			if (names.some((name) => name.endsWith(".partial"))) moments.midSave += 1;
