@@ -3,9 +3,10 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { createSchedule } from "../src/train/schedules.js";
+import { QwenTrainer } from "../src/train/trainer.js";
 import { fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
-import { arl, differingFiles, flags, metricsOf, tinyPlace } from "./support/real.js";
+import { arl, differingFiles, flags, metricsOf, type Place, tinyPlace } from "./support/real.js";
 import { events, numbers, type Options, ofType, trainer, workspace } from "./support/run.js";
 
 const folder = temporaryFolder();
@@ -91,6 +92,12 @@ describe("float16 on the engine", () => {
 		logging_steps: 1,
 	};
 
+	/** Such a run, with a checkpoint half-way. */
+	const saving = ({ model, file }: Place, out: string, more: Options = {}) => {
+		const rows = { model_name_or_path: model, train_file: file, output_dir: out };
+		return new QwenTrainer({ args: { ...rows, ...short, save_strategy: "steps", save_steps: 6, ...more } });
+	};
+
 	it("trains, and prints its loss scale", async () => {
 		const place = tinyPlace(folder);
 		const words = { model_name_or_path: place.model, train_file: place.file, output_dir: place.out, ...short };
@@ -108,20 +115,8 @@ describe("float16 on the engine", () => {
 	}, 60_000);
 
 	it("goes on from a checkpoint to equal bits, its loss scale included", async () => {
-		const { QwenTrainer } = await import("../src/train/trainer.js");
 		const place = tinyPlace(folder);
-		const run = (out: string, more: Options = {}) =>
-			new QwenTrainer({
-				args: {
-					model_name_or_path: place.model,
-					train_file: place.file,
-					output_dir: out,
-					...short,
-					save_strategy: "steps",
-					save_steps: 6,
-					...more,
-				},
-			});
+		const run = (out: string, more?: Options) => saving(place, out, more);
 		const whole = `${place.out}-whole`;
 		const expected = await events(run(whole));
 		const rest = await events(
@@ -134,23 +129,9 @@ describe("float16 on the engine", () => {
 	}, 60_000);
 
 	it("trains bfloat16 without master weights, and goes on to equal bits", async () => {
-		const { QwenTrainer } = await import("../src/train/trainer.js");
 		const place = tinyPlace(folder);
-		const run = (out: string, more: Options = {}) =>
-			new QwenTrainer({
-				args: {
-					model_name_or_path: place.model,
-					train_file: place.file,
-					output_dir: out,
-					...short,
-					fp16: false,
-					bf16: true,
-					bf16_stochastic_round: true,
-					save_strategy: "steps",
-					save_steps: 6,
-					...more,
-				},
-			});
+		const run = (out: string, more?: Options) =>
+			saving(place, out, { fp16: false, bf16: true, bf16_stochastic_round: true, ...more });
 		const whole = `${place.out}-whole`;
 		const expected = await events(run(whole));
 		const start = ofType(expected, "start")[0];

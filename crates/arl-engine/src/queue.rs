@@ -48,10 +48,10 @@ impl<B: Backend + ?Sized> Engine<B> {
         self.finish(ticket)
     }
 
-    /// Queues the gradients of a step, without waiting for the device (but with f16 for the figures of the step before), behind
-    /// the update of that one. Weights and
-    /// moments are not touched until [`Engine::apply`]; until then whatever else computes gives the step up: another
-    /// `submit`, `evaluate`, `generate`, `inspect`, `gradients`, `restore_state`.
+    /// Queues the gradients of a step behind the update of the one before, without waiting for the device; with f16 it waits
+    /// for the figures of the step before. Weights and moments are not touched until [`Engine::apply`]; until then
+    /// whatever else computes gives the step up: another `submit`, `evaluate`, `generate`, `inspect`, `gradients`,
+    /// `restore_state`.
     pub fn submit(&mut self, batches: &[MicroBatch], hyper: Hyper) -> Result<Ticket> {
         let result = self.queue_gradients(batches, hyper);
         self.settle_interrupt(result)
