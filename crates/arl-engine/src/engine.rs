@@ -204,7 +204,7 @@ pub(crate) fn model(config: &ModelConfig, options: &EngineOptions, kind: DeviceK
     let shape = Shape::new(config);
     kind.check(shape.heads, shape.experts())?;
     let params = Params::new(config);
-    let chunk = (kind.default_logits_bytes() / (config.vocab_size * DType::F32.bytes())).max(256);
+    let chunk = kind.default_logits_rows(config.vocab_size);
     let mut model = Model {
         shape,
         store: Store::new(params.len, options.dtype, exact, options.inference_only, options.optimizer_offload),

@@ -103,7 +103,7 @@ impl Peer {
                     }
                     break;
                 }
-                let (why, short) = failure(&output);
+                let (why, short) = failure(&output, seconds);
                 run.line(json!({ "peer": "transformers", "failed": why, "compile": compiled, "settings": settings }))?;
                 if !short {
                     break;
@@ -130,11 +130,11 @@ fn line_of(output: &Output) -> Option<Value> {
 }
 
 /// Why a run gave no line, and whether it was for memory.
-fn failure(output: &Output) -> (String, bool) {
+fn failure(output: &Output, limit: f64) -> (String, bool) {
     let text = String::from_utf8_lossy(&output.stderr);
     let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
     let why = match output.status.code() {
-        Some(124 | 137) => "it ran past its limit of seconds".to_string(),
+        Some(124 | 137) => format!("it ran past its limit of {limit:.0} s"),
         _ => last.chars().take(300).collect(),
     };
     (why, text.contains("out of memory") || text.contains("OutOfMemoryError"))
@@ -162,8 +162,11 @@ mod tests {
     #[test]
     fn a_peer_without_memory_is_told_from_other_failures() {
         let error = "Traceback\ntorch.OutOfMemoryError: CUDA out of memory. Tried\n";
-        assert_eq!(failure(&output(1, "", error)), ("torch.OutOfMemoryError: CUDA out of memory. Tried".into(), true));
-        assert_eq!(failure(&output(124, "", "")), ("it ran past its limit of seconds".into(), false));
-        assert!(!failure(&output(1, "", "ImportError: no module")).1);
+        assert_eq!(
+            failure(&output(1, "", error), 60.0),
+            ("torch.OutOfMemoryError: CUDA out of memory. Tried".into(), true)
+        );
+        assert_eq!(failure(&output(124, "", ""), 60.0), ("it ran past its limit of 60 s".into(), false));
+        assert!(!failure(&output(1, "", "ImportError: no module"), 60.0).1);
     }
 }
