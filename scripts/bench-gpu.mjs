@@ -67,14 +67,15 @@ function build() {
 	// Beside the addon: in one graph of crates candle's kernels, which take longest, are those of `npm run build:cuda`.
 	const library = ["-p", "arl-node", "--lib", "--no-default-features", "--features", "arl-node/cuda,arl-bench/cuda"];
 	console.error("arl: building the launcher and the library with CUDA (15 minutes on two cores the first time)");
+	const [env, withCuda] = [cargoEnv(), cudaEnv(home)];
 	orExplain(() => {
-		run("cargo", [...release, "--bin", "gpu"], { env: cargoEnv });
-		run("cargo", [...release, ...library, "--target", CUDA_TRIPLE], { env: cudaEnv(home) });
+		run("cargo", [...release, "--bin", "gpu"], { env });
+		run("cargo", [...release, ...library, "--target", CUDA_TRIPLE], { env: withCuda });
 	});
 
 	rmSync(folder, { recursive: true, force: true });
-	install(join(cargoEnv.CARGO_TARGET_DIR, "release", "gpu"), join(folder, "gpu"));
-	const built = join(cudaEnv(home).CARGO_TARGET_DIR, CUDA_TRIPLE, "release", "libarl_bench.so");
+	install(join(env.CARGO_TARGET_DIR, "release", "gpu"), join(folder, "gpu"));
+	const built = join(withCuda.CARGO_TARGET_DIR, CUDA_TRIPLE, "release", "libarl_bench.so");
 	install(built, join(folder, "libarl_bench.so"));
 	copy(join(shared, "bench", "hf_sft.py"), join(folder, "hf_sft.py"));
 	const configs = join(shared, "bench", "configs");

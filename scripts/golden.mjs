@@ -3,5 +3,5 @@
 import { join } from "node:path";
 import { cargoEnv, orExplain, root, run } from "./setup.mjs";
 
-const env = { ...cargoEnv, ARL_GOLDEN: process.env.ARL_GOLDEN ?? join(root, "..", "shared", "golden") };
+const env = { ...cargoEnv(), ARL_GOLDEN: process.env.ARL_GOLDEN ?? join(root, "..", "shared", "golden") };
 orExplain(() => run("cargo", ["run", "--quiet", "--locked", "-p", "arl-engine", "--example", "golden"], { env }));

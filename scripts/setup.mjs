@@ -18,14 +18,19 @@ import {
 import { availableParallelism, homedir } from "node:os";
 import { delimiter, dirname, join, relative } from "node:path";
 import { fileURLToPath } from "node:url";
+import { claimTarget } from "./cargo-target.mjs";
 
 export const root = dirname(dirname(fileURLToPath(import.meta.url)));
 
 /** Where builds are kept between clones: ARL_CACHE, else the user's cache folder. */
 export const cache = process.env.ARL_CACHE ?? join(process.env.XDG_CACHE_HOME ?? join(homedir(), ".cache"), "arl");
 
-/** The environment of every cargo call: one target folder for all clones. */
-export const cargoEnv = { ...process.env, CARGO_TARGET_DIR: process.env.CARGO_TARGET_DIR ?? join(cache, "target") };
+const targetFolder = process.env.CARGO_TARGET_DIR ?? join(cache, "target");
+
+/** The environment of a cargo call that comes next; `folder` of the target folder, if not all of it. */
+export function cargoEnv(folder = ".") {
+	return { ...process.env, CARGO_TARGET_DIR: claimTarget(join(targetFolder, folder), root) };
+}
 
 const windows = process.platform === "win32";
 
@@ -189,7 +194,7 @@ function buildAddon() {
 					"--output-dir",
 					".",
 				],
-				{ env: cargoEnv },
+				{ env: cargoEnv() },
 			);
 		},
 	});
@@ -200,8 +205,7 @@ export const CUDA_TRIPLE = "x86_64-unknown-linux-gnu";
 /** The environment of cargo for what is built with CUDA; `home`: the toolkit. Its own target folder, as the libraries with and without have one name. */
 export function cudaEnv(home) {
 	return {
-		...cargoEnv,
-		CARGO_TARGET_DIR: join(cargoEnv.CARGO_TARGET_DIR, "cuda"),
+		...cargoEnv("cuda"),
 		CUDA_HOME: home,
 		PATH: `${join(home, "bin")}${delimiter}${process.env.PATH}`,
 		// candle's own kernels: their PTX serves every GPU from 8.0 on.

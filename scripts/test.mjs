@@ -59,7 +59,7 @@ async function rust() {
 		? ["arl-engine", "arl-kernels", "arl-cudnn", "arl-cuda-libraries"].flatMap((part) => ["-p", part])
 		: ["--workspace"];
 	const args = ["test", ...parts, "--locked", "--quiet", "--", "--show-output"];
-	countRust(name, await capture("cargo", args, { env: cargoEnv }));
+	countRust(name, await capture("cargo", args, { env: cargoEnv() }));
 }
 
 async function typescript() {
@@ -123,7 +123,7 @@ async function cuda() {
 		return;
 	}
 	const plans = ["test", "-p", "arl-cudnn", "--features", "shim", "--test", "plans", "--locked", "--quiet"];
-	const env = { ...cargoEnv, CUDA_HOME: toolkit.home };
+	const env = { ...cargoEnv(), CUDA_HOME: toolkit.home };
 	countRust("cuDNN's plans", await capture("cargo", [...plans, "--", "--show-output"], { env }));
 	try {
 		buildCudaAddon(toolkit.home);
@@ -137,7 +137,7 @@ async function cuda() {
 setup();
 const tool = (path, ...args) => [process.execPath, [join(root, "node_modules", path), ...args]];
 if (!onlyCuda) {
-	await single("Rust is formatted", "cargo", ["fmt", "--all", "--check"], { env: cargoEnv });
+	await single("Rust is formatted", "cargo", ["fmt", "--all", "--check"], { env: cargoEnv() });
 	await single(
 		"TypeScript is formatted and lint-free",
 		...tool("@biomejs/biome/bin/biome", "check", "--error-on-warnings", "."),
@@ -147,7 +147,7 @@ if (!onlyCuda) {
 		"Rust lints",
 		"cargo",
 		["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"],
-		{ env: cargoEnv },
+		{ env: cargoEnv() },
 	);
 }
 await rust();
