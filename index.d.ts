@@ -230,7 +230,7 @@ export interface EngineOptions {
   modelDir: string
   /** Random weights from `seed` instead of the folder's; the folder need not have any. */
   initFromConfig?: boolean
-  /** Seed of random weights and of stochastic rounding. */
+  /** Seed of random weights, and of what is rounded at random. */
   seed?: number
   /** `cpu`, `cuda` or `cuda:N`. */
   device: string
@@ -238,6 +238,8 @@ export interface EngineOptions {
   dtype: 'f32' | 'bf16' | 'f16'
   /** Keep no masters beside bf16 weights, and round each update up or down at random, with `seed`. */
   stochasticRounding?: boolean
+  /** Keep AdamW's moments in bf16 instead of f32, and round them up or down at random, with `seed`. */
+  bf16Moments?: boolean
   /** What the backward pass computes anew. */
   recompute: 'off' | 'norms' | 'mlp' | 'block'
   /** Keep the layers' inputs in host memory between the passes. */

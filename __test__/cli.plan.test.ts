@@ -145,6 +145,7 @@ describe("arl plan", () => {
 			"--optimizer_offload": { optimizerOffload: true },
 			"--loss_seq_chunk_size 256": { lossSeqChunkSize: 256 },
 			"--bf16_stochastic_round": { stochasticRounding: true },
+			"--bf16_moments": { bf16Moments: true },
 			"--per_device_train_batch_size 2": { maxTokens: 2048, maxSequences: 2 },
 		};
 		expect(planned.changes.map(({ flags }) => flags).sort()).toEqual(Object.keys(others).sort());

@@ -128,14 +128,16 @@ describe("float16 on the engine", () => {
 		expect(differingFiles(join(whole, "checkpoint-12"), join(place.out, "checkpoint-12"))).toEqual([]);
 	}, 60_000);
 
-	it("trains bfloat16 without master weights, and goes on to equal bits", async () => {
+	it("trains bfloat16 without master weights and with moments in bfloat16, and goes on to equal bits", async () => {
 		const place = tinyPlace(folder);
 		const run = (out: string, more?: Options) =>
-			saving(place, out, { fp16: false, bf16: true, bf16_stochastic_round: true, ...more });
+			saving(place, out, { fp16: false, bf16: true, bf16_stochastic_round: true, bf16_moments: true, ...more });
 		const whole = `${place.out}-whole`;
 		const expected = await events(run(whole));
 		const start = ofType(expected, "start")[0];
-		expect(start?.memory.categories.map(({ name }) => name)).not.toContain("master weights");
+		const bytes = new Map(start?.memory.categories.map((category) => [category.name, category.bytes]));
+		expect(bytes.has("master weights")).toBe(false);
+		expect(bytes.get("moments")).toBe(bytes.get("gradients"));
 		const rest = await events(run(place.out, { resume_from_checkpoint: join(whole, "checkpoint-6") }));
 		expect(numbers(rest)).toEqual(numbers(expected).slice(6));
 		expect(differingFiles(join(whole, "checkpoint-12"), join(place.out, "checkpoint-12"))).toEqual([]);
@@ -143,8 +145,10 @@ describe("float16 on the engine", () => {
 			run(`${place.out}-other`, {
 				resume_from_checkpoint: join(whole, "checkpoint-6"),
 				bf16_stochastic_round: false,
+				bf16_moments: false,
 			}).train(),
 		);
 		expect(other.message).toContain("bf16_stochastic_round: true -> none");
+		expect(other.message).toContain("bf16_moments: true -> none");
 	}, 60_000);
 });

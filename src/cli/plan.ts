@@ -115,6 +115,7 @@ function asJson({ model, args, device, info, host, size, plan, advice }: Planned
 		device,
 		dtype: dtypeOf(args),
 		bf16_stochastic_round: args.bf16_stochastic_round,
+		bf16_moments: args.bf16_moments,
 		gradient_checkpointing: args.gradient_checkpointing,
 		activation_offloading: args.activation_offloading,
 		optimizer_offload: args.optimizer_offload,
@@ -151,6 +152,7 @@ function asText(planned: Planned): string {
 	const kept = [
 		dtypeOf(args),
 		...(args.bf16_stochastic_round ? ["bf16_stochastic_round"] : []),
+		...(args.bf16_moments ? ["bf16_moments"] : []),
 		`gradient_checkpointing ${args.gradient_checkpointing}`,
 		...(args.activation_offloading ? ["activation_offloading"] : []),
 		...(args.optimizer_offload ? ["optimizer_offload"] : []),

@@ -371,7 +371,7 @@ const optimizer = {
 	optim: choice(["adamw_torch", "adamw_torch_fused"], {
 		group: "Optimizer",
 		default: "adamw_torch_fused",
-		description: "The optimizer. Both names are one AdamW here, with moments in float32.",
+		description: "The optimizer. Both names are one AdamW here, with moments in float32, or in bfloat16 with `bf16_moments`.",
 	}),
 };
 
@@ -402,6 +402,12 @@ const precision = {
 		default: false,
 		description:
 			"With `bf16`: keep no master weights, which saves 2 bytes a parameter, and round each update up or down at random (drawn from `seed`), so that updates too small for bfloat16 move weights on average. The exact master weights of the default train more smoothly.",
+	}),
+	bf16_moments: boolean({
+		group: "Precision and memory",
+		default: false,
+		description:
+			"Keep AdamW's moments in bfloat16, which saves 4 bytes a parameter, and round them up or down at random (drawn from `seed`), so that changes too small for bfloat16 add up on average. With `bf16_stochastic_round` and the gradient, 10 bytes a parameter are kept instead of 16.",
 	}),
 	gradient_checkpointing: custom(
 		z

@@ -75,6 +75,7 @@ function possibleChanges(options: EngineOptions, freedom: Freedom) {
 		found.push({ flags: options.dtype === "f16" ? "--fp16 false --bf16" : "--bf16", other: { dtype: "bf16" } });
 	else if (!options.stochasticRounding)
 		found.push({ flags: "--bf16_stochastic_round", other: { stochasticRounding: true } });
+	if (!options.bf16Moments) found.push({ flags: "--bf16_moments", other: { bf16Moments: true } });
 	const { maxTokens, maxSequences } = options;
 	if (maxTokens === 1) return found;
 	const half = Math.ceil(maxTokens / 2);

@@ -86,6 +86,7 @@ export function engineOptions(args: SettledConfig, device: string, size: BatchSi
 		device,
 		dtype: dtypeOf(args),
 		stochasticRounding: args.bf16_stochastic_round,
+		bf16Moments: args.bf16_moments,
 		recompute: args.gradient_checkpointing,
 		maxTokens: size.maxTokens,
 		maxSequences: size.maxSequences,

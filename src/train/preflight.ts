@@ -141,7 +141,7 @@ export function checkpointsAtOnce(args: AgentTrainingConfig, saves: number): num
 	return args.save_total_limit === null ? saves : Math.min(saves, args.save_total_limit + 1);
 }
 
-/** Bytes of one checkpoint: the exported weights, and exact weights with two moments in 32 bits. */
+/** Bytes of one checkpoint at most: the exported weights, and exact weights with two moments in 32 bits. */
 export function checkpointBytes(info: EngineInfo, model: ModelFolder): number {
 	const exported = Math.max(model.weightBytes, info.parameters * 2);
 	return exported + info.parameters * 12;

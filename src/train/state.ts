@@ -132,6 +132,7 @@ export function fixedOf(args: SettledConfig, run: RunIdentity): Fingerprint {
 		bf16: args.bf16,
 		...(args.fp16 && { fp16: args.fp16 }),
 		...(args.bf16_stochastic_round && { bf16_stochastic_round: args.bf16_stochastic_round }),
+		...(args.bf16_moments && { bf16_moments: args.bf16_moments }),
 		loss_seq_chunk_size: args.loss_seq_chunk_size,
 	};
 	return Object.fromEntries(Object.entries(fixed).map(([key, value]) => [key, shown(value)]));

@@ -7,140 +7,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arl_model::{Error, ErrorCode, ModelConfig, Result, RopeTable, WeightDtype};
 
-use crate::arena::{Arena, Category};
-use crate::attention::{self, AttentionChoice};
-use crate::backend::{Backend, Buffer, DType, DeviceKind, Pool, StochasticRounding, split_master};
+use crate::arena::Arena;
+use crate::attention;
+use crate::backend::{Backend, Buffer, DType, DeviceKind, Pool, split_master};
 use crate::batch::{BatchSize, MicroBatch, Staging};
-use crate::loss_scale::{LossScale, LossScaling};
+use crate::loss_scale::LossScale;
+use crate::options::{Adam, EngineOptions, Hyper, Weights};
 use crate::params::{Params, Store, TrainingStore};
 use crate::plan::{MemoryPlan, StepPlan};
 use crate::queue::Queue;
 use crate::shape::Shape;
+use crate::statistics::{MicroBatchStats, Statistics, take_statistics};
 use crate::step::{Layer, Model, Recompute, Run, Step};
-use crate::update::{Pending, Update};
-
-/// What an engine is made of.
-#[derive(Clone, Debug)]
-pub struct EngineOptions {
-    /// Type of weights and activations: f32, bf16 or f16. Masters, gradients, moments and logits are f32 in either case.
-    pub dtype: DType,
-    /// Keep no masters beside bf16 weights, and round each update up or down at random, with this seed.
-    pub stochastic_rounding: Option<u64>,
-    /// How the loss is scaled in f16.
-    pub loss_scaling: LossScaling,
-    /// What the backward pass computes anew.
-    pub recompute: Recompute,
-    /// Keep the layers' inputs in host memory between the passes. Results are equal in bits.
-    pub activation_offloading: bool,
-    /// Keep moments, and masters beside weights of 16 bits, in host memory. Results are equal in bits.
-    pub optimizer_offload: bool,
-    /// Most rows of logits at a time; `None`: as many as fit in 32 MiB (1.2 GiB on a GPU), but no fewer
-    /// than 256.
-    pub loss_seq_chunk_size: Option<usize>,
-    /// The largest micro-batch expected. A larger one makes the engine plan and reserve anew before the step.
-    pub max_batch: BatchSize,
-    /// AdamW's constants.
-    pub adam: Adam,
-    /// Who computes attention. A library's share of memory is planned where it may be used.
-    pub attention: AttentionChoice,
-    /// Leave out gradients and moments: evaluation and generation only.
-    pub inference_only: bool,
-}
-
-impl Default for EngineOptions {
-    fn default() -> Self {
-        EngineOptions {
-            dtype: DType::F32,
-            stochastic_rounding: None,
-            loss_scaling: LossScaling::default(),
-            recompute: Recompute::Norms,
-            activation_offloading: false,
-            optimizer_offload: false,
-            loss_seq_chunk_size: None,
-            max_batch: BatchSize { tokens: 1, sequences: 1 },
-            adam: Adam::default(),
-            attention: AttentionChoice::default(),
-            inference_only: false,
-        }
-    }
-}
-
-/// AdamW's constants; weight decay is decoupled, and applies to all parameters but norms and biases.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Adam {
-    /// Decay of the first moment.
-    pub beta1: f32,
-    /// Decay of the second moment.
-    pub beta2: f32,
-    /// Added to the root of the second moment.
-    pub epsilon: f32,
-    /// Weight decay a step, times the learning rate.
-    pub weight_decay: f32,
-}
-
-impl Default for Adam {
-    fn default() -> Self {
-        Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 }
-    }
-}
+use crate::update::{Numbers, Pending, Update};
 
 /// Micro-batches of a step for whose statistics room is reserved from the start.
 pub(crate) const MICRO_BATCHES: usize = 64;
-
-/// What changes from step to step.
-#[derive(Clone, Copy, Debug)]
-pub struct Hyper {
-    /// Learning rate; 0 moves no weight, but moments as ever.
-    pub learning_rate: f32,
-    /// Gradients are scaled down to this norm; 0: never.
-    pub max_grad_norm: f32,
-}
-
-/// Where weights come from.
-#[derive(Clone, Copy, Debug)]
-pub enum Weights {
-    /// The folder's safetensors.
-    Checkpoint,
-    /// Random ones, as Hugging Face's initialisation draws them, from this seed.
-    Random(u64),
-}
-
-/// What one micro-batch gave.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct MicroBatchStats {
-    /// Tokens.
-    pub tokens: usize,
-    /// Targets of positive weight.
-    pub target_tokens: usize,
-    /// Sum of the targets' weights.
-    pub target_weight: f64,
-    /// Sum of weight x negative log-likelihood, in nats.
-    pub loss_sum: f64,
-    /// Targets that had the greatest logit.
-    pub correct: usize,
-    /// Sum of the predicted distributions' entropies over the targets, in nats.
-    pub entropy_sum: f64,
-    /// The router's balance loss times its coefficient; 0 where none is added.
-    pub balance_loss: f64,
-}
-
-/// What one optimizer step gave.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StepStats {
-    /// Sum of all losses over the weight of all targets, plus the micro-batches' balance losses.
-    pub loss: f64,
-    /// Norm of all gradients before clipping.
-    pub grad_norm: f64,
-    /// In the order of the micro-batches.
-    pub micro_batches: Vec<MicroBatchStats>,
-    /// With f16, the factor on the loss that gradients were computed with; they are divided by it again.
-    pub loss_scale: Option<f32>,
-    /// With f16: the loss or a gradient was not finite, nothing was updated, and the loss scale was halved.
-    pub skipped: bool,
-    /// Wall-clock time from the step's submission, or from the end of the step before it where that came later, until its
-    /// figures were on the host. Steps one behind the other therefore add up.
-    pub seconds: f64,
-}
 
 /// A model on a device.
 pub struct Engine<B: Backend + ?Sized> {
@@ -169,45 +51,20 @@ pub struct Engine<B: Backend + ?Sized> {
     pub(crate) loss_scale: Option<LossScale>,
     /// What the gradients that were computed last are to be divided by.
     pub(crate) gradient_scale: f32,
-    /// See [`EngineOptions::stochastic_rounding`].
-    pub(crate) rounding_seed: Option<u64>,
+    /// See [`EngineOptions::rounding_seed`].
+    pub(crate) rounding_seed: u64,
 }
 
 /// Everything about a model that needs no memory of a device.
 pub(crate) fn model(config: &ModelConfig, options: &EngineOptions, kind: DeviceKind) -> Result<Model> {
-    let option = |what: &str, hint: &str| Err(Error::new(ErrorCode::Config, what.to_string()).hint(hint));
-    if !matches!(options.dtype, DType::F32 | DType::Bf16 | DType::F16) {
-        return option("weights and activations are f32, bf16 or f16", "choose one of them");
-    }
-    let exact = options.stochastic_rounding.is_none();
-    if !exact && options.dtype != DType::Bf16 {
-        return option(
-            &format!("stochastic rounding is for bf16 weights, and these are {:?}", options.dtype),
-            "add --bf16, or leave bf16_stochastic_round out: other types keep exact masters",
-        );
-    }
-    if options.loss_seq_chunk_size == Some(0) {
-        return option("loss_seq_chunk_size is 0", "it is the number of rows of logits at a time");
-    }
-    let Adam { beta1, beta2, epsilon, weight_decay } = options.adam;
-    let decay = |beta: f32| (0.0..1.0).contains(&beta);
-    if !decay(beta1) || !decay(beta2) {
-        return option("AdamW's betas must be at least 0 and below 1", "usual are 0.9 and 0.95 or 0.999");
-    }
-    let finite = epsilon.is_finite() && weight_decay.is_finite();
-    if !finite || epsilon <= 0.0 || weight_decay < 0.0 {
-        return option(
-            "AdamW's epsilon must be above 0, its weight decay at least 0, both finite",
-            "usual are 1e-8 and 0.1",
-        );
-    }
+    options.check()?;
     let shape = Shape::new(config);
     kind.check(shape.heads, shape.experts())?;
     let params = Params::new(config);
     let chunk = kind.default_logits_rows(config.vocab_size);
     let mut model = Model {
         shape,
-        store: Store::new(params.len, options.dtype, exact, options.inference_only, options.optimizer_offload),
+        store: Store::new(params.len, options),
         params,
         dtype: options.dtype,
         recompute: options.recompute,
@@ -259,7 +116,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             pending: None,
             loss_scale: LossScale::new(options.dtype, options.loss_scaling)?,
             gradient_scale: 1.0,
-            rounding_seed: options.stochastic_rounding,
+            rounding_seed: options.rounding_seed,
         })
     }
 
@@ -453,9 +310,14 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// AdamW on all parameters.
     pub(crate) fn update(&mut self, training: &TrainingStore, hyper: Hyper, step: u64) {
         let store = self.model.store;
-        let mut update = Update::new(&store, training, self.adam, self.model.params.decayed, hyper, step);
-        update.adam.gradient_scale = self.gradient_scale;
-        update.adam.rounding = self.rounding_seed.map(|seed| StochasticRounding::new(seed, step));
+        let numbers = Numbers {
+            adam: self.adam,
+            hyper,
+            step,
+            gradient_scale: self.gradient_scale,
+            rounding_seed: self.rounding_seed,
+        };
+        let update = Update::new(&store, training, self.model.params.decayed, numbers);
         match store.slots {
             None => update.run(&mut *self.backend),
             Some(slots) => self.pending = Some(Pending::begin(&mut *self.backend, update, slots)),
@@ -468,53 +330,6 @@ impl<B: Backend + ?Sized> Engine<B> {
             pending.advance(&mut *self.backend, usize::MAX);
         }
     }
-}
-
-/// Micro-batches' statistics on their way from the device.
-#[derive(Debug)]
-pub(crate) struct Statistics {
-    /// What is known of them without the device.
-    stats: Vec<MicroBatchStats>,
-    /// f64 `[count, 3]`.
-    pub(crate) sums: Buffer,
-    /// f32 `[count, 2, experts]`.
-    pub(crate) balances: Option<Buffer>,
-}
-
-impl Statistics {
-    /// Bytes of both buffers.
-    pub(crate) fn bytes(&self) -> usize {
-        self.sums.bytes() + self.balances.map_or(0, Buffer::bytes)
-    }
-
-    /// Completed with the bytes of both buffers, one behind the other.
-    pub(crate) fn complete(mut self, shape: &Shape, bytes: &[u8]) -> Vec<MicroBatchStats> {
-        let (sums, balances) = bytes.split_at(self.sums.bytes());
-        let sums: Vec<f64> = sums.chunks_exact(size_of::<f64>()).map(bytemuck::pod_read_unaligned).collect();
-        for (stat, sums) in self.stats.iter_mut().zip(sums.chunks_exact(3)) {
-            (stat.loss_sum, stat.correct, stat.entropy_sum) = (sums[0], sums[1] as usize, sums[2]);
-        }
-        if self.balances.is_some() {
-            let balances: Vec<f32> =
-                balances.chunks_exact(size_of::<f32>()).map(bytemuck::pod_read_unaligned).collect();
-            let experts = shape.experts();
-            let coefficient = f64::from(shape.balance.unwrap_or(0.0));
-            for (stat, balance) in self.stats.iter_mut().zip(balances.chunks_exact(2 * experts)) {
-                let n = (stat.tokens * shape.expert_layers()) as f64;
-                let (counts, probabilities) = balance.split_at(experts);
-                let products = counts.iter().zip(probabilities).map(|(&c, &p)| f64::from(c) * f64::from(p));
-                stat.balance_loss = coefficient * experts as f64 * products.sum::<f64>() / (n * n);
-            }
-        }
-        self.stats
-    }
-}
-
-/// See [`Engine::statistics`].
-pub(crate) fn take_statistics(arena: &mut Arena, shape: &Shape, count: usize) -> (Buffer, Option<Buffer>) {
-    let sums = arena.take(Category::Inputs, DType::F64, 3 * count);
-    let balances = shape.balance.map(|_| arena.take(Category::Inputs, DType::F32, count * 2 * shape.experts()));
-    (sums, balances)
 }
 
 /// Makes the elements between parameters zero. Memory comes zeroed, which as a split master is not a number.

@@ -7,7 +7,8 @@ use crate::arena::{Arena, Category};
 use crate::backend::plan::PlanBackend;
 use crate::backend::{Backend, Buffer, DType, Rows};
 use crate::batch::{BatchSize, Inputs};
-use crate::engine::{Engine, take_statistics};
+use crate::engine::Engine;
+use crate::statistics::take_statistics;
 use crate::step::{Model, Run, Step, attention_scale};
 
 /// How text is generated.

@@ -8,7 +8,8 @@ use crate::arena::{Arena, Category};
 use crate::backend::plan::PlanBackend;
 use crate::backend::{Backend, Buffer, DType};
 use crate::batch::{Inputs, MicroBatch};
-use crate::engine::{Engine, MicroBatchStats, take_statistics};
+use crate::engine::Engine;
+use crate::statistics::{MicroBatchStats, take_statistics};
 use crate::step::{LossMode, Model, Recompute, Run, Step};
 
 /// What the forward pass over one micro-batch gives.

@@ -7,6 +7,7 @@ use arl_model::{Mlp, ModelConfig, Role, TensorSpec, tensor_table};
 
 use crate::arena::ALIGNMENT;
 use crate::backend::{Buffer, DType, Pool};
+use crate::options::EngineOptions;
 use crate::update::Slots;
 
 /// A parameter: a part of each of the flat arrays (weights, gradients, moments).
@@ -220,10 +221,12 @@ pub(crate) struct Store {
     pub(crate) host_bytes: usize,
 }
 
-/// Gradients and moments, all f32.
+/// Gradients and moments.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TrainingStore {
+    /// f32.
     pub(crate) gradients: Buffer,
+    /// f32 or bf16, as the second.
     pub(crate) moment1: Buffer,
     pub(crate) moment2: Buffer,
     /// f64 `[1]`: the sum of squares of all gradients.
@@ -231,9 +234,12 @@ pub(crate) struct TrainingStore {
 }
 
 impl Store {
-    /// The arrays of `len` elements, weights in `dtype`, those of bf16 with `exact` masters or none. With `optimizer_offload`, moments and masters are in host
+    /// The arrays of `len` elements, as the options have them. With `optimizer_offload`, moments and masters are in host
     /// memory.
-    pub(crate) fn new(len: usize, dtype: DType, exact: bool, inference_only: bool, optimizer_offload: bool) -> Self {
+    pub(crate) fn new(len: usize, options: &EngineOptions) -> Self {
+        let &EngineOptions { dtype, stochastic_rounding, bf16_moments, inference_only, optimizer_offload, .. } =
+            options;
+        let moments = if bf16_moments { DType::Bf16 } else { DType::F32 };
         let (mut bytes, mut host_bytes) = (0, 0);
         let mut take = |pool: Pool, dtype: DType, len: usize| {
             let next = if pool == Pool::State { &mut bytes } else { &mut host_bytes };
@@ -245,18 +251,19 @@ impl Store {
         let weights = take(Pool::State, dtype, len);
         let masters = match dtype {
             _ if inference_only => None,
-            DType::Bf16 if exact => Some(take(optimizer, DType::U16, len)),
+            DType::Bf16 if !stochastic_rounding => Some(take(optimizer, DType::U16, len)),
             DType::F16 => Some(take(optimizer, DType::F32, len)),
             _ => None,
         };
         let training = (!inference_only).then(|| TrainingStore {
             gradients: take(Pool::State, DType::F32, len),
-            moment1: take(optimizer, DType::F32, len),
-            moment2: take(optimizer, DType::F32, len),
+            moment1: take(optimizer, moments, len),
+            moment2: take(optimizer, moments, len),
             norm_squared: take(Pool::State, DType::F64, 1),
         });
         let slots = (optimizer_offload && !inference_only).then(|| {
-            Slots::take(len, masters.map(|masters| masters.dtype), |dtype, len| take(Pool::State, dtype, len))
+            let masters = masters.map(|masters| masters.dtype);
+            Slots::take(len, moments, masters, |dtype, len| take(Pool::State, dtype, len))
         });
         Self { weights, masters, slots, training, bytes, host_bytes }
     }

@@ -9,7 +9,8 @@ use crate::arena::{Arena, Category};
 use crate::backend::plan::PlanBackend;
 use crate::backend::{Backend, DeviceKind, Pool};
 use crate::batch::{BatchSize, Inputs};
-use crate::engine::{EngineOptions, take_statistics};
+use crate::options::EngineOptions;
+use crate::statistics::take_statistics;
 use crate::step::{Model, Step, host_bytes};
 
 /// Bytes by category.

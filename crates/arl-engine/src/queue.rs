@@ -7,8 +7,10 @@ use arl_model::{Error, ErrorCode, Result};
 
 use crate::backend::{Backend, Rows};
 use crate::batch::MicroBatch;
-use crate::engine::{Engine, Hyper, MicroBatchStats, Statistics, StepStats};
+use crate::engine::Engine;
 use crate::loss_scale;
+use crate::options::Hyper;
+use crate::statistics::{MicroBatchStats, Statistics, StepStats};
 
 /// A step that was submitted: its number among all that were.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

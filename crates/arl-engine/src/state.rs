@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use half::f16;
+use half::{bf16, f16};
 
 use arl_model::{
     Checkpoint, Dtype, Error, ErrorCode, Result, SafetensorsFile, SafetensorsWriter, TensorDecl, WeightDtype, init_f32,
@@ -166,7 +166,13 @@ impl<B: Backend + ?Sized> Engine<B> {
             (Kind::Moment1, Some(training)) => training.moment1,
             (Kind::Moment2, Some(training)) => training.moment2,
         };
-        self.backend.read_back(array.slice(param.offset, param.len), bytemuck::cast_slice_mut(&mut values))?;
+        let array = array.slice(param.offset, param.len);
+        if array.dtype == DType::Bf16 {
+            let mut narrow = vec![bf16::ZERO; param.len];
+            self.backend.read_back(array, bytemuck::cast_slice_mut(&mut narrow))?;
+            return Ok(narrow.into_iter().map(bf16::to_f32).collect());
+        }
+        self.backend.read_back(array, bytemuck::cast_slice_mut(&mut values))?;
         if kind == Kind::Gradients {
             values.iter_mut().for_each(|value| *value /= self.gradient_scale);
         }
@@ -199,10 +205,14 @@ impl<B: Backend + ?Sized> Engine<B> {
             }
         };
         add(&[self.model.dtype.bytes() as u8]);
-        match (self.model.dtype, self.rounding_seed) {
+        let store = &self.model.store;
+        match (self.model.dtype, store.masters) {
             (DType::F16, _) => add(b"f16"),
-            (_, Some(_)) => add(b"stochastic rounding"),
+            (DType::Bf16, None) => add(b"stochastic rounding"),
             _ => {}
+        }
+        if store.training.is_some_and(|training| training.moment1.dtype == DType::Bf16) {
+            add(b"bf16 moments");
         }
         for tensor in &self.model.params.tensors {
             add(tensor.spec.name.as_bytes());

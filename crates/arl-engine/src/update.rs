@@ -2,8 +2,8 @@
 //! and moments come from host memory a piece at a time and go back beside the layers that are computed, and each piece is
 //! updated just before the first layer that it has weights of.
 
-use crate::backend::{AdamW, Backend, Buffer, DType, Event, Stream};
-use crate::engine::Hyper;
+use crate::backend::{AdamW, Backend, Buffer, DType, Event, StochasticRounding, Stream};
+use crate::options::{Adam, Hyper};
 use crate::params::{Store, TrainingStore};
 use crate::step::OFFLOAD_EVENTS;
 
@@ -37,20 +37,26 @@ pub(crate) struct Update {
     pub(crate) decayed: usize,
 }
 
+/// The numbers of an update: the run's, and this step's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Numbers {
+    pub(crate) adam: Adam,
+    pub(crate) hyper: Hyper,
+    /// Counted from 1.
+    pub(crate) step: u64,
+    /// What the gradients are to be divided by.
+    pub(crate) gradient_scale: f32,
+    pub(crate) rounding_seed: u64,
+}
+
 impl Update {
-    pub(crate) fn new(
-        store: &Store,
-        training: &TrainingStore,
-        adam: crate::engine::Adam,
-        decayed: usize,
-        hyper: Hyper,
-        step: u64,
-    ) -> Self {
+    pub(crate) fn new(store: &Store, training: &TrainingStore, decayed: usize, numbers: Numbers) -> Self {
+        let Numbers { adam, hyper, step, gradient_scale, rounding_seed } = numbers;
         let correction = |beta: f32| (1.0 - f64::from(beta).powf(step as f64)) as f32;
         let adam = AdamW {
             weights: store.weights,
             masters: store.masters,
-            rounding: None,
+            rounding: Some(StochasticRounding::new(rounding_seed, step)),
             gradients: training.gradients,
             moment1: training.moment1,
             moment2: training.moment2,
@@ -62,7 +68,7 @@ impl Update {
             bias_correction1: correction(adam.beta1),
             bias_correction2: correction(adam.beta2),
             grad_norm_squared: training.norm_squared,
-            gradient_scale: 1.0,
+            gradient_scale,
             max_grad_norm: hyper.max_grad_norm,
         };
         Update { adam, decayed }
@@ -200,13 +206,18 @@ pub(crate) struct Slots {
 }
 
 impl Slots {
-    /// Takes the slots for `len` parameters, with masters of a type, or without any.
-    pub(crate) fn take(len: usize, masters: Option<DType>, mut take: impl FnMut(DType, usize) -> Buffer) -> Self {
+    /// Takes the slots for `len` parameters, with moments of a type, and masters of a type or none.
+    pub(crate) fn take(
+        len: usize,
+        moments: DType,
+        masters: Option<DType>,
+        mut take: impl FnMut(DType, usize) -> Buffer,
+    ) -> Self {
         // A small model has several pieces too, so that its tests are about the same thing.
         let piece = PIECE.min(len.div_ceil(5).next_multiple_of(64));
         let mut slot = || Slot {
-            moment1: take(DType::F32, piece),
-            moment2: take(DType::F32, piece),
+            moment1: take(moments, piece),
+            moment2: take(moments, piece),
             masters: masters.map(|dtype| take(dtype, piece)),
         };
         Slots { places: [slot(), slot(), slot()], piece }

@@ -229,10 +229,10 @@ fn a_librarys_attention_shares_the_memory_of_the_backward_pass() {
 }
 
 #[test]
-fn stochastic_rounding_saves_the_second_half_of_bf16_weights() {
+fn stochastic_rounding_saves_the_second_half_of_bf16_weights_and_of_moments() {
     for (name, sizes) in MODELS {
         let Some(dir) = config(name) else { return };
-        let rounded = EngineOptions { stochastic_rounding: Some(1), ..options(Recompute::Norms) };
+        let rounded = EngineOptions { stochastic_rounding: true, ..options(Recompute::Norms) };
         let (parameters, gap) = (sizes.parameters(), 32 * (10 * sizes.layers + 4));
         let (here, exact) = (plan(&dir, &rounded), plan(&dir, &options(Recompute::Norms)));
         // 2 bytes of the weight, 4 of the gradient, 8 of the moments.
@@ -240,8 +240,14 @@ fn stochastic_rounding_saves_the_second_half_of_bf16_weights() {
             assert_near(category, bytes_of(&here.categories, category), bytes * parameters, bytes * gap);
         }
         assert_near(name, exact.total_bytes - here.total_bytes, 2 * parameters, 2 * gap + 64);
-        let offloaded = plan(&dir, &EngineOptions { optimizer_offload: true, ..rounded });
+        let offloaded = plan(&dir, &EngineOptions { optimizer_offload: true, ..rounded.clone() });
         assert_near(name, offloaded.host_bytes, 8 * parameters, 8 * gap + 64);
+        let smallest = plan(&dir, &EngineOptions { bf16_moments: true, ..rounded.clone() });
+        assert_near(name, here.total_bytes - smallest.total_bytes, 4 * parameters, 4 * gap + 128);
+        assert_near(name, bytes_of(&smallest.categories, "moments"), 4 * parameters, 4 * gap);
+        let offloaded = plan(&dir, &EngineOptions { bf16_moments: true, optimizer_offload: true, ..rounded });
+        assert_near(name, offloaded.host_bytes, 4 * parameters, 4 * gap + 64);
+        assert_eq!(bytes_of(&offloaded.categories, "optimizer slots"), 3 * (16 << 20) * (2 + 2));
     }
 }
 

@@ -1,4 +1,4 @@
-//! bf16 weights without masters: what rounding takes from one update it gives to another.
+//! bf16 weights without masters, and bf16 moments: what rounding takes from one update it gives to another.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -6,12 +6,22 @@ mod common;
 
 use arl_engine::backend::DType;
 use arl_engine::backend::cpu::CpuBackend;
-use arl_engine::{Engine, EngineOptions, Hyper, Kind, Recompute, Weights};
+use arl_engine::{Adam, Engine, EngineOptions, Hyper, Kind, Recompute, Weights};
 use arl_model::ErrorCode;
 use common::{HYPER, MODELS, all, batch, difference, model, open, options, state_bits};
 
 fn rounded(seed: u64) -> EngineOptions {
-    EngineOptions { stochastic_rounding: Some(seed), ..options(DType::Bf16, Recompute::Norms, 33) }
+    EngineOptions { stochastic_rounding: true, rounding_seed: seed, ..options(DType::Bf16, Recompute::Norms, 33) }
+}
+
+/// The same with bf16 moments; 8 bytes a parameter in all, and 4 of the gradient.
+fn smallest(seed: u64) -> EngineOptions {
+    EngineOptions { bf16_moments: true, ..rounded(seed) }
+}
+
+/// bf16 moments beside exact weights.
+fn moments(dtype: DType, seed: u64) -> EngineOptions {
+    EngineOptions { bf16_moments: true, rounding_seed: seed, ..options(dtype, Recompute::Norms, 33) }
 }
 
 /// 400 updates of some 1e-6 each: a weight of about 0.2, whose bf16 neighbours are 2^-10 away, moves by less than half of
@@ -51,6 +61,39 @@ fn updates_that_nearest_rounding_loses_move_weights_as_the_exact_ones_do() {
     }
 }
 
+/// The same gradients for 600 steps. A second moment grows by at most a thousandth of its square in a step: rounded to
+/// nearest, it would stop where that is less than half the distance of its bf16 neighbours, at a quarter of the square and
+/// before; after 600 steps it is 0.45 of it. Rounded at random, each step adds a deviation of at most half that distance,
+/// 2^-8 of the moment, and after `n` steps they are at most `sqrt(n) / 2^8` of it.
+#[test]
+fn moments_that_nearest_rounding_would_stop_grow_as_the_exact_ones_do() {
+    let batches = [batch(&[9, 3, 21], 1)];
+    let hyper = Hyper { learning_rate: 0.0, max_grad_norm: 1.0 };
+    let steps = 600;
+    for (name, dtype) in MODELS.into_iter().zip([DType::Bf16, DType::F32]) {
+        let run = |options: &EngineOptions| {
+            let mut engine = open(name, &EngineOptions { adam: Adam::default(), ..options.clone() });
+            for _ in 0..steps {
+                engine.step(&batches, hyper).unwrap();
+            }
+            [Kind::Moment1, Kind::Moment2].map(|kind| all(&mut engine, kind))
+        };
+        let exact = run(&options(dtype, Recompute::Norms, 33));
+        let kept = run(&moments(dtype, 4));
+        for (moment, (kept, exact)) in kept.iter().zip(&exact).enumerate() {
+            let pairs = || kept.iter().zip(exact).map(|(k, e)| (f64::from(*k), f64::from(*e)));
+            let total: f64 = pairs().map(|(_, e)| e * e).sum();
+            // Along the exact ones.
+            let along: f64 = pairs().map(|(k, e)| k * e).sum();
+            let deviation = f64::from(steps).sqrt() / 256.0 * pairs().map(|(_, e)| e.powi(4)).sum::<f64>().sqrt();
+            let bound = 5.0 * deviation;
+            assert!((along - total).abs() <= bound, "{name} moment {moment}: {along:e}, not {total:e} ({bound:e})");
+            // To stand still at a quarter instead of 0.45 would be told.
+            assert!(bound < total / 4.0, "{name} moment {moment}: a bound of {bound:e} on {total:e}");
+        }
+    }
+}
+
 /// As `sixteen_bits_stay_near_f32`: bf16's roundings at some twenty places, and now of the weights too at each step.
 #[test]
 fn a_models_loss_falls_as_with_exact_masters() {
@@ -61,8 +104,8 @@ fn a_models_loss_falls_as_with_exact_masters() {
     };
     let exact = run(&options(DType::Bf16, Recompute::Norms, 33));
     assert!(exact[29] < exact[0] / 2.0, "{exact:?}");
-    for seed in [1, 2, 3] {
-        let near = run(&rounded(seed));
+    for (seed, options) in [(1, rounded(1)), (2, rounded(2)), (3, smallest(3)), (4, moments(DType::Bf16, 4))] {
+        let near = run(&options);
         for (step, (near, exact)) in near.iter().zip(&exact).enumerate() {
             let apart = (near - exact).abs() / exact;
             assert!(apart < 0.05, "seed {seed}, step {step}: {near} instead of {exact}");
@@ -73,8 +116,10 @@ fn a_models_loss_falls_as_with_exact_masters() {
 #[test]
 fn a_restored_state_goes_on_in_equal_bits_and_offloading_or_threads_change_none() {
     let steps: Vec<_> = (0..6).map(|i| vec![batch(&[9, 3, 21], i)]).collect();
-    for name in MODELS {
-        let whole = rounded(9);
+    let f16: fn(u64) -> EngineOptions = |seed| moments(DType::F16, seed);
+    let runs = [(MODELS[0], rounded as fn(u64) -> _), (MODELS[1], rounded), (MODELS[0], smallest), (MODELS[1], f16)];
+    for (name, options) in runs {
+        let whole = options(9);
         let mut engine = open(name, &whole);
         let dir = tempfile::tempdir().unwrap();
         for (i, batches) in steps.iter().enumerate() {
@@ -104,7 +149,7 @@ fn a_restored_state_goes_on_in_equal_bits_and_offloading_or_threads_change_none(
         });
         assert!(threaded == expected, "{name}");
         // Another seed rounds otherwise.
-        let mut other = open(name, &rounded(10));
+        let mut other = open(name, &options(10));
         for batches in &steps {
             other.step(batches, HYPER).unwrap();
         }
@@ -126,7 +171,16 @@ fn it_is_for_bf16_and_its_state_is_its_own() {
         assert!(error.hint.contains("--bf16"), "{error}");
     }
     let dir = tempfile::tempdir().unwrap();
-    open("window-bias", &options(DType::Bf16, Recompute::Norms, 33)).save_state(dir.path()).unwrap();
-    let error = open("window-bias", &rounded(1)).restore_state(dir.path()).unwrap_err();
-    assert_eq!(error.code, ErrorCode::State);
+    let kinds = [options(DType::Bf16, Recompute::Norms, 33), rounded(1), moments(DType::Bf16, 1), smallest(1)];
+    for saved in 0..kinds.len() {
+        open("window-bias", &kinds[saved]).save_state(dir.path()).unwrap();
+        for (kind, options) in kinds.iter().enumerate() {
+            let restored = open("window-bias", options).restore_state(dir.path());
+            assert_eq!(
+                restored.err().map(|error| error.code),
+                (kind != saved).then_some(ErrorCode::State),
+                "{saved} {kind}"
+            );
+        }
+    }
 }

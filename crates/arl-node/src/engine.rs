@@ -24,7 +24,7 @@ pub struct EngineOptions {
     pub model_dir: String,
     /// Random weights from `seed` instead of the folder's; the folder need not have any.
     pub init_from_config: Option<bool>,
-    /// Seed of random weights and of stochastic rounding.
+    /// Seed of random weights, and of what is rounded at random.
     pub seed: Option<f64>,
     /// `cpu`, `cuda` or `cuda:N`.
     pub device: String,
@@ -33,6 +33,8 @@ pub struct EngineOptions {
     pub dtype: String,
     /// Keep no masters beside bf16 weights, and round each update up or down at random, with `seed`.
     pub stochastic_rounding: Option<bool>,
+    /// Keep AdamW's moments in bf16 instead of f32, and round them up or down at random, with `seed`.
+    pub bf16_moments: Option<bool>,
     /// What the backward pass computes anew.
     #[napi(ts_type = "'off' | 'norms' | 'mlp' | 'block'")]
     pub recompute: String,
@@ -225,7 +227,9 @@ fn seed(options: &EngineOptions) -> u64 {
 fn core_options(options: &EngineOptions) -> Result<arl_engine::EngineOptions> {
     Ok(arl_engine::EngineOptions {
         dtype: dtype(&options.dtype)?,
-        stochastic_rounding: options.stochastic_rounding.unwrap_or(false).then_some(seed(options)),
+        stochastic_rounding: options.stochastic_rounding.unwrap_or(false),
+        bf16_moments: options.bf16_moments.unwrap_or(false),
+        rounding_seed: seed(options),
         loss_scaling: LossScaling::default(),
         recompute: recompute(&options.recompute)?,
         activation_offloading: options.activation_offloading.unwrap_or(false),

@@ -1,10 +1,10 @@
 //! What a step is made of, counted without a device: the operations and bytes of each leaf, and the least time that a GPU's
 //! data sheet allows for them. Nothing is computed and nothing is timed.
 
-use arl_engine::backend::DeviceKind;
 use arl_engine::backend::plan::PlanBackend;
 use arl_engine::backend::profile::{LeafTotal, ProfileBackend};
-use arl_engine::{BatchSize, Engine, EngineOptions, Flops, Hyper, Weights, plan_memory_of};
+use arl_engine::backend::{DType, DeviceKind};
+use arl_engine::{Engine, EngineOptions, Flops, Hyper, Weights, plan_memory_of};
 use arl_model::{ModelConfig, Result};
 use serde_json::json;
 
@@ -56,15 +56,12 @@ fn least(total: &LeafTotal) -> f64 {
 }
 
 fn count(run: &mut Run<'_>, name: &'static str, step: &Step) -> Result<()> {
+    if step.peers_memory {
+        return super::skipped(run, name, "how much memory the peer takes, only a run tells");
+    }
     let dir = step.folder(run);
     let config = ModelConfig::from_dir(&dir)?;
-    let base = EngineOptions {
-        dtype: arl_engine::backend::DType::Bf16,
-        adam: ADAM,
-        optimizer_offload: step.optimizer_offload,
-        max_batch: BatchSize { tokens: step.tokens, sequences: step.tokens / step.seq },
-        ..EngineOptions::default()
-    };
+    let base = step.options(EngineOptions { dtype: DType::Bf16, adam: ADAM, ..EngineOptions::default() });
     let Some(options) = settings(&config, &base)? else {
         return super::skipped(run, name, "no settings fit");
     };

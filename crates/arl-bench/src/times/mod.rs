@@ -46,7 +46,7 @@ const TOKENS: usize = 16_384;
 const SEQ: usize = 2048;
 
 /// All cases. Goals: bf16, full fine-tuning, one H100, random weights.
-const CASES: [Case; 9] = [
+const CASES: [Case; 11] = [
     Case {
         name: "qwen2.5-0.5b",
         limit: 90.0,
@@ -62,6 +62,16 @@ const CASES: [Case; 9] = [
         name: "qwen3-4b",
         limit: 120.0,
         work: Work::Step(Step { mfu: Some(0.58), over_peer: Some(1.4), ..Step::of("qwen3-4b") }),
+    },
+    Case {
+        name: "qwen3-4b-bf16-state",
+        limit: 120.0,
+        work: Work::Step(Step { bf16_state: true, mfu: Some(0.58), ..Step::of("qwen3-4b") }),
+    },
+    Case {
+        name: "qwen3-4b-peers-memory",
+        limit: 120.0,
+        work: Work::Step(Step { bf16_state: true, peers_memory: true, over_peer: Some(1.4), ..Step::of("qwen3-4b") }),
     },
     Case {
         name: "qwen3-8b-offload",
@@ -106,6 +116,11 @@ pub(crate) fn run(run: &mut Run<'_>) -> Result<()> {
         if run.left() < 5.0 {
             skipped(run, case.name, "the seconds of --budget are spent")?;
             continue;
+        }
+        if let (Work::Step(step @ Step { peers_memory: true, .. }), false) = (&case.work, run.options.profile) {
+            // The memory that it takes is the case's bound.
+            let step = step.sized(run);
+            times.peer.best(run, &step.folder(run), step.tokens, step.seq)?;
         }
         let seconds = case.limit.min(run.left());
         let limit = Limit::new(case.name, seconds + GRACE);

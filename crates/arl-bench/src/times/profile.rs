@@ -1,7 +1,7 @@
 //! Where a step goes: each leaf's share, its rate beside the rates measured in the same run, and the gaps between leaves.
 
 use arl_engine::backend::profile::{LeafTotal, ProfileBackend};
-use arl_engine::{BatchSize, Engine, EngineOptions, Hyper, Weights};
+use arl_engine::{Engine, Hyper, Weights};
 use arl_model::{ModelConfig, Result};
 use serde_json::{Value, json};
 
@@ -17,11 +17,7 @@ pub(super) fn case(run: &mut Run<'_>, times: &Times, name: &'static str, step: &
     let dir = step.folder(run);
     let config = ModelConfig::from_dir(&dir)?;
     let backend = run.open()?;
-    let base = EngineOptions {
-        optimizer_offload: step.optimizer_offload,
-        max_batch: BatchSize { tokens: step.tokens, sequences: step.tokens / step.seq },
-        ..super::options(run)
-    };
+    let base = step.options(super::options(run));
     let Some((options, _)) = fitting(&config, &base, backend.kind(), free_bytes(&*backend)?)? else {
         return skipped(run, name, "no settings fit the memory that is free");
     };

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use arl_engine::backend::{Backend, DeviceKind};
+use arl_engine::backend::{Backend, DType, DeviceKind};
 use arl_engine::{BatchSize, Engine, EngineOptions, Flops, Hyper, MemoryPlan, Recompute, Weights, plan_memory_of};
 use arl_model::{ModelConfig, Result};
 use serde_json::{Value, json};
@@ -23,6 +23,10 @@ pub(super) struct Step {
     pub(super) seq: usize,
     pub(super) micro_batches: usize,
     pub(super) optimizer_offload: bool,
+    /// Weights and moments in bf16 alone, as the peer and llmq have them, here rounded at random.
+    pub(super) bf16_state: bool,
+    /// In no more memory than the peer takes.
+    pub(super) peers_memory: bool,
     /// Goals.
     pub(super) tokens_per_s: Option<f64>,
     pub(super) mfu: Option<f64>,
@@ -37,6 +41,8 @@ impl Step {
             seq: super::SEQ,
             micro_batches: 1,
             optimizer_offload: false,
+            bf16_state: false,
+            peers_memory: false,
             tokens_per_s: None,
             mfu: None,
             over_peer: None,
@@ -55,8 +61,15 @@ impl Step {
         run.options.home.join("configs").join(self.config)
     }
 
-    fn size(&self) -> BatchSize {
-        BatchSize { tokens: self.tokens, sequences: self.tokens / self.seq }
+    /// What its engine is made of, but for what is computed anew.
+    pub(super) fn options(&self, base: EngineOptions) -> EngineOptions {
+        EngineOptions {
+            optimizer_offload: self.optimizer_offload,
+            stochastic_rounding: self.bf16_state && base.dtype == DType::Bf16,
+            bf16_moments: self.bf16_state,
+            max_batch: BatchSize { tokens: self.tokens, sequences: self.tokens / self.seq },
+            ..base
+        }
     }
 }
 
@@ -181,9 +194,16 @@ pub(super) fn case(
     let dir = step.folder(run);
     let config = ModelConfig::from_dir(&dir)?;
     let backend = run.open()?;
-    let (kind, free, device) = (backend.kind(), free_bytes(&*backend)?, backend.name());
-    let base =
-        EngineOptions { optimizer_offload: step.optimizer_offload, max_batch: step.size(), ..super::options(run) };
+    let (kind, mut free, device) = (backend.kind(), free_bytes(&*backend)?, backend.name());
+    if step.peers_memory {
+        // It was run before, outside of this case's limit.
+        let taken = times
+            .peer
+            .best(run, &dir, step.tokens, step.seq)?
+            .map(|best| (best.peak_gib * f64::from(1 << 30)) as usize);
+        free = free.map(|free| free.min(taken.unwrap_or(free)));
+    }
+    let base = step.options(super::options(run));
     let Some((options, plan)) = fitting(&config, &base, kind, free)? else {
         return skipped(run, name, &too_large(&config, &base, kind, free)?);
     };
@@ -217,6 +237,7 @@ pub(super) fn case(
         "micro_batches": step.micro_batches, "recompute": format!("{:?}", options.recompute),
         "attention": word(options.attention), "notice": measured.notice,
         "activation_offloading": options.activation_offloading, "optimizer_offload": options.optimizer_offload,
+        "stochastic_rounding": options.stochastic_rounding, "bf16_moments": options.bf16_moments,
         "step_s": measured.median(), "step_s_min": measured.seconds[0],
         "step_s_max": measured.seconds[measured.seconds.len() - 1], "steps": measured.seconds.len(),
         "tokens_per_s": rate, "flops_per_token": per_token, "model_tflops": tflops, "mfu": mfu,

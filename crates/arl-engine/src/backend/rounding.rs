@@ -3,7 +3,7 @@
 //! the same.
 
 /// The random bits of one step, for parameters from `first` on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StochasticRounding {
     /// Of seed and step.
     pub key: [u32; 2],
@@ -24,16 +24,37 @@ impl StochasticRounding {
         StochasticRounding { first: self.first + start as u64, ..self }
     }
 
-    /// The bits of a bf16: `value` rounded by the bits of the parameter `offset` after the first.
+    /// The bits of a bf16: the weight `value` of the parameter `offset` after the first, rounded.
     #[inline(always)]
     pub fn round(&self, value: f32, offset: usize) -> u16 {
-        let index = self.first.wrapping_add(offset as u64);
-        let random = mix(mix(index as u32 ^ self.key[0]) ^ (index >> 32) as u32 ^ self.key[1]) >> 16;
-        // The 16 bits that are cut off, as a part of 2^16, are the probability of a carry.
-        let bits = value.to_bits();
-        let quiet = (bits >> 16) | 0x40;
-        (if value.is_nan() { quiet } else { bits.wrapping_add(random) >> 16 }) as u16
+        round(value, self.hash(offset) >> 16)
     }
+
+    /// The random bits, 16 each, that round both moments of the parameter `offset` after the first. They are others than
+    /// those of its weight.
+    #[inline(always)]
+    pub fn of_moments(&self, offset: usize) -> [u32; 2] {
+        let random = mix(self.hash(offset) ^ MOMENTS);
+        [random >> 16, random & 0xffff]
+    }
+
+    #[inline(always)]
+    fn hash(&self, offset: usize) -> u32 {
+        let index = self.first.wrapping_add(offset as u64);
+        mix(mix(index as u32 ^ self.key[0]) ^ (index >> 32) as u32 ^ self.key[1])
+    }
+}
+
+/// Makes the moments' bits others than the weight's: 2^32 over the golden ratio.
+const MOMENTS: u32 = 0x9e37_79b9;
+
+/// The bits of a bf16: `value` rounded by 16 random bits.
+#[inline(always)]
+pub(crate) fn round(value: f32, random: u32) -> u16 {
+    // The 16 bits that are cut off, as a part of 2^16, are the probability of a carry.
+    let bits = value.to_bits();
+    let quiet = (bits >> 16) | 0x40;
+    (if value.is_nan() { quiet } else { bits.wrapping_add(random) >> 16 }) as u16
 }
 
 /// Chris Wellons' `lowbias32`: every bit of the input changes each bit of the output with a probability of about a half.
@@ -82,8 +103,31 @@ mod tests {
                 let over_parameters = bias(value, |i| StochasticRounding::new(seed, 7).from(123_456).round(value, i));
                 let over_steps = bias(value, |i| StochasticRounding::new(seed, i as u64).round(value, 5));
                 assert!(over_parameters.abs() <= bound && over_steps.abs() <= bound, "{value} {seed}: {over_steps}");
+                for moment in [0, 1] {
+                    let rounding = StochasticRounding::new(seed, 7);
+                    let over_parameters = bias(value, |i| super::round(value, rounding.of_moments(i)[moment]));
+                    let of_step = |i| StochasticRounding::new(seed, i as u64).of_moments(5);
+                    let over_steps = bias(value, |i| super::round(value, of_step(i)[moment]));
+                    assert!(over_parameters.abs() <= bound && over_steps.abs() <= bound, "{value} {seed} {moment}");
+                }
             }
         }
+    }
+
+    /// Of independent bits, 2^16 products of deviations with the variance 1/12 each have a mean with a deviation of
+    /// 2^-8 / 12.
+    #[test]
+    fn the_bits_of_a_weight_and_of_its_moments_are_independent() {
+        let rounding = StochasticRounding::new(5, 11);
+        let mut sums = [0.0; 3];
+        for i in 0..COUNT {
+            let [first, second] = rounding.of_moments(i);
+            let parts = [rounding.hash(i) >> 16, first, second].map(|bits| f64::from(bits) / 65536.0 - 0.5);
+            for (sum, (a, b)) in sums.iter_mut().zip([(0, 1), (0, 2), (1, 2)]) {
+                *sum += parts[a] * parts[b] / COUNT as f64;
+            }
+        }
+        assert!(sums.iter().all(|sum| sum.abs() < 5.0 / 256.0 / 12.0), "{sums:?}");
     }
 
     #[test]

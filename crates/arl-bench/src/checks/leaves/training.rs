@@ -69,19 +69,13 @@ pub(super) fn guard(mut s: Scene) -> Trial {
     })
 }
 
-/// Weights, what makes them exact, and how they are rounded where nothing does.
-type Weights = (Buffer, Option<Buffer>, Option<StochasticRounding>);
-
-/// Weights of the scene's type, as results.
-fn weights(s: &mut Scene, len: usize) -> Weights {
+/// Weights of the scene's type, and what makes them exact, as results.
+fn weights(s: &mut Scene, len: usize) -> (Buffer, Option<Buffer>) {
     let exact = s.draw.values(len);
     match s.dtype {
         DType::Bf16 if s.draw.coin() => {
-            // Where the parameters' numbers pass 2^32 too.
-            let first = s.draw.pick(&[0, 12_345, (1 << 32) - 100]);
-            let rounding = StochasticRounding::new(s.draw.below(1000) as u64, 7).from(first);
             let weights = s.put(&exact, DType::Bf16);
-            (s.updated_exactly("weights", weights), None, Some(rounding))
+            (s.updated_exactly("weights", weights), None)
         }
         DType::Bf16 => {
             let halves: Vec<(u16, u16)> = exact.iter().map(|x| split_master(*x as f32)).collect();
@@ -90,15 +84,15 @@ fn weights(s: &mut Scene, len: usize) -> Weights {
             let low: Vec<f64> = halves.iter().map(|(_, low)| f64::from(*low)).collect();
             let (high, low) = (s.put(&high, DType::Bf16), s.put(&low, DType::U16));
             s.updated_master("weights", high, low);
-            (high, Some(low), None)
+            (high, Some(low))
         }
         DType::F16 => {
             let masters = s.put(&exact, DType::F32);
-            (s.output("weights", len, DType::F16), Some(s.updated("masters", masters)), None)
+            (s.output("weights", len, DType::F16), Some(s.updated("masters", masters)))
         }
         dtype => {
             let weights = s.put(&exact, dtype);
-            (s.updated("weights", weights), None, None)
+            (s.updated("weights", weights), None)
         }
     }
 }
@@ -106,19 +100,29 @@ fn weights(s: &mut Scene, len: usize) -> Weights {
 pub(super) fn adamw(mut s: Scene) -> Trial {
     let most = s.draw.scaled(20_000, 300_000);
     let len = s.draw.extent(32, most);
-    let (weights, masters, rounding) = weights(&mut s, len);
-    let (gradients, moment1) = (s.random_of(len, DType::F32), s.random_of(len, DType::F32));
+    let (weights, masters) = weights(&mut s, len);
+    let bf16_moments = s.draw.coin();
+    // Where the parameters' numbers pass 2^32 too.
+    let first = s.draw.pick(&[0, 12_345, (1 << 32) - 100]);
+    let rounding = StochasticRounding::new(s.draw.below(1000) as u64, 7).from(first);
+    let gradients = s.random_of(len, DType::F32);
     let squares: Vec<f64> = s.draw.values(len).iter().map(|x| x * x).collect();
-    let moment2 = s.put(&squares, DType::F32);
+    let moment = |s: &mut Scene, name, values: &[f64]| {
+        let buffer = s.put(values, if bf16_moments { DType::Bf16 } else { DType::F32 });
+        if bf16_moments { s.updated_exactly(name, buffer) } else { s.updated(name, buffer) }
+    };
+    let first_moments = s.draw.values(len);
+    let moment1 = moment(&mut s, "moment1", &first_moments);
+    let moment2 = moment(&mut s, "moment2", &squares);
     let step = s.draw.between(1, 2000) as i32;
     let (beta1, beta2) = (0.9f32, 0.95f32);
     let op = AdamW {
         weights,
         masters,
-        rounding,
+        rounding: Some(rounding),
         gradients,
-        moment1: s.updated("moment1", moment1),
-        moment2: s.updated("moment2", moment2),
+        moment1,
+        moment2,
         learning_rate: s.draw.pick(&[1e-2, 1e-5, 0.0]),
         beta1,
         beta2,
@@ -131,9 +135,9 @@ pub(super) fn adamw(mut s: Scene) -> Trial {
         max_grad_norm: s.draw.pick(&[0.0, 1.0, 1e6]),
     };
     let what = format!(
-        "{len} parameters, step {step}, clipped at {}, rounded at random {}",
+        "{len} parameters, step {step}, clipped at {}, masters {}, bf16 moments {bf16_moments}",
         op.max_grad_norm,
-        rounding.is_some()
+        masters.is_some()
     );
     s.trial(what, move |backend| backend.adamw(&op))
 }

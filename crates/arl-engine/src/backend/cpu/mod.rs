@@ -22,6 +22,7 @@ mod tests;
 mod vector;
 
 use arl_model::Result;
+use half::bf16;
 
 use self::attention::{Matrix, Shape};
 use self::element::with_element;
@@ -93,6 +94,27 @@ fn matrix<'m, T: memory::Plain>(lease: &mut Lease<'m>, rows: Rows, count: usize,
 
 fn choice(op: &Router) -> moe::Choice {
     moe::Choice { experts: op.experts, top_k: op.top_k, normalise: op.normalise }
+}
+
+/// [`Backend::adamw`] with moments of a type.
+fn adamw<M: optimizer::Moment>(lease: &mut Lease<'_>, op: &AdamW, step: optimizer::Step) {
+    let bare = op.weights.dtype == DType::Bf16 && op.masters.is_none();
+    let at_random = bare || M::DTYPE != DType::F32;
+    assert!(op.rounding.is_some() || !at_random, "adamw has nothing to round by");
+    let arrays = optimizer::Arrays::<M> {
+        gradients: lease.read(op.gradients),
+        moment1: lease.write(op.moment1),
+        moment2: lease.write(op.moment2),
+        rounding: op.rounding.unwrap_or_default(),
+    };
+    match op.masters {
+        Some(masters) if masters.dtype == DType::U16 => {
+            optimizer::adamw_split(step, lease.write(op.weights), lease.write(masters), arrays);
+        }
+        Some(masters) => optimizer::adamw_masters(step, lease.write(op.weights), lease.write(masters), arrays),
+        None if bare => optimizer::adamw_rounded(step, lease.write(op.weights), arrays),
+        None => optimizer::adamw(step, lease.write(op.weights), arrays),
+    }
 }
 
 impl Backend for CpuBackend {
@@ -390,21 +412,9 @@ impl Backend for CpuBackend {
         let Some(step) = optimizer::Step::new(op, lease.read::<f64>(op.grad_norm_squared)[0]) else {
             return;
         };
-        let gradients = lease.read(op.gradients);
-        let (moment1, moment2) = (lease.write(op.moment1), lease.write(op.moment2));
-        match (op.masters, op.rounding) {
-            (Some(masters), _) if masters.dtype == DType::U16 => {
-                let (weights, masters) = (lease.write(op.weights), lease.write(masters));
-                optimizer::adamw_split(step, weights, masters, gradients, moment1, moment2);
-            }
-            (Some(masters), _) => {
-                let (weights, masters) = (lease.write(op.weights), lease.write(masters));
-                optimizer::adamw_masters(step, weights, masters, gradients, moment1, moment2);
-            }
-            (None, Some(rounding)) => {
-                optimizer::adamw_rounded(step, rounding, lease.write(op.weights), gradients, moment1, moment2);
-            }
-            (None, None) => optimizer::adamw(step, lease.write(op.weights), gradients, moment1, moment2),
+        match op.moment1.dtype {
+            DType::Bf16 => adamw::<bf16>(&mut lease, op, step),
+            _ => adamw::<f32>(&mut lease, op, step),
         }
     }
 

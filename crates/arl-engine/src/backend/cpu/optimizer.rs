@@ -6,10 +6,58 @@ use rayon::prelude::*;
 use super::element::Element;
 use super::elementwise::convert;
 use super::vector::vectorise;
+use crate::backend::rounding::round;
 use crate::backend::{AdamW, StochasticRounding, join_master, split_master};
 
 /// Elements that one task takes.
 const BLOCK: usize = 16_384;
+
+/// A type of the moments.
+pub(super) trait Moment: Element {
+    /// `value` as it is kept; what is cut off is rounded by 16 random bits.
+    fn keep(value: f32, random: u32) -> Self;
+}
+
+impl Moment for f32 {
+    #[inline(always)]
+    fn keep(value: f32, _: u32) -> Self {
+        value
+    }
+}
+
+impl Moment for bf16 {
+    #[inline(always)]
+    fn keep(value: f32, random: u32) -> Self {
+        bf16::from_bits(round(value, random))
+    }
+}
+
+/// Gradients and moments of a run of parameters, beside their weights.
+pub(super) struct Arrays<'a, M> {
+    pub(super) gradients: &'a [f32],
+    pub(super) moment1: &'a mut [M],
+    pub(super) moment2: &'a mut [M],
+    /// Of what is rounded at random.
+    pub(super) rounding: StochasticRounding,
+}
+
+impl<'a, M: Moment> Arrays<'a, M> {
+    /// Those of `len` weights in blocks, as tasks take them.
+    fn blocks(self, len: usize) -> impl IndexedParallelIterator<Item = Arrays<'a, M>> {
+        let lens = (self.gradients.len(), self.moment1.len(), self.moment2.len());
+        assert_eq!(lens, (len, len, len), "adamw of {len} weights");
+        let moments = self.moment1.par_chunks_mut(BLOCK).zip(self.moment2.par_chunks_mut(BLOCK));
+        let rounding = self.rounding;
+        self.gradients.par_chunks(BLOCK).zip(moments).enumerate().map(
+            move |(block, (gradients, (moment1, moment2)))| Arrays {
+                gradients,
+                moment1,
+                moment2,
+                rounding: rounding.from(block * BLOCK),
+            },
+        )
+    }
+}
 
 /// The numbers of one update.
 #[derive(Clone, Copy)]
@@ -59,95 +107,100 @@ impl Step {
     }
 }
 
+/// A weight, with what makes it exact.
+trait Weight {
+    /// The exact value.
+    fn get(&self) -> f32;
+    /// Replaces it; what is cut off is rounded by the bits of the parameter `offset` after the first.
+    fn set(&mut self, value: f32, rounding: &StochasticRounding, offset: usize);
+}
+
+impl Weight for &mut f32 {
+    #[inline(always)]
+    fn get(&self) -> f32 {
+        **self
+    }
+
+    #[inline(always)]
+    fn set(&mut self, value: f32, _: &StochasticRounding, _: usize) {
+        **self = value;
+    }
+}
+
+/// A bf16 and the 16 bits that make it exact.
+impl Weight for (&mut bf16, &mut u16) {
+    #[inline(always)]
+    fn get(&self) -> f32 {
+        join_master(self.0.to_bits(), *self.1)
+    }
+
+    #[inline(always)]
+    fn set(&mut self, value: f32, _: &StochasticRounding, _: usize) {
+        let (high, low) = split_master(value);
+        *self.0 = bf16::from_bits(high);
+        *self.1 = low;
+    }
+}
+
+/// A bf16 without a master.
+impl Weight for &mut bf16 {
+    #[inline(always)]
+    fn get(&self) -> f32 {
+        self.load()
+    }
+
+    #[inline(always)]
+    fn set(&mut self, value: f32, rounding: &StochasticRounding, offset: usize) {
+        **self = bf16::from_bits(rounding.round(value, offset));
+    }
+}
+
+/// Updates the parameters of a block.
+#[inline(always)]
+fn update<W: Weight, M: Moment>(step: &Step, weights: impl Iterator<Item = W>, arrays: Arrays<'_, M>) {
+    let moments = arrays.moment1.iter_mut().zip(arrays.moment2);
+    let parameters = weights.zip(arrays.gradients).zip(moments);
+    for (i, ((mut weight, gradient), (moment1, moment2))) in parameters.enumerate() {
+        let (mut first, mut second) = (moment1.load(), moment2.load());
+        weight.set(step.apply(weight.get(), *gradient, &mut first, &mut second), &arrays.rounding, i);
+        let random = arrays.rounding.of_moments(i);
+        *moment1 = M::keep(first, random[0]);
+        *moment2 = M::keep(second, random[1]);
+    }
+}
+
 /// Updates f32 weights.
-pub(super) fn adamw(step: Step, weights: &mut [f32], gradients: &[f32], moment1: &mut [f32], moment2: &mut [f32]) {
+pub(super) fn adamw<M: Moment>(step: Step, weights: &mut [f32], arrays: Arrays<'_, M>) {
     let len = weights.len();
-    assert_eq!((gradients.len(), moment1.len(), moment2.len()), (len, len, len), "adamw of {len} weights");
     weights
         .par_chunks_mut(BLOCK)
-        .zip(gradients.par_chunks(BLOCK))
-        .zip(moment1.par_chunks_mut(BLOCK).zip(moment2.par_chunks_mut(BLOCK)))
-        .for_each(|((weights, gradients), (moment1, moment2))| {
-            vectorise!({
-                let moments = moment1.iter_mut().zip(moment2);
-                for ((weight, gradient), (moment1, moment2)) in weights.iter_mut().zip(gradients).zip(moments) {
-                    *weight = step.apply(*weight, *gradient, moment1, moment2);
-                }
-            });
-        });
+        .zip(arrays.blocks(len))
+        .for_each(|(weights, arrays)| vectorise!(update(&step, weights.iter_mut(), arrays)));
 }
 
 /// Updates split masters: bf16 weights and the 16 bits that make them exact.
-pub(super) fn adamw_split(
-    step: Step,
-    weights: &mut [bf16],
-    masters: &mut [u16],
-    gradients: &[f32],
-    moment1: &mut [f32],
-    moment2: &mut [f32],
-) {
+pub(super) fn adamw_split<M: Moment>(step: Step, weights: &mut [bf16], masters: &mut [u16], arrays: Arrays<'_, M>) {
     let len = weights.len();
-    assert_eq!((gradients.len(), moment1.len(), moment2.len()), (len, len, len), "adamw of {len} weights");
     assert_eq!(masters.len(), len, "adamw of {len} weights");
     weights
         .par_chunks_mut(BLOCK)
         .zip(masters.par_chunks_mut(BLOCK))
-        .zip(gradients.par_chunks(BLOCK))
-        .zip(moment1.par_chunks_mut(BLOCK).zip(moment2.par_chunks_mut(BLOCK)))
-        .for_each(|(((weights, masters), gradients), (moment1, moment2))| {
-            vectorise!({
-                let moments = moment1.iter_mut().zip(moment2);
-                let weights = weights.iter_mut().zip(masters);
-                for (((high, low), gradient), (moment1, moment2)) in weights.zip(gradients).zip(moments) {
-                    let weight = join_master(high.to_bits(), *low);
-                    let (new_high, new_low) = split_master(step.apply(weight, *gradient, moment1, moment2));
-                    *high = bf16::from_bits(new_high);
-                    *low = new_low;
-                }
-            });
-        });
+        .zip(arrays.blocks(len))
+        .for_each(|((weights, masters), arrays)| vectorise!(update(&step, weights.iter_mut().zip(masters), arrays)));
 }
 
 /// Updates f32 masters, and the f16 weights that are their roundings.
-pub(super) fn adamw_masters(
-    step: Step,
-    weights: &mut [f16],
-    masters: &mut [f32],
-    gradients: &[f32],
-    moment1: &mut [f32],
-    moment2: &mut [f32],
-) {
+pub(super) fn adamw_masters<M: Moment>(step: Step, weights: &mut [f16], masters: &mut [f32], arrays: Arrays<'_, M>) {
     assert_eq!(weights.len(), masters.len(), "adamw of {} weights", masters.len());
-    adamw(step, masters, gradients, moment1, moment2);
+    adamw(step, masters, arrays);
     convert(masters, weights);
 }
 
 /// Updates bf16 weights without masters.
-pub(super) fn adamw_rounded(
-    step: Step,
-    rounding: StochasticRounding,
-    weights: &mut [bf16],
-    gradients: &[f32],
-    moment1: &mut [f32],
-    moment2: &mut [f32],
-) {
+pub(super) fn adamw_rounded<M: Moment>(step: Step, weights: &mut [bf16], arrays: Arrays<'_, M>) {
     let len = weights.len();
-    assert_eq!((gradients.len(), moment1.len(), moment2.len()), (len, len, len), "adamw of {len} weights");
     weights
         .par_chunks_mut(BLOCK)
-        .zip(gradients.par_chunks(BLOCK))
-        .zip(moment1.par_chunks_mut(BLOCK).zip(moment2.par_chunks_mut(BLOCK)))
-        .enumerate()
-        .for_each(|(block, ((weights, gradients), (moment1, moment2)))| {
-            let rounding = rounding.from(block * BLOCK);
-            vectorise!({
-                let moments = moment1.iter_mut().zip(moment2);
-                for (i, ((weight, gradient), (moment1, moment2))) in
-                    weights.iter_mut().zip(gradients).zip(moments).enumerate()
-                {
-                    let new = step.apply(weight.load(), *gradient, moment1, moment2);
-                    *weight = bf16::from_bits(rounding.round(new, i));
-                }
-            });
-        });
+        .zip(arrays.blocks(len))
+        .for_each(|(weights, arrays)| vectorise!(update(&step, weights.iter_mut(), arrays)));
 }

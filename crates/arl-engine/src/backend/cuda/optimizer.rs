@@ -14,10 +14,16 @@ pub(super) fn adamw<D: Device>(device: &mut D, op: &AdamW) {
     assert_eq!(op.grad_norm_squared.len, 1, "adamw takes one norm");
     let grid = [len.div_ceil(BLOCK), 1, 1];
     let weights = Arg::Update(op.weights);
+    // The bits of two u32 and a u64; where nothing is rounded at random, they are not looked at.
+    let rounding = op.rounding.unwrap_or_default();
+    let [key_low, key_high] = rounding.key.map(|word| Arg::Int(word.cast_signed()));
     let rest = [
         Arg::Read(op.gradients),
         Arg::Update(op.moment1),
         Arg::Update(op.moment2),
+        key_low,
+        key_high,
+        Arg::Long(rounding.first.cast_signed()),
         Arg::Read(op.grad_norm_squared),
         Arg::Float(op.gradient_scale),
         Arg::Float(op.max_grad_norm),
@@ -31,17 +37,17 @@ pub(super) fn adamw<D: Device>(device: &mut D, op: &AdamW) {
     ];
     let masters_len = op.masters.map_or(len, |masters| masters.len);
     assert_eq!(masters_len, len, "adamw of {len} weights");
-    let (kernel, args) = match (op.weights.dtype, op.masters, op.rounding) {
-        (DType::F32, None, None) => ("adamw_f32", [&[weights][..], &rest].concat()),
-        (DType::Bf16, Some(low), _) => ("adamw_split", [&[weights, Arg::Update(low)][..], &rest].concat()),
-        (DType::F16, Some(masters), _) => ("adamw_f16", [&[weights, Arg::Update(masters)][..], &rest].concat()),
-        (DType::Bf16, None, Some(rounding)) => {
-            // The bits of two u32 and a u64.
-            let [low, high] = rounding.key.map(|word| Arg::Int(word.cast_signed()));
-            let first = Arg::Long(rounding.first.cast_signed());
-            ("adamw_bf16", [&[weights, low, high, first][..], &rest].concat())
-        }
-        (dtype, masters, _) => unreachable!("no leaf updates weights of {dtype:?} with masters {masters:?}"),
+    let kernels = match (op.weights.dtype, op.masters) {
+        (DType::F32, None) => ["adamw_f32", "adamw_f32_bf16_moments"],
+        (DType::Bf16, Some(_)) => ["adamw_split", "adamw_split_bf16_moments"],
+        (DType::F16, Some(_)) => ["adamw_f16", "adamw_f16_bf16_moments"],
+        (DType::Bf16, None) => ["adamw_bf16", "adamw_bf16_bf16_moments"],
+        (dtype, masters) => unreachable!("no leaf updates weights of {dtype:?} with masters {masters:?}"),
     };
+    let bf16_moments = op.moment1.dtype == DType::Bf16;
+    let at_random = bf16_moments || kernels[0] == "adamw_bf16";
+    assert!(op.rounding.is_some() || !at_random, "adamw has nothing to round by");
+    let kernel = kernels[usize::from(bf16_moments)];
+    let args: Vec<Arg> = [weights].into_iter().chain(op.masters.map(Arg::Update)).chain(rest).collect();
     device.launch(&Launch { kernel, grid, threads: THREADS, shared_bytes: 0, args: &args });
 }

@@ -10,7 +10,8 @@ use super::*;
 use crate::attention::AttentionChoice;
 use crate::backend::cpu::CpuBackend;
 use crate::backend::{Sequences, attention_library_scratch};
-use crate::engine::{Engine, EngineOptions, Weights};
+use crate::engine::Engine;
+use crate::options::{EngineOptions, Weights};
 use crate::state::Kind;
 use crate::step::Recompute;
 

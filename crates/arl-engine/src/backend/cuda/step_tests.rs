@@ -15,8 +15,9 @@ use super::emulated::EmulatedDevice;
 use super::recording::{NoDevice, RecordingDevice};
 use super::*;
 use crate::backend::cpu::CpuBackend;
-use crate::engine::{Engine, EngineOptions, Weights};
+use crate::engine::Engine;
 use crate::loss_scale::LossScaling;
+use crate::options::{EngineOptions, Weights};
 use crate::state::Kind;
 use crate::step::Recompute;
 use common::{HYPER, batch, deeper, difference, options};
@@ -128,7 +129,9 @@ fn recomputation_and_offloading_change_no_bit_and_keep_the_order() {
 fn whole_masters_and_none_keep_the_order_as_split_ones_do() {
     let dir = deeper("window-bias", 5);
     let bf16 = options(DType::Bf16, Recompute::Block, 33);
-    for base in [options(DType::F16, Recompute::Block, 33), EngineOptions { stochastic_rounding: Some(1), ..bf16 }] {
+    let f16 = options(DType::F16, Recompute::Block, 33);
+    let bare = EngineOptions { stochastic_rounding: true, bf16_moments: true, ..bf16 };
+    for base in [f16.clone(), EngineOptions { bf16_moments: true, ..f16 }, bare] {
         let options = EngineOptions { activation_offloading: true, optimizer_offload: true, ..base };
         let mut engine = open(CudaBackend::new(RecordingDevice::new(NoDevice)), dir.path(), &options);
         for _ in 0..2 {

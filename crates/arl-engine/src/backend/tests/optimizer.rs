@@ -1,7 +1,7 @@
 //! AdamW.
 
 use super::*;
-use crate::backend::{AdamW, StochasticRounding, join_master, split_master};
+use crate::backend::{AdamW, StochasticRounding, join_master, rounding, split_master};
 
 struct Rates {
     learning_rate: f64,
@@ -228,6 +228,68 @@ fn weights_without_masters_are_the_f32_update_rounded_by_the_bits_of_their_place
         assert_eq!(fixture.get(rounded.moment2), fixture.get(whole.moment2));
         let nearest: Vec<f64> = exact.iter().map(|x| round(*x, DType::Bf16)).collect();
         assert_ne!(expected, nearest);
+    }
+}
+
+#[test]
+fn bf16_moments_are_those_of_f32_rounded_by_the_bits_of_their_places() {
+    let mut random = Random(53);
+    let (skipped, len) = (1, 20_003);
+    for (start, first) in [(0, 0), (skipped, 77), (0, u64::from(u32::MAX) - 1000)] {
+        let mut fixture = Fixture::new();
+        let arrays = [DType::Bf16, DType::F32, DType::Bf16, DType::Bf16];
+        let [w, g, m, v] = arrays.map(|dtype| random.values(skipped + len, dtype));
+        let v: Vec<f64> = v.iter().map(|v| v.abs()).collect();
+        let rounding = StochasticRounding { first, ..StochasticRounding::new(3, 9) };
+        let base = AdamW {
+            gradients: fixture.put(&g, DType::F32).slice(start, len),
+            rounding: Some(rounding),
+            ..op(&mut fixture, &RATES, 3, 0, inner(&g, &g))
+        };
+        let (high, low) = split(&w);
+        for (dtype, values, masters) in [
+            (DType::F32, &w, None),
+            (DType::Bf16, &w, None),
+            (DType::Bf16, &high, Some((&low, DType::U16))),
+            (DType::F16, &w, Some((&w, DType::F32))),
+        ] {
+            let mut update = |moments| {
+                let op = AdamW {
+                    weights: fixture.put(values, dtype).slice(start, len),
+                    masters: masters.map(|(values, dtype)| fixture.put(values, dtype).slice(start, len)),
+                    moment1: fixture.put(&m, moments).slice(start, len),
+                    moment2: fixture.put(&v, moments).slice(start, len),
+                    ..base
+                };
+                // In pieces it is the same.
+                for (from, to) in [(0, 1000), (1000, 1003), (1003, len)] {
+                    let part = |buffer: Buffer| buffer.slice(from, to - from);
+                    fixture.backend.adamw(&AdamW {
+                        weights: part(op.weights),
+                        masters: op.masters.map(part),
+                        rounding: Some(rounding.from(from)),
+                        gradients: part(op.gradients),
+                        moment1: part(op.moment1),
+                        moment2: part(op.moment2),
+                        ..op
+                    });
+                }
+                let buffers = [Some(op.moment1), Some(op.moment2), Some(op.weights), op.masters];
+                buffers.map(|buffer| buffer.map_or(vec![], |buffer| fixture.get(buffer)))
+            };
+            let (exact, kept) = (update(DType::F32), update(DType::Bf16));
+            for moment in [0, 1] {
+                let by_place = |(i, x): (usize, &f64)| {
+                    let bits = rounding::round(*x as f32, rounding.of_moments(i)[moment]);
+                    bf16::from_bits(bits).to_f64()
+                };
+                let expected: Vec<f64> = exact[moment].iter().enumerate().map(by_place).collect();
+                assert_eq!(kept[moment], expected, "moment {moment} of {dtype:?}");
+                let nearest: Vec<f64> = exact[moment].iter().map(|x| round(*x, DType::Bf16)).collect();
+                assert_ne!(expected, nearest);
+            }
+            assert_eq!(kept[2..], exact[2..], "{dtype:?} weights are updated by moments that are not rounded yet");
+        }
     }
 }
 

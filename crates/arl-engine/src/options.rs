@@ -1,0 +1,130 @@
+//! What an engine is made of and what changes from step to step: plain values, and what is wrong with them.
+
+use arl_model::{Error, ErrorCode, Result};
+
+use crate::attention::AttentionChoice;
+use crate::backend::DType;
+use crate::batch::BatchSize;
+use crate::loss_scale::LossScaling;
+use crate::step::Recompute;
+
+/// What an engine is made of.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Type of weights and activations: f32, bf16 or f16. Masters, gradients and logits are f32 in either case.
+    pub dtype: DType,
+    /// Keep no masters beside bf16 weights, and round each update up or down at random.
+    pub stochastic_rounding: bool,
+    /// Keep both moments in bf16 instead of f32, and round them up or down at random.
+    pub bf16_moments: bool,
+    /// What is rounded at random is so by this seed, the step and the parameter's place.
+    pub rounding_seed: u64,
+    /// How the loss is scaled in f16.
+    pub loss_scaling: LossScaling,
+    /// What the backward pass computes anew.
+    pub recompute: Recompute,
+    /// Keep the layers' inputs in host memory between the passes. Results are equal in bits.
+    pub activation_offloading: bool,
+    /// Keep moments, and masters beside weights of 16 bits, in host memory. Results are equal in bits.
+    pub optimizer_offload: bool,
+    /// Most rows of logits at a time; `None`: as many as fit in 32 MiB (1.2 GiB on a GPU), but no fewer
+    /// than 256.
+    pub loss_seq_chunk_size: Option<usize>,
+    /// The largest micro-batch expected. A larger one makes the engine plan and reserve anew before the step.
+    pub max_batch: BatchSize,
+    /// AdamW's constants.
+    pub adam: Adam,
+    /// Who computes attention. A library's share of memory is planned where it may be used.
+    pub attention: AttentionChoice,
+    /// Leave out gradients and moments: evaluation and generation only.
+    pub inference_only: bool,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        EngineOptions {
+            dtype: DType::F32,
+            stochastic_rounding: false,
+            bf16_moments: false,
+            rounding_seed: 0,
+            loss_scaling: LossScaling::default(),
+            recompute: Recompute::Norms,
+            activation_offloading: false,
+            optimizer_offload: false,
+            loss_seq_chunk_size: None,
+            max_batch: BatchSize { tokens: 1, sequences: 1 },
+            adam: Adam::default(),
+            attention: AttentionChoice::default(),
+            inference_only: false,
+        }
+    }
+}
+
+/// AdamW's constants; weight decay is decoupled, and applies to all parameters but norms and biases.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Adam {
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Added to the root of the second moment.
+    pub epsilon: f32,
+    /// Weight decay a step, times the learning rate.
+    pub weight_decay: f32,
+}
+
+impl Default for Adam {
+    fn default() -> Self {
+        Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 }
+    }
+}
+
+/// What changes from step to step.
+#[derive(Clone, Copy, Debug)]
+pub struct Hyper {
+    /// Learning rate; 0 moves no weight, but moments as ever.
+    pub learning_rate: f32,
+    /// Gradients are scaled down to this norm; 0: never.
+    pub max_grad_norm: f32,
+}
+
+/// Where weights come from.
+#[derive(Clone, Copy, Debug)]
+pub enum Weights {
+    /// The folder's safetensors.
+    Checkpoint,
+    /// Random ones, as Hugging Face's initialisation draws them, from this seed.
+    Random(u64),
+}
+
+impl EngineOptions {
+    /// Refuses values that no engine can work with.
+    pub(crate) fn check(&self) -> Result<()> {
+        let option = |what: &str, hint: &str| Err(Error::new(ErrorCode::Config, what.to_string()).hint(hint));
+        if !matches!(self.dtype, DType::F32 | DType::Bf16 | DType::F16) {
+            return option("weights and activations are f32, bf16 or f16", "choose one of them");
+        }
+        if self.stochastic_rounding && self.dtype != DType::Bf16 {
+            return option(
+                &format!("stochastic rounding is for bf16 weights, and these are {:?}", self.dtype),
+                "add --bf16, or leave bf16_stochastic_round out: other types keep exact masters",
+            );
+        }
+        if self.loss_seq_chunk_size == Some(0) {
+            return option("loss_seq_chunk_size is 0", "it is the number of rows of logits at a time");
+        }
+        let Adam { beta1, beta2, epsilon, weight_decay } = self.adam;
+        let decay = |beta: f32| (0.0..1.0).contains(&beta);
+        if !decay(beta1) || !decay(beta2) {
+            return option("AdamW's betas must be at least 0 and below 1", "usual are 0.9 and 0.95 or 0.999");
+        }
+        let finite = epsilon.is_finite() && weight_decay.is_finite();
+        if !finite || epsilon <= 0.0 || weight_decay < 0.0 {
+            return option(
+                "AdamW's epsilon must be above 0, its weight decay at least 0, both finite",
+                "usual are 1e-8 and 0.1",
+            );
+        }
+        Ok(())
+    }
+}

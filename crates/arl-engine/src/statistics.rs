@@ -1,0 +1,89 @@
+//! What a step tells of itself: sums of its micro-batches, as they lie on the device and as the host reads them.
+
+use crate::arena::{Arena, Category};
+use crate::backend::{Buffer, DType};
+use crate::shape::Shape;
+
+/// What one micro-batch gave.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct MicroBatchStats {
+    /// Tokens.
+    pub tokens: usize,
+    /// Targets of positive weight.
+    pub target_tokens: usize,
+    /// Sum of the targets' weights.
+    pub target_weight: f64,
+    /// Sum of weight x negative log-likelihood, in nats.
+    pub loss_sum: f64,
+    /// Targets that had the greatest logit.
+    pub correct: usize,
+    /// Sum of the predicted distributions' entropies over the targets, in nats.
+    pub entropy_sum: f64,
+    /// The router's balance loss times its coefficient; 0 where none is added.
+    pub balance_loss: f64,
+}
+
+/// What one optimizer step gave.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepStats {
+    /// Sum of all losses over the weight of all targets, plus the micro-batches' balance losses.
+    pub loss: f64,
+    /// Norm of all gradients before clipping.
+    pub grad_norm: f64,
+    /// In the order of the micro-batches.
+    pub micro_batches: Vec<MicroBatchStats>,
+    /// With f16, the factor on the loss that gradients were computed with; they are divided by it again.
+    pub loss_scale: Option<f32>,
+    /// With f16: the loss or a gradient was not finite, nothing was updated, and the loss scale was halved.
+    pub skipped: bool,
+    /// Wall-clock time from the step's submission, or from the end of the step before it where that came later, until its
+    /// figures were on the host. Steps one behind the other therefore add up.
+    pub seconds: f64,
+}
+
+/// Micro-batches' statistics on their way from the device.
+#[derive(Debug)]
+pub(crate) struct Statistics {
+    /// What is known of them without the device.
+    pub(crate) stats: Vec<MicroBatchStats>,
+    /// f64 `[count, 3]`.
+    pub(crate) sums: Buffer,
+    /// f32 `[count, 2, experts]`.
+    pub(crate) balances: Option<Buffer>,
+}
+
+impl Statistics {
+    /// Bytes of both buffers.
+    pub(crate) fn bytes(&self) -> usize {
+        self.sums.bytes() + self.balances.map_or(0, Buffer::bytes)
+    }
+
+    /// Completed with the bytes of both buffers, one behind the other.
+    pub(crate) fn complete(mut self, shape: &Shape, bytes: &[u8]) -> Vec<MicroBatchStats> {
+        let (sums, balances) = bytes.split_at(self.sums.bytes());
+        let sums: Vec<f64> = sums.chunks_exact(size_of::<f64>()).map(bytemuck::pod_read_unaligned).collect();
+        for (stat, sums) in self.stats.iter_mut().zip(sums.chunks_exact(3)) {
+            (stat.loss_sum, stat.correct, stat.entropy_sum) = (sums[0], sums[1] as usize, sums[2]);
+        }
+        if self.balances.is_some() {
+            let balances: Vec<f32> =
+                balances.chunks_exact(size_of::<f32>()).map(bytemuck::pod_read_unaligned).collect();
+            let experts = shape.experts();
+            let coefficient = f64::from(shape.balance.unwrap_or(0.0));
+            for (stat, balance) in self.stats.iter_mut().zip(balances.chunks_exact(2 * experts)) {
+                let n = (stat.tokens * shape.expert_layers()) as f64;
+                let (counts, probabilities) = balance.split_at(experts);
+                let products = counts.iter().zip(probabilities).map(|(&c, &p)| f64::from(c) * f64::from(p));
+                stat.balance_loss = coefficient * experts as f64 * products.sum::<f64>() / (n * n);
+            }
+        }
+        self.stats
+    }
+}
+
+/// See [`Engine::statistics`].
+pub(crate) fn take_statistics(arena: &mut Arena, shape: &Shape, count: usize) -> (Buffer, Option<Buffer>) {
+    let sums = arena.take(Category::Inputs, DType::F64, 3 * count);
+    let balances = shape.balance.map(|_| arena.take(Category::Inputs, DType::F32, count * 2 * shape.experts()));
+    (sums, balances)
+}
