@@ -1,6 +1,6 @@
 import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
-import { SCHEDULE_NAMES } from "../src/config/schema.js";
+import { SCHEDULE_NAMES } from "../src/config/options/training.js";
 import { createSchedule, warmupSteps } from "../src/train/schedules.js";
 import { errorOf } from "./support/folder.js";
 

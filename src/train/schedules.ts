@@ -2,7 +2,7 @@
  * Learning rate by optimizer step: the schedules of Hugging Face's Trainer, by its names and with its extra arguments.
  * Pure functions. The rate of step 1 is that of `current = 0`, so that a warm-up begins with a rate of 0.
  */
-import { SCHEDULE_NAMES } from "../config/schema.js";
+import { SCHEDULE_NAMES } from "../config/options/training.js";
 import { ArlError } from "../errors.js";
 
 export type ScheduleName = (typeof SCHEDULE_NAMES)[number];

@@ -7,6 +7,7 @@ pub mod engine;
 mod error;
 pub mod files;
 pub mod text;
+pub mod values;
 mod worker;
 
 use napi_derive::napi;

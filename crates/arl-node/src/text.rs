@@ -10,8 +10,8 @@ use napi::Env;
 use napi::bindgen_prelude::{Float32Array, Int32Array, Object, Uint8Array, Uint32Array};
 use napi_derive::napi;
 
-use crate::engine::MicroBatch;
 use crate::error::{sync, to_napi};
+use crate::values::MicroBatch;
 use crate::worker::once;
 
 /// How rows become tokens. Field names are the configuration's own.

@@ -1,0 +1,291 @@
+//! What crosses to JavaScript and back: plain objects, and the engine's values that they stand for.
+
+use arl_engine::backend::DType;
+use arl_engine::{Adam, AttentionChoice, BatchSize, Hyper, LossScaling, Recompute};
+use arl_model::{Error, ErrorCode, Result};
+use napi::bindgen_prelude::{Float32Array, Int32Array};
+use napi_derive::napi;
+
+/// What an engine is made of.
+#[napi(object)]
+#[derive(Clone)]
+pub struct EngineOptions {
+    /// Folder with `config.json` and weights.
+    pub model_dir: String,
+    /// Random weights from `seed` instead of the folder's; the folder need not have any.
+    pub init_from_config: Option<bool>,
+    /// Seed of random weights, and of what is rounded at random.
+    pub seed: Option<f64>,
+    /// `cpu`, `cuda` or `cuda:N`.
+    pub device: String,
+    /// Type of weights and activations. With f16 the loss is scaled.
+    #[napi(ts_type = "'f32' | 'bf16' | 'f16'")]
+    pub dtype: String,
+    /// Keep no masters beside bf16 weights, and round each update up or down at random, with `seed`.
+    pub stochastic_rounding: Option<bool>,
+    /// Keep AdamW's moments in bf16 instead of f32, and round them up or down at random, with `seed`.
+    pub bf16_moments: Option<bool>,
+    /// What the backward pass computes anew.
+    #[napi(ts_type = "'off' | 'norms' | 'mlp' | 'block'")]
+    pub recompute: String,
+    /// Keep the layers' inputs in host memory between the passes.
+    pub activation_offloading: Option<bool>,
+    /// Keep moments, and masters beside weights of 16 bits, in host memory.
+    pub optimizer_offload: Option<bool>,
+    /// Most rows of logits at a time.
+    pub loss_seq_chunk_size: Option<u32>,
+    /// Tokens of the largest micro-batch expected; a larger one makes the engine plan anew.
+    pub max_tokens: u32,
+    /// Sequences of the micro-batch with the most.
+    pub max_sequences: u32,
+    /// Who computes attention; absent: this project's kernels.
+    #[napi(ts_type = "'auto' | 'cudnn' | 'own'")]
+    pub attention: Option<String>,
+    /// AdamW: decay of the first moment.
+    pub adam_beta1: f64,
+    /// AdamW: decay of the second moment.
+    pub adam_beta2: f64,
+    /// AdamW: added to the root of the second moment.
+    pub adam_epsilon: f64,
+    /// AdamW: decoupled weight decay of all parameters but norms and biases.
+    pub weight_decay: f64,
+    /// Compute threads; absent: one a core.
+    pub threads: Option<u32>,
+    /// Leave out gradients and moments: evaluation and generation only.
+    pub inference_only: Option<bool>,
+}
+
+/// Samples side by side, without padding.
+#[napi(object, object_to_js = true)]
+pub struct MicroBatch {
+    /// `[T]`: token ids.
+    pub input_ids: Int32Array,
+    /// `[T]`: already shifted: the logits at t are scored against `targets[t]`; -100 is not trained.
+    pub targets: Int32Array,
+    /// `[T]`: position of each token in its sequence.
+    pub positions: Int32Array,
+    /// `[sequences + 1]`: where each sequence begins, and `T`.
+    pub cu_seqlens: Int32Array,
+    /// `[T]`: weight of each target; absent: 1.
+    pub weights: Option<Float32Array>,
+}
+
+/// Bytes of one category of memory.
+#[napi(object)]
+pub struct MemoryCategory {
+    /// `weights`, `gradients`, `moments`, `activations`, ...
+    pub name: String,
+    /// Bytes.
+    pub bytes: f64,
+}
+
+/// Bytes by category, found by a dry run of the step.
+#[napi(object)]
+pub struct MemoryPlan {
+    /// Trainable parameters of the model, tied ones once.
+    pub parameters: f64,
+    /// Categories that are not empty.
+    pub categories: Vec<MemoryCategory>,
+    /// All of them.
+    pub total_bytes: f64,
+    /// What is offloaded to host memory.
+    pub host_categories: Vec<MemoryCategory>,
+    /// All of them.
+    pub host_bytes: f64,
+}
+
+/// What an engine holds.
+#[napi(object)]
+pub struct EngineInfo {
+    /// Trainable parameters, tied ones once.
+    pub parameters: f64,
+    /// `qwen2`, `qwen3`, `qwen3_moe`.
+    pub model_type: String,
+    /// Rows of the embedding.
+    pub vocab_size: u32,
+    /// Positions that the model was made for.
+    pub max_position_embeddings: u32,
+    /// For people.
+    pub device: String,
+    /// `f32`, `bf16` or `f16`.
+    pub dtype: String,
+    /// Model FLOPs a token without attention's share: 6 x parameters of the matrix products that a token meets, head included.
+    pub flops_per_token: f64,
+    /// Attention's FLOPs for a token of a sequence of length n are `attentionFlops * n` (causal).
+    pub attention_flops: f64,
+    /// Keys of `config.json` that are not known to change nothing, and were not used.
+    pub unknown_keys: Vec<String>,
+    /// What a user should know of how the model runs on this device; absent: nothing.
+    pub notice: Option<String>,
+}
+
+/// What one micro-batch gave.
+#[napi(object)]
+pub struct MicroBatchStats {
+    /// Tokens.
+    pub tokens: u32,
+    /// Targets of positive weight.
+    pub target_tokens: u32,
+    /// Sum of the targets' weights.
+    pub target_weight: f64,
+    /// Sum of weight x negative log-likelihood, in nats.
+    pub loss_sum: f64,
+    /// Targets that had the greatest logit.
+    pub correct: u32,
+    /// Sum of the predicted distributions' entropies over the targets, in nats.
+    pub entropy_sum: f64,
+    /// The router's balance loss times its coefficient; 0 where none is added.
+    pub balance_loss: f64,
+}
+
+/// What one optimizer step gave.
+#[napi(object)]
+pub struct StepStats {
+    /// Sum of all losses over the weight of all targets, plus the micro-batches' balance losses.
+    pub loss: f64,
+    /// Norm of all gradients before clipping.
+    pub grad_norm: f64,
+    /// In the order of the micro-batches.
+    pub micro_batches: Vec<MicroBatchStats>,
+    /// With f16, the factor on the loss that gradients were computed with.
+    pub loss_scale: Option<f64>,
+    /// With f16: the loss or a gradient was not finite, nothing was updated, and the loss scale was halved.
+    pub skipped: bool,
+    /// Wall-clock time from the step's submission, or from the end of the step before it where that came later, until its
+    /// figures were on the host.
+    pub seconds: f64,
+}
+
+/// What changes from step to step.
+#[napi(object)]
+pub struct StepHyper {
+    /// Learning rate of this step.
+    pub learning_rate: f64,
+    /// Gradients are scaled down to this norm; 0: never.
+    pub max_grad_norm: f64,
+}
+
+/// How text is generated.
+#[napi(object)]
+pub struct GenerateOptions {
+    /// Most tokens a reply.
+    pub max_new_tokens: u32,
+    /// Tokens that end a reply; the one that ends it is not part of it.
+    pub stop_ids: Vec<u32>,
+    /// 0: the most probable token always.
+    pub temperature: Option<f64>,
+    /// Seed of random choices.
+    pub seed: Option<f64>,
+}
+
+pub(crate) fn dtype(word: &str) -> Result<DType> {
+    match word {
+        "f32" => Ok(DType::F32),
+        "bf16" => Ok(DType::Bf16),
+        "f16" => Ok(DType::F16),
+        _ => Err(Error::new(ErrorCode::Config, format!("dtype: `{word}` is not known")).hint("use f32, bf16 or f16")),
+    }
+}
+
+pub(crate) fn recompute(word: &str) -> Result<Recompute> {
+    match word {
+        "off" => Ok(Recompute::Off),
+        "norms" => Ok(Recompute::Norms),
+        "mlp" => Ok(Recompute::Mlp),
+        "block" => Ok(Recompute::Block),
+        _ => Err(Error::new(ErrorCode::Config, format!("recompute: `{word}` is not known"))
+            .hint("use off, norms, mlp or block")),
+    }
+}
+
+pub(crate) fn attention(word: Option<&str>) -> Result<AttentionChoice> {
+    match word {
+        None | Some("own") => Ok(AttentionChoice::Own),
+        Some("auto") => Ok(AttentionChoice::Auto),
+        Some("cudnn") => Ok(AttentionChoice::Cudnn),
+        Some(word) => {
+            Err(Error::new(ErrorCode::Config, format!("attention: `{word}` is not known"))
+                .hint("use auto, cudnn or own"))
+        }
+    }
+}
+
+pub(crate) fn seed(options: &EngineOptions) -> u64 {
+    options.seed.unwrap_or(0.0) as u64
+}
+
+pub(crate) fn core_options(options: &EngineOptions) -> Result<arl_engine::EngineOptions> {
+    Ok(arl_engine::EngineOptions {
+        dtype: dtype(&options.dtype)?,
+        stochastic_rounding: options.stochastic_rounding.unwrap_or(false),
+        bf16_moments: options.bf16_moments.unwrap_or(false),
+        rounding_seed: seed(options),
+        loss_scaling: LossScaling::default(),
+        recompute: recompute(&options.recompute)?,
+        activation_offloading: options.activation_offloading.unwrap_or(false),
+        optimizer_offload: options.optimizer_offload.unwrap_or(false),
+        loss_seq_chunk_size: options.loss_seq_chunk_size.map(|rows| rows as usize),
+        max_batch: BatchSize { tokens: options.max_tokens as usize, sequences: options.max_sequences as usize },
+        attention: attention(options.attention.as_deref())?,
+        adam: Adam {
+            beta1: options.adam_beta1 as f32,
+            beta2: options.adam_beta2 as f32,
+            epsilon: options.adam_epsilon as f32,
+            weight_decay: options.weight_decay as f32,
+        },
+        inference_only: options.inference_only.unwrap_or(false),
+    })
+}
+
+pub(crate) fn plan_to_js(plan: arl_engine::MemoryPlan, parameters: f64) -> MemoryPlan {
+    let category = |(name, bytes): (&str, usize)| MemoryCategory { name: name.to_string(), bytes: bytes as f64 };
+    MemoryPlan {
+        parameters,
+        categories: plan.categories.into_iter().map(category).collect(),
+        total_bytes: plan.total_bytes as f64,
+        host_categories: plan.host_categories.into_iter().map(category).collect(),
+        host_bytes: plan.host_bytes as f64,
+    }
+}
+
+pub(crate) fn stats_to_js(stats: arl_engine::MicroBatchStats) -> MicroBatchStats {
+    MicroBatchStats {
+        tokens: stats.tokens as u32,
+        target_tokens: stats.target_tokens as u32,
+        target_weight: stats.target_weight,
+        loss_sum: stats.loss_sum,
+        correct: stats.correct as u32,
+        entropy_sum: stats.entropy_sum,
+        balance_loss: stats.balance_loss,
+    }
+}
+
+pub(crate) fn step_to_js(stats: arl_engine::StepStats) -> StepStats {
+    StepStats {
+        loss: stats.loss,
+        grad_norm: stats.grad_norm,
+        micro_batches: stats.micro_batches.into_iter().map(stats_to_js).collect(),
+        loss_scale: stats.loss_scale.map(f64::from),
+        skipped: stats.skipped,
+        seconds: stats.seconds,
+    }
+}
+
+pub(crate) fn hyper_from_js(hyper: &StepHyper) -> Hyper {
+    Hyper { learning_rate: hyper.learning_rate as f32, max_grad_norm: hyper.max_grad_norm as f32 }
+}
+
+/// Copies the batch, so that no thread reads memory that JavaScript can write.
+pub(crate) fn batch_from_js(batch: &MicroBatch) -> arl_engine::MicroBatch {
+    arl_engine::MicroBatch {
+        input_ids: batch.input_ids.to_vec(),
+        targets: batch.targets.to_vec(),
+        positions: batch.positions.to_vec(),
+        cu_seqlens: batch.cu_seqlens.to_vec(),
+        weights: batch.weights.as_ref().map(|weights| weights.to_vec()),
+    }
+}
+
+pub(crate) fn batches_from_js(batches: &[MicroBatch]) -> Vec<arl_engine::MicroBatch> {
+    batches.iter().map(batch_from_js).collect()
+}
