@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::backend::{
     AdamW, Attention, Backend, Buffer, CrossEntropy, DType, Heads, Layout, Matmul, NormRope, Pool, Rows, Sequences,
+    StochasticRounding,
 };
 
 const TOKENS: usize = 2048;
@@ -227,7 +228,7 @@ fn bench(model: &Model, dtype: DType, only: &str) -> arl_model::Result<()> {
     let op = AdamW {
         weights,
         masters,
-        rounding: None,
+        rounding: StochasticRounding::default(),
         gradients,
         moment1: b.place(n, DType::F32),
         moment2: b.place(n, DType::F32),

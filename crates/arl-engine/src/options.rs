@@ -27,8 +27,8 @@ pub struct EngineOptions {
     pub activation_offloading: bool,
     /// Keep moments, and masters beside weights of 16 bits, in host memory. Results are equal in bits.
     pub optimizer_offload: bool,
-    /// Most rows of logits at a time; `None`: as many as fit in 32 MiB (1.2 GiB on a GPU), but no fewer
-    /// than 256.
+    /// Most rows of logits at a time; `None`: as many as fit in 32 MiB (1.2 GiB on a GPU), in whole 256s, at
+    /// least one.
     pub loss_seq_chunk_size: Option<usize>,
     /// The largest micro-batch expected. A larger one makes the engine plan and reserve anew before the step.
     pub max_batch: BatchSize,

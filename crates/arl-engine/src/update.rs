@@ -56,7 +56,7 @@ impl Update {
         let adam = AdamW {
             weights: store.weights,
             masters: store.masters,
-            rounding: Some(StochasticRounding::new(rounding_seed, step)),
+            rounding: StochasticRounding::new(rounding_seed, step),
             gradients: training.gradients,
             moment1: training.moment1,
             moment2: training.moment2,
@@ -86,7 +86,7 @@ impl Update {
             backend.adamw(&AdamW {
                 weights: part(self.adam.weights),
                 masters: self.adam.masters.map(part),
-                rounding: self.adam.rounding.map(|rounding| rounding.from(start)),
+                rounding: self.adam.rounding.from(start),
                 gradients: part(self.adam.gradients),
                 moment1: part(self.adam.moment1),
                 moment2: part(self.adam.moment2),
@@ -148,7 +148,7 @@ impl Pending {
             backend.adamw(&AdamW {
                 weights: adam.weights.slice(start, len),
                 masters: slot.masters.map(|masters| masters.slice(0, len)),
-                rounding: adam.rounding.map(|rounding| rounding.from(start)),
+                rounding: adam.rounding.from(start),
                 gradients: adam.gradients.slice(start, len),
                 moment1: slot.moment1.slice(0, len),
                 moment2: slot.moment2.slice(0, len),

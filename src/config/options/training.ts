@@ -193,7 +193,7 @@ export const precision = {
 		group: "Precision and memory",
 		min: 1,
 		description:
-			"Target tokens whose logits exist at once; none: as many as keep them near 32 MB, on a GPU near 1.2 GB, but no fewer than 256.",
+			"Target tokens whose logits exist at once; none: as many as keep them near 32 MB, on a GPU near 1.2 GB, in whole 256s.",
 	}),
 	activation_offloading: boolean({
 		group: "Precision and memory",

@@ -200,16 +200,16 @@ pub struct CrossEntropy {
 /// A run of parameters that are updated alike. All buffers have the same length.
 #[derive(Clone, Copy, Debug)]
 pub struct AdamW {
-    /// f32; bf16 with `masters`, else with `rounding`; or f16 with `masters`.
+    /// f32; bf16 with `masters` or without; or f16 with `masters`.
     pub weights: Buffer,
     /// With bf16 weights u16: what is left of the exact f32 master (see [`split_master`]). With f16 weights f32: the master
     /// itself, which the weight is the rounding of.
     pub masters: Option<Buffer>,
-    /// How bf16 weights without masters, and bf16 moments, are rounded.
-    pub rounding: Option<StochasticRounding>,
+    /// How bf16 weights without masters, and bf16 moments, are rounded; others do not look at it.
+    pub rounding: StochasticRounding,
     /// f32.
     pub gradients: Buffer,
-    /// First moment: f32, or bf16 with `rounding`. The weight is updated by what it was before it was rounded.
+    /// First moment: f32 or bf16. The weight is updated by what it was before it was rounded.
     pub moment1: Buffer,
     /// Second moment, of the first one's type.
     pub moment2: Buffer,

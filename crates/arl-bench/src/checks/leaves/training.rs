@@ -119,7 +119,7 @@ pub(super) fn adamw(mut s: Scene) -> Trial {
     let op = AdamW {
         weights,
         masters,
-        rounding: Some(rounding),
+        rounding,
         gradients,
         moment1,
         moment2,

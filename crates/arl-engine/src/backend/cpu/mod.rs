@@ -98,21 +98,18 @@ fn choice(op: &Router) -> moe::Choice {
 
 /// [`Backend::adamw`] with moments of a type.
 fn adamw<M: optimizer::Moment>(lease: &mut Lease<'_>, op: &AdamW, step: optimizer::Step) {
-    let bare = op.weights.dtype == DType::Bf16 && op.masters.is_none();
-    let at_random = bare || M::DTYPE != DType::F32;
-    assert!(op.rounding.is_some() || !at_random, "adamw has nothing to round by");
     let arrays = optimizer::Arrays::<M> {
         gradients: lease.read(op.gradients),
         moment1: lease.write(op.moment1),
         moment2: lease.write(op.moment2),
-        rounding: op.rounding.unwrap_or_default(),
+        rounding: op.rounding,
     };
     match op.masters {
         Some(masters) if masters.dtype == DType::U16 => {
             optimizer::adamw_split(step, lease.write(op.weights), lease.write(masters), arrays);
         }
         Some(masters) => optimizer::adamw_masters(step, lease.write(op.weights), lease.write(masters), arrays),
-        None if bare => optimizer::adamw_rounded(step, lease.write(op.weights), arrays),
+        None if op.weights.dtype == DType::Bf16 => optimizer::adamw_rounded(step, lease.write(op.weights), arrays),
         None => optimizer::adamw(step, lease.write(op.weights), arrays),
     }
 }

@@ -14,16 +14,15 @@ pub(super) fn adamw<D: Device>(device: &mut D, op: &AdamW) {
     assert_eq!(op.grad_norm_squared.len, 1, "adamw takes one norm");
     let grid = [len.div_ceil(BLOCK), 1, 1];
     let weights = Arg::Update(op.weights);
-    // The bits of two u32 and a u64; where nothing is rounded at random, they are not looked at.
-    let rounding = op.rounding.unwrap_or_default();
-    let [key_low, key_high] = rounding.key.map(|word| Arg::Int(word.cast_signed()));
+    // The bits of two u32 and a u64.
+    let [key_low, key_high] = op.rounding.key.map(|word| Arg::Int(word.cast_signed()));
     let rest = [
         Arg::Read(op.gradients),
         Arg::Update(op.moment1),
         Arg::Update(op.moment2),
         key_low,
         key_high,
-        Arg::Long(rounding.first.cast_signed()),
+        Arg::Long(op.rounding.first.cast_signed()),
         Arg::Read(op.grad_norm_squared),
         Arg::Float(op.gradient_scale),
         Arg::Float(op.max_grad_norm),
@@ -44,10 +43,7 @@ pub(super) fn adamw<D: Device>(device: &mut D, op: &AdamW) {
         (DType::Bf16, None) => ["adamw_bf16", "adamw_bf16_bf16_moments"],
         (dtype, masters) => unreachable!("no leaf updates weights of {dtype:?} with masters {masters:?}"),
     };
-    let bf16_moments = op.moment1.dtype == DType::Bf16;
-    let at_random = bf16_moments || kernels[0] == "adamw_bf16";
-    assert!(op.rounding.is_some() || !at_random, "adamw has nothing to round by");
-    let kernel = kernels[usize::from(bf16_moments)];
+    let kernel = kernels[usize::from(op.moment1.dtype == DType::Bf16)];
     let args: Vec<Arg> = [weights].into_iter().chain(op.masters.map(Arg::Update)).chain(rest).collect();
     device.launch(&Launch { kernel, grid, threads: THREADS, shared_bytes: 0, args: &args });
 }

@@ -33,7 +33,7 @@ fn op(fixture: &mut Fixture, rates: &Rates, step: i32, len: usize, norm_squared:
     AdamW {
         weights: fixture.poisoned(0, DType::F32),
         masters: None,
-        rounding: None,
+        rounding: StochasticRounding::default(),
         gradients: fixture.poisoned(0, DType::F32),
         moment1: fixture.put(&vec![0.0; len], DType::F32),
         moment2: fixture.put(&vec![0.0; len], DType::F32),
@@ -194,7 +194,7 @@ fn weights_without_masters_are_the_f32_update_rounded_by_the_bits_of_their_place
         };
         let rounded = AdamW {
             weights: fixture.put(w, DType::Bf16).slice(start, len),
-            rounding: Some(rounding),
+            rounding,
             moment1: fixture.put(m, DType::F32).slice(start, len),
             moment2: fixture.put(&v, DType::F32).slice(start, len),
             ..whole
@@ -212,7 +212,7 @@ fn weights_without_masters_are_the_f32_update_rounded_by_the_bits_of_their_place
             let part = |buffer: Buffer| buffer.slice(from, to - from);
             fixture.backend.adamw(&AdamW {
                 weights: part(pieces.weights),
-                rounding: Some(rounding.from(from)),
+                rounding: rounding.from(from),
                 gradients: part(pieces.gradients),
                 moment1: part(pieces.moment1),
                 moment2: part(pieces.moment2),
@@ -243,7 +243,7 @@ fn bf16_moments_are_those_of_f32_rounded_by_the_bits_of_their_places() {
         let rounding = StochasticRounding { first, ..StochasticRounding::new(3, 9) };
         let base = AdamW {
             gradients: fixture.put(&g, DType::F32).slice(start, len),
-            rounding: Some(rounding),
+            rounding,
             ..op(&mut fixture, &RATES, 3, 0, inner(&g, &g))
         };
         let (high, low) = split(&w);
@@ -267,7 +267,7 @@ fn bf16_moments_are_those_of_f32_rounded_by_the_bits_of_their_places() {
                     fixture.backend.adamw(&AdamW {
                         weights: part(op.weights),
                         masters: op.masters.map(part),
-                        rounding: Some(rounding.from(from)),
+                        rounding: rounding.from(from),
                         gradients: part(op.gradients),
                         moment1: part(op.moment1),
                         moment2: part(op.moment2),
