@@ -72,6 +72,8 @@ export declare class TokenCache {
   fill(rows: Array<Uint8Array>, indexes: Uint32Array): Promise<FillReport>
   /** Tokens of every row; 0: not there yet, dropped, or a problem. */
   lengths(): Uint32Array
+  /** What was noticed in the samples that are filled, by this process or an earlier one. */
+  notes(): Array<RowNote>
   /** Rows that are filled, samples or not. */
   filled(): number
   /** Samples side by side, in the order of `indexes`. */
@@ -361,6 +363,24 @@ export interface MicroBatchStats {
 
 /** The memory that an engine with these options takes. Takes none itself. */
 export declare function planMemory(options: EngineOptions): MemoryPlan
+
+/** Something noticed in rows that are trained all the same. */
+export interface RowNote {
+  /** Stable and short: `end token only`, `parsed arguments`, `unread key`, ... */
+  kind: string
+  /** What it is about, where the kind alone does not say that; else empty. */
+  subject: string
+  /** `warning`: the rows train less, or something else, than their author may expect. */
+  level: 'info' | 'warning'
+  /** A sentence for a person, without a place. */
+  message: string
+  /** Rows in which it occurs. */
+  rows: number
+  /** Occurrences in all of them. */
+  count: number
+  /** The lowest index of such a row in its source. */
+  firstRow: number
+}
 
 /** Why a row cannot be used. */
 export interface RowProblem {

@@ -21,6 +21,7 @@ export type {
 	MemoryPlan,
 	MicroBatch,
 	MicroBatchStats,
+	RowNote,
 	RowProblem,
 	StepStats,
 	TextInfo,

@@ -117,6 +117,10 @@ class FakeEncoder implements NativeTextEncoder {
 type Disk = Map<string, Map<number, number[]>>;
 
 class FakeCache implements NativeTokenCache {
+	notes() {
+		return [];
+	}
+
 	constructor(
 		private readonly samples: Map<number, number[]>,
 		private readonly rows: number,

@@ -75,6 +75,7 @@ export function formatReport(report: DataReport): string {
 	const { rows, usable, bad, tokens, targetTokens } = report;
 	const lines = [`${rows} rows of ${report.shape}, ${usable} can be trained${asides(report)}`];
 	lines.push(...report.notices);
+	lines.push(...report.notes.map(({ level, message }) => `${level === "warning" ? "warning" : "note"}: ${message}`));
 	if (report.entries.length > 1) lines.push(...entries(report));
 	if (bad.length > 0) {
 		const reasons = Object.entries(report.reasons).map(([reason, many]) => `${many} ${reason}`);

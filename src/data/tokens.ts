@@ -4,6 +4,7 @@
  */
 import { isUtf8 } from "node:buffer";
 import type { NativeTokenCache } from "../native.js";
+import { NoteReport } from "./notes.js";
 import { type BadRow, badRowsError } from "./problems.js";
 import { type AnySource, takeRows } from "./source.js";
 
@@ -50,6 +51,8 @@ export class TokenFiller {
 	readonly counts: FillCounts = { rows: 0, tokens: 0, targetTokens: 0, truncated: 0, dropped: 0 };
 	readonly bad: BadRow[] = [];
 	readonly source: AnySource;
+	/** What was noticed in the rows that are in the cache. */
+	readonly notes: NoteReport;
 	/** Rows of the order that are not in the cache from an earlier run. */
 	readonly pending: number;
 	/** Seconds from the start of filling to its end, or until now. */
@@ -77,6 +80,7 @@ export class TokenFiller {
 	constructor(private readonly options: FillerOptions) {
 		const { source, cache, order } = options;
 		this.source = source;
+		this.notes = new NoteReport(cache, source);
 		this.state = new Uint8Array(source.length);
 		const lengths = cache.lengths();
 		const there = source.making?.recheck ? UNCHECKED : PRESENT;

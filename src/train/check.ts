@@ -7,6 +7,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { AgentTrainingConfig } from "../config/schema.js";
+import { type NoticedRows, noticedRows } from "../data/notes.js";
 import { type BadRow, countReasons } from "../data/problems.js";
 import type { AnySource } from "../data/source.js";
 import { TokenFiller } from "../data/tokens.js";
@@ -52,6 +53,8 @@ export interface DataReport {
 	blankLines: number;
 	/** What a user should know of how the rows are read. */
 	notices: string[];
+	/** What was noticed in rows that a run trains all the same. */
+	notes: NoticedRows[];
 	/** Raw rows that the converting function has left out. */
 	leftOut: number;
 	/** Rows that `truncation drop` leaves out, and those of which something is cut off. */
@@ -126,6 +129,7 @@ async function check(input: CheckInput): Promise<DataReport> {
 				usable: usable.length,
 				blankLines: source.blankLines,
 				notices,
+				notes: noticedRows(cache, source),
 				leftOut: source.leftOut ?? 0,
 				dropped: counts.dropped,
 				truncated: counts.truncated,

@@ -16,7 +16,7 @@ import { commit, settle, waitFor } from "./keeper.js";
 import { removeRunFolders } from "./open-rows.js";
 import { changedOptions, type PreparedRun, sourceName } from "./prepare.js";
 import { publishCheckpoint, publishEngine, removeRun } from "./publish.js";
-import { fillEvent } from "./rows.js";
+import { fillEvent, noteEvents } from "./rows.js";
 import { emptyWindow } from "./state.js";
 import { finishStep, prepareStep, StepSubmitter } from "./step.js";
 
@@ -177,6 +177,7 @@ async function* steps(
 			if (filling && run.filler.complete) {
 				filling = false;
 				yield fillEvent(run.filler);
+				yield* noteEvents(run.filler);
 			}
 			last = event;
 			if (step % run.logInterval === 0 || step === run.plan.totalSteps || (step === 1 && args.logging_first_step)) {
@@ -195,6 +196,8 @@ async function* steps(
 		await submitter.end();
 	}
 
+	// Rows that were encoded while the last steps ran.
+	yield* noteEvents(run.filler);
 	// Nobody knew of the last step that it was the last.
 	if (last !== null && counters.window.steps > 0 && counters.step === run.plan.totalSteps) {
 		yield writeLog(run, counters, last, metrics);

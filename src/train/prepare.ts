@@ -42,7 +42,7 @@ import {
 	formatBytes,
 	stopTokenWarning,
 } from "./preflight.js";
-import { detectShape, fillFirst, needsAllRows, openCache, orderOf } from "./rows.js";
+import { detectShape, fillFirst, needsAllRows, noteEvents, openCache, orderOf } from "./rows.js";
 import { createSchedule, type Schedule, warmupSteps } from "./schedules.js";
 import { bf16Of, checkSameRun, differences, type Fingerprint, fixedOf, freeOf } from "./state.js";
 
@@ -215,7 +215,8 @@ async function* prepare(
 			? Math.min(wanted.length, resumed.state.step * samplesOfStep(args) - (source.making.first ?? 0))
 			: 0;
 	const seconds = preprocessSeconds(args, code.dataset !== null);
-	if (!cached) yield* fillFirst(args, filler, { replayed, seconds, keeper, signal });
+	if (cached) yield* noteEvents(filler);
+	else yield* fillFirst(args, filler, { replayed, seconds, keeper, signal });
 	if (replayed > 0) {
 		const message = `${filler.taken} rows of ${source.name} were read again in ${filler.seconds.toFixed(1)} s to come to the place of the checkpoint`;
 		yield { type: "notice", level: "info", message };

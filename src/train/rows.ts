@@ -172,6 +172,11 @@ export function fillEvent(filler: TokenFiller): FillEvent {
 	};
 }
 
+/** What was noticed in rows since this was last reported. */
+export function* noteEvents(filler: TokenFiller): Generator<TrainEvent, void> {
+	for (const { level, message } of filler.notes.take()) yield { type: "notice", level, message };
+}
+
 /** What filling waits for before the first step. */
 export interface FillFirst {
 	/** Rows of the order that lie before the first step, and are read all the same. */
@@ -219,6 +224,7 @@ export async function* fillFirst(
 	}
 	filler.check();
 	yield fillEvent(filler);
+	yield* noteEvents(filler);
 	if (filler.bad.length > 0) {
 		if (args.on_bad_row === "error") throw filler.badRows();
 		yield {

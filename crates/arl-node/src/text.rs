@@ -89,6 +89,26 @@ pub struct RowProblem {
     pub message: String,
 }
 
+/// Something noticed in rows that are trained all the same.
+#[napi(object)]
+pub struct RowNote {
+    /// Stable and short: `end token only`, `parsed arguments`, `unread key`, ...
+    pub kind: String,
+    /// What it is about, where the kind alone does not say that; else empty.
+    pub subject: String,
+    /// `warning`: the rows train less, or something else, than their author may expect.
+    #[napi(ts_type = "'info' | 'warning'")]
+    pub level: String,
+    /// A sentence for a person, without a place.
+    pub message: String,
+    /// Rows in which it occurs.
+    pub rows: u32,
+    /// Occurrences in all of them.
+    pub count: f64,
+    /// The lowest index of such a row in its source.
+    pub first_row: u32,
+}
+
 /// What one call of `fill` did. Rows that were there already count as they did the first time.
 #[napi(object)]
 pub struct FillReport {
@@ -254,6 +274,21 @@ impl TokenCache {
     #[napi]
     pub fn lengths(&self) -> napi::Result<Uint32Array> {
         Ok(self.core()?.lengths().into())
+    }
+
+    /// What was noticed in the samples that are filled, by this process or an earlier one.
+    #[napi]
+    pub fn notes(&self) -> napi::Result<Vec<RowNote>> {
+        let note = |count: arl_text::NoteCount| RowNote {
+            kind: count.kind.name().to_owned(),
+            level: if count.kind.is_warning() { "warning" } else { "info" }.to_owned(),
+            message: count.message(),
+            subject: count.subject,
+            rows: count.rows,
+            count: count.count as f64,
+            first_row: count.first_row,
+        };
+        Ok(self.core()?.notes().into_iter().map(note).collect())
     }
 
     /// Rows that are filled, samples or not.

@@ -6,6 +6,7 @@ use std::sync::RwLock;
 use arl_model::{Error, ErrorCode, Result};
 use rayon::prelude::*;
 
+use crate::note::{NoteKind, Notes};
 use crate::options::{TextOptions, Truncation};
 use crate::problem::{Refusal, RowProblem, reason};
 use crate::row::{Columns, Json, Record, Row, Shape, Standing, is_reply, parse, role};
@@ -51,6 +52,8 @@ pub struct Encoded {
     pub record_id: Option<String>,
     /// Something was cut off.
     pub truncated: bool,
+    /// What a user should know of the row all the same.
+    pub notes: Notes,
 }
 
 impl Encoded {
@@ -303,7 +306,7 @@ impl TextEncoder {
                 }
                 self.append(&text, true, &mut ids)?;
                 let runs = vec![Run { length: ids.len() as u32, weight: 1.0 }];
-                Encoded { text, ids, runs, spans: Vec::new(), record_id, truncated: false }
+                Encoded { text, ids, runs, spans: Vec::new(), record_id, truncated: false, notes: Notes::default() }
             }
             Row::Tokens { ids, trained, record_id } => {
                 if let Some(id) = ids.iter().find(|&&id| id as usize >= self.tokens.vocab_size) {
@@ -316,7 +319,8 @@ impl TextEncoder {
                 for trained in trained {
                     push_run(&mut runs, 1, if trained { 1.0 } else { 0.0 });
                 }
-                Encoded { text: String::new(), ids, runs, spans: Vec::new(), record_id, truncated: false }
+                let (text, spans, notes) = (String::new(), Vec::new(), Notes::default());
+                Encoded { text, ids, runs, spans, record_id, truncated: false, notes }
             }
         };
         if encoded.target_tokens() == 0 {
@@ -342,6 +346,11 @@ impl TextEncoder {
                 ));
             }
         }
+        // The first token of a sample is no target: nothing predicts it.
+        let ends =
+            |span: &&Span| span.first.max(1) == span.last && self.info.stop_ids.contains(&encoded.ids[span.last]);
+        let only_ends = encoded.spans.iter().filter(ends).count();
+        encoded.notes.add(NoteKind::EndTokenOnly, "", only_ends as u32);
         Ok(Outcome::Sample(encoded))
     }
 
@@ -368,7 +377,8 @@ impl TextEncoder {
             at = end;
         }
         push_run(&mut runs, ids.len() - at, 0.0);
-        Ok(Encoded { text: rendered.text, ids, runs, spans, record_id: record.record_id, truncated: false })
+        let (text, record_id, notes) = (rendered.text, record.record_id, Notes::default());
+        Ok(Encoded { text, ids, runs, spans, record_id, truncated: false, notes })
     }
 
     /// Roles that the template renders without a trace of the message.

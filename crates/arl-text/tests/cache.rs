@@ -55,6 +55,28 @@ fn rows_filled_in_any_order_are_found_under_their_index() {
 }
 
 #[test]
+fn what_was_noticed_in_rows_is_remembered_and_counted_once() {
+    let dir = tempfile::tempdir().unwrap();
+    // Without its newline the template's last token is the end of the reply; one before it predicts it.
+    let template = CHATML.replace("<|im_end|>\\n", "<|im_end|>");
+    let encoder = Arc::new(encoder_with(&template, |options| {
+        options.max_length = Some(2);
+        options.truncation = Truncation::Left;
+    }));
+    let rows = rows(6);
+    let cache = open(dir.path(), 6, &encoder);
+    assert!(cache.notes().is_empty());
+    fill(&cache, &rows, &[4, 2]);
+    fill(&cache, &rows, &[5, 2]);
+    let notes = cache.notes();
+    let [note] = notes.as_slice() else { panic!("{notes:?}") };
+    assert_eq!((note.kind.name(), note.rows, note.count, note.first_row), ("end token only", 3, 3, 2));
+    assert_eq!(note.message(), "only the token that ends a reply is trained of 3 replies");
+    drop(cache);
+    assert_eq!(open(dir.path(), 6, &encoder).notes(), notes);
+}
+
+#[test]
 fn dropped_rows_and_problems_are_remembered() {
     let dir = tempfile::tempdir().unwrap();
     let encoder = Arc::new(encoder_with(CHATML, |options| {

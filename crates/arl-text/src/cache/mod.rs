@@ -15,6 +15,7 @@ pub use batch::MicroBatch;
 use store::{Entry, Kind, Store};
 
 use crate::encoder::{Outcome, Run, TextEncoder};
+use crate::note::NoteCount;
 use crate::problem::RowProblem;
 
 /// Rows that are encoded before what they gave is written; bounds the memory that results take.
@@ -190,6 +191,11 @@ impl TokenCache {
             Some(Kind::Problem) => RowState::Problem,
         };
         self.store().entries().iter().map(state).collect()
+    }
+
+    /// What was noticed in the samples that are filled, by this process or an earlier one.
+    pub fn notes(&self) -> Vec<NoteCount> {
+        self.store().notes()
     }
 
     /// Rows that are filled, samples or not.

@@ -10,10 +10,11 @@ use arl_model::{Error, ErrorCode, Result};
 use rayon::prelude::*;
 
 use crate::encoder::{Encoded, Run, targets_in};
+use crate::note::{NoteCount, NoteTotals, Notes};
 use crate::problem::RowProblem;
 
 const MAGIC: &[u8; 8] = b"ARLTOKEN";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Magic, version, four bytes of zero, rows, hash of the key.
 const HEADER: u64 = 8 + 4 + 4 + 8 + 32;
 const ENTRY: usize = 48;
@@ -36,15 +37,22 @@ pub(super) struct Entry {
     /// Runs; of a problem: bytes of its message.
     pub(super) runs: u32,
     pub(super) targets: u32,
+    /// Bytes of the notes, behind the runs.
+    notes: u32,
     offset: u64,
     checksum: u64,
 }
 
 impl Entry {
+    /// Bytes of a sample's ids and runs.
+    fn tokens_size(&self) -> u64 {
+        u64::from(self.ids) * 4 + u64::from(self.runs) * 8
+    }
+
     /// Bytes in the data file.
     fn size(&self) -> u64 {
         match self.kind {
-            Kind::Sample => u64::from(self.ids) * 4 + u64::from(self.runs) * 8,
+            Kind::Sample => self.tokens_size() + u64::from(self.notes),
             Kind::Dropped => 0,
             Kind::Problem => u64::from(self.ids) + u64::from(self.runs),
         }
@@ -58,6 +66,7 @@ impl Entry {
         bytes[8..12].copy_from_slice(&self.ids.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.runs.to_le_bytes());
         bytes[16..20].copy_from_slice(&self.targets.to_le_bytes());
+        bytes[20..24].copy_from_slice(&self.notes.to_le_bytes());
         bytes[24..32].copy_from_slice(&self.offset.to_le_bytes());
         bytes[32..40].copy_from_slice(&self.checksum.to_le_bytes());
         let own = checksum(&bytes[..40]);
@@ -84,6 +93,7 @@ impl Entry {
             ids: u32_at(8)?,
             runs: u32_at(12)?,
             targets: u32_at(16)?,
+            notes: u32_at(20)?,
             offset: u64_at(24)?,
             checksum: u64_at(32)?,
         })
@@ -102,6 +112,7 @@ pub(super) struct Batch {
     offset: u64,
     data: Vec<u8>,
     entries: Vec<Entry>,
+    notes: Vec<(u32, Notes)>,
 }
 
 impl Batch {
@@ -119,6 +130,8 @@ impl Batch {
             data.extend(run.length.to_le_bytes());
             data.extend(run.weight.to_le_bytes());
         }
+        let notes = sample.notes.to_bytes();
+        data.extend(&notes);
         let entry = Entry {
             row,
             kind: Kind::Sample,
@@ -126,16 +139,21 @@ impl Batch {
             ids: sample.ids.len() as u32,
             runs: sample.runs.len() as u32,
             targets: targets_in(&sample.runs) as u32,
+            notes: notes.len() as u32,
             offset: 0,
             checksum: 0,
         };
         self.add(entry, &data);
+        self.notes.push((row, sample.notes.clone()));
     }
 
     pub(super) fn dropped(&mut self, row: u32, tokens: usize) {
         let kind = Kind::Dropped;
         let ids = u32::try_from(tokens).unwrap_or(u32::MAX);
-        self.add(Entry { row, kind, truncated: false, ids, runs: 0, targets: 0, offset: 0, checksum: 0 }, &[]);
+        self.add(
+            Entry { row, kind, truncated: false, ids, runs: 0, targets: 0, notes: 0, offset: 0, checksum: 0 },
+            &[],
+        );
     }
 
     pub(super) fn problem(&mut self, row: u32, problem: &RowProblem) {
@@ -143,7 +161,7 @@ impl Batch {
         data.extend(problem.message.as_bytes());
         let (ids, runs) = (problem.reason.len() as u32, problem.message.len() as u32);
         let kind = Kind::Problem;
-        self.add(Entry { row, kind, truncated: false, ids, runs, targets: 0, offset: 0, checksum: 0 }, &data);
+        self.add(Entry { row, kind, truncated: false, ids, runs, targets: 0, notes: 0, offset: 0, checksum: 0 }, &data);
     }
 }
 
@@ -157,6 +175,7 @@ pub(super) struct Store {
     index_size: u64,
     entries: Vec<Option<Entry>>,
     filled: usize,
+    notes: NoteTotals,
 }
 
 impl Store {
@@ -183,6 +202,7 @@ impl Store {
             index_size: HEADER,
             entries: vec![None; rows],
             filled: 0,
+            notes: NoteTotals::default(),
         };
         let whole = has_header(&mut store.data, &store.data_path, &header)?
             && has_header(&mut store.index, &store.index_path, &header)?;
@@ -228,20 +248,30 @@ impl Store {
             end += entry.size();
             found.push(entry);
         }
-        let bad = found.par_iter().position_first(|entry| !self.is_whole(entry));
-        found.truncate(bad.unwrap_or(found.len()));
+        let notes: Vec<Option<Notes>> = found.par_iter().map(|entry| self.notes_if_whole(entry)).collect();
+        let whole = notes.iter().take_while(|notes| notes.is_some()).count();
+        found.truncate(whole);
         self.data_size = found.last().map_or(HEADER, |entry| entry.offset + entry.size());
         self.index_size = HEADER + (found.len() * ENTRY) as u64;
         self.filled = found.len();
-        for entry in found {
+        for (entry, notes) in found.into_iter().zip(notes.into_iter().flatten()) {
+            self.notes.add(entry.row, &notes);
             self.entries[entry.row as usize] = Some(entry);
         }
         self.cut()
     }
 
-    fn is_whole(&self, entry: &Entry) -> bool {
+    /// The row's notes; nothing where its data is not what was written.
+    fn notes_if_whole(&self, entry: &Entry) -> Option<Notes> {
         let mut bytes = vec![0; entry.size() as usize];
-        self.data.read_exact_at(&mut bytes, entry.offset).is_ok() && checksum(&bytes) == entry.checksum
+        self.data.read_exact_at(&mut bytes, entry.offset).ok()?;
+        if checksum(&bytes) != entry.checksum {
+            return None;
+        }
+        match entry.kind {
+            Kind::Sample => Notes::from_bytes(&bytes[entry.tokens_size() as usize..]),
+            Kind::Dropped | Kind::Problem => Some(Notes::default()),
+        }
     }
 
     /// Cuts the files to what is known to be whole.
@@ -251,7 +281,7 @@ impl Store {
     }
 
     pub(super) fn batch(&self) -> Batch {
-        Batch { offset: self.data_size, data: Vec::new(), entries: Vec::new() }
+        Batch { offset: self.data_size, data: Vec::new(), entries: Vec::new(), notes: Vec::new() }
     }
 
     /// Writes a batch: its data first, then its entries. Where the disk refuses, the files are as before.
@@ -278,11 +308,19 @@ impl Store {
         for entry in batch.entries {
             self.entries[entry.row as usize] = Some(entry);
         }
+        for (row, notes) in &batch.notes {
+            self.notes.add(*row, notes);
+        }
         Ok(())
     }
 
     pub(super) fn entries(&self) -> &[Option<Entry>] {
         &self.entries
+    }
+
+    /// What was noticed in the samples.
+    pub(super) fn notes(&self) -> Vec<NoteCount> {
+        self.notes.counts()
     }
 
     pub(super) fn filled(&self) -> usize {
@@ -309,7 +347,7 @@ impl Store {
 
     pub(super) fn sample(&self, entry: &Entry) -> Result<(Vec<u32>, Vec<Run>)> {
         let bytes = self.read(entry)?;
-        let (ids, runs) = bytes.split_at(entry.ids as usize * 4);
+        let (ids, runs) = bytes[..entry.tokens_size() as usize].split_at(entry.ids as usize * 4);
         let word = |chunk: &[u8]| [chunk[0], chunk[1], chunk[2], chunk[3]];
         let ids = ids.chunks_exact(4).map(|chunk| u32::from_le_bytes(word(chunk))).collect();
         let run = |chunk: &[u8]| Run {
