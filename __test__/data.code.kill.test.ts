@@ -2,9 +2,15 @@ import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { temporaryFolder } from "./support/folder.js";
+import { KILLS } from "./support/kills.js";
 import { arl, differingFiles, flags, metricsOf, tinyPlace } from "./support/real.js";
 
 const folder = temporaryFolder();
+
+/** The steps whose checkpoint a kill waits for, one after the other: in both epochs, and in the middle of the first one first. */
+const STEPS = [4, 10, 2, 8, 6];
+/** Kills for each kind of rows. */
+const EACH = Math.ceil(KILLS / 8);
 
 /** Modules over the rows of `file`: what each adds to the command line. */
 function modules(file: string): Record<string, Record<string, string | number>> {
@@ -50,24 +56,25 @@ describe("rows from code, on the real core", () => {
 				...flags({ ...options, train_file: place.file, ...same, output_dir: whole }),
 			]);
 			expect(expected.code, expected.stderr).toBe(0);
-			const out = `${place.out}-${name}`;
-			const command = ["train", ...flags({ ...options, ...rows, output_dir: out })];
-			const killed = await arl(command, (kill) => {
-				const timer = setInterval(() => {
-					if (!existsSync(join(out, "checkpoint-4"))) return;
-					clearInterval(timer);
-					kill("SIGKILL");
-				}, 2);
-			});
-			expect(killed.signal, killed.stderr).toBe("SIGKILL");
-			const resumed = await arl([...command, "--resume_from_checkpoint", "latest"]);
-			expect(resumed.code, resumed.stderr).toBe(0);
 			const losses = (at: string) => metricsOf(at).map(({ step, loss, grad_norm }) => [step, loss, grad_norm]);
-			expect(losses(out)).toEqual(losses(whole));
-			for (const checkpoint of readdirSync(whole).filter((entry) => /^checkpoint-\d+$/.test(entry))) {
-				expect(differingFiles(join(whole, checkpoint), join(out, checkpoint)), checkpoint).toEqual([]);
+			for (let i = 0; i < EACH; i++) {
+				const out = `${place.out}-${name}-${i}`;
+				const last = `checkpoint-${STEPS[i % STEPS.length]}`;
+				const command = ["train", ...flags({ ...options, ...rows, output_dir: out })];
+				let timer: NodeJS.Timeout | undefined;
+				const killed = await arl(command, (kill) => {
+					timer = setInterval(() => existsSync(join(out, last)) && kill("SIGKILL"), 2);
+				});
+				clearInterval(timer);
+				expect(killed.signal, killed.stderr).toBe("SIGKILL");
+				const resumed = await arl([...command, "--resume_from_checkpoint", "latest"]);
+				expect(resumed.code, resumed.stderr).toBe(0);
+				expect(losses(out), last).toEqual(losses(whole));
+				for (const checkpoint of readdirSync(whole).filter((entry) => /^checkpoint-\d+$/.test(entry))) {
+					expect(differingFiles(join(whole, checkpoint), join(out, checkpoint)), `${last}, ${checkpoint}`).toEqual([]);
+				}
 			}
 		},
-		120_000,
+		120_000 * EACH,
 	);
 });
