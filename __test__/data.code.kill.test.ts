@@ -34,6 +34,8 @@ function modules(file: string): Record<string, Record<string, string | number>> 
 describe("rows from code, on the real core", () => {
 	const place = tinyPlace(folder, 36);
 	const kinds = Object.entries(modules(place.file));
+	/** The folders of the runs from the file that were never stopped, by their options. */
+	const wholes = new Map<string, string>();
 	it.each(kinds)(
 		"%s: trained as from the file, and after kill -9 in the middle of an epoch",
 		async (kind, rows) => {
@@ -50,12 +52,14 @@ describe("rows from code, on the real core", () => {
 			};
 			const name = kind.replaceAll(" ", "-");
 			const { dataset: _, convert: __, ...same } = rows;
-			const whole = `${place.out}-${name}-file`;
-			const expected = await arl([
-				"train",
-				...flags({ ...options, train_file: place.file, ...same, output_dir: whole }),
-			]);
-			expect(expected.code, expected.stderr).toBe(0);
+			const fromFile = { ...options, ...same, train_file: place.file };
+			const key = JSON.stringify(fromFile);
+			const whole = wholes.get(key) ?? `${place.out}-file-${wholes.size}`;
+			if (!wholes.has(key)) {
+				const expected = await arl(["train", ...flags({ ...fromFile, output_dir: whole })]);
+				expect(expected.code, expected.stderr).toBe(0);
+				wholes.set(key, whole);
+			}
 			const losses = (at: string) => metricsOf(at).map(({ step, loss, grad_norm }) => [step, loss, grad_norm]);
 			for (let i = 0; i < EACH; i++) {
 				const out = `${place.out}-${name}-${i}`;
