@@ -18,6 +18,7 @@ import {
 	resolvedAsJson,
 } from "../src/config/index.js";
 import { ArlError } from "../src/errors.js";
+import { fc, holds } from "./support/properties.js";
 
 const REQUIRED = ["--model_name_or_path", "model", "--output_dir", "out"];
 
@@ -198,22 +199,17 @@ describe("flags", () => {
 			'--bf16 --no_bf16 --train_file --columns a=b {} {"a": --seed -1 1e999 none true = -- --= -x a=b= --lr_scheduler_kwargs --train_weights 1 --db_uri --report_to --__proto__ --no_ --resume_from_checkpoint'.split(
 				" ",
 			);
-		let state = 1;
-		const next = (below: number) => {
-			state = (state * 48271) % 2147483647;
-			return state % below;
-		};
 		let read = 0;
-		for (let run = 0; run < 1000; run++) {
-			const chosen = Array.from({ length: 1 + next(6) }, () => words[next(words.length)] ?? "");
+		const given = (chosen: string[]) => {
 			try {
 				resolve(chosen);
 				read++;
 			} catch (error) {
-				expect(error, chosen.join(" ")).toBeInstanceOf(ArlError);
-				expect((error as ArlError).exitCode, chosen.join(" ")).toBe(2);
+				expect(error).toBeInstanceOf(ArlError);
+				expect((error as ArlError).exitCode).toBe(2);
 			}
-		}
+		};
+		holds(1000, fc.property(fc.array(fc.constantFrom(...words), { minLength: 1, maxLength: 6 }), given));
 		expect(read).toBeGreaterThan(15);
 	});
 });

@@ -2,9 +2,15 @@ import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { temporaryFolder } from "./support/folder.js";
+import { KILLS } from "./support/kills.js";
 import { arl, differingFiles, flags, metricsOf, tinyPlace } from "./support/real.js";
 
 const folder = temporaryFolder();
+
+/** The steps whose checkpoint a kill waits for, one after the other: in both epochs, and in the middle of the first one first. */
+const STEPS = [4, 10, 2, 8, 6];
+/** Kills for each kind of rows. */
+const EACH = Math.ceil(KILLS / 8);
 
 /** Modules over the rows of `file`: what each adds to the command line. */
 function modules(file: string): Record<string, Record<string, string | number>> {
@@ -28,6 +34,8 @@ function modules(file: string): Record<string, Record<string, string | number>> 
 describe("rows from code, on the real core", () => {
 	const place = tinyPlace(folder, 36);
 	const kinds = Object.entries(modules(place.file));
+	/** The folders of the runs from the file that were never stopped, by their options. */
+	const wholes = new Map<string, string>();
 	it.each(kinds)(
 		"%s: trained as from the file, and after kill -9 in the middle of an epoch",
 		async (kind, rows) => {
@@ -44,30 +52,33 @@ describe("rows from code, on the real core", () => {
 			};
 			const name = kind.replaceAll(" ", "-");
 			const { dataset: _, convert: __, ...same } = rows;
-			const whole = `${place.out}-${name}-file`;
-			const expected = await arl([
-				"train",
-				...flags({ ...options, train_file: place.file, ...same, output_dir: whole }),
-			]);
-			expect(expected.code, expected.stderr).toBe(0);
-			const out = `${place.out}-${name}`;
-			const command = ["train", ...flags({ ...options, ...rows, output_dir: out })];
-			const killed = await arl(command, (kill) => {
-				const timer = setInterval(() => {
-					if (!existsSync(join(out, "checkpoint-4"))) return;
-					clearInterval(timer);
-					kill("SIGKILL");
-				}, 2);
-			});
-			expect(killed.signal, killed.stderr).toBe("SIGKILL");
-			const resumed = await arl([...command, "--resume_from_checkpoint", "latest"]);
-			expect(resumed.code, resumed.stderr).toBe(0);
+			const fromFile = { ...options, ...same, train_file: place.file };
+			const key = JSON.stringify(fromFile);
+			const whole = wholes.get(key) ?? `${place.out}-file-${wholes.size}`;
+			if (!wholes.has(key)) {
+				const expected = await arl(["train", ...flags({ ...fromFile, output_dir: whole })]);
+				expect(expected.code, expected.stderr).toBe(0);
+				wholes.set(key, whole);
+			}
 			const losses = (at: string) => metricsOf(at).map(({ step, loss, grad_norm }) => [step, loss, grad_norm]);
-			expect(losses(out)).toEqual(losses(whole));
-			for (const checkpoint of readdirSync(whole).filter((entry) => /^checkpoint-\d+$/.test(entry))) {
-				expect(differingFiles(join(whole, checkpoint), join(out, checkpoint)), checkpoint).toEqual([]);
+			for (let i = 0; i < EACH; i++) {
+				const out = `${place.out}-${name}-${i}`;
+				const last = `checkpoint-${STEPS[i % STEPS.length]}`;
+				const command = ["train", ...flags({ ...options, ...rows, output_dir: out })];
+				let timer: NodeJS.Timeout | undefined;
+				const killed = await arl(command, (kill) => {
+					timer = setInterval(() => existsSync(join(out, last)) && kill("SIGKILL"), 2);
+				});
+				clearInterval(timer);
+				expect(killed.signal, killed.stderr).toBe("SIGKILL");
+				const resumed = await arl([...command, "--resume_from_checkpoint", "latest"]);
+				expect(resumed.code, resumed.stderr).toBe(0);
+				expect(losses(out), last).toEqual(losses(whole));
+				for (const checkpoint of readdirSync(whole).filter((entry) => /^checkpoint-\d+$/.test(entry))) {
+					expect(differingFiles(join(whole, checkpoint), join(out, checkpoint)), `${last}, ${checkpoint}`).toEqual([]);
+				}
 			}
 		},
-		120_000,
+		120_000 * EACH,
 	);
 });

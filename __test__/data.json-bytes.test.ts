@@ -1,17 +1,8 @@
 import { describe, expect, it } from "vitest";
 import { JsonBytes } from "../src/data/json-bytes.js";
 import { isBlankText, isJson, isNestedJson, objectEntries } from "../src/data/json-scan.js";
+import { fc, holds } from "./support/properties.js";
 
-/** Numbers below a bound, the same ones each time. */
-function numbers(seed: number): (below: number) => number {
-	let state = seed;
-	return (below) => {
-		state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-		return Math.floor((state / 2 ** 32) * below);
-	};
-}
-
-const random = numbers(3);
 const ALPHABET = [
 	"a",
 	"Z",
@@ -35,18 +26,22 @@ const ALPHABET = [
 	"#",
 ];
 
-function text(length: number): string {
-	return Array.from({ length }, () => (random(3) > 0 ? "x" : ALPHABET[random(ALPHABET.length)])).join("");
-}
+const character = fc.oneof(
+	{ arbitrary: fc.constant("x"), weight: 2 },
+	{ arbitrary: fc.constantFrom(...ALPHABET), weight: 1 },
+);
+const text = (minLength: number, maxLength: number) =>
+	fc.string({ unit: character, minLength, maxLength, size: "max" });
 
 describe("strings as bytes", () => {
 	it("are escaped as JSON.stringify escapes them, at every length and place", () => {
-		for (let length = 0; length < 200; length++) {
+		const several = fc.array(text(0, 199), { minLength: 1, maxLength: 4 });
+		const escaped = (values: string[]) => {
 			const out = new JsonBytes();
-			const values = Array.from({ length: 1 + random(4) }, () => text(length));
 			for (const value of values) out.string(Buffer.from(value));
 			expect(out.written().toString("utf8")).toBe(values.map((value) => JSON.stringify(value)).join(""));
-		}
+		};
+		holds(800, fc.property(several, escaped));
 	});
 
 	it("may be longer than the buffer, and all be escaped", () => {
@@ -65,28 +60,33 @@ describe("strings as bytes", () => {
 });
 
 describe("scanning JSON text", () => {
-	function value(depth: number): unknown {
-		const kind = random(depth > 3 ? 4 : 6);
-		if (kind === 0) return null;
-		if (kind === 1) return random(1e6) / 64;
-		if (kind === 2) return random(2) === 0;
-		if (kind === 3) return text(random(12));
-		if (kind === 4) return Array.from({ length: random(4) }, () => value(depth + 1));
-		return Object.fromEntries(Array.from({ length: random(4) }, () => [text(random(5)), value(depth + 1)]));
-	}
+	const { value } = fc.letrec((tie) => ({
+		value: fc.oneof(
+			{ maxDepth: 4 },
+			fc.constant(null),
+			fc.nat(1e6 - 1).map((number) => number / 64),
+			fc.boolean(),
+			text(0, 11),
+			fc.array(tie("value"), { maxLength: 3 }),
+			fc.array(fc.tuple(text(0, 4), tie("value")), { maxLength: 3 }).map((entries) => Object.fromEntries(entries)),
+		),
+	}));
+	const object = fc
+		.array(fc.tuple(text(3, 3), value), { maxLength: 5 })
+		.map((entries) => Object.fromEntries(entries.map(([key, inner], k) => [`${k}${key}`, inner])));
 
 	it("finds an object's entries with their bytes, however it is indented", () => {
-		for (let i = 0; i < 500; i++) {
-			const object = Object.fromEntries(Array.from({ length: random(6) }, (_, k) => [`${k}${text(3)}`, value(0)]));
-			const written = JSON.stringify(object, null, i % 3 === 0 ? "\t" : i % 3);
+		const found = (whole: Record<string, unknown>, indent: string | number) => {
+			const written = JSON.stringify(whole, null, indent);
 			const entries = objectEntries(Buffer.from(` ${written}\n`));
-			expect(entries?.map(([key]) => key)).toEqual(Object.keys(object));
+			expect(entries?.map(([key]) => key)).toEqual(Object.keys(whole));
 			for (const [key, bytes] of entries ?? []) {
 				const inner = Buffer.from(bytes).toString("utf8");
-				expect(JSON.parse(inner)).toEqual(object[key]);
+				expect(JSON.parse(inner)).toEqual(whole[key]);
 				expect(written).toContain(inner);
 			}
-		}
+		};
+		holds(500, fc.property(object, fc.constantFrom(1, 2, "\t"), found));
 	});
 
 	it("takes whole arrays and objects for nested, and nothing else", () => {

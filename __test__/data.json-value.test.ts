@@ -1,6 +1,7 @@
 /** JSON taken apart and put together again: nothing is rounded, reordered or guessed. */
 import { describe, expect, it } from "vitest";
-import { jsonText, parseJson, RowProblem } from "../src/data/json-value.js";
+import { type JsonValue, jsonText, parseJson, RowProblem } from "../src/data/json-value.js";
+import { fc, holds } from "./support/properties.js";
 
 const bytes = (text: string) => new TextEncoder().encode(text);
 const again = (text: string) => jsonText(parseJson(bytes(text)));
@@ -14,6 +15,27 @@ describe("JSON as exact values", () => {
 		'{"$ref":"#/$defs/a.b","$id":"x","":0}',
 	])("writes what it reads: %s", (text) => {
 		expect(again(text)).toBe(text);
+	});
+
+	it("is every value that its text was made of", () => {
+		const text = fc.string({ unit: "binary" });
+		const { value } = fc.letrec<{ value: JsonValue }>((tie) => ({
+			value: fc.oneof(
+				{ maxDepth: 4 },
+				fc.constantFrom(null, true, false),
+				fc.bigInt(),
+				fc.double({ noNaN: true, noDefaultInfinity: true }),
+				text,
+				fc.array(tie("value"), { maxLength: 4 }),
+				fc.array(fc.tuple(text, tie("value")), { maxLength: 4 }).map((entries) => new Map(entries)),
+			),
+		}));
+		const isItself = (made: JsonValue) => {
+			const written = jsonText(made);
+			expect(parseJson(bytes(written))).toEqual(made);
+			expect(again(written)).toBe(written);
+		};
+		holds(500, fc.property(value, isItself));
 	});
 
 	it("reads every spelling of the same value", () => {

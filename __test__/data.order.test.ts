@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { createOrder, proportionalCounts, shuffle, xoshiro128 } from "../src/data/order.js";
 import { errorOf } from "./support/folder.js";
+import { fc, holds } from "./support/properties.js";
 
 const ascending = (rows: Uint32Array) => [...rows].sort((a, b) => a - b);
 
@@ -20,6 +21,31 @@ describe("the order of rows", () => {
 		expect(order(7).epoch(0)).toEqual(first);
 		expect(order(7).epoch(1)).not.toEqual(first);
 		expect(order(8).epoch(0)).not.toEqual(first);
+	});
+
+	it("of any rows is each usable one once, as many of each part as its cap allows", () => {
+		const part = fc.record({ rows: fc.integer({ min: 1, max: 30 }), cap: fc.option(fc.integer({ min: 1, max: 40 })) });
+		const parts = fc.array(part, { minLength: 1, maxLength: 4 });
+		const claim = (given: { rows: number; cap: number | null }[], seed: number, step: number, random: boolean) => {
+			const caps = { rows: given.map(({ rows }) => rows), caps: given.map(({ cap }) => cap) };
+			const rows = caps.rows.reduce((sum, count) => sum + count, 0);
+			const usable = (row: number) => row % step === 0;
+			const made = () => createOrder({ rows, seed, strategy: random ? "random" : "sequential", usable, caps });
+			const order = made();
+			expect(ascending(order.epoch(2))).toEqual([...order.all]);
+			expect([...order.all]).toEqual([...new Set(order.all)].filter(usable));
+			expect(order.rowsPerEpoch).toBe(order.all.length);
+			expect(made().epoch(2)).toEqual(order.epoch(2));
+			if (!random) expect([...order.epoch(2)]).toEqual([...order.all]);
+			let start = 0;
+			for (const { rows: count, cap } of given) {
+				const within = (row: number) => row >= start && row < start + count;
+				const all = Array.from({ length: count }, (_, i) => start + i).filter(usable).length;
+				expect([...order.all].filter(within)).toHaveLength(Math.min(all, cap ?? all));
+				start += count;
+			}
+		};
+		holds(150, fc.property(parts, fc.nat(0xffffffff), fc.integer({ min: 1, max: 3 }), fc.boolean(), claim));
 	});
 
 	it("stays the same from release to release", () => {
@@ -81,6 +107,28 @@ describe("the order of rows", () => {
 		// Two epochs take ten rows each of the first part: together each of its twenty rows once.
 		const both = [...(epochs[0] ?? []), ...(epochs[1] ?? [])].filter((row) => row < 20);
 		expect(ascending(Uint32Array.from(both))).toEqual(Array.from({ length: 20 }, (_, i) => i));
+	});
+
+	it("mixes any parts with any weights so that no row of a part is ahead of another by more than one", () => {
+		const part = fc.tuple(fc.integer({ min: 1, max: 12 }), fc.double({ min: 0.05, max: 5, noNaN: true }));
+		const claim = (parts: [number, number][], seed: number) => {
+			const mixture = { rows: parts.map(([rows]) => rows), weights: parts.map(([, weight]) => weight) };
+			const rows = mixture.rows.reduce((sum, count) => sum + count, 0);
+			const order = createOrder({ rows, seed, strategy: "random", mixture });
+			const times = new Array<number>(rows).fill(0);
+			for (let epoch = 0; epoch < 4; epoch++) {
+				const trained = order.epoch(epoch);
+				expect(trained).toHaveLength(order.rowsPerEpoch);
+				for (const row of trained) times[row] = (times[row] ?? 0) + 1;
+				let start = 0;
+				for (const count of mixture.rows) {
+					const those = times.slice(start, start + count);
+					expect(Math.max(...those) - Math.min(...those)).toBeLessThanOrEqual(1);
+					start += count;
+				}
+			}
+		};
+		holds(150, fc.property(fc.array(part, { minLength: 1, maxLength: 3 }), fc.nat(0xffffffff), claim));
 	});
 
 	it("mixes usable rows only, and refuses a part that has none", async () => {

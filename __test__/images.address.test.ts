@@ -3,6 +3,7 @@ import { reachOf } from "../src/images/address.js";
 import { ImageLoader, type ImageOptions } from "../src/images/loader.js";
 import { errorOf } from "./support/folder.js";
 import { picture, type TestServer, testServer } from "./support/images.js";
+import { fc, holdsAsync } from "./support/properties.js";
 
 let server: TestServer;
 const loaders: ImageLoader[] = [];
@@ -136,12 +137,7 @@ describe("private addresses", () => {
 		expect(hits()).toBe(before);
 	});
 
-	it("are refused in every number form of every address there is (fuzz)", async () => {
-		let state = 11;
-		const below = (count: number) => {
-			state = (state * 1103515245 + 12345) % 2147483648;
-			return Math.floor((state / 2147483648) * count);
-		};
+	it("are refused in every number form of every address there is", async () => {
 		const blocks: [number, number][] = [
 			[0x7f000000, 24],
 			[0x0a000000, 24],
@@ -152,28 +148,38 @@ describe("private addresses", () => {
 			[0xe0000000, 28],
 			[0x00000000, 24],
 		];
-		const digits = (value: number) =>
-			[String(value), `0x${value.toString(16)}`, `0X${value.toString(16)}`, `0${value.toString(8)}`][below(4)] ?? "";
-		const { made, asked } = loader();
-		for (let round = 0; round < 600; round++) {
-			const [base, bits] = blocks[below(blocks.length)] ?? [0, 0];
-			const value = base + below(2 ** bits);
+		const spellings = [
+			(value: number) => String(value),
+			(value: number) => `0x${value.toString(16)}`,
+			(value: number) => `0X${value.toString(16)}`,
+			(value: number) => `0${value.toString(8)}`,
+		] as const;
+		const spelling = fc.constantFrom(...spellings);
+		const hex = (group: number) => group.toString(16);
+		/** The forms of an address; each of its parts has a spelling of its own. */
+		const forms = (value: number, [one, two, three, four]: ((value: number) => string)[], last: number) => {
 			const [a, b, c, d] = [value >>> 24, (value >>> 16) & 255, (value >>> 8) & 255, value & 255];
-			const hex = (group: number) => group.toString(16);
-			const forms = [
-				digits(value),
-				`${digits(a)}.${digits(value & 0xffffff)}`,
-				`${digits(a)}.${digits(b)}.${digits(value & 0xffff)}`,
-				[a, b, c, d].map(digits).join("."),
+			return [
+				one?.(value),
+				`${one?.(a)}.${two?.(value & 0xffffff)}`,
+				`${one?.(a)}.${two?.(b)}.${three?.(value & 0xffff)}`,
+				`${one?.(a)}.${two?.(b)}.${three?.(c)}.${four?.(d)}`,
 				`[::ffff:${a}.${b}.${c}.${d}]`,
 				`[::ffff:${hex(value >>> 16)}:${hex(value & 0xffff)}]`,
 				`[64:ff9b::${hex(value >>> 16)}:${hex(value & 0xffff)}]`,
-				`[2002:${hex(value >>> 16)}:${hex(value & 0xffff)}::${hex(below(65536))}]`,
+				`[2002:${hex(value >>> 16)}:${hex(value & 0xffff)}::${hex(last)}]`,
 			];
-			const host = forms[below(forms.length)] ?? "";
-			const error = await errorOf(made.load(`http://${host}:${server.port}/x.png`));
-			expect(error.message, host).toMatch(/an address (of this machine|that no image comes from)/);
-		}
+		};
+		const address = fc.constantFrom(...blocks).chain(([base, bits]) => fc.nat(2 ** bits - 1).map((at) => base + at));
+		const host = fc
+			.tuple(address, fc.array(spelling, { minLength: 4, maxLength: 4 }), fc.nat(0xffff), fc.nat(7))
+			.map(([value, spelt, last, form]) => forms(value, spelt, last)[form] ?? "");
+		const { made, asked } = loader();
+		const refused = async (name: string) => {
+			const error = await errorOf(made.load(`http://${name}:${server.port}/x.png`));
+			expect(error.message).toMatch(/an address (of this machine|that no image comes from)/);
+		};
+		await holdsAsync(600, fc.asyncProperty(host, refused));
 		// An address is never resolved: nobody may answer for it.
 		expect(asked).toEqual([]);
 	});

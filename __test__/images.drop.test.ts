@@ -8,6 +8,7 @@ import { loadNative } from "../src/native.js";
 import { QwenTrainer } from "../src/train/trainer.js";
 import { fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
+import { fc, holds } from "./support/properties.js";
 import { arl, flags, metricsOf, type Place, tinyPlace } from "./support/real.js";
 import { events, ofType, trainer, workspace } from "./support/run.js";
 
@@ -100,27 +101,30 @@ describe("a row's text without its image parts", () => {
 	});
 
 	it("cuts at any place of any row as a parser would", () => {
-		// A linear congruence: the same rows each time.
-		let state = 7;
-		const below = (count: number) => {
-			state = (state * 1103515245 + 12345) % 2147483648;
-			return Math.floor((state / 2147483648) * count);
-		};
-		const space = () => ["", "", " ", "\n\t"][below(4)];
-		const part = () =>
-			[image, '{"x":[{"type":"text"}],"type":"image"}', words('\\"]'), '{"type":"text","text":"{"}', "3", "[]"][
-				below(6)
-			];
-		for (let round = 0; round < 2000; round++) {
-			const parts = Array.from({ length: below(6) }, () => `${space()}${part()}${space()}`);
-			const row = user(`[${parts.length > 0 ? parts.join(",") : space()}]`);
+		const space = fc.constantFrom("", " ", "\n\t");
+		const inner = fc.constantFrom(
+			image,
+			'{"x":[{"type":"text"}],"type":"image"}',
+			words('\\"]'),
+			'{"type":"text","text":"{"}',
+			"3",
+			"[]",
+		);
+		const part = fc.tuple(space, inner, space).map((pieces) => pieces.join(""));
+		const parts = fc.oneof(
+			space,
+			fc.array(part, { minLength: 1, maxLength: 5 }).map((several) => several.join(",")),
+		);
+		const cut = (content: string) => {
+			const row = user(`[${content}]`);
 			const kept = JSON.parse(row).messages[0].content.filter(
 				(element: { type?: string }) => element.type !== "image_url" && element.type !== "image",
 			);
 			const dropped = JSON.parse(drop(row).text);
 			expect(dropped.messages[0].content).toEqual(kept);
 			expect({ ...dropped, messages: dropped.messages.slice(1) }).toEqual({ messages: [JSON.parse(row).messages[1]] });
-		}
+		};
+		holds(2000, fc.property(parts, cut));
 	});
 });
 

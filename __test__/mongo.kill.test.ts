@@ -5,11 +5,11 @@ import { MongoClient } from "mongodb";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { xoshiro128 } from "../src/data/order.js";
 import { temporaryFolder } from "./support/folder.js";
+import { KILLS } from "./support/kills.js";
 import { type MongoServer, mongoMissing, newDatabase, startMongo } from "./support/mongo.js";
 import { arl, differingFiles, flags, type Place, tinyPlace } from "./support/real.js";
 
 const folder = temporaryFolder();
-const KILLS = 50;
 const AT_ONCE = 2;
 const ROWS = 24;
 const STEP_ROWS = 4;
@@ -102,7 +102,7 @@ describe.skipIf(mongoMissing("kill -9 of a run on a database"))("kill -9 of a ru
 			const done = expected(STEPS).map((row) => ({ ...row, marked: false }));
 			expect(await counts(first.name)).toEqual(done);
 
-			const kills = mode === "ack" ? KILLS : 12;
+			const kills = mode === "ack" ? KILLS : Math.min(KILLS, 12);
 			const next = xoshiro128([20, 26, 11, 23]);
 			const moments = { killed: 0, done: 0, beforeFirstSave: 0, midAcknowledgement: 0, countsBehind: 0 };
 			const one = async (i: number) => {

@@ -3,10 +3,10 @@ import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { xoshiro128 } from "../src/data/order.js";
 import { temporaryFolder } from "./support/folder.js";
+import { KILLS } from "./support/kills.js";
 import { arl, differingFiles, flags, metricsOf, type Place, tinyPlace } from "./support/real.js";
 
 const folder = temporaryFolder();
-const KILLS = 50;
 const AT_ONCE = 2;
 
 function command(place: Place, out: string, resume: boolean): string[] {
@@ -36,6 +36,12 @@ const logged = (out: string) =>
 		return { step, epoch, loss, grad_norm, learning_rate, mean_token_accuracy, num_tokens };
 	});
 
+/** Whether a checkpoint of step `step` or a later one is being written. */
+const isSaving = (out: string, step: number): boolean => {
+	const names = existsSync(out) ? readdirSync(out) : [];
+	return names.some((name) => Number(/^\.checkpoint-(\d+)\.partial$/.exec(name)?.[1] ?? 0) >= step);
+};
+
 describe("kill -9", () => {
 	it(`at ${KILLS} random moments, saves included, each then resumed: weights, moments and losses are those of the run never stopped`, async () => {
 		const place = tinyPlace(folder, 36);
@@ -54,8 +60,15 @@ describe("kill -9", () => {
 			const out = `${place.out}-${i}`;
 			// Spread over the part of the run in which the engine works; the same moments each time, as far as time goes.
 			const delay = wallMs * (0.25 + 0.75 * ((i + next() / 2 ** 32) / KILLS));
+			// A quarter of the kills wait for a save that has begun; time alone seldom meets one.
+			const step = i % 4 === 0 ? 1 + Math.floor((next() / 2 ** 32) * 20) : 0;
 			const begun = performance.now();
-			const killed = await arl(command(place, out, false), (kill) => setTimeout(() => kill("SIGKILL"), delay));
+			let timer: NodeJS.Timeout | undefined;
+			const killed = await arl(command(place, out, false), (kill) => {
+				if (step === 0) timer = setTimeout(() => kill("SIGKILL"), delay);
+				else timer = setInterval(() => isSaving(out, step) && kill("SIGKILL"), 1);
+			});
+			clearTimeout(timer);
 			if (killed.signal === "SIGKILL") moments.killed += 1;
 			else {
 				moments.done += 1;
@@ -66,7 +79,8 @@ describe("kill -9", () => {
 			if (!names.some((name) => /^checkpoint-/.test(name))) moments.beforeFirstSave += 1;
 			if (names.some((name) => name.endsWith(".partial"))) moments.midSave += 1;
 			const resumed = await arl(command(place, out, true));
-			expect(resumed.code, `kill ${i} after ${delay.toFixed(0)} ms\n${killed.stderr}\n${resumed.stderr}`).toBe(0);
+			const moment = step === 0 ? `after ${delay.toFixed(0)} ms` : `in a save from step ${step} on`;
+			expect(resumed.code, `kill ${i} ${moment}\n${killed.stderr}\n${resumed.stderr}`).toBe(0);
 			expect(logged(out)).toEqual(expected);
 			for (const name of readdirSync(whole).filter((entry) => /^checkpoint-\d+$/.test(entry))) {
 				expect(differingFiles(join(whole, name), join(out, name)), `kill ${i}, ${name}`).toEqual([]);

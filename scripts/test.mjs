@@ -1,5 +1,5 @@
 // Everything that is checked, the fast things first. Ends in one line: N passed, N failed (, N skipped).
-// `npm run test:cuda` runs the part that is about NVIDIA's GPUs alone.
+// `npm run test:cuda` runs the part that is about NVIDIA's GPUs alone, `npm run test:kill` the tests of kill -9 with more kills.
 // A check that needs what is not there prints a line `SKIPPED: ...`; these are counted and named at the end.
 
 import { spawn } from "node:child_process";
@@ -11,8 +11,11 @@ import { cudaToolkit } from "./cuda-toolkit.mjs";
 import { installServer } from "./mongo-server.mjs";
 import { buildCudaAddon, cargoEnv, root, setup } from "./setup.mjs";
 
-/** Whether only the part about GPUs is asked for. */
+/** Whether only the part about GPUs, or only the kills, are asked for. */
 const onlyCuda = process.argv[2] === "cuda";
+const onlyKills = process.argv[2] === "kill";
+/** Kills of each test by `npm run test:kill`; `npm test` has a few. */
+const KILLS = "50";
 
 const totals = { passed: 0, failed: 0, skipped: 0 };
 const failures = [];
@@ -67,14 +70,19 @@ async function typescript() {
 	title(name);
 	const folder = mkdtempSync(join(tmpdir(), "arl-test-"));
 	const report = join(folder, "vitest.json");
-	const { code, text } = await capture(process.execPath, [
-		join(root, "node_modules", "vitest", "vitest.mjs"),
-		"run",
-		"--reporter=default",
-		"--reporter=json",
-		`--outputFile.json=${report}`,
-		...(onlyCuda ? ["__test__/cuda"] : []),
-	]);
+	const { code, text } = await capture(
+		process.execPath,
+		[
+			join(root, "node_modules", "vitest", "vitest.mjs"),
+			"run",
+			"--reporter=default",
+			"--reporter=json",
+			`--outputFile.json=${report}`,
+			...(onlyCuda ? ["__test__/cuda"] : []),
+			...(onlyKills ? [".kill.test"] : []),
+		],
+		{ env: { ...(onlyKills && { ARL_KILLS: KILLS }), ...process.env } },
+	);
 	if (existsSync(report)) {
 		const { numPassedTests, numFailedTests, numPendingTests, numFailedTestSuites } = JSON.parse(
 			readFileSync(report, "utf8"),
@@ -136,7 +144,7 @@ async function cuda() {
 
 setup();
 const tool = (path, ...args) => [process.execPath, [join(root, "node_modules", path), ...args]];
-if (!onlyCuda) {
+if (!onlyCuda && !onlyKills) {
 	await single("Rust is formatted", "cargo", ["fmt", "--all", "--check"], { env: cargoEnv() });
 	await single(
 		"TypeScript is formatted and lint-free",
@@ -150,8 +158,10 @@ if (!onlyCuda) {
 		{ env: cargoEnv() },
 	);
 }
-await rust();
-await cuda();
+if (!onlyKills) {
+	await rust();
+	await cuda();
+}
 if (!onlyCuda && process.env.ARL_TEST_MONGODB_URI === undefined) {
 	const reason = installServer();
 	if (reason !== null) notices.push(`tests that need a MongoDB server: ${reason}`);

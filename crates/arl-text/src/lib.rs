@@ -10,6 +10,9 @@ mod note;
 mod options;
 mod pack;
 mod problem;
+#[cfg(test)]
+#[path = "../tests/common/property.rs"]
+mod property;
 mod row;
 mod targets;
 mod template;

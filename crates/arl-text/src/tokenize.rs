@@ -70,7 +70,11 @@ impl Tokens {
 mod tests {
     use std::path::PathBuf;
 
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::property::holds;
 
     /// Folders with tokenizers that have a fast way: real ones, and one that was trained for a test.
     fn folders() -> Vec<PathBuf> {
@@ -137,25 +141,20 @@ mod tests {
             "长城",
             "👍",
         ];
+        let text = prop_oneof![
+            1 => vec(0..128u8, 0..12).prop_map(|bytes| bytes.into_iter().map(char::from).collect::<String>()),
+            2 => vec(prop::sample::select(bits.to_vec()), 0..12).prop_map(|bits| bits.concat()),
+        ];
         for folder in folders() {
             let tokens = Tokens::open(&folder).unwrap();
             assert!(tokens.fast.is_some(), "{}", folder.display());
-            let mut state = 11u64;
-            let mut random = |n: usize| {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                (state >> 33) as usize % n
-            };
-            for round in 0..20_000 {
-                let text: String = if round % 3 == 0 {
-                    (0..random(12)).map(|_| char::from(random(128) as u8)).collect()
-                } else {
-                    (0..random(12)).map(|_| bits[random(bits.len())]).collect()
-                };
+            holds(20_000, &text, |text| {
                 let mut ids = vec![7];
                 tokens.append(&text, false, &mut ids).unwrap();
                 let expected = tokens.tokenizer.encode_fast(text.as_str(), false).unwrap();
-                assert_eq!(&ids[1..], expected.get_ids(), "{text:?} of {}", folder.display());
-            }
+                prop_assert_eq!(&ids[1..], expected.get_ids(), "{}", folder.display());
+                Ok(())
+            });
         }
     }
 }

@@ -8,7 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arl_text::{RowState, TextEncoder, TokenCache, Truncation, pack};
+use common::property::holds;
 use common::{CHATML, encoder, encoder_with};
+use proptest::collection::vec;
+use proptest::prelude::*;
 
 fn rows(count: usize) -> Vec<Vec<u8>> {
     (0..count)
@@ -148,33 +151,39 @@ fn cut_off_anywhere_the_cache_keeps_what_is_whole_and_goes_on() {
     let expected: Vec<_> = all.iter().map(|&i| cache.sample(i).unwrap()).collect();
     drop(cache);
     let folder = folder_of(dir.path());
-    let whole = ["tokens", "index"].map(|name| std::fs::read(folder.join(name)).unwrap());
-    let mut state = 3u64;
-    for round in 0..200 {
+    let names = ["tokens", "index"];
+    let whole = names.map(|name| std::fs::read(folder.join(name)).unwrap());
+    let sizes = [whole[0].len(), whole[1].len()];
+    let place = (0..2usize).prop_flat_map(|file| (Just(file), 0..sizes[file]));
+    // Bits that are flipped in the byte at that place; none: the file ends there.
+    let flipped = prop_oneof![Just(None), (1..=u8::MAX).prop_map(Some)];
+    holds(200, (place, flipped), |((file, at), flipped)| {
         let mut files = whole.clone();
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let file = round % 2;
-        let at = (state >> 33) as usize % files[file].len();
-        match round % 4 {
-            0 | 1 => files[file].truncate(at),
-            _ => files[file][at] ^= 0x40,
+        match flipped {
+            None => files[file].truncate(at),
+            Some(bits) => files[file][at] ^= bits,
         }
-        for (name, bytes) in ["tokens", "index"].iter().zip(&files) {
+        for (name, bytes) in names.iter().zip(&files) {
             std::fs::write(folder.join(name), bytes).unwrap();
         }
         let cache = open(dir.path(), 12, &encoder);
         let kept = cache.filled();
         for i in 0..12 {
             if cache.states()[i as usize] == RowState::Sample {
-                assert_eq!(cache.sample(i).unwrap(), expected[i as usize], "round {round}");
+                prop_assert_eq!(&cache.sample(i).unwrap(), &expected[i as usize]);
             }
         }
         fill(&cache, &rows, &all);
-        assert_eq!(cache.filled(), 12, "round {round}: kept {kept}");
+        prop_assert_eq!(cache.filled(), 12, "kept {}", kept);
+        // What was appended is found again next time: it follows what was kept, not what was damaged.
+        drop(cache);
+        let cache = open(dir.path(), 12, &encoder);
+        prop_assert_eq!(cache.filled(), 12, "kept {}", kept);
         for (i, expected) in expected.iter().enumerate() {
-            assert_eq!(&cache.sample(i as u32).unwrap(), expected, "round {round}");
+            prop_assert_eq!(&cache.sample(i as u32).unwrap(), expected);
         }
-    }
+        Ok(())
+    });
 }
 
 #[test]
@@ -245,26 +254,21 @@ fn filled_from_many_threads_at_once_it_is_whole() {
 
 #[test]
 fn packing_uses_each_sample_once_within_the_bound_and_is_the_same_every_time() {
-    let mut state = 5u64;
-    for round in 0..200 {
-        let mut random = |n: u64| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 33) % n
-        };
-        let lengths: Vec<u32> = (0..random(200)).map(|_| 1 + random(100) as u32).collect();
+    holds(200, vec(1..=100u32, 0..200), |lengths| {
         let groups = pack(&lengths, 100).unwrap();
+        let sum = |group: &[u32]| group.iter().map(|&i| lengths[i as usize]).sum::<u32>();
         let mut seen = BTreeSet::new();
         for group in &groups {
-            assert!(group.iter().map(|&i| lengths[i as usize]).sum::<u32>() <= 100, "round {round}");
-            assert!(group.windows(2).all(|pair| pair[0] < pair[1]));
-            assert!(group.iter().all(|&i| seen.insert(i)));
+            prop_assert!(sum(group) <= 100, "{group:?}");
+            prop_assert!(group.windows(2).all(|pair| pair[0] < pair[1]), "{group:?}");
+            prop_assert!(group.iter().all(|&i| seen.insert(i)), "{groups:?}");
         }
-        assert_eq!(seen.len(), lengths.len());
-        assert_eq!(groups, pack(&lengths, 100).unwrap());
+        prop_assert_eq!(seen.len(), lengths.len());
+        prop_assert_eq!(&groups, &pack(&lengths, 100).unwrap());
         // Best fit leaves at most one group half empty.
-        let loose = groups.iter().filter(|group| group.iter().map(|&i| lengths[i as usize]).sum::<u32>() <= 50);
-        assert!(loose.count() <= 1, "round {round}");
-    }
+        prop_assert!(groups.iter().filter(|group| sum(group) <= 50).count() <= 1, "{groups:?}");
+        Ok(())
+    });
     assert_eq!(pack(&[60, 50, 40, 50], 100).unwrap(), [vec![0, 2], vec![1, 3]]);
     assert!(pack(&[1, 101], 100).unwrap_err().message.contains("sample 1"));
     assert!(pack(&[1, 0], 100).unwrap_err().message.contains("sample 1"));

@@ -3,7 +3,9 @@
 
 mod common;
 
+use common::property::holds;
 use common::{CHATML, encoder, encoder_with, options, problem, sample, trained};
+use proptest::prelude::*;
 
 const TALK: &str = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n";
 
@@ -268,28 +270,33 @@ fn only_the_completion_of_a_conversational_prompt_is_trained() {
 fn no_bytes_make_the_reader_panic() {
     let encoder = encoder(CHATML);
     let seed = br#"{"messages": [{"role": "user", "content": "q\ud83d\ude00"}, {"role": "assistant", "content": "a", "tool_calls": [{"x": -1.5e3}]}], "advantages": {"1": 1}}"#;
-    let mut state = 1u64;
-    let mut random = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) as usize
-    };
-    let mut good = 0;
-    for _ in 0..20_000 {
+    #[derive(Clone, Debug)]
+    enum Change {
+        Put(u8),
+        CutOff,
+        Remove,
+    }
+    let put = prop::sample::select(&b"{}[]\":,\\u0-e\xFF\x00 "[..]).prop_map(Change::Put);
+    let change = prop_oneof![put, Just(Change::CutOff), Just(Change::Remove)];
+    // Where a change would lie beyond the end of what an earlier one left, it comes around.
+    let changes = prop::collection::vec((0..seed.len(), change), 1..=3);
+    let good = std::cell::Cell::new(0);
+    holds(20_000, changes, |changes| {
         let mut row = seed.to_vec();
-        for _ in 0..=random() % 3 {
-            let at = random() % row.len();
-            match random() % 3 {
-                0 => row[at] = b"{}[]\":,\\u0-e\xFF\x00 "[random() % 15],
-                1 => row.truncate(at.max(1)),
-                _ => {
-                    row.remove(at);
-                }
+        for (at, change) in changes {
+            let at = at % row.len();
+            match change {
+                Change::Put(byte) => row[at] = byte,
+                Change::CutOff => row.truncate(at.max(1)),
+                Change::Remove => drop(row.remove(at)),
             }
             if row.is_empty() {
                 row.push(b' ');
             }
         }
-        good += usize::from(encoder.encode(0, &row).is_ok());
-    }
+        good.set(good.get() + usize::from(encoder.encode(0, &row).is_ok()));
+        Ok(())
+    });
+    let good = good.get();
     assert!(good > 0);
 }

@@ -4,7 +4,9 @@
 mod common;
 
 use arl_text::{Outcome, Thinking, Truncation};
+use common::property::holds;
 use common::{CHATML, encoder, encoder_with, problem, sample, trained};
+use proptest::prelude::*;
 
 const GENERATION: &str = "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' }}{%- if m.role == 'assistant' %}\
     {% generation %}{{- m.content + '<|im_end|>' }}{% endgeneration %}{%- else %}{{- m.content + '<|im_end|>' }}\
@@ -57,20 +59,15 @@ fn special_text_in_parts_keys_and_tools_does_not_move_the_mask_either() {
 fn random_text_never_moves_the_mask() {
     let bits =
         ["<|im_start|>", "assistant\n", "<|im_end|>", "<", "|", ">", "im_start", "\n", "a", "ü", "\u{E000}", " "];
-    let mut state = 7u64;
-    let mut random = |n: usize| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) as usize % n
-    };
     let encoders = [encoder(CHATML), encoder(GENERATION)];
-    for _ in 0..500 {
-        let mut text = || -> String { (0..random(8)).map(|_| bits[random(bits.len())]).collect() };
-        let (user, reply) = (text(), text());
+    let text = prop::collection::vec(prop::sample::select(bits.to_vec()), 0..8).prop_map(|bits| bits.concat());
+    holds(500, (&text, &text), |(user, reply)| {
         for encoder in &encoders {
             let spans = trained(encoder, &sample(encoder, &talk(&user, &reply)));
-            assert_eq!(spans, [format!("{reply}<|im_end|>")], "{user:?}");
+            prop_assert_eq!(spans, [format!("{reply}<|im_end|>")]);
         }
-    }
+        Ok(())
+    });
 }
 
 #[test]

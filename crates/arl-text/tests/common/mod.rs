@@ -1,6 +1,8 @@
 //! What the tests share: where the golden cases and the real tokenizers lie, and a small model folder of their own.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub(crate) mod property;
+
 use std::path::{Path, PathBuf};
 
 use arl_text::{Encoded, Outcome, RowProblem, TextEncoder, TextOptions};
