@@ -26,13 +26,15 @@ pub enum ErrorCode {
     Device,
     /// The run was interrupted on request.
     Interrupted,
+    /// A function of the user's own code threw; the core itself never does.
+    User,
     /// A defect of this program.
     Internal,
 }
 
 impl ErrorCode {
     /// Every code, in the order of the exit codes' documentation.
-    pub const ALL: [ErrorCode; 11] = [
+    pub const ALL: [ErrorCode; 12] = [
         ErrorCode::Config,
         ErrorCode::Data,
         ErrorCode::Text,
@@ -43,6 +45,7 @@ impl ErrorCode {
         ErrorCode::NonFinite,
         ErrorCode::Device,
         ErrorCode::Interrupted,
+        ErrorCode::User,
         ErrorCode::Internal,
     ];
 
@@ -59,6 +62,7 @@ impl ErrorCode {
             ErrorCode::NonFinite => "ARL_NONFINITE",
             ErrorCode::Device => "ARL_DEVICE",
             ErrorCode::Interrupted => "ARL_INTERRUPTED",
+            ErrorCode::User => "ARL_USER",
             ErrorCode::Internal => "ARL_INTERNAL",
         }
     }
