@@ -70,7 +70,12 @@ export class ArlError extends Error {
 	/** The error as one JSON value, as `--json` prints it. */
 	toJSON(): ErrorJson {
 		const { code, message, hint, suppressed } = this;
-		return { code, message, hint, ...(suppressed.length > 0 && { suppressed: suppressed.map((error) => error.toJSON()) }) };
+		return {
+			code,
+			message,
+			hint,
+			...(suppressed.length > 0 && { suppressed: suppressed.map((error) => error.toJSON()) }),
+		};
 	}
 }
 

@@ -335,6 +335,7 @@ export function fakeNative(faults: Faults = {}, disk: Disk = new Map()): Native 
 				return new FakeCache(samples, rows, encoder as FakeEncoder, faults);
 			},
 		},
+		FileLock: { take: (path, note) => loadNative().FileLock.take(path, note) },
 		Engine: { open: async (options) => new FakeEngine(options, faults) },
 		matmulRate: () => 1,
 		backends: () => ["cpu"],

@@ -8,8 +8,9 @@ import { join } from "node:path";
 import { ArlError, toArlError } from "../errors.js";
 import { makeFolder } from "../folders.js";
 import { writeAll } from "../write-all.js";
+import { FOLDER } from "./folder.js";
 import type { RowCollection } from "./selection.js";
-import { DocumentList, FOLDER, type Listed, lineOf, listedIn, removeOtherLists, type Snapshot } from "./snapshot.js";
+import { DocumentList, type Listed, lineOf, listedIn, removeOtherLists, type Snapshot } from "./snapshot.js";
 
 /** The type of an `_id` that is none: rows that a step had too few of, when nothing came any more. */
 const NONE = 0;

@@ -7,12 +7,13 @@ import { createReadStream } from "node:fs";
 import { open, readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
 import { join, relative } from "node:path";
 import { ArlError, toArlError } from "../errors.js";
-import { makeFolder } from "../folders.js";
+import { exists, makeFolder } from "../folders.js";
 import type { NativeEngine } from "../native.js";
 import { parseState, type TrainerState } from "./state.js";
 
 const STATE_FILE = "arl/trainer_state.json";
-const MANIFEST_FILE = "arl/manifest.json";
+/** What every checkpoint of this program has. */
+export const MANIFEST_FILE = "arl/manifest.json";
 
 /** Sizes and hashes of every other file of the checkpoint, by path within it. */
 interface Manifest {
@@ -51,24 +52,28 @@ export async function syncPath(path: string): Promise<void> {
 	}
 }
 
+/** The names of checkpoints, those of other programs included. */
+export const CHECKPOINT_NAME = /^checkpoint-(\d+)$/;
+
 /** Checkpoints of a run that have a manifest, the oldest first. */
 export async function listCheckpoints(outputDir: string): Promise<CheckpointFolder[]> {
-	const names = await readdir(outputDir).catch(() => []);
-	const found: CheckpointFolder[] = [];
-	for (const name of names) {
-		const step = /^checkpoint-(\d+)$/.exec(name)?.[1];
-		if (step === undefined) continue;
-		const path = join(outputDir, name);
-		if (await exists(join(path, MANIFEST_FILE))) found.push({ step: Number(step), path });
-	}
-	return found.sort((a, b) => a.step - b.step);
+	return (await checkpointsIn(outputDir)).own;
 }
 
-async function exists(path: string): Promise<boolean> {
-	return stat(path).then(
-		() => true,
-		() => false,
-	);
+/** What has the name of a checkpoint, the oldest first: those that have a manifest, and those of other programs. */
+export async function checkpointsIn(
+	outputDir: string,
+): Promise<{ own: CheckpointFolder[]; foreign: CheckpointFolder[] }> {
+	const own: CheckpointFolder[] = [];
+	const foreign: CheckpointFolder[] = [];
+	for (const name of await readdir(outputDir).catch(() => [])) {
+		const step = CHECKPOINT_NAME.exec(name)?.[1];
+		if (step === undefined) continue;
+		const path = join(outputDir, name);
+		((await exists(join(path, MANIFEST_FILE))) ? own : foreign).push({ step: Number(step), path });
+	}
+	for (const found of [own, foreign]) found.sort((a, b) => a.step - b.step);
+	return { own, foreign };
 }
 
 const UNFINISHED = /^\.checkpoint-(\d+)\.(partial|old|removed)$/;

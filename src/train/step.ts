@@ -168,9 +168,11 @@ export class StepSubmitter {
 		this.ahead.catch(() => {});
 	}
 
-	/** Gives up the step that was submitted and not finished. */
+	/** Gives up the step that was submitted and not finished. Doing so again has no effect. */
 	async end(): Promise<void> {
 		this.over = true;
-		if (this.ahead !== null) await this.run.engine.discardStep();
+		const { ahead } = this;
+		this.ahead = null;
+		if (ahead !== null) await this.run.engine.discardStep();
 	}
 }
