@@ -19,7 +19,8 @@ export function onStopSignals(note: (text: string) => void): { signal: AbortSign
 	const handle = (name: NodeJS.Signals) => {
 		if (name === "SIGHUP") isHungUp = true;
 		if (!controller.signal.aborted) {
-			note(`${name}: finishing the step and saving; SIGINT or SIGTERM to leave at once, without saving`);
+			const again = name === "SIGHUP" ? "" : "; once more to leave at once, without saving";
+			note(`${name}: finishing the step and saving${again}`);
 			controller.abort();
 		} else if (name !== "SIGHUP") process.exit(EXIT_CODES.ARL_INTERRUPTED);
 	};
