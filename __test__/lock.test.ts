@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { loadNative } from "../src/native.js";
 import { lockFolder } from "../src/train/lock.js";
-import { argsOf, onDataset, rowsOf } from "./support/code.js";
+import { onDataset, rowsOf } from "./support/code.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { arl, contents, flags, root, tinyPlace } from "./support/real.js";
 import { trainer, workspace } from "./support/run.js";
@@ -180,9 +180,11 @@ describe("a start that is refused because another run is in the folder", () => {
 	it("by processes: one of four trains to its end, and the others touch nothing", async () => {
 		const place = tinyPlace(folder);
 		const options = {
-			...argsOf(place, { num_train_epochs: 4 }),
+			model_name_or_path: place.model,
 			train_file: place.file,
+			output_dir: place.out,
 			init_from_config: true,
+			num_train_epochs: 4,
 			threads: 1,
 		};
 		const ended = await Promise.all([1, 2, 3, 4].map(() => arl(["train", ...flags(options)])));
