@@ -32,6 +32,10 @@ export interface Faults {
 	/** With fp16: whether the call of `step` with this number (from 1) is skipped; `loss` is not finite then, or given. */
 	skips?: (call: number) => { loss: number } | undefined;
 	onSaveState?: (dir: string) => void;
+	/** Called where a step is given up, and where the cache and the engine are closed; may throw. */
+	onDiscard?: () => void;
+	onCloseCache?: () => void;
+	onCloseEngine?: () => void;
 	/** Milliseconds that each call of `fill` takes. */
 	fillMs?: number;
 	/** Milliseconds that each step takes. */
@@ -191,7 +195,9 @@ class FakeCache implements NativeTokenCache {
 	}
 
 	sync() {}
-	close() {}
+	close() {
+		this.faults.onCloseCache?.();
+	}
 }
 
 class FakeEngine implements NativeEngine {
@@ -277,6 +283,7 @@ class FakeEngine implements NativeEngine {
 
 	async discardStep() {
 		this.faults.onQueue?.("discard");
+		this.faults.onDiscard?.();
 	}
 
 	async evaluate() {
@@ -307,7 +314,9 @@ class FakeEngine implements NativeEngine {
 	}
 
 	interrupt() {}
-	async close() {}
+	async close() {
+		this.faults.onCloseEngine?.();
+	}
 }
 
 /** A core with its own "disk" of caches. */
