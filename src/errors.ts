@@ -86,6 +86,7 @@ const SYSTEM_HINTS: Readonly<Record<string, string>> = {
 	EISDIR: "A file is expected here, and this is a folder.",
 	ENOTDIR: "A part of the path is a file where a folder is expected.",
 	ENOSPC: "Free some space, or choose another output_dir.",
+	EDQUOT: "Free some space, or choose another output_dir.",
 	EROFS: "The file system is read-only; choose another folder.",
 	EMFILE: "Too many files are open; raise the limit with `ulimit -n`.",
 };

@@ -3,7 +3,7 @@
  * moves by an exact rule. It lets the trainer's own conduct be tested, disasters included, without the addon.
  */
 import { createHash } from "node:crypto";
-import { copyFileSync, existsSync, readFileSync, writeFileSync } from "node:fs";
+import { copyFileSync, existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { gunzipSync } from "node:zlib";
 import { ArlError } from "../../src/errors.js";
@@ -319,6 +319,21 @@ class FakeEngine implements NativeEngine {
 	}
 }
 
+/** Paths that are locked; stands for the system. */
+const locked = new Set<string>();
+
+function takeLock(path: string, note: string) {
+	if (locked.has(path)) return null;
+	writeFileSync(path, note);
+	locked.add(path);
+	return {
+		release: () => {
+			rmSync(path, { force: true });
+			locked.delete(path);
+		},
+	};
+}
+
 /** A core with its own "disk" of caches. */
 export function fakeNative(faults: Faults = {}, disk: Disk = new Map()): Native {
 	return {
@@ -344,7 +359,7 @@ export function fakeNative(faults: Faults = {}, disk: Disk = new Map()): Native 
 				return new FakeCache(samples, rows, encoder as FakeEncoder, faults);
 			},
 		},
-		FileLock: { take: (path, note) => loadNative().FileLock.take(path, note) },
+		FileLock: { take: takeLock },
 		Engine: { open: async (options) => new FakeEngine(options, faults) },
 		matmulRate: () => 1,
 		backends: () => ["cpu"],

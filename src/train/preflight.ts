@@ -120,12 +120,13 @@ export async function checkDisk(outputDir: string, needed: number, count: number
 	const folder = await nearestFolder(outputDir);
 	const { bavail, bsize } = await statfs(folder);
 	const free = bavail * bsize;
+	const checkpoints = `${count} checkpoint${count === 1 ? "" : "s"} at once`;
 	if (needed > free) {
 		throw new ArlError(
 			"ARL_IO",
-			`${outputDir}: ${count} checkpoints at once need ${formatBytes(needed)}, and ${formatBytes(free)} are free on this disk`,
+			`${outputDir}: ${checkpoints} ${count === 1 ? "needs" : "need"} ${formatBytes(needed)}, and ${formatBytes(free)} are free on this disk`,
 			"Set save_total_limit, save less often, or choose an output_dir on another disk.",
 		);
 	}
-	return `${formatBytes(needed)} for ${count} checkpoint${count === 1 ? "" : "s"} at once, ${formatBytes(free)} free`;
+	return `${formatBytes(needed)} for ${checkpoints}, ${formatBytes(free)} free`;
 }

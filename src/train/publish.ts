@@ -3,7 +3,7 @@
  */
 import { copyFile, link, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { toArlError } from "../errors.js";
+import { ArlError, toArlError } from "../errors.js";
 import { exists, makeFolder } from "../folders.js";
 import type { NativeEngine } from "../native.js";
 import { syncPath } from "./checkpoint.js";
@@ -75,7 +75,7 @@ async function place(folder: string, outputDir: string, move: boolean): Promise<
 /** The model of a checkpoint, as files of `output_dir`. */
 export async function publishCheckpoint(checkpoint: string, outputDir: string): Promise<void> {
 	await place(checkpoint, outputDir, false).catch((error: unknown) => {
-		throw toArlError(error);
+		throw publishError(error, outputDir, `The model is in ${checkpoint}.`);
 	});
 }
 
@@ -88,8 +88,14 @@ export async function publishEngine(engine: Pick<NativeEngine, "exportModel">, o
 		await engine.exportModel(partial);
 		await place(partial, outputDir, true);
 	} catch (error) {
-		throw toArlError(error);
+		throw publishError(error, outputDir);
 	} finally {
 		await rm(partial, { recursive: true, force: true }).catch(() => {});
 	}
+}
+
+function publishError(error: unknown, outputDir: string, where = ""): ArlError {
+	const cause = toArlError(error);
+	const message = `${outputDir}: the trained model could not be written there: ${cause.message}`;
+	return new ArlError(cause.code, message, `${cause.hint} ${where}`.trim(), { cause });
 }

@@ -97,7 +97,13 @@ impl Error {
 
     /// The operating system's refusal, with the path that it concerns.
     pub fn io(path: &std::path::Path, error: &std::io::Error) -> Self {
-        Self::new(ErrorCode::Io, format!("{}: {error}", path.display()))
+        let refused = Self::new(ErrorCode::Io, format!("{}: {error}", path.display()));
+        match error.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                refused.hint("Free some space, or choose another output_dir.")
+            }
+            _ => refused,
+        }
     }
 }
 
