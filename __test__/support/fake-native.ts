@@ -3,7 +3,7 @@
  * moves by an exact rule. It lets the trainer's own conduct be tested, disasters included, without the addon.
  */
 import { createHash } from "node:crypto";
-import { copyFileSync, existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { copyFileSync, existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { gunzipSync } from "node:zlib";
 import { ArlError } from "../../src/errors.js";
@@ -21,6 +21,7 @@ import type {
 	TextOptions,
 } from "../../src/native.js";
 import { loadNative } from "../../src/native.js";
+import { takeLock } from "./fake-lock.js";
 
 /** What a test can make the core do. */
 export interface Faults {
@@ -317,21 +318,6 @@ class FakeEngine implements NativeEngine {
 	async close() {
 		this.faults.onCloseEngine?.();
 	}
-}
-
-/** Paths that are locked; stands for the system. */
-const locked = new Set<string>();
-
-function takeLock(path: string, note: string) {
-	if (locked.has(path)) return null;
-	writeFileSync(path, note);
-	locked.add(path);
-	return {
-		release: () => {
-			rmSync(path, { force: true });
-			locked.delete(path);
-		},
-	};
 }
 
 /** A core with its own "disk" of caches. */

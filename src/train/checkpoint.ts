@@ -1,6 +1,6 @@
 /**
- * Checkpoints on disk: `checkpoint-N/` is a model in Hugging Face's layout with `arl/` (the state to go on from) in it.
- * It is written beside its place, forced to the disk, checked and renamed, so that what stands is always whole.
+ * Checkpoints on disk: `checkpoint-N/` is a model in Hugging Face's layout with `arl/` (the state to resume from) in it.
+ * It is written next to its place, forced to the disk, checked and renamed, so that one that is there is always whole.
  */
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
@@ -22,7 +22,7 @@ interface Manifest {
 	files: Record<string, { bytes: number; sha256: string }>;
 }
 
-/** A checkpoint that stands. */
+/** A checkpoint that is complete. */
 export interface CheckpointFolder {
 	step: number;
 	path: string;
@@ -111,7 +111,7 @@ export async function removeCheckpoint(checkpoint: CheckpointFolder): Promise<vo
 export type SavingEngine = Pick<NativeEngine, "exportModel" | "saveState">;
 
 /**
- * Writes `checkpoint-N`. When anything fails the partial folder is removed, and what stood before stands.
+ * Writes `checkpoint-N`. When anything fails the partial folder is removed, and what was there before is there still.
  *
  * @throws ArlError `ARL_IO` with the path and the last checkpoint that stands.
  */
@@ -173,13 +173,11 @@ async function moveIntoPlace(partial: string, place: string, old: string): Promi
 async function saveError(error: unknown, place: string, outputDir: string): Promise<ArlError> {
 	const cause = toArlError(error);
 	const last = (await listCheckpoints(outputDir)).at(-1);
-	const stands = last
-		? `The last checkpoint that stands is ${last.path}; resume from it.`
-		: "No checkpoint stands yet.";
+	const left = last ? `The last checkpoint is ${last.path}; resume from it.` : "There is no checkpoint yet.";
 	return new ArlError(
 		cause.code,
 		`${place}: the checkpoint could not be saved: ${cause.message}`,
-		`${cause.hint} ${stands}`.trim(),
+		`${cause.hint} ${left}`.trim(),
 		{
 			cause,
 		},
