@@ -836,6 +836,7 @@ function __napiStampBindingTarget(exportsObject, target) {
 module.exports.__napiBindingTarget = __napiStampBindingTarget(nativeBinding, __napiLoadedBindingTarget)
 module.exports = nativeBinding
 module.exports.Engine = nativeBinding.Engine
+module.exports.FileLock = nativeBinding.FileLock
 module.exports.TextEncoder = nativeBinding.TextEncoder
 module.exports.TokenCache = nativeBinding.TokenCache
 module.exports.backends = nativeBinding.backends

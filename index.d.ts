@@ -48,6 +48,17 @@ export declare class Engine {
   close(): Promise<void>
 }
 
+/** A file that this process alone has locked; the system frees it when the process ends, however it ends. */
+export declare class FileLock {
+  /**
+   * Locks the file, and creates it where it is missing; null while another holder has it. `note` becomes its content, for
+   * people to read who has it.
+   */
+  static take(path: string, note: string): Self | null
+  /** Removes the file, and frees the lock. Doing so again has no effect. */
+  release(): void
+}
+
 /** A tokenizer with its chat template. */
 export declare class TextEncoder {
   /** Opens a model folder's tokenizer and chat template. */

@@ -96,7 +96,7 @@ describe("resuming", () => {
 		const place = workspace(folder);
 		await dieAt(place, 2, SAVING);
 		const all = await events(trainer(place, { ...SAVING, resume_from_checkpoint: "latest" }));
-		expect(ofType(all, "notice")[0]?.message).toContain("no checkpoint stands");
+		expect(ofType(all, "notice")[0]?.message).toContain("there is no checkpoint");
 		expect(metricsOf(place.out).map(({ step }) => step)).toEqual([1, 2, 3, 4, 5, 6, 7, 8]);
 	});
 

@@ -178,7 +178,7 @@ describe("an engine out of memory", () => {
 			/^step 5: the device gave no memory\nplanned were .*: weights 10\.0 GiB, moments 40\.0 GiB, activations /,
 		);
 		const checkpoint = join(place.out, "checkpoint-4");
-		expect(error.hint).toMatch(/^The last checkpoint stands: go on from it with --resume_from_checkpoint /);
+		expect(error.hint).toMatch(/^The last checkpoint is whole: resume from it with --resume_from_checkpoint /);
 		expect(error.hint).toContain(checkpoint);
 		expect(error.hint).toContain("The device's own hint.");
 		expect(error.hint).toContain("--gradient_checkpointing block saves");

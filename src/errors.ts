@@ -17,6 +17,7 @@ export const EXIT_CODES = {
 	ARL_NONFINITE: 5,
 	ARL_DEVICE: 1,
 	ARL_INTERRUPTED: 130,
+	ARL_USER: 1,
 	ARL_INTERNAL: 1,
 } as const;
 
@@ -39,11 +40,21 @@ export function isErrorCode(code: unknown): code is ErrorCode {
 	return typeof code === "string" && Object.hasOwn(EXIT_CODES, code);
 }
 
+/** An error as `--json` prints it. */
+export interface ErrorJson {
+	code: ErrorCode;
+	message: string;
+	hint: string;
+	suppressed?: ErrorJson[];
+}
+
 /** What went wrong and where (`message`), and what to do about it (`hint`; empty where nothing useful can be said). */
 export class ArlError extends Error {
 	override readonly name = "ArlError";
 	readonly code: ErrorCode;
 	readonly hint: string;
+	/** What failed after this error, while the run was being closed; it never takes the place of the error that ended the run. */
+	readonly suppressed: ArlError[] = [];
 
 	constructor(code: ErrorCode, message: string, hint = "", options?: ErrorOptions) {
 		super(message, options);
@@ -57,8 +68,14 @@ export class ArlError extends Error {
 	}
 
 	/** The error as one JSON value, as `--json` prints it. */
-	toJSON(): { code: ErrorCode; message: string; hint: string } {
-		return { code: this.code, message: this.message, hint: this.hint };
+	toJSON(): ErrorJson {
+		const { code, message, hint, suppressed } = this;
+		return {
+			code,
+			message,
+			hint,
+			...(suppressed.length > 0 && { suppressed: suppressed.map((error) => error.toJSON()) }),
+		};
 	}
 }
 
@@ -69,12 +86,16 @@ const SYSTEM_HINTS: Readonly<Record<string, string>> = {
 	EISDIR: "A file is expected here, and this is a folder.",
 	ENOTDIR: "A part of the path is a file where a folder is expected.",
 	ENOSPC: "Free some space, or choose another output_dir.",
+	EDQUOT: "Free some space, or choose another output_dir.",
 	EROFS: "The file system is read-only; choose another folder.",
 	EMFILE: "Too many files are open; raise the limit with `ulimit -n`.",
 };
 
-/** Any thrown value as an `ArlError`: the system's refusals become `ARL_IO`, everything unforeseen `ARL_INTERNAL`. */
-export function toArlError(thrown: unknown): ArlError {
+/**
+ * Any thrown value as an `ArlError`: the system's refusals become `ARL_IO`, everything unforeseen `ARL_INTERNAL`. `path`: what
+ * was being read or written, for refusals that do not name it themselves (those of a file that is open).
+ */
+export function toArlError(thrown: unknown, path?: string): ArlError {
 	if (thrown instanceof ArlError) return thrown;
 	if (thrown instanceof Error) {
 		const { code } = thrown as NodeJS.ErrnoException;
@@ -82,7 +103,8 @@ export function toArlError(thrown: unknown): ArlError {
 			return new ArlError("ARL_INTERRUPTED", "The run was interrupted.", "", { cause: thrown });
 		}
 		if (typeof code === "string" && "syscall" in thrown) {
-			return new ArlError("ARL_IO", thrown.message, SYSTEM_HINTS[code] ?? "", { cause: thrown });
+			const named = "path" in thrown || path === undefined ? thrown.message : `${path}: ${thrown.message}`;
+			return new ArlError("ARL_IO", named, SYSTEM_HINTS[code] ?? "", { cause: thrown });
 		}
 		return new ArlError(
 			"ARL_INTERNAL",
@@ -94,6 +116,14 @@ export function toArlError(thrown: unknown): ArlError {
 	return new ArlError("ARL_INTERNAL", String(thrown), "This is a defect of arl; please report it.");
 }
 
+/** What a function of the user's own code threw, as the error that ends the run; an `ArlError` stays as it is. */
+export function userError(name: string, thrown: unknown): ArlError {
+	if (thrown instanceof ArlError) return thrown;
+	const said = thrown instanceof Error ? thrown.message || thrown.name : String(thrown);
+	const hint = "The error is in the code that was given to arl, not in arl; `cause` is what it threw.";
+	return new ArlError("ARL_USER", `${name} threw: ${said}`, hint, { cause: thrown });
+}
+
 /** An error as a person reads it: code and what is wrong, then what to do; the trace only on request. */
 export function formatError(error: ArlError, options: { color?: boolean; trace?: boolean } = {}): string {
 	const colors = pc.createColors(options.color ?? false);
@@ -102,6 +132,9 @@ export function formatError(error: ArlError, options: { color?: boolean; trace?:
 	if (error.hint !== "") {
 		const [head = "", ...tail] = error.hint.split("\n");
 		lines.push(`  ${colors.cyan("what to do:")} ${head}`, ...tail.map((line) => `    ${line}`));
+	}
+	for (const { code, message } of error.suppressed) {
+		lines.push(`  ${colors.cyan("failed after it:")} ${code} ${message.replaceAll("\n", "\n    ")}`);
 	}
 	if (options.trace) {
 		const cause = error.cause instanceof Error ? error.cause : error;

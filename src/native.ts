@@ -51,6 +51,7 @@ export interface Native {
 	cudaRuntime: typeof Addon.cudaRuntime;
 	TextEncoder: Pick<typeof Addon.TextEncoder, "open">;
 	TokenCache: Pick<typeof Addon.TokenCache, "open">;
+	FileLock: Pick<typeof Addon.FileLock, "take">;
 	Engine: Pick<typeof Addon.Engine, "open">;
 }
 
@@ -84,7 +85,7 @@ function handle<T>(native: T): T {
 
 function isNativeClass(value: object): boolean {
 	const name = value.constructor?.name;
-	return name === "Engine" || name === "TextEncoder" || name === "TokenCache";
+	return name === "Engine" || name === "TextEncoder" || name === "TokenCache" || name === "FileLock";
 }
 
 /** The same function with its errors translated, handles going in and coming out. */
@@ -120,6 +121,7 @@ function nativeOf(addon: typeof Addon): Native {
 		cudaRuntime: guarded(addon.cudaRuntime),
 		TextEncoder: { open: guarded(addon.TextEncoder.open.bind(addon.TextEncoder)) },
 		TokenCache: { open: guarded(addon.TokenCache.open.bind(addon.TokenCache)) },
+		FileLock: { take: guarded(addon.FileLock.take.bind(addon.FileLock)) },
 		Engine: { open: guarded(addon.Engine.open.bind(addon.Engine)) },
 	};
 }

@@ -21,6 +21,7 @@ import type {
 	TextOptions,
 } from "../../src/native.js";
 import { loadNative } from "../../src/native.js";
+import { takeLock } from "./fake-lock.js";
 
 /** What a test can make the core do. */
 export interface Faults {
@@ -32,6 +33,10 @@ export interface Faults {
 	/** With fp16: whether the call of `step` with this number (from 1) is skipped; `loss` is not finite then, or given. */
 	skips?: (call: number) => { loss: number } | undefined;
 	onSaveState?: (dir: string) => void;
+	/** Called where a step is given up, and where the cache and the engine are closed; may throw. */
+	onDiscard?: () => void;
+	onCloseCache?: () => void;
+	onCloseEngine?: () => void;
 	/** Milliseconds that each call of `fill` takes. */
 	fillMs?: number;
 	/** Milliseconds that each step takes. */
@@ -195,7 +200,9 @@ class FakeCache implements NativeTokenCache {
 	}
 
 	sync() {}
-	close() {}
+	close() {
+		this.faults.onCloseCache?.();
+	}
 }
 
 class FakeEngine implements NativeEngine {
@@ -281,6 +288,7 @@ class FakeEngine implements NativeEngine {
 
 	async discardStep() {
 		this.faults.onQueue?.("discard");
+		this.faults.onDiscard?.();
 	}
 
 	async evaluate() {
@@ -311,7 +319,9 @@ class FakeEngine implements NativeEngine {
 	}
 
 	interrupt() {}
-	async close() {}
+	async close() {
+		this.faults.onCloseEngine?.();
+	}
 }
 
 /** A core with its own "disk" of caches. */
@@ -339,6 +349,7 @@ export function fakeNative(faults: Faults = {}, disk: Disk = new Map()): Native 
 				return new FakeCache(samples, rows, encoder as FakeEncoder, faults);
 			},
 		},
+		FileLock: { take: takeLock },
 		Engine: { open: async (options) => new FakeEngine(options, faults) },
 		matmulRate: () => 1,
 		backends: () => ["cpu"],

@@ -12,7 +12,7 @@ export {
 	resolvedAsJson,
 	wrap,
 } from "./print.js";
-export { type Layer, type Resolved, resolveConfig } from "./resolve.js";
+export { isResolved, type Layer, type Resolved, resolveConfig } from "./resolve.js";
 export {
 	type AgentTrainingConfig,
 	type AgentTrainingConfigInput,

@@ -19,11 +19,27 @@ export interface Layer {
 
 /** The configuration of a run. */
 export interface Resolved {
+	/** Frozen: a changed copy is checked as any other object of options is. */
 	args: AgentTrainingConfig;
 	/** Where each value comes from: `default`, `flag`, `code`, or a file's path. */
 	origins: Record<OptionName, string>;
 	/** What a user should know: translated names, options without effect. */
 	notices: string[];
+}
+
+/** Configurations that were checked in full, and that nothing can have changed since: they are frozen. */
+const RESOLVED = new WeakSet<object>();
+
+/** Whether `args` is the very object that `resolveConfig` has checked; a copy of it may hold anything. */
+export function isResolved(args: object): args is AgentTrainingConfig {
+	return RESOLVED.has(args);
+}
+
+/** Freezes a value with all that it holds. */
+function freeze(value: unknown): void {
+	if (typeof value !== "object" || value === null || Object.isFrozen(value)) return;
+	Object.freeze(value);
+	for (const part of Object.values(value)) freeze(part);
 }
 
 interface Given {
@@ -65,6 +81,8 @@ export function resolveConfig(layers: readonly Layer[]): Resolved {
 	if (!result.success) throw new ArlError("ARL_INTERNAL", "a configuration was refused without a reason");
 	checkTogether(result.data, given, problems, notices);
 	problems.throwIfAny();
+	freeze(result.data);
+	RESOLVED.add(result.data);
 	const origins = Object.fromEntries(OPTION_NAMES.map((name) => [name, given.get(name)?.origin ?? "default"]));
 	return { args: result.data, origins: origins as Record<OptionName, string>, notices };
 }
@@ -204,7 +222,7 @@ function checkTogether(
 	checkFollow(args, new Set(given.keys()), said, (line, hint) => problems.add(line, hint));
 	if (args.overwrite_output_dir && args.resume_from_checkpoint !== null) {
 		problems.add(
-			`${said("overwrite_output_dir")} contradicts ${said("resume_from_checkpoint")}: one starts anew, the other goes on`,
+			`${said("overwrite_output_dir")} contradicts ${said("resume_from_checkpoint")}: one starts again, the other resumes`,
 			"Give only one of them.",
 		);
 	}

@@ -3,7 +3,7 @@
  * or all of it first.
  */
 import { setImmediate } from "node:timers/promises";
-import { ArlError } from "../errors.js";
+import { ArlError, userError } from "../errors.js";
 import { asTheyAre, type ConvertRecordToData, convertedRows, messageOf, parsedRows, type RawRow } from "./convert.js";
 import { checkLength, type DatasetAbout, type Indexed, IndexedRows } from "./indexed.js";
 import { spoolRows } from "./read-first.js";
@@ -83,8 +83,17 @@ function indexedOf(dataset: Dataset<unknown>): (Indexed & DatasetInfo) | null {
 	return isIndexed(dataset) ? dataset : null;
 }
 
+/** A property of a user's object, which may be computed there, and fail. */
+function propertyOf<T extends object, K extends keyof T>(dataset: T, name: K): T[K] {
+	try {
+		return dataset[name];
+	} catch (error) {
+		throw userError(`${NAME}: its ${String(name)}`, error);
+	}
+}
+
 function identityOf(dataset: DatasetInfo): string | null {
-	const { identity } = dataset;
+	const identity = propertyOf(dataset, "identity");
 	if (identity === undefined) return null;
 	if (typeof identity === "string" && identity !== "") return identity;
 	throw new ArlError("ARL_CONFIG", `${NAME}: its identity should be a text that is not empty`);
@@ -96,7 +105,7 @@ async function* rawRows(dataset: Dataset<unknown>): AsyncGenerator<RawRow> {
 		return { value, failure, location: `${NAME}[${count++}]` };
 	};
 	if (isIndexed(dataset)) {
-		checkLength(NAME, dataset.length);
+		checkLength(NAME, propertyOf(dataset, "length"));
 		const rows = new IndexedRows(dataset, { name: NAME, identity: "", ledger: null, ahead: 0 });
 		// One at a time: converting them has calls under way of its own.
 		while (count < rows.length) {
@@ -124,11 +133,11 @@ export async function openDataset(dataset: Dataset<unknown>, options: ReadingOpt
 	const identity = identityOf(dataset);
 	const indexed = indexedOf(dataset);
 	if (indexed) {
-		checkLength(NAME, indexed.length);
+		checkLength(NAME, propertyOf(indexed, "length"));
 		return new IndexedRows(indexed, { name: NAME, ahead: options.ahead, ...options.about(identity, false) });
 	}
 	const rows = asTheyAre(rawRows(dataset));
-	const length = "length" in dataset ? dataset.length : undefined;
+	const length = "length" in dataset ? propertyOf(dataset, "length") : undefined;
 	if (length !== undefined) checkLength(NAME, length);
 	return openMade(rows, { name: NAME, identity, length, leftOut: () => 0 }, options);
 }

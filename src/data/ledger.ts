@@ -3,9 +3,10 @@
  * cache, so that a resumed run notices a data set that has changed.
  */
 import { createHash } from "node:crypto";
-import { closeSync, fsyncSync, mkdirSync, openSync, readFileSync, writeSync } from "node:fs";
+import { closeSync, fsyncSync, mkdirSync, openSync, readFileSync } from "node:fs";
 import { dirname } from "node:path";
 import { ArlError, toArlError } from "../errors.js";
+import { writeAll } from "../write-all.js";
 import type { RowContent } from "./source.js";
 
 const HASH_BYTES = 16;
@@ -27,7 +28,7 @@ export class RowLedger {
 
 	/** `failuresCount`: which rows could be had is a part of what the run is, because it goes on without the others. */
 	constructor(
-		path: string,
+		private readonly path: string,
 		private readonly failuresCount: boolean,
 	) {
 		try {
@@ -56,15 +57,20 @@ export class RowLedger {
 			return;
 		}
 		try {
-			writeSync(this.file, hash, 0, HASH_BYTES, at);
+			writeAll(this.file, hash, at);
 		} catch (error) {
-			throw toArlError(error);
+			throw toArlError(error, this.path);
 		}
 	}
 
 	/** The hashes are on the disk from here on, also if the machine stops. */
 	sync(): void {
-		if (!this.closed) fsyncSync(this.file);
+		if (this.closed) return;
+		try {
+			fsyncSync(this.file);
+		} catch (error) {
+			throw toArlError(error, this.path);
+		}
 	}
 
 	close(): void {

@@ -2,13 +2,15 @@
  * The documents that a run has claimed, in the order of their rows, and the file of them in the run's folder: it grows as they
  * are claimed, and is on the disk for certain when a checkpoint is.
  */
-import { closeSync, fsyncSync, openSync, writeSync } from "node:fs";
+import { closeSync, fsyncSync, openSync } from "node:fs";
 import { readdir, readFile, rename } from "node:fs/promises";
 import { join } from "node:path";
 import { ArlError, toArlError } from "../errors.js";
 import { makeFolder } from "../folders.js";
+import { writeAll } from "../write-all.js";
+import { FOLDER } from "./folder.js";
 import type { RowCollection } from "./selection.js";
-import { DocumentList, FOLDER, type Listed, lineOf, listedIn, removeOtherLists, type Snapshot } from "./snapshot.js";
+import { DocumentList, type Listed, lineOf, listedIn, removeOtherLists, type Snapshot } from "./snapshot.js";
 
 /** The type of an `_id` that is none: rows that a step had too few of, when nothing came any more. */
 const NONE = 0;
@@ -21,6 +23,7 @@ export class ClaimList implements Snapshot {
 	/** First row of each document, and the total. */
 	private readonly starts: number[] = [0];
 	private file: number | null = null;
+	private path = "";
 
 	constructor(
 		readonly id: string,
@@ -84,6 +87,7 @@ export class ClaimList implements Snapshot {
 		try {
 			await makeFolder(place);
 			const partial = join(place, `${name}.partial`);
+			this.path = join(place, name);
 			this.file = openSync(partial, "w");
 			const { id, database, collection, documents } = this;
 			let text = `${JSON.stringify({ version: 1, id, database, collection })}\n`;
@@ -101,10 +105,9 @@ export class ClaimList implements Snapshot {
 	private write(text: string): void {
 		if (this.file === null) return;
 		try {
-			const bytes = Buffer.from(text);
-			for (let at = 0; at < bytes.length; ) at += writeSync(this.file, bytes, at);
+			writeAll(this.file, Buffer.from(text));
 		} catch (error) {
-			throw toArlError(error);
+			throw toArlError(error, this.path);
 		}
 	}
 

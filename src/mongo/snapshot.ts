@@ -12,10 +12,9 @@ import { ArlError, toArlError } from "../errors.js";
 import { makeFolder } from "../folders.js";
 import { type BsonValue, documentOf, driverValue, entries, numberOf } from "./bson-json.js";
 import type { MongoConnection } from "./connection.js";
+import { FOLDER } from "./folder.js";
 import type { RowCollection, Selection } from "./selection.js";
 
-/** The folder of such lists in `output_dir`. */
-export const FOLDER = ".arl-rows";
 const PAGE = 5_000;
 
 /** One document of a list. */

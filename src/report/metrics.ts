@@ -2,8 +2,9 @@
  * `metrics.jsonl`: one JSON object a line, appended and on disk at once, so that a run that is killed keeps what it logged.
  * Knows nothing of what the lines hold but `step`.
  */
-import { closeSync, fsyncSync, ftruncateSync, openSync, readFileSync, writeSync } from "node:fs";
+import { closeSync, fstatSync, fsyncSync, ftruncateSync, openSync, readFileSync } from "node:fs";
 import { toArlError } from "../errors.js";
+import { writeAll } from "../write-all.js";
 import { jsonLine } from "./format.js";
 
 /** Numbers by name, `step` among them. */
@@ -25,23 +26,29 @@ export class MetricsFile {
 	 */
 	static open(path: string, resumeStep?: number): MetricsFile {
 		try {
-			if (resumeStep === undefined) return new MetricsFile(path, openSync(path, "w"));
 			const file = openSync(path, "a");
-			ftruncateSync(file, keptBytes(readFileSync(path), resumeStep));
+			ftruncateSync(file, resumeStep === undefined ? 0 : keptBytes(readFileSync(path), resumeStep));
 			return new MetricsFile(path, file);
 		} catch (error) {
-			throw toArlError(error);
+			throw toArlError(error, path);
 		}
 	}
 
-	/** Appends a line. Numbers that are not finite become strings, since JSON has none. */
+	/** Appends a line, whole or not at all. Numbers that are not finite become strings, since JSON has none. */
 	write(line: MetricsLine): void {
 		if (this.#file === null) return;
+		const before = fstatSync(this.#file).size;
 		try {
-			writeSync(this.#file, `${jsonLine(line)}\n`);
+			writeAll(this.#file, Buffer.from(`${jsonLine(line)}\n`));
 			fsyncSync(this.#file);
 		} catch (error) {
-			throw toArlError(error);
+			const failure = toArlError(error, this.path);
+			try {
+				ftruncateSync(this.#file, before);
+			} catch (second) {
+				failure.suppressed.push(toArlError(second, this.path));
+			}
+			throw failure;
 		}
 	}
 

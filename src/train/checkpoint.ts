@@ -1,18 +1,19 @@
 /**
- * Checkpoints on disk: `checkpoint-N/` is a model in Hugging Face's layout with `arl/` (the state to go on from) in it.
- * It is written beside its place, forced to the disk, checked and renamed, so that what stands is always whole.
+ * Checkpoints on disk: `checkpoint-N/` is a model in Hugging Face's layout with `arl/` (the state to resume from) in it.
+ * It is written next to its place, forced to the disk, checked and renamed, so that one that is there is always whole.
  */
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
 import { open, readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
 import { join, relative } from "node:path";
 import { ArlError, toArlError } from "../errors.js";
-import { makeFolder } from "../folders.js";
+import { exists, makeFolder } from "../folders.js";
 import type { NativeEngine } from "../native.js";
 import { parseState, type TrainerState } from "./state.js";
 
 const STATE_FILE = "arl/trainer_state.json";
-const MANIFEST_FILE = "arl/manifest.json";
+/** What every checkpoint of this program has. */
+export const MANIFEST_FILE = "arl/manifest.json";
 
 /** Sizes and hashes of every other file of the checkpoint, by path within it. */
 interface Manifest {
@@ -21,7 +22,7 @@ interface Manifest {
 	files: Record<string, { bytes: number; sha256: string }>;
 }
 
-/** A checkpoint that stands. */
+/** A checkpoint that is complete. */
 export interface CheckpointFolder {
 	step: number;
 	path: string;
@@ -51,24 +52,28 @@ export async function syncPath(path: string): Promise<void> {
 	}
 }
 
+/** The names of checkpoints, those of other programs included. */
+export const CHECKPOINT_NAME = /^checkpoint-(\d+)$/;
+
 /** Checkpoints of a run that have a manifest, the oldest first. */
 export async function listCheckpoints(outputDir: string): Promise<CheckpointFolder[]> {
-	const names = await readdir(outputDir).catch(() => []);
-	const found: CheckpointFolder[] = [];
-	for (const name of names) {
-		const step = /^checkpoint-(\d+)$/.exec(name)?.[1];
-		if (step === undefined) continue;
-		const path = join(outputDir, name);
-		if (await exists(join(path, MANIFEST_FILE))) found.push({ step: Number(step), path });
-	}
-	return found.sort((a, b) => a.step - b.step);
+	return (await checkpointsIn(outputDir)).own;
 }
 
-async function exists(path: string): Promise<boolean> {
-	return stat(path).then(
-		() => true,
-		() => false,
-	);
+/** What has the name of a checkpoint, the oldest first: those that have a manifest, and those of other programs. */
+export async function checkpointsIn(
+	outputDir: string,
+): Promise<{ own: CheckpointFolder[]; foreign: CheckpointFolder[] }> {
+	const own: CheckpointFolder[] = [];
+	const foreign: CheckpointFolder[] = [];
+	for (const name of await readdir(outputDir).catch(() => [])) {
+		const step = CHECKPOINT_NAME.exec(name)?.[1];
+		if (step === undefined) continue;
+		const path = join(outputDir, name);
+		((await exists(join(path, MANIFEST_FILE))) ? own : foreign).push({ step: Number(step), path });
+	}
+	for (const found of [own, foreign]) found.sort((a, b) => a.step - b.step);
+	return { own, foreign };
 }
 
 const UNFINISHED = /^\.checkpoint-(\d+)\.(partial|old|removed)$/;
@@ -106,7 +111,7 @@ export async function removeCheckpoint(checkpoint: CheckpointFolder): Promise<vo
 export type SavingEngine = Pick<NativeEngine, "exportModel" | "saveState">;
 
 /**
- * Writes `checkpoint-N`. When anything fails the partial folder is removed, and what stood before stands.
+ * Writes `checkpoint-N`. When anything fails the partial folder is removed, and what was there before is there still.
  *
  * @throws ArlError `ARL_IO` with the path and the last checkpoint that stands.
  */
@@ -168,13 +173,11 @@ async function moveIntoPlace(partial: string, place: string, old: string): Promi
 async function saveError(error: unknown, place: string, outputDir: string): Promise<ArlError> {
 	const cause = toArlError(error);
 	const last = (await listCheckpoints(outputDir)).at(-1);
-	const stands = last
-		? `The last checkpoint that stands is ${last.path}; resume from it.`
-		: "No checkpoint stands yet.";
+	const left = last ? `The last checkpoint is ${last.path}; resume from it.` : "There is no checkpoint yet.";
 	return new ArlError(
 		cause.code,
 		`${place}: the checkpoint could not be saved: ${cause.message}`,
-		`${cause.hint} ${stands}`.trim(),
+		`${cause.hint} ${left}`.trim(),
 		{
 			cause,
 		},

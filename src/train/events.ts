@@ -192,11 +192,14 @@ export interface SavedEvent {
 	reason: "steps" | "epoch" | "end" | "interrupted";
 }
 
-/** A folder of this run was removed: an old checkpoint (`save_total_limit`) or what a killed save left. */
+/**
+ * Something was removed from `output_dir`: an old checkpoint (`save_total_limit`), what a killed process left (`unfinished`), or
+ * what this run has taken the place of (`replaced`).
+ */
 export interface RemovedEvent {
 	type: "removed";
 	path: string;
-	reason: "save_total_limit" | "unfinished";
+	reason: "save_total_limit" | "unfinished" | "replaced";
 }
 
 /** The last event. */

@@ -1,61 +1,48 @@
 /**
- * One run a folder: a file that names the process that trains in `output_dir`. What a killed process left is taken over.
+ * One run a folder: a file in `output_dir` that the system has locked for the process that trains there. However that process
+ * ends, the lock is free then; the file is only for people to read who has it.
  */
-import { open, readFile, rm, unlink } from "node:fs/promises";
+import { readFile } from "node:fs/promises";
+import { hostname } from "node:os";
 import { join } from "node:path";
 import { ArlError, toArlError } from "../errors.js";
-import { makeFolder } from "../folders.js";
+import { exists, makeFolder, removeEmptyFolders } from "../folders.js";
+import type { Native } from "../native.js";
 
 const LOCK = ".arl-lock";
+/** Another start that is refused may remove the folder that it has made, just before the file is created in it. */
+const TRIES = 10;
 
-/** A process by its number and its start, since numbers are given again; null where it is no more. */
-async function processName(pid: number): Promise<string | null> {
-	try {
-		const stat = await readFile(`/proc/${pid}/stat`, "utf8");
-		// The name in parentheses may hold anything; the start is the 20th word behind it.
-		return `${pid} ${stat.slice(stat.lastIndexOf(")") + 2).split(" ")[19]}`;
-	} catch {
-		try {
-			// No /proc: whether the number is in use has to do.
-			process.kill(pid, 0);
-			return `${pid} -`;
-		} catch {
-			return null;
-		}
-	}
+/** A folder that belongs to this run. */
+export interface LockedFolder {
+	/** The topmost folder that was made for it; null: it was there. */
+	made: string | null;
+	release(): void;
 }
 
 /**
- * Takes the folder for this process; makes it where it is missing. Returns what gives it back.
+ * Takes the folder for this run; makes it where it is missing.
  *
- * @throws ArlError `ARL_STATE` while another process has it.
+ * @throws ArlError `ARL_STATE` while another run has it.
  */
-export async function lockFolder(folder: string): Promise<() => Promise<void>> {
+export async function lockFolder({ FileLock }: Pick<Native, "FileLock">, folder: string): Promise<LockedFolder> {
 	const path = join(folder, LOCK);
-	try {
-		await makeFolder(folder);
-		for (;;) {
-			const handle = await open(path, "wx").catch((error: NodeJS.ErrnoException) => {
-				if (error.code !== "EEXIST") throw error;
-				return null;
-			});
-			if (handle) {
-				await handle.writeFile((await processName(process.pid)) ?? `${process.pid} -`);
-				await handle.close();
-				return () => rm(path, { force: true });
-			}
-			const holder = await readFile(path, "utf8").catch(() => "");
-			const pid = Number.parseInt(holder, 10);
-			if (pid > 0 && (await processName(pid)) === holder) {
-				throw new ArlError(
-					"ARL_STATE",
-					`output_dir: ${folder} is in use by another run (process ${pid})`,
-					"Wait for it, stop it, or choose another output_dir.",
-				);
-			}
-			await unlink(path).catch(() => {});
+	for (let tries = 1; ; tries++) {
+		let made: string | null = null;
+		try {
+			made = (await makeFolder(folder)) ?? null;
+			const lock = FileLock.take(path, `process ${process.pid} on ${hostname()}\n`);
+			if (lock !== null) return { made, release: () => lock.release() };
+		} catch (error) {
+			if (tries < TRIES && made === null && !(await exists(folder))) continue;
+			if (made !== null) await removeEmptyFolders(folder, made);
+			throw toArlError(error);
 		}
-	} catch (error) {
-		throw toArlError(error);
+		const holder = (await readFile(path, "utf8").catch(() => "")).trim();
+		throw new ArlError(
+			"ARL_STATE",
+			`output_dir: ${folder} is in use by another run${/^process \d+ on \S+$/.test(holder) ? ` (${holder})` : ""}`,
+			"Wait for it, stop it, or choose another output_dir.",
+		);
 	}
 }

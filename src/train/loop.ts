@@ -13,9 +13,10 @@ import { listCheckpoints, removeCheckpoint, saveCheckpoint } from "./checkpoint.
 import { addToWindow, type Counters, countersOf, logEvent, nextLearningRate, stateOf, stepEvent } from "./counters.js";
 import type { EndEvent, LogEvent, SavedEvent, StepEvent, TrainEvent } from "./events.js";
 import { commit, settle, waitFor } from "./keeper.js";
-import { removeRunFolders } from "./open-rows.js";
+import { removeOldRun, setBranchAside, setOldRunAside, settleOldRun } from "./old-run.js";
 import { changedOptions, type PreparedRun, sourceName } from "./prepare.js";
-import { publishCheckpoint, publishEngine, removeRun } from "./publish.js";
+import { publishCheckpoint, publishEngine } from "./publish.js";
+import type { Resources } from "./resources.js";
 import { fillEvent, noteEvents } from "./rows.js";
 import { emptyWindow } from "./state.js";
 import { finishStep, prepareStep, StepSubmitter } from "./step.js";
@@ -47,7 +48,9 @@ async function* save(
 	filler.sync();
 	if (run.keeper) yield* waitFor(run.keeper, run.keeper.hold());
 	const { path, bytes } = await saveCheckpoint(engine, args.output_dir, stateOf(run, counters));
+	const replaced = await removeOldRun(args.output_dir);
 	yield { type: "saved", step: counters.step, path, bytes, seconds: (performance.now() - started) / 1000, reason };
+	if (replaced !== null) yield { type: "removed", path: replaced, reason: "replaced" };
 	yield* commit(run.keeper, run.plan, counters.step);
 	if (args.save_total_limit !== null) {
 		const standing = await listCheckpoints(args.output_dir);
@@ -102,40 +105,61 @@ function skippedNotice({ step, loss, gradNorm, lossScale = 1 }: StepEvent): Trai
 	return { type: "notice", level: "info", message };
 }
 
-/** Takes all steps of a prepared run. */
-export async function* trainLoop(run: PreparedRun, stop: StopRequest): AsyncGenerator<TrainEvent, void> {
+/** Sets aside what the run takes the place of, until it has something to show itself. */
+async function* setAside({ args, resumed, datasetId }: PreparedRun): AsyncGenerator<TrainEvent, void> {
+	const { output_dir: outputDir } = args;
+	const ours = args.cache_dir === null ? datasetId : null;
+	const old = args.overwrite_output_dir ? await setOldRunAside(outputDir, ours) : null;
+	const branch = resumed ? await setBranchAside(outputDir, resumed.state.step) : null;
+	const until = "until this run has a complete checkpoint or model, and then removed";
+	if (old !== null) {
+		yield { type: "notice", level: "info", message: `what was in ${outputDir} is set aside ${until}: ${old}` };
+	}
+	if (branch !== null) {
+		const message = `checkpoints after step ${resumed?.state.step} are not of this run, and are set aside ${until}: ${branch}`;
+		yield { type: "notice", level: "warning", message };
+	}
+}
+
+/** Takes all steps of a prepared run. What it opens is closed with `resources`. */
+export async function* trainLoop(
+	run: PreparedRun,
+	stop: StopRequest,
+	resources: Resources,
+): AsyncGenerator<TrainEvent, void> {
 	const { args, resumed } = run;
 	const counters = countersOf(run);
 	await makeFolder(args.output_dir);
-	if (args.overwrite_output_dir) {
-		await removeRun(args.output_dir);
-		await removeRunFolders(args, run.datasetId);
+	yield* setAside(run);
+	const isResumed = args.resume_from_checkpoint !== null;
+	const metrics = MetricsFile.open(join(args.output_dir, "metrics.jsonl"), isResumed ? counters.step : undefined);
+	resources.add(() => metrics.close());
+	if (resumed) {
+		yield { type: "resumed", step: counters.step, checkpoint: resumed.path, changed: changedOptions(resumed, args) };
 	}
-	const goesOn = args.resume_from_checkpoint !== null;
-	const metrics = MetricsFile.open(join(args.output_dir, "metrics.jsonl"), goesOn ? counters.step : undefined);
-	try {
-		if (resumed) {
-			yield { type: "resumed", step: counters.step, checkpoint: resumed.path, changed: changedOptions(resumed, args) };
-		}
-		await run.keeper?.begin();
-		yield startEvent(run, counters.step);
-		// What the earlier part of the run may not have got through with.
-		if (resumed) {
-			yield* commit(run.keeper, run.plan, counters.step);
-			yield* settle(run.keeper);
-		}
-		yield* steps(run, counters, stop, metrics);
-	} finally {
-		metrics.close();
+	await run.keeper?.begin();
+	yield startEvent(run, counters.step);
+	// What the earlier part of the run may not have got through with.
+	if (resumed) {
+		yield* commit(run.keeper, run.plan, counters.step);
+		yield* settle(run.keeper);
 	}
+	const submitter = new StepSubmitter(run);
+	resources.add(() => submitter.end());
+	yield* steps(run, { counters, stop, metrics, submitter });
 	if (run.plan.totalSteps < counters.step) throw new ArlError("ARL_INTERNAL", "more steps were taken than planned");
+}
+
+interface Steps {
+	counters: Counters;
+	stop: StopRequest;
+	metrics: MetricsFile;
+	submitter: StepSubmitter;
 }
 
 async function* steps(
 	run: PreparedRun,
-	counters: Counters,
-	stop: StopRequest,
-	metrics: MetricsFile,
+	{ counters, stop, metrics, submitter }: Steps,
 ): AsyncGenerator<TrainEvent, void> {
 	const { args } = run;
 	const firstStep = counters.step;
@@ -148,53 +172,49 @@ async function* steps(
 	let last: StepEvent | null = null;
 	let next = counters.step < run.plan.totalSteps ? prepareStep(run, counters.step) : null;
 	next?.catch(() => {});
-	const submitter = new StepSubmitter(run);
 
-	try {
-		while (next !== null && !stop.signal?.aborted && !stop.stopped()) {
-			const waiting = performance.now();
-			const prepared = yield* waitFor(run.keeper, unlessAborted(next, stop.signal));
-			if (prepared === null) break;
-			const dataSeconds = (performance.now() - waiting) / 1000;
-			const step = counters.step + 1;
-			const submitted = await submitter.take(step, prepared, nextLearningRate(run, counters));
-			const running = finishStep(run, submitted);
-			// The next batch is put together while the engine computes this one, and queued behind it. A checkpoint does not wait
-			// for another step; and with fp16 whether this one is skipped decides the next one's loss scale and learning rate.
-			next = step < run.plan.totalSteps ? prepareStep(run, step) : null;
-			next?.catch(() => {});
-			if (next !== null && !args.fp16 && saveReason(run, step, prepared.place) === null) {
-				submitter.follow(submitted, next, nextLearningRate(run, counters, 1));
-			}
-			const stats = await running;
-			const now = performance.now();
-			const event = stepEvent(run, counters, prepared, stats, { seconds: (now - mark) / 1000, dataSeconds });
-			mark = now;
-			event.secondsLeft = ((now - started) / 1000 / (step - firstStep)) * (run.plan.totalSteps - step);
-			addToWindow(counters.window, stats, event);
-			yield event;
-			if (event.skipped) yield skippedNotice(event);
-			if (filling && run.filler.complete) {
-				filling = false;
-				yield fillEvent(run.filler);
-				yield* noteEvents(run.filler);
-			}
-			last = event;
-			if (step % run.logInterval === 0 || step === run.plan.totalSteps || (step === 1 && args.logging_first_step)) {
-				yield writeLog(run, counters, event, metrics);
-			}
-			if (prepared.place.lastOfEpoch) yield { type: "epoch", epoch: prepared.place.epoch + 1, step };
-			const reason = saveReason(run, step, prepared.place);
-			if (reason !== null) {
-				savedPath = yield* save(run, counters, reason);
-				savedAt = step;
-				// Saving is no part of the next step's time.
-				mark = performance.now();
-			}
+	while (next !== null && !stop.signal?.aborted && !stop.stopped()) {
+		const waiting = performance.now();
+		const prepared = yield* waitFor(run.keeper, unlessAborted(next, stop.signal));
+		if (prepared === null) break;
+		const dataSeconds = (performance.now() - waiting) / 1000;
+		const step = counters.step + 1;
+		const submitted = await submitter.take(step, prepared, nextLearningRate(run, counters));
+		const running = finishStep(run, submitted);
+		// The next batch is put together while the engine computes this one, and queued behind it. A checkpoint does not wait
+		// for another step; and with fp16 whether this one is skipped decides the next one's loss scale and learning rate.
+		next = step < run.plan.totalSteps ? prepareStep(run, step) : null;
+		next?.catch(() => {});
+		if (next !== null && !args.fp16 && saveReason(run, step, prepared.place) === null) {
+			submitter.follow(submitted, next, nextLearningRate(run, counters, 1));
 		}
-	} finally {
-		await submitter.end();
+		const stats = await running;
+		const now = performance.now();
+		const event = stepEvent(run, counters, prepared, stats, { seconds: (now - mark) / 1000, dataSeconds });
+		mark = now;
+		event.secondsLeft = ((now - started) / 1000 / (step - firstStep)) * (run.plan.totalSteps - step);
+		addToWindow(counters.window, stats, event);
+		yield event;
+		if (event.skipped) yield skippedNotice(event);
+		if (filling && run.filler.complete) {
+			filling = false;
+			yield fillEvent(run.filler);
+			yield* noteEvents(run.filler);
+		}
+		last = event;
+		if (step % run.logInterval === 0 || step === run.plan.totalSteps || (step === 1 && args.logging_first_step)) {
+			yield writeLog(run, counters, event, metrics);
+		}
+		if (prepared.place.lastOfEpoch) yield { type: "epoch", epoch: prepared.place.epoch + 1, step };
+		const reason = saveReason(run, step, prepared.place);
+		if (reason !== null) {
+			savedPath = yield* save(run, counters, reason);
+			savedAt = step;
+			// Saving is no part of the next step's time.
+			mark = performance.now();
+		}
 	}
+	await submitter.end();
 
 	// Rows that were encoded while the last steps ran.
 	yield* noteEvents(run.filler);
@@ -241,6 +261,8 @@ async function* finish(
 		else {
 			if (run.keeper) yield* waitFor(run.keeper, run.keeper.hold());
 			await publishEngine(engine, args.output_dir);
+			const replaced = await removeOldRun(args.output_dir);
+			if (replaced !== null) yield { type: "removed", path: replaced, reason: "replaced" };
 			yield* commit(run.keeper, run.plan, counters.step);
 		}
 		modelPath = args.output_dir;
@@ -250,6 +272,8 @@ async function* finish(
 		modelPath = saved;
 	}
 	yield* settle(run.keeper);
+	const restored = await settleOldRun(args.output_dir);
+	if (restored !== null) yield { type: "notice", level: "warning", message: `no step was saved. ${restored}` };
 	yield {
 		type: "end",
 		outcome,

@@ -3,7 +3,7 @@
  * function makes of them.
  */
 import { createHash, randomBytes } from "node:crypto";
-import { readdir, rm } from "node:fs/promises";
+import { rm } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import type { AgentTrainingConfig } from "../config/schema.js";
 import type { ConvertRecordToData } from "../data/convert.js";
@@ -19,7 +19,7 @@ import type { ResumedList } from "../mongo/database.js";
 import type { Native } from "../native.js";
 import type { Resumable } from "./checkpoint.js";
 import type { RowKeeper } from "./keeper.js";
-import { cacheDir, checkRowsGiven, samplesOfStep } from "./options.js";
+import { cacheDir, checkRowsGiven, RUN_FOLDER, samplesOfStep } from "./options.js";
 import { needsAllRows } from "./rows.js";
 import { DATABASE_LIST } from "./state.js";
 
@@ -106,7 +106,7 @@ export async function openRows(input: OpenRowsInput): Promise<OpenRows> {
 			unverified: used.unverified,
 		};
 	} catch (error) {
-		await Promise.all(parts.map(({ source }) => source.close()));
+		await Promise.allSettled(parts.map(({ source }) => source.close()));
 		throw error;
 	}
 }
@@ -205,21 +205,8 @@ function resumedList(args: AgentTrainingConfig, { path, state }: Resumable): Res
 	return id === undefined ? null : { id, folders: [...new Set([dirname(path), args.output_dir])] };
 }
 
-const RUN_FOLDER = "run-";
-
 function runFolder(args: AgentTrainingConfig, id: string): string {
 	return join(cacheDir(args), `${RUN_FOLDER}${id}`);
-}
-
-/** Removes what earlier runs in this `output_dir` knew of rows that lie nowhere. `datasetId`: of the run that stays. */
-export async function removeRunFolders(args: AgentTrainingConfig, datasetId: string | null): Promise<void> {
-	// A folder that is given may be shared with runs that go on.
-	if (args.cache_dir !== null) return;
-	const names = await readdir(cacheDir(args)).catch(() => []);
-	for (const name of names) {
-		if (!name.startsWith(RUN_FOLDER) || name === `${RUN_FOLDER}${datasetId}`) continue;
-		await rm(join(cacheDir(args), name), { recursive: true, force: true });
-	}
 }
 
 function hashOf(text: string): string {
@@ -263,7 +250,7 @@ async function openPlain(
 		}
 		return together(parts);
 	} catch (error) {
-		await Promise.all(parts.map(({ source }) => source.close()));
+		await Promise.allSettled(parts.map(({ source }) => source.close()));
 		throw error;
 	}
 }
@@ -325,8 +312,7 @@ async function openThrough(
 		await closeAll(raw);
 		return { source, entryRows: made.map(({ length }) => length), notices };
 	} catch (error) {
-		await closeAll(raw);
-		await Promise.all(made.map((source) => source.close()));
+		await Promise.allSettled([closeAll(raw), ...made.map((source) => source.close())]);
 		throw error;
 	}
 }

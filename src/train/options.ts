@@ -2,33 +2,45 @@
  * From the configuration's names to what the core asks for, and the configuration itself from what a user wrote in code.
  */
 
+import { isDeepStrictEqual } from "node:util";
 import { environmentLayer } from "../config/environment.js";
-import { resolveConfig } from "../config/resolve.js";
+import { isResolved, resolveConfig } from "../config/resolve.js";
 import {
 	type AgentTrainingConfig,
 	type AgentTrainingConfigInput,
 	OPTION_NAMES,
+	type OptionName,
 	trainingSchema,
 } from "../config/schema.js";
 import { ArlError } from "../errors.js";
 import type { EngineOptions, TextOptions } from "../native.js";
 
 /**
- * Options as given, or already resolved by the command line; notices are for the user. `hasDataset`: rows come from code, and
- * so from no database that the environment names.
+ * Options as given, or already resolved; notices are for the user. `hasDataset`: rows come from code, and so from no database
+ * that the environment names.
  */
 export function resolveArgs(
 	args: AgentTrainingConfigInput | AgentTrainingConfig,
 	hasDataset = false,
 ): { args: AgentTrainingConfig; notices: string[] } {
-	// Only a resolved configuration has every option; what contradicts what was checked when it was made.
-	if (OPTION_NAMES.every((name) => Object.hasOwn(args, name))) {
-		const parsed = trainingSchema.safeParse(args);
-		if (parsed.success) return { args: parsed.data, notices: [] };
-	}
-	const layers = [{ origin: "code", values: Object.entries(args) }];
+	if (isResolved(args)) return { args, notices: [] };
+	const layers = [{ origin: "code", values: givenIn(args) }];
 	const resolved = resolveConfig(hasDataset ? layers : [...environmentLayer(layers), ...layers]);
 	return { args: resolved.args, notices: resolved.notices };
+}
+
+/**
+ * What an object of options says. One that has every option is a copy of a resolved configuration: a default in it was not
+ * asked for, and contradicts nothing.
+ */
+function givenIn(args: AgentTrainingConfigInput): [string, unknown][] {
+	const entries = Object.entries(args);
+	if (!OPTION_NAMES.every((name) => Object.hasOwn(args, name))) return entries;
+	return entries.filter(([name, value]) => {
+		if (!Object.hasOwn(trainingSchema.shape, name)) return true;
+		const { success, data } = trainingSchema.shape[name as OptionName].safeParse(undefined);
+		return !success || !isDeepStrictEqual(value, data);
+	});
 }
 
 /** How rows become tokens. `maxPositions`: the bound where the configuration has none. */
@@ -107,9 +119,13 @@ export function stepInterval(value: number, totalSteps: number): number {
 	return value < 1 ? Math.max(1, Math.ceil(totalSteps * value)) : value;
 }
 
+/** The name of the cache in `output_dir`, and how the folders in it begin that belong to one run alone. */
+export const CACHE_FOLDER = ".cache";
+export const RUN_FOLDER = "run-";
+
 /** The folder that the tokens of rows are kept in. */
 export function cacheDir(args: AgentTrainingConfig): string {
-	return args.cache_dir ?? `${args.output_dir}/.cache`;
+	return args.cache_dir ?? `${args.output_dir}/${CACHE_FOLDER}`;
 }
 
 /** Samples of a whole optimizer step that is not packed. */

@@ -3,8 +3,8 @@
  * Each check returns one line of what it found, or throws.
  */
 import { constants } from "node:fs";
-import { access, readdir, realpath, stat, statfs } from "node:fs/promises";
-import { dirname, join, resolve } from "node:path";
+import { access, stat, statfs } from "node:fs/promises";
+import { dirname, resolve } from "node:path";
 import type { AgentTrainingConfig } from "../config/schema.js";
 import { ArlError, toArlError } from "../errors.js";
 import type { EngineInfo, NativeTextEncoder, TextInfo } from "../native.js";
@@ -77,17 +77,8 @@ async function nearestFolder(path: string): Promise<string> {
 	return folder;
 }
 
-/** What in a folder shows that a run was here. */
-async function tracesOfRun(folder: string): Promise<string[]> {
-	const names = await readdir(folder).catch(() => []);
-	return names.filter(
-		(name) => name === "metrics.jsonl" || name === ".arl-model.json" || /^checkpoint-\d+$/.test(name),
-	);
-}
-
-/** The output folder can be written to and holds no other run. Creates nothing. */
-export async function checkOutputFolder(args: AgentTrainingConfig): Promise<string> {
-	const { output_dir: outputDir } = args;
+/** The output folder is there or can be made, and can be written to. Creates nothing. */
+export async function checkOutputPlace(outputDir: string): Promise<string> {
 	const info = await stat(outputDir).catch(() => null);
 	if (info && !info.isDirectory()) {
 		throw new ArlError(
@@ -108,30 +99,7 @@ export async function checkOutputFolder(args: AgentTrainingConfig): Promise<stri
 	await access(existing, constants.W_OK).catch((error: unknown) => {
 		throw toArlError(error);
 	});
-	if (!info) return `${outputDir} will be made`;
-	if ((await realpath(outputDir)) === (await realpath(args.model_name_or_path))) {
-		throw new ArlError(
-			"ARL_CONFIG",
-			`output_dir and model_name_or_path are the same folder: ${outputDir}`,
-			"The trained model would take the place of the one it starts from. Choose another output_dir.",
-		);
-	}
-	const traces = await tracesOfRun(outputDir);
-	if (traces.length === 0 || args.overwrite_output_dir) return outputDir;
-	if (args.resume_from_checkpoint !== null) {
-		const own = args.resume_from_checkpoint === "latest" || (await isInside(args.resume_from_checkpoint, outputDir));
-		if (own) return outputDir;
-	}
-	throw new ArlError(
-		"ARL_CONFIG",
-		`output_dir: ${outputDir} holds another run (${traces.slice(0, 3).join(", ")})`,
-		"Choose another output_dir, go on with that run (--resume_from_checkpoint latest), or replace it (--overwrite_output_dir).",
-	);
-}
-
-async function isInside(path: string, folder: string): Promise<boolean> {
-	const real = await realpath(path).catch(() => null);
-	return real !== null && dirname(real) === (await realpath(folder));
+	return info ? outputDir : `${outputDir} will be made`;
 }
 
 /** How many checkpoints will be on the disk at once, at most. */
@@ -152,18 +120,13 @@ export async function checkDisk(outputDir: string, needed: number, count: number
 	const folder = await nearestFolder(outputDir);
 	const { bavail, bsize } = await statfs(folder);
 	const free = bavail * bsize;
+	const checkpoints = `${count} checkpoint${count === 1 ? "" : "s"} at once`;
 	if (needed > free) {
 		throw new ArlError(
 			"ARL_IO",
-			`${outputDir}: ${count} checkpoints at once need ${formatBytes(needed)}, and ${formatBytes(free)} are free on this disk`,
+			`${outputDir}: ${checkpoints} ${count === 1 ? "needs" : "need"} ${formatBytes(needed)}, and ${formatBytes(free)} are free on this disk`,
 			"Set save_total_limit, save less often, or choose an output_dir on another disk.",
 		);
 	}
-	return `${formatBytes(needed)} for ${count} checkpoint${count === 1 ? "" : "s"} at once, ${formatBytes(free)} free`;
-}
-
-/** Names of a run's own files in an output folder; other files there are not this program's to touch. */
-export async function runFolders(outputDir: string): Promise<string[]> {
-	const names = await readdir(outputDir).catch(() => []);
-	return names.filter((name) => /^checkpoint-\d+$/.test(name)).map((name) => join(outputDir, name));
+	return `${formatBytes(needed)} for ${checkpoints}, ${formatBytes(free)} free`;
 }

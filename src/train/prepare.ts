@@ -1,8 +1,8 @@
 /**
- * Everything between options and the first step: checks, rows, the plan of steps, the engine, and the state to go on from.
- * Yields events as it goes. What it opens is closed by whoever holds `Resources`.
+ * Everything between options and the first step: checks, rows, the plan of steps, the engine, and the state to resume from.
+ * Yields events as it goes. What it opens is closed by the caller, through `Resources`.
  */
-import { rm, rmdir, stat } from "node:fs/promises";
+import { rm } from "node:fs/promises";
 import { basename } from "node:path";
 import type { AgentTrainingConfig } from "../config/schema.js";
 import type { StepPlan } from "../data/batches.js";
@@ -12,6 +12,7 @@ import type { AnySource } from "../data/source.js";
 import { TokenFiller } from "../data/tokens.js";
 import { chooseDevice } from "../device.js";
 import { ArlError } from "../errors.js";
+import { makeFolder, removeEmptyFolders } from "../folders.js";
 import type { Native, NativeTokenCache } from "../native.js";
 import { findCheckpoint, type Resumable, removeUnfinished } from "./checkpoint.js";
 import { type OpenEngine, openEngine } from "./engine.js";
@@ -19,6 +20,7 @@ import type { TrainEvent } from "./events.js";
 import type { RowKeeper } from "./keeper.js";
 import { lockFolder } from "./lock.js";
 import { type ModelFolder, readModelFolder } from "./model.js";
+import { settleOldRun } from "./old-run.js";
 import { OpenEnd, openStream } from "./open-end.js";
 import { type OpenRows, type OpenRowsInput, openRows, type RowsFromCode } from "./open-rows.js";
 import {
@@ -32,41 +34,22 @@ import {
 	stepInterval,
 	textOptions,
 } from "./options.js";
+import { checkOutputContent } from "./output-folder.js";
 import { allRows, checkFits, countSaves, createPlan, expectedBatch, wantedRows } from "./plan.js";
 import {
 	checkDisk,
-	checkOutputFolder,
+	checkOutputPlace,
 	checkpointBytes,
 	checkpointsAtOnce,
 	checkTokenizer,
 	formatBytes,
 	stopTokenWarning,
 } from "./preflight.js";
+import { removeUnplaced } from "./publish.js";
+import type { Resources } from "./resources.js";
 import { detectShape, fillFirst, needsAllRows, noteEvents, openCache, orderOf } from "./rows.js";
 import { createSchedule, type Schedule, warmupSteps } from "./schedules.js";
 import { bf16Of, checkSameRun, differences, type Fingerprint, fixedOf, freeOf } from "./state.js";
-
-/** Things to be closed, the newest first. */
-export class Resources {
-	private readonly closers: (() => Promise<void> | void)[] = [];
-
-	add(close: () => Promise<void> | void): void {
-		this.closers.push(close);
-	}
-
-	/** Closes all, even where one fails; the first failure is thrown. */
-	async close(): Promise<void> {
-		let failure: unknown = null;
-		for (const close of this.closers.splice(0).reverse()) {
-			try {
-				await close();
-			} catch (error) {
-				failure ??= error;
-			}
-		}
-		if (failure !== null) throw failure;
-	}
-}
 
 /** A run that is ready to take its first step. */
 export interface PreparedRun extends OpenEngine {
@@ -101,51 +84,51 @@ export interface PrepareInput {
 	resources: Resources;
 }
 
-async function exists(path: string): Promise<boolean> {
-	return stat(path).then(
-		() => true,
-		() => false,
-	);
+/** Whether the run has begun: until then all that preparing has made on the disk is removed again. */
+interface Progress {
+	begun: boolean;
 }
 
-/** Removes the folders that checking has made, where it fails: then nothing is left of a run that never began. */
-async function undoFolders(args: AgentTrainingConfig): Promise<() => Promise<void>> {
-	const folder = cacheDir(args);
-	const hadCache = args.cache_dir !== null || (await exists(folder));
-	const hadOutput = await exists(args.output_dir);
-	return async () => {
-		if (!hadCache) await rm(folder, { recursive: true, force: true }).catch(() => {});
-		// Only where it is empty: whatever else lies there is not this program's.
-		if (!hadOutput) await rmdir(args.output_dir).catch(() => {});
-	};
-}
-
-/** Checks and opens everything. Whatever it throws, nothing of the run is on the disk then. */
-export async function* prepareRun(input: PrepareInput): AsyncGenerator<TrainEvent, PreparedRun> {
-	const undo = await undoFolders(input.args);
-	const abandon: (() => Promise<void>)[] = [];
-	let ready = false;
-	try {
-		const run = yield* prepare(input, abandon);
-		ready = true;
-		return run;
-	} finally {
-		if (!ready) {
-			await input.resources.close().catch(() => {});
-			for (const step of abandon) await step().catch(() => {});
-			await undo();
-		}
+/** Takes `output_dir` for this run, and brings into order what a killed run has left there. */
+async function* takeOutputFolder(
+	{ native, args, resources }: PrepareInput,
+	progress: Progress,
+): AsyncGenerator<TrainEvent, void> {
+	const { output_dir: outputDir } = args;
+	const found = await checkOutputPlace(outputDir);
+	const { made, release } = await lockFolder(native, outputDir);
+	// The folder can go only when the lock's file is gone.
+	if (made !== null) resources.add(() => progress.begun || removeEmptyFolders(outputDir, made));
+	resources.add(release);
+	for (const path of [...(await removeUnfinished(outputDir)), ...(await removeUnplaced(outputDir))]) {
+		yield { type: "removed", path, reason: "unfinished" };
 	}
+	const restored = await settleOldRun(outputDir);
+	if (restored !== null)
+		yield { type: "notice", level: "warning", message: `a run ended before its first checkpoint. ${restored}` };
+	await checkOutputContent(args);
+	// From here on the folder may hold what another run has left, and this one has set aside.
+	resources.add(() => settleOldRun(outputDir));
+	yield { type: "check", name: "output folder", message: found };
+	if (args.cache_dir !== null) return;
+	const cache = cacheDir(args);
+	if ((await makeFolder(cache)) === undefined) return;
+	resources.add(() => progress.begun || rm(cache, { recursive: true, force: true }));
 }
 
-/** `abandon`: what is to be done, once all is closed, where the run does not begin. */
-async function* prepare(
-	input: PrepareInput,
-	abandon: (() => Promise<void>)[],
-): AsyncGenerator<TrainEvent, PreparedRun> {
+/** Checks and opens everything. Whatever it throws, nothing of the run is on the disk when `resources` are closed. */
+export async function* prepareRun(input: PrepareInput): AsyncGenerator<TrainEvent, PreparedRun> {
+	const progress = { begun: false };
+	const run = yield* prepare(input, progress);
+	progress.begun = true;
+	return run;
+}
+
+async function* prepare(input: PrepareInput, progress: Progress): AsyncGenerator<TrainEvent, PreparedRun> {
 	const { native, code, signal, resources } = input;
 	// A schedule's arguments can be wrong whatever the length of the run is.
 	createSchedule(scheduleOptions(input.args, 1_000_000));
+	yield* takeOutputFolder(input, progress);
 
 	const model = await readModelFolder(input.args.model_name_or_path);
 	// A config or an option that the engine refuses is told before rows are encoded.
@@ -156,18 +139,14 @@ async function* prepare(
 	yield { type: "check", name: "model", message: `${model.modelType}, ${weights}` };
 	if (chosen.notice !== null) yield { type: "notice", level: "warning", message: chosen.notice };
 	for (const message of notices) yield { type: "notice", level: "info", message };
-	const folder = await checkOutputFolder(args);
-	resources.add(await lockFolder(args.output_dir));
-	yield { type: "check", name: "output folder", message: folder };
-	for (const path of await removeUnfinished(args.output_dir)) yield { type: "removed", path, reason: "unfinished" };
 	const resumed =
 		args.resume_from_checkpoint === null ? null : await findCheckpoint(args.resume_from_checkpoint, args.output_dir);
-	// A run that goes on computes as it began, whatever the device is now.
+	// A resumed run computes as it began, whatever the device is now.
 	args.bf16 = !args.fp16 && settleBf16(input.args.bf16, chosen.device, resumed && bf16Of(resumed.state.fixed));
 	for (const message of resumed?.damaged ?? [])
 		yield { type: "notice", level: "warning", message: `passed over: ${message}` };
 	if (args.resume_from_checkpoint !== null && resumed === null) {
-		const message = `no checkpoint stands in ${args.output_dir} yet: the run starts from the beginning`;
+		const message = `there is no checkpoint in ${args.output_dir} yet: the run starts from the beginning`;
 		yield { type: "notice", level: "warning", message };
 	}
 
@@ -176,15 +155,15 @@ async function* prepare(
 	yield { type: "check", name: "tokenizer", message: checkTokenizer(model, text) };
 
 	const known = resumed?.state.dataset ?? null;
+	let ownCache: string | null = null;
+	resources.add(() => progress.begun || ownCache === null || rm(ownCache, { recursive: true, force: true }));
 	const opening = performance.now();
 	const opened = yield* openTelling({ native, args, code, signal, datasetId: known, resumed });
 	const openSeconds = (performance.now() - opening) / 1000;
 	const { source, entryRows, datasetId, unverified, keeper } = opened;
 	resources.add(() => source.close());
 	for (const message of opened.notices) yield { type: "notice", level: "info", message };
-	if (datasetId !== null && known === null) {
-		abandon.push(() => rm(opened.cacheFolder, { recursive: true, force: true }));
-	}
+	if (datasetId !== null && known === null) ownCache = opened.cacheFolder;
 	const early = needsAllRows(args) ? null : orderOf(args, source, entryRows, null);
 	const earlyPlan = early && createPlan(args, early, null);
 	const next = resumed?.state.next ?? { epoch: 0, microBatch: 0 };
@@ -207,7 +186,7 @@ async function* prepare(
 	resources.add(() => cache.close());
 	const filler = new TokenFiller({ source, cache, order: wanted });
 	resources.add(() => filler.stop());
-	// A run that ends with an error ends with what stands written down; that this fails too is no news then.
+	// What was begun to be written down is waited for, whether the run ends well or not.
 	resources.add(() => keeper?.release());
 	const cached = filler.complete;
 	const replayed =

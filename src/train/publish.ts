@@ -3,17 +3,19 @@
  */
 import { copyFile, link, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { toArlError } from "../errors.js";
-import { makeFolder } from "../folders.js";
+import { ArlError, toArlError } from "../errors.js";
+import { exists, makeFolder } from "../folders.js";
 import type { NativeEngine } from "../native.js";
-import { listCheckpoints, removeCheckpoint, syncPath } from "./checkpoint.js";
+import { syncPath } from "./checkpoint.js";
+import { isModelFile } from "./model-files.js";
 
 /** Names of the model's files in `output_dir`: what this program put there and may remove. */
-const LIST = ".arl-model.json";
+export const MODEL_LIST = ".arl-model.json";
 const PARTIAL = ".model.partial";
 
-async function readList(outputDir: string): Promise<string[]> {
-	const text = await readFile(join(outputDir, LIST), "utf8").catch(() => "[]");
+/** The model's files that this program has put into `output_dir`. */
+export async function publishedFiles(outputDir: string): Promise<string[]> {
+	const text = await readFile(join(outputDir, MODEL_LIST), "utf8").catch(() => "[]");
 	try {
 		const names: unknown = JSON.parse(text);
 		return Array.isArray(names) ? names.filter((name) => typeof name === "string" && !name.includes("/")) : [];
@@ -22,17 +24,30 @@ async function readList(outputDir: string): Promise<string[]> {
 	}
 }
 
-/** Removes the model of an earlier run from `output_dir`. */
-async function removePublished(outputDir: string): Promise<void> {
-	for (const name of await readList(outputDir)) await rm(join(outputDir, name), { force: true });
-	await rm(join(outputDir, LIST), { force: true });
+/** Whether a model is in `output_dir`, with all of its files. */
+export async function isPublished(outputDir: string): Promise<boolean> {
+	const names = await publishedFiles(outputDir);
+	const there = await Promise.all(names.map((name) => exists(join(outputDir, name))));
+	return names.includes("config.json") && there.every((is) => is);
 }
 
-/** Removes what another run left: checkpoints and its model. Other files stay. */
-export async function removeRun(outputDir: string): Promise<void> {
-	for (const checkpoint of await listCheckpoints(outputDir)) await removeCheckpoint(checkpoint);
-	await rm(join(outputDir, PARTIAL), { recursive: true, force: true });
-	await removePublished(outputDir);
+/** Removes the model of an earlier run from `output_dir`. */
+export async function removePublished(outputDir: string): Promise<void> {
+	for (const name of await publishedFiles(outputDir)) await rm(join(outputDir, name), { force: true });
+	await rm(join(outputDir, MODEL_LIST), { force: true });
+}
+
+/** Removes what a process that was killed while it put a model into `output_dir` has left under other names. Returns the paths. */
+export async function removeUnplaced(outputDir: string): Promise<string[]> {
+	const published = await publishedFiles(outputDir);
+	const removed: string[] = [];
+	for (const name of await readdir(outputDir).catch(() => [])) {
+		const file = /^\.(.+)\.partial$/.exec(name)?.[1];
+		if (file === undefined || !(name === PARTIAL || published.includes(file) || isModelFile(file))) continue;
+		removed.push(join(outputDir, name));
+	}
+	for (const path of removed) await rm(path, { recursive: true, force: true });
+	return removed;
 }
 
 /** Puts files of a folder into `output_dir`, one by one under their final names; the config last, since it makes it a model. */
@@ -41,7 +56,7 @@ async function place(folder: string, outputDir: string, move: boolean): Promise<
 	const entries = await readdir(folder, { withFileTypes: true });
 	const names = entries.filter((entry) => entry.isFile()).map((entry) => entry.name);
 	names.sort((a, b) => Number(a === "config.json") - Number(b === "config.json"));
-	await writeFile(join(outputDir, LIST), `${JSON.stringify(names)}\n`);
+	await writeFile(join(outputDir, MODEL_LIST), `${JSON.stringify(names)}\n`);
 	for (const name of names) {
 		const from = join(folder, name);
 		const to = join(outputDir, name);
@@ -60,7 +75,7 @@ async function place(folder: string, outputDir: string, move: boolean): Promise<
 /** The model of a checkpoint, as files of `output_dir`. */
 export async function publishCheckpoint(checkpoint: string, outputDir: string): Promise<void> {
 	await place(checkpoint, outputDir, false).catch((error: unknown) => {
-		throw toArlError(error);
+		throw publishError(error, outputDir, `The model is in ${checkpoint}.`);
 	});
 }
 
@@ -73,8 +88,14 @@ export async function publishEngine(engine: Pick<NativeEngine, "exportModel">, o
 		await engine.exportModel(partial);
 		await place(partial, outputDir, true);
 	} catch (error) {
-		throw toArlError(error);
+		throw publishError(error, outputDir);
 	} finally {
 		await rm(partial, { recursive: true, force: true }).catch(() => {});
 	}
+}
+
+function publishError(error: unknown, outputDir: string, where = ""): ArlError {
+	const cause = toArlError(error);
+	const message = `${outputDir}: the trained model could not be written there: ${cause.message}`;
+	return new ArlError(cause.code, message, `${cause.hint} ${where}`.trim(), { cause });
 }

@@ -44,6 +44,9 @@ const KWARGS: Record<ScheduleName, readonly string[]> = {
 
 const SHAPES = ["linear", "cosine", "1-sqrt"];
 
+/** Steps of a run whose rates are looked at before it begins. */
+const RATES_CHECKED = 64;
+
 function configError(message: string, hint?: string): ArlError {
 	return new ArlError("ARL_CONFIG", message, hint);
 }
@@ -92,6 +95,12 @@ class Kwargs {
 		if (minLr !== undefined && minLrRate !== undefined) {
 			throw configError("lr_scheduler_kwargs: min_lr and min_lr_rate contradict each other", "give one of them");
 		}
+		if (minLr !== undefined && learningRate === 0) {
+			throw configError(
+				"lr_scheduler_kwargs.min_lr is reached from learning_rate, and that is 0",
+				"raise learning_rate",
+			);
+		}
 		if (minLr !== undefined) return minLr / learningRate;
 		if (minLrRate !== undefined) return minLrRate;
 		throw configError(
@@ -110,7 +119,10 @@ function isScheduleName(name: string): name is ScheduleName {
 	return (SCHEDULE_NAMES as readonly string[]).includes(name);
 }
 
-/** The schedule that the options name. Throws `ARL_CONFIG` for an unknown name or argument. */
+/**
+ * The schedule that the options name. Throws `ARL_CONFIG` for an unknown name or argument, and for a rate that is no number in
+ * the first step, in the last, or where the warm-up or a stable part ends.
+ */
 export function createSchedule(options: ScheduleOptions): Schedule {
 	const { name, learningRate, totalSteps } = options;
 	if (name === "reduce_lr_on_plateau" || name === "greedy") {
@@ -132,7 +144,24 @@ export function createSchedule(options: ScheduleOptions): Schedule {
 		totalSteps,
 		options.kwargs ?? {},
 	);
-	return (current) => learningRate * factor(current);
+	const schedule: Schedule = (current) => learningRate * factor(current);
+	checkRates(schedule, options);
+	return schedule;
+}
+
+function checkRates(schedule: Schedule, { name, totalSteps, warmupSteps: warmup }: ScheduleOptions): void {
+	const last = Math.max(0, totalSteps - 1);
+	const risen = warmupSteps(warmup, totalSteps);
+	const even = Array.from({ length: RATES_CHECKED }, (_, i) => Math.round((last * i) / (RATES_CHECKED - 1)));
+	for (const step of [...even, risen - 1, risen, risen + 1]) {
+		if (step < 0 || step > last) continue;
+		const rate = schedule(step);
+		if (Number.isFinite(rate)) continue;
+		throw configError(
+			`lr_scheduler_type ${name}: the learning rate of step ${step + 1} of ${totalSteps} is ${rate}`,
+			"look at learning_rate, warmup_steps and lr_scheduler_kwargs",
+		);
+	}
 }
 
 /** Share of the peak rate by step. */

@@ -82,7 +82,7 @@ async function nonFinite(
 	);
 }
 
-/** An engine out of memory: the plan for these very micro-batches, and what of the run stands. */
+/** An engine out of memory: the plan for these very micro-batches, and what is left of the run. */
 async function outOfMemory(run: PreparedRun, step: number, { batches }: PreparedStep, error: ArlError) {
 	const most = (planned: number, sizes: number[]) => Math.max(planned, ...sizes);
 	const { engineOptions: planned, args } = run;
@@ -94,11 +94,11 @@ async function outOfMemory(run: PreparedRun, step: number, { batches }: Prepared
 		maxSequences: most(planned.maxSequences, sequences),
 	};
 	const last = (await listCheckpoints(args.output_dir)).at(-1);
-	const stands = last
-		? `The last checkpoint stands: go on from it with --resume_from_checkpoint ${last.path}`
-		: "No checkpoint stands yet.";
+	const left = last
+		? `The last checkpoint is whole: resume from it with --resume_from_checkpoint ${last.path}`
+		: "There is no checkpoint yet.";
 	const plan = run.native.planMemory(options);
-	return withPlan(error, plan, () => run.advise(options), `step ${step}: `, stands);
+	return withPlan(error, plan, () => run.advise(options), `step ${step}: `, left);
 }
 
 /** A step whose gradients are computed behind the step in progress. It changes nothing until it is finished. */
@@ -168,9 +168,11 @@ export class StepSubmitter {
 		this.ahead.catch(() => {});
 	}
 
-	/** Gives up the step that was submitted and not finished. */
+	/** Gives up the step that was submitted and not finished. Doing so again has no effect. */
 	async end(): Promise<void> {
 		this.over = true;
-		if (this.ahead !== null) await this.run.engine.discardStep();
+		const { ahead } = this;
+		this.ahead = null;
+		if (ahead !== null) await this.run.engine.discardStep();
 	}
 }

@@ -5,14 +5,15 @@ import type { AgentTrainingConfig, AgentTrainingConfigInput } from "../config/sc
 import type { ConvertRecordToData } from "../data/convert.js";
 import { checkDataset, type Dataset } from "../data/custom.js";
 import type { RecordData } from "../data/record.js";
-import { ArlError, toArlError } from "../errors.js";
+import { ArlError, toArlError, userError } from "../errors.js";
 import { loadNative, type Native } from "../native.js";
 import { loadCode } from "./code.js";
 import type { EndEvent, EventOf, TrainEvent } from "./events.js";
 import { trainLoop } from "./loop.js";
 import type { RowsFromCode } from "./open-rows.js";
 import { resolveArgs } from "./options.js";
-import { prepareRun, Resources } from "./prepare.js";
+import { prepareRun } from "./prepare.js";
+import { Resources } from "./resources.js";
 
 /** What a callback can do to the run. */
 export interface TrainerControl {
@@ -20,7 +21,7 @@ export interface TrainerControl {
 	stop(): void;
 }
 
-/** Functions that are called as a run goes on; each is awaited before the run does. */
+/** Functions that are called as a run proceeds, and awaited. What one of them throws ends the run with `ARL_USER`. */
 export interface TrainerCallback {
 	onEvent?(event: TrainEvent, control: TrainerControl): void | Promise<void>;
 	onStart?(event: EventOf<"start">, control: TrainerControl): void | Promise<void>;
@@ -64,7 +65,19 @@ export interface RunOptions {
 export type TrainResult = Omit<EndEvent, "type">;
 
 async function call(callback: TrainerCallback, event: TrainEvent, control: TrainerControl): Promise<void> {
-	await callback.onEvent?.(event, control);
+	try {
+		await callback.onEvent?.(event, control);
+	} catch (error) {
+		throw userError("the callback onEvent", error);
+	}
+	try {
+		await callOne(callback, event, control);
+	} catch (error) {
+		throw userError(`the callback on${event.type[0]?.toUpperCase()}${event.type.slice(1)}`, error);
+	}
+}
+
+async function callOne(callback: TrainerCallback, event: TrainEvent, control: TrainerControl): Promise<void> {
 	switch (event.type) {
 		case "start":
 			return callback.onStart?.(event, control);
@@ -129,15 +142,17 @@ export class QwenTrainer<Row = unknown> {
 			},
 		};
 		const resources = new Resources();
+		let failure: ArlError | null = null;
 		try {
 			for await (const event of this.events(options.signal ?? null, () => stopped, resources)) {
 				for (const callback of this.callbacks) await call(callback, event, control);
 				yield event;
 			}
 		} catch (error) {
-			throw toArlError(error);
+			failure = toArlError(error);
 		} finally {
-			await resources.close();
+			// Throws what was caught; also what fails here where the reader has left.
+			await resources.close(failure);
 		}
 	}
 
@@ -174,6 +189,6 @@ export class QwenTrainer<Row = unknown> {
 		const native = this.core();
 		const code = await loadCode(this.args, this.code);
 		const run = yield* prepareRun({ native, args: this.args, code, signal, resources });
-		yield* trainLoop(run, { signal, stopped });
+		yield* trainLoop(run, { signal, stopped }, resources);
 	}
 }

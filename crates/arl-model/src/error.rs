@@ -26,13 +26,15 @@ pub enum ErrorCode {
     Device,
     /// The run was interrupted on request.
     Interrupted,
+    /// A function of the user's own code threw; the core itself never does.
+    User,
     /// A defect of this program.
     Internal,
 }
 
 impl ErrorCode {
     /// Every code, in the order of the exit codes' documentation.
-    pub const ALL: [ErrorCode; 11] = [
+    pub const ALL: [ErrorCode; 12] = [
         ErrorCode::Config,
         ErrorCode::Data,
         ErrorCode::Text,
@@ -43,6 +45,7 @@ impl ErrorCode {
         ErrorCode::NonFinite,
         ErrorCode::Device,
         ErrorCode::Interrupted,
+        ErrorCode::User,
         ErrorCode::Internal,
     ];
 
@@ -59,6 +62,7 @@ impl ErrorCode {
             ErrorCode::NonFinite => "ARL_NONFINITE",
             ErrorCode::Device => "ARL_DEVICE",
             ErrorCode::Interrupted => "ARL_INTERRUPTED",
+            ErrorCode::User => "ARL_USER",
             ErrorCode::Internal => "ARL_INTERNAL",
         }
     }
@@ -93,7 +97,13 @@ impl Error {
 
     /// The operating system's refusal, with the path that it concerns.
     pub fn io(path: &std::path::Path, error: &std::io::Error) -> Self {
-        Self::new(ErrorCode::Io, format!("{}: {error}", path.display()))
+        let refused = Self::new(ErrorCode::Io, format!("{}: {error}", path.display()));
+        match error.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                refused.hint("Free some space, or choose another output_dir.")
+            }
+            _ => refused,
+        }
     }
 }
 

@@ -1,11 +1,12 @@
 //! Rows to tokens: a row's JSON bytes become a conversation, the checkpoint's chat template makes text of it, the
-//! tokenizer makes tokens of that, and a cache on disk keeps them for training.
+//! tokenizer makes tokens of that, and a cache on disk keeps them for training. The cache's file lock serves others too.
 //! Knows nothing of models, devices or Node; its errors are `arl_model::Error`, and `RowProblem` for a single row.
 
 mod cache;
 mod encoder;
 mod fast;
 mod files;
+mod lock;
 mod note;
 mod options;
 mod pack;
@@ -21,6 +22,7 @@ mod tokenize;
 pub use cache::{FillReport, MicroBatch, RowState, TokenCache};
 pub use encoder::{Encoded, Outcome, Run, Span, TextEncoder, TextInfo};
 pub use files::{decompress, json_array_rows, unpack_zstd};
+pub use lock::FileLock;
 pub use note::{Note, NoteCount, NoteKind, Notes};
 pub use options::{TextOptions, Thinking, Truncation};
 pub use pack::pack;

@@ -5,7 +5,6 @@ mod batch;
 mod store;
 
 use std::collections::HashSet;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -15,6 +14,7 @@ pub use batch::MicroBatch;
 use store::{Entry, Kind, Store};
 
 use crate::encoder::{Outcome, Run, TextEncoder};
+use crate::lock::FileLock;
 use crate::note::NoteCount;
 use crate::problem::RowProblem;
 
@@ -56,7 +56,7 @@ pub struct TokenCache {
     encoder: Arc<TextEncoder>,
     store: Mutex<Store>,
     /// Held as long as this process uses the files.
-    _lock: File,
+    _lock: FileLock,
     /// A copy of this process alone, removed at the end, because another process holds the shared one.
     private: Option<PathBuf>,
 }
@@ -266,16 +266,9 @@ impl Drop for TokenCache {
     }
 }
 
-/// The folder's lock, or nothing where another holds it. The system frees it when a process ends, however it ends.
-fn lock(folder: &Path) -> Result<Option<File>> {
-    let path = folder.join("lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path);
-    let file = file.map_err(|error| Error::io(&path, &error))?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(std::fs::TryLockError::WouldBlock) => Ok(None),
-        Err(std::fs::TryLockError::Error(error)) => Err(Error::io(&path, &error)),
-    }
+/// The folder's lock, or nothing where another holds it.
+fn lock(folder: &Path) -> Result<Option<FileLock>> {
+    FileLock::take(&folder.join("lock"))
 }
 
 /// Private copies whose process was killed.
