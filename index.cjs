@@ -836,6 +836,7 @@ function __napiStampBindingTarget(exportsObject, target) {
 module.exports.__napiBindingTarget = __napiStampBindingTarget(nativeBinding, __napiLoadedBindingTarget)
 module.exports = nativeBinding
 module.exports.Engine = nativeBinding.Engine
+module.exports.ScratchFolder = nativeBinding.ScratchFolder
 module.exports.TextEncoder = nativeBinding.TextEncoder
 module.exports.TokenCache = nativeBinding.TokenCache
 module.exports.backends = nativeBinding.backends
@@ -847,6 +848,8 @@ module.exports.devices = nativeBinding.devices
 module.exports.errorCodes = nativeBinding.errorCodes
 module.exports.jsonArrayRows = nativeBinding.jsonArrayRows
 module.exports.matmulRate = nativeBinding.matmulRate
+module.exports.MAX_ROW_BYTES = nativeBinding.MAX_ROW_BYTES
 module.exports.planMemory = nativeBinding.planMemory
+module.exports.sniff = nativeBinding.sniff
 module.exports.unpackZstd = nativeBinding.unpackZstd
 module.exports.version = nativeBinding.version

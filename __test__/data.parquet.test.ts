@@ -1,13 +1,14 @@
 import { readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { readdir } from "node:fs/promises";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { type FileMetaData, parquetMetadata } from "hyparquet";
 import { ByteWriter, parquetWriteBuffer } from "hyparquet-writer";
 import { writeMetadata } from "hyparquet-writer/src/metadata.js";
 import { describe, expect, it } from "vitest";
+import { Scratch } from "../src/data/scratch.js";
 import { ArlError } from "../src/errors.js";
+import { fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { duck, duckParquet, readRows } from "./support/tables.js";
 
@@ -187,10 +188,14 @@ describe("Parquet files", () => {
 		const path = await duckParquet(file(), query(9000));
 		const other = join(folder, "rows.bin");
 		writeFileSync(other, gzipSync(readFileSync(path)));
-		const read = await readRows([other]);
+		const parent = join(folder, "scratch");
+		const scratch = new Scratch(fakeNative(), parent);
+		const read = await readRows([other], { scratch });
 		expect(read.rows).toEqual(rows);
 		expect(read.places[8999]).toBe(`${other}[8999]`);
-		expect((await readdir(tmpdir())).filter((name) => name.startsWith("arl-rows-"))).toEqual([]);
+		expect(await readdir(scratch.path())).toEqual(["lock"]);
+		scratch.close();
+		expect(await readdir(parent)).toEqual([]);
 	});
 });
 

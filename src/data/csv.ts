@@ -9,12 +9,13 @@ import { type ColumnNames, holdsNested, holdsNumber, writeNested } from "./colum
 import { type JsonBytes, keyBytes } from "./json-bytes.js";
 import { isBlankText } from "./json-scan.js";
 import type { FileRows } from "./jsonl.js";
+import { maxRowBytes } from "./row-size.js";
+import type { Scratch } from "./scratch.js";
 import { BOM } from "./sniff.js";
 import { RowSpool } from "./spool.js";
-import { MAX_ROW_BYTES } from "./tokens.js";
 
 export interface CsvOptions {
-	spoolDir: string;
+	scratch: Scratch;
 	name: string;
 	columns: ColumnNames;
 	signal: AbortSignal | null;
@@ -68,7 +69,7 @@ const REFUSED: Readonly<Record<string, string>> = {
 	CSV_QUOTE_NOT_CLOSED: "a quoted field has no end",
 	INVALID_OPENING_QUOTE: "a quote inside of a field that is not quoted",
 	CSV_INVALID_CLOSING_QUOTE: "something follows the closing quote of a field",
-	CSV_MAX_RECORD_SIZE: `a row of more than ${MAX_ROW_BYTES / 1024 / 1024} MiB; has a quoted field no end?`,
+	CSV_MAX_RECORD_SIZE: "a row of many megabytes; has a quoted field no end?",
 };
 
 /** Lines of what is read, by the place of a byte: the parser's own count takes `\r\n` inside of quotes for two. */
@@ -130,7 +131,8 @@ async function* records(path: string, lines: Lines): AsyncGenerator<Parsed> {
 			info: true,
 			relax_column_count: true,
 			skip_empty_lines: true,
-			max_record_size: MAX_ROW_BYTES,
+			// A row that is too large is refused where rows are read; this ends the search for a quote that is not there.
+			max_record_size: 2 * maxRowBytes(),
 		});
 		const feed = (async () => {
 			for (let chunk = text; ; ) {
@@ -152,9 +154,9 @@ async function* records(path: string, lines: Lines): AsyncGenerator<Parsed> {
 
 /** Opens a CSV file. Throws `ARL_DATA` with the line for what is no table. */
 export async function openCsv(path: string, options: CsvOptions): Promise<FileRows> {
-	const { name, spoolDir, signal } = options;
+	const { name, scratch, signal } = options;
 	const locate = (_: number, line: number) => `${name}:${line}`;
-	return RowSpool.fill({ spoolDir, name, numbered: true, locate, signal }, async (spool) => {
+	return RowSpool.fill({ scratch, name, numbered: true, locate, signal }, async (spool) => {
 		let columns: { key: Buffer; write: WriteField }[] | null = null;
 		let blankLines = 0;
 		const lines = new Lines();

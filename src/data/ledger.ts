@@ -56,7 +56,9 @@ export class RowLedger {
 			return;
 		}
 		try {
-			writeSync(this.file, hash, 0, HASH_BYTES, at);
+			for (let done = 0; done < HASH_BYTES; ) {
+				done += writeSync(this.file, hash, done, HASH_BYTES - done, at + done);
+			}
 		} catch (error) {
 			throw toArlError(error);
 		}

@@ -6,6 +6,7 @@
 import { BSON, MongoBulkWriteError, ObjectId } from "mongodb";
 import { RowProblem } from "../data/json-value.js";
 import type { BadRow } from "../data/problems.js";
+import { maxRowBytes, rowTooLarge } from "../data/row-size.js";
 import type { Source } from "../data/source.js";
 import { ArlError } from "../errors.js";
 import type { MongoConnection } from "./connection.js";
@@ -80,6 +81,11 @@ async function eachRow(
 
 /** A row and its split. Throws `RowProblem`. */
 function read(content: Uint8Array, { split }: ImportOptions): { row: ReadRow; split: Split } {
+	// What no run could read back is not written.
+	if (content.length > maxRowBytes()) {
+		const { reason, message } = rowTooLarge(content.length);
+		throw new RowProblem(reason, message);
+	}
 	const row = readRow(content);
 	const own = splitOf(row);
 	if (own !== null && split !== null && own !== split) {

@@ -217,7 +217,9 @@ export class WriteBack {
 			const byCount = new Map<number, number[]>();
 			for (const document of documents) {
 				const count = snapshot.documents.at(document).trainedCount + epoch + 1;
-				byCount.set(count, [...(byCount.get(count) ?? []), document]);
+				const group = byCount.get(count);
+				if (group) group.push(document);
+				else byCount.set(count, [document]);
 			}
 			return [...byCount].map(([count, group]) => ({
 				updateMany: {

@@ -1,8 +1,6 @@
 /** One row as the model will see it: its tokens, which of them are trained, and with what weight. Leaves nothing on the disk. */
-import { mkdtemp, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import type { AgentTrainingConfig } from "../config/schema.js";
+import { Scratch } from "../data/scratch.js";
 import { type AnySource, takeRows } from "../data/source.js";
 import { ArlError, toArlError } from "../errors.js";
 import type { Native, NativeTextEncoder } from "../native.js";
@@ -52,10 +50,10 @@ export interface InspectInput {
 /** Encodes a row. Throws `ARL_DATA` with its place where it cannot be used. */
 export async function inspectRow(input: InspectInput): Promise<InspectedRow> {
 	const { native, row, signal } = input;
-	const folder = await mkdtemp(join(tmpdir(), "arl-inspect-"));
+	const scratch = new Scratch(native, input.args.cache_dir);
 	try {
 		// Nothing is trained, and so nothing written back.
-		const args = { ...input.args, cache_dir: folder, mongo_write_back: "none" as const };
+		const args = { ...input.args, cache_dir: scratch.path(), mongo_write_back: "none" as const };
 		const model = await readModelFolder(args.model_name_or_path);
 		const encoder = native.TextEncoder.open(textOptions(args, model.maxPositionEmbeddings));
 		const code = await loadCode(args, input.code);
@@ -71,7 +69,7 @@ export async function inspectRow(input: InspectInput): Promise<InspectedRow> {
 			await source.close();
 		}
 	} finally {
-		await rm(folder, { recursive: true, force: true });
+		scratch.close();
 	}
 }
 
