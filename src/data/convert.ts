@@ -3,6 +3,7 @@
  * Knows rows as values; what becomes of them is others' business.
  */
 import { ArlError } from "../errors.js";
+import { explainRow } from "./explain.js";
 import type { RecordData } from "./record.js";
 import { recordText } from "./record-json.js";
 import { maxRowBytes, rowTooLarge } from "./row-size.js";
@@ -88,7 +89,8 @@ export async function* parsedRows(source: AnySource): AsyncGenerator<RawRow> {
 			try {
 				yield { value: JSON.parse(decoder.decode(bytes)), failure: null, location };
 			} catch (error) {
-				yield { value: null, failure: { reason: "not json", message: messageOf(error) }, location };
+				const message = explainRow(bytes, messageOf(error)) ?? messageOf(error);
+				yield { value: null, failure: { reason: "not json", message }, location };
 			}
 		}
 	}

@@ -19,6 +19,8 @@ export interface CsvOptions {
 	name: string;
 	columns: ColumnNames;
 	signal: AbortSignal | null;
+	/** Gets what a user should know of how the file is read. */
+	notices: string[];
 }
 
 const READ_BYTES = 1024 * 1024;
@@ -48,20 +50,57 @@ function fieldWriter(column: string, names: ColumnNames): WriteField {
 	};
 }
 
-function headerColumns(fields: Buffer[], line: number, options: CsvOptions): { key: Buffer; write: WriteField }[] {
+/** A column of the table; one without a name is left out of the rows. */
+interface Column {
+	key: Buffer;
+	write: WriteField;
+	/** Of a column without a name: what its fields may be, none of which says anything about a row. */
+	unnamed: "index" | "empty" | null;
+}
+
+const UNNAMED_HINT =
+	"The first line should name the columns. An index is not written with to_csv(path, index=False) in pandas, and write.csv(rows, row.names = FALSE) in R.";
+
+function headerColumns(fields: Buffer[], line: number, options: CsvOptions): Column[] {
 	const names = fields.map((field) => field.toString("utf8").trim());
-	for (const [i, name] of names.entries()) {
-		const wrong =
-			name === "" ? `column ${i + 1} has no name` : names.indexOf(name) < i ? `two columns are ${name}` : "";
-		if (wrong !== "") {
-			throw new ArlError(
-				"ARL_DATA",
-				`${options.name}:${line}: the header: ${wrong}`,
-				"The first line should name the columns.",
-			);
-		}
+	if (names.every((name) => name === "")) {
+		throw new ArlError("ARL_DATA", `${options.name}:${line}: the header names no column`, UNNAMED_HINT);
 	}
-	return names.map((name) => ({ key: keyBytes(name), write: fieldWriter(name, options.columns) }));
+	const twice = names.find((name, i) => name !== "" && names.indexOf(name) < i);
+	if (twice !== undefined) {
+		throw new ArlError(
+			"ARL_DATA",
+			`${options.name}:${line}: the header: two columns are ${twice}`,
+			"Give each column a name of its own.",
+		);
+	}
+	return names.map((name, i) => ({
+		key: keyBytes(name),
+		write: fieldWriter(name, options.columns),
+		unnamed: name !== "" ? null : i === 0 ? "index" : "empty",
+	}));
+}
+
+/** Throws where a field of a column without a name says something. */
+function checkUnnamed(field: Buffer, column: number, kind: "index" | "empty", location: string): void {
+	const text = field.toString("utf8").trim();
+	if (text === "" || (kind === "index" && /^-?\d+$/.test(text))) return;
+	throw new ArlError(
+		"ARL_DATA",
+		`${location}: the header: column ${column} has no name, and holds ${JSON.stringify(text.slice(0, 40))}`,
+		UNNAMED_HINT,
+	);
+}
+
+/** What is said of columns that are left out. */
+function leftOut(columns: readonly Column[], name: string): string[] {
+	return columns.flatMap(({ unnamed }, i) => {
+		if (unnamed === null) return [];
+		if (unnamed === "empty") return [`${name}: column ${i + 1} has no name and is empty; it is left out`];
+		return [
+			`${name}: column 1 has no name and holds numbers, as an index that pandas writes; it is left out (to_csv(path, index=False) writes none)`,
+		];
+	});
 }
 
 /** What the parser refuses, as a person says it. */
@@ -154,10 +193,10 @@ async function* records(path: string, lines: Lines): AsyncGenerator<Parsed> {
 
 /** Opens a CSV file. Throws `ARL_DATA` with the line for what is no table. */
 export async function openCsv(path: string, options: CsvOptions): Promise<FileRows> {
-	const { name, scratch, signal } = options;
+	const { name, scratch, signal, notices } = options;
 	const locate = (_: number, line: number) => `${name}:${line}`;
 	return RowSpool.fill({ scratch, name, numbered: true, locate, signal }, async (spool) => {
-		let columns: { key: Buffer; write: WriteField }[] | null = null;
+		let columns: Column[] | null = null;
 		let blankLines = 0;
 		const lines = new Lines();
 		try {
@@ -173,8 +212,14 @@ export async function openCsv(path: string, options: CsvOptions): Promise<FileRo
 					const what = `${record.length} fields where the header has ${columns.length}`;
 					throw new ArlError("ARL_DATA", `${name}:${line}: ${what}`, HINT);
 				}
-				for (const [i, { key, write }] of columns.entries()) {
-					spool.out.byte(i === 0 ? 0x7b : 0x2c);
+				let separator = 0x7b;
+				for (const [i, { key, write, unnamed }] of columns.entries()) {
+					if (unnamed !== null) {
+						checkUnnamed(record[i] as Buffer, i + 1, unnamed, `${name}:${line}`);
+						continue;
+					}
+					spool.out.byte(separator);
+					separator = 0x2c;
 					spool.out.raw(key);
 					write(spool.out, record[i] as Buffer);
 				}
@@ -194,6 +239,7 @@ export async function openCsv(path: string, options: CsvOptions): Promise<FileRo
 				"Each line below the header is a row.",
 			);
 		}
+		notices.push(...leftOut(columns ?? [], name));
 		return { blankLines };
 	});
 }

@@ -7,8 +7,9 @@ import type { Native } from "../native.js";
 import type { ColumnNames } from "./columns.js";
 import { resolveFiles } from "./files.js";
 import { openJsonArray, openJsonObject } from "./json.js";
-import { openJsonl } from "./jsonl.js";
+import { type FileRows, openJsonl } from "./jsonl.js";
 import { Remarks } from "./parquet/remarks.js";
+import { withoutExtendedJson } from "./read-extended.js";
 import { Scratch } from "./scratch.js";
 import { type FileKind, sniff } from "./sniff.js";
 import { ConcatSource, type Source } from "./source.js";
@@ -33,6 +34,8 @@ interface OneFileOptions {
 	columns: ColumnNames;
 	signal: AbortSignal | null;
 	remarks: Remarks;
+	/** Gets what a user should know of single files. */
+	notices: string[];
 }
 
 /** Rows of several entries, and which rows are whose. */
@@ -52,7 +55,7 @@ async function openUnpacked(
 	kind: FileKind,
 	options: OneFileOptions,
 ): Promise<Source> {
-	const { scratch, columns, signal, remarks } = options;
+	const { scratch, columns, signal, remarks, notices } = options;
 	switch (kind) {
 		case "parquet": {
 			const { openParquet } = await import("./parquet/read.js");
@@ -60,15 +63,23 @@ async function openUnpacked(
 		}
 		case "csv": {
 			const { openCsv } = await import("./csv.js");
-			return openCsv(path, { scratch, name, columns, signal });
+			return openCsv(path, { scratch, name, columns, signal, notices });
 		}
-		case "array":
-			return openJsonArray(native, path, name);
-		case "object":
-			return openJsonObject(path, name);
-		default:
-			return openJsonl(path, name);
+		default: {
+			const source = await openJson(native, path, name, kind);
+			try {
+				return await withoutExtendedJson(source, options);
+			} catch (error) {
+				await source.close();
+				throw error;
+			}
+		}
 	}
+}
+
+function openJson(native: FileNative, path: string, name: string, kind: FileKind): Promise<FileRows> {
+	if (kind === "array") return openJsonArray(native, path, name);
+	return kind === "object" ? openJsonObject(path, name) : openJsonl(path, name);
 }
 
 /** One file as a source. What it is, and whether it is compressed, is told by content: a `.gz` that is none is read as it is. */
@@ -106,7 +117,7 @@ export async function openFiles(
 			notices.push(...resolved.notices);
 			if (resolved.folder) folders += 1;
 			for (const file of resolved.files) {
-				const source = await openFile(native, file, { scratch, columns, signal, remarks });
+				const source = await openFile(native, file, { scratch, columns, signal, remarks, notices });
 				sources.push(source);
 				files.push(file);
 				rows += source.length;

@@ -4,10 +4,14 @@
  */
 import { isUtf8 } from "node:buffer";
 import type { NativeTokenCache } from "../native.js";
+import { explainRow } from "./explain.js";
 import { type BadRow, badRowsError } from "./problems.js";
+import { strayExtendedJson } from "./read-extended.js";
 import { maxRowBytes, rowTooLarge } from "./row-size.js";
 import { type AnySource, takeRows } from "./source.js";
 
+/** Bad rows that are looked at more closely, so that a million of them takes no longer. */
+const EXPLAINED = 1000;
 const BATCH_ROWS = 256;
 const BATCH_BYTES = 8 * 1024 * 1024;
 
@@ -207,7 +211,9 @@ export class TokenFiller {
 		for (const row of indexes) this.state[row] = PRESENT;
 		for (const { row, reason, message } of report.problems) {
 			this.state[row] = UNUSABLE;
-			this.bad.push({ row, location: source.location(row), reason, message });
+			const content = this.bad.length < EXPLAINED ? rows[indexes.indexOf(row)] : undefined;
+			const better = content && explainRow(content, message);
+			this.bad.push({ row, location: source.location(row), reason, message: better ?? message });
 		}
 		this.counts.rows += indexes.length;
 		this.counts.tokens += report.tokens;
@@ -256,6 +262,11 @@ export class TokenFiller {
 			else if (!isUtf8(content)) refuse(row, "wrong encoding", notUtf8(content));
 			else if (this.state[row] === UNCHECKED) batch.checked.push(row);
 			else {
+				const stray = strayExtendedJson(content);
+				if (stray) {
+					refuse(row, stray.reason, stray.message);
+					continue;
+				}
 				batch.rows.push(content);
 				indexes.push(row);
 			}

@@ -4,6 +4,7 @@
  * goes on. Ids ascend in the order of the rows, which is the order in which they are read back.
  */
 import { BSON, MongoBulkWriteError, ObjectId } from "mongodb";
+import { explainRow } from "../data/explain.js";
 import { RowProblem } from "../data/json-value.js";
 import type { BadRow } from "../data/problems.js";
 import { maxRowBytes, rowTooLarge } from "../data/row-size.js";
@@ -127,7 +128,8 @@ export async function checkRows(options: ImportOptions): Promise<BadRow[]> {
 			}
 		} catch (error) {
 			if (!(error instanceof RowProblem)) throw error;
-			bad.push({ row, location: source.location(row), reason: error.reason, message: error.message });
+			const message = explainRow(content, error.message) ?? error.message;
+			bad.push({ row, location: source.location(row), reason: error.reason, message });
 		}
 	};
 	await eachRow(source, new Set(), check);
