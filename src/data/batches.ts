@@ -99,7 +99,12 @@ export class StepPlan {
 		const whole = Math.floor(numTrainEpochs);
 		// Hugging Face: ceil(epochs x steps an epoch); here each epoch may have its own number.
 		if (sameEveryEpoch) this.totalSteps = Math.ceil(numTrainEpochs * this.stepsOf(0));
-		else this.totalSteps = this.startOf(whole) + Math.ceil((numTrainEpochs - whole) * this.stepsOf(whole));
+		else {
+			const before = this.startOf(whole);
+			// An epoch that is not trained is not packed either.
+			const part = numTrainEpochs > whole ? (numTrainEpochs - whole) * this.stepsOf(whole) : 0;
+			this.totalSteps = before + Math.ceil(part);
+		}
 	}
 
 	/** Micro-batches of an epoch; those of the epochs asked for last are kept. */

@@ -25,7 +25,7 @@ function isPython(text: string): boolean {
 
 /** Whether a text has numbers that JSON does not have, as Python writes them. */
 function hasNotANumber(text: string): boolean {
-	return /[:,[]\s*-?(NaN|Infinity)\b/.test(text);
+	return /(^|[:,[])\s*-?(NaN|Infinity)\b/.test(text);
 }
 
 function pythonKind(text: string): string {
