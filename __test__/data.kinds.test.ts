@@ -32,22 +32,27 @@ function argsOf({ train_file, dataset }: Given, cache_dir: string) {
 	return resolveArgs({ ...given, ...(train_file && { train_file }) }, dataset !== undefined).args;
 }
 
-/** Token ids and weights of every row, as training would get them. */
-async function encoded(given: Given): Promise<unknown[]> {
+/** Every row, as it reaches the core. */
+async function bytesOf(given: Given): Promise<Uint8Array[]> {
 	const args = argsOf(given, mkdtempSync(join(folder, "cache-")));
 	const code = { dataset: given.dataset ?? null, convert: null };
 	const { source } = await openRows({ native, args, code, signal: null, datasetId: null, readFirst: true });
 	try {
-		const encoder = native.TextEncoder.open({ modelDir: model, truncation: "error" });
-		const rows = (await source.read(Array.from({ length: source.length }, (_, i) => i))) as Uint8Array[];
-		encoder.detect(rows);
-		return rows.map((bytes) => {
-			const { inputIds, weights } = encoder.encode(bytes);
-			return [Array.from(inputIds), Array.from(weights)];
-		});
+		return (await source.read(Array.from({ length: source.length }, (_, i) => i))) as Uint8Array[];
 	} finally {
 		await source.close();
 	}
+}
+
+/** Token ids and weights of every row, as training would get them. */
+async function encoded(given: Given): Promise<unknown[]> {
+	const rows = await bytesOf(given);
+	const encoder = native.TextEncoder.open({ modelDir: model, truncation: "error" });
+	encoder.detect(rows);
+	return rows.map((bytes) => {
+		const { inputIds, weights } = encoder.encode(bytes);
+		return [Array.from(inputIds), Array.from(weights)];
+	});
 }
 
 describe("every kind of source", { timeout: 60_000 }, () => {
@@ -58,6 +63,16 @@ describe("every kind of source", { timeout: 60_000 }, () => {
 		const expected = await encoded(await give(folder, jsonl, good));
 		expect(expected).toHaveLength(9);
 		expect(await encoded(await give(folder, make, good))).toEqual(expected);
+	});
+
+	it.each(KINDS)("%s: delivers lists, objects and numbers as the same values", async (_, make) => {
+		const rows = good.map((text, i) => {
+			const more = { images: [`${i}.png`, "b.png"], advantages: { "1": 1.5, "3": -0.25 }, reward: i + 0.5 };
+			return { ...JSON.parse(text), ...more, functions: [{ name: `f${i}`, parameters: { type: "object" } }] };
+		});
+		const lines = rows.map((row) => JSON.stringify(row));
+		const found = await bytesOf(await give(folder, make, lines));
+		expect(found.map((bytes) => JSON.parse(Buffer.from(bytes).toString()))).toEqual(rows);
 	});
 
 	it.each(KINDS)(

@@ -82,6 +82,13 @@ describe("values of Parquet columns", () => {
 		]);
 	});
 
+	it("gives bytes in columns of images as data URLs too, and text there as the list that it is", async () => {
+		const bytes = "select '\\xFF\\xD8\\xFF'::blob as images";
+		expect(await rowsOf(bytes)).toEqual(['{"images":"data:image/jpeg;base64,/9j/"}']);
+		const texts = `select unnest(['["a.png"]', 'b.png', '']) as images`;
+		expect(await rowsOf(texts)).toEqual(['{"images":["a.png"]}', '{"images":"b.png"}', '{"images":null}']);
+	});
+
 	it("gives an image of Hugging Face's datasets as one text: its bytes, else its path", async () => {
 		const rows = await rowsOf(
 			"select unnest([{'bytes': '\\xFF\\xD8\\xFF'::blob, 'path': 'a.jpg'}, {'bytes': null, 'path': 'b.jpg'}, null, {'bytes': null, 'path': null}]) as image",

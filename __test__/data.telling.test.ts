@@ -137,8 +137,8 @@ describe("a column without a name", () => {
 	});
 
 	it.each([
-		[",prompt\n0,a\nrow,b\n", ':3: the header: column 1 has no name, and holds "row"'],
-		["prompt,\na,1\n", ':2: the header: column 2 has no name, and holds "1"'],
+		[",prompt\n0,a\nrow,b\n", ':1: the header: column 1 has no name, and holds "row" on line 3'],
+		["prompt,\na,1\n", ':1: the header: column 2 has no name, and holds "1" on line 2'],
 		[",,\n1,2,3\n", ":1: the header names no column"],
 	])("that says something is refused with the line: %j", async (text, message) => {
 		const path = write(text, "rows.csv");

@@ -11,9 +11,6 @@ const NESTED = [
 	"conversations",
 	"tools",
 	"functions",
-	"images",
-	"videos",
-	"audios",
 	"scores",
 	"advantages",
 	"created_at_step",
@@ -22,6 +19,9 @@ const NESTED = [
 	"input_ids",
 	"labels",
 ];
+
+/** Columns of images and the like: lists where text is one, else one address; bytes in them are the images themselves. */
+const MEDIA = ["images", "image", "videos", "audios"];
 
 /** Columns that are lists of objects; a list of texts in them is a list of their JSON. */
 const LISTS_OF_OBJECTS = ["messages", "conversations", "tools", "functions"];
@@ -37,7 +37,12 @@ function has(known: readonly string[], column: string, names: ColumnNames): bool
 
 /** Whether text in this column is the JSON of a list or object. */
 export function holdsNested(column: string, names: ColumnNames): boolean {
-	return has(NESTED, column, names);
+	return has(NESTED, column, names) || holdsMedia(column, names);
+}
+
+/** Whether bytes in this column are no text. */
+export function holdsMedia(column: string, names: ColumnNames): boolean {
+	return has(MEDIA, column, names);
 }
 
 /** Whether each text of a list in this column is the JSON of an object. */

@@ -82,12 +82,12 @@ function headerColumns(fields: Buffer[], line: number, options: CsvOptions): Col
 }
 
 /** Throws where a field of a column without a name says something. */
-function checkUnnamed(field: Buffer, column: number, kind: "index" | "empty", location: string): void {
+function checkUnnamed(field: Buffer, column: number, kind: "index" | "empty", header: string, line: number): void {
 	const text = field.toString("utf8").trim();
 	if (text === "" || (kind === "index" && /^-?\d+$/.test(text))) return;
 	throw new ArlError(
 		"ARL_DATA",
-		`${location}: the header: column ${column} has no name, and holds ${JSON.stringify(text.slice(0, 40))}`,
+		`${header}: the header: column ${column} has no name, and holds ${JSON.stringify(text.slice(0, 40))} on line ${line}`,
 		UNNAMED_HINT,
 	);
 }
@@ -197,6 +197,7 @@ export async function openCsv(path: string, options: CsvOptions): Promise<FileRo
 	const locate = (_: number, line: number) => `${name}:${line}`;
 	return RowSpool.fill({ scratch, name, numbered: true, locate, signal }, async (spool) => {
 		let columns: Column[] | null = null;
+		let header = name;
 		let blankLines = 0;
 		const lines = new Lines();
 		try {
@@ -206,6 +207,7 @@ export async function openCsv(path: string, options: CsvOptions): Promise<FileRo
 				blankLines = info.empty_lines;
 				if (columns === null) {
 					columns = headerColumns(record, line, options);
+					header = `${name}:${line}`;
 					continue;
 				}
 				if (record.length !== columns.length) {
@@ -215,7 +217,7 @@ export async function openCsv(path: string, options: CsvOptions): Promise<FileRo
 				let separator = 0x7b;
 				for (const [i, { key, write, unnamed }] of columns.entries()) {
 					if (unnamed !== null) {
-						checkUnnamed(record[i] as Buffer, i + 1, unnamed, `${name}:${line}`);
+						checkUnnamed(record[i] as Buffer, i + 1, unnamed, header, line);
 						continue;
 					}
 					spool.out.byte(separator);
