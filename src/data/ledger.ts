@@ -56,9 +56,7 @@ export class RowLedger {
 			return;
 		}
 		try {
-			for (let done = 0; done < HASH_BYTES; ) {
-				done += writeSync(this.file, hash, done, HASH_BYTES - done, at + done);
-			}
+			writeSync(this.file, hash, 0, HASH_BYTES, at);
 		} catch (error) {
 			throw toArlError(error);
 		}
