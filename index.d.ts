@@ -54,9 +54,19 @@ export declare class FileLock {
    * Locks the file, and creates it where it is missing; null while another holder has it. `note` becomes its content, for
    * people to read who has it.
    */
-  static take(path: string, note: string): Self | null
+  static take(path: string, note: string): FileLock | null
   /** Removes the file, and frees the lock. Doing so again has no effect. */
   release(): void
+}
+
+/** A folder for files that are needed only while this process runs. */
+export declare class ScratchFolder {
+  /** Makes a folder below `parent`; removes those that killed processes left there. */
+  static create(parent: string): ScratchFolder
+  /** Where it is. */
+  get path(): string
+  /** Removes the folder and everything in it. */
+  close(): void
 }
 
 /** A tokenizer with its chat template. */
@@ -95,6 +105,14 @@ export declare class TokenCache {
   sync(): void
   /** Gives the files free. */
   close(): void
+}
+
+/** The elements of a JSON array. */
+export interface ArrayRows {
+  /** The start and the end of each, in bytes. */
+  ranges: Float64Array
+  /** The line on which each begins, counted from 1. */
+  lines: Float64Array
 }
 
 /** What this addon's engine can run on. */
@@ -312,11 +330,14 @@ export interface GenerateOptions {
   seed?: number
 }
 
-/** Byte ranges (start, end, start, end, ...) of the elements of a JSON file whose top level is an array. */
-export declare function jsonArrayRows(file: string): Float64Array
+/** Finds the elements of a JSON file whose top level is an array. */
+export declare function jsonArrayRows(file: string): Promise<ArrayRows>
 
 /** Measured rate of f32 matrix products `[m, k] x [k, n]` on all cores, in GFLOP/s; takes about `seconds`. */
 export declare function matmulRate(m: number, n: number, k: number, seconds: number): number
+
+/** A row with more bytes than this is refused. */
+export declare const MAX_ROW_BYTES: number
 
 /** Bytes of one category of memory. */
 export interface MemoryCategory {
@@ -412,6 +433,9 @@ export interface RowSpan {
   /** Last token. */
   last: number
 }
+
+/** What the first bytes of a file say that it is. */
+export declare function sniff(head: Uint8Array): 'gzip' | 'zstd' | 'UTF-16' | 'UTF-32' | 'other'
 
 /** What changes from step to step. */
 export interface StepHyper {

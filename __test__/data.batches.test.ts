@@ -82,4 +82,54 @@ describe("micro-batches, steps and epochs", () => {
 		expect(rowsOf(steps, 4)).toEqual([[8]]);
 		expect(steps.place(5)).toMatchObject({ epoch: 2, first: 0 });
 	});
+
+	it("shuffles no epoch to count its steps, and none again that it goes back to", async () => {
+		const asked: number[] = [];
+		const order = createOrder({ rows: 10, seed: 1, strategy: "random" });
+		const watched = {
+			...order,
+			epoch: (epoch: number) => {
+				asked.push(epoch);
+				return order.epoch(epoch);
+			},
+			prepare: async (epoch: number) => {
+				asked.push(epoch);
+				await order.prepare(epoch);
+			},
+		};
+		const steps = new StepPlan(
+			(epoch) => epochBatches(watched, epoch, { batchSize: 2 }),
+			{ maxSteps: -1, numTrainEpochs: 4, gradientAccumulationSteps: 5 },
+			true,
+		);
+		expect(steps.totalSteps).toBe(4);
+		expect(steps.place(3)).toEqual({ epoch: 3, first: 0, end: 5, batchesInEpoch: 5, lastOfEpoch: true });
+		expect(asked).toEqual([]);
+		await steps.prepare(0);
+		expect(asked).toEqual([0, 1]);
+		await steps.prepare(1);
+		expect(asked).toEqual([0, 1, 1, 2]);
+		const before = order.epoch(0);
+		expect(rowsOf(steps, 1).flat()).toEqual([...order.epoch(1)]);
+		expect(rowsOf(steps, 0).flat()).toEqual([...before]);
+		expect(order.epoch(0)).toBe(before);
+		await steps.prepare(3);
+		expect(asked.includes(4)).toBe(false);
+	});
+
+	it("packs an epoch once, also where the last one is looked at again", () => {
+		const packed: number[] = [];
+		const order = createOrder({ rows: 6, seed: 1, strategy: "sequential" });
+		const pack = (rows: Uint32Array) => {
+			packed.push(rows.length);
+			return [Uint32Array.of(0, 1, 2), Uint32Array.of(3, 4, 5)];
+		};
+		const steps = new StepPlan(
+			(epoch) => epochBatches(order, epoch, { batchSize: 1, packed: { maxTokens: 10, pack } }),
+			{ maxSteps: -1, numTrainEpochs: 2, gradientAccumulationSteps: 1 },
+			false,
+		);
+		for (const step of [0, 2, 1, 3, 0, 2]) expect(rowsOf(steps, step)).toHaveLength(1);
+		expect(packed).toEqual([6, 6]);
+	});
 });

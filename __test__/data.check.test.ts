@@ -29,18 +29,15 @@ async function report(...words: string[]): Promise<DataReport & { code: number |
 
 describe("arl data check", () => {
 	it("finds nothing wrong with good rows, exits with 0, and leaves nothing behind", async () => {
-		// A folder of its own: other tests use the system's.
-		const temporary = mkdtempSync(join(folder, "tmp-"));
-		const usual = process.env.TMPDIR;
-		process.env.TMPDIR = temporary;
-		const ended = await check("--train_file", write(lines)).finally(() => {
-			if (usual === undefined) delete process.env.TMPDIR;
-			else process.env.TMPDIR = usual;
-		});
+		// Folders of its own: other tests use the user's.
+		const place = mkdtempSync(join(folder, "tmp-"));
+		const env = { XDG_CACHE_HOME: place, TMPDIR: place };
+		const words = ["data", "check", "--model_name_or_path", model, "--train_file", write(lines)];
+		const ended = await arl(words, undefined, undefined, env);
 		expect(ended.code, ended.stderr).toBe(0);
 		expect(ended.stdout).toMatch(/^60 rows of messages, 60 can be trained\n/);
 		expect(ended.stdout).toMatch(/\ntrained: 60 of 60 rows \(100\.0 %\), /);
-		expect(readdirSync(temporary)).toEqual([]);
+		expect(readdirSync(place, { recursive: true })).toEqual(["arl"]);
 	});
 
 	it("counts the tokens and targets that training has", async () => {

@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { type Dataset, openDataset } from "../src/data/custom.js";
 import type { RecordData } from "../src/data/record.js";
+import { Scratch } from "../src/data/scratch.js";
 import type { TrainEvent } from "../src/train/events.js";
 import { counted, dyingAt, onDataset, type Place, rowsOf, stream } from "./support/code.js";
 import { fakeNative } from "./support/fake-native.js";
@@ -239,6 +240,7 @@ describe("a stream", () => {
 		function* endless() {
 			for (;;) yield row("x".repeat(1000));
 		}
+		const scratch = new Scratch(fakeNative(), place.model);
 		const reading = {
 			streamed: null,
 			ahead: 1,
@@ -246,14 +248,16 @@ describe("a stream", () => {
 			signal: null,
 			most: Number.POSITIVE_INFINITY,
 			progress: () => {},
-			spoolFolder: place.model,
+			scratch,
 			maxSpoolBytes: 100_000,
 		};
 		const error = await errorOf(openDataset(endless(), reading));
 		expect(error.code).toBe("ARL_DATA");
 		expect(error.message).toMatch(/train_dataset: no end after 9\d rows \(98 KiB\)/);
 		expect(error.hint).toContain("max_steps and train_sampling_strategy sequential");
-		expect(readdirSync(place.model).filter((name) => name.startsWith("arl-made-"))).toEqual([]);
+		expect(readdirSync(scratch.path())).toEqual(["lock"]);
+		scratch.close();
+		expect(readdirSync(place.model).filter((name) => name.includes("scratch"))).toEqual([]);
 	});
 
 	it("that throws ends the run with the row, also where bad rows are left out", async () => {

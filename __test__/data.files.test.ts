@@ -1,11 +1,11 @@
 import { mkdirSync, writeFileSync } from "node:fs";
 import { readdir } from "node:fs/promises";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { afterEach, describe, expect, it } from "vitest";
 import { glob } from "../src/data/glob.js";
 import { openFiles } from "../src/data/open.js";
+import { Scratch } from "../src/data/scratch.js";
 import type { Source } from "../src/data/source.js";
 import { fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
@@ -70,10 +70,15 @@ describe("JSONL files", () => {
 
 	it("unpacks a compressed file by its content, names it as the user does, and leaves nothing behind", async () => {
 		const path = write(gzipSync('{"a":1}\n{"b":2}\n'), "packed.jsonl");
-		const source = await open(path);
+		const parent = join(folder, "scratch");
+		const scratch = new Scratch(native, parent);
+		const { source } = await openFiles(native, [path], { scratch });
+		opened.push(source);
+		expect(await readdir(scratch.path())).toEqual(["lock"]);
+		scratch.close();
+		expect(await readdir(parent)).toEqual([]);
 		expect(await texts(source)).toEqual(['{"a":1}', '{"b":2}']);
 		expect(source.location(1)).toBe(`${path}:2`);
-		expect((await readdir(tmpdir())).filter((name) => name.startsWith("arl-rows-"))).toEqual([]);
 	});
 });
 

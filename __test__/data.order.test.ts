@@ -77,6 +77,38 @@ describe("the order of rows", () => {
 		for (const count of counts.values()) expect(Math.abs(count - 1000)).toBeLessThan(150);
 	});
 
+	it("is the same in slices, between which everything else comes to its turn", async () => {
+		const options = [
+			{ rows: 1_000_000, seed: 5, strategy: "random" as const },
+			{ rows: 700_000, seed: 5, strategy: "random" as const, mixture: { rows: [500_000, 200_000], weights: [1, 3] } },
+		];
+		for (const given of options) {
+			const [sliced, whole] = [createOrder(given), createOrder(given)];
+			let turns = 0;
+			let ready = false;
+			const count = () => {
+				turns += 1;
+				if (!ready) setImmediate(count);
+			};
+			setImmediate(count);
+			await sliced.prepare(3);
+			ready = true;
+			expect(turns).toBeGreaterThanOrEqual(5);
+			expect(Buffer.from(sliced.epoch(3).buffer).equals(Buffer.from(whole.epoch(3).buffer))).toBe(true);
+		}
+	});
+
+	it("is made once for each of the epochs around a checkpoint, however often they are asked for", () => {
+		const order = createOrder({ rows: 100, seed: 1, strategy: "random" });
+		const epochs = [0, 1, 2].map((epoch) => order.epoch(epoch));
+		for (const epoch of [1, 0, 2, 0, 1]) expect(order.epoch(epoch)).toBe(epochs[epoch]);
+		// The one that was asked for longest ago goes.
+		order.epoch(3);
+		expect(order.epoch(0)).toBe(epochs[0]);
+		expect(order.epoch(2)).not.toBe(epochs[2]);
+		expect(order.epoch(2)).toEqual(epochs[2]);
+	});
+
 	it("keeps the files' order when sequential", () => {
 		const order = createOrder({ rows: 4, seed: 1, strategy: "sequential", usable: (row) => row !== 2 });
 		expect([...order.epoch(0)]).toEqual([0, 1, 3]);

@@ -1,13 +1,14 @@
 import { readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { readdir } from "node:fs/promises";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { type FileMetaData, parquetMetadata } from "hyparquet";
 import { ByteWriter, parquetWriteBuffer } from "hyparquet-writer";
 import { writeMetadata } from "hyparquet-writer/src/metadata.js";
 import { describe, expect, it } from "vitest";
+import { Scratch } from "../src/data/scratch.js";
 import { ArlError } from "../src/errors.js";
+import { fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { fc, holdsAsync } from "./support/properties.js";
 import { duck, duckParquet, readRows } from "./support/tables.js";
@@ -80,6 +81,13 @@ describe("values of Parquet columns", () => {
 			url("application/octet-stream", "\x00\x01"),
 			url("application/octet-stream", "\xff\x01"),
 		]);
+	});
+
+	it("gives bytes in columns of images as data URLs too, and text there as the list that it is", async () => {
+		const bytes = "select '\\xFF\\xD8\\xFF'::blob as images";
+		expect(await rowsOf(bytes)).toEqual(['{"images":"data:image/jpeg;base64,/9j/"}']);
+		const texts = `select unnest(['["a.png"]', 'b.png', '']) as images`;
+		expect(await rowsOf(texts)).toEqual(['{"images":["a.png"]}', '{"images":"b.png"}', '{"images":null}']);
 	});
 
 	it("gives an image of Hugging Face's datasets as one text: its bytes, else its path", async () => {
@@ -188,10 +196,14 @@ describe("Parquet files", () => {
 		const path = await duckParquet(file(), query(9000));
 		const other = join(folder, "rows.bin");
 		writeFileSync(other, gzipSync(readFileSync(path)));
-		const read = await readRows([other]);
+		const parent = join(folder, "scratch");
+		const scratch = new Scratch(fakeNative(), parent);
+		const read = await readRows([other], { scratch });
 		expect(read.rows).toEqual(rows);
 		expect(read.places[8999]).toBe(`${other}[8999]`);
-		expect((await readdir(tmpdir())).filter((name) => name.startsWith("arl-rows-"))).toEqual([]);
+		expect(await readdir(scratch.path())).toEqual(["lock"]);
+		scratch.close();
+		expect(await readdir(parent)).toEqual([]);
 	});
 });
 

@@ -44,6 +44,9 @@ export interface Native {
 	decompress: typeof Addon.decompress;
 	unpackZstd: typeof Addon.unpackZstd;
 	jsonArrayRows: typeof Addon.jsonArrayRows;
+	sniff: typeof Addon.sniff;
+	MAX_ROW_BYTES: typeof Addon.MAX_ROW_BYTES;
+	ScratchFolder: Pick<typeof Addon.ScratchFolder, "create">;
 	matmulRate: typeof Addon.matmulRate;
 	backends: typeof Addon.backends;
 	cudaDriver: typeof Addon.cudaDriver;
@@ -83,9 +86,10 @@ function handle<T>(native: T): T {
 	return proxy;
 }
 
+const NATIVE_CLASSES = new Set(["Engine", "TextEncoder", "TokenCache", "FileLock", "ScratchFolder"]);
+
 function isNativeClass(value: object): boolean {
-	const name = value.constructor?.name;
-	return name === "Engine" || name === "TextEncoder" || name === "TokenCache" || name === "FileLock";
+	return NATIVE_CLASSES.has(value.constructor?.name);
 }
 
 /** The same function with its errors translated, handles going in and coming out. */
@@ -114,6 +118,9 @@ function nativeOf(addon: typeof Addon): Native {
 		decompress: guarded(addon.decompress),
 		unpackZstd: guarded(addon.unpackZstd),
 		jsonArrayRows: guarded(addon.jsonArrayRows),
+		sniff: guarded(addon.sniff),
+		MAX_ROW_BYTES: addon.MAX_ROW_BYTES,
+		ScratchFolder: { create: guarded(addon.ScratchFolder.create.bind(addon.ScratchFolder)) },
 		matmulRate: guarded(addon.matmulRate),
 		backends: guarded(addon.backends),
 		cudaDriver: guarded(addon.cudaDriver),

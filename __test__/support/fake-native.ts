@@ -5,7 +5,6 @@
 import { createHash } from "node:crypto";
 import { copyFileSync, existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { gunzipSync } from "node:zlib";
 import { ArlError } from "../../src/errors.js";
 import type {
 	EngineOptions,
@@ -360,29 +359,14 @@ export function fakeNative(faults: Faults = {}, disk: Disk = new Map()): Native 
 			problem: { kind: "noDriver", message: "no NVIDIA driver (libcuda.so.1)", hint: "Install one." },
 		}),
 		cudaRuntime: () => "",
-		decompress: async (source, target) => {
-			writeFileSync(target, gunzipSync(readFileSync(source)));
-			return true;
-		},
+		// Files are the real core's: there is nothing to play.
+		decompress: (source, target) => loadNative().decompress(source, target),
 		unpackZstd: (packed, length) => loadNative().unpackZstd(packed, length),
-		jsonArrayRows: (file) => arrayRanges(readFileSync(file)),
+		jsonArrayRows: (file) => loadNative().jsonArrayRows(file),
+		sniff: (head) => loadNative().sniff(head),
+		MAX_ROW_BYTES: loadNative().MAX_ROW_BYTES,
+		ScratchFolder: loadNative().ScratchFolder,
 	};
-}
-
-/** Byte ranges of the elements of an array; good enough for rows without brackets in their strings. */
-function arrayRanges(bytes: Buffer): Float64Array {
-	const ranges: number[] = [];
-	let depth = 0;
-	for (const [i, byte] of bytes.entries()) {
-		if (byte === 0x7b) {
-			depth += 1;
-			if (depth === 1) ranges.push(i);
-		} else if (byte === 0x7d) {
-			depth -= 1;
-			if (depth === 0) ranges.push(i + 1);
-		}
-	}
-	return Float64Array.from(ranges);
 }
 
 /** A model's folder that is enough for the fake core. */

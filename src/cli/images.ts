@@ -3,13 +3,13 @@ import { open, rename, rm } from "node:fs/promises";
 import { Option } from "commander";
 import { openFiles } from "../data/open.js";
 import { type BadRow, badRowsError, countReasons } from "../data/problems.js";
+import { maxRowBytes, rowTooLarge } from "../data/row-size.js";
 import type { Source } from "../data/source.js";
-import { MAX_ROW_BYTES } from "../data/tokens.js";
 import { EXIT_CODES, toArlError } from "../errors.js";
 import { imagesToBase64InText } from "../images/embed.js";
 import { ImageLoader } from "../images/loader.js";
 import { loadNative } from "../native.js";
-import { bytes, jsonLine, rowsText } from "../report/format.js";
+import { jsonLine, rowsText } from "../report/format.js";
 import { type ImageFlags, withImageOptions } from "./image-options.js";
 import { columns, command, parse } from "./options.js";
 import { onStopSignals } from "./signals.js";
@@ -52,8 +52,8 @@ async function embed(
 	names: Readonly<Record<string, string>>,
 ): Promise<Done | BadRow> {
 	const bad = (reason: string, message: string): BadRow => ({ row, location: source.location(row), reason, message });
-	const tooLarge = (size: number) => bad("row too large", `${bytes(size)} in one row; at most ${bytes(MAX_ROW_BYTES)}`);
-	if (source.bytes(row) > MAX_ROW_BYTES) return tooLarge(source.bytes(row));
+	const tooLarge = (size: number): BadRow => ({ row, location: source.location(row), ...rowTooLarge(size) });
+	if (source.bytes(row) > maxRowBytes()) return tooLarge(source.bytes(row));
 	const [text = new Uint8Array()] = await source.read([row]);
 	try {
 		JSON.parse(Buffer.from(text).toString());
@@ -62,7 +62,7 @@ async function embed(
 	}
 	try {
 		const { row: embedded, images } = await imagesToBase64InText(text, loader, names);
-		if (embedded.length > MAX_ROW_BYTES) return tooLarge(embedded.length);
+		if (embedded.length > maxRowBytes()) return tooLarge(embedded.length);
 		return { text: embedded, images };
 	} catch (error) {
 		const { code, message, hint } = toArlError(error);
@@ -87,7 +87,8 @@ export async function run(words: readonly string[]): Promise<number> {
 	if (options === null) return 0;
 	const names = columns(options.columns);
 	const stop = onStopSignals(() => process.stderr.write("stopping\n"));
-	const { source } = await openFiles(loadNative(), options.train_file);
+	const { source, notices } = await openFiles(loadNative(), options.train_file, { columns: names });
+	for (const notice of notices) process.stderr.write(`${notice}\n`);
 	const loader = new ImageLoader({ ...options, signal: stop.signal });
 	const beside = `${options.out}.${process.pid}.tmp`;
 	try {

@@ -42,6 +42,7 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 			row: number - 1,
 			signal: stop.signal,
 		});
+		for (const notice of row.notices) process.stderr.write(`${notice}\n`);
 		const color = wantsColor(process.stdout);
 		if (command.has("json")) process.stdout.write(`${jsonLine(row)}\n`);
 		else process.stdout.write(`${summary(row)}\n${command.has("tokens") ? tokenLines(row, color) : text(row, color)}`);

@@ -60,7 +60,8 @@ async function write(
 	core: () => Native,
 ): Promise<number> {
 	const { importRows, checkRows } = await import("../mongo/import.js");
-	const { source, files } = await openFiles(core(), entries);
+	const { source, files, notices } = await openFiles(core(), entries);
+	for (const notice of notices) process.stderr.write(`${notice}\n`);
 	const live = process.stderr.isTTY === true && process.env.TERM !== "dumb" ? new LiveLine(process.stderr) : null;
 	try {
 		const given = {

@@ -3,13 +3,16 @@
  * window of an epoch that has fewer micro-batches than `gradient_accumulation_steps` is a step of its own.
  */
 import { ArlError } from "../errors.js";
-import type { RowOrder } from "./order.js";
+import { EPOCHS_KEPT, type RowOrder } from "./order.js";
+import { Recent } from "./recent.js";
 
 /** One epoch cut into micro-batches of row numbers. */
 export interface EpochBatches {
 	readonly length: number;
 	/** Row numbers of micro-batch `index`. */
 	rows(index: number): Uint32Array;
+	/** Makes them ready; absent: they are. */
+	prepare?(): Promise<void>;
 }
 
 /** How rows become micro-batches. */
@@ -31,14 +34,16 @@ export const PACK_WINDOW_ROWS = 4096;
 
 /** The micro-batches of an epoch, a pure function of its arguments. */
 export function epochBatches(order: RowOrder, epoch: number, options: BatchOptions): EpochBatches {
-	const rows = order.epoch(epoch);
 	const { packed, batchSize } = options;
 	if (!packed) {
 		return {
-			length: Math.ceil(rows.length / batchSize),
-			rows: (index) => rows.slice(index * batchSize, (index + 1) * batchSize),
+			length: Math.ceil(order.rowsPerEpoch / batchSize),
+			// How many there are is known without an order: nothing is shuffled before a row is asked for.
+			rows: (index) => order.epoch(epoch).slice(index * batchSize, (index + 1) * batchSize),
+			prepare: () => order.prepare(epoch),
 		};
 	}
+	const rows = order.epoch(epoch);
 	const batches: Uint32Array[] = [];
 	for (let at = 0; at < rows.length; at += PACK_WINDOW_ROWS) {
 		const window = rows.slice(at, at + PACK_WINDOW_ROWS);
@@ -75,7 +80,9 @@ export class StepPlan {
 	/** First step of each epoch. */
 	private readonly epochStarts: number[] = [0];
 	readonly totalSteps: number;
-	private cached: { epoch: number; batches: EpochBatches } | null = null;
+	private readonly kept = new Recent<number, EpochBatches>(EPOCHS_KEPT);
+	/** The last epoch that was made ready before its first step. */
+	private ahead = 0;
 
 	/** `sameEveryEpoch`: epochs have equally many micro-batches (not so when packed), so that the first one tells for all. */
 	constructor(
@@ -92,13 +99,34 @@ export class StepPlan {
 		const whole = Math.floor(numTrainEpochs);
 		// Hugging Face: ceil(epochs x steps an epoch); here each epoch may have its own number.
 		if (sameEveryEpoch) this.totalSteps = Math.ceil(numTrainEpochs * this.stepsOf(0));
-		else this.totalSteps = this.startOf(whole) + Math.ceil((numTrainEpochs - whole) * this.stepsOf(whole));
+		else {
+			const before = this.startOf(whole);
+			// An epoch that is not trained is not packed either.
+			const part = numTrainEpochs > whole ? (numTrainEpochs - whole) * this.stepsOf(whole) : 0;
+			this.totalSteps = before + Math.ceil(part);
+		}
 	}
 
-	/** Micro-batches of an epoch; those of the epoch asked for last are kept. */
+	/** Micro-batches of an epoch; those of the epochs asked for last are kept. */
 	batches(epoch: number): EpochBatches {
-		if (this.cached?.epoch !== epoch) this.cached = { epoch, batches: this.batchesOf(epoch) };
-		return this.cached.batches;
+		const known = this.kept.get(epoch);
+		if (known !== undefined) return known;
+		const batches = this.batchesOf(epoch);
+		this.kept.set(epoch, batches);
+		return batches;
+	}
+
+	/** Resolves when the rows of step `step` (from 0) are known, and begins with the epoch behind it: neither blocks. */
+	async prepare(step: number): Promise<void> {
+		const { epoch } = this.place(step);
+		await this.batches(epoch).prepare?.();
+		const next = epoch + 1;
+		if (!this.sameEveryEpoch || next <= this.ahead || this.startOf(next) >= this.totalSteps) return;
+		this.ahead = next;
+		this.batches(next)
+			.prepare?.()
+			// A failure would be met again by the step that needs it.
+			.catch(() => {});
 	}
 
 	/** Steps of an epoch. */

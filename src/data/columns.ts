@@ -10,6 +10,7 @@ const NESTED = [
 	"messages",
 	"conversations",
 	"tools",
+	"functions",
 	"scores",
 	"advantages",
 	"created_at_step",
@@ -19,8 +20,11 @@ const NESTED = [
 	"labels",
 ];
 
+/** Columns of images and the like: lists where text is one, else one address; bytes in them are the images themselves. */
+const MEDIA = ["images", "image", "videos", "audios"];
+
 /** Columns that are lists of objects; a list of texts in them is a list of their JSON. */
-const LISTS_OF_OBJECTS = ["messages", "conversations", "tools"];
+const LISTS_OF_OBJECTS = ["messages", "conversations", "tools", "functions"];
 
 const NUMBERS = ["reward", "step"];
 
@@ -33,7 +37,12 @@ function has(known: readonly string[], column: string, names: ColumnNames): bool
 
 /** Whether text in this column is the JSON of a list or object. */
 export function holdsNested(column: string, names: ColumnNames): boolean {
-	return has(NESTED, column, names);
+	return has(NESTED, column, names) || holdsMedia(column, names);
+}
+
+/** Whether bytes in this column are no text. */
+export function holdsMedia(column: string, names: ColumnNames): boolean {
+	return has(MEDIA, column, names);
 }
 
 /** Whether each text of a list in this column is the JSON of an object. */

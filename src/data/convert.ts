@@ -3,9 +3,11 @@
  * Knows rows as values; what becomes of them is others' business.
  */
 import { ArlError } from "../errors.js";
+import { explainRow } from "./explain.js";
 import type { RecordData } from "./record.js";
 import { recordText } from "./record-json.js";
-import type { AnySource, RowContent, UnreadableRow } from "./source.js";
+import { maxRowBytes, rowTooLarge } from "./row-size.js";
+import { type AnySource, type RowContent, takeRows, type UnreadableRow } from "./source.js";
 
 /** A database's record with the samples that it links to: what a converting function is given for rows of a database. */
 export interface DatabaseRecord {
@@ -62,25 +64,40 @@ function kindOf(value: unknown): string {
 	return Array.isArray(value) ? "an array" : typeof value;
 }
 
+/** Rows that are read together, at the most, and about how many bytes of them. */
+const READ_ROWS = 256;
+const READ_BYTES = 8 * 1024 * 1024;
+
 /** A source's rows in order, parsed. */
 export async function* parsedRows(source: AnySource): AsyncGenerator<RawRow> {
-	const chunk = 256;
 	const decoder = new TextDecoder("utf-8", { fatal: true });
-	for (let first = 0; first < source.length; first += chunk) {
-		const indexes = Array.from({ length: Math.min(chunk, source.length - first) }, (_, i) => first + i);
-		for (const [i, bytes] of (await source.read(indexes)).entries()) {
-			const location = source.location(first + i);
-			if (!(bytes instanceof Uint8Array)) {
-				yield { value: null, failure: bytes, location };
+	for (let first = 0; first < source.length; ) {
+		const wanted = Math.min(READ_ROWS, source.length - first);
+		const rows = await takeRows(
+			source,
+			Uint32Array.from({ length: wanted }, (_, i) => first + i),
+			READ_BYTES,
+		);
+		if (rows.length === 0) return;
+		for (const bytes of rows) {
+			const location = source.location(first++);
+			const failure = bytes instanceof Uint8Array ? tooLarge(bytes) : bytes;
+			if (failure !== null || !(bytes instanceof Uint8Array)) {
+				yield { value: null, failure, location };
 				continue;
 			}
 			try {
 				yield { value: JSON.parse(decoder.decode(bytes)), failure: null, location };
 			} catch (error) {
-				yield { value: null, failure: { reason: "not json", message: messageOf(error) }, location };
+				const message = explainRow(bytes, messageOf(error)) ?? messageOf(error);
+				yield { value: null, failure: { reason: "not json", message }, location };
 			}
 		}
 	}
+}
+
+function tooLarge(bytes: Uint8Array): UnreadableRow | null {
+	return bytes.length > maxRowBytes() ? rowTooLarge(bytes.length) : null;
 }
 
 /** Rows that need no converting. */

@@ -9,15 +9,18 @@ import { type ColumnNames, holdsNested, holdsNumber, writeNested } from "./colum
 import { type JsonBytes, keyBytes } from "./json-bytes.js";
 import { isBlankText } from "./json-scan.js";
 import type { FileRows } from "./jsonl.js";
+import { maxRowBytes } from "./row-size.js";
+import type { Scratch } from "./scratch.js";
 import { BOM } from "./sniff.js";
 import { RowSpool } from "./spool.js";
-import { MAX_ROW_BYTES } from "./tokens.js";
 
 export interface CsvOptions {
-	spoolDir: string;
+	scratch: Scratch;
 	name: string;
 	columns: ColumnNames;
 	signal: AbortSignal | null;
+	/** Gets what a user should know of how the file is read. */
+	notices: string[];
 }
 
 const READ_BYTES = 1024 * 1024;
@@ -47,20 +50,57 @@ function fieldWriter(column: string, names: ColumnNames): WriteField {
 	};
 }
 
-function headerColumns(fields: Buffer[], line: number, options: CsvOptions): { key: Buffer; write: WriteField }[] {
+/** A column of the table; one without a name is left out of the rows. */
+interface Column {
+	key: Buffer;
+	write: WriteField;
+	/** Of a column without a name: what its fields may be, none of which says anything about a row. */
+	unnamed: "index" | "empty" | null;
+}
+
+const UNNAMED_HINT =
+	"The first line should name the columns. An index is not written with to_csv(path, index=False) in pandas, and write.csv(rows, row.names = FALSE) in R.";
+
+function headerColumns(fields: Buffer[], line: number, options: CsvOptions): Column[] {
 	const names = fields.map((field) => field.toString("utf8").trim());
-	for (const [i, name] of names.entries()) {
-		const wrong =
-			name === "" ? `column ${i + 1} has no name` : names.indexOf(name) < i ? `two columns are ${name}` : "";
-		if (wrong !== "") {
-			throw new ArlError(
-				"ARL_DATA",
-				`${options.name}:${line}: the header: ${wrong}`,
-				"The first line should name the columns.",
-			);
-		}
+	if (names.every((name) => name === "")) {
+		throw new ArlError("ARL_DATA", `${options.name}:${line}: the header names no column`, UNNAMED_HINT);
 	}
-	return names.map((name) => ({ key: keyBytes(name), write: fieldWriter(name, options.columns) }));
+	const twice = names.find((name, i) => name !== "" && names.indexOf(name) < i);
+	if (twice !== undefined) {
+		throw new ArlError(
+			"ARL_DATA",
+			`${options.name}:${line}: the header: two columns are ${twice}`,
+			"Give each column a name of its own.",
+		);
+	}
+	return names.map((name, i) => ({
+		key: keyBytes(name),
+		write: fieldWriter(name, options.columns),
+		unnamed: name !== "" ? null : i === 0 ? "index" : "empty",
+	}));
+}
+
+/** Throws where a field of a column without a name says something. */
+function checkUnnamed(field: Buffer, column: number, kind: "index" | "empty", header: string, line: number): void {
+	const text = field.toString("utf8").trim();
+	if (text === "" || (kind === "index" && /^-?\d+$/.test(text))) return;
+	throw new ArlError(
+		"ARL_DATA",
+		`${header}: the header: column ${column} has no name, and holds ${JSON.stringify(text.slice(0, 40))} on line ${line}`,
+		UNNAMED_HINT,
+	);
+}
+
+/** What is said of columns that are left out. */
+function leftOut(columns: readonly Column[], name: string): string[] {
+	return columns.flatMap(({ unnamed }, i) => {
+		if (unnamed === null) return [];
+		if (unnamed === "empty") return [`${name}: column ${i + 1} has no name and is empty; it is left out`];
+		return [
+			`${name}: column 1 has no name and holds numbers, as an index that pandas writes; it is left out (to_csv(path, index=False) writes none)`,
+		];
+	});
 }
 
 /** What the parser refuses, as a person says it. */
@@ -68,7 +108,7 @@ const REFUSED: Readonly<Record<string, string>> = {
 	CSV_QUOTE_NOT_CLOSED: "a quoted field has no end",
 	INVALID_OPENING_QUOTE: "a quote inside of a field that is not quoted",
 	CSV_INVALID_CLOSING_QUOTE: "something follows the closing quote of a field",
-	CSV_MAX_RECORD_SIZE: `a row of more than ${MAX_ROW_BYTES / 1024 / 1024} MiB; has a quoted field no end?`,
+	CSV_MAX_RECORD_SIZE: "a row of many megabytes; has a quoted field no end?",
 };
 
 /** Lines of what is read, by the place of a byte: the parser's own count takes `\r\n` inside of quotes for two. */
@@ -130,7 +170,8 @@ async function* records(path: string, lines: Lines): AsyncGenerator<Parsed> {
 			info: true,
 			relax_column_count: true,
 			skip_empty_lines: true,
-			max_record_size: MAX_ROW_BYTES,
+			// A row that is too large is refused where rows are read; this ends the search for a quote that is not there.
+			max_record_size: 2 * maxRowBytes(),
 		});
 		const feed = (async () => {
 			for (let chunk = text; ; ) {
@@ -152,10 +193,11 @@ async function* records(path: string, lines: Lines): AsyncGenerator<Parsed> {
 
 /** Opens a CSV file. Throws `ARL_DATA` with the line for what is no table. */
 export async function openCsv(path: string, options: CsvOptions): Promise<FileRows> {
-	const { name, spoolDir, signal } = options;
+	const { name, scratch, signal, notices } = options;
 	const locate = (_: number, line: number) => `${name}:${line}`;
-	return RowSpool.fill({ spoolDir, name, numbered: true, locate, signal }, async (spool) => {
-		let columns: { key: Buffer; write: WriteField }[] | null = null;
+	return RowSpool.fill({ scratch, name, numbered: true, locate, signal }, async (spool) => {
+		let columns: Column[] | null = null;
+		let header = name;
 		let blankLines = 0;
 		const lines = new Lines();
 		try {
@@ -165,14 +207,21 @@ export async function openCsv(path: string, options: CsvOptions): Promise<FileRo
 				blankLines = info.empty_lines;
 				if (columns === null) {
 					columns = headerColumns(record, line, options);
+					header = `${name}:${line}`;
 					continue;
 				}
 				if (record.length !== columns.length) {
 					const what = `${record.length} fields where the header has ${columns.length}`;
 					throw new ArlError("ARL_DATA", `${name}:${line}: ${what}`, HINT);
 				}
-				for (const [i, { key, write }] of columns.entries()) {
-					spool.out.byte(i === 0 ? 0x7b : 0x2c);
+				let separator = 0x7b;
+				for (const [i, { key, write, unnamed }] of columns.entries()) {
+					if (unnamed !== null) {
+						checkUnnamed(record[i] as Buffer, i + 1, unnamed, header, line);
+						continue;
+					}
+					spool.out.byte(separator);
+					separator = 0x2c;
 					spool.out.raw(key);
 					write(spool.out, record[i] as Buffer);
 				}
@@ -192,6 +241,7 @@ export async function openCsv(path: string, options: CsvOptions): Promise<FileRo
 				"Each line below the header is a row.",
 			);
 		}
+		notices.push(...leftOut(columns ?? [], name));
 		return { blankLines };
 	});
 }

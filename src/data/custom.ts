@@ -8,6 +8,7 @@ import { asTheyAre, type ConvertRecordToData, convertedRows, messageOf, parsedRo
 import { checkLength, type DatasetAbout, type Indexed, IndexedRows } from "./indexed.js";
 import { spoolRows } from "./read-first.js";
 import type { RecordData } from "./record.js";
+import type { Scratch } from "./scratch.js";
 import type { AnySource, UnreadableRow } from "./source.js";
 import { StreamRows } from "./stream.js";
 
@@ -46,7 +47,8 @@ export interface ReadingOptions {
 	most: number;
 	/** Called with the rows that were read first so far. */
 	progress: (rows: number) => void;
-	spoolFolder?: string;
+	/** For rows that are read first. */
+	scratch: Scratch;
 	maxSpoolBytes?: number;
 }
 
@@ -169,7 +171,7 @@ async function openMade(
 		signal: options.signal,
 		most: options.most,
 		progress: options.progress,
-		...(options.spoolFolder !== undefined && { folder: options.spoolFolder }),
+		scratch: options.scratch,
 		...(options.maxSpoolBytes !== undefined && { maxBytes: options.maxSpoolBytes }),
 	});
 }

@@ -2,7 +2,7 @@
  * Which files of a folder are the rows that are meant: by the split in their names, as folders of Hugging Face's Hub are laid
  * out (`data/train-00000-of-00004.parquet`). Looks at names only, and refuses to guess.
  */
-import { readdir } from "node:fs/promises";
+import { readdir, realpath, stat } from "node:fs/promises";
 import { basename, dirname, join, sep } from "node:path";
 import { ArlError, toArlError } from "../errors.js";
 
@@ -32,18 +32,31 @@ interface Found {
 	split: string | null;
 }
 
-async function walk(folder: string, below = ""): Promise<string[]> {
-	const entries = await readdir(join(folder, below), { withFileTypes: true }).catch((error: unknown) => {
-		throw toArlError(error);
-	});
+/** `above`: the real folders on the way, so that a link which leads back to one of them is not followed. */
+async function walk(folder: string, below = "", above: readonly string[] = []): Promise<string[]> {
+	const here = join(folder, below);
+	const [entries, real] = await Promise.all([readdir(here, { withFileTypes: true }), realpath(here)]).catch(
+		(error: unknown) => {
+			throw toArlError(error);
+		},
+	);
+	if (above.includes(real)) return [];
 	const files: string[] = [];
 	for (const entry of entries) {
 		if (/^[._]/.test(entry.name)) continue;
 		const path = join(below, entry.name);
-		if (entry.isDirectory()) files.push(...(await walk(folder, path)));
-		else files.push(path);
+		const isFolder = entry.isDirectory() || (entry.isSymbolicLink() && (await leadsToFolder(join(folder, path))));
+		if (!isFolder) files.push(path);
+		else for (const file of await walk(folder, path, [...above, real])) files.push(file);
 	}
 	return files;
+}
+
+async function leadsToFolder(link: string): Promise<boolean> {
+	return stat(link).then(
+		(info) => info.isDirectory(),
+		() => false,
+	);
 }
 
 /** The split that a path names: the file's name by one of its words, or a folder on the way by its whole name. */

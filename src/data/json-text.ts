@@ -13,3 +13,11 @@ export function floatText(value: number): string {
 	const text = String(value);
 	return /[.e]/.test(text) ? text : `${text}.0`;
 }
+
+/**
+ * Milliseconds since 1970 as the text of a date, as JavaScript writes it; null beyond the years that have such a text.
+ */
+export function dateText(milliseconds: number): string | null {
+	const date = new Date(milliseconds);
+	return Number.isNaN(date.getTime()) ? null : date.toISOString();
+}

@@ -3,77 +3,88 @@
  * The core finds where the elements lie, so that they cross as raw bytes like the lines of a JSONL file.
  */
 import { createHash } from "node:crypto";
-import { closeSync, createReadStream, openSync, readSync } from "node:fs";
-import { type FileHandle, open, readFile, stat } from "node:fs/promises";
+import { type FileHandle, open } from "node:fs/promises";
 import { ArlError, toArlError } from "../errors.js";
 import type { Native } from "../native.js";
 import { FileRows, indexFromRanges, openJsonl } from "./jsonl.js";
-import type { Source } from "./source.js";
+import { maxRowBytes } from "./row-size.js";
+import { BOM } from "./sniff.js";
 
-/** A single object above this size is not read to find out whether it is one. */
-const MAX_OBJECT_BYTES = 64 * 1024 * 1024;
+/** A file that stays open, so that it is the same when it is read later, whatever happens to its name. */
+async function openHandle(path: string): Promise<FileHandle> {
+	return open(path, "r").catch((error: unknown) => {
+		throw toArlError(error);
+	});
+}
 
-async function hashFile(path: string): Promise<string> {
+async function hashFile(handle: FileHandle): Promise<string> {
 	const hash = createHash("sha256");
-	for await (const chunk of createReadStream(path, { highWaterMark: 4 * 1024 * 1024 })) hash.update(chunk as Buffer);
+	const stream = handle.createReadStream({ start: 0, autoClose: false, highWaterMark: 4 * 1024 * 1024 });
+	for await (const chunk of stream) hash.update(chunk as Buffer);
 	return hash.digest("hex");
 }
 
-/** Line of byte `offset`, counted from 1. Reads the file again: only errors ask for it. */
-function lineOf(path: string, offset: number): number {
-	const file = openSync(path, "r");
-	try {
-		const buffer = Buffer.allocUnsafe(1024 * 1024);
-		let line = 1;
-		for (let at = 0; at < offset; ) {
-			const read = readSync(file, buffer, 0, Math.min(buffer.length, offset - at), at);
-			if (read === 0) break;
-			const chunk = buffer.subarray(0, read);
-			for (let i = chunk.indexOf(10); i >= 0; i = chunk.indexOf(10, i + 1)) line += 1;
-			at += read;
-		}
-		return line;
-	} finally {
-		closeSync(file);
-	}
-}
-
-async function fromRanges(path: string, name: string, ranges: Float64Array): Promise<Source> {
-	const identity = await hashFile(path);
-	const handle: FileHandle = await open(path, "r").catch((error: unknown) => {
-		throw toArlError(error);
-	});
-	return new FileRows(name, handle, indexFromRanges(ranges, identity), (row, { starts }) => {
-		return `${name}:${lineOf(path, starts.at(row))} (row ${row + 1})`;
-	});
+/** Rows at known places, each with the line on which it begins. */
+async function fromRanges(
+	handle: FileHandle,
+	name: string,
+	ranges: Float64Array,
+	lines: Float64Array,
+): Promise<FileRows> {
+	const index = indexFromRanges(ranges, await hashFile(handle));
+	return new FileRows(name, handle, index, (row) => `${name}:${lines[row]} (row ${row + 1})`);
 }
 
 /** A file whose top level is an array. */
-export async function openJsonArray(native: Pick<Native, "jsonArrayRows">, path: string, name = path): Promise<Source> {
-	let ranges: Float64Array;
+export async function openJsonArray(
+	native: Pick<Native, "jsonArrayRows">,
+	path: string,
+	name = path,
+): Promise<FileRows> {
+	const handle = await openHandle(path);
 	try {
-		ranges = native.jsonArrayRows(path);
+		const { ranges, lines } = await native.jsonArrayRows(path);
+		if (ranges.length === 0) {
+			throw new ArlError("ARL_DATA", `${name}:1: the array has no rows`, "Each element should be a row.");
+		}
+		return await fromRanges(handle, name, ranges, lines);
 	} catch (error) {
+		await handle.close();
 		const { code, message, hint } = toArlError(error);
-		// A file that was unpacked is known to its user by another name.
-		throw new ArlError(code, message.replaceAll(path, name), hint);
+		// Its user knows a file that was unpacked by another name.
+		throw new ArlError(code, message.replaceAll(path, name), hint, { cause: error });
 	}
-	if (ranges.length === 0)
-		throw new ArlError("ARL_DATA", `${name}:1: the array has no rows`, "Each element should be a row.");
-	return fromRanges(path, name, ranges);
 }
 
 /** A `.json` file that begins with an object: one row over several lines, or JSONL by another name. */
-export async function openJsonObject(path: string, name = path): Promise<Source> {
-	const { size } = await stat(path);
-	if (size <= MAX_OBJECT_BYTES) {
-		const bytes = await readFile(path);
-		const text = bytes.toString("utf8").replace(/^\uFEFF/, "");
+export async function openJsonObject(path: string, name = path): Promise<FileRows> {
+	const handle = await openHandle(path);
+	try {
+		const { size } = await handle.stat();
+		// A larger object would be refused as a row.
+		const bytes = size <= maxRowBytes() ? await readWhole(handle, size) : Buffer.alloc(0);
+		const start = bytes.subarray(0, 3).equals(BOM) ? 3 : 0;
+		const text = bytes.toString("utf8", start);
 		if (text.trimEnd().includes("\n") && isJson(text)) {
-			return fromRanges(path, name, Float64Array.of(text.length < bytes.toString("utf8").length ? 3 : 0, bytes.length));
+			const line = text.slice(0, text.indexOf("{")).split("\n").length;
+			return await fromRanges(handle, name, Float64Array.of(start, bytes.length), Float64Array.of(line));
 		}
+	} catch (error) {
+		await handle.close();
+		throw error;
 	}
+	await handle.close();
 	return openJsonl(path, name);
+}
+
+async function readWhole(handle: FileHandle, size: number): Promise<Buffer> {
+	const bytes = Buffer.alloc(size);
+	for (let done = 0; done < size; ) {
+		const { bytesRead } = await handle.read(bytes, done, size - done, done);
+		if (bytesRead === 0) return bytes.subarray(0, done);
+		done += bytesRead;
+	}
+	return bytes;
 }
 
 /** Whether a text is JSON, as JavaScript reads it. */

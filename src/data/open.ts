@@ -2,26 +2,25 @@
  * `train_file` and its kin: from names to one source of rows, whatever kinds the files are of.
  * A compressed file is unpacked once into a spool file that has no name any more by the time it is read.
  */
-import { mkdtemp, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { toArlError } from "../errors.js";
+import { rm } from "node:fs/promises";
 import type { Native } from "../native.js";
 import type { ColumnNames } from "./columns.js";
 import { resolveFiles } from "./files.js";
 import { openJsonArray, openJsonObject } from "./json.js";
-import { openJsonl } from "./jsonl.js";
+import { type FileRows, openJsonl } from "./jsonl.js";
 import { Remarks } from "./parquet/remarks.js";
+import { withoutExtendedJson } from "./read-extended.js";
+import { Scratch } from "./scratch.js";
 import { type FileKind, sniff } from "./sniff.js";
 import { ConcatSource, type Source } from "./source.js";
 
 /** What reading files needs of the core. */
-export type FileNative = Pick<Native, "decompress" | "unpackZstd" | "jsonArrayRows">;
+export type FileNative = Pick<Native, "decompress" | "unpackZstd" | "jsonArrayRows" | "sniff" | "ScratchFolder">;
 
 /** How files are read. */
 export interface FileOptions {
-	/** Folder for what is unpacked. */
-	spoolDir?: string;
+	/** For what is unpacked, and closed by the caller; absent: a folder in the user's cache, closed when all files are open. */
+	scratch?: Scratch;
 	/** Which of a folder's files are meant, by the split that they are; null: all of them. Absent: `train`. */
 	split?: string | null;
 	/** The option `columns`. */
@@ -31,10 +30,12 @@ export interface FileOptions {
 }
 
 interface OneFileOptions {
-	spoolDir: string;
+	scratch: Scratch;
 	columns: ColumnNames;
 	signal: AbortSignal | null;
 	remarks: Remarks;
+	/** Gets what a user should know of single files. */
+	notices: string[];
 }
 
 /** Rows of several entries, and which rows are whose. */
@@ -54,39 +55,44 @@ async function openUnpacked(
 	kind: FileKind,
 	options: OneFileOptions,
 ): Promise<Source> {
-	const { spoolDir, columns, signal, remarks } = options;
+	const { scratch, columns, signal, remarks, notices } = options;
 	switch (kind) {
 		case "parquet": {
 			const { openParquet } = await import("./parquet/read.js");
-			return openParquet(path, { native, spoolDir, name, columns, signal, remarks });
+			return openParquet(path, { native, scratch, name, columns, signal, remarks });
 		}
 		case "csv": {
 			const { openCsv } = await import("./csv.js");
-			return openCsv(path, { spoolDir, name, columns, signal });
+			return openCsv(path, { scratch, name, columns, signal, notices });
 		}
-		case "array":
-			return openJsonArray(native, path, name);
-		case "object":
-			return openJsonObject(path, name);
-		default:
-			return openJsonl(path, name);
+		default: {
+			const source = await openJson(native, path, name, kind);
+			try {
+				return await withoutExtendedJson(source, options);
+			} catch (error) {
+				await source.close();
+				throw error;
+			}
+		}
 	}
+}
+
+function openJson(native: FileNative, path: string, name: string, kind: FileKind): Promise<FileRows> {
+	if (kind === "array") return openJsonArray(native, path, name);
+	return kind === "object" ? openJsonObject(path, name) : openJsonl(path, name);
 }
 
 /** One file as a source. What it is, and whether it is compressed, is told by content: a `.gz` that is none is read as it is. */
 async function openFile(native: FileNative, path: string, options: OneFileOptions): Promise<Source> {
-	const kind = await sniff(path);
+	const kind = await sniff(native, path);
 	if (kind !== "gzip" && kind !== "zstd") return openUnpacked(native, path, path, kind, options);
-	const folder = await mkdtemp(join(options.spoolDir, "arl-rows-")).catch((error: unknown) => {
-		throw toArlError(error);
-	});
+	const unpacked = options.scratch.newFile();
 	try {
-		const spool = join(folder, "unpacked");
-		await native.decompress(path, spool);
-		return await openUnpacked(native, spool, path, await sniff(spool, path), options);
+		await native.decompress(path, unpacked);
+		return await openUnpacked(native, unpacked, path, await sniff(native, unpacked, path), options);
 	} finally {
-		// The open handle keeps the content; a killed process leaves nothing behind.
-		await rm(folder, { recursive: true, force: true });
+		// The open handle keeps the content.
+		await rm(unpacked, { force: true });
 	}
 }
 
@@ -100,7 +106,8 @@ export async function openFiles(
 	const entryRows: number[] = [];
 	const files: string[] = [];
 	const notices: string[] = [];
-	const { spoolDir = tmpdir(), split = "train", columns = {}, signal = null } = options;
+	const { split = "train", columns = {}, signal = null } = options;
+	const scratch = options.scratch ?? new Scratch(native);
 	const remarks = new Remarks();
 	let folders = 0;
 	try {
@@ -110,7 +117,7 @@ export async function openFiles(
 			notices.push(...resolved.notices);
 			if (resolved.folder) folders += 1;
 			for (const file of resolved.files) {
-				const source = await openFile(native, file, { spoolDir, columns, signal, remarks });
+				const source = await openFile(native, file, { scratch, columns, signal, remarks, notices });
 				sources.push(source);
 				files.push(file);
 				rows += source.length;
@@ -120,6 +127,8 @@ export async function openFiles(
 	} catch (error) {
 		await Promise.all(sources.map((source) => source.close()));
 		throw error;
+	} finally {
+		if (options.scratch === undefined) scratch.close();
 	}
 	if (folders === 0 && split !== "train" && split !== null) {
 		notices.push(`split ${split} chooses nothing: files that are named are read whole, and no folder is given`);

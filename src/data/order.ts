@@ -6,50 +6,90 @@
  * SHA-256 over what the permutation is for. Bounded numbers are drawn by rejection, so that every order is equally likely.
  */
 import { createHash } from "node:crypto";
+import { setImmediate } from "node:timers/promises";
 import { ArlError } from "../errors.js";
+import { Recent } from "./recent.js";
+
+/** The state of xoshiro128**: four words of 32 bits, not all zeros. */
+export type RandomState = [number, number, number, number];
+
+function rotate(x: number, by: number): number {
+	return (x << by) | (x >>> (32 - by));
+}
+
+/** The next 32 random bits of xoshiro128**. */
+function nextBits(state: RandomState): number {
+	const [a, b, c, d] = state;
+	const result = Math.imul(rotate(Math.imul(b, 5), 7), 9) >>> 0;
+	const e = c ^ a;
+	const f = d ^ b;
+	state[1] = b ^ e;
+	state[0] = a ^ f;
+	state[2] = e ^ (b << 9);
+	state[3] = rotate(f, 11);
+	return result;
+}
 
 /** xoshiro128**: 32 random bits a call. `state` must not be all zeros. */
-export function xoshiro128(state: [number, number, number, number]): () => number {
-	let [a, b, c, d] = state.map((word) => word >>> 0) as [number, number, number, number];
-	const rotate = (x: number, by: number) => ((x << by) | (x >>> (32 - by))) >>> 0;
-	return () => {
-		const result = Math.imul(rotate(Math.imul(b, 5), 7), 9) >>> 0;
-		const shifted = (b << 9) >>> 0;
-		c = (c ^ a) >>> 0;
-		d = (d ^ b) >>> 0;
-		b = (b ^ c) >>> 0;
-		a = (a ^ d) >>> 0;
-		c = (c ^ shifted) >>> 0;
-		d = rotate(d, 11);
-		return result;
-	};
+export function xoshiro128(state: RandomState): () => number {
+	const own: RandomState = [...state];
+	return () => nextBits(own);
 }
 
-function generator(purpose: string): () => number {
-	const digest = createHash("sha256").update(purpose).digest();
-	const state: [number, number, number, number] = [0, 4, 8, 12].map((at) => digest.readUInt32LE(at)) as [
-		number,
-		number,
-		number,
-		number,
-	];
-	return xoshiro128(state);
+/** Draws between pauses: some milliseconds. */
+const SLICE = 1 << 17;
+
+/** Work in slices: whoever runs it may let everything else of the process come to its turn between two of them. */
+type Slices<T> = Generator<void, T>;
+
+/** The result of work, all at once. */
+function atOnce<T>(work: Slices<T>): T {
+	for (;;) {
+		const { done, value } = work.next();
+		if (done) return value;
+	}
 }
 
-/** Shuffles in place. `purpose` names the permutation: the same name and length give the same order on every machine. */
-export function shuffle(values: Uint32Array, purpose: string): Uint32Array {
-	const next = generator(purpose);
-	for (let i = values.length - 1; i > 0; i--) {
-		const count = i + 1;
-		let draw = next();
-		// Draws above the largest multiple of `count` that 32 bits hold would favour small numbers.
-		while (draw - (draw % count) > 0x1_0000_0000 - count) draw = next();
-		const j = draw % count;
+/** The result of work, with a pause after each slice. */
+async function withPauses<T>(work: Slices<T>): Promise<T> {
+	for (;;) {
+		const { done, value } = work.next();
+		if (done) return value;
+		await setImmediate();
+	}
+}
+
+/** Settles places [stop + 1, last] of a permutation. */
+function settle(values: Uint32Array, last: number, stop: number, state: RandomState): void {
+	for (let i = last; i > stop; i--) {
+		const places = i + 1;
+		let draw: number;
+		let j: number;
+		do {
+			draw = nextBits(state);
+			// The remainder; both are below 2^32, so that the quotient of doubles rounds down to the right integer.
+			j = draw - Math.floor(draw / places) * places;
+			// Draws above the largest multiple of `places` that 32 bits hold would favour small numbers.
+		} while (draw - j > 0x1_0000_0000 - places);
 		const kept = values[i] as number;
 		values[i] = values[j] as number;
 		values[j] = kept;
 	}
+}
+
+function* shuffling(values: Uint32Array, purpose: string): Slices<Uint32Array> {
+	const digest = createHash("sha256").update(purpose).digest();
+	const state = [0, 4, 8, 12].map((at) => digest.readInt32LE(at)) as RandomState;
+	for (let last = values.length - 1; last > 0; last -= SLICE) {
+		settle(values, last, Math.max(0, last - SLICE), state);
+		yield;
+	}
 	return values;
+}
+
+/** Shuffles in place. `purpose` names the permutation: the same name and length give the same order on every machine. */
+export function shuffle(values: Uint32Array, purpose: string): Uint32Array {
+	return atOnce(shuffling(values, purpose));
 }
 
 /** The order of the rows: epochs are counted from 0. */
@@ -58,8 +98,10 @@ export interface RowOrder {
 	readonly rowsPerEpoch: number;
 	/** Every row that some epoch may train, in the order of the source. */
 	readonly all: Uint32Array;
-	/** Row numbers of epoch `epoch`, in the order trained. */
+	/** Row numbers of epoch `epoch`, in the order trained; not to be written to. */
 	epoch(epoch: number): Uint32Array;
+	/** Makes `epoch(epoch)` ready, without keeping the process from anything else meanwhile. */
+	prepare(epoch: number): Promise<void>;
 }
 
 export interface OrderOptions {
@@ -76,10 +118,10 @@ export interface OrderOptions {
 }
 
 function usableRows(start: number, end: number, usable: OrderOptions["usable"]): Uint32Array {
-	if (!usable) return Uint32Array.from({ length: end - start }, (_, i) => start + i);
-	const rows: number[] = [];
-	for (let row = start; row < end; row++) if (usable(row)) rows.push(row);
-	return Uint32Array.from(rows);
+	const rows = new Uint32Array(end - start);
+	let count = 0;
+	for (let row = start; row < end; row++) if (!usable || usable(row)) rows[count++] = row;
+	return count === rows.length ? rows : rows.slice(0, count);
 }
 
 /** At most `cap` rows of a part, drawn with the seed; they keep their order. */
@@ -128,6 +170,26 @@ export function proportionalCounts(total: number, weights: number[]): number[] {
 	return counts;
 }
 
+/** Epochs that are kept: that of the last checkpoint, that of the step, and the next one. */
+export const EPOCHS_KEPT = 3;
+
+/** An order whose epochs `make` gives; those that were asked for last are kept. */
+function keeping(all: Uint32Array, make: (epoch: number) => Slices<Uint32Array>): RowOrder {
+	const kept = new Recent<number, Uint32Array>(EPOCHS_KEPT);
+	const keep = (epoch: number, rows: Uint32Array): Uint32Array => {
+		kept.set(epoch, rows);
+		return rows;
+	};
+	return {
+		rowsPerEpoch: all.length,
+		all,
+		epoch: (epoch) => kept.get(epoch) ?? keep(epoch, atOnce(make(epoch))),
+		prepare: async (epoch) => {
+			if (kept.get(epoch) === undefined) keep(epoch, await withPauses(make(epoch)));
+		},
+	};
+}
+
 /**
  * The order without a mixture: every usable row once an epoch.
  *
@@ -140,11 +202,9 @@ export function createOrder(options: OrderOptions): RowOrder {
 	const random = strategy === "random";
 	if (!mixture) {
 		const all = caps ? concat(partsOf(options, caps.rows)) : usableRows(0, rows, usable);
-		return {
-			rowsPerEpoch: all.length,
-			all,
-			epoch: (epoch) => (random ? shuffle(all.slice(), `arl order ${seed} ${epoch}`) : all),
-		};
+		return keeping(all, function* (epoch) {
+			return random ? yield* shuffling(all.slice(), `arl order ${seed} ${epoch}`) : all;
+		});
 	}
 	if (mixture.rows.length !== mixture.weights.length) {
 		throw new ArlError(
@@ -161,38 +221,33 @@ export function createOrder(options: OrderOptions): RowOrder {
 			throw new ArlError("ARL_DATA", `train_weights: entry ${i + 1} has a weight and no usable rows`);
 		}
 	}
-	return {
-		rowsPerEpoch: total,
-		all: concat(parts),
-		epoch: (epoch) => {
-			const chosen = new Uint32Array(total);
-			let at = 0;
-			for (const [i, part] of parts.entries()) {
-				const count = counts[i] as number;
-				takeFromStream(part, epoch * count, count, chosen.subarray(at, at + count), (cycle, values) =>
-					random ? shuffle(values, `arl mixture ${seed} ${i} ${cycle}`) : values,
-				);
-				at += count;
-			}
-			return random ? shuffle(chosen, `arl order ${seed} ${epoch}`) : chosen;
-		},
-	};
+	return keeping(concat(parts), function* (epoch) {
+		const chosen = new Uint32Array(total);
+		let at = 0;
+		for (const [i, part] of parts.entries()) {
+			const count = counts[i] as number;
+			const purpose = random ? (cycle: number) => `arl mixture ${seed} ${i} ${cycle}` : null;
+			yield* takeFromStream(part, epoch * count, chosen.subarray(at, at + count), purpose);
+			at += count;
+		}
+		return random ? yield* shuffling(chosen, `arl order ${seed} ${epoch}`) : chosen;
+	});
 }
 
-/** `count` values from position `from` on of the endless stream of permutations of `part`. */
-function takeFromStream(
+/** Fills `into` from position `from` on of the endless stream of permutations of `part`; null: they are all `part` itself. */
+function* takeFromStream(
 	part: Uint32Array,
 	from: number,
-	count: number,
 	into: Uint32Array,
-	permute: (cycle: number, values: Uint32Array) => Uint32Array,
-): void {
+	purpose: ((cycle: number) => string) | null,
+): Slices<void> {
 	let done = 0;
-	while (done < count) {
+	while (done < into.length) {
 		const cycle = Math.floor((from + done) / part.length);
 		const inCycle = (from + done) % part.length;
-		const take = Math.min(part.length - inCycle, count - done);
-		into.set(permute(cycle, part.slice()).subarray(inCycle, inCycle + take), done);
+		const take = Math.min(part.length - inCycle, into.length - done);
+		const values = purpose === null ? part : yield* shuffling(part.slice(), purpose(cycle));
+		into.set(values.subarray(inCycle, inCycle + take), done);
 		done += take;
 	}
 }

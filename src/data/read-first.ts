@@ -3,13 +3,12 @@
  * without a name; from then on they are a file's rows.
  */
 import { createHash } from "node:crypto";
-import { type FileHandle, mkdtemp, open, rm, statfs } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { type FileHandle, open, rm, statfs } from "node:fs/promises";
 import { ArlError, toArlError } from "../errors.js";
 import { Cancellation } from "./cancellation.js";
 import type { MadeRow } from "./convert.js";
 import { FileRows, indexFromRanges, type RowIndex } from "./jsonl.js";
+import type { Scratch } from "./scratch.js";
 import type { AnySource, RowContent, RowMaking, Source, UnreadableRow } from "./source.js";
 
 const FLUSH_BYTES = 4 * 1024 * 1024;
@@ -26,7 +25,7 @@ export interface SpoolOptions {
 	most: number;
 	/** Called now and then with the rows that were read. */
 	progress: (rows: number) => void;
-	folder?: string;
+	scratch: Scratch;
 	/** Most bytes that are written; absent: most of the free disk. */
 	maxBytes?: number;
 }
@@ -96,13 +95,14 @@ async function freeBytes(folder: string): Promise<number> {
 /** Reads all rows. Throws `ARL_DATA` where there is none, and where they do not end before the disk is full. */
 export async function spoolRows(rows: AsyncIterable<MadeRow>, options: SpoolOptions): Promise<AnySource> {
 	const { name, signal } = options;
-	const folder = await mkdtemp(join(options.folder ?? tmpdir(), "arl-made-")).catch((error: unknown) => {
+	const path = options.scratch.newFile();
+	const file = await open(path, "wx+").catch((error: unknown) => {
 		throw toArlError(error);
 	});
-	// From here on the file has no name: a killed process leaves nothing behind.
-	const file = await open(join(folder, "rows"), "w+").finally(() => rm(folder, { recursive: true, force: true }));
+	// The open handle keeps the content.
+	await rm(path);
 	try {
-		const maxBytes = options.maxBytes ?? DISK_PART * (await freeBytes(options.folder ?? tmpdir()));
+		const maxBytes = options.maxBytes ?? DISK_PART * (await freeBytes(options.scratch.path()));
 		const failures = new Map<number, UnreadableRow>();
 		const locations = new Map<number, string>();
 		const { most, progress } = options;

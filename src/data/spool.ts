@@ -3,18 +3,19 @@
  * read: the open handle keeps the content, and a killed process leaves nothing behind.
  */
 import { createHash } from "node:crypto";
-import { mkdtemp, open, rm } from "node:fs/promises";
-import { join } from "node:path";
+import { open, rm } from "node:fs/promises";
+import { dirname } from "node:path";
 import { ArlError, toArlError } from "../errors.js";
 import { JsonBytes } from "./json-bytes.js";
 import { FileRows, Offsets } from "./jsonl.js";
+import type { Scratch } from "./scratch.js";
 
 const FLUSH_BYTES = 4 * 1024 * 1024;
 const NEWLINE = 10;
 
 /** What a spool file is for. */
 export interface SpoolOptions {
-	spoolDir: string;
+	scratch: Scratch;
 	/** The source's name. */
 	name: string;
 	/** Whether `endRow` is given the line that a row came from. */
@@ -26,13 +27,13 @@ export interface SpoolOptions {
 }
 
 /** The error of a spool file that cannot be written. */
-function spoolError(error: unknown, { name, spoolDir }: SpoolOptions): ArlError {
+function spoolError(error: unknown, { name, scratch }: SpoolOptions): ArlError {
 	const known = toArlError(error);
 	if (!(error instanceof Error) || Reflect.get(error, "code") !== "ENOSPC") return known;
 	return new ArlError(
 		known.code,
-		`${name}: no space is left in ${spoolDir} for the rows as text`,
-		"Free some space, or set TMPDIR to a folder with more.",
+		`${name}: no space is left in ${dirname(scratch.path())} for the rows as text`,
+		"Free some space, or give a folder with more as cache_dir.",
 		{ cause: error },
 	);
 }
@@ -60,10 +61,12 @@ export class RowSpool {
 		options: SpoolOptions,
 		fill: (spool: RowSpool) => Promise<{ blankLines: number }>,
 	): Promise<FileRows> {
-		const folder = await mkdtemp(join(options.spoolDir, "arl-rows-")).catch((error: unknown) => {
+		const path = options.scratch.newFile();
+		const handle = await open(path, "wx+").catch((error: unknown) => {
 			throw toArlError(error);
 		});
-		const handle = await open(join(folder, "rows"), "w+").finally(() => rm(folder, { recursive: true, force: true }));
+		// The open handle keeps the content.
+		await rm(path);
 		try {
 			const spool = new RowSpool(handle, options);
 			const { blankLines } = await fill(spool);

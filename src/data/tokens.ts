@@ -4,12 +4,15 @@
  */
 import { isUtf8 } from "node:buffer";
 import type { NativeTokenCache } from "../native.js";
+import { explainRow } from "./explain.js";
 import { NoteReport } from "./notes.js";
 import { type BadRow, badRowsError } from "./problems.js";
+import { strayExtendedJson } from "./read-extended.js";
+import { maxRowBytes, rowTooLarge } from "./row-size.js";
 import { type AnySource, takeRows } from "./source.js";
 
-/** A single row above this size is refused, where its size is known before it is read. */
-export const MAX_ROW_BYTES = 64 * 1024 * 1024;
+/** Bad rows that are looked at more closely, so that a million of them takes no longer. */
+const EXPLAINED = 1000;
 const BATCH_ROWS = 256;
 const BATCH_BYTES = 8 * 1024 * 1024;
 
@@ -212,7 +215,9 @@ export class TokenFiller {
 		for (const row of indexes) this.state[row] = PRESENT;
 		for (const { row, reason, message } of report.problems) {
 			this.state[row] = UNUSABLE;
-			this.bad.push({ row, location: source.location(row), reason, message });
+			const content = this.bad.length < EXPLAINED ? rows[indexes.indexOf(row)] : undefined;
+			const better = content && explainRow(content, message);
+			this.bad.push({ row, location: source.location(row), reason, message: better ?? message });
 		}
 		this.counts.rows += indexes.length;
 		this.counts.tokens += report.tokens;
@@ -243,9 +248,13 @@ export class TokenFiller {
 		const refuse = (row: number, reason: string, message: string) => {
 			batch.bad.push({ row, location: source.location(row), reason, message });
 		};
+		const refuseSize = (row: number, bytes: number) => {
+			batch.bad.push({ row, location: source.location(row), ...rowTooLarge(bytes) });
+		};
+		const bound = maxRowBytes();
 		// Rows known to be too large are not read at all.
 		let wanted = this.next;
-		while (wanted < most && source.bytes(this.order[wanted] as number) <= MAX_ROW_BYTES) wanted += 1;
+		while (wanted < most && source.bytes(this.order[wanted] as number) <= bound) wanted += 1;
 		const asked = this.order.subarray(this.next, wanted);
 		const taken = asked.length > 0 ? await takeRows(source, asked, BATCH_BYTES) : [];
 		if (taken.length === 0 && wanted === most) return null;
@@ -253,10 +262,15 @@ export class TokenFiller {
 		for (const [i, content] of taken.entries()) {
 			const row = asked[i] as number;
 			if (!(content instanceof Uint8Array)) refuse(row, content.reason, content.message);
-			else if (content.length > MAX_ROW_BYTES) refuse(row, "row too large", tooLarge(content.length));
+			else if (content.length > bound) refuseSize(row, content.length);
 			else if (!isUtf8(content)) refuse(row, "wrong encoding", notUtf8(content));
 			else if (this.state[row] === UNCHECKED) batch.checked.push(row);
 			else {
+				const stray = strayExtendedJson(content);
+				if (stray) {
+					refuse(row, stray.reason, stray.message);
+					continue;
+				}
 				batch.rows.push(content);
 				indexes.push(row);
 			}
@@ -264,15 +278,11 @@ export class TokenFiller {
 		this.next += taken.length;
 		if (taken.length === asked.length && wanted < most) {
 			const row = this.order[this.next++] as number;
-			refuse(row, "row too large", tooLarge(source.bytes(row)));
+			refuseSize(row, source.bytes(row));
 		}
 		batch.indexes = Uint32Array.from(indexes);
 		return batch;
 	}
-}
-
-function tooLarge(bytes: number): string {
-	return `${Math.round(bytes / 1024 / 1024)} MiB in one row; at most ${MAX_ROW_BYTES / 1024 / 1024} MiB are read`;
 }
 
 /** Where the text stops being UTF-8. */

@@ -4,7 +4,7 @@
  */
 import { isUtf8 } from "node:buffer";
 import { BSON, Decimal128 } from "mongodb";
-import { floatText } from "../data/json-text.js";
+import { dateText, floatText } from "../data/json-text.js";
 
 /** Why a document cannot be a row: short and stable, and in words. */
 export class DocumentProblem extends Error {
@@ -277,10 +277,8 @@ function finite(value: number): string {
 	return floatText(value);
 }
 
-/** Milliseconds since 1970 as JavaScript writes a date; beyond the years that it knows there is no text. */
 function isoDate(milliseconds: bigint): string {
-	const date = new Date(Number(milliseconds));
-	if (Number.isNaN(date.getTime()))
-		throw new DocumentProblem("wrong type", "a date beyond the years that can be written");
-	return `"${date.toISOString()}"`;
+	const text = dateText(Number(milliseconds));
+	if (text === null) throw new DocumentProblem("wrong type", "a date beyond the years that can be written");
+	return `"${text}"`;
 }

@@ -4,6 +4,7 @@
  */
 import { open, rename, rm } from "node:fs/promises";
 import { type BadRow, badRowsError } from "../data/problems.js";
+import { maxRowBytes, rowTooLarge } from "../data/row-size.js";
 import { toArlError } from "../errors.js";
 import type { DatabaseRows } from "./source.js";
 
@@ -35,8 +36,10 @@ async function* readable({ rows, skip, progress }: ExportOptions, bad: BadRow[])
 		}
 		for (const [i, content] of (await rows.read(indexes)).entries()) {
 			const row = indexes[i] ?? 0;
-			if (content instanceof Uint8Array) yield content;
-			else bad.push({ row, location: rows.location(row), ...content });
+			if (content instanceof Uint8Array && content.length <= maxRowBytes()) yield content;
+			else if (content instanceof Uint8Array) {
+				bad.push({ row, location: rows.location(row), ...rowTooLarge(content.length) });
+			} else bad.push({ row, location: rows.location(row), ...content });
 		}
 		progress?.(next);
 	}

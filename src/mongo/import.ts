@@ -4,8 +4,10 @@
  * goes on. Ids ascend in the order of the rows, which is the order in which they are read back.
  */
 import { BSON, MongoBulkWriteError, ObjectId } from "mongodb";
+import { explainRow } from "../data/explain.js";
 import { RowProblem } from "../data/json-value.js";
 import type { BadRow } from "../data/problems.js";
+import { maxRowBytes, rowTooLarge } from "../data/row-size.js";
 import type { Source } from "../data/source.js";
 import { ArlError } from "../errors.js";
 import type { MongoConnection } from "./connection.js";
@@ -80,6 +82,11 @@ async function eachRow(
 
 /** A row and its split. Throws `RowProblem`. */
 function read(content: Uint8Array, { split }: ImportOptions): { row: ReadRow; split: Split } {
+	// What no run could read back is not written.
+	if (content.length > maxRowBytes()) {
+		const { reason, message } = rowTooLarge(content.length);
+		throw new RowProblem(reason, message);
+	}
 	const row = readRow(content);
 	const own = splitOf(row);
 	if (own !== null && split !== null && own !== split) {
@@ -121,7 +128,8 @@ export async function checkRows(options: ImportOptions): Promise<BadRow[]> {
 			}
 		} catch (error) {
 			if (!(error instanceof RowProblem)) throw error;
-			bad.push({ row, location: source.location(row), reason: error.reason, message: error.message });
+			const message = explainRow(content, error.message) ?? error.message;
+			bad.push({ row, location: source.location(row), reason: error.reason, message });
 		}
 	};
 	await eachRow(source, new Set(), check);

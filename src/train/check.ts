@@ -3,12 +3,10 @@
  * rows are, and what part of them a run trains. Leaves nothing on the disk.
  */
 import { createHash } from "node:crypto";
-import { mkdtemp, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import type { AgentTrainingConfig } from "../config/schema.js";
 import { type NoticedRows, noticedRows } from "../data/notes.js";
 import { type BadRow, countReasons } from "../data/problems.js";
+import { Scratch } from "../data/scratch.js";
 import type { AnySource } from "../data/source.js";
 import { TokenFiller } from "../data/tokens.js";
 import { ArlError } from "../errors.js";
@@ -88,13 +86,17 @@ const LOCATIONS_SHOWN = 10;
 
 /** Checks all rows that the options name. Throws where not even that is possible, not for bad rows. */
 export async function checkRows(input: CheckInput): Promise<DataReport> {
-	const folder = await mkdtemp(join(tmpdir(), "arl-check-"));
+	const scratch = new Scratch(input.native, input.args.cache_dir);
 	try {
 		const code = await loadCode(input.args, input.code);
 		// Nothing is trained, and so nothing written back.
-		return await check({ ...input, code, args: { ...input.args, cache_dir: folder, mongo_write_back: "none" } });
+		return await check({
+			...input,
+			code,
+			args: { ...input.args, cache_dir: scratch.path(), mongo_write_back: "none" },
+		});
 	} finally {
-		await rm(folder, { recursive: true, force: true });
+		scratch.close();
 	}
 }
 
@@ -118,7 +120,7 @@ async function check(input: CheckInput): Promise<DataReport> {
 		try {
 			const { bad, counts } = await fillAll(input, source, cache);
 			const lengths = cache.lengths();
-			bad.push(...unpackable(args, source, lengths));
+			for (const row of unpackable(args, source, lengths)) bad.push(row);
 			bad.sort((a, b) => a.row - b.row);
 			const usable = usableRows(lengths, bad);
 			const maxLength = args.max_length ?? model.maxPositionEmbeddings;
@@ -166,19 +168,28 @@ async function fillAll(input: CheckInput, source: AnySource, cache: NativeTokenC
 
 function usableRows(lengths: Uint32Array, bad: readonly BadRow[]): Uint32Array {
 	const refused = new Set(bad.map(({ row }) => row));
-	return Uint32Array.from([...lengths.keys()].filter((row) => lengths[row] !== 0 && !refused.has(row)));
+	return rowsWhere(lengths, (length, row) => length !== 0 && !refused.has(row));
+}
+
+/** The rows whose length is as asked for; one by one, since there may be more of them than a call takes arguments. */
+function rowsWhere(lengths: Uint32Array, wanted: (length: number, row: number) => boolean): Uint32Array {
+	const found = new Uint32Array(lengths.length);
+	let count = 0;
+	for (const [row, length] of lengths.entries()) if (wanted(length, row)) found[count++] = row;
+	return found.slice(0, count);
 }
 
 /** Rows that fit into no micro-batch. */
 function unpackable(args: AgentTrainingConfig, source: AnySource, lengths: Uint32Array): BadRow[] {
 	const bound = args.max_tokens_per_micro_batch;
 	if (bound === null) return [];
-	return [...lengths.keys()]
-		.filter((row) => (lengths[row] as number) > bound)
-		.map((row) => {
+	return Array.from(
+		rowsWhere(lengths, (length) => length > bound),
+		(row) => {
 			const message = `${lengths[row]} tokens; max_tokens_per_micro_batch is ${bound}`;
 			return { row, location: source.location(row), reason: "fits no micro-batch", message };
-		});
+		},
+	);
 }
 
 /** The rows that are longer than `maxLength`: encoded once more, without a bound. */
@@ -191,9 +202,10 @@ async function overLong(input: CheckInput, source: AnySource, maxLength: number)
 	try {
 		await fillAll(input, source, cache);
 		const lengths = cache.lengths();
-		return [...lengths.keys()]
-			.filter((row) => (lengths[row] as number) > maxLength)
-			.map((row) => ({ location: source.location(row), tokens: lengths[row] as number }));
+		return Array.from(
+			rowsWhere(lengths, (length) => length > maxLength),
+			(row) => ({ location: source.location(row), tokens: lengths[row] as number }),
+		);
 	} finally {
 		cache.close();
 	}

@@ -5,7 +5,7 @@
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
 import { open, readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
-import { join, relative } from "node:path";
+import { join, relative, sep } from "node:path";
 import { ArlError, toArlError } from "../errors.js";
 import { exists, makeFolder } from "../folders.js";
 import type { NativeEngine } from "../native.js";
@@ -30,10 +30,13 @@ export interface CheckpointFolder {
 
 async function filesOf(folder: string): Promise<string[]> {
 	const entries = await readdir(folder, { withFileTypes: true, recursive: true });
-	return entries
-		.filter((entry) => entry.isFile())
-		.map((entry) => relative(folder, join(entry.parentPath, entry.name)))
-		.sort();
+	return (
+		entries
+			.filter((entry) => entry.isFile())
+			// The names in a manifest are the same on every system.
+			.map((entry) => relative(folder, join(entry.parentPath, entry.name)).split(sep).join("/"))
+			.sort()
+	);
 }
 
 async function hashFile(path: string): Promise<string> {

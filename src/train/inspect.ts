@@ -1,8 +1,7 @@
 /** One row as the model will see it: its tokens, which of them are trained, and with what weight. Leaves nothing on the disk. */
-import { mkdtemp, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import type { AgentTrainingConfig } from "../config/schema.js";
+import { explainRow } from "../data/explain.js";
+import { Scratch } from "../data/scratch.js";
 import { type AnySource, takeRows } from "../data/source.js";
 import { ArlError, toArlError } from "../errors.js";
 import type { Native, NativeTextEncoder } from "../native.js";
@@ -38,6 +37,8 @@ export interface InspectedRow {
 	targetTokens: number;
 	spans: TrainedSpan[];
 	texts: TokenText[];
+	/** What a user should know of how the rows are read. */
+	notices: string[];
 }
 
 export interface InspectInput {
@@ -52,26 +53,26 @@ export interface InspectInput {
 /** Encodes a row. Throws `ARL_DATA` with its place where it cannot be used. */
 export async function inspectRow(input: InspectInput): Promise<InspectedRow> {
 	const { native, row, signal } = input;
-	const folder = await mkdtemp(join(tmpdir(), "arl-inspect-"));
+	const scratch = new Scratch(native, input.args.cache_dir);
 	try {
 		// Nothing is trained, and so nothing written back.
-		const args = { ...input.args, cache_dir: folder, mongo_write_back: "none" as const };
+		const args = { ...input.args, cache_dir: scratch.path(), mongo_write_back: "none" as const };
 		const model = await readModelFolder(args.model_name_or_path);
 		const encoder = native.TextEncoder.open(textOptions(args, model.maxPositionEmbeddings));
 		const code = await loadCode(args, input.code);
-		const { source } = await openRows({ native, args, code, signal, datasetId: null });
+		const { source, notices } = await openRows({ native, args, code, signal, datasetId: null });
 		try {
 			if (row >= source.length) {
 				throw new ArlError("ARL_USAGE", `row ${row + 1} was asked for, and ${source.name} has ${source.length}`);
 			}
 			const { shape } = await detectShape(source, encoder, Uint32Array.of(source.making?.inOrder ? 0 : row), signal);
 			const bytes = await rowAt(source, row);
-			return { location: source.location(row), shape, ...encoded(source, row, encoder, bytes) };
+			return { location: source.location(row), shape, notices, ...encoded(source, row, encoder, bytes) };
 		} finally {
 			await source.close();
 		}
 	} finally {
-		await rm(folder, { recursive: true, force: true });
+		scratch.close();
 	}
 }
 
@@ -98,7 +99,7 @@ function encoded(source: AnySource, row: number, encoder: NativeTextEncoder, byt
 		};
 	} catch (error) {
 		const { code, message, hint } = toArlError(error);
-		throw new ArlError(code, `${source.location(row)}: ${message}`, hint);
+		throw new ArlError(code, `${source.location(row)}: ${explainRow(bytes, message) ?? message}`, hint);
 	}
 }
 

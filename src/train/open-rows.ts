@@ -11,6 +11,7 @@ import { type Convertible, type Dataset, openConverted, openDataset, type Readin
 import { RowLedger } from "../data/ledger.js";
 import { openFiles } from "../data/open.js";
 import { ParquetDataset } from "../data/parquet/dataset.js";
+import { Scratch } from "../data/scratch.js";
 import { type AnySource, ConcatSource, type RowContent } from "../data/source.js";
 import { StreamRows } from "../data/stream.js";
 import { ArlError } from "../errors.js";
@@ -77,7 +78,9 @@ export async function openRows(input: OpenRowsInput): Promise<OpenRows> {
 		folder: cacheDir(args),
 		unverified: false,
 	};
-	const reading = readingOptions(input, (identity, replayed) => {
+	// On the disk that the checkpoints need anyway.
+	const scratch = new Scratch(native, cacheDir(args));
+	const reading = readingOptions(input, scratch, (identity, replayed) => {
 		if (identity !== null && !replayed) return { identity: hashOf(`dataset ${identity}`), ledger: null };
 		used.id = datasetId ?? randomBytes(8).toString("hex");
 		used.folder = runFolder(args, used.id);
@@ -108,6 +111,8 @@ export async function openRows(input: OpenRowsInput): Promise<OpenRows> {
 	} catch (error) {
 		await Promise.allSettled(parts.map(({ source }) => source.close()));
 		throw error;
+	} finally {
+		scratch.close();
 	}
 }
 
@@ -215,6 +220,7 @@ function hashOf(text: string): string {
 
 function readingOptions(
 	{ args, signal, readFirst = false, progress = () => {} }: OpenRowsInput,
+	scratch: Scratch,
 	about: ReadingOptions["about"],
 ): ReadingOptions {
 	const inOrder = args.train_sampling_strategy === "sequential" && !needsAllRows(args);
@@ -226,6 +232,7 @@ function readingOptions(
 		ahead: Math.max(AHEAD_ROWS, AHEAD_STEPS * samplesOfStep(args)),
 		about,
 		signal,
+		scratch,
 	};
 }
 
@@ -269,18 +276,18 @@ function openTrainFiles(
 	native: Native,
 	{ split, columns }: AgentTrainingConfig,
 	entries: readonly string[],
-	{ signal }: ReadingOptions,
+	{ signal, scratch }: ReadingOptions,
 ): Promise<Opened> {
-	return openFiles(native, entries, { split, columns, signal });
+	return openFiles(native, entries, { split, columns, signal, scratch });
 }
 
 /** Its files are read as they are: rows that became objects would have lost the difference between 1 and 1.0. */
 async function openParquetDataset(
 	native: Native,
 	{ file_paths, split, columns }: ParquetDataset,
-	{ signal }: ReadingOptions,
+	{ signal, scratch }: ReadingOptions,
 ): Promise<Opened> {
-	const { source, notices } = await openFiles(native, file_paths, { split, columns, signal });
+	const { source, notices } = await openFiles(native, file_paths, { split, columns, signal, scratch });
 	return { source, entryRows: [source.length], notices };
 }
 

@@ -26,7 +26,9 @@ export function checkFits(args: AgentTrainingConfig, source: AnySource, lengths:
 
 /** Every row, in the order of the source. */
 export function allRows(source: AnySource): Uint32Array {
-	return Uint32Array.from({ length: source.length }, (_, row) => row);
+	const rows = new Uint32Array(source.length);
+	for (let row = 0; row < rows.length; row++) rows[row] = row;
+	return rows;
 }
 
 /** The rows that are encoded, soonest needed first. */

@@ -167,6 +167,7 @@ async function* prepare(input: PrepareInput, progress: Progress): AsyncGenerator
 	const early = needsAllRows(args) ? null : orderOf(args, source, entryRows, null);
 	const earlyPlan = early && createPlan(args, early, null);
 	const next = resumed?.state.next ?? { epoch: 0, microBatch: 0 };
+	await early?.prepare(next.epoch);
 	const wanted = early ? wantedRows(args, source, early, earlyPlan, next) : allRows(source);
 	const { shape, firstRows } = await detectShape(source, encoder, wanted, signal);
 	yield { type: "check", name: "rows", message: rowsFound(source, shape) };

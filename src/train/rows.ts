@@ -4,6 +4,7 @@
 import { createHash } from "node:crypto";
 
 import type { AgentTrainingConfig } from "../config/schema.js";
+import { explainRow } from "../data/explain.js";
 import { createOrder, type RowOrder } from "../data/order.js";
 import { type BadRow, badRowsError, countReasons } from "../data/problems.js";
 import type { AnySource } from "../data/source.js";
@@ -41,6 +42,9 @@ export async function detectShape(
 		if (code !== "ARL_DATA") throw error;
 		// The core knows rows by their number among those it was given.
 		const placed = message.replace(/\brow (\d+)\b/g, (_, row) => source.location(indexes[Number(row)] ?? 0));
+		const first = Number(/\brow (\d+)\b/.exec(message)?.[1] ?? 0);
+		const better = explainRow(rows[first] ?? new Uint8Array(), message);
+		if (better !== null) throw new ArlError(code, `${source.location(indexes[first] ?? 0)}: ${better}`, hint);
 		throw new ArlError(code, placed === message ? `${source.location(indexes[0] ?? 0)}: ${message}` : placed, hint);
 	}
 }

@@ -24,6 +24,7 @@ export async function prepareStep(run: PreparedRun, step: number): Promise<Prepa
 	const planned = await run.openEnd?.reachStep(step);
 	if (planned) Object.assign(run, planned);
 	if (step >= run.plan.totalSteps) return null;
+	await run.plan.prepare(step);
 	const place = run.plan.place(step);
 	const rows = run.plan.rows(step);
 	for (const part of rows) await run.filler.ready(part);

@@ -1,4 +1,5 @@
-//! Files of rows: unpacking gzip and zstd, and where the rows of a JSON array lie. Files are read in streams and never held.
+//! Files of rows: what their first bytes say, unpacking gzip and zstd, and the places of the rows of a JSON array. Files are
+//! read in streams and never held.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -11,7 +12,65 @@ const BUFFER: usize = 1 << 20;
 /// How deep a JSON file may nest before it is refused; a row's own bound is lower.
 const MAX_DEPTH: usize = 1 << 16;
 
-/// Unpacks `source` into `target` where it is gzip or zstd, told by its first bytes; returns whether it was.
+/// What the first bytes of a file say that it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Packed with gzip.
+    Gzip,
+    /// Packed with zstd; some writers (pzstd, seekable zstd) begin with a skippable frame.
+    Zstd,
+    /// Text in UTF-16.
+    Utf16,
+    /// Text in UTF-32.
+    Utf32,
+    /// Anything else: text in UTF-8, or a format that this crate does not know.
+    Other,
+}
+
+impl Content {
+    /// The name by which JavaScript and messages know it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Content::Gzip => "gzip",
+            Content::Zstd => "zstd",
+            Content::Utf16 => "UTF-16",
+            Content::Utf32 => "UTF-32",
+            Content::Other => "other",
+        }
+    }
+}
+
+/// How many bytes of text show whether it is UTF-16 or UTF-32.
+const TEXT_BYTES: usize = 64;
+
+/// What a file is that begins with `head`. The only place that knows these signatures.
+#[must_use]
+pub fn sniff(head: &[u8]) -> Content {
+    match head {
+        [0x1F, 0x8B, ..] => Content::Gzip,
+        [0x28, 0xB5, 0x2F, 0xFD, ..] | [0x50..=0x5F, 0x2A, 0x4D, 0x18, ..] => Content::Zstd,
+        [0xFF, 0xFE, 0, 0, ..] | [0, 0, 0xFE, 0xFF, ..] => Content::Utf32,
+        [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] => Content::Utf16,
+        _ => without_mark(head),
+    }
+}
+
+/// Text without a byte order mark: in the range of ASCII, UTF-16 has a zero in every second byte and UTF-32 three in four.
+/// UTF-8 has none at all.
+fn without_mark(head: &[u8]) -> Content {
+    let text = &head[..head.len().min(TEXT_BYTES)];
+    let zeros = text.iter().filter(|&&byte| byte == 0).count();
+    let few = text.len() < 16 && matches!(text, [_, 0, _, 0, ..] | [0, _, 0, _, ..]);
+    match zeros {
+        _ if zeros * 8 > text.len() * 5 => Content::Utf32,
+        8.. => Content::Utf16,
+        _ if few => Content::Utf16,
+        _ => Content::Other,
+    }
+}
+
+/// Unpacks `source` into `target` where its first bytes are those of gzip or zstd; returns whether they were.
 /// `target` appears when it is complete, never before.
 ///
 /// # Errors
@@ -21,25 +80,20 @@ pub fn decompress(source: &Path, target: &Path) -> Result<bool> {
     let file = open_file(source)?;
     let mut input = BufReader::with_capacity(BUFFER, file);
     let head: Vec<u8> = input.fill_buf().map_err(|error| read_error(&error))?.iter().take(4).copied().collect();
-    let gzip = head.starts_with(&[0x1F, 0x8B]);
-    if !gzip && !is_zstd(&head) {
+    let content = sniff(&head);
+    if !matches!(content, Content::Gzip | Content::Zstd) {
         return Ok(false);
     }
     let mut name = target.file_name().unwrap_or_default().to_owned();
     name.push(format!(".part-{}", std::process::id()));
     let part = target.with_file_name(name);
-    let result = unpack(input, gzip, source, &part)
+    let result = unpack(input, content, source, &part)
         .and_then(|()| std::fs::rename(&part, target).map_err(|error| Error::io(target, &error)));
     if result.is_err() {
         // The error to report is the first one.
         let _ = std::fs::remove_file(&part);
     }
     result.map(|()| true)
-}
-
-/// zstd, or a skippable frame, with which some writers begin.
-fn is_zstd(head: &[u8]) -> bool {
-    matches!(head, [0x28, 0xB5, 0x2F, 0xFD] | [0x50..=0x5F, 0x2A, 0x4D, 0x18])
 }
 
 fn open_file(path: &Path) -> Result<File> {
@@ -51,9 +105,9 @@ fn open_file(path: &Path) -> Result<File> {
     Ok(file)
 }
 
-fn unpack(input: BufReader<File>, gzip: bool, source: &Path, part: &Path) -> Result<()> {
+fn unpack(input: BufReader<File>, content: Content, source: &Path, part: &Path) -> Result<()> {
     let mut output = File::create(part).map_err(|error| Error::io(part, &error))?;
-    if gzip {
+    if content == Content::Gzip {
         copy(flate2::bufread::MultiGzDecoder::new(input), &mut output, source, part, "gzip")?;
     } else {
         let decoder = zstd::stream::read::Decoder::with_buffer(input).map_err(|error| Error::io(source, &error))?;
@@ -99,12 +153,22 @@ pub fn unpack_zstd(packed: &[u8], length: usize) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Byte ranges (start, end, start, end, ...) of the elements of a JSON file whose top level is an array.
+/// The elements of a JSON array: `ranges` holds the start and the end of each, in bytes, `lines` the line on which each
+/// begins, counted from 1.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ArrayRows {
+    /// Start, end, start, end, ...
+    pub ranges: Vec<u64>,
+    /// One for each element.
+    pub lines: Vec<u64>,
+}
+
+/// Finds the elements of a JSON file whose top level is an array.
 /// The elements themselves are not checked beyond their brackets and strings.
 ///
 /// # Errors
 /// `ARL_DATA` with the line, where the file is no such array; `ARL_IO` where it cannot be read.
-pub fn json_array_rows(file: &Path) -> Result<Vec<u64>> {
+pub fn json_array_rows(file: &Path) -> Result<ArrayRows> {
     let mut input = open_file(file)?;
     let mut scanner = Scanner::default();
     let mut buffer = vec![0; BUFFER];
@@ -118,9 +182,10 @@ pub fn json_array_rows(file: &Path) -> Result<Vec<u64>> {
         let mut chunk = &buffer[..n];
         if first {
             first = false;
-            if let Some(encoding) = other_encoding(chunk) {
-                return Err(Error::new(ErrorCode::Data, format!("{}: the text is {encoding}", file.display()))
-                    .hint("save the file as UTF-8"));
+            let content = sniff(chunk);
+            if content != Content::Other {
+                let what = format!("{}: the file is {}", file.display(), content.as_str());
+                return Err(Error::new(ErrorCode::Data, what).hint("unpack it, or save it as UTF-8"));
             }
             if let Some(rest) = chunk.strip_prefix(&[0xEF, 0xBB, 0xBF]) {
                 scanner.at = 3;
@@ -132,16 +197,8 @@ pub fn json_array_rows(file: &Path) -> Result<Vec<u64>> {
             return Err(Error::new(ErrorCode::Data, format!("{}:{}: {what}", file.display(), scanner.line + 1)));
         }
         if n == 0 {
-            return Ok(scanner.ranges);
+            return Ok(scanner.rows);
         }
-    }
-}
-
-fn other_encoding(head: &[u8]) -> Option<&'static str> {
-    match head {
-        [0xFF, 0xFE, 0, 0, ..] | [0, 0, 0xFE, 0xFF, ..] => Some("UTF-32"),
-        [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] | [_, 0, _, 0, ..] | [0, _, 0, _, ..] => Some("UTF-16"),
-        _ => None,
     }
 }
 
@@ -173,7 +230,7 @@ struct Scanner {
     line: u64,
     /// End of the last byte of the element that is no white space.
     end_of_element: u64,
-    ranges: Vec<u64>,
+    rows: ArrayRows,
 }
 
 impl Scanner {
@@ -225,11 +282,12 @@ impl Scanner {
                 if matches!(byte, b',' | b']' | b'}' | b':') {
                     return Err("an element is missing");
                 }
-                self.ranges.push(self.at);
+                self.rows.ranges.push(self.at);
+                self.rows.lines.push(self.line + 1);
                 self.place = Place::Inside;
             }
             Place::Inside | Place::Done if self.open.is_empty() && matches!(byte, b',' | b']') => {
-                self.ranges.push(self.end_of_element);
+                self.rows.ranges.push(self.end_of_element);
                 self.place = if byte == b',' { Place::Next } else { Place::After };
                 return Ok(());
             }

@@ -15,15 +15,18 @@ mod problem;
 #[path = "../tests/common/property.rs"]
 mod property;
 mod row;
+mod scratch;
 mod targets;
 mod template;
 mod tokenize;
 
 pub use cache::{FillReport, MicroBatch, RowState, TokenCache};
 pub use encoder::{Encoded, Outcome, Run, Span, TextEncoder, TextInfo};
-pub use files::{decompress, json_array_rows, unpack_zstd};
+pub use files::{ArrayRows, Content, decompress, json_array_rows, sniff, unpack_zstd};
 pub use lock::FileLock;
 pub use note::{Note, NoteCount, NoteKind, Notes};
 pub use options::{TextOptions, Thinking, Truncation};
 pub use pack::pack;
 pub use problem::RowProblem;
+pub use row::MAX_ROW_BYTES;
+pub use scratch::ScratchFolder;

@@ -3,7 +3,7 @@
 
 use std::io::Write;
 
-use arl_text::{decompress, json_array_rows, unpack_zstd};
+use arl_text::{Content, decompress, json_array_rows, sniff, unpack_zstd};
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
@@ -94,12 +94,44 @@ fn zstd_data_gives_exactly_the_bytes_that_are_asked_for() {
     }
 }
 
+#[test]
+fn the_first_bytes_say_what_a_file_is() {
+    let utf16 = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
+    let utf32 = |text: &str| text.chars().flat_map(|c| (c as u32).to_be_bytes()).collect::<Vec<u8>>();
+    let text = r#"{"messages": [{"role": "user", "content": "Grüße"}]}"#;
+    let cases: Vec<(Vec<u8>, Content)> = vec![
+        (gzip(b""), Content::Gzip),
+        (zstd(b""), Content::Zstd),
+        (b"\x5F\x2A\x4D\x18\0\0\0\0".to_vec(), Content::Zstd),
+        (utf16(text), Content::Utf16),
+        (utf16(&format!("\u{FEFF}{text}")), Content::Utf16),
+        (utf16("[]"), Content::Utf16),
+        (utf32(text), Content::Utf32),
+        (utf32(&format!("\u{FEFF}{text}")), Content::Utf32),
+        (text.as_bytes().to_vec(), Content::Other),
+        (format!("\u{FEFF}{text}").into_bytes(), Content::Other),
+        (b"\x1f".to_vec(), Content::Other),
+        (b"{}".to_vec(), Content::Other),
+        (Vec::new(), Content::Other),
+    ];
+    for (head, expected) in cases {
+        assert_eq!(sniff(&head), expected, "{:?}", String::from_utf8_lossy(&head));
+    }
+}
+
 fn rows_of(text: &[u8]) -> Result<Vec<String>, String> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("rows.json");
     std::fs::write(&path, text).unwrap();
-    let ranges = json_array_rows(&path).map_err(|error| error.message)?;
-    Ok(ranges.chunks(2).map(|r| String::from_utf8(text[r[0] as usize..r[1] as usize].to_vec()).unwrap()).collect())
+    let rows = json_array_rows(&path).map_err(|error| error.message)?;
+    let (mut at, mut newlines) = (0, 0);
+    for (range, line) in rows.ranges.chunks(2).zip(&rows.lines) {
+        newlines += text[at..range[0] as usize].iter().filter(|&&byte| byte == b'\n').count();
+        at = range[0] as usize;
+        assert_eq!(*line, 1 + newlines as u64);
+    }
+    assert_eq!(rows.ranges.len(), 2 * rows.lines.len());
+    Ok(rows.ranges.chunks(2).map(|r| String::from_utf8(text[r[0] as usize..r[1] as usize].to_vec()).unwrap()).collect())
 }
 
 #[test]

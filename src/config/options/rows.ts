@@ -119,7 +119,8 @@ export const rows = {
 	cache_dir: stringOrNone({
 		group: "Rows",
 		expects: "a folder",
-		description: "Folder for tokens of rows that were encoded before; none: `.cache` in `output_dir`.",
+		description:
+			"Folder for tokens of rows that were encoded before, and for rows while they are unpacked; none: `.cache` in `output_dir`.",
 	}),
 	preprocess_seconds: numberOrNone({
 		group: "Rows",

@@ -4,7 +4,7 @@
  * et al., "Dremel", 2010).
  */
 import type { SchemaElement } from "hyparquet";
-import { type ColumnNames, holdsNested, holdsObjects, isMessages } from "../columns.js";
+import { type ColumnNames, holdsMedia, holdsNested, holdsObjects, isMessages } from "../columns.js";
 import { type JsonBytes, keyBytes } from "../json-bytes.js";
 import { Leaf } from "./leaf.js";
 import type { Remarks } from "./remarks.js";
@@ -305,7 +305,8 @@ export class TreeBuilder {
 		const nested =
 			(type.length === 1 && holdsNested(column, this.names)) ||
 			(type.length === 2 && inner === "[]" && holdsObjects(column, this.names));
-		if (nested && (isText(element) || isBinary(element))) return writeNestedText;
+		const text = isText(element) || (isBinary(element) && !holdsMedia(column, this.names));
+		if (nested && text) return writeNestedText;
 		const write = valueWriter(element);
 		if (element.type !== "FLOAT" && element.type !== "DOUBLE") return write;
 		return (out, value) => {

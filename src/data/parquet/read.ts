@@ -8,6 +8,7 @@ import { ArlError, toArlError } from "../../errors.js";
 import type { ColumnNames } from "../columns.js";
 import { keyBytes } from "../json-bytes.js";
 import type { FileRows } from "../jsonl.js";
+import type { Scratch } from "../scratch.js";
 import { RowSpool } from "../spool.js";
 import { loadCodecs, type Unpack, type UnpackNative } from "./codecs.js";
 import { type Node, TreeBuilder } from "./nodes.js";
@@ -20,7 +21,7 @@ const MAX_FOOTER_BYTES = 1024 ** 3;
 
 export interface ParquetOptions {
 	native: UnpackNative;
-	spoolDir: string;
+	scratch: Scratch;
 	/** What a user knows the file by, where that is not its path. */
 	name: string;
 	columns: ColumnNames;
@@ -193,8 +194,8 @@ export async function openParquet(path: string, options: ParquetOptions): Promis
 		}
 		const table = await openTable(handle.fd, metadata, options);
 		const locate = (row: number) => `${name}[${row}]`;
-		const { spoolDir, signal } = options;
-		return await RowSpool.fill({ spoolDir, name, numbered: false, locate, signal }, async (spool) => {
+		const { scratch, signal } = options;
+		return await RowSpool.fill({ scratch, name, numbered: false, locate, signal }, async (spool) => {
 			await writeRows(table, spool);
 			return { blankLines: 0 };
 		});

@@ -8,8 +8,8 @@ use crate::problem::{Refusal, reason};
 /// How deep arrays and objects may lie in each other; parsing and dropping recurse.
 const MAX_DEPTH: usize = 256;
 
-/// A row longer than this is refused: the tokenizer needs some 50 bytes of memory for a byte of text.
-pub(crate) const MAX_ROW_BYTES: usize = 32 << 20;
+/// A longer row is refused, by whatever reads or writes rows: the tokenizer needs some 50 bytes of memory for a byte of text.
+pub const MAX_ROW_BYTES: usize = 32 << 20;
 
 /// One JSON value.
 #[derive(Clone, Debug, PartialEq)]

@@ -5,6 +5,7 @@ mod json;
 mod record;
 mod shape;
 
+pub use json::MAX_ROW_BYTES;
 pub(crate) use json::{Json, parse};
 pub(crate) use record::{REASONING, Record, Row, Standing, is_reply, role};
 pub(crate) use shape::{Columns, Shape, keys};
