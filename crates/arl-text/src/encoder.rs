@@ -377,7 +377,8 @@ impl TextEncoder {
             at = end;
         }
         push_run(&mut runs, ids.len() - at, 0.0);
-        let (text, record_id, notes) = (rendered.text, record.record_id, Notes::default());
+        let Record { record_id, notes, .. } = record;
+        let text = rendered.text;
         Ok(Encoded { text, ids, runs, spans, record_id, truncated: false, notes })
     }
 

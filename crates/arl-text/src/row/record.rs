@@ -2,6 +2,7 @@
 
 use super::json::{Json, parse};
 use super::shape::{Columns, Shape, keys};
+use crate::note::Notes;
 use crate::options::TextOptions;
 use crate::problem::{Refusal, reason};
 
@@ -38,6 +39,8 @@ pub(crate) struct Record {
     /// One for each message: 0 where it is not trained.
     pub(crate) weights: Vec<f32>,
     pub(crate) record_id: Option<String>,
+    /// What a user should know of the row all the same.
+    pub(crate) notes: Notes,
 }
 
 /// A row of any shape.
@@ -303,7 +306,7 @@ fn chat(
         Some(Json::Object(entries)) => Some(Json::Object(entries)),
         other => return Err(wrong_kind("chat_template_kwargs", other.as_ref(), "an object")),
     };
-    Ok(Row::Chat(Record { messages, tools, variables, weights, record_id }))
+    Ok(Row::Chat(Record { messages, tools, variables, weights, record_id, notes: Notes::default() }))
 }
 
 /// The weight of one message as a target, before advantages.
