@@ -19,6 +19,6 @@ pub use cache::{FillReport, MicroBatch, RowState, TokenCache};
 pub use encoder::{Encoded, Outcome, Run, Span, TextEncoder, TextInfo};
 pub use files::{decompress, json_array_rows, unpack_zstd};
 pub use note::{Note, NoteCount, NoteKind, Notes};
-pub use options::{TextOptions, Thinking, Truncation};
+pub use options::{Images, TextOptions, Thinking, Truncation};
 pub use pack::pack;
 pub use problem::RowProblem;
