@@ -125,6 +125,13 @@ impl Notes {
         self.0.iter()
     }
 
+    /// The notes as those of one row alone, `row`.
+    pub fn counts(&self, row: u32) -> Vec<NoteCount> {
+        let mut totals = NoteTotals::default();
+        totals.add(row, self);
+        totals.counts()
+    }
+
     /// For the cache: kind (1 byte), count (4), bytes of the subject (4), the subject.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::new();

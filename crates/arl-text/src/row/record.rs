@@ -185,6 +185,7 @@ impl Reader {
         let shape = self.same_shape(&row, shape)?;
         let record_id = record_id(&mut row, columns)?;
         let mut notes = Notes::default();
+        let pair = preference::of_pair(&row, columns);
         let talk = match shape {
             Shape::Text => return self.text(row, record_id, notes),
             Shape::Tokens => return tokens(row, columns, record_id, notes),
@@ -200,7 +201,7 @@ impl Reader {
             }
             Shape::Pair { prompt, completion } => pair::read(&mut row, columns, &prompt, &completion, &mut notes)?,
         };
-        self.chat(row, talk, record_id, notes)
+        self.chat(row, talk, pair, record_id, notes)
     }
 
     fn same_shape(&self, row: &Json, shape: Option<&Shape>) -> Checked<Shape> {
@@ -221,12 +222,18 @@ impl Reader {
         }
     }
 
-    /// Checks a conversation, and decides which replies are trained.
-    fn chat(&self, mut row: Json, mut talk: Talk, record_id: Option<String>, mut notes: Notes) -> Checked<Row> {
+    /// Checks a conversation, and decides which replies are trained. `pair`: what its row is as preference data.
+    fn chat(
+        &self,
+        mut row: Json,
+        mut talk: Talk,
+        pair: Option<Refusal>,
+        record_id: Option<String>,
+        mut notes: Notes,
+    ) -> Checked<Row> {
         if talk.messages.is_empty() {
             return Err(Refusal::new(reason::NO_MESSAGES, "no messages: the list is empty"));
         }
-        let pair = preference::of_pair(&row, &self.columns);
         preference::check_verdict(&mut row)?;
         media::place(&mut row, &mut talk, self, &mut notes)?;
         let tools = calls::tools(&mut row, &self.columns)?;
