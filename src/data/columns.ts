@@ -10,6 +10,10 @@ const NESTED = [
 	"messages",
 	"conversations",
 	"tools",
+	"functions",
+	"images",
+	"videos",
+	"audios",
 	"scores",
 	"advantages",
 	"created_at_step",
@@ -20,7 +24,7 @@ const NESTED = [
 ];
 
 /** Columns that are lists of objects; a list of texts in them is a list of their JSON. */
-const LISTS_OF_OBJECTS = ["messages", "conversations", "tools"];
+const LISTS_OF_OBJECTS = ["messages", "conversations", "tools", "functions"];
 
 const NUMBERS = ["reward", "step"];
 

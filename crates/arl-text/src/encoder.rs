@@ -182,11 +182,14 @@ impl TextEncoder {
                 }
                 (Some(_), Some(_)) => {}
                 (None, _) => {
-                    let what = self.reader.unknown(&row).message;
-                    let error = Error::new(ErrorCode::Data, format!("row {i}: {what}")).hint(
+                    let refusal = self.reader.unknown(&row);
+                    let hint = if refusal.reason == reason::PREFERENCE {
+                        "name the side to train as above; training on both sides (DPO, KTO and their kin) is not built"
+                    } else {
                         "rows need messages, conversations, prompt and completion, text or input_ids; name other \
-                         columns with --columns",
-                    );
+                         columns with --columns"
+                    };
+                    let error = Error::new(ErrorCode::Data, format!("row {i}: {}", refusal.message)).hint(hint);
                     unknown.get_or_insert(error);
                 }
             }
