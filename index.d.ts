@@ -229,6 +229,8 @@ export interface EncodedRow {
   spans: Array<RowSpan>
   /** The row's own name. */
   recordId?: string
+  /** What was noticed in the row; `firstRow` is 0. */
+  notes: Array<RowNote>
 }
 
 /** What an engine holds. */
@@ -488,6 +490,8 @@ export interface TextOptions {
   truncation: 'error' | 'drop' | 'left' | 'right'
   /** What happens to reasoning of earlier turns; absent: as the template does. */
   thinking?: 'keep' | 'strip' | 'last'
+  /** What happens to rows with images: absent or `error`: they are problems; `drop`: the images are left out and counted. */
+  images?: 'error' | 'drop'
   /** Names of a file's columns that differ from the known ones, for example `{ prompt: "q", completion: "a" }`. */
   columns?: Record<string, string>
   /** Replies whose advantage is below are not trained. */

@@ -4,7 +4,15 @@ import { join } from "node:path";
 import { afterAll, afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { run } from "../src/cli/generate.js";
 import { ArlError } from "../src/errors.js";
-import type { EngineOptions, GenerateOptions, Native, NativeEngine, NativeTextEncoder } from "../src/native.js";
+import type {
+	EngineOptions,
+	GenerateOptions,
+	Native,
+	NativeEngine,
+	NativeTextEncoder,
+	RowNote,
+	TextOptions,
+} from "../src/native.js";
 import { fakeNative } from "./support/fake-native.js";
 import { errorOf } from "./support/folder.js";
 
@@ -29,7 +37,7 @@ const encoder: Pick<NativeTextEncoder, "info" | "detect" | "encode" | "prompt" |
 			ids.push(...bytesOf(content), STOP);
 			if (role === "assistant") spans.push({ message, first, last: ids.length - 1 });
 		}
-		return { text: "", inputIds: Int32Array.from(ids), weights: new Float32Array(ids.length), spans };
+		return { text: "", inputIds: Int32Array.from(ids), weights: new Float32Array(ids.length), spans, notes: [] };
 	},
 	prompt: (row, until) =>
 		Int32Array.from(
@@ -39,6 +47,22 @@ const encoder: Pick<NativeTextEncoder, "info" | "detect" | "encode" | "prompt" |
 		),
 	decode: (ids) => Buffer.from([...ids]).toString(),
 };
+
+/** What the core notes of lists of images. */
+function imageNotes(row: Uint8Array): RowNote[] {
+	const note = (kind: string, count: number): RowNote => ({
+		kind,
+		subject: "",
+		level: "info",
+		message: "",
+		rows: 1,
+		count,
+		firstRow: 0,
+	});
+	const lists = parse(row).messages.map(({ content }) => content as unknown);
+	const images = lists.filter((content) => Array.isArray(content));
+	return images.flatMap((list) => [note("dropped images", list.length), note("emptied messages", 1)]);
+}
 
 interface Seen {
 	batches: number[];
@@ -72,7 +96,12 @@ function core(answers: (model: string, last: string) => string, seen: Seen = not
 	});
 	const native = {
 		...fakeNative(),
-		TextEncoder: { open: () => encoder as NativeTextEncoder },
+		TextEncoder: {
+			open: ({ images }: TextOptions): NativeTextEncoder => ({
+				...encoder,
+				encode: (row) => ({ ...encoder.encode(row), notes: images === "drop" ? imageNotes(row) : [] }),
+			}),
+		},
 		Engine: {
 			open: (options: EngineOptions) => {
 				seen.opened.push(options);

@@ -1,84 +1,44 @@
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { beforeAll, describe, expect, it, vi } from "vitest";
-import { openFiles } from "../src/data/open.js";
-import type { RowContent, Source } from "../src/data/source.js";
-import { TextOnlySource, withoutImages } from "../src/images/drop.js";
+import { beforeAll, describe, expect, it } from "vitest";
+import type { RecordData } from "../src/data/record.js";
 import { loadNative } from "../src/native.js";
 import { QwenTrainer } from "../src/train/trainer.js";
 import { fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { fc, holds } from "./support/properties.js";
-import { arl, flags, metricsOf, type Place, tinyPlace } from "./support/real.js";
+import { arl, flags, metricsOf, type Place, root, tinyPlace } from "./support/real.js";
 import { events, ofType, trainer, workspace } from "./support/run.js";
 
 const folder = temporaryFolder();
-const drop = (text: string, columns?: Record<string, string>) => {
-	const { row, images, emptied } = withoutImages(Buffer.from(text), columns);
-	return { text: Buffer.from(row).toString(), images, emptied };
-};
 const user = (content: string, rest = "") =>
 	`{"messages": [{"role":"user","content":${content}},{"role":"assistant","content":"b"}]${rest}}`;
 const image = '{"type":"image_url","image_url":{"url":"https://a.example/x.png"}}';
 const words = (text: string) => `{"type":"text","text":"${text}"}`;
 
 describe("a row's text without its image parts", () => {
-	it.each([
-		["first", `[${image}, ${words("a")}]`, `[${words("a")}]`],
-		["last", `[${words("a")} , ${image}]`, `[${words("a")}]`],
-		["between", `[${words("a")}, ${image} ,\n${words("b")} ]`, `[${words("a")} ,\n${words("b")} ]`],
-		[
-			"several together",
-			`[${image},${image}, ${words("a")},${image},${image},${words("b")},${image}]`,
-			`[${words("a")},${words("b")}]`,
-		],
-		["alone", `[ ${image} ]`, "[  ]"],
-		["of Qwen's own kind", `[{"type":"image","image":"file:///x.png"},${words("a")}]`, `[${words("a")}]`],
-		["with an escaped type", `[{"\\u0074ype":"im\\u0061ge_url"},${words("a")}]`, `[${words("a")}]`],
-	])("%s", (_, before, after) => {
-		expect(drop(user(before)).text).toBe(user(after));
+	const model = { modelDir: join(root, "assets", "model"), truncation: "error" as const };
+	const dropping = loadNative().TextEncoder.open({ ...model, images: "drop" });
+	const strict = loadNative().TextEncoder.open(model);
+	const encoded = (row: string) => dropping.encode(Buffer.from(row));
+	const counts = (row: string) => encoded(row).notes.map(({ kind, count }) => [kind, count]);
+
+	it("is the text of the row that never had any, whatever else is in it", () => {
+		const rest =
+			' , "tools" : [{"n": 1.0, "big":12345678901234567890, "z":1e-07, "a":"\\u00e9\\/\\"image\\"", "type":"image", "a": -0.0}] ';
+		const { text, inputIds } = encoded(user(`[${image},${words("a")}]`, rest));
+		expect(text).toContain('12345678901234567890, "z": 1e-07');
+		expect(text).toBe(strict.encode(Buffer.from(user(`[${words("a")}]`, rest))).text);
+		expect(inputIds).toEqual(strict.encode(Buffer.from(user('"a"', rest))).inputIds);
 	});
 
 	it("counts parts, and messages that are nothing else", () => {
-		expect(drop(user(`[${image},${image}]`))).toMatchObject({ images: 2, emptied: 1 });
-		expect(drop(user(`[${image},${words("a")}]`))).toMatchObject({ images: 1, emptied: 0 });
-		expect(drop(user('"a"'))).toMatchObject({ images: 0, emptied: 0 });
-	});
-
-	it("keeps floats, large integers, key order, repeated keys, escapes and white space byte for byte", () => {
-		const rest =
-			' , "advantages" : {"1": 1.0}, "n":12345678901234567890, "z":1e-07, "a":"\\u00e9\\/\\"image\\"", "a": -0.0  ';
-		expect(drop(user(`[${image},${words("a")}]`, rest)).text).toBe(user(`[${words("a")}]`, rest));
-	});
-
-	it("leaves alone what is no part of a message", () => {
-		const tools = `,"tools":[{"type":"function","content":[{"type":"image"}],"function":{"content":[${image}]}}]`;
-		const calls = `{"messages":[{"role":"assistant","tool_calls":[{"content":[${image}]}],"content":"${"image"}"}]}`;
-		for (const row of [user('"an image"', tools), calls, user(`[[${image}]]`), user(`{"a":[${image}]}`)]) {
-			expect(drop(row)).toEqual({ text: row, images: 0, emptied: 0 });
-		}
-	});
-
-	it("keeps parts that are no images, for the core to judge", () => {
-		const row = user(`[{"type":"video_url"},{"type":"image "},{"type":["image"]},{"image_url":{}},"image",null,7]`);
-		expect(drop(row)).toEqual({ text: row, images: 0, emptied: 0 });
-		expect(drop(user(`["image",${image},{"type":"video"}]`)).text).toBe(user(`["image",{"type":"video"}]`));
-	});
-
-	it("gives the very same bytes where there is nothing to drop", () => {
-		const row = Buffer.from(user('"the image"'));
-		expect(withoutImages(row).row).toBe(row);
-	});
-
-	it("finds messages in every column that the core reads them from", () => {
-		const list = `[{"role":"user","content":[${image}]}]`;
-		for (const name of ["messages", "conversations", "prompt", "completion", "question", "answer"]) {
-			expect(drop(`{"${name}":${list}}`).images, name).toBe(1);
-		}
-		expect(drop(`{"conversations":[{"from":"human","value":[${image}]}]}`).images).toBe(1);
-		expect(drop(`{"talk":${list}}`).images).toBe(0);
-		expect(drop(`{"talk":${list}}`, { messages: "talk" }).images).toBe(1);
-		expect(drop(`{"messages":${list}}`, { messages: "talk" }).images).toBe(0);
+		expect(counts(user(`[${image},${image}]`))).toEqual([
+			["dropped images", 2],
+			["emptied messages", 1],
+		]);
+		expect(counts(user(`[${image},${words("a")}]`))).toEqual([["dropped images", 1]]);
+		expect(counts(user('"the image"'))).toEqual([]);
 	});
 
 	it("makes no good row of one that is no JSON", () => {
@@ -92,55 +52,33 @@ describe("a row's text without its image parts", () => {
 			user(`[,${image}]`),
 			user(`[${image} ${words("a")}]`),
 			user(`[${image},${words("a")}`),
-			`[${good}]`,
-			'"image',
-			'{"image',
 			'{"messages":[{"content":[{"type":"image\\"',
 		];
-		for (const row of faults) expect(drop(row), row).toEqual({ text: row, images: 0, emptied: 0 });
+		for (const row of faults) expect(() => encoded(row), row).toThrow(/not json/);
 	});
 
-	it("cuts at any place of any row as a parser would", () => {
+	it("is what a filter of the parsed row leaves, at any place of any row", () => {
 		const space = fc.constantFrom("", " ", "\n\t");
 		const inner = fc.constantFrom(
 			image,
 			'{"x":[{"type":"text"}],"type":"image"}',
 			words('\\"]'),
-			'{"type":"text","text":"{"}',
-			"3",
-			"[]",
+			words("{"),
+			words("|"),
 		);
 		const part = fc.tuple(space, inner, space).map((pieces) => pieces.join(""));
 		const parts = fc.oneof(
 			space,
 			fc.array(part, { minLength: 1, maxLength: 5 }).map((several) => several.join(",")),
 		);
-		const cut = (content: string) => {
+		const filter = (content: string) => {
 			const row = user(`[${content}]`);
-			const kept = JSON.parse(row).messages[0].content.filter(
-				(element: { type?: string }) => element.type !== "image_url" && element.type !== "image",
-			);
-			const dropped = JSON.parse(drop(row).text);
-			expect(dropped.messages[0].content).toEqual(kept);
-			expect({ ...dropped, messages: dropped.messages.slice(1) }).toEqual({ messages: [JSON.parse(row).messages[1]] });
+			const { messages } = JSON.parse(row);
+			const kept = messages[0].content.filter(({ type }: { type: string }) => type === "text");
+			const left = { messages: [{ role: "user", content: kept }, messages[1]] };
+			expect(encoded(row).text, row).toBe(strict.encode(Buffer.from(JSON.stringify(left))).text);
 		};
-		holds(2000, fc.property(parts, cut));
-	});
-});
-
-describe("a source without images", () => {
-	it("has its own identity, the same places, and counts each row once", async () => {
-		const path = join(folder, "rows.jsonl");
-		writeFileSync(path, `${user(`[${image},${words("a")}]`)}\n\n${user(`[${image},${image}]`)}\n${user('"a"')}\n`);
-		const { source: inner } = await openFiles(loadNative(), [path]);
-		const source = new TextOnlySource(inner);
-		expect(source.identity).not.toBe(inner.identity);
-		expect(source.location(1)).toBe(`${path}:3`);
-		await source.read([0, 1]);
-		const rows = await source.read([1, 2, 0]);
-		expect(rows.map((row) => Buffer.from(row).includes("image"))).toEqual([false, false, false]);
-		expect(source.dropped).toEqual({ images: 3, rows: 2, emptied: 1 });
-		await source.close();
+		holds(2000, fc.property(parts, filter));
 	});
 });
 
@@ -221,62 +159,61 @@ describe("a text-only model that is handed images", () => {
 		expect(error.message).toContain("images: drop -> none");
 	});
 
+	it("tells of images in rows whose tokens are there already", async () => {
+		const file = write("again.jsonl", [textRow([JSON.parse(words("a")), JSON.parse(image)])]);
+		const options = { images: "drop", max_steps: 1, cache_dir: join(folder, "again-cache") };
+		expect((await run(file, join(folder, "again-1"), options)).stderr).toContain("1 image of 1 row dropped");
+		const { code, stderr } = await run(file, join(folder, "again-2"), options);
+		expect(code).toBe(0);
+		expect(stderr).toContain(`left out 1 image (${file}:1)`);
+	});
+
+	it("refuses images and videos of columns, and with --images drop trains the text of the images' row", async () => {
+		const row = (word: string, column: string) =>
+			JSON.stringify({ ...JSON.parse(textRow(`<${word}>Look`)), [column]: ["nowhere"] });
+		const images = write("column.jsonl", [row("image", "images")]);
+		const videos = write("videos.jsonl", [row("video", "videos")]);
+		expect((await run(images, join(folder, "column-1"))).stderr).toContain("`images` has 1 image");
+		const dropped = await run(images, join(folder, "column-2"), { images: "drop" });
+		expect(dropped.stderr).toContain("1 image of 1 row dropped");
+		expect(dropped.code).toBe(0);
+		const refused = await run(videos, join(folder, "column-3"), { images: "drop" });
+		expect(refused.stderr).toContain("image: `videos` has 1 video; this model reads text only");
+		expect(refused.code).toBe(3);
+	});
+
+	const content = [JSON.parse(image), { type: "text" as const, text: "a" }];
+	const record: RecordData = {
+		messages: [
+			{ role: "user", content },
+			{ role: "assistant", content: "b" },
+		],
+	};
+	const args = (out: string) => ({
+		model_name_or_path: place.model,
+		init_from_config: true,
+		output_dir: join(folder, out),
+		images: "drop" as const,
+		save_strategy: "no" as const,
+		max_steps: 2,
+		per_device_train_batch_size: 1,
+	});
+
 	it("drops and counts them in rows from code too", async () => {
-		const content = [JSON.parse(image), { type: "text" as const, text: "a" }];
-		const messages = [
-			{ role: "user" as const, content },
-			{ role: "assistant" as const, content: "b" },
-		];
-		const { model, out } = workspace(folder);
-		const run = new QwenTrainer(
-			{
-				args: { model_name_or_path: model, output_dir: out, images: "drop", save_strategy: "no" },
-				train_dataset: [{ messages }, { messages }],
-			},
-			() => fakeNative(),
-		);
+		const run = new QwenTrainer({ args: args("code"), train_dataset: [record, record] });
 		expect(ofType(await events(run), "fill").at(-1)?.imagesDropped).toEqual({ images: 2, rows: 2, emptied: 0 });
 	});
 
-	it("drops from rows that are made as they are asked for, and passes on why one cannot be had", async () => {
-		const row = Buffer.from(user(`[${image},${words("a")}]`));
-		const missing = { reason: "missing", message: "gone" };
-		const rows = async (indexes: Uint32Array) => Array.from(indexes, (index) => (index === 1 ? missing : row));
-		const making = {
-			inOrder: false,
-			recheck: true,
-			ahead: 7,
-			take: rows,
-			peek: rows,
-			sync: vi.fn(),
-			cancel: vi.fn(),
+	it("drops them from a stream without a length", async () => {
+		const rows = async function* () {
+			for (let i = 0; i < 3; i++) yield record;
 		};
-		const inner: Source<RowContent> = {
-			name: "made",
-			length: 3,
-			blankLines: 0,
-			identity: "i",
-			leftOut: 2,
-			making,
-			location: String,
-			bytes: () => 0,
-			read: (indexes) => rows(Uint32Array.from(indexes)),
-			close: async () => {},
-		};
-		const source = new TextOnlySource(inner);
-		expect(source).toMatchObject({ leftOut: 2, making: { inOrder: false, recheck: true, ahead: 7 } });
-		for (const got of [
-			await source.making?.take(Uint32Array.of(0, 1), 100),
-			await source.making?.peek(Uint32Array.of(0, 1)),
-			await source.read([0, 1]),
-		]) {
-			expect(got?.[1]).toBe(missing);
-			expect(String(got?.[0])).not.toContain("image");
-		}
-		expect(source.dropped).toMatchObject({ images: 1, rows: 1 });
-		source.making?.sync();
-		source.making?.cancel();
-		expect(making.sync).toHaveBeenCalledOnce();
-		expect(making.cancel).toHaveBeenCalledOnce();
+		const run = new QwenTrainer({
+			args: { ...args("stream"), train_sampling_strategy: "sequential" as const, max_steps: 4 },
+			train_dataset: rows(),
+		});
+		const all = await events(run);
+		expect(ofType(all, "fill").at(-1)?.imagesDropped).toEqual({ images: 3, rows: 3, emptied: 0 });
+		expect(ofType(all, "step")).toHaveLength(4);
 	});
 });

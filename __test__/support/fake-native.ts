@@ -105,6 +105,7 @@ class FakeEncoder implements NativeTextEncoder {
 			inputIds: Int32Array.from(ids),
 			weights: Float32Array.from(ids, () => 1),
 			spans: [{ message: 0, first: 0, last: ids.length - 1 }],
+			notes: [],
 		};
 	}
 

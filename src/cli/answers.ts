@@ -3,6 +3,7 @@
  * training, with the row's own earlier replies. Knows the core's interface; knows nothing of how results are shown.
  */
 import type { AgentTrainingConfig } from "../config/index.js";
+import { type DroppedImages, droppedImages } from "../data/notes.js";
 import type { Source } from "../data/source.js";
 import type { ChosenDevice } from "../device.js";
 import { ArlError } from "../errors.js";
@@ -31,7 +32,7 @@ export interface Answer {
 }
 
 export interface AskOptions
-	extends Pick<AgentTrainingConfig, "columns" | "chat_template" | "thinking" | "threads" | "seed"> {
+	extends Pick<AgentTrainingConfig, "columns" | "images" | "chat_template" | "thinking" | "threads" | "seed"> {
 	batchSize: number;
 	/** null: as many as the longest expected reply has, and a few more. */
 	maxNewTokens: number | null;
@@ -46,6 +47,7 @@ function textOptions(modelDir: string, options: AskOptions): TextOptions {
 		modelDir,
 		truncation: "error",
 		columns: options.columns,
+		images: options.images,
 		...(options.chat_template !== null && { chatTemplate: options.chat_template }),
 		...(options.thinking !== null && { thinking: options.thinking }),
 	};
@@ -61,6 +63,8 @@ function trimEnd(ids: Int32Array, stopIds: readonly number[]): Int32Array {
 /** One model that answers. */
 export class Answerer {
 	readonly modelDir: string;
+	/** What was left out of the rows that were asked about. */
+	readonly dropped: DroppedImages = { images: 0, rows: 0, emptied: 0 };
 	readonly #options: AskOptions;
 	readonly #encoder: NativeTextEncoder;
 	readonly #stopIds: number[];
@@ -91,6 +95,10 @@ export class Answerer {
 		const location = source.location(index);
 		try {
 			const encoded = this.#encoder.encode(row);
+			const { images, rows, emptied } = droppedImages(encoded.notes);
+			this.dropped.images += images;
+			this.dropped.rows += rows;
+			this.dropped.emptied += emptied;
 			return encoded.spans.map(({ message, first, last }) => ({
 				row: index,
 				location,

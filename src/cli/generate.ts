@@ -4,7 +4,6 @@ import pc from "picocolors";
 import { openFiles } from "../data/open.js";
 import { chooseDevice } from "../device.js";
 import { ArlError, EXIT_CODES, toArlError, wantsColor } from "../errors.js";
-import { TextOnlySource } from "../images/drop.js";
 import { loadNative, type Native } from "../native.js";
 import { droppedImages } from "../report/format.js";
 import { count, duration, jsonLine, percent } from "../report/index.js";
@@ -119,6 +118,7 @@ async function generate(native: Native, options: Options, signal: AbortSignal): 
 	if (device.notice !== null) process.stderr.write(`${device.notice}\n`);
 	const ask: AskOptions = {
 		columns: columns(options.columns),
+		images: options.images,
 		chat_template: options.chat_template ?? null,
 		thinking: options.thinking ?? null,
 		threads: options.threads ?? null,
@@ -129,9 +129,7 @@ async function generate(native: Native, options: Options, signal: AbortSignal): 
 		bf16: options.bf16 === "auto" ? "auto" : options.bf16 === "true",
 		device,
 	};
-	const { source: opened, notices } = await openFiles(native, options.prompt_file, { columns: ask.columns });
-	const textOnly = options.images === "drop" ? new TextOnlySource(opened, ask.columns) : null;
-	const source = textOnly ?? opened;
+	const { source, notices } = await openFiles(native, options.prompt_file, { columns: ask.columns });
 	try {
 		for (const notice of notices) process.stderr.write(`${notice}\n`);
 		const sample = await source.read(Array.from({ length: Math.min(64, source.length) }, (_, i) => i));
@@ -150,7 +148,7 @@ async function generate(native: Native, options: Options, signal: AbortSignal): 
 				score: score(model, questions, answers, (performance.now() - started) / 1000),
 			});
 		}
-		const dropped = textOnly ? droppedImages(textOnly.dropped) : "";
+		const dropped = results[0] ? droppedImages(results[0].answerer.dropped) : "";
 		if (dropped !== "") process.stderr.write(`${dropped}\n`);
 		if (options.json) printJson(results);
 		else printText(results, options.examples);

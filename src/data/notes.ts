@@ -23,6 +23,32 @@ export interface NoticedRows {
 	firstLocation: string;
 }
 
+/** Images that were left out of rows (`images: drop`). */
+export interface DroppedImages {
+	images: number;
+	/** Rows that they were in. */
+	rows: number;
+	/** Messages that consisted of nothing else and are empty now. */
+	emptied: number;
+}
+
+/** The notes that {@link droppedImages} sums up. */
+export function isAboutImages({ kind }: Pick<RowNote, "kind">): boolean {
+	return kind === "dropped images" || kind === "emptied messages";
+}
+
+/** What notes say of images that were left out. */
+export function droppedImages(notes: readonly Pick<RowNote, "kind" | "rows" | "count">[]): DroppedImages {
+	const dropped = { images: 0, rows: 0, emptied: 0 };
+	for (const { kind, rows, count } of notes) {
+		if (kind === "emptied messages") dropped.emptied += count;
+		if (kind !== "dropped images") continue;
+		dropped.images += count;
+		dropped.rows += rows;
+	}
+	return dropped;
+}
+
 /** Everything noticed in the rows of `cache` so far. */
 export function noticedRows(
 	cache: Pick<NativeTokenCache, "notes">,
@@ -43,6 +69,11 @@ export class NoteReport {
 		private readonly cache: Pick<NativeTokenCache, "notes">,
 		private readonly source: Pick<AnySource, "location">,
 	) {}
+
+	/** Images that were left out of the rows so far. */
+	droppedImages(): DroppedImages {
+		return droppedImages(this.cache.notes());
+	}
 
 	/** What was not reported yet. */
 	take(): NoticedRows[] {

@@ -29,9 +29,11 @@ export function badRowsError(rows: BadRow[], checked: number): ArlError {
 	const sorted = [...rows].sort((a, b) => a.row - b.row);
 	const lines = sorted.slice(0, SHOWN).map(({ location, reason, message }) => `${location}: ${reason}: ${message}`);
 	const hints = new Set(["Correct the rows, or leave such rows out with --on_bad_row skip."]);
-	for (const { reason, hint } of sorted) {
+	for (const { reason, message, hint } of sorted) {
 		if (hint !== undefined && hint !== "") hints.add(hint);
-		if (reason === "image") hints.add("Leave only the image parts out, and train on the text, with --images drop.");
+		// Videos and sounds have no such way out.
+		if (reason === "image" && message.includes("image"))
+			hints.add("Leave only the image parts out, and train on the text, with --images drop.");
 	}
 	const hint = [...hints].slice(0, SHOWN).join("\n");
 	const [only] = lines;

@@ -1,4 +1,5 @@
 /** Numbers and times as people read them, in few columns. */
+import type { DroppedImages } from "../data/notes.js";
 
 /** A count with a unit prefix: `812`, `12.3k`, `1.20M`. */
 export function count(value: number): string {
@@ -76,7 +77,7 @@ export function rowsText(rows: number): string {
 }
 
 /** Image parts that were left out of rows; empty where there were none. */
-export function droppedImages(dropped: { images: number; rows: number; emptied: number }): string {
+export function droppedImages(dropped: DroppedImages): string {
 	if (dropped.images === 0) return "";
 	const images = dropped.images === 1 ? "1 image" : `${dropped.images.toLocaleString("en-US")} images`;
 	const messages = dropped.emptied === 1 ? "1 message is" : `${dropped.emptied.toLocaleString("en-US")} messages are`;

@@ -3,6 +3,8 @@
  * Knows nothing of who listens. An error is not an event: the iterator throws it as an `ArlError`.
  */
 
+import type { DroppedImages } from "../data/notes.js";
+
 /** Something a user should read; nothing depends on it. */
 export interface NoticeEvent {
 	type: "notice";
@@ -38,8 +40,8 @@ export interface FillEvent {
 	truncated: number;
 	/** Samples left out by `truncation: drop`. */
 	dropped: number;
-	/** With `images: drop`: image parts left out, the rows they were in, and messages that were nothing else and are empty. */
-	imagesDropped?: { images: number; rows: number; emptied: number };
+	/** With `images: drop`: what was left out of the rows, those of an earlier part of the run included. */
+	imagesDropped?: DroppedImages;
 	/** Since the start of this run's own filling. */
 	seconds: number;
 	complete: boolean;

@@ -198,7 +198,7 @@ async function* steps(
 		if (event.skipped) yield skippedNotice(event);
 		if (filling && run.filler.complete) {
 			filling = false;
-			yield fillEvent(run.filler);
+			yield fillEvent(run.args, run.filler);
 			yield* noteEvents(run.filler);
 		}
 		last = event;

@@ -7,7 +7,6 @@ import type { RowOrder } from "../data/order.js";
 import type { AnySource } from "../data/source.js";
 import { StreamRows } from "../data/stream.js";
 import type { TokenFiller } from "../data/tokens.js";
-import { TextOnlySource } from "../images/drop.js";
 
 /** What follows from the number of rows. */
 export interface Planned {
@@ -52,6 +51,5 @@ export class OpenEnd {
 
 /** The stream behind `source`, where its end is open. */
 export function openStream(source: AnySource): StreamRows | null {
-	const stream = source instanceof TextOnlySource ? source.inner : source;
-	return stream instanceof StreamRows && stream.open ? stream : null;
+	return source instanceof StreamRows && source.open ? source : null;
 }

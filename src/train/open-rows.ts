@@ -15,7 +15,6 @@ import { Scratch } from "../data/scratch.js";
 import { type AnySource, ConcatSource, type RowContent } from "../data/source.js";
 import { StreamRows } from "../data/stream.js";
 import { ArlError } from "../errors.js";
-import { TextOnlySource } from "../images/drop.js";
 import type { ResumedList } from "../mongo/database.js";
 import type { Native } from "../native.js";
 import type { Resumable } from "./checkpoint.js";
@@ -100,7 +99,7 @@ export async function openRows(input: OpenRowsInput): Promise<OpenRows> {
 		const keeper = uri === null ? null : await addDatabase(input, uri, parts);
 		const { source, entryRows, notices } = together(parts);
 		return {
-			source: args.images === "drop" ? new TextOnlySource(source, args.columns) : source,
+			source,
 			entryRows,
 			notices,
 			keeper,
@@ -185,7 +184,7 @@ async function openFollowed({ args, code, signal }: OpenRowsInput, resumed: Resu
 		await rm(cacheFolder, { recursive: true, force: true });
 	};
 	return {
-		source: args.images === "drop" ? new TextOnlySource(source, args.columns) : source,
+		source,
 		entryRows: [source.length],
 		datasetId: run.id,
 		cacheFolder,

@@ -50,6 +50,7 @@ export function textOptions(args: AgentTrainingConfig, maxPositions: number | nu
 		modelDir: args.model_name_or_path,
 		truncation: args.truncation,
 		columns: args.columns,
+		images: args.images,
 		dropZeroAdvantage: args.drop_zero_advantage,
 		skipNonPositiveAdvantage: args.skip_non_positive_advantage,
 		...(args.chat_template !== null && { chatTemplate: args.chat_template }),

@@ -195,7 +195,7 @@ async function* prepare(input: PrepareInput, progress: Progress): AsyncGenerator
 			? Math.min(wanted.length, resumed.state.step * samplesOfStep(args) - (source.making.first ?? 0))
 			: 0;
 	const seconds = preprocessSeconds(args, code.dataset !== null);
-	if (cached) yield* noteEvents(filler);
+	if (cached) yield* noteEvents(filler, true);
 	else yield* fillFirst(args, filler, { replayed, seconds, keeper, signal });
 	if (replayed > 0) {
 		const message = `${filler.taken} rows of ${source.name} were read again in ${filler.seconds.toFixed(1)} s to come to the place of the checkpoint`;

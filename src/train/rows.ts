@@ -5,13 +5,13 @@ import { createHash } from "node:crypto";
 
 import type { AgentTrainingConfig } from "../config/schema.js";
 import { explainRow } from "../data/explain.js";
+import { isAboutImages } from "../data/notes.js";
 import { createOrder, type RowOrder } from "../data/order.js";
 import { type BadRow, badRowsError, countReasons } from "../data/problems.js";
 import type { AnySource } from "../data/source.js";
 import type { TokenFiller } from "../data/tokens.js";
 import { ArlError, toArlError } from "../errors.js";
 import { makeFolder } from "../folders.js";
-import { TextOnlySource } from "../images/drop.js";
 import type { Native, NativeTextEncoder, NativeTokenCache, TextInfo } from "../native.js";
 import type { FillEvent, TrainEvent } from "./events.js";
 import type { RowKeeper } from "./keeper.js";
@@ -165,20 +165,22 @@ export async function openCache(
 }
 
 /** The state of filling, as an event. */
-export function fillEvent(filler: TokenFiller): FillEvent {
+export function fillEvent(args: Pick<AgentTrainingConfig, "images">, filler: TokenFiller): FillEvent {
 	return {
 		type: "fill",
 		...filler.counts,
-		...(filler.source instanceof TextOnlySource && { imagesDropped: { ...filler.source.dropped } }),
+		...(args.images === "drop" && { imagesDropped: filler.notes.droppedImages() }),
 		totalRows: filler.pending,
 		seconds: filler.seconds,
 		complete: filler.complete,
 	};
 }
 
-/** What was noticed in rows since this was last reported. */
-export function* noteEvents(filler: TokenFiller): Generator<TrainEvent, void> {
-	for (const { level, message } of filler.notes.take()) yield { type: "notice", level, message };
+/** What was noticed in rows since this was last reported. `images`: with what a fill event says of images. */
+export function* noteEvents(filler: TokenFiller, images = false): Generator<TrainEvent, void> {
+	for (const note of filler.notes.take()) {
+		if (images || !isAboutImages(note)) yield { type: "notice", level: note.level, message: note.message };
+	}
 }
 
 /** What filling waits for before the first step. */
@@ -223,11 +225,11 @@ export async function* fillFirst(
 			throw new ArlError("ARL_INTERRUPTED", "interrupted before the first step; nothing was trained");
 		if (performance.now() - told >= EVENT_MILLISECONDS) {
 			told = performance.now();
-			yield fillEvent(filler);
+			yield fillEvent(args, filler);
 		}
 	}
 	filler.check();
-	yield fillEvent(filler);
+	yield fillEvent(args, filler);
 	yield* noteEvents(filler);
 	if (filler.bad.length > 0) {
 		if (args.on_bad_row === "error") throw filler.badRows();

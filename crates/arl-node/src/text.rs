@@ -29,6 +29,9 @@ pub struct TextOptions {
     /// What happens to reasoning of earlier turns; absent: as the template does.
     #[napi(ts_type = "'keep' | 'strip' | 'last'")]
     pub thinking: Option<String>,
+    /// What happens to rows with images: absent or `error`: they are problems; `drop`: the images are left out and counted.
+    #[napi(ts_type = "'error' | 'drop'")]
+    pub images: Option<String>,
     /// Names of a file's columns that differ from the known ones, for example `{ prompt: "q", completion: "a" }`.
     pub columns: Option<HashMap<String, String>>,
     /// Replies whose advantage is below are not trained.
@@ -76,6 +79,8 @@ pub struct EncodedRow {
     pub spans: Vec<RowSpan>,
     /// The row's own name.
     pub record_id: Option<String>,
+    /// What was noticed in the row; `firstRow` is 0.
+    pub notes: Vec<RowNote>,
 }
 
 /// Why a row cannot be used.
@@ -126,6 +131,20 @@ pub struct FillReport {
     pub problems: Vec<RowProblem>,
 }
 
+impl From<arl_text::NoteCount> for RowNote {
+    fn from(count: arl_text::NoteCount) -> Self {
+        Self {
+            kind: count.kind.name().to_owned(),
+            level: if count.kind.is_warning() { "warning" } else { "info" }.to_owned(),
+            message: count.message(),
+            subject: count.subject,
+            rows: count.rows,
+            count: count.count as f64,
+            first_row: count.first_row,
+        }
+    }
+}
+
 fn int32(ids: Vec<u32>) -> Int32Array {
     // Token ids are far below 2^31.
     ids.into_iter().map(|id| id as i32).collect::<Vec<_>>().into()
@@ -138,6 +157,7 @@ fn core_options(options: TextOptions) -> Result<arl_text::TextOptions> {
         max_length: options.max_length.map(|length| length as usize),
         truncation: Truncation::parse(&options.truncation)?,
         thinking: options.thinking.as_deref().map(arl_text::Thinking::parse).transpose()?,
+        images: options.images.as_deref().map(arl_text::Images::parse).transpose()?.unwrap_or_default(),
         columns: options.columns.unwrap_or_default().into_iter().collect(),
         minimal_advantage: options.minimal_advantage,
         drop_zero_advantage: options.drop_zero_advantage.unwrap_or(false),
@@ -196,6 +216,7 @@ impl TextEncoder {
         Ok(EncodedRow {
             weights: encoded.weights().into(),
             spans: encoded.spans.iter().map(span).collect(),
+            notes: encoded.notes.counts(0).into_iter().map(RowNote::from).collect(),
             text: encoded.text,
             input_ids: int32(encoded.ids),
             record_id: encoded.record_id,
@@ -279,16 +300,7 @@ impl TokenCache {
     /// What was noticed in the samples that are filled, by this process or an earlier one.
     #[napi]
     pub fn notes(&self) -> napi::Result<Vec<RowNote>> {
-        let note = |count: arl_text::NoteCount| RowNote {
-            kind: count.kind.name().to_owned(),
-            level: if count.kind.is_warning() { "warning" } else { "info" }.to_owned(),
-            message: count.message(),
-            subject: count.subject,
-            rows: count.rows,
-            count: count.count as f64,
-            first_row: count.first_row,
-        };
-        Ok(self.core()?.notes().into_iter().map(note).collect())
+        Ok(self.core()?.notes().into_iter().map(RowNote::from).collect())
     }
 
     /// Rows that are filled, samples or not.

@@ -9,13 +9,13 @@ use rayon::prelude::*;
 use crate::note::{NoteKind, Notes};
 use crate::options::{TextOptions, Truncation};
 use crate::problem::{Refusal, RowProblem, reason};
-use crate::row::{Columns, Json, Record, Row, Shape, Standing, is_reply, parse, role};
+use crate::row::{Json, Reader, Record, Row, Shape, is_reply, parse, role};
 use crate::targets::{self, Reply};
 use crate::template::Template;
 use crate::tokenize::Tokens;
 
 /// Goes into the fingerprint: change it whenever the same row would give other tokens.
-const FORMAT: &str = "arl-text 1";
+const FORMAT: &str = "arl-text 2";
 
 /// Tokens of equal weight side by side.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -98,7 +98,7 @@ pub struct TextEncoder {
     template: Result<Template>,
     tokens: Tokens,
     options: TextOptions,
-    columns: Columns,
+    reader: Reader,
     info: TextInfo,
     shape: RwLock<Option<Shape>>,
     /// Roles whose messages the template leaves out.
@@ -116,7 +116,6 @@ impl TextEncoder {
         if options.max_length == Some(0) {
             return Err(Error::new(ErrorCode::Config, "max_length is 0; a sample has at least two tokens"));
         }
-        let columns = Columns::new(&options.columns)?;
         let config = tokenizer_config(&options.model_dir)?;
         let template = Template::find(&options.model_dir, options.chat_template.as_ref(), &config);
         let template = match template {
@@ -125,6 +124,7 @@ impl TextEncoder {
             }
             template => template,
         };
+        let reader = Reader::new(&options, template.as_ref().ok().map(|template| template.source.as_str()))?;
         let tokens = Tokens::open(&options.model_dir)?;
         let eos = match config.get("eos_token") {
             Some(Json::Str(text)) => Some(text.clone()),
@@ -139,7 +139,7 @@ impl TextEncoder {
             fingerprint: fingerprint(&options, template.as_ref().ok(), &tokens, eos.as_ref()),
         };
         let shape = RwLock::new(None);
-        let mut encoder = Self { template, tokens, options, columns, info, shape, ignored_roles: Vec::new(), eos };
+        let mut encoder = Self { template, tokens, options, reader, info, shape, ignored_roles: Vec::new(), eos };
         encoder.ignored_roles = encoder.find_ignored_roles();
         encoder.info.stop_ids = encoder.find_stop_ids();
         Ok(encoder)
@@ -171,7 +171,7 @@ impl TextEncoder {
                     continue;
                 }
             };
-            match (Shape::of(&row, &self.columns), &found) {
+            match (self.reader.shape_of(&row), &found) {
                 (Some(shape), None) => found = Some((i, shape)),
                 (Some(shape), Some((first, other))) if shape != *other => {
                     return Err(Error::new(
@@ -182,11 +182,14 @@ impl TextEncoder {
                 }
                 (Some(_), Some(_)) => {}
                 (None, _) => {
-                    let keys = crate::row::keys(&row);
-                    let error = Error::new(ErrorCode::Data, format!("row {i}: no known shape: {keys}")).hint(
+                    let refusal = self.reader.unknown(&row);
+                    let hint = if refusal.reason == reason::PREFERENCE {
+                        "name the side to train as above; training on both sides (DPO, KTO and their kin) is not built"
+                    } else {
                         "rows need messages, conversations, prompt and completion, text or input_ids; name other \
-                         columns with --columns",
-                    );
+                         columns with --columns"
+                    };
+                    let error = Error::new(ErrorCode::Data, format!("row {i}: {}", refusal.message)).hint(hint);
                     unknown.get_or_insert(error);
                 }
             }
@@ -261,7 +264,7 @@ impl TextEncoder {
             Ok(shape) => shape.clone(),
             Err(poisoned) => poisoned.into_inner().clone(),
         };
-        let row = Row::read(bytes, shape.as_ref(), &self.columns, Standing::from(&self.options))?;
+        let row = self.reader.read(bytes, shape.as_ref())?;
         if let Row::Chat(record) = &row {
             for (i, message) in record.messages.iter().enumerate() {
                 if self.ignored_roles.contains(&role(message)) {
@@ -299,16 +302,16 @@ impl TextEncoder {
     fn sample(&self, bytes: &[u8]) -> std::result::Result<Outcome, Refusal> {
         let mut encoded = match self.read(bytes)? {
             Row::Chat(record) => self.chat(record)?,
-            Row::Text { mut text, record_id } => {
+            Row::Text { mut text, record_id, notes } => {
                 let mut ids = Vec::new();
                 if let Some((eos, _)) = self.eos.as_ref().filter(|(eos, _)| !text.ends_with(eos.as_str())) {
                     text.push_str(eos);
                 }
                 self.append(&text, true, &mut ids)?;
                 let runs = vec![Run { length: ids.len() as u32, weight: 1.0 }];
-                Encoded { text, ids, runs, spans: Vec::new(), record_id, truncated: false, notes: Notes::default() }
+                Encoded { text, ids, runs, spans: Vec::new(), record_id, truncated: false, notes }
             }
-            Row::Tokens { ids, trained, record_id } => {
+            Row::Tokens { ids, trained, record_id, notes } => {
                 if let Some(id) = ids.iter().find(|&&id| id as usize >= self.tokens.vocab_size) {
                     return Err(Refusal::new(
                         reason::TOKENS,
@@ -319,7 +322,7 @@ impl TextEncoder {
                 for trained in trained {
                     push_run(&mut runs, 1, if trained { 1.0 } else { 0.0 });
                 }
-                let (text, spans, notes) = (String::new(), Vec::new(), Notes::default());
+                let (text, spans) = (String::new(), Vec::new());
                 Encoded { text, ids, runs, spans, record_id, truncated: false, notes }
             }
         };
@@ -355,12 +358,7 @@ impl TextEncoder {
     }
 
     fn chat(&self, record: Record) -> std::result::Result<Encoded, Refusal> {
-        if let Some(last) = record.messages.last().filter(|message| !is_reply(message)) {
-            return Err(Refusal::new(
-                reason::LAST_MESSAGE,
-                format!("the last message is of role {}, not from the assistant", role(last)),
-            ));
-        }
+        record.check_trainable()?;
         let template = self.template.as_ref().map_err(|error| Refusal::new(reason::TEMPLATE, error.message.clone()))?;
         let rendered = targets::render(template, &record, self.options.thinking, false)?;
         let (ids, places) = self.cut_and_tokenize(&rendered.text, &rendered.replies)?;
@@ -377,7 +375,8 @@ impl TextEncoder {
             at = end;
         }
         push_run(&mut runs, ids.len() - at, 0.0);
-        let (text, record_id, notes) = (rendered.text, record.record_id, Notes::default());
+        let Record { record_id, notes, .. } = record;
+        let text = rendered.text;
         Ok(Encoded { text, ids, runs, spans, record_id, truncated: false, notes })
     }
 
@@ -395,26 +394,20 @@ impl TextEncoder {
                     r#"{{"messages":[{{"role":"user","content":"a"}},{{"role":"assistant","content":"b"}},{{"role":"{role}","name":"f","content":"{PROBE}"}},{{"role":"assistant","content":"b"}}]}}"#
                 ),
             };
-            let record = match Row::read(
-                row.as_bytes(),
-                Some(&Shape::Messages),
-                &Columns::default(),
-                Standing::from(&self.options),
-            ) {
+            let record = match Reader::default().read(row.as_bytes(), Some(&Shape::Messages)) {
                 Ok(Row::Chat(record)) => record,
                 _ => return false,
             };
             targets::render(template, &record, None, false).is_ok_and(|rendered| !rendered.text.contains(PROBE))
         };
-        ["system", "developer", "tool", "function"].iter().filter(ignored).copied().collect()
+        ["system", "developer", "tool"].iter().filter(ignored).copied().collect()
     }
 
     /// What the template writes at the end of a reply, and what the tokenizer says ends a text.
     fn find_stop_ids(&self) -> Vec<u32> {
         let row = br#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#;
         let mut stop = Vec::new();
-        if let Ok(Row::Chat(record)) =
-            Row::read(row, Some(&Shape::Messages), &Columns::default(), Standing::from(&self.options))
+        if let Ok(Row::Chat(record)) = Reader::default().read(row, Some(&Shape::Messages))
             && let Ok(sample) = self.chat(record)
         {
             // The reply's last special token; what may follow it is a newline.
@@ -505,8 +498,9 @@ fn fingerprint(
         minimal_advantage,
         drop_zero_advantage,
         skip_non_positive_advantage,
+        images,
     } = options;
-    add(&format!("{max_length:?} {truncation:?} {thinking:?} {columns:?}"));
+    add(&format!("{max_length:?} {truncation:?} {thinking:?} {images:?} {columns:?}"));
     add(&format!("{minimal_advantage:?} {drop_zero_advantage} {skip_non_positive_advantage}"));
     hash.finalize().to_hex().to_string()
 }

@@ -25,7 +25,7 @@ pub use encoder::{Encoded, Outcome, Run, Span, TextEncoder, TextInfo};
 pub use files::{ArrayRows, Content, decompress, json_array_rows, sniff, unpack_zstd};
 pub use lock::FileLock;
 pub use note::{Note, NoteCount, NoteKind, Notes};
-pub use options::{TextOptions, Thinking, Truncation};
+pub use options::{Images, TextOptions, Thinking, Truncation};
 pub use pack::pack;
 pub use problem::RowProblem;
 pub use row::MAX_ROW_BYTES;

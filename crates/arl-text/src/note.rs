@@ -3,6 +3,12 @@
 
 use std::collections::BTreeMap;
 
+/// Stands for all subjects of a kind beyond those that are counted apart.
+pub(crate) const MORE: &str = "...";
+
+/// Subjects of a kind that are counted apart over all rows.
+const MOST_TOTALS: usize = 128;
+
 /// What can be noticed. The order is that of a report: what changes training most comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
@@ -13,10 +19,23 @@ pub enum NoteKind {
     ParsedArguments = 2,
     /// A key with a value that nothing reads; the subject is its path, for example `messages[].name`.
     UnreadKey = 3,
+    /// Replies that follow a reply directly.
+    ConsecutiveReplies = 10,
+    /// Images that `images: drop` left out.
+    DroppedImages = 11,
+    /// Messages that were nothing but such images.
+    EmptiedMessages = 12,
 }
 
 impl NoteKind {
-    const ALL: [Self; 3] = [Self::EndTokenOnly, Self::ParsedArguments, Self::UnreadKey];
+    const ALL: [Self; 6] = [
+        Self::EndTokenOnly,
+        Self::ParsedArguments,
+        Self::UnreadKey,
+        Self::ConsecutiveReplies,
+        Self::DroppedImages,
+        Self::EmptiedMessages,
+    ];
 
     fn from_byte(byte: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| *kind as u8 == byte)
@@ -28,12 +47,15 @@ impl NoteKind {
             Self::EndTokenOnly => "end token only",
             Self::ParsedArguments => "parsed arguments",
             Self::UnreadKey => "unread key",
+            Self::ConsecutiveReplies => "consecutive replies",
+            Self::DroppedImages => "dropped images",
+            Self::EmptiedMessages => "emptied messages",
         }
     }
 
     /// The row trains less, or something else, than its author may expect.
     pub fn is_warning(self) -> bool {
-        !matches!(self, Self::ParsedArguments)
+        !matches!(self, Self::ParsedArguments | Self::DroppedImages | Self::EmptiedMessages)
     }
 
     /// A sentence for a person, without a place.
@@ -46,7 +68,16 @@ impl NoteKind {
                 "parsed the JSON text in `arguments` of {count} {}: the chat template writes arguments given as an object",
                 plural(count, "tool call", "tool calls")
             ),
+            Self::UnreadKey if subject == MORE => "further keys are not read".to_owned(),
             Self::UnreadKey => format!("`{subject}` is not read"),
+            Self::ConsecutiveReplies => format!(
+                "{count} {} a reply directly: each is a turn with an end of its own",
+                plural(count, "reply follows", "replies follow")
+            ),
+            Self::DroppedImages => format!("left out {count} {}", plural(count, "image", "images")),
+            Self::EmptiedMessages => {
+                format!("{count} {} empty without the images", plural(count, "message is", "messages are"))
+            }
         }
     }
 }
@@ -82,9 +113,23 @@ impl Notes {
         }
     }
 
+    /// Counts one more occurrence; where `most` others of the kind are there already, of `rest` instead.
+    pub(crate) fn add_at_most(&mut self, most: usize, kind: NoteKind, subject: &str, rest: &str) {
+        let of_kind = self.0.iter().filter(|note| note.kind == kind);
+        let full = of_kind.clone().count() >= most && of_kind.clone().all(|note| note.subject != subject);
+        self.add(kind, if full { rest } else { subject }, 1);
+    }
+
     /// Each note once.
     pub fn iter(&self) -> impl Iterator<Item = &Note> {
         self.0.iter()
+    }
+
+    /// The notes as those of one row alone, `row`.
+    pub fn counts(&self, row: u32) -> Vec<NoteCount> {
+        let mut totals = NoteTotals::default();
+        totals.add(row, self);
+        totals.counts()
     }
 
     /// For the cache: kind (1 byte), count (4), bytes of the subject (4), the subject.
@@ -145,9 +190,16 @@ pub(crate) struct NoteTotals(BTreeMap<(NoteKind, String), NoteCount>);
 impl NoteTotals {
     pub(crate) fn add(&mut self, row: u32, notes: &Notes) {
         for Note { kind, subject, count } in notes.iter() {
-            let total = self.0.entry((*kind, subject.clone())).or_insert_with(|| NoteCount {
+            let mut subject = subject.as_str();
+            // Rows may each have keys of their own.
+            if !self.0.contains_key(&(*kind, subject.to_owned()))
+                && self.0.keys().filter(|(other, _)| other == kind).count() >= MOST_TOTALS
+            {
+                subject = MORE;
+            }
+            let total = self.0.entry((*kind, subject.to_owned())).or_insert_with(|| NoteCount {
                 kind: *kind,
-                subject: subject.clone(),
+                subject: subject.to_owned(),
                 rows: 0,
                 count: 0,
                 first_row: row,

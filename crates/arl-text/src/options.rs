@@ -63,6 +63,30 @@ impl Thinking {
     }
 }
 
+/// What happens to a row that holds images, for models that read text only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Images {
+    /// The row is a problem.
+    #[default]
+    Refuse,
+    /// The images are left out and counted; the text is trained.
+    Drop,
+}
+
+impl Images {
+    /// From the configuration's word.
+    ///
+    /// # Errors
+    /// `ARL_CONFIG` for any other word.
+    pub fn parse(word: &str) -> Result<Self> {
+        match word {
+            "error" => Ok(Self::Refuse),
+            "drop" => Ok(Self::Drop),
+            _ => Err(Error::new(ErrorCode::Config, format!("images: `{word}` is not known")).hint("use error or drop")),
+        }
+    }
+}
+
 /// How rows become tokens.
 #[derive(Clone, Debug, Default)]
 pub struct TextOptions {
@@ -76,6 +100,8 @@ pub struct TextOptions {
     pub truncation: Truncation,
     /// What happens to reasoning; absent: as the template does.
     pub thinking: Option<Thinking>,
+    /// What happens to images in rows.
+    pub images: Images,
     /// The file's name of a known column, for example `prompt` -> `q`.
     pub columns: BTreeMap<String, String>,
     /// Replies whose advantage is below are not trained.

@@ -23,6 +23,8 @@ pub(crate) mod reason {
     pub(crate) const NO_MESSAGES: &str = "no messages";
     pub(crate) const BAD_MESSAGE: &str = "bad message";
     pub(crate) const UNKNOWN_ROLE: &str = "unknown role";
+    pub(crate) const BLANK_REPLY: &str = "blank reply";
+    pub(crate) const PREFERENCE: &str = "preference row";
     pub(crate) const LAST_MESSAGE: &str = "last message not from the assistant";
     pub(crate) const IMAGE: &str = "image";
     pub(crate) const BAD_FIELD: &str = "bad field";

@@ -65,6 +65,14 @@ impl Json {
         }
     }
 
+    /// The value of a key of an object, to be changed.
+    pub(crate) fn get_mut(&mut self, key: &str) -> Option<&mut Json> {
+        match self {
+            Json::Object(entries) => entries.iter_mut().find(|(k, _)| k == key).map(|(_, v)| v),
+            _ => None,
+        }
+    }
+
     /// Takes a key out of an object.
     pub(crate) fn remove(&mut self, key: &str) -> Option<Json> {
         match self {

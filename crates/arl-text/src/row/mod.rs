@@ -1,11 +1,43 @@
 //! A row's bytes become a record: messages, tools, and which replies are trained with what weight.
 //! Knows the shapes that rows come in; knows nothing of templates or tokens.
 
+mod advantages;
+mod calls;
 mod json;
+mod media;
+mod message;
+mod pair;
+mod parts;
+mod preference;
 mod record;
 mod shape;
+mod sharegpt;
+mod unread;
 
 pub use json::MAX_ROW_BYTES;
 pub(crate) use json::{Json, parse};
-pub(crate) use record::{REASONING, Record, Row, Standing, is_reply, role};
-pub(crate) use shape::{Columns, Shape, keys};
+pub(crate) use message::{REASONING, is_reply, role};
+pub(crate) use record::{Reader, Record, Row};
+pub(crate) use shape::Shape;
+
+use crate::problem::{Refusal, reason};
+
+/// What reading gives, or why the row cannot be used.
+type Checked<T> = std::result::Result<T, Refusal>;
+
+/// A column or key whose value has another kind than it must have.
+fn wrong_kind(field: &str, found: Option<&Json>, wanted: &str) -> Refusal {
+    let found = found.map_or("missing", Json::kind);
+    Refusal::new(reason::BAD_FIELD, format!("`{field}` is {found}, not {wanted}"))
+}
+
+/// A value that says nothing: null, or empty.
+fn is_nothing(value: &Json) -> bool {
+    match value {
+        Json::Null => true,
+        Json::Str(text) => text.is_empty(),
+        Json::Array(items) => items.is_empty(),
+        Json::Object(entries) => entries.is_empty(),
+        Json::Bool(_) | Json::Int(_) | Json::BigInt(_) | Json::Float(_) => false,
+    }
+}

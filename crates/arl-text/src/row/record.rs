@@ -1,32 +1,18 @@
 //! One row as a record: its conversation checked, and the weight of each reply decided.
 
-use super::json::{Json, parse};
-use super::shape::{Columns, Shape, keys};
-use crate::options::TextOptions;
+use std::collections::HashSet;
+use std::fmt;
+
+use arl_model::Result;
+
+use super::advantages::{self, Standing};
+use super::message::{is_reply, role};
+use super::pair;
+use super::shape::{Columns, Shape, unknown_row};
+use super::{Checked, Json, calls, media, message, parse, preference, sharegpt, unread, wrong_kind};
+use crate::note::{NoteKind, Notes};
+use crate::options::{Images, TextOptions};
 use crate::problem::{Refusal, reason};
-
-type Checked<T> = std::result::Result<T, Refusal>;
-
-/// The options that decide which replies are trained.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Standing {
-    minimal: Option<f64>,
-    drop_zero: bool,
-    skip_non_positive: bool,
-}
-
-impl From<&TextOptions> for Standing {
-    fn from(options: &TextOptions) -> Self {
-        Self {
-            minimal: options.minimal_advantage,
-            drop_zero: options.drop_zero_advantage,
-            skip_non_positive: options.skip_non_positive_advantage,
-        }
-    }
-}
-
-/// The names of a reply's reasoning; the first is the one that chat templates read.
-pub(crate) const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// A conversation and what of it is trained.
 #[derive(Clone, Debug)]
@@ -38,6 +24,20 @@ pub(crate) struct Record {
     /// One for each message: 0 where it is not trained.
     pub(crate) weights: Vec<f32>,
     pub(crate) record_id: Option<String>,
+    /// What a user should know of the row all the same.
+    pub(crate) notes: Notes,
+    /// Why the conversation can be a prompt and not a sample.
+    untrainable: Option<Refusal>,
+}
+
+impl Record {
+    /// The conversation can be trained: it ends with a reply, and no trained reply is blank.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub(crate) fn check_trainable(&self) -> Checked<()> {
+        self.untrainable.clone().map_or(Ok(()), Err)
+    }
 }
 
 /// A row of any shape.
@@ -47,201 +47,278 @@ pub(crate) enum Row {
     Text {
         text: String,
         record_id: Option<String>,
+        notes: Notes,
     },
     /// `trained[i]`: token i is a target.
     Tokens {
         ids: Vec<u32>,
         trained: Vec<bool>,
         record_id: Option<String>,
+        notes: Notes,
     },
 }
 
-/// The role of a message; every message of a record has one.
-pub(crate) fn role(message: &Json) -> &str {
-    message.get("role").and_then(Json::as_str).unwrap_or_default()
+/// A message's place in its row, for people: `messages[3]`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub(super) column: &'static str,
+    pub(super) index: usize,
 }
 
-/// The message is the assistant's.
-pub(crate) fn is_reply(message: &Json) -> bool {
-    role(message) == "assistant"
+impl Place {
+    pub(super) const MESSAGES: &'static str = "messages";
+    pub(super) const TURNS: &'static str = "conversations";
 }
 
-impl Row {
+impl fmt::Display for Place {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}[{}]", self.column, self.index)
+    }
+}
+
+/// The messages of a row, and where in the row each is.
+pub(super) struct Talk {
+    pub(super) messages: Vec<Json>,
+    column: &'static str,
+    /// The index of each message in its column; nothing: it came from elsewhere in the row.
+    own: Vec<Option<usize>>,
+    /// Entries of the column; several may have become one message.
+    count: usize,
+}
+
+impl Talk {
+    /// Messages as a column has them.
+    pub(super) fn new(column: &'static str, messages: Vec<Json>) -> Self {
+        let count = messages.len();
+        Self { messages, column, own: (0..count).map(Some).collect(), count }
+    }
+
+    fn of_turns(turns: Vec<Json>, notes: &mut Notes) -> Checked<Self> {
+        let count = turns.len();
+        let (messages, own) = sharegpt::messages(turns, Place::TURNS, notes)?;
+        Ok(Self { messages, column: Place::TURNS, own: own.into_iter().map(Some).collect(), count })
+    }
+
+    /// Puts the row's `system` in front.
+    fn begin_with(&mut self, system: Option<String>) -> Checked<()> {
+        let Some(text) = system else { return Ok(()) };
+        if let Some(first) = self.messages.first().filter(|message| role(message) == "system") {
+            if first.get("content").and_then(Json::as_str) == Some(text.as_str()) {
+                return Ok(());
+            }
+            let message = "`system` and the first message, of role system, differ; keep one of them";
+            return Err(Refusal::new(reason::BAD_FIELD, message));
+        }
+        self.messages.insert(0, pair::message("system", text));
+        self.own.insert(0, None);
+        Ok(())
+    }
+
+    fn place(&self, message: usize) -> Place {
+        Place { column: self.column, index: self.own.get(message).copied().flatten().unwrap_or(0) }
+    }
+
+    /// The message that entry `index` of the column became, or a part of.
+    pub(super) fn find(&self, index: usize) -> Option<usize> {
+        if index >= self.count {
+            return None;
+        }
+        self.own.iter().rposition(|own| own.is_some_and(|own| own <= index))
+    }
+
+    /// Entries of the column.
+    pub(super) fn own_count(&self) -> usize {
+        self.count
+    }
+}
+
+/// How rows are read.
+#[derive(Default)]
+pub(crate) struct Reader {
+    pub(super) columns: Columns,
+    pub(super) standing: Standing,
+    pub(super) images: Images,
+    /// The words of the chat template.
+    words: HashSet<String>,
+}
+
+impl Reader {
+    /// `template`: the chat template's text.
+    ///
+    /// # Errors
+    /// `ARL_CONFIG` for the name of a column that is not known.
+    pub(crate) fn new(options: &TextOptions, template: Option<&str>) -> Result<Self> {
+        let words = template.unwrap_or_default().split(|c: char| !c.is_alphanumeric() && c != '_');
+        Ok(Self {
+            columns: Columns::new(&options.columns)?,
+            standing: Standing::from(options),
+            images: options.images,
+            words: words.filter(|word| !word.is_empty()).map(str::to_owned).collect(),
+        })
+    }
+
+    /// The template may look at this key of a message: its text has the word.
+    pub(super) fn template_reads(&self, key: &str) -> bool {
+        self.words.contains(key)
+    }
+
+    /// The shape of one row, if it is a known one.
+    pub(crate) fn shape_of(&self, row: &Json) -> Option<Shape> {
+        Shape::of(row, &self.columns)
+    }
+
+    /// What a row without a known shape lacks.
+    pub(crate) fn unknown(&self, row: &Json) -> Refusal {
+        unknown_row(row, &self.columns)
+    }
+
     /// Reads a row. `shape`: what the source's rows look like; absent: this row's own.
-    pub(crate) fn read(bytes: &[u8], shape: Option<&Shape>, columns: &Columns, standing: Standing) -> Checked<Self> {
+    ///
+    /// # Errors
+    /// Why the row cannot be used.
+    pub(crate) fn read(&self, bytes: &[u8], shape: Option<&Shape>) -> Checked<Row> {
+        let columns = &self.columns;
         let mut row = parse(bytes)?;
         if !matches!(row, Json::Object(_)) {
             return Err(Refusal::new(reason::SHAPE, format!("the row is {}, not an object", row.kind())));
         }
-        let found = Shape::of(&row, columns);
-        let shape = match (shape, found) {
-            (None, Some(found)) => found,
-            (Some(shape), Some(found)) if *shape == found => found,
-            // A row may have several of the columns; what counts is that it has those of its source.
-            (Some(Shape::Messages), None) => {
-                return Err(Refusal::new(reason::NO_MESSAGES, format!("no messages: the row has {}", keys(&row))));
-            }
-            (Some(shape), Some(found)) => {
-                return Err(Refusal::new(
-                    reason::SHAPE,
-                    format!("the row looks like `{}`, the rows before it like `{}`", found.name(), shape.name()),
-                ));
-            }
-            (Some(shape), None) => {
-                return Err(Refusal::new(
-                    reason::SHAPE,
-                    format!("the rows look like `{}`, this one has {}", shape.name(), keys(&row)),
-                ));
-            }
-            (None, None) => {
-                return Err(Refusal::new(reason::NO_MESSAGES, format!("no messages: the row has {}", keys(&row))));
-            }
-        };
-        let record_id = record_id(&row, columns)?;
-        match shape {
-            Shape::Text => match row.remove(columns.of("text")) {
-                Some(Json::Str(text)) => Ok(Self::Text { text, record_id }),
-                other => Err(wrong_kind("text", other.as_ref(), "a string")),
-            },
-            Shape::Tokens => tokens(&row, columns, record_id),
+        let shape = self.same_shape(&row, shape)?;
+        let record_id = record_id(&mut row, columns)?;
+        let mut notes = Notes::default();
+        let pair = preference::of_pair(&row, columns);
+        let talk = match shape {
+            Shape::Text => return self.text(row, record_id, notes),
+            Shape::Tokens => return tokens(row, columns, record_id, notes),
             Shape::Messages => {
-                let messages = match row.remove(columns.of("messages")) {
-                    Some(Json::Array(messages)) => messages,
-                    other => return Err(wrong_kind("messages", other.as_ref(), "an array")),
-                };
-                chat(row, messages, columns, standing, record_id)
+                let mut talk = Talk::new(Place::MESSAGES, list(&mut row, columns, Place::MESSAGES)?);
+                talk.begin_with(pair::system(&mut row, columns)?)?;
+                talk
             }
             Shape::Conversations => {
-                let turns = match row.remove(columns.of("conversations")) {
-                    Some(Json::Array(turns)) => turns,
-                    other => return Err(wrong_kind("conversations", other.as_ref(), "an array")),
-                };
-                let mut messages = system(&row, columns)?;
-                for (i, turn) in turns.into_iter().enumerate() {
-                    messages.push(sharegpt(turn, i)?);
-                }
-                chat(row, messages, columns, standing, record_id)
+                let mut talk = Talk::of_turns(list(&mut row, columns, Place::TURNS)?, &mut notes)?;
+                talk.begin_with(pair::system(&mut row, columns)?)?;
+                talk
             }
-            Shape::Pair { prompt, completion } => {
-                let messages = pair(&mut row, columns, &prompt, &completion)?;
-                chat(row, messages, columns, standing, record_id)
+            Shape::Pair { prompt, completion } => pair::read(&mut row, columns, &prompt, &completion, &mut notes)?,
+        };
+        self.chat(row, talk, pair, record_id, notes)
+    }
+
+    fn same_shape(&self, row: &Json, shape: Option<&Shape>) -> Checked<Shape> {
+        match (shape, self.shape_of(row)) {
+            (None, Some(found)) => Ok(found),
+            (Some(shape), Some(found)) if *shape == found => Ok(found),
+            // A row may have several of the columns; what counts is that it has those of its source.
+            (Some(shape), Some(found)) => Err(Refusal::new(
+                reason::SHAPE,
+                format!("the row looks like `{}`, the rows before it like `{}`", found.name(), shape.name()),
+            )),
+            (None | Some(Shape::Messages), None) => Err(self.unknown(row)),
+            (Some(shape), None) => {
+                let Refusal { reason, message } = self.unknown(row);
+                let reason = if reason == reason::NO_MESSAGES { reason::SHAPE } else { reason };
+                Err(Refusal::new(reason, format!("the rows before it look like `{}`; {message}", shape.name())))
             }
+        }
+    }
+
+    /// Checks a conversation, and decides which replies are trained. `pair`: what its row is as preference data.
+    fn chat(
+        &self,
+        mut row: Json,
+        mut talk: Talk,
+        pair: Option<Refusal>,
+        record_id: Option<String>,
+        mut notes: Notes,
+    ) -> Checked<Row> {
+        if talk.messages.is_empty() {
+            return Err(Refusal::new(reason::NO_MESSAGES, "no messages: the list is empty"));
+        }
+        preference::check_verdict(&mut row)?;
+        media::place(&mut row, &mut talk, self, &mut notes)?;
+        let tools = calls::tools(&mut row, &self.columns)?;
+        let mut weights = Vec::with_capacity(talk.messages.len());
+        let mut follows_reply = false;
+        for i in 0..talk.messages.len() {
+            let place = talk.place(i);
+            let message = &mut talk.messages[i];
+            weights.push(message::read(message, place, self, &mut notes)?);
+            let reply = is_reply(message);
+            notes.add(NoteKind::ConsecutiveReplies, "", u32::from(follows_reply && reply));
+            follows_reply = reply;
+        }
+        advantages::apply(&mut row, &talk, self, &mut weights)?;
+        let variables = match row.remove("chat_template_kwargs") {
+            None | Some(Json::Null) => None,
+            Some(Json::Object(entries)) => Some(Json::Object(entries)),
+            other => return Err(wrong_kind("chat_template_kwargs", other.as_ref(), "an object")),
+        };
+        unread::of_row(&row, &mut notes);
+        let untrainable = untrainable(&talk, &weights, pair);
+        Ok(Row::Chat(Record { messages: talk.messages, tools, variables, weights, record_id, notes, untrainable }))
+    }
+
+    fn text(&self, mut row: Json, record_id: Option<String>, mut notes: Notes) -> Checked<Row> {
+        let text = match row.remove(self.columns.of("text")) {
+            Some(Json::Str(text)) => text,
+            other => return Err(wrong_kind("text", other.as_ref(), "a string")),
+        };
+        // Images have their places in it as in a message.
+        let mut talk = Talk::new("text", vec![pair::message("user", text)]);
+        media::place(&mut row, &mut talk, self, &mut notes)?;
+        unread::of_row(&row, &mut notes);
+        match talk.messages.pop().and_then(|mut message| message.remove("content")) {
+            Some(Json::Str(text)) => Ok(Row::Text { text, record_id, notes }),
+            other => Err(wrong_kind("text", other.as_ref(), "a string")),
         }
     }
 }
 
-fn wrong_kind(field: &str, found: Option<&Json>, wanted: &str) -> Refusal {
-    let found = found.map_or("missing", Json::kind);
-    Refusal::new(reason::BAD_FIELD, format!("`{field}` is {found}, not {wanted}"))
+/// Why a conversation cannot be a sample. `pair`: what its row is as preference data.
+fn untrainable(talk: &Talk, weights: &[f32], pair: Option<Refusal>) -> Option<Refusal> {
+    if let Some(last) = talk.messages.last().filter(|message| !is_reply(message)) {
+        let message = format!("the last message is of role {}, not from the assistant", role(last));
+        return Some(pair.unwrap_or(Refusal::new(reason::LAST_MESSAGE, message)));
+    }
+    let blank = |(i, message): (usize, &Json)| {
+        let what = (weights[i] > 0.0).then(|| message::blank(message))??;
+        Some(Refusal::new(reason::BLANK_REPLY, format!("{}: {what}", talk.place(i))))
+    };
+    talk.messages.iter().enumerate().find_map(blank)
 }
 
-fn message(role: &str, content: &str) -> Json {
-    let entry = |key: &str, value: &str| (key.to_owned(), Json::Str(value.to_owned()));
-    Json::Object(vec![entry("role", role), entry("content", content)])
+/// The list in a known column.
+fn list(row: &mut Json, columns: &Columns, name: &str) -> Checked<Vec<Json>> {
+    match row.remove(columns.of(name)) {
+        Some(Json::Array(items)) => Ok(items),
+        other => Err(wrong_kind(name, other.as_ref(), "an array")),
+    }
 }
 
-fn record_id(row: &Json, columns: &Columns) -> Checked<Option<String>> {
-    match row.get(columns.of("record_id")) {
+fn record_id(row: &mut Json, columns: &Columns) -> Checked<Option<String>> {
+    match row.remove(columns.of("record_id")) {
         None | Some(Json::Null) => Ok(None),
-        Some(Json::Str(id)) => Ok(Some(id.clone())),
+        Some(Json::Str(id)) => Ok(Some(id)),
         Some(Json::Int(id)) => Ok(Some(id.to_string())),
-        Some(Json::BigInt(id)) => Ok(Some(id.clone())),
-        other => Err(wrong_kind("record_id", other, "a string")),
+        Some(Json::BigInt(id)) => Ok(Some(id)),
+        other => Err(wrong_kind("record_id", other.as_ref(), "a string")),
     }
 }
 
-fn system(row: &Json, columns: &Columns) -> Checked<Vec<Json>> {
-    match row.get(columns.of("system")) {
-        None | Some(Json::Null) => Ok(Vec::new()),
-        Some(Json::Str(text)) if text.is_empty() => Ok(Vec::new()),
-        Some(Json::Str(text)) => Ok(vec![message("system", text)]),
-        other => Err(wrong_kind("system", other, "a string")),
-    }
-}
-
-/// A question and its answer; either may be messages. Only replies of the answer are trained.
-fn pair(row: &mut Json, columns: &Columns, prompt: &str, completion: &str) -> Checked<Vec<Json>> {
-    let mut messages = system(row, columns)?;
-    match row.remove(prompt) {
-        Some(Json::Str(text)) => {
-            // Alpaca: `input` is what the instruction is to be done with.
-            match row.get(columns.of("input")) {
-                None | Some(Json::Null) => messages.push(message("user", &text)),
-                Some(Json::Str(input)) if input.is_empty() => messages.push(message("user", &text)),
-                Some(Json::Str(input)) => messages.push(message("user", &format!("{text}\n\n{input}"))),
-                other => return Err(wrong_kind("input", other, "a string")),
-            }
-        }
-        Some(Json::Array(given)) => {
-            for mut earlier in given {
-                if is_reply(&earlier) && earlier.get("train").is_none() {
-                    earlier.set("train", Json::Bool(false));
-                }
-                messages.push(earlier);
-            }
-        }
-        other => return Err(wrong_kind(prompt, other.as_ref(), "a string or messages")),
-    }
-    match row.remove(completion) {
-        Some(Json::Str(text)) => messages.push(message("assistant", &text)),
-        Some(Json::Array(given)) => messages.extend(given),
-        other => return Err(wrong_kind(completion, other.as_ref(), "a string or messages")),
-    }
-    Ok(messages)
-}
-
-fn sharegpt(mut turn: Json, index: usize) -> Checked<Json> {
-    let wrong = |what: String| Refusal::new(reason::BAD_MESSAGE, format!("conversations[{index}]: {what}"));
-    if turn.get("role").is_some() && turn.get("from").is_none() {
-        return Ok(turn);
-    }
-    let from = match turn.remove("from") {
-        Some(Json::Str(from)) => from,
-        other => return Err(wrong(format!("`from` is {}", other.as_ref().map_or("missing", Json::kind)))),
-    };
-    let value = match turn.remove("value") {
-        Some(value) => value,
-        None => return Err(wrong("`value` is missing".to_owned())),
-    };
-    let role = match from.as_str() {
-        "human" | "user" => "user",
-        "gpt" | "assistant" | "chatgpt" | "bot" | "model" | "function_call" => "assistant",
-        "system" => "system",
-        "tool" | "observation" | "function_response" => "tool",
-        _ => return Err(Refusal::new(reason::UNKNOWN_ROLE, format!("conversations[{index}]: unknown role `{from}`"))),
-    };
-    let mut entries = vec![("role".to_owned(), Json::Str(role.to_owned()))];
-    if from == "function_call" {
-        let text = value.as_str().ok_or_else(|| wrong("`value` of a function call is no string".to_owned()))?;
-        let call = parse(text.as_bytes()).map_err(|error| wrong(format!("function call: {}", error.message)))?;
-        let calls = match call {
-            Json::Array(calls) => calls,
-            call => vec![call],
-        };
-        let wrap = |call| {
-            let kind = ("type".to_owned(), Json::Str("function".to_owned()));
-            Json::Object(vec![kind, ("function".to_owned(), call)])
-        };
-        entries.push(("content".to_owned(), Json::Str(String::new())));
-        entries.push(("tool_calls".to_owned(), Json::Array(calls.into_iter().map(wrap).collect())));
-    } else {
-        entries.push(("content".to_owned(), value));
-    }
-    if let Json::Object(rest) = turn {
-        entries.extend(rest);
-    }
-    Ok(Json::Object(entries))
-}
-
-fn tokens(row: &Json, columns: &Columns, record_id: Option<String>) -> Checked<Row> {
+fn tokens(mut row: Json, columns: &Columns, record_id: Option<String>, mut notes: Notes) -> Checked<Row> {
     let wrong = |what: String| Refusal::new(reason::TOKENS, what);
-    let list = |name: &str| match row.get(name) {
+    let (ids_name, labels_name) = (columns.of("input_ids"), columns.of("labels"));
+    let mut list = |name: &str| match row.remove(name) {
         None | Some(Json::Null) => Ok(None),
         Some(Json::Array(items)) => Ok(Some(items)),
-        other => Err(wrong_kind(name, other, "an array of integers")),
+        other => Err(wrong_kind(name, other.as_ref(), "an array of integers")),
     };
-    let (ids_name, labels_name) = (columns.of("input_ids"), columns.of("labels"));
     let Some(items) = list(ids_name)? else { return Err(wrong_kind(ids_name, None, "an array of integers")) };
+    let labels = list(labels_name)?;
+    // What every tokenizer adds says nothing where all tokens count.
+    if matches!(row.get("attention_mask"), Some(Json::Array(mask)) if mask.iter().all(|one| *one == Json::Int(1))) {
+        row.remove("attention_mask");
+    }
     let mut ids = Vec::with_capacity(items.len());
     for (i, item) in items.iter().enumerate() {
         match item {
@@ -250,7 +327,7 @@ fn tokens(row: &Json, columns: &Columns, record_id: Option<String>) -> Checked<R
         }
     }
     let mut trained = vec![true; ids.len()];
-    if let Some(labels) = list(labels_name)? {
+    if let Some(labels) = labels {
         if labels.len() != ids.len() {
             return Err(wrong(format!("{} {labels_name} for {} {ids_name}", labels.len(), ids.len())));
         }
@@ -266,191 +343,6 @@ fn tokens(row: &Json, columns: &Columns, record_id: Option<String>) -> Checked<R
             };
         }
     }
-    Ok(Row::Tokens { ids, trained, record_id })
-}
-
-/// Checks a conversation, and decides which replies are trained.
-fn chat(
-    mut row: Json,
-    mut messages: Vec<Json>,
-    columns: &Columns,
-    standing: Standing,
-    record_id: Option<String>,
-) -> Checked<Row> {
-    if messages.is_empty() {
-        return Err(Refusal::new(reason::NO_MESSAGES, "no messages: the list is empty"));
-    }
-    let mut weights = Vec::with_capacity(messages.len());
-    for (i, message) in messages.iter_mut().enumerate() {
-        weights.push(check_message(message, i)?);
-    }
-    apply_advantages(&row, &messages, columns, standing, &mut weights)?;
-    let tools = match row.remove(columns.of("tools")) {
-        None | Some(Json::Null) => None,
-        Some(Json::Array(tools)) => Some(Json::Array(tools)),
-        // Column formats give every tool the keys of all others; a string is how files avoid that.
-        Some(Json::Str(text)) if text.trim().is_empty() => None,
-        Some(Json::Str(text)) => match parse(text.as_bytes()) {
-            Ok(Json::Array(tools)) => Some(Json::Array(tools)),
-            Ok(Json::Null) => None,
-            Ok(other) => return Err(wrong_kind("tools", Some(&other), "an array")),
-            Err(error) => return Err(Refusal::new(reason::BAD_FIELD, format!("`tools`: {}", error.message))),
-        },
-        other => return Err(wrong_kind("tools", other.as_ref(), "an array")),
-    };
-    let variables = match row.remove("chat_template_kwargs") {
-        None | Some(Json::Null) => None,
-        Some(Json::Object(entries)) => Some(Json::Object(entries)),
-        other => return Err(wrong_kind("chat_template_kwargs", other.as_ref(), "an object")),
-    };
-    Ok(Row::Chat(Record { messages, tools, variables, weights, record_id }))
-}
-
-/// The weight of one message as a target, before advantages.
-fn check_message(message: &mut Json, index: usize) -> Checked<f32> {
-    let wrong = |what: String| Refusal::new(reason::BAD_MESSAGE, format!("messages[{index}]: {what}"));
-    if !matches!(message, Json::Object(_)) {
-        return Err(wrong(format!("is {}, not an object", message.kind())));
-    }
-    let role = match message.get("role") {
-        Some(Json::Str(role)) => role.clone(),
-        other => return Err(wrong(format!("`role` is {}", other.map_or("missing", Json::kind)))),
-    };
-    if !["system", "developer", "user", "assistant", "tool", "function"].contains(&role.as_str()) {
-        return Err(Refusal::new(reason::UNKNOWN_ROLE, format!("messages[{index}]: unknown role `{role}`")));
-    }
-    let reply = role == "assistant";
-    let calls = match message.get("tool_calls") {
-        None | Some(Json::Null) => 0,
-        Some(Json::Array(calls)) if reply || calls.is_empty() => calls.len(),
-        Some(Json::Array(_)) => return Err(wrong(format!("`tool_calls` in a message of role {role}"))),
-        Some(other) => return Err(wrong(format!("`tool_calls` is {}, not an array", other.kind()))),
-    };
-    if reply {
-        name_reasoning(message, index)?;
-    }
-    match message.get("content") {
-        Some(Json::Str(_)) => {}
-        None | Some(Json::Null) if reply && calls > 0 => {}
-        Some(Json::Array(parts)) => {
-            // Text parts become one string: every template takes that, and those that take parts write them so.
-            let mut joined = String::new();
-            for (i, part) in parts.iter().enumerate() {
-                joined.push_str(text_of_part(part, index, i)?);
-            }
-            message.set("content", Json::Str(joined));
-        }
-        other => {
-            let found = other.map_or("missing", Json::kind);
-            return Err(wrong(format!("`content` is {found}, not a string or a list of parts")));
-        }
-    }
-    let train = match message.remove("train") {
-        None | Some(Json::Null) => true,
-        Some(Json::Bool(train)) if reply || !train => train,
-        Some(Json::Bool(_)) => {
-            return Err(Refusal::new(
-                reason::BAD_INDEX,
-                format!("messages[{index}]: `train: true` on a message of role {role}; only replies are trained"),
-            ));
-        }
-        Some(other) => return Err(wrong(format!("`train` is {}, not a boolean", other.kind()))),
-    };
-    let weight = match message.remove("weight") {
-        None | Some(Json::Null) => 1.0,
-        Some(value) => match value.as_f64() {
-            Some(weight) if weight >= 0.0 && (weight as f32).is_finite() => weight as f32,
-            _ => return Err(wrong("`weight` is not a number of at least 0".to_owned())),
-        },
-    };
-    Ok(if reply && train { weight } else { 0.0 })
-}
-
-/// Reasoning goes by three names; templates find it under the two that transformers (5.23) gives them.
-fn name_reasoning(message: &mut Json, index: usize) -> Checked<()> {
-    for name in REASONING {
-        let reasoning = match message.get(name) {
-            None | Some(Json::Null) => continue,
-            Some(Json::Str(reasoning)) => reasoning.clone(),
-            Some(other) => {
-                let what = format!("messages[{index}]: `{name}` is {}, not a string", other.kind());
-                return Err(Refusal::new(reason::BAD_MESSAGE, what));
-            }
-        };
-        if let Json::Object(entries) = message
-            && !entries.iter().any(|(key, _)| key == "thinking")
-        {
-            entries.insert(0, ("thinking".to_owned(), Json::Str(reasoning.clone())));
-        }
-        message.set("reasoning_content", Json::Str(reasoning));
-        break;
-    }
-    Ok(())
-}
-
-fn text_of_part(part: &Json, message: usize, index: usize) -> Checked<&str> {
-    let at = format!("messages[{message}].content[{index}]");
-    match part.get("type").and_then(Json::as_str) {
-        Some("text") => match part.get("text") {
-            Some(Json::Str(text)) => Ok(text),
-            other => {
-                let found = other.map_or("missing", Json::kind);
-                Err(Refusal::new(reason::BAD_MESSAGE, format!("{at}: `text` is {found}, not a string")))
-            }
-        },
-        Some(kind @ ("image_url" | "image" | "video" | "video_url" | "audio" | "input_audio")) => {
-            Err(Refusal::new(reason::IMAGE, format!("{at}: a part of type {kind}; this model reads text only")))
-        }
-        Some(kind) => Err(Refusal::new(reason::BAD_MESSAGE, format!("{at}: unknown type `{kind}`"))),
-        None => Err(Refusal::new(reason::BAD_MESSAGE, format!("{at}: `type` is missing"))),
-    }
-}
-
-/// `advantages` names the replies to train; the other maps must at least name replies.
-fn apply_advantages(
-    row: &Json,
-    messages: &[Json],
-    columns: &Columns,
-    standing: Standing,
-    weights: &mut [f32],
-) -> Checked<()> {
-    let mut chosen: Option<Vec<bool>> = None;
-    for field in ["advantages", "scores", "created_at_step", "logprobs"] {
-        let entries = match row.get(columns.of(field)) {
-            None | Some(Json::Null) => continue,
-            Some(Json::Object(entries)) => entries,
-            other => return Err(wrong_kind(field, other, "a map from message index to a value")),
-        };
-        for (key, value) in entries {
-            let index = key.trim().parse::<usize>().ok().filter(|&i| messages.get(i).is_some_and(is_reply));
-            let Some(index) = index else {
-                let what = match key.trim().parse::<usize>().ok().and_then(|i| messages.get(i)) {
-                    Some(message) => format!("is of role {}", role(message)),
-                    None => format!("does not exist: there are {}", messages.len()),
-                };
-                return Err(Refusal::new(
-                    reason::BAD_INDEX,
-                    format!("`{field}` names message {key}, which {what}; only replies of the assistant can be named"),
-                ));
-            };
-            if field != "advantages" {
-                continue;
-            }
-            let Some(advantage) = value.as_f64() else {
-                return Err(wrong_kind(&format!("advantages[{key}]"), Some(value), "a number"));
-            };
-            let removed = standing.minimal.is_some_and(|minimal| advantage < minimal)
-                || (standing.drop_zero && advantage == 0.0)
-                || (standing.skip_non_positive && advantage <= 0.0);
-            chosen.get_or_insert_with(|| vec![false; messages.len()])[index] = !removed;
-        }
-    }
-    if let Some(chosen) = chosen {
-        for (weight, chosen) in weights.iter_mut().zip(chosen) {
-            if !chosen {
-                *weight = 0.0;
-            }
-        }
-    }
-    Ok(())
+    unread::of_row(&row, &mut notes);
+    Ok(Row::Tokens { ids, trained, record_id, notes })
 }

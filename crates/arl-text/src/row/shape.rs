@@ -5,12 +5,16 @@ use std::collections::BTreeMap;
 use arl_model::{Error, ErrorCode, Result};
 
 use super::json::Json;
+use super::preference;
+use crate::problem::{Refusal, reason};
 
-const PROMPTS: [&str; 4] = ["prompt", "question", "problem", "instruction"];
+/// Names of the column `prompt`.
+pub(super) const PROMPTS: [&str; 4] = ["prompt", "question", "problem", "instruction"];
+/// Names of the column `completion`.
 const COMPLETIONS: [&str; 5] = ["completion", "response", "output", "solution", "answer"];
 
 /// Columns that a caller may name.
-const KNOWN: [&str; 12] = [
+const KNOWN: [&str; 15] = [
     "messages",
     "conversations",
     "prompt",
@@ -23,6 +27,9 @@ const KNOWN: [&str; 12] = [
     "tools",
     "record_id",
     "advantages",
+    "images",
+    "videos",
+    "audios",
 ];
 
 /// The file's names of the known columns.
@@ -68,28 +75,32 @@ pub(crate) enum Shape {
 }
 
 impl Shape {
-    /// The shape of one row.
+    /// The shape of one row. Columns that the caller named count before those that go by their usual names.
     pub(crate) fn of(row: &Json, columns: &Columns) -> Option<Self> {
-        let has = |name: &str| row.get(name).is_some_and(|value| !value.is_null());
-        if has(columns.of("messages")) {
+        (!columns.0.is_empty())
+            .then(|| Self::among(row, columns, |name| columns.given(name)))
+            .flatten()
+            .or_else(|| Self::among(row, columns, |_| true))
+    }
+
+    fn among(row: &Json, columns: &Columns, counts: impl Fn(&str) -> bool) -> Option<Self> {
+        let has = |name: &str| counts(name) && row.get(columns.of(name)).is_some_and(|value| !value.is_null());
+        if has("messages") {
             return Some(Self::Messages);
         }
-        if has(columns.of("conversations")) {
+        if has("conversations") {
             return Some(Self::Conversations);
         }
-        let one_of = |column: &str, names: &[&str]| -> Option<String> {
-            if columns.given(column) {
-                return Some(columns.of(column).to_owned()).filter(|name| row.get(name).is_some());
+        if counts("prompt") || counts("completion") {
+            let pair = (one_of(row, columns, "prompt", &PROMPTS), one_of(row, columns, "completion", &COMPLETIONS));
+            if let (Some(prompt), Some(completion)) = pair {
+                return Some(Self::Pair { prompt, completion });
             }
-            names.iter().find(|name| row.get(name).is_some()).map(|name| (*name).to_owned())
-        };
-        if let (Some(prompt), Some(completion)) = (one_of("prompt", &PROMPTS), one_of("completion", &COMPLETIONS)) {
-            return Some(Self::Pair { prompt, completion });
         }
-        if has(columns.of("input_ids")) {
+        if has("input_ids") {
             return Some(Self::Tokens);
         }
-        has(columns.of("text")).then_some(Self::Text)
+        has("text").then_some(Self::Text)
     }
 
     /// As reports name it.
@@ -109,8 +120,57 @@ impl Shape {
     }
 }
 
+/// The row's name of a column: the one that the caller gave, else the first of the usual ones that it has.
+fn one_of(row: &Json, columns: &Columns, column: &str, names: &[&str]) -> Option<String> {
+    if columns.given(column) {
+        return Some(columns.of(column).to_owned()).filter(|name| row.get(name).is_some());
+    }
+    names.iter().find(|name| row.get(name).is_some()).map(|name| (*name).to_owned())
+}
+
+/// Why a row has none of the shapes: what it is instead, or what it lacks.
+pub(super) fn unknown_row(row: &Json, columns: &Columns) -> Refusal {
+    if let Some(refusal) = preference::of_pair(row, columns) {
+        return refusal;
+    }
+    let lacks = match (one_of(row, columns, "prompt", &PROMPTS), one_of(row, columns, "completion", &COMPLETIONS)) {
+        (Some(prompt), None) => Some((prompt, "completion", COMPLETIONS.join(", "))),
+        (None, Some(completion)) => Some((completion, "prompt", PROMPTS.join(", "))),
+        _ => None,
+    };
+    let message = if let Some((has, column, names)) = lacks {
+        match columns.0.get(column) {
+            Some(name) => format!("no messages: the row has `{has}` and no `{name}`, which is named for `{column}`"),
+            None => format!("no messages: the row has `{has}` and no {column} with it (none of {names}): "),
+        }
+    } else {
+        "no messages: ".to_owned()
+    };
+    let separator = if message.ends_with(": ") { "" } else { "; " };
+    let like = like_messages(row).map_or(String::new(), |(key, column)| {
+        format!("; `{key}` looks like {column}: name it with --columns {column}={key}")
+    });
+    Refusal::new(reason::NO_MESSAGES, format!("{message}{separator}the row has {}{like}", keys(row)))
+}
+
+/// A column under another name that holds what `messages` or `conversations` do.
+fn like_messages(row: &Json) -> Option<(&str, &'static str)> {
+    let Json::Object(entries) = row else { return None };
+    entries.iter().find_map(|(key, value)| match value {
+        Json::Array(items) => {
+            let first = items.first()?;
+            match (first.get("role"), first.get("from")) {
+                (Some(Json::Str(_)), _) => Some((key.as_str(), "messages")),
+                (_, Some(Json::Str(_))) => Some((key.as_str(), "conversations")),
+                _ => None,
+            }
+        }
+        _ => None,
+    })
+}
+
 /// The keys of a row, for a message.
-pub(crate) fn keys(row: &Json) -> String {
+fn keys(row: &Json) -> String {
     match row {
         Json::Object(entries) if entries.is_empty() => "no keys".to_owned(),
         Json::Object(entries) => {
