@@ -81,7 +81,7 @@ fn make(path: &Path) -> io::Result<Option<File>> {
         Err(TryLockError::WouldBlock) => return Ok(None),
         Err(TryLockError::Error(error)) => return Err(error),
     }
-    // Whoever removes a folder holds its lock meanwhile: one that is still there now stays.
+    // A process removes a folder only while it holds the lock: one that still exists now stays.
     Ok(std::fs::exists(&file)?.then_some(lock))
 }
 
