@@ -102,7 +102,7 @@ describe("the order of rows", () => {
 		const order = createOrder({ rows: 100, seed: 1, strategy: "random" });
 		const epochs = [0, 1, 2].map((epoch) => order.epoch(epoch));
 		for (const epoch of [1, 0, 2, 0, 1]) expect(order.epoch(epoch)).toBe(epochs[epoch]);
-		// The one that was asked for longest ago goes.
+		// The one that was used longest ago goes.
 		order.epoch(3);
 		expect(order.epoch(0)).toBe(epochs[0]);
 		expect(order.epoch(2)).not.toBe(epochs[2]);

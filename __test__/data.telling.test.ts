@@ -109,7 +109,7 @@ describe("a refused row names its cause", () => {
 		expect(explainRow(Buffer.from(row), message)).toBeNull();
 	});
 
-	it("also where it stands in a table, on the command line", { timeout: 30_000 }, async () => {
+	it("also in a table, on the command line", { timeout: 30_000 }, async () => {
 		const path =
 			sharedPath("cases/telling-messages/python.csv", "a Python list in CSV, the case") ??
 			write(`messages\n"[{'role': 'user', 'content': 'hi'}]"\n`, "python.csv");

@@ -34,7 +34,7 @@ export interface Given {
 
 const quoted = (text: string) => `"${text.replaceAll('"', '""')}"`;
 
-/** A table, each value's JSON as it stands. */
+/** A table of each value's JSON. */
 export function table(rows: readonly string[], separator: string): string {
 	const all = rows.map((row) => objectEntries(Buffer.from(row)) ?? []);
 	const names = all[0]?.map(([key]) => key) ?? [];

@@ -38,7 +38,7 @@ export function epochBatches(order: RowOrder, epoch: number, options: BatchOptio
 	if (!packed) {
 		return {
 			length: Math.ceil(order.rowsPerEpoch / batchSize),
-			// How many there are is known without an order: nothing is shuffled before a row is asked for.
+			// How many there are is known without an order: nothing is shuffled before the first row is read.
 			rows: (index) => order.epoch(epoch).slice(index * batchSize, (index + 1) * batchSize),
 			prepare: () => order.prepare(epoch),
 		};
@@ -107,7 +107,7 @@ export class StepPlan {
 		}
 	}
 
-	/** Micro-batches of an epoch; those of the epochs asked for last are kept. */
+	/** Micro-batches of an epoch; those of the epochs used last are kept. */
 	batches(epoch: number): EpochBatches {
 		const known = this.kept.get(epoch);
 		if (known !== undefined) return known;

@@ -1,5 +1,5 @@
 /**
- * What lies behind a row that the core refuses: text of Python in place of JSON, a table written column by column, rows under
+ * The cause of a row that the core refuses: text of Python in place of JSON, a table written column by column, rows under
  * a key of one object. Looks at refused rows alone, and says nothing where it is not sure.
  */
 import { HEADER_NAMES } from "./columns.js";
@@ -88,7 +88,7 @@ function looksLikeRow(value: unknown): boolean {
 	return Object.keys(value).some((key) => HEADER_NAMES.has(key));
 }
 
-/** Of a row that holds many: how they can be had. */
+/** Of a row that holds many: how to write them. */
 function manyRows(row: Record<string, unknown>): string | null {
 	const entries = Object.entries(row);
 	if (entries.length > 0 && entries.every(([, value]) => isNumbered(value))) {

@@ -10,7 +10,7 @@ export function isGlob(pattern: string): boolean {
 	return /[*?[]/.test(pattern);
 }
 
-/** What lies between the names of a path: a user may write `/` everywhere. */
+/** What separates the names of a path: a user may write `/` everywhere. */
 const SEPARATORS = sep === "/" ? "/" : /[\\/]/;
 
 function nameToRegExp(pattern: string, whole: string): RegExp {

@@ -39,7 +39,7 @@ export function xoshiro128(state: RandomState): () => number {
 /** Draws between pauses: some milliseconds. */
 const SLICE = 1 << 17;
 
-/** Work in slices: whoever runs it may let everything else of the process come to its turn between two of them. */
+/** Work in slices; its caller may let the rest of the process run between two of them. */
 type Slices<T> = Generator<void, T>;
 
 /** The result of work, all at once. */
@@ -173,7 +173,7 @@ export function proportionalCounts(total: number, weights: number[]): number[] {
 /** Epochs that are kept: that of the last checkpoint, that of the step, and the next one. */
 export const EPOCHS_KEPT = 3;
 
-/** An order whose epochs `make` gives; those that were asked for last are kept. */
+/** An order whose epochs `make` gives; it keeps those that were used last. */
 function keeping(all: Uint32Array, make: (epoch: number) => Slices<Uint32Array>): RowOrder {
 	const kept = new Recent<number, Uint32Array>(EPOCHS_KEPT);
 	const keep = (epoch: number, rows: Uint32Array): Uint32Array => {

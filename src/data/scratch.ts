@@ -1,6 +1,6 @@
 /**
  * Where files go that are needed only for a while: unpacked rows, and rows that are put together before they are read.
- * They lie on the disk that the caller names and never in memory; a folder is made when the first one is written.
+ * They are on the disk that the caller names, and never in memory.
  */
 import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
@@ -21,7 +21,7 @@ export function userCacheDir(environment: NodeJS.ProcessEnv = process.env): stri
 	return home === "" || home === "/" ? join(tmpdir(), "arl") : join(home, ".cache", "arl");
 }
 
-/** A folder for temporary files below `parent`, made when it is first asked for and removed by `close`. */
+/** A folder for temporary files below `parent`, made at the first use and removed by `close`. */
 export class Scratch {
 	private folder: ReturnType<ScratchNative["ScratchFolder"]["create"]> | null = null;
 	private files = 0;
