@@ -12,7 +12,7 @@ export const checkpoints = {
 		group: "Checkpoints",
 		default: false,
 		description:
-			"Start anew in an `output_dir` that holds another run, and remove that run's checkpoints. Without it such a folder is an error.",
+			"Start from the beginning in an `output_dir` that holds another run or a model, which is removed when the new run has its first checkpoint or model. Without it such a folder is an error.",
 	}),
 	save_strategy: choice(["no", "steps", "epoch"], {
 		group: "Checkpoints",
