@@ -150,3 +150,37 @@ describe("learning-rate schedules", () => {
 		}
 	});
 });
+
+describe("at the ends of what may be given", () => {
+	const kwargs: Partial<Record<(typeof SCHEDULE_NAMES)[number], Record<string, unknown>[]>> = {
+		polynomial: [{}, { power: 2, lr_end: 0 }, { lr_end: 1 }],
+		inverse_sqrt: [{}, { timescale: 0 }, { timescale: -3 }],
+		cosine_with_min_lr: [{ min_lr: 1e-5 }, { min_lr_rate: 0.1 }],
+		cosine_warmup_with_min_lr: [{ min_lr: 1e-5 }, { min_lr_rate: 0.1, warmup_lr_rate: 0 }],
+		warmup_stable_decay: [{ num_decay_steps: 0 }, { num_decay_steps: 5 }, { num_decay_steps: 5, num_stable_steps: 0 }],
+	};
+	it.each(SCHEDULE_NAMES)("%s: every step has a rate that is a number, or the options are refused", (name) => {
+		let accepted = 0;
+		for (const values of kwargs[name] ?? [{}]) {
+			for (const learningRate of [0, 1e-300, 2e-5, 10]) {
+				for (const totalSteps of [0, 1, 2, 10]) {
+					for (const warmup of [0, 0.5, 1, 10, 20]) {
+						const options = { name, learningRate, warmupSteps: warmup, totalSteps, kwargs: values };
+						let schedule: ReturnType<typeof createSchedule>;
+						try {
+							schedule = createSchedule(options);
+						} catch (error) {
+							expect(error, JSON.stringify(options)).toMatchObject({ code: "ARL_CONFIG" });
+							continue;
+						}
+						accepted += 1;
+						for (let step = 0; step < totalSteps; step++) {
+							expect(Number.isFinite(schedule(step)), `${JSON.stringify(options)} at ${step}`).toBe(true);
+						}
+					}
+				}
+			}
+		}
+		expect(accepted).toBeGreaterThan(0);
+	});
+});
