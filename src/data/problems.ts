@@ -32,7 +32,8 @@ export function badRowsError(rows: BadRow[], checked: number): ArlError {
 	for (const { reason, message, hint } of sorted) {
 		if (hint !== undefined && hint !== "") hints.add(hint);
 		// Videos and sounds have no such way out.
-		if (reason === "image" && message.includes("image")) hints.add("Leave only the image parts out, and train on the text, with --images drop.");
+		if (reason === "image" && message.includes("image"))
+			hints.add("Leave only the image parts out, and train on the text, with --images drop.");
 	}
 	const hint = [...hints].slice(0, SHOWN).join("\n");
 	const [only] = lines;
