@@ -306,6 +306,31 @@ fn a_blank_reply_is_refused_where_it_is_trained() {
 }
 
 #[test]
+fn cases_of_real_files_are_read() {
+    let Some(cases) = common::shared("cases") else { return };
+    let encoder = encoder(FULL);
+    let rows = |name: &str| std::fs::read_to_string(cases.join(name)).unwrap();
+    let texts: Vec<String> =
+        rows("legacy-function-call/rows.jsonl").lines().map(|row| sample(&encoder, row).text).collect();
+    let call = "<call>find_train {\"from\": \"Gouda\"}</call><|im_end|>";
+    assert!(texts[0].contains(&format!("<|im_start|>assistant\n{call}")), "{}", texts[0]);
+    assert!(texts[1].contains(&format!("<|im_start|>assistant\nLet me look.{call}")), "{}", texts[1]);
+    let tool = "<|im_start|>system\n{\"type\": \"function\", \"function\": {\"name\": \"find_train\"";
+    assert!(texts.iter().all(|text| text.starts_with(tool)), "{texts:?}");
+    assert!(sample(&encoder, &rows("tools-as-texts/rows.jsonl")).text.starts_with(tool));
+    let called = sample(&encoder, &rows("telling-messages/called.jsonl"));
+    assert_eq!(trained(&encoder, &called), [call, "Yes, at 09:04.<|im_end|>"]);
+    let media = rows("images-column/rows.jsonl");
+    for row in media.lines() {
+        assert_eq!(problem(&encoder, row.as_bytes()).reason, "image");
+    }
+    let dropping = encoder_with(FULL, |options| options.images = arl_text::Images::Drop);
+    let mut media = media.lines();
+    assert!(sample(&dropping, media.next().unwrap()).text.starts_with("<|im_start|>user\nWhat is this?<|im_end|>"));
+    assert_eq!(problem(&dropping, media.next().unwrap().as_bytes()).reason, "image");
+}
+
+#[test]
 fn a_row_of_no_known_shape_says_what_it_lacks() {
     let encoder = encoder(CHATML);
     let message = |row: &str| encoder.detect(&[row.as_bytes()]).unwrap_err().message;
@@ -319,6 +344,8 @@ fn a_row_of_no_known_shape_says_what_it_lacks() {
     });
     let error = named.detect(&[br#"{"prompt": "q", "output": "a"}"#]).unwrap_err();
     assert!(error.message.contains("`prompt` and no `answer`, which is named for `completion`"), "{error}");
+    let python = problem(&encoder, br#"{"messages": "[{'role': 'user', 'content': 'q'}]"}"#);
+    assert!(python.message.contains("`messages` is Python's text of a list"), "{}", python.message);
     let turns = r#"{"messages": [{"from": "human", "value": "q"}]}"#;
     assert!(problem(&encoder, turns.as_bytes()).message.contains("--columns conversations=messages"));
 }

@@ -2,7 +2,7 @@
 
 use super::record::Place;
 use super::shape::Columns;
-use super::{Checked, Json, is_nothing, parse, wrong_kind};
+use super::{Checked, Json, is_nothing, is_python, parse, wrong_kind};
 use crate::problem::{Refusal, reason};
 
 /// A call or a tool as OpenAI's API writes it now: the function with its type around it, where it is not there yet.
@@ -81,11 +81,9 @@ pub(super) fn of_value(value: Json, what: &str) -> std::result::Result<Vec<Json>
         .collect()
 }
 
-/// Why a text is no JSON; Python's text of a list or a dict is what such texts most often are.
+/// Why a text is no JSON.
 fn not_json(text: &str, what: &str, error: &Refusal) -> String {
-    let inner = text.trim_start().trim_start_matches(|c: char| c == '[' || c == '{' || c.is_whitespace());
-    let opened = text.trim_start().starts_with(['[', '{']);
-    if opened && inner.starts_with('\'') {
+    if is_python(text) {
         return format!("{what} is Python's text of a value, not JSON: write it with json.dumps");
     }
     format!("{what} is {}", error.message)

@@ -41,3 +41,10 @@ fn is_nothing(value: &Json) -> bool {
         Json::Bool(_) | Json::Int(_) | Json::BigInt(_) | Json::Float(_) => false,
     }
 }
+
+/// The text of a list or a dict as Python prints it, which texts that should be JSON most often are.
+fn is_python(text: &str) -> bool {
+    let text = text.trim_start();
+    let inner = text.trim_start_matches(|c: char| c == '[' || c == '{' || c.is_whitespace());
+    text.starts_with(['[', '{']) && inner.starts_with('\'')
+}

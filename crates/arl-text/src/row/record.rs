@@ -9,7 +9,7 @@ use super::advantages::{self, Standing};
 use super::message::{is_reply, role};
 use super::pair;
 use super::shape::{Columns, Shape, unknown_row};
-use super::{Checked, Json, calls, media, message, parse, preference, sharegpt, unread, wrong_kind};
+use super::{Checked, Json, calls, is_python, media, message, parse, preference, sharegpt, unread, wrong_kind};
 use crate::note::{NoteKind, Notes};
 use crate::options::{Images, TextOptions};
 use crate::problem::{Refusal, reason};
@@ -291,6 +291,10 @@ fn untrainable(talk: &Talk, weights: &[f32], pair: Option<Refusal>) -> Option<Re
 fn list(row: &mut Json, columns: &Columns, name: &str) -> Checked<Vec<Json>> {
     match row.remove(columns.of(name)) {
         Some(Json::Array(items)) => Ok(items),
+        Some(Json::Str(text)) if is_python(&text) => {
+            let message = format!("`{name}` is Python's text of a list, not a list: write it with json.dumps");
+            Err(Refusal::new(reason::BAD_FIELD, message))
+        }
         other => Err(wrong_kind(name, other.as_ref(), "an array")),
     }
 }
