@@ -23,12 +23,23 @@ describe("a check before the import", () => {
 		['{"messages":[{"role":"user","content":"\\ud800"}]}', "DBRecordData", "lone surrogate", /d800/],
 		['{"messages":[{"role":"user","content":"a"}]}', "Record", "no targets", /trained/],
 		[chat("a").replace("}]", '},{"role":"user","content":"b"}]'), "Record", "not a Record", /1 messages follow/],
-		[chat("a", ',"chat_template_kwargs":{}'), "Record", "not a Record", /chat_template_kwargs/],
+		[chat("a", ',"chat_template_kwargs":{"a":1}'), "Record", "not a Record", /chat_template_kwargs/],
+		[chat("a", ',"system":"Be brief."'), "Record", "not a Record", /system/],
+		[chat("a", ',"functions":[{"name":"f"}]'), "Record", "not a Record", /functions/],
+		[chat("a", ',"images":["x.png"]'), "Record", "not a Record", /images/],
+		[chat("a", ',"kto_tag":false'), "Record", "not a Record", /kto_tag/],
 	] as const)("names the row that cannot be one: %s as %s", async (row, kind, reason, message) => {
 		const bad = await check(file([chat("fine"), row]), { kind });
 		expect(bad).toMatchObject([{ row: 1, reason }]);
 		expect(bad[0]?.location).toMatch(/rows\.jsonl:2$/);
 		expect(bad[0]?.message).toMatch(message);
+	});
+
+	it("takes such keys where they say nothing, and as DBRecordData, which has a place for them", async () => {
+		const empty = chat("a", ',"chat_template_kwargs":{},"system":"","functions":[],"images":null');
+		expect(await check(file([empty]), { kind: "Record" })).toEqual([]);
+		const full = chat("a", ',"chat_template_kwargs":{"a":1},"system":"Be brief.","images":["x.png"]');
+		expect(await check(file([full]), { kind: "DBRecordData" })).toEqual([]);
 	});
 });
 

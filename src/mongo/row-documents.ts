@@ -163,6 +163,25 @@ function recordId(value: JsonValue | undefined): string | null {
 	return value;
 }
 
+/** Keys next to `messages` that change what is trained, and that a Record has no place for. */
+const TRAINED_KEYS = [
+	"chat_template_kwargs",
+	"system",
+	"functions",
+	"images",
+	"image",
+	"videos",
+	"audios",
+	"label",
+	"kto_tag",
+];
+
+function saysSomething(value: JsonValue | undefined): boolean {
+	if (value === undefined || value === null || value === "") return false;
+	if (Array.isArray(value)) return value.length > 0;
+	return value instanceof Map ? value.size > 0 : true;
+}
+
 /**
  * A row as a Task, one DispatchedSamplingTask a trained reply (each a conversation and its reply, as a sampler leaves them),
  * and the Record that links to them. Throws `RowProblem` for what these cannot hold.
@@ -178,8 +197,9 @@ function recordDocuments(row: ReadRow, split: Split, identity: RowIdentity): Out
 			`${messages.length - 1 - last} messages follow the last trained reply, and a Record ends with one; import it as DBRecordData`,
 		);
 	}
-	if (orElse(fields.get("chat_template_kwargs"), null) !== null) {
-		throw new RowProblem("not a Record", "a Record has no chat_template_kwargs; import it as DBRecordData");
+	const lost = TRAINED_KEYS.find((key) => saysSomething(fields.get(key)));
+	if (lost !== undefined) {
+		throw new RowProblem("not a Record", `a Record has no place for \`${lost}\`; import it as DBRecordData`);
 	}
 	const taskId = partId(identity, "Task");
 	const task = new DBRef("Task", taskId);
@@ -267,7 +287,7 @@ export function idIn(document: BsonDocument): ObjectId {
 
 /** What of a row the other documents have no place for. */
 function metaInfos(row: ReadRow, replies: number[]): JsonObject {
-	const rest: JsonObject = new Map(extras(row.fields).filter(([key]) => key !== "chat_template_kwargs"));
+	const rest: JsonObject = new Map(extras(row.fields).filter(([key]) => !TRAINED_KEYS.includes(key)));
 	for (const name of ["record_id", "step"] as const) {
 		const value = row.fields.get(name);
 		if (value !== undefined && value !== null) rest.set(name, value);
