@@ -13,10 +13,29 @@ pub enum NoteKind {
     ParsedArguments = 2,
     /// A key with a value that nothing reads; the subject is its path, for example `messages[].name`.
     UnreadKey = 3,
+    /// Replies after the last question whose reasoning the chat template leaves out.
+    LostReasoning = 32,
+    /// Replies of earlier turns whose reasoning the chat template leaves out.
+    EarlierReasoning = 33,
+    /// Rows whose tools the chat template leaves out, all or some.
+    LostTools = 34,
+    /// Messages whose `name` the chat template leaves out.
+    LostName = 35,
+    /// Tool calls whose arguments came as an empty text.
+    EmptyArguments = 36,
 }
 
 impl NoteKind {
-    const ALL: [Self; 3] = [Self::EndTokenOnly, Self::ParsedArguments, Self::UnreadKey];
+    const ALL: [Self; 8] = [
+        Self::EndTokenOnly,
+        Self::ParsedArguments,
+        Self::UnreadKey,
+        Self::LostReasoning,
+        Self::EarlierReasoning,
+        Self::LostTools,
+        Self::LostName,
+        Self::EmptyArguments,
+    ];
 
     fn from_byte(byte: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| *kind as u8 == byte)
@@ -28,12 +47,17 @@ impl NoteKind {
             Self::EndTokenOnly => "end token only",
             Self::ParsedArguments => "parsed arguments",
             Self::UnreadKey => "unread key",
+            Self::LostReasoning => "lost reasoning",
+            Self::EarlierReasoning => "earlier reasoning",
+            Self::LostTools => "lost tools",
+            Self::LostName => "lost name",
+            Self::EmptyArguments => "empty arguments",
         }
     }
 
     /// The row trains less, or something else, than its author may expect.
     pub fn is_warning(self) -> bool {
-        !matches!(self, Self::ParsedArguments)
+        matches!(self, Self::EndTokenOnly | Self::UnreadKey | Self::LostReasoning | Self::LostTools)
     }
 
     /// A sentence for a person, without a place.
@@ -47,6 +71,26 @@ impl NoteKind {
                 plural(count, "tool call", "tool calls")
             ),
             Self::UnreadKey => format!("`{subject}` is not read"),
+            Self::LostReasoning => format!(
+                "the chat template leaves out the reasoning of {count} {} (--thinking keep trains it or refuses the row, \
+                 --thinking strip asks for this)",
+                plural(count, "reply", "replies")
+            ),
+            Self::EarlierReasoning => format!(
+                "the chat template leaves out the reasoning of {count} {} before the last question, as it does when the \
+                 model answers (--thinking keep trains it all the same)",
+                plural(count, "reply", "replies")
+            ),
+            Self::LostTools => {
+                format!("the chat template leaves out `tools` of {count} {}", plural(count, "row", "rows"))
+            }
+            Self::LostName => {
+                format!("the chat template leaves out the `name` of {count} {}", plural(count, "message", "messages"))
+            }
+            Self::EmptyArguments => format!(
+                "`arguments` of {count} {} are an empty text: written as an empty object",
+                plural(count, "tool call", "tool calls")
+            ),
         }
     }
 }
