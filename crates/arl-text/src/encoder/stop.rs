@@ -5,7 +5,7 @@ use crate::row::{Columns, Row, Shape, Standing};
 use super::{Encoded, Span, TextEncoder};
 
 /// A reply with more tokens than this has text: the token that ends it, empty think tags and line breaks are fewer.
-const FEW: usize = 12;
+const FEW: usize = 24;
 
 impl TextEncoder {
     /// What the templates write at the end of a reply, and what the tokenizer says ends a text.

@@ -34,14 +34,28 @@ const TRIES: usize = 64;
 /// What a search of the text found.
 pub(super) struct Found {
     pub(super) lost: Lost,
-    /// Some text may have been found where the template wrote the same by itself.
-    pub(super) doubtful: bool,
+    /// What may have been found where the template wrote the same by itself.
+    pub(super) doubtful: Lost,
 }
 
-/// Searches the text for everything that the messages say.
-pub(super) fn search(probed: &Probed, messages: &[Json], text: &str, replies: &[Reply]) -> Found {
-    let mut search =
-        Search { text, literals: &probed.template.literals, range: 0..0, lost: Vec::new(), doubtful: false };
+impl Found {
+    /// Where signs cannot settle a doubt.
+    pub(super) fn lost_or_doubtful(mut self) -> Lost {
+        self.lost.append(&mut self.doubtful);
+        self.lost
+    }
+}
+
+/// Searches the text for everything that the messages say. `inlined`: the signs of reasoning that was written into contents.
+pub(super) fn search(
+    probed: &Probed,
+    messages: &[Json],
+    inlined: Option<Signs>,
+    text: &str,
+    replies: &[Reply],
+) -> Found {
+    let literals = &probed.template.literals;
+    let mut search = Search { text, literals, inlined, range: 0..0, lost: Vec::new(), doubtful: Vec::new() };
     let mut next = replies.iter().peekable();
     for (i, message) in messages.iter().enumerate() {
         if !is_reply(message) {
@@ -65,7 +79,8 @@ pub(super) fn search(probed: &Probed, messages: &[Json], text: &str, replies: &[
 /// Whether every tool's name, description and parameters are in the text.
 pub(super) fn has_tools(text: &str, tools: &Json) -> bool {
     let Json::Array(tools) = tools else { return true };
-    let mut search = Search { text, literals: "", range: 0..text.len(), lost: Vec::new(), doubtful: false };
+    let mut search =
+        Search { text, literals: "", inlined: None, range: 0..text.len(), lost: Vec::new(), doubtful: Vec::new() };
     for tool in tools {
         let function = function_of(tool);
         for key in ["name", "description"] {
@@ -88,10 +103,11 @@ fn content(message: &Json) -> &str {
 struct Search<'a> {
     text: &'a str,
     literals: &'a str,
+    inlined: Option<Signs>,
     /// Where the next piece may be.
     range: Range<usize>,
     lost: Lost,
-    doubtful: bool,
+    doubtful: Lost,
 }
 
 impl Search<'_> {
@@ -99,7 +115,7 @@ impl Search<'_> {
         if let Some(Json::Str(reasoning)) = message.get(REASONING[0]) {
             self.text_of((What::Reasoning, i), reasoning);
         }
-        for (part, text) in thinking::parts(content(message)) {
+        for (part, text) in thinking::parts(content(message), self.inlined) {
             match part {
                 Part::Said => self.text_of((What::Content, i), text),
                 Part::Thought => self.text_of((What::Reasoning, i), text),
@@ -131,7 +147,10 @@ impl Search<'_> {
             Json::Str(text) => self.text_of(piece, text),
             Json::Array(items) => items.iter().for_each(|item| self.leaves(piece, item)),
             Json::Object(entries) => entries.iter().for_each(|(key, value)| {
+                // A key is never without its value; what it is named is often in the template too.
+                let doubtful = self.doubtful.len();
                 self.text_of(piece, key);
+                self.doubtful.truncate(doubtful);
                 self.leaves(piece, value);
             }),
             scalar => {
@@ -154,7 +173,9 @@ impl Search<'_> {
         match self.find(text).or_else(|| self.find_escaped(text)) {
             Some(end) => {
                 self.range.start = end;
-                self.doubtful |= text.len() <= SHORT && self.literals.contains(text);
+                if text.len() <= SHORT && self.literals.contains(text) {
+                    self.doubtful.push(piece);
+                }
             }
             None => self.lost.push(piece),
         }
@@ -242,12 +263,13 @@ impl Signer<'_> {
             }
         }
         if let Some(Json::Str(text)) = value_of(message, "content") {
+            let (content, signs) = (text.clone(), self.signs);
             let sign = |(part, text): (Part, &str)| match part {
                 Part::Said => self.sign(What::Content, text),
                 Part::Thought => self.sign(What::Reasoning, text),
                 Part::Tag => text.to_owned(),
             };
-            *text = thinking::parts(&text.clone()).into_iter().map(sign).collect();
+            *text = thinking::parts(&content, Some(signs)).into_iter().map(sign).collect();
         }
         let Some(Json::Array(calls)) = value_of(message, "tool_calls") else { return };
         for (j, call) in calls.iter_mut().enumerate() {

@@ -62,12 +62,13 @@ pub(crate) fn render(
     }
     let mut notes = Notes::default();
     probed.calls.apply(&mut messages, &mut notes)?;
-    let job = Job { probed, record, signs, has_bar: seen.bar, add_generation_prompt };
+    let mut job = Job { probed, record, signs, has_bar: seen.bar, inlined: None, add_generation_prompt };
     let (mut rendered, mut unthought) = job.render(&messages)?;
     if thinking == Some(Thinking::Keep) && !unthought.is_empty() {
         // Where only the template's text tells how it writes a reply, nothing tells how it would write reasoning.
         if !matches!(probed.replies, Replies::Prompt(_)) {
             unthought.iter().for_each(|&i| thinking::inline(&mut messages[i], signs));
+            job.inlined = Some(signs);
             (rendered, unthought) = job.render(&messages)?;
         }
         if let Some(i) = unthought.first() {
@@ -88,6 +89,8 @@ struct Job<'a> {
     record: &'a Record,
     signs: Signs,
     has_bar: bool,
+    /// The signs, where reasoning was written into contents.
+    inlined: Option<Signs>,
     add_generation_prompt: bool,
 }
 
@@ -113,7 +116,7 @@ impl Job<'_> {
         for (what, i) in lost {
             let left_out = match what {
                 What::Reasoning => {
-                    if unthought.last() != Some(&i) {
+                    if !unthought.contains(&i) {
                         unthought.push(i);
                     }
                     continue;
@@ -181,21 +184,21 @@ impl Job<'_> {
             ));
         }
         let replies = self.replies(&scan, messages)?;
-        let lost = check::search(self.probed, messages, &plain, &replies).lost;
-        Ok((plain, replies, lost))
+        let found = check::search(self.probed, messages, self.inlined, &plain, &replies);
+        Ok((plain, replies, found.lost_or_doubtful()))
     }
 
     /// What the text does not have of the messages.
     fn lost(&self, messages: &[Json], text: &str, replies: &[Reply]) -> Result<Lost, Refusal> {
-        let found = check::search(self.probed, messages, text, replies);
-        if !found.doubtful && found.lost.iter().all(|(what, _)| *what == What::Reasoning) {
+        let found = check::search(self.probed, messages, self.inlined, text, replies);
+        if found.doubtful.is_empty() && found.lost.iter().all(|(what, _)| *what == What::Reasoning) {
             return Ok(found.lost);
         }
         let signed = Signed::new(messages, self.signs);
         match self.scan(&signed.messages, false) {
             Ok(scan) if scan.text == text => Ok(signed.lost(&scan.pieces)),
-            // The template looks at the very text; what the search found counts.
-            _ => Ok(found.lost),
+            // The template looks at the very text: a row of which this cannot be told is not trained in silence.
+            _ => Ok(found.lost_or_doubtful()),
         }
     }
 

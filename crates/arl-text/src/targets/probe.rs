@@ -71,8 +71,7 @@ fn replies(probe: &Probe<'_>, special: &[String]) -> Replies {
     let talk = [message("user", "qzuserqz"), message("assistant", WORD)];
     match probe.render(&talk, None, false) {
         Ok(text) => {
-            let block = |(_, rest): (&str, &str)| rest.split_once(CLOSE).is_some_and(|(block, _)| block.contains(WORD));
-            if text.split_once(HEADER).is_some_and(block) {
+            if text.split_once(HEADER).is_some_and(|(_, rest)| rest.contains(CLOSE)) {
                 return Replies::ChatMl;
             }
             match PromptRule::of(probe, &talk, WORD, special) {

@@ -66,22 +66,31 @@ pub(super) enum Part {
     Tag,
 }
 
-/// A reply's content, cut at its think tags where it has a closing one. The parts together are the content.
-pub(super) fn parts(content: &str) -> Vec<(Part, &str)> {
-    let Some(last) = content.rfind("</think>") else { return vec![(Part::Said, content)] };
+/// A reply's content, cut at its think tags where it has a closing one. The parts together are the content. `angle` is
+/// what `inline` wrote for `<`, where it did.
+pub(super) fn parts(content: &str, angle: Option<Signs>) -> Vec<(Part, &str)> {
+    let hidden = angle.map(Signs::angle).filter(|&angle| content.contains(angle));
+    match hidden {
+        Some(angle) => cut(content, &format!("{angle}think>"), &format!("{angle}/think>")),
+        None => cut(content, "<think>", "</think>"),
+    }
+}
+
+fn cut<'a>(content: &'a str, open: &str, close: &str) -> Vec<(Part, &'a str)> {
+    let Some(last) = content.rfind(close) else { return vec![(Part::Said, content)] };
     let (mut parts, mut rest, mut thinks) = (Vec::new(), &content[..last], false);
     loop {
-        let next = ["<think>", "</think>"].into_iter().filter_map(|tag| rest.find(tag).map(|at| (at, tag)));
+        let next = [open, close].into_iter().filter_map(|tag| rest.find(tag).map(|at| (at, tag)));
         let Some((at, tag)) = next.min() else { break };
         // Text before the first opening tag is said; without one, all that the closing tag ends is thought.
-        let part = if tag == "<think>" && !thinks { Part::Said } else { Part::Thought };
+        let part = if tag == open && !thinks { Part::Said } else { Part::Thought };
         parts.push((part, &rest[..at]));
         parts.push((Part::Tag, &rest[at..at + tag.len()]));
         rest = &rest[at + tag.len()..];
         thinks = true;
     }
     parts.push((Part::Thought, rest));
-    let answer = last + "</think>".len();
+    let answer = last + close.len();
     parts.push((Part::Tag, &content[last..answer]));
     parts.push((Part::Said, &content[answer..]));
     parts
@@ -101,7 +110,7 @@ mod tests {
             ("<think>a", vec!["<think>a"]),
             ("b<think>r<think>s</think>", vec!["b", ""]),
         ] {
-            let parts = parts(content);
+            let parts = parts(content, None);
             assert_eq!(parts.iter().map(|part| part.1).collect::<String>(), content);
             let of_kind: Vec<&str> = parts.iter().filter(|part| part.0 == Part::Said).map(|part| part.1).collect();
             assert_eq!(of_kind, said, "{content}");
