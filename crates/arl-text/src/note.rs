@@ -15,24 +15,39 @@ const MOST_TOTALS: usize = 128;
 pub enum NoteKind {
     /// Replies of which nothing but the token that ends them is trained, for example after truncation.
     EndTokenOnly = 1,
-    /// Tool calls whose arguments came as JSON text and were parsed, because the template needs an object.
-    ParsedArguments = 2,
-    /// A key with a value that nothing reads; the subject is its path, for example `messages[].name`.
-    UnreadKey = 3,
+    /// Replies after the last question whose reasoning the chat template leaves out.
+    LostReasoning = 2,
+    /// Rows whose tools the chat template leaves out, all or some.
+    LostTools = 3,
     /// Replies that follow a reply directly.
-    ConsecutiveReplies = 10,
+    ConsecutiveReplies = 4,
+    /// A key with a value that nothing reads; the subject is its path, for example `messages[].name`.
+    UnreadKey = 5,
+    /// Replies of earlier turns whose reasoning the chat template leaves out.
+    EarlierReasoning = 6,
+    /// Tool calls whose arguments came as JSON text and were parsed, because the template needs an object.
+    ParsedArguments = 7,
+    /// Tool calls whose arguments came as an empty text.
+    EmptyArguments = 8,
+    /// Messages whose `name` the chat template leaves out.
+    LostName = 9,
     /// Images that `images: drop` left out.
-    DroppedImages = 11,
+    DroppedImages = 10,
     /// Messages that were nothing but such images.
-    EmptiedMessages = 12,
+    EmptiedMessages = 11,
 }
 
 impl NoteKind {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 11] = [
         Self::EndTokenOnly,
-        Self::ParsedArguments,
-        Self::UnreadKey,
+        Self::LostReasoning,
+        Self::LostTools,
         Self::ConsecutiveReplies,
+        Self::UnreadKey,
+        Self::EarlierReasoning,
+        Self::ParsedArguments,
+        Self::EmptyArguments,
+        Self::LostName,
         Self::DroppedImages,
         Self::EmptiedMessages,
     ];
@@ -45,9 +60,14 @@ impl NoteKind {
     pub fn name(self) -> &'static str {
         match self {
             Self::EndTokenOnly => "end token only",
-            Self::ParsedArguments => "parsed arguments",
-            Self::UnreadKey => "unread key",
+            Self::LostReasoning => "lost reasoning",
+            Self::LostTools => "lost tools",
             Self::ConsecutiveReplies => "consecutive replies",
+            Self::UnreadKey => "unread key",
+            Self::EarlierReasoning => "earlier reasoning",
+            Self::ParsedArguments => "parsed arguments",
+            Self::EmptyArguments => "empty arguments",
+            Self::LostName => "lost name",
             Self::DroppedImages => "dropped images",
             Self::EmptiedMessages => "emptied messages",
         }
@@ -55,28 +75,47 @@ impl NoteKind {
 
     /// The row trains less, or something else, than its author may expect.
     pub fn is_warning(self) -> bool {
-        !matches!(self, Self::ParsedArguments | Self::DroppedImages | Self::EmptiedMessages)
+        self <= Self::UnreadKey
     }
 
     /// A sentence for a person, without a place.
     fn sentence(self, subject: &str, count: u64) -> String {
+        let counted = |one, many| format!("{count} {}", plural(count, one, many));
         match self {
             Self::EndTokenOnly => {
-                format!("only the token that ends a reply is trained of {count} {}", plural(count, "reply", "replies"))
+                format!("only the token that ends a reply is trained of {}", counted("reply", "replies"))
             }
-            Self::ParsedArguments => format!(
-                "parsed the JSON text in `arguments` of {count} {}: the chat template writes arguments given as an object",
-                plural(count, "tool call", "tool calls")
+            Self::LostReasoning => format!(
+                "the chat template leaves out the reasoning of {} (--thinking keep trains it or refuses the row, \
+                 --thinking strip asks for this)",
+                counted("reply", "replies")
+            ),
+            Self::LostTools => format!("the chat template leaves out `tools` of {}", counted("row", "rows")),
+            Self::ConsecutiveReplies => format!(
+                "{} a reply directly: each is a turn with an end of its own",
+                counted("reply follows", "replies follow")
             ),
             Self::UnreadKey if subject == MORE => "further keys are not read".to_owned(),
             Self::UnreadKey => format!("`{subject}` is not read"),
-            Self::ConsecutiveReplies => format!(
-                "{count} {} a reply directly: each is a turn with an end of its own",
-                plural(count, "reply follows", "replies follow")
+            Self::EarlierReasoning => format!(
+                "the chat template leaves out the reasoning of {} before the last question, as it does when the model \
+                 answers (--thinking keep trains it all the same)",
+                counted("reply", "replies")
             ),
-            Self::DroppedImages => format!("left out {count} {}", plural(count, "image", "images")),
+            Self::ParsedArguments => format!(
+                "parsed the JSON text in `arguments` of {}: the chat template writes arguments given as an object",
+                counted("tool call", "tool calls")
+            ),
+            Self::EmptyArguments => format!(
+                "`arguments` of {} are an empty text: written as an empty object",
+                counted("tool call", "tool calls")
+            ),
+            Self::LostName => {
+                format!("the chat template leaves out the `name` of {}", counted("message", "messages"))
+            }
+            Self::DroppedImages => format!("left out {}", counted("image", "images")),
             Self::EmptiedMessages => {
-                format!("{count} {} empty without the images", plural(count, "message is", "messages are"))
+                format!("{} empty without the images", counted("message is", "messages are"))
             }
         }
     }
@@ -118,6 +157,13 @@ impl Notes {
         let of_kind = self.0.iter().filter(|note| note.kind == kind);
         let full = of_kind.clone().count() >= most && of_kind.clone().all(|note| note.subject != subject);
         self.add(kind, if full { rest } else { subject }, 1);
+    }
+
+    /// Adds the notes of another part of the row.
+    pub(crate) fn append(&mut self, other: Self) {
+        for Note { kind, subject, count } in other.0 {
+            self.add(kind, &subject, count);
+        }
     }
 
     /// Each note once.

@@ -52,6 +52,12 @@ impl Tokens {
         Ok(())
     }
 
+    /// The texts of the special tokens.
+    pub(crate) fn special(&self) -> Vec<String> {
+        let added = self.tokenizer.get_added_tokens_decoder();
+        added.into_values().filter(|token| token.special).map(|token| token.content).collect()
+    }
+
     /// The id of a token's text.
     pub(crate) fn id(&self, token: &str) -> Option<u32> {
         self.tokenizer.token_to_id(token)

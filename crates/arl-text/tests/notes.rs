@@ -27,7 +27,6 @@ fn a_key_that_nobody_reads_is_noticed_by_its_path() {
         (talk("", "", r#", "source": "web", "mask": [0, 1]"#), vec![("source", 1), ("mask", 1)]),
         (talk(r#", "foo": 1"#, r#", "foo": false, "loss": true"#, ""), vec![("messages[].foo", 2), ("messages[].loss", 1)]),
         (talk("", r#", "trainable": false"#, ""), vec![("messages[].trainable", 1)]),
-        (talk(r#", "name": "Ann""#, "", ""), vec![("messages[].name", 1)]),
         (talk(r#", "reasoning_content": "x""#, "", ""), vec![("messages[].reasoning_content", 1)]),
         // These have no effect where they are.
         (talk(r#", "weight": 1, "train": false"#, "", ""), vec![("messages[].weight", 1)]),

@@ -29,7 +29,8 @@ fn the_template_is_found_where_checkpoints_keep_it() {
     assert_eq!(text.info().stop_ids, [258]);
     config(serde_json::json!([{"name": "rag", "template": "x"}, {"name": "default", "template": CHATML}]));
     let list = TextEncoder::open(options(dir.path())).unwrap();
-    assert_eq!(list.info().fingerprint, text.info().fingerprint);
+    assert_eq!(list.info().template_source, "tokenizer_config.json (default, rag)");
+    assert_ne!(list.info().fingerprint, text.info().fingerprint);
     let own = dir.path().join("own.jinja");
     std::fs::write(&own, CHATML).unwrap();
     let given = TextEncoder::open(TextOptions { chat_template: Some(own.clone()), ..options(dir.path()) }).unwrap();

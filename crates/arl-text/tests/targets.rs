@@ -114,7 +114,10 @@ fn a_template_whose_replies_cannot_be_told_is_an_error() {
     let plain = encoder("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}");
     let refused = problem(&plain, talk("q", "a").as_bytes());
     assert_eq!(refused.reason, "template");
-    assert!(refused.message.contains("0 replies") && refused.message.contains("1 messages"), "{}", refused.message);
+    assert!(
+        refused.message.contains("add_generation_prompt") && refused.message.contains("--chat_template"),
+        "{refused:?}"
+    );
     let curious = encoder(&format!("{{%- if '|' in messages[0].content %}}{{{{- 'bar ' }}}}{{%- endif %}}{CHATML}"));
     assert!(sample(&curious, &talk("q", "a")).text.starts_with("<|im_start|>"));
     assert_eq!(problem(&curious, talk("a|b", "a").as_bytes()).reason, "template");

@@ -10,7 +10,7 @@ use common::{encoder, sample};
 fn prints(template: &str, row_content: &str) -> String {
     let tail = "{{ '<|im_start|>assistant\\n' + messages[-1].content + '<|im_end|>' }}";
     let row = format!(
-        r#"{{"messages": [{{"role": "user", "content": "q", "x": {row_content}}}, {{"role": "assistant", "content": "a"}}]}}"#
+        r#"{{"messages": [{{"role": "user", "content": "", "x": {row_content}}}, {{"role": "assistant", "content": "a"}}]}}"#
     );
     let text = sample(&encoder(&format!("{{%- set x = messages[0].x %}}{template}{tail}")), &row).text;
     text.strip_suffix("<|im_start|>assistant\na<|im_end|>").unwrap().to_owned()
@@ -18,7 +18,7 @@ fn prints(template: &str, row_content: &str) -> String {
 
 fn fails(template: &str, row_content: &str) -> String {
     let row = format!(
-        r#"{{"messages": [{{"role": "user", "content": "q", "x": {row_content}}}, {{"role": "assistant", "content": "a"}}]}}"#
+        r#"{{"messages": [{{"role": "user", "content": "", "x": {row_content}}}, {{"role": "assistant", "content": "a"}}]}}"#
     );
     let problem = common::problem(&encoder(&format!("{{%- set x = messages[0].x %}}{template}")), row.as_bytes());
     assert_eq!(problem.reason, "template");

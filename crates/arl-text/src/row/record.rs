@@ -138,17 +138,17 @@ pub(crate) struct Reader {
     pub(super) columns: Columns,
     pub(super) standing: Standing,
     pub(super) images: Images,
-    /// The words of the chat template.
+    /// The words of the chat templates.
     words: HashSet<String>,
 }
 
 impl Reader {
-    /// `template`: the chat template's text.
+    /// `templates`: the texts of the chat templates.
     ///
     /// # Errors
     /// `ARL_CONFIG` for the name of a column that is not known.
-    pub(crate) fn new(options: &TextOptions, template: Option<&str>) -> Result<Self> {
-        let words = template.unwrap_or_default().split(|c: char| !c.is_alphanumeric() && c != '_');
+    pub(crate) fn new<'a>(options: &TextOptions, templates: impl Iterator<Item = &'a str>) -> Result<Self> {
+        let words = templates.flat_map(|text| text.split(|c: char| !c.is_alphanumeric() && c != '_'));
         Ok(Self {
             columns: Columns::new(&options.columns)?,
             standing: Standing::from(options),
@@ -157,7 +157,7 @@ impl Reader {
         })
     }
 
-    /// The template may look at this key of a message: its text has the word.
+    /// A template may look at this key of a message: its text has the word.
     pub(super) fn template_reads(&self, key: &str) -> bool {
         self.words.contains(key)
     }

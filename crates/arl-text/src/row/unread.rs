@@ -43,8 +43,8 @@ pub(super) fn of_message(message: &Json, place: Place, role: &str, reader: &Read
         let read = match key.as_str() {
             "role" | "content" | "tool_calls" | "tool_call_id" | "id" | "index" => true,
             "reasoning_content" | "thinking" | "reasoning" => role == "assistant",
-            // The name of the tool whose result this is, which its call has, too.
-            "name" => role == "tool",
+            // Whether the template writes it is found out by rendering.
+            "name" => true,
             _ => false,
         };
         if !read && !is_nothing(value) && !reader.template_reads(key) {

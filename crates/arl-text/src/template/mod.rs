@@ -1,11 +1,11 @@
 //! The chat template of a checkpoint, rendered as Python's jinja2 does under transformers.
-//! Knows nothing of tokens; where a reply begins and ends is `targets`' business.
+//! Knows nothing of tokens; `targets` finds where a reply begins and ends.
 
+mod choose;
+mod literals;
 mod methods;
 pub(crate) mod python;
 mod time;
-
-use std::path::{Path, PathBuf};
 
 use arl_model::{Error, ErrorCode, Result};
 use minijinja::syntax::SyntaxConfig;
@@ -14,6 +14,8 @@ use minijinja::{AutoEscape, Environment, ErrorKind, State};
 
 use crate::row::Json;
 
+pub(crate) use choose::Templates;
+
 const NAME: &str = "chat_template";
 
 /// A compiled chat template.
@@ -21,8 +23,10 @@ pub(crate) struct Template {
     environment: Environment<'static>,
     /// Its text, as the checkpoint has it.
     pub(crate) source: String,
-    /// The file that it came from, as a user knows it.
-    pub(crate) origin: String,
+    /// What it can write by itself, without anything of a row.
+    pub(crate) literals: String,
+    /// The day that `strftime_now` gives, where it names that.
+    pub(crate) date: Option<String>,
     /// It marks what a model is to learn by `{% generation %}`.
     pub(crate) marks_replies: bool,
     bos_token: String,
@@ -39,45 +43,14 @@ pub(crate) struct Conversation<'a> {
 }
 
 impl Template {
-    /// Finds a checkpoint's template: `chat_template.jinja`, else `tokenizer_config.json`; `replacement` wins over both.
-    ///
-    /// # Errors
-    /// `ARL_TEXT` where there is none or it cannot be read or compiled; `ARL_IO` where a file cannot be read.
-    pub(crate) fn find(model_dir: &Path, replacement: Option<&PathBuf>, config: &Json) -> Result<Self> {
-        if let Some(path) = replacement {
-            return Self::compile(read(path)?, path.display().to_string(), config);
-        }
-        let file = model_dir.join("chat_template.jinja");
-        if file.exists() {
-            return Self::compile(read(&file)?, "chat_template.jinja".to_owned(), config);
-        }
-        let source = match config.get("chat_template") {
-            Some(Json::Str(source)) => Some(source.clone()),
-            Some(Json::Array(named)) => named
-                .iter()
-                .find(|entry| entry.get("name").and_then(Json::as_str) == Some("default"))
-                .and_then(|entry| entry.get("template").and_then(Json::as_str))
-                .map(str::to_owned),
-            _ => None,
-        };
-        match source {
-            Some(source) => Self::compile(source, "tokenizer_config.json".to_owned(), config),
-            None => Err(Error::new(
-                ErrorCode::Text,
-                format!("{}: no chat template in chat_template.jinja or tokenizer_config.json", model_dir.display()),
-            )
-            .hint("give one with --chat_template FILE; the instruct variant of a model has one to copy")),
-        }
-    }
-
     /// Compiles a template's text. `config` is `tokenizer_config.json`.
-    pub(crate) fn compile(source: String, origin: String, config: &Json) -> Result<Self> {
+    pub(crate) fn compile(source: String, origin: &str, config: &Json) -> Result<Self> {
         // As jinja2 does with the newlines of a template.
         let source = source.replace("\r\n", "\n").replace('\r', "\n");
         let (rewritten, marks_replies) = replace_generation_tags(&source);
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|error| compile_error(&origin, &error))?);
+        environment.set_syntax(syntax.map_err(|error| compile_error(origin, &error))?);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_unknown_method_callback(methods::call);
         environment.set_formatter(|out, _state, value| {
@@ -94,17 +67,19 @@ impl Template {
         environment.add_function("raise_exception", |message: String| -> std::result::Result<String, _> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
-        // One moment for all rows: a row must not depend on when it was encoded.
-        let now = time::Moment::now();
-        environment.add_function("strftime_now", move |format: String| now.format(&format));
-        environment.add_template_owned(NAME, rewritten).map_err(|error| compile_error(&origin, &error))?;
+        // One day for all rows: a row must not depend on the hour that it was encoded in.
+        let today = time::Moment::today();
+        let date = source.contains("strftime_now").then(|| today.date_text());
+        environment.add_function("strftime_now", move |format: String| today.format(&format));
+        environment.add_template_owned(NAME, rewritten).map_err(|error| compile_error(origin, &error))?;
         let token = |name: &str| match config.get(name) {
             Some(Json::Str(text)) => text.clone(),
             Some(token) => token.get("content").and_then(Json::as_str).unwrap_or_default().to_owned(),
             None => String::new(),
         };
         let (bos_token, eos_token) = (token("bos_token"), token("eos_token"));
-        Ok(Self { environment, source, origin, marks_replies, bos_token, eos_token })
+        let literals = [&literals::literals(&source), &bos_token, &eos_token].map(String::as_str).join("\0");
+        Ok(Self { environment, source, literals, date, marks_replies, bos_token, eos_token })
     }
 
     /// Renders a conversation. `text` may change every string of the row; `marks` are written around what stands between
@@ -136,10 +111,6 @@ impl Template {
         }
         template.render(python::Dict::value(variables)).map_err(|error| describe(&error))
     }
-}
-
-fn read(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).map_err(|error| Error::io(path, &error))
 }
 
 fn compile_error(origin: &str, error: &minijinja::Error) -> Error {

@@ -242,6 +242,15 @@ pub(crate) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
     Ok(out)
 }
 
+/// `json.dumps(value, ensure_ascii=False)`.
+pub(crate) fn dumps(json: &Json) -> Result<String, Error> {
+    let (item, key) = (", ".to_owned(), ": ".to_owned());
+    let dumps = Dumps { ensure_ascii: false, indent: None, item, key, sort_keys: false };
+    let mut out = String::new();
+    dumps.value(&value_of(json, &str::to_owned), 0, &mut out)?;
+    Ok(out)
+}
+
 impl Dumps {
     fn line(&self, depth: usize, out: &mut String) {
         if let Some(indent) = &self.indent {

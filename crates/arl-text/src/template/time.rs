@@ -25,8 +25,16 @@ const MONTHS: [&str; 12] = [
 pub(crate) struct Moment(u64);
 
 impl Moment {
-    pub(crate) fn now() -> Self {
-        Self(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
+    /// The beginning of this day.
+    pub(crate) fn today() -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        Self(now - now % 86_400)
+    }
+
+    /// As `2024-02-29`.
+    pub(crate) fn date_text(self) -> String {
+        let (year, month, day) = self.date();
+        format!("{year}-{month:02}-{day:02}")
     }
 
     /// Year, month from 1, day from 1 (H. Hinnant, "chrono-compatible low-level date algorithms").

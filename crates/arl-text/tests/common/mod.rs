@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 pub(crate) mod property;
+pub(crate) mod templates;
 
 use std::path::{Path, PathBuf};
 
@@ -42,9 +43,15 @@ pub(crate) const CHATML: &str = "{%- for m in messages %}{{- '<|im_start|>' + m.
 
 /// A model folder with a tokenizer of single bytes and the given template.
 pub(crate) fn folder(template: &str) -> tempfile::TempDir {
+    folder_of(template, &[], "<|im_end|>")
+}
+
+/// The same with more special tokens and another end of text.
+pub(crate) fn folder_of(template: &str, special: &[&str], eos: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("tokenizer.json"), byte_tokenizer()).unwrap();
-    std::fs::write(dir.path().join("tokenizer_config.json"), r#"{"eos_token": "<|im_end|>"}"#).unwrap();
+    std::fs::write(dir.path().join("tokenizer.json"), byte_tokenizer(special)).unwrap();
+    let config = serde_json::json!({ "bos_token": "<s>", "eos_token": eos });
+    std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
     std::fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
     dir
 }
@@ -65,6 +72,11 @@ pub(crate) fn encoder_with(template: &str, change: impl FnOnce(&mut TextOptions)
     let mut options = options(dir.path());
     change(&mut options);
     TextEncoder::open(options).unwrap()
+}
+
+/// What is noted of a sample: the name of each kind with its count.
+pub(crate) fn notes(sample: &Encoded) -> Vec<(&'static str, u32)> {
+    sample.notes.iter().map(|note| (note.kind.name(), note.count)).collect()
 }
 
 /// The sample of a row that has one.
@@ -89,7 +101,7 @@ pub(crate) fn trained(encoder: &TextEncoder, sample: &Encoded) -> Vec<String> {
 }
 
 /// A byte-level tokenizer without merges: 256 byte tokens, then the special ones.
-fn byte_tokenizer() -> String {
+fn byte_tokenizer(more: &[&str]) -> String {
     let mut next = 256;
     let mut entries = Vec::new();
     for byte in 0..256u32 {
@@ -108,7 +120,7 @@ fn byte_tokenizer() -> String {
         };
         entries.push(format!("\"{key}\": {byte}"));
     }
-    let special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"].iter().enumerate().map(|(i, text)| {
+    let special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"].iter().chain(more).enumerate().map(|(i, text)| {
         format!(
             r#"{{"id": {}, "content": "{text}", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}}"#,
             256 + i

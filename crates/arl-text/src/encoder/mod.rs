@@ -1,4 +1,8 @@
-//! A row's bytes to a sample: ids, the weight of each token as a target, and where the trained replies lie.
+//! A row's bytes to a sample: ids, the weight of each token as a target, and where the trained replies are.
+
+mod fingerprint;
+mod sample;
+mod stop;
 
 use std::path::Path;
 use std::sync::RwLock;
@@ -6,76 +10,19 @@ use std::sync::RwLock;
 use arl_model::{Error, ErrorCode, Result};
 use rayon::prelude::*;
 
-use crate::note::{NoteKind, Notes};
+use crate::note::NoteKind;
 use crate::options::{TextOptions, Truncation};
 use crate::problem::{Refusal, RowProblem, reason};
 use crate::row::{Json, Reader, Record, Row, Shape, is_reply, parse, role};
-use crate::targets::{self, Reply};
-use crate::template::Template;
+use crate::targets::{self, Probed, Reply};
+use crate::template::Templates;
 use crate::tokenize::Tokens;
 
-/// Goes into the fingerprint: change it whenever the same row would give other tokens.
-const FORMAT: &str = "arl-text 2";
+use fingerprint::fingerprint;
+use sample::{cut, push_run};
 
-/// Tokens of equal weight side by side.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Run {
-    /// Tokens.
-    pub length: u32,
-    /// Weight of each as a target; 0 where it is not trained.
-    pub weight: f32,
-}
-
-/// A trained reply: `ids[first..=last]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Span {
-    /// Index of its message.
-    pub message: usize,
-    /// First token.
-    pub first: usize,
-    /// Last token, in the span itself.
-    pub last: usize,
-}
-
-/// One row as the model sees it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Encoded {
-    /// The rendered text; before truncation. Empty for rows that came as tokens.
-    pub text: String,
-    /// Token ids.
-    pub ids: Vec<u32>,
-    /// The weights of all tokens; the lengths add up to `ids.len()`.
-    pub runs: Vec<Run>,
-    /// The trained replies, in order; one that was cut in two by truncation is shorter.
-    pub spans: Vec<Span>,
-    /// The row's own name.
-    pub record_id: Option<String>,
-    /// Something was cut off.
-    pub truncated: bool,
-    /// What a user should know of the row all the same.
-    pub notes: Notes,
-}
-
-impl Encoded {
-    /// Tokens that are scored: trained, and with one before them.
-    pub fn target_tokens(&self) -> usize {
-        targets_in(&self.runs)
-    }
-
-    /// The weight of each token, one by one.
-    pub fn weights(&self) -> Vec<f32> {
-        self.runs.iter().flat_map(|run| std::iter::repeat_n(run.weight, run.length as usize)).collect()
-    }
-}
-
-/// What became of a row.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Outcome {
-    /// A sample.
-    Sample(Encoded),
-    /// Left out because it is longer than `max_length`, as `truncation: drop` asks; with its tokens.
-    Dropped(usize),
-}
+pub(crate) use sample::targets_in;
+pub use sample::{Encoded, Outcome, Run, Span};
 
 /// What is known of a tokenizer and its template.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,7 +31,7 @@ pub struct TextInfo {
     pub vocab_size: usize,
     /// The tokens that end a reply.
     pub stop_ids: Vec<u32>,
-    /// `chat_template.jinja`, `tokenizer_config.json`, the file that was given, or `none`.
+    /// `chat_template.jinja`, `tokenizer_config.json`, the file that was given, or `none`; with the names of several.
     pub template_source: String,
     /// Changes whenever the template, the tokenizer or an option that changes tokens does.
     pub fingerprint: String,
@@ -95,14 +42,12 @@ type Tokenized = (Vec<u32>, Vec<(usize, usize)>);
 
 /// Rows to tokens.
 pub struct TextEncoder {
-    template: Result<Template>,
+    templates: Result<Templates<Probed>>,
     tokens: Tokens,
     options: TextOptions,
     reader: Reader,
     info: TextInfo,
     shape: RwLock<Option<Shape>>,
-    /// Roles whose messages the template leaves out.
-    ignored_roles: Vec<&'static str>,
     eos: Option<(String, u32)>,
 }
 
@@ -117,14 +62,9 @@ impl TextEncoder {
             return Err(Error::new(ErrorCode::Config, "max_length is 0; a sample has at least two tokens"));
         }
         let config = tokenizer_config(&options.model_dir)?;
-        let template = Template::find(&options.model_dir, options.chat_template.as_ref(), &config);
-        let template = match template {
-            Err(error) if options.chat_template.is_some() || !error.message.contains("no chat template") => {
-                return Err(error);
-            }
-            template => template,
-        };
-        let reader = Reader::new(&options, template.as_ref().ok().map(|template| template.source.as_str()))?;
+        let templates = Templates::find(&options.model_dir, options.chat_template.as_ref(), &config)?;
+        let sources = templates.iter().flat_map(|templates| templates.sources.values());
+        let reader = Reader::new(&options, sources.map(String::as_str))?;
         let tokens = Tokens::open(&options.model_dir)?;
         let eos = match config.get("eos_token") {
             Some(Json::Str(text)) => Some(text.clone()),
@@ -132,15 +72,21 @@ impl TextEncoder {
             None => None,
         };
         let eos = eos.and_then(|text| tokens.id(&text).map(|id| (text, id)));
+        let special = tokens.special();
+        let templates = templates.map(|found| found.map(|template| Probed::new(template, &special)));
+        let date = templates.iter().flat_map(Templates::all).find_map(|probed| probed.template.date.as_deref());
         let info = TextInfo {
             vocab_size: tokens.vocab_size,
             stop_ids: Vec::new(),
-            template_source: template.as_ref().map_or("none".to_owned(), |template| template.origin.clone()),
-            fingerprint: fingerprint(&options, template.as_ref().ok(), &tokens, eos.as_ref()),
+            template_source: templates.as_ref().map_or("none".to_owned(), |templates| templates.origin.clone()),
+            fingerprint: fingerprint(&options, templates.as_ref(), date, &tokens, eos.as_ref()),
         };
-        let shape = RwLock::new(None);
-        let mut encoder = Self { template, tokens, options, reader, info, shape, ignored_roles: Vec::new(), eos };
-        encoder.ignored_roles = encoder.find_ignored_roles();
+        let templates = templates.ok_or_else(|| {
+            let what = "no chat template in chat_template.jinja or tokenizer_config.json";
+            Error::new(ErrorCode::Text, format!("{}: {what}", options.model_dir.display()))
+                .hint("give one with --chat_template FILE; the instruct variant of a model has one to copy")
+        });
+        let mut encoder = Self { templates, tokens, options, reader, info, shape: RwLock::new(None), eos };
         encoder.info.stop_ids = encoder.find_stop_ids();
         Ok(encoder)
     }
@@ -198,7 +144,7 @@ impl TextEncoder {
             return Err(unknown.unwrap_or_else(|| Error::new(ErrorCode::Data, "there are no rows")));
         };
         if shape.needs_template()
-            && let Err(error) = &self.template
+            && let Err(error) = &self.templates
         {
             return Err(error.clone());
         }
@@ -245,8 +191,9 @@ impl TextEncoder {
             return Err(Error::new(ErrorCode::Data, format!("prompt until message {until}: the row has {count}")));
         }
         record.messages.truncate(until);
-        let template = self.template.as_ref().map_err(Clone::clone)?;
-        let rendered = targets::render(template, &record, self.options.thinking, true).map_err(failed)?;
+        self.templates.as_ref().map_err(Clone::clone)?;
+        let probed = self.template_of(&record).map_err(failed)?;
+        let rendered = targets::render(probed, &record, self.options.thinking, true).map_err(failed)?;
         let (ids, _) = self.cut_and_tokenize(&rendered.text, &rendered.replies).map_err(failed)?;
         Ok(ids)
     }
@@ -264,18 +211,22 @@ impl TextEncoder {
             Ok(shape) => shape.clone(),
             Err(poisoned) => poisoned.into_inner().clone(),
         };
-        let row = self.reader.read(bytes, shape.as_ref())?;
-        if let Row::Chat(record) = &row {
-            for (i, message) in record.messages.iter().enumerate() {
-                if self.ignored_roles.contains(&role(message)) {
-                    return Err(Refusal::new(
-                        reason::UNKNOWN_ROLE,
-                        format!("messages[{i}]: the chat template leaves out messages of role `{}`", role(message)),
-                    ));
-                }
+        self.reader.read(bytes, shape.as_ref())
+    }
+
+    /// The template of a record, which must write all of its roles.
+    fn template_of(&self, record: &Record) -> std::result::Result<&Probed, Refusal> {
+        let templates = self.templates.as_ref();
+        let probed = templates.map_err(|error| Refusal::new(reason::TEMPLATE, error.message.clone()))?.choose(record);
+        let ignored = |message: &Json| probed.ignored_roles.contains(&role(message));
+        match record.messages.iter().position(ignored) {
+            Some(i) => {
+                let role = role(&record.messages[i]);
+                let what = format!("messages[{i}]: the chat template leaves out messages of role `{role}`");
+                Err(Refusal::new(reason::UNKNOWN_ROLE, what))
             }
+            None => Ok(probed),
         }
-        Ok(row)
     }
 
     fn append(&self, text: &str, whole: bool, ids: &mut Vec<u32>) -> std::result::Result<(), Refusal> {
@@ -349,18 +300,14 @@ impl TextEncoder {
                 ));
             }
         }
-        // The first token of a sample is no target: nothing predicts it.
-        let ends =
-            |span: &&Span| span.first.max(1) == span.last && self.info.stop_ids.contains(&encoded.ids[span.last]);
-        let only_ends = encoded.spans.iter().filter(ends).count();
-        encoded.notes.add(NoteKind::EndTokenOnly, "", only_ends as u32);
+        let only_ends = self.replies_without_text(&encoded);
+        encoded.notes.add(NoteKind::EndTokenOnly, "", only_ends);
         Ok(Outcome::Sample(encoded))
     }
 
     fn chat(&self, record: Record) -> std::result::Result<Encoded, Refusal> {
         record.check_trainable()?;
-        let template = self.template.as_ref().map_err(|error| Refusal::new(reason::TEMPLATE, error.message.clone()))?;
-        let rendered = targets::render(template, &record, self.options.thinking, false)?;
+        let rendered = targets::render(self.template_of(&record)?, &record, self.options.thinking, false)?;
         let (ids, places) = self.cut_and_tokenize(&rendered.text, &rendered.replies)?;
         let mut runs = Vec::new();
         let mut spans = Vec::new();
@@ -375,91 +322,11 @@ impl TextEncoder {
             at = end;
         }
         push_run(&mut runs, ids.len() - at, 0.0);
-        let Record { record_id, notes, .. } = record;
+        let Record { record_id, mut notes, .. } = record;
+        notes.append(rendered.notes);
         let text = rendered.text;
         Ok(Encoded { text, ids, runs, spans, record_id, truncated: false, notes })
     }
-
-    /// Roles that the template renders without a trace of the message.
-    fn find_ignored_roles(&self) -> Vec<&'static str> {
-        const PROBE: &str = "qzprobezq";
-        let Ok(template) = &self.template else { return Vec::new() };
-        let ignored = |role: &&&str| {
-            let row = match **role {
-                "system" | "developer" => format!(
-                    r#"{{"messages":[{{"role":"{role}","content":"{PROBE}"}},{{"role":"user","content":"a"}},{{"role":"assistant","content":"b"}}]}}"#
-                ),
-                "user" | "assistant" => return false,
-                _ => format!(
-                    r#"{{"messages":[{{"role":"user","content":"a"}},{{"role":"assistant","content":"b"}},{{"role":"{role}","name":"f","content":"{PROBE}"}},{{"role":"assistant","content":"b"}}]}}"#
-                ),
-            };
-            let record = match Reader::default().read(row.as_bytes(), Some(&Shape::Messages)) {
-                Ok(Row::Chat(record)) => record,
-                _ => return false,
-            };
-            targets::render(template, &record, None, false).is_ok_and(|rendered| !rendered.text.contains(PROBE))
-        };
-        ["system", "developer", "tool"].iter().filter(ignored).copied().collect()
-    }
-
-    /// What the template writes at the end of a reply, and what the tokenizer says ends a text.
-    fn find_stop_ids(&self) -> Vec<u32> {
-        let row = br#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#;
-        let mut stop = Vec::new();
-        if let Ok(Row::Chat(record)) = Reader::default().read(row, Some(&Shape::Messages))
-            && let Ok(sample) = self.chat(record)
-        {
-            // The reply's last special token; what may follow it is a newline.
-            let special = |id: &&u32| self.decode(&[**id], true).is_ok_and(|text| text.is_empty());
-            let span = sample.spans.last().map_or(0..0, |span| span.first..span.last + 1);
-            stop.extend(sample.ids[span].iter().rev().find(special));
-        }
-        if let Some((_, eos)) = &self.eos
-            && !stop.contains(eos)
-        {
-            stop.push(*eos);
-        }
-        stop
-    }
-}
-
-fn push_run(runs: &mut Vec<Run>, length: usize, weight: f32) {
-    match runs.last_mut() {
-        _ if length == 0 => {}
-        Some(run) if run.weight == weight => run.length += length as u32,
-        _ => runs.push(Run { length: length as u32, weight }),
-    }
-}
-
-/// Targets of a sample: trained tokens but the first, which nothing predicts.
-pub(crate) fn targets_in(runs: &[Run]) -> usize {
-    let trained: usize = runs.iter().filter(|run| run.weight > 0.0).map(|run| run.length as usize).sum();
-    trained - usize::from(runs.first().is_some_and(|run| run.weight > 0.0))
-}
-
-/// Keeps the tokens `start..end`.
-fn cut(encoded: &mut Encoded, start: usize, end: usize) {
-    encoded.ids = encoded.ids[start..end].to_vec();
-    let mut runs = Vec::new();
-    let mut at = 0;
-    for run in &encoded.runs {
-        let next = at + run.length as usize;
-        push_run(&mut runs, next.min(end).saturating_sub(at.max(start)), run.weight);
-        at = next;
-    }
-    encoded.runs = runs;
-    encoded.spans = encoded
-        .spans
-        .iter()
-        .filter(|span| span.last >= start && span.first < end)
-        .map(|span| Span {
-            message: span.message,
-            first: span.first.max(start) - start,
-            last: span.last.min(end - 1) - start,
-        })
-        .collect();
-    encoded.truncated = true;
 }
 
 fn tokenizer_config(model_dir: &Path) -> Result<Json> {
@@ -470,37 +337,4 @@ fn tokenizer_config(model_dir: &Path) -> Result<Json> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Json::Object(Vec::new())),
         Err(error) => Err(Error::io(&path, &error)),
     }
-}
-
-/// A hash of everything besides the rows that decides tokens, targets and weights.
-fn fingerprint(
-    options: &TextOptions,
-    template: Option<&Template>,
-    tokens: &Tokens,
-    eos: Option<&(String, u32)>,
-) -> String {
-    let mut hash = blake3::Hasher::new();
-    let mut add = |part: &str| {
-        hash.update(&(part.len() as u64).to_le_bytes());
-        hash.update(part.as_bytes());
-    };
-    add(FORMAT);
-    add(template.map_or("", |template| &template.source));
-    add(&tokens.hash.to_hex());
-    add(&format!("{eos:?}"));
-    let TextOptions {
-        model_dir: _,
-        chat_template: _,
-        max_length,
-        truncation,
-        thinking,
-        columns,
-        minimal_advantage,
-        drop_zero_advantage,
-        skip_non_positive_advantage,
-        images,
-    } = options;
-    add(&format!("{max_length:?} {truncation:?} {thinking:?} {images:?} {columns:?}"));
-    add(&format!("{minimal_advantage:?} {drop_zero_advantage} {skip_non_positive_advantage}"));
-    hash.finalize().to_hex().to_string()
 }
