@@ -484,6 +484,8 @@ export interface TextOptions {
   modelDir: string
   /** A template's file that replaces the checkpoint's. */
   chatTemplate?: string
+  /** The day that `strftime_now` of a template gives, as `2024-02-29`; absent: today, in UTC. */
+  chatTemplateDate?: string
   /** Longest sample in tokens; absent: no bound. */
   maxLength?: number
   /** What happens to a longer one. */

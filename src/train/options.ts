@@ -54,6 +54,7 @@ export function textOptions(args: AgentTrainingConfig, maxPositions: number | nu
 		dropZeroAdvantage: args.drop_zero_advantage,
 		skipNonPositiveAdvantage: args.skip_non_positive_advantage,
 		...(args.chat_template !== null && { chatTemplate: args.chat_template }),
+		...(args.chat_template_date !== null && { chatTemplateDate: args.chat_template_date }),
 		...(maxLength !== null && { maxLength }),
 		...(args.thinking !== null && { thinking: args.thinking }),
 		...(args.minimal_advantage !== null && { minimalAdvantage: args.minimal_advantage }),

@@ -21,6 +21,8 @@ pub struct TextOptions {
     pub model_dir: String,
     /// A template's file that replaces the checkpoint's.
     pub chat_template: Option<String>,
+    /// The day that `strftime_now` of a template gives, as `2024-02-29`; absent: today, in UTC.
+    pub chat_template_date: Option<String>,
     /// Longest sample in tokens; absent: no bound.
     pub max_length: Option<u32>,
     /// What happens to a longer one.
@@ -154,6 +156,7 @@ fn core_options(options: TextOptions) -> Result<arl_text::TextOptions> {
     Ok(arl_text::TextOptions {
         model_dir: options.model_dir.into(),
         chat_template: options.chat_template.map(PathBuf::from),
+        chat_template_date: options.chat_template_date,
         max_length: options.max_length.map(|length| length as usize),
         truncation: Truncation::parse(&options.truncation)?,
         thinking: options.thinking.as_deref().map(arl_text::Thinking::parse).transpose()?,

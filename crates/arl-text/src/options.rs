@@ -94,6 +94,8 @@ pub struct TextOptions {
     pub model_dir: PathBuf,
     /// A template's file that replaces the checkpoint's.
     pub chat_template: Option<PathBuf>,
+    /// The day that `strftime_now` of a template gives, as `2024-02-29`; absent: today, in UTC.
+    pub chat_template_date: Option<String>,
     /// Longest sample in tokens; absent: no bound.
     pub max_length: Option<usize>,
     /// What happens to a longer one.

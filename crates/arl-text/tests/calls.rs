@@ -160,7 +160,7 @@ fn the_distilled_deepseek_template_gets_null_and_text() {
     assert_eq!(call_of(&encoder, &object), expected);
     // Text next to calls is lost in one of both: the row is refused.
     let refused = problem(&encoder, with_content(r#", "content": "I look.""#).as_bytes());
-    assert_eq!(refused.message, "the chat template leaves out the tool calls of messages[1]");
+    assert!(refused.message.starts_with("the chat template leaves out the tool calls of messages[1]"));
 }
 
 #[test]

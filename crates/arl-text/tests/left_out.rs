@@ -31,7 +31,8 @@ fn calls(content: &Value, arguments: &[Value]) -> Value {
 fn refused(template: &str, messages: &Value) -> String {
     let problem = problem(&encoder(template), row(messages).as_bytes());
     assert_eq!(problem.reason, "template");
-    problem.message
+    let message = problem.message.strip_suffix("; --chat_template FILE gives another");
+    message.unwrap_or_else(|| panic!("{}", problem.message)).to_owned()
 }
 
 #[test]
@@ -42,7 +43,7 @@ fn lost_calls_make_a_bad_row() {
         assert_eq!(refused(PLAIN, &messages), "the chat template leaves out the tool calls of messages[1]");
     }
     let first = CHATML.replace("{%- for c in m.tool_calls %}", "{%- for c in m.tool_calls[:1] %}");
-    sample(&encoder(&first), &row(&json!([user("q"), calls(&json!(""), &[call.clone()]), reply("a")])));
+    sample(&encoder(&first), &row(&json!([user("q"), calls(&json!(""), std::slice::from_ref(&call)), reply("a")])));
     let two = json!([user("q"), calls(&json!(""), &[call.clone(), json!({ "from": "Delft" })]), reply("a")]);
     assert!(refused(&first, &two).contains("tool calls of messages[1]"));
     let names = CHATML.replace("{{- c.function | tojson }}", "{{- c.function.name }}");

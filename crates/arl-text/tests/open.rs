@@ -94,3 +94,22 @@ fn tokens_become_text_again() {
     assert!(encoder.prompt(row.as_bytes(), Some(0)).is_err());
     assert!(encoder.prompt(row.as_bytes(), Some(3)).is_err());
 }
+
+#[test]
+fn the_day_that_a_template_prints_is_given_and_part_of_the_fingerprint() {
+    let dated = format!("{{{{- strftime_now('%d %b %Y %H:%M') }}}}{CHATML}");
+    let open = |template: &str, date: Option<&str>| {
+        common::encoder_with(template, |options| options.chat_template_date = date.map(str::to_owned))
+    };
+    let row = r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}"#;
+    let (leap, next) = (open(&dated, Some("2024-02-29")), open(&dated, Some("2024-03-01")));
+    assert!(common::sample(&leap, row).text.starts_with("29 Feb 2024 00:00<|im_start|>"));
+    assert!(leap.info().fingerprint.ends_with(", chat_template_date 2024-02-29"));
+    assert_ne!(leap.info().fingerprint, next.info().fingerprint);
+    assert!(open(&dated, None).info().fingerprint.contains("chat_template_date 20"));
+    // A template that prints no date does not care.
+    assert_eq!(open(CHATML, Some("2024-02-29")).info().fingerprint, open(CHATML, None).info().fingerprint);
+    let dir = folder(&dated);
+    let error = refused(TextOptions { chat_template_date: Some("29.2.2024".to_owned()), ..options(dir.path()) });
+    assert!(error.code == ErrorCode::Config && error.message.contains("29.2.2024"), "{error}");
+}

@@ -24,7 +24,7 @@ const FAMILIES: [(&str, &str, &str, &str); 5] = [
 ];
 
 fn talk(texts: &[&str]) -> String {
-    let role = |i: usize| if i % 2 == 0 { "user" } else { "assistant" };
+    let role = |i: usize| if i.is_multiple_of(2) { "user" } else { "assistant" };
     let messages: Vec<Value> =
         texts.iter().enumerate().map(|(i, text)| json!({ "role": role(i), "content": text })).collect();
     json!({ "messages": messages }).to_string()

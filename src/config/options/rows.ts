@@ -200,6 +200,12 @@ export const text = {
 		expects: "a file",
 		description: "File of a Jinja chat template that replaces the checkpoint's own.",
 	}),
+	chat_template_date: stringOrNone({
+		group: "Text",
+		expects: "a date such as 2024-02-29",
+		description:
+			"The day that a chat template prints which calls `strftime_now`; none: today, in UTC. A run that is resumed on another day needs that of its beginning.",
+	}),
 	thinking: choiceOrNone(["keep", "strip", "last"], {
 		group: "Text",
 		description:

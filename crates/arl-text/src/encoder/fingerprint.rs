@@ -30,6 +30,7 @@ pub(super) fn fingerprint<T>(
     let TextOptions {
         model_dir: _,
         chat_template: _,
+        chat_template_date: _,
         max_length,
         truncation,
         thinking,
@@ -43,5 +44,5 @@ pub(super) fn fingerprint<T>(
     add(&format!("{minimal_advantage:?} {drop_zero_advantage} {skip_non_positive_advantage}"));
     let hash = hash.finalize().to_hex().to_string();
     // Readable, so that a run that is resumed on another day shows what differs.
-    date.map_or(hash.clone(), |date| format!("{hash}, strftime_now {date}"))
+    date.map_or(hash.clone(), |date| format!("{hash}, chat_template_date {date}"))
 }

@@ -15,7 +15,7 @@ use crate::options::{TextOptions, Truncation};
 use crate::problem::{Refusal, RowProblem, reason};
 use crate::row::{Json, Reader, Record, Row, Shape, is_reply, parse, role};
 use crate::targets::{self, Probed, Reply};
-use crate::template::Templates;
+use crate::template::{Moment, Templates};
 use crate::tokenize::Tokens;
 
 use fingerprint::fingerprint;
@@ -62,7 +62,14 @@ impl TextEncoder {
             return Err(Error::new(ErrorCode::Config, "max_length is 0; a sample has at least two tokens"));
         }
         let config = tokenizer_config(&options.model_dir)?;
-        let templates = Templates::find(&options.model_dir, options.chat_template.as_ref(), &config)?;
+        let day = match &options.chat_template_date {
+            None => Moment::today(),
+            Some(date) => Moment::of_date(date).ok_or_else(|| {
+                Error::new(ErrorCode::Config, format!("chat_template_date: `{date}` is not a date"))
+                    .hint("write it as 2024-02-29")
+            })?,
+        };
+        let templates = Templates::find(&options.model_dir, options.chat_template.as_ref(), &config, day)?;
         let sources = templates.iter().flat_map(|templates| templates.sources.values());
         let reader = Reader::new(&options, sources.map(String::as_str))?;
         let tokens = Tokens::open(&options.model_dir)?;

@@ -125,7 +125,8 @@ impl Job<'_> {
                 What::Call => format!("the tool calls of messages[{i}]"),
                 What::Arguments(j) => format!("the arguments of messages[{i}].tool_calls[{j}]"),
             };
-            return Err(Refusal::new(reason::TEMPLATE, format!("the chat template leaves out {left_out}")));
+            let advice = "--chat_template FILE gives another";
+            return Err(Refusal::new(reason::TEMPLATE, format!("the chat template leaves out {left_out}; {advice}")));
         }
         Ok((Rendered { text, replies, notes: Notes::default() }, unthought))
     }

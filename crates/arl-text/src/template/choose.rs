@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use arl_model::{Error, ErrorCode, Result};
 
-use super::Template;
+use super::{Moment, Template};
 use crate::row::{Json, Record};
 
 const FILE: &str = "chat_template.jinja";
@@ -31,7 +31,12 @@ impl Templates {
     ///
     /// # Errors
     /// `ARL_TEXT` where one cannot be compiled, or none has the name `default`; `ARL_IO` where a file cannot be read.
-    pub(crate) fn find(model_dir: &Path, replacement: Option<&PathBuf>, config: &Json) -> Result<Option<Self>> {
+    pub(crate) fn find(
+        model_dir: &Path,
+        replacement: Option<&PathBuf>,
+        config: &Json,
+        day: Moment,
+    ) -> Result<Option<Self>> {
         let (place, sources) = match replacement {
             Some(path) => (path.display().to_string(), BTreeMap::from([(DEFAULT.to_owned(), read(path)?)])),
             None => {
@@ -46,7 +51,7 @@ impl Templates {
         let names = sources.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
         let compile = |name: &str| {
             let origin = if sources.len() == 1 { place.clone() } else { format!("{place} ({name})") };
-            sources.get(name).map(|source| Template::compile(source.clone(), &origin, config)).transpose()
+            sources.get(name).map(|source| Template::compile(source.clone(), &origin, config, day)).transpose()
         };
         let Some(default) = compile(DEFAULT)? else {
             return Err(Error::new(

@@ -15,6 +15,7 @@ use minijinja::{AutoEscape, Environment, ErrorKind, State};
 use crate::row::Json;
 
 pub(crate) use choose::Templates;
+pub(crate) use time::Moment;
 
 const NAME: &str = "chat_template";
 
@@ -43,8 +44,9 @@ pub(crate) struct Conversation<'a> {
 }
 
 impl Template {
-    /// Compiles a template's text. `config` is `tokenizer_config.json`.
-    pub(crate) fn compile(source: String, origin: &str, config: &Json) -> Result<Self> {
+    /// Compiles a template's text. `config` is `tokenizer_config.json`; `day` is what `strftime_now` gives: one day for all
+    /// rows, because a row must not depend on the hour that it was encoded in.
+    pub(crate) fn compile(source: String, origin: &str, config: &Json, day: Moment) -> Result<Self> {
         // As jinja2 does with the newlines of a template.
         let source = source.replace("\r\n", "\n").replace('\r', "\n");
         let (rewritten, marks_replies) = replace_generation_tags(&source);
@@ -67,10 +69,8 @@ impl Template {
         environment.add_function("raise_exception", |message: String| -> std::result::Result<String, _> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
-        // One day for all rows: a row must not depend on the hour that it was encoded in.
-        let today = time::Moment::today();
-        let date = source.contains("strftime_now").then(|| today.date_text());
-        environment.add_function("strftime_now", move |format: String| today.format(&format));
+        let date = source.contains("strftime_now").then(|| day.date_text());
+        environment.add_function("strftime_now", move |format: String| day.format(&format));
         environment.add_template_owned(NAME, rewritten).map_err(|error| compile_error(origin, &error))?;
         let token = |name: &str| match config.get(name) {
             Some(Json::Str(text)) => text.clone(),

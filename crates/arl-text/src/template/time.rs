@@ -31,6 +31,22 @@ impl Moment {
         Self(now - now % 86_400)
     }
 
+    /// The beginning of the day of a text such as `2024-02-29`.
+    pub(crate) fn of_date(text: &str) -> Option<Self> {
+        let mut parts = text.splitn(3, '-').map(|part| part.parse::<u64>().ok());
+        let (year, month, day) = (parts.next()??, parts.next()??, parts.next()??);
+        let in_range = (1970..10_000).contains(&year) && (1..=12).contains(&month) && (1..=31).contains(&day);
+        if !in_range {
+            return None;
+        }
+        // The inverse of `date`.
+        let year = year - u64::from(month <= 2);
+        let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+        let of_era = year % 400 * 365 + year % 400 / 4 - year % 400 / 100 + of_year;
+        let moment = Self((year / 400 * 146_097 + of_era).checked_sub(719_468)? * 86_400);
+        Some(moment).filter(|moment| moment.date_text() == text)
+    }
+
     /// As `2024-02-29`.
     pub(crate) fn date_text(self) -> String {
         let (year, month, day) = self.date();
@@ -101,6 +117,12 @@ mod tests {
         let text = |seconds| Moment(seconds).format("%A %d %B %Y %H:%M:%S").unwrap();
         assert_eq!(text(0), "Thursday 01 January 1970 00:00:00");
         assert_eq!(text(1_709_210_096), "Thursday 29 February 2024 12:34:56");
+        for date in ["1970-01-01", "1999-12-31", "2000-02-29", "2024-03-01", "2100-03-01", "9999-12-31"] {
+            assert_eq!(Moment::of_date(date).unwrap().date_text(), date);
+        }
+        for text in ["2023-02-29", "2024-2-29", "2024-13-01", "2024-00-01", "1969-12-31", "2024-01", "today", ""] {
+            assert!(Moment::of_date(text).is_none(), "{text}");
+        }
         assert_eq!(Moment(951_782_400).format("%-d %b %y").unwrap(), "29 Feb 00");
     }
 }
