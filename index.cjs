@@ -847,6 +847,7 @@ module.exports.devices = nativeBinding.devices
 module.exports.errorCodes = nativeBinding.errorCodes
 module.exports.jsonArrayRows = nativeBinding.jsonArrayRows
 module.exports.matmulRate = nativeBinding.matmulRate
+module.exports.modelConfig = nativeBinding.modelConfig
 module.exports.planMemory = nativeBinding.planMemory
 module.exports.unpackZstd = nativeBinding.unpackZstd
 module.exports.version = nativeBinding.version

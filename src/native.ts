@@ -41,6 +41,7 @@ export interface Native {
 	errorCodes: typeof Addon.errorCodes;
 	devices: typeof Addon.devices;
 	planMemory: typeof Addon.planMemory;
+	modelConfig: typeof Addon.modelConfig;
 	decompress: typeof Addon.decompress;
 	unpackZstd: typeof Addon.unpackZstd;
 	jsonArrayRows: typeof Addon.jsonArrayRows;
@@ -110,6 +111,7 @@ function nativeOf(addon: typeof Addon): Native {
 		errorCodes: guarded(addon.errorCodes),
 		devices: guarded(addon.devices),
 		planMemory: guarded(addon.planMemory),
+		modelConfig: guarded(addon.modelConfig),
 		decompress: guarded(addon.decompress),
 		unpackZstd: guarded(addon.unpackZstd),
 		jsonArrayRows: guarded(addon.jsonArrayRows),

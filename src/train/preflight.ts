@@ -109,7 +109,8 @@ export async function checkOutputFolder(args: AgentTrainingConfig): Promise<stri
 		throw toArlError(error);
 	});
 	if (!info) return `${outputDir} will be made`;
-	if ((await realpath(outputDir)) === (await realpath(args.model_name_or_path))) {
+	// A resumed run may be without the model that it began with.
+	if ((await realpath(outputDir)) === (await realpath(args.model_name_or_path).catch(() => null))) {
 		throw new ArlError(
 			"ARL_CONFIG",
 			`output_dir and model_name_or_path are the same folder: ${outputDir}`,

@@ -18,7 +18,7 @@ import { type OpenEngine, openEngine } from "./engine.js";
 import type { TrainEvent } from "./events.js";
 import type { RowKeeper } from "./keeper.js";
 import { lockFolder } from "./lock.js";
-import { type ModelFolder, readModelFolder } from "./model.js";
+import type { ModelFolder } from "./model.js";
 import { OpenEnd, openStream } from "./open-end.js";
 import { type OpenRows, type OpenRowsInput, openRows, type RowsFromCode } from "./open-rows.js";
 import {
@@ -30,7 +30,6 @@ import {
 	settleBf16,
 	settleForDevice,
 	stepInterval,
-	textOptions,
 } from "./options.js";
 import { allRows, checkFits, countSaves, createPlan, expectedBatch, wantedRows } from "./plan.js";
 import {
@@ -43,6 +42,7 @@ import {
 	stopTokenWarning,
 } from "./preflight.js";
 import { detectShape, fillFirst, needsAllRows, noteEvents, openCache, orderOf } from "./rows.js";
+import { openRunModel } from "./run-model.js";
 import { createSchedule, type Schedule, warmupSteps } from "./schedules.js";
 import { bf16Of, checkSameRun, differences, type Fingerprint, fixedOf, freeOf } from "./state.js";
 
@@ -147,31 +147,35 @@ async function* prepare(
 	// A schedule's arguments can be wrong whatever the length of the run is.
 	createSchedule(scheduleOptions(input.args, 1_000_000));
 
-	const model = await readModelFolder(input.args.model_name_or_path);
-	// A config or an option that the engine refuses is told before rows are encoded.
+	const folder = await checkOutputFolder(input.args);
+	resources.add(await lockFolder(input.args.output_dir));
+	yield { type: "check", name: "output folder", message: folder };
+	for (const path of await removeUnfinished(input.args.output_dir))
+		yield { type: "removed", path, reason: "unfinished" };
+	const { resume_from_checkpoint: resume, output_dir: outputDir } = input.args;
+	const resumed = resume === null ? null : await findCheckpoint(resume, outputDir);
+	const openedModel = await openRunModel(input.args, resumed, native);
+	const { model, chatTemplate } = openedModel;
+	// A config or an option that the engine refuses is reported before rows are encoded.
 	const chosen = chooseDevice(input.args.device, native);
 	const { args, notices } = settleForDevice(input.args, chosen.device);
-	chosen.native.planMemory(engineOptions(args, chosen.device, { maxTokens: 1, maxSequences: 1 }));
+	const smallest = engineOptions(args, chosen.device, { maxTokens: 1, maxSequences: 1 });
+	chosen.native.planMemory({ ...smallest, modelDir: model.path });
 	const weights = args.init_from_config ? "random weights" : `${formatBytes(model.weightBytes)} of weights`;
 	yield { type: "check", name: "model", message: `${model.modelType}, ${weights}` };
 	if (chosen.notice !== null) yield { type: "notice", level: "warning", message: chosen.notice };
 	for (const message of notices) yield { type: "notice", level: "info", message };
-	const folder = await checkOutputFolder(args);
-	resources.add(await lockFolder(args.output_dir));
-	yield { type: "check", name: "output folder", message: folder };
-	for (const path of await removeUnfinished(args.output_dir)) yield { type: "removed", path, reason: "unfinished" };
-	const resumed =
-		args.resume_from_checkpoint === null ? null : await findCheckpoint(args.resume_from_checkpoint, args.output_dir);
-	// A run that goes on computes as it began, whatever the device is now.
+	for (const message of openedModel.notices) yield { type: "notice", level: "warning", message };
+	// A resumed run computes as it began, whatever the device is now.
 	args.bf16 = !args.fp16 && settleBf16(input.args.bf16, chosen.device, resumed && bf16Of(resumed.state.fixed));
 	for (const message of resumed?.damaged ?? [])
 		yield { type: "notice", level: "warning", message: `passed over: ${message}` };
-	if (args.resume_from_checkpoint !== null && resumed === null) {
-		const message = `no checkpoint stands in ${args.output_dir} yet: the run starts from the beginning`;
+	if (resume !== null && resumed === null) {
+		const message = `no checkpoint stands in ${outputDir} yet: the run starts from the beginning`;
 		yield { type: "notice", level: "warning", message };
 	}
 
-	const encoder = native.TextEncoder.open(textOptions(args, model.maxPositionEmbeddings));
+	const encoder = native.TextEncoder.open(openedModel.textOptions);
 	const text = encoder.info();
 	yield { type: "check", name: "tokenizer", message: checkTokenizer(model, text) };
 
@@ -254,7 +258,8 @@ async function* prepare(
 	if (resumed) checkSameRun(resumed.path, resumed.state, fixed);
 
 	const size = expectedBatch(args, order, plan, lengths, filler.complete);
-	const open = yield* openEngine({ args, native, chosen, size, resumed });
+	const exported = { exportStopIds: text.stopIds, ...(chatTemplate !== null && { exportChatTemplate: chatTemplate }) };
+	const open = yield* openEngine({ args, native, chosen, size, resumed, modelDir: model.path, exported });
 	const { engine } = open;
 	resources.add(() => engine.close());
 	if (resumed) await engine.restoreState(resumed.stateDir);
