@@ -839,6 +839,7 @@ module.exports.Engine = nativeBinding.Engine
 module.exports.TextEncoder = nativeBinding.TextEncoder
 module.exports.TokenCache = nativeBinding.TokenCache
 module.exports.backends = nativeBinding.backends
+module.exports.checkWeights = nativeBinding.checkWeights
 module.exports.cudaDriver = nativeBinding.cudaDriver
 module.exports.cudaReport = nativeBinding.cudaReport
 module.exports.cudaRuntime = nativeBinding.cudaRuntime

@@ -89,6 +89,9 @@ export declare class TokenCache {
 /** What this addon's engine can run on. */
 export declare function backends(): Array<string>
 
+/** Proves that the weights of a model's folder are those of its `config.json`, by names, shapes and types; reads no values. */
+export declare function checkWeights(modelDir: string): void
+
 /** A place in which a library was not found, or from which it did not open. */
 export interface CudaAttempt {
   /** The file, the folder, or the system's search. */

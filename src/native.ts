@@ -42,6 +42,7 @@ export interface Native {
 	devices: typeof Addon.devices;
 	planMemory: typeof Addon.planMemory;
 	modelConfig: typeof Addon.modelConfig;
+	checkWeights: typeof Addon.checkWeights;
 	decompress: typeof Addon.decompress;
 	unpackZstd: typeof Addon.unpackZstd;
 	jsonArrayRows: typeof Addon.jsonArrayRows;
@@ -112,6 +113,7 @@ function nativeOf(addon: typeof Addon): Native {
 		devices: guarded(addon.devices),
 		planMemory: guarded(addon.planMemory),
 		modelConfig: guarded(addon.modelConfig),
+		checkWeights: guarded(addon.checkWeights),
 		decompress: guarded(addon.decompress),
 		unpackZstd: guarded(addon.unpackZstd),
 		jsonArrayRows: guarded(addon.jsonArrayRows),

@@ -352,6 +352,7 @@ export function fakeNative(faults: Faults = {}, disk: Disk = new Map()): Native 
 			},
 		],
 		modelConfig,
+		checkWeights: () => {},
 		planMemory: (options) => faults.planMemory?.(options) ?? smallPlan(options),
 		TextEncoder: { open: (options) => new FakeEncoder(options, faults) },
 		TokenCache: {

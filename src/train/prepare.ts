@@ -178,6 +178,8 @@ async function* prepare(
 	const encoder = native.TextEncoder.open(openedModel.textOptions);
 	const text = encoder.info();
 	yield { type: "check", name: "tokenizer", message: checkTokenizer(model, text) };
+	// Before rows are encoded, which may take long.
+	if (resumed || !args.init_from_config) native.checkWeights(model.path);
 
 	const known = resumed?.state.dataset ?? null;
 	const opening = performance.now();

@@ -179,9 +179,7 @@ fn a_generation_config_is_written_only_where_config_json_stops_elsewhere() {
     assert_eq!(written, json!({"eos_token_id": [7, 5], "pad_token_id": 6}));
     assert_eq!(
         changes,
-        [
-            "saved models have eos_token_id [7, 5] in generation_config.json (config.json of the model has 5): a reply ends with id 7"
-        ]
+        ["saved models have eos_token_id [7, 5] in generation_config.json (config.json has 5): a reply ends with id 7"]
     );
     let (out, _) =
         saved(folder(&[("config.json", &CONFIG.replace("\"eos_token_id\": 5", "\"temperature\": 0.5"))]), &stops(&[7]));

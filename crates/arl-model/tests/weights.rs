@@ -414,8 +414,7 @@ fn an_error_while_fetching_or_writing_comes_back_with_its_place() {
     let source = source(&text);
     let dir = tempfile::tempdir().unwrap();
     let (files, stop) = (ModelFiles::read(source.path()).unwrap(), || Error::new(ErrorCode::Interrupted, "stopped"));
-    let f32 = WeightDtype::F32;
-    let failed = save_model(dir.path(), &files, &config, Layout::default(), f32, u64::MAX, |_, _| Err(stop()));
+    let failed = save_model(dir.path(), &files, &config, Layout::default(), WeightDtype::F32, 1, |_, _| Err(stop()));
     assert_eq!(failed.unwrap_err().code, ErrorCode::Interrupted);
     let error = save(&dir.path().join("absent"), source.path(), &config, WeightDtype::F32, u64::MAX).unwrap_err();
     assert!(error.code == ErrorCode::Io && error.message.contains("absent"), "{error}");

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arl_engine::backend::Backend;
 use arl_engine::{Engine as Core, Ticket, Weights};
-use arl_model::{Error, ErrorCode, ExportOverrides, ModelConfig, Result, WeightDtype};
+use arl_model::{Checkpoint, Error, ErrorCode, ExportOverrides, ModelConfig, Result, WeightDtype};
 use napi::Env;
 use napi::bindgen_prelude::{Int32Array, Object};
 use napi_derive::napi;
@@ -40,6 +40,15 @@ pub fn model_config(model_dir: String) -> napi::Result<ModelFacts> {
             vocab_size: config.vocab_size as u32,
             max_position_embeddings: config.max_position_embeddings as u32,
         })
+    })
+}
+
+/// Proves that the weights of a model's folder are those of its `config.json`, by names, shapes and types; reads no values.
+#[napi]
+pub fn check_weights(model_dir: String) -> napi::Result<()> {
+    sync(|| {
+        let dir = PathBuf::from(model_dir);
+        Checkpoint::open(&dir, &ModelConfig::from_dir(&dir)?).map(drop)
     })
 }
 

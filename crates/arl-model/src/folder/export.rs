@@ -129,8 +129,9 @@ impl ModelFiles {
         };
         self.files.insert(GENERATION.to_owned(), text.into_bytes());
         let said = said.map_or("none".to_owned(), |said| said.to_string());
+        let whose = if source == GENERATION { "the model's" } else { CONFIG };
         Some(format!(
-            "saved models have eos_token_id {stops} in {GENERATION} ({source} of the model has {said}): a reply ends with id {replies}"
+            "saved models have eos_token_id {stops} in {GENERATION} ({whose} has {said}): a reply ends with id {replies}"
         ))
     }
 }
