@@ -45,8 +45,12 @@ export async function openRunModel(
 		textOptions: file === null ? text : { ...text, chatTemplate: file },
 		chatTemplate: file === null ? null : await readTemplate(file),
 		notices: [
-			...(hasText ? [] : [`model_name_or_path ${base} has no tokenizer any more: that of ${resumed.path} is the same`]),
-			...(hasTemplate ? [] : [`chat_template ${template} is not there any more: ${resumed.path} has its text`]),
+			...(hasText
+				? []
+				: [
+						`model_name_or_path: ${base} is not there any more: model, tokenizer and template are those of ${resumed.path}`,
+					]),
+			...(hasTemplate ? [] : [`chat_template: ${template} is not there any more: ${resumed.path} has its text`]),
 		],
 	};
 }
