@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { AgentTrainingConfigInput } from "../src/config/schema.js";
 import { QwenTrainer } from "../src/train/trainer.js";
-import { temporaryFolder } from "./support/folder.js";
+import { errorOf, temporaryFolder } from "./support/folder.js";
 import { arl, differingFiles, flags, type Place, root, sharedPath, tinyPlace } from "./support/real.js";
 import { events, numbers, ofType } from "./support/run.js";
 
@@ -148,6 +148,24 @@ describe("the model's folder", () => {
 		expect(numbers(rest)).toEqual(numbers(expected).slice(3));
 		expect(differingFiles(join(whole.out, "checkpoint-4"), join(at.out, "checkpoint-4"))).toEqual([]);
 	});
+});
+
+describe("a pointer of Git LFS", () => {
+	const POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1200000000\n";
+
+	it.each(["model.safetensors", "tokenizer.json", "config.json", "rows.jsonl"])(
+		"in place of %s is refused in the same words, before rows are encoded",
+		async (name) => {
+			const at = place();
+			await run(at, { max_steps: 1 }).train();
+			cpSync(join(at.out, "model.safetensors"), join(at.model, "model.safetensors"));
+			rmSync(at.out, { recursive: true });
+			writeFileSync(name === "rows.jsonl" ? at.file : join(at.model, name), POINTER);
+			const error = await errorOf(run(at, { init_from_config: false }).train());
+			expect(error.message).toContain(`${name}: a pointer of Git LFS in place of the file`);
+			expect(error.hint.toLowerCase()).toBe("fetch the file itself: git lfs pull");
+		},
+	);
 });
 
 describe("experts in joined tensors", () => {
