@@ -118,6 +118,9 @@ export interface ArrayRows {
 /** What this addon's engine can run on. */
 export declare function backends(): Array<string>
 
+/** Proves that the weights of a model's folder are those of its `config.json`, by names, shapes and types; reads no values. */
+export declare function checkWeights(modelDir: string): void
+
 /** A place in which a library was not found, or from which it did not open. */
 export interface CudaAttempt {
   /** The file, the folder, or the system's search. */
@@ -255,6 +258,8 @@ export interface EngineInfo {
   unknownKeys: Array<string>
   /** What a user should know of how the model runs on this device; absent: nothing. */
   notice?: string
+  /** What folders of saved models say differently from the folder that the engine was opened on; a sentence each. */
+  exportChanges: Array<string>
 }
 
 /** What an engine is made of. */
@@ -299,6 +304,12 @@ export interface EngineOptions {
   threads?: number
   /** Leave out gradients and moments: evaluation and generation only. */
   inferenceOnly?: boolean
+  /** `restoreState` follows: the weights of the folder are not read, only their type and how they are named. */
+  restored?: boolean
+  /** The text of the template that rendered the rows, where it is not the folder's own: saved models have it. */
+  exportChatTemplate?: string
+  /** The tokens that end a trained reply: saved models stop at them. */
+  exportStopIds?: Array<number>
 }
 
 /** Every code that an error of the core can have. */
@@ -393,6 +404,19 @@ export interface MicroBatchStats {
   entropySum: number
   /** The router's balance loss times its coefficient; 0 where none is added. */
   balanceLoss: number
+}
+
+/** Reads `config.json` of a model's folder, and refuses what the engine cannot train; the folder needs no more. */
+export declare function modelConfig(modelDir: string): ModelFacts
+
+/** What `config.json` of a model says, as far as text and plan need it. */
+export interface ModelFacts {
+  /** `qwen2`, `qwen3`, `qwen3_moe`. */
+  modelType: string
+  /** Rows of the embedding. */
+  vocabSize: number
+  /** Positions that the model was made for. */
+  maxPositionEmbeddings: number
 }
 
 /** The memory that an engine with these options takes. Takes none itself. */

@@ -41,6 +41,8 @@ export interface Native {
 	errorCodes: typeof Addon.errorCodes;
 	devices: typeof Addon.devices;
 	planMemory: typeof Addon.planMemory;
+	modelConfig: typeof Addon.modelConfig;
+	checkWeights: typeof Addon.checkWeights;
 	decompress: typeof Addon.decompress;
 	unpackZstd: typeof Addon.unpackZstd;
 	jsonArrayRows: typeof Addon.jsonArrayRows;
@@ -115,6 +117,8 @@ function nativeOf(addon: typeof Addon): Native {
 		errorCodes: guarded(addon.errorCodes),
 		devices: guarded(addon.devices),
 		planMemory: guarded(addon.planMemory),
+		modelConfig: guarded(addon.modelConfig),
+		checkWeights: guarded(addon.checkWeights),
 		decompress: guarded(addon.decompress),
 		unpackZstd: guarded(addon.unpackZstd),
 		jsonArrayRows: guarded(addon.jsonArrayRows),

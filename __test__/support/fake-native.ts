@@ -3,7 +3,7 @@
  * moves by an exact rule. It lets the trainer's own conduct be tested, disasters included, without the addon.
  */
 import { createHash } from "node:crypto";
-import { copyFileSync, existsSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { ArlError } from "../../src/errors.js";
 import type {
@@ -29,6 +29,10 @@ export interface Faults {
 	/** Called with each thing that is done with a step: `submit 1`, `finish 1`, `finished 1`, `discard`. */
 	onQueue?: (what: string) => void;
 	onExport?: (dir: string) => void;
+	/** Called with the options of each engine that is opened. */
+	onOpen?: (options: EngineOptions) => void;
+	/** What the engine says that saved models say differently. */
+	exportChanges?: string[];
 	/** With fp16: whether the call of `step` with this number (from 1) is skipped; `loss` is not finite then, or given. */
 	skips?: (call: number) => { loss: number } | undefined;
 	onSaveState?: (dir: string) => void;
@@ -86,8 +90,18 @@ class FakeEncoder implements NativeTextEncoder {
 			vocabSize: this.faults.tokenizerVocab ?? 256,
 			stopIds: this.faults.stopIds ?? [STOP],
 			templateSource: "chat_template.jinja",
-			fingerprint: createHash("sha256").update(JSON.stringify(this.options)).digest("hex").slice(0, 16),
+			fingerprint: this.fingerprint(),
 		};
+	}
+
+	/** As the real one: of what the folder and the template say, not of where they are. */
+	private fingerprint() {
+		const { modelDir: _, chatTemplate, ...options } = this.options;
+		const template = chatTemplate === undefined ? "" : readFileSync(chatTemplate, "utf8");
+		return createHash("sha256")
+			.update(JSON.stringify([options, template]))
+			.digest("hex")
+			.slice(0, 16);
 	}
 
 	detect(rows: Uint8Array[]) {
@@ -212,14 +226,20 @@ class FakeEngine implements NativeEngine {
 	private readonly submitted: { batches: MicroBatch[]; hyper: { learningRate: number; maxGradNorm: number } }[] = [];
 	private calls = 0;
 	private lossScale = 65536;
+	/** As the real one: read once, when it is opened. */
+	private readonly config: Buffer;
 
 	constructor(
 		readonly options: EngineOptions,
 		private readonly faults: Faults,
-	) {}
+	) {
+		this.config = readFileSync(join(options.modelDir, "config.json"));
+		faults.onOpen?.(options);
+	}
 
 	info() {
 		return {
+			exportChanges: this.faults.exportChanges ?? [],
 			parameters: 4,
 			modelType: "qwen3",
 			vocabSize: 256,
@@ -314,7 +334,9 @@ class FakeEngine implements NativeEngine {
 
 	async exportModel(dir: string) {
 		this.faults.onExport?.(dir);
-		copyFileSync(join(this.options.modelDir, "config.json"), join(dir, "config.json"));
+		writeFileSync(join(dir, "config.json"), this.config);
+		const { exportChatTemplate: template } = this.options;
+		if (template !== undefined) writeFileSync(join(dir, "chat_template.jinja"), template);
 		writeFileSync(join(dir, "model.safetensors"), JSON.stringify([...this.weights]));
 	}
 
@@ -339,6 +361,8 @@ export function fakeNative(faults: Faults = {}, disk: Disk = new Map()): Native 
 				availableBytes: faults.availableBytes ?? 1e12,
 			},
 		],
+		modelConfig,
+		checkWeights: () => {},
 		planMemory: (options) => faults.planMemory?.(options) ?? smallPlan(options),
 		TextEncoder: { open: (options) => new FakeEncoder(options, faults) },
 		TokenCache: {
@@ -370,11 +394,23 @@ export function fakeNative(faults: Faults = {}, disk: Disk = new Map()): Native 
 	};
 }
 
+function modelConfig(dir: string) {
+	const file = join(dir, "config.json");
+	if (!existsSync(file)) throw new ArlError("ARL_CONFIG", `${file}: no such file`);
+	try {
+		const { model_type, vocab_size, max_position_embeddings } = JSON.parse(readFileSync(file, "utf8"));
+		return { modelType: model_type, vocabSize: vocab_size, maxPositionEmbeddings: max_position_embeddings };
+	} catch {
+		throw new ArlError("ARL_CONFIG", `${file}: not JSON`);
+	}
+}
+
 /** A model's folder that is enough for the fake core. */
 export function writeFakeModel(dir: string, config: Record<string, unknown> = {}): string {
 	if (!existsSync(dir)) throw new Error(`${dir} does not exist`);
 	const full = { model_type: "qwen3", vocab_size: 256, max_position_embeddings: 4096, ...config };
 	writeFileSync(join(dir, "config.json"), JSON.stringify(full));
 	writeFileSync(join(dir, "model.safetensors"), "fake");
+	writeFileSync(join(dir, "tokenizer.json"), "{}");
 	return dir;
 }

@@ -53,7 +53,7 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 	if (found === null) return 0;
 	const { resolved, command } = found;
 	const native = core();
-	const model = await readModelFacts(resolved.args.model_name_or_path);
+	const model = await readModelFacts(resolved.args.model_name_or_path, native);
 	const { device, info, notice } = deviceToPlan(resolved.args.device, native);
 	const { args, notices } = settleForDevice(resolved.args, device);
 	for (const line of [...resolved.notices, ...(notice === null ? [] : [notice]), ...notices])

@@ -102,7 +102,7 @@ export async function checkRows(input: CheckInput): Promise<DataReport> {
 
 async function check(input: CheckInput): Promise<DataReport> {
 	const { native, args, code, signal } = input;
-	const model = await readModelFolder(args.model_name_or_path);
+	const model = await readModelFolder(args.model_name_or_path, native);
 	const encoder = native.TextEncoder.open(textOptions(args, model.maxPositionEmbeddings));
 	const text = encoder.info();
 	checkTokenizer(model, text);

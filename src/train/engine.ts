@@ -25,22 +25,28 @@ export interface OpenEngineInput {
 	chosen: ChosenDevice;
 	size: BatchSize;
 	resumed: Resumable | null;
+	/** The model's folder. */
+	modelDir: string;
+	/** What saved models have to say of how they were trained. */
+	exported: Pick<EngineOptions, "exportChatTemplate" | "exportStopIds">;
 }
 
 /** Checks the memory, and opens the engine. Throws `ARL_OOM` with the plan where the memory is not there. */
 export async function* openEngine(input: OpenEngineInput): AsyncGenerator<TrainEvent, OpenEngine> {
 	const { args, native, chosen, resumed } = input;
-	const options = engineOptions(args, chosen.device, input.size);
+	const options = { ...engineOptions(args, chosen.device, input.size), modelDir: input.modelDir };
 	const memory = chosen.native.planMemory(options);
 	const freedom = { packed: args.max_tokens_per_micro_batch !== null, resumed: resumed !== null };
 	const adviseFor = (other: EngineOptions) => advise(other, chosen.native.planMemory, freedom);
 	const advice = () => adviseFor(options);
 	const message = checkMemory(memory, { device: chosen.info, host: hostInfo(native) }, advice);
 	yield { type: "check", name: "memory", message };
-	const engine = await chosen.native.Engine.open(options).catch((error: unknown) => {
+	const opened = chosen.native.Engine.open({ ...options, ...input.exported, restored: resumed !== null });
+	const engine = await opened.catch((error: unknown) => {
 		throw withPlan(toArlError(error), memory, advice);
 	});
-	const { notice } = engine.info();
+	const { notice, exportChanges } = engine.info();
 	if (notice !== undefined) yield { type: "notice", level: "warning", message: notice };
+	for (const message of exportChanges) yield { type: "notice", level: "info", message };
 	return { engine, engineOptions: options, memory, advise: adviseFor };
 }

@@ -57,7 +57,7 @@ export async function inspectRow(input: InspectInput): Promise<InspectedRow> {
 	try {
 		// Nothing is trained, and so nothing written back.
 		const args = { ...input.args, cache_dir: scratch.path(), mongo_write_back: "none" as const };
-		const model = await readModelFolder(args.model_name_or_path);
+		const model = await readModelFolder(args.model_name_or_path, native);
 		const encoder = native.TextEncoder.open(textOptions(args, model.maxPositionEmbeddings));
 		const code = await loadCode(args, input.code);
 		const { source, notices } = await openRows({ native, args, code, signal, datasetId: null });

@@ -16,6 +16,7 @@ const NAMES: ReadonlySet<string> = new Set([
 	"added_tokens.json",
 	"vocab.json",
 	"merges.txt",
+	"vocab.txt",
 	"chat_template.jinja",
 	"chat_template.json",
 	"additional_chat_templates",

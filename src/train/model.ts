@@ -6,52 +6,30 @@ import { createHash } from "node:crypto";
 import { open, readdir, readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { ArlError, toArlError } from "../errors.js";
+import type { Native } from "../native.js";
 
 export interface ModelFolder {
 	path: string;
 	modelType: string;
 	vocabSize: number;
-	maxPositionEmbeddings: number | null;
+	maxPositionEmbeddings: number;
 	/** Of `config.json` and of samples of the weights' bytes. */
-	identity: { config: string; weights: string };
+	identity: ModelIdentity;
 	/** Bytes of all weights files; 0: there are none. */
 	weightBytes: number;
 }
 
-async function readConfig(path: string): Promise<{ bytes: Buffer; config: Record<string, unknown> }> {
-	const file = join(path, "config.json");
-	const bytes = await readFile(file).catch((error: NodeJS.ErrnoException) => {
-		if (error.code !== "ENOENT") throw toArlError(error);
-		throw new ArlError(
-			"ARL_CONFIG",
-			`${file}: no such file: the folder is no model in Hugging Face's layout`,
-			"It should hold config.json, *.safetensors, tokenizer.json and a chat template.",
-		);
-	});
-	try {
-		const config: unknown = JSON.parse(bytes.toString("utf8"));
-		if (typeof config === "object" && config !== null && !Array.isArray(config)) {
-			return { bytes, config: config as Record<string, unknown> };
-		}
-	} catch (error) {
-		throw new ArlError("ARL_CONFIG", `${file}: not JSON: ${error instanceof Error ? error.message : String(error)}`);
-	}
-	throw new ArlError("ARL_CONFIG", `${file}: expected a JSON object`);
-}
-
-function positive(config: Record<string, unknown>, key: string): number | null {
-	const value = config[key];
-	return typeof value === "number" && Number.isSafeInteger(value) && value > 0 ? value : null;
+/** What tells a model from another one. */
+export interface ModelIdentity {
+	config: string;
+	weights: string;
 }
 
 /** What a model's `config.json` says. */
-export type ModelFacts = Pick<ModelFolder, "path" | "modelType" | "vocabSize" | "maxPositionEmbeddings"> & {
-	/** Of the file's bytes. */
-	config: string;
-};
+export type ModelFacts = Pick<ModelFolder, "path" | "modelType" | "vocabSize" | "maxPositionEmbeddings">;
 
-/** Reads `config.json` alone; there may be no weights. Throws `ARL_CONFIG` where the folder is none of a model. */
-export async function readModelFacts(path: string): Promise<ModelFacts> {
+/** Reads `config.json` alone; there may be no weights. Throws `ARL_CONFIG` where it is not that of a model that can be trained. */
+export async function readModelFacts(path: string, native: Pick<Native, "modelConfig">): Promise<ModelFacts> {
 	const info = await stat(path).catch(() => null);
 	if (info === null || !info.isDirectory()) {
 		throw new ArlError(
@@ -60,24 +38,33 @@ export async function readModelFacts(path: string): Promise<ModelFacts> {
 			"Give a model's folder; nothing is downloaded.",
 		);
 	}
-	const { bytes, config } = await readConfig(path);
-	const vocabSize = positive(config, "vocab_size");
-	if (vocabSize === null)
-		throw new ArlError("ARL_CONFIG", `${join(path, "config.json")}: vocab_size is missing or no count`);
-	return {
-		path,
-		modelType: String(config.model_type ?? "unknown"),
-		vocabSize,
-		maxPositionEmbeddings: positive(config, "max_position_embeddings"),
-		config: createHash("sha256").update(bytes).digest("hex"),
-	};
+	return { path, ...native.modelConfig(path) };
 }
 
-/** Reads what a run needs to know first. Throws `ARL_CONFIG` where the folder is none of a model. */
-export async function readModelFolder(path: string): Promise<ModelFolder> {
-	const { config, ...facts } = await readModelFacts(path);
+/** Reads what a run needs to know first. Throws `ARL_CONFIG` where the folder is not that of a model that can be trained. */
+export async function readModelFolder(path: string, native: Pick<Native, "modelConfig">): Promise<ModelFolder> {
+	const facts = await readModelFacts(path, native);
+	const config = await configIdentity(path);
 	const weights = await weightsIdentity(path);
 	return { ...facts, identity: { config, weights: weights.identity }, weightBytes: weights.bytes };
+}
+
+async function configIdentity(path: string): Promise<string> {
+	const bytes = await readFile(join(path, "config.json")).catch((error: unknown) => {
+		throw toArlError(error);
+	});
+	return createHash("sha256").update(bytes).digest("hex");
+}
+
+/**
+ * The identity of the model that a resumed run began with, as far as its folder is still there; `known` is what the
+ * checkpoint says of it. A folder that was moved away, emptied or unmounted is no change.
+ */
+export async function baseIdentity(path: string, known: ModelIdentity): Promise<ModelIdentity> {
+	const isThere = (await stat(join(path, "config.json")).catch(() => null)) !== null;
+	if (!isThere) return known;
+	const { identity, bytes } = await weightsIdentity(path);
+	return { config: await configIdentity(path), weights: bytes === 0 ? known.weights : identity };
 }
 
 const SAMPLES = 64;

@@ -19,7 +19,7 @@ import { type OpenEngine, openEngine } from "./engine.js";
 import type { TrainEvent } from "./events.js";
 import type { RowKeeper } from "./keeper.js";
 import { lockFolder } from "./lock.js";
-import { type ModelFolder, readModelFolder } from "./model.js";
+import type { ModelFolder } from "./model.js";
 import { settleOldRun } from "./old-run.js";
 import { OpenEnd, openStream } from "./open-end.js";
 import { type OpenRows, type OpenRowsInput, openRows, type RowsFromCode } from "./open-rows.js";
@@ -32,7 +32,6 @@ import {
 	settleBf16,
 	settleForDevice,
 	stepInterval,
-	textOptions,
 } from "./options.js";
 import { checkOutputContent } from "./output-folder.js";
 import { allRows, checkFits, countSaves, createPlan, expectedBatch, wantedRows } from "./plan.js";
@@ -48,6 +47,7 @@ import {
 import { removeUnplaced } from "./publish.js";
 import type { Resources } from "./resources.js";
 import { detectShape, fillFirst, needsAllRows, noteEvents, openCache, orderOf } from "./rows.js";
+import { openRunModel } from "./run-model.js";
 import { createSchedule, type Schedule, warmupSteps } from "./schedules.js";
 import { bf16Of, checkSameRun, differences, type Fingerprint, fixedOf, freeOf } from "./state.js";
 
@@ -130,29 +130,34 @@ async function* prepare(input: PrepareInput, progress: Progress): AsyncGenerator
 	createSchedule(scheduleOptions(input.args, 1_000_000));
 	yield* takeOutputFolder(input, progress);
 
-	const model = await readModelFolder(input.args.model_name_or_path);
-	// A config or an option that the engine refuses is told before rows are encoded.
+	const { resume_from_checkpoint: resume, output_dir: outputDir } = input.args;
+	const resumed = resume === null ? null : await findCheckpoint(resume, outputDir);
+	const openedModel = await openRunModel(input.args, resumed, native);
+	const { model, chatTemplate } = openedModel;
+	// A config or an option that the engine refuses is reported before rows are encoded.
 	const chosen = chooseDevice(input.args.device, native);
 	const { args, notices } = settleForDevice(input.args, chosen.device);
-	chosen.native.planMemory(engineOptions(args, chosen.device, { maxTokens: 1, maxSequences: 1 }));
+	const smallest = engineOptions(args, chosen.device, { maxTokens: 1, maxSequences: 1 });
+	chosen.native.planMemory({ ...smallest, modelDir: model.path });
 	const weights = args.init_from_config ? "random weights" : `${formatBytes(model.weightBytes)} of weights`;
 	yield { type: "check", name: "model", message: `${model.modelType}, ${weights}` };
 	if (chosen.notice !== null) yield { type: "notice", level: "warning", message: chosen.notice };
 	for (const message of notices) yield { type: "notice", level: "info", message };
-	const resumed =
-		args.resume_from_checkpoint === null ? null : await findCheckpoint(args.resume_from_checkpoint, args.output_dir);
+	for (const message of openedModel.notices) yield { type: "notice", level: "warning", message };
 	// A resumed run computes as it began, whatever the device is now.
 	args.bf16 = !args.fp16 && settleBf16(input.args.bf16, chosen.device, resumed && bf16Of(resumed.state.fixed));
 	for (const message of resumed?.damaged ?? [])
 		yield { type: "notice", level: "warning", message: `passed over: ${message}` };
-	if (args.resume_from_checkpoint !== null && resumed === null) {
-		const message = `there is no checkpoint in ${args.output_dir} yet: the run starts from the beginning`;
+	if (resume !== null && resumed === null) {
+		const message = `there is no checkpoint in ${outputDir} yet: the run starts from the beginning`;
 		yield { type: "notice", level: "warning", message };
 	}
 
-	const encoder = native.TextEncoder.open(textOptions(args, model.maxPositionEmbeddings));
+	const encoder = native.TextEncoder.open(openedModel.textOptions);
 	const text = encoder.info();
 	yield { type: "check", name: "tokenizer", message: checkTokenizer(model, text) };
+	// Before rows are encoded, which may take long.
+	if (resumed || !args.init_from_config) native.checkWeights(model.path);
 
 	const known = resumed?.state.dataset ?? null;
 	let ownCache: string | null = null;
@@ -234,7 +239,8 @@ async function* prepare(input: PrepareInput, progress: Progress): AsyncGenerator
 	if (resumed) checkSameRun(resumed.path, resumed.state, fixed);
 
 	const size = expectedBatch(args, order, plan, lengths, filler.complete);
-	const open = yield* openEngine({ args, native, chosen, size, resumed });
+	const exported = { exportStopIds: text.stopIds, ...(chatTemplate !== null && { exportChatTemplate: chatTemplate }) };
+	const open = yield* openEngine({ args, native, chosen, size, resumed, modelDir: model.path, exported });
 	const { engine } = open;
 	resources.add(() => engine.close());
 	if (resumed) await engine.restoreState(resumed.stateDir);

@@ -1,7 +1,7 @@
 /**
  * The trained model in `output_dir` itself, where scripts for Hugging Face's Trainer leave it and look for it.
  */
-import { copyFile, link, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
+import { copyFile, cp, link, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { ArlError, toArlError } from "../errors.js";
 import { exists, makeFolder } from "../folders.js";
@@ -33,7 +33,7 @@ export async function isPublished(outputDir: string): Promise<boolean> {
 
 /** Removes the model of an earlier run from `output_dir`. */
 export async function removePublished(outputDir: string): Promise<void> {
-	for (const name of await publishedFiles(outputDir)) await rm(join(outputDir, name), { force: true });
+	for (const name of await publishedFiles(outputDir)) await rm(join(outputDir, name), { recursive: true, force: true });
 	await rm(join(outputDir, MODEL_LIST), { force: true });
 }
 
@@ -50,11 +50,16 @@ export async function removeUnplaced(outputDir: string): Promise<string[]> {
 	return removed;
 }
 
-/** Puts files of a folder into `output_dir`, one by one under their final names; the config last, since it makes it a model. */
+/** The one folder that a model has in it. */
+const TEMPLATES = "additional_chat_templates";
+
+/**
+ * Puts a folder's model into `output_dir`, one by one under their final names; the config last, since it makes it a model.
+ */
 async function place(folder: string, outputDir: string, move: boolean): Promise<void> {
 	await removePublished(outputDir);
 	const entries = await readdir(folder, { withFileTypes: true });
-	const names = entries.filter((entry) => entry.isFile()).map((entry) => entry.name);
+	const names = entries.filter((entry) => entry.isFile() || entry.name === TEMPLATES).map(({ name }) => name);
 	names.sort((a, b) => Number(a === "config.json") - Number(b === "config.json"));
 	await writeFile(join(outputDir, MODEL_LIST), `${JSON.stringify(names)}\n`);
 	for (const name of names) {
@@ -62,14 +67,20 @@ async function place(folder: string, outputDir: string, move: boolean): Promise<
 		const to = join(outputDir, name);
 		if (move) await rename(from, to);
 		else {
-			const beside = join(outputDir, `.${name}.partial`);
-			await rm(beside, { force: true });
-			// A second name costs no room; a file system without such names gets a copy.
-			await link(from, beside).catch(() => copyFile(from, beside));
-			await rename(beside, to);
+			const partial = join(outputDir, `.${name}.partial`);
+			await rm(partial, { recursive: true, force: true });
+			await copyOrLink(from, partial);
+			await rename(partial, to);
 		}
 	}
 	await syncPath(outputDir);
+}
+
+/** Weights get a second name, which takes no room; what is small is copied: people edit it, and the checkpoint must stay. */
+async function copyOrLink(from: string, to: string): Promise<void> {
+	if (!from.endsWith(".safetensors")) return cp(from, to, { recursive: true, errorOnExist: true });
+	// A file system without second names gets a copy.
+	await link(from, to).catch(() => copyFile(from, to));
 }
 
 /** The model of a checkpoint, as files of `output_dir`. */

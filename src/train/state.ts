@@ -4,7 +4,7 @@
  */
 import type { AgentTrainingConfig } from "../config/schema.js";
 import { ArlError } from "../errors.js";
-import type { ModelFolder } from "./model.js";
+import type { ModelFolder, ModelIdentity } from "./model.js";
 import type { SettledConfig } from "./options.js";
 
 /** Sums over the steps since the last log line. */
@@ -73,6 +73,14 @@ export function bf16Of(fixed: Fingerprint): boolean | null {
 /** The name of a database's list of documents among what must be the same. */
 export const DATABASE_LIST = "list of the database's documents";
 
+const MODEL_CONFIG = "config.json of the model";
+const MODEL_WEIGHTS = "weights of the model";
+
+/** The identity of the model that a run began with, of what a resumed one must share with it. */
+export function modelIdentityOf(fixed: Fingerprint): ModelIdentity {
+	return { config: fixed[MODEL_CONFIG] ?? "", weights: fixed[MODEL_WEIGHTS] ?? "" };
+}
+
 /** What a run is made of, beyond its options. */
 export interface RunIdentity {
 	model: ModelFolder;
@@ -108,8 +116,8 @@ export function fixedOf(args: SettledConfig, run: RunIdentity): Fingerprint {
 		...((mixture || capped) && { "rows of each entry": run.entryRows }),
 		...(mixture && { train_weights: args.train_weights }),
 		...(capped && { train_caps: args.train_caps }),
-		"config.json of the model": run.model.identity.config.slice(0, 16),
-		"weights of the model": args.init_from_config ? "random" : run.model.identity.weights.slice(0, 16),
+		[MODEL_CONFIG]: run.model.identity.config.slice(0, 16),
+		[MODEL_WEIGHTS]: args.init_from_config ? "random" : run.model.identity.weights.slice(0, 16),
 		"template, tokenizer and text options": run.textFingerprint,
 		...(args.images === "drop" && { images: args.images }),
 		on_bad_row: args.on_bad_row,

@@ -1,11 +1,11 @@
 //! The engine: a model's weights, gradients and moments on a device, and the optimizer step over micro-batches.
 //! Owns all memory; knows the order of things, and leaves arithmetic to the step and the step's leaves.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use arl_model::{Error, ErrorCode, ModelConfig, Result, RopeTable, WeightDtype};
+use arl_model::{Error, ErrorCode, ExportOverrides, Layout, ModelConfig, ModelFiles, Result, RopeTable, WeightDtype};
 
 use crate::arena::Arena;
 use crate::attention;
@@ -28,10 +28,12 @@ pub(crate) const MICRO_BATCHES: usize = 64;
 pub struct Engine<B: Backend + ?Sized> {
     pub(crate) backend: Box<B>,
     pub(crate) config: ModelConfig,
-    /// The folder that it was opened on.
-    pub(crate) source: PathBuf,
+    /// The small files of the folder that it was opened on, as every saved model has them.
+    pub(crate) files: ModelFiles,
     /// The type in which that folder holds the weights.
     pub(crate) source_dtype: Option<WeightDtype>,
+    /// How that folder names and joins them.
+    pub(crate) layout: Layout,
     pub(crate) model: Model,
     pub(crate) rope: RopeTable,
     pub(crate) adam: Adam,
@@ -77,19 +79,27 @@ pub(crate) fn model(config: &ModelConfig, options: &EngineOptions, kind: DeviceK
 }
 
 impl<B: Backend + ?Sized> Engine<B> {
-    /// Reserves all memory and reads the weights of the model in `dir`, or draws them.
+    /// Reserves all memory and reads the weights of the model in `dir`, or draws them. Nothing of the folder is needed
+    /// afterwards.
     pub fn open(backend: Box<B>, dir: &Path, weights: Weights, options: &EngineOptions) -> Result<Self> {
-        let config = ModelConfig::from_dir(dir)?;
-        let mut engine = Self::reserve(backend, dir, config, options)?;
+        let mut engine = Self::reserve(backend, ModelFiles::read(dir)?, options)?;
         match weights {
             Weights::Checkpoint => engine.load_checkpoint(dir)?,
             Weights::Random(seed) => engine.load_random(seed)?,
+            Weights::Restored => drop(engine.open_checkpoint(dir)?),
         }
         Ok(engine)
     }
 
+    /// Has every model that is saved from now on describe how it was trained. Returns a sentence for each thing that its
+    /// folder says differently from the one that the engine was opened on.
+    pub fn describe_export(&mut self, overrides: &ExportOverrides) -> Vec<String> {
+        self.files.apply(overrides)
+    }
+
     /// An engine whose memory is reserved and zero.
-    fn reserve(mut backend: Box<B>, dir: &Path, config: ModelConfig, options: &EngineOptions) -> Result<Self> {
+    fn reserve(mut backend: Box<B>, files: ModelFiles, options: &EngineOptions) -> Result<Self> {
+        let config = files.config()?;
         let mut model = model(&config, options, backend.kind())?;
         let attention_notice = attention::settle(options.attention, &mut *backend, &mut model, options.max_batch)?;
         let plan = StepPlan::new(&model, options.max_batch, MICRO_BATCHES)?;
@@ -101,7 +111,8 @@ impl<B: Backend + ?Sized> Engine<B> {
             backend,
             rope: RopeTable::new(&config),
             source_dtype: config.dtype,
-            source: dir.to_path_buf(),
+            files,
+            layout: Layout::default(),
             config,
             model,
             adam: options.adam,

@@ -95,6 +95,9 @@ pub enum Weights {
     Checkpoint,
     /// Random ones, as Hugging Face's initialisation draws them, from this seed.
     Random(u64),
+    /// A saved state, which [`Engine::restore_state`](crate::Engine::restore_state) reads: of the folder's safetensors, type
+    /// and layout alone count.
+    Restored,
 }
 
 impl EngineOptions {

@@ -40,10 +40,17 @@ pub enum Kind {
 }
 
 impl<B: Backend + ?Sized> Engine<B> {
-    /// Reads all weights from the mapped checkpoint, a piece at a time.
-    pub(crate) fn load_checkpoint(&mut self, dir: &Path) -> Result<()> {
+    /// Opens the weights of a folder; models are saved in their type and layout from now on.
+    pub(crate) fn open_checkpoint(&mut self, dir: &Path) -> Result<Checkpoint> {
         let checkpoint = Checkpoint::open(dir, &self.config)?;
         self.source_dtype = Some(checkpoint.dtype());
+        self.layout = checkpoint.layout();
+        Ok(checkpoint)
+    }
+
+    /// Reads all weights from the mapped checkpoint, a piece at a time.
+    pub(crate) fn load_checkpoint(&mut self, dir: &Path) -> Result<()> {
+        let checkpoint = self.open_checkpoint(dir)?;
         let mut staging = vec![0f32; PIECE];
         for i in 0..self.model.params.tensors.len() {
             let (name, param) = (self.model.params.tensors[i].spec.name.clone(), self.model.params.tensors[i].param());
@@ -268,15 +275,16 @@ impl<B: Backend + ?Sized> Engine<B> {
     }
 
     /// Writes the model to `dir`, an empty folder or none yet, in Hugging Face's layout; `dtype` `None`: the type of
-    /// the checkpoint that the engine was opened on, f32 where it had none. Configuration and tokenizer are copied from
-    /// there. With weights of 16 bits, what is narrowed is the exact masters.
+    /// the checkpoint that the engine was opened on, f32 where it had none. Configuration and tokenizer are those that
+    /// were read then; names and joined tensors are as they were there. With weights of 16 bits, what is narrowed is the
+    /// exact masters.
     pub fn export_model(&mut self, dir: &Path, dtype: Option<WeightDtype>) -> Result<()> {
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, &e))?;
         let dtype = dtype.or(self.source_dtype).unwrap_or(WeightDtype::F32);
-        let (config, source) = (self.config.clone(), self.source.clone());
+        let (config, files, layout) = (self.config.clone(), self.files.clone(), self.layout);
         let places: HashMap<String, Param> =
             self.model.params.tensors.iter().map(|t| (t.spec.name.clone(), t.param())).collect();
-        save_model(dir, &source, &config, dtype, MAX_SHARD_BYTES, |name, out| match places.get(name) {
+        save_model(dir, &files, &config, layout, dtype, MAX_SHARD_BYTES, |name, out| match places.get(name) {
             Some(&param) => self.read_weights(param, out),
             None => Err(Error::new(ErrorCode::Internal, format!("the model has no tensor `{name}`"))),
         })

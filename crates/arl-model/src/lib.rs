@@ -1,18 +1,22 @@
 //! What a Qwen checkpoint is: `config.json` in both of its spellings, the table of tensor names and shapes,
-//! and safetensors files in and out. Knows nothing of text, devices or training.
+//! safetensors files in and out, and the small files of a model folder. Knows nothing of text, devices or training.
 
 #![warn(missing_docs)]
 
 mod config;
 mod error;
+mod folder;
 mod init;
+mod layout;
 mod rope;
 mod tensors;
 mod weights;
 
 pub use config::{Family, LayerConfig, Mlp, ModelConfig, MoeConfig, RopeConfig, RopeScaling, WeightDtype};
 pub use error::{Error, ErrorCode, Result};
+pub use folder::{ExportOverrides, ModelFiles, Placeholder, unreadable};
 pub use init::init_f32;
+pub use layout::{Layout, StoredTensor};
 pub use rope::RopeTable;
 pub use safetensors::Dtype;
 pub use tensors::{Role, TensorSpec, tensor_table};

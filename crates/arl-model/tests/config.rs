@@ -83,6 +83,27 @@ fn both_spellings_are_the_same_configuration() {
 }
 
 #[test]
+fn the_type_of_weights_is_read_as_torch_names_it_and_auto_leaves_it_to_the_files() {
+    for (name, dtype) in [
+        ("bfloat16", Some(WeightDtype::Bf16)),
+        ("torch.bfloat16", Some(WeightDtype::Bf16)),
+        ("torch.float32", Some(WeightDtype::F32)),
+        ("half", Some(WeightDtype::F16)),
+        ("auto", None),
+    ] {
+        for key in ["dtype", "torch_dtype"] {
+            assert_eq!(accepted("qwen3", json!({ key: name })).dtype, dtype, "{name}");
+        }
+    }
+    // The newer key counts, as in transformers.
+    let both = accepted("qwen3", json!({"torch_dtype": "float16", "dtype": "torch.bfloat16"}));
+    assert_eq!(both.dtype, Some(WeightDtype::Bf16));
+    for name in ["float8_e4m3fn", "torch.auto", "torch.int8", ""] {
+        assert!(refused("qwen3", json!({ "dtype": name })).contains(&format!("`dtype` `{name}` is not supported")));
+    }
+}
+
+#[test]
 fn windows_are_per_layer_in_the_dense_families_and_for_all_in_the_moe() {
     let windows = |config: ModelConfig| config.layers.iter().map(|layer| layer.window).collect::<Vec<_>>();
     let on = json!({"use_sliding_window": true, "sliding_window": 7, "max_window_layers": 3});

@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use arl_model::{
-    Checkpoint, Dtype, Error, ErrorCode, ModelConfig, SafetensorsFile, SafetensorsWriter, TensorDecl, WeightDtype,
-    available_bytes, init_f32, save_model, saved_bytes, tensor_table,
+    Checkpoint, Dtype, Error, ErrorCode, Layout, ModelConfig, ModelFiles, SafetensorsFile, SafetensorsWriter,
+    TensorDecl, WeightDtype, available_bytes, init_f32, save_model, saved_bytes, tensor_table,
 };
 use half::{bf16, f16};
 use serde_json::{Value, json};
@@ -48,7 +48,7 @@ fn weights(config: &ModelConfig) -> HashMap<String, Vec<f32>> {
 
 fn save(dir: &Path, source: &Path, config: &ModelConfig, dtype: WeightDtype, shard: u64) -> arl_model::Result<()> {
     let weights = weights(config);
-    save_model(dir, source, config, dtype, shard, |name, out| {
+    save_model(dir, &ModelFiles::read(source)?, config, Layout::default(), dtype, shard, |name, out| {
         out.copy_from_slice(&weights[name]);
         Ok(())
     })
@@ -397,7 +397,8 @@ fn a_value_that_does_not_fit_the_type_stops_a_save() {
     let source = source(&text);
     for (dtype, value) in [(WeightDtype::F16, 1e6), (WeightDtype::Bf16, f32::MAX), (WeightDtype::F32, f32::NAN)] {
         let dir = tempfile::tempdir().unwrap();
-        let error = save_model(dir.path(), source.path(), &config, dtype, u64::MAX, |_, out| {
+        let files = ModelFiles::read(source.path()).unwrap();
+        let error = save_model(dir.path(), &files, &config, Layout::default(), dtype, u64::MAX, |_, out| {
             out.fill(value);
             Ok(())
         })
@@ -412,9 +413,8 @@ fn an_error_while_fetching_or_writing_comes_back_with_its_place() {
     let (text, config) = config("qwen3", true);
     let source = source(&text);
     let dir = tempfile::tempdir().unwrap();
-    let failed = save_model(dir.path(), source.path(), &config, WeightDtype::F32, u64::MAX, |_, _| {
-        Err(Error::new(ErrorCode::Interrupted, "stopped"))
-    });
+    let (files, stop) = (ModelFiles::read(source.path()).unwrap(), || Error::new(ErrorCode::Interrupted, "stopped"));
+    let failed = save_model(dir.path(), &files, &config, Layout::default(), WeightDtype::F32, 1, |_, _| Err(stop()));
     assert_eq!(failed.unwrap_err().code, ErrorCode::Interrupted);
     let error = save(&dir.path().join("absent"), source.path(), &config, WeightDtype::F32, u64::MAX).unwrap_err();
     assert!(error.code == ErrorCode::Io && error.message.contains("absent"), "{error}");

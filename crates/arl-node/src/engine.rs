@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arl_engine::backend::Backend;
 use arl_engine::{Engine as Core, Ticket, Weights};
-use arl_model::{Error, ErrorCode, ModelConfig, Result, WeightDtype};
+use arl_model::{Checkpoint, Error, ErrorCode, ExportOverrides, ModelConfig, Result, WeightDtype};
 use napi::Env;
 use napi::bindgen_prelude::{Int32Array, Object};
 use napi_derive::napi;
@@ -15,8 +15,8 @@ use napi_derive::napi;
 use crate::device::{backend, device_kind};
 use crate::error::{sync, to_napi};
 use crate::values::{
-    EngineInfo, EngineOptions, GenerateOptions, MemoryPlan, MicroBatch, StepHyper, batches_from_js, core_options,
-    hyper_from_js, plan_to_js, seed, stats_to_js, step_to_js,
+    EngineInfo, EngineOptions, GenerateOptions, MemoryPlan, MicroBatch, ModelFacts, StepHyper, batches_from_js,
+    core_options, hyper_from_js, plan_to_js, seed, stats_to_js, step_to_js,
 };
 use crate::worker::Worker;
 
@@ -27,6 +27,28 @@ pub fn plan_memory(options: EngineOptions) -> napi::Result<MemoryPlan> {
         let config = ModelConfig::from_dir(&PathBuf::from(&options.model_dir))?;
         let plan = arl_engine::plan_memory_of(&config, &core_options(&options)?, device_kind(&options.device)?)?;
         Ok(plan_to_js(plan, arl_engine::Flops::of(&config).parameters as f64))
+    })
+}
+
+/// Reads `config.json` of a model's folder, and refuses what the engine cannot train; the folder needs no more.
+#[napi]
+pub fn model_config(model_dir: String) -> napi::Result<ModelFacts> {
+    sync(|| {
+        let config = ModelConfig::from_dir(&PathBuf::from(model_dir))?;
+        Ok(ModelFacts {
+            model_type: config.family.as_str().to_string(),
+            vocab_size: config.vocab_size as u32,
+            max_position_embeddings: config.max_position_embeddings as u32,
+        })
+    })
+}
+
+/// Proves that the weights of a model's folder are those of its `config.json`, by names, shapes and types; reads no values.
+#[napi]
+pub fn check_weights(model_dir: String) -> napi::Result<()> {
+    sync(|| {
+        let dir = PathBuf::from(model_dir);
+        Checkpoint::open(&dir, &ModelConfig::from_dir(&dir)?).map(drop)
     })
 }
 
@@ -47,6 +69,7 @@ pub struct Engine {
     attention_flops: f64,
     unknown_keys: Vec<String>,
     notice: Option<String>,
+    export_changes: Vec<String>,
 }
 
 #[napi]
@@ -57,20 +80,25 @@ impl Engine {
         let threads = options.threads.unwrap_or(0) as usize;
         let dtype = options.dtype.clone();
         let open = move || {
-            let weights = match options.init_from_config {
-                Some(true) => Weights::Random(seed(&options)),
+            let weights = match (options.restored, options.init_from_config) {
+                (Some(true), _) => Weights::Restored,
+                (_, Some(true)) => Weights::Random(seed(&options)),
                 _ => Weights::Checkpoint,
             };
-            let engine = Core::open(
+            let mut engine = Core::open(
                 backend(&options.device)?,
                 &PathBuf::from(&options.model_dir),
                 weights,
                 &core_options(&options)?,
             )?;
-            let found = (engine.interrupt_flag(), engine.config().clone(), engine.device(), engine.notice());
+            let changes = engine.describe_export(&ExportOverrides {
+                chat_template: options.export_chat_template.clone(),
+                stop_ids: options.export_stop_ids.clone().unwrap_or_default(),
+            });
+            let found = (engine.interrupt_flag(), engine.config().clone(), engine.device(), engine.notice(), changes);
             Ok((engine, found))
         };
-        Worker::start(env, "arl-engine", threads, open, move |worker, (interrupt, config, device, notice)| {
+        Worker::start(env, "arl-engine", threads, open, move |worker, (interrupt, config, device, notice, changes)| {
             let flops = arl_engine::Flops::of(&config);
             Engine {
                 worker: Mutex::new(Some(worker)),
@@ -85,6 +113,7 @@ impl Engine {
                 attention_flops: flops.attention,
                 unknown_keys: config.unknown_keys.clone(),
                 notice,
+                export_changes: changes,
             }
         })
     }
@@ -103,6 +132,7 @@ impl Engine {
             attention_flops: self.attention_flops,
             unknown_keys: self.unknown_keys.clone(),
             notice: self.notice.clone(),
+            export_changes: self.export_changes.clone(),
         }
     }
 

@@ -53,6 +53,23 @@ pub struct EngineOptions {
     pub threads: Option<u32>,
     /// Leave out gradients and moments: evaluation and generation only.
     pub inference_only: Option<bool>,
+    /// `restoreState` follows: the weights of the folder are not read, only their type and how they are named.
+    pub restored: Option<bool>,
+    /// The text of the template that rendered the rows, where it is not the folder's own: saved models have it.
+    pub export_chat_template: Option<String>,
+    /// The tokens that end a trained reply: saved models stop at them.
+    pub export_stop_ids: Option<Vec<u32>>,
+}
+
+/// What `config.json` of a model says, as far as text and plan need it.
+#[napi(object)]
+pub struct ModelFacts {
+    /// `qwen2`, `qwen3`, `qwen3_moe`.
+    pub model_type: String,
+    /// Rows of the embedding.
+    pub vocab_size: u32,
+    /// Positions that the model was made for.
+    pub max_position_embeddings: u32,
 }
 
 /// Samples side by side, without padding.
@@ -117,6 +134,8 @@ pub struct EngineInfo {
     pub unknown_keys: Vec<String>,
     /// What a user should know of how the model runs on this device; absent: nothing.
     pub notice: Option<String>,
+    /// What folders of saved models say differently from the folder that the engine was opened on; a sentence each.
+    pub export_changes: Vec<String>,
 }
 
 /// What one micro-batch gave.

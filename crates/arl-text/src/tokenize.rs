@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use arl_model::{Error, ErrorCode, Result};
+use arl_model::{Error, ErrorCode, Result, unreadable};
 use tokenizers::Tokenizer;
 
 use crate::fast::Fast;
@@ -28,6 +28,9 @@ impl Tokens {
                 .hint("a model folder needs tokenizer.json; copy it from the model's original folder"),
             _ => Error::io(&path, &error),
         })?;
+        if let Some(what) = unreadable(&bytes) {
+            return Err(what.error(ErrorCode::Text, &path));
+        }
         let unusable = |error: tokenizers::Error| Error::new(ErrorCode::Text, format!("{}: {error}", path.display()));
         let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(unusable)?;
         // A file may ask for truncation or padding; either would change samples in silence.

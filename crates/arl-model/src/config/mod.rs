@@ -2,6 +2,7 @@
 //! Absent keys take the defaults of transformers' configuration classes; a key that would change the computation in a
 //! way that is not built is refused by name; keys that nothing reads are collected for a warning.
 
+mod dtype;
 mod keys;
 mod refused;
 mod rope;
@@ -11,7 +12,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::folder::read_config;
 use crate::{Error, ErrorCode, Result};
+pub use dtype::WeightDtype;
 use keys::Keys;
 pub use rope::{RopeConfig, RopeScaling};
 
@@ -40,41 +43,6 @@ impl Family {
 impl fmt::Display for Family {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
-    }
-}
-
-/// The types in which weights are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum WeightDtype {
-    /// 32-bit float.
-    F32,
-    /// bfloat16.
-    Bf16,
-    /// IEEE half precision.
-    F16,
-}
-
-impl WeightDtype {
-    /// The name in `config.json`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            WeightDtype::F32 => "float32",
-            WeightDtype::Bf16 => "bfloat16",
-            WeightDtype::F16 => "float16",
-        }
-    }
-
-    /// The type of that name in `config.json`.
-    pub fn from_name(name: &str) -> Option<Self> {
-        [WeightDtype::F32, WeightDtype::Bf16, WeightDtype::F16].into_iter().find(|dtype| dtype.as_str() == name)
-    }
-
-    /// Bytes of one element.
-    pub fn bytes(self) -> usize {
-        match self {
-            WeightDtype::F32 => 4,
-            WeightDtype::Bf16 | WeightDtype::F16 => 2,
-        }
     }
 }
 
@@ -177,19 +145,7 @@ const MAX_PARAMETERS: u128 = 1 << 44;
 impl ModelConfig {
     /// Reads `dir/config.json`.
     pub fn from_dir(dir: &Path) -> Result<Self> {
-        let path = dir.join("config.json");
-        let hint = "a model folder holds config.json, tokenizer files and safetensors weights";
-        if !dir.is_dir() {
-            return Err(Error::new(ErrorCode::Config, format!("{} is not a folder", dir.display())).hint(hint));
-        }
-        if !path.is_file() {
-            return Err(Error::new(ErrorCode::Config, format!("{} is not a file", path.display())).hint(hint));
-        }
-        let bytes = std::fs::read(&path).map_err(|error| Error::io(&path, &error))?;
-        let text = std::str::from_utf8(&bytes).map_err(|error| {
-            Error::new(ErrorCode::Config, format!("{}: not UTF-8 at byte {}", path.display(), error.valid_up_to()))
-        })?;
-        Self::from_json(text, &path)
+        Self::from_json(&read_config(dir)?, &dir.join("config.json"))
     }
 
     /// Reads the text of a `config.json`; `path` is what errors call it.
@@ -283,7 +239,7 @@ fn read(keys: &mut Keys<'_>, family: Family) -> Result<ModelConfig> {
     let moe = if moe_family { Some(moe(keys)?) } else { None };
     let layers = layers(keys, family, num_hidden_layers, intermediate_size, moe)?;
     let padding_idx = padding_idx(keys, vocab_size)?;
-    let dtype = dtype(keys)?;
+    let dtype = dtype::read(keys)?;
     let mut unknown_keys = Vec::new();
     let around = rope::Around { head_dim, max_position_embeddings };
     let rope = rope::read(keys, &around, &mut unknown_keys)?;
@@ -454,21 +410,5 @@ fn padding_idx(keys: &mut Keys<'_>, vocab_size: usize) -> Result<Option<usize>> 
     match index.and_then(|id| usize::try_from(id).ok()).filter(|&id| id < vocab_size) {
         Some(id) => Ok(Some(id)),
         None => Err(keys.wrong("pad_token_id", &format!("null or an id below `vocab_size` ({vocab_size})"), value)),
-    }
-}
-
-fn dtype(keys: &mut Keys<'_>) -> Result<Option<WeightDtype>> {
-    let old = keys.optional_text("torch_dtype")?;
-    let new = keys.optional_text("dtype")?;
-    let (key, name) = match (new, old) {
-        (Some(name), _) => ("dtype", name),
-        (None, Some(name)) => ("torch_dtype", name),
-        (None, None) => return Ok(None),
-    };
-    match WeightDtype::from_name(name) {
-        Some(dtype) => Ok(Some(dtype)),
-        None => Err(keys
-            .error(key, format_args!("`{name}` is not supported"))
-            .hint("supported are float32, bfloat16 and float16")),
     }
 }

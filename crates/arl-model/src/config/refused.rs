@@ -9,8 +9,6 @@ use crate::Result;
 
 /// Keys that must be absent, null, or one of the values that mean "off"; with what they would do.
 const OFF: &[(&str, &str)] = &[
-    ("quantization_config", "the weights are quantized"),
-    ("compression_config", "the weights are compressed"),
     ("text_config", "the model is multimodal, with its text part nested"),
     ("vision_config", "the model sees images"),
     ("audio_config", "the model hears sound"),
@@ -96,6 +94,17 @@ const WITHOUT_EFFECT: &[&str] = &[
 
 /// Refuses what is not built and marks both kinds of keys as known.
 pub(super) fn check(keys: &mut Keys<'_>, family: Family) -> Result<()> {
+    for key in ["quantization_config", "compression_config"] {
+        if let Some(value) = keys.get(key)
+            && !is_off(value)
+        {
+            let method = value.get("quant_method").and_then(Value::as_str);
+            let method = method.map_or(String::new(), |method| format!(" ({method})"));
+            return Err(keys
+                .error(key, format_args!("says that the weights are quantized{method}, and such weights are not trained"))
+                .hint("take the folder of the model that this one was quantized from, with weights in bfloat16 or float32"));
+        }
+    }
     for &(key, meaning) in OFF {
         if let Some(value) = keys.get(key)
             && !is_off(value)

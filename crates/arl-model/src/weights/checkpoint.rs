@@ -1,20 +1,18 @@
-//! A checkpoint's weights: finds the files, and proves that their tensors are those of the model before anything is read.
+//! A checkpoint's weights: proves that the files' tensors are those of the model before anything is read.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fmt::Write as _;
-use std::path::{Component, Path, PathBuf};
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
 
 use half::bf16;
 use safetensors::Dtype;
-use serde_json::Value;
 
-use super::file::{SafetensorsFile, damaged};
+use super::file::SafetensorsFile;
+use super::shards::{find, list};
 use crate::config::{ModelConfig, WeightDtype};
+use crate::layout::{Layout, StoredTensor};
 use crate::tensors::{TensorSpec, tensor_table};
 use crate::{Error, ErrorCode, Result};
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 
@@ -24,28 +22,35 @@ pub struct Checkpoint {
     files: Vec<SafetensorsFile>,
     /// Which file has a tensor.
     home: HashMap<String, usize>,
+    layout: Layout,
+    /// Where a parameter of the table is.
+    places: HashMap<String, Place>,
     dtype: WeightDtype,
+}
+
+/// Where a parameter is in the files.
+#[derive(Debug)]
+struct Place {
+    /// The tensor that holds it.
+    tensor: String,
+    /// Its first element there.
+    start: usize,
+    /// Its elements.
+    len: usize,
 }
 
 impl Checkpoint {
     /// Opens `dir/model.safetensors`, or the shards of `dir/model.safetensors.index.json`, and compares names, shapes
-    /// and types with the table of tensors. Values are looked at when they are read.
+    /// and types with the table of tensors, in the layout that the names show. Values are looked at when they are read.
     pub fn open(dir: &Path, config: &ModelConfig) -> Result<Self> {
-        let single = dir.join(SINGLE);
-        let index = dir.join(INDEX);
-        let (files, home) = if single.exists() {
-            let file = SafetensorsFile::open(&single)?;
-            let home = file.names().into_iter().map(|name| (name, 0)).collect();
-            (vec![file], home)
-        } else if index.exists() {
-            open_shards(dir, &index)?
-        } else {
-            return Err(no_weights(dir));
-        };
-        let mut checkpoint = Self { files, home, dtype: WeightDtype::F32 };
+        let (files, home) = find(dir)?;
+        let layout = Layout::of(home.keys().map(String::as_str));
         let table = tensor_table(config);
-        checkpoint.check(dir, config, &table)?;
-        checkpoint.dtype = checkpoint.common_dtype(&table);
+        let stored = layout.tensors(&table);
+        let mut checkpoint = Self { files, home, layout, places: HashMap::new(), dtype: WeightDtype::F32 };
+        checkpoint.check(dir, config, &stored)?;
+        checkpoint.dtype = checkpoint.common_dtype(&stored);
+        checkpoint.places = places(&stored, &table);
         Ok(checkpoint)
     }
 
@@ -54,56 +59,83 @@ impl Checkpoint {
         self.dtype
     }
 
+    /// How the files name and join the parameters.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
     /// The files that hold the weights.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         self.files.iter().map(SafetensorsFile::path)
     }
 
-    /// Reads a tensor as f32. A value that is not finite is an error that names tensor and place.
+    /// Reads a parameter, by its name in the table, as f32. A value that is not finite is an error that names tensor and
+    /// place.
     pub fn read_f32(&self, name: &str, out: &mut [f32]) -> Result<()> {
-        self.file_of(name)?.read_f32(name, out)
+        let (file, place) = self.place(name, 0, out.len(), true)?;
+        file.read_f32_part(&place.tensor, place.start, out)
     }
 
     /// [`Checkpoint::read_f32`] of a part: `out.len()` elements from `start` on, counted row-major.
     pub fn read_f32_part(&self, name: &str, start: usize, out: &mut [f32]) -> Result<()> {
-        self.file_of(name)?.read_f32_part(name, start, out)
+        let (file, place) = self.place(name, start, out.len(), false)?;
+        file.read_f32_part(&place.tensor, place.start + start, out)
     }
 
-    /// Reads a tensor as bf16, rounding to nearest even. A value that is not finite is an error that names tensor and
+    /// Reads a parameter as bf16, rounding to nearest even. A value that is not finite is an error that names tensor and
     /// place.
     pub fn read_bf16(&self, name: &str, out: &mut [bf16]) -> Result<()> {
-        self.file_of(name)?.read_bf16(name, out)
+        let (file, place) = self.place(name, 0, out.len(), true)?;
+        file.read_bf16_part(&place.tensor, place.start, out)
     }
 
-    fn file_of(&self, name: &str) -> Result<&SafetensorsFile> {
-        match self.home.get(name).and_then(|&file| self.files.get(file)) {
+    /// Where `len` elements of a parameter from `start` on are; `whole`: they must be all.
+    fn place(&self, name: &str, start: usize, len: usize, whole: bool) -> Result<(&SafetensorsFile, &Place)> {
+        let Some(place) = self.places.get(name) else {
+            return Err(Error::new(ErrorCode::Internal, format!("the checkpoint has no tensor `{name}`")));
+        };
+        if start + len > place.len || (whole && len != place.len) {
+            let what = format!("tensor `{name}` has {} elements; {start} to {} are read", place.len, start + len);
+            return Err(Error::new(ErrorCode::Internal, what));
+        }
+        Ok((self.file_of(&place.tensor)?, place))
+    }
+
+    /// The file that has a tensor of this name.
+    fn file_of(&self, tensor: &str) -> Result<&SafetensorsFile> {
+        match self.home.get(tensor).and_then(|&file| self.files.get(file)) {
             Some(file) => Ok(file),
-            None => Err(Error::new(ErrorCode::Internal, format!("the checkpoint has no tensor `{name}`"))),
+            None => Err(Error::new(ErrorCode::Internal, format!("the checkpoint has no tensor `{tensor}`"))),
         }
     }
 
-    fn info(&self, name: &str) -> Option<(Dtype, &[usize])> {
-        self.files.get(*self.home.get(name)?)?.info(name)
+    fn info(&self, tensor: &str) -> Option<(Dtype, &[usize])> {
+        self.files.get(*self.home.get(tensor)?)?.info(tensor)
     }
 
-    fn check(&self, dir: &Path, config: &ModelConfig, table: &[TensorSpec]) -> Result<()> {
+    fn check(&self, dir: &Path, config: &ModelConfig, stored: &[StoredTensor]) -> Result<()> {
         let mut missing = Vec::new();
         let mut misshapen = Vec::new();
         let mut mistyped = Vec::new();
-        for spec in table {
-            match self.info(&spec.name) {
-                None => missing.push(spec.name.clone()),
+        for tensor in stored {
+            match self.info(&tensor.name) {
+                None => missing.push(tensor.name.clone()),
                 Some((dtype, shape)) => {
-                    if shape != spec.shape.as_slice() {
-                        misshapen.push(format!("{} is {shape:?}, not {:?}", spec.name, spec.shape));
+                    if shape != tensor.shape.as_slice() {
+                        misshapen.push(format!("{} is {shape:?}, not {:?}", tensor.name, tensor.shape));
                     }
                     if weight_dtype(dtype).is_none() {
-                        mistyped.push(format!("{} is {dtype:?}", spec.name));
+                        mistyped.push(format!("{} is {dtype:?}", tensor.name));
                     }
                 }
             }
         }
-        let expected: std::collections::HashSet<&str> = table.iter().map(|spec| spec.name.as_str()).collect();
+        if !missing.is_empty()
+            && let Some(prefix) = wrapper_prefix(self.home.keys())
+        {
+            return Err(wrapped(dir, &prefix));
+        }
+        let expected: HashSet<&str> = stored.iter().map(|tensor| tensor.name.as_str()).collect();
         let mut surplus: Vec<String> =
             self.home.keys().filter(|name| !expected.contains(name.as_str()) && !is_derived(name)).cloned().collect();
         let tied_head = config.tie_word_embeddings && surplus.iter().any(|name| name == HEAD);
@@ -116,41 +148,44 @@ impl Checkpoint {
         list(&mut message, "surplus", &surplus);
         list(&mut message, "of the wrong shape", &misshapen);
         list(&mut message, "of a type other than F32, BF16 or F16", &mistyped);
-        if !message.is_empty() {
-            let hint = "the weights belong to another model than config.json, or are incomplete";
-            return Err(Error::new(
-                ErrorCode::Weights,
-                format!("{}: the tensors are not those of config.json: {message}", dir.display()),
-            )
-            .hint(hint));
+        if message.is_empty() {
+            return if tied_head { self.check_tied_head() } else { Ok(()) };
         }
-        if tied_head { self.check_tied_head() } else { Ok(()) }
+        let hint = if missing.as_slice() == [HEAD] && surplus.is_empty() {
+            "a model without a head (AutoModel) is trained as the causal model that it belongs to: load that one \
+             (AutoModelForCausalLM) and save it, or set `tie_word_embeddings` to true where head and embedding are one"
+        } else {
+            "the weights belong to another model than config.json, or are incomplete"
+        };
+        let message = format!("{}: the tensors are not those of config.json: {message}", dir.display());
+        Err(Error::new(ErrorCode::Weights, message).hint(hint))
     }
 
-    /// A tied model may store its head all the same; it must then be the embedding.
     fn check_tied_head(&self) -> Result<()> {
-        let (head_file, embedding_file) = (self.file_of(HEAD)?, self.file_of(EMBEDDING)?);
-        let same = self.info(HEAD) == self.info(EMBEDDING) && head_file.bytes_equal(HEAD, embedding_file, EMBEDDING)?;
+        let embedding = self.layout.name(EMBEDDING);
+        let (head_file, embedding_file) = (self.file_of(HEAD)?, self.file_of(&embedding)?);
+        let same =
+            self.info(HEAD) == self.info(&embedding) && head_file.bytes_equal(HEAD, embedding_file, &embedding)?;
         if same {
             return Ok(());
         }
         Err(Error::new(
             ErrorCode::Weights,
             format!(
-                "{}: `{HEAD}` differs from `{EMBEDDING}`, but `tie_word_embeddings` says that they are one",
+                "{}: `{HEAD}` differs from `{embedding}`, but `tie_word_embeddings` says that they are one",
                 head_file.path().display()
             ),
         )
         .hint("set `tie_word_embeddings` to false in config.json to train both, or remove `lm_head.weight`"))
     }
 
-    fn common_dtype(&self, table: &[TensorSpec]) -> WeightDtype {
+    fn common_dtype(&self, stored: &[StoredTensor]) -> WeightDtype {
         let mut elements = [(WeightDtype::F32, 0), (WeightDtype::Bf16, 0), (WeightDtype::F16, 0)];
-        for spec in table {
-            let stored = self.info(&spec.name).and_then(|(dtype, _)| weight_dtype(dtype));
+        for tensor in stored {
+            let found = self.info(&tensor.name).and_then(|(dtype, _)| weight_dtype(dtype));
             for (dtype, count) in &mut elements {
-                if Some(*dtype) == stored {
-                    *count += spec.elements();
+                if Some(*dtype) == found {
+                    *count += tensor.shape.iter().product::<usize>();
                 }
             }
         }
@@ -172,90 +207,39 @@ fn is_derived(name: &str) -> bool {
     name.ends_with(".rotary_emb.inv_freq")
 }
 
-/// Adds `what (count): the first five names` to a message.
-fn list(message: &mut String, what: &str, names: &[String]) {
-    const SHOWN: usize = 5;
-    if names.is_empty() {
-        return;
-    }
-    if !message.is_empty() {
-        message.push_str("; ");
-    }
-    let first = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
-    let more = if names.len() > SHOWN { ", ..." } else { "" };
-    // Writing to a string cannot fail.
-    let _ = write!(message, "{what} ({}): {first}{more}", names.len());
-}
-
-fn open_shards(dir: &Path, index: &Path) -> Result<(Vec<SafetensorsFile>, HashMap<String, usize>)> {
-    let text = std::fs::read_to_string(index).map_err(|error| match error.kind() {
-        std::io::ErrorKind::InvalidData => damaged(index, "is not UTF-8"),
-        _ => Error::io(index, &error),
-    })?;
-    let value: Value = serde_json::from_str(&text).map_err(|error| damaged(index, &format!("is not JSON: {error}")))?;
-    let Some(Value::Object(map)) = value.get("weight_map") else {
-        return Err(damaged(index, "has no object `weight_map`"));
-    };
-    let mut shards: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    for (tensor, shard) in map {
-        let Some(shard) = shard.as_str().filter(|shard| is_file_name(shard)) else {
-            return Err(damaged(index, &format!("`{tensor}` is said to lie in {shard}, which is no file name")));
-        };
-        shards.entry(shard).or_default().insert(tensor);
-    }
-    let absent: Vec<String> =
-        shards.keys().filter(|shard| !dir.join(shard).exists()).map(|shard| (*shard).to_owned()).collect();
-    if !absent.is_empty() {
-        let mut message = String::new();
-        list(&mut message, "files that it names are missing", &absent);
-        return Err(damaged(index, &message));
-    }
-    let mut files = Vec::new();
-    let mut home = HashMap::new();
-    for (shard, tensors) in shards {
-        let path: PathBuf = dir.join(shard);
-        let file = SafetensorsFile::open(&path)?;
-        let names = file.names();
-        let unlisted: Vec<String> = names.iter().filter(|name| !tensors.contains(name.as_str())).cloned().collect();
-        let absent: Vec<String> =
-            tensors.iter().filter(|name| file.info(name).is_none()).map(|name| (*name).to_owned()).collect();
-        let mut message = String::new();
-        list(&mut message, "tensors that the index places there are missing", &absent);
-        list(&mut message, "tensors that the index does not place there", &unlisted);
-        if !message.is_empty() {
-            return Err(damaged(&path, &format!("does not agree with {INDEX}: {message}")));
+/// Where each parameter is: those of one tensor follow each other.
+fn places(stored: &[StoredTensor], table: &[TensorSpec]) -> HashMap<String, Place> {
+    let mut places = HashMap::with_capacity(table.len());
+    for tensor in stored {
+        let mut start = 0;
+        for spec in &table[tensor.parts.clone()] {
+            let len = spec.elements();
+            places.insert(spec.name.clone(), Place { tensor: tensor.name.clone(), start, len });
+            start += len;
         }
-        home.extend(names.into_iter().map(|name| (name, files.len())));
-        files.push(file);
     }
-    Ok((files, home))
+    places
 }
 
-/// A plain name, which cannot lead out of the folder.
-fn is_file_name(name: &str) -> bool {
-    let mut parts = Path::new(name).components();
-    matches!((parts.next(), parts.next()), (Some(Component::Normal(part)), None) if part == name)
+/// What all names begin with that a model's own do not: the trace of a wrapper that was saved in its place.
+fn wrapper_prefix<'a>(names: impl Iterator<Item = &'a String> + Clone) -> Option<String> {
+    let ends = [EMBEDDING, "embed_tokens.weight"];
+    let prefix = names.clone().find_map(|name| ends.iter().find_map(|end| name.strip_suffix(end)))?;
+    (!prefix.is_empty() && prefix.ends_with('.') && names.into_iter().all(|name| name.starts_with(prefix)))
+        .then(|| prefix.to_owned())
 }
 
-fn no_weights(dir: &Path) -> Error {
-    let other = std::fs::read_dir(dir).ok().and_then(|entries| {
-        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-        let mut names: Vec<String> = names
-            .filter(|name| {
-                let name = name.to_ascii_lowercase();
-                [".bin", ".pt", ".pth", ".safetensors", ".gguf", ".ckpt", ".h5"].iter().any(|end| name.ends_with(end))
-            })
-            .collect();
-        names.sort();
-        names.into_iter().next()
-    });
-    match other {
-        Some(name) => Error::new(
-            ErrorCode::Weights,
-            format!("{}: has neither {SINGLE} nor {INDEX}, only such as {name}", dir.display()),
-        )
-        .hint("save the model as safetensors with transformers (save_pretrained), or complete the download"),
-        None => Error::new(ErrorCode::Weights, format!("{}: has no weights ({SINGLE} or {INDEX})", dir.display()))
-            .hint("to start from random weights on purpose, use --init_from_config"),
-    }
+fn wrapped(dir: &Path, prefix: &str) -> Error {
+    let hint = match prefix {
+        "_orig_mod." => {
+            "torch.compile's wrapper was saved: save the model in it (model._orig_mod.save_pretrained(...))"
+        }
+        "module." => "DataParallel's wrapper was saved: save the model in it (model.module.save_pretrained(...))",
+        "base_model.model." | "base_model." => {
+            "PEFT's wrapper was saved: merge the adapter (model.merge_and_unload()) and save the result"
+        }
+        _ => "the model was saved inside of another module: save the inner one with save_pretrained",
+    };
+    Error::new(ErrorCode::Weights, format!("{}: the names of all tensors begin with `{prefix}`", dir.display()))
+        .hint(format!("{hint}, or take `{prefix}` off the names"))
 }

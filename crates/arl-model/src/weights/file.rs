@@ -9,6 +9,7 @@ use memmap2::{Mmap, UncheckedAdvice};
 use safetensors::tensor::{Metadata, SafeTensorError, TensorInfo};
 use safetensors::{Dtype, SafeTensors};
 
+use crate::folder::unreadable;
 use crate::{Error, ErrorCode, Result};
 
 /// Bytes that are read between two releases of pages.
@@ -39,6 +40,9 @@ impl SafetensorsFile {
         // SAFETY: the map is only read. Nobody writes to a model's files while they are trained from; should somebody
         // truncate one meanwhile, the process ends with a bus error, as with every program that maps its files.
         let map = unsafe { Mmap::map(&file) }.map_err(|error| Error::io(path, &error))?;
+        if let Some(what) = unreadable(&map) {
+            return Err(what.error(ErrorCode::Weights, path));
+        }
         let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| header_error(path, &map, &error))?;
         Ok(Self { path: path.to_path_buf(), map, start: header + 8, metadata })
     }
@@ -93,6 +97,11 @@ impl SafetensorsFile {
     /// Reads a tensor of f32, bf16 or f16 as bf16, rounding to nearest even. A value that is not finite is an error.
     pub fn read_bf16(&self, name: &str, out: &mut [bf16]) -> Result<()> {
         self.read(name, None, out, bf16::from_f32, |value| value, |value| bf16::from_f32(value.to_f32()))
+    }
+
+    /// [`SafetensorsFile::read_bf16`] of a part: `out.len()` elements from `start` on, counted row-major.
+    pub fn read_bf16_part(&self, name: &str, start: usize, out: &mut [bf16]) -> Result<()> {
+        self.read(name, Some(start), out, bf16::from_f32, |value| value, |value| bf16::from_f32(value.to_f32()))
     }
 
     /// Whether a tensor here and one of `other` have the same bytes.

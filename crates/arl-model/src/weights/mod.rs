@@ -4,9 +4,12 @@
 mod checkpoint;
 mod file;
 mod save;
+mod shards;
 mod writer;
 
 pub use checkpoint::Checkpoint;
 pub use file::SafetensorsFile;
 pub use save::{save_model, saved_bytes, sync_folder};
+pub(crate) use shards::{INDEX, SINGLE};
+pub(crate) use writer::refused;
 pub use writer::{SafetensorsWriter, TensorDecl, available_bytes};

@@ -1,0 +1,62 @@
+//! The types of weights, and how `config.json` names them.
+
+use super::keys::Keys;
+use crate::Result;
+
+/// The types in which weights are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WeightDtype {
+    /// 32-bit float.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+}
+
+impl WeightDtype {
+    /// The name in `config.json`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            WeightDtype::F32 => "float32",
+            WeightDtype::Bf16 => "bfloat16",
+            WeightDtype::F16 => "float16",
+        }
+    }
+
+    /// The type of that name in `config.json`: one of torch's, with or without `torch.` before it.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name.strip_prefix("torch.").unwrap_or(name) {
+            "float32" | "float" => Some(WeightDtype::F32),
+            "bfloat16" => Some(WeightDtype::Bf16),
+            "float16" | "half" => Some(WeightDtype::F16),
+            _ => None,
+        }
+    }
+
+    /// Bytes of one element.
+    pub fn bytes(self) -> usize {
+        match self {
+            WeightDtype::F32 => 4,
+            WeightDtype::Bf16 | WeightDtype::F16 => 2,
+        }
+    }
+}
+
+/// The type in which the weights are said to be stored; none: the file does not say, or `auto`, which is the files' own.
+pub(super) fn read(keys: &mut Keys<'_>) -> Result<Option<WeightDtype>> {
+    let old = keys.optional_text("torch_dtype")?;
+    let new = keys.optional_text("dtype")?;
+    let (key, name) = match (new, old) {
+        (Some(name), _) => ("dtype", name),
+        (None, Some(name)) => ("torch_dtype", name),
+        (None, None) => return Ok(None),
+    };
+    match WeightDtype::from_name(name) {
+        _ if name == "auto" => Ok(None),
+        Some(dtype) => Ok(Some(dtype)),
+        None => Err(keys
+            .error(key, format_args!("`{name}` is not supported"))
+            .hint("supported are float32, bfloat16 and float16")),
+    }
+}
