@@ -49,6 +49,8 @@ pub struct TextEncoder {
     info: TextInfo,
     shape: RwLock<Option<Shape>>,
     eos: Option<(String, u32)>,
+    /// Tokens of replies without text, in ascending order.
+    blank_ids: Vec<u32>,
 }
 
 impl TextEncoder {
@@ -93,7 +95,9 @@ impl TextEncoder {
             Error::new(ErrorCode::Text, format!("{}: {what}", options.model_dir.display()))
                 .hint("give one with --chat_template FILE; the instruct variant of a model has one to copy")
         });
-        let mut encoder = Self { templates, tokens, options, reader, info, shape: RwLock::new(None), eos };
+        let mut encoder =
+            Self { templates, tokens, options, reader, info, shape: RwLock::new(None), eos, blank_ids: Vec::new() };
+        encoder.blank_ids = encoder.find_blank_ids();
         encoder.info.stop_ids = encoder.find_stop_ids();
         Ok(encoder)
     }

@@ -7,6 +7,9 @@ use super::{Encoded, Span, TextEncoder};
 /// A reply with more tokens than this has text: the token that ends it, empty think tags and line breaks are fewer.
 const FEW: usize = 24;
 
+/// What templates write where a reply has no reasoning and no text.
+const BLANKS: [&str; 5] = ["<think>\n\n</think>\n\n", "<think>\n</think>\n", "<think></think>", "\n", " "];
+
 impl TextEncoder {
     /// What the templates write at the end of a reply, and what the tokenizer says ends a text.
     pub(super) fn find_stop_ids(&self) -> Vec<u32> {
@@ -34,6 +37,16 @@ impl TextEncoder {
         stop
     }
 
+    /// The tokens of `BLANKS`: a reply with any other token has text.
+    pub(super) fn find_blank_ids(&self) -> Vec<u32> {
+        let mut ids = Vec::new();
+        // A text that the tokenizer refuses has no tokens.
+        let _ = BLANKS.iter().try_for_each(|text| self.append(text, false, &mut ids));
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
     /// How many replies have nothing that is trained but the token that ends them, with what the template writes where
     /// there is no reasoning.
     pub(super) fn replies_without_text(&self, encoded: &Encoded) -> u32 {
@@ -46,7 +59,8 @@ impl TextEncoder {
         let trained = spans.iter().flat_map(|span| span.first.max(1)..=span.last);
         let ids: Vec<u32> = trained.take(FEW + 1).map(|i| encoded.ids[i]).collect();
         let ends = |id: &u32| self.info.stop_ids.contains(id);
-        if ids.len() > FEW || !ids.iter().any(ends) {
+        let may_be_blank = |id: &u32| ends(id) || self.blank_ids.binary_search(id).is_ok();
+        if ids.len() > FEW || !ids.iter().all(may_be_blank) || !ids.iter().any(ends) {
             return false;
         }
         let text: Vec<u32> = ids.into_iter().filter(|id| !ends(id)).collect();
