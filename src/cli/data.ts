@@ -1,4 +1,5 @@
 /** `arl data check`: every row of every source as a run would see it, and what is wrong with it. */
+import { noteLine } from "../data/notes.js";
 import { ArlError, EXIT_CODES, toArlError } from "../errors.js";
 import { loadNative, type Native } from "../native.js";
 import { count, jsonLine, percent } from "../report/index.js";
@@ -75,7 +76,7 @@ export function formatReport(report: DataReport): string {
 	const { rows, usable, bad, tokens, targetTokens } = report;
 	const lines = [`${rows} rows of ${report.shape}, ${usable} can be trained${asides(report)}`];
 	lines.push(...report.notices);
-	lines.push(...report.notes.map(({ level, message }) => `${level === "warning" ? "warning" : "note"}: ${message}`));
+	lines.push(...report.notes.map(noteLine));
 	if (report.entries.length > 1) lines.push(...entries(report));
 	if (bad.length > 0) {
 		const reasons = Object.entries(report.reasons).map(([reason, many]) => `${many} ${reason}`);

@@ -1,5 +1,6 @@
 /** `arl inspect`: one row as the model will see it. */
 import pc from "picocolors";
+import { noteLine } from "../data/notes.js";
 import { EXIT_CODES, toArlError, wantsColor } from "../errors.js";
 import { loadNative, type Native } from "../native.js";
 import { jsonLine, percent } from "../report/index.js";
@@ -42,7 +43,7 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 			row: number - 1,
 			signal: stop.signal,
 		});
-		for (const notice of row.notices) process.stderr.write(`${notice}\n`);
+		for (const line of [...row.notices, ...row.notes.map(noteLine)]) process.stderr.write(`${line}\n`);
 		const color = wantsColor(process.stdout);
 		if (command.has("json")) process.stdout.write(`${jsonLine(row)}\n`);
 		else process.stdout.write(`${summary(row)}\n${command.has("tokens") ? tokenLines(row, color) : text(row, color)}`);

@@ -13,7 +13,7 @@ export interface NoticedRows {
 	subject: string;
 	/** `warning`: the rows train less, or something else, than their author may expect. */
 	level: "info" | "warning";
-	/** A sentence with the number of rows and the first place. */
+	/** A sentence, behind the number of rows and the first place. */
 	message: string;
 	/** Rows in which it occurs. */
 	rows: number;
@@ -57,8 +57,13 @@ export function noticedRows(
 	return cache.notes().map(({ kind, subject, level, message, rows, count, firstRow }: RowNote) => {
 		const firstLocation = source.location(firstRow);
 		const where = rows === 1 ? firstLocation : `${rows} rows, the first ${firstLocation}`;
-		return { kind, subject, level, message: `${message} (${where})`, rows, count, firstLocation };
+		return { kind, subject, level, message: `${where}: ${message}`, rows, count, firstLocation };
 	});
+}
+
+/** A note as commands print it. */
+export function noteLine({ level, message }: NoticedRows): string {
+	return `${level === "warning" ? "warning" : "note"}: ${message}`;
 }
 
 /** Gives each note once: a second call returns what is new or has grown since the first. */

@@ -1,6 +1,7 @@
 /** One row as the model will see it: its tokens, which of them are trained, and with what weight. Leaves nothing on the disk. */
 import type { AgentTrainingConfig } from "../config/schema.js";
 import { explainRow } from "../data/explain.js";
+import { type NoticedRows, noticedRows } from "../data/notes.js";
 import { Scratch } from "../data/scratch.js";
 import { type AnySource, takeRows } from "../data/source.js";
 import { ArlError, toArlError } from "../errors.js";
@@ -39,6 +40,8 @@ export interface InspectedRow {
 	texts: TokenText[];
 	/** What a user should know of how the rows are read. */
 	notices: string[];
+	/** What was noticed in this row, which a run trains all the same. */
+	notes: NoticedRows[];
 }
 
 export interface InspectInput {
@@ -89,8 +92,9 @@ async function rowAt(source: AnySource, row: number): Promise<Uint8Array> {
 
 function encoded(source: AnySource, row: number, encoder: NativeTextEncoder, bytes: Uint8Array) {
 	try {
-		const { inputIds, weights, spans, recordId } = encoder.encode(bytes);
+		const { inputIds, weights, spans, recordId, notes } = encoder.encode(bytes);
 		return {
+			notes: noticedRows({ notes: () => notes }, { location: () => source.location(row) }),
 			recordId: recordId ?? null,
 			tokens: inputIds.length,
 			targetTokens: weights.reduce((sum, weight) => sum + (weight > 0 ? 1 : 0), 0),
