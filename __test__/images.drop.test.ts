@@ -165,7 +165,7 @@ describe("a text-only model that is handed images", () => {
 		expect((await run(file, join(folder, "again-1"), options)).stderr).toContain("1 image of 1 row dropped");
 		const { code, stderr } = await run(file, join(folder, "again-2"), options);
 		expect(code).toBe(0);
-		expect(stderr).toContain(`left out 1 image (${file}:1)`);
+		expect(stderr).toContain(`${file}:1: left out 1 image`);
 	});
 
 	it("refuses images and videos of columns, and with --images drop trains the text of the images' row", async () => {
