@@ -31,7 +31,7 @@ export async function checkOutputContent(options: Options): Promise<void> {
 		throw new ArlError(
 			"ARL_CONFIG",
 			`output_dir: ${outputDir} holds another run (${few(traces)})`,
-			"Choose another output_dir, go on with that run (--resume_from_checkpoint latest), or replace it (--overwrite_output_dir).",
+			"Choose another output_dir, resume that run (--resume_from_checkpoint latest), or replace it (--overwrite_output_dir).",
 		);
 	}
 	const published = new Set(await publishedFiles(outputDir));

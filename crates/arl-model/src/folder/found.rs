@@ -78,7 +78,7 @@ pub(crate) fn no_weights(dir: &Path) -> Error {
                 .hint(format!("rename it to {SINGLE} if it holds the whole model; else complete the download"));
         }
         [one, ..] => {
-            return error(format!("has no {INDEX}, which says what lies in {one} and the other files"))
+            return error(format!("has no {INDEX}, which maps tensors to {one} and the other files"))
                 .hint("complete the download: copy the index from where the weights came from");
         }
     }

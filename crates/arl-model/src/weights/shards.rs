@@ -45,7 +45,7 @@ fn open_shards(dir: &Path, index: &Path) -> Result<Found> {
     let mut shards: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for (tensor, shard) in map {
         let Some(shard) = shard.as_str().filter(|shard| is_file_name(shard)) else {
-            return Err(damaged(index, &format!("`{tensor}` is said to lie in {shard}, which is no file name")));
+            return Err(damaged(index, &format!("maps `{tensor}` to {shard}, which is not a file name")));
         };
         shards.entry(shard).or_default().insert(tensor);
     }

@@ -198,7 +198,7 @@ impl Job<'_> {
         let signed = Signed::new(messages, self.signs);
         match self.scan(&signed.messages, false) {
             Ok(scan) if scan.text == text => Ok(signed.lost(&scan.pieces)),
-            // The template looks at the very text: a row of which this cannot be told is not trained in silence.
+            // The template looks at the very text: a row whose loss cannot be ruled out is not trained silently.
             _ => Ok(found.lost_or_doubtful()),
         }
     }
@@ -217,7 +217,7 @@ impl Job<'_> {
         }
     }
 
-    /// Spans between generation tags: one a reply, or several of which each lies in its reply's block.
+    /// Spans between generation tags: one a reply, or several, each within its reply's block.
     fn by_marks(&self, scan: &Scan, messages: &[Json]) -> Result<Vec<Reply>, Refusal> {
         let indexes = reply_indexes(messages);
         let Scan { marks, headers, .. } = scan;
@@ -270,7 +270,7 @@ impl Job<'_> {
                 place => place,
             };
             let place = place.map_err(|why| {
-                let what = format!("messages[{message}]: the reply cannot be told in the text of the template: {why}");
+                let what = format!("messages[{message}]: the reply cannot be located in the template's text: {why}");
                 Refusal::new(reason::TEMPLATE, format!("{what}; {ADVICE}"))
             })?;
             replies.push(Reply { message, start: place.start, end: place.end });

@@ -22,7 +22,7 @@ impl PromptRule {
     /// `talk` is a question and its answer `word`.
     ///
     /// # Errors
-    /// Why its replies cannot be told.
+    /// Why its replies cannot be located.
     pub(super) fn of(probe: &Probe<'_>, talk: &[Json], word: &str, special: &[String]) -> Result<Self, String> {
         let failed = |error| format!("it cannot render a question and its answer ({error})");
         let whole = probe.render(talk, None, false).map_err(failed)?;
@@ -43,11 +43,11 @@ impl PromptRule {
         Ok(Self { extra: extra.to_owned(), tail: tail.to_owned(), tail_end: at + length })
     }
 
-    /// Where a reply lies. `whole`: all of the conversation; `before`: the messages before the reply with the generation
+    /// The place of a reply. `whole`: all of the conversation; `before`: the messages before the reply with the generation
     /// prompt; `with`: those with the reply, without a prompt.
     ///
     /// # Errors
-    /// Why it cannot be told.
+    /// Why it cannot be located.
     pub(super) fn place(&self, whole: &str, before: &str, with: &str) -> Result<Range<usize>, String> {
         let header = before.strip_suffix(self.extra.as_str()).filter(|_| !self.extra.is_empty());
         let start = match (whole.starts_with(before), header) {
