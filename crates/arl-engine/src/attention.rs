@@ -2,28 +2,22 @@
 
 use arl_model::{Error, ErrorCode, Result};
 
-use crate::backend::{AttentionLibrary, Backend, DType, DeviceKind};
+use crate::backend::{AttentionLibrary, Backend, DType, DeviceKind, Heads};
 use crate::batch::BatchSize;
-use crate::step::{Model, attention_scale};
+use crate::options::AttentionChoice;
+use crate::shape::Shape;
 
-/// Who computes attention while an engine trains.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum AttentionChoice {
-    /// cuDNN on a GPU that it serves, over bf16 and heads of 64 or 128 elements; else this project's kernels.
-    Auto,
-    /// cuDNN, or an error that says why not. Results are not equal in bits from run to run.
-    Cudnn,
-    /// This project's kernels. Equal inputs give equal bits.
-    #[default]
-    Own,
-}
-
-/// Whether a model's attention may be a library's on such a device; refuses what was asked for and cannot be.
-pub(crate) fn planned(choice: AttentionChoice, kind: DeviceKind, model: &Model) -> Result<bool> {
-    let training = model.store.training.is_some();
-    let possible = kind.has_attention_library(model.shape.heads, model.dtype);
+/// Whether attention over such heads may be a library's on such a device; refuses what was asked for and cannot be.
+pub(crate) fn planned(
+    choice: AttentionChoice,
+    kind: DeviceKind,
+    heads: Heads,
+    dtype: DType,
+    training: bool,
+) -> Result<bool> {
+    let possible = kind.has_attention_library(heads, dtype);
     if choice == AttentionChoice::Cudnn && training && !possible {
-        let (dim, dtype) = (model.shape.heads.dim, if model.dtype == DType::F32 { "f32" } else { "bf16" });
+        let (dim, dtype) = (heads.dim, if dtype == DType::F32 { "f32" } else { "bf16" });
         let device = if kind == DeviceKind::Cpu { "the CPU" } else { "a GPU" };
         return Err(Error::new(
             ErrorCode::Config,
@@ -36,29 +30,23 @@ pub(crate) fn planned(choice: AttentionChoice, kind: DeviceKind, model: &Model) 
     Ok(possible && training && choice != AttentionChoice::Own)
 }
 
-/// Turns the library on where it was planned and the device has it, for micro-batches of about `size`. Gives what a user
-/// should know where `Auto` falls back.
+/// Turns the library on, for micro-batches of about `size`. Where `Auto` falls back, returns what a user should know.
 pub(crate) fn settle<B: Backend + ?Sized>(
     choice: AttentionChoice,
     backend: &mut B,
-    model: &mut Model,
+    shape: &Shape,
     size: BatchSize,
 ) -> Result<Option<String>> {
-    if !model.attention_library {
-        return Ok(None);
-    }
-    let Err(reason) = backend.use_attention_library(&expected(model, size)) else { return Ok(None) };
+    let Err(reason) = backend.use_attention_library(&expected(shape, size)) else { return Ok(None) };
     if choice == AttentionChoice::Cudnn {
         return Err(Error::new(ErrorCode::Device, format!("attention cudnn: {reason}"))
             .hint("use attention auto or own; `arl doctor` shows which cuDNN was found"));
     }
-    model.attention_library = false;
     Ok(Some(format!("attention runs on arl's own kernels: {reason}")))
 }
 
 /// Attention over micro-batches of about `size`, once for each window that layers have.
-fn expected(model: &Model, size: BatchSize) -> Vec<AttentionLibrary> {
-    let shape = &model.shape;
+fn expected(shape: &Shape, size: BatchSize) -> Vec<AttentionLibrary> {
     let mut windows: Vec<_> = shape.layers.iter().map(|layer| layer.window).collect();
     windows.sort_unstable();
     windows.dedup();
@@ -66,7 +54,7 @@ fn expected(model: &Model, size: BatchSize) -> Vec<AttentionLibrary> {
     let asked = |window| AttentionLibrary {
         heads: shape.heads,
         window,
-        scale: attention_scale(shape),
+        scale: shape.attention_scale(),
         tokens: size.tokens.max(1),
         sequences,
         max_len: size.tokens.max(1).div_ceil(sequences),

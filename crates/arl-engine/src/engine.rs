@@ -9,20 +9,17 @@ use arl_model::{Error, ErrorCode, ExportOverrides, Layout, ModelConfig, ModelFil
 
 use crate::arena::Arena;
 use crate::attention;
-use crate::backend::{Backend, Buffer, DType, DeviceKind, Pool, split_master};
+use crate::backend::{Backend, Buffer, DType, Pool, split_master};
 use crate::batch::{BatchSize, MicroBatch, Staging};
 use crate::loss_scale::LossScale;
-use crate::options::{Adam, EngineOptions, Hyper, Weights};
-use crate::params::{Params, Store, TrainingStore};
-use crate::plan::{MemoryPlan, StepPlan};
+use crate::model::Model;
+use crate::options::{Adam, EngineOptions, Hyper, Recompute, Weights};
+use crate::plan::{MICRO_BATCHES, MemoryPlan, StepPlan};
 use crate::queue::Queue;
-use crate::shape::Shape;
 use crate::statistics::{MicroBatchStats, Statistics, take_statistics};
-use crate::step::{Layer, Model, Recompute, Run, Step};
+use crate::step::{Layer, Run, Step};
+use crate::store::TrainingStore;
 use crate::update::{Numbers, Pending, Update};
-
-/// Micro-batches of a step for whose statistics room is reserved from the start.
-pub(crate) const MICRO_BATCHES: usize = 64;
 
 /// A model on a device.
 pub struct Engine<B: Backend + ?Sized> {
@@ -57,27 +54,6 @@ pub struct Engine<B: Backend + ?Sized> {
     pub(crate) rounding_seed: u64,
 }
 
-/// Everything about a model that needs no memory of a device.
-pub(crate) fn model(config: &ModelConfig, options: &EngineOptions, kind: DeviceKind) -> Result<Model> {
-    options.check()?;
-    let shape = Shape::new(config);
-    kind.check(shape.heads, shape.experts())?;
-    let params = Params::new(config);
-    let chunk = kind.default_logits_rows(config.vocab_size);
-    let mut model = Model {
-        shape,
-        store: Store::new(params.len, options),
-        params,
-        dtype: options.dtype,
-        recompute: options.recompute,
-        activation_offloading: options.activation_offloading,
-        loss_chunk: options.loss_seq_chunk_size.unwrap_or(chunk),
-        attention_library: false,
-    };
-    model.attention_library = attention::planned(options.attention, kind, &model)?;
-    Ok(model)
-}
-
 impl<B: Backend + ?Sized> Engine<B> {
     /// Reserves all memory and reads the weights of the model in `dir`, or draws them. Nothing of the folder is needed
     /// afterwards.
@@ -100,8 +76,13 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// An engine whose memory is reserved and zero.
     fn reserve(mut backend: Box<B>, files: ModelFiles, options: &EngineOptions) -> Result<Self> {
         let config = files.config()?;
-        let mut model = model(&config, options, backend.kind())?;
-        let attention_notice = attention::settle(options.attention, &mut *backend, &mut model, options.max_batch)?;
+        let mut model = Model::new(&config, options, backend.kind())?;
+        let attention_notice = if model.attention_library {
+            attention::settle(options.attention, &mut *backend, &model.shape, options.max_batch)?
+        } else {
+            None
+        };
+        model.attention_library &= attention_notice.is_none();
         let plan = StepPlan::new(&model, options.max_batch, MICRO_BATCHES)?;
         backend.reserve(Pool::State, model.store.bytes)?;
         backend.reserve(Pool::HostState, model.store.host_bytes)?;

@@ -8,8 +8,9 @@ use crate::backend::plan::PlanBackend;
 use crate::backend::{Backend, Buffer, DType, Rows};
 use crate::batch::{BatchSize, Inputs};
 use crate::engine::Engine;
+use crate::model::Model;
 use crate::statistics::take_statistics;
-use crate::step::{Model, Run, Step, attention_scale};
+use crate::step::{Run, Step};
 
 /// How text is generated.
 #[derive(Clone, Debug, PartialEq)]
@@ -102,7 +103,7 @@ fn room<B: Backend + ?Sized>(step: &mut Step<'_, B>, size: BatchSize, max_len: u
 impl<B: Backend + ?Sized> Step<'_, B> {
     /// The forward pass into the cache: `cached` is false for whole prompts, true for one new token a sequence.
     fn forward_cached(&mut self, run: &Run, entry: &Entry, cache: &Cache, cached: bool) -> Result<()> {
-        let (heads, scale) = (self.model.shape.heads, attention_scale(&self.model.shape));
+        let (heads, scale) = (self.model.shape.heads, self.model.shape.attention_scale());
         let width = heads.key_value * heads.dim;
         self.embed(run);
         for l in 0..self.layers.len() {

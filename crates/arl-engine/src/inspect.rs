@@ -9,8 +9,10 @@ use crate::backend::plan::PlanBackend;
 use crate::backend::{Backend, Buffer, DType};
 use crate::batch::{Inputs, MicroBatch};
 use crate::engine::Engine;
+use crate::model::Model;
+use crate::options::Recompute;
 use crate::statistics::{MicroBatchStats, take_statistics};
-use crate::step::{LossMode, Model, Recompute, Run, Step};
+use crate::step::{LossMode, Run, Step};
 
 /// What the forward pass over one micro-batch gives.
 #[derive(Clone, Debug)]

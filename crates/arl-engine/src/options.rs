@@ -2,11 +2,34 @@
 
 use arl_model::{Error, ErrorCode, Result};
 
-use crate::attention::AttentionChoice;
 use crate::backend::DType;
 use crate::batch::BatchSize;
 use crate::loss_scale::LossScaling;
-use crate::step::Recompute;
+
+/// What the backward pass computes again instead of finding it in memory. Results are equal in bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Recompute {
+    /// Nothing.
+    Off,
+    /// Norms, rotations and SwiGLU: no matrix product is repeated.
+    Norms,
+    /// The feed-forward part as well.
+    Mlp,
+    /// The whole layer: only its input is kept.
+    Block,
+}
+
+/// Who computes attention while an engine trains.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AttentionChoice {
+    /// cuDNN on a GPU that it serves, over bf16 and heads of 64 or 128 elements; else this project's kernels.
+    Auto,
+    /// cuDNN, or an error that says why not. Results are not equal in bits from run to run.
+    Cudnn,
+    /// This project's kernels. Equal inputs give equal bits.
+    #[default]
+    Own,
+}
 
 /// What an engine is made of.
 #[derive(Clone, Debug)]

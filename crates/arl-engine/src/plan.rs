@@ -9,9 +9,13 @@ use crate::arena::{Arena, Category};
 use crate::backend::plan::PlanBackend;
 use crate::backend::{Backend, DeviceKind, Pool};
 use crate::batch::{BatchSize, Inputs};
+use crate::model::Model;
 use crate::options::EngineOptions;
 use crate::statistics::take_statistics;
-use crate::step::{Model, Step, host_bytes};
+use crate::step::{Step, host_bytes};
+
+/// Micro-batches of a step for whose statistics room is reserved from the start.
+pub(crate) const MICRO_BATCHES: usize = 64;
 
 /// Bytes by category.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,10 +143,10 @@ pub fn plan_memory(dir: &Path, options: &EngineOptions, kind: DeviceKind) -> Res
 
 /// [`plan_memory`] of a configuration that was read already.
 pub fn plan_memory_of(config: &ModelConfig, options: &EngineOptions, kind: DeviceKind) -> Result<MemoryPlan> {
-    let model = crate::engine::model(config, options, kind)?;
+    let model = Model::new(config, options, kind)?;
     if options.max_batch.tokens == 0 {
         return Err(Error::new(ErrorCode::Config, "a micro-batch has at least one token"));
     }
-    let plan = StepPlan::new(&model, options.max_batch, crate::engine::MICRO_BATCHES)?;
+    let plan = StepPlan::new(&model, options.max_batch, MICRO_BATCHES)?;
     Ok(MemoryPlan::of(&model, &plan, kind))
 }

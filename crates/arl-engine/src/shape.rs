@@ -64,6 +64,11 @@ impl Shape {
         }
     }
 
+    /// Factor on the products of queries and keys: one over the root of a head's size.
+    pub(crate) fn attention_scale(&self) -> f32 {
+        1.0 / (self.heads.dim as f32).sqrt()
+    }
+
     /// Columns of the fused projection to queries, keys and values.
     pub(crate) fn qkv(&self) -> usize {
         (self.heads.query + 2 * self.heads.key_value) * self.heads.dim

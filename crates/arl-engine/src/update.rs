@@ -2,31 +2,10 @@
 //! and moments come from host memory a piece at a time and go back beside the layers that are computed, and each piece is
 //! updated just before the first layer that it has weights of.
 
-use crate::backend::{AdamW, Backend, Buffer, DType, Event, StochasticRounding, Stream};
+use crate::backend::{AdamW, Backend, Buffer, StochasticRounding, Stream};
+use crate::events::{OPTIMIZER_SLOTS, OptimizerPoint};
 use crate::options::{Adam, Hyper};
-use crate::params::{Store, TrainingStore};
-use crate::step::OFFLOAD_EVENTS;
-
-/// Pieces on the device at a time: one comes, one is updated, one goes.
-const SLOTS: usize = 3;
-
-/// Parameters of a piece: those that are on their way come while a layer of a large model is computed.
-const PIECE: usize = 16 << 20;
-
-/// A slot's events.
-#[derive(Clone, Copy)]
-enum Point {
-    /// The piece is on the device.
-    Fetched,
-    /// It is updated.
-    Updated,
-    /// It is in host memory again.
-    Saved,
-}
-
-fn event(piece: usize, point: Point) -> Event {
-    Event(OFFLOAD_EVENTS + 3 * (piece % SLOTS) as u32 + point as u32)
-}
+use crate::store::{Slots, Store, TrainingStore};
 
 /// What an update needs besides the arrays.
 #[derive(Clone, Copy, Debug)]
@@ -130,7 +109,7 @@ impl Pending {
             (start..end).step_by(slots.piece).map(piece)
         });
         let pending = Pending { update, slots, pieces: pieces.collect(), next: 0 };
-        for i in 0..SLOTS {
+        for i in 0..OPTIMIZER_SLOTS {
             pending.fetch(backend, i);
         }
         pending
@@ -143,8 +122,8 @@ impl Pending {
                 return false;
             }
             let i = self.next;
-            backend.wait(Stream::Compute, event(i, Point::Fetched));
-            let (adam, slot) = (&self.update.adam, &self.slots.places[i % SLOTS]);
+            backend.wait(Stream::Compute, OptimizerPoint::Fetched.event(i));
+            let (adam, slot) = (&self.update.adam, &self.slots.places[i % OPTIMIZER_SLOTS]);
             backend.adamw(&AdamW {
                 weights: adam.weights.slice(start, len),
                 masters: slot.masters.map(|masters| masters.slice(0, len)),
@@ -155,13 +134,13 @@ impl Pending {
                 weight_decay,
                 ..*adam
             });
-            backend.record(Stream::Compute, event(i, Point::Updated));
-            backend.wait(Stream::ToHost, event(i, Point::Updated));
+            backend.record(Stream::Compute, OptimizerPoint::Updated.event(i));
+            backend.wait(Stream::ToHost, OptimizerPoint::Updated.event(i));
             for (host, slot) in self.pairs(i) {
                 backend.transfer(Stream::ToHost, slot, host);
             }
-            backend.record(Stream::ToHost, event(i, Point::Saved));
-            self.fetch(backend, i + SLOTS);
+            backend.record(Stream::ToHost, OptimizerPoint::Saved.event(i));
+            self.fetch(backend, i + OPTIMIZER_SLOTS);
             self.next += 1;
         }
         true
@@ -170,62 +149,20 @@ impl Pending {
     /// Sends piece `i` on its way, if there is one, behind what its slot held before, in this update or the last.
     fn fetch<B: Backend + ?Sized>(&self, backend: &mut B, i: usize) {
         if i < self.pieces.len() {
-            backend.wait(Stream::FromHost, event(i, Point::Saved));
+            backend.wait(Stream::FromHost, OptimizerPoint::Saved.event(i));
             for (host, slot) in self.pairs(i) {
                 backend.transfer(Stream::FromHost, host, slot);
             }
-            backend.record(Stream::FromHost, event(i, Point::Fetched));
+            backend.record(Stream::FromHost, OptimizerPoint::Fetched.event(i));
         }
     }
 
     /// The parts of piece `i` in host memory, and their places on the device.
     fn pairs(&self, i: usize) -> impl Iterator<Item = (Buffer, Buffer)> + use<> {
         let Piece { start, len, .. } = self.pieces[i];
-        let (adam, slot) = (&self.update.adam, self.slots.places[i % SLOTS]);
+        let (adam, slot) = (&self.update.adam, self.slots.places[i % OPTIMIZER_SLOTS]);
         let pair = move |host: Buffer, slot: Buffer| (host.slice(start, len), slot.slice(0, len));
         let masters = adam.masters.zip(slot.masters).map(|(host, slot)| pair(host, slot));
         [pair(adam.moment1, slot.moment1), pair(adam.moment2, slot.moment2)].into_iter().chain(masters)
-    }
-}
-
-/// Where a piece lies on the device.
-#[derive(Clone, Copy, Debug)]
-struct Slot {
-    moment1: Buffer,
-    moment2: Buffer,
-    masters: Option<Buffer>,
-}
-
-/// The places of the pieces that are on the device. They are kept from step to step, because the first pieces come while
-/// the last layers' gradients are computed.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Slots {
-    places: [Slot; SLOTS],
-    /// Parameters of a piece.
-    piece: usize,
-}
-
-impl Slots {
-    /// Takes the slots for `len` parameters, with moments of a type, and masters of a type or none.
-    pub(crate) fn take(
-        len: usize,
-        moments: DType,
-        masters: Option<DType>,
-        mut take: impl FnMut(DType, usize) -> Buffer,
-    ) -> Self {
-        // A small model has several pieces too, so that its tests are about the same thing.
-        let piece = PIECE.min(len.div_ceil(5).next_multiple_of(64));
-        let mut slot = || Slot {
-            moment1: take(moments, piece),
-            moment2: take(moments, piece),
-            masters: masters.map(|dtype| take(dtype, piece)),
-        };
-        Slots { places: [slot(), slot(), slot()], piece }
-    }
-
-    /// Bytes of all of them.
-    pub(crate) fn bytes(&self) -> usize {
-        let slot = |slot: &Slot| slot.moment1.bytes() + slot.moment2.bytes() + slot.masters.map_or(0, Buffer::bytes);
-        self.places.iter().map(slot).sum()
     }
 }

@@ -2,8 +2,9 @@
 
 use arl_model::Result;
 
-use super::{Recompute, Run, Step};
+use super::{Run, Step};
 use crate::backend::Backend;
+use crate::options::Recompute;
 use crate::params::{MlpParams, Param};
 use crate::shape::MlpShape;
 

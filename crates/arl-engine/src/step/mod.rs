@@ -14,57 +14,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arl_model::{Error, ErrorCode, Result};
 
 use crate::arena::{Arena, Category, higher};
-use crate::backend::{
-    Attention, Backend, Buffer, DType, Layout, Matmul, NormRope, Permutation, Pool, Rows, attention_library_scratch,
-};
-use crate::batch::{BatchSize, Inputs};
-use crate::params::{Param, Params, Store};
+use crate::backend::{Attention, Backend, Buffer, DType, Layout, Matmul, NormRope, Permutation, Pool, Rows};
+use crate::batch::Inputs;
+use crate::events::ACTIVATION_SLOTS;
+use crate::model::Model;
+use crate::options::Recompute;
+use crate::params::Param;
 use crate::shape::{MlpShape, Shape};
 use crate::update::Pending;
 
 pub(crate) use loss::LossMode;
-pub(crate) use offload::{EVENTS as OFFLOAD_EVENTS, host_bytes};
-
-/// What the backward pass computes anew instead of finding it in memory. Results are equal in bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Recompute {
-    /// Nothing.
-    Off,
-    /// Norms, rotations and SwiGLU: no matrix product is repeated.
-    Norms,
-    /// The feed-forward part besides.
-    Mlp,
-    /// The whole layer: only its input is kept.
-    Block,
-}
-
-/// What does not change from micro-batch to micro-batch.
-#[derive(Clone, Debug)]
-pub(crate) struct Model {
-    pub(crate) shape: Shape,
-    pub(crate) params: Params,
-    pub(crate) store: Store,
-    /// Of activations: f32, bf16 or f16.
-    pub(crate) dtype: DType,
-    pub(crate) recompute: Recompute,
-    /// Inputs of layers wait for the backward pass in host memory.
-    pub(crate) activation_offloading: bool,
-    /// Most rows of logits at a time.
-    pub(crate) loss_chunk: usize,
-    /// Attention is the device's own library's where it has a plan.
-    pub(crate) attention_library: bool,
-}
-
-impl Model {
-    /// f32 elements of the scratch of attention's backward pass.
-    pub(crate) fn attention_scratch(&self, size: BatchSize) -> usize {
-        if self.attention_library {
-            attention_library_scratch(self.shape.heads, size.tokens, size.sequences)
-        } else {
-            size.tokens * self.shape.heads.query
-        }
-    }
-}
+pub(crate) use offload::host_bytes;
 
 const NONE: Buffer = Buffer { pool: Pool::Step, offset: 0, len: 0, dtype: DType::F32 };
 
@@ -233,7 +193,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         self.layers.clear();
         // With offloading, the inputs of layers take turns in a few slots.
         let slots = (keep.is_some() && model.activation_offloading)
-            .then(|| [(); offload::SLOTS].map(|()| self.take(Category::Activations, model.dtype, t * shape.hidden)));
+            .then(|| [(); ACTIVATION_SLOTS].map(|()| self.take(Category::Activations, model.dtype, t * shape.hidden)));
         for (l, layer_shape) in shape.layers.iter().enumerate() {
             let mut layer = Layer::EMPTY;
             layer.visit(shape, layer_shape.mlp, model.dtype, t, |buffer, last, dtype, len| {
@@ -423,7 +383,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
             heads: shape.heads,
             sequences: inputs.sequences,
             window: shape.layers[l].window,
-            scale: attention_scale(shape),
+            scale: shape.attention_scale(),
             q: Rows { buffer: layer.qk, stride: qk },
             k: Rows { buffer: layer.qk.slice(q, layer.qk.len - q), stride: qk },
             v: Rows { buffer: layer.qkv.slice(qk, layer.qkv.len - qk), stride: qkv },
@@ -431,9 +391,4 @@ impl<B: Backend + ?Sized> Step<'_, B> {
             log_sum_exp: layer.log_sum_exp,
         }
     }
-}
-
-/// Factor on the products of queries and keys: one over the root of a head's size.
-pub(crate) fn attention_scale(shape: &Shape) -> f32 {
-    1.0 / (shape.heads.dim as f32).sqrt()
 }

@@ -2,38 +2,16 @@
 //! take turns; copies run on streams of their own, beside the layers in between.
 //!
 //! The last layers' inputs stay in their slots, because the backward pass begins with them. In the backward pass a slot is
-//! filled again as soon as its layer is done, which is `SLOTS - 1` layers before the next one that it is for.
+//! filled again as soon as its layer is done, which is `ACTIVATION_SLOTS - 1` layers before the next one that it is for.
 
 use super::Step;
 use crate::arena::ALIGNMENT;
-use crate::backend::{Backend, Buffer, Event, Pool, Stream};
-
-/// Inputs of layers on the device at a time.
-pub(super) const SLOTS: usize = 3;
-
-/// A slot's events.
-#[derive(Clone, Copy)]
-enum Point {
-    /// The input was computed.
-    Ready,
-    /// It is in host memory.
-    Saved,
-    /// The backward pass of the layer that had the slot is done.
-    Freed,
-    /// The next input is back.
-    Fetched,
-}
-
-/// Events that activation offloading uses; others begin here.
-pub(crate) const EVENTS: u32 = 4 * SLOTS as u32;
-
-fn event(l: usize, point: Point) -> Event {
-    Event(4 * (l % SLOTS) as u32 + point as u32)
-}
+use crate::backend::{Backend, Buffer, Pool, Stream};
+use crate::events::{ACTIVATION_SLOTS, ActivationPoint};
 
 /// Bytes of host memory for the inputs, `bytes` each, of so many layers.
 pub(crate) fn host_bytes(layers: usize, bytes: usize) -> usize {
-    layers.saturating_sub(SLOTS) * bytes.next_multiple_of(ALIGNMENT)
+    layers.saturating_sub(ACTIVATION_SLOTS) * bytes.next_multiple_of(ALIGNMENT)
 }
 
 impl<B: Backend + ?Sized> Step<'_, B> {
@@ -41,43 +19,43 @@ impl<B: Backend + ?Sized> Step<'_, B> {
     fn waiting_place(&self, l: usize) -> Option<Buffer> {
         let x = self.layers[l].x;
         let offset = l * x.bytes().next_multiple_of(ALIGNMENT);
-        let leaves = self.model.activation_offloading && l + SLOTS < self.layers.len();
+        let leaves = self.model.activation_offloading && l + ACTIVATION_SLOTS < self.layers.len();
         leaves.then_some(Buffer { pool: Pool::HostStep, offset, ..x })
     }
 
     /// To be called before layer `l`'s input is computed: what its slot held may still be on its way out.
     pub(super) fn claim_input(&mut self, l: usize) {
-        if let Some(before) = l.checked_sub(SLOTS)
+        if let Some(before) = l.checked_sub(ACTIVATION_SLOTS)
             && self.waiting_place(before).is_some()
         {
-            self.backend.wait(Stream::Compute, event(l, Point::Saved));
+            self.backend.wait(Stream::Compute, ActivationPoint::Saved.event(l));
         }
     }
 
     /// To be called when layer `l`'s input is computed: sends it to host memory.
     pub(super) fn save_input(&mut self, l: usize) {
         let Some(place) = self.waiting_place(l) else { return };
-        self.backend.record(Stream::Compute, event(l, Point::Ready));
-        self.backend.wait(Stream::ToHost, event(l, Point::Ready));
+        self.backend.record(Stream::Compute, ActivationPoint::Ready.event(l));
+        self.backend.wait(Stream::ToHost, ActivationPoint::Ready.event(l));
         self.backend.transfer(Stream::ToHost, self.layers[l].x, place);
-        self.backend.record(Stream::ToHost, event(l, Point::Saved));
+        self.backend.record(Stream::ToHost, ActivationPoint::Saved.event(l));
     }
 
     /// To be called before the backward pass of layer `l`: its input may still be on its way back.
     pub(super) fn await_input(&mut self, l: usize) {
         if self.waiting_place(l).is_some() {
-            self.backend.wait(Stream::Compute, event(l, Point::Fetched));
+            self.backend.wait(Stream::Compute, ActivationPoint::Fetched.event(l));
         }
     }
 
     /// To be called after the backward pass of layer `l`: its slot takes the next input that waits for it.
     pub(super) fn fetch_input(&mut self, l: usize) {
-        let Some(next) = l.checked_sub(SLOTS) else { return };
+        let Some(next) = l.checked_sub(ACTIVATION_SLOTS) else { return };
         let Some(place) = self.waiting_place(next) else { return };
-        self.backend.record(Stream::Compute, event(l, Point::Freed));
-        self.backend.wait(Stream::FromHost, event(l, Point::Freed));
-        self.backend.wait(Stream::FromHost, event(l, Point::Saved));
+        self.backend.record(Stream::Compute, ActivationPoint::Freed.event(l));
+        self.backend.wait(Stream::FromHost, ActivationPoint::Freed.event(l));
+        self.backend.wait(Stream::FromHost, ActivationPoint::Saved.event(l));
         self.backend.transfer(Stream::FromHost, place, self.layers[next].x);
-        self.backend.record(Stream::FromHost, event(l, Point::Fetched));
+        self.backend.record(Stream::FromHost, ActivationPoint::Fetched.event(l));
     }
 }

@@ -7,13 +7,13 @@ use super::emulated::EmulatedDevice;
 use super::recording::RecordingDevice;
 use super::step_tests::common::{HYPER, batch, deeper, difference, options};
 use super::*;
-use crate::attention::AttentionChoice;
 use crate::backend::cpu::CpuBackend;
 use crate::backend::{Sequences, attention_library_scratch};
 use crate::engine::Engine;
+use crate::options::AttentionChoice;
+use crate::options::Recompute;
 use crate::options::{EngineOptions, Weights};
 use crate::state::Kind;
-use crate::step::Recompute;
 
 /// A device whose library has a plan for the shapes that `has_plan` says.
 fn device(has_plan: fn(&PackedShape) -> bool) -> EmulatedDevice {

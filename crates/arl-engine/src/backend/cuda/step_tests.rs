@@ -17,9 +17,9 @@ use super::*;
 use crate::backend::cpu::CpuBackend;
 use crate::engine::Engine;
 use crate::loss_scale::LossScaling;
+use crate::options::Recompute;
 use crate::options::{EngineOptions, Weights};
 use crate::state::Kind;
-use crate::step::Recompute;
 use common::{HYPER, batch, deeper, difference, options};
 
 const MODELS: [(&str, usize); 2] = [("window-bias", 5), ("moe-balance", 4)];

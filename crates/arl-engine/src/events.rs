@@ -1,0 +1,53 @@
+//! The events of offloading, each with a number of its own. Activations and the optimizer may be offloaded at once, and a
+//! backend knows events by their numbers alone.
+
+use crate::backend::Event;
+
+/// Inputs of layers on the device at a time.
+pub(crate) const ACTIVATION_SLOTS: usize = 3;
+
+/// Pieces of the optimizer's arrays on the device at a time: one comes, one is updated, one goes.
+pub(crate) const OPTIMIZER_SLOTS: usize = 3;
+
+/// What happens to the input of a layer.
+#[derive(Clone, Copy)]
+pub(crate) enum ActivationPoint {
+    /// The input was computed.
+    Ready,
+    /// It is in host memory.
+    Saved,
+    /// The backward pass of the layer that had the slot is done.
+    Freed,
+    /// The next input is back.
+    Fetched,
+}
+
+impl ActivationPoint {
+    const COUNT: u32 = 4;
+
+    /// The event of layer `l`'s slot.
+    pub(crate) fn event(self, l: usize) -> Event {
+        Event(Self::COUNT * (l % ACTIVATION_SLOTS) as u32 + self as u32)
+    }
+}
+
+/// What happens to a piece of the optimizer's arrays.
+#[derive(Clone, Copy)]
+pub(crate) enum OptimizerPoint {
+    /// The piece is on the device.
+    Fetched,
+    /// It is updated.
+    Updated,
+    /// It is in host memory again.
+    Saved,
+}
+
+impl OptimizerPoint {
+    const COUNT: u32 = 3;
+
+    /// The event of a piece's slot.
+    pub(crate) fn event(self, piece: usize) -> Event {
+        let first = ActivationPoint::COUNT * ACTIVATION_SLOTS as u32;
+        Event(first + Self::COUNT * (piece % OPTIMIZER_SLOTS) as u32 + self as u32)
+    }
+}

@@ -1,0 +1,127 @@
+//! The flat arrays of a model: weights, masters, gradients, moments, and the slots through which offloaded ones pass.
+//! Knows how long they are and of which type; what is where in them is `params`' business.
+
+use crate::arena::ALIGNMENT;
+use crate::backend::{Buffer, DType, Pool};
+use crate::events::OPTIMIZER_SLOTS;
+use crate::options::EngineOptions;
+use crate::params::Param;
+
+/// Parameters of a piece: those that are on their way come while a layer of a large model is computed.
+const PIECE: usize = 16 << 20;
+
+/// The flat arrays, in [`Pool::State`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Store {
+    /// f32, bf16 or f16.
+    pub(crate) weights: Buffer,
+    /// With exact bf16 weights u16, the rest of the exact f32 masters; with f16 weights f32, the masters.
+    pub(crate) masters: Option<Buffer>,
+    /// With `optimizer_offload`, where pieces of the arrays in host memory are while they are on the device.
+    pub(crate) slots: Option<Slots>,
+    /// What training needs besides; absent from an engine for inference only.
+    pub(crate) training: Option<TrainingStore>,
+    /// Bytes of the pool.
+    pub(crate) bytes: usize,
+    /// Bytes of [`Pool::HostState`].
+    pub(crate) host_bytes: usize,
+}
+
+/// Gradients and moments.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TrainingStore {
+    /// f32.
+    pub(crate) gradients: Buffer,
+    /// f32 or bf16, as the second.
+    pub(crate) moment1: Buffer,
+    pub(crate) moment2: Buffer,
+    /// f64 `[1]`: the sum of squares of all gradients.
+    pub(crate) norm_squared: Buffer,
+}
+
+impl Store {
+    /// The arrays of `len` elements, as the options have them. With `optimizer_offload`, moments and masters are in host
+    /// memory.
+    pub(crate) fn new(len: usize, options: &EngineOptions) -> Self {
+        let &EngineOptions { dtype, stochastic_rounding, bf16_moments, inference_only, optimizer_offload, .. } =
+            options;
+        let moments = if bf16_moments { DType::Bf16 } else { DType::F32 };
+        let (mut bytes, mut host_bytes) = (0, 0);
+        let mut take = |pool: Pool, dtype: DType, len: usize| {
+            let next = if pool == Pool::State { &mut bytes } else { &mut host_bytes };
+            let offset = *next;
+            *next = (offset + len * dtype.bytes()).next_multiple_of(ALIGNMENT);
+            Buffer { pool, offset, len, dtype }
+        };
+        let optimizer = if optimizer_offload { Pool::HostState } else { Pool::State };
+        let weights = take(Pool::State, dtype, len);
+        let masters = match dtype {
+            _ if inference_only => None,
+            DType::Bf16 if !stochastic_rounding => Some(take(optimizer, DType::U16, len)),
+            DType::F16 => Some(take(optimizer, DType::F32, len)),
+            _ => None,
+        };
+        let training = (!inference_only).then(|| TrainingStore {
+            gradients: take(Pool::State, DType::F32, len),
+            moment1: take(optimizer, moments, len),
+            moment2: take(optimizer, moments, len),
+            norm_squared: take(Pool::State, DType::F64, 1),
+        });
+        let slots = (optimizer_offload && !inference_only).then(|| {
+            let masters = masters.map(|masters| masters.dtype);
+            Slots::take(len, moments, masters, |dtype, len| take(Pool::State, dtype, len))
+        });
+        Self { weights, masters, slots, training, bytes, host_bytes }
+    }
+
+    /// A parameter's weights.
+    pub(crate) fn weight(&self, param: Param) -> Buffer {
+        self.weights.slice(param.offset, param.len)
+    }
+
+    /// A parameter's gradients.
+    pub(crate) fn gradient(&self, param: Param) -> Buffer {
+        match &self.training {
+            Some(training) => training.gradients.slice(param.offset, param.len),
+            // No backward pass runs on such an engine; an empty buffer keeps the forward pass free of the question.
+            None => self.weights.slice(0, 0),
+        }
+    }
+}
+
+/// The place of a piece on the device.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slot {
+    pub(crate) moment1: Buffer,
+    pub(crate) moment2: Buffer,
+    pub(crate) masters: Option<Buffer>,
+}
+
+/// The places of the pieces that are on the device. They are kept from step to step, because the first pieces come while
+/// the last layers' gradients are computed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slots {
+    pub(crate) places: [Slot; OPTIMIZER_SLOTS],
+    /// Parameters of a piece.
+    pub(crate) piece: usize,
+}
+
+impl Slots {
+    /// Takes the slots for `len` parameters, with moments of a type, and masters of a type or none.
+    fn take(len: usize, moments: DType, masters: Option<DType>, mut take: impl FnMut(DType, usize) -> Buffer) -> Self {
+        // A small model has several pieces too, so that its tests are about the same thing.
+        let piece = PIECE.min(len.div_ceil(5).next_multiple_of(64));
+        let mut slot = || Slot {
+            moment1: take(moments, piece),
+            moment2: take(moments, piece),
+            masters: masters.map(|dtype| take(dtype, piece)),
+        };
+        Slots { places: [slot(), slot(), slot()], piece }
+    }
+
+    /// Bytes of all of them.
+    pub(crate) fn bytes(&self) -> usize {
+        let slot = |slot: &Slot| slot.moment1.bytes() + slot.moment2.bytes() + slot.masters.map_or(0, Buffer::bytes);
+        self.places.iter().map(slot).sum()
+    }
+}
