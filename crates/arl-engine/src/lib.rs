@@ -19,6 +19,7 @@ mod loss_scale;
 mod model;
 mod options;
 mod params;
+mod pipeline;
 mod plan;
 mod queue;
 mod shape;
