@@ -4,6 +4,7 @@
 
 mod dtype;
 mod keys;
+mod layers;
 mod refused;
 mod rope;
 
@@ -16,6 +17,7 @@ use crate::folder::read_config;
 use crate::{Error, ErrorCode, Result};
 pub use dtype::WeightDtype;
 use keys::Keys;
+use layers::{layers, moe};
 pub use rope::{RopeConfig, RopeScaling};
 
 /// The supported families, by `model_type`.
@@ -289,117 +291,6 @@ fn head_dim(keys: &mut Keys<'_>, family: Family, hidden_size: usize, heads: usiz
         return Err(keys.error("head_dim", format_args!("must be even and at most {MAX_HEAD_DIM}, but is {head_dim}")));
     }
     Ok(head_dim)
-}
-
-fn moe(keys: &mut Keys<'_>) -> Result<MoeConfig> {
-    let local = keys.optional_size("num_local_experts", 1, MAX_EXPERTS)?;
-    let plain = keys.optional_size("num_experts", 1, MAX_EXPERTS)?;
-    let num_experts = match (local, plain) {
-        (Some(local), Some(plain)) if local != plain => {
-            return Err(keys.error("num_experts", format_args!("({plain}) and `num_local_experts` ({local}) differ")));
-        }
-        (Some(number), _) | (None, Some(number)) => number,
-        (None, None) => 128,
-    };
-    let num_experts_per_tok = keys.size("num_experts_per_tok", 8, 1, MAX_EXPERTS)?;
-    if num_experts_per_tok > num_experts {
-        return Err(keys.error(
-            "num_experts_per_tok",
-            format_args!("({num_experts_per_tok}) is more than the {num_experts} experts there are"),
-        ));
-    }
-    let coefficient = keys.number("router_aux_loss_coef", 0.001)?;
-    let balanced = keys.flag("output_router_logits", false)? && coefficient != 0.0;
-    Ok(MoeConfig {
-        num_experts,
-        num_experts_per_tok,
-        router_aux_loss_coef: balanced.then_some(coefficient as f32),
-        moe_intermediate_size: keys.size("moe_intermediate_size", 768, 1, MAX_WIDTH)?,
-        norm_topk_prob: keys.flag("norm_topk_prob", false)?,
-    })
-}
-
-fn layers(
-    keys: &mut Keys<'_>,
-    family: Family,
-    count: usize,
-    intermediate: usize,
-    moe: Option<MoeConfig>,
-) -> Result<Vec<LayerConfig>> {
-    let windows = windows(keys, family, count)?;
-    let dense = Mlp::Dense { intermediate };
-    let Some(moe) = moe else {
-        return Ok(windows.into_iter().map(|window| LayerConfig { window, mlp: dense }).collect());
-    };
-    let step = keys.size("decoder_sparse_step", 1, 1, MAX_LAYERS)?;
-    let mut mlp_only = vec![false; count];
-    for value in keys.optional_list("mlp_only_layers")?.unwrap_or_default() {
-        let layer = value.as_u64().and_then(|layer| usize::try_from(layer).ok());
-        match layer.and_then(|layer| mlp_only.get_mut(layer)) {
-            Some(flag) => *flag = true,
-            None => {
-                let expected = format!("a list of layers from 0 to {}", count - 1);
-                return Err(keys.error("mlp_only_layers", format_args!("must be {expected}, but holds {value}")));
-            }
-        }
-    }
-    let layer = |(index, window): (usize, Option<usize>)| {
-        let sparse = !mlp_only[index] && (index + 1) % step == 0;
-        LayerConfig { window, mlp: if sparse { Mlp::Moe(moe) } else { dense } }
-    };
-    Ok(windows.into_iter().enumerate().map(layer).collect())
-}
-
-/// The sliding window of each layer. Qwen3-MoE has one for all layers or none; the dense families choose by
-/// `layer_types`, or else by `max_window_layers`.
-fn windows(keys: &mut Keys<'_>, family: Family, count: usize) -> Result<Vec<Option<usize>>> {
-    const MAX_WINDOW: usize = 1 << 31;
-    let used = keys.flag("use_sliding_window", false)?;
-    let window = match keys.get("sliding_window") {
-        None => Some(4096),
-        Some(Value::Null) => None,
-        // Where windows are off, 0 stands in some files and means nothing.
-        Some(_) => Some(keys.size("sliding_window", 0, usize::from(used), MAX_WINDOW)?),
-    };
-    let window = if used { window } else { None };
-    let types = keys.optional_list("layer_types")?;
-    if let Some(types) = types
-        && types.len() != count
-    {
-        return Err(
-            keys.error("layer_types", format_args!("has {} entries, but `num_hidden_layers` is {count}", types.len()))
-        );
-    }
-    let mut listed = Vec::new();
-    for value in types.unwrap_or_default() {
-        match value.as_str() {
-            Some("full_attention" | "attention") => listed.push(None),
-            Some("sliding_attention") if window.is_some() => listed.push(window),
-            Some("sliding_attention") => {
-                return Err(keys
-                    .error("layer_types", "names `sliding_attention`, but no window is in force")
-                    .hint("set `use_sliding_window` to true and `sliding_window` to its length"));
-            }
-            _ => {
-                return Err(keys
-                    .error("layer_types", format_args!("holds {}, which is not supported", keys::shown(value)))
-                    .hint("supported are full_attention and sliding_attention"));
-            }
-        }
-    }
-    if family == Family::Qwen3Moe {
-        if types.is_some() && listed.iter().any(|&listed| listed != window) {
-            return Err(keys
-                .error("layer_types", "disagrees with `use_sliding_window`: qwen3_moe has one window for all layers")
-                .hint("remove `layer_types`"));
-        }
-        return Ok(vec![window; count]);
-    }
-    let full_layers = keys.size("max_window_layers", 28, 0, usize::MAX)?;
-    if types.is_some() {
-        return Ok(listed);
-    }
-    Ok((0..count).map(|layer| window.filter(|_| layer >= full_layers)).collect())
 }
 
 fn padding_idx(keys: &mut Keys<'_>, vocab_size: usize) -> Result<Option<usize>> {

@@ -1,30 +1,20 @@
 //! Text from a model: prompts are read packed, as in training; then one token a sequence at a time, against the keys and
 //! values of those before it. Sequences that end leave the batch at once.
 
+mod cache;
+mod sampling;
+
 use arl_model::{Error, ErrorCode, Result};
 
-use crate::arena::{Arena, Category};
+use crate::arena::Arena;
+use crate::backend::Backend;
 use crate::backend::plan::PlanBackend;
-use crate::backend::{Backend, Buffer, DType, Rows};
-use crate::batch::{BatchSize, Inputs};
+use crate::batch::BatchSize;
 use crate::engine::Engine;
-use crate::model::Model;
-use crate::statistics::take_statistics;
-use crate::step::{Run, Step};
-
-/// How text is generated.
-#[derive(Clone, Debug, PartialEq)]
-pub struct GenerateOptions {
-    /// Most new tokens of a sequence.
-    pub max_new_tokens: usize,
-    /// A sequence ends before the first of these.
-    pub stop_ids: Vec<i32>,
-    /// 0: the most probable token always, the first among equals. Else tokens are drawn from
-    /// `softmax(logits / temperature)`.
-    pub temperature: f32,
-    /// What is drawn depends on this, the prompt's index and the place in the sequence alone.
-    pub seed: u64,
-}
+use crate::step::Step;
+use cache::{Cache, room, upload_entry};
+pub use sampling::GenerateOptions;
+use sampling::next_token;
 
 /// Bytes of keys and values that sequences may share at a time.
 const CACHE_BYTES: usize = 512 << 20;
@@ -32,126 +22,6 @@ const CACHE_BYTES: usize = 512 << 20;
 const MAX_SEQUENCES: usize = 256;
 /// Tokens of prompts at a time, if no single one is longer.
 const PREFILL_TOKENS: usize = 2048;
-
-/// Keys and values of a group of sequences.
-struct Cache {
-    /// By layer: `[sequences, capacity, K]`, keys and values.
-    layers: Vec<(Buffer, Buffer)>,
-    /// Tokens that each sequence has room for.
-    capacity: usize,
-    /// `[sequences, H]`: the head's input for each sequence's next token.
-    hidden: Buffer,
-    /// f32 `[rows, vocab]`: as many rows of logits as the loss has at a time.
-    logits: Buffer,
-}
-
-impl Cache {
-    fn take(arena: &mut Arena, model: &Model, sequences: usize, capacity: usize) -> Self {
-        let shape = &model.shape;
-        let width = shape.heads.key_value * shape.heads.dim;
-        let mut take = || arena.take(Category::Cache, model.dtype, sequences * capacity * width);
-        let layers = shape.layers.iter().map(|_| (take(), take())).collect();
-        let rows = model.loss_chunk.min(sequences);
-        Cache {
-            layers,
-            capacity,
-            hidden: arena.take(Category::Activations, model.dtype, sequences * shape.hidden),
-            logits: arena.take(Category::LogitsChunk, DType::F32, rows * shape.vocab),
-        }
-    }
-}
-
-/// New tokens on their way into the cache. Rows of one head at a time, so that plain gathers and scatters do.
-#[derive(Clone, Copy)]
-struct Entry {
-    /// i32 `[T]`: where each token goes, counted over `[sequences, capacity]`.
-    slots: Buffer,
-    /// i32 `[T, key_value]`: the rows of keys in `[T, query + key_value]` heads.
-    keys: Buffer,
-    /// i32 `[T, key_value]`: the rows of values in `[T, query + 2 key_value]` heads.
-    values: Buffer,
-    /// `[T, key_value, dim]`.
-    rows: Buffer,
-    /// i32 `[T]`: entries of each sequence, where every token is one of a sequence of its own.
-    lengths: Buffer,
-}
-
-impl Entry {
-    fn take(arena: &mut Arena, model: &Model, tokens: usize) -> Self {
-        let heads = model.shape.heads;
-        let mut ints = |len| arena.take(Category::Inputs, DType::I32, len);
-        Entry {
-            slots: ints(tokens),
-            keys: ints(tokens * heads.key_value),
-            values: ints(tokens * heads.key_value),
-            lengths: ints(tokens),
-            rows: arena.take(Category::Workspace, model.dtype, tokens * heads.key_value * heads.dim),
-        }
-    }
-}
-
-/// Takes what the forward pass over `size` tokens needs.
-fn room<B: Backend + ?Sized>(step: &mut Step<'_, B>, size: BatchSize, max_len: usize) -> (Run, Entry) {
-    let entry = Entry::take(step.arena, step.model, size.tokens);
-    let inputs = Inputs::take(step.arena, size, 0, max_len, step.model.shape.heads.dim);
-    let (sums, _) = take_statistics(step.arena, &step.model.shape, 1);
-    let run = step.begin(inputs, None, sums, None);
-    step.take_scratch(&run);
-    (run, entry)
-}
-
-impl<B: Backend + ?Sized> Step<'_, B> {
-    /// The forward pass into the cache: `cached` is false for whole prompts, true for one new token a sequence.
-    fn forward_cached(&mut self, run: &Run, entry: &Entry, cache: &Cache, cached: bool) -> Result<()> {
-        let (heads, scale) = (self.model.shape.heads, self.model.shape.attention_scale());
-        let width = heads.key_value * heads.dim;
-        self.embed(run);
-        for l in 0..self.layers.len() {
-            self.check_interrupt()?;
-            self.enter_layer(l, run);
-            self.qkv(l, run);
-            let (layer, (k_cache, v_cache)) = (self.layers[l], cache.layers[l]);
-            self.backend.gather_rows(layer.qk, entry.keys, 1, heads.dim, entry.rows);
-            self.backend.scatter_rows(entry.rows, entry.slots, width, k_cache);
-            self.backend.gather_rows(layer.qkv, entry.values, 1, heads.dim, entry.rows);
-            self.backend.scatter_rows(entry.rows, entry.slots, width, v_cache);
-            if cached {
-                let sequences = run.inputs.size.tokens * cache.capacity * width;
-                let caches = (k_cache.slice(0, sequences), v_cache.slice(0, sequences));
-                let q = Rows { buffer: layer.qk, stride: self.model.shape.qk() };
-                let window = self.model.shape.layers[l].window;
-                self.backend.attention_cached(
-                    heads,
-                    window,
-                    scale,
-                    q,
-                    caches.0,
-                    caches.1,
-                    cache.capacity,
-                    entry.lengths,
-                    layer.attention,
-                );
-            } else {
-                self.attend(l, run);
-            }
-            self.leave_attention(l, run);
-            self.mlp(l, run);
-        }
-        self.final_norm(run);
-        Ok(())
-    }
-
-    /// Moves a sequence's keys and values to another place.
-    fn move_sequence(&mut self, cache: &Cache, from: usize, to: usize, tokens: usize) {
-        let width = self.model.shape.heads.key_value * self.model.shape.heads.dim;
-        for &(k, v) in &cache.layers {
-            for buffer in [k, v] {
-                let part = |s: usize| buffer.slice(s * cache.capacity * width, tokens * width);
-                self.backend.copy(part(from), part(to));
-            }
-        }
-    }
-}
 
 /// A sequence that is being generated.
 struct Sequence {
@@ -372,18 +242,6 @@ impl<B: Backend + ?Sized> Engine<B> {
     }
 }
 
-/// The index lists of new tokens that go to `slots`.
-fn upload_entry<B: Backend + ?Sized>(backend: &mut B, entry: &Entry, heads: crate::backend::Heads, slots: &[i32]) {
-    let rows = |before: usize, of: usize| -> Vec<i32> {
-        (0..slots.len()).flat_map(|t| (0..heads.key_value).map(move |h| (t * of + before + h) as i32)).collect()
-    };
-    backend.upload(bytemuck::cast_slice(slots), entry.slots);
-    let keys = rows(heads.query, heads.query + heads.key_value);
-    backend.upload(bytemuck::cast_slice(&keys), entry.keys);
-    let values = rows(heads.query + heads.key_value, heads.query + 2 * heads.key_value);
-    backend.upload(bytemuck::cast_slice(&values), entry.values);
-}
-
 /// Consecutive prompts that are read together.
 fn prefill_parts(prompts: &[Vec<i32>], range: std::ops::Range<usize>) -> Vec<std::ops::Range<usize>> {
     let mut parts = Vec::new();
@@ -414,38 +272,4 @@ fn check(prompts: &[Vec<i32>], options: &GenerateOptions, vocab: usize) -> Resul
         }
     }
     Ok(())
-}
-
-/// The token that follows; see [`GenerateOptions`].
-fn next_token(logits: &[f32], options: &GenerateOptions, prompt: usize, place: usize) -> i32 {
-    let mut best = 0;
-    for (i, &logit) in logits.iter().enumerate() {
-        if logit > logits[best] {
-            best = i;
-        }
-    }
-    if options.temperature == 0.0 {
-        return best as i32;
-    }
-    let weight = |logit: f32| (f64::from(logit - logits[best]) / f64::from(options.temperature)).exp();
-    let sum: f64 = logits.iter().map(|&logit| weight(logit)).sum();
-    let mut left = uniform(options.seed, prompt as u64, place as u64) * sum;
-    for (i, &logit) in logits.iter().enumerate() {
-        left -= weight(logit);
-        if left < 0.0 {
-            return i as i32;
-        }
-    }
-    best as i32
-}
-
-/// A number in `[0, 1)` that belongs to its arguments (SplitMix64; Steele, Lea and Flood, 2014).
-fn uniform(seed: u64, prompt: u64, place: u64) -> f64 {
-    let mix = |mut x: u64| {
-        x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
-    };
-    (mix(mix(mix(seed) ^ prompt) ^ place) >> 11) as f64 / (1u64 << 53) as f64
 }
