@@ -28,6 +28,7 @@ mod statistics;
 mod step;
 mod store;
 mod update;
+mod weights;
 
 pub use arena::Category;
 pub use batch::{BatchSize, IGNORED, MicroBatch};
@@ -39,5 +40,5 @@ pub use loss_scale::LossScaling;
 pub use options::{Adam, AttentionChoice, EngineOptions, Hyper, Recompute, Weights};
 pub use plan::{MemoryPlan, plan_memory, plan_memory_of};
 pub use queue::Ticket;
-pub use state::Kind;
 pub use statistics::{MicroBatchStats, StepStats};
+pub use weights::Kind;

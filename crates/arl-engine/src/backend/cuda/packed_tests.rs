@@ -13,7 +13,7 @@ use crate::engine::Engine;
 use crate::options::AttentionChoice;
 use crate::options::Recompute;
 use crate::options::{EngineOptions, Weights};
-use crate::state::Kind;
+use crate::weights::Kind;
 
 /// A device whose library has a plan for the shapes that `has_plan` says.
 fn device(has_plan: fn(&PackedShape) -> bool) -> EmulatedDevice {

@@ -19,7 +19,7 @@ use crate::engine::Engine;
 use crate::loss_scale::LossScaling;
 use crate::options::Recompute;
 use crate::options::{EngineOptions, Weights};
-use crate::state::Kind;
+use crate::weights::Kind;
 use common::{HYPER, batch, deeper, difference, options};
 
 const MODELS: [(&str, usize); 2] = [("window-bias", 5), ("moe-balance", 4)];

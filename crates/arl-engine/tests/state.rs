@@ -1,0 +1,86 @@
+//! A saved state: tensors by their names, wherever they are in the file; what does not fit is named and changes nothing.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use std::path::Path;
+
+use arl_engine::Recompute;
+use arl_engine::backend::DType;
+use arl_model::{ErrorCode, SafetensorsFile, SafetensorsWriter, TensorDecl};
+use common::{HYPER, MODELS, TYPES, batch, open, options, state_bits};
+
+/// Writes the tensors `names` of one state's file into another's, in their order, each under the name that `rename` gives it.
+fn rewrite(from: &Path, to: &Path, names: &[String], rename: impl Fn(&str) -> String) {
+    let file = SafetensorsFile::open(&from.join("engine.safetensors")).unwrap();
+    let metadata: Vec<(&str, &str)> =
+        ["format", "steps", "loss_scale"].into_iter().filter_map(|key| Some((key, file.metadata(key)?))).collect();
+    let declare = |name: &String| {
+        let (dtype, shape) = file.info(name).unwrap();
+        TensorDecl { name: rename(name), dtype, shape: shape.to_vec() }
+    };
+    let declared: Vec<TensorDecl> = names.iter().map(declare).collect();
+    let path = to.join("engine.safetensors");
+    let mut writer = SafetensorsWriter::create(&path, &metadata, &declared).unwrap();
+    names.iter().for_each(|name| writer.append(file.bytes(name).unwrap()).unwrap());
+    writer.finish().unwrap();
+}
+
+#[test]
+fn tensors_are_found_by_name_in_any_order() {
+    for name in MODELS {
+        for dtype in TYPES {
+            let options = options(dtype, Recompute::Norms, 33);
+            let mut engine = open(name, &options);
+            engine.step(&[batch(&[9, 3, 21], 1)], HYPER).unwrap();
+            let (saved, turned) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            engine.save_state(saved.path()).unwrap();
+            let mut names = SafetensorsFile::open(&saved.path().join("engine.safetensors")).unwrap().names();
+            assert!(names.contains(&"moment2/model.norm.weight".to_owned()), "{names:?}");
+            names.reverse();
+            rewrite(saved.path(), turned.path(), &names, str::to_owned);
+            let mut resumed = open(name, &options);
+            resumed.restore_state(turned.path()).unwrap();
+            assert!(state_bits(&mut resumed) == state_bits(&mut engine), "{name} {dtype:?}");
+        }
+    }
+}
+
+#[test]
+fn a_tensor_that_is_missing_or_of_another_model_is_named_and_nothing_changes() {
+    let options = options(DType::F32, Recompute::Norms, 33);
+    let mut engine = open("window-bias", &options);
+    engine.step(&[batch(&[9], 1)], HYPER).unwrap();
+    let (saved, changed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    engine.save_state(saved.path()).unwrap();
+    let names = SafetensorsFile::open(&saved.path().join("engine.safetensors")).unwrap().names();
+    let mut other = open("window-bias", &options);
+    let before = state_bits(&mut other);
+    let mut refused = |message: &str| {
+        let error = other.restore_state(changed.path()).unwrap_err();
+        assert_eq!(error.code, ErrorCode::State);
+        assert!(error.message.contains(message), "{error}");
+        assert!(state_bits(&mut other) == before);
+    };
+    let lost = "moment1/model.layers.1.mlp.down_proj.weight";
+    let rest: Vec<String> = names.iter().filter(|name| *name != lost).cloned().collect();
+    rewrite(saved.path(), changed.path(), &rest, str::to_owned);
+    refused("it has no `moment1/model.layers.1.mlp.down_proj.weight`");
+    let rename = |name: &str| if name == lost { "moment1/model.layers.9.x".to_owned() } else { name.to_owned() };
+    rewrite(saved.path(), changed.path(), &names, rename);
+    refused("it has no `moment1/model.layers.1.mlp.down_proj.weight`");
+    let mut doubled = names.clone();
+    doubled.push(lost.to_owned());
+    let seen = std::cell::Cell::new(false);
+    let rename = |name: &str| {
+        let again = name == lost && seen.replace(true);
+        if again { "moment3/x".to_owned() } else { name.to_owned() }
+    };
+    rewrite(saved.path(), changed.path(), &doubled, rename);
+    refused("the run has no `moment3/x`");
+    // A run with masters does not take a state without them, and says which tensor it misses.
+    let bf16 = common::options(DType::Bf16, Recompute::Norms, 33);
+    let error = open("window-bias", &bf16).restore_state(saved.path()).unwrap_err();
+    assert!(error.message.contains("its `weights/") && error.message.contains("F32"), "{error}");
+}
