@@ -145,6 +145,20 @@ describe("arl data check", () => {
 		expect(converted.duplicates[0]?.locations).toEqual([`${file}:1 (its row 1)`, `${file}:1 (its row 2)`]);
 	});
 
+	it("gives modules the program's own public API, whether they import all of it or a part", async () => {
+		const row = lines[0] as string;
+		const dataset = write(
+			['import { ArlError } from "arl";', `export default typeof ArlError === "function" ? [${row}] : [];`],
+			"rows.ts",
+		);
+		const convert = write(
+			['import * as arl from "arl";', 'export default (row: object) => ("QwenTrainer" in arl ? [row, row] : null);'],
+			"convert.ts",
+		);
+		expect(await report("--dataset", dataset)).toMatchObject({ rows: 1, usable: 1, code: 0 });
+		expect(await report("--train_file", write([row]), "--convert", convert)).toMatchObject({ rows: 2, usable: 2 });
+	});
+
 	it("looks at as many rows of a stream without an end as the run would train", async () => {
 		const row = lines[0] as string;
 		const endless = write([`export default function* () { for (;;) yield ${row}; }`], "endless.ts");

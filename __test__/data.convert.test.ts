@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { CALLS_AT_ONCE } from "../src/data/convert.js";
 import type { RecordData } from "../src/data/record.js";
-import { QwenTrainer } from "../src/train/trainer.js";
+import { QwenTrainer } from "../src/index.js";
 import { argsOf, dyingAt, onConverted, onDataset, type Place, rowsOf } from "./support/code.js";
 import { fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";

@@ -4,7 +4,7 @@ import { describe, expect, it } from "vitest";
 import { type Dataset, openDataset } from "../src/data/custom.js";
 import type { RecordData } from "../src/data/record.js";
 import { Scratch } from "../src/data/scratch.js";
-import type { TrainEvent } from "../src/train/events.js";
+import type { TrainEvent } from "../src/events.js";
 import { counted, dyingAt, onDataset, type Place, rowsOf, stream } from "./support/code.js";
 import { fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";

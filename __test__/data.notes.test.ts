@@ -2,8 +2,8 @@
 import { mkdtempSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import type { TrainEvent } from "../src/events.js";
 import { loadNative } from "../src/native.js";
-import type { TrainEvent } from "../src/train/events.js";
 import { QwenTrainer } from "../src/train/trainer.js";
 import { temporaryFolder } from "./support/folder.js";
 import { arl, tinyPlace } from "./support/real.js";

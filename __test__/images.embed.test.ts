@@ -1,7 +1,7 @@
 import sharp from "sharp";
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
+import { imageType } from "../src/data/mime.js";
 import { imagesToBase64InText } from "../src/images/embed.js";
-import { imageType } from "../src/images/kind.js";
 import { ImageLoader } from "../src/images/loader.js";
 import { errorOf } from "./support/folder.js";
 import { picture, type TestServer, testServer } from "./support/images.js";

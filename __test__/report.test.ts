@@ -3,11 +3,11 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { ArlError } from "../src/errors.js";
+import type { EventOf, TrainEvent } from "../src/events.js";
 import { bytes, count, duration, measure, rate } from "../src/report/format.js";
 import { JsonReporter, MetricsFile, TextReporter } from "../src/report/index.js";
 import { fitParts, LiveLine } from "../src/report/live.js";
 import { stepParts } from "../src/report/reporter.js";
-import type { EventOf, TrainEvent } from "../src/train/events.js";
 
 const folder = mkdtempSync(join(tmpdir(), "arl-report-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));

@@ -1,17 +1,7 @@
-/** The public API of `arl`. */
-export {
-	type AgentTrainingConfig,
-	type AgentTrainingConfigInput,
-	configJsonSchema,
-	defineConfig,
-	type Layer,
-	loadConfigFile,
-	type OptionName,
-	type Resolved,
-	resolveConfig,
-} from "./config/index.js";
-export * from "./data/index.js";
-export { ArlError, type ErrorCode, type ErrorJson, EXIT_CODES, isErrorCode } from "./errors.js";
-export * from "./images/index.js";
-export { JsonReporter, type Reporter, TextReporter } from "./report/index.js";
-export * from "./train/index.js";
+/** The entry of `arl` as a library: the public API, also for modules that users name in options. */
+import * as api from "./api.js";
+import { providePublicApi } from "./config/module.js";
+
+export * from "./api.js";
+
+providePublicApi(async () => api);

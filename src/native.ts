@@ -1,6 +1,6 @@
 /**
  * The only module that imports the addon: loads it, names what it offers, and turns its errors into `ArlError`.
- * Nothing else may know that there is a native part; public types never show one of these.
+ * Public types never show one of these.
  */
 import { createRequire } from "node:module";
 import { dirname } from "node:path";

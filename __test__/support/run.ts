@@ -2,8 +2,8 @@
 import { mkdirSync, mkdtempSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { AgentTrainingConfigInput } from "../../src/config/schema.js";
+import type { EventOf, TrainEvent } from "../../src/events.js";
 import type { Native } from "../../src/native.js";
-import type { EventOf, TrainEvent } from "../../src/train/events.js";
 import { QwenTrainer, type RunOptions } from "../../src/train/trainer.js";
 import { fakeNative, writeFakeModel } from "./fake-native.js";
 

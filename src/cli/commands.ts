@@ -1,5 +1,6 @@
 /** The commands of `arl`, and the exit code of each way that they end. A command is loaded only when it is called. */
 import { Command, CommanderError } from "commander";
+import { providePublicApi } from "../config/module.js";
 import { ArlError, EXIT_CODES, EXIT_MEANINGS, formatError, toArlError, wantsColor } from "../errors.js";
 import { version } from "./version.js";
 
@@ -67,6 +68,7 @@ function program(done: (code: number) => void): Command {
 
 /** Runs `arl` with the words after the program's name; gives the exit code. */
 export async function main(given: readonly string[]): Promise<number> {
+	providePublicApi(() => import("../api.js"));
 	const [first = "", second] = given;
 	// `arl help train` is `arl train --help`: each command writes its own help.
 	const words = first === "help" ? [...(second === undefined ? [] : [second]), "--help"] : given;

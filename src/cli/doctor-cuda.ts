@@ -3,7 +3,7 @@ import type { CudaFinding } from "../cuda.js";
 import { isPlainCpu } from "../device.js";
 import type { CudaDevice, CudaLibrary } from "../native.js";
 import { bytes } from "../report/index.js";
-import type { Finding } from "./doctor.js";
+import type { Finding } from "./finding.js";
 
 const NOT_THERE = "not there";
 

@@ -5,17 +5,9 @@ import { toArlError } from "../errors.js";
 import { type DeviceInfo, loadNative, type Native } from "../native.js";
 import { bytes, jsonLine } from "../report/index.js";
 import { cudaFindings } from "./doctor-cuda.js";
+import type { Finding } from "./finding.js";
 import { command, parse } from "./options.js";
 import { version } from "./version.js";
-
-/** One line of the report. */
-export interface Finding {
-	name: string;
-	value: string;
-	ok: boolean;
-	/** What to do, or what was tried; lines. */
-	hint?: string;
-}
 
 function systemFindings(): Finding[] {
 	const [major = 0, minor = 0] = process.versions.node.split(".").map(Number);

@@ -2,7 +2,23 @@
 import { statSync } from "node:fs";
 import { resolve } from "node:path";
 import { pathToFileURL } from "node:url";
-import { toArlError } from "../errors.js";
+import { ArlError, toArlError } from "../errors.js";
+
+/** The names that `import ... from "arl"` gives. */
+type Api = Record<string, unknown>;
+
+let loadApi: (() => Promise<Api>) | null = null;
+
+/** Registers the public API for modules that import it. Each entry of the program calls this: no module below may import its own API. */
+export function providePublicApi(load: () => Promise<Api>): void {
+	loadApi = load;
+}
+
+/** The public API that the entry has registered. */
+export async function publicApi(): Promise<Api> {
+	if (loadApi === null) throw new ArlError("ARL_INTERNAL", "no entry of the program has registered its public API");
+	return { ...(await loadApi()) };
+}
 
 /**
  * The default export of the module at `path`; what it throws while it is loaded comes as it is. `api`: what
@@ -10,7 +26,7 @@ import { toArlError } from "../errors.js";
  *
  * @throws ArlError `ARL_IO` where there is no such file.
  */
-export async function importDefault(path: string, api: Record<string, unknown>): Promise<unknown> {
+export async function importDefault(path: string, api: Api): Promise<unknown> {
 	try {
 		statSync(path);
 	} catch (error) {

@@ -5,9 +5,9 @@
 import { promisify } from "node:util";
 import { brotliDecompress, gunzip, inflate } from "node:zlib";
 import type { Agent } from "undici";
+import { imageType, isTruncated } from "../data/mime.js";
 import { ArlError } from "../errors.js";
 import { checkHost, guardedAgent, type Resolve } from "./connect.js";
-import { imageType, isTruncated } from "./kind.js";
 import { showUrl, tooLarge } from "./show.js";
 
 /** What a request may do. */

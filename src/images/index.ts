@@ -1,7 +1,8 @@
 /** Images: reading them by URL, putting them into rows, and the pixel arithmetic of vision models. */
+
+export type { ImageType } from "../data/mime.js";
 export { toDataUrl } from "./data-url.js";
 export { imagesToBase64, imagesToBase64InText, loadImage } from "./embed.js";
-export type { ImageType } from "./kind.js";
 export { ImageLoader, type ImageOptions, type LoadedImage } from "./loader.js";
 export {
 	type ImageGrid,

@@ -3,13 +3,13 @@
  * made smaller where asked.
  */
 import { setTimeout as pause } from "node:timers/promises";
+import { describeBytes, type ImageType, imageType, isTruncated } from "../data/mime.js";
 import { ArlError } from "../errors.js";
 import { ImageCache } from "./cache.js";
 import { systemResolve } from "./connect.js";
 import { dataUrlBytes, maxDataUrlLength } from "./data-url.js";
 import { fileUrlBytes } from "./file-url.js";
 import { type HttpHooks, HttpImages } from "./http.js";
-import { describeBytes, type ImageType, imageType, isTruncated } from "./kind.js";
 import { scaleImage, sizeWithin } from "./scale.js";
 import { showUrl, tooLarge } from "./show.js";
 import { type ImageSize, imageSize } from "./size.js";

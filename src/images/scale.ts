@@ -1,6 +1,7 @@
 /** Makes images smaller with `sharp`, which is loaded only when one has too many pixels. */
+
+import { type ImageType, imageType } from "../data/mime.js";
 import { ArlError } from "../errors.js";
-import { type ImageType, imageType } from "./kind.js";
 import type { ImageSize } from "./size.js";
 
 /** Sharp, or what it takes to have it. */

@@ -1,5 +1,5 @@
 /** Width and height of an image from its header, as it is to be shown: a photograph's rotation counts. No decoding. */
-import type { ImageType } from "./kind.js";
+import type { ImageType } from "../data/mime.js";
 
 /** Pixels. */
 export interface ImageSize {

@@ -1,7 +1,7 @@
 /** What is said beside the events, as JSON lines for machines (with `--json`). */
 import pino from "pino";
 import type { ArlError } from "../errors.js";
-import type { TrainEvent } from "../train/events.js";
+import type { TrainEvent } from "../events.js";
 import type { Reporter } from "./reporter.js";
 
 /** Notes and errors as JSON lines on stderr; events are not its business. */

@@ -7,6 +7,9 @@ import { toArlError } from "../errors.js";
 import { writeAll } from "../write-all.js";
 import { jsonLine } from "./format.js";
 
+/** The name of the file in `output_dir`. */
+export const METRICS_FILE = "metrics.jsonl";
+
 /** Numbers by name, `step` among them. */
 export type MetricsLine = { step: number } & Record<string, unknown>;
 

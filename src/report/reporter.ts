@@ -6,9 +6,10 @@ import { join } from "node:path";
 import pc from "picocolors";
 import type { ArlError } from "../errors.js";
 import { formatError } from "../errors.js";
-import type { EventOf, TrainEvent } from "../train/events.js";
+import type { EventOf, TrainEvent } from "../events.js";
 import { bytes, count, droppedImages, duration, jsonLine, measure, percent, rate, rowsText } from "./format.js";
 import { LiveLine, type Part, type Terminal } from "./live.js";
+import { METRICS_FILE } from "./metrics.js";
 
 /** Somebody who shows a run. */
 export interface Reporter {
@@ -209,7 +210,7 @@ export class TextReporter implements Reporter {
 			),
 		);
 		this.#line(`model    ${event.modelPath ?? "not saved: no step was finished"}`);
-		this.#line(`metrics  ${join(event.outputDir || this.#outputDir, "metrics.jsonl")}`);
+		this.#line(`metrics  ${join(event.outputDir || this.#outputDir, METRICS_FILE)}`);
 		if (event.outcome !== "completed" && event.modelPath !== null)
 			this.#line("go on with --resume_from_checkpoint latest");
 	}

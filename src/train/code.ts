@@ -1,5 +1,5 @@
 /** Data sets and converting functions: from the trainer's own options, or from the modules that `dataset` and `convert` name. */
-import { importDefault } from "../config/module.js";
+import { importDefault, publicApi } from "../config/module.js";
 import type { AgentTrainingConfig } from "../config/schema.js";
 import { redact } from "../config/values.js";
 import { messageOf } from "../data/convert.js";
@@ -41,7 +41,7 @@ function isFunction(value: unknown): value is (...values: unknown[]) => never {
 
 async function load(option: string, path: string): Promise<unknown> {
 	try {
-		return await importDefault(path, { ...(await import("../index.js")) });
+		return await importDefault(path, await publicApi());
 	} catch (error) {
 		throw failed(option, path, error);
 	}

@@ -2,8 +2,8 @@
  * What is counted while a run goes on: step by step, from one log line to the next, and for the checkpoint.
  */
 import { epochAfter } from "../data/batches.js";
+import type { LogEvent, StepEvent } from "../events.js";
 import type { StepStats } from "../native.js";
-import type { LogEvent, StepEvent } from "./events.js";
 import type { PreparedRun } from "./prepare.js";
 import { emptyWindow, freeOf, type LogWindow, type TrainerState } from "./state.js";
 import { flopsOf, type PreparedStep } from "./step.js";

@@ -1,9 +1,9 @@
 /** The engine of a run: what it is made of, and the memory that it takes, which is checked before anything is loaded. */
 import { type ChosenDevice, hostInfo } from "../device.js";
 import { toArlError } from "../errors.js";
+import type { TrainEvent } from "../events.js";
 import type { EngineOptions, MemoryPlan, Native, NativeEngine } from "../native.js";
 import type { Resumable } from "./checkpoint.js";
-import type { TrainEvent } from "./events.js";
 import { type Advice, advise, checkMemory, withPlan } from "./memory.js";
 import { type BatchSize, engineOptions, type SettledConfig } from "./options.js";
 

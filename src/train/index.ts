@@ -1,6 +1,5 @@
-/** The trainer, its events and its schedules: what the public interface and the command line take from here. */
+/** The trainer and its schedules: what the public interface and the command line take from here. */
 export type { DatasetArguments } from "./code.js";
-export type * from "./events.js";
 export { createSchedule, type Schedule, type ScheduleOptions, warmupSteps } from "./schedules.js";
 export {
 	QwenTrainer,

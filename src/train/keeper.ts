@@ -3,7 +3,7 @@
  * it is waited for the user is told. Knows no such place.
  */
 import type { StepPlan } from "../data/batches.js";
-import type { TrainEvent } from "./events.js";
+import type { TrainEvent } from "../events.js";
 
 /** A place that rows come from and that is told how the run goes. */
 export interface RowKeeper {

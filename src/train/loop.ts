@@ -7,11 +7,11 @@ import { join } from "node:path";
 import { epochAfter, type StepPlace } from "../data/batches.js";
 import { unlessAborted } from "../data/cancellation.js";
 import { ArlError } from "../errors.js";
+import type { EndEvent, LogEvent, SavedEvent, StepEvent, TrainEvent } from "../events.js";
 import { makeFolder } from "../folders.js";
-import { MetricsFile } from "../report/metrics.js";
+import { METRICS_FILE, MetricsFile } from "../report/metrics.js";
 import { listCheckpoints, removeCheckpoint, saveCheckpoint } from "./checkpoint.js";
 import { addToWindow, type Counters, countersOf, logEvent, nextLearningRate, stateOf, stepEvent } from "./counters.js";
-import type { EndEvent, LogEvent, SavedEvent, StepEvent, TrainEvent } from "./events.js";
 import { commit, settle, waitFor } from "./keeper.js";
 import { removeOldRun, setBranchAside, setOldRunAside, settleOldRun } from "./old-run.js";
 import { changedOptions, type PreparedRun, sourceName } from "./prepare.js";
@@ -132,7 +132,7 @@ export async function* trainLoop(
 	await makeFolder(args.output_dir);
 	yield* setAside(run);
 	const isResumed = args.resume_from_checkpoint !== null;
-	const metrics = MetricsFile.open(join(args.output_dir, "metrics.jsonl"), isResumed ? counters.step : undefined);
+	const metrics = MetricsFile.open(join(args.output_dir, METRICS_FILE), isResumed ? counters.step : undefined);
 	resources.add(() => metrics.close());
 	if (resumed) {
 		yield { type: "resumed", step: counters.step, checkpoint: resumed.path, changed: changedOptions(resumed, args) };

@@ -11,6 +11,7 @@ import { dirname, join } from "node:path";
 import { ArlError, toArlError } from "../errors.js";
 import { exists, makeFolder } from "../folders.js";
 import { FOLDER as ROW_LISTS } from "../mongo/folder.js";
+import { METRICS_FILE } from "../report/metrics.js";
 import { CHECKPOINT_NAME, listCheckpoints, syncPath } from "./checkpoint.js";
 import { isModelFile } from "./model-files.js";
 import { CACHE_FOLDER, RUN_FOLDER } from "./options.js";
@@ -20,7 +21,6 @@ const ASIDE = ".old-run";
 const MOVING = ".old-run.partial";
 const REMOVED = ".old-run.removed";
 const RECORD = "old-run.json";
-const METRICS = "metrics.jsonl";
 
 /** What is set aside, and how a complete checkpoint of the new run is known. */
 interface Plan {
@@ -39,7 +39,7 @@ export async function namesOfOldRun(outputDir: string): Promise<string[]> {
 	return [...names.sort(), ...(await runCaches(outputDir))];
 }
 
-const OTHERS = [METRICS, MODEL_LIST, ROW_LISTS];
+const OTHERS = [METRICS_FILE, MODEL_LIST, ROW_LISTS];
 
 /** What runs on rows from code have noted of them, where the cache belongs to this `output_dir`. */
 async function runCaches(outputDir: string): Promise<string[]> {
@@ -71,8 +71,8 @@ async function setAside(outputDir: string, plan: Plan): Promise<string | null> {
 		await writeFile(join(moving, RECORD), `${JSON.stringify({ version: 1, after: plan.after })}\n`);
 		await syncPath(join(moving, RECORD));
 		// A resumed run cuts off its lines after the checkpoint; the branch has them again where it is put back.
-		if (plan.after !== null && (await exists(join(outputDir, METRICS)))) {
-			await copyFile(join(outputDir, METRICS), join(moving, METRICS));
+		if (plan.after !== null && (await exists(join(outputDir, METRICS_FILE)))) {
+			await copyFile(join(outputDir, METRICS_FILE), join(moving, METRICS_FILE));
 		}
 		for (const name of plan.names) await move(join(outputDir, name), join(moving, name));
 		await syncPath(moving);
@@ -142,7 +142,7 @@ async function hasSomething(outputDir: string, after: number | null): Promise<bo
 /** Removes what a run has left that has nothing to show, where nothing of another run is in its place. */
 async function removeNewRun(outputDir: string): Promise<void> {
 	await removePublished(outputDir);
-	for (const name of [METRICS, ROW_LISTS, ...(await runCaches(outputDir))]) {
+	for (const name of [METRICS_FILE, ROW_LISTS, ...(await runCaches(outputDir))]) {
 		await rm(join(outputDir, name), { recursive: true, force: true });
 	}
 }

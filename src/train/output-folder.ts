@@ -7,6 +7,7 @@ import { dirname, join, relative, sep } from "node:path";
 import type { AgentTrainingConfig } from "../config/schema.js";
 import { ArlError } from "../errors.js";
 import { exists } from "../folders.js";
+import { METRICS_FILE } from "../report/metrics.js";
 import { checkpointsIn, MANIFEST_FILE } from "./checkpoint.js";
 import { isModelFile } from "./model-files.js";
 import { namesOfOldRun } from "./old-run.js";
@@ -25,7 +26,7 @@ export async function checkOutputContent(options: Options): Promise<void> {
 	const { own, foreign } = await checkpointsIn(outputDir);
 	if (foreign[0]) throw foreignCheckpoint(foreign[0].path, resume !== null);
 	const traces = own.map(({ path }) => relative(outputDir, path));
-	for (const name of ["metrics.jsonl", MODEL_LIST]) if (await exists(join(outputDir, name))) traces.push(name);
+	for (const name of [METRICS_FILE, MODEL_LIST]) if (await exists(join(outputDir, name))) traces.push(name);
 	const resumed = resume !== null && (resume === "latest" || (await isInside(resume, outputDir)));
 	if (traces.length > 0 && !resumed) {
 		throw new ArlError(

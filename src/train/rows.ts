@@ -11,9 +11,9 @@ import { type BadRow, badRowsError, countReasons } from "../data/problems.js";
 import type { AnySource } from "../data/source.js";
 import type { TokenFiller } from "../data/tokens.js";
 import { ArlError, toArlError } from "../errors.js";
+import type { FillEvent, TrainEvent } from "../events.js";
 import { makeFolder } from "../folders.js";
 import type { Native, NativeTextEncoder, NativeTokenCache, TextInfo } from "../native.js";
-import type { FillEvent, TrainEvent } from "./events.js";
 import type { RowKeeper } from "./keeper.js";
 
 const FIRST_ROWS = 32;

@@ -4,11 +4,11 @@
  */
 import { isUtf8 } from "node:buffer";
 import type { SchemaElement } from "hyparquet";
-import { imageType } from "../../images/kind.js";
 import { writeNested } from "../columns.js";
 import type { JsonBytes } from "../json-bytes.js";
 import { isJson } from "../json-scan.js";
 import { floatText } from "../json-text.js";
+import { imageType } from "../mime.js";
 
 /** Writes one value. What it gets is of the column's physical type. */
 export type WriteValue = (out: JsonBytes, value: unknown) => void;

@@ -1,6 +1,6 @@
 import sharp from "sharp";
 import { describe, expect, it } from "vitest";
-import { describeBytes, type ImageType, imageType, isTruncated } from "../src/images/kind.js";
+import { describeBytes, type ImageType, imageType, isTruncated } from "../src/data/mime.js";
 import { imageSize } from "../src/images/size.js";
 import { picture } from "./support/images.js";
 

@@ -3,7 +3,7 @@
  * Knows nothing of who listens. An error is not an event: the iterator throws it as an `ArlError`.
  */
 
-import type { DroppedImages } from "../data/notes.js";
+import type { DroppedImages } from "./data/notes.js";
 
 /** Something a user should read; nothing depends on it. */
 export interface NoticeEvent {
