@@ -5,7 +5,7 @@ import { openFiles } from "../data/open.js";
 import { type BadRow, badRowsError, countReasons } from "../data/problems.js";
 import { maxRowBytes, rowTooLarge } from "../data/row-size.js";
 import type { Source } from "../data/source.js";
-import { EXIT_CODES, toArlError } from "../errors.js";
+import { EXIT_CODES, messageOf, toArlError } from "../errors.js";
 import { imagesToBase64InText } from "../images/embed.js";
 import { ImageLoader } from "../images/loader.js";
 import { loadNative } from "../native.js";
@@ -58,7 +58,7 @@ async function embed(
 	try {
 		JSON.parse(Buffer.from(text).toString());
 	} catch (error) {
-		return bad("not json", error instanceof Error ? error.message : String(error));
+		return bad("not json", messageOf(error));
 	}
 	try {
 		const { row: embedded, images } = await imagesToBase64InText(text, loader, names);
