@@ -147,10 +147,3 @@ export function formatError(error: ArlError, options: { color?: boolean; trace?:
 	}
 	return `${lines.join("\n")}\n`;
 }
-
-/** Whether colours suit `stream`: only on a terminal, and never where `NO_COLOR` is set; `FORCE_COLOR` stands in for the terminal. */
-export function wantsColor(stream: { isTTY?: boolean }, env: NodeJS.ProcessEnv = process.env): boolean {
-	if (env.NO_COLOR !== undefined && env.NO_COLOR !== "") return false;
-	if (env.FORCE_COLOR !== undefined && env.FORCE_COLOR !== "" && env.FORCE_COLOR !== "0") return true;
-	return stream.isTTY === true && env.TERM !== "dumb";
-}
