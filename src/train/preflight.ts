@@ -7,6 +7,7 @@ import { access, stat, statfs } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
 import type { AgentTrainingConfig } from "../config/schema.js";
 import { ArlError, toArlError } from "../errors.js";
+import { exists } from "../folders.js";
 import type { EngineInfo, NativeTextEncoder, TextInfo } from "../native.js";
 import { bytesToTenth } from "../report/format.js";
 import type { ModelFolder } from "./model.js";
@@ -58,7 +59,7 @@ function tryEncode(encoder: NativeTextEncoder, row: Uint8Array) {
 
 async function nearestFolder(path: string): Promise<string> {
 	let folder = resolve(path);
-	while (!(await stat(folder).catch(() => null))) {
+	while (!(await exists(folder))) {
 		const above = dirname(folder);
 		if (above === folder) break;
 		folder = above;
