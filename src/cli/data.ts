@@ -72,7 +72,7 @@ const SHOWN = 20;
 const BAR = 40;
 
 /** The report as a person reads it. */
-export function formatReport(report: DataReport): string {
+function formatReport(report: DataReport): string {
 	const { rows, usable, bad, tokens, targetTokens } = report;
 	const lines = [`${rows} rows of ${report.shape}, ${usable} can be trained${asides(report)}`];
 	lines.push(...report.notices);

@@ -8,7 +8,7 @@ import type { Layer } from "./resolve.js";
 import { redact } from "./values.js";
 
 /** Names that are looked for in the working directory where no file is named. */
-export const CONFIG_NAMES = [
+const CONFIG_NAMES = [
 	"arl.config.ts",
 	"arl.config.mts",
 	"arl.config.js",

@@ -28,7 +28,7 @@ interface FlagShape {
 }
 
 /** What the flag `name` takes; undefined: no option of that name. */
-export function flagShape(name: string): FlagShape | undefined {
+function flagShape(name: string): FlagShape | undefined {
 	const alias = Object.hasOwn(ALIASES, name) ? ALIASES[name] : undefined;
 	if (alias?.kind) return { kind: alias.kind, switch: alias.kind === "boolean" };
 	const option = alias?.to ?? name;

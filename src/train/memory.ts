@@ -92,12 +92,12 @@ function possibleChanges(options: EngineOptions, freedom: Freedom) {
 }
 
 /** Categories in words. */
-export function categoriesText(categories: MemoryPlan["categories"]): string {
+function categoriesText(categories: MemoryPlan["categories"]): string {
 	return categories.map(({ name, bytes }) => `${name} ${bytesToTenth(bytes)}`).join(", ");
 }
 
 /** A line for each change, and one for all of them. `room`: the bytes that there are, where that is known. */
-export function adviceText({ changes, together }: Advice, room: number | null): string {
+function adviceText({ changes, together }: Advice, room: number | null): string {
 	const fits = (plan: MemoryPlan) => (room === null ? "" : plan.totalBytes <= room ? ", which fits" : "");
 	const inHost = (plan: MemoryPlan) =>
 		plan.hostBytes > 0 ? `, and ${bytesToTenth(plan.hostBytes)} of the host's` : "";
