@@ -75,7 +75,7 @@ describe("rows written as Parquet", () => {
 			const error = await errorOf(writeParquet(path, rows));
 			expect(error.code).toBe("ARL_DATA");
 			expect(error.message).toMatch(message);
-			expect((await readdir(folder)).filter((name) => path.includes(name.replace(".unfinished", "")))).toEqual([]);
+			expect((await readdir(folder)).filter((name) => path.includes(name.replace(".partial", "")))).toEqual([]);
 		}
 	});
 });

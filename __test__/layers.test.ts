@@ -8,7 +8,8 @@ import { root } from "./support/real.js";
 
 /** The files and folders of `src/`, lowest floor first. Each may import from lower floors, and none from its own. */
 const FLOORS = [
-	["errors", "folders", "write-all"],
+	["edit-distance", "errors", "folders", "hash-file", "terminal", "write-all"],
+	["write-whole"],
 	["config", "native"],
 	["cuda"],
 	["device"],

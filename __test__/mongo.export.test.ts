@@ -136,7 +136,7 @@ describe.skipIf(mongoMissing("rows of a database in files"))("rows of a database
 		expect(refused).toMatchObject({ code: 2 });
 		expect(refused.stderr).toContain("--overwrite");
 		expect(readFileSync(join(place, "mine.jsonl"), "utf8")).toBe("mine");
-		expect(existsSync(join(place, "mine.jsonl.unfinished"))).toBe(false);
+		expect(existsSync(join(place, "mine.jsonl.partial"))).toBe(false);
 	});
 
 	it("are counted by collection, status, split and trained_count, with the index that is missing", async () => {

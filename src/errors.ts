@@ -108,7 +108,7 @@ export function toArlError(thrown: unknown, path?: string): ArlError {
 		}
 		return new ArlError(
 			"ARL_INTERNAL",
-			thrown.message || thrown.name,
+			messageOf(thrown),
 			"This is a defect of arl. Set ARL_DEBUG=1 to see where it happened, and report it.",
 			{ cause: thrown },
 		);
@@ -116,10 +116,15 @@ export function toArlError(thrown: unknown, path?: string): ArlError {
 	return new ArlError("ARL_INTERNAL", String(thrown), "This is a defect of arl; please report it.");
 }
 
+/** What a thrown value says. */
+export function messageOf(thrown: unknown): string {
+	return thrown instanceof Error ? thrown.message || thrown.name : String(thrown);
+}
+
 /** What a function of the user's own code threw, as the error that ends the run; an `ArlError` stays as it is. */
 export function userError(name: string, thrown: unknown): ArlError {
 	if (thrown instanceof ArlError) return thrown;
-	const said = thrown instanceof Error ? thrown.message || thrown.name : String(thrown);
+	const said = messageOf(thrown);
 	const hint = "The error is in the code that was given to arl, not in arl; `cause` is what it threw.";
 	return new ArlError("ARL_USER", `${name} threw: ${said}`, hint, { cause: thrown });
 }
@@ -141,11 +146,4 @@ export function formatError(error: ArlError, options: { color?: boolean; trace?:
 		lines.push(colors.dim(cause.stack ?? ""));
 	}
 	return `${lines.join("\n")}\n`;
-}
-
-/** Whether colours suit `stream`: only on a terminal, and never where `NO_COLOR` is set; `FORCE_COLOR` stands in for the terminal. */
-export function wantsColor(stream: { isTTY?: boolean }, env: NodeJS.ProcessEnv = process.env): boolean {
-	if (env.NO_COLOR !== undefined && env.NO_COLOR !== "") return false;
-	if (env.FORCE_COLOR !== undefined && env.FORCE_COLOR !== "" && env.FORCE_COLOR !== "0") return true;
-	return stream.isTTY === true && env.TERM !== "dumb";
 }

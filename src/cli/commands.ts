@@ -1,7 +1,8 @@
 /** The commands of `arl`, and the exit code of each way that they end. A command is loaded only when it is called. */
 import { Command, CommanderError } from "commander";
 import { providePublicApi } from "../config/module.js";
-import { ArlError, EXIT_CODES, EXIT_MEANINGS, formatError, toArlError, wantsColor } from "../errors.js";
+import { ArlError, EXIT_CODES, EXIT_MEANINGS, formatError, toArlError } from "../errors.js";
+import { wantsColor } from "../terminal.js";
 import { version } from "./version.js";
 
 /** A command's module. */

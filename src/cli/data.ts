@@ -3,7 +3,7 @@ import { noteLine } from "../data/notes.js";
 import { ArlError, EXIT_CODES, toArlError } from "../errors.js";
 import { loadNative, type Native } from "../native.js";
 import { count, jsonLine, percent } from "../report/index.js";
-import { LiveLine } from "../report/live.js";
+import { liveLine } from "../report/live.js";
 import type { DataReport } from "../train/check.js";
 import type { LengthSummary } from "../train/summary.js";
 import { resolveWords } from "./resolve.js";
@@ -46,7 +46,7 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 	const { resolved, command } = found;
 	for (const notice of resolved.notices) process.stderr.write(`${notice}\n`);
 	const stop = onStopSignals(() => process.stderr.write("stopping\n"));
-	const live = process.stderr.isTTY === true && process.env.TERM !== "dumb" ? new LiveLine(process.stderr) : null;
+	const live = liveLine(process.stderr);
 	try {
 		const { checkRows } = await import("../train/check.js");
 		const report = await checkRows({
@@ -72,7 +72,7 @@ const SHOWN = 20;
 const BAR = 40;
 
 /** The report as a person reads it. */
-export function formatReport(report: DataReport): string {
+function formatReport(report: DataReport): string {
 	const { rows, usable, bad, tokens, targetTokens } = report;
 	const lines = [`${rows} rows of ${report.shape}, ${usable} can be trained${asides(report)}`];
 	lines.push(...report.notices);

@@ -3,11 +3,12 @@ import { Option } from "commander";
 import pc from "picocolors";
 import { openFiles } from "../data/open.js";
 import { chooseDevice } from "../device.js";
-import { ArlError, EXIT_CODES, toArlError, wantsColor } from "../errors.js";
+import { ArlError, EXIT_CODES, toArlError } from "../errors.js";
 import { loadNative, type Native } from "../native.js";
 import { droppedImages } from "../report/format.js";
 import { count, duration, jsonLine, percent } from "../report/index.js";
-import { LiveLine } from "../report/live.js";
+import { liveLine } from "../report/live.js";
+import { wantsColor } from "../terminal.js";
 import { type Answer, Answerer, type AskOptions, type Question } from "./answers.js";
 import { columns, command, deviceName, numberFrom, parse, wholeNumber } from "./options.js";
 import { onStopSignals } from "./signals.js";
@@ -164,7 +165,7 @@ async function answerWithProgress(
 	questions: Question[],
 	signal: AbortSignal,
 ): Promise<Answer[]> {
-	const live = process.stderr.isTTY === true && process.env.TERM !== "dumb" ? new LiveLine(process.stderr) : null;
+	const live = liveLine(process.stderr);
 	const show = (done: number) =>
 		live?.show([{ text: `${model}: ${done}/${questions.length} replies answered`, keep: 0 }]);
 	show(0);

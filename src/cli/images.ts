@@ -1,15 +1,16 @@
 /** `arl images`: rows with the images in them that they name by URL, so that nothing has to be fetched where they are used. */
-import { open, rename, rm } from "node:fs/promises";
+import { open } from "node:fs/promises";
 import { Option } from "commander";
 import { openFiles } from "../data/open.js";
 import { type BadRow, badRowsError, countReasons } from "../data/problems.js";
 import { maxRowBytes, rowTooLarge } from "../data/row-size.js";
 import type { Source } from "../data/source.js";
-import { EXIT_CODES, toArlError } from "../errors.js";
+import { EXIT_CODES, messageOf, toArlError } from "../errors.js";
 import { imagesToBase64InText } from "../images/embed.js";
 import { ImageLoader } from "../images/loader.js";
 import { loadNative } from "../native.js";
 import { jsonLine, rowsText } from "../report/format.js";
+import { writeWhole } from "../write-whole.js";
 import { type ImageFlags, withImageOptions } from "./image-options.js";
 import { columns, command, parse } from "./options.js";
 import { onStopSignals } from "./signals.js";
@@ -58,7 +59,7 @@ async function embed(
 	try {
 		JSON.parse(Buffer.from(text).toString());
 	} catch (error) {
-		return bad("not json", error instanceof Error ? error.message : String(error));
+		return bad("not json", messageOf(error));
 	}
 	try {
 		const { row: embedded, images } = await imagesToBase64InText(text, loader, names);
@@ -90,33 +91,30 @@ export async function run(words: readonly string[]): Promise<number> {
 	const { source, notices } = await openFiles(loadNative(), options.train_file, { columns: names });
 	for (const notice of notices) process.stderr.write(`${notice}\n`);
 	const loader = new ImageLoader({ ...options, signal: stop.signal });
-	const beside = `${options.out}.${process.pid}.tmp`;
+	const result = { rows: 0, images: 0, bad: [] as BadRow[] };
 	try {
-		const file = await open(beside, "w").catch((error: unknown) => {
-			throw toArlError(error);
-		});
-		const result = { rows: 0, images: 0, bad: [] as BadRow[] };
-		try {
-			for await (const done of inOrder(source.length, (row) => embed(source, row, loader, names))) {
-				if ("reason" in done) result.bad.push(done);
-				else {
-					result.rows += 1;
-					result.images += done.images;
-					await file.appendFile(asLine(done.text));
+		await writeWhole(options.out, async (partial) => {
+			const file = await open(partial, "w");
+			try {
+				for await (const done of inOrder(source.length, (row) => embed(source, row, loader, names))) {
+					if ("reason" in done) result.bad.push(done);
+					else {
+						result.rows += 1;
+						result.images += done.images;
+						await file.appendFile(asLine(done.text));
+					}
 				}
+			} finally {
+				await file.close();
 			}
-		} finally {
-			await file.close();
-		}
-		if (result.bad.length > 0 && options.on_bad_row === "error") throw badRowsError(result.bad, source.length);
-		await rename(beside, options.out);
+			if (result.bad.length > 0 && options.on_bad_row === "error") throw badRowsError(result.bad, source.length);
+		});
 		report(options, result);
 		return 0;
 	} catch (error) {
 		if (stop.signal.aborted) return EXIT_CODES.ARL_INTERRUPTED;
 		throw error;
 	} finally {
-		await rm(beside, { force: true });
 		await loader.close();
 		await source.close();
 		stop.release();

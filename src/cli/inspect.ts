@@ -1,9 +1,10 @@
 /** `arl inspect`: one row as the model will see it. */
 import pc from "picocolors";
 import { noteLine } from "../data/notes.js";
-import { EXIT_CODES, toArlError, wantsColor } from "../errors.js";
+import { EXIT_CODES, toArlError } from "../errors.js";
 import { loadNative, type Native } from "../native.js";
 import { jsonLine, percent } from "../report/index.js";
+import { wantsColor } from "../terminal.js";
 import type { InspectedRow, TokenText } from "../train/inspect.js";
 import { resolveWords, wholeNumberOf } from "./resolve.js";
 import { onStopSignals } from "./signals.js";

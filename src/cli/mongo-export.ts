@@ -6,7 +6,7 @@ import { ArlError } from "../errors.js";
 import type { MongoConnection } from "../mongo/connection.js";
 import type { SelectionOptions } from "../mongo/selection.js";
 import { count, jsonLine } from "../report/index.js";
-import { LiveLine } from "../report/live.js";
+import { liveLine } from "../report/live.js";
 import { databaseOption, withDatabase } from "./mongo-options.js";
 import { command, parse, wholeNumber } from "./options.js";
 
@@ -79,7 +79,7 @@ export async function run(words: readonly string[]): Promise<number> {
 async function write(connection: MongoConnection, options: Options): Promise<number> {
 	const { exportRows } = await import("../mongo/export.js");
 	const { openDatabaseRows } = await import("../mongo/database.js");
-	const live = process.stderr.isTTY === true && process.env.TERM !== "dumb" ? new LiveLine(process.stderr) : null;
+	const live = liveLine(process.stderr);
 	try {
 		const rows = await openDatabaseRows(connection, {
 			db_source: options.db_source,

@@ -9,7 +9,7 @@ import type { ImportResult } from "../mongo/import.js";
 import type { ImportKind } from "../mongo/row-documents.js";
 import { loadNative, type Native } from "../native.js";
 import { count, jsonLine } from "../report/index.js";
-import { LiveLine } from "../report/live.js";
+import { liveLine } from "../report/live.js";
 import { databaseOption, withDatabase } from "./mongo-options.js";
 import { command, parse } from "./options.js";
 
@@ -62,7 +62,7 @@ async function write(
 	const { importRows, checkRows } = await import("../mongo/import.js");
 	const { source, files, notices } = await openFiles(core(), entries);
 	for (const notice of notices) process.stderr.write(`${notice}\n`);
-	const live = process.stderr.isTTY === true && process.env.TERM !== "dumb" ? new LiveLine(process.stderr) : null;
+	const live = liveLine(process.stderr);
 	try {
 		const given = {
 			source,

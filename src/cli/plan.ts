@@ -1,9 +1,10 @@
 /** `arl plan`: the memory that a run takes, by category; no rows and no weights are read, and no GPU is needed. */
 import pc from "picocolors";
 import { deviceToPlan, hostInfo } from "../device.js";
-import { ArlError, wantsColor } from "../errors.js";
+import { ArlError } from "../errors.js";
 import { type DeviceInfo, loadNative, type MemoryPlan, type Native } from "../native.js";
 import { bytes, count, jsonLine, percent } from "../report/index.js";
+import { wantsColor } from "../terminal.js";
 import { type Advice, advise, CONTEXT_BYTES } from "../train/memory.js";
 import { type ModelFacts, readModelFacts } from "../train/model.js";
 import { type BatchSize, dtypeOf, engineOptions, type SettledConfig, settleForDevice } from "../train/options.js";

@@ -1,8 +1,9 @@
 /** `arl train`: options from flags and a file, the run, its report, and how it ends. */
 import { formatHelp, formatResolved, type Resolved, resolvedAsJson } from "../config/index.js";
-import { ArlError, EXIT_CODES, toArlError, wantsColor } from "../errors.js";
+import { ArlError, EXIT_CODES, toArlError } from "../errors.js";
 import type { Native } from "../native.js";
 import { JsonReporter, jsonLine, type Reporter, TextReporter } from "../report/index.js";
+import { isTerminal, wantsColor } from "../terminal.js";
 import { resolveWords } from "./resolve.js";
 import { onStopSignals } from "./signals.js";
 
@@ -30,7 +31,7 @@ async function makeReporter(json: boolean, plain: boolean): Promise<Reporter> {
 		const { LogReporter } = await import("../report/log.js");
 		return new JsonReporter(process.stdout, new LogReporter());
 	}
-	const live = !plain && process.stderr.isTTY === true && process.env.TERM !== "dumb";
+	const live = !plain && isTerminal(process.stderr);
 	const trace = Boolean(process.env.ARL_DEBUG);
 	return new TextReporter({ stream: process.stderr, live, color: wantsColor(process.stderr), trace });
 }

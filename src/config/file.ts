@@ -1,14 +1,14 @@
 /** Configuration files: YAML, JSON, and modules (`arl.config.ts`). Reads and parses; the values are judged elsewhere. */
 import { existsSync, readFileSync, statSync } from "node:fs";
 import { extname, resolve } from "node:path";
-import { ArlError, toArlError } from "../errors.js";
+import { ArlError, messageOf, toArlError } from "../errors.js";
 import { defineConfig } from "./define.js";
 import { importDefault } from "./module.js";
 import type { Layer } from "./resolve.js";
 import { redact } from "./values.js";
 
 /** Names that are looked for in the working directory where no file is named. */
-export const CONFIG_NAMES = [
+const CONFIG_NAMES = [
 	"arl.config.ts",
 	"arl.config.mts",
 	"arl.config.js",
@@ -91,7 +91,7 @@ async function parseYaml(path: string, text: string): Promise<unknown> {
 	try {
 		return document.toJS({ maxAliasCount: 20 });
 	} catch (cause) {
-		throw new ArlError("ARL_CONFIG", `${path}: ${redact(cause instanceof Error ? cause.message : String(cause))}`);
+		throw new ArlError("ARL_CONFIG", `${path}: ${redact(messageOf(cause))}`);
 	}
 }
 
@@ -99,7 +99,7 @@ function parseJson(path: string, text: string): unknown {
 	try {
 		return JSON.parse(text.startsWith("\ufeff") ? text.slice(1) : text);
 	} catch (error) {
-		const message = error instanceof Error ? error.message : String(error);
+		const message = messageOf(error);
 		const position = /position (\d+)/.exec(message)?.[1];
 		const at = position === undefined ? "" : `:${text.slice(0, Number(position)).split("\n").length}`;
 		// The parser's own message quotes the text around the error, which may hold a secret.
@@ -112,7 +112,7 @@ async function importModule(path: string): Promise<unknown> {
 		const loaded = await importDefault(path, { defineConfig });
 		return typeof loaded === "function" ? await loaded() : loaded;
 	} catch (error) {
-		const message = error instanceof Error ? error.message : String(error);
+		const message = messageOf(error);
 		throw new ArlError(
 			"ARL_CONFIG",
 			`${path}: ${redact(message)}`,

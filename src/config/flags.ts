@@ -2,7 +2,7 @@
  * Command-line words to values of options. What each flag takes is read from the schema; a word that is not of the right
  * kind is left as it is, so that the schema refuses it with the option's name and range.
  */
-import { ArlError } from "../errors.js";
+import { ArlError, messageOf } from "../errors.js";
 import { type Kind, optionRegistry } from "./fields.js";
 import { ALIASES, NOT_BUILT } from "./known.js";
 import { OPTION_NAMES, type OptionName, trainingSchema } from "./schema.js";
@@ -28,7 +28,7 @@ interface FlagShape {
 }
 
 /** What the flag `name` takes; undefined: no option of that name. */
-export function flagShape(name: string): FlagShape | undefined {
+function flagShape(name: string): FlagShape | undefined {
 	const alias = Object.hasOwn(ALIASES, name) ? ALIASES[name] : undefined;
 	if (alias?.kind) return { kind: alias.kind, switch: alias.kind === "boolean" };
 	const option = alias?.to ?? name;
@@ -162,7 +162,7 @@ function asMap(name: string, words: readonly string[]): unknown {
 		try {
 			return JSON.parse(words.join(" "));
 		} catch (error) {
-			const reason = error instanceof Error ? error.message : String(error);
+			const reason = messageOf(error);
 			throw new ArlError(
 				"ARL_USAGE",
 				`--${name}: not JSON: ${reason}`,

@@ -62,7 +62,7 @@ const ARGUMENT: Readonly<Record<OptionMeta["kind"], string>> = {
 };
 
 /** How the flag is written. */
-export function flagUsage(name: OptionName): string {
+function flagUsage(name: OptionName): string {
 	const meta = optionMeta(name);
 	const argument = meta.kind === "string" && /folder|file/.test(meta.expects) ? "PATH" : ARGUMENT[meta.kind];
 	const optional = meta.switch === true && meta.kind !== "boolean";

@@ -30,7 +30,7 @@ export interface BatchOptions {
 /**
  * Rows that are packed together. Within a window best fit wastes little; across windows the order of the epoch is kept.
  */
-export const PACK_WINDOW_ROWS = 4096;
+const PACK_WINDOW_ROWS = 4096;
 
 /** The micro-batches of an epoch, a pure function of its arguments. */
 export function epochBatches(order: RowOrder, epoch: number, options: BatchOptions): EpochBatches {

@@ -2,7 +2,7 @@
  * Rows of code and through code: what a user's function may be, and its calls in order, each failure told with its row.
  * Knows rows as values; what becomes of them is others' business.
  */
-import { ArlError } from "../errors.js";
+import { ArlError, messageOf } from "../errors.js";
 import { explainRow } from "./explain.js";
 import type { RecordData } from "./record.js";
 import { recordText } from "./record-json.js";
@@ -41,11 +41,6 @@ export interface RawRow {
 export const CALLS_AT_ONCE = 16;
 
 const encoder = new TextEncoder();
-
-/** What a thrown value says. */
-export function messageOf(thrown: unknown): string {
-	return thrown instanceof Error ? thrown.message || thrown.name : String(thrown);
-}
 
 /** A row of code as bytes, or why it is none. */
 export function rowBytes(value: unknown): RowContent {

@@ -3,8 +3,8 @@
  * or all of it first.
  */
 import { setImmediate } from "node:timers/promises";
-import { ArlError, userError } from "../errors.js";
-import { asTheyAre, type ConvertRecordToData, convertedRows, messageOf, parsedRows, type RawRow } from "./convert.js";
+import { ArlError, messageOf, userError } from "../errors.js";
+import { asTheyAre, type ConvertRecordToData, convertedRows, parsedRows, type RawRow } from "./convert.js";
 import { checkLength, type DatasetAbout, type Indexed, IndexedRows } from "./indexed.js";
 import { spoolRows } from "./read-first.js";
 import type { RecordData } from "./record.js";

@@ -16,7 +16,7 @@ export class ExtendedJsonProblem extends Error {
 }
 
 /** A number that has a text of its own: JSON numbers as they are to be written. */
-export class NumberText {
+class NumberText {
 	constructor(readonly text: string) {}
 }
 

@@ -4,34 +4,22 @@
  */
 import { readdir, stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
+import { editDistance } from "../edit-distance.js";
 import { ArlError, toArlError } from "../errors.js";
 import { folderFiles } from "./folder.js";
 import { glob, isGlob } from "./glob.js";
 
-/** Levenshtein distance, for near names. */
-function distance(a: string, b: string): number {
-	let row = Array.from({ length: b.length + 1 }, (_, i) => i);
-	for (let i = 1; i <= a.length; i++) {
-		const next = [i];
-		for (let j = 1; j <= b.length; j++) {
-			const change = (row[j - 1] ?? 0) + (a[i - 1] === b[j - 1] ? 0 : 1);
-			next.push(Math.min(change, (row[j] ?? 0) + 1, (next[j - 1] ?? 0) + 1));
-		}
-		row = next;
-	}
-	return row[b.length] ?? 0;
-}
-
-/** Names in the same folder that a typing error away, or the folder above that is missing itself. */
+/** What to do about a name that does not exist: names in its folder that differ by a typing error, or its missing folder. */
 async function nearNames(path: string): Promise<string> {
 	const folder = dirname(path);
 	const name = basename(path);
 	const entries = await readdir(folder).catch(() => null);
 	if (entries === null)
 		return `The folder ${folder} does not exist either; relative paths start at the working directory.`;
+	const limit = Math.max(2, Math.floor(name.length / 3)) + 1;
 	const near = entries
-		.map((entry) => ({ entry, far: distance(entry.toLowerCase(), name.toLowerCase()) }))
-		.filter(({ far }) => far <= Math.max(2, Math.floor(name.length / 3)))
+		.map((entry) => ({ entry, far: editDistance(entry.toLowerCase(), name.toLowerCase(), limit) }))
+		.filter(({ far }) => far < limit)
 		.sort((a, b) => a.far - b.far)
 		.slice(0, 3)
 		.map(({ entry }) => join(folder, entry));

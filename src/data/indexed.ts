@@ -1,9 +1,9 @@
 /**
  * `{ length, get(i) }` as a source: rows are asked for one by one, in the order and at the time that training needs them.
  */
-import { ArlError } from "../errors.js";
+import { ArlError, messageOf } from "../errors.js";
 import { Cancellation } from "./cancellation.js";
-import { CALLS_AT_ONCE, messageOf, rowBytes } from "./convert.js";
+import { CALLS_AT_ONCE, rowBytes } from "./convert.js";
 import type { RowLedger } from "./ledger.js";
 import type { RowContent, RowMaking, Source, UnreadableRow } from "./source.js";
 

@@ -2,9 +2,9 @@
  * A JSON file as rows: an array of rows at its top level, or one object that is a single row.
  * The core finds where the elements lie, so that they cross as raw bytes like the lines of a JSONL file.
  */
-import { createHash } from "node:crypto";
 import { type FileHandle, open } from "node:fs/promises";
 import { ArlError, toArlError } from "../errors.js";
+import { hashFile } from "../hash-file.js";
 import type { Native } from "../native.js";
 import { FileRows, indexFromRanges, openJsonl } from "./jsonl.js";
 import { maxRowBytes } from "./row-size.js";
@@ -15,13 +15,6 @@ async function openHandle(path: string): Promise<FileHandle> {
 	return open(path, "r").catch((error: unknown) => {
 		throw toArlError(error);
 	});
-}
-
-async function hashFile(handle: FileHandle): Promise<string> {
-	const hash = createHash("sha256");
-	const stream = handle.createReadStream({ start: 0, autoClose: false, highWaterMark: 4 * 1024 * 1024 });
-	for await (const chunk of stream) hash.update(chunk as Buffer);
-	return hash.digest("hex");
 }
 
 /** Rows at known places, each with the line on which it begins. */

@@ -30,8 +30,6 @@ export interface FillerOptions {
 	cache: NativeTokenCache;
 	/** Every row that training will ask for, each once, soonest first. */
 	order: Uint32Array;
-	/** Called after each batch. */
-	onProgress?: () => void;
 }
 
 const MISSING = 0;
@@ -179,7 +177,6 @@ export class TokenFiller {
 		const { waiters } = this;
 		this.waiters = [];
 		for (const resolve of waiters) resolve();
-		this.options.onProgress?.();
 	}
 
 	private async pump(): Promise<void> {

@@ -2,7 +2,7 @@
  * Which network addresses an image may come from. Knows numbers only: names are resolved elsewhere, and every address that a
  * connection is made to passes here.
  */
-import { isIPv4, isIPv6 } from "node:net";
+import { BlockList, isIP } from "node:net";
 
 /**
  * `public`: may always be asked. `private`: this machine and its own networks, refused unless allowed. `never`: addresses that
@@ -10,6 +10,7 @@ import { isIPv4, isIPv6 } from "node:net";
  */
 export type Reach = "public" | "private" | "never";
 
+/** Where ranges overlap, `never` is stronger than `private`, and `private` than `public`. */
 const V4: readonly [prefix: string, bits: number, reach: Reach][] = [
 	// Metadata services that lie outside of link-local addresses: Alibaba Cloud, Azure.
 	["100.100.100.200", 32, "never"],
@@ -28,6 +29,7 @@ const V4: readonly [prefix: string, bits: number, reach: Reach][] = [
 	["198.51.100.0", 24, "never"],
 	["203.0.113.0", 24, "never"],
 	["224.0.0.0", 3, "never"],
+	["0.0.0.0", 0, "public"],
 ];
 
 const V6: readonly [prefix: string, bits: number, reach: Reach][] = [
@@ -39,61 +41,45 @@ const V6: readonly [prefix: string, bits: number, reach: Reach][] = [
 	["2001::", 23, "never"],
 	["2001:db8::", 32, "never"],
 	["3fff::", 20, "never"],
-	// All that is routed on the internet; whatever is left has no such place.
+	// All that is routed on the internet; an address that is in no range is `never`.
 	["2000::", 3, "public"],
-	["::", 0, "never"],
 ];
 
-/** IPv6 prefixes that carry an IPv4 address, and at which byte: that address decides. */
-const CARRIES_V4: readonly [prefix: string, bits: number, at: number][] = [
-	["::ffff:0:0", 96, 12],
-	["::ffff:0:0:0", 96, 12],
-	["64:ff9b::", 96, 12],
-	["2002::", 16, 2],
+/** IPv6 ranges that carry an IPv4 address, as two groups behind these bits: that address decides. */
+const CARRIES_V4: readonly [bits: number, carrying: (groups: string) => string][] = [
+	[96, (groups) => `::ffff:${groups}`],
+	[96, (groups) => `::ffff:0:${groups}`],
+	[96, (groups) => `64:ff9b::${groups}`],
+	[16, (groups) => `2002:${groups}::`],
 ];
 
-function v4Bytes(address: string): number[] {
-	return address.split(".").map(Number);
+/** An IPv4 address as two groups of an IPv6 address. */
+function groupsOf(address: string): string {
+	const [a = 0, b = 0, c = 0, d = 0] = address.split(".").map(Number);
+	return `${(a * 256 + b).toString(16)}:${(c * 256 + d).toString(16)}`;
 }
 
-function v6Bytes(address: string): number[] {
-	// A zone (`%eth0`) says by which interface, not where to.
-	let text = address.replace(/%.*$/, "");
-	const dotted = /[^:]*\.[^:]*$/.exec(text)?.[0];
-	if (dotted !== undefined) {
-		const [a = 0, b = 0, c = 0, d = 0] = v4Bytes(dotted);
-		text = `${text.slice(0, -dotted.length)}${(a * 256 + b).toString(16)}:${(c * 256 + d).toString(16)}`;
+const RANGES: Readonly<Record<Reach, BlockList>> = {
+	never: new BlockList(),
+	private: new BlockList(),
+	public: new BlockList(),
+};
+for (const [prefix, bits, reach] of V4) {
+	RANGES[reach].addSubnet(prefix, bits, "ipv4");
+	for (const [before, carrying] of CARRIES_V4) {
+		RANGES[reach].addSubnet(carrying(groupsOf(prefix)), before + bits, "ipv6");
 	}
-	const [left = "", right] = text.split("::");
-	const groups = (part: string) => (part === "" ? [] : part.split(":").map((group) => Number.parseInt(group, 16)));
-	const head = groups(left);
-	const tail = groups(right ?? "");
-	const all = [...head, ...new Array<number>(8 - head.length - tail.length).fill(0), ...tail];
-	return all.flatMap((group) => [group >> 8, group & 0xff]);
 }
-
-function within(bytes: readonly number[], prefix: readonly number[], bits: number): boolean {
-	for (let at = 0; at * 8 < bits; at++) {
-		const mask = 0xff & (0xff << Math.max(0, 8 - (bits - at * 8)));
-		if (((bytes[at] ?? 0) & mask) !== ((prefix[at] ?? 0) & mask)) return false;
-	}
-	return true;
-}
-
-const V4_RULES = V4.map(([prefix, bits, reach]) => ({ prefix: v4Bytes(prefix), bits, reach }));
-const V6_RULES = V6.map(([prefix, bits, reach]) => ({ prefix: v6Bytes(prefix), bits, reach }));
-const CARRIERS = CARRIES_V4.map(([prefix, bits, at]) => ({ prefix: v6Bytes(prefix), bits, at }));
-
-function v4Reach(bytes: readonly number[]): Reach {
-	return V4_RULES.find(({ prefix, bits }) => within(bytes, prefix, bits))?.reach ?? "public";
-}
+for (const [prefix, bits, reach] of V6) RANGES[reach].addSubnet(prefix, bits, "ipv6");
 
 /** How far an address reaches. What is no address at all is `never`. */
 export function reachOf(address: string): Reach {
-	if (isIPv4(address)) return v4Reach(v4Bytes(address));
-	if (!isIPv6(address)) return "never";
-	const bytes = v6Bytes(address);
-	const carrier = CARRIERS.find(({ prefix, bits }) => within(bytes, prefix, bits));
-	if (carrier) return v4Reach(bytes.slice(carrier.at, carrier.at + 4));
-	return V6_RULES.find(({ prefix, bits }) => within(bytes, prefix, bits))?.reach ?? "never";
+	const version = isIP(address);
+	if (version === 0) return "never";
+	// A zone (`%eth0`) says by which interface, not where to.
+	const place = address.replace(/%.*$/, "");
+	const within = (reach: Reach) => RANGES[reach].check(place, version === 4 ? "ipv4" : "ipv6");
+	if (within("never")) return "never";
+	if (within("private")) return "private";
+	return within("public") ? "public" : "never";
 }

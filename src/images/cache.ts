@@ -6,7 +6,7 @@ import { createHash, randomUUID } from "node:crypto";
 import { readdir, readFile, rename, rm, stat, utimes, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { toArlError } from "../errors.js";
-import { makeFolder } from "../folders.js";
+import { exists, makeFolder } from "../folders.js";
 
 /** A file's bytes; null: there is no such file. */
 async function readIfThere(path: string): Promise<Buffer | null> {
@@ -151,7 +151,7 @@ export class ImageCache {
 			for (const name of await names(join(this.folder, "urls", part))) {
 				const path = join(this.folder, "urls", part, name);
 				const hash = (await readIfThere(path))?.toString("latin1").trim() ?? "";
-				if ((await stat(this.blob(hash)).catch(() => null)) === null) await rm(path, { force: true });
+				if (!(await exists(this.blob(hash)))) await rm(path, { force: true });
 			}
 		}
 	}

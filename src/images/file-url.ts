@@ -3,7 +3,7 @@ import { constants } from "node:fs";
 import { open, realpath } from "node:fs/promises";
 import { sep } from "node:path";
 import { fileURLToPath } from "node:url";
-import { ArlError, toArlError } from "../errors.js";
+import { ArlError, messageOf, toArlError } from "../errors.js";
 import { tooLarge } from "./show.js";
 
 const HOW_TO_ALLOW = "Name the folder that images may be read from with image_root.";
@@ -19,7 +19,7 @@ export async function fileUrlBytes(url: URL, root: string | null, maxBytes: numb
 	try {
 		path = fileURLToPath(url);
 	} catch (error) {
-		const reason = error instanceof Error ? error.message : String(error);
+		const reason = messageOf(error);
 		throw new ArlError("ARL_DATA", reason, "A file URL reads file:///folder/image.png.");
 	}
 	const top = await realpath(root).catch((error: unknown) => {

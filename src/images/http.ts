@@ -27,7 +27,7 @@ export interface HttpHooks {
 }
 
 /** Attempts for one image in all. */
-export const ATTEMPTS = 5;
+const ATTEMPTS = 5;
 const MAX_REDIRECTS = 5;
 const FIRST_PAUSE_MS = 500;
 /** A server that asks for a longer pause is not waited for. */

@@ -227,10 +227,3 @@ export function replaceRanges(row: Uint8Array, ranges: readonly { range: Range; 
 	pieces.push(row.subarray(from));
 	return Buffer.concat(pieces);
 }
-
-/** Whether a row may hold a part whose type has `image` in it; a cheap look that is never wrong with "no". */
-export function mayHoldImages(row: Uint8Array): boolean {
-	const bytes = Buffer.from(row.buffer, row.byteOffset, row.byteLength);
-	// JSON may write any letter as \uXXXX.
-	return bytes.includes("image") || bytes.includes("\\u");
-}

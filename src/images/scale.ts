@@ -1,7 +1,6 @@
 /** Makes images smaller with `sharp`, which is loaded only when one has too many pixels. */
-
 import { type ImageType, imageType } from "../data/mime.js";
-import { ArlError } from "../errors.js";
+import { ArlError, messageOf } from "../errors.js";
 import type { ImageSize } from "./size.js";
 
 /** Sharp, or what it takes to have it. */
@@ -9,7 +8,7 @@ async function loadSharp() {
 	try {
 		return (await import("sharp")).default;
 	} catch (error) {
-		const reason = error instanceof Error ? error.message.split("\n")[0] : String(error);
+		const reason = messageOf(error).split("\n")[0];
 		throw new ArlError(
 			"ARL_CONFIG",
 			`max_pixels needs the package sharp, which cannot be loaded: ${reason}`,
@@ -52,7 +51,7 @@ export async function scaleImage(
 		if (found === null) throw new Error("the scaled image has no type that is known");
 		return { bytes: result, content_type: found };
 	} catch (error) {
-		const reason = error instanceof Error ? error.message : String(error);
+		const reason = messageOf(error);
 		throw new ArlError(
 			"ARL_DATA",
 			`the ${type} cannot be made smaller: ${reason}`,

@@ -13,7 +13,7 @@ export function showUrl(url: string): string {
 }
 
 /** Bytes as a person reads them. */
-export function showBytes(bytes: number): string {
+function showBytes(bytes: number): string {
 	return bytes < 1024 * 1024 ? `${bytes} bytes` : `${Number((bytes / 1024 / 1024).toFixed(1))} MiB`;
 }
 

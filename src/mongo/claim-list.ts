@@ -3,11 +3,12 @@
  * are claimed, and is on the disk for certain when a checkpoint is.
  */
 import { closeSync, fsyncSync, openSync } from "node:fs";
-import { readdir, readFile, rename } from "node:fs/promises";
+import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { ArlError, toArlError } from "../errors.js";
 import { makeFolder } from "../folders.js";
 import { writeAll } from "../write-all.js";
+import { writeWhole } from "../write-whole.js";
 import { FOLDER } from "./folder.js";
 import type { RowCollection } from "./selection.js";
 import { DocumentList, type Listed, lineOf, listedIn, removeOtherLists, type Snapshot } from "./snapshot.js";
@@ -86,16 +87,15 @@ export class ClaimList implements Snapshot {
 		const name = `${this.id}.claims`;
 		try {
 			await makeFolder(place);
-			const partial = join(place, `${name}.partial`);
 			this.path = join(place, name);
-			this.file = openSync(partial, "w");
-			const { id, database, collection, documents } = this;
-			let text = `${JSON.stringify({ version: 1, id, database, collection })}\n`;
-			for (let i = 0; i < documents.length; i++) text += lineOf(documents.at(i));
-			if (this.counted > 0) text += `counted ${this.counted}\n`;
-			this.write(text);
-			this.sync();
-			await rename(partial, join(place, name));
+			await writeWhole(this.path, async (partial) => {
+				this.file = openSync(partial, "w");
+				const { id, database, collection, documents } = this;
+				let text = `${JSON.stringify({ version: 1, id, database, collection })}\n`;
+				for (let i = 0; i < documents.length; i++) text += lineOf(documents.at(i));
+				if (this.counted > 0) text += `counted ${this.counted}\n`;
+				this.write(text);
+			});
 			await removeOtherLists(place, name);
 		} catch (error) {
 			throw toArlError(error);

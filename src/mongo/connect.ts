@@ -3,7 +3,7 @@
  * what the database holds. No transactions and no change streams: a standalone server is enough.
  */
 import type { Db, MongoClient, MongoClientOptions } from "mongodb";
-import { ArlError, type ErrorCode } from "../errors.js";
+import { ArlError, type ErrorCode, messageOf } from "../errors.js";
 import { hideSecrets, redactUri, uriParts } from "./redact.js";
 
 /** An open database. */
@@ -59,7 +59,7 @@ export async function connect(uri: string): Promise<Connection> {
 	try {
 		client = new MongoClient(uri.trim(), defaults);
 	} catch (thrown) {
-		const reason = hideSecrets(thrown instanceof Error ? thrown.message : String(thrown), uri);
+		const reason = hideSecrets(messageOf(thrown), uri);
 		throw new ArlError("ARL_CONFIG", `db_connection_string: ${reason} (${redactUri(uri)})`, `Note: ${ENCODE_HINT}.`);
 	}
 	try {

@@ -14,7 +14,7 @@ import { ArlError } from "../errors.js";
 import { type Connection, connect } from "./connect.js";
 
 /** How long an interruption may last before the run ends with an error. */
-export const RETRY_SECONDS = 300;
+const RETRY_SECONDS = 300;
 const FIRST_PAUSE_MS = 200;
 const LONGEST_PAUSE_MS = 5_000;
 

@@ -2,10 +2,10 @@
  * Rows of a database as a file, JSONL or Parquet: the very text that training reads, in the order in which it lists them.
  * Nothing stands at the file's name before all of it does.
  */
-import { open, rename, rm } from "node:fs/promises";
+import { open } from "node:fs/promises";
 import { type BadRow, badRowsError } from "../data/problems.js";
 import { maxRowBytes, rowTooLarge } from "../data/row-size.js";
-import { toArlError } from "../errors.js";
+import { writeWhole } from "../write-whole.js";
 import type { DatabaseRows } from "./source.js";
 
 const READ_ROWS = 256;
@@ -47,10 +47,9 @@ async function* readable({ rows, skip, progress }: ExportOptions, bad: BadRow[])
 }
 
 async function writeJsonl(path: string, rows: AsyncIterable<Uint8Array>): Promise<number> {
-	const unfinished = `${path}.unfinished`;
-	let written = 0;
-	try {
-		const file = await open(unfinished, "w");
+	return writeWhole(path, async (partial) => {
+		let written = 0;
+		const file = await open(partial, "w");
 		try {
 			let pending: Uint8Array[] = [];
 			let bytes = 0;
@@ -65,16 +64,11 @@ async function writeJsonl(path: string, rows: AsyncIterable<Uint8Array>): Promis
 				bytes = 0;
 			}
 			await file.appendFile(Buffer.concat(pending));
-			await file.sync();
 		} finally {
 			await file.close();
 		}
-		await rename(unfinished, path);
 		return written;
-	} catch (error) {
-		await rm(unfinished, { force: true });
-		throw toArlError(error);
-	}
+	});
 }
 
 /** Writes all rows. Throws `ARL_DATA` for documents that cannot be rows, all of them told, unless they are to be skipped. */

@@ -178,7 +178,7 @@ export async function importRows(
 }
 
 /** Collects rows and writes them together. */
-export class Writer {
+class Writer {
 	readonly result: ImportResult = { written: 0, present: 0, documents: {}, toolsAsText: 0 };
 	private rows: RowInBatch[] = [];
 	private documents = 0;

@@ -46,7 +46,7 @@ const INT64 = 2n ** 63n;
  * A JSON value for the driver: integers as Int32 or Long, floats as Double, whatever they are. Throws `RowProblem` for an
  * integer that 64 bits do not hold and a key that BSON cannot have.
  */
-export function toBson(value: JsonValue): BsonInput {
+function toBson(value: JsonValue): BsonInput {
 	if (typeof value === "bigint") {
 		if (value >= -(2n ** 31n) && value < 2n ** 31n) return new Int32(Number(value));
 		if (value < -INT64 || value >= INT64) {

@@ -7,7 +7,7 @@ import { ArlError, toArlError } from "../errors.js";
 import type { MongoConnection } from "./connection.js";
 
 /** The collections that hold rows. */
-export const ROW_COLLECTIONS = ["Record", "DBRecordData"] as const;
+const ROW_COLLECTIONS = ["Record", "DBRecordData"] as const;
 export type RowCollection = (typeof ROW_COLLECTIONS)[number];
 
 export type SelectionOptions = Pick<AgentTrainingConfig, "db_source" | "db_match" | "split" | "retrained_interval"> & {

@@ -4,12 +4,13 @@
  */
 import { createHash, randomBytes } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { open, readdir, rename, rm } from "node:fs/promises";
-import { join } from "node:path";
+import { open, readdir, rm } from "node:fs/promises";
+import { basename, join } from "node:path";
 import { createInterface } from "node:readline";
 import type { Document } from "mongodb";
 import { ArlError, toArlError } from "../errors.js";
 import { makeFolder } from "../folders.js";
+import { PARTIAL, writeWhole } from "../write-whole.js";
 import { type BsonValue, documentOf, driverValue, entries, numberOf } from "./bson-json.js";
 import type { MongoConnection } from "./connection.js";
 import { FOLDER } from "./folder.js";
@@ -190,26 +191,24 @@ const pathOf = (folder: string, id: string) => join(folder, FOLDER, `${id}.ids`)
 /** Writes a list into the run's folder, and removes those of runs that were there before. */
 export async function keepSnapshot(folder: string, snapshot: Snapshot): Promise<void> {
 	const place = join(folder, FOLDER);
-	const path = pathOf(folder, snapshot.id);
-	const partial = `${path}.partial`;
 	try {
 		await makeFolder(place);
-		const file = await open(partial, "w");
-		try {
-			const { id, database, collection, documents } = snapshot;
-			let pending = `${JSON.stringify({ version: 1, id, database, collection, documents: documents.length })}\n`;
-			for (const line of linesOf(documents)) {
-				pending += line;
-				if (pending.length < 1 << 20) continue;
+		await writeWhole(pathOf(folder, snapshot.id), async (partial) => {
+			const file = await open(partial, "w");
+			try {
+				const { id, database, collection, documents } = snapshot;
+				let pending = `${JSON.stringify({ version: 1, id, database, collection, documents: documents.length })}\n`;
+				for (const line of linesOf(documents)) {
+					pending += line;
+					if (pending.length < 1 << 20) continue;
+					await file.appendFile(pending);
+					pending = "";
+				}
 				await file.appendFile(pending);
-				pending = "";
+			} finally {
+				await file.close();
 			}
-			await file.appendFile(pending);
-			await file.sync();
-		} finally {
-			await file.close();
-		}
-		await rename(partial, path);
+		});
 		await removeOtherLists(place, `${snapshot.id}.ids`);
 	} catch (error) {
 		throw toArlError(error);
@@ -219,7 +218,7 @@ export async function keepSnapshot(folder: string, snapshot: Snapshot): Promise<
 /** Removes the lists of runs that were in this folder before. */
 export async function removeOtherLists(place: string, kept: string): Promise<void> {
 	for (const name of await readdir(place)) {
-		if (/\.(ids|claims)(\.partial)?$/.test(name) && name !== kept) await rm(join(place, name), { force: true });
+		if (/\.(ids|claims)$/.test(basename(name, PARTIAL)) && name !== kept) await rm(join(place, name), { force: true });
 	}
 }
 

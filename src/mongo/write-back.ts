@@ -17,7 +17,7 @@ import type { MongoConnection } from "./connection.js";
 import type { Snapshot } from "./snapshot.js";
 
 /** The ledger's collection. */
-export const LEDGER = "arl_acks";
+const LEDGER = "arl_acks";
 /** Steps that are written together. */
 const STEPS_TOGETHER = 64;
 /** Documents of one request: their ids must fit into a document of the ledger. */

@@ -19,6 +19,15 @@ export function count(value: number): string {
 
 /** Bytes: `812 B`, `12.3 MiB`, `1.20 GiB` (powers of 1,024). */
 export function bytes(value: number): string {
+	return inUnit(value, significant);
+}
+
+/** Bytes to a tenth of their unit, where amounts are compared: `312.4 MiB` against `312.0 MiB`. */
+export function bytesToTenth(value: number): string {
+	return inUnit(value, (amount) => amount.toFixed(amount < 10 ? 2 : 1));
+}
+
+function inUnit(value: number, text: (amount: number) => string): string {
 	if (!Number.isFinite(value)) return String(value);
 	const units = ["B", "KiB", "MiB", "GiB", "TiB"];
 	let rest = value;
@@ -27,7 +36,7 @@ export function bytes(value: number): string {
 		rest /= 1024;
 		unit++;
 	}
-	return `${unit === 0 ? rest.toFixed(0) : significant(rest)} ${units[unit]}`;
+	return `${unit === 0 ? rest.toFixed(0) : text(rest)} ${units[unit]}`;
 }
 
 /** Seconds: `0.42s`, `12s`, `3m05s`, `2h07m`, `3d04h`. */

@@ -1,4 +1,5 @@
 /** One line at the bottom of a terminal that is drawn over and over, with permanent lines above it. */
+import { isTerminal } from "../terminal.js";
 
 /** What is written to: a terminal's stream. */
 export interface Terminal {
@@ -68,6 +69,11 @@ export class LiveLine {
 	#columns(): number {
 		return Math.max(10, this.#terminal.columns || 80);
 	}
+}
+
+/** A live line on `stream`; null where that cannot be drawn over. */
+export function liveLine(stream: NodeJS.WriteStream): LiveLine | null {
+	return isTerminal(stream) ? new LiveLine(stream) : null;
 }
 
 /** The parts side by side in at most `width` columns. */

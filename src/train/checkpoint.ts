@@ -2,13 +2,13 @@
  * Checkpoints on disk: `checkpoint-N/` is a model in Hugging Face's layout with `arl/` (the state to resume from) in it.
  * It is written next to its place, forced to the disk, checked and renamed, so that one that is there is always whole.
  */
-import { createHash } from "node:crypto";
-import { createReadStream } from "node:fs";
-import { open, readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
+import { readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
 import { join, relative, sep } from "node:path";
 import { ArlError, toArlError } from "../errors.js";
 import { exists, makeFolder } from "../folders.js";
+import { hashFile } from "../hash-file.js";
 import type { NativeEngine } from "../native.js";
+import { syncPath } from "../write-whole.js";
 import { parseState, type TrainerState } from "./state.js";
 
 const STATE_FILE = "arl/trainer_state.json";
@@ -37,22 +37,6 @@ async function filesOf(folder: string): Promise<string[]> {
 			.map((entry) => relative(folder, join(entry.parentPath, entry.name)).split(sep).join("/"))
 			.sort()
 	);
-}
-
-async function hashFile(path: string): Promise<string> {
-	const hash = createHash("sha256");
-	for await (const chunk of createReadStream(path, { highWaterMark: 4 * 1024 * 1024 })) hash.update(chunk as Buffer);
-	return hash.digest("hex");
-}
-
-/** Forces a file or a folder to the disk. */
-export async function syncPath(path: string): Promise<void> {
-	const handle = await open(path, "r");
-	try {
-		await handle.sync();
-	} finally {
-		await handle.close();
-	}
 }
 
 /** The names of checkpoints, those of other programs included. */

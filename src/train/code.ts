@@ -2,9 +2,8 @@
 import { importDefault, publicApi } from "../config/module.js";
 import type { AgentTrainingConfig } from "../config/schema.js";
 import { redact } from "../config/values.js";
-import { messageOf } from "../data/convert.js";
 import { checkDataset } from "../data/custom.js";
-import { ArlError } from "../errors.js";
+import { ArlError, messageOf } from "../errors.js";
 import type { RowsFromCode } from "./open-rows.js";
 
 /** What a function that makes a data set is given. */

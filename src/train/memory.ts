@@ -4,7 +4,7 @@
  */
 import { ArlError } from "../errors.js";
 import type { DeviceInfo, EngineOptions, MemoryPlan } from "../native.js";
-import { formatBytes } from "./preflight.js";
+import { bytesToTenth } from "../report/format.js";
 
 /** What CUDA's own context takes on a GPU beside a plan, in bytes; rounded up. */
 export const CONTEXT_BYTES = 2 ** 30;
@@ -92,21 +92,22 @@ function possibleChanges(options: EngineOptions, freedom: Freedom) {
 }
 
 /** Categories in words. */
-export function categoriesText(categories: MemoryPlan["categories"]): string {
-	return categories.map(({ name, bytes }) => `${name} ${formatBytes(bytes)}`).join(", ");
+function categoriesText(categories: MemoryPlan["categories"]): string {
+	return categories.map(({ name, bytes }) => `${name} ${bytesToTenth(bytes)}`).join(", ");
 }
 
 /** A line for each change, and one for all of them. `room`: the bytes that there are, where that is known. */
-export function adviceText({ changes, together }: Advice, room: number | null): string {
+function adviceText({ changes, together }: Advice, room: number | null): string {
 	const fits = (plan: MemoryPlan) => (room === null ? "" : plan.totalBytes <= room ? ", which fits" : "");
-	const inHost = (plan: MemoryPlan) => (plan.hostBytes > 0 ? `, and ${formatBytes(plan.hostBytes)} of the host's` : "");
+	const inHost = (plan: MemoryPlan) =>
+		plan.hostBytes > 0 ? `, and ${bytesToTenth(plan.hostBytes)} of the host's` : "";
 	const lines = changes.map(({ flags, savedBytes, plan }) => {
-		const needed = `${formatBytes(plan.totalBytes)} are needed then${inHost(plan)}${fits(plan)}`;
-		return `${flags} saves ${formatBytes(savedBytes)}: ${needed}.`;
+		const needed = `${bytesToTenth(plan.totalBytes)} are needed then${inHost(plan)}${fits(plan)}`;
+		return `${flags} saves ${bytesToTenth(savedBytes)}: ${needed}.`;
 	});
 	if (together !== null) {
 		const enough = room !== null && together.totalBytes > room ? ", which is still too much" : fits(together);
-		lines.push(`All of these together: ${formatBytes(together.totalBytes)}${inHost(together)}${enough}.`);
+		lines.push(`All of these together: ${bytesToTenth(together.totalBytes)}${inHost(together)}${enough}.`);
 	}
 	if (lines.some((line) => line.includes("per_device_train_batch_size")))
 		lines.push("Raise gradient_accumulation_steps as per_device_train_batch_size falls, and each step is the same.");
@@ -128,37 +129,37 @@ export function checkMemory(plan: MemoryPlan, { device, host }: Memory, advice: 
 	const named = plan.categories.length > 0 ? `: ${categoriesText(plan.categories)}` : "";
 	const known = device !== undefined && device.availableBytes > 0;
 	if (known && plan.totalBytes > device.availableBytes) throw tooSmall(plan, device, advice());
-	const found = known ? `, ${formatBytes(device.availableBytes)} available on ${device.name}` : "";
-	const inDevice = `${formatBytes(plan.totalBytes)} planned${found}${named}`;
+	const found = known ? `, ${bytesToTenth(device.availableBytes)} available on ${device.name}` : "";
+	const inDevice = `${bytesToTenth(plan.totalBytes)} planned${found}${named}`;
 	if (plan.hostBytes === 0) return inDevice;
 	const hostKnown = host !== undefined && host.availableBytes > 0;
 	if (hostKnown && plan.hostBytes > host.availableBytes) throw hostTooSmall(plan, host);
-	const left = hostKnown ? `, ${formatBytes(host.availableBytes)} available` : "";
-	const inHost = `${formatBytes(plan.hostBytes)} in the host's memory${left}: ${categoriesText(plan.hostCategories)}`;
+	const left = hostKnown ? `, ${bytesToTenth(host.availableBytes)} available` : "";
+	const inHost = `${bytesToTenth(plan.hostBytes)} in the host's memory${left}: ${categoriesText(plan.hostCategories)}`;
 	return `${inDevice}; ${inHost}`;
 }
 
 function tooSmall(plan: MemoryPlan, device: DeviceInfo, advice: Advice): ArlError {
 	const room = device.availableBytes;
 	const lines = [
-		`the run needs ${formatBytes(plan.totalBytes)} of memory and ${formatBytes(room)} are available on ${device.name}`,
+		`the run needs ${bytesToTenth(plan.totalBytes)} of memory and ${bytesToTenth(room)} are available on ${device.name}`,
 		categoriesText(plan.categories),
 	];
 	const hints: string[] = [];
 	const onGpu = device.device !== "cpu";
 	if (plan.totalBytes <= device.memoryBytes - (onGpu ? CONTEXT_BYTES : 0)) {
-		const held = formatBytes(device.memoryBytes - room);
-		lines.push(`its memory of ${formatBytes(device.memoryBytes)} would do, but ${held} of it are taken`);
+		const held = bytesToTenth(device.memoryBytes - room);
+		lines.push(`its memory of ${bytesToTenth(device.memoryBytes)} would do, but ${held} of it are taken`);
 		hints.push(`End the programs that hold it${onGpu ? " (`nvidia-smi` shows them)" : ""}, or:`);
 	}
 	return new ArlError("ARL_OOM", lines.join("\n"), [...hints, adviceText(advice, room)].join("\n"));
 }
 
 function hostTooSmall(plan: MemoryPlan, host: DeviceInfo): ArlError {
-	const message = `the run keeps ${formatBytes(plan.hostBytes)} in the host's memory and ${formatBytes(host.availableBytes)} are available`;
+	const message = `the run keeps ${bytesToTenth(plan.hostBytes)} in the host's memory and ${bytesToTenth(host.availableBytes)} are available`;
 	const hints = plan.hostCategories.map(({ name, bytes }) => {
 		const option = name === "activations" ? "activation_offloading" : "optimizer_offload";
-		return `Without --${option} ${name} (${formatBytes(bytes)}) stay on the GPU.`;
+		return `Without --${option} ${name} (${bytesToTenth(bytes)}) stay on the GPU.`;
 	});
 	return new ArlError("ARL_OOM", `${message}\n${categoriesText(plan.hostCategories)}`, hints.join("\n"));
 }
@@ -171,10 +172,10 @@ export function withPlan(error: ArlError, plan: MemoryPlan, advice: () => Advice
 	if (error.code !== "ARL_OOM") return error;
 	const lines = [
 		`${where}${error.message}`,
-		`planned were ${formatBytes(plan.totalBytes)}: ${categoriesText(plan.categories)}`,
+		`planned were ${bytesToTenth(plan.totalBytes)}: ${categoriesText(plan.categories)}`,
 	];
 	if (plan.hostBytes > 0)
-		lines.push(`and ${formatBytes(plan.hostBytes)} of the host's memory: ${categoriesText(plan.hostCategories)}`);
+		lines.push(`and ${bytesToTenth(plan.hostBytes)} of the host's memory: ${categoriesText(plan.hostCategories)}`);
 	const hints = [stands, error.hint, adviceText(advice(), null)].filter((hint) => hint !== "");
 	return new ArlError("ARL_OOM", lines.join("\n"), hints.join("\n"), { cause: error });
 }

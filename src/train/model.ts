@@ -6,6 +6,7 @@ import { createHash } from "node:crypto";
 import { open, readdir, readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { ArlError, toArlError } from "../errors.js";
+import { exists } from "../folders.js";
 import type { Native } from "../native.js";
 
 export interface ModelFolder {
@@ -61,7 +62,7 @@ async function configIdentity(path: string): Promise<string> {
  * checkpoint says of it. A folder that was moved away, emptied or unmounted is no change.
  */
 export async function baseIdentity(path: string, known: ModelIdentity): Promise<ModelIdentity> {
-	const isThere = (await stat(join(path, "config.json")).catch(() => null)) !== null;
+	const isThere = await exists(join(path, "config.json"));
 	if (!isThere) return known;
 	const { identity, bytes } = await weightsIdentity(path);
 	return { config: await configIdentity(path), weights: bytes === 0 ? known.weights : identity };

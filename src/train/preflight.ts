@@ -7,20 +7,10 @@ import { access, stat, statfs } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
 import type { AgentTrainingConfig } from "../config/schema.js";
 import { ArlError, toArlError } from "../errors.js";
+import { exists } from "../folders.js";
 import type { EngineInfo, NativeTextEncoder, TextInfo } from "../native.js";
+import { bytesToTenth } from "../report/format.js";
 import type { ModelFolder } from "./model.js";
-
-/** Bytes as people read them. */
-export function formatBytes(bytes: number): string {
-	const units = ["B", "KiB", "MiB", "GiB", "TiB"];
-	let value = bytes;
-	let unit = 0;
-	while (value >= 1024 && unit < units.length - 1) {
-		value /= 1024;
-		unit += 1;
-	}
-	return `${unit === 0 ? value : value.toFixed(value < 10 ? 2 : 1)} ${units[unit]}`;
-}
 
 /** The tokenizer fits the model, and the token that ends a reply exists. */
 export function checkTokenizer(model: ModelFolder, text: TextInfo): string {
@@ -69,7 +59,7 @@ function tryEncode(encoder: NativeTextEncoder, row: Uint8Array) {
 
 async function nearestFolder(path: string): Promise<string> {
 	let folder = resolve(path);
-	while (!(await stat(folder).catch(() => null))) {
+	while (!(await exists(folder))) {
 		const above = dirname(folder);
 		if (above === folder) break;
 		folder = above;
@@ -124,9 +114,9 @@ export async function checkDisk(outputDir: string, needed: number, count: number
 	if (needed > free) {
 		throw new ArlError(
 			"ARL_IO",
-			`${outputDir}: ${checkpoints} ${count === 1 ? "needs" : "need"} ${formatBytes(needed)}, and ${formatBytes(free)} are free on this disk`,
+			`${outputDir}: ${checkpoints} ${count === 1 ? "needs" : "need"} ${bytesToTenth(needed)}, and ${bytesToTenth(free)} are free on this disk`,
 			"Set save_total_limit, save less often, or choose an output_dir on another disk.",
 		);
 	}
-	return `${formatBytes(needed)} for ${checkpoints}, ${formatBytes(free)} free`;
+	return `${bytesToTenth(needed)} for ${checkpoints}, ${bytesToTenth(free)} free`;
 }

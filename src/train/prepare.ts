@@ -15,6 +15,7 @@ import { ArlError } from "../errors.js";
 import type { TrainEvent } from "../events.js";
 import { makeFolder, removeEmptyFolders } from "../folders.js";
 import type { Native, NativeTokenCache } from "../native.js";
+import { bytesToTenth } from "../report/format.js";
 import { findCheckpoint, type Resumable, removeUnfinished } from "./checkpoint.js";
 import { type OpenEngine, openEngine } from "./engine.js";
 import type { RowKeeper } from "./keeper.js";
@@ -41,7 +42,6 @@ import {
 	checkpointBytes,
 	checkpointsAtOnce,
 	checkTokenizer,
-	formatBytes,
 	stopTokenWarning,
 } from "./preflight.js";
 import { removeUnplaced } from "./publish.js";
@@ -139,7 +139,7 @@ async function* prepare(input: PrepareInput, progress: Progress): AsyncGenerator
 	const { args, notices } = settleForDevice(input.args, chosen.device);
 	const smallest = engineOptions(args, chosen.device, { maxTokens: 1, maxSequences: 1 });
 	chosen.native.planMemory({ ...smallest, modelDir: model.path });
-	const weights = args.init_from_config ? "random weights" : `${formatBytes(model.weightBytes)} of weights`;
+	const weights = args.init_from_config ? "random weights" : `${bytesToTenth(model.weightBytes)} of weights`;
 	yield { type: "check", name: "model", message: `${model.modelType}, ${weights}` };
 	if (chosen.notice !== null) yield { type: "notice", level: "warning", message: chosen.notice };
 	for (const message of notices) yield { type: "notice", level: "info", message };

@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { ArlError, toArlError } from "../errors.js";
 import { exists, makeFolder } from "../folders.js";
 import type { NativeEngine } from "../native.js";
-import { syncPath } from "./checkpoint.js";
+import { syncPath } from "../write-whole.js";
 import { isModelFile } from "./model-files.js";
 
 /** Names of the model's files in `output_dir`: what this program put there and may remove. */

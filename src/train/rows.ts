@@ -90,7 +90,7 @@ async function goodOnes(source: AnySource, asked: Uint32Array) {
 }
 
 /** Names a cache: the same rows and the same text options have the same tokens. */
-export function cacheKey(source: AnySource, text: TextInfo): string {
+function cacheKey(source: AnySource, text: TextInfo): string {
 	return createHash("sha256")
 		.update(`${source.identity}\n${source.length}\n${text.fingerprint}`)
 		.digest("hex")

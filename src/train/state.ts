@@ -3,7 +3,7 @@
  * Weights, moments and random state are the engine's; the order of rows follows from seed and step.
  */
 import type { AgentTrainingConfig } from "../config/schema.js";
-import { ArlError } from "../errors.js";
+import { ArlError, messageOf } from "../errors.js";
 import type { ModelFolder, ModelIdentity } from "./model.js";
 import type { SettledConfig } from "./options.js";
 
@@ -195,7 +195,7 @@ export function parseState(text: string, path: string): TrainerState {
 	try {
 		value = JSON.parse(text);
 	} catch (error) {
-		throw new ArlError("ARL_STATE", `${path}: not JSON: ${error instanceof Error ? error.message : String(error)}`);
+		throw new ArlError("ARL_STATE", `${path}: not JSON: ${messageOf(error)}`);
 	}
 	const state = value as Partial<TrainerState> | null;
 	if (state?.version !== 1) {

@@ -13,7 +13,7 @@ export type Unpack = (bytes: Uint8Array, length: number) => Uint8Array;
 export type UnpackNative = Pick<Native, "unpackZstd">;
 
 /** A page above this size is refused: wasm has four GiB, and a page is held at once. */
-export const MAX_PAGE_BYTES = 1024 ** 3;
+const MAX_PAGE_BYTES = 1024 ** 3;
 
 /** The functions for a file's codecs; those that need it are loaded. Throws the name of one that is not known. */
 export async function loadCodecs(

@@ -3,7 +3,7 @@
  * row are taken in step, which is how nested rows come out of flat columns.
  */
 import type { ColumnMetaData } from "hyparquet";
-import { ArlError, toArlError } from "../../errors.js";
+import { ArlError, messageOf, toArlError } from "../../errors.js";
 import type { Unpack } from "./codecs.js";
 import { type ColumnShape, PageReader, type Values } from "./pages.js";
 
@@ -95,7 +95,7 @@ export class Leaf {
 	/** The error of a column that cannot be read. */
 	damaged(error: unknown, offset?: number): ArlError {
 		if (error instanceof Error && "syscall" in error) return toArlError(error);
-		const reason = error instanceof Error ? error.message : String(error);
+		const reason = messageOf(error);
 		const place = offset === undefined ? "" : `, page at byte ${offset}`;
 		return new ArlError(
 			"ARL_DATA",

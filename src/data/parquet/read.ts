@@ -4,7 +4,7 @@
  */
 import { open } from "node:fs/promises";
 import type { FileMetaData, RowGroup } from "hyparquet";
-import { ArlError, toArlError } from "../../errors.js";
+import { ArlError, messageOf, toArlError } from "../../errors.js";
 import type { ColumnNames } from "../columns.js";
 import { keyBytes } from "../json-bytes.js";
 import type { FileRows } from "../jsonl.js";
@@ -112,7 +112,7 @@ async function openTable(fd: number, metadata: FileMetaData, options: ParquetOpt
 	try {
 		return { name, fd, metadata, builder, columns, codecs: await loadCodecs(options.native, codecs) };
 	} catch (error) {
-		const codec = error instanceof Error ? error.message : String(error);
+		const codec = messageOf(error);
 		const hint = "Write it with zstd, snappy, gzip, brotli or lz4.";
 		throw new ArlError("ARL_DATA", `${name}: pages compressed with ${codec}, which is not read`, hint);
 	}

@@ -2,9 +2,9 @@
  * Rows of JSON text as a Parquet file: numbers and names of a row become columns of their type, lists and objects columns of
  * JSON text, so that `read.ts` gives the same rows back and any other reader can use the file.
  */
-import { rename, rm } from "node:fs/promises";
 import type { SchemaElement } from "hyparquet";
-import { ArlError, toArlError } from "../../errors.js";
+import { ArlError } from "../../errors.js";
+import { writeWhole } from "../../write-whole.js";
 import { objectEntries } from "../json-scan.js";
 import { type ColumnNotes, NOTES_KEY } from "./notes.js";
 
@@ -156,14 +156,13 @@ export async function writeParquet(
 	rows: Iterable<string | Uint8Array> | AsyncIterable<string | Uint8Array>,
 ): Promise<number> {
 	const { ParquetWriter, fileWriter } = await import("hyparquet-writer");
-	const unfinished = `${path}.unfinished`;
-	let written = 0;
-	try {
+	return writeWhole(path, async (partial) => {
+		let written = 0;
 		const columns = new Columns(path);
 		let file: InstanceType<typeof ParquetWriter> | null = null;
 		const flush = async () => {
 			const columnData = columns.take();
-			file ??= new ParquetWriter({ writer: fileWriter(unfinished), schema: columns.schema, createdBy: "arl" });
+			file ??= new ParquetWriter({ writer: fileWriter(partial), schema: columns.schema, createdBy: "arl" });
 			await file.write({ columnData, rowGroupSize: GROUP_ROWS });
 		};
 		for await (const row of rows) {
@@ -177,10 +176,6 @@ export async function writeParquet(
 			last.kvMetadata = [{ key: NOTES_KEY, value: JSON.stringify(columns.notes) }];
 			await last.finish();
 		}
-		await rename(unfinished, path);
 		return written;
-	} catch (error) {
-		await rm(unfinished, { force: true });
-		throw toArlError(error);
-	}
+	});
 }
