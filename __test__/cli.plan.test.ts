@@ -186,7 +186,7 @@ describe("arl plan", () => {
 		expect(large.stdout).toMatch(/^ {2}total +\d+\.\d\d +100\.0 %$/m);
 		expect(large.stdout).toMatch(/^ {3}24 GB {2}does not fit: .* GiB too much$/m);
 		// All of it but three slots of 16 Mi parameters, of 10 bytes each.
-		expect(large.stdout).toMatch(/^ {2}--optimizer_offload +75\.81 +.* and 76\.28 GiB of the host's$/m);
+		expect(large.stdout).toMatch(/^ {2}--optimizer_offload +75\.81 +.* and 76\.28 GiB in host memory$/m);
 		const small = await plan(["--model_name_or_path", model, "--device", "cuda", "--max_length", "1024"]);
 		expect(small.stdout).toMatch(/^ {3}24 GB {2}fits$/m);
 		expect(small.stdout).not.toContain("what to change");

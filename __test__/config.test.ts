@@ -410,7 +410,7 @@ describe("options together", () => {
 	it("says what has no effect", () => {
 		const { notices } = resolve("--max_steps 5 --num_train_epochs 2 --save_strategy no --save_steps 3".split(" "));
 		expect(notices).toEqual([
-			"num_train_epochs 2 (a flag) has no effect beside max_steps 5 (a flag)",
+			"num_train_epochs 2 (a flag) has no effect: max_steps 5 (a flag) is set",
 			'save_steps 3 (a flag) has no effect with save_strategy "no" (a flag)',
 		]);
 	});

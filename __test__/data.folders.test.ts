@@ -93,7 +93,7 @@ describe("a folder of rows", () => {
 			/--split/,
 		],
 		["a split where names tell none", ["a.jsonl"], "test", /do not tell splits/, /--split/],
-		["several folders", ["main/train.jsonl", "other/train.jsonl"], "train", /2 folders of it: main, other/, /\*\*/],
+		["several folders", ["main/train.jsonl", "other/train.jsonl"], "train", /2 of its folders: main, other/, /\*\*/],
 		["several kinds", ["train.jsonl", "train.csv"], "train", /jsonl \(1 file\)/, /\*\.csv/],
 		["no rows", ["README.md"], "train", /no files of rows/, /\.parquet/],
 		[

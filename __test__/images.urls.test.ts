@@ -109,7 +109,7 @@ describe("a file URL", () => {
 			...["/out.png", "/up/outside.png", "/../outside.png", "/%2e%2e/outside.png", "/etc/passwd", "-other/x.png", ""],
 		]) {
 			const error = await errorOf(loadImage(`${base}${path}`, { image_root: top }));
-			expect(error.message, path).toContain(`the file does not lie under ${top}`);
+			expect(error.message, path).toContain(`the file is not under ${top}`);
 		}
 	});
 

@@ -84,18 +84,18 @@ describe("the check of memory", () => {
 			"the run needs 66.0 GiB of memory and 23.0 GiB are available on a GPU\nweights 10.0 GiB, moments 40.0 GiB, activations 16.0 GiB",
 		);
 		expect(error.hint.split("\n")).toEqual([
-			"--optimizer_offload saves 40.0 GiB: 26.0 GiB are needed then, and 40.0 GiB of the host's.",
+			"--optimizer_offload saves 40.0 GiB: 26.0 GiB are needed then, and 40.0 GiB in host memory.",
 			"--gradient_checkpointing block saves 8.00 GiB: 58.0 GiB are needed then.",
 			"--per_device_train_batch_size 2 saves 8.00 GiB: 58.0 GiB are needed then.",
-			"--activation_offloading saves 4.00 GiB: 62.0 GiB are needed then, and 4.00 GiB of the host's.",
-			"All of these together: 13.0 GiB, and 41.0 GiB of the host's, which fits.",
+			"--activation_offloading saves 4.00 GiB: 62.0 GiB are needed then, and 4.00 GiB in host memory.",
+			"All of these together: 13.0 GiB, and 41.0 GiB in host memory, which fits.",
 			"Raise gradient_accumulation_steps as per_device_train_batch_size falls, and each step is the same.",
 		]);
 	});
 
 	it("says so where a change alone is enough, and where all together are not", async () => {
 		expect((await check(OPTIONS, device("cuda:0", 40, 39))).hint).toContain(
-			"26.0 GiB are needed then, and 40.0 GiB of the host's, which fits.",
+			"26.0 GiB are needed then, and 40.0 GiB in host memory, which fits.",
 		);
 		expect((await check(OPTIONS, device("cuda:0", 12, 11))).hint).toContain("which is still too much.");
 	});

@@ -208,7 +208,7 @@ function adviceLines({ device, advice }: Planned): string[] {
 	const row = (flags: string, saved: string, plan: MemoryPlan) => {
 		const gpu = smallestGpu(plan);
 		const from = device === "cpu" ? "" : `  ${gpu === null ? "none of these" : `${gpu} GB`}`.padEnd(15);
-		const host = plan.hostBytes > 0 ? `  and ${gib(plan.hostBytes)} GiB of the host's` : "";
+		const host = plan.hostBytes > 0 ? `  and ${gib(plan.hostBytes)} GiB in host memory` : "";
 		return `  ${flags.padEnd(36)} ${saved.padStart(9)} ${gib(plan.totalBytes).padStart(9)}${from}${host}`.trimEnd();
 	};
 	const head = `${"what to change".padEnd(38)} saves GiB total GiB${device === "cpu" ? "" : "  fits from"}`;

@@ -117,7 +117,7 @@ export const NOT_BUILT: Readonly<Record<string, NotBuilt>> = {
 		trust_remote_code: [false],
 	}),
 	...notBuilt(NO_HUB, { hub_token: [null], push_to_hub_token: [null] }, true),
-	...notBuilt("the database's name stands in `db_connection_string`", { db_name: [null] }),
+	...notBuilt("the database's name is part of `db_connection_string`", { db_name: [null] }),
 	...notBuilt(NO_RANKS, {
 		local_rank: [-1],
 		nproc_per_node: [1],
@@ -186,7 +186,7 @@ export const NOT_BUILT: Readonly<Record<string, NotBuilt>> = {
 		packing: [false],
 		packing_strategy: ["bfd"],
 	}),
-	...notBuilt("samples lie side by side without padding in any case", { padding_free: [true, false] }),
+	...notBuilt("samples are always packed side by side without padding", { padding_free: [true, false] }),
 	...notBuilt("tokens that end or fill a sample come from the tokenizer's files", {
 		eos_token: [null],
 		pad_token: [null],
@@ -204,14 +204,14 @@ export const NOT_BUILT: Readonly<Record<string, NotBuilt>> = {
 	}),
 	...notBuilt("a loss that is not finite ends the run in any case", { logging_nan_inf_filter: [true, false] }),
 	...notBuilt("logs go to stderr", { log_level: ["passive"], log_level_replica: ["warning"], logging_dir: [null] }),
-	...notBuilt("a checkpoint always holds what is needed to go on", { save_only_model: [false] }),
+	...notBuilt("a checkpoint always holds what is needed to resume", { save_only_model: [false] }),
 	...notBuilt("checkpoints are always safetensors", { save_safetensors: [true] }),
-	...notBuilt("a resumed run goes on at the exact sample", {
+	...notBuilt("a resumed run continues at the exact sample", {
 		ignore_data_skip: [false],
 		restore_callback_states_from_checkpoint: [false],
 	}),
 	...notBuilt("give `model_name_or_path` a folder with the tokenizer in it", { tokenizer_name_or_path: [null] }),
-	...notBuilt("a function is given to `QwenTrainer` beside `args`, or as a module with `convert`", {
+	...notBuilt("pass a function to `QwenTrainer` next to `args`, or name a module with `convert`", {
 		convert_record_to_data_func: [null],
 	}),
 };

@@ -116,7 +116,7 @@ export function optionsMarkdown(): string {
 		"",
 		"This page is generated from the schema (`npm run docs:options`). An option has one spelling everywhere: as a flag",
 		"(`--learning_rate 1e-4`), in YAML or JSON, in `arl.config.ts`, and in code. A flag wins over a file's value, and that over",
-		"the default. `arl train --print_config` shows every value and where it comes from. A switch may stand alone",
+		"the default. `arl train --print_config` shows every value and where it comes from. A switch needs no value",
 		"(`--bf16`), with a value (`--bf16 false`), or with `no_` (`--no_bf16`). `none` unsets an option that may be unset.",
 	];
 	for (const group of GROUPS) {
@@ -136,7 +136,7 @@ export function optionsMarkdown(): string {
 		"",
 		"## Older names",
 		"",
-		"Read as the option beside them, with a notice.",
+		"Read as the option next to them, with a notice.",
 		"",
 		"| name | read as |",
 		"|---|---|",

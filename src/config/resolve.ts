@@ -239,7 +239,7 @@ function checkTogether(
 		);
 	}
 	if (args.max_steps !== -1 && both("max_steps", "num_train_epochs")) {
-		notices.push(`${said("num_train_epochs")} has no effect beside ${said("max_steps")}`);
+		notices.push(`${said("num_train_epochs")} has no effect: ${said("max_steps")} is set`);
 	}
 	if (args.save_strategy !== "steps" && given.has("save_steps")) {
 		notices.push(`${said("save_steps")} has no effect with ${said("save_strategy")}`);

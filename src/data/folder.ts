@@ -125,7 +125,7 @@ export async function folderFiles(
 		const arrow = all.some((path) => path.endsWith(".arrow"));
 		throw new ArlError(
 			"ARL_DATA",
-			`${folder}: no files of rows lie in this folder`,
+			`${folder}: the folder has no files of rows`,
 			arrow
 				? "Its .arrow files are what `save_to_disk` writes; write Parquet instead: dataset.to_parquet(...)"
 				: "Rows are read from .jsonl, .json, .parquet, .csv and .tsv files, plain or compressed with gzip or zstd.",
@@ -149,7 +149,7 @@ export async function folderFiles(
 	if (folders.length > 1) {
 		throw new ArlError(
 			"ARL_DATA",
-			`${folder}: rows lie in ${folders.length} folders of it: ${folders.slice(0, 5).join(", ")}${folders.length > 5 ? ", ..." : ""}`,
+			`${folder}: rows are in ${folders.length} of its folders: ${folders.slice(0, 5).join(", ")}${folders.length > 5 ? ", ..." : ""}`,
 			`Name one of them, or the files with a pattern: --train_file '${join(folder, "**", `*.${kindOf(chosen[0]?.path ?? "")}`)}'`,
 		);
 	}
@@ -157,7 +157,7 @@ export async function folderFiles(
 	if (kinds.length > 1) {
 		throw new ArlError(
 			"ARL_DATA",
-			`${folder}: files of ${kinds.length} kinds lie in it: ${counted(chosen, ({ path }) => kindOf(path))}; are they the same rows?`,
+			`${folder}: files of ${kinds.length} kinds are in it: ${counted(chosen, ({ path }) => kindOf(path))}; are they the same rows?`,
 			`Name the files with a pattern: --train_file '${join(folder, folders[0] ?? "", `*.${kinds[0]}`)}'`,
 		);
 	}

@@ -78,7 +78,7 @@ class Parser {
 			case "{":
 			case "[":
 				if (depth >= MAX_DEPTH)
-					throw new RowProblem("too deep", `arrays and objects lie more than ${MAX_DEPTH} deep in each other`);
+					throw new RowProblem("too deep", `arrays and objects are nested more than ${MAX_DEPTH} deep`);
 				return first === "{" ? this.object(depth) : this.array(depth);
 			case "t":
 				return this.word("true", true);

@@ -87,6 +87,6 @@ function changed(row: RowContent, location: string): ArlError {
 	return new ArlError(
 		"ARL_STATE",
 		`${location}: the row is not the one that the earlier part of this run has read there: the data set has changed`,
-		"Give the same rows in the same order each time, or start anew with another output_dir.",
+		"Give the same rows in the same order each time, or start from scratch with another output_dir.",
 	);
 }

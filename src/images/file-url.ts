@@ -35,7 +35,7 @@ export async function fileUrlBytes(url: URL, root: string | null, maxBytes: numb
 	});
 	if (!real.startsWith(withFolderEnd(top))) {
 		const where = real === path ? "" : ` (it is ${real})`;
-		throw new ArlError("ARL_DATA", `the file does not lie under ${top}${where}`, HOW_TO_ALLOW);
+		throw new ArlError("ARL_DATA", `the file is not under ${top}${where}`, HOW_TO_ALLOW);
 	}
 	// What was found is opened by its real name and as no link, so that a link made in between is not followed; a pipe that
 	// nobody writes to must not keep the run waiting.

@@ -12,7 +12,7 @@ async function loadSharp() {
 		throw new ArlError(
 			"ARL_CONFIG",
 			`max_pixels needs the package sharp, which cannot be loaded: ${reason}`,
-			"Install it beside arl: npm install sharp. Without max_pixels images stay as they are.",
+			"Install it next to arl: npm install sharp. Without max_pixels images stay as they are.",
 			{ cause: error },
 		);
 	}

@@ -148,7 +148,7 @@ export async function readClaimList(folders: readonly string[], id: string): Pro
 			throw new ArlError(
 				"ARL_STATE",
 				`${path}: the list of what this run has claimed is damaged`,
-				"Copy it back, or start anew with another output_dir.",
+				"Copy it back, or start from scratch with another output_dir.",
 			);
 		}
 		return list;
@@ -156,7 +156,7 @@ export async function readClaimList(folders: readonly string[], id: string): Pro
 	throw new ArlError(
 		"ARL_STATE",
 		`the list of what this run has claimed is missing: ${paths.join(", nor ")}`,
-		"It lies beside the checkpoints of a run that follows a database. A run that began without follow goes on without it.",
+		"It is stored next to the checkpoints of a run that follows a database. A run that began without follow resumes without it.",
 	);
 }
 

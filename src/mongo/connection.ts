@@ -95,7 +95,7 @@ export class MongoConnection {
 				if (this.brokenSince !== null) {
 					const seconds = Math.round((performance.now() - this.brokenSince) / 1000);
 					this.brokenSince = null;
-					this.notices.push(`${this.address} answers again after ${seconds} s; the run goes on`);
+					this.notices.push(`${this.address} answers again after ${seconds} s; the run continues`);
 				}
 				return result;
 			} catch (error) {
@@ -125,7 +125,7 @@ export class MongoConnection {
 }
 
 function waitedInVain(failure: ArlError, seconds: number, hint: string): ArlError {
-	return new ArlError(failure.code, `${failure.message}; it was waited for for ${seconds} s`, hint, {
+	return new ArlError(failure.code, `${failure.message}; gave up after ${seconds} s`, hint, {
 		cause: failure.cause,
 	});
 }

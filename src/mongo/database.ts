@@ -32,7 +32,7 @@ export interface DatabaseOptions {
 const COUNT_TOGETHER = 256;
 /** What to do once a server that is gone is back. */
 export const GO_ON =
-	"What was trained stands in the last checkpoint. Once the server is back, go on with --resume_from_checkpoint latest.";
+	"The last checkpoint has what was trained. Once the server is back, resume with --resume_from_checkpoint latest.";
 
 /**
  * The rows of a selection as they are now. `convert`: a user's own way from a record to rows. The caller closes the
@@ -212,6 +212,6 @@ export function checkSameList(
 	throw new ArlError(
 		"ARL_STATE",
 		["this run's rows came from somewhere else:", ...changed].join("\n"),
-		"Go on with the same database, or start anew with another output_dir and the checkpoint as model_name_or_path.",
+		"Resume with the same database, or start from scratch with another output_dir and the checkpoint as model_name_or_path.",
 	);
 }

@@ -239,7 +239,7 @@ export async function readSnapshot(folders: readonly string[], id: string): Prom
 	throw new ArlError(
 		"ARL_STATE",
 		`the list of this run's documents is missing: ${folders.map((folder) => pathOf(folder, id)).join(", nor ")}`,
-		"It lies beside the checkpoints; without it the same rows cannot be found again. Copy it back, or start anew with another output_dir and the checkpoint as model_name_or_path.",
+		"It is stored next to the checkpoints; without it the same rows cannot be found again. Copy it back, or start from scratch with another output_dir and the checkpoint as model_name_or_path.",
 	);
 }
 
@@ -247,7 +247,7 @@ async function readList(path: string): Promise<Snapshot> {
 	const damaged = new ArlError(
 		"ARL_STATE",
 		`${path}: the list of this run's documents is damaged`,
-		"Copy it back, or start anew with another output_dir.",
+		"Copy it back, or start from scratch with another output_dir.",
 	);
 	let header: (Omit<Snapshot, "documents"> & { version: number; documents: number }) | null = null;
 	const documents = new DocumentList();

@@ -72,7 +72,7 @@ export class TextReporter implements Reporter {
 				this.#start(event);
 				break;
 			case "resumed":
-				this.#line(`going on after step ${event.step} from ${event.checkpoint}`);
+				this.#line(`resuming after step ${event.step} from ${event.checkpoint}`);
 				for (const change of event.changed) this.#line(`  changed: ${change}`);
 				break;
 			case "step":
@@ -165,7 +165,7 @@ export class TextReporter implements Reporter {
 		const most = [...event.memory.categories].sort((a, b) => b.bytes - a.bytes).slice(0, 3);
 		const named = most.map(({ name, bytes: size }) => `${name} ${bytes(size)}`);
 		const { totalBytes, hostBytes } = event.memory;
-		const host = hostBytes > 0 ? `; ${bytes(hostBytes)} of the host's` : "";
+		const host = hostBytes > 0 ? `; ${bytes(hostBytes)} in host memory` : "";
 		this.#line(`memory   ${bytes(totalBytes)}${named.length > 0 ? ` (${named.join(", ")})` : ""}${host}`);
 		const micro =
 			event.microBatchesPerStep === 1 ? "one micro-batch" : `${count(event.microBatchesPerStep)} micro-batches`;
@@ -212,7 +212,7 @@ export class TextReporter implements Reporter {
 		this.#line(`model    ${event.modelPath ?? "not saved: no step was finished"}`);
 		this.#line(`metrics  ${join(event.outputDir || this.#outputDir, METRICS_FILE)}`);
 		if (event.outcome !== "completed" && event.modelPath !== null)
-			this.#line("go on with --resume_from_checkpoint latest");
+			this.#line("resume with --resume_from_checkpoint latest");
 	}
 }
 

@@ -100,7 +100,7 @@ function categoriesText(categories: MemoryPlan["categories"]): string {
 function adviceText({ changes, together }: Advice, room: number | null): string {
 	const fits = (plan: MemoryPlan) => (room === null ? "" : plan.totalBytes <= room ? ", which fits" : "");
 	const inHost = (plan: MemoryPlan) =>
-		plan.hostBytes > 0 ? `, and ${bytesToTenth(plan.hostBytes)} of the host's` : "";
+		plan.hostBytes > 0 ? `, and ${bytesToTenth(plan.hostBytes)} in host memory` : "";
 	const lines = changes.map(({ flags, savedBytes, plan }) => {
 		const needed = `${bytesToTenth(plan.totalBytes)} are needed then${inHost(plan)}${fits(plan)}`;
 		return `${flags} saves ${bytesToTenth(savedBytes)}: ${needed}.`;
@@ -175,7 +175,7 @@ export function withPlan(error: ArlError, plan: MemoryPlan, advice: () => Advice
 		`planned were ${bytesToTenth(plan.totalBytes)}: ${categoriesText(plan.categories)}`,
 	];
 	if (plan.hostBytes > 0)
-		lines.push(`and ${bytesToTenth(plan.hostBytes)} of the host's memory: ${categoriesText(plan.hostCategories)}`);
+		lines.push(`and ${bytesToTenth(plan.hostBytes)} in host memory: ${categoriesText(plan.hostCategories)}`);
 	const hints = [stands, error.hint, adviceText(advice(), null)].filter((hint) => hint !== "");
 	return new ArlError("ARL_OOM", lines.join("\n"), hints.join("\n"), { cause: error });
 }

@@ -185,7 +185,7 @@ export function checkSameRun(checkpoint: string, state: TrainerState, fixed: Fin
 	throw new ArlError(
 		"ARL_STATE",
 		[`${checkpoint}: this run is not the one that the checkpoint was made by:`, ...changed].join("\n"),
-		"Go on with the same rows, model and options, or start anew with another output_dir and the checkpoint as model_name_or_path.",
+		"Resume with the same rows, model and options, or start from scratch with another output_dir and the checkpoint as model_name_or_path.",
 	);
 }
 

@@ -174,7 +174,7 @@ export class QwenTrainer<Row = unknown> {
 			throw new ArlError(
 				"ARL_INTERRUPTED",
 				`interrupted after step ${result.steps} of ${result.totalSteps}`,
-				result.modelPath === null ? "" : `Go on with resume_from_checkpoint: ${result.modelPath}`,
+				result.modelPath === null ? "" : `Resume with resume_from_checkpoint: ${result.modelPath}`,
 			);
 		}
 		return result;

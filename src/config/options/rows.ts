@@ -100,7 +100,7 @@ export const rows = {
 	train_sampling_strategy: choice(["random", "sequential"], {
 		group: "Rows",
 		default: "random",
-		description: "Order of the rows: shuffled anew each epoch with `data_seed`, or as they stand in the files.",
+		description: "Order of the rows: shuffled again each epoch with `data_seed`, or in the order of the files.",
 	}),
 	minimal_advantage: numberOrNone({
 		group: "Rows",
@@ -144,7 +144,7 @@ export const database = {
 		group: "Database",
 		expects: "mongodb://USER:PASSWORD@HOST:PORT/DATABASE",
 		description:
-			"MongoDB database that rows are read from, beside or in place of `train_file`. The environment variable `ARL_DB_CONNECTION_STRING` stands in for it where no rows are given; it is never shown.",
+			"MongoDB database that rows are read from, in addition to or in place of `train_file`. The environment variable `ARL_DB_CONNECTION_STRING` is used where no rows are given; it is never shown.",
 	}),
 	db_source: choice(["auto", "Record", "DBRecordData"], {
 		group: "Database",
@@ -172,19 +172,19 @@ export const database = {
 		default: 1,
 		min: 1,
 		description:
-			"At least so many steps lie between two trainings of a row: documents of which `last_trained_step` is nearer to the last step that the collection knows are left out, and epochs that would bring a row again sooner are refused.",
+			"At least so many steps between two trainings of a row: documents of which `last_trained_step` is nearer to the last step that the collection knows are left out, and epochs that would bring a row again sooner are refused.",
 	}),
 	mongo_write_back: choice(["ack", "agentrl", "none"], {
 		group: "Database",
 		default: "ack",
 		description:
-			"What is written once a checkpoint stands. ack: `trained_count` and `last_trained_step` of its rows, exactly once for each row and epoch, with a ledger in `arl_acks`. agentrl: only fields that AgentRL knows, and no collection; exact as long as one run at a time trains a row. None: nothing. Nothing is ever deleted.",
+			"What is written back once a checkpoint is complete. ack: `trained_count` and `last_trained_step` of its rows, exactly once for each row and epoch, with a ledger in `arl_acks`. agentrl: only fields that AgentRL knows, and no collection; exact as long as one run at a time trains a row. None: nothing. Nothing is ever deleted.",
 	}),
 	follow: boolean({
 		group: "Database",
 		default: false,
 		description:
-			"Train rows as they arrive: those that are there and those that come while the run goes on, each claimed for this run alone and trained once, in the order of the claims. Needs `max_steps` and `train_sampling_strategy sequential`.",
+			"Train rows as they arrive: those that are there and those that arrive during the run, each claimed for this run alone and trained once, in the order of the claims. Needs `max_steps` and `train_sampling_strategy sequential`.",
 	}),
 	follow_idle: numberOrNone({
 		group: "Database",

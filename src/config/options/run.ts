@@ -29,7 +29,7 @@ export const checkpoints = {
 	save_total_limit: integerOrNone({
 		group: "Checkpoints",
 		min: 1,
-		description: "Checkpoints that are kept; the oldest goes once a new one stands. None: all.",
+		description: "Checkpoints that are kept; the oldest is removed once a new one is complete. None: all.",
 	}),
 	resume_from_checkpoint: custom(
 		z

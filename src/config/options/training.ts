@@ -22,7 +22,7 @@ export const batch = {
 		default: 8,
 		min: 1,
 		max: 65536,
-		description: "Samples in a micro-batch. They lie side by side without padding.",
+		description: "Samples in a micro-batch. They are packed side by side without padding.",
 	}),
 	max_tokens_per_micro_batch: integerOrNone({
 		group: "Batch and length of the run",

@@ -132,10 +132,7 @@ function openGroup(table: Table, group: RowGroup, index: number): void {
 			throw damaged(name, `row group ${index} does not say where column ${leaf.path.join(".")} is`);
 		}
 		if (column.file_path) {
-			throw new ArlError(
-				"ARL_DATA",
-				`${name}: column ${leaf.path.join(".")} lies in another file (${column.file_path})`,
-			);
+			throw new ArlError("ARL_DATA", `${name}: column ${leaf.path.join(".")} is in another file (${column.file_path})`);
 		}
 		const unpack = codecs.get(chunk.codec);
 		if (!unpack) throw damaged(name, `row group ${index} names no codec for column ${leaf.path.join(".")}`);

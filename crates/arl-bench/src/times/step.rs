@@ -253,7 +253,7 @@ fn too_large(config: &ModelConfig, base: &EngineOptions, kind: DeviceKind, free:
     let plan = plan_memory_of(config, &least, kind)?;
     let (needs, has) = (gib(plan.total_bytes), gib(free.unwrap_or(0)));
     let (host, host_has) = (gib(plan.host_bytes), gib(host_available()));
-    Ok(format!("does not fit: {needs} GiB planned of {has} GiB that are free, {host} of {host_has} GiB of the host's"))
+    Ok(format!("does not fit: {needs} GiB planned of {has} GiB that are free, {host} of {host_has} GiB in host memory"))
 }
 
 #[cfg(test)]

@@ -340,7 +340,7 @@ impl Store {
         self.data.read_exact_at(&mut bytes, entry.offset).map_err(|error| self.data_error(&error))?;
         if checksum(&bytes) != entry.checksum {
             let what = format!("{}: the tokens of row {} changed on disk", self.data_path.display(), entry.row);
-            return Err(Error::new(ErrorCode::State, what).hint("remove the token cache; it is filled anew"));
+            return Err(Error::new(ErrorCode::State, what).hint("remove the token cache; it is filled again"));
         }
         Ok(bytes)
     }

@@ -172,10 +172,9 @@ impl Parser<'_> {
         match self.peek() {
             None => Err(self.wrong("the text ends early")),
             Some(b'"') => Ok(Json::Str(self.string()?)),
-            Some(b'{' | b'[') if depth >= MAX_DEPTH => Err(Refusal::new(
-                reason::TOO_DEEP,
-                format!("arrays and objects lie more than {MAX_DEPTH} deep in each other"),
-            )),
+            Some(b'{' | b'[') if depth >= MAX_DEPTH => {
+                Err(Refusal::new(reason::TOO_DEEP, format!("arrays and objects are nested more than {MAX_DEPTH} deep")))
+            }
             Some(b'{') => self.object(depth),
             Some(b'[') => self.array(depth),
             Some(b'-' | b'0'..=b'9') => self.number(),

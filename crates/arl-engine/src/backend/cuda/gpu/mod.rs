@@ -235,7 +235,7 @@ impl Device for GpuDevice {
             let place = if host { "pinned host memory".to_string() } else { format!("memory on {}", self.name) };
             let free = self.context.mem_get_info().map_or(0, |(free, _)| free >> 20);
             let beside = if host { String::new() } else { format!(", of which {free} MiB are free") };
-            failed(&format!("{mib} MiB of {place}{beside}, are not to be had for the {pool:?} pool"), error)
+            failed(&format!("{mib} MiB of {place}{beside}, cannot be allocated for the {pool:?} pool"), error)
         })?;
         self.pools.insert(pool, allocation);
         Ok(())
