@@ -26,15 +26,19 @@ function place() {
 }
 
 const noted = (file: string) => [
-	`${file}:2: 1 reply follows a reply directly: each is a turn with an end of its own`,
-	`2 rows, the first ${file}:2: \`mask\` is not read`,
-	`${file}:3: \`messages[].mood\` is not read`,
+	`warning: ${file}:2: 1 reply follows a reply directly: each is a turn with an end of its own`,
+	`note: 2 rows, the first ${file}:2: \`mask\` is not read`,
+	`warning: ${file}:3: \`messages[].mood\` is not read`,
 ];
 
-async function warnings(args: Record<string, unknown>): Promise<string[]> {
+/** What a run reports of its rows' file. */
+async function notices(args: Record<string, unknown>, file: string): Promise<string[]> {
 	const events: TrainEvent[] = [];
 	for await (const event of new QwenTrainer({ args: args as never }).run()) events.push(event);
-	return events.flatMap((event) => (event.type === "notice" && event.level === "warning" ? [event.message] : []));
+	const lines = events.flatMap((event) =>
+		event.type === "notice" ? [`${event.level === "warning" ? "warning" : "note"}: ${event.message}`] : [],
+	);
+	return lines.filter((line) => line.includes(`${file}:`));
 }
 
 describe("what is noticed in rows", () => {
@@ -51,7 +55,7 @@ describe("what is noticed in rows", () => {
 			device: "cpu",
 		};
 		for (const run of ["first", "second"]) {
-			const found = await warnings({ ...args, output_dir: `${out}-${run}` });
+			const found = await notices({ ...args, output_dir: `${out}-${run}` }, file);
 			expect(found, run).toEqual(noted(file));
 		}
 	});
@@ -62,11 +66,11 @@ describe("what is noticed in rows", () => {
 			arl(["data", "check", "--model_name_or_path", model, "--train_file", file, ...words]);
 		const { stdout, code } = await check();
 		expect(code).toBe(0);
-		for (const line of noted(file)) expect(stdout).toContain(`warning: ${line}\n`);
+		for (const line of noted(file)) expect(stdout).toContain(`${line}\n`);
 		const { notes } = JSON.parse((await check("--json")).stdout);
 		expect(notes).toMatchObject([
 			{ kind: "consecutive replies", subject: "", level: "warning", rows: 1, count: 1, firstLocation: `${file}:2` },
-			{ kind: "unread key", subject: "mask", level: "warning", rows: 2, count: 2, firstLocation: `${file}:2` },
+			{ kind: "unread key", subject: "mask", level: "info", rows: 2, count: 2, firstLocation: `${file}:2` },
 			{ kind: "unread key", subject: "messages[].mood", rows: 1, firstLocation: `${file}:3` },
 		]);
 	});
@@ -76,9 +80,7 @@ describe("what is noticed in rows", () => {
 		const inspect = (row: string) =>
 			arl(["inspect", "--model_name_or_path", model, "--train_file", file, "--row", row]);
 		const { stderr } = await inspect("3");
-		expect(stderr).toBe(
-			`warning: ${file}:3: \`mask\` is not read\nwarning: ${file}:3: \`messages[].mood\` is not read\n`,
-		);
+		expect(stderr).toBe(`note: ${file}:3: \`mask\` is not read\nwarning: ${file}:3: \`messages[].mood\` is not read\n`);
 		expect((await inspect("1")).stderr).toBe("");
 	});
 

@@ -137,7 +137,7 @@ impl From<arl_text::NoteCount> for RowNote {
     fn from(count: arl_text::NoteCount) -> Self {
         Self {
             kind: count.kind.name().to_owned(),
-            level: if count.kind.is_warning() { "warning" } else { "info" }.to_owned(),
+            level: if count.is_warning() { "warning" } else { "info" }.to_owned(),
             message: count.message(),
             subject: count.subject,
             rows: count.rows,

@@ -73,11 +73,6 @@ impl NoteKind {
         }
     }
 
-    /// The row trains less, or something else, than its author may expect.
-    pub fn is_warning(self) -> bool {
-        self <= Self::UnreadKey
-    }
-
     /// A sentence for a person, without a place.
     fn sentence(self, subject: &str, count: u64) -> String {
         let counted = |one, many| format!("{count} {}", plural(count, one, many));
@@ -223,6 +218,13 @@ pub struct NoteCount {
 }
 
 impl NoteCount {
+    /// The rows train less, or something else, than their author may expect. A column that is not read seldom means that: most
+    /// data sets have some.
+    pub fn is_warning(&self) -> bool {
+        let is_column = self.kind == NoteKind::UnreadKey && !self.subject.contains('[');
+        self.kind <= NoteKind::UnreadKey && !is_column
+    }
+
     /// A sentence for a person, without a place.
     pub fn message(&self) -> String {
         self.kind.sentence(&self.subject, self.count)
