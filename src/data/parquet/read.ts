@@ -2,7 +2,9 @@
  * A Parquet file as rows: its columns become JSON text, row by row, in a spool file; from then on they are like the lines of
  * a JSONL file. What is held at once is a page of each column, whatever the size of the row groups.
  */
+
 import { open } from "node:fs/promises";
+import { setImmediate } from "node:timers/promises";
 import type { FileMetaData, RowGroup } from "hyparquet";
 import { ArlError, messageOf, toArlError } from "../../errors.js";
 import type { ColumnNames } from "../columns.js";
@@ -140,9 +142,12 @@ function openGroup(table: Table, group: RowGroup, index: number): void {
 	}
 }
 
+const MILLISECONDS_BETWEEN_PAUSES = 20;
+
 async function writeRows(table: Table, spool: RowSpool): Promise<void> {
 	const { name, builder, columns, metadata } = table;
 	const { out } = spool;
+	let paused = performance.now();
 	for (const [index, group] of metadata.row_groups.entries()) {
 		openGroup(table, group, index);
 		for (let row = Number(group.num_rows); row > 0; row--) {
@@ -164,6 +169,11 @@ async function writeRows(table: Table, spool: RowSpool): Promise<void> {
 					throw leaf.damaged(new Error(`it is not at the same row as the others (row ${spool.rows})`));
 			}
 			if (spool.endRow()) await spool.flush();
+			// Unpacking and writing rows would let no signal through for as long as the buffer takes to fill.
+			if (performance.now() - paused > MILLISECONDS_BETWEEN_PAUSES) {
+				await setImmediate();
+				paused = performance.now();
+			}
 		}
 		for (const leaf of builder.leaves) {
 			if (!leaf.ended) throw leaf.damaged(new Error("it has more entries than the row group has rows"));
