@@ -103,7 +103,7 @@ describe("a file of Extended JSON", () => {
 		expect(notices).toEqual([expect.stringContaining("(relaxed form)")]);
 	});
 
-	it("without _id is known by its numbers, and one without numbers beside them is no contradiction", async () => {
+	it("without _id is known by its numbers, and one without numbers next to them is no contradiction", async () => {
 		const rows = [
 			'{"text":"a","reward":{"$numberInt":"3"}}',
 			'{"text":"b"}',

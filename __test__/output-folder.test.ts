@@ -54,7 +54,7 @@ describe("another program's checkpoint in output_dir", () => {
 		}
 	});
 
-	it("beside this program's own is not passed over: the run would come to its step and replace it", async () => {
+	it("next to this program's own is not passed over: the run would come to its step and replace it", async () => {
 		const place = workspace(folder);
 		await trainer(place, SAVING).train();
 		put(place.out, HF_CHECKPOINT);

@@ -1,4 +1,4 @@
-/** A process that takes folders when its parent says so, all workers at the same moment, and keeps them until it is told. */
+/** A process that takes folders when its parent says so, all workers at the same moment, and keeps them until its parent says so. */
 import { loadNative } from "../../dist/native.js";
 import { lockFolder } from "../../dist/train/lock.js";
 

@@ -60,7 +60,7 @@ fn remove(message: &mut Json) {
 pub(super) enum Part {
     /// What the user reads.
     Said,
-    /// What stands before the last `</think>`.
+    /// What comes before the last `</think>`.
     Thought,
     /// A think tag.
     Tag,

@@ -234,8 +234,8 @@ impl Device for GpuDevice {
             let mib = bytes.div_ceil(1 << 20);
             let place = if host { "pinned host memory".to_string() } else { format!("memory on {}", self.name) };
             let free = self.context.mem_get_info().map_or(0, |(free, _)| free >> 20);
-            let beside = if host { String::new() } else { format!(", of which {free} MiB are free") };
-            failed(&format!("{mib} MiB of {place}{beside}, cannot be allocated for the {pool:?} pool"), error)
+            let available = if host { String::new() } else { format!(" ({free} MiB are free)") };
+            failed(&format!("cannot allocate {mib} MiB of {place}{available} for the {pool:?} pool"), error)
         })?;
         self.pools.insert(pool, allocation);
         Ok(())
