@@ -2,7 +2,7 @@
 import { mkdtempSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { deviceToPlan } from "../src/device.js";
+import { deviceToPlan } from "../src/device/index.js";
 import { type EngineOptions, loadNative, type MemoryPlan } from "../src/native.js";
 import { cudaSystem, fakeCuda, H100, onlyIn } from "./support/cuda.js";
 import { fakeNative } from "./support/fake-native.js";

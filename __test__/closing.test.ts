@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
+import { QwenTrainer, type TrainerCallback } from "../src/api/trainer.js";
 import { ArlError, formatError, toArlError } from "../src/errors.js";
-import { Resources } from "../src/train/resources.js";
-import { QwenTrainer, type TrainerCallback } from "../src/train/trainer.js";
+import { Resources } from "../src/run/setup/resources.js";
 import { argsOf, onConverted, onDataset, type Place, rowsOf } from "./support/code.js";
 import { type Faults, fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";

@@ -2,8 +2,8 @@
 import { copyFileSync, mkdtempSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it, type TestContext } from "vitest";
-import type { CudaFinding } from "../src/cuda.js";
-import { chooseDevice } from "../src/device.js";
+import type { CudaFinding } from "../src/device/cuda.js";
+import { chooseDevice } from "../src/device/index.js";
 import { loadNative } from "../src/native.js";
 import { cudaSystem, DRIVER, fakeCuda, H100, LIBRARIES, library, onlyIn, TURING } from "./support/cuda.js";
 import { fakeNative } from "./support/fake-native.js";

@@ -1,8 +1,8 @@
 import { appendFileSync, mkdtempSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { CALLS_AT_ONCE } from "../src/data/convert.js";
-import type { RecordData } from "../src/data/record.js";
+import { CALLS_AT_ONCE } from "../src/data/sources/convert.js";
+import type { RecordData } from "../src/data/sources/record.js";
 import { QwenTrainer } from "../src/index.js";
 import { argsOf, dyingAt, onConverted, onDataset, type Place, rowsOf } from "./support/code.js";
 import { fakeNative } from "./support/fake-native.js";

@@ -1,10 +1,10 @@
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { QwenTrainer } from "../src/api/trainer.js";
 import { parseFlags, resolveConfig } from "../src/config/index.js";
-import { createOrder } from "../src/data/order.js";
-import type { RecordData } from "../src/data/record.js";
-import { QwenTrainer } from "../src/train/trainer.js";
+import { createOrder } from "../src/data/sampler/order.js";
+import type { RecordData } from "../src/data/sources/record.js";
 import { argsOf, counted, dyingAt, type Place, stream } from "./support/code.js";
 import { fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";

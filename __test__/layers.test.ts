@@ -8,27 +8,25 @@ import { root } from "./support/real.js";
 
 /** The files and folders of `src/`, lowest floor first. Each may import from lower floors, and none from its own. */
 const FLOORS = [
-	["edit-distance", "errors", "folders", "hash-file", "terminal", "write-all"],
-	["write-whole"],
+	["errors"],
+	["disk"],
 	["config", "native"],
-	["cuda"],
 	["device"],
 	["data"],
 	["events", "images", "mongo"],
 	["report"],
-	["train"],
+	["run"],
 	["api"],
 	["cli", "index"],
 ];
 
-/** Who alone may import what is not for everyone above it. The addon: the generated `index.d.ts` of the package. */
+/** Who alone may import what is not for everyone above it. The addon: the generated `binding.d.ts` of the package. */
 const KNOWN_TO: Readonly<Record<string, readonly string[]>> = {
 	"the addon": ["native"],
-	native: ["cuda", "device", "data", "train", "cli"],
-	cuda: ["device", "cli"],
-	device: ["train", "cli"],
+	native: ["device", "data", "run", "api", "cli"],
+	device: ["run", "cli"],
 	images: ["api", "cli"],
-	mongo: ["train", "cli"],
+	mongo: ["run", "cli"],
 };
 
 /** Who imports which dependency. */
@@ -50,7 +48,7 @@ const PACKAGES: Readonly<Record<string, readonly string[]>> = {
 
 /** An import of any kind: of values or types, at the top or by `import()`, or a re-export. */
 interface Import {
-	/** `src/train/loop.ts:12` */
+	/** `src/run/loop/loop.ts:12` */
 	place: string;
 	from: string;
 	/** A path in the package, or the name of a dependency. */
@@ -79,8 +77,9 @@ function readImports(files: readonly string[]): Import[] {
 	}
 }
 
-/** The file or folder of `src/` that `path` is in: `src/data/csv.ts` is in `data`. */
-const unitOf = (path: string) => (path === "index.ts" ? "the addon" : (path.split("/")[1] ?? "").replace(/\.ts$/, ""));
+/** The file or folder of `src/` that `path` is in: `src/data/sources/csv.ts` is in `data`. */
+const unitOf = (path: string) =>
+	path === "binding.ts" ? "the addon" : (path.split("/")[1] ?? "").replace(/\.ts$/, "");
 const floorOf = (unit: string) => FLOORS.findIndex((floor) => floor.includes(unit));
 
 /** Every circle that a walk along the imports comes upon, as the files of its way round. */
@@ -108,9 +107,9 @@ describe("the files of src/", () => {
 	it("are all read, with imports of values and types, at the top and by import()", () => {
 		const found = inside.map(({ from, to }) => `${from} ${to}`);
 		expect(found).toContain("src/cli/main.ts src/cli/commands.ts");
-		expect(found).toContain("src/events.ts src/data/notes.ts");
+		expect(found).toContain("src/events.ts src/data/tokens/notes.ts");
 		expect(found).toContain("src/cli/commands.ts src/cli/train.ts");
-		expect(found).toContain("src/api.ts src/events.ts");
+		expect(found).toContain("src/api/index.ts src/events.ts");
 		const unknown = inside.filter(({ to }) => !files.includes(to) && unitOf(to) !== "the addon");
 		expect(unknown).toEqual([]);
 	});

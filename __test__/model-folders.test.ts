@@ -1,7 +1,7 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { QwenTrainer, type TrainerControl } from "../src/train/trainer.js";
+import { QwenTrainer, type TrainerControl } from "../src/api/trainer.js";
 import { fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { events, numbers, type Options, ofType, trainer, workspace } from "./support/run.js";

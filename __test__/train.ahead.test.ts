@@ -1,7 +1,7 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { QwenTrainer } from "../src/train/trainer.js";
+import { QwenTrainer } from "../src/api/trainer.js";
 import { type Faults, fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { events, type Options, ofType, trainer, workspace } from "./support/run.js";

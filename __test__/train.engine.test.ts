@@ -1,8 +1,8 @@
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { QwenTrainer } from "../src/api/trainer.js";
 import type { AgentTrainingConfigInput } from "../src/config/schema.js";
-import { QwenTrainer } from "../src/train/trainer.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { arl, contents, differingFiles, flags, type Place, tinyPlace } from "./support/real.js";
 import { events, numbers, ofType } from "./support/run.js";

@@ -1,7 +1,7 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { preprocessSeconds, resolveArgs } from "../src/train/options.js";
+import { preprocessSeconds, resolveArgs } from "../src/run/setup/options.js";
 import { fakeNative, writeFakeModel } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { chatRow, events, numbers, ofType, trainer, workspace } from "./support/run.js";
@@ -134,7 +134,7 @@ describe("a run", () => {
 	it("calls callbacks, and one of them can stop it", async () => {
 		const place = workspace(folder);
 		const heard: string[] = [];
-		const { QwenTrainer } = await import("../src/train/trainer.js");
+		const { QwenTrainer } = await import("../src/api/trainer.js");
 		const run = new QwenTrainer(
 			{
 				args: trainer(place).args,
@@ -159,7 +159,7 @@ describe("a run", () => {
 
 	it("trains rows from code", async () => {
 		const place = workspace(folder);
-		const { QwenTrainer } = await import("../src/train/trainer.js");
+		const { QwenTrainer } = await import("../src/api/trainer.js");
 		const rows = Array.from({ length: 6 }, (_, i) => JSON.parse(chatRow(`row ${i}`)));
 		const args = { ...trainer(place).args, train_file: [] };
 		const result = await new QwenTrainer({ args, train_dataset: rows }, () => fakeNative()).train();

@@ -3,7 +3,7 @@
  * Knows nothing of who listens. An error is not an event: the iterator throws it as an `ArlError`.
  */
 
-import type { DroppedImages } from "./data/notes.js";
+import type { DroppedImages } from "./data/tokens/notes.js";
 
 /** Something a user should read; nothing depends on it. */
 export interface NoticeEvent {
@@ -68,7 +68,7 @@ export interface StartEvent {
 		shape: string;
 		rows: number;
 		/** Nobody knows how many rows there are: `rows` is what the run needs at most. */
-		openEnd: boolean;
+		unbounded: boolean;
 		/** Rows an epoch trains on: after mixture weights, less dropped and skipped ones as far as known. */
 		rowsPerEpoch: number;
 		/** Found in the cache of an earlier run: nothing to encode. */

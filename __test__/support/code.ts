@@ -1,10 +1,10 @@
 /** Runs on rows from code, on a fake core: the same rows as those of a workspace's file, in whatever form. */
 import { readFileSync } from "node:fs";
-import type { ConvertRecordToData } from "../../src/data/convert.js";
-import type { Dataset } from "../../src/data/custom.js";
-import type { RecordData } from "../../src/data/record.js";
+import { QwenTrainer } from "../../src/api/trainer.js";
+import type { ConvertRecordToData } from "../../src/data/sources/convert.js";
+import type { Dataset } from "../../src/data/sources/custom.js";
+import type { RecordData } from "../../src/data/sources/record.js";
 import type { Native } from "../../src/native.js";
-import { QwenTrainer } from "../../src/train/trainer.js";
 import { fakeNative } from "./fake-native.js";
 import type { Options } from "./run.js";
 

@@ -1,10 +1,10 @@
 /** Short runs for tests: a fake model, a few rows, and the trainer on a fake core. */
 import { mkdirSync, mkdtempSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { QwenTrainer, type RunOptions } from "../../src/api/trainer.js";
 import type { AgentTrainingConfigInput } from "../../src/config/schema.js";
 import type { EventOf, TrainEvent } from "../../src/events.js";
 import type { Native } from "../../src/native.js";
-import { QwenTrainer, type RunOptions } from "../../src/train/trainer.js";
 import { fakeNative, writeFakeModel } from "./fake-native.js";
 
 export const chatRow = (text: string) =>

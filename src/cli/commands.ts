@@ -2,7 +2,7 @@
 import { Command, CommanderError } from "commander";
 import { providePublicApi } from "../config/module.js";
 import { ArlError, EXIT_CODES, EXIT_MEANINGS, formatError, toArlError } from "../errors.js";
-import { wantsColor } from "../terminal.js";
+import { wantsColor } from "../report/terminal.js";
 import { version } from "./version.js";
 
 /** A command's module. */
@@ -69,7 +69,7 @@ function program(done: (code: number) => void): Command {
 
 /** Runs `arl` with the words after the program's name; gives the exit code. */
 export async function main(given: readonly string[]): Promise<number> {
-	providePublicApi(() => import("../api.js"));
+	providePublicApi(() => import("../api/index.js"));
 	const [first = "", second] = given;
 	// `arl help train` is `arl train --help`: each command writes its own help.
 	const words = first === "help" ? [...(second === undefined ? [] : [second]), "--help"] : given;

@@ -1,11 +1,12 @@
 /** `arl data check`: every row of every source as a run would see it, and what is wrong with it. */
-import { noteLine } from "../data/notes.js";
+
+import type { DataReport } from "../api/check-rows.js";
+import type { LengthSummary } from "../api/length-summary.js";
+import { noteLine } from "../data/tokens/notes.js";
 import { ArlError, EXIT_CODES, toArlError } from "../errors.js";
 import { loadNative, type Native } from "../native.js";
 import { count, jsonLine, percent } from "../report/index.js";
 import { liveLine } from "../report/live.js";
-import type { DataReport } from "../train/check.js";
-import type { LengthSummary } from "../train/summary.js";
 import { resolveWords } from "./resolve.js";
 import { onStopSignals } from "./signals.js";
 
@@ -48,7 +49,7 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 	const stop = onStopSignals(() => process.stderr.write("stopping\n"));
 	const live = liveLine(process.stderr);
 	try {
-		const { checkRows } = await import("../train/check.js");
+		const { checkRows } = await import("../api/check-rows.js");
 		const report = await checkRows({
 			native: core(),
 			args: resolved.args,

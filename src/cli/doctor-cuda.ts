@@ -1,6 +1,6 @@
 /** What `arl doctor` says of CUDA: driver, GPUs, libraries, addon, and the first thing that is missing. */
-import type { CudaFinding } from "../cuda.js";
-import { isPlainCpu } from "../device.js";
+import type { CudaFinding } from "../device/cuda.js";
+import { isPlainCpu } from "../device/index.js";
 import type { CudaDevice, CudaLibrary } from "../native.js";
 import { bytes } from "../report/index.js";
 import type { Finding } from "./finding.js";

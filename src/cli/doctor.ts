@@ -1,6 +1,6 @@
 /** `arl doctor`: what this machine can do, what is missing, and what to do about it. Exits 1 where something is missing. */
 import { availableParallelism, cpus, freemem, platform, release, totalmem } from "node:os";
-import { findCuda } from "../cuda.js";
+import { findCuda } from "../device/cuda.js";
 import { toArlError } from "../errors.js";
 import { type DeviceInfo, loadNative, type Native } from "../native.js";
 import { bytes, jsonLine } from "../report/index.js";

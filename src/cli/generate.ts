@@ -1,15 +1,15 @@
 /** `arl generate`: answers the trained replies of held-out rows with one model or two, and counts the exact ones. */
 import { Option } from "commander";
 import pc from "picocolors";
-import { openFiles } from "../data/open.js";
-import { chooseDevice } from "../device.js";
+import { openFiles } from "../data/sources/open.js";
+import { chooseDevice } from "../device/index.js";
 import { ArlError, EXIT_CODES, toArlError } from "../errors.js";
 import { loadNative, type Native } from "../native.js";
 import { droppedImages } from "../report/format.js";
 import { count, duration, jsonLine, percent } from "../report/index.js";
 import { liveLine } from "../report/live.js";
-import { wantsColor } from "../terminal.js";
-import { type Answer, Answerer, type AskOptions, type Question } from "./answers.js";
+import { wantsColor } from "../report/terminal.js";
+import { type Answer, Answerer, type AskOptions, type Question } from "../run/eval/generate.js";
 import { columns, command, deviceName, numberFrom, parse, wholeNumber } from "./options.js";
 import { onStopSignals } from "./signals.js";
 

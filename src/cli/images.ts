@@ -1,16 +1,16 @@
 /** `arl images`: rows with the images in them that they name by URL, so that nothing has to be fetched where they are used. */
 import { open } from "node:fs/promises";
 import { Option } from "commander";
-import { openFiles } from "../data/open.js";
-import { type BadRow, badRowsError, countReasons } from "../data/problems.js";
-import { maxRowBytes, rowTooLarge } from "../data/row-size.js";
-import type { Source } from "../data/source.js";
+import { openFiles } from "../data/sources/open.js";
+import { maxRowBytes, rowTooLarge } from "../data/sources/row-size.js";
+import type { Source } from "../data/sources/source.js";
+import { type BadRow, badRowsError, countReasons } from "../data/tokens/problems.js";
+import { writeWhole } from "../disk/write-whole.js";
 import { EXIT_CODES, messageOf, toArlError } from "../errors.js";
 import { imagesToBase64InText } from "../images/embed.js";
 import { ImageLoader } from "../images/loader.js";
 import { loadNative } from "../native.js";
 import { jsonLine, rowsText } from "../report/format.js";
-import { writeWhole } from "../write-whole.js";
 import { type ImageFlags, withImageOptions } from "./image-options.js";
 import { columns, command, parse } from "./options.js";
 import { onStopSignals } from "./signals.js";

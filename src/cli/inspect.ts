@@ -1,11 +1,11 @@
 /** `arl inspect`: one row as the model will see it. */
 import pc from "picocolors";
-import { noteLine } from "../data/notes.js";
+import type { InspectedRow, TokenText } from "../api/inspect-row.js";
+import { noteLine } from "../data/tokens/notes.js";
 import { EXIT_CODES, toArlError } from "../errors.js";
 import { loadNative, type Native } from "../native.js";
 import { jsonLine, percent } from "../report/index.js";
-import { wantsColor } from "../terminal.js";
-import type { InspectedRow, TokenText } from "../train/inspect.js";
+import { wantsColor } from "../report/terminal.js";
 import { resolveWords, wholeNumberOf } from "./resolve.js";
 import { onStopSignals } from "./signals.js";
 
@@ -36,7 +36,7 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 	const number = wholeNumberOf(command, "row") ?? 1;
 	const stop = onStopSignals(() => process.stderr.write("stopping\n"));
 	try {
-		const { inspectRow } = await import("../train/inspect.js");
+		const { inspectRow } = await import("../api/inspect-row.js");
 		const row = await inspectRow({
 			native: core(),
 			args: resolved.args,

@@ -1,7 +1,7 @@
 /** `arl mongo export`: the rows that training would read from a database, as a file. */
 import { stat } from "node:fs/promises";
 import { InvalidArgumentError, Option } from "commander";
-import { countReasons } from "../data/problems.js";
+import { countReasons } from "../data/tokens/problems.js";
 import { ArlError } from "../errors.js";
 import type { MongoConnection } from "../mongo/connection.js";
 import type { SelectionOptions } from "../mongo/selection.js";

@@ -1,7 +1,7 @@
 /** `arl mongo import`: rows of files as documents that AgentRL and `arl train` read. */
 import { Option } from "commander";
-import { openFiles } from "../data/open.js";
-import { badRowsError, countReasons } from "../data/problems.js";
+import { openFiles } from "../data/sources/open.js";
+import { badRowsError, countReasons } from "../data/tokens/problems.js";
 import { ArlError } from "../errors.js";
 import type { MongoConnection } from "../mongo/connection.js";
 import { SPLITS, type Split } from "../mongo/documents.js";

@@ -1,13 +1,13 @@
 /** `arl plan`: the memory that a run takes, by category; no rows and no weights are read, and no GPU is needed. */
 import pc from "picocolors";
-import { deviceToPlan, hostInfo } from "../device.js";
+import { deviceToPlan, hostInfo } from "../device/index.js";
 import { ArlError } from "../errors.js";
 import { type DeviceInfo, loadNative, type MemoryPlan, type Native } from "../native.js";
 import { bytes, count, jsonLine, percent } from "../report/index.js";
-import { wantsColor } from "../terminal.js";
-import { type Advice, advise, CONTEXT_BYTES } from "../train/memory.js";
-import { type ModelFacts, readModelFacts } from "../train/model.js";
-import { type BatchSize, dtypeOf, engineOptions, type SettledConfig, settleForDevice } from "../train/options.js";
+import { wantsColor } from "../report/terminal.js";
+import { type Advice, advise, CONTEXT_BYTES } from "../run/setup/memory.js";
+import { type ModelFacts, readModelFacts } from "../run/setup/model.js";
+import { type BatchSize, dtypeOf, engineOptions, type ResolvedConfig, resolveForDevice } from "../run/setup/options.js";
 import { resolveWords, wholeNumberOf } from "./resolve.js";
 
 const COMMAND_FLAGS = { config: "value", json: "switch", help: "switch", tokens: "value", sequences: "value" } as const;
@@ -38,7 +38,7 @@ needs no more than config.json. \`--device cuda\` plans for a GPU where there is
 /** All there is to say. */
 interface Planned {
 	model: ModelFacts;
-	args: SettledConfig;
+	args: ResolvedConfig;
 	device: string;
 	info: DeviceInfo | undefined;
 	host: DeviceInfo | undefined;
@@ -56,7 +56,7 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 	const native = core();
 	const model = await readModelFacts(resolved.args.model_name_or_path, native);
 	const { device, info, notice } = deviceToPlan(resolved.args.device, native);
-	const { args, notices } = settleForDevice(resolved.args, device);
+	const { args, notices } = resolveForDevice(resolved.args, device);
 	for (const line of [...resolved.notices, ...(notice === null ? [] : [notice]), ...notices])
 		process.stderr.write(`${line}\n`);
 	const size = batchSize(args, model, wholeNumberOf(command, "tokens"), wholeNumberOf(command, "sequences"));
@@ -70,7 +70,12 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 }
 
 /** The largest micro-batch: as it is given, else as the options bound it. */
-function batchSize(args: SettledConfig, model: ModelFacts, tokens: number | null, sequences: number | null): BatchSize {
+function batchSize(
+	args: ResolvedConfig,
+	model: ModelFacts,
+	tokens: number | null,
+	sequences: number | null,
+): BatchSize {
 	const { max_tokens_per_micro_batch: packed, per_device_train_batch_size: samples } = args;
 	const longest = args.max_length ?? model.maxPositionEmbeddings;
 	const bound = packed ?? (longest === null ? null : samples * longest);

@@ -3,7 +3,7 @@ import { formatHelp, formatResolved, type Resolved, resolvedAsJson } from "../co
 import { ArlError, EXIT_CODES, toArlError } from "../errors.js";
 import type { Native } from "../native.js";
 import { JsonReporter, jsonLine, type Reporter, TextReporter } from "../report/index.js";
-import { isTerminal, wantsColor } from "../terminal.js";
+import { isTerminal, wantsColor } from "../report/terminal.js";
 import { resolveWords } from "./resolve.js";
 import { onStopSignals } from "./signals.js";
 
@@ -72,7 +72,7 @@ async function train(args: Resolved["args"], reporter: Reporter, core?: () => Na
 	}
 	const stop = onStopSignals((text) => reporter.note(text));
 	try {
-		const { QwenTrainer } = await import("../train/index.js");
+		const { QwenTrainer } = await import("../api/trainer.js");
 		const trainer = new QwenTrainer({ args }, core);
 		let code = 0;
 		for await (const event of trainer.run({ signal: stop.signal })) {

@@ -3,8 +3,8 @@
  * kind is left as it is, so that the schema refuses it with the option's name and range.
  */
 import { ArlError, messageOf } from "../errors.js";
+import { ALIASES, NOT_BUILT } from "./compat.js";
 import { type Kind, optionRegistry } from "./fields.js";
-import { ALIASES, NOT_BUILT } from "./known.js";
 import { OPTION_NAMES, type OptionName, trainingSchema } from "./schema.js";
 import { nearest } from "./values.js";
 

@@ -1,7 +1,7 @@
 /** What is shown of the configuration: resolved values with their origin, help, JSON Schema, and the table for docs/. */
 import { z } from "zod";
+import { ALIASES, NOT_BUILT } from "./compat.js";
 import { type OptionMeta, optionRegistry } from "./fields.js";
-import { ALIASES, NOT_BUILT } from "./known.js";
 import type { Resolved } from "./resolve.js";
 import { GROUPS, OPTION_NAMES, type OptionName, trainingSchema } from "./schema.js";
 import { show, soundsSecret } from "./values.js";

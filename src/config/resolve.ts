@@ -4,9 +4,9 @@
  */
 import type { z } from "zod";
 import { ArlError } from "../errors.js";
+import { ALIASES, KNOWN_VALUES, NOT_BUILT } from "./compat.js";
 import { optionRegistry } from "./fields.js";
 import { checkFollow } from "./follow.js";
-import { ALIASES, KNOWN_VALUES, NOT_BUILT } from "./known.js";
 import { type AgentTrainingConfig, OPTION_NAMES, type OptionName, trainingSchema } from "./schema.js";
 import { nearest, show, soundsSecret } from "./values.js";
 

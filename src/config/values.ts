@@ -1,5 +1,5 @@
 /** Small helpers on values and names of options: how they are shown, what must not be shown, and the nearest known name. */
-import { editDistance } from "../edit-distance.js";
+import { editDistance } from "./edit-distance.js";
 
 /** A value as errors and `--print_config` show it, short and without secrets. */
 export function show(value: unknown): string {

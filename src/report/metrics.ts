@@ -3,8 +3,8 @@
  * Knows nothing of what the lines hold but `step`.
  */
 import { closeSync, fstatSync, fsyncSync, ftruncateSync, openSync, readFileSync } from "node:fs";
+import { writeAll } from "../disk/write-all.js";
 import { toArlError } from "../errors.js";
-import { writeAll } from "../write-all.js";
 import { jsonLine } from "./format.js";
 
 /** The name of the file in `output_dir`. */
