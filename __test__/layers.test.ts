@@ -33,9 +33,6 @@ const KNOWN_TO: Readonly<Record<string, readonly string[]>> = {
 const PACKAGES: Readonly<Record<string, readonly string[]>> = {
 	commander: ["cli"],
 	"csv-parse": ["data"],
-	hyparquet: ["data"],
-	"hyparquet-compressors": ["data"],
-	"hyparquet-writer": ["data"],
 	jiti: ["config"],
 	mongodb: ["mongo"],
 	picocolors: ["errors", "report", "cli"],

@@ -4,12 +4,14 @@ import { DuckDBInstance } from "@duckdb/node-api";
 import { type FileOptions, openFiles } from "../../src/data/sources/open.js";
 import { fakeNative } from "./fake-native.js";
 
-/** Runs statements in a database of its own. */
-export async function duck(...statements: string[]): Promise<void> {
+/** Runs statements in a database of its own; returns the rows of the last one as objects. */
+export async function duck(...statements: string[]): Promise<Record<string, unknown>[]> {
 	const instance = await DuckDBInstance.create(":memory:");
 	const connection = await instance.connect();
 	try {
-		for (const statement of statements) await connection.run(statement);
+		let rows: Record<string, unknown>[] = [];
+		for (const statement of statements) rows = (await connection.runAndReadAll(statement)).getRowObjectsJS();
+		return rows;
 	} finally {
 		connection.closeSync();
 		instance.closeSync();

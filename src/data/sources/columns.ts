@@ -31,33 +31,29 @@ const NUMBERS = ["reward", "step"];
 /** Names of columns in files by the names that the program has for them, as the option `columns` gives them. */
 export type ColumnNames = Readonly<Record<string, string>>;
 
-function has(known: readonly string[], column: string, names: ColumnNames): boolean {
-	return known.some((name) => (Object.hasOwn(names, name) ? names[name] : name) === column);
+/** What columns that the program knows are called in the file. */
+function inFile(known: readonly string[], names: ColumnNames): string[] {
+	return known.map((name) => (Object.hasOwn(names, name) ? (names[name] as string) : name));
 }
 
 /** Whether text in this column is the JSON of a list or object. */
 export function holdsNested(column: string, names: ColumnNames): boolean {
-	return has(NESTED, column, names) || holdsMedia(column, names);
-}
-
-/** Whether bytes in this column are no text. */
-export function holdsMedia(column: string, names: ColumnNames): boolean {
-	return has(MEDIA, column, names);
-}
-
-/** Whether each text of a list in this column is the JSON of an object. */
-export function holdsObjects(column: string, names: ColumnNames): boolean {
-	return has(LISTS_OF_OBJECTS, column, names);
+	return inFile([...NESTED, ...MEDIA], names).includes(column);
 }
 
 /** Whether text in this column is a number. */
 export function holdsNumber(column: string, names: ColumnNames): boolean {
-	return has(NUMBERS, column, names);
+	return inFile(NUMBERS, names).includes(column);
 }
 
-/** The column that holds the conversation. */
-export function isMessages(column: string, names: ColumnNames): boolean {
-	return has(["messages"], column, names);
+/** The columns of a file by what the core must know of them to read it. */
+export function columnsByMeaning(names: ColumnNames) {
+	return {
+		nested: inFile([...NESTED, ...MEDIA], names),
+		media: inFile(MEDIA, names),
+		objects: inFile(LISTS_OF_OBJECTS, names),
+		messages: names.messages ?? "messages",
+	};
 }
 
 /** Names by which a line is known as the header of a table of rows. */

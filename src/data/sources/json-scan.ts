@@ -75,17 +75,6 @@ export function isNestedJson(bytes: Uint8Array): boolean {
 	return end >= 0 && skipSpace(bytes, end) === bytes.length;
 }
 
-/** Whether a text is JSON as the language itself parses it; for single values, where no row's parser would notice. */
-export function isJson(bytes: Uint8Array): boolean {
-	if (isNestedJson(bytes)) return true;
-	try {
-		JSON.parse(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString("utf8"));
-		return true;
-	} catch {
-		return false;
-	}
-}
-
 /** The keys of an object's text with their values' bytes, in its order; null: it is no object. */
 export function objectEntries(bytes: Uint8Array): [string, Uint8Array][] | null {
 	const entries: [string, Uint8Array][] = [];
