@@ -24,7 +24,7 @@ export async function duckParquet(path: string, query: string, options = ""): Pr
 	return path;
 }
 
-/** A Python with pyarrow and polars; tells on stderr that a test is skipped where there is none. */
+/** A Python with pyarrow and polars; reports on stderr that a test is skipped where there is none. */
 export function python(test: string): string | null {
 	const program = process.env.ARL_PYTHON;
 	const reason =
@@ -45,7 +45,7 @@ export function runPython(program: string, source: string, words: string[] = [])
 	return stdout;
 }
 
-/** The rows of files as texts, with their places and what is told of them. */
+/** The rows of files as texts, with their places and what is reported of them. */
 export async function readRows(
 	entries: string[],
 	options: FileOptions = {},

@@ -55,7 +55,7 @@ fn behind(mut bytes: &[u8], most: usize) -> Option<&[u8]> {
 }
 
 /// Takes a number of variable length from the front, seven bits a byte.
-pub(crate) fn varint(bytes: &mut &[u8]) -> Option<usize> {
+fn varint(bytes: &mut &[u8]) -> Option<usize> {
     let mut number = 0;
     for shift in (0..63).step_by(7) {
         let (&byte, rest) = bytes.split_first()?;

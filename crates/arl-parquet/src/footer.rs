@@ -6,7 +6,6 @@ use std::io::{Read, Seek, SeekFrom};
 use arl_model::{Error, ErrorCode, Result};
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 
-use crate::delta::varint;
 use crate::read::damaged;
 use crate::{contained, reason};
 
@@ -14,6 +13,9 @@ use crate::{contained, reason};
 const TAIL: u64 = 8;
 
 const MAX_BYTES: u64 = 1 << 30;
+
+/// The bytes of the signature that follows the description where that is not encrypted itself, but columns are.
+const SIGNATURE: usize = 28;
 
 /// Reads the description of the file that a user knows as `name`.
 pub(crate) fn read(file: &File, name: &str) -> Result<ParquetMetaData> {
@@ -42,85 +44,12 @@ pub(crate) fn read(file: &File, name: &str) -> Result<ParquetMetaData> {
         return Err(damaged(name, &what));
     }
     let footer = bytes(size - TAIL - length, length)?;
-    if is_encrypted(&footer).unwrap_or(false) {
+    let decode = |bytes: &[u8]| contained(|| ParquetMetaDataReader::decode_metadata(bytes));
+    // The crate `parquet` would say that encrypted columns are damaged.
+    if footer.len().checked_sub(SIGNATURE).is_some_and(|end| decode(&footer[..end]).is_ok()) {
         return Err(encrypted());
     }
-    contained(|| ParquetMetaDataReader::decode_metadata(&footer)).map_err(|error| {
+    decode(&footer).map_err(|error| {
         damaged(name, &format!("the Parquet file's description of itself cannot be read: {}", reason(&error)))
     })
-}
-
-/// The field of the description that only files with encrypted columns have.
-const ENCRYPTION_ALGORITHM: i16 = 8;
-
-/// Whether columns are encrypted though the description is not. The crate `parquet` would say that they are damaged.
-/// `None`: the description cannot be read.
-fn is_encrypted(footer: &[u8]) -> Option<bool> {
-    let mut thrift = Thrift(footer);
-    let mut field = 0;
-    while let Some(kind) = thrift.field(&mut field)? {
-        if field == ENCRYPTION_ALGORITHM {
-            return Some(true);
-        }
-        thrift.skip(kind, 0)?;
-    }
-    Some(false)
-}
-
-/// Thrift's compact protocol, as far as passing over fields needs it.
-struct Thrift<'a>(&'a [u8]);
-
-impl Thrift<'_> {
-    fn byte(&mut self) -> Option<u8> {
-        let (&first, rest) = self.0.split_first()?;
-        self.0 = rest;
-        Some(first)
-    }
-
-    /// The type of a struct's next field, whose number goes to `id`; `Some(None)`: the struct ends.
-    fn field(&mut self, id: &mut i16) -> Option<Option<u8>> {
-        let head = self.byte()?;
-        if head == 0 {
-            return Some(None);
-        }
-        *id = match head >> 4 {
-            0 => {
-                let zigzag = varint(&mut self.0)?;
-                (zigzag >> 1) as i16 ^ -((zigzag & 1) as i16)
-            }
-            step => id.checked_add(step.into())?,
-        };
-        Some(Some(head & 15))
-    }
-
-    fn skip(&mut self, kind: u8, depth: usize) -> Option<()> {
-        match kind {
-            1 | 2 => {}
-            3 => _ = self.byte()?,
-            4..=6 => _ = varint(&mut self.0)?,
-            7 => self.0 = self.0.get(8..)?,
-            8 => {
-                let length = varint(&mut self.0)?;
-                self.0 = self.0.get(length..)?;
-            }
-            9 | 10 => {
-                let head = self.byte()?;
-                let count = if head >> 4 == 15 { varint(&mut self.0)? } else { usize::from(head >> 4) };
-                for _ in 0..count {
-                    match head & 15 {
-                        1 | 2 => _ = self.byte()?,
-                        kind => self.skip(kind, depth)?,
-                    }
-                }
-            }
-            12 if depth < 16 => {
-                let mut field = 0;
-                while let Some(kind) = self.field(&mut field)? {
-                    self.skip(kind, depth + 1)?;
-                }
-            }
-            _ => return None,
-        }
-        Some(())
-    }
 }

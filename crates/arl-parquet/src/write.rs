@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arl_model::{Error, ErrorCode, Result};
+use indexmap::IndexMap;
 use parquet::basic::{Compression, LogicalType, Type as Physical};
 use parquet::data_type::{ByteArray, ByteArrayType, DataType, DoubleType, Int64Type};
 use parquet::errors::ParquetError;
@@ -13,7 +14,6 @@ use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use parquet::schema::types::Type;
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::notes::{KEY, Notes};
@@ -85,15 +85,6 @@ impl Column {
 
     /// Adds the value of row `row`; `None`: it is not of the column's kind.
     fn add(&mut self, row: usize, text: &str) -> Option<()> {
-        if self.levels.len() > row {
-            // A key that comes twice has its last value.
-            match &mut self.values {
-                _ if self.levels.pop() == Some(0) => {}
-                Values::Texts(values) => _ = values.pop(),
-                Values::Floats(values) => _ = values.pop(),
-                Values::Integers(values) => _ = values.pop(),
-            }
-        }
         self.levels.resize(row, 0);
         if self.kind != Kind::Json && text == "null" {
             self.saw_null = true;
@@ -156,31 +147,6 @@ fn write<T: DataType>(
     Ok(())
 }
 
-/// An object's keys with the text of their values.
-struct Entries<'a>(Vec<(String, &'a RawValue)>);
-
-impl<'de> Deserialize<'de> for Entries<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct Keys;
-        impl<'de> Visitor<'de> for Keys {
-            type Value = Entries<'de>;
-
-            fn expecting(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                out.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Entries<'de>, A::Error> {
-                let mut entries = Vec::new();
-                while let Some(entry) = map.next_entry()? {
-                    entries.push(entry);
-                }
-                Ok(Entries(entries))
-            }
-        }
-        deserializer.deserialize_map(Keys)
-    }
-}
-
 /// Writes one file.
 pub struct Writer {
     /// What a user knows the file by.
@@ -219,8 +185,10 @@ impl Writer {
     pub fn add(&mut self, row: &[u8]) -> Result<()> {
         let number = self.written;
         let wrong = |what: String| Error::new(ErrorCode::Data, format!("{}: row {number}: {what}", self.name));
-        let entries: Entries<'_> = serde_json::from_slice(row).map_err(|_| wrong("is no JSON object".to_owned()))?;
-        for (key, value) in &entries.0 {
+        // A key that comes twice has its last value.
+        let entries: IndexMap<String, &RawValue> =
+            serde_json::from_slice(row).map_err(|_| wrong("is no JSON object".to_owned()))?;
+        for (key, value) in &entries {
             let at = self.columns.iter().position(|column| column.name == *key);
             if at.is_none() && !matches!(self.open, Opening::File(_)) {
                 let key = serde_json::Value::from(key.as_str());

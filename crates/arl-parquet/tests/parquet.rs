@@ -1,5 +1,8 @@
 //! Files of older writers, damaged files, and what is written is what is read.
 
+#[path = "../../arl-text/tests/common/property.rs"]
+mod property;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -13,7 +16,6 @@ use parquet::file::properties::{WriterProperties, WriterVersion};
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
 use tempfile::{TempDir, tempdir};
 
 /// The values of one column with their definition and repetition levels.
@@ -184,10 +186,7 @@ fn a_damaged_file_ends_in_a_named_error_or_in_rows() {
             }
             Ok(())
         };
-        let config = Config { failure_persistence: None, ..Config::with_cases(400) };
-        let mut runner =
-            TestRunner::new_with_rng(config, proptest::test_runner::TestRng::deterministic_rng(Default::default()));
-        runner.run(&changes, damaged).unwrap();
+        property::holds(400, changes, damaged);
         assert!(refused.get() > 50, "file {number}: {}", refused.get());
     }
 }

@@ -65,7 +65,7 @@ export const HEADER_NAMES: ReadonlySet<string> = new Set([
 const NULL = Buffer.from("null");
 
 /**
- * The text of a column of lists or objects: as it stands where it is one, so that each digit stays; null where it is blank;
+ * The text of a column of lists or objects: unchanged where it is one, so that each digit stays; null where it is blank;
  * else a string, which is refused with the row's place where the row is parsed.
  */
 export function writeNested(out: JsonBytes, text: Uint8Array): void {

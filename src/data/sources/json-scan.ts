@@ -1,6 +1,6 @@
 /**
- * Where JSON values begin and end in a text, without parsing them. Brackets and strings are told apart, no more: whatever
- * else is wrong with a text is found where the row is parsed.
+ * Where JSON values begin and end in a text, without parsing them. Only brackets and strings are looked at: the row's parser
+ * finds whatever else is wrong with a text.
  */
 
 const QUOTE = 0x22;
