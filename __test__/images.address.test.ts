@@ -177,7 +177,7 @@ describe("private addresses", () => {
 		const { made, asked } = loader();
 		const refused = async (name: string) => {
 			const error = await errorOf(made.load(`http://${name}:${server.port}/x.png`));
-			expect(error.message).toMatch(/an address (of this machine|that no image comes from)/);
+			expect(error.message).toMatch(/an address (of this machine|that images are never fetched from)/);
 		};
 		await holdsAsync(600, fc.asyncProperty(host, refused));
 		// An address is never resolved: nobody may answer for it.
@@ -227,7 +227,7 @@ describe("private addresses", () => {
 			...["metadata.google.internal", "mapped.example", "[64:ff9b::a9fe:a9fe]"],
 		]) {
 			const error = await errorOf(made.load(`http://${host}/latest/meta-data/`));
-			expect(error.message, host).toContain("an address that no image comes from");
+			expect(error.message, host).toContain("an address that images are never fetched from");
 			expect(error.hint, host).not.toContain("image_allow_private");
 		}
 	});
@@ -254,7 +254,7 @@ describe("private addresses", () => {
 		const { made } = loader({ "inner.example": [["fe80::9"]] }, { image_allow_private: true });
 		const error = await errorOf(made.load(metadata));
 		expect(error.message).toBe(
-			`${metadata}: 169.254.169.254 is an address that no image comes from (link-local, metadata, multicast or reserved) (redirected to http://169.254.169.254/latest/meta-data/)`,
+			`${metadata}: 169.254.169.254 is an address that images are never fetched from (link-local, metadata, multicast or reserved) (redirected to http://169.254.169.254/latest/meta-data/)`,
 		);
 		const named = chain("/named", "http://inner.example/x.png");
 		expect((await errorOf(made.load(named))).message).toContain("inner.example is fe80::9");
