@@ -117,7 +117,7 @@ describe("a converting function", () => {
 			expect(error).toMatchObject({ code: "ARL_DATA", exitCode: 3 });
 			expect(error.message).toContain(`${place.raw}:4: conversion failed: the converting function threw: no texts`);
 			expect(error.message).toContain(`${place.raw}:5: conversion failed: the converting function threw: too late`);
-			expect(error.message).toContain(`${place.raw}:6: conversion failed: the converting function gave undefined`);
+			expect(error.message).toContain(`${place.raw}:6: conversion failed: the converting function returned undefined`);
 		}
 		const all = await events(onConverted(place, failing, { train_file: place.raw, on_bad_row: "skip" }));
 		expect(ofType(all, "rows_skipped")[0]?.reasons).toEqual({ "conversion failed": 3 });

@@ -2,7 +2,7 @@
  * Documents of a database as a source of rows: read in batches by `_id`, links resolved a batch at a time, each row as the JSON
  * text that a file would have. What cannot be a row says so by collection and `_id`.
  */
-import { type ConvertRecordToData, madeOf } from "../data/sources/convert.js";
+import { type ConvertRecordToData, convertOne } from "../data/sources/convert.js";
 import type { AnySource, RowContent } from "../data/sources/source.js";
 import {
 	type BsonValue,
@@ -258,7 +258,7 @@ function* groups(pending: Map<number, Pending>): Generator<Map<number, Pending>>
 }
 
 async function convertWith(convert: ConvertRecordToData, record: BsonValue, samples: BsonValue[]): Promise<string[]> {
-	const made = await madeOf(convert, {
+	const made = await convertOne(convert, {
 		record: JSON.parse(jsonText(record)),
 		trajectory: samples.map((sample) => JSON.parse(jsonText(sample))),
 	});
