@@ -275,7 +275,7 @@ describe.skipIf(mongoMissing("rows of a database"))("rows of a database", () => 
 			.db(name)
 			.collection("Record")
 			.updateOne({ _id: document._id }, { $pop: { traj: 1 } });
-		expect(await said(rows, [0])).toEqual(["changed: the record gives 2 rows now, and gave 3 when the run began"]);
+		expect(await said(rows, [0])).toEqual(["changed: the record yields 2 rows now, and yielded 3 when the run began"]);
 	});
 
 	it("have the order of their _id, of whatever type each is", async () => {
@@ -318,7 +318,7 @@ describe.skipIf(mongoMissing("rows of a database"))("rows of a database", () => 
 			const texts = await said(rows, wanted);
 			expect(texts).toEqual(wanted.map((row) => `row ${rows.location(row).slice("DBRecordData ".length)}`));
 			expect(way.cut()).toBeGreaterThan(listed);
-			expect(connection.notices.some((notice) => notice.includes("answers again"))).toBe(true);
+			expect(connection.notices.some((notice) => notice.includes("responds again"))).toBe(true);
 		} finally {
 			await connection.close();
 			way.close();
@@ -355,9 +355,9 @@ describe.skipIf(mongoMissing("rows of a database"))("rows of a database", () => 
 		expect(texts).toContain("missing link: `traj[0]`: is null, and should link to DispatchedSamplingTask");
 		expect(texts).toContain("wrong type: `traj`: a string, not an array of links");
 		expect(texts).toContain("nothing completed: the trajectory is empty");
-		expect(texts).toContain("cycle of links: `traj[0]`: leads back to this very record");
+		expect(texts).toContain("cycle of links: `traj[0]`: leads back to this record");
 		expect(texts).toContain("missing link: `traj[0]`: links to DispatchedSamplingTask 5.5, which does not exist");
-		expect(texts).toContain("wrong type: `traj[0]`: is an array, which is no link to DispatchedSamplingTask");
+		expect(texts).toContain("wrong type: `traj[0]`: is an array, which is not a link to DispatchedSamplingTask");
 		expect(texts).toContain(`missing link: \`task\`: links to Task ${hex}, which does not exist`);
 		expect(texts).toContain("not finite: `score`: NaN has no JSON text");
 	});
@@ -418,6 +418,6 @@ describe.skipIf(mongoMissing("rows of a database"))("rows of a database", () => 
 			"two 2",
 			"conversion failed: the converting function threw: no good",
 		]);
-		expect(rows.connection.notices).toEqual(["convert_record_to_data_func gives no row for 1 records"]);
+		expect(rows.connection.notices).toEqual(["convert_record_to_data_func returns no row for 1 records"]);
 	});
 });

@@ -1,6 +1,6 @@
 /**
- * Rows of a database as a file, JSONL or Parquet: the very text that training reads, in the order in which it lists them.
- * Nothing stands at the file's name before all of it does.
+ * Exports rows of a database to a file, JSONL or Parquet: the very text that training reads, in its order. The file appears
+ * under its name only once it is complete.
  */
 import { open } from "node:fs/promises";
 import { maxRowBytes, rowTooLarge } from "../data/sources/row-size.js";
@@ -14,19 +14,19 @@ const READ_BYTES = 8 * 1024 * 1024;
 export interface ExportOptions {
 	rows: DatabaseRows;
 	out: string;
-	/** Documents that cannot be rows are left out; else they end the export. */
+	/** Leave out documents that cannot be rows; otherwise they fail the export. */
 	skip: boolean;
-	/** Hears how many rows are through. */
+	/** Called with the number of rows processed. */
 	progress?: (rows: number) => void;
 }
 
 export interface ExportResult {
 	rows: number;
-	/** What was left out. */
+	/** The rows that were left out. */
 	bad: BadRow[];
 }
 
-/** The rows one after the other; those that cannot be read are put into `bad`. */
+/** The rows one after the other; those that cannot be read go into `bad`. */
 async function* readable({ rows, skip, progress }: ExportOptions, bad: BadRow[]): AsyncGenerator<Uint8Array> {
 	for (let next = 0; next < rows.length; ) {
 		const indexes: number[] = [];
@@ -71,7 +71,7 @@ async function writeJsonl(path: string, rows: AsyncIterable<Uint8Array>): Promis
 	});
 }
 
-/** Writes all rows. Throws `ARL_DATA` for documents that cannot be rows, all of them told, unless they are to be skipped. */
+/** Writes all rows. Throws `ARL_DATA` with every document that cannot be a row, unless `skip` is set. */
 export async function exportRows(options: ExportOptions): Promise<ExportResult> {
 	const bad: BadRow[] = [];
 	const rows = readable(options, bad);

@@ -1,0 +1,105 @@
+/** The documents that a run has leased, in the order of their rows, and the file that logs them in the run's folder. */
+import { DocumentList, type Listed } from "./document-list.js";
+import { countedLine, ListFile, type ListOf, lineOf, readList } from "./list-file.js";
+import type { RowCollection } from "./selection.js";
+
+/** The type of an `_id` that stands for no document: rows that were missing in a step when no more came. */
+const NONE = 0;
+
+/** What a run has leased so far. */
+export class LeaseLog implements ListOf {
+	readonly documents = new DocumentList();
+	/** Steps whose rows are counted as trained. */
+	counted = 0;
+	/** The first row of each document, and the total. */
+	private readonly starts: number[] = [0];
+	private file: ListFile | null = null;
+
+	constructor(
+		readonly id: string,
+		readonly database: string,
+		readonly collection: RowCollection,
+	) {}
+
+	/** The log of the run with this id. @throws as `readList`. */
+	static async read(folders: readonly string[], listId: string): Promise<LeaseLog> {
+		const { id, database, collection, documents, counted } = await readList(folders, "claims", listId);
+		const log = new LeaseLog(id, database, collection);
+		for (let i = 0; i < documents.length; i++) log.push(documents.at(i));
+		log.counted = counted;
+		return log;
+	}
+
+	/** Rows leased so far. */
+	get rows(): number {
+		return this.starts.at(-1) ?? 0;
+	}
+
+	/** The first row of document `index`; after the last document, the total. */
+	firstRow(index: number): number {
+		return this.starts[index] ?? this.rows;
+	}
+
+	/** The first document that begins at row `row` or later. */
+	firstFrom(row: number): number {
+		let low = 0;
+		let high = this.documents.length;
+		while (low < high) {
+			const middle = (low + high) >> 1;
+			if ((this.starts[middle] as number) < row) low = middle + 1;
+			else high = middle;
+		}
+		return low;
+	}
+
+	/** The document that row `row` comes from. */
+	documentOf(row: number): number {
+		return this.firstFrom(row + 1) - 1;
+	}
+
+	/** Whether an entry is a document, and not a placeholder for rows that never came. */
+	isDocument(index: number): boolean {
+		return this.documents.at(index).id.type !== NONE;
+	}
+
+	push(listed: Listed): void {
+		this.documents.push(listed);
+		this.starts.push(this.rows + listed.rows);
+		this.file?.append(lineOf(listed));
+	}
+
+	/** Adds a placeholder for rows that never came, in the last step of an earlier part of the run. */
+	pushNone(rows: number): void {
+		this.push({ id: { type: NONE, bytes: Buffer.alloc(0), at: 0, end: 0 }, rows, trainedCount: 0 });
+	}
+
+	noteCounted(step: number): void {
+		if (step <= this.counted) return;
+		this.counted = step;
+		this.file?.append(countedLine(step));
+	}
+
+	/** Before the first step: starts the file in the run's folder, in place of those of earlier runs. */
+	async begin(folder: string): Promise<void> {
+		const { counted, documents } = this;
+		let written = 0;
+		const lines = function* () {
+			for (; written < documents.length; written++) yield lineOf(documents.at(written));
+			if (counted > 0) yield countedLine(counted);
+		};
+		this.file = await ListFile.create(folder, "claims", this, lines());
+		// Documents leased while the file was being written.
+		for (; written < documents.length; written++) this.file.append(lineOf(documents.at(written)));
+		if (this.counted > counted) this.file.append(countedLine(this.counted));
+	}
+
+	/** Forces the log to disk, so that it survives a crash of the machine. */
+	sync(): void {
+		this.file?.sync();
+	}
+
+	async close(): Promise<void> {
+		await this.file?.close();
+		this.file = null;
+	}
+}
