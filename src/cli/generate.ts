@@ -1,76 +1,73 @@
 /** `arl generate`: answers the trained replies of held-out rows with one model or two, and counts the exact ones. */
-import { Option } from "commander";
 import pc from "picocolors";
+import {
+	described,
+	flag,
+	integer,
+	integerOrNone,
+	number,
+	required,
+	stringOrNone,
+	strings,
+	trainingSchema,
+	type Values,
+} from "../config/index.js";
 import { openFiles } from "../data/sources/open.js";
 import { chooseDevice } from "../device/index.js";
-import { ArlError, EXIT_CODES, toArlError } from "../errors.js";
+import { ArlError } from "../errors.js";
 import { loadNative, type Native } from "../native.js";
 import { droppedImages } from "../report/format.js";
 import { count, duration, jsonLine, percent } from "../report/index.js";
 import { liveLine } from "../report/live.js";
 import { wantsColor } from "../report/terminal.js";
 import { type Answer, Answerer, type AskOptions, type Question } from "../run/eval/generate.js";
-import { columns, command, deviceName, numberFrom, parse, wholeNumber } from "./options.js";
-import { onStopSignals } from "./signals.js";
+import { parseCommand } from "./command.js";
+import { stoppable } from "./signals.js";
 
-interface Options {
-	model_name_or_path: string;
-	compare?: string;
-	prompt_file: string[];
-	limit: number;
-	examples: number;
-	max_new_tokens?: number;
-	per_device_eval_batch_size: number;
-	temperature: number;
-	seed: number;
-	threads?: number;
-	device: string;
-	bf16: "true" | "false" | "auto";
-	chat_template?: string;
-	thinking?: "keep" | "strip" | "last";
-	columns?: string[];
-	images: "error" | "drop";
-	json?: boolean;
-}
+const { model_name_or_path, seed, threads, device, bf16, chat_template, thinking, columns, images } =
+	trainingSchema.shape;
 
-function definition() {
-	return command("generate", "Answers the trained replies of rows by generation and counts the exact ones.")
-		.requiredOption("--model_name_or_path <folder>", "the model")
-		.option("--compare <folder>", "a second model, shown side by side with the first")
-		.requiredOption(
-			"--prompt_file <file...>",
-			"rows with the replies to be answered, in any shape that `arl train` takes",
-		)
-		.option("--limit <n>", "rows that are answered; the first of the files", wholeNumber(1), Number.MAX_SAFE_INTEGER)
-		.option("--examples <n>", "answers that are shown in full", wholeNumber(0), 3)
-		.option(
-			"--max_new_tokens <n>",
-			"longest answer in tokens (default: the longest expected one, and 8 more)",
-			wholeNumber(1),
-		)
-		.option("--per_device_eval_batch_size <n>", "answers that are written side by side", wholeNumber(1, 4096), 32)
-		.option("--temperature <x>", "0 takes the most probable token; above 0 draws with --seed", numberFrom(0), 0)
-		.option("--seed <n>", "seed of the draws", wholeNumber(0, 4_294_967_295), 42)
-		.option("--threads <n>", "threads that compute (default: as many as the process may use)", wholeNumber(1, 1024))
-		.option("--device <name>", "auto, cpu, cuda or cuda:N, as for `arl train`", deviceName, "auto")
-		.addOption(
-			new Option("--bf16 [how]", "compute in bfloat16; auto: on a GPU")
-				.choices(["true", "false", "auto"])
-				.preset("true")
-				.default("auto"),
-		)
-		.option("--chat_template <file>", "a Jinja chat template that replaces the checkpoint's")
-		.addOption(
-			new Option("--thinking <how>", "what happens to reasoning in earlier replies").choices(["keep", "strip", "last"]),
-		)
-		.option("--columns <name=column...>", "names of columns that differ from the known ones")
-		.addOption(
-			new Option("--images <how>", "what image parts of rows do: end the command, or be left out and counted")
-				.choices(["error", "drop"])
-				.default("error"),
-		)
-		.option("--json", "one JSON value a line: each answer, then the summary of each model");
-}
+const COMMAND = {
+	name: "arl generate",
+	usage: "--model_name_or_path DIR --prompt_file FILE... [--OPTION VALUE ...]",
+	about: "Answers the trained replies of rows by generation and counts the exact ones.",
+	flags: {
+		model_name_or_path,
+		compare: stringOrNone({ expects: "a folder", description: "A second model, shown side by side with the first." }),
+		prompt_file: required(
+			strings({ expects: "files, folders or globs", description: "" }),
+			"Rows whose replies are to be answered, in any shape that `arl train` takes.",
+		),
+		limit: integerOrNone({ min: 1, description: "Answer the first rows only; none: all." }),
+		examples: integer({ min: 0, default: 3, description: "Answers that are shown in full." }),
+		max_new_tokens: integerOrNone({
+			min: 1,
+			description: "Longest answer in tokens; none: the longest expected one, and 8 more.",
+		}),
+		per_device_eval_batch_size: integer({
+			min: 1,
+			max: 4096,
+			default: 32,
+			description: "Answers that are generated at once.",
+		}),
+		temperature: number({
+			min: 0,
+			default: 0,
+			description: "0 takes the most probable token; above 0 draws with `seed`.",
+		}),
+		seed: described(seed, "Seed of the draws."),
+		threads,
+		device,
+		bf16: described(bf16, "Compute in bfloat16; auto: on a GPU."),
+		chat_template,
+		thinking,
+		columns,
+		images,
+		json: flag("Print one JSON value a line: each answer, then the summary of each model."),
+	},
+};
+
+type Options = Values<typeof COMMAND.flags>;
 
 /** How well a model answered. */
 interface Score {
@@ -101,33 +98,26 @@ function score(model: string, questions: readonly Question[], answers: readonly 
 
 /** Runs the command; gives the exit code. `core`: the native part; only tests give another one. */
 export async function run(words: readonly string[], core: () => Native = loadNative): Promise<number> {
-	const options = parse<Options>(definition(), words);
-	if (options === null) return 0;
-	const stop = onStopSignals(() => process.stderr.write("stopping\n"));
-	try {
-		return await generate(core(), options, stop.signal);
-	} catch (error) {
-		if (stop.signal.aborted) return EXIT_CODES.ARL_INTERRUPTED;
-		throw toArlError(error);
-	} finally {
-		stop.release();
-	}
+	const given = parseCommand(COMMAND, words);
+	if (given === null) return 0;
+	return stoppable((signal) => generate(core(), given.flags, signal));
 }
 
 async function generate(native: Native, options: Options, signal: AbortSignal): Promise<number> {
+	const { columns, images, chat_template, thinking, threads, seed, bf16 } = options;
 	const device = chooseDevice(options.device, native);
 	if (device.notice !== null) process.stderr.write(`${device.notice}\n`);
 	const ask: AskOptions = {
-		columns: columns(options.columns),
-		images: options.images,
-		chat_template: options.chat_template ?? null,
-		thinking: options.thinking ?? null,
-		threads: options.threads ?? null,
-		seed: options.seed,
+		columns,
+		images,
+		chat_template,
+		thinking,
+		threads,
+		seed,
+		bf16,
 		batchSize: options.per_device_eval_batch_size,
-		maxNewTokens: options.max_new_tokens ?? null,
+		maxNewTokens: options.max_new_tokens,
 		temperature: options.temperature,
-		bf16: options.bf16 === "auto" ? "auto" : options.bf16 === "true",
 		device,
 	};
 	const { source, notices } = await openFiles(native, options.prompt_file, { columns: ask.columns });
@@ -135,11 +125,11 @@ async function generate(native: Native, options: Options, signal: AbortSignal): 
 		for (const notice of notices) process.stderr.write(`${notice}\n`);
 		const sample = await source.read(Array.from({ length: Math.min(64, source.length) }, (_, i) => i));
 		if (sample.length === 0) throw new ArlError("ARL_DATA", `${source.name}: no rows`);
-		const models = [options.model_name_or_path, ...(options.compare === undefined ? [] : [options.compare])];
+		const models = [options.model_name_or_path, ...(options.compare === null ? [] : [options.compare])];
 		const results: { questions: Question[]; answerer: Answerer; answers: Answer[]; score: Score }[] = [];
 		for (const model of models) {
 			const answerer = new Answerer(native, model, ask, sample);
-			const questions = await answerer.questions(source, options.limit);
+			const questions = await answerer.questions(source, options.limit ?? Number.MAX_SAFE_INTEGER);
 			const started = performance.now();
 			const answers = await answerWithProgress(model, answerer, questions, signal);
 			results.push({
