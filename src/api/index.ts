@@ -9,6 +9,7 @@ export {
 	type OptionName,
 	type Resolved,
 	resolveConfig,
+	type TrainingOptions,
 } from "../config/index.js";
 export * from "../data/index.js";
 export { ArlError, type ErrorCode, type ErrorJson, EXIT_CODES, isErrorCode } from "../errors.js";

@@ -35,7 +35,7 @@ export interface TrainerCallback {
 interface TrainerOptions {
 	/** Always null: the trainer loads the model that `args.model_name_or_path` names. */
 	model?: null;
-	args: AgentTrainingConfigInput | AgentTrainingConfig;
+	args: AgentTrainingConfigInput;
 	callbacks?: TrainerCallback[];
 }
 
