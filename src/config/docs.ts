@@ -12,7 +12,7 @@ export function optionsMarkdown(): string {
 		"This page is generated from the schema (`npm run docs:options`). An option has one spelling everywhere: as a flag",
 		"(`--learning_rate 1e-4`), in YAML or JSON, in `arl.config.ts`, and in code. A flag wins over a file's value, and that over",
 		"the default. `arl train --print_config` shows every value and where it comes from. A switch needs no value",
-		"(`--bf16`), with a value (`--bf16 false`), or with `no_` (`--no_bf16`). `none` unsets an option that may be unset.",
+		"(`--bf16`), but may have one (`--bf16 false`) or be negated (`--no_bf16`). `none` unsets an option that may be unset.",
 	];
 	for (const [group, fields] of Object.entries(GROUPS)) {
 		lines.push("", `## ${group}`, "", "| option | expected | default | what it does |", "|---|---|---|---|");
@@ -27,7 +27,7 @@ export function optionsMarkdown(): string {
 		"",
 		"## Older names",
 		"",
-		"Read as the option next to them, with a notice.",
+		"Each is read as the option next to it, with a notice.",
 		"",
 		"| name | read as |",
 		"|---|---|",
@@ -37,22 +37,22 @@ export function optionsMarkdown(): string {
 		"",
 		"## Known and not built",
 		"",
-		"Names of Hugging Face's TrainingArguments, TRL's SFTConfig and AgentRL that this program refuses with the reason. A value",
-		"that only says what happens anyway is taken, so that a configuration from there needs few changes.",
+		"Options of Hugging Face's TrainingArguments, TRL's SFTConfig and AgentRL that this program refuses with the reason. It",
+		"accepts a value that asks for what happens anyway, so that a configuration from there needs few changes.",
 		"",
-		"| names | why | values that are taken |",
+		"| names | why | accepted values |",
 		"|---|---|---|",
 	);
 	for (const [why, names] of groupByReason()) {
-		const taken = names.flatMap(({ name, neutral }) =>
-			neutral.length > 0 ? [`\`${name}\` ${neutral.map(takenText).join(", ")}`] : [],
+		const accepted = names.flatMap(({ name, neutral }) =>
+			neutral.length > 0 ? [`\`${name}\` ${neutral.map(acceptedText).join(", ")}`] : [],
 		);
-		lines.push(`| ${names.map(({ name }) => `\`${name}\``).join(", ")} | ${why} | ${taken.join("; ")} |`);
+		lines.push(`| ${names.map(({ name }) => `\`${name}\``).join(", ")} | ${why} | ${accepted.join("; ")} |`);
 	}
 	return `${lines.join("\n")}\n`;
 }
 
-function takenText(value: unknown): string {
+function acceptedText(value: unknown): string {
 	return value === "" ? "(empty)" : value === null ? "none" : String(value);
 }
 

@@ -18,15 +18,15 @@ export interface TrainingOptions {
 	 */
 	init_from_config?: boolean;
 	/**
-	 * Where the engine runs: on the CPU, on the first GPU that can be used, or on the GPU with that number. Auto: on a
-	 * GPU where one can be used, else on the CPU. `arl doctor` shows what there is. Expected: auto, cpu, cuda or cuda:N.
-	 * Files and flags may call it `no_cuda` or `use_cpu`.
+	 * Where the engine runs: on the CPU, on the first usable GPU, or on the GPU with that number. Auto: on a GPU if one
+	 * is usable, else on the CPU. `arl doctor` lists the devices. Expected: auto, cpu, cuda or cuda:N. Files and flags
+	 * may call it `no_cuda` or `use_cpu`.
 	 * @default "auto"
 	 */
 	device?: string;
 	/**
-	 * Threads that compute; none: as many as the process may use. Expected: a whole number, 1 or more and at most 1024;
-	 * or none.
+	 * Compute threads; none: as many as the process may use. Expected: a whole number, 1 or more and at most 1024; or
+	 * none.
 	 * @default null
 	 */
 	threads?: number | null;
@@ -34,63 +34,63 @@ export interface TrainingOptions {
 	// Rows
 
 	/**
-	 * Files of rows: JSONL, JSON, Parquet or CSV, plain or compressed with gzip or zstd; what a file is, its content
-	 * says. Of a folder the files of `split` are read. Several entries are read one after the other, or mixed as
-	 * `train_weights` says. Expected: files, folders or globs.
+	 * Files of rows: JSONL, JSON, Parquet or CSV, plain or compressed with gzip or zstd; the content of a file decides,
+	 * not its name. From a folder the files of `split` are read. Several entries are read in turn, or mixed by
+	 * `train_weights`. Expected: files, folders or globs.
 	 * @default []
 	 */
 	train_file?: string | string[];
 	/**
-	 * Which split of the rows is trained: of a folder, the files that have it in their names; of a database, the
-	 * documents that bear it, with train also those that bear none. None: all of them. Expected: a name such as train,
-	 * validation or test; or none.
+	 * Split to train on: from a folder, the files with this name in theirs; from a database, the documents of this
+	 * split, and for train also those without one. None: all rows. Expected: a name such as train, validation or test;
+	 * or none.
 	 * @default "train"
 	 */
 	split?: string | null;
 	/**
-	 * How large a part of each epoch comes from each entry of `train_file`, as relative weights in the same order; none:
-	 * every row of every file once. Expected: numbers above 0, one for each entry.
+	 * Relative share of each entry of `train_file` in an epoch, in the same order; none: every row of every file once.
+	 * Expected: numbers above 0, one for each entry.
 	 * @default []
 	 */
 	train_weights?: number[];
 	/**
-	 * The most rows of each entry of `train_file` that are used at all, in the same order: which ones is drawn once with
-	 * `data_seed`. None for an entry is no bound. Expected: whole numbers of 1 or more, or none, one for each entry.
+	 * The most rows to use from each entry of `train_file`, in the same order, drawn once with `data_seed`. None for an
+	 * entry: no bound. Expected: whole numbers of 1 or more, or none, one for each entry.
 	 * @default []
 	 */
 	train_caps?: number | null | "none" | (number | null | "none")[];
 	/**
-	 * Module (.ts or .js) whose default export is a data set of rows, or a function that gives one for `{ args, split
-	 * }`. Beside `train_file` it is one entry more, the last. Expected: a file; or none.
+	 * Module (.ts or .js) whose default export is a data set of rows, or a function of `{ args, split }` that returns
+	 * one. Next to `train_file` it counts as one more entry, the last. Expected: a file; or none.
 	 * @default null
 	 */
 	dataset?: string | null;
 	/**
-	 * Module (.ts or .js) whose default export makes rows of each raw row: one, several in a list, or null to leave it
-	 * out. Expected: a file; or none.
+	 * Module (.ts or .js) whose default export converts a raw row: to one row, to several in a list, or to null to leave
+	 * it out. Expected: a file; or none.
 	 * @default null
 	 */
 	convert?: string | null;
 	/**
-	 * Names of columns that differ from the known ones, for example `prompt=question completion=answer`. The shape of
-	 * the rows is otherwise found from the first ones. Expected: names and columns, as JSON or as NAME=COLUMN ....
+	 * Names of columns that differ from the known ones, for example `prompt=question completion=answer`. Otherwise the
+	 * first rows show the shape of all. Expected: names and columns, as JSON or as NAME=COLUMN ....
 	 * @default {}
 	 */
 	columns?: Record<string, string>;
 	/**
-	 * What a row that cannot be used does: stop the run before training, or be left out. It is reported with file, line
-	 * and reason either way. Expected: one of error, skip.
+	 * What happens if a row cannot be used. error: the run stops before training. skip: the row is left out. Either way
+	 * it is reported with file, line and reason. Expected: one of error, skip.
 	 * @default "error"
 	 */
 	on_bad_row?: "error" | "skip";
 	/**
-	 * Order of the rows: shuffled again each epoch with `data_seed`, or in the order of the files. Expected: one of
-	 * random, sequential. Files and flags may call it `group_by_length`.
+	 * Order of the rows: shuffled for each epoch with `data_seed`, or as in the files. Expected: one of random,
+	 * sequential. Files and flags may call it `group_by_length`.
 	 * @default "random"
 	 */
 	train_sampling_strategy?: "random" | "sequential";
 	/**
-	 * Replies whose advantage is lower are not trained; none: no bound. Expected: a number; or none.
+	 * Replies with a lower advantage are not trained; none: no bound. Expected: a number; or none.
 	 * @default null
 	 */
 	minimal_advantage?: number | null;
@@ -105,14 +105,14 @@ export interface TrainingOptions {
 	 */
 	skip_non_positive_advantage?: boolean;
 	/**
-	 * Folder for tokens of rows that were encoded before, and for rows while they are unpacked; none: `.cache` in
-	 * `output_dir`. Expected: a folder; or none.
+	 * Folder for the tokens of encoded rows, and for rows while they are unpacked; none: `.cache` in `output_dir`.
+	 * Expected: a folder; or none.
 	 * @default null
 	 */
 	cache_dir?: string | null;
 	/**
-	 * How long rows are encoded and checked before the first step; what is left is encoded while the first steps
-	 * compute. None: 20, and 0.2 where all rows come from a database. Expected: a number, 0 or more; or none.
+	 * How long rows are encoded and checked before the first step; the others are encoded while the first steps compute.
+	 * None: 20, or 0.2 if all rows come from a database. Expected: a number, 0 or more; or none.
 	 * @default null
 	 */
 	preprocess_seconds?: number | null;
@@ -120,8 +120,8 @@ export interface TrainingOptions {
 	// Images
 
 	/**
-	 * What image parts do in rows for a model that reads text only: the row cannot be used, or they are left out,
-	 * counted and reported. Expected: one of error, drop.
+	 * What happens to image parts of rows, since the models read text only. error: the row cannot be used. drop: the
+	 * parts are left out, counted and reported. Expected: one of error, drop.
 	 * @default "error"
 	 */
 	images?: "error" | "drop";
@@ -129,55 +129,55 @@ export interface TrainingOptions {
 	// Database
 
 	/**
-	 * MongoDB database that rows are read from, in addition to or in place of `train_file`. The environment variable
-	 * `ARL_DB_CONNECTION_STRING` is used where no rows are given; it is never shown. Expected:
+	 * MongoDB database to read rows from, in addition to or instead of `train_file`. If no rows are given, the
+	 * environment variable `ARL_DB_CONNECTION_STRING` is used. It is never shown. Expected:
 	 * mongodb://USER:PASSWORD@HOST:PORT/DATABASE; or none. Files and flags may call it `db_uri`.
 	 * @default null
 	 */
 	db_connection_string?: string | null;
 	/**
-	 * Collection of the rows; auto: the one of the two that has rows. Expected: one of auto, Record, DBRecordData. Files
+	 * Collection of the rows; auto: whichever of the two has rows. Expected: one of auto, Record, DBRecordData. Files
 	 * and flags may call it `db_collection`.
 	 * @default "auto"
 	 */
 	db_source?: "auto" | "Record" | "DBRecordData";
 	/**
-	 * A condition that documents must fulfil besides all others, as Extended JSON: `'{"meta_infos.source": "web"}'`.
-	 * Expected: a MongoDB query as JSON, or FIELD=VALUE ....
+	 * A further condition on the documents, as Extended JSON: `'{"meta_infos.source": "web"}'`. Expected: a MongoDB
+	 * query as JSON, or FIELD=VALUE ....
 	 * @default {}
 	 */
 	db_match?: Record<string, JsonValue>;
 	/**
-	 * Documents that were trained this often before the run are left out. Rows of files carry no such count;
-	 * `num_train_epochs` says how often a run trains each row. Expected: a whole number, 1 or more.
+	 * Documents that were trained this often before the run are left out. Rows of files have no such count;
+	 * `num_train_epochs` sets how often a run trains each row. Expected: a whole number, 1 or more.
 	 * @default 1
 	 */
 	max_trained_count?: number;
 	/**
-	 * At least so many steps between two trainings of a row: documents of which `last_trained_step` is nearer to the
-	 * last step that the collection knows are left out, and epochs that would bring a row again sooner are refused.
-	 * Expected: a whole number, 1 or more.
+	 * The fewest steps between two trainings of a row: documents whose `last_trained_step` is closer to the last step in
+	 * the collection are left out, and epochs that would repeat a row sooner are refused. Expected: a whole number, 1 or
+	 * more.
 	 * @default 1
 	 */
 	retrained_interval?: number;
 	/**
 	 * What is written back once a checkpoint is complete. ack: `trained_count` and `last_trained_step` of its rows,
-	 * exactly once for each row and epoch, with a ledger in `arl_acks`. agentrl: only fields that AgentRL knows, and no
-	 * collection; exact as long as one run at a time trains a row. None: nothing. Nothing is ever deleted. Expected: one
-	 * of ack, agentrl, none.
+	 * exactly once per row and epoch, with a ledger in `arl_acks`. agentrl: only fields that AgentRL knows, and no
+	 * collection of its own; exact as long as one run at a time trains a row. None: nothing. Nothing is ever deleted.
+	 * Expected: one of ack, agentrl, none.
 	 * @default "ack"
 	 */
 	mongo_write_back?: "ack" | "agentrl" | "none";
 	/**
-	 * Train rows as they arrive: those that are there and those that arrive during the run, each claimed for this run
-	 * alone and trained once, in the order of the claims. Needs `max_steps` and `train_sampling_strategy sequential`.
-	 * Expected: true or false.
+	 * Train rows as they arrive: the rows of the database and those that arrive during the run, each claimed for this
+	 * run alone and trained once, in the order of the claims. Needs `max_steps` and `train_sampling_strategy
+	 * sequential`. Expected: true or false.
 	 * @default false
 	 */
 	follow?: boolean;
 	/**
-	 * Seconds without a new row after which a run that follows a database trains what is left and ends; none: it waits
-	 * until `max_steps` are done. Expected: a number, above 0; or none.
+	 * Seconds without a new row after which a run that follows a database trains the remaining rows and ends; none: it
+	 * waits until `max_steps` are done. Expected: a number, above 0; or none.
 	 * @default null
 	 */
 	follow_idle?: number | null;
@@ -185,20 +185,20 @@ export interface TrainingOptions {
 	// Text
 
 	/**
-	 * File of a Jinja chat template that replaces the checkpoint's own. Expected: a file; or none. Files and flags may
-	 * call it `chat_template_path`.
+	 * Jinja chat template that replaces the checkpoint's own. Expected: a file; or none. Files and flags may call it
+	 * `chat_template_path`.
 	 * @default null
 	 */
 	chat_template?: string | null;
 	/**
-	 * The day that a chat template prints which calls `strftime_now`; none: today, in UTC. A run that is resumed on
-	 * another day needs that of its beginning. Expected: a date such as 2024-02-29; or none.
+	 * The date for chat templates that call `strftime_now`; none: today, in UTC. A run that is resumed on another day
+	 * needs the date of its start. Expected: a date such as 2024-02-29; or none.
 	 * @default null
 	 */
 	chat_template_date?: string | null;
 	/**
-	 * What happens to reasoning in assistant messages: kept in all, stripped from all, or kept in the last; none: as the
-	 * template does. Expected: one of keep, strip, last; or none.
+	 * What happens to reasoning in assistant messages: kept in all, stripped from all, or kept in the last one; none: as
+	 * the template does. Expected: one of keep, strip, last; or none.
 	 * @default null
 	 */
 	thinking?: "keep" | "strip" | "last" | null;
@@ -209,9 +209,9 @@ export interface TrainingOptions {
 	 */
 	max_length?: number | null;
 	/**
-	 * What happens to a longer sample: stop before training, leave the row out, or cut it at its left or its right end.
-	 * It is reported either way. Expected: one of error, drop, left, right. Files and flags may call it
-	 * `truncation_mode`.
+	 * What happens to a longer sample. error: the run stops before training. drop: the row is left out. left and right:
+	 * the sample is cut at that end. Each is reported. Expected: one of error, drop, left, right. Files and flags may
+	 * call it `truncation_mode`.
 	 * @default "error"
 	 */
 	truncation?: "error" | "drop" | "left" | "right";
@@ -219,8 +219,8 @@ export interface TrainingOptions {
 	// Batch and length of the run
 
 	/**
-	 * Samples in a micro-batch. They are packed side by side without padding. Expected: a whole number, 1 or more and at
-	 * most 65536. Files and flags may call it `per_gpu_train_batch_size`.
+	 * Samples in a micro-batch. They are packed next to each other without padding. Expected: a whole number, 1 or more
+	 * and at most 65536. Files and flags may call it `per_gpu_train_batch_size`.
 	 * @default 8
 	 */
 	per_device_train_batch_size?: number;
@@ -238,23 +238,23 @@ export interface TrainingOptions {
 	 */
 	gradient_accumulation_steps?: number;
 	/**
-	 * Times that all rows are trained; a fraction ends within an epoch. Expected: a number, above 0 and at most 1000000.
+	 * How often all rows are trained; a fraction ends within an epoch. Expected: a number, above 0 and at most 1000000.
 	 * @default 3
 	 */
 	num_train_epochs?: number;
 	/**
-	 * Optimizer steps in all, in place of `num_train_epochs`; -1: as many as the epochs give. Expected: a whole number
+	 * Optimizer steps in total, instead of `num_train_epochs`; -1: as many as the epochs have. Expected: a whole number
 	 * of 1 or more, or -1.
 	 * @default -1
 	 */
 	max_steps?: number;
 	/**
-	 * Seed of everything that is random. Expected: a whole number, 0 or more and at most 4294967295.
+	 * Seed of everything random. Expected: a whole number, 0 or more and at most 4294967295.
 	 * @default 42
 	 */
 	seed?: number;
 	/**
-	 * Seed of the order of the rows; none: `seed`. Expected: a whole number, 0 or more and at most 4294967295; or none.
+	 * Seed of the row order; none: `seed`. Expected: a whole number, 0 or more and at most 4294967295; or none.
 	 * @default null
 	 */
 	data_seed?: number | null;
@@ -267,7 +267,7 @@ export interface TrainingOptions {
 	 */
 	learning_rate?: number;
 	/**
-	 * The learning rate's schedule, as in transformers. Expected: one of linear, cosine, cosine_with_restarts,
+	 * Schedule of the learning rate, as in transformers. Expected: one of linear, cosine, cosine_with_restarts,
 	 * polynomial, constant, constant_with_warmup, inverse_sqrt, cosine_with_min_lr, cosine_warmup_with_min_lr,
 	 * warmup_stable_decay.
 	 * @default "linear"
@@ -284,15 +284,15 @@ export interface TrainingOptions {
 		| "cosine_warmup_with_min_lr"
 		| "warmup_stable_decay";
 	/**
-	 * Further settings of the schedule by their names in transformers: `num_cycles`, `power`, `lr_end`, `min_lr`,
+	 * Further settings of the schedule, by their names in transformers: `num_cycles`, `power`, `lr_end`, `min_lr`,
 	 * `min_lr_rate`, `warmup_lr_rate`, `timescale`, `num_decay_steps`, `num_stable_steps`, `warmup_type`, `decay_type`,
 	 * `min_lr_ratio`. Expected: names and values, as JSON or as NAME=VALUE ....
 	 * @default {}
 	 */
 	lr_scheduler_kwargs?: Record<string, string | number | boolean | null>;
 	/**
-	 * Steps in which the learning rate rises from 0. Expected: 0, a whole number of steps, or a part of all steps (above
-	 * 0 and below 1). Files and flags may call it `warmup_ratio`.
+	 * Steps over which the learning rate rises from 0. Expected: 0, a whole number of steps, or a part of all steps
+	 * (above 0 and below 1). Files and flags may call it `warmup_ratio`.
 	 * @default 0
 	 */
 	warmup_steps?: number;
@@ -317,12 +317,12 @@ export interface TrainingOptions {
 	 */
 	adam_epsilon?: number;
 	/**
-	 * Gradients are scaled down to this norm where theirs is larger; 0: never. Expected: a number, 0 or more.
+	 * Gradients with a larger norm are scaled down to this one; 0: never. Expected: a number, 0 or more.
 	 * @default 1
 	 */
 	max_grad_norm?: number;
 	/**
-	 * The optimizer. Both names are one AdamW here, with moments in float32, or in bfloat16 with `bf16_moments`.
+	 * The optimizer. Both names mean the same AdamW here, with moments in float32, or in bfloat16 with `bf16_moments`.
 	 * Expected: one of adamw_torch, adamw_torch_fused.
 	 * @default "adamw_torch_fused"
 	 */
@@ -332,64 +332,63 @@ export interface TrainingOptions {
 
 	/**
 	 * Compute with bfloat16 weights and activations, float32 sums and float32 master weights; off is float32 throughout,
-	 * or float16 with `fp16`. Auto: on a GPU, where it is the fast way, and not on a CPU or with `fp16`, where float32
-	 * is the exact and, without AVX512-BF16, the faster one. A run that goes on computes as it began. Expected: true,
-	 * false or auto.
+	 * or float16 with `fp16`. Auto: on for a GPU, where it is fast, and off with `fp16` and for the CPU, where float32
+	 * is exact and, without AVX512-BF16, faster. A resumed run computes as it began. Expected: true, false or auto.
 	 * @default "auto"
 	 */
 	bf16?: boolean | "auto" | null;
 	/**
 	 * Compute with float16 weights and activations, float32 sums and whole float32 master weights, and scale the loss as
-	 * PyTorch's GradScaler does: from 65536 on, doubled after 2,000 good steps, halved at each step whose loss or
-	 * gradient is not finite. Such a step changes no weight and does not move the schedule of the learning rate. `bf16`
-	 * needs none of this and 2 bytes a parameter less. Expected: true or false.
+	 * PyTorch's GradScaler does: first by 65536, twice as much after 2,000 good steps, half as much after each step
+	 * whose loss or gradient is not finite. Such a step changes no weight and does not advance the schedule of the
+	 * learning rate. `bf16` needs none of this and 2 bytes a parameter less. Expected: true or false.
 	 * @default false
 	 */
 	fp16?: boolean;
 	/**
 	 * With `bf16`: keep no master weights, which saves 2 bytes a parameter, and round each update up or down at random
 	 * (drawn from `seed`), so that updates too small for bfloat16 move weights on average. The exact master weights of
-	 * the default train more smoothly. Expected: true or false.
+	 * the default give a smoother training. Expected: true or false.
 	 * @default false
 	 */
 	bf16_stochastic_round?: boolean;
 	/**
 	 * Keep AdamW's moments in bfloat16, which saves 4 bytes a parameter, and round them up or down at random (drawn from
-	 * `seed`), so that changes too small for bfloat16 add up on average. With `bf16_stochastic_round` and the gradient,
-	 * 10 bytes a parameter are kept instead of 16. Expected: true or false.
+	 * `seed`), so that changes too small for bfloat16 add up on average. With `bf16_stochastic_round` a parameter takes
+	 * 10 bytes instead of 16, its gradient included. Expected: true or false.
 	 * @default false
 	 */
 	bf16_moments?: boolean;
 	/**
-	 * What is computed again in the backward pass instead of kept: nothing; norms and SwiGLU (2 to 4 % more work); the
-	 * MLP too; the whole block. It changes memory and speed, never the result. Expected: one of off, norms, mlp, block;
-	 * true is block, false is off. Files and flags may call it `activation_checkpointing`.
+	 * What the backward pass recomputes instead of keeping: nothing; norms and SwiGLU (2 to 4 % more work); the MLP too;
+	 * the whole block. It changes memory and speed, never the result. Expected: one of off, norms, mlp, block; true is
+	 * block, false is off. Files and flags may call it `activation_checkpointing`.
 	 * @default "norms"
 	 */
 	gradient_checkpointing?: boolean | "off" | "norms" | "mlp" | "block";
 	/**
-	 * Target tokens whose logits exist at once; none: as many as keep them near 32 MB, on a GPU near 1.2 GB, in whole
-	 * 256s. Expected: a whole number, 1 or more; or none.
+	 * Target tokens whose logits exist at once; none: a multiple of 256 whose logits take about 32 MB, on a GPU about
+	 * 1.2 GB. Expected: a whole number, 1 or more; or none.
 	 * @default null
 	 */
 	loss_seq_chunk_size?: number | null;
 	/**
-	 * On a GPU: keep the layers' inputs in the host's memory between forward and backward pass. It changes memory and
-	 * speed, never the result; on the CPU there is nothing to move. Expected: true or false.
+	 * On a GPU: keep the layers' inputs in host memory between forward and backward pass. It changes memory and speed,
+	 * never the result, and has no effect on the CPU. Expected: true or false.
 	 * @default false
 	 */
 	activation_offloading?: boolean;
 	/**
-	 * On a GPU: keep AdamW's moments, and the master weights of bfloat16 or float16, in the host's memory. It changes
-	 * memory and speed, never the result; on the CPU there is nothing to move. Expected: true or false.
+	 * On a GPU: keep AdamW's moments, and the master weights of bfloat16 or float16, in host memory. It changes memory
+	 * and speed, never the result, and has no effect on the CPU. Expected: true or false.
 	 * @default false
 	 */
 	optimizer_offload?: boolean;
 	/**
-	 * On a GPU: who computes attention. own is this program's kernels: equal bits every time. cudnn is NVIDIA's cuDNN,
-	 * for bf16 and heads of 64 or 128 elements on GPUs of compute capability 9.0 and 10.x: not equal in bits from run to
-	 * run, and an error where it cannot be used. auto is cudnn where it can be used, else own, and says so. Expected:
-	 * one of auto, cudnn, own. Files and flags may call it `full_determinism`.
+	 * On a GPU: which kernels compute attention. own: those of this program, which give equal bits every time. cudnn:
+	 * NVIDIA's cuDNN, for bf16 and heads of 64 or 128 elements on GPUs of compute capability 9.0 and 10.x; its bits
+	 * differ from run to run, and it is an error if it cannot be used. auto: cudnn if it can be used, else own, with a
+	 * notice. Expected: one of auto, cudnn, own. Files and flags may call it `full_determinism`.
 	 * @default "own"
 	 */
 	attention?: "auto" | "cudnn" | "own";
@@ -401,26 +400,25 @@ export interface TrainingOptions {
 	 */
 	output_dir: string;
 	/**
-	 * Start from the beginning in an `output_dir` that holds another run or a model, which is removed when the new run
-	 * has its first checkpoint or model. Without it such a folder is an error. Expected: true or false.
+	 * Start from scratch in an `output_dir` that holds another run or a model, which is removed once the new run has its
+	 * first checkpoint or model. Without this option such a folder is an error. Expected: true or false.
 	 * @default false
 	 */
 	overwrite_output_dir?: boolean;
 	/**
-	 * When a checkpoint is written: every `save_steps` and at the end, after each epoch, or never. A run that is stopped
-	 * writes one in any case, and one that is done leaves the model in `output_dir`. Expected: one of no, steps, epoch.
+	 * When to write a checkpoint: every `save_steps` and at the end, after each epoch, or never. A run that is stopped
+	 * always writes one, and a run that is done leaves the model in `output_dir`. Expected: one of no, steps, epoch.
 	 * @default "steps"
 	 */
 	save_strategy?: "no" | "steps" | "epoch";
 	/**
-	 * Steps from one checkpoint to the next. Expected: a whole number of steps, or a part of all steps (above 0 and
-	 * below 1).
+	 * Steps between checkpoints. Expected: a whole number of steps, or a part of all steps (above 0 and below 1).
 	 * @default 500
 	 */
 	save_steps?: number;
 	/**
-	 * Checkpoints that are kept; the oldest is removed once a new one is complete. None: all. Expected: a whole number,
-	 * 1 or more; or none.
+	 * Checkpoints to keep; the oldest is removed once a new one is complete. None: all. Expected: a whole number, 1 or
+	 * more; or none.
 	 * @default null
 	 */
 	save_total_limit?: number | null;
@@ -439,24 +437,23 @@ export interface TrainingOptions {
 	 */
 	run_name?: string | null;
 	/**
-	 * Steps from one line of metrics to the next. Expected: a whole number of steps, or a part of all steps (above 0 and
-	 * below 1).
+	 * Steps between lines of metrics. Expected: a whole number of steps, or a part of all steps (above 0 and below 1).
 	 * @default 10
 	 */
 	logging_steps?: number;
 	/**
-	 * Report the first step too. Expected: true or false.
+	 * Log the first step too. Expected: true or false.
 	 * @default false
 	 */
 	logging_first_step?: boolean;
 	/**
-	 * Plain lines on a terminal too, in place of the live line. Expected: true or false.
+	 * Plain lines on a terminal too, instead of the live line. Expected: true or false.
 	 * @default false
 	 */
 	disable_tqdm?: boolean;
 	/**
-	 * Where metrics go besides metrics.jsonl. Expected: none (other sinks are not built yet; metrics.jsonl is always
-	 * written).
+	 * Where metrics go in addition to metrics.jsonl. Expected: none (other sinks are not built yet; metrics.jsonl is
+	 * always written).
 	 * @default "none"
 	 */
 	report_to?: "none";
