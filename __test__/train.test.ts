@@ -1,6 +1,7 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { createTrainer } from "../src/api/trainer.js";
 import { preprocessSeconds, resolveArgs } from "../src/run/setup/options.js";
 import { fakeNative, writeFakeModel } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
@@ -134,8 +135,7 @@ describe("a run", () => {
 	it("calls callbacks, and one of them can stop it", async () => {
 		const place = workspace(folder);
 		const heard: string[] = [];
-		const { QwenTrainer } = await import("../src/api/trainer.js");
-		const run = new QwenTrainer(
+		const run = createTrainer(
 			{
 				args: trainer(place).args,
 				callbacks: [
@@ -159,13 +159,12 @@ describe("a run", () => {
 
 	it("trains rows from code", async () => {
 		const place = workspace(folder);
-		const { QwenTrainer } = await import("../src/api/trainer.js");
 		const rows = Array.from({ length: 6 }, (_, i) => JSON.parse(chatRow(`row ${i}`)));
 		const args = { ...trainer(place).args, train_file: [] };
-		const result = await new QwenTrainer({ args, train_dataset: rows }, () => fakeNative()).train();
+		const result = await createTrainer({ args, train_dataset: rows }, () => fakeNative()).train();
 		expect(result).toMatchObject({ outcome: "completed", steps: 2 });
 		const none = await errorOf(
-			new QwenTrainer({ args: { ...args, output_dir: `${place.out}2` } }, () => fakeNative()).train(),
+			createTrainer({ args: { ...args, output_dir: `${place.out}2` } }, () => fakeNative()).train(),
 		);
 		expect(none.message).toContain("train_file is missing");
 	});
