@@ -6,7 +6,6 @@ import { basename } from "node:path";
 import type { AgentTrainingConfig } from "../../config/schema.js";
 import { unlessAborted } from "../../data/cancellation.js";
 import { epochAfter } from "../../data/sampler/batches.js";
-import type { StepBatches } from "../../data/sampler/data.js";
 import type { AnySource } from "../../data/sources/source.js";
 import { makeFolder } from "../../disk/folders.js";
 import { ArlError } from "../../errors.js";
@@ -60,7 +59,7 @@ export async function* trainLoop(
 	const { data, engine, run } = prepared;
 	const { args, counters, hooks } = run;
 	yield* begin(prepared);
-	const queue = new StepQueue(engine, data.source, args);
+	const queue = new StepQueue(engine, data, args, counters.step);
 	resources.add(() => queue.end());
 	const saves = new Saves(prepared);
 	const { step: firstStep, lossSum: lossBefore } = counters;
@@ -70,29 +69,27 @@ export async function* trainLoop(
 	let last: StepEvent | null = null;
 	// A step that was skipped does not move the schedule, as in Hugging Face's Trainer.
 	const rateAfter = (steps: number) => run.schedule(steps - counters.skippedSteps);
-	let next = batchesOf(prepared, firstStep);
 
-	while (next !== null && !requests.ended) {
+	while (queue.rows !== null && !requests.ended) {
 		const waiting = performance.now();
-		const batches = yield* waitFor(hooks, unlessAborted(next, requests.signal));
-		if (batches === null) break;
+		const rows = yield* waitFor(hooks, unlessAborted(queue.rows, requests.signal));
+		if (rows === null) break;
 		const dataSeconds = (performance.now() - waiting) / 1000;
 		const step = counters.step + 1;
-		const submitted = await queue.take(step, batches, rateAfter(step - 1));
+		const submitted = await queue.take(step, rows, rateAfter(step - 1));
 		const finishing = queue.finish(submitted);
-		// The next batch is put together while the engine computes this one, and queued behind it. A checkpoint does not wait
+		// The next rows are put together while the engine computes this step, and queued behind it. A checkpoint does not wait
 		// for another step; and with fp16 whether this one is skipped decides the next one's loss scale and learning rate.
-		next = batchesOf(prepared, step);
-		const due = saves.dueAfter(step, batches.place);
-		if (next !== null && !args.fp16 && due === null) queue.follow(submitted, next, rateAfter(step));
+		queue.prepare(step);
+		if (!args.fp16 && saves.dueAfter(step, rows.place) === null) queue.follow(submitted, rateAfter(step));
 		const stats = await finishing;
 		const now = performance.now();
 		const { totalSteps } = data.plan;
 		last = counters.count({
-			place: batches.place,
+			place: rows.place,
 			stats,
 			learningRate: submitted.learningRate,
-			flops: flopsOf(batches.batches, engine.native.info()),
+			flops: flopsOf(rows.batches, engine.native.info()),
 			totalSteps,
 			time: {
 				seconds: (now - mark) / 1000,
@@ -110,9 +107,9 @@ export async function* trainLoop(
 		}
 		const isFirst = step === 1 && args.logging_first_step;
 		if (step % run.logInterval === 0 || step === data.plan.totalSteps || isFirst) yield counters.log(last);
-		if (batches.place.lastOfEpoch) yield { type: "epoch", epoch: batches.place.epoch + 1, step };
+		if (rows.place.lastOfEpoch) yield { type: "epoch", epoch: rows.place.epoch + 1, step };
 		const requested = requests.takeSave() ? "requested" : null;
-		const reason = saves.dueAfter(step, batches.place) ?? requested;
+		const reason = saves.dueAfter(step, rows.place) ?? requested;
 		if (reason === null) continue;
 		yield* saves.save(reason);
 		// Saving is no part of the next step's time.
@@ -129,15 +126,6 @@ export async function* trainLoop(
 	const trainLoss = step > firstStep ? (counters.lossSum - lossBefore) / (step - firstStep) : null;
 	yield* finish(prepared, requests, saves, { seconds, trainLoss });
 	if (data.plan.totalSteps < step) throw new ArlError("ARL_INTERNAL", "more steps were taken than planned");
-}
-
-/** The rows of the step after `step` steps, once they are encoded; null: all steps are done. */
-function batchesOf({ data }: PreparedRun, step: number): Promise<StepBatches | null> | null {
-	if (step >= data.plan.totalSteps) return null;
-	const batches = data.step(step);
-	// A failure surfaces where the loop waits for them.
-	batches.catch(() => {});
-	return batches;
 }
 
 /** What comes before the first step, once nothing can be refused any more. */

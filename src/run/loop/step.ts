@@ -4,7 +4,7 @@
  */
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import type { StepBatches } from "../../data/sampler/data.js";
+import type { Data, StepBatches } from "../../data/sampler/data.js";
 import type { AnySource } from "../../data/sources/source.js";
 import { makeFolder } from "../../disk/folders.js";
 import { ArlError, toArlError } from "../../errors.js";
@@ -18,45 +18,63 @@ import type { ResolvedConfig } from "../setup/options.js";
 export interface SubmittedStep {
 	/** From 1. */
 	step: number;
-	data: StepBatches;
+	rows: StepBatches;
 	learningRate: number;
 	ticket: Promise<number>;
 }
 
-/** Takes steps so that a GPU never waits for the loop. */
+/** The steps of a run one after the other, so that a GPU never waits for the loop. */
 export class StepQueue {
+	/** The rows of the next step; null: all steps are done. */
+	private next: Promise<StepBatches | null> | null = null;
 	private ahead: Promise<SubmittedStep | null> | null = null;
 	private over = false;
 
-	/** `source`: where the rows of a failed step are from. */
+	/** Begins with the step after `done` steps. */
 	constructor(
 		private readonly engine: Engine,
-		private readonly source: AnySource,
+		private readonly data: Data,
 		private readonly args: Pick<ResolvedConfig, "fp16" | "max_grad_norm" | "output_dir">,
-	) {}
-
-	/** Step `step` (from 1), submitted now unless it was submitted before. */
-	async take(step: number, data: StepBatches, learningRate: number): Promise<SubmittedStep> {
-		const submitted = await this.ahead;
-		this.ahead = null;
-		return submitted ?? this.submit(step, data, learningRate);
+		done: number,
+	) {
+		this.prepare(done);
 	}
 
-	/** Submits the step behind `current`, which is being finished, as soon as its rows are encoded. */
-	follow(current: SubmittedStep, next: Promise<StepBatches | null>, learningRate: number): void {
-		const submit = (data: StepBatches | null) =>
-			this.over || data === null ? null : this.submit(current.step + 1, data, learningRate);
+	/** Starts to put the rows of the step after `done` steps together. */
+	prepare(done: number): void {
+		this.next = done < this.data.plan.totalSteps ? this.data.step(done) : null;
+		// A failure surfaces where the loop waits for the rows.
+		this.next?.catch(() => {});
+	}
+
+	/** The rows of the next step, null where they have ended. Null at once: all steps are done. */
+	get rows(): Promise<StepBatches | null> | null {
+		return this.next;
+	}
+
+	/** Step `step` (from 1), submitted now unless it was submitted before. */
+	async take(step: number, rows: StepBatches, learningRate: number): Promise<SubmittedStep> {
+		const submitted = await this.ahead;
+		this.ahead = null;
+		return submitted ?? this.submit(step, rows, learningRate);
+	}
+
+	/** Submits the next step behind `current`, which is being finished, as soon as its rows are encoded. */
+	follow(current: SubmittedStep, learningRate: number): void {
+		const { next } = this;
+		if (next === null) return;
+		const submit = (rows: StepBatches | null) =>
+			this.over || rows === null ? null : this.submit(current.step + 1, rows, learningRate);
 		// The engine holds one submitted step, so that the call that finishes `current` must come first.
 		this.ahead = current.ticket.then(() => next).then(submit);
-		// A failure to get the rows surfaces where the loop waits for them.
 		this.ahead.catch(() => {});
 	}
 
-	private submit(step: number, data: StepBatches, learningRate: number): SubmittedStep {
-		const ticket = this.engine.native.submitStep(data.batches, { learningRate, maxGradNorm: this.args.max_grad_norm });
+	private submit(step: number, rows: StepBatches, learningRate: number): SubmittedStep {
+		const ticket = this.engine.native.submitStep(rows.batches, { learningRate, maxGradNorm: this.args.max_grad_norm });
 		// The error surfaces in `finish()`.
 		ticket.catch(() => {});
-		return { step, data, learningRate, ticket };
+		return { step, rows, learningRate, ticket };
 	}
 
 	/** Takes a submitted step. Throws `ARL_NONFINITE` where its loss or gradient is not finite and it was not skipped. */
@@ -94,7 +112,7 @@ export class StepQueue {
 		let saved = `The batch is in ${path}.`;
 		try {
 			await makeFolder(outputDir);
-			await writeFile(path, `${JSON.stringify(contentOf(submitted, what, this.source))}\n`);
+			await writeFile(path, `${JSON.stringify(contentOf(submitted, what, this.data.source))}\n`);
 		} catch (error) {
 			saved = `The batch could not be written to ${path}: ${toArlError(error).message}.`;
 		}
@@ -109,10 +127,9 @@ export class StepQueue {
 }
 
 /** A step's batch, for people: where each row is from, and what of it was trained. */
-function contentOf({ step, learningRate, data }: SubmittedStep, reason: string, source: AnySource) {
-	const microBatches = data.rows.map((rows, i) => {
-		const { inputIds, targets, cuSeqlens } = data.batches[i] as MicroBatch;
-		return Array.from(rows, (row, j) => {
+function contentOf({ step, learningRate, rows: { rows, batches } }: SubmittedStep, reason: string, source: AnySource) {
+	const microBatches = batches.map(({ inputIds, targets, cuSeqlens }, i) =>
+		Array.from(rows[i] as Uint32Array, (row, j) => {
 			const [from, to] = [cuSeqlens[j] as number, cuSeqlens[j + 1] as number];
 			return {
 				location: source.location(row),
@@ -120,23 +137,23 @@ function contentOf({ step, learningRate, data }: SubmittedStep, reason: string, 
 				input_ids: Array.from(inputIds.subarray(from, to)),
 				targets: Array.from(targets.subarray(from, to)),
 			};
-		});
-	});
+		}),
+	);
 	return { step, reason, learning_rate: learningRate, micro_batches: microBatches };
 }
 
 /** The error of an engine out of memory, with the plan for these very micro-batches, and what remains of the run. */
-async function outOfMemory(engine: Engine, { step, data }: SubmittedStep, outputDir: string, error: ArlError) {
+async function outOfMemory(engine: Engine, { step, rows }: SubmittedStep, outputDir: string, error: ArlError) {
 	const most = (planned: number, sizes: number[]) => Math.max(planned, ...sizes);
 	const options = {
 		...engine.options,
 		maxTokens: most(
 			engine.options.maxTokens,
-			data.batches.map(({ inputIds }) => inputIds.length),
+			rows.batches.map(({ inputIds }) => inputIds.length),
 		),
 		maxSequences: most(
 			engine.options.maxSequences,
-			data.batches.map(({ cuSeqlens }) => cuSeqlens.length - 1),
+			rows.batches.map(({ cuSeqlens }) => cuSeqlens.length - 1),
 		),
 	};
 	const last = (await listCheckpoints(outputDir)).at(-1);
