@@ -1,4 +1,4 @@
-/** `arl generate`: answers the trained replies of held-out rows with one model or two, and counts the exact ones. */
+/** `arl generate`: generates the trained replies of held-out rows with one model or two, and counts the exact ones. */
 import { Option } from "commander";
 import pc from "picocolors";
 import { openFiles } from "../data/sources/open.js";
@@ -9,7 +9,7 @@ import { droppedImages } from "../report/format.js";
 import { count, duration, jsonLine, percent } from "../report/index.js";
 import { liveLine } from "../report/live.js";
 import { wantsColor } from "../report/terminal.js";
-import { type Answer, Answerer, type AskOptions, type Question } from "../run/eval/generate.js";
+import { type Completion, type Prompt, ReplyGenerator, type ReplyOptions } from "../run/eval/replies.js";
 import { columns, command, deviceName, numberFrom, parse, wholeNumber } from "./options.js";
 import { onStopSignals } from "./signals.js";
 
@@ -42,13 +42,13 @@ function definition() {
 			"rows with the replies to be answered, in any shape that `arl train` takes",
 		)
 		.option("--limit <n>", "rows that are answered; the first of the files", wholeNumber(1), Number.MAX_SAFE_INTEGER)
-		.option("--examples <n>", "answers that are shown in full", wholeNumber(0), 3)
+		.option("--examples <n>", "replies that are shown in full", wholeNumber(0), 3)
 		.option(
 			"--max_new_tokens <n>",
 			"longest answer in tokens (default: the longest expected one, and 8 more)",
 			wholeNumber(1),
 		)
-		.option("--per_device_eval_batch_size <n>", "answers that are written side by side", wholeNumber(1, 4096), 32)
+		.option("--per_device_eval_batch_size <n>", "replies that are generated at a time", wholeNumber(1, 4096), 32)
 		.option("--temperature <x>", "0 takes the most probable token; above 0 draws with --seed", numberFrom(0), 0)
 		.option("--seed <n>", "seed of the draws", wholeNumber(0, 4_294_967_295), 42)
 		.option("--threads <n>", "threads that compute (default: as many as the process may use)", wholeNumber(1, 1024))
@@ -83,18 +83,18 @@ interface Score {
 	seconds: number;
 }
 
-function score(model: string, questions: readonly Question[], answers: readonly Answer[], seconds: number): Score {
+function score(model: string, prompts: readonly Prompt[], completions: readonly Completion[], seconds: number): Score {
 	const rows = new Map<number, boolean>();
-	for (const [i, question] of questions.entries()) {
-		rows.set(question.row, (rows.get(question.row) ?? true) && answers[i]?.exact === true);
+	for (const [i, prompt] of prompts.entries()) {
+		rows.set(prompt.row, (rows.get(prompt.row) ?? true) && completions[i]?.exact === true);
 	}
 	return {
 		model,
 		rows: rows.size,
 		exactRows: [...rows.values()].filter((exact) => exact).length,
-		replies: questions.length,
-		exactReplies: answers.filter(({ exact }) => exact).length,
-		tokens: answers.reduce((sum, { tokens }) => sum + tokens, 0),
+		replies: prompts.length,
+		exactReplies: completions.filter(({ exact }) => exact).length,
+		tokens: completions.reduce((sum, { tokens }) => sum + tokens, 0),
 		seconds,
 	};
 }
@@ -117,7 +117,7 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 async function generate(native: Native, options: Options, signal: AbortSignal): Promise<number> {
 	const device = chooseDevice(options.device, native);
 	if (device.notice !== null) process.stderr.write(`${device.notice}\n`);
-	const ask: AskOptions = {
+	const ask: ReplyOptions = {
 		columns: columns(options.columns),
 		images: options.images,
 		chat_template: options.chat_template ?? null,
@@ -136,20 +136,20 @@ async function generate(native: Native, options: Options, signal: AbortSignal): 
 		const sample = await source.read(Array.from({ length: Math.min(64, source.length) }, (_, i) => i));
 		if (sample.length === 0) throw new ArlError("ARL_DATA", `${source.name}: no rows`);
 		const models = [options.model_name_or_path, ...(options.compare === undefined ? [] : [options.compare])];
-		const results: { questions: Question[]; answerer: Answerer; answers: Answer[]; score: Score }[] = [];
+		const results: { prompts: Prompt[]; generator: ReplyGenerator; completions: Completion[]; score: Score }[] = [];
 		for (const model of models) {
-			const answerer = new Answerer(native, model, ask, sample);
-			const questions = await answerer.questions(source, options.limit);
+			const generator = new ReplyGenerator(native, model, ask, sample);
+			const prompts = await generator.prompts(source, options.limit);
 			const started = performance.now();
-			const answers = await answerWithProgress(model, answerer, questions, signal);
+			const completions = await generateWithProgress(model, generator, prompts, signal);
 			results.push({
-				questions,
-				answerer,
-				answers,
-				score: score(model, questions, answers, (performance.now() - started) / 1000),
+				prompts,
+				generator,
+				completions,
+				score: score(model, prompts, completions, (performance.now() - started) / 1000),
 			});
 		}
-		const dropped = results[0] ? droppedImages(results[0].answerer.dropped) : "";
+		const dropped = results[0] ? droppedImages(results[0].generator.dropped) : "";
 		if (dropped !== "") process.stderr.write(`${dropped}\n`);
 		if (options.json) printJson(results);
 		else printText(results, options.examples);
@@ -159,36 +159,36 @@ async function generate(native: Native, options: Options, signal: AbortSignal): 
 	}
 }
 
-async function answerWithProgress(
+async function generateWithProgress(
 	model: string,
-	answerer: Answerer,
-	questions: Question[],
+	generator: ReplyGenerator,
+	prompts: Prompt[],
 	signal: AbortSignal,
-): Promise<Answer[]> {
+): Promise<Completion[]> {
 	const live = liveLine(process.stderr);
 	const show = (done: number) =>
-		live?.show([{ text: `${model}: ${done}/${questions.length} replies answered`, keep: 0 }]);
+		live?.show([{ text: `${model}: ${done}/${prompts.length} replies generated`, keep: 0 }]);
 	show(0);
 	try {
-		return await answerer.answer(questions, show, signal);
+		return await generator.generate(prompts, show, signal);
 	} finally {
 		live?.clear();
 	}
 }
 
-type Result = { questions: Question[]; answerer: Answerer; answers: Answer[]; score: Score };
+type Result = { prompts: Prompt[]; generator: ReplyGenerator; completions: Completion[]; score: Score };
 
 function printJson(results: readonly Result[]): void {
-	for (const { questions, answerer, answers, score: reached } of results) {
-		for (const [i, question] of questions.entries()) {
-			const { text, exact, tokens } = answers[i] ?? { text: "", exact: false, tokens: 0 };
-			const { location, message } = question;
+	for (const { prompts, generator, completions, score: reached } of results) {
+		for (const [i, prompt] of prompts.entries()) {
+			const { text, exact, tokens } = completions[i] ?? { text: "", exact: false, tokens: 0 };
+			const { location, message } = prompt;
 			const line = {
 				type: "answer",
 				model: reached.model,
 				location,
 				message,
-				expected: answerer.expectedText(question),
+				expected: generator.expectedText(prompt),
 				answer: text,
 				exact,
 				tokens,
@@ -203,14 +203,14 @@ function printText(results: readonly Result[], examples: number): void {
 	const colors = pc.createColors(wantsColor(process.stdout));
 	const write = (line: string) => process.stdout.write(`${line}\n`);
 	const [first] = results;
-	for (const at of first ? spread(first.questions.length, examples) : []) {
-		const question = first?.questions[at];
-		if (!first || !question) continue;
-		write(colors.bold(`${question.location}, message ${question.message}`));
-		if (question.asked !== "") write(`  ${colors.dim("given   ")} ${oneLine(question.asked)}`);
-		write(`  ${colors.dim("expected")} ${oneLine(first.answerer.expectedText(question))}`);
-		for (const { answers, score: reached } of results) {
-			const answer = answers[at];
+	for (const at of first ? spread(first.prompts.length, examples) : []) {
+		const prompt = first?.prompts[at];
+		if (!first || !prompt) continue;
+		write(colors.bold(`${prompt.location}, message ${prompt.message}`));
+		if (prompt.lastMessage !== "") write(`  ${colors.dim("given   ")} ${oneLine(prompt.lastMessage)}`);
+		write(`  ${colors.dim("expected")} ${oneLine(first.generator.expectedText(prompt))}`);
+		for (const { completions, score: reached } of results) {
+			const answer = completions[at];
 			const mark = answer?.exact ? colors.green("exact   ") : colors.red("differs ");
 			write(`  ${mark} ${oneLine(answer?.text ?? "")}  ${colors.dim(`(${reached.model})`)}`);
 		}
