@@ -209,7 +209,7 @@ describe("arl generate", () => {
 		expect(absent).toMatchObject({ code: "ARL_DEVICE", message: "device cuda: no NVIDIA driver (libcuda.so.1)" });
 		const wrong = await errorOf(run(words("--device", "tpu"), native));
 		expect(wrong.code).toBe("ARL_USAGE");
-		expect(wrong.message).toContain("Expected auto, cpu, cuda or cuda:N.");
+		expect(wrong.message).toContain("expected auto, cpu, cuda or cuda:N");
 	});
 
 	it("names the row that cannot be used", async () => {

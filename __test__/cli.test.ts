@@ -46,7 +46,7 @@ describe("arl", () => {
 
 	it("refuses an unknown command with the nearest one", async () => {
 		expect(await main(["trian"])).toBe(2);
-		expect(stderr).toBe("ARL_USAGE unknown command 'trian'\n  what to do: Did you mean train?\n");
+		expect(stderr).toBe('ARL_USAGE arl has no command "trian"\n  what to do: Did you mean train?\n');
 	});
 
 	it("--version is that of the package", async () => {

@@ -2,20 +2,21 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "n
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
+import { defaultOf, metaOf } from "../src/config/fields.js";
 import {
 	type AgentTrainingConfigInput,
 	configJsonSchema,
 	defineConfig,
 	environmentLayer,
-	formatHelp,
+	formatOptions,
 	formatResolved,
 	loadConfigFile,
 	OPTION_NAMES,
-	optionMeta,
 	optionsMarkdown,
 	parseFlags,
 	resolveConfig,
 	resolvedAsJson,
+	trainingSchema,
 } from "../src/config/index.js";
 import { ArlError } from "../src/errors.js";
 import { fc, holds } from "./support/properties.js";
@@ -179,7 +180,7 @@ describe("flags", () => {
 	});
 
 	it("leaves a configuration file after a switch alone", () => {
-		expect(parseFlags(["--bf16", "run.yaml"]).positional).toEqual(["run.yaml"]);
+		expect(parseFlags(["--bf16", "run.yaml"]).words).toEqual(["run.yaml"]);
 	});
 
 	it("refuses an unknown flag with the nearest name", () => {
@@ -475,7 +476,7 @@ describe("what is shown", () => {
 	});
 
 	it("is help for every option, within the width", () => {
-		const help = formatHelp(80);
+		const help = formatOptions(80);
 		for (const name of OPTION_NAMES) expect(help).toContain(`--${name} `);
 		for (const line of help.split("\n")) expect(line.length).toBeLessThanOrEqual(80);
 	});
@@ -491,7 +492,7 @@ describe("what is shown", () => {
 			},
 		]);
 		for (const name of OPTION_NAMES) {
-			const shown = optionMeta(name).default;
+			const shown = defaultOf(trainingSchema.shape[name]);
 			if (shown === undefined) continue;
 			const value = args[name];
 			const empty = value === null || (typeof value === "object" && Object.keys(value).length === 0);
@@ -517,7 +518,7 @@ describe("what is shown", () => {
 
 describe("every option", () => {
 	it("that has more than one value is read by the trainer, the rows or a command", () => {
-		const folders = ["train", "data", "cli", "mongo"].map((name) => new URL(`../src/${name}/`, import.meta.url));
+		const folders = ["run", "data", "cli", "mongo"].map((name) => new URL(`../src/${name}/`, import.meta.url));
 		const sources = folders.flatMap((url) =>
 			readdirSync(url, { recursive: true, encoding: "utf8" })
 				.filter((name) => name.endsWith(".ts"))
@@ -527,7 +528,7 @@ describe("every option", () => {
 		// Both names of optim are one optimizer.
 		const without = new Set(["optim"]);
 		for (const name of OPTION_NAMES) {
-			if (optionMeta(name).fixed || without.has(name)) continue;
+			if (metaOf(trainingSchema.shape[name]).fixed || without.has(name)) continue;
 			expect(code.includes(`args.${name}`) || code.includes(`options.${name}`), name).toBe(true);
 		}
 	});

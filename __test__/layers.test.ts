@@ -31,7 +31,6 @@ const KNOWN_TO: Readonly<Record<string, readonly string[]>> = {
 
 /** Who imports which dependency. */
 const PACKAGES: Readonly<Record<string, readonly string[]>> = {
-	commander: ["cli"],
 	"csv-parse": ["data"],
 	hyparquet: ["data"],
 	"hyparquet-compressors": ["data"],

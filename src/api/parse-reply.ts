@@ -41,7 +41,8 @@ function toolCall(body: string): ToolCall | null {
 function argumentsText(body: string): string | null {
 	const text = CALL.exec(body)?.[1];
 	try {
-		return text === undefined ? null : (JSON.parse(text), text);
+		if (text !== undefined) JSON.parse(text);
+		return text ?? null;
 	} catch {
 		return null;
 	}

@@ -5,7 +5,7 @@
 import type { z } from "zod";
 import { ArlError } from "../errors.js";
 import { ALIASES, KNOWN_VALUES, NOT_BUILT } from "./compat.js";
-import { optionRegistry } from "./fields.js";
+import { metaOf } from "./fields.js";
 import { checkFollow } from "./follow.js";
 import { type AgentTrainingConfig, OPTION_NAMES, type OptionName, trainingSchema } from "./schema.js";
 import { nearest, show, soundsSecret } from "./values.js";
@@ -157,7 +157,7 @@ function explain(error: z.ZodError, given: ReadonlyMap<OptionName, Given>): stri
 		const name = String(issue.path[0] ?? "") as OptionName;
 		if (lines.has(name)) continue;
 		const schema = Object.hasOwn(trainingSchema.shape, name) ? trainingSchema.shape[name] : undefined;
-		const meta = schema && optionRegistry.get(schema);
+		const meta = schema && metaOf(schema);
 		const found = given.get(name);
 		if (!found) {
 			lines.set(name, `${name} is missing: expected ${meta?.expects ?? "a value"}`);

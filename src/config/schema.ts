@@ -8,21 +8,21 @@ import { database, images, model, rows, text } from "./options/rows.js";
 import { agentrl, checkpoints, devices, output } from "./options/run.js";
 import { batch, optimizer, precision } from "./options/training.js";
 
-/** The groups of options, in the order in which help shows them. */
-export const GROUPS = [
-	"Model",
-	"Rows",
-	"Images",
-	"Database",
-	"Text",
-	"Batch and length of the run",
-	"Optimizer",
-	"Precision and memory",
-	"Checkpoints",
-	"Output",
-	"Several devices",
-	"AgentRL",
-] as const;
+/** The options by their groups, in the order in which help shows them. */
+export const GROUPS = {
+	Model: model,
+	Rows: rows,
+	Images: images,
+	Database: database,
+	Text: text,
+	"Batch and length of the run": batch,
+	Optimizer: optimizer,
+	"Precision and memory": precision,
+	Checkpoints: checkpoints,
+	Output: output,
+	"Several devices": devices,
+	AgentRL: agentrl,
+} as const;
 
 /** The schema of a training run. Unknown keys are refused. */
 export const trainingSchema = z.strictObject({

@@ -39,6 +39,8 @@ export interface ReplyOptions
 	/** Null: as many as the longest expected reply has, and 8 more. */
 	maxNewTokens: number | null;
 	temperature: number;
+	topK: number;
+	topP: number;
 }
 
 /** Tokens above the longest expected reply that a reply may have: one that does not end in time shows it. */
@@ -127,7 +129,7 @@ export class ReplyGenerator {
 		progress: (done: number) => void,
 		signal: AbortSignal,
 	): Promise<Completion[]> {
-		const { batchSize, temperature, seed } = this.#options;
+		const { batchSize, temperature, topK, topP, seed } = this.#options;
 		const expected = prompts.map((prompt) => this.expectedText(prompt));
 		const longest = Math.max(...prompts.map((prompt) => prompt.expected.length));
 		const maxNewTokens = this.#options.maxNewTokens ?? longest + SPARE_TOKENS;
@@ -147,7 +149,7 @@ export class ReplyGenerator {
 				const chosen = order.slice(first, first + batchSize).map(({ i }) => i);
 				const replies = await engine.generate(
 					chosen.flatMap((i) => prompts[i]?.inputIds ?? []),
-					{ maxNewTokens, stopIds: this.#stopIds, temperature, seed },
+					{ maxNewTokens, stopIds: this.#stopIds, temperature, topK, topP, seed },
 				);
 				for (const [at, i] of chosen.entries()) {
 					const ids = replies[at] ?? new Int32Array();
