@@ -24,7 +24,7 @@ const FLOORS = [
 const KNOWN_TO: Readonly<Record<string, readonly string[]>> = {
 	"the addon": ["native"],
 	native: ["device", "data", "run", "api", "cli"],
-	device: ["run", "cli"],
+	device: ["run", "api", "cli"],
 	images: ["api", "cli"],
 	mongo: ["run", "cli"],
 };
