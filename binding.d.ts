@@ -34,8 +34,11 @@ export declare class Engine {
   discardStep(): Promise<void>
   /** The loss of each micro-batch, with the weights as they are. */
   evaluate(batches: Array<MicroBatch>): Promise<MicroBatchStats[]>
-  /** Replies to prompts, all at once. */
-  generate(prompts: Array<Int32Array>, options: GenerateOptions): Promise<Int32Array[]>
+  /**
+   * Replies to prompts, all at once. `onToken` receives each token, with its prompt's index, as soon as it is chosen; calls
+   * that are still on their way when the promise resolves come later.
+   */
+  generate(prompts: Array<Int32Array>, options: GenerateOptions, onToken?: (prompt: number, token: number) => void): Promise<Int32Array[]>
   /** Exact weights, moments, step count and loss scale, as safetensors in `dir`. */
   saveState(dir: string): Promise<void>
   /** Goes on from what `saveState` wrote. */
@@ -337,9 +340,13 @@ export interface GenerateOptions {
   maxNewTokens: number
   /** Tokens that end a reply; the one that ends it is not part of it. */
   stopIds: Array<number>
-  /** 0: the most probable token always. */
+  /** 0, and where absent: the most probable token always. */
   temperature?: number
-  /** Seed of random choices. */
+  /** Draw from this many of the most probable tokens; absent or 0: from all. */
+  topK?: number
+  /** Draw from the fewest most probable tokens whose probabilities sum to this; absent: from all. */
+  topP?: number
+  /** Seed of the draws; absent: 0. */
   seed?: number
 }
 

@@ -191,9 +191,13 @@ pub struct GenerateOptions {
     pub max_new_tokens: u32,
     /// Tokens that end a reply; the one that ends it is not part of it.
     pub stop_ids: Vec<u32>,
-    /// 0: the most probable token always.
+    /// 0, and where absent: the most probable token always.
     pub temperature: Option<f64>,
-    /// Seed of random choices.
+    /// Draw from this many of the most probable tokens; absent or 0: from all.
+    pub top_k: Option<u32>,
+    /// Draw from the fewest most probable tokens whose probabilities sum to this; absent: from all.
+    pub top_p: Option<f64>,
+    /// Seed of the draws; absent: 0.
     pub seed: Option<f64>,
 }
 

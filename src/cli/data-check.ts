@@ -3,70 +3,46 @@
 import type { DataReport } from "../api/check-rows.js";
 import type { LengthSummary } from "../api/length-summary.js";
 import { noteLine } from "../data/tokens/notes.js";
-import { ArlError, EXIT_CODES, toArlError } from "../errors.js";
+import { EXIT_CODES } from "../errors.js";
 import { loadNative, type Native } from "../native.js";
 import { count, jsonLine, percent } from "../report/index.js";
 import { liveLine } from "../report/live.js";
-import { resolveWords } from "./resolve.js";
-import { onStopSignals } from "./signals.js";
+import { JSON_FLAG } from "./command.js";
+import { resolveCommand, withOptions } from "./resolve.js";
+import { stoppable } from "./signals.js";
 
-const COMMAND_FLAGS = { config: "value", json: "switch", help: "switch" } as const;
-
-function help(): string {
-	return `Usage: arl data check [CONFIG] [--OPTION VALUE ...]
-
-Looks at every row of every source as \`arl train\` would, and trains nothing:
+const COMMAND = withOptions({
+	name: "arl data check",
+	usage: "[CONFIG] [--OPTION VALUE ...]",
+	about: `Reads every row of every source as \`arl train\` would, and trains nothing:
   arl data check --model_name_or_path DIR --train_file rows.jsonl
 
-Takes the options of \`arl train\` (\`arl train --help\`), in the same files; those on rows and text count. No output_dir is
-needed, and nothing is written. Tells each bad row with its place and reason, lengths, rows that are the same, rows that
-are too long, and what part of the rows an epoch trains.
-
-  --json   one JSON value on stdout
-  --help   this text
-
-Exit code 3 where a row cannot be used, else 0.
-`;
-}
+Takes the options of \`arl train\` (\`arl train --help\`); those on rows and text count. It needs no output_dir, and writes
+nothing. Reports each bad row with its place and reason, lengths, duplicates, rows that are too long, and the part of the
+rows that an epoch trains. Exit code 3 where a row cannot be used.`,
+	flags: { json: JSON_FLAG },
+});
 
 /** Runs the command; gives the exit code. `core`: the native part; only tests give another one. */
 export async function run(words: readonly string[], core: () => Native = loadNative): Promise<number> {
-	const [name, ...rest] = words;
-	if (name === "--help" || name === undefined) {
-		process.stdout.write(help());
-		return name === undefined ? EXIT_CODES.ARL_USAGE : 0;
-	}
-	if (name !== "check")
-		throw new ArlError(
-			"ARL_USAGE",
-			`arl data: unknown command ${JSON.stringify(name)}`,
-			"Did you mean arl data check?",
-		);
-	const found = await resolveWords(rest, { flags: COMMAND_FLAGS, help, assumed: [["output_dir", "."]] });
+	const found = await resolveCommand(COMMAND, words, { output_dir: "." });
 	if (found === null) return 0;
-	const { resolved, command } = found;
+	const { resolved, flags } = found;
 	for (const notice of resolved.notices) process.stderr.write(`${notice}\n`);
-	const stop = onStopSignals(() => process.stderr.write("stopping\n"));
 	const live = liveLine(process.stderr);
-	try {
+	return stoppable(async (signal) => {
 		const { checkRows } = await import("../api/check-rows.js");
 		const report = await checkRows({
 			native: core(),
 			args: resolved.args,
 			code: { dataset: null, convert: null },
-			signal: stop.signal,
+			signal,
 			progress: (rows, of) => live?.show([{ text: `${rows}/${of} rows checked`, keep: 0 }]),
 		});
 		live?.clear();
-		process.stdout.write(command.has("json") ? `${jsonLine(report)}\n` : formatReport(report));
+		process.stdout.write(flags.json ? `${jsonLine(report)}\n` : formatReport(report));
 		return report.bad.length > 0 ? EXIT_CODES.ARL_DATA : 0;
-	} catch (error) {
-		if (stop.signal.aborted) return EXIT_CODES.ARL_INTERRUPTED;
-		throw toArlError(error);
-	} finally {
-		live?.clear();
-		stop.release();
-	}
+	}).finally(() => live?.clear());
 }
 
 const SHOWN = 20;
