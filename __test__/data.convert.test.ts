@@ -209,6 +209,20 @@ describe("modules of code", () => {
 		}
 	});
 
+	it("import every entry of the package, as this very program", async () => {
+		const place = workspace(folder);
+		const rows = JSON.stringify(rowsOf(place));
+		const content = `import { ArlError } from "arl";
+			import { toDataUrl } from "arl/images";
+			import { MongoRows } from "arl/mongo";
+			if (toDataUrl({ bytes: Buffer.of(1), content_type: "image/png" }) !== "data:image/png;base64,AQ==") throw new Error();
+			const wrong = await MongoRows.open({ db_connection_string: "none" }).catch((error) => error);
+			export default wrong instanceof ArlError ? ${rows} : [];`;
+		expect(
+			(await trainer(place, { train_file: [], dataset: write("rows.ts", content) }).train()).steps,
+		).toBeGreaterThan(0);
+	});
+
 	const bad: [string, Options, RegExp][] = [
 		["no such file", { convert: "/nowhere/convert.ts" }, /^convert: .*ENOENT/],
 		[

@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { reachOf } from "../src/images/address.js";
-import { ImageLoader, type ImageOptions } from "../src/images/loader.js";
+import { ImageLoader, type ImageOptions, loaderWithHooks } from "../src/images/loader.js";
 import { errorOf } from "./support/folder.js";
 import { picture, type TestServer, testServer } from "./support/images.js";
 import { fc, holdsAsync } from "./support/properties.js";
@@ -19,7 +19,7 @@ afterAll(async () => {
 /** A loader for which names have the addresses of the table; every answer is used once, the last one for ever. */
 function loader(names: Record<string, string[][]> = {}, options: ImageOptions = {}) {
 	const asked: string[] = [];
-	const made = new ImageLoader(options, {
+	const made = loaderWithHooks(options, {
 		pause: async () => {},
 		resolve: async (hostname) => {
 			asked.push(hostname);

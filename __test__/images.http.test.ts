@@ -1,6 +1,6 @@
 import { gzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { ImageLoader, type ImageOptions } from "../src/images/loader.js";
+import { type ImageLoader, type ImageOptions, loaderWithHooks } from "../src/images/loader.js";
 import { errorOf } from "./support/folder.js";
 import { picture, type TestServer, testServer } from "./support/images.js";
 
@@ -12,7 +12,7 @@ const loaders: ImageLoader[] = [];
 
 function loader(options: ImageOptions = {}): ImageLoader {
 	pauses = [];
-	const made = new ImageLoader(
+	const made = loaderWithHooks(
 		{ image_allow_private: true, ...options },
 		{
 			pause: async (milliseconds) => {
@@ -101,7 +101,7 @@ describe("an image over HTTP", () => {
 		});
 		const quick = server.on("/quick.png", (_, response) => response.end(png));
 		let go = () => {};
-		const one = new ImageLoader(
+		const one = loaderWithHooks(
 			{ image_allow_private: true, image_concurrency: 1 },
 			{
 				pause: () =>

@@ -68,7 +68,7 @@ export class ImageLoader {
 	private free: number;
 	private readonly waiting: (() => void)[] = [];
 
-	/** `hooks`: what reaches the network; only tests give others. */
+	constructor(options?: ImageOptions);
 	constructor(options: ImageOptions = {}, hooks: Partial<HttpHooks> = {}) {
 		this.maxBytes = options.image_max_bytes ?? IMAGE_DEFAULTS.image_max_bytes;
 		this.root = options.image_root ?? null;
@@ -178,6 +178,11 @@ export class ImageLoader {
 		}
 		return { bytes, content_type: type, ...size };
 	}
+}
+
+/** A loader that reaches the network through `hooks`: for tests, not part of the public API. */
+export function loaderWithHooks(options: ImageOptions, hooks: Partial<HttpHooks>): ImageLoader {
+	return Reflect.construct(ImageLoader, [options, hooks]);
 }
 
 function parse(url: string): URL {

@@ -7,8 +7,8 @@ import { BSON, MongoBulkWriteError, ObjectId } from "mongodb";
 import { explainRow } from "../data/sources/explain.js";
 import { RowProblem } from "../data/sources/json-value.js";
 import { maxRowBytes, rowTooLarge } from "../data/sources/row-size.js";
-import type { Source } from "../data/sources/source.js";
-import type { BadRow } from "../data/tokens/problems.js";
+import type { AnySource, RowContent } from "../data/sources/source.js";
+import { type BadRow, badRowsError } from "../data/tokens/problems.js";
 import { ArlError } from "../errors.js";
 import type { MongoConnection } from "./connection.js";
 import { type CollectionName, MAX_DOCUMENT_BYTES, type Split } from "./documents.js";
@@ -35,7 +35,7 @@ const BATCH_BYTES = 16 * 1024 * 1024;
 const ORDER: readonly CollectionName[] = ["Task", "DispatchedSamplingTask", "DBRecordData", "Record"];
 
 export interface ImportOptions {
-	source: Source;
+	source: AnySource;
 	kind: ImportKind;
 	/** The split of rows that name none; null: train. Rows that name another one are refused. */
 	split: Split | null;
@@ -63,9 +63,9 @@ interface RowInBatch {
 
 /** Calls `use` on every row in order. */
 async function eachRow(
-	source: Source,
+	source: AnySource,
 	skip: ReadonlySet<number>,
-	use: (row: number, content: Uint8Array) => void | Promise<void>,
+	use: (row: number, content: RowContent) => void | Promise<void>,
 ): Promise<void> {
 	for (let next = 0; next < source.length; ) {
 		const indexes: number[] = [];
@@ -81,7 +81,8 @@ async function eachRow(
 }
 
 /** A row and its split. Throws `RowProblem`. */
-function read(content: Uint8Array, { split }: ImportOptions): { row: ReadRow; split: Split } {
+function read(content: RowContent, { split }: ImportOptions): { row: ReadRow; split: Split } {
+	if (!(content instanceof Uint8Array)) throw new RowProblem(content.reason, content.message);
 	// Rows that no run could read back are not written.
 	if (content.length > maxRowBytes()) {
 		const { reason, message } = rowTooLarge(content.length);
@@ -122,7 +123,7 @@ async function existingRows(
 export async function checkImport(options: ImportOptions): Promise<BadRow[]> {
 	const { source } = options;
 	const bad: BadRow[] = [];
-	const check = (row: number, content: Uint8Array) => {
+	const check = (row: number, content: RowContent) => {
 		try {
 			const { row: fields, split } = read(content, options);
 			const identity = { hash: 0n, place: 0, copy: 0 };
@@ -131,7 +132,8 @@ export async function checkImport(options: ImportOptions): Promise<BadRow[]> {
 			}
 		} catch (error) {
 			if (!(error instanceof RowProblem)) throw error;
-			const message = explainRow(content, error.message) ?? error.message;
+			const better = content instanceof Uint8Array ? explainRow(content, error.message) : null;
+			const message = better ?? error.message;
 			bad.push({ row, location: source.location(row), reason: error.reason, message });
 		}
 	};
@@ -161,7 +163,7 @@ export async function importRows(
 	// If the places after the last one do not fit into four bytes, the new rows keep only their order among themselves.
 	let place = firstPlace + source.length > 2 ** 32 ? 0 : firstPlace;
 	let through = 0;
-	const write = async (row: number, content: Uint8Array) => {
+	const write = async (row: number, content: RowContent) => {
 		const { row: fields, split } = read(content, options);
 		const hash = rowHash(fields, kind, split);
 		const copy = copies.add(hash);
@@ -178,6 +180,23 @@ export async function importRows(
 	await writer.flush();
 	progress?.(through);
 	return writer.result;
+}
+
+/**
+ * Checks all rows, and writes them, or with `skip` those that can be imported.
+ *
+ * @throws ArlError `ARL_DATA` if a row cannot be imported, or with `skip` if none can.
+ */
+export async function importChecked(
+	connection: MongoConnection,
+	options: ImportOptions,
+	skip: boolean,
+): Promise<ImportResult & { bad: BadRow[] }> {
+	const { source } = options;
+	const bad = await checkImport(options);
+	if (bad.length > 0 && !skip) throw badRowsError(bad, source.length);
+	if (bad.length === source.length) throw new ArlError("ARL_DATA", `${source.name}: no row can be imported`);
+	return { ...(await importRows(connection, options, new Set(bad.map(({ row }) => row)))), bad };
 }
 
 /** Writes rows in batches. */
