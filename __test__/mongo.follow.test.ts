@@ -7,69 +7,12 @@ import { valueKey } from "../src/mongo/bson-json.js";
 import { MongoConnection } from "../src/mongo/connection.js";
 import { Leases } from "../src/mongo/leases.js";
 import { temporaryFolder } from "./support/folder.js";
+import { documentsOf, going, LEASE_SECONDS, lastCheckpoint, logged, options, until } from "./support/follow.js";
 import { killMissing, type MongoServer, mongoMissing, newDatabase, startMongo } from "./support/mongo.js";
-import { arl, differingFiles, type Ended, flags, metricsOf, type Place, tinyPlace } from "./support/real.js";
+import { arl, differingFiles, metricsOf, type Place, tinyPlace } from "./support/real.js";
 
 const folder = temporaryFolder();
-const LEASE_SECONDS = 4;
-const STEP_ROWS = 4;
 const EXIT_STATE = 3;
-
-/** Rows of a file as documents, in the file's order. */
-function documentsOf(file: string): (Document & { _id: ObjectId })[] {
-	const lines = readFileSync(file, "utf8").trimEnd().split("\n");
-	return lines.map((line, i) => ({
-		// Ids in the order of the rows, whichever of them are inserted together.
-		_id: new ObjectId((0x650000000000 + i).toString(16).padEnd(24, "0")),
-		...JSON.parse(line),
-		split: "train",
-		fetched: false,
-	}));
-}
-
-const options = (place: Place, more: Record<string, string | number | boolean> = {}) =>
-	flags({
-		model_name_or_path: place.model,
-		output_dir: place.out,
-		init_from_config: true,
-		per_device_train_batch_size: 2,
-		gradient_accumulation_steps: STEP_ROWS / 2,
-		train_sampling_strategy: "sequential",
-		learning_rate: 1e-2,
-		lr_scheduler_type: "constant",
-		logging_steps: 1,
-		save_steps: 2,
-		threads: 1,
-		...more,
-	});
-
-/** The numbers that a run logged, without times and without the part of an epoch, which has no meaning without an end. */
-const logged = (out: string) =>
-	metricsOf(out).map(({ step, loss, grad_norm, learning_rate, num_tokens }) => {
-		return { step, loss, grad_norm, learning_rate, num_tokens };
-	});
-
-const lastCheckpoint = (out: string): number => {
-	const names = existsSync(out) ? readdirSync(out) : [];
-	return Math.max(0, ...names.map((name) => Number(/^checkpoint-(\d+)$/.exec(name)?.[1] ?? 0)));
-};
-
-async function until(what: string, condition: () => boolean | Promise<boolean>): Promise<void> {
-	for (let i = 0; i < 1200; i++) {
-		if (await condition()) return;
-		await pause(50);
-	}
-	throw new Error(`waited in vain until ${what}`);
-}
-
-/** A run that is going on. */
-function going(args: string[]): { ended: Promise<Ended>; kill: (signal: NodeJS.Signals) => void } {
-	let kill: (signal: NodeJS.Signals) => void = () => {};
-	const ended = arl(args, (given) => {
-		kill = given;
-	});
-	return { ended, kill: (signal) => kill(signal) };
-}
 
 describe.skipIf(mongoMissing("following a database"))("following a database", () => {
 	let server: MongoServer;

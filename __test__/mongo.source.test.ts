@@ -1,5 +1,4 @@
 /** Documents of a database as rows: which are chosen, how links are followed, and how each bad one is named. */
-import { connect, createServer, type Socket } from "node:net";
 import { Binary, DBRef, type Document, Double, MongoClient, ObjectId } from "mongodb";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import type { ConvertRecordToData } from "../src/data/sources/convert.js";
@@ -7,6 +6,7 @@ import { MongoConnection } from "../src/mongo/connection.js";
 import { openDatabaseRows } from "../src/mongo/database.js";
 import type { SelectionOptions } from "../src/mongo/selection.js";
 import type { DatabaseRows } from "../src/mongo/source.js";
+import { cutting } from "./support/cutting.js";
 import { errorOf } from "./support/folder.js";
 import { type MongoServer, mongoMissing, newDatabase, startMongo } from "./support/mongo.js";
 
@@ -54,50 +54,6 @@ const record = (traj: unknown, more: Document = {}): Document => ({
 });
 
 const ref = (id: unknown, collection = "DispatchedSamplingTask") => new DBRef(collection, id as ObjectId);
-
-/** A way to a server that is cut each time when so many bytes came through, a few times over. */
-async function cutting(
-	port: number,
-	bytes: number,
-	cuts: number,
-): Promise<{ port: number; cut(): number; close(): void }> {
-	let through = 0;
-	let done = 0;
-	const sockets = new Set<Socket>();
-	const proxy = createServer((near) => {
-		const far = connect(port, "127.0.0.1");
-		for (const socket of [near, far]) {
-			sockets.add(socket);
-			socket.on("error", () => {});
-			socket.on("close", () => {
-				sockets.delete(socket);
-				near.destroy();
-				far.destroy();
-			});
-		}
-		near.pipe(far);
-		far.on("data", (chunk) => {
-			through += chunk.length;
-			if (done < cuts && through > bytes) {
-				through = 0;
-				done += 1;
-				for (const socket of sockets) socket.destroy();
-				return;
-			}
-			near.write(chunk);
-		});
-	});
-	await new Promise<void>((resolve) => proxy.listen(0, "127.0.0.1", resolve));
-	const address = proxy.address();
-	return {
-		port: typeof address === "object" && address !== null ? address.port : 0,
-		cut: () => done,
-		close: () => {
-			proxy.close();
-			for (const socket of sockets) socket.destroy();
-		},
-	};
-}
 
 describe.skipIf(mongoMissing("rows of a database"))("rows of a database", () => {
 	let server: MongoServer;
