@@ -82,18 +82,15 @@ async function typescript() {
 	title(name);
 	const folder = mkdtempSync(join(tmpdir(), "arl-test-"));
 	const report = join(folder, "vitest.json");
-	const { code, text } = await capture(
-		process.execPath,
-		[
-			join(root, "node_modules", "vitest", "vitest.mjs"),
-			"run",
-			"--reporter=default",
-			"--reporter=json",
-			`--outputFile.json=${report}`,
-			...(onlyCuda ? ["__test__/cuda"] : []),
-			...(onlyLong ? longTests() : []),
-		],
-	);
+	const { code, text } = await capture(process.execPath, [
+		join(root, "node_modules", "vitest", "vitest.mjs"),
+		"run",
+		"--reporter=default",
+		"--reporter=json",
+		`--outputFile.json=${report}`,
+		...(onlyCuda ? ["__test__/cuda"] : []),
+		...(onlyLong ? longTests() : []),
+	]);
 	if (existsSync(report)) {
 		const { numPassedTests, numFailedTests, numPendingTests, numFailedTestSuites } = JSON.parse(
 			readFileSync(report, "utf8"),
