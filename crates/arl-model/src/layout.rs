@@ -51,7 +51,7 @@ impl Layout {
     pub fn tensors(self, table: &[TensorSpec]) -> Vec<StoredTensor> {
         let mut stored: Vec<StoredTensor> = Vec::with_capacity(table.len());
         for (index, spec) in table.iter().enumerate() {
-            let joined = if self.joined_experts { joined_name(spec.role, spec.layer) } else { None };
+            let joined = if self.joined_experts { joined_name(spec.role, spec.block.layer()) } else { None };
             let whole = joined.is_none();
             let name = self.name(&joined.unwrap_or_else(|| spec.name.clone()));
             match stored.last_mut().filter(|last| !whole && last.name == name) {

@@ -19,7 +19,7 @@ pub use init::init_f32;
 pub use layout::{Layout, StoredTensor};
 pub use rope::RopeTable;
 pub use safetensors::Dtype;
-pub use tensors::{Role, TensorSpec, tensor_table};
+pub use tensors::{Block, Role, Shard, Slice, TensorSpec, tensor_table};
 pub use weights::{
     Checkpoint, SafetensorsFile, SafetensorsWriter, TensorDecl, available_bytes, save_model, saved_bytes, sync_folder,
 };
