@@ -20,5 +20,5 @@ pub use format::CheckpointFormat;
 pub use init::init_f32;
 pub use rope::RopeTable;
 pub use safetensors::Dtype;
-pub use tensors::{Role, TensorSpec, tensor_table};
+pub use tensors::{Block, Role, Shard, Slice, TensorSpec, tensor_table};
 pub use weights::{Checkpoint, SafetensorsFile, SafetensorsWriter, TensorDecl, save_model, sync_folder};

@@ -119,6 +119,10 @@ pub struct ModelConfig {
     pub o_bias: bool,
     /// Whether queries and keys are normalised per head.
     pub qk_norm: bool,
+    /// Whether each query head has an output gate, whose rows follow the head's query in the query projection.
+    pub attention_gate: bool,
+    /// What a norm adds to its stored weight, except where that is centred on one: 0, or 1 where it is centred on zero.
+    pub norm_offset: f32,
     /// `pad_token_id` as torch's embedding takes it: this row gets no gradient from the look-up (it does from a tied
     /// head), and is zero in random weights.
     pub padding_idx: Option<usize>,
@@ -263,6 +267,8 @@ fn read(keys: &mut Keys<'_>, family: Family) -> Result<ModelConfig> {
         qkv_bias: family == Family::Qwen2 || attention_bias,
         o_bias: attention_bias,
         qk_norm: family != Family::Qwen2,
+        attention_gate: false,
+        norm_offset: 0.0,
         padding_idx,
         rope,
         moe,
