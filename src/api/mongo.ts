@@ -7,7 +7,7 @@ import { type Dataset, type IndexedDataset, openDataset } from "../data/sources/
 import { openFiles } from "../data/sources/open.js";
 import type { RecordData } from "../data/sources/record.js";
 import { Scratch } from "../data/sources/scratch.js";
-import type { AnySource } from "../data/sources/source.js";
+import { type AnySource, type RowContent, rowsInOrder } from "../data/sources/source.js";
 import type { BadRow } from "../data/tokens/problems.js";
 import { ArlError } from "../errors.js";
 import type { MongoConnection } from "../mongo/connection.js";
@@ -47,8 +47,6 @@ export interface MongoRowsOptions extends DatabaseOptions {
 	convert_record_to_data_func?: ConvertRecordToData;
 }
 
-const READ_ROWS = 64;
-
 /**
  * The rows of a database as they were when it was opened: an `IndexedDataset`, and an async iterable that reads in batches.
  * Keeps a connection open until it is closed; `await using` closes it.
@@ -82,22 +80,17 @@ export class MongoRows implements IndexedDataset, AsyncIterable<RecordData>, Asy
 
 	/** Row `index`. @throws ArlError `ARL_DATA` if its document cannot be a row. */
 	async get(index: number): Promise<RecordData> {
-		const [row] = await this.read([index]);
-		return row as RecordData;
+		const [content] = await this.rows.read([index]);
+		return this.parsed(index, content as RowContent);
 	}
 
 	async *[Symbol.asyncIterator](): AsyncGenerator<RecordData> {
-		for (let from = 0; from < this.length; from += READ_ROWS) {
-			const count = Math.min(READ_ROWS, this.length - from);
-			yield* await this.read(Array.from({ length: count }, (_, i) => from + i));
-		}
+		for await (const { row, content } of rowsInOrder(this.rows)) yield this.parsed(row, content);
 	}
 
-	private async read(indexes: number[]): Promise<RecordData[]> {
-		return (await this.rows.read(indexes)).map((row, i) => {
-			if (row instanceof Uint8Array) return JSON.parse(Buffer.from(row).toString("utf8"));
-			throw new ArlError("ARL_DATA", `${this.rows.location(indexes[i] as number)}: ${row.reason}: ${row.message}`);
-		});
+	private parsed(row: number, content: RowContent): RecordData {
+		if (content instanceof Uint8Array) return JSON.parse(Buffer.from(content).toString("utf8"));
+		throw new ArlError("ARL_DATA", `${this.rows.location(row)}: ${content.reason}: ${content.message}`);
 	}
 
 	/** Closes the connection. */

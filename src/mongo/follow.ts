@@ -6,7 +6,7 @@ import { setTimeout as pause } from "node:timers/promises";
 import type { AgentTrainingConfig } from "../config/schema.js";
 import type { StepPlan } from "../data/sampler/batches.js";
 import type { MadeRow } from "../data/sources/convert.js";
-import { takeRows } from "../data/sources/source.js";
+import { rowsInOrder } from "../data/sources/source.js";
 import { ArlError, toArlError } from "../errors.js";
 import { type BsonValue, driverValue, valueKey } from "./bson-json.js";
 import { MongoConnection } from "./connection.js";
@@ -24,7 +24,6 @@ import { WriteBack } from "./write-back.js";
 const LEASE_SECONDS = 120;
 /** The most documents that are leased, and read, together. */
 const TOGETHER = 256;
-const READ_BYTES = 8 * 1024 * 1024;
 const FIRST_PAUSE_MS = 100;
 const LONGEST_PAUSE_MS = 2_000;
 /** A wait of this length is reported. */
@@ -193,13 +192,7 @@ export class FollowRun {
 	private async *read(from: number, to: number): AsyncGenerator<MadeRow> {
 		const listed = Array.from({ length: to - from }, (_, i) => this.log.documents.at(from + i));
 		const rows = new DatabaseRows(this.connection, this.part(listed), null);
-		const indexes = Uint32Array.from({ length: rows.length }, (_, i) => i);
-		for (let done = 0; done < rows.length; ) {
-			for (const row of await takeRows(rows, indexes.subarray(done), READ_BYTES)) {
-				yield { row, location: rows.location(done) };
-				done += 1;
-			}
-		}
+		for await (const { row, content } of rowsInOrder(rows)) yield { row: content, location: rows.location(row) };
 	}
 
 	private idsFrom(document: number): BsonValue[] {

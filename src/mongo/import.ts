@@ -7,7 +7,7 @@ import { BSON, MongoBulkWriteError, ObjectId } from "mongodb";
 import { explainRow } from "../data/sources/explain.js";
 import { RowProblem } from "../data/sources/json-value.js";
 import { maxRowBytes, rowTooLarge } from "../data/sources/row-size.js";
-import type { AnySource, RowContent } from "../data/sources/source.js";
+import { type AnySource, type RowContent, rowsInOrder } from "../data/sources/source.js";
 import { type BadRow, badRowsError } from "../data/tokens/problems.js";
 import { ArlError } from "../errors.js";
 import type { MongoConnection } from "./connection.js";
@@ -26,8 +26,7 @@ import {
 	setToolsAsText,
 } from "./to-documents.js";
 
-const READ_ROWS = 256;
-const READ_BYTES = 8 * 1024 * 1024;
+const PROGRESS_ROWS = 256;
 /** Limits of one request. */
 const BATCH_DOCUMENTS = 1000;
 const BATCH_BYTES = 16 * 1024 * 1024;
@@ -59,25 +58,6 @@ export interface ImportResult {
 interface RowInBatch {
 	location: string;
 	documents: Outgoing[];
-}
-
-/** Calls `use` on every row in order. */
-async function eachRow(
-	source: AnySource,
-	skip: ReadonlySet<number>,
-	use: (row: number, content: RowContent) => void | Promise<void>,
-): Promise<void> {
-	for (let next = 0; next < source.length; ) {
-		const indexes: number[] = [];
-		for (let bytes = 0; next < source.length && indexes.length < READ_ROWS && bytes < READ_BYTES; next++) {
-			if (skip.has(next)) continue;
-			indexes.push(next);
-			bytes += source.bytes(next);
-		}
-		for (const [i, content] of (await source.read(indexes)).entries()) {
-			await use(indexes[i] ?? 0, content);
-		}
-	}
 }
 
 /** A row and its split. Throws `RowProblem`. */
@@ -123,7 +103,7 @@ async function existingRows(
 export async function checkImport(options: ImportOptions): Promise<BadRow[]> {
 	const { source } = options;
 	const bad: BadRow[] = [];
-	const check = (row: number, content: RowContent) => {
+	for await (const { row, content } of rowsInOrder(source)) {
 		try {
 			const { row: fields, split } = read(content, options);
 			const identity = { hash: 0n, place: 0, copy: 0 };
@@ -136,8 +116,7 @@ export async function checkImport(options: ImportOptions): Promise<BadRow[]> {
 			const message = better ?? error.message;
 			bad.push({ row, location: source.location(row), reason: error.reason, message });
 		}
-	};
-	await eachRow(source, new Set(), check);
+	}
 	return bad;
 }
 
@@ -163,7 +142,7 @@ export async function importRows(
 	// If the places after the last one do not fit into four bytes, the new rows keep only their order among themselves.
 	let place = firstPlace + source.length > 2 ** 32 ? 0 : firstPlace;
 	let through = 0;
-	const write = async (row: number, content: RowContent) => {
+	for await (const { row, content } of rowsInOrder(source, skip)) {
 		const { row: fields, split } = read(content, options);
 		const hash = rowHash(fields, kind, split);
 		const copy = copies.add(hash);
@@ -174,9 +153,8 @@ export async function importRows(
 			await writer.add({ location: source.location(row), documents });
 		}
 		through += 1;
-		if (through % READ_ROWS === 0) progress?.(through);
-	};
-	await eachRow(source, skip, write);
+		if (through % PROGRESS_ROWS === 0) progress?.(through);
+	}
 	await writer.flush();
 	progress?.(through);
 	return writer.result;

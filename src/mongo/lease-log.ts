@@ -1,6 +1,10 @@
 /** The documents that a run has leased, in the order of their rows, and the file that logs them in the run's folder. */
+import { fsyncSync } from "node:fs";
+import type { FileHandle } from "node:fs/promises";
+import { writeAll } from "../disk/write-all.js";
+import { toArlError } from "../errors.js";
 import { DocumentList, type Listed } from "./document-list.js";
-import { countedLine, ListFile, type ListOf, lineOf, readList } from "./list-file.js";
+import { type ListOf, lineOf, pathOf, readList, writeList } from "./list-file.js";
 import type { RowCollection } from "./selection.js";
 
 /** The type of an `_id` that stands for no document: rows that were missing in a step when no more came. */
@@ -13,7 +17,8 @@ export class LeaseLog implements ListOf {
 	counted = 0;
 	/** The first row of each document, and the total. */
 	private readonly starts: number[] = [0];
-	private file: ListFile | null = null;
+	private file: FileHandle | null = null;
+	private path = "";
 
 	constructor(
 		readonly id: string,
@@ -65,7 +70,7 @@ export class LeaseLog implements ListOf {
 	push(listed: Listed): void {
 		this.documents.push(listed);
 		this.starts.push(this.rows + listed.rows);
-		this.file?.append(lineOf(listed));
+		this.append(lineOf(listed));
 	}
 
 	/** Adds a placeholder for rows that never came, in the last step of an earlier part of the run. */
@@ -76,7 +81,7 @@ export class LeaseLog implements ListOf {
 	noteCounted(step: number): void {
 		if (step <= this.counted) return;
 		this.counted = step;
-		this.file?.append(countedLine(step));
+		this.append(`counted ${step}\n`);
 	}
 
 	/** Before the first step: starts the file in the run's folder, in place of those of earlier runs. */
@@ -85,17 +90,26 @@ export class LeaseLog implements ListOf {
 		let written = 0;
 		const lines = function* () {
 			for (; written < documents.length; written++) yield lineOf(documents.at(written));
-			if (counted > 0) yield countedLine(counted);
+			if (counted > 0) yield `counted ${counted}\n`;
 		};
-		this.file = await ListFile.create(folder, "claims", this, lines());
-		// Documents leased while the file was being written.
-		for (; written < documents.length; written++) this.file.append(lineOf(documents.at(written)));
-		if (this.counted > counted) this.file.append(countedLine(this.counted));
+		this.path = pathOf(folder, "claims", this.id);
+		this.file = await writeList(folder, "claims", this, lines());
+		// Documents that were leased while the file was being written.
+		for (; written < documents.length; written++) this.append(lineOf(documents.at(written)));
+	}
+
+	private append(line: string): void {
+		if (this.file === null) return;
+		try {
+			writeAll(this.file.fd, Buffer.from(line));
+		} catch (error) {
+			throw toArlError(error, this.path);
+		}
 	}
 
 	/** Forces the log to disk, so that it survives a crash of the machine. */
 	sync(): void {
-		this.file?.sync();
+		if (this.file !== null) fsyncSync(this.file.fd);
 	}
 
 	async close(): Promise<void> {

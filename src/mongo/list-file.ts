@@ -2,12 +2,10 @@
  * The files of documents in a run's folder: a header, then a line per document. The list of a run's documents (`.ids`) is
  * written once; the log of its leases (`.claims`) also grows while the run takes rows. Does not load the driver.
  */
-import { fsyncSync } from "node:fs";
 import { type FileHandle, open, readdir, rm } from "node:fs/promises";
-import { basename, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { parsed } from "../data/sources/json-text.js";
 import { makeFolder } from "../disk/folders.js";
-import { writeAll } from "../disk/write-all.js";
 import { PARTIAL, writeWhole } from "../disk/write-whole.js";
 import { ArlError, toArlError } from "../errors.js";
 import { DocumentList, type Listed } from "./document-list.js";
@@ -34,6 +32,11 @@ const ABOUT: Readonly<Record<ListKind, { what: string; missing: string }>> = {
 	},
 };
 
+/** Where a run's list is. */
+export function pathOf(folder: string, kind: ListKind, id: string): string {
+	return join(folder, LISTS_FOLDER, `${id}.${kind}`);
+}
+
 /** What a list is a list of. */
 export interface ListOf {
 	/** Of the run that created it: random, and part of the rows' identity. */
@@ -55,77 +58,41 @@ export function lineOf({ id, rows, trainedCount }: Listed): string {
 	return `${id.type} ${id.bytes.toString("hex", id.at, id.end)} ${rows} ${trainedCount}\n`;
 }
 
-/** The line of a log that says up to which step rows are counted as trained. */
-export const countedLine = (step: number): string => `counted ${step}\n`;
-
-/** An open file. */
-export class ListFile {
-	private constructor(
-		private readonly handle: FileHandle,
-		private readonly path: string,
-	) {}
-
-	/**
-	 * Writes a file whole, in place of the lists of earlier runs in this folder. `length`: the number of documents, if no more
-	 * are appended.
-	 */
-	static async create(
-		folder: string,
-		kind: ListKind,
-		{ id, database, collection }: ListOf,
-		lines: Iterable<string>,
-		length?: number,
-	): Promise<ListFile> {
-		const place = join(folder, LISTS_FOLDER);
-		const name = `${id}.${kind}`;
-		const path = join(place, name);
-		let handle: FileHandle | undefined;
-		try {
-			await makeFolder(place);
-			const file = await writeWhole(path, async (partial) => {
-				const opened = await open(partial, "w");
-				handle = opened;
-				let pending = `${JSON.stringify({ version: 1, id, database, collection, documents: length })}\n`;
-				for (const line of lines) {
-					pending += line;
-					if (pending.length < FLUSH_CHARACTERS) continue;
-					await opened.appendFile(pending);
-					pending = "";
-				}
-				await opened.appendFile(pending);
-				return opened;
-			});
-			await removeOthers(place, name);
-			return new ListFile(file, path);
-		} catch (error) {
-			await handle?.close();
-			throw toArlError(error);
+/**
+ * Writes a list whole, in place of those of earlier runs in this folder, and leaves its file open for more lines. `length`: the
+ * number of documents, if no more are appended.
+ */
+export async function writeList(
+	folder: string,
+	kind: ListKind,
+	{ id, database, collection }: ListOf,
+	lines: Iterable<string>,
+	length?: number,
+): Promise<FileHandle> {
+	const path = pathOf(folder, kind, id);
+	let file: FileHandle | undefined;
+	try {
+		await makeFolder(dirname(path));
+		const written = await writeWhole(path, async (partial) => {
+			file = await open(partial, "w");
+			let pending = `${JSON.stringify({ version: 1, id, database, collection, documents: length })}\n`;
+			for (const line of lines) {
+				pending += line;
+				if (pending.length < FLUSH_CHARACTERS) continue;
+				await file.appendFile(pending);
+				pending = "";
+			}
+			await file.appendFile(pending);
+			return file;
+		});
+		for (const name of await readdir(dirname(path))) {
+			const isOther = /\.(ids|claims)$/.test(basename(name, PARTIAL)) && name !== basename(path);
+			if (isOther) await rm(join(dirname(path), name), { force: true });
 		}
-	}
-
-	/** Appends a line. */
-	append(line: string): void {
-		try {
-			writeAll(this.handle.fd, Buffer.from(line));
-		} catch (error) {
-			throw toArlError(error, this.path);
-		}
-	}
-
-	/** Forces the file to disk, so that it survives a crash of the machine. */
-	sync(): void {
-		fsyncSync(this.handle.fd);
-	}
-
-	async close(): Promise<void> {
-		await this.handle.close();
-	}
-}
-
-/** Removes the lists of earlier runs. */
-async function removeOthers(place: string, kept: string): Promise<void> {
-	for (const name of await readdir(place)) {
-		if (/\.(ids|claims)$/.test(basename(name, PARTIAL)) && name !== kept) await rm(join(place, name), { force: true });
+		return written;
+	} catch (error) {
+		await file?.close();
+		throw toArlError(error);
 	}
 }
 
@@ -143,7 +110,7 @@ export async function listsIn(folder: string, kind: ListKind): Promise<string[]>
  * @throws ArlError `ARL_STATE` if none has it, or if it is damaged.
  */
 export async function readList(folders: readonly string[], kind: ListKind, id: string): Promise<StoredList> {
-	const paths = folders.map((folder) => join(folder, LISTS_FOLDER, `${id}.${kind}`));
+	const paths = folders.map((folder) => pathOf(folder, kind, id));
 	const { what, missing } = ABOUT[kind];
 	for (const path of paths) {
 		const handle = await open(path).catch((error: NodeJS.ErrnoException) => {

@@ -7,7 +7,7 @@ import type { Document } from "mongodb";
 import { type BsonValue, documentOf, driverValue, entries, numberOf } from "./bson-json.js";
 import type { MongoConnection } from "./connection.js";
 import { DocumentList } from "./document-list.js";
-import { ListFile, type ListOf, lineOf } from "./list-file.js";
+import { type ListOf, lineOf, writeList } from "./list-file.js";
 import type { RowCollection, Selection } from "./selection.js";
 
 const PAGE = 5_000;
@@ -91,5 +91,5 @@ export async function keepSnapshot(folder: string, snapshot: Snapshot): Promise<
 	const lines = function* () {
 		for (let i = 0; i < documents.length; i++) yield lineOf(documents.at(i));
 	};
-	await (await ListFile.create(folder, "ids", snapshot, lines(), documents.length)).close();
+	await (await writeList(folder, "ids", snapshot, lines(), documents.length)).close();
 }

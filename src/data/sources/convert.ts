@@ -6,7 +6,7 @@ import { explainRow } from "./explain.js";
 import type { RecordData } from "./record.js";
 import { recordText } from "./record-json.js";
 import { maxRowBytes, rowTooLarge } from "./row-size.js";
-import { type AnySource, type RowContent, takeRows, type UnreadableRow } from "./source.js";
+import { type AnySource, type RowContent, rowsInOrder, type UnreadableRow } from "./source.js";
 
 /** A database's record with the samples that it links to: the argument of a converting function for rows of a database. */
 export interface DatabaseRecord {
@@ -58,34 +58,21 @@ function typeName(value: unknown): string {
 	return Array.isArray(value) ? "an array" : typeof value;
 }
 
-/** The most rows, and about the most bytes, that are read together. */
-const READ_ROWS = 256;
-const READ_BYTES = 8 * 1024 * 1024;
-
 /** The parsed rows of a source, in order. */
 export async function* parsedRows(source: AnySource): AsyncGenerator<RawRow> {
 	const decoder = new TextDecoder("utf-8", { fatal: true });
-	for (let first = 0; first < source.length; ) {
-		const wanted = Math.min(READ_ROWS, source.length - first);
-		const rows = await takeRows(
-			source,
-			Uint32Array.from({ length: wanted }, (_, i) => first + i),
-			READ_BYTES,
-		);
-		if (rows.length === 0) return;
-		for (const bytes of rows) {
-			const location = source.location(first++);
-			const failure = bytes instanceof Uint8Array ? tooLarge(bytes) : bytes;
-			if (failure !== null || !(bytes instanceof Uint8Array)) {
-				yield { value: null, failure, location };
-				continue;
-			}
-			try {
-				yield { value: JSON.parse(decoder.decode(bytes)), failure: null, location };
-			} catch (error) {
-				const message = explainRow(bytes, messageOf(error)) ?? messageOf(error);
-				yield { value: null, failure: { reason: "not json", message }, location };
-			}
+	for await (const { row, content } of rowsInOrder(source)) {
+		const location = source.location(row);
+		const failure = content instanceof Uint8Array ? tooLarge(content) : content;
+		if (failure !== null || !(content instanceof Uint8Array)) {
+			yield { value: null, failure, location };
+			continue;
+		}
+		try {
+			yield { value: JSON.parse(decoder.decode(content)), failure: null, location };
+		} catch (error) {
+			const message = explainRow(content, messageOf(error)) ?? messageOf(error);
+			yield { value: null, failure: { reason: "not json", message }, location };
 		}
 	}
 }

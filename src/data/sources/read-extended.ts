@@ -8,13 +8,11 @@ import { jsonText, parseJson, RowProblem } from "./json-value.js";
 import type { FileRows } from "./jsonl.js";
 import { maxRowBytes } from "./row-size.js";
 import type { Scratch } from "./scratch.js";
-import { takeRows } from "./source.js";
+import { rowsInOrder, takeRows } from "./source.js";
 import { SpillFile } from "./spill-file.js";
 
 const FIRST_ROWS = 32;
 const FIRST_BYTES = 1024 * 1024;
-const READ_ROWS = 256;
-const READ_BYTES = 8 * 1024 * 1024;
 
 /** Every row of Extended JSON contains this. */
 const SIGN = '"$';
@@ -26,10 +24,6 @@ export interface ExtendedOptions {
 	signal: AbortSignal | null;
 	/** Collects what a user should know about how the file is read. */
 	notices: string[];
-}
-
-function nextIndexes(from: number, source: FileRows, most: number): Uint32Array {
-	return Uint32Array.from({ length: Math.min(most, source.length - from) }, (_, i) => from + i);
 }
 
 /** A parsed row and its kind; null: it is not JSON or too large, for which it will be refused later. */
@@ -58,7 +52,8 @@ export function strayExtendedJson(bytes: Uint8Array): { reason: string; message:
 }
 
 async function beginsExtended(source: FileRows): Promise<boolean> {
-	const rows = await takeRows(source, nextIndexes(0, source, FIRST_ROWS), FIRST_BYTES);
+	const first = Uint32Array.from({ length: Math.min(FIRST_ROWS, source.length) }, (_, i) => i);
+	const rows = await takeRows(source, first, FIRST_BYTES);
 	return rows.some((row) => {
 		if (!(row instanceof Uint8Array) || !bufferOf(row).includes(SIGN)) return false;
 		const seen = look(row);
@@ -95,13 +90,9 @@ export async function withoutExtendedJson(source: FileRows, options: ExtendedOpt
 	const converted = await SpillFile.fill(
 		{ scratch, name, numbered: false, locate: (row) => source.location(row), signal },
 		async (spill) => {
-			for (let next = 0; next < source.length; ) {
-				const rows = await takeRows(source, nextIndexes(next, source, READ_ROWS), READ_BYTES);
-				for (const row of rows) {
-					spill.out.raw(plainRow(row as Uint8Array, source, next, form));
-					next += 1;
-					if (spill.endRow()) await spill.flush();
-				}
+			for await (const { row, content } of rowsInOrder(source)) {
+				spill.out.raw(plainRow(content, source, row, form));
+				if (spill.endRow()) await spill.flush();
 			}
 			return { blankLines: source.blankLines };
 		},

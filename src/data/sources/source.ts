@@ -145,6 +145,26 @@ export async function takeRows(source: AnySource, indexes: Uint32Array, maxBytes
 	return source.read(indexes.subarray(0, count));
 }
 
+const READ_ROWS = 256;
+const READ_BYTES = 8 * 1024 * 1024;
+
+/** All rows of a source in order, except those of `skip`, read in batches. */
+export async function* rowsInOrder<C extends RowContent>(
+	source: Source<C>,
+	skip: ReadonlySet<number> = new Set(),
+): AsyncGenerator<{ row: number; content: C }> {
+	for (let next = 0; next < source.length; ) {
+		const indexes: number[] = [];
+		for (; next < source.length && indexes.length < READ_ROWS; next++) if (!skip.has(next)) indexes.push(next);
+		for (let done = 0; done < indexes.length; ) {
+			const contents = await takeRows(source, Uint32Array.from(indexes.slice(done)), READ_BYTES);
+			// A stream has ended.
+			if (contents.length === 0) return;
+			for (const content of contents) yield { row: indexes[done++] as number, content: content as C };
+		}
+	}
+}
+
 /** Rows that are taken from several parts before their size is checked. */
 const TAKEN_TOGETHER = 16;
 
