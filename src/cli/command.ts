@@ -75,7 +75,7 @@ export interface Group {
 	/** What the commands do together; a line in the help of the group above it. */
 	summary: string;
 	commands: Readonly<Record<string, Entry | Group>>;
-	/** What the help says after the list of commands. */
+	/** Text of the help after the list of commands. */
 	notes?: string;
 }
 

@@ -1,4 +1,4 @@
-/** `arl data check`: every row of every source as a run would see it, and what is wrong with it. */
+/** `arl data check`: reads every row of every source as a run would, and reports what is wrong with it. */
 
 import type { DataReport } from "../api/check-rows.js";
 import type { LengthSummary } from "../api/length-summary.js";
@@ -68,7 +68,7 @@ function formatReport(report: DataReport): string {
 		lines.push(...shown(report.overLong.map(({ location, tokens: many }) => `${location}: ${many} tokens`)));
 	}
 	if (report.duplicateRows > 0) {
-		lines.push("", `rows that are the same as an earlier one: ${report.duplicateRows}`);
+		lines.push("", `duplicates of earlier rows: ${report.duplicateRows}`);
 		const groups = report.duplicates.map(({ locations, rows: many }) => {
 			const more = many > locations.length ? `, and ${many - locations.length} more` : "";
 			return `${locations.join(" = ")}${more}`;
@@ -86,7 +86,7 @@ function formatReport(report: DataReport): string {
 
 function asides({ blankLines, leftOut, truncated, dropped }: DataReport): string {
 	const parts = [
-		blankLines > 0 ? `${blankLines} blank lines passed over` : "",
+		blankLines > 0 ? `${blankLines} blank lines skipped` : "",
 		leftOut > 0 ? `${leftOut} left out by the converting function` : "",
 		truncated > 0 ? `${truncated} cut to max_length` : "",
 		dropped > 0 ? `${dropped} dropped as too long` : "",
@@ -114,5 +114,5 @@ function lengths(name: string, summary: LengthSummary): string[] {
 		const bar = "█".repeat(Math.ceil((BAR * rows) / most));
 		return `  ${`${from}-${to - 1}`.padStart(width)}  ${bar}${bar === "" ? "" : " "}${rows}`;
 	});
-	return [`${name}: min ${min}, median ${median}, p95 ${p95}, max ${max}, ${count(sum)} in all`, ...bars];
+	return [`${name}: min ${min}, median ${median}, p95 ${p95}, max ${max}, ${count(sum)} in total`, ...bars];
 }

@@ -1,4 +1,4 @@
-/** The configuration of a run: schema, files, flags, resolution, and what is shown of it. */
+/** The configuration of a run: schema, files, flags, resolution and display. */
 export { optionsMarkdown, optionsTypescript } from "./docs.js";
 export { environmentLayer } from "./environment.js";
 export {

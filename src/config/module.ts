@@ -1,10 +1,10 @@
-/** Modules that a user writes: TypeScript or JavaScript files, loaded as they are. */
+/** Loads modules that a user writes, in TypeScript or JavaScript. */
 import { statSync } from "node:fs";
 import { resolve } from "node:path";
 import { pathToFileURL } from "node:url";
 import { ArlError, toArlError } from "../errors.js";
 
-/** The names that `import ... from "arl"` gives. */
+/** The names that `import ... from "arl"` offers. */
 type Api = Record<string, unknown>;
 
 let loadApi: (() => Promise<Api>) | null = null;
@@ -21,10 +21,10 @@ export async function publicApi(): Promise<Api> {
 }
 
 /**
- * The default export of the module at `path`; what it throws while it is loaded comes as it is. `api`: what
- * `import ... from "arl"` gives there, so that it is this very program, installed or not.
+ * The default export of the module at `path`; rethrows what the module throws while it loads. `api`: what
+ * `import ... from "arl"` returns there, so that it is this very program, installed or not.
  *
- * @throws ArlError `ARL_IO` where there is no such file.
+ * @throws ArlError `ARL_IO` if the file does not exist.
  */
 export async function importDefault(path: string, api: Api): Promise<unknown> {
 	try {
