@@ -227,7 +227,7 @@ describe("arl generate", () => {
 		writeFileSync(none, '{"messages":[{"role":"user","content":"x"}]}\n');
 		const native = core(() => "");
 		await expect(run(["--model_name_or_path", "m", "--prompt_file", none], native)).rejects.toThrow(
-			"no row has a reply",
+			"no row has a trained reply",
 		);
 		await expect(run(words("--limit", "0"), native)).rejects.toMatchObject({ code: "ARL_USAGE" });
 		await expect(run(words("--thinking", "hard"), native)).rejects.toMatchObject({ code: "ARL_USAGE" });

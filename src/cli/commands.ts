@@ -31,8 +31,9 @@ const ARL: Group = {
 	summary: "Supervised fine-tuning of Qwen models.",
 	commands: {
 		train: { summary: "Fine-tune a model on rows.", load: () => import("./train.js") },
+		chat: { summary: "Chat with a model.", load: () => import("./chat.js") },
 		generate: {
-			summary: "Answer the trained replies of rows with a model, and count the exact answers.",
+			summary: "Reply to a prompt, or generate the trained replies of rows and count the exact ones.",
 			load: () => import("./generate.js"),
 		},
 		data: DATA,
