@@ -100,7 +100,8 @@ describe("every option", () => {
 		const without = new Set(["optim"]);
 		for (const name of OPTION_NAMES) {
 			if (metaOf(trainingSchema.shape[name]).fixed || without.has(name)) continue;
-			expect(code.includes(`args.${name}`) || code.includes(`options.${name}`), name).toBe(true);
+			const read = `\\b(args|options)\\.${name}\\b|const \\{[^{}]*\\b${name}\\b[^{}]*\\} = (args|options)\\b`;
+			expect(new RegExp(read).test(code), name).toBe(true);
 		}
 	});
 });

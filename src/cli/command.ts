@@ -18,7 +18,7 @@ import { ArlError, EXIT_CODES } from "../errors.js";
 export interface Command<F extends Fields> extends FlagSet<F> {
 	/** What follows the name in the first line of the help. */
 	usage: string;
-	/** What the command does: paragraphs and examples, a line each. */
+	/** What the command does, in paragraphs; help refills their lines, and keeps indented ones. */
 	about: string;
 	/** How many words it takes that belong to no flag, and what they are; absent: none. */
 	words?: { noun: string; least: number; most: number };
@@ -70,12 +70,9 @@ function helpWidth({ columns }: { columns?: number }): number {
 	return Math.min(110, columns || 100);
 }
 
-/** Wraps every line of `text` to `width` columns; indented lines are examples, and stay. */
+/** Fills the lines of each paragraph of `text` up to `width` columns; indented lines stay as they are. */
 function paragraphs(text: string, width: number): string {
-	return text
-		.split("\n")
-		.flatMap((line) => (line === "" || line.startsWith(" ") ? [line] : wrap(line, width)))
-		.join("\n");
+	return text.replace(/^[^ \n].*(\n[^ \n].*)*/gm, (lines) => wrap(lines.replaceAll("\n", " "), width).join("\n"));
 }
 
 /** A command as a group knows it: loaded only when it is called. */
@@ -90,7 +87,7 @@ export interface Group {
 	/** What the commands do together; a line in the help of the group above it. */
 	summary: string;
 	commands: Readonly<Record<string, Entry | Group>>;
-	/** Text of the help after the list of commands, a line for each paragraph. */
+	/** Text of the help after the list of commands, in paragraphs. */
 	notes?: string;
 }
 

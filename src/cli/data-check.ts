@@ -17,7 +17,9 @@ const COMMAND = withOptions({
 	about: `Reads every row of every source as \`arl train\` would, and trains nothing:
   arl data check --model_name_or_path DIR --train_file rows.jsonl
 
-Takes the options of \`arl train\` (\`arl train --help\`); those on rows and text count. It needs no output_dir, and writes nothing. Reports each bad row with its place and reason, lengths, duplicates, rows that are too long, and the part of the rows that an epoch trains.
+Takes the options of \`arl train\` (\`arl train --help\`); those on rows and text count. It needs no output_dir, and
+writes nothing. Reports each bad row with its place and reason, lengths, duplicates, rows that are too long, and the
+part of the rows that an epoch trains.
 
 Exit code 3 where a row cannot be used, else 0.`,
 	flags: { json: JSON_FLAG },

@@ -16,7 +16,8 @@ const COMMAND = withOptions({
 	about: `Shows one row as the model sees it, with the trained tokens in colour:
   arl inspect --model_name_or_path DIR --train_file rows.jsonl --row 17
 
-Takes the options of \`arl train\` (\`arl train --help\`); those on rows and text count. It needs no output_dir, and writes nothing. Without colours, « and » enclose the trained tokens.`,
+Takes the options of \`arl train\` (\`arl train --help\`); those on rows and text count. It needs no output_dir, and
+writes nothing. Without colours, « and » enclose the trained tokens.`,
 	flags: {
 		row: integer({ min: 1, default: 1, description: "The row, counted over all sources." }),
 		tokens: flag("Print a line for each token: its number, id, weight and text."),

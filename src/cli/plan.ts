@@ -24,7 +24,8 @@ const COMMAND = withOptions({
 	about: `Shows the memory that a run takes, by category, and what would save some:
   arl plan --model_name_or_path DIR --device cuda --max_length 4096 --per_device_train_batch_size 1
 
-Takes the options of \`arl train\` (\`arl train --help\`); those on device, batch, precision and memory count. The model's folder needs no more than config.json. \`--device cuda\` plans for a GPU even on a machine without one.`,
+Takes the options of \`arl train\` (\`arl train --help\`); those on device, batch, precision and memory count. The
+model's folder needs no more than config.json. \`--device cuda\` plans for a GPU even on a machine without one.`,
 	flags: {
 		tokens: integerOrNone({
 			min: 1,
