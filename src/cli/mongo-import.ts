@@ -1,4 +1,4 @@
-/** `arl mongo import`: rows of files as documents that AgentRL and `arl train` read. */
+/** `arl mongo import`: writes rows of files as documents that AgentRL and `arl train` read. */
 import { choice, choiceOrNone, described, trainingSchema, type Values } from "../config/index.js";
 import { openFiles } from "../data/sources/open.js";
 import { countReasons } from "../data/tokens/problems.js";

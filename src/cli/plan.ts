@@ -1,4 +1,4 @@
-/** `arl plan`: the memory that a run takes, by category; no rows and no weights are read, and no GPU is needed. */
+/** `arl plan`: shows the memory that a run takes, by category. Reads no rows and no weights, and needs no GPU. */
 import pc from "picocolors";
 import { integerOrNone } from "../config/index.js";
 import { deviceToPlan, hostInfo } from "../device/index.js";
@@ -12,10 +12,10 @@ import { type BatchSize, dtypeOf, engineOptions, type ResolvedConfig, resolveFor
 import { JSON_FLAG } from "./command.js";
 import { resolveCommand, withOptions } from "./resolve.js";
 
-/** Memory of GPUs that there are, in GB as their makers count. */
+/** Memory of common GPUs, in GB as their makers count. */
 const GPU_SIZES = [24, 40, 48, 80, 141] as const;
 const GB = 1e9;
-/** The most tokens that a plan is made for: what the engine's counts of them hold. */
+/** The most tokens of a plan: the engine counts them in 32 bits. */
 const MOST_TOKENS = 2 ** 31 - 1;
 
 const COMMAND = withOptions({
@@ -24,8 +24,8 @@ const COMMAND = withOptions({
 	about: `Shows the memory that a run takes, by category, and what would save some:
   arl plan --model_name_or_path DIR --device cuda --max_length 4096 --per_device_train_batch_size 1
 
-Takes the options of \`arl train\` (\`arl train --help\`); those on device, batch, precision and memory count. The model's folder
-needs no more than config.json. \`--device cuda\` plans for a GPU even on a machine without one.`,
+Takes the options of \`arl train\` (\`arl train --help\`); those on device, batch, precision and memory count. The
+model's folder needs no more than config.json. \`--device cuda\` plans for a GPU even on a machine without one.`,
 	flags: {
 		tokens: integerOrNone({
 			min: 1,
@@ -43,7 +43,7 @@ needs no more than config.json. \`--device cuda\` plans for a GPU even on a mach
 	},
 });
 
-/** All there is to say. */
+/** What the report shows. */
 interface Planned {
 	model: ModelFacts;
 	args: ResolvedConfig;
@@ -52,7 +52,7 @@ interface Planned {
 	host: DeviceInfo | undefined;
 	size: BatchSize;
 	plan: MemoryPlan;
-	/** Null: the plan fits, so that there is nothing to change. */
+	/** Null: the plan fits. */
 	advice: Advice | null;
 }
 
@@ -77,7 +77,7 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 	return 0;
 }
 
-/** The largest micro-batch: as it is given, else as the options bound it. */
+/** The largest micro-batch: the given size, else the bound that the options set. */
 function batchSize(
 	args: ResolvedConfig,
 	model: ModelFacts,
@@ -89,20 +89,20 @@ function batchSize(
 	const bound = packed ?? (longest === null ? null : samples * longest);
 	const maxTokens = tokens ?? bound;
 	if (maxTokens === null)
-		throw new ArlError("ARL_USAGE", "how long samples are is not known", "Give --tokens, or --max_length.");
+		throw new ArlError("ARL_USAGE", "the length of the samples is unknown", "Give --tokens, or --max_length.");
 	if (maxTokens > MOST_TOKENS)
 		throw new ArlError("ARL_USAGE", `a micro-batch of ${maxTokens} tokens is too large`, "Give --tokens.");
 	const usual = packed === null ? samples : Math.ceil(maxTokens / 64);
 	return { maxTokens, maxSequences: Math.min(maxTokens, sequences ?? usual) };
 }
 
-/** Whether the plan fits the device; where nothing is known of it, whether it fits the smallest GPU. */
+/** Whether the plan fits the device, or, if the device is unknown, the smallest GPU. */
 function fits(plan: MemoryPlan, device: string, info: DeviceInfo | undefined): boolean {
 	const room = info === undefined ? roomOf(GPU_SIZES[0]) : info.availableBytes;
 	return plan.totalBytes <= room || (device === "cpu" && info === undefined);
 }
 
-/** What a GPU of `gigabytes` leaves to a run. */
+/** The bytes that a GPU of `gigabytes` has left for a run. */
 function roomOf(gigabytes: number): number {
 	return gigabytes * GB - CONTEXT_BYTES;
 }
@@ -200,9 +200,9 @@ function table(categories: MemoryPlan["categories"], total: number): string[] {
 }
 
 function fitsText(needed: number, { availableBytes, memoryBytes }: DeviceInfo): string {
-	const there = `${bytes(availableBytes)} of ${bytes(memoryBytes)} available`;
+	const room = `${bytes(availableBytes)} of ${bytes(memoryBytes)} available`;
 	const over = needed - availableBytes;
-	return over <= 0 ? `fits this machine: ${there}` : `does not fit this machine, ${bytes(over)} too much: ${there}`;
+	return over <= 0 ? `fits this machine: ${room}` : `does not fit this machine, ${bytes(over)} too much: ${room}`;
 }
 
 function gpuLines(plan: MemoryPlan): string[] {
@@ -210,10 +210,7 @@ function gpuLines(plan: MemoryPlan): string[] {
 		const over = plan.totalBytes - roomOf(gigabytes);
 		return `  ${String(gigabytes).padStart(3)} GB  ${over <= 0 ? "fits" : `does not fit: ${bytes(over)} too much`}`;
 	});
-	return [
-		`GPUs by memory (GB of 10^9 bytes, of which ${bytes(CONTEXT_BYTES)} is left to CUDA's own context):`,
-		...sizes,
-	];
+	return [`GPUs by memory (GB of 10^9 bytes, of which CUDA's own context takes ${bytes(CONTEXT_BYTES)}):`, ...sizes];
 }
 
 function adviceLines({ device, advice }: Planned): string[] {
