@@ -125,7 +125,9 @@ async function converse(conversation: Conversation): Promise<void> {
 	for (;;) {
 		const { tool } = conversation;
 		const line = await next(interactive ? bold(tool === null ? "> " : `result of ${tool}> `) : "");
-		if (line === null || line === "/exit") break;
+		if (line === null && interactive) process.stderr.write("\n");
+		// Nobody reads the replies where stdout has failed (`arl chat DIR < prompts.txt | head`).
+		if (line === null || line === "/exit" || process.stdout.errored) break;
 		if (line === "/reset") {
 			conversation.reset();
 			if (interactive) note("new conversation");
@@ -185,6 +187,8 @@ function reader(lines: Interface): (prompt: string) => Promise<string | null> {
 	let wake = () => {};
 	lines.on("line", (line) => {
 		early.push(line);
+		// A long file is not read into memory whole.
+		if (early.length >= 1000) lines.pause();
 		wake();
 	});
 	lines.on("close", () => {
@@ -193,6 +197,7 @@ function reader(lines: Interface): (prompt: string) => Promise<string | null> {
 	});
 	return async (prompt) => {
 		if (early.length === 0 && !ended) {
+			lines.resume();
 			lines.setPrompt(prompt);
 			if (prompt !== "") lines.prompt();
 			await new Promise<void>((resolve) => {
