@@ -1,5 +1,4 @@
 /** `arl generate`: one reply to a prompt, or the trained replies of rows compared with the expected ones. */
-import type { Model } from "../api/model.js";
 import { flag, integer, integerOrNone, stringOrNone, strings, trainingSchema } from "../config/index.js";
 import { ArlError } from "../errors.js";
 import { loadNative, type Native } from "../native.js";
@@ -55,16 +54,8 @@ With --prompt_file it generates the trained replies of rows, and counts those th
 	},
 };
 
-/** Opens a model; only tests give another one. */
-type Open = typeof Model.open;
-const openModel: Open = async (...given) => (await import("../api/model.js")).Model.open(...given);
-
 /** Runs the command; gives the exit code. `core`: the native part; only tests give another one. */
-export async function run(
-	words: readonly string[],
-	core: () => Native = loadNative,
-	open: Open = openModel,
-): Promise<number> {
+export async function run(words: readonly string[], core: () => Native = loadNative): Promise<number> {
 	const given = parseCommand(COMMAND, words);
 	if (given === null) return 0;
 	const { flags } = given;
@@ -75,7 +66,8 @@ export async function run(
 	if (prompt !== null && compare !== null) throw new ArlError("ARL_USAGE", "--compare is for --prompt_file");
 	return stoppable(async (signal) => {
 		if (prompt === null) return generateRows(core(), flags, signal);
-		await using model = await open(flags.model_name_or_path, modelOptions(flags));
+		const { Model } = await import("../api/model.js");
+		await using model = await Model.open(flags.model_name_or_path, modelOptions(flags));
 		for (const notice of model.notices) process.stderr.write(`${notice}\n`);
 		const { max_new_tokens: most } = flags;
 		const options = { ...samplingOptions(flags), ...(most !== null && { maxNewTokens: most }), signal };
