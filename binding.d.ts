@@ -90,7 +90,7 @@ export declare class TextEncoder {
 
 /** The samples of one source, on disk. */
 export declare class TokenCache {
-  /** Opens the cache of the source that `key` names, for `rows` rows, below `dir`; goes on with one that is there. */
+  /** Opens the cache of the source that `key` names, for `rows` rows, below `dir`; continues one that exists. */
   static open(dir: string, key: string, rows: number, encoder: TextEncoder): TokenCache
   /** Rows are encoded on all cores and appended; each row's tokens land under its index. */
   fill(rows: Array<Uint8Array>, indexes: Uint32Array): Promise<FillReport>
@@ -177,9 +177,9 @@ export interface CudaProblem {
 
 /**
  * Finds and opens the driver and NVIDIA's libraries, so that the CUDA addon can be loaded after it, and lists the GPUs.
- * `beside`: folders of `node_modules` that the addon may be installed in. Never throws because something is missing.
+ * `folders`: folders of `node_modules` that the addon may be installed in. Never throws because something is missing.
  */
-export declare function cudaReport(beside: Array<string>): CudaReport
+export declare function cudaReport(folders: Array<string>): CudaReport
 
 /** What there is of CUDA. */
 export interface CudaReport {
@@ -201,7 +201,7 @@ export interface CudaReport {
  */
 export declare function cudaRuntime(ordinal: number): string
 
-/** gzip or zstd, told apart by content, unpacked into `target`; false, and nothing written, if `source` is neither. */
+/** gzip or zstd, recognised by content, unpacked into `target`; false, and nothing written, if `source` is neither. */
 export declare function decompress(source: string, target: string): Promise<boolean>
 
 /** A device that the engine can run on. */
@@ -277,19 +277,19 @@ export interface EngineOptions {
   device: string
   /** Type of weights and activations. With f16 the loss is scaled. */
   dtype: 'f32' | 'bf16' | 'f16'
-  /** Keep no masters beside bf16 weights, and round each update up or down at random, with `seed`. */
+  /** Keep no masters for bf16 weights, and round each update up or down at random, with `seed`. */
   stochasticRounding?: boolean
   /** Keep AdamW's moments in bf16 instead of f32, and round them up or down at random, with `seed`. */
   bf16Moments?: boolean
-  /** What the backward pass computes anew. */
+  /** What the backward pass recomputes. */
   recompute: 'off' | 'norms' | 'mlp' | 'block'
   /** Keep the layers' inputs in host memory between the passes. */
   activationOffloading?: boolean
-  /** Keep moments, and masters beside weights of 16 bits, in host memory. */
+  /** Keep moments, and the masters of 16-bit weights, in host memory. */
   optimizerOffload?: boolean
   /** Most rows of logits at a time. */
   lossSeqChunkSize?: number
-  /** Tokens of the largest micro-batch expected; a larger one makes the engine plan anew. */
+  /** Tokens of the largest micro-batch expected; a larger one makes the engine plan again. */
   maxTokens: number
   /** Sequences of the micro-batch with the most. */
   maxSequences: number
@@ -405,7 +405,7 @@ export interface MicroBatchStats {
   targetWeight: number
   /** Sum of weight x negative log-likelihood, in nats. */
   lossSum: number
-  /** Targets that had the greatest logit. */
+  /** Targets whose logit was the greatest. */
   correct: number
   /** Sum of the predicted distributions' entropies over the targets, in nats. */
   entropySum: number

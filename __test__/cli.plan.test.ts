@@ -178,7 +178,7 @@ describe("arl plan", () => {
 
 	it("shows tables for people, with advice only where it is needed", async () => {
 		const large = await plan(["--model_name_or_path", wide(36), "--device", "cuda", "--max_length", "1024"]);
-		expect(large.stderr).toMatch(/^no GPU is asked for its memory: no NVIDIA driver/);
+		expect(large.stderr).toMatch(/^the memory of the GPU is unknown: no NVIDIA driver/);
 		expect(large.stdout).toContain(
 			"bf16, gradient_checkpointing norms; micro-batches of up to 8,192 tokens in 8 sequences",
 		);

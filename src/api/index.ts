@@ -9,6 +9,7 @@ export {
 	type OptionName,
 	type Resolved,
 	resolveConfig,
+	type TrainingOptions,
 } from "../config/index.js";
 export * from "../data/index.js";
 export type { BadRow } from "../data/tokens/problems.js";

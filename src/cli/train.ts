@@ -66,8 +66,8 @@ async function train(args: Resolved["args"], reporter: Reporter, core?: () => Na
 	}
 	const stop = onStopSignals((text) => reporter.note(text));
 	try {
-		const { QwenTrainer } = await import("../api/trainer.js");
-		const trainer = new QwenTrainer({ args }, core);
+		const { createTrainer } = await import("../api/trainer.js");
+		const trainer = createTrainer({ args }, core);
 		let code = 0;
 		for await (const event of trainer.run({ signal: stop.signal })) {
 			reporter.event(event);

@@ -1,5 +1,5 @@
 /** The configuration of a run: schema, files, flags, resolution, and what is shown of it. */
-export { defineConfig } from "./define.js";
+export { optionsMarkdown, optionsTypescript } from "./docs.js";
 export { environmentLayer } from "./environment.js";
 export {
 	choice,
@@ -25,15 +25,16 @@ export {
 	formatFlags,
 	formatOptions,
 	formatResolved,
-	optionsMarkdown,
 	resolvedAsJson,
 } from "./print.js";
 export { isResolved, type Layer, type Resolved, resolveConfig } from "./resolve.js";
 export {
 	type AgentTrainingConfig,
 	type AgentTrainingConfigInput,
+	defineConfig,
 	OPTION_NAMES,
 	type OptionName,
 	trainingSchema,
 } from "./schema.js";
+export type { TrainingOptions } from "./training-options.js";
 export { nearest, redact, show } from "./values.js";

@@ -1,6 +1,5 @@
-/** What is shown of the configuration: resolved values with their origin, help, JSON Schema, and the table for docs/. */
+/** What is shown of the configuration: resolved values with their origins, help, and its JSON Schema. */
 import { z } from "zod";
-import { ALIASES, NOT_BUILT } from "./compat.js";
 import { defaultOf, type Fields, metaOf, type OptionMeta } from "./fields.js";
 import type { Resolved } from "./resolve.js";
 import { GROUPS, OPTION_NAMES, type OptionName, trainingSchema } from "./schema.js";
@@ -79,7 +78,7 @@ export function formatOptions(width: number): string {
 }
 
 /** Lines of at most `width` columns, broken between words. */
-function wrap(text: string, width: number): string[] {
+export function wrap(text: string, width: number): string[] {
 	const lines: string[] = [];
 	let line = "";
 	for (const word of text.split(" ")) {
@@ -99,64 +98,4 @@ export function configJsonSchema(): Record<string, unknown> {
 	const schema = z.toJSONSchema(trainingSchema, { io: "input" });
 	const properties = { $schema: { type: "string" }, ...schema.properties };
 	return { title: "arl train", ...schema, properties };
-}
-
-/** The page of options in docs/, in Markdown. */
-export function optionsMarkdown(): string {
-	const lines = [
-		"# Options of `arl train`",
-		"",
-		"This page is generated from the schema (`npm run docs:options`). An option has one spelling everywhere: as a flag",
-		"(`--learning_rate 1e-4`), in YAML or JSON, in `arl.config.ts`, and in code. A flag wins over a file's value, and that over",
-		"the default. `arl train --print_config` shows every value and where it comes from. A switch needs no value",
-		"(`--bf16`), with a value (`--bf16 false`), or with `no_` (`--no_bf16`). `none` unsets an option that may be unset.",
-	];
-	for (const [group, fields] of Object.entries(GROUPS)) {
-		lines.push("", `## ${group}`, "", "| option | expected | default | what it does |", "|---|---|---|---|");
-		for (const [name, field] of Object.entries(fields)) {
-			const { expects, description } = metaOf(field);
-			const value = defaultOf(field);
-			const cells = [`\`${name}\``, expects, value === undefined ? "required" : `\`${value}\``, description];
-			lines.push(`| ${cells.map((cell) => cell.replaceAll("|", "\\|")).join(" | ")} |`);
-		}
-	}
-	lines.push(
-		"",
-		"## Older names",
-		"",
-		"Read as the option next to them, with a notice.",
-		"",
-		"| name | read as |",
-		"|---|---|",
-	);
-	for (const [name, { to }] of Object.entries(ALIASES)) lines.push(`| \`${name}\` | \`${to}\` |`);
-	lines.push(
-		"",
-		"## Known and not built",
-		"",
-		"Names of Hugging Face's TrainingArguments, TRL's SFTConfig and AgentRL that this program refuses with the reason. A value",
-		"that only says what happens anyway is taken, so that a configuration from there needs few changes.",
-		"",
-		"| names | why | values that are taken |",
-		"|---|---|---|",
-	);
-	for (const [why, names] of groupByReason()) {
-		const taken = names.flatMap(({ name, neutral }) =>
-			neutral.length > 0 ? [`\`${name}\` ${neutral.map(takenText).join(", ")}`] : [],
-		);
-		lines.push(`| ${names.map(({ name }) => `\`${name}\``).join(", ")} | ${why} | ${taken.join("; ")} |`);
-	}
-	return `${lines.join("\n")}\n`;
-}
-
-function takenText(value: unknown): string {
-	return value === "" ? "(empty)" : value === null ? "none" : String(value);
-}
-
-function groupByReason(): Map<string, { name: string; neutral: readonly unknown[] }[]> {
-	const groups = new Map<string, { name: string; neutral: readonly unknown[] }[]>();
-	for (const [name, { why, neutral }] of Object.entries(NOT_BUILT)) {
-		groups.set(why, [...(groups.get(why) ?? []), { name, neutral }]);
-	}
-	return groups;
 }

@@ -1,4 +1,4 @@
-/** Options of a run: what it writes, the devices that it takes, and what AgentRL has besides. */
+/** Options of a run: what it writes, its devices, and further options of AgentRL. */
 import { z } from "zod";
 import { boolean, choice, custom, integerOrNone, only, requiredString, stepsOrRatio, stringOrNone } from "../fields.js";
 
@@ -10,21 +10,21 @@ export const checkpoints = {
 	overwrite_output_dir: boolean({
 		default: false,
 		description:
-			"Start from the beginning in an `output_dir` that holds another run or a model, which is removed when the new run has its first checkpoint or model. Without it such a folder is an error.",
+			"Start from scratch in an `output_dir` that holds another run or a model, which is removed once the new run has its first checkpoint or model. Without this option such a folder is an error.",
 	}),
 	save_strategy: choice(["no", "steps", "epoch"], {
 		default: "steps",
 		description:
-			"When a checkpoint is written: every `save_steps` and at the end, after each epoch, or never. A run that is stopped writes one in any case, and one that is done leaves the model in `output_dir`.",
+			"When to write a checkpoint: every `save_steps` and at the end, after each epoch, or never. A run that is stopped always writes one, and a run that is done leaves the model in `output_dir`.",
 	}),
 	save_steps: stepsOrRatio({
 		zero: false,
 		default: 500,
-		description: "Steps from one checkpoint to the next.",
+		description: "Steps between checkpoints.",
 	}),
 	save_total_limit: integerOrNone({
 		min: 1,
-		description: "Checkpoints that are kept; the oldest is removed once a new one is complete. None: all.",
+		description: "Checkpoints to keep; the oldest is removed once a new one is complete. None: all.",
 	}),
 	resume_from_checkpoint: custom(
 		z
@@ -47,19 +47,19 @@ export const output = {
 	logging_steps: stepsOrRatio({
 		zero: false,
 		default: 10,
-		description: "Steps from one line of metrics to the next.",
+		description: "Steps between lines of metrics.",
 	}),
 	logging_first_step: boolean({
 		default: false,
-		description: "Report the first step too.",
+		description: "Log the first step too.",
 	}),
 	disable_tqdm: boolean({
 		default: false,
-		description: "Plain lines on a terminal too, in place of the live line.",
+		description: "Plain lines on a terminal too, instead of the live line.",
 	}),
 	report_to: only("none", {
 		why: "other sinks are not built yet; metrics.jsonl is always written",
-		description: "Where metrics go besides metrics.jsonl.",
+		description: "Where metrics go in addition to metrics.jsonl.",
 	}),
 };
 

@@ -1,4 +1,4 @@
-/** Options of the training step: batches, the optimizer, and how numbers and memory are kept. */
+/** Options of the training step: batches, the optimizer, precision and memory. */
 import { z } from "zod";
 import { boolean, choice, custom, integer, integerOrNone, map, number, stepsOrRatio } from "../fields.js";
 
@@ -21,7 +21,7 @@ export const batch = {
 		default: 8,
 		min: 1,
 		max: 65536,
-		description: "Samples in a micro-batch. They are packed side by side without padding.",
+		description: "Samples in a micro-batch. They are packed next to each other without padding.",
 	}),
 	max_tokens_per_micro_batch: integerOrNone({
 		min: 2,
@@ -40,7 +40,7 @@ export const batch = {
 		default: 3,
 		above: 0,
 		max: 1_000_000,
-		description: "Times that all rows are trained; a fraction ends within an epoch.",
+		description: "How often all rows are trained; a fraction ends within an epoch.",
 	}),
 	max_steps: custom(
 		z
@@ -50,19 +50,19 @@ export const batch = {
 		{
 			kind: "integer",
 			expects: "a whole number of 1 or more, or -1",
-			description: "Optimizer steps in all, in place of `num_train_epochs`; -1: as many as the epochs give.",
+			description: "Optimizer steps in total, instead of `num_train_epochs`; -1: as many as the epochs have.",
 		},
 	),
 	seed: integer({
 		default: 42,
 		min: 0,
 		max: 4_294_967_295,
-		description: "Seed of everything that is random.",
+		description: "Seed of everything random.",
 	}),
 	data_seed: integerOrNone({
 		min: 0,
 		max: 4_294_967_295,
-		description: "Seed of the order of the rows; none: `seed`.",
+		description: "Seed of the row order; none: `seed`.",
 	}),
 };
 
@@ -74,16 +74,16 @@ export const optimizer = {
 	}),
 	lr_scheduler_type: choice(SCHEDULE_NAMES, {
 		default: "linear",
-		description: "The learning rate's schedule, as in transformers.",
+		description: "Schedule of the learning rate, as in transformers.",
 	}),
 	lr_scheduler_kwargs: map({
 		description:
-			"Further settings of the schedule by their names in transformers: `num_cycles`, `power`, `lr_end`, `min_lr`, `min_lr_rate`, `warmup_lr_rate`, `timescale`, `num_decay_steps`, `num_stable_steps`, `warmup_type`, `decay_type`, `min_lr_ratio`.",
+			"Further settings of the schedule, by their names in transformers: `num_cycles`, `power`, `lr_end`, `min_lr`, `min_lr_rate`, `warmup_lr_rate`, `timescale`, `num_decay_steps`, `num_stable_steps`, `warmup_type`, `decay_type`, `min_lr_ratio`.",
 	}),
 	warmup_steps: stepsOrRatio({
 		zero: true,
 		default: 0,
-		description: "Steps in which the learning rate rises from 0.",
+		description: "Steps over which the learning rate rises from 0.",
 	}),
 	weight_decay: number({
 		default: 0,
@@ -110,12 +110,12 @@ export const optimizer = {
 	max_grad_norm: number({
 		default: 1,
 		min: 0,
-		description: "Gradients are scaled down to this norm where theirs is larger; 0: never.",
+		description: "Gradients with a larger norm are scaled down to this one; 0: never.",
 	}),
 	optim: choice(["adamw_torch", "adamw_torch_fused"], {
 		default: "adamw_torch_fused",
 		description:
-			"The optimizer. Both names are one AdamW here, with moments in float32, or in bfloat16 with `bf16_moments`.",
+			"The optimizer. Both names mean the same AdamW here, with moments in float32, or in bfloat16 with `bf16_moments`.",
 	}),
 };
 
@@ -130,23 +130,23 @@ export const precision = {
 			expects: "true, false or auto",
 			switch: true,
 			description:
-				"Compute with bfloat16 weights and activations, float32 sums and float32 master weights; off is float32 throughout, or float16 with `fp16`. Auto: on a GPU, where it is the fast way, and not on a CPU or with `fp16`, where float32 is the exact and, without AVX512-BF16, the faster one. A run that goes on computes as it began.",
+				"Compute with bfloat16 weights and activations, float32 sums and float32 master weights; off is float32 throughout, or float16 with `fp16`. Auto: on for a GPU, where it is fast, and off with `fp16` and for the CPU, where float32 is exact and, without AVX512-BF16, faster. A resumed run computes as it began.",
 		},
 	),
 	fp16: boolean({
 		default: false,
 		description:
-			"Compute with float16 weights and activations, float32 sums and whole float32 master weights, and scale the loss as PyTorch's GradScaler does: from 65536 on, doubled after 2,000 good steps, halved at each step whose loss or gradient is not finite. Such a step changes no weight and does not move the schedule of the learning rate. `bf16` needs none of this and 2 bytes a parameter less.",
+			"Compute with float16 weights and activations, float32 sums and whole float32 master weights, and scale the loss as PyTorch's GradScaler does: first by 65536, twice as much after 2,000 good steps, half as much after each step whose loss or gradient is not finite. Such a step changes no weight and does not advance the schedule of the learning rate. `bf16` needs none of this and 2 bytes a parameter less.",
 	}),
 	bf16_stochastic_round: boolean({
 		default: false,
 		description:
-			"With `bf16`: keep no master weights, which saves 2 bytes a parameter, and round each update up or down at random (drawn from `seed`), so that updates too small for bfloat16 move weights on average. The exact master weights of the default train more smoothly.",
+			"With `bf16`: keep no master weights, which saves 2 bytes a parameter, and round each update up or down at random (drawn from `seed`), so that updates too small for bfloat16 move weights on average. The exact master weights of the default give a smoother training.",
 	}),
 	bf16_moments: boolean({
 		default: false,
 		description:
-			"Keep AdamW's moments in bfloat16, which saves 4 bytes a parameter, and round them up or down at random (drawn from `seed`), so that changes too small for bfloat16 add up on average. With `bf16_stochastic_round` and the gradient, 10 bytes a parameter are kept instead of 16.",
+			"Keep AdamW's moments in bfloat16, which saves 4 bytes a parameter, and round them up or down at random (drawn from `seed`), so that changes too small for bfloat16 add up on average. With `bf16_stochastic_round` a parameter takes 10 bytes instead of 16, its gradient included.",
 	}),
 	gradient_checkpointing: custom(
 		z
@@ -161,27 +161,27 @@ export const precision = {
 			choices: ["off", "norms", "mlp", "block", "true", "false"],
 			switch: true,
 			description:
-				"What is computed again in the backward pass instead of kept: nothing; norms and SwiGLU (2 to 4 % more work); the MLP too; the whole block. It changes memory and speed, never the result.",
+				"What the backward pass recomputes instead of keeping: nothing; norms and SwiGLU (2 to 4 % more work); the MLP too; the whole block. It changes memory and speed, never the result.",
 		},
 	),
 	loss_seq_chunk_size: integerOrNone({
 		min: 1,
 		description:
-			"Target tokens whose logits exist at once; none: as many as keep them near 32 MB, on a GPU near 1.2 GB, in whole 256s.",
+			"Target tokens whose logits exist at once; none: a multiple of 256 whose logits take about 32 MB, on a GPU about 1.2 GB.",
 	}),
 	activation_offloading: boolean({
 		default: false,
 		description:
-			"On a GPU: keep the layers' inputs in the host's memory between forward and backward pass. It changes memory and speed, never the result; on the CPU there is nothing to move.",
+			"On a GPU: keep the layers' inputs in host memory between forward and backward pass. It changes memory and speed, never the result, and has no effect on the CPU.",
 	}),
 	optimizer_offload: boolean({
 		default: false,
 		description:
-			"On a GPU: keep AdamW's moments, and the master weights of bfloat16 or float16, in the host's memory. It changes memory and speed, never the result; on the CPU there is nothing to move.",
+			"On a GPU: keep AdamW's moments, and the master weights of bfloat16 or float16, in host memory. It changes memory and speed, never the result, and has no effect on the CPU.",
 	}),
 	attention: choice(["auto", "cudnn", "own"], {
 		default: "own",
 		description:
-			"On a GPU: who computes attention. own is this program's kernels: equal bits every time. cudnn is NVIDIA's cuDNN, for bf16 and heads of 64 or 128 elements on GPUs of compute capability 9.0 and 10.x: not equal in bits from run to run, and an error where it cannot be used. auto is cudnn where it can be used, else own, and says so.",
+			"On a GPU: which kernels compute attention. own: those of this program, which give equal bits every time. cudnn: NVIDIA's cuDNN, for bf16 and heads of 64 or 128 elements on GPUs of compute capability 9.0 and 10.x; its bits differ from run to run, and it is an error if it cannot be used. auto: cudnn if it can be used, else own, with a notice.",
 	}),
 };

@@ -2,7 +2,7 @@
 
 use crate::row::{Json, REASONING, is_reply, role};
 
-use super::signs::Signs;
+use super::sentinels::Sentinels;
 
 /// The last question of the user; tool results that are written as one do not count.
 pub(super) fn last_query(messages: &[Json]) -> usize {
@@ -26,9 +26,9 @@ pub(super) fn strip(messages: &mut [Json]) {
 }
 
 /// Writes a reply's reasoning into its content in a form that the template does not recognise.
-pub(super) fn inline(message: &mut Json, signs: Signs) {
+pub(super) fn inline(message: &mut Json, sentinels: Sentinels) {
     let Some((reasoning, content)) = of(message) else { return };
-    let angle = signs.angle();
+    let angle = sentinels.angle();
     let text = format!(
         "{angle}think>\n{}\n{angle}/think>\n\n{}",
         reasoning.trim_matches('\n'),
@@ -68,8 +68,8 @@ pub(super) enum Part {
 
 /// A reply's content, cut at its think tags where it has a closing one. The parts together are the content. `angle` is
 /// what `inline` wrote for `<`, where it did.
-pub(super) fn parts(content: &str, angle: Option<Signs>) -> Vec<(Part, &str)> {
-    let hidden = angle.map(Signs::angle).filter(|&angle| content.contains(angle));
+pub(super) fn parts(content: &str, angle: Option<Sentinels>) -> Vec<(Part, &str)> {
+    let hidden = angle.map(Sentinels::angle).filter(|&angle| content.contains(angle));
     match hidden {
         Some(angle) => cut(content, &format!("{angle}think>"), &format!("{angle}/think>")),
         None => cut(content, "<think>", "</think>"),

@@ -1,5 +1,5 @@
 //! Whether everything that a row says is in its rendered text. Texts are searched for in their order, each where its message
-//! must be; a text that the template could have written by itself is looked for by its sign instead.
+//! must be; a text that the template could have written by itself is looked for by its marker instead.
 
 use std::ops::Range;
 
@@ -9,7 +9,7 @@ use crate::template::python;
 use super::Reply;
 use super::calls::{function_of, value_of};
 use super::probe::{Probed, Replies};
-use super::signs::{Signs, signed};
+use super::sentinels::{Sentinels, tracked_text};
 use super::thinking::{self, Part};
 
 /// A piece of a message.
@@ -39,18 +39,18 @@ pub(super) struct Found {
 }
 
 impl Found {
-    /// Where signs cannot settle a doubt.
+    /// Where sentinels cannot settle a doubt.
     pub(super) fn lost_or_doubtful(mut self) -> Lost {
         self.lost.append(&mut self.doubtful);
         self.lost
     }
 }
 
-/// Searches the text for everything that the messages say. `inlined`: the signs of reasoning that was written into contents.
+/// Searches the text for everything that the messages say. `inlined`: the sentinels of reasoning that was written into contents.
 pub(super) fn search(
     probed: &Probed,
     messages: &[Json],
-    inlined: Option<Signs>,
+    inlined: Option<Sentinels>,
     text: &str,
     replies: &[Reply],
 ) -> Found {
@@ -103,7 +103,7 @@ fn content(message: &Json) -> &str {
 struct Search<'a> {
     text: &'a str,
     literals: &'a str,
-    inlined: Option<Signs>,
+    inlined: Option<Sentinels>,
     /// Where the next piece may be.
     range: Range<usize>,
     lost: Lost,
@@ -207,27 +207,27 @@ impl Search<'_> {
     }
 }
 
-/// Messages whose pieces have signs, and how many each.
-pub(super) struct Signed {
+/// Messages whose pieces have sentinels, and how many each.
+pub(super) struct Tracked {
     pub(super) messages: Vec<Json>,
     pieces: Vec<(What, usize, u32)>,
 }
 
-impl Signed {
-    pub(super) fn new(messages: &[Json], signs: Signs) -> Self {
+impl Tracked {
+    pub(super) fn new(messages: &[Json], sentinels: Sentinels) -> Self {
         let mut own = Self { messages: messages.to_vec(), pieces: Vec::new() };
         for (i, message) in own.messages.iter_mut().enumerate() {
-            let mut signer = Signer { pieces: &mut own.pieces, signs, message: i };
+            let mut tracker = Tracker { pieces: &mut own.pieces, sentinels, message: i };
             if is_reply(message) {
-                signer.reply(message);
+                tracker.reply(message);
             } else if let Some(Json::Str(text)) = value_of(message, "content") {
-                *text = signer.sign(What::Content, text);
+                *text = tracker.track(What::Content, text);
             }
         }
         own
     }
 
-    /// What has not all of its signs among these.
+    /// What has not all of its sentinels among these.
     pub(super) fn lost(&self, found: &[u32]) -> Lost {
         let mut counts = vec![0; self.pieces.len()];
         for &index in found {
@@ -235,27 +235,27 @@ impl Signed {
                 *count += 1;
             }
         }
-        let missing = self.pieces.iter().zip(counts).filter(|((_, _, signs), count)| count < signs);
+        let missing = self.pieces.iter().zip(counts).filter(|((_, _, sentinels), count)| count < sentinels);
         missing.map(|(&(what, message, _), _)| (what, message)).collect()
     }
 }
 
-struct Signer<'a> {
+struct Tracker<'a> {
     pieces: &'a mut Vec<(What, usize, u32)>,
-    signs: Signs,
+    sentinels: Sentinels,
     message: usize,
 }
 
-impl Signer<'_> {
-    fn sign(&mut self, what: What, text: &str) -> String {
-        let (text, count) = signed(text, &self.signs.piece(self.pieces.len() as u32));
+impl Tracker<'_> {
+    fn track(&mut self, what: What, text: &str) -> String {
+        let (text, count) = tracked_text(text, &self.sentinels.piece(self.pieces.len() as u32));
         self.pieces.push((what, self.message, count));
         text
     }
 
     fn reply(&mut self, message: &mut Json) {
         if let Some(Json::Str(reasoning)) = message.get(REASONING[0]) {
-            let reasoning = self.sign(What::Reasoning, &reasoning.clone());
+            let reasoning = self.track(What::Reasoning, &reasoning.clone());
             for name in REASONING {
                 if let Some(value @ Json::Str(_)) = value_of(message, name) {
                     *value = Json::Str(reasoning.clone());
@@ -263,20 +263,20 @@ impl Signer<'_> {
             }
         }
         if let Some(Json::Str(text)) = value_of(message, "content") {
-            let (content, signs) = (text.clone(), self.signs);
-            let sign = |(part, text): (Part, &str)| match part {
-                Part::Said => self.sign(What::Content, text),
-                Part::Thought => self.sign(What::Reasoning, text),
+            let (content, sentinels) = (text.clone(), self.sentinels);
+            let track = |(part, text): (Part, &str)| match part {
+                Part::Said => self.track(What::Content, text),
+                Part::Thought => self.track(What::Reasoning, text),
                 Part::Tag => text.to_owned(),
             };
-            *text = thinking::parts(&content, Some(signs)).into_iter().map(sign).collect();
+            *text = thinking::parts(&content, Some(sentinels)).into_iter().map(track).collect();
         }
         let Some(Json::Array(calls)) = value_of(message, "tool_calls") else { return };
         for (j, call) in calls.iter_mut().enumerate() {
             let wrapped = matches!(call.get("function"), Some(Json::Object(_)));
             let Some(function) = (if wrapped { value_of(call, "function") } else { Some(call) }) else { continue };
             if let Some(Json::Str(name)) = value_of(function, "name") {
-                *name = self.sign(What::Call, name);
+                *name = self.track(What::Call, name);
             }
             if let Some(arguments) = value_of(function, "arguments") {
                 self.strings(What::Arguments(j), arguments);
@@ -287,10 +287,10 @@ impl Signer<'_> {
     /// Every key and string of a value.
     fn strings(&mut self, what: What, value: &mut Json) {
         match value {
-            Json::Str(text) => *text = self.sign(what, text),
+            Json::Str(text) => *text = self.track(what, text),
             Json::Array(items) => items.iter_mut().for_each(|item| self.strings(what, item)),
             Json::Object(entries) => entries.iter_mut().for_each(|(key, value)| {
-                *key = self.sign(what, key);
+                *key = self.track(what, key);
                 self.strings(what, value);
             }),
             _ => {}

@@ -1,4 +1,4 @@
-//! Where the trained tokens lie: at the replies that the template wrote, whatever the text of messages says.
+//! Which tokens are trained: those of the replies that the template wrote, whatever the text of messages says.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests fail loudly")]
 
 mod common;

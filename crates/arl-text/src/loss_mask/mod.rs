@@ -5,7 +5,7 @@ mod calls;
 mod check;
 mod probe;
 mod prompt;
-mod signs;
+mod sentinels;
 mod thinking;
 
 use crate::note::{NoteKind, Notes};
@@ -14,10 +14,10 @@ use crate::problem::{Refusal, reason};
 use crate::row::{Json, Record, is_reply, role};
 use crate::template::Conversation;
 
-use check::{Lost, Signed, What};
+use check::{Lost, Tracked, What};
 use probe::{Replies, Tools};
 use prompt::PromptRule;
-use signs::{Scan, Seen, Signs, scan};
+use sentinels::{Scan, Seen, Sentinels, scan};
 
 pub(crate) use probe::Probed;
 
@@ -48,7 +48,7 @@ pub(crate) fn render(
     add_generation_prompt: bool,
 ) -> Result<Rendered, Refusal> {
     let seen = Seen::in_record(record);
-    let Some(signs) = Signs::unused(&seen, &probed.private) else {
+    let Some(sentinels) = Sentinels::unused(&seen, &probed.private) else {
         return Err(Refusal::new(reason::TEMPLATE, "the row uses too many private-use characters"));
     };
     let mut messages = record.messages.clone();
@@ -62,13 +62,13 @@ pub(crate) fn render(
     }
     let mut notes = Notes::default();
     probed.calls.apply(&mut messages, &mut notes)?;
-    let mut job = Job { probed, record, signs, has_bar: seen.bar, inlined: None, add_generation_prompt };
+    let mut job = Job { probed, record, sentinels, has_bar: seen.bar, inlined: None, add_generation_prompt };
     let (mut rendered, mut unthought) = job.render(&messages)?;
     if thinking == Some(Thinking::Keep) && !unthought.is_empty() {
-        // Where only the template's text tells how it writes a reply, nothing tells how it would write reasoning.
+        // Where only the generation prompt shows how the template writes a reply, nothing shows how it would write reasoning.
         if !matches!(probed.replies, Replies::Prompt(_)) {
-            unthought.iter().for_each(|&i| thinking::inline(&mut messages[i], signs));
-            job.inlined = Some(signs);
+            unthought.iter().for_each(|&i| thinking::inline(&mut messages[i], sentinels));
+            job.inlined = Some(sentinels);
             (rendered, unthought) = job.render(&messages)?;
         }
         if let Some(i) = unthought.first() {
@@ -87,10 +87,10 @@ pub(crate) fn render(
 struct Job<'a> {
     probed: &'a Probed,
     record: &'a Record,
-    signs: Signs,
+    sentinels: Sentinels,
     has_bar: bool,
-    /// The signs, where reasoning was written into contents.
-    inlined: Option<Signs>,
+    /// The sentinels, where reasoning was written into contents.
+    inlined: Option<Sentinels>,
     add_generation_prompt: bool,
 }
 
@@ -134,7 +134,7 @@ impl Job<'_> {
     /// The text as the template writes it.
     fn plain(&self, messages: &[Json]) -> Result<String, Refusal> {
         let text = self.template_text(messages, self.add_generation_prompt, &str::to_owned, ("", ""))?;
-        Ok(text.replace(self.signs.angle(), "<"))
+        Ok(text.replace(self.sentinels.angle(), "<"))
     }
 
     fn template_text(
@@ -150,37 +150,37 @@ impl Job<'_> {
         self.probed.template.render(&conversation, text, marks).map_err(failed)
     }
 
-    /// The text with what signs show of it. `hide`: no text of the row can spell a special token.
+    /// The text with what sentinels show of it. `hide`: no text of the row can spell a special token.
     fn scan(&self, messages: &[Json], hide: bool) -> Result<Scan, Refusal> {
-        let mut signs = [0; 4];
-        let mut sign = [0; 4];
-        let marks = (&*self.signs.open().encode_utf8(&mut signs), &*self.signs.close().encode_utf8(&mut sign));
+        let mut open = [0; 4];
+        let mut close = [0; 4];
+        let marks = (&*self.sentinels.open().encode_utf8(&mut open), &*self.sentinels.close().encode_utf8(&mut close));
         let marked = if hide {
-            let bar = self.signs.bar().to_string();
+            let bar = self.sentinels.bar().to_string();
             let hidden = |text: &str| if text.contains('|') { text.replace('|', &bar) } else { text.to_owned() };
             self.template_text(messages, self.add_generation_prompt, &hidden, marks)?
         } else {
             self.template_text(messages, self.add_generation_prompt, &str::to_owned, marks)?
         };
-        Ok(scan(&marked, self.signs))
+        Ok(scan(&marked, self.sentinels))
     }
 
     /// Renders a row that could spell special tokens: the escape must not change what the template does.
     fn with_bars_hidden(&self, messages: &[Json]) -> Result<(String, Vec<Reply>, Lost), Refusal> {
         let plain = self.plain(messages)?;
-        let signed = Signed::new(messages, self.signs);
-        if let Ok(scan) = self.scan(&signed.messages, true)
+        let tracked = Tracked::new(messages, self.sentinels);
+        if let Ok(scan) = self.scan(&tracked.messages, true)
             && scan.text == plain
         {
             let replies = self.replies(&scan, messages)?;
-            return Ok((plain, replies, signed.lost(&scan.pieces)));
+            return Ok((plain, replies, tracked.lost(&scan.pieces)));
         }
         let scan = self.scan(messages, true)?;
         if scan.text != plain {
             return Err(Refusal::new(
                 reason::TEMPLATE,
                 format!(
-                    "the template looks at `|` in the text of messages, so the replies cannot be told apart; {ADVICE}"
+                    "the template looks at `|` in the text of messages, so arl cannot separate the replies; {ADVICE}"
                 ),
             ));
         }
@@ -195,9 +195,9 @@ impl Job<'_> {
         if found.doubtful.is_empty() && found.lost.iter().all(|(what, _)| *what == What::Reasoning) {
             return Ok(found.lost);
         }
-        let signed = Signed::new(messages, self.signs);
-        match self.scan(&signed.messages, false) {
-            Ok(scan) if scan.text == text => Ok(signed.lost(&scan.pieces)),
+        let tracked = Tracked::new(messages, self.sentinels);
+        match self.scan(&tracked.messages, false) {
+            Ok(scan) if scan.text == text => Ok(tracked.lost(&scan.pieces)),
             // The template looks at the very text: a row whose loss cannot be ruled out is not trained silently.
             _ => Ok(found.lost_or_doubtful()),
         }

@@ -5,7 +5,7 @@ use crate::template::{Conversation, Template};
 
 use super::calls::CallRule;
 use super::prompt::PromptRule;
-use super::signs::{CLOSE, HEADER, private_characters};
+use super::sentinels::{CLOSE, HEADER, private_characters};
 
 /// A template with what is known of it.
 pub(crate) struct Probed {

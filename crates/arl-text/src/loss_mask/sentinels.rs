@@ -10,12 +10,12 @@ const FIRST: u32 = 0xE000;
 const LAST: u32 = 0xF8FF;
 /// Digits of a piece's index.
 const BASE: u32 = 64;
-/// Four signs with a meaning of their own, the one that begins a piece's sign, and the digits.
+/// Four sentinels with a meaning of their own, the one that begins a piece's marker, and the digits.
 const COUNT: u32 = 5 + BASE;
 
-/// Signs that are free for one row: `COUNT` characters from this one on.
+/// Sentinels that are free for one row: `COUNT` characters from this one on.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Signs(u32);
+pub(super) struct Sentinels(u32);
 
 /// What the strings of a row have that rendering must know of.
 pub(super) struct Seen {
@@ -49,7 +49,7 @@ pub(super) fn private_characters(text: &str) -> impl Iterator<Item = u32> {
     text.chars().map(u32::from).filter(|c| (FIRST..=LAST).contains(c))
 }
 
-impl Signs {
+impl Sentinels {
     /// Nothing where the row and the template, which has the private-use characters `private`, leave no room.
     pub(super) fn unused(seen: &Seen, private: &[u32]) -> Option<Self> {
         let taken = |base: u32| {
@@ -83,7 +83,7 @@ impl Signs {
         self.at(3)
     }
 
-    /// The sign of one piece of the row.
+    /// The marker of one piece of the row.
     pub(super) fn piece(self, index: u32) -> String {
         [4, 5 + index / BASE / BASE % BASE, 5 + index / BASE % BASE, 5 + index % BASE]
             .map(|n| self.at(n))
@@ -91,7 +91,7 @@ impl Signs {
             .collect()
     }
 
-    /// The index of the piece whose sign begins a text, with the sign's length.
+    /// The index of the piece whose marker begins a text, with that marker's length.
     fn read_piece(self, text: &str) -> Option<(u32, usize)> {
         let mut chars = text.chars();
         if chars.next() != Some(self.at(4)) {
@@ -106,7 +106,7 @@ impl Signs {
     }
 }
 
-/// Rendered text without signs, and where they were; all places are of that text.
+/// Rendered text without sentinels, and where they were; all places are of that text.
 #[derive(Debug, Default)]
 pub(super) struct Scan {
     pub(super) text: String,
@@ -116,12 +116,12 @@ pub(super) struct Scan {
     pub(super) headers: Vec<usize>,
     /// From behind such a header to behind the token that closes it.
     pub(super) blocks: Vec<(usize, usize)>,
-    /// The signs of pieces.
+    /// The sentinels of pieces.
     pub(super) pieces: Vec<u32>,
 }
 
-/// Takes signs out of rendered text. ChatML is only looked for where the row cannot have spelt it.
-pub(super) fn scan(marked: &str, signs: Signs) -> Scan {
+/// Takes sentinels out of rendered text. ChatML is only looked for where the row cannot have spelt it.
+pub(super) fn scan(marked: &str, sentinels: Sentinels) -> Scan {
     let mut out = Scan { text: String::with_capacity(marked.len()), ..Scan::default() };
     let (mut opened, mut header) = (None, None);
     let (mut copied, mut at) = (0, 0);
@@ -148,13 +148,13 @@ pub(super) fn scan(marked: &str, signs: Signs) -> Scan {
             continue;
         }
         let Some(c) = rest.chars().next() else { break };
-        let (replacement, length) = if c == signs.bar() {
+        let (replacement, length) = if c == sentinels.bar() {
             ("|", c.len_utf8())
-        } else if c == signs.angle() {
+        } else if c == sentinels.angle() {
             ("<", c.len_utf8())
-        } else if c == signs.open() || c == signs.close() {
+        } else if c == sentinels.open() || c == sentinels.close() {
             ("", c.len_utf8())
-        } else if let Some((index, length)) = signs.read_piece(rest) {
+        } else if let Some((index, length)) = sentinels.read_piece(rest) {
             out.pieces.push(index);
             ("", length)
         } else {
@@ -165,9 +165,9 @@ pub(super) fn scan(marked: &str, signs: Signs) -> Scan {
         out.text.push_str(replacement);
         at += length;
         copied = at;
-        if c == signs.open() {
+        if c == sentinels.open() {
             opened = Some(out.text.len());
-        } else if c == signs.close()
+        } else if c == sentinels.close()
             && let Some(start) = opened.take()
         {
             out.marks.push((start, out.text.len()));
@@ -177,9 +177,9 @@ pub(super) fn scan(marked: &str, signs: Signs) -> Scan {
     out
 }
 
-/// A text with the sign inside of its first and its last words, so that what a template looks for at either end is still
-/// there; with how many signs that are. Blank text has none.
-pub(super) fn signed(text: &str, sign: &str) -> (String, u32) {
+/// A text with the marker inside of its first and its last words, so that what a template looks for at either end is still
+/// there; with how many sentinels that are. Blank text has none.
+pub(super) fn tracked_text(text: &str, marker: &str) -> (String, u32) {
     let core = text.trim();
     let Some(first) = core.chars().next() else { return (text.to_owned(), 0) };
     let before = text.len() - text.trim_start().len();
@@ -191,12 +191,12 @@ pub(super) fn signed(text: &str, sign: &str) -> (String, u32) {
         Some(start) => start,
         None => core.char_indices().next_back().map_or(0, |(at, _)| at),
     };
-    let mut out = String::with_capacity(text.len() + 2 * sign.len());
+    let mut out = String::with_capacity(text.len() + 2 * marker.len());
     out.push_str(&text[..before + start]);
-    out.push_str(sign);
+    out.push_str(marker);
     if end > start {
         out.push_str(&text[before + start..before + end]);
-        out.push_str(sign);
+        out.push_str(marker);
         out.push_str(&text[before + end..]);
         return (out, 2);
     }
