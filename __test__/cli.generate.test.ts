@@ -285,6 +285,17 @@ describe("arl generate --prompt", () => {
 		expect(lines()).toEqual([expected]);
 	});
 
+	it("begins the conversation with --system and --tools", async () => {
+		const tools = [{ type: "function", function: { name: "add", parameters: { type: "object" } } }];
+		const path = join(folder, "tools.json");
+		writeFileSync(path, JSON.stringify(tools));
+		await using model = await Model.open(assets, { device: "cpu" });
+		const messages = ["system", "user"].map((role) => ({ role: role as "system" | "user", content: role }));
+		const expected = await model.chat(messages, { tools, maxNewTokens: 9 }).completion();
+		await run(prompt("user", "--system", "system", "--tools", path, "--max_new_tokens", "9", "--json"));
+		expect(lines()).toEqual([expected]);
+	});
+
 	it("continues the very text with --raw, and says where it was cut off", async () => {
 		let said = "";
 		vi.mocked(process.stderr.write).mockImplementation((text) => {
@@ -301,8 +312,9 @@ describe("arl generate --prompt", () => {
 	it.each([
 		[[], "either --prompt TEXT or --prompt_file FILE"],
 		[["--prompt", "a", "--prompt_file", "b"], "either --prompt TEXT or --prompt_file FILE"],
-		[["--prompt", "a", "--compare", "b"], "--compare is for --prompt_file"],
-		[["--prompt_file", "a", "--raw"], "--raw is for --prompt"],
+		[["--prompt", "a", "--compare", "b"], "--compare has no effect with --prompt"],
+		[["--prompt", "a", "--raw", "--system", "b"], "--raw takes neither --system nor --tools"],
+		[["--prompt_file", "a", "--raw"], "--raw has no effect with --prompt_file"],
 		[["--prompt", "a", "--top_p", "0"], "--top_p: 0; expected a number, above 0 and at most 1"],
 	])("refuses %j", async (more, message) => {
 		const error = await errorOf(run(["--model_name_or_path", assets, ...more]));
