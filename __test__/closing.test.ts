@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { QwenTrainer, type TrainerCallback } from "../src/api/trainer.js";
+import { createTrainer, type QwenTrainer, type TrainerCallback } from "../src/api/trainer.js";
 import { ArlError, formatError, toArlError } from "../src/errors.js";
 import { Resources } from "../src/run/setup/resources.js";
 import { argsOf, onConverted, onDataset, type Place, rowsOf } from "./support/code.js";
@@ -17,7 +17,7 @@ const throwing = (error: Error) => () => {
 
 function withCallback(place: Place, callback: TrainerCallback, faults: Faults = {}): QwenTrainer {
 	const args = argsOf(place, { train_file: place.file });
-	return new QwenTrainer({ args, callbacks: [callback] }, () => fakeNative(faults));
+	return createTrainer({ args, callbacks: [callback] }, () => fakeNative(faults));
 }
 
 /** Each thing of the core that a run closes, failing. */

@@ -24,14 +24,13 @@ const FLOORS = [
 const KNOWN_TO: Readonly<Record<string, readonly string[]>> = {
 	"the addon": ["native"],
 	native: ["device", "data", "run", "api", "cli"],
-	device: ["run", "cli"],
+	device: ["run", "api", "cli"],
 	images: ["api", "cli"],
-	mongo: ["run", "cli"],
+	mongo: ["run", "api", "cli"],
 };
 
 /** Who imports which dependency. */
 const PACKAGES: Readonly<Record<string, readonly string[]>> = {
-	commander: ["cli"],
 	"csv-parse": ["data"],
 	jiti: ["config"],
 	mongodb: ["mongo"],
@@ -94,6 +93,25 @@ function circlesOf(imports: readonly Import[]): string[] {
 	return circles;
 }
 
+/** A section of docs/architecture.md. */
+function sectionOf(title: string): string {
+	const text = readFileSync(join(root, "docs", "architecture.md"), "utf8");
+	return text.split(`## ${title}\n`)[1]?.split("\n## ")[0] ?? "";
+}
+
+const knows = (from: string, to: string) => inside.some((one) => one.from === from && one.to === to);
+
+/** How often a way through files changes between going to what a file imports and to what imports it. */
+function turnsOf(way: readonly string[]): number {
+	const directions = way.slice(1).map((to, i) => {
+		const from = way[i] as string;
+		if (knows(from, to)) return "to what it imports";
+		if (knows(to, from)) return "to what imports it";
+		throw new Error(`neither of ${from} and ${to} imports the other`);
+	});
+	return directions.filter((direction, i) => i > 0 && direction !== directions[i - 1]).length;
+}
+
 const files = readdirSync(join(root, "src"), { recursive: true, encoding: "utf8" })
 	.filter((name) => name.endsWith(".ts"))
 	.map((name) => join("src", name));
@@ -146,11 +164,23 @@ describe("the files of src/", () => {
 	});
 
 	it("are on the floors that docs/architecture.md describes", () => {
-		const text = readFileSync(join(root, "docs", "architecture.md"), "utf8");
-		const section = text.split("## Who may know whom")[1]?.split("\n## ")[0] ?? "";
-		const rows = [...section.matchAll(/^\| (`.*?`) \|/gm)].map(([, names = ""]) =>
+		const rows = [...sectionOf("Who may know whom").matchAll(/^\| (`.*?`) \|/gm)].map(([, names = ""]) =>
 			names.replaceAll("`", "").split(", "),
 		);
 		expect(rows.reverse()).toEqual(FLOORS);
+	});
+
+	it("lead a batch from its file to the engine as docs/architecture.md describes: no file comes twice, and the imports turn round once", () => {
+		const section = sectionOf("The way of a batch");
+		const way = [...section.matchAll(/^\d+\. `(src\/[^`]+)`/gm)].map(([, file = ""]) => file);
+		expect(way.length).toBeGreaterThanOrEqual(5);
+		expect(new Set(way).size).toBe(way.length);
+		expect(turnsOf(way)).toBe(1);
+		// What the steps are made of meets the rows in one file.
+		const order = [...section.matchAll(/^- `(src\/[^`]+)`/gm)].map(([, file = ""]) => file);
+		expect(order.length).toBeGreaterThanOrEqual(2);
+		const meeting = way.filter((file) => knows(file, order.at(-1) as string));
+		expect(turnsOf([...order, ...meeting])).toBe(0);
+		expect(meeting).toHaveLength(1);
 	});
 });

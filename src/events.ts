@@ -12,6 +12,11 @@ export interface NoticeEvent {
 	message: string;
 }
 
+/** A notice as an event. */
+export function notice(level: NoticeEvent["level"], message: string): NoticeEvent {
+	return { type: "notice", level, message };
+}
+
 /** A check made before training, in the order made. A check that fails ends the run with an error instead. */
 export interface CheckEvent {
 	type: "check";
@@ -190,8 +195,8 @@ export interface SavedEvent {
 	path: string;
 	bytes: number;
 	seconds: number;
-	/** Why: `steps`, `epoch`, `end`, `interrupted`. */
-	reason: "steps" | "epoch" | "end" | "interrupted";
+	/** Why: `save_strategy` (`steps`, `epoch`), the last step, the run was stopped, or a callback asked for it. */
+	reason: "steps" | "epoch" | "end" | "interrupted" | "requested";
 }
 
 /**

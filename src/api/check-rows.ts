@@ -14,9 +14,9 @@ import type { MicroBatch, Native, NativeTokenCache } from "../native.js";
 import { openRows, type RowsFromCode } from "../run/setup/dataset.js";
 import { readModelFolder } from "../run/setup/model.js";
 import { cacheDir, textOptions } from "../run/setup/options.js";
-import { allRows } from "../run/setup/plan.js";
+import { allRows, orderOf } from "../run/setup/plan.js";
 import { checkTokenizer } from "../run/setup/preflight.js";
-import { detectShape, openCache, orderOf } from "../run/setup/rows.js";
+import { detectShape, openCache } from "../run/setup/rows.js";
 import { loadCode } from "../run/setup/user-modules.js";
 import { type LengthSummary, summarize } from "./length-summary.js";
 

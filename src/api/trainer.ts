@@ -6,19 +6,22 @@ import type { ConvertRecordToData } from "../data/sources/convert.js";
 import { checkDataset, type Dataset } from "../data/sources/custom.js";
 import type { RecordData } from "../data/sources/record.js";
 import { ArlError, toArlError, userError } from "../errors.js";
-import type { EndEvent, EventOf, TrainEvent } from "../events.js";
+import { type EndEvent, type EventOf, notice, type TrainEvent } from "../events.js";
 import { loadNative, type Native } from "../native.js";
-import { trainLoop } from "../run/loop/loop.js";
+import { MetricsSink } from "../report/metrics.js";
+import { Requests, trainLoop } from "../run/loop/loop.js";
 import type { RowsFromCode } from "../run/setup/dataset.js";
 import { resolveArgs } from "../run/setup/options.js";
 import { prepareRun } from "../run/setup/prepare.js";
 import { Resources } from "../run/setup/resources.js";
 import { loadCode } from "../run/setup/user-modules.js";
 
-/** What a callback can do to the run. */
+/** What a callback can do to the run. From an event of a step, that step is the one in progress. */
 export interface TrainerControl {
 	/** Ends the run after the step in progress, with a checkpoint. */
 	stop(): void;
+	/** Saves a checkpoint after the step in progress, whatever `save_strategy` says. */
+	save(): void;
 }
 
 /** Functions that are called as a run proceeds, and awaited. What one of them throws ends the run with `ARL_USER`. */
@@ -35,7 +38,7 @@ export interface TrainerCallback {
 interface TrainerOptions {
 	/** Always null: the trainer loads the model that `args.model_name_or_path` names. */
 	model?: null;
-	args: AgentTrainingConfigInput | AgentTrainingConfig;
+	args: AgentTrainingConfigInput;
 	callbacks?: TrainerCallback[];
 }
 
@@ -94,6 +97,19 @@ async function callOne(callback: TrainerCallback, event: TrainEvent, control: Tr
 	}
 }
 
+/** The native part of trainers that do not use the addon as it is. */
+const cores = new WeakMap<object, () => Native>();
+
+/** A trainer on another native part, for tests and benchmarks. Not part of the public API. */
+export function createTrainer<Row>(
+	options: QwenTrainerOptions<Row>,
+	core: () => Native = loadNative,
+): QwenTrainer<Row> {
+	const trainer = new QwenTrainer(options);
+	cores.set(trainer, core);
+	return trainer;
+}
+
 /** Fine-tunes a Qwen model on rows. One trainer is one run. */
 export class QwenTrainer<Row = unknown> {
 	/** The options with every value resolved. */
@@ -103,11 +119,7 @@ export class QwenTrainer<Row = unknown> {
 	private readonly callbacks: TrainerCallback[];
 	private started = false;
 
-	/** `core`: the native part; only tests give another one. */
-	constructor(
-		options: QwenTrainerOptions<Row>,
-		private readonly core: () => Native = loadNative,
-	) {
+	constructor(options: QwenTrainerOptions<Row>) {
 		if (options.model !== undefined && options.model !== null) {
 			throw new ArlError(
 				"ARL_CONFIG",
@@ -135,16 +147,12 @@ export class QwenTrainer<Row = unknown> {
 		if (this.started)
 			throw new ArlError("ARL_CONFIG", "this trainer has run already", "Make a new QwenTrainer for another run.");
 		this.started = true;
-		let stopped = false;
-		const control: TrainerControl = {
-			stop: () => {
-				stopped = true;
-			},
-		};
+		const requests = new Requests(options.signal ?? null);
+		const control: TrainerControl = { stop: () => requests.stop(), save: () => requests.save() };
 		const resources = new Resources();
 		let failure: ArlError | null = null;
 		try {
-			for await (const event of this.events(options.signal ?? null, () => stopped, resources)) {
+			for await (const event of this.events(requests, resources)) {
 				for (const callback of this.callbacks) await call(callback, event, control);
 				yield event;
 			}
@@ -180,15 +188,17 @@ export class QwenTrainer<Row = unknown> {
 		return result;
 	}
 
-	private async *events(
-		signal: AbortSignal | null,
-		stopped: () => boolean,
-		resources: Resources,
-	): AsyncGenerator<TrainEvent, void> {
-		for (const message of this.notices) yield { type: "notice", level: "info", message };
-		const native = this.core();
-		const code = await loadCode(this.args, this.code);
-		const run = yield* prepareRun({ native, args: this.args, code, signal, resources });
-		yield* trainLoop(run, { signal, stopped }, resources);
+	private async *events(requests: Requests, resources: Resources): AsyncGenerator<TrainEvent, void> {
+		const { args } = this;
+		for (const message of this.notices) yield notice("info", message);
+		const native = (cores.get(this) ?? loadNative)();
+		const code = await loadCode(args, this.code);
+		const run = yield* prepareRun({ native, args, code, signal: requests.signal, resources });
+		const metrics = new MetricsSink(args);
+		resources.add(() => metrics.close());
+		for await (const event of trainLoop(run, requests, resources)) {
+			metrics.event(event);
+			yield event;
+		}
 	}
 }

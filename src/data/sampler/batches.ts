@@ -3,8 +3,7 @@
  * window of an epoch that has fewer micro-batches than `gradient_accumulation_steps` is a step of its own.
  */
 import { ArlError } from "../../errors.js";
-import { EPOCHS_KEPT, type RowOrder } from "./order.js";
-import { Recent } from "./recent.js";
+import { RecentEpochs, type RowOrder } from "./order.js";
 
 /** One epoch cut into micro-batches of row numbers. */
 export interface EpochBatches {
@@ -80,7 +79,7 @@ export class StepPlan {
 	/** First step of each epoch. */
 	private readonly epochStarts: number[] = [0];
 	readonly totalSteps: number;
-	private readonly kept = new Recent<number, EpochBatches>(EPOCHS_KEPT);
+	private readonly kept = new RecentEpochs<EpochBatches>();
 	/** The last epoch that was made ready before its first step. */
 	private ahead = 0;
 
@@ -109,11 +108,7 @@ export class StepPlan {
 
 	/** Micro-batches of an epoch; those of the epochs used last are kept. */
 	batches(epoch: number): EpochBatches {
-		const known = this.kept.get(epoch);
-		if (known !== undefined) return known;
-		const batches = this.batchesOf(epoch);
-		this.kept.set(epoch, batches);
-		return batches;
+		return this.kept.get(epoch) ?? this.kept.set(epoch, this.batchesOf(epoch));
 	}
 
 	/** Resolves when the rows of step `step` (from 0) are known, and begins with the epoch behind it: neither blocks. */

@@ -8,7 +8,6 @@
 import { createHash } from "node:crypto";
 import { setImmediate } from "node:timers/promises";
 import { ArlError } from "../../errors.js";
-import { Recent } from "./recent.js";
 
 /** The state of xoshiro128**: four words of 32 bits, not all zeros. */
 export type RandomState = [number, number, number, number];
@@ -171,21 +170,38 @@ export function proportionalCounts(total: number, weights: number[]): number[] {
 }
 
 /** Epochs that are kept: that of the last checkpoint, that of the step, and the next one. */
-export const EPOCHS_KEPT = 3;
+const EPOCHS_KEPT = 3;
+
+/** What is known of the epochs that were used last. */
+export class RecentEpochs<Value> {
+	private readonly values = new Map<number, Value>();
+
+	/** The value of an epoch, which counts as used by this. */
+	get(epoch: number): Value | undefined {
+		const value = this.values.get(epoch);
+		if (value !== undefined) this.set(epoch, value);
+		return value;
+	}
+
+	/** Keeps a value, and drops that of the epoch that was used longest ago where there are too many. Returns the value. */
+	set(epoch: number, value: Value): Value {
+		this.values.delete(epoch);
+		this.values.set(epoch, value);
+		const [oldest] = this.values.keys();
+		if (this.values.size > EPOCHS_KEPT && oldest !== undefined) this.values.delete(oldest);
+		return value;
+	}
+}
 
 /** An order whose epochs `make` gives; it keeps those that were used last. */
 function keeping(all: Uint32Array, make: (epoch: number) => Slices<Uint32Array>): RowOrder {
-	const kept = new Recent<number, Uint32Array>(EPOCHS_KEPT);
-	const keep = (epoch: number, rows: Uint32Array): Uint32Array => {
-		kept.set(epoch, rows);
-		return rows;
-	};
+	const kept = new RecentEpochs<Uint32Array>();
 	return {
 		rowsPerEpoch: all.length,
 		all,
-		epoch: (epoch) => kept.get(epoch) ?? keep(epoch, atOnce(make(epoch))),
+		epoch: (epoch) => kept.get(epoch) ?? kept.set(epoch, atOnce(make(epoch))),
 		prepare: async (epoch) => {
-			if (kept.get(epoch) === undefined) keep(epoch, await withPauses(make(epoch)));
+			if (kept.get(epoch) === undefined) kept.set(epoch, await withPauses(make(epoch)));
 		},
 	};
 }

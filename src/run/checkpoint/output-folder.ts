@@ -8,10 +8,9 @@ import type { AgentTrainingConfig } from "../../config/schema.js";
 import { exists } from "../../disk/folders.js";
 import { ArlError } from "../../errors.js";
 import { METRICS_FILE } from "../../report/metrics.js";
-import { isModelFile } from "../setup/model-files.js";
 import { checkpointsIn, MANIFEST_FILE } from "./checkpoint.js";
 import { namesOfOldRun } from "./old-run.js";
-import { MODEL_LIST, publishedFiles } from "./publish.js";
+import { isModelFile, MODEL_LIST, publishedFiles } from "./publish.js";
 
 type Options = Pick<
 	AgentTrainingConfig,

@@ -7,11 +7,44 @@ import { exists, makeFolder } from "../../disk/folders.js";
 import { syncPath } from "../../disk/write-whole.js";
 import { ArlError, toArlError } from "../../errors.js";
 import type { NativeEngine } from "../../native.js";
-import { isModelFile } from "../setup/model-files.js";
 
 /** Names of the model's files in `output_dir`: what this program put there and may remove. */
 export const MODEL_LIST = ".arl-model.json";
 const PARTIAL = ".model.partial";
+
+/** Names of files that loaders of a model's folder read: transformers, PEFT, vLLM. */
+const MODEL_FILES: ReadonlySet<string> = new Set([
+	"config.json",
+	"generation_config.json",
+	"quantize_config.json",
+	"hf_quant_config.json",
+	"adapter_config.json",
+	"adapter_model.bin",
+	"tf_model.h5",
+	"flax_model.msgpack",
+	"tokenizer.json",
+	"tokenizer.model",
+	"tokenizer_config.json",
+	"special_tokens_map.json",
+	"added_tokens.json",
+	"vocab.json",
+	"merges.txt",
+	"vocab.txt",
+	"chat_template.jinja",
+	"chat_template.json",
+	"additional_chat_templates",
+	"preprocessor_config.json",
+	"processor_config.json",
+	"video_preprocessor_config.json",
+]);
+
+/** Weights in one file or in shards, and the index that names the shards: a loader follows it wherever it finds one. */
+const WEIGHTS = /\.safetensors(\.index\.json)?$|^pytorch_model.*\.bin(\.index\.json)?$|^consolidated.*\.pth$/;
+
+/** Whether a loader of the folder would read the file, or the folder, of this name. */
+export function isModelFile(name: string): boolean {
+	return !name.startsWith(".") && (MODEL_FILES.has(name) || WEIGHTS.test(name));
+}
 
 /** The model's files that this program has put into `output_dir`. */
 export async function publishedFiles(outputDir: string): Promise<string[]> {

@@ -1,55 +1,48 @@
-/**
- * A place that rows come from and that is told how the run goes: when it begins, when its rows are trained for good, and while
- * it is waited for the user is told. Knows no such place.
- */
+/** Hooks from the training loop into a row source: run started, rows trained for good. Knows no concrete source. */
+import { within } from "../../data/cancellation.js";
 import type { StepPlan } from "../../data/sampler/batches.js";
-import type { TrainEvent } from "../../events.js";
+import { notice, type TrainEvent } from "../../events.js";
 
-/** A place that rows come from and that is told how the run goes. */
+/** What a row source does as a run proceeds. */
 export interface CommitHooks {
-	/** What a checkpoint must keep, for the run that goes on from it to have the same rows. */
+	/** What a checkpoint must keep, so that a resumed run has the same rows. */
 	readonly id: string;
-	/** Throws where it may not be trained by this plan. */
+	/** Throws where the rows may not be trained by this plan. */
 	check(plan: StepPlan): void;
 	/** The first step comes next. */
 	begin(): Promise<void>;
 	/** A checkpoint is about to be written. Rejects where its rows may not count as this run's. */
 	beforeSave(): Promise<void>;
-	/** A checkpoint after `step` steps stands: begins to write down what that means. Telling it again changes nothing. */
+	/** The checkpoint after `step` steps is complete: begins to record its rows as trained. Calling it again changes nothing. */
 	afterSave(plan: StepPlan, step: number): void;
-	/** All that was begun is done. Rejects with what it failed with. */
+	/** Resolves when everything that has begun is recorded. Rejects with what it failed with. */
 	flush(): Promise<void>;
-	/** The run is over: waits for what was begun, whether it fails or not, and from then on waits for nothing. */
+	/** The run is over: waits for what has begun, whether it fails or not, and waits for nothing from then on. */
 	end(): Promise<void>;
-	/** What there is to tell the user since this was called last. */
+	/** What the user should know, since the last call. */
 	notices(): string[];
 }
 
-/** How long something that the user should know may wait while the run does. */
+/** How long a notice may be delayed while the run waits. */
 const NOTICE_MILLISECONDS = 500;
 
-/** Waits for `wanted`, and meanwhile tells what `hooks` has to tell: that it is waited for. */
+/** Waits for `wanted`, and reports the notices of `hooks` meanwhile: why it takes long. */
 export async function* waitFor<T>(hooks: CommitHooks | null, wanted: Promise<T>): AsyncGenerator<TrainEvent, T> {
 	if (hooks === null) return await wanted;
 	const done = wanted.then(
 		() => true,
 		() => true,
 	);
-	for (let ended = false; !ended; ) {
-		let timer: NodeJS.Timeout | undefined;
-		const pause = new Promise<boolean>((resolve) => {
-			timer = setTimeout(resolve, NOTICE_MILLISECONDS, false);
-		});
-		ended = await Promise.race([done, pause]);
-		clearTimeout(timer);
-		for (const message of hooks.notices()) yield { type: "notice", level: "warning", message };
+	for (let ended: boolean | undefined; !ended; ) {
+		ended = await within(done, NOTICE_MILLISECONDS);
+		for (const message of hooks.notices()) yield notice("warning", message);
 	}
 	return await wanted;
 }
 
 /**
- * Has it written down that the rows of all steps up to `step` are trained for good. It goes on beside training; the last time is
- * waited for first, and a failure of it thrown.
+ * Has the rows of all steps up to `step` recorded as trained for good, concurrently with training. Waits for the previous
+ * recording first, and throws what that failed with.
  */
 export async function* commit(
 	hooks: CommitHooks | null,
@@ -61,7 +54,7 @@ export async function* commit(
 	hooks.afterSave(plan, step);
 }
 
-/** Waits until all that was to be written down is. */
+/** Waits until everything that has begun is recorded. */
 export async function* settle(hooks: CommitHooks | null): AsyncGenerator<TrainEvent, void> {
 	if (hooks !== null) yield* waitFor(hooks, hooks.flush());
 }

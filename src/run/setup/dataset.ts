@@ -27,7 +27,7 @@ import type { Resumable } from "../checkpoint/checkpoint.js";
 import { DATABASE_LIST } from "../checkpoint/state.js";
 import type { CommitHooks } from "../loop/commit-hooks.js";
 import { cacheDir, checkRowsGiven, RUN_FOLDER, samplesOfStep } from "./options.js";
-import { needsAllRows } from "./rows.js";
+import { needsAllRows } from "./plan.js";
 
 /** Rows and functions that come from code. */
 export interface RowsFromCode {

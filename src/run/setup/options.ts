@@ -20,7 +20,7 @@ import type { EngineOptions, TextOptions } from "../../native.js";
  * that the environment names.
  */
 export function resolveArgs(
-	args: AgentTrainingConfigInput | AgentTrainingConfig,
+	args: AgentTrainingConfigInput,
 	hasDataset = false,
 ): { args: AgentTrainingConfig; notices: string[] } {
 	if (isResolved(args)) return { args, notices: [] };

@@ -13,7 +13,7 @@ import { bytesToTenth } from "../../report/format.js";
 import type { ModelFolder } from "./model.js";
 
 /** The tokenizer fits the model, and the token that ends a reply exists. */
-export function checkTokenizer(model: ModelFolder, text: TextInfo): string {
+export function checkTokenizer(model: Pick<ModelFolder, "path" | "vocabSize">, text: TextInfo): string {
 	if (text.vocabSize > model.vocabSize) {
 		throw new ArlError(
 			"ARL_TEXT",

@@ -1,20 +1,31 @@
 /** What a run holds open, and closing it: a failure to close never hides the error that ended the run. */
 import { ArlError, toArlError } from "../../errors.js";
 
-/** Closes one thing. The text it may give is for the user: what closing has changed on the disk. */
+/** Closes one thing. A text that it returns is for the user: what closing has changed on the disk. */
 export type Closer = () => Promise<unknown> | unknown;
 
-/** Things to be closed, the newest first. */
+/** Things to close, the newest first. */
 export class Resources {
 	private readonly closers: Closer[] = [];
+	private kept = false;
 
 	add(close: Closer): void {
 		this.closers.push(close);
 	}
 
+	/** Adds the removal of what preparing the run creates on the disk. It is skipped once {@link keep} was called. */
+	addUndo(remove: Closer): void {
+		this.add(() => this.kept || remove());
+	}
+
+	/** The run begins: what preparing it has created on the disk stays there. */
+	keep(): void {
+		this.kept = true;
+	}
+
 	/**
-	 * Closes all, even where one fails, and throws what ended the run: `failure`, with the failures to close as `suppressed`;
-	 * where there is none, the first failure to close.
+	 * Closes everything, even where one thing fails to close, and throws what ended the run: `failure`, with the failures to
+	 * close as `suppressed`; without one, the first failure to close.
 	 *
 	 * @throws ArlError
 	 */

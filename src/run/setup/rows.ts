@@ -1,10 +1,9 @@
 /**
- * Rows made ready for training: source, encoder, token cache, and filling it up to the point where the first step may come.
+ * From rows to tokens: the shape of the rows, their token cache, and filling it until the first step may begin.
  */
 import { createHash } from "node:crypto";
-
 import type { AgentTrainingConfig } from "../../config/schema.js";
-import { createOrder, type RowOrder } from "../../data/sampler/order.js";
+import { within } from "../../data/cancellation.js";
 import { explainRow } from "../../data/sources/explain.js";
 import type { AnySource } from "../../data/sources/source.js";
 import { isAboutImages } from "../../data/tokens/notes.js";
@@ -12,9 +11,10 @@ import type { TokenPrefetcher } from "../../data/tokens/prefetch.js";
 import { type BadRow, badRowsError, countReasons } from "../../data/tokens/problems.js";
 import { makeFolder } from "../../disk/folders.js";
 import { ArlError, toArlError } from "../../errors.js";
-import type { FillEvent, TrainEvent } from "../../events.js";
+import { type FillEvent, notice, type TrainEvent } from "../../events.js";
 import type { Native, NativeTextEncoder, NativeTokenCache, TextInfo } from "../../native.js";
 import type { CommitHooks } from "../loop/commit-hooks.js";
+import { needsAllRows } from "./plan.js";
 
 const FIRST_ROWS = 32;
 /** Larger rows need not be read to find the shape. */
@@ -97,59 +97,6 @@ function cacheKey(source: AnySource, text: TextInfo): string {
 		.slice(0, 32);
 }
 
-/** Whether the first step must wait for all rows: what an epoch consists of is then not known before. */
-export function needsAllRows(args: AgentTrainingConfig): boolean {
-	return args.max_tokens_per_micro_batch !== null || args.on_bad_row === "skip" || args.truncation === "drop";
-}
-
-/** The order of training, once it is known which rows there are. */
-export function orderOf(
-	args: AgentTrainingConfig,
-	source: Pick<AnySource, "length">,
-	entryRows: number[],
-	lengths: Uint32Array | null,
-): RowOrder {
-	return createOrder({
-		rows: source.length,
-		seed: args.data_seed ?? args.seed,
-		strategy: args.train_sampling_strategy,
-		...(lengths && { usable: (row: number) => (lengths[row] ?? 0) > 0 }),
-		...(args.train_weights.length > 0 && { mixture: { rows: entryRows, weights: args.train_weights } }),
-		...(args.train_caps.length > 0 && { caps: { rows: entryRows, caps: args.train_caps } }),
-	});
-}
-
-/** A place between the rows of the run: rows [0, row) of an epoch are before it. */
-export interface RowPlace {
-	epoch: number;
-	row: number;
-}
-
-/**
- * Rows in the order in which they are needed from `from` on. `until` null: then all others that an epoch may train, so that
- * each is checked; else only those needed before it.
- */
-export function fillOrder(order: RowOrder, rows: number, from: RowPlace, until: RowPlace | null): Uint32Array {
-	const seen = new Uint8Array(rows);
-	const wanted = new Uint32Array(rows);
-	let count = 0;
-	const take = (row: number) => {
-		if (seen[row]) return;
-		seen[row] = 1;
-		wanted[count++] = row;
-	};
-	if (until === null) {
-		for (const row of order.epoch(from.epoch).subarray(from.row)) take(row);
-		for (const row of order.all) take(row);
-		return wanted.subarray(0, count);
-	}
-	for (let epoch = from.epoch; epoch <= until.epoch && count < order.all.length; epoch++) {
-		const end = epoch === until.epoch ? until.row : order.rowsPerEpoch;
-		for (const row of order.epoch(epoch).subarray(epoch === from.epoch ? from.row : 0, end)) take(row);
-	}
-	return wanted.subarray(0, count);
-}
-
 /** The cache of these rows; an earlier run's is gone on with. */
 export async function openCache(
 	native: Native,
@@ -179,7 +126,7 @@ export function fillEvent(args: Pick<AgentTrainingConfig, "images">, prefetcher:
 /** What was noticed in rows since this was last reported. `images`: with what a fill event says of images. */
 export function* noteEvents(prefetcher: TokenPrefetcher, images = false): Generator<TrainEvent, void> {
 	for (const note of prefetcher.notes.take()) {
-		if (images || !isAboutImages(note)) yield { type: "notice", level: note.level, message: note.message };
+		if (images || !isAboutImages(note)) yield notice(note.level, note.message);
 	}
 }
 
@@ -208,23 +155,18 @@ export async function* prefetchFirst(
 	const deadline = needsAllRows(args) ? Number.POSITIVE_INFINITY : started + seconds * 1000;
 	prefetcher.reach(needsAllRows(args) ? Number.POSITIVE_INFINITY : replayed);
 	prefetcher.start();
-	let told = started;
+	let reported = started;
 	// Rows that are followed may come hours apart.
 	const come = () => args.follow && prefetcher.counts.rows > 0;
 	const early = () => prefetcher.taken >= replayed && (prefetcher.full || come() || performance.now() >= deadline);
 	while (!prefetcher.complete && !early()) {
-		let timer: NodeJS.Timeout | undefined;
-		const pause = new Promise<void>((resolve) => {
-			timer = setTimeout(resolve, Math.min(EVENT_MILLISECONDS, Math.max(10, deadline - performance.now())));
-		});
-		await Promise.race([prefetcher.progress(), pause]);
-		clearTimeout(timer);
-		for (const message of hooks?.notices() ?? []) yield { type: "notice", level: "warning", message };
+		await within(prefetcher.progress(), Math.min(EVENT_MILLISECONDS, Math.max(10, deadline - performance.now())));
+		for (const message of hooks?.notices() ?? []) yield notice("warning", message);
 		prefetcher.check();
 		if (signal?.aborted)
 			throw new ArlError("ARL_INTERRUPTED", "interrupted before the first step; nothing was trained");
-		if (performance.now() - told >= EVENT_MILLISECONDS) {
-			told = performance.now();
+		if (performance.now() - reported >= EVENT_MILLISECONDS) {
+			reported = performance.now();
 			yield fillEvent(args, prefetcher);
 		}
 	}
