@@ -1,4 +1,5 @@
 //! Files of older writers, damaged files, and what is written is what is read.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail loudly")]
 
 #[path = "../../arl-text/tests/common/property.rs"]
 mod property;
