@@ -77,7 +77,7 @@ describe("a run that resumes from an earlier checkpoint than its last", () => {
 		const { place, early } = await finished();
 		const before = runFiles(place.out);
 		const error = await errorOf(trainer(place, early, dyingAt(4)).train());
-		expect(error.hint).toContain("is put back as it was");
+		expect(error.hint).toContain("is restored");
 		expect(runFiles(place.out)).toEqual(before);
 		expect(stepsOf(place.out)).toEqual([1, 2, 3, 4, 5, 6, 7, 8]);
 	});
@@ -88,7 +88,7 @@ describe("a run that resumes from an earlier checkpoint than its last", () => {
 		await setBranchAside(place.out, 2);
 		writeFileSync(join(place.out, "metrics.jsonl"), '{"step":1}\n{"step":2}\n{"step":3}\n');
 		const all = await events(trainer(place, { ...SAVING, resume_from_checkpoint: "latest" }));
-		expect(ofType(all, "notice")[0]?.message).toContain("is put back as it was");
+		expect(ofType(all, "notice")[0]?.message).toContain("is restored");
 		expect(ofType(all, "resumed")[0]?.step).toBe(8);
 		const after = runFiles(place.out);
 		for (const [name, bytes] of before)

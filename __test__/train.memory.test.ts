@@ -73,7 +73,7 @@ describe("the check of memory", () => {
 			"66.0 GiB planned, 79.0 GiB available on a GPU: weights 10.0 GiB, moments 40.0 GiB, activations 16.0 GiB",
 		);
 		expect(checkMemory(plan({ ...OPTIONS, optimizerOffload: true }), at, advice)).toBe(
-			"26.0 GiB planned, 79.0 GiB available on a GPU: weights 10.0 GiB, activations 16.0 GiB; 40.0 GiB in the host's memory, 200.0 GiB available: moments 40.0 GiB",
+			"26.0 GiB planned, 79.0 GiB available on a GPU: weights 10.0 GiB, activations 16.0 GiB; 40.0 GiB in host memory, 200.0 GiB available: moments 40.0 GiB",
 		);
 	});
 
@@ -81,13 +81,13 @@ describe("the check of memory", () => {
 		const error = await check(OPTIONS, device("cuda:0", 24, 23));
 		expect(error.code).toBe("ARL_OOM");
 		expect(error.message).toBe(
-			"the run needs 66.0 GiB of memory and 23.0 GiB are available on a GPU\nweights 10.0 GiB, moments 40.0 GiB, activations 16.0 GiB",
+			"the run needs 66.0 GiB of memory, and a GPU has 23.0 GiB available\nweights 10.0 GiB, moments 40.0 GiB, activations 16.0 GiB",
 		);
 		expect(error.hint.split("\n")).toEqual([
-			"--optimizer_offload saves 40.0 GiB: 26.0 GiB are needed then, and 40.0 GiB in host memory.",
-			"--gradient_checkpointing block saves 8.00 GiB: 58.0 GiB are needed then.",
-			"--per_device_train_batch_size 2 saves 8.00 GiB: 58.0 GiB are needed then.",
-			"--activation_offloading saves 4.00 GiB: 62.0 GiB are needed then, and 4.00 GiB in host memory.",
+			"--optimizer_offload saves 40.0 GiB: it then needs 26.0 GiB, and 40.0 GiB in host memory.",
+			"--gradient_checkpointing block saves 8.00 GiB: it then needs 58.0 GiB.",
+			"--per_device_train_batch_size 2 saves 8.00 GiB: it then needs 58.0 GiB.",
+			"--activation_offloading saves 4.00 GiB: it then needs 62.0 GiB, and 4.00 GiB in host memory.",
 			"All of these together: 13.0 GiB, and 41.0 GiB in host memory, which fits.",
 			"Raise gradient_accumulation_steps as per_device_train_batch_size falls, and each step is the same.",
 		]);
@@ -95,15 +95,15 @@ describe("the check of memory", () => {
 
 	it("says so where a change alone is enough, and where all together are not", async () => {
 		expect((await check(OPTIONS, device("cuda:0", 40, 39))).hint).toContain(
-			"26.0 GiB are needed then, and 40.0 GiB in host memory, which fits.",
+			"it then needs 26.0 GiB, and 40.0 GiB in host memory, which fits.",
 		);
 		expect((await check(OPTIONS, device("cuda:0", 12, 11))).hint).toContain("which is still too much.");
 	});
 
 	it("says so where the memory is there but taken by another program, and not where it is too small anyway", async () => {
 		const taken = await check(OPTIONS, device("cuda:0", 80, 30));
-		expect(taken.message).toContain("its memory of 80.0 GiB would do, but 50.0 GiB of it are taken");
-		expect(taken.hint).toContain("End the programs that hold it (`nvidia-smi` shows them), or:");
+		expect(taken.message).toContain("its memory of 80.0 GiB would be enough, but 50.0 GiB are in use");
+		expect(taken.hint).toContain("End the programs that use it (`nvidia-smi` shows them), or:");
 		// What CUDA's own context takes is never free.
 		const close = await check(OPTIONS, device("cuda:0", 66.5, 60));
 		expect(close.message).not.toContain("would do");
@@ -116,7 +116,7 @@ describe("the check of memory", () => {
 		const error = await check(options, device("cuda:0", 80, 79), device("cpu", 32, 20));
 		expect(error).toMatchObject({ code: "ARL_OOM" });
 		expect(error.message).toBe(
-			"the run keeps 44.0 GiB in the host's memory and 20.0 GiB are available\nmoments 40.0 GiB, activations 4.00 GiB",
+			"the run keeps 44.0 GiB in host memory, of which 20.0 GiB are available\nmoments 40.0 GiB, activations 4.00 GiB",
 		);
 		expect(error.hint).toBe(
 			"Without --optimizer_offload moments (40.0 GiB) stay on the GPU.\nWithout --activation_offloading activations (4.00 GiB) stay on the GPU.",
