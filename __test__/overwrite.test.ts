@@ -124,17 +124,17 @@ describe("a run that is to be replaced", () => {
 
 	it("goes with the new one's first checkpoint, and not before", async () => {
 		const { place } = await oldRun();
-		const told: string[] = [];
+		const reported: string[] = [];
 		for await (const event of trainer(place, OVERWRITE).run()) {
-			if (event.type === "notice") told.push(event.message);
+			if (event.type === "notice") reported.push(event.message);
 			if (event.type === "step" && event.step === 2) expect(aside(place.out)).toEqual([".old-run"]);
 			if (event.type === "saved") expect(aside(place.out)).toEqual([]);
-			if (event.type === "removed") told.push(`${event.path} ${event.reason}`);
+			if (event.type === "removed") reported.push(`${event.path} ${event.reason}`);
 		}
-		expect(told).toContain(
+		expect(reported).toContain(
 			`what was in ${place.out} is set aside until this run has a complete checkpoint or model, and then removed: checkpoint-6, checkpoint-8, config.json, metrics.jsonl and 1 more`,
 		);
-		expect(told).toContain(`${join(place.out, ".old-run")} replaced`);
+		expect(reported).toContain(`${join(place.out, ".old-run")} replaced`);
 		expect(names(place.out).filter((name) => !name.startsWith("."))).toEqual([
 			"checkpoint-2",
 			"checkpoint-4",

@@ -65,7 +65,7 @@ const check = (options: EngineOptions, gpu: DeviceInfo, machine = host) =>
 	errorOf(() => checkMemory(plan(options), { device: gpu, host: machine }, () => advise(options, plan, free)));
 
 describe("the check of memory", () => {
-	it("tells the plan by category beside what is there, on the device and in the host's memory", () => {
+	it("shows the plan by category next to what is available, on the device and in host memory", () => {
 		const gpu = device("cuda:0", 80, 79);
 		const at = { device: gpu, host };
 		const advice = () => advise(OPTIONS, plan, free);
@@ -123,7 +123,7 @@ describe("the check of memory", () => {
 		);
 	});
 
-	it("advises nothing that is on already, that saves nothing, or that a run that goes on must not change", () => {
+	it("advises nothing that is on already, that saves nothing, or that a resumed run must not change", () => {
 		const flags = (options: EngineOptions, freedom = free) =>
 			advise(options, plan, freedom).changes.map(({ flags: words }) => words);
 		expect(flags({ ...OPTIONS, recompute: "block", optimizerOffload: true, activationOffloading: true })).toEqual([
@@ -162,7 +162,7 @@ describe("the check of memory", () => {
 });
 
 describe("an engine out of memory", () => {
-	it("in a step: the plan for its micro-batches, what to change, and the checkpoint that stands", async () => {
+	it("in a step: the plan for its micro-batches, what to change, and the last checkpoint", async () => {
 		const place = workspace(folder);
 		const native = fakeNative({
 			planMemory: plan,
@@ -204,7 +204,7 @@ describe("what the device settles", () => {
 	const args = (more = {}) => resolveArgs({ model_name_or_path: "m", output_dir: "o", ...more }).args;
 	const size = { maxTokens: 1, maxSequences: 1 };
 
-	it("is bf16 on a GPU and f32 on the CPU, unless it is said", () => {
+	it("is bf16 on a GPU and f32 on the CPU, unless it is set", () => {
 		for (const [bf16, name, dtype] of [
 			["auto", "cuda:0", "bf16"],
 			["auto", "cpu", "f32"],
@@ -216,7 +216,7 @@ describe("what the device settles", () => {
 		}
 	});
 
-	it("stays as it was in a run that goes on, on whatever device, unless it is said", () => {
+	it("stays as it was in a resumed run, on whatever device, unless it is set", () => {
 		const fp16 = resolveForDevice(args({ fp16: true }), "cuda:0").args;
 		expect([fp16.bf16, engineOptions(fp16, "cuda:0", size).dtype]).toEqual([false, "f16"]);
 		expect(resolveBf16("auto", "cuda:0", false)).toBe(false);
@@ -225,7 +225,7 @@ describe("what the device settles", () => {
 		expect([bf16Of({ bf16: "true" }), bf16Of({ bf16: "false" }), bf16Of({})]).toEqual([true, false, null]);
 	});
 
-	it("keeps a run's bf16 where it goes on without being told, and refuses another", async () => {
+	it("keeps the bf16 of a resumed run where it is not set, and refuses another", async () => {
 		const place = workspace(folder);
 		const opened: EngineOptions[] = [];
 		const watched = () => {
@@ -249,13 +249,13 @@ describe("what the device settles", () => {
 		expect(refused.message).toContain("bf16: true -> false");
 	});
 
-	it("is told where the engine has something to say of how the model runs there", async () => {
+	it("is reported where the engine has a notice about how the model runs there", async () => {
 		const notice = "attention runs without tensor cores";
 		const all = await events(trainer(workspace(folder), {}, fakeNative({ notice })));
 		expect(ofType(all, "notice")).toContainEqual({ type: "notice", level: "warning", message: notice });
 	});
 
-	it("is offloading on a GPU alone: on the CPU it is told to have no effect, and not passed on", async () => {
+	it("is offloading on a GPU alone: on the CPU a notice says that it has no effect, and it is not passed on", async () => {
 		const both = { activation_offloading: true, optimizer_offload: true };
 		const onGpu = resolveForDevice(args(both), "cuda:0");
 		expect(onGpu.notices).toEqual([]);
