@@ -34,8 +34,11 @@ export declare class Engine {
   discardStep(): Promise<void>
   /** The loss of each micro-batch, with the weights as they are. */
   evaluate(batches: Array<MicroBatch>): Promise<MicroBatchStats[]>
-  /** Replies to prompts, all at once. */
-  generate(prompts: Array<Int32Array>, options: GenerateOptions): Promise<Int32Array[]>
+  /**
+   * Replies to prompts, all at once. `onToken` receives each token, with its prompt's index, as soon as it is chosen; calls
+   * that are still on their way when the promise resolves come later.
+   */
+  generate(prompts: Array<Int32Array>, options: GenerateOptions, onToken?: (prompt: number, token: number) => void): Promise<Int32Array[]>
   /** Exact weights, moments, step count and loss scale, as safetensors in `dir`. */
   saveState(dir: string): Promise<void>
   /** Goes on from what `saveState` wrote. */
@@ -87,7 +90,7 @@ export declare class TextEncoder {
 
 /** The samples of one source, on disk. */
 export declare class TokenCache {
-  /** Opens the cache of the source that `key` names, for `rows` rows, below `dir`; goes on with one that is there. */
+  /** Opens the cache of the source that `key` names, for `rows` rows, below `dir`; continues one that exists. */
   static open(dir: string, key: string, rows: number, encoder: TextEncoder): TokenCache
   /** Rows are encoded on all cores and appended; each row's tokens land under its index. */
   fill(rows: Array<Uint8Array>, indexes: Uint32Array): Promise<FillReport>
@@ -174,9 +177,9 @@ export interface CudaProblem {
 
 /**
  * Finds and opens the driver and NVIDIA's libraries, so that the CUDA addon can be loaded after it, and lists the GPUs.
- * `beside`: folders of `node_modules` that the addon may be installed in. Never throws because something is missing.
+ * `folders`: folders of `node_modules` that the addon may be installed in. Never throws because something is missing.
  */
-export declare function cudaReport(beside: Array<string>): CudaReport
+export declare function cudaReport(folders: Array<string>): CudaReport
 
 /** What there is of CUDA. */
 export interface CudaReport {
@@ -198,7 +201,7 @@ export interface CudaReport {
  */
 export declare function cudaRuntime(ordinal: number): string
 
-/** gzip or zstd, told apart by content, unpacked into `target`; false, and nothing written, if `source` is neither. */
+/** gzip or zstd, recognised by content, unpacked into `target`; false, and nothing written, if `source` is neither. */
 export declare function decompress(source: string, target: string): Promise<boolean>
 
 /** A device that the engine can run on. */
@@ -274,19 +277,19 @@ export interface EngineOptions {
   device: string
   /** Type of weights and activations. With f16 the loss is scaled. */
   dtype: 'f32' | 'bf16' | 'f16'
-  /** Keep no masters beside bf16 weights, and round each update up or down at random, with `seed`. */
+  /** Keep no masters for bf16 weights, and round each update up or down at random, with `seed`. */
   stochasticRounding?: boolean
   /** Keep AdamW's moments in bf16 instead of f32, and round them up or down at random, with `seed`. */
   bf16Moments?: boolean
-  /** What the backward pass computes anew. */
+  /** What the backward pass recomputes. */
   recompute: 'off' | 'norms' | 'mlp' | 'block'
   /** Keep the layers' inputs in host memory between the passes. */
   activationOffloading?: boolean
-  /** Keep moments, and masters beside weights of 16 bits, in host memory. */
+  /** Keep moments, and the masters of 16-bit weights, in host memory. */
   optimizerOffload?: boolean
   /** Most rows of logits at a time. */
   lossSeqChunkSize?: number
-  /** Tokens of the largest micro-batch expected; a larger one makes the engine plan anew. */
+  /** Tokens of the largest micro-batch expected; a larger one makes the engine plan again. */
   maxTokens: number
   /** Sequences of the micro-batch with the most. */
   maxSequences: number
@@ -337,9 +340,13 @@ export interface GenerateOptions {
   maxNewTokens: number
   /** Tokens that end a reply; the one that ends it is not part of it. */
   stopIds: Array<number>
-  /** 0: the most probable token always. */
+  /** 0, and where absent: the most probable token always. */
   temperature?: number
-  /** Seed of random choices. */
+  /** Draw from this many of the most probable tokens; absent or 0: from all. */
+  topK?: number
+  /** Draw from the fewest most probable tokens whose probabilities sum to this; absent: from all. */
+  topP?: number
+  /** Seed of the draws; absent: 0. */
   seed?: number
 }
 
@@ -398,7 +405,7 @@ export interface MicroBatchStats {
   targetWeight: number
   /** Sum of weight x negative log-likelihood, in nats. */
   lossSum: number
-  /** Targets that had the greatest logit. */
+  /** Targets whose logit was the greatest. */
   correct: number
   /** Sum of the predicted distributions' entropies over the targets, in nats. */
   entropySum: number

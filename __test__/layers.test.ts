@@ -24,14 +24,13 @@ const FLOORS = [
 const KNOWN_TO: Readonly<Record<string, readonly string[]>> = {
 	"the addon": ["native"],
 	native: ["device", "data", "run", "api", "cli"],
-	device: ["run", "cli"],
+	device: ["run", "api", "cli"],
 	images: ["api", "cli"],
 	mongo: ["run", "cli"],
 };
 
 /** Who imports which dependency. */
 const PACKAGES: Readonly<Record<string, readonly string[]>> = {
-	commander: ["cli"],
 	"csv-parse": ["data"],
 	hyparquet: ["data"],
 	"hyparquet-compressors": ["data"],

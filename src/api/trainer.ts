@@ -36,7 +36,7 @@ export interface TrainerCallback {
 interface TrainerOptions {
 	/** Only null, as in AgentRL: the trainer loads the model that `args.model_name_or_path` names. */
 	model?: null;
-	args: AgentTrainingConfigInput | AgentTrainingConfig;
+	args: AgentTrainingConfigInput;
 	callbacks?: TrainerCallback[];
 }
 

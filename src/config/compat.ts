@@ -1,16 +1,15 @@
 /**
- * Names that come from elsewhere: those that stand for an option of this program, and those of Hugging Face and AgentRL
- * that are not built. No name is ignored: it is translated with a notice, accepted where its value says what happens
- * anyway, or refused with the reason.
+ * Foreign names: those that mean an option of this program, and those of Hugging Face and AgentRL that are not built. No name
+ * is ignored: it is translated with a notice, accepted if its value asks for what happens anyway, or refused with the reason.
  */
 import type { OptionName } from "./schema.js";
 
-/** How an older or foreign name is read. */
+/** An older or foreign name of an option. */
 export interface Alias {
 	to: OptionName;
-	/** The value for `to`; undefined: this value says nothing (`no_cuda: false`). Absent: the value as it is. */
+	/** The value for `to`; undefined: this value sets nothing (`no_cuda: false`). Absent: the value as it is. */
 	value?: (value: unknown) => unknown;
-	/** Why a value cannot be translated; undefined: it can. */
+	/** Why a value cannot be translated; undefined: it can be. */
 	refuse?: (value: unknown) => string | undefined;
 	/** What the flag takes; absent: what `to` takes. */
 	kind?: "boolean" | "string";
@@ -49,7 +48,7 @@ export const ALIASES: Readonly<Record<string, Alias>> = {
 	},
 };
 
-/** Values of options that other programs know and this one refuses, with the reason. */
+/** Values that other programs accept and this one refuses, with the reason. */
 export const KNOWN_VALUES: Readonly<Partial<Record<OptionName, Record<string, string>>>> = {
 	lr_scheduler_type: {
 		reduce_lr_on_plateau: "it needs evaluation while training, which is not built",
@@ -62,7 +61,7 @@ export const KNOWN_VALUES: Readonly<Partial<Record<OptionName, Record<string, st
 	},
 };
 
-/** Why an option is not here, and which of its values say what happens anyway. */
+/** Why an option is not built, and which of its values ask for what happens anyway. */
 interface NotBuilt {
 	neutral: readonly unknown[];
 	why: string;
@@ -178,15 +177,15 @@ export const NOT_BUILT: Readonly<Record<string, NotBuilt>> = {
 	...notBuilt("the balance loss of a mixture of experts follows the model's config.json", {
 		router_aux_loss_coef: [null],
 	}),
-	...notBuilt("prompts are never trained and every assistant message is, unless the row says otherwise", {
+	...notBuilt("prompts are never trained, and every assistant message is unless the row says otherwise", {
 		assistant_only_loss: [true],
 		completion_only_loss: [true, null],
 	}),
-	...notBuilt("give `max_tokens_per_micro_batch`, which turns packing on and says how large", {
+	...notBuilt("`max_tokens_per_micro_batch` turns packing on and sets its size", {
 		packing: [false],
 		packing_strategy: ["bfd"],
 	}),
-	...notBuilt("samples are always packed side by side without padding", { padding_free: [true, false] }),
+	...notBuilt("samples are always packed next to each other without padding", { padding_free: [true, false] }),
 	...notBuilt("tokens that end or fill a sample come from the tokenizer's files", {
 		eos_token: [null],
 		pad_token: [null],
@@ -194,8 +193,8 @@ export const NOT_BUILT: Readonly<Record<string, NotBuilt>> = {
 	...notBuilt("the column of plain text is named with `columns`, for example `text=body`", {
 		dataset_text_field: ["text"],
 	}),
-	...notBuilt("`train_sampling_strategy` says whether rows are shuffled", { shuffle_dataset: [false] }),
-	...notBuilt("a batch that does not fit is refused before training, with what to change", {
+	...notBuilt("`train_sampling_strategy` decides whether rows are shuffled", { shuffle_dataset: [false] }),
+	...notBuilt("a batch that does not fit is refused before training, with the options to change", {
 		auto_find_batch_size: [false],
 	}),
 	...notBuilt("metrics are written every `logging_steps`", {

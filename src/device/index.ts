@@ -1,5 +1,4 @@
-/** Which device a run uses: what the option `device` means on this machine. Knows what there is of CUDA. */
-
+/** Which device a run uses: what the option `device` means on this machine. */
 import { ArlError } from "../errors.js";
 import type { CudaDevice, DeviceInfo, Native } from "../native.js";
 import { type CudaFinding, findCuda, openCuda } from "./cuda.js";
@@ -10,21 +9,21 @@ export interface ChosenDevice {
 	device: string;
 	/** The addon whose engine runs on it. */
 	native: Native;
-	/** What is known of it. */
+	/** Its name and memory; undefined: unknown. */
 	info: DeviceInfo | undefined;
-	/** Why it is not the one that might be expected; null: it is. */
+	/** Why it is not the device that the user may expect; null: it is. */
 	notice: string | null;
 }
 
-/** Problems that mean no more than that there is no NVIDIA GPU to expect. */
+/** Whether the only problem is that the machine has no NVIDIA GPU. */
 export function isPlainCpu(finding: CudaFinding): boolean {
 	return finding.problem?.kind === "noDriver" || finding.problem?.kind === "system";
 }
 
 /**
- * The device that `wanted` (`auto`, `cpu`, `cuda`, `cuda:N`) means here; `auto` is CUDA where it can be used.
+ * Resolves `wanted` (`auto`, `cpu`, `cuda`, `cuda:N`) on this machine; `auto` is CUDA if it can be used, else the CPU.
  *
- * @throws ArlError `ARL_DEVICE` where CUDA is asked for and cannot be used.
+ * @throws ArlError `ARL_DEVICE` if `wanted` names CUDA and CUDA cannot be used.
  */
 export function chooseDevice(wanted: string, native: Native, find = findCuda): ChosenDevice {
 	if (wanted === "cpu") return onCpu(native, null);
@@ -42,10 +41,10 @@ export function chooseDevice(wanted: string, native: Native, find = findCuda): C
 }
 
 /**
- * The device that a plan is made for, as `chooseDevice` would choose it; but nothing is loaded, and `cuda` stands for a GPU
- * that is not there, too: then nothing is known of its memory.
+ * Resolves `wanted` for a memory plan, as `chooseDevice` does, but loads nothing. On a machine without a usable GPU `cuda`
+ * is a GPU of unknown memory.
  *
- * @throws ArlError `ARL_DEVICE` where a GPU is named by its number, and the machine has others.
+ * @throws ArlError `ARL_DEVICE` if `wanted` names a GPU by its number, and the machine has others only.
  */
 export function deviceToPlan(wanted: string, native: Native, find = findCuda): Omit<ChosenDevice, "native"> {
 	if (wanted === "cpu") return onCpu(native, null);
@@ -53,14 +52,14 @@ export function deviceToPlan(wanted: string, native: Native, find = findCuda): O
 	const { problem, report } = finding;
 	if (wanted === "auto" && problem !== null) return onCpu(native, notUsed(finding));
 	if (!report.devices.some((device) => device.problem === undefined)) {
-		const notice = `no GPU is asked for its memory: ${problem?.message ?? "none can be used"}`;
+		const notice = `the memory of the GPU is unknown: ${problem?.message ?? "no GPU can be used"}`;
 		return { device: wanted, info: undefined, notice };
 	}
 	const found = pick(wanted, report.devices);
 	return { device: found.device, info: gpuInfo(found), notice: null };
 }
 
-/** Why a GPU that may be there is not used; null: there is none to expect. */
+/** Why the GPU is not used; null: the machine has none. */
 function notUsed(finding: CudaFinding): string | null {
 	const { problem } = finding;
 	return problem === null || isPlainCpu(finding) ? null : `the GPU is not used: ${problem.message}. ${problem.hint}`;
@@ -71,7 +70,7 @@ function gpuInfo({ device, name, capability, memoryBytes, availableBytes }: Cuda
 	return { device, name, threads: 0, features, memoryBytes, availableBytes };
 }
 
-/** The machine's own processor and memory. */
+/** This machine's processor and memory. */
 export function hostInfo(native: Native): DeviceInfo | undefined {
 	return native.devices().find(({ device }) => device === "cpu");
 }
@@ -80,12 +79,12 @@ function onCpu(native: Native, notice: string | null): ChosenDevice {
 	return { device: "cpu", native, info: hostInfo(native), notice };
 }
 
-/** The GPU that is meant: the one named, else the first that can be used. */
+/** The GPU that `wanted` names, else the first usable one. */
 function pick(wanted: string, devices: readonly CudaDevice[]): CudaDevice {
 	const named = /^cuda:\d+$/.test(wanted);
 	const found = devices.find(({ device, problem }) => (named ? device === wanted : problem === undefined));
 	const usable = devices.filter(({ problem }) => problem === undefined).map(({ device }) => device);
-	const hint = `What can be used: ${[...usable, "cpu"].join(", ")}.`;
+	const hint = `Usable devices: ${[...usable, "cpu"].join(", ")}.`;
 	if (found === undefined) throw new ArlError("ARL_DEVICE", `device ${wanted}: there is no such GPU`, hint);
 	if (found.problem !== undefined) {
 		throw new ArlError("ARL_DEVICE", `device ${wanted} (${found.name}): ${found.problem}`, hint);

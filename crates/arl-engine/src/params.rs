@@ -123,14 +123,14 @@ impl Params {
 
         let mut layer_ends = vec![0; config.layers.len()];
         for (spec, offset) in tensors.iter().filter(|(spec, _)| spec.decay) {
-            if let Some(end) = spec.layer.and_then(|l| layer_ends.get_mut(l)) {
+            if let Some(end) = spec.block.layer().and_then(|l| layer_ends.get_mut(l)) {
                 *end = usize::max(*end, offset + spec.elements());
             }
         }
 
         // From the first tensor of `first`'s role to the last one of `last`'s.
         let places: HashMap<(Option<usize>, Role), (usize, usize)> =
-            tensors.iter().map(|(spec, offset)| ((spec.layer, spec.role), (*offset, spec.elements()))).collect();
+            tensors.iter().map(|(spec, offset)| ((spec.block.layer(), spec.role), (*offset, spec.elements()))).collect();
         let find = |layer: Option<usize>, first: Role, last: Role| -> Option<Param> {
             let (offset, _) = places.get(&(layer, first))?;
             let (last, len) = places.get(&(layer, last))?;

@@ -1,4 +1,4 @@
-//! Random weights as Hugging Face initialises them: normal for matrices, zero for biases, one for norms. Each number is
+//! Random weights as Hugging Face initialises them: normal for matrices, zero for biases, norms that change nothing. Each number is
 //! a function of the seed, the tensor's name and its place, and so the same in any order and on any number of threads.
 
 use std::f64::consts::TAU;
@@ -14,7 +14,7 @@ const PAIRS_A_TASK: usize = 8192;
 /// Fills `out`, as long as the tensor has elements, with its initial values.
 pub fn init_f32(config: &ModelConfig, spec: &TensorSpec, seed: u64, out: &mut [f32]) {
     if spec.role.is_norm() {
-        out.fill(1.0);
+        out.fill(1.0 - config.norm_offset);
         return;
     }
     if spec.role.is_bias() {

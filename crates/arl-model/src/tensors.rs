@@ -1,7 +1,7 @@
-//! THE table of a model's parameters: Hugging Face's names, shapes, roles, and which of them weight decay touches, all
-//! from the configuration. Every other part of the program asks here and builds no name of its own.
+//! THE table of a model's parameters, from the configuration: names, shapes, roles, the block that owns each, which of
+//! them weight decay applies to, and how ranks may divide them. No other part of the program builds a name of its own.
 
-use crate::config::{LayerConfig, Mlp, ModelConfig};
+use crate::config::{LayerConfig, Mlp, ModelConfig, MoeConfig};
 
 /// What a parameter is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -10,13 +10,13 @@ pub enum Role {
     Embedding,
     /// `[hidden]`, before attention.
     InputNorm,
-    /// `[heads * head_dim, hidden]`.
+    /// `[heads * head_dim, hidden]`; with an output gate `[heads * 2 head_dim, hidden]`, head by head query then gate.
     QWeight,
     /// `[kv_heads * head_dim, hidden]`.
     KWeight,
     /// `[kv_heads * head_dim, hidden]`.
     VWeight,
-    /// `[heads * head_dim]`.
+    /// As many as `QWeight` has rows.
     QBias,
     /// `[kv_heads * head_dim]`.
     KBias,
@@ -69,6 +69,73 @@ impl Role {
     }
 }
 
+/// The part of a model that owns a parameter; those within layers have the layer's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Block {
+    /// The look-up of tokens.
+    Embedding,
+    /// Attention and the norm before it.
+    Attention(usize),
+    /// A dense MLP and the norm before it.
+    Mlp(usize),
+    /// A mixture of experts and the norm before it.
+    Experts(usize),
+    /// The norm after the last layer.
+    FinalNorm,
+    /// The classifier; owns nothing where it is the embedding.
+    Head,
+}
+
+impl Block {
+    /// Its layer; none outside of the layers.
+    pub fn layer(self) -> Option<usize> {
+        match self {
+            Block::Attention(layer) | Block::Mlp(layer) | Block::Experts(layer) => Some(layer),
+            Block::Embedding | Block::FinalNorm | Block::Head => None,
+        }
+    }
+}
+
+/// How ranks may divide a parameter: tensor parallelism rows and columns, expert parallelism experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shard {
+    /// Every rank has all of it.
+    Whole,
+    /// Each rank has as many consecutive groups of rows: heads, or channels of an MLP.
+    Rows {
+        /// Rows that stay together.
+        group: usize,
+    },
+    /// Each rank has as many consecutive groups of columns.
+    Columns {
+        /// Columns that stay together.
+        group: usize,
+    },
+    /// Each rank has as many consecutive experts.
+    Expert {
+        /// The expert that this is a parameter of.
+        index: usize,
+        /// Experts of the layer.
+        of: usize,
+    },
+}
+
+/// A box of a tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slice {
+    /// First index along each axis.
+    pub start: Vec<usize>,
+    /// Length along each axis.
+    pub shape: Vec<usize>,
+}
+
+impl Slice {
+    /// All of a tensor of this shape.
+    pub fn whole(shape: &[usize]) -> Self {
+        Slice { start: vec![0; shape.len()], shape: shape.to_vec() }
+    }
+}
+
 /// One parameter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorSpec {
@@ -78,10 +145,14 @@ pub struct TensorSpec {
     pub shape: Vec<usize>,
     /// What it is.
     pub role: Role,
-    /// Its layer; none outside of the layers.
-    pub layer: Option<usize>,
+    /// The block that owns it.
+    pub block: Block,
     /// Whether weight decay applies.
     pub decay: bool,
+    /// Whether the optimizer updates it; a run may freeze some.
+    pub trainable: bool,
+    /// How ranks may divide it.
+    pub shard: Shard,
 }
 
 impl TensorSpec {
@@ -89,20 +160,39 @@ impl TensorSpec {
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
     }
+
+    /// What `rank` of `ranks` has of it, possibly nothing; none where it cannot be divided evenly.
+    pub fn slice(&self, rank: usize, ranks: usize) -> Option<Slice> {
+        let mut slice = Slice::whole(&self.shape);
+        let (axis, group) = match self.shard {
+            Shard::Whole => return Some(slice),
+            Shard::Rows { group } => (0, group),
+            Shard::Columns { group } => (1, group),
+            Shard::Expert { index, of } => {
+                let mine = of.is_multiple_of(ranks).then(|| index / (of / ranks) == rank)?;
+                return Some(if mine { slice } else { Slice { shape: vec![0; self.shape.len()], ..slice } });
+            }
+        };
+        let len = self.shape[axis].is_multiple_of(group * ranks).then(|| self.shape[axis] / ranks)?;
+        (slice.start[axis], slice.shape[axis]) = (rank * len, len);
+        Some(slice)
+    }
 }
 
-/// Every parameter of the model, in the order in which they should lie in memory: what one matrix product can take
-/// together is adjacent. That is, in each layer: query, key and value weights; their biases; gate and up; with experts,
+/// Every parameter of the model, all of them trainable, in the order of their places in memory: what one matrix product
+/// can take together is adjacent. That is, in each layer: query, key and value weights; their biases; gate and up; with experts,
 /// gate and up of expert 0, then of expert 1 and so on, then all experts' down in the same order.
 pub fn tensor_table(config: &ModelConfig) -> Vec<TensorSpec> {
     let mut table = Vec::new();
-    visit(config, &mut |role, layer, shape| {
+    visit(config, &mut |role, block, shape, shard| {
         table.push(TensorSpec {
-            name: name(role, layer),
+            name: name(role, block.layer()),
             shape: shape.to_vec(),
             role,
-            layer,
+            block,
             decay: role.is_decayed(),
+            trainable: true,
+            shard,
         });
     });
     table
@@ -112,7 +202,7 @@ pub fn tensor_table(config: &ModelConfig) -> Vec<TensorSpec> {
 pub(crate) fn num_parameters(config: &ModelConfig) -> u128 {
     let count = |shape: &[usize]| shape.iter().map(|&side| side as u128).product::<u128>();
     let mut outside = 0;
-    visit_outside(config, &mut |_, _, shape| outside += count(shape));
+    visit_outside(config, &mut |_, _, shape, _| outside += count(shape));
     // Layers are of few kinds, and a layer may have very many experts.
     let mut kinds: Vec<(LayerConfig, u128)> = Vec::new();
     let mut inside = 0;
@@ -120,7 +210,7 @@ pub(crate) fn num_parameters(config: &ModelConfig) -> u128 {
         let known = kinds.iter().find(|(kind, _)| kind == layer).map(|&(_, size)| size);
         inside += known.unwrap_or_else(|| {
             let mut size = 0;
-            visit_layer(config, 0, layer, &mut |_, _, shape| size += count(shape));
+            visit_layer(config, 0, layer, &mut |_, _, shape, _| size += count(shape));
             kinds.push((*layer, size));
             size
         });
@@ -128,16 +218,16 @@ pub(crate) fn num_parameters(config: &ModelConfig) -> u128 {
     inside + outside
 }
 
-type Visitor<'a> = dyn FnMut(Role, Option<usize>, &[usize]) + 'a;
+type Visitor<'a> = dyn FnMut(Role, Block, &[usize], Shard) + 'a;
 
 fn visit(config: &ModelConfig, add: &mut Visitor<'_>) {
-    add(Role::Embedding, None, &[config.vocab_size, config.hidden_size]);
+    add(Role::Embedding, Block::Embedding, &[config.vocab_size, config.hidden_size], Shard::Whole);
     for (index, layer) in config.layers.iter().enumerate() {
         visit_layer(config, index, layer, add);
     }
-    add(Role::FinalNorm, None, &[config.hidden_size]);
+    add(Role::FinalNorm, Block::FinalNorm, &[config.hidden_size], Shard::Whole);
     if !config.tie_word_embeddings {
-        add(Role::LmHead, None, &[config.vocab_size, config.hidden_size]);
+        add(Role::LmHead, Block::Head, &[config.vocab_size, config.hidden_size], Shard::Whole);
     }
 }
 
@@ -147,44 +237,56 @@ fn visit_outside(config: &ModelConfig, add: &mut Visitor<'_>) {
 }
 
 fn visit_layer(config: &ModelConfig, index: usize, layer: &LayerConfig, add: &mut Visitor<'_>) {
-    let hidden = config.hidden_size;
-    let q = config.num_attention_heads * config.head_dim;
-    let kv = config.num_key_value_heads * config.head_dim;
-    let mut add = |role, shape: &[usize]| add(role, Some(index), shape);
-    add(Role::InputNorm, &[hidden]);
-    add(Role::QWeight, &[q, hidden]);
-    add(Role::KWeight, &[kv, hidden]);
-    add(Role::VWeight, &[kv, hidden]);
+    visit_attention(config, Block::Attention(index), add);
+    match layer.mlp {
+        Mlp::Dense { intermediate } => visit_mlp(config.hidden_size, intermediate, Block::Mlp(index), add),
+        Mlp::Moe(moe) => visit_experts(config.hidden_size, &moe, Block::Experts(index), add),
+    }
+}
+
+fn visit_attention(config: &ModelConfig, block: Block, add: &mut Visitor<'_>) {
+    let (hidden, dim) = (config.hidden_size, config.head_dim);
+    let (q, kv) = (config.num_attention_heads * dim, config.num_key_value_heads * dim);
+    // A head's query rows and gate rows stay together.
+    let parts = if config.attention_gate { 2 } else { 1 };
+    let (queries, heads) = (Shard::Rows { group: parts * dim }, Shard::Rows { group: dim });
+    let mut add = |role, shape: &[usize], shard| add(role, block, shape, shard);
+    add(Role::InputNorm, &[hidden], Shard::Whole);
+    add(Role::QWeight, &[parts * q, hidden], queries);
+    add(Role::KWeight, &[kv, hidden], heads);
+    add(Role::VWeight, &[kv, hidden], heads);
     if config.qkv_bias {
-        add(Role::QBias, &[q]);
-        add(Role::KBias, &[kv]);
-        add(Role::VBias, &[kv]);
+        add(Role::QBias, &[parts * q], queries);
+        add(Role::KBias, &[kv], heads);
+        add(Role::VBias, &[kv], heads);
     }
     if config.qk_norm {
-        add(Role::QNorm, &[config.head_dim]);
-        add(Role::KNorm, &[config.head_dim]);
+        add(Role::QNorm, &[dim], Shard::Whole);
+        add(Role::KNorm, &[dim], Shard::Whole);
     }
-    add(Role::OWeight, &[hidden, q]);
+    add(Role::OWeight, &[hidden, q], Shard::Columns { group: dim });
     if config.o_bias {
-        add(Role::OBias, &[hidden]);
+        add(Role::OBias, &[hidden], Shard::Whole);
     }
-    add(Role::PostAttentionNorm, &[hidden]);
-    match layer.mlp {
-        Mlp::Dense { intermediate } => {
-            add(Role::Gate, &[intermediate, hidden]);
-            add(Role::Up, &[intermediate, hidden]);
-            add(Role::Down, &[hidden, intermediate]);
-        }
-        Mlp::Moe(moe) => {
-            add(Role::Router, &[moe.num_experts, hidden]);
-            for expert in 0..moe.num_experts {
-                add(Role::ExpertGate(expert), &[moe.moe_intermediate_size, hidden]);
-                add(Role::ExpertUp(expert), &[moe.moe_intermediate_size, hidden]);
-            }
-            for expert in 0..moe.num_experts {
-                add(Role::ExpertDown(expert), &[hidden, moe.moe_intermediate_size]);
-            }
-        }
+}
+
+fn visit_mlp(hidden: usize, intermediate: usize, block: Block, add: &mut Visitor<'_>) {
+    add(Role::PostAttentionNorm, block, &[hidden], Shard::Whole);
+    add(Role::Gate, block, &[intermediate, hidden], Shard::Rows { group: 1 });
+    add(Role::Up, block, &[intermediate, hidden], Shard::Rows { group: 1 });
+    add(Role::Down, block, &[hidden, intermediate], Shard::Columns { group: 1 });
+}
+
+fn visit_experts(hidden: usize, moe: &MoeConfig, block: Block, add: &mut Visitor<'_>) {
+    let (width, of) = (moe.moe_intermediate_size, moe.num_experts);
+    add(Role::PostAttentionNorm, block, &[hidden], Shard::Whole);
+    add(Role::Router, block, &[of, hidden], Shard::Whole);
+    for index in 0..of {
+        add(Role::ExpertGate(index), block, &[width, hidden], Shard::Expert { index, of });
+        add(Role::ExpertUp(index), block, &[width, hidden], Shard::Expert { index, of });
+    }
+    for index in 0..of {
+        add(Role::ExpertDown(index), block, &[hidden, width], Shard::Expert { index, of });
     }
 }
 
@@ -215,16 +317,3 @@ fn name(role: Role, layer: Option<usize>) -> String {
     };
     format!("model.layers.{}.{inner}", layer.unwrap_or_default())
 }
-
-/// The name of the tensor that holds this role of all experts of a layer, in files that join them; none: no expert's.
-pub(crate) fn joined_name(role: Role, layer: Option<usize>) -> Option<String> {
-    let inner = match role {
-        Role::ExpertGate(_) | Role::ExpertUp(_) => JOINED_GATE_UP,
-        Role::ExpertDown(_) => JOINED_DOWN,
-        _ => return None,
-    };
-    Some(format!("model.layers.{}.{inner}", layer.unwrap_or_default()))
-}
-
-pub(crate) const JOINED_GATE_UP: &str = "mlp.experts.gate_up_proj";
-const JOINED_DOWN: &str = "mlp.experts.down_proj";

@@ -66,7 +66,7 @@ fn weight_decay_spares_biases_and_norms_only() {
         // The patterns of Hugging Face's Trainer.
         let spared = ["bias", "layernorm", "_norm.", ".norm."].iter().any(|part| spec.name.contains(part));
         assert_eq!(spec.decay, !spared, "{}", spec.name);
-        assert_eq!(spec.layer.is_some(), spec.name.contains(".layers."));
+        assert_eq!(spec.block.layer().is_some(), spec.name.contains(".layers."));
     }
 }
 

@@ -4,7 +4,7 @@
  */
 import { readdir, stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
-import { editDistance } from "../../config/edit-distance.js";
+import { editDistance } from "../../config/values.js";
 import { ArlError, toArlError } from "../../errors.js";
 import { folderFiles } from "./folder.js";
 import { glob, isGlob } from "./glob.js";

@@ -17,7 +17,7 @@ import type { EngineOptions, TextOptions } from "../../native.js";
  * database in the environment is ignored.
  */
 export function resolveArgs(
-	args: AgentTrainingConfigInput | AgentTrainingConfig,
+	args: AgentTrainingConfigInput,
 	hasDataset = false,
 ): { args: AgentTrainingConfig; notices: string[] } {
 	if (isResolved(args)) return { args, notices: [] };

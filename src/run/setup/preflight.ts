@@ -12,7 +12,7 @@ import { bytesToTenth } from "../../report/format.js";
 import type { ModelFolder } from "./model.js";
 
 /** Checks that the tokenizer fits the model, and that the token that ends a reply exists. */
-export function checkTokenizer(model: ModelFolder, text: TextInfo): string {
+export function checkTokenizer(model: Pick<ModelFolder, "path" | "vocabSize">, text: TextInfo): string {
 	if (text.vocabSize > model.vocabSize) {
 		throw new ArlError(
 			"ARL_TEXT",
