@@ -103,7 +103,7 @@ describe("the trainer on the engine", () => {
 		}
 	});
 
-	it("goes on from a checkpoint mid-epoch, with another save_steps, to equal bits in losses, weights and moments", async () => {
+	it("resumes from a checkpoint mid-epoch, with another save_steps, to equal bits in losses, weights and moments", async () => {
 		const place = tinyPlace(folder);
 		const whole = `${place.out}-whole`;
 		const options = { num_train_epochs: 2, save_strategy: "steps" as const, save_steps: 3 };
@@ -158,7 +158,7 @@ describe("the trainer on the engine", () => {
 });
 
 describe("arl train as a process", () => {
-	it("saves at SIGINT, leaves with 130, and goes on to equal bits", async () => {
+	it("saves at SIGINT, leaves with 130, and resumes to equal bits", async () => {
 		const place = tinyPlace(folder, 200);
 		const whole = `${place.out}-whole`;
 		const command = (out: string, more: Record<string, string> = {}) => [
@@ -193,7 +193,7 @@ describe("arl train as a process", () => {
 		expect(weights(place.out).equals(weights(whole))).toBe(true);
 	}, 60_000);
 
-	it("survives a disk that refuses in the middle of a save: the last good checkpoint stands", async () => {
+	it("survives a disk that refuses in the middle of a save: the last good checkpoint remains", async () => {
 		const place = tinyPlace(folder);
 		const command = (more: Record<string, string | number>) => [
 			"train",
