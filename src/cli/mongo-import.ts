@@ -1,7 +1,7 @@
 /** `arl mongo import`: writes rows of files as documents that AgentRL and `arl train` read. */
 import { choice, choiceOrNone, described, trainingSchema, type Values } from "../config/index.js";
 import { openFiles } from "../data/sources/open.js";
-import { badRowsError, countReasons } from "../data/tokens/problems.js";
+import { badRowsError } from "../data/tokens/problems.js";
 import { ArlError } from "../errors.js";
 import type { MongoConnection } from "../mongo/connection.js";
 import { SPLITS } from "../mongo/documents.js";
@@ -11,7 +11,7 @@ import { loadNative, type Native } from "../native.js";
 import { count, jsonLine } from "../report/index.js";
 import { liveLine } from "../report/live.js";
 import { JSON_FLAG, parseCommand } from "./command.js";
-import { DATABASE, withDatabase } from "./mongo-database.js";
+import { DATABASE, leftOut, withDatabase } from "./mongo-database.js";
 
 const COMMAND = {
 	name: "arl mongo import",
@@ -30,7 +30,7 @@ FILE...: files of rows, as \`arl train --train_file\` takes them. Rows need \`me
 		split: choiceOrNone(SPLITS, { description: "Split of the rows; none: each row's own `split`, else train." }),
 		on_bad_row: described(
 			trainingSchema.shape.on_bad_row,
-			"What a row that cannot be used does: end the command before anything is written, or be left out.",
+			"error: write nothing if a row cannot be used; skip: leave such rows out.",
 		),
 		json: JSON_FLAG,
 	},
@@ -68,12 +68,9 @@ async function write(
 		if (bad.length === source.length) throw new ArlError("ARL_DATA", `${source.name}: no row can be imported`);
 		const result = await importRows(connection, given, new Set(bad.map(({ row }) => row)));
 		live?.clear();
-		for (const { location, reason, message } of bad) {
-			process.stderr.write(`left out: ${location}: ${reason}: ${message}\n`);
-		}
+		const left = leftOut(bad);
 		const to = connection.address;
 		if (options.json) {
-			const left = { skipped: bad.length, reasons: countReasons(bad) };
 			process.stdout.write(`${jsonLine({ files, to, as: options.as, rows: source.length, ...result, ...left })}\n`);
 		} else process.stdout.write(summary(result, options.as, source.length, to, bad.length));
 		return 0;
@@ -88,11 +85,8 @@ function summary(result: ImportResult, kind: ImportKind, rows: number, to: strin
 	if (skipped > 0) parts.push(`${skipped} left out`);
 	const lines = [`${rows} rows as ${kind} into ${to}: ${parts.join(", ")}`];
 	if (kind === "Record" && result.written > 0) {
-		lines.push(
-			`  documents: ${Object.entries(result.documents)
-				.map(([name, n]) => `${n} ${name}`)
-				.join(", ")}`,
-		);
+		const documents = Object.entries(result.documents).map(([name, n]) => `${n} ${name}`);
+		lines.push(`  documents: ${documents.join(", ")}`);
 	}
 	if (result.toolsAsText > 0) {
 		lines.push(
