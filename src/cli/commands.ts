@@ -53,7 +53,7 @@ const ARL: Group = {
 
 /** Runs `arl` with the words after the program's name; gives the exit code. */
 export async function main(words: readonly string[]): Promise<number> {
-	providePublicApi(() => import("../api/index.js"));
+	providePublicApi(async () => (await import("../api/entries.js")).entries);
 	try {
 		if (words[0] === "--version" || words[0] === "-v") {
 			process.stdout.write(`${version()}\n`);

@@ -1,22 +1,14 @@
 /** `arl plan`: shows the memory that a run takes, by category. Reads no rows and no weights, and needs no GPU. */
 import pc from "picocolors";
+import { GPU_SIZES, MOST_TOKENS, memoryChanges, type Planned, planRun, roomOf } from "../api/plan-memory.js";
 import { integerOrNone } from "../config/index.js";
-import { deviceToPlan, hostInfo } from "../device/index.js";
-import { ArlError } from "../errors.js";
 import { type DeviceInfo, loadNative, type MemoryPlan, type Native } from "../native.js";
 import { bytes, count, jsonLine, percent } from "../report/index.js";
 import { wantsColor } from "../report/terminal.js";
-import { type Advice, advise, CONTEXT_BYTES } from "../run/setup/memory.js";
-import { type ModelFacts, readModelFacts } from "../run/setup/model.js";
-import { type BatchSize, dtypeOf, engineOptions, type ResolvedConfig, resolveForDevice } from "../run/setup/options.js";
+import { CONTEXT_BYTES } from "../run/setup/memory.js";
+import { dtypeOf } from "../run/setup/options.js";
 import { JSON_FLAG } from "./command.js";
 import { resolveCommand, withOptions } from "./resolve.js";
-
-/** Memory of common GPUs, in GB as their makers count. */
-const GPU_SIZES = [24, 40, 48, 80, 141] as const;
-const GB = 1e9;
-/** The most tokens of a plan: the engine counts them in 32 bits. */
-const MOST_TOKENS = 2 ** 31 - 1;
 
 const COMMAND = withOptions({
 	name: "arl plan",
@@ -43,68 +35,16 @@ model's folder needs no more than config.json. \`--device cuda\` plans for a GPU
 	},
 });
 
-/** What the report shows. */
-interface Planned {
-	model: ModelFacts;
-	args: ResolvedConfig;
-	device: string;
-	info: DeviceInfo | undefined;
-	host: DeviceInfo | undefined;
-	size: BatchSize;
-	plan: MemoryPlan;
-	/** Null: the plan fits. */
-	advice: Advice | null;
-}
-
 /** Runs the command; gives the exit code. `core`: the native part; only tests give another one. */
 export async function run(words: readonly string[], core: () => Native = loadNative): Promise<number> {
 	const found = await resolveCommand(COMMAND, words, { output_dir: "." });
 	if (found === null) return 0;
 	const { resolved, flags } = found;
-	const native = core();
-	const model = await readModelFacts(resolved.args.model_name_or_path, native);
-	const { device, info, notice } = deviceToPlan(resolved.args.device, native);
-	const { args, notices } = resolveForDevice(resolved.args, device);
-	for (const line of [...resolved.notices, ...(notice === null ? [] : [notice]), ...notices])
-		process.stderr.write(`${line}\n`);
-	const size = batchSize(args, model, flags.tokens, flags.sequences);
-	const options = engineOptions(args, device, size);
-	const plan = native.planMemory(options);
-	const freedom = { packed: args.max_tokens_per_micro_batch !== null, resumed: false };
-	const advice = fits(plan, device, info) ? null : advise(options, native.planMemory, freedom);
-	const planned = { model, args, device, info, host: hostInfo(native), size, plan, advice };
+	const { tokens, sequences } = flags;
+	const planned = await planRun(core(), resolved.args, { tokens, sequences });
+	for (const line of [...resolved.notices, ...planned.notices]) process.stderr.write(`${line}\n`);
 	process.stdout.write(flags.json ? `${jsonLine(asJson(planned))}\n` : asText(planned));
 	return 0;
-}
-
-/** The largest micro-batch: the given size, else the bound that the options set. */
-function batchSize(
-	args: ResolvedConfig,
-	model: ModelFacts,
-	tokens: number | null,
-	sequences: number | null,
-): BatchSize {
-	const { max_tokens_per_micro_batch: packed, per_device_train_batch_size: samples } = args;
-	const longest = args.max_length ?? model.maxPositionEmbeddings;
-	const bound = packed ?? (longest === null ? null : samples * longest);
-	const maxTokens = tokens ?? bound;
-	if (maxTokens === null)
-		throw new ArlError("ARL_USAGE", "the length of the samples is unknown", "Give --tokens, or --max_length.");
-	if (maxTokens > MOST_TOKENS)
-		throw new ArlError("ARL_USAGE", `a micro-batch of ${maxTokens} tokens is too large`, "Give --tokens.");
-	const usual = packed === null ? samples : Math.ceil(maxTokens / 64);
-	return { maxTokens, maxSequences: Math.min(maxTokens, sequences ?? usual) };
-}
-
-/** Whether the plan fits the device, or, if the device is unknown, the smallest GPU. */
-function fits(plan: MemoryPlan, device: string, info: DeviceInfo | undefined): boolean {
-	const room = info === undefined ? roomOf(GPU_SIZES[0]) : info.availableBytes;
-	return plan.totalBytes <= room || (device === "cpu" && info === undefined);
-}
-
-/** The bytes that a GPU of `gigabytes` has left for a run. */
-function roomOf(gigabytes: number): number {
-	return gigabytes * GB - CONTEXT_BYTES;
 }
 
 /** The smallest GPU that the plan fits, in GB; null: none of them. */
@@ -144,12 +84,7 @@ function asJson({ model, args, device, info, host, size, plan, advice }: Planned
 		contextBytes: CONTEXT_BYTES,
 		gpus:
 			device === "cpu" ? [] : GPU_SIZES.map((gigabytes) => ({ gigabytes, fits: plan.totalBytes <= roomOf(gigabytes) })),
-		changes: (advice?.changes ?? []).map(({ flags, savedBytes, plan: { totalBytes, hostBytes } }) => ({
-			flags,
-			savedBytes,
-			totalBytes,
-			hostBytes,
-		})),
+		changes: memoryChanges(advice),
 		together: advice?.together
 			? { totalBytes: advice.together.totalBytes, hostBytes: advice.together.hostBytes }
 			: null,

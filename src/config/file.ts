@@ -109,7 +109,7 @@ function parseJson(path: string, text: string): unknown {
 
 async function importModule(path: string): Promise<unknown> {
 	try {
-		const loaded = await importDefault(path, { defineConfig });
+		const loaded = await importDefault(path, { arl: { defineConfig } });
 		return typeof loaded === "function" ? await loaded() : loaded;
 	} catch (error) {
 		const message = messageOf(error);
