@@ -1,4 +1,4 @@
-/** `arl plan`: the memory that a run takes, by category; no rows and no weights are read, and no GPU is needed. */
+/** `arl plan`: shows the memory that a run takes, by category. Reads no rows and no weights, and needs no GPU. */
 import pc from "picocolors";
 import { GPU_SIZES, MOST_TOKENS, memoryChanges, type Planned, planRun, roomOf } from "../api/plan-memory.js";
 import { integerOrNone } from "../config/index.js";
@@ -16,8 +16,8 @@ const COMMAND = withOptions({
 	about: `Shows the memory that a run takes, by category, and what would save some:
   arl plan --model_name_or_path DIR --device cuda --max_length 4096 --per_device_train_batch_size 1
 
-Takes the options of \`arl train\` (\`arl train --help\`); those on device, batch, precision and memory count. The model's folder
-needs no more than config.json. \`--device cuda\` plans for a GPU even on a machine without one.`,
+Takes the options of \`arl train\` (\`arl train --help\`); those on device, batch, precision and memory count. The
+model's folder needs no more than config.json. \`--device cuda\` plans for a GPU even on a machine without one.`,
 	flags: {
 		tokens: integerOrNone({
 			min: 1,
@@ -135,9 +135,9 @@ function table(categories: MemoryPlan["categories"], total: number): string[] {
 }
 
 function fitsText(needed: number, { availableBytes, memoryBytes }: DeviceInfo): string {
-	const there = `${bytes(availableBytes)} of ${bytes(memoryBytes)} available`;
+	const room = `${bytes(availableBytes)} of ${bytes(memoryBytes)} available`;
 	const over = needed - availableBytes;
-	return over <= 0 ? `fits this machine: ${there}` : `does not fit this machine, ${bytes(over)} too much: ${there}`;
+	return over <= 0 ? `fits this machine: ${room}` : `does not fit this machine, ${bytes(over)} too much: ${room}`;
 }
 
 function gpuLines(plan: MemoryPlan): string[] {
@@ -145,10 +145,7 @@ function gpuLines(plan: MemoryPlan): string[] {
 		const over = plan.totalBytes - roomOf(gigabytes);
 		return `  ${String(gigabytes).padStart(3)} GB  ${over <= 0 ? "fits" : `does not fit: ${bytes(over)} too much`}`;
 	});
-	return [
-		`GPUs by memory (GB of 10^9 bytes, of which ${bytes(CONTEXT_BYTES)} is left to CUDA's own context):`,
-		...sizes,
-	];
+	return [`GPUs by memory (GB of 10^9 bytes, of which CUDA's own context takes ${bytes(CONTEXT_BYTES)}):`, ...sizes];
 }
 
 function adviceLines({ device, advice }: Planned): string[] {
