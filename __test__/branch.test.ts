@@ -1,7 +1,7 @@
 import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { setBranchAside } from "../src/train/old-run.js";
+import { setBranchAside } from "../src/run/checkpoint/old-run.js";
 import { fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { contents } from "./support/real.js";

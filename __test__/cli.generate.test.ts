@@ -209,7 +209,7 @@ describe("arl generate", () => {
 		expect(absent).toMatchObject({ code: "ARL_DEVICE", message: "device cuda: no NVIDIA driver (libcuda.so.1)" });
 		const wrong = await errorOf(run(words("--device", "tpu"), native));
 		expect(wrong.code).toBe("ARL_USAGE");
-		expect(wrong.message).toContain("Expected auto, cpu, cuda or cuda:N.");
+		expect(wrong.message).toContain("expected auto, cpu, cuda or cuda:N");
 	});
 
 	it("names the row that cannot be used", async () => {
@@ -227,7 +227,7 @@ describe("arl generate", () => {
 		writeFileSync(none, '{"messages":[{"role":"user","content":"x"}]}\n');
 		const native = core(() => "");
 		await expect(run(["--model_name_or_path", "m", "--prompt_file", none], native)).rejects.toThrow(
-			"no row has a reply",
+			"no row has a trained reply",
 		);
 		await expect(run(words("--limit", "0"), native)).rejects.toMatchObject({ code: "ARL_USAGE" });
 		await expect(run(words("--thinking", "hard"), native)).rejects.toMatchObject({ code: "ARL_USAGE" });

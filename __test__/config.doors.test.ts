@@ -5,7 +5,7 @@ import { afterAll, afterEach, beforeEach, describe, expect, it, vi } from "vites
 import { loadConfigFile, parseFlags, resolveConfig } from "../src/config/index.js";
 import type { AgentTrainingConfig, AgentTrainingConfigInput } from "../src/config/schema.js";
 import { ArlError } from "../src/errors.js";
-import { resolveArgs } from "../src/train/options.js";
+import { resolveArgs } from "../src/run/setup/options.js";
 import { argsOf } from "./support/code.js";
 import { fakeNative } from "./support/fake-native.js";
 import { temporaryFolder } from "./support/folder.js";
@@ -151,11 +151,11 @@ describe("a configuration that is fine", () => {
 
 	it("and spread to overwrite what it resumes from destroys nothing", async () => {
 		const place = workspace(places);
-		const { QwenTrainer } = await import("../src/train/trainer.js");
+		const { createTrainer } = await import("../src/api/trainer.js");
 		const options = argsOf(place, { train_file: place.file, save_strategy: "steps", save_steps: 2 });
-		await new QwenTrainer({ args: options }, () => fakeNative()).train();
+		await createTrainer({ args: options }, () => fakeNative()).train();
 		const { args } = resolveArgs(options);
 		const again = { ...args, overwrite_output_dir: true, resume_from_checkpoint: "latest" };
-		expect(() => new QwenTrainer({ args: again }, () => fakeNative())).toThrow(/contradicts/);
+		expect(() => createTrainer({ args: again }, () => fakeNative())).toThrow(/contradicts/);
 	});
 });

@@ -1,9 +1,10 @@
 import { appendFileSync, mkdtempSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { CALLS_AT_ONCE } from "../src/data/convert.js";
-import type { RecordData } from "../src/data/record.js";
-import { QwenTrainer } from "../src/index.js";
+import { createTrainer } from "../src/api/trainer.js";
+import "../src/index.js";
+import { CALLS_AT_ONCE } from "../src/data/sources/convert.js";
+import type { RecordData } from "../src/data/sources/record.js";
 import { argsOf, dyingAt, onConverted, onDataset, type Place, rowsOf } from "./support/code.js";
 import { fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
@@ -162,7 +163,7 @@ describe("a converting function", () => {
 		for (const data of [raws, { length: raws.length, get: (i: number) => raws[i] as Raw }]) {
 			const out = mkdtempSync(`${place.out}-`);
 			const options = { args: argsOf({ ...place, out }), train_dataset: data, convert_record_to_data_func: toRows };
-			const found = await events(new QwenTrainer(options, () => fakeNative()));
+			const found = await events(createTrainer(options, () => fakeNative()));
 			expect(numbers(found)).toEqual(numbers(expected));
 		}
 	});

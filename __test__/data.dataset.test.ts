@@ -1,9 +1,9 @@
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { type Dataset, openDataset } from "../src/data/custom.js";
-import type { RecordData } from "../src/data/record.js";
-import { Scratch } from "../src/data/scratch.js";
+import { type Dataset, openDataset } from "../src/data/sources/custom.js";
+import type { RecordData } from "../src/data/sources/record.js";
+import { Scratch } from "../src/data/sources/scratch.js";
 import type { TrainEvent } from "../src/events.js";
 import { counted, dyingAt, onDataset, type Place, rowsOf, stream } from "./support/code.js";
 import { fakeNative } from "./support/fake-native.js";

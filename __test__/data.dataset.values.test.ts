@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
-import type { Dataset } from "../src/data/custom.js";
-import type { RecordData } from "../src/data/record.js";
-import { recordText } from "../src/data/record-json.js";
+import type { Dataset } from "../src/data/sources/custom.js";
+import type { RecordData } from "../src/data/sources/record.js";
+import { recordText } from "../src/data/sources/record-json.js";
 import { onDataset } from "./support/code.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { chatRow, workspace } from "./support/run.js";

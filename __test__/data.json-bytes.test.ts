@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
-import { JsonBytes } from "../src/data/json-bytes.js";
-import { isBlankText, isJson, isNestedJson, objectEntries } from "../src/data/json-scan.js";
+import { JsonBytes } from "../src/data/sources/json-bytes.js";
+import { isBlankText, isJson, isNestedJson, objectEntries } from "../src/data/sources/json-scan.js";
 import { fc, holds } from "./support/properties.js";
 
 const ALPHABET = [

@@ -6,7 +6,7 @@ import { type FileMetaData, parquetMetadata } from "hyparquet";
 import { ByteWriter, parquetWriteBuffer } from "hyparquet-writer";
 import { writeMetadata } from "hyparquet-writer/src/metadata.js";
 import { describe, expect, it } from "vitest";
-import { Scratch } from "../src/data/scratch.js";
+import { Scratch } from "../src/data/sources/scratch.js";
 import { ArlError } from "../src/errors.js";
 import { fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";

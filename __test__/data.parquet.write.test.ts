@@ -3,7 +3,7 @@ import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { DuckDBInstance } from "@duckdb/node-api";
 import { describe, expect, it } from "vitest";
-import { writeParquet } from "../src/data/parquet/write.js";
+import { writeParquet } from "../src/data/sources/parquet/write.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { root } from "./support/real.js";
 import { readRows } from "./support/tables.js";

@@ -1,7 +1,7 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { QwenTrainer, type TrainerControl } from "../src/train/trainer.js";
+import { createTrainer, type TrainerControl } from "../src/api/trainer.js";
 import { fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { events, numbers, type Options, ofType, trainer, workspace } from "./support/run.js";
@@ -65,7 +65,7 @@ describe("the model's folder", () => {
 		const options: Options = { ...SAVING, init_from_config: true, resume_from_checkpoint: "latest" };
 		const { args } = trainer(place, options);
 		const onStep = ({ step }: { step: number }, control: TrainerControl) => void (step === 6 && control.stop());
-		await new QwenTrainer({ args, callbacks: [{ onStep }] }, () => fakeNative()).train();
+		await createTrainer({ args, callbacks: [{ onStep }] }, () => fakeNative()).train();
 		await trainer(place, options).train();
 		expect(readFileSync(join(place.out, "model.safetensors"))).toEqual(
 			readFileSync(join(whole.out, "model.safetensors")),

@@ -3,7 +3,7 @@ import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { MongoClient } from "mongodb";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { xoshiro128 } from "../src/data/order.js";
+import { xoshiro128 } from "../src/data/sampler/order.js";
 import { temporaryFolder } from "./support/folder.js";
 import { KILLS } from "./support/kills.js";
 import { type MongoServer, mongoMissing, newDatabase, startMongo } from "./support/mongo.js";

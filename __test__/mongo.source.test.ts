@@ -2,7 +2,7 @@
 import { connect, createServer, type Socket } from "node:net";
 import { Binary, DBRef, type Document, Double, MongoClient, ObjectId } from "mongodb";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
-import type { ConvertRecordToData } from "../src/data/convert.js";
+import type { ConvertRecordToData } from "../src/data/sources/convert.js";
 import { MongoConnection } from "../src/mongo/connection.js";
 import { openDatabaseRows } from "../src/mongo/database.js";
 import type { SelectionOptions } from "../src/mongo/selection.js";

@@ -11,7 +11,7 @@ import {
 } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { setOldRunAside, settleOldRun } from "../src/train/old-run.js";
+import { setOldRunAside, settleOldRun } from "../src/run/checkpoint/old-run.js";
 import { onDataset, rowsOf } from "./support/code.js";
 import { type Faults, fakeNative, writeFakeModel } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";

@@ -211,7 +211,7 @@ describe("checkpoints", () => {
 		const place = workspace(folder);
 		await dieAt(place, 5, SAVING);
 		cpSync(join(place.out, "checkpoint-4"), join(place.out, ".checkpoint-6.old"), { recursive: true });
-		const { removeUnfinished } = await import("../src/train/checkpoint.js");
+		const { removeUnfinished } = await import("../src/run/checkpoint/checkpoint.js");
 		expect(await removeUnfinished(place.out)).toEqual([]);
 		expect(checkpoints(place.out)).toEqual(["checkpoint-2", "checkpoint-4", "checkpoint-6"]);
 	});

@@ -1,8 +1,8 @@
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { QwenTrainer, type TrainerControl } from "../src/api/trainer.js";
 import type { AgentTrainingConfigInput } from "../src/config/schema.js";
-import { QwenTrainer } from "../src/train/trainer.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { arl, contents, differingFiles, flags, type Place, tinyPlace } from "./support/real.js";
 import { events, numbers, ofType } from "./support/run.js";
@@ -32,19 +32,28 @@ describe("the trainer on the engine", () => {
 		expect(losses.at(-1) ?? Number.NaN).toBeLessThan((losses[0] ?? Number.NaN) * 0.8);
 	});
 
-	it("has the state of the step after which it is stopped, though the next one is on its way", async () => {
+	it("saves the state of the step after which it is stopped or asked to, though the next one is on its way", async () => {
 		const place = tinyPlace(folder);
 		const options = { max_steps: 5, save_strategy: "steps" as const };
-		await run({ ...place, out: `${place.out}-saved` }, { ...options, save_steps: 3 }).train();
-		const { args } = run({ ...place, out: `${place.out}-stopped` }, { ...options, save_steps: 100 });
-		const onStep = ({ step }: { step: number }, control: { stop(): void }) => void (step === 3 && control.stop());
-		const result = await new QwenTrainer({ args, callbacks: [{ onStep }] }).train();
-		expect(result).toMatchObject({ outcome: "stopped", steps: 3 });
-		const states = ["saved", "stopped"].map((name) => {
-			const checkpoint = join(`${place.out}-${name}`, "checkpoint-3");
-			return ["model.safetensors", "arl/engine.safetensors"].map((file) => readFileSync(join(checkpoint, file)));
+		const at = (name: string, save_steps: number) =>
+			run({ ...place, out: `${place.out}-${name}` }, { ...options, save_steps });
+		await at("saved", 3).train();
+		const after3 = (what: "stop" | "save") => ({
+			onStep: ({ step }: { step: number }, control: TrainerControl) => void (step === 3 && control[what]()),
 		});
-		expect(states[1]).toEqual(states[0]);
+		const stopped = new QwenTrainer({ args: at("stopped", 100).args, callbacks: [after3("stop")] });
+		expect(await stopped.train()).toMatchObject({ outcome: "stopped", steps: 3 });
+		const asked = new QwenTrainer({ args: at("asked", 100).args, callbacks: [after3("save")] });
+		expect(await asked.train()).toMatchObject({ outcome: "completed", steps: 5 });
+		const states = (step: number, ...names: string[]) =>
+			names.map((name) => {
+				const checkpoint = join(`${place.out}-${name}`, `checkpoint-${step}`);
+				return ["model.safetensors", "arl/engine.safetensors"].map((file) => readFileSync(join(checkpoint, file)));
+			});
+		const [saved, ...others] = states(3, "saved", "stopped", "asked");
+		for (const other of others) expect(other).toEqual(saved);
+		const [end, askedEnd] = states(5, "saved", "asked");
+		expect(askedEnd).toEqual(end);
 	});
 
 	it("gives the same loss for the same samples of a step, whether they are packed, apart, or one by one", async () => {

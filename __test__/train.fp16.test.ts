@@ -2,8 +2,8 @@
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { createSchedule } from "../src/train/schedules.js";
-import { QwenTrainer } from "../src/train/trainer.js";
+import { QwenTrainer } from "../src/api/trainer.js";
+import { createSchedule } from "../src/run/loop/schedules.js";
 import { fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { arl, differingFiles, flags, metricsOf, type Place, tinyPlace } from "./support/real.js";

@@ -4,9 +4,9 @@ import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { ArlError } from "../src/errors.js";
 import type { DeviceInfo, EngineOptions, MemoryPlan } from "../src/native.js";
-import { advise, checkMemory, withPlan } from "../src/train/memory.js";
-import { engineOptions, resolveArgs, settleBf16, settleForDevice } from "../src/train/options.js";
-import { bf16Of } from "../src/train/state.js";
+import { bf16Of } from "../src/run/checkpoint/state.js";
+import { advise, checkMemory, withPlan } from "../src/run/setup/memory.js";
+import { engineOptions, resolveArgs, resolveBf16, resolveForDevice } from "../src/run/setup/options.js";
 import { fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { events, ofType, trainer, workspace } from "./support/run.js";
@@ -211,17 +211,17 @@ describe("what the device settles", () => {
 			[false, "cuda:0", "f32"],
 			[true, "cpu", "bf16"],
 		] as const) {
-			const settled = settleForDevice(args({ bf16 }), name).args;
+			const settled = resolveForDevice(args({ bf16 }), name).args;
 			expect(engineOptions(settled, name, size).dtype, `${bf16} on ${name}`).toBe(dtype);
 		}
 	});
 
 	it("stays as it was in a run that goes on, on whatever device, unless it is said", () => {
-		const fp16 = settleForDevice(args({ fp16: true }), "cuda:0").args;
+		const fp16 = resolveForDevice(args({ fp16: true }), "cuda:0").args;
 		expect([fp16.bf16, engineOptions(fp16, "cuda:0", size).dtype]).toEqual([false, "f16"]);
-		expect(settleBf16("auto", "cuda:0", false)).toBe(false);
-		expect(settleBf16("auto", "cpu", true)).toBe(true);
-		expect(settleBf16(true, "cpu", false)).toBe(true);
+		expect(resolveBf16("auto", "cuda:0", false)).toBe(false);
+		expect(resolveBf16("auto", "cpu", true)).toBe(true);
+		expect(resolveBf16(true, "cpu", false)).toBe(true);
 		expect([bf16Of({ bf16: "true" }), bf16Of({ bf16: "false" }), bf16Of({})]).toEqual([true, false, null]);
 	});
 
@@ -257,7 +257,7 @@ describe("what the device settles", () => {
 
 	it("is offloading on a GPU alone: on the CPU it is told to have no effect, and not passed on", async () => {
 		const both = { activation_offloading: true, optimizer_offload: true };
-		const onGpu = settleForDevice(args(both), "cuda:0");
+		const onGpu = resolveForDevice(args(both), "cuda:0");
 		expect(onGpu.notices).toEqual([]);
 		expect(engineOptions(onGpu.args, "cuda:0", size)).toMatchObject({
 			activationOffloading: true,

@@ -2,11 +2,11 @@ import { closeSync, mkdtempSync, openSync, readFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, describe, expect, it, vi } from "vitest";
-import { RowLedger } from "../src/data/ledger.js";
+import { RowHashes } from "../src/data/tokens/row-hashes.js";
+import { writeAll } from "../src/disk/write-all.js";
 import { ArlError } from "../src/errors.js";
 import { ClaimList } from "../src/mongo/claim-list.js";
 import { MetricsFile } from "../src/report/metrics.js";
-import { writeAll } from "../src/write-all.js";
 
 /** What the system does with a write: takes at most so many bytes, and refuses once it has taken `room`. */
 const system = vi.hoisted(() => ({ most: Number.POSITIVE_INFINITY, room: Number.POSITIVE_INFINITY }));
@@ -48,11 +48,11 @@ describe("a system that takes a few bytes of a write at a time", () => {
 		expect(readFileSync(metrics.path, "utf8")).toBe('{"step":1,"loss":0.123456789}\n');
 
 		const path = join(folder, "rows.hashes");
-		const ledger = new RowLedger(path, false);
+		const ledger = new RowHashes(path, false);
 		for (let i = 0; i < 4; i++) ledger.note(i, Buffer.from(`row ${i}`), `[${i}]`);
 		ledger.close();
 		expect(readFileSync(path)).toHaveLength(64);
-		const again = new RowLedger(path, false);
+		const again = new RowHashes(path, false);
 		for (let i = 0; i < 4; i++) again.note(i, Buffer.from(`row ${i}`), `[${i}]`);
 		again.close();
 

@@ -3,13 +3,18 @@
  * Knows nothing of who listens. An error is not an event: the iterator throws it as an `ArlError`.
  */
 
-import type { DroppedImages } from "./data/notes.js";
+import type { DroppedImages } from "./data/tokens/notes.js";
 
 /** Something a user should read; nothing depends on it. */
 export interface NoticeEvent {
 	type: "notice";
 	level: "info" | "warning";
 	message: string;
+}
+
+/** A notice as an event. */
+export function notice(level: NoticeEvent["level"], message: string): NoticeEvent {
+	return { type: "notice", level, message };
 }
 
 /** A check made before training, in the order made. A check that fails ends the run with an error instead. */
@@ -68,7 +73,7 @@ export interface StartEvent {
 		shape: string;
 		rows: number;
 		/** Nobody knows how many rows there are: `rows` is what the run needs at most. */
-		openEnd: boolean;
+		unbounded: boolean;
 		/** Rows an epoch trains on: after mixture weights, less dropped and skipped ones as far as known. */
 		rowsPerEpoch: number;
 		/** Found in the cache of an earlier run: nothing to encode. */
@@ -190,8 +195,8 @@ export interface SavedEvent {
 	path: string;
 	bytes: number;
 	seconds: number;
-	/** Why: `steps`, `epoch`, `end`, `interrupted`. */
-	reason: "steps" | "epoch" | "end" | "interrupted";
+	/** Why: `save_strategy` (`steps`, `epoch`), the last step, the run was stopped, or a callback asked for it. */
+	reason: "steps" | "epoch" | "end" | "interrupted" | "requested";
 }
 
 /**

@@ -5,7 +5,7 @@
 import { createRequire } from "node:module";
 import { dirname } from "node:path";
 import { fileURLToPath } from "node:url";
-import type * as Addon from "../index.js";
+import type * as Addon from "../binding.js";
 import { ArlError, isErrorCode } from "./errors.js";
 
 export type {
@@ -26,13 +26,13 @@ export type {
 	StepStats,
 	TextInfo,
 	TextOptions,
-} from "../index.js";
+} from "../binding.js";
 export type NativeEngine = Addon.Engine;
 export type NativeTextEncoder = Addon.TextEncoder;
 export type NativeTokenCache = Addon.TokenCache;
 
 /** The generated loader of the CPU addon, and the folder that it lies in: the package's. */
-export const ADDON_LOADER = fileURLToPath(new URL("../index.cjs", import.meta.url));
+export const ADDON_LOADER = fileURLToPath(new URL("../binding.cjs", import.meta.url));
 export const PACKAGE_FOLDER = dirname(ADDON_LOADER);
 
 /** What the addon offers; every error that comes out of it is an `ArlError`. */

@@ -1,7 +1,7 @@
 /** Importing rows in tests: files of rows, and what an import of them leaves in the database. */
 import { mkdtempSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { openFiles } from "../../src/data/open.js";
+import { openFiles } from "../../src/data/sources/open.js";
 import { MongoConnection } from "../../src/mongo/connection.js";
 import { openDatabaseRows } from "../../src/mongo/database.js";
 import type { Split } from "../../src/mongo/documents.js";

@@ -8,10 +8,10 @@ const SEED = 20_261_122;
 
 const parameters = (runs: number) => ({
 	seed: Number(process.env.FC_SEED ?? SEED),
-	numRuns: Number(process.env.FC_NUM_RUNS ?? runs),
+	numRuns: Number(process.env.FC_NUM_RUNS ?? (process.env.ARL_LONG === "1" ? 10 * runs : runs)),
 });
 
-/** Tries a claim on `runs` generated cases; `FC_NUM_RUNS` replaces the number. */
+/** Tries a claim on `runs` generated cases, ten times as many in `npm run test:long`; `FC_NUM_RUNS` replaces the number. */
 export function holds<T>(runs: number, claim: IProperty<T>): void {
 	fc.assert(claim, parameters(runs));
 }

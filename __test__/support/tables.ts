@@ -1,7 +1,7 @@
 /** Files of columns for tests: written by DuckDB, and by Python where `ARL_PYTHON` names one with pyarrow and polars. */
 import { spawnSync } from "node:child_process";
 import { DuckDBInstance } from "@duckdb/node-api";
-import { type FileOptions, openFiles } from "../../src/data/open.js";
+import { type FileOptions, openFiles } from "../../src/data/sources/open.js";
 import { fakeNative } from "./fake-native.js";
 
 /** Runs statements in a database of its own. */

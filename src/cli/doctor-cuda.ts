@@ -1,9 +1,17 @@
 /** What `arl doctor` says of CUDA: driver, GPUs, libraries, addon, and the first thing that is missing. */
-import type { CudaFinding } from "../cuda.js";
-import { isPlainCpu } from "../device.js";
+import type { CudaFinding } from "../device/cuda.js";
+import { isPlainCpu } from "../device/index.js";
 import type { CudaDevice, CudaLibrary } from "../native.js";
 import { bytes } from "../report/index.js";
-import type { Finding } from "./finding.js";
+
+/** One line of the report of `arl doctor`. */
+export interface Finding {
+	name: string;
+	value: string;
+	ok: boolean;
+	/** What to do, or what was tried; lines. */
+	hint?: string;
+}
 
 const NOT_THERE = "not there";
 

@@ -13,6 +13,22 @@ export function hungUp(): boolean {
 	return isHungUp;
 }
 
+/**
+ * Runs `work` with a signal that fires at the first SIGINT, SIGTERM or SIGHUP, for commands that save nothing; gives the exit
+ * code: that of an interruption if the signal ended the work.
+ */
+export async function stoppable(work: (signal: AbortSignal) => Promise<number>): Promise<number> {
+	const stop = onStopSignals(() => process.stderr.write("stopping\n"));
+	try {
+		return await work(stop.signal);
+	} catch (error) {
+		if (stop.signal.aborted) return EXIT_CODES.ARL_INTERRUPTED;
+		throw error;
+	} finally {
+		stop.release();
+	}
+}
+
 /** A signal that fires at the first SIGINT, SIGTERM or SIGHUP; `release` gives the process its own handling back. */
 export function onStopSignals(note: (text: string) => void): { signal: AbortSignal; release(): void } {
 	const controller = new AbortController();

@@ -2,9 +2,9 @@
 import { existsSync, readFileSync, statSync } from "node:fs";
 import { extname, resolve } from "node:path";
 import { ArlError, messageOf, toArlError } from "../errors.js";
-import { defineConfig } from "./define.js";
 import { importDefault } from "./module.js";
 import type { Layer } from "./resolve.js";
+import { defineConfig } from "./schema.js";
 import { redact } from "./values.js";
 
 /** Names that are looked for in the working directory where no file is named. */

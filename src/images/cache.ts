@@ -5,8 +5,8 @@
 import { createHash, randomUUID } from "node:crypto";
 import { readdir, readFile, rename, rm, stat, utimes, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
+import { exists, makeFolder } from "../disk/folders.js";
 import { toArlError } from "../errors.js";
-import { exists, makeFolder } from "../folders.js";
 
 /** A file's bytes; null: there is no such file. */
 async function readIfThere(path: string): Promise<Buffer | null> {

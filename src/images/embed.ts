@@ -1,5 +1,5 @@
 /** A row's images by URL to the same row with the images in it, as base64 `data:` URLs: what exports write. */
-import type { ContentPart, RecordData } from "../data/record.js";
+import type { ContentPart, RecordData } from "../data/sources/record.js";
 import { ArlError } from "../errors.js";
 import { toDataUrl } from "./data-url.js";
 import { ImageLoader, type ImageOptions, type LoadedImage } from "./loader.js";

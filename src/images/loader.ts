@@ -56,7 +56,7 @@ const HOOKS: HttpHooks = {
 	},
 };
 
-/** Reads images. It holds connections until it is closed. */
+/** Reads images. It holds connections until it is closed; `await using` closes it. */
 export class ImageLoader {
 	private readonly maxBytes: number;
 	private readonly root: string | null;
@@ -110,6 +110,10 @@ export class ImageLoader {
 	/** Gives connections back; what is on its way fails. */
 	async close(): Promise<void> {
 		await this.http.close();
+	}
+
+	[Symbol.asyncDispose](): Promise<void> {
+		return this.close();
 	}
 
 	/** Waits for a place among the images that are read at once. */

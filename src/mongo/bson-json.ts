@@ -4,7 +4,7 @@
  */
 import { isUtf8 } from "node:buffer";
 import { BSON, Decimal128 } from "mongodb";
-import { dateText, floatText } from "../data/json-text.js";
+import { dateText, floatText } from "../data/sources/json-text.js";
 
 /** Why a document cannot be a row: short and stable, and in words. */
 export class DocumentProblem extends Error {

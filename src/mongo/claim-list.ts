@@ -5,10 +5,10 @@
 import { closeSync, fsyncSync, openSync } from "node:fs";
 import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
+import { makeFolder } from "../disk/folders.js";
+import { writeAll } from "../disk/write-all.js";
+import { writeWhole } from "../disk/write-whole.js";
 import { ArlError, toArlError } from "../errors.js";
-import { makeFolder } from "../folders.js";
-import { writeAll } from "../write-all.js";
-import { writeWhole } from "../write-whole.js";
 import { FOLDER } from "./folder.js";
 import type { RowCollection } from "./selection.js";
 import { DocumentList, type Listed, lineOf, listedIn, removeOtherLists, type Snapshot } from "./snapshot.js";

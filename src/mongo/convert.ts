@@ -2,7 +2,7 @@
  * AgentRL's documents to rows: a `Record` with the samples of its trajectory, and a `DBRecordData`, each as the JSON text of
  * `RecordData`. Pure: what a document links to is given.
  */
-import { floatText } from "../data/json-text.js";
+import { floatText } from "../data/sources/json-text.js";
 import {
 	type BsonValue,
 	DocumentProblem,

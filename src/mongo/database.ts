@@ -3,8 +3,8 @@
  * written back when a checkpoint stands.
  */
 import type { AgentTrainingConfig } from "../config/schema.js";
-import type { StepPlan } from "../data/batches.js";
-import type { ConvertRecordToData } from "../data/convert.js";
+import type { StepPlan } from "../data/sampler/batches.js";
+import type { ConvertRecordToData } from "../data/sources/convert.js";
 import { ArlError } from "../errors.js";
 import { MongoConnection } from "./connection.js";
 import { ambiguous, nothingFound, type SelectionOptions, selections } from "./selection.js";
@@ -95,7 +95,7 @@ export class DatabaseRun {
 	}
 
 	/** A checkpoint is about to be written: the list that a run goes on from it with is on the disk. */
-	hold(): Promise<void> {
+	beforeSave(): Promise<void> {
 		return this.kept;
 	}
 
@@ -133,20 +133,20 @@ export class DatabaseRun {
 	 * A checkpoint after `step` steps stands: the rows of these steps count as trained from now on, which is written beside
 	 * training. `firstRow`: of this source within the rows of the run. Doing it again changes nothing.
 	 */
-	commit(plan: StepPlan, step: number, firstRow: number): void {
+	afterSave(plan: StepPlan, step: number, firstRow: number): void {
 		const { writeBack } = this;
 		if (writeBack === null) return;
 		this.queue(() => writeBack.committed(plan, step, firstRow));
 	}
 
 	/** The run is over: what is being written is waited for, and a server that is gone not any more. */
-	async release(): Promise<void> {
+	async end(): Promise<void> {
 		await this.writing.catch(() => {});
 		this.rows.connection.giveUp();
 	}
 
 	/** All that was to be written is. Rejects with what it failed with. */
-	settled(): Promise<void> {
+	flush(): Promise<void> {
 		return this.writing;
 	}
 }

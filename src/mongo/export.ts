@@ -3,9 +3,9 @@
  * Nothing stands at the file's name before all of it does.
  */
 import { open } from "node:fs/promises";
-import { type BadRow, badRowsError } from "../data/problems.js";
-import { maxRowBytes, rowTooLarge } from "../data/row-size.js";
-import { writeWhole } from "../write-whole.js";
+import { maxRowBytes, rowTooLarge } from "../data/sources/row-size.js";
+import { type BadRow, badRowsError } from "../data/tokens/problems.js";
+import { writeWhole } from "../disk/write-whole.js";
 import type { DatabaseRows } from "./source.js";
 
 const READ_ROWS = 256;
@@ -76,6 +76,6 @@ export async function exportRows(options: ExportOptions): Promise<ExportResult> 
 	const bad: BadRow[] = [];
 	const rows = readable(options, bad);
 	if (!/\.parquet$/i.test(options.out)) return { rows: await writeJsonl(options.out, rows), bad };
-	const { writeParquet } = await import("../data/parquet/write.js");
+	const { writeParquet } = await import("../data/sources/parquet/write.js");
 	return { rows: await writeParquet(options.out, rows), bad };
 }

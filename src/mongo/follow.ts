@@ -4,9 +4,9 @@
  */
 import { setTimeout as pause } from "node:timers/promises";
 import type { AgentTrainingConfig } from "../config/schema.js";
-import type { StepPlan } from "../data/batches.js";
-import type { MadeRow } from "../data/convert.js";
-import { takeRows } from "../data/source.js";
+import type { StepPlan } from "../data/sampler/batches.js";
+import type { MadeRow } from "../data/sources/convert.js";
+import { takeRows } from "../data/sources/source.js";
 import { ArlError, toArlError } from "../errors.js";
 import { type BsonValue, driverValue, valueKey } from "./bson-json.js";
 import { ClaimList, claimListsIn, readClaimList } from "./claim-list.js";
@@ -237,7 +237,7 @@ export class FollowRun {
 	}
 
 	/** A checkpoint is about to be written: its rows are this run's for certain, and will be until they are counted. */
-	async hold(): Promise<void> {
+	async beforeSave(): Promise<void> {
 		if (this.failure !== null) throw this.failure;
 		try {
 			await this.extend();
@@ -259,7 +259,7 @@ export class FollowRun {
 	}
 
 	/** A checkpoint after `step` steps stands: its rows are counted and let go, beside training. */
-	commit(plan: StepPlan, step: number): void {
+	afterSave(plan: StepPlan, step: number): void {
 		const { list } = this;
 		const until = list.firstFrom(step * this.options.samplesOfStep);
 		this.heldFrom = Math.max(this.heldFrom, until);
@@ -273,7 +273,7 @@ export class FollowRun {
 	}
 
 	/** All that was to be written is. */
-	settled(): Promise<void> {
+	flush(): Promise<void> {
 		return this.writing;
 	}
 
@@ -282,7 +282,7 @@ export class FollowRun {
 	}
 
 	/** The run is over: what is being written is waited for, and claims of rows that no checkpoint holds are given back. */
-	async release(): Promise<void> {
+	async end(): Promise<void> {
 		if (this.ending.signal.aborted) return;
 		this.ending.abort();
 		clearTimeout(this.timer);
@@ -294,7 +294,7 @@ export class FollowRun {
 	}
 
 	async close(): Promise<void> {
-		await this.release();
+		await this.end();
 		this.list.close();
 		await this.connection.close();
 	}

@@ -4,11 +4,11 @@
  * goes on. Ids ascend in the order of the rows, which is the order in which they are read back.
  */
 import { BSON, MongoBulkWriteError, ObjectId } from "mongodb";
-import { explainRow } from "../data/explain.js";
-import { RowProblem } from "../data/json-value.js";
-import type { BadRow } from "../data/problems.js";
-import { maxRowBytes, rowTooLarge } from "../data/row-size.js";
-import type { Source } from "../data/source.js";
+import { explainRow } from "../data/sources/explain.js";
+import { RowProblem } from "../data/sources/json-value.js";
+import { maxRowBytes, rowTooLarge } from "../data/sources/row-size.js";
+import type { Source } from "../data/sources/source.js";
+import type { BadRow } from "../data/tokens/problems.js";
 import { ArlError } from "../errors.js";
 import type { MongoConnection } from "./connection.js";
 import { type CollectionName, MAX_DOCUMENT_BYTES, type Split } from "./documents.js";

@@ -1,7 +1,14 @@
 /**
  * A row of `RecordData` taken apart and checked before it becomes documents, as strictly as in training. Knows rows alone.
  */
-import { type JsonObject, type JsonValue, jsonText, kindOf, parseJson, RowProblem } from "../data/json-value.js";
+import {
+	type JsonObject,
+	type JsonValue,
+	jsonText,
+	kindOf,
+	parseJson,
+	RowProblem,
+} from "../data/sources/json-value.js";
 import { COLLECTIONS, SPLITS, type Split } from "./documents.js";
 
 /** Keys that say how a document stands in the database. */

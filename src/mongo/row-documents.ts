@@ -4,7 +4,7 @@
  */
 import { createHash } from "node:crypto";
 import { DBRef, Double, Int32, Long, ObjectId } from "mongodb";
-import { type JsonObject, type JsonValue, jsonText, RowProblem } from "../data/json-value.js";
+import { type JsonObject, type JsonValue, jsonText, RowProblem } from "../data/sources/json-value.js";
 import type { CollectionName, Split } from "./documents.js";
 import { extras, type ReadRow, trainedReplies, wrongKind } from "./read-row.js";
 

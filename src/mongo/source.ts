@@ -2,8 +2,8 @@
  * Documents of a database as a source of rows: read in batches by `_id`, links resolved a batch at a time, each row as the JSON
  * text that a file would have. What cannot be a row says so by collection and `_id`.
  */
-import { type ConvertRecordToData, madeOf } from "../data/convert.js";
-import type { AnySource, RowContent } from "../data/source.js";
+import { type ConvertRecordToData, madeOf } from "../data/sources/convert.js";
+import type { AnySource, RowContent } from "../data/sources/source.js";
 import {
 	type BsonValue,
 	DocumentProblem,

@@ -10,7 +10,7 @@
  * `agentrl`, without: the count is set to what it was when the run's list was made plus the epochs since, where it is lower.
  */
 import type { AnyBulkWriteOperation, Collection, Document } from "mongodb";
-import type { StepPlan } from "../data/batches.js";
+import type { StepPlan } from "../data/sampler/batches.js";
 import { ArlError, toArlError } from "../errors.js";
 import { driverValue } from "./bson-json.js";
 import type { MongoConnection } from "./connection.js";

@@ -9,7 +9,8 @@ use arl_engine::backend::Backend;
 use arl_engine::{Engine as Core, Ticket, Weights};
 use arl_model::{Checkpoint, Error, ErrorCode, ExportOverrides, ModelConfig, Result, WeightDtype};
 use napi::Env;
-use napi::bindgen_prelude::{Int32Array, Object};
+use napi::bindgen_prelude::{FnArgs, Function, Int32Array, Object};
+use napi::threadsafe_function::ThreadsafeFunctionCallMode;
 use napi_derive::napi;
 
 use crate::device::{backend, device_kind};
@@ -229,24 +230,37 @@ impl Engine {
         )
     }
 
-    /// Replies to prompts, all at once.
+    /// Replies to prompts, all at once. `onToken` receives each token, with its prompt's index, as soon as it is chosen; calls
+    /// that are still on their way when the promise resolves come later.
     #[napi(ts_return_type = "Promise<Int32Array[]>")]
     pub fn generate<'env>(
         &self,
         env: &'env Env,
         prompts: Vec<Int32Array>,
         options: GenerateOptions,
+        #[napi(ts_arg_type = "(prompt: number, token: number) => void")] on_token: Option<
+            Function<'_, FnArgs<(u32, i32)>, ()>,
+        >,
     ) -> napi::Result<Object<'env>> {
         let prompts: Vec<Vec<i32>> = prompts.iter().map(|prompt| prompt.to_vec()).collect();
         let options = arl_engine::GenerateOptions {
             max_new_tokens: options.max_new_tokens as usize,
             stop_ids: options.stop_ids.into_iter().map(|id| id as i32).collect(),
             temperature: options.temperature.unwrap_or(0.0) as f32,
+            top_k: options.top_k.unwrap_or(0) as usize,
+            top_p: options.top_p.unwrap_or(1.0) as f32,
             seed: options.seed.unwrap_or(0.0) as u64,
+        };
+        let send = on_token.map(|call| call.build_threadsafe_function().build()).transpose()?;
+        let mut on_token = move |prompt: usize, token: i32| {
+            if let Some(send) = &send {
+                // Fails only where JavaScript is ending, and then nobody listens.
+                send.call((prompt as u32, token).into(), ThreadsafeFunctionCallMode::NonBlocking);
+            }
         };
         self.submit(
             env,
-            move |engine| engine.generate(&prompts, &options),
+            move |engine| engine.generate_streaming(&prompts, &options, &mut on_token),
             |replies| replies.into_iter().map(Int32Array::from).collect::<Vec<_>>(),
         )
     }

@@ -10,7 +10,7 @@ use napi_derive::napi;
 use crate::error::sync;
 use crate::worker::once;
 
-/// gzip or zstd, told apart by content, unpacked into `target`; false, and nothing written, if `source` is neither.
+/// gzip or zstd, recognised by content, unpacked into `target`; false, and nothing written, if `source` is neither.
 #[napi(ts_return_type = "Promise<boolean>")]
 pub fn decompress(env: &Env, source: String, target: String) -> napi::Result<Object<'_>> {
     let job = move || arl_text::decompress(&PathBuf::from(source), &PathBuf::from(target));

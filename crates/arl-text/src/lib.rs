@@ -2,11 +2,12 @@
 //! tokenizer makes tokens of that, and a cache on disk keeps them for training. The cache's file lock serves others too.
 //! Knows nothing of models, devices or Node; its errors are `arl_model::Error`, and `RowProblem` for a single row.
 
+mod ascii_bpe;
 mod cache;
 mod encoder;
-mod fast;
 mod files;
 mod lock;
+mod loss_mask;
 mod note;
 mod options;
 mod pack;
@@ -16,7 +17,6 @@ mod problem;
 mod property;
 mod row;
 mod scratch;
-mod targets;
 mod template;
 mod tokenize;
 

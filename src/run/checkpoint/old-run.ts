@@ -1,0 +1,175 @@
+/**
+ * What a run takes the place of: an earlier run or a model in its `output_dir`, or the later checkpoints of a branch that it
+ * leaves behind. All of it is set aside in a folder, removed as soon as the new run has a complete checkpoint or model, and put
+ * back where the run ends before that, also where its process was killed: then by the next start in this folder.
+ *
+ * `.old-run.partial`: things are being moved there, or back. `.old-run`: all are there, and the new run is under way.
+ * `.old-run.removed`: the new run has something to show. Each state begins with one rename.
+ */
+import { copyFile, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import { exists, makeFolder } from "../../disk/folders.js";
+import { syncPath } from "../../disk/write-whole.js";
+import { ArlError, toArlError } from "../../errors.js";
+import { FOLDER as ROW_LISTS } from "../../mongo/folder.js";
+import { METRICS_FILE } from "../../report/metrics.js";
+import { CACHE_FOLDER, RUN_FOLDER } from "../setup/options.js";
+import { CHECKPOINT_NAME, listCheckpoints } from "./checkpoint.js";
+import { isModelFile, isPublished, MODEL_LIST, publishedFiles, removePublished } from "./publish.js";
+
+const ASIDE = ".old-run";
+const MOVING = ".old-run.partial";
+const REMOVED = ".old-run.removed";
+const RECORD = "old-run.json";
+
+/** What is set aside, and how a complete checkpoint of the new run is known. */
+interface Plan {
+	/** Paths within `output_dir`. */
+	names: string[];
+	/** The step that the new run resumes after: its checkpoints have later ones. Null: nothing of the old run stays in place. */
+	after: number | null;
+}
+
+/** Everything in `output_dir` that belongs to a run or to a model, whatever program has written it. */
+export async function namesOfOldRun(outputDir: string): Promise<string[]> {
+	const published = new Set(await publishedFiles(outputDir));
+	const own = (name: string) =>
+		CHECKPOINT_NAME.test(name) || published.has(name) || isModelFile(name) || OTHERS.includes(name);
+	const names = (await readdir(outputDir).catch(() => [])).filter(own);
+	return [...names.sort(), ...(await runCaches(outputDir))];
+}
+
+const OTHERS = [METRICS_FILE, MODEL_LIST, ROW_LISTS];
+
+/** What runs on rows from code have noted of them, where the cache belongs to this `output_dir`. */
+async function runCaches(outputDir: string): Promise<string[]> {
+	const names = await readdir(join(outputDir, CACHE_FOLDER)).catch(() => []);
+	return names.filter((name) => name.startsWith(RUN_FOLDER)).map((name) => join(CACHE_FOLDER, name));
+}
+
+/**
+ * Sets aside all of an earlier run or model, but for the folder of the cache that is `kept`: the new run's. Returns what was
+ * set aside, for people; null: there was nothing.
+ */
+export async function setOldRunAside(outputDir: string, kept: string | null): Promise<string | null> {
+	const own = kept === null ? null : join(CACHE_FOLDER, `${RUN_FOLDER}${kept}`);
+	const names = (await namesOfOldRun(outputDir)).filter((name) => name !== own);
+	return await setAside(outputDir, { names, after: null });
+}
+
+/** Sets aside the checkpoints later than the step that a run resumes after. Returns them, for people; null: there are none. */
+export async function setBranchAside(outputDir: string, after: number): Promise<string | null> {
+	const later = (await listCheckpoints(outputDir)).filter(({ step }) => step > after);
+	return await setAside(outputDir, { names: later.map(({ step }) => `checkpoint-${step}`), after });
+}
+
+async function setAside(outputDir: string, plan: Plan): Promise<string | null> {
+	if (plan.names.length === 0) return null;
+	const moving = join(outputDir, MOVING);
+	try {
+		await makeFolder(moving);
+		await writeFile(join(moving, RECORD), `${JSON.stringify({ version: 1, after: plan.after })}\n`);
+		await syncPath(join(moving, RECORD));
+		// A resumed run cuts off its lines after the checkpoint; the branch has them again where it is put back.
+		if (plan.after !== null && (await exists(join(outputDir, METRICS_FILE)))) {
+			await copyFile(join(outputDir, METRICS_FILE), join(moving, METRICS_FILE));
+		}
+		for (const name of plan.names) await move(join(outputDir, name), join(moving, name));
+		await syncPath(moving);
+		await rename(moving, join(outputDir, ASIDE));
+		await syncPath(outputDir);
+	} catch (error) {
+		const failure = toArlError(error);
+		await putBack(outputDir).catch((second: unknown) => failure.suppressed.push(toArlError(second)));
+		throw failure;
+	}
+	const shown = plan.names.filter((name) => !name.startsWith("."));
+	return `${shown.slice(0, 4).join(", ")}${shown.length > 4 ? ` and ${shown.length - 4} more` : ""}`;
+}
+
+async function move(from: string, to: string): Promise<void> {
+	await makeFolder(dirname(to));
+	await rename(from, to);
+}
+
+/** Removes what was set aside: the new run has something to show. Returns the folder; null: nothing was set aside. */
+export async function removeOldRun(outputDir: string): Promise<string | null> {
+	const [aside, removed] = [join(outputDir, ASIDE), join(outputDir, REMOVED)];
+	try {
+		if (!(await exists(aside))) return null;
+		await rm(removed, { recursive: true, force: true });
+		await rename(aside, removed);
+		await rm(removed, { recursive: true, force: true });
+		return aside;
+	} catch (error) {
+		throw toArlError(error);
+	}
+}
+
+/**
+ * Ends what was begun with an old run, when the new one has ended or was killed: the old one goes where the new one has left a
+ * complete checkpoint or model, and is put back where it has not. Returns what was done, for people; null: nothing was to do.
+ *
+ * @throws ArlError `ARL_STATE` where the folder is not what this program has left.
+ */
+export async function settleOldRun(outputDir: string): Promise<string | null> {
+	const [aside, moving] = [join(outputDir, ASIDE), join(outputDir, MOVING)];
+	try {
+		await rm(join(outputDir, REMOVED), { recursive: true, force: true });
+		if (!(await exists(moving))) {
+			if (!(await exists(aside))) return null;
+			const after = await readRecord(aside);
+			if (await hasSomething(outputDir, after)) {
+				await removeOldRun(outputDir);
+				return null;
+			}
+			if (after === null) await removeNewRun(outputDir);
+			await rename(aside, moving);
+		}
+		return (await putBack(outputDir)) ? `What was in ${outputDir} before is put back as it was.` : null;
+	} catch (error) {
+		throw toArlError(error);
+	}
+}
+
+/** Whether the new run has left a checkpoint or a model, complete. */
+async function hasSomething(outputDir: string, after: number | null): Promise<boolean> {
+	const checkpoints = await listCheckpoints(outputDir);
+	if (checkpoints.some(({ step }) => step > (after ?? -1))) return true;
+	return after === null && (await isPublished(outputDir));
+}
+
+/** Removes what a run has left that has nothing to show, where nothing of another run is in its place. */
+async function removeNewRun(outputDir: string): Promise<void> {
+	await removePublished(outputDir);
+	for (const name of [METRICS_FILE, ROW_LISTS, ...(await runCaches(outputDir))]) {
+		await rm(join(outputDir, name), { recursive: true, force: true });
+	}
+}
+
+/** Moves everything back. False: nothing had been moved. */
+async function putBack(outputDir: string): Promise<boolean> {
+	const moving = join(outputDir, MOVING);
+	const names = (await readdir(moving).catch(() => [])).filter((name) => name !== RECORD && name !== CACHE_FOLDER);
+	const caches = await runCaches(moving);
+	if (names.length + caches.length > 0) await readRecord(moving);
+	for (const name of [...names, ...caches]) await move(join(moving, name), join(outputDir, name));
+	await rm(moving, { recursive: true, force: true });
+	await syncPath(outputDir);
+	return names.length + caches.length > 0;
+}
+
+/** The step after which the new run began; null: none. Throws where the folder was not made here. */
+async function readRecord(folder: string): Promise<number | null> {
+	try {
+		const { version, after } = JSON.parse(await readFile(join(folder, RECORD), "utf8"));
+		if (version === 1 && (after === null || typeof after === "number")) return after;
+	} catch {
+		// Told below, together with a record of another shape.
+	}
+	throw new ArlError(
+		"ARL_STATE",
+		`${folder}: ${RECORD} cannot be read, and so not what was set aside there`,
+		"Move what the folder holds back to where it was, and remove the folder.",
+	);
+}
