@@ -118,7 +118,7 @@ describe("a converting function", () => {
 			expect(error).toMatchObject({ code: "ARL_DATA", exitCode: 3 });
 			expect(error.message).toContain(`${place.raw}:4: conversion failed: the converting function threw: no texts`);
 			expect(error.message).toContain(`${place.raw}:5: conversion failed: the converting function threw: too late`);
-			expect(error.message).toContain(`${place.raw}:6: conversion failed: the converting function gave undefined`);
+			expect(error.message).toContain(`${place.raw}:6: conversion failed: the converting function returned undefined`);
 		}
 		const all = await events(onConverted(place, failing, { train_file: place.raw, on_bad_row: "skip" }));
 		expect(ofType(all, "rows_skipped")[0]?.reasons).toEqual({ "conversion failed": 3 });
@@ -207,6 +207,20 @@ describe("modules of code", () => {
 			const found = await events(trainer({ ...place, out }, { train_file: [], dataset: write("rows.ts", content) }));
 			expect(numbers(found)).toEqual(numbers(expected));
 		}
+	});
+
+	it("import every entry of the package, as this very program", async () => {
+		const place = workspace(folder);
+		const rows = JSON.stringify(rowsOf(place));
+		const content = `import { ArlError } from "arl";
+			import { toDataUrl } from "arl/images";
+			import { MongoRows } from "arl/mongo";
+			if (toDataUrl({ bytes: Buffer.of(1), content_type: "image/png" }) !== "data:image/png;base64,AQ==") throw new Error();
+			const wrong = await MongoRows.open({ db_connection_string: "none" }).catch((error) => error);
+			export default wrong instanceof ArlError ? ${rows} : [];`;
+		expect(
+			(await trainer(place, { train_file: [], dataset: write("rows.ts", content) }).train()).steps,
+		).toBeGreaterThan(0);
 	});
 
 	const bad: [string, Options, RegExp][] = [

@@ -148,7 +148,7 @@ describe("a data set with get(i)", () => {
 		const error = await errorOf(onDataset(place, data).train());
 		expect(error.code).toBe("ARL_DATA");
 		expect(error.message).toMatch(/^2 of 12 rows cannot be used \(2 not a row\)/);
-		expect(error.message).toContain("train_dataset[10]: not a row: get(10) gave undefined");
+		expect(error.message).toContain("train_dataset[10]: not a row: get(10) returned undefined");
 		const all = await events(onDataset(place, data, { on_bad_row: "skip" }));
 		expect(ofType(all, "rows_skipped")[0]?.reasons).toEqual({ "not a row": 2 });
 		expect(ofType(all, "start")[0]?.data.rowsPerEpoch).toBe(10);
@@ -249,7 +249,7 @@ describe("a stream", () => {
 			most: Number.POSITIVE_INFINITY,
 			progress: () => {},
 			scratch,
-			maxSpoolBytes: 100_000,
+			maxSpillBytes: 100_000,
 		};
 		const error = await errorOf(openDataset(endless(), reading));
 		expect(error.code).toBe("ARL_DATA");

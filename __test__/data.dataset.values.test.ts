@@ -29,7 +29,7 @@ describe("values of code", () => {
 		const circular: Record<string, unknown> = { messages: [] };
 		circular.self = circular;
 		const error = await errorOf(onDataset(place, [circular as unknown as RecordData]).train());
-		expect(error.message).toContain("it holds itself");
+		expect(error.message).toContain("it contains itself");
 	});
 
 	it("become the text that JSON.stringify gives, integers of any size included", () => {

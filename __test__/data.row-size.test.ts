@@ -6,7 +6,7 @@ import { maxRowBytes } from "../src/data/sources/row-size.js";
 import type { Source } from "../src/data/sources/source.js";
 import { TokenPrefetcher } from "../src/data/tokens/prefetch.js";
 import { exportRows } from "../src/mongo/export.js";
-import { checkRows } from "../src/mongo/import.js";
+import { checkImport } from "../src/mongo/import.js";
 import type { DatabaseRows } from "../src/mongo/source.js";
 import { loadNative } from "../src/native.js";
 import { fakeNative } from "./support/fake-native.js";
@@ -74,7 +74,7 @@ describe("a row has one bound, the core's", { timeout: 60_000 }, () => {
 	});
 
 	it("where rows are imported into a database", async () => {
-		const bad = await checkRows({ source: sourceOf([rowOf(100), tooLarge]), kind: "Record", split: null });
+		const bad = await checkImport({ source: sourceOf([rowOf(100), tooLarge]), kind: "Record", split: null });
 		expect(bad).toEqual([{ row: 1, ...REFUSED, message: expect.stringMatching(SAID) }]);
 	});
 

@@ -135,6 +135,6 @@ describe("ParquetDataset", () => {
 			"train",
 		]);
 		const error = await errorOf(texts(new ParquetDataset({ file_paths: hub, split: "validation" })));
-		expect(error.message).toContain("no file is the split validation");
+		expect(error.message).toContain("no file belongs to the split validation");
 	});
 });

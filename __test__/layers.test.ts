@@ -26,7 +26,7 @@ const KNOWN_TO: Readonly<Record<string, readonly string[]>> = {
 	native: ["device", "data", "run", "api", "cli"],
 	device: ["run", "api", "cli"],
 	images: ["api", "cli"],
-	mongo: ["run", "cli"],
+	mongo: ["run", "api", "cli"],
 };
 
 /** Who imports which dependency. */

@@ -5,7 +5,7 @@ import { afterEach, describe, expect, it, vi } from "vitest";
 import { RowHashes } from "../src/data/tokens/row-hashes.js";
 import { writeAll } from "../src/disk/write-all.js";
 import { ArlError } from "../src/errors.js";
-import { ClaimList } from "../src/mongo/claim-list.js";
+import { LeaseLog } from "../src/mongo/lease-log.js";
 import { MetricsFile } from "../src/report/metrics.js";
 
 /** What the system does with a write: takes at most so many bytes, and refuses once it has taken `room`. */
@@ -40,7 +40,7 @@ describe("a system that takes a few bytes of a write at a time", () => {
 		expect(readFileSync(path, "utf8")).toBe("0123abcd89");
 	});
 
-	it("loses no part of a line of metrics, of a row's hash, of a claim", async () => {
+	it("loses no part of a line of metrics, of a row's hash, of a lease", async () => {
 		system.most = 5;
 		const metrics = MetricsFile.open(join(folder, "metrics.jsonl"));
 		metrics.write({ step: 1, loss: 0.123456789 });
@@ -56,7 +56,7 @@ describe("a system that takes a few bytes of a write at a time", () => {
 		for (let i = 0; i < 4; i++) again.note(i, Buffer.from(`row ${i}`), `[${i}]`);
 		again.close();
 
-		const list = new ClaimList("0a", "db", "Record");
+		const list = new LeaseLog("0a", "db", "Record");
 		await list.begin(folder);
 		for (let i = 0; i < 4; i++) list.pushNone(i + 1);
 		list.close();

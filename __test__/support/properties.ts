@@ -1,4 +1,4 @@
-/** Claims about generated values. A failure shows the smallest case that the claim fails on, its seed and its path. */
+/** Leases about generated values. A failure shows the smallest case that the claim fails on, its seed and its path. */
 import fc, { type IAsyncProperty, type IProperty } from "fast-check";
 
 export { fc };

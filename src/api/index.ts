@@ -1,4 +1,4 @@
-/** The public API of `arl`, all of it: training, models that answer, and looking at rows, memory and devices without either. */
+/** The entry `arl`: training, models that answer, and checks of rows, memory and devices without either. */
 export {
 	type AgentTrainingConfig,
 	type AgentTrainingConfigInput,
@@ -12,10 +12,10 @@ export {
 	type TrainingOptions,
 } from "../config/index.js";
 export * from "../data/index.js";
+export type { NoticedRows } from "../data/tokens/notes.js";
 export type { BadRow } from "../data/tokens/problems.js";
 export { ArlError, type ErrorCode, type ErrorJson, EXIT_CODES, isErrorCode } from "../errors.js";
 export type * from "../events.js";
-export * from "../images/index.js";
 export { JsonReporter, type Reporter, TextReporter } from "../report/index.js";
 export { createSchedule, type Schedule, type ScheduleOptions, warmupSteps } from "../run/loop/schedules.js";
 export type { DatasetArguments } from "../run/setup/user-modules.js";

@@ -15,8 +15,8 @@ const MONGO: Group = {
 		},
 		status: { summary: "Show what the database holds, and missing indexes.", load: () => import("./mongo-status.js") },
 	},
-	notes: `\`arl train --db_connection_string mongodb://HOST/DB\` trains on these rows. In a clone, \`npm run mongo\` starts a server for
-trying things out.`,
+	notes: `\`arl train --db_connection_string mongodb://HOST/DB\` trains on these rows. In a clone, \`npm run mongo\` starts a
+server for trying things out.`,
 };
 
 const DATA: Group = {
@@ -53,7 +53,7 @@ const ARL: Group = {
 
 /** Runs `arl` with the words after the program's name; gives the exit code. */
 export async function main(words: readonly string[]): Promise<number> {
-	providePublicApi(() => import("../api/index.js"));
+	providePublicApi(async () => (await import("../api/entries.js")).entries);
 	try {
 		if (words[0] === "--version" || words[0] === "-v") {
 			process.stdout.write(`${version()}\n`);

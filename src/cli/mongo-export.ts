@@ -1,4 +1,4 @@
-/** `arl mongo export`: the rows that training would read from a database, as a file. */
+/** `arl mongo export`: writes the rows that training would read from a database into a file. */
 import { stat } from "node:fs/promises";
 import { described, flag, orNone, requiredString, trainingSchema, type Values } from "../config/index.js";
 import { countReasons } from "../data/tokens/problems.js";
@@ -42,7 +42,7 @@ type Options = Values<typeof COMMAND.flags>;
 
 async function checkOut({ out, overwrite }: Options): Promise<void> {
 	if (!/\.(jsonl|parquet)$/i.test(out)) {
-		throw new ArlError("ARL_USAGE", `--out ${out}: the name ends in neither .jsonl nor .parquet`);
+		throw new ArlError("ARL_USAGE", `--out ${out}: the name must end in .jsonl or .parquet`);
 	}
 	const found = await stat(out).catch(() => null);
 	if (found === null || overwrite) return;

@@ -1,12 +1,11 @@
-/** `arl mongo import`: rows of files as documents that AgentRL and `arl train` read. */
+/** `arl mongo import`: writes rows of files as documents that AgentRL and `arl train` read. */
 import { choice, choiceOrNone, described, trainingSchema, type Values } from "../config/index.js";
 import { openFiles } from "../data/sources/open.js";
-import { badRowsError, countReasons } from "../data/tokens/problems.js";
-import { ArlError } from "../errors.js";
+import { countReasons } from "../data/tokens/problems.js";
 import type { MongoConnection } from "../mongo/connection.js";
 import { SPLITS } from "../mongo/documents.js";
 import type { ImportResult } from "../mongo/import.js";
-import type { ImportKind } from "../mongo/row-documents.js";
+import type { ImportKind } from "../mongo/to-documents.js";
 import { loadNative, type Native } from "../native.js";
 import { count, jsonLine } from "../report/index.js";
 import { liveLine } from "../report/live.js";
@@ -52,7 +51,7 @@ async function write(
 	entries: string[],
 	core: () => Native,
 ): Promise<number> {
-	const { importRows, checkRows } = await import("../mongo/import.js");
+	const { importChecked } = await import("../mongo/import.js");
 	const { source, files, notices } = await openFiles(core(), entries);
 	for (const notice of notices) process.stderr.write(`${notice}\n`);
 	const live = liveLine(process.stderr);
@@ -63,10 +62,7 @@ async function write(
 			split: options.split,
 			progress: (rows: number) => live?.show([{ text: `${count(rows)} of ${count(source.length)} rows`, keep: 0 }]),
 		};
-		const bad = await checkRows(given);
-		if (bad.length > 0 && options.on_bad_row === "error") throw badRowsError(bad, source.length);
-		if (bad.length === source.length) throw new ArlError("ARL_DATA", `${source.name}: no row can be imported`);
-		const result = await importRows(connection, given, new Set(bad.map(({ row }) => row)));
+		const { bad, ...result } = await importChecked(connection, given, options.on_bad_row === "skip");
 		live?.clear();
 		for (const { location, reason, message } of bad) {
 			process.stderr.write(`left out: ${location}: ${reason}: ${message}\n`);

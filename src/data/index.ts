@@ -1,4 +1,4 @@
-/** Rows: their shape, and the data sets that code may give. */
+/** Rows: their shape, and the datasets that a user may pass. */
 export type { ConvertRecordToData, ConvertResult, DatabaseRecord } from "./sources/convert.js";
 export type { Dataset, DatasetInfo, IndexedDataset, StreamDataset } from "./sources/custom.js";
 export { ParquetDataset, type ParquetDatasetOptions } from "./sources/parquet/dataset.js";

@@ -1,17 +1,17 @@
-/** Folders on the disk. Knows nothing of what is put into them. */
+/** Creates and removes folders. */
 import { mkdir, rmdir, stat } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
 
 /**
- * Makes a folder and those above it, where they are not there. Returns the topmost one that this call made; undefined: none.
+ * Creates a folder and its missing parents. Returns the topmost folder that this call created; undefined: none.
  *
- * By its whole path: of a relative one Node's recursive `mkdir` tries forever once the working directory has been removed.
+ * Uses the absolute path: with a relative one, Node's recursive `mkdir` loops forever if the working directory was removed.
  */
 export async function makeFolder(path: string): Promise<string | undefined> {
 	return await mkdir(resolve(path), { recursive: true });
 }
 
-/** Removes `path` and the folders above it up to `topmost`, as far as they are empty. */
+/** Removes `path` and its parents up to `topmost`, as long as they are empty. */
 export async function removeEmptyFolders(path: string, topmost: string): Promise<void> {
 	for (let folder = resolve(path); folder.startsWith(resolve(topmost)); folder = dirname(folder)) {
 		try {
@@ -22,7 +22,7 @@ export async function removeEmptyFolders(path: string, topmost: string): Promise
 	}
 }
 
-/** Whether there is anything at `path`. */
+/** Whether `path` exists. */
 export async function exists(path: string): Promise<boolean> {
 	return stat(path).then(
 		() => true,

@@ -5,7 +5,7 @@ import type { FileHandle } from "node:fs/promises";
 
 const READ_BYTES = 4 * 1024 * 1024;
 
-/** The SHA-256 of a file's whole content, in hex. A handle stays open. */
+/** The SHA-256 of a file's content, in hex. A handle stays open. */
 export async function hashFile(file: string | FileHandle): Promise<string> {
 	const options = { start: 0, highWaterMark: READ_BYTES };
 	const stream =

@@ -1,11 +1,11 @@
-/** Writing files so that one that has its name is whole, also where the machine stopped. */
+/** Writes files so that a file under its final name is complete, even after a crash of the machine. */
 import { open, rename, rm } from "node:fs/promises";
 import { toArlError } from "../errors.js";
 
-/** What a file's name ends with until all of it is written. */
+/** The suffix of a file's name until it is complete. */
 export const PARTIAL = ".partial";
 
-/** Forces a file or a folder to the disk. */
+/** Forces a file or a folder to disk. */
 export async function syncPath(path: string): Promise<void> {
 	const handle = await open(path, "r");
 	try {
@@ -16,10 +16,10 @@ export async function syncPath(path: string): Promise<void> {
 }
 
 /**
- * Writes a file under another name, which `write` gets, and renames it to `path` once all of it is on the disk. When anything
- * fails, the partial file is removed, and what was at `path` before stays.
+ * Lets `write` write a file under a temporary name, and renames it to `path` once it is on disk. If anything fails, the partial
+ * file is removed, and an earlier file at `path` stays.
  *
- * @throws ArlError what `write` threw, or `ARL_IO`.
+ * @throws ArlError What `write` threw, or `ARL_IO`.
  */
 export async function writeWhole<T>(path: string, write: (partial: string) => Promise<T>): Promise<T> {
 	const partial = `${path}${PARTIAL}`;

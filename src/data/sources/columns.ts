@@ -1,11 +1,11 @@
 /**
- * What the columns of a table (Parquet, CSV) hold by their names: in which of them text is JSON. Knows names only.
+ * What the columns of a table (Parquet, CSV) contain according to their names: in which of them text is JSON. Knows names only.
  */
 
 import type { JsonBytes } from "./json-bytes.js";
 import { isBlankText, isNestedJson } from "./json-scan.js";
 
-/** Columns whose values are lists or objects; text in them is their JSON. */
+/** Columns of lists or objects; text in them is JSON. */
 const NESTED = [
 	"messages",
 	"conversations",
@@ -20,32 +20,32 @@ const NESTED = [
 	"labels",
 ];
 
-/** Columns of images and the like: lists where text is one, else one address; bytes in them are the images themselves. */
+/** Columns of images and other media: text is a JSON list or one URL; bytes are the media themselves. */
 const MEDIA = ["images", "image", "videos", "audios"];
 
-/** Columns that are lists of objects; a list of texts in them is a list of their JSON. */
+/** Columns of lists of objects; a list of strings in them is a list of JSON texts. */
 const LISTS_OF_OBJECTS = ["messages", "conversations", "tools", "functions"];
 
 const NUMBERS = ["reward", "step"];
 
-/** Names of columns in files by the names that the program has for them, as the option `columns` gives them. */
+/** Column names in the files by the program's names for them: the option `columns`. */
 export type ColumnNames = Readonly<Record<string, string>>;
 
 function has(known: readonly string[], column: string, names: ColumnNames): boolean {
 	return known.some((name) => (Object.hasOwn(names, name) ? names[name] : name) === column);
 }
 
-/** Whether text in this column is the JSON of a list or object. */
+/** Whether text in this column is a JSON list or object. */
 export function holdsNested(column: string, names: ColumnNames): boolean {
 	return has(NESTED, column, names) || holdsMedia(column, names);
 }
 
-/** Whether bytes in this column are no text. */
+/** Whether bytes in this column are binary data. */
 export function holdsMedia(column: string, names: ColumnNames): boolean {
 	return has(MEDIA, column, names);
 }
 
-/** Whether each text of a list in this column is the JSON of an object. */
+/** Whether each string of a list in this column is a JSON object. */
 export function holdsObjects(column: string, names: ColumnNames): boolean {
 	return has(LISTS_OF_OBJECTS, column, names);
 }
@@ -55,12 +55,12 @@ export function holdsNumber(column: string, names: ColumnNames): boolean {
 	return has(NUMBERS, column, names);
 }
 
-/** The column that holds the conversation. */
+/** Whether this is the column of the conversation. */
 export function isMessages(column: string, names: ColumnNames): boolean {
 	return has(["messages"], column, names);
 }
 
-/** Names by which a line is known as the header of a table of rows. */
+/** Names that identify a line as the header of a table of rows. */
 export const HEADER_NAMES: ReadonlySet<string> = new Set([
 	...NESTED,
 	...["prompt", "question", "problem", "instruction", "completion", "response", "output", "solution", "answer", "text"],
@@ -69,8 +69,8 @@ export const HEADER_NAMES: ReadonlySet<string> = new Set([
 const NULL = Buffer.from("null");
 
 /**
- * The text of a column of lists or objects: as it stands where it is one, so that each digit stays; null where it is blank;
- * else a string, which is refused with the row's place where the row is parsed.
+ * Writes the text of a column of lists or objects: unchanged if it is one, so that each digit stays; null if it is blank; else
+ * as a string, which the row's parser refuses with the row's location.
  */
 export function writeNested(out: JsonBytes, text: Uint8Array): void {
 	if (isNestedJson(text) || NULL.equals(text)) out.raw(text);

@@ -1,51 +1,50 @@
 /**
- * Rows of code and through code: what a user's function may be, and its calls in order, each failure told with its row.
- * Knows rows as values; what becomes of them is others' business.
+ * Rows from a user's code: what a converting function may be, and its calls in order, each failure reported with its row.
  */
 import { ArlError, messageOf } from "../../errors.js";
 import { explainRow } from "./explain.js";
 import type { RecordData } from "./record.js";
 import { recordText } from "./record-json.js";
 import { maxRowBytes, rowTooLarge } from "./row-size.js";
-import { type AnySource, type RowContent, takeRows, type UnreadableRow } from "./source.js";
+import { type AnySource, type RowContent, rowsInOrder, type UnreadableRow } from "./source.js";
 
-/** A database's record with the samples that it links to: what a converting function is given for rows of a database. */
+/** A database's record with the samples that it links to: the argument of a converting function for rows of a database. */
 export interface DatabaseRecord {
 	record: unknown;
 	trajectory: unknown[];
 }
 
-/** What a converting function gives for a row: one row, several, or null to leave it out. */
+/** What a converting function returns for a row: one row, several, or null to leave it out. */
 export type ConvertResult = RecordData | RecordData[] | null;
 
 /**
- * Makes rows of one raw row: of a file's row as parsed, of an item of `train_dataset`, or of a database's record. It must give
- * the same for the same row each time, or a run cannot be resumed.
+ * Converts a raw row (a file's row as parsed, an item of `train_dataset`, or a database's record) into training rows. It must
+ * return the same for the same row each time, or a run cannot be resumed.
  */
 export type ConvertRecordToData<Row = DatabaseRecord> = (row: Row) => ConvertResult | Promise<ConvertResult>;
 
-/** A row before it has a number: its bytes, or why it cannot be had, and where it comes from. */
+/** A row before it has a number: its bytes, or why it cannot be read, and its location. */
 export interface MadeRow {
 	row: RowContent;
 	location: string;
 }
 
-/** A raw row: its value, or why it cannot be had. */
+/** A raw row: its value, or why it cannot be read. */
 export interface RawRow {
 	value: unknown;
 	failure: UnreadableRow | null;
 	location: string;
 }
 
-/** Calls of a user's function that may be under way at once, where it is async. They begin in order, and their rows keep it. */
+/** Concurrent calls of a user's async function. They start in order, and their rows keep it. */
 export const CALLS_AT_ONCE = 16;
 
 const encoder = new TextEncoder();
 
-/** A row of code as bytes, or why it is none. */
+/** A value from a user's code as a row's bytes, or why it is not a row. */
 export function rowBytes(value: unknown): RowContent {
 	if (typeof value !== "object" || value === null || Array.isArray(value)) {
-		return { reason: "not a row", message: `expected an object with messages, got ${kindOf(value)}` };
+		return { reason: "not a row", message: `expected an object with messages, got ${typeName(value)}` };
 	}
 	try {
 		return encoder.encode(recordText(value));
@@ -54,39 +53,26 @@ export function rowBytes(value: unknown): RowContent {
 	}
 }
 
-function kindOf(value: unknown): string {
+function typeName(value: unknown): string {
 	if (value === null) return "null";
 	return Array.isArray(value) ? "an array" : typeof value;
 }
 
-/** Rows that are read together, at the most, and about how many bytes of them. */
-const READ_ROWS = 256;
-const READ_BYTES = 8 * 1024 * 1024;
-
-/** A source's rows in order, parsed. */
+/** The parsed rows of a source, in order. */
 export async function* parsedRows(source: AnySource): AsyncGenerator<RawRow> {
 	const decoder = new TextDecoder("utf-8", { fatal: true });
-	for (let first = 0; first < source.length; ) {
-		const wanted = Math.min(READ_ROWS, source.length - first);
-		const rows = await takeRows(
-			source,
-			Uint32Array.from({ length: wanted }, (_, i) => first + i),
-			READ_BYTES,
-		);
-		if (rows.length === 0) return;
-		for (const bytes of rows) {
-			const location = source.location(first++);
-			const failure = bytes instanceof Uint8Array ? tooLarge(bytes) : bytes;
-			if (failure !== null || !(bytes instanceof Uint8Array)) {
-				yield { value: null, failure, location };
-				continue;
-			}
-			try {
-				yield { value: JSON.parse(decoder.decode(bytes)), failure: null, location };
-			} catch (error) {
-				const message = explainRow(bytes, messageOf(error)) ?? messageOf(error);
-				yield { value: null, failure: { reason: "not json", message }, location };
-			}
+	for await (const { row, content } of rowsInOrder(source)) {
+		const location = source.location(row);
+		const failure = content instanceof Uint8Array ? tooLarge(content) : content;
+		if (failure !== null || !(content instanceof Uint8Array)) {
+			yield { value: null, failure, location };
+			continue;
+		}
+		try {
+			yield { value: JSON.parse(decoder.decode(content)), failure: null, location };
+		} catch (error) {
+			const message = explainRow(content, messageOf(error)) ?? messageOf(error);
+			yield { value: null, failure: { reason: "not json", message }, location };
 		}
 	}
 }
@@ -95,12 +81,12 @@ function tooLarge(bytes: Uint8Array): UnreadableRow | null {
 	return bytes.length > maxRowBytes() ? rowTooLarge(bytes.length) : null;
 }
 
-/** Rows that need no converting. */
+/** Rows that need no conversion. */
 export async function* asTheyAre(raws: AsyncIterable<RawRow>): AsyncGenerator<MadeRow> {
 	for await (const { value, failure, location } of raws) yield { row: failure ?? rowBytes(value), location };
 }
 
-/** Rows through a user's function. `leftOut` is called for each row that it leaves out. */
+/** Rows converted by a user's function. `leftOut` is called for each row that it leaves out. */
 export async function* convertedRows(
 	raws: AsyncIterable<RawRow>,
 	convert: ConvertRecordToData<unknown>,
@@ -119,8 +105,8 @@ export async function* convertedRows(
 	for (const { result } of pending) yield* await result;
 }
 
-/** What a user's function makes of one raw row; none: it leaves the row out. */
-export async function madeOf<Row>(convert: ConvertRecordToData<Row>, value: Row): Promise<RowContent[]> {
+/** The rows that a user's function returns for one raw row; none: it leaves the row out. */
+export async function convertOne<Row>(convert: ConvertRecordToData<Row>, value: Row): Promise<RowContent[]> {
 	try {
 		return rowsOf(await convert(value));
 	} catch (error) {
@@ -150,7 +136,7 @@ function call(
 }
 
 function failed(error: unknown): UnreadableRow {
-	// Failures of this program itself are no fault of the row.
+	// An interruption is not the row's fault.
 	if (error instanceof ArlError && error.code === "ARL_INTERRUPTED") throw error;
 	return { reason: "conversion failed", message: `the converting function threw: ${messageOf(error)}` };
 }
@@ -158,7 +144,9 @@ function failed(error: unknown): UnreadableRow {
 function rowsOf(result: unknown): RowContent[] {
 	if (result === null) return [];
 	if (result === undefined) {
-		return [{ reason: "conversion failed", message: "the converting function gave undefined; null leaves a row out" }];
+		return [
+			{ reason: "conversion failed", message: "the converting function returned undefined; null leaves a row out" },
+		];
 	}
 	return Array.isArray(result) ? result.map(rowBytes) : [rowBytes(result)];
 }

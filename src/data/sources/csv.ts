@@ -1,6 +1,6 @@
 /**
- * A CSV or TSV file as rows: the header names the keys, fields are texts, and the columns of lists and objects hold their
- * JSON. Rows are written once into a spool file; from then on they are like the lines of a JSONL file.
+ * Reads a CSV or TSV file: the header names the keys, fields are strings, and the columns of lists and objects contain JSON.
+ * Rows are written once into a spill file as JSON lines, and read from it afterwards.
  */
 import { createReadStream } from "node:fs";
 import { CsvError, type Info, parse } from "csv-parse";
@@ -19,14 +19,14 @@ export interface CsvOptions {
 	name: string;
 	columns: ColumnNames;
 	signal: AbortSignal | null;
-	/** Gets what a user should know of how the file is read. */
+	/** Collects what a user should know about how the file is read. */
 	notices: string[];
 }
 
 const READ_BYTES = 1024 * 1024;
 const HINT = "Quote fields that hold the separator, quotes or line breaks, and double the quotes in them.";
 
-/** The separator that the header has most of; the comma where it has none. */
+/** The most frequent separator in the header; the comma if it has none. */
 function separatorOf(head: Buffer): string {
 	const [line = ""] = head.toString("utf8").split(/\r?\n/, 1);
 	const outside = line.replace(/"[^"]*"/g, "");
@@ -34,7 +34,7 @@ function separatorOf(head: Buffer): string {
 	return counts.reduce((best, next) => (next.count > best.count ? next : best)).separator;
 }
 
-/** How a column's fields are written. */
+/** Writes a field of a column. */
 type WriteField = (out: JsonBytes, field: Buffer) => void;
 
 const JSON_NUMBER = /^-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?$/;
@@ -50,11 +50,11 @@ function fieldWriter(column: string, names: ColumnNames): WriteField {
 	};
 }
 
-/** A column of the table; one without a name is left out of the rows. */
+/** A column of the table; one without a name is not in the rows. */
 interface Column {
 	key: Buffer;
 	write: WriteField;
-	/** Of a column without a name: what its fields may be, none of which says anything about a row. */
+	/** What the fields of a column without a name may be: an index or nothing, neither of which belongs to the row. */
 	unnamed: "index" | "empty" | null;
 }
 
@@ -70,8 +70,8 @@ function headerColumns(fields: Buffer[], line: number, options: CsvOptions): Col
 	if (twice !== undefined) {
 		throw new ArlError(
 			"ARL_DATA",
-			`${options.name}:${line}: the header: two columns are ${twice}`,
-			"Give each column a name of its own.",
+			`${options.name}:${line}: the header: two columns are named ${twice}`,
+			"Give each column its own name.",
 		);
 	}
 	return names.map((name, i) => ({
@@ -81,40 +81,40 @@ function headerColumns(fields: Buffer[], line: number, options: CsvOptions): Col
 	}));
 }
 
-/** Throws where a field of a column without a name says something. */
+/** Throws if a field of a column without a name contains data. */
 function checkUnnamed(field: Buffer, column: number, kind: "index" | "empty", header: string, line: number): void {
 	const text = field.toString("utf8").trim();
 	if (text === "" || (kind === "index" && /^-?\d+$/.test(text))) return;
 	throw new ArlError(
 		"ARL_DATA",
-		`${header}: the header: column ${column} has no name, and holds ${JSON.stringify(text.slice(0, 40))} on line ${line}`,
+		`${header}: the header: column ${column} has no name, and contains ${JSON.stringify(text.slice(0, 40))} on line ${line}`,
 		UNNAMED_HINT,
 	);
 }
 
-/** What is said of columns that are left out. */
+/** Notices about columns that are left out. */
 function leftOut(columns: readonly Column[], name: string): string[] {
 	return columns.flatMap(({ unnamed }, i) => {
 		if (unnamed === null) return [];
 		if (unnamed === "empty") return [`${name}: column ${i + 1} has no name and is empty; it is left out`];
 		return [
-			`${name}: column 1 has no name and holds numbers, as an index that pandas writes; it is left out (to_csv(path, index=False) writes none)`,
+			`${name}: column 1 has no name and contains numbers, like the index that pandas writes; it is left out (to_csv(path, index=False) writes none)`,
 		];
 	});
 }
 
-/** What the parser refuses, as a person says it. */
+/** The parser's errors in plain words. */
 const REFUSED: Readonly<Record<string, string>> = {
 	CSV_QUOTE_NOT_CLOSED: "a quoted field has no end",
-	INVALID_OPENING_QUOTE: "a quote inside of a field that is not quoted",
+	INVALID_OPENING_QUOTE: "a quote inside a field that is not quoted",
 	CSV_INVALID_CLOSING_QUOTE: "something follows the closing quote of a field",
 	CSV_MAX_RECORD_SIZE: "a row of many megabytes; has a quoted field no end?",
 };
 
-/** Lines of what is read, by the place of a byte: the parser's own count takes `\r\n` inside of quotes for two. */
+/** Counts lines up to a byte offset: the parser's own count takes `\r\n` inside quotes for two. */
 class Lines {
 	private readonly chunks: Buffer[] = [];
-	/** The first byte of the first chunk. */
+	/** The offset of the first chunk. */
 	private start = 0;
 	private at = 0;
 	line = 1;
@@ -139,12 +139,12 @@ class Lines {
 		if (byte === 10 || (byte === 13 && this.next() !== 10)) this.line += 1;
 	}
 
-	/** Goes on to a place. */
-	moveTo(place: number): void {
-		for (let byte = this.next(); byte !== undefined && this.at < place; byte = this.next()) this.step(byte);
+	/** Advances to an offset. */
+	moveTo(offset: number): void {
+		for (let byte = this.next(); byte !== undefined && this.at < offset; byte = this.next()) this.step(byte);
 	}
 
-	/** Goes on over empty lines; gives the line that then begins. */
+	/** Skips empty lines; returns the number of the line that follows. */
 	skipEmpty(): number {
 		for (let byte = this.next(); byte === 10 || byte === 13; byte = this.next()) this.step(byte);
 		return this.line;
@@ -164,13 +164,13 @@ async function* records(path: string, lines: Lines): AsyncGenerator<Parsed> {
 		const head: Buffer = first.done ? Buffer.alloc(0) : first.value;
 		const text = head.subarray(head.subarray(0, 3).equals(BOM) ? 3 : 0);
 		const parser = parse({
-			// Fields stay bytes: text that is no UTF-8 must be found, and not become replacement characters.
+			// Fields stay bytes: invalid UTF-8 must be reported, and not become replacement characters.
 			encoding: null,
 			delimiter: separatorOf(text),
 			info: true,
 			relax_column_count: true,
 			skip_empty_lines: true,
-			// A row that is too large is refused where rows are read; this ends the search for a quote that is not there.
+			// Rows that are too large are refused later; this ends the search for a missing closing quote.
 			max_record_size: 2 * maxRowBytes(),
 		});
 		const feed = (async () => {
@@ -191,11 +191,11 @@ async function* records(path: string, lines: Lines): AsyncGenerator<Parsed> {
 	}
 }
 
-/** Opens a CSV file. Throws `ARL_DATA` with the line for what is no table. */
+/** Opens a CSV file. Throws `ARL_DATA` with the line if it is not a table. */
 export async function openCsv(path: string, options: CsvOptions): Promise<FileRows> {
 	const { name, scratch, signal, notices } = options;
 	const locate = (_: number, line: number) => `${name}:${line}`;
-	return SpillFile.fill({ scratch, name, numbered: true, locate, signal }, async (spool) => {
+	return SpillFile.fill({ scratch, name, numbered: true, locate, signal }, async (spill) => {
 		let columns: Column[] | null = null;
 		let header = name;
 		let blankLines = 0;
@@ -220,13 +220,13 @@ export async function openCsv(path: string, options: CsvOptions): Promise<FileRo
 						checkUnnamed(record[i] as Buffer, i + 1, unnamed, header, line);
 						continue;
 					}
-					spool.out.byte(separator);
+					spill.out.byte(separator);
 					separator = 0x2c;
-					spool.out.raw(key);
-					write(spool.out, record[i] as Buffer);
+					spill.out.raw(key);
+					write(spill.out, record[i] as Buffer);
 				}
-				spool.out.byte(0x7d);
-				if (spool.endRow(line)) await spool.flush();
+				spill.out.byte(0x7d);
+				if (spill.endRow(line)) await spill.flush();
 			}
 		} catch (error) {
 			if (!(error instanceof CsvError)) throw toArlError(error);
@@ -234,7 +234,7 @@ export async function openCsv(path: string, options: CsvOptions): Promise<FileRo
 			const what = REFUSED[error.code] ?? error.message;
 			throw new ArlError("ARL_DATA", `${name}:${lines.skipEmpty()}: ${what}`, HINT, { cause: error });
 		}
-		if (spool.rows === 0) {
+		if (spill.rows === 0) {
 			throw new ArlError(
 				"ARL_DATA",
 				`${name}:1: the file has a header and no rows`,

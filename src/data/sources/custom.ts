@@ -1,6 +1,6 @@
 /**
- * Data sets from code: what a user may give, and which way of reading it a run takes: by index, as a stream beside training,
- * or all of it first.
+ * User-supplied datasets: what a user may pass, and how a run reads it: by index, as a stream during training, or completely
+ * before it.
  */
 import { setImmediate } from "node:timers/promises";
 import { ArlError, messageOf, userError } from "../../errors.js";
@@ -12,44 +12,44 @@ import type { Scratch } from "./scratch.js";
 import type { AnySource, UnreadableRow } from "./source.js";
 import { StreamRows } from "./stream.js";
 
-/** What any data set may say of itself. */
+/** What any dataset may declare about itself. */
 export interface DatasetInfo {
 	/**
-	 * Vouches for the content: data sets of the same identity have the same rows. With it tokens of earlier runs are used
-	 * again; without it a resumed run asks for rows again and compares them with what it has read before.
+	 * Identifies the content: datasets with the same identity have the same rows. With it the tokens of earlier runs are reused;
+	 * without it a resumed run reads rows again and compares them with those that it has read before.
 	 */
 	readonly identity?: string;
 }
 
-/** A data set with random access. */
+/** A dataset with random access. */
 export interface IndexedDataset<Row = RecordData> extends DatasetInfo {
 	readonly length: number;
 	get(index: number): Row | Promise<Row>;
 }
 
-/** Rows one after the other, each time from the first on. With `length` it need not be read to its end to be known. */
+/** Rows one after the other, from the first on each time it is iterated. With `length` its size is known without reading it. */
 export type StreamDataset<Row = RecordData> = (Iterable<Row> | AsyncIterable<Row>) &
 	DatasetInfo & { readonly length?: number };
 
 /** What `train_dataset` may be. */
 export type Dataset<Row = RecordData> = StreamDataset<Row> | IndexedDataset<Row>;
 
-/** How a run reads rows of code. */
+/** How a run reads a user-supplied dataset. */
 export interface ReadingOptions {
-	/** Rows that the run needs at most (it may be infinite) where they may be trained as they come; null: all are read first. */
+	/** The most rows that the run needs (may be infinite) if rows may be trained as they come; null: all are read first. */
 	streamed: number | null;
-	/** Rows that are made ahead of training. */
+	/** Rows that are generated ahead of training. */
 	ahead: number;
-	/** What to know rows by that lie nowhere; `replayed`: they are all read again when the run is resumed. */
+	/** How to recognize the rows later; `replayed`: a resumed run reads all of them again. */
 	about(identity: string | null, replayed: boolean): Omit<DatasetAbout, "name" | "ahead">;
 	signal: AbortSignal | null;
-	/** Rows that are read first at the most. */
+	/** The most rows that are read before training. */
 	most: number;
-	/** Called with the rows that were read first so far. */
+	/** Called with the number of rows read before training so far. */
 	progress: (rows: number) => void;
-	/** For rows that are read first. */
+	/** Holds the rows that are read before training. */
 	scratch: Scratch;
-	maxSpoolBytes?: number;
+	maxSpillBytes?: number;
 }
 
 const NAME = "train_dataset";
@@ -63,7 +63,7 @@ function isStream(dataset: object): dataset is StreamDataset<unknown> {
 	return Symbol.asyncIterator in dataset || Symbol.iterator in dataset;
 }
 
-/** Throws `ARL_CONFIG` for what is no data set. */
+/** Throws `ARL_CONFIG` if the value is not a dataset. */
 export function checkDataset(dataset: unknown, name = NAME): asserts dataset is Dataset<unknown> {
 	if (typeof dataset === "object" && dataset !== null && (isIndexed(dataset) || isStream(dataset))) return;
 	throw new ArlError(
@@ -72,7 +72,7 @@ export function checkDataset(dataset: unknown, name = NAME): asserts dataset is 
 	);
 }
 
-/** Lists are read by index: they cannot be anything but what they hold. */
+/** The dataset with random access, if it has it. Arrays are read by index. */
 function indexedOf(dataset: Dataset<unknown>): (Indexed & DatasetInfo) | null {
 	if (Array.isArray(dataset)) {
 		return {
@@ -85,7 +85,7 @@ function indexedOf(dataset: Dataset<unknown>): (Indexed & DatasetInfo) | null {
 	return isIndexed(dataset) ? dataset : null;
 }
 
-/** A property of a user's object, which may be computed there, and fail. */
+/** A property of a user's object; a getter of it may throw. */
 function propertyOf<T extends object, K extends keyof T>(dataset: T, name: K): T[K] {
 	try {
 		return dataset[name];
@@ -94,11 +94,11 @@ function propertyOf<T extends object, K extends keyof T>(dataset: T, name: K): T
 	}
 }
 
-function identityOf(dataset: DatasetInfo): string | null {
+function declaredIdentity(dataset: DatasetInfo): string | null {
 	const identity = propertyOf(dataset, "identity");
 	if (identity === undefined) return null;
 	if (typeof identity === "string" && identity !== "") return identity;
-	throw new ArlError("ARL_CONFIG", `${NAME}: its identity should be a text that is not empty`);
+	throw new ArlError("ARL_CONFIG", `${NAME}: its identity should be a non-empty string`);
 }
 
 async function* rawRows(dataset: Dataset<unknown>): AsyncGenerator<RawRow> {
@@ -109,7 +109,7 @@ async function* rawRows(dataset: Dataset<unknown>): AsyncGenerator<RawRow> {
 	if (isIndexed(dataset)) {
 		checkLength(NAME, propertyOf(dataset, "length"));
 		const rows = new IndexedRows(dataset, { name: NAME, identity: "", ledger: null, ahead: 0 });
-		// One at a time: converting them has calls under way of its own.
+		// One at a time: the conversion runs its own concurrent calls.
 		while (count < rows.length) {
 			const { value, failure } = await rows.value(count);
 			yield next(value, failure);
@@ -119,20 +119,20 @@ async function* rawRows(dataset: Dataset<unknown>): AsyncGenerator<RawRow> {
 	try {
 		for await (const value of dataset) {
 			yield next(value);
-			// Rows that are there at once would let no signal through.
+			// An iterable that never waits would let no signal through.
 			if (count % ROWS_BETWEEN_PAUSES === 0) await setImmediate();
 		}
 	} catch (error) {
 		if (error instanceof ArlError) throw error;
-		// What has thrown gives no more rows: going on without them would drop them.
+		// An iterable that threw yields no more rows: continuing would drop them silently.
 		throw new ArlError("ARL_DATA", `${NAME}[${count}]: the data set threw: ${messageOf(error)}`, "", { cause: error });
 	}
 }
 
-/** A data set as a source. Throws `ARL_DATA` where it has no rows, and `ARL_CONFIG` for what is no data set. */
+/** A dataset as a source. Throws `ARL_DATA` if it has no rows, and `ARL_CONFIG` if it is not a dataset. */
 export async function openDataset(dataset: Dataset<unknown>, options: ReadingOptions): Promise<AnySource> {
 	checkDataset(dataset);
-	const identity = identityOf(dataset);
+	const identity = declaredIdentity(dataset);
 	const indexed = indexedOf(dataset);
 	if (indexed) {
 		checkLength(NAME, propertyOf(indexed, "length"));
@@ -147,7 +147,7 @@ export async function openDataset(dataset: Dataset<unknown>, options: ReadingOpt
 interface MadeAbout {
 	name: string;
 	identity: string | null;
-	/** Rows that there are; undefined: that is not known. */
+	/** The number of rows; undefined: unknown. */
 	length: number | undefined;
 	leftOut: () => number;
 }
@@ -172,25 +172,25 @@ async function openMade(
 		most: options.most,
 		progress: options.progress,
 		scratch: options.scratch,
-		...(options.maxSpoolBytes !== undefined && { maxBytes: options.maxSpoolBytes }),
+		...(options.maxSpillBytes !== undefined && { maxBytes: options.maxSpillBytes }),
 	});
 }
 
-/** What a converting function is applied to: files' rows, or a data set. */
+/** What a converting function is applied to: rows of files, or a dataset. */
 export type Convertible = { source: AnySource } | { dataset: Dataset<unknown> };
 
 async function* allRaws(parts: readonly Convertible[]): AsyncGenerator<RawRow> {
 	for (const part of parts) yield* "source" in part ? parsedRows(part.source) : rawRows(part.dataset);
 }
 
-/** The rows that a user's function makes of `parts`, one part after the other, as a source. */
+/** The rows that a user's function returns for those of `parts`, one part after the other, as a source. */
 export async function openConverted(
 	parts: readonly Convertible[],
 	convert: ConvertRecordToData<never>,
 	options: ReadingOptions,
 ): Promise<AnySource> {
 	let left = 0;
-	// What rows the function takes is between its writer and the rows.
+	// The type of the rows that the function takes cannot be checked here.
 	const rows = convertedRows(allRaws(parts), convert as ConvertRecordToData<unknown>, () => {
 		left += 1;
 	});

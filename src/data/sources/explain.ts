@@ -1,29 +1,21 @@
 /**
- * The cause of a row that the core refuses: text of Python in place of JSON, a table written column by column, rows under
- * a key of one object. Looks at refused rows alone, and says nothing where it is not sure.
+ * Explains why the core refuses a row: Python's text instead of JSON, a table written column by column, rows under a key of one
+ * object. Looks only at refused rows, and returns nothing if it is not sure.
  */
 import { HEADER_NAMES } from "./columns.js";
 import { objectEntries } from "./json-scan.js";
+import { parsed } from "./json-text.js";
 
 const JSON_DUMPS = "write it with json.dumps";
 
-/** A value as JSON; undefined: it is none. */
-function parsed(text: string): unknown {
-	try {
-		return JSON.parse(text);
-	} catch {
-		return undefined;
-	}
-}
-
-/** Whether a text is what Python prints of a list, a tuple or a dict. */
+/** Whether a text is a list, tuple or dict as Python prints it. */
 function isPython(text: string): boolean {
 	const value = text.trim();
 	if (!/^[[({]/.test(value) && !/^array\(/.test(value)) return false;
 	return /[[({,:]\s*[bru]?'/.test(value) || /[[({,:]\s*(True|False|None)\b/.test(value);
 }
 
-/** Whether a text has numbers that JSON does not have, as Python writes them. */
+/** Whether a text contains numbers that JSON does not have, as Python writes them. */
 function hasNotANumber(text: string): boolean {
 	return /(^|[:,[])\s*-?(NaN|Infinity)\b/.test(text);
 }
@@ -38,13 +30,13 @@ function excerpt(text: string): string {
 	return line.length > 60 ? `${line.slice(0, 57)}...` : line;
 }
 
-/** What is wrong with the text of a value that is no JSON; null: that is not known. */
+/** What is wrong with a value whose text is not JSON; null: unknown. */
 function wrongText(what: string, text: string): string | null {
 	if (isPython(text)) {
 		return `${what} is Python's text of ${pythonKind(text)}, not JSON: ${JSON_DUMPS} (${excerpt(text)})`;
 	}
 	if (hasNotANumber(text)) {
-		return `${what} holds NaN or Infinity, for which JSON has no number: write null, or leave it out`;
+		return `${what} contains NaN or Infinity, for which JSON has no number: write null, or leave it out`;
 	}
 	return null;
 }
@@ -53,7 +45,7 @@ function isObject(value: unknown): value is Record<string, unknown> {
 	return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
-/** Of a row that is no JSON: the key whose value is at fault. */
+/** For a row that is not JSON: what is wrong, and in which key. */
 function notJson(bytes: Uint8Array, text: string, message: string): string | null {
 	const entries = objectEntries(bytes);
 	if (entries === null) return wrongText("the row", text);
@@ -65,13 +57,13 @@ function notJson(bytes: Uint8Array, text: string, message: string): string | nul
 	return null;
 }
 
-/** Of a row that is JSON, and of which `message` names a key: that its text should have been JSON. */
+/** For a row that is JSON and a `message` that names a key: that the key's string should be JSON. */
 function nestedText(row: Record<string, unknown>, message: string): string | null {
 	for (const [key, value] of Object.entries(row)) {
 		if (typeof value !== "string" || !message.includes(`\`${key}\``) || parsed(value) !== undefined) continue;
 		const wrong = wrongText(`\`${key}\``, value);
 		if (wrong !== null) return wrong;
-		if (/^\s*[[{]/.test(value)) return `\`${key}\` holds text that is no JSON (${excerpt(value)}): ${JSON_DUMPS}`;
+		if (/^\s*[[{]/.test(value)) return `\`${key}\` contains text that is not JSON (${excerpt(value)}): ${JSON_DUMPS}`;
 	}
 	return null;
 }
@@ -82,18 +74,18 @@ function isNumbered(value: unknown): boolean {
 	return keys.length > 0 && keys.every((key, i) => key === String(i));
 }
 
-/** Whether an object looks like a row, and not like a turn of a conversation. */
+/** Whether a value looks like a row, and not like a message of a conversation. */
 function looksLikeRow(value: unknown): boolean {
 	if (!isObject(value) || "role" in value || "from" in value) return false;
 	return Object.keys(value).some((key) => HEADER_NAMES.has(key));
 }
 
-/** Of a row that holds many: how to write them. */
+/** For a row that contains many rows: how to write them. */
 function manyRows(row: Record<string, unknown>): string | null {
 	const entries = Object.entries(row);
 	if (entries.length > 0 && entries.every(([, value]) => isNumbered(value))) {
 		const names = entries.map(([key]) => key).join(", ");
-		return `one object that holds a table column by column (${names}), as pandas writes it; write a row a line: to_json(path, orient="records", lines=True)`;
+		return `one object that contains a table column by column (${names}), as pandas writes it; write one row per line: to_json(path, orient="records", lines=True)`;
 	}
 	if (entries.some(([key]) => HEADER_NAMES.has(key))) return null;
 	const lists = entries.filter(([, value]) => Array.isArray(value) && value.length > 0 && value.every(looksLikeRow));
@@ -101,10 +93,10 @@ function manyRows(row: Record<string, unknown>): string | null {
 	if (lists.length !== 1 || only === undefined) return null;
 	const [key, list] = only as [string, unknown[]];
 	const many = list.length === 1 ? "the one item" : `the ${list.length} items`;
-	return `one object, whose rows are ${many} of its key \`${key}\`; write that list alone into a file`;
+	return `one object, whose rows are ${many} of its key \`${key}\`; write only that list into a file`;
 }
 
-/** What is wrong with a row, better than `message` says it: the message that takes its place; null: nothing better is known. */
+/** A better message for a refused row than `message`; null: there is none. */
 export function explainRow(bytes: Uint8Array, message: string): string | null {
 	const text = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString("utf8");
 	const row = parsed(text);

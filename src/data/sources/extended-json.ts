@@ -1,11 +1,11 @@
 /**
- * MongoDB's Extended JSON, as mongoexport writes it: values of BSON as objects with one key, `{"$numberInt": "3"}`. Says whether
- * a row is of that kind, and gives the values that it stands for, spelled as rows of a database are.
+ * MongoDB's Extended JSON, as mongoexport writes it: BSON values as objects with one key, `{"$numberInt": "3"}`. Recognizes such
+ * rows, and converts them into plain values that are written like rows of a database.
  */
 import { dateText, floatText } from "./json-text.js";
-import type { JsonObject, JsonValue } from "./json-value.js";
+import { type JsonObject, type JsonValue, NumberText, type PlainValue } from "./json-value.js";
 
-/** Why a value is none after all; `place`: where it is in the row. */
+/** Why a value cannot be converted; `place`: where it is in the row. */
 export class ExtendedJsonProblem extends Error {
 	constructor(
 		readonly place: string,
@@ -15,18 +15,10 @@ export class ExtendedJsonProblem extends Error {
 	}
 }
 
-/** A number that has a text of its own: JSON numbers as they are to be written. */
-class NumberText {
-	constructor(readonly text: string) {}
-}
-
-/** A value whose numbers may be texts; undefined: its key is left out. */
-export type PlainValue = JsonValue | NumberText | PlainValue[] | Map<string, PlainValue> | undefined;
-
 const LONG = { min: -(2n ** 63n), max: 2n ** 63n - 1n };
 const INT = { min: -(2n ** 31n), max: 2n ** 31n - 1n };
 
-/** What a value of a wrapper stands for; null: it is none of that kind. */
+/** Converts the content of a wrapper; null: it is malformed. */
 type Read = (value: JsonValue) => PlainValue | null;
 
 function integer({ min, max }: { min: bigint; max: bigint }): Read {
@@ -38,7 +30,7 @@ function integer({ min, max }: { min: bigint; max: bigint }): Read {
 }
 
 const double: Read = (value) => {
-	// JSON has no such numbers: the row is refused where it is parsed.
+	// JSON has no such numbers: the row's parser refuses them.
 	if (value === "NaN" || value === "Infinity" || value === "-Infinity") return new NumberText(value);
 	if (typeof value !== "string" || !/^-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$/.test(value)) return null;
 	const number = Number(value);
@@ -77,7 +69,7 @@ const regularExpression: Read = (value) => {
 	return typeof pattern === "string" && typeof options === "string" ? `/${pattern}/${options}` : null;
 };
 
-/** The wrappers of one key. */
+/** The wrappers by their key. */
 const WRAPPERS: Readonly<Record<string, Read>> = {
 	$numberInt: integer(INT),
 	$numberLong: integer(LONG),
@@ -95,7 +87,7 @@ const WRAPPERS: Readonly<Record<string, Read>> = {
 	$undefined: (value) => (value === true ? undefined : null),
 };
 
-/** The wrapper that an object is: its key and what is in it; null: none. */
+/** An object as a wrapper: its key, content and converter; null: it is not a wrapper. */
 function wrapperOf(object: JsonObject): { key: string; value: JsonValue; read: Read } | null {
 	const [first] = object;
 	if (first === undefined) return null;
@@ -108,27 +100,27 @@ function wrapperOf(object: JsonObject): { key: string; value: JsonValue; read: R
 	return read === undefined ? null : { key, value, read };
 }
 
-/** Wrappers that only the canonical form has: there no number is written plainly. */
+/** Whether only the canonical form, which wraps every number, has this wrapper. */
 function isCanonical(key: string, value: JsonValue): boolean {
 	return key === "$numberInt" || (key === "$numberDouble" && typeof value === "string" && /\d/.test(value));
 }
 
-/** Keys below which a row may hold anything, also what looks like Extended JSON: what a tool was called with. */
+/** Keys below which a row may contain anything, even what looks like Extended JSON: the arguments of a tool call. */
 const FREE = new Set(["arguments"]);
 
-/** What a row tells of its kind: the places of the first value of each sort; null: there is none. */
+/** The evidence in a row for its form: the place of the first value of each sort; null: there is none. */
 export interface RowKind {
 	/** `_id` of a document. */
 	id: string | null;
 	/** A number of BSON. */
 	number: string | null;
-	/** A number that only the canonical form writes so. */
+	/** A number as only the canonical form writes it. */
 	canonical: string | null;
-	/** A number that the canonical form does not write so. */
+	/** A number as the canonical form never writes it. */
 	plain: string | null;
 }
 
-/** Looks at a row. */
+/** Examines a row. */
 export function kindOfRow(row: JsonValue): RowKind {
 	const kind: RowKind = { id: null, number: null, canonical: null, plain: null };
 	if (!(row instanceof Map)) return kind;
@@ -138,7 +130,7 @@ export function kindOfRow(row: JsonValue): RowKind {
 	return kind;
 }
 
-/** Whether a row is Extended JSON, by itself. */
+/** Whether a row by itself shows that it is Extended JSON. */
 export function isExtended({ id, number }: RowKind): boolean {
 	return id !== null || number !== null;
 }
@@ -162,7 +154,7 @@ function below(place: string, key: string): string {
 	return place === "" ? key : `${place}.${key}`;
 }
 
-/** The value that Extended JSON stands for. What only looks like it (`$ref`, `$defs`) stays. Throws `ExtendedJsonProblem`. */
+/** Converts Extended JSON. What only looks like it (`$ref`, `$defs`) stays. Throws `ExtendedJsonProblem`. */
 export function plainValue(value: JsonValue, place = ""): PlainValue {
 	if (Array.isArray(value)) {
 		return value.map((item, i) => {
@@ -182,18 +174,6 @@ export function plainValue(value: JsonValue, place = ""): PlainValue {
 		return plain;
 	}
 	const read = wrapper.read(wrapper.value);
-	if (read === null) throw new ExtendedJsonProblem(place, `no value of ${wrapper.key} in Extended JSON`);
+	if (read === null) throw new ExtendedJsonProblem(place, `not a valid ${wrapper.key} of Extended JSON`);
 	return read instanceof Map ? plainValue(read as JsonValue, place) : read;
-}
-
-/** A value as compact JSON text. */
-export function plainText(value: PlainValue): string {
-	if (value instanceof NumberText) return value.text;
-	if (typeof value === "bigint") return String(value);
-	if (typeof value === "number") return floatText(value);
-	if (Array.isArray(value)) return `[${value.map(plainText).join(",")}]`;
-	if (value instanceof Map) {
-		return `{${[...value].map(([key, item]) => `${JSON.stringify(key)}:${plainText(item)}`).join(",")}}`;
-	}
-	return JSON.stringify(value ?? null);
 }

@@ -1,6 +1,6 @@
 /**
- * From what a user names (files, folders, globs) to the files that will be read, and what is wrong with a name that cannot be.
- * Looks at names only; what a file is, its content says (`sniff.ts`).
+ * Resolves what a user names (files, folders, globs) to the files that will be read, and explains names that match nothing.
+ * Looks at names only; `sniff.ts` determines by content what a file is.
  */
 import { readdir, stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
@@ -9,7 +9,7 @@ import { ArlError, toArlError } from "../../errors.js";
 import { folderFiles } from "./folder.js";
 import { glob, isGlob } from "./glob.js";
 
-/** What to do about a name that does not exist: names in its folder that differ by a typing error, or its missing folder. */
+/** The hint for a name that does not exist: similar names in its folder, or that the folder is missing. */
 async function nearNames(path: string): Promise<string> {
 	const folder = dirname(path);
 	const name = basename(path);
@@ -27,17 +27,17 @@ async function nearNames(path: string): Promise<string> {
 	return "Check the path; relative paths start at the working directory.";
 }
 
-/** Files that one name stands for, and what a user should know of the choice. */
+/** The files that one name resolves to, and what a user should know about the choice. */
 export interface ResolvedFiles {
 	files: string[];
-	/** Whether they were chosen from a folder. */
+	/** Whether the name is a folder. */
 	folder: boolean;
 	notices: string[];
 }
 
 /**
- * The files that one entry of `train_file` names, in the order in which they are read. Of a folder they are those of the
- * split, or all where it is null. Throws `ARL_DATA`.
+ * The files that one entry of `train_file` names, in the order in which they are read. For a folder these are the files of the
+ * split, or all if it is null. Throws `ARL_DATA`.
  */
 export async function resolveFiles(entry: string, split: string | null): Promise<ResolvedFiles> {
 	const info = await stat(entry).catch((error: NodeJS.ErrnoException) => error);

@@ -1,6 +1,6 @@
 /**
- * Which files of a folder are the rows that are meant: by the split in their names, as folders of Hugging Face's Hub are laid
- * out (`data/train-00000-of-00004.parquet`). Looks at names only, and refuses to guess.
+ * Chooses the files of a folder by the split in their names, following the layout of Hugging Face's Hub
+ * (`data/train-00000-of-00004.parquet`). Looks at names only, and refuses to guess.
  */
 import { readdir, realpath, stat } from "node:fs/promises";
 import { basename, dirname, join, sep } from "node:path";
@@ -8,18 +8,18 @@ import { ArlError, toArlError } from "../../errors.js";
 
 const ROW_FILE = /\.(jsonl|ndjson|json|parquet|csv|tsv)(\.(gz|zst|zstd))?$/i;
 
-/** Files that describe a data set or a program, and hold no rows. */
+/** Files that describe a dataset or a program, and contain no rows. */
 const NO_ROWS =
 	/^(dataset_infos?|dataset_dict|state|config|package(-lock)?|tsconfig|tokenizer(_config)?|generation_config)\.json$/i;
 
-/** Words for the splits; the first is the split's own name. */
+/** Words for the splits; the first is the canonical name. */
 const SPLITS = [
 	["train", "training"],
 	["validation", "valid", "val", "dev"],
 	["test", "testing", "eval", "evaluation"],
 ];
 
-/** The split's own name for any of its words; other names stand for themselves. */
+/** The canonical name for any word of a split; other names stay as they are. */
 function canonical(word: string): string {
 	const lower = word.toLowerCase();
 	return SPLITS.find((words) => words.includes(lower))?.[0] ?? lower;
@@ -32,7 +32,7 @@ interface Found {
 	split: string | null;
 }
 
-/** `above`: the real folders on the way, so that a link which leads back to one of them is not followed. */
+/** Lists the files below a folder. `above`: the real paths of its parents: a link back to one of them is not followed. */
 async function walk(folder: string, below = "", above: readonly string[] = []): Promise<string[]> {
 	const here = join(folder, below);
 	const [entries, real] = await Promise.all([readdir(here, { withFileTypes: true }), realpath(here)]).catch(
@@ -59,7 +59,7 @@ async function leadsToFolder(link: string): Promise<boolean> {
 	);
 }
 
-/** The split that a path names: the file's name by one of its words, or a folder on the way by its whole name. */
+/** The split that a path names: by a word of the file's name, or by the whole name of a folder on the way. */
 function splitOf(path: string, wanted: string | null): string | null {
 	const known = new Set([...SPLITS.flat(), ...(wanted === null ? [] : [wanted.toLowerCase()])]);
 	const words = basename(path)
@@ -73,7 +73,8 @@ function splitOf(path: string, wanted: string | null): string | null {
 	return folder === undefined ? null : canonical(folder);
 }
 
-function kindOf(path: string): string {
+/** The format that a name's extension says. */
+function formatOf(path: string): string {
 	return (ROW_FILE.exec(path)?.[1] ?? "").toLowerCase().replace("ndjson", "jsonl");
 }
 
@@ -85,7 +86,7 @@ function counted(files: Found[], label: (file: Found) => string): string {
 
 const splitLabel = ({ split }: Found) => split ?? "none";
 
-/** Throws where shards of `name-00002-of-00004` are not all there. */
+/** Throws if shards of `name-00002-of-00004` are missing. */
 function checkShards(folder: string, files: Found[]): void {
 	const sets = new Map<string, { of: number; seen: Set<number> }>();
 	for (const { path } of files) {
@@ -103,14 +104,14 @@ function checkShards(folder: string, files: Found[]): void {
 		throw new ArlError(
 			"ARL_DATA",
 			`${folder}: ${missing.length} of ${of} parts of ${key} are missing: ${missing.slice(0, 5).join(", ")}${missing.length > 5 ? ", ..." : ""}`,
-			"Fetch the missing files, or name those that are meant with a pattern.",
+			"Fetch the missing files, or name the files to read with a pattern.",
 		);
 	}
 }
 
 /**
- * The files of a folder that are `split` (all, where it is null), in the order of their names. Throws `ARL_DATA` where that
- * is not clear.
+ * The files of a folder that belong to `split` (all if it is null), in the order of their names. Throws `ARL_DATA` if the
+ * choice is ambiguous.
  */
 export async function folderFiles(
 	folder: string,
@@ -127,21 +128,21 @@ export async function folderFiles(
 			"ARL_DATA",
 			`${folder}: the folder has no files of rows`,
 			arrow
-				? "Its .arrow files are what `save_to_disk` writes; write Parquet instead: dataset.to_parquet(...)"
+				? "Its .arrow files come from `save_to_disk`; write Parquet instead: dataset.to_parquet(...)"
 				: "Rows are read from .jsonl, .json, .parquet, .csv and .tsv files, plain or compressed with gzip or zstd.",
 		);
 	}
 	const wanted = split === null ? null : canonical(split);
 	const named = rows.some((file) => file.split !== null);
-	// Where no name tells a split, all rows are the training rows.
+	// If no name contains a split, all rows are training rows.
 	const everything = wanted === null || (!named && wanted === "train");
 	const chosen = everything ? rows : rows.filter((file) => file.split === wanted);
 	if (chosen.length === 0) {
 		throw new ArlError(
 			"ARL_DATA",
 			named
-				? `${folder}: no file is the split ${split}; there are ${counted(rows, splitLabel)}`
-				: `${folder}: its files do not tell splits by their names, and the split ${split} is asked for`,
+				? `${folder}: no file belongs to the split ${split}; there are ${counted(rows, splitLabel)}`
+				: `${folder}: the names of its files contain no splits, and the split ${split} was requested`,
 			"Choose another with --split, or name the files.",
 		);
 	}
@@ -150,15 +151,15 @@ export async function folderFiles(
 		throw new ArlError(
 			"ARL_DATA",
 			`${folder}: rows are in ${folders.length} of its folders: ${folders.slice(0, 5).join(", ")}${folders.length > 5 ? ", ..." : ""}`,
-			`Name one of them, or the files with a pattern: --train_file '${join(folder, "**", `*.${kindOf(chosen[0]?.path ?? "")}`)}'`,
+			`Name one of them, or the files with a pattern: --train_file '${join(folder, "**", `*.${formatOf(chosen[0]?.path ?? "")}`)}'`,
 		);
 	}
-	const kinds = [...new Set(chosen.map(({ path }) => kindOf(path)))];
-	if (kinds.length > 1) {
+	const formats = [...new Set(chosen.map(({ path }) => formatOf(path)))];
+	if (formats.length > 1) {
 		throw new ArlError(
 			"ARL_DATA",
-			`${folder}: files of ${kinds.length} kinds are in it: ${counted(chosen, ({ path }) => kindOf(path))}; are they the same rows?`,
-			`Name the files with a pattern: --train_file '${join(folder, folders[0] ?? "", `*.${kinds[0]}`)}'`,
+			`${folder}: it contains files in ${formats.length} formats: ${counted(chosen, ({ path }) => formatOf(path))}; are they the same rows?`,
+			`Name the files with a pattern: --train_file '${join(folder, folders[0] ?? "", `*.${formats[0]}`)}'`,
 		);
 	}
 	checkShards(folder, chosen);
@@ -166,7 +167,7 @@ export async function folderFiles(
 	const notices =
 		others.length > 0
 			? [
-					`${folder}: ${chosen.length} of ${rows.length} files are the split ${wanted}; left out are ${counted(others, splitLabel)}`,
+					`${folder}: ${chosen.length} of ${rows.length} files belong to the split ${wanted}; left out are ${counted(others, splitLabel)}`,
 				]
 			: [];
 	return { files: chosen.map(({ path }) => join(folder, path)), notices };

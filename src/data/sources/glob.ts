@@ -1,16 +1,16 @@
 /**
- * File name patterns: `*` and `?` within a name, `**` over folders, `[abc]`. Node has a glob of its own only from 22 on.
+ * File name patterns: `*` and `?` within a name, `**` across folders, `[abc]`. Node's own glob exists only from version 22 on.
  */
 import { readdir, stat } from "node:fs/promises";
 import { join, parse, sep } from "node:path";
 import { ArlError, toArlError } from "../../errors.js";
 
-/** Whether a name is a pattern at all. */
+/** Whether a name is a pattern. */
 export function isGlob(pattern: string): boolean {
 	return /[*?[]/.test(pattern);
 }
 
-/** What separates the names of a path: a user may write `/` everywhere. */
+/** Separators in a pattern: `/` works on every system. */
 const SEPARATORS = sep === "/" ? "/" : /[\\/]/;
 
 function nameToRegExp(pattern: string, whole: string): RegExp {
@@ -34,14 +34,14 @@ function nameToRegExp(pattern: string, whole: string): RegExp {
 	} catch (cause) {
 		throw new ArlError(
 			"ARL_CONFIG",
-			`${whole}: this pattern cannot be read: ${JSON.stringify(pattern)} has a set in brackets that is none, such as a range that runs backwards`,
-			"Write ranges as [a-z]; of a bracket that is part of a name, write [[].",
+			`${whole}: invalid pattern: ${JSON.stringify(pattern)} has a malformed set in brackets, such as a backwards range`,
+			"Write ranges as [a-z]; write a bracket that is part of a name as [[].",
 			{ cause },
 		);
 	}
 }
 
-/** Files that a pattern names, in the order of their names (code units), so that every machine reads the same order. */
+/** The files that match a pattern, sorted by name (code units), so that the order is the same on every machine. */
 export async function glob(pattern: string): Promise<string[]> {
 	const { root } = parse(pattern);
 	const segments = pattern
@@ -53,7 +53,7 @@ export async function glob(pattern: string): Promise<string[]> {
 	return [...found].sort((a, b) => (a < b ? -1 : a > b ? 1 : 0));
 }
 
-/** A pattern on its way through folders. */
+/** A pattern being matched. */
 interface Search {
 	/** As the user wrote it. */
 	whole: string;
@@ -64,21 +64,21 @@ async function walk(folder: string, segments: string[], search: Search): Promise
 	const [segment, ...rest] = segments;
 	if (segment === undefined) return;
 	if (segment !== "**" && !isGlob(segment)) {
-		// A plain name needs no listing, only a join; the last one is checked by being listed below.
+		// A plain name needs no listing; the last one is checked by the listing below.
 		if (rest.length > 0) return walk(join(folder, segment), rest, search);
 	}
 	const entries = await readdir(folder === "" ? "." : folder, { withFileTypes: true }).catch(nothing);
 	if (segment === "**") {
 		await walk(folder, rest.length > 0 ? rest : ["*"], search);
 		for (const entry of entries) {
-			// As in a shell, links are not followed here: they may lead in a circle.
+			// As in a shell, `**` does not follow links: they may form a cycle.
 			if (entry.isDirectory() && !entry.name.startsWith(".")) await walk(join(folder, entry.name), segments, search);
 		}
 		return;
 	}
 	const matches = nameToRegExp(segment, search.whole);
 	for (const entry of entries) {
-		// As in a shell, a leading dot has to be asked for.
+		// As in a shell, a leading dot must be written in the pattern.
 		if (!matches.test(entry.name) || (entry.name.startsWith(".") && !segment.startsWith("."))) continue;
 		const path = join(folder, entry.name);
 		if (rest.length > 0) await walk(path, rest, search);
@@ -86,13 +86,13 @@ async function walk(folder: string, segments: string[], search: Search): Promise
 	}
 }
 
-/** A path without a folder has no files; one that may not be read must not look like it. */
+/** A folder that does not exist has no files; a folder that may not be read is an error. */
 function nothing(error: NodeJS.ErrnoException): [] {
 	if (error.code === "ENOENT" || error.code === "ENOTDIR") return [];
 	throw toArlError(error);
 }
 
-/** Whether a path leads to a folder. A link that leads nowhere does not, and is reported where it is opened. */
+/** Whether a path leads to a folder. A dangling link does not, and is reported when it is opened. */
 async function isFolder(path: string): Promise<boolean> {
 	return stat(path).then(
 		(info) => info.isDirectory(),

@@ -1,5 +1,5 @@
 /**
- * `{ length, get(i) }` as a source: rows are asked for one by one, in the order and at the time that training needs them.
+ * Rows of `{ length, get(i) }`: fetched one by one, in the order and at the time that training needs them.
  */
 import { ArlError, messageOf } from "../../errors.js";
 import { Cancellation } from "../cancellation.js";
@@ -7,34 +7,34 @@ import type { RowHashes } from "../tokens/row-hashes.js";
 import { CALLS_AT_ONCE, rowBytes } from "./convert.js";
 import type { LazyRows, RowContent, Source, UnreadableRow } from "./source.js";
 
-/** Anything with random access. */
+/** A dataset with random access. */
 export interface Indexed {
 	readonly length: number;
 	get(index: number): unknown;
 }
 
-/** What is known of a data set beside its rows. */
+/** What is known about a dataset besides its rows. */
 export interface DatasetAbout {
 	name: string;
 	identity: string;
-	/** Null: the data set vouches for itself by an identity. */
+	/** Null: the dataset has declared an identity. */
 	ledger: Pick<RowHashes, "note" | "sync" | "close"> | null;
 	ahead: number;
 }
 
-/** Throws for a length that is none, before anything is done for the rows. */
+/** Throws if a length is not a positive integer. */
 export function checkLength(name: string, length: unknown): void {
 	if (typeof length !== "number" || !Number.isSafeInteger(length) || length < 0) {
 		throw new ArlError(
 			"ARL_CONFIG",
-			`${name}: its length is ${String(length)}, and should be a whole number`,
+			`${name}: its length is ${String(length)}, and should be an integer`,
 			"Rows without an end are an iterable without length: set max_steps and train_sampling_strategy sequential.",
 		);
 	}
 	if (length === 0) throw new ArlError("ARL_DATA", `${name}: the data set has no rows`);
 }
 
-/** Rows by index. */
+/** The rows of a dataset with random access. */
 export class IndexedRows implements Source<RowContent>, LazyRows {
 	readonly name: string;
 	readonly length: number;
@@ -72,7 +72,7 @@ export class IndexedRows implements Source<RowContent>, LazyRows {
 		let bytes = 0;
 		for (let first = 0; first < indexes.length && (first === 0 || bytes < maxBytes); first += CALLS_AT_ONCE) {
 			const asked = indexes.subarray(first, first + CALLS_AT_ONCE);
-			// All calls begin in this order before any is awaited.
+			// All calls start in this order before any is awaited.
 			const calls = Array.from(asked, (index) => this.kept.get(index) ?? this.call(index));
 			const taken = await this.cancellation.race(Promise.all(calls));
 			this.checkLength();
@@ -102,12 +102,12 @@ export class IndexedRows implements Source<RowContent>, LazyRows {
 		return failure ?? rowBytes(value);
 	}
 
-	/** What the data set itself gives, or why it gives nothing. */
+	/** What the dataset returns, or why it returns nothing. */
 	async value(index: number): Promise<{ value: unknown; failure: UnreadableRow | null }> {
 		try {
 			const value = await this.dataset.get(index);
 			if (value !== undefined) return { value, failure: null };
-			const message = `get(${index}) gave undefined, and the data set's length is ${this.length}`;
+			const message = `get(${index}) returned undefined, and the data set's length is ${this.length}`;
 			return { value, failure: { reason: "not a row", message } };
 		} catch (error) {
 			return {

@@ -1,6 +1,6 @@
 /**
- * JSON text written as bytes: rows of column formats are put together here without ever being strings or objects, so that
- * what a column holds arrives as it is. Knows JSON, and nothing of files.
+ * Writes JSON text as bytes: rows of column formats are assembled without becoming strings or objects, so that the values of a
+ * column stay as they are. Knows JSON, and nothing about files.
  */
 
 const QUOTE = 0x22;
@@ -8,7 +8,7 @@ const BACKSLASH = 0x5c;
 const HEX = Buffer.from("0123456789abcdef");
 const NULL = Buffer.from("null");
 
-/** 0: stands for itself in a string; 1: `\u00XX`; else the letter behind the backslash. */
+/** 0: not escaped in a string; 1: written as `\u00XX`; else the letter after the backslash. */
 const ESCAPES = new Uint8Array(256).fill(1, 0, 0x20);
 for (const [byte, letter] of [
 	[0x08, "b"],
@@ -22,14 +22,14 @@ for (const [byte, letter] of [
 	ESCAPES[byte] = letter.charCodeAt(0);
 }
 
-/** Bytes of a string that are escaped at a time; one of them may become six. */
+/** Bytes of a string that are escaped at a time; each may become six. */
 const PART = 64 * 1024;
 
 function viewOf(buffer: Buffer): DataView {
 	return new DataView(buffer.buffer, buffer.byteOffset, buffer.byteLength);
 }
 
-/** A buffer that grows, and the values of JSON that can be put into it. */
+/** A growing buffer with methods that write JSON values. */
 export class JsonBytes {
 	private buffer = Buffer.allocUnsafeSlow(256 * 1024);
 	private view = viewOf(this.buffer);
@@ -44,7 +44,7 @@ export class JsonBytes {
 		this.view = viewOf(grown);
 	}
 
-	/** What is written so far; valid until the next call. */
+	/** The bytes written so far; valid until the next call. */
 	written(): Buffer {
 		return this.buffer.subarray(0, this.length);
 	}
@@ -58,14 +58,14 @@ export class JsonBytes {
 		this.buffer[this.length++] = value;
 	}
 
-	/** Bytes as they are. */
+	/** Writes bytes unchanged. */
 	raw(bytes: Uint8Array): void {
 		this.room(bytes.length);
 		this.buffer.set(bytes, this.length);
 		this.length += bytes.length;
 	}
 
-	/** Text of ASCII characters as it is: digits, `true`, a date in quotes. */
+	/** Writes ASCII text unchanged: digits, `true`, a date in quotes. */
 	ascii(text: string): void {
 		this.room(text.length);
 		const { buffer } = this;
@@ -78,7 +78,7 @@ export class JsonBytes {
 		this.raw(NULL);
 	}
 
-	/** A string from its UTF-8. Bytes that are no UTF-8 stay what they are, and are found where rows are read. */
+	/** Writes a string given as UTF-8. Invalid UTF-8 stays as it is, and is reported where rows are read. */
 	string(bytes: Uint8Array): void {
 		this.byte(QUOTE);
 		for (let from = 0; from < bytes.length; from += PART) {
@@ -89,7 +89,7 @@ export class JsonBytes {
 		this.byte(QUOTE);
 	}
 
-	/** Writes [from, end) of a string to `at`; gives the place behind it. There is room. */
+	/** Writes [from, end) of a string at `at`, where there must be room; returns the offset after it. */
 	private escaped(bytes: Uint8Array, from: number, end: number, at: number): number {
 		const { buffer, view } = this;
 		const words = end - from < 16 ? null : new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
@@ -97,7 +97,7 @@ export class JsonBytes {
 		let to = at;
 		while (i < end) {
 			if (words !== null) {
-				// Four bytes at a time, as long as none of them is escaped.
+				// Four bytes at a time while none of them is escaped.
 				for (; i <= end - 4; i += 4, to += 4) {
 					const word = words.getInt32(i, true);
 					if (hasEscape(word)) break;
@@ -128,8 +128,8 @@ export class JsonBytes {
 }
 
 /**
- * Whether one of the four bytes of a word is below 0x20, a quote or a backslash: the tests for a byte below n and for a zero
- * byte of Anderson's "Bit Twiddling Hacks".
+ * Whether one of the four bytes of a word is below 0x20, a quote or a backslash, by the tests for a byte below n and for a zero
+ * byte from Anderson's "Bit Twiddling Hacks".
  */
 function hasEscape(word: number): boolean {
 	const quote = word ^ 0x22222222;

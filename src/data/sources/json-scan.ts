@@ -1,7 +1,9 @@
 /**
- * Where JSON values begin and end in a text, without parsing them. Brackets and strings are told apart, no more: whatever
- * else is wrong with a text is found where the row is parsed.
+ * Finds where JSON values begin and end in a text, without parsing them. Distinguishes only brackets and strings: the row's
+ * parser finds whatever else is wrong with a text.
  */
+
+import { parsed } from "./json-text.js";
 
 const QUOTE = 0x22;
 const BACKSLASH = 0x5c;
@@ -10,14 +12,14 @@ function isSpace(byte: number | undefined): boolean {
 	return byte === 0x20 || byte === 0x09 || byte === 0x0a || byte === 0x0d;
 }
 
-/** The place behind white space. */
+/** The offset after white space. */
 function skipSpace(bytes: Uint8Array, from: number): number {
 	let at = from;
 	while (at < bytes.length && isSpace(bytes[at])) at += 1;
 	return at;
 }
 
-/** The place behind a string that begins at `from`; -1: it has no end. */
+/** The offset after the string that begins at `from`; -1: it has no end. */
 function stringEnd(bytes: Uint8Array, from: number): number {
 	for (let at = from + 1; at < bytes.length; at++) {
 		const byte = bytes[at] as number;
@@ -28,7 +30,7 @@ function stringEnd(bytes: Uint8Array, from: number): number {
 	return -1;
 }
 
-/** The place behind the array, object or string that begins at `from`; -1: it has no end, or is none of these. */
+/** The offset after the array, object or string that begins at `from`; -1: it has no end, or is none of these. */
 function nestedEnd(bytes: Uint8Array, from: number): number {
 	let depth = 0;
 	for (let at = from; at < bytes.length; at++) {
@@ -46,12 +48,12 @@ function nestedEnd(bytes: Uint8Array, from: number): number {
 	return -1;
 }
 
-/** The place behind the value that begins at `from`; -1: there is none. */
+/** The offset after the value that begins at `from`; -1: there is none. */
 function valueEnd(bytes: Uint8Array, from: number): number {
 	const first = bytes[from];
 	if (first === QUOTE || first === 0x5b || first === 0x7b) return nestedEnd(bytes, from);
 	let at = from;
-	// Numbers, true, false and null: up to what may follow a value.
+	// Numbers, true, false and null end before white space or punctuation.
 	while (at < bytes.length && !isSpace(bytes[at]) && !isMark(bytes[at] as number)) at += 1;
 	return at > from ? at : -1;
 }
@@ -62,12 +64,12 @@ function isMark(byte: number): boolean {
 	);
 }
 
-/** Nothing but white space. */
+/** Whether a text is only white space. */
 export function isBlankText(bytes: Uint8Array): boolean {
 	return skipSpace(bytes, 0) === bytes.length;
 }
 
-/** Whether a text is one array or one object, and nothing else. */
+/** Whether a text is exactly one array or object by its brackets; what is inside is not checked. */
 export function isNestedJson(bytes: Uint8Array): boolean {
 	const from = skipSpace(bytes, 0);
 	if (bytes[from] !== 0x5b && bytes[from] !== 0x7b) return false;
@@ -75,18 +77,16 @@ export function isNestedJson(bytes: Uint8Array): boolean {
 	return end >= 0 && skipSpace(bytes, end) === bytes.length;
 }
 
-/** Whether a text is JSON as the language itself parses it; for single values, where no row's parser would notice. */
-export function isJson(bytes: Uint8Array): boolean {
-	if (isNestedJson(bytes)) return true;
-	try {
-		JSON.parse(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString("utf8"));
-		return true;
-	} catch {
-		return false;
-	}
+/** Whether a text may stand for a value in a row: an array or object by its brackets, or any other value that is JSON. */
+export function isValueText(bytes: Uint8Array): boolean {
+	return isNestedJson(bytes) || parsed(textOf(bytes)) !== undefined;
 }
 
-/** The keys of an object's text with their values' bytes, in its order; null: it is no object. */
+function textOf({ buffer, byteOffset, byteLength }: Uint8Array): string {
+	return Buffer.from(buffer, byteOffset, byteLength).toString("utf8");
+}
+
+/** The keys of an object's text with the bytes of their values, in order; null: it is not an object. */
 export function objectEntries(bytes: Uint8Array): [string, Uint8Array][] | null {
 	const entries: [string, Uint8Array][] = [];
 	let at = skipSpace(bytes, 0);
@@ -97,9 +97,9 @@ export function objectEntries(bytes: Uint8Array): [string, Uint8Array][] | null 
 		if (bytes[at] !== QUOTE) return null;
 		const keyEnd = stringEnd(bytes, at);
 		if (keyEnd < 0) return null;
-		const key = parseKey(bytes.subarray(at, keyEnd));
+		const key = parsed(textOf(bytes.subarray(at, keyEnd)));
 		at = skipSpace(bytes, keyEnd);
-		if (key === null || bytes[at] !== 0x3a) return null;
+		if (typeof key !== "string" || bytes[at] !== 0x3a) return null;
 		at = skipSpace(bytes, at + 1);
 		const end = valueEnd(bytes, at);
 		if (end < 0) return null;
@@ -108,13 +108,5 @@ export function objectEntries(bytes: Uint8Array): [string, Uint8Array][] | null 
 		if (bytes[at] === 0x7d) return skipSpace(bytes, at + 1) === bytes.length ? entries : null;
 		if (bytes[at] !== 0x2c) return null;
 		at = skipSpace(bytes, at + 1);
-	}
-}
-
-function parseKey(bytes: Uint8Array): string | null {
-	try {
-		return String(JSON.parse(Buffer.from(bytes).toString("utf8")));
-	} catch {
-		return null;
 	}
 }

@@ -1,13 +1,21 @@
 /**
- * JSON text as exact values and back, for where a row has to be taken apart: integers are bigint, floats number, objects Map.
- * Reads what the core reads (`crates/arl-text/src/row/json.rs`) and refuses what it refuses, for the same reasons.
+ * Parses JSON text into exact values, and writes them back: integers are bigint, floats number, objects Map. Accepts what the
+ * core accepts (`crates/arl-text/src/row/json.rs`), and refuses the rest for the same reasons.
  */
 import { floatText } from "./json-text.js";
 
-/** A JSON value: whole numbers of any size are bigint, every other number is a float64. */
+/** A JSON value: integers of any size are bigint, all other numbers float64. */
 export type JsonValue = null | boolean | string | bigint | number | JsonValue[] | JsonObject;
 /** In the order of the text; a repeated key keeps its first place and its last value, as in Python. */
 export type JsonObject = Map<string, JsonValue>;
+
+/** A number with a given text: how it is written. */
+export class NumberText {
+	constructor(readonly text: string) {}
+}
+
+/** A value whose numbers may have a given text; undefined: its key is left out. */
+export type PlainValue = JsonValue | NumberText | PlainValue[] | Map<string, PlainValue> | undefined;
 
 /** Why a row cannot be used: `reason` is stable and short, the message says what is wrong in it. */
 export class RowProblem extends Error {
@@ -201,18 +209,19 @@ class Parser {
 	}
 }
 
-/** A value as compact JSON text: the same value, digit for digit, gives the same text. */
-export function jsonText(value: JsonValue): string {
+/** A value as compact JSON text: equal values, digit for digit, have equal texts. */
+export function jsonText(value: PlainValue): string {
+	if (value instanceof NumberText) return value.text;
 	if (typeof value === "bigint") return String(value);
 	if (typeof value === "number") return floatText(value);
 	if (Array.isArray(value)) return `[${value.map(jsonText).join(",")}]`;
 	if (value instanceof Map) {
 		return `{${[...value].map(([key, item]) => `${JSON.stringify(key)}:${jsonText(item)}`).join(",")}}`;
 	}
-	return JSON.stringify(value);
+	return JSON.stringify(value ?? null);
 }
 
-/** What a message calls this kind of value. */
+/** The name of a kind of value in messages. */
 export function kindOf(value: JsonValue | undefined): string {
 	if (value === undefined) return "missing";
 	if (value === null) return "null";

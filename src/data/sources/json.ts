@@ -1,23 +1,17 @@
 /**
- * A JSON file as rows: an array of rows at its top level, or one object that is a single row.
- * The core finds where the elements lie, so that they cross as raw bytes like the lines of a JSONL file.
+ * Reads a JSON file: an array of rows at the top level, or one object that is a single row. The core finds the byte ranges of
+ * the elements, so that they are read as raw bytes like the lines of a JSONL file.
  */
-import { type FileHandle, open } from "node:fs/promises";
+import type { FileHandle } from "node:fs/promises";
 import { hashFile } from "../../disk/hash-file.js";
 import { ArlError, toArlError } from "../../errors.js";
 import type { Native } from "../../native.js";
-import { FileRows, indexFromRanges, openJsonl } from "./jsonl.js";
+import { parsed } from "./json-text.js";
+import { FileRows, indexFromRanges, openHandle, openJsonl } from "./jsonl.js";
 import { maxRowBytes } from "./row-size.js";
 import { BOM } from "./sniff.js";
 
-/** A file that stays open, so that it is the same when it is read later, whatever happens to its name. */
-async function openHandle(path: string): Promise<FileHandle> {
-	return open(path, "r").catch((error: unknown) => {
-		throw toArlError(error);
-	});
-}
-
-/** Rows at known places, each with the line on which it begins. */
+/** Rows at known byte ranges, each with the line on which it begins. */
 async function fromRanges(
 	handle: FileHandle,
 	name: string,
@@ -28,7 +22,7 @@ async function fromRanges(
 	return new FileRows(name, handle, index, (row) => `${name}:${lines[row]} (row ${row + 1})`);
 }
 
-/** A file whose top level is an array. */
+/** Opens a file whose top level is an array. */
 export async function openJsonArray(
 	native: Pick<Native, "jsonArrayRows">,
 	path: string,
@@ -44,12 +38,12 @@ export async function openJsonArray(
 	} catch (error) {
 		await handle.close();
 		const { code, message, hint } = toArlError(error);
-		// Its user knows a file that was unpacked by another name.
+		// The user knows a decompressed file by another name.
 		throw new ArlError(code, message.replaceAll(path, name), hint, { cause: error });
 	}
 }
 
-/** A `.json` file that begins with an object: one row over several lines, or JSONL by another name. */
+/** Opens a `.json` file that begins with an object: one row over several lines, or JSONL under another name. */
 export async function openJsonObject(path: string, name = path): Promise<FileRows> {
 	const handle = await openHandle(path);
 	try {
@@ -58,7 +52,7 @@ export async function openJsonObject(path: string, name = path): Promise<FileRow
 		const bytes = size <= maxRowBytes() ? await readWhole(handle, size) : Buffer.alloc(0);
 		const start = bytes.subarray(0, 3).equals(BOM) ? 3 : 0;
 		const text = bytes.toString("utf8", start);
-		if (text.trimEnd().includes("\n") && isJson(text)) {
+		if (text.trimEnd().includes("\n") && parsed(text) !== undefined) {
 			const line = text.slice(0, text.indexOf("{")).split("\n").length;
 			return await fromRanges(handle, name, Float64Array.of(start, bytes.length), Float64Array.of(line));
 		}
@@ -78,14 +72,4 @@ async function readWhole(handle: FileHandle, size: number): Promise<Buffer> {
 		done += bytesRead;
 	}
 	return bytes;
-}
-
-/** Whether a text is JSON, as JavaScript reads it. */
-export function isJson(text: string): boolean {
-	try {
-		JSON.parse(text);
-		return true;
-	} catch {
-		return false;
-	}
 }

@@ -1,6 +1,6 @@
 /**
- * A JSONL file as rows: one pass finds where each line lies and hashes the content, then lines are read at random.
- * A file stays open while it is in use, so that one that is renamed or unlinked meanwhile goes on to be the same.
+ * Reads a JSONL file: one pass finds the byte range of each line and hashes the content, then lines are read at random.
+ * A file stays open while it is in use, so that renaming or unlinking it has no effect.
  */
 import { createHash } from "node:crypto";
 import { type FileHandle, open } from "node:fs/promises";
@@ -13,7 +13,7 @@ const READ_BYTES = 4 * 1024 * 1024;
 const GAP_BYTES = 64 * 1024;
 const MAX_TOGETHER_BYTES = 8 * 1024 * 1024;
 
-/** Numbers that grow: offsets beyond 2^32 are exact in a double up to 2^53. */
+/** A growing array of offsets: those beyond 2^32 are exact in a double up to 2^53. */
 export class Offsets {
 	private values = new Float64Array(1024);
 	length = 0;
@@ -32,7 +32,7 @@ export class Offsets {
 	}
 }
 
-/** Where a row is in its file: [start, end), and its line (absent: the row's number plus one). */
+/** Where the rows are in their file: bytes [start, end), and the line (null: the row's number plus one). */
 export interface RowIndex {
 	starts: Offsets;
 	ends: Offsets;
@@ -46,7 +46,7 @@ function isBlank(bytes: Uint8Array): boolean {
 	return true;
 }
 
-/** Finds the lines of a file and hashes it. A `\r` before a line's end and a byte order mark at the start are no part of a row. */
+/** Finds the lines of a file and hashes it. A `\r` before a newline and a byte order mark at the start are not part of a row. */
 async function indexLines(handle: FileHandle): Promise<RowIndex> {
 	const starts = new Offsets();
 	const ends = new Offsets();
@@ -54,7 +54,7 @@ async function indexLines(handle: FileHandle): Promise<RowIndex> {
 	let blankLines = 0;
 	let line = 0;
 	let start = 0;
-	/** Whether anything but white space was seen of the line in progress in earlier chunks. */
+	/** Whether earlier chunks contain anything but white space of the line in progress. */
 	let seen = false;
 	let lastByte = 0;
 	const hash = createHash("sha256");
@@ -91,7 +91,7 @@ async function indexLines(handle: FileHandle): Promise<RowIndex> {
 			if (at < 0) break;
 			const before = at > 0 ? chunk[at - 1] : lastByte;
 			const end = offset + at;
-			// The start may lie in an earlier chunk; then only what is here still has to be looked at.
+			// If the line began in an earlier chunk, only the rest of it is left to check.
 			const blank = !seen && isBlank(chunk.subarray(from, at));
 			finish(before === 13 && end > start ? end - 1 : end, blank);
 			from = at + 1;
@@ -109,7 +109,7 @@ async function indexLines(handle: FileHandle): Promise<RowIndex> {
 	return { starts, ends, lines, blankLines, identity: hash.digest("hex") };
 }
 
-/** Rows at known places of an open file. */
+/** Rows at known byte ranges of an open file. */
 export class FileRows implements Source {
 	readonly length: number;
 	readonly blankLines: number;
@@ -186,11 +186,16 @@ export class FileRows implements Source {
 	}
 }
 
-/** A JSONL file (not compressed) as rows; `path` may differ from `name`, which is what a user knows it by. */
-export async function openJsonl(path: string, name = path): Promise<FileRows> {
-	const handle = await open(path, "r").catch((error: unknown) => {
+/** Opens a file. It stays open, so that renaming or unlinking it later has no effect. */
+export async function openHandle(path: string): Promise<FileHandle> {
+	return open(path, "r").catch((error: unknown) => {
 		throw toArlError(error);
 	});
+}
+
+/** Opens an uncompressed JSONL file; `name`: the path that the user gave, if it differs from `path`. */
+export async function openJsonl(path: string, name = path): Promise<FileRows> {
+	const handle = await openHandle(path);
 	try {
 		const index = await indexLines(handle);
 		if (index.starts.length === 0) {
@@ -207,7 +212,7 @@ export async function openJsonl(path: string, name = path): Promise<FileRows> {
 	}
 }
 
-/** Rows at byte ranges that somebody else found, for example the elements of a JSON array. */
+/** The index of rows at given byte ranges, for example the elements of a JSON array. */
 export function indexFromRanges(ranges: Float64Array, identity: string): RowIndex {
 	const starts = new Offsets();
 	const ends = new Offsets();

@@ -1,50 +1,45 @@
 /**
- * Rows whose number must be known before the first step, though it is not: written once, in their order, into a spool file
- * without a name; from then on they are a file's rows.
+ * Reads a data set of unknown length to its end, for runs that must know the number of rows before the first step: the rows are
+ * written once, in order, into a spill file, and read from it afterwards.
  */
-import { createHash } from "node:crypto";
-import { type FileHandle, open, rm, statfs } from "node:fs/promises";
-import { ArlError, toArlError } from "../../errors.js";
+import { statfs } from "node:fs/promises";
+import { ArlError } from "../../errors.js";
 import { Cancellation } from "../cancellation.js";
 import type { MadeRow } from "./convert.js";
-import { FileRows, indexFromRanges, type RowIndex } from "./jsonl.js";
+import type { FileRows } from "./jsonl.js";
 import type { Scratch } from "./scratch.js";
-import type { AnySource, LazyRows, RowContent, Source, UnreadableRow } from "./source.js";
+import type { AnySource, RowContent, Source, UnreadableRow } from "./source.js";
+import { SpillFile } from "./spill-file.js";
 
-const FLUSH_BYTES = 4 * 1024 * 1024;
-/** Part of the free disk that a spool file may take. */
-const DISK_PART = 0.8;
-const NEWLINE = Buffer.from("\n");
+/** The share of the free disk space that a spill file may use. */
+const DISK_SHARE = 0.8;
+/** What the spill file holds for a row that could not be read. */
 const NO_ROW = Buffer.from("null");
 
-export interface SpoolOptions {
+export interface MaterializeOptions {
 	name: string;
 	signal: AbortSignal | null;
+	/** Rows that the converting function has left out so far. */
 	leftOut: () => number;
-	/** No row beyond this many is read. */
+	/** Reading stops after this many rows. */
 	most: number;
-	/** Called now and then with the rows that were read. */
+	/** Called after each row with the number of rows read. */
 	progress: (rows: number) => void;
 	scratch: Scratch;
-	/** Most bytes that are written; absent: most of the free disk. */
+	/** Limit on the spill file's size; absent: most of the free disk space. */
 	maxBytes?: number;
 }
 
-/** Rows that lie in a spool file, and those that could not be had. */
-class MaterializedRows implements Source<RowContent>, LazyRows {
+/** The rows of a spill file, and the reasons for those that could not be read. */
+class MaterializedRows implements Source<RowContent> {
 	readonly name: string;
 	readonly length: number;
 	readonly blankLines = 0;
 	readonly identity: string;
-	readonly lazy: LazyRows = this;
-	readonly inOrder = false;
-	readonly recheck = false;
-	readonly ahead = Number.POSITIVE_INFINITY;
 
 	constructor(
 		private readonly file: FileRows,
 		private readonly failures: ReadonlyMap<number, UnreadableRow>,
-		private readonly locations: ReadonlyMap<number, string>,
 		readonly leftOut: number,
 	) {
 		this.name = file.name;
@@ -53,7 +48,7 @@ class MaterializedRows implements Source<RowContent>, LazyRows {
 	}
 
 	location(index: number): string {
-		return this.locations.get(index) ?? `${this.name}[${index}]`;
+		return this.file.location(index);
 	}
 
 	bytes(index: number): number {
@@ -65,23 +60,6 @@ class MaterializedRows implements Source<RowContent>, LazyRows {
 		return rows.map((row, i) => this.failures.get(indexes[i] as number) ?? row);
 	}
 
-	async take(indexes: Uint32Array, maxBytes: number): Promise<RowContent[]> {
-		let count = 0;
-		for (let bytes = 0; count < indexes.length; count++) {
-			bytes += this.bytes(indexes[count] as number);
-			if (count > 0 && bytes > maxBytes) break;
-		}
-		return this.read(indexes.subarray(0, count));
-	}
-
-	peek(indexes: Uint32Array): Promise<RowContent[]> {
-		return this.read(indexes);
-	}
-
-	sync(): void {}
-
-	cancel(): void {}
-
 	close(): Promise<void> {
 		return this.file.close();
 	}
@@ -92,76 +70,31 @@ async function freeBytes(folder: string): Promise<number> {
 	return bavail * bsize;
 }
 
-/** Reads all rows. Throws `ARL_DATA` where there is none, and where they do not end before the disk is full. */
-export async function materializeRows(rows: AsyncIterable<MadeRow>, options: SpoolOptions): Promise<AnySource> {
-	const { name, signal } = options;
-	const path = options.scratch.newFile();
-	const file = await open(path, "wx+").catch((error: unknown) => {
-		throw toArlError(error);
-	});
-	// The open handle keeps the content.
-	await rm(path);
-	try {
-		const maxBytes = options.maxBytes ?? DISK_PART * (await freeBytes(options.scratch.path()));
-		const failures = new Map<number, UnreadableRow>();
-		const locations = new Map<number, string>();
-		const { most, progress } = options;
-		const written = { name, maxBytes, most, progress, failures, locations };
-		const index = await writeRows(file, untilAborted(rows, signal), written);
-		if (index.starts.length === 0) {
-			const left = options.leftOut();
-			const why = left > 0 ? `: the converting function has left out all ${left}` : "";
-			throw new ArlError("ARL_DATA", `${name}: the data set has no rows${why}`);
+/** Reads all rows. Throws `ARL_DATA` if there are none, or if the disk is full before they end. */
+export async function materializeRows(rows: AsyncIterable<MadeRow>, options: MaterializeOptions): Promise<AnySource> {
+	const { name, scratch, signal, leftOut, most, progress } = options;
+	const failures = new Map<number, UnreadableRow>();
+	/** Only those that do not follow from the row's number. */
+	const locations = new Map<number, string>();
+	const locate = (row: number) => locations.get(row) ?? `${name}[${row}]`;
+	const file = await SpillFile.fill({ scratch, name, numbered: false, locate, signal: null }, async (spill) => {
+		const maxBytes = options.maxBytes ?? DISK_SHARE * (await freeBytes(scratch.path()));
+		for await (const { row, location } of untilAborted(rows, signal)) {
+			const index = spill.rows;
+			if (!(row instanceof Uint8Array)) failures.set(index, row);
+			if (location !== locate(index)) locations.set(index, location);
+			spill.out.raw(row instanceof Uint8Array ? row : NO_ROW);
+			const isFull = spill.endRow();
+			if (spill.bytes > maxBytes) throw endless(name, spill.rows, spill.bytes);
+			progress(spill.rows);
+			if (spill.rows >= most) break;
+			if (isFull) await spill.flush();
 		}
-		const lines = new FileRows(name, file, index, (row) => `${name}[${row}]`);
-		return new MaterializedRows(lines, failures, locations, options.leftOut());
-	} catch (error) {
-		await file.close();
-		throw toArlError(error);
-	}
-}
-
-interface Written {
-	name: string;
-	maxBytes: number;
-	most: number;
-	progress: (rows: number) => void;
-	failures: Map<number, UnreadableRow>;
-	/** Places that do not follow from the row's number. */
-	locations: Map<number, string>;
-}
-
-/** Writes a line a row; gives where each lies. */
-async function writeRows(file: FileHandle, rows: AsyncIterable<MadeRow>, written: Written): Promise<RowIndex> {
-	const { name, maxBytes, most, progress, failures, locations } = written;
-	const hash = createHash("sha256");
-	const ranges: number[] = [];
-	let pending: Uint8Array[] = [];
-	let bytes = 0;
-	let total = 0;
-	const flush = async () => {
-		const chunk = Buffer.concat(pending);
-		hash.update(chunk);
-		await file.appendFile(chunk);
-		pending = [];
-		bytes = 0;
-	};
-	for await (const { row, location } of rows) {
-		const count = ranges.length / 2;
-		if (!(row instanceof Uint8Array)) failures.set(count, row);
-		const line = row instanceof Uint8Array ? row : NO_ROW;
-		if (location !== `${name}[${count}]`) locations.set(count, location);
-		ranges.push(total, total + line.length);
-		pending.push(line, NEWLINE);
-		bytes += line.length + 1;
-		total += line.length + 1;
-		if (total > maxBytes) throw endless(name, count + 1, total);
-		progress(count + 1);
-		if (count + 1 >= most) break;
-		if (bytes >= FLUSH_BYTES) await flush();
-	}
-	await flush();
-	return indexFromRanges(Float64Array.from(ranges), hash.digest("hex"));
+		if (spill.rows > 0) return { blankLines: 0 };
+		const why = leftOut() > 0 ? `: the converting function has left out all ${leftOut()}` : "";
+		throw new ArlError("ARL_DATA", `${name}: the data set has no rows${why}`);
+	});
+	return new MaterializedRows(file, failures, leftOut());
 }
 
 function endless(name: string, rows: number, bytes: number): ArlError {
@@ -169,11 +102,11 @@ function endless(name: string, rows: number, bytes: number): ArlError {
 	return new ArlError(
 		"ARL_DATA",
 		`${name}: no end after ${rows} rows (${size}), and the disk has no room for more`,
-		"A shuffled run has to know all rows. Rows without an end need max_steps and train_sampling_strategy sequential.",
+		"A shuffled run must know all rows. Rows without an end need max_steps and train_sampling_strategy sequential.",
 	);
 }
 
-/** The rows, until the signal comes: also where the next one never does. */
+/** The rows until the signal is aborted, even if the next one never comes. */
 async function* untilAborted(rows: AsyncIterable<MadeRow>, signal: AbortSignal | null): AsyncGenerator<MadeRow> {
 	const iterator = rows[Symbol.asyncIterator]();
 	const cancellation = new Cancellation();
@@ -189,7 +122,7 @@ async function* untilAborted(rows: AsyncIterable<MadeRow>, signal: AbortSignal |
 		}
 	} finally {
 		signal?.removeEventListener("abort", cancel);
-		// Not awaited: a stream that hangs would not let the run end.
+		// Not awaited: a stream that hangs must not keep the run from ending.
 		if (!done) Promise.resolve(iterator.return?.()).catch(() => {});
 	}
 }

@@ -1,6 +1,6 @@
 /**
- * `train_file` and its kin: from names to one source of rows, whatever kinds the files are of.
- * A compressed file is unpacked once into a spool file that has no name any more by the time it is read.
+ * Opens the files of `train_file` and similar options as one source of rows, whatever their formats.
+ * A compressed file is decompressed once into a temporary file, whose name is removed once it is open.
  */
 import { rm } from "node:fs/promises";
 import type { Native } from "../../native.js";
@@ -14,18 +14,18 @@ import { Scratch } from "./scratch.js";
 import { type FileKind, sniff } from "./sniff.js";
 import { ConcatSource, type Source } from "./source.js";
 
-/** What reading files needs of the core. */
+/** What reading files needs from the core. */
 export type FileNative = Pick<Native, "decompress" | "unpackZstd" | "jsonArrayRows" | "sniff" | "ScratchFolder">;
 
 /** How files are read. */
 export interface FileOptions {
-	/** For what is unpacked, and closed by the caller; absent: a folder in the user's cache, closed when all files are open. */
+	/** Holds temporary files, and is closed by the caller; absent: a folder in the user's cache, closed when all files are open. */
 	scratch?: Scratch;
-	/** Which of a folder's files are meant, by the split that they are; null: all of them. Absent: `train`. */
+	/** Which split of a folder's files to read; null: all files. Absent: `train`. */
 	split?: string | null;
 	/** The option `columns`. */
 	columns?: ColumnNames;
-	/** Ends the reading of a file that takes long. */
+	/** Aborts the reading of a large file. */
 	signal?: AbortSignal | null;
 }
 
@@ -34,17 +34,17 @@ interface OneFileOptions {
 	columns: ColumnNames;
 	signal: AbortSignal | null;
 	remarks: Remarks;
-	/** Gets what a user should know of single files. */
+	/** Collects what a user should know about single files. */
 	notices: string[];
 }
 
-/** Rows of several entries, and which rows are whose. */
+/** The rows of several entries, and how many come from each. */
 export interface OpenedFiles {
 	source: Source;
-	/** Row count of each entry of `train_file`, in order: what `train_weights` refers to. */
+	/** Rows of each entry of `train_file`, in order: what `train_weights` refers to. */
 	entryRows: number[];
 	files: string[];
-	/** What a user should know of how they are read. */
+	/** What a user should know about how they are read. */
 	notices: string[];
 }
 
@@ -82,7 +82,7 @@ function openJson(native: FileNative, path: string, name: string, kind: FileKind
 	return kind === "object" ? openJsonObject(path, name) : openJsonl(path, name);
 }
 
-/** One file as a source. What it is, and whether it is compressed, is told by content: a `.gz` that is none is read as it is. */
+/** Opens one file. Its content determines its format and compression: a `.gz` file that is not gzip is read as it is. */
 async function openFile(native: FileNative, path: string, options: OneFileOptions): Promise<Source> {
 	const kind = await sniff(native, path);
 	if (kind !== "gzip" && kind !== "zstd") return openUnpacked(native, path, path, kind, options);
@@ -96,7 +96,7 @@ async function openFile(native: FileNative, path: string, options: OneFileOption
 	}
 }
 
-/** Every file that the entries name, one after the other. */
+/** Opens every file that the entries name, one after the other. */
 export async function openFiles(
 	native: FileNative,
 	entries: readonly string[],
@@ -131,7 +131,7 @@ export async function openFiles(
 		if (options.scratch === undefined) scratch.close();
 	}
 	if (folders === 0 && split !== "train" && split !== null) {
-		notices.push(`split ${split} chooses nothing: files that are named are read whole, and no folder is given`);
+		notices.push(`split ${split} chooses nothing: named files are read whole, and no folder is given`);
 	}
 	notices.push(...remarks.lines());
 	const [only] = sources;

@@ -1,19 +1,19 @@
 /**
- * A value from a user's code as JSON text. Where JSON.stringify would lose something without a word (NaN, a Map, a function)
- * this refuses and says where in the value.
+ * Writes a value from a user's code as JSON text. What JSON.stringify would drop silently (NaN, a Map, a function) is an error
+ * with its place in the value.
  */
 
 const MAX_DEPTH = 200;
 
 /**
- * The value as JSON text. A bigint is written as an integer with all its digits. Throws a TypeError that begins with the
- * place (`messages[1].weight`) for what JSON has no text for.
+ * The value as JSON text. A bigint is written as an integer with all its digits. Throws a TypeError that begins with the place
+ * (`messages[1].weight`) of a value for which JSON has no text.
  */
 export function recordText(value: unknown): string {
 	return text(value, [], 0) ?? "null";
 }
 
-/** The text of one value; undefined: the key is to be left out, as in JSON.stringify. */
+/** The text of one value; undefined: its key is left out, as in JSON.stringify. */
 function text(given: unknown, path: (string | number)[], depth: number): string | undefined {
 	const value = withToJson(given, path);
 	switch (typeof value) {
@@ -35,7 +35,7 @@ function text(given: unknown, path: (string | number)[], depth: number): string 
 	}
 	if (value === null) return "null";
 	if (depth >= MAX_DEPTH)
-		throw refusal(path.slice(0, 4), `it holds itself, or is nested more than ${MAX_DEPTH} levels deep`);
+		throw refusal(path.slice(0, 4), `it contains itself, or is nested more than ${MAX_DEPTH} levels deep`);
 	return Array.isArray(value) ? listText(value, path, depth) : objectText(value, path, depth);
 }
 
@@ -46,7 +46,7 @@ function withToJson(value: unknown, path: (string | number)[]): unknown {
 
 function listText(list: unknown[], path: (string | number)[], depth: number): string {
 	const parts: string[] = [];
-	// Not `map`: it passes over the holes of a list.
+	// Not `map`, which skips the holes of an array.
 	for (let i = 0; i < list.length; i++) {
 		path.push(i);
 		const part = text(list[i], path, depth + 1);
@@ -60,7 +60,7 @@ function listText(list: unknown[], path: (string | number)[], depth: number): st
 function objectText(object: object, path: (string | number)[], depth: number): string {
 	const lost =
 		object instanceof Map || object instanceof Set || ArrayBuffer.isView(object) || object instanceof ArrayBuffer;
-	if (lost) throw refusal(path, `a ${object.constructor.name} has no JSON text; give a plain object or list`);
+	if (lost) throw refusal(path, `a ${object.constructor.name} has no JSON text; use a plain object or array`);
 	const parts: string[] = [];
 	for (const [key, value] of Object.entries(object)) {
 		path.push(key);

@@ -1,5 +1,5 @@
 /**
- * The one shape of a row that the program trains on, as types. Files may hold other shapes; the core turns them into this.
+ * The type of a training row. Files may have rows of other shapes; the core converts them into this one.
  */
 
 /** A part of a message's content. */
@@ -10,11 +10,11 @@ export type ContentPart =
 export interface ToolCall {
 	id?: string;
 	type?: "function";
-	/** `arguments`: a JSON text, as OpenAI sends it, or the object itself. */
+	/** `arguments`: JSON text, as OpenAI sends it, or the object itself. */
 	function: { name: string; arguments: string | Record<string, unknown> };
 }
 
-/** A chat message as OpenAI's API spells it. */
+/** A chat message as in OpenAI's API. */
 export interface ChatMessage {
 	role: "system" | "developer" | "user" | "assistant" | "tool";
 	content?: string | ContentPart[] | null;
@@ -24,20 +24,20 @@ export interface ChatMessage {
 	tool_call_id?: string | null;
 	/** False: this reply is not trained. */
 	train?: boolean;
-	/** Weight of this reply's tokens in the loss; absent: 1. */
+	/** Weight of this reply's tokens in the loss. Absent: 1. */
 	weight?: number;
 }
 
-/** A value by MESSAGE INDEX. Keys may be numbers or strings: JSON knows only strings. */
+/** A value by message index. Keys may be numbers or strings, because JSON has only strings. */
 export type ByMessage<T> = Record<number | string, T>;
 
 /**
- * One training row. `scores`, `advantages`, `created_at_step` and `logprobs` say by message index which replies are to be
- * trained and with what standing; without `advantages` every assistant message is trained.
+ * A training row. `scores`, `advantages`, `created_at_step` and `logprobs` describe replies by message index; only replies with
+ * an advantage are trained, or every assistant message if there are no `advantages`.
  */
 export interface RecordData {
 	messages: ChatMessage[];
-	/** JSON schemas of the tools on offer. */
+	/** JSON schemas of the available tools. */
 	tools?: Record<string, unknown>[] | null;
 	scores?: ByMessage<number> | null;
 	advantages?: ByMessage<number> | null;

@@ -1,19 +1,19 @@
-/** The bound of a row's size: one for everything that reads or writes rows, and the core's. */
+/** The limit on a row's size, which is the core's: one for everything that reads or writes rows. */
 import { loadNative } from "../../native.js";
 
-let bound: number | null = null;
+let limit: number | null = null;
 
 /** A row with more bytes than this is refused. */
 export function maxRowBytes(): number {
-	bound ??= loadNative().MAX_ROW_BYTES;
-	return bound;
+	limit ??= loadNative().MAX_ROW_BYTES;
+	return limit;
 }
 
 const MIB = 1024 * 1024;
 
-/** What is said of a row that is too large. */
+/** The reason and message for a row that is too large. */
 export function rowTooLarge(bytes: number): { reason: string; message: string } {
-	// Rounded away from the bound, so that no row of 32 MiB is refused because 32 MiB are allowed.
+	// Rounded up, so that no message says that 32 MiB are too much where 32 MiB are allowed.
 	const size = Math.ceil((bytes / MIB) * 10) / 10;
 	return { reason: "row too large", message: `${size} MiB in one row; at most ${maxRowBytes() / MIB} MiB are read` };
 }

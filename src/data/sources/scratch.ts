@@ -1,18 +1,18 @@
 /**
- * Where files go that are needed only for a while: unpacked rows, and rows that are put together before they are read.
- * They are on the disk that the caller names, and never in memory.
+ * The folder for temporary files: decompressed files and spill files. It is on the disk that the caller names, and never in
+ * memory.
  */
 import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import { toArlError } from "../../errors.js";
 import type { Native } from "../../native.js";
 
-/** What temporary files need of the core. */
+/** What temporary files need from the core. */
 export type ScratchNative = Pick<Native, "ScratchFolder">;
 
 /**
- * The folder for commands that have none of their own: the user's cache folder. Many machines keep the system's folder
- * for temporary files in memory, so that is used only where there is no other.
+ * The folder for commands without a `cache_dir`: the user's cache folder. The system's folder for temporary files is often in
+ * memory, so it is used only if there is no other.
  */
 export function userCacheDir(environment: NodeJS.ProcessEnv = process.env): string {
 	const { XDG_CACHE_HOME } = environment;
@@ -21,24 +21,24 @@ export function userCacheDir(environment: NodeJS.ProcessEnv = process.env): stri
 	return home === "" || home === "/" ? join(tmpdir(), "arl") : join(home, ".cache", "arl");
 }
 
-/** A folder for temporary files below `parent`, made at the first use and removed by `close`. */
+/** A folder for temporary files below `parent`, created at the first use and removed by `close`. */
 export class Scratch {
 	private folder: ReturnType<ScratchNative["ScratchFolder"]["create"]> | null = null;
 	private files = 0;
 
-	/** `parent` null: the user's cache folder, or the system's for temporary files where that cannot be written. */
+	/** `parent` null: the user's cache folder, or the system's folder for temporary files if that one is not writable. */
 	constructor(
 		private readonly native: ScratchNative,
 		private readonly parent: string | null = null,
 	) {}
 
-	/** Where it is; makes it. Throws `ARL_IO` where that fails. */
+	/** The folder's path; creates it. Throws `ARL_IO` if that fails. */
 	path(): string {
 		this.folder ??= this.create();
 		return this.folder.path;
 	}
 
-	/** A path in it that no other call has given. */
+	/** A path in it that no other call has returned. */
 	newFile(): string {
 		this.files += 1;
 		return join(this.path(), `rows-${this.files}`);
@@ -54,7 +54,7 @@ export class Scratch {
 		}
 	}
 
-	/** Removes the folder and all that is in it; files that are open can still be read. */
+	/** Removes the folder and everything in it; open files can still be read. */
 	close(): void {
 		this.folder?.close();
 		this.folder = null;

@@ -1,5 +1,6 @@
 /**
- * What a file is, by its first bytes. Its name decides only where content cannot: a table of plain text, a single object.
+ * Determines a file's format by its first bytes. The name decides only where the content cannot: a table of plain text, a
+ * single object.
  */
 import { open } from "node:fs/promises";
 import { extname } from "node:path";
@@ -7,47 +8,47 @@ import { ArlError, toArlError } from "../../errors.js";
 import type { Native } from "../../native.js";
 import { HEADER_NAMES } from "./columns.js";
 
-/** What a file's first bytes say that it is. */
+/** A file's format according to its first bytes. */
 export type FileKind = "gzip" | "zstd" | "parquet" | "csv" | "array" | "object" | "other";
 
 const FIRST_BYTES = 64 * 1024;
 
-/** Kinds of files that are known and not read, by their first bytes, with what to do. */
+/** Unsupported formats by their first bytes, with what to do. */
 const REFUSED: readonly { start: string; at?: number; what: string; hint: string }[] = [
 	{ start: "PARE", what: "the Parquet file is encrypted", hint: "Write it without encryption." },
 	{
 		start: "ARROW1",
-		what: "an Arrow file, which is not read",
+		what: "an Arrow file, which is not supported",
 		hint: "Write the rows as Parquet or JSONL, for example `dataset.to_parquet(...)`.",
 	},
-	{ start: "PK\x03\x04", what: "a zip archive, which is not read", hint: "Unpack it." },
+	{ start: "PK\x03\x04", what: "a zip archive, which is not supported", hint: "Unpack it." },
 	{
 		start: "BZh",
-		what: "a bzip2 file, which is not read",
+		what: "a bzip2 file, which is not supported",
 		hint: "Unpack it, or compress it with gzip or zstd.",
 	},
 	{
 		start: "\xfd7zXZ\x00",
-		what: "an xz file, which is not read",
+		what: "an xz file, which is not supported",
 		hint: "Unpack it, or compress it with gzip or zstd.",
 	},
 	{
 		start: "\x04\x22\x4d\x18",
-		what: "an lz4 file, which is not read",
+		what: "an lz4 file, which is not supported",
 		hint: "Unpack it, or compress it with gzip or zstd.",
 	},
-	{ start: "7z\xbc\xaf\x27\x1c", what: "a 7z archive, which is not read", hint: "Unpack it." },
+	{ start: "7z\xbc\xaf\x27\x1c", what: "a 7z archive, which is not supported", hint: "Unpack it." },
 	{
 		start: "ustar",
 		at: 257,
-		what: "a tar archive, which is not read",
+		what: "a tar archive, which is not supported",
 		hint: "Unpack it, and name the files in it.",
 	},
-	{ start: "SQLite format 3", what: "an SQLite database, which is not read", hint: "Write the rows as JSONL." },
-	{ start: "Obj\x01", what: "an Avro file, which is not read", hint: "Write the rows as Parquet or JSONL." },
+	{ start: "SQLite format 3", what: "an SQLite database, which is not supported", hint: "Write the rows as JSONL." },
+	{ start: "Obj\x01", what: "an Avro file, which is not supported", hint: "Write the rows as Parquet or JSONL." },
 	{
 		start: "\x80\x04\x95",
-		what: "a pickle of Python, which is not read",
+		what: "a Python pickle, which is not supported",
 		hint: "Write the rows as JSONL, with json.dumps for each.",
 	},
 	{
@@ -57,15 +58,15 @@ const REFUSED: readonly { start: string; at?: number; what: string; hint: string
 	},
 ];
 
-/** Endings of files that zip archives are by another name. */
+/** Extensions of workbooks, which are zip archives. */
 const WORKBOOK = /\.(xlsx|xlsm|ods)$/i;
 
-/** What sniffing needs of the core. */
+/** What sniffing needs from the core. */
 export type SniffNative = Pick<Native, "sniff">;
 
 /**
- * Tells the kind of a file by its content. `name`: what its user knows it by. Throws `ARL_DATA` for what is no file of rows:
- * empty, UTF-16 or UTF-32, an archive, plain text.
+ * Determines a file's format by its content. `name`: the path that the user gave. Throws `ARL_DATA` for files that contain no
+ * rows: empty, UTF-16 or UTF-32, an archive, plain text.
  */
 export async function sniff(native: SniffNative, path: string, name = path): Promise<FileKind> {
 	const handle = await open(path, "r").catch((error: unknown) => {
@@ -87,22 +88,22 @@ export async function sniff(native: SniffNative, path: string, name = path): Pro
 	}
 }
 
-/** Throws for a kind of file that is known and not read. */
+/** Throws for an unsupported format. */
 function checkKnown(name: string, head: Buffer): void {
 	const refused = REFUSED.find(({ start, at = 0 }) => head.toString("latin1", at, at + start.length) === start);
 	if (refused === undefined) return;
 	if (refused.start.startsWith("PK") && WORKBOOK.test(name)) {
-		throw new ArlError("ARL_DATA", `${name}: a workbook, which is not read`, "Save the sheet as CSV (UTF-8).");
+		throw new ArlError("ARL_DATA", `${name}: a workbook, which is not supported`, "Save the sheet as CSV (UTF-8).");
 	}
 	throw new ArlError("ARL_DATA", `${name}: ${refused.what}`, refused.hint);
 }
 
-/** The ending of a name, without that of a compressed file. */
+/** A name's extension, without that of compression. */
 function ending(name: string): string {
 	return extname(name.replace(/\.(gz|zst|zstd)$/i, "")).toLowerCase();
 }
 
-/** Endings of files that hold JSON lines; in others text that begins with no object is something else. */
+/** Extensions of JSON lines; in other files, text that does not begin with an object is something else. */
 const JSON_LINES = /^\.(jsonl|ndjson|json|)$/;
 
 function textKind(name: string, text: Buffer): FileKind {
@@ -115,14 +116,14 @@ function textKind(name: string, text: Buffer): FileKind {
 		throw new ArlError(
 			"ARL_DATA",
 			`${name}: not a Parquet file: it does not begin with PAR1`,
-			"The file is damaged, or something else by the name of Parquet.",
+			"The file is damaged, or something else under the name of Parquet.",
 		);
 	}
 	if (/^\s*<(!doctype html|html|\?xml)/i.test(text.toString("latin1", 0, 64))) {
 		throw new ArlError(
 			"ARL_DATA",
-			`${name}:1: a page of HTML or XML, and no rows`,
-			"Where it was downloaded, the address gave a page in place of the file: fetch the file itself.",
+			`${name}:1: a page of HTML or XML, not rows`,
+			"The download returned a page instead of the file: fetch the file itself.",
 		);
 	}
 	if (first !== undefined && !JSON_LINES.test(end)) throw plainText(name);
@@ -132,19 +133,19 @@ function textKind(name: string, text: Buffer): FileKind {
 function plainText(name: string): ArlError {
 	return new ArlError(
 		"ARL_DATA",
-		`${name}:1: plain text, and no rows: a row is a JSON object, one a line`,
+		`${name}:1: plain text, not rows: rows are JSON objects, one per line`,
 		'Write each text as a row, {"text": "..."}, or a conversation as {"messages": [...]}, into a file that ends in .jsonl. With Python: json.dumps({"text": text})',
 	);
 }
 
-/** Whether the first line names columns of rows, as that of a table does. */
+/** Whether the first line is a table's header with columns of rows. */
 function isHeader(text: Buffer): boolean {
 	const [line = ""] = text.toString("utf8").split(/\r?\n/, 1);
 	const names = line.split(/[,;\t]/).map((name) => name.trim().replace(/^"(.*)"$/, "$1"));
 	return names.length > 0 && names.some((name) => HEADER_NAMES.has(name));
 }
 
-/** UTF-8's byte order mark; skipped where it opens a file. */
+/** UTF-8's byte order mark; skipped at the beginning of a file. */
 export const BOM = Buffer.from([0xef, 0xbb, 0xbf]);
 
 function otherEncoding(name: string, encoding: "UTF-16" | "UTF-32"): ArlError {

@@ -1,71 +1,71 @@
 /**
- * What every place that rows come from looks like to the rest: a fixed count of rows as raw bytes, read by index.
- * Rows are never parsed here, so that `1.0` stays `1.0`, absent keys stay absent and the order of keys holds.
+ * The interface of every source of rows: a fixed number of rows as raw bytes, read by index. Sources never parse rows, so that
+ * `1.0` stays `1.0`, absent keys stay absent and keys keep their order.
  */
 import { createHash } from "node:crypto";
 
-/** A row that its source cannot give, and why; it is reported like one that cannot be encoded. */
+/** Why a source cannot read a row; reported like a row that cannot be encoded. */
 export interface UnreadableRow {
 	/** Stable and short: `missing link`, `deleted`, ... */
 	reason: string;
 	message: string;
 }
 
-/** A row as its source gives it. */
+/** A row as its source reads it. */
 export type RowContent = Uint8Array | UnreadableRow;
 
-/** Rows of whatever kind of source. */
+/** A source of any kind. */
 export type AnySource = Source<RowContent>;
 
-/** A finite set of rows. `C`: what a row may be; a file has the bytes of each. */
+/** A finite list of rows. `C`: what a row may be; files have the bytes of each row. */
 export interface Source<C extends RowContent = Uint8Array> {
 	/** For people: a file name, or `train_dataset`. */
 	readonly name: string;
 	readonly length: number;
-	/** Lines that hold nothing but white space and are no rows. */
+	/** Lines of white space only, which are not rows. */
 	readonly blankLines: number;
-	/** Changes whenever any byte of any row does: a hash over the content. Not its name, not its age. */
+	/** A hash over the content: changes whenever any byte of any row does, and not with names or dates. */
 	readonly identity: string;
-	/** Where a person finds row `index`: `train.jsonl:17`. */
+	/** Where a user finds row `index`: `train.jsonl:17`. */
 	location(index: number): string;
-	/** Bytes of row `index`, without reading it: exact for files, an estimate for a database, 0 where nothing is known. */
+	/** Size of row `index`, without reading it: exact for files, an estimate for a database, 0 if unknown. */
 	bytes(index: number): number;
-	/** The rows in the order asked for. */
+	/** Reads rows, in the order of `indexes`. */
 	read(indexes: ArrayLike<number>): Promise<C[]>;
 	close(): Promise<void>;
 	/** Raw rows that a user's function has left out so far. */
 	readonly leftOut?: number;
-	/** Only of rows that come into being as they are asked for. */
+	/** Only for rows that are generated on demand. */
 	readonly lazy?: LazyRows;
 }
 
-/** How rows of code are had: one after the other, each or why it is not there. */
+/** Access to rows that are generated on demand; each call returns rows or the reasons why they cannot be read. */
 export interface LazyRows {
-	/** Rows can only be had in their order, each once. */
+	/** Whether rows can be read only in order, each once. */
 	readonly inOrder: boolean;
-	/** In their order they can be had from this row on only; absent: from the first. */
+	/** The first row that can be read, if they are in order; absent: 0. */
 	readonly first?: number;
-	/** Rows whose tokens are there already are asked for nevertheless: nothing else tells whether they are the same. */
+	/** Whether rows are generated again although their tokens are cached: only so can a run tell that they are the same. */
 	readonly recheck: boolean;
-	/** Rows are made only as far ahead of training as this many; infinite: they are there already. */
+	/** The most rows that are generated ahead of training. */
 	readonly ahead: number;
-	/** The rows of the first of `indexes`, one at least, about as many as `maxBytes` hold. None: the rows have ended before. */
+	/** Generates the first rows of `indexes`: at least one, and about `maxBytes` of them. None: the rows have ended. */
 	take(indexes: Uint32Array, maxBytes: number): Promise<RowContent[]>;
-	/** The rows of `indexes`, which `take` will give once more. */
+	/** Generates the rows of `indexes`, which `take` will return again. */
 	peek(indexes: Uint32Array): Promise<RowContent[]>;
-	/** What was taken is known on the disk from here on, also if the machine stops. */
+	/** Forces the record of the rows taken so far to disk, so that it survives a crash of the machine. */
 	sync(): void;
-	/** Whoever waits for a row is told at once that none comes any more. */
+	/** Rejects every wait for a row at once, and from now on. */
 	cancel(): void;
 }
 
-/** Several sources as one, in the order given. */
+/** Several sources as one, in the given order. */
 export class ConcatSource<C extends RowContent = Uint8Array> implements Source<C> {
 	readonly name: string;
 	readonly length: number;
 	readonly blankLines: number;
 	readonly identity: string;
-	/** First row of each part, and the total behind the last. */
+	/** The first row of each part, and the total at the end. */
 	readonly starts: number[] = [0];
 	readonly lazy?: LazyRows;
 
@@ -88,7 +88,7 @@ export class ConcatSource<C extends RowContent = Uint8Array> implements Source<C
 		return this.parts.reduce((sum, part) => sum + (part.leftOut ?? 0), 0);
 	}
 
-	/** The part that row `index` lies in, and its number there. */
+	/** The part that contains row `index`, and the row's number in it. */
 	locate(index: number): { part: Source<C>; partIndex: number; row: number } {
 		let low = 0;
 		let high = this.parts.length - 1;
@@ -134,7 +134,7 @@ export class ConcatSource<C extends RowContent = Uint8Array> implements Source<C
 	}
 }
 
-/** The first rows of `indexes` of any source, about as many as `maxBytes` hold. */
+/** Reads the first rows of `indexes` from any source: at least one, and about `maxBytes` of them. */
 export async function takeRows(source: AnySource, indexes: Uint32Array, maxBytes: number): Promise<RowContent[]> {
 	if (source.lazy) return source.lazy.take(indexes, maxBytes);
 	let count = 0;
@@ -145,10 +145,30 @@ export async function takeRows(source: AnySource, indexes: Uint32Array, maxBytes
 	return source.read(indexes.subarray(0, count));
 }
 
-/** Rows of several parts that are taken before their size is looked at. */
+const READ_ROWS = 256;
+const READ_BYTES = 8 * 1024 * 1024;
+
+/** All rows of a source in order, except those of `skip`, read in batches. */
+export async function* rowsInOrder<C extends RowContent>(
+	source: Source<C>,
+	skip: ReadonlySet<number> = new Set(),
+): AsyncGenerator<{ row: number; content: C }> {
+	for (let next = 0; next < source.length; ) {
+		const indexes: number[] = [];
+		for (; next < source.length && indexes.length < READ_ROWS; next++) if (!skip.has(next)) indexes.push(next);
+		for (let done = 0; done < indexes.length; ) {
+			const contents = await takeRows(source, Uint32Array.from(indexes.slice(done)), READ_BYTES);
+			// A stream has ended.
+			if (contents.length === 0) return;
+			for (const content of contents) yield { row: indexes[done++] as number, content: content as C };
+		}
+	}
+}
+
+/** Rows that are taken from several parts before their size is checked. */
 const TAKEN_TOGETHER = 16;
 
-/** Rows of which some parts are made as they are asked for. */
+/** Rows of several parts, some of which are generated on demand. */
 class LazyConcat implements LazyRows {
 	readonly inOrder = false;
 	readonly recheck: boolean;
@@ -172,7 +192,7 @@ class LazyConcat implements LazyRows {
 		return rows;
 	}
 
-	/** All rows of `indexes`, whatever their parts. */
+	/** All rows of `indexes`, of any part. */
 	private async all(indexes: Uint32Array): Promise<RowContent[]> {
 		const places = Array.from(indexes, (index) => this.source.locate(index));
 		const rows = new Array<RowContent>(indexes.length);

@@ -1,6 +1,6 @@
 /**
- * Rows that are put together while a file is read, written once into a file that has no name any more by the time it is
- * read: the open handle keeps the content, and a killed process leaves nothing behind.
+ * Rows generated while a source is read, written once into a file whose name is removed at once: the open handle keeps the
+ * content, and a killed process leaves nothing behind.
  */
 import { createHash } from "node:crypto";
 import { open, rm } from "node:fs/promises";
@@ -13,21 +13,21 @@ import type { Scratch } from "./scratch.js";
 const FLUSH_BYTES = 4 * 1024 * 1024;
 const NEWLINE = 10;
 
-/** What a spool file is for. */
-export interface SpoolOptions {
+/** How a spill file is written and read. */
+export interface SpillOptions {
 	scratch: Scratch;
 	/** The source's name. */
 	name: string;
-	/** Whether `endRow` is given the line that a row came from. */
+	/** Whether `endRow` gets the line that a row came from. */
 	numbered: boolean;
-	/** Where row `row` came from, `line` being what `endRow` was given. */
+	/** The location of row `row`; `line`: the argument of its `endRow`. */
 	locate: (row: number, line: number) => string;
-	/** Ends the writing. */
+	/** Aborts the writing. */
 	signal: AbortSignal | null;
 }
 
-/** The error of a spool file that cannot be written. */
-function spoolError(error: unknown, { name, scratch }: SpoolOptions): ArlError {
+/** The error for a spill file that cannot be written. */
+function spillError(error: unknown, { name, scratch }: SpillOptions): ArlError {
 	const known = toArlError(error);
 	if (!(error instanceof Error) || Reflect.get(error, "code") !== "ENOSPC") return known;
 	return new ArlError(
@@ -38,7 +38,7 @@ function spoolError(error: unknown, { name, scratch }: SpoolOptions): ArlError {
 	);
 }
 
-/** Where rows are written to, one after the other. */
+/** A spill file while it is written, one row after the other. */
 export class SpillFile {
 	/** The row in progress. */
 	readonly out = new JsonBytes();
@@ -51,15 +51,15 @@ export class SpillFile {
 
 	private constructor(
 		private readonly handle: Awaited<ReturnType<typeof open>>,
-		private readonly options: SpoolOptions,
+		private readonly options: SpillOptions,
 	) {
 		this.lines = options.numbered ? new Offsets() : null;
 	}
 
-	/** Has `fill` write rows, and gives them as a source. */
+	/** Creates a spill file, lets `fill` write the rows, and returns them as a source. Throws `ArlError`s only. */
 	static async fill(
-		options: SpoolOptions,
-		fill: (spool: SpillFile) => Promise<{ blankLines: number }>,
+		options: SpillOptions,
+		fill: (spill: SpillFile) => Promise<{ blankLines: number }>,
 	): Promise<FileRows> {
 		const path = options.scratch.newFile();
 		const handle = await open(path, "wx+").catch((error: unknown) => {
@@ -68,34 +68,40 @@ export class SpillFile {
 		// The open handle keeps the content.
 		await rm(path);
 		try {
-			const spool = new SpillFile(handle, options);
-			const { blankLines } = await fill(spool);
-			await spool.flush();
-			const { starts, ends, lines } = spool;
-			const index = { starts, ends, lines, blankLines, identity: spool.hash.digest("hex") };
+			const spill = new SpillFile(handle, options);
+			const { blankLines } = await fill(spill);
+			await spill.flush();
+			const { starts, ends, lines } = spill;
+			const index = { starts, ends, lines, blankLines, identity: spill.hash.digest("hex") };
 			return new FileRows(options.name, handle, index, (row) => options.locate(row, lines ? lines.at(row) : row + 1));
 		} catch (error) {
 			await handle.close();
-			throw error;
+			throw toArlError(error);
 		}
 	}
 
+	/** Rows that are complete. */
 	get rows(): number {
 		return this.starts.length;
 	}
 
-	/** Ends the row in progress, which came from `line`. True: it is time to `flush`. */
+	/** Size of these rows in the file. */
+	get bytes(): number {
+		return this.written + this.out.length;
+	}
+
+	/** Completes the row in progress, which came from `line`. True: it is time to `flush`. */
 	endRow(line = 0): boolean {
 		this.starts.push(this.written + this.rowStart);
 		this.ends.push(this.written + this.out.length);
 		this.lines?.push(line);
-		// The line's end is no part of the row; with it the content is that of the same rows as JSONL.
+		// The newline is not part of the row; with it the file is the same rows as JSONL.
 		this.out.byte(NEWLINE);
 		this.rowStart = this.out.length;
 		return this.out.length >= FLUSH_BYTES;
 	}
 
-	/** Writes the rows that are finished to the file. */
+	/** Writes the complete rows to the file. */
 	async flush(): Promise<void> {
 		if (this.options.signal?.aborted) {
 			throw new ArlError("ARL_INTERRUPTED", `interrupted while ${this.options.name} was read; nothing was trained`);
@@ -106,7 +112,7 @@ export class SpillFile {
 			const { bytesWritten } = await this.handle
 				.write(bytes, done, bytes.length - done, this.written + done)
 				.catch((error: unknown) => {
-					throw spoolError(error, this.options);
+					throw spillError(error, this.options);
 				});
 			done += bytesWritten;
 		}

@@ -1,6 +1,6 @@
 /**
- * Rows that come one after the other as a source: trained in their order while they come, never kept.
- * Their number may be known, or only how many a run needs at most.
+ * Rows of a stream, trained in order as they come, and not stored. Their number may be known, or only how many a run needs at
+ * most.
  */
 import { ArlError } from "../../errors.js";
 import { Cancellation, within } from "../cancellation.js";
@@ -9,21 +9,21 @@ import type { DatasetAbout } from "./indexed.js";
 import type { LazyRows, RowContent, Source } from "./source.js";
 
 const LOCATIONS_KEPT = 65_536;
-/** How long a row is waited for where others are there already. */
+/** How long `take` waits for a row when it has others already. */
 const PATIENCE_MILLISECONDS = 20;
 
-/** What is known of a stream beforehand. */
+/** What is known about a stream in advance. */
 export interface StreamAbout extends DatasetAbout {
-	/** Rows that there are, or that the run needs at most where the end is open. */
+	/** The number of rows, or, if that is open, the most that the run needs. */
 	length: number;
-	/** Whether the stream may end before, or go on after, `length` rows. */
+	/** Whether the stream may have fewer or more than `length` rows. */
 	open: boolean;
-	/** The first row that comes; those before it came to an earlier part of the run, and count. Absent: 0. */
+	/** The number of the stream's first row: earlier ones were read by an earlier part of the run. Absent: 0. */
 	first?: number;
 	leftOut: () => number;
 }
 
-/** Rows in their order. */
+/** The rows of a stream. */
 export class StreamRows implements Source<RowContent>, LazyRows {
 	readonly name: string;
 	readonly length: number;
@@ -34,13 +34,13 @@ export class StreamRows implements Source<RowContent>, LazyRows {
 	readonly recheck = true;
 	readonly ahead: number;
 	readonly first: number;
-	/** Rows that came before the stream ended; null: it has not ended. */
+	/** The number of rows when the stream ended; null: it has not ended. */
 	ended: number | null = null;
 	private readonly iterator: AsyncIterator<MadeRow>;
 	private readonly head: MadeRow[] = [];
-	/** Places of the newest rows, in a ring: only errors ask for them. */
+	/** Locations of the newest rows, in a ring buffer: only errors need them. */
 	private readonly locations: string[] = [];
-	/** The row that is being waited for. */
+	/** The next row, while it is awaited. */
 	private coming: Promise<MadeRow | null> | null = null;
 	private taken: number;
 	private arrived: number;
@@ -82,10 +82,10 @@ export class StreamRows implements Source<RowContent>, LazyRows {
 		const rows: RowContent[] = [];
 		for (let bytes = 0; rows.length < indexes.length && (rows.length === 0 || bytes < maxBytes); ) {
 			if (indexes[rows.length] !== this.taken) {
-				throw new ArlError("ARL_INTERNAL", `${this.name}: row ${indexes[rows.length]} was asked for out of its order`);
+				throw new ArlError("ARL_INTERNAL", `${this.name}: row ${indexes[rows.length]} was requested out of order`);
 			}
 			const next = this.head.shift() ?? this.next();
-			// A slow stream's rows are used as they come.
+			// The rows of a slow stream are used as they come.
 			const made = next instanceof Promise && rows.length > 0 ? await within(next, PATIENCE_MILLISECONDS) : await next;
 			if (made === null || made === undefined) break;
 			this.coming = null;
@@ -108,13 +108,13 @@ export class StreamRows implements Source<RowContent>, LazyRows {
 	}
 
 	read(): Promise<Uint8Array[]> {
-		return Promise.reject(new ArlError("ARL_INTERNAL", `${this.name}: its rows can be had only in their order`));
+		return Promise.reject(new ArlError("ARL_INTERNAL", `${this.name}: its rows can be read only in order`));
 	}
 
-	/** The next row; null: there is none. It stays the next one until `coming` is cleared. */
+	/** The next row; null: there is none. It remains the next one until `coming` is cleared. */
 	private next(): Promise<MadeRow | null> {
 		this.coming ??= this.ask();
-		// Whoever asks next hears of a failure.
+		// The next caller gets the error.
 		this.coming.catch(() => {});
 		return this.coming;
 	}
@@ -150,7 +150,7 @@ export class StreamRows implements Source<RowContent>, LazyRows {
 	async close(): Promise<void> {
 		this.cancel();
 		this.about.ledger?.close();
-		// Not awaited: a stream that hangs would not let the run end.
+		// Not awaited: a stream that hangs must not keep the run from ending.
 		Promise.resolve(this.iterator.return?.()).catch(() => {});
 	}
 }

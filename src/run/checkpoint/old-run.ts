@@ -11,7 +11,7 @@ import { dirname, join } from "node:path";
 import { exists, makeFolder } from "../../disk/folders.js";
 import { syncPath } from "../../disk/write-whole.js";
 import { ArlError, toArlError } from "../../errors.js";
-import { FOLDER as ROW_LISTS } from "../../mongo/folder.js";
+import { LISTS_FOLDER as ROW_LISTS } from "../../mongo/list-file.js";
 import { METRICS_FILE } from "../../report/metrics.js";
 import { CACHE_FOLDER, RUN_FOLDER } from "../setup/options.js";
 import { CHECKPOINT_NAME, listCheckpoints } from "./checkpoint.js";

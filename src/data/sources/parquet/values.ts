@@ -7,7 +7,7 @@ import type { SchemaElement } from "hyparquet";
 import { imageType } from "../../mime.js";
 import { writeNested } from "../columns.js";
 import type { JsonBytes } from "../json-bytes.js";
-import { isJson } from "../json-scan.js";
+import { isValueText } from "../json-scan.js";
 import { floatText } from "../json-text.js";
 
 /** Writes one value. What it gets is of the column's physical type. */
@@ -177,7 +177,7 @@ function decimalWriter(element: SchemaElement): WriteValue {
 /** Text that is JSON by the column's type: as it stands; what is no JSON after all is a string. */
 export const writeJson: WriteValue = (out, value) => {
 	const text = asBytes(value);
-	if (isJson(text)) out.raw(text);
+	if (isValueText(text)) out.raw(text);
 	else out.string(text);
 };
 

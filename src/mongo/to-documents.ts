@@ -1,6 +1,6 @@
 /**
- * A row as the documents that AgentRL would have written for it, exact to the digit and in the order of its keys. Knows
- * rows and documents; nothing of a connection. Ids come from the content, so that the same row is the same document.
+ * Converts a row to the documents that AgentRL would have written for it, exact to the digit and in the order of its keys. Knows
+ * rows and documents, not connections. Ids are derived from the content, so that equal rows are the same document.
  */
 import { createHash } from "node:crypto";
 import { DBRef, Double, Int32, Long, ObjectId } from "mongodb";
@@ -8,10 +8,10 @@ import { type JsonObject, type JsonValue, jsonText, RowProblem } from "../data/s
 import type { CollectionName, Split } from "./documents.js";
 import { extras, type ReadRow, trainedReplies, wrongKind } from "./read-row.js";
 
-/** What rows become. */
+/** The class of the documents that rows are imported as. */
 export type ImportKind = "DBRecordData" | "Record";
 
-/** A value as the driver writes it; Map keeps the order of keys. */
+/** A value that the driver can write; Map keeps the order of keys. */
 export type BsonInput =
 	| null
 	| boolean
@@ -26,25 +26,25 @@ export type BsonInput =
 	| BsonDocument;
 export type BsonDocument = Map<string, BsonInput>;
 
-/** Tools of a document, and what holds them there. */
+/** The tools of a document, and the (sub)document that contains them. */
 interface ToolsPlace {
 	holder: BsonDocument;
 	tools: JsonValue[];
 }
 
-/** A document on its way. */
+/** A document to be written. */
 export interface Outgoing {
 	collection: CollectionName;
 	document: BsonDocument;
-	/** Where its tools stand; null: it has none. */
+	/** Null: it has no tools. */
 	tools: ToolsPlace | null;
 }
 
 const INT64 = 2n ** 63n;
 
 /**
- * A JSON value for the driver: integers as Int32 or Long, floats as Double, whatever they are. Throws `RowProblem` for an
- * integer that 64 bits do not hold and a key that BSON cannot have.
+ * A JSON value for the driver: integers as Int32 or Long, floats as Double, even integral ones. Throws `RowProblem` for an
+ * integer beyond 64 bits and for a key that BSON does not allow.
  */
 function toBson(value: JsonValue): BsonInput {
 	if (typeof value === "bigint") {
@@ -69,7 +69,7 @@ function toDocument(value: JsonObject): BsonDocument {
 	return document;
 }
 
-/** Tools for a document: as they are, or as their text where BSON cannot hold them. */
+/** Tools for a document: as BSON, or as JSON text if BSON cannot represent them. */
 function toolsOf(tools: JsonValue[]): BsonInput {
 	try {
 		return toBson(tools);
@@ -81,29 +81,29 @@ function toolsOf(tools: JsonValue[]): BsonInput {
 
 const placeOf = (holder: BsonDocument, tools: JsonValue[] | null) => (tools === null ? null : { holder, tools });
 
-/** Whether a document holds its tools as text. */
+/** Whether a document stores its tools as text. */
 export function hasToolsAsText({ tools }: Outgoing): boolean {
 	return typeof tools?.holder.get("tools") === "string";
 }
 
-/** Writes the tools of a document as their JSON text, as rows may have them too; false: it has none, or has them so already. */
+/** Stores the tools of a document as JSON text, which rows may have too; false: it has none, or stores them so already. */
 export function setToolsAsText(outgoing: Outgoing): boolean {
 	if (outgoing.tools === null || hasToolsAsText(outgoing)) return false;
 	outgoing.tools.holder.set("tools", jsonText(outgoing.tools.tools));
 	return true;
 }
 
-/** What a row is known by in the database. */
+/** What a row's ids are derived from. */
 export interface RowIdentity {
 	/** A hash over its content, kind and split: the last eight bytes of its document's id. */
 	hash: bigint;
-	/** Where it stands among all rows: the first four bytes, so that the order of ids is the order of the file. */
+	/** Its position among all rows: the first four bytes, so that ids have the order of the file. */
 	place: number;
-	/** How many rows with the same hash came before it. */
+	/** The number of earlier rows with the same hash. */
 	copy: number;
 }
 
-/** The hash that a row's id ends with. */
+/** The hash at the end of a row's id. */
 export function rowHash(row: ReadRow, kind: ImportKind, split: Split): bigint {
 	const hash = createHash("sha256").update(`${kind}\n${split}\n`).update(jsonText(row.fields));
 	return hash.digest().readBigUInt64BE();
@@ -116,18 +116,18 @@ function mainId({ hash, place }: RowIdentity): ObjectId {
 	return new ObjectId(bytes);
 }
 
-/** Place and hash of an id. */
-export function identityOf(id: ObjectId): Pick<RowIdentity, "hash" | "place"> {
+/** The place and hash of an id. */
+export function idParts(id: ObjectId): Pick<RowIdentity, "hash" | "place"> {
 	const bytes = Buffer.from(id.id);
 	return { place: bytes.readUInt32BE(), hash: bytes.readBigUInt64BE(4) };
 }
 
-/** The id of a document that a row's own links to: the same wherever the row stands. */
+/** The id of a document that a row's main document links to; it does not depend on the row's place. */
 function partId({ hash, copy }: RowIdentity, part: string): ObjectId {
 	return new ObjectId(createHash("sha256").update(`${hash} ${copy} ${part}`).digest().subarray(0, 12));
 }
 
-/** The documents of a row, in the order in which they are written: what is linked to comes first. */
+/** The documents of a row in the order in which they are written: link targets first. */
 export function rowDocuments(row: ReadRow, kind: ImportKind, split: Split, identity: RowIdentity): Outgoing[] {
 	return kind === "Record" ? recordDocuments(row, split, identity) : [recordData(row, split, identity)];
 }
@@ -155,7 +155,7 @@ function recordData(row: ReadRow, split: Split, identity: RowIdentity): Outgoing
 	return { collection: "DBRecordData", document, tools: placeOf(document, row.tools) };
 }
 
-/** An id is a text in AgentRL's model; rows may have a number. */
+/** An id is a string in AgentRL's model; rows may have an integer. */
 function recordId(value: JsonValue | undefined): string | null {
 	if (value === undefined || value === null) return null;
 	if (typeof value === "bigint") return String(value);
@@ -163,7 +163,7 @@ function recordId(value: JsonValue | undefined): string | null {
 	return value;
 }
 
-/** Keys next to `messages` that change what is trained, and that a Record has no place for. */
+/** Keys next to `messages` that change what is trained, and that a Record cannot store. */
 const TRAINED_KEYS = [
 	"chat_template_kwargs",
 	"system",
@@ -183,8 +183,8 @@ function saysSomething(value: JsonValue | undefined): boolean {
 }
 
 /**
- * A row as a Task, one DispatchedSamplingTask a trained reply (each a conversation and its reply, as a sampler leaves them),
- * and the Record that links to them. Throws `RowProblem` for what these cannot hold.
+ * A row as a Task, one DispatchedSamplingTask per trained reply (a conversation and its reply, as a sampler writes them), and
+ * the Record that links to them. Throws `RowProblem` for rows that these cannot represent.
  */
 function recordDocuments(row: ReadRow, split: Split, identity: RowIdentity): Outgoing[] {
 	const { fields, messages, maps } = row;
@@ -285,7 +285,7 @@ export function idIn(document: BsonDocument): ObjectId {
 	return id;
 }
 
-/** What of a row the other documents have no place for. */
+/** The fields of a row that the other documents cannot store. */
 function metaInfos(row: ReadRow, replies: number[]): JsonObject {
 	const rest: JsonObject = new Map(extras(row.fields).filter(([key]) => !TRAINED_KEYS.includes(key)));
 	for (const name of ["record_id", "step"] as const) {

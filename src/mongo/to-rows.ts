@@ -1,10 +1,12 @@
 /**
- * AgentRL's documents to rows: a `Record` with the samples of its trajectory, and a `DBRecordData`, each as the JSON text of
- * `RecordData`. Pure: what a document links to is given.
+ * Converts AgentRL's documents to rows: a `Record` with the samples of its trajectory, or a `DBRecordData`, to the JSON text of
+ * `RecordData`. Pure: the caller passes the linked documents.
  */
 import { floatText } from "../data/sources/json-text.js";
 import {
 	type BsonValue,
+	bsonKind,
+	bsonText,
 	DocumentProblem,
 	entries,
 	fieldsOf,
@@ -15,13 +17,11 @@ import {
 	isObject,
 	isString,
 	itemsOf,
-	jsonText,
-	kindOf,
 	numberOf,
 	stringOf,
 } from "./bson-json.js";
 
-/** A record and what it links to. */
+/** A record and the documents that it links to. */
 export interface RecordParts {
 	record: BsonValue;
 	/** Absent: the record links to no task. */
@@ -30,7 +30,7 @@ export interface RecordParts {
 	samples: BsonValue[];
 }
 
-/** Fields of a `DBRecordData` that say how it stands in the database and are no part of the row. */
+/** Fields of a `DBRecordData` for bookkeeping in the database, which are not part of the row. */
 const BOOKKEEPING = [
 	"_id",
 	"_class_id",
@@ -42,7 +42,7 @@ const BOOKKEEPING = [
 	"arl_acks",
 	"arl_claim",
 ];
-/** Maps from message index; in Python they had integers as keys. */
+/** Maps from message index; in Python their keys are integers. */
 const BY_MESSAGE = ["scores", "advantages", "created_at_step", "logprobs"];
 
 /** A `DBRecordData` as a row. */
@@ -50,21 +50,21 @@ export function recordDataRow(document: BsonValue): string {
 	const parts: string[] = [];
 	for (const [key, value] of entries(document)) {
 		if (BOOKKEEPING.includes(key)) continue;
-		// Tools as text are how servers store keys with dots and `$` that they refuse otherwise.
+		// Servers that refuse keys with dots and `$` store tools as text.
 		const name = key === "tools_json" ? "tools" : key;
-		const written = inKey(key, () => (BY_MESSAGE.includes(key) && isArray(value) ? byPlace(value) : jsonText(value)));
+		const written = inKey(key, () => (BY_MESSAGE.includes(key) && isArray(value) ? byIndex(value) : bsonText(value)));
 		parts.push(`${JSON.stringify(name)}:${written}`);
 	}
 	return `{${parts.join(",")}}`;
 }
 
-/** A list with one place for each message as a map from message index; null stands for none. */
-function byPlace(list: BsonValue): string {
-	const given = itemsOf(list).flatMap((item, i) => (isNothing(item) ? [] : [`"${i}":${jsonText(item)}`]));
+/** A list with an element per message, as a map from message index; null elements are left out. */
+function byIndex(list: BsonValue): string {
+	const given = itemsOf(list).flatMap((item, i) => (isNothing(item) ? [] : [`"${i}":${bsonText(item)}`]));
 	return `{${given.join(",")}}`;
 }
 
-/** A completed sample: the conversation so far, and the reply. */
+/** A completed sample: a conversation and its reply. */
 interface Sample {
 	messages: string[];
 	reply: string;
@@ -77,44 +77,44 @@ interface Sample {
 	step: number;
 }
 
-/** What becomes of one row while samples are merged into it. */
+/** A row while samples are merged into it. */
 interface RowInProgress {
 	last: Sample;
 	messages: string[];
-	/** What is compared: the sense of each message of the conversation, the last reply included. */
-	senses: string[];
+	/** The comparison key of each message, the last reply included. */
+	keys: string[];
 	byIndex: Map<number, Sample>;
 }
 
 /**
- * The rows of a record, the earliest first. Its completed samples are walked from the last one; a sample whose conversation
- * and reply begin a later one's becomes another trained reply of that row. A record whose samples all follow one another
- * is one row.
+ * The rows of a record, the earliest first. Goes through its completed samples from the last one; a sample whose conversation
+ * and reply are the beginning of a later one becomes another trained reply of that row. A record whose samples all continue one
+ * conversation is one row.
  *
- * @throws DocumentProblem for what cannot be a row.
+ * @throws DocumentProblem if the record cannot be a row.
  */
 export function recordRows({ record, task, samples }: RecordParts): string[] {
 	const completed = completedSamples(samples);
 	const rows: RowInProgress[] = [];
-	// A single sample has nothing to be compared with.
+	// A single sample needs no comparison.
 	const compare = completed.length > 1;
 	for (const sample of completed.reverse()) {
 		const index = sample.messages.length;
-		const senses = compare ? [...sample.messages, sample.reply].map(senseOf) : [];
-		const holder = rows.find((row) => row.last.tools === sample.tools && begins(senses, row.senses));
-		if (holder === undefined) {
+		const keys = compare ? [...sample.messages, sample.reply].map(messageKey) : [];
+		const row = rows.find(({ last, keys: later }) => last.tools === sample.tools && isPrefix(keys, later));
+		if (row === undefined) {
 			const messages = [...sample.messages, sample.reply];
-			rows.push({ last: sample, messages, senses, byIndex: new Map([[index, sample]]) });
-		} else if (!holder.byIndex.has(index)) {
-			holder.messages[index] = sample.reply;
-			holder.byIndex.set(index, sample);
+			rows.push({ last: sample, messages, keys, byIndex: new Map([[index, sample]]) });
+		} else if (!row.byIndex.has(index)) {
+			row.messages[index] = sample.reply;
+			row.byIndex.set(index, sample);
 		}
 	}
 	return rows.reverse().map((row) => rowText(row, record, task));
 }
 
-function begins(senses: string[], conversation: string[]): boolean {
-	return senses.length <= conversation.length && senses.every((sense, i) => sense === conversation[i]);
+function isPrefix(keys: string[], conversation: string[]): boolean {
+	return keys.length <= conversation.length && keys.every((key, i) => key === conversation[i]);
 }
 
 function completedSamples(samples: BsonValue[]): Sample[] {
@@ -124,7 +124,7 @@ function completedSamples(samples: BsonValue[]): Sample[] {
 		inKey(`traj[${i}]`, () => {
 			const fields = fieldsOf(document);
 			const status = fields.get("status");
-			const name = isString(status) ? stringOf(status) : kindOf(status);
+			const name = isString(status) ? stringOf(status) : bsonKind(status);
 			statuses.set(name, (statuses.get(name) ?? 0) + 1);
 			if (name === "completed") found.push(readSample(fields, found.length));
 		});
@@ -155,28 +155,28 @@ function readSample(fields: Map<string, BsonValue>, step: number): Sample {
 	const reply = object(get(choice, "message"), "response.choices[0].message");
 	const role = get(reply, "role");
 	if (!isString(role) || stringOf(role) !== "assistant") {
-		const found = isString(role) ? JSON.stringify(stringOf(role)) : kindOf(role);
+		const found = isString(role) ? JSON.stringify(stringOf(role)) : bsonKind(role);
 		throw new DocumentProblem(
 			"bad index",
-			`\`response.choices[0].message.role\`: ${found}, and a reply is the assistant's`,
+			`\`response.choices[0].message.role\`: ${found}, and a reply must be the assistant's`,
 		);
 	}
 	const tools = get(request, "tools") ?? get(request, "tools_json");
 	const logprobs = get(choice, "logprobs");
 	const created = fields.get("created_at_step");
 	return {
-		messages: inKey("request.messages", () => itemsOf(messages).map((message) => jsonText(message))),
-		reply: inKey("response.choices[0].message", () => jsonText(reply)),
-		tools: tools === undefined ? undefined : inKey("request.tools", () => jsonText(tools)),
-		logprobs: isNothing(logprobs) ? undefined : inKey("response.choices[0].logprobs", () => jsonText(logprobs)),
-		createdAtStep: isNothing(created) ? undefined : jsonText(created),
+		messages: inKey("request.messages", () => itemsOf(messages).map((message) => bsonText(message))),
+		reply: inKey("response.choices[0].message", () => bsonText(reply)),
+		tools: tools === undefined ? undefined : inKey("request.tools", () => bsonText(tools)),
+		logprobs: isNothing(logprobs) ? undefined : inKey("response.choices[0].logprobs", () => bsonText(logprobs)),
+		createdAtStep: isNothing(created) ? undefined : bsonText(created),
 		score: numeric(fields.get("score"), "score"),
 		advantage: numeric(fields.get("advantage"), "advantage"),
 		step,
 	};
 }
 
-/** An uploader of AgentRL's wrote the request as an array with one element. */
+/** An uploader of AgentRL writes the request as an array with one element. */
 function unwrapped(value: BsonValue | undefined): BsonValue | undefined {
 	if (!isArray(value)) return value;
 	const items = itemsOf(value);
@@ -185,7 +185,7 @@ function unwrapped(value: BsonValue | undefined): BsonValue | undefined {
 }
 
 function wrong(name: string, found: BsonValue | undefined, wanted: string): DocumentProblem {
-	return new DocumentProblem("wrong type", `\`${name}\`: ${kindOf(found)}, not ${wanted}`);
+	return new DocumentProblem("wrong type", `\`${name}\`: ${bsonKind(found)}, not ${wanted}`);
 }
 
 function object(value: BsonValue | undefined, name: string): BsonValue {
@@ -193,11 +193,11 @@ function object(value: BsonValue | undefined, name: string): BsonValue {
 	return value;
 }
 
-/** The field where it is a number; undefined: absent or null. */
+/** The field if it is a number; undefined: absent or null. */
 function numeric(value: BsonValue | undefined, name: string): BsonValue | undefined {
 	if (isNothing(value)) return undefined;
 	if (numberOf(value) === null) throw wrong(name, value, "a number");
-	inKey(name, () => jsonText(value));
+	inKey(name, () => bsonText(value));
 	return value;
 }
 
@@ -209,7 +209,7 @@ function rowText(row: RowInProgress, record: BsonValue, task: BsonValue | undefi
 	const logprobs: string[] = [];
 	for (const [index, sample] of [...row.byIndex].sort(([a], [b]) => a - b)) {
 		const score = sample.score ?? recordScore;
-		if (score !== undefined) scores.push(`"${index}":${jsonText(score)}`);
+		if (score !== undefined) scores.push(`"${index}":${bsonText(score)}`);
 		advantages.push(`"${index}":${advantageText(sample, recordScore, task)}`);
 		if (sample.createdAtStep !== undefined) steps.push(`"${index}":${sample.createdAtStep}`);
 		if (sample.logprobs !== undefined) logprobs.push(`"${index}":${sample.logprobs}`);
@@ -221,21 +221,21 @@ function rowText(row: RowInProgress, record: BsonValue, task: BsonValue | undefi
 		`"scores":{${scores.join(",")}}`,
 		`"advantages":{${advantages.join(",")}}`,
 		`"created_at_step":{${steps.join(",")}}`,
-		...(recordScore === undefined ? [] : [`"reward":${jsonText(recordScore)}`]),
+		...(recordScore === undefined ? [] : [`"reward":${bsonText(recordScore)}`]),
 		`"step":${row.last.step}`,
 		...(logprobs.length === 0 ? [] : [`"logprobs":{${logprobs.join(",")}}`]),
-		...(id === undefined ? [] : [`"record_id":${jsonText(id)}`]),
+		...(id === undefined ? [] : [`"record_id":${bsonText(id)}`]),
 	];
 	return `{${fields.join(",")}}`;
 }
 
 /**
- * The sample's advantage, else its score, else by how much the record's score is above the mean of its task's scores. Where
- * there is nothing to compare with, a reply is as good as any: 1.
+ * The sample's advantage, else its score, else the difference between the record's score and the mean of its task's scores;
+ * 1 if there are no scores.
  */
 function advantageText(sample: Sample, recordScore: BsonValue | undefined, task: BsonValue | undefined): string {
 	const own = sample.advantage ?? sample.score;
-	if (own !== undefined) return jsonText(own);
+	if (own !== undefined) return bsonText(own);
 	const score = numberOf(recordScore);
 	const scores = task === undefined ? undefined : get(task, "scores");
 	if (score === null || !isArray(scores)) return floatText(1);
@@ -248,29 +248,27 @@ function advantageText(sample: Sample, recordScore: BsonValue | undefined, task:
 	return floatText(score - numbers.reduce((sum, value) => sum + value, 0) / numbers.length);
 }
 
-/** What of a message decides whether two are the same; a key that is null counts as absent. */
-const SENSE = ["role", "content", "name", "function_call", "audio", "reasoning_content", "tool_calls"];
+/** The fields that decide whether two messages are the same; null counts as absent. */
+const COMPARED = ["role", "content", "name", "function_call", "audio", "reasoning_content", "tool_calls"];
 
-function senseOf(message: string): string {
+function messageKey(message: string): string {
 	const value: unknown = JSON.parse(message);
 	if (typeof value !== "object" || value === null) return message;
 	const fields = new Map<string, unknown>(Object.entries(value));
-	return SENSE.map((key) => {
+	return COMPARED.map((key) => {
 		const field = fields.get(key);
-		return JSON.stringify(
-			key === "tool_calls" && Array.isArray(field) ? field.map(callSense) : canonical(field ?? null),
-		);
+		return JSON.stringify(key === "tool_calls" && Array.isArray(field) ? field.map(callKey) : canonical(field ?? null));
 	}).join("\n");
 }
 
-/** A call's id is drawn anew by whoever sends it. */
-function callSense(call: unknown): unknown {
+/** Without the call's id: every sender generates its own. */
+function callKey(call: unknown): unknown {
 	if (typeof call !== "object" || call === null) return call;
 	const fields = new Map<string, unknown>(Object.entries(call));
 	return [fields.get("type") ?? null, canonical(fields.get("function") ?? null)];
 }
 
-/** The same value with the keys of objects in order. */
+/** The same value with sorted object keys. */
 function canonical(value: unknown): unknown {
 	if (Array.isArray(value)) return value.map(canonical);
 	if (typeof value !== "object" || value === null) return value;

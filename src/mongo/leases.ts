@@ -1,30 +1,31 @@
 /**
- * Claims: a document bears the run that trains it, until when, and since when. Taking one is an update of that document alone,
- * so that a standalone server is enough. Knows documents by `_id`, and nothing of rows.
+ * Leases: a document records which run trains it, until when, and since when. Taking a lease updates that document only, so that
+ * a standalone server suffices. Knows documents by `_id`, and nothing about rows.
  */
 import type { Collection, Document } from "mongodb";
 import { type BsonValue, documentOf, driverValue, get, numberOf, valueKey } from "./bson-json.js";
 import type { MongoConnection } from "./connection.js";
+import type { Listed } from "./document-list.js";
 import type { Selection } from "./selection.js";
-import { behind, type Listed } from "./snapshot.js";
+import { after } from "./snapshot.js";
 
-/** The field of a claim: `{ owner, until, at }`. */
-const CLAIM = "arl_claim";
-/** How often rows are looked for that lie before the last claim: looking at 100,000 trained documents takes 0.2 s. */
-const LOOK_AT_ALL_MS = 10_000;
+/** The field of a lease in a document: `{ owner, until, at }`. */
+const LEASE = "arl_claim";
+/** How often the whole collection is searched, and not only after the last lease: 100,000 trained documents take 0.2 s. */
+const SEARCH_ALL_MS = 10_000;
 /** Documents of one request. */
 const TOGETHER = 5_000;
 
-/** The claims of one run. */
-export class Claims {
-	/** How far the server's clock is ahead: leases are told by it, since runs of several machines share them. */
+/** The leases of one run. */
+export class Leases {
+	/** How far the server's clock is ahead: leases use its time, because runs on several machines share them. */
 	private clockAhead = 0;
 	private lastContact = performance.now();
-	/** Until then no lease that ran out is taken over: after an interruption its owner may be about to extend it. */
+	/** Until then no expired lease is taken over: after an interruption its owner may be about to extend it. */
 	private patientUntil = 0;
-	/** The last document that was claimed: most rows that come have higher `_id`s. */
+	/** The last document that was leased: most new rows have higher `_id`s. */
 	private last: BsonValue | null = null;
-	private lookedAtAll = Number.NEGATIVE_INFINITY;
+	private searchedAll = Number.NEGATIVE_INFINITY;
 
 	constructor(
 		private readonly connection: MongoConnection,
@@ -45,7 +46,7 @@ export class Claims {
 		return result;
 	}
 
-	/** Looks at the server's clock. */
+	/** Reads the server's clock. */
 	async readClock(): Promise<void> {
 		const { localTime } = await this.ask("reading the server's clock", () => this.connection.db.command({ hello: 1 }));
 		if (localTime instanceof Date) this.clockAhead = localTime.getTime() - Date.now();
@@ -55,16 +56,16 @@ export class Claims {
 		return new Date(Date.now() + this.clockAhead + ahead);
 	}
 
-	/** Rows of the selection that belong to nobody, or to a run that has not extended its lease. */
+	/** Rows of the selection without a lease, or with an expired lease of another run. */
 	private free(): Document {
-		const lapsed = { [`${CLAIM}.owner`]: { $ne: this.owner }, [`${CLAIM}.until`]: { $lte: this.now() } };
-		const nobody = { [CLAIM]: null };
-		const free = performance.now() < this.patientUntil ? nobody : { $or: [nobody, lapsed] };
+		const expired = { [`${LEASE}.owner`]: { $ne: this.owner }, [`${LEASE}.until`]: { $lte: this.now() } };
+		const none = { [LEASE]: null };
+		const free = performance.now() < this.patientUntil ? none : { $or: [none, expired] };
 		return { $and: [this.selection.filter, free] };
 	}
 
 	private own(ids: unknown[]): Document {
-		return { _id: { $in: ids }, [`${CLAIM}.owner`]: this.owner };
+		return { _id: { $in: ids }, [`${LEASE}.owner`]: this.owner };
 	}
 
 	private among(ids: unknown[], condition: Document): Document {
@@ -72,7 +73,7 @@ export class Claims {
 	}
 
 	private mark(): Document {
-		return { $set: { [CLAIM]: { owner: this.owner, until: this.now(this.leaseMs), at: this.now() } } };
+		return { $set: { [LEASE]: { owner: this.owner, until: this.now(this.leaseMs), at: this.now() } } };
 	}
 
 	private async find(filter: Document, limit = 0): Promise<Listed[]> {
@@ -88,30 +89,30 @@ export class Claims {
 	}
 
 	/**
-	 * Claims up to `most` free documents, in the order of their `_id`s. Another run may be quicker with some of them. All of the
-	 * collection is looked through now and then, and where `all` says so: else what lies behind the last claim.
+	 * Leases up to `most` free documents, in the order of their `_id`s; another run may win some of them. Searches after the last
+	 * leased document, and now and then, or with `all`, the whole collection.
 	 */
 	async take(most: number, all: boolean): Promise<Listed[]> {
 		const now = performance.now();
-		if (all || now - this.lookedAtAll > LOOK_AT_ALL_MS) {
+		if (all || now - this.searchedAll > SEARCH_ALL_MS) {
 			this.last = null;
-			this.lookedAtAll = now;
+			this.searchedAll = now;
 		}
-		const candidates = await this.find({ $and: [this.free(), behind(this.last)] }, most);
+		const candidates = await this.find({ $and: [this.free(), after(this.last)] }, most);
 		if (candidates.length === 0) return [];
 		this.last = candidates.at(-1)?.id ?? null;
 		const ids = candidates.map(({ id }) => driverValue(id));
-		// Whatever became of a candidate meanwhile, the update looks at it anew; done twice it changes nothing.
-		await this.ask("claiming rows", () => this.documents.updateMany(this.among(ids, this.free()), this.mark()));
+		// The update checks again whether a candidate is still free; repeating it changes nothing.
+		await this.ask("leasing rows", () => this.documents.updateMany(this.among(ids, this.free()), this.mark()));
 		return this.find(this.own(ids));
 	}
 
-	/** Claims these again, where nobody else has them; gives those that were got. */
+	/** Leases these again unless another run has them; returns those that it got. */
 	async takeAgain(wanted: readonly BsonValue[]): Promise<Set<string>> {
 		const got = new Set<string>();
 		for (const ids of parts(wanted)) {
-			const mine = { [`${CLAIM}.owner`]: this.owner };
-			await this.ask("claiming rows", () =>
+			const mine = { [`${LEASE}.owner`]: this.owner };
+			await this.ask("leasing rows", () =>
 				this.documents.updateMany(this.among(ids, { $or: [mine, this.free()] }), this.mark()),
 			);
 			for (const { id } of await this.find(this.own(ids))) got.add(valueKey(id));
@@ -119,15 +120,15 @@ export class Claims {
 		return got;
 	}
 
-	/** Extends the lease of these; gives those that are no longer this run's. */
+	/** Extends these leases; returns those that this run has lost. */
 	async extend(held: readonly BsonValue[]): Promise<Set<string>> {
 		const lost = new Set<string>();
 		await this.readClock();
 		for (let at = 0; at < held.length; at += TOGETHER) {
 			const part = held.slice(at, at + TOGETHER);
 			const mine = this.own(part.map(driverValue));
-			const extended = { $set: { [`${CLAIM}.until`]: this.now(this.leaseMs) } };
-			const { matchedCount } = await this.ask("extending claims", () => this.documents.updateMany(mine, extended));
+			const extended = { $set: { [`${LEASE}.until`]: this.now(this.leaseMs) } };
+			const { matchedCount } = await this.ask("extending leases", () => this.documents.updateMany(mine, extended));
 			if (matchedCount === part.length) continue;
 			const left = new Set((await this.find(mine)).map(({ id }) => valueKey(id)));
 			for (const id of part) if (!left.has(valueKey(id))) lost.add(valueKey(id));
@@ -135,25 +136,25 @@ export class Claims {
 		return lost;
 	}
 
-	/** Gives these back, as far as they are this run's. */
+	/** Releases these, if this run still has them. */
 	async release(ids: readonly unknown[]): Promise<void> {
 		for (let at = 0; at < ids.length; at += TOGETHER) {
 			const mine = this.own(ids.slice(at, at + TOGETHER));
-			await this.ask("giving claims back", () => this.documents.updateMany(mine, { $unset: { [CLAIM]: "" } }));
+			await this.ask("releasing rows", () => this.documents.updateMany(mine, { $unset: { [LEASE]: "" } }));
 		}
 	}
 
-	/** Gives back all that a run had which is known to be gone. */
+	/** Releases everything that a run which is known to have ended had leased. */
 	async releaseOf(owner: string): Promise<void> {
-		await this.ask("giving claims back", () =>
-			this.documents.updateMany({ [`${CLAIM}.owner`]: owner }, { $unset: { [CLAIM]: "" } }),
+		await this.ask("releasing rows", () =>
+			this.documents.updateMany({ [`${LEASE}.owner`]: owner }, { $unset: { [LEASE]: "" } }),
 		);
 	}
 
-	/** Gives back what was claimed and never noted: the run was killed in between. */
-	async releaseAllBut(noted: ReadonlySet<string>): Promise<void> {
-		const all = await this.find({ [`${CLAIM}.owner`]: this.owner });
-		await this.release(all.filter(({ id }) => !noted.has(valueKey(id))).map(({ id }) => driverValue(id)));
+	/** Releases what was leased and never logged, because the run was killed in between. */
+	async releaseAllBut(logged: ReadonlySet<string>): Promise<void> {
+		const all = await this.find({ [`${LEASE}.owner`]: this.owner });
+		await this.release(all.filter(({ id }) => !logged.has(valueKey(id))).map(({ id }) => driverValue(id)));
 	}
 }
 
