@@ -65,6 +65,26 @@ export declare class FileLock {
   release(): void
 }
 
+/** Reads a Parquet file. */
+export declare class ParquetReader {
+  /** Opens nothing yet. */
+  static create(options: ParquetOptions): ParquetReader
+  /** Writes all rows to the spill file. */
+  read(): Promise<ParquetRows>
+  /** Ends the reading with `ARL_INTERRUPTED`. */
+  cancel(): void
+}
+
+/** Writes a Parquet file. */
+export declare class ParquetWriter {
+  /** Begins a file at `path`, which messages call `name`. */
+  static create(path: string, name: string): ParquetWriter
+  /** Adds rows, each a JSON object as text. The file is closed where one cannot be written. */
+  write(rows: Array<Uint8Array>): Promise<void>
+  /** Ends the file and resolves with the number of its rows. */
+  finish(): Promise<number>
+}
+
 /** A folder for files that are needed only while this process runs. */
 export declare class ScratchFolder {
   /** Makes a folder below `parent`; removes those that killed processes left there. */
@@ -126,6 +146,14 @@ export declare function backends(): Array<string>
 
 /** Proves that the weights of a model's folder are those of its `config.json`, by names, shapes and types; reads no values. */
 export declare function checkWeights(modelDir: string): void
+
+/** How many of something a top-level column has. */
+export interface ColumnCount {
+  /** The column. */
+  column: string
+  /** How many. */
+  count: number
+}
 
 /** A place in which a library was not found, or from which it did not open. */
 export interface CudaAttempt {
@@ -429,6 +457,34 @@ export interface ModelFacts {
   maxPositionEmbeddings: number
 }
 
+/** How a Parquet file is read. Columns are given by the names that they have in the file. */
+export interface ParquetOptions {
+  /** The file. */
+  path: string
+  /** What a user knows it by. */
+  name: string
+  /** The file that gets the rows; must not exist yet. */
+  spill: string
+  /** Columns of lists and objects: text in them is their JSON. */
+  nested: Array<string>
+  /** Of these, columns of images and the like, in which bytes are no text. */
+  media: Array<string>
+  /** Columns of lists of objects: a list of texts in them is a list of their JSON. */
+  objects: Array<string>
+  /** The column of the conversation. */
+  messages: string
+}
+
+/** The rows of a Parquet file, which are in the spill file. */
+export interface ParquetRows {
+  /** The start and the end of each, in bytes. */
+  ranges: Float64Array
+  /** Nulls in structs, which were left out. */
+  leftOut: Array<ColumnCount>
+  /** Floats that are NaN or infinite. */
+  notFinite: Array<ColumnCount>
+}
+
 /** Plans the memory of an engine with these options, and reserves none. */
 export declare function planMemory(options: EngineOptions): MemoryPlan
 
@@ -537,9 +593,6 @@ export interface TextOptions {
   /** Replies whose advantage is zero or negative are not trained. */
   skipNonPositiveAdvantage?: boolean
 }
-
-/** The `length` bytes that zstd data holds. */
-export declare function unpackZstd(packed: Uint8Array, length: number): Uint8Array
 
 /** Version of the addon. */
 export declare function version(): string
