@@ -37,7 +37,7 @@ describe("files", () => {
 		["broken.yaml", "seed: [1\n", /broken\.yaml:\d+:\d+: /],
 		["list.yaml", "- a\n", /expected options by name, found a list/],
 		["broken.json", '{\n"seed": 1,\n}', /broken\.json:3: not JSON/],
-		["rows.jsonl", "{}", /not a configuration file by its name/],
+		["rows.jsonl", "{}", /the name is not that of a configuration file/],
 		["throws.mjs", "throw new Error('no luck');", /throws\.mjs: no luck/],
 		["latin.yaml", Buffer.from([0x61, 0x3a, 0x20, 0xe9]), /not text in UTF-8/],
 	])("%s is refused with where it is wrong", async (name, text, message) => {

@@ -89,7 +89,9 @@ describe("the type of options", () => {
 
 describe("every option", () => {
 	it("that has more than one value is read by the trainer, the rows or a command", () => {
-		const folders = ["run", "data", "cli", "mongo"].map((name) => new URL(`../src/${name}/`, import.meta.url));
+		const folders = ["run", "report", "data", "cli", "mongo"].map(
+			(name) => new URL(`../src/${name}/`, import.meta.url),
+		);
 		const sources = folders.flatMap((url) =>
 			readdirSync(url, { recursive: true, encoding: "utf8" })
 				.filter((name) => name.endsWith(".ts"))
@@ -100,7 +102,9 @@ describe("every option", () => {
 		const without = new Set(["optim"]);
 		for (const name of OPTION_NAMES) {
 			if (metaOf(trainingSchema.shape[name]).fixed || without.has(name)) continue;
-			expect(code.includes(`args.${name}`) || code.includes(`options.${name}`), name).toBe(true);
+			// As a property of the options, or as a name taken out of them.
+			const read = `\\b(args|options)\\.${name}\\b|[{,]\\s*${name}\\s*[,}:]`;
+			expect(new RegExp(read).test(code), name).toBe(true);
 		}
 	});
 });

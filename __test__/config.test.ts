@@ -105,7 +105,7 @@ describe("options together", () => {
 		expect(refused(["--overwrite_output_dir", "--resume_from_checkpoint", "latest"]).message).toContain("contradicts");
 	});
 
-	it("names what following a database needs, and each option that contradicts it", () => {
+	it("names what following a database needs", () => {
 		expect(refused(["--follow_idle", "3"]).message).toContain("no meaning without follow");
 		expect(refused(["--follow"]).message).toContain("none is given");
 		const follow = ["--db_connection_string", "mongodb://host/db", "--follow"];
@@ -114,21 +114,6 @@ describe("options together", () => {
 		);
 		const whole = [...follow, "--max_steps", "9", "--train_sampling_strategy", "sequential"];
 		expect(resolve([...whole, "--follow_idle", "0.5"]).args.follow_idle).toBe(0.5);
-		for (const contradiction of [
-			["--train_file", "a"],
-			["--dataset", "a.ts"],
-			["--convert", "a.ts"],
-			["--num_train_epochs", "2"],
-			["--max_trained_count", "2"],
-			["--retrained_interval", "2"],
-			["--mongo_write_back", "none"],
-			["--max_tokens_per_micro_batch", "99"],
-			["--on_bad_row", "skip"],
-			["--truncation", "drop"],
-		]) {
-			const shown = `${contradiction[0]?.slice(2)} `;
-			expect(refused([...whole, ...contradiction]).message).toMatch(new RegExp(`^${shown}.* contradicts follow: `));
-		}
 	});
 
 	it("knows which options need a database", () => {

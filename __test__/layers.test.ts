@@ -32,9 +32,6 @@ const KNOWN_TO: Readonly<Record<string, readonly string[]>> = {
 /** Who imports which dependency. */
 const PACKAGES: Readonly<Record<string, readonly string[]>> = {
 	"csv-parse": ["data"],
-	hyparquet: ["data"],
-	"hyparquet-compressors": ["data"],
-	"hyparquet-writer": ["data"],
 	jiti: ["config"],
 	mongodb: ["mongo"],
 	picocolors: ["errors", "report", "cli"],

@@ -25,6 +25,15 @@ describe("the text of a reply as a message", () => {
 		expect(parseReply("<think>\nnever ends")).toEqual({ role: "assistant", content: "<think>\nnever ends" });
 	});
 
+	it("keeps the text of the arguments, and writes one where they stand elsewhere", () => {
+		const argumentsOf = (body: string) =>
+			parseReply(`<tool_call>${body}</tool_call>`).tool_calls?.map((call) => call.function.arguments);
+		expect(argumentsOf('{"name": "f", "arguments": {"a":  1.0}}')).toEqual(['{"a":  1.0}']);
+		expect(argumentsOf('{"arguments": {"a":  1}, "name": "f"}')).toEqual(['{"a":1}']);
+		expect(argumentsOf('{"name": "f", "arguments": {"a": 1}, "id": {}}')).toEqual(['{"a":1}']);
+		expect(argumentsOf('{"name": "f"}')).toEqual(["{}"]);
+	});
+
 	it.each(["no json", '{"arguments": {}}', '{"name": 3}', '{"name": "f", "arguments": "text"}', "null"])(
 		"leaves the tool call %s in the content",
 		(body) => {

@@ -248,10 +248,11 @@ export function fakeNative(faults: Faults = {}, disk: Disk = new Map()): Native 
 		cudaRuntime: () => "",
 		// Files are the real core's: there is nothing to play.
 		decompress: (source, target) => loadNative().decompress(source, target),
-		unpackZstd: (packed, length) => loadNative().unpackZstd(packed, length),
 		jsonArrayRows: (file) => loadNative().jsonArrayRows(file),
 		sniff: (head) => loadNative().sniff(head),
 		MAX_ROW_BYTES: loadNative().MAX_ROW_BYTES,
+		ParquetReader: loadNative().ParquetReader,
+		ParquetWriter: loadNative().ParquetWriter,
 		ScratchFolder: loadNative().ScratchFolder,
 	};
 }

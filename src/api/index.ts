@@ -12,6 +12,7 @@ export {
 	type TrainingOptions,
 } from "../config/index.js";
 export * from "../data/index.js";
+export type { NoticedRows } from "../data/tokens/notes.js";
 export type { BadRow } from "../data/tokens/problems.js";
 export { ArlError, type ErrorCode, type ErrorJson, EXIT_CODES, isErrorCode } from "../errors.js";
 export type * from "../events.js";

@@ -2,10 +2,9 @@
 import type { ChatMessage } from "../data/sources/record.js";
 import { chooseDevice } from "../device/index.js";
 import { ArlError } from "../errors.js";
-import { loadNative, type Native, type NativeEngine, type NativeTextEncoder } from "../native.js";
+import { loadNative, type NativeEngine, type NativeTextEncoder } from "../native.js";
 import { generateText } from "../run/eval/generate-text.js";
 import { endTokens, openForInference } from "../run/eval/inference.js";
-import { readModelFacts } from "../run/setup/model.js";
 import { checkTokenizer } from "../run/setup/preflight.js";
 import { parseReply } from "./parse-reply.js";
 import { type ChatCompletion, type Completion, Reply } from "./reply.js";
@@ -82,7 +81,7 @@ export class Model {
 	 * @throws ArlError where the folder holds no model that can be read, the memory does not suffice, or the device cannot be used.
 	 */
 	static async open(dir: string, options: ModelOptions = {}): Promise<Model> {
-		return new Model(await openParts(dir, options, loadNative()));
+		return new Model(await openParts(dir, options));
 	}
 
 	/** What a user should know of how the model runs here. */
@@ -135,9 +134,14 @@ export class Model {
 		const { encoder, engine, maxPositions } = this.#parts;
 		const { maxNewTokens, stop, ...sampling } = checked(options);
 		const ids = prompt();
+		if (ids.length === 0) throw new ArlError("ARL_DATA", "the prompt is empty");
 		const room = maxPositions - ids.length;
 		if (room <= 0)
-			throw new ArlError("ARL_DATA", `the prompt has ${ids.length} tokens, and the model takes ${maxPositions}`);
+			throw new ArlError(
+				"ARL_DATA",
+				`the prompt has ${ids.length} tokens, and the model takes ${maxPositions}`,
+				"Shorten the prompt, or the conversation.",
+			);
 		const signals = [left, this.#closing.signal, ...(options.signal ? [options.signal] : [])];
 		const run = async () =>
 			generateText({
@@ -156,9 +160,9 @@ export class Model {
 	}
 }
 
-/** Opens a model with another native part than the addon's; for tests. */
-async function openParts(dir: string, options: ModelOptions, native: Native): Promise<Parts> {
-	const model = await readModelFacts(dir, native);
+async function openParts(dir: string, options: ModelOptions): Promise<Parts> {
+	const native = loadNative();
+	const model = { path: dir, ...native.modelConfig(dir) };
 	const encoder = native.TextEncoder.open({
 		modelDir: dir,
 		truncation: "error",
@@ -184,7 +188,11 @@ function encode(encoder: NativeTextEncoder, row: Record<string, unknown>, until?
 function checked(options: GenerateOptions) {
 	const { maxNewTokens = MAX_NEW_TOKENS, temperature = 0, topK = 0, topP = 1, seed = SEED, stop = [] } = options;
 	const need = (name: string, value: unknown, holds: boolean, expected: string) => {
-		if (!holds) throw new ArlError("ARL_USAGE", `${name}: expected ${expected}, got ${JSON.stringify(value) ?? value}`);
+		if (!holds)
+			throw new ArlError(
+				"ARL_USAGE",
+				`${name}: expected ${expected}, got ${typeof value === "number" ? value : JSON.stringify(value)}`,
+			);
 	};
 	const whole = (value: number, low: number) => Number.isInteger(value) && value >= low && value < 2 ** 32;
 	need("maxNewTokens", maxNewTokens, whole(maxNewTokens, 1), "a whole number of 1 or more");

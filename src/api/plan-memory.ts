@@ -19,14 +19,14 @@ import type { RowArguments } from "./rows.js";
 export const GPU_SIZES = [24, 40, 48, 80, 141] as const;
 const GB = 1e9;
 /** The most tokens that a plan is made for: what the engine's counts of them hold. */
-const MOST_TOKENS = 2 ** 31 - 1;
+export const MOST_TOKENS = 2 ** 31 - 1;
 
-/** The largest micro-batch; what is absent follows from the options. */
+/** The largest micro-batch; what is absent or null follows from the options. */
 export interface PlanSize {
 	/** Absent: `max_tokens_per_micro_batch`, else `per_device_train_batch_size` times `max_length`. */
-	tokens?: number | undefined;
+	tokens?: number | null;
 	/** Absent: `per_device_train_batch_size`; of packed micro-batches one for each 64 tokens. */
-	sequences?: number | undefined;
+	sequences?: number | null;
 }
 
 /** Bytes of one category. */

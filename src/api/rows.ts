@@ -13,19 +13,21 @@ export type RowArguments =
 	| (Partial<Pick<AgentTrainingConfigInput, "output_dir">> & Omit<AgentTrainingConfigInput, "output_dir">);
 
 /** Rows from code, as `QwenTrainer` takes them. */
-export interface RowOptions {
-	dataset?: Dataset<unknown>;
-	convert?: ConvertRecordToData<never>;
+export interface RowOptions<Row = unknown> {
+	/** Rows in place of `train_file`, or, the last entry, next to it. */
+	dataset?: Dataset<Row>;
+	/** Makes rows of each raw row, of files as of `dataset`. */
+	convert?: ConvertRecordToData<Row>;
 	/** Aborting it ends the call with `ARL_INTERRUPTED`. */
 	signal?: AbortSignal;
 }
 
-export interface CheckOptions extends RowOptions {
+export interface CheckOptions<Row = unknown> extends RowOptions<Row> {
 	/** Called now and then with the number of rows checked. */
 	onProgress?: (rows: number, of: number) => void;
 }
 
-function input(args: RowArguments, { dataset, convert, signal }: RowOptions) {
+function input<Row>(args: RowArguments, { dataset, convert, signal }: RowOptions<Row>) {
 	return {
 		native: loadNative(),
 		args: resolveArgs({ output_dir: ".", ...args }, dataset !== undefined).args,
@@ -40,7 +42,7 @@ function input(args: RowArguments, { dataset, convert, signal }: RowOptions) {
  *
  * @throws ArlError where the rows cannot be read at all; bad rows are in the report.
  */
-export async function checkRows(args: RowArguments, options: CheckOptions = {}): Promise<DataReport> {
+export async function checkRows<Row>(args: RowArguments, options: CheckOptions<Row> = {}): Promise<DataReport> {
 	const { onProgress: progress } = options;
 	return check({ ...input(args, options), ...(progress && { progress }) });
 }
@@ -51,6 +53,10 @@ export async function checkRows(args: RowArguments, options: CheckOptions = {}):
  *
  * @throws ArlError `ARL_DATA` with the row's place where it cannot be used.
  */
-export async function inspectRow(args: RowArguments, row = 0, options: RowOptions = {}): Promise<InspectedRow> {
+export async function inspectRow<Row>(
+	args: RowArguments,
+	row = 0,
+	options: RowOptions<Row> = {},
+): Promise<InspectedRow> {
 	return inspect({ ...input(args, options), row });
 }

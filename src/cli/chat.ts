@@ -1,16 +1,15 @@
 /** `arl chat`: a conversation with a model, in a terminal or line by line from a pipe. */
-import { readFile } from "node:fs/promises";
 import { createInterface, type Interface } from "node:readline";
 import pc from "picocolors";
 import type { ChatOptions, Model } from "../api/model.js";
 import type { ChatCompletion, Reply } from "../api/reply.js";
-import { integer, stringOrNone } from "../config/index.js";
+import { integer } from "../config/index.js";
 import type { ChatMessage } from "../data/sources/record.js";
-import { ArlError, formatError, messageOf, toArlError } from "../errors.js";
+import { ArlError, formatError, toArlError } from "../errors.js";
 import { liveLine } from "../report/live.js";
 import { isTerminal, wantsColor } from "../report/terminal.js";
 import { parseCommand } from "./command.js";
-import { MODEL_FLAGS, modelOptions, SAMPLING_FLAGS, samplingOptions } from "./sampling.js";
+import { CHAT_FLAGS, chatOptions, MODEL_FLAGS, modelOptions, SAMPLING_FLAGS } from "./model-flags.js";
 
 const COMMAND = {
 	name: "arl chat",
@@ -23,11 +22,7 @@ training. From a pipe it reads one message per line. Where a reply calls tools, 
   Ctrl-C  stop the reply; at the prompt, leave`,
 	words: { noun: "the model's folder", least: 1, most: 1 },
 	flags: {
-		system: stringOrNone({ literal: true, description: "The system message." }),
-		tools: stringOrNone({
-			expects: "a file",
-			description: "JSON file with a list of the tools on offer, as rows have it.",
-		}),
+		...CHAT_FLAGS,
 		max_new_tokens: integer({ min: 1, default: 1024, description: "Most tokens of a reply." }),
 		...SAMPLING_FLAGS,
 		...MODEL_FLAGS,
@@ -44,14 +39,12 @@ export async function run(words: readonly string[], open: Open = openModel): Pro
 	if (given === null) return 0;
 	const { flags } = given;
 	const [dir = ""] = given.words;
-	const tools = flags.tools === null ? null : await readTools(flags.tools);
+	const { system, options } = await chatOptions(flags);
 	const live = liveLine(process.stderr);
 	live?.show([{ text: `opening ${dir}`, keep: 0 }]);
 	const model = await open(dir, modelOptions(flags)).finally(() => live?.clear());
 	try {
 		for (const notice of model.notices) process.stderr.write(`${notice}\n`);
-		const options = { ...samplingOptions(flags), maxNewTokens: flags.max_new_tokens, ...(tools && { tools }) };
-		const system: ChatMessage[] = flags.system === null ? [] : [{ role: "system", content: flags.system }];
 		await converse(new Conversation(model, options, system));
 		return 0;
 	} finally {
@@ -125,7 +118,9 @@ async function converse(conversation: Conversation): Promise<void> {
 	for (;;) {
 		const { tool } = conversation;
 		const line = await next(interactive ? bold(tool === null ? "> " : `result of ${tool}> `) : "");
-		if (line === null || line === "/exit") break;
+		if (line === null && interactive) process.stderr.write("\n");
+		// Nobody reads the replies where stdout has failed (`arl chat DIR < prompts.txt | head`).
+		if (line === null || line === "/exit" || process.stdout.errored) break;
 		if (line === "/reset") {
 			conversation.reset();
 			if (interactive) note("new conversation");
@@ -185,6 +180,8 @@ function reader(lines: Interface): (prompt: string) => Promise<string | null> {
 	let wake = () => {};
 	lines.on("line", (line) => {
 		early.push(line);
+		// A long file is not read into memory whole.
+		if (early.length >= 1000) lines.pause();
 		wake();
 	});
 	lines.on("close", () => {
@@ -193,6 +190,7 @@ function reader(lines: Interface): (prompt: string) => Promise<string | null> {
 	});
 	return async (prompt) => {
 		if (early.length === 0 && !ended) {
+			lines.resume();
 			lines.setPrompt(prompt);
 			if (prompt !== "") lines.prompt();
 			await new Promise<void>((resolve) => {
@@ -201,21 +199,4 @@ function reader(lines: Interface): (prompt: string) => Promise<string | null> {
 		}
 		return early.shift() ?? null;
 	};
-}
-
-/** The tools of a JSON file. Throws `ARL_CONFIG` where it holds no list of objects. */
-async function readTools(path: string): Promise<Record<string, unknown>[]> {
-	const text = await readFile(path, "utf8").catch((error: unknown) => {
-		throw toArlError(error);
-	});
-	const hint = 'For example [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]';
-	let tools: unknown;
-	try {
-		tools = JSON.parse(text);
-	} catch (error) {
-		throw new ArlError("ARL_CONFIG", `${path}: not JSON: ${messageOf(error)}`, hint);
-	}
-	const isTool = (tool: unknown) => typeof tool === "object" && tool !== null && !Array.isArray(tool);
-	if (Array.isArray(tools) && tools.every(isTool)) return tools;
-	throw new ArlError("ARL_CONFIG", `${path}: expected a list of tools`, hint);
 }

@@ -10,6 +10,7 @@ import {
 	nearest,
 	parseFlags,
 	type Values,
+	wrap,
 } from "../config/index.js";
 import { ArlError, EXIT_CODES } from "../errors.js";
 
@@ -17,7 +18,7 @@ import { ArlError, EXIT_CODES } from "../errors.js";
 export interface Command<F extends Fields> extends FlagSet<F> {
 	/** What follows the name in the first line of the help. */
 	usage: string;
-	/** What the command does, in lines of at most 120 columns. */
+	/** What the command does, in paragraphs; help refills their lines, and keeps indented ones. */
 	about: string;
 	/** How many words it takes that belong to no flag, and what they are; absent: none. */
 	words?: { noun: string; least: number; most: number };
@@ -57,10 +58,21 @@ export function parseCommand<F extends Fields>(command: Command<F>, given: reado
 }
 
 function commandHelp<F extends Fields>({ name, usage, about, flags, takesOptions, listsOptions }: Command<F>): string {
-	const width = Math.min(110, process.stdout.columns || 100);
+	const width = helpWidth(process.stdout);
 	const own = formatFlags({ ...flags, help: flag("Show this text.") }, width);
-	const parts = [`Usage: ${`${name} ${usage}`.trimEnd()}`, about, `${takesOptions ? "Command" : "Options"}:\n${own}`];
+	const heading = takesOptions ? "Command" : "Options";
+	const parts = [`Usage: ${`${name} ${usage}`.trimEnd()}`, paragraphs(about, width), `${heading}:\n${own}`];
 	return `${parts.join("\n\n")}${listsOptions ? `\n${formatOptions(width)}` : ""}`;
+}
+
+/** The columns of a help text: those of the terminal, but lines that are not too long to read. */
+function helpWidth({ columns }: { columns?: number }): number {
+	return Math.min(110, columns || 100);
+}
+
+/** Fills the lines of each paragraph of `text` up to `width` columns; indented lines stay as they are. */
+function paragraphs(text: string, width: number): string {
+	return text.replace(/^[^ \n].*(\n[^ \n].*)*/gm, (lines) => wrap(lines.replaceAll("\n", " "), width).join("\n"));
 }
 
 /** A command as a group knows it: loaded only when it is called. */
@@ -75,7 +87,7 @@ export interface Group {
 	/** What the commands do together; a line in the help of the group above it. */
 	summary: string;
 	commands: Readonly<Record<string, Entry | Group>>;
-	/** What the help says after the list of commands. */
+	/** Text of the help after the list of commands, in paragraphs. */
 	notes?: string;
 }
 
@@ -84,11 +96,11 @@ export async function runGroup(group: Group, given: readonly string[]): Promise<
 	// `arl help train` is `arl train --help`.
 	const [first, ...rest] = given[0] === "help" ? [...given.slice(1), "--help"] : given;
 	if (first === undefined) {
-		process.stderr.write(groupHelp(group));
+		process.stderr.write(groupHelp(group, helpWidth(process.stderr)));
 		return EXIT_CODES.ARL_USAGE;
 	}
 	if (first === "--help" || first === "-h") {
-		process.stdout.write(groupHelp(group));
+		process.stdout.write(groupHelp(group, helpWidth(process.stdout)));
 		return 0;
 	}
 	const entry = Object.hasOwn(group.commands, first) ? group.commands[first] : undefined;
@@ -102,11 +114,12 @@ export async function runGroup(group: Group, given: readonly string[]): Promise<
 	);
 }
 
-function groupHelp({ name, summary, commands, notes }: Group): string {
+function groupHelp({ name, summary, commands, notes }: Group, columns: number): string {
 	const width = Math.max(...Object.keys(commands).map((command) => command.length));
 	const lines = Object.entries(commands).map(([command, entry]) => `  ${command.padEnd(width)}  ${entry.summary}`);
 	const more = [`\`${name} COMMAND --help\` shows what a command takes.`, ...(notes === undefined ? [] : [notes])];
-	return `Usage: ${name} COMMAND ...\n\n${summary}\n\n${lines.join("\n")}\n\n${more.join("\n\n")}\n`;
+	const text = `${summary}\n\n${lines.join("\n")}\n\n${more.join("\n\n")}`;
+	return `Usage: ${name} COMMAND ...\n\n${paragraphs(text, columns)}\n`;
 }
 
 /** The version in package.json, two folders above both `src/cli` and `dist/cli`. */

@@ -15,8 +15,8 @@ const MONGO: Group = {
 		},
 		status: { summary: "Show what the database holds, and missing indexes.", load: () => import("./mongo-status.js") },
 	},
-	notes: `\`arl train --db_connection_string mongodb://HOST/DB\` trains on these rows. In a clone, \`npm run mongo\` starts a server for
-trying things out.`,
+	notes: `\`arl train --db_connection_string mongodb://HOST/DB\` trains on these rows. In a clone, \`npm run mongo\` starts a
+server for trying things out.`,
 };
 
 const DATA: Group = {

@@ -1,4 +1,4 @@
-/** `arl data check`: every row of every source as a run would see it, and what is wrong with it. */
+/** `arl data check`: reads every row of every source as a run would, and reports what is wrong with it. */
 
 import type { DataReport } from "../api/check-rows.js";
 import type { LengthSummary } from "../api/length-summary.js";
@@ -17,9 +17,11 @@ const COMMAND = withOptions({
 	about: `Reads every row of every source as \`arl train\` would, and trains nothing:
   arl data check --model_name_or_path DIR --train_file rows.jsonl
 
-Takes the options of \`arl train\` (\`arl train --help\`); those on rows and text count. It needs no output_dir, and writes
-nothing. Reports each bad row with its place and reason, lengths, duplicates, rows that are too long, and the part of the
-rows that an epoch trains. Exit code 3 where a row cannot be used.`,
+Takes the options of \`arl train\` (\`arl train --help\`); those on rows and text count. It needs no output_dir, and
+writes nothing. Reports each bad row with its place and reason, lengths, duplicates, rows that are too long, and the
+part of the rows that an epoch trains.
+
+Exit code 3 where a row cannot be used, else 0.`,
 	flags: { json: JSON_FLAG },
 });
 
@@ -68,7 +70,7 @@ function formatReport(report: DataReport): string {
 		lines.push(...shown(report.overLong.map(({ location, tokens: many }) => `${location}: ${many} tokens`)));
 	}
 	if (report.duplicateRows > 0) {
-		lines.push("", `rows that are the same as an earlier one: ${report.duplicateRows}`);
+		lines.push("", `duplicates of earlier rows: ${report.duplicateRows}`);
 		const groups = report.duplicates.map(({ locations, rows: many }) => {
 			const more = many > locations.length ? `, and ${many - locations.length} more` : "";
 			return `${locations.join(" = ")}${more}`;
@@ -86,7 +88,7 @@ function formatReport(report: DataReport): string {
 
 function asides({ blankLines, leftOut, truncated, dropped }: DataReport): string {
 	const parts = [
-		blankLines > 0 ? `${blankLines} blank lines passed over` : "",
+		blankLines > 0 ? `${blankLines} blank lines skipped` : "",
 		leftOut > 0 ? `${leftOut} left out by the converting function` : "",
 		truncated > 0 ? `${truncated} cut to max_length` : "",
 		dropped > 0 ? `${dropped} dropped as too long` : "",
@@ -114,5 +116,5 @@ function lengths(name: string, summary: LengthSummary): string[] {
 		const bar = "█".repeat(Math.ceil((BAR * rows) / most));
 		return `  ${`${from}-${to - 1}`.padStart(width)}  ${bar}${bar === "" ? "" : " "}${rows}`;
 	});
-	return [`${name}: min ${min}, median ${median}, p95 ${p95}, max ${max}, ${count(sum)} in all`, ...bars];
+	return [`${name}: min ${min}, median ${median}, p95 ${p95}, max ${max}, ${count(sum)} in total`, ...bars];
 }

@@ -1,4 +1,4 @@
-/** `arl doctor`: what this machine can do, what is missing, and what to do about it. Exits 1 where something is missing. */
+/** `arl doctor`: shows what this machine can do, what is missing, and what to do about it. */
 import { availableParallelism, cpus, freemem, platform, release, totalmem } from "node:os";
 import { findCuda } from "../device/cuda.js";
 import { toArlError } from "../errors.js";
@@ -23,7 +23,7 @@ function systemFindings(): Finding[] {
 			name: "node",
 			value: process.versions.node,
 			ok: nodeOk,
-			...(!nodeOk && { hint: "Node 20.19 or newer is needed." }),
+			...(!nodeOk && { hint: "Install Node 20.19 or newer." }),
 		},
 		{ name: "system", value: `${platform()} ${release()} ${process.arch}`, ok: true },
 		{ name: "processor", value: cpus()[0]?.model.trim() || "unknown", ok: true },
@@ -33,7 +33,8 @@ function systemFindings(): Finding[] {
 }
 
 function deviceFinding(device: DeviceInfo): Finding {
-	const features = device.features.length > 0 ? device.features.join(", ") : "no vector instructions that matter here";
+	const features =
+		device.features.length > 0 ? device.features.join(", ") : "no vector instructions that the engine uses";
 	return {
 		name: `device ${device.device}`,
 		value: `${device.name}, ${device.threads} threads, ${bytes(device.availableBytes)} of ${bytes(device.memoryBytes)} available; ${features}`,

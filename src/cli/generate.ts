@@ -1,12 +1,11 @@
 /** `arl generate`: one reply to a prompt, or the trained replies of rows compared with the expected ones. */
-import type { Model } from "../api/model.js";
-import { flag, integer, integerOrNone, stringOrNone, strings, trainingSchema } from "../config/index.js";
+import { flag, integer, integerOrNone, stringOrNone, strings, trainingSchema, type Values } from "../config/index.js";
 import { ArlError } from "../errors.js";
 import { loadNative, type Native } from "../native.js";
 import { jsonLine } from "../report/index.js";
 import { parseCommand } from "./command.js";
 import { generateRows } from "./generate-rows.js";
-import { MODEL_FLAGS, modelOptions, SAMPLING_FLAGS, samplingOptions } from "./sampling.js";
+import { CHAT_FLAGS, chatOptions, MODEL_FLAGS, modelOptions, SAMPLING_FLAGS, samplingOptions } from "./model-flags.js";
 import { stoppable } from "./signals.js";
 
 const { model_name_or_path, columns, images } = trainingSchema.shape;
@@ -22,6 +21,7 @@ With --prompt_file it generates the trained replies of rows, and counts those th
 	flags: {
 		model_name_or_path,
 		prompt: stringOrNone({ literal: true, description: "A user's message, rendered by the model's chat template." }),
+		...CHAT_FLAGS,
 		raw: flag("Take --prompt as it is, without the chat template, and continue it."),
 		prompt_file: strings({
 			expects: "files, folders or globs",
@@ -55,31 +55,22 @@ With --prompt_file it generates the trained replies of rows, and counts those th
 	},
 };
 
-/** Opens a model; only tests give another one. */
-type Open = typeof Model.open;
-const openModel: Open = async (...given) => (await import("../api/model.js")).Model.open(...given);
-
 /** Runs the command; gives the exit code. `core`: the native part; only tests give another one. */
-export async function run(
-	words: readonly string[],
-	core: () => Native = loadNative,
-	open: Open = openModel,
-): Promise<number> {
+export async function run(words: readonly string[], core: () => Native = loadNative): Promise<number> {
 	const given = parseCommand(COMMAND, words);
 	if (given === null) return 0;
 	const { flags } = given;
-	const { prompt, raw, prompt_file, compare } = flags;
-	if ((prompt === null) === (prompt_file.length === 0))
-		throw new ArlError("ARL_USAGE", "arl generate takes either --prompt TEXT or --prompt_file FILE...");
-	if (prompt === null && raw) throw new ArlError("ARL_USAGE", "--raw is for --prompt");
-	if (prompt !== null && compare !== null) throw new ArlError("ARL_USAGE", "--compare is for --prompt_file");
+	const { prompt, raw } = flags;
+	checkTogether(flags);
 	return stoppable(async (signal) => {
 		if (prompt === null) return generateRows(core(), flags, signal);
-		await using model = await open(flags.model_name_or_path, modelOptions(flags));
+		const { system, options } = await chatOptions(flags);
+		const { Model } = await import("../api/model.js");
+		await using model = await Model.open(flags.model_name_or_path, modelOptions(flags));
 		for (const notice of model.notices) process.stderr.write(`${notice}\n`);
-		const { max_new_tokens: most } = flags;
-		const options = { ...samplingOptions(flags), ...(most !== null && { maxNewTokens: most }), signal };
-		const reply = raw ? model.generate(prompt, options) : model.chat([{ role: "user", content: prompt }], options);
+		const reply = raw
+			? model.generate(prompt, { ...samplingOptions(flags), signal })
+			: model.chat([...system, { role: "user", content: prompt }], { ...options, signal });
 		if (!flags.json) for await (const text of reply) process.stdout.write(text);
 		const completion = await reply.completion();
 		process.stdout.write(flags.json ? `${jsonLine(completion)}\n` : "\n");
@@ -89,4 +80,25 @@ export async function run(
 		}
 		return 0;
 	});
+}
+
+/** Throws `ARL_USAGE` for flags of which one has no effect with the other. */
+function checkTogether({
+	prompt,
+	raw,
+	system,
+	tools,
+	prompt_file,
+	compare,
+	limit,
+}: Values<typeof COMMAND.flags>): void {
+	const refuse = (message: string) => {
+		throw new ArlError("ARL_USAGE", message, "`arl generate --help` shows both uses.");
+	};
+	if ((prompt === null) === (prompt_file.length === 0)) refuse("give either --prompt TEXT or --prompt_file FILE...");
+	const ofPrompts = { raw, system: system !== null, tools: tools !== null };
+	const ofRows = { compare: compare !== null, limit: limit !== null };
+	const [wrong] = Object.entries(prompt === null ? ofPrompts : ofRows).filter(([, given]) => given);
+	if (wrong) refuse(`--${wrong[0]} has no effect with --prompt${prompt === null ? "_file" : ""}`);
+	if (raw && (ofPrompts.system || ofPrompts.tools)) refuse("--raw takes neither --system nor --tools");
 }

@@ -1,4 +1,4 @@
-/** `arl images`: rows with the images in them that they name by URL, so that nothing has to be fetched where they are used. */
+/** `arl images`: replaces the image URLs of rows by the images, so that no later reader has to fetch them. */
 import { open } from "node:fs/promises";
 import {
 	described,
@@ -35,7 +35,7 @@ const COMMAND = {
 		out: requiredString({ expects: "a file", literal: true, description: "The JSONL file to write." }),
 		on_bad_row: described(
 			on_bad_row,
-			"What a row without one of its images does: end the command before anything is written, or be left out.",
+			"error: write nothing if an image cannot be read; skip: leave rows with such images out.",
 		),
 		columns,
 		image_root: stringOrNone({
@@ -66,7 +66,7 @@ const COMMAND = {
 	},
 };
 
-/** Rows that are worked on at once; the loader bounds the images among them. */
+/** Rows in progress at once; the loader bounds their images. */
 const ROWS_AHEAD = 32;
 
 interface Result {
@@ -108,7 +108,7 @@ async function embed(
 	}
 }
 
-/** A row of a JSON file may stand on several lines; line ends are white space there, and nowhere else in JSON. */
+/** A row as one line: in a JSON file it may span several, whose ends are white space, since JSON strings have none. */
 function asLine(text: Uint8Array): Buffer {
 	const line = Buffer.alloc(text.length + 1, "\n");
 	for (let at = 0; at < text.length; at++) {
@@ -154,13 +154,13 @@ export async function run(words: readonly string[]): Promise<number> {
 	});
 }
 
-/** Results by number, while those that follow are on their way. */
+/** Results in order, while later ones are already in progress. */
 async function* inOrder<T>(count: number, work: (index: number) => Promise<T>): AsyncGenerator<T> {
 	const ahead: Promise<T>[] = [];
 	for (let next = 0; next < count || ahead.length > 0; ) {
 		while (next < count && ahead.length < ROWS_AHEAD) {
 			const promise = work(next++);
-			// A failure is thrown where its turn comes; until then it must not count as unhandled.
+			// A failure is thrown in its turn; until then Node must not see an unhandled rejection.
 			promise.catch(() => {});
 			ahead.push(promise);
 		}

@@ -16,8 +16,8 @@ const COMMAND = withOptions({
 	about: `Shows one row as the model sees it, with the trained tokens in colour:
   arl inspect --model_name_or_path DIR --train_file rows.jsonl --row 17
 
-Takes the options of \`arl train\` (\`arl train --help\`); those on rows and text count. It needs no output_dir, and writes
-nothing. Without colours, « and » enclose what is trained.`,
+Takes the options of \`arl train\` (\`arl train --help\`); those on rows and text count. It needs no output_dir, and
+writes nothing. Without colours, « and » enclose the trained tokens.`,
 	flags: {
 		row: integer({ min: 1, default: 1, description: "The row, counted over all sources." }),
 		tokens: flag("Print a line for each token: its number, id, weight and text."),
@@ -57,15 +57,15 @@ function summary({ location, shape, recordId, tokens, targetTokens, spans }: Ins
 
 const isTrained = ({ weights }: TokenText) => weights.some((weight) => weight > 0);
 
-/** Control characters, which a terminal would obey, made visible; line breaks stay. */
+/** Escapes control characters, which a terminal would obey; line breaks stay. */
 function visible(text: string): string {
-	// biome-ignore lint/suspicious/noControlCharactersInRegex: these are what is looked for.
+	// biome-ignore lint/suspicious/noControlCharactersInRegex: the expression looks for them.
 	return text.replace(/[\u0000-\u0009\u000b-\u001f\u007f-\u009f]/g, (character) =>
 		JSON.stringify(character).slice(1, -1),
 	);
 }
 
-/** The whole text: neighbouring tokens differ in shade, what is trained is green. */
+/** The whole text: neighbouring tokens differ in shade, trained ones are green. */
 function text({ texts }: InspectedRow, color: boolean): string {
 	const colors = pc.createColors(color);
 	let out = "";
@@ -75,7 +75,7 @@ function text({ texts }: InspectedRow, color: boolean): string {
 		if (!color && trained !== open) out += trained ? "«" : "»";
 		open = trained;
 		const shade = trained ? (i % 2 === 0 ? colors.green : colors.greenBright) : i % 2 === 0 ? colors.dim : String;
-		// A colour that goes over the end of a line colours what a pager puts beside it.
+		// A colour that continues past the end of a line would colour a pager's own text.
 		const lines = visible(token.text).split("\n");
 		out += lines.map((line) => (line === "" ? "" : shade(line))).join("\n");
 	}

@@ -1,4 +1,4 @@
-/** `arl mongo status`: what AgentRL's collections hold, and the index that is missing. Reads only. */
+/** `arl mongo status`: shows what AgentRL's collections hold, and missing indexes. Reads only. */
 import type { Counts, DatabaseStatus } from "../mongo/status.js";
 import { jsonLine } from "../report/index.js";
 import { JSON_FLAG, parseCommand } from "./command.js";
@@ -45,11 +45,11 @@ function asText({ database, collections, missing_indexes: missing }: DatabaseSta
 		}
 	}
 	if (lines.length === 1) {
-		lines.push("holds none of AgentRL's collections; `arl mongo import rows.jsonl` writes rows");
+		lines.push("no collections of AgentRL; `arl mongo import rows.jsonl` writes rows");
 	}
-	for (const { collection, command: makes } of missing) {
+	for (const { collection, command } of missing) {
 		lines.push(
-			`${collection} has no index for reading rows; if it holds many documents, create one in mongosh:\n  ${makes}`,
+			`${collection} has no index for reading rows; if it holds many documents, create one in mongosh:\n  ${command}`,
 		);
 	}
 	return `${lines.join("\n")}\n`;

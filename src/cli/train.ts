@@ -13,7 +13,8 @@ const COMMAND = withOptions({
 	about: `Fine-tunes a Qwen model on chat rows:
   arl train --model_name_or_path DIR --train_file rows.jsonl --output_dir out
 
-CONFIG is a file of options. A flag wins over the file, the file over the default. Paths start at the working directory.`,
+CONFIG is a file of options. A flag wins over the file, the file over the default. Relative paths start at the working
+directory.`,
 	flags: {
 		print_config: flag("Show every resolved option and where it comes from, and train nothing."),
 		json: flag("Print one JSON event a line on stdout, and errors also as JSON logs on stderr."),

@@ -1,4 +1,4 @@
-/** What is written from the schema into the repository: the page of options in docs/, and the documented type of options. */
+/** What `npm run docs:options` generates from the schema: the page of options in docs/, and the documented type of options. */
 import { ALIASES, NOT_BUILT } from "./compat.js";
 import { defaultOf, metaOf } from "./fields.js";
 import { configJsonSchema, wrap } from "./print.js";

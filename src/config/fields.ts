@@ -1,13 +1,13 @@
 /**
- * The kinds of options: each builder makes a zod schema together with what help, flags and errors need to know of it,
- * so that a range is written once. Knows no option by name.
+ * The kinds of options: each builder builds a zod schema and registers what help, flags and errors need, so that a range is
+ * written once. Knows no option by name.
  */
 import { z } from "zod";
 
 /** How the words after a flag become a value. A `flag` takes none. */
 export type Kind = "flag" | "boolean" | "integer" | "number" | "string" | "choice" | "strings" | "numbers" | "map";
 
-/** What is known of an option in addition to its type and default. */
+/** An option's properties in addition to its type and default. */
 export interface OptionMeta {
 	kind: Kind;
 	/** The values that are accepted, in words: completes "expected ...". */
@@ -40,10 +40,10 @@ function register<T extends z.ZodType>(schema: T, meta: OptionMeta): T {
 	return described;
 }
 
-/** What is known of an option; the builders of this file register every one. */
+/** The properties of an option; the builders of this file register those of every one. */
 export function metaOf(field: z.ZodType): OptionMeta {
 	const meta = optionRegistry.get(field);
-	if (!meta) throw new Error("an option was not made by a builder");
+	if (!meta) throw new Error("an option was not built by a builder");
 	return meta;
 }
 
@@ -210,7 +210,7 @@ export function only<const T extends string | number | boolean>(
 	});
 }
 
-/** An option whose type no builder makes. */
+/** An option of any other type. */
 export function custom<T extends z.ZodType>(schema: T, meta: OptionMeta): T {
 	return register(schema, meta);
 }
@@ -220,7 +220,7 @@ export function described<T extends z.ZodType>(field: T, description: string): T
 	return register(field, { ...metaOf(field), description });
 }
 
-/** The same list where a command needs at least one entry. */
+/** The same list for a command that needs at least one entry. */
 export function required<T extends z.ZodType<readonly unknown[]>>(field: T, description: string): T {
 	return register(
 		field.refine((list) => list.length > 0),
@@ -228,7 +228,7 @@ export function required<T extends z.ZodType<readonly unknown[]>>(field: T, desc
 	);
 }
 
-/** The same option where a command takes none by default. */
+/** The same option for a command whose default is none. */
 export function orNone<T extends z.ZodType>(field: z.ZodDefault<T>, description: string) {
 	const meta = metaOf(field);
 	const expects = `${meta.expects}; or none`;

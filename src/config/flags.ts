@@ -113,7 +113,7 @@ export function checkFlags<F extends Fields>(set: FlagSet<F>, given: ReadonlyMap
 	return values as Values<F>;
 }
 
-/** What the flag `name` takes; undefined: there is no such flag. */
+/** The shape of the flag `name`; undefined: the command has no such flag. */
 function shapeOf(name: string, { flags, takesOptions }: FlagSet): FlagShape | undefined {
 	const own = Object.hasOwn(flags, name) ? flags[name] : undefined;
 	if (own) return metaOf(own);
@@ -160,7 +160,7 @@ function asBoolean(word: string): unknown {
 	return lower === "true" ? true : lower === "false" ? false : word;
 }
 
-/** The number that `word` writes in decimal; the word itself where it writes none that is finite. */
+/** The number that `word` writes in decimal; the word itself if it is not a finite number. */
 function asNumber(word: string): unknown {
 	if (!/^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(word)) return word;
 	const value = Number(word);

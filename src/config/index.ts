@@ -1,4 +1,4 @@
-/** The configuration of a run: schema, files, flags, resolution, and what is shown of it. */
+/** The configuration of a run: schema, files, flags, resolution and display. */
 export { optionsMarkdown, optionsTypescript } from "./docs.js";
 export { environmentLayer } from "./environment.js";
 export {
@@ -26,6 +26,7 @@ export {
 	formatOptions,
 	formatResolved,
 	resolvedAsJson,
+	wrap,
 } from "./print.js";
 export { isResolved, type Layer, type Resolved, resolveConfig } from "./resolve.js";
 export {

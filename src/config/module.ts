@@ -1,4 +1,4 @@
-/** Modules that a user writes: TypeScript or JavaScript files, loaded as they are. */
+/** Loads modules that a user writes, in TypeScript or JavaScript. */
 import { statSync } from "node:fs";
 import { resolve } from "node:path";
 import { pathToFileURL } from "node:url";

@@ -1,11 +1,11 @@
-/** What is shown of the configuration: resolved values with their origins, help, and its JSON Schema. */
+/** How the configuration is displayed: resolved values with their origins, help, and its JSON Schema. */
 import { z } from "zod";
 import { defaultOf, type Fields, metaOf, type OptionMeta } from "./fields.js";
 import type { Resolved } from "./resolve.js";
 import { GROUPS, OPTION_NAMES, type OptionName, trainingSchema } from "./schema.js";
 import { show, soundsSecret } from "./values.js";
 
-/** Every resolved value and where it comes from, a line each. */
+/** Every resolved value with its origin, a line each. */
 export function formatResolved({ args, origins }: Resolved): string {
 	const rows = OPTION_NAMES.map((name) => ({ name, value: shownValue(name, args[name]), origin: origins[name] }));
 	const nameWidth = Math.max(...rows.map(({ name }) => name.length));

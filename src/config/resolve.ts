@@ -10,7 +10,7 @@ import { metaOf } from "./fields.js";
 import { type AgentTrainingConfig, OPTION_NAMES, type OptionName, trainingSchema } from "./schema.js";
 import { nearest, show, soundsSecret } from "./values.js";
 
-/** Values by name, and where they come from. */
+/** Values by name, and their origin. */
 export interface Layer {
 	/** `flag`, `code`, or a file's path. */
 	origin: string;
@@ -21,7 +21,7 @@ export interface Layer {
 export interface Resolved {
 	/** Frozen: a changed copy is checked as any other object of options is. */
 	args: AgentTrainingConfig;
-	/** Where each value comes from: `default`, `flag`, `code`, or a file's path. */
+	/** The origin of each value: `default`, `flag`, `code`, or a file's path. */
 	origins: Record<OptionName, string>;
 	/** Notices for the user: translated names, options without effect. */
 	notices: string[];

@@ -1,7 +1,7 @@
 /**
  * THE schema: every option by its name, type, range, default and description. Types, flags, help, JSON Schema and the
  * table of options in docs/ all derive from it. Names are those of Hugging Face's TrainingArguments and TRL's SFTConfig,
- * and of AgentRL where those have none.
+ * and of AgentRL for what those lack.
  */
 import { z } from "zod";
 import { database, images, model, rows, text } from "./options/rows.js";

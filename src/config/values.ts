@@ -51,7 +51,7 @@ function plain(name: string): string {
 	return name.toLowerCase().replaceAll("-", "_").slice(0, 80);
 }
 
-/** Edits (insert, delete, replace, swap of neighbours) from `a` to `b`; at least `limit` where there are as many. */
+/** Edits (insert, delete, replace, swap of neighbours) from `a` to `b`, counted up to `limit`. */
 export function editDistance(a: string, b: string, limit: number): number {
 	if (Math.abs(a.length - b.length) >= limit) return limit;
 	let before: number[] = [];

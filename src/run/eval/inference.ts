@@ -34,8 +34,8 @@ export function openForInference(modelDir: string, options: InferenceOptions, si
 }
 
 /**
- * The tokens that end the model's text, from where transformers reads them: `eos_token_id` of `generation_config.json`; where there is no such file, of `config.json`. Empty: none is
- * named.
+ * The tokens that end the model's text, from where transformers reads them: `eos_token_id` of `generation_config.json`, or of
+ * `config.json` where that file is missing. Empty: none is named.
  */
 export async function endTokens(modelDir: string): Promise<number[]> {
 	const generation = join(modelDir, "generation_config.json");

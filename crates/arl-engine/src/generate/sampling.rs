@@ -10,7 +10,7 @@ pub struct GenerateOptions {
     /// 0: the most probable token always, the first among equals. Above 0, tokens are drawn from
     /// `softmax(logits / temperature)`.
     pub temperature: f32,
-    /// Draw from the most probable tokens only: this many, and any that equal the last of them; 0: from all.
+    /// Draw from this many of the most probable tokens, and from those as probable as the last of them; 0: from all.
     pub top_k: usize,
     /// Draw from the fewest most probable tokens whose probabilities, after `top_k`, sum to this or more; 1: from all.
     pub top_p: f32,
@@ -71,7 +71,7 @@ fn weights(logits: &[f32], highest: f32, options: &GenerateOptions) -> Vec<f64> 
 /// Zeroes all but the greatest weights that together hold a share of `top_p`; of equal weights the first count as greater.
 fn keep_nucleus(weights: &mut [f64], top_p: f64) {
     let sum: f64 = weights.iter().sum();
-    // Weights below this bound hold less than the share that is left out, all of them together: no need to sort them.
+    // All weights below this bound together hold less than the share that is left out, so they need no sorting.
     let bound = (1.0 - top_p) * sum / weights.len() as f64;
     let mut sorted: Vec<usize> = (0..weights.len()).filter(|&i| weights[i] >= bound).collect();
     sorted.sort_by(|&a, &b| weights[b].total_cmp(&weights[a]));
@@ -108,7 +108,7 @@ mod tests {
         (0..n).map(|i| (8.0 * uniform(3, i, n) - 4.0) as f32).collect()
     }
 
-    /// The distribution as transformers' processors define it, each from the whole of the one before, by sorting all.
+    /// The distribution as transformers' processors define it, one after the other, each by sorting all tokens.
     fn plain(logits: &[f32], options: &GenerateOptions) -> Vec<f64> {
         let softmax = |scores: &[f64]| {
             let sum: f64 = scores.iter().map(|score| score.exp()).sum();
