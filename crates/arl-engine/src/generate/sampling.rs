@@ -102,7 +102,9 @@ fn uniform(seed: u64, prompt: u64, place: u64) -> f64 {
 mod tests {
     use super::*;
 
-    const DRAWN: GenerateOptions = GenerateOptions { temperature: 1.0, seed: 7, ..GenerateOptions::greedy(1) };
+    fn drawn() -> GenerateOptions {
+        GenerateOptions { temperature: 1.0, seed: 7, ..GenerateOptions::greedy(1) }
+    }
 
     fn logits(n: u64) -> Vec<f32> {
         (0..n).map(|i| (8.0 * uniform(3, i, n) - 4.0) as f32).collect()
@@ -146,7 +148,7 @@ mod tests {
             (1.0, 1, 1.0),
             (1.0, 0, 1e-6),
         ] {
-            let options = GenerateOptions { temperature, top_k, top_p, ..DRAWN };
+            let options = GenerateOptions { temperature, top_k, top_p, ..drawn() };
             let logits = logits(30);
             let expected = plain(&logits, &options);
             let weights = weights(&logits, logits[most_probable(&logits)], &options);
@@ -173,7 +175,7 @@ mod tests {
     fn equal_logits_stay_together_in_top_k_and_in_order_in_top_p() {
         let equal = [1.0f32; 6];
         let kept = |top_k, top_p| {
-            let options = GenerateOptions { top_k, top_p, ..DRAWN };
+            let options = GenerateOptions { top_k, top_p, ..drawn() };
             weights(&equal, 1.0, &options).iter().map(|&weight| weight > 0.0).collect::<Vec<_>>()
         };
         assert_eq!(kept(2, 1.0), [true; 6]);
@@ -184,7 +186,7 @@ mod tests {
     fn large_vocabularies_have_the_plain_nucleus() {
         let logits = logits(3000);
         for top_p in [0.1, 0.5, 0.9, 0.999] {
-            let options = GenerateOptions { top_p, temperature: 0.8, ..DRAWN };
+            let options = GenerateOptions { top_p, temperature: 0.8, ..drawn() };
             let kept = weights(&logits, logits[most_probable(&logits)], &options);
             let expected = plain(&logits, &options);
             assert!(kept.iter().zip(&expected).all(|(kept, expected)| (*kept > 0.0) == (*expected > 0.0)), "{top_p}");
