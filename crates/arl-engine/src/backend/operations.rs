@@ -81,6 +81,33 @@ pub struct Heads {
     pub dim: usize,
 }
 
+impl Heads {
+    /// Columns of queries.
+    pub fn query_columns(self) -> usize {
+        self.query * self.dim
+    }
+
+    /// Columns of keys, or of values.
+    pub fn key_columns(self) -> usize {
+        self.key_value * self.dim
+    }
+
+    /// Columns of queries and keys together.
+    pub fn qk_columns(self) -> usize {
+        self.query_columns() + self.key_columns()
+    }
+
+    /// Columns of queries, keys and values together.
+    pub fn qkv_columns(self) -> usize {
+        self.qk_columns() + self.key_columns()
+    }
+
+    /// Factor on the products of queries and keys: one over the root of a head's size.
+    pub fn scale(self) -> f32 {
+        1.0 / (self.dim as f32).sqrt()
+    }
+}
+
 /// Causal attention within each sequence: `softmax(scale q k^T) v` over keys `j` with `i - window < j <= i`.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention {
