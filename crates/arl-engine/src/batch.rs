@@ -2,8 +2,8 @@
 
 use arl_model::{Error, ErrorCode, Result, RopeTable};
 
-use crate::arena::{Arena, Category};
 use crate::backend::{Backend, Buffer, DType, Sequences};
+use crate::placement::arena::{Arena, Category};
 
 /// Target of a position that is not trained.
 pub const IGNORED: i32 = -100;

@@ -57,6 +57,9 @@ pub struct EngineOptions {
     pub max_batch: BatchSize,
     /// AdamW's constants.
     pub adam: Adam,
+    /// Parameters that are not trained, as patterns of their names in which `*` stands for any characters. They have no
+    /// gradients, moments or masters, and are no part of a saved state.
+    pub frozen: Vec<String>,
     /// Who computes attention. A library's share of memory is planned where it may be used.
     pub attention: AttentionChoice,
     /// Leave out gradients and moments: evaluation and generation only.
@@ -77,6 +80,7 @@ impl Default for EngineOptions {
             loss_seq_chunk_size: None,
             max_batch: BatchSize { tokens: 1, sequences: 1 },
             adam: Adam::default(),
+            frozen: Vec::new(),
             attention: AttentionChoice::default(),
             inference_only: false,
         }
@@ -118,8 +122,8 @@ pub enum Weights {
     Checkpoint,
     /// Random ones, as Hugging Face's initialisation draws them, from this seed.
     Random(u64),
-    /// A saved state, which [`Engine::restore_state`](crate::Engine::restore_state) reads: of the folder's safetensors, type
-    /// and layout alone count.
+    /// A saved state, which [`Engine::restore_state`](crate::Engine::restore_state) reads: of the folder's safetensors, type,
+    /// layout and frozen parameters count.
     Restored,
 }
 
