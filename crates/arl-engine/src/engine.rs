@@ -189,8 +189,7 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// Uploads a micro-batch and takes its memory.
     fn begin(&mut self, batch: &MicroBatch, keep: Option<Recompute>, sums: Buffer, balance: Option<Buffer>) -> Run {
-        let dim = self.model.shape.heads.dim;
-        let inputs = self.staging.upload(&mut *self.backend, &mut self.arena, batch, &self.rope, dim);
+        let inputs = self.staging.upload(&mut *self.backend, &mut self.arena, batch, &self.rope);
         self.parts().begin(inputs, keep, sums, balance)
     }
 
@@ -262,7 +261,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         let mut stats = Vec::with_capacity(batches.len());
         let mut largest = BatchSize::default();
         for (i, batch) in batches.iter().enumerate() {
-            batch.validate(i, self.model.shape.vocab)?;
+            batch.validate(i, self.model.shape.vocab, self.model.shape.axes)?;
             let size = batch.size();
             largest.tokens = largest.tokens.max(size.tokens);
             largest.sequences = largest.sequences.max(size.sequences);

@@ -39,12 +39,12 @@ fn room<B: Backend + ?Sized>(step: &mut Step<'_, B>, inputs: Inputs) -> (Run, Bu
 impl<B: Backend + ?Sized> Engine<B> {
     /// Runs the forward pass and reads back what training never looks at.
     pub fn inspect(&mut self, batch: &MicroBatch) -> Result<Inspection> {
-        batch.validate(0, self.model.shape.vocab)?;
-        let (size, dim) = (batch.size(), self.model.shape.heads.dim);
+        batch.validate(0, self.model.shape.vocab, self.model.shape.axes)?;
+        let size = batch.size();
         // What is looked at stays on the device, of frozen layers too.
         let model = Model { activation_offloading: false, lowest_layer: 0, ..self.model.clone() };
         let mut dry = Arena::new(usize::MAX);
-        let inputs = Inputs::take(&mut dry, size, size.tokens, size.tokens, dim);
+        let inputs = Inputs::take(&mut dry, size, size.tokens, size.tokens, self.rope.half());
         let mut step = Step {
             backend: &mut PlanBackend::default(),
             arena: &mut dry,
@@ -60,7 +60,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         }
 
         self.clear_arena();
-        let inputs = self.staging.upload(&mut *self.backend, &mut self.arena, batch, &self.rope, dim);
+        let inputs = self.staging.upload(&mut *self.backend, &mut self.arena, batch, &self.rope);
         let mut step = Step {
             backend: &mut *self.backend,
             arena: &mut self.arena,

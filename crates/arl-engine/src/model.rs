@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use arl_model::{Block, ModelConfig, Result, Role};
+use arl_model::{Block, Error, ErrorCode, ModelConfig, Result, Role};
 
 use crate::attention;
-use crate::backend::{DType, DeviceKind};
+use crate::backend::{DType, DeviceKind, NormWeight};
 use crate::blocks::linear::Linear;
 use crate::blocks::{self, blocks};
 use crate::options::{EngineOptions, Recompute};
@@ -51,14 +51,18 @@ impl Model {
     pub(crate) fn new(config: &ModelConfig, options: &EngineOptions, kind: DeviceKind) -> Result<Self> {
         options.check()?;
         let shape = Shape::new(config);
-        kind.check(shape.heads, shape.experts)?;
+        kind.check(shape.heads, shape.experts, shape.norm_offset, shape.rotary)?;
+        if config.attention_gate {
+            return Err(Error::new(ErrorCode::Config, "an output gate of attention is not built"));
+        }
         let placement = Placement::new(config, &options.frozen)?;
         let store = Store::new(&placement, options);
         let training = store.training.is_some();
         let embedding = placement.one(Block::Embedding, Role::Embedding);
         let head = Linear::new(placement.span(Block::Head, Role::LmHead, Role::LmHead).unwrap_or(embedding));
         let blocks = blocks(config, &placement);
-        let layer = |l| blocks.partition_point(|block| block.layer < l)..blocks.partition_point(|block| block.layer <= l);
+        let layer =
+            |l| blocks.partition_point(|block| block.layer < l)..blocks.partition_point(|block| block.layer <= l);
         let assigned: Vec<Param> = blocks.iter().flat_map(blocks::Block::assigned).chain([head.weight]).collect();
         Ok(Model {
             attention_library: attention::planned(options.attention, kind, shape.heads, options.dtype, training)?,
@@ -77,5 +81,10 @@ impl Model {
             recompute: options.recompute,
             activation_offloading: options.activation_offloading,
         })
+    }
+
+    /// The weight of a norm.
+    pub(crate) fn norm(&self, weight: Param) -> NormWeight {
+        NormWeight { weight: self.store.weight(weight), offset: self.shape.norm_offset }
     }
 }

@@ -46,7 +46,7 @@ impl StepPlan {
         let size = BatchSize { tokens: size.tokens.max(1), sequences: size.sequences.clamp(1, size.tokens.max(1)) };
         let mut arena = Arena::new(usize::MAX);
         take_statistics(&mut arena, &model.shape, micro_batches);
-        let inputs = Inputs::take(&mut arena, size, size.tokens, size.tokens, model.shape.heads.dim);
+        let inputs = Inputs::take(&mut arena, size, size.tokens, size.tokens, model.shape.rotary / 2);
         let (sums, balance) = take_statistics(&mut Arena::new(usize::MAX), &model.shape, 1);
         let mut step = Step {
             backend: &mut PlanBackend::default(),

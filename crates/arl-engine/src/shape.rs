@@ -12,6 +12,12 @@ pub(crate) struct Shape {
     pub(crate) heads: Heads,
     /// Epsilon of every norm.
     pub(crate) epsilon: f32,
+    /// What norms add to their weights.
+    pub(crate) norm_offset: f32,
+    /// Elements of a head that are rotated.
+    pub(crate) rotary: usize,
+    /// Whether positions may have three axes.
+    pub(crate) axes: bool,
     /// This row of the embedding gets no gradient from the look-up.
     pub(crate) padding_idx: Option<usize>,
     /// Coefficient of the router's balance loss, where it is added.
@@ -36,6 +42,9 @@ impl Shape {
                 dim: config.head_dim,
             },
             epsilon: config.rms_norm_eps as f32,
+            norm_offset: config.norm_offset,
+            rotary: config.rope.rotary_dim,
+            axes: config.rope.axes.is_some(),
             padding_idx: config.padding_idx,
             balance: config.moe.and_then(|moe| moe.router_aux_loss_coef),
             experts: moe.map_or(0, |moe| moe.num_experts),

@@ -1,10 +1,12 @@
 //! The state of a run on disk: exact weights and moments of what is trained, step count and loss scale. An engine that
 //! restores it computes equal bits from there on. Tensors are saved by name, each with its place in the whole parameter, so
-//! that a state depends neither on places in memory nor on who had which part.
+//! that a state depends neither on places in memory nor on how parameters were divided.
 
 use std::path::Path;
 
-use arl_model::{Dtype, Error, ErrorCode, Result, SafetensorsFile, SafetensorsWriter, Slice, TensorDecl, TensorSpec, sync_folder};
+use arl_model::{
+    Dtype, Error, ErrorCode, Result, SafetensorsFile, SafetensorsWriter, Slice, TensorDecl, TensorSpec, sync_folder,
+};
 use serde_json::{Map, Value, json};
 
 use crate::backend::{Backend, Buffer, DType};
@@ -93,7 +95,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         Ok(self.state_arrays()?.into_iter().map(entry).collect())
     }
 
-    /// What format 1 knew a model by: order, names, shapes and types of the flat arrays.
+    /// What format 1 identified a model by: order, names, shapes and types of the flat arrays.
     fn layout(&self) -> String {
         let mut hash = 0xcbf2_9ce4_8422_2325u64;
         let mut add = |bytes: &[u8]| {

@@ -1,10 +1,10 @@
-//! What a step tells of itself: sums of its micro-batches, as they lie on the device and as the host reads them.
+//! What a step reports: sums of its micro-batches, on the device and as the host reads them.
 
 use crate::backend::{Buffer, DType};
 use crate::placement::arena::{Arena, Category};
 use crate::shape::Shape;
 
-/// What one micro-batch gave.
+/// The statistics of one micro-batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct MicroBatchStats {
     /// Tokens.
@@ -15,7 +15,7 @@ pub struct MicroBatchStats {
     pub target_weight: f64,
     /// Sum of weight x negative log-likelihood, in nats.
     pub loss_sum: f64,
-    /// Targets that had the greatest logit.
+    /// Targets whose logit was the greatest.
     pub correct: usize,
     /// Sum of the predicted distributions' entropies over the targets, in nats.
     pub entropy_sum: f64,
@@ -23,7 +23,7 @@ pub struct MicroBatchStats {
     pub balance_loss: f64,
 }
 
-/// What one optimizer step gave.
+/// The statistics of one optimizer step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepStats {
     /// Sum of all losses over the weight of all targets, plus the micro-batches' balance losses.
@@ -41,7 +41,7 @@ pub struct StepStats {
     pub seconds: f64,
 }
 
-/// Micro-batches' statistics on their way from the device.
+/// Micro-batches' statistics that the device still computes.
 #[derive(Debug)]
 pub(crate) struct Statistics {
     /// What is known of them without the device.

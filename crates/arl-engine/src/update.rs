@@ -81,12 +81,12 @@ pub(crate) struct Pending {
     update: Update,
     slots: Slots,
     pieces: Vec<Run>,
-    /// The next piece to update; those that follow it through the slots are on their way.
+    /// The next piece to update; the copies of those that follow it through the slots are queued.
     next: usize,
 }
 
 impl Pending {
-    /// Sends the first pieces on their way to the device.
+    /// Queues the copies of the first pieces to the device.
     pub(crate) fn begin<B: Backend + ?Sized>(backend: &mut B, update: Update, slots: Slots) -> Self {
         // Norms and biases are few, and each layer has some: they come first.
         let (decayed, others): (Vec<&Run>, Vec<&Run>) = update.runs.iter().partition(|run| run.decay);
@@ -134,7 +134,7 @@ impl Pending {
         true
     }
 
-    /// Sends piece `i` on its way, if there is one, behind what its slot held before, in this update or the last.
+    /// Queues the copy of piece `i`, if there is one, behind what its slot held before, in this update or the last.
     fn fetch<B: Backend + ?Sized>(&self, backend: &mut B, i: usize) {
         if i < self.pieces.len() {
             backend.wait(Stream::FromHost, OptimizerPoint::Saved.event(i));

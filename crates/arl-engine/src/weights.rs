@@ -9,8 +9,8 @@ use arl_model::{Checkpoint, Error, ErrorCode, Result, WeightDtype, init_f32, sav
 
 use crate::backend::{Backend, Buffer, DType, join_master, split_master};
 use crate::engine::Engine;
-use crate::placement::{Param, Tensor};
 use crate::placement::store::Store;
+use crate::placement::{Param, Tensor};
 
 /// Elements that cross between host and device at a time.
 pub(crate) const PIECE: usize = 1 << 20;
@@ -76,7 +76,8 @@ impl<B: Backend + ?Sized> Engine<B> {
         let store = self.model.store;
         for (piece, values) in values.chunks(PIECE).enumerate() {
             let param = param.part(piece * PIECE, values.len());
-            let (weights, masters) = (store.weight(param), store.masters.and_then(|array| Store::trained(array, param)));
+            let (weights, masters) =
+                (store.weight(param), store.masters.and_then(|array| Store::trained(array, param)));
             match weights.dtype {
                 DType::F32 => self.backend.upload(bytemuck::cast_slice(values), weights),
                 DType::F16 => {
@@ -103,7 +104,8 @@ impl<B: Backend + ?Sized> Engine<B> {
         let store = self.model.store;
         for (piece, out) in out.chunks_mut(PIECE).enumerate() {
             let param = param.part(piece * PIECE, out.len());
-            let (weights, masters) = (store.weight(param), store.masters.and_then(|array| Store::trained(array, param)));
+            let (weights, masters) =
+                (store.weight(param), store.masters.and_then(|array| Store::trained(array, param)));
             match (weights.dtype, masters) {
                 (DType::F32, _) => self.backend.read_back(weights, bytemuck::cast_slice_mut(out))?,
                 (DType::F16, Some(masters)) => self.backend.read_back(masters, bytemuck::cast_slice_mut(out))?,
@@ -168,7 +170,7 @@ impl<B: Backend + ?Sized> Engine<B> {
     }
 
     /// Writes the model to `dir`, an empty folder or none yet, in Hugging Face's layout; `dtype` `None`: the type of
-    /// the checkpoint that the engine was opened on, f32 where it had none. Configuration and tokenizer are those that
+    /// the checkpoint that the engine was opened on, f32 where there was none. Configuration and tokenizer are those that
     /// were read then; names and joined tensors are as they were there. With weights of 16 bits, what is narrowed is the
     /// exact masters.
     pub fn export_model(&mut self, dir: &Path, dtype: Option<WeightDtype>) -> Result<()> {

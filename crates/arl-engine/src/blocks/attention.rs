@@ -17,6 +17,8 @@ pub(crate) struct Attention {
     pub(crate) heads: Heads,
     /// Keys that a query may see, itself included.
     pub(crate) window: Option<usize>,
+    /// Elements of a head that are rotated.
+    rotary: usize,
     /// `[Q + 2 K, hidden]`.
     qkv: Linear,
     /// `[dim]` each, of queries and of keys, and their epsilon.
@@ -52,6 +54,7 @@ impl Attention {
                 dim: config.head_dim,
             },
             window: shape.window,
+            rotary: config.rope.rotary_dim,
             qkv: Linear {
                 weight: span(Role::QWeight, Role::VWeight).unwrap_or_default(),
                 bias: span(Role::QBias, Role::VBias),
@@ -93,8 +96,8 @@ impl Attention {
         cx.backend.norm_rope(&self.norm_rope(cx, run), at.qkv, at.qk);
     }
 
-    /// As [`Attention::compute`], with keys and values on their way into the cache of `cached`: of whole prompts, or of one new
-    /// token a sequence, which sees those before it.
+    /// As [`Attention::compute`], and keys and values join `cached`: those of whole prompts, or of one new token a sequence,
+    /// which sees the tokens before it.
     pub(super) fn compute_cached<B: Backend + ?Sized>(
         &self,
         cx: &mut Context<'_, B>,
@@ -186,8 +189,9 @@ impl Attention {
     fn norm_rope<B: Backend + ?Sized>(&self, cx: &Context<'_, B>, run: &Run) -> NormRope {
         NormRope {
             heads: self.heads,
+            rotary: self.rotary,
             tokens: run.size().tokens,
-            norm: self.qk_norm.map(|(query, key, epsilon)| (cx.store.weight(query), cx.store.weight(key), epsilon)),
+            norm: self.qk_norm.map(|(query, key, epsilon)| (cx.norm(query), cx.norm(key), epsilon)),
             cos: run.inputs.cos,
             sin: run.inputs.sin,
         }

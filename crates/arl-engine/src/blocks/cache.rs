@@ -1,4 +1,4 @@
-//! What attention keeps of earlier tokens while sequences are generated, and new tokens on their way into it.
+//! What attention keeps of earlier tokens while sequences are generated, and the new tokens that join it.
 
 use crate::backend::Buffer;
 

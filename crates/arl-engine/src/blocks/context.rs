@@ -1,6 +1,6 @@
 //! What every block computes with: the device, memory, weights and gradients, and the micro-batch.
 
-use crate::backend::{Backend, Buffer, DType};
+use crate::backend::{Backend, Buffer, DType, NormWeight};
 use crate::batch::{BatchSize, Inputs};
 use crate::options::Recompute;
 use crate::placement::Param;
@@ -14,6 +14,8 @@ pub(crate) struct Context<'a, B: ?Sized> {
     pub(crate) store: &'a Store,
     /// Of activations.
     pub(crate) dtype: DType,
+    /// What norms add to their weights.
+    pub(crate) norm_offset: f32,
     /// Attention is the device's own library's where it has a plan.
     pub(crate) attention_library: bool,
 }
@@ -60,6 +62,10 @@ impl<B: Backend + ?Sized> Context<'_, B> {
 
     pub(crate) fn workspace(&mut self, dtype: DType, len: usize) -> Buffer {
         self.take(Category::Workspace, dtype, len)
+    }
+
+    pub(crate) fn norm(&self, weight: Param) -> NormWeight {
+        NormWeight { weight: self.store.weight(weight), offset: self.norm_offset }
     }
 
     /// Where a leaf adds the gradient of a norm's weight. That of a frozen one goes to workspace that nobody reads.

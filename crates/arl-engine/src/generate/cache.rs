@@ -57,7 +57,7 @@ pub(super) fn room<B: Backend + ?Sized>(
     let (slots, keys, values) = (ints(tokens), ints(tokens * heads.key_value), ints(tokens * heads.key_value));
     let lengths = ints(tokens);
     let rows = step.arena.take(Category::Workspace, step.model.dtype, tokens * heads.key_columns());
-    let inputs = Inputs::take(step.arena, size, 0, max_len, heads.dim);
+    let inputs = Inputs::take(step.arena, size, 0, max_len, step.model.shape.rotary / 2);
     let (sums, _) = take_statistics(step.arena, &step.model.shape, 1);
     let run = step.begin(inputs, None, sums, None);
     step.take_scratch(&run);

@@ -89,7 +89,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         let mut host = vec![0f32; cache.logits.len];
         loop {
             self.choose(&mut active, &cache, &mut host, options, prompts)?;
-            // From the last slot down, so that what moves into a free slot is a sequence that goes on.
+            // From the last slot down, so that the sequence that moves into a free slot is one that continues.
             for slot in (0..active.len()).rev() {
                 let sequence = &active[slot];
                 let tokens = &mut out[sequence.prompt];
@@ -162,13 +162,14 @@ impl<B: Backend + ?Sized> Engine<B> {
 
         let mut cu_seqlens = vec![0i32];
         let (mut slots, mut last) = (Vec::with_capacity(tokens), Vec::with_capacity(prompts.len()));
-        let table = tokens * heads.dim / 2;
+        let half = self.rope.half();
+        let table = tokens * half;
         let (mut cos, mut sin) = (vec![0f32; table], vec![0f32; table]);
         for (i, prompt) in prompts.iter().enumerate() {
             let (start, first) = (slots.len(), (slot + i) * cache.capacity);
             slots.extend((first..first + prompt.len()).map(|s| s as i32));
             let positions: Vec<i32> = (0..prompt.len() as i32).collect();
-            let angles = start * heads.dim / 2..slots.len() * heads.dim / 2;
+            let angles = start * half..slots.len() * half;
             self.rope.fill(prompt.len(), &positions, &mut cos[angles.clone()], &mut sin[angles]);
             cu_seqlens.push(slots.len() as i32);
             last.push(slots.len() as i32 - 1);
@@ -197,7 +198,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         let ids: Vec<i32> = active.iter().map(|s| s.next).collect();
         let slots: Vec<i32> = active.iter().enumerate().map(|(i, s)| (i * cache.capacity + s.cached) as i32).collect();
         let lengths: Vec<i32> = active.iter().map(|s| s.cached as i32 + 1).collect();
-        let half = heads.dim / 2;
+        let half = self.rope.half();
         let (mut cos, mut sin) = (vec![0f32; n * half], vec![0f32; n * half]);
         let rows = cos.chunks_exact_mut(half).zip(sin.chunks_exact_mut(half));
         for (sequence, (cos, sin)) in active.iter_mut().zip(rows) {

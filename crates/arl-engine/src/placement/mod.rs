@@ -39,7 +39,7 @@ pub(crate) struct Tensor {
     pub(crate) param: Param,
 }
 
-/// Elements that lie side by side in both arenas and are updated alike, gaps between parameters included.
+/// Elements that are contiguous in both arenas and are updated alike, gaps between parameters included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Run {
     /// First element in the weights' arena.
@@ -68,7 +68,7 @@ pub(crate) struct Placement {
     places: HashMap<(Block, Role), Param>,
 }
 
-/// Whether a parameter lies right behind the one before it in the table, because one matrix product takes both.
+/// Whether a parameter follows the one before it in the table without a gap, because one matrix product takes both.
 fn continues(role: Role) -> bool {
     match role {
         Role::KWeight | Role::VWeight | Role::KBias | Role::VBias | Role::Up | Role::ExpertUp(_) => true,
@@ -154,7 +154,8 @@ impl Placement {
     /// The elements between parameters that updates run over.
     pub(crate) fn gaps(&self) -> Vec<Param> {
         let mut gaps = Vec::new();
-        let mut trained = self.tensors.iter().filter_map(|tensor| tensor.param.trained.map(|at| (at, tensor.param.len)));
+        let mut trained =
+            self.tensors.iter().filter_map(|tensor| tensor.param.trained.map(|at| (at, tensor.param.len)));
         let mut next = trained.next();
         for run in &self.runs {
             let (mut at, end) = (run.optimizer, run.optimizer + run.len);
@@ -209,7 +210,10 @@ fn freeze(table: &mut [TensorSpec], frozen: &[String]) -> Result<()> {
         if continues(spec.role) && before.trainable != spec.trainable {
             let (one, other) = if spec.trainable { (before, spec) } else { (spec, before) };
             return refused(
-                format!("frozen: `{}` is frozen and `{}` is not, but one matrix product takes both", one.name, other.name),
+                format!(
+                    "frozen: `{}` is frozen and `{}` is not, but one matrix product takes both",
+                    one.name, other.name
+                ),
                 "freeze both or neither",
             );
         }

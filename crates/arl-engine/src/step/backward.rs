@@ -21,7 +21,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
             for b in self.model.layers[l].clone().rev() {
                 let stage = self.stages.blocks[b];
                 stage.block.backward(&mut self.context(), stage.input, run, d_x, d_norm);
-                self.norm_backward(stage.norm, d_norm, stage.x, stage.inverse_rms, d_x);
+                self.norm_backward(stage.norm, d_norm, self.stages.streams[b], stage.inverse_rms, d_x);
             }
             self.fetch_input(l);
         }
@@ -32,8 +32,8 @@ impl<B: Backend + ?Sized> Step<'_, B> {
     /// From the gradient of a norm's output to that of its weight, and added to that of the residual stream.
     fn norm_backward(&mut self, norm: Param, d_out: Buffer, x: Buffer, inverse_rms: Buffer, d_x: Buffer) {
         let top = self.arena.mark();
-        let d_weight = self.context().norm_gradient(norm);
-        self.backend.rms_norm_backward(d_out, x, self.model.store.weight(norm), inverse_rms, d_x, d_weight);
+        let (weight, d_weight) = (self.model.norm(norm), self.context().norm_gradient(norm));
+        self.backend.rms_norm_backward(d_out, x, weight, inverse_rms, d_x, d_weight);
         self.arena.release(top);
     }
 

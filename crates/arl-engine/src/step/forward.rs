@@ -25,7 +25,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         let embedding = self.model.embedding;
         self.update_to(embedding.offset + embedding.len);
         let table = self.model.store.weight(embedding);
-        self.backend.embedding(run.inputs.ids, table, self.model.shape.hidden, self.stages.blocks[0].x);
+        self.backend.embedding(run.inputs.ids, table, self.model.shape.hidden, self.stages.streams[0]);
         for l in 0..self.model.layers.len() {
             self.check_interrupt()?;
             self.update_to(self.model.placement.layer_ends[l]);
@@ -65,22 +65,22 @@ impl<B: Backend + ?Sized> Step<'_, B> {
 
     /// Norms the residual stream before block `b`.
     fn norm(&mut self, b: usize) {
-        let stage = self.stages.blocks[b];
-        let weight = self.model.store.weight(stage.norm);
-        self.backend.rms_norm(stage.x, weight, self.model.shape.epsilon, stage.input, stage.inverse_rms);
+        let (stage, x) = (self.stages.blocks[b], self.stages.streams[b]);
+        let weight = self.model.norm(stage.norm);
+        self.backend.rms_norm(x, weight, self.model.shape.epsilon, stage.input, stage.inverse_rms);
     }
 
     /// Completes the residual stream before block `b` with what the block before adds, and norms it.
     fn add_and_norm(&mut self, b: usize, run: &Run) {
-        let (stage, before) = (self.stages.blocks[b], self.stages.blocks[b - 1].x);
-        let (weight, epsilon) = (self.model.store.weight(stage.norm), self.model.shape.epsilon);
-        self.backend.add_rms_norm(before, run.delta, stage.x, weight, epsilon, stage.input, stage.inverse_rms);
+        let (stage, before, x) = (self.stages.blocks[b], self.stages.streams[b - 1], self.stages.streams[b]);
+        let (weight, epsilon) = (self.model.norm(stage.norm), self.model.shape.epsilon);
+        self.backend.add_rms_norm(before, run.delta, x, weight, epsilon, stage.input, stage.inverse_rms);
     }
 
     /// The head's input; `run.delta` becomes the residual stream after the last layer.
     fn final_norm(&mut self, run: &Run) {
-        let weight = self.model.store.weight(self.model.final_norm);
-        let before = self.stages.blocks[self.stages.blocks.len() - 1].x;
+        let weight = self.model.norm(self.model.final_norm);
+        let before = self.stages.streams[self.stages.streams.len() - 1];
         let epsilon = self.model.shape.epsilon;
         self.backend.add_rms_norm(before, run.delta, run.delta, weight, epsilon, run.final_norm, run.final_inverse_rms);
     }
@@ -94,8 +94,8 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         for b in blocks.clone() {
             let stage = self.stages.blocks[b];
             if level < Recompute::Block {
-                let weight = self.model.store.weight(stage.norm);
-                self.backend.rms_norm_again(stage.x, weight, stage.inverse_rms, stage.input);
+                let weight = self.model.norm(stage.norm);
+                self.backend.rms_norm_again(self.stages.streams[b], weight, stage.inverse_rms, stage.input);
             } else if b == blocks.start {
                 self.norm(b);
             } else {

@@ -7,7 +7,10 @@ mod backward;
 mod forward;
 mod loss;
 mod offload;
+#[cfg(test)]
+mod tests;
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arl_model::{Error, ErrorCode, Result};
@@ -26,11 +29,12 @@ pub(crate) use forward::Generation;
 pub(crate) use loss::LossMode;
 pub(crate) use offload::host_bytes;
 
-/// A block at work: the residual stream before it, its norm, and the block with its own buffers.
+/// The place of a buffer that is taken later.
+const NOWHERE: Buffer = Buffer { pool: Pool::Step, offset: 0, len: 0, dtype: DType::F32 };
+
+/// A block at work: the norm before it, and the block with its own buffers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stage {
-    /// `[T, H]`: the residual stream before the block.
-    pub(crate) x: Buffer,
     norm: Param,
     /// f32 `[T]`.
     inverse_rms: Buffer,
@@ -39,29 +43,26 @@ pub(crate) struct Stage {
     pub(crate) block: Active,
 }
 
-/// The blocks of a micro-batch. Each buffer lies in memory of its own or in scratch that all layers share, as recomputation
-/// has it.
+/// The blocks of a micro-batch. Each buffer has memory of its own or is in scratch that all layers share, depending on the level
+/// of recomputation.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Stages {
+    /// `[T, H]`: the residual stream before each block.
+    pub(crate) streams: Vec<Buffer>,
     /// In the order of the model's blocks.
     pub(crate) blocks: Vec<Stage>,
-    /// The buffers that are kept, in the order in which blocks take them.
+    /// The other buffers that are kept, in the order in which blocks take them.
     kept: Vec<Buffer>,
 }
 
 impl Stages {
-    /// Adds the blocks of layer `l`. The residual streams come first, so that those of layers that share scratch are in the same
-    /// places or apart.
+    /// Adds the blocks of layer `l`.
     fn add(&mut self, model: &Model, l: usize, tokens: usize, take: &mut Take<'_>) {
-        let (blocks, stream) = (&model.blocks[model.layers[l].clone()], tokens * model.shape.hidden);
-        let level = |b| if b == 0 { Recompute::Block } else { Recompute::Mlp };
-        let streams: Vec<Buffer> = (0..blocks.len()).map(|b| take(level(b), model.dtype, stream)).collect();
-        for (block, x) in blocks.iter().zip(streams) {
+        for block in &model.blocks[model.layers[l].clone()] {
             self.blocks.push(Stage {
-                x,
                 norm: block.norm,
                 inverse_rms: take(Recompute::Mlp, DType::F32, tokens),
-                input: take(Recompute::Off, model.dtype, stream),
+                input: take(Recompute::Off, model.dtype, tokens * model.shape.hidden),
                 block: block.activate(model.dtype, tokens, take),
             });
         }
@@ -84,6 +85,13 @@ fn keeps(model: &Model, keep: Option<Recompute>, l: usize, level: Recompute) -> 
     l >= model.lowest_layer && keep.is_some_and(|keep| keep <= level)
 }
 
+/// Whether the residual stream before block `b` is kept: a layer's input at every level.
+fn keeps_stream(model: &Model, keep: Option<Recompute>, b: usize) -> bool {
+    let l = model.blocks[b].layer;
+    let level = if b == model.layers[l].start { Recompute::Block } else { Recompute::Mlp };
+    keeps(model, keep, l, level)
+}
+
 impl<B: Backend + ?Sized> Step<'_, B> {
     /// Takes the memory that lasts for the whole micro-batch.
     pub(crate) fn begin(
@@ -98,20 +106,22 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         // With offloading, the inputs of layers take turns in a few slots.
         let slots = (keep.is_some() && model.activation_offloading)
             .then(|| [(); ACTIVATION_SLOTS].map(|()| self.take(Category::Activations, model.dtype, stream)));
-        let mut kept = std::mem::take(&mut self.stages.kept);
-        kept.clear();
-        let mut unused = Stages::default();
+        self.stages.streams.clear();
+        for (b, block) in model.blocks.iter().enumerate() {
+            let place = match slots {
+                _ if !keeps_stream(model, keep, b) => NOWHERE,
+                Some(slots) if b == model.layers[block.layer].start => slots[block.layer % slots.len()],
+                _ => self.take(Category::Activations, model.dtype, stream),
+            };
+            self.stages.streams.push(place);
+        }
+        let (mut unused, mut kept) = (Stages::default(), Vec::new());
         for l in 0..model.layers.len() {
             unused.add(model, l, t, &mut |level, dtype, len| {
-                if !keeps(model, keep, l, level) {
-                    return Buffer { pool: Pool::Step, offset: 0, len: 0, dtype };
+                if keeps(model, keep, l, level) {
+                    kept.push(self.take(Category::Activations, dtype, len));
                 }
-                let buffer = match slots {
-                    Some(slots) if level == Recompute::Block => slots[l % slots.len()],
-                    _ => self.take(Category::Activations, dtype, len),
-                };
-                kept.push(buffer);
-                buffer
+                NOWHERE
             });
         }
         self.stages.kept = kept;
@@ -132,9 +142,17 @@ impl<B: Backend + ?Sized> Step<'_, B> {
     /// that any one of them needs.
     pub(crate) fn take_scratch(&mut self, run: &Run) {
         let (model, t) = (self.model, run.size().tokens);
+        let mut stages = std::mem::take(self.stages);
+        // A layer's first block reads the stream before the last one of the layer below: what is computed with it is elsewhere.
+        let passing = |blocks: &Range<usize>| blocks.clone().filter(|b| !keeps_stream(model, run.keep, *b));
+        let most = model.layers.iter().map(|blocks| passing(blocks).count()).max().unwrap_or(0);
+        let stream = t * model.shape.hidden;
+        let shared: Vec<Buffer> = (0..most).map(|_| self.take(Category::Workspace, model.dtype, stream)).collect();
+        for blocks in &model.layers {
+            passing(blocks).zip(&shared).for_each(|(b, place)| stages.streams[b] = *place);
+        }
         let base = self.arena.mark();
         let (mut top, mut next) = (base, 0);
-        let mut stages = std::mem::take(self.stages);
         stages.blocks.clear();
         let kept = std::mem::take(&mut stages.kept);
         for l in 0..model.layers.len() {
@@ -164,6 +182,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
             arena: self.arena,
             store: &self.model.store,
             dtype: self.model.dtype,
+            norm_offset: self.model.shape.norm_offset,
             attention_library: self.model.attention_library,
         }
     }
@@ -173,7 +192,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
     pub(crate) fn train(&mut self, run: &Run, weight: f64) -> Result<()> {
         let result = self.passes(run, (f64::from(run.loss_scale) / weight) as f32);
         if result.is_err() && self.model.activation_offloading {
-            // Copies may be on their way; what comes next must not meet them.
+            // Copies may still run; what comes next must not meet them.
             self.backend.read_back(run.sums.slice(0, 0), &mut [])?;
         }
         result
@@ -184,7 +203,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         self.take_scratch(run);
         self.forward(run, None)?;
         self.arena.release(top);
-        // Not before: the forward pass may have had the last update to do.
+        // Not before: the forward pass may have completed the last update, which reads gradients.
         if let (true, Some(training)) = (run.first, &self.model.store.training) {
             for &(start, len) in &self.model.added {
                 self.backend.zero(training.gradients.slice(start, len));
@@ -212,7 +231,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         Ok(())
     }
 
-    /// To be called before decayed parameters up to element `end` of the weights' arena, or any others, are used.
+    /// Called before decayed parameters up to element `end` of the weights' arena, or any others, are used.
     fn update_to(&mut self, end: usize) {
         if let Some(pending) = self.pending
             && pending.advance(self.backend, end)

@@ -18,7 +18,7 @@ pub(crate) fn host_bytes(layers: usize, bytes: usize) -> usize {
 impl<B: Backend + ?Sized> Step<'_, B> {
     /// Layer `l`'s input on the device.
     fn input(&self, l: usize) -> Buffer {
-        self.stages.blocks[self.model.layers[l].start].x
+        self.stages.streams[self.model.layers[l].start]
     }
 
     /// Where layer `l`'s input waits in host memory; `None` for those that stay.
@@ -29,7 +29,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         Some(Buffer { pool: Pool::HostStep, offset: place * x.bytes().next_multiple_of(ALIGNMENT), ..x })
     }
 
-    /// To be called before layer `l`'s input is computed: what its slot held may still be on its way out.
+    /// To be called before layer `l`'s input is computed: the copy of what its slot held may still run.
     pub(super) fn claim_input(&mut self, l: usize) {
         if let Some(before) = l.checked_sub(ACTIVATION_SLOTS)
             && self.waiting_place(before).is_some()
@@ -47,7 +47,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         self.backend.record(Stream::ToHost, ActivationPoint::Saved.event(l));
     }
 
-    /// To be called before the backward pass of layer `l`: its input may still be on its way back.
+    /// To be called before the backward pass of layer `l`: the copy of its input may still run.
     pub(super) fn await_input(&mut self, l: usize) {
         if self.waiting_place(l).is_some() {
             self.backend.wait(Stream::Compute, ActivationPoint::Fetched.event(l));

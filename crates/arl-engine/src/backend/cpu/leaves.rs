@@ -4,34 +4,12 @@ use arl_model::Result;
 use half::bf16;
 
 use super::element::with_element;
-use super::matmul::widened;
 use super::memory::Lease;
 use super::{CpuBackend, attention, elementwise, embedding, loss, matmul, moe, norm, optimizer, rope, simd, swiglu};
 use crate::backend::{
-    AdamW, Attention, Backend, Buffer, CrossEntropy, DType, Event, GroupedMatmul, Heads, Matmul, NormRope, Permutation,
-    Pool, Router, Rows, Stream,
+    AdamW, Attention, Backend, Buffer, CrossEntropy, DType, Event, GroupedMatmul, Heads, Matmul, NormRope, NormWeight,
+    Permutation, Pool, Router, Rows, Stream,
 };
-
-/// The f32 weights of the norms of `op`, if any.
-type NormWeights<'m> = Option<(std::borrow::Cow<'m, [f32]>, std::borrow::Cow<'m, [f32]>, f32)>;
-
-fn norm_weights<'m>(lease: &mut Lease<'m>, op: &NormRope) -> NormWeights<'m> {
-    op.norm.map(|(query, key, epsilon)| (widened(lease, query), widened(lease, key), epsilon))
-}
-
-fn head_norm<'a>(weights: &'a NormWeights<'_>, dim: usize) -> Option<rope::HeadNorm<'a>> {
-    weights.as_ref().map(|(query, key, epsilon)| {
-        assert_eq!((query.len(), key.len()), (dim, dim), "norms of heads of {dim}");
-        rope::HeadNorm { query, key, epsilon: *epsilon }
-    })
-}
-
-fn angles<'m>(lease: &mut Lease<'m>, op: &NormRope) -> rope::Angles<'m> {
-    let (cos, sin) = (lease.read::<f32>(op.cos), lease.read::<f32>(op.sin));
-    let len = op.tokens * op.heads.dim / 2;
-    assert_eq!((cos.len(), sin.len()), (len, len), "angles of {} tokens", op.tokens);
-    rope::Angles { cos, sin }
-}
 
 /// [`Backend::adamw`] with moments of a type.
 fn adamw<M: optimizer::Moment>(lease: &mut Lease<'_>, op: &AdamW, step: optimizer::Step) {
@@ -137,9 +115,9 @@ impl Backend for CpuBackend {
         });
     }
 
-    fn rms_norm(&mut self, x: Buffer, weight: Buffer, epsilon: f32, out: Buffer, inverse_rms: Buffer) {
+    fn rms_norm(&mut self, x: Buffer, weight: NormWeight, epsilon: f32, out: Buffer, inverse_rms: Buffer) {
         let mut lease = self.memory.lease();
-        let weight = widened(&mut lease, weight);
+        let weight = norm::Weight::read(&mut lease, weight);
         with_element!(x.dtype, T => {
             let (x, out) = (lease.read::<T>(x), lease.write::<T>(out));
             norm::rms_norm(x, &weight, epsilon, out, lease.write(inverse_rms));
@@ -151,13 +129,13 @@ impl Backend for CpuBackend {
         x: Buffer,
         delta: Buffer,
         sum: Buffer,
-        weight: Buffer,
+        weight: NormWeight,
         epsilon: f32,
         out: Buffer,
         inverse_rms: Buffer,
     ) {
         let mut lease = self.memory.lease();
-        let weight = widened(&mut lease, weight);
+        let weight = norm::Weight::read(&mut lease, weight);
         with_element!(x.dtype, T => {
             // In place, the operand that is not the sum is what is added to it.
             let (x, delta) = if sum == x {
@@ -172,9 +150,9 @@ impl Backend for CpuBackend {
         });
     }
 
-    fn rms_norm_again(&mut self, x: Buffer, weight: Buffer, inverse_rms: Buffer, out: Buffer) {
+    fn rms_norm_again(&mut self, x: Buffer, weight: NormWeight, inverse_rms: Buffer, out: Buffer) {
         let mut lease = self.memory.lease();
-        let weight = widened(&mut lease, weight);
+        let weight = norm::Weight::read(&mut lease, weight);
         with_element!(x.dtype, T => {
             norm::rms_norm_again(lease.read::<T>(x), &weight, lease.read(inverse_rms), lease.write::<T>(out));
         });
@@ -184,17 +162,17 @@ impl Backend for CpuBackend {
         &mut self,
         d_out: Buffer,
         x: Buffer,
-        weight: Buffer,
+        weight: NormWeight,
         inverse_rms: Buffer,
         d_x: Buffer,
         d_weight: Buffer,
     ) {
         let mut lease = self.memory.lease();
-        let weight = widened(&mut lease, weight);
+        let weight = norm::Weight::read(&mut lease, weight);
         with_element!(x.dtype, T => {
             let (d_out, x, inverse_rms) = (lease.read::<T>(d_out), lease.read::<T>(x), lease.read(inverse_rms));
             let (d_x, d_weight) = (lease.write::<T>(d_x), lease.write(d_weight));
-            norm::rms_norm_backward(d_out, x, &weight, inverse_rms, d_x, d_weight);
+            norm::rms_norm_backward(d_out, x, &weight.values, inverse_rms, d_x, d_weight);
         });
     }
 
@@ -205,9 +183,7 @@ impl Backend for CpuBackend {
 
     fn norm_rope(&mut self, op: &NormRope, qkv: Buffer, qk: Buffer) {
         let mut lease = self.memory.lease();
-        let weights = norm_weights(&mut lease, op);
-        let norm = head_norm(&weights, op.heads.dim);
-        let angles = angles(&mut lease, op);
+        let (norm, angles) = (rope::HeadNorm::read(&mut lease, op), rope::Angles::read(&mut lease, op));
         with_element!(qkv.dtype, T => {
             rope::norm_rope(op.heads, norm.as_ref(), angles, lease.read::<T>(qkv), lease.write::<T>(qk));
         });
@@ -216,9 +192,7 @@ impl Backend for CpuBackend {
     fn norm_rope_backward(&mut self, op: &NormRope, qkv: Buffer, d_qkv: Buffer, d_norm: Option<(Buffer, Buffer)>) {
         assert_eq!(op.norm.is_some(), d_norm.is_some(), "norms have gradients");
         let mut lease = self.memory.lease();
-        let weights = norm_weights(&mut lease, op);
-        let norm = head_norm(&weights, op.heads.dim);
-        let angles = angles(&mut lease, op);
+        let (norm, angles) = (rope::HeadNorm::read(&mut lease, op), rope::Angles::read(&mut lease, op));
         let d_norm = d_norm.map(|(query, key)| (lease.write(query), lease.write(key)));
         with_element!(qkv.dtype, T => {
             let (qkv, d_qkv) = (lease.read::<T>(qkv), lease.write::<T>(d_qkv));

@@ -48,7 +48,7 @@ fn test_backend() -> CpuBackend {
 
 #[cfg(any(test, feature = "emulation"))]
 impl CpuBackend {
-    /// Where a buffer lies; for kernels that run on the host.
+    /// A buffer's address; for kernels that run on the host.
     pub(super) fn address(&mut self, buffer: Buffer) -> *mut u8 {
         self.memory.lease().write_bytes(buffer).as_mut_ptr()
     }

@@ -111,13 +111,7 @@ pub(super) fn attention(lease: &mut Lease<'_>, op: &Attention) {
 }
 
 /// As [`crate::backend::Backend::attention_backward`].
-pub(super) fn attention_backward(
-    lease: &mut Lease<'_>,
-    op: &Attention,
-    d_out: Rows,
-    d_qkv: Buffer,
-    scratch: Buffer,
-) {
+pub(super) fn attention_backward(lease: &mut Lease<'_>, op: &Attention, d_out: Rows, d_qkv: Buffer, scratch: Buffer) {
     let shape = Shape::new(op, lease.read(op.sequences.cu_seqlens));
     let columns = op.heads.query_columns();
     with_element!(op.q.buffer.dtype, T => {
