@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { afterAll, afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { run } from "../src/cli/generate.js";
 import { ArlError } from "../src/errors.js";
+import { Model } from "../src/index.js";
 import type {
 	EngineOptions,
 	GenerateOptions,
@@ -15,6 +16,7 @@ import type {
 } from "../src/native.js";
 import { fakeNative } from "./support/fake-native.js";
 import { errorOf } from "./support/folder.js";
+import { root } from "./support/real.js";
 
 const STOP = 0;
 const folder = mkdtempSync(join(tmpdir(), "arl-generate-"));
@@ -209,7 +211,7 @@ describe("arl generate", () => {
 		expect(absent).toMatchObject({ code: "ARL_DEVICE", message: "device cuda: no NVIDIA driver (libcuda.so.1)" });
 		const wrong = await errorOf(run(words("--device", "tpu"), native));
 		expect(wrong.code).toBe("ARL_USAGE");
-		expect(wrong.message).toContain("Expected auto, cpu, cuda or cuda:N.");
+		expect(wrong.message).toContain("expected auto, cpu, cuda or cuda:N");
 	});
 
 	it("names the row that cannot be used", async () => {
@@ -227,7 +229,7 @@ describe("arl generate", () => {
 		writeFileSync(none, '{"messages":[{"role":"user","content":"x"}]}\n');
 		const native = core(() => "");
 		await expect(run(["--model_name_or_path", "m", "--prompt_file", none], native)).rejects.toThrow(
-			"no row has a reply",
+			"no row has a trained reply",
 		);
 		await expect(run(words("--limit", "0"), native)).rejects.toMatchObject({ code: "ARL_USAGE" });
 		await expect(run(words("--thinking", "hard"), native)).rejects.toMatchObject({ code: "ARL_USAGE" });
@@ -263,5 +265,60 @@ describe("arl generate", () => {
 			core((_, last) => last.toUpperCase()),
 		);
 		expect(told).not.toContain("dropped");
+	});
+});
+
+describe("arl generate --prompt", () => {
+	const assets = join(root, "assets", "model");
+	const prompt = (...more: string[]) => ["--model_name_or_path", assets, "--device", "cpu", "--prompt", ...more];
+
+	it("writes the reply to a user's message as Model.chat generates it", async () => {
+		await using model = await Model.open(assets, { device: "cpu" });
+		const messages = [{ role: "user" as const, content: "Hello" }];
+		const sampling = { maxNewTokens: 20, temperature: 0.9, topP: 0.8, topK: 30, seed: 5 };
+		const expected = await model.chat(messages, sampling).completion();
+		const flags = "--max_new_tokens 20 --temperature 0.9 --top_p 0.8 --top_k 30 --seed 5".split(" ");
+		expect(await run(prompt("Hello", ...flags))).toBe(0);
+		expect(stdout).toBe(`${expected.text}\n`);
+		stdout = "";
+		await run(prompt("Hello", "--json", ...flags));
+		expect(lines()).toEqual([expected]);
+	});
+
+	it("begins the conversation with --system and --tools", async () => {
+		const tools = [{ type: "function", function: { name: "add", parameters: { type: "object" } } }];
+		const path = join(folder, "tools.json");
+		writeFileSync(path, JSON.stringify(tools));
+		await using model = await Model.open(assets, { device: "cpu" });
+		const messages = ["system", "user"].map((role) => ({ role: role as "system" | "user", content: role }));
+		const expected = await model.chat(messages, { tools, maxNewTokens: 9 }).completion();
+		await run(prompt("user", "--system", "system", "--tools", path, "--max_new_tokens", "9", "--json"));
+		expect(lines()).toEqual([expected]);
+	});
+
+	it("continues the very text with --raw, and says where it was cut off", async () => {
+		let said = "";
+		vi.mocked(process.stderr.write).mockImplementation((text) => {
+			said += String(text);
+			return true;
+		});
+		await using model = await Model.open(assets, { device: "cpu" });
+		const { text } = await model.generate("The weather", { maxNewTokens: 3 }).completion();
+		expect(await run(prompt("The weather", "--raw", "--max_new_tokens", "3"))).toBe(0);
+		expect(stdout).toBe(`${text}\n`);
+		expect(said).toBe("cut off after 3 tokens; --max_new_tokens sets the bound\n");
+	});
+
+	it.each([
+		[[], "either --prompt TEXT or --prompt_file FILE"],
+		[["--prompt", "a", "--prompt_file", "b"], "either --prompt TEXT or --prompt_file FILE"],
+		[["--prompt", "a", "--compare", "b"], "--compare has no effect with --prompt"],
+		[["--prompt", "a", "--raw", "--system", "b"], "--raw takes neither --system nor --tools"],
+		[["--prompt_file", "a", "--raw"], "--raw has no effect with --prompt_file"],
+		[["--prompt", "a", "--top_p", "0"], "--top_p: 0; expected a number, above 0 and at most 1"],
+	])("refuses %j", async (more, message) => {
+		const error = await errorOf(run(["--model_name_or_path", assets, ...more]));
+		expect(error.code).toBe("ARL_USAGE");
+		expect(error.message).toContain(message);
 	});
 });

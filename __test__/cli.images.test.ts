@@ -55,7 +55,9 @@ describe("arl images", () => {
 		expect(code).toBe(3);
 		expect(stderr).toContain("3 of 4 rows cannot be used (2 missing image, 1 not json)");
 		expect(stderr).toContain(`${file}:2: missing image: messages[0].content[0]: ${server.origin}/none.png: HTTP 404`);
-		expect(stderr).toContain(`${file}:5: missing image: messages[0].content[0]: file:///x.png: files are not read`);
+		expect(stderr).toContain(
+			`${file}:5: missing image: messages[0].content[0]: file:///x.png: reading images from files is not allowed`,
+		);
 		expect(readdirSync(own)).toEqual(["rows.jsonl"]);
 		const skipped = await run(file, out, { on_bad_row: "skip" }, ["--json"]);
 		expect(skipped.code).toBe(0);

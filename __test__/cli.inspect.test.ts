@@ -1,7 +1,7 @@
 import { mkdtempSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import type { InspectedRow } from "../src/train/inspect.js";
+import type { InspectedRow } from "../src/api/inspect-row.js";
 import { temporaryFolder } from "./support/folder.js";
 import { arl, root } from "./support/real.js";
 

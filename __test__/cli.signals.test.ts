@@ -19,7 +19,7 @@ describe("SIGINT and SIGTERM", () => {
 			process.emit(name, name);
 			expect(stop.signal.aborted).toBe(true);
 			expect(exit).not.toHaveBeenCalled();
-			expect(notes).toEqual([`${name}: finishing the step and saving; once more to leave at once, without saving`]);
+			expect(notes).toEqual([`${name}: finishing the step and saving; repeat to exit at once without saving`]);
 			process.emit(name, name);
 			expect(exit).toHaveBeenCalledWith(130);
 			stop.release();

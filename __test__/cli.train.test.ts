@@ -1,38 +1,21 @@
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { afterAll, afterEach, beforeEach, describe, expect, it, vi } from "vitest";
+import { beforeEach, describe, expect, it } from "vitest";
 import { run as doctor } from "../src/cli/doctor.js";
 import { run as train } from "../src/cli/train.js";
 import { ArlError } from "../src/errors.js";
 import { type Faults, fakeNative, writeFakeModel } from "./support/fake-native.js";
+import { temporaryFolder } from "./support/folder.js";
+import { capturedOutput } from "./support/output.js";
 
-const folder = mkdtempSync(join(tmpdir(), "arl-cli-train-"));
-afterAll(() => rmSync(folder, { recursive: true, force: true }));
+const folder = temporaryFolder();
 
-let stdout = "";
-let stderr = "";
-let output = "";
+const output = capturedOutput();
+
+let out = "";
 let runs = 0;
-
 beforeEach(() => {
-	stdout = "";
-	stderr = "";
-	output = join(folder, `out-${runs++}`);
-	vi.stubEnv("NO_COLOR", "1");
-	vi.spyOn(process.stdout, "write").mockImplementation((text) => {
-		stdout += String(text);
-		return true;
-	});
-	vi.spyOn(process.stderr, "write").mockImplementation((text) => {
-		stderr += String(text);
-		return true;
-	});
-});
-
-afterEach(() => {
-	vi.restoreAllMocks();
-	vi.unstubAllEnvs();
+	out = join(folder, `out-${runs++}`);
 });
 
 const modelDir = join(folder, "model");
@@ -48,13 +31,13 @@ writeFileSync(
 );
 
 function words(...more: string[]): string[] {
-	const fixed = ["--model_name_or_path", modelDir, "--train_file", rows, "--output_dir", output];
+	const fixed = ["--model_name_or_path", modelDir, "--train_file", rows, "--output_dir", out];
 	return [...fixed, "--per_device_train_batch_size", "2", "--num_train_epochs", "1", "--logging_steps", "2", ...more];
 }
 
 const run = (given: string[], faults: Faults = {}) => train(given, () => fakeNative(faults));
 const events = () =>
-	stdout
+	output.stdout
 		.trimEnd()
 		.split("\n")
 		.map((line) => JSON.parse(line) as Record<string, unknown>);
@@ -62,11 +45,11 @@ const events = () =>
 describe("arl train", () => {
 	it("ends with 0 and says where the model and the metrics are", async () => {
 		expect(await run(words())).toBe(0);
-		expect(stderr).toContain("step 2  epoch ");
-		expect(stderr).toContain(`model    ${output}`);
-		expect(stderr).toContain(`metrics  ${join(output, "metrics.jsonl")}`);
-		expect(stdout).toBe("");
-		const lines = readFileSync(join(output, "metrics.jsonl"), "utf8").trimEnd().split("\n");
+		expect(output.stderr).toContain("step 2  epoch ");
+		expect(output.stderr).toContain(`model    ${out}`);
+		expect(output.stderr).toContain(`metrics  ${join(out, "metrics.jsonl")}`);
+		expect(output.stdout).toBe("");
+		const lines = readFileSync(join(out, "metrics.jsonl"), "utf8").trimEnd().split("\n");
 		expect(lines.map((line) => (JSON.parse(line) as { step: number }).step)).toEqual([2, 4, 6]);
 	});
 
@@ -87,22 +70,22 @@ describe("arl train", () => {
 		expect(await train(words("--json"), () => fakeNative({ onStep: interrupted }, disk))).toBe(130);
 		expect(events().at(-1)).toMatchObject({ type: "end", outcome: "interrupted" });
 		expect(process.listenerCount("SIGINT")).toBe(0);
-		stdout = "";
+		output.stdout = "";
 		expect(await train(words("--json", "--resume_from_checkpoint", "latest"), () => fakeNative({}, disk))).toBe(0);
 		expect(events().at(-1)).toMatchObject({ type: "end", outcome: "completed", steps: 6 });
 	});
 
 	it("ends with 5 where the loss is not finite", async () => {
 		expect(await run(words(), { onStep: (step) => (step === 2 ? Number.NaN : undefined) })).toBe(5);
-		expect(stderr).toContain("ARL_NONFINITE");
+		expect(output.stderr).toContain("ARL_NONFINITE");
 	});
 
 	it("ends with 3 where a row cannot be used, and writes no model", async () => {
 		const bad = join(folder, "bad.jsonl");
 		writeFileSync(bad, `${readFileSync(rows, "utf8")}not json\n`);
 		expect(await run([...words(), "--train_file", bad])).toBe(3);
-		expect(stderr).toContain(`${bad}:13`);
-		expect(existsSync(join(output, "model.safetensors"))).toBe(false);
+		expect(output.stderr).toContain(`${bad}:13`);
+		expect(existsSync(join(out, "model.safetensors"))).toBe(false);
 	});
 
 	it("ends with the code of whatever the core says", async () => {
@@ -117,8 +100,8 @@ describe("arl train", () => {
 describe("arl doctor", () => {
 	it("names the devices and ends with 0", async () => {
 		expect(await doctor([], () => fakeNative())).toBe(0);
-		expect(stdout).toMatch(/^ok +node +\d+\./m);
-		expect(stdout).toMatch(/^ok +device cpu +fake, 1 threads/m);
+		expect(output.stdout).toMatch(/^ok +node +\d+\./m);
+		expect(output.stdout).toMatch(/^ok +device cpu +fake, 1 threads/m);
 	});
 
 	it("says what to do where the core is missing, and ends with 1", async () => {
@@ -126,7 +109,7 @@ describe("arl doctor", () => {
 			throw new ArlError("ARL_DEVICE", "the addon is missing", "Run `npm run build`.");
 		};
 		expect(await doctor(["--json"], missing)).toBe(1);
-		expect(JSON.parse(stdout)).toContainEqual({
+		expect(JSON.parse(output.stdout)).toContainEqual({
 			name: "core",
 			value: "the addon is missing",
 			ok: false,

@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
+import { createTrainer, type QwenTrainer, type TrainerCallback } from "../src/api/trainer.js";
 import { ArlError, formatError, toArlError } from "../src/errors.js";
-import { Resources } from "../src/train/resources.js";
-import { QwenTrainer, type TrainerCallback } from "../src/train/trainer.js";
+import { Resources } from "../src/run/setup/resources.js";
 import { argsOf, onConverted, onDataset, type Place, rowsOf } from "./support/code.js";
 import { type Faults, fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
@@ -17,7 +17,7 @@ const throwing = (error: Error) => () => {
 
 function withCallback(place: Place, callback: TrainerCallback, faults: Faults = {}): QwenTrainer {
 	const args = argsOf(place, { train_file: place.file });
-	return new QwenTrainer({ args, callbacks: [callback] }, () => fakeNative(faults));
+	return createTrainer({ args, callbacks: [callback] }, () => fakeNative(faults));
 }
 
 /** Each thing of the core that a run closes, failing. */

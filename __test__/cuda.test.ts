@@ -2,8 +2,8 @@
 import { copyFileSync, mkdtempSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it, type TestContext } from "vitest";
-import type { CudaFinding } from "../src/cuda.js";
-import { chooseDevice } from "../src/device.js";
+import type { CudaFinding } from "../src/device/cuda.js";
+import { chooseDevice } from "../src/device/index.js";
 import { loadNative } from "../src/native.js";
 import { cudaSystem, DRIVER, fakeCuda, H100, LIBRARIES, library, onlyIn, TURING } from "./support/cuda.js";
 import { fakeNative } from "./support/fake-native.js";
@@ -194,7 +194,7 @@ describe("choosing a device", () => {
 	it("refuses a GPU that is not there or cannot be used, and names those that can", async () => {
 		const none = await errorOf(() => chooseDevice("cuda:7", fakeNative(), () => finding()));
 		expect(none).toMatchObject({ code: "ARL_DEVICE", message: "device cuda:7: there is no such GPU" });
-		expect(none.hint).toBe("What can be used: cuda:1, cpu.");
+		expect(none.hint).toBe("Usable devices: cuda:1, cpu.");
 		const small = await errorOf(() => chooseDevice("cuda:0", fakeNative(), () => finding()));
 		expect(small.message).toBe("device cuda:0 (GPU 0): it is too small");
 	});

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
-import { epochAfter, epochBatches, StepPlan } from "../src/data/batches.js";
-import { createOrder } from "../src/data/order.js";
+import { epochAfter, epochBatches, StepPlan } from "../src/data/sampler/batches.js";
+import { createOrder } from "../src/data/sampler/order.js";
 
 function plan(rows: number, batchSize: number, accumulation: number, length: { epochs?: number; maxSteps?: number }) {
 	const order = createOrder({ rows, seed: 1, strategy: "sequential" });

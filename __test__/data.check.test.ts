@@ -1,8 +1,8 @@
 import { mkdtempSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import type { DataReport } from "../src/train/check.js";
-import { summarize } from "../src/train/summary.js";
+import type { DataReport } from "../src/api/check-rows.js";
+import { summarize } from "../src/api/length-summary.js";
 import { temporaryFolder } from "./support/folder.js";
 import { arl, flags, root, tinyPlace } from "./support/real.js";
 

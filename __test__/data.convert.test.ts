@@ -1,9 +1,10 @@
 import { appendFileSync, mkdtempSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { CALLS_AT_ONCE } from "../src/data/convert.js";
-import type { RecordData } from "../src/data/record.js";
-import { QwenTrainer } from "../src/index.js";
+import { createTrainer } from "../src/api/trainer.js";
+import "../src/index.js";
+import { CALLS_AT_ONCE } from "../src/data/sources/convert.js";
+import type { RecordData } from "../src/data/sources/record.js";
 import { argsOf, dyingAt, onConverted, onDataset, type Place, rowsOf } from "./support/code.js";
 import { fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
@@ -117,7 +118,7 @@ describe("a converting function", () => {
 			expect(error).toMatchObject({ code: "ARL_DATA", exitCode: 3 });
 			expect(error.message).toContain(`${place.raw}:4: conversion failed: the converting function threw: no texts`);
 			expect(error.message).toContain(`${place.raw}:5: conversion failed: the converting function threw: too late`);
-			expect(error.message).toContain(`${place.raw}:6: conversion failed: the converting function gave undefined`);
+			expect(error.message).toContain(`${place.raw}:6: conversion failed: the converting function returned undefined`);
 		}
 		const all = await events(onConverted(place, failing, { train_file: place.raw, on_bad_row: "skip" }));
 		expect(ofType(all, "rows_skipped")[0]?.reasons).toEqual({ "conversion failed": 3 });
@@ -162,7 +163,7 @@ describe("a converting function", () => {
 		for (const data of [raws, { length: raws.length, get: (i: number) => raws[i] as Raw }]) {
 			const out = mkdtempSync(`${place.out}-`);
 			const options = { args: argsOf({ ...place, out }), train_dataset: data, convert_record_to_data_func: toRows };
-			const found = await events(new QwenTrainer(options, () => fakeNative()));
+			const found = await events(createTrainer(options, () => fakeNative()));
 			expect(numbers(found)).toEqual(numbers(expected));
 		}
 	});
@@ -206,6 +207,20 @@ describe("modules of code", () => {
 			const found = await events(trainer({ ...place, out }, { train_file: [], dataset: write("rows.ts", content) }));
 			expect(numbers(found)).toEqual(numbers(expected));
 		}
+	});
+
+	it("import every entry of the package, as this very program", async () => {
+		const place = workspace(folder);
+		const rows = JSON.stringify(rowsOf(place));
+		const content = `import { ArlError } from "arl";
+			import { toDataUrl } from "arl/images";
+			import { MongoRows } from "arl/mongo";
+			if (toDataUrl({ bytes: Buffer.of(1), content_type: "image/png" }) !== "data:image/png;base64,AQ==") throw new Error();
+			const wrong = await MongoRows.open({ db_connection_string: "none" }).catch((error) => error);
+			export default wrong instanceof ArlError ? ${rows} : [];`;
+		expect(
+			(await trainer(place, { train_file: [], dataset: write("rows.ts", content) }).train()).steps,
+		).toBeGreaterThan(0);
 	});
 
 	const bad: [string, Options, RegExp][] = [

@@ -1,8 +1,8 @@
 import { readdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import type { Dataset } from "../src/data/custom.js";
-import type { RecordData } from "../src/data/record.js";
+import type { Dataset } from "../src/data/sources/custom.js";
+import type { RecordData } from "../src/data/sources/record.js";
 import { counted, dyingAt, onDataset, stream } from "./support/code.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { chatRow, events, type Options, ofType, workspace } from "./support/run.js";

@@ -1,9 +1,9 @@
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { type Dataset, openDataset } from "../src/data/custom.js";
-import type { RecordData } from "../src/data/record.js";
-import { Scratch } from "../src/data/scratch.js";
+import { type Dataset, openDataset } from "../src/data/sources/custom.js";
+import type { RecordData } from "../src/data/sources/record.js";
+import { Scratch } from "../src/data/sources/scratch.js";
 import type { TrainEvent } from "../src/events.js";
 import { counted, dyingAt, onDataset, type Place, rowsOf, stream } from "./support/code.js";
 import { fakeNative } from "./support/fake-native.js";
@@ -148,7 +148,7 @@ describe("a data set with get(i)", () => {
 		const error = await errorOf(onDataset(place, data).train());
 		expect(error.code).toBe("ARL_DATA");
 		expect(error.message).toMatch(/^2 of 12 rows cannot be used \(2 not a row\)/);
-		expect(error.message).toContain("train_dataset[10]: not a row: get(10) gave undefined");
+		expect(error.message).toContain("train_dataset[10]: not a row: get(10) returned undefined");
 		const all = await events(onDataset(place, data, { on_bad_row: "skip" }));
 		expect(ofType(all, "rows_skipped")[0]?.reasons).toEqual({ "not a row": 2 });
 		expect(ofType(all, "start")[0]?.data.rowsPerEpoch).toBe(10);
@@ -249,7 +249,7 @@ describe("a stream", () => {
 			most: Number.POSITIVE_INFINITY,
 			progress: () => {},
 			scratch,
-			maxSpoolBytes: 100_000,
+			maxSpillBytes: 100_000,
 		};
 		const error = await errorOf(openDataset(endless(), reading));
 		expect(error.code).toBe("ARL_DATA");
@@ -285,7 +285,7 @@ describe("a stream", () => {
 	it("that is shuffled, and rows by index, tell what going on costs too", async () => {
 		const kinds: [Dataset, Dataset, RegExp | null][] = [
 			[stream(many(22)), stream(many(22)), /^22 rows of train_dataset were read again in [\d.]+ s$/],
-			[counted(many(22)), counted(many(22)), /that are still to be trained are asked for again and compared/],
+			[counted(many(22)), counted(many(22)), /that are still to be trained are read again and compared/],
 			[counted(many(22), "v1"), counted(many(22), "v1"), null],
 		];
 		for (const [first, second, expected] of kinds) {
@@ -308,7 +308,7 @@ describe("a stream", () => {
 		const resume = { ...STEPS, ...SAVING, max_steps: 6, resume_from_checkpoint: "latest" };
 		const all = await events(onDataset(place, stream(many(40)), resume));
 		expect(ofType(all, "notice").map(({ message }) => message)).toContainEqual(
-			expect.stringMatching(/^\d+ rows of train_dataset were read again in [\d.]+ s to come to the place/),
+			expect.stringMatching(/^\d+ rows of train_dataset were read again in [\d.]+ s to reach the place/),
 		);
 	});
 });

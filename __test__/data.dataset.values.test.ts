@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
-import type { Dataset } from "../src/data/custom.js";
-import type { RecordData } from "../src/data/record.js";
-import { recordText } from "../src/data/record-json.js";
+import type { Dataset } from "../src/data/sources/custom.js";
+import type { RecordData } from "../src/data/sources/record.js";
+import { recordText } from "../src/data/sources/record-json.js";
 import { onDataset } from "./support/code.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { chatRow, workspace } from "./support/run.js";
@@ -29,7 +29,7 @@ describe("values of code", () => {
 		const circular: Record<string, unknown> = { messages: [] };
 		circular.self = circular;
 		const error = await errorOf(onDataset(place, [circular as unknown as RecordData]).train());
-		expect(error.message).toContain("it holds itself");
+		expect(error.message).toContain("it contains itself");
 	});
 
 	it("become the text that JSON.stringify gives, integers of any size included", () => {

@@ -2,9 +2,9 @@ import { mkdtempSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { BSON } from "mongodb";
 import { describe, expect, it } from "vitest";
-import { openFiles } from "../src/data/open.js";
-import { strayExtendedJson } from "../src/data/read-extended.js";
-import { documentOf, jsonText } from "../src/mongo/bson-json.js";
+import { openFiles } from "../src/data/sources/open.js";
+import { strayExtendedJson } from "../src/data/sources/read-extended.js";
+import { bsonText, documentOf } from "../src/mongo/bson-json.js";
 import { fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 
@@ -75,7 +75,7 @@ const DOCUMENTS: Record<string, unknown>[] = [
 ];
 
 /** What a run reads of the same documents in a database. */
-const fromDatabase = DOCUMENTS.map((document) => jsonText(documentOf(BSON.serialize(document))));
+const fromDatabase = DOCUMENTS.map((document) => bsonText(documentOf(BSON.serialize(document))));
 
 describe("a file of Extended JSON", () => {
 	it("in canonical form gives the text that the same documents have in a database, line by line", async () => {

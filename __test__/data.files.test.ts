@@ -3,10 +3,10 @@ import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { afterEach, describe, expect, it } from "vitest";
-import { glob } from "../src/data/glob.js";
-import { openFiles } from "../src/data/open.js";
-import { Scratch } from "../src/data/scratch.js";
-import type { Source } from "../src/data/source.js";
+import { glob } from "../src/data/sources/glob.js";
+import { openFiles } from "../src/data/sources/open.js";
+import { Scratch } from "../src/data/sources/scratch.js";
+import type { Source } from "../src/data/sources/source.js";
 import { fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 

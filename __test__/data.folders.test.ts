@@ -63,7 +63,7 @@ describe("a folder of rows", () => {
 		const folder = folderOf("train.jsonl", "test-1.jsonl", "test-2.jsonl", "extra.jsonl");
 		const { notices } = await readRows([folder]);
 		expect(notices).toEqual([
-			`${folder}: 1 of 4 files are the split train; left out are none (1 file), test (2 files)`,
+			`${folder}: 1 of 4 files belong to the split train; left out are none (1 file), test (2 files)`,
 		]);
 	});
 
@@ -89,10 +89,10 @@ describe("a folder of rows", () => {
 			"a split that is not there",
 			["train.jsonl", "test.jsonl"],
 			"dev",
-			/no file is the split dev; there are test \(1 file\), train/,
+			/no file belongs to the split dev; there are test \(1 file\), train/,
 			/--split/,
 		],
-		["a split where names tell none", ["a.jsonl"], "test", /do not tell splits/, /--split/],
+		["a split where names tell none", ["a.jsonl"], "test", /contain no splits/, /--split/],
 		["several folders", ["main/train.jsonl", "other/train.jsonl"], "train", /2 of its folders: main, other/, /\*\*/],
 		["several kinds", ["train.jsonl", "train.csv"], "train", /jsonl \(1 file\)/, /\*\.csv/],
 		["no rows", ["README.md"], "train", /no files of rows/, /\.parquet/],

@@ -5,8 +5,8 @@
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, describe, expect, it } from "vitest";
-import { floatText } from "../src/data/json-text.js";
-import { type JsonValue, jsonText, parseJson, RowProblem } from "../src/data/json-value.js";
+import { floatText } from "../src/data/sources/json-text.js";
+import { type JsonValue, jsonText, parseJson, RowProblem } from "../src/data/sources/json-value.js";
 import { ArlError } from "../src/errors.js";
 import { loadNative, type NativeTextEncoder } from "../src/native.js";
 import { temporaryFolder } from "./support/folder.js";

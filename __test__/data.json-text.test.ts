@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { floatText } from "../src/data/json-text.js";
+import { floatText } from "../src/data/sources/json-text.js";
 import { fc, holds } from "./support/properties.js";
 
 describe("a float as JSON text", () => {

@@ -1,6 +1,6 @@
 /** JSON taken apart and put together again: nothing is rounded, reordered or guessed. */
 import { describe, expect, it } from "vitest";
-import { type JsonValue, jsonText, parseJson, RowProblem } from "../src/data/json-value.js";
+import { type JsonValue, jsonText, parseJson, RowProblem } from "../src/data/sources/json-value.js";
 import { fc, holds } from "./support/properties.js";
 
 const bytes = (text: string) => new TextEncoder().encode(text);

@@ -1,10 +1,10 @@
 import { mkdtempSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { checkRows } from "../src/api/check-rows.js";
 import { loadNative } from "../src/native.js";
-import { checkRows } from "../src/train/check.js";
-import { openRows } from "../src/train/open-rows.js";
-import { resolveArgs } from "../src/train/options.js";
+import { openRows } from "../src/run/setup/dataset.js";
+import { resolveArgs } from "../src/run/setup/options.js";
 import { temporaryFolder } from "./support/folder.js";
 import { type Given, give, KINDS } from "./support/kinds.js";
 import { root } from "./support/real.js";

@@ -1,10 +1,10 @@
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { createTrainer, type QwenTrainer } from "../src/api/trainer.js";
 import { parseFlags, resolveConfig } from "../src/config/index.js";
-import { createOrder } from "../src/data/order.js";
-import type { RecordData } from "../src/data/record.js";
-import { QwenTrainer } from "../src/train/trainer.js";
+import { createOrder } from "../src/data/sampler/order.js";
+import type { RecordData } from "../src/data/sources/record.js";
 import { argsOf, counted, dyingAt, type Place, stream } from "./support/code.js";
 import { fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
@@ -85,7 +85,7 @@ const MIXES: [string, Options][] = [
 describe("files and a data set together", () => {
 	const run = (place: Place, rows: ConstructorParameters<typeof QwenTrainer>[0]["train_dataset"], options: Options) => {
 		const args = argsOf(place, { train_file: place.file, ...options });
-		return (native = fakeNative()) => new QwenTrainer({ args, train_dataset: rows as RecordData[] }, () => native);
+		return (native = fakeNative()) => createTrainer({ args, train_dataset: rows as RecordData[] }, () => native);
 	};
 
 	it.each(MIXES)("%s: train as two files do, in bits, and go on so", async (_, options) => {

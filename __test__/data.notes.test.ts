@@ -2,9 +2,9 @@
 import { mkdtempSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { QwenTrainer } from "../src/api/trainer.js";
 import type { TrainEvent } from "../src/events.js";
 import { loadNative } from "../src/native.js";
-import { QwenTrainer } from "../src/train/trainer.js";
 import { temporaryFolder } from "./support/folder.js";
 import { arl, tinyPlace } from "./support/real.js";
 

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { createOrder, proportionalCounts, shuffle, xoshiro128 } from "../src/data/order.js";
+import { createOrder, proportionalCounts, shuffle, xoshiro128 } from "../src/data/sampler/order.js";
 import { errorOf } from "./support/folder.js";
 import { fc, holds } from "./support/properties.js";
 

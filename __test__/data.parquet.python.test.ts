@@ -1,7 +1,7 @@
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, describe, expect, it } from "vitest";
-import { writeParquet } from "../src/data/parquet/write.js";
+import { writeParquet } from "../src/data/sources/parquet/write.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { root } from "./support/real.js";
 import { python, readRows, runPython } from "./support/tables.js";

@@ -1,12 +1,12 @@
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { parsedRows } from "../src/data/convert.js";
-import { maxRowBytes } from "../src/data/row-size.js";
-import type { Source } from "../src/data/source.js";
-import { TokenFiller } from "../src/data/tokens.js";
+import { parsedRows } from "../src/data/sources/convert.js";
+import { maxRowBytes } from "../src/data/sources/row-size.js";
+import type { Source } from "../src/data/sources/source.js";
+import { TokenPrefetcher } from "../src/data/tokens/prefetch.js";
 import { exportRows } from "../src/mongo/export.js";
-import { checkRows } from "../src/mongo/import.js";
+import { checkImport } from "../src/mongo/import.js";
 import type { DatabaseRows } from "../src/mongo/source.js";
 import { loadNative } from "../src/native.js";
 import { fakeNative } from "./support/fake-native.js";
@@ -60,10 +60,10 @@ describe("a row has one bound, the core's", { timeout: 60_000 }, () => {
 				3,
 				core.TextEncoder.open({ modelDir: "", truncation: "error" }),
 			);
-			const filler = new TokenFiller({ source, cache, order: Uint32Array.of(0, 1, 2) });
-			filler.start();
-			while (!filler.complete) await filler.progress();
-			expect(filler.bad).toEqual([{ row: 1, ...REFUSED, message: expect.stringMatching(SAID) }]);
+			const prefetcher = new TokenPrefetcher({ source, cache, order: Uint32Array.of(0, 1, 2) });
+			prefetcher.start();
+			while (!prefetcher.complete) await prefetcher.progress();
+			expect(prefetcher.bad).toEqual([{ row: 1, ...REFUSED, message: expect.stringMatching(SAID) }]);
 		},
 	);
 
@@ -74,7 +74,7 @@ describe("a row has one bound, the core's", { timeout: 60_000 }, () => {
 	});
 
 	it("where rows are imported into a database", async () => {
-		const bad = await checkRows({ source: sourceOf([rowOf(100), tooLarge]), kind: "Record", split: null });
+		const bad = await checkImport({ source: sourceOf([rowOf(100), tooLarge]), kind: "Record", split: null });
 		expect(bad).toEqual([{ row: 1, ...REFUSED, message: expect.stringMatching(SAID) }]);
 	});
 

@@ -5,7 +5,7 @@ import { homedir } from "node:os";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { describe, expect, it } from "vitest";
-import { Scratch, userCacheDir } from "../src/data/scratch.js";
+import { Scratch, userCacheDir } from "../src/data/sources/scratch.js";
 import { ADDON_LOADER, loadNative } from "../src/native.js";
 import { temporaryFolder } from "./support/folder.js";
 import { arl, flags, tinyPlace } from "./support/real.js";

@@ -1,10 +1,10 @@
 import { mkdtempSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { objectEntries } from "../src/data/json-scan.js";
-import { writeParquet } from "../src/data/parquet/write.js";
+import { QwenTrainer } from "../src/api/trainer.js";
+import { objectEntries } from "../src/data/sources/json-scan.js";
+import { writeParquet } from "../src/data/sources/parquet/write.js";
 import { ParquetDataset, type RecordData } from "../src/index.js";
-import { QwenTrainer } from "../src/train/trainer.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { arl, flags, metricsOf, type Place, tinyPlace } from "./support/real.js";
 import { events, numbers, type Options, ofType } from "./support/run.js";
@@ -135,6 +135,6 @@ describe("ParquetDataset", () => {
 			"train",
 		]);
 		const error = await errorOf(texts(new ParquetDataset({ file_paths: hub, split: "validation" })));
-		expect(error.message).toContain("no file is the split validation");
+		expect(error.message).toContain("no file belongs to the split validation");
 	});
 });

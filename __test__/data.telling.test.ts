@@ -2,9 +2,9 @@ import { mkdirSync, mkdtempSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { describe, expect, it } from "vitest";
-import { explainRow } from "../src/data/explain.js";
-import { glob } from "../src/data/glob.js";
-import { openFiles } from "../src/data/open.js";
+import { explainRow } from "../src/data/sources/explain.js";
+import { glob } from "../src/data/sources/glob.js";
+import { openFiles } from "../src/data/sources/open.js";
 import { fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { arl, root, sharedPath } from "./support/real.js";
@@ -57,13 +57,13 @@ describe("a refused row names its cause", () => {
 			"not a number",
 			`{"messages":[],"reward":NaN}`,
 			"not JSON: no value at byte 24",
-			/^`reward` holds NaN or Infinity/,
+			/^`reward` contains NaN or Infinity/,
 		],
 		[
 			"not a number in a list",
 			`{"scores":{"1": NaN}}`,
 			"not JSON: no value at byte 16",
-			/^`scores` holds NaN or Infinity.*write null/,
+			/^`scores` contains NaN or Infinity.*write null/,
 		],
 		[
 			"another fault in a column",
@@ -75,7 +75,7 @@ describe("a refused row names its cause", () => {
 			"broken JSON in a text",
 			`{"messages":"[{\\"role\\": }]"}`,
 			"`messages` is a string, not an array",
-			/^`messages` holds text that is no JSON/,
+			/^`messages` contains text that is not JSON/,
 		],
 		[
 			"a table by column",
@@ -125,7 +125,7 @@ describe("a column without a name", () => {
 		const { rows, notices } = await readRows([path]);
 		expect(rows).toEqual(['{"instruction":"Say hi","output":"Hi."}', '{"instruction":"Stop","output":""}']);
 		expect(notices).toEqual([
-			`${path}: column 1 has no name and holds numbers, as an index that pandas writes; it is left out (to_csv(path, index=False) writes none)`,
+			`${path}: column 1 has no name and contains numbers, like the index that pandas writes; it is left out (to_csv(path, index=False) writes none)`,
 		]);
 	});
 
@@ -137,8 +137,8 @@ describe("a column without a name", () => {
 	});
 
 	it.each([
-		[",prompt\n0,a\nrow,b\n", ':1: the header: column 1 has no name, and holds "row" on line 3'],
-		["prompt,\na,1\n", ':1: the header: column 2 has no name, and holds "1" on line 2'],
+		[",prompt\n0,a\nrow,b\n", ':1: the header: column 1 has no name, and contains "row" on line 3'],
+		["prompt,\na,1\n", ':1: the header: column 2 has no name, and contains "1" on line 2'],
 		[",,\n1,2,3\n", ":1: the header names no column"],
 	])("that says something is refused with the line: %j", async (text, message) => {
 		const path = write(text, "rows.csv");
@@ -150,7 +150,7 @@ describe("a column without a name", () => {
 
 describe("a file that holds no rows is named for what it is", () => {
 	const cases: [string, string | Uint8Array, RegExp, RegExp][] = [
-		["notes.txt", "Once upon a time\n", /notes\.txt:1: plain text, and no rows/, /\{"text": "\.\.\."\}.*json\.dumps/],
+		["notes.txt", "Once upon a time\n", /notes\.txt:1: plain text, not rows/, /\{"text": "\.\.\."\}.*json\.dumps/],
 		["notes.txt.gz", gzipSync("Once upon a time\n"), /notes\.txt\.gz:1: plain text/, /\.jsonl/],
 		["README.md", "# Rows\n", /README\.md:1: plain text/, /\.jsonl/],
 		["rows.jsonl", "<!DOCTYPE html>\n<html>", /rows\.jsonl:1: a page of HTML or XML/, /fetch the file itself/],
@@ -161,7 +161,7 @@ describe("a file that holds no rows is named for what it is", () => {
 			/rows\.tar\.gz: a tar archive/,
 			/Unpack it/,
 		],
-		["rows.pkl", Buffer.from([0x80, 4, 0x95, 1, 2, 3]), /rows\.pkl: a pickle of Python/, /json\.dumps/],
+		["rows.pkl", Buffer.from([0x80, 4, 0x95, 1, 2, 3]), /rows\.pkl: a Python pickle/, /json\.dumps/],
 	];
 	it.each(cases)("%s", async (name, text, message, hint) => {
 		const error = await open(write(text, name));
@@ -184,7 +184,7 @@ describe("patterns", () => {
 			const full = join(folder, pattern);
 			const error = await open(full);
 			expect(error).toMatchObject({ code: "ARL_CONFIG" });
-			expect(error.message).toContain(`${full}: this pattern cannot be read`);
+			expect(error.message).toContain(`${full}: invalid pattern`);
 			expect(error.hint).toContain("[a-z]");
 		},
 	);

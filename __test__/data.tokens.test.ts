@@ -1,9 +1,9 @@
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterEach, describe, expect, it } from "vitest";
-import { openJsonl } from "../src/data/jsonl.js";
-import type { Source } from "../src/data/source.js";
-import { TokenFiller } from "../src/data/tokens.js";
+import { openJsonl } from "../src/data/sources/jsonl.js";
+import type { Source } from "../src/data/sources/source.js";
+import { TokenPrefetcher } from "../src/data/tokens/prefetch.js";
 import { type Faults, fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 
@@ -16,7 +16,7 @@ afterEach(async () => {
 	opened.clear();
 });
 
-async function filler(lines: (string | Uint8Array)[], options: { faults?: Faults; order?: number[] } = {}) {
+async function prefetcher(lines: (string | Uint8Array)[], options: { faults?: Faults; order?: number[] } = {}) {
 	const path = join(folder, `rows-${Math.random()}.jsonl`);
 	writeFileSync(path, Buffer.concat(lines.flatMap((line) => [Buffer.from(line), Buffer.from("\n")])));
 	const source = await openJsonl(path);
@@ -25,10 +25,10 @@ async function filler(lines: (string | Uint8Array)[], options: { faults?: Faults
 	const encoder = native.TextEncoder.open({ modelDir: "", truncation: "error" });
 	const cache = native.TokenCache.open(folder, path, source.length, encoder);
 	const order = Uint32Array.from(options.order ?? Array.from({ length: source.length }, (_, i) => i));
-	return { path, cache, source, filler: new TokenFiller({ source, cache, order }) };
+	return { path, cache, source, prefetcher: new TokenPrefetcher({ source, cache, order }) };
 }
 
-async function finish(tokens: TokenFiller): Promise<void> {
+async function finish(tokens: TokenPrefetcher): Promise<void> {
 	tokens.start();
 	while (!tokens.complete) {
 		await tokens.progress();
@@ -38,7 +38,7 @@ async function finish(tokens: TokenFiller): Promise<void> {
 
 describe("filling the token cache", () => {
 	it("fills every row, once", async () => {
-		const { filler: tokens, cache } = await filler(Array.from({ length: 1000 }, (_, i) => good(`row ${i}`)));
+		const { prefetcher: tokens, cache } = await prefetcher(Array.from({ length: 1000 }, (_, i) => good(`row ${i}`)));
 		await finish(tokens);
 		expect(cache.filled()).toBe(1000);
 		expect(tokens.counts.rows).toBe(1000);
@@ -48,7 +48,7 @@ describe("filling the token cache", () => {
 	it("has the rows that training needs first ready before the others", async () => {
 		const rows = Array.from({ length: 1000 }, (_, i) => good(`row ${i}`));
 		const order = Array.from({ length: 1000 }, (_, i) => 999 - i);
-		const { filler: tokens, cache } = await filler(rows, { order, faults: { fillMs: 5 } });
+		const { prefetcher: tokens, cache } = await prefetcher(rows, { order, faults: { fillMs: 5 } });
 		tokens.start();
 		await tokens.ready(Uint32Array.of(999, 990));
 		expect(cache.filled()).toBeLessThan(1000);
@@ -58,19 +58,19 @@ describe("filling the token cache", () => {
 	});
 
 	it("goes on with what an earlier run left", async () => {
-		const first = await filler([good("a"), good("b"), good("c")], { order: [1] });
-		await finish(first.filler);
+		const first = await prefetcher([good("a"), good("b"), good("c")], { order: [1] });
+		await finish(first.prefetcher);
 		const order = Uint32Array.of(0, 1, 2);
-		const second = new TokenFiller({ source: first.source, cache: first.cache, order });
+		const second = new TokenPrefetcher({ source: first.source, cache: first.cache, order });
 		expect(second.pending).toBe(2);
 		await finish(second);
-		expect(new TokenFiller({ source: first.source, cache: first.cache, order }).complete).toBe(true);
+		expect(new TokenPrefetcher({ source: first.source, cache: first.cache, order }).complete).toBe(true);
 	});
 
 	it("reports every bad row with file, line and reason, counted", async () => {
 		const bad = ["{", '{"no":1}', Buffer.from([0x7b, 0x22, 0xff, 0xfe, 0x22, 0x7d])];
 		const many = Array.from({ length: 8 }, () => "[");
-		const { filler: tokens, path } = await filler([good("a"), ...bad, good("b"), ...many]);
+		const { prefetcher: tokens, path } = await prefetcher([good("a"), ...bad, good("b"), ...many]);
 		await finish(tokens);
 		const error = tokens.badRows();
 		expect(error).toMatchObject({ code: "ARL_DATA", exitCode: 3 });
@@ -84,20 +84,20 @@ describe("filling the token cache", () => {
 	});
 
 	it("shows a single bad row alone", async () => {
-		const { filler: tokens, path } = await filler([good("a"), "{"]);
+		const { prefetcher: tokens, path } = await prefetcher([good("a"), "{"]);
 		await finish(tokens);
 		expect(tokens.badRows().message).toBe(`${path}:2: not json: the row is not json`);
 	});
 
 	it("refuses a row of 200 MB before it is read", async () => {
-		const { filler: tokens, path } = await filler([good("a"), Buffer.alloc(200 * 1024 * 1024, 0x61)]);
+		const { prefetcher: tokens, path } = await prefetcher([good("a"), Buffer.alloc(200 * 1024 * 1024, 0x61)]);
 		await finish(tokens);
 		expect(tokens.badRows().message).toMatch(`${path}:2: row too large: 200 MiB in one row`);
 	});
 
 	it("fails whoever waits, once bad rows are no longer only collected", async () => {
 		const rows = [...Array.from({ length: 600 }, (_, i) => good(`row ${i}`)), "{"];
-		const { filler: tokens } = await filler(rows, { faults: { fillMs: 5 } });
+		const { prefetcher: tokens } = await prefetcher(rows, { faults: { fillMs: 5 } });
 		tokens.start();
 		await tokens.ready(Uint32Array.of(0));
 		tokens.failOnBadRows();
@@ -106,7 +106,7 @@ describe("filling the token cache", () => {
 	});
 
 	it("passes a failing disk on to whoever waits", async () => {
-		const { filler: tokens, source } = await filler(Array.from({ length: 600 }, (_, i) => good(`row ${i}`)));
+		const { prefetcher: tokens, source } = await prefetcher(Array.from({ length: 600 }, (_, i) => good(`row ${i}`)));
 		await source.close();
 		opened.delete(source);
 		tokens.start();

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { ArlError, EXIT_CODES, EXIT_MEANINGS, formatError, isErrorCode, toArlError } from "../src/errors.js";
-import { wantsColor } from "../src/terminal.js";
+import { wantsColor } from "../src/report/terminal.js";
 
 describe("an error", () => {
 	it("ends the process with its code's exit code, and each of these has a meaning", () => {

@@ -2,8 +2,8 @@
 import { cpSync, existsSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { QwenTrainer } from "../src/api/trainer.js";
 import type { AgentTrainingConfigInput } from "../src/config/schema.js";
-import { QwenTrainer } from "../src/train/trainer.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { arl, differingFiles, flags, type Place, root, sharedPath, tinyPlace } from "./support/real.js";
 import { events, numbers, ofType } from "./support/run.js";

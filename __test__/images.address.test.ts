@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { reachOf } from "../src/images/address.js";
-import { ImageLoader, type ImageOptions } from "../src/images/loader.js";
+import { ImageLoader, type ImageOptions, loaderWithHooks } from "../src/images/loader.js";
 import { errorOf } from "./support/folder.js";
 import { picture, type TestServer, testServer } from "./support/images.js";
 import { fc, holdsAsync } from "./support/properties.js";
@@ -19,7 +19,7 @@ afterAll(async () => {
 /** A loader for which names have the addresses of the table; every answer is used once, the last one for ever. */
 function loader(names: Record<string, string[][]> = {}, options: ImageOptions = {}) {
 	const asked: string[] = [];
-	const made = new ImageLoader(options, {
+	const made = loaderWithHooks(options, {
 		pause: async () => {},
 		resolve: async (hostname) => {
 			asked.push(hostname);
@@ -177,7 +177,7 @@ describe("private addresses", () => {
 		const { made, asked } = loader();
 		const refused = async (name: string) => {
 			const error = await errorOf(made.load(`http://${name}:${server.port}/x.png`));
-			expect(error.message).toMatch(/an address (of this machine|that no image comes from)/);
+			expect(error.message).toMatch(/an address (of this machine|that images are never fetched from)/);
 		};
 		await holdsAsync(600, fc.asyncProperty(host, refused));
 		// An address is never resolved: nobody may answer for it.
@@ -227,7 +227,7 @@ describe("private addresses", () => {
 			...["metadata.google.internal", "mapped.example", "[64:ff9b::a9fe:a9fe]"],
 		]) {
 			const error = await errorOf(made.load(`http://${host}/latest/meta-data/`));
-			expect(error.message, host).toContain("an address that no image comes from");
+			expect(error.message, host).toContain("an address that images are never fetched from");
 			expect(error.hint, host).not.toContain("image_allow_private");
 		}
 	});
@@ -254,7 +254,7 @@ describe("private addresses", () => {
 		const { made } = loader({ "inner.example": [["fe80::9"]] }, { image_allow_private: true });
 		const error = await errorOf(made.load(metadata));
 		expect(error.message).toBe(
-			`${metadata}: 169.254.169.254 is an address that no image comes from (link-local, metadata, multicast or reserved) (redirected to http://169.254.169.254/latest/meta-data/)`,
+			`${metadata}: 169.254.169.254 is an address that images are never fetched from (link-local, metadata, multicast or reserved) (redirected to http://169.254.169.254/latest/meta-data/)`,
 		);
 		const named = chain("/named", "http://inner.example/x.png");
 		expect((await errorOf(made.load(named))).message).toContain("inner.example is fe80::9");

@@ -64,7 +64,7 @@ describe("the cache of images", () => {
 		const first = new ImageLoader({ image_allow_private: true, image_cache_dir: own });
 		await first.load(url);
 		const second = new ImageLoader({ image_allow_private: true, image_cache_dir: own, image_max_bytes: 20 });
-		expect((await errorOf(second.load(url))).message).toContain("at most 20 bytes");
+		expect((await errorOf(second.load(url))).message).toContain("the limit is 20 bytes");
 		await Promise.all([first.close(), second.close()]);
 	});
 

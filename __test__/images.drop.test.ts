@@ -1,9 +1,9 @@
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, describe, expect, it } from "vitest";
-import type { RecordData } from "../src/data/record.js";
+import { QwenTrainer } from "../src/api/trainer.js";
+import type { RecordData } from "../src/data/sources/record.js";
 import { loadNative } from "../src/native.js";
-import { QwenTrainer } from "../src/train/trainer.js";
 import { fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { fc, holds } from "./support/properties.js";

@@ -100,7 +100,7 @@ describe("images of more pixels than max_pixels", () => {
 		broken.fill(0, broken.indexOf("IDAT") + 8, broken.indexOf("IDAT") + 20);
 		const error = await errorOf(scaled(broken, 10));
 		expect(error.code).toBe("ARL_DATA");
-		expect(error.message).toMatch(/^data:;base64,.*\.\.\.: the image\/png cannot be made smaller: /);
+		expect(error.message).toMatch(/^data:;base64,.*\.\.\.: the image\/png cannot be scaled down: /);
 	});
 
 	it("without sharp say how to get it, and only when one has to be made smaller", async () => {

@@ -1,6 +1,6 @@
 import { gzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { ImageLoader, type ImageOptions } from "../src/images/loader.js";
+import { type ImageLoader, type ImageOptions, loaderWithHooks } from "../src/images/loader.js";
 import { errorOf } from "./support/folder.js";
 import { picture, type TestServer, testServer } from "./support/images.js";
 
@@ -12,7 +12,7 @@ const loaders: ImageLoader[] = [];
 
 function loader(options: ImageOptions = {}): ImageLoader {
 	pauses = [];
-	const made = new ImageLoader(
+	const made = loaderWithHooks(
 		{ image_allow_private: true, ...options },
 		{
 			pause: async (milliseconds) => {
@@ -53,7 +53,7 @@ describe("an image over HTTP", () => {
 		const url = server.on("/page.png", (_, response) => {
 			response.writeHead(200, { "content-type": "image/png" }).end("<!DOCTYPE html><title>Log in</title>");
 		});
-		expect(await refusedWith(url)).toBe(`${url}: no image that can be read, but a page of HTML or XML`);
+		expect(await refusedWith(url)).toBe(`${url}: not a supported image: this is a page of HTML or XML`);
 	});
 
 	it("is fetched once for many that ask at once", async () => {
@@ -101,7 +101,7 @@ describe("an image over HTTP", () => {
 		});
 		const quick = server.on("/quick.png", (_, response) => response.end(png));
 		let go = () => {};
-		const one = new ImageLoader(
+		const one = loaderWithHooks(
 			{ image_allow_private: true, image_concurrency: 1 },
 			{
 				pause: () =>
@@ -125,9 +125,7 @@ describe("limits", () => {
 		const url = server.on("/announced", (_, response) => {
 			response.writeHead(200, { "content-length": 5_000_000 }).write(png);
 		});
-		expect(await refusedWith(url, { image_max_bytes: 1_000_000 })).toBe(
-			`${url}: 4.8 MiB; at most 1000000 bytes are read`,
-		);
+		expect(await refusedWith(url, { image_max_bytes: 1_000_000 })).toBe(`${url}: 4.8 MiB; the limit is 1000000 bytes`);
 	});
 
 	it("a body without end is cut off at the limit", async () => {
@@ -144,9 +142,7 @@ describe("limits", () => {
 			response.write(png);
 			more();
 		});
-		expect(await refusedWith(url, { image_max_bytes: 1024 * 1024 })).toBe(
-			`${url}: more than 1 MiB, which is the limit`,
-		);
+		expect(await refusedWith(url, { image_max_bytes: 1024 * 1024 })).toBe(`${url}: larger than the limit of 1 MiB`);
 		await expect.poll(() => closed).toBe(true);
 		expect(sent).toBeLessThan(64 * 1024 * 1024);
 		expect(server.hits.get("/endless")).toBe(1);
@@ -158,7 +154,7 @@ describe("limits", () => {
 			response.writeHead(200, { "content-encoding": "gzip" }).end(bomb);
 		});
 		expect(bomb.length).toBeLessThan(100_000);
-		expect(await refusedWith(url, { image_max_bytes: 1_000_000 })).toContain("more than 1000000 bytes");
+		expect(await refusedWith(url, { image_max_bytes: 1_000_000 })).toContain("larger than the limit of 1000000 bytes");
 	});
 
 	it("a compressed image is unpacked", async () => {
@@ -188,7 +184,9 @@ describe("limits", () => {
 		await loader({ image_timeout: 0.2 }).load(url);
 		expect(server.hits.get("/slow")).toBe(3);
 		const never = server.on("/silent", () => {});
-		expect(await refusedWith(never, { image_timeout: 0.05 })).toBe(`${never}: no whole answer within 0.05 s, 5 times`);
+		expect(await refusedWith(never, { image_timeout: 0.05 })).toBe(
+			`${never}: no complete response within 0.05 s, 5 times`,
+		);
 	});
 
 	it("stops when it is told to", async () => {
@@ -244,7 +242,7 @@ describe("what may pass", () => {
 		const hours = server.on("/retry/hours", (_, response) => {
 			response.writeHead(429, { "retry-after": "7200" }).end();
 		});
-		expect(await refusedWith(hours)).toContain("HTTP 429, and the server asks to wait for 7200 s");
+		expect(await refusedWith(hours)).toContain("HTTP 429, and the server asks clients to wait 7200 s");
 	});
 
 	it.each([
@@ -310,7 +308,7 @@ describe("redirects", () => {
 		["file:///etc/passwd", "a redirect to file:///etc/passwd, which is neither http nor https"],
 		["data:image/png;base64,AAAA", "a redirect to data:"],
 		["ftp://127.0.0.1/x", "a redirect to ftp://127.0.0.1/x"],
-		["http://", "a redirect to what is no URL"],
+		["http://", "a redirect to something that is not a URL"],
 	])("do not lead to %s", async (location, message) => {
 		expect(await refusedWith(to(`/to/${encodeURIComponent(location)}`, location))).toContain(message);
 	});

@@ -6,7 +6,7 @@ import { createServer, type RequestListener, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import type { Reach } from "../src/images/address.js";
-import { ImageLoader } from "../src/images/loader.js";
+import { loaderWithHooks } from "../src/images/loader.js";
 import { errorOf } from "./support/folder.js";
 import { picture } from "./support/images.js";
 
@@ -64,7 +64,7 @@ afterAll(() => {
 /** Answers of the name server, one for each question; the last one for ever. */
 function loader(answers: Record<string, string[]>, image_allow_private = false) {
 	const asked: string[] = [];
-	const made = new ImageLoader(
+	const made = loaderWithHooks(
 		{ image_allow_private },
 		{
 			pause: async () => {},

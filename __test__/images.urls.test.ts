@@ -38,14 +38,14 @@ describe("a data URL", () => {
 
 	it.each([
 		["data:image/png;base64", "a data URL without a comma"],
-		["data:image/png;base64,AA*A", '"*" at 2 is no base64'],
-		["data:image/png;base64,AAAAA", "base64 of 5 characters, which is no whole number of bytes"],
-		["data:image/png;base64,AA=", "base64 of 3 characters, which is no whole number of bytes"],
-		["data:image/png;base64,AA=A", '"=" at 2 is no base64'],
-		["data:image/png,%4", '"%4" at 0 is no percent-encoding'],
-		["data:image/png,ab%zz", '"%zz" at 2 is no percent-encoding'],
-		["data:image/png;base64,", "no image that can be read, but nothing (0 bytes)"],
-		["data:image/png;base64,SGVsbG8=", "no image that can be read, but text"],
+		["data:image/png;base64,AA*A", '"*" at 2 is not base64'],
+		["data:image/png;base64,AAAAA", "base64 of 5 characters, which is not a whole number of bytes"],
+		["data:image/png;base64,AA=", "base64 of 3 characters, which is not a whole number of bytes"],
+		["data:image/png;base64,AA=A", '"=" at 2 is not base64'],
+		["data:image/png,%4", '"%4" at 0 is not percent-encoding'],
+		["data:image/png,ab%zz", '"%zz" at 2 is not percent-encoding'],
+		["data:image/png;base64,", "not a supported image: this is nothing (0 bytes)"],
+		["data:image/png;base64,SGVsbG8=", "not a supported image: this is text"],
 	])("%s is refused: %s", async (url, message) => {
 		const error = await errorOf(loadImage(url));
 		expect(error).toMatchObject({ code: "ARL_DATA" });
@@ -55,9 +55,11 @@ describe("a data URL", () => {
 	it("is bounded like any other, and shown by its beginning only", async () => {
 		const url = `data:image/png;base64,${Buffer.concat([png, Buffer.alloc(1500)]).toString("base64")}`;
 		const error = await errorOf(loadImage(url, { image_max_bytes: 1000 }));
-		expect(error.message).toMatch(/^data:image\/png;base64,.{18}\.\.\.: \d+ bytes; at most 1000 bytes are read$/);
+		expect(error.message).toMatch(/^data:image\/png;base64,.{18}\.\.\.: \d+ bytes; the limit is 1000 bytes$/);
 		const long = `data:image/png,${"a".repeat(100_000)}`;
-		expect((await errorOf(loadImage(long, { image_max_bytes: 1000 }))).message).toContain("more than 1000 bytes");
+		expect((await errorOf(loadImage(long, { image_max_bytes: 1000 }))).message).toContain(
+			"larger than the limit of 1000 bytes",
+		);
 	});
 
 	it("of an image says what its bytes are, and reads back", async () => {
@@ -80,7 +82,7 @@ describe("a file URL", () => {
 	it("is refused unless a folder is allowed", async () => {
 		const { top } = make();
 		const error = await errorOf(loadImage(pathToFileURL(join(top, "deep", "a b.png")).href));
-		expect(error.message).toMatch(/a%20b\.png: files are not read unless allowed$/);
+		expect(error.message).toMatch(/a%20b\.png: reading images from files is not allowed$/);
 		expect(error.hint).toContain("image_root");
 	});
 
@@ -139,7 +141,7 @@ describe("a file URL", () => {
 		const { top } = make();
 		const url = pathToFileURL(join(top, "deep", "a b.png")).href;
 		const error = await errorOf(loadImage(url, { image_root: top, image_max_bytes: 20 }));
-		expect(error.message).toContain(`${png.length} bytes; at most 20 bytes`);
+		expect(error.message).toContain(`${png.length} bytes; the limit is 20 bytes`);
 		expect((await errorOf(loadImage("file:///dev/zero", { image_root: "/" }))).message).toContain("not a file");
 	});
 });

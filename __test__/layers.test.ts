@@ -8,36 +8,30 @@ import { root } from "./support/real.js";
 
 /** The files and folders of `src/`, lowest floor first. Each may import from lower floors, and none from its own. */
 const FLOORS = [
-	["edit-distance", "errors", "folders", "hash-file", "terminal", "write-all"],
-	["write-whole"],
+	["errors"],
+	["disk"],
 	["config", "native"],
-	["cuda"],
 	["device"],
 	["data"],
 	["events", "images", "mongo"],
 	["report"],
-	["train"],
+	["run"],
 	["api"],
 	["cli", "index"],
 ];
 
-/** Who alone may import what is not for everyone above it. The addon: the generated `index.d.ts` of the package. */
+/** Who alone may import what is not for everyone above it. The addon: the generated `binding.d.ts` of the package. */
 const KNOWN_TO: Readonly<Record<string, readonly string[]>> = {
 	"the addon": ["native"],
-	native: ["cuda", "device", "data", "train", "cli"],
-	cuda: ["device", "cli"],
-	device: ["train", "cli"],
+	native: ["device", "data", "run", "api", "cli"],
+	device: ["run", "api", "cli"],
 	images: ["api", "cli"],
-	mongo: ["train", "cli"],
+	mongo: ["run", "api", "cli"],
 };
 
 /** Who imports which dependency. */
 const PACKAGES: Readonly<Record<string, readonly string[]>> = {
-	commander: ["cli"],
 	"csv-parse": ["data"],
-	hyparquet: ["data"],
-	"hyparquet-compressors": ["data"],
-	"hyparquet-writer": ["data"],
 	jiti: ["config"],
 	mongodb: ["mongo"],
 	picocolors: ["errors", "report", "cli"],
@@ -50,7 +44,7 @@ const PACKAGES: Readonly<Record<string, readonly string[]>> = {
 
 /** An import of any kind: of values or types, at the top or by `import()`, or a re-export. */
 interface Import {
-	/** `src/train/loop.ts:12` */
+	/** `src/run/loop/loop.ts:12` */
 	place: string;
 	from: string;
 	/** A path in the package, or the name of a dependency. */
@@ -79,8 +73,9 @@ function readImports(files: readonly string[]): Import[] {
 	}
 }
 
-/** The file or folder of `src/` that `path` is in: `src/data/csv.ts` is in `data`. */
-const unitOf = (path: string) => (path === "index.ts" ? "the addon" : (path.split("/")[1] ?? "").replace(/\.ts$/, ""));
+/** The file or folder of `src/` that `path` is in: `src/data/sources/csv.ts` is in `data`. */
+const unitOf = (path: string) =>
+	path === "binding.ts" ? "the addon" : (path.split("/")[1] ?? "").replace(/\.ts$/, "");
 const floorOf = (unit: string) => FLOORS.findIndex((floor) => floor.includes(unit));
 
 /** Every circle that a walk along the imports comes upon, as the files of its way round. */
@@ -98,6 +93,25 @@ function circlesOf(imports: readonly Import[]): string[] {
 	return circles;
 }
 
+/** A section of docs/architecture.md. */
+function sectionOf(title: string): string {
+	const text = readFileSync(join(root, "docs", "architecture.md"), "utf8");
+	return text.split(`## ${title}\n`)[1]?.split("\n## ")[0] ?? "";
+}
+
+const knows = (from: string, to: string) => inside.some((one) => one.from === from && one.to === to);
+
+/** How often a way through files changes between going to what a file imports and to what imports it. */
+function turnsOf(way: readonly string[]): number {
+	const directions = way.slice(1).map((to, i) => {
+		const from = way[i] as string;
+		if (knows(from, to)) return "to what it imports";
+		if (knows(to, from)) return "to what imports it";
+		throw new Error(`neither of ${from} and ${to} imports the other`);
+	});
+	return directions.filter((direction, i) => i > 0 && direction !== directions[i - 1]).length;
+}
+
 const files = readdirSync(join(root, "src"), { recursive: true, encoding: "utf8" })
 	.filter((name) => name.endsWith(".ts"))
 	.map((name) => join("src", name));
@@ -108,11 +122,27 @@ describe("the files of src/", () => {
 	it("are all read, with imports of values and types, at the top and by import()", () => {
 		const found = inside.map(({ from, to }) => `${from} ${to}`);
 		expect(found).toContain("src/cli/main.ts src/cli/commands.ts");
-		expect(found).toContain("src/events.ts src/data/notes.ts");
+		expect(found).toContain("src/events.ts src/data/tokens/notes.ts");
 		expect(found).toContain("src/cli/commands.ts src/cli/train.ts");
-		expect(found).toContain("src/api.ts src/events.ts");
+		expect(found).toContain("src/api/index.ts src/events.ts");
 		const unknown = inside.filter(({ to }) => !files.includes(to) && unitOf(to) !== "the addon");
 		expect(unknown).toEqual([]);
+	});
+
+	it("are all that benches, scripts and tests import from dist/", () => {
+		const folders = ["bench", "scripts", "__test__"];
+		const users = folders.flatMap((folder) =>
+			readdirSync(join(root, folder), { recursive: true, encoding: "utf8" })
+				.filter((name) => /\.m?[jt]s$/.test(name))
+				.map((name) => join(folder, name)),
+		);
+		const missing = users.flatMap((user) =>
+			[...readFileSync(join(root, user), "utf8").matchAll(/dist\/([\w/.-]+)\.js\b/g)]
+				.map(([, path]) => `src/${path}.ts`)
+				.filter((path) => !files.includes(path))
+				.map((path) => `${user} imports ${path}, which does not exist`),
+		);
+		expect(missing).toEqual([]);
 	});
 
 	it("import each other in no circle", () => {
@@ -150,11 +180,23 @@ describe("the files of src/", () => {
 	});
 
 	it("are on the floors that docs/architecture.md describes", () => {
-		const text = readFileSync(join(root, "docs", "architecture.md"), "utf8");
-		const section = text.split("## Who may know whom")[1]?.split("\n## ")[0] ?? "";
-		const rows = [...section.matchAll(/^\| (`.*?`) \|/gm)].map(([, names = ""]) =>
+		const rows = [...sectionOf("Who may know whom").matchAll(/^\| (`.*?`) \|/gm)].map(([, names = ""]) =>
 			names.replaceAll("`", "").split(", "),
 		);
 		expect(rows.reverse()).toEqual(FLOORS);
+	});
+
+	it("lead a batch from its file to the engine as docs/architecture.md describes: no file comes twice, and the imports turn round once", () => {
+		const section = sectionOf("The way of a batch");
+		const way = [...section.matchAll(/^\d+\. `(src\/[^`]+)`/gm)].map(([, file = ""]) => file);
+		expect(way.length).toBeGreaterThanOrEqual(5);
+		expect(new Set(way).size).toBe(way.length);
+		expect(turnsOf(way)).toBe(1);
+		// What the steps are made of meets the rows in one file.
+		const order = [...section.matchAll(/^- `(src\/[^`]+)`/gm)].map(([, file = ""]) => file);
+		expect(order.length).toBeGreaterThanOrEqual(2);
+		const meeting = way.filter((file) => knows(file, order.at(-1) as string));
+		expect(turnsOf([...order, ...meeting])).toBe(0);
+		expect(meeting).toHaveLength(1);
 	});
 });

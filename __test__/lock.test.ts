@@ -4,7 +4,7 @@ import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, writeFil
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { loadNative } from "../src/native.js";
-import { lockFolder } from "../src/train/lock.js";
+import { lockFolder } from "../src/run/checkpoint/lock.js";
 import { onDataset, rowsOf } from "./support/code.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { arl, contents, flags, root, tinyPlace } from "./support/real.js";
@@ -50,7 +50,7 @@ class Workers {
 		await this.ask({ folder: null });
 	}
 
-	/** Ends one process as if the machine had. */
+	/** Ends one process without warning. */
 	async kill(index: number): Promise<void> {
 		const [child] = this.all.splice(index, 1);
 		child?.kill("SIGKILL");

@@ -1,7 +1,7 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { QwenTrainer, type TrainerControl } from "../src/train/trainer.js";
+import { createTrainer, type TrainerControl } from "../src/api/trainer.js";
 import { fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { events, numbers, type Options, ofType, trainer, workspace } from "./support/run.js";
@@ -53,7 +53,7 @@ describe("the model's folder", () => {
 		);
 		expect(readFileSync(join(place.out, "config.json"))).toEqual(config);
 		const isGone = !existsSync(join(place.model, "tokenizer.json"));
-		expect(notices(rest).some((message) => message.includes(`${place.model} is not there any more`))).toBe(isGone);
+		expect(notices(rest).some((message) => message.includes(`${place.model} does not exist any more`))).toBe(isGone);
 	});
 
 	it("may be gone when a resumed run is resumed, and when a run started from random weights is", async () => {
@@ -65,7 +65,7 @@ describe("the model's folder", () => {
 		const options: Options = { ...SAVING, init_from_config: true, resume_from_checkpoint: "latest" };
 		const { args } = trainer(place, options);
 		const onStep = ({ step }: { step: number }, control: TrainerControl) => void (step === 6 && control.stop());
-		await new QwenTrainer({ args, callbacks: [{ onStep }] }, () => fakeNative()).train();
+		await createTrainer({ args, callbacks: [{ onStep }] }, () => fakeNative()).train();
 		await trainer(place, options).train();
 		expect(readFileSync(join(place.out, "model.safetensors"))).toEqual(
 			readFileSync(join(whole.out, "model.safetensors")),
@@ -124,7 +124,7 @@ describe("a template that replaces the model's", () => {
 		const options: Options = { ...SAVING, chat_template: template, resume_from_checkpoint: "latest" };
 		const rest = await events(trainer(place, options));
 		expect(rest.at(-1)).toMatchObject({ outcome: "completed" });
-		expect(notices(rest).join("\n")).toContain(`chat_template: ${template} is not there any more`);
+		expect(notices(rest).join("\n")).toContain(`chat_template: ${template} does not exist any more`);
 		expect(readFileSync(join(place.out, "chat_template.jinja"), "utf8")).toBe(TEMPLATE);
 	});
 

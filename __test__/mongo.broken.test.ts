@@ -68,7 +68,7 @@ describe.skipIf(killMissing("an import that is broken off"))("an import that is 
 		});
 		expect({ code, stderr }).toMatchObject({ code: 0 });
 		expect(stderr).toContain("waiting for it");
-		expect(stderr).toContain("answers again");
+		expect(stderr).toContain("responds again");
 		expect(JSON.parse(stdout)).toMatchObject({ rows: ROWS });
 		expect(await stored()).toEqual(texts);
 	}, 60_000);

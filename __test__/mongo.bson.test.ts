@@ -1,10 +1,10 @@
 /** BSON bytes to JSON text: what JavaScript objects would lose is kept. */
 import { Binary, BSON, Code, Decimal128, Double, Int32, Long, MaxKey, ObjectId, Timestamp } from "mongodb";
 import { describe, expect, it } from "vitest";
-import { documentOf, entries, get, jsonText, numberOf, valueKey } from "../src/mongo/bson-json.js";
+import { bsonText, documentOf, entries, get, numberOf, valueKey } from "../src/mongo/bson-json.js";
 import { problemOf } from "./support/problem.js";
 
-const text = (document: BSON.Document) => jsonText(documentOf(BSON.serialize(document)));
+const text = (document: BSON.Document) => bsonText(documentOf(BSON.serialize(document)));
 
 /** A document with its keys in this order, which no JavaScript object could hold where they look like integers. */
 function ordered(...fields: [key: string, value: unknown][]): Uint8Array {
@@ -36,7 +36,7 @@ describe("a document as JSON text", () => {
 
 	it("keeps the order of keys, also of those that look like integers, and keys with dots and dollars", () => {
 		const bytes = ordered(["10", new Int32(1)], ["2", new Int32(2)], ["b", null], ["a.b", "x"], ["$ref", "#/$defs/y"]);
-		expect(jsonText(documentOf(bytes))).toBe('{"10":1,"2":2,"b":null,"a.b":"x","$ref":"#/$defs/y"}');
+		expect(bsonText(documentOf(bytes))).toBe('{"10":1,"2":2,"b":null,"a.b":"x","$ref":"#/$defs/y"}');
 	});
 
 	it("keeps null apart from absent", () => {
@@ -84,10 +84,10 @@ describe("what has no JSON text", () => {
 	it("is told where bytes are no UTF-8 and where they are no document", () => {
 		const bytes = Buffer.from(BSON.serialize({ a: "xx" }));
 		bytes[bytes.indexOf("xx")] = 0xff;
-		expect(problemOf(() => jsonText(documentOf(bytes))).reason).toBe("wrong encoding");
+		expect(problemOf(() => bsonText(documentOf(bytes))).reason).toBe("wrong encoding");
 		const long = Buffer.from(BSON.serialize({ a: "xx" }));
 		long.writeInt32LE(1000, 7);
-		expect(problemOf(() => jsonText(documentOf(long))).reason).toBe("wrong bson");
+		expect(problemOf(() => bsonText(documentOf(long))).reason).toBe("wrong bson");
 		let deep: BSON.Document = {};
 		for (let i = 0; i < 300; i++) deep = { a: deep };
 		expect(problemOf(() => text(deep)).message).toContain("levels of nesting");

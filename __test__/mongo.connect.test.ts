@@ -50,15 +50,15 @@ describe("a connection string that is shown", () => {
 
 describe("a database that cannot be had", () => {
 	it.each([
-		["s3cr3t", "ARL_CONFIG", /begins with neither/],
-		["http://joe:s3cr3t@h/db", "ARL_CONFIG", /begins with neither/],
+		["s3cr3t", "ARL_CONFIG", /must begin with/],
+		["http://joe:s3cr3t@h/db", "ARL_CONFIG", /must begin with/],
 		["mongodb://joe:s3cr3t?@h/db", "ARL_CONFIG", /percent-encoded/],
-		["mongodb://joe:s3cr3t@127.0.0.1:1", "ARL_CONFIG", /no database is named in mongodb:\/\/\*\*\*@127\.0\.0\.1:1\//],
+		["mongodb://joe:s3cr3t@127.0.0.1:1", "ARL_CONFIG", /mongodb:\/\/\*\*\*@127\.0\.0\.1:1\/ names no database/],
 		["mongodb://joe:s3cr3t@127.0.0.1:1/?authSource=admin", "ARL_CONFIG", /no database/],
 		["mongodb://joe:s3cr3t@127.0.0.1:1/db?nonsense=1", "ARL_CONFIG", /nonsense/],
 		["mongodb://joe:s3cr3t:x@127.0.0.1:1/db", "ARL_CONFIG", /db_connection_string/],
 		[`mongodb://joe:s3cr3t@127.0.0.1:1/db?${quick}`, "ARL_IO", /127\.0\.0\.1:1\/db: no server answers/],
-		[`mongodb://joe:s3cr3t@no.such.host.invalid/db?${quick}`, "ARL_IO", /no server answers|name is not known/],
+		[`mongodb://joe:s3cr3t@no.such.host.invalid/db?${quick}`, "ARL_IO", /no server answers|unknown host name/],
 	] as const)("is told without the password: %s", async (uri, code, message) => {
 		const error = await errorOf(connect(uri));
 		expect(error.code).toBe(code);
@@ -101,7 +101,7 @@ describe.skipIf(killMissing("a server with accounts"))("a server with accounts",
 			const host = new URL(server.uri).host;
 			const wrong = await errorOf(connect(`mongodb://joe:s3cr3t@${host}/db?authSource=admin&${quick}`));
 			expect(wrong).toMatchObject({ code: "ARL_CONFIG" });
-			expect(wrong.message).toContain("refuses user or password");
+			expect(wrong.message).toContain("refused user or password");
 			expect(inspect(wrong, { depth: 9 })).not.toContain("s3cr3t");
 			const none = await errorOf(connect(`mongodb://${host}/db?${quick}`));
 			expect(none).toMatchObject({ code: "ARL_CONFIG" });

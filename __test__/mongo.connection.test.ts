@@ -33,7 +33,7 @@ describe.skipIf(mongoMissing("a server that is waited for"))("a server that is w
 		expect(refused).toBe(3);
 		expect(connection.notices.splice(0)).toEqual([
 			expect.stringContaining("waiting for it"),
-			expect.stringContaining("answers again"),
+			expect.stringContaining("responds again"),
 		]);
 	});
 

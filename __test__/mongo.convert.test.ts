@@ -2,7 +2,7 @@
 import { BSON, Double, Int32, ObjectId } from "mongodb";
 import { describe, expect, it } from "vitest";
 import { type BsonValue, documentOf } from "../src/mongo/bson-json.js";
-import { recordDataRow, recordRows } from "../src/mongo/convert.js";
+import { recordDataRow, recordRows } from "../src/mongo/to-rows.js";
 import { problemOf } from "./support/problem.js";
 
 type Message = Record<string, unknown>;

@@ -1,75 +1,18 @@
-/** Rows that arrive while a run goes on: each is claimed by one run, trained once, and given back or counted in the end. */
+/** Rows that arrive during a run: each is leased by one run, trained once, and released or counted in the end. */
 import { cpSync, existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { setTimeout as pause } from "node:timers/promises";
 import { DBRef, type Document, MongoClient, ObjectId } from "mongodb";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { valueKey } from "../src/mongo/bson-json.js";
-import { Claims } from "../src/mongo/claims.js";
 import { MongoConnection } from "../src/mongo/connection.js";
+import { Leases } from "../src/mongo/leases.js";
 import { temporaryFolder } from "./support/folder.js";
+import { documentsOf, going, LEASE_SECONDS, lastCheckpoint, logged, options, until } from "./support/follow.js";
 import { killMissing, type MongoServer, mongoMissing, newDatabase, startMongo } from "./support/mongo.js";
-import { arl, differingFiles, type Ended, flags, metricsOf, type Place, tinyPlace } from "./support/real.js";
+import { arl, differingFiles, metricsOf, type Place, tinyPlace } from "./support/real.js";
 
 const folder = temporaryFolder();
-const LEASE_SECONDS = 4;
-const STEP_ROWS = 4;
 const EXIT_STATE = 3;
-
-/** Rows of a file as documents, in the file's order. */
-function documentsOf(file: string): (Document & { _id: ObjectId })[] {
-	const lines = readFileSync(file, "utf8").trimEnd().split("\n");
-	return lines.map((line, i) => ({
-		// Ids in the order of the rows, whichever of them are inserted together.
-		_id: new ObjectId((0x650000000000 + i).toString(16).padEnd(24, "0")),
-		...JSON.parse(line),
-		split: "train",
-		fetched: false,
-	}));
-}
-
-const options = (place: Place, more: Record<string, string | number | boolean> = {}) =>
-	flags({
-		model_name_or_path: place.model,
-		output_dir: place.out,
-		init_from_config: true,
-		per_device_train_batch_size: 2,
-		gradient_accumulation_steps: STEP_ROWS / 2,
-		train_sampling_strategy: "sequential",
-		learning_rate: 1e-2,
-		lr_scheduler_type: "constant",
-		logging_steps: 1,
-		save_steps: 2,
-		threads: 1,
-		...more,
-	});
-
-/** The numbers that a run logged, without times and without the part of an epoch, which has no meaning without an end. */
-const logged = (out: string) =>
-	metricsOf(out).map(({ step, loss, grad_norm, learning_rate, num_tokens }) => {
-		return { step, loss, grad_norm, learning_rate, num_tokens };
-	});
-
-const lastCheckpoint = (out: string): number => {
-	const names = existsSync(out) ? readdirSync(out) : [];
-	return Math.max(0, ...names.map((name) => Number(/^checkpoint-(\d+)$/.exec(name)?.[1] ?? 0)));
-};
-
-async function until(what: string, condition: () => boolean | Promise<boolean>): Promise<void> {
-	for (let i = 0; i < 1200; i++) {
-		if (await condition()) return;
-		await pause(50);
-	}
-	throw new Error(`waited in vain until ${what}`);
-}
-
-/** A run that is going on. */
-function going(args: string[]): { ended: Promise<Ended>; kill: (signal: NodeJS.Signals) => void } {
-	let kill: (signal: NodeJS.Signals) => void = () => {};
-	const ended = arl(args, (given) => {
-		kill = given;
-	});
-	return { ended, kill: (signal) => kill(signal) };
-}
 
 describe.skipIf(mongoMissing("following a database"))("following a database", () => {
 	let server: MongoServer;
@@ -94,7 +37,7 @@ describe.skipIf(mongoMissing("following a database"))("following a database", ()
 			const found = await rows.find().sort({ _id: 1 }).toArray();
 			return {
 				counts: found.map(({ trained_count: count }) => count ?? 0),
-				claimed: found.filter((row) => "arl_claim" in row).length,
+				leased: found.filter((row) => "arl_claim" in row).length,
 				marked: found.filter((row) => "arl_acks" in row).length,
 			};
 		};
@@ -126,22 +69,22 @@ describe.skipIf(mongoMissing("following a database"))("following a database", ()
 			expect(code, stderr).toBe(0);
 			expect(logged(place.out)).toEqual(logged(file.out));
 			expect(differingFiles(`${place.out}/checkpoint-4`, `${file.out}/checkpoint-4`)).toEqual([]);
-			expect(await state()).toEqual({ counts: Array.from({ length: 14 }, () => 1), claimed: 0, marked: 0 });
+			expect(await state()).toEqual({ counts: Array.from({ length: 14 }, () => 1), leased: 0, marked: 0 });
 		},
 	);
 
-	it("claims are of one run each, however many ask at once, and one that ran out is left alone after an interruption", async () => {
+	it("leases belong to one run each, however many ask at once, and an expired one is left alone after an interruption", async () => {
 		const database = newDatabase();
 		const rows = client.db(database).collection("DBRecordData");
 		await rows.insertMany(Array.from({ length: 300 }, () => ({ split: "train" })));
 		const connection = await MongoConnection.open(server.uriOf(database));
 		const selection = { collection: "DBRecordData" as const, filter: { split: "train" } };
-		const claimsOf = (owner: string, leaseMs = 60_000) => new Claims(connection, selection, owner, leaseMs);
+		const leasesOf = (owner: string, leaseMs = 60_000) => new Leases(connection, selection, owner, leaseMs);
 		const got = await Promise.all(
 			["a", "b", "c", "d", "e", "f"].map(async (owner) => {
-				const claims = claimsOf(owner);
+				const leases = leasesOf(owner);
 				const taken: string[] = [];
-				for (let i = 0; i < 60; i++) taken.push(...(await claims.take(7, true)).map(({ id }) => valueKey(id)));
+				for (let i = 0; i < 60; i++) taken.push(...(await leases.take(7, true)).map(({ id }) => valueKey(id)));
 				return taken;
 			}),
 		);
@@ -152,7 +95,7 @@ describe.skipIf(mongoMissing("following a database"))("following a database", ()
 		await rows.deleteMany({});
 		await rows.insertMany([{ split: "train" }, { split: "train" }, { split: "valid" }]);
 		const leaseMs = 1500;
-		const [awake, other] = [claimsOf("awake", leaseMs), claimsOf("other", leaseMs)];
+		const [awake, other] = [leasesOf("awake", leaseMs), leasesOf("other", leaseMs)];
 		const held = await awake.take(9, true);
 		expect(held).toHaveLength(2);
 		await pause(leaseMs + 200);
@@ -181,7 +124,7 @@ describe.skipIf(mongoMissing("following a database"))("following a database", ()
 		await until("one has begun", async () => (await rows.countDocuments({ trained_count: 1 })) > 0);
 		await rows.insertMany(documents.slice(200));
 		for (const { ended } of runs) expect((await ended).code, (await ended).stderr).toBe(0);
-		expect(await state()).toEqual({ counts: Array.from({ length: 240 }, () => 1), claimed: 0, marked: 0 });
+		expect(await state()).toEqual({ counts: Array.from({ length: 240 }, () => 1), leased: 0, marked: 0 });
 		const ledger = await client.db(rows.dbName).collection("arl_acks").find().toArray();
 		const trained = ledger.flatMap((entry) => entry.documents.map(String));
 		expect(trained.sort()).toEqual(documents.map(({ _id }) => String(_id)).sort());
@@ -196,7 +139,7 @@ describe.skipIf(mongoMissing("following a database"))("following a database", ()
 		const killed = going([...words, ...options(place, { max_steps: 10 })]);
 		// Five steps are trained, of which four are saved; of the last two rows no step can be made.
 		await until("four steps count", async () => (await state()).counts.filter((count) => count === 1).length === 16);
-		await until("six rows are held", async () => (await state()).claimed === 6);
+		await until("six rows are held", async () => (await state()).leased === 6);
 		killed.kill("SIGKILL");
 		await killed.ended;
 		const other = { ...place, out: `${place.out}-other` };
@@ -204,10 +147,10 @@ describe.skipIf(mongoMissing("following a database"))("following a database", ()
 		expect(second.code, second.stderr).toBe(0);
 		expect((await state()).counts).toEqual(Array.from({ length: 22 }, () => 1));
 		expect(metricsOf(other.out)).toHaveLength(2);
-		// Killed after a claim and before it was noted: such a row is given back first.
+		// Killed after leasing and before logging: such a row is released first.
 		const [list] = readdirSync(`${place.out}/.arl-rows`);
-		const claim = { owner: list?.split(".")[0], until: new Date(Date.now() + 1e6), at: new Date() };
-		await rows.insertMany(documents.slice(22).map((row, i) => (i === 1 ? { ...row, arl_claim: claim } : row)));
+		const lease = { owner: list?.split(".")[0], until: new Date(Date.now() + 1e6), at: new Date() };
+		await rows.insertMany(documents.slice(22).map((row, i) => (i === 1 ? { ...row, arl_claim: lease } : row)));
 		const again = [
 			...words,
 			...options(place, { max_steps: 10, follow_idle: 2 }),
@@ -217,9 +160,9 @@ describe.skipIf(mongoMissing("following a database"))("following a database", ()
 		const resumed = await arl(again);
 		expect(resumed.code, resumed.stderr).toBe(0);
 		expect(resumed.stderr + resumed.stdout).toContain(
-			"6 rows that this run had claimed and not trained went to another",
+			"6 rows that this run had leased and not trained went to another",
 		);
-		expect(await state()).toEqual({ counts: Array.from({ length: 26 }, () => 1), claimed: 0, marked: 0 });
+		expect(await state()).toEqual({ counts: Array.from({ length: 26 }, () => 1), leased: 0, marked: 0 });
 		const lines = readFileSync(place.file, "utf8").trimEnd().split("\n");
 		writeFileSync(place.file, `${[...lines.slice(0, 16), ...lines.slice(22)].join("\n")}\n`);
 		const file = await fromFile(place);
@@ -247,7 +190,7 @@ describe.skipIf(mongoMissing("following a database"))("following a database", ()
 			expect(resumed.code, resumed.stderr).toBe(0);
 			expect(logged(out)).toEqual(logged(file.out));
 			expect(differingFiles(`${out}/checkpoint-8`, `${file.out}/checkpoint-8`)).toEqual([]);
-			expect(await state()).toEqual({ counts: Array.from({ length: 30 }, () => 1), claimed: 0, marked: 0 });
+			expect(await state()).toEqual({ counts: Array.from({ length: 30 }, () => 1), leased: 0, marked: 0 });
 		}
 	}, 90_000);
 
@@ -259,14 +202,14 @@ describe.skipIf(mongoMissing("following a database"))("following a database", ()
 		await rows.insertMany(documents.slice(0, 14));
 		const run = going([...words, ...options(place, { max_steps: 10 })]);
 		await until("two rows wait", async () => {
-			const { counts, claimed } = await state();
-			return counts.filter((count) => count === 1).length === 8 && claimed === 6;
+			const { counts, leased } = await state();
+			return counts.filter((count) => count === 1).length === 8 && leased === 6;
 		});
 		run.kill("SIGINT");
 		const stopped = await run.ended;
 		expect(stopped.code, stopped.stderr).toBe(130);
 		const counts = Array.from({ length: 14 }, (_, i) => (i < 12 ? 1 : 0));
-		expect(await state()).toEqual({ counts, claimed: 0, marked: 0 });
+		expect(await state()).toEqual({ counts, leased: 0, marked: 0 });
 		await rows.insertMany(documents.slice(14));
 		const older = { ...place, out: `${place.out}-older` };
 		cpSync(place.out, older.out, { recursive: true });
@@ -277,13 +220,13 @@ describe.skipIf(mongoMissing("following a database"))("following a database", ()
 		expect(logged(place.out)).toEqual(logged(file.out));
 		expect(differingFiles(`${place.out}/checkpoint-5`, `${file.out}/checkpoint-5`)).toEqual([]);
 		const all = Array.from({ length: 18 }, () => 1);
-		expect(await state()).toEqual({ counts: all, claimed: 0, marked: 0 });
+		expect(await state()).toEqual({ counts: all, leased: 0, marked: 0 });
 		// What the earlier part has counted is its own for good: step 3 comes again in bits, and counts once.
 		const from = ["--resume_from_checkpoint", `${older.out}/checkpoint-2`];
 		const back = await arl([...words, ...options(older, { ...more, max_steps: 3 }), ...from]);
 		expect(back.code, back.stderr).toBe(0);
 		expect(differingFiles(`${older.out}/checkpoint-3`, `${place.out}/checkpoint-3`)).toEqual([]);
-		expect(await state()).toEqual({ counts: all, claimed: 0, marked: 0 });
+		expect(await state()).toEqual({ counts: all, leased: 0, marked: 0 });
 	}, 60_000);
 
 	it("a run that ended because nothing came goes on when something has come", async () => {
@@ -302,7 +245,7 @@ describe.skipIf(mongoMissing("following a database"))("following a database", ()
 			await rows.insertMany(documents.slice(upTo === 11 ? 6 : 11, upTo));
 			const resumed = await arl(again);
 			expect(resumed.code, resumed.stderr).toBe(0);
-			expect(await state()).toEqual({ counts: Array.from({ length: upTo }, () => 1), claimed: 0, marked: 0 });
+			expect(await state()).toEqual({ counts: Array.from({ length: upTo }, () => 1), leased: 0, marked: 0 });
 		}
 		expect(metricsOf(place.out).map(({ step }) => step)).toEqual([1, 2, 3, 4, 5]);
 		const steps = (await rows.find().sort({ _id: 1 }).toArray()).map((row) => row.last_trained_step);
@@ -315,8 +258,8 @@ describe.skipIf(mongoMissing("following a database"))("following a database", ()
 		await rows.insertMany(documentsOf(place.file));
 		const sleeper = going([...words, ...options(place, { max_steps: 10 })]);
 		await until("two rows wait", async () => {
-			const { counts, claimed } = await state();
-			return counts.filter((count) => count === 1).length === 8 && claimed === 2;
+			const { counts, leased } = await state();
+			return counts.filter((count) => count === 1).length === 8 && leased === 2;
 		});
 		sleeper.kill("SIGSTOP");
 		const other = { ...place, out: `${place.out}-other` };
@@ -325,8 +268,8 @@ describe.skipIf(mongoMissing("following a database"))("following a database", ()
 		sleeper.kill("SIGCONT");
 		const { code, stderr } = await sleeper.ended;
 		expect(code).toBe(EXIT_STATE);
-		expect(stderr).toContain("2 rows that this run had claimed are no longer its own");
-		expect(await state()).toEqual({ counts: Array.from({ length: 10 }, () => 1), claimed: 0, marked: 0 });
+		expect(stderr).toContain("this run has lost its leases of 2 rows");
+		expect(await state()).toEqual({ counts: Array.from({ length: 10 }, () => 1), leased: 0, marked: 0 });
 		const late = documentsOf(tinyPlace(folder, 11).file).slice(10);
 		await rows.insertMany(late);
 		const more = { max_steps: 10, follow_idle: 1 };
@@ -354,7 +297,7 @@ describe.skipIf(mongoMissing("following a database"))("following a database", ()
 		const either = words.filter((word) => !["--db_source", "DBRecordData"].includes(word));
 		const unsaid = await arl([...either, ...options(place, { max_steps: 10 })]);
 		expect(unsaid.code).toBe(2);
-		expect(unsaid.stderr).toContain("which collection to follow is not said");
+		expect(unsaid.stderr).toContain("no collection to follow was chosen");
 	});
 
 	it("trains records whose samples are several rows each, also where a checkpoint stands in the middle of one", async () => {

@@ -1,10 +1,11 @@
 /** kill -9 of a run on a database, at any moment: what counts as trained is what the checkpoints hold, no more and no less. */
-import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { MongoClient } from "mongodb";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { xoshiro128 } from "../src/data/order.js";
+import { xoshiro128 } from "../src/data/sampler/order.js";
 import { temporaryFolder } from "./support/folder.js";
+import { lastCheckpoint } from "./support/follow.js";
 import { KILLS } from "./support/kills.js";
 import { type MongoServer, mongoMissing, newDatabase, startMongo } from "./support/mongo.js";
 import { arl, differingFiles, flags, type Place, tinyPlace } from "./support/real.js";
@@ -50,11 +51,6 @@ function expected(steps: number): { count: number; last: number }[] {
 	}
 	return rows;
 }
-
-const lastCheckpoint = (out: string): number => {
-	const names = existsSync(out) ? readdirSync(out) : [];
-	return Math.max(0, ...names.map((name) => Number(/^checkpoint-(\d+)$/.exec(name)?.[1] ?? 0)));
-};
 
 describe.skipIf(mongoMissing("kill -9 of a run on a database"))("kill -9 of a run on a database", () => {
 	let server: MongoServer;

@@ -1,12 +1,12 @@
 /** Documents of a database as rows: which are chosen, how links are followed, and how each bad one is named. */
-import { connect, createServer, type Socket } from "node:net";
 import { Binary, DBRef, type Document, Double, MongoClient, ObjectId } from "mongodb";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
-import type { ConvertRecordToData } from "../src/data/convert.js";
+import type { ConvertRecordToData } from "../src/data/sources/convert.js";
 import { MongoConnection } from "../src/mongo/connection.js";
 import { openDatabaseRows } from "../src/mongo/database.js";
 import type { SelectionOptions } from "../src/mongo/selection.js";
 import type { DatabaseRows } from "../src/mongo/source.js";
+import { cutting } from "./support/cutting.js";
 import { errorOf } from "./support/folder.js";
 import { type MongoServer, mongoMissing, newDatabase, startMongo } from "./support/mongo.js";
 
@@ -54,50 +54,6 @@ const record = (traj: unknown, more: Document = {}): Document => ({
 });
 
 const ref = (id: unknown, collection = "DispatchedSamplingTask") => new DBRef(collection, id as ObjectId);
-
-/** A way to a server that is cut each time when so many bytes came through, a few times over. */
-async function cutting(
-	port: number,
-	bytes: number,
-	cuts: number,
-): Promise<{ port: number; cut(): number; close(): void }> {
-	let through = 0;
-	let done = 0;
-	const sockets = new Set<Socket>();
-	const proxy = createServer((near) => {
-		const far = connect(port, "127.0.0.1");
-		for (const socket of [near, far]) {
-			sockets.add(socket);
-			socket.on("error", () => {});
-			socket.on("close", () => {
-				sockets.delete(socket);
-				near.destroy();
-				far.destroy();
-			});
-		}
-		near.pipe(far);
-		far.on("data", (chunk) => {
-			through += chunk.length;
-			if (done < cuts && through > bytes) {
-				through = 0;
-				done += 1;
-				for (const socket of sockets) socket.destroy();
-				return;
-			}
-			near.write(chunk);
-		});
-	});
-	await new Promise<void>((resolve) => proxy.listen(0, "127.0.0.1", resolve));
-	const address = proxy.address();
-	return {
-		port: typeof address === "object" && address !== null ? address.port : 0,
-		cut: () => done,
-		close: () => {
-			proxy.close();
-			for (const socket of sockets) socket.destroy();
-		},
-	};
-}
 
 describe.skipIf(mongoMissing("rows of a database"))("rows of a database", () => {
 	let server: MongoServer;
@@ -275,7 +231,7 @@ describe.skipIf(mongoMissing("rows of a database"))("rows of a database", () => 
 			.db(name)
 			.collection("Record")
 			.updateOne({ _id: document._id }, { $pop: { traj: 1 } });
-		expect(await said(rows, [0])).toEqual(["changed: the record gives 2 rows now, and gave 3 when the run began"]);
+		expect(await said(rows, [0])).toEqual(["changed: the record yields 2 rows now, and yielded 3 when the run began"]);
 	});
 
 	it("have the order of their _id, of whatever type each is", async () => {
@@ -318,7 +274,7 @@ describe.skipIf(mongoMissing("rows of a database"))("rows of a database", () => 
 			const texts = await said(rows, wanted);
 			expect(texts).toEqual(wanted.map((row) => `row ${rows.location(row).slice("DBRecordData ".length)}`));
 			expect(way.cut()).toBeGreaterThan(listed);
-			expect(connection.notices.some((notice) => notice.includes("answers again"))).toBe(true);
+			expect(connection.notices.some((notice) => notice.includes("responds again"))).toBe(true);
 		} finally {
 			await connection.close();
 			way.close();
@@ -355,9 +311,9 @@ describe.skipIf(mongoMissing("rows of a database"))("rows of a database", () => 
 		expect(texts).toContain("missing link: `traj[0]`: is null, and should link to DispatchedSamplingTask");
 		expect(texts).toContain("wrong type: `traj`: a string, not an array of links");
 		expect(texts).toContain("nothing completed: the trajectory is empty");
-		expect(texts).toContain("cycle of links: `traj[0]`: leads back to this very record");
+		expect(texts).toContain("cycle of links: `traj[0]`: leads back to this record");
 		expect(texts).toContain("missing link: `traj[0]`: links to DispatchedSamplingTask 5.5, which does not exist");
-		expect(texts).toContain("wrong type: `traj[0]`: is an array, which is no link to DispatchedSamplingTask");
+		expect(texts).toContain("wrong type: `traj[0]`: is an array, which is not a link to DispatchedSamplingTask");
 		expect(texts).toContain(`missing link: \`task\`: links to Task ${hex}, which does not exist`);
 		expect(texts).toContain("not finite: `score`: NaN has no JSON text");
 	});
@@ -418,6 +374,6 @@ describe.skipIf(mongoMissing("rows of a database"))("rows of a database", () => 
 			"two 2",
 			"conversion failed: the converting function threw: no good",
 		]);
-		expect(rows.connection.notices).toEqual(["convert_record_to_data_func gives no row for 1 records"]);
+		expect(rows.connection.notices).toEqual(["convert_record_to_data_func returns no row for 1 records"]);
 	});
 });

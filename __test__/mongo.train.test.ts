@@ -323,8 +323,8 @@ describe.skipIf(killMissing("a server that goes while a run trains"))("a server 
 				.split("\n")
 				.map((line) => JSON.parse(line))
 				.filter(({ type }) => type === "notice");
-			expect(notices.some(({ message }) => /waiting for it, up to 300 s/.test(message))).toBe(true);
-			expect(notices.some(({ message }) => /answers again after \d+ s; the run continues/.test(message))).toBe(true);
+			expect(notices.some(({ message }) => /retrying for up to 300 s/.test(message))).toBe(true);
+			expect(notices.some(({ message }) => /responds again after \d+ s; the run continues/.test(message))).toBe(true);
 			expect(logged(place.out)).toEqual(logged(fromFile.out));
 			const left = await documents.find().toArray();
 			expect(left.map(({ trained_count: count }) => count)).toEqual(Array.from({ length: 40 }, () => 3));

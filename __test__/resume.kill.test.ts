@@ -1,7 +1,7 @@
 import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { xoshiro128 } from "../src/data/order.js";
+import { xoshiro128 } from "../src/data/sampler/order.js";
 import { temporaryFolder } from "./support/folder.js";
 import { KILLS } from "./support/kills.js";
 import { arl, differingFiles, flags, metricsOf, type Place, tinyPlace } from "./support/real.js";

@@ -1,7 +1,7 @@
 import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 import { SCHEDULE_NAMES } from "../src/config/options/training.js";
-import { createSchedule, warmupSteps } from "../src/train/schedules.js";
+import { createSchedule, warmupSteps } from "../src/run/loop/schedules.js";
 import { errorOf } from "./support/folder.js";
 import { fc, holds } from "./support/properties.js";
 

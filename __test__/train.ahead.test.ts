@@ -1,7 +1,7 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { QwenTrainer } from "../src/train/trainer.js";
+import { createTrainer } from "../src/api/trainer.js";
 import { type Faults, fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { events, type Options, ofType, trainer, workspace } from "./support/run.js";
@@ -46,7 +46,7 @@ describe("steps ahead", () => {
 		const callbacks = [
 			{ onStep: ({ step }: { step: number }, control: { stop(): void }) => void (step === 2 && control.stop()) },
 		];
-		const result = await new QwenTrainer({ args: run.args, callbacks }, () => native).train();
+		const result = await createTrainer({ args: run.args, callbacks }, () => native).train();
 		expect(result).toMatchObject({ outcome: "stopped", steps: 2, modelPath: join(place.out, "checkpoint-2") });
 		expect(heard.slice(-5)).toEqual(["finish 2", "submit 3", "finished 2", "discard", "save"]);
 	});

@@ -1,8 +1,8 @@
 import { copyFileSync, existsSync, mkdtempSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { QwenTrainer } from "../src/api/trainer.js";
 import type { AgentTrainingConfigInput } from "../src/config/schema.js";
-import { QwenTrainer } from "../src/train/trainer.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { type Place, tinyPlace } from "./support/real.js";
 

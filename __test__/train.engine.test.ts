@@ -1,8 +1,8 @@
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { QwenTrainer, type TrainerControl } from "../src/api/trainer.js";
 import type { AgentTrainingConfigInput } from "../src/config/schema.js";
-import { QwenTrainer } from "../src/train/trainer.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { arl, contents, differingFiles, flags, type Place, tinyPlace } from "./support/real.js";
 import { events, numbers, ofType } from "./support/run.js";
@@ -32,19 +32,23 @@ describe("the trainer on the engine", () => {
 		expect(losses.at(-1) ?? Number.NaN).toBeLessThan((losses[0] ?? Number.NaN) * 0.8);
 	});
 
-	it("has the state of the step after which it is stopped, though the next one is on its way", async () => {
+	it("saves the state of the step after which it is stopped or asked to, though the next one is on its way", async () => {
 		const place = tinyPlace(folder);
 		const options = { max_steps: 5, save_strategy: "steps" as const };
-		await run({ ...place, out: `${place.out}-saved` }, { ...options, save_steps: 3 }).train();
-		const { args } = run({ ...place, out: `${place.out}-stopped` }, { ...options, save_steps: 100 });
-		const onStep = ({ step }: { step: number }, control: { stop(): void }) => void (step === 3 && control.stop());
-		const result = await new QwenTrainer({ args, callbacks: [{ onStep }] }).train();
-		expect(result).toMatchObject({ outcome: "stopped", steps: 3 });
-		const states = ["saved", "stopped"].map((name) => {
-			const checkpoint = join(`${place.out}-${name}`, "checkpoint-3");
-			return ["model.safetensors", "arl/engine.safetensors"].map((file) => readFileSync(join(checkpoint, file)));
+		const at = (name: string, save_steps: number) =>
+			run({ ...place, out: `${place.out}-${name}` }, { ...options, save_steps });
+		await at("saved", 3).train();
+		const after3 = (what: "stop" | "save") => ({
+			onStep: ({ step }: { step: number }, control: TrainerControl) => void (step === 3 && control[what]()),
 		});
-		expect(states[1]).toEqual(states[0]);
+		const stopped = new QwenTrainer({ args: at("stopped", 100).args, callbacks: [after3("stop")] });
+		expect(await stopped.train()).toMatchObject({ outcome: "stopped", steps: 3 });
+		const asked = new QwenTrainer({ args: at("asked", 100).args, callbacks: [after3("save")] });
+		expect(await asked.train()).toMatchObject({ outcome: "completed", steps: 5 });
+		const checkpoint = (name: string, step: number) => join(`${place.out}-${name}`, `checkpoint-${step}`);
+		for (const name of ["stopped", "asked"])
+			expect(differingFiles(checkpoint("saved", 3), checkpoint(name, 3))).toEqual([]);
+		expect(differingFiles(checkpoint("saved", 5), checkpoint("asked", 5))).toEqual([]);
 	});
 
 	it("gives the same loss for the same samples of a step, whether they are packed, apart, or one by one", async () => {
@@ -94,7 +98,7 @@ describe("the trainer on the engine", () => {
 		}
 	});
 
-	it("goes on from a checkpoint mid-epoch, with another save_steps, to equal bits in losses, weights and moments", async () => {
+	it("resumes from a checkpoint mid-epoch, with another save_steps, to equal bits in losses, weights and moments", async () => {
 		const place = tinyPlace(folder);
 		const whole = `${place.out}-whole`;
 		const options = { num_train_epochs: 2, save_strategy: "steps" as const, save_steps: 3 };
@@ -149,7 +153,7 @@ describe("the trainer on the engine", () => {
 });
 
 describe("arl train as a process", () => {
-	it("saves at SIGINT, leaves with 130, and goes on to equal bits", async () => {
+	it("saves at SIGINT, leaves with 130, and resumes to equal bits", async () => {
 		const place = tinyPlace(folder, 200);
 		const whole = `${place.out}-whole`;
 		const command = (out: string, more: Record<string, string> = {}) => [
@@ -184,7 +188,7 @@ describe("arl train as a process", () => {
 		expect(weights(place.out).equals(weights(whole))).toBe(true);
 	}, 60_000);
 
-	it("survives a disk that refuses in the middle of a save: the last good checkpoint stands", async () => {
+	it("survives a disk that refuses in the middle of a save: the last good checkpoint remains", async () => {
 		const place = tinyPlace(folder);
 		const command = (more: Record<string, string | number>) => [
 			"train",

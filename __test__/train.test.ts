@@ -1,8 +1,9 @@
-import { existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { preprocessSeconds, resolveArgs } from "../src/train/options.js";
-import { fakeNative, writeFakeModel } from "./support/fake-native.js";
+import { createTrainer } from "../src/api/trainer.js";
+import { preprocessSeconds, resolveArgs } from "../src/run/setup/options.js";
+import { fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { chatRow, events, numbers, ofType, trainer, workspace } from "./support/run.js";
 
@@ -14,7 +15,7 @@ const metricsOf = (out: string) =>
 		.map((line) => JSON.parse(line));
 
 describe("a run", () => {
-	it("tells what happens in order, and leaves the model and its metrics in output_dir", async () => {
+	it("reports what happens in order, and leaves the model and its metrics in output_dir", async () => {
 		const place = workspace(folder);
 		const all = await events(trainer(place));
 		const types = all.map(({ type }) => type);
@@ -131,64 +132,16 @@ describe("a run", () => {
 		expect(seen.reduce((a, b) => a + b, 0)).toBe(120);
 	});
 
-	it("calls callbacks, and one of them can stop it", async () => {
-		const place = workspace(folder);
-		const heard: string[] = [];
-		const { QwenTrainer } = await import("../src/train/trainer.js");
-		const run = new QwenTrainer(
-			{
-				args: trainer(place).args,
-				callbacks: [
-					{
-						onStart: () => void heard.push("start"),
-						onStep: async ({ step }, control) => {
-							heard.push(`step ${step}`);
-							if (step === 2) control.stop();
-						},
-						onSave: ({ reason }) => void heard.push(`saved ${reason}`),
-						onEnd: ({ outcome }) => void heard.push(outcome),
-					},
-				],
-			},
-			() => fakeNative(),
-		);
-		const result = await run.train();
-		expect(heard).toEqual(["start", "step 1", "step 2", "saved interrupted", "stopped"]);
-		expect(result).toMatchObject({ outcome: "stopped", steps: 2, modelPath: join(place.out, "checkpoint-2") });
-	});
-
 	it("trains rows from code", async () => {
 		const place = workspace(folder);
-		const { QwenTrainer } = await import("../src/train/trainer.js");
 		const rows = Array.from({ length: 6 }, (_, i) => JSON.parse(chatRow(`row ${i}`)));
 		const args = { ...trainer(place).args, train_file: [] };
-		const result = await new QwenTrainer({ args, train_dataset: rows }, () => fakeNative()).train();
+		const result = await createTrainer({ args, train_dataset: rows }, () => fakeNative()).train();
 		expect(result).toMatchObject({ outcome: "completed", steps: 2 });
 		const none = await errorOf(
-			new QwenTrainer({ args: { ...args, output_dir: `${place.out}2` } }, () => fakeNative()).train(),
+			createTrainer({ args: { ...args, output_dir: `${place.out}2` } }, () => fakeNative()).train(),
 		);
 		expect(none.message).toContain("train_file is missing");
-	});
-
-	it("ends after the step in progress when it is aborted, saves, and train() says so", async () => {
-		const place = workspace(folder);
-		const controller = new AbortController();
-		const native = fakeNative({
-			onStep: (step) => {
-				if (step === 3) controller.abort();
-				return undefined;
-			},
-		});
-		const error = await errorOf(trainer(place, {}, native).train({ signal: controller.signal }));
-		expect(error).toMatchObject({ code: "ARL_INTERRUPTED", exitCode: 130 });
-		expect(error.message).toContain("step 3 of 8");
-		expect(existsSync(join(place.out, "checkpoint-3", "arl", "manifest.json"))).toBe(true);
-	});
-
-	it("leaves nothing running when the reader leaves", async () => {
-		const place = workspace(folder);
-		for await (const event of trainer(place).run()) if (event.type === "step") break;
-		expect(readdirSync(place.out).filter((name) => name.startsWith("checkpoint"))).toEqual([]);
 	});
 });
 
@@ -206,7 +159,7 @@ describe("bad rows", () => {
 		expect(existsSync(place.out)).toBe(false);
 	});
 
-	it("are left out and every one of them told with on_bad_row skip", async () => {
+	it("are left out with on_bad_row skip, and every one of them is reported", async () => {
 		const place = workspace(folder);
 		writeFileSync(place.file, bad);
 		const all = await events(trainer(place, { on_bad_row: "skip", num_train_epochs: 1 }));
@@ -237,7 +190,7 @@ describe("bad rows", () => {
 		expect(readdirSync(place.out).filter((name) => name.startsWith("checkpoint"))).toEqual([]);
 	});
 
-	it("of an unknown shape are told with the first row's place", async () => {
+	it("of an unknown shape are reported with the first row's place", async () => {
 		const place = workspace(folder);
 		writeFileSync(place.file, '{"foo": 1}\n');
 		const error = await errorOf(trainer(place).train());
@@ -264,133 +217,6 @@ describe("bad rows", () => {
 		const error = await errorOf(trainer(place, { max_tokens_per_micro_batch: 30 }).train());
 		expect(error).toMatchObject({ code: "ARL_DATA" });
 		expect(error.message).toMatch(/rows\.jsonl:2: the sample has 53 tokens, and max_tokens_per_micro_batch is 30/);
-	});
-});
-
-describe("checks before training", () => {
-	it("refuse a model's folder that is none", async () => {
-		const place = workspace(folder);
-		const missing = await errorOf(trainer({ ...place, model: `${place.model}x` }).train());
-		expect(missing).toMatchObject({ code: "ARL_CONFIG", exitCode: 2 });
-		expect(missing.message).toContain("does not exist");
-		const file = await errorOf(trainer({ ...place, model: place.file }).train());
-		expect(file.message).toContain("is no folder");
-		const empty = join(folder, "empty-model");
-		mkdirSync(empty);
-		expect((await errorOf(trainer({ ...place, model: empty }).train())).message).toContain("config.json: no such file");
-		writeFileSync(join(empty, "config.json"), "{");
-		expect((await errorOf(trainer({ ...place, model: empty }).train())).message).toContain("config.json: not JSON");
-	});
-
-	it("refuse a tokenizer that is larger than the model's vocabulary, and a stop token outside it", async () => {
-		const place = workspace(folder);
-		writeFakeModel(place.model, { vocab_size: 200 });
-		const larger = await errorOf(trainer(place).train());
-		expect(larger).toMatchObject({ code: "ARL_TEXT", exitCode: 3 });
-		expect(larger.message).toContain("ids up to 255, and the model's vocab_size is 200");
-		const stop = await errorOf(trainer(place, {}, fakeNative({ tokenizerVocab: 200, stopIds: [250] })).train());
-		expect(stop.message).toContain("id 250");
-	});
-
-	it("warn where no row trains the token that ends a reply", async () => {
-		const place = workspace(folder);
-		const all = await events(trainer(place, {}, fakeNative({ stopIds: [7] })));
-		expect(
-			ofType(all, "notice")
-				.map(({ message }) => message)
-				.join(),
-		).toContain("will not learn to stop");
-	});
-
-	it("refuse an output folder that holds another run, that is a file, and that is the model", async () => {
-		const place = workspace(folder);
-		await trainer(place).train();
-		const another = await errorOf(trainer(place).train());
-		expect(another).toMatchObject({ code: "ARL_CONFIG", exitCode: 2 });
-		expect(another.message).toContain(`${place.out} holds another run`);
-		expect(another.hint).toContain("--resume_from_checkpoint latest");
-		const file = await errorOf(trainer({ ...place, out: place.file }).train());
-		expect(file.message).toContain("is a file");
-		const below = await errorOf(trainer({ ...place, out: join(place.file, "out") }).train());
-		expect(below.message).toContain("is a file");
-		const link = join(folder, "link-to-model");
-		symlinkSync(place.model, link);
-		const same = await errorOf(trainer({ ...place, out: link }).train());
-		expect(same.message).toContain("same folder");
-	});
-
-	it("refuse a folder that another run is in, and take over what a killed one left", async () => {
-		const place = workspace(folder);
-		for await (const event of trainer(place).run()) {
-			if (event.type !== "step" || event.step !== 2) continue;
-			const error = await errorOf(trainer(place, { resume_from_checkpoint: "latest" }).train());
-			expect(error).toMatchObject({ code: "ARL_STATE" });
-			expect(error.message).toContain(`process ${process.pid}`);
-		}
-		expect(existsSync(join(place.out, ".arl-lock"))).toBe(false);
-		// This process's number, another start: a process of the past.
-		writeFileSync(join(place.out, ".arl-lock"), `${process.pid} 1`);
-		await trainer(place, { resume_from_checkpoint: "latest" }).train();
-	});
-
-	it("let another run take the folder's place when asked, and touch no other file there", async () => {
-		const place = workspace(folder);
-		await trainer(place, { save_strategy: "steps", save_steps: 3 }).train();
-		writeFileSync(join(place.out, "notes.txt"), "mine");
-		expect(existsSync(join(place.out, "checkpoint-6"))).toBe(true);
-		await trainer(place, { overwrite_output_dir: true, num_train_epochs: 1 }).train();
-		expect(readdirSync(place.out).filter((name) => !name.startsWith("."))).toEqual([
-			"config.json",
-			"metrics.jsonl",
-			"model.safetensors",
-			"notes.txt",
-		]);
-		expect(metricsOf(place.out)).toHaveLength(4);
-	});
-
-	it("refuse a run that memory does not hold, and say what to change", async () => {
-		const place = workspace(folder);
-		const error = await errorOf(trainer(place, {}, fakeNative({ availableBytes: 1000 })).train());
-		expect(error).toMatchObject({ code: "ARL_OOM", exitCode: 4 });
-		expect(error.message).toMatch(
-			/the run needs .* of memory and 1000 B are available on fake\nweights .*, activations/,
-		);
-		expect(error.hint).toMatch(/--per_device_train_batch_size 1 saves .*: .* are needed then\./);
-		expect(existsSync(place.out)).toBe(false);
-	});
-
-	it("refuse a run whose checkpoints the disk does not hold", async () => {
-		const place = workspace(folder);
-		const native = fakeNative();
-		const open = native.Engine.open;
-		native.Engine.open = async (options) => {
-			const engine = await open(options);
-			const info = engine.info();
-			engine.info = () => ({ ...info, parameters: 1e15 });
-			return engine;
-		};
-		const error = await errorOf(trainer(place, {}, native).train());
-		expect(error).toMatchObject({ code: "ARL_IO", exitCode: 1 });
-		expect(error.message).toContain(place.out);
-		expect(existsSync(place.out)).toBe(false);
-	});
-
-	it("refuse options that are wrong, with their names", async () => {
-		const place = workspace(folder);
-		const cases = [
-			[{ learning_rate: Number.POSITIVE_INFINITY }, "learning_rate"],
-			[{ learning_rate: -1 }, "learning_rate"],
-			[{ lr_scheduler_kwargs: { nope: 1 } }, "lr_scheduler_kwargs.nope"],
-			[{ train_weights: [1, 2] }, "train_weights"],
-			[{ max_tokens_per_micro_batch: 10, max_length: 20 }, "max_length"],
-			[{ resume_from_checkpoint: "latest", overwrite_output_dir: true }, "overwrite_output_dir"],
-		] as const;
-		for (const [options, name] of cases) {
-			const error = await errorOf(async () => trainer(place, options as never).train());
-			expect(error, name).toMatchObject({ code: "ARL_CONFIG", exitCode: 2 });
-			expect(error.message).toContain(name);
-			expect(existsSync(place.out)).toBe(false);
-		}
 	});
 });
 

@@ -2,11 +2,11 @@ import { closeSync, mkdtempSync, openSync, readFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, describe, expect, it, vi } from "vitest";
-import { RowLedger } from "../src/data/ledger.js";
+import { RowHashes } from "../src/data/tokens/row-hashes.js";
+import { writeAll } from "../src/disk/write-all.js";
 import { ArlError } from "../src/errors.js";
-import { ClaimList } from "../src/mongo/claim-list.js";
+import { LeaseLog } from "../src/mongo/lease-log.js";
 import { MetricsFile } from "../src/report/metrics.js";
-import { writeAll } from "../src/write-all.js";
 
 /** What the system does with a write: takes at most so many bytes, and refuses once it has taken `room`. */
 const system = vi.hoisted(() => ({ most: Number.POSITIVE_INFINITY, room: Number.POSITIVE_INFINITY }));
@@ -40,7 +40,7 @@ describe("a system that takes a few bytes of a write at a time", () => {
 		expect(readFileSync(path, "utf8")).toBe("0123abcd89");
 	});
 
-	it("loses no part of a line of metrics, of a row's hash, of a claim", async () => {
+	it("loses no part of a line of metrics, of a row's hash, of a lease", async () => {
 		system.most = 5;
 		const metrics = MetricsFile.open(join(folder, "metrics.jsonl"));
 		metrics.write({ step: 1, loss: 0.123456789 });
@@ -48,15 +48,15 @@ describe("a system that takes a few bytes of a write at a time", () => {
 		expect(readFileSync(metrics.path, "utf8")).toBe('{"step":1,"loss":0.123456789}\n');
 
 		const path = join(folder, "rows.hashes");
-		const ledger = new RowLedger(path, false);
+		const ledger = new RowHashes(path, false);
 		for (let i = 0; i < 4; i++) ledger.note(i, Buffer.from(`row ${i}`), `[${i}]`);
 		ledger.close();
 		expect(readFileSync(path)).toHaveLength(64);
-		const again = new RowLedger(path, false);
+		const again = new RowHashes(path, false);
 		for (let i = 0; i < 4; i++) again.note(i, Buffer.from(`row ${i}`), `[${i}]`);
 		again.close();
 
-		const list = new ClaimList("0a", "db", "Record");
+		const list = new LeaseLog("0a", "db", "Record");
 		await list.begin(folder);
 		for (let i = 0; i < 4; i++) list.pushNone(i + 1);
 		list.close();

@@ -2,8 +2,8 @@ import { existsSync, mkdtempSync, readdirSync, readFileSync, writeFileSync } fro
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { PARTIAL, writeWhole } from "../src/disk/write-whole.js";
 import { ArlError } from "../src/errors.js";
-import { PARTIAL, writeWhole } from "../src/write-whole.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 
 const root = temporaryFolder();

@@ -22,8 +22,8 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { chooseDevice } from "../dist/device.js";
-import { QwenTrainer } from "../dist/index.js";
+import { createTrainer } from "../dist/api/trainer.js";
+import { chooseDevice } from "../dist/device/index.js";
 import { loadNative } from "../dist/native.js";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
@@ -223,7 +223,7 @@ async function loop() {
 		logging_steps: 1,
 	};
 	const seconds = [];
-	for await (const event of new QwenTrainer({ args }, () => watched).run()) {
+	for await (const event of createTrainer({ args }, () => watched).run()) {
 		if (event.type === "step") seconds.push(event.seconds);
 	}
 	const bare = [];

@@ -31,7 +31,7 @@ const put = (from, to) => {
 };
 
 put(process.execPath, "node");
-for (const path of ["package.json", "index.cjs", "dist", "assets/model", "assets/train.jsonl", ...addons]) {
+for (const path of ["package.json", "binding.cjs", "dist", "assets/model", "assets/train.jsonl", ...addons]) {
 	put(join(root, path), path);
 }
 put(join(root, "bench", "gpu-train.mjs"), "bench/gpu-train.mjs");

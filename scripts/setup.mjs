@@ -173,7 +173,7 @@ function buildAddon() {
 		stampName: ".arl-addon",
 		sources: ADDON_SOURCES,
 		// Which name the addon has, only the build tells.
-		files: () => [...(built().length > 0 ? built() : ["arl.node"]), "index.cjs", "index.d.ts"],
+		files: () => [...(built().length > 0 ? built() : ["arl.node"]), "binding.cjs", "binding.d.ts"],
 		build: () => {
 			console.error("arl: building the addon (minutes the first time; kept in the build cache after that)");
 			for (const name of built()) rmSync(join(root, name));
@@ -185,9 +185,9 @@ function buildAddon() {
 					"--platform",
 					"--release",
 					"--js",
-					"index.cjs",
+					"binding.cjs",
 					"--dts",
-					"index.d.ts",
+					"binding.d.ts",
 					"--no-const-enum",
 					"--manifest-path",
 					"crates/arl-node/Cargo.toml",
@@ -244,7 +244,7 @@ function dropStaleCudaAddon() {
 
 function buildTypeScript() {
 	const stamp = join(root, "node_modules", ".arl-typescript");
-	const wanted = hashOf(["src", "tsconfig.json", "tsconfig.build.json", "index.d.ts", "package-lock.json"]);
+	const wanted = hashOf(["src", "tsconfig.json", "tsconfig.build.json", "binding.d.ts", "package-lock.json"]);
 	if (stampIs(stamp, wanted) && existsSync(join(root, "dist"))) return;
 	console.error("arl: compiling the TypeScript");
 	rmSync(join(root, "dist"), { recursive: true, force: true });

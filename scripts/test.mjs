@@ -1,10 +1,11 @@
 // Everything that is checked, the fast things first. Ends in one line: N passed, N failed (, N skipped).
-// `npm run test:cuda` runs the part that is about NVIDIA's GPUs alone, `npm run test:kill` the tests of kill -9 with more kills.
+// `npm run test:cuda` runs the part that is about NVIDIA's GPUs alone, `npm run test:long` the
+// tests of kill -9 with 50 kills and those of generated cases with ten times as many.
 // What needs NVIDIA's compiler, a download of more than a gigabyte, is in `npm test` with ARL_TEST_CUDA=1 alone: so CI calls it.
 // A check that needs what is not there prints a line `SKIPPED: ...`; these are counted and named at the end.
 
 import { spawn } from "node:child_process";
-import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { checkKernels } from "./cuda-kernels.mjs";
@@ -12,12 +13,11 @@ import { cudaToolkit } from "./cuda-toolkit.mjs";
 import { installServer } from "./mongo-server.mjs";
 import { buildCudaAddon, cargoEnv, root, setup } from "./setup.mjs";
 
-/** Whether only the part about GPUs, or only the kills, are asked for. */
+/** Whether only the part about GPUs, or only kills and generated cases in great number, are asked for. */
 const onlyCuda = process.argv[2] === "cuda";
-const onlyKills = process.argv[2] === "kill";
+const onlyLong = process.argv[2] === "long";
 const compilesCuda = onlyCuda || process.env.ARL_TEST_CUDA === "1";
-/** Kills of each test by `npm run test:kill`; `npm test` has a few. */
-const KILLS = "50";
+if (onlyLong) process.env.ARL_LONG = "1";
 
 const totals = { passed: 0, failed: 0, skipped: 0 };
 const failures = [];
@@ -62,9 +62,19 @@ async function rust() {
 	title(name);
 	const parts = onlyCuda
 		? ["arl-engine", "arl-kernels", "arl-cudnn", "arl-cuda-libraries"].flatMap((part) => ["-p", part])
-		: ["--workspace"];
+		: onlyLong
+			? ["-p", "arl-text"]
+			: ["--workspace"];
 	const args = ["test", ...parts, "--locked", "--quiet", "--", "--show-output"];
 	countRust(name, await capture("cargo", args, { env: cargoEnv() }));
+}
+
+/** The TypeScript tests that take as long as they are allowed to: of kills, and of generated cases. */
+function longTests() {
+	const folder = join(root, "__test__");
+	const isLong = (name) =>
+		name.endsWith(".kill.test.ts") || readFileSync(join(folder, name), "utf8").includes("support/properties.js");
+	return readdirSync(folder).filter((name) => name.endsWith(".test.ts") && isLong(name));
 }
 
 async function typescript() {
@@ -72,19 +82,15 @@ async function typescript() {
 	title(name);
 	const folder = mkdtempSync(join(tmpdir(), "arl-test-"));
 	const report = join(folder, "vitest.json");
-	const { code, text } = await capture(
-		process.execPath,
-		[
-			join(root, "node_modules", "vitest", "vitest.mjs"),
-			"run",
-			"--reporter=default",
-			"--reporter=json",
-			`--outputFile.json=${report}`,
-			...(onlyCuda ? ["__test__/cuda"] : []),
-			...(onlyKills ? [".kill.test"] : []),
-		],
-		{ env: { ...(onlyKills && { ARL_KILLS: KILLS }), ...process.env } },
-	);
+	const { code, text } = await capture(process.execPath, [
+		join(root, "node_modules", "vitest", "vitest.mjs"),
+		"run",
+		"--reporter=default",
+		"--reporter=json",
+		`--outputFile.json=${report}`,
+		...(onlyCuda ? ["__test__/cuda"] : []),
+		...(onlyLong ? longTests() : []),
+	]);
 	if (existsSync(report)) {
 		const { numPassedTests, numFailedTests, numPendingTests, numFailedTestSuites } = JSON.parse(
 			readFileSync(report, "utf8"),
@@ -146,7 +152,7 @@ async function cuda() {
 
 setup();
 const tool = (path, ...args) => [process.execPath, [join(root, "node_modules", path), ...args]];
-if (!onlyCuda && !onlyKills) {
+if (!onlyCuda && !onlyLong) {
 	await single("Rust is formatted", "cargo", ["fmt", "--all", "--check"], { env: cargoEnv() });
 	await single(
 		"TypeScript is formatted and lint-free",
@@ -160,8 +166,8 @@ if (!onlyCuda && !onlyKills) {
 		{ env: cargoEnv() },
 	);
 }
-if (!onlyKills) {
-	await rust();
+await rust();
+if (!onlyLong) {
 	if (compilesCuda) await cuda();
 	else {
 		totals.skipped += 3;

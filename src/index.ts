@@ -1,7 +1,6 @@
-/** The entry of `arl` as a library: the public API, also for modules that users name in options. */
-import * as api from "./api.js";
+/** The entry `arl` of the package. Registers the public API for modules that users name in options. */
 import { providePublicApi } from "./config/module.js";
 
-export * from "./api.js";
+export * from "./api/index.js";
 
-providePublicApi(async () => api);
+providePublicApi(async () => (await import("./api/entries.js")).entries);

@@ -1,10 +1,10 @@
 /** Runs on rows from code, on a fake core: the same rows as those of a workspace's file, in whatever form. */
 import { readFileSync } from "node:fs";
-import type { ConvertRecordToData } from "../../src/data/convert.js";
-import type { Dataset } from "../../src/data/custom.js";
-import type { RecordData } from "../../src/data/record.js";
+import { createTrainer, type QwenTrainer } from "../../src/api/trainer.js";
+import type { ConvertRecordToData } from "../../src/data/sources/convert.js";
+import type { Dataset } from "../../src/data/sources/custom.js";
+import type { RecordData } from "../../src/data/sources/record.js";
 import type { Native } from "../../src/native.js";
-import { QwenTrainer } from "../../src/train/trainer.js";
 import { fakeNative } from "./fake-native.js";
 import type { Options } from "./run.js";
 
@@ -41,7 +41,7 @@ export function onDataset(
 	options: Options = {},
 	native: Native = fakeNative(),
 ): QwenTrainer {
-	return new QwenTrainer({ args: argsOf(place, options), train_dataset }, () => native);
+	return createTrainer({ args: argsOf(place, options), train_dataset }, () => native);
 }
 
 /** A trainer on what a function makes of rows. */
@@ -52,7 +52,7 @@ export function onConverted<Row>(
 	native: Native = fakeNative(),
 ): QwenTrainer<Row> {
 	const args = argsOf(place, { train_file: place.file, ...options });
-	return new QwenTrainer({ args, convert_record_to_data_func: convert }, () => native);
+	return createTrainer({ args, convert_record_to_data_func: convert }, () => native);
 }
 
 /** A data set that counts how often each row is asked for, in order. */
@@ -69,7 +69,7 @@ export function counted(rows: readonly RecordData[], identity?: string) {
 	};
 }
 
-/** The rows one after the other, anew each time; `taken` counts. */
+/** The rows one after the other, from the first each time; `taken` counts them. */
 export function stream(rows: readonly RecordData[]) {
 	const counts = { taken: 0 };
 	return {

@@ -1,10 +1,11 @@
 /**
- * A core in TypeScript with the interface of the real one: tokens are bytes, and a "model" is a few numbers that each step
- * moves by an exact rule. It lets the trainer's own conduct be tested, disasters included, without the addon.
+ * A core in TypeScript with the interface of the real one: tokens are bytes, and a model is a few numbers. Tests of the trainer
+ * run on it without the addon, and can make anything in it fail.
  */
 import { createHash } from "node:crypto";
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { setTimeout } from "node:timers/promises";
 import { ArlError } from "../../src/errors.js";
 import type {
 	EngineOptions,
@@ -12,14 +13,13 @@ import type {
 	MemoryPlan,
 	MicroBatch,
 	Native,
-	NativeEngine,
 	NativeTextEncoder,
 	NativeTokenCache,
 	RowProblem,
-	StepStats,
 	TextOptions,
 } from "../../src/native.js";
 import { loadNative } from "../../src/native.js";
+import { FakeEngine, smallPlan } from "./fake-engine.js";
 import { takeLock } from "./fake-lock.js";
 
 /** What a test can make the core do. */
@@ -53,18 +53,7 @@ export interface Faults {
 	tokenizerVocab?: number;
 }
 
-const EMPTY_PLAN = { parameters: 4, categories: [], totalBytes: 0, hostCategories: [], hostBytes: 0 };
-/** 1 MB of weights, and 100 bytes a token. */
-function smallPlan({ maxTokens }: EngineOptions): MemoryPlan {
-	const activations = 100 * maxTokens;
-	const categories = [
-		{ name: "weights", bytes: 1e6 },
-		{ name: "activations", bytes: activations },
-	];
-	return { ...EMPTY_PLAN, categories, totalBytes: 1e6 + activations };
-}
 const decoder = new TextDecoder("utf-8", { fatal: true });
-const pause = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms));
 const STOP = 0;
 
 function tokensOf(row: Uint8Array): { ids: number[]; problem: string | null } {
@@ -132,7 +121,7 @@ class FakeEncoder implements NativeTextEncoder {
 	}
 }
 
-/** What the caches of one core hold; stands for the disk. */
+/** The caches of one core, in place of the disk. */
 type Disk = Map<string, Map<number, number[]>>;
 
 class FakeCache implements NativeTokenCache {
@@ -148,7 +137,7 @@ class FakeCache implements NativeTokenCache {
 	) {}
 
 	async fill(rows: Uint8Array[], indexes: Uint32Array): Promise<FillReport> {
-		if (this.faults.fillMs) await pause(this.faults.fillMs);
+		if (this.faults.fillMs) await setTimeout(this.faults.fillMs);
 		const { maxLength, truncation } = this.encoder.options;
 		const problems: RowProblem[] = [];
 		const report = { rows: rows.length, tokens: 0, targetTokens: 0, truncated: 0, dropped: 0, problems };
@@ -219,133 +208,6 @@ class FakeCache implements NativeTokenCache {
 	}
 }
 
-class FakeEngine implements NativeEngine {
-	private weights = Float64Array.from([0.1, -0.2, 0.3, 0.4]);
-	private moments = new Float64Array(4);
-	private steps = 0;
-	private readonly submitted: { batches: MicroBatch[]; hyper: { learningRate: number; maxGradNorm: number } }[] = [];
-	private calls = 0;
-	private lossScale = 65536;
-	/** As the real one: read once, when it is opened. */
-	private readonly config: Buffer;
-
-	constructor(
-		readonly options: EngineOptions,
-		private readonly faults: Faults,
-	) {
-		this.config = readFileSync(join(options.modelDir, "config.json"));
-		faults.onOpen?.(options);
-	}
-
-	info() {
-		return {
-			exportChanges: this.faults.exportChanges ?? [],
-			parameters: 4,
-			modelType: "qwen3",
-			vocabSize: 256,
-			maxPositionEmbeddings: 4096,
-			device: "cpu",
-			dtype: "f32",
-			flopsPerToken: 24,
-			attentionFlops: 2,
-			unknownKeys: [],
-			...(this.faults.notice !== undefined && { notice: this.faults.notice }),
-		};
-	}
-
-	async memory() {
-		return EMPTY_PLAN;
-	}
-
-	async step(batches: MicroBatch[], hyper: { learningRate: number; maxGradNorm: number }): Promise<StepStats> {
-		if (this.faults.stepMs) await pause(this.faults.stepMs);
-		const forced = this.faults.onStep?.(this.steps + 1, batches);
-		const skip = this.faults.skips?.(++this.calls);
-		const lossScale = this.options.dtype === "f16" && { lossScale: this.lossScale };
-		if (skip) this.lossScale /= 2;
-		let sum = 0;
-		let targets = 0;
-		for (const { inputIds } of batches) {
-			for (const [i, id] of inputIds.entries()) sum += Math.sin(id * (i + 1)) * (this.weights[id % 4] as number);
-			targets += inputIds.length;
-		}
-		for (let i = 0; i < 4 && !skip; i++) {
-			this.moments[i] = 0.9 * (this.moments[i] as number) + 0.1 * Math.cos(sum + i);
-			this.weights[i] = (this.weights[i] as number) - hyper.learningRate * (this.moments[i] as number);
-		}
-		if (!skip) this.steps += 1;
-		return {
-			loss: skip?.loss ?? forced ?? sum / targets,
-			gradNorm: skip ? Number.POSITIVE_INFINITY : Math.abs(sum),
-			...lossScale,
-			skipped: skip !== undefined,
-			seconds: 0.001,
-			microBatches: batches.map(({ inputIds, cuSeqlens }) => ({
-				tokens: inputIds.length,
-				targetTokens: inputIds.length - cuSeqlens.length + 1,
-				targetWeight: inputIds.length,
-				lossSum: 0,
-				correct: inputIds.filter((id) => id % 2 === 0).length,
-				entropySum: Number.isFinite(skip?.loss ?? 0) ? inputIds.length / 2 : Number.NaN,
-				balanceLoss: 0,
-			})),
-		};
-	}
-
-	async submitStep(batches: MicroBatch[], hyper: { learningRate: number; maxGradNorm: number }) {
-		const ticket = this.submitted.push({ batches, hyper });
-		this.faults.onQueue?.(`submit ${ticket}`);
-		return ticket;
-	}
-
-	async finishStep(ticket: number) {
-		const { batches, hyper } = this.submitted[ticket - 1] as (typeof this.submitted)[number];
-		this.faults.onQueue?.(`finish ${ticket}`);
-		const stats = await this.step(batches, hyper);
-		this.faults.onQueue?.(`finished ${ticket}`);
-		return stats;
-	}
-
-	async discardStep() {
-		this.faults.onQueue?.("discard");
-		this.faults.onDiscard?.();
-	}
-
-	async evaluate() {
-		return [];
-	}
-
-	async generate() {
-		return [];
-	}
-
-	async saveState(dir: string) {
-		this.faults.onSaveState?.(dir);
-		const state = { weights: [...this.weights], moments: [...this.moments], steps: this.steps };
-		writeFileSync(join(dir, "engine.json"), JSON.stringify(state));
-	}
-
-	async restoreState(dir: string) {
-		const state = JSON.parse(readFileSync(join(dir, "engine.json"), "utf8"));
-		this.weights = Float64Array.from(state.weights);
-		this.moments = Float64Array.from(state.moments);
-		this.steps = state.steps;
-	}
-
-	async exportModel(dir: string) {
-		this.faults.onExport?.(dir);
-		writeFileSync(join(dir, "config.json"), this.config);
-		const { exportChatTemplate: template } = this.options;
-		if (template !== undefined) writeFileSync(join(dir, "chat_template.jinja"), template);
-		writeFileSync(join(dir, "model.safetensors"), JSON.stringify([...this.weights]));
-	}
-
-	interrupt() {}
-	async close() {
-		this.faults.onCloseEngine?.();
-	}
-}
-
 /** A core with its own "disk" of caches. */
 export function fakeNative(faults: Faults = {}, disk: Disk = new Map()): Native {
 	return {
@@ -386,10 +248,11 @@ export function fakeNative(faults: Faults = {}, disk: Disk = new Map()): Native 
 		cudaRuntime: () => "",
 		// Files are the real core's: there is nothing to play.
 		decompress: (source, target) => loadNative().decompress(source, target),
-		unpackZstd: (packed, length) => loadNative().unpackZstd(packed, length),
 		jsonArrayRows: (file) => loadNative().jsonArrayRows(file),
 		sniff: (head) => loadNative().sniff(head),
 		MAX_ROW_BYTES: loadNative().MAX_ROW_BYTES,
+		ParquetReader: loadNative().ParquetReader,
+		ParquetWriter: loadNative().ParquetWriter,
 		ScratchFolder: loadNative().ScratchFolder,
 	};
 }

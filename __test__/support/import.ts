@@ -1,12 +1,12 @@
 /** Importing rows in tests: files of rows, and what an import of them leaves in the database. */
 import { mkdtempSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { openFiles } from "../../src/data/open.js";
+import { openFiles } from "../../src/data/sources/open.js";
 import { MongoConnection } from "../../src/mongo/connection.js";
 import { openDatabaseRows } from "../../src/mongo/database.js";
 import type { Split } from "../../src/mongo/documents.js";
-import { checkRows, importRows } from "../../src/mongo/import.js";
-import type { ImportKind } from "../../src/mongo/row-documents.js";
+import { checkImport, importRows } from "../../src/mongo/import.js";
+import type { ImportKind } from "../../src/mongo/to-documents.js";
 import { loadNative } from "../../src/native.js";
 import { type MongoServer, newDatabase } from "./mongo.js";
 
@@ -46,7 +46,7 @@ export async function importFile(
 export async function check(path: string, { kind = "DBRecordData", split }: Given = {}) {
 	const { source } = await openFiles(native, [path]);
 	try {
-		return await checkRows({ source, kind, split: split ?? null });
+		return await checkImport({ source, kind, split: split ?? null });
 	} finally {
 		await source.close();
 	}

@@ -2,8 +2,8 @@
 import { mkdirSync, mkdtempSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
-import type { Dataset } from "../../src/data/custom.js";
-import { objectEntries } from "../../src/data/json-scan.js";
+import type { Dataset } from "../../src/data/sources/custom.js";
+import { objectEntries } from "../../src/data/sources/json-scan.js";
 import { duckParquet } from "./tables.js";
 
 /** Data packed as zstd without compressing it: one frame of raw blocks. */

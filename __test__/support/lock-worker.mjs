@@ -1,6 +1,6 @@
 /** A process that takes folders when its parent says so, all workers at the same moment, and keeps them until its parent says so. */
 import { loadNative } from "../../dist/native.js";
-import { lockFolder } from "../../dist/train/lock.js";
+import { lockFolder } from "../../dist/run/checkpoint/lock.js";
 
 const native = loadNative();
 let held = null;

@@ -1,4 +1,4 @@
-/** Claims about generated values. A failure shows the smallest case that the claim fails on, its seed and its path. */
+/** Leases about generated values. A failure shows the smallest case that the claim fails on, its seed and its path. */
 import fc, { type IAsyncProperty, type IProperty } from "fast-check";
 
 export { fc };
@@ -8,10 +8,10 @@ const SEED = 20_261_122;
 
 const parameters = (runs: number) => ({
 	seed: Number(process.env.FC_SEED ?? SEED),
-	numRuns: Number(process.env.FC_NUM_RUNS ?? runs),
+	numRuns: Number(process.env.FC_NUM_RUNS ?? (process.env.ARL_LONG === "1" ? 10 * runs : runs)),
 });
 
-/** Tries a claim on `runs` generated cases; `FC_NUM_RUNS` replaces the number. */
+/** Tries a claim on `runs` generated cases, ten times as many in `npm run test:long`; `FC_NUM_RUNS` replaces the number. */
 export function holds<T>(runs: number, claim: IProperty<T>): void {
 	fc.assert(claim, parameters(runs));
 }

@@ -1,10 +1,10 @@
 /** Short runs for tests: a fake model, a few rows, and the trainer on a fake core. */
 import { mkdirSync, mkdtempSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { createTrainer, type QwenTrainer, type RunOptions } from "../../src/api/trainer.js";
 import type { AgentTrainingConfigInput } from "../../src/config/schema.js";
 import type { EventOf, TrainEvent } from "../../src/events.js";
 import type { Native } from "../../src/native.js";
-import { QwenTrainer, type RunOptions } from "../../src/train/trainer.js";
 import { fakeNative, writeFakeModel } from "./fake-native.js";
 
 export const chatRow = (text: string) =>
@@ -45,7 +45,7 @@ export function trainer(
 		...(options.max_tokens_per_micro_batch === undefined && { per_device_train_batch_size: 2 }),
 		...options,
 	};
-	return new QwenTrainer({ args }, () => native);
+	return createTrainer({ args }, () => native);
 }
 
 /** All events of a run. */

@@ -1,16 +1,25 @@
-/** What `arl doctor` says of CUDA: driver, GPUs, libraries, addon, and the first thing that is missing. */
-import type { CudaFinding } from "../cuda.js";
-import { isPlainCpu } from "../device.js";
+/** The part of `arl doctor` on CUDA: driver, GPUs, libraries, addon, and the first problem. */
+import type { CudaFinding } from "../device/cuda.js";
+import { isPlainCpu } from "../device/index.js";
 import type { CudaDevice, CudaLibrary } from "../native.js";
 import { bytes } from "../report/index.js";
-import type { Finding } from "./finding.js";
 
+/** One line of the report of `arl doctor`. */
+export interface Finding {
+	name: string;
+	value: string;
+	ok: boolean;
+	/** What to do, or what was tried, in lines. */
+	hint?: string;
+}
+
+/** Why a file did not open, in the words of the CUDA report, if it does not exist. */
 const NOT_THERE = "not there";
 
-/** The files that were there and did not open, a line each. */
+/** The files that exist and do not open, a line each. */
 function failures({ tried }: CudaLibrary): { hint?: string } {
-	const told = tried.filter(({ why }) => why !== NOT_THERE);
-	const lines = told.map(({ at, why }) => (why.startsWith(at) ? why : `${at}: ${why}`));
+	const failed = tried.filter(({ why }) => why !== NOT_THERE);
+	const lines = failed.map(({ at, why }) => (why.startsWith(at) ? why : `${at}: ${why}`));
 	return lines.length > 0 ? { hint: lines.join("\n") } : {};
 }
 
@@ -40,7 +49,7 @@ function libraryFinding(library: CudaLibrary): Finding {
 	};
 }
 
-/** Where the libraries that were not found were looked for, once for all of them. */
+/** The places that were searched for missing libraries, once for all of them. */
 function searched(libraries: readonly CudaLibrary[]): Finding[] {
 	const missing = libraries.filter(({ path }) => path === undefined);
 	const places = new Set(
@@ -52,7 +61,7 @@ function searched(libraries: readonly CudaLibrary[]): Finding[] {
 	];
 }
 
-/** All there is to say of CUDA. No GPU, or none that can be used, is no failure: the CPU is there. */
+/** All findings on CUDA. A machine without a usable GPU is no failure, since it runs on the CPU. */
 export function cudaFindings(finding: CudaFinding): Finding[] {
 	const { report, addon, problem } = finding;
 	if (problem !== null && isPlainCpu(finding)) {
@@ -73,7 +82,7 @@ export function cudaFindings(finding: CudaFinding): Finding[] {
 		...devices,
 		...report.libraries.map(libraryFinding),
 		...searched(report.libraries),
-		{ name: "cuda addon", value: addon ?? "not there", ok: addon !== null && problem?.kind !== "addon" },
+		{ name: "cuda addon", value: addon ?? "not installed", ok: addon !== null && problem?.kind !== "addon" },
 		verdict,
 	];
 }

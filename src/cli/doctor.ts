@@ -1,13 +1,18 @@
-/** `arl doctor`: what this machine can do, what is missing, and what to do about it. Exits 1 where something is missing. */
+/** `arl doctor`: shows what this machine can do, what is missing, and what to do about it. */
 import { availableParallelism, cpus, freemem, platform, release, totalmem } from "node:os";
-import { findCuda } from "../cuda.js";
+import { findCuda } from "../device/cuda.js";
 import { toArlError } from "../errors.js";
 import { type DeviceInfo, loadNative, type Native } from "../native.js";
 import { bytes, jsonLine } from "../report/index.js";
-import { cudaFindings } from "./doctor-cuda.js";
-import type { Finding } from "./finding.js";
-import { command, parse } from "./options.js";
-import { version } from "./version.js";
+import { JSON_FLAG, parseCommand, version } from "./command.js";
+import { cudaFindings, type Finding } from "./doctor-cuda.js";
+
+const COMMAND = {
+	name: "arl doctor",
+	usage: "[--json]",
+	about: "Shows what this machine can do and what is missing. Exits with 1 if something is missing.",
+	flags: { json: JSON_FLAG },
+};
 
 function systemFindings(): Finding[] {
 	const [major = 0, minor = 0] = process.versions.node.split(".").map(Number);
@@ -18,7 +23,7 @@ function systemFindings(): Finding[] {
 			name: "node",
 			value: process.versions.node,
 			ok: nodeOk,
-			...(!nodeOk && { hint: "Node 20.19 or newer is needed." }),
+			...(!nodeOk && { hint: "Install Node 20.19 or newer." }),
 		},
 		{ name: "system", value: `${platform()} ${release()} ${process.arch}`, ok: true },
 		{ name: "processor", value: cpus()[0]?.model.trim() || "unknown", ok: true },
@@ -28,7 +33,8 @@ function systemFindings(): Finding[] {
 }
 
 function deviceFinding(device: DeviceInfo): Finding {
-	const features = device.features.length > 0 ? device.features.join(", ") : "no vector instructions that matter here";
+	const features =
+		device.features.length > 0 ? device.features.join(", ") : "no vector instructions that the engine uses";
 	return {
 		name: `device ${device.device}`,
 		value: `${device.name}, ${device.threads} threads, ${bytes(device.availableBytes)} of ${bytes(device.memoryBytes)} available; ${features}`,
@@ -49,14 +55,10 @@ function coreFindings(core: () => Native): Finding[] {
 
 /** Runs the command; gives the exit code. `core`: the native part; only tests give another one. */
 export async function run(words: readonly string[], core: () => Native = loadNative): Promise<number> {
-	const definition = command("doctor", "Shows what this machine can do and what is missing.").option(
-		"--json",
-		"as one JSON value",
-	);
-	const options = parse<{ json?: boolean }>(definition, words);
-	if (options === null) return 0;
+	const given = parseCommand(COMMAND, words);
+	if (given === null) return 0;
 	const findings = [...systemFindings(), ...coreFindings(core)];
-	if (options.json) {
+	if (given.flags.json) {
 		process.stdout.write(`${jsonLine(findings)}\n`);
 	} else {
 		const width = Math.max(...findings.map(({ name }) => name.length));

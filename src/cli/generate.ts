@@ -1,238 +1,104 @@
-/** `arl generate`: answers the trained replies of held-out rows with one model or two, and counts the exact ones. */
-import { Option } from "commander";
-import pc from "picocolors";
-import { openFiles } from "../data/open.js";
-import { chooseDevice } from "../device.js";
-import { ArlError, EXIT_CODES, toArlError } from "../errors.js";
+/** `arl generate`: one reply to a prompt, or the trained replies of rows compared with the expected ones. */
+import { flag, integer, integerOrNone, stringOrNone, strings, trainingSchema, type Values } from "../config/index.js";
+import { ArlError } from "../errors.js";
 import { loadNative, type Native } from "../native.js";
-import { droppedImages } from "../report/format.js";
-import { count, duration, jsonLine, percent } from "../report/index.js";
-import { liveLine } from "../report/live.js";
-import { wantsColor } from "../terminal.js";
-import { type Answer, Answerer, type AskOptions, type Question } from "./answers.js";
-import { columns, command, deviceName, numberFrom, parse, wholeNumber } from "./options.js";
-import { onStopSignals } from "./signals.js";
+import { jsonLine } from "../report/index.js";
+import { parseCommand } from "./command.js";
+import { generateRows } from "./generate-rows.js";
+import { CHAT_FLAGS, chatOptions, MODEL_FLAGS, modelOptions, SAMPLING_FLAGS, samplingOptions } from "./model-flags.js";
+import { stoppable } from "./signals.js";
 
-interface Options {
-	model_name_or_path: string;
-	compare?: string;
-	prompt_file: string[];
-	limit: number;
-	examples: number;
-	max_new_tokens?: number;
-	per_device_eval_batch_size: number;
-	temperature: number;
-	seed: number;
-	threads?: number;
-	device: string;
-	bf16: "true" | "false" | "auto";
-	chat_template?: string;
-	thinking?: "keep" | "strip" | "last";
-	columns?: string[];
-	images: "error" | "drop";
-	json?: boolean;
-}
+const { model_name_or_path, columns, images } = trainingSchema.shape;
 
-function definition() {
-	return command("generate", "Answers the trained replies of rows by generation and counts the exact ones.")
-		.requiredOption("--model_name_or_path <folder>", "the model")
-		.option("--compare <folder>", "a second model, shown side by side with the first")
-		.requiredOption(
-			"--prompt_file <file...>",
-			"rows with the replies to be answered, in any shape that `arl train` takes",
-		)
-		.option("--limit <n>", "rows that are answered; the first of the files", wholeNumber(1), Number.MAX_SAFE_INTEGER)
-		.option("--examples <n>", "answers that are shown in full", wholeNumber(0), 3)
-		.option(
-			"--max_new_tokens <n>",
-			"longest answer in tokens (default: the longest expected one, and 8 more)",
-			wholeNumber(1),
-		)
-		.option("--per_device_eval_batch_size <n>", "answers that are written side by side", wholeNumber(1, 4096), 32)
-		.option("--temperature <x>", "0 takes the most probable token; above 0 draws with --seed", numberFrom(0), 0)
-		.option("--seed <n>", "seed of the draws", wholeNumber(0, 4_294_967_295), 42)
-		.option("--threads <n>", "threads that compute (default: as many as the process may use)", wholeNumber(1, 1024))
-		.option("--device <name>", "auto, cpu, cuda or cuda:N, as for `arl train`", deviceName, "auto")
-		.addOption(
-			new Option("--bf16 [how]", "compute in bfloat16; auto: on a GPU")
-				.choices(["true", "false", "auto"])
-				.preset("true")
-				.default("auto"),
-		)
-		.option("--chat_template <file>", "a Jinja chat template that replaces the checkpoint's")
-		.addOption(
-			new Option("--thinking <how>", "what happens to reasoning in earlier replies").choices(["keep", "strip", "last"]),
-		)
-		.option("--columns <name=column...>", "names of columns that differ from the known ones")
-		.addOption(
-			new Option("--images <how>", "what image parts of rows do: end the command, or be left out and counted")
-				.choices(["error", "drop"])
-				.default("error"),
-		)
-		.option("--json", "one JSON value a line: each answer, then the summary of each model");
-}
+const COMMAND = {
+	name: "arl generate",
+	usage: "--model_name_or_path DIR (--prompt TEXT | --prompt_file FILE...) [--OPTION VALUE ...]",
+	about: `Writes a model's reply to a prompt, as it is generated:
+  arl generate --model_name_or_path DIR --prompt "What is the capital of France?"
 
-/** How well a model answered. */
-interface Score {
-	model: string;
-	rows: number;
-	exactRows: number;
-	replies: number;
-	exactReplies: number;
-	tokens: number;
-	seconds: number;
-}
-
-function score(model: string, questions: readonly Question[], answers: readonly Answer[], seconds: number): Score {
-	const rows = new Map<number, boolean>();
-	for (const [i, question] of questions.entries()) {
-		rows.set(question.row, (rows.get(question.row) ?? true) && answers[i]?.exact === true);
-	}
-	return {
-		model,
-		rows: rows.size,
-		exactRows: [...rows.values()].filter((exact) => exact).length,
-		replies: questions.length,
-		exactReplies: answers.filter(({ exact }) => exact).length,
-		tokens: answers.reduce((sum, { tokens }) => sum + tokens, 0),
-		seconds,
-	};
-}
+With --prompt_file it generates the trained replies of rows, and counts those that equal the expected ones:
+  arl generate --model_name_or_path DIR --prompt_file heldout.jsonl --compare BASE`,
+	flags: {
+		model_name_or_path,
+		prompt: stringOrNone({ literal: true, description: "A user's message, rendered by the model's chat template." }),
+		...CHAT_FLAGS,
+		raw: flag("Take --prompt as it is, without the chat template, and continue it."),
+		prompt_file: strings({
+			expects: "files, folders or globs",
+			description: "Rows whose trained replies are generated, in any shape that `arl train` takes.",
+		}),
+		compare: stringOrNone({
+			expects: "a folder",
+			description: "With --prompt_file: a second model, shown next to the first.",
+		}),
+		limit: integerOrNone({ min: 1, description: "With --prompt_file: take the first rows only; none: all." }),
+		examples: integer({
+			min: 0,
+			default: 3,
+			description: "With --prompt_file: replies that are shown in full.",
+		}),
+		per_device_eval_batch_size: integer({
+			min: 1,
+			max: 4096,
+			default: 32,
+			description: "With --prompt_file: replies that are generated at a time.",
+		}),
+		max_new_tokens: integerOrNone({
+			min: 1,
+			description: "Most tokens of a reply; none: 1024, and with --prompt_file 8 more than the longest expected reply.",
+		}),
+		...SAMPLING_FLAGS,
+		...MODEL_FLAGS,
+		columns,
+		images,
+		json: flag("Print JSON: the whole reply; with --prompt_file a line for each reply, then one for each model."),
+	},
+};
 
 /** Runs the command; gives the exit code. `core`: the native part; only tests give another one. */
 export async function run(words: readonly string[], core: () => Native = loadNative): Promise<number> {
-	const options = parse<Options>(definition(), words);
-	if (options === null) return 0;
-	const stop = onStopSignals(() => process.stderr.write("stopping\n"));
-	try {
-		return await generate(core(), options, stop.signal);
-	} catch (error) {
-		if (stop.signal.aborted) return EXIT_CODES.ARL_INTERRUPTED;
-		throw toArlError(error);
-	} finally {
-		stop.release();
-	}
-}
-
-async function generate(native: Native, options: Options, signal: AbortSignal): Promise<number> {
-	const device = chooseDevice(options.device, native);
-	if (device.notice !== null) process.stderr.write(`${device.notice}\n`);
-	const ask: AskOptions = {
-		columns: columns(options.columns),
-		images: options.images,
-		chat_template: options.chat_template ?? null,
-		thinking: options.thinking ?? null,
-		threads: options.threads ?? null,
-		seed: options.seed,
-		batchSize: options.per_device_eval_batch_size,
-		maxNewTokens: options.max_new_tokens ?? null,
-		temperature: options.temperature,
-		bf16: options.bf16 === "auto" ? "auto" : options.bf16 === "true",
-		device,
-	};
-	const { source, notices } = await openFiles(native, options.prompt_file, { columns: ask.columns });
-	try {
-		for (const notice of notices) process.stderr.write(`${notice}\n`);
-		const sample = await source.read(Array.from({ length: Math.min(64, source.length) }, (_, i) => i));
-		if (sample.length === 0) throw new ArlError("ARL_DATA", `${source.name}: no rows`);
-		const models = [options.model_name_or_path, ...(options.compare === undefined ? [] : [options.compare])];
-		const results: { questions: Question[]; answerer: Answerer; answers: Answer[]; score: Score }[] = [];
-		for (const model of models) {
-			const answerer = new Answerer(native, model, ask, sample);
-			const questions = await answerer.questions(source, options.limit);
-			const started = performance.now();
-			const answers = await answerWithProgress(model, answerer, questions, signal);
-			results.push({
-				questions,
-				answerer,
-				answers,
-				score: score(model, questions, answers, (performance.now() - started) / 1000),
-			});
+	const given = parseCommand(COMMAND, words);
+	if (given === null) return 0;
+	const { flags } = given;
+	const { prompt, raw } = flags;
+	checkTogether(flags);
+	return stoppable(async (signal) => {
+		if (prompt === null) return generateRows(core(), flags, signal);
+		const { system, options } = await chatOptions(flags);
+		const { Model } = await import("../api/model.js");
+		await using model = await Model.open(flags.model_name_or_path, modelOptions(flags));
+		for (const notice of model.notices) process.stderr.write(`${notice}\n`);
+		const reply = raw
+			? model.generate(prompt, { ...samplingOptions(flags), signal })
+			: model.chat([...system, { role: "user", content: prompt }], { ...options, signal });
+		if (!flags.json) for await (const text of reply) process.stdout.write(text);
+		const completion = await reply.completion();
+		process.stdout.write(flags.json ? `${jsonLine(completion)}\n` : "\n");
+		if (completion.finishReason === "length") {
+			const { completionTokens: tokens } = completion;
+			process.stderr.write(`cut off after ${tokens} tokens; --max_new_tokens sets the bound\n`);
 		}
-		const dropped = results[0] ? droppedImages(results[0].answerer.dropped) : "";
-		if (dropped !== "") process.stderr.write(`${dropped}\n`);
-		if (options.json) printJson(results);
-		else printText(results, options.examples);
 		return 0;
-	} finally {
-		await source.close();
-	}
+	});
 }
 
-async function answerWithProgress(
-	model: string,
-	answerer: Answerer,
-	questions: Question[],
-	signal: AbortSignal,
-): Promise<Answer[]> {
-	const live = liveLine(process.stderr);
-	const show = (done: number) =>
-		live?.show([{ text: `${model}: ${done}/${questions.length} replies answered`, keep: 0 }]);
-	show(0);
-	try {
-		return await answerer.answer(questions, show, signal);
-	} finally {
-		live?.clear();
-	}
-}
-
-type Result = { questions: Question[]; answerer: Answerer; answers: Answer[]; score: Score };
-
-function printJson(results: readonly Result[]): void {
-	for (const { questions, answerer, answers, score: reached } of results) {
-		for (const [i, question] of questions.entries()) {
-			const { text, exact, tokens } = answers[i] ?? { text: "", exact: false, tokens: 0 };
-			const { location, message } = question;
-			const line = {
-				type: "answer",
-				model: reached.model,
-				location,
-				message,
-				expected: answerer.expectedText(question),
-				answer: text,
-				exact,
-				tokens,
-			};
-			process.stdout.write(`${jsonLine(line)}\n`);
-		}
-	}
-	for (const { score: reached } of results) process.stdout.write(`${jsonLine({ type: "score", ...reached })}\n`);
-}
-
-function printText(results: readonly Result[], examples: number): void {
-	const colors = pc.createColors(wantsColor(process.stdout));
-	const write = (line: string) => process.stdout.write(`${line}\n`);
-	const [first] = results;
-	for (const at of first ? spread(first.questions.length, examples) : []) {
-		const question = first?.questions[at];
-		if (!first || !question) continue;
-		write(colors.bold(`${question.location}, message ${question.message}`));
-		if (question.asked !== "") write(`  ${colors.dim("given   ")} ${oneLine(question.asked)}`);
-		write(`  ${colors.dim("expected")} ${oneLine(first.answerer.expectedText(question))}`);
-		for (const { answers, score: reached } of results) {
-			const answer = answers[at];
-			const mark = answer?.exact ? colors.green("exact   ") : colors.red("differs ");
-			write(`  ${mark} ${oneLine(answer?.text ?? "")}  ${colors.dim(`(${reached.model})`)}`);
-		}
-		write("");
-	}
-	const width = Math.max(...results.map(({ score: reached }) => reached.model.length));
-	write(colors.bold("answered exactly right"));
-	for (const { score: reached } of results) {
-		const rows = `${percent(reached.exactRows / reached.rows)} of rows (${reached.exactRows} of ${reached.rows})`;
-		const replies = `${percent(reached.exactReplies / reached.replies)} of replies (${reached.exactReplies} of ${reached.replies})`;
-		const speed = `${count(reached.tokens / reached.seconds)} tokens/s, ${duration(reached.seconds)}`;
-		write(`  ${reached.model.padEnd(width)}  ${rows}, ${replies}  ${colors.dim(speed)}`);
-	}
-}
-
-/** `wanted` indexes spread evenly over `length`. */
-function spread(length: number, wanted: number): number[] {
-	const many = Math.min(length, wanted);
-	return Array.from({ length: many }, (_, i) => Math.floor(((i + 0.5) * length) / many));
-}
-
-function oneLine(text: string): string {
-	const flat = text.replaceAll("\n", "\\n");
-	return flat.length > 160 ? `${flat.slice(0, 157)}...` : flat;
+/** Throws `ARL_USAGE` for flags of which one has no effect with the other. */
+function checkTogether({
+	prompt,
+	raw,
+	system,
+	tools,
+	prompt_file,
+	compare,
+	limit,
+}: Values<typeof COMMAND.flags>): void {
+	const refuse = (message: string) => {
+		throw new ArlError("ARL_USAGE", message, "`arl generate --help` shows both uses.");
+	};
+	if ((prompt === null) === (prompt_file.length === 0)) refuse("give either --prompt TEXT or --prompt_file FILE...");
+	const ofPrompts = { raw, system: system !== null, tools: tools !== null };
+	const ofRows = { compare: compare !== null, limit: limit !== null };
+	const [wrong] = Object.entries(prompt === null ? ofPrompts : ofRows).filter(([, given]) => given);
+	if (wrong) refuse(`--${wrong[0]} has no effect with --prompt${prompt === null ? "_file" : ""}`);
+	if (raw && (ofPrompts.system || ofPrompts.tools)) refuse("--raw takes neither --system nor --tools");
 }

@@ -1,44 +1,80 @@
-/** `arl images`: rows with the images in them that they name by URL, so that nothing has to be fetched where they are used. */
+/** `arl images`: replaces the image URLs of rows by the images, so that no later reader has to fetch them. */
 import { open } from "node:fs/promises";
-import { Option } from "commander";
-import { openFiles } from "../data/open.js";
-import { type BadRow, badRowsError, countReasons } from "../data/problems.js";
-import { maxRowBytes, rowTooLarge } from "../data/row-size.js";
-import type { Source } from "../data/source.js";
-import { EXIT_CODES, messageOf, toArlError } from "../errors.js";
+import {
+	described,
+	flag,
+	integer,
+	integerOrNone,
+	number,
+	required,
+	requiredString,
+	stringOrNone,
+	trainingSchema,
+} from "../config/index.js";
+import { openFiles } from "../data/sources/open.js";
+import { maxRowBytes, rowTooLarge } from "../data/sources/row-size.js";
+import type { Source } from "../data/sources/source.js";
+import { type BadRow, badRowsError, countReasons } from "../data/tokens/problems.js";
+import { writeWhole } from "../disk/write-whole.js";
+import { messageOf, toArlError } from "../errors.js";
 import { imagesToBase64InText } from "../images/embed.js";
-import { ImageLoader } from "../images/loader.js";
+import { IMAGE_DEFAULTS, ImageLoader } from "../images/loader.js";
 import { loadNative } from "../native.js";
 import { jsonLine, rowsText } from "../report/format.js";
-import { writeWhole } from "../write-whole.js";
-import { type ImageFlags, withImageOptions } from "./image-options.js";
-import { columns, command, parse } from "./options.js";
-import { onStopSignals } from "./signals.js";
+import { JSON_FLAG, parseCommand } from "./command.js";
+import { stoppable } from "./signals.js";
 
-interface Options extends ImageFlags {
-	train_file: string[];
-	out: string;
-	columns?: string[];
-	on_bad_row: "error" | "skip";
-	json?: boolean;
-}
+const { train_file, on_bad_row, columns } = trainingSchema.shape;
 
-function definition() {
-	return withImageOptions(
-		command("images", "Writes rows with their images in them: each image_url becomes a base64 data URL.")
-			.requiredOption("--train_file <file...>", "files or globs of rows")
-			.requiredOption("--out <file>", "the JSONL file to write")
-			.addOption(
-				new Option("--on_bad_row <how>", "error: write nothing if an image cannot be had; skip: leave such rows out")
-					.choices(["error", "skip"])
-					.default("error"),
-			)
-			.option("--columns <name=column...>", "names of columns that differ from the known ones"),
-	).option("--json", "the outcome as one JSON value");
-}
+const COMMAND = {
+	name: "arl images",
+	usage: "--train_file FILE... --out FILE [--OPTION VALUE ...]",
+	about: "Writes rows with their images in them: each image_url becomes a base64 data URL.",
+	flags: {
+		train_file: required(train_file, "Files of rows."),
+		out: requiredString({ expects: "a file", literal: true, description: "The JSONL file to write." }),
+		on_bad_row: described(
+			on_bad_row,
+			"error: write nothing if an image cannot be read; skip: leave rows with such images out.",
+		),
+		columns,
+		image_root: stringOrNone({
+			expects: "a folder",
+			description: "Folder under which file: URLs are read; none: they are refused.",
+		}),
+		image_allow_private: flag("Read images from this machine and from private networks too."),
+		image_max_bytes: integer({
+			min: 1,
+			default: IMAGE_DEFAULTS.image_max_bytes,
+			description: "Largest image in bytes.",
+		}),
+		image_timeout: number({
+			above: 0,
+			max: 3600,
+			default: IMAGE_DEFAULTS.image_timeout,
+			description: "Seconds for one attempt at an image; a failure that may pass is tried five times.",
+		}),
+		image_cache_dir: stringOrNone({
+			expects: "a folder",
+			description: "Folder that keeps fetched images, up to 10 GiB; none: they are not kept.",
+		}),
+		max_pixels: integerOrNone({
+			min: 1,
+			description: "Scale larger images down to this many pixels, which needs the package sharp; none: keep them.",
+		}),
+		json: JSON_FLAG,
+	},
+};
 
-/** Rows that are worked on at once; the loader bounds the images among them. */
+/** Rows in progress at once; the loader bounds their images. */
 const ROWS_AHEAD = 32;
+
+interface Result {
+	out: string;
+	rows: number;
+	images: number;
+	bad: BadRow[];
+}
 
 interface Done {
 	text: Uint8Array;
@@ -72,7 +108,7 @@ async function embed(
 	}
 }
 
-/** A row of a JSON file may stand on several lines; line ends are white space there, and nowhere else in JSON. */
+/** A row as one line: in a JSON file it may span several, whose ends are white space, since JSON strings have none. */
 function asLine(text: Uint8Array): Buffer {
 	const line = Buffer.alloc(text.length + 1, "\n");
 	for (let at = 0; at < text.length; at++) {
@@ -84,50 +120,47 @@ function asLine(text: Uint8Array): Buffer {
 
 /** Runs the command; gives the exit code. */
 export async function run(words: readonly string[]): Promise<number> {
-	const options = parse<Options>(definition(), words);
-	if (options === null) return 0;
-	const names = columns(options.columns);
-	const stop = onStopSignals(() => process.stderr.write("stopping\n"));
-	const { source, notices } = await openFiles(loadNative(), options.train_file, { columns: names });
-	for (const notice of notices) process.stderr.write(`${notice}\n`);
-	const loader = new ImageLoader({ ...options, signal: stop.signal });
-	const result = { rows: 0, images: 0, bad: [] as BadRow[] };
-	try {
-		await writeWhole(options.out, async (partial) => {
-			const file = await open(partial, "w");
-			try {
-				for await (const done of inOrder(source.length, (row) => embed(source, row, loader, names))) {
-					if ("reason" in done) result.bad.push(done);
-					else {
-						result.rows += 1;
-						result.images += done.images;
-						await file.appendFile(asLine(done.text));
+	const given = parseCommand(COMMAND, words);
+	if (given === null) return 0;
+	const { train_file: entries, out, on_bad_row: onBadRow, columns: names, json, ...options } = given.flags;
+	return stoppable(async (signal) => {
+		const { source, notices } = await openFiles(loadNative(), entries, { columns: names });
+		for (const notice of notices) process.stderr.write(`${notice}\n`);
+		const loader = new ImageLoader({ ...options, signal });
+		const result: Result = { out, rows: 0, images: 0, bad: [] };
+		try {
+			await writeWhole(out, async (partial) => {
+				const file = await open(partial, "w");
+				try {
+					for await (const done of inOrder(source.length, (row) => embed(source, row, loader, names))) {
+						if ("reason" in done) result.bad.push(done);
+						else {
+							result.rows += 1;
+							result.images += done.images;
+							await file.appendFile(asLine(done.text));
+						}
 					}
+				} finally {
+					await file.close();
 				}
-			} finally {
-				await file.close();
-			}
-			if (result.bad.length > 0 && options.on_bad_row === "error") throw badRowsError(result.bad, source.length);
-		});
-		report(options, result);
-		return 0;
-	} catch (error) {
-		if (stop.signal.aborted) return EXIT_CODES.ARL_INTERRUPTED;
-		throw error;
-	} finally {
-		await loader.close();
-		await source.close();
-		stop.release();
-	}
+				if (result.bad.length > 0 && onBadRow === "error") throw badRowsError(result.bad, source.length);
+			});
+			report(result, json);
+			return 0;
+		} finally {
+			await loader.close();
+			await source.close();
+		}
+	});
 }
 
-/** Results by number, while those that follow are on their way. */
+/** Results in order, while later ones are already in progress. */
 async function* inOrder<T>(count: number, work: (index: number) => Promise<T>): AsyncGenerator<T> {
 	const ahead: Promise<T>[] = [];
 	for (let next = 0; next < count || ahead.length > 0; ) {
 		while (next < count && ahead.length < ROWS_AHEAD) {
 			const promise = work(next++);
-			// A failure is thrown where its turn comes; until then it must not count as unhandled.
+			// A failure is thrown in its turn; until then Node must not see an unhandled rejection.
 			promise.catch(() => {});
 			ahead.push(promise);
 		}
@@ -136,15 +169,13 @@ async function* inOrder<T>(count: number, work: (index: number) => Promise<T>): 
 	}
 }
 
-function report(options: Options, { rows, images, bad }: { rows: number; images: number; bad: BadRow[] }): void {
-	if (options.json) {
+function report({ out, rows, images, bad }: Result, json: boolean): void {
+	if (json) {
 		const skipped = bad.map(({ location, reason, message }) => ({ location, reason, message }));
-		process.stdout.write(`${jsonLine({ type: "images", out: options.out, rows, images, skipped })}\n`);
+		process.stdout.write(`${jsonLine({ type: "images", out, rows, images, skipped })}\n`);
 		return;
 	}
-	process.stderr.write(
-		`wrote ${rowsText(rows)} with ${images === 1 ? "1 image" : `${images} images`} to ${options.out}\n`,
-	);
+	process.stderr.write(`wrote ${rowsText(rows)} with ${images === 1 ? "1 image" : `${images} images`} to ${out}\n`);
 	if (bad.length === 0) return;
 	const reasons = Object.entries(countReasons(bad)).map(([reason, count]) => `${reason}: ${count}`);
 	process.stderr.write(`left out ${rowsText(bad.length)} (${reasons.join(", ")})\n`);

@@ -1,60 +1,46 @@
 /** `arl inspect`: one row as the model will see it. */
 import pc from "picocolors";
-import { noteLine } from "../data/notes.js";
-import { EXIT_CODES, toArlError } from "../errors.js";
+import type { InspectedRow, TokenText } from "../api/inspect-row.js";
+import { flag, integer } from "../config/index.js";
+import { noteLine } from "../data/tokens/notes.js";
 import { loadNative, type Native } from "../native.js";
 import { jsonLine, percent } from "../report/index.js";
-import { wantsColor } from "../terminal.js";
-import type { InspectedRow, TokenText } from "../train/inspect.js";
-import { resolveWords, wholeNumberOf } from "./resolve.js";
-import { onStopSignals } from "./signals.js";
+import { wantsColor } from "../report/terminal.js";
+import { JSON_FLAG } from "./command.js";
+import { resolveCommand, withOptions } from "./resolve.js";
+import { stoppable } from "./signals.js";
 
-const COMMAND_FLAGS = { config: "value", json: "switch", help: "switch", row: "value", tokens: "switch" } as const;
-
-function help(): string {
-	return `Usage: arl inspect [CONFIG] [--row N] [--OPTION VALUE ...]
-
-Shows one row as the model will see it, what is trained of it in colour:
+const COMMAND = withOptions({
+	name: "arl inspect",
+	usage: "[CONFIG] [--row N] [--OPTION VALUE ...]",
+	about: `Shows one row as the model sees it, with the trained tokens in colour:
   arl inspect --model_name_or_path DIR --train_file rows.jsonl --row 17
 
-Takes the options of \`arl train\` (\`arl train --help\`); those on rows and text count. No output_dir is needed, and nothing
-is written. Without colours what is trained stands between « and ».
-
-  --row N    the row, counted over all sources from 1 (default: 1)
-  --tokens   a line for each token: its number, id, weight and text
-  --json     one JSON value on stdout
-  --help     this text
-`;
-}
+Takes the options of \`arl train\` (\`arl train --help\`); those on rows and text count. It needs no output_dir, and
+writes nothing. Without colours, « and » enclose the trained tokens.`,
+	flags: {
+		row: integer({ min: 1, default: 1, description: "The row, counted over all sources." }),
+		tokens: flag("Print a line for each token: its number, id, weight and text."),
+		json: JSON_FLAG,
+	},
+});
 
 /** Runs the command; gives the exit code. `core`: the native part; only tests give another one. */
 export async function run(words: readonly string[], core: () => Native = loadNative): Promise<number> {
-	const found = await resolveWords(words, { flags: COMMAND_FLAGS, help, assumed: [["output_dir", "."]] });
+	const found = await resolveCommand(COMMAND, words, { output_dir: "." });
 	if (found === null) return 0;
-	const { resolved, command } = found;
+	const { resolved, flags } = found;
 	for (const notice of resolved.notices) process.stderr.write(`${notice}\n`);
-	const number = wholeNumberOf(command, "row") ?? 1;
-	const stop = onStopSignals(() => process.stderr.write("stopping\n"));
-	try {
-		const { inspectRow } = await import("../train/inspect.js");
-		const row = await inspectRow({
-			native: core(),
-			args: resolved.args,
-			code: { dataset: null, convert: null },
-			row: number - 1,
-			signal: stop.signal,
-		});
+	return stoppable(async (signal) => {
+		const { inspectRow } = await import("../api/inspect-row.js");
+		const code = { dataset: null, convert: null };
+		const row = await inspectRow({ native: core(), args: resolved.args, code, row: flags.row - 1, signal });
 		for (const line of [...row.notices, ...row.notes.map(noteLine)]) process.stderr.write(`${line}\n`);
 		const color = wantsColor(process.stdout);
-		if (command.has("json")) process.stdout.write(`${jsonLine(row)}\n`);
-		else process.stdout.write(`${summary(row)}\n${command.has("tokens") ? tokenLines(row, color) : text(row, color)}`);
+		if (flags.json) process.stdout.write(`${jsonLine(row)}\n`);
+		else process.stdout.write(`${summary(row)}\n${flags.tokens ? tokenLines(row, color) : text(row, color)}`);
 		return 0;
-	} catch (error) {
-		if (stop.signal.aborted) return EXIT_CODES.ARL_INTERRUPTED;
-		throw toArlError(error);
-	} finally {
-		stop.release();
-	}
+	});
 }
 
 function summary({ location, shape, recordId, tokens, targetTokens, spans }: InspectedRow): string {
@@ -71,15 +57,15 @@ function summary({ location, shape, recordId, tokens, targetTokens, spans }: Ins
 
 const isTrained = ({ weights }: TokenText) => weights.some((weight) => weight > 0);
 
-/** Control characters, which a terminal would obey, made visible; line breaks stay. */
+/** Escapes control characters, which a terminal would obey; line breaks stay. */
 function visible(text: string): string {
-	// biome-ignore lint/suspicious/noControlCharactersInRegex: these are what is looked for.
+	// biome-ignore lint/suspicious/noControlCharactersInRegex: the expression looks for them.
 	return text.replace(/[\u0000-\u0009\u000b-\u001f\u007f-\u009f]/g, (character) =>
 		JSON.stringify(character).slice(1, -1),
 	);
 }
 
-/** The whole text: neighbouring tokens differ in shade, what is trained is green. */
+/** The whole text: neighbouring tokens differ in shade, trained ones are green. */
 function text({ texts }: InspectedRow, color: boolean): string {
 	const colors = pc.createColors(color);
 	let out = "";
@@ -89,7 +75,7 @@ function text({ texts }: InspectedRow, color: boolean): string {
 		if (!color && trained !== open) out += trained ? "«" : "»";
 		open = trained;
 		const shade = trained ? (i % 2 === 0 ? colors.green : colors.greenBright) : i % 2 === 0 ? colors.dim : String;
-		// A colour that goes over the end of a line colours what a pager puts beside it.
+		// A colour that continues past the end of a line would colour a pager's own text.
 		const lines = visible(token.text).split("\n");
 		out += lines.map((line) => (line === "" ? "" : shade(line))).join("\n");
 	}

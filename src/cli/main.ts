@@ -3,7 +3,7 @@
 import { main } from "./commands.js";
 import { hungUp } from "./signals.js";
 
-// The reader of the output may stop reading (`arl ... | head`), and a terminal may be closed: that ends the output, not the run.
+// A reader that stops reading (`arl ... | head`) or a terminal that is closed ends the output, not the run.
 for (const stream of [process.stdout, process.stderr]) {
 	stream.on("error", (error: NodeJS.ErrnoException) => {
 		if (error.code !== "EPIPE" && error.code !== "EIO") throw error;
@@ -11,6 +11,6 @@ for (const stream of [process.stdout, process.stderr]) {
 }
 
 process.exitCode = await main(process.argv.slice(2));
-// With no handler left, this ends the process as the closed terminal would have. Node's own end would try to restore the
+// Ends the process by the signal of the closed terminal, as no handler is left. A normal exit of Node would try to restore the
 // settings of that terminal, and abort.
 if (hungUp()) process.kill(process.pid, "SIGHUP");

@@ -1,56 +1,47 @@
-/** `arl mongo import`: rows of files as documents that AgentRL and `arl train` read. */
-import { Option } from "commander";
-import { openFiles } from "../data/open.js";
-import { badRowsError, countReasons } from "../data/problems.js";
-import { ArlError } from "../errors.js";
+/** `arl mongo import`: writes rows of files as documents that AgentRL and `arl train` read. */
+import { choice, choiceOrNone, described, trainingSchema, type Values } from "../config/index.js";
+import { openFiles } from "../data/sources/open.js";
 import type { MongoConnection } from "../mongo/connection.js";
-import { SPLITS, type Split } from "../mongo/documents.js";
+import { SPLITS } from "../mongo/documents.js";
 import type { ImportResult } from "../mongo/import.js";
-import type { ImportKind } from "../mongo/row-documents.js";
+import type { ImportKind } from "../mongo/to-documents.js";
 import { loadNative, type Native } from "../native.js";
 import { count, jsonLine } from "../report/index.js";
 import { liveLine } from "../report/live.js";
-import { databaseOption, withDatabase } from "./mongo-options.js";
-import { command, parse } from "./options.js";
+import { JSON_FLAG, parseCommand } from "./command.js";
+import { DATABASE, leftOut, withDatabase } from "./mongo-database.js";
 
-interface Options {
-	db_connection_string?: string;
-	as: ImportKind;
-	split?: Split;
-	on_bad_row: "error" | "skip";
-	json?: boolean;
-}
+const COMMAND = {
+	name: "arl mongo import",
+	usage: "FILE... --db_connection_string URI [--OPTION VALUE ...]",
+	about: `Writes rows of files into AgentRL's collections. Importing the same rows again changes nothing.
 
-function definition() {
-	return command("mongo import", "Writes rows of files into AgentRL's collections. Doing it again doubles nothing.")
-		.usage("FILE... --db_connection_string mongodb://HOST/DB [options]")
-		.argument("<files...>", "files of rows, as `arl train --train_file` takes them; rows need `messages`")
-		.addOption(databaseOption())
-		.addOption(
-			new Option(
-				"--as <class>",
-				"DBRecordData: one document a row. Record: a Record with its Task and a sample for each trained reply",
-			)
-				.choices(["DBRecordData", "Record"])
-				.default("DBRecordData"),
-		)
-		.addOption(
-			new Option("--split <name>", "split of the rows (default: each row's own `split`, else train)").choices(SPLITS),
-		)
-		.addOption(
-			new Option("--on_bad_row <how>", "error: write nothing if a row cannot be used; skip: leave such rows out")
-				.choices(["error", "skip"])
-				.default("error"),
-		)
-		.option("--json", "the outcome as one JSON value");
-}
+FILE...: files of rows, as \`arl train --train_file\` takes them. Rows need \`messages\`.`,
+	words: { noun: "a file of rows", least: 1, most: Number.POSITIVE_INFINITY },
+	flags: {
+		db_connection_string: DATABASE,
+		as: choice(["DBRecordData", "Record"], {
+			default: "DBRecordData",
+			description:
+				"Collection of the documents. DBRecordData: one document a row. Record: a Record with its Task, and a sample for each trained reply.",
+		}),
+		split: choiceOrNone(SPLITS, { description: "Split of the rows; none: each row's own `split`, else train." }),
+		on_bad_row: described(
+			trainingSchema.shape.on_bad_row,
+			"error: write nothing if a row cannot be used; skip: leave such rows out.",
+		),
+		json: JSON_FLAG,
+	},
+};
+
+type Options = Values<typeof COMMAND.flags>;
 
 /** Runs the command; gives the exit code. `core`: the native part; only tests give another one. */
 export async function run(words: readonly string[], core: () => Native = loadNative): Promise<number> {
-	const of = definition();
-	const options = parse<Options>(of, words);
-	if (options === null) return 0;
-	return withDatabase(options.db_connection_string, (connection) => write(connection, options, of.args, core));
+	const given = parseCommand(COMMAND, words);
+	if (given === null) return 0;
+	const { flags, words: entries } = given;
+	return withDatabase(flags.db_connection_string, (connection) => write(connection, flags, entries, core));
 }
 
 async function write(
@@ -59,7 +50,7 @@ async function write(
 	entries: string[],
 	core: () => Native,
 ): Promise<number> {
-	const { importRows, checkRows } = await import("../mongo/import.js");
+	const { importChecked } = await import("../mongo/import.js");
 	const { source, files, notices } = await openFiles(core(), entries);
 	for (const notice of notices) process.stderr.write(`${notice}\n`);
 	const live = liveLine(process.stderr);
@@ -67,22 +58,16 @@ async function write(
 		const given = {
 			source,
 			kind: options.as,
-			split: options.split ?? null,
+			split: options.split,
 			progress: (rows: number) => live?.show([{ text: `${count(rows)} of ${count(source.length)} rows`, keep: 0 }]),
 		};
-		const bad = await checkRows(given);
-		if (bad.length > 0 && options.on_bad_row === "error") throw badRowsError(bad, source.length);
-		if (bad.length === source.length) throw new ArlError("ARL_DATA", `${source.name}: no row can be imported`);
-		const result = await importRows(connection, given, new Set(bad.map(({ row }) => row)));
+		const { bad, ...result } = await importChecked(connection, given, options.on_bad_row === "skip");
 		live?.clear();
-		for (const { location, reason, message } of bad) {
-			process.stderr.write(`left out: ${location}: ${reason}: ${message}\n`);
-		}
+		const left = leftOut(bad);
 		const to = connection.address;
 		if (options.json) {
-			const left = { skipped: bad.length, reasons: countReasons(bad) };
 			process.stdout.write(`${jsonLine({ files, to, as: options.as, rows: source.length, ...result, ...left })}\n`);
-		} else process.stdout.write(told(result, options.as, source.length, to, bad.length));
+		} else process.stdout.write(summary(result, options.as, source.length, to, bad.length));
 		return 0;
 	} finally {
 		live?.clear();
@@ -90,20 +75,17 @@ async function write(
 	}
 }
 
-function told(result: ImportResult, kind: ImportKind, rows: number, to: string, skipped: number): string {
-	const parts = [`${result.written} written`, `${result.present} there already`];
+function summary(result: ImportResult, kind: ImportKind, rows: number, to: string, skipped: number): string {
+	const parts = [`${result.written} written`, `${result.present} present already`];
 	if (skipped > 0) parts.push(`${skipped} left out`);
 	const lines = [`${rows} rows as ${kind} into ${to}: ${parts.join(", ")}`];
 	if (kind === "Record" && result.written > 0) {
-		lines.push(
-			`  documents: ${Object.entries(result.documents)
-				.map(([name, n]) => `${n} ${name}`)
-				.join(", ")}`,
-		);
+		const documents = Object.entries(result.documents).map(([name, n]) => `${n} ${name}`);
+		lines.push(`  documents: ${documents.join(", ")}`);
 	}
 	if (result.toolsAsText > 0) {
 		lines.push(
-			`  ${result.toolsAsText} documents hold their tools as JSON text: the server cannot hold them otherwise`,
+			`  ${result.toolsAsText} documents store their tools as JSON text, because the server cannot store them as objects`,
 		);
 	}
 	return `${lines.join("\n")}\n`;

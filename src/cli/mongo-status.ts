@@ -1,25 +1,25 @@
-/** `arl mongo status`: what AgentRL's collections hold, and the index that is missing. Reads only. */
+/** `arl mongo status`: shows what AgentRL's collections hold, and missing indexes. Reads only. */
 import type { Counts, DatabaseStatus } from "../mongo/status.js";
 import { jsonLine } from "../report/index.js";
-import { databaseOption, withDatabase } from "./mongo-options.js";
-import { command, parse } from "./options.js";
+import { JSON_FLAG, parseCommand } from "./command.js";
+import { DATABASE, withDatabase } from "./mongo-database.js";
 
-interface Options {
-	db_connection_string?: string;
-	json?: boolean;
-}
+const COMMAND = {
+	name: "arl mongo status",
+	usage: "--db_connection_string URI [--json]",
+	about: "Shows what AgentRL's collections hold. Changes nothing.",
+	flags: { db_connection_string: DATABASE, json: JSON_FLAG },
+};
 
 /** Runs the command; gives the exit code. */
 export async function run(words: readonly string[]): Promise<number> {
-	const definition = command("mongo status", "Shows what AgentRL's collections hold. Changes nothing.")
-		.addOption(databaseOption())
-		.option("--json", "as one JSON value");
-	const options = parse<Options>(definition, words);
-	if (options === null) return 0;
-	return withDatabase(options.db_connection_string, async (connection) => {
+	const given = parseCommand(COMMAND, words);
+	if (given === null) return 0;
+	const { flags } = given;
+	return withDatabase(flags.db_connection_string, async (connection) => {
 		const { databaseStatus } = await import("../mongo/status.js");
 		const status = await databaseStatus(connection);
-		process.stdout.write(options.json ? `${jsonLine(status)}\n` : told(status));
+		process.stdout.write(flags.json ? `${jsonLine(status)}\n` : asText(status));
 		return 0;
 	});
 }
@@ -30,12 +30,12 @@ function counts(of: Counts): string {
 	return [...shown, ...(entries.length > 12 ? [`and ${entries.length - 12} more values`] : [])].join(", ");
 }
 
-function told({ database, collections, missing_indexes: missing }: DatabaseStatus): string {
+function asText({ database, collections, missing_indexes: missing }: DatabaseStatus): string {
 	const lines = [database];
 	for (const [name, { documents, by, trainable }] of Object.entries(collections)) {
 		lines.push(`${name}: ${documents} documents`);
 		for (const [field, values] of Object.entries(by)) {
-			// That every document is of the collection's own class goes without saying.
+			// A class that every document shares with the collection's name is no news.
 			if (field === "_class_id" && Object.keys(values).every((value) => value === name)) continue;
 			lines.push(`  ${field.padEnd(14)}${counts(values)}`);
 		}
@@ -45,10 +45,12 @@ function told({ database, collections, missing_indexes: missing }: DatabaseStatu
 		}
 	}
 	if (lines.length === 1) {
-		lines.push("holds none of AgentRL's collections; `arl mongo import rows.jsonl` writes rows");
+		lines.push("no collections of AgentRL; `arl mongo import rows.jsonl` writes rows");
 	}
-	for (const { collection, command: makes } of missing) {
-		lines.push(`${collection} has no index for reading rows; with many documents make one in mongosh:\n  ${makes}`);
+	for (const { collection, command } of missing) {
+		lines.push(
+			`${collection} has no index for reading rows; if it holds many documents, create one in mongosh:\n  ${command}`,
+		);
 	}
 	return `${lines.join("\n")}\n`;
 }

@@ -1,97 +1,50 @@
-/** `arl plan`: the memory that a run takes, by category; no rows and no weights are read, and no GPU is needed. */
+/** `arl plan`: shows the memory that a run takes, by category. Reads no rows and no weights, and needs no GPU. */
 import pc from "picocolors";
-import { deviceToPlan, hostInfo } from "../device.js";
-import { ArlError } from "../errors.js";
+import { GPU_SIZES, MOST_TOKENS, memoryChanges, type Planned, planRun, roomOf } from "../api/plan-memory.js";
+import { integerOrNone } from "../config/index.js";
 import { type DeviceInfo, loadNative, type MemoryPlan, type Native } from "../native.js";
 import { bytes, count, jsonLine, percent } from "../report/index.js";
-import { wantsColor } from "../terminal.js";
-import { type Advice, advise, CONTEXT_BYTES } from "../train/memory.js";
-import { type ModelFacts, readModelFacts } from "../train/model.js";
-import { type BatchSize, dtypeOf, engineOptions, type SettledConfig, settleForDevice } from "../train/options.js";
-import { resolveWords, wholeNumberOf } from "./resolve.js";
+import { wantsColor } from "../report/terminal.js";
+import { CONTEXT_BYTES } from "../run/setup/memory.js";
+import { dtypeOf } from "../run/setup/options.js";
+import { JSON_FLAG } from "./command.js";
+import { resolveCommand, withOptions } from "./resolve.js";
 
-const COMMAND_FLAGS = { config: "value", json: "switch", help: "switch", tokens: "value", sequences: "value" } as const;
-
-/** Memory of GPUs that there are, in GB as their makers count. */
-const GPU_SIZES = [24, 40, 48, 80, 141] as const;
-const GB = 1e9;
-/** The most tokens that a plan is made for: what the engine's counts of them hold. */
-const MOST_TOKENS = 2 ** 31 - 1;
-
-function help(): string {
-	return `Usage: arl plan [CONFIG] [--tokens N] [--OPTION VALUE ...]
-
-Shows the memory that a run takes, by category, and what would save some:
+const COMMAND = withOptions({
+	name: "arl plan",
+	usage: "[CONFIG] [--tokens N] [--OPTION VALUE ...]",
+	about: `Shows the memory that a run takes, by category, and what would save some:
   arl plan --model_name_or_path DIR --device cuda --max_length 4096 --per_device_train_batch_size 1
 
-Takes the options of \`arl train\` (\`arl train --help\`); those on device, batch, precision and memory count. The model's folder
-needs no more than config.json. \`--device cuda\` plans for a GPU where there is none, too.
-
-  --tokens N      tokens of the largest micro-batch (default: max_tokens_per_micro_batch where it is given, else
-                  per_device_train_batch_size times max_length, or times what the model takes where that is not given)
-  --sequences N   its samples (default: per_device_train_batch_size; of packed micro-batches: one for each 64 tokens)
-  --json          one JSON value on stdout
-  --help          this text
-`;
-}
-
-/** All there is to say. */
-interface Planned {
-	model: ModelFacts;
-	args: SettledConfig;
-	device: string;
-	info: DeviceInfo | undefined;
-	host: DeviceInfo | undefined;
-	size: BatchSize;
-	plan: MemoryPlan;
-	/** Null: the plan fits, so that there is nothing to change. */
-	advice: Advice | null;
-}
+Takes the options of \`arl train\` (\`arl train --help\`); those on device, batch, precision and memory count. The
+model's folder needs no more than config.json. \`--device cuda\` plans for a GPU even on a machine without one.`,
+	flags: {
+		tokens: integerOrNone({
+			min: 1,
+			max: MOST_TOKENS,
+			description:
+				"Tokens of the largest micro-batch; none: max_tokens_per_micro_batch if it is given, else per_device_train_batch_size times max_length, or times the longest sample that the model takes.",
+		}),
+		sequences: integerOrNone({
+			min: 1,
+			max: MOST_TOKENS,
+			description:
+				"Samples of that micro-batch; none: per_device_train_batch_size, and with packing one for each 64 tokens.",
+		}),
+		json: JSON_FLAG,
+	},
+});
 
 /** Runs the command; gives the exit code. `core`: the native part; only tests give another one. */
 export async function run(words: readonly string[], core: () => Native = loadNative): Promise<number> {
-	const found = await resolveWords(words, { flags: COMMAND_FLAGS, help, assumed: [["output_dir", "."]] });
+	const found = await resolveCommand(COMMAND, words, { output_dir: "." });
 	if (found === null) return 0;
-	const { resolved, command } = found;
-	const native = core();
-	const model = await readModelFacts(resolved.args.model_name_or_path, native);
-	const { device, info, notice } = deviceToPlan(resolved.args.device, native);
-	const { args, notices } = settleForDevice(resolved.args, device);
-	for (const line of [...resolved.notices, ...(notice === null ? [] : [notice]), ...notices])
-		process.stderr.write(`${line}\n`);
-	const size = batchSize(args, model, wholeNumberOf(command, "tokens"), wholeNumberOf(command, "sequences"));
-	const options = engineOptions(args, device, size);
-	const plan = native.planMemory(options);
-	const freedom = { packed: args.max_tokens_per_micro_batch !== null, resumed: false };
-	const advice = fits(plan, device, info) ? null : advise(options, native.planMemory, freedom);
-	const planned = { model, args, device, info, host: hostInfo(native), size, plan, advice };
-	process.stdout.write(command.has("json") ? `${jsonLine(asJson(planned))}\n` : asText(planned));
+	const { resolved, flags } = found;
+	const { tokens, sequences } = flags;
+	const planned = await planRun(core(), resolved.args, { tokens, sequences });
+	for (const line of [...resolved.notices, ...planned.notices]) process.stderr.write(`${line}\n`);
+	process.stdout.write(flags.json ? `${jsonLine(asJson(planned))}\n` : asText(planned));
 	return 0;
-}
-
-/** The largest micro-batch: as it is given, else as the options bound it. */
-function batchSize(args: SettledConfig, model: ModelFacts, tokens: number | null, sequences: number | null): BatchSize {
-	const { max_tokens_per_micro_batch: packed, per_device_train_batch_size: samples } = args;
-	const longest = args.max_length ?? model.maxPositionEmbeddings;
-	const bound = packed ?? (longest === null ? null : samples * longest);
-	const maxTokens = tokens ?? bound;
-	if (maxTokens === null)
-		throw new ArlError("ARL_USAGE", "how long samples are is not known", "Give --tokens, or --max_length.");
-	if (maxTokens > MOST_TOKENS)
-		throw new ArlError("ARL_USAGE", `a micro-batch of ${maxTokens} tokens is too large`, "Give --tokens.");
-	const usual = packed === null ? samples : Math.ceil(maxTokens / 64);
-	return { maxTokens, maxSequences: Math.min(maxTokens, sequences ?? usual) };
-}
-
-/** Whether the plan fits the device; where nothing is known of it, whether it fits the smallest GPU. */
-function fits(plan: MemoryPlan, device: string, info: DeviceInfo | undefined): boolean {
-	const room = info === undefined ? roomOf(GPU_SIZES[0]) : info.availableBytes;
-	return plan.totalBytes <= room || (device === "cpu" && info === undefined);
-}
-
-/** What a GPU of `gigabytes` leaves to a run. */
-function roomOf(gigabytes: number): number {
-	return gigabytes * GB - CONTEXT_BYTES;
 }
 
 /** The smallest GPU that the plan fits, in GB; null: none of them. */
@@ -131,12 +84,7 @@ function asJson({ model, args, device, info, host, size, plan, advice }: Planned
 		contextBytes: CONTEXT_BYTES,
 		gpus:
 			device === "cpu" ? [] : GPU_SIZES.map((gigabytes) => ({ gigabytes, fits: plan.totalBytes <= roomOf(gigabytes) })),
-		changes: (advice?.changes ?? []).map(({ flags, savedBytes, plan: { totalBytes, hostBytes } }) => ({
-			flags,
-			savedBytes,
-			totalBytes,
-			hostBytes,
-		})),
+		changes: memoryChanges(advice),
 		together: advice?.together
 			? { totalBytes: advice.together.totalBytes, hostBytes: advice.together.hostBytes }
 			: null,
@@ -187,9 +135,9 @@ function table(categories: MemoryPlan["categories"], total: number): string[] {
 }
 
 function fitsText(needed: number, { availableBytes, memoryBytes }: DeviceInfo): string {
-	const there = `${bytes(availableBytes)} of ${bytes(memoryBytes)} available`;
+	const room = `${bytes(availableBytes)} of ${bytes(memoryBytes)} available`;
 	const over = needed - availableBytes;
-	return over <= 0 ? `fits this machine: ${there}` : `does not fit this machine, ${bytes(over)} too much: ${there}`;
+	return over <= 0 ? `fits this machine: ${room}` : `does not fit this machine, ${bytes(over)} too much: ${room}`;
 }
 
 function gpuLines(plan: MemoryPlan): string[] {
@@ -197,10 +145,7 @@ function gpuLines(plan: MemoryPlan): string[] {
 		const over = plan.totalBytes - roomOf(gigabytes);
 		return `  ${String(gigabytes).padStart(3)} GB  ${over <= 0 ? "fits" : `does not fit: ${bytes(over)} too much`}`;
 	});
-	return [
-		`GPUs by memory (GB of 10^9 bytes, of which ${bytes(CONTEXT_BYTES)} is left to CUDA's own context):`,
-		...sizes,
-	];
+	return [`GPUs by memory (GB of 10^9 bytes, of which CUDA's own context takes ${bytes(CONTEXT_BYTES)}):`, ...sizes];
 }
 
 function adviceLines({ device, advice }: Planned): string[] {

@@ -1,38 +1,45 @@
 /** From the words of a command that takes the options of a run to those options: flags over a file over defaults. */
-
-import type { CommandFlags } from "../config/flags.js";
 import {
 	environmentLayer,
+	type Fields,
 	findConfig,
 	type Layer,
 	loadConfigFile,
-	parseFlags,
 	type Resolved,
 	resolveConfig,
 	show,
+	stringOrNone,
+	type Values,
 } from "../config/index.js";
 import { ArlError } from "../errors.js";
+import { type Command, parseCommand } from "./command.js";
 
-/** What a command adds. */
-export interface CommandShape {
-	/** Its own flags, `config` and `help` among them. */
-	flags: CommandFlags;
-	help: () => string;
-	/** Options that it does not ask its user for. */
-	assumed?: readonly (readonly [string, unknown])[];
+const CONFIG = stringOrNone({
+	expects: "a file",
+	literal: true,
+	description:
+		"File of options, which may be named without the flag too: .yaml, .json, or a module such as arl.config.ts. Without one, `arl.config.*` of the working directory is read.",
+});
+
+/** A command that takes the options of a run, as flags and in a file. */
+export function withOptions<F extends Fields>(command: Command<F>) {
+	const words = { noun: "a configuration file", least: 0, most: Number.POSITIVE_INFINITY };
+	return { ...command, words, takesOptions: true, flags: { config: CONFIG, ...command.flags } };
 }
 
-/** The options and the command's own flags; null: help was asked for and shown. */
-export async function resolveWords(
-	words: readonly string[],
-	{ flags, help, assumed = [] }: CommandShape,
-): Promise<{ resolved: Resolved; command: Map<string, string | true> } | null> {
-	const { options, command, positional } = parseFlags(words, flags);
-	if (command.has("help")) {
-		process.stdout.write(help());
-		return null;
-	}
-	const named = [...positional, ...(command.has("config") ? [String(command.get("config"))] : [])];
+/**
+ * The options and the command's own flags; null: the words ask for help, which is printed. `assumed`: options that the
+ * command does not ask its user for.
+ */
+export async function resolveCommand<F extends Fields & { config: typeof CONFIG }>(
+	command: Command<F>,
+	given: readonly string[],
+	assumed: Readonly<Record<string, unknown>> = {},
+): Promise<{ resolved: Resolved; flags: Values<F> } | null> {
+	const parsed = parseCommand(command, given);
+	if (parsed === null) return null;
+	const { flags, options, words } = parsed;
+	const named = [...words, ...(flags.config === null ? [] : [flags.config])];
 	if (named.length > 1) {
 		throw new ArlError(
 			"ARL_USAGE",
@@ -41,18 +48,10 @@ export async function resolveWords(
 		);
 	}
 	const path = named[0] ?? findConfig();
-	const layers: Layer[] = [{ origin: "default", values: assumed }];
+	const layers: Layer[] = [{ origin: "default", values: Object.entries(assumed) }];
 	if (path !== undefined) layers.push(await loadConfigFile(path));
 	layers.push({ origin: "flag", values: options });
 	const resolved = resolveConfig([...environmentLayer(layers), ...layers]);
 	if (path !== undefined && named.length === 0) resolved.notices.unshift(`options are read from ${path}`);
-	return { resolved, command };
-}
-
-/** The whole number, 1 or more, that a command's own flag `name` gives; null: it is not given. */
-export function wholeNumberOf(command: ReadonlyMap<string, string | true>, name: string): number | null {
-	const word = command.get(name);
-	if (word === undefined) return null;
-	if (/^[1-9]\d{0,9}$/.test(String(word))) return Number(word);
-	throw new ArlError("ARL_USAGE", `--${name}: expected a whole number of 1 or more, got ${JSON.stringify(word)}`);
+	return { resolved, flags };
 }

@@ -1,30 +1,26 @@
 /** `arl train`: options from flags and a file, the run, its report, and how it ends. */
-import { formatHelp, formatResolved, type Resolved, resolvedAsJson } from "../config/index.js";
+import { flag, formatResolved, type Resolved, resolvedAsJson } from "../config/index.js";
 import { ArlError, EXIT_CODES, toArlError } from "../errors.js";
 import type { Native } from "../native.js";
 import { JsonReporter, jsonLine, type Reporter, TextReporter } from "../report/index.js";
-import { isTerminal, wantsColor } from "../terminal.js";
-import { resolveWords } from "./resolve.js";
+import { isTerminal, wantsColor } from "../report/terminal.js";
+import { resolveCommand, withOptions } from "./resolve.js";
 import { onStopSignals } from "./signals.js";
 
-const COMMAND_FLAGS = { config: "value", json: "switch", print_config: "switch", help: "switch" } as const;
-
-function help(): string {
-	return `Usage: arl train [CONFIG] [--OPTION VALUE ...]
-
-Fine-tunes a Qwen model on chat rows:
+const COMMAND = withOptions({
+	name: "arl train",
+	usage: "[CONFIG] [--OPTION VALUE ...]",
+	about: `Fine-tunes a Qwen model on chat rows:
   arl train --model_name_or_path DIR --train_file rows.jsonl --output_dir out
 
-CONFIG (or --config CONFIG) is a file of options: .yaml, .json, or a module such as arl.config.ts; without it, arl.config.*
-of the working directory. A flag wins over the file, the file over the default. Paths start at the working directory.
-
-Command:
-  --print_config   show every resolved option and where it comes from, and stop
-  --json           one JSON event a line on stdout; errors also as JSON logs on stderr
-  --help           this text
-
-${formatHelp(Math.min(110, process.stdout.columns || 100))}`;
-}
+CONFIG is a file of options. A flag wins over the file, the file over the default. Relative paths start at the working
+directory.`,
+	flags: {
+		print_config: flag("Show every resolved option and where it comes from, and train nothing."),
+		json: flag("Print one JSON event a line on stdout, and errors also as JSON logs on stderr."),
+	},
+	listsOptions: true,
+});
 
 async function makeReporter(json: boolean, plain: boolean): Promise<Reporter> {
 	if (json) {
@@ -38,19 +34,18 @@ async function makeReporter(json: boolean, plain: boolean): Promise<Reporter> {
 
 /** Runs the command; gives the exit code. `core`: the native part; only tests give another one. */
 export async function run(words: readonly string[], core?: () => Native): Promise<number> {
-	// `--json` counts before anything else is read, so that errors of the options come as JSON too.
+	// `--json` takes effect before anything else is read, so that errors of the options are JSON too.
 	let reporter = await makeReporter(words.includes("--json"), true);
 	try {
-		const found = await resolveWords(words, { flags: COMMAND_FLAGS, help });
+		const found = await resolveCommand(COMMAND, words);
 		if (found === null) return 0;
-		const { resolved, command } = found;
+		const { resolved, flags } = found;
 		const { args, notices } = resolved;
-		const json = command.has("json");
-		if (command.has("print_config")) {
-			process.stdout.write(json ? `${jsonLine(resolvedAsJson(resolved))}\n` : formatResolved(resolved));
+		if (flags.print_config) {
+			process.stdout.write(flags.json ? `${jsonLine(resolvedAsJson(resolved))}\n` : formatResolved(resolved));
 			return 0;
 		}
-		reporter = await makeReporter(json, args.disable_tqdm);
+		reporter = await makeReporter(flags.json, args.disable_tqdm);
 		for (const message of notices) reporter.event({ type: "notice", level: "info", message });
 		return await train(args, reporter, core);
 	} catch (thrown) {
@@ -72,8 +67,8 @@ async function train(args: Resolved["args"], reporter: Reporter, core?: () => Na
 	}
 	const stop = onStopSignals((text) => reporter.note(text));
 	try {
-		const { QwenTrainer } = await import("../train/index.js");
-		const trainer = new QwenTrainer({ args }, core);
+		const { createTrainer } = await import("../api/trainer.js");
+		const trainer = createTrainer({ args }, core);
 		let code = 0;
 		for await (const event of trainer.run({ signal: stop.signal })) {
 			reporter.event(event);

@@ -1,15 +1,15 @@
 /** Options that may come from the environment: secrets, which a command line would show to every user of the machine. */
 import type { Layer } from "./resolve.js";
 
-/** The variable that stands in for `db_connection_string`. */
+/** The variable that replaces `db_connection_string`. */
 export const CONNECTION_VARIABLE = "ARL_DB_CONNECTION_STRING";
 
-/** Options that say that rows come from a database. */
+/** Options that ask for rows of a database. */
 const DATABASE_OPTIONS = ["db_source", "db_match", "mongo_write_back"];
 
 /**
- * The environment's part of the options, to be put below all others. The variable counts where no other rows are given, or
- * where another option of a database is: set for a whole shell, it must not add its rows to a run on files.
+ * The layer of options from the environment, the weakest. The variable counts if no other rows are given, or if another
+ * option asks for a database: set for a whole shell, it must not add its rows to a run on files.
  */
 export function environmentLayer(layers: readonly Layer[], env: NodeJS.ProcessEnv = process.env): Layer[] {
 	const value = env[CONNECTION_VARIABLE];

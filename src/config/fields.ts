@@ -1,34 +1,38 @@
 /**
- * The kinds of options: each builder makes a zod schema together with what help, flags and errors need to know of it,
- * so that a range is written once. Knows no option by name.
+ * The kinds of options: each builder builds a zod schema and registers what help, flags and errors need, so that a range is
+ * written once. Knows no option by name.
  */
 import { z } from "zod";
 
-/** How the words after a flag become a value. */
-export type Kind = "boolean" | "integer" | "number" | "string" | "choice" | "strings" | "numbers" | "map";
+/** How the words after a flag become a value. A `flag` takes none. */
+export type Kind = "flag" | "boolean" | "integer" | "number" | "string" | "choice" | "strings" | "numbers" | "map";
 
-/** What is known of an option beside its type. */
+/** An option's properties in addition to its type and default. */
 export interface OptionMeta {
-	group: string;
 	kind: Kind;
-	/** What a value may be, in words: completes "expected ...". */
+	/** The values that are accepted, in words: completes "expected ...". */
 	expects: string;
 	description: string;
-	/** The default as it is shown; absent: the option must be given. */
-	default?: string;
 	choices?: readonly string[];
-	/** The flag may stand without a value, and `--no_NAME` exists. */
+	/** The flag needs no value, and `--no_NAME` exists. */
 	switch?: boolean;
+	/** Words stay as they are written: `none` and numbers are text. */
+	literal?: boolean;
 	/** Never shown. */
 	secret?: boolean;
-	/** Has one value only; every other is refused. */
+	/** Accepts one value only, and refuses every other with the reason. */
 	fixed?: boolean;
 }
 
-/** What the schema's fields are registered with. */
-export const optionRegistry = z.registry<OptionMeta>();
+/** Options by their names. */
+export type Fields = Readonly<Record<string, z.ZodType>>;
 
-type About = Pick<OptionMeta, "group" | "description"> & { expects?: string };
+/** The values of options, all checked and with their defaults. */
+export type Values<F extends Fields> = { [Name in keyof F]: z.output<F[Name]> };
+
+const optionRegistry = z.registry<OptionMeta>();
+
+type About = Pick<OptionMeta, "description" | "literal"> & { expects?: string };
 
 function register<T extends z.ZodType>(schema: T, meta: OptionMeta): T {
 	const described = schema.describe(meta.description);
@@ -36,12 +40,22 @@ function register<T extends z.ZodType>(schema: T, meta: OptionMeta): T {
 	return described;
 }
 
-function shown(value: unknown): string {
-	if (value === null) return "none";
-	return typeof value === "string" ? value : JSON.stringify(value);
+/** The properties of an option; the builders of this file register those of every one. */
+export function metaOf(field: z.ZodType): OptionMeta {
+	const meta = optionRegistry.get(field);
+	if (!meta) throw new Error("an option was not built by a builder");
+	return meta;
 }
 
-/** Bounds of a number: `min` and `max` are allowed themselves, `above` and `below` are not. */
+/** An option's default as help shows it; undefined: the option is required. */
+export function defaultOf(field: z.ZodType): string | undefined {
+	const { success, data } = field.safeParse(undefined);
+	if (!success) return undefined;
+	const empty = data === null || (typeof data === "object" && Object.keys(data).length === 0);
+	return empty ? "none" : String(data);
+}
+
+/** Bounds of a number: `min` and `max` are themselves allowed, `above` and `below` are not. */
 export interface Bounds {
 	min?: number;
 	above?: number;
@@ -64,40 +78,33 @@ function bounded(schema: z.ZodNumber, { min, above, max, below }: Bounds): z.Zod
 	return result;
 }
 
+/** A switch of a command: off unless it is given, and without a value. */
+export function flag(description: string) {
+	return register(z.boolean().default(false), { description, kind: "flag", expects: "no value" });
+}
+
 /** A finite number within bounds. */
 export function number(about: About & Bounds & { default: number }) {
 	const expects = about.expects ?? boundsText("a number", about);
-	const meta: OptionMeta = { ...pick(about), kind: "number", expects, default: shown(about.default) };
-	return register(bounded(z.number(), about).default(about.default), meta);
+	return register(bounded(z.number(), about).default(about.default), { ...about, kind: "number", expects });
 }
 
 /** A number, or none. */
 export function numberOrNone(about: About & Bounds) {
 	const expects = `${about.expects ?? boundsText("a number", about)}; or none`;
-	return register(bounded(z.number(), about).nullable().default(null), {
-		...pick(about),
-		kind: "number",
-		expects,
-		default: "none",
-	});
+	return register(bounded(z.number(), about).nullable().default(null), { ...about, kind: "number", expects });
 }
 
 /** A whole number within bounds. */
 export function integer(about: About & Bounds & { default: number }) {
 	const expects = about.expects ?? boundsText("a whole number", about);
-	const meta: OptionMeta = { ...pick(about), kind: "integer", expects, default: shown(about.default) };
-	return register(bounded(z.int(), about).default(about.default), meta);
+	return register(bounded(z.int(), about).default(about.default), { ...about, kind: "integer", expects });
 }
 
 /** A whole number, or none. */
 export function integerOrNone(about: About & Bounds) {
 	const expects = `${about.expects ?? boundsText("a whole number", about)}; or none`;
-	return register(bounded(z.int(), about).nullable().default(null), {
-		...pick(about),
-		kind: "integer",
-		expects,
-		default: "none",
-	});
+	return register(bounded(z.int(), about).nullable().default(null), { ...about, kind: "integer", expects });
 }
 
 /** A number of steps, or, below 1, a part of all steps (as in transformers 5). */
@@ -108,103 +115,63 @@ export function stepsOrRatio(about: About & { zero: boolean; default: number }) 
 		.number()
 		.min(0)
 		.refine((value) => (value === 0 ? about.zero : value < 1 || Number.isSafeInteger(value)));
-	return register(schema.default(about.default), {
-		...pick(about),
-		kind: "number",
-		expects,
-		default: shown(about.default),
-	});
+	return register(schema.default(about.default), { ...about, kind: "number", expects });
 }
 
 /** Yes or no. */
 export function boolean(about: About & { default: boolean }) {
-	return register(z.boolean().default(about.default), {
-		...pick(about),
-		kind: "boolean",
-		expects: "true or false",
-		default: shown(about.default),
-		switch: true,
-	});
+	const meta: OptionMeta = { ...about, kind: "boolean", expects: "true or false", switch: true };
+	return register(z.boolean().default(about.default), meta);
 }
 
 const text = z.string().min(1);
+const TEXT = "a text that is not empty";
 
-/** A text that must be given. */
+/** A required text. */
 export function requiredString(about: About) {
-	return register(text, { ...pick(about), kind: "string", expects: about.expects ?? "a text that is not empty" });
+	return register(text, { ...about, kind: "string", expects: about.expects ?? TEXT });
 }
 
 /** A text with a default. */
 export function string(about: About & { default: string; pattern?: RegExp }) {
-	const expects = about.expects ?? "a text that is not empty";
 	const schema = about.pattern ? text.regex(about.pattern) : text;
-	return register(schema.default(about.default), {
-		...pick(about),
-		kind: "string",
-		expects,
-		default: about.default,
-	});
+	return register(schema.default(about.default), { ...about, kind: "string", expects: about.expects ?? TEXT });
 }
 
 /** A text, or none. */
-export function stringOrNone(about: About & { default?: string }) {
-	const expects = `${about.expects ?? "a text that is not empty"}; or none`;
-	const meta: OptionMeta = { ...pick(about), kind: "string", expects, default: shown(about.default ?? null) };
-	return register(text.nullable().default(about.default ?? null), meta);
-}
-
-/** A text that is never shown, or none. */
-export function secretOrNone(about: About & { expects: string }) {
-	const expects = `${about.expects}; or none`;
-	const meta: OptionMeta = { ...pick(about), kind: "string", expects, default: "none", secret: true };
-	return register(text.nullable().default(null), meta);
+export function stringOrNone(about: About & { default?: string; secret?: true }) {
+	const expects = `${about.expects ?? TEXT}; or none`;
+	return register(text.nullable().default(about.default ?? null), { ...about, kind: "string", expects });
 }
 
 /** One of a fixed set. */
 export function choice<const T extends readonly [string, ...string[]]>(
-	values: T,
+	choices: T,
 	about: About & { default: T[number] },
 ) {
-	const meta: OptionMeta = {
-		...pick(about),
-		kind: "choice",
-		expects: `one of ${values.join(", ")}`,
-		default: about.default,
-		choices: values,
-	};
-	return register(z.enum(values).default(about.default as never), meta);
+	const expects = `one of ${choices.join(", ")}`;
+	return register(z.enum(choices).default(about.default as never), { ...about, kind: "choice", expects, choices });
 }
 
 /** One of a fixed set, or none. */
-export function choiceOrNone<const T extends readonly [string, ...string[]]>(values: T, about: About) {
-	const meta: OptionMeta = {
-		...pick(about),
-		kind: "choice",
-		expects: `one of ${values.join(", ")}; or none`,
-		default: "none",
-		choices: values,
-	};
-	return register(z.enum(values).nullable().default(null), meta);
+export function choiceOrNone<const T extends readonly [string, ...string[]]>(choices: T, about: About) {
+	const expects = `one of ${choices.join(", ")}; or none`;
+	return register(z.enum(choices).nullable().default(null), { ...about, kind: "choice", expects, choices });
 }
 
-/** A list of texts; one text alone stands for a list of one. */
+/** A list of texts, empty by default; one text alone is read as a list of one. */
 export function strings(about: About) {
 	const schema = z
 		.union([text, z.array(text)])
 		.default([])
 		.transform((value) => (typeof value === "string" ? [value] : value));
-	const expects = about.expects ?? "one text or several";
-	return register(schema, { ...pick(about), kind: "strings", expects, default: "none" });
+	return register(schema, { ...about, kind: "strings", expects: about.expects ?? "one text or several" });
 }
 
 /** A list of numbers above 0; empty: none. */
 export function weights(about: About) {
-	return register(z.array(z.number().gt(0)).default([]), {
-		...pick(about),
-		kind: "numbers",
-		expects: "numbers above 0, one for each entry",
-		default: "none",
-	});
+	const expects = "numbers above 0, one for each entry";
+	return register(z.array(z.number().gt(0)).default([]), { ...about, kind: "numbers", expects });
 }
 
 /** A list of whole numbers above 0, some of which may be none; empty: none at all. */
@@ -214,52 +181,56 @@ export function caps(about: About) {
 		.union([cap, z.array(cap)])
 		.default([])
 		.transform((value): (number | null)[] => (Array.isArray(value) ? value : value === null ? [] : [value]));
-	return register(schema, {
-		...pick(about),
-		kind: "numbers",
-		expects: "whole numbers of 1 or more, or none, one for each entry",
-		default: "none",
-	});
+	const expects = "whole numbers of 1 or more, or none, one for each entry";
+	return register(schema, { ...about, kind: "numbers", expects });
 }
 
 const scalar = z.union([z.string(), z.number(), z.boolean(), z.null()]);
 
 /** Names with texts or numbers. */
 export function map<T extends z.ZodType = typeof scalar>(about: About, value?: T) {
-	return register(z.record(z.string(), (value ?? scalar) as T).default({}), {
-		...pick(about),
-		kind: "map",
-		expects: about.expects ?? "names and values, as JSON or as NAME=VALUE ...",
-		default: "none",
-	});
+	const expects = about.expects ?? "names and values, as JSON or as NAME=VALUE ...";
+	return register(z.record(z.string(), (value ?? scalar) as T).default({}), { ...about, kind: "map", expects });
 }
 
-/**
- * An option of which only some values are built; the others are known, and refused with the reason. It reads like any
- * other in every other respect.
- */
+/** An option of which one value is built; the others are known, and refused with the reason. */
 export function only<const T extends string | number | boolean>(
 	allowed: T,
-	about: About & { kind: Kind; why: string; others?: readonly string[]; switch?: boolean },
+	{ description, why }: { description: string; why: string },
 ) {
-	const choices = about.others ? { choices: [String(allowed), ...about.others] } : {};
-	const flags = about.kind === "boolean" ? { switch: true } : {};
+	const kinds = { string: "choice", number: "integer", boolean: "boolean" } as const;
+	const kind = kinds[typeof allowed as keyof typeof kinds];
 	return register(z.literal(allowed).default(allowed as never), {
-		...pick(about),
-		...choices,
-		...flags,
-		kind: about.kind,
+		description,
+		kind,
+		expects: `${allowed} (${why})`,
 		fixed: true,
-		expects: `${allowed} (${about.why})`,
-		default: String(allowed),
+		...(kind === "choice" && { choices: [String(allowed)] }),
+		...(kind === "boolean" && { switch: true }),
 	});
 }
 
-/** A field of one's own making. */
+/** An option of any other type. */
 export function custom<T extends z.ZodType>(schema: T, meta: OptionMeta): T {
 	return register(schema, meta);
 }
 
-function pick({ group, description }: About): { group: string; description: string } {
-	return { group, description };
+/** The same option, described as another command uses it. */
+export function described<T extends z.ZodType>(field: T, description: string): T {
+	return register(field, { ...metaOf(field), description });
+}
+
+/** The same list for a command that needs at least one entry. */
+export function required<T extends z.ZodType<readonly unknown[]>>(field: T, description: string): T {
+	return register(
+		field.refine((list) => list.length > 0),
+		{ ...metaOf(field), description },
+	);
+}
+
+/** The same option for a command whose default is none. */
+export function orNone<T extends z.ZodType>(field: z.ZodDefault<T>, description: string) {
+	const meta = metaOf(field);
+	const expects = `${meta.expects}; or none`;
+	return register(field.unwrap().nullable().default(null), { ...meta, description, expects });
 }

@@ -1,13 +1,13 @@
-/** Configuration files: YAML, JSON, and modules (`arl.config.ts`). Reads and parses; the values are judged elsewhere. */
+/** Configuration files: YAML, JSON, and modules (`arl.config.ts`). Reads and parses them; other modules check the values. */
 import { existsSync, readFileSync, statSync } from "node:fs";
 import { extname, resolve } from "node:path";
 import { ArlError, messageOf, toArlError } from "../errors.js";
-import { defineConfig } from "./define.js";
 import { importDefault } from "./module.js";
 import type { Layer } from "./resolve.js";
+import { defineConfig } from "./schema.js";
 import { redact } from "./values.js";
 
-/** Names that are looked for in the working directory where no file is named. */
+/** Names that are tried in the working directory if no file is named. */
 const CONFIG_NAMES = [
 	"arl.config.ts",
 	"arl.config.mts",
@@ -28,7 +28,7 @@ export function findConfig(folder: string = process.cwd()): string | undefined {
 /**
  * Reads a configuration file.
  *
- * @throws ArlError `ARL_CONFIG` with the line where it does not parse; `ARL_IO` where it cannot be read.
+ * @throws ArlError `ARL_CONFIG` with the line of a syntax error; `ARL_IO` if the file cannot be read.
  */
 export async function loadConfigFile(path: string): Promise<Layer> {
 	const type = extname(path).toLowerCase();
@@ -48,7 +48,7 @@ export async function loadConfigFile(path: string): Promise<Layer> {
 		default:
 			throw new ArlError(
 				"ARL_CONFIG",
-				`${redact(path)}: not a configuration file by its name`,
+				`${redact(path)}: the name is not that of a configuration file`,
 				"A configuration file ends in .yaml, .yml, .json, .ts, .mts, .js or .mjs. Rows are given with --train_file.",
 			);
 	}
@@ -57,9 +57,9 @@ export async function loadConfigFile(path: string): Promise<Layer> {
 function readText(path: string): string {
 	try {
 		const info = statSync(path);
-		if (info.isDirectory()) throw new ArlError("ARL_CONFIG", `${path}: a folder where a configuration file should be`);
+		if (info.isDirectory()) throw new ArlError("ARL_CONFIG", `${path}: a folder, not a configuration file`);
 		if (info.size > MAX_BYTES) {
-			throw new ArlError("ARL_CONFIG", `${path}: ${info.size} bytes are too many for a configuration file`);
+			throw new ArlError("ARL_CONFIG", `${path}: too large for a configuration file (${info.size} bytes)`);
 		}
 		return new TextDecoder("utf-8", { fatal: true }).decode(readFileSync(path));
 	} catch (error) {
@@ -109,7 +109,7 @@ function parseJson(path: string, text: string): unknown {
 
 async function importModule(path: string): Promise<unknown> {
 	try {
-		const loaded = await importDefault(path, { defineConfig });
+		const loaded = await importDefault(path, { arl: { defineConfig } });
 		return typeof loaded === "function" ? await loaded() : loaded;
 	} catch (error) {
 		const message = messageOf(error);

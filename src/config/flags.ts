@@ -1,52 +1,63 @@
 /**
- * Command-line words to values of options. What each flag takes is read from the schema; a word that is not of the right
- * kind is left as it is, so that the schema refuses it with the option's name and range.
+ * Command-line words to values of options. What a flag takes is read from its option; a word that is not of the right
+ * kind is left as it is, so that the option's schema refuses it with its name and range.
  */
 import { ArlError, messageOf } from "../errors.js";
-import { type Kind, optionRegistry } from "./fields.js";
-import { ALIASES, NOT_BUILT } from "./known.js";
+import { ALIASES, NOT_BUILT } from "./compat.js";
+import { type Fields, type Kind, metaOf, type OptionMeta, type Values } from "./fields.js";
 import { OPTION_NAMES, type OptionName, trainingSchema } from "./schema.js";
-import { nearest } from "./values.js";
+import { nearest, show } from "./values.js";
 
-/** Flags that belong to a command itself: with a value, or a switch. */
-export type CommandFlags = Readonly<Record<string, "value" | "switch">>;
+/** The flags of a command. */
+export interface FlagSet<F extends Fields = Fields> {
+	/** The words that call the command, such as `arl plan`. */
+	name: string;
+	/** Its flags by name, as options: its own, and those options of a run that it shares. */
+	flags: F;
+	/** Whether every option of a run is a flag too, under its other names as well; those values are left unchecked. */
+	takesOptions?: boolean;
+}
 
 /** The parsed command line. */
 export interface ParsedFlags {
-	/** Options of the configuration, aliases and known foreign names included. */
+	/** Values of the command's flags. */
+	own: Map<string, unknown>;
+	/** Values of the other options of a run, by the names that were written. */
 	options: Map<string, unknown>;
-	/** The command's own flags. */
-	command: Map<string, string | true>;
 	/** Words that belong to no flag. */
-	positional: string[];
+	words: string[];
+	/** Whether `--help` or `-h` is among them. */
+	help: boolean;
 }
 
-interface FlagShape {
-	kind: Kind;
-	/** May stand without a value, and `--no_NAME` exists. */
-	switch: boolean;
-}
+type FlagShape = Pick<OptionMeta, "kind" | "switch" | "choices" | "literal">;
 
-/** What the flag `name` takes; undefined: no option of that name. */
-function flagShape(name: string): FlagShape | undefined {
-	const alias = Object.hasOwn(ALIASES, name) ? ALIASES[name] : undefined;
-	if (alias?.kind) return { kind: alias.kind, switch: alias.kind === "boolean" };
-	const option = alias?.to ?? name;
-	if (!Object.hasOwn(trainingSchema.shape, option)) return undefined;
-	const meta = optionRegistry.get(trainingSchema.shape[option as OptionName]);
-	return meta && { kind: meta.kind, switch: meta.switch === true };
-}
+const isFlag = (word: string) => word.startsWith("--");
 
-const isFlag = (word: string) => word.startsWith("--") && word.length > 2;
+/** The options of a run alone, without any flag of a command. */
+const OPTIONS: FlagSet = { name: "arl train", flags: {}, takesOptions: true };
 
-/** Parses the words after `arl COMMAND`. */
-export function parseFlags(words: readonly string[], own: CommandFlags = {}): ParsedFlags {
-	const parsed: ParsedFlags = { options: new Map(), command: new Map(), positional: [] };
-	for (let i = 0; i < words.length; ) {
-		const word = words[i++] ?? "";
+/** Parses the words after a command's name. */
+export function parseFlags(given: readonly string[], set: FlagSet = OPTIONS): ParsedFlags {
+	const { own, options, words, ...parsed }: ParsedFlags = {
+		own: new Map(),
+		options: new Map(),
+		words: [],
+		help: false,
+	};
+	for (let i = 0; i < given.length; ) {
+		const word = given[i++] ?? "";
+		if (word === "--") {
+			words.push(...given.slice(i));
+			break;
+		}
+		if (word === "--help" || word === "-h") {
+			parsed.help = true;
+			continue;
+		}
 		if (!isFlag(word)) {
-			if (/^-[A-Za-z]/.test(word)) throw unknownFlag(word, own);
-			parsed.positional.push(word);
+			if (/^-[A-Za-z]/.test(word)) throw unknownFlag(word, set);
+			words.push(word);
 			continue;
 		}
 		const equals = word.indexOf("=");
@@ -54,44 +65,64 @@ export function parseFlags(words: readonly string[], own: CommandFlags = {}): Pa
 		const values = equals < 0 ? [] : [word.slice(equals + 1)];
 		const take = (most: number) => {
 			if (equals >= 0) return;
-			while (values.length < most && i < words.length && !isFlag(words[i] ?? "")) values.push(words[i++] ?? "");
+			while (values.length < most && i < given.length && !isFlag(given[i] ?? "")) values.push(given[i++] ?? "");
 		};
-		if (Object.hasOwn(own, name)) {
-			if (own[name] === "switch") {
-				if (values.length > 0) throw new ArlError("ARL_USAGE", `--${name} takes no value`);
-				parsed.command.set(name, true);
-				continue;
-			}
-			take(1);
-			parsed.command.set(name, one(name, values));
-			continue;
-		}
-		const shape = flagShape(name);
-		if (shape) {
+		const shape = shapeOf(name, set);
+		const target = Object.hasOwn(set.flags, name) ? own : options;
+		if (shape?.kind === "flag") {
+			if (values.length > 0) throw new ArlError("ARL_USAGE", `--${name} takes no value`);
+			target.set(name, true);
+		} else if (shape) {
 			const many = shape.kind === "strings" || shape.kind === "numbers" || shape.kind === "map";
 			// A switch takes the next word only if it can be its value: `--bf16 rows.yaml` leaves the file alone.
-			if (!shape.switch || takesNext(shape.kind, words[i])) take(many ? Number.POSITIVE_INFINITY : 1);
-			const value = shape.switch && values.length === 0 ? true : convert(name, shape.kind, values);
-			const earlier = parsed.options.get(name);
-			const appended = Array.isArray(earlier) && Array.isArray(value) ? [...earlier, ...value] : value;
-			parsed.options.set(name, appended);
-			continue;
-		}
-		if (Object.hasOwn(NOT_BUILT, name)) {
+			if (!shape.switch || takesNext(shape.kind, given[i])) take(many ? Number.POSITIVE_INFINITY : 1);
+			if (values.length === 0 && !shape.switch) throw new ArlError("ARL_USAGE", `--${name} needs a value`, helpOf(set));
+			const value = values.length === 0 ? true : convert(name, shape, values);
+			const earlier = target.get(name);
+			target.set(name, Array.isArray(earlier) && Array.isArray(value) ? [...earlier, ...value] : value);
+		} else if (set.takesOptions && Object.hasOwn(NOT_BUILT, name)) {
 			take(1);
-			parsed.options.set(name, values.length === 0 ? true : guess(values[0] ?? ""));
-			continue;
-		}
-		const positive = name.startsWith("no_") ? name.slice(3) : "";
-		if (flagShape(positive)?.switch) {
+			options.set(name, values.length === 0 ? true : guess(values[0] ?? ""));
+		} else {
+			const positive = name.startsWith("no_") ? name.slice(3) : "";
+			if (!shapeOf(positive, set)?.switch) throw unknownFlag(`--${name}`, set);
 			if (values.length > 0)
 				throw new ArlError("ARL_USAGE", `--${name} takes no value`, `Write --${positive} true or --${positive} false.`);
-			parsed.options.set(positive, false);
-			continue;
+			(Object.hasOwn(set.flags, positive) ? own : options).set(positive, false);
 		}
-		throw unknownFlag(`--${name}`, own);
 	}
-	return parsed;
+	return { ...parsed, own, options, words };
+}
+
+/**
+ * The values of a command's flags, with the defaults of those that were not given.
+ *
+ * @throws ArlError `ARL_USAGE` with a line for each value that its option refuses.
+ */
+export function checkFlags<F extends Fields>(set: FlagSet<F>, given: ReadonlyMap<string, unknown>): Values<F> {
+	const values: Record<string, unknown> = {};
+	const problems: string[] = [];
+	for (const [name, field] of Object.entries(set.flags)) {
+		const { success, data } = field.safeParse(given.get(name));
+		const { expects, secret } = metaOf(field);
+		if (success) values[name] = data;
+		else if (!given.has(name)) problems.push(`--${name} is missing: expected ${expects}`);
+		else problems.push(`--${name}: ${secret ? "its value" : show(given.get(name))}; expected ${expects}`);
+	}
+	if (problems.length > 0) throw new ArlError("ARL_USAGE", problems.join("\n"), helpOf(set));
+	return values as Values<F>;
+}
+
+/** The shape of the flag `name`; undefined: the command has no such flag. */
+function shapeOf(name: string, { flags, takesOptions }: FlagSet): FlagShape | undefined {
+	const own = Object.hasOwn(flags, name) ? flags[name] : undefined;
+	if (own) return metaOf(own);
+	if (!takesOptions) return undefined;
+	const alias = Object.hasOwn(ALIASES, name) ? ALIASES[name] : undefined;
+	if (alias?.kind) return { kind: alias.kind, switch: alias.kind === "boolean" };
+	const option = alias?.to ?? name;
+	if (!Object.hasOwn(trainingSchema.shape, option)) return undefined;
+	return metaOf(trainingSchema.shape[option as OptionName]);
 }
 
 function takesNext(kind: Kind, word: string | undefined): boolean {
@@ -99,17 +130,10 @@ function takesNext(kind: Kind, word: string | undefined): boolean {
 	return kind !== "boolean" || !/[./]/.test(word);
 }
 
-function one(name: string, values: readonly string[]): string {
-	const [value] = values;
-	if (value === undefined || value === "") throw new ArlError("ARL_USAGE", `--${name} needs a value`);
-	return value;
-}
-
-function convert(name: string, kind: Kind, values: readonly string[]): unknown {
-	if (values.length === 0)
-		throw new ArlError("ARL_USAGE", `--${name} needs a value`, "`arl train --help` lists what each option takes.");
+function convert(name: string, shape: FlagShape, values: readonly string[]): unknown {
 	const [word = ""] = values;
-	switch (kind) {
+	switch (shape.kind) {
+		case "flag":
 		case "boolean":
 			return asBoolean(word);
 		case "integer":
@@ -120,21 +144,13 @@ function convert(name: string, kind: Kind, values: readonly string[]): unknown {
 		case "strings":
 			return [...values];
 		case "map":
-			return asMap(name, values);
+			return asMap(name, shape, values);
 		case "choice":
-			if (isNone(word) && !isChoice(name, word)) return null;
-			return word === "true" || word === "false" ? word === "true" : word;
 		case "string":
-			if (isNone(word)) return null;
-			return name === "resume_from_checkpoint" ? asBoolean(word) : word;
+			// `none` may itself be one of the choices.
+			if (isNone(word) && !shape.literal && !shape.choices?.includes(word)) return null;
+			return shape.switch ? asBoolean(word) : word;
 	}
-}
-
-/** `none` may itself be one of the choices. */
-function isChoice(name: string, word: string): boolean {
-	const option = Object.hasOwn(ALIASES, name) ? ALIASES[name]?.to : name;
-	const schema = option && Object.hasOwn(trainingSchema.shape, option) && trainingSchema.shape[option as OptionName];
-	return (schema && optionRegistry.get(schema)?.choices?.includes(word)) === true;
 }
 
 const isNone = (word: string) => word === "none" || word === "None" || word === "null";
@@ -144,7 +160,7 @@ function asBoolean(word: string): unknown {
 	return lower === "true" ? true : lower === "false" ? false : word;
 }
 
-/** The number that `word` writes in decimal; the word itself where it writes none that is finite. */
+/** The number that `word` writes in decimal; the word itself if it is not a finite number. */
 function asNumber(word: string): unknown {
 	if (!/^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(word)) return word;
 	const value = Number(word);
@@ -155,38 +171,34 @@ function guess(word: string): unknown {
 	return isNone(word) ? null : typeof asBoolean(word) === "boolean" ? asBoolean(word) : asNumber(word);
 }
 
-function asMap(name: string, words: readonly string[]): unknown {
+function asMap(name: string, { literal }: FlagShape, words: readonly string[]): unknown {
 	const [first = ""] = words;
 	if (words.length === 1 && isNone(first)) return {};
 	if (first.trimStart().startsWith("{")) {
 		try {
 			return JSON.parse(words.join(" "));
 		} catch (error) {
-			const reason = messageOf(error);
-			throw new ArlError(
-				"ARL_USAGE",
-				`--${name}: not JSON: ${reason}`,
-				`Write --${name} '{"name": 1}' or --${name} name=1.`,
-			);
+			const hint = `Write --${name} '{"name": 1}' or --${name} name=1.`;
+			throw new ArlError("ARL_USAGE", `--${name}: not JSON: ${messageOf(error)}`, hint);
 		}
 	}
 	const entries = words.map((word): [string, unknown] => {
 		const equals = word.indexOf("=");
 		if (equals < 1) throw new ArlError("ARL_USAGE", `--${name}: ${JSON.stringify(word)} is not NAME=VALUE`);
 		const value = word.slice(equals + 1);
-		return [word.slice(0, equals), name === "columns" ? value : guess(value)];
+		return [word.slice(0, equals), literal ? value : guess(value)];
 	});
 	return Object.fromEntries(entries);
 }
 
-function unknownFlag(flag: string, own: CommandFlags): ArlError {
-	const name = flag.replace(/^-+/, "");
-	const near = nearest(name, [
-		...OPTION_NAMES,
-		...Object.keys(own),
-		...Object.keys(ALIASES),
-		...Object.keys(NOT_BUILT),
-	]);
-	const hint = near ? `Did you mean --${near}?` : "`arl train --help` lists every option.";
-	return new ArlError("ARL_USAGE", `unknown option ${flag}`, hint);
+function unknownFlag(flag: string, set: FlagSet): ArlError {
+	const known = [...Object.keys(set.flags), "help"];
+	if (set.takesOptions) known.push(...OPTION_NAMES, ...Object.keys(ALIASES), ...Object.keys(NOT_BUILT));
+	const switches = known.filter((name) => shapeOf(name, set)?.switch).map((name) => `no_${name}`);
+	const near = nearest(flag.replace(/^-+/, ""), [...known, ...switches]);
+	return new ArlError("ARL_USAGE", `unknown option ${flag}`, near ? `Did you mean --${near}?` : helpOf(set));
+}
+
+function helpOf({ name }: FlagSet): string {
+	return `\`${name} --help\` lists every option.`;
 }

@@ -1,14 +1,30 @@
-/** The configuration of a run: schema, files, flags, resolution, and what is shown of it. */
-export { defineConfig } from "./define.js";
+/** The configuration of a run: schema, files, flags, resolution and display. */
+export { optionsMarkdown, optionsTypescript } from "./docs.js";
 export { environmentLayer } from "./environment.js";
+export {
+	choice,
+	choiceOrNone,
+	described,
+	type Fields,
+	flag,
+	integer,
+	integerOrNone,
+	number,
+	orNone,
+	required,
+	requiredString,
+	string,
+	stringOrNone,
+	strings,
+	type Values,
+} from "./fields.js";
 export { findConfig, loadConfigFile } from "./file.js";
-export { type ParsedFlags, parseFlags } from "./flags.js";
+export { checkFlags, type FlagSet, parseFlags } from "./flags.js";
 export {
 	configJsonSchema,
-	formatHelp,
+	formatFlags,
+	formatOptions,
 	formatResolved,
-	optionMeta,
-	optionsMarkdown,
 	resolvedAsJson,
 	wrap,
 } from "./print.js";
@@ -16,8 +32,10 @@ export { isResolved, type Layer, type Resolved, resolveConfig } from "./resolve.
 export {
 	type AgentTrainingConfig,
 	type AgentTrainingConfigInput,
+	defineConfig,
 	OPTION_NAMES,
 	type OptionName,
 	trainingSchema,
 } from "./schema.js";
-export { redact, show } from "./values.js";
+export type { TrainingOptions } from "./training-options.js";
+export { nearest, redact, show } from "./values.js";

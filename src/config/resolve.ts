@@ -1,16 +1,16 @@
 /**
- * Layers of options to the one configuration of a run: flags over a file's values over defaults. Pure: reads no file and
- * no environment. All that is wrong is told at once, each with the option's name, value, origin and range.
+ * Resolves layers of options to the one configuration of a run: flags over a file's values over defaults. Pure: reads no
+ * file and no environment. Reports every problem at once, each with the option's name, value, origin and range.
  */
 import type { z } from "zod";
 import { ArlError } from "../errors.js";
-import { optionRegistry } from "./fields.js";
-import { checkFollow } from "./follow.js";
-import { ALIASES, KNOWN_VALUES, NOT_BUILT } from "./known.js";
+import { ALIASES, KNOWN_VALUES, NOT_BUILT } from "./compat.js";
+import { checkTogether } from "./contradictions.js";
+import { metaOf } from "./fields.js";
 import { type AgentTrainingConfig, OPTION_NAMES, type OptionName, trainingSchema } from "./schema.js";
 import { nearest, show, soundsSecret } from "./values.js";
 
-/** Values by name, and where they come from. */
+/** Values by name, and their origin. */
 export interface Layer {
 	/** `flag`, `code`, or a file's path. */
 	origin: string;
@@ -21,13 +21,13 @@ export interface Layer {
 export interface Resolved {
 	/** Frozen: a changed copy is checked as any other object of options is. */
 	args: AgentTrainingConfig;
-	/** Where each value comes from: `default`, `flag`, `code`, or a file's path. */
+	/** The origin of each value: `default`, `flag`, `code`, or a file's path. */
 	origins: Record<OptionName, string>;
-	/** What a user should know: translated names, options without effect. */
+	/** Notices for the user: translated names, options without effect. */
 	notices: string[];
 }
 
-/** Configurations that were checked in full, and that nothing can have changed since: they are frozen. */
+/** Configurations that were checked in full; they are frozen, so nothing can have changed them since. */
 const RESOLVED = new WeakSet<object>();
 
 /** Whether `args` is the very object that `resolveConfig` has checked; a copy of it may hold anything. */
@@ -45,7 +45,7 @@ function freeze(value: unknown): void {
 interface Given {
 	value: unknown;
 	origin: string;
-	/** The name that was written: an alias may stand for the option. */
+	/** The name as it was written, which may be an alias. */
 	written: string;
 }
 
@@ -76,10 +76,18 @@ export function resolveConfig(layers: readonly Layer[]): Resolved {
 	for (const layer of layers) readLayer(layer, given, problems, notices);
 	const result = trainingSchema.safeParse(Object.fromEntries([...given].map(([name, { value }]) => [name, value])));
 	if (!result.success) for (const line of explain(result.error, given)) problems.add(line);
-	// A missing option is told together with the rest; what contradicts what can be said only of valid values.
+	// Only valid values can contradict each other.
 	problems.throwIfAny();
 	if (!result.success) throw new ArlError("ARL_INTERNAL", "a configuration was refused without a reason");
-	checkTogether(result.data, given, problems, notices);
+	checkTogether(
+		result.data,
+		(name) => {
+			const found = given.get(name);
+			return found && where(found.origin);
+		},
+		(line, hint) => problems.add(line, hint),
+		notices,
+	);
 	problems.throwIfAny();
 	freeze(result.data);
 	RESOLVED.add(result.data);
@@ -157,7 +165,7 @@ function explain(error: z.ZodError, given: ReadonlyMap<OptionName, Given>): stri
 		const name = String(issue.path[0] ?? "") as OptionName;
 		if (lines.has(name)) continue;
 		const schema = Object.hasOwn(trainingSchema.shape, name) ? trainingSchema.shape[name] : undefined;
-		const meta = schema && optionRegistry.get(schema);
+		const meta = schema && metaOf(schema);
 		const found = given.get(name);
 		if (!found) {
 			lines.set(name, `${name} is missing: expected ${meta?.expects ?? "a value"}`);
@@ -174,82 +182,4 @@ function explain(error: z.ZodError, given: ReadonlyMap<OptionName, Given>): stri
 		);
 	}
 	return [...lines.values()];
-}
-
-/** Options that contradict each other, and options that have no effect beside others. */
-function checkTogether(
-	args: AgentTrainingConfig,
-	given: ReadonlyMap<OptionName, Given>,
-	problems: Problems,
-	notices: string[],
-): void {
-	const said = (name: OptionName) => `${name} ${show(args[name])} (${where(given.get(name)?.origin ?? "default")})`;
-	const both = (a: OptionName, b: OptionName) => given.has(a) && given.has(b);
-	if (args.max_tokens_per_micro_batch !== null) {
-		if (given.has("per_device_train_batch_size")) {
-			problems.add(
-				`${said("per_device_train_batch_size")} contradicts ${said("max_tokens_per_micro_batch")}: a micro-batch is counted in samples or in tokens`,
-				"Give only one of them; `max_tokens_per_micro_batch none` turns packing off.",
-			);
-		}
-		if (args.max_length !== null && args.max_length > args.max_tokens_per_micro_batch) {
-			problems.add(
-				`${said("max_length")} contradicts ${said("max_tokens_per_micro_batch")}: a sample that long fits no micro-batch`,
-				"Lower max_length or raise max_tokens_per_micro_batch.",
-			);
-		}
-	}
-	const fromDatabase = args.db_connection_string !== null;
-	for (const name of ["train_weights", "train_caps"] as const) {
-		const count = args[name].length;
-		// A data set from code is an entry too, and only the trainer knows whether one is given.
-		const entries = args.train_file.length + Number(fromDatabase) + (args.dataset === null ? 0 : 1);
-		const mayBeOneMore = args.dataset === null ? 1 : 0;
-		if (count === 0 || count === entries || count === entries + mayBeOneMore) continue;
-		const behind = fromDatabase ? ", and db_connection_string is one entry more" : "";
-		problems.add(
-			`${name} has ${count} values (${where(given.get(name)?.origin ?? "default")}) and train_file ${args.train_file.length} (${where(given.get("train_file")?.origin ?? "default")})${behind}`,
-			"Give one for each entry of train_file, in the same order, then one for a data set from code, then one for a database.",
-		);
-	}
-	for (const name of ["db_source", "db_match", "mongo_write_back", "retrained_interval"] as const) {
-		if (!given.has(name) || fromDatabase) continue;
-		const mode = `${said(name)} concerns rows of a database, and db_connection_string is not given`;
-		// Read by a run on a database alone, these say that one was meant; the interval may stand in any configuration.
-		if (name === "retrained_interval") notices.push(mode);
-		else problems.add(mode, "Give --db_connection_string, or set ARL_DB_CONNECTION_STRING.");
-	}
-	checkFollow(args, new Set(given.keys()), said, (line, hint) => problems.add(line, hint));
-	if (args.overwrite_output_dir && args.resume_from_checkpoint !== null) {
-		problems.add(
-			`${said("overwrite_output_dir")} contradicts ${said("resume_from_checkpoint")}: one starts again, the other resumes`,
-			"Give only one of them.",
-		);
-	}
-	if (args.fp16 && args.bf16 === true) {
-		problems.add(
-			`${said("fp16")} contradicts ${said("bf16")}: a run computes in one of them`,
-			"Give only one of them; bf16 needs no loss scaling and less memory.",
-		);
-	}
-	if (args.bf16_stochastic_round && (args.fp16 || args.bf16 === false)) {
-		problems.add(
-			`${said("bf16_stochastic_round")} contradicts ${args.fp16 ? said("fp16") : said("bf16")}: only weights in bfloat16 are rounded so`,
-			"Add --bf16, or leave bf16_stochastic_round out: other types keep exact master weights.",
-		);
-	}
-	if (args.max_steps !== -1 && both("max_steps", "num_train_epochs")) {
-		notices.push(`${said("num_train_epochs")} has no effect: ${said("max_steps")} is set`);
-	}
-	if (args.save_strategy !== "steps" && given.has("save_steps")) {
-		notices.push(`${said("save_steps")} has no effect with ${said("save_strategy")}`);
-	}
-	if (args.lr_scheduler_type === "constant" && args.warmup_steps > 0) {
-		notices.push(
-			`${said("warmup_steps")} has no effect with ${said("lr_scheduler_type")}; constant_with_warmup is the schedule that has one`,
-		);
-	}
-	if (args.train_sampling_strategy === "sequential" && given.has("data_seed") && args.data_seed !== null) {
-		notices.push(`${said("data_seed")} has no effect with ${said("train_sampling_strategy")}`);
-	}
 }

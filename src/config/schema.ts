@@ -1,28 +1,29 @@
 /**
  * THE schema: every option by its name, type, range, default and description. Types, flags, help, JSON Schema and the
  * table of options in docs/ all derive from it. Names are those of Hugging Face's TrainingArguments and TRL's SFTConfig,
- * and of AgentRL where those have none.
+ * and of AgentRL for what those lack.
  */
 import { z } from "zod";
 import { database, images, model, rows, text } from "./options/rows.js";
 import { agentrl, checkpoints, devices, output } from "./options/run.js";
 import { batch, optimizer, precision } from "./options/training.js";
+import type { TrainingOptions } from "./training-options.js";
 
-/** The groups of options, in the order in which help shows them. */
-export const GROUPS = [
-	"Model",
-	"Rows",
-	"Images",
-	"Database",
-	"Text",
-	"Batch and length of the run",
-	"Optimizer",
-	"Precision and memory",
-	"Checkpoints",
-	"Output",
-	"Several devices",
-	"AgentRL",
-] as const;
+/** The options by their groups, in the order in which help shows them. */
+export const GROUPS = {
+	Model: model,
+	Rows: rows,
+	Images: images,
+	Database: database,
+	Text: text,
+	"Batch and length of the run": batch,
+	Optimizer: optimizer,
+	"Precision and memory": precision,
+	Checkpoints: checkpoints,
+	Output: output,
+	"Several devices": devices,
+	AgentRL: agentrl,
+} as const;
 
 /** The schema of a training run. Unknown keys are refused. */
 export const trainingSchema = z.strictObject({
@@ -40,14 +41,21 @@ export const trainingSchema = z.strictObject({
 	...agentrl,
 });
 
-/** Options as a user may write them: in `arl.config.ts`, a file, or an object. */
-export type AgentTrainingConfigInput = z.input<typeof trainingSchema>;
+/** Options as a user writes them: in `arl.config.ts`, a file, or an object. */
+export type AgentTrainingConfigInput = TrainingOptions;
 
-/** Options as the trainer sees them: every one has a value. */
-export type AgentTrainingConfig = z.output<typeof trainingSchema>;
+/** Options as the trainer sees them: every one has a value. A mapped type, so that editors show each option's text here too. */
+export type AgentTrainingConfig = {
+	[Name in keyof TrainingOptions]-?: z.output<typeof trainingSchema>[Name];
+};
 
 /** The name of an option. */
 export type OptionName = keyof AgentTrainingConfig;
 
 /** Every option's name, in the order of the schema. */
 export const OPTION_NAMES = Object.keys(trainingSchema.shape) as OptionName[];
+
+/** Types an object of options and changes nothing; for `arl.config.ts` and for code. */
+export function defineConfig(config: TrainingOptions): TrainingOptions {
+	return config;
+}

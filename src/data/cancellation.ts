@@ -1,7 +1,7 @@
-/** Waiting that can be given up: for rows of code, which may never come. */
+/** Waits that can be cancelled: rows of a user-supplied dataset may never come. */
 import { ArlError } from "../errors.js";
 
-/** What is waited for through this ends with `ARL_INTERRUPTED` once `cancel` is called. */
+/** Promises awaited through `race` reject with `ARL_INTERRUPTED` once `cancel` is called. */
 export class Cancellation {
 	private readonly waiting = new Set<(error: Error) => void>();
 	private cancelled = false;
@@ -16,7 +16,7 @@ export class Cancellation {
 		this.waiting.clear();
 	}
 
-	/** The promise's outcome, unless cancelling comes first. (`Promise.race` would keep each promise alive as long as the other.) */
+	/** The promise's outcome, unless cancelled first. (`Promise.race` would keep each promise alive as long as the other.) */
 	race<T>(promise: Promise<T>): Promise<T> {
 		if (this.cancelled) {
 			promise.catch(() => {});
@@ -38,7 +38,7 @@ export class Cancellation {
 	}
 }
 
-/** `promise`'s value, or undefined where it takes longer than `milliseconds`. */
+/** The promise's value; undefined: it takes longer than `milliseconds`. */
 export async function within<T>(promise: Promise<T>, milliseconds: number): Promise<T | undefined> {
 	let timer: NodeJS.Timeout | undefined;
 	const late = new Promise<undefined>((resolve) => {
@@ -51,7 +51,7 @@ export async function within<T>(promise: Promise<T>, milliseconds: number): Prom
 	}
 }
 
-/** What a promise gives; null: the signal came first. Rows of code may take for ever. */
+/** The promise's value; null: the signal was aborted first. */
 export async function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal | null): Promise<T | null> {
 	if (signal === null) return promise;
 	let stop: (() => void) | undefined;

@@ -1,8 +1,8 @@
 /**
- * What image bytes are, told by the bytes alone: type, whether they are whole, and what else they look like. No decoding.
+ * Identifies image bytes by their content: the type, whether they are truncated, and what else they look like. Decodes nothing.
  */
 
-/** The types of images that are taken. */
+/** The supported types of images. */
 export type ImageType =
 	| "image/png"
 	| "image/jpeg"
@@ -18,7 +18,7 @@ function view(bytes: Uint8Array): Buffer {
 
 const BMP_HEADERS: ReadonlySet<number> = new Set([12, 16, 40, 52, 56, 64, 108, 124]);
 
-/** The image type of `bytes`; null: no type that is taken. */
+/** The image type of `bytes`; null: not a supported type. */
 export function imageType(bytes: Uint8Array): ImageType | null {
 	const head = view(bytes).subarray(0, 64);
 	const text = (from: number, to: number) => head.toString("latin1", from, to);
@@ -32,7 +32,7 @@ export function imageType(bytes: Uint8Array): ImageType | null {
 	return null;
 }
 
-/** Brands of an ISO media file: the major one and those it is compatible with. */
+/** Brands of an ISO media file: the major brand and the compatible ones. */
 function brands(head: Buffer): string[] {
 	if (head.length < 16 || head.toString("latin1", 4, 8) !== "ftyp") return [];
 	const end = Math.min(head.length, head.readUInt32BE(0));
@@ -41,7 +41,7 @@ function brands(head: Buffer): string[] {
 	return found;
 }
 
-/** What bytes that are no image look like, for an error. */
+/** Describes bytes that are not an image, for an error. */
 export function describeBytes(bytes: Uint8Array): string {
 	if (bytes.length === 0) return "nothing (0 bytes)";
 	const head = view(bytes).subarray(0, 512);
@@ -61,8 +61,8 @@ export function describeBytes(bytes: Uint8Array): string {
 }
 
 /**
- * Whether an image ends before its end: what a broken connection leaves. Told by what the format itself says of its length or
- * end; formats that say nothing of it count as whole.
+ * Whether an image is truncated, as after a broken connection, by the length or end marker of its format; formats that have
+ * neither count as complete.
  */
 export function isTruncated(bytes: Uint8Array, type: ImageType): boolean {
 	const all = view(bytes);
@@ -73,7 +73,7 @@ export function isTruncated(bytes: Uint8Array, type: ImageType): boolean {
 			}
 			return true;
 		}
-		// Readers of JPEG wait for the marker of its end; bytes behind it are common and harmless.
+		// Decoders of JPEG wait for the end marker; bytes after it are common and harmless.
 		case "image/jpeg":
 			return all.lastIndexOf(Buffer.of(0xff, 0xd9)) < 4;
 		case "image/webp":

@@ -1,18 +1,18 @@
 /**
- * Which network addresses an image may come from. Knows numbers only: names are resolved elsewhere, and every address that a
- * connection is made to passes here.
+ * Which network addresses images may come from. Works on addresses only: `connect.ts` resolves names and checks every address
+ * that it connects to.
  */
 import { BlockList, isIP } from "node:net";
 
 /**
- * `public`: may always be asked. `private`: this machine and its own networks, refused unless allowed. `never`: addresses that
- * no image lives at and that hand out secrets or reach many: link-local with the clouds' metadata services, multicast, reserved.
+ * `public`: always allowed. `private`: this machine and private networks, refused unless allowed. `never`: addresses that serve
+ * no images and may leak secrets or reach many hosts: link-local with the clouds' metadata services, multicast, reserved.
  */
 export type Reach = "public" | "private" | "never";
 
-/** Where ranges overlap, `never` is stronger than `private`, and `private` than `public`. */
+/** Where ranges overlap, `never` overrides `private`, and `private` overrides `public`. */
 const V4: readonly [prefix: string, bits: number, reach: Reach][] = [
-	// Metadata services that lie outside of link-local addresses: Alibaba Cloud, Azure.
+	// Metadata services outside the link-local range: Alibaba Cloud, Azure.
 	["100.100.100.200", 32, "never"],
 	["168.63.129.16", 32, "never"],
 	["0.0.0.0", 8, "never"],
@@ -41,11 +41,11 @@ const V6: readonly [prefix: string, bits: number, reach: Reach][] = [
 	["2001::", 23, "never"],
 	["2001:db8::", 32, "never"],
 	["3fff::", 20, "never"],
-	// All that is routed on the internet; an address that is in no range is `never`.
+	// Everything routed on the internet; an address in no range is `never`.
 	["2000::", 3, "public"],
 ];
 
-/** IPv6 ranges that carry an IPv4 address, as two groups behind these bits: that address decides. */
+/** IPv6 ranges that embed an IPv4 address in the two groups after these bits: the IPv4 address decides. */
 const CARRIES_V4: readonly [bits: number, carrying: (groups: string) => string][] = [
 	[96, (groups) => `::ffff:${groups}`],
 	[96, (groups) => `::ffff:0:${groups}`],
@@ -72,11 +72,11 @@ for (const [prefix, bits, reach] of V4) {
 }
 for (const [prefix, bits, reach] of V6) RANGES[reach].addSubnet(prefix, bits, "ipv6");
 
-/** How far an address reaches. What is no address at all is `never`. */
+/** Classifies an address; text that is not an address is `never`. */
 export function reachOf(address: string): Reach {
 	const version = isIP(address);
 	if (version === 0) return "never";
-	// A zone (`%eth0`) says by which interface, not where to.
+	// A zone (`%eth0`) names the interface, not the destination.
 	const place = address.replace(/%.*$/, "");
 	const within = (reach: Reach) => RANGES[reach].check(place, version === 4 ? "ipv4" : "ipv6");
 	if (within("never")) return "never";

@@ -1,14 +1,14 @@
 /**
- * Images on disk, by content: `blobs/` holds bytes under their SHA-256, `urls/` says under a URL's SHA-256 which blob it gave.
- * Files appear whole or not at all and are checked as they are read, so that several processes may share a folder.
+ * An on-disk image cache addressed by content: `blobs/` stores bytes under their SHA-256, `urls/` maps a URL's SHA-256 to the
+ * blob it returned. Files are renamed into place and verified on reading, so that several processes may share a folder.
  */
 import { createHash, randomUUID } from "node:crypto";
 import { readdir, readFile, rename, rm, stat, utimes, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
+import { exists, makeFolder } from "../disk/folders.js";
 import { toArlError } from "../errors.js";
-import { exists, makeFolder } from "../folders.js";
 
-/** A file's bytes; null: there is no such file. */
+/** A file's bytes; null: it does not exist. */
 async function readIfThere(path: string): Promise<Buffer | null> {
 	return readFile(path).catch((error: NodeJS.ErrnoException) => {
 		if (error.code === "ENOENT") return null;
@@ -23,7 +23,7 @@ async function names(folder: string): Promise<string[]> {
 	});
 }
 
-/** Does what needs the folder of `path`, and makes that folder where it is missing, which is seldom. */
+/** Runs `action`, which needs the folder of `path`; creates that folder only after a failure, because it rarely is missing. */
 async function inFolder(path: string, action: () => Promise<void>): Promise<void> {
 	try {
 		await action();
@@ -36,19 +36,19 @@ async function inFolder(path: string, action: () => Promise<void>): Promise<void
 
 const sha256 = (content: string | Uint8Array) => createHash("sha256").update(content).digest("hex");
 
-/** Part of its bound that the cache is cut down to. */
+/** The share of its limit that pruning shrinks the cache to. */
 const KEPT = 0.8;
-/** Part of its bound that one process adds before it counts again: with `KEPT`, two processes stay within the bound. */
+/** The share of its limit that one process adds before it measures again: with `KEPT`, two processes stay within the limit. */
 const UNCOUNTED = 0.1;
 const STALE_MS = 60 * 60 * 1000;
 
-/** A folder of images. */
+/** A folder of cached images. */
 export class ImageCache {
-	/** Bytes added since the folder was last counted; at first as if there were many. */
+	/** Bytes added since the folder was last measured; infinite at first, so that the first `put` measures it. */
 	private added = Number.POSITIVE_INFINITY;
 	private pruning: Promise<void> | null = null;
 
-	/** `maxBytes`: bound of all blobs together; the ones that were used longest ago go first. */
+	/** `maxBytes`: limit on all blobs together; the least recently used are evicted first. */
 	constructor(
 		private readonly folder: string,
 		private readonly maxBytes: number,
@@ -59,12 +59,12 @@ export class ImageCache {
 	}
 
 	private entry(url: string): string {
-		// Only a hash: a URL may hold a key, which must not lie about on a disk.
+		// Only a hash: a URL may contain a key, which must not be written to disk.
 		const hash = sha256(url);
 		return join(this.folder, "urls", hash.slice(0, 2), hash);
 	}
 
-	/** The bytes that a URL gave; null: not here, or not whole any more. */
+	/** The bytes that a URL returned; null: not cached, or damaged. */
 	async get(url: string): Promise<Uint8Array | null> {
 		const entry = await readIfThere(this.entry(url));
 		if (entry === null) return null;
@@ -78,18 +78,18 @@ export class ImageCache {
 			return null;
 		}
 		const now = new Date();
-		// Another process may have taken it away meanwhile; the bytes are here.
+		// Another process may have evicted it meanwhile; the bytes are already read.
 		await utimes(path, now, now).catch(() => {});
 		return bytes;
 	}
 
-	/** Keeps the bytes of a URL. */
+	/** Stores the bytes of a URL. */
 	async put(url: string, bytes: Uint8Array): Promise<void> {
 		if (bytes.length > this.maxBytes * KEPT) return;
 		const hash = sha256(bytes);
 		const path = this.blob(hash);
 		try {
-			// A blob of that name and length is the same, unless it is damaged, which reading finds.
+			// A blob of that name and length is the same, unless it is damaged, which `get` detects.
 			const there = await stat(path).catch(() => null);
 			if (there?.size !== bytes.length) {
 				await this.write(path, bytes);
@@ -118,7 +118,7 @@ export class ImageCache {
 		}
 	}
 
-	/** Counts the folder; takes away what was used longest ago where it is too much, and what killed processes left. */
+	/** Measures the folder; evicts the least recently used blobs above the limit, and removes what killed processes left. */
 	private async prune(): Promise<void> {
 		this.added = 0;
 		for (const name of await names(join(this.folder, "tmp"))) {
@@ -142,11 +142,11 @@ export class ImageCache {
 			await rm(path, { force: true });
 			total -= bytes;
 		}
-		await this.removeLost();
+		await this.removeDangling();
 	}
 
-	/** Takes away the entries of URLs whose blob is gone. */
-	private async removeLost(): Promise<void> {
+	/** Removes the entries of URLs whose blob is gone. */
+	private async removeDangling(): Promise<void> {
 		for (const part of await names(join(this.folder, "urls"))) {
 			for (const name of await names(join(this.folder, "urls", part))) {
 				const path = join(this.folder, "urls", part, name);

@@ -1,6 +1,6 @@
 /**
- * Connections that reach only addresses that are allowed. A name is resolved once, checked, and connected to by the very
- * addresses that were checked, so that a second answer of the name server changes nothing.
+ * Connections to allowed addresses only. A name is resolved once, and the connection uses the very addresses that were checked,
+ * so that a second DNS answer (rebinding) changes nothing.
  */
 import { type LookupAddress, lookup as systemLookup } from "node:dns";
 import { isIP, type LookupFunction } from "node:net";
@@ -8,21 +8,21 @@ import type { Agent } from "undici";
 import { ArlError } from "../errors.js";
 import { reachOf } from "./address.js";
 
-/** Resolves a name to all its addresses; tests give their own. */
+/** Resolves a name to all its addresses; tests pass their own. */
 export type Resolve = (hostname: string) => Promise<LookupAddress[]>;
 
-/** The system's own resolving, `/etc/hosts` included. */
+/** The system's resolver, `/etc/hosts` included. */
 export const systemResolve: Resolve = (hostname) =>
 	new Promise((resolve, reject) => {
 		systemLookup(hostname, { all: true }, (error, addresses) => (error ? reject(error) : resolve(addresses)));
 	});
 
-/** A host without the brackets of IPv6. */
+/** A host without IPv6 brackets. */
 function bare(hostname: string): string {
 	return hostname.replace(/^\[(.*)\]$/, "$1");
 }
 
-/** The refusal of an address; null: it may be connected to. */
+/** Why an address is refused; null: it is allowed. */
 export function refusal(hostname: string, address: string, allowPrivate: boolean): ArlError | null {
 	const reach = reachOf(address);
 	if (reach === "public" || (reach === "private" && allowPrivate)) return null;
@@ -31,17 +31,17 @@ export function refusal(hostname: string, address: string, allowPrivate: boolean
 		return new ArlError(
 			"ARL_DATA",
 			`${shown} is an address of this machine or of a private network`,
-			"Where images do come from there, allow it with image_allow_private.",
+			"If images really come from there, allow it with image_allow_private.",
 		);
 	}
 	return new ArlError(
 		"ARL_DATA",
-		`${shown} is an address that no image comes from (link-local, metadata, multicast or reserved)`,
+		`${shown} is an address that images are never fetched from (link-local, metadata, multicast or reserved)`,
 		"Correct the row's URL.",
 	);
 }
 
-/** Throws where a host that is itself an address is refused. */
+/** Throws if the host is a literal address and is refused. */
 export function checkHost(hostname: string, allowPrivate: boolean): void {
 	const address = bare(hostname);
 	if (isIP(address) === 0) return;
@@ -55,7 +55,7 @@ function guardedLookup(resolve: Resolve, allowPrivate: boolean): LookupFunction 
 			(found) => {
 				const wanted = options.family === 4 || options.family === 6 ? options.family : null;
 				const addresses = found.filter(({ family }) => wanted === null || family === wanted);
-				// One bad address among good ones is enough: which one is taken would be chance.
+				// One refused address among allowed ones is enough: which one is used would be chance.
 				const refused = addresses.map(({ address }) => refusal(hostname, address, allowPrivate)).find((error) => error);
 				const [first] = addresses;
 				if (refused) callback(refused, "", 0);
@@ -69,7 +69,7 @@ function guardedLookup(resolve: Resolve, allowPrivate: boolean): LookupFunction 
 	};
 }
 
-/** An agent whose every connection is checked: literal addresses before, names as they are resolved, and the peer once more. */
+/** An agent that checks every connection: literal addresses beforehand, names as they resolve, and the connected peer again. */
 export async function guardedAgent(options: {
 	allowPrivate: boolean;
 	resolve: Resolve;

@@ -1,35 +1,35 @@
-/** `data:` URLs to bytes and back. The media type that they claim is not believed: images are told by their bytes. */
+/** Decodes and encodes `data:` URLs. Ignores the media type that a URL claims: the bytes determine an image's type. */
 import { ArlError } from "../errors.js";
 
-function wrong(what: string): ArlError {
+function malformed(what: string): ArlError {
 	return new ArlError(
 		"ARL_DATA",
 		what,
-		"A data URL reads data:image/png;base64,iVBORw0KGgo..., with the whole image behind the comma.",
+		"A data URL looks like data:image/png;base64,iVBORw0KGgo..., with the whole image after the comma.",
 	);
 }
 
-/** Longest `data:` URL that can hold `maxBytes`: every byte may be written as three. */
+/** The longest `data:` URL that can hold `maxBytes`: percent-encoding writes a byte as three characters. */
 export function maxDataUrlLength(maxBytes: number): number {
 	return maxBytes * 3 + 1024;
 }
 
-/** The bytes of a `data:` URL, with base64 or percent-encoding or both. Throws `ARL_DATA`. */
+/** The bytes of a `data:` URL in base64, percent-encoding or both. Throws `ARL_DATA`. */
 export function dataUrlBytes(url: string): Uint8Array {
 	const text = url.trim();
 	const comma = text.indexOf(",");
-	if (comma < 0) throw wrong("a data URL without a comma");
+	if (comma < 0) throw malformed("a data URL without a comma");
 	const isBase64 = /;\s*base64\s*$/i.test(text.slice(0, comma));
 	const hash = text.indexOf("#", comma);
 	const content = percentDecoded(text.slice(comma + 1, hash < 0 ? undefined : hash));
 	if (!isBase64) return content;
 	const base64 = content.toString("latin1").replace(/[\t\n\f\r ]+/g, "");
 	const bare = base64.replace(/={1,2}$/, "");
-	const stranger = /[^A-Za-z0-9+/_-]/.exec(bare);
-	if (stranger) throw wrong(`${JSON.stringify(stranger[0])} at ${stranger.index} is no base64`);
+	const invalid = /[^A-Za-z0-9+/_-]/.exec(bare);
+	if (invalid) throw malformed(`${JSON.stringify(invalid[0])} at ${invalid.index} is not base64`);
 	const padding = base64.length - bare.length;
 	if (bare.length % 4 === 1 || (padding > 0 && base64.length % 4 !== 0)) {
-		throw wrong(`base64 of ${base64.length} characters, which is no whole number of bytes`);
+		throw malformed(`base64 of ${base64.length} characters, which is not a whole number of bytes`);
 	}
 	return Buffer.from(bare, "base64");
 }
@@ -45,7 +45,7 @@ function percentDecoded(text: string): Buffer {
 		let byte = bytes[at] as number;
 		if (byte === PERCENT) {
 			const hex = bytes.toString("latin1", at + 1, at + 3);
-			if (!/^[0-9a-f]{2}$/i.test(hex)) throw wrong(`"%${hex}" at ${at} is no percent-encoding`);
+			if (!/^[0-9a-f]{2}$/i.test(hex)) throw malformed(`"%${hex}" at ${at} is not percent-encoding`);
 			byte = Number.parseInt(hex, 16);
 			at += 2;
 		}

@@ -1,11 +1,11 @@
-/** A row's images by URL to the same row with the images in it, as base64 `data:` URLs: what exports write. */
-import type { ContentPart, RecordData } from "../data/record.js";
+/** Replaces the image URLs of a row by the images themselves, as base64 `data:` URLs: the form that exports use. */
+import type { ContentPart, RecordData } from "../data/sources/record.js";
 import { ArlError } from "../errors.js";
 import { toDataUrl } from "./data-url.js";
 import { ImageLoader, type ImageOptions, type LoadedImage } from "./loader.js";
-import { contentLists, type Range, replaceRanges } from "./parts.js";
+import { contentParts, type Range, replaceRanges } from "./parts.js";
 
-/** Reads one image. For many, an `ImageLoader` keeps connections open and shares limits. @throws as `ImageLoader.load`. */
+/** Loads one image. For many, use an `ImageLoader`, which reuses connections and shares limits. @throws as `ImageLoader.load`. */
 export async function loadImage(url: string, options: ImageOptions = {}): Promise<LoadedImage> {
 	const loader = new ImageLoader(options);
 	try {
@@ -19,7 +19,7 @@ function withoutUrl(place: string): ArlError {
 	return new ArlError(
 		"ARL_DATA",
 		`${place}: a part of type image_url without a URL`,
-		'A part reads {"type": "image_url", "image_url": {"url": "https://..."}}.',
+		'A part looks like {"type": "image_url", "image_url": {"url": "https://..."}}.',
 	);
 }
 
@@ -33,16 +33,15 @@ async function dataUrl(loader: ImageLoader, url: string, place: string): Promise
 }
 
 /**
- * The row with every `image_url` of its messages as a base64 `data:` URL whose media type is that of its bytes. The row itself
- * stays as it is.
+ * A copy of the row with every `image_url` of its messages as a base64 `data:` URL, whose media type is that of its bytes.
  *
- * @throws ArlError `ARL_DATA` with the part's place where an image cannot be had.
+ * @throws ArlError `ARL_DATA` with the part's place if an image cannot be loaded.
  */
 export async function imagesToBase64(row: RecordData, from: ImageLoader | ImageOptions = {}): Promise<RecordData> {
 	const loader = from instanceof ImageLoader ? from : new ImageLoader(from);
 	const embed = async (part: ContentPart, place: string): Promise<ContentPart> => {
 		if (part.type !== "image_url") return part;
-		// Rows of JavaScript are not held to their type.
+		// JavaScript callers may pass rows of another shape.
 		if (typeof part.image_url?.url !== "string") throw withoutUrl(place);
 		return { ...part, image_url: { ...part.image_url, url: await dataUrl(loader, part.image_url.url, place) } };
 	};
@@ -61,8 +60,8 @@ export async function imagesToBase64(row: RecordData, from: ImageLoader | ImageO
 }
 
 /**
- * The same for a row's JSON text, in which nothing but the URLs changes: the very same bytes where it has no images. `images`:
- * how many it has. `columns`: the file's names of known columns.
+ * The same for a row's JSON text: every byte except the URLs stays, and a row without images is returned as it is. Returns
+ * the number of images with it. `columns`: the file's names of known columns.
  *
  * @throws as `imagesToBase64`.
  */
@@ -73,7 +72,7 @@ export async function imagesToBase64InText(
 ): Promise<{ row: Uint8Array; images: number }> {
 	const found: { range: Range; url: string; place: string }[] = [];
 	const text = Buffer.from(row.buffer, row.byteOffset, row.byteLength);
-	for (const { type, url: range, place } of contentLists(row, columns).flat()) {
+	for (const { type, url: range, place } of contentParts(row, columns)) {
 		if (type !== "image_url") continue;
 		if (range === null) throw withoutUrl(place);
 		found.push({ range, url: String(JSON.parse(text.toString("utf8", range.start, range.end))), place });

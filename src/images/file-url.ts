@@ -1,4 +1,4 @@
-/** `file:` URLs to bytes, from under one folder only, whatever links point elsewhere. */
+/** Reads `file:` URLs, only from below one folder; symbolic links that lead out of it are refused. */
 import { constants } from "node:fs";
 import { open, realpath } from "node:fs/promises";
 import { sep } from "node:path";
@@ -12,15 +12,15 @@ function withFolderEnd(path: string): string {
 	return path.endsWith(sep) ? path : path + sep;
 }
 
-/** The file's bytes. Throws `ARL_DATA` where it may not or cannot be read. */
+/** The file's bytes. Throws `ARL_DATA` if it may not or cannot be read. */
 export async function fileUrlBytes(url: URL, root: string | null, maxBytes: number): Promise<Uint8Array> {
-	if (root === null) throw new ArlError("ARL_DATA", "files are not read unless allowed", HOW_TO_ALLOW);
+	if (root === null) throw new ArlError("ARL_DATA", "reading images from files is not allowed", HOW_TO_ALLOW);
 	let path: string;
 	try {
 		path = fileURLToPath(url);
 	} catch (error) {
 		const reason = messageOf(error);
-		throw new ArlError("ARL_DATA", reason, "A file URL reads file:///folder/image.png.");
+		throw new ArlError("ARL_DATA", reason, "A file URL looks like file:///folder/image.png.");
 	}
 	const top = await realpath(root).catch((error: unknown) => {
 		const { message, hint } = toArlError(error);
@@ -37,8 +37,8 @@ export async function fileUrlBytes(url: URL, root: string | null, maxBytes: numb
 		const where = real === path ? "" : ` (it is ${real})`;
 		throw new ArlError("ARL_DATA", `the file is not under ${top}${where}`, HOW_TO_ALLOW);
 	}
-	// What was found is opened by its real name and as no link, so that a link made in between is not followed; a pipe that
-	// nobody writes to must not keep the run waiting.
+	// Opened by its real path and without following links, so that a link created in between has no effect. Non-blocking, so
+	// that a pipe without a writer does not block the run.
 	const handle = await open(real, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK).catch(
 		(error: unknown) => {
 			throw unreadable(error);

@@ -1,6 +1,6 @@
 /**
- * One image over HTTP: redirects followed by hand, limits on size and time, retries with back-off for what may pass. Errors
- * say what failed; the URL and the row that asked for it are known elsewhere.
+ * Fetches one image over HTTP: follows redirects itself, limits size and time, retries transient failures with back-off. Errors
+ * name the failure; callers add the URL and the row.
  */
 import { promisify } from "node:util";
 import { brotliDecompress, gunzip, inflate } from "node:zlib";
@@ -10,42 +10,44 @@ import { ArlError } from "../errors.js";
 import { checkHost, guardedAgent, type Resolve } from "./connect.js";
 import { showUrl, tooLarge } from "./show.js";
 
-/** What a request may do. */
+/** Limits of a request. */
 export interface HttpOptions {
 	maxBytes: number;
-	/** For one attempt, redirects included. */
+	/** Of one attempt, redirects included. */
 	timeoutMs: number;
 	allowPrivate: boolean;
 	signal: AbortSignal | null;
 }
 
-/** What tests replace. */
+/** Replaced by tests. */
 export interface HttpHooks {
 	resolve: Resolve;
 	/** Waits between attempts. */
 	pause: (milliseconds: number, signal: AbortSignal | null) => Promise<void>;
 }
 
-/** Attempts for one image in all. */
+/** Attempts in total for one image. */
 const ATTEMPTS = 5;
 const MAX_REDIRECTS = 5;
 const FIRST_PAUSE_MS = 500;
-/** A server that asks for a longer pause is not waited for. */
+/** If a server asks for a longer pause, the image fails. */
 const MAX_PAUSE_MS = 60_000;
 
 const REDIRECTS: ReadonlySet<number> = new Set([301, 302, 303, 307, 308]);
-const PASSING_STATUS: ReadonlySet<number> = new Set([408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529]);
-const PASSING_ERRORS: ReadonlySet<string> = new Set([
+const TRANSIENT_STATUS: ReadonlySet<number> = new Set([
+	408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529,
+]);
+const TRANSIENT_ERRORS: ReadonlySet<string> = new Set([
 	...["ECONNRESET", "ECONNREFUSED", "ECONNABORTED", "EPIPE", "ETIMEDOUT", "EAI_AGAIN", "ENETUNREACH", "EHOSTUNREACH"],
 	...["UND_ERR_SOCKET", "UND_ERR_CONNECT_TIMEOUT", "UND_ERR_HEADERS_TIMEOUT", "UND_ERR_BODY_TIMEOUT"],
 	...["UND_ERR_RES_CONTENT_LENGTH_MISMATCH", "UND_ERR_CLOSED", "HPE_INVALID_EOF_STATE"],
 ]);
 
-/** A failure that may pass. */
-class Passing extends Error {
+/** A failure that a retry may fix. */
+class TransientError extends Error {
 	constructor(
 		message: string,
-		/** How long the server asks to wait. */
+		/** How long the server asks clients to wait. */
 		readonly waitMs: number | null = null,
 		options?: ErrorOptions,
 	) {
@@ -55,7 +57,7 @@ class Passing extends Error {
 
 const CHECK_URL = "Check the URL.";
 
-/** Gets images; holds connections until it is closed. */
+/** Fetches images; keeps connections open until it is closed. */
 export class HttpImages {
 	private agent: Promise<Agent> | null = null;
 
@@ -64,7 +66,7 @@ export class HttpImages {
 		private readonly hooks: HttpHooks,
 	) {}
 
-	/** The body that a URL leads to. Throws `ARL_DATA`. */
+	/** The body that a URL returns. Throws `ARL_DATA`. */
 	async get(url: URL): Promise<Uint8Array> {
 		const { signal } = this.options;
 		for (let attempt = 1; ; attempt++) {
@@ -72,15 +74,15 @@ export class HttpImages {
 				return await this.attempt(url);
 			} catch (error) {
 				if (signal?.aborted) throw new ArlError("ARL_INTERRUPTED", "interrupted while images were read");
-				if (!(error instanceof Passing)) throw error;
+				if (!(error instanceof TransientError)) throw error;
 				if (attempt === ATTEMPTS) {
 					const message = `${error.message}, ${ATTEMPTS} times`;
 					throw new ArlError("ARL_DATA", message, "Try again later.", { cause: error });
 				}
-				// Jitter: many images of one server must not come back all at once.
+				// Jitter, so that the images of one server are not all retried at once.
 				const pause = error.waitMs ?? FIRST_PAUSE_MS * 2 ** (attempt - 1) * (0.5 + Math.random());
 				if (pause > MAX_PAUSE_MS) {
-					const message = `${error.message}, and the server asks to wait for ${Math.ceil(pause / 1000)} s`;
+					const message = `${error.message}, and the server asks clients to wait ${Math.ceil(pause / 1000)} s`;
 					throw new ArlError("ARL_DATA", message, "Try again later.", { cause: error });
 				}
 				await this.hooks.pause(pause, signal);
@@ -94,7 +96,7 @@ export class HttpImages {
 		await agent?.destroy();
 	}
 
-	/** All requests of one attempt, under one limit of time. */
+	/** All requests of one attempt, with one timeout. */
 	private async attempt(url: URL): Promise<Uint8Array> {
 		const { timeoutMs, signal } = this.options;
 		const limit = AbortSignal.timeout(timeoutMs);
@@ -109,18 +111,20 @@ export class HttpImages {
 			throw new ArlError("ARL_DATA", `more than ${MAX_REDIRECTS} redirects`, CHECK_URL);
 		} catch (error) {
 			const via = at === url ? "" : ` (redirected to ${showUrl(at.href)})`;
-			if (error instanceof Passing) throw new Passing(`${error.message}${via}`, error.waitMs, { cause: error.cause });
+			if (error instanceof TransientError) {
+				throw new TransientError(`${error.message}${via}`, error.waitMs, { cause: error.cause });
+			}
 			if (error instanceof ArlError) throw new ArlError(error.code, `${error.message}${via}`, error.hint);
 			if (limit.aborted)
-				throw new Passing(`no whole answer within ${timeoutMs / 1000} s${via}`, null, { cause: error });
+				throw new TransientError(`no complete response within ${timeoutMs / 1000} s${via}`, null, { cause: error });
 			const { code, message } = error as NodeJS.ErrnoException;
 			const what = `${message || code || "no connection"}${via}`;
-			if (code !== undefined && PASSING_ERRORS.has(code)) throw new Passing(what, null, { cause: error });
+			if (code !== undefined && TRANSIENT_ERRORS.has(code)) throw new TransientError(what, null, { cause: error });
 			throw new ArlError("ARL_DATA", what, CHECK_URL, { cause: error });
 		}
 	}
 
-	/** One request: the body, or where it is redirected to. */
+	/** One request: returns the body, or the URL that it redirects to. */
 	private async request(url: URL, signal: AbortSignal): Promise<Uint8Array | URL> {
 		if (url.protocol !== "http:" && url.protocol !== "https:") {
 			throw new ArlError("ARL_DATA", `a redirect to ${showUrl(url.href)}, which is neither http nor https`, CHECK_URL);
@@ -152,18 +156,18 @@ export class HttpImages {
 			const location = header("location");
 			if (REDIRECTS.has(statusCode) && location !== undefined) {
 				if (!URL.canParse(location, url.href)) {
-					throw new ArlError("ARL_DATA", "a redirect to what is no URL", CHECK_URL);
+					throw new ArlError("ARL_DATA", "a redirect to something that is not a URL", CHECK_URL);
 				}
 				return new URL(location, url);
 			}
-			if (PASSING_STATUS.has(statusCode)) {
-				throw new Passing(`HTTP ${statusCode}`, waitOf(header("retry-after")));
+			if (TRANSIENT_STATUS.has(statusCode)) {
+				throw new TransientError(`HTTP ${statusCode}`, waitOf(header("retry-after")));
 			}
 			throw new ArlError("ARL_DATA", `HTTP ${statusCode}`, CHECK_URL);
 		}
 		const announced = Number(header("content-length") ?? 0);
 		if (announced > maxBytes) {
-			// The rest of the body would be read for nothing.
+			// Do not download the rest of the body.
 			body.on("error", () => {}).destroy();
 			throw tooLarge(announced, maxBytes);
 		}
@@ -171,18 +175,18 @@ export class HttpImages {
 		let length = 0;
 		for await (const chunk of body as AsyncIterable<Uint8Array>) {
 			length += chunk.length;
-			// Leaving the loop closes the connection.
+			// Throwing out of the loop closes the connection.
 			if (length > maxBytes) throw tooLarge(null, maxBytes);
 			chunks.push(chunk);
 		}
 		const bytes = await decoded(Buffer.concat(chunks), header("content-encoding"), maxBytes);
 		const type = imageType(bytes);
-		if (type !== null && isTruncated(bytes, type)) throw new Passing(`the ${type} ends before its end`);
+		if (type !== null && isTruncated(bytes, type)) throw new TransientError(`the ${type} is truncated`);
 		return bytes;
 	}
 }
 
-/** Milliseconds that `Retry-After` asks for, in seconds or as a date; null: nothing that can be read. */
+/** `Retry-After`, given in seconds or as a date, in milliseconds; null: absent or malformed. */
 function waitOf(value: string | undefined): number | null {
 	if (value === undefined) return null;
 	if (/^\s*\d+\s*$/.test(value)) return Number(value) * 1000;
@@ -198,7 +202,7 @@ const DECODERS: Readonly<Record<string, (bytes: Uint8Array, options: { maxOutput
 		br: promisify<Uint8Array, { maxOutputLength: number }, Buffer>(brotliDecompress),
 	};
 
-/** A body without its compression, which some servers apply unasked. A small body may unpack to one without end. */
+/** Decompresses a body: some servers compress unasked. The limit holds for the result, since a small body may expand without end. */
 async function decoded(bytes: Uint8Array, encoding: string | undefined, maxBytes: number): Promise<Uint8Array> {
 	const name = encoding?.trim().toLowerCase() ?? "";
 	if (name === "" || name === "identity") return bytes;
@@ -208,6 +212,6 @@ async function decoded(bytes: Uint8Array, encoding: string | undefined, maxBytes
 		return await decode(bytes, { maxOutputLength: maxBytes });
 	} catch (error) {
 		if ((error as NodeJS.ErrnoException).code === "ERR_BUFFER_TOO_LARGE") throw tooLarge(null, maxBytes);
-		throw new Passing(`the body is compressed as ${name} and cannot be unpacked`, null, { cause: error });
+		throw new TransientError(`the body is compressed as ${name} and cannot be decompressed`, null, { cause: error });
 	}
 }

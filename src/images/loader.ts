@@ -1,6 +1,6 @@
 /**
- * From an `image_url` to an image, whatever its scheme: bounded in number, size and time, checked by its bytes, cached, and
- * made smaller where asked.
+ * Loads the image behind an `image_url` of any scheme: limits concurrency, size and time, checks the bytes, caches, and scales
+ * down if asked.
  */
 import { setTimeout as pause } from "node:timers/promises";
 import { describeBytes, type ImageType, imageType, isTruncated } from "../data/mime.js";
@@ -14,7 +14,7 @@ import { scaleImage, sizeWithin } from "./scale.js";
 import { showUrl, tooLarge } from "./show.js";
 import { type ImageSize, imageSize } from "./size.js";
 
-/** How images are read; the names are those of the configuration. */
+/** How images are loaded; the names are those of the configuration. */
 export interface ImageOptions {
 	/** Largest image in bytes; absent: 20 MiB. */
 	image_max_bytes?: number;
@@ -22,28 +22,28 @@ export interface ImageOptions {
 	image_timeout?: number;
 	/** Whether images may come from this machine and from private networks; absent: no. */
 	image_allow_private?: boolean;
-	/** Folder under which `file:` URLs are read; absent or null: they are refused. */
+	/** Folder below which `file:` URLs are read; absent or null: they are refused. */
 	image_root?: string | null;
-	/** Folder that fetched images are kept in; absent or null: none. */
+	/** Cache folder for fetched images; absent or null: none. */
 	image_cache_dir?: string | null;
-	/** Bound of that folder; absent: 10 GiB. */
+	/** Limit on that folder's size; absent: 10 GiB. */
 	image_cache_max_bytes?: number;
-	/** Images of more pixels are made smaller, which needs the package `sharp`; absent or null: they stay as they are. */
+	/** Images with more pixels are scaled down, which needs the package `sharp`; absent or null: they stay as they are. */
 	max_pixels?: number | null;
-	/** Images read at once; absent: 16. */
+	/** Images loaded concurrently; absent: 16. */
 	image_concurrency?: number;
-	/** Aborting it ends all reading. */
+	/** Aborts all loading. */
 	signal?: AbortSignal;
 }
 
-/** An image as it was found, or made smaller. */
+/** An image as it was found, or scaled down. */
 export interface LoadedImage extends ImageSize {
 	bytes: Uint8Array;
-	/** By the bytes: neither a header nor a name is believed. */
+	/** Determined by the bytes, not by a header or a name. */
 	content_type: ImageType;
 }
 
-/** The defaults of what the configuration has too. */
+/** The defaults of the options that the configuration has too. */
 export const IMAGE_DEFAULTS = { image_max_bytes: 20 * 1024 * 1024, image_timeout: 30 } as const;
 const CACHE_MAX_BYTES = 10 * 1024 ** 3;
 const CONCURRENCY = 16;
@@ -51,24 +51,24 @@ const CONCURRENCY = 16;
 const HOOKS: HttpHooks = {
 	resolve: systemResolve,
 	pause: async (milliseconds, signal) => {
-		// An abort is told by the attempt that follows.
+		// The next attempt reports an abort.
 		await pause(milliseconds, undefined, signal ? { signal } : {}).catch(() => {});
 	},
 };
 
-/** Reads images. It holds connections until it is closed. */
+/** Loads images. Keeps connections open until it is closed: `await using loader = new ImageLoader()` closes it. */
 export class ImageLoader {
 	private readonly maxBytes: number;
 	private readonly root: string | null;
 	private readonly maxPixels: number | null;
 	private readonly http: HttpImages;
 	private readonly cache: ImageCache | null;
-	/** Images on their way by URL: one that many rows show at once is fetched once. */
+	/** Images being loaded, by URL: an image that several rows need at once is fetched once. */
 	private readonly loading = new Map<string, Promise<LoadedImage>>();
 	private free: number;
 	private readonly waiting: (() => void)[] = [];
 
-	/** `hooks`: what reaches the network; only tests give others. */
+	constructor(options?: ImageOptions);
 	constructor(options: ImageOptions = {}, hooks: Partial<HttpHooks> = {}) {
 		this.maxBytes = options.image_max_bytes ?? IMAGE_DEFAULTS.image_max_bytes;
 		this.root = options.image_root ?? null;
@@ -83,7 +83,7 @@ export class ImageLoader {
 			},
 			{
 				resolve: hooks.resolve ?? HOOKS.resolve,
-				// An image that waits for its next attempt leaves its place to others.
+				// An image that waits for its next attempt frees its slot.
 				pause: async (milliseconds, signal) => {
 					this.leave();
 					try {
@@ -98,7 +98,7 @@ export class ImageLoader {
 		this.cache = folder === null ? null : new ImageCache(folder, options.image_cache_max_bytes ?? CACHE_MAX_BYTES);
 	}
 
-	/** The image of a URL. @throws ArlError `ARL_DATA`, with the URL, where it cannot be had. */
+	/** Loads the image of a URL. @throws ArlError `ARL_DATA`, with the URL, if it cannot be loaded. */
 	async load(url: string): Promise<LoadedImage> {
 		const known = this.loading.get(url);
 		if (known) return known;
@@ -107,12 +107,17 @@ export class ImageLoader {
 		return image;
 	}
 
-	/** Gives connections back; what is on its way fails. */
+	/** Closes the connections; images still loading fail. */
 	async close(): Promise<void> {
 		await this.http.close();
 	}
 
-	/** Waits for a place among the images that are read at once. */
+	/** The same as `close`. */
+	[Symbol.asyncDispose](): Promise<void> {
+		return this.close();
+	}
+
+	/** Waits for one of the `image_concurrency` slots. */
 	private async enter(): Promise<void> {
 		if (this.free > 0) this.free -= 1;
 		else await new Promise<void>((resolve) => this.waiting.push(resolve));
@@ -140,7 +145,7 @@ export class ImageLoader {
 		}
 	}
 
-	/** The image as it is at its place. */
+	/** The image as its URL returns it, checked and cached. */
 	private async checked(url: string): Promise<LoadedImage> {
 		if (/^\s*data:/i.test(url)) {
 			if (url.length > maxDataUrlLength(this.maxBytes)) throw tooLarge(null, this.maxBytes);
@@ -148,7 +153,7 @@ export class ImageLoader {
 		}
 		const parsed = parse(url);
 		if (parsed.protocol === "file:") return this.check(await fileUrlBytes(parsed, this.root, this.maxBytes));
-		// A fragment names a part of what is fetched, which is the same without it.
+		// The fragment is not sent to the server: the resource is the same without it.
 		parsed.hash = "";
 		const kept = (await this.cache?.get(parsed.href)) ?? null;
 		if (kept !== null) return this.check(kept);
@@ -163,16 +168,21 @@ export class ImageLoader {
 		if (type === null) {
 			throw new ArlError(
 				"ARL_DATA",
-				`no image that can be read, but ${describeBytes(bytes)}`,
-				"PNG, JPEG, GIF, WebP, BMP, TIFF and AVIF are read.",
+				`not a supported image: this is ${describeBytes(bytes)}`,
+				"PNG, JPEG, GIF, WebP, BMP, TIFF and AVIF are supported.",
 			);
 		}
 		const size = isTruncated(bytes, type) ? null : imageSize(bytes, type);
 		if (size === null) {
-			throw new ArlError("ARL_DATA", `the ${type} is damaged or not whole`, "Replace it.");
+			throw new ArlError("ARL_DATA", `the ${type} is damaged or truncated`, "Replace it.");
 		}
 		return { bytes, content_type: type, ...size };
 	}
+}
+
+/** A loader that reaches the network through `hooks`: for tests, not part of the public API. */
+export function loaderWithHooks(options: ImageOptions, hooks: Partial<HttpHooks>): ImageLoader {
+	return Reflect.construct(ImageLoader, [options, hooks]);
 }
 
 function parse(url: string): URL {

@@ -1,6 +1,6 @@
 /**
- * Where a row's JSON text holds parts of messages: places of bytes, so that a part can be cut out or its URL replaced while
- * every other byte stays as it was (floats, key order, white space). Knows JSON and the columns of rows, not images.
+ * Finds the content parts of messages in a row's JSON text as byte ranges, so that a URL can be replaced while every other byte
+ * stays as it was (floats, key order, white space). Knows JSON and the columns of rows, not images.
  */
 
 /** Bytes [start, end) of a row. */
@@ -9,30 +9,29 @@ export interface Range {
 	end: number;
 }
 
-/** One element of a message's `content` list. */
-export interface Part {
-	range: Range;
-	/** Its `type`; null: it has none that is a text. */
+/** An element of a message's `content` list. */
+export interface LocatedPart {
+	/** Its `type`; null: absent, or not a string. */
 	type: string | null;
-	/** The JSON string with the URL of an `image_url` part; null: there is none. */
+	/** The JSON string with the URL of an `image_url` part; null: it has none. */
 	url: Range | null;
 	/** For people: `messages[0].content[1]`. */
 	place: string;
 }
 
-/** Columns that hold messages, as the core knows them: by these names or by those that `columns` gives for the first four. */
+/** Columns of messages, as the core knows them: by these names, or by those that the option `columns` gives for them. */
 const MESSAGE_COLUMNS = [
 	...["messages", "conversations", "prompt", "completion"],
 	...["question", "problem", "instruction", "response", "output", "solution", "answer"],
 ] as const;
 
-/** Text that is no JSON; whoever parses the row next says where and why. */
+/** The text is not JSON; the parser that reads the row next reports where and why. */
 class NotJson extends Error {}
 
 const QUOTE = 0x22;
 const BACKSLASH = 0x5c;
 
-/** Moves over JSON text and calls back for what lies in it; never recurses into what nobody asked for. */
+/** Walks over JSON text and calls back for entries and elements; recurses only into values that the caller visits. */
 class Cursor {
 	at = 0;
 	private readonly bytes: Buffer;
@@ -41,7 +40,7 @@ class Cursor {
 		this.bytes = Buffer.from(row.buffer, row.byteOffset, row.byteLength);
 	}
 
-	/** The next byte that is no white space. */
+	/** The next byte that is not white space. */
 	peek(): number {
 		for (;;) {
 			const byte = this.bytes[this.at];
@@ -70,7 +69,7 @@ class Cursor {
 			let before = quote - 1;
 			while (this.bytes[before] === BACKSLASH) before -= 1;
 			from = quote + 1;
-			// A quote behind an odd number of backslashes is part of the text.
+			// A quote after an odd number of backslashes is part of the text.
 			if ((quote - 1 - before) % 2 === 0) {
 				this.at = from;
 				return { start, end: from };
@@ -78,7 +77,7 @@ class Cursor {
 		}
 	}
 
-	/** The text of a JSON string. */
+	/** The value of a JSON string. */
 	text({ start, end }: Range): string {
 		try {
 			return String(JSON.parse(this.bytes.toString("utf8", start, end)));
@@ -87,7 +86,7 @@ class Cursor {
 		}
 	}
 
-	/** Passes over one value of any kind and depth. */
+	/** Skips one value of any kind and depth. */
 	skip(): Range {
 		this.peek();
 		const start = this.at;
@@ -117,7 +116,7 @@ class Cursor {
 		if (this.at === from) throw new NotJson();
 	}
 
-	/** The entries of an object; `visit` stands at the value and has to move over it. */
+	/** Walks over the entries of an object; `visit` is called with the cursor at the value, and must skip it. */
 	object(visit: (key: string) => void): void {
 		if (!this.take("{")) throw new NotJson();
 		if (this.take("}")) return;
@@ -130,7 +129,7 @@ class Cursor {
 		if (!this.take("}")) throw new NotJson();
 	}
 
-	/** The elements of an array, as `object` does. */
+	/** Walks over the elements of an array, as `object` does. */
 	array(visit: (index: number) => void): void {
 		if (!this.take("[")) throw new NotJson();
 		if (this.take("]")) return;
@@ -144,13 +143,13 @@ class Cursor {
 	}
 }
 
-function partAt(cursor: Cursor, place: string): Part {
-	const part: Part = { range: { start: cursor.at, end: cursor.at }, type: null, url: null, place };
+function partAt(cursor: Cursor, place: string): LocatedPart {
+	const part: LocatedPart = { type: null, url: null, place };
 	if (!cursor.is("{")) {
-		part.range = cursor.skip();
+		cursor.skip();
 		return part;
 	}
-	// Where a key stands twice, the last one counts, as in the core and in Python.
+	// Of a repeated key the last value counts, as in the core and in Python.
 	cursor.object((key) => {
 		if (key === "type") {
 			const isText = cursor.is('"');
@@ -171,17 +170,16 @@ function partAt(cursor: Cursor, place: string): Part {
 			}
 		} else cursor.skip();
 	});
-	part.range.end = cursor.at;
 	return part;
 }
 
 /**
- * The lists of parts in a row's messages, each in the order of the text. `columns`: the file's names of known columns. Empty
- * for a row that is no JSON object.
+ * All content parts of a row's messages, in the order of the text. `columns`: the file's names of known columns. Empty for a
+ * row that is not a JSON object.
  */
-export function contentLists(row: Uint8Array, columns: Readonly<Record<string, string>> = {}): Part[][] {
+export function contentParts(row: Uint8Array, columns: Readonly<Record<string, string>> = {}): LocatedPart[] {
 	const names = new Set(MESSAGE_COLUMNS.map((name) => columns[name] ?? name));
-	const lists: Part[][] = [];
+	const parts: LocatedPart[] = [];
 	const cursor = new Cursor(row);
 	try {
 		cursor.object((column) => {
@@ -195,16 +193,14 @@ export function contentLists(row: Uint8Array, columns: Readonly<Record<string, s
 					return;
 				}
 				cursor.object((key) => {
-					// ShareGPT's messages have their content in `value`.
+					// ShareGPT calls the content `value`.
 					if ((key !== "content" && key !== "value") || !cursor.is("[")) {
 						cursor.skip();
 						return;
 					}
-					const parts: Part[] = [];
 					cursor.array((index) => {
 						parts.push(partAt(cursor, `${column}[${message}].${key}[${index}]`));
 					});
-					lists.push(parts);
 				});
 			});
 		});
@@ -212,16 +208,15 @@ export function contentLists(row: Uint8Array, columns: Readonly<Record<string, s
 		if (error instanceof NotJson) return [];
 		throw error;
 	}
-	return lists;
+	return parts;
 }
 
-/** A row with other bytes in place of `ranges`, which must be in order and apart from each other. */
-export function replaceRanges(row: Uint8Array, ranges: readonly { range: Range; by: Uint8Array | null }[]): Uint8Array {
+/** The row with `ranges` replaced; they must be in order and must not overlap. */
+export function replaceRanges(row: Uint8Array, ranges: readonly { range: Range; by: Uint8Array }[]): Uint8Array {
 	const pieces: Uint8Array[] = [];
 	let from = 0;
 	for (const { range, by } of ranges) {
-		pieces.push(row.subarray(from, range.start));
-		if (by) pieces.push(by);
+		pieces.push(row.subarray(from, range.start), by);
 		from = range.end;
 	}
 	pieces.push(row.subarray(from));

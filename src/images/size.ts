@@ -1,4 +1,4 @@
-/** Width and height of an image from its header, as it is to be shown: a photograph's rotation counts. No decoding. */
+/** Width and height of an image from its header, as it is displayed: a photograph's rotation counts. Decodes no pixels. */
 import type { ImageType } from "../data/mime.js";
 
 /** Pixels. */
@@ -7,14 +7,14 @@ export interface ImageSize {
 	height: number;
 }
 
-/** The size of an image; null: its header does not say it, so that the image is damaged. */
+/** The size of an image; null: its header is damaged or truncated. */
 export function imageSize(bytes: Uint8Array, type: ImageType): ImageSize | null {
 	const all = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 	try {
 		const size = READERS[type](all);
 		return size && size.width > 0 && size.height > 0 ? size : null;
 	} catch (error) {
-		// A header that points beyond the end of the bytes.
+		// The header points beyond the end of the bytes.
 		if (error instanceof RangeError) return null;
 		throw error;
 	}
@@ -26,7 +26,7 @@ const READERS: Readonly<Record<ImageType, (all: Buffer) => ImageSize | null>> = 
 	"image/bmp": (all) =>
 		all.readUInt32LE(14) < 40
 			? { width: all.readUInt16LE(18), height: all.readUInt16LE(20) }
-			: // A negative height: the rows stand from top to bottom.
+			: // A negative height means that rows are stored from top to bottom.
 				{ width: all.readInt32LE(18), height: Math.abs(all.readInt32LE(22)) },
 	"image/webp": webp,
 	"image/jpeg": jpeg,
@@ -49,7 +49,7 @@ function webp(all: Buffer): ImageSize | null {
 	}
 }
 
-/** Markers of a JPEG frame; those missing between are tables. */
+/** Markers of a JPEG frame; C4, C8 and CC are tables. */
 const isFrame = (marker: number) => marker >= 0xc0 && marker <= 0xcf && ![0xc4, 0xc8, 0xcc].includes(marker);
 
 function jpeg(all: Buffer): ImageSize | null {
@@ -57,7 +57,7 @@ function jpeg(all: Buffer): ImageSize | null {
 	for (let at = 2; at + 4 <= all.length; ) {
 		if (all[at] !== 0xff) return null;
 		const marker = all[at + 1] as number;
-		// 0xff may be repeated as filling.
+		// 0xff may be repeated as padding.
 		if (marker === 0xff) {
 			at += 1;
 			continue;
@@ -75,14 +75,15 @@ function jpeg(all: Buffer): ImageSize | null {
 	return null;
 }
 
-/** Orientations 5 to 8 stand on their side. */
-const onSide = (orientation: number | undefined) => orientation !== undefined && orientation >= 5 && orientation <= 8;
+/** Orientations 5 to 8 swap width and height. */
+const isRotated = (orientation: number | undefined) =>
+	orientation !== undefined && orientation >= 5 && orientation <= 8;
 
 function isTurned(exif: Buffer): boolean {
 	try {
-		return onSide(tags(exif, [0x112]).get(0x112));
+		return isRotated(tags(exif, [0x112]).get(0x112));
 	} catch (error) {
-		// Damaged EXIF is no reason to refuse a picture: viewers show it as it lies.
+		// Damaged EXIF is no reason to refuse an image: viewers ignore it.
 		if (error instanceof RangeError) return false;
 		throw error;
 	}
@@ -92,10 +93,10 @@ function tiff(all: Buffer): ImageSize | null {
 	const found = tags(all, [256, 257, 0x112]);
 	const [width, height] = [found.get(256), found.get(257)];
 	if (width === undefined || height === undefined) return null;
-	return onSide(found.get(0x112)) ? { width: height, height: width } : { width, height };
+	return isRotated(found.get(0x112)) ? { width: height, height: width } : { width, height };
 }
 
-/** Values of whole-number tags in the first directory of a TIFF structure; EXIF is one too. */
+/** Values of integer tags in the first directory of a TIFF structure; EXIF is one too. */
 function tags(all: Buffer, wanted: readonly number[]): Map<number, number> {
 	const little = all.toString("latin1", 0, 2) === "II";
 	const u16 = (at: number) => (little ? all.readUInt16LE(at) : all.readUInt16BE(at));
@@ -118,7 +119,7 @@ function tags(all: Buffer, wanted: readonly number[]): Map<number, number> {
 	return found;
 }
 
-/** The largest of the extents that the file names: tiles of a grid and an alpha plane name theirs too. */
+/** The largest of the extents in the file: the tiles of a grid and an alpha plane have extents too. */
 function avif(all: Buffer): ImageSize | null {
 	const end = Math.min(all.length, 64 * 1024);
 	let largest: ImageSize | null = null;

@@ -1,17 +1,17 @@
 /**
- * BSON bytes to JSON text by a walk over the bytes, so that what JavaScript objects lose is kept: the order of keys (also of
- * `"2"` beside `"10"`), floats (`1.0`), integers beyond 2^53, null apart from absent. Knows no document of any kind.
+ * Converts BSON to JSON text directly from its bytes, which keeps what JavaScript objects lose: the order of keys (also of `"2"`
+ * and `"10"`), floats (`1.0`), integers beyond 2^53, null versus absent. Knows no kind of document.
  */
 import { isUtf8 } from "node:buffer";
 import { BSON, Decimal128 } from "mongodb";
-import { dateText, floatText } from "../data/json-text.js";
+import { dateText, floatText } from "../data/sources/json-text.js";
 
-/** Why a document cannot be a row: short and stable, and in words. */
+/** Why a document cannot be a row. */
 export class DocumentProblem extends Error {
 	override readonly name = "DocumentProblem";
 
 	constructor(
-		/** As bad rows are counted: `missing link`, `wrong type`, ... */
+		/** Short and stable, for counts of bad rows: `missing link`, `wrong type`, ... */
 		readonly reason: string,
 		message: string,
 	) {
@@ -19,7 +19,7 @@ export class DocumentProblem extends Error {
 	}
 }
 
-/** One value where it lies: `bytes[at, end)`. */
+/** A value in its bytes: `bytes[at, end)`. */
 export interface BsonValue {
 	readonly type: number;
 	readonly bytes: Buffer;
@@ -71,7 +71,7 @@ const KINDS: Readonly<Record<number, string>> = {
 	[TYPE.decimal]: "a Decimal128",
 };
 
-/** Documents nest at most 100 levels deep in MongoDB; a larger depth is no document of a server. */
+/** MongoDB limits documents to 100 levels; deeper ones do not come from a server. */
 const MAX_DEPTH = 200;
 
 /** A whole document as a value. */
@@ -80,8 +80,8 @@ export function documentOf(bytes: Uint8Array): BsonValue {
 	return { type: TYPE.object, bytes: buffer, at: 0, end: buffer.length };
 }
 
-/** What a value is, in words: `a string`; `missing` for none. */
-export function kindOf(value: BsonValue | undefined): string {
+/** The name of a value's type in messages: `a string`; `missing` if there is none. */
+export function bsonKind(value: BsonValue | undefined): string {
 	return value === undefined ? "missing" : (KINDS[value.type] ?? `a value of type ${value.type}`);
 }
 
@@ -89,7 +89,7 @@ export const isObject = (value: BsonValue | undefined): value is BsonValue => va
 export const isArray = (value: BsonValue | undefined): value is BsonValue => value?.type === TYPE.array;
 export const isString = (value: BsonValue | undefined): value is BsonValue => value?.type === TYPE.string;
 
-/** Absent, or null. */
+/** Whether a value is absent or null. */
 export function isNothing(value: BsonValue | undefined): value is undefined {
 	return value === undefined || value.type === TYPE.null || value.type === TYPE.undefined;
 }
@@ -137,7 +137,7 @@ function sizeOf(type: number, bytes: Buffer, at: number): number {
 	}
 }
 
-/** Keys and values of a document or an array, in their order. */
+/** The keys and values of a document or an array, in order. */
 export function* entries(value: BsonValue): Generator<[key: string, value: BsonValue]> {
 	const { bytes } = value;
 	const end = value.end - 1;
@@ -154,7 +154,7 @@ export function* entries(value: BsonValue): Generator<[key: string, value: BsonV
 	}
 }
 
-/** The value of a key; undefined: absent. A key that is there twice has its last value, as in Python. */
+/** The value of a key; undefined: absent. A repeated key has its last value, as in Python. */
 export function get(value: BsonValue, key: string): BsonValue | undefined {
 	let found: BsonValue | undefined;
 	for (const [name, inner] of entries(value)) if (name === key) found = inner;
@@ -173,7 +173,7 @@ export function itemsOf(value: BsonValue): BsonValue[] {
 
 function text(bytes: Buffer, from: number, to: number): string {
 	const read = bytes.toString("utf8", from, to);
-	// Only where a replacement character came out can the bytes have been wrong.
+	// Only text with a replacement character can come from invalid bytes.
 	if (read.includes("\uFFFD") && !isUtf8(bytes.subarray(from, to))) {
 		throw new DocumentProblem("wrong encoding", `a string is not UTF-8: ${JSON.stringify(read.slice(0, 40))}`);
 	}
@@ -185,7 +185,7 @@ export function stringOf(value: BsonValue): string {
 	return text(value.bytes, value.at + 4, value.end - 1);
 }
 
-/** The number of a double or an integer; null where the value is none. */
+/** The number of a double or an integer; null for other values. */
 export function numberOf(value: BsonValue | undefined): number | null {
 	switch (value?.type) {
 		case TYPE.double:
@@ -199,7 +199,7 @@ export function numberOf(value: BsonValue | undefined): number | null {
 	}
 }
 
-/** The value as the driver takes it in a query. */
+/** The value as the driver's type, for queries. */
 export function driverValue(value: BsonValue): unknown {
 	const document = Buffer.alloc(4 + 3 + (value.end - value.at) + 1);
 	document.writeInt32LE(document.length, 0);
@@ -209,13 +209,13 @@ export function driverValue(value: BsonValue): unknown {
 	return BSON.deserialize(document, { promoteValues: false }).v;
 }
 
-/** A key under which equal values, and only those, are found in a Map. */
+/** A key for Maps: equal only for equal values. */
 export function valueKey(value: BsonValue): string {
 	return `${value.type}:${value.bytes.toString("hex", value.at, value.end)}`;
 }
 
 /** A value as JSON text. */
-export function jsonText(value: BsonValue, depth = 0): string {
+export function bsonText(value: BsonValue, depth = 0): string {
 	const { bytes, at, end } = value;
 	switch (value.type) {
 		case TYPE.double:
@@ -244,7 +244,7 @@ export function jsonText(value: BsonValue, depth = 0): string {
 			if (depth > MAX_DEPTH) throw new DocumentProblem("wrong bson", `more than ${MAX_DEPTH} levels of nesting`);
 			return nestedText(value, depth);
 		default:
-			throw new DocumentProblem("wrong type", `${kindOf(value)} has no JSON text`);
+			throw new DocumentProblem("wrong type", `${bsonKind(value)} has no JSON text`);
 	}
 }
 
@@ -252,15 +252,15 @@ function nestedText(value: BsonValue, depth: number): string {
 	const isList = value.type === TYPE.array;
 	const parts: string[] = [];
 	for (const [key, inner] of entries(value)) {
-		// `undefined` is what old drivers wrote for an absent key.
+		// Old drivers wrote `undefined` for an absent key.
 		if (inner.type === TYPE.undefined && !isList) continue;
-		const written = inKey(isList ? `[${parts.length}]` : key, () => jsonText(inner, depth + 1));
+		const written = inKey(isList ? `[${parts.length}]` : key, () => bsonText(inner, depth + 1));
 		parts.push(isList ? written : `${JSON.stringify(key)}:${written}`);
 	}
 	return isList ? `[${parts.join(",")}]` : `{${parts.join(",")}}`;
 }
 
-/** Runs `action`; what is wrong in it is told with the key that it lies under. */
+/** Runs `action`, and adds the key to the path in its `DocumentProblem`. */
 export function inKey<T>(key: string, action: () => T): T {
 	try {
 		return action();
@@ -279,6 +279,6 @@ function finite(value: number): string {
 
 function isoDate(milliseconds: bigint): string {
 	const text = dateText(Number(milliseconds));
-	if (text === null) throw new DocumentProblem("wrong type", "a date beyond the years that can be written");
+	if (text === null) throw new DocumentProblem("wrong type", "a date outside the years that can be written");
 	return `"${text}"`;
 }

@@ -1,6 +1,6 @@
 /**
- * Opens a database from a connection string, and says in plain words why it cannot be had. Knows the driver; nothing of
- * what the database holds. No transactions and no change streams: a standalone server is enough.
+ * Opens a database from a connection string, and explains in plain words why it cannot. Knows the driver, and nothing about the
+ * documents. Uses neither transactions nor change streams: a standalone server suffices.
  */
 import type { Db, MongoClient, MongoClientOptions } from "mongodb";
 import { ArlError, type ErrorCode, messageOf } from "../errors.js";
@@ -12,7 +12,7 @@ export interface Connection {
 	readonly db: Db;
 	/** For people: `host:27017/db`, without user and password. */
 	readonly name: string;
-	/** Any thrown value as an error of this project, without a secret in it. `doing` completes "while ...". */
+	/** Any thrown value as an `ArlError` without secrets. `doing` completes "while ...". */
 	fail(thrown: unknown, doing: string): ArlError;
 	close(): Promise<void>;
 }
@@ -20,14 +20,14 @@ export interface Connection {
 const EXAMPLE = "mongodb://USER:PASSWORD@HOST:27017/DB?authSource=admin";
 const ENCODE_HINT = "in a user's name or password @ : / ? # % are written %40 %3A %2F %3F %23 %25";
 
-/** Defaults where the connection string says nothing: a server that is gone is told in seconds, a slow answer is waited for. */
+/** Defaults unless the connection string says otherwise: reports an unreachable server in seconds, and waits for slow responses. */
 const DEFAULTS: MongoClientOptions = {
 	appName: "arl",
 	serverSelectionTimeoutMS: 10_000,
 	connectTimeoutMS: 10_000,
 	socketTimeoutMS: 120_000,
 	maxPoolSize: 8,
-	// Whatever is written here may be written twice and counts once; sessions that a plain server lacks are not needed.
+	// All writes are idempotent, so that sessions, which a standalone server lacks, are not needed.
 	retryWrites: false,
 };
 
@@ -39,15 +39,15 @@ export async function connect(uri: string): Promise<Connection> {
 			"ARL_CONFIG",
 			/^mongodb(\+srv)?:\/\//i.test(uri.trim())
 				? "db_connection_string: cannot be read: a user's name or password holds a character that must be percent-encoded"
-				: "db_connection_string: not a connection string: it begins with neither mongodb:// nor mongodb+srv://",
+				: "db_connection_string: not a connection string: it must begin with mongodb:// or mongodb+srv://",
 			`For example ${EXAMPLE}; ${ENCODE_HINT}`,
 		);
 	}
 	if (parts.database === "") {
 		throw new ArlError(
 			"ARL_CONFIG",
-			`db_connection_string: no database is named in ${redactUri(uri)}`,
-			`Name it after the host: ${EXAMPLE} (authSource is where the user is known, most often admin)`,
+			`db_connection_string: ${redactUri(uri)} names no database`,
+			`Name it after the host: ${EXAMPLE} (authSource is the database that has the user, usually admin)`,
 		);
 	}
 	const { MongoClient } = await import("mongodb");
@@ -65,7 +65,7 @@ export async function connect(uri: string): Promise<Connection> {
 	try {
 		await client.connect();
 		const db = client.db();
-		// Connecting alone asks for no rights; this does, so that a missing right is told now.
+		// Connecting needs no rights; this request does, so that a missing right is reported now.
 		await db.listCollections({}, { nameOnly: true, authorizedCollections: true }).toArray();
 		return { client, db, name, fail, close: () => client.close() };
 	} catch (thrown) {
@@ -74,20 +74,20 @@ export async function connect(uri: string): Promise<Connection> {
 	}
 }
 
-interface Told {
+interface Diagnosis {
 	code: ErrorCode;
 	what: string;
 	hint: string;
 }
 
 const AUTH_HINT =
-	"Check user and password, percent-encode special characters in them, and name the database that knows the user: ?authSource=admin";
+	"Check user and password, percent-encode special characters in them, and name the database that has the user: ?authSource=admin";
 
-/** Reads the kind of a failure from what the driver says of it. */
-function tell(error: Error, text: string, name: string): Told {
+/** Determines the kind of a failure from the driver's error. */
+function diagnose(error: Error, text: string, name: string): Diagnosis {
 	const code = "code" in error ? error.code : undefined;
 	if (code === 18 || code === 8000 || /authentication failed|auth failed|bad auth/i.test(text)) {
-		return { code: "ARL_CONFIG", what: `${name}: the server refuses user or password`, hint: AUTH_HINT };
+		return { code: "ARL_CONFIG", what: `${name}: the server refused user or password`, hint: AUTH_HINT };
 	}
 	if (code === 13 || /requires authentication|not authorized|command .* requires auth/i.test(text)) {
 		return {
@@ -107,17 +107,17 @@ function tell(error: Error, text: string, name: string): Told {
 		return {
 			code: "ARL_IO",
 			what: `${name}: no TLS connection`,
-			hint: "Check tls=true|false; a certificate of one's own authority needs tlsCAFile=/path/ca.pem, and the host must be the one that the certificate names.",
+			hint: "Check tls=true|false; a certificate of a private authority needs tlsCAFile=/path/ca.pem, and the host must be the one that the certificate names.",
 		};
 	}
 	if (/ENOTFOUND|EAI_AGAIN|ESERVFAIL|ENODATA|querySrv/.test(text)) {
-		return { code: "ARL_IO", what: `${name}: the host's name is not known`, hint: "Check the name of the host." };
+		return { code: "ARL_IO", what: `${name}: unknown host name`, hint: "Check the name of the host." };
 	}
 	if (error.name === "MongoServerSelectionError" || /ECONNREFUSED|ETIMEDOUT|EHOSTUNREACH|ENETUNREACH/.test(text)) {
 		return {
 			code: "ARL_IO",
 			what: `${name}: no server answers`,
-			hint: "Check host and port, that the server runs, and that a firewall lets you through. A server that expects TLS needs tls=true, and for a single member of a replica set directConnection=true helps. `npm run mongo` starts a server for trying things out.",
+			hint: "Check host and port, that the server is running, and that no firewall blocks it. A server that expects TLS needs tls=true; for a single member of a replica set try directConnection=true. `npm run mongo` starts a server for trying things out.",
 		};
 	}
 	if (
@@ -127,10 +127,10 @@ function tell(error: Error, text: string, name: string): Told {
 	) {
 		return { code: "ARL_IO", what: `${name}: the connection broke`, hint: "Try again; is the server still running?" };
 	}
-	return { code: "ARL_IO", what: `${name}: the database answers with an error`, hint: "" };
+	return { code: "ARL_IO", what: `${name}: the database returned an error`, hint: "" };
 }
 
-/** All messages of an error and of what caused it. */
+/** All messages of an error and its causes. */
 function messages(error: Error): string[] {
 	const causes = error.cause instanceof Error ? messages(error.cause) : [];
 	return [...new Set([error.message || error.name, ...causes])];
@@ -140,8 +140,8 @@ function mongoError(thrown: unknown, uri: string, name: string, doing: string): 
 	if (thrown instanceof ArlError) return thrown;
 	const error = thrown instanceof Error ? thrown : new Error(String(thrown));
 	const text = messages(error).join(": ");
-	const { code, what, hint } = tell(error, `${error.name}: ${text}`, name);
-	// The driver's own error may quote the connection string in its message or its fields: only its words go on, cleaned.
+	const { code, what, hint } = diagnose(error, `${error.name}: ${text}`, name);
+	// The driver's error may quote the connection string in its message or fields: only its redacted text is passed on.
 	const cause = new Error(hideSecrets(text, uri));
 	cause.name = error.name;
 	cause.stack = hideSecrets(error.stack ?? text, uri);

@@ -1,6 +1,6 @@
 /**
- * A database for a run: a request that an interruption spoils is made again until the server is back, up to a limit. Waiting and
- * going on is told.
+ * A database connection for a run: retries requests that an interruption breaks until the server is back, up to a limit, and
+ * reports waiting and continuing.
  */
 import {
 	type Db,
@@ -25,10 +25,10 @@ const PASSING_CODES = new Set([6, 7, 43, 50, 89, 91, 189, 262, 9001, 10058, 1010
 const BROKEN_SOCKET = new Set(["EPIPE", "ECONNRESET", "ECONNREFUSED", "ECONNABORTED", "ETIMEDOUT", "EHOSTUNREACH"]);
 
 /** Whether the same request may succeed a little later. */
-function isPassing(error: unknown): boolean {
+function isTransient(error: unknown): boolean {
 	if (error instanceof MongoNetworkError || error instanceof MongoServerSelectionError) return true;
 	if (error instanceof MongoServerError && PASSING_CODES.has(Number(error.code))) return true;
-	// A connection that breaks within a bulk write comes as an error of the batch, without a code and without a document.
+	// A connection that breaks during a bulk write is reported as an error of the batch, without a code and without a document.
 	if (error instanceof MongoBulkWriteError && error.code === undefined) return [error.writeErrors].flat().length === 0;
 	if (error instanceof Error && "code" in error && BROKEN_SOCKET.has(String(error.code))) return true;
 	if (!(error instanceof MongoError)) return false;
@@ -39,28 +39,26 @@ function isPassing(error: unknown): boolean {
 export interface ConnectionOptions {
 	/** How long an interruption may last; absent: `RETRY_SECONDS`. */
 	retrySeconds?: number;
-	/** What to do when waiting was in vain. */
+	/** What to do when the run gives up. */
 	hint?: string;
-	/** Ends waiting. */
+	/** Aborts waiting. */
 	signal?: AbortSignal | null;
 }
 
-/** A database that is waited for. */
+/** A connection that retries. */
 export class MongoConnection {
-	/** What there is to tell of waiting; whoever tells it takes it out. */
+	/** Notices about waiting; the caller removes those that it reports. */
 	readonly notices: string[] = [];
-	/** When the interruption that is going on began; null: there is none. */
+	/** When the current interruption began; null: there is none. */
 	private brokenSince: number | null = null;
-
-	/** Nobody needs what is asked for any more. */
-	private leaving = false;
+	private gaveUp = false;
 
 	private constructor(
 		private readonly connection: Connection,
 		private readonly options: ConnectionOptions,
 	) {}
 
-	/** Connects; an address where no server answers is told at once. */
+	/** Connects; an unreachable server is reported without retries. */
 	static async open(uri: string, options: ConnectionOptions = {}): Promise<MongoConnection> {
 		return new MongoConnection(await connect(uri), options);
 	}
@@ -80,10 +78,9 @@ export class MongoConnection {
 	}
 
 	/**
-	 * Does `action`, again and again while the server cannot be reached. It must be such that doing it twice is doing it
-	 * once. `doing` completes "while ...".
+	 * Runs `action`, and repeats it while the server cannot be reached; it must be idempotent. `doing` completes "while ...".
 	 *
-	 * @throws ArlError when an interruption lasts too long; at once for what no waiting mends.
+	 * @throws ArlError when an interruption lasts too long; at once for errors that waiting does not fix.
 	 */
 	async attempt<T>(doing: string, action: () => Promise<T>): Promise<T> {
 		const limit = this.options.retrySeconds ?? RETRY_SECONDS;
@@ -95,18 +92,18 @@ export class MongoConnection {
 				if (this.brokenSince !== null) {
 					const seconds = Math.round((performance.now() - this.brokenSince) / 1000);
 					this.brokenSince = null;
-					this.notices.push(`${this.address} answers again after ${seconds} s; the run continues`);
+					this.notices.push(`${this.address} responds again after ${seconds} s; the run continues`);
 				}
 				return result;
 			} catch (error) {
 				const failure = this.connection.fail(error, doing);
-				if (!isPassing(error) || this.leaving || this.options.signal?.aborted) throw failure;
+				if (!isTransient(error) || this.gaveUp || this.options.signal?.aborted) throw failure;
 				failing ??= performance.now();
 				if (performance.now() - failing > limit * 1000)
-					throw waitedInVain(failure, limit, this.options.hint ?? failure.hint);
+					throw gaveUpAfter(failure, limit, this.options.hint ?? failure.hint);
 				if (this.brokenSince === null) {
 					this.brokenSince = performance.now();
-					this.notices.push(`${failure.message}; waiting for it, up to ${limit} s`);
+					this.notices.push(`${failure.message}; retrying for up to ${limit} s`);
 				}
 				await new Promise((resolve) => setTimeout(resolve, pause));
 				pause = Math.min(LONGEST_PAUSE_MS, pause * 2);
@@ -114,9 +111,9 @@ export class MongoConnection {
 		}
 	}
 
-	/** From now on no request is made again. */
+	/** From now on no request is retried. */
 	giveUp(): void {
-		this.leaving = true;
+		this.gaveUp = true;
 	}
 
 	async close(): Promise<void> {
@@ -124,7 +121,7 @@ export class MongoConnection {
 	}
 }
 
-function waitedInVain(failure: ArlError, seconds: number, hint: string): ArlError {
+function gaveUpAfter(failure: ArlError, seconds: number, hint: string): ArlError {
 	return new ArlError(failure.code, `${failure.message}; gave up after ${seconds} s`, hint, {
 		cause: failure.cause,
 	});

@@ -1,44 +1,45 @@
 /**
- * Rows of a database for one run: from the options to a source, its list of documents kept in the run's folder, and what is
- * written back when a checkpoint stands.
+ * Rows of a database for one run: from the options to a source, with the list of documents in the run's folder and the write-back
+ * after each checkpoint.
  */
 import type { AgentTrainingConfig } from "../config/schema.js";
-import type { StepPlan } from "../data/batches.js";
-import type { ConvertRecordToData } from "../data/convert.js";
+import type { StepPlan } from "../data/sampler/batches.js";
+import type { ConvertRecordToData } from "../data/sources/convert.js";
 import { ArlError } from "../errors.js";
 import { MongoConnection } from "./connection.js";
+import { type ListOf, readList } from "./list-file.js";
 import { ambiguous, nothingFound, type SelectionOptions, selections } from "./selection.js";
-import { keepSnapshot, readSnapshot, type Snapshot, scan } from "./snapshot.js";
+import { keepSnapshot, type Snapshot, scan } from "./snapshot.js";
 import { DatabaseRows } from "./source.js";
 import { WriteBack } from "./write-back.js";
 
-/** How a run that goes on finds its list of documents again. */
+/** How a resumed run finds its list of documents. */
 export interface ResumedList {
 	/** The list's id, from the checkpoint. */
 	id: string;
-	/** Folders that it may lie in. */
+	/** Folders that it may be in. */
 	folders: string[];
 }
 
 export interface DatabaseOptions {
 	args: AgentTrainingConfig;
 	uri: string;
-	/** Null: a new list is made. */
+	/** Null: a new list is scanned. */
 	resumed: ResumedList | null;
 	convert: ConvertRecordToData | null;
 	signal: AbortSignal | null;
 }
 
 const COUNT_TOGETHER = 256;
-/** What to do once a server that is gone is back. */
-export const GO_ON =
+/** What to do once an unreachable server is back. */
+export const RESUME_HINT =
 	"The last checkpoint has what was trained. Once the server is back, resume with --resume_from_checkpoint latest.";
 
 /**
- * The rows of a selection as they are now. `convert`: a user's own way from a record to rows. The caller closes the
+ * The rows of a selection as they are now. `convert`: a user's function from a record to rows. The caller closes the
  * connection.
  *
- * @throws ArlError `ARL_DATA` where there are none, `ARL_CONFIG` where both collections have some and none was chosen.
+ * @throws ArlError `ARL_DATA` if there are none, `ARL_CONFIG` if both collections have some and none was chosen.
  */
 export async function openDatabaseRows(
 	connection: MongoConnection,
@@ -48,9 +49,9 @@ export async function openDatabaseRows(
 	return new DatabaseRows(connection, await newSnapshot(connection, options, convert), convert);
 }
 
-/** Rows of a database, and what a run does with them besides reading. */
+/** Rows of a database in a run: keeps the list of its documents, and writes back what was trained. */
 export class DatabaseRun {
-	/** What is written beside training, one after the other: the list, then what the checkpoints count. */
+	/** Writes concurrently with training, one after the other: the list, then the counts of each checkpoint. */
 	private writing: Promise<void> = Promise.resolve();
 	private kept: Promise<void> = Promise.resolve();
 
@@ -62,7 +63,7 @@ export class DatabaseRun {
 	) {}
 
 	static async open({ args, uri, resumed, convert, signal }: DatabaseOptions): Promise<DatabaseRun> {
-		const connection = await MongoConnection.open(uri, { signal, hint: GO_ON });
+		const connection = await MongoConnection.open(uri, { signal, hint: RESUME_HINT });
 		try {
 			const rows =
 				resumed === null
@@ -78,36 +79,36 @@ export class DatabaseRun {
 		}
 	}
 
-	/** The list's id: what a checkpoint must keep. */
+	/** The id of the list, which a checkpoint must record. */
 	get id(): string {
 		return this.rows.snapshot.id;
 	}
 
-	/** What there is to tell since this was called last. */
+	/** Notices since the last call. */
 	notices(): string[] {
 		return this.rows.connection.notices.splice(0);
 	}
 
-	/** The first step is about to come: the list is written down beside it. */
+	/** Before the first step: writes the list, concurrently with it. */
 	begin(): void {
 		this.kept = keepSnapshot(this.outputDir, this.rows.snapshot);
 		this.queue(() => this.kept);
 	}
 
-	/** A checkpoint is about to be written: the list that a run goes on from it with is on the disk. */
-	hold(): Promise<void> {
+	/** Before a checkpoint is written: waits for the list, which resuming needs. */
+	beforeSave(): Promise<void> {
 		return this.kept;
 	}
 
 	private queue(write: () => Promise<void>): void {
 		this.writing = this.writing.then(write);
-		// Whoever waits for it hears of a failure; until then it must not count as unhandled.
+		// `flush` reports an error; until then it must not count as unhandled.
 		this.writing.catch(() => {});
 	}
 
 	/**
-	 * Throws `ARL_CONFIG` where the steps would train a row again sooner than `retrained_interval` allows. What was trained
-	 * before the run was looked at when the list was made.
+	 * Throws `ARL_CONFIG` if the steps would train a row again sooner than `retrained_interval` allows. The scan has checked what
+	 * was trained before the run.
 	 */
 	check(plan: StepPlan, firstRow: number): void {
 		if (this.interval === 1) return;
@@ -130,23 +131,23 @@ export class DatabaseRun {
 	}
 
 	/**
-	 * A checkpoint after `step` steps stands: the rows of these steps count as trained from now on, which is written beside
-	 * training. `firstRow`: of this source within the rows of the run. Doing it again changes nothing.
+	 * After a checkpoint of `step` steps is complete: counts the rows of these steps as trained, concurrently with training.
+	 * `firstRow`: of this source within the rows of the run. Repeating it changes nothing.
 	 */
-	commit(plan: StepPlan, step: number, firstRow: number): void {
+	afterSave(plan: StepPlan, step: number, firstRow: number): void {
 		const { writeBack } = this;
 		if (writeBack === null) return;
 		this.queue(() => writeBack.committed(plan, step, firstRow));
 	}
 
-	/** The run is over: what is being written is waited for, and a server that is gone not any more. */
-	async release(): Promise<void> {
+	/** Ends the run: finishes writing, and no longer waits for an unreachable server. */
+	async end(): Promise<void> {
 		await this.writing.catch(() => {});
 		this.rows.connection.giveUp();
 	}
 
-	/** All that was to be written is. Rejects with what it failed with. */
-	settled(): Promise<void> {
+	/** Waits until everything is written. Rejects if that failed. */
+	flush(): Promise<void> {
 		return this.writing;
 	}
 }
@@ -169,7 +170,7 @@ async function newSnapshot(
 		throw ambiguous(connection, counts);
 	}
 	const { snapshot, several } = first;
-	// How many rows a user's function makes of a record cannot be known before; nor for one with several samples.
+	// A record with several samples, or with a user's function, must be converted to know how many rows it yields.
 	const counted = convert === null ? several : Array.from({ length: snapshot.documents.length }, (_, index) => index);
 	if (snapshot.collection !== "Record") return snapshot;
 	const reader = new DatabaseRows(connection, snapshot, convert);
@@ -181,7 +182,7 @@ async function newSnapshot(
 			if (rows === 0) without += 1;
 		}
 	}
-	if (without > 0) connection.notices.push(`convert_record_to_data_func gives no row for ${without} records`);
+	if (without > 0) connection.notices.push(`convert_record_to_data_func returns no row for ${without} records`);
 	return snapshot;
 }
 
@@ -190,17 +191,13 @@ async function oldSnapshot(
 	args: AgentTrainingConfig,
 	{ id, folders }: ResumedList,
 ): Promise<Snapshot> {
-	const snapshot = await readSnapshot(folders, id);
+	const snapshot = await readList(folders, "ids", id);
 	checkSameList(connection, args, snapshot);
 	return snapshot;
 }
 
-/** Throws `ARL_STATE` where a run would go on with rows from somewhere else. */
-export function checkSameList(
-	connection: MongoConnection,
-	args: AgentTrainingConfig,
-	snapshot: Pick<Snapshot, "database" | "collection">,
-): void {
+/** Throws `ARL_STATE` if a run would resume with rows from another place. */
+export function checkSameList(connection: MongoConnection, args: AgentTrainingConfig, snapshot: ListOf): void {
 	const changed: string[] = [];
 	if (snapshot.database !== connection.db.databaseName) {
 		changed.push(`database: ${snapshot.database} -> ${connection.db.databaseName}`);
@@ -211,7 +208,7 @@ export function checkSameList(
 	if (changed.length === 0) return;
 	throw new ArlError(
 		"ARL_STATE",
-		["this run's rows came from somewhere else:", ...changed].join("\n"),
+		["this run's rows came from another place:", ...changed].join("\n"),
 		"Resume with the same database, or start from scratch with another output_dir and the checkpoint as model_name_or_path.",
 	);
 }

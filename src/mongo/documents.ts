@@ -1,9 +1,9 @@
 /**
- * The documents of AgentRL's models as they lie in the database: collections, classes, fields, statuses. One table, for
- * whoever reads, writes or counts them. Knows neither the driver nor any row.
+ * The documents of AgentRL's models in the database: collections, classes, fields, statuses. One table for reading, writing and
+ * counting them. Knows neither the driver nor rows.
  */
 
-/** Rows of a split; what AgentRL's models allow. */
+/** The splits that AgentRL's models allow. */
 export const SPLITS = ["train", "valid", "test", "eval"] as const;
 export type Split = (typeof SPLITS)[number];
 
@@ -12,13 +12,13 @@ export type CollectionName = "DBRecordData" | "Record" | "DispatchedSamplingTask
 interface CollectionAbout {
 	/** The fields of AgentRL's model in its order, `_id` and `_class_id` left out. */
 	fields: readonly string[];
-	/** What `status` may be; empty: documents have none. */
+	/** The values of `status`; empty: documents have none. */
 	statuses: readonly string[];
-	/** The index that reading needs, and AgentRL does not make. */
+	/** The index that reading needs, and AgentRL does not create. */
 	index: Readonly<Record<string, 1>> | null;
 }
 
-/** A collection bears the name of its class; `_class_id` is that name too (a child's is `Task.MCPTask`). */
+/** A collection has the name of its class; so does `_class_id` (for a subclass, `Task.MCPTask`). */
 export const COLLECTIONS: Readonly<Record<CollectionName, CollectionAbout>> = {
 	DBRecordData: {
 		fields: [
@@ -81,5 +81,5 @@ export const COLLECTIONS: Readonly<Record<CollectionName, CollectionAbout>> = {
 	},
 };
 
-/** Documents are smaller than this: the driver sends none that has as many bytes. */
+/** Documents must be smaller than this: the driver does not send larger ones. */
 export const MAX_DOCUMENT_BYTES = 16 * 1024 * 1024;

@@ -1,48 +1,43 @@
 /**
- * Rows of a database as a file, JSONL or Parquet: the very text that training reads, in the order in which it lists them.
- * Nothing stands at the file's name before all of it does.
+ * Exports rows of a database to a file, JSONL or Parquet: the very text that training reads, in its order. The file appears
+ * under its name only once it is complete.
  */
 import { open } from "node:fs/promises";
-import { type BadRow, badRowsError } from "../data/problems.js";
-import { maxRowBytes, rowTooLarge } from "../data/row-size.js";
-import { writeWhole } from "../write-whole.js";
+import { maxRowBytes, rowTooLarge } from "../data/sources/row-size.js";
+import { rowsInOrder } from "../data/sources/source.js";
+import { type BadRow, badRowsError } from "../data/tokens/problems.js";
+import { writeWhole } from "../disk/write-whole.js";
 import type { DatabaseRows } from "./source.js";
 
-const READ_ROWS = 256;
-const READ_BYTES = 8 * 1024 * 1024;
+const PROGRESS_ROWS = 256;
+const FLUSH_BYTES = 8 * 1024 * 1024;
 
 export interface ExportOptions {
 	rows: DatabaseRows;
 	out: string;
-	/** Documents that cannot be rows are left out; else they end the export. */
+	/** Leave out documents that cannot be rows; otherwise they fail the export. */
 	skip: boolean;
-	/** Hears how many rows are through. */
+	/** Called with the number of rows processed. */
 	progress?: (rows: number) => void;
 }
 
 export interface ExportResult {
 	rows: number;
-	/** What was left out. */
+	/** The rows that were left out. */
 	bad: BadRow[];
 }
 
-/** The rows one after the other; those that cannot be read are put into `bad`. */
+/** The rows one after the other; those that cannot be read go into `bad`. */
 async function* readable({ rows, skip, progress }: ExportOptions, bad: BadRow[]): AsyncGenerator<Uint8Array> {
-	for (let next = 0; next < rows.length; ) {
-		const indexes: number[] = [];
-		for (let bytes = 0; next < rows.length && indexes.length < READ_ROWS && bytes < READ_BYTES; next++) {
-			indexes.push(next);
-			bytes += rows.bytes(next);
+	for await (const { row, content } of rowsInOrder(rows)) {
+		if (content instanceof Uint8Array && content.length <= maxRowBytes()) yield content;
+		else {
+			const problem = content instanceof Uint8Array ? rowTooLarge(content.length) : content;
+			bad.push({ row, location: rows.location(row), ...problem });
 		}
-		for (const [i, content] of (await rows.read(indexes)).entries()) {
-			const row = indexes[i] ?? 0;
-			if (content instanceof Uint8Array && content.length <= maxRowBytes()) yield content;
-			else if (content instanceof Uint8Array) {
-				bad.push({ row, location: rows.location(row), ...rowTooLarge(content.length) });
-			} else bad.push({ row, location: rows.location(row), ...content });
-		}
-		progress?.(next);
+		if ((row + 1) % PROGRESS_ROWS === 0) progress?.(row + 1);
 	}
+	progress?.(rows.length);
 	if (bad.length > 0 && !skip) throw badRowsError(bad, rows.length);
 }
 
@@ -58,7 +53,7 @@ async function writeJsonl(path: string, rows: AsyncIterable<Uint8Array>): Promis
 				pending.push(row, newline);
 				bytes += row.length;
 				written += 1;
-				if (bytes < READ_BYTES) continue;
+				if (bytes < FLUSH_BYTES) continue;
 				await file.appendFile(Buffer.concat(pending));
 				pending = [];
 				bytes = 0;
@@ -71,11 +66,11 @@ async function writeJsonl(path: string, rows: AsyncIterable<Uint8Array>): Promis
 	});
 }
 
-/** Writes all rows. Throws `ARL_DATA` for documents that cannot be rows, all of them told, unless they are to be skipped. */
+/** Writes all rows. Throws `ARL_DATA` with every document that cannot be a row, unless `skip` is set. */
 export async function exportRows(options: ExportOptions): Promise<ExportResult> {
 	const bad: BadRow[] = [];
 	const rows = readable(options, bad);
 	if (!/\.parquet$/i.test(options.out)) return { rows: await writeJsonl(options.out, rows), bad };
-	const { writeParquet } = await import("../data/parquet/write.js");
+	const { writeParquet } = await import("../data/sources/parquet/write.js");
 	return { rows: await writeParquet(options.out, rows), bad };
 }

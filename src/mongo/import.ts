@@ -1,14 +1,14 @@
 /**
- * Rows of files into AgentRL's collections, in batches. All rows are checked before the first is written. A row
- * that is there already, by its content, is left as it is: a repeated import doubles nothing, and one that was broken off
- * goes on. Ids ascend in the order of the rows, which is the order in which they are read back.
+ * Imports rows of files into AgentRL's collections, in batches. All rows are checked before the first is written. Rows whose
+ * content is in the collection already are skipped: repeating an import duplicates nothing, and an interrupted one can be
+ * resumed. Ids ascend in the order of the rows, which is the order in which they are read back.
  */
 import { BSON, MongoBulkWriteError, ObjectId } from "mongodb";
-import { explainRow } from "../data/explain.js";
-import { RowProblem } from "../data/json-value.js";
-import type { BadRow } from "../data/problems.js";
-import { maxRowBytes, rowTooLarge } from "../data/row-size.js";
-import type { Source } from "../data/source.js";
+import { explainRow } from "../data/sources/explain.js";
+import { RowProblem } from "../data/sources/json-value.js";
+import { maxRowBytes, rowTooLarge } from "../data/sources/row-size.js";
+import { type AnySource, type RowContent, rowsInOrder } from "../data/sources/source.js";
+import { type BadRow, badRowsError } from "../data/tokens/problems.js";
 import { ArlError } from "../errors.js";
 import type { MongoConnection } from "./connection.js";
 import { type CollectionName, MAX_DOCUMENT_BYTES, type Split } from "./documents.js";
@@ -18,71 +18,52 @@ import {
 	type BsonDocument,
 	hasToolsAsText,
 	type ImportKind,
-	identityOf,
 	idIn,
+	idParts,
 	type Outgoing,
 	rowDocuments,
 	rowHash,
 	setToolsAsText,
-} from "./row-documents.js";
+} from "./to-documents.js";
 
-const READ_ROWS = 256;
-const READ_BYTES = 8 * 1024 * 1024;
-/** What is sent at once. */
+const PROGRESS_ROWS = 256;
+/** Limits of one request. */
 const BATCH_DOCUMENTS = 1000;
 const BATCH_BYTES = 16 * 1024 * 1024;
-/** What is linked to is written before what links to it: a broken-off import leaves no link that leads nowhere. */
+/** Link targets are written before the documents that link to them, so that an interrupted import leaves no dangling links. */
 const ORDER: readonly CollectionName[] = ["Task", "DispatchedSamplingTask", "DBRecordData", "Record"];
 
 export interface ImportOptions {
-	source: Source;
+	source: AnySource;
 	kind: ImportKind;
-	/** The split of rows that name none; null: train. A row that names another one is refused. */
+	/** The split of rows that name none; null: train. Rows that name another one are refused. */
 	split: Split | null;
-	/** Hears how many rows are through. */
+	/** Called with the number of rows processed. */
 	progress?: (rows: number) => void;
 }
 
-/** What an import did. */
+/** The result of an import. */
 export interface ImportResult {
-	/** Rows that are in the database now because of this import. */
+	/** Rows that this import has written. */
 	written: number;
-	/** Rows that an earlier import had written. */
+	/** Rows that were in the database already. */
 	present: number;
 	/** Documents written, by collection. */
 	documents: Partial<Record<CollectionName, number>>;
-	/** Documents whose tools were written as text, because the server refuses their keys or 64 bits are too few. */
+	/** Documents whose tools are stored as text, because the server refuses their keys or they have integers beyond 64 bits. */
 	toolsAsText: number;
 }
 
-/** A row on its way. */
+/** A row in a batch. */
 interface RowInBatch {
 	location: string;
 	documents: Outgoing[];
 }
 
-/** Calls `use` on every row in order. */
-async function eachRow(
-	source: Source,
-	skip: ReadonlySet<number>,
-	use: (row: number, content: Uint8Array) => void | Promise<void>,
-): Promise<void> {
-	for (let next = 0; next < source.length; ) {
-		const indexes: number[] = [];
-		for (let bytes = 0; next < source.length && indexes.length < READ_ROWS && bytes < READ_BYTES; next++) {
-			if (skip.has(next)) continue;
-			indexes.push(next);
-			bytes += source.bytes(next);
-		}
-		for (const [i, content] of (await source.read(indexes)).entries()) {
-			await use(indexes[i] ?? 0, content);
-		}
-	}
-}
-
 /** A row and its split. Throws `RowProblem`. */
-function read(content: Uint8Array, { split }: ImportOptions): { row: ReadRow; split: Split } {
-	// What no run could read back is not written.
+function read(content: RowContent, { split }: ImportOptions): { row: ReadRow; split: Split } {
+	if (!(content instanceof Uint8Array)) throw new RowProblem(content.reason, content.message);
+	// Rows that no run could read back are not written.
 	if (content.length > maxRowBytes()) {
 		const { reason, message } = rowTooLarge(content.length);
 		throw new RowProblem(reason, message);
@@ -95,9 +76,12 @@ function read(content: Uint8Array, { split }: ImportOptions): { row: ReadRow; sp
 	return { row, split: split ?? own ?? "train" };
 }
 
-/** What stands in a collection already: the hashes of its rows, and the first place behind them. */
-async function standing(connection: MongoConnection, kind: ImportKind): Promise<{ hashes: HashCounts; place: number }> {
-	return connection.attempt("looking at what is there", async () => {
+/** What a collection contains already: the hashes of its rows, and the first free place after them. */
+async function existingRows(
+	connection: MongoConnection,
+	kind: ImportKind,
+): Promise<{ hashes: HashCounts; place: number }> {
+	return connection.attempt("reading existing ids", async () => {
 		const hashes = new HashCounts();
 		let place = 0;
 		const ids = connection.db
@@ -107,7 +91,7 @@ async function standing(connection: MongoConnection, kind: ImportKind): Promise<
 			.batchSize(10_000);
 		for await (const { _id } of ids) {
 			if (!(_id instanceof ObjectId)) continue;
-			const identity = identityOf(_id);
+			const identity = idParts(_id);
 			hashes.add(identity.hash);
 			place = Math.max(place, identity.place + 1);
 		}
@@ -115,11 +99,11 @@ async function standing(connection: MongoConnection, kind: ImportKind): Promise<
 	});
 }
 
-/** Looks at every row, and writes nothing: the rows that cannot be imported, and why. */
-export async function checkRows(options: ImportOptions): Promise<BadRow[]> {
+/** Checks every row without writing: returns the rows that cannot be imported, and why. */
+export async function checkImport(options: ImportOptions): Promise<BadRow[]> {
 	const { source } = options;
 	const bad: BadRow[] = [];
-	const check = (row: number, content: Uint8Array) => {
+	for await (const { row, content } of rowsInOrder(source)) {
 		try {
 			const { row: fields, split } = read(content, options);
 			const identity = { hash: 0n, place: 0, copy: 0 };
@@ -128,11 +112,11 @@ export async function checkRows(options: ImportOptions): Promise<BadRow[]> {
 			}
 		} catch (error) {
 			if (!(error instanceof RowProblem)) throw error;
-			const message = explainRow(content, error.message) ?? error.message;
+			const better = content instanceof Uint8Array ? explainRow(content, error.message) : null;
+			const message = better ?? error.message;
 			bad.push({ row, location: source.location(row), reason: error.reason, message });
 		}
-	};
-	await eachRow(source, new Set(), check);
+	}
 	return bad;
 }
 
@@ -145,7 +129,7 @@ function checkSize(collection: CollectionName, document: BsonDocument): void {
 	);
 }
 
-/** Writes all rows but those in `skip` (which `checkRows` has found). Throws `ARL_DATA` for a row that the server refuses. */
+/** Writes all rows except those in `skip`, which `checkImport` has found. Throws `ARL_DATA` for a row that the server refuses. */
 export async function importRows(
 	connection: MongoConnection,
 	options: ImportOptions,
@@ -154,11 +138,11 @@ export async function importRows(
 	const { source, kind, progress } = options;
 	const writer = new Writer(connection, kind);
 	const copies = new HashCounts();
-	const { hashes, place: firstPlace } = await standing(connection, kind);
-	// Behind the last place that four bytes can name there is none: then the rows keep their order among themselves.
+	const { hashes, place: firstPlace } = await existingRows(connection, kind);
+	// If the places after the last one do not fit into four bytes, the new rows keep only their order among themselves.
 	let place = firstPlace + source.length > 2 ** 32 ? 0 : firstPlace;
 	let through = 0;
-	const write = async (row: number, content: Uint8Array) => {
+	for await (const { row, content } of rowsInOrder(source, skip)) {
 		const { row: fields, split } = read(content, options);
 		const hash = rowHash(fields, kind, split);
 		const copy = copies.add(hash);
@@ -169,15 +153,31 @@ export async function importRows(
 			await writer.add({ location: source.location(row), documents });
 		}
 		through += 1;
-		if (through % READ_ROWS === 0) progress?.(through);
-	};
-	await eachRow(source, skip, write);
+		if (through % PROGRESS_ROWS === 0) progress?.(through);
+	}
 	await writer.flush();
 	progress?.(through);
 	return writer.result;
 }
 
-/** Collects rows and writes them together. */
+/**
+ * Checks all rows, and writes them, or with `skip` those that can be imported.
+ *
+ * @throws ArlError `ARL_DATA` if a row cannot be imported, or with `skip` if none can.
+ */
+export async function importChecked(
+	connection: MongoConnection,
+	options: ImportOptions,
+	skip: boolean,
+): Promise<ImportResult & { bad: BadRow[] }> {
+	const { source } = options;
+	const bad = await checkImport(options);
+	if (bad.length > 0 && !skip) throw badRowsError(bad, source.length);
+	if (bad.length === source.length) throw new ArlError("ARL_DATA", `${source.name}: no row can be imported`);
+	return { ...(await importRows(connection, options, new Set(bad.map(({ row }) => row)))), bad };
+}
+
+/** Writes rows in batches. */
 class Writer {
 	readonly result: ImportResult = { written: 0, present: 0, documents: {}, toolsAsText: 0 };
 	private rows: RowInBatch[] = [];
@@ -202,7 +202,7 @@ class Writer {
 				documents.filter((outgoing) => outgoing.collection === collection).map((outgoing) => ({ location, outgoing })),
 			);
 			for (let from = 0; from < waiting.length; ) {
-				// A row with many samples is more than a batch by itself.
+				// A row with many samples may be larger than a batch.
 				let to = from;
 				for (let bytes = 0; to < waiting.length && to - from < BATCH_DOCUMENTS && bytes < BATCH_BYTES; to++) {
 					bytes += BSON.calculateObjectSize(waiting[to]?.outgoing.document ?? new Map());
@@ -256,7 +256,7 @@ class Writer {
 		if (again.length > 0) await this.insert(name, again);
 	}
 
-	/** Inserts what is not there yet; the errors of single documents. */
+	/** Inserts the documents that do not exist yet; returns the errors of single documents. */
 	private send(name: CollectionName, documents: BsonDocument[]): Promise<Refusal[]> {
 		const collection = this.connection.db.collection(name);
 		return this.connection.attempt(`writing into ${name}`, async () => {
@@ -276,7 +276,7 @@ class Writer {
 		return new ArlError(
 			"ARL_DATA",
 			`${location}: ${this.connection.address} refuses its ${name}: ${message}`,
-			"The rows before it are in; correct the row and import again: nothing is doubled.",
+			"The rows before it are imported; correct the row and import again: nothing is duplicated.",
 		);
 	}
 }

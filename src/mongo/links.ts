@@ -1,10 +1,11 @@
 /**
- * Links between documents, in every form that they are found in: DBRef, `{ id, collection }`, a raw id, the document itself.
- * Many are fetched at once, by `_id`.
+ * Links between documents, in every form that occurs: DBRef, `{ id, collection }`, a raw id, the document itself. Fetches many
+ * at once, by `_id`.
  */
 import { type Document, ObjectId } from "mongodb";
 import {
 	type BsonValue,
+	bsonKind,
 	DocumentProblem,
 	documentOf,
 	driverValue,
@@ -13,26 +14,25 @@ import {
 	isNothing,
 	isObject,
 	isString,
-	kindOf,
 	stringOf,
 	valueKey,
 } from "./bson-json.js";
 import type { MongoConnection } from "./connection.js";
 
-/** Where a link leads. */
+/** The target of a link. */
 export type Link =
 	| { kind: "embedded"; document: BsonValue }
 	| { kind: "reference"; database: string | null; collection: string; id: BsonValue };
 
-/** Reads a link; `collection`: where a raw id leads. Throws a `DocumentProblem` for what is none. */
+/** Reads a link; `collection`: the target of a raw id. Throws a `DocumentProblem` if it is not a link. */
 export function readLink(value: BsonValue | undefined, collection: string): Link {
 	if (isNothing(value))
-		throw new DocumentProblem("missing link", `is ${kindOf(value)}, and should link to ${collection}`);
+		throw new DocumentProblem("missing link", `is ${bsonKind(value)}, and should link to ${collection}`);
 	if (!isObject(value)) {
-		if (/^a(n)? (string|number|ObjectId)$|^binary/.test(kindOf(value))) {
+		if (/^a(n)? (string|number|ObjectId)$|^binary/.test(bsonKind(value))) {
 			return { kind: "reference", database: null, collection, id: value };
 		}
-		throw new DocumentProblem("wrong type", `is ${kindOf(value)}, which is no link to ${collection}`);
+		throw new DocumentProblem("wrong type", `is ${bsonKind(value)}, which is not a link to ${collection}`);
 	}
 	const fields = fieldsOf(value);
 	const id = fields.get("$id") ?? (fields.has("collection") && fields.size <= 2 ? fields.get("id") : undefined);
@@ -50,8 +50,8 @@ export function readLink(value: BsonValue | undefined, collection: string): Link
 	};
 }
 
-/** The `_id`s that a link may mean: an ObjectId is also written as its 24 hexadecimal digits. */
-function meant(id: BsonValue): { key: string; value: unknown }[] {
+/** The `_id`s that a link may refer to: an ObjectId may be written as its 24 hexadecimal digits. */
+function candidates(id: BsonValue): { key: string; value: unknown }[] {
 	const own = { key: valueKey(id), value: driverValue(id) };
 	if (!isString(id)) return [own];
 	const hex = stringOf(id);
@@ -59,44 +59,41 @@ function meant(id: BsonValue): { key: string; value: unknown }[] {
 	return [own, { key: `7:${hex.toLowerCase()}`, value: new ObjectId(hex) }];
 }
 
-/** Documents by their place, as they were fetched. */
+/** The fetched targets of links. */
 export class Linked {
 	private readonly byCollection = new Map<string, Map<string, BsonValue>>();
 
-	/** Name of a collection within this batch. */
+	/** A key for a collection. */
 	private static place(link: { database: string | null; collection: string }): string {
 		return `${link.database ?? ""}\0${link.collection}`;
 	}
 
-	add(place: string, documents: Map<string, BsonValue>): void {
-		this.byCollection.set(place, documents);
-	}
-
-	/** The document that a link leads to; throws a `DocumentProblem` where there is none. */
+	/** The document that a link leads to; throws a `DocumentProblem` if it does not exist. */
 	follow(link: Link): BsonValue {
 		if (link.kind === "embedded") return link.document;
 		const documents = this.byCollection.get(Linked.place(link));
-		for (const { key } of meant(link.id)) {
+		for (const { key } of candidates(link.id)) {
 			const found = documents?.get(key);
 			if (found !== undefined) return found;
 		}
 		throw new DocumentProblem("missing link", `links to ${link.collection} ${idText(link.id)}, which does not exist`);
 	}
 
-	/** Fetches all that `links` lead to, with at most one request a collection and `BATCH_IDS` ids. */
+	/** Fetches the targets of `links`, with one request per collection and `BATCH_IDS` ids. */
 	static async fetch(connection: MongoConnection, links: Iterable<Link>, projection?: Document): Promise<Linked> {
 		const wanted = new Map<string, { link: Link & { kind: "reference" }; ids: Map<string, unknown> }>();
 		for (const link of links) {
 			if (link.kind === "embedded") continue;
 			const place = Linked.place(link);
 			const group = wanted.get(place) ?? { link, ids: new Map<string, unknown>() };
-			for (const { key, value } of meant(link.id)) group.ids.set(key, value);
+			for (const { key, value } of candidates(link.id)) group.ids.set(key, value);
 			wanted.set(place, group);
 		}
 		const linked = new Linked();
 		for (const [place, { link, ids }] of wanted) {
 			const db = link.database === null ? connection.db : connection.database(link.database);
-			linked.add(place, await fetchByIds(connection, db.collection(link.collection), [...ids.values()], projection));
+			const documents = await fetchByIds(connection, db.collection(link.collection), [...ids.values()], projection);
+			linked.byCollection.set(place, documents);
 		}
 		return linked;
 	}
@@ -104,7 +101,7 @@ export class Linked {
 
 const BATCH_IDS = 256;
 
-/** What of a collection `fetchByIds` needs. */
+/** What `fetchByIds` needs from a collection. */
 interface Findable {
 	find(filter: Document, options: Document): { toArray(): Promise<Document[]> };
 }
@@ -133,7 +130,7 @@ export async function fetchByIds(
 	return found;
 }
 
-/** An `_id` as people write it: the hexadecimal digits of an ObjectId, the text of a string. */
+/** An `_id` for people: the hexadecimal digits of an ObjectId, the text of a string. */
 export function idText(id: BsonValue): string {
 	const value = driverValue(id);
 	return value instanceof ObjectId ? value.toHexString() : String(value);

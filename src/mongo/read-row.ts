@@ -1,10 +1,17 @@
 /**
- * A row of `RecordData` taken apart and checked before it becomes documents, as strictly as in training. Knows rows alone.
+ * Parses and checks a row of `RecordData` before it becomes documents, as strictly as training does. Knows only rows.
  */
-import { type JsonObject, type JsonValue, jsonText, kindOf, parseJson, RowProblem } from "../data/json-value.js";
+import {
+	type JsonObject,
+	type JsonValue,
+	jsonText,
+	kindOf,
+	parseJson,
+	RowProblem,
+} from "../data/sources/json-value.js";
 import { COLLECTIONS, SPLITS, type Split } from "./documents.js";
 
-/** Keys that say how a document stands in the database. */
+/** Keys for bookkeeping in the database. */
 const RESERVED = [
 	"_id",
 	"_class_id",
@@ -40,7 +47,7 @@ export function readRow(bytes: Uint8Array): ReadRow {
 	const messages = list.map(checkMessage);
 	for (const key of fields.keys()) {
 		if (RESERVED.includes(key)) {
-			throw new RowProblem("bad field", `\`${key}\` is a field of the database's own; take it out of the row`);
+			throw new RowProblem("bad field", `\`${key}\` is reserved for the database; remove it from the row`);
 		}
 		if (key === "" || key.startsWith("$") || /[.\0]/.test(key)) {
 			throw new RowProblem("bad field", `a document cannot have the key ${JSON.stringify(key)}`);
@@ -62,7 +69,7 @@ export function readRow(bytes: Uint8Array): ReadRow {
 	};
 }
 
-/** What is said of a field of the wrong kind. */
+/** The error for a field of the wrong type. */
 export function wrongKind(name: string, found: JsonValue | undefined, wanted: string): RowProblem {
 	return new RowProblem("bad field", `\`${name}\` is ${kindOf(found)}, not ${wanted}`);
 }
@@ -81,7 +88,7 @@ function checkNumber(fields: JsonObject, name: string): void {
 		throw wrongKind(name, value, "a number");
 }
 
-/** Tools as a list; in files they may be a JSON text. */
+/** Tools as a list; in files they may be JSON text. */
 function readTools(value: JsonValue | undefined): JsonValue[] | null {
 	if (value === undefined || value === null) return null;
 	if (typeof value === "string") {
@@ -103,7 +110,7 @@ function readMap(
 	for (const [key, item] of value) {
 		const index = /^\s*\d+\s*$/.test(key) ? Number(key) : -1;
 		if (messages[index]?.get("role") !== "assistant") {
-			throw new RowProblem("bad index", `\`${name}\` names message ${key}, which is no reply of the assistant`);
+			throw new RowProblem("bad index", `\`${name}\` names message ${key}, which is not a reply of the assistant`);
 		}
 		if (name !== "logprobs" && typeof item !== "bigint" && typeof item !== "number") {
 			throw wrongKind(`${name}[${key}]`, item, "a number");
@@ -113,7 +120,7 @@ function readMap(
 	return found;
 }
 
-/** The split that a row itself names; null: none. Throws `RowProblem` for one that is none of AgentRL's. */
+/** The split that a row names; null: none. Throws `RowProblem` for a split that AgentRL does not have. */
 export function splitOf(row: ReadRow): Split | null {
 	const value = row.fields.get("split");
 	if (value === undefined || value === null) return null;
@@ -124,12 +131,12 @@ export function splitOf(row: ReadRow): Split | null {
 	return split;
 }
 
-/** What a row has beyond `RecordData`. */
+/** A row's fields beyond `RecordData`. */
 export function extras(fields: JsonObject): [string, JsonValue][] {
 	return [...fields].filter(([key]) => !COLLECTIONS.DBRecordData.fields.includes(key));
 }
 
-/** The replies that training this row would train, by message index. */
+/** The replies that a run would train, by message index. */
 export function trainedReplies(row: ReadRow): number[] {
 	const { advantages } = row.maps;
 	return row.messages.flatMap((message, index) => {

@@ -1,6 +1,5 @@
 /**
- * What of a connection string may be shown: hosts, database, and options that hold no secret. Knows the string's form alone;
- * nothing of the driver.
+ * Redacts connection strings: shows hosts, database and options without secrets. Knows only the string's form, not the driver.
  */
 
 /** Options of a connection string whose values are secrets, in lower case. */
@@ -11,7 +10,7 @@ const SECRET_OPTIONS = new Set([
 	"proxypassword",
 ]);
 
-/** The parts of a connection string as they stand in it, still percent-encoded. */
+/** The parts of a connection string, still percent-encoded. */
 interface UriParts {
 	scheme: string;
 	/** `user:password`; null: none. */
@@ -22,15 +21,15 @@ interface UriParts {
 	options: [name: string, value: string][];
 }
 
-/** Null: the text has not even the outer form of a connection string. */
+/** Splits a connection string; null: the text does not have its form. */
 export function uriParts(uri: string): UriParts | null {
 	const found = /^(mongodb(?:\+srv)?:\/\/)(.*)$/is.exec(uri.trim());
 	if (found === null) return null;
 	const [, scheme = "", rest = ""] = found;
 	const [before = "", ...query] = rest.split("?");
-	// A ? or a # that stands unencoded in a password: where the password ends cannot be told, so nothing may be shown.
+	// With an unencoded ? or # in the password its end is ambiguous, so that nothing may be shown.
 	if (query.some((part) => part.includes("@")) || rest.includes("#")) return null;
-	// The last @ parts them: a password with an @ that was not encoded must be hidden whole too.
+	// Split at the last @, so that a password with an unencoded @ is hidden whole.
 	const at = before.lastIndexOf("@");
 	const place = before.slice(at + 1);
 	const slash = place.indexOf("/");
@@ -59,7 +58,7 @@ function decoded(text: string): string {
 	}
 }
 
-/** A connection string that may be shown: without user, password and other secrets. */
+/** A connection string without user, password and other secrets. */
 export function redactUri(uri: string): string {
 	const parts = uriParts(uri);
 	if (parts === null) return "***";
@@ -70,7 +69,7 @@ export function redactUri(uri: string): string {
 	return `${parts.scheme}${user}${parts.hosts}/${parts.database}${options.length > 0 ? `?${options.join("&")}` : ""}`;
 }
 
-/** Every form in which a secret of the connection string might be quoted, the longest first. */
+/** Every form in which a message may quote a secret of the connection string, the longest first. */
 function secretsOf(uri: string): string[] {
 	const parts = uriParts(uri);
 	if (parts === null) return [];
@@ -94,8 +93,8 @@ function secretsOf(uri: string): string[] {
 }
 
 /**
- * `text`, such as a driver's message, with nothing secret of the connection string in it. A secret of one or two characters is
- * only taken out where it stands alone: it cannot be told from the words around it.
+ * Removes the connection string's secrets from `text`, such as a driver's message. A secret of one or two characters is removed
+ * only as a separate word, because it may be part of any other.
  */
 export function hideSecrets(text: string, uri: string): string {
 	let hidden = text.replaceAll(uri, redactUri(uri));

@@ -1,17 +1,17 @@
 /**
- * Which documents of a database are rows of a run: the collection, the filter, and what to say where nothing passes it.
+ * Selects the documents of a database that are rows of a run: the collection, the filter, and the error if nothing matches.
  */
 import { BSON, type Document } from "mongodb";
 import type { AgentTrainingConfig } from "../config/schema.js";
 import { ArlError, toArlError } from "../errors.js";
 import type { MongoConnection } from "./connection.js";
 
-/** The collections that hold rows. */
+/** The collections of rows. */
 const ROW_COLLECTIONS = ["Record", "DBRecordData"] as const;
 export type RowCollection = (typeof ROW_COLLECTIONS)[number];
 
 export type SelectionOptions = Pick<AgentTrainingConfig, "db_source" | "db_match" | "split" | "retrained_interval"> & {
-	/** Null: whatever was trained before. */
+	/** Null: no limit. */
 	max_trained_count: number | null;
 };
 
@@ -21,13 +21,13 @@ export interface Selection {
 	filter: Document;
 }
 
-/** One condition of the filter, with the option that it comes from. */
+/** A condition of the filter, with the option that it comes from. */
 interface Condition {
 	name: string;
 	filter: Document;
 }
 
-/** The user's own condition; Extended JSON, so that ids and dates can be written. */
+/** The user's condition in Extended JSON, which has ids and dates. */
 function matchOf(match: SelectionOptions["db_match"]): Condition[] {
 	if (Object.keys(match).length === 0) return [];
 	try {
@@ -52,7 +52,7 @@ function conditionsOf(collection: RowCollection, options: SelectionOptions, last
 					{ name: "a score", filter: { score: { $ne: null } } },
 				]
 			: [{ name: "fetched false", filter: { fetched: { $ne: true } } }];
-	// `$not` also takes documents that have no such field: what was never counted was never trained.
+	// `$not` also matches documents without the field, which were never trained.
 	if (most !== null) {
 		conditions.push({ name: `trained_count < ${most}`, filter: { trained_count: { $not: { $gte: most } } } });
 	}
@@ -71,7 +71,7 @@ function conditionsOf(collection: RowCollection, options: SelectionOptions, last
 
 const all = (conditions: Condition[]): Document => ({ $and: conditions.map(({ filter }) => filter) });
 
-/** The last step that any document of the collection was trained in; -1: none. */
+/** The last step in which any document of the collection was trained; -1: none. */
 async function lastTrainedStep(connection: MongoConnection, collection: RowCollection): Promise<number> {
 	const [found] = await connection.attempt("counting documents", () =>
 		connection.db
@@ -84,7 +84,7 @@ async function lastTrainedStep(connection: MongoConnection, collection: RowColle
 	return Number(found?.last_trained_step ?? -1);
 }
 
-/** The collections that may have rows, each with what its documents must fulfil. */
+/** The collections that may have rows, each with its filter. */
 export async function selections(connection: MongoConnection, options: SelectionOptions): Promise<Selection[]> {
 	const names = options.db_source === "auto" ? ROW_COLLECTIONS : [options.db_source];
 	const found: Selection[] = [];
@@ -95,7 +95,7 @@ export async function selections(connection: MongoConnection, options: Selection
 	return found;
 }
 
-/** The error where both collections have rows and none was chosen. */
+/** The error if both collections have rows and none was chosen. */
 export function ambiguous(
 	connection: MongoConnection,
 	counts: { collection: RowCollection; rows: number }[],
@@ -108,7 +108,7 @@ export function ambiguous(
 	);
 }
 
-/** The collection whose rows are chosen, or that has rows now, where none is chosen. */
+/** The chosen collection, or the one that has rows now. */
 export async function selectionWithRows(connection: MongoConnection, options: SelectionOptions): Promise<Selection> {
 	const possible = await selections(connection, options);
 	const found: (Selection & { rows: number })[] = [];
@@ -123,12 +123,12 @@ export async function selectionWithRows(connection: MongoConnection, options: Se
 	if (first !== undefined) return first;
 	throw new ArlError(
 		"ARL_CONFIG",
-		`${connection.address} has no rows yet, and which collection to follow is not said`,
+		`${connection.address} has no rows yet, and no collection to follow was chosen`,
 		"Choose with --db_source Record or --db_source DBRecordData.",
 	);
 }
 
-/** The error where no document passes: what each condition leaves, counted alone. */
+/** The error if no document matches: how many match each condition alone. */
 export async function nothingFound(connection: MongoConnection, options: SelectionOptions): Promise<ArlError> {
 	const names = options.db_source === "auto" ? ROW_COLLECTIONS : [options.db_source];
 	const lines: string[] = [];
@@ -147,6 +147,6 @@ export async function nothingFound(connection: MongoConnection, options: Selecti
 	return new ArlError(
 		"ARL_DATA",
 		[`${connection.address}: no document is left to train on`, ...lines].join("\n"),
-		"Each condition was counted alone. Rows that were trained come again with a higher --max_trained_count; other splits with --split; `arl mongo status` shows what is there, `arl mongo import` writes rows.",
+		"Each condition was counted alone. Use a higher --max_trained_count for rows that were trained, --split for other splits; `arl mongo status` shows the documents, `arl mongo import` writes rows.",
 	);
 }

@@ -1,11 +1,13 @@
 /**
- * Documents of a database as a source of rows: read in batches by `_id`, links resolved a batch at a time, each row as the JSON
- * text that a file would have. What cannot be a row says so by collection and `_id`.
+ * Documents of a database as a source of rows: reads them in batches by `_id`, resolves links batch by batch, and returns each
+ * row as the JSON text that a file would have. Problems name the collection and `_id`.
  */
-import { type ConvertRecordToData, madeOf } from "../data/convert.js";
-import type { AnySource, RowContent } from "../data/source.js";
+import { type ConvertRecordToData, convertOne } from "../data/sources/convert.js";
+import type { AnySource, RowContent } from "../data/sources/source.js";
 import {
 	type BsonValue,
+	bsonKind,
+	bsonText,
 	DocumentProblem,
 	driverValue,
 	get,
@@ -13,30 +15,28 @@ import {
 	isArray,
 	isNothing,
 	itemsOf,
-	jsonText,
-	kindOf,
 	valueKey,
 } from "./bson-json.js";
 import type { MongoConnection } from "./connection.js";
-import { recordDataRow, recordRows } from "./convert.js";
 import { fetchByIds, idText, type Link, Linked, readLink } from "./links.js";
-import { identityOf, type Snapshot } from "./snapshot.js";
+import { listIdentity, type Snapshot } from "./snapshot.js";
+import { recordDataRow, recordRows } from "./to-rows.js";
 
-/** Linked documents that are fetched together; what a record needs is never torn apart. */
+/** Linked documents that are fetched together; those of one record are never split. */
 const LINKS_TOGETHER = 256;
-/** A trajectory above this is refused: it would not fit into memory beside others. */
+/** A larger trajectory is refused: it would not fit into memory with others. */
 const MAX_RECORD_BYTES = 256 * 1024 * 1024;
-/** Assumed size of a row before any was read: the first batches are small, in case the documents are not. */
+/** Assumed size of a row before any was read: the first batches are small, in case documents are large. */
 const FIRST_ESTIMATE = 1024 * 1024;
 
-/** A record with its links read, not yet followed. */
+/** A record with parsed links that are not yet followed. */
 interface Pending {
 	document: BsonValue;
 	task: Link | null;
 	traj: Link[];
 }
 
-/** What a document gives: rows as JSON text, or why it gives none. */
+/** The rows of a document as JSON text, or why it has none. */
 type Converted = string[] | DocumentProblem;
 
 /** Rows of a snapshot. */
@@ -45,7 +45,7 @@ export class DatabaseRows implements AnySource {
 	readonly blankLines = 0;
 	readonly identity: string;
 	readonly length: number;
-	/** First row of each document, and the total; null: each document is one row. */
+	/** The first row of each document, and the total; null: each document is one row. */
 	private readonly starts: Uint32Array | null;
 	private estimate = FIRST_ESTIMATE;
 
@@ -56,7 +56,7 @@ export class DatabaseRows implements AnySource {
 	) {
 		const { documents, collection } = snapshot;
 		this.name = `${connection.address}.${collection}`;
-		this.identity = identityOf(snapshot);
+		this.identity = listIdentity(snapshot);
 		const starts = new Uint32Array(documents.length + 1);
 		let single = true;
 		for (let i = 0; i < documents.length; i++) {
@@ -88,7 +88,7 @@ export class DatabaseRows implements AnySource {
 		return `${this.snapshot.collection} ${idText(id)}${part}`;
 	}
 
-	/** An estimate from the rows read so far: the size of a document is known only once it is read. */
+	/** An estimate from the rows read so far: the size of a document is unknown until it is read. */
 	bytes(_row: number): number {
 		return this.estimate;
 	}
@@ -109,7 +109,7 @@ export class DatabaseRows implements AnySource {
 			const { rows: expected } = this.snapshot.documents.at(document);
 			const text = found[row - (this.starts?.[document] ?? row)];
 			if (found.length !== expected || text === undefined) {
-				const message = `the record gives ${found.length} rows now, and gave ${expected} when the run began`;
+				const message = `the record yields ${found.length} rows now, and yielded ${expected} when the run began`;
 				return { reason: "changed", message };
 			}
 			return Buffer.from(text);
@@ -126,11 +126,11 @@ export class DatabaseRows implements AnySource {
 			bytes += content.length;
 			count += 1;
 		}
-		// Grows at once and shrinks slowly: too large a batch costs memory, too small a one little time.
+		// Grows at once and shrinks slowly: a batch that is too large costs memory, one that is too small little time.
 		if (count > 0) this.estimate = Math.max(256, Math.round(bytes / count), Math.round(this.estimate / 4));
 	}
 
-	/** How many rows a document gives; 1 where it cannot be a row, so that it is reported as one. */
+	/** How many rows each document yields; 1 if it cannot be a row, so that it is reported as one. */
 	async countRows(documents: number[]): Promise<number[]> {
 		const converted = await this.convertDocuments(documents);
 		return documents.map((document) => {
@@ -160,7 +160,7 @@ export class DatabaseRows implements AnySource {
 	private readLinks(document: BsonValue): Pending {
 		const task = get(document, "task");
 		const traj = get(document, "traj");
-		if (!isArray(traj)) throw new DocumentProblem("wrong type", `\`traj\`: ${kindOf(traj)}, not an array of links`);
+		if (!isArray(traj)) throw new DocumentProblem("wrong type", `\`traj\`: ${bsonKind(traj)}, not an array of links`);
 		return {
 			document,
 			task: isNothing(task) ? null : inKey("task", () => readLink(task, "Task")),
@@ -178,7 +178,7 @@ export class DatabaseRows implements AnySource {
 			own !== undefined &&
 			valueKey(own) === valueKey(link.id)
 		) {
-			throw new DocumentProblem("cycle of links", "leads back to this very record");
+			throw new DocumentProblem("cycle of links", "leads back to this record");
 		}
 		return link;
 	}
@@ -189,7 +189,7 @@ export class DatabaseRows implements AnySource {
 			this.connection,
 			records.flatMap(({ traj }) => traj),
 		);
-		// Of a task only its scores count; its other fields may be large.
+		// Of a task only its scores are needed; its other fields may be large.
 		const tasks = await Linked.fetch(
 			this.connection,
 			records.flatMap(({ task }) => task ?? []),
@@ -226,7 +226,7 @@ export class DatabaseRows implements AnySource {
 	}
 }
 
-/** A record in the place of a sample: its links would lead round and round. */
+/** Throws if a link leads to a record instead of a sample. */
 function checkSample(sample: BsonValue, record: BsonValue): void {
 	const traj = get(sample, "traj");
 	if (!isArray(traj) || get(sample, "request") !== undefined) return;
@@ -238,7 +238,7 @@ function checkSample(sample: BsonValue, record: BsonValue): void {
 	const id = get(sample, "_id");
 	const name = id === undefined ? "a record" : `the record ${idText(id)}`;
 	if (back) throw new DocumentProblem("cycle of links", `leads to ${name}, which links back to this one`);
-	throw new DocumentProblem("wrong type", `leads to ${name}, which is no sample`);
+	throw new DocumentProblem("wrong type", `leads to ${name}, which is not a sample`);
 }
 
 /** Records in groups whose links are fetched together. */
@@ -258,9 +258,9 @@ function* groups(pending: Map<number, Pending>): Generator<Map<number, Pending>>
 }
 
 async function convertWith(convert: ConvertRecordToData, record: BsonValue, samples: BsonValue[]): Promise<string[]> {
-	const made = await madeOf(convert, {
-		record: JSON.parse(jsonText(record)),
-		trajectory: samples.map((sample) => JSON.parse(jsonText(sample))),
+	const made = await convertOne(convert, {
+		record: JSON.parse(bsonText(record)),
+		trajectory: samples.map((sample) => JSON.parse(bsonText(sample))),
 	});
 	return made.map((row) => {
 		if (!(row instanceof Uint8Array)) throw new DocumentProblem(row.reason, row.message);

@@ -1,23 +1,23 @@
-/** What AgentRL's collections hold, in numbers, and the indexes that reading them lacks. Changes nothing. */
+/** Counts the documents of AgentRL's collections, and finds missing indexes. Read-only. */
 import type { Document } from "mongodb";
 import type { MongoConnection } from "./connection.js";
 import { COLLECTIONS, type CollectionName } from "./documents.js";
 
-/** How many documents have which value; `none`: the field is absent or null. */
+/** The number of documents by value; `none`: the field is absent or null. */
 export type Counts = Record<string, number>;
 
 export interface CollectionStatus {
 	documents: number;
-	/** By field; a field that no document has is left out. */
+	/** By field; fields that no document has are left out. */
 	by: Partial<Record<CountedField, Counts>>;
-	/** Documents that `arl train` would train on without further options, by split; null: a collection without rows. */
+	/** Documents that `arl train` would train on by default, by split; null: not a collection of rows. */
 	trainable: Counts | null;
 }
 
 export interface MissingIndex {
 	collection: CollectionName;
 	key: Readonly<Record<string, 1>>;
-	/** For mongosh. */
+	/** Creates it in mongosh. */
 	command: string;
 }
 
@@ -35,7 +35,7 @@ function add(counts: Counts, value: unknown, n: number): void {
 	counts[name] = (counts[name] ?? 0) + n;
 }
 
-/** Whether documents of this group are rows that were not trained yet: what `arl train` takes, its options apart. */
+/** Whether documents of this group are rows that were not trained yet, which `arl train` selects by default. */
 function isTrainable(name: CollectionName, { status, fetched, scored, trained_count: trained }: Document): boolean {
 	if (typeof trained === "number" && trained > 0) return false;
 	if (name === "Record") return status === "ready" && scored === true;
@@ -85,7 +85,7 @@ function serves(key: Document, wanted: Readonly<Record<string, 1>>): boolean {
 	return fields.every((field) => first.includes(field));
 }
 
-/** Looks at every collection of AgentRL's that is there. */
+/** The status of every collection of AgentRL that exists. */
 export async function databaseStatus(connection: MongoConnection): Promise<DatabaseStatus> {
 	const { db } = connection;
 	const there = await connection.attempt("listing the collections", () =>
@@ -97,7 +97,7 @@ export async function databaseStatus(connection: MongoConnection): Promise<Datab
 		if (!names.has(name)) continue;
 		status.collections[name] = await collectionStatus(connection, name);
 		if (index === null) continue;
-		const indexes = await connection.attempt(`looking at the indexes of ${name}`, () => db.collection(name).indexes());
+		const indexes = await connection.attempt(`reading the indexes of ${name}`, () => db.collection(name).indexes());
 		if (indexes.some(({ key }) => serves(key, index))) continue;
 		const shown = Object.keys(index).map((field) => `${field}: 1`);
 		status.missing_indexes.push({

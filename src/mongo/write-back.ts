@@ -1,32 +1,32 @@
 /**
- * Counting documents as trained once the checkpoint that holds their steps stands: each document once an epoch, however often
- * it is done again and wherever it was cut off. A standalone server is enough: every write is an update of one document at a
- * time that finds out by itself whether it was done before. Nothing is ever deleted.
+ * Counts documents as trained once the checkpoint with their steps is complete: each document once per epoch, however often this
+ * is repeated and wherever it was interrupted. A standalone server suffices: every write is an idempotent update of one document
+ * at a time. Nothing is ever deleted.
  *
- * `ack`, with a ledger: `arl_acks` has a document for each step. (1) It is written as pending; (2) the step's documents are
- * counted and marked in one update each, and passed over where they bear the mark; (3) the ledger says done; (4) the marks
- * go. Cut off before 3, all is done again and the marks keep it from counting twice; cut off after 3, only 4 is.
+ * `ack` uses a ledger: `arl_acks` has a document per step. (1) The run writes it as pending; (2) counts and marks each of the
+ * step's documents in one update, unless it has the mark; (3) sets the ledger's document to done; (4) removes the marks. If
+ * interrupted before 3, everything is repeated, and the marks prevent counting twice; after 3, only 4 is repeated.
  *
- * `agentrl`, without: the count is set to what it was when the run's list was made plus the epochs since, where it is lower.
+ * `agentrl` uses none: it raises the count to that of the run's list plus the epochs since.
  */
 import type { AnyBulkWriteOperation, Collection, Document } from "mongodb";
-import type { StepPlan } from "../data/batches.js";
+import type { StepPlan } from "../data/sampler/batches.js";
 import { ArlError, toArlError } from "../errors.js";
 import { driverValue } from "./bson-json.js";
 import type { MongoConnection } from "./connection.js";
 import type { Snapshot } from "./snapshot.js";
 
-/** The ledger's collection. */
+/** The collection of the ledger. */
 const LEDGER = "arl_acks";
 /** Steps that are written together. */
 const STEPS_TOGETHER = 64;
-/** Documents of one request: their ids must fit into a document of the ledger. */
+/** Documents per request: their ids must fit into a document of the ledger. */
 const MOST_DOCUMENTS = 20_000;
 
-/** Documents that count with a step: those that the epoch has not counted before. */
+/** The documents that are counted with a step: those that the epoch has not counted before. */
 interface CountedStep {
 	step: number;
-	/** Nearly always 0: only a very large step has more parts. */
+	/** Usually 0: only a very large step has several parts. */
 	part: number;
 	epoch: number;
 	documents: number[];
@@ -45,33 +45,33 @@ interface LedgerEntry {
 	at: Date;
 }
 
-/** Rows of a list of documents, which may grow. */
+/** The rows of a list of documents, which may grow. */
 export interface CountedRows {
 	readonly connection: MongoConnection;
 	readonly snapshot: Snapshot;
 	readonly length: number;
-	/** The document that a row comes from; null: there is none. */
+	/** The document that a row comes from; null: none. */
 	documentOf(row: number): number | null;
 }
 
-/** Writes back for one run. */
+/** The write-back of one run. */
 export class WriteBack {
-	/** Steps that are written back for certain. */
+	/** Steps that are written back. */
 	private done = 0;
-	/** Documents that the epoch in progress has counted. */
 	private epoch = -1;
+	/** Documents that the current epoch has counted. */
 	private counted: Uint8Array;
 
-	/** `letGo`: called with documents that are counted; again where it is counted again. */
+	/** `release`: called with the documents that were counted; again if they are counted again. */
 	constructor(
 		private readonly rows: CountedRows,
 		private readonly mode: "ack" | "agentrl",
-		private readonly letGo: (ids: unknown[]) => Promise<void> = async () => {},
+		private readonly release: (ids: unknown[]) => Promise<void> = async () => {},
 	) {
 		this.counted = new Uint8Array(rows.snapshot.documents.length);
 	}
 
-	/** Makes sure, before anything is trained, that what will be written may be written. */
+	/** Checks the right to write before anything is trained. */
 	async begin(): Promise<void> {
 		const { connection, snapshot } = this.rows;
 		const documents = connection.db.collection(snapshot.collection);
@@ -82,7 +82,7 @@ export class WriteBack {
 			await connection.db.collection(LEDGER).createIndex(key, { unique: true });
 		};
 		try {
-			await connection.attempt("asking for the right to write", ask);
+			await connection.attempt("checking the right to write", ask);
 		} catch (error) {
 			const { code, message, hint, cause } = toArlError(error);
 			if (code !== "ARL_CONFIG") throw error;
@@ -90,7 +90,7 @@ export class WriteBack {
 		}
 	}
 
-	/** Counts all steps up to `step` that are not counted yet. */
+	/** Counts the steps up to `step` that are not counted yet. */
 	async committed(plan: StepPlan, step: number, firstRow: number): Promise<void> {
 		while (this.done < step) {
 			const steps: CountedStep[] = [];
@@ -101,7 +101,7 @@ export class WriteBack {
 			if (steps.length === 0) continue;
 			if (this.mode === "ack") await this.acknowledge(steps);
 			else await this.setCounts(steps);
-			await this.letGo(this.idsOf(steps.flatMap(({ documents }) => documents)));
+			await this.release(this.idsOf(steps.flatMap(({ documents }) => documents)));
 		}
 	}
 
@@ -234,7 +234,7 @@ export class WriteBack {
 				},
 			}));
 		});
-		// In the order of the steps: a document that comes twice ends with its later step.
+		// In the order of the steps, so that a document in two of them ends with the later step.
 		await connection.attempt("writing back", () =>
 			connection.db.collection(snapshot.collection).bulkWrite(operations, { ordered: true }),
 		);

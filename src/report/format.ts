@@ -1,5 +1,5 @@
 /** Numbers and times as people read them, in few columns. */
-import type { DroppedImages } from "../data/notes.js";
+import type { DroppedImages } from "../data/tokens/notes.js";
 
 /** A count with a unit prefix: `812`, `12.3k`, `1.20M`. */
 export function count(value: number): string {

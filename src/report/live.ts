@@ -1,5 +1,5 @@
 /** One line at the bottom of a terminal that is drawn over and over, with permanent lines above it. */
-import { isTerminal } from "../terminal.js";
+import { isTerminal } from "./terminal.js";
 
 /** What is written to: a terminal's stream. */
 export interface Terminal {

@@ -3,8 +3,10 @@
  * Knows nothing of what the lines hold but `step`.
  */
 import { closeSync, fstatSync, fsyncSync, ftruncateSync, openSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { writeAll } from "../disk/write-all.js";
 import { toArlError } from "../errors.js";
-import { writeAll } from "../write-all.js";
+import type { TrainEvent } from "../events.js";
 import { jsonLine } from "./format.js";
 
 /** The name of the file in `output_dir`. */
@@ -58,6 +60,29 @@ export class MetricsFile {
 	close(): void {
 		if (this.#file !== null) closeSync(this.#file);
 		this.#file = null;
+	}
+}
+
+/** Writes what a run logs to the file in its `output_dir`. */
+export class MetricsSink {
+	readonly #path: string;
+	readonly #runName: string | null;
+	#file: MetricsFile | null = null;
+
+	constructor({ output_dir, run_name }: { output_dir: string; run_name: string | null }) {
+		this.#path = join(output_dir, METRICS_FILE);
+		this.#runName = run_name;
+	}
+
+	event(event: TrainEvent): void {
+		if (event.type === "resumed") this.#file = MetricsFile.open(this.#path, event.step);
+		if (event.type === "start") this.#file ??= MetricsFile.open(this.#path);
+		if (event.type === "log")
+			this.#file?.write({ ...event.metrics, ...(this.#runName !== null && { run_name: this.#runName }) });
+	}
+
+	close(): void {
+		this.#file?.close();
 	}
 }
 

@@ -160,7 +160,7 @@ export class TextReporter implements Reporter {
 			`model    ${model.path}: ${model.modelType}, ${count(model.parameters)} parameters, ${model.dtype} on ${model.device}`,
 		);
 		this.#line(
-			`rows     ${data.source}: ${data.openEnd ? "at most " : ""}${rowsText(data.rows)} of ${data.shape}${data.cached ? ", encoded before" : ""}`,
+			`rows     ${data.source}: ${data.unbounded ? "at most " : ""}${rowsText(data.rows)} of ${data.shape}${data.cached ? ", encoded before" : ""}`,
 		);
 		const most = [...event.memory.categories].sort((a, b) => b.bytes - a.bytes).slice(0, 3);
 		const named = most.map(({ name, bytes: size }) => `${name} ${bytes(size)}`);

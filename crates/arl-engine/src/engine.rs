@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use arl_model::{Error, ErrorCode, ExportOverrides, Layout, ModelConfig, ModelFiles, Result, RopeTable, WeightDtype};
+use arl_model::{CheckpointFormat, Error, ErrorCode, ExportOverrides, ModelConfig, ModelFiles, Result, RopeTable};
 
 use crate::attention;
 use crate::backend::{Backend, Buffer, DType, Pool, split_master};
@@ -28,10 +28,8 @@ pub struct Engine<B: Backend + ?Sized> {
     pub(crate) config: ModelConfig,
     /// The small files of the folder that it was opened on, as every saved model has them.
     pub(crate) files: ModelFiles,
-    /// The type in which that folder holds the weights.
-    pub(crate) source_dtype: Option<WeightDtype>,
-    /// How that folder names and joins them.
-    pub(crate) layout: Layout,
+    /// How that folder holds the weights.
+    pub(crate) format: CheckpointFormat,
     pub(crate) model: Model,
     pub(crate) rope: RopeTable,
     pub(crate) adam: Adam,
@@ -56,8 +54,8 @@ pub struct Engine<B: Backend + ?Sized> {
 }
 
 impl<B: Backend + ?Sized> Engine<B> {
-    /// Reserves all memory and reads the weights of the model in `dir`, or draws them. Nothing of the folder is needed
-    /// afterwards.
+    /// Reserves all memory and reads the weights of the model in `dir`, or draws them. The folder may be removed
+    /// afterwards: what saved models need of it is in memory, but for tensors that are carried, whose files stay mapped.
     pub fn open(backend: Box<B>, dir: &Path, weights: Weights, options: &EngineOptions) -> Result<Self> {
         let mut engine = Self::reserve(backend, ModelFiles::read(dir)?, options)?;
         match weights {
@@ -92,9 +90,8 @@ impl<B: Backend + ?Sized> Engine<B> {
         Ok(Engine {
             backend,
             rope: RopeTable::new(&config),
-            source_dtype: config.dtype,
+            format: CheckpointFormat::new(&config),
             files,
-            layout: Layout::default(),
             config,
             model,
             adam: options.adam,

@@ -31,11 +31,10 @@ pub enum Kind {
 }
 
 impl<B: Backend + ?Sized> Engine<B> {
-    /// Opens the weights of a folder; models are saved in their type and layout from now on.
+    /// Opens the weights of a folder; models are saved in their format from now on.
     pub(crate) fn open_checkpoint(&mut self, dir: &Path) -> Result<Checkpoint> {
         let checkpoint = Checkpoint::open(dir, &self.config)?;
-        self.source_dtype = Some(checkpoint.dtype());
-        self.layout = checkpoint.layout();
+        self.format = checkpoint.format().clone();
         Ok(checkpoint)
     }
 
@@ -169,17 +168,16 @@ impl<B: Backend + ?Sized> Engine<B> {
         Ok(values)
     }
 
-    /// Writes the model to `dir`, an empty folder or none yet, in Hugging Face's layout; `dtype` `None`: the type of
-    /// the checkpoint that the engine was opened on, f32 where there was none. Configuration and tokenizer are those that
-    /// were read then; names and joined tensors are as they were there. With weights of 16 bits, what is narrowed is the
+    /// Writes the model to `dir`, an empty folder or none yet, in Hugging Face's layout, as the folder was that the
+    /// engine was opened on: configuration, tokenizer, names, joined tensors, and types (without weights there, the type
+    /// that `config.json` names, else f32). `dtype` replaces the types. With weights of 16 bits, what is narrowed is the
     /// exact masters.
     pub fn export_model(&mut self, dir: &Path, dtype: Option<WeightDtype>) -> Result<()> {
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, &e))?;
-        let dtype = dtype.or(self.source_dtype).unwrap_or(WeightDtype::F32);
-        let (config, files, layout) = (self.config.clone(), self.files.clone(), self.layout);
+        let (config, files, format) = (self.config.clone(), self.files.clone(), self.format.clone());
         let places: HashMap<String, Param> =
             self.model.placement.tensors.iter().map(|t| (t.spec.name.clone(), t.param)).collect();
-        save_model(dir, &files, &config, layout, dtype, MAX_SHARD_BYTES, |name, out| match places.get(name) {
+        save_model(dir, &files, &config, &format, dtype, MAX_SHARD_BYTES, |name, out| match places.get(name) {
             Some(&param) => self.read_weights(param, out),
             None => Err(Error::new(ErrorCode::Internal, format!("the model has no tensor `{name}`"))),
         })

@@ -16,7 +16,7 @@ use arl_engine::{
 use arl_model::{ErrorCode, WeightDtype};
 use common::{HYPER, MODELS, TYPES, all, batch, model, open, options, split, state_bits};
 
-const GREEDY: GenerateOptions = GenerateOptions { max_new_tokens: 12, stop_ids: Vec::new(), temperature: 0.0, seed: 0 };
+const GREEDY: GenerateOptions = GenerateOptions::greedy(12);
 
 #[test]
 fn a_restored_state_goes_on_in_equal_bits() {

@@ -11,25 +11,26 @@ use arl_engine::backend::DType;
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::{Engine, Hyper, Kind, Recompute, Weights};
 use arl_model::{
-    Checkpoint, ExportOverrides, Layout, ModelConfig, ModelFiles, SafetensorsFile, WeightDtype, save_model,
+    Checkpoint, CheckpointFormat, ExportOverrides, ModelConfig, ModelFiles, SafetensorsFile, WeightDtype, save_model,
 };
 use common::{HYPER, TYPES, all, batch, model, options};
 use tempfile::TempDir;
 
-const LAYOUTS: [Layout; 4] = [
-    Layout { prefixed: true, joined_experts: false },
-    Layout { prefixed: true, joined_experts: true },
-    Layout { prefixed: false, joined_experts: false },
-    Layout { prefixed: false, joined_experts: true },
-];
+/// How folders may hold the model with experts; the first is what transformers writes.
+fn formats() -> Vec<CheckpointFormat> {
+    let formats = CheckpointFormat::all(&ModelConfig::from_dir(&model("moe-balance")).unwrap());
+    assert_eq!(formats.len(), 4);
+    formats
+}
 
-/// The model with experts in a folder of its own, in this layout, with a tokenizer's files.
-fn folder(layout: Layout, dtype: WeightDtype) -> TempDir {
+/// The model with experts in a folder of its own, in this format, with a tokenizer's files.
+fn folder(format: &CheckpointFormat, dtype: WeightDtype) -> TempDir {
     let (dir, source) = (tempfile::tempdir().unwrap(), model("moe-balance"));
     let config = ModelConfig::from_dir(&source).unwrap();
     let checkpoint = Checkpoint::open(&source, &config).unwrap();
     let files = ModelFiles::read(&source).unwrap();
-    save_model(dir.path(), &files, &config, layout, dtype, 20_000, |name, out| checkpoint.read_f32(name, out)).unwrap();
+    save_model(dir.path(), &files, &config, format, Some(dtype), 20_000, |name, out| checkpoint.read_f32(name, out))
+        .unwrap();
     std::fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
     std::fs::write(dir.path().join("chat_template.jinja"), "old").unwrap();
     dir
@@ -63,24 +64,24 @@ fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 #[test]
 fn a_model_that_was_not_trained_comes_out_byte_for_byte_in_every_layout_and_type() {
     let still = Hyper { learning_rate: 0.0, ..HYPER };
-    for layout in LAYOUTS {
+    for format in &formats() {
         for (stored, dtype) in
             [(WeightDtype::F32, DType::F32), (WeightDtype::Bf16, DType::Bf16), (WeightDtype::F16, DType::F16)]
         {
-            let dir = folder(layout, stored);
+            let dir = folder(format, stored);
             let mut engine = opened(dir.path(), Weights::Checkpoint, dtype);
             engine.step(&[batch(&[9, 3, 21], 1)], still).unwrap();
             let out = tempfile::tempdir().unwrap();
             engine.export_model(out.path(), None).unwrap();
-            assert!(contents(out.path()) == contents(dir.path()), "{layout:?} {stored:?}");
+            assert!(contents(out.path()) == contents(dir.path()), "{format} {stored:?}");
         }
     }
 }
 
 #[test]
 fn the_layout_of_the_weights_changes_no_bit_of_a_step() {
-    let step = |layout| {
-        let dir = folder(layout, WeightDtype::F32);
+    let step = |format| {
+        let dir = folder(format, WeightDtype::F32);
         let mut engine = opened(dir.path(), Weights::Checkpoint, DType::F32);
         let stats = engine.step(&[batch(&[9, 3, 21], 1)], HYPER).unwrap();
         let state = tempfile::tempdir().unwrap();
@@ -88,15 +89,16 @@ fn the_layout_of_the_weights_changes_no_bit_of_a_step() {
         let saved = std::fs::read(state.path().join("engine.safetensors")).unwrap();
         (stats.loss.to_bits(), stats.grad_norm.to_bits(), saved)
     };
-    let first = step(LAYOUTS[0]);
-    for layout in LAYOUTS {
-        assert!(step(layout) == first, "{layout:?}");
+    let formats = formats();
+    let first = step(&formats[0]);
+    for format in &formats {
+        assert!(step(format) == first, "{format}");
     }
 }
 
 #[test]
 fn nothing_of_the_folder_is_needed_once_it_is_open() {
-    let dir = folder(Layout::default(), WeightDtype::Bf16);
+    let dir = folder(&formats()[0], WeightDtype::Bf16);
     let mut kept = opened(dir.path(), Weights::Checkpoint, DType::F32);
     let mut gone = opened(dir.path(), Weights::Checkpoint, DType::F32);
     let out = tempfile::tempdir().unwrap();
@@ -113,7 +115,7 @@ fn nothing_of_the_folder_is_needed_once_it_is_open() {
 
 #[test]
 fn what_was_trained_is_described_by_every_folder_that_comes_out() {
-    let dir = folder(Layout::default(), WeightDtype::F32);
+    let dir = folder(&formats()[0], WeightDtype::F32);
     let mut engine = opened(dir.path(), Weights::Checkpoint, DType::F32);
     let overrides = ExportOverrides { chat_template: Some("new".to_owned()), stop_ids: vec![3] };
     assert_eq!(engine.describe_export(&overrides).len(), 2);
@@ -130,9 +132,10 @@ fn what_was_trained_is_described_by_every_folder_that_comes_out() {
 
 #[test]
 fn a_restored_engine_reads_no_weights_of_its_folder_and_goes_on_with_equal_bits() {
-    for layout in [LAYOUTS[0], LAYOUTS[3]] {
+    let formats = formats();
+    for format in [&formats[0], &formats[3]] {
         for dtype in TYPES {
-            let dir = folder(layout, WeightDtype::Bf16);
+            let dir = folder(format, WeightDtype::Bf16);
             let mut whole = opened(dir.path(), Weights::Checkpoint, dtype);
             whole.step(&[batch(&[9, 3, 21], 1)], HYPER).unwrap();
             let saved = tempfile::tempdir().unwrap();
@@ -156,7 +159,7 @@ fn a_restored_engine_reads_no_weights_of_its_folder_and_goes_on_with_equal_bits(
                 let bits = [Kind::Weights, Kind::Moment1, Kind::Moment2].map(|kind| all(engine, kind));
                 (contents(out.path()), bits)
             });
-            assert!(exports[0] == exports[1], "{layout:?} {dtype:?}");
+            assert!(exports[0] == exports[1], "{format} {dtype:?}");
         }
     }
 }

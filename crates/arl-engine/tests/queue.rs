@@ -118,8 +118,7 @@ fn a_step_that_is_discarded_or_loses_its_memory_was_never_taken() {
     let others: [Other; 4] = [
         |engine| drop(engine.evaluate(&[batch(&[12], 3)]).unwrap()),
         |engine| {
-            let options = GenerateOptions { max_new_tokens: 3, stop_ids: Vec::new(), temperature: 0.0, seed: 0 };
-            engine.generate(&[vec![1, 2, 3]], &options).unwrap();
+            engine.generate(&[vec![1, 2, 3]], &GenerateOptions::greedy(3)).unwrap();
         },
         |engine| drop(engine.inspect(&batch(&[12], 3)).unwrap()),
         |engine| drop(engine.gradients(&[batch(&[12], 3)]).unwrap()),

@@ -1,12 +1,12 @@
 //! The one list of error codes, and the error that every crate of the core returns.
-//! An error says what is wrong, where, and what to do; it knows nothing of how it is shown.
+//! An error says what is wrong, where, and what to do; it knows nothing of how it is printed.
 
 use std::fmt;
 
-/// The stable code of an error. The names are part of the public interface: they reach TypeScript unchanged.
+/// The stable code of an error. The names are part of the public API: TypeScript gets them unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorCode {
-    /// A model's `config.json`, or an option of a run, is wrong or asks for what is not built.
+    /// A model's `config.json`, or an option of a run, is wrong or asks for something that is not implemented.
     Config,
     /// A row, or a file of rows, cannot be used.
     Data,
@@ -18,7 +18,7 @@ pub enum ErrorCode {
     State,
     /// The operating system refused to read or write a file.
     Io,
-    /// Memory does not suffice.
+    /// There is not enough memory.
     Oom,
     /// A loss or a gradient is not finite.
     NonFinite,
@@ -49,7 +49,7 @@ impl ErrorCode {
         ErrorCode::Internal,
     ];
 
-    /// The code as users meet it, for example `ARL_WEIGHTS`.
+    /// The code as users see it, for example `ARL_WEIGHTS`.
     pub fn as_str(self) -> &'static str {
         match self {
             ErrorCode::Config => "ARL_CONFIG",
@@ -75,7 +75,7 @@ pub struct Error {
     pub code: ErrorCode,
     /// What is wrong and where: names the file, key, tensor or row.
     pub message: String,
-    /// What the user can do; empty where nothing useful can be said.
+    /// What the user can do; empty where there is no advice.
     pub hint: String,
 }
 
@@ -95,7 +95,7 @@ impl Error {
         self
     }
 
-    /// The operating system's refusal, with the path that it concerns.
+    /// An error of the operating system, with the path that it is about.
     pub fn io(path: &std::path::Path, error: &std::io::Error) -> Self {
         let refused = Self::new(ErrorCode::Io, format!("{}: {error}", path.display()));
         match error.kind() {

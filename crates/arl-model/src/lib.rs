@@ -1,13 +1,14 @@
-//! What a Qwen checkpoint is: `config.json` in both of its spellings, the table of tensor names and shapes,
-//! safetensors files in and out, and the small files of a model folder. Knows nothing of text, devices or training.
+//! What a Qwen checkpoint is: `config.json` in both of its spellings, the table of parameters, the table of what weights
+//! files call them and how they store them, safetensors files in and out, and the small files of a model folder. Knows
+//! nothing of text, devices or training.
 
 #![warn(missing_docs)]
 
 mod config;
 mod error;
 mod folder;
+mod format;
 mod init;
-mod layout;
 mod rope;
 mod tensors;
 mod weights;
@@ -15,11 +16,9 @@ mod weights;
 pub use config::{Family, LayerConfig, Mlp, ModelConfig, MoeConfig, RopeAxes, RopeConfig, RopeScaling, WeightDtype};
 pub use error::{Error, ErrorCode, Result};
 pub use folder::{ExportOverrides, ModelFiles, Placeholder, unreadable};
+pub use format::CheckpointFormat;
 pub use init::init_f32;
-pub use layout::{Layout, StoredTensor};
 pub use rope::RopeTable;
 pub use safetensors::Dtype;
 pub use tensors::{Block, Role, Shard, Slice, TensorSpec, tensor_table};
-pub use weights::{
-    Checkpoint, SafetensorsFile, SafetensorsWriter, TensorDecl, available_bytes, save_model, saved_bytes, sync_folder,
-};
+pub use weights::{Checkpoint, SafetensorsFile, SafetensorsWriter, TensorDecl, save_model, sync_folder};

@@ -1,12 +1,12 @@
 //! Rotary frequencies, cosines and sines as transformers computes them: in f32, step by step in the same order, for
-//! every kind of scaling. The length of a sequence matters for `dynamic` and `longrope` only, and counts per sequence
-//! (as transformers does for a batch of one; it lets the longest row of a batch, and rows seen before, decide for all).
+//! every kind of scaling. The length of a sequence matters only for `dynamic` and `longrope`, and counts per sequence, as
+//! in transformers for a batch of one (in a larger batch its longest row, and rows seen before, decide for all).
 
 use std::f32::consts::TAU;
 
 use crate::config::{ModelConfig, RopeConfig, RopeScaling};
 
-/// Half of the largest head that the configuration admits.
+/// Half of the largest head that the configuration allows.
 const MAX_HALF: usize = 512;
 
 /// The rotary embedding of a model.
@@ -106,7 +106,7 @@ impl RopeTable {
         }
     }
 
-    /// By what the base grows for a long sequence. transformers has the length in an f32 tensor here.
+    /// The factor by which the base grows for a long sequence. transformers has the length in an f32 tensor here.
     fn growth(&self, factor: f64, sequence_len: usize) -> f32 {
         let dim = 2.0 * self.half as f64;
         let stretched = factor as f32 * sequence_len as f32 / self.max_position_embeddings as f32;
@@ -119,7 +119,7 @@ fn wavelength(base: f32, i: usize, half: usize) -> f32 {
     power(base, (2 * i) as f32 / (2 * half) as f32)
 }
 
-/// A power that is rounded once.
+/// A power, rounded once.
 fn power(base: f32, exponent: f32) -> f32 {
     f64::from(base).powf(f64::from(exponent)) as f32
 }

@@ -317,16 +317,3 @@ fn name(role: Role, layer: Option<usize>) -> String {
     };
     format!("model.layers.{}.{inner}", layer.unwrap_or_default())
 }
-
-/// The name of the tensor that holds this role of all experts of a layer, in files that join them; none: no expert's.
-pub(crate) fn joined_name(role: Role, layer: Option<usize>) -> Option<String> {
-    let inner = match role {
-        Role::ExpertGate(_) | Role::ExpertUp(_) => JOINED_GATE_UP,
-        Role::ExpertDown(_) => JOINED_DOWN,
-        _ => return None,
-    };
-    Some(format!("model.layers.{}.{inner}", layer.unwrap_or_default()))
-}
-
-pub(crate) const JOINED_GATE_UP: &str = "mlp.experts.gate_up_proj";
-const JOINED_DOWN: &str = "mlp.experts.down_proj";

@@ -1,10 +1,10 @@
-//! A model folder's small files: read once, written from memory, and made to describe how the model was trained.
+//! A model folder's small files: read once, written from memory, and changed to describe how the model was trained.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
 
 use std::path::Path;
 
-use arl_model::{ErrorCode, ExportOverrides, Layout, ModelConfig, ModelFiles, WeightDtype, save_model, unreadable};
+use arl_model::{CheckpointFormat, ErrorCode, ExportOverrides, ModelConfig, ModelFiles, save_model, unreadable};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -22,14 +22,14 @@ fn folder(files: &[(&str, &str)]) -> TempDir {
     dir
 }
 
-/// Saves the model of a folder that is gone by then.
+/// Saves the model of a folder after the folder was removed.
 fn saved(dir: TempDir, overrides: &ExportOverrides) -> (TempDir, Vec<String>) {
     let mut files = ModelFiles::read(dir.path()).unwrap();
     let config = files.config().unwrap();
     let changes = files.apply(overrides);
     drop(dir);
     let out = tempfile::tempdir().unwrap();
-    save_model(out.path(), &files, &config, Layout::default(), WeightDtype::F32, u64::MAX, |_, out| {
+    save_model(out.path(), &files, &config, &CheckpointFormat::new(&config), None, u64::MAX, |_, out| {
         out.fill(0.5);
         Ok(())
     })
@@ -50,7 +50,7 @@ fn template(text: &str) -> ExportOverrides {
 }
 
 #[test]
-fn every_file_that_a_loader_reads_outlives_its_folder_and_nothing_else_does() {
+fn every_file_that_a_loader_reads_is_saved_without_its_folder_and_nothing_else_is() {
     let kept = [
         "generation_config.json",
         "tokenizer.json",
@@ -107,7 +107,7 @@ fn a_template_that_replaces_the_folders_is_the_only_one_that_a_loader_finds() {
     for name in ["--chat_template", "chat_template.jinja", "chat_template in tokenizer_config.json", "tool_use.jinja"] {
         assert!(change.contains(name), "{change}");
     }
-    // The folder that comes out says it already: a resumed run reports nothing.
+    // The saved folder has the template already, so a resumed run reports nothing.
     let (again, changes) = saved(out, &template(NEW));
     assert_eq!((changes.len(), text(&again, "chat_template.jinja").as_deref()), (0, Some(NEW)));
 }
@@ -117,7 +117,7 @@ fn a_template_for_a_folder_without_one_is_added() {
     for files in [&[][..], &[("tokenizer_config.json", "{\"chat_template\": null}")]] {
         let (out, changes) = saved(folder(files), &template("new"));
         assert_eq!(text(&out, "chat_template.jinja").as_deref(), Some("new"));
-        assert!(changes.len() == 1 && changes[0].contains("none of its own"), "{changes:?}");
+        assert!(changes.len() == 1 && changes[0].contains("had no template"), "{changes:?}");
     }
 }
 
@@ -140,7 +140,7 @@ fn without_a_replacement_templates_stay_unless_they_contradict_the_one_that_coun
             saved(folder(&[("chat_template.jinja", "one"), ("tokenizer_config.json", other)]), &stops(&[]));
         assert_eq!(text(&out, "tokenizer_config.json").as_deref(), Some("{}"));
         assert!(
-            changes.len() == 1 && changes[0].contains("without chat_template in tokenizer_config.json"),
+            changes.len() == 1 && changes[0].contains("leave out chat_template in tokenizer_config.json"),
             "{changes:?}"
         );
     }
@@ -179,7 +179,7 @@ fn a_generation_config_is_written_only_where_config_json_stops_elsewhere() {
     assert_eq!(written, json!({"eos_token_id": [7, 5], "pad_token_id": 6}));
     assert_eq!(
         changes,
-        ["saved models have eos_token_id [7, 5] in generation_config.json (config.json has 5): a reply ends with id 7"]
+        ["saved models have eos_token_id [7, 5] in generation_config.json (config.json has 5): replies end with id 7"]
     );
     let (out, _) =
         saved(folder(&[("config.json", &CONFIG.replace("\"eos_token_id\": 5", "\"temperature\": 0.5"))]), &stops(&[7]));
@@ -203,7 +203,7 @@ fn a_folder_without_a_configuration_is_named_for_what_it_is() {
         dir
     };
     let dir = with(&[]);
-    assert!(refusal(dir.path()).contains("config.json: no such file: the folder is no model"));
+    assert!(refusal(dir.path()).contains("config.json: no such file: this is not a model folder"));
     let adapter =
         [("adapter_model.safetensors", ""), ("adapter_config.json", "{\"base_model_name_or_path\": \"Qwen/Q\"}")];
     let found = refusal(with(&adapter).path());

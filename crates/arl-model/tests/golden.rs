@@ -1,6 +1,6 @@
 //! Every golden folder opens, and its tensors are those of the table.
 
-#![allow(clippy::print_stderr)] // tells that it was skipped
+#![allow(clippy::print_stderr, reason = "reports that it was skipped")]
 
 use std::path::PathBuf;
 

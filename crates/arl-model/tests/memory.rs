@@ -1,6 +1,6 @@
-//! Memory while reading; alone in its process, because it is the process that is measured.
+//! Memory while reading. The only test of its process, because it measures the process.
 
-#![allow(clippy::print_stderr)] // tells that it was skipped
+#![allow(clippy::print_stderr, reason = "reports that it was skipped")]
 
 use arl_model::{Dtype, SafetensorsFile, SafetensorsWriter, TensorDecl};
 
@@ -11,7 +11,7 @@ fn resident() -> Option<usize> {
 }
 
 #[test]
-fn reading_gives_the_pages_of_the_file_back() {
+fn reading_releases_the_pages_of_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.safetensors");
     let elements = 24 << 20;
@@ -23,12 +23,12 @@ fn reading_gives_the_pages_of_the_file_back() {
     }
     writer.finish().unwrap();
     let file = SafetensorsFile::open(&path).unwrap();
-    // All of the destination is touched before, so that only the map can add to it.
+    // The destination is in memory before, so that only the map can add to it.
     let mut out = vec![1f32; elements];
     let before = resident();
     file.read_f32("w", &mut out).unwrap();
     let (Some(before), Some(after)) = (before, resident()) else {
-        eprintln!("SKIPPED: this system does not tell resident memory");
+        eprintln!("SKIPPED: this system does not report resident memory");
         return;
     };
     assert_eq!(out[elements - 1], 1.5);

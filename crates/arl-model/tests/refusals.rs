@@ -1,6 +1,6 @@
-//! Weights that cannot be read are refused for the real cause, with the way out.
+//! Weights that cannot be read are refused for the real cause, with advice.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
 
 use arl_model::{Checkpoint, ErrorCode, ModelConfig};
 
@@ -8,7 +8,7 @@ const CONFIG: &str = r#"{"model_type": "qwen3", "vocab_size": 8, "hidden_size": 
     "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 4}"#;
 const POINTER: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1200000000\n";
 
-/// What is said of a folder with these files.
+/// The refusal of a folder with these files.
 fn refusal(files: &[(&str, &str)]) -> String {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("config.json"), CONFIG).unwrap();
@@ -67,7 +67,7 @@ fn folders_without_safetensors_are_named_for_what_they_hold() {
 }
 
 #[test]
-fn shards_that_an_index_names_and_that_are_not_there_are_counted() {
+fn missing_shards_are_counted() {
     let index =
         r#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-3.safetensors"}}"#;
     let found = refusal(&[("model.safetensors.index.json", index), ("model-2.safetensors", "")]);

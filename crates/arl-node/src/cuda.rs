@@ -80,11 +80,11 @@ pub struct CudaReport {
 }
 
 /// Finds and opens the driver and NVIDIA's libraries, so that the CUDA addon can be loaded after it, and lists the GPUs.
-/// `beside`: folders of `node_modules` that the addon may be installed in. Never throws because something is missing.
+/// `folders`: folders of `node_modules` that the addon may be installed in. Never throws because something is missing.
 #[napi]
-pub fn cuda_report(beside: Vec<String>) -> napi::Result<CudaReport> {
-    let beside: Vec<PathBuf> = beside.into_iter().map(PathBuf::from).collect();
-    sync(|| Ok(report(&Machine, &beside).into()))
+pub fn cuda_report(folders: Vec<String>) -> napi::Result<CudaReport> {
+    let folders: Vec<PathBuf> = folders.into_iter().map(PathBuf::from).collect();
+    sync(|| Ok(report(&Machine, &folders).into()))
 }
 
 /// The driver's library alone, without asking it anything; null on systems without CUDA.

@@ -10,17 +10,11 @@ use napi_derive::napi;
 use crate::error::sync;
 use crate::worker::once;
 
-/// gzip or zstd, told apart by content, unpacked into `target`; false, and nothing written, if `source` is neither.
+/// gzip or zstd, recognised by content, unpacked into `target`; false, and nothing written, if `source` is neither.
 #[napi(ts_return_type = "Promise<boolean>")]
 pub fn decompress(env: &Env, source: String, target: String) -> napi::Result<Object<'_>> {
     let job = move || arl_text::decompress(&PathBuf::from(source), &PathBuf::from(target));
     once(env, "arl-decompress", job, |unpacked: bool| unpacked)
-}
-
-/// The `length` bytes that zstd data holds.
-#[napi]
-pub fn unpack_zstd(packed: Uint8Array, length: u32) -> napi::Result<Uint8Array> {
-    Ok(sync(|| arl_text::unpack_zstd(&packed, length as usize))?.into())
 }
 
 /// What the first bytes of a file say that it is.

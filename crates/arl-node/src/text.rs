@@ -249,7 +249,7 @@ pub struct TokenCache {
 
 #[napi]
 impl TokenCache {
-    /// Opens the cache of the source that `key` names, for `rows` rows, below `dir`; goes on with one that is there.
+    /// Opens the cache of the source that `key` names, for `rows` rows, below `dir`; continues one that exists.
     #[napi(factory)]
     pub fn open(dir: String, key: String, rows: f64, encoder: &TextEncoder) -> napi::Result<Self> {
         let encoder = Arc::clone(&encoder.core);

@@ -1,4 +1,4 @@
-//! What crosses to JavaScript and back: plain objects, and the engine's values that they stand for.
+//! What crosses to JavaScript and back: plain objects, and the engine's values that they represent.
 
 use arl_engine::backend::DType;
 use arl_engine::{Adam, AttentionChoice, BatchSize, Hyper, LossScaling, Recompute};
@@ -21,20 +21,20 @@ pub struct EngineOptions {
     /// Type of weights and activations. With f16 the loss is scaled.
     #[napi(ts_type = "'f32' | 'bf16' | 'f16'")]
     pub dtype: String,
-    /// Keep no masters beside bf16 weights, and round each update up or down at random, with `seed`.
+    /// Keep no masters for bf16 weights, and round each update up or down at random, with `seed`.
     pub stochastic_rounding: Option<bool>,
     /// Keep AdamW's moments in bf16 instead of f32, and round them up or down at random, with `seed`.
     pub bf16_moments: Option<bool>,
-    /// What the backward pass computes anew.
+    /// What the backward pass recomputes.
     #[napi(ts_type = "'off' | 'norms' | 'mlp' | 'block'")]
     pub recompute: String,
     /// Keep the layers' inputs in host memory between the passes.
     pub activation_offloading: Option<bool>,
-    /// Keep moments, and masters beside weights of 16 bits, in host memory.
+    /// Keep moments, and the masters of 16-bit weights, in host memory.
     pub optimizer_offload: Option<bool>,
     /// Most rows of logits at a time.
     pub loss_seq_chunk_size: Option<u32>,
-    /// Tokens of the largest micro-batch expected; a larger one makes the engine plan anew.
+    /// Tokens of the largest micro-batch expected; a larger one makes the engine plan again.
     pub max_tokens: u32,
     /// Sequences of the micro-batch with the most.
     pub max_sequences: u32,
@@ -149,7 +149,7 @@ pub struct MicroBatchStats {
     pub target_weight: f64,
     /// Sum of weight x negative log-likelihood, in nats.
     pub loss_sum: f64,
-    /// Targets that had the greatest logit.
+    /// Targets whose logit was the greatest.
     pub correct: u32,
     /// Sum of the predicted distributions' entropies over the targets, in nats.
     pub entropy_sum: f64,
@@ -191,9 +191,13 @@ pub struct GenerateOptions {
     pub max_new_tokens: u32,
     /// Tokens that end a reply; the one that ends it is not part of it.
     pub stop_ids: Vec<u32>,
-    /// 0: the most probable token always.
+    /// 0, and where absent: the most probable token always.
     pub temperature: Option<f64>,
-    /// Seed of random choices.
+    /// Draw from this many of the most probable tokens; absent or 0: from all.
+    pub top_k: Option<u32>,
+    /// Draw from the fewest most probable tokens whose probabilities sum to this; absent: from all.
+    pub top_p: Option<f64>,
+    /// Seed of the draws; absent: 0.
     pub seed: Option<f64>,
 }
 

@@ -1,5 +1,5 @@
 //! A thread that owns a state and works on it, one job after the other, on its own pool of compute threads. JavaScript
-//! gets a promise a job, so that its event loop never waits. A job may leave a wait behind, beside which others run.
+//! gets a promise a job, so that its event loop never waits. A job may leave a wait behind, during which others run.
 //! Knows nothing of what the state is.
 
 use std::sync::mpsc;
@@ -11,7 +11,7 @@ use napi::{Env, JsDeferred};
 
 use crate::error::{guard, to_napi};
 
-/// What is left of a job: whether it is over now; told to, it waits until it is.
+/// A job's continuation: polls for completion, or blocks if asked to.
 type Wait<S> = Box<dyn FnMut(&mut S, bool) -> bool + Send>;
 type Job<S> = Box<dyn FnOnce(&mut S) -> Option<Wait<S>> + Send>;
 type Resolver<R> = Box<dyn FnOnce(Env) -> napi::Result<R>>;

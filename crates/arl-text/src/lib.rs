@@ -2,11 +2,12 @@
 //! tokenizer makes tokens of that, and a cache on disk keeps them for training. The cache's file lock serves others too.
 //! Knows nothing of models, devices or Node; its errors are `arl_model::Error`, and `RowProblem` for a single row.
 
+mod ascii_bpe;
 mod cache;
 mod encoder;
-mod fast;
 mod files;
 mod lock;
+mod loss_mask;
 mod note;
 mod options;
 mod pack;
@@ -16,13 +17,12 @@ mod problem;
 mod property;
 mod row;
 mod scratch;
-mod targets;
 mod template;
 mod tokenize;
 
 pub use cache::{FillReport, MicroBatch, RowState, TokenCache};
 pub use encoder::{Encoded, Outcome, Run, Span, TextEncoder, TextInfo};
-pub use files::{ArrayRows, Content, decompress, json_array_rows, sniff, unpack_zstd};
+pub use files::{ArrayRows, Content, decompress, json_array_rows, sniff};
 pub use lock::FileLock;
 pub use note::{Note, NoteCount, NoteKind, Notes};
 pub use options::{Images, TextOptions, Thinking, Truncation};

@@ -15,7 +15,7 @@ const ATTEMPTS: usize = 100;
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
-/// A folder of this process alone. A lock that the system frees however the process ends tells others that it is in use.
+/// A folder of this process alone. A lock, which the system frees however the process ends, shows others that it is in use.
 #[derive(Debug)]
 pub struct ScratchFolder {
     path: PathBuf,

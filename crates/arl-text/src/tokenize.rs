@@ -5,13 +5,13 @@ use std::path::Path;
 use arl_model::{Error, ErrorCode, Result, unreadable};
 use tokenizers::Tokenizer;
 
-use crate::fast::Fast;
+use crate::ascii_bpe::AsciiBpe;
 
 /// A checkpoint's tokenizer.
 pub(crate) struct Tokens {
     tokenizer: Tokenizer,
     /// For text that the tokenizer's own way is slower than it need be.
-    fast: Option<Fast>,
+    ascii_bpe: Option<AsciiBpe>,
     /// One more than the largest id.
     pub(crate) vocab_size: usize,
     /// `blake3` of the file.
@@ -38,8 +38,8 @@ impl Tokens {
         tokenizer.with_padding(None);
         let largest = tokenizer.get_vocab(true).into_values().max();
         let vocab_size = largest.map_or(0, |id| id as usize + 1);
-        let fast = Fast::of(&tokenizer);
-        Ok(Self { tokenizer, fast, vocab_size, hash: blake3::hash(&bytes) })
+        let ascii_bpe = AsciiBpe::of(&tokenizer);
+        Ok(Self { tokenizer, ascii_bpe, vocab_size, hash: blake3::hash(&bytes) })
     }
 
     /// Appends the tokens of `text`. `whole`: with what the tokenizer adds to a text (a start token, for example).
@@ -47,8 +47,8 @@ impl Tokens {
         if text.is_empty() && !whole {
             return Ok(());
         }
-        if let Some(fast) = self.fast.as_ref().filter(|_| !whole && text.is_ascii()) {
-            return fast.append(&self.tokenizer, text, ids);
+        if let Some(ascii_bpe) = self.ascii_bpe.as_ref().filter(|_| !whole && text.is_ascii()) {
+            return ascii_bpe.append(&self.tokenizer, text, ids);
         }
         let encoding = self.tokenizer.encode_fast(text, whole).map_err(|error| error.to_string())?;
         ids.extend_from_slice(encoding.get_ids());
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
     use crate::property::holds;
 
-    /// Folders with tokenizers that have a fast way: real ones, and one that was trained for a test.
+    /// Folders with tokenizers that have a ascii_bpe way: real ones, and one that was trained for a test.
     fn folders() -> Vec<PathBuf> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let place =
@@ -156,7 +156,7 @@ mod tests {
         ];
         for folder in folders() {
             let tokens = Tokens::open(&folder).unwrap();
-            assert!(tokens.fast.is_some(), "{}", folder.display());
+            assert!(tokens.ascii_bpe.is_some(), "{}", folder.display());
             holds(20_000, &text, |text| {
                 let mut ids = vec![7];
                 tokens.append(&text, false, &mut ids).unwrap();

@@ -1,4 +1,4 @@
-//! The token cache: what is filled is found again, after a kill and beside another process; packing.
+//! The token cache: what is filled is found again, after a kill and while another process runs; packing.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests fail loudly")]
 
 mod common;

@@ -45,10 +45,10 @@ fn each_form_is_named_and_what_it_says_to_do_trains_the_chosen_side() {
         let refused = problem(&encoder(CHATML), row.as_bytes());
         assert_eq!(refused.reason, "preference row", "{row}: {}", refused.message);
         let columns = columns_of(&refused.message);
-        let told = encoder_with(CHATML, |options| options.columns = columns.iter().cloned().collect());
-        told.detect(&[row.as_bytes()]).unwrap();
-        let encoded = sample(&told, &row);
-        assert_eq!(trained(&told, &encoded), ["good<|im_end|>"], "{row} {columns:?}");
+        let named = encoder_with(CHATML, |options| options.columns = columns.iter().cloned().collect());
+        named.detect(&[row.as_bytes()]).unwrap();
+        let encoded = sample(&named, &row);
+        assert_eq!(trained(&named, &encoded), ["good<|im_end|>"], "{row} {columns:?}");
         assert_eq!(encoded.text, "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\ngood<|im_end|>\n", "{row}");
         // That the other side is not read is reported.
         assert!(encoded.notes.iter().any(|note| note.subject.starts_with("rejected")), "{row}");
@@ -71,8 +71,8 @@ fn two_texts_without_a_prompt_are_plain_text() {
 #[test]
 fn a_chosen_side_that_repeats_the_prompt_is_refused_as_a_completion() {
     let row = r#"{"prompt": "q", "chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "good"}], "rejected": []}"#;
-    let told = encoder_with(CHATML, |options| options.columns = [("completion".into(), "chosen".into())].into());
-    let refused = problem(&told, row.as_bytes());
+    let named = encoder_with(CHATML, |options| options.columns = [("completion".into(), "chosen".into())].into());
+    let refused = problem(&named, row.as_bytes());
     assert_eq!(refused.reason, "bad field");
     assert!(refused.message.contains("--columns messages=chosen"), "{}", refused.message);
 }

@@ -5,7 +5,7 @@ mod common;
 
 use common::{CHATML, encoder, encoder_with, problem, sample, trained};
 
-/// A template that writes tools, reasoning, calls as JSON (texts as they stand) and the name of a result's tool.
+/// A template that writes tools, reasoning, calls as JSON (texts as they are) and the name of a result's tool.
 const FULL: &str = "{%- if tools %}{{- '<|im_start|>system\\n' }}{%- for t in tools %}{{- t | tojson + '\\n' }}{%- endfor %}\
     {{- '<|im_end|>\\n' }}{%- endif %}{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' }}\
     {%- if m.role == 'tool' and m.name %}{{- m.name + ': ' }}{%- endif %}\

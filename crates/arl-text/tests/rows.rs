@@ -278,7 +278,7 @@ fn no_bytes_make_the_reader_panic() {
     }
     let put = prop::sample::select(&b"{}[]\":,\\u0-e\xFF\x00 "[..]).prop_map(Change::Put);
     let change = prop_oneof![put, Just(Change::CutOff), Just(Change::Remove)];
-    // Where a change would lie beyond the end of what an earlier one left, it comes around.
+    // Where a change would be beyond the end of what an earlier one left, it comes around.
     let changes = prop::collection::vec((0..seed.len(), change), 1..=3);
     let good = std::cell::Cell::new(0);
     holds(20_000, changes, |changes| {

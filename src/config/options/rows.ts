@@ -1,4 +1,4 @@
-/** Options of what is trained on: the model, and where rows, images and their texts come from. */
+/** Options of the input: the model, its rows, their images, and how they become text. */
 import { z } from "zod";
 import {
 	boolean,
@@ -10,7 +10,6 @@ import {
 	map,
 	numberOrNone,
 	requiredString,
-	secretOrNone,
 	string,
 	stringOrNone,
 	strings,
@@ -19,207 +18,176 @@ import {
 
 export const model = {
 	model_name_or_path: requiredString({
-		group: "Model",
 		expects: "a folder",
 		description:
 			"Folder of the model in Hugging Face's layout: config.json, safetensors weights, tokenizer.json and a chat template. Nothing is downloaded.",
 	}),
 	init_from_config: boolean({
-		group: "Model",
 		default: false,
 		description:
 			"Start from random weights drawn with `seed` instead of the folder's. Without it a folder that has no weights is an error.",
 	}),
 	device: string({
-		group: "Model",
 		default: "auto",
 		pattern: /^(auto|cpu|cuda(:\d+)?)$/,
 		expects: "auto, cpu, cuda or cuda:N",
 		description:
-			"Where the engine runs: on the CPU, on the first GPU that can be used, or on the GPU with that number. Auto: on a GPU where one can be used, else on the CPU. `arl doctor` shows what there is.",
+			"Where the engine runs: on the CPU, on the first usable GPU, or on the GPU with that number. Auto: on a GPU if one is usable, else on the CPU. `arl doctor` lists the devices.",
 	}),
 	threads: integerOrNone({
-		group: "Model",
 		min: 1,
 		max: 1024,
-		description: "Threads that compute; none: as many as the process may use.",
+		description: "Compute threads; none: as many as the process may use.",
 	}),
 };
 
 export const rows = {
 	train_file: strings({
-		group: "Rows",
 		expects: "files, folders or globs",
 		description:
-			"Files of rows: JSONL, JSON, Parquet or CSV, plain or compressed with gzip or zstd; what a file is, its content says. Of a folder the files of `split` are read. Several entries are read one after the other, or mixed as `train_weights` says.",
+			"Files of rows: JSONL, JSON, Parquet or CSV, plain or compressed with gzip or zstd; the content of a file decides, not its name. From a folder the files of `split` are read. Several entries are read in turn, or mixed by `train_weights`.",
 	}),
 	split: stringOrNone({
-		group: "Rows",
 		default: "train",
 		expects: "a name such as train, validation or test",
 		description:
-			"Which split of the rows is trained: of a folder, the files that have it in their names; of a database, the documents that bear it, with train also those that bear none. None: all of them.",
+			"Split to train on: from a folder, the files with this name in theirs; from a database, the documents of this split, and for train also those without one. None: all rows.",
 	}),
 	train_weights: weights({
-		group: "Rows",
 		description:
-			"How large a part of each epoch comes from each entry of `train_file`, as relative weights in the same order; none: every row of every file once.",
+			"Relative share of each entry of `train_file` in an epoch, in the same order; none: every row of every file once.",
 	}),
 	train_caps: caps({
-		group: "Rows",
 		description:
-			"The most rows of each entry of `train_file` that are used at all, in the same order: which ones is drawn once with `data_seed`. None for an entry is no bound.",
+			"The most rows to use from each entry of `train_file`, in the same order, drawn once with `data_seed`. None for an entry: no bound.",
 	}),
 	dataset: stringOrNone({
-		group: "Rows",
 		expects: "a file",
 		description:
-			"Module (.ts or .js) whose default export is a data set of rows, or a function that gives one for `{ args, split }`. Beside `train_file` it is one entry more, the last.",
+			"Module (.ts or .js) whose default export is a data set of rows, or a function of `{ args, split }` that returns one. Next to `train_file` it counts as one more entry, the last.",
 	}),
 	convert: stringOrNone({
-		group: "Rows",
 		expects: "a file",
 		description:
-			"Module (.ts or .js) whose default export makes rows of each raw row: one, several in a list, or null to leave it out.",
+			"Module (.ts or .js) whose default export converts a raw row: to one row, to several in a list, or to null to leave it out.",
 	}),
 	columns: map(
 		{
-			group: "Rows",
+			literal: true,
 			expects: "names and columns, as JSON or as NAME=COLUMN ...",
 			description:
-				"Names of columns that differ from the known ones, for example `prompt=question completion=answer`. The shape of the rows is otherwise found from the first ones.",
+				"Names of columns that differ from the known ones, for example `prompt=question completion=answer`. Otherwise the first rows show the shape of all.",
 		},
 		z.string().min(1),
 	),
 	on_bad_row: choice(["error", "skip"], {
-		group: "Rows",
 		default: "error",
 		description:
-			"What a row that cannot be used does: stop the run before training, or be left out. It is reported with file, line and reason either way.",
+			"What happens if a row cannot be used. error: the run stops before training. skip: the row is left out. Either way it is reported with file, line and reason.",
 	}),
 	train_sampling_strategy: choice(["random", "sequential"], {
-		group: "Rows",
 		default: "random",
-		description: "Order of the rows: shuffled again each epoch with `data_seed`, or in the order of the files.",
+		description: "Order of the rows: shuffled for each epoch with `data_seed`, or as in the files.",
 	}),
 	minimal_advantage: numberOrNone({
-		group: "Rows",
-		description: "Replies whose advantage is lower are not trained; none: no bound.",
+		description: "Replies with a lower advantage are not trained; none: no bound.",
 	}),
 	drop_zero_advantage: boolean({
-		group: "Rows",
 		default: false,
 		description: "Do not train replies whose advantage is 0.",
 	}),
 	skip_non_positive_advantage: boolean({
-		group: "Rows",
 		default: false,
 		description: "Do not train replies whose advantage is 0 or lower.",
 	}),
 	cache_dir: stringOrNone({
-		group: "Rows",
 		expects: "a folder",
 		description:
-			"Folder for tokens of rows that were encoded before, and for rows while they are unpacked; none: `.cache` in `output_dir`.",
+			"Folder for the tokens of encoded rows, and for rows while they are unpacked; none: `.cache` in `output_dir`.",
 	}),
 	preprocess_seconds: numberOrNone({
-		group: "Rows",
 		min: 0,
 		description:
-			"How long rows are encoded and checked before the first step; what is left is encoded while the first steps compute. None: 20, and 0.2 where all rows come from a database.",
+			"How long rows are encoded and checked before the first step; the others are encoded while the first steps compute. None: 20, or 0.2 if all rows come from a database.",
 	}),
 };
 
 export const images = {
 	images: choice(["error", "drop"], {
-		group: "Images",
 		default: "error",
 		description:
-			"What image parts do in rows for a model that reads text only: the row cannot be used, or they are left out, counted and reported.",
+			"What happens to image parts of rows, since the models read text only. error: the row cannot be used. drop: the parts are left out, counted and reported.",
 	}),
 };
 
 export const database = {
-	db_connection_string: secretOrNone({
-		group: "Database",
+	db_connection_string: stringOrNone({
+		secret: true,
 		expects: "mongodb://USER:PASSWORD@HOST:PORT/DATABASE",
 		description:
-			"MongoDB database that rows are read from, in addition to or in place of `train_file`. The environment variable `ARL_DB_CONNECTION_STRING` is used where no rows are given; it is never shown.",
+			"MongoDB database to read rows from, in addition to or instead of `train_file`. If no rows are given, the environment variable `ARL_DB_CONNECTION_STRING` is used. It is never shown.",
 	}),
 	db_source: choice(["auto", "Record", "DBRecordData"], {
-		group: "Database",
 		default: "auto",
-		description: "Collection of the rows; auto: the one of the two that has rows.",
+		description: "Collection of the rows; auto: whichever of the two has rows.",
 	}),
 	db_match: map(
 		{
-			group: "Database",
 			expects: "a MongoDB query as JSON, or FIELD=VALUE ...",
-			description:
-				'A condition that documents must fulfil besides all others, as Extended JSON: `\'{"meta_infos.source": "web"}\'`.',
+			description: 'A further condition on the documents, as Extended JSON: `\'{"meta_infos.source": "web"}\'`.',
 		},
 		z.json(),
 	),
 	max_trained_count: integer({
-		group: "Database",
 		default: 1,
 		min: 1,
 		description:
-			"Documents that were trained this often before the run are left out. Rows of files carry no such count; `num_train_epochs` says how often a run trains each row.",
+			"Documents that were trained this often before the run are left out. Rows of files have no such count; `num_train_epochs` sets how often a run trains each row.",
 	}),
 	retrained_interval: integer({
-		group: "Database",
 		default: 1,
 		min: 1,
 		description:
-			"At least so many steps between two trainings of a row: documents of which `last_trained_step` is nearer to the last step that the collection knows are left out, and epochs that would bring a row again sooner are refused.",
+			"The fewest steps between two trainings of a row: documents whose `last_trained_step` is closer to the last step in the collection are left out, and epochs that would repeat a row sooner are refused.",
 	}),
 	mongo_write_back: choice(["ack", "agentrl", "none"], {
-		group: "Database",
 		default: "ack",
 		description:
-			"What is written back once a checkpoint is complete. ack: `trained_count` and `last_trained_step` of its rows, exactly once for each row and epoch, with a ledger in `arl_acks`. agentrl: only fields that AgentRL knows, and no collection; exact as long as one run at a time trains a row. None: nothing. Nothing is ever deleted.",
+			"What is written back once a checkpoint is complete. ack: `trained_count` and `last_trained_step` of its rows, exactly once per row and epoch, with a ledger in `arl_acks`. agentrl: only fields that AgentRL knows, and no collection of its own; exact as long as one run at a time trains a row. None: nothing. Nothing is ever deleted.",
 	}),
 	follow: boolean({
-		group: "Database",
 		default: false,
 		description:
-			"Train rows as they arrive: those that are there and those that arrive during the run, each claimed for this run alone and trained once, in the order of the claims. Needs `max_steps` and `train_sampling_strategy sequential`.",
+			"Train rows as they arrive: the rows of the database and those that arrive during the run, each leased for this run alone and trained once, in the order of the leases. Needs `max_steps` and `train_sampling_strategy sequential`.",
 	}),
 	follow_idle: numberOrNone({
-		group: "Database",
 		above: 0,
 		description:
-			"Seconds without a new row after which a run that follows a database trains what is left and ends; none: it waits until `max_steps` are done.",
+			"Seconds without a new row after which a run that follows a database trains the remaining rows and ends; none: it waits until `max_steps` are done.",
 	}),
 };
 
 export const text = {
 	chat_template: stringOrNone({
-		group: "Text",
 		expects: "a file",
-		description: "File of a Jinja chat template that replaces the checkpoint's own.",
+		description: "Jinja chat template that replaces the checkpoint's own.",
 	}),
 	chat_template_date: stringOrNone({
-		group: "Text",
 		expects: "a date such as 2024-02-29",
 		description:
-			"The day that a chat template prints which calls `strftime_now`; none: today, in UTC. A run that is resumed on another day needs that of its beginning.",
+			"The date for chat templates that call `strftime_now`; none: today, in UTC. A run that is resumed on another day needs the date of its start.",
 	}),
 	thinking: choiceOrNone(["keep", "strip", "last"], {
-		group: "Text",
 		description:
-			"What happens to reasoning in assistant messages: kept in all, stripped from all, or kept in the last; none: as the template does.",
+			"What happens to reasoning in assistant messages: kept in all, stripped from all, or kept in the last one; none: as the template does.",
 	}),
 	max_length: integerOrNone({
-		group: "Text",
 		min: 2,
 		description: "Longest sample in tokens; none: the model's `max_position_embeddings`.",
 	}),
 	truncation: choice(["error", "drop", "left", "right"], {
-		group: "Text",
 		default: "error",
 		description:
-			"What happens to a longer sample: stop before training, leave the row out, or cut it at its left or its right end. It is reported either way.",
+			"What happens to a longer sample. error: the run stops before training. drop: the row is left out. left and right: the sample is cut at that end. Each is reported.",
 	}),
 };

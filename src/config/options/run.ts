@@ -1,35 +1,30 @@
-/** Options of a run: what it writes, the devices that it takes, and what AgentRL has besides. */
+/** Options of a run: what it writes, its devices, and further options of AgentRL. */
 import { z } from "zod";
 import { boolean, choice, custom, integerOrNone, only, requiredString, stepsOrRatio, stringOrNone } from "../fields.js";
 
 export const checkpoints = {
 	output_dir: requiredString({
-		group: "Checkpoints",
 		expects: "a folder",
 		description: "Folder of the run: checkpoints, metrics.jsonl and the trained model.",
 	}),
 	overwrite_output_dir: boolean({
-		group: "Checkpoints",
 		default: false,
 		description:
-			"Start from the beginning in an `output_dir` that holds another run or a model, which is removed when the new run has its first checkpoint or model. Without it such a folder is an error.",
+			"Start from scratch in an `output_dir` that holds another run or a model, which is removed once the new run has its first checkpoint or model. Without this option such a folder is an error.",
 	}),
 	save_strategy: choice(["no", "steps", "epoch"], {
-		group: "Checkpoints",
 		default: "steps",
 		description:
-			"When a checkpoint is written: every `save_steps` and at the end, after each epoch, or never. A run that is stopped writes one in any case, and one that is done leaves the model in `output_dir`.",
+			"When to write a checkpoint: every `save_steps` and at the end, after each epoch, or never. A run that is stopped always writes one, and a run that is done leaves the model in `output_dir`.",
 	}),
 	save_steps: stepsOrRatio({
-		group: "Checkpoints",
 		zero: false,
 		default: 500,
-		description: "Steps from one checkpoint to the next.",
+		description: "Steps between checkpoints.",
 	}),
 	save_total_limit: integerOrNone({
-		group: "Checkpoints",
 		min: 1,
-		description: "Checkpoints that are kept; the oldest is removed once a new one is complete. None: all.",
+		description: "Checkpoints to keep; the oldest is removed once a new one is complete. None: all.",
 	}),
 	resume_from_checkpoint: custom(
 		z
@@ -37,51 +32,40 @@ export const checkpoints = {
 			.default(null)
 			.transform((value): string | null => (value === true ? "latest" : value === false ? null : value)),
 		{
-			group: "Checkpoints",
 			kind: "string",
 			expects: "latest (or true), a checkpoint's folder, or none",
-			default: "none",
 			switch: true,
-			description: "Go on with a run at the exact sample and state of its newest or a given checkpoint.",
+			description: "Resume a run at the exact sample and state of its newest or a given checkpoint.",
 		},
 	),
 };
 
 export const output = {
 	run_name: stringOrNone({
-		group: "Output",
 		description: "A name for the run in its metrics.",
 	}),
 	logging_steps: stepsOrRatio({
-		group: "Output",
 		zero: false,
 		default: 10,
-		description: "Steps from one line of metrics to the next.",
+		description: "Steps between lines of metrics.",
 	}),
 	logging_first_step: boolean({
-		group: "Output",
 		default: false,
-		description: "Report the first step too.",
+		description: "Log the first step too.",
 	}),
 	disable_tqdm: boolean({
-		group: "Output",
 		default: false,
-		description: "Plain lines on a terminal too, in place of the live line.",
+		description: "Plain lines on a terminal too, instead of the live line.",
 	}),
 	report_to: only("none", {
-		group: "Output",
-		kind: "choice",
-		others: [],
 		why: "other sinks are not built yet; metrics.jsonl is always written",
-		description: "Where metrics go besides metrics.jsonl.",
+		description: "Where metrics go in addition to metrics.jsonl.",
 	}),
 };
 
 const NO_RANKS = "one device only: training on several devices is not built yet";
 
-function ranks(description: string) {
-	return only(1, { group: "Several devices", kind: "integer", why: NO_RANKS, description });
-}
+const ranks = (description: string) => only(1, { why: NO_RANKS, description });
 
 export const devices = {
 	dp_size: ranks("Data-parallel ranks."),
@@ -93,22 +77,14 @@ export const devices = {
 
 export const agentrl = {
 	enable_sampling: only(false, {
-		group: "AgentRL",
-		kind: "boolean",
 		why: "supervised fine-tuning draws no samples; rows come from train_file",
 		description: "Sample new trajectories while training.",
 	}),
 	loss_calculater: only("CrossEntropy", {
-		group: "AgentRL",
-		kind: "choice",
-		others: [],
 		why: "other losses are not built",
 		description: "The loss (spelt as in AgentRL).",
 	}),
 	eval_strategy: only("no", {
-		group: "AgentRL",
-		kind: "choice",
-		others: [],
 		why: "evaluation while training is not built; `arl generate` scores a checkpoint",
 		description: "When to evaluate while training.",
 	}),

@@ -1,4 +1,4 @@
-/** Options of the training step: batches, the optimizer, and how numbers and memory are kept. */
+/** Options of the training step: batches, the optimizer, precision and memory. */
 import { z } from "zod";
 import { boolean, choice, custom, integer, integerOrNone, map, number, stepsOrRatio } from "../fields.js";
 
@@ -18,21 +18,18 @@ export const SCHEDULE_NAMES = [
 
 export const batch = {
 	per_device_train_batch_size: integer({
-		group: "Batch and length of the run",
 		default: 8,
 		min: 1,
 		max: 65536,
-		description: "Samples in a micro-batch. They are packed side by side without padding.",
+		description: "Samples in a micro-batch. They are packed next to each other without padding.",
 	}),
 	max_tokens_per_micro_batch: integerOrNone({
-		group: "Batch and length of the run",
 		min: 2,
 		max: 16_777_216,
 		description:
 			"Packing: fill each micro-batch with samples up to this many tokens instead of counting samples. Samples never see each other, so the same samples give the same loss either way.",
 	}),
 	gradient_accumulation_steps: integer({
-		group: "Batch and length of the run",
 		default: 1,
 		min: 1,
 		max: 65536,
@@ -40,11 +37,10 @@ export const batch = {
 			"Micro-batches in an optimizer step. The loss is the mean over all target tokens of the step, however it is split.",
 	}),
 	num_train_epochs: number({
-		group: "Batch and length of the run",
 		default: 3,
 		above: 0,
 		max: 1_000_000,
-		description: "Times that all rows are trained; a fraction ends within an epoch.",
+		description: "How often all rows are trained; a fraction ends within an epoch.",
 	}),
 	max_steps: custom(
 		z
@@ -52,88 +48,74 @@ export const batch = {
 			.refine((value) => value === -1 || value >= 1)
 			.default(-1),
 		{
-			group: "Batch and length of the run",
 			kind: "integer",
 			expects: "a whole number of 1 or more, or -1",
-			default: "-1",
-			description: "Optimizer steps in all, in place of `num_train_epochs`; -1: as many as the epochs give.",
+			description: "Optimizer steps in total, instead of `num_train_epochs`; -1: as many as the epochs have.",
 		},
 	),
 	seed: integer({
-		group: "Batch and length of the run",
 		default: 42,
 		min: 0,
 		max: 4_294_967_295,
-		description: "Seed of everything that is random.",
+		description: "Seed of everything random.",
 	}),
 	data_seed: integerOrNone({
-		group: "Batch and length of the run",
 		min: 0,
 		max: 4_294_967_295,
-		description: "Seed of the order of the rows; none: `seed`.",
+		description: "Seed of the row order; none: `seed`.",
 	}),
 };
 
 export const optimizer = {
 	learning_rate: number({
-		group: "Optimizer",
 		default: 2e-5,
 		min: 0,
 		description: "The highest learning rate; the schedule scales it.",
 	}),
 	lr_scheduler_type: choice(SCHEDULE_NAMES, {
-		group: "Optimizer",
 		default: "linear",
-		description: "The learning rate's schedule, as in transformers.",
+		description: "Schedule of the learning rate, as in transformers.",
 	}),
 	lr_scheduler_kwargs: map({
-		group: "Optimizer",
 		description:
-			"Further settings of the schedule by their names in transformers: `num_cycles`, `power`, `lr_end`, `min_lr`, `min_lr_rate`, `warmup_lr_rate`, `timescale`, `num_decay_steps`, `num_stable_steps`, `warmup_type`, `decay_type`, `min_lr_ratio`.",
+			"Further settings of the schedule, by their names in transformers: `num_cycles`, `power`, `lr_end`, `min_lr`, `min_lr_rate`, `warmup_lr_rate`, `timescale`, `num_decay_steps`, `num_stable_steps`, `warmup_type`, `decay_type`, `min_lr_ratio`.",
 	}),
 	warmup_steps: stepsOrRatio({
-		group: "Optimizer",
 		zero: true,
 		default: 0,
-		description: "Steps in which the learning rate rises from 0.",
+		description: "Steps over which the learning rate rises from 0.",
 	}),
 	weight_decay: number({
-		group: "Optimizer",
 		default: 0,
 		min: 0,
 		description: "AdamW's weight decay; biases and norms have none, as in transformers.",
 	}),
 	adam_beta1: number({
-		group: "Optimizer",
 		default: 0.9,
 		min: 0,
 		below: 1,
 		description: "Decay of AdamW's first moment.",
 	}),
 	adam_beta2: number({
-		group: "Optimizer",
 		default: 0.999,
 		min: 0,
 		below: 1,
 		description: "Decay of AdamW's second moment.",
 	}),
 	adam_epsilon: number({
-		group: "Optimizer",
 		default: 1e-8,
 		above: 0,
 		description: "AdamW's term against division by zero.",
 	}),
 	max_grad_norm: number({
-		group: "Optimizer",
 		default: 1,
 		min: 0,
-		description: "Gradients are scaled down to this norm where theirs is larger; 0: never.",
+		description: "Gradients with a larger norm are scaled down to this one; 0: never.",
 	}),
 	optim: choice(["adamw_torch", "adamw_torch_fused"], {
-		group: "Optimizer",
 		default: "adamw_torch_fused",
 		description:
-			"The optimizer. Both names are one AdamW here, with moments in float32, or in bfloat16 with `bf16_moments`.",
+			"The optimizer. Both names mean the same AdamW here, with moments in float32, or in bfloat16 with `bf16_moments`.",
 	}),
 };
 
@@ -144,32 +126,27 @@ export const precision = {
 			.default("auto")
 			.transform((value): boolean | "auto" => value ?? "auto"),
 		{
-			group: "Precision and memory",
 			kind: "boolean",
 			expects: "true, false or auto",
-			default: "auto",
 			switch: true,
 			description:
-				"Compute with bfloat16 weights and activations, float32 sums and float32 master weights; off is float32 throughout, or float16 with `fp16`. Auto: on a GPU, where it is the fast way, and not on a CPU or with `fp16`, where float32 is the exact and, without AVX512-BF16, the faster one. A run that goes on computes as it began.",
+				"Compute with bfloat16 weights and activations, float32 sums and float32 master weights; off is float32 throughout, or float16 with `fp16`. Auto: on for a GPU, where it is fast, and off with `fp16` and for the CPU, where float32 is exact and, without AVX512-BF16, faster. A resumed run computes as it began.",
 		},
 	),
 	fp16: boolean({
-		group: "Precision and memory",
 		default: false,
 		description:
-			"Compute with float16 weights and activations, float32 sums and whole float32 master weights, and scale the loss as PyTorch's GradScaler does: from 65536 on, doubled after 2,000 good steps, halved at each step whose loss or gradient is not finite. Such a step changes no weight and does not move the schedule of the learning rate. `bf16` needs none of this and 2 bytes a parameter less.",
+			"Compute with float16 weights and activations, float32 sums and whole float32 master weights, and scale the loss as PyTorch's GradScaler does: first by 65536, twice as much after 2,000 good steps, half as much after each step whose loss or gradient is not finite. Such a step changes no weight and does not advance the schedule of the learning rate. `bf16` needs none of this and 2 bytes a parameter less.",
 	}),
 	bf16_stochastic_round: boolean({
-		group: "Precision and memory",
 		default: false,
 		description:
-			"With `bf16`: keep no master weights, which saves 2 bytes a parameter, and round each update up or down at random (drawn from `seed`), so that updates too small for bfloat16 move weights on average. The exact master weights of the default train more smoothly.",
+			"With `bf16`: keep no master weights, which saves 2 bytes a parameter, and round each update up or down at random (drawn from `seed`), so that updates too small for bfloat16 move weights on average. The exact master weights of the default give a smoother training.",
 	}),
 	bf16_moments: boolean({
-		group: "Precision and memory",
 		default: false,
 		description:
-			"Keep AdamW's moments in bfloat16, which saves 4 bytes a parameter, and round them up or down at random (drawn from `seed`), so that changes too small for bfloat16 add up on average. With `bf16_stochastic_round` and the gradient, 10 bytes a parameter are kept instead of 16.",
+			"Keep AdamW's moments in bfloat16, which saves 4 bytes a parameter, and round them up or down at random (drawn from `seed`), so that changes too small for bfloat16 add up on average. With `bf16_stochastic_round` a parameter takes 10 bytes instead of 16, its gradient included.",
 	}),
 	gradient_checkpointing: custom(
 		z
@@ -179,38 +156,32 @@ export const precision = {
 				value === true ? "block" : value === false ? "off" : value,
 			),
 		{
-			group: "Precision and memory",
 			kind: "choice",
 			expects: "one of off, norms, mlp, block; true is block, false is off",
-			default: "norms",
 			choices: ["off", "norms", "mlp", "block", "true", "false"],
 			switch: true,
 			description:
-				"What is computed again in the backward pass instead of kept: nothing; norms and SwiGLU (2 to 4 % more work); the MLP too; the whole block. It changes memory and speed, never the result.",
+				"What the backward pass recomputes instead of keeping: nothing; norms and SwiGLU (2 to 4 % more work); the MLP too; the whole block. It changes memory and speed, never the result.",
 		},
 	),
 	loss_seq_chunk_size: integerOrNone({
-		group: "Precision and memory",
 		min: 1,
 		description:
-			"Target tokens whose logits exist at once; none: as many as keep them near 32 MB, on a GPU near 1.2 GB, in whole 256s.",
+			"Target tokens whose logits exist at once; none: a multiple of 256 whose logits take about 32 MB, on a GPU about 1.2 GB.",
 	}),
 	activation_offloading: boolean({
-		group: "Precision and memory",
 		default: false,
 		description:
-			"On a GPU: keep the layers' inputs in the host's memory between forward and backward pass. It changes memory and speed, never the result; on the CPU there is nothing to move.",
+			"On a GPU: keep the layers' inputs in host memory between forward and backward pass. It changes memory and speed, never the result, and has no effect on the CPU.",
 	}),
 	optimizer_offload: boolean({
-		group: "Precision and memory",
 		default: false,
 		description:
-			"On a GPU: keep AdamW's moments, and the master weights of bfloat16 or float16, in the host's memory. It changes memory and speed, never the result; on the CPU there is nothing to move.",
+			"On a GPU: keep AdamW's moments, and the master weights of bfloat16 or float16, in host memory. It changes memory and speed, never the result, and has no effect on the CPU.",
 	}),
 	attention: choice(["auto", "cudnn", "own"], {
-		group: "Precision and memory",
 		default: "own",
 		description:
-			"On a GPU: who computes attention. own is this program's kernels: equal bits every time. cudnn is NVIDIA's cuDNN, for bf16 and heads of 64 or 128 elements on GPUs of compute capability 9.0 and 10.x: not equal in bits from run to run, and an error where it cannot be used. auto is cudnn where it can be used, else own, and says so.",
+			"On a GPU: which kernels compute attention. own: those of this program, which give equal bits every time. cudnn: NVIDIA's cuDNN, for bf16 and heads of 64 or 128 elements on GPUs of compute capability 9.0 and 10.x; its bits differ from run to run, and it is an error if it cannot be used. auto: cudnn if it can be used, else own, with a notice.",
 	}),
 };

@@ -36,11 +36,26 @@ struct Sequence {
 impl<B: Backend + ?Sized> Engine<B> {
     /// The new tokens of each prompt, without the stop token that ended it.
     pub fn generate(&mut self, prompts: &[Vec<i32>], options: &GenerateOptions) -> Result<Vec<Vec<i32>>> {
-        let result = self.generate_groups(prompts, options);
+        self.generate_streaming(prompts, options, &mut |_, _| {})
+    }
+
+    /// As [`generate`](Self::generate); `on_token` receives each new token with its prompt's index as soon as it is chosen.
+    pub fn generate_streaming(
+        &mut self,
+        prompts: &[Vec<i32>],
+        options: &GenerateOptions,
+        on_token: &mut dyn FnMut(usize, i32),
+    ) -> Result<Vec<Vec<i32>>> {
+        let result = self.generate_groups(prompts, options, on_token);
         self.settle_interrupt(result)
     }
 
-    fn generate_groups(&mut self, prompts: &[Vec<i32>], options: &GenerateOptions) -> Result<Vec<Vec<i32>>> {
+    fn generate_groups(
+        &mut self,
+        prompts: &[Vec<i32>],
+        options: &GenerateOptions,
+        on_token: &mut dyn FnMut(usize, i32),
+    ) -> Result<Vec<Vec<i32>>> {
         check(prompts, options, self.model.shape.vocab)?;
         let token_bytes = token_bytes(&self.model);
         let mut out = vec![Vec::new(); prompts.len()];
@@ -58,20 +73,25 @@ impl<B: Backend + ?Sized> Engine<B> {
                 }
                 (end, longest) = (end + 1, longer);
             }
-            self.generate_group(prompts, first..end, longest + options.max_new_tokens, options, &mut out)?;
+            let capacity = longest + options.max_new_tokens;
+            self.generate_group(prompts, first..end, capacity, options, &mut |prompt, token| {
+                out[prompt].push(token);
+                on_token(prompt, token);
+                out[prompt].len()
+            })?;
             first = end;
         }
         Ok(out)
     }
 
-    /// Generates for the prompts of one range together.
+    /// Generates for the prompts of one range together; `push` appends a token to a prompt's reply and returns its length.
     fn generate_group(
         &mut self,
         prompts: &[Vec<i32>],
         range: std::ops::Range<usize>,
         capacity: usize,
         options: &GenerateOptions,
-        out: &mut [Vec<i32>],
+        push: &mut dyn FnMut(usize, i32) -> usize,
     ) -> Result<()> {
         let parts = prefill_parts(prompts, range.clone());
         self.make_room_to_generate(prompts, &parts, range.len(), capacity)?;
@@ -89,15 +109,11 @@ impl<B: Backend + ?Sized> Engine<B> {
         let mut host = vec![0f32; cache.logits.len];
         loop {
             self.choose(&mut active, &cache, &mut host, options, prompts)?;
-            // From the last slot down, so that the sequence that moves into a free slot is one that continues.
+            // From the last slot down, so that what moves into a free slot is a sequence that has not ended.
             for slot in (0..active.len()).rev() {
                 let sequence = &active[slot];
-                let tokens = &mut out[sequence.prompt];
                 let stopped = options.stop_ids.contains(&sequence.next);
-                if !stopped {
-                    tokens.push(sequence.next);
-                }
-                if stopped || tokens.len() == options.max_new_tokens {
+                if stopped || push(sequence.prompt, sequence.next) == options.max_new_tokens {
                     active.swap_remove(slot);
                     if slot < active.len() {
                         let (from, tokens) = (active.len(), active[slot].cached);
@@ -260,6 +276,10 @@ fn prefill_parts(prompts: &[Vec<i32>], range: std::ops::Range<usize>) -> Vec<std
 fn check(prompts: &[Vec<i32>], options: &GenerateOptions, vocab: usize) -> Result<()> {
     if !(options.temperature >= 0.0 && options.temperature.is_finite()) {
         let message = format!("the temperature is {}; it must be finite and at least 0", options.temperature);
+        return Err(Error::new(ErrorCode::Config, message));
+    }
+    if !(options.top_p > 0.0 && options.top_p <= 1.0) {
+        let message = format!("top_p is {}; it must be above 0 and at most 1", options.top_p);
         return Err(Error::new(ErrorCode::Config, message));
     }
     for (i, prompt) in prompts.iter().enumerate() {

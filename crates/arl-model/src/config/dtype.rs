@@ -1,4 +1,6 @@
-//! The types of weights, and how `config.json` names them.
+//! The types of weights, and their names in `config.json`.
+
+use safetensors::Dtype;
 
 use super::keys::Keys;
 use crate::Result;
@@ -34,6 +36,25 @@ impl WeightDtype {
         }
     }
 
+    /// The type of a tensor in a file. `None`: weights are not stored in it.
+    pub(crate) fn of(dtype: Dtype) -> Option<Self> {
+        match dtype {
+            Dtype::F32 => Some(WeightDtype::F32),
+            Dtype::BF16 => Some(WeightDtype::Bf16),
+            Dtype::F16 => Some(WeightDtype::F16),
+            _ => None,
+        }
+    }
+
+    /// The type of a tensor in a file.
+    pub(crate) fn in_file(self) -> Dtype {
+        match self {
+            WeightDtype::F32 => Dtype::F32,
+            WeightDtype::Bf16 => Dtype::BF16,
+            WeightDtype::F16 => Dtype::F16,
+        }
+    }
+
     /// Bytes of one element.
     pub fn bytes(self) -> usize {
         match self {
@@ -43,7 +64,7 @@ impl WeightDtype {
     }
 }
 
-/// The type in which the weights are said to be stored; none: the file does not say, or `auto`, which is the files' own.
+/// The type of the weights. `None`: the file does not name it, or says `auto`, the type of the weights files.
 pub(super) fn read(keys: &mut Keys<'_>) -> Result<Option<WeightDtype>> {
     let old = keys.optional_text("torch_dtype")?;
     let new = keys.optional_text("dtype")?;

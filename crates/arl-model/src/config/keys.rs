@@ -1,5 +1,5 @@
-//! Typed reading of one JSON object, key by key. It remembers which keys were asked for, so that the caller can tell
-//! which keys of the file nobody knows. Every error names the file and the key.
+//! Typed reading of one JSON object, key by key. It records the keys that were read, so that the caller can report the
+//! others as unknown. Every error names the file and the key.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::{Error, ErrorCode, Result};
 pub(crate) struct Keys<'a> {
     map: &'a Map<String, Value>,
     path: &'a Path,
-    /// What stands before a key in messages: empty, or `rope_parameters.`.
+    /// Precedes a key in messages: empty, or `rope_parameters.`.
     prefix: String,
     asked: HashSet<&'a str>,
 }
@@ -26,7 +26,7 @@ impl<'a> Keys<'a> {
         self.path
     }
 
-    /// The value of `key`, which counts as asked for from now on.
+    /// The value of `key`, which counts as known from now on.
     pub(crate) fn get(&mut self, key: &str) -> Option<&'a Value> {
         let (name, value) = self.map.get_key_value(key)?;
         self.asked.insert(name);
@@ -38,7 +38,7 @@ impl<'a> Keys<'a> {
         self.get(key).filter(|value| !value.is_null())
     }
 
-    /// The keys that nobody asked for, with their prefix, in the order of the file.
+    /// The keys that were never read, with their prefix, in the order of the file.
     pub(crate) fn not_asked(&self) -> Vec<String> {
         self.map
             .keys()
@@ -47,7 +47,7 @@ impl<'a> Keys<'a> {
             .collect()
     }
 
-    /// An error about `key`: `what` goes on after the key's name.
+    /// An error about `key`; `what` follows the key's name.
     pub(crate) fn error(&self, key: &str, what: impl std::fmt::Display) -> Error {
         Error::new(ErrorCode::Config, format!("{}: `{}{key}` {what}", self.path.display(), self.prefix))
     }
@@ -139,7 +139,7 @@ impl<'a> Keys<'a> {
     }
 }
 
-/// A value as it is shown in a message: its JSON, cut where it is long.
+/// A value for a message: its JSON, shortened if it is long.
 pub(crate) fn shown(value: &Value) -> String {
     const LONGEST: usize = 60;
     match value {

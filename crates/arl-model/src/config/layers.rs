@@ -1,4 +1,4 @@
-//! What differs between layers: windows of attention, and which have experts.
+//! What differs between layers: attention windows, and which have experts.
 
 use serde_json::Value;
 
@@ -20,7 +20,7 @@ pub(super) fn moe(keys: &mut Keys<'_>) -> Result<MoeConfig> {
     if num_experts_per_tok > num_experts {
         return Err(keys.error(
             "num_experts_per_tok",
-            format_args!("({num_experts_per_tok}) is more than the {num_experts} experts there are"),
+            format_args!("({num_experts_per_tok}) is more than the number of experts ({num_experts})"),
         ));
     }
     let coefficient = keys.number("router_aux_loss_coef", 0.001)?;
@@ -73,7 +73,7 @@ fn windows(keys: &mut Keys<'_>, family: Family, count: usize) -> Result<Vec<Opti
     let window = match keys.get("sliding_window") {
         None => Some(4096),
         Some(Value::Null) => None,
-        // Where windows are off, 0 stands in some files and means nothing.
+        // Some files have 0 where windows are off.
         Some(_) => Some(keys.size("sliding_window", 0, usize::from(used), MAX_WINDOW)?),
     };
     let window = if used { window } else { None };
@@ -92,7 +92,7 @@ fn windows(keys: &mut Keys<'_>, family: Family, count: usize) -> Result<Vec<Opti
             Some("sliding_attention") if window.is_some() => listed.push(window),
             Some("sliding_attention") => {
                 return Err(keys
-                    .error("layer_types", "names `sliding_attention`, but no window is in force")
+                    .error("layer_types", "lists `sliding_attention`, but there is no window")
                     .hint("set `use_sliding_window` to true and `sliding_window` to its length"));
             }
             _ => {

@@ -1,6 +1,6 @@
 //! `config.json` of the supported families, in the spellings of transformers 4 and 5, as plain facts for the engine.
-//! Absent keys take the defaults of transformers' configuration classes; a key that would change the computation in a
-//! way that is not built is refused by name; keys that nothing reads are collected for a warning.
+//! Absent keys get the defaults of transformers' configuration classes; a key that would change the computation in a way
+//! that is not implemented is refused by name; keys that nothing reads are collected for a warning.
 
 mod dtype;
 mod keys;
@@ -53,7 +53,7 @@ impl fmt::Display for Family {
 pub struct MoeConfig {
     /// Experts of a layer.
     pub num_experts: usize,
-    /// Experts that each token visits.
+    /// Experts that process each token.
     pub num_experts_per_tok: usize,
     /// Inner width of one expert.
     pub moe_intermediate_size: usize,
@@ -105,7 +105,7 @@ pub struct ModelConfig {
     pub num_key_value_heads: usize,
     /// Width of one head; even.
     pub head_dim: usize,
-    /// Longest sequence the model was made for.
+    /// Longest sequence that the model is meant for.
     pub max_position_embeddings: usize,
     /// Epsilon of every RMSNorm.
     pub rms_norm_eps: f64,
@@ -119,20 +119,20 @@ pub struct ModelConfig {
     pub o_bias: bool,
     /// Whether queries and keys are normalised per head.
     pub qk_norm: bool,
-    /// Whether each query head has a gate on its output, in the query projection behind the head's query.
+    /// Whether each query head has an output gate, whose rows follow the head's query in the query projection.
     pub attention_gate: bool,
     /// What a norm adds to its stored weight, except where that is centred on one: 0, or 1 where it is centred on zero.
     pub norm_offset: f32,
-    /// `pad_token_id` as torch's embedding takes it: this row gets no gradient from the look-up (from a tied head it
-    /// does), and is zero in random weights.
+    /// `pad_token_id` as torch's embedding takes it: this row gets no gradient from the look-up (it does from a tied
+    /// head), and is zero in random weights.
     pub padding_idx: Option<usize>,
     /// The rotary embedding.
     pub rope: RopeConfig,
-    /// The experts, for the family that has them.
+    /// The experts, if the family has them.
     pub moe: Option<MoeConfig>,
     /// Layer by layer.
     pub layers: Vec<LayerConfig>,
-    /// The type in which the weights are said to be stored.
+    /// The type of the weights, as the file says.
     pub dtype: Option<WeightDtype>,
     /// Keys of the file that neither this program nor transformers' model of this family reads; worth a warning.
     pub unknown_keys: Vec<String>,
@@ -154,7 +154,7 @@ impl ModelConfig {
         Self::from_json(&read_config(dir)?, &dir.join("config.json"))
     }
 
-    /// Reads the text of a `config.json`; `path` is what errors call it.
+    /// Reads the text of a `config.json`; errors name it as `path`.
     pub fn from_json(text: &str, path: &Path) -> Result<Self> {
         let value: Value = serde_json::from_str(text)
             .map_err(|error| Error::new(ErrorCode::Config, format!("{}: not JSON: {error}", path.display())))?;
@@ -169,7 +169,7 @@ impl ModelConfig {
         Ok(config)
     }
 
-    /// Trainable numbers, tied ones once.
+    /// Number of parameters, tied ones counted once.
     pub fn num_parameters(&self) -> u128 {
         crate::tensors::num_parameters(self)
     }
@@ -182,7 +182,7 @@ impl ModelConfig {
             return Err(Error::new(
                 ErrorCode::Config,
                 format!(
-                    "{}: the sizes multiply to {parameters} parameters in about {tensors} tensors, which no model has",
+                    "{}: the sizes give {parameters} parameters in about {tensors} tensors, more than any model has",
                     self.path.display()
                 ),
             )

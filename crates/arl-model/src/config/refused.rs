@@ -1,5 +1,5 @@
-//! Keys that change what a model computes and are not built (refused unless they hold the value that changes nothing),
-//! and keys that never change it (accepted without a word).
+//! Keys that change what a model computes in a way that is not implemented (refused unless they have the value that
+//! changes nothing), and keys that never change it (accepted silently).
 
 use serde_json::Value;
 
@@ -7,7 +7,7 @@ use super::Family;
 use super::keys::{Keys, shown};
 use crate::Result;
 
-/// Keys that must be absent, null, or one of the values that mean "off"; with what they would do.
+/// Keys that must be absent, null, or a value that means "off", with what they would do.
 const OFF: &[(&str, &str)] = &[
     ("text_config", "the model is multimodal, with its text part nested"),
     ("vision_config", "the model sees images"),
@@ -92,7 +92,7 @@ const WITHOUT_EFFECT: &[&str] = &[
     "use_cache",
 ];
 
-/// Refuses what is not built and marks both kinds of keys as known.
+/// Refuses what is not implemented and marks both kinds of keys as known.
 pub(super) fn check(keys: &mut Keys<'_>, family: Family) -> Result<()> {
     for key in ["quantization_config", "compression_config"] {
         if let Some(value) = keys.get(key)
@@ -101,8 +101,13 @@ pub(super) fn check(keys: &mut Keys<'_>, family: Family) -> Result<()> {
             let method = value.get("quant_method").and_then(Value::as_str);
             let method = method.map_or(String::new(), |method| format!(" ({method})"));
             return Err(keys
-                .error(key, format_args!("says that the weights are quantized{method}, and such weights are not trained"))
-                .hint("take the folder of the model that this one was quantized from, with weights in bfloat16 or float32"));
+                .error(
+                    key,
+                    format_args!("says that the weights are quantized{method}; quantized weights cannot be trained"),
+                )
+                .hint(
+                    "use the folder of the model that this one was quantized from, with weights in bfloat16 or float32",
+                ));
         }
     }
     for &(key, meaning) in OFF {
@@ -123,7 +128,7 @@ pub(super) fn check(keys: &mut Keys<'_>, family: Family) -> Result<()> {
     let dropout = keys.number("attention_dropout", 0.0)?;
     if dropout != 0.0 {
         return Err(keys
-            .error("attention_dropout", format_args!("is {dropout}; dropout is not built"))
+            .error("attention_dropout", format_args!("is {dropout}; dropout is not supported"))
             .hint("set it to 0.0"));
     }
     if !keys.flag("is_causal", true)? {

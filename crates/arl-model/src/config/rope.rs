@@ -99,10 +99,10 @@ pub enum RopeScaling {
 /// `rope_theta` where no key gives it; the same in all supported families.
 const DEFAULT_THETA: f64 = 10_000.0;
 
-/// Largest length that is believed.
+/// Largest length that is accepted.
 const MAX_LENGTH: usize = 1 << 31;
 
-/// What the rest of the configuration says that matters here.
+/// What matters here of the rest of the configuration.
 pub(super) struct Around {
     pub(super) head_dim: usize,
     pub(super) max_position_embeddings: usize,
@@ -132,7 +132,7 @@ pub(super) fn read(keys: &mut Keys<'_>, around: &Around, unknown: &mut Vec<Strin
     for kind in ["full_attention", "sliding_attention"] {
         if map.contains_key(kind) {
             return Err(keys
-                .error(name, format_args!("gives parameters per kind of layer (`{kind}`), which is not built"))
+                .error(name, format_args!("gives parameters per kind of layer (`{kind}`), which is not supported"))
                 .hint("give one set of parameters for all layers"));
         }
     }
@@ -298,7 +298,7 @@ fn theta(keys: &mut Keys<'_>, key: &str) -> Result<Option<f64>> {
     }
 }
 
-/// Rotating a part of each head only is not built.
+/// Only the rotation of the whole head is implemented.
 fn whole_head(keys: &mut Keys<'_>) -> Result<()> {
     match keys.optional_number("partial_rotary_factor")? {
         None => Ok(()),

@@ -1,20 +1,20 @@
-//! What a saved model must say differently from the folder that it came from, because of how it was trained: the template
-//! that rendered the rows, and the tokens that end a reply.
+//! Changes to the files of a saved model that follow from how it was trained: the template that rendered the rows, and
+//! the tokens that end a reply.
 
 use serde_json::{Map, Value, json};
 
 use super::{CONFIG, GENERATION, ModelFiles, NAMED_TEMPLATES, OLD_TEMPLATE, ObjectText, TEMPLATE, TOKENIZER};
 
-/// How a model was trained, as far as its folder has to describe it.
+/// How a model was trained, as far as its folder describes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExportOverrides {
-    /// The template that rendered the rows, where it is not the folder's own.
+    /// The template that rendered the rows, if it is not the folder's own.
     pub chat_template: Option<String>,
-    /// The tokens that end a reply; empty: not known.
+    /// The tokens that end a reply; empty if they are not known.
     pub stop_ids: Vec<u32>,
 }
 
-/// What transformers takes from `config.json` for generation where there is no `generation_config.json`.
+/// What transformers reads from `config.json` for generation if there is no `generation_config.json`.
 const GENERATION_KEYS: &[&str] = &[
     "bos_token_id",
     "eos_token_id",
@@ -35,8 +35,8 @@ const GENERATION_KEYS: &[&str] = &[
 ];
 
 impl ModelFiles {
-    /// Has the files describe how the model was trained. Returns a sentence for each change; none where the folder says
-    /// all of it already.
+    /// Changes the files to describe how the model was trained. Returns a sentence for each change, none if the folder
+    /// describes all of it already.
     pub fn apply(&mut self, overrides: &ExportOverrides) -> Vec<String> {
         let template = match &overrides.chat_template {
             Some(template) => self.replace_template(template),
@@ -45,7 +45,8 @@ impl ModelFiles {
         template.into_iter().chain(self.stop_at(&overrides.stop_ids)).collect()
     }
 
-    /// The template becomes `chat_template.jinja`, and the only one: loaders would choose a named one for rows with tools.
+    /// Stores the template as `chat_template.jinja` and removes all others: loaders would choose a named one for rows
+    /// with tools.
     fn replace_template(&mut self, template: &str) -> Option<String> {
         let before = self.files.insert(TEMPLATE.to_owned(), template.as_bytes().to_vec());
         let mut replaced = Vec::new();
@@ -64,13 +65,13 @@ impl ModelFiles {
             return None;
         }
         let place = match replaced.as_slice() {
-            [] => "the model has none of its own".to_owned(),
-            _ => format!("in place of the model's own ({})", replaced.join(", ")),
+            [] => "the model had no template".to_owned(),
+            _ => format!("replacing the model's own ({})", replaced.join(", ")),
         };
-        Some(format!("saved models have the template of --chat_template as {TEMPLATE}, {place}"))
+        Some(format!("saved models have the template of --chat_template as {TEMPLATE}: {place}"))
     }
 
-    /// `chat_template.jinja` counts; a loader that does not know it must not find another template.
+    /// `chat_template.jinja` counts, so a loader that does not know it must not find a different template.
     fn drop_contradictions(&mut self) -> Option<String> {
         let template = String::from_utf8(self.files.get(TEMPLATE)?.clone()).ok()?;
         let same = |other: &str| lines(other).eq(lines(&template));
@@ -86,11 +87,13 @@ impl ModelFiles {
         }
         (!removed.is_empty()).then(|| {
             let removed = removed.join(" and ");
-            format!("saved models are without {removed}: it is not {TEMPLATE}, which the rows were rendered with")
+            format!(
+                "saved models leave out {removed}, which differs from {TEMPLATE}, the template that rendered the rows"
+            )
         })
     }
 
-    /// Removes `chat_template` from `tokenizer_config.json`; what was removed.
+    /// Removes `chat_template` from `tokenizer_config.json`. Returns what was removed.
     fn remove_from_tokenizer(&mut self) -> Option<String> {
         let mut object = self.object(TOKENIZER)?;
         let counted = object.get_non_null("chat_template").is_some();
@@ -100,10 +103,10 @@ impl ModelFiles {
         counted.then(|| format!("chat_template in {TOKENIZER}"))
     }
 
-    /// `generation_config.json` stops at all of `ids`.
+    /// Adds `ids` to the tokens at which `generation_config.json` stops.
     fn stop_at(&mut self, ids: &[u32]) -> Option<String> {
         let (source, before) = match self.files.contains_key(GENERATION) {
-            // A file that is no JSON object is no loader's: it is left as it is.
+            // A file that is not a JSON object is not for loaders and stays as it is.
             true => (GENERATION, self.object(GENERATION)?),
             false => (CONFIG, self.object(CONFIG)?),
         };
@@ -129,17 +132,17 @@ impl ModelFiles {
         };
         self.files.insert(GENERATION.to_owned(), text.into_bytes());
         let said = said.map_or("none".to_owned(), |said| said.to_string());
-        let whose = if source == GENERATION { "the model's" } else { CONFIG };
+        let whose = if source == GENERATION { "the model's file" } else { CONFIG };
         Some(format!(
-            "saved models have eos_token_id {stops} in {GENERATION} ({whose} has {said}): a reply ends with id {replies}"
+            "saved models have eos_token_id {stops} in {GENERATION} ({whose} has {said}): replies end with id {replies}"
         ))
     }
 }
 
-/// `generation_config.json` with other ids to stop at.
+/// `generation_config.json` with these ids to stop at.
 fn changed(mut file: ObjectText, stops: &str) -> String {
     file.set("eos_token_id", stops);
-    // It is not derived from config.json any more; transformers would derive it again and lose the change.
+    // It no longer follows from config.json; transformers would derive it again and lose the change.
     if file.get("_from_model_config") == Some(json!(true)) {
         file.remove("_from_model_config");
     }

@@ -1,4 +1,4 @@
-//! What a folder or a file is instead of what was looked for, and the way from it to a model that can be trained.
+//! Recognises what a folder or a file is if it is not a model, and says how to get from it to one that can be trained.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use super::names_of;
 use crate::weights::{INDEX, SINGLE};
 use crate::{Error, ErrorCode};
 
-/// What a file is in place of its content.
+/// What a file is if it is not its own content.
 #[derive(Clone, Copy, Debug)]
 pub struct Placeholder {
     what: &'static str,
@@ -14,13 +14,13 @@ pub struct Placeholder {
 }
 
 impl Placeholder {
-    /// That the file at `path` is this.
+    /// The error for the file at `path`.
     pub fn error(self, code: ErrorCode, path: &Path) -> Error {
         Error::new(code, format!("{}: {}", path.display(), self.what)).hint(self.hint)
     }
 }
 
-/// Whether these bytes are no file's own content but a pointer to it.
+/// Whether these bytes are a pointer to a file's content and not the content.
 pub fn unreadable(bytes: &[u8]) -> Option<Placeholder> {
     bytes.starts_with(b"version https://git-lfs").then_some(Placeholder {
         what: "a pointer of Git LFS in place of the file",
@@ -28,11 +28,11 @@ pub fn unreadable(bytes: &[u8]) -> Option<Placeholder> {
     })
 }
 
-/// Files that hold weights and are not read, by how their names end, with the way out.
+/// Files of weights that cannot be read, by how their names end, with advice.
 const OTHER_WEIGHTS: &[(&[&str], &str)] = &[
     (
         &[".gguf"],
-        "GGUF is for inference, and mostly quantized: take the safetensors folder of the model that it was made from",
+        "GGUF is for inference, and mostly quantized: use the safetensors folder of the model that it was converted from",
     ),
     (
         &[".bin", ".pt", ".pth", ".ckpt"],
@@ -40,11 +40,11 @@ const OTHER_WEIGHTS: &[(&[&str], &str)] = &[
     ),
     (
         &[".h5", ".msgpack", ".onnx"],
-        "take the model's PyTorch weights as safetensors: model.save_pretrained(folder) of transformers",
+        "load the model's PyTorch weights with transformers and write them as safetensors: model.save_pretrained(folder)",
     ),
 ];
 
-/// There is no `config.json` in a folder.
+/// The error for a folder without `config.json`.
 pub(super) fn no_config(dir: &Path, path: &Path) -> Error {
     let error = |message: String, hint: &str| Error::new(ErrorCode::Config, message).hint(hint);
     let names = names_of(dir);
@@ -55,15 +55,15 @@ pub(super) fn no_config(dir: &Path, path: &Path) -> Error {
         return error(format!("{}: no such file; the folder holds {name}", path.display()), hint);
     }
     if path.exists() {
-        return error(format!("{} is not a file", path.display()), "config.json of a model is a JSON file");
+        return error(format!("{} is not a file", path.display()), "a model's config.json is a JSON file");
     }
     error(
-        format!("{}: no such file: the folder is no model in Hugging Face's layout", path.display()),
-        "it should hold config.json, *.safetensors, tokenizer.json and a chat template",
+        format!("{}: no such file: this is not a model folder in Hugging Face's layout", path.display()),
+        "a model folder has config.json, *.safetensors, tokenizer.json and a chat template",
     )
 }
 
-/// There are no weights in a folder.
+/// The error for a folder without weights.
 pub(crate) fn no_weights(dir: &Path) -> Error {
     let error = |message: String| Error::new(ErrorCode::Weights, format!("{}: {message}", dir.display()));
     let names = names_of(dir);
@@ -79,7 +79,7 @@ pub(crate) fn no_weights(dir: &Path) -> Error {
         }
         [one, ..] => {
             return error(format!("has no {INDEX}, which maps tensors to {one} and the other files"))
-                .hint("complete the download: copy the index from where the weights came from");
+                .hint("complete the download: copy the index from the source of the weights");
         }
     }
     if let Some((name, hint)) = other_weights(&names) {
@@ -89,7 +89,7 @@ pub(crate) fn no_weights(dir: &Path) -> Error {
         .hint("complete the download; to start from random weights on purpose, use --init_from_config")
 }
 
-/// A folder that holds an adapter, and no model.
+/// The error for a folder that has an adapter and no model.
 fn adapter(dir: &Path, names: &[String]) -> Option<Error> {
     let found = names.iter().find(|name| name.starts_with("adapter_model."))?;
     let config = std::fs::read(dir.join("adapter_config.json")).unwrap_or_default();
@@ -106,7 +106,7 @@ fn adapter(dir: &Path, names: &[String]) -> Option<Error> {
 fn other_weights(names: &[String]) -> Option<(&str, &'static str)> {
     OTHER_WEIGHTS.iter().find_map(|(ends, hint)| {
         let is = |name: &&String| ends.iter().any(|end| name.to_ascii_lowercase().ends_with(end));
-        // What Hugging Face's Trainer keeps next to a model is none.
+        // Hugging Face's Trainer saves these next to a model; they are not weights.
         let state = ["optimizer.", "scheduler.", "rng_state", "training_args.", "scaler."];
         let weights = |name: &&String| is(name) && !state.iter().any(|state| name.starts_with(state));
         names.iter().find(weights).map(|name| (name.as_str(), *hint))

@@ -1,5 +1,5 @@
-//! The small files of a model folder: configuration, tokenizer, templates. They are read once, when the folder is opened;
-//! whatever becomes of it afterwards, every save writes them from memory.
+//! The small files of a model folder: configuration, tokenizer, templates. They are read once, when the folder is opened,
+//! and every save writes them from memory, so the folder may be removed.
 
 mod export;
 mod found;
@@ -27,8 +27,8 @@ const TEMPLATE: &str = "chat_template.jinja";
 const OLD_TEMPLATE: &str = "chat_template.json";
 const NAMED_TEMPLATES: &str = "additional_chat_templates";
 
-/// Files that loaders of a model or a tokenizer read: what transformers' `save_pretrained` writes for both, in its
-/// versions so far, and a processor's.
+/// Files that loaders of a model or a tokenizer read: what any version of transformers' `save_pretrained` writes for
+/// them, and for a processor.
 const COMPANIONS: &[&str] = &[
     GENERATION,
     "tokenizer.json",
@@ -50,12 +50,12 @@ const COMPANIONS: &[&str] = &[
 #[derive(Clone, Debug)]
 pub struct ModelFiles {
     dir: PathBuf,
-    /// By name; names of files in a folder have its name and `/` before them.
+    /// By their path in the folder, such as `additional_chat_templates/tool_use.jinja`.
     files: BTreeMap<String, Vec<u8>>,
 }
 
 impl ModelFiles {
-    /// Reads `dir/config.json`, which must be there, and all other files that a loader of the model may read.
+    /// Reads `dir/config.json`, which must exist, and all other files that a loader of the model may read.
     pub fn read(dir: &Path) -> Result<Self> {
         let mut files = BTreeMap::from([(CONFIG.to_owned(), read_config(dir)?.into_bytes())]);
         for &name in COMPANIONS {
@@ -68,7 +68,7 @@ impl ModelFiles {
             files.insert(format!("{NAMED_TEMPLATES}/{name}"), read(&dir.join(NAMED_TEMPLATES).join(&name))?);
         }
         let mut found = Self { dir: dir.to_path_buf(), files };
-        // Code of the model's author that loaders run when they are allowed to.
+        // Code of the model's author, which loaders run if the user allows it.
         if [CONFIG, TOKENIZER]
             .iter()
             .any(|name| found.object(name).is_some_and(|object| object.get("auto_map").is_some()))
@@ -81,14 +81,14 @@ impl ModelFiles {
         Ok(found)
     }
 
-    /// What `config.json` says.
+    /// The configuration in `config.json`.
     pub fn config(&self) -> Result<ModelConfig> {
         let bytes = self.files.get(CONFIG).map(Vec::as_slice).unwrap_or_default();
         ModelConfig::from_json(&String::from_utf8_lossy(bytes), &self.dir.join(CONFIG))
     }
 
-    /// Writes all files to `dir`, which exists, and forces them to the disk; `config.json` says that weights are of
-    /// `dtype`.
+    /// Writes all files to `dir`, which exists, and waits until they are on the disk. `config.json` gets `dtype` as the
+    /// type of the weights.
     pub(crate) fn write(&self, dir: &Path, dtype: WeightDtype) -> Result<()> {
         for (name, bytes) in &self.files {
             let path = dir.join(name);
@@ -104,7 +104,7 @@ impl ModelFiles {
         if folder.exists() { sync_folder(&folder) } else { Ok(()) }
     }
 
-    /// A file that is a JSON object.
+    /// A file, if it is a JSON object.
     fn object(&self, name: &str) -> Option<ObjectText> {
         ObjectText::new(String::from_utf8(self.files.get(name)?.clone()).ok()?)
     }
@@ -139,7 +139,7 @@ pub(crate) fn read_config(dir: &Path) -> Result<String> {
     })
 }
 
-/// Names of the files in a folder, in order; none where there is no folder.
+/// Names of the files in a folder, in order; empty if there is no folder.
 fn names_of(dir: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries

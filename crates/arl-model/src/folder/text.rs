@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 pub(super) struct ObjectText(String);
 
 impl ObjectText {
-    /// None: the text is no JSON object.
+    /// `None`: the text is not a JSON object.
     pub(super) fn new(text: String) -> Option<Self> {
         members(&text)?;
         Some(Self(text))
@@ -21,7 +21,7 @@ impl ObjectText {
         self.0
     }
 
-    /// The value of a member. Of several with one name the last one counts, as for every reader of JSON.
+    /// The value of a member. Of several with one name the last one counts, as for most readers of JSON.
     pub(super) fn get(&self, key: &str) -> Option<Value> {
         serde_json::from_str(self.0.get(self.place(key)?)?).ok()
     }
@@ -31,7 +31,7 @@ impl ObjectText {
         self.get(key).filter(|value| !value.is_null())
     }
 
-    /// Gives a member a value, which is JSON; a new one becomes the last.
+    /// Sets a member's value, which is JSON. A new member becomes the last one.
     pub(super) fn set(&mut self, key: &str, value: &str) {
         if let Some(place) = self.place(key) {
             self.0.replace_range(place, value);
@@ -51,7 +51,7 @@ impl ObjectText {
         }
     }
 
-    /// Removes a member; whether there was one.
+    /// Removes a member. Returns whether there was one.
     pub(super) fn remove(&mut self, key: &str) -> bool {
         let mut found = false;
         // Once for each member of this name.

@@ -1,31 +1,28 @@
-//! A checkpoint's weights: proves that the files' tensors are those of the model before anything is read.
+//! A checkpoint's weights: checks that the files' tensors are those of the model before anything is read.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
-use half::bf16;
 use safetensors::Dtype;
 
-use super::file::SafetensorsFile;
+use super::file::{SafetensorsFile, TensorView};
 use super::shards::{find, list};
 use crate::config::{ModelConfig, WeightDtype};
-use crate::layout::{Layout, StoredTensor};
-use crate::tensors::{TensorSpec, tensor_table};
+use crate::format::{Carried, CheckpointFormat, Other, Row, StoredTensor, StridedView};
+use crate::tensors::{Role, TensorSpec, tensor_table};
 use crate::{Error, ErrorCode, Result};
 
-const EMBEDDING: &str = "model.embed_tokens.weight";
-const HEAD: &str = "lm_head.weight";
-
-/// The weights of a model: mapped files whose tensors are just those of the configuration.
+/// The weights of a model: mapped files whose tensors are exactly those of the configuration.
 #[derive(Debug)]
 pub struct Checkpoint {
-    files: Vec<SafetensorsFile>,
-    /// Which file has a tensor.
+    files: Vec<Arc<SafetensorsFile>>,
+    /// The index of the file that has a tensor.
     home: HashMap<String, usize>,
-    layout: Layout,
-    /// Where a parameter of the table is.
+    format: CheckpointFormat,
+    /// Where a parameter is, by its name in the table.
     places: HashMap<String, Place>,
-    dtype: WeightDtype,
 }
 
 /// Where a parameter is in the files.
@@ -33,200 +30,236 @@ pub struct Checkpoint {
 struct Place {
     /// The tensor that holds it.
     tensor: String,
-    /// Its first element there.
-    start: usize,
-    /// Its elements.
-    len: usize,
+    views: Vec<StridedView>,
+}
+
+/// What is wrong with the tensors of the files.
+#[derive(Default)]
+struct Faults {
+    missing: Vec<String>,
+    surplus: Vec<String>,
+    misshapen: Vec<String>,
+    mistyped: Vec<String>,
 }
 
 impl Checkpoint {
     /// Opens `dir/model.safetensors`, or the shards of `dir/model.safetensors.index.json`, and compares names, shapes
-    /// and types with the table of tensors, in the layout that the names show. Values are looked at when they are read.
+    /// and types with the table of tensors, in the format that the names show. Values are checked when they are read.
     pub fn open(dir: &Path, config: &ModelConfig) -> Result<Self> {
+        Self::open_as(Row::of(config.family), dir, config)
+    }
+
+    pub(crate) fn open_as(row: &'static Row, dir: &Path, config: &ModelConfig) -> Result<Self> {
         let (files, home) = find(dir)?;
-        let layout = Layout::of(home.keys().map(String::as_str));
+        let format = CheckpointFormat::of_names(row, config, home.keys().map(String::as_str)).map_err(|what| {
+            Error::new(ErrorCode::Weights, format!("{}: {what}", dir.display()))
+                .hint("load the model with transformers and save it again: model.save_pretrained(folder)")
+        })?;
+        let mut checkpoint = Self { files, home, format, places: HashMap::new() };
         let table = tensor_table(config);
-        let stored = layout.tensors(&table);
-        let mut checkpoint = Self { files, home, layout, places: HashMap::new(), dtype: WeightDtype::F32 };
-        checkpoint.check(dir, config, &stored)?;
-        checkpoint.dtype = checkpoint.common_dtype(&stored);
-        checkpoint.places = places(&stored, &table);
+        let stored = checkpoint.format.tensors(config, &table);
+        checkpoint.check(row, dir, &table, &stored)?;
+        checkpoint.note_types(&stored);
+        for tensor in stored {
+            for part in tensor.parts {
+                let place = Place { tensor: tensor.name.clone(), views: part.views };
+                checkpoint.places.insert(table[part.parameter].name.clone(), place);
+            }
+        }
         Ok(checkpoint)
     }
 
-    /// The type in which most of the weights are stored.
-    pub fn dtype(&self) -> WeightDtype {
-        self.dtype
+    /// How the files hold the model. It keeps the files mapped that have tensors which are carried.
+    pub fn format(&self) -> &CheckpointFormat {
+        &self.format
     }
 
-    /// How the files name and join the parameters.
-    pub fn layout(&self) -> Layout {
-        self.layout
-    }
-
-    /// The files that hold the weights.
-    pub fn files(&self) -> impl Iterator<Item = &Path> {
-        self.files.iter().map(SafetensorsFile::path)
-    }
-
-    /// Reads a parameter, by its name in the table, as f32. A value that is not finite is an error that names tensor and
-    /// place.
+    /// Reads a parameter, by its name in the table. A value that is not finite is an error that names tensor and place.
     pub fn read_f32(&self, name: &str, out: &mut [f32]) -> Result<()> {
-        let (file, place) = self.place(name, 0, out.len(), true)?;
-        file.read_f32_part(&place.tensor, place.start, out)
+        let len = self.place(name)?.views.iter().map(StridedView::len).sum::<usize>();
+        if out.len() != len {
+            let what = format!("tensor `{name}` has {len} elements; {} are read", out.len());
+            return Err(Error::new(ErrorCode::Internal, what));
+        }
+        self.read_f32_part(name, 0, out)
     }
 
     /// [`Checkpoint::read_f32`] of a part: `out.len()` elements from `start` on, counted row-major.
     pub fn read_f32_part(&self, name: &str, start: usize, out: &mut [f32]) -> Result<()> {
-        let (file, place) = self.place(name, start, out.len(), false)?;
-        file.read_f32_part(&place.tensor, place.start + start, out)
-    }
-
-    /// Reads a parameter as bf16, rounding to nearest even. A value that is not finite is an error that names tensor and
-    /// place.
-    pub fn read_bf16(&self, name: &str, out: &mut [bf16]) -> Result<()> {
-        let (file, place) = self.place(name, 0, out.len(), true)?;
-        file.read_bf16_part(&place.tensor, place.start, out)
-    }
-
-    /// Where `len` elements of a parameter from `start` on are; `whole`: they must be all.
-    fn place(&self, name: &str, start: usize, len: usize, whole: bool) -> Result<(&SafetensorsFile, &Place)> {
-        let Some(place) = self.places.get(name) else {
-            return Err(Error::new(ErrorCode::Internal, format!("the checkpoint has no tensor `{name}`")));
-        };
-        if start + len > place.len || (whole && len != place.len) {
-            let what = format!("tensor `{name}` has {} elements; {start} to {} are read", place.len, start + len);
+        let place = self.place(name)?;
+        let tensor = self.view(&place.tensor)?;
+        let end = start + out.len();
+        let (mut first, mut read) = (0, start);
+        for view in &place.views {
+            let last = first + view.len();
+            if read >= first && read < last.min(end) {
+                let part = read - first..last.min(end) - first;
+                read_view(&tensor, view, part.clone(), &mut out[read - start..][..part.len()])?;
+                read += part.len();
+            }
+            first = last;
+        }
+        if read < end {
+            let what = format!("tensor `{name}` has {first} elements; {start} to {end} are read");
             return Err(Error::new(ErrorCode::Internal, what));
         }
-        Ok((self.file_of(&place.tensor)?, place))
+        Ok(())
     }
 
-    /// The file that has a tensor of this name.
-    fn file_of(&self, tensor: &str) -> Result<&SafetensorsFile> {
-        match self.home.get(tensor).and_then(|&file| self.files.get(file)) {
-            Some(file) => Ok(file),
-            None => Err(Error::new(ErrorCode::Internal, format!("the checkpoint has no tensor `{tensor}`"))),
-        }
+    fn place(&self, name: &str) -> Result<&Place> {
+        self.places.get(name).ok_or_else(|| no_tensor(name))
+    }
+
+    /// A tensor of the files, by its name there.
+    fn view<'a>(&'a self, tensor: &'a str) -> Result<TensorView<'a>> {
+        self.file_of(tensor).ok_or_else(|| no_tensor(tensor))?.view(tensor)
+    }
+
+    fn file_of(&self, tensor: &str) -> Option<&Arc<SafetensorsFile>> {
+        self.files.get(*self.home.get(tensor)?)
     }
 
     fn info(&self, tensor: &str) -> Option<(Dtype, &[usize])> {
-        self.files.get(*self.home.get(tensor)?)?.info(tensor)
+        self.file_of(tensor)?.info(tensor)
     }
 
-    fn check(&self, dir: &Path, config: &ModelConfig, stored: &[StoredTensor]) -> Result<()> {
-        let mut missing = Vec::new();
-        let mut misshapen = Vec::new();
-        let mut mistyped = Vec::new();
-        for tensor in stored {
-            match self.info(&tensor.name) {
-                None => missing.push(tensor.name.clone()),
-                Some((dtype, shape)) => {
-                    if shape != tensor.shape.as_slice() {
-                        misshapen.push(format!("{} is {shape:?}, not {:?}", tensor.name, tensor.shape));
-                    }
-                    if weight_dtype(dtype).is_none() {
-                        mistyped.push(format!("{} is {dtype:?}", tensor.name));
-                    }
-                }
-            }
-        }
-        if !missing.is_empty()
-            && let Some(prefix) = wrapper_prefix(self.home.keys())
+    /// Compares the files' tensors with those of the model, and collects what is carried.
+    fn check(&mut self, row: &Row, dir: &Path, table: &[TensorSpec], stored: &[StoredTensor]) -> Result<()> {
+        let mut faults = self.faults(stored);
+        if !faults.missing.is_empty()
+            && let Some(prefix) = wrapper_prefix(row, table, self.home.keys())
         {
             return Err(wrapped(dir, &prefix));
         }
-        let expected: HashSet<&str> = stored.iter().map(|tensor| tensor.name.as_str()).collect();
-        let mut surplus: Vec<String> =
-            self.home.keys().filter(|name| !expected.contains(name.as_str()) && !is_derived(name)).cloned().collect();
-        let tied_head = config.tie_word_embeddings && surplus.iter().any(|name| name == HEAD);
-        if tied_head {
-            surplus.retain(|name| name != HEAD);
+        let parameters: HashSet<&String> = stored.iter().map(|tensor| &tensor.name).collect();
+        let mut others: Vec<&String> = self.home.keys().filter(|name| !parameters.contains(name)).collect();
+        others.sort();
+        let (mut copies, mut carried) = (Vec::new(), Vec::new());
+        for name in others {
+            match (row.other(name), self.file_of(name)) {
+                (Some(Other::CopyOf(parameter)), _) => copies.push((name, self.format.spell(parameter))),
+                (Some(Other::Carried), Some(file)) => {
+                    carried.push(Carried { name: name.clone(), file: Arc::clone(file) });
+                }
+                (Some(Other::Derived), _) => {}
+                _ => faults.surplus.push(name.clone()),
+            }
         }
-        surplus.sort();
+        faults.check(dir, table)?;
+        for (copy, original) in copies {
+            if !self.view(copy)?.equals(&self.view(&original)?) {
+                return Err(not_tied(self.file_of(copy).map_or(dir, |file| file.path()), copy, &original));
+            }
+        }
+        self.format.carried = carried;
+        Ok(())
+    }
+
+    /// The faults of the tensors that must be there.
+    fn faults(&self, stored: &[StoredTensor]) -> Faults {
+        let mut faults = Faults::default();
+        for tensor in stored {
+            let Some((dtype, shape)) = self.info(&tensor.name) else {
+                faults.missing.push(tensor.name.clone());
+                continue;
+            };
+            if shape != tensor.shape.as_slice() {
+                faults.misshapen.push(format!("{} is {shape:?}, not {:?}", tensor.name, tensor.shape));
+            }
+            if WeightDtype::of(dtype).is_none() {
+                faults.mistyped.push(format!("{} is {dtype:?}", tensor.name));
+            }
+        }
+        faults
+    }
+
+    /// Notes the type of most elements, and which tensors have another one.
+    fn note_types(&mut self, stored: &[StoredTensor]) {
+        let type_of = |tensor: &StoredTensor| WeightDtype::of(self.info(&tensor.name)?.0);
+        let count = |dtype| {
+            let of_type = stored.iter().filter(|tensor| type_of(tensor) == Some(dtype));
+            of_type.map(|tensor| tensor.shape.iter().product::<usize>()).sum::<usize>()
+        };
+        let types = [WeightDtype::F32, WeightDtype::Bf16, WeightDtype::F16];
+        let most = types.into_iter().max_by_key(|&dtype| count(dtype)).unwrap_or(WeightDtype::F32);
+        let others = stored.iter().filter_map(|tensor| Some((tensor.name.clone(), type_of(tensor)?)));
+        self.format.other_dtypes = others.filter(|&(_, dtype)| dtype != most).collect();
+        self.format.dtype = most;
+    }
+}
+
+impl Faults {
+    fn check(&self, dir: &Path, table: &[TensorSpec]) -> Result<()> {
         let mut message = String::new();
-        list(&mut message, "missing", &missing);
-        list(&mut message, "surplus", &surplus);
-        list(&mut message, "of the wrong shape", &misshapen);
-        list(&mut message, "of a type other than F32, BF16 or F16", &mistyped);
+        list(&mut message, "missing", &self.missing);
+        list(&mut message, "surplus", &self.surplus);
+        list(&mut message, "of the wrong shape", &self.misshapen);
+        list(&mut message, "of a type other than F32, BF16 or F16", &self.mistyped);
         if message.is_empty() {
-            return if tied_head { self.check_tied_head() } else { Ok(()) };
+            return Ok(());
         }
-        let hint = if missing.as_slice() == [HEAD] && surplus.is_empty() {
-            "a model without a head (AutoModel) is trained as the causal model that it belongs to: load that one \
-             (AutoModelForCausalLM) and save it, or set `tie_word_embeddings` to true where head and embedding are one"
+        let head = table.iter().filter(|spec| spec.role == Role::LmHead).map(|spec| &spec.name);
+        let headless = !self.missing.is_empty() && self.missing.iter().eq(head);
+        let hint = if headless && self.surplus.is_empty() {
+            "AutoModel saves a model without a head: load the causal model that it belongs to (AutoModelForCausalLM) and \
+             save that one, or set `tie_word_embeddings` to true if the head is the embedding"
         } else {
             "the weights belong to another model than config.json, or are incomplete"
         };
         let message = format!("{}: the tensors are not those of config.json: {message}", dir.display());
         Err(Error::new(ErrorCode::Weights, message).hint(hint))
     }
+}
 
-    fn check_tied_head(&self) -> Result<()> {
-        let embedding = self.layout.name(EMBEDDING);
-        let (head_file, embedding_file) = (self.file_of(HEAD)?, self.file_of(&embedding)?);
-        let same =
-            self.info(HEAD) == self.info(&embedding) && head_file.bytes_equal(HEAD, embedding_file, &embedding)?;
-        if same {
-            return Ok(());
-        }
-        Err(Error::new(
-            ErrorCode::Weights,
-            format!(
-                "{}: `{HEAD}` differs from `{embedding}`, but `tie_word_embeddings` says that they are one",
-                head_file.path().display()
-            ),
-        )
-        .hint("set `tie_word_embeddings` to false in config.json to train both, or remove `lm_head.weight`"))
-    }
-
-    fn common_dtype(&self, stored: &[StoredTensor]) -> WeightDtype {
-        let mut elements = [(WeightDtype::F32, 0), (WeightDtype::Bf16, 0), (WeightDtype::F16, 0)];
-        for tensor in stored {
-            let found = self.info(&tensor.name).and_then(|(dtype, _)| weight_dtype(dtype));
-            for (dtype, count) in &mut elements {
-                if Some(*dtype) == found {
-                    *count += tensor.shape.iter().product::<usize>();
-                }
+/// Reads a range of a view's elements, counted row by row.
+fn read_view(tensor: &TensorView<'_>, view: &StridedView, range: Range<usize>, out: &mut [f32]) -> Result<()> {
+    let columns = view.columns;
+    let mut read = range.start;
+    while read < range.end {
+        let (row, column) = (read / columns, read % columns);
+        // The rest of a row, or as many whole rows as are wanted.
+        let width = (columns - column).min(range.end - read);
+        let rows = if width == columns { (range.end - read) / columns } else { 1 };
+        let out = &mut out[read - range.start..][..rows * width];
+        let start = view.start + row * view.row_stride + column * view.column_stride;
+        if view.column_stride == 1 {
+            for (row, out) in out.chunks_exact_mut(width).enumerate() {
+                tensor.read(start + row * view.row_stride, 1, out)?;
+            }
+        } else {
+            for column in 0..width {
+                tensor.read(start + column * view.column_stride, width, &mut out[column..])?;
             }
         }
-        elements.iter().max_by_key(|&&(_, count)| count).map_or(WeightDtype::F32, |&(dtype, _)| dtype)
+        read += rows * width;
     }
+    // Runs shorter than a page have released none.
+    if view.rows > 1 {
+        tensor.release(view.extent());
+    }
+    Ok(())
 }
 
-fn weight_dtype(dtype: Dtype) -> Option<WeightDtype> {
-    match dtype {
-        Dtype::F32 => Some(WeightDtype::F32),
-        Dtype::BF16 => Some(WeightDtype::Bf16),
-        Dtype::F16 => Some(WeightDtype::F16),
-        _ => None,
-    }
+fn no_tensor(name: &str) -> Error {
+    Error::new(ErrorCode::Internal, format!("the checkpoint has no tensor `{name}`"))
 }
 
-/// Old files also store what follows from the configuration; transformers passes over it too.
-fn is_derived(name: &str) -> bool {
-    name.ends_with(".rotary_emb.inv_freq")
-}
-
-/// Where each parameter is: those of one tensor follow each other.
-fn places(stored: &[StoredTensor], table: &[TensorSpec]) -> HashMap<String, Place> {
-    let mut places = HashMap::with_capacity(table.len());
-    for tensor in stored {
-        let mut start = 0;
-        for spec in &table[tensor.parts.clone()] {
-            let len = spec.elements();
-            places.insert(spec.name.clone(), Place { tensor: tensor.name.clone(), start, len });
-            start += len;
-        }
-    }
-    places
+fn not_tied(path: &Path, copy: &str, original: &str) -> Error {
+    let what = format!("`{copy}` differs from `{original}`, but `tie_word_embeddings` says that they are one");
+    Error::new(ErrorCode::Weights, format!("{}: {what}", path.display()))
+        .hint(format!("set `tie_word_embeddings` to false in config.json to train both, or remove `{copy}`"))
 }
 
 /// What all names begin with that a model's own do not: the trace of a wrapper that was saved in its place.
-fn wrapper_prefix<'a>(names: impl Iterator<Item = &'a String> + Clone) -> Option<String> {
-    let ends = [EMBEDDING, "embed_tokens.weight"];
-    let prefix = names.clone().find_map(|name| ends.iter().find_map(|end| name.strip_suffix(end)))?;
-    (!prefix.is_empty() && prefix.ends_with('.') && names.into_iter().all(|name| name.starts_with(prefix)))
-        .then(|| prefix.to_owned())
+fn wrapper_prefix<'a>(
+    row: &Row,
+    table: &[TensorSpec],
+    mut names: impl Iterator<Item = &'a String> + Clone,
+) -> Option<String> {
+    let embedding = table.iter().find(|spec| spec.role == Role::Embedding)?;
+    let ends: Vec<String> = row.spellings.iter().map(|spelling| spelling.spell(&embedding.name)).collect();
+    let prefix = names.clone().find_map(|name| ends.iter().find_map(|end| name.strip_suffix(end.as_str())))?;
+    (prefix.ends_with('.') && names.all(|name| name.starts_with(prefix))).then(|| prefix.to_owned())
 }
 
 fn wrapped(dir: &Path, prefix: &str) -> Error {
@@ -238,7 +271,7 @@ fn wrapped(dir: &Path, prefix: &str) -> Error {
         "base_model.model." | "base_model." => {
             "PEFT's wrapper was saved: merge the adapter (model.merge_and_unload()) and save the result"
         }
-        _ => "the model was saved inside of another module: save the inner one with save_pretrained",
+        _ => "the model was saved inside another module: save the inner one with save_pretrained",
     };
     Error::new(ErrorCode::Weights, format!("{}: the names of all tensors begin with `{prefix}`", dir.display()))
         .hint(format!("{hint}, or take `{prefix}` off the names"))

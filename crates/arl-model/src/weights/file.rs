@@ -1,7 +1,8 @@
-//! One safetensors file, mapped into memory. The header is proven against the file before any tensor is handed out;
-//! reading copies straight from the map and gives the pages back, so that a file never counts twice.
+//! One safetensors file, mapped into memory. The header is checked against the file before any tensor is handed out.
+//! Reads copy from the map and release its pages, so that a file never counts twice.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
@@ -25,9 +26,20 @@ pub struct SafetensorsFile {
     metadata: Metadata,
 }
 
+/// A tensor of a mapped file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TensorView<'a> {
+    file: &'a SafetensorsFile,
+    name: &'a str,
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: &'a [usize],
+    /// Little-endian.
+    pub(crate) bytes: &'a [u8],
+}
+
 impl SafetensorsFile {
-    /// Maps the file and proves its header: every tensor lies within the file, without gaps, and its size is that of
-    /// its shape.
+    /// Maps the file and checks its header: every tensor is within the file, there are no gaps, and each tensor's size
+    /// is that of its shape.
     pub fn open(path: &Path) -> Result<Self> {
         let found = std::fs::metadata(path).map_err(|error| Error::io(path, &error))?;
         if !found.is_file() {
@@ -37,8 +49,8 @@ impl SafetensorsFile {
             return Err(damaged(path, "is empty"));
         }
         let file = File::open(path).map_err(|error| Error::io(path, &error))?;
-        // SAFETY: the map is only read. Nobody writes to a model's files while they are trained from; should somebody
-        // truncate one meanwhile, the process ends with a bus error, as with every program that maps its files.
+        // SAFETY: the map is only read. A model's files do not change while it is trained; if a program truncates one
+        // nevertheless, this process ends with a bus error, as every program does that maps its files.
         let map = unsafe { Mmap::map(&file) }.map_err(|error| Error::io(path, &error))?;
         if let Some(what) = unreadable(&map) {
             return Err(what.error(ErrorCode::Weights, path));
@@ -48,11 +60,11 @@ impl SafetensorsFile {
     }
 
     /// The file.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The names of all tensors, in the order in which they lie in the file.
+    /// The names of all tensors, in the order of the file.
     pub fn names(&self) -> Vec<String> {
         self.metadata.offset_keys()
     }
@@ -69,170 +81,136 @@ impl SafetensorsFile {
 
     /// The bytes of a tensor as they are in the file, little-endian.
     pub fn bytes(&self, name: &str) -> Result<&[u8]> {
-        let info = self.tensor_info(name)?;
-        let (begin, end) = info.data_offsets;
-        self.map.get(self.start + begin..self.start + end).ok_or_else(|| damaged(&self.path, "is shorter than it was"))
+        Ok(self.tensor(name)?.1)
     }
 
-    /// Copies a tensor's bytes; `out` must have just its size.
-    pub fn read_bytes(&self, name: &str, out: &mut [u8]) -> Result<()> {
-        let bytes = self.sized(name, out.len(), 1)?;
-        for (source, target) in bytes.chunks(WINDOW).zip(out.chunks_mut(WINDOW)) {
-            target.copy_from_slice(source);
-            self.release(source);
-        }
-        Ok(())
-    }
-
-    /// Reads a tensor of f32, bf16 or f16 as f32. A value that is not finite is an error.
+    /// Reads a tensor of F32, BF16 or F16; `out` must have its size. A value that is not finite is an error.
     pub fn read_f32(&self, name: &str, out: &mut [f32]) -> Result<()> {
-        self.read(name, None, out, |value| value, bf16::to_f32, f16::to_f32)
-    }
-
-    /// [`SafetensorsFile::read_f32`] of a part: `out.len()` elements from `start` on, counted row-major.
-    pub fn read_f32_part(&self, name: &str, start: usize, out: &mut [f32]) -> Result<()> {
-        self.read(name, Some(start), out, |value| value, bf16::to_f32, f16::to_f32)
-    }
-
-    /// Reads a tensor of f32, bf16 or f16 as bf16, rounding to nearest even. A value that is not finite is an error.
-    pub fn read_bf16(&self, name: &str, out: &mut [bf16]) -> Result<()> {
-        self.read(name, None, out, bf16::from_f32, |value| value, |value| bf16::from_f32(value.to_f32()))
-    }
-
-    /// [`SafetensorsFile::read_bf16`] of a part: `out.len()` elements from `start` on, counted row-major.
-    pub fn read_bf16_part(&self, name: &str, start: usize, out: &mut [bf16]) -> Result<()> {
-        self.read(name, Some(start), out, bf16::from_f32, |value| value, |value| bf16::from_f32(value.to_f32()))
-    }
-
-    /// Whether a tensor here and one of `other` have the same bytes.
-    pub(crate) fn bytes_equal(&self, name: &str, other: &Self, other_name: &str) -> Result<bool> {
-        let (left, right) = (self.bytes(name)?, other.bytes(other_name)?);
-        let mut equal = left.len() == right.len();
-        for (left, right) in left.chunks(WINDOW).zip(right.chunks(WINDOW)) {
-            equal = equal && left == right;
-            self.release(left);
-            other.release(right);
+        let view = self.view(name)?;
+        let elements: usize = view.shape.iter().product();
+        if out.len() != elements {
+            let what = format!("tensor `{name}` has {elements} elements; {} are read", out.len());
+            return Err(Error::new(ErrorCode::Internal, what));
         }
-        Ok(equal)
+        view.read(0, 1, out)
     }
 
-    /// `start`: the first element of a part; `None`: the whole tensor.
-    fn read<T: Finite>(
-        &self,
-        name: &str,
-        start: Option<usize>,
-        out: &mut [T],
-        f32_to: impl Fn(f32) -> T,
-        bf16_to: impl Fn(bf16) -> T,
-        f16_to: impl Fn(f16) -> T,
-    ) -> Result<()> {
-        let dtype = self.tensor_info(name)?.dtype;
-        match dtype {
-            Dtype::F32 => self.convert(name, start, out, |raw: [u8; 4]| f32_to(f32::from_le_bytes(raw))),
-            Dtype::BF16 => self.convert(name, start, out, |raw: [u8; 2]| bf16_to(bf16::from_le_bytes(raw))),
-            Dtype::F16 => self.convert(name, start, out, |raw: [u8; 2]| f16_to(f16::from_le_bytes(raw))),
-            other => Err(damaged(&self.path, &format!("tensor `{name}` is {other:?}; read are F32, BF16 and F16"))),
+    pub(crate) fn view<'a>(&'a self, name: &'a str) -> Result<TensorView<'a>> {
+        let (info, bytes) = self.tensor(name)?;
+        Ok(TensorView { file: self, name, dtype: info.dtype, shape: &info.shape, bytes })
+    }
+
+    fn tensor(&self, name: &str) -> Result<(&TensorInfo, &[u8])> {
+        let info = self.metadata.info(name).ok_or_else(|| damaged(&self.path, &format!("has no tensor `{name}`")))?;
+        let (begin, end) = info.data_offsets;
+        let bytes = self.map.get(self.start + begin..self.start + end);
+        let bytes = bytes.ok_or_else(|| damaged(&self.path, "is shorter than its header says"))?;
+        Ok((info, bytes))
+    }
+}
+
+impl<'a> TensorView<'a> {
+    /// Reads consecutive elements of F32, BF16 or F16 from `start` on, counted row-major, into every `step`th of `out`,
+    /// until `out` is full. A value that is not finite is an error that names tensor and place.
+    pub(crate) fn read(&self, start: usize, step: usize, out: &mut [f32]) -> Result<()> {
+        match self.dtype {
+            Dtype::F32 => self.convert(start, step, out, f32::from_le_bytes),
+            Dtype::BF16 => self.convert(start, step, out, |raw| bf16::from_le_bytes(raw).to_f32()),
+            Dtype::F16 => self.convert(start, step, out, |raw| f16::from_le_bytes(raw).to_f32()),
+            other => {
+                let what = format!("tensor `{}` is {other:?}; only F32, BF16 and F16 can be read", self.name);
+                Err(damaged(&self.file.path, &what))
+            }
         }
     }
 
-    fn convert<T: Finite, const N: usize>(
+    fn convert<const N: usize>(
         &self,
-        name: &str,
-        start: Option<usize>,
-        out: &mut [T],
-        convert: impl Fn([u8; N]) -> T,
+        start: usize,
+        step: usize,
+        out: &mut [f32],
+        convert: impl Fn([u8; N]) -> f32,
     ) -> Result<()> {
-        let bytes = match start {
-            None => self.sized(name, out.len(), N)?,
-            Some(start) => self.part(name, start, out.len(), N)?,
-        };
-        for (window, (source, target)) in bytes.chunks(WINDOW).zip(out.chunks_mut(WINDOW / N)).enumerate() {
+        let count = out.len().div_ceil(step);
+        let bytes = self.bytes.get(start * N..(start + count) * N).ok_or_else(|| {
+            let (name, end) = (self.name, start + count);
+            let what = format!("tensor `{name}` has {} bytes; elements {start} to {end} are read", self.bytes.len());
+            Error::new(ErrorCode::Internal, what)
+        })?;
+        for (window, (source, target)) in bytes.chunks(WINDOW).zip(out.chunks_mut(WINDOW / N * step)).enumerate() {
+            let raw = source.as_chunks::<N>().0;
             let mut finite = true;
-            for (raw, value) in source.as_chunks::<N>().0.iter().zip(target.iter_mut()) {
+            let put = |(raw, value): (&[u8; N], &mut f32)| {
                 *value = convert(*raw);
-                finite &= value.finite();
+                finite &= value.is_finite();
+            };
+            match step {
+                // A loop over two slices, which the compiler makes a loop over vectors.
+                1 => raw.iter().zip(target).for_each(put),
+                _ => raw.iter().zip(target.iter_mut().step_by(step)).for_each(put),
             }
-            if !finite && let Some(index) = target.iter().position(|value| !value.finite()) {
-                let index = start.unwrap_or(0) + window * (WINDOW / N) + index;
-                return Err(self.not_finite(name, index));
+            if !finite && let Some(index) = raw.iter().position(|raw| !convert(*raw).is_finite()) {
+                return Err(self.not_finite(start + window * (WINDOW / N) + index));
             }
-            self.release(source);
+            self.release_bytes(source);
         }
         Ok(())
     }
 
-    fn not_finite(&self, name: &str, index: usize) -> Error {
-        let shape = self.info(name).map_or(&[][..], |(_, shape)| shape);
-        let mut place = vec![0; shape.len()];
+    fn not_finite(&self, index: usize) -> Error {
+        let mut place = vec![0; self.shape.len()];
         let mut rest = index;
-        for (at, &side) in place.iter_mut().zip(shape).rev() {
+        for (at, &side) in place.iter_mut().zip(self.shape).rev() {
             *at = rest % side;
             rest /= side;
         }
-        Error::new(
-            ErrorCode::Weights,
-            format!(
-                "{}: tensor `{name}` holds a value that is not finite (NaN, infinite, or too large for the training type) at {place:?}",
-                self.path.display()
-            ),
-        )
-        .hint("the checkpoint is damaged or comes from a run that diverged; take another one")
+        let (path, name) = (self.file.path.display(), self.name);
+        Error::new(ErrorCode::Weights, format!("{path}: tensor `{name}` is NaN or infinite at {place:?}"))
+            .hint("the checkpoint is damaged or comes from a run that diverged; take another one")
     }
 
-    fn tensor_info(&self, name: &str) -> Result<&TensorInfo> {
-        self.metadata.info(name).ok_or_else(|| damaged(&self.path, &format!("has no tensor `{name}`")))
-    }
-
-    /// The tensor's bytes, which must be `elements` of `size` bytes.
-    fn sized(&self, name: &str, elements: usize, size: usize) -> Result<&[u8]> {
-        let bytes = self.bytes(name)?;
-        if bytes.len() != elements * size {
-            return Err(Error::new(
-                ErrorCode::Internal,
-                format!("tensor `{name}` has {} bytes, but {elements} elements of {size} bytes are read", bytes.len()),
-            ));
+    /// Whether two tensors have the same type, shape and bytes.
+    pub(crate) fn equals(&self, other: &TensorView<'_>) -> bool {
+        let mut equal = (self.dtype, self.shape) == (other.dtype, other.shape);
+        for (left, right) in self.windows().zip(other.windows()) {
+            equal = equal && left == right;
         }
-        Ok(bytes)
+        equal
     }
 
-    /// The bytes of `elements` of `size` bytes, from element `start` of a tensor on.
-    fn part(&self, name: &str, start: usize, elements: usize, size: usize) -> Result<&[u8]> {
-        let bytes = self.bytes(name)?;
-        bytes.get(start * size..(start + elements) * size).ok_or_else(|| {
-            let what =
-                format!("tensor `{name}` has {} bytes; elements {start} to {} are read", bytes.len(), start + elements);
-            Error::new(ErrorCode::Internal, what)
+    /// The tensor's bytes in pieces, each of which is released when the next one is taken.
+    pub(crate) fn windows(self) -> impl Iterator<Item = &'a [u8]> {
+        let mut read: Option<&'a [u8]> = None;
+        let mut windows = self.bytes.chunks(WINDOW);
+        std::iter::from_fn(move || {
+            if let Some(read) = read {
+                self.release_bytes(read);
+            }
+            read = windows.next();
+            read
         })
     }
 
-    /// Gives back the pages that lie wholly in `read`, a part of the map. They come back from the file when touched.
-    fn release(&self, read: &[u8]) {
-        const PAGE: usize = 4096;
-        let begin = (read.as_ptr() as usize - self.map.as_ptr() as usize).next_multiple_of(PAGE);
-        let end = (read.as_ptr() as usize - self.map.as_ptr() as usize + read.len()) / PAGE * PAGE;
-        if begin < end {
-            // SAFETY: the map is a read-only map of a file, so that a page given back reads the same again.
-            let given_back = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, begin, end - begin) };
-            // It only saves memory; a kernel that refuses it loses nothing else.
-            drop(given_back);
+    /// Releases the pages of these elements, of a type that can be read.
+    pub(crate) fn release(&self, elements: Range<usize>) {
+        let size = self.dtype.bitsize() / 8;
+        if let Some(read) = self.bytes.get(elements.start * size..elements.end * size) {
+            self.release_bytes(read);
         }
     }
-}
 
-/// Numbers that may be NaN or infinite.
-trait Finite: Copy {
-    fn finite(self) -> bool;
-}
-
-impl Finite for f32 {
-    fn finite(self) -> bool {
-        self.is_finite()
-    }
-}
-
-impl Finite for bf16 {
-    fn finite(self) -> bool {
-        self.is_finite()
+    /// Releases the pages that are wholly in `read`, a part of the map. They come back from the file when touched.
+    fn release_bytes(&self, read: &[u8]) {
+        const PAGE: usize = 4096;
+        let map = &self.file.map;
+        let begin = (read.as_ptr() as usize - map.as_ptr() as usize).next_multiple_of(PAGE);
+        let end = (read.as_ptr() as usize - map.as_ptr() as usize + read.len()) / PAGE * PAGE;
+        if begin < end {
+            // SAFETY: the map is a read-only map of a file, so a released page reads the same again.
+            let released = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, begin, end - begin) };
+            // It only saves memory; where a kernel refuses it, nothing else is lost.
+            drop(released);
+        }
     }
 }
 

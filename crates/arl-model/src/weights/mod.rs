@@ -1,5 +1,5 @@
-//! Weights in and out: a checkpoint's files against the table of tensors, safetensors files of any content, and the
-//! folder that transformers loads.
+//! Weights in and out: a checkpoint's files, checked against the table of parameters; safetensors files of any content;
+//! and the folder that transformers loads.
 
 mod checkpoint;
 mod file;
@@ -9,7 +9,7 @@ mod writer;
 
 pub use checkpoint::Checkpoint;
 pub use file::SafetensorsFile;
-pub use save::{save_model, saved_bytes, sync_folder};
+pub use save::{save_model, sync_folder};
 pub(crate) use shards::{INDEX, SINGLE};
 pub(crate) use writer::refused;
-pub use writer::{SafetensorsWriter, TensorDecl, available_bytes};
+pub use writer::{SafetensorsWriter, TensorDecl};

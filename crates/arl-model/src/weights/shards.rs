@@ -1,8 +1,9 @@
-//! Finds a model's weights: one file, or the shards of an index, which must agree with it.
+//! Finds a model's weights: one file, or the shards that an index lists.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::path::{Component, Path};
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -13,8 +14,8 @@ use crate::{Error, ErrorCode, Result};
 pub(crate) const SINGLE: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
-/// Files of weights, and which of them has a tensor.
-pub(super) type Found = (Vec<SafetensorsFile>, HashMap<String, usize>);
+/// Files of weights, and the index of the file that has a tensor.
+pub(super) type Found = (Vec<Arc<SafetensorsFile>>, HashMap<String, usize>);
 
 /// `dir/model.safetensors`, or the shards of `dir/model.safetensors.index.json`.
 pub(super) fn find(dir: &Path) -> Result<Found> {
@@ -22,7 +23,7 @@ pub(super) fn find(dir: &Path) -> Result<Found> {
     if single.exists() {
         let file = SafetensorsFile::open(&single)?;
         let home = file.names().into_iter().map(|name| (name, 0)).collect();
-        Ok((vec![file], home))
+        Ok((vec![Arc::new(file)], home))
     } else if index.exists() {
         open_shards(dir, &index)
     } else {
@@ -53,7 +54,7 @@ fn open_shards(dir: &Path, index: &Path) -> Result<Found> {
         shards.keys().filter(|shard| !dir.join(shard).exists()).map(|shard| (*shard).to_owned()).collect();
     if !absent.is_empty() {
         let mut message = String::new();
-        list(&mut message, "files that it names are missing", &absent);
+        list(&mut message, "files that it lists are missing", &absent);
         let hint = format!("complete the download: {} of {} files of weights are missing", absent.len(), shards.len());
         return Err(damaged(index, &message).hint(hint));
     }
@@ -70,10 +71,10 @@ fn open_shards(dir: &Path, index: &Path) -> Result<Found> {
         list(&mut message, "tensors that the index places there are missing", &absent);
         list(&mut message, "tensors that the index does not place there", &unlisted);
         if !message.is_empty() {
-            return Err(damaged(&path, &format!("does not agree with {INDEX}: {message}")));
+            return Err(damaged(&path, &format!("disagrees with {INDEX}: {message}")));
         }
         home.extend(names.into_iter().map(|name| (name, files.len())));
-        files.push(file);
+        files.push(Arc::new(file));
     }
     Ok((files, home))
 }
@@ -93,7 +94,7 @@ pub(super) fn list(message: &mut String, what: &str, names: &[String]) {
     let _ = write!(message, "{what} ({}): {first}{more}", names.len());
 }
 
-/// A plain name, which cannot lead out of the folder.
+/// A plain name, which cannot point outside the folder.
 fn is_file_name(name: &str) -> bool {
     let mut parts = Path::new(name).components();
     matches!((parts.next(), parts.next()), (Some(Component::Normal(part)), None) if part == name)

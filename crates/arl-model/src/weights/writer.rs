@@ -1,5 +1,5 @@
-//! A safetensors file written front to back: names, types and shapes are declared first, then bytes are appended. For
-//! weights and for the state of a run alike; memory holds nothing but what is being appended.
+//! A safetensors file, written front to back: names, types and shapes are declared first, then bytes are appended. For
+//! weights and for the state of a run; memory holds only what is being appended.
 
 use std::fs::File;
 use std::io::Write;
@@ -22,7 +22,7 @@ pub struct TensorDecl {
 }
 
 impl TensorDecl {
-    /// Size in bytes. None: the shape is beyond all memory, or its bits are no whole bytes.
+    /// Size in bytes. `None`: the shape is larger than any memory, or its bits are not whole bytes.
     pub fn bytes(&self) -> Option<usize> {
         let elements = self.shape.iter().try_fold(1usize, |product, &side| product.checked_mul(side))?;
         let bits = elements.checked_mul(self.dtype.bitsize())?;
@@ -40,8 +40,8 @@ pub struct SafetensorsWriter {
 }
 
 impl SafetensorsWriter {
-    /// Creates the file (one that is there is replaced) and writes its header. The tensors lie in the file in the order
-    /// of `tensors`; `metadata` are the header's free entries.
+    /// Creates the file (an existing one is replaced) and writes its header. The tensors are in the order of `tensors`;
+    /// `metadata` are the header's free entries.
     pub fn create(path: &Path, metadata: &[(&str, &str)], tensors: &[TensorDecl]) -> Result<Self> {
         let internal = |what: String| Error::new(ErrorCode::Internal, format!("{}: {what}", path.display()));
         let mut header = Map::new();
@@ -82,7 +82,7 @@ impl SafetensorsWriter {
         self.write(bytes)
     }
 
-    /// Ends the file and waits until it is on the disk. All declared bytes must be there.
+    /// Ends the file and waits until it is on the disk. All declared bytes must have been appended.
     pub fn finish(self) -> Result<()> {
         if self.left != 0 {
             return Err(self.wrong_size("fewer bytes than were declared"));
@@ -99,30 +99,16 @@ impl SafetensorsWriter {
     }
 }
 
-/// The operating system's refusal to write, with advice where there is some.
+/// An error of the operating system while writing, with advice where there is some.
 pub(crate) fn refused(path: &Path, error: &std::io::Error) -> Error {
     let hint = match error.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-            "make room on that disk, or choose another output folder"
+            "free some space on that disk, or choose another output folder"
         }
         std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
-            "choose an output folder that you may write to"
+            "choose an output folder that you are allowed to write to"
         }
         _ => "",
     };
     Error::io(path, error).hint(hint)
-}
-
-/// Bytes that may still be written to the disk of `path`, which must exist.
-pub fn available_bytes(path: &Path) -> Result<u64> {
-    use std::os::unix::ffi::OsStrExt as _;
-    let name = std::ffi::CString::new(path.as_os_str().as_bytes())
-        .map_err(|_| Error::new(ErrorCode::Io, format!("{}: the name holds a zero byte", path.display())))?;
-    // SAFETY: statvfs is plain numbers, for which zero bytes are a value.
-    let mut found: libc::statvfs = unsafe { std::mem::zeroed() };
-    // SAFETY: `name` is a C string and `found` a statvfs, both alive through the call.
-    if unsafe { libc::statvfs(name.as_ptr(), &raw mut found) } != 0 {
-        return Err(Error::io(path, &std::io::Error::last_os_error()));
-    }
-    Ok(found.f_bavail.saturating_mul(found.f_frsize))
 }

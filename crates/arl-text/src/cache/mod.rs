@@ -62,8 +62,8 @@ pub struct TokenCache {
 }
 
 impl TokenCache {
-    /// Opens the cache of the source that `key` names, for `rows` rows, below `dir`; goes on with one that is there.
-    /// While another process has it open, this one gets a private copy that it fills anew.
+    /// Opens the cache of the source that `key` names, for `rows` rows, below `dir`; continues one that exists.
+    /// While another process has it open, this one gets a private copy and fills it from the start.
     ///
     /// # Errors
     /// `ARL_IO` where the folder or its files cannot be used.
@@ -100,7 +100,7 @@ impl TokenCache {
         Err(Error::new(ErrorCode::State, format!("{}: the token cache is in use", shared.display())))
     }
 
-    /// Another process had the shared files, so this cache is a private copy that ends with it.
+    /// Another process holds the shared files, so this cache is a private copy that ends with it.
     pub fn is_private(&self) -> bool {
         self.private.is_some()
     }

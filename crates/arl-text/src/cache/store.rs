@@ -26,7 +26,7 @@ pub(super) enum Kind {
     Problem = 3,
 }
 
-/// Where a row's data lies.
+/// Where a row's data is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) row: u32,
@@ -179,7 +179,7 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// Opens or begins the files. Files of another key, version or number of rows are begun anew.
+    /// Opens or creates the files. Files of another key, version or number of rows are replaced.
     pub(super) fn open(folder: &Path, key: &[u8; 32], rows: usize) -> Result<Self> {
         let (data_path, index_path) = (folder.join("tokens"), folder.join("index"));
         let open = |path: &Path| {
@@ -233,7 +233,7 @@ impl Store {
     /// Reads the index, checks every row's data, and cuts both files after the last row before the first bad one.
     fn recover(&mut self) -> Result<()> {
         let mut bytes = Vec::new();
-        // The header was read before, so the file stands right after it.
+        // The header was read before, so the file's position is right after it.
         self.index.read_to_end(&mut bytes).map_err(|error| self.index_error(&error))?;
         let data_end = self.data.metadata().map_err(|error| self.data_error(&error))?.len();
         let mut found = Vec::with_capacity(bytes.len() / ENTRY);

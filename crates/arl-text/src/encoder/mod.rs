@@ -10,11 +10,11 @@ use std::sync::RwLock;
 use arl_model::{Error, ErrorCode, Result};
 use rayon::prelude::*;
 
+use crate::loss_mask::{self, Probed, Reply};
 use crate::note::NoteKind;
 use crate::options::{TextOptions, Truncation};
 use crate::problem::{Refusal, RowProblem, reason};
 use crate::row::{Json, Reader, Record, Row, Shape, is_reply, parse, role};
-use crate::targets::{self, Probed, Reply};
 use crate::template::{Moment, Templates};
 use crate::tokenize::Tokens;
 
@@ -37,7 +37,7 @@ pub struct TextInfo {
     pub fingerprint: String,
 }
 
-/// All ids, and where those of each reply lie: `ids[first..end]`.
+/// All ids, and the range of each reply: `ids[first..end]`.
 type Tokenized = (Vec<u32>, Vec<(usize, usize)>);
 
 /// Rows to tokens.
@@ -204,7 +204,7 @@ impl TextEncoder {
         record.messages.truncate(until);
         self.templates.as_ref().map_err(Clone::clone)?;
         let probed = self.template_of(&record).map_err(failed)?;
-        let rendered = targets::render(probed, &record, self.options.thinking, true).map_err(failed)?;
+        let rendered = loss_mask::render(probed, &record, self.options.thinking, true).map_err(failed)?;
         let (ids, _) = self.cut_and_tokenize(&rendered.text, &rendered.replies).map_err(failed)?;
         Ok(ids)
     }
@@ -318,7 +318,7 @@ impl TextEncoder {
 
     fn chat(&self, record: Record) -> std::result::Result<Encoded, Refusal> {
         record.check_trainable()?;
-        let rendered = targets::render(self.template_of(&record)?, &record, self.options.thinking, false)?;
+        let rendered = loss_mask::render(self.template_of(&record)?, &record, self.options.thinking, false)?;
         let (ids, places) = self.cut_and_tokenize(&rendered.text, &rendered.replies)?;
         let mut runs = Vec::new();
         let mut spans = Vec::new();

@@ -8,13 +8,13 @@ use crate::problem::{Refusal, reason};
 
 /// The options that decide which replies are trained.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Standing {
+pub(crate) struct AdvantageFilter {
     minimal: Option<f64>,
     drop_zero: bool,
     skip_non_positive: bool,
 }
 
-impl From<&TextOptions> for Standing {
+impl From<&TextOptions> for AdvantageFilter {
     fn from(options: &TextOptions) -> Self {
         Self {
             minimal: options.minimal_advantage,
@@ -24,7 +24,7 @@ impl From<&TextOptions> for Standing {
     }
 }
 
-impl Standing {
+impl AdvantageFilter {
     fn removes(self, advantage: f64) -> bool {
         self.minimal.is_some_and(|minimal| advantage < minimal)
             || (self.drop_zero && advantage == 0.0)
@@ -59,7 +59,7 @@ pub(super) fn apply(row: &mut Json, talk: &Talk, reader: &Reader, weights: &mut 
             let Some(advantage) = value.as_f64() else {
                 return Err(wrong_kind(&format!("advantages[{key}]"), Some(value), "a number"));
             };
-            let trained = !reader.standing.removes(advantage);
+            let trained = !reader.advantage_filter.removes(advantage);
             chosen.get_or_insert_with(|| vec![false; weights.len()])[index] = trained;
         }
     }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use crate::problem::{Refusal, reason};
 
-/// How deep arrays and objects may lie in each other; parsing and dropping recurse.
+/// How deep arrays and objects may nest; parsing and dropping recurse.
 const MAX_DEPTH: usize = 256;
 
 /// A longer row is refused, by whatever reads or writes rows: the tokenizer needs some 50 bytes of memory for a byte of text.

@@ -5,7 +5,7 @@ use std::fmt;
 
 use arl_model::Result;
 
-use super::advantages::{self, Standing};
+use super::advantages::{self, AdvantageFilter};
 use super::message::{is_reply, role};
 use super::pair;
 use super::shape::{Columns, Shape, unknown_row};
@@ -136,7 +136,7 @@ impl Talk {
 #[derive(Default)]
 pub(crate) struct Reader {
     pub(super) columns: Columns,
-    pub(super) standing: Standing,
+    pub(super) advantage_filter: AdvantageFilter,
     pub(super) images: Images,
     /// The words of the chat templates.
     words: HashSet<String>,
@@ -151,7 +151,7 @@ impl Reader {
         let words = templates.flat_map(|text| text.split(|c: char| !c.is_alphanumeric() && c != '_'));
         Ok(Self {
             columns: Columns::new(&options.columns)?,
-            standing: Standing::from(options),
+            advantage_filter: AdvantageFilter::from(options),
             images: options.images,
             words: words.filter(|word| !word.is_empty()).map(str::to_owned).collect(),
         })

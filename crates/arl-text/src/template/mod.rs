@@ -82,7 +82,7 @@ impl Template {
         Ok(Self { environment, source, literals, date, marks_replies, bos_token, eos_token })
     }
 
-    /// Renders a conversation. `text` may change every string of the row; `marks` are written around what stands between
+    /// Renders a conversation. `text` may change every string of the row; `marks` are written around what is between
     /// generation tags (both may be empty).
     pub(crate) fn render(
         &self,
@@ -125,7 +125,7 @@ fn describe(error: &minijinja::Error) -> String {
     }
 }
 
-/// What stands between generation tags, with a mark on each side.
+/// What is between generation tags, with a mark on each side.
 fn mark_reply(state: &State<'_, '_>, body: String) -> String {
     let mark = |name: &str| state.lookup(name).and_then(|mark| mark.as_str().map(str::to_owned)).unwrap_or_default();
     format!("{}{body}{}", mark("__open"), mark("__close"))

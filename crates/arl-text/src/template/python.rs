@@ -28,7 +28,7 @@ impl Object for BigInt {
 #[derive(Debug)]
 pub(crate) struct Dict {
     entries: Vec<(Value, Value)>,
-    /// Where each key lies; only large dicts have it.
+    /// The index of each key; only large dicts have it.
     places: HashMap<String, usize>,
 }
 

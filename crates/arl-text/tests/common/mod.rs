@@ -1,4 +1,4 @@
-//! What the tests share: where the golden cases and the real tokenizers lie, and a small model folder of their own.
+//! What the tests share: the paths of the golden cases and the real tokenizers, and a small model folder of their own.
 #![allow(dead_code, reason = "each test file uses a part")]
 
 pub(crate) mod property;

@@ -1,0 +1,154 @@
+/** The memory that a run takes, by category, before anything is loaded: from the options and the model's `config.json` alone. */
+import type { AgentTrainingConfig } from "../config/schema.js";
+import { deviceToPlan, hostInfo } from "../device/index.js";
+import { ArlError } from "../errors.js";
+import { type DeviceInfo, loadNative, type Native, type MemoryPlan as NativePlan } from "../native.js";
+import { type Advice, advise, CONTEXT_BYTES } from "../run/setup/memory.js";
+import { type ModelFacts, readModelFacts } from "../run/setup/model.js";
+import {
+	type BatchSize,
+	dtypeOf,
+	engineOptions,
+	type ResolvedConfig,
+	resolveArgs,
+	resolveForDevice,
+} from "../run/setup/options.js";
+import type { RowArguments } from "./rows.js";
+
+/** Memory of GPUs that are sold, in GB as their makers count. */
+export const GPU_SIZES = [24, 40, 48, 80, 141] as const;
+const GB = 1e9;
+/** The most tokens that a plan is made for: what the engine's counts of them hold. */
+export const MOST_TOKENS = 2 ** 31 - 1;
+
+/** The largest micro-batch; what is absent or null follows from the options. */
+export interface PlanSize {
+	/** Absent: `max_tokens_per_micro_batch`, else `per_device_train_batch_size` times `max_length`. */
+	tokens?: number | null;
+	/** Absent: `per_device_train_batch_size`; of packed micro-batches one for each 64 tokens. */
+	sequences?: number | null;
+}
+
+/** Bytes of one category. */
+export interface MemoryCategory {
+	/** `weights`, `gradients`, `moments`, `activations`, ... */
+	name: string;
+	bytes: number;
+}
+
+/** An option that saves memory, and what is needed with it. */
+export interface MemoryChange {
+	/** As on the command line. */
+	flags: string;
+	savedBytes: number;
+	totalBytes: number;
+	hostBytes: number;
+}
+
+/** The memory of a run. */
+export interface MemoryPlan {
+	device: string;
+	dtype: "f32" | "bf16" | "f16";
+	/** Trainable parameters, tied ones once. */
+	parameters: number;
+	/** Of the largest micro-batch. */
+	tokens: number;
+	sequences: number;
+	/** Memory of the device. */
+	categories: MemoryCategory[];
+	totalBytes: number;
+	/** What is offloaded to host memory. */
+	hostCategories: MemoryCategory[];
+	hostBytes: number;
+	/** Bytes that the device has free; null: it is not in this machine. */
+	availableBytes: number | null;
+	/** Whether that suffices; null: not known. */
+	fits: boolean | null;
+	/** What would save memory, the largest saving first; empty where the plan fits. */
+	changes: MemoryChange[];
+	/** What to know of how the options apply to the device. */
+	notices: string[];
+}
+
+/** A plan with all that it was made of. */
+export interface Planned {
+	model: ModelFacts;
+	args: ResolvedConfig;
+	device: string;
+	info: DeviceInfo | undefined;
+	host: DeviceInfo | undefined;
+	size: BatchSize;
+	plan: NativePlan;
+	/** Null: the plan fits, so that there is nothing to change. */
+	advice: Advice | null;
+	notices: string[];
+}
+
+/**
+ * Plans the memory of a run, as `arl plan` shows it. Loads nothing; the device need not be in this machine.
+ *
+ * @throws ArlError where the model's `config.json` or the options cannot be used.
+ */
+export async function planMemory(args: RowArguments, size: PlanSize = {}): Promise<MemoryPlan> {
+	const resolved = resolveArgs({ output_dir: ".", ...args });
+	const planned = await planRun(loadNative(), resolved.args, size);
+	const { device, info, plan, advice } = planned;
+	return {
+		device,
+		dtype: dtypeOf(planned.args),
+		parameters: plan.parameters,
+		tokens: planned.size.maxTokens,
+		sequences: planned.size.maxSequences,
+		categories: plan.categories,
+		totalBytes: plan.totalBytes,
+		hostCategories: plan.hostCategories,
+		hostBytes: plan.hostBytes,
+		availableBytes: info?.availableBytes ?? null,
+		fits: info === undefined ? null : plan.totalBytes <= info.availableBytes,
+		changes: memoryChanges(advice),
+		notices: [...resolved.notices, ...planned.notices],
+	};
+}
+
+/** Each change by itself. */
+export function memoryChanges(advice: Advice | null): MemoryChange[] {
+	return (advice?.changes ?? []).map(({ flags, savedBytes, plan: { totalBytes, hostBytes } }) => {
+		return { flags, savedBytes, totalBytes, hostBytes };
+	});
+}
+
+/** Plans, and looks for what would save memory where the plan does not fit. */
+export async function planRun(native: Native, given: AgentTrainingConfig, wanted: PlanSize): Promise<Planned> {
+	const model = await readModelFacts(given.model_name_or_path, native);
+	const { device, info, notice } = deviceToPlan(given.device, native);
+	const { args, notices } = resolveForDevice(given, device);
+	const size = batchSize(args, model, wanted);
+	const options = engineOptions(args, device, size);
+	const plan = native.planMemory(options);
+	const freedom = { packed: args.max_tokens_per_micro_batch !== null, resumed: false };
+	const advice = fits(plan, device, info) ? null : advise(options, native.planMemory, freedom);
+	const all = [...(notice === null ? [] : [notice]), ...notices];
+	return { model, args, device, info, host: hostInfo(native), size, plan, advice, notices: all };
+}
+
+/** The largest micro-batch: as it is given, else as the options bound it. */
+function batchSize(args: ResolvedConfig, model: ModelFacts, { tokens, sequences }: PlanSize): BatchSize {
+	const { max_tokens_per_micro_batch: packed, per_device_train_batch_size: samples } = args;
+	const longest = args.max_length ?? model.maxPositionEmbeddings;
+	const maxTokens = tokens ?? packed ?? samples * longest;
+	if (maxTokens > MOST_TOKENS)
+		throw new ArlError("ARL_USAGE", `a micro-batch of ${maxTokens} tokens is too large`, "Give --tokens.");
+	const usual = packed === null ? samples : Math.ceil(maxTokens / 64);
+	return { maxTokens, maxSequences: Math.min(maxTokens, sequences ?? usual) };
+}
+
+/** Whether the plan fits the device; where nothing is known of it, whether it fits the smallest GPU. */
+function fits(plan: NativePlan, device: string, info: DeviceInfo | undefined): boolean {
+	const room = info === undefined ? roomOf(GPU_SIZES[0]) : info.availableBytes;
+	return plan.totalBytes <= room || (device === "cpu" && info === undefined);
+}
+
+/** What a GPU of `gigabytes` leaves to a run. */
+export function roomOf(gigabytes: number): number {
+	return gigabytes * GB - CONTEXT_BYTES;
+}

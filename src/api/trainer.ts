@@ -1,0 +1,193 @@
+/** The trainer: options and rows in, events or a result out. */
+import type { AgentTrainingConfig, AgentTrainingConfigInput } from "../config/schema.js";
+import type { ConvertRecordToData } from "../data/sources/convert.js";
+import { checkDataset, type Dataset } from "../data/sources/custom.js";
+import type { RecordData } from "../data/sources/record.js";
+import { ArlError, toArlError, userError } from "../errors.js";
+import { type EndEvent, type EventOf, notice, type TrainEvent } from "../events.js";
+import { loadNative, type Native } from "../native.js";
+import { MetricsSink } from "../report/metrics.js";
+import { Requests, trainLoop } from "../run/loop/loop.js";
+import type { RowsFromCode } from "../run/setup/dataset.js";
+import { resolveArgs } from "../run/setup/options.js";
+import { prepareRun } from "../run/setup/prepare.js";
+import { Resources } from "../run/setup/resources.js";
+import { loadCode } from "../run/setup/user-modules.js";
+
+/** What a callback can do to the run. */
+export interface TrainerControl {
+	/** Ends the run after the current step, with a checkpoint. */
+	stop(): void;
+	/** Saves a checkpoint after the current step, whatever `save_strategy` says. */
+	save(): void;
+}
+
+/** Functions that are called, and awaited, as a run proceeds. An error in one of them ends the run with `ARL_USER`. */
+export interface TrainerCallback {
+	onEvent?(event: TrainEvent, control: TrainerControl): void | Promise<void>;
+	onStart?(event: EventOf<"start">, control: TrainerControl): void | Promise<void>;
+	onStep?(event: EventOf<"step">, control: TrainerControl): void | Promise<void>;
+	onLog?(event: EventOf<"log">, control: TrainerControl): void | Promise<void>;
+	onEpoch?(event: EventOf<"epoch">, control: TrainerControl): void | Promise<void>;
+	onSave?(event: EventOf<"saved">, control: TrainerControl): void | Promise<void>;
+	onEnd?(event: EventOf<"end">, control: TrainerControl): void | Promise<void>;
+}
+
+interface TrainerOptions {
+	/** Only null, as in AgentRL: the trainer loads the model that `args.model_name_or_path` names. */
+	model?: null;
+	args: AgentTrainingConfigInput;
+	callbacks?: TrainerCallback[];
+}
+
+/** Rows that need no converting. */
+interface ReadyRows {
+	/** Rows in place of those of `args.train_file`, or after them. A resumed run needs the same rows again. */
+	train_dataset?: Dataset<RecordData>;
+	convert_record_to_data_func?: undefined;
+}
+
+/** Rows that a function converts. */
+interface RawRows<Row> {
+	/** Raw rows. */
+	train_dataset?: Dataset<Row>;
+	/** Converts each raw row, of files as of `train_dataset`, into rows to train. */
+	convert_record_to_data_func: ConvertRecordToData<Row>;
+}
+
+export type QwenTrainerOptions<Row = unknown> = TrainerOptions & (ReadyRows | RawRows<Row>);
+
+export interface RunOptions {
+	/** Aborting it ends the run after the current step, with a checkpoint. */
+	signal?: AbortSignal;
+}
+
+/** How a run ended. */
+export type TrainResult = Omit<EndEvent, "type">;
+
+/** The callback for each type of event that has one. */
+const CALLBACKS = {
+	start: "onStart",
+	step: "onStep",
+	log: "onLog",
+	epoch: "onEpoch",
+	saved: "onSave",
+	end: "onEnd",
+} as const;
+
+async function call(callback: TrainerCallback, event: TrainEvent, control: TrainerControl): Promise<void> {
+	const own = event.type in CALLBACKS ? [CALLBACKS[event.type as keyof typeof CALLBACKS]] : [];
+	for (const name of ["onEvent", ...own] as const) {
+		try {
+			await callback[name]?.(event as never, control);
+		} catch (error) {
+			throw userError(`the callback ${name}`, error);
+		}
+	}
+}
+
+/** The native part of trainers that do not use the addon as it is. */
+const cores = new WeakMap<object, () => Native>();
+
+/** A trainer on another native part, for tests and benchmarks. Not part of the public API. */
+export function createTrainer<Row>(
+	options: QwenTrainerOptions<Row>,
+	core: () => Native = loadNative,
+): QwenTrainer<Row> {
+	const trainer = new QwenTrainer(options);
+	cores.set(trainer, core);
+	return trainer;
+}
+
+/** Fine-tunes a Qwen model on rows. One trainer is one run. */
+export class QwenTrainer<Row = unknown> {
+	/** The options with every value resolved. */
+	readonly args: AgentTrainingConfig;
+	private readonly notices: string[];
+	private readonly code: RowsFromCode;
+	private readonly callbacks: TrainerCallback[];
+	private started = false;
+
+	constructor(options: QwenTrainerOptions<Row>) {
+		if (options.model !== undefined && options.model !== null) {
+			throw new ArlError(
+				"ARL_CONFIG",
+				"model: only null is allowed",
+				"Name the model's folder in args.model_name_or_path.",
+			);
+		}
+		const { args, notices } = resolveArgs(options.args, options.train_dataset !== undefined);
+		this.args = args;
+		this.notices = notices;
+		const { train_dataset: dataset, convert_record_to_data_func: convert } = options;
+		if (dataset !== undefined) checkDataset(dataset);
+		if (convert !== undefined && typeof convert !== "function")
+			throw new ArlError("ARL_CONFIG", "convert_record_to_data_func: expected a function of a row");
+		this.code = { dataset: dataset ?? null, convert: convert ?? null };
+		this.callbacks = options.callbacks ?? [];
+	}
+
+	/**
+	 * Runs, and yields events. Leaving the loop early ends the run without saving; to save, abort `signal` and read on.
+	 *
+	 * @throws ArlError from the iterator, if the run fails.
+	 */
+	async *run(options: RunOptions = {}): AsyncGenerator<TrainEvent, void> {
+		if (this.started)
+			throw new ArlError("ARL_CONFIG", "this trainer has run already", "Create another QwenTrainer for another run.");
+		this.started = true;
+		const requests = new Requests(options.signal ?? null);
+		const control: TrainerControl = { stop: () => requests.stop(), save: () => requests.save() };
+		const resources = new Resources();
+		let failure: ArlError | null = null;
+		try {
+			for await (const event of this.events(requests, resources)) {
+				for (const callback of this.callbacks) await call(callback, event, control);
+				yield event;
+			}
+		} catch (error) {
+			failure = toArlError(error);
+		} finally {
+			// Throws the failure, or, also to a reader who has left, a failure to close.
+			await resources.close(failure);
+		}
+	}
+
+	/**
+	 * Runs to the end.
+	 *
+	 * @throws ArlError `ARL_INTERRUPTED` if the signal ended it, after saving.
+	 */
+	async train(options: RunOptions = {}): Promise<TrainResult> {
+		let result: TrainResult | null = null;
+		for await (const event of this.run(options)) {
+			if (event.type === "end") {
+				const { type: _, ...rest } = event;
+				result = rest;
+			}
+		}
+		if (result === null) throw new ArlError("ARL_INTERNAL", "the run ended without its last event");
+		if (result.outcome === "interrupted") {
+			throw new ArlError(
+				"ARL_INTERRUPTED",
+				`interrupted after step ${result.steps} of ${result.totalSteps}`,
+				result.modelPath === null ? "" : `Resume with resume_from_checkpoint: ${result.modelPath}`,
+			);
+		}
+		return result;
+	}
+
+	private async *events(requests: Requests, resources: Resources): AsyncGenerator<TrainEvent, void> {
+		const { args } = this;
+		for (const message of this.notices) yield notice("info", message);
+		const native = (cores.get(this) ?? loadNative)();
+		const code = await loadCode(args, this.code);
+		const run = yield* prepareRun({ native, args, code, signal: requests.signal, resources });
+		const metrics = new MetricsSink(args);
+		resources.add(() => metrics.close());
+		for await (const event of trainLoop(run, requests, resources)) {
+			metrics.event(event);
+			yield event;
+		}
+	}
+}

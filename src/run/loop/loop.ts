@@ -1,0 +1,233 @@
+/**
+ * The loop: takes all steps of a prepared run, and yields an event for whatever happens. Counting, logging and saving are called
+ * from here alone.
+ */
+import { basename } from "node:path";
+import type { AgentTrainingConfig } from "../../config/schema.js";
+import { unlessAborted } from "../../data/cancellation.js";
+import { epochAfter } from "../../data/sampler/batches.js";
+import type { AnySource } from "../../data/sources/source.js";
+import { makeFolder } from "../../disk/folders.js";
+import { ArlError } from "../../errors.js";
+import { notice, type StartEvent, type StepEvent, type TrainEvent } from "../../events.js";
+import { setBranchAside, setOldRunAside, settleOldRun } from "../checkpoint/old-run.js";
+import { differences, freeOf } from "../checkpoint/state.js";
+import type { PreparedRun } from "../setup/prepare.js";
+import type { Resources } from "../setup/resources.js";
+import { fillEvent, noteEvents } from "../setup/rows.js";
+import type { Run } from "../setup/run.js";
+import { commit, flush, waitFor } from "./commit-hooks.js";
+import { Saves } from "./saves.js";
+import { flopsOf, StepQueue } from "./step.js";
+
+/** What the caller and callbacks ask of a run; the loop looks between two steps. */
+export class Requests {
+	private stopped = false;
+	private saveWanted = false;
+
+	constructor(readonly signal: AbortSignal | null) {}
+
+	/** To end the run. */
+	stop(): void {
+		this.stopped = true;
+	}
+
+	/** To save a checkpoint. */
+	save(): void {
+		this.saveWanted = true;
+	}
+
+	get ended(): boolean {
+		return this.stopped || this.signal?.aborted === true;
+	}
+
+	/** Whether a checkpoint was asked for since the last call. */
+	takeSave(): boolean {
+		const wanted = this.saveWanted;
+		this.saveWanted = false;
+		return wanted;
+	}
+}
+
+/** Takes all steps of a prepared run. What it opens is closed with `resources`. */
+export async function* trainLoop(
+	prepared: PreparedRun,
+	requests: Requests,
+	resources: Resources,
+): AsyncGenerator<TrainEvent, void> {
+	const { data, engine, run } = prepared;
+	const { args, counters, hooks } = run;
+	yield* begin(prepared);
+	const queue = new StepQueue(engine, data, args, counters.step);
+	resources.add(() => queue.end());
+	const saves = new Saves(prepared);
+	const { step: firstStep, lossSum: lossBefore } = counters;
+	const started = performance.now();
+	let mark = started;
+	let filling = !data.prefetcher.complete;
+	let last: StepEvent | null = null;
+	// A step that was skipped does not move the schedule, as in Hugging Face's Trainer.
+	const rateAfter = (steps: number) => run.schedule(steps - counters.skippedSteps);
+
+	while (queue.rows !== null && !requests.ended) {
+		const waiting = performance.now();
+		const rows = yield* waitFor(hooks, unlessAborted(queue.rows, requests.signal));
+		if (rows === null) break;
+		const dataSeconds = (performance.now() - waiting) / 1000;
+		const step = counters.step + 1;
+		const submitted = await queue.take(step, rows, rateAfter(step - 1));
+		const finishing = queue.finish(submitted);
+		// The next rows are put together while the engine computes this step, and queued behind it. A checkpoint does not wait
+		// for another step; and with fp16 whether this one is skipped decides the next one's loss scale and learning rate.
+		queue.prepare(step);
+		if (!args.fp16 && saves.dueAfter(step, rows.place) === null) queue.follow(submitted, rateAfter(step));
+		const stats = await finishing;
+		const now = performance.now();
+		const { totalSteps } = data.plan;
+		last = counters.count({
+			place: rows.place,
+			stats,
+			learningRate: submitted.learningRate,
+			flops: flopsOf(rows.batches, engine.native.info()),
+			totalSteps,
+			time: {
+				seconds: (now - mark) / 1000,
+				dataSeconds,
+				secondsLeft: ((now - started) / 1000 / (step - firstStep)) * (totalSteps - step),
+			},
+		});
+		mark = now;
+		yield last;
+		if (last.skipped) yield skippedNotice(last);
+		if (filling && data.prefetcher.complete) {
+			filling = false;
+			yield fillEvent(args, data.prefetcher);
+			yield* noteEvents(data.prefetcher);
+		}
+		const isFirst = step === 1 && args.logging_first_step;
+		if (step % run.logInterval === 0 || step === data.plan.totalSteps || isFirst) yield counters.log(last);
+		if (rows.place.lastOfEpoch) yield { type: "epoch", epoch: rows.place.epoch + 1, step };
+		const requested = requests.takeSave() ? "requested" : null;
+		const reason = saves.dueAfter(step, rows.place) ?? requested;
+		if (reason === null) continue;
+		yield* saves.save(reason);
+		// Saving is no part of the next step's time.
+		mark = performance.now();
+	}
+	await queue.end();
+
+	// Rows that were encoded while the last steps ran.
+	yield* noteEvents(data.prefetcher);
+	const { step } = counters;
+	// The end of the rows has shown that the last step was the last one.
+	if (last !== null && counters.window.steps > 0 && step === data.plan.totalSteps) yield counters.log(last);
+	const seconds = (performance.now() - started) / 1000;
+	const trainLoss = step > firstStep ? (counters.lossSum - lossBefore) / (step - firstStep) : null;
+	yield* finish(prepared, requests, saves, { seconds, trainLoss });
+	if (data.plan.totalSteps < step) throw new ArlError("ARL_INTERNAL", "more steps were taken than planned");
+}
+
+/** Sets aside an old run, and reports the start. All checks have passed. */
+async function* begin(prepared: PreparedRun): AsyncGenerator<TrainEvent, void> {
+	const { data, run } = prepared;
+	const { args, counters, hooks, resumed } = run;
+	await makeFolder(args.output_dir);
+	yield* setAside(run);
+	if (resumed) {
+		const changed = differences(resumed.state.free, freeOf(args));
+		yield { type: "resumed", step: counters.step, checkpoint: resumed.path, changed };
+	}
+	await hooks?.begin();
+	yield startEvent(prepared);
+	if (!resumed) return;
+	// The earlier part of the run may have ended before this was recorded.
+	yield* commit(hooks, data.plan, counters.step);
+	yield* flush(hooks);
+}
+
+/** Sets aside what the run replaces, until it has a checkpoint or a model. */
+async function* setAside({ args, resumed, datasetId }: Run): AsyncGenerator<TrainEvent, void> {
+	const { output_dir: outputDir } = args;
+	const ours = args.cache_dir === null ? datasetId : null;
+	const old = args.overwrite_output_dir ? await setOldRunAside(outputDir, ours) : null;
+	const branch = resumed ? await setBranchAside(outputDir, resumed.state.step) : null;
+	const until = "until this run has a complete checkpoint or model, and then removed";
+	if (old !== null) yield notice("info", `what was in ${outputDir} is set aside ${until}: ${old}`);
+	if (branch === null) return;
+	const what = `checkpoints after step ${resumed?.state.step} are not of this run`;
+	yield notice("warning", `${what}, and are set aside ${until}: ${branch}`);
+}
+
+function startEvent({ data, engine, run }: PreparedRun): StartEvent {
+	const { args, counters } = run;
+	const { plan, source } = data;
+	const { modelType, parameters, device, dtype, flopsPerToken, attentionFlops } = engine.native.info();
+	const { categories, totalBytes, hostCategories, hostBytes } = engine.memory;
+	const stepsPerEpoch = plan.stepsOf(0);
+	return {
+		type: "start",
+		model: { path: args.model_name_or_path, modelType, parameters, device, dtype, flopsPerToken, attentionFlops },
+		data: {
+			source: sourceName(args, source),
+			shape: data.shape,
+			rows: source.length,
+			unbounded: data.unbounded,
+			rowsPerEpoch: data.order.rowsPerEpoch,
+			cached: data.prefetcher.pending === 0,
+		},
+		memory: { categories, totalBytes, hostCategories, hostBytes },
+		outputDir: args.output_dir,
+		totalSteps: plan.totalSteps,
+		stepsPerEpoch,
+		epochs: args.max_steps > 0 ? plan.totalSteps / stepsPerEpoch : args.num_train_epochs,
+		microBatchesPerStep: args.gradient_accumulation_steps,
+		firstStep: counters.step,
+		seed: args.seed,
+	};
+}
+
+/** Where the rows come from, for the user. */
+function sourceName(args: AgentTrainingConfig, source: AnySource): string {
+	const oneFile = args.train_file.length === 1 && args.db_connection_string === null && !source.lazy;
+	return oneFile ? basename(args.train_file[0] ?? source.name) : source.name;
+}
+
+/** Reports a step in float16 that changed nothing. */
+function skippedNotice({ step, loss, gradNorm, lossScale = 1 }: StepEvent): TrainEvent {
+	const what = Number.isFinite(loss) ? `the gradient's norm is ${gradNorm}` : `the loss is ${loss}`;
+	const scales = `at a loss scale of ${lossScale}; the next one's is ${lossScale / 2}`;
+	return notice("info", `step ${step} is skipped: ${what} ${scales}`);
+}
+
+/** Saves and publishes the model, and reports the end. */
+async function* finish(
+	{ data, run }: PreparedRun,
+	requests: Requests,
+	saves: Saves,
+	sums: { seconds: number; trainLoss: number | null },
+): AsyncGenerator<TrainEvent, void> {
+	const { args, counters, hooks } = run;
+	const { plan, source } = data;
+	const { step } = counters;
+	// Where all rows were read first, this was reported before.
+	if (source.lazy?.inOrder && source.leftOut)
+		yield notice("info", `the converting function has left out ${source.leftOut} rows of ${source.name}`);
+	const completed = step >= plan.totalSteps;
+	const outcome = completed ? "completed" : requests.signal?.aborted ? "interrupted" : "stopped";
+	const modelPath = yield* saves.finish(completed);
+	yield* flush(hooks);
+	const restored = await settleOldRun(args.output_dir);
+	if (restored !== null) yield notice("warning", `no step was saved. ${restored}`);
+	yield {
+		type: "end",
+		outcome,
+		steps: step,
+		totalSteps: plan.totalSteps,
+		epoch: step > 0 ? epochAfter(plan.place(step - 1)) : 0,
+		trainLoss: sums.trainLoss,
+		seconds: sums.seconds,
+		numTokens: counters.numTokens,
+		modelPath,
+		outputDir: args.output_dir,
+	};
+}

@@ -1,0 +1,56 @@
+/** Opens the engine of a run, after checking that its memory is available. */
+import { hostInfo } from "../../device/index.js";
+import { toArlError } from "../../errors.js";
+import { notice, type TrainEvent } from "../../events.js";
+import type { EngineOptions, MemoryPlan, Native, NativeEngine } from "../../native.js";
+import { type Advice, advise, checkMemory, type Planner, withPlan } from "./memory.js";
+import { type BatchSize, engineOptions } from "./options.js";
+import type { Resources } from "./resources.js";
+import type { Start } from "./start.js";
+
+/** An open engine. */
+export interface Engine {
+	native: NativeEngine;
+	/** The options that it was opened with. */
+	options: EngineOptions;
+	/** The memory that it takes. */
+	memory: MemoryPlan;
+	/** The memory that an engine with such options would take. */
+	plan: Planner;
+	/** Changes that save memory, for an engine with such options. */
+	advise: (options: EngineOptions) => Advice;
+}
+
+/**
+ * Checks the memory, opens the engine, and restores the state that the run resumes from. `host`: the addon that knows the
+ * machine's own memory.
+ *
+ * @throws ArlError `ARL_OOM` with the plan if the memory is not available.
+ */
+export async function* openEngine(
+	{ args, device, model, text, chatTemplate, resumed }: Start,
+	size: BatchSize,
+	host: Native,
+	resources: Resources,
+): AsyncGenerator<TrainEvent, Engine> {
+	const plan = device.native.planMemory;
+	const options = { ...engineOptions(args, device.device, size), modelDir: model.path };
+	const memory = plan(options);
+	const freedom = { packed: args.max_tokens_per_micro_batch !== null, resumed: resumed !== null };
+	const adviseFor = (other: EngineOptions) => advise(other, plan, freedom);
+	const advice = () => adviseFor(options);
+	const message = checkMemory(memory, { device: device.info, host: hostInfo(host) }, advice);
+	yield { type: "check", name: "memory", message };
+	// Saved models prompt and stop as in training.
+	const exported = { exportStopIds: text.stopIds, ...(chatTemplate !== null && { exportChatTemplate: chatTemplate }) };
+	const opening = device.native.Engine.open({ ...options, ...exported, restored: resumed !== null });
+	const native = await opening.catch((error: unknown) => {
+		throw withPlan(toArlError(error), memory, advice);
+	});
+	resources.add(() => native.close());
+	const { notice: warning, exportChanges } = native.info();
+	if (warning !== undefined) yield notice("warning", warning);
+	for (const change of exportChanges) yield notice("info", change);
+	if (resumed) await native.restoreState(resumed.stateDir);
+	return { native, options, memory, plan, advise: adviseFor };
+}

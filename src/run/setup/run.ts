@@ -1,0 +1,71 @@
+/** A run, without its rows and engine: its options, progress and schedule, and what a resumed run must share with it. */
+import type { AgentTrainingConfig } from "../../config/schema.js";
+import { type Data, streamOf } from "../../data/sampler/data.js";
+import type { Resumable } from "../checkpoint/checkpoint.js";
+import { checkSameRun, type Fingerprint, fixedOf } from "../checkpoint/state.js";
+import type { CommitHooks } from "../loop/commit-hooks.js";
+import { Counters } from "../loop/counters.js";
+import { createSchedule, type Schedule, warmupSteps } from "../loop/schedules.js";
+import type { OpenRows } from "./dataset.js";
+import { type ResolvedConfig, stepInterval } from "./options.js";
+import type { Start } from "./start.js";
+
+export interface Run {
+	args: ResolvedConfig;
+	counters: Counters;
+	schedule: Schedule;
+	/** Steps between two checkpoints, and between two log lines. */
+	saveInterval: number;
+	logInterval: number;
+	/** The checkpoint that the run resumes from. */
+	resumed: Resumable | null;
+	/** What a run that resumes from this one must share with it. */
+	fixed: Fingerprint;
+	/** By which such a run identifies its rows; null: by their content. */
+	datasetId: string | null;
+	/** Null: no source needs to know how the run proceeds. */
+	hooks: CommitHooks | null;
+}
+
+/** Creates the run. Throws `ARL_STATE` if it is not the one that it should resume. */
+export function createRun(
+	{ args, model, text, resumed }: Start,
+	{ source, plan }: Data,
+	{ entryRows, datasetId, hooks }: OpenRows,
+): Run {
+	const { totalSteps } = plan;
+	const schedule = scheduleOf(args, totalSteps);
+	const fixed = fixedOf(args, {
+		model,
+		dataIdentity: source.identity,
+		rows: streamOf(source) ? "open" : source.length,
+		entryRows,
+		databaseList: hooks?.id ?? null,
+		textFingerprint: text.fingerprint,
+		warmupSteps: warmupSteps(args.warmup_steps, totalSteps),
+		totalSteps,
+	});
+	if (resumed) checkSameRun(resumed.path, resumed.state, fixed);
+	return {
+		args,
+		counters: new Counters(resumed?.state),
+		schedule,
+		saveInterval: stepInterval(args.save_steps, totalSteps),
+		logInterval: stepInterval(args.logging_steps, totalSteps),
+		resumed,
+		fixed,
+		datasetId,
+		hooks,
+	};
+}
+
+/** The learning rates of a run of `totalSteps` steps. Throws `ARL_CONFIG` if the options are wrong. */
+export function scheduleOf(args: AgentTrainingConfig, totalSteps: number): Schedule {
+	return createSchedule({
+		name: args.lr_scheduler_type,
+		learningRate: args.learning_rate,
+		warmupSteps: args.warmup_steps,
+		totalSteps,
+		kwargs: args.lr_scheduler_kwargs,
+	});
+}

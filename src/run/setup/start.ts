@@ -1,0 +1,111 @@
+/**
+ * What a run starts from: a model, its tokenizer and a device. A resumed run takes the model from the checkpoint, which is a
+ * complete model, so the folder of the first one may be gone; if it still exists, it must be the same model.
+ */
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import type { AgentTrainingConfig } from "../../config/schema.js";
+import { type ChosenDevice, chooseDevice } from "../../device/index.js";
+import { exists } from "../../disk/folders.js";
+import { toArlError } from "../../errors.js";
+import { notice, type TrainEvent } from "../../events.js";
+import type { Native, NativeTextEncoder, TextInfo, TextOptions } from "../../native.js";
+import { bytesToTenth } from "../../report/format.js";
+import type { Resumable } from "../checkpoint/checkpoint.js";
+import { bf16Of, modelIdentityOf } from "../checkpoint/state.js";
+import { baseIdentity, type ModelFolder, readModelFolder } from "./model.js";
+import { engineOptions, type ResolvedConfig, resolveBf16, resolveForDevice, textOptions } from "./options.js";
+import { checkTokenizer } from "./preflight.js";
+
+/** What a run starts from, checked. */
+export interface Start {
+	args: ResolvedConfig;
+	/** The folder that the engine is opened on; its identity is that of the model that the run began with. */
+	model: ModelFolder;
+	device: ChosenDevice;
+	encoder: NativeTextEncoder;
+	text: TextInfo;
+	/** The template that renders the rows, if it replaces the model's. */
+	chatTemplate: string | null;
+	/** The checkpoint that the run resumes from. */
+	resumed: Resumable | null;
+}
+
+/**
+ * Checks and opens what a run starts from. A config or an option that the engine refuses is reported before rows are encoded,
+ * which may take long.
+ */
+export async function* openStart(
+	native: Native,
+	config: AgentTrainingConfig,
+	resumed: Resumable | null,
+): AsyncGenerator<TrainEvent, Start> {
+	const { model, ...found } = await findModel(config, resumed, native);
+	const device = chooseDevice(config.device, native);
+	const { args, notices } = resolveForDevice(config, device.device);
+	const smallest = engineOptions(args, device.device, { maxTokens: 1, maxSequences: 1 });
+	device.native.planMemory({ ...smallest, modelDir: model.path });
+	const weights = args.init_from_config ? "random weights" : `${bytesToTenth(model.weightBytes)} of weights`;
+	yield { type: "check", name: "model", message: `${model.modelType}, ${weights}` };
+	if (device.notice !== null) yield notice("warning", device.notice);
+	for (const message of notices) yield notice("info", message);
+	for (const message of found.missing) yield notice("warning", message);
+	// A resumed run computes as it began, whatever the device is now.
+	args.bf16 = !args.fp16 && resolveBf16(config.bf16, device.device, resumed && bf16Of(resumed.state.fixed));
+	for (const message of resumed?.damaged ?? []) yield notice("warning", `skipped: ${message}`);
+	if (config.resume_from_checkpoint !== null && resumed === null) {
+		const where = config.output_dir;
+		yield notice("warning", `there is no checkpoint in ${where} yet: the run starts from the beginning`);
+	}
+	const encoder = native.TextEncoder.open(found.textOptions);
+	const text = encoder.info();
+	yield { type: "check", name: "tokenizer", message: checkTokenizer(model, text) };
+	if (resumed || !args.init_from_config) native.checkWeights(model.path);
+	return { args, model, device, encoder, text, chatTemplate: found.chatTemplate, resumed };
+}
+
+interface FoundModel {
+	model: ModelFolder;
+	/** How rows become tokens. */
+	textOptions: TextOptions;
+	chatTemplate: string | null;
+	/** For the user: what comes from the checkpoint because the first model's folder lacks it. */
+	missing: string[];
+}
+
+/** Throws `ARL_CONFIG` if the model cannot be trained, `ARL_IO` if a template cannot be read. */
+async function findModel(
+	args: AgentTrainingConfig,
+	resumed: Resumable | null,
+	native: Pick<Native, "modelConfig">,
+): Promise<FoundModel> {
+	const { model_name_or_path: base, chat_template: template } = args;
+	const found = await readModelFolder(resumed?.path ?? base, native);
+	const model = resumed
+		? { ...found, identity: await baseIdentity(base, modelIdentityOf(resumed.state.fixed)) }
+		: found;
+	// The first model's own tokenizer and template, where they still exist: then a change of them is noticed.
+	const hasText = resumed === null || (await exists(join(base, "tokenizer.json")));
+	const hasTemplate = resumed === null || template === null || (await exists(template));
+	const file = hasTemplate ? template : join(resumed.path, "chat_template.jinja");
+	const text = { ...textOptions(args, model.maxPositionEmbeddings), modelDir: hasText ? base : resumed.path };
+	const missing: string[] = [];
+	if (!hasText) {
+		missing.push(
+			`model_name_or_path: ${base} does not exist any more: model, tokenizer and template are those of ${resumed.path}`,
+		);
+	}
+	if (!hasTemplate) missing.push(`chat_template: ${template} does not exist any more: ${resumed.path} has its text`);
+	return {
+		model,
+		textOptions: file === null ? text : { ...text, chatTemplate: file },
+		chatTemplate: file === null ? null : await readTemplate(file),
+		missing,
+	};
+}
+
+function readTemplate(file: string): Promise<string> {
+	return readFile(file, "utf8").catch((error: unknown) => {
+		throw toArlError(error);
+	});
+}
