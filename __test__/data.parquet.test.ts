@@ -2,9 +2,6 @@ import { readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
-import { type FileMetaData, parquetMetadata } from "hyparquet";
-import { ByteWriter, parquetWriteBuffer } from "hyparquet-writer";
-import { writeMetadata } from "hyparquet-writer/src/metadata.js";
 import { describe, expect, it } from "vitest";
 import { Scratch } from "../src/data/sources/scratch.js";
 import { ArlError } from "../src/errors.js";
@@ -204,105 +201,6 @@ describe("Parquet files", () => {
 		expect(await readdir(scratch.path())).toEqual(["lock"]);
 		scratch.close();
 		expect(await readdir(parent)).toEqual([]);
-	});
-});
-
-type Elements = FileMetaData["schema"];
-
-/**
- * A file whose lists are spelt as older writers did. Levels do not depend on the spelling, so it is written with today's
- * schema, and then given the other one.
- */
-function respelt(data: unknown[], schema: Elements, other: Elements, paths: string[][]): string {
-	const [, column] = schema;
-	const bytes = parquetWriteBuffer({ schema, columnData: [{ name: column?.name ?? "", data }] });
-	const metadata = parquetMetadata(bytes);
-	for (const group of metadata.row_groups) {
-		for (const [i, { meta_data: chunk }] of group.columns.entries()) if (chunk) chunk.path_in_schema = paths[i] ?? [];
-	}
-	const footer = new ByteWriter();
-	writeMetadata(footer, { ...metadata, schema: other });
-	const path = file();
-	const body = Buffer.from(bytes, 0, bytes.byteLength - metadata.metadata_length - 8);
-	writeFileSync(path, Buffer.concat([body, Buffer.from(footer.getBytes()), Buffer.from("PAR1")]));
-	return path;
-}
-
-describe("lists of older writers", () => {
-	const root = { name: "schema", num_children: 1, repetition_type: "REQUIRED" } as const;
-	const list = { name: "l", num_children: 1, repetition_type: "OPTIONAL", converted_type: "LIST" } as const;
-	const repeated = (name: string, children: number) =>
-		({ name, num_children: children, repetition_type: "REPEATED" }) as const;
-	const int = (name: string, repetition_type: "REQUIRED" | "OPTIONAL" | "REPEATED") =>
-		({ name, type: "INT32", repetition_type }) as const;
-	const group = (name: string, children: number) =>
-		({ name, num_children: children, repetition_type: "REQUIRED" }) as const;
-	const pairs = [
-		[
-			{ x: 1, y: 2 },
-			{ x: null, y: 3 },
-		],
-		[],
-		null,
-	];
-	const today = [root, list, repeated("list", 1), group("element", 2), int("x", "OPTIONAL"), int("y", "REQUIRED")];
-	const cases: [string, unknown[], Elements, Elements, string[][], string[]][] = [
-		[
-			"repeated values",
-			[[1, 2], [], null],
-			[root, list, repeated("list", 1), int("element", "REQUIRED")],
-			[root, list, int("array", "REPEATED")],
-			[["l", "array"]],
-			["[1,2]", "[]", "null"],
-		],
-		[
-			"repeated values that no list is around",
-			[[1, 2], []],
-			[root, { ...list, repetition_type: "REQUIRED" }, repeated("list", 1), int("element", "REQUIRED")],
-			[root, int("l", "REPEATED")],
-			[["l"]],
-			["[1,2]", "[]"],
-		],
-		[
-			"repeated structs",
-			pairs,
-			today,
-			[root, list, repeated("element", 2), int("x", "OPTIONAL"), int("y", "REQUIRED")],
-			[
-				["l", "element", "x"],
-				["l", "element", "y"],
-			],
-			['[{"x":1,"y":2},{"y":3}]', "[]", "null"],
-		],
-		[
-			"repeated structs of one field, by their name",
-			[[{ x: 1 }, { x: null }], [], null],
-			[root, list, repeated("list", 1), group("element", 1), int("x", "OPTIONAL")],
-			[root, list, repeated("l_tuple", 1), int("x", "OPTIONAL")],
-			[["l", "l_tuple", "x"]],
-			['[{"x":1},{}]', "[]", "null"],
-		],
-		[
-			"maps by their old name",
-			[[{ x: 1, y: 2 }], []],
-			[root, list, repeated("list", 1), group("element", 2), int("x", "REQUIRED"), int("y", "OPTIONAL")],
-			[
-				root,
-				{ ...list, converted_type: "MAP_KEY_VALUE" },
-				repeated("map", 2),
-				int("key", "REQUIRED"),
-				int("value", "OPTIONAL"),
-			],
-			[
-				["l", "map", "key"],
-				["l", "map", "value"],
-			],
-			['{"1":2}', "{}"],
-		],
-	];
-	it.each(cases)("%s", async (_, data, schema, other, paths, expected) => {
-		const { rows } = await readRows([respelt(data, schema, other, paths)]);
-		expect(rows).toEqual(expected.map((value) => `{"l":${value}}`));
 	});
 });
 

@@ -1,12 +1,11 @@
 import { readFileSync } from "node:fs";
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
-import { DuckDBInstance } from "@duckdb/node-api";
 import { describe, expect, it } from "vitest";
 import { writeParquet } from "../src/data/sources/parquet/write.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { root } from "./support/real.js";
-import { readRows } from "./support/tables.js";
+import { duck, readRows } from "./support/tables.js";
 
 const folder = temporaryFolder();
 let files = 0;
@@ -51,13 +50,10 @@ describe("rows written as Parquet", () => {
 	it("can be read by others: numbers as numbers, lists as JSON text", async () => {
 		const path = file();
 		await writeParquet(path, ['{"messages":[{"role":"user"}],"reward":1,"step":3,"record_id":"x"}']);
-		const connection = await (await DuckDBInstance.create(":memory:")).connect();
-		const reader = await connection.runAndReadAll(
+		const read = await duck(
 			`select reward, step, record_id, messages, json_extract_string(messages, '$[0].role') as role from '${path}'`,
 		);
-		expect(reader.getRowObjectsJS()).toEqual([
-			{ reward: 1, step: 3n, record_id: "x", messages: '[{"role":"user"}]', role: "user" },
-		]);
+		expect(read).toEqual([{ reward: 1, step: 3n, record_id: "x", messages: '[{"role":"user"}]', role: "user" }]);
 	});
 
 	it("leave nothing behind where a row cannot be written, and name it", async () => {

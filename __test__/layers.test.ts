@@ -32,9 +32,6 @@ const KNOWN_TO: Readonly<Record<string, readonly string[]>> = {
 /** Who imports which dependency. */
 const PACKAGES: Readonly<Record<string, readonly string[]>> = {
 	"csv-parse": ["data"],
-	hyparquet: ["data"],
-	"hyparquet-compressors": ["data"],
-	"hyparquet-writer": ["data"],
 	jiti: ["config"],
 	mongodb: ["mongo"],
 	picocolors: ["errors", "report", "cli"],
@@ -130,6 +127,22 @@ describe("the files of src/", () => {
 		expect(found).toContain("src/api/index.ts src/events.ts");
 		const unknown = inside.filter(({ to }) => !files.includes(to) && unitOf(to) !== "the addon");
 		expect(unknown).toEqual([]);
+	});
+
+	it("are all that benches, scripts and tests import from dist/", () => {
+		const folders = ["bench", "scripts", "__test__"];
+		const users = folders.flatMap((folder) =>
+			readdirSync(join(root, folder), { recursive: true, encoding: "utf8" })
+				.filter((name) => /\.m?[jt]s$/.test(name))
+				.map((name) => join(folder, name)),
+		);
+		const missing = users.flatMap((user) =>
+			[...readFileSync(join(root, user), "utf8").matchAll(/dist\/([\w/.-]+)\.js\b/g)]
+				.map(([, path]) => `src/${path}.ts`)
+				.filter((path) => !files.includes(path))
+				.map((path) => `${user} imports ${path}, which does not exist`),
+		);
+		expect(missing).toEqual([]);
 	});
 
 	it("import each other in no circle", () => {

@@ -1,12 +1,12 @@
 /** What is in a database, counted; and its rows in files again, byte for byte. */
 import { existsSync, mkdtempSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { parquetReadObjects } from "hyparquet";
 import { Binary, DBRef, Double, MongoClient, ObjectId } from "mongodb";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { temporaryFolder } from "./support/folder.js";
 import { type MongoServer, mongoMissing, newDatabase, startMongo } from "./support/mongo.js";
 import { arl } from "./support/real.js";
+import { duck } from "./support/tables.js";
 
 const folder = temporaryFolder();
 
@@ -83,8 +83,7 @@ describe.skipIf(mongoMissing("rows of a database in files"))("rows of a database
 		fresh();
 		await imported(ROWS);
 		await exported("rows.parquet");
-		const bytes = readFileSync(join(place, "rows.parquet"));
-		const rows = await parquetReadObjects({ file: new Uint8Array(bytes).buffer });
+		const rows = await duck(`from '${join(place, "rows.parquet")}'`);
 		expect(rows.map(({ tools }) => tools)[0]).toBe('[{"b":1.0,"a":9007199254740993,"2":null}]');
 		expect(rows.map(({ reward }) => reward)).toEqual([1, 0.25, 1, 1]);
 		expect(rows.map(({ step }) => step)).toEqual([-1n, 7n, -1n, -1n]);

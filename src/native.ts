@@ -9,6 +9,7 @@ import type * as Addon from "../binding.js";
 import { ArlError, isErrorCode } from "./errors.js";
 
 export type {
+	ColumnCount,
 	CudaDevice,
 	CudaLibrary,
 	CudaReport,
@@ -44,10 +45,11 @@ export interface Native {
 	modelConfig: typeof Addon.modelConfig;
 	checkWeights: typeof Addon.checkWeights;
 	decompress: typeof Addon.decompress;
-	unpackZstd: typeof Addon.unpackZstd;
 	jsonArrayRows: typeof Addon.jsonArrayRows;
 	sniff: typeof Addon.sniff;
 	MAX_ROW_BYTES: typeof Addon.MAX_ROW_BYTES;
+	ParquetReader: Pick<typeof Addon.ParquetReader, "create">;
+	ParquetWriter: Pick<typeof Addon.ParquetWriter, "create">;
 	ScratchFolder: Pick<typeof Addon.ScratchFolder, "create">;
 	matmulRate: typeof Addon.matmulRate;
 	backends: typeof Addon.backends;
@@ -88,7 +90,15 @@ function handle<T>(native: T): T {
 	return proxy;
 }
 
-const NATIVE_CLASSES = new Set(["Engine", "TextEncoder", "TokenCache", "FileLock", "ScratchFolder"]);
+const NATIVE_CLASSES = new Set([
+	"Engine",
+	"TextEncoder",
+	"TokenCache",
+	"FileLock",
+	"ParquetReader",
+	"ParquetWriter",
+	"ScratchFolder",
+]);
 
 function isNativeClass(value: object): boolean {
 	return NATIVE_CLASSES.has(value.constructor?.name);
@@ -120,10 +130,11 @@ function nativeOf(addon: typeof Addon): Native {
 		modelConfig: guarded(addon.modelConfig),
 		checkWeights: guarded(addon.checkWeights),
 		decompress: guarded(addon.decompress),
-		unpackZstd: guarded(addon.unpackZstd),
 		jsonArrayRows: guarded(addon.jsonArrayRows),
 		sniff: guarded(addon.sniff),
 		MAX_ROW_BYTES: addon.MAX_ROW_BYTES,
+		ParquetReader: { create: guarded(addon.ParquetReader.create.bind(addon.ParquetReader)) },
+		ParquetWriter: { create: guarded(addon.ParquetWriter.create.bind(addon.ParquetWriter)) },
 		ScratchFolder: { create: guarded(addon.ScratchFolder.create.bind(addon.ScratchFolder)) },
 		matmulRate: guarded(addon.matmulRate),
 		backends: guarded(addon.backends),

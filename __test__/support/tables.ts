@@ -4,12 +4,14 @@ import { DuckDBInstance } from "@duckdb/node-api";
 import { type FileOptions, openFiles } from "../../src/data/sources/open.js";
 import { fakeNative } from "./fake-native.js";
 
-/** Runs statements in a database of its own. */
-export async function duck(...statements: string[]): Promise<void> {
+/** Runs statements in a database of its own; returns the rows of the last one as objects. */
+export async function duck(...statements: string[]): Promise<Record<string, unknown>[]> {
 	const instance = await DuckDBInstance.create(":memory:");
 	const connection = await instance.connect();
 	try {
-		for (const statement of statements) await connection.run(statement);
+		let rows: Record<string, unknown>[] = [];
+		for (const statement of statements) rows = (await connection.runAndReadAll(statement)).getRowObjectsJS();
+		return rows;
 	} finally {
 		connection.closeSync();
 		instance.closeSync();
@@ -22,7 +24,7 @@ export async function duckParquet(path: string, query: string, options = ""): Pr
 	return path;
 }
 
-/** A Python with pyarrow and polars; tells on stderr that a test is skipped where there is none. */
+/** A Python with pyarrow and polars; reports on stderr that a test is skipped where there is none. */
 export function python(test: string): string | null {
 	const program = process.env.ARL_PYTHON;
 	const reason =
@@ -43,7 +45,7 @@ export function runPython(program: string, source: string, words: string[] = [])
 	return stdout;
 }
 
-/** The rows of files as texts, with their places and what is told of them. */
+/** The rows of files as texts, with their places and what is reported of them. */
 export async function readRows(
 	entries: string[],
 	options: FileOptions = {},

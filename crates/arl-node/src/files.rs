@@ -17,12 +17,6 @@ pub fn decompress(env: &Env, source: String, target: String) -> napi::Result<Obj
     once(env, "arl-decompress", job, |unpacked: bool| unpacked)
 }
 
-/// The `length` bytes that zstd data holds.
-#[napi]
-pub fn unpack_zstd(packed: Uint8Array, length: u32) -> napi::Result<Uint8Array> {
-    Ok(sync(|| arl_text::unpack_zstd(&packed, length as usize))?.into())
-}
-
 /// What the first bytes of a file say that it is.
 #[napi(ts_return_type = "'gzip' | 'zstd' | 'UTF-16' | 'UTF-32' | 'other'")]
 pub fn sniff(head: Uint8Array) -> &'static str {

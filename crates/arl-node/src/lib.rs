@@ -6,6 +6,7 @@ pub mod device;
 pub mod engine;
 mod error;
 pub mod files;
+pub mod parquet;
 pub mod text;
 pub mod values;
 mod worker;

@@ -134,25 +134,6 @@ fn damaged(source: &Path, kind: &str, what: &str) -> Error {
         .hint("copy or download the file again")
 }
 
-/// The `length` bytes that zstd data holds, of all its frames.
-///
-/// # Errors
-/// `ARL_DATA` where `packed` is damaged, cut off, or holds another number of bytes; `ARL_OOM` where there is no room.
-pub fn unpack_zstd(packed: &[u8], length: usize) -> Result<Vec<u8>> {
-    let damaged = |what: String| Error::new(ErrorCode::Data, what);
-    let mut bytes = Vec::new();
-    bytes
-        .try_reserve_exact(length)
-        .map_err(|error| Error::new(ErrorCode::Oom, format!("{length} bytes cannot be unpacked: {error}")))?;
-    zstd::bulk::Decompressor::new()
-        .and_then(|mut decompressor| decompressor.decompress_to_buffer(packed, &mut bytes))
-        .map_err(|error| damaged(format!("the zstd data is damaged or cut off: {error}")))?;
-    if bytes.len() != length {
-        return Err(damaged(format!("zstd data of {length} bytes unpacks to {}", bytes.len())));
-    }
-    Ok(bytes)
-}
-
 /// The elements of a JSON array: `ranges` holds the start and the end of each, in bytes, `lines` the line on which each
 /// begins, counted from 1.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

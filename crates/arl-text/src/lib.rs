@@ -22,7 +22,7 @@ mod tokenize;
 
 pub use cache::{FillReport, MicroBatch, RowState, TokenCache};
 pub use encoder::{Encoded, Outcome, Run, Span, TextEncoder, TextInfo};
-pub use files::{ArrayRows, Content, decompress, json_array_rows, sniff, unpack_zstd};
+pub use files::{ArrayRows, Content, decompress, json_array_rows, sniff};
 pub use lock::FileLock;
 pub use note::{Note, NoteCount, NoteKind, Notes};
 pub use options::{Images, TextOptions, Thinking, Truncation};

@@ -3,7 +3,7 @@
 
 use std::io::Write;
 
-use arl_text::{Content, decompress, json_array_rows, sniff, unpack_zstd};
+use arl_text::{Content, decompress, json_array_rows, sniff};
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
@@ -71,27 +71,6 @@ fn a_damaged_file_leaves_nothing_behind() {
     }
     assert!(decompress(&dir.path().join("absent"), &target).is_err());
     assert!(decompress(dir.path(), &target).unwrap_err().message.contains("directory"));
-}
-
-#[test]
-fn zstd_data_gives_exactly_the_bytes_that_are_asked_for() {
-    let text = b"{\"text\": \"abc\"}\n".repeat(1000);
-    let packed = zstd(&text);
-    assert_eq!(unpack_zstd(&packed, text.len()).unwrap(), text);
-    let (first, second) = text.split_at(5000);
-    assert_eq!(unpack_zstd(&[zstd(first), zstd(second)].concat(), text.len()).unwrap(), text);
-    let cut = &packed[..packed.len() - 5];
-    for (name, packed, length) in [
-        ("longer", &packed[..], text.len() - 1),
-        ("shorter", &packed[..], text.len() + 1),
-        ("cut", cut, text.len()),
-        ("text", &text[..], text.len()),
-        ("no room", &packed[..], usize::MAX / 2),
-    ] {
-        let error = unpack_zstd(packed, length).unwrap_err();
-        let expected = if name == "no room" { arl_model::ErrorCode::Oom } else { arl_model::ErrorCode::Data };
-        assert_eq!(error.code, expected, "{name}: {error}");
-    }
 }
 
 #[test]

@@ -31,33 +31,29 @@ const NUMBERS = ["reward", "step"];
 /** Column names in the files by the program's names for them: the option `columns`. */
 export type ColumnNames = Readonly<Record<string, string>>;
 
-function has(known: readonly string[], column: string, names: ColumnNames): boolean {
-	return known.some((name) => (Object.hasOwn(names, name) ? names[name] : name) === column);
+/** What columns that the program knows are called in the file. */
+function inFile(known: readonly string[], names: ColumnNames): string[] {
+	return known.map((name) => (Object.hasOwn(names, name) ? (names[name] as string) : name));
 }
 
 /** Whether text in this column is a JSON list or object. */
 export function holdsNested(column: string, names: ColumnNames): boolean {
-	return has(NESTED, column, names) || holdsMedia(column, names);
-}
-
-/** Whether bytes in this column are binary data. */
-export function holdsMedia(column: string, names: ColumnNames): boolean {
-	return has(MEDIA, column, names);
-}
-
-/** Whether each string of a list in this column is a JSON object. */
-export function holdsObjects(column: string, names: ColumnNames): boolean {
-	return has(LISTS_OF_OBJECTS, column, names);
+	return inFile([...NESTED, ...MEDIA], names).includes(column);
 }
 
 /** Whether text in this column is a number. */
 export function holdsNumber(column: string, names: ColumnNames): boolean {
-	return has(NUMBERS, column, names);
+	return inFile(NUMBERS, names).includes(column);
 }
 
-/** Whether this is the column of the conversation. */
-export function isMessages(column: string, names: ColumnNames): boolean {
-	return has(["messages"], column, names);
+/** The columns of a file by what the core must know of them to read it. */
+export function columnsByMeaning(names: ColumnNames) {
+	return {
+		nested: inFile([...NESTED, ...MEDIA], names),
+		media: inFile(MEDIA, names),
+		objects: inFile(LISTS_OF_OBJECTS, names),
+		messages: names.messages ?? "messages",
+	};
 }
 
 /** Names that identify a line as the header of a table of rows. */

@@ -77,15 +77,6 @@ export function isNestedJson(bytes: Uint8Array): boolean {
 	return end >= 0 && skipSpace(bytes, end) === bytes.length;
 }
 
-/** Whether a text may stand for a value in a row: an array or object by its brackets, or any other value that is JSON. */
-export function isValueText(bytes: Uint8Array): boolean {
-	return isNestedJson(bytes) || parsed(textOf(bytes)) !== undefined;
-}
-
-function textOf({ buffer, byteOffset, byteLength }: Uint8Array): string {
-	return Buffer.from(buffer, byteOffset, byteLength).toString("utf8");
-}
-
 /** The keys of an object's text with the bytes of their values, in order; null: it is not an object. */
 export function objectEntries(bytes: Uint8Array): [string, Uint8Array][] | null {
 	const entries: [string, Uint8Array][] = [];
@@ -97,7 +88,7 @@ export function objectEntries(bytes: Uint8Array): [string, Uint8Array][] | null 
 		if (bytes[at] !== QUOTE) return null;
 		const keyEnd = stringEnd(bytes, at);
 		if (keyEnd < 0) return null;
-		const key = parsed(textOf(bytes.subarray(at, keyEnd)));
+		const key = parsed(Buffer.from(bytes.subarray(at, keyEnd)).toString("utf8"));
 		at = skipSpace(bytes, keyEnd);
 		if (typeof key !== "string" || bytes[at] !== 0x3a) return null;
 		at = skipSpace(bytes, at + 1);

@@ -15,7 +15,7 @@ import { type FileKind, sniff } from "./sniff.js";
 import { ConcatSource, type Source } from "./source.js";
 
 /** What reading files needs from the core. */
-export type FileNative = Pick<Native, "decompress" | "unpackZstd" | "jsonArrayRows" | "sniff" | "ScratchFolder">;
+export type FileNative = Pick<Native, "decompress" | "jsonArrayRows" | "sniff" | "ParquetReader" | "ScratchFolder">;
 
 /** How files are read. */
 export interface FileOptions {

@@ -1,6 +1,6 @@
 /**
- * Rows of Parquet files as a data set by the name and options that AgentRL gives it. The trainer reads its files themselves;
- * whoever iterates over it gets each row as an object.
+ * Rows of Parquet files as a data set, under the name and with the options that AgentRL gives it. The trainer reads the files
+ * directly; iterating over the data set yields each row as an object.
  */
 import { fileURLToPath } from "node:url";
 import type { AgentTrainingConfig, AgentTrainingConfigInput } from "../../../config/schema.js";

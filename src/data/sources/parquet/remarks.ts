@@ -1,9 +1,10 @@
 /** What a user should know of the values of Parquet columns, counted by top-level column while rows are read. */
+import type { ColumnCount } from "../../../native.js";
 
 type Counts = Map<string, number>;
 
-function add(counts: Counts, column: string, count: number): void {
-	counts.set(column, (counts.get(column) ?? 0) + count);
+function add(counts: Counts, more: readonly ColumnCount[]): void {
+	for (const { column, count } of more) counts.set(column, (counts.get(column) ?? 0) + count);
 }
 
 function shown(counts: Counts): string {
@@ -15,14 +16,10 @@ export class Remarks {
 	private readonly nulls: Counts = new Map();
 	private readonly numbers: Counts = new Map();
 
-	/** Nulls inside of structs that were read as absent keys. */
-	leftOut(column: string, count: number): void {
-		add(this.nulls, column, count);
-	}
-
-	/** A float that is NaN or infinite. */
-	notFinite(column: string): void {
-		add(this.numbers, column, 1);
+	/** Of one file: nulls inside of structs that were read as absent keys, and floats that are NaN or infinite. */
+	add(leftOut: readonly ColumnCount[], notFinite: readonly ColumnCount[]): void {
+		add(this.nulls, leftOut);
+		add(this.numbers, notFinite);
 	}
 
 	/** A sentence for each kind of remark. */
