@@ -43,7 +43,7 @@ impl StridedView {
         self.rows * self.columns
     }
 
-    /// From the first to the last element, with what lies between.
+    /// From the first to the last element, with all elements between them.
     pub(crate) fn extent(&self) -> Range<usize> {
         let last = (self.rows.max(1) - 1) * self.row_stride + (self.columns.max(1) - 1) * self.column_stride;
         self.start..self.start + last + usize::from(self.len() > 0)
