@@ -9,7 +9,7 @@
  */
 export declare const __napiBindingTarget: 'native' | 'wasm32-wasi' | 'wasm32-wasip1'
 
-/** A model on a device, on a thread of its own. Jobs run in the order in which they were asked for. */
+/** A model on a device, on a thread of its own. Jobs run in the order of their calls. */
 export declare class Engine {
   /** Reserves all memory and reads the weights. */
   static open(options: EngineOptions): Promise<Engine>
@@ -20,34 +20,37 @@ export declare class Engine {
   /** ONE optimizer step over all micro-batches. */
   step(batches: Array<MicroBatch>, hyper: StepHyper): Promise<StepStats>
   /**
-   * Computes the gradients of a step behind the step in progress, and changes nothing yet. Resolves with its ticket as
-   * soon as that is queued. Until the step is finished only `saveState` and `exportModel` leave it as it is; whatever
-   * else computes gives it up.
+   * Queues the gradients of a step after the step in progress; no weight changes yet. Resolves with the step's ticket once
+   * they are queued. Until `finishStep`, only `saveState` and `exportModel` keep the step; every other computation discards
+   * it.
    */
   submitStep(batches: Array<MicroBatch>, hyper: StepHyper): Promise<number>
   /**
-   * Takes a submitted step: its update at once, its figures when the device has got there. Another step can be submitted
-   * meanwhile. A step behind one that failed, or that was given up, fails with `ARL_INTERRUPTED`.
+   * Queues the update of a submitted step at once, and resolves with its statistics when the device has computed them.
+   * Another step can be submitted meanwhile. A step that follows a failed or discarded one fails with `ARL_INTERRUPTED`.
    */
   finishStep(ticket: number): Promise<StepStats>
-  /** Gives up whatever step was submitted and not finished, also one whose gradients are still being computed. */
+  /**
+   * Discards the submitted steps that are not finished, even while their gradients are being computed, and clears an
+   * interrupt that came too late for the computation it was meant for.
+   */
   discardStep(): Promise<void>
   /** The loss of each micro-batch, with the weights as they are. */
   evaluate(batches: Array<MicroBatch>): Promise<MicroBatchStats[]>
   /**
-   * Replies to prompts, all at once. `onToken` receives each token, with its prompt's index, as soon as it is chosen; calls
-   * that are still on their way when the promise resolves come later.
+   * Generates a reply to each prompt, in one batch. `onToken` receives each token, with its prompt's index, as soon as it is
+   * chosen; its last calls may come after the promise resolves.
    */
   generate(prompts: Array<Int32Array>, options: GenerateOptions, onToken?: (prompt: number, token: number) => void): Promise<Int32Array[]>
   /** Exact weights, moments, step count and loss scale, as safetensors in `dir`. */
   saveState(dir: string): Promise<void>
-  /** Goes on from what `saveState` wrote. */
+  /** Restores what `saveState` wrote. */
   restoreState(dir: string): Promise<void>
-  /** A folder in Hugging Face's layout; `dtype` absent: that of the checkpoint it came from. */
+  /** Writes a folder in Hugging Face's layout; `dtype` absent: the type of the weights that the engine was opened on. */
   exportModel(dir: string, dtype?: 'f32' | 'bf16' | 'f16'): Promise<void>
-  /** The step in progress ends with `ARL_INTERRUPTED`; weights are as before it. */
+  /** Ends the computation in progress with `ARL_INTERRUPTED`; the weights stay as before it. */
   interrupt(): void
-  /** Ends the thread and gives the memory back, once all jobs are done. */
+  /** Ends the thread and frees the memory, once all jobs are done. */
   close(): Promise<void>
 }
 
@@ -482,7 +485,7 @@ export interface ParquetRows {
   notFinite: Array<ColumnCount>
 }
 
-/** The memory that an engine with these options takes. Takes none itself. */
+/** Plans the memory of an engine with these options, and reserves none. */
 export declare function planMemory(options: EngineOptions): MemoryPlan
 
 /** Something noticed in rows that are trained all the same. */

@@ -1,7 +1,8 @@
 import { join } from "node:path";
 import { afterEach, describe, expect, it, vi } from "vitest";
 import { main } from "../src/cli/commands.js";
-import { type CheckOptions, checkRows, devices, ImageLoader, inspectRow, planMemory } from "../src/index.js";
+import { ImageLoader } from "../src/images/index.js";
+import { type CheckOptions, checkRows, devices, inspectRow, planMemory } from "../src/index.js";
 import { errorOf } from "./support/folder.js";
 import { flags, root } from "./support/real.js";
 

@@ -40,24 +40,24 @@ const dyingAt = (step: number) =>
 describe("a run that resumes from an earlier checkpoint than its last", () => {
 	it("sets later ones aside, says so, and removes them with its own first checkpoint", async () => {
 		const { place, early } = await finished();
-		const told: string[] = [];
+		const reported: string[] = [];
 		for await (const event of trainer(place, early).run()) {
-			if (event.type === "notice") told.push(`${event.level}: ${event.message}`);
+			if (event.type === "notice") reported.push(`${event.level}: ${event.message}`);
 			if (event.type === "start") expect(checkpoints(place.out)).toEqual(["checkpoint-2"]);
 			if (event.type === "saved" && event.step === 4) {
 				expect(checkpoints(place.out)).toEqual(["checkpoint-2", "checkpoint-4"]);
 				expect(existsSync(join(place.out, ".old-run"))).toBe(false);
 			}
-			if (event.type === "removed") told.push(`${event.path} ${event.reason}`);
+			if (event.type === "removed") reported.push(`${event.path} ${event.reason}`);
 		}
-		expect(told).toEqual([
+		expect(reported).toEqual([
 			"warning: checkpoints after step 2 are not of this run, and are set aside until this run has a complete checkpoint or model, and then removed: checkpoint-4, checkpoint-6, checkpoint-8",
 			`${join(place.out, ".old-run")} replaced`,
 		]);
 		expect(checkpoints(place.out)).toEqual(["checkpoint-2", "checkpoint-4", "checkpoint-6", "checkpoint-8"]);
 	});
 
-	it("and is interrupted then goes on from its own newest checkpoint, not from the highest number", async () => {
+	it("and is interrupted then resumes from its own newest checkpoint, not from the highest number", async () => {
 		const { place, early } = await finished();
 		const controller = new AbortController();
 		const stopping = fakeNative({
@@ -77,7 +77,7 @@ describe("a run that resumes from an earlier checkpoint than its last", () => {
 		const { place, early } = await finished();
 		const before = runFiles(place.out);
 		const error = await errorOf(trainer(place, early, dyingAt(4)).train());
-		expect(error.hint).toContain("is put back as it was");
+		expect(error.hint).toContain("is restored");
 		expect(runFiles(place.out)).toEqual(before);
 		expect(stepsOf(place.out)).toEqual([1, 2, 3, 4, 5, 6, 7, 8]);
 	});
@@ -88,7 +88,7 @@ describe("a run that resumes from an earlier checkpoint than its last", () => {
 		await setBranchAside(place.out, 2);
 		writeFileSync(join(place.out, "metrics.jsonl"), '{"step":1}\n{"step":2}\n{"step":3}\n');
 		const all = await events(trainer(place, { ...SAVING, resume_from_checkpoint: "latest" }));
-		expect(ofType(all, "notice")[0]?.message).toContain("is put back as it was");
+		expect(ofType(all, "notice")[0]?.message).toContain("is restored");
 		expect(ofType(all, "resumed")[0]?.step).toBe(8);
 		const after = runFiles(place.out);
 		for (const [name, bytes] of before)

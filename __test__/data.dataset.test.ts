@@ -285,7 +285,7 @@ describe("a stream", () => {
 	it("that is shuffled, and rows by index, tell what going on costs too", async () => {
 		const kinds: [Dataset, Dataset, RegExp | null][] = [
 			[stream(many(22)), stream(many(22)), /^22 rows of train_dataset were read again in [\d.]+ s$/],
-			[counted(many(22)), counted(many(22)), /that are still to be trained are asked for again and compared/],
+			[counted(many(22)), counted(many(22)), /that are still to be trained are read again and compared/],
 			[counted(many(22), "v1"), counted(many(22), "v1"), null],
 		];
 		for (const [first, second, expected] of kinds) {
@@ -308,7 +308,7 @@ describe("a stream", () => {
 		const resume = { ...STEPS, ...SAVING, max_steps: 6, resume_from_checkpoint: "latest" };
 		const all = await events(onDataset(place, stream(many(40)), resume));
 		expect(ofType(all, "notice").map(({ message }) => message)).toContainEqual(
-			expect.stringMatching(/^\d+ rows of train_dataset were read again in [\d.]+ s to come to the place/),
+			expect.stringMatching(/^\d+ rows of train_dataset were read again in [\d.]+ s to reach the place/),
 		);
 	});
 });

@@ -43,6 +43,9 @@ function typed(): unknown[] {
 		new QwenTrainer({ args, train_dataset: { length: 1 } }),
 		// @ts-expect-error: no such option
 		new QwenTrainer({ args: { ...args, learning_rates: 1 } }),
+		// @ts-expect-error: nothing but options
+		new QwenTrainer({ args }, () => ({})),
+		new QwenTrainer({ args, model: null, callbacks: [{ onStep: (_, control) => control.save() }] }),
 		// @ts-expect-error: a row of the function is none
 		new QwenTrainer({ args, convert_record_to_data_func: (raw: { q: string }) => ({ text: raw.q }) }),
 		// @ts-expect-error: nothing is not null

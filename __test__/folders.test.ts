@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { expect, test } from "vitest";
 
-const module = fileURLToPath(new URL("../dist/folders.js", import.meta.url));
+const module = fileURLToPath(new URL("../dist/disk/folders.js", import.meta.url));
 
 test("a folder is made with those above it, and where the working directory is gone, that comes to an end", () => {
 	const folder = mkdtempSync(join(tmpdir(), "arl-folders-"));

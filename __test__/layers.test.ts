@@ -129,6 +129,22 @@ describe("the files of src/", () => {
 		expect(unknown).toEqual([]);
 	});
 
+	it("are all that benches, scripts and tests import from dist/", () => {
+		const folders = ["bench", "scripts", "__test__"];
+		const users = folders.flatMap((folder) =>
+			readdirSync(join(root, folder), { recursive: true, encoding: "utf8" })
+				.filter((name) => /\.m?[jt]s$/.test(name))
+				.map((name) => join(folder, name)),
+		);
+		const missing = users.flatMap((user) =>
+			[...readFileSync(join(root, user), "utf8").matchAll(/dist\/([\w/.-]+)\.js\b/g)]
+				.map(([, path]) => `src/${path}.ts`)
+				.filter((path) => !files.includes(path))
+				.map((path) => `${user} imports ${path}, which does not exist`),
+		);
+		expect(missing).toEqual([]);
+	});
+
 	it("import each other in no circle", () => {
 		expect(circlesOf(inside)).toEqual([]);
 	});

@@ -50,7 +50,7 @@ class Workers {
 		await this.ask({ folder: null });
 	}
 
-	/** Ends one process as if the machine had. */
+	/** Ends one process without warning. */
 	async kill(index: number): Promise<void> {
 		const [child] = this.all.splice(index, 1);
 		child?.kill("SIGKILL");

@@ -53,7 +53,7 @@ describe("the model's folder", () => {
 		);
 		expect(readFileSync(join(place.out, "config.json"))).toEqual(config);
 		const isGone = !existsSync(join(place.model, "tokenizer.json"));
-		expect(notices(rest).some((message) => message.includes(`${place.model} is not there any more`))).toBe(isGone);
+		expect(notices(rest).some((message) => message.includes(`${place.model} does not exist any more`))).toBe(isGone);
 	});
 
 	it("may be gone when a resumed run is resumed, and when a run started from random weights is", async () => {
@@ -124,7 +124,7 @@ describe("a template that replaces the model's", () => {
 		const options: Options = { ...SAVING, chat_template: template, resume_from_checkpoint: "latest" };
 		const rest = await events(trainer(place, options));
 		expect(rest.at(-1)).toMatchObject({ outcome: "completed" });
-		expect(notices(rest).join("\n")).toContain(`chat_template: ${template} is not there any more`);
+		expect(notices(rest).join("\n")).toContain(`chat_template: ${template} does not exist any more`);
 		expect(readFileSync(join(place.out, "chat_template.jinja"), "utf8")).toBe(TEMPLATE);
 	});
 

@@ -67,7 +67,7 @@ describe.skipIf(killMissing("an import that is broken off"))("an import that is 
 			await server.restart();
 		});
 		expect({ code, stderr }).toMatchObject({ code: 0 });
-		expect(stderr).toContain("waiting for it");
+		expect(stderr).toContain("retrying for up to");
 		expect(stderr).toContain("responds again");
 		expect(JSON.parse(stdout)).toMatchObject({ rows: ROWS });
 		expect(await stored()).toEqual(texts);

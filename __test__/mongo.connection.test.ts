@@ -32,7 +32,7 @@ describe.skipIf(mongoMissing("a server that is waited for"))("a server that is w
 		expect(answer).toMatchObject({ ok: 1 });
 		expect(refused).toBe(3);
 		expect(connection.notices.splice(0)).toEqual([
-			expect.stringContaining("waiting for it"),
+			expect.stringContaining("retrying for up to"),
 			expect.stringContaining("responds again"),
 		]);
 	});

@@ -78,7 +78,7 @@ describe("a run that is to be replaced", () => {
 	it.each(failures)("is put back, file by file, where the new one %s", async (_, options, faults) => {
 		const { place, files } = await oldRun();
 		const error = await errorOf(trainer(place, { ...OVERWRITE, ...options }, fakeNative(faults)).train());
-		expect(error.hint).toContain(`What was in ${place.out} before is put back as it was.`);
+		expect(error.hint).toContain(`What was in ${place.out} before is restored.`);
 		const after = filesOf(place.out);
 		// The batch of a step that is not finite is for the user to read.
 		after.delete("nonfinite-step-1.json");
@@ -106,7 +106,7 @@ describe("a run that is to be replaced", () => {
 			if (event.type === "start") controller.abort();
 			if (event.type === "notice") seen.push(event.message);
 		}
-		expect(seen.at(-1)).toContain("is put back as it was");
+		expect(seen.at(-1)).toContain("is restored");
 		expect(filesOf(place.out)).toEqual(files);
 	});
 
@@ -124,17 +124,17 @@ describe("a run that is to be replaced", () => {
 
 	it("goes with the new one's first checkpoint, and not before", async () => {
 		const { place } = await oldRun();
-		const told: string[] = [];
+		const reported: string[] = [];
 		for await (const event of trainer(place, OVERWRITE).run()) {
-			if (event.type === "notice") told.push(event.message);
+			if (event.type === "notice") reported.push(event.message);
 			if (event.type === "step" && event.step === 2) expect(aside(place.out)).toEqual([".old-run"]);
 			if (event.type === "saved") expect(aside(place.out)).toEqual([]);
-			if (event.type === "removed") told.push(`${event.path} ${event.reason}`);
+			if (event.type === "removed") reported.push(`${event.path} ${event.reason}`);
 		}
-		expect(told).toContain(
+		expect(reported).toContain(
 			`what was in ${place.out} is set aside until this run has a complete checkpoint or model, and then removed: checkpoint-6, checkpoint-8, config.json, metrics.jsonl and 1 more`,
 		);
-		expect(told).toContain(`${join(place.out, ".old-run")} replaced`);
+		expect(reported).toContain(`${join(place.out, ".old-run")} replaced`);
 		expect(names(place.out).filter((name) => !name.startsWith("."))).toEqual([
 			"checkpoint-2",
 			"checkpoint-4",
@@ -272,7 +272,7 @@ describe("a process that is killed while a run takes another one's place", () =>
 		for (const name of ["checkpoint-6", ".arl-rows"]) {
 			renameSync(join(place.out, ".old-run.partial", name), join(place.out, name));
 		}
-		expect(await settleOldRun(place.out)).toContain("put back");
+		expect(await settleOldRun(place.out)).toContain("is restored");
 		expect(filesOf(place.out)).toEqual(files);
 		expect(await settleOldRun(place.out)).toBeNull();
 	});
@@ -301,7 +301,7 @@ describe("a process that is killed while a run takes another one's place", () =>
 		expect(killed.signal).toBe("SIGKILL");
 		expect(existsSync(join(place.out, "checkpoint-3"))).toBe(false);
 		const refused = await arl(words({ max_steps: 3 }));
-		expect(refused.stderr).toContain(`What was in ${place.out} before is put back as it was.`);
+		expect(refused.stderr).toContain(`What was in ${place.out} before is restored.`);
 		const left = filesOf(place.out);
 		left.delete(".arl-lock");
 		expect(left).toEqual(files);

@@ -73,7 +73,7 @@ describe("resuming", () => {
 		expect(weights(place.out)).toBe(weights(whole.out));
 	});
 
-	it("takes a folder by name, and goes on from another output_dir too", async () => {
+	it("takes a folder by name, and resumes from another output_dir too", async () => {
 		const place = workspace(folder);
 		await events(trainer(place, SAVING));
 		const other = { ...place, out: `${place.out}-other` };
@@ -92,7 +92,7 @@ describe("resuming", () => {
 		expect(weights(place.out)).toBe(before);
 	});
 
-	it("starts from the beginning where no checkpoint stands yet", async () => {
+	it("starts from the beginning where there is no checkpoint yet", async () => {
 		const place = workspace(folder);
 		await dieAt(place, 2, SAVING);
 		const all = await events(trainer(place, { ...SAVING, resume_from_checkpoint: "latest" }));
@@ -100,7 +100,7 @@ describe("resuming", () => {
 		expect(metricsOf(place.out).map(({ step }) => step)).toEqual([1, 2, 3, 4, 5, 6, 7, 8]);
 	});
 
-	it("goes on after an interruption without losing a step", async () => {
+	it("resumes after an interruption without losing a step", async () => {
 		const place = workspace(folder);
 		const whole = { ...place, out: `${place.out}-whole` };
 		const all = await events(trainer(whole));
@@ -159,7 +159,7 @@ describe("resuming what is another run", () => {
 });
 
 describe("checkpoints", () => {
-	it("stand complete, and save_total_limit keeps the newest", async () => {
+	it("are complete, and save_total_limit keeps the newest", async () => {
 		const place = workspace(folder);
 		const all = await events(trainer(place, { ...SAVING, save_total_limit: 2 }));
 		expect(checkpoints(place.out)).toEqual(["checkpoint-6", "checkpoint-8"]);
@@ -216,7 +216,7 @@ describe("checkpoints", () => {
 		expect(checkpoints(place.out)).toEqual(["checkpoint-2", "checkpoint-4", "checkpoint-6"]);
 	});
 
-	it("that are damaged are passed over by latest, and refused by name", async () => {
+	it("that are damaged are skipped by latest, and refused by name", async () => {
 		const place = workspace(folder);
 		await dieAt(place, 5, SAVING);
 		const damaged = join(place.out, "checkpoint-4", "model.safetensors");

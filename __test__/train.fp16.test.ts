@@ -1,4 +1,4 @@
-/** Training in float16: skipped steps are counted and told, the schedule waits for them, and a run goes on to equal bits. */
+/** Training in float16: skipped steps are counted and reported, the schedule waits for them, and a run resumes to equal bits. */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
@@ -16,7 +16,7 @@ describe("a step that float16 cannot compute", () => {
 	const skips = (call: number) => ({ 1: { loss: 2 }, 4: { loss: Number.NaN } })[call];
 	const options: Options = { fp16: true, lr_scheduler_type: "linear", warmup_steps: 2, learning_rate: 1e-2 };
 
-	it("is told, counted, and moves neither the weights nor the schedule", async () => {
+	it("is reported, counted, and moves neither the weights nor the schedule", async () => {
 		const place = workspace(folder);
 		const all = await events(trainer(place, options, fakeNative({ skips })));
 		const steps = ofType(all, "step");
@@ -57,7 +57,7 @@ describe("a step that float16 cannot compute", () => {
 		expect(ofType(all, "end")[0]?.trainLoss).toBeCloseTo(mean, 12);
 	});
 
-	it("is remembered where a run goes on: the schedule stays behind", async () => {
+	it("is remembered by a resumed run: the schedule stays behind", async () => {
 		const place = workspace(folder);
 		const whole = { ...place, out: `${place.out}-whole` };
 		const saving: Options = { ...options, save_strategy: "steps", save_steps: 2 };
@@ -114,7 +114,7 @@ describe("float16 on the engine", () => {
 		expect(existsSync(join(place.out, "model.safetensors"))).toBe(true);
 	}, 60_000);
 
-	it("goes on from a checkpoint to equal bits, its loss scale included", async () => {
+	it("resumes from a checkpoint to equal bits, its loss scale included", async () => {
 		const place = tinyPlace(folder);
 		const run = (out: string, more?: Options) => saving(place, out, more);
 		const whole = `${place.out}-whole`;
@@ -128,7 +128,7 @@ describe("float16 on the engine", () => {
 		expect(differingFiles(join(whole, "checkpoint-12"), join(place.out, "checkpoint-12"))).toEqual([]);
 	}, 60_000);
 
-	it("trains bfloat16 without master weights and with moments in bfloat16, and goes on to equal bits", async () => {
+	it("trains bfloat16 without master weights and with moments in bfloat16, and resumes to equal bits", async () => {
 		const place = tinyPlace(folder);
 		const run = (out: string, more?: Options) =>
 			saving(place, out, { fp16: false, bf16: true, bf16_stochastic_round: true, bf16_moments: true, ...more });

@@ -65,7 +65,7 @@ const check = (options: EngineOptions, gpu: DeviceInfo, machine = host) =>
 	errorOf(() => checkMemory(plan(options), { device: gpu, host: machine }, () => advise(options, plan, free)));
 
 describe("the check of memory", () => {
-	it("tells the plan by category beside what is there, on the device and in the host's memory", () => {
+	it("shows the plan by category next to what is available, on the device and in host memory", () => {
 		const gpu = device("cuda:0", 80, 79);
 		const at = { device: gpu, host };
 		const advice = () => advise(OPTIONS, plan, free);
@@ -73,7 +73,7 @@ describe("the check of memory", () => {
 			"66.0 GiB planned, 79.0 GiB available on a GPU: weights 10.0 GiB, moments 40.0 GiB, activations 16.0 GiB",
 		);
 		expect(checkMemory(plan({ ...OPTIONS, optimizerOffload: true }), at, advice)).toBe(
-			"26.0 GiB planned, 79.0 GiB available on a GPU: weights 10.0 GiB, activations 16.0 GiB; 40.0 GiB in the host's memory, 200.0 GiB available: moments 40.0 GiB",
+			"26.0 GiB planned, 79.0 GiB available on a GPU: weights 10.0 GiB, activations 16.0 GiB; 40.0 GiB in host memory, 200.0 GiB available: moments 40.0 GiB",
 		);
 	});
 
@@ -81,13 +81,13 @@ describe("the check of memory", () => {
 		const error = await check(OPTIONS, device("cuda:0", 24, 23));
 		expect(error.code).toBe("ARL_OOM");
 		expect(error.message).toBe(
-			"the run needs 66.0 GiB of memory and 23.0 GiB are available on a GPU\nweights 10.0 GiB, moments 40.0 GiB, activations 16.0 GiB",
+			"the run needs 66.0 GiB of memory, and a GPU has 23.0 GiB available\nweights 10.0 GiB, moments 40.0 GiB, activations 16.0 GiB",
 		);
 		expect(error.hint.split("\n")).toEqual([
-			"--optimizer_offload saves 40.0 GiB: 26.0 GiB are needed then, and 40.0 GiB in host memory.",
-			"--gradient_checkpointing block saves 8.00 GiB: 58.0 GiB are needed then.",
-			"--per_device_train_batch_size 2 saves 8.00 GiB: 58.0 GiB are needed then.",
-			"--activation_offloading saves 4.00 GiB: 62.0 GiB are needed then, and 4.00 GiB in host memory.",
+			"--optimizer_offload saves 40.0 GiB: it then needs 26.0 GiB, and 40.0 GiB in host memory.",
+			"--gradient_checkpointing block saves 8.00 GiB: it then needs 58.0 GiB.",
+			"--per_device_train_batch_size 2 saves 8.00 GiB: it then needs 58.0 GiB.",
+			"--activation_offloading saves 4.00 GiB: it then needs 62.0 GiB, and 4.00 GiB in host memory.",
 			"All of these together: 13.0 GiB, and 41.0 GiB in host memory, which fits.",
 			"Raise gradient_accumulation_steps as per_device_train_batch_size falls, and each step is the same.",
 		]);
@@ -95,15 +95,15 @@ describe("the check of memory", () => {
 
 	it("says so where a change alone is enough, and where all together are not", async () => {
 		expect((await check(OPTIONS, device("cuda:0", 40, 39))).hint).toContain(
-			"26.0 GiB are needed then, and 40.0 GiB in host memory, which fits.",
+			"it then needs 26.0 GiB, and 40.0 GiB in host memory, which fits.",
 		);
 		expect((await check(OPTIONS, device("cuda:0", 12, 11))).hint).toContain("which is still too much.");
 	});
 
 	it("says so where the memory is there but taken by another program, and not where it is too small anyway", async () => {
 		const taken = await check(OPTIONS, device("cuda:0", 80, 30));
-		expect(taken.message).toContain("its memory of 80.0 GiB would do, but 50.0 GiB of it are taken");
-		expect(taken.hint).toContain("End the programs that hold it (`nvidia-smi` shows them), or:");
+		expect(taken.message).toContain("its memory of 80.0 GiB would be enough, but 50.0 GiB are in use");
+		expect(taken.hint).toContain("End the programs that use it (`nvidia-smi` shows them), or:");
 		// What CUDA's own context takes is never free.
 		const close = await check(OPTIONS, device("cuda:0", 66.5, 60));
 		expect(close.message).not.toContain("would do");
@@ -116,14 +116,14 @@ describe("the check of memory", () => {
 		const error = await check(options, device("cuda:0", 80, 79), device("cpu", 32, 20));
 		expect(error).toMatchObject({ code: "ARL_OOM" });
 		expect(error.message).toBe(
-			"the run keeps 44.0 GiB in the host's memory and 20.0 GiB are available\nmoments 40.0 GiB, activations 4.00 GiB",
+			"the run keeps 44.0 GiB in host memory, of which 20.0 GiB are available\nmoments 40.0 GiB, activations 4.00 GiB",
 		);
 		expect(error.hint).toBe(
 			"Without --optimizer_offload moments (40.0 GiB) stay on the GPU.\nWithout --activation_offloading activations (4.00 GiB) stay on the GPU.",
 		);
 	});
 
-	it("advises nothing that is on already, that saves nothing, or that a run that goes on must not change", () => {
+	it("advises nothing that is on already, that saves nothing, or that a resumed run must not change", () => {
 		const flags = (options: EngineOptions, freedom = free) =>
 			advise(options, plan, freedom).changes.map(({ flags: words }) => words);
 		expect(flags({ ...OPTIONS, recompute: "block", optimizerOffload: true, activationOffloading: true })).toEqual([
@@ -162,7 +162,7 @@ describe("the check of memory", () => {
 });
 
 describe("an engine out of memory", () => {
-	it("in a step: the plan for its micro-batches, what to change, and the checkpoint that stands", async () => {
+	it("in a step: the plan for its micro-batches, what to change, and the last checkpoint", async () => {
 		const place = workspace(folder);
 		const native = fakeNative({
 			planMemory: plan,
@@ -204,7 +204,7 @@ describe("what the device settles", () => {
 	const args = (more = {}) => resolveArgs({ model_name_or_path: "m", output_dir: "o", ...more }).args;
 	const size = { maxTokens: 1, maxSequences: 1 };
 
-	it("is bf16 on a GPU and f32 on the CPU, unless it is said", () => {
+	it("is bf16 on a GPU and f32 on the CPU, unless it is set", () => {
 		for (const [bf16, name, dtype] of [
 			["auto", "cuda:0", "bf16"],
 			["auto", "cpu", "f32"],
@@ -216,7 +216,7 @@ describe("what the device settles", () => {
 		}
 	});
 
-	it("stays as it was in a run that goes on, on whatever device, unless it is said", () => {
+	it("stays as it was in a resumed run, on whatever device, unless it is set", () => {
 		const fp16 = resolveForDevice(args({ fp16: true }), "cuda:0").args;
 		expect([fp16.bf16, engineOptions(fp16, "cuda:0", size).dtype]).toEqual([false, "f16"]);
 		expect(resolveBf16("auto", "cuda:0", false)).toBe(false);
@@ -225,7 +225,7 @@ describe("what the device settles", () => {
 		expect([bf16Of({ bf16: "true" }), bf16Of({ bf16: "false" }), bf16Of({})]).toEqual([true, false, null]);
 	});
 
-	it("keeps a run's bf16 where it goes on without being told, and refuses another", async () => {
+	it("keeps the bf16 of a resumed run where it is not set, and refuses another", async () => {
 		const place = workspace(folder);
 		const opened: EngineOptions[] = [];
 		const watched = () => {
@@ -249,13 +249,13 @@ describe("what the device settles", () => {
 		expect(refused.message).toContain("bf16: true -> false");
 	});
 
-	it("is told where the engine has something to say of how the model runs there", async () => {
+	it("is reported where the engine has a notice about how the model runs there", async () => {
 		const notice = "attention runs without tensor cores";
 		const all = await events(trainer(workspace(folder), {}, fakeNative({ notice })));
 		expect(ofType(all, "notice")).toContainEqual({ type: "notice", level: "warning", message: notice });
 	});
 
-	it("is offloading on a GPU alone: on the CPU it is told to have no effect, and not passed on", async () => {
+	it("is offloading on a GPU alone: on the CPU a notice says that it has no effect, and it is not passed on", async () => {
 		const both = { activation_offloading: true, optimizer_offload: true };
 		const onGpu = resolveForDevice(args(both), "cuda:0");
 		expect(onGpu.notices).toEqual([]);

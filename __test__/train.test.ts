@@ -15,7 +15,7 @@ const metricsOf = (out: string) =>
 		.map((line) => JSON.parse(line));
 
 describe("a run", () => {
-	it("tells what happens in order, and leaves the model and its metrics in output_dir", async () => {
+	it("reports what happens in order, and leaves the model and its metrics in output_dir", async () => {
 		const place = workspace(folder);
 		const all = await events(trainer(place));
 		const types = all.map(({ type }) => type);
@@ -159,7 +159,7 @@ describe("bad rows", () => {
 		expect(existsSync(place.out)).toBe(false);
 	});
 
-	it("are left out and every one of them told with on_bad_row skip", async () => {
+	it("are left out with on_bad_row skip, and every one of them is reported", async () => {
 		const place = workspace(folder);
 		writeFileSync(place.file, bad);
 		const all = await events(trainer(place, { on_bad_row: "skip", num_train_epochs: 1 }));
@@ -190,7 +190,7 @@ describe("bad rows", () => {
 		expect(readdirSync(place.out).filter((name) => name.startsWith("checkpoint"))).toEqual([]);
 	});
 
-	it("of an unknown shape are told with the first row's place", async () => {
+	it("of an unknown shape are reported with the first row's place", async () => {
 		const place = workspace(folder);
 		writeFileSync(place.file, '{"foo": 1}\n');
 		const error = await errorOf(trainer(place).train());

@@ -1,9 +1,8 @@
-// How fast images are read, and image parts dropped: one JSON line a case. The server is a process of its own on this machine.
+// How fast images are read: one JSON line a case. The server is a process of its own on this machine.
 //
-//   node bench/images.mjs [--images 1000] [--kib 100] [--rows 50000]
+//   node bench/images.mjs [--images 1000] [--kib 100]
 //
-// Cases: every image well; every fifth answered with 503 at first; all of them from the cache on disk; rows with an image part
-// (and rows without one) through `--images drop`.
+// Cases: every image well; every fifth answered with 503 at first; all of them from the cache on disk.
 
 import { fork } from "node:child_process";
 import { randomBytes } from "node:crypto";
@@ -18,13 +17,11 @@ const { values: a } = parseArgs({
 	options: {
 		images: { type: "string", default: "1000" },
 		kib: { type: "string", default: "100" },
-		rows: { type: "string", default: "50000" },
 		serve: { type: "boolean", default: false },
 	},
 });
 const images = Number(a.images);
 const kib = Number(a.kib);
-const rows = Number(a.rows);
 
 /** A whole GIF of one pixel with a comment as long as asked for: small to make, and no two alike. */
 function gif(number) {
@@ -66,7 +63,6 @@ if (a.serve) {
 	process.on("disconnect", () => process.exit(0));
 } else {
 	const { ImageLoader } = await import("../dist/images/loader.js");
-	const { withoutImages } = await import("../dist/images/drop.js");
 	const child = fork(fileURLToPath(import.meta.url), ["--serve", "--kib", a.kib]);
 	const port = await new Promise((resolve) => child.once("message", resolve));
 	const folder = mkdtempSync(join(tmpdir(), "arl-bench-images-"));
@@ -102,19 +98,5 @@ if (a.serve) {
 	} finally {
 		child.disconnect();
 		rmSync(folder, { recursive: true, force: true });
-	}
-
-	const text = "A sentence of a conversation that is about as long as usual. ".repeat(16);
-	const reply = { role: "assistant", content: text };
-	const part = { type: "image_url", image_url: { url: "https://images.example/a/b/c.png" } };
-	for (const [name, content] of [
-		["drop: rows with an image", [part, { type: "text", text }]],
-		["drop: rows without images", text],
-	]) {
-		const row = Buffer.from(JSON.stringify({ messages: [{ role: "user", content }, reply, reply] }));
-		const started = performance.now();
-		for (let i = 0; i < rows; i++) withoutImages(row);
-		const seconds = (performance.now() - started) / 1000;
-		print(name, { rows, row_bytes: row.length, rows_per_s: round(rows / seconds) });
 	}
 }

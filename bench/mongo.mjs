@@ -105,7 +105,7 @@ function withDatabase(uri, name) {
 async function read(uri, collection) {
 	const { MongoConnection } = await import("../dist/mongo/connection.js");
 	const { openDatabaseRows } = await import("../dist/mongo/database.js");
-	const { shuffle } = await import("../dist/data/order.js");
+	const { shuffle } = await import("../dist/data/sampler/order.js");
 	const open = async () => {
 		const started = performance.now();
 		const cpu = process.cpuUsage();

@@ -6,8 +6,11 @@ import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { cpus, tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
-import { openConverted, openDataset } from "../dist/data/custom.js";
-import { RowLedger } from "../dist/data/ledger.js";
+import { openConverted, openDataset } from "../dist/data/sources/custom.js";
+import { Scratch } from "../dist/data/sources/scratch.js";
+import { takeRows } from "../dist/data/sources/source.js";
+import { RowHashes } from "../dist/data/tokens/row-hashes.js";
+import { loadNative } from "../dist/native.js";
 
 const { values: a } = parseArgs({
 	options: {
@@ -32,10 +35,11 @@ const folder = mkdtempSync(join(tmpdir(), "arl-bench-"));
 const reading = (streamed) => ({
 	streamed,
 	ahead: 2048,
-	about: () => ({ identity: "bench", ledger: new RowLedger(join(folder, "rows.hashes"), false) }),
+	about: () => ({ identity: "bench", ledger: new RowHashes(join(folder, "rows.hashes"), false) }),
 	signal: null,
 	most: Number.POSITIVE_INFINITY,
 	progress: () => {},
+	scratch: new Scratch(loadNative(), folder),
 });
 const cases = {
 	get: () => openDataset({ length, get: row }, reading(null)),
@@ -50,7 +54,7 @@ const source = await cases[a.case]();
 const order = Uint32Array.from({ length }, (_, i) => i);
 let bytes = 0;
 for (let done = 0; done < length; ) {
-	const rows = await source.making.take(order.subarray(done, done + 256), 8 * 1024 * 1024);
+	const rows = await takeRows(source, order.subarray(done, done + 256), 8 * 1024 * 1024);
 	for (const taken of rows) bytes += taken.length;
 	done += rows.length;
 }

@@ -32,7 +32,7 @@ async function peakMib() {
 }
 
 async function openOnce(path) {
-	const { openFiles } = await import("../dist/data/open.js");
+	const { openFiles } = await import("../dist/data/sources/open.js");
 	const { loadNative } = await import("../dist/native.js");
 	const native = loadNative();
 	const before = await peakMib();
@@ -105,7 +105,7 @@ async function writeAll(dir, count) {
 	]) {
 		await connection.run(`copy ${rows} to '${join(dir, `${name}.parquet`)}' (format parquet, ${options})`);
 	}
-	const { writeParquet } = await import("../dist/data/parquet/write.js");
+	const { writeParquet } = await import("../dist/data/sources/parquet/write.js");
 	await writeParquet(join(dir, "json-text.parquet"), lines);
 }
 

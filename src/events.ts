@@ -1,8 +1,7 @@
 /**
- * What a run tells while it goes: one plain object an event, told apart by `type`, all of them JSON.
- * Knows nothing of who listens. An error is not an event: the iterator throws it as an `ArlError`.
+ * What a run reports: each event is a plain object that JSON can hold, distinguished by `type`.
+ * An error is not an event: the iterator throws it as an `ArlError`.
  */
-
 import type { DroppedImages } from "./data/tokens/notes.js";
 
 /** Something a user should read; nothing depends on it. */
@@ -17,24 +16,24 @@ export function notice(level: NoticeEvent["level"], message: string): NoticeEven
 	return { type: "notice", level, message };
 }
 
-/** A check made before training, in the order made. A check that fails ends the run with an error instead. */
+/** A check before training that has passed. A check that fails ends the run with an error instead. */
 export interface CheckEvent {
 	type: "check";
 	/** `model`, `tokenizer`, `stop token`, `output folder`, `disk`, `memory`, `rows`, `images`. */
 	name: string;
-	/** One line of what was found. */
+	/** What was found, in one line. */
 	message: string;
 }
 
-/** Rows that cannot be used, as they are left out with `on_bad_row skip`. All of them over all events. */
+/** Unusable rows that are left out with `on_bad_row skip`. */
 export interface RowsSkippedEvent {
 	type: "rows_skipped";
-	/** How many rows of this report, by reason. */
+	/** Number of rows by reason. */
 	reasons: Record<string, number>;
 	rows: { location: string; reason: string; message: string }[];
 }
 
-/** Progress of rows becoming tokens, at most about two a second, and once when complete. */
+/** Progress of encoding rows, about twice a second, and once when complete. */
 export interface FillEvent {
 	type: "fill";
 	rows: number;
@@ -43,11 +42,11 @@ export interface FillEvent {
 	targetTokens: number;
 	/** Samples cut to `max_length`. */
 	truncated: number;
-	/** Samples left out by `truncation: drop`. */
+	/** Samples left out by `truncation drop`. */
 	dropped: number;
-	/** With `images: drop`: what was left out of the rows, those of an earlier part of the run included. */
+	/** With `images drop`: images left out of the rows so far, also by an earlier part of the run. */
 	imagesDropped?: DroppedImages;
-	/** Since the start of this run's own filling. */
+	/** Since this process began to encode. */
 	seconds: number;
 	complete: boolean;
 }
@@ -61,29 +60,29 @@ export interface StartEvent {
 		parameters: number;
 		device: string;
 		dtype: string;
-		/** Model FLOPs a token without attention's share. */
+		/** Model FLOPs of a token, attention excluded. */
 		flopsPerToken: number;
-		/** Attention's FLOPs for a token of a sequence of length n are `attentionFlops * n`. */
+		/** Attention takes `attentionFlops * n` FLOPs for each token of a sequence of length n. */
 		attentionFlops: number;
 	};
 	data: {
-		/** What was read, for people: file names, or `train_dataset`. */
+		/** Where the rows come from, for people: file names, or `train_dataset`. */
 		source: string;
 		/** The rows' shape: `messages`, `prompt/completion`, ... */
 		shape: string;
 		rows: number;
-		/** Nobody knows how many rows there are: `rows` is what the run needs at most. */
+		/** The number of rows is not known: `rows` is the most that the run needs. */
 		unbounded: boolean;
-		/** Rows an epoch trains on: after mixture weights, less dropped and skipped ones as far as known. */
+		/** Rows that an epoch trains: after mixture weights, without dropped and skipped ones as far as known. */
 		rowsPerEpoch: number;
-		/** Found in the cache of an earlier run: nothing to encode. */
+		/** An earlier run has encoded all rows. */
 		cached: boolean;
 	};
 	/** Planned bytes of memory by category. */
 	memory: {
 		categories: { name: string; bytes: number }[];
 		totalBytes: number;
-		/** What is offloaded to the host's memory. */
+		/** In host memory. */
 		hostCategories: { name: string; bytes: number }[];
 		hostBytes: number;
 	};
@@ -93,17 +92,17 @@ export interface StartEvent {
 	stepsPerEpoch: number;
 	epochs: number;
 	microBatchesPerStep: number;
-	/** Steps done before (a resumed run), else 0. */
+	/** Steps that an earlier part of the run has done. */
 	firstStep: number;
 	seed: number;
 }
 
-/** The run goes on from a checkpoint. What was logged after `step` is cut off: it will be logged again. */
+/** The run resumes from a checkpoint. Lines logged after `step` are cut off, and will be logged again. */
 export interface ResumedEvent {
 	type: "resumed";
 	step: number;
 	checkpoint: string;
-	/** Options that differ from the earlier run and may. */
+	/** Options that differ from those of the earlier part, as they may. */
 	changed: string[];
 }
 
@@ -119,39 +118,39 @@ export interface StepEvent {
 	loss: number;
 	gradNorm: number;
 	learningRate: number;
-	/** With fp16: the factor on the loss that gradients were computed with. */
+	/** With fp16: the factor by which the loss was multiplied for the gradients. */
 	lossScale?: number;
-	/** With fp16: the loss or a gradient was not finite, no weight was changed, and the loss scale was halved. */
+	/** With fp16: the loss or a gradient was not finite, so no weight was changed and the loss scale was halved. */
 	skipped?: boolean;
-	/** With fp16: steps of the whole run so far that were skipped. */
+	/** With fp16: skipped steps of the whole run so far. */
 	skippedSteps?: number;
 	/** Tokens of this step, targets of this step. */
 	tokens: number;
 	targetTokens: number;
 	/** Tokens of the whole run so far. */
 	numTokens: number;
-	/** Model FLOPs of this step, forward and backward, recomputation not counted. */
+	/** Model FLOPs of this step, forward and backward, without recomputation. */
 	flops: number;
-	/** Wall time from the end of the last step (or the start) to the end of this one, part of which may be computed before. */
+	/** Wall time from the end of the last step (or the start) to the end of this one. Some of its work may be done earlier. */
 	seconds: number;
-	/** Of it: waiting for rows. */
+	/** Of these: waiting for rows. */
 	dataSeconds: number;
 	/** Resident memory of the process. */
 	rssBytes: number;
 	secondsLeft: number;
 }
 
-/** A line of the log: what `metrics.jsonl` holds, one each `logging_steps` and one for a last, shorter window. */
+/** A line of `metrics.jsonl`: one for each `logging_steps` steps, and one for a shorter rest. */
 export interface LogEvent {
 	type: "log";
 	metrics: Metrics;
 }
 
-/** The names of the first line are those of TRL. Numbers cover the steps since the last log line unless said. */
+/** Names as in TRL where it has them. Numbers cover the steps since the last log line, if not documented otherwise. */
 export interface Metrics {
 	step: number;
 	epoch: number;
-	/** Mean of the steps' losses; those that are not finite (their steps were skipped) do not count. */
+	/** Mean of the steps' losses; those of skipped steps that are not finite do not count. */
 	loss: number;
 	/** Of the last step, before clipping. */
 	grad_norm: number;
@@ -159,7 +158,7 @@ export interface Metrics {
 	learning_rate: number;
 	/** With fp16: of the last step. */
 	loss_scale?: number;
-	/** With fp16: steps since the start of the run that were skipped. */
+	/** With fp16: skipped steps since the start of the run. */
 	skipped_steps?: number;
 	/** Mean over micro-batches of correct / targets. */
 	mean_token_accuracy: number;
@@ -167,7 +166,7 @@ export interface Metrics {
 	entropy: number;
 	/** Tokens since the start of the run. */
 	num_tokens: number;
-	/** Tokens since the start of the run that were trained. */
+	/** Trained tokens since the start of the run. */
 	num_target_tokens: number;
 	tokens_per_second: number;
 	target_tokens_per_second: number;
@@ -180,7 +179,7 @@ export interface Metrics {
 	elapsed_seconds: number;
 }
 
-/** An epoch is through. */
+/** An epoch is done. */
 export interface EpochEvent {
 	type: "epoch";
 	/** Epochs done: 1 after the first. */
@@ -188,7 +187,7 @@ export interface EpochEvent {
 	step: number;
 }
 
-/** A checkpoint stands, complete and verified. */
+/** A checkpoint is complete and verified. */
 export interface SavedEvent {
 	type: "saved";
 	step: number;
@@ -200,8 +199,8 @@ export interface SavedEvent {
 }
 
 /**
- * Something was removed from `output_dir`: an old checkpoint (`save_total_limit`), what a killed process left (`unfinished`), or
- * what this run has taken the place of (`replaced`).
+ * Something was removed from `output_dir`: an old checkpoint (`save_total_limit`), what a killed process left behind
+ * (`unfinished`), or what this run has replaced (`replaced`).
  */
 export interface RemovedEvent {
 	type: "removed";
@@ -212,7 +211,7 @@ export interface RemovedEvent {
 /** The last event. */
 export interface EndEvent {
 	type: "end";
-	/** `completed`: all steps; `interrupted`: asked to stop; `stopped`: a callback asked. */
+	/** `completed`: all steps are done; `interrupted`: by the signal; `stopped`: by a callback. */
 	outcome: "completed" | "interrupted" | "stopped";
 	steps: number;
 	totalSteps: number;

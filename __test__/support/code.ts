@@ -69,7 +69,7 @@ export function counted(rows: readonly RecordData[], identity?: string) {
 	};
 }
 
-/** The rows one after the other, anew each time; `taken` counts. */
+/** The rows one after the other, from the first each time; `taken` counts them. */
 export function stream(rows: readonly RecordData[]) {
 	const counts = { taken: 0 };
 	return {

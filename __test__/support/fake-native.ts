@@ -1,6 +1,6 @@
 /**
- * A core in TypeScript with the interface of the real one: tokens are bytes, and a "model" is a few numbers that each step
- * moves by an exact rule. It lets the trainer's own conduct be tested, disasters included, without the addon.
+ * A core in TypeScript with the interface of the real one: tokens are bytes, and a model is a few numbers. Tests of the trainer
+ * run on it without the addon, and can make anything in it fail.
  */
 import { createHash } from "node:crypto";
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
@@ -121,7 +121,7 @@ class FakeEncoder implements NativeTextEncoder {
 	}
 }
 
-/** What the caches of one core hold; stands for the disk. */
+/** The caches of one core, in place of the disk. */
 type Disk = Map<string, Map<number, number[]>>;
 
 class FakeCache implements NativeTokenCache {

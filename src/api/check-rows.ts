@@ -1,6 +1,6 @@
 /**
- * Looks at every row of every source as training would, and trains nothing: what is bad, what is twice there, how long
- * rows are, and what part of them a run trains. Leaves nothing on the disk.
+ * Reads every row of every source as training would, and trains nothing: bad rows, duplicates, lengths, and which rows a run
+ * trains. Writes nothing.
  */
 import { createHash } from "node:crypto";
 import type { AgentTrainingConfig } from "../config/schema.js";
@@ -20,42 +20,43 @@ import { detectShape, openCache } from "../run/setup/rows.js";
 import { loadCode } from "../run/setup/user-modules.js";
 import { type LengthSummary, summarize } from "./length-summary.js";
 
-/** A row that is as long as this before anything is cut. */
+/** A row that is longer than allowed. */
 export interface OverLongRow {
 	location: string;
+	/** Before anything is cut off. */
 	tokens: number;
 }
 
-/** Rows that give the same tokens and targets. */
+/** Rows with the same tokens and targets. */
 export interface DuplicateRows {
-	/** Places of the first ones. */
+	/** Places of the first few. */
 	locations: string[];
 	rows: number;
 }
 
-/** What was found of one entry of `train_file`, of the data set, or of the database. */
+/** An entry of `train_file`, the data set, or the database. */
 export interface EntryReport {
 	name: string;
 	rows: number;
 	usable: number;
-	/** Rows that an epoch trains, those that come again included. */
+	/** Rows that an epoch trains; a row that comes twice counts twice. */
 	rowsPerEpoch: number;
 }
 
-/** What was found of all rows. */
+/** What a check of all rows has found. */
 export interface DataReport {
 	shape: string;
 	rows: number;
 	/** Rows that a run can train. */
 	usable: number;
 	blankLines: number;
-	/** What a user should know of how the rows are read. */
+	/** For the user: how the rows are read. */
 	notices: string[];
-	/** What was noticed in rows that a run trains all the same. */
+	/** Notes on rows that a run trains nevertheless. */
 	notes: NoticedRows[];
 	/** Raw rows that the converting function has left out. */
 	leftOut: number;
-	/** Rows that `truncation drop` leaves out, and those of which something is cut off. */
+	/** Rows that `truncation drop` leaves out, and rows that are cut. */
 	dropped: number;
 	truncated: number;
 	entries: EntryReport[];
@@ -64,7 +65,7 @@ export interface DataReport {
 	/** The most tokens that a row may have; null: no bound. */
 	maxLength: number | null;
 	overLong: OverLongRow[];
-	/** Usable rows that are the same as an earlier one. */
+	/** Usable rows that equal an earlier one. */
 	duplicateRows: number;
 	duplicates: DuplicateRows[];
 	tokens: LengthSummary;
@@ -78,18 +79,18 @@ export interface CheckInput {
 	args: AgentTrainingConfig;
 	code: RowsFromCode;
 	signal: AbortSignal | null;
-	/** Called now and then with the rows that were looked at. */
+	/** Called now and then with the number of rows checked. */
 	progress?: (rows: number, of: number) => void;
 }
 
 const LOCATIONS_SHOWN = 10;
 
-/** Checks all rows that the options name. Throws where not even that is possible, not for bad rows. */
+/** Checks all rows that the options name. Bad rows are reported; throws where rows cannot be read at all. */
 export async function checkRows(input: CheckInput): Promise<DataReport> {
 	const scratch = new Scratch(input.native, input.args.cache_dir);
 	try {
 		const code = await loadCode(input.args, input.code);
-		// Nothing is trained, and so nothing written back.
+		// Nothing is trained, so nothing is written back.
 		return await check({
 			...input,
 			code,
@@ -171,7 +172,7 @@ function usableRows(lengths: Uint32Array, bad: readonly BadRow[]): Uint32Array {
 	return rowsWhere(lengths, (length, row) => length !== 0 && !refused.has(row));
 }
 
-/** The rows whose length is as asked for; one by one, since there may be more of them than a call takes arguments. */
+/** The rows with a wanted length. */
 function rowsWhere(lengths: Uint32Array, wanted: (length: number, row: number) => boolean): Uint32Array {
 	const found = new Uint32Array(lengths.length);
 	let count = 0;
@@ -179,7 +180,7 @@ function rowsWhere(lengths: Uint32Array, wanted: (length: number, row: number) =
 	return found.slice(0, count);
 }
 
-/** Rows that fit into no micro-batch. */
+/** Rows that do not fit into a packed micro-batch. */
 function unpackable(args: AgentTrainingConfig, source: AnySource, lengths: Uint32Array): BadRow[] {
 	const bound = args.max_tokens_per_micro_batch;
 	if (bound === null) return [];
@@ -192,7 +193,7 @@ function unpackable(args: AgentTrainingConfig, source: AnySource, lengths: Uint3
 	);
 }
 
-/** The rows that are longer than `maxLength`: encoded once more, without a bound. */
+/** The rows that are longer than `maxLength`; encodes all rows again, without a bound. */
 async function overLong(input: CheckInput, source: AnySource, maxLength: number): Promise<OverLongRow[]> {
 	const { native, args } = input;
 	const { maxLength: _, ...options } = textOptions(args, null);
@@ -213,7 +214,7 @@ async function overLong(input: CheckInput, source: AnySource, maxLength: number)
 
 const ROWS_AT_ONCE = 64;
 
-/** Lengths of the usable rows, and which of them are the same. */
+/** Lengths of the usable rows, and which of them are equal. */
 function contents(source: AnySource, cache: NativeTokenCache, usable: Uint32Array) {
 	const tokens = new Uint32Array(usable.length);
 	const targets = new Uint32Array(usable.length);
@@ -249,7 +250,7 @@ function countTargets({ targets, weights }: MicroBatch, from: number, to: number
 	return count;
 }
 
-/** What is trained of a row, whatever its text looks like and whatever it is called. */
+/** Hashes what is trained of a row. */
 function hashOf({ inputIds, targets, weights }: MicroBatch, from: number, to: number): string {
 	const hash = createHash("sha256").update(inputIds.subarray(from, to)).update(targets.subarray(from, to));
 	if (weights?.subarray(from, to).some((weight) => weight !== 1)) hash.update(weights.subarray(from, to));

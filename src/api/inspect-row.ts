@@ -1,4 +1,4 @@
-/** One row as the model will see it: its tokens, which of them are trained, and with what weight. Leaves nothing on the disk. */
+/** One row as the model will see it: its tokens, which of them are trained, and with what weight. Writes nothing. */
 import type { AgentTrainingConfig } from "../config/schema.js";
 import { explainRow } from "../data/sources/explain.js";
 import { Scratch } from "../data/sources/scratch.js";
@@ -12,17 +12,17 @@ import { textOptions } from "../run/setup/options.js";
 import { detectShape } from "../run/setup/rows.js";
 import { loadCode } from "../run/setup/user-modules.js";
 
-/** Tokens that make whole characters together; nearly always one. */
+/** Tokens that form whole characters; nearly always one token. */
 export interface TokenText {
-	/** Number of the first one in the row. */
+	/** Place of the first one in the row. */
 	at: number;
 	ids: number[];
 	text: string;
-	/** Of each as a target; 0: it is not trained. */
+	/** Weight of each as a target; 0: it is not trained. */
 	weights: number[];
 }
 
-/** A trained reply: tokens `first` to `last`, both ends in. */
+/** A trained reply: tokens `first` to `last`, inclusive. */
 export interface TrainedSpan {
 	message: number;
 	first: number;
@@ -38,9 +38,9 @@ export interface InspectedRow {
 	targetTokens: number;
 	spans: TrainedSpan[];
 	texts: TokenText[];
-	/** What a user should know of how the rows are read. */
+	/** For the user: how the rows are read. */
 	notices: string[];
-	/** What was noticed in this row, which a run trains all the same. */
+	/** Notes on this row, which a run trains nevertheless. */
 	notes: NoticedRows[];
 }
 
@@ -53,12 +53,12 @@ export interface InspectInput {
 	signal: AbortSignal | null;
 }
 
-/** Encodes a row. Throws `ARL_DATA` with its place where it cannot be used. */
+/** Encodes a row. Throws `ARL_DATA` with its place if it cannot be used. */
 export async function inspectRow(input: InspectInput): Promise<InspectedRow> {
 	const { native, row, signal } = input;
 	const scratch = new Scratch(native, input.args.cache_dir);
 	try {
-		// Nothing is trained, and so nothing written back.
+		// Nothing is trained, so nothing is written back.
 		const args = { ...input.args, cache_dir: scratch.path(), mongo_write_back: "none" as const };
 		const model = await readModelFolder(args.model_name_or_path, native);
 		const encoder = native.TextEncoder.open(textOptions(args, model.maxPositionEmbeddings));
@@ -107,10 +107,10 @@ function encoded(source: AnySource, row: number, encoder: NativeTextEncoder, byt
 	}
 }
 
-/** Tokens of which a character has parts, at the most. */
+/** The most tokens that share a character. */
 const MOST_PARTS = 8;
 
-/** The text of each token; those that are only parts of a character are taken together. */
+/** The text of each token; tokens that share a character are joined. */
 function tokenTexts(encoder: NativeTextEncoder, ids: Int32Array, weights: Float32Array): TokenText[] {
 	const texts: TokenText[] = [];
 	for (let at = 0; at < ids.length; ) {

@@ -1,4 +1,4 @@
-/** Lengths summed up: what a person wants to know of many numbers, and their histogram. */
+/** Many lengths in a few numbers and a histogram. */
 
 /** Rows whose length is `from` or more and below `to`. */
 export interface Bin {
@@ -7,7 +7,7 @@ export interface Bin {
 	rows: number;
 }
 
-/** Lengths in tokens. Of no rows at all everything is 0. */
+/** Lengths in tokens. Everything is 0 if there are no rows. */
 export interface LengthSummary {
 	sum: number;
 	min: number;
@@ -18,15 +18,15 @@ export interface LengthSummary {
 }
 
 const MOST_BINS = 12;
-/** Beyond this ratio of the longest to the shortest the bins double in width. */
+/** If the longest is more than so many times the shortest, each bin is twice as wide as the one before. */
 const WIDE = 30;
 
-/** The smallest value that at least this part of the sorted values does not exceed. */
+/** The smallest value that at least this share of the sorted values does not exceed. */
 function quantile(sorted: Uint32Array, part: number): number {
 	return sorted[Math.max(0, Math.ceil(part * sorted.length) - 1)] ?? 0;
 }
 
-/** Sums lengths up. */
+/** Summarizes lengths. */
 export function summarize(lengths: Uint32Array): LengthSummary {
 	const sorted = lengths.slice().sort();
 	const min = sorted[0] ?? 0;
@@ -46,7 +46,7 @@ function binsFor(rows: number): number {
 	return Math.min(MOST_BINS, 1 + Math.ceil(Math.log2(rows)));
 }
 
-/** Bounds of the bins: equally wide ones of a round width, or, where lengths differ much, each twice the last. */
+/** Bounds of the bins: of equal, round width, or each twice as wide as the one before if lengths differ much. */
 function edges(min: number, max: number, bins: number): number[] {
 	if (max > WIDE * Math.max(1, min)) {
 		const found = [2 ** Math.floor(Math.log2(Math.max(1, min)))];

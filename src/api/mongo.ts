@@ -12,6 +12,7 @@ import type { BadRow } from "../data/tokens/problems.js";
 import { ArlError } from "../errors.js";
 import type { MongoConnection } from "../mongo/connection.js";
 import type { Split } from "../mongo/documents.js";
+import type { ExportResult } from "../mongo/export.js";
 import type { ImportResult } from "../mongo/import.js";
 import type { DatabaseRows } from "../mongo/source.js";
 import type { DatabaseStatus } from "../mongo/status.js";
@@ -21,6 +22,7 @@ import { loadNative } from "../native.js";
 export type { ConvertRecordToData, ConvertResult, DatabaseRecord } from "../data/sources/convert.js";
 export type { BadRow } from "../data/tokens/problems.js";
 export type { CollectionName, Split } from "../mongo/documents.js";
+export type { ExportResult } from "../mongo/export.js";
 export type { ImportResult } from "../mongo/import.js";
 export type { CollectionStatus, Counts, DatabaseStatus, MissingIndex } from "../mongo/status.js";
 export type { ImportKind } from "../mongo/to-documents.js";
@@ -140,18 +142,12 @@ export interface MongoExportOptions extends MongoRowsOptions, BadRowOptions {
 	out: string;
 }
 
-/** Rows written, and those that were left out. */
-export interface MongoExportResult {
-	rows: number;
-	bad: BadRow[];
-}
-
 /**
  * Exports the rows of a database: the very text that training reads, in its order. The file appears once it is complete.
  *
  * @throws ArlError `ARL_DATA` if a document cannot be a row, and as `MongoRows.open`.
  */
-export async function exportRows(options: MongoExportOptions): Promise<MongoExportResult> {
+export async function exportRows(options: MongoExportOptions): Promise<ExportResult> {
 	const { exportRows: write } = await import("../mongo/export.js");
 	return withDatabase(options, async (connection) => {
 		const { out, on_bad_row, progress } = options;

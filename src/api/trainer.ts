@@ -1,6 +1,4 @@
-/**
- * The trainer as its users meet it: options and rows in, events or a result out.
- */
+/** The trainer: options and rows in, events or a result out. */
 import type { AgentTrainingConfig, AgentTrainingConfigInput } from "../config/schema.js";
 import type { ConvertRecordToData } from "../data/sources/convert.js";
 import { checkDataset, type Dataset } from "../data/sources/custom.js";
@@ -16,15 +14,15 @@ import { prepareRun } from "../run/setup/prepare.js";
 import { Resources } from "../run/setup/resources.js";
 import { loadCode } from "../run/setup/user-modules.js";
 
-/** What a callback can do to the run. From an event of a step, that step is the one in progress. */
+/** What a callback can do to the run. */
 export interface TrainerControl {
-	/** Ends the run after the step in progress, with a checkpoint. */
+	/** Ends the run after the current step, with a checkpoint. */
 	stop(): void;
-	/** Saves a checkpoint after the step in progress, whatever `save_strategy` says. */
+	/** Saves a checkpoint after the current step, whatever `save_strategy` says. */
 	save(): void;
 }
 
-/** Functions that are called as a run proceeds, and awaited. What one of them throws ends the run with `ARL_USER`. */
+/** Functions that are called, and awaited, as a run proceeds. An error in one of them ends the run with `ARL_USER`. */
 export interface TrainerCallback {
 	onEvent?(event: TrainEvent, control: TrainerControl): void | Promise<void>;
 	onStart?(event: EventOf<"start">, control: TrainerControl): void | Promise<void>;
@@ -36,64 +34,55 @@ export interface TrainerCallback {
 }
 
 interface TrainerOptions {
-	/** Always null: the trainer loads the model that `args.model_name_or_path` names. */
+	/** Only null, as in AgentRL: the trainer loads the model that `args.model_name_or_path` names. */
 	model?: null;
 	args: AgentTrainingConfigInput;
 	callbacks?: TrainerCallback[];
 }
 
-/** Rows as they are trained. */
+/** Rows that need no converting. */
 interface ReadyRows {
-	/** Rows from code, in place of `args.train_file` or, the last entry, beside it. Resumed, it must give the same rows. */
+	/** Rows in place of those of `args.train_file`, or after them. A resumed run needs the same rows again. */
 	train_dataset?: Dataset<RecordData>;
 	convert_record_to_data_func?: undefined;
 }
 
-/** Rows of which a function makes those that are trained. */
+/** Rows that a function converts. */
 interface RawRows<Row> {
-	/** Raw rows from code. */
+	/** Raw rows. */
 	train_dataset?: Dataset<Row>;
-	/** Makes rows of each raw row, of files as of `train_dataset`. */
+	/** Converts each raw row, of files as of `train_dataset`, into rows to train. */
 	convert_record_to_data_func: ConvertRecordToData<Row>;
 }
 
 export type QwenTrainerOptions<Row = unknown> = TrainerOptions & (ReadyRows | RawRows<Row>);
 
 export interface RunOptions {
-	/** Aborting it ends the run after the step in progress, with a checkpoint. */
+	/** Aborting it ends the run after the current step, with a checkpoint. */
 	signal?: AbortSignal;
 }
 
 /** How a run ended. */
 export type TrainResult = Omit<EndEvent, "type">;
 
-async function call(callback: TrainerCallback, event: TrainEvent, control: TrainerControl): Promise<void> {
-	try {
-		await callback.onEvent?.(event, control);
-	} catch (error) {
-		throw userError("the callback onEvent", error);
-	}
-	try {
-		await callOne(callback, event, control);
-	} catch (error) {
-		throw userError(`the callback on${event.type[0]?.toUpperCase()}${event.type.slice(1)}`, error);
-	}
-}
+/** The callback for each type of event that has one. */
+const CALLBACKS = {
+	start: "onStart",
+	step: "onStep",
+	log: "onLog",
+	epoch: "onEpoch",
+	saved: "onSave",
+	end: "onEnd",
+} as const;
 
-async function callOne(callback: TrainerCallback, event: TrainEvent, control: TrainerControl): Promise<void> {
-	switch (event.type) {
-		case "start":
-			return callback.onStart?.(event, control);
-		case "step":
-			return callback.onStep?.(event, control);
-		case "log":
-			return callback.onLog?.(event, control);
-		case "epoch":
-			return callback.onEpoch?.(event, control);
-		case "saved":
-			return callback.onSave?.(event, control);
-		case "end":
-			return callback.onEnd?.(event, control);
+async function call(callback: TrainerCallback, event: TrainEvent, control: TrainerControl): Promise<void> {
+	const own = event.type in CALLBACKS ? [CALLBACKS[event.type as keyof typeof CALLBACKS]] : [];
+	for (const name of ["onEvent", ...own] as const) {
+		try {
+			await callback[name]?.(event as never, control);
+		} catch (error) {
+			throw userError(`the callback ${name}`, error);
+		}
 	}
 }
 
@@ -123,7 +112,7 @@ export class QwenTrainer<Row = unknown> {
 		if (options.model !== undefined && options.model !== null) {
 			throw new ArlError(
 				"ARL_CONFIG",
-				"model: only null is possible",
+				"model: only null is allowed",
 				"Name the model's folder in args.model_name_or_path.",
 			);
 		}
@@ -139,13 +128,13 @@ export class QwenTrainer<Row = unknown> {
 	}
 
 	/**
-	 * The run as events. Leaving the loop early ends it without saving; to save, abort `signal` and go on reading.
+	 * Runs, and yields events. Leaving the loop early ends the run without saving; to save, abort `signal` and read on.
 	 *
-	 * @throws ArlError whatever ends the run, from the iterator.
+	 * @throws ArlError from the iterator, if the run fails.
 	 */
 	async *run(options: RunOptions = {}): AsyncGenerator<TrainEvent, void> {
 		if (this.started)
-			throw new ArlError("ARL_CONFIG", "this trainer has run already", "Make a new QwenTrainer for another run.");
+			throw new ArlError("ARL_CONFIG", "this trainer has run already", "Create another QwenTrainer for another run.");
 		this.started = true;
 		const requests = new Requests(options.signal ?? null);
 		const control: TrainerControl = { stop: () => requests.stop(), save: () => requests.save() };
@@ -159,7 +148,7 @@ export class QwenTrainer<Row = unknown> {
 		} catch (error) {
 			failure = toArlError(error);
 		} finally {
-			// Throws what was caught; also what fails here where the reader has left.
+			// Throws the failure, or, also to a reader who has left, a failure to close.
 			await resources.close(failure);
 		}
 	}
@@ -167,7 +156,7 @@ export class QwenTrainer<Row = unknown> {
 	/**
 	 * Runs to the end.
 	 *
-	 * @throws ArlError `ARL_INTERRUPTED` where the signal ended it, after saving.
+	 * @throws ArlError `ARL_INTERRUPTED` if the signal ended it, after saving.
 	 */
 	async train(options: RunOptions = {}): Promise<TrainResult> {
 		let result: TrainResult | null = null;

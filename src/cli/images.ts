@@ -35,7 +35,7 @@ const COMMAND = {
 		out: requiredString({ expects: "a file", literal: true, description: "The JSONL file to write." }),
 		on_bad_row: described(
 			on_bad_row,
-			"What a row without one of its images does: end the command before anything is written, or be left out.",
+			"error: write nothing if an image cannot be read; skip: leave rows with such images out.",
 		),
 		columns,
 		image_root: stringOrNone({

@@ -1,6 +1,7 @@
 /** What the commands of `arl mongo` share: the option for the database, its connection, and notices while it is retried. */
 import { CONNECTION_VARIABLE } from "../config/environment.js";
 import { described, trainingSchema } from "../config/index.js";
+import { type BadRow, countReasons } from "../data/tokens/problems.js";
 import { ArlError } from "../errors.js";
 import type { MongoConnection } from "../mongo/connection.js";
 
@@ -44,4 +45,12 @@ export async function withDatabase<T>(
 		report();
 		await connection.close();
 	}
+}
+
+/** Reports each row that was left out on stderr; returns what `--json` reports of them. */
+export function leftOut(bad: BadRow[]): { skipped: number; reasons: Record<string, number> } {
+	for (const { location, reason, message } of bad) {
+		process.stderr.write(`left out: ${location}: ${reason}: ${message}\n`);
+	}
+	return { skipped: bad.length, reasons: countReasons(bad) };
 }

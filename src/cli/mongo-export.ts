@@ -1,13 +1,12 @@
 /** `arl mongo export`: writes the rows that training would read from a database into a file. */
 import { stat } from "node:fs/promises";
 import { described, flag, orNone, requiredString, trainingSchema, type Values } from "../config/index.js";
-import { countReasons } from "../data/tokens/problems.js";
 import { ArlError } from "../errors.js";
 import type { MongoConnection } from "../mongo/connection.js";
 import { count, jsonLine } from "../report/index.js";
 import { liveLine } from "../report/live.js";
 import { JSON_FLAG, parseCommand } from "./command.js";
-import { DATABASE, withDatabase } from "./mongo-database.js";
+import { DATABASE, leftOut, withDatabase } from "./mongo-database.js";
 
 const { db_source, split, db_match, max_trained_count, on_bad_row } = trainingSchema.shape;
 
@@ -29,10 +28,7 @@ const COMMAND = {
 			max_trained_count,
 			"Leave out documents that were trained this often; none: leave out nothing.",
 		),
-		on_bad_row: described(
-			on_bad_row,
-			"What a document that is no row does: end the command before anything is written, or be left out.",
-		),
+		on_bad_row: described(on_bad_row, "error: write nothing if a document is no row; skip: leave such documents out."),
 		overwrite: flag("Replace the file if it exists."),
 		json: JSON_FLAG,
 	},
@@ -73,15 +69,11 @@ async function write(connection: MongoConnection, options: Options): Promise<num
 		const progress = (done: number) => live?.show([{ text: `${count(done)} of ${count(rows.length)} rows`, keep: 0 }]);
 		const result = await exportRows({ rows, out: options.out, skip: options.on_bad_row === "skip", progress });
 		live?.clear();
-		for (const { location, reason, message } of result.bad) {
-			process.stderr.write(`left out: ${location}: ${reason}: ${message}\n`);
-		}
-		const skipped = result.bad.length;
+		const left = leftOut(result.bad);
 		if (options.json) {
-			const left = { skipped, reasons: countReasons(result.bad) };
 			process.stdout.write(`${jsonLine({ from: rows.name, out: options.out, rows: result.rows, ...left })}\n`);
 		} else {
-			const more = skipped > 0 ? `, ${skipped} left out` : "";
+			const more = left.skipped > 0 ? `, ${left.skipped} left out` : "";
 			process.stdout.write(`${result.rows} rows of ${rows.name} in ${options.out}${more}\n`);
 		}
 		return 0;

@@ -1,7 +1,6 @@
 /** `arl mongo import`: writes rows of files as documents that AgentRL and `arl train` read. */
 import { choice, choiceOrNone, described, trainingSchema, type Values } from "../config/index.js";
 import { openFiles } from "../data/sources/open.js";
-import { countReasons } from "../data/tokens/problems.js";
 import type { MongoConnection } from "../mongo/connection.js";
 import { SPLITS } from "../mongo/documents.js";
 import type { ImportResult } from "../mongo/import.js";
@@ -10,7 +9,7 @@ import { loadNative, type Native } from "../native.js";
 import { count, jsonLine } from "../report/index.js";
 import { liveLine } from "../report/live.js";
 import { JSON_FLAG, parseCommand } from "./command.js";
-import { DATABASE, withDatabase } from "./mongo-database.js";
+import { DATABASE, leftOut, withDatabase } from "./mongo-database.js";
 
 const COMMAND = {
 	name: "arl mongo import",
@@ -29,7 +28,7 @@ FILE...: files of rows, as \`arl train --train_file\` takes them. Rows need \`me
 		split: choiceOrNone(SPLITS, { description: "Split of the rows; none: each row's own `split`, else train." }),
 		on_bad_row: described(
 			trainingSchema.shape.on_bad_row,
-			"What a row that cannot be used does: end the command before anything is written, or be left out.",
+			"error: write nothing if a row cannot be used; skip: leave such rows out.",
 		),
 		json: JSON_FLAG,
 	},
@@ -64,12 +63,9 @@ async function write(
 		};
 		const { bad, ...result } = await importChecked(connection, given, options.on_bad_row === "skip");
 		live?.clear();
-		for (const { location, reason, message } of bad) {
-			process.stderr.write(`left out: ${location}: ${reason}: ${message}\n`);
-		}
+		const left = leftOut(bad);
 		const to = connection.address;
 		if (options.json) {
-			const left = { skipped: bad.length, reasons: countReasons(bad) };
 			process.stdout.write(`${jsonLine({ files, to, as: options.as, rows: source.length, ...result, ...left })}\n`);
 		} else process.stdout.write(summary(result, options.as, source.length, to, bad.length));
 		return 0;
@@ -84,11 +80,8 @@ function summary(result: ImportResult, kind: ImportKind, rows: number, to: strin
 	if (skipped > 0) parts.push(`${skipped} left out`);
 	const lines = [`${rows} rows as ${kind} into ${to}: ${parts.join(", ")}`];
 	if (kind === "Record" && result.written > 0) {
-		lines.push(
-			`  documents: ${Object.entries(result.documents)
-				.map(([name, n]) => `${n} ${name}`)
-				.join(", ")}`,
-		);
+		const documents = Object.entries(result.documents).map(([name, n]) => `${n} ${name}`);
+		lines.push(`  documents: ${documents.join(", ")}`);
 	}
 	if (result.toolsAsText > 0) {
 		lines.push(

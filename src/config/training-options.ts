@@ -169,9 +169,9 @@ export interface TrainingOptions {
 	 */
 	mongo_write_back?: "ack" | "agentrl" | "none";
 	/**
-	 * Train rows as they arrive: the rows of the database and those that arrive during the run, each claimed for this
-	 * run alone and trained once, in the order of the claims. Needs `max_steps` and `train_sampling_strategy
-	 * sequential`. Expected: true or false.
+	 * Train rows as they arrive: the rows of the database and those that arrive during the run, each leased for this run
+	 * alone and trained once, in the order of the leases. Needs `max_steps` and `train_sampling_strategy sequential`.
+	 * Expected: true or false.
 	 * @default false
 	 */
 	follow?: boolean;

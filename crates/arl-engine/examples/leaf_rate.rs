@@ -159,11 +159,13 @@ fn bench(model: &Model, dtype: DType, only: &str) -> arl_model::Result<()> {
     let (weight, inverse_rms) = (b.noise(hidden, dtype), b.place(TOKENS, DType::F32));
     let d_weight = b.noise(hidden, DType::F32);
     let pass = TOKENS * hidden * size;
-    b.measure("rms_norm", Work::Bytes(2 * pass), |b| b.rms_norm(x, weight, 1e-6, out, inverse_rms));
-    b.measure("add_rms_norm", Work::Bytes(4 * pass), |b| b.add_rms_norm(x, delta, d_x, weight, 1e-6, out, inverse_rms));
-    b.measure("rms_norm_again", Work::Bytes(2 * pass), |b| b.rms_norm_again(x, weight, inverse_rms, out));
+    b.measure("rms_norm", Work::Bytes(2 * pass), |b| b.rms_norm(x, weight.into(), 1e-6, out, inverse_rms));
+    b.measure("add_rms_norm", Work::Bytes(4 * pass), |b| {
+        b.add_rms_norm(x, delta, d_x, weight.into(), 1e-6, out, inverse_rms)
+    });
+    b.measure("rms_norm_again", Work::Bytes(2 * pass), |b| b.rms_norm_again(x, weight.into(), inverse_rms, out));
     b.measure("rms_norm_backward", Work::Bytes(4 * pass), |b| {
-        b.rms_norm_backward(delta, x, weight, inverse_rms, d_x, d_weight);
+        b.rms_norm_backward(delta, x, weight.into(), inverse_rms, d_x, d_weight);
     });
     b.measure("add", Work::Bytes(3 * pass), |b| b.add(out, delta));
     let (ids, table) = (b.ints((0..TOKENS).map(|t| t * 7919 % vocab)), b.noise(vocab * hidden, dtype));
@@ -256,8 +258,9 @@ fn attention(b: &mut Bench, heads: Heads, dtype: DType) {
     let (width, rotated) = ((query + 2 * key_value) * dim, (query + key_value) * dim);
     let rope = NormRope {
         heads,
+        rotary: dim,
         tokens: TOKENS,
-        norm: Some((b.noise(dim, dtype), b.noise(dim, dtype), 1e-6)),
+        norm: Some((b.noise(dim, dtype).into(), b.noise(dim, dtype).into(), 1e-6)),
         cos: b.noise(TOKENS * dim / 2, DType::F32),
         sin: b.noise(TOKENS * dim / 2, DType::F32),
     };

@@ -4,8 +4,8 @@ use arl_model::{Error, ErrorCode, Result};
 
 use crate::backend::{AttentionLibrary, Backend, DType, DeviceKind, Heads};
 use crate::batch::BatchSize;
+use crate::blocks::{Attention, Block};
 use crate::options::AttentionChoice;
-use crate::shape::Shape;
 
 /// Whether attention over such heads may be a library's on such a device; refuses what was asked for and cannot be.
 pub(crate) fn planned(
@@ -34,10 +34,10 @@ pub(crate) fn planned(
 pub(crate) fn settle<B: Backend + ?Sized>(
     choice: AttentionChoice,
     backend: &mut B,
-    shape: &Shape,
+    blocks: &[Block],
     size: BatchSize,
 ) -> Result<Option<String>> {
-    let Err(reason) = backend.use_attention_library(&expected(shape, size)) else { return Ok(None) };
+    let Err(reason) = backend.use_attention_library(&expected(blocks, size)) else { return Ok(None) };
     if choice == AttentionChoice::Cudnn {
         return Err(Error::new(ErrorCode::Device, format!("attention cudnn: {reason}"))
             .hint("use attention auto or own; `arl doctor` shows which cuDNN was found"));
@@ -46,19 +46,19 @@ pub(crate) fn settle<B: Backend + ?Sized>(
 }
 
 /// Attention over micro-batches of about `size`, once for each window that layers have.
-fn expected(shape: &Shape, size: BatchSize) -> Vec<AttentionLibrary> {
-    let mut windows: Vec<_> = shape.layers.iter().map(|layer| layer.window).collect();
-    windows.sort_unstable();
-    windows.dedup();
+fn expected(blocks: &[Block], size: BatchSize) -> Vec<AttentionLibrary> {
+    let mut attentions: Vec<&Attention> = blocks.iter().filter_map(Block::attention).collect();
+    attentions.sort_unstable_by_key(|attention| attention.window);
+    attentions.dedup_by_key(|attention| attention.window);
     let sequences = size.sequences.clamp(1, size.tokens.max(1));
-    let asked = |window| AttentionLibrary {
-        heads: shape.heads,
+    let asked = |&Attention { heads, window, .. }: &Attention| AttentionLibrary {
+        heads,
         window,
-        scale: shape.attention_scale(),
+        scale: heads.scale(),
         tokens: size.tokens.max(1),
         sequences,
         max_len: size.tokens.max(1).div_ceil(sequences),
-        strides: [shape.qk(), shape.qk(), shape.qkv(), shape.q()],
+        strides: [heads.qk_columns(), heads.qk_columns(), heads.qkv_columns(), heads.query_columns()],
     };
-    windows.into_iter().map(asked).collect()
+    attentions.into_iter().map(asked).collect()
 }

@@ -2,8 +2,8 @@
 
 use arl_model::{Error, ErrorCode, Result, RopeTable};
 
-use crate::arena::{Arena, Category};
 use crate::backend::{Backend, Buffer, DType, Sequences};
+use crate::placement::arena::{Arena, Category};
 
 /// Target of a position that is not trained.
 pub const IGNORED: i32 = -100;
@@ -15,7 +15,8 @@ pub struct MicroBatch {
     pub input_ids: Vec<i32>,
     /// `[T]`: already shifted: the logits at `t` are scored against `targets[t]`; [`IGNORED`]: not trained.
     pub targets: Vec<i32>,
-    /// `[T]`: position of each token in its sequence, from 0.
+    /// `[T]`: position of each token in its sequence, from 0. Or, for a model whose positions have three axes, `[3, T]`: time,
+    /// height and width.
     pub positions: Vec<i32>,
     /// `[sequences + 1]`: sequence `s` is tokens `cu_seqlens[s] .. cu_seqlens[s + 1]`.
     pub cu_seqlens: Vec<i32>,
@@ -50,13 +51,16 @@ impl MicroBatch {
         self.weights.as_ref().map_or(1.0, |w| w[t])
     }
 
-    /// Checks that the lengths agree and that every value is in range; `index` names the micro-batch in errors.
-    pub fn validate(&self, index: usize, vocab: usize) -> Result<()> {
+    /// Checks that the lengths agree and that every value is in range, for a vocabulary, and positions of three `axes` or
+    /// one; `index` names the micro-batch in errors.
+    pub fn validate(&self, index: usize, vocab: usize, axes: bool) -> Result<()> {
         let tokens = self.input_ids.len();
         if tokens == 0 {
             return Err(invalid(index, "it has no tokens"));
         }
-        let lengths = [("targets", self.targets.len()), ("positions", self.positions.len())];
+        let three = axes && self.positions.len() == 3 * tokens;
+        let positions = if three { tokens } else { self.positions.len() };
+        let lengths = [("targets", self.targets.len()), ("positions", positions)];
         let weights = self.weights.iter().map(|w| ("weights", w.len()));
         for (name, len) in lengths.into_iter().chain(weights) {
             if len != tokens {
@@ -83,7 +87,10 @@ impl MicroBatch {
                 return Err(invalid(index, format_args!("target {t} is {target}, the vocabulary has {vocab}")));
             }
         }
-        for sequence in self.cu_seqlens.windows(2) {
+        if three && let Some(at) = self.positions.iter().position(|position| *position < 0) {
+            return Err(invalid(index, format_args!("position {at} is {}", self.positions[at])));
+        }
+        for sequence in self.cu_seqlens.windows(2).filter(|_| !three) {
             let positions = &self.positions[sequence[0] as usize..sequence[1] as usize];
             if let Some(t) = (0..positions.len()).find(|&t| positions[t] as usize != t) {
                 let token = sequence[0] as usize + t;
@@ -101,6 +108,14 @@ impl MicroBatch {
     }
 }
 
+impl MicroBatch {
+    /// The positions of some tokens, by axis.
+    fn axes(&self, tokens: std::ops::Range<usize>) -> [&[i32]; 3] {
+        let axis = if self.positions.len() == self.input_ids.len() { 0 } else { self.input_ids.len() };
+        [0, axis, 2 * axis].map(|first| &self.positions[first + tokens.start..first + tokens.end])
+    }
+}
+
 /// A micro-batch in the step's memory. `R` is the number of positions that have a target.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Inputs {
@@ -110,9 +125,9 @@ pub(crate) struct Inputs {
     pub(crate) sequences: Sequences,
     /// i32 `[T]`.
     pub(crate) ids: Buffer,
-    /// f32 `[T, dim / 2]`.
+    /// f32 `[T, rotary / 2]`.
     pub(crate) cos: Buffer,
-    /// f32 `[T, dim / 2]`.
+    /// f32 `[T, rotary / 2]`.
     pub(crate) sin: Buffer,
     /// i32 `[R]`: the positions that have a target, ascending.
     pub(crate) rows: Buffer,
@@ -122,21 +137,15 @@ pub(crate) struct Inputs {
     pub(crate) weights: Buffer,
     /// f32 `[R]`: ones, to sum with.
     pub(crate) ones: Buffer,
-    /// f32 `[R]` each: what the classifier pass says of every target.
+    /// f32 `[R]` each: what the classifier pass finds for every target.
     pub(crate) nll: Buffer,
     pub(crate) correct: Buffer,
     pub(crate) entropy: Buffer,
 }
 
 impl Inputs {
-    /// Takes the memory for a micro-batch of `size` of which `target_rows` positions have a target.
-    pub(crate) fn take(
-        arena: &mut Arena,
-        size: BatchSize,
-        target_rows: usize,
-        max_len: usize,
-        head_dim: usize,
-    ) -> Self {
+    /// Takes the memory for a micro-batch of `size` of which `target_rows` positions have a target, with `half` angles a token.
+    pub(crate) fn take(arena: &mut Arena, size: BatchSize, target_rows: usize, max_len: usize, half: usize) -> Self {
         let mut take = |dtype, len| arena.take(Category::Inputs, dtype, len);
         let (t, r) = (size.tokens, target_rows);
         Inputs {
@@ -144,8 +153,8 @@ impl Inputs {
             target_rows,
             sequences: Sequences { cu_seqlens: take(DType::I32, size.sequences + 1), count: size.sequences, max_len },
             ids: take(DType::I32, t),
-            cos: take(DType::F32, t * head_dim / 2),
-            sin: take(DType::F32, t * head_dim / 2),
+            cos: take(DType::F32, t * half),
+            sin: take(DType::F32, t * half),
             rows: take(DType::I32, r),
             targets: take(DType::I32, r),
             weights: take(DType::F32, r),
@@ -176,7 +185,6 @@ impl Staging {
         arena: &mut Arena,
         batch: &MicroBatch,
         rope: &RopeTable,
-        head_dim: usize,
     ) -> Inputs {
         self.rows.clear();
         self.targets.clear();
@@ -190,18 +198,19 @@ impl Staging {
             }
         }
         self.ones.resize(self.rows.len(), 1.0);
-        let table = batch.input_ids.len() * head_dim / 2;
+        let half = rope.half();
+        let table = batch.input_ids.len() * half;
         self.cos.resize(table, 0.0);
         self.sin.resize(table, 0.0);
         let mut max_len = 0;
         for sequence in batch.cu_seqlens.windows(2) {
             let (start, end) = (sequence[0] as usize, sequence[1] as usize);
             max_len = max_len.max(end - start);
-            let part = start * head_dim / 2..end * head_dim / 2;
-            rope.fill(end - start, &batch.positions[start..end], &mut self.cos[part.clone()], &mut self.sin[part]);
+            let part = start * half..end * half;
+            rope.fill_axes(end - start, batch.axes(start..end), &mut self.cos[part.clone()], &mut self.sin[part]);
         }
 
-        let inputs = Inputs::take(arena, batch.size(), self.rows.len(), max_len, head_dim);
+        let inputs = Inputs::take(arena, batch.size(), self.rows.len(), max_len, half);
         backend.upload(bytemuck::cast_slice(&batch.cu_seqlens), inputs.sequences.cu_seqlens);
         backend.upload(bytemuck::cast_slice(&batch.input_ids), inputs.ids);
         backend.upload(bytemuck::cast_slice(&self.cos), inputs.cos);
@@ -231,9 +240,22 @@ mod tests {
     #[test]
     fn a_valid_batch_passes_and_weights_follow_targets() {
         let batch = batch();
-        batch.validate(0, 6).unwrap();
+        batch.validate(0, 6, false).unwrap();
         let weights: Vec<f32> = (0..5).map(|t| batch.weight(t)).collect();
         assert_eq!(weights, [1.0, 0.0, 0.5, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn positions_of_three_axes_are_for_models_that_have_them() {
+        let three = MicroBatch { positions: vec![0, 1, 5, 5, 7, 0, 1, 5, 6, 7, 0, 1, 5, 5, 8], ..batch() };
+        three.validate(0, 6, true).unwrap();
+        assert_eq!(three.axes(2..5), [[5, 5, 7], [5, 6, 7], [5, 5, 8]]);
+        assert_eq!(batch().axes(2..5), [[0, 1, 2]; 3]);
+        batch().validate(0, 6, true).unwrap();
+        let message = |batch: &MicroBatch, axes| batch.validate(0, 6, axes).unwrap_err().message;
+        assert!(message(&three, false).contains("positions has 15 elements"));
+        let negative = MicroBatch { positions: vec![-1; 15], ..batch() };
+        assert!(message(&negative, true).contains("position 0 is -1"));
     }
 
     #[test]
@@ -255,7 +277,7 @@ mod tests {
         for (damage, message) in cases {
             let mut batch = batch();
             damage(&mut batch);
-            let error = batch.validate(7, 6).unwrap_err();
+            let error = batch.validate(7, 6, false).unwrap_err();
             assert_eq!(error.code, ErrorCode::Data);
             assert!(
                 error.message.starts_with("micro-batch 7: ") && error.message.contains(message),

@@ -7,18 +7,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arl_model::{CheckpointFormat, Error, ErrorCode, ExportOverrides, ModelConfig, ModelFiles, Result, RopeTable};
 
-use crate::arena::Arena;
 use crate::attention;
 use crate::backend::{Backend, Buffer, DType, Pool, split_master};
 use crate::batch::{BatchSize, MicroBatch, Staging};
+use crate::blocks::Run;
 use crate::loss_scale::LossScale;
 use crate::model::Model;
 use crate::options::{Adam, EngineOptions, Hyper, Recompute, Weights};
+use crate::placement::arena::Arena;
+use crate::placement::store::{Store, TrainingStore};
 use crate::plan::{MICRO_BATCHES, MemoryPlan, StepPlan};
 use crate::queue::Queue;
 use crate::statistics::{MicroBatchStats, Statistics, take_statistics};
-use crate::step::{Layer, Run, Step};
-use crate::store::TrainingStore;
+use crate::step::{Stages, Step};
 use crate::update::{Numbers, Pending, Update};
 
 /// A model on a device.
@@ -33,7 +34,7 @@ pub struct Engine<B: Backend + ?Sized> {
     pub(crate) rope: RopeTable,
     pub(crate) adam: Adam,
     pub(crate) arena: Arena,
-    pub(crate) layers: Vec<Layer>,
+    pub(crate) stages: Stages,
     pub(crate) staging: Staging,
     pub(crate) plan: StepPlan,
     pub(crate) interrupt: Arc<AtomicBool>,
@@ -58,9 +59,9 @@ impl<B: Backend + ?Sized> Engine<B> {
     pub fn open(backend: Box<B>, dir: &Path, weights: Weights, options: &EngineOptions) -> Result<Self> {
         let mut engine = Self::reserve(backend, ModelFiles::read(dir)?, options)?;
         match weights {
-            Weights::Checkpoint => engine.load_checkpoint(dir)?,
+            Weights::Checkpoint => engine.load_checkpoint(dir, false)?,
             Weights::Random(seed) => engine.load_random(seed)?,
-            Weights::Restored => drop(engine.open_checkpoint(dir)?),
+            Weights::Restored => engine.load_checkpoint(dir, true)?,
         }
         Ok(engine)
     }
@@ -76,7 +77,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         let config = files.config()?;
         let mut model = Model::new(&config, options, backend.kind())?;
         let attention_notice = if model.attention_library {
-            attention::settle(options.attention, &mut *backend, &model.shape, options.max_batch)?
+            attention::settle(options.attention, &mut *backend, &model.blocks, options.max_batch)?
         } else {
             None
         };
@@ -95,7 +96,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             model,
             adam: options.adam,
             arena: Arena::new(plan.bytes()),
-            layers: Vec::new(),
+            stages: Stages::default(),
             staging: Staging::default(),
             plan,
             interrupt: Arc::new(AtomicBool::new(false)),
@@ -177,7 +178,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             backend: &mut *self.backend,
             arena: &mut self.arena,
             model: &self.model,
-            layers: &mut self.layers,
+            stages: &mut self.stages,
             interrupt: &self.interrupt,
             pending: &mut self.pending,
         }
@@ -185,8 +186,7 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// Uploads a micro-batch and takes its memory.
     fn begin(&mut self, batch: &MicroBatch, keep: Option<Recompute>, sums: Buffer, balance: Option<Buffer>) -> Run {
-        let dim = self.model.shape.heads.dim;
-        let inputs = self.staging.upload(&mut *self.backend, &mut self.arena, batch, &self.rope, dim);
+        let inputs = self.staging.upload(&mut *self.backend, &mut self.arena, batch, &self.rope);
         self.parts().begin(inputs, keep, sums, balance)
     }
 
@@ -224,8 +224,8 @@ impl<B: Backend + ?Sized> Engine<B> {
             if stats[i].target_tokens > 0 {
                 let balance = balances.map(|b| b.slice(i * b.len / batches.len(), b.len / batches.len()));
                 let mut run = self.begin(batch, Some(self.model.recompute), sums.slice(3 * i, 3), balance);
-                run.loss_scale = self.gradient_scale;
-                self.parts().train(&run, weight, first)?;
+                (run.loss_scale, run.first) = (self.gradient_scale, first);
+                self.parts().train(&run, weight)?;
                 first = false;
                 self.arena.release(bottom);
             }
@@ -258,7 +258,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         let mut stats = Vec::with_capacity(batches.len());
         let mut largest = BatchSize::default();
         for (i, batch) in batches.iter().enumerate() {
-            batch.validate(i, self.model.shape.vocab)?;
+            batch.validate(i, self.model.shape.vocab, self.model.shape.axes)?;
             let size = batch.size();
             largest.tokens = largest.tokens.max(size.tokens);
             largest.sequences = largest.sequences.max(size.sequences);
@@ -296,7 +296,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         Ok(statistics.complete(&self.model.shape, &host))
     }
 
-    /// AdamW on all parameters.
+    /// AdamW on all trained parameters.
     pub(crate) fn update(&mut self, training: &TrainingStore, hyper: Hyper, step: u64) {
         let store = self.model.store;
         let numbers = Numbers {
@@ -306,14 +306,14 @@ impl<B: Backend + ?Sized> Engine<B> {
             gradient_scale: self.gradient_scale,
             rounding_seed: self.rounding_seed,
         };
-        let update = Update::new(&store, training, self.model.params.decayed, numbers);
+        let update = Update::new(&store, training, self.model.placement.runs.clone(), numbers);
         match store.slots {
             None => update.run(&mut *self.backend),
             Some(slots) => self.pending = Some(Pending::begin(&mut *self.backend, update, slots)),
         }
     }
 
-    /// Does what is left of the last update, for who wants weights or moments without a forward pass.
+    /// Does what is left of the last update, for callers that read weights or moments without a forward pass.
     pub(crate) fn complete_update(&mut self) {
         if let Some(mut pending) = self.pending.take() {
             pending.advance(&mut *self.backend, usize::MAX);
@@ -321,11 +321,13 @@ impl<B: Backend + ?Sized> Engine<B> {
     }
 }
 
-/// Makes the elements between parameters zero. Memory comes zeroed, which as a split master is not a number.
+/// Makes the elements between trained parameters zero. Memory comes zeroed, which as a split master is not a number.
 fn zero_gaps<B: Backend + ?Sized>(backend: &mut B, model: &Model) {
     let Some(low) = model.store.masters.filter(|masters| masters.dtype == DType::U16) else { return };
     let (_, zero) = split_master(0.0);
-    for (start, len) in model.params.gaps() {
-        backend.upload(bytemuck::cast_slice(&vec![zero; len]), low.slice(start, len));
+    for gap in model.placement.gaps() {
+        if let Some(low) = Store::trained(low, gap) {
+            backend.upload(bytemuck::cast_slice(&vec![zero; gap.len]), low);
+        }
     }
 }

@@ -4,15 +4,16 @@ use std::sync::atomic::AtomicBool;
 
 use arl_model::Result;
 
-use crate::arena::{Arena, Category};
 use crate::backend::plan::PlanBackend;
 use crate::backend::{Backend, Buffer, DType};
 use crate::batch::{Inputs, MicroBatch};
+use crate::blocks::Run;
 use crate::engine::Engine;
 use crate::model::Model;
 use crate::options::Recompute;
+use crate::placement::arena::{Arena, Category};
 use crate::statistics::{MicroBatchStats, take_statistics};
-use crate::step::{LossMode, Run, Step};
+use crate::step::{LossMode, Step};
 
 /// What the forward pass over one micro-batch gives.
 #[derive(Clone, Debug)]
@@ -38,17 +39,17 @@ fn room<B: Backend + ?Sized>(step: &mut Step<'_, B>, inputs: Inputs) -> (Run, Bu
 impl<B: Backend + ?Sized> Engine<B> {
     /// Runs the forward pass and reads back what training never looks at.
     pub fn inspect(&mut self, batch: &MicroBatch) -> Result<Inspection> {
-        batch.validate(0, self.model.shape.vocab)?;
-        let (size, dim) = (batch.size(), self.model.shape.heads.dim);
-        // What is looked at stays on the device.
-        let model = Model { activation_offloading: false, ..self.model.clone() };
+        batch.validate(0, self.model.shape.vocab, self.model.shape.axes)?;
+        let size = batch.size();
+        // What is looked at stays on the device, of frozen layers too.
+        let model = Model { activation_offloading: false, lowest_layer: 0, ..self.model.clone() };
         let mut dry = Arena::new(usize::MAX);
-        let inputs = Inputs::take(&mut dry, size, size.tokens, size.tokens, dim);
+        let inputs = Inputs::take(&mut dry, size, size.tokens, size.tokens, self.rope.half());
         let mut step = Step {
             backend: &mut PlanBackend::default(),
             arena: &mut dry,
             model: &model,
-            layers: &mut self.layers,
+            stages: &mut self.stages,
             interrupt: &AtomicBool::new(false),
             pending: &mut None,
         };
@@ -59,17 +60,17 @@ impl<B: Backend + ?Sized> Engine<B> {
         }
 
         self.clear_arena();
-        let inputs = self.staging.upload(&mut *self.backend, &mut self.arena, batch, &self.rope, dim);
+        let inputs = self.staging.upload(&mut *self.backend, &mut self.arena, batch, &self.rope);
         let mut step = Step {
             backend: &mut *self.backend,
             arena: &mut self.arena,
             model: &model,
-            layers: &mut self.layers,
+            stages: &mut self.stages,
             interrupt: &self.interrupt,
             pending: &mut self.pending,
         };
         let (run, chunk) = room(&mut step, inputs);
-        step.forward(&run)?;
+        step.forward(&run, None)?;
         step.loss(&run, LossMode::Evaluate);
 
         let (h, v) = (step.model.shape.hidden, step.model.shape.vocab);
@@ -86,12 +87,10 @@ impl<B: Backend + ?Sized> Engine<B> {
         let nll = (0..size.tokens).map(|t| if batch.weight(t) > 0.0 { compact.next().unwrap_or(0.0) } else { 0.0 });
         let nll = nll.collect();
         let mut router_logits = Vec::new();
-        for l in 0..step.layers.len() {
-            if let Some(buffer) = step.layers[l].router_logits() {
-                let mut host = vec![0f32; buffer.len];
-                step.backend.read_back(buffer, bytemuck::cast_slice_mut(&mut host))?;
-                router_logits.push(host);
-            }
+        for buffer in step.stages.blocks.iter().filter_map(|stage| stage.block.router_logits()) {
+            let mut host = vec![0f32; buffer.len];
+            step.backend.read_back(buffer, bytemuck::cast_slice_mut(&mut host))?;
+            router_logits.push(host);
         }
         Ok(Inspection { logits, nll, router_logits })
     }

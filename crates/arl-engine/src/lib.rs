@@ -6,10 +6,10 @@
 #[cfg(test)]
 extern crate self as arl_engine;
 
-mod arena;
 mod attention;
 pub mod backend;
 mod batch;
+mod blocks;
 mod engine;
 mod events;
 mod flops;
@@ -18,19 +18,17 @@ mod inspect;
 mod loss_scale;
 mod model;
 mod options;
-mod params;
 mod pipeline;
+mod placement;
 mod plan;
 mod queue;
 mod shape;
 mod state;
 mod statistics;
 mod step;
-mod store;
 mod update;
 mod weights;
 
-pub use arena::Category;
 pub use batch::{BatchSize, IGNORED, MicroBatch};
 pub use engine::Engine;
 pub use flops::Flops;
@@ -38,6 +36,7 @@ pub use generate::GenerateOptions;
 pub use inspect::Inspection;
 pub use loss_scale::LossScaling;
 pub use options::{Adam, AttentionChoice, EngineOptions, Hyper, Recompute, Weights};
+pub use placement::arena::Category;
 pub use plan::{MemoryPlan, plan_memory, plan_memory_of};
 pub use queue::Ticket;
 pub use statistics::{MicroBatchStats, StepStats};

@@ -1,21 +1,39 @@
 //! What an engine knows of its model that does not change from step to step: sizes, places, and how it is computed.
 
-use arl_model::{ModelConfig, Result};
+use std::ops::Range;
+
+use arl_model::{Block, Error, ErrorCode, ModelConfig, Result, Role};
 
 use crate::attention;
-use crate::backend::{DType, DeviceKind, attention_library_scratch};
-use crate::batch::BatchSize;
+use crate::backend::{DType, DeviceKind, NormWeight};
+use crate::blocks::linear::Linear;
+use crate::blocks::{self, blocks};
 use crate::options::{EngineOptions, Recompute};
-use crate::params::Params;
+use crate::placement::store::Store;
+use crate::placement::{Param, Placement};
 use crate::shape::Shape;
-use crate::store::Store;
 
 /// A model on a kind of device; needs no memory of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Model {
     pub(crate) shape: Shape,
-    pub(crate) params: Params,
+    pub(crate) placement: Placement,
     pub(crate) store: Store,
+    /// `[vocab, hidden]`.
+    pub(crate) embedding: Param,
+    /// In the order of the forward pass.
+    pub(crate) blocks: Vec<blocks::Block>,
+    /// Which blocks each layer has.
+    pub(crate) layers: Vec<Range<usize>>,
+    /// `[hidden]`.
+    pub(crate) final_norm: Param,
+    /// `[vocab, hidden]`; the embedding itself where they are tied.
+    pub(crate) head: Linear,
+    /// The lowest layer that the backward pass enters: those below it train nothing and keep nothing.
+    pub(crate) lowest_layer: usize,
+    /// First element and length, in the optimizer's arena, of what gradients are only ever added to: norms, biases, experts,
+    /// the look-up's embedding. Products assign the others' in the first micro-batch of a step.
+    pub(crate) added: Vec<(usize, usize)>,
     /// Of activations: f32, bf16 or f16.
     pub(crate) dtype: DType,
     pub(crate) recompute: Recompute,
@@ -33,28 +51,40 @@ impl Model {
     pub(crate) fn new(config: &ModelConfig, options: &EngineOptions, kind: DeviceKind) -> Result<Self> {
         options.check()?;
         let shape = Shape::new(config);
-        kind.check(shape.heads, shape.experts())?;
-        let params = Params::new(config);
-        let store = Store::new(params.len, options);
+        kind.check(shape.heads, shape.experts, shape.norm_offset, shape.rotary)?;
+        if config.attention_gate {
+            return Err(Error::new(ErrorCode::Config, "an output gate of attention is not built"));
+        }
+        let placement = Placement::new(config, &options.frozen)?;
+        let store = Store::new(&placement, options);
         let training = store.training.is_some();
+        let embedding = placement.one(Block::Embedding, Role::Embedding);
+        let head = Linear::new(placement.span(Block::Head, Role::LmHead, Role::LmHead).unwrap_or(embedding));
+        let blocks = blocks(config, &placement);
+        let layer =
+            |l| blocks.partition_point(|block| block.layer < l)..blocks.partition_point(|block| block.layer <= l);
+        let assigned: Vec<Param> = blocks.iter().flat_map(blocks::Block::assigned).chain([head.weight]).collect();
         Ok(Model {
             attention_library: attention::planned(options.attention, kind, shape.heads, options.dtype, training)?,
             loss_chunk: options.loss_seq_chunk_size.unwrap_or(kind.default_logits_rows(config.vocab_size)),
             shape,
-            params,
             store,
+            embedding,
+            layers: (0..config.layers.len()).map(layer).collect(),
+            final_norm: placement.one(Block::FinalNorm, Role::FinalNorm),
+            head,
+            lowest_layer: placement.lowest_layer,
+            added: placement.all_but(&assigned),
+            blocks,
+            placement,
             dtype: options.dtype,
             recompute: options.recompute,
             activation_offloading: options.activation_offloading,
         })
     }
 
-    /// f32 elements of the scratch of attention's backward pass.
-    pub(crate) fn attention_scratch(&self, size: BatchSize) -> usize {
-        if self.attention_library {
-            attention_library_scratch(self.shape.heads, size.tokens, size.sequences)
-        } else {
-            size.tokens * self.shape.heads.query
-        }
+    /// The weight of a norm.
+    pub(crate) fn norm(&self, weight: Param) -> NormWeight {
+        NormWeight { weight: self.store.weight(weight), offset: self.shape.norm_offset }
     }
 }

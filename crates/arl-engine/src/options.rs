@@ -36,27 +36,30 @@ pub enum AttentionChoice {
 pub struct EngineOptions {
     /// Type of weights and activations: f32, bf16 or f16. Masters, gradients and logits are f32 in either case.
     pub dtype: DType,
-    /// Keep no masters beside bf16 weights, and round each update up or down at random.
+    /// Keep no masters of bf16 weights, and round each update up or down at random.
     pub stochastic_rounding: bool,
     /// Keep both moments in bf16 instead of f32, and round them up or down at random.
     pub bf16_moments: bool,
-    /// What is rounded at random is so by this seed, the step and the parameter's place.
+    /// Seeds random rounding, together with the step and the parameter's place.
     pub rounding_seed: u64,
     /// How the loss is scaled in f16.
     pub loss_scaling: LossScaling,
-    /// What the backward pass computes anew.
+    /// What the backward pass computes again.
     pub recompute: Recompute,
     /// Keep the layers' inputs in host memory between the passes. Results are equal in bits.
     pub activation_offloading: bool,
-    /// Keep moments, and masters beside weights of 16 bits, in host memory. Results are equal in bits.
+    /// Keep moments, and the masters of weights of 16 bits, in host memory. Results are equal in bits.
     pub optimizer_offload: bool,
     /// Most rows of logits at a time; `None`: as many as fit in 32 MiB (1.2 GiB on a GPU), in whole 256s, at
     /// least one.
     pub loss_seq_chunk_size: Option<usize>,
-    /// The largest micro-batch expected. A larger one makes the engine plan and reserve anew before the step.
+    /// The largest micro-batch expected. A larger one makes the engine plan and reserve again before the step.
     pub max_batch: BatchSize,
     /// AdamW's constants.
     pub adam: Adam,
+    /// Parameters that are not trained, as patterns of their names in which `*` stands for any characters. They have no
+    /// gradients, moments or masters, and are no part of a saved state.
+    pub frozen: Vec<String>,
     /// Who computes attention. A library's share of memory is planned where it may be used.
     pub attention: AttentionChoice,
     /// Leave out gradients and moments: evaluation and generation only.
@@ -77,6 +80,7 @@ impl Default for EngineOptions {
             loss_seq_chunk_size: None,
             max_batch: BatchSize { tokens: 1, sequences: 1 },
             adam: Adam::default(),
+            frozen: Vec::new(),
             attention: AttentionChoice::default(),
             inference_only: false,
         }
@@ -118,8 +122,8 @@ pub enum Weights {
     Checkpoint,
     /// Random ones, as Hugging Face's initialisation draws them, from this seed.
     Random(u64),
-    /// A saved state, which [`Engine::restore_state`](crate::Engine::restore_state) reads: of the folder's safetensors, type
-    /// and layout alone count.
+    /// A saved state, which [`Engine::restore_state`](crate::Engine::restore_state) reads: of the folder's safetensors, type,
+    /// layout and frozen parameters count.
     Restored,
 }
 

@@ -5,14 +5,14 @@ use std::sync::atomic::AtomicBool;
 
 use arl_model::{Error, ErrorCode, ModelConfig, Result};
 
-use crate::arena::{Arena, Category};
 use crate::backend::plan::PlanBackend;
 use crate::backend::{Backend, DeviceKind, Pool};
 use crate::batch::{BatchSize, Inputs};
 use crate::model::Model;
 use crate::options::EngineOptions;
+use crate::placement::arena::{Arena, Category};
 use crate::statistics::take_statistics;
-use crate::step::{Step, host_bytes};
+use crate::step::{Stages, Step, host_bytes};
 
 /// Micro-batches of a step for whose statistics room is reserved from the start.
 pub(crate) const MICRO_BATCHES: usize = 64;
@@ -46,26 +46,27 @@ impl StepPlan {
         let size = BatchSize { tokens: size.tokens.max(1), sequences: size.sequences.clamp(1, size.tokens.max(1)) };
         let mut arena = Arena::new(usize::MAX);
         take_statistics(&mut arena, &model.shape, micro_batches);
-        let inputs = Inputs::take(&mut arena, size, size.tokens, size.tokens, model.shape.heads.dim);
+        let inputs = Inputs::take(&mut arena, size, size.tokens, size.tokens, model.shape.rotary / 2);
         let (sums, balance) = take_statistics(&mut Arena::new(usize::MAX), &model.shape, 1);
         let mut step = Step {
             backend: &mut PlanBackend::default(),
             arena: &mut arena,
             model,
-            layers: &mut Vec::new(),
+            stages: &mut Stages::default(),
             interrupt: &AtomicBool::new(false),
             pending: &mut None,
         };
         if model.store.training.is_some() {
             let run = step.begin(inputs, Some(model.recompute), sums, balance);
-            step.train(&run, 1.0, true)?;
+            step.train(&run, 1.0)?;
         } else {
             let run = step.begin(inputs, None, sums, balance);
             step.evaluate(&run)?;
         }
         let offloading = model.activation_offloading && model.store.training.is_some();
         let input_bytes = if offloading { size.tokens * model.shape.hidden * model.dtype.bytes() } else { 0 };
-        Ok(StepPlan { size, micro_batches, arena, host_bytes: host_bytes(model.shape.layers.len(), input_bytes) })
+        let host_bytes = host_bytes(model.layers.len() - model.lowest_layer, input_bytes);
+        Ok(StepPlan { size, micro_batches, arena, host_bytes })
     }
 
     /// The plan of an engine that has no memory.

@@ -1,23 +1,33 @@
-//! The state of a run on disk: exact weights, moments, step count and loss scale. An engine that restores it computes equal
-//! bits from there on. Tensors are saved by their names, so that a state does not depend on their places in memory.
+//! The state of a run on disk: exact weights and moments of what is trained, step count and loss scale. An engine that
+//! restores it computes equal bits from there on. Tensors are saved by name, each with its place in the whole parameter, so
+//! that a state depends neither on places in memory nor on how parameters were divided.
 
 use std::path::Path;
 
-use arl_model::{Dtype, Error, ErrorCode, Result, SafetensorsFile, SafetensorsWriter, TensorDecl, sync_folder};
+use arl_model::{
+    Dtype, Error, ErrorCode, Result, SafetensorsFile, SafetensorsWriter, Slice, TensorDecl, TensorSpec, sync_folder,
+};
+use serde_json::{Map, Value, json};
 
 use crate::backend::{Backend, Buffer, DType};
 use crate::engine::Engine;
 use crate::loss_scale::LossScale;
-use crate::params::Param;
+use crate::placement::Param;
+use crate::placement::store::Store;
 use crate::weights::PIECE;
 
 /// The file that [`Engine::save_state`] writes into its folder.
 const STATE_FILE: &str = "engine.safetensors";
-/// Tensors by name: `moment1/model.norm.weight`.
-const FORMAT: &str = "arl engine state 2";
-/// Whole arrays, whose order a hash names; read, and no longer written.
+/// Tensors by name: `moment1/model.norm.weight`. The metadata `slices` has by parameters where they begin in the whole and the
+/// whole's shape.
+const FORMAT: &str = "arl engine state 3";
+/// As [`FORMAT`] without slices: every tensor is a whole parameter. Read, and no longer written.
+const FORMAT_2: &str = "arl engine state 2";
+/// Whole arrays, whose order a hash names. Read, and no longer written.
 const FORMAT_1: &str = "arl engine state 1";
-/// The name of f32 masters in it.
+/// The name of weights in a state's file.
+const WEIGHTS: &str = "weights";
+/// The name of f32 masters.
 const MASTERS: &str = "master_weights";
 
 /// A tensor of a state's file and its place in memory.
@@ -42,7 +52,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             (DType::F16, Some(masters)) => vec![(MASTERS, masters)],
             (_, masters) => {
                 let low = masters.map(|low| ("weights_low", low));
-                [("weights", store.weights)].into_iter().chain(low).collect()
+                [(WEIGHTS, store.weights)].into_iter().chain(low).collect()
             }
         };
         arrays.extend([("moment1", training.moment1), ("moment2", training.moment2)]);
@@ -53,17 +63,25 @@ impl<B: Backend + ?Sized> Engine<B> {
     fn state_entries(&self) -> Result<Vec<Entry>> {
         let arrays = self.state_arrays()?;
         let of_array = |&(array, buffer): &(&'static str, Buffer)| {
-            self.model.params.tensors.iter().map(move |tensor| {
-                let param = tensor.param();
-                Entry {
+            self.model.placement.tensors.iter().filter_map(move |tensor| {
+                let param = tensor.param;
+                let trained = Store::trained(buffer, param)?;
+                Some(Entry {
                     name: format!("{array}/{}", tensor.spec.name),
                     shape: tensor.spec.shape.clone(),
-                    buffer: buffer.slice(param.offset, param.len),
+                    buffer: if array == WEIGHTS { buffer.slice(param.offset, param.len) } else { trained },
                     masters_of: (array == MASTERS).then_some(param),
-                }
+                })
             })
         };
         Ok(arrays.iter().flat_map(of_array).collect())
+    }
+
+    /// By trained parameters, where what this engine has of them begins in the whole, and the whole's shape.
+    fn slices(&self) -> Map<String, Value> {
+        let trained = self.model.placement.tensors.iter().filter(|tensor| tensor.param.trained.is_some());
+        let slice = |spec: &TensorSpec| json!({ "start": Slice::whole(&spec.shape).start, "of": spec.shape });
+        trained.map(|tensor| (tensor.spec.name.clone(), slice(&tensor.spec))).collect()
     }
 
     /// The arrays of a state of format 1.
@@ -72,12 +90,12 @@ impl<B: Backend + ?Sized> Engine<B> {
             name: array.to_owned(),
             shape: vec![buffer.len],
             buffer,
-            masters_of: (array == MASTERS).then_some(Param { offset: 0, len: buffer.len }),
+            masters_of: (array == MASTERS).then_some(Param { offset: 0, len: buffer.len, trained: Some(0) }),
         };
         Ok(self.state_arrays()?.into_iter().map(entry).collect())
     }
 
-    /// What format 1 knew a model by: order, names, shapes and types of the flat arrays.
+    /// What format 1 identified a model by: order, names, shapes and types of the flat arrays.
     fn layout(&self) -> String {
         let mut hash = 0xcbf2_9ce4_8422_2325u64;
         let mut add = |bytes: &[u8]| {
@@ -95,9 +113,9 @@ impl<B: Backend + ?Sized> Engine<B> {
         if store.training.is_some_and(|training| training.moment1.dtype == DType::Bf16) {
             add(b"bf16 moments");
         }
-        for tensor in &self.model.params.tensors {
+        for tensor in &self.model.placement.tensors {
             add(tensor.spec.name.as_bytes());
-            add(&(tensor.offset as u64).to_le_bytes());
+            add(&(tensor.param.offset as u64).to_le_bytes());
             for &side in &tensor.spec.shape {
                 add(&(side as u64).to_le_bytes());
             }
@@ -105,8 +123,12 @@ impl<B: Backend + ?Sized> Engine<B> {
         format!("{hash:016x}")
     }
 
-    /// Writes exact weights, moments, step count and loss scale to `dir/engine.safetensors`, by way of a file beside it that is
-    /// renamed when it is complete and on the disk.
+    fn trains_all(&self) -> bool {
+        self.model.placement.optimizer == self.model.placement.weights
+    }
+
+    /// Writes exact weights, moments, step count and loss scale to `dir/engine.safetensors`, under another name until the
+    /// file is complete and on the disk.
     pub fn save_state(&mut self, dir: &Path) -> Result<()> {
         self.state_arrays()?;
         self.settle();
@@ -133,7 +155,8 @@ impl<B: Backend + ?Sized> Engine<B> {
         let declared: Vec<TensorDecl> = entries.iter().map(declare).collect();
         let steps = self.steps.to_string();
         let loss_scale = self.loss_scale.map(LossScale::to_text);
-        let mut metadata = vec![("format", FORMAT), ("steps", &steps)];
+        let slices = Value::Object(self.slices()).to_string();
+        let mut metadata = vec![("format", FORMAT), ("steps", &steps), ("slices", &slices)];
         metadata.extend(loss_scale.as_deref().map(|text| ("loss_scale", text)));
         let mut writer = SafetensorsWriter::create(path, &metadata, &declared)?;
         let mut staging = vec![0u8; PIECE * 4];
@@ -148,19 +171,21 @@ impl<B: Backend + ?Sized> Engine<B> {
         writer.finish()
     }
 
-    /// Reads what [`Engine::save_state`] wrote, also in the format of earlier versions. The engine must have been opened with
-    /// the same model and type. Nothing is changed unless the file fits.
+    /// Reads what [`Engine::save_state`] wrote, also in the formats of earlier versions. The engine must have been opened with
+    /// the same model, type and frozen parameters. Nothing is changed unless the file fits.
     pub fn restore_state(&mut self, dir: &Path) -> Result<()> {
         let path = dir.join(STATE_FILE);
         self.state_arrays()?;
-        // Whatever is wrong with the file, it is a state that is damaged, not the weights of a model.
+        // Whatever is wrong with the file, a state is damaged, not the weights of a model.
         let file = SafetensorsFile::open(&path)
             .map_err(|e| if e.code == ErrorCode::Io { e } else { damaged(&path, &e.message) })?;
         let entries = match file.metadata("format") {
-            Some(FORMAT) => self.state_entries()?,
-            Some(FORMAT_1) if file.metadata("layout") == Some(self.layout().as_str()) => self.whole_arrays()?,
+            Some(FORMAT | FORMAT_2) => self.state_entries()?,
+            Some(FORMAT_1) if file.metadata("layout") == Some(self.layout().as_str()) && self.trains_all() => {
+                self.whole_arrays()?
+            }
             Some(FORMAT_1) => return Err(damaged(&path, ANOTHER)),
-            _ => return Err(damaged(&path, "it is not a state that this version reads")),
+            _ => return Err(damaged(&path, "this version does not read its format")),
         };
         let Some(steps) = file.metadata("steps").and_then(|s| s.parse().ok()) else {
             return Err(damaged(&path, "its step count is missing"));
@@ -173,9 +198,13 @@ impl<B: Backend + ?Sized> Engine<B> {
             },
         };
         check_fits(&file, &entries).map_err(|what| damaged(&path, &what))?;
+        if file.metadata("format") == Some(FORMAT) {
+            let found = file.metadata("slices").and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+            check_slices(&found, &self.slices()).map_err(|what| damaged(&path, &what))?;
+        }
         self.settle();
         self.give_up_submitted();
-        // The weights that it was about are written over.
+        // It updates weights that are written over.
         self.pending = None;
         for Entry { name, buffer, masters_of, .. } in &entries {
             let bytes = file.bytes(name)?;
@@ -184,7 +213,7 @@ impl<B: Backend + ?Sized> Engine<B> {
                 if let Some(param) = masters_of {
                     let words = bytes.chunks_exact(4).map(|word| [word[0], word[1], word[2], word[3]]);
                     let values: Vec<f32> = words.map(f32::from_le_bytes).collect();
-                    self.write_weights(Param { offset: param.offset + start, len }, &values);
+                    self.write_weights(param.part(start, len), &values);
                 } else {
                     self.backend.upload(bytes, buffer.slice(start, len));
                 }
@@ -197,6 +226,18 @@ impl<B: Backend + ?Sized> Engine<B> {
 }
 
 const ANOTHER: &str = "it belongs to another model, or to a run with another dtype or rounding";
+
+/// Each parameter of the file is the part that the run has.
+fn check_slices(found: &Map<String, Value>, expected: &Map<String, Value>) -> std::result::Result<(), String> {
+    for (name, slice) in expected {
+        match found.get(name) {
+            Some(other) if other == slice => {}
+            Some(other) => return Err(format!("its part of `{name}` is {other}, and the run's {slice}")),
+            None => return Err(format!("it does not say which part of `{name}` it has")),
+        }
+    }
+    Ok(())
+}
 
 /// The file has these tensors, with these shapes and types, and no others.
 fn check_fits(file: &SafetensorsFile, entries: &[Entry]) -> std::result::Result<(), String> {

@@ -1,10 +1,10 @@
-//! What a step tells of itself: sums of its micro-batches, as they lie on the device and as the host reads them.
+//! What a step reports: sums of its micro-batches, on the device and as the host reads them.
 
-use crate::arena::{Arena, Category};
 use crate::backend::{Buffer, DType};
+use crate::placement::arena::{Arena, Category};
 use crate::shape::Shape;
 
-/// What one micro-batch gave.
+/// The statistics of one micro-batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct MicroBatchStats {
     /// Tokens.
@@ -15,7 +15,7 @@ pub struct MicroBatchStats {
     pub target_weight: f64,
     /// Sum of weight x negative log-likelihood, in nats.
     pub loss_sum: f64,
-    /// Targets that had the greatest logit.
+    /// Targets whose logit was the greatest.
     pub correct: usize,
     /// Sum of the predicted distributions' entropies over the targets, in nats.
     pub entropy_sum: f64,
@@ -23,7 +23,7 @@ pub struct MicroBatchStats {
     pub balance_loss: f64,
 }
 
-/// What one optimizer step gave.
+/// The statistics of one optimizer step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepStats {
     /// Sum of all losses over the weight of all targets, plus the micro-batches' balance losses.
@@ -41,7 +41,7 @@ pub struct StepStats {
     pub seconds: f64,
 }
 
-/// Micro-batches' statistics on their way from the device.
+/// Micro-batches' statistics that the device still computes.
 #[derive(Debug)]
 pub(crate) struct Statistics {
     /// What is known of them without the device.
@@ -68,10 +68,10 @@ impl Statistics {
         if self.balances.is_some() {
             let balances: Vec<f32> =
                 balances.chunks_exact(size_of::<f32>()).map(bytemuck::pod_read_unaligned).collect();
-            let experts = shape.experts();
+            let experts = shape.experts;
             let coefficient = f64::from(shape.balance.unwrap_or(0.0));
             for (stat, balance) in self.stats.iter_mut().zip(balances.chunks_exact(2 * experts)) {
-                let n = (stat.tokens * shape.expert_layers()) as f64;
+                let n = (stat.tokens * shape.expert_layers) as f64;
                 let (counts, probabilities) = balance.split_at(experts);
                 let products = counts.iter().zip(probabilities).map(|(&c, &p)| f64::from(c) * f64::from(p));
                 stat.balance_loss = coefficient * experts as f64 * products.sum::<f64>() / (n * n);
@@ -84,6 +84,6 @@ impl Statistics {
 /// See [`Engine::statistics`].
 pub(crate) fn take_statistics(arena: &mut Arena, shape: &Shape, count: usize) -> (Buffer, Option<Buffer>) {
     let sums = arena.take(Category::Inputs, DType::F64, 3 * count);
-    let balances = shape.balance.map(|_| arena.take(Category::Inputs, DType::F32, count * 2 * shape.experts()));
+    let balances = shape.balance.map(|_| arena.take(Category::Inputs, DType::F32, count * 2 * shape.experts));
     (sums, balances)
 }

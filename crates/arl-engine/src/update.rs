@@ -1,19 +1,19 @@
-//! The end of an optimizer step: AdamW over all parameters. With `optimizer_offload` the next forward pass does it: masters
-//! and moments come from host memory a piece at a time and go back beside the layers that are computed, and each piece is
-//! updated just before the first layer that it has weights of.
+//! The end of an optimizer step: AdamW over all trained parameters. With `optimizer_offload` the next forward pass does it:
+//! masters and moments are fetched from host memory a piece at a time and return while layers are computed, and each piece
+//! is updated just before the first layer that uses its weights.
 
 use crate::backend::{AdamW, Backend, Buffer, StochasticRounding, Stream};
 use crate::events::{OPTIMIZER_SLOTS, OptimizerPoint};
 use crate::options::{Adam, Hyper};
-use crate::store::{Slots, Store, TrainingStore};
+use crate::placement::Run;
+use crate::placement::store::{Slots, Store, TrainingStore};
 
-/// What an update needs besides the arrays.
-#[derive(Clone, Copy, Debug)]
+/// An update of all trained parameters.
+#[derive(Clone, Debug)]
 pub(crate) struct Update {
-    /// What is the same for all parameters; its buffers stand for the whole arrays.
-    pub(crate) adam: AdamW,
-    /// The first so many parameters are decayed.
-    pub(crate) decayed: usize,
+    /// What is the same for all parameters; its buffers are the whole arrays.
+    adam: AdamW,
+    runs: Vec<Run>,
 }
 
 /// The numbers of an update: the run's, and this step's.
@@ -29,7 +29,7 @@ pub(crate) struct Numbers {
 }
 
 impl Update {
-    pub(crate) fn new(store: &Store, training: &TrainingStore, decayed: usize, numbers: Numbers) -> Self {
+    pub(crate) fn new(store: &Store, training: &TrainingStore, runs: Vec<Run>, numbers: Numbers) -> Self {
         let Numbers { adam, hyper, step, gradient_scale, rounding_seed } = numbers;
         let correction = |beta: f32| (1.0 - f64::from(beta).powf(step as f64)) as f32;
         let adam = AdamW {
@@ -50,89 +50,77 @@ impl Update {
             gradient_scale,
             max_grad_norm: hyper.max_grad_norm,
         };
-        Update { adam, decayed }
+        Update { adam, runs }
     }
 
-    /// Runs of parameters that are updated alike: first element, end, weight decay.
-    fn runs(&self) -> [(usize, usize, f32); 2] {
-        [(0, self.decayed, self.adam.weight_decay), (self.decayed, self.adam.weights.len, 0.0)]
+    /// The update of a run, of the whole arrays on the device.
+    fn of(&self, run: Run) -> AdamW {
+        let part = |buffer: Buffer| buffer.slice(run.optimizer, run.len);
+        AdamW {
+            weights: self.adam.weights.slice(run.weights, run.len),
+            masters: self.adam.masters.map(part),
+            rounding: self.adam.rounding.from(run.optimizer),
+            gradients: part(self.adam.gradients),
+            moment1: part(self.adam.moment1),
+            moment2: part(self.adam.moment2),
+            weight_decay: if run.decay { self.adam.weight_decay } else { 0.0 },
+            ..self.adam
+        }
     }
 
     /// The update where everything is on the device.
     pub(crate) fn run<B: Backend + ?Sized>(&self, backend: &mut B) {
-        for (start, end, weight_decay) in self.runs() {
-            let part = |buffer: Buffer| buffer.slice(start, end - start);
-            backend.adamw(&AdamW {
-                weights: part(self.adam.weights),
-                masters: self.adam.masters.map(part),
-                rounding: self.adam.rounding.from(start),
-                gradients: part(self.adam.gradients),
-                moment1: part(self.adam.moment1),
-                moment2: part(self.adam.moment2),
-                weight_decay,
-                ..self.adam
-            });
-        }
+        self.runs.iter().for_each(|run| backend.adamw(&self.of(*run)));
     }
 }
 
-/// A part of the parameters whose masters and moments are on the device at a time.
-#[derive(Clone, Copy, Debug)]
-struct Piece {
-    /// First element.
-    start: usize,
-    /// Elements.
-    len: usize,
-    weight_decay: f32,
-    /// The piece is to be updated before a parameter behind this element is used.
-    due: usize,
-}
-
-/// An update whose masters and moments are in host memory. Its pieces are in the order in which a forward pass uses them.
+/// An update whose masters and moments are in host memory. Its pieces are parts of runs, in the order in which a forward pass
+/// uses them.
 #[derive(Clone, Debug)]
 pub(crate) struct Pending {
     update: Update,
     slots: Slots,
-    pieces: Vec<Piece>,
-    /// The next piece to update; those that are to follow it through the slots are on their way.
+    pieces: Vec<Run>,
+    /// The next piece to update; the copies of those that follow it through the slots are queued.
     next: usize,
 }
 
 impl Pending {
-    /// Sends the first pieces on their way to the device.
+    /// Queues the copies of the first pieces to the device.
     pub(crate) fn begin<B: Backend + ?Sized>(backend: &mut B, update: Update, slots: Slots) -> Self {
-        let [decayed, others] = update.runs();
         // Norms and biases are few, and each layer has some: they come first.
-        let pieces = [others, decayed].into_iter().flat_map(|(start, end, weight_decay)| {
-            let due = move |at| if start == 0 { at } else { 0 };
-            let piece = move |at| Piece { start: at, len: slots.piece.min(end - at), weight_decay, due: due(at) };
-            (start..end).step_by(slots.piece).map(piece)
+        let (decayed, others): (Vec<&Run>, Vec<&Run>) = update.runs.iter().partition(|run| run.decay);
+        let pieces = others.into_iter().chain(decayed).flat_map(|run| {
+            (0..run.len).step_by(slots.piece).map(|start| Run {
+                weights: run.weights + start,
+                optimizer: run.optimizer + start,
+                len: slots.piece.min(run.len - start),
+                decay: run.decay,
+            })
         });
-        let pending = Pending { update, slots, pieces: pieces.collect(), next: 0 };
+        let pieces = pieces.collect();
+        let pending = Pending { update, slots, pieces, next: 0 };
         for i in 0..OPTIMIZER_SLOTS {
             pending.fetch(backend, i);
         }
         pending
     }
 
-    /// Updates every piece that has a parameter before element `end`; whether that was the last one.
+    /// Updates every piece that has a decayed weight before element `end` of the weights' arena, or any other; whether that was
+    /// the last one.
     pub(crate) fn advance<B: Backend + ?Sized>(&mut self, backend: &mut B, end: usize) -> bool {
-        while let Some(&Piece { start, len, weight_decay, due }) = self.pieces.get(self.next) {
-            if due >= end {
+        while let Some(&piece) = self.pieces.get(self.next) {
+            if piece.decay && piece.weights >= end {
                 return false;
             }
             let i = self.next;
             backend.wait(Stream::Compute, OptimizerPoint::Fetched.event(i));
-            let (adam, slot) = (&self.update.adam, &self.slots.places[i % OPTIMIZER_SLOTS]);
+            let slot = &self.slots.places[i % OPTIMIZER_SLOTS];
             backend.adamw(&AdamW {
-                weights: adam.weights.slice(start, len),
-                masters: slot.masters.map(|masters| masters.slice(0, len)),
-                rounding: adam.rounding.from(start),
-                gradients: adam.gradients.slice(start, len),
-                moment1: slot.moment1.slice(0, len),
-                moment2: slot.moment2.slice(0, len),
-                weight_decay,
-                ..*adam
+                masters: slot.masters.map(|masters| masters.slice(0, piece.len)),
+                moment1: slot.moment1.slice(0, piece.len),
+                moment2: slot.moment2.slice(0, piece.len),
+                ..self.update.of(piece)
             });
             backend.record(Stream::Compute, OptimizerPoint::Updated.event(i));
             backend.wait(Stream::ToHost, OptimizerPoint::Updated.event(i));
@@ -146,7 +134,7 @@ impl Pending {
         true
     }
 
-    /// Sends piece `i` on its way, if there is one, behind what its slot held before, in this update or the last.
+    /// Queues the copy of piece `i`, if there is one, behind what its slot held before, in this update or the last.
     fn fetch<B: Backend + ?Sized>(&self, backend: &mut B, i: usize) {
         if i < self.pieces.len() {
             backend.wait(Stream::FromHost, OptimizerPoint::Saved.event(i));
@@ -159,9 +147,9 @@ impl Pending {
 
     /// The parts of piece `i` in host memory, and their places on the device.
     fn pairs(&self, i: usize) -> impl Iterator<Item = (Buffer, Buffer)> + use<> {
-        let Piece { start, len, .. } = self.pieces[i];
+        let Run { optimizer, len, .. } = self.pieces[i];
         let (adam, slot) = (&self.update.adam, self.slots.places[i % OPTIMIZER_SLOTS]);
-        let pair = move |host: Buffer, slot: Buffer| (host.slice(start, len), slot.slice(0, len));
+        let pair = move |host: Buffer, slot: Buffer| (host.slice(optimizer, len), slot.slice(0, len));
         let masters = adam.masters.zip(slot.masters).map(|(host, slot)| pair(host, slot));
         [pair(adam.moment1, slot.moment1), pair(adam.moment2, slot.moment2)].into_iter().chain(masters)
     }

@@ -9,7 +9,8 @@ use arl_model::{Checkpoint, Error, ErrorCode, Result, WeightDtype, init_f32, sav
 
 use crate::backend::{Backend, Buffer, DType, join_master, split_master};
 use crate::engine::Engine;
-use crate::params::Param;
+use crate::placement::store::Store;
+use crate::placement::{Param, Tensor};
 
 /// Elements that cross between host and device at a time.
 pub(crate) const PIECE: usize = 1 << 20;
@@ -37,16 +38,20 @@ impl<B: Backend + ?Sized> Engine<B> {
         Ok(checkpoint)
     }
 
-    /// Reads all weights from the mapped checkpoint, a piece at a time.
-    pub(crate) fn load_checkpoint(&mut self, dir: &Path) -> Result<()> {
+    /// Reads all weights from the mapped checkpoint, or the frozen ones alone, a piece at a time.
+    pub(crate) fn load_checkpoint(&mut self, dir: &Path, frozen_alone: bool) -> Result<()> {
         let checkpoint = self.open_checkpoint(dir)?;
         let mut staging = vec![0f32; PIECE];
-        for i in 0..self.model.params.tensors.len() {
-            let (name, param) = (self.model.params.tensors[i].spec.name.clone(), self.model.params.tensors[i].param());
+        for i in 0..self.model.placement.tensors.len() {
+            let Tensor { spec, param } = &self.model.placement.tensors[i];
+            if frozen_alone && param.trained.is_some() {
+                continue;
+            }
+            let (name, param) = (spec.name.clone(), *param);
             for start in (0..param.len).step_by(PIECE) {
                 let len = PIECE.min(param.len - start);
                 checkpoint.read_f32_part(&name, start, &mut staging[..len])?;
-                self.write_weights(Param { offset: param.offset + start, len }, &staging[..len]);
+                self.write_weights(param.part(start, len), &staging[..len]);
             }
         }
         Ok(())
@@ -55,9 +60,9 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// Draws all weights.
     pub(crate) fn load_random(&mut self, seed: u64) -> Result<()> {
         let mut staging = Vec::new();
-        for i in 0..self.model.params.tensors.len() {
-            let tensor = &self.model.params.tensors[i];
-            let param = tensor.param();
+        for i in 0..self.model.placement.tensors.len() {
+            let tensor = &self.model.placement.tensors[i];
+            let param = tensor.param;
             staging.resize(param.len, 0f32);
             init_f32(&self.config, &tensor.spec, seed, &mut staging);
             self.write_weights(param, &staging);
@@ -65,38 +70,29 @@ impl<B: Backend + ?Sized> Engine<B> {
         Ok(())
     }
 
-    /// Uploads a parameter's weights.
+    /// Uploads a parameter's weights, and the masters of a trained one.
     pub(crate) fn write_weights(&mut self, param: Param, values: &[f32]) {
         let store = self.model.store;
-        if store.weights.dtype == DType::F32 {
-            self.backend.upload(bytemuck::cast_slice(values), store.weight(param));
-            return;
-        }
-        if store.weights.dtype == DType::F16 {
-            for (piece, values) in values.chunks(PIECE).enumerate() {
-                let place = |array: Buffer| array.slice(param.offset + piece * PIECE, values.len());
-                let rounded: Vec<f16> = values.iter().map(|&value| f16::from_f32(value)).collect();
-                self.backend.upload(bytemuck::cast_slice(&rounded), place(store.weights));
-                if let Some(masters) = store.masters {
-                    self.backend.upload(bytemuck::cast_slice(values), place(masters));
-                }
-            }
-            return;
-        }
-        let mut high = Vec::with_capacity(PIECE.min(values.len()));
-        let mut low = Vec::with_capacity(PIECE.min(values.len()));
         for (piece, values) in values.chunks(PIECE).enumerate() {
-            high.clear();
-            low.clear();
-            for &value in values {
-                let (h, l) = split_master(value);
-                high.push(h);
-                low.push(l);
-            }
-            let start = param.offset + piece * PIECE;
-            self.backend.upload(bytemuck::cast_slice(&high), store.weights.slice(start, values.len()));
-            if let Some(masters) = store.masters {
-                self.backend.upload(bytemuck::cast_slice(&low), masters.slice(start, values.len()));
+            let param = param.part(piece * PIECE, values.len());
+            let (weights, masters) =
+                (store.weight(param), store.masters.and_then(|array| Store::trained(array, param)));
+            match weights.dtype {
+                DType::F32 => self.backend.upload(bytemuck::cast_slice(values), weights),
+                DType::F16 => {
+                    let rounded: Vec<f16> = values.iter().map(|&value| f16::from_f32(value)).collect();
+                    self.backend.upload(bytemuck::cast_slice(&rounded), weights);
+                    if let Some(masters) = masters {
+                        self.backend.upload(bytemuck::cast_slice(values), masters);
+                    }
+                }
+                _ => {
+                    let (high, low): (Vec<u16>, Vec<u16>) = values.iter().map(|&value| split_master(value)).unzip();
+                    self.backend.upload(bytemuck::cast_slice(&high), weights);
+                    if let Some(masters) = masters {
+                        self.backend.upload(bytemuck::cast_slice(&low), masters);
+                    }
+                }
             }
         }
     }
@@ -105,55 +101,52 @@ impl<B: Backend + ?Sized> Engine<B> {
     pub(crate) fn read_weights(&mut self, param: Param, out: &mut [f32]) -> Result<()> {
         self.complete_update();
         let store = self.model.store;
-        if store.weights.dtype == DType::F32 {
-            return self.backend.read_back(store.weight(param), bytemuck::cast_slice_mut(out));
-        }
-        if store.weights.dtype == DType::F16 {
-            let Some(masters) = store.masters else {
-                let mut rounded = vec![f16::ZERO; out.len()];
-                self.backend.read_back(store.weight(param), bytemuck::cast_slice_mut(&mut rounded))?;
-                out.iter_mut().zip(&rounded).for_each(|(out, rounded)| *out = rounded.to_f32());
-                return Ok(());
-            };
-            return self.backend.read_back(masters.slice(param.offset, param.len), bytemuck::cast_slice_mut(out));
-        }
-        let (mut high, mut low) = (vec![0u16; PIECE.min(out.len())], vec![0u16; PIECE.min(out.len())]);
         for (piece, out) in out.chunks_mut(PIECE).enumerate() {
-            let start = param.offset + piece * PIECE;
-            let (high, low) = (&mut high[..out.len()], &mut low[..out.len()]);
-            self.backend.read_back(store.weights.slice(start, out.len()), bytemuck::cast_slice_mut(high))?;
-            match store.masters {
-                Some(masters) => {
-                    self.backend.read_back(masters.slice(start, out.len()), bytemuck::cast_slice_mut(low))?;
-                    for ((out, &h), &l) in out.iter_mut().zip(&*high).zip(&*low) {
-                        *out = join_master(h, l);
-                    }
+            let param = param.part(piece * PIECE, out.len());
+            let (weights, masters) =
+                (store.weight(param), store.masters.and_then(|array| Store::trained(array, param)));
+            match (weights.dtype, masters) {
+                (DType::F32, _) => self.backend.read_back(weights, bytemuck::cast_slice_mut(out))?,
+                (DType::F16, Some(masters)) => self.backend.read_back(masters, bytemuck::cast_slice_mut(out))?,
+                (DType::F16, None) => {
+                    let rounded: Vec<f16> = self.read_back(weights)?;
+                    out.iter_mut().zip(&rounded).for_each(|(out, rounded)| *out = rounded.to_f32());
                 }
-                None => {
-                    for (out, &h) in out.iter_mut().zip(&*high) {
-                        *out = f32::from_bits(u32::from(h) << 16);
-                    }
+                (_, Some(masters)) => {
+                    let (high, low): (Vec<u16>, Vec<u16>) = (self.read_back(weights)?, self.read_back(masters)?);
+                    let exact = high.iter().zip(&low).map(|(&high, &low)| join_master(high, low));
+                    out.iter_mut().zip(exact).for_each(|(out, exact)| *out = exact);
+                }
+                (_, None) => {
+                    let rounded: Vec<bf16> = self.read_back(weights)?;
+                    out.iter_mut().zip(&rounded).for_each(|(out, rounded)| *out = rounded.to_f32());
                 }
             }
         }
         Ok(())
     }
 
+    fn read_back<T: bytemuck::Pod>(&mut self, buffer: Buffer) -> Result<Vec<T>> {
+        let mut values = vec![T::zeroed(); buffer.len];
+        self.backend.read_back(buffer, bytemuck::cast_slice_mut(&mut values))?;
+        Ok(values)
+    }
+
     /// Names of all tensors, as in a checkpoint.
     pub fn tensor_names(&self) -> Vec<String> {
-        self.model.params.tensors.iter().map(|t| t.spec.name.clone()).collect()
+        self.model.placement.tensors.iter().map(|t| t.spec.name.clone()).collect()
     }
 
     /// Reads one tensor back by its name in a checkpoint, row-major.
     pub fn read_tensor(&mut self, name: &str, kind: Kind) -> Result<Vec<f32>> {
-        let Some(tensor) = self.model.params.tensors.iter().find(|t| t.spec.name == name) else {
+        let Some(tensor) = self.model.placement.tensors.iter().find(|t| t.spec.name == name) else {
             return Err(Error::new(ErrorCode::Internal, format!("the model has no tensor `{name}`")));
         };
-        let param = tensor.param();
+        let param = tensor.param;
         self.complete_update();
-        let mut values = vec![0f32; param.len];
         let array = match (kind, self.model.store.training) {
             (Kind::Weights, _) => {
+                let mut values = vec![0f32; param.len];
                 self.read_weights(param, &mut values)?;
                 return Ok(values);
             }
@@ -162,13 +155,13 @@ impl<B: Backend + ?Sized> Engine<B> {
             (Kind::Moment1, Some(training)) => training.moment1,
             (Kind::Moment2, Some(training)) => training.moment2,
         };
-        let array = array.slice(param.offset, param.len);
+        let Some(array) = Store::trained(array, param) else {
+            return Err(Error::new(ErrorCode::Internal, format!("`{name}` is frozen and has weights alone")));
+        };
         if array.dtype == DType::Bf16 {
-            let mut narrow = vec![bf16::ZERO; param.len];
-            self.backend.read_back(array, bytemuck::cast_slice_mut(&mut narrow))?;
-            return Ok(narrow.into_iter().map(bf16::to_f32).collect());
+            return Ok(self.read_back::<bf16>(array)?.into_iter().map(bf16::to_f32).collect());
         }
-        self.backend.read_back(array, bytemuck::cast_slice_mut(&mut values))?;
+        let mut values: Vec<f32> = self.read_back(array)?;
         if kind == Kind::Gradients {
             values.iter_mut().for_each(|value| *value /= self.gradient_scale);
         }
@@ -183,7 +176,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, &e))?;
         let (config, files, format) = (self.config.clone(), self.files.clone(), self.format.clone());
         let places: HashMap<String, Param> =
-            self.model.params.tensors.iter().map(|t| (t.spec.name.clone(), t.param())).collect();
+            self.model.placement.tensors.iter().map(|t| (t.spec.name.clone(), t.param)).collect();
         save_model(dir, &files, &config, &format, dtype, MAX_SHARD_BYTES, |name, out| match places.get(name) {
             Some(&param) => self.read_weights(param, out),
             None => Err(Error::new(ErrorCode::Internal, format!("the model has no tensor `{name}`"))),
@@ -210,12 +203,12 @@ mod tests {
             weights: None,
         };
         engine.step(&[batch], Hyper { learning_rate: 0.1, max_grad_norm: 1.0 }).unwrap();
-        let gaps = engine.model.params.gaps();
+        let gaps = engine.model.placement.gaps();
         assert!(!gaps.is_empty());
-        for (offset, len) in gaps {
-            let mut values = vec![1f32; len];
-            engine.read_weights(Param { offset, len }, &mut values).unwrap();
-            assert_eq!(values, vec![0.0; len]);
+        for gap in gaps {
+            let mut values = vec![1f32; gap.len];
+            engine.read_weights(gap, &mut values).unwrap();
+            assert_eq!(values, vec![0.0; gap.len]);
         }
     }
 }

@@ -13,7 +13,7 @@ mod rope;
 mod tensors;
 mod weights;
 
-pub use config::{Family, LayerConfig, Mlp, ModelConfig, MoeConfig, RopeConfig, RopeScaling, WeightDtype};
+pub use config::{Family, LayerConfig, Mlp, ModelConfig, MoeConfig, RopeAxes, RopeConfig, RopeScaling, WeightDtype};
 pub use error::{Error, ErrorCode, Result};
 pub use folder::{ExportOverrides, ModelFiles, Placeholder, unreadable};
 pub use format::CheckpointFormat;

@@ -15,9 +15,9 @@ pub struct RopeTable {
     half: usize,
     max_position_embeddings: usize,
     config: RopeConfig,
-    /// `[head_dim / 2]` for sequences that are not long.
+    /// `[half]` for sequences that are not long.
     short: Vec<f32>,
-    /// `[head_dim / 2]` for long ones, where that is one set for all lengths.
+    /// `[half]` for long ones, where that is one set for all lengths.
     long: Vec<f32>,
     attention_scaling: f32,
 }
@@ -25,7 +25,7 @@ pub struct RopeTable {
 impl RopeTable {
     /// Computes what does not depend on a sequence.
     pub fn new(config: &ModelConfig) -> Self {
-        let half = config.head_dim / 2;
+        let half = config.rope.rotary_dim / 2;
         let rope = config.rope.clone();
         let length = config.max_position_embeddings;
         let plain = |base: f64| -> Vec<f32> { (0..half).map(|i| 1.0 / wavelength(base as f32, i, half)).collect() };
@@ -33,7 +33,7 @@ impl RopeTable {
             RopeScaling::Default => plain(rope.theta),
             RopeScaling::Linear { factor } => plain(rope.theta).iter().map(|f| f / *factor as f32).collect(),
             RopeScaling::Dynamic { factor } => {
-                let (length, dim) = (length as f64, config.head_dim as f64);
+                let (length, dim) = (length as f64, 2.0 * half as f64);
                 plain(rope.theta * (factor * length / length - (factor - 1.0)).powf(dim / (dim - 2.0)))
             }
             RopeScaling::Yarn { .. } => yarn(&rope, half),
@@ -53,7 +53,7 @@ impl RopeTable {
         Self { half, max_position_embeddings: length, config: rope, short, long, attention_scaling }
     }
 
-    /// Half of a head: the number of frequencies.
+    /// Half of the rotated part of a head: the number of frequencies.
     pub fn half(&self) -> usize {
         self.half
     }
@@ -63,7 +63,7 @@ impl RopeTable {
         self.attention_scaling
     }
 
-    /// Writes the inverse frequencies for a sequence of that length to `out`, `[head_dim / 2]`.
+    /// Writes the inverse frequencies for a sequence of that length to `out`, `[half]`.
     pub fn inv_freq(&self, sequence_len: usize, out: &mut [f32]) {
         match &self.config.scaling {
             RopeScaling::Dynamic { factor } if sequence_len > self.max_position_embeddings => {
@@ -82,17 +82,24 @@ impl RopeTable {
         }
     }
 
-    /// Writes cosine and sine of the tokens of one sequence of `sequence_len` tokens, both `[positions, head_dim / 2]`.
+    /// Writes cosine and sine of the tokens of one sequence of `sequence_len` tokens, both `[positions, half]`.
     /// `positions` may be a part of the sequence. Allocates nothing.
     pub fn fill(&self, sequence_len: usize, positions: &[i32], cos: &mut [f32], sin: &mut [f32]) {
+        self.fill_axes(sequence_len, [positions; 3], cos, sin);
+    }
+
+    /// [`RopeTable::fill`] with positions of three axes: time, height, width.
+    pub fn fill_axes(&self, sequence_len: usize, positions: [&[i32]; 3], cos: &mut [f32], sin: &mut [f32]) {
         let mut frequencies = [0f32; MAX_HALF];
         let Some(frequencies) = frequencies.get_mut(..self.half) else { return };
         self.inv_freq(sequence_len, frequencies);
         let rows = cos.chunks_exact_mut(self.half).zip(sin.chunks_exact_mut(self.half));
-        for (&position, (cos, sin)) in positions.iter().zip(rows) {
-            let position = position as f32;
-            for (frequency, (cos, sin)) in frequencies.iter().zip(cos.iter_mut().zip(sin.iter_mut())) {
-                let (s, c) = (position * frequency).sin_cos();
+        let positions = positions[0].iter().zip(positions[1]).zip(positions[2]);
+        for (((&time, &height), &width), (cos, sin)) in positions.zip(rows) {
+            let position = [time as f32, height as f32, width as f32];
+            for (i, (frequency, (cos, sin))) in frequencies.iter().zip(cos.iter_mut().zip(sin.iter_mut())).enumerate() {
+                let axis = self.config.axes.map_or(0, |axes| axes.axis(i));
+                let (s, c) = (position[axis] * frequency).sin_cos();
                 *cos = c * self.attention_scaling;
                 *sin = s * self.attention_scaling;
             }

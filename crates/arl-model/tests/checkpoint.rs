@@ -4,10 +4,12 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use arl_model::{Checkpoint, Dtype, ErrorCode, ModelFiles, WeightDtype, save_model, tensor_table};
-use common::{Entry, LAYOUTS, config, contents, entries, entry, exact_parameters, model, refused, source, write};
+use common::{
+    Entry, LAYOUTS, config, contents, entries, entry, exact_parameters, model, refused, shards, source, write,
+};
 use tempfile::TempDir;
 
 /// The folder of a Qwen3-MoE model with these tensors.
@@ -176,6 +178,7 @@ fn experts_joined_the_other_way_round_are_of_the_wrong_shape() {
     entry(&mut tensors, "model.layers.0.mlp.experts.down_proj").2 = vec![3, 8, 16];
     let error = refusal(true, &tensors);
     assert!(error.message.contains("experts.down_proj is [3, 8, 16], not [3, 16, 8]"), "{error}");
+    assert!(error.hint.contains("another model"), "{error}");
 }
 
 #[test]
@@ -229,7 +232,7 @@ fn shards_that_are_missing_or_disagree_with_the_index_are_named() {
     let (dir, config) = model("qwen3", true, 4000);
     let index = dir.path().join("model.safetensors.index.json");
     let good = std::fs::read(&index).unwrap();
-    let shards: Vec<PathBuf> = Checkpoint::open(dir.path(), &config).unwrap().files().map(Path::to_path_buf).collect();
+    let shards = shards(dir.path());
     let name = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
     let aside = dir.path().join("aside");
     std::fs::rename(&shards[1], &aside).unwrap();

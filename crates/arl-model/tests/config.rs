@@ -1,6 +1,6 @@
-//! Configurations: both spellings, defaults, what is honoured and what is refused by name.
+//! Configurations: both spellings, defaults, which keys have an effect and which are refused by name.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ fn parse(value: &Value) -> arl_model::Result<ModelConfig> {
     ModelConfig::from_json(&value.to_string(), Path::new("dir/config.json"))
 }
 
-/// A small model of the family, with `extra` keys laid over it (null in `extra` is kept).
+/// A small model of the family, with the keys of `extra` added or replaced (null in `extra` is kept).
 fn with(family: &str, extra: Value) -> Value {
     let mut config = json!({
         "model_type": family, "vocab_size": 320, "hidden_size": 48, "intermediate_size": 112, "num_hidden_layers": 4,
@@ -27,7 +27,7 @@ fn accepted(family: &str, extra: Value) -> ModelConfig {
     parse(&with(family, extra)).unwrap()
 }
 
-/// The message and the advice of the refusal.
+/// The message and the hint of the error.
 fn refused(family: &str, extra: Value) -> String {
     let shown = extra.to_string();
     let error = parse(&with(family, extra)).expect_err(&shown);
@@ -247,7 +247,7 @@ fn wrong_values_are_refused_with_key_and_value() {
     }
     let text = refused("qwen2", json!({"head_dim": null, "hidden_size": 50}));
     assert!(text.contains("`hidden_size` (50)"), "{text}");
-    // Each size is possible, all of them together are not.
+    // Each size is possible, but not all of them together.
     let text = refused("qwen3", json!({"hidden_size": 4_000_000, "intermediate_size": 4_000_000}));
     assert!(text.contains("parameters"), "{text}");
 }

@@ -11,7 +11,7 @@ use arl_model::{
     Checkpoint, CheckpointFormat, Dtype, Error, ErrorCode, ModelFiles, SafetensorsFile, SafetensorsWriter, TensorDecl,
     WeightDtype, save_model, tensor_table,
 };
-use common::{config, model, parameters, save, source};
+use common::{config, model, parameters, save, shards, source};
 use half::{bf16, f16};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -22,8 +22,8 @@ fn a_saved_model_opens_again_with_the_same_bits() {
         for (tied, shard) in [(false, u64::MAX), (true, u64::MAX), (true, 4000), (false, 1)] {
             let (dir, config) = model(family, tied, shard);
             let checkpoint = Checkpoint::open(dir.path(), &config).unwrap();
-            assert_eq!(checkpoint.dtype(), WeightDtype::F32);
-            assert_eq!(checkpoint.files().count() > 1, shard < u64::MAX);
+            assert_eq!(checkpoint.format().dtype(), WeightDtype::F32);
+            assert_eq!(shards(dir.path()).len() > 1, shard < u64::MAX);
             for (name, values) in parameters(&config) {
                 let mut read = vec![0f32; values.len()];
                 checkpoint.read_f32(&name, &mut read).unwrap();
@@ -40,7 +40,7 @@ fn shards_respect_their_bound_and_the_index_agrees() {
         serde_json::from_slice(&std::fs::read(dir.path().join("model.safetensors.index.json")).unwrap()).unwrap();
     assert_eq!(index["metadata"]["total_size"].as_u64().map(u128::from), Some(config.num_parameters() * 4));
     assert_eq!(index["weight_map"].as_object().unwrap().len(), tensor_table(&config).len());
-    let count = Checkpoint::open(dir.path(), &config).unwrap().files().count();
+    let count = shards(dir.path()).len();
     for number in 1..=count {
         let path = dir.path().join(format!("model-{number:05}-of-{count:05}.safetensors"));
         let file = SafetensorsFile::open(&path).unwrap();
@@ -77,7 +77,7 @@ fn narrow_types_round_to_nearest_even_and_widen_exactly() {
         let dir = tempfile::tempdir().unwrap();
         save(dir.path(), source.path(), &config, dtype, u64::MAX).unwrap();
         let checkpoint = Checkpoint::open(dir.path(), &config).unwrap();
-        assert_eq!(checkpoint.dtype(), dtype);
+        assert_eq!(checkpoint.format().dtype(), dtype);
         for (name, values) in parameters(&config) {
             let round = |&value: &f32| match dtype {
                 WeightDtype::Bf16 => bf16::from_f32(value).to_f32(),

@@ -1,6 +1,6 @@
 //! The table of tensors: order, decay, counts; and random weights.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
 
 use std::path::Path;
 

@@ -21,7 +21,7 @@ use crate::values::{
 };
 use crate::worker::Worker;
 
-/// The memory that an engine with these options takes. Takes none itself.
+/// Plans the memory of an engine with these options, and reserves none.
 #[napi]
 pub fn plan_memory(options: EngineOptions) -> napi::Result<MemoryPlan> {
     sync(|| {
@@ -55,7 +55,7 @@ pub fn check_weights(model_dir: String) -> napi::Result<()> {
 
 type AnyEngine = Core<dyn Backend>;
 
-/// A model on a device, on a thread of its own. Jobs run in the order in which they were asked for.
+/// A model on a device, on a thread of its own. Jobs run in the order of their calls.
 #[napi]
 pub struct Engine {
     worker: Mutex<Option<Worker<AnyEngine>>>,
@@ -172,9 +172,9 @@ impl Engine {
         self.submit(env, move |engine| engine.step(&batches, hyper), step_to_js)
     }
 
-    /// Computes the gradients of a step behind the step in progress, and changes nothing yet. Resolves with its ticket as
-    /// soon as that is queued. Until the step is finished only `saveState` and `exportModel` leave it as it is; whatever
-    /// else computes gives it up.
+    /// Queues the gradients of a step after the step in progress; no weight changes yet. Resolves with the step's ticket once
+    /// they are queued. Until `finishStep`, only `saveState` and `exportModel` keep the step; every other computation discards
+    /// it.
     #[napi(ts_return_type = "Promise<number>")]
     pub fn submit_step<'env>(
         &self,
@@ -186,8 +186,8 @@ impl Engine {
         self.submit(env, move |engine| engine.submit(&batches, hyper), |ticket| ticket.0 as f64)
     }
 
-    /// Takes a submitted step: its update at once, its figures when the device has got there. Another step can be submitted
-    /// meanwhile. A step behind one that failed, or that was given up, fails with `ARL_INTERRUPTED`.
+    /// Queues the update of a submitted step at once, and resolves with its statistics when the device has computed them.
+    /// Another step can be submitted meanwhile. A step that follows a failed or discarded one fails with `ARL_INTERRUPTED`.
     #[napi(ts_return_type = "Promise<StepStats>")]
     pub fn finish_step<'env>(&self, env: &'env Env, ticket: f64) -> napi::Result<Object<'env>> {
         let ticket = Ticket(ticket as u64);
@@ -202,7 +202,8 @@ impl Engine {
         })
     }
 
-    /// Gives up whatever step was submitted and not finished, also one whose gradients are still being computed.
+    /// Discards the submitted steps that are not finished, even while their gradients are being computed, and clears an
+    /// interrupt that came too late for the computation it was meant for.
     #[napi(ts_return_type = "Promise<void>")]
     pub fn discard_step<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
         self.interrupt();
@@ -210,7 +211,6 @@ impl Engine {
         self.submit(
             env,
             move |engine| {
-                // Where nothing was left to interrupt.
                 interrupt.store(false, Ordering::Relaxed);
                 engine.discard();
                 Ok(())
@@ -230,8 +230,8 @@ impl Engine {
         )
     }
 
-    /// Replies to prompts, all at once. `onToken` receives each token, with its prompt's index, as soon as it is chosen; calls
-    /// that are still on their way when the promise resolves come later.
+    /// Generates a reply to each prompt, in one batch. `onToken` receives each token, with its prompt's index, as soon as it is
+    /// chosen; its last calls may come after the promise resolves.
     #[napi(ts_return_type = "Promise<Int32Array[]>")]
     pub fn generate<'env>(
         &self,
@@ -254,7 +254,7 @@ impl Engine {
         let send = on_token.map(|call| call.build_threadsafe_function().build()).transpose()?;
         let mut on_token = move |prompt: usize, token: i32| {
             if let Some(send) = &send {
-                // Fails only where JavaScript is ending, and then nobody listens.
+                // Fails only while the process ends, and then nothing reads the tokens.
                 send.call((prompt as u32, token).into(), ThreadsafeFunctionCallMode::NonBlocking);
             }
         };
@@ -271,13 +271,13 @@ impl Engine {
         self.submit(env, move |engine| engine.save_state(&PathBuf::from(dir)), |()| ())
     }
 
-    /// Goes on from what `saveState` wrote.
+    /// Restores what `saveState` wrote.
     #[napi(ts_return_type = "Promise<void>")]
     pub fn restore_state<'env>(&self, env: &'env Env, dir: String) -> napi::Result<Object<'env>> {
         self.submit(env, move |engine| engine.restore_state(&PathBuf::from(dir)), |()| ())
     }
 
-    /// A folder in Hugging Face's layout; `dtype` absent: that of the checkpoint it came from.
+    /// Writes a folder in Hugging Face's layout; `dtype` absent: the type of the weights that the engine was opened on.
     #[napi(ts_return_type = "Promise<void>")]
     pub fn export_model<'env>(
         &self,
@@ -304,13 +304,13 @@ impl Engine {
         )
     }
 
-    /// The step in progress ends with `ARL_INTERRUPTED`; weights are as before it.
+    /// Ends the computation in progress with `ARL_INTERRUPTED`; the weights stay as before it.
     #[napi]
     pub fn interrupt(&self) {
         self.interrupt.store(true, Ordering::Relaxed);
     }
 
-    /// Ends the thread and gives the memory back, once all jobs are done.
+    /// Ends the thread and frees the memory, once all jobs are done.
     #[napi(ts_return_type = "Promise<void>")]
     pub fn close<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
         let done = self.submit(env, |_| Ok(()), |()| ());

@@ -249,6 +249,7 @@ pub(crate) fn core_options(options: &EngineOptions) -> Result<arl_engine::Engine
         optimizer_offload: options.optimizer_offload.unwrap_or(false),
         loss_seq_chunk_size: options.loss_seq_chunk_size.map(|rows| rows as usize),
         max_batch: BatchSize { tokens: options.max_tokens as usize, sequences: options.max_sequences as usize },
+        frozen: Vec::new(),
         attention: attention(options.attention.as_deref())?,
         adam: Adam {
             beta1: options.adam_beta1 as f32,

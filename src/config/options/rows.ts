@@ -158,7 +158,7 @@ export const database = {
 	follow: boolean({
 		default: false,
 		description:
-			"Train rows as they arrive: the rows of the database and those that arrive during the run, each claimed for this run alone and trained once, in the order of the claims. Needs `max_steps` and `train_sampling_strategy sequential`.",
+			"Train rows as they arrive: the rows of the database and those that arrive during the run, each leased for this run alone and trained once, in the order of the leases. Needs `max_steps` and `train_sampling_strategy sequential`.",
 	}),
 	follow_idle: numberOrNone({
 		above: 0,

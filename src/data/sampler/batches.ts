@@ -1,6 +1,6 @@
 /**
- * From the order of rows to micro-batches, steps and epochs, counted as Hugging Face's Trainer counts them: the last
- * window of an epoch that has fewer micro-batches than `gradient_accumulation_steps` is a step of its own.
+ * From the order of rows to micro-batches, steps and epochs, counted as Hugging Face's Trainer counts them: if the last
+ * micro-batches of an epoch are fewer than `gradient_accumulation_steps`, they are a step of their own.
  */
 import { ArlError } from "../../errors.js";
 import { RecentEpochs, type RowOrder } from "./order.js";
@@ -10,7 +10,7 @@ export interface EpochBatches {
 	readonly length: number;
 	/** Row numbers of micro-batch `index`. */
 	rows(index: number): Uint32Array;
-	/** Makes them ready; absent: they are. */
+	/** Computes the rows before they are asked for; absent: that is not needed. */
 	prepare?(): Promise<void>;
 }
 
@@ -18,17 +18,15 @@ export interface EpochBatches {
 export interface BatchOptions {
 	/** Samples of a micro-batch, unless packed. */
 	batchSize: number;
-	/** Packing to at most this many tokens; needs every row's length. */
+	/** Packing; needs every row's length. */
 	packed?: {
 		maxTokens: number;
-		/** Groups of positions into its argument, each at most `maxTokens` together. */
+		/** Groups positions of `rows` so that each group has at most `maxTokens` tokens. */
 		pack: (rows: Uint32Array, maxTokens: number) => Uint32Array[];
 	};
 }
 
-/**
- * Rows that are packed together. Within a window best fit wastes little; across windows the order of the epoch is kept.
- */
+/** Rows that are packed at a time. Best fit wastes little within such a window; windows keep the order of the epoch. */
 const PACK_WINDOW_ROWS = 4096;
 
 /** The micro-batches of an epoch, a pure function of its arguments. */
@@ -37,7 +35,7 @@ export function epochBatches(order: RowOrder, epoch: number, options: BatchOptio
 	if (!packed) {
 		return {
 			length: Math.ceil(order.rowsPerEpoch / batchSize),
-			// How many there are is known without an order: nothing is shuffled before the first row is read.
+			// Their number is known without an order: nothing is shuffled before the first row is read.
 			rows: (index) => order.epoch(epoch).slice(index * batchSize, (index + 1) * batchSize),
 			prepare: () => order.prepare(epoch),
 		};
@@ -74,16 +72,16 @@ export interface RunLength {
 	gradientAccumulationSteps: number;
 }
 
-/** All steps of a run by number, epoch by epoch as they are asked for. */
+/** All steps of a run by number. Epochs are cut as they are asked for. */
 export class StepPlan {
 	/** First step of each epoch. */
 	private readonly epochStarts: number[] = [0];
 	readonly totalSteps: number;
 	private readonly kept = new RecentEpochs<EpochBatches>();
-	/** The last epoch that was made ready before its first step. */
+	/** The last epoch that was prepared before its first step. */
 	private ahead = 0;
 
-	/** `sameEveryEpoch`: epochs have equally many micro-batches (not so when packed), so that the first one tells for all. */
+	/** `sameEveryEpoch`: all epochs have as many micro-batches as the first; not so when packed. */
 	constructor(
 		private readonly batchesOf: (epoch: number) => EpochBatches,
 		private readonly length: RunLength,
@@ -96,7 +94,7 @@ export class StepPlan {
 			return;
 		}
 		const whole = Math.floor(numTrainEpochs);
-		// Hugging Face: ceil(epochs x steps an epoch); here each epoch may have its own number.
+		// Hugging Face: ceil(epochs x steps per epoch); here each epoch may have its own number of steps.
 		if (sameEveryEpoch) this.totalSteps = Math.ceil(numTrainEpochs * this.stepsOf(0));
 		else {
 			const before = this.startOf(whole);
@@ -106,12 +104,12 @@ export class StepPlan {
 		}
 	}
 
-	/** Micro-batches of an epoch; those of the epochs used last are kept. */
+	/** The micro-batches of an epoch. */
 	batches(epoch: number): EpochBatches {
 		return this.kept.get(epoch) ?? this.kept.set(epoch, this.batchesOf(epoch));
 	}
 
-	/** Resolves when the rows of step `step` (from 0) are known, and begins with the epoch behind it: neither blocks. */
+	/** Resolves when the rows of step `step` (from 0) are known, and starts to prepare the next epoch; neither blocks. */
 	async prepare(step: number): Promise<void> {
 		const { epoch } = this.place(step);
 		await this.batches(epoch).prepare?.();
@@ -120,7 +118,7 @@ export class StepPlan {
 		this.ahead = next;
 		this.batches(next)
 			.prepare?.()
-			// A failure would be met again by the step that needs it.
+			// A failure surfaces again in the step that needs the epoch.
 			.catch(() => {});
 	}
 
@@ -142,7 +140,7 @@ export class StepPlan {
 		return this.epochStarts[epoch] as number;
 	}
 
-	/** Where step `step` (from 0) lies. */
+	/** The place of step `step` (from 0). */
 	place(step: number): StepPlace {
 		let epoch = 0;
 		if (this.sameEveryEpoch) epoch = Math.floor(step / this.stepsOf(0));

@@ -23,18 +23,6 @@ export interface StepBatches {
 	batches: MicroBatch[];
 }
 
-/** What `Data` is made of. */
-export interface DataParts {
-	source: AnySource;
-	/** The shape of the rows: `messages`, `prompt/completion`, ... */
-	shape: string;
-	cache: NativeTokenCache;
-	prefetcher: TokenPrefetcher;
-	planned: Planned;
-	/** What happens where a stream ends whose length nobody knew. */
-	end: StreamEnd;
-}
-
 /** How a run continues when its stream of rows ends. */
 export interface StreamEnd {
 	samplesOfStep: number;
@@ -46,23 +34,19 @@ export interface StreamEnd {
 
 /** The rows of a run, or of an evaluation. */
 export class Data {
-	readonly source: AnySource;
-	readonly shape: string;
-	readonly cache: NativeTokenCache;
-	readonly prefetcher: TokenPrefetcher;
-	private readonly end: StreamEnd;
 	private readonly stream: StreamRows | null;
-	private planned: Planned;
 	private settled = false;
 
-	constructor(parts: DataParts) {
-		this.source = parts.source;
-		this.shape = parts.shape;
-		this.cache = parts.cache;
-		this.prefetcher = parts.prefetcher;
-		this.planned = parts.planned;
-		this.end = parts.end;
-		this.stream = streamOf(parts.source);
+	/** `shape`: of the rows: `messages`, `prompt/completion`, ... */
+	constructor(
+		readonly source: AnySource,
+		readonly shape: string,
+		readonly cache: NativeTokenCache,
+		readonly prefetcher: TokenPrefetcher,
+		private planned: Planned,
+		private readonly end: StreamEnd,
+	) {
+		this.stream = streamOf(source);
 	}
 
 	get order(): RowOrder {

@@ -1,9 +1,9 @@
 /**
- * In which order rows are trained: a pure function of seed, epoch and row counts, so that a resumed run has the same order
- * without having kept it. Knows nothing of tokens.
+ * The order in which rows are trained: a pure function of seed, epoch and row counts, so that a resumed run finds the same order
+ * without having saved it. Knows nothing of tokens.
  *
  * Shuffling is Fisher and Yates' with xoshiro128** (Blackman and Vigna, 2018), whose state is the first 16 bytes of
- * SHA-256 over what the permutation is for. Bounded numbers are drawn by rejection, so that every order is equally likely.
+ * SHA-256 of the name of the permutation. Bounded numbers are drawn by rejection, so that every order is equally likely.
  */
 import { createHash } from "node:crypto";
 import { setImmediate } from "node:timers/promises";
@@ -38,10 +38,10 @@ export function xoshiro128(state: RandomState): () => number {
 /** Draws between pauses: some milliseconds. */
 const SLICE = 1 << 17;
 
-/** Work in slices; its caller may let the rest of the process run between two of them. */
+/** Work in slices, between which the caller may let the rest of the process run. */
 type Slices<T> = Generator<void, T>;
 
-/** The result of work, all at once. */
+/** The result of work, computed without pauses. */
 function atOnce<T>(work: Slices<T>): T {
 	for (;;) {
 		const { done, value } = work.next();
@@ -58,15 +58,15 @@ async function withPauses<T>(work: Slices<T>): Promise<T> {
 	}
 }
 
-/** Settles places [stop + 1, last] of a permutation. */
-function settle(values: Uint32Array, last: number, stop: number, state: RandomState): void {
+/** Draws the values at places [stop + 1, last] of a permutation. */
+function drawPlaces(values: Uint32Array, last: number, stop: number, state: RandomState): void {
 	for (let i = last; i > stop; i--) {
 		const places = i + 1;
 		let draw: number;
 		let j: number;
 		do {
 			draw = nextBits(state);
-			// The remainder; both are below 2^32, so that the quotient of doubles rounds down to the right integer.
+			// The remainder; both are below 2^32, so the quotient of doubles rounds down to the right integer.
 			j = draw - Math.floor(draw / places) * places;
 			// Draws above the largest multiple of `places` that 32 bits hold would favour small numbers.
 		} while (draw - j > 0x1_0000_0000 - places);
@@ -80,26 +80,26 @@ function* shuffling(values: Uint32Array, purpose: string): Slices<Uint32Array> {
 	const digest = createHash("sha256").update(purpose).digest();
 	const state = [0, 4, 8, 12].map((at) => digest.readInt32LE(at)) as RandomState;
 	for (let last = values.length - 1; last > 0; last -= SLICE) {
-		settle(values, last, Math.max(0, last - SLICE), state);
+		drawPlaces(values, last, Math.max(0, last - SLICE), state);
 		yield;
 	}
 	return values;
 }
 
-/** Shuffles in place. `purpose` names the permutation: the same name and length give the same order on every machine. */
+/** Shuffles in place. The same `purpose` and length give the same order on every machine. */
 export function shuffle(values: Uint32Array, purpose: string): Uint32Array {
 	return atOnce(shuffling(values, purpose));
 }
 
-/** The order of the rows: epochs are counted from 0. */
+/** The order of the rows. Epochs are counted from 0. */
 export interface RowOrder {
 	/** Rows that each epoch trains. */
 	readonly rowsPerEpoch: number;
 	/** Every row that some epoch may train, in the order of the source. */
 	readonly all: Uint32Array;
-	/** Row numbers of epoch `epoch`, in the order trained; not to be written to. */
+	/** Row numbers of an epoch in training order. Callers must not write to them. */
 	epoch(epoch: number): Uint32Array;
-	/** Makes `epoch(epoch)` ready, without keeping the process from anything else meanwhile. */
+	/** Computes what `epoch(epoch)` returns, with pauses in which the rest of the process runs. */
 	prepare(epoch: number): Promise<void>;
 }
 
@@ -108,11 +108,11 @@ export interface OrderOptions {
 	rows: number;
 	seed: number;
 	strategy: "random" | "sequential";
-	/** Rows to leave out: true stands for usable. Absent: all rows are used. */
+	/** Whether a row is used. Absent: all rows are. */
 	usable?: (row: number) => boolean;
-	/** A mixture: consecutive parts of the rows with their relative weights. Absent: every row once. */
+	/** A mixture: consecutive parts of the rows, and their relative weights. Absent: every row once. */
 	mixture?: { rows: number[]; weights: number[] };
-	/** The most rows of each consecutive part that are used at all, drawn with the seed; null: all. Absent: all of all. */
+	/** The most rows of each consecutive part that are used, drawn with the seed; null: all. Absent: all of all parts. */
 	caps?: { rows: number[]; caps: (number | null)[] };
 }
 
@@ -123,7 +123,7 @@ function usableRows(start: number, end: number, usable: OrderOptions["usable"]):
 	return count === rows.length ? rows : rows.slice(0, count);
 }
 
-/** At most `cap` rows of a part, drawn with the seed; they keep their order. */
+/** At most `cap` rows of a part, drawn by `purpose`, in their old order. */
 function capped(part: Uint32Array, cap: number | null, purpose: string): Uint32Array {
 	if (cap === null || part.length <= cap) return part;
 	return shuffle(part.slice(), purpose).subarray(0, cap).sort();
@@ -156,7 +156,7 @@ function concat(parts: readonly Uint32Array[]): Uint32Array {
 	return all;
 }
 
-/** `total` in whole parts proportional to the weights; what rounding leaves goes to the largest remainders, earlier ones first. */
+/** Splits `total` into whole numbers proportional to the weights; the rest goes to the largest remainders, earlier ones first. */
 export function proportionalCounts(total: number, weights: number[]): number[] {
 	const sum = weights.reduce((a, b) => a + b, 0);
 	const exact = weights.map((weight) => (total * weight) / sum);
@@ -169,21 +169,21 @@ export function proportionalCounts(total: number, weights: number[]): number[] {
 	return counts;
 }
 
-/** Epochs that are kept: that of the last checkpoint, that of the step, and the next one. */
+/** How many epochs are kept: that of the last checkpoint, that of the step, and the next one. */
 const EPOCHS_KEPT = 3;
 
-/** What is known of the epochs that were used last. */
+/** Values of the epochs that were used last. */
 export class RecentEpochs<Value> {
 	private readonly values = new Map<number, Value>();
 
-	/** The value of an epoch, which counts as used by this. */
+	/** The value of an epoch, which thereby counts as used. */
 	get(epoch: number): Value | undefined {
 		const value = this.values.get(epoch);
 		if (value !== undefined) this.set(epoch, value);
 		return value;
 	}
 
-	/** Keeps a value, and drops that of the epoch that was used longest ago where there are too many. Returns the value. */
+	/** Keeps a value, drops that of the epoch that was used longest ago if there are too many, and returns the value. */
 	set(epoch: number, value: Value): Value {
 		this.values.delete(epoch);
 		this.values.set(epoch, value);
@@ -193,25 +193,25 @@ export class RecentEpochs<Value> {
 	}
 }
 
-/** An order whose epochs `make` gives; it keeps those that were used last. */
-function keeping(all: Uint32Array, make: (epoch: number) => Slices<Uint32Array>): RowOrder {
+/** An order whose epochs are computed by `compute`; it keeps those that were used last. */
+function keeping(all: Uint32Array, compute: (epoch: number) => Slices<Uint32Array>): RowOrder {
 	const kept = new RecentEpochs<Uint32Array>();
 	return {
 		rowsPerEpoch: all.length,
 		all,
-		epoch: (epoch) => kept.get(epoch) ?? kept.set(epoch, atOnce(make(epoch))),
+		epoch: (epoch) => kept.get(epoch) ?? kept.set(epoch, atOnce(compute(epoch))),
 		prepare: async (epoch) => {
-			if (kept.get(epoch) === undefined) kept.set(epoch, await withPauses(make(epoch)));
+			if (kept.get(epoch) === undefined) kept.set(epoch, await withPauses(compute(epoch)));
 		},
 	};
 }
 
 /**
- * The order without a mixture: every usable row once an epoch.
+ * Without a mixture every epoch has every usable row once.
  *
- * With a mixture an epoch has as many rows as there are usable ones in all, and each part gives its share of them. A part's
- * rows form an endless stream of permutations of it, from which each epoch takes up where the last one stopped: no row
- * comes a second time before every other row of its part has come once.
+ * With a mixture an epoch has as many rows as are usable in all, and each part contributes its share. A part is read as an
+ * endless stream of its permutations, in which each epoch continues where the last one stopped: no row comes a second time
+ * before every other row of its part has come once.
  */
 export function createOrder(options: OrderOptions): RowOrder {
 	const { rows, seed, strategy, usable, mixture, caps } = options;
@@ -250,7 +250,7 @@ export function createOrder(options: OrderOptions): RowOrder {
 	});
 }
 
-/** Fills `into` from position `from` on of the endless stream of permutations of `part`; null: they are all `part` itself. */
+/** Fills `into` from position `from` of the endless stream of permutations of `part`. `purpose` null: all are `part` itself. */
 function* takeFromStream(
 	part: Uint32Array,
 	from: number,

@@ -1,19 +1,19 @@
 /**
- * What was noticed in rows that are trained all the same, for reports: each thing once, with its count and its first place.
- * The core notices and counts; this module adds where the rows are.
+ * Notes on rows that are trained nevertheless: each kind once, with its count and its first place. The core finds and counts
+ * them; this module adds the places.
  */
 import type { NativeTokenCache, RowNote } from "../../native.js";
 import type { AnySource } from "../sources/source.js";
 
-/** One thing noticed, over all rows that were encoded. */
+/** One kind of note, over all rows that were encoded. */
 export interface NoticedRows {
 	/** Stable and short: `end token only`, `parsed arguments`, `unread key`, ... */
 	kind: string;
-	/** What it is about, where the kind alone does not say that; else empty. */
+	/** What it is about, if the kind alone does not say; else empty. */
 	subject: string;
-	/** `warning`: the rows train less, or something else, than their author may expect. */
+	/** `warning`: the rows may train less, or something else, than their author expects. */
 	level: "info" | "warning";
-	/** A sentence, behind the number of rows and the first place. */
+	/** A sentence, with the number of rows and the first place. */
 	message: string;
 	/** Rows in which it occurs. */
 	rows: number;
@@ -23,7 +23,7 @@ export interface NoticedRows {
 	firstLocation: string;
 }
 
-/** Images that were left out of rows (`images: drop`). */
+/** Images that were left out of rows (`images drop`). */
 export interface DroppedImages {
 	images: number;
 	/** Rows that they were in. */
@@ -37,7 +37,7 @@ export function isAboutImages({ kind }: Pick<RowNote, "kind">): boolean {
 	return kind === "dropped images" || kind === "emptied messages";
 }
 
-/** What notes say of images that were left out. */
+/** Sums up the notes on images that were left out. */
 export function droppedImages(notes: readonly Pick<RowNote, "kind" | "rows" | "count">[]): DroppedImages {
 	const dropped = { images: 0, rows: 0, emptied: 0 };
 	for (const { kind, rows, count } of notes) {
@@ -49,7 +49,7 @@ export function droppedImages(notes: readonly Pick<RowNote, "kind" | "rows" | "c
 	return dropped;
 }
 
-/** Everything noticed in the rows of `cache` so far. */
+/** All notes on the rows of `cache` so far. */
 export function noticedRows(
 	cache: Pick<NativeTokenCache, "notes">,
 	source: Pick<AnySource, "location">,
@@ -66,7 +66,7 @@ export function noteLine({ level, message }: NoticedRows): string {
 	return `${level === "warning" ? "warning" : "note"}: ${message}`;
 }
 
-/** Gives each note once: a second call returns what is new or has grown since the first. */
+/** Returns each note once, and again when it has grown. */
 export class NoteReport {
 	private readonly reported = new Map<string, number>();
 
@@ -80,7 +80,7 @@ export class NoteReport {
 		return droppedImages(this.cache.notes());
 	}
 
-	/** What was not reported yet. */
+	/** The notes that are new, or have grown, since the last call. */
 	take(): NoticedRows[] {
 		const fresh = noticedRows(this.cache, this.source).filter(
 			({ kind, subject, rows }) => this.reported.get(`${kind}\n${subject}`) !== rows,

@@ -1,22 +1,22 @@
 /**
- * Fills the token cache in the order in which training needs the rows, ahead of it, and says when rows are there.
- * Knows rows as bytes and the cache as an interface; what tokens are is the core's business.
+ * Has rows encoded ahead of training, in the order in which it needs them, and waits for those that a step needs.
+ * Rows are bytes here: the core parses, renders and tokenizes them.
  */
 import { isUtf8 } from "node:buffer";
 import type { NativeTokenCache } from "../../native.js";
 import { explainRow } from "../sources/explain.js";
 import { strayExtendedJson } from "../sources/read-extended.js";
 import { maxRowBytes, rowTooLarge } from "../sources/row-size.js";
-import { type AnySource, takeRows } from "../sources/source.js";
+import { type AnySource, type RowContent, takeRows } from "../sources/source.js";
 import { NoteReport } from "./notes.js";
 import { type BadRow, badRowsError } from "./problems.js";
 
-/** Bad rows that are looked at more closely, so that a million of them takes no longer. */
+/** Bad rows that are parsed again to explain what is wrong; more would take too long. */
 const EXPLAINED = 1000;
 const BATCH_ROWS = 256;
 const BATCH_BYTES = 8 * 1024 * 1024;
 
-/** What was filled by this process. */
+/** What this process has encoded. */
 export interface FillCounts {
 	rows: number;
 	tokens: number;
@@ -25,38 +25,39 @@ export interface FillCounts {
 	dropped: number;
 }
 
-export interface FillerOptions {
+export interface PrefetchOptions {
 	source: AnySource;
 	cache: NativeTokenCache;
-	/** Every row that training will ask for, each once, soonest first. */
+	/** Every row that training will need, each once, soonest first. */
 	order: Uint32Array;
 }
 
 const MISSING = 0;
 const PRESENT = 1;
 const UNUSABLE = 2;
-/** Its tokens are there, and whether the row is the same one is still to be seen. */
+/** Its tokens are in the cache, and it must be compared with the row of the earlier part. */
 const UNCHECKED = 3;
 
-/** Rows read in advance, and those among them that are not worth encoding. */
+/** Rows read ahead. */
 interface Batch {
 	rows: Uint8Array[];
-	indexes: Uint32Array;
+	indexes: number[];
+	/** Rows that are not even encoded. */
 	bad: BadRow[];
-	/** Rows whose tokens are there, and that are the same. */
+	/** Rows whose tokens are in the cache, and that have not changed. */
 	checked: number[];
 }
 
-/** One filling of one cache. */
+/** Encodes the rows of one source into one cache. */
 export class TokenPrefetcher {
 	readonly counts: FillCounts = { rows: 0, tokens: 0, targetTokens: 0, truncated: 0, dropped: 0 };
 	readonly bad: BadRow[] = [];
 	readonly source: AnySource;
-	/** What was noticed in the rows that are in the cache. */
+	/** Notes on the rows that are in the cache. */
 	readonly notes: NoteReport;
-	/** Rows of the order that are not in the cache from an earlier run. */
+	/** Rows of the order that an earlier run has not left in the cache. */
 	readonly pending: number;
-	/** Seconds from the start of filling to its end, or until now. */
+	/** Seconds from the start to the end, or until now. */
 	get seconds(): number {
 		return ((this.ended ?? performance.now()) - this.started) / 1000;
 	}
@@ -65,9 +66,9 @@ export class TokenPrefetcher {
 	private readonly state: Uint8Array;
 	private readonly order: Uint32Array;
 	private readonly ahead: number;
-	/** Where each row stands in the order; empty where nothing has to be waited for. */
+	/** Place of each row in the order; empty where rows need not be asked for. */
 	private readonly positions: Uint32Array;
-	/** Rows of the order that training has come to. */
+	/** Rows of the order that training has reached. */
 	private reached = 0;
 	private next = 0;
 	private resume: (() => void) | null = null;
@@ -78,14 +79,14 @@ export class TokenPrefetcher {
 	private running: Promise<void> | null = null;
 	private waiters: (() => void)[] = [];
 
-	constructor(private readonly options: FillerOptions) {
+	constructor(private readonly options: PrefetchOptions) {
 		const { source, cache, order } = options;
 		this.source = source;
 		this.notes = new NoteReport(cache, source);
 		this.state = new Uint8Array(source.length);
 		const lengths = cache.lengths();
-		const there = source.lazy?.recheck ? UNCHECKED : PRESENT;
-		for (let row = 0; row < source.length; row++) if (lengths[row]) this.state[row] = there;
+		const found = source.lazy?.recheck ? UNCHECKED : PRESENT;
+		for (let row = 0; row < source.length; row++) if (lengths[row]) this.state[row] = found;
 		this.order = order.filter((row) => this.state[row] !== PRESENT);
 		this.pending = this.order.length;
 		this.ahead = source.lazy?.ahead ?? Number.POSITIVE_INFINITY;
@@ -94,22 +95,22 @@ export class TokenPrefetcher {
 		if (this.pending === 0) this.done = true;
 	}
 
-	/** Rows of the order that were asked for. */
+	/** Rows of the order that were read. */
 	get taken(): number {
 		return this.next;
 	}
 
-	/** As many rows are made ahead of training as may be: more come when training goes on. */
+	/** The limit of rows ahead of training is reached: more are read when training proceeds. */
 	get full(): boolean {
 		return this.resume !== null;
 	}
 
-	/** Every row was looked at. */
+	/** All rows are done. */
 	get complete(): boolean {
 		return this.done;
 	}
 
-	/** Starts filling in the background. A failure reaches whoever waits. */
+	/** Starts in the background. A failure surfaces in `check` and `ready`. */
 	start(): void {
 		if (this.running || this.done) return;
 		this.started = performance.now();
@@ -120,7 +121,7 @@ export class TokenPrefetcher {
 			.finally(() => this.wake());
 	}
 
-	/** From now on the first bad row is a failure. */
+	/** Makes the first bad row a failure from now on. */
 	failOnBadRows(): void {
 		this.strict = true;
 		if (this.bad.length > 0) this.failure ??= this.badRows();
@@ -131,18 +132,18 @@ export class TokenPrefetcher {
 		return badRowsError(this.bad, this.counts.rows);
 	}
 
-	/** Throws what filling failed with. */
+	/** Throws the failure, if there was one. */
 	check(): void {
 		if (this.failure !== null) throw this.failure;
 	}
 
-	/** Resolves when a batch more is filled, or all is done or failed. */
+	/** Resolves when another batch is encoded, or all are, or one failed. */
 	async progress(): Promise<void> {
 		if (this.done || this.failure !== null) return;
 		await new Promise<void>((resolve) => this.waiters.push(resolve));
 	}
 
-	/** Resolves when all of `rows` are in the cache. Throws what filling failed with. */
+	/** Resolves when all of `rows` are in the cache. Throws the failure that prevents it. */
 	async ready(rows: Uint32Array): Promise<void> {
 		for (;;) {
 			this.check();
@@ -152,14 +153,14 @@ export class TokenPrefetcher {
 		}
 	}
 
-	/** Training has come to the first `count` rows of the order: rows are made that far beyond. */
+	/** Training has reached the first `count` rows of the order: rows are read as far ahead of that as allowed. */
 	reach(count: number): void {
 		if (count <= this.reached) return;
 		this.reached = count;
 		this.resume?.();
 	}
 
-	/** Ends filling after the batch in progress. */
+	/** Stops after the batch in progress. */
 	async stop(): Promise<void> {
 		this.stopped = true;
 		this.source.lazy?.cancel();
@@ -167,7 +168,7 @@ export class TokenPrefetcher {
 		await this.running;
 	}
 
-	/** What is filled is on disk from here on, also if the machine stops. */
+	/** Forces what was encoded to the disk. */
 	sync(): void {
 		this.source.lazy?.sync();
 		this.options.cache.sync();
@@ -185,7 +186,7 @@ export class TokenPrefetcher {
 			const batch = await ahead;
 			if (batch === null) break;
 			ahead = this.readBatch();
-			// A failed read is reported where it is awaited; until then it must not count as unhandled.
+			// A failure surfaces where the batch is awaited; until then it must not count as unhandled.
 			ahead.catch(() => {});
 			await this.fill(batch);
 			if (this.strict && this.bad.length > 0) throw this.badRows();
@@ -208,7 +209,7 @@ export class TokenPrefetcher {
 		for (const row of checked) this.state[row] = PRESENT;
 		this.counts.rows += bad.length + checked.length;
 		if (indexes.length === 0) return;
-		const report = await cache.fill(rows, indexes);
+		const report = await cache.fill(rows, Uint32Array.from(indexes));
 		for (const row of indexes) this.state[row] = PRESENT;
 		for (const { row, reason, message } of report.problems) {
 			this.state[row] = UNUSABLE;
@@ -223,7 +224,7 @@ export class TokenPrefetcher {
 		this.counts.dropped += report.dropped;
 	}
 
-	/** Resolves when training has come near enough for more rows to be made. */
+	/** Resolves when training is near enough for more rows to be read. */
 	private async room(): Promise<void> {
 		while (!this.stopped && this.next < this.order.length && this.next >= this.reached + this.ahead) {
 			const more = new Promise<void>((resolve) => {
@@ -235,59 +236,55 @@ export class TokenPrefetcher {
 		}
 	}
 
-	/** The next rows of the order; null: none is left. */
+	/** Reads the next rows of the order; null: none is left. */
 	private async readBatch(): Promise<Batch | null> {
 		const { source } = this;
 		await this.room();
 		if (this.stopped) return null;
 		const most = Math.min(this.order.length, this.next + BATCH_ROWS, this.reached + this.ahead);
-		const batch: Batch = { rows: [], indexes: new Uint32Array(), bad: [], checked: [] };
-		const refuse = (row: number, reason: string, message: string) => {
-			batch.bad.push({ row, location: source.location(row), reason, message });
-		};
-		const refuseSize = (row: number, bytes: number) => {
-			batch.bad.push({ row, location: source.location(row), ...rowTooLarge(bytes) });
-		};
-		const bound = maxRowBytes();
-		// Rows known to be too large are not read at all.
+		const batch: Batch = { rows: [], indexes: [], bad: [], checked: [] };
+		const refuse = (row: number, fault: Fault) => batch.bad.push({ row, location: source.location(row), ...fault });
+		// Rows that are known to be too large are not read.
 		let wanted = this.next;
-		while (wanted < most && source.bytes(this.order[wanted] as number) <= bound) wanted += 1;
+		while (wanted < most && source.bytes(this.order[wanted] as number) <= maxRowBytes()) wanted += 1;
 		const asked = this.order.subarray(this.next, wanted);
 		const taken = asked.length > 0 ? await takeRows(source, asked, BATCH_BYTES) : [];
 		if (taken.length === 0 && wanted === most) return null;
-		const indexes: number[] = [];
 		for (const [i, content] of taken.entries()) {
 			const row = asked[i] as number;
-			if (!(content instanceof Uint8Array)) refuse(row, content.reason, content.message);
-			else if (content.length > bound) refuseSize(row, content.length);
-			else if (!isUtf8(content)) refuse(row, "wrong encoding", notUtf8(content));
+			const fault = faultOf(content, this.state[row] === UNCHECKED);
+			if (fault !== null) refuse(row, fault);
 			else if (this.state[row] === UNCHECKED) batch.checked.push(row);
 			else {
-				const stray = strayExtendedJson(content);
-				if (stray) {
-					refuse(row, stray.reason, stray.message);
-					continue;
-				}
-				batch.rows.push(content);
-				indexes.push(row);
+				batch.rows.push(content as Uint8Array);
+				batch.indexes.push(row);
 			}
 		}
 		this.next += taken.length;
 		if (taken.length === asked.length && wanted < most) {
 			const row = this.order[this.next++] as number;
-			refuseSize(row, source.bytes(row));
+			refuse(row, rowTooLarge(source.bytes(row)));
 		}
-		batch.indexes = Uint32Array.from(indexes);
 		return batch;
 	}
 }
 
-/** Where the text stops being UTF-8. */
+type Fault = Omit<BadRow, "row" | "location">;
+
+/** Why a row is not encoded; null: it is. `encoded`: its tokens are in the cache. */
+function faultOf(content: RowContent, encoded: boolean): Fault | null {
+	if (!(content instanceof Uint8Array)) return { reason: content.reason, message: content.message };
+	if (content.length > maxRowBytes()) return rowTooLarge(content.length);
+	if (!isUtf8(content)) return { reason: "wrong encoding", message: notUtf8(content) };
+	return encoded ? null : strayExtendedJson(content);
+}
+
+/** Says where the bytes stop being UTF-8. */
 function notUtf8(bytes: Uint8Array): string {
 	const text = new TextDecoder().decode(bytes);
 	let offset = 0;
 	let from = 0;
-	// Each fault is decoded as U+FFFD; one that the text itself holds is passed over.
+	// Each fault is decoded as U+FFFD; one that the text itself contains is passed over.
 	for (let at = text.indexOf("\uFFFD"); at >= 0; at = text.indexOf("\uFFFD", from)) {
 		offset += Buffer.byteLength(text.slice(from, at));
 		from = at;

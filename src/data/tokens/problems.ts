@@ -1,6 +1,4 @@
-/**
- * Rows that cannot be used: collected, counted by reason, and shown with file and line.
- */
+/** Rows that cannot be used: counted by reason, and shown with file and line. */
 import { ArlError } from "../../errors.js";
 
 /** One row that cannot be used. */
@@ -11,27 +9,27 @@ export interface BadRow {
 	/** Stable and short: `not json`, `no messages`, ... */
 	reason: string;
 	message: string;
-	/** What to do about it, where that is more than to correct the row. */
+	/** What to do about it, other than to correct the row. */
 	hint?: string;
 }
 
 const SHOWN = 5;
 
-/** How many rows, by reason, the most frequent first. */
+/** Number of rows by reason, the most frequent first. */
 export function countReasons(rows: BadRow[]): Record<string, number> {
 	const counts = new Map<string, number>();
 	for (const { reason } of rows) counts.set(reason, (counts.get(reason) ?? 0) + 1);
 	return Object.fromEntries([...counts].sort((a, b) => b[1] - a[1] || (a[0] < b[0] ? -1 : 1)));
 }
 
-/** The error that bad rows end a run with; `checked` rows were looked at. */
+/** The error for bad rows, of `checked` rows in all. */
 export function badRowsError(rows: BadRow[], checked: number): ArlError {
 	const sorted = [...rows].sort((a, b) => a.row - b.row);
 	const lines = sorted.slice(0, SHOWN).map(({ location, reason, message }) => `${location}: ${reason}: ${message}`);
 	const hints = new Set(["Correct the rows, or leave such rows out with --on_bad_row skip."]);
 	for (const { reason, message, hint } of sorted) {
 		if (hint !== undefined && hint !== "") hints.add(hint);
-		// Videos and sounds have no such way out.
+		// No option leaves out videos and sounds.
 		if (reason === "image" && message.includes("image"))
 			hints.add("Leave only the image parts out, and train on the text, with --images drop.");
 	}

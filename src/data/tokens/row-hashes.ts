@@ -1,6 +1,6 @@
 /**
- * What is known of rows that cannot be read again for nothing: a hash of each row that was read, in a file beside the token
- * cache, so that a resumed run notices a data set that has changed.
+ * Hashes of the rows of a data set without an identity, in a file next to the token cache, so that a resumed run notices if the
+ * data set has changed.
  */
 import { createHash } from "node:crypto";
 import { closeSync, fsyncSync, mkdirSync, openSync, readFileSync } from "node:fs";
@@ -11,22 +11,22 @@ import type { RowContent } from "../sources/source.js";
 
 const HASH_BYTES = 16;
 
-/** No row is the empty text, so that a row which could not be had is like no other. */
+/** No row is the empty text, so this hash stands for a row that the data set could not give. */
 const FAILED = hashOf(new Uint8Array());
 
 function hashOf(row: Uint8Array): Buffer {
 	return createHash("sha256").update(row).digest().subarray(0, HASH_BYTES);
 }
 
-/** The hashes of the rows of one data set, by row number; zeros stand for a row that was never read. */
+/** The hashes of the rows of one data set, by row number; zeros for a row that was never read. */
 export class RowHashes {
-	/** An earlier part of the run has left hashes. */
+	/** An earlier part of the run has written hashes. */
 	readonly found: boolean;
 	private readonly known: Buffer;
 	private readonly file: number;
 	private closed = false;
 
-	/** `failuresCount`: which rows could be had is a part of what the run is, because it goes on without the others. */
+	/** `failuresCount`: rows that the data set cannot give are part of its content, because the run skips them. */
 	constructor(
 		private readonly path: string,
 		private readonly failuresCount: boolean,
@@ -36,7 +36,7 @@ export class RowHashes {
 			this.file = openSync(path, "a+");
 			this.known = readFileSync(this.file);
 			closeSync(this.file);
-			// Opened to append, the system would write every hash at the end.
+			// A file that is opened for appending gets every hash at its end.
 			this.file = openSync(path, "r+");
 		} catch (error) {
 			throw toArlError(error);
@@ -44,12 +44,12 @@ export class RowHashes {
 		this.found = this.known.length > 0;
 	}
 
-	/** Notes a row. Throws `ARL_STATE` where the earlier part of the run has read another one at this place. */
+	/** Records a row. Throws `ARL_STATE` if the earlier part of the run has read another one at this place. */
 	note(index: number, row: RowContent, location: string): void {
 		const at = index * HASH_BYTES;
 		const before = this.known.subarray(at, at + HASH_BYTES);
 		const isKnown = before.length === HASH_BYTES && before.some((byte) => byte !== 0);
-		// A row that cannot be had ends the run, and may be there when it goes on.
+		// The missing row ends the run, and may exist when the run is resumed.
 		if (!(row instanceof Uint8Array) && !isKnown && !this.failuresCount) return;
 		const hash = row instanceof Uint8Array ? hashOf(row) : FAILED;
 		if (isKnown) {
@@ -63,7 +63,7 @@ export class RowHashes {
 		}
 	}
 
-	/** The hashes are on the disk from here on, also if the machine stops. */
+	/** Forces the hashes to the disk. */
 	sync(): void {
 		if (this.closed) return;
 		try {
@@ -82,7 +82,7 @@ export class RowHashes {
 function changed(row: RowContent, location: string): ArlError {
 	if (!(row instanceof Uint8Array)) {
 		const message = `${location}: the earlier part of this run has read this row, and now: ${row.reason}: ${row.message}`;
-		return new ArlError("ARL_STATE", message, "Go on with the run when the row can be had again.");
+		return new ArlError("ARL_STATE", message, "Resume the run once the row can be read again.");
 	}
 	return new ArlError(
 		"ARL_STATE",

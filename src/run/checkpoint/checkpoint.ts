@@ -1,6 +1,6 @@
 /**
- * Checkpoints on disk: `checkpoint-N/` is a model in Hugging Face's layout with `arl/` (the state to resume from) in it.
- * It is written next to its place, forced to the disk, checked and renamed, so that one that is there is always whole.
+ * Checkpoints on disk: `checkpoint-N/` is a model in Hugging Face's layout, with the state to resume from in `arl/`.
+ * It is written under another name, forced to the disk, checked and renamed, so that an existing one is always complete.
  */
 import { readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
 import { join, relative, sep } from "node:path";
@@ -12,7 +12,7 @@ import type { NativeEngine } from "../../native.js";
 import { parseState, type TrainerState } from "./state.js";
 
 const STATE_FILE = "arl/trainer_state.json";
-/** What every checkpoint of this program has. */
+/** The file by which a checkpoint of this program is recognized. */
 export const MANIFEST_FILE = "arl/manifest.json";
 
 /** Sizes and hashes of every other file of the checkpoint, by path within it. */
@@ -47,7 +47,7 @@ export async function listCheckpoints(outputDir: string): Promise<CheckpointFold
 	return (await checkpointsIn(outputDir)).own;
 }
 
-/** What has the name of a checkpoint, the oldest first: those that have a manifest, and those of other programs. */
+/** Folders named like a checkpoint, the oldest first: those with a manifest, and those of other programs. */
 export async function checkpointsIn(
 	outputDir: string,
 ): Promise<{ own: CheckpointFolder[]; foreign: CheckpointFolder[] }> {
@@ -66,8 +66,8 @@ export async function checkpointsIn(
 const UNFINISHED = /^\.checkpoint-(\d+)\.(partial|old|removed)$/;
 
 /**
- * Removes what a killed save or removal left, and puts back a checkpoint that was about to be replaced. Returns the paths
- * that were removed.
+ * Removes what a killed save or removal left behind, and restores a checkpoint that was about to be replaced. Returns the
+ * removed paths.
  */
 export async function removeUnfinished(outputDir: string): Promise<string[]> {
 	const removed: string[] = [];
@@ -86,7 +86,7 @@ export async function removeUnfinished(outputDir: string): Promise<string[]> {
 	return removed;
 }
 
-/** Removes a checkpoint so that no part of it can be taken for one in between. */
+/** Removes a checkpoint. It is renamed first, so that a part of it is never mistaken for a checkpoint. */
 export async function removeCheckpoint(checkpoint: CheckpointFolder): Promise<void> {
 	const aside = join(checkpoint.path, "..", `.checkpoint-${checkpoint.step}.removed`);
 	await rm(aside, { recursive: true, force: true });
@@ -98,9 +98,9 @@ export async function removeCheckpoint(checkpoint: CheckpointFolder): Promise<vo
 export type SavingEngine = Pick<NativeEngine, "exportModel" | "saveState">;
 
 /**
- * Writes `checkpoint-N`. When anything fails the partial folder is removed, and what was there before is there still.
+ * Writes `checkpoint-N`. If anything fails, the partial folder is removed and existing checkpoints stay as they are.
  *
- * @throws ArlError `ARL_IO` with the path and the last checkpoint that stands.
+ * @throws ArlError `ARL_IO` with the path and the last complete checkpoint.
  */
 export async function saveCheckpoint(
 	engine: SavingEngine,
@@ -125,7 +125,7 @@ export async function saveCheckpoint(
 	}
 }
 
-/** Forces every file to the disk, and writes down what each should be. Returns the bytes of all. */
+/** Forces every file to the disk, and writes the manifest. Returns the bytes of all files. */
 async function seal(folder: string, step: number): Promise<number> {
 	const manifest: Manifest = { version: 1, step, files: {} };
 	let bytes = 0;
@@ -161,48 +161,40 @@ async function saveError(error: unknown, place: string, outputDir: string): Prom
 	const cause = toArlError(error);
 	const last = (await listCheckpoints(outputDir)).at(-1);
 	const left = last ? `The last checkpoint is ${last.path}; resume from it.` : "There is no checkpoint yet.";
-	return new ArlError(
-		cause.code,
-		`${place}: the checkpoint could not be saved: ${cause.message}`,
-		`${cause.hint} ${left}`.trim(),
-		{
-			cause,
-		},
-	);
+	const message = `${place}: the checkpoint could not be saved: ${cause.message}`;
+	return new ArlError(cause.code, message, `${cause.hint} ${left}`.trim(), { cause });
 }
 
 /**
- * Reads a checkpoint's state after checking every file of it against the manifest.
+ * Checks every file of a checkpoint against the manifest, and reads its state.
  *
- * @throws ArlError `ARL_STATE` where a file is missing, shorter, or not what was written.
+ * @throws ArlError `ARL_STATE` if a file is missing, or not as it was written.
  */
 export async function openCheckpoint(path: string): Promise<{ state: TrainerState; stateDir: string }> {
 	const info = await stat(path).catch(() => null);
 	if (info === null || !info.isDirectory()) {
 		throw new ArlError(
 			"ARL_STATE",
-			`resume_from_checkpoint: ${path} ${info === null ? "does not exist" : "is no folder"}`,
+			`resume_from_checkpoint: ${path} ${info === null ? "does not exist" : "is not a folder"}`,
 			"Give a checkpoint-N folder of a run, or latest.",
 		);
 	}
 	const manifest = await readManifest(path);
-	for (const [name, { bytes, sha256 }] of Object.entries(manifest.files)) {
-		const file = join(path, name);
-		const size = (await stat(file).catch(() => null))?.size;
-		if (size !== bytes) {
-			const found = size === undefined ? "it is missing" : `it has ${size} bytes, and ${bytes} were written`;
-			throw new ArlError("ARL_STATE", `${file}: ${found}`, "Resume from another checkpoint.");
-		}
-		if ((await hashFile(file)) !== sha256) {
-			throw new ArlError(
-				"ARL_STATE",
-				`${file}: its content is not what was written`,
-				"Resume from another checkpoint.",
-			);
-		}
+	for (const [name, written] of Object.entries(manifest.files)) {
+		const damage = await damageOf(join(path, name), written);
+		if (damage !== null)
+			throw new ArlError("ARL_STATE", `${join(path, name)}: ${damage}`, "Resume from another checkpoint.");
 	}
 	const state = parseState(await readFile(join(path, STATE_FILE), "utf8"), join(path, STATE_FILE));
 	return { state, stateDir: join(path, "arl") };
+}
+
+/** What is wrong with a file; null: it is as it was written. */
+async function damageOf(file: string, { bytes, sha256 }: { bytes: number; sha256: string }): Promise<string | null> {
+	const size = (await stat(file).catch(() => null))?.size;
+	if (size === undefined) return "it is missing";
+	if (size !== bytes) return `it has ${size} bytes, and ${bytes} were written`;
+	return (await hashFile(file)) === sha256 ? null : "its content is not what was written";
 }
 
 async function readManifest(path: string): Promise<Manifest> {
@@ -219,21 +211,21 @@ async function readManifest(path: string): Promise<Manifest> {
 		const manifest = JSON.parse(text) as Manifest;
 		if (manifest.version === 1 && typeof manifest.files === "object" && STATE_FILE in manifest.files) return manifest;
 	} catch {
-		// Told below, together with a manifest of another shape.
+		// Reported below, like a manifest of another shape.
 	}
 	throw new ArlError("ARL_STATE", `${file}: the manifest cannot be read`, "Resume from another checkpoint.");
 }
 
-/** The checkpoint that a run goes on from. */
+/** The checkpoint that a run resumes from. */
 export interface Resumable {
 	path: string;
 	state: TrainerState;
 	stateDir: string;
-	/** Newer ones that are damaged, with what is wrong. */
+	/** Errors of newer checkpoints, which are damaged. */
 	damaged: string[];
 }
 
-/** `latest`: the newest whole checkpoint of `outputDir`, null where there is none; else the folder named. */
+/** Opens the checkpoint `wanted`. `latest`: the newest complete one in `outputDir`; null if it has none. */
 export async function findCheckpoint(wanted: string, outputDir: string): Promise<Resumable | null> {
 	if (wanted !== "latest") return { path: wanted, ...(await openCheckpoint(wanted)), damaged: [] };
 	const damaged: string[] = [];

@@ -1,6 +1,6 @@
 /**
- * One run a folder: a file in `output_dir` that the system has locked for the process that trains there. However that process
- * ends, the lock is free then; the file is only for people to read who has it.
+ * One run per folder: the process that trains in an `output_dir` holds the system's lock on a file there. However the process
+ * ends, the system frees the lock; the file's text only tells people which process holds it.
  */
 import { readFile } from "node:fs/promises";
 import { hostname } from "node:os";
@@ -10,20 +10,20 @@ import { ArlError, toArlError } from "../../errors.js";
 import type { Native } from "../../native.js";
 
 const LOCK = ".arl-lock";
-/** Another start that is refused may remove the folder that it has made, just before the file is created in it. */
+/** Another start that is refused may remove the folder that it created, just before this one creates the file in it. */
 const TRIES = 10;
 
 /** A folder that belongs to this run. */
 export interface LockedFolder {
-	/** The topmost folder that was made for it; null: it was there. */
+	/** The topmost folder that was created for it; null: it existed. */
 	made: string | null;
 	release(): void;
 }
 
 /**
- * Takes the folder for this run; makes it where it is missing.
+ * Takes the folder for this run, and creates it if it is missing.
  *
- * @throws ArlError `ARL_STATE` while another run has it.
+ * @throws ArlError `ARL_STATE` while another run holds it.
  */
 export async function lockFolder({ FileLock }: Pick<Native, "FileLock">, folder: string): Promise<LockedFolder> {
 	const path = join(folder, LOCK);

@@ -1,10 +1,10 @@
 /**
- * What a run takes the place of: an earlier run or a model in its `output_dir`, or the later checkpoints of a branch that it
- * leaves behind. All of it is set aside in a folder, removed as soon as the new run has a complete checkpoint or model, and put
- * back where the run ends before that, also where its process was killed: then by the next start in this folder.
+ * What a run replaces: an earlier run or a model in its `output_dir`, or the later checkpoints of a branch that it abandons.
+ * All of it is set aside in a folder, removed as soon as the new run has a complete checkpoint or model, and restored if the run
+ * ends before that; if its process was killed, the next start in this folder restores it.
  *
- * `.old-run.partial`: things are being moved there, or back. `.old-run`: all are there, and the new run is under way.
- * `.old-run.removed`: the new run has something to show. Each state begins with one rename.
+ * `.old-run.partial`: files are being moved there, or back. `.old-run`: all have been moved, and the new run is in progress.
+ * `.old-run.removed`: the new run has a checkpoint or model. Each state begins with one rename.
  */
 import { copyFile, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
@@ -22,15 +22,15 @@ const MOVING = ".old-run.partial";
 const REMOVED = ".old-run.removed";
 const RECORD = "old-run.json";
 
-/** What is set aside, and how a complete checkpoint of the new run is known. */
+/** What is set aside, and how a complete checkpoint of the new run is recognized. */
 interface Plan {
 	/** Paths within `output_dir`. */
 	names: string[];
-	/** The step that the new run resumes after: its checkpoints have later ones. Null: nothing of the old run stays in place. */
+	/** The step after which the new run resumes: its checkpoints are later. Null: nothing of the old run stays in place. */
 	after: number | null;
 }
 
-/** Everything in `output_dir` that belongs to a run or to a model, whatever program has written it. */
+/** Everything in `output_dir` that belongs to a run or to a model, of whatever program. */
 export async function namesOfOldRun(outputDir: string): Promise<string[]> {
 	const published = new Set(await publishedFiles(outputDir));
 	const own = (name: string) =>
@@ -41,15 +41,15 @@ export async function namesOfOldRun(outputDir: string): Promise<string[]> {
 
 const OTHERS = [METRICS_FILE, MODEL_LIST, ROW_LISTS];
 
-/** What runs on rows from code have noted of them, where the cache belongs to this `output_dir`. */
+/** The cache folders of runs on user-supplied data sets, if the cache belongs to this `output_dir`. */
 async function runCaches(outputDir: string): Promise<string[]> {
 	const names = await readdir(join(outputDir, CACHE_FOLDER)).catch(() => []);
 	return names.filter((name) => name.startsWith(RUN_FOLDER)).map((name) => join(CACHE_FOLDER, name));
 }
 
 /**
- * Sets aside all of an earlier run or model, but for the folder of the cache that is `kept`: the new run's. Returns what was
- * set aside, for people; null: there was nothing.
+ * Sets aside all of an earlier run or model, except the cache folder of the new run, whose id is `kept`. Returns what was set
+ * aside, for people; null: nothing.
  */
 export async function setOldRunAside(outputDir: string, kept: string | null): Promise<string | null> {
 	const own = kept === null ? null : join(CACHE_FOLDER, `${RUN_FOLDER}${kept}`);
@@ -57,7 +57,7 @@ export async function setOldRunAside(outputDir: string, kept: string | null): Pr
 	return await setAside(outputDir, { names, after: null });
 }
 
-/** Sets aside the checkpoints later than the step that a run resumes after. Returns them, for people; null: there are none. */
+/** Sets aside the checkpoints after the step from which a run resumes. Returns them, for people; null: there are none. */
 export async function setBranchAside(outputDir: string, after: number): Promise<string | null> {
 	const later = (await listCheckpoints(outputDir)).filter(({ step }) => step > after);
 	return await setAside(outputDir, { names: later.map(({ step }) => `checkpoint-${step}`), after });
@@ -70,7 +70,7 @@ async function setAside(outputDir: string, plan: Plan): Promise<string | null> {
 		await makeFolder(moving);
 		await writeFile(join(moving, RECORD), `${JSON.stringify({ version: 1, after: plan.after })}\n`);
 		await syncPath(join(moving, RECORD));
-		// A resumed run cuts off its lines after the checkpoint; the branch has them again where it is put back.
+		// A resumed run cuts off the lines after the checkpoint; restoring the branch restores them.
 		if (plan.after !== null && (await exists(join(outputDir, METRICS_FILE)))) {
 			await copyFile(join(outputDir, METRICS_FILE), join(moving, METRICS_FILE));
 		}
@@ -92,7 +92,7 @@ async function move(from: string, to: string): Promise<void> {
 	await rename(from, to);
 }
 
-/** Removes what was set aside: the new run has something to show. Returns the folder; null: nothing was set aside. */
+/** Removes what was set aside, because the new run has replaced it. Returns the folder; null: nothing was set aside. */
 export async function removeOldRun(outputDir: string): Promise<string | null> {
 	const [aside, removed] = [join(outputDir, ASIDE), join(outputDir, REMOVED)];
 	try {
@@ -107,10 +107,10 @@ export async function removeOldRun(outputDir: string): Promise<string | null> {
 }
 
 /**
- * Ends what was begun with an old run, when the new one has ended or was killed: the old one goes where the new one has left a
- * complete checkpoint or model, and is put back where it has not. Returns what was done, for people; null: nothing was to do.
+ * Decides about an old run when the new one has ended or was killed: removes the old one if the new one left a complete
+ * checkpoint or model, and restores it otherwise. Returns what was restored, for people; null: nothing.
  *
- * @throws ArlError `ARL_STATE` where the folder is not what this program has left.
+ * @throws ArlError `ARL_STATE` if the folder is not as this program leaves it.
  */
 export async function settleOldRun(outputDir: string): Promise<string | null> {
 	const [aside, moving] = [join(outputDir, ASIDE), join(outputDir, MOVING)];
@@ -119,27 +119,27 @@ export async function settleOldRun(outputDir: string): Promise<string | null> {
 		if (!(await exists(moving))) {
 			if (!(await exists(aside))) return null;
 			const after = await readRecord(aside);
-			if (await hasSomething(outputDir, after)) {
+			if (await hasResult(outputDir, after)) {
 				await removeOldRun(outputDir);
 				return null;
 			}
 			if (after === null) await removeNewRun(outputDir);
 			await rename(aside, moving);
 		}
-		return (await putBack(outputDir)) ? `What was in ${outputDir} before is put back as it was.` : null;
+		return (await putBack(outputDir)) ? `What was in ${outputDir} before is restored.` : null;
 	} catch (error) {
 		throw toArlError(error);
 	}
 }
 
-/** Whether the new run has left a checkpoint or a model, complete. */
-async function hasSomething(outputDir: string, after: number | null): Promise<boolean> {
+/** Whether the new run left a complete checkpoint or model. */
+async function hasResult(outputDir: string, after: number | null): Promise<boolean> {
 	const checkpoints = await listCheckpoints(outputDir);
 	if (checkpoints.some(({ step }) => step > (after ?? -1))) return true;
 	return after === null && (await isPublished(outputDir));
 }
 
-/** Removes what a run has left that has nothing to show, where nothing of another run is in its place. */
+/** Removes what a run without a result left behind. */
 async function removeNewRun(outputDir: string): Promise<void> {
 	await removePublished(outputDir);
 	for (const name of [METRICS_FILE, ROW_LISTS, ...(await runCaches(outputDir))]) {
@@ -147,7 +147,7 @@ async function removeNewRun(outputDir: string): Promise<void> {
 	}
 }
 
-/** Moves everything back. False: nothing had been moved. */
+/** Moves everything back. False: nothing was there. */
 async function putBack(outputDir: string): Promise<boolean> {
 	const moving = join(outputDir, MOVING);
 	const names = (await readdir(moving).catch(() => [])).filter((name) => name !== RECORD && name !== CACHE_FOLDER);
@@ -159,17 +159,17 @@ async function putBack(outputDir: string): Promise<boolean> {
 	return names.length + caches.length > 0;
 }
 
-/** The step after which the new run began; null: none. Throws where the folder was not made here. */
+/** The step after which the new run began; null: it began with the first. Throws for a folder of other origin. */
 async function readRecord(folder: string): Promise<number | null> {
 	try {
 		const { version, after } = JSON.parse(await readFile(join(folder, RECORD), "utf8"));
 		if (version === 1 && (after === null || typeof after === "number")) return after;
 	} catch {
-		// Told below, together with a record of another shape.
+		// Reported below, like a record of another shape.
 	}
 	throw new ArlError(
 		"ARL_STATE",
-		`${folder}: ${RECORD} cannot be read, and so not what was set aside there`,
-		"Move what the folder holds back to where it was, and remove the folder.",
+		`${folder}: ${RECORD} cannot be read, so what was set aside there is unknown`,
+		"Move the content of the folder back to where it was, and remove the folder.",
 	);
 }

@@ -1,7 +1,4 @@
-/**
- * What may be in `output_dir` when a run begins there: nothing that the run would destroy without having been asked to.
- * Changes nothing.
- */
+/** Checks that `output_dir` holds nothing that a run would destroy without having been asked to. Changes nothing. */
 import { readdir, realpath } from "node:fs/promises";
 import { dirname, join, relative, sep } from "node:path";
 import type { AgentTrainingConfig } from "../../config/schema.js";
@@ -17,7 +14,7 @@ type Options = Pick<
 	"output_dir" | "overwrite_output_dir" | "resume_from_checkpoint" | "model_name_or_path" | "chat_template"
 >;
 
-/** The folder holds no run and no model but what the options say to resume or to replace. */
+/** Checks that the folder holds no run and no model, except what the options resume or replace. */
 export async function checkOutputContent(options: Options): Promise<void> {
 	const { output_dir: outputDir, resume_from_checkpoint: resume } = options;
 	await checkInputs(options);
@@ -43,7 +40,7 @@ export async function checkOutputContent(options: Options): Promise<void> {
 		`output_dir: ${outputDir} holds a model that this program did not write there (${few(model)})`,
 		resume === null
 			? "Choose another output_dir, move the model away, or replace it (--overwrite_output_dir)."
-			: "Move these files away: the trained model would take their place.",
+			: "Move these files away: the trained model would replace them.",
 	);
 }
 
@@ -70,7 +67,7 @@ async function isInside(path: string, folder: string): Promise<boolean> {
 	return real !== null && dirname(real) === (await realpath(folder));
 }
 
-/** What the run reads is not among what it sets aside, removes or replaces. Symbolic links are followed. */
+/** Checks that the run does not set aside, remove or replace what it reads. Follows symbolic links. */
 async function checkInputs(options: Options): Promise<void> {
 	const { output_dir: outputDir, model_name_or_path: model, chat_template: template } = options;
 	const realOutput = await realpath(outputDir);
@@ -79,10 +76,10 @@ async function checkInputs(options: Options): Promise<void> {
 		throw new ArlError(
 			"ARL_CONFIG",
 			`output_dir and model_name_or_path are the same folder: ${outputDir}`,
-			"The trained model would take the place of the one it starts from. Choose another output_dir.",
+			"The trained model would replace the one it starts from. Choose another output_dir.",
 		);
 	}
-	const doomed = await namesOfOldRun(outputDir);
+	const replaced = await namesOfOldRun(outputDir);
 	const files = (await readdir(model).catch(() => [])).map((name) => join(model, name));
 	const inputs = [
 		...[model, ...files].map((path) => ({ option: "model_name_or_path", path })),
@@ -91,7 +88,7 @@ async function checkInputs(options: Options): Promise<void> {
 	for (const { option, path } of inputs) {
 		const real = await realpath(path).catch(() => null);
 		const within = real === null ? ".." : relative(realOutput, real);
-		const hit = doomed.find((name) => within === name || within.startsWith(`${name}${sep}`));
+		const hit = replaced.find((name) => within === name || within.startsWith(`${name}${sep}`));
 		if (hit === undefined) continue;
 		const leads = path === real ? "" : ` (${real})`;
 		throw new ArlError(

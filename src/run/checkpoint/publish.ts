@@ -1,6 +1,4 @@
-/**
- * The trained model in `output_dir` itself, where scripts for Hugging Face's Trainer leave it and look for it.
- */
+/** The trained model in `output_dir` itself, where scripts for Hugging Face's Trainer save it and load it from. */
 import { copyFile, cp, link, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { exists, makeFolder } from "../../disk/folders.js";
@@ -8,7 +6,7 @@ import { syncPath } from "../../disk/write-whole.js";
 import { ArlError, toArlError } from "../../errors.js";
 import type { NativeEngine } from "../../native.js";
 
-/** Names of the model's files in `output_dir`: what this program put there and may remove. */
+/** The list of the model's files in `output_dir` that this program wrote, and so may remove. */
 export const MODEL_LIST = ".arl-model.json";
 const PARTIAL = ".model.partial";
 
@@ -46,7 +44,7 @@ export function isModelFile(name: string): boolean {
 	return !name.startsWith(".") && (MODEL_FILES.has(name) || WEIGHTS.test(name));
 }
 
-/** The model's files that this program has put into `output_dir`. */
+/** The model's files in `output_dir` that this program wrote. */
 export async function publishedFiles(outputDir: string): Promise<string[]> {
 	const text = await readFile(join(outputDir, MODEL_LIST), "utf8").catch(() => "[]");
 	try {
@@ -57,7 +55,7 @@ export async function publishedFiles(outputDir: string): Promise<string[]> {
 	}
 }
 
-/** Whether a model is in `output_dir`, with all of its files. */
+/** Whether `output_dir` holds a model with all of its files. */
 export async function isPublished(outputDir: string): Promise<boolean> {
 	const names = await publishedFiles(outputDir);
 	const there = await Promise.all(names.map((name) => exists(join(outputDir, name))));
@@ -70,7 +68,7 @@ export async function removePublished(outputDir: string): Promise<void> {
 	await rm(join(outputDir, MODEL_LIST), { force: true });
 }
 
-/** Removes what a process that was killed while it put a model into `output_dir` has left under other names. Returns the paths. */
+/** Removes the partial files of a process that was killed while it published a model. Returns the paths. */
 export async function removeUnplaced(outputDir: string): Promise<string[]> {
 	const published = await publishedFiles(outputDir);
 	const removed: string[] = [];
@@ -83,12 +81,10 @@ export async function removeUnplaced(outputDir: string): Promise<string[]> {
 	return removed;
 }
 
-/** The one folder that a model has in it. */
+/** The one folder within a model. */
 const TEMPLATES = "additional_chat_templates";
 
-/**
- * Puts a folder's model into `output_dir`, one by one under their final names; the config last, since it makes it a model.
- */
+/** Moves or copies a model's files into `output_dir`, one by one; the config last, because it makes the folder a model. */
 async function place(folder: string, outputDir: string, move: boolean): Promise<void> {
 	await removePublished(outputDir);
 	const entries = await readdir(folder, { withFileTypes: true });
@@ -109,21 +105,21 @@ async function place(folder: string, outputDir: string, move: boolean): Promise<
 	await syncPath(outputDir);
 }
 
-/** Weights get a second name, which takes no room; what is small is copied: people edit it, and the checkpoint must stay. */
+/** Links weights, which takes no space, and copies small files: people edit them, and the checkpoint must not change. */
 async function copyOrLink(from: string, to: string): Promise<void> {
 	if (!from.endsWith(".safetensors")) return cp(from, to, { recursive: true, errorOnExist: true });
-	// A file system without second names gets a copy.
+	// Where the file system has no hard links.
 	await link(from, to).catch(() => copyFile(from, to));
 }
 
-/** The model of a checkpoint, as files of `output_dir`. */
+/** Publishes the model of a checkpoint in `output_dir`. */
 export async function publishCheckpoint(checkpoint: string, outputDir: string): Promise<void> {
 	await place(checkpoint, outputDir, false).catch((error: unknown) => {
 		throw publishError(error, outputDir, `The model is in ${checkpoint}.`);
 	});
 }
 
-/** The engine's model, as files of `output_dir`. */
+/** Publishes the engine's model in `output_dir`. */
 export async function publishEngine(engine: Pick<NativeEngine, "exportModel">, outputDir: string): Promise<void> {
 	const partial = join(outputDir, PARTIAL);
 	try {

@@ -1,6 +1,6 @@
 /**
- * What the trainer itself must remember between two parts of a run, as plain JSON, and what must not have changed.
- * Weights, moments and random state are the engine's; the order of rows follows from seed and step.
+ * The trainer's part of a checkpoint, as plain JSON: counters, and the options and inputs that a resumed run must share.
+ * Weights, moments and random state are the engine's part; the order of rows follows from seed and step.
  */
 import type { AgentTrainingConfig } from "../../config/schema.js";
 import { ArlError, messageOf } from "../../errors.js";
@@ -8,21 +8,10 @@ import type { ModelFolder, ModelIdentity } from "../setup/model.js";
 import type { ResolvedConfig } from "../setup/options.js";
 
 /** Sums over the steps since the last log line. */
-export interface LogWindow {
-	steps: number;
-	microBatches: number;
-	lossSum: number;
-	accuracySum: number;
-	entropySum: number;
-	tokens: number;
-	targetTokens: number;
-	flops: number;
-	seconds: number;
-	dataSeconds: number;
-}
+export type LogWindow = ReturnType<typeof emptyWindow>;
 
-/** An empty window. */
-export function emptyWindow(): LogWindow {
+/** The window in which no step was taken yet. */
+export function emptyWindow() {
 	return {
 		steps: 0,
 		microBatches: 0,
@@ -37,7 +26,7 @@ export function emptyWindow(): LogWindow {
 	};
 }
 
-/** What must be the same, by name; values are for people too: they are shown when they differ. */
+/** Values by name. People see both values of those that differ. */
 export type Fingerprint = Record<string, string>;
 
 export interface TrainerState {
@@ -47,45 +36,45 @@ export interface TrainerState {
 	totalSteps: number;
 	/** Epochs done, with fraction. */
 	epoch: number;
-	/** Place of the next micro-batch: epoch, and number within it. Follows from `step`; kept to be checked and read. */
+	/** Place of the next micro-batch: epoch, and number within it. */
 	next: { epoch: number; microBatch: number };
 	numTokens: number;
 	numTargetTokens: number;
 	elapsedSeconds: number;
 	/** Sum of the losses of all steps. */
 	lossSum: number;
-	/** Steps so far that float16 could not compute, and that changed nothing; absent: none. */
+	/** Steps so far that float16 could not compute and that changed nothing; absent: none. */
 	skippedSteps?: number;
 	window: LogWindow;
-	/** What rows that lie nowhere are known by; absent: they are known by their content. */
+	/** Id of a user-supplied data set that has no identity of its own; absent: the rows are identified by their content. */
 	dataset?: string;
 	/** What a resumed run must share. */
 	fixed: Fingerprint;
-	/** What it may change. */
+	/** What a resumed run may change. */
 	free: Fingerprint;
 }
 
-/** Whether a run computed in bfloat16, of what a resumed one must share with it; null: it does not say. */
+/** Whether the run with this fingerprint computes in bfloat16; null: the fingerprint does not contain it. */
 export function bf16Of(fixed: Fingerprint): boolean | null {
 	return fixed.bf16 === "true" ? true : fixed.bf16 === "false" ? false : null;
 }
 
-/** The name of a database's list of documents among what must be the same. */
+/** The name of a database's list of documents in a fingerprint. */
 export const DATABASE_LIST = "list of the database's documents";
 
 const MODEL_CONFIG = "config.json of the model";
 const MODEL_WEIGHTS = "weights of the model";
 
-/** The identity of the model that a run began with, of what a resumed one must share with it. */
+/** The identity of the model that the run with this fingerprint began with. */
 export function modelIdentityOf(fixed: Fingerprint): ModelIdentity {
 	return { config: fixed[MODEL_CONFIG] ?? "", weights: fixed[MODEL_WEIGHTS] ?? "" };
 }
 
-/** What a run is made of, beyond its options. */
+/** The inputs of a run, beyond its options. */
 export interface RunIdentity {
 	model: ModelFolder;
 	dataIdentity: string;
-	/** `open`: nobody knows. */
+	/** `open`: their number is not known. */
 	rows: number | "open";
 	entryRows: number[];
 	/** Id of the list of a database's documents; null: no rows come from one. */
@@ -95,10 +84,10 @@ export interface RunIdentity {
 	totalSteps: number;
 }
 
-/** Schedules whose rates do not depend on how long the run is: such a run may be made longer. */
+/** Schedules whose rates do not depend on the length of the run: a resumed run may be longer. */
 const ENDLESS_SCHEDULES = ["constant", "constant_with_warmup", "inverse_sqrt"];
 
-/** What a resumed run must share with the run that it goes on with. */
+/** What a resumed run must share with the run that it continues. */
 export function fixedOf(args: ResolvedConfig, run: RunIdentity): Fingerprint {
 	const endless = ENDLESS_SCHEDULES.includes(args.lr_scheduler_type);
 	const mixture = args.train_weights.length > 0;
@@ -178,18 +167,18 @@ export function differences(old: Fingerprint, now: Fingerprint): string[] {
 		.map((name) => `${name}: ${old[name] ?? "none"} -> ${now[name] ?? "none"}`);
 }
 
-/** Throws `ARL_STATE` naming all that differs and must not. */
+/** Throws `ARL_STATE` with everything that differs and must not. */
 export function checkSameRun(checkpoint: string, state: TrainerState, fixed: Fingerprint): void {
 	const changed = differences(state.fixed, fixed);
 	if (changed.length === 0) return;
 	throw new ArlError(
 		"ARL_STATE",
-		[`${checkpoint}: this run is not the one that the checkpoint was made by:`, ...changed].join("\n"),
+		[`${checkpoint}: the checkpoint is of another run:`, ...changed].join("\n"),
 		"Resume with the same rows, model and options, or start from scratch with another output_dir and the checkpoint as model_name_or_path.",
 	);
 }
 
-/** The state from a checkpoint's file. Throws `ARL_STATE` where it is none. */
+/** Parses the state of a checkpoint. Throws `ARL_STATE` if it is not one. */
 export function parseState(text: string, path: string): TrainerState {
 	let value: unknown;
 	try {
@@ -199,7 +188,7 @@ export function parseState(text: string, path: string): TrainerState {
 	}
 	const state = value as Partial<TrainerState> | null;
 	if (state?.version !== 1) {
-		throw new ArlError("ARL_STATE", `${path}: version ${String(state?.version)} of the trainer's state is not known`);
+		throw new ArlError("ARL_STATE", `${path}: unknown version ${String(state?.version)} of the trainer's state`);
 	}
 	if (typeof state.step !== "number" || !state.fixed || !state.window || !state.next) {
 		throw new ArlError("ARL_STATE", `${path}: the trainer's state is incomplete`, "Resume from an earlier checkpoint.");

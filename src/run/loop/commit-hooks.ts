@@ -7,19 +7,19 @@ import { notice, type TrainEvent } from "../../events.js";
 export interface CommitHooks {
 	/** What a checkpoint must keep, so that a resumed run has the same rows. */
 	readonly id: string;
-	/** Throws where the rows may not be trained by this plan. */
-	check(plan: StepPlan): void;
+	/** Throws if the rows may not be trained by this plan. Absent: by any plan. */
+	check?(plan: StepPlan): void;
 	/** The first step comes next. */
 	begin(): Promise<void>;
-	/** A checkpoint is about to be written. Rejects where its rows may not count as this run's. */
+	/** A checkpoint is about to be written. Rejects if its rows may not count as this run's. */
 	beforeSave(): Promise<void>;
 	/** The checkpoint after `step` steps is complete: begins to record its rows as trained. Calling it again changes nothing. */
 	afterSave(plan: StepPlan, step: number): void;
-	/** Resolves when everything that has begun is recorded. Rejects with what it failed with. */
+	/** Resolves when all recording is done. Rejects if it failed. */
 	flush(): Promise<void>;
-	/** The run is over: waits for what has begun, whether it fails or not, and waits for nothing from then on. */
+	/** The run is over: waits for the recording in progress, whether it fails or not. */
 	end(): Promise<void>;
-	/** What the user should know, since the last call. */
+	/** Notices for the user since the last call. */
 	notices(): string[];
 }
 
@@ -50,11 +50,11 @@ export async function* commit(
 	step: number,
 ): AsyncGenerator<TrainEvent, void> {
 	if (hooks === null) return;
-	yield* settle(hooks);
+	yield* flush(hooks);
 	hooks.afterSave(plan, step);
 }
 
-/** Waits until everything that has begun is recorded. */
-export async function* settle(hooks: CommitHooks | null): AsyncGenerator<TrainEvent, void> {
+/** Waits until all recording is done. */
+export async function* flush(hooks: CommitHooks | null): AsyncGenerator<TrainEvent, void> {
 	if (hooks !== null) yield* waitFor(hooks, hooks.flush());
 }

@@ -79,7 +79,7 @@ export class Counters {
 		const { window } = this;
 		window.lossSum += countedLoss(stats.loss, window.lossSum, window.steps);
 		window.steps += 1;
-		// Where the loss is not finite, neither is what else the logits say.
+		// If the loss is not finite, neither are the other figures.
 		const counted = Number.isFinite(stats.loss) ? stats.microBatches : [];
 		for (const { correct, entropySum, targetTokens } of counted) {
 			window.microBatches += 1;

@@ -16,7 +16,7 @@ import type { PreparedRun } from "../setup/prepare.js";
 import type { Resources } from "../setup/resources.js";
 import { fillEvent, noteEvents } from "../setup/rows.js";
 import type { Run } from "../setup/run.js";
-import { commit, settle, waitFor } from "./commit-hooks.js";
+import { commit, flush, waitFor } from "./commit-hooks.js";
 import { Saves } from "./saves.js";
 import { flopsOf, StepQueue } from "./step.js";
 
@@ -25,15 +25,14 @@ export class Requests {
 	private stopped = false;
 	private saveWanted = false;
 
-	/** `signal`: aborting it ends the run. */
 	constructor(readonly signal: AbortSignal | null) {}
 
-	/** Ends the run after the step in progress. */
+	/** To end the run. */
 	stop(): void {
 		this.stopped = true;
 	}
 
-	/** Asks for a checkpoint after the step in progress. */
+	/** To save a checkpoint. */
 	save(): void {
 		this.saveWanted = true;
 	}
@@ -128,7 +127,7 @@ export async function* trainLoop(
 	if (data.plan.totalSteps < step) throw new ArlError("ARL_INTERNAL", "more steps were taken than planned");
 }
 
-/** What comes before the first step, once nothing can be refused any more. */
+/** Sets aside an old run, and reports the start. All checks have passed. */
 async function* begin(prepared: PreparedRun): AsyncGenerator<TrainEvent, void> {
 	const { data, run } = prepared;
 	const { args, counters, hooks, resumed } = run;
@@ -141,12 +140,12 @@ async function* begin(prepared: PreparedRun): AsyncGenerator<TrainEvent, void> {
 	await hooks?.begin();
 	yield startEvent(prepared);
 	if (!resumed) return;
-	// What the earlier part of the run may not have recorded.
+	// The earlier part of the run may have ended before this was recorded.
 	yield* commit(hooks, data.plan, counters.step);
-	yield* settle(hooks);
+	yield* flush(hooks);
 }
 
-/** Sets aside what the run takes the place of, until it has a checkpoint or a model. */
+/** Sets aside what the run replaces, until it has a checkpoint or a model. */
 async function* setAside({ args, resumed, datasetId }: Run): AsyncGenerator<TrainEvent, void> {
 	const { output_dir: outputDir } = args;
 	const ours = args.cache_dir === null ? datasetId : null;
@@ -200,7 +199,7 @@ function skippedNotice({ step, loss, gradNorm, lossScale = 1 }: StepEvent): Trai
 	return notice("info", `step ${step} is skipped: ${what} ${scales}`);
 }
 
-/** The last checkpoint, the model in its place, and the last event. */
+/** Saves and publishes the model, and reports the end. */
 async function* finish(
 	{ data, run }: PreparedRun,
 	requests: Requests,
@@ -216,7 +215,7 @@ async function* finish(
 	const completed = step >= plan.totalSteps;
 	const outcome = completed ? "completed" : requests.signal?.aborted ? "interrupted" : "stopped";
 	const modelPath = yield* saves.finish(completed);
-	yield* settle(hooks);
+	yield* flush(hooks);
 	const restored = await settleOldRun(args.output_dir);
 	if (restored !== null) yield notice("warning", `no step was saved. ${restored}`);
 	yield {

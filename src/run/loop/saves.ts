@@ -1,4 +1,4 @@
-/** When a run saves, and what belongs to that: the checkpoint, what it takes the place of, and the model in `output_dir`. */
+/** The saves of a run: when one is due, the checkpoint, the removal of older ones, and the model in `output_dir`. */
 import { epochAfter, type StepPlace } from "../../data/sampler/batches.js";
 import type { SavedEvent, TrainEvent } from "../../events.js";
 import { listCheckpoints, removeCheckpoint, saveCheckpoint } from "../checkpoint/checkpoint.js";
@@ -8,7 +8,6 @@ import { freeOf, type TrainerState } from "../checkpoint/state.js";
 import type { PreparedRun } from "../setup/prepare.js";
 import { commit, waitFor } from "./commit-hooks.js";
 
-/** The saves of a run. */
 export class Saves {
 	/** The newest checkpoint. */
 	private last: { step: number; path: string } | null;
@@ -52,13 +51,13 @@ export class Saves {
 		return path;
 	}
 
-	/** Saves what the last step left unsaved. Returns the folder of the model: `output_dir` after all steps; null: there is none. */
+	/** Saves the last step, if it is not saved. Returns the folder of the model: `output_dir` after all steps; null: none. */
 	async *finish(completed: boolean): AsyncGenerator<TrainEvent, string | null> {
 		const { data, engine, run } = this.prepared;
 		const { args, counters, hooks } = run;
 		let saved = this.last?.step === counters.step ? this.last.path : null;
 		if (!completed) {
-			// Also with save_strategy no: a run that is stopped can be resumed.
+			// Even with save_strategy no, so that a stopped run can be resumed.
 			return saved === null && counters.step > 0 ? yield* this.save("interrupted") : saved;
 		}
 		if (saved === null && args.save_strategy !== "no") saved = yield* this.save("end");

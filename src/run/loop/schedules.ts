@@ -1,6 +1,6 @@
 /**
- * Learning rate by optimizer step: the schedules of Hugging Face's Trainer, by its names and with its extra arguments.
- * Pure functions. The rate of step 1 is that of `current = 0`, so that a warm-up begins with a rate of 0.
+ * Learning rate by optimizer step: the schedules of Hugging Face's Trainer, with its names and extra arguments.
+ * Pure functions. The rate of step 1 is that of `current = 0`, so a warm-up begins with a rate of 0.
  */
 import { SCHEDULE_NAMES } from "../../config/options/training.js";
 import { ArlError } from "../../errors.js";
@@ -44,14 +44,14 @@ const KWARGS: Record<ScheduleName, readonly string[]> = {
 
 const SHAPES = ["linear", "cosine", "1-sqrt"];
 
-/** Steps of a run whose rates are looked at before it begins. */
+/** Steps whose rates are checked before the run. */
 const RATES_CHECKED = 64;
 
 function configError(message: string, hint?: string): ArlError {
 	return new ArlError("ARL_CONFIG", message, hint);
 }
 
-/** Reads `lr_scheduler_kwargs`; each argument is checked when it is asked for. */
+/** Reads `lr_scheduler_kwargs`, and checks each argument as it is read. */
 class Kwargs {
 	constructor(
 		private readonly schedule: ScheduleName,
@@ -59,10 +59,9 @@ class Kwargs {
 	) {
 		for (const key of Object.keys(values)) {
 			if (!KWARGS[schedule].includes(key)) {
-				const known = KWARGS[schedule].join(", ") || "none";
 				throw configError(
 					`lr_scheduler_kwargs.${key}: lr_scheduler_type ${schedule} has no such argument`,
-					`it knows: ${known}`,
+					`its arguments: ${KWARGS[schedule].join(", ") || "none"}`,
 				);
 			}
 		}
@@ -88,7 +87,7 @@ class Kwargs {
 		return value;
 	}
 
-	/** `min_lr` or `min_lr_rate`, as a share of the peak rate; exactly one of them has to be given. */
+	/** `min_lr` or `min_lr_rate`, as a share of the peak rate; exactly one of them must be given. */
 	minRate(learningRate: number): number {
 		const minLr = this.number("min_lr");
 		const minLrRate = this.number("min_lr_rate");
@@ -97,7 +96,7 @@ class Kwargs {
 		}
 		if (minLr !== undefined && learningRate === 0) {
 			throw configError(
-				"lr_scheduler_kwargs.min_lr is reached from learning_rate, and that is 0",
+				"lr_scheduler_kwargs.min_lr: learning_rate is 0, so it cannot fall to min_lr",
 				"raise learning_rate",
 			);
 		}
@@ -110,7 +109,7 @@ class Kwargs {
 	}
 }
 
-/** Steps of warm-up: a count as it is, a share of all steps rounded up. */
+/** Steps of the warm-up. `warmup`: a count, or a share of all steps, which is rounded up. */
 export function warmupSteps(warmup: number, totalSteps: number): number {
 	return warmup >= 1 ? Math.trunc(warmup) : Math.ceil(totalSteps * warmup);
 }
@@ -120,14 +119,14 @@ function isScheduleName(name: string): name is ScheduleName {
 }
 
 /**
- * The schedule that the options name. Throws `ARL_CONFIG` for an unknown name or argument, and for a rate that is no number in
- * the first step, in the last, or where the warm-up or a stable part ends.
+ * The schedule that the options name. Throws `ARL_CONFIG` for an unknown name or argument, and if the rate of a step is not
+ * finite; of a long run, samples of the steps and the end of the warm-up are checked.
  */
 export function createSchedule(options: ScheduleOptions): Schedule {
 	const { name, learningRate, totalSteps } = options;
 	if (name === "reduce_lr_on_plateau" || name === "greedy") {
 		throw configError(
-			`lr_scheduler_type ${name} follows the loss of an evaluation, and evaluation during training is not built yet`,
+			`lr_scheduler_type ${name} follows the loss of an evaluation, and this version does not evaluate during training`,
 			`use one of ${SCHEDULE_NAMES.join(", ")}`,
 		);
 	}
@@ -174,7 +173,7 @@ function factorOf(
 ): Schedule {
 	const kwargs = new Kwargs(name, values);
 	const rise = (current: number) => current / Math.max(1, warmup);
-	/** How far the part after the warm-up is through. */
+	/** The share of the part after the warm-up that is done. */
 	const progress = (current: number) => (current - warmup) / Math.max(1, total - warmup);
 	const wave = (cycles: number, at: number) => 0.5 * (1 + Math.cos(Math.PI * cycles * 2 * at));
 	const afterWarmup =

@@ -1,6 +1,6 @@
 /**
- * Optimizer steps on the engine: submitted, if possible one ahead of the step in progress, and finished; and what is kept of a
- * step that fails.
+ * Optimizer steps on the engine: each is submitted, if possible while the step before is in progress, and finished. The error
+ * for a step that fails says what to do, and where its batch is kept.
  */
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
@@ -126,7 +126,7 @@ export class StepQueue {
 	}
 }
 
-/** A step's batch, for people: where each row is from, and what of it was trained. */
+/** A step's batch, for people: the place of each row, its tokens and its targets. */
 function contentOf({ step, learningRate, rows: { rows, batches } }: SubmittedStep, reason: string, source: AnySource) {
 	const microBatches = batches.map(({ inputIds, targets, cuSeqlens }, i) =>
 		Array.from(rows[i] as Uint32Array, (row, j) => {
@@ -144,18 +144,11 @@ function contentOf({ step, learningRate, rows: { rows, batches } }: SubmittedSte
 
 /** The error of an engine out of memory, with the plan for these very micro-batches, and what remains of the run. */
 async function outOfMemory(engine: Engine, { step, rows }: SubmittedStep, outputDir: string, error: ArlError) {
-	const most = (planned: number, sizes: number[]) => Math.max(planned, ...sizes);
-	const options = {
-		...engine.options,
-		maxTokens: most(
-			engine.options.maxTokens,
-			rows.batches.map(({ inputIds }) => inputIds.length),
-		),
-		maxSequences: most(
-			engine.options.maxSequences,
-			rows.batches.map(({ cuSeqlens }) => cuSeqlens.length - 1),
-		),
-	};
+	const { maxTokens, maxSequences } = engine.options;
+	const tokens = rows.batches.map(({ inputIds }) => inputIds.length);
+	const sequences = rows.batches.map(({ cuSeqlens }) => cuSeqlens.length - 1);
+	const size = { maxTokens: Math.max(maxTokens, ...tokens), maxSequences: Math.max(maxSequences, ...sequences) };
+	const options = { ...engine.options, ...size };
 	const last = (await listCheckpoints(outputDir)).at(-1);
 	const left = last
 		? `The last checkpoint is whole: resume from it with --resume_from_checkpoint ${last.path}`

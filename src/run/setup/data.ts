@@ -1,4 +1,4 @@
-/** Rows, opened: their source, shape and token cache, filled as far as the first step needs it, their order and the steps. */
+/** Opens the rows of a run: their source, shape and token cache, which is filled until the first step may begin, and their plan. */
 import { rm } from "node:fs/promises";
 import { within } from "../../data/cancellation.js";
 import { Data, type Planned, streamOf } from "../../data/sampler/data.js";
@@ -46,7 +46,7 @@ export async function* openData(input: DataInput): AsyncGenerator<TrainEvent, { 
 	if (again) yield notice("info", again);
 	if (rows.unverified) {
 		const change = `a change of ${source.name} would go unnoticed`;
-		yield notice("warning", `${cacheDir(args)} does not tell what the earlier part of this run has read: ${change}`);
+		yield notice("warning", `${cacheDir(args)} has no record of what the earlier part of this run read: ${change}`);
 	}
 	if (args.images === "drop") {
 		yield { type: "check", name: "images", message: "image parts are left out of the rows (images drop)" };
@@ -58,17 +58,17 @@ export async function* openData(input: DataInput): AsyncGenerator<TrainEvent, { 
 	resources.add(() => cache.close());
 	const prefetcher = new TokenPrefetcher({ source, cache, order: wanted });
 	resources.add(() => prefetcher.stop());
-	// Writes that have begun are waited for, whether the run ends well or not.
+	// Waits for the recording in progress, whether the run ends well or not.
 	resources.add(() => hooks?.end());
 	yield* fill(input, prefetcher, rows);
 	const planned = planEncoded(args, source, entryRows, cache, early);
-	hooks?.check(planned.plan);
+	hooks?.check?.(planned.plan);
 	const end = {
 		samplesOfStep: samplesOfStep(args),
 		once: args.follow,
 		planFor: (count: number): Planned => planStream(args, count, cache),
 	};
-	return { data: new Data({ source, shape, cache, prefetcher, planned, end }), rows };
+	return { data: new Data(source, shape, cache, prefetcher, planned, end), rows };
 }
 
 /** Fills the cache until the first step may begin. */
@@ -86,7 +86,7 @@ async function* fill(
 	else yield* prefetchFirst(args, prefetcher, { replayed, seconds, hooks, signal });
 	if (replayed === 0) return;
 	const took = `${prefetcher.taken} rows of ${source.name} were read again in ${prefetcher.seconds.toFixed(1)} s`;
-	yield notice("info", `${took} to come to the place of the checkpoint`);
+	yield notice("info", `${took} to reach the place of the checkpoint`);
 }
 
 const REPORT_MILLISECONDS = 5000;
@@ -109,11 +109,11 @@ async function* openReporting(input: OpenRowsInput): AsyncGenerator<TrainEvent, 
 	}
 }
 
-/** What resuming costs with rows from code. Null: nothing, or it is reported once it is known. */
+/** What resuming costs with a user-supplied data set. Null: nothing, or it is reported once it is known. */
 function readAgain({ source, datasetId }: OpenRows, code: RowsFromCode, seconds: number): string | null {
 	if (datasetId !== null) {
 		if (source.lazy?.inOrder) return null;
-		return `the rows of ${source.name} that are still to be trained are asked for again and compared; an identity of the data set spares that`;
+		return `the rows of ${source.name} that are still to be trained are read again and compared; a data set with an identity needs no comparison`;
 	}
 	if (code.convert === null && (code.dataset === null || "get" in code.dataset)) return null;
 	return `${source.length} rows of ${source.name} were read again in ${seconds.toFixed(1)} s`;

@@ -1,7 +1,4 @@
-/**
- * From the options and what code gives to one source of rows: files, a data set, a database, several of them, or what a user's
- * function makes of them.
- */
+/** From the options, and the caller's data set and function, to one source of rows: files, data set and database, converted or not. */
 import { createHash, randomBytes } from "node:crypto";
 import { rm } from "node:fs/promises";
 import { dirname, join } from "node:path";
@@ -29,7 +26,7 @@ import type { CommitHooks } from "../loop/commit-hooks.js";
 import { cacheDir, checkRowsGiven, RUN_FOLDER, samplesOfStep } from "./options.js";
 import { needsAllRows } from "./plan.js";
 
-/** Rows and functions that come from code. */
+/** Rows and functions that the caller gives, or that modules named in the options export. */
 export interface RowsFromCode {
 	dataset: Dataset<unknown> | null;
 	convert: ConvertRecordToData<never> | null;
@@ -38,21 +35,21 @@ export interface RowsFromCode {
 /** Rows of a run. */
 export interface OpenRows {
 	source: AnySource;
-	/** Rows of each entry: of those of `train_file`, of a data set, of a database. What weights and caps refer to. */
+	/** Number of rows of each entry: of `train_file`, the data set, the database. Weights and caps refer to them. */
 	entryRows: number[];
-	/** What a resumed run must know its rows by where they lie nowhere; null: they are known by their content. */
+	/** Id of a data set without identity, by which a resumed run finds its records; null: rows are identified by their content. */
 	datasetId: string | null;
-	/** Where their tokens are kept: of rows that lie nowhere, in a folder of this run alone. */
+	/** Where the tokens are kept; those of a data set without identity in a folder of this run alone. */
 	cacheFolder: string;
-	/** What a user should know of how they are read. */
+	/** For the user: how the rows are read. */
 	notices: string[];
-	/** Null: the rows come from where nobody needs to be told how the run goes. */
+	/** Null: no source needs to know how the run proceeds. */
 	hooks: CommitHooks | null;
-	/** A resumed run finds nothing of what its earlier part has read. */
+	/** The run is resumed, and what its earlier part has read was not recorded. */
 	unverified: boolean;
 }
 
-/** Rows that are made ahead of training at the least, and as many steps. */
+/** How far ahead of training rows are generated: so many rows, or so many steps if that is more. */
 const AHEAD_ROWS = 2048;
 const AHEAD_STEPS = 4;
 
@@ -61,13 +58,13 @@ export interface OpenRowsInput {
 	args: AgentTrainingConfig;
 	code: RowsFromCode;
 	signal: AbortSignal | null;
-	/** Of the run that goes on; null: it begins, or its rows are known by their content. */
+	/** Of the run that is resumed; null: it starts, or its rows are known by their content. */
 	datasetId: string | null;
-	/** The run that is gone on with: rows of a database must come again. Absent: nothing is trained. */
+	/** The run that is resumed: rows of a database must be the same. Absent: nothing is trained. */
 	resumed?: Resumable | null;
-	/** Rows that could be trained as they come are read first too, so that they can be had more than once. */
+	/** Rows that could be trained as they come are read first nevertheless, so that they can be read more than once. */
 	readFirst?: boolean;
-	/** Called with the rows that were read first so far. */
+	/** Called with the number of rows read first so far. */
 	progress?: (rows: number) => void;
 }
 
@@ -76,43 +73,35 @@ export async function openRows(input: OpenRowsInput): Promise<OpenRows> {
 	const { native, args, datasetId } = input;
 	const { dataset, convert } = input.code;
 	checkRowsGiven(args, dataset !== null);
-	// Rows are claimed for training alone; whoever only looks sees those that are there.
+	// Only training leases rows; to look at rows, those of the moment are read.
 	if (args.follow && input.resumed !== undefined) return openFollowed(input, input.resumed);
-	const used: { id: string | null; folder: string; unverified: boolean } = {
-		id: null,
-		folder: cacheDir(args),
+	const used: Pick<OpenRows, "datasetId" | "cacheFolder" | "unverified"> = {
+		datasetId: null,
+		cacheFolder: cacheDir(args),
 		unverified: false,
 	};
 	// On the disk that the checkpoints need anyway.
 	const scratch = new Scratch(native, cacheDir(args));
 	const reading = readingOptions(input, scratch, (identity, replayed) => {
 		if (identity !== null && !replayed) return { identity: hashOf(`dataset ${identity}`), ledger: null };
-		used.id = datasetId ?? randomBytes(8).toString("hex");
-		used.folder = runFolder(args, used.id);
-		const ledger = new RowHashes(join(used.folder, "rows.hashes"), args.on_bad_row === "skip");
+		used.datasetId = datasetId ?? randomBytes(8).toString("hex");
+		used.cacheFolder = runFolder(args, used.datasetId);
+		const ledger = new RowHashes(join(used.cacheFolder, "rows.hashes"), args.on_bad_row === "skip");
 		used.unverified = datasetId !== null && !ledger.found;
-		return { identity: hashOf(`run ${used.id} ${identity ?? ""}`), ledger };
+		return { identity: hashOf(`run ${used.datasetId} ${identity ?? ""}`), ledger };
 	});
 	const mixed = args.train_weights.length > 0 || args.train_caps.length > 0;
 	const uri = args.db_connection_string;
-	// Rows beside others must be counted, and so must those that are mixed.
+	// Rows of several entries must be counted, and so must those that are mixed.
 	const counted = mixed || uri !== null ? { ...reading, streamed: null } : reading;
 	const parts: Opened[] = [];
 	try {
-		const hasOthers = args.train_file.length > 0 || dataset !== null;
-		if (hasOthers && convert !== null) parts.push(await openThrough(native, args, dataset, convert, counted));
-		else if (hasOthers) parts.push(await openPlain(native, args, dataset, counted));
+		if (args.train_file.length > 0 || dataset !== null) {
+			const open = convert === null ? openPlain(input, counted) : openThrough(input, convert, counted);
+			parts.push(await open);
+		}
 		const hooks = uri === null ? null : await addDatabase(input, uri, parts);
-		const { source, entryRows, notices } = together(parts);
-		return {
-			source,
-			entryRows,
-			notices,
-			hooks,
-			datasetId: used.id,
-			cacheFolder: used.folder,
-			unverified: used.unverified,
-		};
+		return { ...together(parts), hooks, ...used };
 	} catch (error) {
 		await Promise.allSettled(parts.map(({ source }) => source.close()));
 		throw error;
@@ -121,7 +110,7 @@ export async function openRows(input: OpenRowsInput): Promise<OpenRows> {
 	}
 }
 
-/** Adds the rows of a database behind the others. */
+/** Adds the rows of a database after the others. */
 async function addDatabase(input: OpenRowsInput, uri: string, parts: Opened[]): Promise<CommitHooks> {
 	const { args, signal, resumed = null } = input;
 	// The driver is loaded only by a run that needs it.
@@ -130,7 +119,7 @@ async function addDatabase(input: OpenRowsInput, uri: string, parts: Opened[]): 
 		args,
 		uri,
 		resumed: resumed && resumedList(args, resumed),
-		// What a user's function takes is between its writer and the rows.
+		// Which rows the function accepts is its author's business.
 		convert: input.code.convert as ConvertRecordToData | null,
 		signal,
 	});
@@ -149,13 +138,13 @@ async function addDatabase(input: OpenRowsInput, uri: string, parts: Opened[]): 
 	};
 }
 
-/** The rows of a database that is followed: a stream from the row on that the checkpoint has not trained. */
+/** The rows of a database that is followed: a stream that begins with the first row after the checkpoint. */
 async function openFollowed({ args, code, signal }: OpenRowsInput, resumed: Resumable | null): Promise<OpenRows> {
 	const uri = args.db_connection_string;
 	if (uri === null || code.dataset !== null || code.convert !== null) {
 		throw new ArlError(
 			"ARL_CONFIG",
-			"follow: the rows of a database alone are followed, as they are",
+			"follow: only the rows of a database are followed, and without converting",
 			"Give db_connection_string, and neither a data set nor a converting function.",
 		);
 	}
@@ -170,7 +159,7 @@ async function openFollowed({ args, code, signal }: OpenRowsInput, resumed: Resu
 		signal,
 	});
 	const cacheFolder = runFolder(args, run.id);
-	// Which row has which number may change when the run goes on: tokens are of this part of it alone.
+	// A resumed run may give the rows other numbers: the tokens are for this part of the run alone.
 	await rm(cacheFolder, { recursive: true, force: true });
 	const source = new StreamRows(run.rows(), {
 		name: run.name,
@@ -178,38 +167,27 @@ async function openFollowed({ args, code, signal }: OpenRowsInput, resumed: Resu
 		length: args.max_steps * samples,
 		open: true,
 		first: run.firstRow,
-		// What waits here is not there for other runs.
+		// Rows that wait here are missing for other runs.
 		ahead: samples,
 		ledger: { note: () => {}, sync: () => run.sync(), close: () => {} },
 		leftOut: () => 0,
 	});
-	const close = source.close.bind(source);
-	source.close = async () => {
-		await close();
+	onClose(source, async () => {
 		await run.close();
 		await rm(cacheFolder, { recursive: true, force: true });
-	};
+	});
 	return {
 		source,
 		entryRows: [source.length],
 		datasetId: run.id,
 		cacheFolder,
-		notices: [`${run.name} is followed: rows are trained as they come, and waited for`],
-		hooks: {
-			id: run.id,
-			check: () => {},
-			begin: () => run.begin(),
-			beforeSave: () => run.beforeSave(),
-			afterSave: (plan, step) => run.afterSave(plan, step),
-			flush: () => run.flush(),
-			end: () => run.end(),
-			notices: () => run.notices(),
-		},
+		notices: [`${run.name} is followed: the run trains rows as they come, and waits for them`],
+		hooks: run,
 		unverified: false,
 	};
 }
 
-/** Where the list of a database's documents is found again. */
+/** Where a resumed run finds its list of a database's documents. */
 function resumedList(args: AgentTrainingConfig, { path, state }: Resumable): ResumedList | null {
 	const id = state.fixed[DATABASE_LIST];
 	return id === undefined ? null : { id, folders: [...new Set([dirname(path), args.output_dir])] };
@@ -244,19 +222,15 @@ function readingOptions(
 /** Rows of some entries. */
 type Opened = Pick<OpenRows, "source" | "entryRows" | "notices">;
 
-/** Rows of `train_file`, and behind them those of a data set. */
-async function openPlain(
-	native: Native,
-	args: AgentTrainingConfig,
-	dataset: Dataset<unknown> | null,
-	reading: ReadingOptions,
-): Promise<Opened> {
+/** The rows of `train_file`, followed by those of a data set. */
+async function openPlain({ native, args, code }: OpenRowsInput, reading: ReadingOptions): Promise<Opened> {
+	const { dataset } = code;
 	const parts: Opened[] = [];
 	try {
-		if (args.train_file.length > 0) parts.push(await openTrainFiles(native, args, args.train_file, reading));
-		if (dataset instanceof ParquetDataset) parts.push(await openParquetDataset(native, dataset, reading));
+		if (args.train_file.length > 0) parts.push(await openNamed(native, args.train_file, args, reading));
+		if (dataset instanceof ParquetDataset) parts.push(await openParquet(native, dataset, reading));
 		else if (dataset !== null) {
-			// Beside others the rows of a data set must be counted.
+			// Behind other rows those of a data set must be counted.
 			const source = await openDataset(dataset, parts.length === 0 ? reading : { ...reading, streamed: null });
 			parts.push({ source, entryRows: [source.length], notices: [] });
 		}
@@ -277,54 +251,50 @@ function together(parts: readonly Opened[]): Opened {
 	};
 }
 
-function openTrainFiles(
+function openNamed(
 	native: Native,
-	{ split, columns }: AgentTrainingConfig,
 	entries: readonly string[],
+	{ split, columns }: Pick<AgentTrainingConfig, "split" | "columns">,
 	{ signal, scratch }: ReadingOptions,
 ): Promise<Opened> {
 	return openFiles(native, entries, { split, columns, signal, scratch });
 }
 
-/** Its files are read as they are: rows that became objects would have lost the difference between 1 and 1.0. */
-async function openParquetDataset(
-	native: Native,
-	{ file_paths, split, columns }: ParquetDataset,
-	{ signal, scratch }: ReadingOptions,
-): Promise<Opened> {
-	const { source, notices } = await openFiles(native, file_paths, { split, columns, signal, scratch });
+/** Reads the files themselves: rows that became objects would have lost the difference between 1 and 1.0. */
+async function openParquet(native: Native, dataset: ParquetDataset, reading: ReadingOptions): Promise<Opened> {
+	const { source, notices } = await openNamed(native, dataset.file_paths, dataset, reading);
 	return { source, entryRows: [source.length], notices };
 }
 
+/** The rows that a function returns for those of `train_file` and of a data set. */
 async function openThrough(
-	native: Native,
-	args: AgentTrainingConfig,
-	dataset: Dataset<unknown> | null,
+	{ native, args, code: { dataset } }: OpenRowsInput,
 	convert: ConvertRecordToData<never>,
 	reading: ReadingOptions,
 ): Promise<Opened> {
 	const raw: Convertible[] = [];
-	const made: AnySource[] = [];
+	const converted: AnySource[] = [];
 	const notices: string[] = [];
 	const add = (opened: Opened) => {
 		raw.push({ source: opened.source });
 		notices.push(...opened.notices);
 	};
 	try {
-		for (const entry of args.train_file) add(await openTrainFiles(native, args, [entry], reading));
-		if (dataset instanceof ParquetDataset) add(await openParquetDataset(native, dataset, reading));
+		for (const entry of args.train_file) add(await openNamed(native, [entry], args, reading));
+		if (dataset instanceof ParquetDataset) add(await openParquet(native, dataset, reading));
 		else if (dataset !== null) raw.push({ dataset });
 		if (reading.streamed !== null && Number.isFinite(reading.streamed)) {
-			const source = closingToo(await openConverted(raw, convert, reading), raw);
+			const source = await openConverted(raw, convert, reading);
+			onClose(source, () => closeAll(raw));
 			return { source, entryRows: [source.length], notices };
 		}
-		for (const part of raw) made.push(await openConverted([part], convert, reading));
-		const [only] = made;
-		const source = made.length === 1 && only ? only : new ConcatSource(made);
+		for (const part of raw) converted.push(await openConverted([part], convert, reading));
+		const [only] = converted;
+		const source = converted.length === 1 && only ? only : new ConcatSource(converted);
 		await closeAll(raw);
-		return { source, entryRows: made.map(({ length }) => length), notices };
+		return { source, entryRows: converted.map(({ length }) => length), notices };
 	} catch (error) {
-		await Promise.allSettled([closeAll(raw), ...made.map((source) => source.close())]);
+		await Promise.allSettled([closeAll(raw), ...converted.map((source) => source.close())]);
 		throw error;
 	}
 }
@@ -333,12 +303,11 @@ async function closeAll(raw: readonly Convertible[]): Promise<void> {
 	await Promise.all(raw.map((part) => ("source" in part ? part.source.close() : undefined)));
 }
 
-/** A source that is read from others, and closes them with itself. */
-function closingToo(source: AnySource, raw: readonly Convertible[]): AnySource {
+/** Has something done after a source is closed. */
+function onClose(source: AnySource, then: () => Promise<void>): void {
 	const close = source.close.bind(source);
 	source.close = async () => {
 		await close();
-		await closeAll(raw);
+		await then();
 	};
-	return source;
 }

@@ -1,4 +1,4 @@
-/** The engine of a run, opened, once its memory is known to be there. */
+/** Opens the engine of a run, after checking that its memory is available. */
 import { hostInfo } from "../../device/index.js";
 import { toArlError } from "../../errors.js";
 import { notice, type TrainEvent } from "../../events.js";
@@ -8,16 +8,16 @@ import { type BatchSize, engineOptions } from "./options.js";
 import type { Resources } from "./resources.js";
 import type { Start } from "./start.js";
 
-/** An engine that is open. */
+/** An open engine. */
 export interface Engine {
 	native: NativeEngine;
-	/** What it was opened with. */
+	/** The options that it was opened with. */
 	options: EngineOptions;
 	/** The memory that it takes. */
 	memory: MemoryPlan;
 	/** The memory that an engine with such options would take. */
 	plan: Planner;
-	/** What would save memory, for an engine with such options. */
+	/** Changes that save memory, for an engine with such options. */
 	advise: (options: EngineOptions) => Advice;
 }
 
@@ -25,7 +25,7 @@ export interface Engine {
  * Checks the memory, opens the engine, and restores the state that the run resumes from. `host`: the addon that knows the
  * machine's own memory.
  *
- * @throws ArlError `ARL_OOM` with the plan where the memory is not there.
+ * @throws ArlError `ARL_OOM` with the plan if the memory is not available.
  */
 export async function* openEngine(
 	{ args, device, model, text, chatTemplate, resumed }: Start,
@@ -41,7 +41,7 @@ export async function* openEngine(
 	const advice = () => adviseFor(options);
 	const message = checkMemory(memory, { device: device.info, host: hostInfo(host) }, advice);
 	yield { type: "check", name: "memory", message };
-	// What saved models have to say of how they were trained.
+	// Saved models prompt and stop as in training.
 	const exported = { exportStopIds: text.stopIds, ...(chatTemplate !== null && { exportChatTemplate: chatTemplate }) };
 	const opening = device.native.Engine.open({ ...options, ...exported, restored: resumed !== null });
 	const native = await opening.catch((error: unknown) => {

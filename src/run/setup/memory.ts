@@ -1,47 +1,44 @@
-/**
- * The memory that a run takes: the plan in words, whether it fits, and what to change where it does not. Knows plans and
- * devices, and nothing of rows.
- */
+/** The memory of a run: its plan in words, whether it fits, and what to change if it does not. Knows nothing of rows. */
 import { ArlError } from "../../errors.js";
 import type { DeviceInfo, EngineOptions, MemoryPlan } from "../../native.js";
 import { bytesToTenth } from "../../report/format.js";
 
-/** What CUDA's own context takes on a GPU beside a plan, in bytes; rounded up. */
+/** Bytes of CUDA's own context on a GPU, which no plan contains; rounded up. */
 export const CONTEXT_BYTES = 2 ** 30;
 
-/** Rows of logits at a time that still keep a device busy: the fewest that the engine takes by itself. */
+/** The fewest rows of logits at a time that keep a device busy: the engine chooses no fewer. */
 const SMALL_CHUNK = 256;
 
-/** Finds the plan of an engine. */
+/** Plans the memory of an engine. */
 export type Planner = (options: EngineOptions) => MemoryPlan;
 
-/** Something that would save memory. */
+/** A change of options that saves memory. */
 export interface Change {
-	/** As it is written on the command line. */
+	/** As on the command line. */
 	flags: string;
-	/** The device's memory that it saves, in bytes. */
+	/** Bytes that it saves on the device. */
 	savedBytes: number;
-	/** What is needed with it. */
+	/** The plan with it. */
 	plan: MemoryPlan;
 }
 
-/** What would save memory. */
+/** Changes that save memory. */
 export interface Advice {
 	/** Each by itself, the one that saves most first. */
 	changes: Change[];
-	/** All of them at once; null: there are fewer than two. */
+	/** The plan with all of them; null if there are fewer than two. */
 	together: MemoryPlan | null;
 }
 
-/** What may be changed at all. */
+/** Which options may change at all. */
 export interface Freedom {
 	/** Micro-batches are counted in tokens. */
 	packed: boolean;
-	/** The run goes on: its arithmetic and its micro-batches stay as they are. */
+	/** The run is resumed: its arithmetic and its micro-batches stay as they are. */
 	resumed: boolean;
 }
 
-/** Works out, by planning anew, what each change would save. */
+/** Finds what each change would save, by planning with it. */
 export function advise(options: EngineOptions, plan: Planner, freedom: Freedom): Advice {
 	const now = plan(options).totalBytes;
 	const useful: { flags: string; other: Partial<EngineOptions> }[] = [];
@@ -96,13 +93,13 @@ function categoriesText(categories: MemoryPlan["categories"]): string {
 	return categories.map(({ name, bytes }) => `${name} ${bytesToTenth(bytes)}`).join(", ");
 }
 
-/** A line for each change, and one for all of them. `room`: the bytes that there are, where that is known. */
+/** A line for each change, and one for all of them. `room`: available bytes, if known. */
 function adviceText({ changes, together }: Advice, room: number | null): string {
 	const fits = (plan: MemoryPlan) => (room === null ? "" : plan.totalBytes <= room ? ", which fits" : "");
 	const inHost = (plan: MemoryPlan) =>
 		plan.hostBytes > 0 ? `, and ${bytesToTenth(plan.hostBytes)} in host memory` : "";
 	const lines = changes.map(({ flags, savedBytes, plan }) => {
-		const needed = `${bytesToTenth(plan.totalBytes)} are needed then${inHost(plan)}${fits(plan)}`;
+		const needed = `it then needs ${bytesToTenth(plan.totalBytes)}${inHost(plan)}${fits(plan)}`;
 		return `${flags} saves ${bytesToTenth(savedBytes)}: ${needed}.`;
 	});
 	if (together !== null) {
@@ -114,14 +111,14 @@ function adviceText({ changes, together }: Advice, room: number | null): string 
 	return lines.join("\n") || "Take a smaller model, or a device with more memory.";
 }
 
-/** Where a run's memory is to come from; undefined: nothing is known. */
+/** Where a run's memory comes from; undefined: not known. */
 export interface Memory {
 	device: DeviceInfo | undefined;
 	host: DeviceInfo | undefined;
 }
 
 /**
- * The planned memory is there.
+ * Checks that the planned memory is available. Returns a line about it.
  *
  * @throws ArlError `ARL_OOM` with the plan and what to change.
  */
@@ -135,28 +132,28 @@ export function checkMemory(plan: MemoryPlan, { device, host }: Memory, advice: 
 	const hostKnown = host !== undefined && host.availableBytes > 0;
 	if (hostKnown && plan.hostBytes > host.availableBytes) throw hostTooSmall(plan, host);
 	const left = hostKnown ? `, ${bytesToTenth(host.availableBytes)} available` : "";
-	const inHost = `${bytesToTenth(plan.hostBytes)} in the host's memory${left}: ${categoriesText(plan.hostCategories)}`;
+	const inHost = `${bytesToTenth(plan.hostBytes)} in host memory${left}: ${categoriesText(plan.hostCategories)}`;
 	return `${inDevice}; ${inHost}`;
 }
 
 function tooSmall(plan: MemoryPlan, device: DeviceInfo, advice: Advice): ArlError {
 	const room = device.availableBytes;
 	const lines = [
-		`the run needs ${bytesToTenth(plan.totalBytes)} of memory and ${bytesToTenth(room)} are available on ${device.name}`,
+		`the run needs ${bytesToTenth(plan.totalBytes)} of memory, and ${device.name} has ${bytesToTenth(room)} available`,
 		categoriesText(plan.categories),
 	];
 	const hints: string[] = [];
 	const onGpu = device.device !== "cpu";
 	if (plan.totalBytes <= device.memoryBytes - (onGpu ? CONTEXT_BYTES : 0)) {
 		const held = bytesToTenth(device.memoryBytes - room);
-		lines.push(`its memory of ${bytesToTenth(device.memoryBytes)} would do, but ${held} of it are taken`);
-		hints.push(`End the programs that hold it${onGpu ? " (`nvidia-smi` shows them)" : ""}, or:`);
+		lines.push(`its memory of ${bytesToTenth(device.memoryBytes)} would be enough, but ${held} are in use`);
+		hints.push(`End the programs that use it${onGpu ? " (`nvidia-smi` shows them)" : ""}, or:`);
 	}
 	return new ArlError("ARL_OOM", lines.join("\n"), [...hints, adviceText(advice, room)].join("\n"));
 }
 
 function hostTooSmall(plan: MemoryPlan, host: DeviceInfo): ArlError {
-	const message = `the run keeps ${bytesToTenth(plan.hostBytes)} in the host's memory and ${bytesToTenth(host.availableBytes)} are available`;
+	const message = `the run keeps ${bytesToTenth(plan.hostBytes)} in host memory, of which ${bytesToTenth(host.availableBytes)} are available`;
 	const hints = plan.hostCategories.map(({ name, bytes }) => {
 		const option = name === "activations" ? "activation_offloading" : "optimizer_offload";
 		return `Without --${option} ${name} (${bytesToTenth(bytes)}) stay on the GPU.`;
@@ -165,10 +162,10 @@ function hostTooSmall(plan: MemoryPlan, host: DeviceInfo): ArlError {
 }
 
 /**
- * An `ARL_OOM` of the engine with the plan and what to change. `where` says what was done, `stands` what of the run is kept;
- * other errors come back as they are.
+ * Adds the plan, and what to change, to an `ARL_OOM` of the engine; other errors are returned as they are. `where`: what was
+ * being done; `left`: what remains of the run.
  */
-export function withPlan(error: ArlError, plan: MemoryPlan, advice: () => Advice, where = "", stands = ""): ArlError {
+export function withPlan(error: ArlError, plan: MemoryPlan, advice: () => Advice, where = "", left = ""): ArlError {
 	if (error.code !== "ARL_OOM") return error;
 	const lines = [
 		`${where}${error.message}`,
@@ -176,6 +173,6 @@ export function withPlan(error: ArlError, plan: MemoryPlan, advice: () => Advice
 	];
 	if (plan.hostBytes > 0)
 		lines.push(`and ${bytesToTenth(plan.hostBytes)} in host memory: ${categoriesText(plan.hostCategories)}`);
-	const hints = [stands, error.hint, adviceText(advice(), null)].filter((hint) => hint !== "");
+	const hints = [left, error.hint, adviceText(advice(), null)].filter((hint) => hint !== "");
 	return new ArlError("ARL_OOM", lines.join("\n"), hints.join("\n"), { cause: error });
 }

@@ -1,6 +1,6 @@
 /**
- * What the trainer itself needs to know of a model's folder: a few numbers of its config, and an identity for resuming.
- * What a model is, and whether its files are sound, is the core's business.
+ * What the trainer itself reads from a model's folder: a few numbers of its config, and an identity for resuming.
+ * The core reads the rest, and checks the files.
  */
 import { createHash } from "node:crypto";
 import { open, readdir, readFile, stat } from "node:fs/promises";
@@ -16,33 +16,33 @@ export interface ModelFolder {
 	maxPositionEmbeddings: number;
 	/** Of `config.json` and of samples of the weights' bytes. */
 	identity: ModelIdentity;
-	/** Bytes of all weights files; 0: there are none. */
+	/** Bytes of all weights files; 0 without any. */
 	weightBytes: number;
 }
 
-/** What tells a model from another one. */
+/** Hashes that distinguish models. */
 export interface ModelIdentity {
 	config: string;
 	weights: string;
 }
 
-/** What a model's `config.json` says. */
+/** What `config.json` contains. */
 export type ModelFacts = Pick<ModelFolder, "path" | "modelType" | "vocabSize" | "maxPositionEmbeddings">;
 
-/** Reads `config.json` alone; there may be no weights. Throws `ARL_CONFIG` where it is not that of a model that can be trained. */
+/** Reads `config.json` alone; weights may be missing. Throws `ARL_CONFIG` if the model cannot be trained. */
 export async function readModelFacts(path: string, native: Pick<Native, "modelConfig">): Promise<ModelFacts> {
 	const info = await stat(path).catch(() => null);
 	if (info === null || !info.isDirectory()) {
 		throw new ArlError(
 			"ARL_CONFIG",
-			`model_name_or_path: ${path} ${info === null ? "does not exist" : "is no folder"}`,
+			`model_name_or_path: ${path} ${info === null ? "does not exist" : "is not a folder"}`,
 			"Give a model's folder; nothing is downloaded.",
 		);
 	}
 	return { path, ...native.modelConfig(path) };
 }
 
-/** Reads what a run needs to know first. Throws `ARL_CONFIG` where the folder is not that of a model that can be trained. */
+/** Reads `config.json`, and samples of the weights. Throws `ARL_CONFIG` if the model cannot be trained. */
 export async function readModelFolder(path: string, native: Pick<Native, "modelConfig">): Promise<ModelFolder> {
 	const facts = await readModelFacts(path, native);
 	const config = await configIdentity(path);
@@ -58,12 +58,11 @@ async function configIdentity(path: string): Promise<string> {
 }
 
 /**
- * The identity of the model that a resumed run began with, as far as its folder is still there; `known` is what the
- * checkpoint says of it. A folder that was moved away, emptied or unmounted is no change.
+ * The identity of the model that a resumed run began with, as far as its folder still exists; else `known`, from the checkpoint.
+ * A folder that was moved away, emptied or unmounted is no change.
  */
 export async function baseIdentity(path: string, known: ModelIdentity): Promise<ModelIdentity> {
-	const isThere = await exists(join(path, "config.json"));
-	if (!isThere) return known;
+	if (!(await exists(join(path, "config.json")))) return known;
 	const { identity, bytes } = await weightsIdentity(path);
 	return { config: await configIdentity(path), weights: bytes === 0 ? known.weights : identity };
 }
@@ -72,8 +71,8 @@ const SAMPLES = 64;
 const SAMPLE_BYTES = 64 * 1024;
 
 /**
- * Sizes, headers and 64 evenly spaced blocks of each weights file. A whole hash of a large model would take longer than
- * loading it; the exact weights that a resumed run goes on with are in its checkpoint, hashed in full.
+ * Hashes the size and 64 evenly spaced blocks of each weights file. A hash of all bytes of a large model would take longer than
+ * loading it; the exact weights from which a run resumes are in its checkpoint, hashed in full.
  */
 async function weightsIdentity(path: string): Promise<{ identity: string; bytes: number }> {
 	const names = (await readdir(path)).filter((name) => name.endsWith(".safetensors")).sort();

@@ -1,7 +1,4 @@
-/**
- * From the configuration's names to what the core asks for, and the configuration itself from what a user wrote in code.
- */
-
+/** Options from code, resolved; and options as the core expects them. */
 import { isDeepStrictEqual } from "node:util";
 import { environmentLayer } from "../../config/environment.js";
 import { isResolved, resolveConfig } from "../../config/resolve.js";
@@ -16,8 +13,8 @@ import { ArlError } from "../../errors.js";
 import type { EngineOptions, TextOptions } from "../../native.js";
 
 /**
- * Options as given, or already resolved; notices are for the user. `hasDataset`: rows come from code, and so from no database
- * that the environment names.
+ * Resolves options, unless they are resolved already. `notices` are for the user. `hasDataset`: the caller gives rows, so that a
+ * database in the environment is ignored.
  */
 export function resolveArgs(
 	args: AgentTrainingConfigInput,
@@ -30,8 +27,8 @@ export function resolveArgs(
 }
 
 /**
- * What an object of options says. One that has every option is a copy of a resolved configuration: a default in it was not
- * asked for, and contradicts nothing.
+ * The options that an object sets. An object with every option is a copy of a resolved configuration: a default in it was not
+ * set by anyone, and contradicts nothing.
  */
 function givenIn(args: AgentTrainingConfigInput): [string, unknown][] {
 	const entries = Object.entries(args);
@@ -43,7 +40,7 @@ function givenIn(args: AgentTrainingConfigInput): [string, unknown][] {
 	});
 }
 
-/** How rows become tokens. `maxPositions`: the bound where the configuration has none. */
+/** Options of the encoder. `maxPositions`: the bound on the length of a row where `max_length` is not set. */
 export function textOptions(args: AgentTrainingConfig, maxPositions: number | null): TextOptions {
 	const maxLength = args.max_length ?? maxPositions;
 	return {
@@ -61,10 +58,10 @@ export function textOptions(args: AgentTrainingConfig, maxPositions: number | nu
 	};
 }
 
-/** A configuration in which nothing is left to the device. */
+/** A configuration in which nothing depends on the device any more. */
 export type ResolvedConfig = AgentTrainingConfig & { bf16: boolean };
 
-/** Whether the engine computes in bfloat16. `before`: whether the earlier part of the run did; null: there is none. */
+/** Whether the engine computes in bfloat16. `before`: whether the earlier part of the run did; null: not known. */
 export function resolveBf16(bf16: boolean | "auto", device: string, before: boolean | null = null): boolean {
 	return bf16 === "auto" ? (before ?? device !== "cpu") : bf16;
 }
@@ -74,7 +71,7 @@ export function dtypeOf(args: ResolvedConfig): EngineOptions["dtype"] {
 	return args.fp16 ? "f16" : args.bf16 ? "bf16" : "f32";
 }
 
-/** Settles what depends on the device, and tells what has no effect there. */
+/** Resolves what depends on the device. `notices`: options that have no effect there. */
 export function resolveForDevice(
 	args: AgentTrainingConfig,
 	device: string,
@@ -94,7 +91,7 @@ export interface BatchSize {
 	maxSequences: number;
 }
 
-/** What the engine is made of. */
+/** Options of the engine. */
 export function engineOptions(args: ResolvedConfig, device: string, size: BatchSize): EngineOptions {
 	return {
 		modelDir: args.model_name_or_path,
@@ -124,11 +121,11 @@ export function stepInterval(value: number, totalSteps: number): number {
 	return value < 1 ? Math.max(1, Math.ceil(totalSteps * value)) : value;
 }
 
-/** The name of the cache in `output_dir`, and how the folders in it begin that belong to one run alone. */
+/** The name of the cache in `output_dir`, and the prefix of the folders in it that belong to one run alone. */
 export const CACHE_FOLDER = ".cache";
 export const RUN_FOLDER = "run-";
 
-/** The folder that the tokens of rows are kept in. */
+/** The folder of the token cache. */
 export function cacheDir(args: AgentTrainingConfig): string {
 	return args.cache_dir ?? `${args.output_dir}/${CACHE_FOLDER}`;
 }
@@ -139,15 +136,15 @@ export function samplesOfStep(args: AgentTrainingConfig): number {
 }
 
 /**
- * How long rows are checked before the first step. A database's are not waited for as a file's are: there may be any number of
- * them, and they come over a network; so few seconds are enough to see a small one whole.
+ * For how many seconds rows are checked before the first step. Less for a database than for files: it may have any number of
+ * rows, and sends them over a network; this is long enough for a small one.
  */
 export function preprocessSeconds(args: AgentTrainingConfig, hasDataset: boolean): number {
 	const database = args.db_connection_string !== null && args.train_file.length === 0 && !hasDataset;
 	return args.preprocess_seconds ?? (database ? 0.2 : 20);
 }
 
-/** Throws where neither files nor a database nor a data set are given. */
+/** Throws `ARL_CONFIG` if neither files nor a database nor a data set are given. */
 export function checkRowsGiven(args: AgentTrainingConfig, hasDataset: boolean): void {
 	if (hasDataset || args.train_file.length > 0 || args.db_connection_string !== null) return;
 	throw new ArlError(

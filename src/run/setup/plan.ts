@@ -1,7 +1,4 @@
-/**
- * What a run is going to do, from its options and rows: the order of the rows, the steps, which rows are encoded, the largest
- * micro-batch, the checkpoints.
- */
+/** Plans a run from its options and rows: order, steps, rows to encode, the largest micro-batch, the number of checkpoints. */
 import type { AgentTrainingConfig } from "../../config/schema.js";
 import { epochBatches, StepPlan } from "../../data/sampler/batches.js";
 import type { Data, Planned } from "../../data/sampler/data.js";
@@ -51,7 +48,11 @@ export function planEncoded(
 	const lengths = cache.lengths();
 	const order = early?.order ?? orderOf(args, source, entryRows, lengths);
 	if (order.rowsPerEpoch === 0) {
-		throw new ArlError("ARL_DATA", `${source.name}: no row is left to train on`, "Look at what was left out, and why.");
+		throw new ArlError(
+			"ARL_DATA",
+			`${source.name}: no row is left to train on`,
+			"Check which rows were left out, and why.",
+		);
 	}
 	checkFits(args, source, lengths);
 	return early ?? { order, plan: createPlan(args, order, cache) };
@@ -60,7 +61,7 @@ export function planEncoded(
 /** Order and steps of a stream that has ended after `rows` rows. */
 export function planStream(args: AgentTrainingConfig, rows: number, cache: NativeTokenCache): Planned {
 	const order = orderOf(args, { length: rows }, [rows], null);
-	// Rows that are followed are trained once: the run is over with them.
+	// Rows that are followed are trained once: the run ends with them.
 	const length = args.follow ? { ...args, max_steps: -1, num_train_epochs: 1 } : args;
 	return { order, plan: createPlan(length, order, cache) };
 }
@@ -106,7 +107,7 @@ export function allRows(source: AnySource): Uint32Array {
 	return rows;
 }
 
-/** The place between the rows of a run at which rows [0, row) of an epoch are done. */
+/** A place in a run: rows [0, row) of the epoch are done. */
 interface RowPlace {
 	epoch: number;
 	row: number;

@@ -1,23 +1,22 @@
 /**
- * What is checked before anything is computed, so that what can fail fails in the first seconds and with nothing written.
- * Each check returns one line of what it found, or throws.
+ * Checks before anything is computed, so that a run that will fail does so in its first seconds, with nothing written.
+ * Each check returns one line about what it found, or throws.
  */
 import { constants } from "node:fs";
 import { access, stat, statfs } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
-import type { AgentTrainingConfig } from "../../config/schema.js";
 import { exists } from "../../disk/folders.js";
 import { ArlError, toArlError } from "../../errors.js";
 import type { EngineInfo, NativeTextEncoder, TextInfo } from "../../native.js";
 import { bytesToTenth } from "../../report/format.js";
 import type { ModelFolder } from "./model.js";
 
-/** The tokenizer fits the model, and the token that ends a reply exists. */
+/** Checks that the tokenizer fits the model, and that the token that ends a reply exists. */
 export function checkTokenizer(model: Pick<ModelFolder, "path" | "vocabSize">, text: TextInfo): string {
 	if (text.vocabSize > model.vocabSize) {
 		throw new ArlError(
 			"ARL_TEXT",
-			`${model.path}: the tokenizer makes ids up to ${text.vocabSize - 1}, and the model's vocab_size is ${model.vocabSize}`,
+			`${model.path}: the tokenizer has ids up to ${text.vocabSize - 1}, and the model's vocab_size is ${model.vocabSize}`,
 			"The tokenizer belongs to another model: copy the files that came with these weights.",
 		);
 	}
@@ -26,7 +25,7 @@ export function checkTokenizer(model: Pick<ModelFolder, "path" | "vocabSize">, t
 		throw new ArlError(
 			"ARL_TEXT",
 			text.stopIds.length === 0
-				? `${model.path}: the template and tokenizer name no token that ends a reply`
+				? `${model.path}: neither template nor tokenizer names a token that ends a reply`
 				: `${model.path}: the token that ends a reply (id ${outside.join(", ")}) is outside the model's vocabulary of ${model.vocabSize}`,
 			"Check eos_token in tokenizer_config.json; for Qwen it is <|im_end|>.",
 		);
@@ -34,7 +33,7 @@ export function checkTokenizer(model: Pick<ModelFolder, "path" | "vocabSize">, t
 	return `${text.vocabSize} ids of ${model.vocabSize}, template from ${text.templateSource}, a reply ends with id ${text.stopIds.join(" or ")}`;
 }
 
-/** A warning where none of the rows trains the token that ends a reply; null where one does, or none can tell. */
+/** A warning if none of the rows trains the token that ends a reply; null if one does, or none has a reply. */
 export function stopTokenWarning(encoder: NativeTextEncoder, stopIds: number[], rows: Uint8Array[]): string | null {
 	let seen = 0;
 	for (const row of rows) {
@@ -52,7 +51,7 @@ function tryEncode(encoder: NativeTextEncoder, row: Uint8Array) {
 	try {
 		return encoder.encode(row);
 	} catch {
-		// A row that cannot be used is reported with all others when the rows are encoded.
+		// Unusable rows are reported together, when all rows are encoded.
 		return null;
 	}
 }
@@ -67,7 +66,7 @@ async function nearestFolder(path: string): Promise<string> {
 	return folder;
 }
 
-/** The output folder is there or can be made, and can be written to. Creates nothing. */
+/** Checks that the output folder exists or can be created, and is writable. Creates nothing. */
 export async function checkOutputPlace(outputDir: string): Promise<string> {
 	const info = await stat(outputDir).catch(() => null);
 	if (info && !info.isDirectory()) {
@@ -82,30 +81,23 @@ export async function checkOutputPlace(outputDir: string): Promise<string> {
 	if (!kind.isDirectory()) {
 		throw new ArlError(
 			"ARL_CONFIG",
-			`output_dir: ${existing} is a file, so ${outputDir} cannot be made`,
+			`output_dir: ${existing} is a file, so ${outputDir} cannot be created`,
 			"Choose another output_dir.",
 		);
 	}
 	await access(existing, constants.W_OK).catch((error: unknown) => {
 		throw toArlError(error);
 	});
-	return info ? outputDir : `${outputDir} will be made`;
+	return info ? outputDir : `${outputDir} will be created`;
 }
 
-/** How many checkpoints will be on the disk at once, at most. */
-export function checkpointsAtOnce(args: AgentTrainingConfig, saves: number): number {
-	if (args.save_strategy === "no") return 1;
-	// A new one stands before the oldest goes.
-	return args.save_total_limit === null ? saves : Math.min(saves, args.save_total_limit + 1);
-}
-
-/** Bytes of one checkpoint at most: the exported weights, and exact weights with two moments in 32 bits. */
+/** The most bytes of one checkpoint: the exported weights, exact weights, and two moments in 32 bits. */
 export function checkpointBytes(info: EngineInfo, model: ModelFolder): number {
 	const exported = Math.max(model.weightBytes, info.parameters * 2);
 	return exported + info.parameters * 12;
 }
 
-/** The disk holds the checkpoints that will stand at once. */
+/** Checks that the disk has room for so many checkpoints. */
 export async function checkDisk(outputDir: string, needed: number, count: number): Promise<string> {
 	const folder = await nearestFolder(outputDir);
 	const { bavail, bsize } = await statfs(folder);

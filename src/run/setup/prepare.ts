@@ -1,6 +1,6 @@
 /**
- * Everything between options and the first step: the output folder, what the run starts from, its rows, and the engine. Yields
- * events as it goes. What it opens is closed by the caller, through `Resources`.
+ * Prepares a run: its output folder, what it starts from, its rows, and the engine. The caller closes everything, through
+ * `Resources`.
  */
 import { rm } from "node:fs/promises";
 import type { AgentTrainingConfig } from "../../config/schema.js";
@@ -19,7 +19,7 @@ import { type Engine, openEngine } from "./engine.js";
 import type { ModelFolder } from "./model.js";
 import { cacheDir } from "./options.js";
 import { countSaves, expectedBatch } from "./plan.js";
-import { checkDisk, checkOutputPlace, checkpointBytes, checkpointsAtOnce } from "./preflight.js";
+import { checkDisk, checkOutputPlace, checkpointBytes } from "./preflight.js";
 import type { Resources } from "./resources.js";
 import { createRun, type Run, scheduleOf } from "./run.js";
 import { openStart } from "./start.js";
@@ -56,7 +56,7 @@ export async function* prepareRun(input: PrepareInput): AsyncGenerator<TrainEven
 	return { data, engine, run };
 }
 
-/** Takes `output_dir` for this run, and brings into order what a killed run has left there. */
+/** Takes `output_dir` for this run, and cleans up after a killed run. */
 async function* takeOutputFolder(
 	native: Native,
 	args: AgentTrainingConfig,
@@ -65,7 +65,7 @@ async function* takeOutputFolder(
 	const { output_dir: outputDir } = args;
 	const found = await checkOutputPlace(outputDir);
 	const { made, release } = await lockFolder(native, outputDir);
-	// The folder can go only when the lock's file is gone.
+	// The folder can be removed only after the lock's file.
 	if (made !== null) resources.addUndo(() => removeEmptyFolders(outputDir, made));
 	resources.add(release);
 	for (const path of [...(await removeUnfinished(outputDir)), ...(await removeUnplaced(outputDir))]) {
@@ -74,7 +74,7 @@ async function* takeOutputFolder(
 	const restored = await settleOldRun(outputDir);
 	if (restored !== null) yield notice("warning", `a run ended before its first checkpoint. ${restored}`);
 	await checkOutputContent(args);
-	// From here on the folder may hold what another run has left, and this one has set aside.
+	// From here on this run may set aside what another run left in the folder.
 	resources.add(() => settleOldRun(outputDir));
 	yield { type: "check", name: "output folder", message: found };
 	if (args.cache_dir !== null) return;
@@ -82,8 +82,10 @@ async function* takeOutputFolder(
 	if ((await makeFolder(cache)) !== undefined) resources.addUndo(() => rm(cache, { recursive: true, force: true }));
 }
 
-/** The disk holds the checkpoints of the run. */
+/** Checks that the disk has room for the checkpoints of the run. */
 function checkRoom({ args, counters, saveInterval }: Run, { plan }: Data, engine: Engine, model: ModelFolder) {
-	const atOnce = checkpointsAtOnce(args, countSaves(args, plan, counters.step, saveInterval));
+	// A new checkpoint is complete before the oldest is removed.
+	const most = args.save_total_limit === null ? Number.POSITIVE_INFINITY : args.save_total_limit + 1;
+	const atOnce = Math.min(most, countSaves(args, plan, counters.step, saveInterval));
 	return checkDisk(args.output_dir, checkpointBytes(engine.native.info(), model) * atOnce, atOnce);
 }

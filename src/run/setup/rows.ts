@@ -20,14 +20,14 @@ const FIRST_ROWS = 32;
 /** Larger rows need not be read to find the shape. */
 const MAX_FIRST_BYTES = 8 * 1024 * 1024;
 
-/** Finds the shape of the rows. Throws with the place of the row where it is none that is known. */
+/** Detects the shape of the rows. Throws with the place of the row if the shape is not known. */
 export async function detectShape(
 	source: AnySource,
 	encoder: NativeTextEncoder,
 	wanted: Uint32Array,
 	signal: AbortSignal | null,
 ): Promise<{ shape: string; firstRows: Uint8Array[] }> {
-	// A run that goes on where all steps are done has no row to look at.
+	// A run that is resumed with all its steps done reads no row.
 	if (source.lazy && wanted.length === 0) return { shape: "any shape (none is left to train)", firstRows: [] };
 	const cancel = () => source.lazy?.cancel();
 	if (signal?.aborted) cancel();
@@ -40,7 +40,7 @@ export async function detectShape(
 	} catch (error) {
 		const { code, message, hint } = toArlError(error);
 		if (code !== "ARL_DATA") throw error;
-		// The core knows rows by their number among those it was given.
+		// The core counts rows among those that it was given.
 		const placed = message.replace(/\brow (\d+)\b/g, (_, row) => source.location(indexes[Number(row)] ?? 0));
 		const first = Number(/\brow (\d+)\b/.exec(message)?.[1] ?? 0);
 		const better = explainRow(rows[first] ?? new Uint8Array(), message);
@@ -49,22 +49,22 @@ export async function detectShape(
 	}
 }
 
-/** The rows that tell the shape: a file's first ones, and of rows that are made as they are asked for the ones needed first. */
+/** The rows that show the shape: the first ones of files, and of rows that are generated on demand those needed first. */
 async function firstRowsOf(source: AnySource, wanted: Uint32Array): Promise<{ rows: Uint8Array[]; indexes: number[] }> {
 	const { lazy } = source;
-	// A stream may be slow: one row that is one is enough.
+	// A stream may be slow: one good row is enough.
 	if (lazy?.inOrder) {
-		const first = await goodOnes(source, wanted.subarray(0, 1));
+		const first = await readGood(source, wanted.subarray(0, 1));
 		if (first.rows.length > 0) return first;
 	}
 	const count = Math.min(FIRST_ROWS, source.length);
 	const bad: BadRow[] = [];
-	// One usable row tells the shape; the others are reported with all rows. What is made as it is asked for is not looked through.
+	// One usable row shows the shape; bad ones are reported with all rows. Rows that are generated on demand are not searched.
 	for (let first = 0; first < (lazy ? 1 : source.length); first += FIRST_ROWS) {
 		const asked = lazy
 			? wanted.subarray(0, count)
 			: Uint32Array.from({ length: Math.min(FIRST_ROWS, source.length - first) }, (_, i) => first + i);
-		const found = await goodOnes(
+		const found = await readGood(
 			source,
 			asked.filter((row) => source.bytes(row) <= MAX_FIRST_BYTES),
 		);
@@ -74,7 +74,7 @@ async function firstRowsOf(source: AnySource, wanted: Uint32Array): Promise<{ ro
 	throw badRowsError(bad, bad.length);
 }
 
-async function goodOnes(source: AnySource, asked: Uint32Array) {
+async function readGood(source: AnySource, asked: Uint32Array) {
 	const rows: Uint8Array[] = [];
 	const indexes: number[] = [];
 	const bad: BadRow[] = [];
@@ -89,7 +89,7 @@ async function goodOnes(source: AnySource, asked: Uint32Array) {
 	return { rows, indexes, bad };
 }
 
-/** Names a cache: the same rows and the same text options have the same tokens. */
+/** The name of a cache: the same rows and text options have the same tokens. */
 function cacheKey(source: AnySource, text: TextInfo): string {
 	return createHash("sha256")
 		.update(`${source.identity}\n${source.length}\n${text.fingerprint}`)
@@ -97,7 +97,7 @@ function cacheKey(source: AnySource, text: TextInfo): string {
 		.slice(0, 32);
 }
 
-/** The cache of these rows; an earlier run's is gone on with. */
+/** Opens the cache of these rows; one of an earlier run is continued. */
 export async function openCache(
 	native: Native,
 	folder: string,
@@ -111,7 +111,7 @@ export async function openCache(
 	return native.TokenCache.open(folder, cacheKey(source, text), source.length, encoder);
 }
 
-/** The state of filling, as an event. */
+/** The progress of the prefetcher, as an event. */
 export function fillEvent(args: Pick<AgentTrainingConfig, "images">, prefetcher: TokenPrefetcher): FillEvent {
 	return {
 		type: "fill",
@@ -123,18 +123,18 @@ export function fillEvent(args: Pick<AgentTrainingConfig, "images">, prefetcher:
 	};
 }
 
-/** What was noticed in rows since this was last reported. `images`: with what a fill event says of images. */
+/** New notes on rows. `images`: also those that a fill event contains. */
 export function* noteEvents(prefetcher: TokenPrefetcher, images = false): Generator<TrainEvent, void> {
 	for (const note of prefetcher.notes.take()) {
 		if (images || !isAboutImages(note)) yield notice(note.level, note.message);
 	}
 }
 
-/** What filling waits for before the first step. */
+/** What must be encoded before the first step. */
 export interface FillFirst {
-	/** Rows of the order that lie before the first step, and are read all the same. */
+	/** Rows of the order that come before the first step, and must be read nevertheless. */
 	replayed: number;
-	/** How long is waited at most for rows that the first step does not need. */
+	/** The longest wait for rows that the first step does not need. */
 	seconds: number;
 	hooks: CommitHooks | null;
 	signal: AbortSignal | null;
@@ -143,8 +143,8 @@ export interface FillFirst {
 const EVENT_MILLISECONDS = 500;
 
 /**
- * Fills until all rows are through, or until `seconds` are over where training may start before. Bad rows found
- * by then end the run, or are told and left out.
+ * Encodes rows until all are done, or for `seconds` if training may start before. Bad rows found by then end the run, or are
+ * reported and left out.
  */
 export async function* prefetchFirst(
 	args: AgentTrainingConfig,

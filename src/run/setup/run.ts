@@ -1,4 +1,4 @@
-/** A run beside its rows and its engine: how long it is, how far it has come, and what it must share with a resumed run. */
+/** A run, without its rows and engine: its options, progress and schedule, and what a resumed run must share with it. */
 import type { AgentTrainingConfig } from "../../config/schema.js";
 import { type Data, streamOf } from "../../data/sampler/data.js";
 import type { Resumable } from "../checkpoint/checkpoint.js";
@@ -21,13 +21,13 @@ export interface Run {
 	resumed: Resumable | null;
 	/** What a run that resumes from this one must share with it. */
 	fixed: Fingerprint;
-	/** What such a run knows its rows by; null: by their content. */
+	/** By which such a run identifies its rows; null: by their content. */
 	datasetId: string | null;
-	/** Null: the rows come from where nobody waits for checkpoints. */
+	/** Null: no source needs to know how the run proceeds. */
 	hooks: CommitHooks | null;
 }
 
-/** The run of these rows. Throws `ARL_STATE` where it is not the one that the checkpoint is of. */
+/** Creates the run. Throws `ARL_STATE` if it is not the one that it should resume. */
 export function createRun(
 	{ args, model, text, resumed }: Start,
 	{ source, plan }: Data,
@@ -59,7 +59,7 @@ export function createRun(
 	};
 }
 
-/** The learning rates of a run of `totalSteps` steps. Throws `ARL_CONFIG` where the options name none. */
+/** The learning rates of a run of `totalSteps` steps. Throws `ARL_CONFIG` if the options are wrong. */
 export function scheduleOf(args: AgentTrainingConfig, totalSteps: number): Schedule {
 	return createSchedule({
 		name: args.lr_scheduler_type,

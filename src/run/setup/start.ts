@@ -1,6 +1,6 @@
 /**
  * What a run starts from: a model, its tokenizer and a device. A resumed run takes the model from the checkpoint, which is a
- * whole model, so that the folder of the first one may be gone; where that still exists, it must be the same model.
+ * complete model, so the folder of the first one may be gone; if it still exists, it must be the same model.
  */
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
@@ -32,8 +32,8 @@ export interface Start {
 }
 
 /**
- * Checks and opens what a run starts from, the rows aside: a config or an option that the engine refuses is reported before rows
- * are encoded, which may take long.
+ * Checks and opens what a run starts from. A config or an option that the engine refuses is reported before rows are encoded,
+ * which may take long.
  */
 export async function* openStart(
 	native: Native,
@@ -52,7 +52,7 @@ export async function* openStart(
 	for (const message of found.missing) yield notice("warning", message);
 	// A resumed run computes as it began, whatever the device is now.
 	args.bf16 = !args.fp16 && resolveBf16(config.bf16, device.device, resumed && bf16Of(resumed.state.fixed));
-	for (const message of resumed?.damaged ?? []) yield notice("warning", `passed over: ${message}`);
+	for (const message of resumed?.damaged ?? []) yield notice("warning", `skipped: ${message}`);
 	if (config.resume_from_checkpoint !== null && resumed === null) {
 		const where = config.output_dir;
 		yield notice("warning", `there is no checkpoint in ${where} yet: the run starts from the beginning`);
@@ -73,7 +73,7 @@ interface FoundModel {
 	missing: string[];
 }
 
-/** Throws `ARL_CONFIG` where a folder is not that of a model that can be trained, `ARL_IO` where a template cannot be read. */
+/** Throws `ARL_CONFIG` if the model cannot be trained, `ARL_IO` if a template cannot be read. */
 async function findModel(
 	args: AgentTrainingConfig,
 	resumed: Resumable | null,
@@ -92,10 +92,10 @@ async function findModel(
 	const missing: string[] = [];
 	if (!hasText) {
 		missing.push(
-			`model_name_or_path: ${base} is not there any more: model, tokenizer and template are those of ${resumed.path}`,
+			`model_name_or_path: ${base} does not exist any more: model, tokenizer and template are those of ${resumed.path}`,
 		);
 	}
-	if (!hasTemplate) missing.push(`chat_template: ${template} is not there any more: ${resumed.path} has its text`);
+	if (!hasTemplate) missing.push(`chat_template: ${template} does not exist any more: ${resumed.path} has its text`);
 	return {
 		model,
 		textOptions: file === null ? text : { ...text, chatTemplate: file },

@@ -1,4 +1,4 @@
-/** Data sets and converting functions: from the trainer's own options, or from the modules that `dataset` and `convert` name. */
+/** Data sets and converting functions: given by the caller, or loaded from the modules that `dataset` and `convert` name. */
 import { importDefault, publicApi } from "../../config/module.js";
 import type { AgentTrainingConfig } from "../../config/schema.js";
 import { redact } from "../../config/values.js";
@@ -6,7 +6,7 @@ import { checkDataset } from "../../data/sources/custom.js";
 import { ArlError, messageOf } from "../../errors.js";
 import type { RowsFromCode } from "./dataset.js";
 
-/** What a function that makes a data set is given. */
+/** The argument of a function that creates a data set. */
 export interface DatasetArguments {
 	/** The options of the run, each with a value. */
 	readonly args: AgentTrainingConfig;
@@ -14,7 +14,7 @@ export interface DatasetArguments {
 	readonly split: "train";
 }
 
-/** Loads what the options name. Throws `ARL_CONFIG` for what is no data set or no function, or is given twice. */
+/** Loads what the options name. Throws `ARL_CONFIG` if it is no data set or no function, or if it is given twice. */
 export async function loadCode(args: AgentTrainingConfig, given: RowsFromCode): Promise<RowsFromCode> {
 	let { dataset, convert } = given;
 	if (args.dataset !== null) {
@@ -53,7 +53,7 @@ function failed(option: string, path: string, error: unknown): ArlError {
 }
 
 function noFunction(path: string, loaded: unknown): ArlError {
-	const found = loaded === undefined ? "there is none" : `it is of type ${typeof loaded}`;
+	const found = loaded === undefined ? "it has no default export" : `it is of type ${typeof loaded}`;
 	return new ArlError(
 		"ARL_CONFIG",
 		`convert ${path}: the default export should be a function of a row, and ${found}`,

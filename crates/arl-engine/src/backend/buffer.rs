@@ -44,7 +44,7 @@ pub enum Pool {
     HostStep,
 }
 
-/// A queue of work. Leaves run in order on [`Stream::Compute`], copies to and from host memory beside it.
+/// A queue of work. Leaves run in order on [`Stream::Compute`], copies to and from host memory concurrently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
     /// All leaves.
@@ -68,7 +68,7 @@ pub struct Event(pub u32);
 /// `len` elements of `dtype`, from byte `offset` of `pool` on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Buffer {
-    /// The pool it lies in.
+    /// Its pool.
     pub pool: Pool,
     /// First byte within the pool; a multiple of the element's size.
     pub offset: usize,
@@ -99,7 +99,7 @@ impl Buffer {
     }
 }
 
-/// Rows of a matrix that lie `stride` elements apart; `buffer` begins at the first element of row 0 and ends with, or
+/// Rows of a matrix, `stride` elements apart; `buffer` begins at the first element of row 0 and ends with, or
 /// after, the last element of the last row.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows {

@@ -28,11 +28,11 @@ impl DeviceKind {
         (rows / TILE * TILE).max(TILE)
     }
 
-    /// Refuses a model whose sizes the device's leaves do not have.
-    pub(crate) fn check(self, heads: Heads, experts: usize) -> Result<()> {
+    /// Refuses a model that the device's leaves do not have.
+    pub(crate) fn check(self, heads: Heads, experts: usize, norm_offset: f32, rotary: usize) -> Result<()> {
         match self {
             DeviceKind::Cpu => Ok(()),
-            DeviceKind::Cuda => cuda::check(heads, experts),
+            DeviceKind::Cuda => cuda::check(heads, experts, norm_offset, rotary),
         }
     }
 

@@ -20,8 +20,8 @@ pub use self::buffer::{Buffer, DType, Event, Pool, Rows, Stream};
 pub use self::cuda::attention_library_scratch;
 pub use self::kind::DeviceKind;
 pub use self::operations::{
-    AdamW, Attention, AttentionLibrary, CrossEntropy, GroupedMatmul, Heads, Layout, Matmul, NormRope, Permutation,
-    Router, Sequences, join_master, split_master,
+    AdamW, Attention, AttentionLibrary, CrossEntropy, GroupedMatmul, Heads, Layout, Matmul, NormRope, NormWeight,
+    Permutation, Router, Sequences, join_master, split_master,
 };
 pub use self::rounding::StochasticRounding;
 
@@ -132,8 +132,8 @@ pub trait Backend: Send {
     /// `table_gradient[ids[t]] += d_out[t]`; f32, in the order of `t`.
     fn embedding_backward(&mut self, ids: Buffer, d_out: Buffer, width: usize, table_gradient: Buffer);
 
-    /// `out = weight * x / sqrt(mean(x^2) + epsilon)` by rows; `inverse_rms` (f32 `[rows]`) keeps the factor.
-    fn rms_norm(&mut self, x: Buffer, weight: Buffer, epsilon: f32, out: Buffer, inverse_rms: Buffer);
+    /// `out = (weight + offset) * x / sqrt(mean(x^2) + epsilon)` by rows; `inverse_rms` (f32 `[rows]`) keeps the factor.
+    fn rms_norm(&mut self, x: Buffer, weight: NormWeight, epsilon: f32, out: Buffer, inverse_rms: Buffer);
 
     /// `sum = x + delta`, then [`Backend::rms_norm`] of it. `sum` may be `x` or `delta` (in place).
     #[allow(clippy::too_many_arguments, reason = "one fused pass; a struct would have one caller")]
@@ -142,21 +142,21 @@ pub trait Backend: Send {
         x: Buffer,
         delta: Buffer,
         sum: Buffer,
-        weight: Buffer,
+        weight: NormWeight,
         epsilon: f32,
         out: Buffer,
         inverse_rms: Buffer,
     );
 
-    /// Applies the norm again from the kept factor: `out = weight * x * inverse_rms`. Equal in bits to the forward pass.
-    fn rms_norm_again(&mut self, x: Buffer, weight: Buffer, inverse_rms: Buffer, out: Buffer);
+    /// Applies the norm again from the kept factor. Equal in bits to the forward pass.
+    fn rms_norm_again(&mut self, x: Buffer, weight: NormWeight, inverse_rms: Buffer, out: Buffer);
 
     /// `d_x` is added to, `d_weight` (f32) is added to.
     fn rms_norm_backward(
         &mut self,
         d_out: Buffer,
         x: Buffer,
-        weight: Buffer,
+        weight: NormWeight,
         inverse_rms: Buffer,
         d_x: Buffer,
         d_weight: Buffer,

@@ -24,9 +24,9 @@ pub struct Matmul {
     pub n: usize,
     /// Length of the sums.
     pub k: usize,
-    /// Left operand as it lies in memory (before transposition).
+    /// Left operand, as stored (before transposition).
     pub a: Rows,
-    /// Right operand as it lies in memory (before transposition).
+    /// Right operand, as stored (before transposition).
     pub b: Rows,
     /// Result.
     pub c: Rows,
@@ -81,6 +81,33 @@ pub struct Heads {
     pub dim: usize,
 }
 
+impl Heads {
+    /// Columns of queries.
+    pub fn query_columns(self) -> usize {
+        self.query * self.dim
+    }
+
+    /// Columns of keys, or of values.
+    pub fn key_columns(self) -> usize {
+        self.key_value * self.dim
+    }
+
+    /// Columns of queries and keys together.
+    pub fn qk_columns(self) -> usize {
+        self.query_columns() + self.key_columns()
+    }
+
+    /// Columns of queries, keys and values together.
+    pub fn qkv_columns(self) -> usize {
+        self.qk_columns() + self.key_columns()
+    }
+
+    /// Factor on the products of queries and keys: one over the root of a head's size.
+    pub fn scale(self) -> f32 {
+        1.0 / (self.dim as f32).sqrt()
+    }
+}
+
 /// Causal attention within each sequence: `softmax(scale q k^T) v` over keys `j` with `i - window < j <= i`.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention {
@@ -100,8 +127,8 @@ pub struct Attention {
     pub v: Rows,
     /// `[T, query * dim]`.
     pub out: Rows,
-    /// f32 `[query, T]`: log of the sum of the exponentials of a row's scores, kept for the backward pass. What a device's
-    /// own library keeps here is as it likes.
+    /// f32 `[query, T]`: log of the sum of the exponentials of a row's scores, kept for the backward pass. A device's own
+    /// library may keep something else here.
     pub log_sum_exp: Buffer,
 }
 
@@ -124,19 +151,39 @@ pub struct AttentionLibrary {
     pub strides: [usize; 4],
 }
 
-/// Per-head RMSNorm of queries and keys (Qwen3), if any, then rotary position embedding:
-/// `out[i] = x[i] cos[i] - x[i + d/2] sin[i]`, `out[i + d/2] = x[i + d/2] cos[i] + x[i] sin[i]` for `i < d/2`.
+/// The weight of an RMSNorm.
+#[derive(Clone, Copy, Debug)]
+pub struct NormWeight {
+    /// `[width]`.
+    pub weight: Buffer,
+    /// What the norm multiplies by is `weight + offset`. Where it is 0, the normed value is rounded to the activations' type
+    /// before it meets the weight, as Qwen2 and Qwen3 do; else the product alone is rounded, as Qwen3-Next does.
+    pub offset: f32,
+}
+
+impl From<Buffer> for NormWeight {
+    /// Without an offset.
+    fn from(weight: Buffer) -> Self {
+        NormWeight { weight, offset: 0.0 }
+    }
+}
+
+/// Per-head RMSNorm of queries and keys (Qwen3), if any, then rotary position embedding of the first `rotary` elements of
+/// each head: `out[i] = x[i] cos[i] - x[i + rotary/2] sin[i]`, `out[i + rotary/2] = x[i + rotary/2] cos[i] + x[i] sin[i]`
+/// for `i < rotary/2`. The others pass.
 #[derive(Clone, Copy, Debug)]
 pub struct NormRope {
     /// Head counts and size.
     pub heads: Heads,
+    /// Elements of a head that are rotated; even.
+    pub rotary: usize,
     /// Tokens.
     pub tokens: usize,
     /// Weights `[dim]` of the norms of queries and keys, and their epsilon; `None` where the model has none.
-    pub norm: Option<(Buffer, Buffer, f32)>,
-    /// f32 `[T, dim / 2]`, attention scaling included.
+    pub norm: Option<(NormWeight, NormWeight, f32)>,
+    /// f32 `[T, rotary / 2]`, attention scaling included.
     pub cos: Buffer,
-    /// f32 `[T, dim / 2]`, attention scaling included.
+    /// f32 `[T, rotary / 2]`, attention scaling included.
     pub sin: Buffer,
 }
 
@@ -159,7 +206,7 @@ pub struct Router {
     pub weights: Buffer,
 }
 
-/// Where each chosen (token, expert) pair stands once pairs are sorted by expert. Pair `p` is slot `p % top_k` of
+/// The place of each chosen (token, expert) pair once pairs are sorted by expert. Pair `p` is slot `p % top_k` of
 /// token `p / top_k`; the order within an expert is that of the pairs.
 #[derive(Clone, Copy, Debug)]
 pub struct Permutation {
@@ -227,7 +274,7 @@ pub struct AdamW {
     pub bias_correction1: f32,
     /// `1 - beta2^t`.
     pub bias_correction2: f32,
-    /// f64 `[1]`: the sum of squares of all gradients, as they lie there. Where it is not finite, nothing is updated.
+    /// f64 `[1]`: the sum of squares of all gradients, before they are divided. Where it is not finite, nothing is updated.
     pub grad_norm_squared: Buffer,
     /// What the gradients are to be divided by: the loss scale, or 1.
     pub gradient_scale: f32,

@@ -70,10 +70,10 @@ impl Backend for PlanBackend {
         sum_rows(x: Rows, rows: usize, columns: usize, out: Buffer);
         embedding(ids: Buffer, table: Buffer, width: usize, out: Buffer);
         embedding_backward(ids: Buffer, d_out: Buffer, width: usize, table_gradient: Buffer);
-        rms_norm(x: Buffer, weight: Buffer, epsilon: f32, out: Buffer, inverse_rms: Buffer);
-        add_rms_norm(x: Buffer, delta: Buffer, sum: Buffer, weight: Buffer, epsilon: f32, out: Buffer, inverse_rms: Buffer);
-        rms_norm_again(x: Buffer, weight: Buffer, inverse_rms: Buffer, out: Buffer);
-        rms_norm_backward(d_out: Buffer, x: Buffer, weight: Buffer, inverse_rms: Buffer, d_x: Buffer, d_weight: Buffer);
+        rms_norm(x: Buffer, weight: NormWeight, epsilon: f32, out: Buffer, inverse_rms: Buffer);
+        add_rms_norm(x: Buffer, delta: Buffer, sum: Buffer, weight: NormWeight, epsilon: f32, out: Buffer, inverse_rms: Buffer);
+        rms_norm_again(x: Buffer, weight: NormWeight, inverse_rms: Buffer, out: Buffer);
+        rms_norm_backward(d_out: Buffer, x: Buffer, weight: NormWeight, inverse_rms: Buffer, d_x: Buffer, d_weight: Buffer);
         add(x: Buffer, delta: Buffer);
         norm_rope(op: &NormRope, qkv: Buffer, qk: Buffer);
         norm_rope_backward(op: &NormRope, qkv: Buffer, d_qkv: Buffer, d_norm: Option<(Buffer, Buffer)>);

@@ -13,7 +13,7 @@ use super::*;
 pub struct LeafTotal {
     /// Calls.
     pub calls: usize,
-    /// Seconds. 0 for copies beside the leaves on a device with a clock of its own.
+    /// Seconds. 0 for copies concurrent with the leaves on a device with a clock of its own.
     pub seconds: f64,
     /// Floating-point operations of matrix products and attention; 0 for the others.
     pub flops: f64,
@@ -24,7 +24,7 @@ pub struct LeafTotal {
 /// What was measured since [`ProfileBackend::enable`].
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Profile {
-    /// By leaf, the slowest first. Matrix products are told apart by their shapes.
+    /// By leaf, the slowest first. Each shape of a matrix product counts as a leaf of its own.
     pub leaves: Vec<(String, LeafTotal)>,
     /// Seconds between the end of a leaf and the beginning of the next.
     pub gaps: f64,
@@ -100,7 +100,7 @@ impl<B: Backend + ?Sized> ProfileBackend<B> {
         let start = Instant::now();
         self.gaps += self.last.map_or(0.0, |last| (start - last).as_secs_f64());
         leaf(&mut self.inner);
-        // An empty read waits for what was queued; what failed is told by the next read.
+        // An empty read waits for what was queued; the next read reports what failed.
         let _ = self.inner.read_back(NOTHING, &mut []);
         let end = Instant::now();
         self.last = Some(end);
@@ -115,7 +115,7 @@ fn all(buffers: &[Buffer]) -> f64 {
     buffers.iter().map(|buffer| buffer.bytes() as f64).sum()
 }
 
-/// Bytes of rows without what lies between them.
+/// Bytes of rows without the gaps between them.
 fn rows_of(x: Rows, rows: usize, columns: usize) -> f64 {
     (rows * columns * x.buffer.dtype.bytes()) as f64
 }
@@ -240,7 +240,7 @@ impl<B: Backend + ?Sized> Backend for ProfileBackend<B> {
 
     fn transfer(&mut self, stream: Stream, source: Buffer, target: Buffer) {
         let name = format!("transfer {stream:?}");
-        // Beside the leaves: two timestamps among theirs would tell nothing of it.
+        // It runs concurrently with the leaves: two timestamps among theirs would not measure it.
         if self.enabled && self.clocked && stream != Stream::Compute {
             self.count(&name, 0.0, source.bytes() as f64);
             return self.inner.transfer(stream, source, target);
@@ -281,10 +281,10 @@ impl<B: Backend + ?Sized> Backend for ProfileBackend<B> {
         sum_rows(x: Rows, rows: usize, columns: usize, out: Buffer) = rows_of(x, rows, columns) + all(&[out, out]);
         embedding(ids: Buffer, table: Buffer, width: usize, out: Buffer) = all(&[ids, out]) + (out.len * table.dtype.bytes()) as f64;
         embedding_backward(ids: Buffer, d_out: Buffer, width: usize, table_gradient: Buffer) = all(&[ids, d_out]) + 2.0 * (d_out.len.min(table_gradient.len) * 4) as f64;
-        rms_norm(x: Buffer, weight: Buffer, epsilon: f32, out: Buffer, inverse_rms: Buffer) = all(&[x, weight, out, inverse_rms]);
-        add_rms_norm(x: Buffer, delta: Buffer, sum: Buffer, weight: Buffer, epsilon: f32, out: Buffer, inverse_rms: Buffer) = all(&[x, delta, sum, weight, out, inverse_rms]);
-        rms_norm_again(x: Buffer, weight: Buffer, inverse_rms: Buffer, out: Buffer) = all(&[x, weight, inverse_rms, out]);
-        rms_norm_backward(d_out: Buffer, x: Buffer, weight: Buffer, inverse_rms: Buffer, d_x: Buffer, d_weight: Buffer) = all(&[d_out, x, weight, inverse_rms, d_x, d_x, d_weight, d_weight]);
+        rms_norm(x: Buffer, weight: NormWeight, epsilon: f32, out: Buffer, inverse_rms: Buffer) = all(&[x, weight.weight, out, inverse_rms]);
+        add_rms_norm(x: Buffer, delta: Buffer, sum: Buffer, weight: NormWeight, epsilon: f32, out: Buffer, inverse_rms: Buffer) = all(&[x, delta, sum, weight.weight, out, inverse_rms]);
+        rms_norm_again(x: Buffer, weight: NormWeight, inverse_rms: Buffer, out: Buffer) = all(&[x, weight.weight, inverse_rms, out]);
+        rms_norm_backward(d_out: Buffer, x: Buffer, weight: NormWeight, inverse_rms: Buffer, d_x: Buffer, d_weight: Buffer) = all(&[d_out, x, weight.weight, inverse_rms, d_x, d_x, d_weight, d_weight]);
         add(x: Buffer, delta: Buffer) = all(&[x, x, delta]);
         norm_rope(op: &NormRope, qkv: Buffer, qk: Buffer) = 2.0 * rotated_bytes(op, qk.dtype) + all(&[op.cos, op.sin]);
         norm_rope_backward(op: &NormRope, qkv: Buffer, d_qkv: Buffer, d_norm: Option<(Buffer, Buffer)>) = (if op.norm.is_some() { 3.0 } else { 2.0 }) * rotated_bytes(op, qkv.dtype) + all(&[op.cos, op.sin]);

@@ -6,13 +6,13 @@ mod sampling;
 
 use arl_model::{Error, ErrorCode, Result};
 
-use crate::arena::Arena;
 use crate::backend::Backend;
 use crate::backend::plan::PlanBackend;
 use crate::batch::BatchSize;
 use crate::engine::Engine;
-use crate::step::Step;
-use cache::{Cache, room, upload_entry};
+use crate::placement::arena::Arena;
+use crate::step::{Generation, Step};
+use cache::{Cache, room, token_bytes, upload_new};
 pub use sampling::GenerateOptions;
 use sampling::next_token;
 
@@ -57,8 +57,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         on_token: &mut dyn FnMut(usize, i32),
     ) -> Result<Vec<Vec<i32>>> {
         check(prompts, options, self.model.shape.vocab)?;
-        let shape = &self.model.shape;
-        let token_bytes = 2 * shape.layers.len() * shape.heads.key_value * shape.heads.dim * self.model.dtype.bytes();
+        let token_bytes = token_bytes(&self.model);
         let mut out = vec![Vec::new(); prompts.len()];
         if options.max_new_tokens == 0 {
             return Ok(out);
@@ -149,11 +148,11 @@ impl<B: Backend + ?Sized> Engine<B> {
                 backend: &mut PlanBackend::default(),
                 arena: &mut dry,
                 model: &self.model,
-                layers: &mut self.layers,
+                stages: &mut self.stages,
                 interrupt: &self.interrupt,
                 pending: &mut None,
             };
-            room(&mut step, size, size.tokens);
+            room(&mut step, size, size.tokens, false);
             dry.release(bottom);
         }
         if dry.peak() > self.plan.bytes() {
@@ -175,17 +174,18 @@ impl<B: Backend + ?Sized> Engine<B> {
         let tokens: usize = prompts.iter().map(Vec::len).sum();
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let mut step = self.parts();
-        let (run, entry) = room(&mut step, BatchSize { tokens, sequences: prompts.len() }, longest);
+        let (run, new) = room(&mut step, BatchSize { tokens, sequences: prompts.len() }, longest, false);
 
         let mut cu_seqlens = vec![0i32];
         let (mut slots, mut last) = (Vec::with_capacity(tokens), Vec::with_capacity(prompts.len()));
-        let table = tokens * heads.dim / 2;
+        let half = self.rope.half();
+        let table = tokens * half;
         let (mut cos, mut sin) = (vec![0f32; table], vec![0f32; table]);
         for (i, prompt) in prompts.iter().enumerate() {
             let (start, first) = (slots.len(), (slot + i) * cache.capacity);
             slots.extend((first..first + prompt.len()).map(|s| s as i32));
             let positions: Vec<i32> = (0..prompt.len() as i32).collect();
-            let angles = start * heads.dim / 2..slots.len() * heads.dim / 2;
+            let angles = start * half..slots.len() * half;
             self.rope.fill(prompt.len(), &positions, &mut cos[angles.clone()], &mut sin[angles]);
             cu_seqlens.push(slots.len() as i32);
             last.push(slots.len() as i32 - 1);
@@ -196,10 +196,10 @@ impl<B: Backend + ?Sized> Engine<B> {
         backend.upload(bytemuck::cast_slice(&cos), run.inputs.cos);
         backend.upload(bytemuck::cast_slice(&sin), run.inputs.sin);
         backend.upload(bytemuck::cast_slice(&cu_seqlens), run.inputs.sequences.cu_seqlens);
-        upload_entry(backend, &entry, heads, &slots);
-        self.parts().forward_cached(&run, &entry, cache, false)?;
+        upload_new(backend, &new, heads, &slots);
+        self.parts().forward(&run, Some(Generation { caches: &cache.blocks, new: &new }))?;
         // The rows of the prompts' last tokens; the slots are not needed any more.
-        let rows = entry.slots.slice(0, last.len());
+        let rows = new.slots.slice(0, last.len());
         self.backend.upload(bytemuck::cast_slice(&last), rows);
         let hidden = cache.hidden.slice(slot * h, last.len() * h);
         self.backend.gather_rows(run.final_norm, rows, 1, h, hidden);
@@ -210,11 +210,11 @@ impl<B: Backend + ?Sized> Engine<B> {
     fn decode(&mut self, active: &mut [Sequence], cache: &Cache) -> Result<()> {
         let (heads, h, n) = (self.model.shape.heads, self.model.shape.hidden, active.len());
         let mut step = self.parts();
-        let (run, entry) = room(&mut step, BatchSize { tokens: n, sequences: n }, 1);
+        let (run, new) = room(&mut step, BatchSize { tokens: n, sequences: n }, 1, true);
         let ids: Vec<i32> = active.iter().map(|s| s.next).collect();
         let slots: Vec<i32> = active.iter().enumerate().map(|(i, s)| (i * cache.capacity + s.cached) as i32).collect();
         let lengths: Vec<i32> = active.iter().map(|s| s.cached as i32 + 1).collect();
-        let half = heads.dim / 2;
+        let half = self.rope.half();
         let (mut cos, mut sin) = (vec![0f32; n * half], vec![0f32; n * half]);
         let rows = cos.chunks_exact_mut(half).zip(sin.chunks_exact_mut(half));
         for (sequence, (cos, sin)) in active.iter_mut().zip(rows) {
@@ -225,9 +225,9 @@ impl<B: Backend + ?Sized> Engine<B> {
         backend.upload(bytemuck::cast_slice(&ids), run.inputs.ids);
         backend.upload(bytemuck::cast_slice(&cos), run.inputs.cos);
         backend.upload(bytemuck::cast_slice(&sin), run.inputs.sin);
-        backend.upload(bytemuck::cast_slice(&lengths), entry.lengths);
-        upload_entry(backend, &entry, heads, &slots);
-        self.parts().forward_cached(&run, &entry, cache, true)?;
+        backend.upload(bytemuck::cast_slice(&lengths), new.lengths);
+        upload_new(backend, &new, heads, &slots);
+        self.parts().forward(&run, Some(Generation { caches: &cache.blocks, new: &new }))?;
         self.backend.copy(run.final_norm, cache.hidden.slice(0, n * h));
         Ok(())
     }

@@ -10,7 +10,7 @@ pub struct GenerateOptions {
     /// 0: the most probable token always, the first among equals. Above 0, tokens are drawn from
     /// `softmax(logits / temperature)`.
     pub temperature: f32,
-    /// Draw from the most probable tokens only: this many, and any that equal the last of them; 0: from all.
+    /// Draw from this many of the most probable tokens, and from those as probable as the last of them; 0: from all.
     pub top_k: usize,
     /// Draw from the fewest most probable tokens whose probabilities, after `top_k`, sum to this or more; 1: from all.
     pub top_p: f32,
@@ -71,7 +71,7 @@ fn weights(logits: &[f32], highest: f32, options: &GenerateOptions) -> Vec<f64> 
 /// Zeroes all but the greatest weights that together hold a share of `top_p`; of equal weights the first count as greater.
 fn keep_nucleus(weights: &mut [f64], top_p: f64) {
     let sum: f64 = weights.iter().sum();
-    // Weights below this bound hold less than the share that is left out, all of them together: no need to sort them.
+    // All weights below this bound together hold less than the share that is left out, so they need no sorting.
     let bound = (1.0 - top_p) * sum / weights.len() as f64;
     let mut sorted: Vec<usize> = (0..weights.len()).filter(|&i| weights[i] >= bound).collect();
     sorted.sort_by(|&a, &b| weights[b].total_cmp(&weights[a]));
@@ -102,13 +102,15 @@ fn uniform(seed: u64, prompt: u64, place: u64) -> f64 {
 mod tests {
     use super::*;
 
-    const DRAWN: GenerateOptions = GenerateOptions { temperature: 1.0, seed: 7, ..GenerateOptions::greedy(1) };
+    fn drawn() -> GenerateOptions {
+        GenerateOptions { temperature: 1.0, seed: 7, ..GenerateOptions::greedy(1) }
+    }
 
     fn logits(n: u64) -> Vec<f32> {
         (0..n).map(|i| (8.0 * uniform(3, i, n) - 4.0) as f32).collect()
     }
 
-    /// The distribution as transformers' processors define it, each from the whole of the one before, by sorting all.
+    /// The distribution as transformers' processors define it, one after the other, each by sorting all tokens.
     fn plain(logits: &[f32], options: &GenerateOptions) -> Vec<f64> {
         let softmax = |scores: &[f64]| {
             let sum: f64 = scores.iter().map(|score| score.exp()).sum();
@@ -146,7 +148,7 @@ mod tests {
             (1.0, 1, 1.0),
             (1.0, 0, 1e-6),
         ] {
-            let options = GenerateOptions { temperature, top_k, top_p, ..DRAWN };
+            let options = GenerateOptions { temperature, top_k, top_p, ..drawn() };
             let logits = logits(30);
             let expected = plain(&logits, &options);
             let weights = weights(&logits, logits[most_probable(&logits)], &options);
@@ -173,7 +175,7 @@ mod tests {
     fn equal_logits_stay_together_in_top_k_and_in_order_in_top_p() {
         let equal = [1.0f32; 6];
         let kept = |top_k, top_p| {
-            let options = GenerateOptions { top_k, top_p, ..DRAWN };
+            let options = GenerateOptions { top_k, top_p, ..drawn() };
             weights(&equal, 1.0, &options).iter().map(|&weight| weight > 0.0).collect::<Vec<_>>()
         };
         assert_eq!(kept(2, 1.0), [true; 6]);
@@ -184,7 +186,7 @@ mod tests {
     fn large_vocabularies_have_the_plain_nucleus() {
         let logits = logits(3000);
         for top_p in [0.1, 0.5, 0.9, 0.999] {
-            let options = GenerateOptions { top_p, temperature: 0.8, ..DRAWN };
+            let options = GenerateOptions { top_p, temperature: 0.8, ..drawn() };
             let kept = weights(&logits, logits[most_probable(&logits)], &options);
             let expected = plain(&logits, &options);
             assert!(kept.iter().zip(&expected).all(|(kept, expected)| (*kept > 0.0) == (*expected > 0.0)), "{top_p}");

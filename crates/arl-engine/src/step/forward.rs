@@ -1,151 +1,110 @@
-//! The forward pass, and the parts of it that the backward pass computes anew.
+//! The forward pass, and the parts of it that the backward pass computes again.
 
 use arl_model::Result;
 
-use super::{Run, Step};
+use super::Step;
 use crate::backend::Backend;
+use crate::blocks::Run;
+use crate::blocks::cache::{Cached, NewTokens};
 use crate::options::Recompute;
-use crate::params::{MlpParams, Param};
-use crate::shape::MlpShape;
+
+/// What tokens of sequences that are being generated see and join.
+#[derive(Clone, Copy)]
+pub(crate) struct Generation<'a> {
+    /// By blocks; those that are not attention keep nothing.
+    pub(crate) caches: &'a [Option<Cached>],
+    pub(crate) new: &'a NewTokens,
+}
 
 impl<B: Backend + ?Sized> Step<'_, B> {
     /// From ids to the head's input `run.final_norm`.
-    pub(crate) fn forward(&mut self, run: &Run) -> Result<()> {
+    pub(crate) fn forward(&mut self, run: &Run, generation: Option<Generation<'_>>) -> Result<()> {
         if let Some(balance) = run.balance {
             self.backend.zero(balance);
         }
-        let Param { offset, len } = self.model.params.embedding;
-        self.update_to(offset + len);
-        self.embed(run);
-        for l in 0..self.layers.len() {
+        let embedding = self.model.embedding;
+        self.update_to(embedding.offset + embedding.len);
+        let table = self.model.store.weight(embedding);
+        self.backend.embedding(run.inputs.ids, table, self.model.shape.hidden, self.stages.streams[0]);
+        for l in 0..self.model.layers.len() {
             self.check_interrupt()?;
-            self.update_to(self.model.params.layer_ends[l]);
-            self.enter_layer(l, run);
-            if run.keep.is_some() {
-                self.save_input(l);
+            self.update_to(self.model.placement.layer_ends[l]);
+            for b in self.model.layers[l].clone() {
+                self.enter(b, l, run);
+                let stage = self.stages.blocks[b];
+                let cx = &mut self.context();
+                match &generation {
+                    None => stage.block.compute(cx, stage.input, run),
+                    Some(Generation { caches, new }) => {
+                        stage.block.compute_cached(cx, stage.input, run, caches[b].as_ref(), new);
+                    }
+                }
+                stage.block.output(cx, run);
             }
-            self.qkv(l, run);
-            self.attend(l, run);
-            self.leave_attention(l, run);
-            self.mlp(l, run);
         }
         self.update_to(usize::MAX);
         self.final_norm(run);
         Ok(())
     }
 
-    /// The residual stream before the first layer.
-    pub(crate) fn embed(&mut self, run: &Run) {
-        let table = self.weight(self.model.params.embedding);
-        self.backend.embedding(run.inputs.ids, table, self.model.shape.hidden, self.layers[0].x);
-    }
-
-    /// Completes the residual stream with what the layer before adds, and norms it.
-    pub(crate) fn enter_layer(&mut self, l: usize, run: &Run) {
-        let weight = self.weight(self.model.params.layers[l].input_norm);
-        let (layer, epsilon) = (self.layers[l], self.model.shape.epsilon);
-        if l == 0 {
-            self.backend.rms_norm(layer.x, weight, epsilon, layer.norm1, layer.inverse_rms1);
+    /// The input of block `b` of layer `l`; that of the first one may wait in host memory until the backward pass.
+    fn enter(&mut self, b: usize, l: usize, run: &Run) {
+        let layers_input = run.keep.is_some() && b == self.model.layers[l].start;
+        if layers_input {
+            self.claim_input(l);
+        }
+        if b == 0 {
+            self.norm(b);
         } else {
-            if run.keep.is_some() {
-                self.claim_input(l);
-            }
-            let x_mid = self.layers[l - 1].x_mid;
-            self.backend.add_rms_norm(x_mid, run.delta, layer.x, weight, epsilon, layer.norm1, layer.inverse_rms1);
+            self.add_and_norm(b, run);
+        }
+        if layers_input {
+            self.save_input(l);
         }
     }
 
-    /// Queries, keys and values, and the rotation of the first two.
-    pub(crate) fn qkv(&mut self, l: usize, run: &Run) {
-        let (layer, params) = (self.layers[l], &self.model.params.layers[l]);
-        self.linear(layer.norm1, params.qkv, params.qkv_bias, layer.qkv, run.inputs.size.tokens);
-        let op = self.norm_rope_op(l, &run.inputs);
-        self.backend.norm_rope(&op, layer.qkv, layer.qk);
+    /// Norms the residual stream before block `b`.
+    fn norm(&mut self, b: usize) {
+        let (stage, x) = (self.stages.blocks[b], self.stages.streams[b]);
+        let weight = self.model.norm(stage.norm);
+        self.backend.rms_norm(x, weight, self.model.shape.epsilon, stage.input, stage.inverse_rms);
     }
 
-    /// Attention within each sequence.
-    pub(crate) fn attend(&mut self, l: usize, run: &Run) {
-        let op = self.attention_op(l, &run.inputs);
-        self.backend.attention(&op);
-    }
-
-    /// Adds attention's part to the residual stream, and norms it. `run.delta` is scratch.
-    pub(crate) fn leave_attention(&mut self, l: usize, run: &Run) {
-        let (layer, params) = (self.layers[l], &self.model.params.layers[l]);
-        self.linear(layer.attention, params.output, params.output_bias, run.delta, run.inputs.size.tokens);
-        let weight = self.weight(params.post_norm);
-        let epsilon = self.model.shape.epsilon;
-        self.backend.add_rms_norm(layer.x, run.delta, layer.x_mid, weight, epsilon, layer.norm2, layer.inverse_rms2);
-    }
-
-    /// The feed-forward part, into `run.delta`.
-    pub(crate) fn mlp(&mut self, l: usize, run: &Run) {
-        let (layer, t) = (self.layers[l], run.inputs.size.tokens);
-        match self.model.params.layers[l].mlp {
-            MlpParams::Dense { down, .. } => {
-                self.gate_up(l, run);
-                self.linear(layer.act, down, None, run.delta, t);
-            }
-            MlpParams::Experts { .. } => {
-                self.route(l, run, run.balance);
-                self.experts(l, run);
-                self.combine(l, run);
-            }
-        }
-    }
-
-    /// The feed-forward part of a dense layer up to its last product.
-    fn gate_up(&mut self, l: usize, run: &Run) {
-        let layer = self.layers[l];
-        if let MlpParams::Dense { gate_up, .. } = self.model.params.layers[l].mlp {
-            self.linear(layer.norm2, gate_up, None, layer.gate_up, run.inputs.size.tokens);
-        }
-        self.swiglu(l);
-    }
-
-    pub(super) fn swiglu(&mut self, l: usize) {
-        let layer = self.layers[l];
-        let (MlpShape::Dense { width } | MlpShape::Experts { width, .. }) = self.model.shape.layers[l].mlp;
-        self.backend.swiglu(layer.gate_up, width, layer.act);
+    /// Completes the residual stream before block `b` with what the block before adds, and norms it.
+    fn add_and_norm(&mut self, b: usize, run: &Run) {
+        let (stage, before, x) = (self.stages.blocks[b], self.stages.streams[b - 1], self.stages.streams[b]);
+        let (weight, epsilon) = (self.model.norm(stage.norm), self.model.shape.epsilon);
+        self.backend.add_rms_norm(before, run.delta, x, weight, epsilon, stage.input, stage.inverse_rms);
     }
 
     /// The head's input; `run.delta` becomes the residual stream after the last layer.
-    pub(crate) fn final_norm(&mut self, run: &Run) {
-        let weight = self.weight(self.model.params.final_norm);
-        let x_mid = self.layers[self.layers.len() - 1].x_mid;
+    fn final_norm(&mut self, run: &Run) {
+        let weight = self.model.norm(self.model.final_norm);
+        let before = self.stages.streams[self.stages.streams.len() - 1];
         let epsilon = self.model.shape.epsilon;
-        self.backend.add_rms_norm(x_mid, run.delta, run.delta, weight, epsilon, run.final_norm, run.final_inverse_rms);
+        self.backend.add_rms_norm(before, run.delta, run.delta, weight, epsilon, run.final_norm, run.final_inverse_rms);
     }
 
-    /// Computes anew what layer `l` did not keep: the same leaves on the same values.
+    /// Computes again what layer `l` did not keep: the same leaves on the same values.
     pub(super) fn recompute(&mut self, l: usize, run: &Run, level: Recompute) {
         if level == Recompute::Off {
             return;
         }
-        let (layer, params) = (self.layers[l], &self.model.params.layers[l]);
-        let (input_norm, post_norm) = (self.weight(params.input_norm), self.weight(params.post_norm));
-        if level == Recompute::Block {
-            let epsilon = self.model.shape.epsilon;
-            self.backend.rms_norm(layer.x, input_norm, epsilon, layer.norm1, layer.inverse_rms1);
-            self.qkv(l, run);
-            self.attend(l, run);
-            self.leave_attention(l, run);
-        } else {
-            self.backend.rms_norm_again(layer.x, input_norm, layer.inverse_rms1, layer.norm1);
-            let op = self.norm_rope_op(l, &run.inputs);
-            self.backend.norm_rope(&op, layer.qkv, layer.qk);
-            self.backend.rms_norm_again(layer.x_mid, post_norm, layer.inverse_rms2, layer.norm2);
-        }
-        match (self.model.shape.layers[l].mlp, level) {
-            (MlpShape::Dense { .. }, Recompute::Norms) => self.swiglu(l),
-            (MlpShape::Dense { .. }, _) => self.gate_up(l, run),
-            (MlpShape::Experts { .. }, Recompute::Norms) => {
-                self.gather_routed(l);
-                self.swiglu(l);
+        let blocks = self.model.layers[l].clone();
+        for b in blocks.clone() {
+            let stage = self.stages.blocks[b];
+            if level < Recompute::Block {
+                let weight = self.model.norm(stage.norm);
+                self.backend.rms_norm_again(self.stages.streams[b], weight, stage.inverse_rms, stage.input);
+            } else if b == blocks.start {
+                self.norm(b);
+            } else {
+                self.add_and_norm(b, run);
             }
-            (MlpShape::Experts { .. }, _) => {
-                self.route(l, run, None);
-                self.experts(l, run);
+            let cx = &mut self.context();
+            stage.block.recompute(cx, stage.input, run, level);
+            if level == Recompute::Block && b + 1 < blocks.end {
+                stage.block.output(cx, run);
             }
         }
     }

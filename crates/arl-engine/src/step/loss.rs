@@ -1,8 +1,9 @@
 //! The classifier: chunks of logits over the positions that have a target, never `[T, vocab]`.
 
-use super::{Run, Step};
-use crate::arena::Category;
-use crate::backend::{Backend, Buffer, CrossEntropy, DType, Layout, Matmul, Rows};
+use super::Step;
+use crate::backend::{Backend, Buffer, CrossEntropy, DType, Rows};
+use crate::blocks::Run;
+use crate::placement::arena::Category;
 
 /// What the classifier pass is for.
 #[derive(Clone, Copy, Debug)]
@@ -40,8 +41,8 @@ impl<B: Backend + ?Sized> Step<'_, B> {
             let (hidden, logits) = (hidden.slice(0, n * h), logits.slice(0, n * v));
             let rows = inputs.rows.slice(start, n);
             self.backend.gather_rows(run.final_norm, rows, 1, h, hidden);
-            self.linear(hidden, self.model.params.head, None, logits, n);
-            // A row of the gradient lies at the beginning of the memory of its row of logits.
+            self.logits(hidden, n, logits);
+            // A row of the gradient begins where its row of logits begins.
             let d_logits = logits.view(self.backend.logits_gradient(self.model.dtype));
             let d_logits = Rows { buffer: d_logits, stride: d_logits.len / n };
             let (scale, gradient) = match mode {
@@ -61,7 +62,10 @@ impl<B: Backend + ?Sized> Step<'_, B> {
                 entropy: inputs.entropy.slice(start, n),
             });
             if let LossMode::Train { d_norm, .. } = mode {
-                self.head_backward(d_logits, hidden, n);
+                // The gradient of the rows replaces them.
+                let (head, cx) = (self.model.head, &mut self.context());
+                head.backward_weight(cx, d_logits, hidden, n, !(run.first && start == 0));
+                head.backward_input(cx, d_logits, hidden, n, false);
                 self.backend.scatter_rows(hidden, rows, h, d_norm);
             }
         }
@@ -71,43 +75,9 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         self.backend.dot(inputs.entropy, inputs.ones, run.sums.slice(2, 1));
     }
 
-    /// From `[rows, V]` gradients of logits, the head's gradient, which is added to, and that of `hidden` `[rows, H]`,
-    /// which replaces it.
-    fn head_backward(&mut self, d_logits: Rows, hidden: Buffer, rows: usize) {
-        let (h, v) = (self.model.shape.hidden, self.model.shape.vocab);
-        let hidden = Rows { buffer: hidden, stride: h };
-        let head = Rows { buffer: self.weight(self.model.params.head), stride: h };
-        let d_head = Rows { buffer: self.gradient(self.model.params.head), stride: h };
-        let product = Matmul {
-            layout: Layout::Tn,
-            m: v,
-            n: h,
-            k: rows,
-            a: d_logits,
-            b: hidden,
-            c: d_head,
-            accumulate: true,
-            bias: None,
-        };
-        self.backend.matmul(&product);
-        let product = Matmul { layout: Layout::Nn, m: rows, k: v, b: head, c: hidden, accumulate: false, ..product };
-        self.backend.matmul(&product);
-    }
-
     /// Logits of `rows` consecutive rows of `hidden` `[rows, H]`.
     pub(crate) fn logits(&mut self, hidden: Buffer, rows: usize, logits: Buffer) {
-        let (h, v) = (self.model.shape.hidden, self.model.shape.vocab);
-        let head = self.model.store.weight(self.model.params.head);
-        self.backend.matmul(&Matmul {
-            layout: Layout::Nt,
-            m: rows,
-            n: v,
-            k: h,
-            a: Rows { buffer: hidden, stride: h },
-            b: Rows { buffer: head, stride: h },
-            c: Rows { buffer: logits, stride: v },
-            accumulate: false,
-            bias: None,
-        });
+        let head = self.model.head;
+        head.forward(&mut self.context(), hidden, logits, rows);
     }
 }

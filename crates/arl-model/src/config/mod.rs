@@ -18,7 +18,7 @@ use crate::{Error, ErrorCode, Result};
 pub use dtype::WeightDtype;
 use keys::Keys;
 use layers::{layers, moe};
-pub use rope::{RopeConfig, RopeScaling};
+pub use rope::{RopeAxes, RopeConfig, RopeScaling};
 
 /// The supported families, by `model_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -13,6 +13,33 @@ pub struct RopeConfig {
     pub theta: f64,
     /// Which scaling, with its parameters.
     pub scaling: RopeScaling,
+    /// Elements of a head, from the first on, that are rotated; even.
+    pub rotary_dim: usize,
+    /// How positions of three axes share the frequencies; `None`: positions have one axis.
+    pub axes: Option<RopeAxes>,
+}
+
+/// Which axis of a position (time, height, width) turns each of the `rotary_dim / 2` frequencies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RopeAxes {
+    /// Frequencies of each axis.
+    pub sections: [usize; 3],
+    /// Frequencies of height and width alternate with those of time, as in Qwen3-VL; else each axis has consecutive ones, as
+    /// in Qwen2.5-VL.
+    pub interleaved: bool,
+}
+
+impl RopeAxes {
+    /// The axis of frequency `i`: 0 is time, 1 height, 2 width.
+    pub fn axis(&self, i: usize) -> usize {
+        let [time, height, width] = self.sections;
+        match (self.interleaved, i % 3) {
+            (true, 1) if i < 3 * height => 1,
+            (true, 2) if i < 3 * width => 2,
+            (true, _) => 0,
+            (false, _) => usize::from(i >= time) + usize::from(i >= time + height),
+        }
+    }
 }
 
 /// The kinds of rope scaling, named as in `rope_type`.
@@ -128,7 +155,7 @@ pub(super) fn read(keys: &mut Keys<'_>, around: &Around, unknown: &mut Vec<Strin
     {
         unknown.push("original_max_position_embeddings".to_owned());
     }
-    Ok(RopeConfig { theta, scaling })
+    Ok(RopeConfig { theta, scaling, rotary_dim: around.head_dim, axes: None })
 }
 
 fn scaling(

@@ -39,15 +39,11 @@ pub(crate) struct StridedView {
 }
 
 impl StridedView {
-    fn contiguous(start: usize, len: usize) -> Self {
-        Self { start, rows: 1, columns: len, row_stride: len, column_stride: 1 }
-    }
-
     pub(crate) fn len(&self) -> usize {
         self.rows * self.columns
     }
 
-    /// From the first to the last element, with what lies between.
+    /// From the first to the last element, with all elements between them.
     pub(crate) fn extent(&self) -> Range<usize> {
         let last = (self.rows.max(1) - 1) * self.row_stride + (self.columns.max(1) - 1) * self.column_stride;
         self.start..self.start + last + usize::from(self.len() > 0)
@@ -79,7 +75,8 @@ impl Part {
 
 impl StoredTensor {
     fn whole(name: String, index: usize, spec: &TensorSpec) -> Self {
-        let views = vec![StridedView::contiguous(0, spec.elements())];
+        let len = spec.elements();
+        let views = vec![StridedView { start: 0, rows: 1, columns: len, row_stride: len, column_stride: 1 }];
         Self { name, shape: spec.shape.clone(), parts: vec![Part { parameter: index, views }] }
     }
 
@@ -134,52 +131,48 @@ pub(crate) fn stored_tensors(
 impl Join {
     /// The tensor's shape and parts, for the parameters by number and then by their place in [`Join::parameters`].
     fn place(&self, config: &ModelConfig, table: &[TensorSpec], parameters: &[usize]) -> (Vec<usize>, Vec<Part>) {
-        let rows = |parameter: usize| table[parameter].shape.first().copied().unwrap_or(1);
-        let columns = table[parameters[0]].shape.get(1).copied().unwrap_or(1);
         let each = self.parameters.len();
-        let height: usize = parameters.iter().take(each).map(|&parameter| rows(parameter)).sum();
-        let numbers = parameters.len() / each;
-        let (shape, groups, sections) = match self.axes {
-            Axes::Stacked => (vec![numbers, height, columns], 1, Vec::new()),
-            Axes::Transposed => (vec![numbers, columns, height], 1, Vec::new()),
-            Axes::Grouped(sections) => {
-                let (groups, sections) = sections(config);
-                (vec![height, columns], groups, sections)
-            }
+        let rows: Vec<usize> = parameters.iter().take(each).map(|&index| table[index].shape[0]).collect();
+        let (height, columns) = (rows.iter().sum::<usize>(), table[parameters[0]].shape[1]);
+        let shape = match self.axes {
+            Axes::Stacked => vec![parameters.len() / each, height, columns],
+            Axes::Transposed => vec![parameters.len() / each, columns, height],
+            Axes::Grouped(_) => vec![height, columns],
         };
-        let mut sections = sections.into_iter();
+        let (groups, sections) = match self.axes {
+            Axes::Grouped(sections) => sections(config),
+            Axes::Stacked | Axes::Transposed => (1, rows.clone()),
+        };
         let mut parts = Vec::with_capacity(parameters.len());
-        let mut above = 0;
-        for (index, &parameter) in parameters.iter().enumerate() {
-            let start = index / each * height * columns;
-            if index % each == 0 {
-                above = 0;
-            }
-            let rows = rows(parameter);
-            let views = match self.axes {
-                Axes::Stacked => vec![StridedView::contiguous(start + above * columns, rows * columns)],
-                Axes::Transposed => {
-                    vec![StridedView { start: start + above, rows, columns, row_stride: 1, column_stride: height }]
-                }
-                Axes::Grouped(_) => {
-                    let mut views = Vec::new();
-                    let mut covered = 0;
-                    while covered < rows {
-                        let Some(section) = sections.next() else { break };
-                        views.push(StridedView {
-                            start: (above + covered) / groups * columns,
+        for (number, parameters) in parameters.chunks(each).enumerate() {
+            let start = number * height * columns;
+            let (mut sections, mut above) = (sections.iter(), 0);
+            for (&parameter, rows) in parameters.iter().zip(&rows) {
+                let end = above + rows;
+                let mut views = Vec::new();
+                while above < end
+                    && let Some(&section) = sections.next()
+                {
+                    views.push(match self.axes {
+                        Axes::Transposed => StridedView {
+                            start: start + above,
+                            rows: section,
+                            columns,
+                            row_stride: 1,
+                            column_stride: height,
+                        },
+                        Axes::Stacked | Axes::Grouped(_) => StridedView {
+                            start: start + above / groups * columns,
                             rows: groups,
                             columns: section / groups * columns,
                             row_stride: height / groups * columns,
                             column_stride: 1,
-                        });
-                        covered += section;
-                    }
-                    views
+                        },
+                    });
+                    above += section;
                 }
-            };
-            above += rows;
-            parts.push(Part { parameter, views });
+                parts.push(Part { parameter, views });
+            }
         }
         (shape, parts)
     }

@@ -69,19 +69,9 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// The type in which most of the weights are stored.
-    pub fn dtype(&self) -> WeightDtype {
-        self.format.dtype
-    }
-
     /// How the files hold the model. It keeps the files mapped that have tensors which are carried.
     pub fn format(&self) -> &CheckpointFormat {
         &self.format
-    }
-
-    /// The files that hold the weights.
-    pub fn files(&self) -> impl Iterator<Item = &Path> {
-        self.files.iter().map(|file| file.path())
     }
 
     /// Reads a parameter, by its name in the table. A value that is not finite is an error that names tensor and place.
@@ -209,7 +199,8 @@ impl Faults {
             return Ok(());
         }
         let head = table.iter().filter(|spec| spec.role == Role::LmHead).map(|spec| &spec.name);
-        let hint = if self.missing.iter().eq(head) && self.surplus.is_empty() {
+        let headless = !self.missing.is_empty() && self.missing.iter().eq(head);
+        let hint = if headless && self.surplus.is_empty() {
             "AutoModel saves a model without a head: load the causal model that it belongs to (AutoModelForCausalLM) and \
              save that one, or set `tie_word_embeddings` to true if the head is the embedding"
         } else {

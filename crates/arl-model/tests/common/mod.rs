@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use arl_model::{
     Checkpoint, CheckpointFormat, Dtype, Error, ErrorCode, ModelConfig, ModelFiles, SafetensorsFile, SafetensorsWriter,
@@ -91,11 +91,18 @@ pub(crate) fn entries(path: &Path) -> Vec<Entry> {
     file.names().into_iter().map(entry).collect()
 }
 
+/// The weights files of a folder, in order.
+pub(crate) fn shards(dir: &Path) -> Vec<PathBuf> {
+    let paths = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let mut shards: Vec<PathBuf> =
+        paths.filter(|path| path.extension().is_some_and(|end| end == "safetensors")).collect();
+    shards.sort();
+    shards
+}
+
 /// The tensors of all weights files of a folder, by name.
 pub(crate) fn entries_of(dir: &Path) -> Vec<Entry> {
-    let paths = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-    let weights = paths.filter(|path| path.extension().is_some_and(|end| end == "safetensors"));
-    let mut found: Vec<Entry> = weights.flat_map(|path| entries(&path)).collect();
+    let mut found: Vec<Entry> = shards(dir).iter().flat_map(|path| entries(path)).collect();
     found.sort_by(|left, right| left.0.cmp(&right.0));
     found
 }

@@ -21,7 +21,9 @@ pub(super) fn rms_norm(mut s: Scene) -> Trial {
     let (rows, width) = shape(&mut s);
     let (x, weight) = (s.anywhere(rows * width), s.anywhere(width));
     let (out, inverse_rms) = (s.output("out", rows * width, s.dtype), s.output("inverse_rms", rows, DType::F32));
-    s.trial(format!("{rows} rows of {width}"), move |backend| backend.rms_norm(x, weight, EPSILON, out, inverse_rms))
+    s.trial(format!("{rows} rows of {width}"), move |backend| {
+        backend.rms_norm(x, weight.into(), EPSILON, out, inverse_rms)
+    })
 }
 
 pub(super) fn add_rms_norm(mut s: Scene) -> Trial {
@@ -35,7 +37,7 @@ pub(super) fn add_rms_norm(mut s: Scene) -> Trial {
     };
     let (out, inverse_rms) = (s.output("out", rows * width, s.dtype), s.output("inverse_rms", rows, DType::F32));
     s.trial(format!("{rows} rows of {width}, sum {way}"), move |backend| {
-        backend.add_rms_norm(x, delta, sum, weight, EPSILON, out, inverse_rms);
+        backend.add_rms_norm(x, delta, sum, weight.into(), EPSILON, out, inverse_rms);
     })
 }
 
@@ -43,7 +45,9 @@ pub(super) fn rms_norm_again(mut s: Scene) -> Trial {
     let (rows, width) = shape(&mut s);
     let (x, weight, inverse_rms) = (s.anywhere(rows * width), s.anywhere(width), factors(&mut s, rows));
     let out = s.output("out", rows * width, s.dtype);
-    s.trial(format!("{rows} rows of {width}"), move |backend| backend.rms_norm_again(x, weight, inverse_rms, out))
+    s.trial(format!("{rows} rows of {width}"), move |backend| {
+        backend.rms_norm_again(x, weight.into(), inverse_rms, out)
+    })
 }
 
 pub(super) fn rms_norm_backward(mut s: Scene) -> Trial {
@@ -53,7 +57,7 @@ pub(super) fn rms_norm_backward(mut s: Scene) -> Trial {
     let (before_x, before_weight) = (s.anywhere(rows * width), s.random_of(width, DType::F32));
     let (d_x, d_weight) = (s.updated("d_x", before_x), s.updated("d_weight", before_weight));
     s.trial(format!("{rows} rows of {width}"), move |backend| {
-        backend.rms_norm_backward(d_out, x, weight, inverse_rms, d_x, d_weight);
+        backend.rms_norm_backward(d_out, x, weight.into(), inverse_rms, d_x, d_weight);
     })
 }
 
@@ -62,11 +66,11 @@ fn rope(s: &mut Scene) -> (NormRope, usize) {
     let heads = s.draw.heads();
     let most = s.draw.scaled(70, 400);
     let tokens = s.draw.extent(1, most);
-    let norm = s.draw.coin().then(|| (s.anywhere(heads.dim), s.anywhere(heads.dim), EPSILON));
+    let norm = s.draw.coin().then(|| (s.anywhere(heads.dim).into(), s.anywhere(heads.dim).into(), EPSILON));
     let angles: Vec<f64> = s.draw.values(tokens * heads.dim / 2);
     let (cos, sin): (Vec<f64>, Vec<f64>) = angles.iter().map(|angle| (angle.cos(), angle.sin())).unzip();
     let (cos, sin) = (s.put(&cos, DType::F32), s.put(&sin, DType::F32));
-    (NormRope { heads, tokens, norm, cos, sin }, (heads.query + 2 * heads.key_value) * heads.dim)
+    (NormRope { heads, rotary: heads.dim, tokens, norm, cos, sin }, (heads.query + 2 * heads.key_value) * heads.dim)
 }
 
 fn told(op: &NormRope) -> String {

@@ -6,6 +6,7 @@ use super::element::Element;
 use super::embedding::index;
 use super::memory::Shared;
 use super::vector::{dot, exp, rows_a_task, vectorise};
+use crate::backend::Router;
 
 /// How many experts a token gets, and whether their weights are made to sum to 1.
 #[derive(Clone, Copy)]
@@ -16,6 +17,13 @@ pub(super) struct Choice {
     pub(super) top_k: usize,
     /// Divide the chosen probabilities by their sum.
     pub(super) normalise: bool,
+}
+
+impl Choice {
+    /// Of an operation.
+    pub(super) fn of(op: &Router) -> Self {
+        Choice { experts: op.experts, top_k: op.top_k, normalise: op.normalise }
+    }
 }
 
 /// What the router decides.

@@ -3,7 +3,29 @@
 use rayon::prelude::*;
 
 use super::element::Element;
+use super::matmul::widened;
+use super::memory::Lease;
 use super::vector::{rows_a_task, sum, vectorise};
+use crate::backend::NormWeight;
+
+/// What a norm multiplies by.
+pub(super) struct Weight<'m> {
+    /// `[width]`, the offset included.
+    pub(super) values: std::borrow::Cow<'m, [f32]>,
+    /// The normed value is rounded to the activations' type before it meets the weight.
+    rounded: bool,
+}
+
+impl<'m> Weight<'m> {
+    pub(super) fn read(lease: &mut Lease<'m>, weight: NormWeight) -> Self {
+        let mut values = widened(lease, weight.weight);
+        let rounded = weight.offset == 0.0;
+        if !rounded {
+            values.to_mut().iter_mut().for_each(|value| *value += weight.offset);
+        }
+        Weight { values, rounded }
+    }
+}
 
 /// `1 / sqrt(mean(x^2) + epsilon)`.
 #[inline(always)]
@@ -12,18 +34,24 @@ pub(super) fn inverse_rms_of<T: Element>(x: &[T], epsilon: f32) -> f32 {
     1.0 / (squares / x.len() as f32 + epsilon).sqrt()
 }
 
-/// `out = weight * x * factor`; the normalised value is rounded to the activations' type before it meets the weight,
-/// as transformers does.
+/// `out = weight * x * factor`.
 #[inline(always)]
-pub(super) fn scale_row<T: Element>(x: &[T], weight: &[f32], factor: f32, out: &mut [T]) {
-    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
-        *out = T::store(weight * T::round(x.load() * factor));
+pub(super) fn scale_row<T: Element>(x: &[T], weight: &Weight<'_>, factor: f32, out: &mut [T]) {
+    let rows = out.iter_mut().zip(x).zip(&*weight.values);
+    if weight.rounded {
+        for ((out, x), weight) in rows {
+            *out = T::store(weight * T::round(x.load() * factor));
+        }
+    } else {
+        for ((out, x), weight) in rows {
+            *out = T::store(weight * (x.load() * factor));
+        }
     }
 }
 
 /// `out = weight * x / rms(x)` by rows of `weight.len()`; `inverse_rms` has an element a row.
-pub(super) fn rms_norm<T: Element>(x: &[T], weight: &[f32], epsilon: f32, out: &mut [T], inverse_rms: &mut [f32]) {
-    let width = weight.len();
+pub(super) fn rms_norm<T: Element>(x: &[T], weight: &Weight<'_>, epsilon: f32, out: &mut [T], inverse_rms: &mut [f32]) {
+    let width = weight.values.len();
     assert_eq!((x.len(), out.len()), (inverse_rms.len() * width, x.len()), "rms_norm of rows of {width}");
     let rows = rows_a_task(width);
     out.par_chunks_mut(rows * width).zip(x.par_chunks(rows * width)).zip(inverse_rms.par_chunks_mut(rows)).for_each(
@@ -44,12 +72,12 @@ pub(super) fn add_rms_norm<T: Element>(
     x: Option<&[T]>,
     delta: &[T],
     sum: &mut [T],
-    weight: &[f32],
+    weight: &Weight<'_>,
     epsilon: f32,
     out: &mut [T],
     inverse_rms: &mut [f32],
 ) {
-    let width = weight.len();
+    let width = weight.values.len();
     let len = inverse_rms.len() * width;
     assert_eq!((delta.len(), sum.len(), out.len()), (len, len, len), "add_rms_norm of rows of {width}");
     assert!(x.is_none_or(|x| x.len() == len), "add_rms_norm of rows of {width}");
@@ -84,8 +112,8 @@ fn add_to<T: Element>(x: &[T], delta: &[T], sum: &mut [T]) {
 }
 
 /// [`rms_norm`] from the kept factors; the same arithmetic, so the same bits.
-pub(super) fn rms_norm_again<T: Element>(x: &[T], weight: &[f32], inverse_rms: &[f32], out: &mut [T]) {
-    let width = weight.len();
+pub(super) fn rms_norm_again<T: Element>(x: &[T], weight: &Weight<'_>, inverse_rms: &[f32], out: &mut [T]) {
+    let width = weight.values.len();
     assert_eq!((x.len(), out.len()), (inverse_rms.len() * width, x.len()), "rms_norm_again of rows of {width}");
     let rows = rows_a_task(width);
     out.par_chunks_mut(rows * width).zip(x.par_chunks(rows * width)).zip(inverse_rms.par_chunks(rows)).for_each(

@@ -32,7 +32,7 @@ impl Moment for bf16 {
     }
 }
 
-/// Gradients and moments of a run of parameters, beside their weights.
+/// Gradients and moments of a run of parameters.
 pub(super) struct Arrays<'a, M> {
     pub(super) gradients: &'a [f32],
     pub(super) moment1: &'a mut [M],

@@ -3,33 +3,62 @@
 use rayon::prelude::*;
 
 use super::element::Element;
-use super::norm::{backward_row, inverse_rms_of, scale_row};
+use super::memory::Lease;
+use super::norm::{Weight, backward_row, inverse_rms_of, scale_row};
 use super::vector::{rows_a_task, vectorise};
-use crate::backend::Heads;
+use crate::backend::{Heads, NormRope};
 
-/// The weights of the two norms, in f32.
-pub(super) struct HeadNorm<'a> {
+/// The two norms.
+pub(super) struct HeadNorm<'m> {
     /// `[dim]`, of queries.
-    pub(super) query: &'a [f32],
+    query: Weight<'m>,
     /// `[dim]`, of keys.
-    pub(super) key: &'a [f32],
+    key: Weight<'m>,
     /// Added to the mean of squares.
-    pub(super) epsilon: f32,
+    epsilon: f32,
 }
 
-impl HeadNorm<'_> {
-    fn weight(&self, heads: Heads, head: usize) -> &[f32] {
-        if head < heads.query { self.query } else { self.key }
+impl<'m> HeadNorm<'m> {
+    /// Those of an operation, if it has any.
+    pub(super) fn read(lease: &mut Lease<'m>, op: &NormRope) -> Option<Self> {
+        let (query, key, epsilon) = op.norm?;
+        let (query, key) = (Weight::read(lease, query), Weight::read(lease, key));
+        let dim = op.heads.dim;
+        assert_eq!((query.values.len(), key.values.len()), (dim, dim), "norms of heads of {dim}");
+        Some(HeadNorm { query, key, epsilon })
+    }
+
+    fn weight(&self, heads: Heads, head: usize) -> &Weight<'m> {
+        if head < heads.query { &self.query } else { &self.key }
     }
 }
 
-/// The angles' cosines and sines, `[T, dim / 2]`.
+/// The angles' cosines and sines, `[T, half]`.
 #[derive(Clone, Copy)]
-pub(super) struct Angles<'a> {
+pub(super) struct Angles<'m> {
     /// Cosines, attention scaling included.
-    pub(super) cos: &'a [f32],
+    cos: &'m [f32],
     /// Sines, attention scaling included.
-    pub(super) sin: &'a [f32],
+    sin: &'m [f32],
+    /// Pairs of elements that are rotated.
+    half: usize,
+}
+
+impl<'m> Angles<'m> {
+    /// Those of an operation.
+    pub(super) fn read(lease: &mut Lease<'m>, op: &NormRope) -> Self {
+        assert!(op.rotary.is_multiple_of(2) && op.rotary <= op.heads.dim, "{} of {} rotated", op.rotary, op.heads.dim);
+        let (cos, sin, half) = (lease.read::<f32>(op.cos), lease.read::<f32>(op.sin), op.rotary / 2);
+        assert_eq!((cos.len(), sin.len()), (op.tokens * half, op.tokens * half), "angles of {} tokens", op.tokens);
+        Angles { cos, sin, half }
+    }
+
+    /// Of one token.
+    #[inline(always)]
+    fn of(&self, token: usize) -> (&'m [f32], &'m [f32]) {
+        let part = token * self.half..(token + 1) * self.half;
+        (&self.cos[part.clone()], &self.sin[part])
+    }
 }
 
 /// `qk[t, head] = rotate(norm(qkv[t, head]))` for the query and key heads.
@@ -51,8 +80,7 @@ pub(super) fn norm_rope<T: Element>(
             for (row, qk) in qk.chunks_exact_mut(written).enumerate() {
                 let token = task * rows + row;
                 let qkv = &qkv[token * read..][..written];
-                let cos = &angles.cos[token * dim / 2..][..dim / 2];
-                let sin = &angles.sin[token * dim / 2..][..dim / 2];
+                let (cos, sin) = angles.of(token);
                 for (head, (x, out)) in qkv.chunks_exact(dim).zip(qk.chunks_exact_mut(dim)).enumerate() {
                     match norm {
                         Some(norm) => {
@@ -67,12 +95,14 @@ pub(super) fn norm_rope<T: Element>(
     });
 }
 
+/// Rotates the first two halves as long as the angles; the rest passes.
 #[inline(always)]
 fn rotate<T: Element>(x: &[T], cos: &[f32], sin: &[f32], out: &mut [T]) {
     let half = cos.len();
     let (low, high) = (&x[..half], &x[half..2 * half]);
+    let (out, rest) = out.split_at_mut(2 * half);
+    rest.copy_from_slice(&x[2 * half..]);
     let (out_low, out_high) = out.split_at_mut(half);
-    let out_high = &mut out_high[..half];
     let sin = &sin[..half];
     for i in 0..half {
         let (a, b) = (low[i].load(), high[i].load());
@@ -86,8 +116,9 @@ fn rotate<T: Element>(x: &[T], cos: &[f32], sin: &[f32], out: &mut [T]) {
 fn rotate_back<T: Element>(d: &[T], cos: &[f32], sin: &[f32], out: &mut [f32]) {
     let half = cos.len();
     let (low, high) = (&d[..half], &d[half..2 * half]);
+    let (out, rest) = out.split_at_mut(2 * half);
+    rest.iter_mut().zip(&d[2 * half..]).for_each(|(rest, d)| *rest = d.load());
     let (out_low, out_high) = out.split_at_mut(half);
-    let out_high = &mut out_high[..half];
     let sin = &sin[..half];
     for i in 0..half {
         let (a, b) = (low[i].load(), high[i].load());
@@ -122,8 +153,7 @@ pub(super) fn norm_rope_backward<T: Element>(
                 for (row, d_qkv) in d_qkv.chunks_exact_mut(width).enumerate() {
                     let token = task * rows + row;
                     let x = &qkv[token * width..][..rotated];
-                    let cos = &angles.cos[token * dim / 2..][..dim / 2];
-                    let sin = &angles.sin[token * dim / 2..][..dim / 2];
+                    let (cos, sin) = angles.of(token);
                     let by_head = x.chunks_exact(dim).zip(d_qkv[..rotated].chunks_exact_mut(dim));
                     for (head, (x, d)) in by_head.enumerate() {
                         rotate_back(d, cos, sin, &mut turned);
@@ -136,7 +166,9 @@ pub(super) fn norm_rope_backward<T: Element>(
                         let weight = norm.weight(heads, head);
                         let d_weight = if head < heads.query { &mut *d_query_norm } else { &mut *d_key_norm };
                         let inverse_rms = inverse_rms_of(x, norm.epsilon);
-                        backward_row(&turned, x, weight, inverse_rms, d_weight, |i, value| d[i] = T::store(value));
+                        backward_row(&turned, x, &weight.values, inverse_rms, d_weight, |i, value| {
+                            d[i] = T::store(value)
+                        });
                     }
                 }
             });

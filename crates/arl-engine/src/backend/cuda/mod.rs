@@ -41,7 +41,7 @@ pub use self::gpu::GpuDevice;
 pub use self::packed::{PackedAttention, PackedShape, attention_library_scratch};
 use super::{
     AdamW, Attention, AttentionLibrary, Backend, Buffer, CrossEntropy, DType, DeviceKind, Event, GroupedMatmul, Heads,
-    Matmul, NormRope, Permutation, Pool, Router, Rows, Stream,
+    Matmul, NormRope, NormWeight, Permutation, Pool, Router, Rows, Stream,
 };
 
 /// The leaf operations on a CUDA device. They are queued, and done when something is read back.
@@ -84,14 +84,20 @@ pub(crate) const LIBRARY_BYTES: usize = 32 << 20;
 /// The largest head that the kernels of attention and of rotary embedding have.
 const MOST_HEAD: usize = 256;
 
-/// Refuses a model that the kernels do not have the sizes for.
-pub(crate) fn check(heads: Heads, experts: usize) -> Result<()> {
+/// Refuses a model that the kernels do not have: its sizes, an offset of its norms, or heads that are rotated in part.
+pub(crate) fn check(heads: Heads, experts: usize, norm_offset: f32, rotary: usize) -> Result<()> {
     let refused = |what: String| {
         Err(Error::new(ErrorCode::Config, format!("{what} on a CUDA device"))
             .hint("use device cpu, which has no such bound"))
     };
     if heads.dim > MOST_HEAD {
         return refused(format!("head_dim is {}; at most {MOST_HEAD} is possible", heads.dim));
+    }
+    if norm_offset != 0.0 {
+        return refused(format!("norms add {norm_offset} to their weights, which is not built"));
+    }
+    if rotary != heads.dim {
+        return refused(format!("{rotary} of the {} elements of a head are rotated, which is not built", heads.dim));
     }
     if experts > moe::MOST_EXPERTS {
         return refused(format!("num_experts is {experts}; at most {} are possible", moe::MOST_EXPERTS));
@@ -233,8 +239,8 @@ impl<D: Device> Backend for CudaBackend<D> {
         embedding::embedding_backward(&mut self.device, self.scratch, ids, d_out, width, table_gradient);
     }
 
-    fn rms_norm(&mut self, x: Buffer, weight: Buffer, epsilon: f32, out: Buffer, inverse_rms: Buffer) {
-        norm::rms_norm(&mut self.device, x, weight, epsilon, out, inverse_rms);
+    fn rms_norm(&mut self, x: Buffer, weight: NormWeight, epsilon: f32, out: Buffer, inverse_rms: Buffer) {
+        norm::rms_norm(&mut self.device, x, norm::plain(weight), epsilon, out, inverse_rms);
     }
 
     fn add_rms_norm(
@@ -242,27 +248,28 @@ impl<D: Device> Backend for CudaBackend<D> {
         x: Buffer,
         delta: Buffer,
         sum: Buffer,
-        weight: Buffer,
+        weight: NormWeight,
         epsilon: f32,
         out: Buffer,
         inverse_rms: Buffer,
     ) {
-        norm::add_rms_norm(&mut self.device, x, delta, sum, weight, epsilon, out, inverse_rms);
+        norm::add_rms_norm(&mut self.device, x, delta, sum, norm::plain(weight), epsilon, out, inverse_rms);
     }
 
-    fn rms_norm_again(&mut self, x: Buffer, weight: Buffer, inverse_rms: Buffer, out: Buffer) {
-        norm::rms_norm_again(&mut self.device, x, weight, inverse_rms, out);
+    fn rms_norm_again(&mut self, x: Buffer, weight: NormWeight, inverse_rms: Buffer, out: Buffer) {
+        norm::rms_norm_again(&mut self.device, x, norm::plain(weight), inverse_rms, out);
     }
 
     fn rms_norm_backward(
         &mut self,
         d_out: Buffer,
         x: Buffer,
-        weight: Buffer,
+        weight: NormWeight,
         inverse_rms: Buffer,
         d_x: Buffer,
         d_weight: Buffer,
     ) {
+        let weight = norm::plain(weight);
         norm::rms_norm_backward(&mut self.device, self.scratch, d_out, x, weight, inverse_rms, d_x, d_weight);
     }
 

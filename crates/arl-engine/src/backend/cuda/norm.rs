@@ -3,7 +3,7 @@
 use super::PARTS;
 use super::device::{Arg, Device, Launch, int, kernel, scratch_of};
 use super::elementwise::add_parts;
-use crate::backend::{Buffer, DType};
+use crate::backend::{Buffer, DType, NormWeight};
 
 /// Threads where rows are read element by element.
 const THREADS: usize = 256;
@@ -29,6 +29,12 @@ fn threads(width: usize, dtype: DType) -> usize {
         .map(|packs| packs.div_ceil(PACKS).next_multiple_of(32))
         .filter(|threads| *threads <= MOST_THREADS)
         .unwrap_or(THREADS)
+}
+
+/// A weight without an offset; a model with one was refused when the engine was opened.
+pub(super) fn plain(weight: NormWeight) -> Buffer {
+    assert!(weight.offset == 0.0, "an offset of {} is not built on CUDA", weight.offset);
+    weight.weight
 }
 
 fn check(x: Buffer, weight: Buffer, inverse_rms: Buffer) {

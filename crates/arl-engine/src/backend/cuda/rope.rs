@@ -3,6 +3,7 @@
 use super::PARTS;
 use super::device::{Arg, Device, Launch, int, kernel, scratch_of};
 use super::elementwise::add_parts;
+use super::norm::plain;
 use crate::backend::{Buffer, DType, NormRope};
 
 const THREADS: usize = 128;
@@ -21,6 +22,7 @@ fn check(op: &NormRope, qkv: Buffer) {
     let heads = op.heads;
     assert!(heads.dim.is_multiple_of(2) && heads.dim <= super::MOST_HEAD, "rotary embedding of heads of {}", heads.dim);
     let width = (heads.query + 2 * heads.key_value) * heads.dim;
+    assert_eq!(op.rotary, heads.dim, "a model whose heads are rotated in part was refused when the engine was opened");
     assert_eq!(qkv.len, op.tokens * width, "queries, keys and values of {} tokens", op.tokens);
     assert_eq!((op.cos.len, op.sin.len), (op.tokens * heads.dim / 2, op.tokens * heads.dim / 2), "angles");
 }
@@ -32,7 +34,7 @@ pub(super) fn norm_rope<D: Device>(device: &mut D, op: &NormRope, qkv: Buffer, q
     let rotated = heads.query + heads.key_value;
     assert_eq!((qk.len, qk.dtype), (op.tokens * rotated * heads.dim, qkv.dtype), "norm_rope into another shape");
     let (query, key, epsilon) = match op.norm {
-        Some((query, key, epsilon)) => (Arg::Read(query), Arg::Read(key), epsilon),
+        Some((query, key, epsilon)) => (Arg::Read(plain(query)), Arg::Read(plain(key)), epsilon),
         None => (Arg::Null, Arg::Null, 0.0),
     };
     device.launch(&Launch {
@@ -97,8 +99,8 @@ pub(super) fn norm_rope_backward<D: Device>(
         args: &[
             Arg::Read(qkv),
             Arg::Update(d_qkv),
-            Arg::Read(query_norm),
-            Arg::Read(key_norm),
+            Arg::Read(plain(query_norm)),
+            Arg::Read(plain(key_norm)),
             Arg::Float(epsilon),
             Arg::Read(op.cos),
             Arg::Read(op.sin),

@@ -47,11 +47,11 @@ fn norms_agree() -> Result<()> {
     let mut f = Fixture::new();
     let (x, weight) = (f.put(&x, DType::F32), f.put(&weight, DType::F32));
     let (actual, inverse_rms) = (f.poisoned(rows * width, DType::F32), f.poisoned(rows, DType::F32));
-    f.backend.rms_norm(x, weight, EPSILON, actual, inverse_rms);
+    f.backend.rms_norm(x, weight.into(), EPSILON, actual, inverse_rms);
     assert_close("out", &f.get(actual), &out.flatten_all()?.to_vec1()?, 1e-6);
     let (d_out, zeros) = (f.put(&d_out, DType::F32), vec![0.0; rows * width]);
     let (actual_x, actual_weight) = (f.put(&zeros, DType::F32), f.put(&zeros[..width], DType::F32));
-    f.backend.rms_norm_backward(d_out, x, weight, inverse_rms, actual_x, actual_weight);
+    f.backend.rms_norm_backward(d_out, x, weight.into(), inverse_rms, actual_x, actual_weight);
     assert_close("d_x", &f.get(actual_x), &d_x, 1e-6);
     assert_close("d_weight", &f.get(actual_weight), &d_weight, 1e-6);
     Ok(())
@@ -84,8 +84,9 @@ fn rotated_heads_agree() -> Result<()> {
     let mut f = Fixture::new();
     let op = NormRope {
         heads,
+        rotary: dim,
         tokens,
-        norm: Some((f.put(&of_queries, DType::F32), f.put(&of_keys, DType::F32), EPSILON)),
+        norm: Some((f.put(&of_queries, DType::F32).into(), f.put(&of_keys, DType::F32).into(), EPSILON)),
         cos: f.put(&cos, DType::F32),
         sin: f.put(&sin, DType::F32),
     };

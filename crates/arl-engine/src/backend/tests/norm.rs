@@ -1,6 +1,7 @@
 //! RMSNorm.
 
 use super::*;
+use crate::backend::{DeviceKind, NormWeight};
 
 pub(super) fn reference(x: &[f64], weight: &[f64], epsilon: f64) -> Vec<f64> {
     let width = weight.len();
@@ -55,11 +56,11 @@ fn forward_is_the_reference() {
             let (x, weight) = (fixture.put(&x, dtype), fixture.put(&weight, dtype));
             let out = fixture.poisoned(rows * width, dtype);
             let inverse_rms = fixture.poisoned(rows, DType::F32);
-            fixture.backend.rms_norm(x, weight, EPSILON, out, inverse_rms);
+            fixture.backend.rms_norm(x, weight.into(), EPSILON, out, inverse_rms);
             assert_close("out", &fixture.get(out), &expected, bound(dtype, 4.0));
 
             let again = fixture.poisoned(rows * width, dtype);
-            fixture.backend.rms_norm_again(x, weight, inverse_rms, again);
+            fixture.backend.rms_norm_again(x, weight.into(), inverse_rms, again);
             assert_eq!(fixture.bytes(again), fixture.bytes(out), "the norm applied again");
         }
     }
@@ -80,14 +81,14 @@ fn addition_and_norm_are_those_of_the_parts_in_place_or_not() {
             fixture.backend.add(expected_sum, delta);
             let expected = fixture.poisoned(rows * width, dtype);
             let factors = fixture.poisoned(rows, DType::F32);
-            fixture.backend.rms_norm(expected_sum, weight, EPSILON, expected, factors);
+            fixture.backend.rms_norm(expected_sum, weight.into(), EPSILON, expected, factors);
 
             let other = fixture.poisoned(rows * width, dtype);
             for place in [other, x, delta] {
                 let (x_bytes, delta_bytes) = (fixture.bytes(x), fixture.bytes(delta));
                 let out = fixture.poisoned(rows * width, dtype);
                 let inverse_rms = fixture.poisoned(rows, DType::F32);
-                fixture.backend.add_rms_norm(x, delta, place, weight, EPSILON, out, inverse_rms);
+                fixture.backend.add_rms_norm(x, delta, place, weight.into(), EPSILON, out, inverse_rms);
                 assert_eq!(fixture.bytes(place), fixture.bytes(expected_sum));
                 assert_eq!(fixture.bytes(out), fixture.bytes(expected));
                 assert_eq!(fixture.bytes(inverse_rms), fixture.bytes(factors));
@@ -117,10 +118,10 @@ fn backward_is_the_derivative_and_is_added() {
             let (x, weight) = (fixture.put(&x, dtype), fixture.put(&weight, dtype));
             let out = fixture.poisoned(rows * width, dtype);
             let inverse_rms = fixture.poisoned(rows, DType::F32);
-            fixture.backend.rms_norm(x, weight, EPSILON, out, inverse_rms);
+            fixture.backend.rms_norm(x, weight.into(), EPSILON, out, inverse_rms);
             let d_out = fixture.put(&d_out, dtype);
             let (actual_x, actual_weight) = (fixture.put(&before, dtype), fixture.put(&before_weight, DType::F32));
-            fixture.backend.rms_norm_backward(d_out, x, weight, inverse_rms, actual_x, actual_weight);
+            fixture.backend.rms_norm_backward(d_out, x, weight.into(), inverse_rms, actual_x, actual_weight);
             assert_close("d_x", &fixture.get(actual_x), &sum(&before, &d_x), bound(dtype, 8.0));
             assert_close("d_weight", &fixture.get(actual_weight), &sum(&before_weight, &d_weight), 1e-6);
         }
@@ -141,10 +142,10 @@ fn backward_goes_over_many_rows_and_wide_ones() {
             let (x, weight) = (fixture.put(&x, dtype), fixture.put(&weight, dtype));
             let out = fixture.poisoned(rows * width, dtype);
             let inverse_rms = fixture.poisoned(rows, DType::F32);
-            fixture.backend.rms_norm(x, weight, EPSILON, out, inverse_rms);
+            fixture.backend.rms_norm(x, weight.into(), EPSILON, out, inverse_rms);
             let d_out = fixture.put(&d_out, dtype);
             let (actual_x, actual_weight) = (fixture.put(&before, dtype), fixture.put(&before_weight, DType::F32));
-            fixture.backend.rms_norm_backward(d_out, x, weight, inverse_rms, actual_x, actual_weight);
+            fixture.backend.rms_norm_backward(d_out, x, weight.into(), inverse_rms, actual_x, actual_weight);
             assert_close("d_x", &fixture.get(actual_x), &sum(&before, &d_x), bound(dtype, 8.0));
             assert_close("d_weight", &fixture.get(actual_weight), &sum(&before_weight, &d_weight), 1e-6);
         }
@@ -167,14 +168,14 @@ fn rows_need_not_be_aligned() {
         let (weight, d_out) = (fixture.put_unaligned(&weight, dtype), fixture.put_unaligned(&d_out, dtype));
         let out = fixture.poisoned(rows * width, dtype);
         let inverse_rms = fixture.poisoned(rows, DType::F32);
-        fixture.backend.add_rms_norm(x, delta, x, weight, EPSILON, out, inverse_rms);
+        fixture.backend.add_rms_norm(x, delta, x, weight.into(), EPSILON, out, inverse_rms);
         assert_close("sum", &fixture.get(x), &sums, 0.0);
         assert_close("out", &fixture.get(out), &expected, bound(dtype, 4.0));
         let again = fixture.poisoned(rows * width, dtype);
-        fixture.backend.rms_norm_again(x, weight, inverse_rms, again);
+        fixture.backend.rms_norm_again(x, weight.into(), inverse_rms, again);
         assert_eq!(fixture.bytes(again), fixture.bytes(out), "the norm applied again");
         let (actual_x, actual_weight) = (fixture.put(&d_x, dtype), fixture.put(&d_weight, DType::F32));
-        fixture.backend.rms_norm_backward(d_out, x, weight, inverse_rms, actual_x, actual_weight);
+        fixture.backend.rms_norm_backward(d_out, x, weight.into(), inverse_rms, actual_x, actual_weight);
         assert_close("d_x", &fixture.get(actual_x), &sum(&d_x, &d_x), bound(dtype, 8.0));
         assert_close("d_weight", &fixture.get(actual_weight), &sum(&d_weight, &d_weight), 1e-6);
     }
@@ -189,9 +190,50 @@ fn the_weights_gradient_takes_rows_of_every_task() {
     let weight = fixture.put(&ones[..width], DType::F32);
     let out = fixture.poisoned(rows * width, DType::F32);
     let inverse_rms = fixture.poisoned(rows, DType::F32);
-    fixture.backend.rms_norm(x, weight, 0.0, out, inverse_rms);
+    fixture.backend.rms_norm(x, weight.into(), 0.0, out, inverse_rms);
     let (d_x, d_weight) = (fixture.put(&ones, DType::F32), fixture.put(&ones[..width], DType::F32));
-    fixture.backend.rms_norm_backward(d_out, x, weight, inverse_rms, d_x, d_weight);
+    fixture.backend.rms_norm_backward(d_out, x, weight.into(), inverse_rms, d_x, d_weight);
     assert_close("d_weight", &fixture.get(d_weight), &vec![1001.0; width], 1e-6);
     assert_close("d_x", &fixture.get(d_x), &ones, 1e-6);
+}
+
+/// A kernel for it is not built: a GPU's engine refuses a model that has one.
+#[test]
+fn an_offset_is_added_to_the_weight_and_the_product_alone_is_rounded() {
+    let mut random = Random(10);
+    for dtype in TYPES {
+        for (rows, width, offset) in [(1, 1, 1.0), (3, 33, 1.0), (17, 128, 1.0), (70, 1030, -0.5)] {
+            let mut fixture = Fixture::new();
+            if fixture.backend.kind() != DeviceKind::Cpu {
+                return;
+            }
+            let (x, weight) = (random.values(rows * width, dtype), random.values(width, dtype));
+            let (d_out, before) = (random.values(rows * width, dtype), random.values(rows * width, dtype));
+            let whole: Vec<f64> = weight.iter().map(|weight| weight + offset).collect();
+            let expected = reference(&x, &whole, f64::from(EPSILON));
+            let (d_x, d_weight) = gradients(&x, &whole, &d_out, f64::from(EPSILON));
+
+            let (x, d_out) = (fixture.put(&x, dtype), fixture.put(&d_out, dtype));
+            let weight = NormWeight { weight: fixture.put(&weight, dtype), offset: offset as f32 };
+            let (out, again) = (fixture.poisoned(rows * width, dtype), fixture.poisoned(rows * width, dtype));
+            let inverse_rms = fixture.poisoned(rows, DType::F32);
+            fixture.backend.rms_norm(x, weight, EPSILON, out, inverse_rms);
+            // One rounding, where a norm without an offset has two.
+            let (actual, within) = (fixture.get(out), bound(dtype, 1.0) + bound(DType::F32, 4.0));
+            for (actual, expected) in actual.iter().zip(&expected) {
+                let allowed = within * expected.abs() + least(dtype) + 1e-6;
+                assert!((actual - expected).abs() <= allowed, "{dtype:?}: {actual} instead of {expected}");
+            }
+            fixture.backend.rms_norm_again(x, weight, inverse_rms, again);
+            assert_eq!(fixture.bytes(again), fixture.bytes(out), "the norm applied again");
+            let zeros = fixture.put(&vec![0.0; rows * width], dtype);
+            let (sum_of, added) = (fixture.poisoned(rows * width, dtype), fixture.poisoned(rows * width, dtype));
+            fixture.backend.add_rms_norm(x, zeros, sum_of, weight, EPSILON, added, inverse_rms);
+            assert_eq!(fixture.bytes(added), fixture.bytes(out), "the norm of a sum");
+            let (actual_x, actual_weight) = (fixture.put(&before, dtype), fixture.put(&d_weight, DType::F32));
+            fixture.backend.rms_norm_backward(d_out, x, weight, inverse_rms, actual_x, actual_weight);
+            assert_close("d_x", &fixture.get(actual_x), &sum(&before, &d_x), bound(dtype, 8.0));
+            assert_close("d_weight", &fixture.get(actual_weight), &sum(&d_weight, &d_weight), 1e-6);
+        }
+    }
 }

@@ -17,11 +17,11 @@ fn sums_have_the_same_bits_each_time() {
         };
         let (x, d_out) = (put(&mut f, tokens * width, dtype), put(&mut f, tokens * width, dtype));
         let (weight, inverse_rms) = (put(&mut f, width, dtype), put(&mut f, tokens, DType::F32));
-        let norm = (put(&mut f, heads.dim, dtype), put(&mut f, heads.dim, dtype), 1e-6);
+        let norm = (put(&mut f, heads.dim, dtype).into(), put(&mut f, heads.dim, dtype).into(), 1e-6);
         let (cos, sin) =
             (put(&mut f, tokens * heads.dim / 2, DType::F32), put(&mut f, tokens * heads.dim / 2, DType::F32));
         let terms = put(&mut f, 20_000, DType::F32);
-        let op = NormRope { heads, tokens, norm: Some(norm), cos, sin };
+        let op = NormRope { heads, rotary: heads.dim, tokens, norm: Some(norm), cos, sin };
         let mut run = || {
             let (d_x, d_qkv) = (f.poisoned(x.len, dtype), f.poisoned(x.len, dtype));
             f.backend.copy(x, d_x);
@@ -30,7 +30,7 @@ fn sums_have_the_same_bits_each_time() {
             let (d_weight, d_bias) = (sums.slice(0, width), sums.slice(width, width));
             let d_norm = (sums.slice(2 * width, heads.dim), sums.slice(2 * width + heads.dim, heads.dim));
             let product = f.put(&[1.0], DType::F64);
-            f.backend.rms_norm_backward(d_out, x, weight, inverse_rms, d_x, d_weight);
+            f.backend.rms_norm_backward(d_out, x, weight.into(), inverse_rms, d_x, d_weight);
             f.backend.sum_rows(rows(x, width), tokens, width, d_bias);
             f.backend.norm_rope_backward(&op, x, d_qkv, Some(d_norm));
             f.backend.dot(terms, terms, product);

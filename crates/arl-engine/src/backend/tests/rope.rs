@@ -1,11 +1,15 @@
 //! Per-head norm and rotary embedding.
 
 use super::*;
-use crate::backend::{Heads, NormRope};
+use crate::backend::{DeviceKind, Heads, NormRope, NormWeight};
 
 struct Case {
     heads: Heads,
+    /// Elements of a head that are rotated.
+    rotary: usize,
     tokens: usize,
+    /// Added to the norms' weights.
+    offset: f64,
     norm: Option<(Vec<f64>, Vec<f64>)>,
     cos: Vec<f64>,
     sin: Vec<f64>,
@@ -16,11 +20,17 @@ const EPSILON: f32 = 1e-6;
 
 impl Case {
     fn new(random: &mut Random, dtype: DType, heads: Heads, tokens: usize, norm: bool) -> Case {
-        let half = heads.dim / 2;
+        Case::partial(random, dtype, heads, heads.dim, tokens, norm)
+    }
+
+    fn partial(random: &mut Random, dtype: DType, heads: Heads, rotary: usize, tokens: usize, norm: bool) -> Case {
+        let half = rotary / 2;
         let angles: Vec<f64> = (0..tokens * half).map(|_| 3.0 * random.value()).collect();
         Case {
             heads,
+            rotary,
             tokens,
+            offset: 0.0,
             norm: norm.then(|| (random.values(heads.dim, dtype), random.values(heads.dim, dtype))),
             cos: angles.iter().map(|x| round(x.cos(), DType::F32)).collect(),
             sin: angles.iter().map(|x| round(x.sin(), DType::F32)).collect(),
@@ -30,20 +40,21 @@ impl Case {
 
     fn reference(&self, qkv: &[f64], norm: Option<(&[f64], &[f64])>) -> Vec<f64> {
         let Heads { query, key_value, dim } = self.heads;
-        let half = dim / 2;
+        let half = self.rotary / 2;
         let mut out = Vec::new();
         for (t, row) in qkv.chunks((query + 2 * key_value) * dim).enumerate() {
             for (head, x) in row.chunks(dim).take(query + key_value).enumerate() {
                 let x = match norm {
                     Some((of_queries, of_keys)) => {
                         let weight = if head < query { of_queries } else { of_keys };
-                        super::norm::reference(x, weight, f64::from(EPSILON))
+                        super::norm::reference(x, &self.whole(weight), f64::from(EPSILON))
                     }
                     None => x.to_vec(),
                 };
                 let (cos, sin) = (&self.cos[t * half..], &self.sin[t * half..]);
                 out.extend((0..half).map(|i| x[i] * cos[i] - x[i + half] * sin[i]));
                 out.extend((0..half).map(|i| x[i + half] * cos[i] + x[i] * sin[i]));
+                out.extend(&x[2 * half..]);
             }
         }
         out
@@ -53,7 +64,7 @@ impl Case {
     /// laid out as `qkv`.
     fn gradients(&self, d: &[f64]) -> (Vec<f64>, [Vec<f64>; 2]) {
         let Heads { query, key_value, dim } = self.heads;
-        let (half, width) = (dim / 2, (query + 2 * key_value) * dim);
+        let (half, width) = (self.rotary / 2, (query + 2 * key_value) * dim);
         let mut d_qkv = d.to_vec();
         let mut d_norm = [vec![0.0; dim], vec![0.0; dim]];
         for (t, (row, d)) in self.qkv.chunks(width).zip(d_qkv.chunks_mut(width)).enumerate() {
@@ -67,7 +78,7 @@ impl Case {
                 let Some((of_queries, of_keys)) = &self.norm else { continue };
                 let keys = usize::from(head >= query);
                 let weight = [of_queries, of_keys][keys];
-                let (d_x, d_weight) = super::norm::gradients(x, weight, d, f64::from(EPSILON));
+                let (d_x, d_weight) = super::norm::gradients(x, &self.whole(weight), d, f64::from(EPSILON));
                 d.copy_from_slice(&d_x);
                 d_norm[keys] = sum(&d_norm[keys], &d_weight);
             }
@@ -75,15 +86,23 @@ impl Case {
         (d_qkv, d_norm)
     }
 
+    /// What a norm multiplies by.
+    fn whole(&self, weight: &[f64]) -> Vec<f64> {
+        weight.iter().map(|weight| weight + self.offset).collect()
+    }
+
     fn norms(&self) -> Option<(&[f64], &[f64])> {
         self.norm.as_ref().map(|(query, key)| (&query[..], &key[..]))
     }
 
     fn op(&self, fixture: &mut Fixture, dtype: DType) -> NormRope {
+        let mut put = |weight| NormWeight { weight: fixture.put(weight, dtype), offset: self.offset as f32 };
+        let norm = self.norms().map(|(query, key)| (put(query), put(key), EPSILON));
         NormRope {
             heads: self.heads,
+            rotary: self.rotary,
             tokens: self.tokens,
-            norm: self.norms().map(|(query, key)| (fixture.put(query, dtype), fixture.put(key, dtype), EPSILON)),
+            norm,
             cos: fixture.put(&self.cos, DType::F32),
             sin: fixture.put(&self.sin, DType::F32),
         }
@@ -197,6 +216,47 @@ fn backward_goes_over_many_heads_of_all_sizes_and_alignments() {
                 if let Some((query, key)) = d_norm {
                     assert_close("d_norm of queries", &fixture.get(query), &sum(&before, &of_queries), 2e-6);
                     assert_close("d_norm of keys", &fixture.get(key), &sum(&before, &of_keys), 2e-6);
+                }
+            }
+        }
+    }
+}
+
+/// Kernels for it are not built: a GPU's engine refuses a model that needs them.
+#[test]
+fn a_part_of_a_head_is_rotated_and_the_rest_passes() {
+    let mut random = Random(12);
+    for dtype in TYPES {
+        for (query, key_value, dim, rotary, tokens) in
+            [(2, 1, 8, 2, 5), (4, 2, 64, 16, 9), (3, 1, 16, 0, 3), (2, 2, 6, 6, 4)]
+        {
+            for (norm, offset) in [(false, 0.0), (true, 0.0), (true, 1.0)] {
+                let mut fixture = Fixture::new();
+                if fixture.backend.kind() != DeviceKind::Cpu {
+                    return;
+                }
+                let heads = Heads { query, key_value, dim };
+                let case = Case { offset, ..Case::partial(&mut random, dtype, heads, rotary, tokens, norm) };
+                let d = random.values(case.qkv.len(), dtype);
+                let (expected, [of_queries, of_keys]) = case.gradients(&d);
+                let (width, rotated) = ((query + 2 * key_value) * dim, (query + key_value) * dim);
+                let d_qk: Vec<f64> = d.chunks(width).flat_map(|d| d[..rotated].to_vec()).collect();
+                let full = differences(&case.qkv, |qkv| inner(&case.reference(qkv, case.norms()), &d_qk));
+                let same = full.iter().zip(&d).enumerate().map(|(i, (f, d))| if i % width < rotated { *f } else { *d });
+                assert_close("the formula's d_qkv", &expected, &same.collect::<Vec<_>>(), 1e-7);
+
+                let op = case.op(&mut fixture, dtype);
+                let expected_qk = case.reference(&case.qkv, case.norms());
+                let (qkv, qk) = (fixture.put(&case.qkv, dtype), fixture.poisoned(expected_qk.len(), dtype));
+                fixture.backend.norm_rope(&op, qkv, qk);
+                assert_close("qk", &fixture.get(qk), &expected_qk, bound(dtype, 5.0));
+                let (d_qkv, zeros) = (fixture.put(&d, dtype), vec![0.0; dim]);
+                let d_norm = norm.then(|| (fixture.put(&zeros, DType::F32), fixture.put(&zeros, DType::F32)));
+                fixture.backend.norm_rope_backward(&op, qkv, d_qkv, d_norm);
+                assert_close("d_qkv", &fixture.get(d_qkv), &expected, bound(dtype, 10.0));
+                if let Some((query, key)) = d_norm {
+                    assert_close("d_norm of queries", &fixture.get(query), &of_queries, 2e-6);
+                    assert_close("d_norm of keys", &fixture.get(key), &of_keys, 2e-6);
                 }
             }
         }

@@ -17,9 +17,9 @@ fn everything(dtype: DType) -> Vec<(&'static str, Vec<u8>)> {
     let (x, d_out, weight) =
         (put(&mut f, tokens * width, dtype), put(&mut f, tokens * width, dtype), put(&mut f, width, dtype));
     let (out, inverse_rms) = (f.poisoned(tokens * width, dtype), f.poisoned(tokens, DType::F32));
-    f.backend.rms_norm(x, weight, 1e-6, out, inverse_rms);
+    f.backend.rms_norm(x, weight.into(), 1e-6, out, inverse_rms);
     let (d_x, d_weight) = (put(&mut f, tokens * width, dtype), put(&mut f, width, DType::F32));
-    f.backend.rms_norm_backward(d_out, x, weight, inverse_rms, d_x, d_weight);
+    f.backend.rms_norm_backward(d_out, x, weight.into(), inverse_rms, d_x, d_weight);
     for (name, buffer) in [("rms_norm", out), ("rms_norm d_x", d_x), ("rms_norm d_weight", d_weight)] {
         results.push((name, f.bytes(buffer)));
     }
@@ -28,8 +28,9 @@ fn everything(dtype: DType) -> Vec<(&'static str, Vec<u8>)> {
     let (qkv_width, dim) = (8 * 64, 64);
     let op = NormRope {
         heads,
+        rotary: dim,
         tokens,
-        norm: Some((put(&mut f, dim, dtype), put(&mut f, dim, dtype), 1e-6)),
+        norm: Some((put(&mut f, dim, dtype).into(), put(&mut f, dim, dtype).into(), 1e-6)),
         cos: put(&mut f, tokens * dim / 2, DType::F32),
         sin: put(&mut f, tokens * dim / 2, DType::F32),
     };

@@ -4,16 +4,17 @@ mod backward;
 mod cached;
 mod forward;
 
-pub(super) use backward::{Results, backward};
 pub(super) use cached::cached;
-pub(super) use forward::{Inputs, forward};
 
 use std::ops::Range;
 
-use super::element::Element;
+use self::backward::{Results, backward};
+use self::forward::{Inputs, forward};
+use super::element::{Element, with_element};
 use super::embedding::index;
 use super::gemm::MatRef;
-use crate::backend::{Attention, Heads};
+use super::memory::{Lease, Plain};
+use crate::backend::{Attention, Buffer, Heads, Rows};
 
 /// The shape of an attention leaf, without its buffers.
 #[derive(Clone, Copy)]
@@ -84,4 +85,42 @@ fn carve<'m>(memory: &mut &'m mut [f32], len: usize) -> &'m mut [f32] {
     let (first, rest) = std::mem::take(memory).split_at_mut(len);
     *memory = rest;
     first
+}
+
+pub(super) fn matrix<'m, T: Plain>(lease: &mut Lease<'m>, rows: Rows, count: usize, width: usize) -> Matrix<'m, T> {
+    Matrix { data: lease.read_rows(rows, count, width), stride: rows.stride }
+}
+
+/// Queries, keys and values of so many tokens.
+fn inputs<'m, T: Plain>(lease: &mut Lease<'m>, op: &Attention, tokens: usize) -> Inputs<'m, T> {
+    Inputs {
+        q: matrix(lease, op.q, tokens, op.heads.query_columns()),
+        k: matrix(lease, op.k, tokens, op.heads.key_columns()),
+        v: matrix(lease, op.v, tokens, op.heads.key_columns()),
+    }
+}
+
+/// As [`crate::backend::Backend::attention`].
+pub(super) fn attention(lease: &mut Lease<'_>, op: &Attention) {
+    let shape = Shape::new(op, lease.read(op.sequences.cu_seqlens));
+    with_element!(op.q.buffer.dtype, T => {
+        let inputs = inputs::<T>(lease, op, shape.tokens);
+        let out = lease.write_rows::<T>(op.out, shape.tokens, op.heads.query_columns());
+        forward(&shape, inputs, out, op.out.stride, lease.write(op.log_sum_exp));
+    });
+}
+
+/// As [`crate::backend::Backend::attention_backward`].
+pub(super) fn attention_backward(lease: &mut Lease<'_>, op: &Attention, d_out: Rows, d_qkv: Buffer, scratch: Buffer) {
+    let shape = Shape::new(op, lease.read(op.sequences.cu_seqlens));
+    let columns = op.heads.query_columns();
+    with_element!(op.q.buffer.dtype, T => {
+        let inputs = inputs::<T>(lease, op, shape.tokens);
+        let results = Results {
+            out: matrix(lease, op.out, shape.tokens, columns),
+            d_out: matrix(lease, d_out, shape.tokens, columns),
+            log_sum_exp: lease.read(op.log_sum_exp),
+        };
+        backward(&shape, inputs, &results, lease.write::<T>(d_qkv), lease.write(scratch));
+    });
 }

@@ -1,25 +1,26 @@
-//! The flat arrays of a model: weights, masters, gradients, moments, and the slots through which offloaded ones pass.
-//! Knows how long they are and of which type; what is where in them is `params`' business.
+//! The arrays over both arenas: weights over one; masters, gradients and moments over the optimizer's; and the slots
+//! through which offloaded ones pass. Knows how long they are and of which type.
 
-use crate::arena::ALIGNMENT;
+use super::arena::ALIGNMENT;
+use super::{Param, Placement};
 use crate::backend::{Buffer, DType, Pool};
 use crate::events::OPTIMIZER_SLOTS;
 use crate::options::EngineOptions;
-use crate::params::Param;
 
-/// Parameters of a piece: those that are on their way come while a layer of a large model is computed.
+/// Parameters of a piece: the next ones arrive while a layer of a large model is computed.
 const PIECE: usize = 16 << 20;
 
-/// The flat arrays, in [`Pool::State`].
+/// The arrays, in [`Pool::State`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Store {
     /// f32, bf16 or f16.
     pub(crate) weights: Buffer,
-    /// With exact bf16 weights u16, the rest of the exact f32 masters; with f16 weights f32, the masters.
+    /// Of trained parameters; with exact bf16 weights u16, the rest of the exact f32 masters; with f16 weights f32, the
+    /// masters.
     pub(crate) masters: Option<Buffer>,
     /// With `optimizer_offload`, where pieces of the arrays in host memory are while they are on the device.
     pub(crate) slots: Option<Slots>,
-    /// What training needs besides; absent from an engine for inference only.
+    /// What only training needs.
     pub(crate) training: Option<TrainingStore>,
     /// Bytes of the pool.
     pub(crate) bytes: usize,
@@ -27,7 +28,7 @@ pub(crate) struct Store {
     pub(crate) host_bytes: usize,
 }
 
-/// Gradients and moments.
+/// Gradients and moments of trained parameters.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TrainingStore {
     /// f32.
@@ -40,9 +41,9 @@ pub(crate) struct TrainingStore {
 }
 
 impl Store {
-    /// The arrays of `len` elements, as the options have them. With `optimizer_offload`, moments and masters are in host
+    /// The arrays over the arenas, as the options have them. With `optimizer_offload`, moments and masters are in host
     /// memory.
-    pub(crate) fn new(len: usize, options: &EngineOptions) -> Self {
+    pub(crate) fn new(placement: &Placement, options: &EngineOptions) -> Self {
         let &EngineOptions { dtype, stochastic_rounding, bf16_moments, inference_only, optimizer_offload, .. } =
             options;
         let moments = if bf16_moments { DType::Bf16 } else { DType::F32 };
@@ -54,7 +55,7 @@ impl Store {
             Buffer { pool, offset, len, dtype }
         };
         let optimizer = if optimizer_offload { Pool::HostState } else { Pool::State };
-        let weights = take(Pool::State, dtype, len);
+        let (weights, len) = (take(Pool::State, dtype, placement.weights), placement.optimizer);
         let masters = match dtype {
             _ if inference_only => None,
             DType::Bf16 if !stochastic_rounding => Some(take(optimizer, DType::U16, len)),
@@ -79,13 +80,14 @@ impl Store {
         self.weights.slice(param.offset, param.len)
     }
 
-    /// A parameter's gradients.
-    pub(crate) fn gradient(&self, param: Param) -> Buffer {
-        match &self.training {
-            Some(training) => training.gradients.slice(param.offset, param.len),
-            // No backward pass runs on such an engine; an empty buffer keeps the forward pass free of the question.
-            None => self.weights.slice(0, 0),
-        }
+    /// A parameter's place in an array over the optimizer's arena; none: it is frozen.
+    pub(crate) fn trained(array: Buffer, param: Param) -> Option<Buffer> {
+        param.trained.map(|first| array.slice(first, param.len))
+    }
+
+    /// A parameter's gradients; none: it is frozen, or the engine is for inference only.
+    pub(crate) fn gradient(&self, param: Param) -> Option<Buffer> {
+        self.training.and_then(|training| Self::trained(training.gradients, param))
     }
 }
 

@@ -1,0 +1,214 @@
+//! Attention: the fused projection to queries, keys and values, their norms and rotation, attention within each sequence, and
+//! the output projection. `Q` and `K` are the columns of all query and key heads.
+
+use arl_model::{Block, LayerConfig, ModelConfig, Role};
+
+use super::cache::{Cached, NewTokens};
+use super::context::{Context, Run, Take};
+use super::linear::{Linear, packed};
+use crate::backend::{self, Backend, Buffer, DType, Heads, NormRope, Rows, attention_library_scratch};
+use crate::batch::BatchSize;
+use crate::options::Recompute;
+use crate::placement::{Param, Placement};
+
+/// Its parameters and sizes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Attention {
+    pub(crate) heads: Heads,
+    /// Keys that a query may see, itself included.
+    pub(crate) window: Option<usize>,
+    /// Elements of a head that are rotated.
+    rotary: usize,
+    /// `[Q + 2 K, hidden]`.
+    qkv: Linear,
+    /// `[dim]` each, of queries and of keys, and their epsilon.
+    qk_norm: Option<(Param, Param, f32)>,
+    /// `[hidden, Q]`.
+    output: Linear,
+}
+
+/// What it computes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Buffers {
+    /// `[T, Q + 2 K]`: queries, keys, values.
+    qkv: Buffer,
+    /// `[T, Q + K]`: queries and keys, normed and rotated.
+    qk: Buffer,
+    /// `[T, Q]`: what attention gives.
+    attention: Buffer,
+    /// f32 `[query heads, T]`.
+    log_sum_exp: Buffer,
+}
+
+impl Attention {
+    pub(super) fn new(config: &ModelConfig, placement: &Placement, layer: usize, shape: &LayerConfig) -> Self {
+        let block = Block::Attention(layer);
+        // Which parameters a layer has follows from the configuration, as the table does.
+        let span = |first, last| placement.span(block, first, last);
+        let norm = |role| placement.span(block, role, role);
+        let epsilon = config.rms_norm_eps as f32;
+        Attention {
+            heads: Heads {
+                query: config.num_attention_heads,
+                key_value: config.num_key_value_heads,
+                dim: config.head_dim,
+            },
+            window: shape.window,
+            rotary: config.rope.rotary_dim,
+            qkv: Linear {
+                weight: span(Role::QWeight, Role::VWeight).unwrap_or_default(),
+                bias: span(Role::QBias, Role::VBias),
+            },
+            qk_norm: norm(Role::QNorm).zip(norm(Role::KNorm)).map(|(query, key)| (query, key, epsilon)),
+            output: Linear { weight: placement.one(block, Role::OWeight), bias: span(Role::OBias, Role::OBias) },
+        }
+    }
+
+    /// Parameters whose gradients a step's first micro-batch assigns.
+    pub(super) fn assigned(&self) -> [Param; 2] {
+        [self.qkv.weight, self.output.weight]
+    }
+
+    pub(super) fn buffers(&self, dtype: DType, tokens: usize, take: &mut Take<'_>) -> Buffers {
+        use Recompute::{Mlp, Off};
+        Buffers {
+            qkv: take(Mlp, dtype, tokens * self.heads.qkv_columns()),
+            qk: take(Off, dtype, tokens * self.heads.qk_columns()),
+            attention: take(Mlp, dtype, tokens * self.heads.query_columns()),
+            log_sum_exp: take(Mlp, DType::F32, tokens * self.heads.query),
+        }
+    }
+
+    /// From the normed input `[T, H]` to what attention gives.
+    pub(super) fn compute<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, at: &Buffers, input: Buffer, run: &Run) {
+        self.queries_keys_values(cx, at, input, run);
+        cx.backend.attention(&self.op(at, run));
+    }
+
+    fn queries_keys_values<B: Backend + ?Sized>(
+        &self,
+        cx: &mut Context<'_, B>,
+        at: &Buffers,
+        input: Buffer,
+        run: &Run,
+    ) {
+        self.qkv.forward(cx, input, at.qkv, run.size().tokens);
+        cx.backend.norm_rope(&self.norm_rope(cx, run), at.qkv, at.qk);
+    }
+
+    /// As [`Attention::compute`], and keys and values join `cached`: those of whole prompts, or of one new token a sequence,
+    /// which sees the tokens before it.
+    pub(super) fn compute_cached<B: Backend + ?Sized>(
+        &self,
+        cx: &mut Context<'_, B>,
+        at: &Buffers,
+        input: Buffer,
+        run: &Run,
+        cached: &Cached,
+        new: &NewTokens,
+    ) {
+        self.queries_keys_values(cx, at, input, run);
+        let (heads, width) = (self.heads, self.heads.key_columns());
+        for (x, rows, cache) in [(at.qk, new.keys, cached.keys), (at.qkv, new.values, cached.values)] {
+            cx.backend.gather_rows(x, rows, 1, heads.dim, new.rows);
+            cx.backend.scatter_rows(new.rows, new.slots, width, cache);
+        }
+        if !new.one_each {
+            return cx.backend.attention(&self.op(at, run));
+        }
+        let len = run.size().tokens * cached.capacity * width;
+        cx.backend.attention_cached(
+            heads,
+            self.window,
+            heads.scale(),
+            Rows { buffer: at.qk, stride: heads.qk_columns() },
+            cached.keys.slice(0, len),
+            cached.values.slice(0, len),
+            cached.capacity,
+            new.lengths,
+            at.attention,
+        );
+    }
+
+    /// What the block adds to the residual stream, into `run.delta`.
+    pub(super) fn output<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, at: &Buffers, run: &Run) {
+        self.output.forward(cx, at.attention, run.delta, run.size().tokens);
+    }
+
+    /// Computes again what was not kept: the same leaves on the same values.
+    pub(super) fn recompute<B: Backend + ?Sized>(
+        &self,
+        cx: &mut Context<'_, B>,
+        at: &Buffers,
+        input: Buffer,
+        run: &Run,
+        level: Recompute,
+    ) {
+        match level {
+            Recompute::Block => self.compute(cx, at, input, run),
+            _ => cx.backend.norm_rope(&self.norm_rope(cx, run), at.qkv, at.qk),
+        }
+    }
+
+    /// From `d_x`, the residual stream's gradient, to `d_input`, that of the normed input.
+    pub(super) fn backward<B: Backend + ?Sized>(
+        &self,
+        cx: &mut Context<'_, B>,
+        at: &Buffers,
+        input: Buffer,
+        run: &Run,
+        d_x: Buffer,
+        d_input: Buffer,
+    ) {
+        let (heads, t) = (self.heads, run.size().tokens);
+        let top = cx.arena.mark();
+        // [T, Q], [T, Q + 2 K], [query heads, T] or what a library takes
+        let d_attention = cx.workspace(cx.dtype, t * heads.query_columns());
+        let d_qkv = cx.workspace(cx.dtype, t * heads.qkv_columns());
+        let scratch = cx.workspace(DType::F32, self.scratch(cx.attention_library, run.size()));
+
+        self.output.backward_weight(cx, packed(d_x, t), at.attention, t, !run.first);
+        self.output.backward_input(cx, packed(d_x, t), d_attention, t, false);
+        cx.backend.attention_backward(&self.op(at, run), packed(d_attention, t), d_qkv, scratch);
+        let d_norms = self.qk_norm.map(|(query, key, _)| (cx.norm_gradient(query), cx.norm_gradient(key)));
+        cx.backend.norm_rope_backward(&self.norm_rope(cx, run), at.qkv, d_qkv, d_norms);
+        self.qkv.backward_weight(cx, packed(d_qkv, t), input, t, !run.first);
+        self.qkv.backward_input(cx, packed(d_qkv, t), d_input, t, false);
+        cx.arena.release(top);
+    }
+
+    /// f32 elements of the scratch of attention's backward pass.
+    fn scratch(&self, library: bool, size: BatchSize) -> usize {
+        if library {
+            attention_library_scratch(self.heads, size.tokens, size.sequences)
+        } else {
+            size.tokens * self.heads.query
+        }
+    }
+
+    fn norm_rope<B: Backend + ?Sized>(&self, cx: &Context<'_, B>, run: &Run) -> NormRope {
+        NormRope {
+            heads: self.heads,
+            rotary: self.rotary,
+            tokens: run.size().tokens,
+            norm: self.qk_norm.map(|(query, key, epsilon)| (cx.norm(query), cx.norm(key), epsilon)),
+            cos: run.inputs.cos,
+            sin: run.inputs.sin,
+        }
+    }
+
+    fn op(&self, at: &Buffers, run: &Run) -> backend::Attention {
+        let (q, qk) = (self.heads.query_columns(), self.heads.qk_columns());
+        backend::Attention {
+            heads: self.heads,
+            sequences: run.inputs.sequences,
+            window: self.window,
+            scale: self.heads.scale(),
+            q: Rows { buffer: at.qk, stride: qk },
+            k: Rows { buffer: at.qk.slice(q, at.qk.len - q), stride: qk },
+            v: Rows { buffer: at.qkv.slice(qk, at.qkv.len - qk), stride: self.heads.qkv_columns() },
+            out: Rows { buffer: at.attention, stride: q },
+            log_sum_exp: at.log_sum_exp,
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! What every block computes with: the device, memory, weights and gradients, and the micro-batch.
+
+use crate::backend::{Backend, Buffer, DType, NormWeight};
+use crate::batch::{BatchSize, Inputs};
+use crate::options::Recompute;
+use crate::placement::Param;
+use crate::placement::arena::{Arena, Category};
+use crate::placement::store::Store;
+
+/// The device and its memory, during one micro-batch.
+pub(crate) struct Context<'a, B: ?Sized> {
+    pub(crate) backend: &'a mut B,
+    pub(crate) arena: &'a mut Arena,
+    pub(crate) store: &'a Store,
+    /// Of activations.
+    pub(crate) dtype: DType,
+    /// What norms add to their weights.
+    pub(crate) norm_offset: f32,
+    /// Attention is the device's own library's where it has a plan.
+    pub(crate) attention_library: bool,
+}
+
+/// The state of one micro-batch. `T` tokens, `H` hidden size.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Run {
+    pub(crate) inputs: Inputs,
+    /// What layers keep; `None`: nothing, because no backward pass follows.
+    pub(crate) keep: Option<Recompute>,
+    /// `[T, H]`: what a block adds to the residual stream; after the last one the stream itself.
+    pub(crate) delta: Buffer,
+    /// f32 `[T]`.
+    pub(crate) final_inverse_rms: Buffer,
+    /// `[T, H]`: the head's input.
+    pub(crate) final_norm: Buffer,
+    /// f64 `[3]`: weighted sum of the negative log-likelihoods, sums of right predictions and of entropies.
+    pub(crate) sums: Buffer,
+    /// f32 `[2, experts]`: choices and probabilities of each expert, all layers together.
+    pub(crate) balance: Option<Buffer>,
+    /// Factor on the loss whose gradients are computed.
+    pub(crate) loss_scale: f32,
+    /// Whether a step's gradients begin with this micro-batch: products assign them, and what is only ever added to was
+    /// zeroed.
+    pub(crate) first: bool,
+}
+
+impl Run {
+    pub(crate) fn size(&self) -> BatchSize {
+        self.inputs.size
+    }
+}
+
+/// Takes a block's buffers: the last level at which one is kept, its type and its length.
+pub(crate) type Take<'a> = dyn FnMut(Recompute, DType, usize) -> Buffer + 'a;
+
+impl<B: Backend + ?Sized> Context<'_, B> {
+    /// Takes memory whose contents are of no use.
+    pub(crate) fn take(&mut self, category: Category, dtype: DType, len: usize) -> Buffer {
+        let buffer = self.arena.take(category, dtype, len);
+        self.backend.discard(buffer);
+        buffer
+    }
+
+    pub(crate) fn workspace(&mut self, dtype: DType, len: usize) -> Buffer {
+        self.take(Category::Workspace, dtype, len)
+    }
+
+    pub(crate) fn norm(&self, weight: Param) -> NormWeight {
+        NormWeight { weight: self.store.weight(weight), offset: self.norm_offset }
+    }
+
+    /// Where a leaf adds the gradient of a norm's weight. That of a frozen one goes to workspace that nobody reads.
+    pub(crate) fn norm_gradient(&mut self, weight: Param) -> Buffer {
+        self.store.gradient(weight).unwrap_or_else(|| {
+            let unread = self.workspace(DType::F32, weight.len);
+            self.backend.zero(unread);
+            unread
+        })
+    }
+}

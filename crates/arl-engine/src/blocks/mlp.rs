@@ -1,0 +1,100 @@
+//! The dense MLP: gate and up in one product, SwiGLU, and down. `W` is its inner width.
+
+use arl_model::{Block, Role};
+
+use super::context::{Context, Run, Take};
+use super::linear::{Linear, packed};
+use crate::backend::{Backend, Buffer, DType};
+use crate::options::Recompute;
+use crate::placement::{Param, Placement};
+
+/// Its parameters and sizes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mlp {
+    width: usize,
+    /// `[2 W, hidden]`: gate, then up.
+    gate_up: Linear,
+    /// `[hidden, W]`.
+    down: Linear,
+}
+
+/// What it computes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Buffers {
+    /// `[T, 2 W]`.
+    gate_up: Buffer,
+    /// `[T, W]`: after SwiGLU.
+    act: Buffer,
+}
+
+impl Mlp {
+    pub(super) fn new(placement: &Placement, layer: usize, width: usize) -> Self {
+        let block = Block::Mlp(layer);
+        Mlp {
+            width,
+            gate_up: Linear::new(placement.span(block, Role::Gate, Role::Up).unwrap_or_default()),
+            down: Linear::new(placement.one(block, Role::Down)),
+        }
+    }
+
+    /// Parameters whose gradients a step's first micro-batch assigns.
+    pub(super) fn assigned(&self) -> [Param; 2] {
+        [self.gate_up.weight, self.down.weight]
+    }
+
+    pub(super) fn buffers(&self, dtype: DType, tokens: usize, take: &mut Take<'_>) -> Buffers {
+        Buffers {
+            gate_up: take(Recompute::Norms, dtype, tokens * 2 * self.width),
+            act: take(Recompute::Off, dtype, tokens * self.width),
+        }
+    }
+
+    /// From the normed input `[T, H]` to what SwiGLU gives.
+    pub(super) fn compute<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, at: &Buffers, input: Buffer, run: &Run) {
+        self.gate_up.forward(cx, input, at.gate_up, run.size().tokens);
+        cx.backend.swiglu(at.gate_up, self.width, at.act);
+    }
+
+    /// What the block adds to the residual stream, into `run.delta`.
+    pub(super) fn output<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, at: &Buffers, run: &Run) {
+        self.down.forward(cx, at.act, run.delta, run.size().tokens);
+    }
+
+    /// Computes again what was not kept: the same leaves on the same values.
+    pub(super) fn recompute<B: Backend + ?Sized>(
+        &self,
+        cx: &mut Context<'_, B>,
+        at: &Buffers,
+        input: Buffer,
+        run: &Run,
+        level: Recompute,
+    ) {
+        match level {
+            Recompute::Norms => cx.backend.swiglu(at.gate_up, self.width, at.act),
+            _ => self.compute(cx, at, input, run),
+        }
+    }
+
+    /// From `d_x`, the residual stream's gradient, to `d_input`, that of the normed input.
+    pub(super) fn backward<B: Backend + ?Sized>(
+        &self,
+        cx: &mut Context<'_, B>,
+        at: &Buffers,
+        input: Buffer,
+        run: &Run,
+        d_x: Buffer,
+        d_input: Buffer,
+    ) {
+        let t = run.size().tokens;
+        let top = cx.arena.mark();
+        // [T, W]
+        let d_act = cx.workspace(cx.dtype, t * self.width);
+        self.down.backward_input(cx, packed(d_x, t), d_act, t, false);
+        self.down.backward_weight(cx, packed(d_x, t), at.act, t, !run.first);
+        cx.backend.swiglu_backward(at.gate_up, self.width, d_act);
+        let d_gate_up = packed(at.gate_up, t);
+        self.gate_up.backward_weight(cx, d_gate_up, input, t, !run.first);
+        self.gate_up.backward_input(cx, d_gate_up, d_input, t, false);
+        cx.arena.release(top);
+    }
+}

@@ -1,0 +1,167 @@
+//! The blocks that layers are made of: `x + f(norm(x))` each. A kind of `f` has a file of its own, with its parameters, its
+//! buffers and the last level of recomputation at which each is kept, its forward and backward passes and what it computes
+//! again. This file chooses a layer's blocks by its configuration and hands calls on; the residual stream, the norms and
+//! the order of blocks are the business of `step`.
+
+mod attention;
+pub(crate) mod cache;
+mod context;
+mod experts;
+pub(crate) mod linear;
+mod mlp;
+
+use arl_model::{self as model, ModelConfig, Role};
+
+pub(crate) use attention::Attention;
+pub(crate) use context::{Context, Run, Take};
+
+use crate::backend::{Backend, Buffer, DType};
+use crate::options::Recompute;
+use crate::placement::{Param, Placement};
+use cache::{Cached, NewTokens};
+use experts::Experts;
+use mlp::Mlp;
+
+/// A block of a model.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Block {
+    pub(crate) layer: usize,
+    /// `[hidden]`: of the norm before it.
+    pub(crate) norm: Param,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Attention(Attention),
+    Mlp(Mlp),
+    Experts(Experts),
+}
+
+/// A block with the buffers of a micro-batch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Active {
+    Attention(Attention, attention::Buffers),
+    Mlp(Mlp, mlp::Buffers),
+    Experts(Experts, experts::Buffers),
+}
+
+/// The blocks of all layers, in the order of the forward pass.
+pub(crate) fn blocks(config: &ModelConfig, placement: &Placement) -> Vec<Block> {
+    let mut blocks = Vec::with_capacity(2 * config.layers.len());
+    for (layer, shape) in config.layers.iter().enumerate() {
+        let mut add = |block, norm, kind| blocks.push(Block { layer, norm: placement.one(block, norm), kind });
+        let attention = Attention::new(config, placement, layer, shape);
+        add(model::Block::Attention(layer), Role::InputNorm, Kind::Attention(attention));
+        match &shape.mlp {
+            model::Mlp::Dense { intermediate } => {
+                let mlp = Mlp::new(placement, layer, *intermediate);
+                add(model::Block::Mlp(layer), Role::PostAttentionNorm, Kind::Mlp(mlp));
+            }
+            model::Mlp::Moe(moe) => {
+                let experts = Experts::new(config, placement, layer, moe);
+                add(model::Block::Experts(layer), Role::PostAttentionNorm, Kind::Experts(experts));
+            }
+        }
+    }
+    blocks
+}
+
+impl Block {
+    /// Its attention, if it is attention.
+    pub(crate) fn attention(&self) -> Option<&Attention> {
+        if let Kind::Attention(attention) = &self.kind { Some(attention) } else { None }
+    }
+
+    /// Parameters whose gradients the first micro-batch of a step assigns; the others' are added to.
+    pub(crate) fn assigned(&self) -> Vec<Param> {
+        match &self.kind {
+            Kind::Attention(attention) => attention.assigned().to_vec(),
+            Kind::Mlp(mlp) => mlp.assigned().to_vec(),
+            Kind::Experts(experts) => experts.assigned().to_vec(),
+        }
+    }
+
+    /// Takes its buffers for so many tokens.
+    pub(crate) fn activate(&self, dtype: DType, tokens: usize, take: &mut Take<'_>) -> Active {
+        match self.kind {
+            Kind::Attention(attention) => Active::Attention(attention, attention.buffers(dtype, tokens, take)),
+            Kind::Mlp(mlp) => Active::Mlp(mlp, mlp.buffers(dtype, tokens, take)),
+            Kind::Experts(experts) => Active::Experts(experts, experts.buffers(dtype, tokens, take)),
+        }
+    }
+}
+
+impl Active {
+    /// From the normed input to all that [`Active::output`] and the backward pass read.
+    pub(crate) fn compute<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, input: Buffer, run: &Run) {
+        match self {
+            Active::Attention(attention, at) => attention.compute(cx, at, input, run),
+            Active::Mlp(mlp, at) => mlp.compute(cx, at, input, run),
+            Active::Experts(experts, at) => experts.compute(cx, at, input, run, run.balance),
+        }
+    }
+
+    /// As [`Active::compute`] where tokens see those of `cached`, which the new ones join.
+    pub(crate) fn compute_cached<B: Backend + ?Sized>(
+        &self,
+        cx: &mut Context<'_, B>,
+        input: Buffer,
+        run: &Run,
+        cached: Option<&Cached>,
+        new: &NewTokens,
+    ) {
+        match (self, cached) {
+            (Active::Attention(attention, at), Some(cached)) => {
+                attention.compute_cached(cx, at, input, run, cached, new);
+            }
+            _ => self.compute(cx, input, run),
+        }
+    }
+
+    /// What the block adds to the residual stream, into `run.delta`.
+    pub(crate) fn output<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, run: &Run) {
+        match self {
+            Active::Attention(attention, at) => attention.output(cx, at, run),
+            Active::Mlp(mlp, at) => mlp.output(cx, at, run),
+            Active::Experts(experts, at) => experts.output(cx, at, run),
+        }
+    }
+
+    /// Computes again what was not kept at a level.
+    pub(crate) fn recompute<B: Backend + ?Sized>(
+        &self,
+        cx: &mut Context<'_, B>,
+        input: Buffer,
+        run: &Run,
+        level: Recompute,
+    ) {
+        match self {
+            Active::Attention(attention, at) => attention.recompute(cx, at, input, run, level),
+            Active::Mlp(mlp, at) => mlp.recompute(cx, at, input, run, level),
+            Active::Experts(experts, at) => experts.recompute(cx, at, input, run, level),
+        }
+    }
+
+    /// From `d_x`, the residual stream's gradient, to `d_input`, that of the normed input, and the gradients of the
+    /// block's parameters.
+    pub(crate) fn backward<B: Backend + ?Sized>(
+        &self,
+        cx: &mut Context<'_, B>,
+        input: Buffer,
+        run: &Run,
+        d_x: Buffer,
+        d_input: Buffer,
+    ) {
+        match self {
+            Active::Attention(attention, at) => attention.backward(cx, at, input, run, d_x, d_input),
+            Active::Mlp(mlp, at) => mlp.backward(cx, at, input, run, d_x, d_input),
+            Active::Experts(experts, at) => experts.backward(cx, at, input, run, d_x, d_input),
+        }
+    }
+
+    /// The router's logits, f32 `[T, experts]`, of a block that has one. Lasting only where everything is kept.
+    pub(crate) fn router_logits(&self) -> Option<Buffer> {
+        if let Active::Experts(_, at) = self { Some(at.logits) } else { None }
+    }
+}

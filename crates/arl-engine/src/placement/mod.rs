@@ -1,0 +1,238 @@
+//! Where parameters are in a device's memory. All of them are in the weights' arena; those that are trained are in the
+//! optimizer's arena too, whose places gradients, moments and masters share. In both, decayed parameters come first, and
+//! what one matrix product takes together is adjacent. Knows names and shapes, no values.
+
+pub(crate) mod arena;
+pub(crate) mod store;
+
+use std::collections::HashMap;
+
+use arl_model::{Block, Error, ErrorCode, ModelConfig, Result, Role, TensorSpec, tensor_table};
+
+use arena::ALIGNMENT;
+
+/// Elements between which parameters begin, at most two bytes each.
+const STEP: usize = ALIGNMENT / 2;
+
+/// A parameter, or several side by side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Param {
+    /// First element in the weights' arena.
+    pub(crate) offset: usize,
+    /// Elements.
+    pub(crate) len: usize,
+    /// First element in the optimizer's arena; none: frozen.
+    pub(crate) trained: Option<usize>,
+}
+
+impl Param {
+    /// `len` elements from `start` on.
+    pub(crate) fn part(self, start: usize, len: usize) -> Self {
+        Param { offset: self.offset + start, len, trained: self.trained.map(|first| first + start) }
+    }
+}
+
+/// A parameter of the table and its place.
+#[derive(Clone, Debug)]
+pub(crate) struct Tensor {
+    pub(crate) spec: TensorSpec,
+    pub(crate) param: Param,
+}
+
+/// Elements that are contiguous in both arenas and are updated alike, gaps between parameters included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    /// First element in the weights' arena.
+    pub(crate) weights: usize,
+    /// First element in the optimizer's arena.
+    pub(crate) optimizer: usize,
+    pub(crate) len: usize,
+    pub(crate) decay: bool,
+}
+
+/// The places of a model's parameters.
+#[derive(Clone, Debug)]
+pub(crate) struct Placement {
+    /// Every parameter of the table, in the order of the arenas.
+    pub(crate) tensors: Vec<Tensor>,
+    /// Elements of the weights' arena; those between parameters are zero and stay zero.
+    pub(crate) weights: usize,
+    /// Elements of the optimizer's arena.
+    pub(crate) optimizer: usize,
+    /// What the optimizer updates, in the order of the arenas: all that is decayed, then the rest.
+    pub(crate) runs: Vec<Run>,
+    /// By layers: where its decayed parameters end in the weights' arena.
+    pub(crate) layer_ends: Vec<usize>,
+    /// The lowest layer that the backward pass has to reach; the number of layers where it need not enter any.
+    pub(crate) lowest_layer: usize,
+    places: HashMap<(Block, Role), Param>,
+}
+
+/// Whether a parameter follows the one before it in the table without a gap, because one matrix product takes both.
+fn continues(role: Role) -> bool {
+    match role {
+        Role::KWeight | Role::VWeight | Role::KBias | Role::VBias | Role::Up | Role::ExpertUp(_) => true,
+        Role::ExpertGate(expert) | Role::ExpertDown(expert) => expert > 0,
+        _ => false,
+    }
+}
+
+impl Placement {
+    /// The places of a configuration's parameters; those whose names match a pattern of `frozen` are not trained.
+    ///
+    /// # Errors
+    /// `ARL_CONFIG` for a pattern that matches nothing, for a part of what one product computes, and for a model of
+    /// which nothing would be trained.
+    pub(crate) fn new(config: &ModelConfig, frozen: &[String]) -> Result<Self> {
+        let mut table = tensor_table(config);
+        freeze(&mut table, frozen)?;
+        let mut placement = Placement {
+            tensors: Vec::with_capacity(table.len()),
+            weights: 0,
+            optimizer: 0,
+            runs: Vec::new(),
+            layer_ends: vec![0; config.layers.len()],
+            lowest_layer: config.layers.len(),
+            places: HashMap::with_capacity(table.len()),
+        };
+        let (decayed, others) = table.into_iter().partition::<Vec<_>, _>(|spec| spec.decay);
+        for specs in [decayed, others] {
+            specs.into_iter().for_each(|spec| placement.place(spec));
+            placement.align();
+        }
+        Ok(placement)
+    }
+
+    fn align(&mut self) {
+        self.weights = self.weights.next_multiple_of(STEP);
+        self.optimizer = self.optimizer.next_multiple_of(STEP);
+    }
+
+    fn place(&mut self, spec: TensorSpec) {
+        if !continues(spec.role) {
+            self.align();
+        }
+        let len = spec.elements();
+        let param = Param { offset: self.weights, len, trained: spec.trainable.then_some(self.optimizer) };
+        self.weights += len;
+        if let (Some(layer), true) = (spec.block.layer(), spec.decay) {
+            self.layer_ends[layer] = self.weights;
+        }
+        if let Some(first) = param.trained {
+            self.optimizer += len;
+            self.extend_runs(param.offset, first, len, spec.decay);
+            let lowest = match spec.block {
+                Block::Embedding => 0,
+                block => block.layer().unwrap_or(self.lowest_layer),
+            };
+            self.lowest_layer = self.lowest_layer.min(lowest);
+        }
+        self.places.insert((spec.block, spec.role), param);
+        self.tensors.push(Tensor { spec, param });
+    }
+
+    /// Adds a trained parameter to the last run if it is as far behind it in both arenas, else to a new one.
+    fn extend_runs(&mut self, weights: usize, optimizer: usize, len: usize, decay: bool) {
+        let continued = |run: &&mut Run| run.decay == decay && weights - run.weights == optimizer - run.optimizer;
+        match self.runs.last_mut().filter(continued) {
+            Some(run) => run.len = (optimizer + len - run.optimizer).next_multiple_of(STEP),
+            None => self.runs.push(Run { weights, optimizer, len: len.next_multiple_of(STEP), decay }),
+        }
+    }
+
+    /// A block's parameters from the first of `first`'s role to the last of `last`'s, which are side by side.
+    pub(crate) fn span(&self, block: Block, first: Role, last: Role) -> Option<Param> {
+        let (first, last) = (self.places.get(&(block, first))?, self.places.get(&(block, last))?);
+        Some(Param { len: last.offset + last.len - first.offset, ..*first })
+    }
+
+    /// A parameter that every such block has.
+    pub(crate) fn one(&self, block: Block, role: Role) -> Param {
+        self.span(block, role, role).unwrap_or_default()
+    }
+
+    /// The elements between parameters that updates run over.
+    pub(crate) fn gaps(&self) -> Vec<Param> {
+        let mut gaps = Vec::new();
+        let mut trained =
+            self.tensors.iter().filter_map(|tensor| tensor.param.trained.map(|at| (at, tensor.param.len)));
+        let mut next = trained.next();
+        for run in &self.runs {
+            let (mut at, end) = (run.optimizer, run.optimizer + run.len);
+            while at < end {
+                let start = next.map_or(end, |(start, _)| start.min(end));
+                if start > at {
+                    let offset = run.weights + at - run.optimizer;
+                    gaps.push(Param { offset, len: start - at, trained: Some(at) });
+                }
+                at = start;
+                if let Some((start, len)) = next.filter(|&(start, _)| start < end) {
+                    at = start + len;
+                    next = trained.next();
+                }
+            }
+        }
+        gaps
+    }
+
+    /// First element and length, in the optimizer's arena, of the runs of trained parameters that are in none of `of`.
+    pub(crate) fn all_but(&self, of: &[Param]) -> Vec<(usize, usize)> {
+        let mut left_out: Vec<(usize, usize)> =
+            of.iter().filter_map(|param| param.trained.map(|first| (first, param.len))).collect();
+        left_out.sort_unstable();
+        let mut rest = Vec::new();
+        let mut at = 0;
+        for (first, len) in left_out.into_iter().chain([(self.optimizer, 0)]) {
+            if first > at {
+                rest.push((at, first - at));
+            }
+            at = first + len;
+        }
+        rest
+    }
+}
+
+/// Marks what is not trained.
+fn freeze(table: &mut [TensorSpec], frozen: &[String]) -> Result<()> {
+    let refused = |what: String, hint: &str| Err(Error::new(ErrorCode::Config, what).hint(hint));
+    for pattern in frozen {
+        let mut matched = table.iter_mut().filter(|spec| matches(pattern, &spec.name)).peekable();
+        if matched.peek().is_none() {
+            return refused(
+                format!("frozen: no parameter is called `{pattern}`"),
+                "names are those of the table of tensors, as in model.safetensors; `*` stands for any characters",
+            );
+        }
+        matched.for_each(|spec| spec.trainable = false);
+    }
+    for pair in table.windows(2) {
+        let (before, spec) = (&pair[0], &pair[1]);
+        if continues(spec.role) && before.trainable != spec.trainable {
+            let (one, other) = if spec.trainable { (before, spec) } else { (spec, before) };
+            return refused(
+                format!(
+                    "frozen: `{}` is frozen and `{}` is not, but one matrix product takes both",
+                    one.name, other.name
+                ),
+                "freeze both or neither",
+            );
+        }
+    }
+    if table.iter().all(|spec| !spec.trainable) {
+        return refused("frozen: no parameter is left to train".into(), "leave some parameter out of the patterns");
+    }
+    Ok(())
+}
+
+/// Whether a name is a pattern's, in which `*` stands for any characters.
+fn matches(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == name,
+        Some((start, rest)) => name.strip_prefix(start).is_some_and(|name| {
+            name.char_indices().map(|(at, _)| at).chain([name.len()]).any(|at| matches(rest, &name[at..]))
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests;
