@@ -66,7 +66,7 @@ impl PageReader for Slot {
         Ok(())
     }
 
-    /// A row may go on in the next page. The reader need not know: rows are told apart by their levels.
+    /// A row may continue in the next page. The reader need not know: the levels show where rows begin.
     fn at_record_boundary(&mut self) -> Result<bool> {
         Ok(false)
     }
