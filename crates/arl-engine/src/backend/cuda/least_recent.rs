@@ -34,6 +34,7 @@ impl<K: Eq + Hash + Copy, V> LeastRecent<K, V> {
         Ok(value)
     }
 
+    /// Forgets all values.
     pub(super) fn clear(&mut self) {
         self.values.clear();
     }
@@ -60,10 +61,12 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_made_takes_no_place() {
+    fn what_cannot_be_made_takes_no_place_and_what_is_cleared_is_made_again() {
         let mut kept = LeastRecent::new(1);
         kept.get_or_make(1, || Ok::<_, ()>(1)).unwrap();
         assert_eq!(kept.get_or_make(2, || Err("no")), Err("no"));
         assert_eq!(kept.get_or_make(1, || Err("made twice")), Ok(&mut 1));
+        kept.clear();
+        assert_eq!(kept.get_or_make(1, || Err("made again")), Err("made again"));
     }
 }
