@@ -208,9 +208,10 @@ export interface CudaProblem {
 
 /**
  * Finds and opens the driver and NVIDIA's libraries, so that the CUDA addon can be loaded after it, and lists the GPUs.
- * `folders`: folders of `node_modules` that the addon may be installed in. Never throws because something is missing.
+ * `folders`: folders of `node_modules` that the addon may be installed in. `device`, as the option names it, or `all`: the
+ * GPU whose free memory is asked for, which takes a context on it; absent: none. Never throws because something is missing.
  */
-export declare function cudaReport(folders: Array<string>): CudaReport
+export declare function cudaReport(folders: Array<string>, device?: string | undefined | null): CudaReport
 
 /** What there is of CUDA. */
 export interface CudaReport {
@@ -224,6 +225,8 @@ export interface CudaReport {
   libraries: Array<CudaLibrary>
   /** The first thing that keeps CUDA from being used; absent: nothing does. */
   problem?: CudaProblem
+  /** Environment variables that change results; absent: none of them is set. */
+  warning?: string
 }
 
 /**

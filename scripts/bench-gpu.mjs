@@ -2,7 +2,17 @@
 // with a GPU that has neither compiler nor Node. `npm run bench:gpu -- ARGUMENTS` builds it and runs it.
 
 import { spawnSync } from "node:child_process";
-import { chmodSync, copyFileSync, existsSync, mkdirSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
+import {
+	chmodSync,
+	copyFileSync,
+	cpSync,
+	existsSync,
+	mkdirSync,
+	readdirSync,
+	rmSync,
+	statSync,
+	writeFileSync,
+} from "node:fs";
 import { dirname, join } from "node:path";
 import { cudaToolkit } from "./cuda-toolkit.mjs";
 import { CUDA_TRIPLE, cargoEnv, cudaEnv, orExplain, root, run } from "./setup.mjs";
@@ -20,13 +30,21 @@ const GOLDEN = [
 	...["model", "batch", "forward", "grads", "trained"].map((name) => `${name}.safetensors`),
 ];
 
-const README = `gpu checks arl's engine on an NVIDIA GPU beside the CPU's, and then times it, one JSON line a case.
+const README = `gpu checks arl's engine on an NVIDIA GPU against the CPU's, and then times it, one JSON line a case.
 
+    ./gpu-first.sh found       the first command: what works, what is wrong, how fast it is, in eight minutes and one folder
     ./gpu                      all of it, within 570 seconds (--budget); stops at the first wrong number
+    ./gpu --keep-going         names what is wrong and continues, each family of checks in a process of its own
     ./gpu --shapes 5 --only context       a shorter check, then one case; --list names them
     ./gpu --attention cudnn    with cuDNN's attention, checked first; auto: where it can be used
     ./gpu --profile            each leaf's share of a step instead of times
     ./gpu --device cpu --rehearse         all of it with tiny models, without a GPU
+
+\`kernels\` has the kernels' sources. With nvcc they can be changed, compiled and tried there, without Rust:
+
+    nvcc $(cat kernels/nvcc.flags) -fatbin kernels/cuda/kernels.cu -o k.fatbin && ARL_FATBIN=k.fatbin ./gpu --only leaves --shapes 5
+
+\`-arch=sm_90a\` in place of the flags compiles for one GPU, in a minute. ARL_CUDA_SYNC=1 names the operation at which a GPU fails.
 
 It needs the driver (580 or newer) and NVIDIA's CUDA 13 libraries, which it finds by itself in ldconfig, /usr/local/cuda, or the
 Python of VIRTUAL_ENV or PATH; ARL_CUDA_LIBRARIES names folders. --python names one with torch and transformers for the peer.
@@ -38,10 +56,10 @@ function copy(from, to) {
 	chmodSync(to, 0o644);
 }
 
-/** A built file without the names that only a debugger reads. */
+/** A program; without the names that only a debugger reads, unless it is a script. */
 function install(from, to) {
 	copy(from, to);
-	if (spawnSync("strip", ["--strip-unneeded", to]).status !== 0)
+	if (!from.endsWith(".sh") && spawnSync("strip", ["--strip-unneeded", to]).status !== 0)
 		console.error(`arl: ${to} keeps its symbols (no \`strip\`)`);
 	chmodSync(to, 0o755);
 }
@@ -78,9 +96,14 @@ function build() {
 	const built = join(withCuda.CARGO_TARGET_DIR, CUDA_TRIPLE, "release", "libarl_bench.so");
 	install(built, join(folder, "libarl_bench.so"));
 	copy(join(shared, "bench", "hf_sft.py"), join(folder, "hf_sft.py"));
-	const configs = join(shared, "bench", "configs");
-	for (const name of readdirSync(configs)) {
-		copy(join(configs, name, "config.json"), join(folder, "configs", name, "config.json"));
+	for (const configs of [join(shared, "bench", "configs"), join(root, "bench", "configs")]) {
+		for (const name of readdirSync(configs)) {
+			copy(join(configs, name, "config.json"), join(folder, "configs", name, "config.json"));
+		}
+	}
+	install(join(root, "bench", "gpu-first.sh"), join(folder, "gpu-first.sh"));
+	for (const part of ["cuda", "nvcc.flags"]) {
+		cpSync(join(root, "crates", "arl-kernels", part), join(folder, "kernels", part), { recursive: true });
 	}
 	const golden = join(shared, "golden");
 	for (const name of readdirSync(golden)) {

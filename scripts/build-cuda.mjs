@@ -1,4 +1,4 @@
-// `npm run build:cuda`: the addon for machines with an NVIDIA GPU, beside the one that every machine loads. Takes the CUDA
+// `npm run build:cuda`: the addon for machines with an NVIDIA GPU, next to the one that every machine loads. Takes the CUDA
 // toolkit that is there, or fetches one; needs no GPU.
 
 import { cudaToolkit } from "./cuda-toolkit.mjs";

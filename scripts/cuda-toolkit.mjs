@@ -44,7 +44,7 @@ const FOR_ADDON = [
 
 const STAMP = "arl-toolkit.json";
 
-/** Where the toolkit lies that this script supplies. */
+/** The folder of the toolkit that this script supplies. */
 export const suppliedToolkit = join(cache, "cuda", CUDA_VERSION);
 
 function output(command, args, options = {}) {

@@ -1,12 +1,36 @@
 //! Compiles the kernels: with `fatbin` by nvcc for GPUs, with `emulation` by the host's C++ compiler for tests.
 
+use std::path::PathBuf;
+
 fn main() {
     println!("cargo::rerun-if-changed=cuda");
+    constants();
     println!("cargo::rerun-if-changed=emulation");
     #[cfg(feature = "emulation")]
     emulation();
     #[cfg(feature = "fatbin")]
     fatbin();
+}
+
+/// `OUT_DIR/constants.rs`: the module that `cuda/constants.cuh` is in Rust.
+fn constants() {
+    const INT: &str = "constexpr int ";
+    let file = "cuda/constants.cuh";
+    let text = std::fs::read_to_string(file).unwrap_or_else(|error| fail(&format!("{file}: {error}")));
+    let line_of = |(number, line): (usize, &str)| match line {
+        "" | "}" | "#pragma once" => line.replace("#pragma once", ""),
+        // What the file is about is said in `lib.rs`.
+        _ if number < 3 && line.starts_with("//") => String::new(),
+        _ if line.starts_with("// ") => format!("/{line}"),
+        _ if line.starts_with("namespace ") => line.replace("namespace ", "pub mod "),
+        _ if line.starts_with(INT) => line.replace(INT, "pub const ").replacen(" = ", ": usize = ", 1),
+        _ => fail(&format!("{file}:{}: not a namespace, a constant or a comment: {line}", number + 1)),
+    };
+    let module: Vec<String> = text.lines().enumerate().map(line_of).collect();
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default()).join("constants.rs");
+    if let Err(error) = std::fs::write(&out, module.join("\n")) {
+        fail(&format!("{}: {error}", out.display()));
+    }
 }
 
 /// One static library of all kernels and the fibers that run them.
@@ -29,7 +53,6 @@ fn emulation() {
 /// `OUT_DIR/arl.fatbin`, by the flags that the check of the kernels uses too.
 #[cfg(feature = "fatbin")]
 fn fatbin() {
-    use std::path::PathBuf;
     use std::process::Command;
 
     println!("cargo::rerun-if-changed=nvcc.flags");
@@ -43,8 +66,18 @@ fn fatbin() {
         None => PathBuf::from("nvcc"),
     };
     let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default()).join("arl.fatbin");
+    let known = Command::new(&nvcc).arg("--list-gpu-code").output().map(|output| output.stdout).unwrap_or_default();
+    let known = String::from_utf8_lossy(&known);
+    // A compiler of CUDA 12 does not know the newest GPUs; on those, such a build runs from PTX.
+    let compiled = |flag: &&str| match flag.split_once("code=sm_") {
+        // Of 9.0a the list has 9.0.
+        Some((_, number)) => {
+            known.lines().any(|code| code.strip_prefix("sm_") == Some(number.trim_end_matches(char::is_alphabetic)))
+        }
+        None => true,
+    };
     let status = Command::new(&nvcc)
-        .args(flags.split_whitespace())
+        .args(flags.split_whitespace().filter(compiled))
         .args(["-fatbin", "-o"])
         .arg(&out)
         .arg("cuda/kernels.cu")
@@ -61,7 +94,6 @@ fn fatbin() {
 }
 
 /// Ends the build with a sentence.
-#[cfg(feature = "fatbin")]
 fn fail(message: &str) -> ! {
     println!("cargo::error={message}");
     std::process::exit(1);

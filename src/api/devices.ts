@@ -22,7 +22,7 @@ export function devices(): Device[] {
 	const cpus = native.devices().map(({ device, name, memoryBytes, availableBytes }) => {
 		return { device, name, memoryBytes, availableBytes, problem: null };
 	});
-	const { report, problem } = findCuda(native);
+	const { report, problem } = findCuda(native, "all");
 	const gpus = report.devices.map(({ device, name, memoryBytes, availableBytes, problem: own }) => {
 		const shared = problem === null ? null : { message: problem.message, hint: problem.hint };
 		return { device, name, memoryBytes, availableBytes, problem: own ? { message: own, hint: "" } : shared };

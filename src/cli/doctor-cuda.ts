@@ -77,12 +77,14 @@ export function cudaFindings(finding: CudaFinding): Finding[] {
 	const driver = report.driver === undefined ? [] : [driverFinding(report.driver, finding)];
 	const devices = report.devices.map(deviceFinding);
 	if (noGpu) return [...driver, ...devices, verdict];
+	const { warning } = report;
 	return [
 		...driver,
 		...devices,
 		...report.libraries.map(libraryFinding),
 		...searched(report.libraries),
 		{ name: "cuda addon", value: addon ?? "not installed", ok: addon !== null && problem?.kind !== "addon" },
+		...(warning === undefined ? [] : [{ name: "cuda results", value: warning, ok: true }]),
 		verdict,
 	];
 }

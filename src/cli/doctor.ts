@@ -46,7 +46,7 @@ function coreFindings(core: () => Native): Finding[] {
 	try {
 		const native = core();
 		const devices = native.devices().map(deviceFinding);
-		return [{ name: "core", value: native.version(), ok: true }, ...devices, ...cudaFindings(findCuda(native))];
+		return [{ name: "core", value: native.version(), ok: true }, ...devices, ...cudaFindings(findCuda(native, "all"))];
 	} catch (thrown) {
 		const error = toArlError(thrown);
 		return [{ name: "core", value: error.message, ok: false, hint: error.hint || "Build it with `npm run build`." }];

@@ -368,7 +368,7 @@ export interface TrainingOptions {
 	gradient_checkpointing?: boolean | "off" | "norms" | "mlp" | "block";
 	/**
 	 * Target tokens whose logits exist at once; none: a multiple of 256 whose logits take about 32 MB, on a GPU about
-	 * 1.2 GB. Expected: a whole number, 1 or more; or none.
+	 * 1.2 GB, or 4,096 or 8,192 if its memory holds them. Expected: a whole number, 1 or more; or none.
 	 * @default null
 	 */
 	loss_seq_chunk_size?: number | null;

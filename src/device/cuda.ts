@@ -57,10 +57,10 @@ function moduleFolders(): string[] {
 }
 
 /** Runs the probe. `end`: how its process ended, if not by itself. */
-function probe(addon: string | null): ProbeResult & { end?: string } {
+function probe(addon: string | null, device: string): ProbeResult & { end?: string } {
 	const { status, signal, error, stderr, output } = spawnSync(
 		process.execPath,
-		[PROBE, ADDON_LOADER, addon ?? "", ...moduleFolders()],
+		[PROBE, ADDON_LOADER, addon ?? "", device, ...moduleFolders()],
 		{ encoding: "utf8", stdio: ["ignore", "ignore", "pipe", "pipe"], timeout: PROBE_MS },
 	);
 	const lines = (output?.[3] ?? "").split("\n").filter(Boolean);
@@ -95,14 +95,17 @@ function addonProblem(addon: string | null, found: ReturnType<typeof probe>, nat
 	return null;
 }
 
-/** Finds the state of CUDA. Quick without a driver; with one it starts a process, which initializes the driver. */
-export function findCuda(native: Native): CudaFinding {
+/**
+ * Finds the state of CUDA. Quick without a driver; with one it starts a process, which initializes the driver. `device`, as
+ * the option names it, or `all`: the GPU whose free memory is asked for.
+ */
+export function findCuda(native: Native, device: string): CudaFinding {
 	const addon = addonFile();
 	if (!native.cudaDriver()?.path) {
 		const report = native.cudaReport([]);
 		return { report, addon, problem: report.problem ?? null };
 	}
-	const found = probe(addon);
+	const found = probe(addon, device);
 	if (found.report === undefined) {
 		const message = `the NVIDIA driver or a CUDA library ends the process that opens it (${found.end})`;
 		const hint = "Run `nvidia-smi`; reinstall NVIDIA's driver, or use the CPU (`--device cpu`).";

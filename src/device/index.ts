@@ -11,7 +11,7 @@ export interface ChosenDevice {
 	native: Native;
 	/** Its name and memory; undefined: unknown. */
 	info: DeviceInfo | undefined;
-	/** Why it is not the device that the user may expect; null: it is. */
+	/** Why it is not the device that the user may expect, or what changes its results; null: neither. */
 	notice: string | null;
 }
 
@@ -27,7 +27,7 @@ export function isPlainCpu(finding: CudaFinding): boolean {
  */
 export function chooseDevice(wanted: string, native: Native, find = findCuda): ChosenDevice {
 	if (wanted === "cpu") return onCpu(native, null);
-	const finding = find(native);
+	const finding = find(native, wanted);
 	const { problem } = finding;
 	if (wanted === "auto" && problem !== null) return onCpu(native, notUsed(finding));
 	if (problem !== null) throw new ArlError("ARL_DEVICE", `device ${wanted}: ${problem.message}`, problem.hint);
@@ -36,7 +36,7 @@ export function chooseDevice(wanted: string, native: Native, find = findCuda): C
 		device: found.device,
 		native: openCuda(native, String(finding.addon)),
 		info: gpuInfo(found),
-		notice: null,
+		notice: finding.report.warning ?? null,
 	};
 }
 
@@ -48,7 +48,7 @@ export function chooseDevice(wanted: string, native: Native, find = findCuda): C
  */
 export function deviceToPlan(wanted: string, native: Native, find = findCuda): Omit<ChosenDevice, "native"> {
 	if (wanted === "cpu") return onCpu(native, null);
-	const finding = find(native);
+	const finding = find(native, wanted);
 	const { problem, report } = finding;
 	if (wanted === "auto" && problem !== null) return onCpu(native, notUsed(finding));
 	if (!report.devices.some((device) => device.problem === undefined)) {

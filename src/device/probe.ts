@@ -1,7 +1,8 @@
 /**
  * The program that `cuda.ts` runs in a process of its own, since a bad native library can end the process that opens it:
  * opens the driver and NVIDIA's libraries, loads the CUDA addon if nothing is missing, and writes each result as a line of
- * JSON to file descriptor 3. Its words: the loader of the CPU addon, the CUDA addon or an empty word, and folders to search.
+ * JSON to file descriptor 3. Its words: the loader of the CPU addon, the CUDA addon or an empty word, the
+ * GPU whose free memory is asked for, and folders to search.
  */
 import { writeSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -16,11 +17,11 @@ export interface ProbeResult {
 }
 
 const RESULTS = 3;
-const [core = "", cuda = "", ...folders] = process.argv.slice(2);
+const [core = "", cuda = "", device = "", ...folders] = process.argv.slice(2);
 const load = createRequire(import.meta.url) as (path: string) => Native;
 const write = (result: ProbeResult) => writeSync(RESULTS, `${JSON.stringify(result)}\n`);
 
-const report = load(core).cudaReport(folders);
+const report = load(core).cudaReport(folders, device);
 write({ report });
 if (cuda !== "" && !report.problem) {
 	try {

@@ -43,7 +43,7 @@ pub fn open(device: &str) -> Result<Box<dyn Backend>> {
     }
 }
 
-/// Runs all that is asked for on `device`; the exit code. What fails is told on standard error.
+/// Runs all that is asked for on `device`; the exit code. Failures are printed to standard error.
 pub fn run(options: Options, machine: Map<String, Value>, device: &str) -> i32 {
     let ended = catch_unwind(AssertUnwindSafe(|| {
         let mut out = std::io::stdout();
@@ -52,10 +52,10 @@ pub fn run(options: Options, machine: Map<String, Value>, device: &str) -> i32 {
     let message = match ended {
         Ok(Ok(())) => return 0,
         Ok(Err(error)) => error.to_string(),
-        // The panic has told its message itself.
+        // The panic printed its message itself.
         Err(_) => "a defect of this program stopped it".into(),
     };
-    // Where standard error is closed, the exit code tells.
+    // Where standard error is closed, the exit code says it.
     let _ = writeln!(std::io::stderr(), "gpu: {message}");
     1
 }
@@ -83,7 +83,7 @@ pub unsafe extern "C" fn arl_bench_run(request: *const c_char) -> c_int {
             run(options, machine, &device)
         }
         Err(error) => {
-            // Where standard error is closed, the exit code tells.
+            // Where standard error is closed, the exit code says it.
             let _ = writeln!(std::io::stderr(), "gpu: {error}");
             2
         }

@@ -1,5 +1,5 @@
 //! The launcher: starts on every machine. On the host it runs everything itself; for a GPU it finds the driver and NVIDIA's
-//! libraries, opens them, and hands over to the library with CUDA that lies beside it.
+//! libraries, opens them, and hands over to the library with CUDA next to it.
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::io::Write;
@@ -7,18 +7,18 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::ExitCode;
 
-use arl_bench::entry;
 use arl_bench::options::{HELP, Options};
+use arl_bench::parts::NO_CUDA;
+use arl_bench::{entry, parts};
 use arl_cuda_libraries::places::Machine;
 use arl_cuda_libraries::problem::version_text;
-use arl_cuda_libraries::report::{Report, report};
+use arl_cuda_libraries::report::{FreeMemory, Report, report};
 use serde_json::{Map, Value, json};
 
-/// Exit codes.
+/// The exit code of a wrong option.
 const WRONG_OPTION: u8 = 2;
-const NO_CUDA: u8 = 3;
 
-/// The library with CUDA, beside the launcher.
+/// The library with CUDA, next to the launcher.
 const LIBRARY: &str = "libarl_bench.so";
 
 fn main() -> ExitCode {
@@ -31,6 +31,13 @@ fn main() -> ExitCode {
         }
         Ok(options) if options.help => print(HELP),
         Ok(options) if options.list => print(&Options::names().join("\n")),
+        Ok(options) if options.keep_going && options.part.is_none() => match std::env::current_exe() {
+            Ok(program) => code(parts::run(&options, &program)),
+            Err(error) => {
+                tell(&format!("this program's own file is not known: {error}"));
+                ExitCode::FAILURE
+            }
+        },
         Ok(options) if options.count => code(entry::run(options, Map::new(), "none")),
         Ok(options) if options.device.starts_with("cuda") => on_gpu(&options, &folder.unwrap_or_default()),
         Ok(options) => {
@@ -47,7 +54,7 @@ fn print(text: &str) -> ExitCode {
 }
 
 fn tell(message: &str) {
-    // Where standard error is closed, the exit code tells.
+    // Where standard error is closed, the exit code says it.
     let _ = writeln!(std::io::stderr(), "gpu: {message}");
 }
 
@@ -57,7 +64,10 @@ fn code(code: i32) -> ExitCode {
 
 /// Hands over to the library with CUDA, or says what is missing.
 fn on_gpu(options: &Options, folder: &Path) -> ExitCode {
-    let found = report(&Machine, &[]);
+    let found = report(&Machine, &[], FreeMemory::of_device(&options.device));
+    if let Some(warning) = &found.warning {
+        tell(warning);
+    }
     let run = match &found.problem {
         Some(problem) => Err(format!("{}. {}", problem.message, problem.hint)),
         None => machine(options, &found).and_then(|machine| {
@@ -95,7 +105,7 @@ fn machine(options: &Options, found: &Report) -> Result<Map<String, Value>, Stri
     Ok(machine.as_object().cloned().unwrap_or_default())
 }
 
-/// The driver's release, such as `580.95.05`, as its kernel module tells it.
+/// The driver's release, such as `580.95.05`, as its kernel module reports it.
 fn release() -> Option<String> {
     Some(std::fs::read_to_string("/sys/module/nvidia/version").ok()?.trim().to_string())
 }

@@ -7,7 +7,7 @@ use arl_engine::AttentionChoice;
 use crate::{checks, times};
 
 /// What `--help` prints.
-pub const HELP: &str = "gpu: checks the engine on a GPU beside the CPU's, then times it. One JSON line a check and a case.
+pub const HELP: &str = "gpu: checks the engine on a GPU against the CPU's, then times it. One JSON line a check and a case.
 
   gpu [--only NAME,...] [--budget SECONDS] [--profile] [--python PATH] [--device cuda] [--rehearse]
       [--attention own]
@@ -17,19 +17,38 @@ pub const HELP: &str = "gpu: checks the engine on a GPU beside the CPU's, then t
   --budget SECONDS  nothing is begun that would take longer; 570 where nothing is said
   --shapes N        random shapes a leaf in each type; 50 where nothing is said
   --steps N         timed steps a case, after two others; 6 where nothing is said
-  --profile         each leaf's share of a step, beside the rates measured in the same run, in place of times
+  --keep-going      names what is wrong and continues; each family of checks, and the cases, in a process of its own
+  --part WHICH      checked or unchecked: cases alone, after checks in another run that passed, or did not
+  --host-gib N      host memory that offloads may take; else what the machine has, less 2 GiB
+  --profile         each leaf's share of a step, next to the rates measured in the same run, in place of times
   --count           without a device: each leaf's operations and bytes, and the least time that an H100's data sheet allows
   --attention WHO   own (the default), cudnn, or auto: cuDNN where it can be used; then attention by it is checked first
   --python PATH     a Python with torch and transformers for the peer; else that of VIRTUAL_ENV or PATH; `none`: no peer
-  --rehearse        the same with tiny models, to see that all of it runs; what it times tells nothing
+  --rehearse        the same with tiny models, to see that all of it runs; its times mean nothing
   --list            the names of all checks and cases
 
-It ends with 0 where all checks passed and every case ran, 1 at the first wrong number, 2 on a wrong option, 3 where CUDA
-cannot be used (it says what is missing), 4 where a case ran past its limit.";
+It ends with 0 where all checks passed and every case ran, 1 where a number was wrong, 2 on a wrong option, 3 where CUDA
+cannot be used (it says what is missing), 4 where a case ran past its limit.
+
+ARL_CUDA_SYNC=1 names the operation at which a GPU fails; ARL_FATBIN=FILE takes the kernels from a file.";
 
 /// Who may compute attention, as `--attention` and the option of `arl train` name it.
 const ATTENTION: [(&str, AttentionChoice); 3] =
     [("own", AttentionChoice::Own), ("auto", AttentionChoice::Auto), ("cudnn", AttentionChoice::Cudnn)];
+
+/// A part of a run in a process of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Checks.
+    Checks,
+    /// Cases, all checks before which passed, here or in a run before.
+    Checked,
+    /// Cases after checks of which some failed.
+    Unchecked,
+}
+
+/// As `--part` names them.
+const PARTS: [(&str, Part); 3] = [("checks", Part::Checks), ("checked", Part::Checked), ("unchecked", Part::Unchecked)];
 
 /// The word for who computes attention.
 pub(crate) fn word(choice: AttentionChoice) -> &'static str {
@@ -49,6 +68,12 @@ pub struct Options {
     pub shapes: usize,
     /// Timed steps a case.
     pub steps: usize,
+    /// Whether to continue after what is wrong.
+    pub keep_going: bool,
+    /// A process that does a part of the work: [`Part`]. It checks nothing before a case.
+    pub part: Option<Part>,
+    /// GiB of host memory that offloads may take.
+    pub host_gib: Option<u64>,
     /// Shares of leaves instead of times.
     pub profile: bool,
     /// What a step is made of, counted instead of run.
@@ -70,7 +95,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// From the words of the command. `home`: the folder that it lies in. Fails with a sentence.
+    /// From the words of the command. `home`: its own folder. Fails with a sentence.
     pub fn parse(words: &[String], home: PathBuf) -> Result<Self, String> {
         let mut options = Options {
             device: "cuda".into(),
@@ -78,6 +103,9 @@ impl Options {
             budget: 570,
             shapes: 50,
             steps: 6,
+            keep_going: false,
+            part: None,
+            host_gib: None,
             profile: false,
             count: false,
             attention: AttentionChoice::Own,
@@ -101,6 +129,14 @@ impl Options {
                 "--budget" => options.budget = number(value()?)?,
                 "--shapes" => options.shapes = number(value()?)? as usize,
                 "--steps" => options.steps = number(value()?)? as usize,
+                "--keep-going" => options.keep_going = true,
+                "--part" => {
+                    let asked = value()?;
+                    let known = PARTS.iter().find(|(word, _)| *word == asked);
+                    options.part =
+                        Some(known.ok_or(format!("--part is checks, checked or unchecked, not `{asked}`"))?.1);
+                }
+                "--host-gib" => options.host_gib = Some(number(value()?)?),
                 "--profile" => options.profile = true,
                 "--count" => options.count = true,
                 "--attention" => {
@@ -145,7 +181,7 @@ impl Options {
         if name == checks::LIBRARY && self.attention == AttentionChoice::Own {
             return false;
         }
-        self.only.is_empty() || self.only.iter().any(|only| only == name || case(only))
+        self.only.is_empty() || self.only.iter().any(|only| only == name || (case(only) && self.part.is_none()))
     }
 
     /// Whether a case is to be timed: it is named, or nothing is.

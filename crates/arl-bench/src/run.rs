@@ -9,7 +9,7 @@ use arl_engine::backend::Backend;
 use arl_model::{Error, ErrorCode, Result};
 use serde_json::{Map, Value, json};
 
-use crate::options::Options;
+use crate::options::{Options, Part};
 use crate::{checks, times};
 
 /// The exit code of a process that ends because a case ran past its limit.
@@ -18,13 +18,15 @@ pub const PAST_ITS_LIMIT: i32 = 4;
 /// Seconds beyond the budget that what was begun within it may take.
 pub(crate) const GRACE: f64 = 15.0;
 
-/// Opens the device anew.
+/// Opens the device again.
 pub type Open<'a> = &'a dyn Fn() -> Result<Box<dyn Backend>>;
 
 /// One run.
 pub struct Run<'a> {
     /// Its options.
     pub options: Options,
+    /// Checks that failed, of those that `--keep-going` went on from.
+    pub(crate) wrong: usize,
     /// What every case's line says of the machine: driver, libraries.
     machine: Map<String, Value>,
     open: Open<'a>,
@@ -35,7 +37,7 @@ pub struct Run<'a> {
 impl<'a> Run<'a> {
     /// A run that begins now.
     pub fn new(options: Options, machine: Map<String, Value>, open: Open<'a>, out: &'a mut dyn Write) -> Self {
-        Run { options, machine, open, out, start: Instant::now() }
+        Run { options, wrong: 0, machine, open, out, start: Instant::now() }
     }
 
     /// Checks, then times; or counts.
@@ -44,9 +46,14 @@ impl<'a> Run<'a> {
             return times::count::run(self);
         }
         let mut machine = self.machine.clone();
-        machine.insert("device".into(), self.open()?.name().into());
+        // The launcher knows the GPU's name; opening the device only for that takes a second.
+        let name = machine.get("gpu").cloned();
+        machine.insert("device".into(), name.map_or_else(|| Ok(self.open()?.name().into()), Ok)?);
         machine.insert("date".into(), now().into());
         machine.insert("command".into(), self.options.command.join(" ").into());
+        if let Some(part @ (Part::Checked | Part::Unchecked)) = self.options.part {
+            machine.insert("checked".into(), (part == Part::Checked).into());
+        }
         self.machine = machine;
         checks::run(self)?;
         times::run(self)
@@ -83,6 +90,26 @@ impl<'a> Run<'a> {
         }
         let what = format!("the {} s of --budget were spent before {what} was checked", self.options.budget);
         Err(Error::new(ErrorCode::Interrupted, what).hint("give --budget more seconds, or --shapes fewer"))
+    }
+
+    /// Prints a check's line: it passed, with these figures.
+    pub(crate) fn passed(&mut self, mut line: Value, figures: Value) -> Result<()> {
+        line["ok"] = true.into();
+        if let (Value::Object(line), Value::Object(figures)) = (&mut line, figures) {
+            line.extend(figures);
+        }
+        self.line(line)
+    }
+
+    /// A check that failed: the end of the run, or with `--keep-going` a line, unless it is the device itself that failed.
+    pub(crate) fn failed(&mut self, mut line: Value, error: Error) -> Result<()> {
+        if !self.options.keep_going || error.code == ErrorCode::Device {
+            return Err(error);
+        }
+        self.wrong += 1;
+        line["ok"] = false.into();
+        line["error"] = error.message.into();
+        self.line(line)
     }
 
     /// Prints a line of JSON.
@@ -124,7 +151,7 @@ impl Limit {
                 if Instant::now() >= end {
                     let line =
                         json!({ "case": name, "ok": false, "error": format!("ran past its limit of {seconds:.0} s") });
-                    // Nobody is there to be told of a failure.
+                    // No caller is left to report a failure to.
                     let _ = writeln!(std::io::stdout(), "{line}");
                     std::process::exit(PAST_ITS_LIMIT);
                 }

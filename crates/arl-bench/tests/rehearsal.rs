@@ -82,6 +82,63 @@ fn a_rehearsal_checks_and_then_times() {
 }
 
 #[test]
+fn with_keep_going_a_family_that_fails_keeps_neither_the_others_nor_the_cases_from_running() {
+    let Some(home) = home() else { return };
+    std::fs::remove_file(home.path().join("golden/qwen3-tied")).unwrap();
+    let home = home.path().to_str().unwrap();
+    let short = ["--device", "cpu", "--rehearse", "--shapes", "1", "--steps", "1", "--python", "none", "--home", home];
+    let output = gpu(&[&short[..], &["--keep-going", "--only", "golden,scale,model,plan-1m,loss"]].concat());
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = lines(&output);
+    let check = |name: &str| lines.iter().find(|line| line["check"] == name).unwrap();
+    assert_eq!(check("golden")["ok"], false);
+    assert_eq!((&check("model")["ok"], &check("model")["same_bits_again"]), (&true.into(), &true.into()));
+    let of_leaf = |name: &str| lines.iter().any(|line| line["leaf"] == name && line["ok"] == true);
+    assert!(["matmul", "long_sums", "exact_products"].into_iter().all(of_leaf), "{lines:?}");
+    let cases: Vec<_> = lines.iter().filter(|line| line.get("case").is_some()).collect();
+    assert_eq!(cases.len(), 2, "{cases:?}");
+    assert!(cases.iter().all(|case| case["ok"] == true && case["checked"] == false), "{cases:?}");
+}
+
+#[test]
+fn the_first_command_on_a_gpu_goes_to_its_end_and_leaves_all_it_found_in_a_folder() {
+    let Some(home) = home() else { return };
+    let out = home.path().join("found");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bench/gpu-first.sh");
+    let output = Command::new("bash")
+        .arg(script)
+        .arg(&out)
+        .args([
+            "--device",
+            "cpu",
+            "--rehearse",
+            "--shapes",
+            "1",
+            "--steps",
+            "1",
+            "--home",
+            home.path().to_str().unwrap(),
+        ])
+        .env("GPU", env!("CARGO_BIN_EXE_gpu"))
+        .envs([("FIRST_CASES", "qwen2.5-0.5b-llmq"), ("FIRST_PROFILED", "qwen2.5-0.5b")])
+        .output()
+        .unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{printed}{}", String::from_utf8_lossy(&output.stderr));
+    let read = |name: &str| std::fs::read_to_string(out.join(name)).unwrap();
+    // A processor has no library for attention: the run goes on.
+    assert!(printed.contains("attention-cudnn: exit 1"), "{printed}");
+    assert!(read("attention-cudnn.err").contains("no library for attention"));
+    assert!(
+        read("checks.log").contains("\"leaf\":\"long_sums\"") && read("checks.log").contains("\"check\":\"golden\"")
+    );
+    assert!(read("profile-own.log").contains("by_leaf_ms"));
+    assert!(read("times-own.log").contains("\"case\":\"qwen2.5-0.5b-llmq\""));
+    assert!(read("machine.log").contains("qwen3-0.6b"), "the list of cases");
+    assert!(read("summary.log").lines().count() >= 6, "{}", read("summary.log"));
+}
+
+#[test]
 fn a_profile_has_the_leaves_of_a_step_and_the_gaps() {
     let Some(home) = home() else { return };
     let home = home.path().to_str().unwrap();

@@ -8,12 +8,15 @@ use std::path::Path;
 use arl_bench::options::Options;
 use arl_bench::run::Run;
 use arl_engine::backend::cuda::{Arg, CudaBackend, Device, EmulatedDevice, Launch, PackedAttention, PackedShape};
-use arl_engine::backend::{Backend, Buffer, Event, Matmul, Pool, Stream};
+use arl_engine::backend::{Backend, Buffer, DType, Event, Layout, Matmul, Pool, Rows, Stream};
 use arl_model::Result;
+use half::bf16;
 use serde_json::Map;
 
 /// What is wrong when it is not a kernel: the library for attention, which takes the scores too large by the factor.
 const LIBRARY: &str = "library";
+/// Or matrix products, whose sums are split in two; each part is rounded to the type of the result.
+const SPLIT: &str = "split-k";
 
 /// The kernels on the host; the floats that one of them is given are too large by a factor, which grows with each launch.
 struct WrongDevice {
@@ -85,7 +88,21 @@ impl Device for WrongDevice {
     }
 
     fn matmul(&mut self, op: &Matmul) {
-        self.inner.matmul(op);
+        let narrow = op.c.buffer.dtype == DType::Bf16 && !op.accumulate && op.c.stride == op.n && op.bias.is_none();
+        if self.kernel != SPLIT || !narrow || op.layout != Layout::Nt || op.k < 2 {
+            return self.inner.matmul(op);
+        }
+        let half = op.k / 2;
+        let mut parts = [(0, half), (half, op.k - half)].map(|(first, k)| {
+            let from = |rows: Rows| Rows { buffer: rows.buffer.slice(first, rows.buffer.len - first), ..rows };
+            self.inner.matmul(&Matmul { k, a: from(op.a), b: from(op.b), ..*op });
+            let mut part = vec![bf16::ZERO; op.c.buffer.len];
+            self.inner.read_back(op.c.buffer, bytemuck::cast_slice_mut(&mut part)).unwrap();
+            part
+        });
+        let [sum, second] = &mut parts;
+        sum.iter_mut().zip(second).for_each(|(a, b)| *a = bf16::from_f32(a.to_f32() + b.to_f32()));
+        self.inner.upload(bytemuck::cast_slice(sum), op.c.buffer);
     }
 
     fn plan_attention(&mut self, shape: &PackedShape) -> std::result::Result<(), String> {
@@ -129,6 +146,17 @@ fn a_leaf_that_is_wrong_is_named_and_nothing_is_timed() {
         assert!(!out.contains("\"case\"") && !out.contains("ceilings"), "{kernel}: {out}");
         assert!(!out.contains(&format!("\"leaf\":\"{leaf}\"")), "{kernel}: {out}");
     }
+}
+
+#[test]
+fn products_whose_parts_are_rounded_are_found_by_sums_that_cancel_and_by_them_alone() {
+    let (out, ended) = rehearse_with(&["--only", "scale", "--keep-going", "--part", "checks"], SPLIT, 1.0, 0.0);
+    let wrong: Vec<&str> = out.lines().filter(|line| line.contains("\"ok\":false")).collect();
+    assert!(wrong.len() == 1 && wrong[0].contains("\"leaf\":\"long_sums\""), "{wrong:?}");
+    assert_eq!(ended.expect_err("one is wrong").message, "1 wrong, named above");
+    let (out, ended) = rehearse_with(&["--only", "scale"], "none", 1.0, 0.0);
+    ended.unwrap();
+    assert!(out.contains("# scale: all right"), "{out}");
 }
 
 #[test]

@@ -61,7 +61,7 @@ pub fn find<H>(
     Search { opened: None, tried }
 }
 
-/// The files that a path means; a part that ends in `*` stands for every name that begins so.
+/// The files that a path means; a part that ends in `*` matches every name that begins so.
 fn existing(pattern: &Path, machine: &dyn Surroundings) -> Vec<PathBuf> {
     let mut paths = vec![PathBuf::new()];
     for part in pattern.components() {

@@ -1,8 +1,10 @@
-//! The driver's own functions, as far as it takes to list the GPUs. Signatures are those of CUDA's driver API (`cuda.h`).
+//! The driver's functions that list the GPUs, and cuDNN's that names its CUDA version. Signatures are those of CUDA's driver
+//! API (`cuda.h`) and of cuDNN (`cudnn_graph.h`).
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
 use crate::open::Open;
+use crate::problem::{CUDA_VERSION, version_text};
 
 /// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`.
 const CAPABILITY: [c_int; 2] = [75, 76];
@@ -58,12 +60,26 @@ functions! {
     memory_info = c"cuMemGetInfo_v2": fn(*mut usize, *mut usize);
 }
 
+/// Refuses a cuDNN that is built for another major version of CUDA: both builds have one SONAME.
+pub(crate) fn check_cudnn(library: Open) -> Result<(), String> {
+    // Without the function, the engine's own check of the version decides.
+    let Some(symbol) = library.symbol(c"cudnnGetCudartVersion") else { return Ok(()) };
+    // SAFETY: cuDNN's function of this name takes nothing and returns a `size_t` in every version, and a pointer to data and
+    // one to a function are the same on this system.
+    let version = unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> usize>(symbol.as_ptr())() };
+    let built_for = i32::try_from(version).unwrap_or(0);
+    if built_for / 1000 == CUDA_VERSION / 1000 {
+        return Ok(());
+    }
+    Err(format!("it is built for CUDA {}, and {} is needed", version_text(built_for), CUDA_VERSION / 1000))
+}
+
 /// A refusal of the driver.
 #[derive(Clone, Debug)]
 pub(crate) struct Refusal {
     /// The `CUresult`.
     pub(crate) status: c_int,
-    /// Its name and meaning, as the driver tells them.
+    /// Its name and meaning, in the driver's words.
     pub(crate) message: String,
 }
 

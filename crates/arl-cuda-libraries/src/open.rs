@@ -1,11 +1,11 @@
-//! The system's loader: opens libraries for the life of the process, and says which file it took.
+//! The system's loader: opens libraries for the life of the process and reports which file it took.
 
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr::NonNull;
 
-/// An open library. It is never closed: code and data of it may be in use until the process ends.
+/// An open library. One that was accepted is never closed: its code and data may be in use until the process ends.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Open(NonNull<c_void>);
 
@@ -18,10 +18,29 @@ struct LinkMap {
 
 /// Opens a library so that its symbols serve every library opened later, which is how the CUDA addon's needs are met.
 pub(crate) fn open_globally(path: &Path) -> Result<Open, String> {
-    let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| "the path holds a zero byte".to_string())?;
+    let name = c_path(path)?;
     // SAFETY: `name` is a C string that outlives the call. Initialisers of the library run, as they would if it were linked.
     let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
     NonNull::new(handle).map(Open).ok_or_else(last_error)
+}
+
+/// As [`open_globally`], but only if `accept` finds nothing wrong with the library. It is opened in a namespace of its own for
+/// that: cuDNN opens further libraries that stay when it is closed, and those of the wrong build would serve the right one,
+/// which asks for them by the same SONAMEs.
+pub(crate) fn open_if(path: &Path, accept: impl FnOnce(Open) -> Result<(), String>) -> Result<Open, String> {
+    let name = c_path(path)?;
+    // SAFETY: as in `open_globally`.
+    let handle = unsafe { libc::dlmopen(libc::LM_ID_NEWLM, name.as_ptr(), libc::RTLD_NOW) };
+    let library = NonNull::new(handle).map(Open).ok_or_else(last_error)?;
+    let accepted = accept(library);
+    // SAFETY: opened above, closed once, and nothing keeps an address in it.
+    unsafe { libc::dlclose(library.0.as_ptr()) };
+    accepted?;
+    open_globally(path)
+}
+
+fn c_path(path: &Path) -> Result<CString, String> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| "the path holds a zero byte".to_string())
 }
 
 fn last_error() -> String {

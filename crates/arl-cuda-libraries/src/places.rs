@@ -1,4 +1,4 @@
-//! Where CUDA's libraries may lie, in the order in which they are looked for. A pure function of the environment variables
+//! Where CUDA's libraries may be, in the order in which they are looked for. A pure function of the environment variables
 //! and of which files there are; nothing is opened, and no Python is run.
 
 use std::path::{Path, PathBuf};
@@ -40,7 +40,7 @@ impl Surroundings for Machine {
 pub enum Place {
     /// Where the system's loader looks for a bare SONAME: `LD_LIBRARY_PATH`, then what `ldconfig` listed.
     System,
-    /// Folders; a `*` in a part of the path stands for any end of a name.
+    /// Folders; a `*` in a part of the path matches any end of a name.
     Folder(PathBuf),
 }
 
@@ -48,8 +48,9 @@ pub enum Place {
 pub fn driver_places(machine: &dyn Surroundings) -> Vec<Place> {
     let mut places = named_folders(machine);
     places.push(Place::System);
-    // Where WSL and NixOS put it; their loaders know these folders only if they were told.
-    places.extend(["/usr/lib/wsl/lib", "/run/opengl-driver/lib"].map(|folder| Place::Folder(folder.into())));
+    // Where WSL, NixOS, and the containers of GKE and gVisor put it; their loaders need not be configured for it.
+    let folders = ["/usr/lib/wsl/lib", "/run/opengl-driver/lib", "/usr/local/nvidia/lib64"];
+    places.extend(folders.map(|folder| Place::Folder(folder.into())));
     places
 }
 
@@ -120,8 +121,8 @@ fn on_path(machine: &dyn Surroundings, name: &str) -> Option<PathBuf> {
     path.split(':').map(|folder| Path::new(folder).join(name)).find(|file| machine.is_file(file))
 }
 
-/// Folders of the environment that holds an interpreter. The path is taken as it stands: in a virtual environment
-/// `bin/python` is a link out of it. pyenv's shims stand for all of its versions.
+/// Folders of the environment that holds an interpreter. The path is taken unresolved: in a virtual environment
+/// `bin/python` is a link out of it. pyenv's shims mean all of its versions.
 fn of_interpreter(python: &Path) -> Vec<PathBuf> {
     let Some(bin) = python.parent() else { return Vec::new() };
     let Some(prefix) = bin.parent() else { return Vec::new() };

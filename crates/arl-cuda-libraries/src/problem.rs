@@ -69,6 +69,22 @@ pub fn capability_problem((major, minor): (i32, i32)) -> Option<String> {
     })
 }
 
+/// Variables with which cuBLAS computes float32 products in another arithmetic, whatever its caller asks for, and the value
+/// that turns it on.
+const INEXACT: [(&str, &str); 2] = [("NVIDIA_TF32_OVERRIDE", "1"), ("CUBLAS_EMULATE_SINGLE_PRECISION", "1")];
+
+/// A warning where one of [`INEXACT`] is set.
+pub fn inexact_products(machine: &dyn Surroundings) -> Option<String> {
+    let set = INEXACT.iter().filter(|(name, on)| machine.variable(name).as_deref() == Some(on));
+    let set: Vec<String> = set.map(|(name, on)| format!("{name}={on}")).collect();
+    (!set.is_empty()).then(|| {
+        format!(
+            "{} changes float32 matrix products, so losses differ from other machines'; unset it",
+            set.join(" and ")
+        )
+    })
+}
+
 /// A driver that was not found, or that is there and does not open.
 pub fn no_driver(driver: &LibraryReport) -> Problem {
     let failure = driver.tried.iter().find(|attempt| attempt.why != NOT_THERE);

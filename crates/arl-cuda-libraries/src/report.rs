@@ -30,7 +30,7 @@ pub struct Gpu {
     pub capability: (i32, i32),
     /// Its memory in bytes.
     pub memory_bytes: u64,
-    /// Its memory that no program holds, in bytes; 0 where it could not be asked.
+    /// Its memory that no program holds, in bytes; 0 where the driver was not asked or did not answer.
     pub free_bytes: u64,
     /// Why it cannot be used.
     pub problem: Option<String>,
@@ -49,11 +49,45 @@ pub struct Report {
     pub libraries: Vec<LibraryReport>,
     /// The first thing that keeps CUDA from being used; `None`: nothing does.
     pub problem: Option<Problem>,
+    /// Environment variables that change results; `None`: none of them is set.
+    pub warning: Option<String>,
+}
+
+/// Which GPUs are asked for their free memory. Asking creates a context, which takes a part of a second and some hundred MB,
+/// and which a GPU in exclusive use refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FreeMemory {
+    /// None of them.
+    OfNone,
+    /// The first that can be used.
+    OfFirst,
+    /// The one with this number.
+    Of(u32),
+    /// All of them.
+    OfAll,
+}
+
+impl FreeMemory {
+    /// Of the GPU that the option `device` means.
+    pub fn of_device(device: &str) -> Self {
+        let ordinal = device.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse().ok());
+        ordinal.map_or(FreeMemory::OfFirst, FreeMemory::Of)
+    }
+
+    /// Whether GPU `ordinal` is asked, where those in `before` were listed before it.
+    fn asks(self, ordinal: u32, before: &[Gpu]) -> bool {
+        match self {
+            FreeMemory::OfNone => false,
+            FreeMemory::OfFirst => before.iter().all(|gpu| gpu.problem.is_some()),
+            FreeMemory::Of(wanted) => wanted == ordinal,
+            FreeMemory::OfAll => true,
+        }
+    }
 }
 
 /// Finds, opens and asks everything. `beside`: folders of `node_modules` that the addon may be installed in.
-pub fn report(machine: &dyn Surroundings, beside: &[PathBuf]) -> Report {
-    system::report(machine, beside)
+pub fn report(machine: &dyn Surroundings, beside: &[PathBuf], free: FreeMemory) -> Report {
+    system::report(machine, beside, free)
 }
 
 /// The driver alone, without asking it anything: quick where there is none.
@@ -65,12 +99,12 @@ pub fn driver(machine: &dyn Surroundings) -> Option<LibraryReport> {
 mod system {
     use std::path::{Path, PathBuf};
 
-    use super::{Gpu, LibraryReport, Report};
+    use super::{FreeMemory, Gpu, LibraryReport, Report};
     use crate::find::find;
-    use crate::gpu::{Driver, Refusal};
-    use crate::open::{Open, open_globally};
+    use crate::gpu::{Driver, Refusal, check_cudnn};
+    use crate::open::{Open, open_globally, open_if};
     use crate::places::{Surroundings, driver_places, library_places};
-    use crate::problem::{answered, capability_problem, no_driver, no_gpu, not_working, too_old};
+    use crate::problem::{answered, capability_problem, inexact_products, no_driver, no_gpu, not_working, too_old};
     use crate::{CUDNN, DRIVER, LIBRARIES, Library, NVRTC, NVRTC_BUILTINS};
 
     /// `CUDA_ERROR_NO_DEVICE`.
@@ -82,14 +116,19 @@ mod system {
         Some((LibraryReport { library: DRIVER, path, tried: search.tried }, search.opened))
     }
 
-    pub(super) fn report(machine: &dyn Surroundings, beside: &[PathBuf]) -> Report {
+    pub(super) fn report(machine: &dyn Surroundings, beside: &[PathBuf], free: FreeMemory) -> Report {
         let Some((driver, opened)) = driver(machine) else { return Report::default() };
         let Some(opened) = opened else {
             let problem = Some(no_driver(&driver));
             return Report { driver: Some(driver), problem, ..Report::default() };
         };
-        let mut report = Report { driver: Some(driver), libraries: libraries(machine, beside), ..Report::default() };
-        report.problem = match ask(opened, &mut report) {
+        let mut report = Report {
+            driver: Some(driver),
+            libraries: libraries(machine, beside),
+            warning: inexact_products(machine),
+            ..Report::default()
+        };
+        report.problem = match ask(opened, free, &mut report) {
             Ok(version) => answered(version, &report.gpus, &report.libraries, machine),
             Err(Trouble::Symbol(name)) => Some(too_old(format!("the NVIDIA driver is too old: it has no `{name}`"))),
             Err(Trouble::Refused(Refusal { status: NO_DEVICE, message })) => {
@@ -103,7 +142,8 @@ mod system {
     fn libraries(machine: &dyn Surroundings, beside: &[PathBuf]) -> Vec<LibraryReport> {
         let places = library_places(machine, beside);
         let open = |library: Library| {
-            let search = find(library.soname, &places, machine, open_globally);
+            let open = |path: &Path| if library == CUDNN { open_if(path, check_cudnn) } else { open_globally(path) };
+            let search = find(library.soname, &places, machine, open);
             let path = search.opened.map(|open| open.file().unwrap_or_else(|| library.soname.into()));
             if library == NVRTC
                 && let Some(path) = &path
@@ -137,19 +177,20 @@ mod system {
         }
     }
 
-    /// Asks the driver for its version and the GPUs; what it told before a failure stays in the report.
-    fn ask(library: Open, report: &mut Report) -> Result<i32, Trouble> {
+    /// Asks the driver for its version and the GPUs; what it answered before a failure stays in the report.
+    fn ask(library: Open, free: FreeMemory, report: &mut Report) -> Result<i32, Trouble> {
         let driver = Driver::of(library).map_err(Trouble::Symbol)?;
         let version = driver.version()?;
         report.driver_version = Some(version);
         driver.init()?;
         for ordinal in 0..driver.count()? {
-            report.gpus.push(gpu(&driver, ordinal)?);
+            let asked = free.asks(ordinal as u32, &report.gpus);
+            report.gpus.push(gpu(&driver, ordinal, asked)?);
         }
         Ok(version)
     }
 
-    fn gpu(driver: &Driver, ordinal: i32) -> Result<Gpu, Refusal> {
+    fn gpu(driver: &Driver, ordinal: i32, ask_free: bool) -> Result<Gpu, Refusal> {
         let device = driver.device(ordinal)?;
         let capability = driver.capability(device)?;
         let mut gpu = Gpu {
@@ -160,7 +201,7 @@ mod system {
             free_bytes: 0,
             problem: capability_problem(capability),
         };
-        if gpu.problem.is_none() {
+        if ask_free && gpu.problem.is_none() {
             match driver.free_memory(device) {
                 Ok(bytes) => gpu.free_bytes = bytes as u64,
                 Err(refusal) => gpu.problem = Some(refusal.message),
@@ -174,7 +215,7 @@ mod system {
 mod system {
     use std::path::PathBuf;
 
-    use super::{LibraryReport, Report};
+    use super::{FreeMemory, LibraryReport, Report};
     use crate::places::Surroundings;
     use crate::problem::other_system;
 
@@ -182,7 +223,7 @@ mod system {
         None
     }
 
-    pub(super) fn report(_machine: &dyn Surroundings, _beside: &[PathBuf]) -> Report {
+    pub(super) fn report(_machine: &dyn Surroundings, _beside: &[PathBuf], _free: FreeMemory) -> Report {
         Report { problem: Some(other_system()), ..Report::default() }
     }
 }

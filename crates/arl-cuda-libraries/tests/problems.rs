@@ -5,7 +5,9 @@
 mod support;
 
 use arl_cuda_libraries::find::{Attempt, NOT_THERE};
-use arl_cuda_libraries::problem::{Problem, ProblemKind, answered, capability_problem, install_command, no_driver};
+use arl_cuda_libraries::problem::{
+    Problem, ProblemKind, answered, capability_problem, inexact_products, install_command, no_driver,
+};
 use arl_cuda_libraries::report::{Gpu, LibraryReport};
 use arl_cuda_libraries::{CUDNN, DRIVER, LIBRARIES};
 use support::Paper;
@@ -69,6 +71,14 @@ fn missing_libraries_are_named_with_the_command_that_supplies_them() {
         "{}",
         problem.hint
     );
+}
+
+#[test]
+fn variables_that_change_float32_products_are_warned_of() {
+    let warning = |variables| inexact_products(&Paper::new(variables, &[]));
+    assert_eq!(warning(&[("NVIDIA_TF32_OVERRIDE", "0"), ("CUDA_HOME", "1")]), None);
+    let both = warning(&[("NVIDIA_TF32_OVERRIDE", "1"), ("CUBLAS_EMULATE_SINGLE_PRECISION", "1")]).unwrap();
+    assert!(both.starts_with("NVIDIA_TF32_OVERRIDE=1 and CUBLAS_EMULATE_SINGLE_PRECISION=1 changes float32"), "{both}");
 }
 
 #[test]

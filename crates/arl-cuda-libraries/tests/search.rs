@@ -89,7 +89,9 @@ fn the_system_is_asked_after_the_named_folders_and_before_all_others() {
     assert_eq!(places[..3], [Place::Folder("/mine".into()), Place::System, Place::Folder("/opt/cuda/lib64".into())]);
     let driver = driver_places(&machine);
     assert_eq!(driver[..2], [Place::Folder("/mine".into()), Place::System]);
-    assert!(driver.contains(&Place::Folder("/usr/lib/wsl/lib".into())));
+    for folder in ["/usr/lib/wsl/lib", "/run/opengl-driver/lib", "/usr/local/nvidia/lib64"] {
+        assert!(driver.contains(&Place::Folder(folder.into())), "{folder}");
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@
 #include <cudnn_frontend.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <memory>
@@ -162,6 +163,11 @@ void forward(fe::graph::Graph &graph, arl_attention_shape const &s) {
 }
 
 void backward(fe::graph::Graph &graph, arl_attention_shape const &s) {
+    if (s.deterministic != 0) {
+        // The frontend knows no other way to ask for the pass whose workspace is linear in the tokens (from cuDNN 9.25 on, on
+        // 9.0); else it takes the one that keeps all scores.
+        setenv("CUDNN_FRONTEND_ATTN_DP_WORKSPACE_LIMIT", "0", 0);
+    }
     Builder build(graph, s);
     auto q = build.input("q", Q, s.query_heads, s.q_stride);
     auto k = build.input("k", K, s.key_value_heads, s.k_stride);
@@ -173,7 +179,8 @@ void backward(fe::graph::Graph &graph, arl_attention_shape const &s) {
     // Without the number of tokens, the workspace would hold `sequences * max_len` of them.
     auto options = attributes<fe::graph::SDPA_backward_attributes>("attention_backward", s, build.lengths())
                        .set_max_total_seq_len_q(s.tokens)
-                       .set_max_total_seq_len_kv(s.tokens);
+                       .set_max_total_seq_len_kv(s.tokens)
+                       .set_deterministic_algorithm(s.deterministic != 0);
     auto [d_q, d_k, d_v] = graph.sdpa_backward(q, k, v, out, d_out, stats, options);
     build.output(d_q, D_Q, s.query_heads, s.d_q_stride);
     build.output(d_k, D_K, s.key_value_heads, s.d_k_stride);
@@ -204,6 +211,12 @@ int64_t arl_cudnn_open(char const *path, char *message, int64_t size) {
             auto const why = dlerror();
             return why == nullptr ? "it does not open" : why;
         }
+        // Builds for all versions of CUDA have one name; one for another than this library was compiled with asks for
+        // libraries that are not there.
+        auto const built_for = reinterpret_cast<size_t (*)()>(dlsym(fe::cudnn_dlhandle, "cudnnGetCudartVersion"));
+        if (built_for == nullptr || built_for() / 1000 != CUDART_VERSION / 1000) {
+            return "it is not built for CUDA " + std::to_string(CUDART_VERSION / 1000);
+        }
         version = static_cast<int64_t>(fe::detail::get_backend_version());
         return {};
     });
@@ -230,7 +243,7 @@ arl_cudnn *arl_cudnn_create(char const *properties, char *message, int64_t size)
 
 void arl_cudnn_destroy(arl_cudnn *cudnn) {
     if (cudnn != nullptr && cudnn->handle != nullptr) {
-        // What fails here has nobody to tell.
+        // No caller is left to report a failure to.
         guarded(nullptr, 0, [&]() -> std::string { return text_of(fe::detail::destroy_handle(cudnn->handle), ""); });
     }
     delete cudnn;

@@ -1,4 +1,4 @@
-// cuDNN's fused attention with a C interface: what Rust calls. Sequences lie packed, one after the other, as rows of tokens.
+// cuDNN's fused attention with a C interface: what Rust calls. Sequences are packed, one after the other, as rows of tokens.
 // No exception leaves these functions: what goes wrong is written into `message` (`message_size` bytes, ended by 0).
 #pragma once
 
@@ -19,6 +19,8 @@ struct arl_attention_shape {
     int32_t type;
     // The compute capability, as 90.
     int32_t capability;
+    // 1: the backward pass adds in an order that is always the same.
+    int32_t deterministic;
     float scale;
     // Most sequences, most tokens of one, most tokens of all together.
     int64_t sequences, max_len, tokens;

@@ -70,6 +70,8 @@ pub struct Shape {
     pub dtype: Type,
     /// The GPU's, as 90.
     pub capability: i32,
+    /// Whether the backward pass adds in an order that is always the same: equal inputs give equal bits (1; else 0).
+    pub deterministic: i32,
     /// Factor on the products of queries and keys.
     pub scale: f32,
     /// Most sequences.
@@ -104,12 +106,16 @@ pub struct Shape {
     pub d_v_stride: i64,
 }
 
-/// Bytes of workspace that a plan of the forward pass may need at most; and one of the backward pass, beside what grows
+/// Whether the engine asks for the deterministic backward pass. That has a plan for every case, from cuDNN 9.25 on in the
+/// workspace of the other one; until a GPU has shown that its numbers are right, and how fast it is, the other one is taken.
+pub const DETERMINISTIC_BACKWARD: bool = false;
+
+/// Bytes of workspace that a plan of the forward pass may need at most; and one of the backward pass, besides what grows
 /// with the tokens.
 pub const ENGINE_BYTES: usize = 1 << 20;
 
 /// Bytes of workspace that a plan of the backward pass may need at most. `d_q_stride`: elements from one token of the
-/// queries' gradient to the next; those of keys and values lie without gaps.
+/// queries' gradient to the next; those of keys and values have no gaps.
 pub fn backward_workspace(
     tokens: usize,
     query_heads: usize,

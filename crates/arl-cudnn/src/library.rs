@@ -19,7 +19,7 @@ struct RawAttention {
     _opaque: [u8; 0],
 }
 
-/// Where operands lie, as addresses on the device; 0: a forward pass has none.
+/// Operands, as addresses on the device; 0: a forward pass has none.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct Operands {
@@ -107,7 +107,7 @@ impl Cudnn {
         let path = text(path.as_os_str().as_encoded_bytes())?;
         let properties = properties.map(|json| text(json.as_bytes())).transpose()?;
         let version = with_message(|message, size| {
-            // SAFETY: texts end in a zero byte, and the message has the size that is told.
+            // SAFETY: texts end in a zero byte, and the message has the size that is passed.
             let version = unsafe { arl_cudnn_open(path.as_ptr(), message, size) };
             (version > 0).then_some(Version(version))
         })?;
@@ -131,7 +131,7 @@ impl Cudnn {
     pub fn plan(&mut self, shape: &Shape) -> Result<Plan, String> {
         let mut workspace = 0i64;
         let raw = with_message(|message, size| {
-            // SAFETY: the handle is open, shape and workspace outlive the call, and the message has the size that is told.
+            // SAFETY: the handle is open, shape and workspace outlive the call, and the message has the size that is passed.
             let plan = unsafe { arl_attention_create(self.raw.as_ptr(), shape, &raw mut workspace, message, size) };
             NonNull::new(plan)
         })?;
@@ -142,7 +142,7 @@ impl Cudnn {
     ///
     /// # Safety
     ///
-    /// The operands lie at the addresses with the shape of the plan, `workspace` has its bytes, the stream is one of the
+    /// The operands are at the addresses with the shape of the plan, `workspace` has its bytes, the stream is one of the
     /// handle's device, and all of it stays until the stream has passed; and so does the plan.
     pub unsafe fn run(
         &mut self,

@@ -11,8 +11,9 @@ use arl_cudnn::{Cudnn, ENGINE_BYTES, Pass, Plan, Shape, Type, backward_workspace
 
 /// An NVIDIA H100, as cuDNN describes devices to itself.
 const H100: &str = r#"{"maxGridSize": [2147483647, 65535, 65535], "maxBlockSize": [1024, 1024, 64], "regsPerBlock": 65536,
-    "multiProcessorCount": 132, "warpSize": 32, "maxSharedMemoryPerBlock": 49152, "maxSharedMemoryPerBlockOptin": 232448,
-    "reservedSharedMemoryPerBlock": 1024, "maxRegistersPerSM": 65536, "maxCtasPerSM": 32, "maxThreadsPerBlock": 1024,
+    "multiProcessorCount": 132, "smCountOrigin": 0, "warpSize": 32, "maxSharedMemoryPerBlock": 49152, "maxSharedMemoryPerBlockOptin": 232448,
+    "oversizedSharedMemoryPerBlock": 0,
+    "memoryBusWidth": 5120, "reservedSharedMemoryPerBlock": 1024, "maxRegistersPerSM": 65536, "maxCtasPerSM": 32, "maxThreadsPerBlock": 1024,
     "maxThreadsPerSM": 2048, "pciDeviceId": 0, "isTccDriver": 0, "supportCoopLaunch": 1, "totalGlobalMem": 84987740160,
     "smClockRateKHz": 1980000, "memClockRateKHz": 2619000, "l2CacheSize": 52428800, "cudaDeviceId": 0, "deviceVer": 900,
     "driverVer": 13000, "deviceName": "NVIDIA H100 80GB HBM3"}"#;
@@ -85,6 +86,7 @@ fn shape(pass: Pass, dtype: Type, dim: i64, query_heads: i64, key_value_heads: i
         pass,
         dtype,
         capability: 90,
+        deterministic: 0,
         scale: 1.0 / (dim as f32).sqrt(),
         sequences: 8,
         max_len: 4096,
@@ -128,8 +130,8 @@ fn every_head_size_grouping_and_window_has_a_plan_in_both_passes() {
             .flat_map(|dim| [1, 2, 4, 7, 8].map(|group| (dim, group, 0)))
             .chain([(64, 7, 1024), (128, 4, 1024), (128, 1, 1)])
         {
-            for pass in [Pass::Forward, Pass::Backward] {
-                let shape = shape(pass, Type::Bf16, dim, 2 * group, 2, window);
+            for (pass, deterministic) in [(Pass::Forward, 0), (Pass::Backward, 0), (Pass::Backward, 1)] {
+                let shape = Shape { deterministic, ..shape(pass, Type::Bf16, dim, 2 * group, 2, window) };
                 let plan = cudnn.plan(&shape).unwrap_or_else(|error| panic!("{shape:?}: {error}"));
                 assert_fits(&plan, &shape);
                 let (kind, size) = kernel_of(pass, dim);
@@ -143,8 +145,8 @@ fn every_head_size_grouping_and_window_has_a_plan_in_both_passes() {
 #[test]
 fn halves_one_sequence_and_many_have_plans_too() {
     with_cudnn(|cudnn, _| {
-        for pass in [Pass::Forward, Pass::Backward] {
-            let usual = shape(pass, Type::Bf16, 128, 8, 2, 0);
+        for (pass, deterministic) in [(Pass::Forward, 0), (Pass::Backward, 0), (Pass::Backward, 1)] {
+            let usual = Shape { deterministic, ..shape(pass, Type::Bf16, 128, 8, 2, 0) };
             let shapes = [
                 Shape { dtype: Type::F16, ..usual },
                 Shape { sequences: 1, max_len: 128, tokens: 1024, ..usual },
@@ -178,7 +180,7 @@ fn what_cudnn_has_no_plan_for_is_refused_in_words() {
             (Shape { query_heads: 7, ..usual }, "must be a factor"),
             (Shape { dim: 512, ..usual }, "hidden_dim"),
             (Shape { q_stride: usual.q_stride + 1, ..usual }, "stride"),
-            (Shape { pass: Pass::Forward, capability: 80, ..usual }, "only supported in Hopper"),
+            (Shape { capability: 80, deterministic: 1, ..usual }, "not supported for bprop thd on SM8X"),
         ] {
             let error = cudnn.plan(&shape).unwrap_err();
             assert!(error.contains(words), "{shape:?}: {error}");

@@ -11,6 +11,7 @@ use crate::attention;
 use crate::backend::{Backend, Buffer, DType, Pool, split_master};
 use crate::batch::{BatchSize, MicroBatch, Staging};
 use crate::blocks::Run;
+use crate::logits_rows::with_logits_rows;
 use crate::loss_scale::LossScale;
 use crate::model::Model;
 use crate::options::{Adam, EngineOptions, Hyper, Recompute, Weights};
@@ -75,6 +76,7 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// An engine whose memory is reserved and zero.
     fn reserve(mut backend: Box<B>, files: ModelFiles, options: &EngineOptions) -> Result<Self> {
         let config = files.config()?;
+        let options = &with_logits_rows(&config, options, backend.kind(), backend.memory()?)?;
         let mut model = Model::new(&config, options, backend.kind())?;
         let attention_notice = if model.attention_library {
             attention::settle(options.attention, &mut *backend, &model.blocks, options.max_batch)?

@@ -1,6 +1,8 @@
-// What every kernel file shares: element types, 16-byte packs, sums over warps and blocks, and how a kernel is declared.
+// What every kernel file shares: element types, 16-byte vectorizable, sums over warps and blocks, and how a kernel is declared.
 // Device code only, so that the same sources compile for a GPU (nvcc) and for the host (../emulation).
 #pragma once
+
+#include "constants.cuh"
 
 #ifdef ARL_EMULATION
 
@@ -16,7 +18,7 @@
 // Dynamic shared memory, as an array of `type`.
 #define ARL_SHARED(type, name) type *name = reinterpret_cast<type *>(emulation::block->shared)
 
-// Ends the launch with an error where an argument is `wrong`.
+// Ends the launch with an error, which says `what`, where an argument is `wrong`.
 #define ARL_REFUSE(wrong, what) ((wrong) ? emulation::fail(what) : void())
 
 // Whether to check what a GPU has no time to check.
@@ -24,6 +26,7 @@ constexpr bool THOROUGH = true;
 
 #else
 
+#include <cassert>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cstdint>
@@ -33,7 +36,8 @@ constexpr bool THOROUGH = true;
 extern __shared__ __align__(128) unsigned char arl_shared_bytes[];
 #define ARL_SHARED(type, name) type *name = reinterpret_cast<type *>(arl_shared_bytes)
 
-#define ARL_REFUSE(wrong, what) ((wrong) ? __trap() : void())
+// As a failed `assert`: the driver writes `what`, with the block and the thread, to standard error.
+#define ARL_REFUSE(wrong, what) ((wrong) ? __assert_fail(what, __FILE__, __LINE__, __func__) : void())
 
 constexpr bool THOROUGH = false;
 
@@ -83,7 +87,7 @@ template <typename T, int N> __device__ __forceinline__ void store_group(T *targ
 }
 
 // Whether rows of `width` elements from `p` on can be read in groups of N.
-template <int N, typename T> __device__ __forceinline__ bool groups(const T *p, long long width) {
+template <int N, typename T> __device__ __forceinline__ bool vectorizable(const T *p, long long width) {
     return width % N == 0 && reinterpret_cast<uintptr_t>(p) % sizeof(Group<T, N>) == 0;
 }
 
@@ -98,8 +102,8 @@ template <typename T> __device__ __forceinline__ void store_pack(T *target, cons
     *reinterpret_cast<Pack<T> *>(target) = pack;
 }
 
-// Whether rows of `width` elements from `p` on can be read in packs.
-template <typename T> __device__ __forceinline__ bool packs(const T *p, long long width) {
+// Whether rows of `width` elements from `p` on can be read in vectorizable.
+template <typename T> __device__ __forceinline__ bool vectorizable(const T *p, long long width) {
     return width % Pack<T>::SIZE == 0 && reinterpret_cast<uintptr_t>(p) % 16 == 0;
 }
 
@@ -113,15 +117,4 @@ __device__ __forceinline__ float warp_sum(float value) {
 __device__ __forceinline__ float warp_max(float value) {
     for (int distance = 16; distance > 0; distance /= 2) value = fmaxf(value, __shfl_xor_sync(FULL, value, distance));
     return value;
-}
-
-// The sum over a block of 32 x `WARPS` threads, in the same order every time; every thread gets it. `scratch` holds
-// WARPS floats; it is free again only after the next barrier.
-template <int WARPS> __device__ __forceinline__ float block_sum(float value, float *scratch) {
-    value = warp_sum(value);
-    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
-    __syncthreads();
-    float sum = 0;
-    for (int i = 0; i < WARPS; i++) sum += scratch[i];
-    return sum;
 }

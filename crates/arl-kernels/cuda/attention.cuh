@@ -19,8 +19,7 @@
 
 namespace attention {
 
-constexpr int WARPS = 4;
-constexpr int THREADS = WARPS * 32;
+constexpr int WARPS = THREADS / 32;
 constexpr float LOG2_E = 1.4426950408889634f;
 
 // The maximum of a query that has seen no key. Not minus infinity, from which a masked score has no difference.
@@ -87,7 +86,7 @@ template <typename A, int N> __device__ __forceinline__ void fill(A (&target)[N]
 }
 
 // ---- Tensor cores: tiles [rows, D] of bf16 or f16 in shared memory. The 16-byte chunks of a row change places by its number,
-// so that eight rows at one column lie in different banks.
+// so that eight rows at one column are in different banks.
 
 #ifdef ARL_EMULATION
 inline float exp2_fast(float x) { return exp2f(x); }
@@ -99,7 +98,7 @@ __device__ __forceinline__ float exp2_fast(float x) {
 }
 #endif
 
-// Where chunk `chunk` of row `row` lies in a tile. That of `chunk ^ x` is at `place ^ 8 x`, that of `row + 8 y` at
+// Where chunk `chunk` of row `row` is in a tile. That of `chunk ^ x` is at `place ^ 8 x`, that of `row + 8 y` at
 // `place + 8 y D`: so a lane needs one place for all that it reads of a tile.
 template <int D> __device__ __forceinline__ int place(int row, int chunk) { return row * D + (chunk ^ (row & 7)) * 8; }
 
@@ -121,16 +120,16 @@ __device__ __forceinline__ void stage_async(T *tile, const T *source, long long 
 }
 
 // The left fragments of rows `row ..` (a multiple of 16) of a tile, columns `16 step .. 16 step + 16`.
-template <int D, typename T, int BLOCKS>
-__device__ __forceinline__ void load_left(unsigned (&a)[BLOCKS][4], const T *tile, int row, int step) {
+template <int D, typename T, int FRAGMENTS>
+__device__ __forceinline__ void load_left(unsigned (&a)[FRAGMENTS][4], const T *tile, int row, int step) {
     int lane = threadIdx.x % 32, from = row * D + (place<D>(lane % 16, lane / 16) ^ step * 16);
 #pragma unroll
-    for (int m = 0; m < BLOCKS; m++) ldmatrix_x4(a[m], tile + from + m * 16 * D);
+    for (int m = 0; m < FRAGMENTS; m++) ldmatrix_x4(a[m], tile + from + m * 16 * D);
 }
 
 // One step of `s += a b^T` over columns `16 step ..` of the tile `b` [8 COLUMNS, D].
-template <int D, typename T, int BLOCKS, int COLUMNS>
-__device__ __forceinline__ void multiply_rows(float (&s)[BLOCKS][COLUMNS][4], const unsigned (&a)[BLOCKS][4],
+template <int D, typename T, int FRAGMENTS, int COLUMNS>
+__device__ __forceinline__ void multiply_rows(float (&s)[FRAGMENTS][COLUMNS][4], const unsigned (&a)[FRAGMENTS][4],
                                               const T *b, int step) {
     int lane = threadIdx.x % 32, from = place<D>(lane / 16 * 8 + lane % 8, lane / 8 % 2) ^ step * 16;
 #pragma unroll
@@ -139,7 +138,7 @@ __device__ __forceinline__ void multiply_rows(float (&s)[BLOCKS][COLUMNS][4], co
         ldmatrix_x4(right, b + from + n * 8 * D);
         unsigned low[2] = {right[0], right[1]}, high[2] = {right[2], right[3]};
 #pragma unroll
-        for (int m = 0; m < BLOCKS; m++) {
+        for (int m = 0; m < FRAGMENTS; m++) {
             mma<T>(s[m][n], a[m], low);
             mma<T>(s[m][n + 1], a[m], high);
         }
@@ -147,16 +146,16 @@ __device__ __forceinline__ void multiply_rows(float (&s)[BLOCKS][COLUMNS][4], co
 }
 
 // `o += p b` for the tile `b` [8 COLUMNS, D]; `p` is rounded to its type.
-template <int D, typename T, int BLOCKS, int COLUMNS>
-__device__ __forceinline__ void multiply_columns(float (&o)[BLOCKS][D / 8][4], const float (&p)[BLOCKS][COLUMNS][4],
+template <int D, typename T, int FRAGMENTS, int COLUMNS>
+__device__ __forceinline__ void multiply_columns(float (&o)[FRAGMENTS][D / 8][4], const float (&p)[FRAGMENTS][COLUMNS][4],
                                                  const T *b) {
     int lane = threadIdx.x % 32, from = place<D>(lane % 16, lane / 16);
 #pragma unroll
     for (int step = 0; step < COLUMNS / 2; step++) {
         // A product's columns are the next one's steps: what a thread holds of one is what it gives to the other.
-        unsigned a[BLOCKS][4];
+        unsigned a[FRAGMENTS][4];
 #pragma unroll
-        for (int m = 0; m < BLOCKS; m++)
+        for (int m = 0; m < FRAGMENTS; m++)
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const float(&from)[4] = p[m][2 * step + i / 2];
@@ -168,7 +167,7 @@ __device__ __forceinline__ void multiply_columns(float (&o)[BLOCKS][D / 8][4], c
             ldmatrix_x4_transposed(right, b + (from ^ n * 8) + step * 16 * D);
             unsigned low[2] = {right[0], right[1]}, high[2] = {right[2], right[3]};
 #pragma unroll
-            for (int m = 0; m < BLOCKS; m++) {
+            for (int m = 0; m < FRAGMENTS; m++) {
                 mma<T>(o[m][n], a[m], low);
                 mma<T>(o[m][n + 1], a[m], high);
             }
@@ -176,15 +175,15 @@ __device__ __forceinline__ void multiply_columns(float (&o)[BLOCKS][D / 8][4], c
     }
 }
 
-// Writes `o`, times `factor` of its row, to those of the rows `row .. row + 16 BLOCKS` that are below `end`, by way of
+// Writes `o`, times `factor` of its row, to those of the rows `row .. row + 16 FRAGMENTS` that are below `end`, by way of
 // the same rows of `tile`, which only this warp uses.
-template <int D, typename T, int BLOCKS>
-__device__ __forceinline__ void store_tile(const float (&o)[BLOCKS][D / 8][4], const float (&factor)[BLOCKS][2],
+template <int D, typename T, int FRAGMENTS>
+__device__ __forceinline__ void store_tile(const float (&o)[FRAGMENTS][D / 8][4], const float (&factor)[FRAGMENTS][2],
                                            T *tile, int row, int end, T *target, long long stride) {
     int lane = threadIdx.x % 32;
     __syncwarp();
 #pragma unroll
-    for (int m = 0; m < BLOCKS; m++)
+    for (int m = 0; m < FRAGMENTS; m++)
 #pragma unroll
         for (int n = 0; n < D / 8; n++)
 #pragma unroll
@@ -197,7 +196,7 @@ __device__ __forceinline__ void store_tile(const float (&o)[BLOCKS][D / 8][4], c
     __syncwarp();
     constexpr int CHUNKS = D / 8;
 #pragma unroll
-    for (int i = 0; i < BLOCKS * 16 * CHUNKS / 32; i++) {
+    for (int i = 0; i < FRAGMENTS * 16 * CHUNKS / 32; i++) {
         int r = row + (i * 32 + lane) / CHUNKS, chunk = lane % CHUNKS;
         if (r < end) store_pack(target + r * stride + chunk * 8, load_pack(tile + place<D>(r, chunk)));
     }
@@ -206,15 +205,12 @@ __device__ __forceinline__ void store_tile(const float (&o)[BLOCKS][D / 8][4], c
 // ---- CUDA cores: tiles of f32 in shared memory, for every type and head size. A warp owns ROWS rows of its block's
 // tile, each lane is a row of the other side's tile.
 
-constexpr int ROWS = 8;
 // 32 columns each of the greatest head.
 constexpr int STEPS = 8;
-// From one row of probabilities to the next one's.
-constexpr int WEIGHTS_STRIDE = 36;
 
 typedef Pack<float> Four;
 
-// From one row of a tile to the next: whole fours, an odd number of them, so that eight rows lie in different banks.
+// From one row of a tile to the next: whole fours, an odd number of them, so that eight rows are in different banks.
 __device__ __forceinline__ int row_stride(int dim) { return ((dim + 3) / 4 | 1) * 4; }
 
 // Copies `rows` rows to a tile; what is not there becomes zeroes.
@@ -222,7 +218,7 @@ template <typename T>
 __device__ __forceinline__ void stage(float *tile, int rows, const T *source, long long stride, int valid, int dim) {
     constexpr int SIZE = Pack<T>::SIZE;
     int lane = threadIdx.x % 32, to = row_stride(dim);
-    bool in_packs = packs(source, stride) && dim % SIZE == 0;
+    bool in_packs = vectorizable(source, stride) && dim % SIZE == 0;
     for (int row = threadIdx.x / 32; row < rows; row += blockDim.x / 32) {
         const T *from = source + row * stride;
         if (row < valid && in_packs) {
@@ -255,7 +251,7 @@ __device__ __forceinline__ void scores(float (&s)[ROWS], const float *own, const
 }
 
 // Shows each lane's weights to the warp, as rows [ROWS, 32] of `weights`.
-__device__ __forceinline__ void show(float *weights, const float (&w)[ROWS]) {
+__device__ __forceinline__ void share_weights(float *weights, const float (&w)[ROWS]) {
     __syncwarp();
 #pragma unroll
     for (int r = 0; r < ROWS; r++) weights[r * WEIGHTS_STRIDE + threadIdx.x % 32] = w[r];

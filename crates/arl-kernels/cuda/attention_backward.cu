@@ -18,11 +18,11 @@ template <typename T>
 __device__ __forceinline__ void delta(Matrix<const T> out, Matrix<const T> d_out, int heads, int dim, int tokens,
                                       float *result) {
     constexpr int SIZE = Pack<T>::SIZE;
-    bool in_packs = packs(out.data, out.stride) && packs(d_out.data, d_out.stride) && dim % SIZE == 0 &&
+    bool in_packs = vectorizable(out.data, out.stride) && vectorizable(d_out.data, d_out.stride) && dim % SIZE == 0 &&
                     32 % (dim / SIZE) == 0;
     int lanes = in_packs ? dim / SIZE : 32, lane = threadIdx.x % lanes;
     long long step = (long long)gridDim.x * THREADS / lanes, all = (long long)tokens * heads;
-    // All lanes of a warp go on as long as one of them has a row.
+    // All lanes of a warp continue as long as one of them has a row.
     for (long long row = (blockIdx.x * (long long)THREADS + threadIdx.x) / lanes; row - threadIdx.x % 32 / lanes < all;
          row += step) {
         long long token = row / heads;
@@ -84,9 +84,9 @@ __device__ __forceinline__ void keys_backward(Matrix<const T> q, Matrix<const T>
                 p[r] = seen ? exp2f(p[r] * scale_log2 - lse_log2) : 0;
                 d_s[r] = p[r] * (d_s[r] - delta);
             }
-            show(weights, p);
+            share_weights(weights, p);
             accumulate(d_v, weights, d_out_tile, dim);
-            show(weights, d_s);
+            share_weights(weights, d_s);
             accumulate(d_k, weights, q_tile, dim);
         }
     float ones[ROWS], scales[ROWS];
@@ -133,7 +133,7 @@ __device__ __forceinline__ void queries_backward(Matrix<const T> q, Matrix<const
             float x = sees(shape, row + r - key - lane) ? exp2f(p[r] * scale_log2 - lse_log2[r]) : 0;
             d_s[r] = x * (d_s[r] - delta[r]);
         }
-        show(weights, d_s);
+        share_weights(weights, d_s);
         accumulate(d_q, weights, k_tile, dim);
     }
     float scales[ROWS];

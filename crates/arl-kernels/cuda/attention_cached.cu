@@ -21,7 +21,7 @@ __device__ __forceinline__ void cached(Matrix<const T> q, const T *k_cache, cons
     __syncthreads();
 
     int length = lengths[sequence], first = max(length - shape.window, 0);
-    bool in_packs = packs(k_cache, width) && dim % SIZE == 0;
+    bool in_packs = vectorizable(k_cache, width) && dim % SIZE == 0;
     float scale_log2 = shape.scale * LOG2_E, greatest = NOTHING, total = 0, sum[STEPS];
     fill(sum, 0);
     for (int start = first + warp * 32; start < length; start += THREADS) {

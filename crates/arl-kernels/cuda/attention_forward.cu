@@ -8,26 +8,23 @@
 
 namespace attention {
 
-// The tensor cores' tiles.
-constexpr int QUERIES = 128;
-constexpr int KEYS = 64;
-// 16 queries each, of a warp.
-constexpr int BLOCKS = QUERIES / WARPS / 16;
+// Fragments of 16 queries, of a warp.
+constexpr int FRAGMENTS = BLOCK_M / WARPS / 16;
 
 // Turns masked scores into exp(scale (score - maximum)), and brings maxima, this thread's part of the sums, and values
 // up to date.
 template <int D>
-__device__ __forceinline__ void online(float (&s)[BLOCKS][KEYS / 8][4], float (&o)[BLOCKS][D / 8][4],
-                                       float (&max_)[BLOCKS][2], float (&total)[BLOCKS][2], float scale_log2) {
-    float factor[BLOCKS][2];
+__device__ __forceinline__ void online(float (&s)[FRAGMENTS][BLOCK_N / 8][4], float (&o)[FRAGMENTS][D / 8][4],
+                                       float (&max_)[FRAGMENTS][2], float (&total)[FRAGMENTS][2], float scale_log2) {
+    float factor[FRAGMENTS][2];
     bool changed = false;
 #pragma unroll
-    for (int m = 0; m < BLOCKS; m++)
+    for (int m = 0; m < FRAGMENTS; m++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             float greatest = max_[m][half];
 #pragma unroll
-            for (int n = 0; n < KEYS / 8; n++)
+            for (int n = 0; n < BLOCK_N / 8; n++)
                 greatest = fmaxf(greatest, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
             greatest = fmaxf(greatest, __shfl_xor_sync(FULL, greatest, 1));
             greatest = fmaxf(greatest, __shfl_xor_sync(FULL, greatest, 2));
@@ -36,7 +33,7 @@ __device__ __forceinline__ void online(float (&s)[BLOCKS][KEYS / 8][4], float (&
             max_[m][half] = greatest;
             float offset = greatest * scale_log2, sum = 0;
 #pragma unroll
-            for (int n = 0; n < KEYS / 8; n++)
+            for (int n = 0; n < BLOCK_N / 8; n++)
 #pragma unroll
                 for (int i = 2 * half; i < 2 * half + 2; i++) {
                     s[m][n][i] = exp2_fast(s[m][n][i] * scale_log2 - offset);
@@ -47,7 +44,7 @@ __device__ __forceinline__ void online(float (&s)[BLOCKS][KEYS / 8][4], float (&
     // Most tiles after the first few bring no new maximum.
     if (!__any_sync(FULL, changed)) return;
 #pragma unroll
-    for (int m = 0; m < BLOCKS; m++)
+    for (int m = 0; m < FRAGMENTS; m++)
 #pragma unroll
         for (int n = 0; n < D / 8; n++)
 #pragma unroll
@@ -58,59 +55,59 @@ template <int D, typename T>
 __device__ __forceinline__ void forward_tensor(Matrix<const T> q, Matrix<const T> k, Matrix<const T> v,
                                                const Shape &shape, Matrix<T> out, float *log_sum_exp) {
     ARL_SHARED(T, q_tile);
-    T *k_tile = q_tile + QUERIES * D, *v_tile = k_tile + KEYS * D;
+    T *k_tile = q_tile + BLOCK_M * D, *v_tile = k_tile + BLOCK_N * D;
     int head = blockIdx.x % shape.query_heads, key_head = head / (shape.query_heads / shape.key_heads);
-    Tile tile = tile_at(shape, QUERIES, (gridDim.x - 1 - blockIdx.x) / shape.query_heads);
+    Tile tile = tile_at(shape, BLOCK_M, (gridDim.x - 1 - blockIdx.x) / shape.query_heads);
     if (tile.first >= tile.length) return;
     const T *keys = k.at(tile.start, key_head * D), *values = v.at(tile.start, key_head * D);
-    int end = min(tile.first + QUERIES, tile.length);
-    int key = max(tile.first + 1 - shape.window, 0) / KEYS * KEYS;
-    stage_async<D, QUERIES>(q_tile, q.at(tile.start + tile.first, head * D), q.stride, end - tile.first);
+    int end = min(tile.first + BLOCK_M, tile.length);
+    int key = max(tile.first + 1 - shape.window, 0) / BLOCK_N * BLOCK_N;
+    stage_async<D, BLOCK_M>(q_tile, q.at(tile.start + tile.first, head * D), q.stride, end - tile.first);
     keys += key * k.stride;
     values += key * v.stride;
-    stage_async<D, KEYS>(k_tile, keys, k.stride, end - key);
+    stage_async<D, BLOCK_N>(k_tile, keys, k.stride, end - key);
     cp_async_commit();
 
-    int lane = threadIdx.x % 32, own = warp_number() * 16 * BLOCKS, row = tile.first + own;
+    int lane = threadIdx.x % 32, own = warp_number() * 16 * FRAGMENTS, row = tile.first + own;
     // None where the warp has no row.
-    int row_end = row < end ? row + 16 * BLOCKS : 0;
+    int row_end = row < end ? row + 16 * FRAGMENTS : 0;
     float scale_log2 = shape.scale * LOG2_E;
-    float o[BLOCKS][D / 8][4], greatest[BLOCKS][2], total[BLOCKS][2];
+    float o[FRAGMENTS][D / 8][4], greatest[FRAGMENTS][2], total[FRAGMENTS][2];
     fill(o, 0);
     fill(greatest, NOTHING);
     fill(total, 0);
-    for (; key < end; key += KEYS) {
-        bool seen = any_sees(shape, row, row_end, key, key + KEYS);
-        float s[BLOCKS][KEYS / 8][4];
+    for (; key < end; key += BLOCK_N) {
+        bool seen = any_sees(shape, row, row_end, key, key + BLOCK_N);
+        float s[FRAGMENTS][BLOCK_N / 8][4];
         cp_async_wait<0>();
         // The keys are here, and no warp reads the last tile's values any more.
         __syncthreads();
-        stage_async<D, KEYS>(v_tile, values, v.stride, end - key);
-        values += KEYS * v.stride;
+        stage_async<D, BLOCK_N>(v_tile, values, v.stride, end - key);
+        values += BLOCK_N * v.stride;
         cp_async_commit();
         if (seen) {
             fill(s, 0);
 #pragma unroll
             for (int step = 0; step < D / 16; step++) {
-                unsigned a[BLOCKS][4];
+                unsigned a[FRAGMENTS][4];
                 load_left<D>(a, q_tile, own, step);
                 multiply_rows<D>(s, a, k_tile, step);
             }
         }
         cp_async_wait<0>();
         __syncthreads();
-        if (key + KEYS < end) {
-            keys += KEYS * k.stride;
-            stage_async<D, KEYS>(k_tile, keys, k.stride, end - key - KEYS);
+        if (key + BLOCK_N < end) {
+            keys += BLOCK_N * k.stride;
+            stage_async<D, BLOCK_N>(k_tile, keys, k.stride, end - key - BLOCK_N);
             cp_async_commit();
         }
         if (!seen) continue;
-        if (!all_see(shape, row, row + 16 * BLOCKS, key, key + KEYS)) {
+        if (!all_see(shape, row, row + 16 * FRAGMENTS, key, key + BLOCK_N)) {
             int distance = row + lane / 4 - key - lane % 4 * 2;
 #pragma unroll
-            for (int m = 0; m < BLOCKS; m++)
+            for (int m = 0; m < FRAGMENTS; m++)
 #pragma unroll
-                for (int n = 0; n < KEYS / 8; n++)
+                for (int n = 0; n < BLOCK_N / 8; n++)
 #pragma unroll
                     for (int i = 0; i < 4; i++)
                         if (!sees(shape, distance + (m * 16 + i / 2 * 8 - n * 8 - i % 2))) s[m][n][i] = -INFINITY;
@@ -120,7 +117,7 @@ __device__ __forceinline__ void forward_tensor(Matrix<const T> q, Matrix<const T
     }
 
 #pragma unroll
-    for (int m = 0; m < BLOCKS; m++)
+    for (int m = 0; m < FRAGMENTS; m++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             float sum = total[m][half];
@@ -172,7 +169,7 @@ __device__ __forceinline__ void forward(Matrix<const T> q, Matrix<const T> k, Ma
 #pragma unroll
             for (int x = 0; x < STEPS; x++) o[r][x] *= factor;
         }
-        show(weights, s);
+        share_weights(weights, s);
         accumulate(o, weights, v_tile, dim);
     }
 #pragma unroll

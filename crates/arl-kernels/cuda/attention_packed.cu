@@ -4,11 +4,7 @@
 
 namespace attention_packed {
 
-constexpr int THREADS = 256;
-
-// Operands, each with its own distance from token to token: queries, keys, values, output, statistics, then gradients.
-constexpr int OPERANDS = 9;
-
+// From one token to the next, of each operand.
 struct Strides {
     int of[OPERANDS];
 };

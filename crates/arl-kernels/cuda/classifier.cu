@@ -1,6 +1,6 @@
 // The classifier pass: loss, accuracy, entropy and the logits' gradient. One block of 1024 threads a row, so that as
 // few rows as possible are under way at a time. Reads the row from its end to its beginning for its statistics; with a
-// gradient, then from the beginning on: the first 96 KiB of it lie in shared memory by now, and what was read last is
+// gradient, then from the beginning on: the first 96 KiB of it are in shared memory by now, and what was read last is
 // likely to be in the L2 cache still. The gradient replaces the row: in the logits' type element for element, or in
 // 16 bits in the first half of the memory of an f32 row.
 //
@@ -9,11 +9,7 @@
 
 namespace classifier {
 
-constexpr int WARPS = 32;
-constexpr int THREADS = WARPS * 32;
-
-// Dynamic shared memory where there is a gradient.
-constexpr int KEPT_BYTES = 96 << 10;
+constexpr int WARPS = THREADS / 32;
 
 // A sum that keeps what its roundings lost (Kahan).
 struct Sum {
@@ -178,7 +174,7 @@ __device__ void row(const T *logits, G *gradient, int target, float weight, cons
     double inverse = 1.0 / total;
     float factor = (float)((double)weight * inverse);
     G of_target = store<G>((float)((double)weight * ((double)expf(at_target - statistics.max) * inverse - 1.0)));
-    // Where G is half of T, tile t of the gradient lies in the memory of tile t / 2 of the logits, which all threads
+    // Where G is half of T, tile t of the gradient is in the memory of tile t / 2 of the logits, which all threads
     // must have read. For tiles up to `writable` they have: what is kept before the barriers of the sums, the rest
     // before those below.
     int writable = 2 * (KEPT / TILE) - 1;
@@ -214,7 +210,7 @@ __device__ void row_of_block(const T *logits, G *gradient, const int *targets, f
     int target = targets[number];
     ARL_REFUSE(target < 0 || target >= vocab, "a target is outside the vocabulary");
     Losses losses = {nll + number, correct + number, entropy + number};
-    bool whole = packs(logits, vocab);
+    bool whole = vectorizable(logits, vocab);
     logits += number * vocab;
     if (GRADIENT) gradient += number * vocab * (long long)(sizeof(T) / sizeof(G));
     if (whole) {

@@ -11,15 +11,11 @@
 
 namespace elementwise {
 
-constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / 32;
-
-// Elements a thread converts or adds: a pack of 16 bits, two of f32.
-constexpr int STEP = 8;
 
 template <typename A, typename B> __device__ __forceinline__ void convert(const A *source, B *target, long long len) {
     const long long start = (blockIdx.x * (long long)THREADS + threadIdx.x) * STEP;
-    if (start + STEP <= len && packs(source, STEP) && packs(target, STEP)) {
+    if (start + STEP <= len && vectorizable(source, STEP) && vectorizable(target, STEP)) {
         constexpr int READ = Pack<A>::SIZE, WRITTEN = Pack<B>::SIZE;
         float values[STEP];
 #pragma unroll
@@ -42,7 +38,7 @@ template <typename A, typename B> __device__ __forceinline__ void convert(const 
 
 template <typename T> __device__ __forceinline__ void add(T *x, const T *delta, long long len) {
     constexpr int SIZE = Pack<T>::SIZE;
-    const bool aligned = packs(x, SIZE) && packs(delta, SIZE);
+    const bool aligned = vectorizable(x, SIZE) && vectorizable(delta, SIZE);
     const long long block = blockIdx.x * (long long)THREADS * STEP;
 #pragma unroll
     for (int i = 0; i < STEP / SIZE; i++) {
@@ -69,7 +65,7 @@ __device__ __forceinline__ void sum_rows(const T *x, long long stride, float *pa
     const int tile = blockIdx.x * TILE, start = tile + lane * SIZE;
     const int step = gridDim.y * WARPS;
     float total[SIZE] = {};
-    if (packs(x, stride) && start + SIZE <= columns) {
+    if (vectorizable(x, stride) && start + SIZE <= columns) {
 #pragma unroll 4
         for (int row = blockIdx.y * WARPS + warp; row < rows; row += step) {
             Pack<T> pack = load_pack(x + row * stride + start);
@@ -105,7 +101,7 @@ __device__ __forceinline__ double block_sum(double value) {
 
 __device__ __forceinline__ void dot_parts(const float *a, const float *b, double *parts, long long len) {
     constexpr int SIZE = Pack<float>::SIZE;
-    const bool aligned = packs(a, SIZE) && packs(b, SIZE);
+    const bool aligned = vectorizable(a, SIZE) && vectorizable(b, SIZE);
     const long long step = (long long)gridDim.x * THREADS * SIZE;
     long long i = (blockIdx.x * (long long)THREADS + threadIdx.x) * SIZE;
     double sum = 0;

@@ -9,8 +9,8 @@
 
 namespace embedding {
 
-constexpr int WARPS = 8;
-constexpr int THREADS = WARPS * 32;
+constexpr int WARPS = THREADS / 32;
+static_assert(WARPS == ROWS, "a warp a row");
 
 // Accesses that a lane has under way.
 constexpr int UNROLL = 4;
@@ -45,7 +45,7 @@ template <typename A, typename B, int N> __device__ void copy_groups(const A *so
 template <typename A, typename B>
 __device__ void copy_row(const A *x, long long from, B *out, long long to, int width) {
     constexpr int N = Pack<A>::SIZE < Pack<B>::SIZE ? Pack<A>::SIZE : Pack<B>::SIZE;
-    bool whole = groups<N>(x, width) && groups<N>(out, width);
+    bool whole = vectorizable<N>(x, width) && vectorizable<N>(out, width);
     x += from * width;
     out += to * width;
     if (whole) {
@@ -78,8 +78,7 @@ __device__ void scatter(const A *x, const int *rows, B *out, long long count, lo
     copy_row(x, row, out, to, width);
 }
 
-// A block finds the places of so many tokens, each by so many threads that share the comparisons.
-constexpr int SORTED = 64;
+// Threads that share the comparisons of one token.
 constexpr int SHARES = THREADS / SORTED;
 
 // How many of the ids in [begin, end) are less than `limit`, of those that are this share's; N ids an access.
@@ -112,8 +111,6 @@ template <int N> __device__ void sort(const int *ids, int *order, int count, lon
     for (int i = 1; i < SHARES; i++) place += places[i * SORTED + threadIdx.x];
     order[place] = t;
 }
-
-constexpr int ADD_THREADS = 128;
 
 // Rows of tokens that are read at a time.
 constexpr int BATCH = 8;
@@ -164,9 +161,6 @@ __device__ void add_rows(const int *ids, const int *order, const T *d_out, float
         add_columns<T, N>(ids, order, d_out, table, count, width, place, id, start + threadIdx.x * N);
 }
 
-// Columns that a thread adds where rows can be read in groups.
-constexpr int COLUMNS = 4;
-
 } // namespace embedding
 
 #define GATHER(name, A, B)                                                                                             \
@@ -188,7 +182,7 @@ ARL_FOR_NARROW(GATHER_WITH)
 #undef GATHER
 
 ARL_KERNEL(sort_ids, embedding::THREADS, const int *ids, int *order, int count, long long vocab) {
-    if (packs(ids, 0)) {
+    if (vectorizable(ids, 0)) {
         embedding::sort<4>(ids, order, count, vocab);
     } else {
         embedding::sort<1>(ids, order, count, vocab);
@@ -199,7 +193,7 @@ ARL_KERNEL(sort_ids, embedding::THREADS, const int *ids, int *order, int count, 
     ARL_KERNEL(embedding_backward_##name, embedding::ADD_THREADS, const int *ids, const int *order, const T *d_out,    \
                float *table_gradient, int count, int width) {                                                          \
         constexpr int N = embedding::COLUMNS;                                                                          \
-        if (groups<N>(d_out, width) && groups<N>(table_gradient, width)) {                                             \
+        if (vectorizable<N>(d_out, width) && vectorizable<N>(table_gradient, width)) {                                             \
             embedding::add_rows<T, N>(ids, order, d_out, table_gradient, count, width);                                \
         } else {                                                                                                       \
             embedding::add_rows<T, 1>(ids, order, d_out, table_gradient, count, width);                                \

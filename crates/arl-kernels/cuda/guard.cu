@@ -4,8 +4,6 @@
 
 namespace guard {
 
-constexpr int THREADS = 256;
-
 template <typename T> __device__ bool finite(T value) { return fabs((double)value) <= 1.7976931348623157e308; }
 
 } // namespace guard

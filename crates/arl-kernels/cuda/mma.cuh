@@ -50,11 +50,11 @@ template <typename T> void mma(float (&d)[4], const unsigned (&a)[4], const unsi
 
 namespace emulation {
 
-template <int COUNT> void load_matrices(unsigned (&d)[COUNT], const void *row, bool transposed) {
+inline void load_matrices(unsigned (&d)[4], const void *row, bool transposed) {
     const void *rows[32];
     if (reinterpret_cast<uintptr_t>(row) % 16 != 0) fail("ldmatrix from an address that is no multiple of 16");
     exchange(FULL, row, rows);
-    for (int matrix = 0; matrix < COUNT; matrix++) {
+    for (int matrix = 0; matrix < 4; matrix++) {
         uint16_t halves[2];
         for (unsigned i = 0; i < 2; i++) {
             unsigned r = lane() / 4, c = 2 * (lane() % 4) + i;
@@ -69,8 +69,6 @@ template <int COUNT> void load_matrices(unsigned (&d)[COUNT], const void *row, b
 
 inline void ldmatrix_x4(unsigned (&d)[4], const void *row) { emulation::load_matrices(d, row, false); }
 inline void ldmatrix_x4_transposed(unsigned (&d)[4], const void *row) { emulation::load_matrices(d, row, true); }
-inline void ldmatrix_x2(unsigned (&d)[2], const void *row) { emulation::load_matrices(d, row, false); }
-inline void ldmatrix_x2_transposed(unsigned (&d)[2], const void *row) { emulation::load_matrices(d, row, true); }
 
 // On the host a copy is made when it is waited for, so that reading what was not waited for shows.
 inline void cp_async_16(void *target, const void *source, bool valid) {
@@ -137,20 +135,6 @@ __device__ __forceinline__ void ldmatrix_x4(unsigned (&d)[4], const void *row) {
 __device__ __forceinline__ void ldmatrix_x4_transposed(unsigned (&d)[4], const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
-                 : "r"(shared_address(row))
-                 : "memory");
-}
-
-__device__ __forceinline__ void ldmatrix_x2(unsigned (&d)[2], const void *row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
-                 : "=r"(d[0]), "=r"(d[1])
-                 : "r"(shared_address(row))
-                 : "memory");
-}
-
-__device__ __forceinline__ void ldmatrix_x2_transposed(unsigned (&d)[2], const void *row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
-                 : "=r"(d[0]), "=r"(d[1])
                  : "r"(shared_address(row))
                  : "memory");
 }

@@ -8,8 +8,7 @@
 
 namespace moe {
 
-constexpr int WARPS = 8, THREADS = WARPS * 32;
-constexpr int MOST_EXPERTS = 512;
+constexpr int WARPS = THREADS / 32;
 
 // The warp's number over all blocks, and the lane.
 __device__ __forceinline__ long long warp_number() { return blockIdx.x * (long long)WARPS + threadIdx.x / 32; }
@@ -230,41 +229,29 @@ __device__ __forceinline__ void permute_place(const int *chosen, int pairs, int 
     }
 }
 
-constexpr int COMBINE_THREADS = 128;
-
-template <typename T>
+// N elements an access.
+template <int N, typename T>
 __device__ void combine(const T *x, const int *rows, const float *weights, int top_k, int width, T *out) {
-    constexpr int SIZE = Pack<T>::SIZE;
     long long token = blockIdx.x, first = token * top_k;
     out += token * width;
-    if (packs(x, width) && packs(out, width)) {
-        for (int i = threadIdx.x * SIZE; i < width; i += COMBINE_THREADS * SIZE) {
-            float sums[SIZE] = {};
+    for (int i = threadIdx.x * N; i < width; i += COMBINE_THREADS * N) {
+        float sums[N] = {};
 #pragma unroll 4
-            for (int j = 0; j < top_k; j++) {
-                Pack<T> pack = load_pack(x + (long long)rows[first + j] * width + i);
-                float weight = weights != nullptr ? weights[first + j] : 1.0f;
-                for (int e = 0; e < SIZE; e++) sums[e] += weight * load(pack.at[e]);
-            }
-            Pack<T> pack;
-            for (int e = 0; e < SIZE; e++) pack.at[e] = store<T>(sums[e]);
-            store_pack(out + i, pack);
+        for (int j = 0; j < top_k; j++) {
+            Group<T, N> group = load_group<N>(x + (long long)rows[first + j] * width + i);
+            float weight = weights != nullptr ? weights[first + j] : 1.0f;
+            for (int e = 0; e < N; e++) sums[e] += weight * load(group.at[e]);
         }
-        return;
-    }
-    for (int i = threadIdx.x; i < width; i += COMBINE_THREADS) {
-        float sum = 0;
-        for (int j = 0; j < top_k; j++)
-            sum += (weights != nullptr ? weights[first + j] : 1.0f) * load(x[(long long)rows[first + j] * width + i]);
-        out[i] = store<T>(sum);
+        Group<T, N> group;
+        for (int e = 0; e < N; e++) group.at[e] = store<T>(sums[e]);
+        store_group(out + i, group);
     }
 }
 
 // The warps of one token's pairs read its `d_out` from the cache.
-template <typename T>
+template <int N, typename T>
 __device__ void combine_backward(const T *d_out, const T *x, const int *rows, const float *weights, int pairs, int top_k,
                                  int width, T *d_x, float *d_weights) {
-    constexpr int SIZE = Pack<T>::SIZE;
     long long number = warp_number();
     if (number >= pairs) return;
     int lane = lane_number();
@@ -273,22 +260,14 @@ __device__ void combine_backward(const T *d_out, const T *x, const int *rows, co
     d_out += number / top_k * width;
     x += row * width;
     d_x += row * width;
-    if (packs(d_out, width) && packs(x, width) && packs(d_x, width)) {
 #pragma unroll 2
-        for (int i = lane * SIZE; i < width; i += 32 * SIZE) {
-            Pack<T> d = load_pack(d_out + i), pack = load_pack(x + i);
-            for (int e = 0; e < SIZE; e++) {
-                product += load(pack.at[e]) * load(d.at[e]);
-                d.at[e] = store<T>(weight * load(d.at[e]));
-            }
-            store_pack(d_x + i, d);
+    for (int i = lane * N; i < width; i += 32 * N) {
+        Group<T, N> d = load_group<N>(d_out + i), group = load_group<N>(x + i);
+        for (int e = 0; e < N; e++) {
+            product += load(group.at[e]) * load(d.at[e]);
+            d.at[e] = store<T>(weight * load(d.at[e]));
         }
-    } else {
-        for (int i = lane; i < width; i += 32) {
-            float d = load(d_out[i]);
-            product += load(x[i]) * d;
-            d_x[i] = store<T>(weight * d);
-        }
+        store_group(d_x + i, d);
     }
     product = warp_sum(product);
     if (lane == 0) d_weights[number] = product;
@@ -337,11 +316,15 @@ ARL_KERNEL(permute_place, moe::THREADS, const int *chosen, int pairs, int expert
 #define COMBINE(name, T)                                                                                               \
     ARL_KERNEL(combine_##name, moe::COMBINE_THREADS, const T *x, const int *rows, const float *weights, int top_k,     \
                int width, T *out) {                                                                                    \
-        moe::combine<T>(x, rows, weights, top_k, width, out);                                                          \
+        if (vectorizable(x, width) && vectorizable(out, width))                                                        \
+            moe::combine<Pack<T>::SIZE>(x, rows, weights, top_k, width, out);                                          \
+        else moe::combine<1>(x, rows, weights, top_k, width, out);                                                     \
     }                                                                                                                  \
     ARL_KERNEL(combine_backward_##name, moe::THREADS, const T *d_out, const T *x, const int *rows,                     \
                const float *weights, int pairs, int top_k, int width, T *d_x, float *d_weights) {                      \
-        moe::combine_backward<T>(d_out, x, rows, weights, pairs, top_k, width, d_x, d_weights);                        \
+        if (vectorizable(d_out, width) && vectorizable(x, width) && vectorizable(d_x, width))                          \
+            moe::combine_backward<Pack<T>::SIZE>(d_out, x, rows, weights, pairs, top_k, width, d_x, d_weights);        \
+        else moe::combine_backward<1>(d_out, x, rows, weights, pairs, top_k, width, d_x, d_weights);                   \
     }
 ARL_FOR_TYPES(COMBINE)
 #undef COMBINE

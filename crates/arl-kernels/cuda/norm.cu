@@ -3,7 +3,7 @@
 // Forward and again: one block a row, at most 4 packs of 16 bytes a thread. A row of up to 2,048 packs (bf16: 16,384
 // elements, f32: 8,192) stays in registers between the sum of its squares and the result, so that each tensor crosses
 // the bus once: x and out, with the sum also delta and sum; 4 bytes a row for the factor; the weight comes from caches.
-// Backward: a block has one or more rows at once, each some warps' own with 8 elements a thread, and goes on to others.
+// Backward: a block has one or more rows at once, each some warps' own with 8 elements a thread, and continues with others.
 // Read: d_out, x, d_x, 4 bytes a row for the factor; written: d_x, and the block's own sum of the weight's gradient,
 // which stays in registers until its last row. `add_parts` then adds up the blocks' sums.
 // Rows of other widths or alignments go element by element, the second reading of a row from the cache.
@@ -11,12 +11,7 @@
 
 namespace rms_norm {
 
-constexpr int MOST_THREADS = 512;
-constexpr int MOST_BACKWARD_THREADS = 1024;
-
-// Packs a thread holds of a row.
-constexpr int PACKS = 4;
-template <typename T> constexpr int BACKWARD_PACKS = 8 / Pack<T>::SIZE;
+template <typename T> constexpr int BACKWARD_PACKS = BACKWARD_ELEMENTS / Pack<T>::SIZE;
 
 // The sum over `warps` warps from `first` on, in the same order every time; all warps of the block take part, each in a
 // group of as many. `scratch` holds a float a warp; it is free again after the next barrier.
@@ -39,9 +34,9 @@ __device__ __forceinline__ float factor_of(float squares, int width, float epsil
     return rsqrtf(squares / width + epsilon);
 }
 
-// With ADD `sum = x + delta` first (`sum` may be either), rounded to T before it is normed. With AGAIN the factor is
+// With ADD `sum = x + delta` first (`sum` may be either), rounded to T before it is normed. With RECOMPUTE the factor is
 // `known[row]`; else it is found, and kept in `inverse_rms[row]`.
-template <typename T, bool ADD, bool AGAIN>
+template <typename T, bool ADD, bool RECOMPUTE>
 __device__ __forceinline__ void forward(const T *x, const T *delta, T *sum, const T *weight, float epsilon,
                                         const float *known, T *out, float *inverse_rms, int width) {
     constexpr int SIZE = Pack<T>::SIZE;
@@ -50,11 +45,11 @@ __device__ __forceinline__ void forward(const T *x, const T *delta, T *sum, cons
     const long long row = blockIdx.x;
     x += row * width;
     out += row * width;
-    bool packed = packs(x, width) && packs(weight, width) && packs(out, width) && width / SIZE <= threads * PACKS;
+    bool packed = vectorizable(x, width) && vectorizable(weight, width) && vectorizable(out, width) && width / SIZE <= threads * PACKS;
     if (ADD) {
         delta += row * width;
         sum += row * width;
-        packed = packed && packs(delta, width) && packs(sum, width);
+        packed = packed && vectorizable(delta, width) && vectorizable(sum, width);
     }
     if (packed) {
         const int count = width / SIZE;
@@ -81,7 +76,7 @@ __device__ __forceinline__ void forward(const T *x, const T *delta, T *sum, cons
             }
         }
         float factor;
-        if (AGAIN) factor = known[row];
+        if (RECOMPUTE) factor = known[row];
         else factor = factor_of(group_sum(squares, scratch, 0, warps), width, epsilon);
 #pragma unroll
         for (int p = 0; p < PACKS; p++) {
@@ -93,11 +88,11 @@ __device__ __forceinline__ void forward(const T *x, const T *delta, T *sum, cons
                 store_pack(out + i * SIZE, values[p]);
             }
         }
-        if (!AGAIN && thread == 0) inverse_rms[row] = factor;
+        if (!RECOMPUTE && thread == 0) inverse_rms[row] = factor;
         return;
     }
     float factor;
-    if (AGAIN) {
+    if (RECOMPUTE) {
         factor = known[row];
     } else {
         float squares = 0;
@@ -114,7 +109,7 @@ __device__ __forceinline__ void forward(const T *x, const T *delta, T *sum, cons
     // Each thread reads what it wrote itself.
     const T *normed = ADD ? sum : x;
     for (int i = thread; i < width; i += threads) out[i] = scaled(normed[i], weight[i], factor);
-    if (!AGAIN && thread == 0) inverse_rms[row] = factor;
+    if (!RECOMPUTE && thread == 0) inverse_rms[row] = factor;
 }
 
 // With `g = weight d_out` and `r` the kept factor: `d_x += r g - x r^3 mean(g x)`, and into row `blockIdx.x` of `parts`
@@ -131,7 +126,7 @@ __device__ __forceinline__ void backward(const T *d_out, const T *x, const T *we
     const int group_warps = (count + 32 * COUNT - 1) / (32 * COUNT);
     int turn = 0;
     parts += (long long)blockIdx.x * width;
-    if (packs(d_out, width) && packs(x, width) && packs(weight, width) && packs(d_x, width) &&
+    if (vectorizable(d_out, width) && vectorizable(x, width) && vectorizable(weight, width) && vectorizable(d_x, width) &&
         warps % group_warps == 0) {
         ARL_SHARED(float, sums);
         const int groups = warps / group_warps, group = thread / 32 / group_warps;
@@ -229,7 +224,7 @@ __device__ __forceinline__ void backward(const T *d_out, const T *x, const T *we
                float epsilon, T *out, float *inverse_rms, int width) {                                                 \
         rms_norm::forward<T, true, false>(x, delta, sum, weight, epsilon, nullptr, out, inverse_rms, width);           \
     }                                                                                                                  \
-    ARL_KERNEL(rms_norm_again_##name, rms_norm::MOST_THREADS, const T *x, const T *weight, const float *inverse_rms,   \
+    ARL_KERNEL(rms_norm_recompute_##name, rms_norm::MOST_THREADS, const T *x, const T *weight, const float *inverse_rms,   \
                T *out, int width) {                                                                                    \
         rms_norm::forward<T, false, true>(x, nullptr, nullptr, weight, 0, inverse_rms, out, nullptr, width);           \
     }                                                                                                                  \

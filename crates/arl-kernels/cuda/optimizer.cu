@@ -10,13 +10,8 @@
 
 namespace optimizer {
 
-constexpr int THREADS = 256;
-
 // Parameters of a thread at a time: 16 bytes of f32.
-constexpr int N = 4;
-
-// Times that a block goes on, so that the factor of the clipping costs little.
-constexpr int ROUNDS = 4;
+constexpr int N = GROUP;
 
 // The numbers of one update, as `AdamW` of the engine has them.
 struct Rates {
@@ -73,7 +68,7 @@ __device__ __forceinline__ bf16 round_by(float value, unsigned random) {
 struct Whole {
     float *weights;
 
-    __device__ bool aligned() const { return groups<N>(weights, 0); }
+    __device__ bool aligned() const { return vectorizable<N>(weights, 0); }
 
     template <int M> struct At {
         Group<float, M> value;
@@ -90,7 +85,7 @@ struct Split {
     bf16 *high;
     unsigned short *low;
 
-    __device__ bool aligned() const { return groups<N>(high, 0) && groups<N>(low, 0); }
+    __device__ bool aligned() const { return vectorizable<N>(high, 0) && vectorizable<N>(low, 0); }
 
     template <int M> struct At {
         Group<bf16, M> high;
@@ -119,7 +114,7 @@ struct Rounded {
     f16 *weights;
     float *masters;
 
-    __device__ bool aligned() const { return groups<N>(weights, 0) && groups<N>(masters, 0); }
+    __device__ bool aligned() const { return vectorizable<N>(weights, 0) && vectorizable<N>(masters, 0); }
 
     template <int M> struct At {
         Group<float, M> master;
@@ -140,7 +135,7 @@ struct Rounded {
 struct Bare {
     bf16 *weights;
 
-    __device__ bool aligned() const { return groups<N>(weights, 0); }
+    __device__ bool aligned() const { return vectorizable<N>(weights, 0); }
 
     template <int M> struct At {
         Group<bf16, M> value;
@@ -152,7 +147,7 @@ struct Bare {
     template <int M> __device__ void store(long long i, const At<M> &at) const { store_group(weights + i, at.value); }
 };
 
-// The arrays beside the weights, with moments of type T.
+// The arrays next to the weights, with moments of type T.
 template <typename T> struct Arrays {
     const float *gradients;
     T *moment1, *moment2;
@@ -195,8 +190,8 @@ __device__ void update(const W &weights, const Arrays<T> &arrays, Rates rates, c
     if (threadIdx.x == 0) clip = clip_factor(squares, scale, max_grad_norm);
     __syncthreads();
     rates.clip = clip;
-    bool whole = weights.aligned() && groups<N>(arrays.gradients, 0) && groups<N>(arrays.moment1, 0) &&
-                 groups<N>(arrays.moment2, 0);
+    bool whole = weights.aligned() && vectorizable<N>(arrays.gradients, 0) && vectorizable<N>(arrays.moment1, 0) &&
+                 vectorizable<N>(arrays.moment2, 0);
     long long start = (blockIdx.x * (long long)(THREADS * ROUNDS) + threadIdx.x) * N;
     for (int round = 0; round < ROUNDS; round++, start += THREADS * N) {
         if (whole && start + N <= len) {

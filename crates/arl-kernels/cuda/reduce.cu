@@ -4,12 +4,12 @@
 
 namespace reduce {
 
-constexpr int WARPS = 32;
+constexpr int WARPS = THREADS / 32;
 
 // `out[c] += sum over p of parts[p, c]`. A block has 32 columns: its warps share the parts, then each warp adds up what
 // the 32 of them have of one column.
 __device__ __forceinline__ void add_parts(const float *parts, float *out, int count, int columns) {
-    // One more than 32, so that a column's sums lie in 32 banks.
+    // One more than 32, so that a column's sums are in 32 banks.
     __shared__ float sums[WARPS][33];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int column = blockIdx.x * 32 + lane;
@@ -27,6 +27,6 @@ __device__ __forceinline__ void add_parts(const float *parts, float *out, int co
 
 } // namespace reduce
 
-ARL_KERNEL(add_parts, reduce::WARPS * 32, const float *parts, float *out, int count, int columns) {
+ARL_KERNEL(add_parts, reduce::THREADS, const float *parts, float *out, int count, int columns) {
     reduce::add_parts(parts, out, count, columns);
 }

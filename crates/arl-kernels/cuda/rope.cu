@@ -11,7 +11,6 @@
 
 namespace rope {
 
-constexpr int THREADS = 128;
 constexpr int WARPS = THREADS / 32;
 
 // Blocks have THREADS; a bound of seven of them leaves a thread 72 registers, so that seven run at once.
@@ -245,8 +244,8 @@ template <typename T>
 __device__ __forceinline__ bool in_packs(const T *a, const T *b, const T *query_norm, const T *key_norm,
                                          const float *cosines, const float *sines, int dim) {
     const int half = dim / 2;
-    return packs(a, half) && packs(b, half) && packs(query_norm, half) && packs(key_norm, half) &&
-           packs(cosines, half) && packs(sines, half) && packed_lanes<T>(half) <= 32;
+    return vectorizable(a, half) && vectorizable(b, half) && vectorizable(query_norm, half) && vectorizable(key_norm, half) &&
+           vectorizable(cosines, half) && vectorizable(sines, half) && packed_lanes<T>(half) <= 32;
 }
 
 } // namespace rope

@@ -7,8 +7,6 @@
 
 namespace swiglu {
 
-constexpr int MOST_THREADS = 256;
-
 __device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + expf(-x)); }
 
 __device__ __forceinline__ float forward(float gate, float up) { return gate * sigmoid(gate) * up; }
@@ -32,49 +30,35 @@ __device__ __forceinline__ Place place(int chunks) {
     return {row, int(chunk * blockDim.x + threadIdx.x), int(chunks * blockDim.x)};
 }
 
-template <typename T> __device__ __forceinline__ void forward_row(const T *gate_up, T *out, int width, int chunks) {
-    constexpr int SIZE = Pack<T>::SIZE;
+// N elements an access.
+template <int N, typename T> __device__ __forceinline__ void forward_row(const T *gate_up, T *out, int width, int chunks) {
     const Place at = place(chunks);
     const T *gate = gate_up + at.row * 2 * width, *up = gate + width;
     out += at.row * width;
-    if (packs(gate_up, width) && packs(out, width)) {
-        for (int i = at.first; i < width / SIZE; i += at.step) {
-            Pack<T> g = load_pack(gate + i * SIZE), u = load_pack(up + i * SIZE);
+    for (int i = at.first; i < width / N; i += at.step) {
+        Group<T, N> g = load_group<N>(gate + i * N), u = load_group<N>(up + i * N);
 #pragma unroll
-            for (int j = 0; j < SIZE; j++) g.at[j] = store<T>(forward(load(g.at[j]), load(u.at[j])));
-            store_pack(out + i * SIZE, g);
-        }
-        return;
+        for (int j = 0; j < N; j++) g.at[j] = store<T>(forward(load(g.at[j]), load(u.at[j])));
+        store_group(out + i * N, g);
     }
-    for (int i = at.first; i < width; i += at.step) out[i] = store<T>(forward(load(gate[i]), load(up[i])));
 }
 
-template <typename T> __device__ __forceinline__ void backward_row(T *gate_up, const T *d_out, int width, int chunks) {
-    constexpr int SIZE = Pack<T>::SIZE;
+template <int N, typename T>
+__device__ __forceinline__ void backward_row(T *gate_up, const T *d_out, int width, int chunks) {
     const Place at = place(chunks);
     T *gate = gate_up + at.row * 2 * width, *up = gate + width;
     d_out += at.row * width;
-    if (packs(gate_up, width) && packs(d_out, width)) {
-        for (int i = at.first; i < width / SIZE; i += at.step) {
-            Pack<T> g = load_pack(gate + i * SIZE), u = load_pack(up + i * SIZE);
-            Pack<T> d = load_pack(d_out + i * SIZE);
+    for (int i = at.first; i < width / N; i += at.step) {
+        Group<T, N> g = load_group<N>(gate + i * N), u = load_group<N>(up + i * N), d = load_group<N>(d_out + i * N);
 #pragma unroll
-            for (int j = 0; j < SIZE; j++) {
-                float of_gate = load(g.at[j]), of_up = load(u.at[j]);
-                backward(of_gate, of_up, load(d.at[j]));
-                g.at[j] = store<T>(of_gate);
-                u.at[j] = store<T>(of_up);
-            }
-            store_pack(gate + i * SIZE, g);
-            store_pack(up + i * SIZE, u);
+        for (int j = 0; j < N; j++) {
+            float of_gate = load(g.at[j]), of_up = load(u.at[j]);
+            backward(of_gate, of_up, load(d.at[j]));
+            g.at[j] = store<T>(of_gate);
+            u.at[j] = store<T>(of_up);
         }
-        return;
-    }
-    for (int i = at.first; i < width; i += at.step) {
-        float of_gate = load(gate[i]), of_up = load(up[i]);
-        backward(of_gate, of_up, load(d_out[i]));
-        gate[i] = store<T>(of_gate);
-        up[i] = store<T>(of_up);
+        store_group(gate + i * N, g);
+        store_group(up + i * N, u);
     }
 }
 
@@ -82,10 +66,14 @@ template <typename T> __device__ __forceinline__ void backward_row(T *gate_up, c
 
 #define SWIGLU(name, T)                                                                                                \
     ARL_KERNEL(swiglu_##name, swiglu::MOST_THREADS, const T *gate_up, T *out, int width, int chunks) {                 \
-        swiglu::forward_row(gate_up, out, width, chunks);                                                              \
+        if (vectorizable(gate_up, width) && vectorizable(out, width))                                                  \
+            swiglu::forward_row<Pack<T>::SIZE>(gate_up, out, width, chunks);                                           \
+        else swiglu::forward_row<1>(gate_up, out, width, chunks);                                                      \
     }                                                                                                                  \
     ARL_KERNEL(swiglu_backward_##name, swiglu::MOST_THREADS, T *gate_up, const T *d_out, int width, int chunks) {      \
-        swiglu::backward_row(gate_up, d_out, width, chunks);                                                           \
+        if (vectorizable(gate_up, width) && vectorizable(d_out, width))                                                \
+            swiglu::backward_row<Pack<T>::SIZE>(gate_up, d_out, width, chunks);                                        \
+        else swiglu::backward_row<1>(gate_up, d_out, width, chunks);                                                   \
     }
 ARL_FOR_TYPES(SWIGLU)
 #undef SWIGLU

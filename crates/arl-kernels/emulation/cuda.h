@@ -15,11 +15,9 @@
 #include <utility>
 
 #define __device__
-#define __host__
 #define __forceinline__ inline
 #define __align__(bytes) alignas(bytes)
 #define __shared__ static thread_local
-#define __constant__ static const
 
 struct uint3 {
     unsigned x, y, z;
@@ -204,12 +202,6 @@ template <typename T> T __shfl_xor_sync(unsigned mask, T value, int distance) {
     return emulation::exchange(mask, value, all)[(emulation::lane() ^ unsigned(distance)) & 31];
 }
 
-template <typename T> T __shfl_down_sync(unsigned mask, T value, unsigned distance) {
-    T all[32];
-    unsigned from = emulation::lane() + distance;
-    return emulation::exchange(mask, value, all)[from < 32 ? from : emulation::lane()];
-}
-
 template <typename T> T __shfl_up_sync(unsigned mask, T value, unsigned distance) {
     T all[32];
     unsigned from = emulation::lane();
@@ -236,7 +228,6 @@ template <typename T> unsigned __match_any_sync(unsigned mask, T value) {
 }
 
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
-inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 
@@ -247,11 +238,8 @@ inline int atomicAdd(int *target, int value) {
     return old;
 }
 
-inline float __expf(float x) { return std::exp(x); }
-inline float __logf(float x) { return std::log(x); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
-inline float __frcp_rn(float x) { return 1.0f / x; }
 // Rounded one by one, on a GPU too: never part of a fused multiply-add.
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
@@ -270,7 +258,6 @@ inline float __uint_as_float(unsigned bits) {
     memcpy(&x, &bits, 4);
     return x;
 }
-template <typename T> T __ldg(const T *p) { return *p; }
 template <typename T> T min(T a, T b) { return b < a ? b : a; }
 template <typename T> T max(T a, T b) { return a < b ? b : a; }
 #ifndef INFINITY

@@ -29,7 +29,7 @@ static constexpr size_t STACK = 64 << 10;
 
 #if defined(__x86_64__) && defined(__linux__)
 
-// What the ABI wants kept over a call lies on the stack that is left; `from` gets its top.
+// What the ABI wants kept over a call is on the stack that is left; `from` gets its top.
 struct Context {
     void *top;
 };
@@ -90,7 +90,7 @@ struct Launch {
     const Kernel *kernel;
     void **args;
     std::vector<unsigned> order;
-    // A warp goes on to the next barrier of the block before another one starts, or else all threads go on together.
+    // A warp runs to the next barrier of the block before another one starts, or else all threads advance together.
     bool by_warps;
     Context scheduler;
     std::string error;
@@ -145,7 +145,7 @@ static void enter() {
     for (;;) leave();
 }
 
-// Lets the warp of thread `first` go on if all lanes of one mask are here.
+// Lets the warp of thread `first` continue if all lanes of one mask are here.
 static bool release_warp(unsigned first) {
     Thread *threads = room.threads.get();
     unsigned end = first + 32;

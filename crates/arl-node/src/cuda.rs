@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use arl_cuda_libraries::CUDNN;
 use arl_cuda_libraries::places::Machine;
 use arl_cuda_libraries::problem::{ProblemKind, version_text};
-use arl_cuda_libraries::report::{Gpu, LibraryReport, Report, driver, report};
+use arl_cuda_libraries::report::{FreeMemory, Gpu, LibraryReport, Report, driver, report};
 use napi_derive::napi;
 
 use crate::device::backend;
@@ -77,14 +77,22 @@ pub struct CudaReport {
     pub libraries: Vec<CudaLibrary>,
     /// The first thing that keeps CUDA from being used; absent: nothing does.
     pub problem: Option<CudaProblem>,
+    /// Environment variables that change results; absent: none of them is set.
+    pub warning: Option<String>,
 }
 
 /// Finds and opens the driver and NVIDIA's libraries, so that the CUDA addon can be loaded after it, and lists the GPUs.
-/// `folders`: folders of `node_modules` that the addon may be installed in. Never throws because something is missing.
+/// `folders`: folders of `node_modules` that the addon may be installed in. `device`, as the option names it, or `all`: the
+/// GPU whose free memory is asked for, which takes a context on it; absent: none. Never throws because something is missing.
 #[napi]
-pub fn cuda_report(folders: Vec<String>) -> napi::Result<CudaReport> {
+pub fn cuda_report(folders: Vec<String>, device: Option<String>) -> napi::Result<CudaReport> {
     let folders: Vec<PathBuf> = folders.into_iter().map(PathBuf::from).collect();
-    sync(|| Ok(report(&Machine, &folders).into()))
+    let free = match device.as_deref() {
+        None => FreeMemory::OfNone,
+        Some("all") => FreeMemory::OfAll,
+        Some(device) => FreeMemory::of_device(device),
+    };
+    sync(|| Ok(report(&Machine, &folders, free).into()))
 }
 
 /// The driver's library alone, without asking it anything; null on systems without CUDA.
@@ -145,6 +153,7 @@ impl From<Report> for CudaReport {
                 message: problem.message,
                 hint: problem.hint,
             }),
+            warning: report.warning,
         }
     }
 }

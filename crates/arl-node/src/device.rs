@@ -40,6 +40,13 @@ fn container_limit() -> Option<f64> {
     text.trim().parse().ok()
 }
 
+/// What the user says that a run may take of the host's memory: `ARL_HOST_GIB`. In virtual machines whose memory grows with its
+/// use, the system's own figure starts far too low.
+fn stated_available() -> Option<f64> {
+    let gib: f64 = std::env::var("ARL_HOST_GIB").ok()?.parse().ok()?;
+    Some(gib * f64::from(1 << 30))
+}
+
 fn container_use() -> f64 {
     let text = std::fs::read_to_string("/sys/fs/cgroup/memory.current").unwrap_or_default();
     text.trim().parse().unwrap_or(0.0)
@@ -60,7 +67,7 @@ pub fn devices() -> Vec<DeviceInfo> {
         threads: rayon::current_num_threads() as u32,
         features: vec![arl_engine::backend::cpu::simd::level().name().to_string()],
         memory_bytes: memory,
-        available_bytes: available,
+        available_bytes: stated_available().unwrap_or(available),
     }]
 }
 

@@ -167,7 +167,7 @@ export const precision = {
 	loss_seq_chunk_size: integerOrNone({
 		min: 1,
 		description:
-			"Target tokens whose logits exist at once; none: a multiple of 256 whose logits take about 32 MB, on a GPU about 1.2 GB.",
+			"Target tokens whose logits exist at once; none: a multiple of 256 whose logits take about 32 MB, on a GPU about 1.2 GB, or 4,096 or 8,192 if its memory holds them.",
 	}),
 	activation_offloading: boolean({
 		default: false,

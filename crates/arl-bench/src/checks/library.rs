@@ -1,4 +1,4 @@
-//! Attention by the device's own library beside the CPU's. It gives other bits from run to run, which a leaf of the table may
+//! Attention by the device's own library against the CPU's. It gives other bits from run to run, which a leaf of the table may
 //! not.
 
 use arl_engine::AttentionChoice;
@@ -6,7 +6,7 @@ use arl_engine::backend::{Backend, DType};
 use arl_model::{Error, ErrorCode, Result};
 
 use super::beside::Beside;
-use super::draw::Draw;
+use super::draw::{Draw, Size};
 use super::leaves::attention::by_library;
 use super::trial::{Figures, Scene};
 
@@ -28,7 +28,7 @@ pub(super) fn check(device: &mut dyn Backend, choice: AttentionChoice, shapes: u
     let mut both = Beside::new(device)?;
     let mut outcome = Outcome { trials: 0, figures: Figures::default(), refused: Vec::new() };
     for number in 0..shapes.min(MOST_TRIALS) {
-        let scene = Scene::new(Draw::new(900 + number as u64, large), DType::Bf16);
+        let scene = Scene::new(Draw::new(900 + number as u64, Size::of(large)), DType::Bf16);
         let (trial, asked) = by_library(scene, number);
         match both.device.use_attention_library(&[asked]) {
             Ok(()) => {

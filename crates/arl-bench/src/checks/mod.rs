@@ -1,5 +1,5 @@
 //! What must be right before anything is timed: the leaves, attention's library, the golden models, whole steps. Stops at the
-//! first that is wrong.
+//! first that is wrong, but with `--keep-going`.
 
 mod beside;
 mod draw;
@@ -13,10 +13,12 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use arl_engine::Recompute;
-use arl_engine::backend::DType;
+use arl_engine::backend::{Backend, DType};
 use arl_model::{Error, ErrorCode, Result};
 use serde_json::json;
 
+use self::draw::Size;
+use self::leaves::Leaf;
 use crate::options::word;
 use crate::run::{GRACE, Limit, Run};
 
@@ -24,18 +26,27 @@ use crate::run::{GRACE, Limit, Run};
 pub(crate) const LIBRARY: &str = "attention";
 
 /// The names of the checks, as `--only` takes them.
-pub(crate) const NAMES: [&str; 4] = [LIBRARY, "leaves", "golden", "steps"];
+pub(crate) const NAMES: [&str; 6] = [LIBRARY, "leaves", "golden", "steps", "scale", "model"];
 
 /// Runs the checks that are asked for. An error: something is wrong, and nothing may be timed.
 pub(crate) fn run(run: &mut Run<'_>) -> Result<()> {
     let _limit = Limit::new("checks", run.left() + GRACE);
-    let checks: [fn(&mut Run<'_>) -> Result<()>; 4] = [check_library, check_leaves, check_golden, check_steps];
+    let checks: [fn(&mut Run<'_>) -> Result<()>; 6] =
+        [check_library, check_leaves, check_golden, check_steps, check_scale, check_model];
     for (name, check) in NAMES.into_iter().zip(checks) {
         if run.checks(name) {
             let start = Instant::now();
+            let wrong = run.wrong;
             check(run)?;
-            run.note(&format!("{name}: all right, {:.0} s", start.elapsed().as_secs_f64()))?;
+            let found = match run.wrong - wrong {
+                0 => "all right".to_string(),
+                wrong => format!("{wrong} wrong"),
+            };
+            run.note(&format!("{name}: {found}, {:.0} s", start.elapsed().as_secs_f64()))?;
         }
+    }
+    if run.wrong > 0 {
+        return Err(Error::new(ErrorCode::Internal, format!("{} wrong, named above", run.wrong)));
     }
     Ok(())
 }
@@ -43,17 +54,61 @@ pub(crate) fn run(run: &mut Run<'_>) -> Result<()> {
 /// Each leaf on random shapes. Its table is the trait's, which a test proves.
 fn check_leaves(run: &mut Run<'_>) -> Result<()> {
     let mut device = run.open()?;
+    let (shapes, size) = (run.options.shapes, Size::of(run.large()));
     for leaf in leaves::LEAVES {
-        run.in_time(leaf.name)?;
-        let (shapes, large) = (run.options.shapes, run.large());
-        let figures = leaf.check(&mut *device, shapes, large).map_err(|error| wrong(leaf.name, &error))?;
-        run.line(json!({
-            "check": "leaf", "leaf": leaf.name, "trials": leaves::TYPES.len() * shapes, "ok": true,
-            "least_cosine": figures.cosine, "norm_error": figures.norm_error, "f32_error": figures.f32_error,
-            "same_bits_again": true,
-        }))?;
+        check_leaf(run, &mut *device, leaf, shapes, &leaves::TYPES, size)?;
     }
     Ok(())
+}
+
+/// Each leaf at the sizes of a step, which fill a GPU, and products that no random shape shows to be wrong.
+fn check_scale(run: &mut Run<'_>) -> Result<()> {
+    let mut device = run.open()?;
+    let size = if run.large() { Size::Step } else { Size::Host };
+    for (leaf, dtype) in leaves::of_a_step() {
+        check_leaf(run, &mut *device, &leaf, 1, &[dtype], size)?;
+    }
+    Ok(())
+}
+
+fn check_leaf(
+    run: &mut Run<'_>,
+    device: &mut dyn Backend,
+    leaf: &Leaf,
+    shapes: usize,
+    types: &[DType],
+    size: Size,
+) -> Result<()> {
+    run.in_time(leaf.name)?;
+    let line =
+        json!({ "check": "leaf", "leaf": leaf.name, "trials": types.len() * shapes, "size": format!("{size:?}") });
+    match leaf.check(device, shapes, types, size) {
+        Ok(figures) => run.passed(
+            line,
+            json!({
+                "least_cosine": figures.cosine, "norm_error": figures.norm_error, "f32_error": figures.f32_error,
+                "same_bits_again": true,
+            }),
+        ),
+        Err(error) => run.failed(line, wrong(leaf.name, &error)),
+    }
+}
+
+/// One real micro-batch of a model: both attentions where the library's is asked for, and the same bits again.
+fn check_model(run: &mut Run<'_>) -> Result<()> {
+    run.in_time("model")?;
+    let folder = tempfile::tempdir().map_err(|error| Error::io(&std::env::temp_dir(), &error))?;
+    let dir = match run.large() {
+        true => run.options.home.join("configs").join("qwen3-0.6b"),
+        false => steps::small_model(folder.path(), 64)?,
+    };
+    let (tokens, seq) = if run.large() { (draw::TOKENS, 2048) } else { (100, 50) };
+    let line =
+        json!({ "check": "model", "model": dir.file_name().map(|name| name.to_string_lossy()), "tokens": tokens });
+    match steps::check_model(&|| run.open(), &dir, tokens, seq, run.options.attention) {
+        Ok(figures) => run.passed(line, figures),
+        Err(error) => run.failed(line, wrong("a micro-batch", &error)),
+    }
 }
 
 /// The device's own library, where `--attention` asks for it: its attention, and whole steps with it. First of all, as a
@@ -105,13 +160,14 @@ fn check_golden(run: &mut Run<'_>) -> Result<()> {
     for (case, dtype) in cases.iter().flat_map(|case| leaves::TYPES.map(|dtype| (case, dtype))) {
         run.in_time("golden")?;
         let outcome = golden::run_case_on(run.open()?, case, Recompute::Norms, dtype)?;
-        let line = outcome.line();
-        run.line(json!({
-            "check": "golden", "model": outcome.name, "dtype": format!("{dtype:?}"), "ok": outcome.passed(), "figures": line,
-        }))?;
-        if !outcome.passed() {
-            let what = format!("golden model in {dtype:?} is wrong, and nothing is timed: {line}");
-            return Err(Error::new(ErrorCode::Internal, what));
+        let (figures, passed) = (outcome.line(), outcome.passed());
+        let line =
+            json!({ "check": "golden", "model": outcome.name, "dtype": format!("{dtype:?}"), "figures": figures });
+        if passed {
+            run.passed(line, json!({}))?;
+        } else {
+            let what = format!("golden model in {dtype:?} is wrong, and nothing is timed: {figures}");
+            run.failed(line, Error::new(ErrorCode::Internal, what))?;
         }
     }
     Ok(())
@@ -126,11 +182,16 @@ fn check_steps(run: &mut Run<'_>) -> Result<()> {
     for (dir, dtype) in models.iter().flat_map(|dir| [DType::F32, DType::Bf16].map(|dtype| (dir, dtype))) {
         let name = dir.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         run.in_time("steps")?;
-        let apart = steps::check(&|| run.open(), dir, dtype).map_err(|error| wrong("a step", &error))?;
-        run.line(json!({
-            "check": "steps", "model": name, "dtype": format!("{dtype:?}"), "ok": true, "beside_cpu": apart,
-            "same_bits": "second run, every level of recomputation, both offloads",
-        }))?;
+        let line = json!({ "check": "steps", "model": name, "dtype": format!("{dtype:?}") });
+        match steps::check(&|| run.open(), dir, dtype) {
+            Ok(apart) => run.passed(
+                line,
+                json!({
+                    "beside_cpu": apart, "same_bits": "second run, every level of recomputation, both offloads",
+                }),
+            )?,
+            Err(error) => run.failed(line, wrong("a step", &error))?,
+        }
     }
     Ok(())
 }

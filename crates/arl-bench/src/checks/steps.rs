@@ -1,5 +1,5 @@
-//! Whole optimizer steps: their numbers beside the CPU's, and the same bits on a second run, with every level of
-//! recomputation, and with both offloads. With attention by the device's own library: their numbers beside the own kernels'.
+//! Whole optimizer steps: their numbers against the CPU's, and the same bits on a second run, with every level of
+//! recomputation, and with both offloads. With attention by the device's own library: their numbers against the own kernels'.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use arl_engine::{
 };
 use arl_model::{Error, ErrorCode, Result};
 
-use super::draw::Draw;
+use super::draw::{Draw, Size};
 use super::trial::{COSINE, NORM_ERROR, Near};
 
 /// Most that a loss or gradient norm may differ from the CPU's.
@@ -27,7 +27,7 @@ struct Outcome {
     state: Vec<u32>,
 }
 
-/// How a run is told apart from the plain one.
+/// How a run differs from the plain one.
 #[derive(Clone, Copy)]
 struct Way {
     recompute: Recompute,
@@ -87,7 +87,7 @@ fn batches(draw: &mut Draw, vocab: usize) -> [MicroBatch; 2] {
 fn run<B: Backend + ?Sized>(backend: Box<B>, dir: &Path, dtype: DType, way: Way) -> Result<Outcome> {
     let mut engine = engine(backend, dir, dtype, way)?;
     let vocab = engine.config().vocab_size;
-    let mut draw = Draw::new(11, false);
+    let mut draw = Draw::new(11, Size::Host);
     let mut figures = Vec::new();
     for _ in 0..STEPS {
         let batches = batches(&mut draw, vocab);
@@ -113,7 +113,7 @@ fn apart(a: &[f64], b: &[f64]) -> f64 {
 fn gradients(backend: Box<dyn Backend>, dir: &Path, way: Way) -> Result<Vec<f64>> {
     let mut engine = engine(backend, dir, DType::Bf16, way)?;
     let vocab = engine.config().vocab_size;
-    engine.gradients(&batches(&mut Draw::new(11, false), vocab))?;
+    engine.gradients(&batches(&mut Draw::new(11, Size::Host), vocab))?;
     let mut all = Vec::new();
     for name in engine.tensor_names() {
         all.extend(engine.read_tensor(&name, Kind::Gradients)?.into_iter().map(f64::from));
@@ -121,7 +121,7 @@ fn gradients(backend: Box<dyn Backend>, dir: &Path, way: Way) -> Result<Vec<f64>
     Ok(all)
 }
 
-/// Checks one model in bf16 whose attention is the library's beside the same with the own kernels; how far the figures are
+/// Checks one model in bf16 whose attention is the library's against the same with the own kernels; how far the figures are
 /// apart, and the cosine of gradients.
 pub(super) fn check_library(
     open: &dyn Fn() -> Result<Box<dyn Backend>>,
@@ -151,6 +151,69 @@ pub(super) fn check_library(
         (most_apart, least_cosine) = (most_apart.max(apart), least_cosine.min(near.cosine));
     }
     Ok((most_apart, least_cosine))
+}
+
+/// Loss, gradient norm and the bits of all gradients of one micro-batch.
+fn micro_batch(
+    backend: Box<dyn Backend>,
+    dir: &Path,
+    tokens: usize,
+    seq: usize,
+    attention: AttentionChoice,
+) -> Result<([f64; 2], u64)> {
+    let options = EngineOptions {
+        dtype: DType::Bf16,
+        attention,
+        max_batch: BatchSize { tokens, sequences: tokens / seq },
+        ..EngineOptions::default()
+    };
+    let mut engine = Engine::open(backend, dir, Weights::Random(7), &options)?;
+    let vocab = engine.config().vocab_size;
+    let batches = [batch(&mut Draw::new(11, Size::Host), &vec![seq; tokens / seq], vocab)];
+    engine.gradients(&batches)?;
+    let mut bits = 0u64;
+    for name in engine.tensor_names() {
+        let gradient = engine.read_tensor(&name, Kind::Gradients)?;
+        bits = gradient.iter().fold(bits, |bits, x| bits.rotate_left(5).wrapping_mul(31) ^ u64::from(x.to_bits()));
+    }
+    let stats = engine.step(&batches, Hyper { learning_rate: 1e-5, max_grad_norm: 1.0 })?;
+    Ok(([stats.loss, stats.grad_norm], bits))
+}
+
+/// Most that loss and gradient norm of a real micro-batch may differ between two attentions.
+const BETWEEN_ATTENTIONS: f64 = 1e-3;
+
+/// A micro-batch of a model with the own kernels, twice in bits, and with the library's attention where that is asked for.
+pub(super) fn check_model(
+    open: &dyn Fn() -> Result<Box<dyn Backend>>,
+    dir: &Path,
+    tokens: usize,
+    seq: usize,
+    attention: AttentionChoice,
+) -> Result<serde_json::Value> {
+    let wrong = |what: String| Err(Error::new(ErrorCode::Internal, what));
+    let run = |attention| micro_batch(open()?, dir, tokens, seq, attention);
+    let (figures, bits) = run(AttentionChoice::Own)?;
+    if !figures.iter().all(|figure| figure.is_finite()) {
+        return wrong(format!("loss and gradient norm are {figures:?}"));
+    }
+    let (_, again) = run(AttentionChoice::Own)?;
+    if again != bits {
+        return wrong("a second run gives other bits of gradients".into());
+    }
+    let [loss, norm] = figures;
+    let mut found = serde_json::json!({ "loss": loss, "grad_norm": norm, "same_bits_again": true });
+    if attention != AttentionChoice::Own {
+        let (library, _) = run(attention)?;
+        let apart = apart(&library, &figures);
+        if apart.is_nan() || apart > BETWEEN_ATTENTIONS {
+            return wrong(format!(
+                "loss and gradient norm {library:?} with {attention:?}, {figures:?} with own kernels"
+            ));
+        }
+        found["between_attentions"] = apart.into();
+    }
+    Ok(found)
 }
 
 /// Checks one model in one type; how far the figures are from the CPU's.

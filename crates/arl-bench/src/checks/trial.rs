@@ -16,11 +16,11 @@ pub(crate) const NORM_ERROR: f64 = 0.01;
 /// Most of `|a - b| / |b|` of results that are f32 throughout.
 pub(crate) const F32_ERROR: f64 = 1e-4;
 
-/// What lies between buffers; no leaf may change it.
+/// What is between buffers; no leaf may change it.
 const BETWEEN: u8 = 0xa5;
 const ALIGNMENT: usize = 64;
 
-/// Where a result lies and how near it must be.
+/// Where a result is and how near it must be.
 #[derive(Clone, Debug)]
 struct Output {
     name: &'static str,
@@ -56,6 +56,8 @@ pub(crate) struct Trial {
     outputs: Vec<Output>,
     /// What a leaf may leave as it likes.
     free: Vec<Range<usize>>,
+    /// In place of [`F32_ERROR`].
+    f32_error: f64,
     call: Call,
 }
 
@@ -179,7 +181,7 @@ impl Scene {
         self.outputs.push(Output { name, dtype: high.dtype, place, exact: false, low, narrowed: None });
     }
 
-    /// Rows of `columns` of a matrix of random values, which are written (poisoned) or added to. What lies between them
+    /// Rows of `columns` of a matrix of random values, which are written (poisoned) or added to. What is between them
     /// stays.
     pub(crate) fn matrix(
         &mut self,
@@ -225,11 +227,17 @@ impl Scene {
     pub(crate) fn trial(self, what: String, call: impl Fn(&mut dyn Backend) + 'static) -> Trial {
         let narrow = self.dtype != DType::F32;
         let what = format!("{:?} {what}", self.dtype);
-        Trial { what, narrow, image: self.image, outputs: self.outputs, free: self.free, call: Box::new(call) }
+        let call = Box::new(call);
+        Trial { what, narrow, image: self.image, outputs: self.outputs, free: self.free, f32_error: F32_ERROR, call }
     }
 }
 
 impl Trial {
+    /// The same, where results that are f32 throughout must be nearer than [`F32_ERROR`].
+    pub(crate) fn within(self, f32_error: f64) -> Self {
+        Trial { f32_error, ..self }
+    }
+
     /// Bytes of [`Pool::Step`] that the call needs.
     pub(crate) fn bytes(&self) -> usize {
         self.image.len()
@@ -273,8 +281,8 @@ impl Trial {
                 }
             } else {
                 worst.f32_error = worst.f32_error.max(near.error);
-                if near.error > F32_ERROR {
-                    return wrong(format!("{figures}all {:.2e} apart, allowed are {F32_ERROR}", near.error));
+                if near.error > self.f32_error {
+                    return wrong(format!("{figures}all {:.2e} apart, allowed are {}", near.error, self.f32_error));
                 }
             }
         }

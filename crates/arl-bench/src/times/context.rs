@@ -1,4 +1,4 @@
-//! One long sequence: a step over it beside what its attention costs at the kernel's own rate, and the plan of a longer one.
+//! One long sequence: a step over it next to what its attention costs at the kernel's own rate, and the plan of a longer one.
 
 use std::path::Path;
 use std::time::Instant;

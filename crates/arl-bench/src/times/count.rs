@@ -4,7 +4,7 @@
 use arl_engine::backend::plan::PlanBackend;
 use arl_engine::backend::profile::{LeafTotal, ProfileBackend};
 use arl_engine::backend::{DType, DeviceKind};
-use arl_engine::{Engine, EngineOptions, Flops, Hyper, Weights, plan_memory_of};
+use arl_engine::{Engine, EngineOptions, Flops, Hyper, Weights, plan_memory_of, with_logits_rows};
 use arl_model::{ModelConfig, Result};
 use serde_json::json;
 
@@ -12,57 +12,81 @@ use super::step::{MARGIN, SETTINGS, Step};
 use super::{ADAM, CASES, Work, batch};
 use crate::run::Run;
 
-/// An H100 SXM by its data sheet: dense bf16 in FLOP/s, device memory and PCIe (one way) in bytes/s.
-const FLOPS: f64 = 989e12;
-const MEMORY: f64 = 3.35e12;
+/// What a GPU does at best.
+struct Gpu {
+    name: &'static str,
+    /// Dense bf16, in FLOP/s.
+    flops: f64,
+    /// Device memory, in bytes/s.
+    memory: f64,
+    /// Bytes of memory that it reports, without 1 GiB of CUDA's context.
+    bytes: usize,
+}
+
+const GPUS: [Gpu; 2] = [
+    Gpu { name: "H100 by its data sheet", flops: 989e12, memory: 3.35e12, bytes: 84_987_740_160 - (1 << 30) },
+    // A product of 8,192 of random values, and a copy within the device.
+    Gpu { name: "H200 as measured", flops: 790e12, memory: 4.3e12, bytes: 150_754_820_096 - (1 << 30) },
+];
+
+/// What model FLOPs are divided by, on an H100 and an H200 alike.
+const PEAK: f64 = 989e12;
+/// PCIe 5, one way, in bytes/s.
 const LINK: f64 = 64e9;
-/// Bytes of memory that it counts itself, without 1 GiB of CUDA's context.
-const BYTES: usize = 84_987_740_160 - (1 << 30);
 
 /// Leaves of the table; the others are one line.
 const SHOWN: usize = 40;
 
 /// Counts the cases of whole steps that are asked for.
 pub(crate) fn run(run: &mut Run<'_>) -> Result<()> {
-    run.note(
-        "counted, not measured: H100 SXM by its data sheet, 989 TFLOP/s of bf16, 3.35 TB/s, PCIe 64 GB/s each way",
-    )?;
-    for case in CASES {
-        if let (Work::Step(step), true) = (&case.work, run.options.times(case.name)) {
-            count(run, case.name, &step.sized(run))?;
+    for gpu in &GPUS {
+        let (tflops, terabytes) = (gpu.flops / 1e12, gpu.memory / 1e12);
+        run.note(&format!(
+            "counted for {}: {tflops} TFLOP/s of bf16, {terabytes} TB/s, PCIe 64 GB/s each way",
+            gpu.name
+        ))?;
+        for case in CASES {
+            if let (Work::Step(step), true) = (&case.work, run.options.times(case.name)) {
+                count(run, gpu, case.name, &step.sized(run))?;
+            }
         }
     }
     Ok(())
 }
 
 /// The fastest settings whose plan fits the device, whatever host memory there is here.
-fn settings(config: &ModelConfig, base: &EngineOptions) -> Result<Option<EngineOptions>> {
+fn settings(config: &ModelConfig, base: &EngineOptions, bytes: usize) -> Result<Option<EngineOptions>> {
     for (recompute, activation_offloading) in SETTINGS {
         let options = EngineOptions { recompute, activation_offloading, ..base.clone() };
-        if plan_memory_of(config, &options, DeviceKind::Cuda)?.total_bytes + MARGIN <= BYTES {
+        // As the engine on such a GPU.
+        let options = with_logits_rows(config, &options, DeviceKind::Cuda, Some((bytes, bytes + (1 << 30))))?;
+        if plan_memory_of(config, &options, DeviceKind::Cuda)?.total_bytes + MARGIN <= bytes {
             return Ok(Some(options));
         }
     }
     Ok(None)
 }
 
-/// Whether a leaf goes over the link to the host, beside the others.
+/// Whether a leaf goes over the link to the host, concurrently with the others.
 fn is_copy(leaf: &str) -> bool {
     leaf.starts_with("transfer") || leaf.starts_with("upload")
 }
 
-fn least(total: &LeafTotal) -> f64 {
-    (total.flops / FLOPS).max(total.bytes / MEMORY)
+impl Gpu {
+    fn least(&self, total: &LeafTotal) -> f64 {
+        (total.flops / self.flops).max(total.bytes / self.memory)
+    }
 }
 
-fn count(run: &mut Run<'_>, name: &'static str, step: &Step) -> Result<()> {
+fn count(run: &mut Run<'_>, gpu: &Gpu, name: &'static str, step: &Step) -> Result<()> {
+    let least = |total: &LeafTotal| gpu.least(total);
     if step.peers_memory {
-        return super::skipped(run, name, "how much memory the peer takes, only a run tells");
+        return super::skipped(run, name, "how much memory the peer takes, only a run shows");
     }
     let dir = step.folder(run);
     let config = ModelConfig::from_dir(&dir)?;
     let base = step.options(EngineOptions { dtype: DType::Bf16, adam: ADAM, ..EngineOptions::default() });
-    let Some(options) = settings(&config, &base)? else {
+    let Some(options) = settings(&config, &base, gpu.bytes)? else {
         return super::skipped(run, name, "no settings fit");
     };
     let backend = Box::new(ProfileBackend::new(Box::new(PlanBackend::of(DeviceKind::Cuda))));
@@ -78,9 +102,9 @@ fn count(run: &mut Run<'_>, name: &'static str, step: &Step) -> Result<()> {
     leaves.sort_by(|a, b| least(&b.1).total_cmp(&least(&a.1)));
 
     let (copies, leaves): (Vec<_>, Vec<_>) = leaves.into_iter().partition(|(leaf, _)| is_copy(leaf));
-    let sum = |of: fn(&LeafTotal) -> f64| leaves.iter().map(|(_, total)| of(total)).sum::<f64>();
-    let (flops, all) = (sum(|total| total.flops), sum(least));
-    let products = sum(|total| if total.flops > 0.0 { least(total) } else { 0.0 });
+    let sum = |of: &dyn Fn(&LeafTotal) -> f64| leaves.iter().map(|(_, total)| of(total)).sum::<f64>();
+    let (flops, all) = (sum(&|total| total.flops), sum(&least));
+    let products = sum(&|total| if total.flops > 0.0 { least(total) } else { 0.0 });
     let per_token = Flops::of(&config);
     let tokens = step.tokens * step.micro_batches;
     let model = (per_token.per_token + per_token.attention * step.seq as f64) * tokens as f64;
@@ -103,12 +127,12 @@ fn count(run: &mut Run<'_>, name: &'static str, step: &Step) -> Result<()> {
     let rest: f64 = leaves.iter().skip(SHOWN).map(|(_, total)| least(total)).sum();
     run.note(&format!("{:44} {:>38.3} {:5.1}%", "all others", rest * 1e3, 100.0 * rest / all))?;
     run.case(json!({
-        "case": name, "ok": true, "counted": true, "recompute": format!("{:?}", options.recompute),
+        "case": name, "ok": true, "counted": true, "for": gpu.name, "logits_rows": options.loss_seq_chunk_size, "recompute": format!("{:?}", options.recompute),
         "activation_offloading": options.activation_offloading, "optimizer_offload": options.optimizer_offload,
         "tokens": tokens, "leaves": leaves.iter().map(|(_, total)| total.calls).sum::<usize>(),
         "model_tflop": model / 1e12, "tflop": flops / 1e12, "least_ms": all * 1e3, "products_ms": products * 1e3,
         "memory_ms": (all - products) * 1e3, "link_gb": copied / 1e9, "link_ms": copied / 2.0 / LINK * 1e3,
-        "mfu_at_most": model / FLOPS / all,
+        "mfu_at_most": model / PEAK / all,
     }))
 }
 
@@ -119,7 +143,7 @@ mod tests {
     #[test]
     fn a_leaf_takes_as_long_as_the_slower_of_its_operations_and_its_bytes() {
         let total = |flops, bytes| LeafTotal { flops, bytes, ..LeafTotal::default() };
-        assert_eq!(least(&total(989e12, 1.0)), 1.0);
-        assert_eq!(least(&total(1.0, 6.7e12)), 2.0);
+        assert_eq!(GPUS[0].least(&total(989e12, 1.0)), 1.0);
+        assert_eq!(GPUS[0].least(&total(1.0, 6.7e12)), 2.0);
     }
 }

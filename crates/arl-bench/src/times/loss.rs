@@ -1,4 +1,4 @@
-//! The loss of a step beside the three matrix products that it cannot do without: the logits, and the gradients of the head
+//! The loss of a step next to the three matrix products that it cannot do without: the logits, and the gradients of the head
 //! and of its input. The leaves are those of a real step of a model with one layer.
 
 use std::path::{Path, PathBuf};

@@ -23,9 +23,9 @@ use crate::run::{GRACE, Limit, Run};
 enum Work {
     /// Whole optimizer steps of a model.
     Step(Step),
-    /// The loss beside its bare matrix products.
+    /// The loss next to its bare matrix products.
     Loss,
-    /// A step with activation offloading beside one without.
+    /// A step with activation offloading next to one without.
     Offload,
     /// One long sequence.
     Context,
@@ -45,43 +45,46 @@ struct Case {
 const TOKENS: usize = 16_384;
 const SEQ: usize = 2048;
 
-/// All cases. Goals: bf16, full fine-tuning, one H100, random weights.
-const CASES: [Case; 11] = [
-    Case {
-        name: "qwen2.5-0.5b",
-        limit: 90.0,
-        work: Work::Step(Step { tokens: 32_768, seq: 1024, tokens_per_s: Some(149_500.0), ..Step::of("qwen2.5-0.5b") }),
-    },
-    Case {
-        name: "qwen3-0.6b",
-        limit: 90.0,
-        work: Work::Step(Step { mfu: Some(0.50), over_peer: Some(2.0), ..Step::of("qwen3-0.6b") }),
-    },
-    Case { name: "qwen3-1.7b", limit: 90.0, work: Work::Step(Step { mfu: Some(0.56), ..Step::of("qwen3-1.7b") }) },
-    Case {
-        name: "qwen3-4b",
-        limit: 120.0,
-        work: Work::Step(Step { mfu: Some(0.58), over_peer: Some(1.4), ..Step::of("qwen3-4b") }),
-    },
-    Case {
-        name: "qwen3-4b-bf16-state",
-        limit: 120.0,
-        work: Work::Step(Step { bf16_state: true, mfu: Some(0.58), ..Step::of("qwen3-4b") }),
-    },
-    Case {
-        name: "qwen3-4b-peers-memory",
-        limit: 120.0,
-        work: Work::Step(Step { bf16_state: true, peers_memory: true, over_peer: Some(1.4), ..Step::of("qwen3-4b") }),
-    },
-    Case {
-        name: "qwen3-8b-offload",
-        limit: 300.0,
-        work: Work::Step(Step { micro_batches: 8, optimizer_offload: true, mfu: Some(0.50), ..Step::of("qwen3-8b") }),
-    },
-    Case { name: "loss", limit: 90.0, work: Work::Loss },
-    Case { name: "activation-offload", limit: 180.0, work: Work::Offload },
-    Case { name: "context", limit: 480.0, work: Work::Context },
-    Case { name: "plan-1m", limit: 30.0, work: Work::Plan },
+/// Steps of llmq's shape: 16 micro-batches, weights, gradients and moments in bf16, and its tokens a second on one H100.
+const fn as_llmq(config: &'static str, tokens: usize, tokens_per_s: f64) -> Work {
+    let step = Step { tokens, seq: 1024, micro_batches: 16, bf16_state: true, ..Step::of(config) };
+    Work::Step(Step { tokens_per_s: Some(tokens_per_s), ..step })
+}
+
+const fn case(name: &'static str, limit: f64, work: Work) -> Case {
+    Case { name, limit, work }
+}
+
+/// All cases. Goals: bf16, full fine-tuning, one GPU, random weights.
+const CASES: [Case; 16] = [
+    case(
+        "qwen2.5-0.5b",
+        90.0,
+        Work::Step(Step { tokens: 32_768, seq: 1024, tokens_per_s: Some(149_500.0), ..Step::of("qwen2.5-0.5b") }),
+    ),
+    case("qwen2.5-0.5b-llmq", 90.0, as_llmq("qwen2.5-0.5b", 32_768, 160_000.0)),
+    case("qwen3-0.6b", 90.0, Work::Step(Step { mfu: Some(0.50), over_peer: Some(2.0), ..Step::of("qwen3-0.6b") })),
+    case("qwen3-1.7b", 90.0, Work::Step(Step { mfu: Some(0.56), ..Step::of("qwen3-1.7b") })),
+    case("qwen3-4b", 120.0, Work::Step(Step { mfu: Some(0.58), over_peer: Some(1.4), ..Step::of("qwen3-4b") })),
+    case("qwen3-4b-bf16-state", 120.0, Work::Step(Step { bf16_state: true, mfu: Some(0.58), ..Step::of("qwen3-4b") })),
+    case("loss", 90.0, Work::Loss),
+    case("qwen2.5-1.5b-llmq", 120.0, as_llmq("qwen2.5-1.5b", 16_384, 62_000.0)),
+    case("qwen2.5-3b-llmq", 150.0, as_llmq("qwen2.5-3b", 16_384, 33_000.0)),
+    case("qwen2.5-7b-llmq", 240.0, as_llmq("qwen2.5-7b", 16_384, 14_500.0)),
+    case("qwen3-30b-a3b-4-layers", 120.0, Work::Step(Step::of("qwen3-30b-a3b-4-layers"))),
+    case("activation-offload", 180.0, Work::Offload),
+    case(
+        "qwen3-8b-offload",
+        300.0,
+        Work::Step(Step { micro_batches: 8, optimizer_offload: true, mfu: Some(0.50), ..Step::of("qwen3-8b") }),
+    ),
+    case("context", 480.0, Work::Context),
+    case("plan-1m", 30.0, Work::Plan),
+    case(
+        "qwen3-4b-peers-memory",
+        120.0,
+        Work::Step(Step { bf16_state: true, peers_memory: true, over_peer: Some(1.4), ..Step::of("qwen3-4b") }),
+    ),
 ];
 
 /// The names of the cases, as `--only` takes them.
@@ -110,28 +113,28 @@ pub(crate) fn run(run: &mut Run<'_>) -> Result<()> {
     let ceilings = rate::ceilings(&mut *run.open()?, run.large())?;
     drop(limit);
     run.line(ceilings.line())?;
-    let peer = if run.options.profile { Peer::none() } else { Peer::find(run)? };
-    let mut times = Times { ceilings, peer };
-    for case in wanted {
-        if run.left() < 5.0 {
-            skipped(run, case.name, "the seconds of --budget are spent")?;
-            continue;
-        }
-        if let (Work::Step(step @ Step { peers_memory: true, .. }), false) = (&case.work, run.options.profile) {
+    let mut times = Times { ceilings, peer: Peer::none() };
+    let needs_peer = |case: &&Case| matches!(&case.work, Work::Step(step) if step.peers_memory) && !run.options.profile;
+    let (last, first): (Vec<_>, Vec<_>) = wanted.into_iter().partition(needs_peer);
+    let mut own = Vec::new();
+    for case in first {
+        own.extend(one(run, &mut times, case)?);
+    }
+    // The peer takes minutes: after all own cases.
+    if !run.options.profile {
+        times.peer = Peer::find(run)?;
+    }
+    for (name, own) in &own {
+        step::beside_peer(run, &mut times, name, own)?;
+    }
+    for case in last {
+        if let Work::Step(step) = &case.work {
             // The memory that it takes is the case's bound.
             let step = step.sized(run);
             times.peer.best(run, &step.folder(run), step.tokens, step.seq)?;
         }
-        let seconds = case.limit.min(run.left());
-        let limit = Limit::new(case.name, seconds + GRACE);
-        match (&case.work, run.options.profile) {
-            (Work::Step(step), true) => profile::case(run, &times, case.name, step)?,
-            (_, true) => continue,
-            (Work::Step(step), false) => step::case(run, &mut times, case.name, step, seconds, limit)?,
-            (Work::Loss, _) => loss::case(run, case.name)?,
-            (Work::Offload, _) => offload::case(run, &times, case.name, seconds / 2.0)?,
-            (Work::Context, _) => context::case(run, case.name)?,
-            (Work::Plan, _) => context::plan_case(run, case.name)?,
+        if let Some((name, own)) = one(run, &mut times, case)? {
+            step::beside_peer(run, &mut times, name, &own)?;
         }
     }
     // A rehearsal goes through everything there is.
@@ -141,12 +144,34 @@ pub(crate) fn run(run: &mut Run<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A case that was not run, and why; the run goes on.
+/// Runs one case, and gives what a peer may be compared with.
+fn one(run: &mut Run<'_>, times: &mut Times, case: &Case) -> Result<Option<(&'static str, step::Own)>> {
+    let name = case.name;
+    if run.left() < 5.0 {
+        return skipped(run, name, "the seconds of --budget are spent").map(|()| None);
+    }
+    let seconds = case.limit.min(run.left());
+    let _limit = Limit::new(name, seconds + GRACE);
+    match (&case.work, run.options.profile) {
+        (Work::Step(step), true) => profile::case(run, times, name, step)?,
+        (_, true) => {}
+        (Work::Step(step), false) => {
+            return Ok(step::case(run, times, name, step, seconds)?.map(|own| (name, own)));
+        }
+        (Work::Loss, _) => loss::case(run, name)?,
+        (Work::Offload, _) => offload::case(run, times, name, seconds / 2.0)?,
+        (Work::Context, _) => context::case(run, name)?,
+        (Work::Plan, _) => context::plan_case(run, name)?,
+    }
+    Ok(None)
+}
+
+/// A case that was not run, and why; the run continues.
 fn skipped(run: &mut Run<'_>, name: &str, why: &str) -> Result<()> {
     run.case(json!({ "case": name, "ok": true, "skipped": why, "reached": null }))
 }
 
-/// A value beside its goal.
+/// A value and its goal.
 fn goal(what: &str, value: Option<f64>, sign: &str, bound: f64) -> Value {
     let reached = value.map(|value| if sign == ">=" { value >= bound } else { value <= bound });
     json!({ "what": what, "value": value, "goal": format!("{sign} {bound}"), "reached": reached })
@@ -200,7 +225,7 @@ fn free_bytes(backend: &dyn Backend) -> Result<Option<usize>> {
     Ok(backend.memory()?.map(|(free, _)| free))
 }
 
-/// Whether an error says that memory does not suffice; the run then goes on with the next case.
+/// Whether an error says that memory does not suffice; the run then continues with the next case.
 fn is_oom(error: &Error) -> bool {
     error.code == ErrorCode::Oom
 }

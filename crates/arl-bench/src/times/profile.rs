@@ -1,4 +1,4 @@
-//! Where a step goes: each leaf's share, its rate beside the rates measured in the same run, and the gaps between leaves.
+//! Where a step goes: each leaf's share, its rate next to the rates measured in the same run, and the gaps between leaves.
 
 use arl_engine::backend::profile::{LeafTotal, ProfileBackend};
 use arl_engine::{Engine, Hyper, Weights};
@@ -6,7 +6,7 @@ use arl_model::{ModelConfig, Result};
 use serde_json::{Value, json};
 
 use super::rate::Ceilings;
-use super::step::{Step, fitting};
+use super::step::{Room, Step, fitting};
 use super::{Times, batch, free_bytes, is_oom, skipped};
 use crate::options::word;
 use crate::run::Run;
@@ -18,7 +18,8 @@ pub(super) fn case(run: &mut Run<'_>, times: &Times, name: &'static str, step: &
     let config = ModelConfig::from_dir(&dir)?;
     let backend = run.open()?;
     let base = step.options(super::options(run));
-    let Some((options, _)) = fitting(&config, &base, backend.kind(), free_bytes(&*backend)?)? else {
+    let room = Room::of(run, free_bytes(&*backend)?);
+    let Some((options, _)) = fitting(&config, &base, backend.kind(), room)?.into_iter().next() else {
         return skipped(run, name, "no settings fit the memory that is free");
     };
     let profiled = Box::new(ProfileBackend::new(backend));
@@ -67,7 +68,7 @@ pub(super) fn case(run: &mut Run<'_>, times: &Times, name: &'static str, step: &
     }))
 }
 
-/// A leaf's line of the table. A copy beside the leaves has bytes, and no time of its own.
+/// A leaf's line of the table. A copy concurrent with the leaves has bytes, and no time of its own.
 fn row(leaf: &str, total: &LeafTotal, all: f64, ceilings: &Ceilings) -> String {
     let least = ceilings.least_seconds(total.flops, total.bytes);
     let rate = |amount: f64| if total.seconds > 0.0 { amount / total.seconds } else { 0.0 };

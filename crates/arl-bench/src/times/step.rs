@@ -1,4 +1,4 @@
-//! Whole optimizer steps of a model: the settings that fit, the steps, the figures, the peer beside them.
+//! Whole optimizer steps of a model: the settings that fit, the steps, the figures.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{Times, batch, free_bytes, gib, goal, is_oom, reached, skipped};
 use crate::options::word;
-use crate::run::{Limit, Run};
+use crate::run::Run;
 
 /// Which steps, and what they are to reach.
 #[derive(Clone, Debug)]
@@ -61,7 +61,7 @@ impl Step {
         run.options.home.join("configs").join(self.config)
     }
 
-    /// What its engine is made of, but for what is computed anew.
+    /// What its engine is made of, but for what is recomputed.
     pub(super) fn options(&self, base: EngineOptions) -> EngineOptions {
         EngineOptions {
             optimizer_offload: self.optimizer_offload,
@@ -86,33 +86,53 @@ pub(super) const SETTINGS: [(Recompute, bool); 6] = [
 /// Left for what the plan does not know: fragments, the driver's own.
 pub(super) const MARGIN: usize = 512 << 20;
 
-/// The fastest settings whose plan fits `free` bytes; where memory is not known, the usual ones.
+/// What a case may take of memory, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    /// Free memory of the device; `None`: it is not known.
+    pub(super) free: Option<usize>,
+    /// Of the host.
+    pub(super) host: usize,
+}
+
+impl Room {
+    /// On a device with so much free memory.
+    pub(super) fn of(run: &Run<'_>, free: Option<usize>) -> Self {
+        let host = run.options.host_gib.map_or_else(host_memory, |gib| (gib as usize) << 30);
+        Room { free, host }
+    }
+}
+
+/// Settings whose plans fit, the fastest first; where the device's memory is not known, the usual ones.
 pub(super) fn fitting(
     config: &ModelConfig,
     base: &EngineOptions,
     kind: DeviceKind,
-    free: Option<usize>,
-) -> Result<Option<(EngineOptions, MemoryPlan)>> {
+    room: Room,
+) -> Result<Vec<(EngineOptions, MemoryPlan)>> {
+    let mut found = Vec::new();
     for (recompute, activation_offloading) in SETTINGS {
         let options = EngineOptions { recompute, activation_offloading, ..base.clone() };
         let plan = plan_memory_of(config, &options, kind)?;
-        let fits = match free {
-            Some(free) => plan.total_bytes + MARGIN <= free && plan.host_bytes <= host_available(),
+        let fits = match room.free {
+            Some(free) => plan.total_bytes + MARGIN <= free && plan.host_bytes <= room.host,
             None => recompute == Recompute::Norms,
         };
         if fits {
-            return Ok(Some((options, plan)));
+            found.push((options, plan));
         }
     }
-    Ok(None)
+    Ok(found)
 }
 
-/// The host's memory that is free or could be freed, less some for the process itself.
-fn host_available() -> usize {
+/// All of the host's memory, or of its container's, less some for the process itself. Not what is free now: in virtual
+/// machines whose memory grows with its use that starts far too low. Whether it can be had, the attempt shows.
+fn host_memory() -> usize {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).unwrap_or_default();
-    let kib: usize = line.trim().trim_end_matches(" kB").parse().unwrap_or(0);
-    (kib << 10).saturating_sub(2 << 30)
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:")).unwrap_or_default();
+    let total = line.trim().trim_end_matches(" kB").parse::<usize>().map_or(0, |kib| kib << 10);
+    let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").unwrap_or_default();
+    limit.trim().parse().map_or(total, |limit: usize| total.min(limit)).saturating_sub(2 << 30)
 }
 
 /// What the steps took.
@@ -136,7 +156,8 @@ impl Measured {
 const WARM_UP: usize = 2;
 const SLOW: f64 = 5.0;
 
-/// Opens an engine, warms up, and takes the steps that are timed, as many as `until` seconds leave time for.
+/// Opens an engine, warms up, and takes the steps that are timed, as many as `until` seconds leave time for. As in a run, a
+/// step is submitted before the figures of the one before it are waited for.
 pub(super) fn measure(
     run: &Run<'_>,
     backend: Box<dyn Backend>,
@@ -148,24 +169,31 @@ pub(super) fn measure(
     let before = free_bytes(&*backend)?;
     let mut engine = Engine::open(backend, &step.folder(run), Weights::Random(0), options)?;
     let vocab = engine.config().vocab_size;
-    let (mut seconds, mut loss) = (Vec::new(), 0.0);
+    let mut seconds = Vec::new();
     let (mut warm_up, mut number) = (WARM_UP, 0);
-    while number < warm_up + run.options.steps {
+    let submit = |engine: &mut Engine<dyn Backend>, number: usize| {
         let seed = |micro| (number * step.micro_batches + micro + 1) as u64;
         let batches: Vec<_> = (0..step.micro_batches).map(|m| batch(vocab, step.tokens, step.seq, seed(m))).collect();
-        let begin = Instant::now();
-        loss = engine.step(&batches, Hyper { learning_rate: 1e-5, max_grad_norm: 1.0 })?.loss;
-        let took = begin.elapsed().as_secs_f64();
-        if number == 0 && took > SLOW {
+        engine.submit(&batches, Hyper { learning_rate: 1e-5, max_grad_norm: 1.0 })
+    };
+    let mut queued = submit(&mut engine, 0)?;
+    let loss = loop {
+        engine.apply(queued)?;
+        let next = submit(&mut engine, number + 1)?;
+        let stats = engine.finish(queued)?;
+        if number == 0 && stats.seconds > SLOW {
             warm_up = 1;
         } else if number >= warm_up {
-            seconds.push(took);
+            seconds.push(stats.seconds);
         }
         number += 1;
-        if start.elapsed().as_secs_f64() + 1.2 * took > until {
-            break;
+        let no_time = start.elapsed().as_secs_f64() + 1.2 * stats.seconds > until;
+        if no_time || number == warm_up + run.options.steps {
+            engine.discard();
+            break stats.loss;
         }
-    }
+        queued = next;
+    };
     if seconds.is_empty() {
         return Ok(None);
     }
@@ -181,20 +209,27 @@ fn peak(device: &str) -> Option<f64> {
     known.iter().find(|(name, _)| device.contains(name)).map(|(_, peak)| *peak)
 }
 
-/// Runs a case and prints its line. Steps are taken for `until` seconds at most; the peer's time is its own.
+/// What a case came to, for the peer that is run later.
+pub(super) struct Own {
+    step: Step,
+    tokens_per_s: f64,
+    bytes: usize,
+}
+
+/// Runs a case and prints its line. Steps are taken for `until` seconds at most.
 pub(super) fn case(
     run: &mut Run<'_>,
     times: &mut Times,
     name: &'static str,
     step: &Step,
     until: f64,
-    limit: Limit,
-) -> Result<()> {
+) -> Result<Option<Own>> {
     let step = step.sized(run);
     let dir = step.folder(run);
     let config = ModelConfig::from_dir(&dir)?;
     let backend = run.open()?;
     let (kind, mut free, device) = (backend.kind(), free_bytes(&*backend)?, backend.name());
+    drop(backend);
     if step.peers_memory {
         // It was run before, outside of this case's limit.
         let taken = times
@@ -204,16 +239,26 @@ pub(super) fn case(
         free = free.map(|free| free.min(taken.unwrap_or(free)));
     }
     let base = step.options(super::options(run));
-    let Some((options, plan)) = fitting(&config, &base, kind, free)? else {
-        return skipped(run, name, &too_large(&config, &base, kind, free)?);
+    let room = Room::of(run, free);
+    let mut outcome = Err(too_large(&config, &base, kind, room)?);
+    // A plan does not know how much host memory can be pinned.
+    for (options, plan) in fitting(&config, &base, kind, room)? {
+        outcome = match measure(run, run.open()?, &step, &options, until) {
+            Ok(Some(measured)) => Ok((options, plan, measured)),
+            Ok(None) => Err("no step was done in time".into()),
+            Err(error) if is_oom(&error) => {
+                run.note(&format!("{name}: recompute {:?} {error}", options.recompute))?;
+                outcome = Err(error.to_string());
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        break;
+    }
+    let (options, plan, measured) = match outcome {
+        Ok(outcome) => outcome,
+        Err(why) => return skipped(run, name, &why).map(|()| None),
     };
-    let measured = match measure(run, backend, &step, &options, until) {
-        Ok(Some(measured)) => measured,
-        Ok(None) => return skipped(run, name, "no step was done in time"),
-        Err(error) if is_oom(&error) => return skipped(run, name, &error.to_string()),
-        Err(error) => return Err(error),
-    };
-    drop(limit);
 
     let flops = Flops::of(&config);
     let per_token = flops.per_token + flops.attention * step.seq as f64;
@@ -224,12 +269,6 @@ pub(super) fn case(
     let mut goals: Vec<Value> = Vec::new();
     goals.extend(step.tokens_per_s.map(|bound| goal("tokens_per_s", Some(rate), ">=", bound)));
     goals.extend(step.mfu.map(|bound| goal("mfu", mfu, ">=", bound)));
-    let own_bytes = measured.used.unwrap_or(plan.total_bytes);
-    let best = times.peer.best(run, &dir, step.tokens, step.seq)?;
-    if let Some(bound) = step.over_peer {
-        goals.push(goal("times_the_peer", best.as_ref().map(|best| rate / best.tokens_per_s), ">=", bound));
-        goals.push(goal("gib_over_peer", best.as_ref().map(|best| gib(own_bytes) - best.peak_gib), "<=", 0.0));
-    }
     let done = reached(run, &goals);
     run.case(json!({
         "case": name, "ok": true, "reached": done, "goals": goals, "rehearsal": run.options.rehearse,
@@ -243,16 +282,33 @@ pub(super) fn case(
         "tokens_per_s": rate, "flops_per_token": per_token, "model_tflops": tflops, "mfu": mfu,
         "of_measured_gemm": tflops / times.ceilings.gemm_tflops,
         "planned_gib": gib(plan.total_bytes), "used_gib": measured.used.map(gib), "host_gib": gib(plan.host_bytes),
-        "loss": measured.loss, "peer": best.map(|best| best.line),
+        "loss": measured.loss,
+    }))?;
+    Ok(Some(Own { step, tokens_per_s: rate, bytes: measured.used.unwrap_or(plan.total_bytes) }))
+}
+
+/// The peer next to what a case came to; nothing where there is no peer, or nothing that it is to be compared with.
+pub(super) fn beside_peer(run: &mut Run<'_>, times: &mut Times, name: &'static str, own: &Own) -> Result<()> {
+    let Own { step, tokens_per_s, bytes } = own;
+    let Some(bound) = step.over_peer else { return Ok(()) };
+    let Some(best) = times.peer.best(run, &step.folder(run), step.tokens, step.seq)? else { return Ok(()) };
+    let goals = [
+        goal("times_the_peer", Some(tokens_per_s / best.tokens_per_s), ">=", bound),
+        goal("gib_over_peer", Some(gib(*bytes) - best.peak_gib), "<=", 0.0),
+    ];
+    let done = reached(run, &goals);
+    run.case(json!({
+        "case": name, "beside": "peer", "ok": true, "reached": done, "goals": goals, "rehearsal": run.options.rehearse,
+        "tokens_per_s": tokens_per_s, "peer": best.line,
     }))
 }
 
 /// Why nothing fits.
-fn too_large(config: &ModelConfig, base: &EngineOptions, kind: DeviceKind, free: Option<usize>) -> Result<String> {
+fn too_large(config: &ModelConfig, base: &EngineOptions, kind: DeviceKind, room: Room) -> Result<String> {
     let least = EngineOptions { recompute: Recompute::Block, activation_offloading: true, ..base.clone() };
     let plan = plan_memory_of(config, &least, kind)?;
-    let (needs, has) = (gib(plan.total_bytes), gib(free.unwrap_or(0)));
-    let (host, host_has) = (gib(plan.host_bytes), gib(host_available()));
+    let (needs, has) = (gib(plan.total_bytes), gib(room.free.unwrap_or(0)));
+    let (host, host_has) = (gib(plan.host_bytes), gib(room.host));
     Ok(format!("does not fit: {needs} GiB planned of {has} GiB that are free, {host} of {host_has} GiB in host memory"))
 }
 
@@ -269,15 +325,23 @@ mod tests {
             let options = EngineOptions { recompute, activation_offloading, ..base.clone() };
             plan_memory_of(&config, &options, DeviceKind::Cuda).unwrap().total_bytes
         };
-        let chosen = |free| {
-            let found = fitting(&config, &base, DeviceKind::Cuda, free).unwrap();
-            found.map(|(options, _)| (options.recompute, options.activation_offloading))
+        let all = |free, host| {
+            let found = fitting(&config, &base, DeviceKind::Cuda, Room { free, host }).unwrap();
+            found.iter().map(|(options, _)| (options.recompute, options.activation_offloading)).collect::<Vec<_>>()
         };
+        let chosen = |free| all(free, usize::MAX).first().copied();
         assert_eq!(chosen(Some(usize::MAX)), Some((Recompute::Off, false)));
         assert_eq!(chosen(Some(plan(Recompute::Norms, false) + MARGIN)), Some((Recompute::Norms, false)));
         assert_eq!(chosen(Some(plan(Recompute::Block, false) + MARGIN)), Some((Recompute::Block, false)));
         assert_eq!(chosen(Some(MARGIN)), None);
         assert_eq!(chosen(None), Some((Recompute::Norms, false)));
+        assert_eq!(all(Some(usize::MAX), usize::MAX), SETTINGS);
+        let offloaded = EngineOptions { optimizer_offload: true, ..base.clone() };
+        let with_host = |host| {
+            let room = Room { free: Some(usize::MAX), host };
+            fitting(&config, &offloaded, DeviceKind::Cuda, room).unwrap().len()
+        };
+        assert_eq!((with_host(0), with_host(usize::MAX)), (0, SETTINGS.len()));
     }
 
     #[test]

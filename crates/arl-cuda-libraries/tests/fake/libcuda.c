@@ -36,6 +36,14 @@ static int gpu(int ordinal, struct gpu *found) {
 
 static int current = 0;
 
+static unsigned contexts = 0;
+
+/* The GPUs on which a context was created since the last call: bit i is GPU i. */
+unsigned fake_contexts(void) {
+	unsigned created = contexts;
+	return contexts = 0, created;
+}
+
 int cuInit(unsigned flags) {
 	int status = number(FAKE_PREFIX "FAKE_CUDA_INIT", 0);
 	if (status < 0) abort();
@@ -83,6 +91,7 @@ int cuDevicePrimaryCtxRetain(void **context, int device) {
 	gpu(device, &found);
 	*context = &current;
 	current = device;
+	contexts |= 1u << device;
 	return found.retain;
 }
 

@@ -5,8 +5,8 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use arl_cuda_libraries::LIBRARIES;
 use arl_cuda_libraries::places::{Machine, Surroundings};
+use arl_cuda_libraries::{CUDNN, LIBRARIES};
 
 /// A machine on which nothing is real.
 #[derive(Default)]
@@ -43,7 +43,7 @@ impl Surroundings for Paper {
     }
 }
 
-/// The real files, and of the variables only `ARL_CUDA_LIBRARIES`.
+/// The real files, and of the variables only `ARL_CUDA_LIBRARIES`: folders with `:` between them.
 pub(crate) struct Only(pub(crate) PathBuf);
 
 impl Surroundings for Only {
@@ -82,6 +82,31 @@ pub(crate) fn fake_driver(folder: &Path, prefix: &str) {
 /// Puts an empty library of that name into `folder`.
 pub(crate) fn empty_library(folder: &Path, soname: &str) {
     compile(folder, soname, Path::new("/dev/null"), "-DEMPTY");
+}
+
+/// Puts a cuDNN into `folder` that says which CUDA it is built for. As in the real one, a second library knows the answer,
+/// which it opens by a SONAME that all builds share, and which stays when it is closed.
+pub(crate) fn fake_cudnn(folder: &Path, cudart: i32) {
+    let source = folder.join("cudnn.c");
+    std::fs::write(
+        &source,
+        r#"
+        #include <dlfcn.h>
+        #ifdef CUDART
+        unsigned long graph(void) { return CUDART; }
+        #else
+        unsigned long cudnnGetCudartVersion(void) {
+            void *library = dlopen("libcudnn_graph.so.9", RTLD_NOW | RTLD_NOLOAD);
+            if (!library) library = dlopen(GRAPH, RTLD_NOW | RTLD_NODELETE);
+            return ((unsigned long (*)(void))dlsym(library, "graph"))();
+        }
+        #endif
+        "#,
+    )
+    .unwrap();
+    let graph = "libcudnn_graph.so.9";
+    compile(folder, graph, &source, &format!("-DCUDART={cudart}"));
+    compile(folder, CUDNN.soname, &source, &format!("-DGRAPH=\"{}\"", folder.join(graph).display()));
 }
 
 /// Puts all of NVIDIA's libraries into `folder`, empty.

@@ -5,13 +5,14 @@ use arl_engine::backend::{
     Attention, AttentionLibrary, Buffer, DType, DeviceKind, Heads, Rows, Sequences, attention_library_scratch,
 };
 
+use super::super::draw::TOKENS;
 use super::super::trial::{Scene, Trial};
 
 /// The operation without its outputs, over queries, keys and values side by side.
 fn inputs(s: &mut Scene) -> (Attention, Buffer, String) {
     let heads = s.draw.heads();
     let Heads { query, key_value, dim } = heads;
-    let most = s.draw.scaled(150, 700);
+    let most = s.draw.scaled(150, 700, TOKENS);
     let bounds = s.draw.sequences(most);
     let tokens = bounds[bounds.len() - 1];
     let max_len = bounds.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
@@ -58,10 +59,10 @@ const LIBRARY_HEADS: [(usize, usize); 6] = [(2, 2), (4, 2), (2, 1), (8, 2), (14,
 
 /// Both passes, number `number` of them, laid out as a step has them, and what a library is to be asked for before.
 pub(crate) fn by_library(mut s: Scene, number: usize) -> (Trial, AttentionLibrary) {
-    let (query, key_value) = s.draw.pick(&LIBRARY_HEADS[..s.draw.scaled(4, 6)]);
+    let (query, key_value) = s.draw.pick(&LIBRARY_HEADS[..s.draw.scaled(4, 6, 6)]);
     let heads = Heads { query, key_value, dim: [64, 128][number % 2] };
     let dim = heads.dim;
-    let most = s.draw.scaled(150, 2000);
+    let most = s.draw.scaled(150, 2000, TOKENS);
     let bounds = s.draw.sequences(most);
     let (tokens, count) = (bounds[bounds.len() - 1], bounds.len() - 1);
     let max_len = bounds.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
@@ -110,12 +111,12 @@ pub(super) fn attention_cached(mut s: Scene) -> Trial {
     let heads = s.draw.heads();
     let Heads { query, key_value, dim } = heads;
     let count = s.draw.between(1, 6);
-    let most = s.draw.scaled(150, 900);
+    let most = s.draw.scaled(150, 900, 4096);
     let capacity = s.draw.between(1, most);
     let lengths: Vec<usize> = (0..count).map(|_| s.draw.between(1, capacity)).collect();
     let window = s.draw.coin().then(|| s.draw.between(1, capacity));
     let what = format!("lengths {lengths:?} of {capacity}, heads {query}/{key_value} of {dim}, window {window:?}");
-    // What lies beyond a sequence's length must not be read: NaN.
+    // What is beyond a sequence's length must not be read: NaN.
     let cache = |s: &mut Scene| {
         let width = key_value * dim;
         let mut values = s.draw.values(count * capacity * width);

@@ -1,4 +1,4 @@
-//! Each leaf beside the CPU's on random shapes: the table of leaves, and the run over it.
+//! Each leaf against the CPU's on random shapes: the table of leaves, and the run over it.
 
 pub(crate) mod attention;
 mod moe;
@@ -11,10 +11,11 @@ use arl_engine::backend::{Backend, DType};
 use arl_model::{Error, ErrorCode, Result};
 
 use super::beside::Beside;
-use super::draw::Draw;
+use super::draw::{Draw, Size};
 use super::trial::{Figures, Scene, Trial};
 
 /// A leaf and how a trial of it is made.
+#[derive(Clone, Copy)]
 pub(crate) struct Leaf {
     /// Its name in the trait.
     pub(crate) name: &'static str,
@@ -61,22 +62,39 @@ pub(crate) const LEAVES: &[Leaf] = leaves![
     moe::combine_backward,
 ];
 
+/// Products that no random shape shows to be wrong; in a type of their own.
+const PRODUCTS: [(Leaf, DType); 2] = [
+    (Leaf { name: "long_sums", trial: products::long_sums }, DType::Bf16),
+    (Leaf { name: "exact_products", trial: products::exact_products }, DType::F32),
+];
+
+/// The leaves at the very sizes of a step, in bf16, and the [`PRODUCTS`].
+pub(crate) fn of_a_step() -> impl Iterator<Item = (Leaf, DType)> {
+    LEAVES.iter().map(|leaf| (*leaf, DType::Bf16)).chain(PRODUCTS)
+}
+
 /// The types of activations.
 pub(crate) const TYPES: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
 
 impl Leaf {
     /// Trial number `shape` of this leaf in a type.
-    pub(crate) fn trial(&self, shape: usize, dtype: DType, large: bool) -> Trial {
+    pub(crate) fn trial(&self, shape: usize, dtype: DType, size: Size) -> Trial {
         let name = self.name.bytes().fold(shape as u64, |seed, byte| seed.wrapping_mul(131) ^ u64::from(byte));
-        (self.trial)(Scene::new(Draw::new(name, large), dtype))
+        (self.trial)(Scene::new(Draw::new(name, size), dtype))
     }
 
     /// `shapes` trials in each type, each twice on the device and once on the CPU. Fails on the first that differs.
-    pub(crate) fn check(&self, device: &mut dyn Backend, shapes: usize, large: bool) -> Result<Figures> {
+    pub(crate) fn check(
+        &self,
+        device: &mut dyn Backend,
+        shapes: usize,
+        types: &[DType],
+        size: Size,
+    ) -> Result<Figures> {
         let mut worst = Figures::default();
         let mut both = Beside::new(device)?;
-        for (shape, dtype) in (0..shapes).flat_map(|shape| TYPES.map(|dtype| (shape, dtype))) {
-            let trial = self.trial(shape, dtype, large);
+        for (shape, dtype) in (0..shapes).flat_map(|shape| types.iter().map(move |dtype| (shape, *dtype))) {
+            let trial = self.trial(shape, dtype, size);
             let actual = both.compare(&trial, dtype, &mut worst)?;
             if both.again(&trial)? != actual {
                 let what = format!("{}: a second run gives other bits", trial.what);
@@ -111,7 +129,7 @@ mod tests {
     #[test]
     fn a_trial_calls_the_leaf_that_it_is_named_after() {
         for leaf in LEAVES {
-            let trial = leaf.trial(0, DType::Bf16, false);
+            let trial = leaf.trial(0, DType::Bf16, Size::Host);
             let mut backend = ProfileBackend::new(Box::new(CpuBackend::new()));
             backend.reserve(Pool::Step, trial.bytes()).unwrap();
             backend.enable().unwrap();
@@ -125,7 +143,7 @@ mod tests {
     #[test]
     fn a_byte_that_is_no_result_and_a_leaf_that_does_nothing_are_found() {
         for leaf in LEAVES.iter().filter(|leaf| leaf.name != "zero") {
-            let trial = leaf.trial(0, DType::F32, false);
+            let trial = leaf.trial(0, DType::F32, Size::Host);
             let mut cpu = CpuBackend::new();
             cpu.reserve(Pool::Step, trial.bytes()).unwrap();
             let expected = trial.run(&mut cpu).unwrap();
@@ -145,14 +163,14 @@ mod tests {
         use arl_engine::backend::cuda::{CudaBackend, EmulatedDevice};
         for leaf in LEAVES {
             let mut device = CudaBackend::new(EmulatedDevice::default());
-            leaf.check(&mut device, 2, false).unwrap();
+            leaf.check(&mut device, 2, &TYPES, Size::Host).unwrap();
         }
     }
 
     #[test]
     fn shapes_are_many_and_repeatable() {
         for leaf in LEAVES {
-            let told = |shape| leaf.trial(shape, DType::F32, false).what;
+            let told = |shape| leaf.trial(shape, DType::F32, Size::Host).what;
             let shapes: std::collections::BTreeSet<String> = (0..20).map(told).collect();
             assert!(shapes.len() > 15, "{}: {shapes:?}", leaf.name);
             assert_eq!(told(7), told(7));

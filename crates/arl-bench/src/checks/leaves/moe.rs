@@ -2,13 +2,17 @@
 
 use arl_engine::backend::{DType, Permutation, Router};
 
+use super::super::draw::TOKENS;
 use super::super::trial::{Scene, Trial};
 
 /// Tokens, experts, experts a token.
 fn shape(s: &mut Scene) -> (usize, usize, usize) {
-    let most = s.draw.scaled(60, 400);
+    let most = s.draw.scaled(60, 400, TOKENS);
     let tokens = s.draw.extent(8, most);
-    let most = s.draw.scaled(80, 300);
+    if s.draw.as_in_a_step() {
+        return (tokens, 128, 8);
+    }
+    let most = s.draw.scaled(80, 300, 128);
     let experts = s.draw.between(4, most);
     (tokens, experts, s.draw.between(1, experts.min(8)))
 }
@@ -101,7 +105,7 @@ pub(super) fn permute(mut s: Scene) -> Trial {
     s.trial(format!("{tokens} tokens, {top_k} of {experts}"), move |backend| backend.permute(&op, &permutation))
 }
 
-/// Tokens, experts a token, and where their pairs stand.
+/// Tokens, experts a token, and the places of their pairs.
 fn permutation(s: &mut Scene) -> (usize, usize, Permutation) {
     let (tokens, experts, top_k) = shape(s);
     let choices = choices(s, tokens, experts, top_k);
@@ -110,7 +114,7 @@ fn permutation(s: &mut Scene) -> (usize, usize, Permutation) {
 }
 
 fn width(s: &mut Scene) -> usize {
-    let most = s.draw.scaled(200, 2200);
+    let most = s.draw.scaled(200, 2200, 2048);
     s.draw.extent(8, most)
 }
 

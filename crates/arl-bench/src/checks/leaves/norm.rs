@@ -2,12 +2,13 @@
 
 use arl_engine::backend::{Buffer, DType, Heads, NormRope};
 
+use super::super::draw::TOKENS;
 use super::super::trial::{Scene, Trial};
 
 const EPSILON: f32 = 1e-6;
 
 fn shape(s: &mut Scene) -> (usize, usize) {
-    let (rows, width) = (s.draw.scaled(100, 600), s.draw.scaled(600, 5200));
+    let (rows, width) = (s.draw.scaled(100, 600, TOKENS), s.draw.scaled(600, 5200, 1024));
     (s.draw.extent(1, rows), s.draw.extent(32, width))
 }
 
@@ -64,7 +65,7 @@ pub(super) fn rms_norm_backward(mut s: Scene) -> Trial {
 /// The operation, and columns of queries, keys and values.
 fn rope(s: &mut Scene) -> (NormRope, usize) {
     let heads = s.draw.heads();
-    let most = s.draw.scaled(70, 400);
+    let most = s.draw.scaled(70, 400, TOKENS);
     let tokens = s.draw.extent(1, most);
     let norm = s.draw.coin().then(|| (s.anywhere(heads.dim).into(), s.anywhere(heads.dim).into(), EPSILON));
     let angles: Vec<f64> = s.draw.values(tokens * heads.dim / 2);

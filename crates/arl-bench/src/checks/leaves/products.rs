@@ -1,18 +1,23 @@
 //! Matrix products, alone and by experts; sums and scalar products.
 
-use arl_engine::backend::{DType, GroupedMatmul, Layout, Matmul, Rows};
+use arl_engine::backend::{Buffer, DType, GroupedMatmul, Layout, Matmul, Rows};
 
+use super::super::draw::{Size, TOKENS};
 use super::super::trial::{Scene, Trial};
 
 const LAYOUTS: [Layout; 3] = [Layout::Nt, Layout::Nn, Layout::Tn];
 
 pub(super) fn matmul(mut s: Scene) -> Trial {
     let layout = s.draw.pick(&LAYOUTS);
-    let most = s.draw.scaled(200, 700);
-    let (m, n, k) = (s.draw.extent(6, most), s.draw.extent(6, most), s.draw.extent(1, 2 * most));
+    let most = s.draw.scaled(200, 700, 0);
+    let (m, n, k) = match layout {
+        _ if !s.draw.as_in_a_step() => (s.draw.extent(6, most), s.draw.extent(6, most), s.draw.extent(1, 2 * most)),
+        Layout::Nt | Layout::Nn => (TOKENS, 3072, 1024),
+        Layout::Tn => (3072, 1024, TOKENS),
+    };
     let low = s.dtype;
     let [a_type, b_type, c_type] = match s.draw.below(8) {
-        0 => [low, DType::F32, DType::F32],
+        0 => [DType::F32, low, low],
         1 => [DType::F32, low, DType::F32],
         2 | 3 => [low, low, DType::F32],
         _ => [low; 3],
@@ -36,13 +41,47 @@ pub(super) fn matmul(mut s: Scene) -> Trial {
     s.trial(what, move |backend| backend.matmul(&op))
 }
 
+fn product(a: Buffer, b: Buffer, c: Rows, [m, n, k]: [usize; 3]) -> Matmul {
+    let [a, b] = [a, b].map(|buffer| Rows { buffer, stride: k });
+    Matmul { layout: Layout::Nt, m, n, k, a, b, c, accumulate: false, bias: None }
+}
+
+/// Sums as long as those of the head's gradient, whose parts are a hundred times as large as the whole: a library that
+/// splits them and rounds each part to the type of the result is far off.
+pub(super) fn long_sums(mut s: Scene) -> Trial {
+    let (m, k) = if s.draw.size == Size::Host { (24, 8192) } else { (256, 150_000) };
+    let mut operand = |sign: f64| {
+        // Each row: a part, two columns that count, the part again (of the other sign in one operand), two that count.
+        let row = |s: &mut Scene| {
+            let part = s.draw.values(k / 2 - 2);
+            let [first, second] = [s.draw.values(2), s.draw.values(2)];
+            let again = part.clone().into_iter().map(move |x| sign * x);
+            part.into_iter().chain(first).chain(again).chain(second)
+        };
+        let values: Vec<f64> = (0..m).flat_map(|_| row(&mut s)).collect();
+        s.put(&values, s.dtype)
+    };
+    let (a, b) = (operand(1.0), operand(-1.0));
+    let op = product(a, b, s.matrix("c", m, m, 0, s.dtype, true), [m, m, k]);
+    s.trial(format!("m={m} n={m} k={k}, parts that cancel"), move |backend| backend.matmul(&op))
+}
+
+/// Sums so short that f32 has hardly anything to round: in another arithmetic (TF32, emulation) they are farther off.
+pub(super) fn exact_products(mut s: Scene) -> Trial {
+    let sizes = if s.draw.size == Size::Host { [40, 40, 64] } else { [512, 512, 64] };
+    let [m, n, k] = sizes;
+    let (a, b) = (s.random_of(m * k, DType::F32), s.random_of(n * k, DType::F32));
+    let op = product(a, b, s.matrix("c", m, n, 0, DType::F32, true), sizes);
+    s.trial(format!("m={m} n={n} k={k}, in f32 alone"), move |backend| backend.matmul(&op)).within(1e-6)
+}
+
 pub(super) fn grouped_matmul(mut s: Scene) -> Trial {
     let layout = s.draw.pick(&LAYOUTS);
-    let most = s.draw.scaled(150, 400);
+    let most = s.draw.scaled(150, 400, 768);
     let (n, k) = (s.draw.extent(6, most), s.draw.extent(6, most));
-    let most = s.draw.scaled(12, 64);
-    let experts = s.draw.between(1, most);
-    let rows = s.draw.between(8, 20 * experts + 8);
+    let most = s.draw.scaled(12, 64, 128);
+    let experts = if s.draw.as_in_a_step() { most } else { s.draw.between(1, most) };
+    let rows = if s.draw.as_in_a_step() { 8 * TOKENS } else { s.draw.between(8, 20 * experts + 8) };
     let mut ends: Vec<usize> = (1..experts).map(|_| s.draw.between(0, rows)).collect();
     ends.sort_unstable();
     let offsets: Vec<usize> = std::iter::once(0).chain(ends).chain([rows]).collect();
@@ -63,7 +102,7 @@ pub(super) fn grouped_matmul(mut s: Scene) -> Trial {
 }
 
 pub(super) fn sum_rows(mut s: Scene) -> Trial {
-    let most = s.draw.scaled(300, 2000);
+    let most = s.draw.scaled(300, 2000, 4096);
     let (rows, columns) = (s.draw.extent(1, most), s.draw.extent(32, most));
     let stride = columns + s.draw.pick(&[0, 7, 64]);
     let x = Rows { buffer: s.random(rows * stride), stride };
@@ -74,7 +113,7 @@ pub(super) fn sum_rows(mut s: Scene) -> Trial {
 
 /// f32 in either type.
 pub(super) fn dot(mut s: Scene) -> Trial {
-    let most = s.draw.scaled(20_000, 1_000_000);
+    let most = s.draw.scaled(20_000, 1_000_000, 1 << 26);
     let len = s.draw.extent(1, most);
     let a = s.random_of(len, DType::F32);
     // Alike in sign, so that the sum does not cancel.

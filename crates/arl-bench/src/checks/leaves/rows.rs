@@ -2,10 +2,11 @@
 
 use arl_engine::backend::DType;
 
+use super::super::draw::TOKENS;
 use super::super::trial::{Scene, Trial};
 
 fn len(s: &mut Scene) -> usize {
-    let most = s.draw.scaled(20_000, 300_000);
+    let most = s.draw.scaled(20_000, 300_000, 1 << 26);
     s.draw.extent(1, most)
 }
 
@@ -33,12 +34,12 @@ pub(super) fn add(mut s: Scene) -> Trial {
 
 /// Rows of a table, their width, and ids of it.
 fn table(s: &mut Scene) -> (usize, usize, Vec<usize>) {
-    let most = s.draw.scaled(300, 4200);
+    let most = s.draw.scaled(300, 4200, 1024);
     let width = s.draw.extent(8, most);
     // Wide or long, so that what is copied and compared stays small.
-    let most = s.draw.scaled(100, 3000.min(800_000 / width));
+    let most = s.draw.scaled(100, 3000.min(800_000 / width), 151_936);
     let rows = s.draw.extent(1, most);
-    let most = s.draw.scaled(150, 400);
+    let most = s.draw.scaled(150, 400, TOKENS);
     let count = s.draw.extent(4, most);
     // Some ids many times.
     let often = s.draw.below(rows);
@@ -85,7 +86,7 @@ pub(super) fn scatter_rows(mut s: Scene) -> Trial {
 
 /// Rows and columns of what SwiGLU gives.
 fn gated(s: &mut Scene) -> (usize, usize) {
-    let (rows, width) = (s.draw.scaled(40, 200), s.draw.scaled(700, 4200));
+    let (rows, width) = (s.draw.scaled(40, 200, TOKENS), s.draw.scaled(700, 4200, 3072));
     (s.draw.extent(1, rows), s.draw.extent(32, width))
 }
 

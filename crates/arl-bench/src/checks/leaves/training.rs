@@ -2,6 +2,7 @@
 
 use arl_engine::backend::{AdamW, Buffer, CrossEntropy, DType, Rows, StochasticRounding, split_master};
 
+use super::super::draw::Size;
 use super::super::trial::{Scene, Trial};
 
 /// Vocabulary of the Qwen models.
@@ -9,10 +10,12 @@ const VOCAB: usize = 151_936;
 
 /// Over f32 logits, as in a step. The gradient has the type that the backend chooses.
 pub(super) fn cross_entropy(mut s: Scene) -> Trial {
-    let full = s.draw.large && s.draw.below(4) == 0;
-    let most = s.draw.scaled(3000, 40_000);
+    let full = s.draw.as_in_a_step() || (s.draw.size == Size::Chip && s.draw.below(4) == 0);
+    let most = s.draw.scaled(3000, 40_000, VOCAB);
     let vocab = if full { VOCAB } else { s.draw.extent(64, most) };
-    let rows = if full { s.draw.between(1, 4) } else { s.draw.between(1, 40) };
+    // A block has a row: four rows for each multiprocessor of a large GPU.
+    let most = s.draw.scaled(40, if full { 4 } else { 40 }, 512);
+    let rows = if s.draw.as_in_a_step() { most } else { s.draw.between(1, most) };
     let values: Vec<f64> = s.draw.values(rows * vocab).iter().map(|x| 3.0 * x).collect();
     let targets: Vec<usize> = (0..rows).map(|_| s.draw.below(vocab)).collect();
     let weights: Vec<f64> = (0..rows).map(|_| s.draw.pick(&[1.0, 1.0, 0.5, 2.0])).collect();
@@ -98,7 +101,7 @@ fn weights(s: &mut Scene, len: usize) -> (Buffer, Option<Buffer>) {
 }
 
 pub(super) fn adamw(mut s: Scene) -> Trial {
-    let most = s.draw.scaled(20_000, 300_000);
+    let most = s.draw.scaled(20_000, 300_000, 1 << 26);
     let len = s.draw.extent(32, most);
     let (weights, masters) = weights(&mut s, len);
     let bf16_moments = s.draw.coin();

@@ -1,5 +1,9 @@
-//! Attention. Kernels: `cuda/attention_*.cu`. Tensor cores take heads of 64 and 128 elements of 16 bits whose rows lie at
+//! Attention. Kernels: `cuda/attention_*.cu`. Tensor cores take heads of 64 and 128 elements of 16 bits whose rows are at
 //! multiples of 16 bytes; everything else goes to CUDA cores.
+
+use arl_kernels::constants::attention::{
+    BACKWARD_BLOCK_M_64, BACKWARD_BLOCK_M_128, BACKWARD_BLOCK_N, BLOCK_M, BLOCK_N, ROWS, THREADS, WEIGHTS_STRIDE,
+};
 
 use super::device::{Arg, Device, Launch, int, kernel, long};
 use crate::backend::{Attention, Buffer, DType, Heads, Rows};
@@ -16,22 +20,14 @@ macro_rules! of_dim {
     };
 }
 
-const THREADS: usize = 128;
 /// What a block may have of shared memory on every GPU.
 const SHARED_BYTES: usize = 99 << 10;
 
-/// Queries and keys of a block of the forward pass on tensor cores.
-const FORWARD_TILES: (usize, usize) = (128, 64);
-/// Rows of a block's own tile of the backward pass on tensor cores, and of the tiles that it goes over.
-const fn backward_tiles(dim: usize) -> (usize, usize) {
-    (if dim == 64 { 128 } else { 64 }, 32)
-}
-
 /// Warps of a block on CUDA cores and its bytes of shared memory, with so many tiles of its own and of the other side.
 fn on_cuda_cores(dim: usize, own: usize, others: usize) -> (usize, usize) {
-    // As `ROWS`, `row_stride` and `WEIGHTS_STRIDE` in `attention.cuh`.
-    let (rows, stride, weights) = (8, (dim.div_ceil(4) | 1) * 4, 36);
-    let bytes = |warps: usize| 4 * ((own * warps * rows + others * 32) * stride + warps * rows * weights);
+    // As `row_stride` in `attention.cuh`.
+    let stride = (dim.div_ceil(4) | 1) * 4;
+    let bytes = |warps: usize| 4 * ((own * warps * ROWS + others * 32) * stride + warps * ROWS * WEIGHTS_STRIDE);
     let warps = [4, 2].into_iter().find(|warps| bytes(*warps) <= SHARED_BYTES).unwrap_or(1);
     (warps, bytes(warps))
 }
@@ -100,12 +96,11 @@ pub(super) fn forward<D: Device>(device: &mut D, op: &Attention) {
     let out = if op.out.stride == query * dim { Arg::Write(op.out.buffer) } else { Arg::Update(op.out.buffer) };
     let args = args(op, &[out, long(op.out.stride), Arg::Write(op.log_sum_exp)]);
     let (kernel, size, threads, shared_bytes) = if on_tensor_cores(op) {
-        let (queries, keys) = FORWARD_TILES;
         let kernel = of_dim!(dim, op.q.buffer.dtype, "attention_forward");
-        (kernel, queries, THREADS, (queries + 2 * keys) * dim * op.q.buffer.dtype.bytes())
+        (kernel, BLOCK_M, THREADS, (BLOCK_M + 2 * BLOCK_N) * dim * op.q.buffer.dtype.bytes())
     } else {
         let (warps, shared_bytes) = on_cuda_cores(dim, 1, 2);
-        (kernel!(op.q.buffer.dtype, "attention_forward"), 8 * warps, 32 * warps, shared_bytes)
+        (kernel!(op.q.buffer.dtype, "attention_forward"), ROWS * warps, 32 * warps, shared_bytes)
     };
     device.launch(&Launch { kernel, grid: [blocks(op, size, query), 1, 1], threads, shared_bytes, args: &args });
 }
@@ -137,13 +132,13 @@ pub(super) fn backward<D: Device>(device: &mut D, op: &Attention, d_out: Rows, d
     });
     let d_rows = Rows { buffer: d_qkv, stride: (query + 2 * key_value) * dim };
     let (kernel, size, threads, shared_bytes) = if on_tensor_cores(op) && aligned(d_out) && aligned(d_rows) {
-        let (own, others) = backward_tiles(dim);
+        let block_m = if dim == 64 { BACKWARD_BLOCK_M_64 } else { BACKWARD_BLOCK_M_128 };
         let kernel = of_dim!(dim, op.q.buffer.dtype, "attention_backward");
-        let tiles = (2 * own + 4 * others) * dim * op.q.buffer.dtype.bytes();
-        (kernel, own, THREADS, tiles + 4 * others * DType::F32.bytes())
+        let tiles = (2 * block_m + 4 * BACKWARD_BLOCK_N) * dim * op.q.buffer.dtype.bytes();
+        (kernel, block_m, THREADS, tiles + 4 * BACKWARD_BLOCK_N * DType::F32.bytes())
     } else {
         let (warps, shared_bytes) = on_cuda_cores(dim, 2, 2);
-        (kernel!(op.q.buffer.dtype, "attention_backward"), 8 * warps, 32 * warps, shared_bytes)
+        (kernel!(op.q.buffer.dtype, "attention_backward"), ROWS * warps, 32 * warps, shared_bytes)
     };
     let key_blocks = blocks(op, size, key_value);
     let more = [

@@ -1,11 +1,9 @@
 //! The classifier pass. Kernels: `cuda/classifier.cu`.
 
+use arl_kernels::constants::classifier::{KEPT_BYTES, THREADS};
+
 use super::device::{Arg, Device, Launch, int, kernel};
 use crate::backend::{CrossEntropy, DType};
-
-const THREADS: usize = 1024;
-/// Shared memory that keeps the beginning of a row until its gradient is written.
-const KEPT_BYTES: usize = 96 << 10;
 
 /// As [`crate::backend::Backend::cross_entropy`].
 pub(super) fn cross_entropy<D: Device>(device: &mut D, op: &CrossEntropy) {
@@ -26,7 +24,7 @@ pub(super) fn cross_entropy<D: Device>(device: &mut D, op: &CrossEntropy) {
     };
     let row_bytes = vocab * logits.dtype.bytes();
     let place = (gradient.buffer.pool, gradient.buffer.offset, gradient.stride * gradient.buffer.dtype.bytes());
-    assert_eq!(place, (logits.pool, logits.offset, row_bytes), "the gradient lies where the logits lie");
+    assert_eq!(place, (logits.pool, logits.offset, row_bytes), "the gradient is in the logits' memory");
     device.launch(&Launch {
         kernel: match (logits.dtype, gradient.buffer.dtype) {
             (DType::F32, DType::F32) => "cross_entropy_gradient_f32",

@@ -137,7 +137,7 @@ pub(super) use kernel;
 
 /// A size as a kernel's `int`. Sizes come from shapes that were planned; those that may be greater are `long long`.
 pub(super) fn int(size: usize) -> Arg {
-    debug_assert!(i32::try_from(size).is_ok(), "{size} is no int");
+    assert!(i32::try_from(size).is_ok(), "{size} is no int");
     Arg::Int(size as i32)
 }
 

@@ -1,12 +1,11 @@
 //! Conversions, sums element by element, dot products. Kernels: `cuda/elementwise.cu`, `cuda/reduce.cu`.
 
+use arl_kernels::constants::elementwise::{STEP, THREADS};
+use arl_kernels::constants::reduce;
+
 use super::PARTS;
 use super::device::{Arg, Device, Launch, int, kernel, long, scratch_of};
 use crate::backend::{Buffer, DType, Rows};
-
-const THREADS: usize = 256;
-/// Elements a thread.
-const STEP: usize = 8;
 
 fn blocks(len: usize) -> [usize; 3] {
     [len.div_ceil(THREADS * STEP), 1, 1]
@@ -73,7 +72,7 @@ pub(super) fn add_parts<D: Device>(device: &mut D, parts: Buffer, count: usize, 
     device.launch(&Launch {
         kernel: "add_parts",
         grid: [out.len.div_ceil(32), 1, 1],
-        threads: 1024,
+        threads: reduce::THREADS,
         shared_bytes: 0,
         args: &[Arg::Read(parts), Arg::Update(out), int(count), int(out.len)],
     });

@@ -1,16 +1,9 @@
 //! Rows by index: the embedding and its gradient, gathering and scattering. Kernels: `cuda/embedding.cu`.
 
+use arl_kernels::constants::embedding::{ADD_THREADS, COLUMNS, ROWS, SORTED, THREADS};
+
 use super::device::{Arg, Device, Launch, int, kernel, long, scratch_of};
 use crate::backend::{Buffer, DType};
-
-const THREADS: usize = 256;
-/// Rows that a block gathers or scatters.
-const ROWS: usize = 8;
-/// Tokens whose places a block finds.
-const SORTED: usize = 64;
-const ADD_THREADS: usize = 128;
-/// Columns that a thread adds at a time (where rows cannot be read in groups, one, and blocks take several turns).
-const COLUMNS: usize = 4;
 
 /// `out[r] = x[rows[r] / divisor]`.
 pub(super) fn gather<D: Device>(device: &mut D, x: Buffer, rows: Buffer, divisor: usize, width: usize, out: Buffer) {

@@ -131,7 +131,7 @@ impl Device for EmulatedDevice {
         let args: Vec<Value> = launch.args.iter().map(|arg| self.value(*arg)).collect();
         let threads = [launch.threads as u32, 1, 1];
         let shape = Shape { grid, threads, shared_bytes: launch.shared_bytes };
-        // SAFETY: every address was just checked to lie, with its length, in a pool that lives as long as `self`, and
+        // SAFETY: every address was just checked to be, with its length, within a pool that lives as long as `self`, and
         // `&mut self` is the only way to it; kernels stay within what the launch says, which their tests are about.
         let result = unsafe { emulation::launch(launch.kernel, shape, &args, self.launches % 4) };
         assert_eq!(result, Ok(()));

@@ -1,5 +1,5 @@
 //! What cuDNN's attention is asked to do, in plain loops: it knows of the sequences, the operands' layouts and the window
-//! only what the library is told, and fills its workspace with what is no number.
+//! only what is passed to the library, and fills its workspace with what is no number.
 
 use half::bf16;
 

@@ -1,9 +1,9 @@
 //! Whether a step may change anything. Kernel: `cuda/guard.cu`.
 
+use arl_kernels::constants::guard::THREADS;
+
 use super::device::{Arg, Device, Launch, int, read_or_null};
 use crate::backend::{Buffer, Rows};
-
-const THREADS: usize = 256;
 
 /// As [`crate::backend::Backend::guard`].
 pub(super) fn guard<D: Device>(device: &mut D, losses: Rows, balances: Option<Buffer>, norm_squared: Buffer) {

@@ -1,28 +1,18 @@
 //! Matrix products: the device's own where it has one, else by tiles; and those of a mixture of experts. Kernels:
 //! `cuda/matmul.cu`, `cuda/grouped.cu`.
 
+use arl_kernels::constants::{grouped, tile};
+
 use super::device::{Arg, Device, Launch, int, kernel, long, scratch_of};
 use crate::backend::{Buffer, DType, GroupedMatmul, Layout, Matmul, Rows};
 
-/// Of the tiles on CUDA cores, and of the sum of their parts.
-const THREADS: usize = 256;
-/// Of the tiles on tensor cores.
-const TENSOR_THREADS: usize = 128;
-/// Rows of every tile of `c`.
-const TILE_M: usize = 128;
-/// Columns of a tile on CUDA cores.
-const TILE_N: usize = 64;
-/// Columns of a tile on tensor cores.
-const TENSOR_TILE_N: usize = 128;
-/// Sums that a tile takes at a time.
-const TILE_K: usize = 16;
 /// Blocks up to which a long sum is split; about two for each multiprocessor of a large GPU. Fixed, so that sums do not
 /// depend on the device.
 const BLOCKS: usize = 256;
 /// The shortest part of a sum that is worth its place in the scratch.
 const SHORTEST_PART: usize = 256;
 /// What the parts of split sums need: no more tiles than blocks.
-pub(super) const SCRATCH_BYTES: usize = BLOCKS * TILE_M * TILE_N * 4;
+pub(super) const SCRATCH_BYTES: usize = BLOCKS * tile::BLOCK_M * tile::BLOCK_N * 4;
 
 /// As [`crate::backend::Backend::matmul`].
 pub(super) fn matmul<D: Device>(device: &mut D, scratch: Buffer, op: &Matmul) {
@@ -40,26 +30,20 @@ pub(super) fn matmul<D: Device>(device: &mut D, scratch: Buffer, op: &Matmul) {
         | (DType::F16, DType::F16, DType::F32 | DType::F16) => return device.matmul(op),
         (DType::F32, DType::Bf16, DType::F32) => "matmul_f32_bf16_f32",
         (DType::F32, DType::Bf16, DType::Bf16) => "matmul_f32_bf16_bf16",
-        (DType::Bf16, DType::F32, DType::F32) => "matmul_bf16_f32_f32",
-        (DType::Bf16, DType::F32, DType::Bf16) => "matmul_bf16_f32_bf16",
-        (DType::F32, DType::F32, DType::Bf16) => "matmul_f32_f32_bf16",
         (DType::F32, DType::F16, DType::F32) => "matmul_f32_f16_f32",
         (DType::F32, DType::F16, DType::F16) => "matmul_f32_f16_f16",
-        (DType::F16, DType::F32, DType::F32) => "matmul_f16_f32_f32",
-        (DType::F16, DType::F32, DType::F16) => "matmul_f16_f32_f16",
-        (DType::F32, DType::F32, DType::F16) => "matmul_f32_f32_f16",
-        types => unreachable!("matrices are f32 and one type of 16 bits, not {types:?}"),
+        types => unreachable!("no step has a product of {types:?}"),
     };
-    let tiles = op.m.div_ceil(TILE_M) * op.n.div_ceil(TILE_N);
+    let tiles = op.m.div_ceil(tile::BLOCK_M) * op.n.div_ceil(tile::BLOCK_N);
     let parts = (BLOCKS / tiles).min(op.k.div_ceil(SHORTEST_PART)).max(1);
-    let k_per_part = op.k.div_ceil(parts).next_multiple_of(TILE_K);
+    let k_per_part = op.k.div_ceil(parts).next_multiple_of(tile::BLOCK_K);
     let parts = op.k.div_ceil(k_per_part);
     let sums = (parts > 1).then(|| scratch_of(scratch, DType::F32, parts * op.m * op.n));
     let (bias, bias_type) = bias(op);
     device.launch(&Launch {
         kernel: name,
         grid: [tiles, parts, 1],
-        threads: THREADS,
+        threads: tile::THREADS,
         shared_bytes: 0,
         args: &[
             Arg::Read(op.a.buffer),
@@ -90,8 +74,8 @@ fn sum<D: Device>(device: &mut D, op: &Matmul, sums: Option<Buffer>, parts: usiz
     let (bias, bias_type) = bias(op);
     device.launch(&Launch {
         kernel: kernel!(op.c.buffer.dtype, "matmul_sum"),
-        grid: [(op.m * op.n).div_ceil(THREADS), 1, 1],
-        threads: THREADS,
+        grid: [(op.m * op.n).div_ceil(tile::THREADS), 1, 1],
+        threads: tile::THREADS,
         shared_bytes: 0,
         args: &[
             sums.map_or(Arg::Null, Arg::Read),
@@ -117,7 +101,7 @@ fn bias(op: &Matmul) -> (Arg, Arg) {
     (op.bias.map_or(Arg::Null, Arg::Read), Arg::Int(number))
 }
 
-/// `c`, which is read where it is added to, and keeps what lies between its rows.
+/// `c`, which is read where it is added to, and keeps what is between its rows.
 fn result(op: &Matmul) -> Arg {
     if op.accumulate || op.c.stride != op.n { Arg::Update(op.c.buffer) } else { Arg::Write(op.c.buffer) }
 }
@@ -126,23 +110,20 @@ fn flag(value: bool) -> Arg {
     Arg::Int(value.into())
 }
 
-/// Stages of both operands' slabs, and what finds a block's expert (`grouped::STAGES_BYTES` and `grouped::Search`).
-const TENSOR_SHARED_BYTES: usize = 3 * 2 * 128 * 32 * 2 + 64;
-
 /// As [`crate::backend::Backend::grouped_matmul`]. `a` and `b` are of one type, `c` of that type or, for `Tn`, f32.
-pub(super) fn grouped<D: Device>(device: &mut D, op: &GroupedMatmul) {
+pub(super) fn grouped_matmul<D: Device>(device: &mut D, op: &GroupedMatmul) {
     let dtype = op.a.buffer.dtype;
     let c = if op.layout == Layout::Tn { DType::F32 } else { dtype };
     assert_eq!((op.b.buffer.dtype, op.c.buffer.dtype), (dtype, c), "grouped_matmul {:?} of {dtype:?}", op.layout);
     assert_eq!((op.offsets.dtype, op.offsets.len), (DType::I32, op.experts + 1), "grouped_matmul's offsets");
     let (tile_n, threads, shared_bytes) = match dtype {
-        DType::Bf16 | DType::F16 => (TENSOR_TILE_N, TENSOR_THREADS, TENSOR_SHARED_BYTES),
-        _ => (TILE_N, THREADS, 0),
+        DType::Bf16 | DType::F16 => (grouped::BLOCK, grouped::THREADS, grouped::STAGES_BYTES + grouped::SEARCH_BYTES),
+        _ => (tile::BLOCK_N, tile::THREADS, 0),
     };
     let tiles_m = match op.layout {
-        Layout::Tn => op.experts * op.k.div_ceil(TILE_M),
+        Layout::Tn => op.experts * op.k.div_ceil(tile::BLOCK_M),
         // Each expert that has rows may have one tile that is not full. What is too much finds no expert and ends.
-        Layout::Nt | Layout::Nn => (op.rows + op.experts.min(op.rows) * (TILE_M - 1)) / TILE_M,
+        Layout::Nt | Layout::Nn => (op.rows + op.experts.min(op.rows) * (tile::BLOCK_M - 1)) / tile::BLOCK_M,
     };
     let name = match op.layout {
         Layout::Nt => kernel!(dtype, "grouped_nt"),

@@ -13,6 +13,8 @@ mod emulated_library;
 #[cfg(feature = "cuda")]
 mod gpu;
 mod guard;
+#[cfg(any(test, feature = "cuda"))]
+mod least_recent;
 mod matmul;
 mod moe;
 mod norm;
@@ -224,7 +226,7 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn grouped_matmul(&mut self, op: &GroupedMatmul) {
-        matmul::grouped(&mut self.device, op);
+        matmul::grouped_matmul(&mut self.device, op);
     }
 
     fn sum_rows(&mut self, x: Rows, rows: usize, columns: usize, out: Buffer) {

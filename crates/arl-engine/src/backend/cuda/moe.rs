@@ -1,14 +1,13 @@
 //! The mixture of experts: the router, the sorting of pairs by expert, weighted sums. Kernels: `cuda/moe.cu`.
 
+pub(super) use arl_kernels::constants::moe::MOST_EXPERTS;
+use arl_kernels::constants::moe::{COMBINE_THREADS, THREADS};
+
 use super::PARTS;
 use super::device::{Arg, Device, Launch, int, kernel, read_or_null, scratch_of};
 use crate::backend::{Buffer, DType, Permutation, Router};
 
-const THREADS: usize = 256;
 const WARPS: usize = THREADS / 32;
-const COMBINE_THREADS: usize = 128;
-/// What a warp holds of a row of probabilities, and a block of counts.
-pub(super) const MOST_EXPERTS: usize = 512;
 /// Fewest tokens whose balance a block sums.
 const SHORTEST_RUN: usize = 64;
 /// Fewest pairs that a block sorts.

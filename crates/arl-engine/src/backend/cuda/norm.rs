@@ -1,5 +1,7 @@
 //! RMSNorm. Kernels: `cuda/norm.cu`.
 
+use arl_kernels::constants::rms_norm::{BACKWARD_ELEMENTS, MOST_BACKWARD_THREADS, MOST_THREADS, PACKS};
+
 use super::PARTS;
 use super::device::{Arg, Device, Launch, int, kernel, scratch_of};
 use super::elementwise::add_parts;
@@ -7,13 +9,8 @@ use crate::backend::{Buffer, DType, NormWeight};
 
 /// Threads where rows are read element by element.
 const THREADS: usize = 256;
-/// Most threads of a block of the forward pass, and packs of 16 bytes that a thread of it holds.
-const MOST_THREADS: usize = 512;
-const PACKS: usize = 4;
-/// Threads that a block of the backward pass has for rows that need no more, most threads, and elements a thread holds.
+/// Threads that a block of the backward pass has for rows that need no more.
 const BACKWARD_THREADS: usize = 512;
-const MOST_BACKWARD_THREADS: usize = 1024;
-const BACKWARD_ELEMENTS: usize = 8;
 /// Rounds of rows that a block of the backward pass takes at least, before it sums what its threads have.
 const ROUNDS: usize = 4;
 
@@ -103,7 +100,7 @@ pub(super) fn add_rms_norm<D: Device>(
 pub(super) fn rms_norm_again<D: Device>(device: &mut D, x: Buffer, weight: Buffer, inverse_rms: Buffer, out: Buffer) {
     check(x, weight, inverse_rms);
     device.launch(&Launch {
-        kernel: kernel!(x.dtype, "rms_norm_again"),
+        kernel: kernel!(x.dtype, "rms_norm_recompute"),
         grid: [inverse_rms.len, 1, 1],
         threads: threads(weight.len, x.dtype),
         shared_bytes: 0,

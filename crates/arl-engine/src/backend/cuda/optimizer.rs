@@ -1,11 +1,12 @@
 //! AdamW. Kernels: `cuda/optimizer.cu`.
 
+use arl_kernels::constants::optimizer::{GROUP, ROUNDS, THREADS};
+
 use super::device::{Arg, Device, Launch, long};
 use crate::backend::{AdamW, DType};
 
-const THREADS: usize = 256;
-/// Parameters of a block: a thread takes four, four times.
-const BLOCK: usize = THREADS * 4 * 4;
+/// Parameters of a block.
+const BLOCK: usize = THREADS * GROUP * ROUNDS;
 
 /// As [`crate::backend::Backend::adamw`].
 pub(super) fn adamw<D: Device>(device: &mut D, op: &AdamW) {

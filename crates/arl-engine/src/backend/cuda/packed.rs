@@ -1,24 +1,21 @@
-//! Attention by the device's own library, cuDNN: how shapes are rounded up so that plans are few, what lies where in the
+//! Attention by the device's own library, cuDNN: how shapes are rounded up so that plans are few, the layout of the
 //! scratch, and the kernels before and after (`cuda/attention_packed.cu`). Knows nothing of how the library is called.
 
-use arl_cudnn::{ENGINE_BYTES, Pass, Shape, Type, backward_workspace};
+use arl_cudnn::{DETERMINISTIC_BACKWARD, ENGINE_BYTES, Pass, Shape, Type, backward_workspace};
+pub(super) use arl_kernels::constants::attention_packed::OPERANDS;
+use arl_kernels::constants::attention_packed::THREADS;
 
 use super::attention::{aligned, tokens};
 use super::device::{Arg, Device, Launch, int, long};
 use crate::backend::{Attention, AttentionLibrary, Buffer, DType, Heads, Rows};
 
-/// Operands of both passes: queries, keys, values, output, statistics; of the backward pass the gradients of output,
-/// queries, keys and values besides.
-pub(super) const OPERANDS: usize = 9;
-/// The first of them that the backward pass alone has.
+/// The first operand that the backward pass alone has.
 const GRADIENTS: usize = 5;
 
 /// Every part of the scratch begins at a multiple of this many bytes.
 const ALIGNMENT: usize = 256;
 /// Scratch of the forward pass, of [`crate::backend::Pool::Scratch`].
 pub(super) const FORWARD_BYTES: usize = 4 << 20;
-
-const THREADS: usize = 256;
 
 /// What the library makes a plan for, in both passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -81,7 +78,7 @@ fn rounded(tokens: usize) -> usize {
 }
 
 impl PackedShape {
-    /// The shape of an operation whose gradients lie as the step has them: that of the output without gaps, those of
+    /// The shape of an operation whose gradients are laid out as in the step: that of the output without gaps, those of
     /// queries, keys and values in one row. `None`: the library is not asked.
     pub(super) fn of(op: &Attention) -> Option<Self> {
         let Attention { q, k, v, out, heads, sequences, .. } = *op;
@@ -131,6 +128,7 @@ impl PackedShape {
             pass,
             dtype: Type::Bf16,
             capability: 10 * capability.0 + capability.1,
+            deterministic: i32::from(DETERMINISTIC_BACKWARD && pass == Pass::Backward),
             scale: f32::from_bits(self.scale),
             sequences: self.sequences as i64,
             max_len: self.max_len as i64,
@@ -167,12 +165,12 @@ pub fn attention_library_scratch(heads: Heads, tokens: usize, sequences: usize) 
     Parts::backward(heads, rounded(tokens), sequences.next_power_of_two()).bytes / DType::F32.bytes()
 }
 
-/// Bytes of the library's workspace in the backward pass. The queries' gradient lies in rows of all three.
+/// Bytes of the library's workspace in the backward pass. The queries' gradient is in rows of all three.
 fn backward_bytes(Heads { query, key_value, dim }: Heads, tokens: usize) -> usize {
     backward_workspace(tokens, query, key_value, dim, (query + 2 * key_value) * dim)
 }
 
-/// What lies where in the scratch: first bytes.
+/// The layout of the scratch: first bytes.
 struct Parts {
     offsets: usize,
     d_k: usize,
@@ -216,7 +214,7 @@ fn part(scratch: Buffer, start: usize, dtype: DType, len: usize) -> Buffer {
     buffer
 }
 
-/// Queues what tells the library of the sequences, and says where it lies.
+/// Queues what describes the sequences to the library; lengths and offsets.
 fn describe<D: Device>(
     device: &mut D,
     op: &Attention,
@@ -265,7 +263,7 @@ pub(super) fn backward<D: Device>(device: &mut D, op: &Attention, d_out: Rows, d
     }
     let PackedShape { query, key_value, dim, .. } = shape;
     let (width, row) = (key_value * dim, (query + 2 * key_value) * dim);
-    assert_eq!(d_out.stride, query * dim, "the output's gradient lies without gaps");
+    assert_eq!(d_out.stride, query * dim, "the output's gradient has no gaps");
     let parts = Parts::backward(op.heads, shape.tokens, shape.sequences);
     let (lengths, offsets) = describe(device, op, &shape, OPERANDS, scratch, &parts);
     let count = tokens(op);

@@ -1,4 +1,4 @@
-//! What attention's library is told, against this project's own kernels: a library that knows of a pass what it was told
+//! What is passed to attention's library, against this project's own kernels: a library that knows of a pass what it was passed
 //! computes it in plain loops, and whole steps with it are those of the CPU.
 
 use half::bf16;
@@ -128,7 +128,7 @@ fn what_the_library_is_told_is_what_the_own_kernels_compute() {
         assert_eq!(device.packed_passes, 2);
         let kernels: Vec<_> = device.ran.iter().copied().filter(|name| name.contains("attention")).collect();
         assert_eq!(kernels, ["attention_offsets", "attention_place_bf16"]);
-        // The kernels round probabilities to bf16 before the products, the library's loops do not. What lies between rows
+        // The kernels round probabilities to bf16 before the products, the library's loops do not. What is between rows
         // of the output is no number in either.
         for ((actual, expected), bound) in actual.iter().zip(&expected).zip([3e-3, 1e-2]) {
             let numbers = |values: &[f32]| values.iter().copied().filter(|x| !x.is_nan()).collect::<Vec<_>>();

@@ -1,7 +1,7 @@
 //! A device that checks the order of things: that nothing is read before it was written, and that no two streams touch
 //! the same bytes, one of them writing, without an event between. It computes what the device that it wraps computes.
 //!
-//! Each stream has a clock that counts what was queued on it, and knows of the others' clocks what events told it. A write
+//! Each stream has a clock that counts what was queued on it, and knows of the others' clocks what it learned from events. A write
 //! is visible on a stream whose knowledge of the writer's clock has reached it.
 
 use std::collections::{BTreeMap, HashMap};
@@ -33,7 +33,7 @@ pub(super) struct RecordingDevice<D> {
     clocks: [Clocks; Stream::ALL.len()],
     events: HashMap<u32, Clocks>,
     pools: HashMap<Pool, Runs>,
-    /// Copies that were queued on streams beside the leaves.
+    /// Copies that were queued on streams besides that of the leaves.
     pub(super) transfers: usize,
     /// Waits that were queued for events that had been recorded.
     pub(super) waits: usize,
@@ -208,7 +208,7 @@ impl<D: Device> Device for RecordingDevice<D> {
     }
 
     fn wait(&mut self, stream: Stream, event: Event) {
-        // As on a GPU, an event that was never recorded is waited for by nobody.
+        // As on a GPU, an event that was never recorded is not waited for.
         if let Some(told) = self.events.get(&event.0) {
             self.waits += 1;
             if self.waits == self.forgotten {

@@ -1,17 +1,18 @@
 //! Per-head norm and rotary embedding. Kernels: `cuda/rope.cu`.
 
+use arl_kernels::constants::rope::THREADS;
+
 use super::PARTS;
 use super::device::{Arg, Device, Launch, int, kernel, scratch_of};
 use super::elementwise::add_parts;
 use super::norm::plain;
 use crate::backend::{Buffer, DType, NormRope};
 
-const THREADS: usize = 128;
 const WARPS: usize = THREADS / 32;
 /// Rounds of heads that a block takes at least, before it sums what its lanes have.
 const ROUNDS: usize = 4;
 
-/// Heads that a block has at once, if they are read in packs; else it has fewer, and goes on for longer.
+/// Heads that a block has at once, if they are read in packs; else it has fewer, and repeats more often.
 fn heads_at_once(dim: usize, dtype: DType) -> usize {
     let pack = 16 / dtype.bytes();
     let lanes = (dim / 2).div_ceil(pack).next_power_of_two();

@@ -115,7 +115,7 @@ fn recomputation_and_offloading_change_no_bit_and_keep_the_order() {
             (losses, state)
         };
         let expected = run(Recompute::Off, false, false);
-        // On the CPU backend every pair of them is tested; here what is queued beside the leaves matters.
+        // On the CPU backend every pair of them is tested; here what is queued concurrently with the leaves matters.
         for recompute in LEVELS {
             for (activations, optimizer) in [(false, false), (true, true)] {
                 let actual = run(recompute, activations, optimizer);

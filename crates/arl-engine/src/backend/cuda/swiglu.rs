@@ -1,10 +1,9 @@
 //! The gated activation. Kernels: `cuda/swiglu.cu`.
 
+use arl_kernels::constants::swiglu::MOST_THREADS;
+
 use super::device::{Arg, Device, Launch, int, kernel};
 use crate::backend::{Buffer, DType};
-
-/// Most threads of a block.
-const MOST_THREADS: usize = 256;
 
 /// Threads of a block, blocks a row.
 fn blocks(width: usize, dtype: DType) -> (usize, usize) {

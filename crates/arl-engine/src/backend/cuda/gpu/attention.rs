@@ -51,7 +51,7 @@ impl Library {
         plans.as_ref().map(|_| ()).map_err(|reason| format!("cuDNN {}: {reason}", cudnn.version()))
     }
 
-    /// Queues a pass whose shape has plans. Buffers lie at `address`.
+    /// Queues a pass whose shape has plans. Buffers are at `address`.
     pub(super) fn run(
         &mut self,
         pass: &PackedAttention,
@@ -70,7 +70,7 @@ impl Library {
         let operands = Operands { q, k, v, out, stats, d_out, d_q, d_k, d_v, lengths, offsets };
         let plan = if pass.backward { backward } else { forward };
         // SAFETY: the operands have the plan's layouts, as the leaf's tests prove of what it asks for, and the workspace the
-        // bytes that bound the plan's; they lie in pools that outlive what is queued, as the plans do, which are kept.
+        // bytes that bound the plan's; they are in pools that outlive what is queued, as the plans do, which are kept.
         let queued = unsafe { cudnn.run(plan, &operands, address(pass.workspace), stream.cu_stream().cast()) };
         queued.map_err(|error| {
             Error::new(ErrorCode::Device, format!("cuDNN's attention: {error}"))

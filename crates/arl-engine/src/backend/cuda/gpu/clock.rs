@@ -32,7 +32,7 @@ impl Clock {
         let mut times = Vec::with_capacity(events.len());
         let mut seconds = 0.0;
         times.extend(events.first().map(|_| seconds));
-        // From each to the next: the driver tells a time as f32, which holds long ones too coarsely.
+        // From each to the next: the driver reports a time as f32, which holds long ones too coarsely.
         for pair in events.windows(2) {
             let apart = pair[0].elapsed_ms(&pair[1]).map_err(|error| failed("the time between two leaves", error))?;
             seconds += f64::from(apart) / 1e3;

@@ -74,7 +74,7 @@ impl Drop for Allocation {
         if self.bytes == 0 || self.context.bind_to_thread().is_err() {
             return;
         }
-        // SAFETY: allocated by the call that goes with it, and freed once. What fails here has nobody to tell.
+        // SAFETY: allocated by the call that goes with it, and freed once. No caller is left to report a failure to.
         let _ = unsafe {
             if self.host {
                 result::free_host(std::ptr::with_exposed_provenance_mut(self.address as usize))

@@ -1,35 +1,40 @@
 //! The GPU as a [`Device`]: candle's CUDA device with this project's kernels as a module of their own on it. One thread
-//! owns it. What fails in the background is kept, and reported when something is read back.
+//! owns it. What fails in the background is kept, and reported when something is read back; with `ARL_CUDA_SYNC=1` the device
+//! is waited for after each operation, and the report names the one that failed.
 
 mod attention;
 mod clock;
+mod cublaslt;
+mod kernels;
 mod memory;
-mod products;
 
 use std::collections::HashMap;
-use std::ffi::c_void;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arl_model::{Error, ErrorCode, Result};
 use candle_core::cuda_backend::cudarc;
 use candle_core::{CudaDevice as CandleDevice, Device as Candle};
-use cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute};
-use cudarc::driver::{CudaContext, CudaEvent, CudaFunction, CudaModule, CudaStream, DriverError, result};
-use cudarc::nvrtc::Ptx;
+use cudarc::driver::sys::CUdevice_attribute;
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result};
 
 use self::attention::Library;
 use self::clock::Clock;
+use self::cublaslt::{Addresses, CublasLt};
+use self::kernels::Kernels;
 use self::memory::{Allocation, Outgoing, Staging};
-use self::products::Products;
-use super::device::{Arg, Device, Launch};
+use super::device::{Device, Launch};
 use super::packed::{PackedAttention, PackedShape};
 use crate::backend::{Buffer, Event, Matmul, Pool, Stream};
 
 /// The lowest compute capability that the kernels are compiled for.
 const LEAST_CAPABILITY: (i32, i32) = (8, 0);
 
-/// Dynamic shared memory that a kernel may use without asking for it.
-const USUAL_SHARED_BYTES: usize = 48 << 10;
+/// Waits for the device after each operation.
+const SYNC: &str = "ARL_CUDA_SYNC";
+
+/// One context of each device that was opened, for the life of the process. Without it, closing the last `GpuDevice` would
+/// destroy the primary context under the libraries, which keep state in it.
+static CONTEXTS: Mutex<Vec<Arc<CudaContext>>> = Mutex::new(Vec::new());
 
 /// A GPU.
 pub struct GpuDevice {
@@ -39,19 +44,19 @@ pub struct GpuDevice {
     /// In the order of [`Stream::ALL`].
     streams: [Arc<CudaStream>; 3],
     events: Vec<CudaEvent>,
-    module: Arc<CudaModule>,
-    /// With the dynamic shared memory that each was allowed so far.
-    functions: HashMap<&'static str, (CudaFunction, usize)>,
+    kernels: Kernels,
     pools: HashMap<Pool, Allocation>,
     staging: Staging,
     outgoing: Outgoing,
     /// What had failed when `outgoing` was queued.
     outgoing_failure: Option<Error>,
-    products: Products,
+    cublaslt: CublasLt,
     attention: Library,
     clock: Clock,
     /// The first thing that failed since something was read back.
     failure: Option<Error>,
+    /// Whether the device is waited for after each operation.
+    synchronous: bool,
     /// Keeps what candle holds of the device alive; dropped last.
     _candle: CandleDevice,
 }
@@ -59,15 +64,21 @@ pub struct GpuDevice {
 /// An error of the driver, by what was tried.
 fn failed(what: &str, error: DriverError) -> Error {
     use cudarc::driver::sys::CUresult;
-    let code = match error.0 {
-        CUresult::CUDA_ERROR_OUT_OF_MEMORY => ErrorCode::Oom,
-        _ => ErrorCode::Device,
-    };
-    let hint = match code {
-        ErrorCode::Oom => {
-            "use fewer tokens a micro-batch, recompute block, activation_offloading or optimizer_offload, or free memory that other programs hold"
+    let (code, hint) = match error.0 {
+        CUresult::CUDA_ERROR_OUT_OF_MEMORY => (
+            ErrorCode::Oom,
+            "use fewer tokens a micro-batch, recompute block, activation_offloading or optimizer_offload, or free memory that other programs hold",
+        ),
+        CUresult::CUDA_ERROR_ASSERT => {
+            (ErrorCode::Device, "a kernel refused its input: standard error names the check")
         }
-        _ => "run `arl doctor`; if the device is in a bad state, `nvidia-smi` shows it",
+        CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+        | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
+        | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
+        | CUresult::CUDA_ERROR_LAUNCH_FAILED => {
+            (ErrorCode::Device, "run it again with ARL_CUDA_SYNC=1, which names the operation that failed")
+        }
+        _ => (ErrorCode::Device, "run `arl doctor`; if the device is in a bad state, `nvidia-smi` shows it"),
     };
     Error::new(code, format!("{what}: {error:?}")).hint(hint)
 }
@@ -91,6 +102,11 @@ impl GpuDevice {
             })?;
         let compute = candle.cuda_stream();
         let context = Arc::clone(compute.context());
+        let mut contexts = CONTEXTS.lock().unwrap_or_else(PoisonError::into_inner);
+        if contexts.iter().all(|kept| kept.ordinal() != ordinal) {
+            contexts.push(Arc::clone(&context));
+        }
+        drop(contexts);
         // SAFETY: nothing is freed while the device is in use but by `reserve`, which waits for all streams; and streams are
         // ordered by `record` and `wait` alone.
         unsafe { candle.disable_event_tracking() };
@@ -108,15 +124,12 @@ impl GpuDevice {
         let count = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT).map_err(opening)?;
         let stream = || context.new_stream().map_err(opening);
         let streams = [Arc::clone(&compute), stream()?, stream()?];
-        let module = context.load_module(Ptx::from_binary(arl_kernels::FATBIN.to_vec())).map_err(|error| {
-            failed(&format!("the kernels cannot be loaded on {name}"), error)
-                .hint("a driver of version 580 or newer is needed; run `arl doctor`")
-        })?;
+        let kernels = Kernels::load(&context)?;
         Ok(GpuDevice {
             staging: Staging::new(&context)?,
             outgoing: Outgoing::new(&context)?,
             outgoing_failure: None,
-            products: Products::new(&context)?,
+            cublaslt: CublasLt::new(&context)?,
             attention: Library::new(capability),
             clock: Clock::default(),
             multiprocessors: count.max(1) as usize,
@@ -124,10 +137,10 @@ impl GpuDevice {
             context,
             streams,
             events: Vec::new(),
-            module,
-            functions: HashMap::new(),
+            kernels,
             pools: HashMap::new(),
             failure: None,
+            synchronous: std::env::var_os(SYNC).is_some_and(|value| value == "1"),
             _candle: candle,
         })
     }
@@ -145,6 +158,18 @@ impl GpuDevice {
         }
     }
 
+    /// Keeps the failure of `operation`, which was queued on the compute stream; with `ARL_CUDA_SYNC=1` also what it fails
+    /// with while it runs.
+    fn queued(&mut self, result: Result<()>, operation: &dyn std::fmt::Debug) {
+        let result = match result {
+            Ok(()) if self.synchronous => {
+                self.stream(Stream::Compute).synchronize().map_err(|error| failed(&format!("{operation:?}"), error))
+            }
+            result => result,
+        };
+        self.keep(result);
+    }
+
     /// The address of a buffer, of the device or of pinned host memory.
     fn address(&self, buffer: Buffer) -> u64 {
         address_in(&self.pools, buffer)
@@ -156,52 +181,6 @@ impl GpuDevice {
             stream.synchronize().map_err(|error| failed("the device stopped", error))?;
         }
         Ok(())
-    }
-
-    /// A kernel by its name, allowed the shared memory of this launch.
-    fn function(&mut self, launch: &Launch<'_>) -> Result<CudaFunction> {
-        let missing = |error| failed(&format!("kernel {}", launch.kernel), error);
-        let (function, allowed) = match self.functions.get(launch.kernel) {
-            Some((function, allowed)) => (function.clone(), *allowed),
-            None => (self.module.load_function(launch.kernel).map_err(missing)?, USUAL_SHARED_BYTES),
-        };
-        if launch.shared_bytes > allowed {
-            let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            function.set_attribute(most, launch.shared_bytes as i32).map_err(missing)?;
-        }
-        self.functions.insert(launch.kernel, (function.clone(), allowed.max(launch.shared_bytes)));
-        Ok(function)
-    }
-
-    fn try_launch(&mut self, launch: &Launch<'_>) -> Result<()> {
-        let function = self.function(launch)?;
-        let mut words: Vec<[u8; 8]> = launch
-            .args
-            .iter()
-            .map(|arg| match *arg {
-                Arg::Read(buffer) | Arg::Write(buffer) | Arg::Update(buffer) => self.address(buffer).to_ne_bytes(),
-                Arg::Null => [0; 8],
-                Arg::Long(value) => value.to_ne_bytes(),
-                Arg::Int(value) => u64::from(value as u32).to_ne_bytes(),
-                Arg::Float(value) => u64::from(value.to_bits()).to_ne_bytes(),
-            })
-            .collect();
-        let mut params: Vec<*mut c_void> = words.iter_mut().map(|word| word.as_mut_ptr().cast()).collect();
-        let [x, y, z] = launch.grid.map(|blocks| blocks as u32);
-        // SAFETY: the function is of a module that lives as long as `self`; the arguments are of the kernel's kinds, and its
-        // accesses within the buffers, as the kernels' tests on the host prove of every launch of the leaves; the driver
-        // copies the arguments before it returns.
-        let queued = unsafe {
-            result::launch_kernel(
-                function.cu_function(),
-                (x, y, z),
-                (launch.threads as u32, 1, 1),
-                launch.shared_bytes as u32,
-                self.stream(Stream::Compute).cu_stream(),
-                &mut params,
-            )
-        };
-        queued.map_err(|error| failed(&format!("kernel {}", launch.kernel), error))
     }
 
     fn event(&mut self, event: Event) -> Result<usize> {
@@ -270,7 +249,7 @@ impl Device for GpuDevice {
             target.copy_from_slice(&pool.host_bytes_mut()[source.offset..][..target.len()]);
             return Ok(());
         }
-        // SAFETY: the address and length lie within the pool, and no work is queued.
+        // SAFETY: the address and length are within the pool, and no work is queued.
         unsafe { result::memcpy_dtoh_sync(target, self.address(source)) }
             .map_err(|error| failed("reading from the device", error))
     }
@@ -299,7 +278,7 @@ impl Device for GpuDevice {
     fn transfer(&mut self, stream: Stream, source: Buffer, target: Buffer) {
         let (from, to) = (self.address(source), self.address(target));
         let queue = self.stream(stream).cu_stream();
-        // SAFETY: both lie within their pools, which outlive what is queued; addresses are unified, so that the driver knows
+        // SAFETY: both are within their pools, which outlive what is queued; addresses are unified, so that the driver knows
         // pinned host memory by its address.
         let queued = unsafe { cudarc::driver::sys::cuMemcpyAsync(to, from, target.bytes(), queue) }.result();
         self.keep(queued.map_err(|error| failed("a copy between host and device", error)));
@@ -340,10 +319,10 @@ impl Device for GpuDevice {
 
     fn zero(&mut self, target: Buffer) {
         let address = self.address(target);
-        // SAFETY: the address and length lie within the pool.
+        // SAFETY: the address and length are within the pool.
         let queued =
             unsafe { result::memset_d8_async(address, 0, target.bytes(), self.stream(Stream::Compute).cu_stream()) };
-        self.keep(queued.map_err(|error| failed("zeroing memory", error)));
+        self.queued(queued.map_err(|error| failed("zeroing memory", error)), &("zero", target));
     }
 
     fn copy(&mut self, source: Buffer, target: Buffer) {
@@ -355,23 +334,25 @@ impl Device for GpuDevice {
         if launch.grid.contains(&0) || self.failure.is_some() {
             return;
         }
-        let result = self.try_launch(launch);
-        self.keep(result);
+        let pools = &self.pools;
+        let address = |buffer: Buffer| address_in(pools, buffer);
+        let result = self.kernels.launch(launch, address, &self.streams[Stream::Compute as usize]);
+        self.queued(result, launch);
     }
 
     fn matmul(&mut self, op: &Matmul) {
         if op.m * op.n == 0 || self.failure.is_some() {
             return;
         }
-        let addresses = products::Addresses {
+        let addresses = Addresses {
             a: self.address(op.a.buffer),
             b: self.address(op.b.buffer),
             c: self.address(op.c.buffer),
             bias: op.bias.map(|bias| self.address(bias)),
         };
         let stream = Arc::clone(self.stream(Stream::Compute));
-        let result = self.products.matmul(op, addresses, &stream);
-        self.keep(result);
+        let result = self.cublaslt.matmul(op, addresses, &stream);
+        self.queued(result, op);
     }
 
     fn plan_attention(&mut self, shape: &PackedShape) -> std::result::Result<(), String> {
@@ -386,13 +367,13 @@ impl Device for GpuDevice {
         let pools = &self.pools;
         let address = |buffer: Buffer| address_in(pools, buffer);
         let result = self.attention.run(pass, address, &self.streams[Stream::Compute as usize]);
-        self.keep(result);
+        self.queued(result, pass);
     }
 }
 
 impl Drop for GpuDevice {
     fn drop(&mut self) {
-        // Memory must not go while work is queued on it; a failure has been reported, or concerns nobody any more.
+        // Memory must not go while work is queued on it; a failure was reported before, or no caller needs it any more.
         let _ = self.synchronize();
     }
 }

@@ -1,7 +1,6 @@
-//! Matrix products by cuBLASLt: a plan for each shape, found once. The library counts in columns, so that it is asked for
-//! the transposed product of row-major matrices: `c^T = b^T a^T`.
+//! Matrix products by cuBLASLt: a plan for each shape. The library counts in columns, so that it is asked for the transposed
+//! product of row-major matrices: `c^T = b^T a^T`.
 
-use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::Arc;
 
@@ -12,16 +11,20 @@ use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys::{
     self, cublasComputeType_t, cublasLtEpilogue_t, cublasLtMatmulAlgo_t, cublasLtMatmulDesc_t,
     cublasLtMatmulDescAttributes_t as DescAttribute, cublasLtMatmulPreferenceAttributes_t as PrefAttribute,
-    cublasLtMatrixLayout_t, cudaDataType,
+    cublasLtMatrixLayout_t, cublasLtReductionScheme_t, cudaDataType,
 };
 use cudarc::driver::{CudaContext, CudaStream};
 
 use super::failed;
 use super::memory::Allocation;
 use crate::backend::cuda::LIBRARY_BYTES;
+use crate::backend::cuda::least_recent::LeastRecent;
 use crate::backend::{DType, Layout, Matmul};
 
-/// Where the operands lie.
+/// Most plans that are kept. A layer has some fifteen products, but each new number of tokens makes as many new shapes.
+const MOST_PLANS: usize = 2048;
+
+/// Addresses of the operands.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Addresses {
     pub(super) a: u64,
@@ -63,7 +66,7 @@ impl Key {
     }
 }
 
-/// A product as the library wants it described, and the way that it chose.
+/// A product as the library wants it described, and the algorithm that it chose.
 struct Plan {
     desc: cublasLtMatmulDesc_t,
     /// Of the library's a (our b), b (our a) and c.
@@ -71,15 +74,15 @@ struct Plan {
     algo: cublasLtMatmulAlgo_t,
 }
 
-/// The library, and the plans so far.
-pub(super) struct Products {
+/// The library, and the plans that were used last.
+pub(super) struct CublasLt {
     handle: sys::cublasLtHandle_t,
     workspace: Allocation,
-    plans: HashMap<Key, Plan>,
+    plans: LeastRecent<Key, Plan>,
 }
 
 // SAFETY: the handles may be used from any thread, one at a time, which `&mut self` has.
-unsafe impl Send for Products {}
+unsafe impl Send for CublasLt {}
 
 fn refused(what: &str, error: CublasError) -> Error {
     Error::new(ErrorCode::Device, format!("cuBLASLt refuses {what}: {error:?}"))
@@ -101,26 +104,25 @@ fn set<T>(desc: cublasLtMatmulDesc_t, attribute: DescAttribute, value: T) -> std
     unsafe { result::set_matmul_desc_attribute(desc, attribute, (&raw const value).cast(), size_of::<T>()) }
 }
 
-impl Products {
+impl CublasLt {
     pub(super) fn new(context: &Arc<CudaContext>) -> Result<Self> {
         context.bind_to_thread().map_err(|error| failed("the device cannot be used", error))?;
-        Ok(Products {
+        Ok(CublasLt {
             handle: result::create_handle().map_err(|error| refused("to start", error))?,
             workspace: Allocation::device(context, LIBRARY_BYTES)
                 .map_err(|error| failed("memory for cuBLASLt", error))?,
-            plans: HashMap::new(),
+            plans: LeastRecent::new(MOST_PLANS),
         })
     }
 
-    /// Queues a product. Its buffers lie at the addresses.
+    /// Queues a product of operands at these addresses.
     pub(super) fn matmul(&mut self, op: &Matmul, addresses: Addresses, stream: &CudaStream) -> Result<()> {
         let key = Key::new(op, addresses);
-        let plan = match self.plans.entry(key) {
-            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
-            std::collections::hash_map::Entry::Vacant(entry) => entry.insert(
-                Plan::new(self.handle, &key, addresses.bias).map_err(|error| refused(&format!("{key:?}"), error))??,
-            ),
-        };
+        let handle = self.handle;
+        // What a plan consists of is the host's alone, and a queued product no longer needs it.
+        let plan = self.plans.get_or_make(key, || {
+            Plan::new(handle, &key, addresses.bias).map_err(|error| refused(&format!("{key:?}"), error))?
+        })?;
         let refusing = |error| refused(&format!("{key:?}"), error);
         if let Some(bias) = addresses.bias {
             set(plan.desc, DescAttribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias).map_err(refusing)?;
@@ -128,7 +130,7 @@ impl Products {
         let (alpha, beta) = (1f32, if op.accumulate { 1f32 } else { 0f32 });
         let pointer = |address: u64| std::ptr::with_exposed_provenance_mut::<c_void>(address as usize);
         let [a_layout, b_layout, c_layout] = plan.layouts;
-        // SAFETY: plan and workspace live as long as `self`, which waits for the device before it goes; the operands lie at
+        // SAFETY: plan and workspace live as long as `self`, which waits for the device before it goes; the operands are at
         // the addresses with the shapes of the plan, as the caller vouches.
         unsafe {
             result::matmul(
@@ -155,7 +157,7 @@ impl Products {
 }
 
 impl Plan {
-    /// Describes the product and asks for the best way.
+    /// Describes the product and asks for the best algorithm.
     fn new(
         handle: sys::cublasLtHandle_t,
         key: &Key,
@@ -171,7 +173,7 @@ impl Plan {
         };
         let (m, n, k) = (key.m as u64, key.n as u64, key.k as u64);
         let [a_stride, b_stride, c_stride] = key.strides.map(|stride| stride as i64);
-        // Columns by rows of our matrices as they lie in memory, and whether they are to be transposed.
+        // Columns by rows of our matrices as they are stored, and whether they are to be transposed.
         let ((b_rows, b_columns), transpose_b) =
             if key.layout == Layout::Nt { ((k, n), true) } else { ((n, k), false) };
         let ((a_rows, a_columns), transpose_a) =
@@ -185,7 +187,7 @@ impl Plan {
         if let Some((bias, bias_type)) = bias.zip(bias_type) {
             set(desc, DescAttribute::CUBLASLT_MATMUL_DESC_EPILOGUE, cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS)?;
             set(desc, DescAttribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias)?;
-            // Where nothing is said, the library takes it for the result's.
+            // By default the library takes it for the result's.
             set(desc, DescAttribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, bias_type)?;
         }
         let layouts = [
@@ -206,6 +208,10 @@ impl Plan {
             let workspace = LIBRARY_BYTES;
             let attribute = PrefAttribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
             result::set_matmul_pref_attribute(pref, attribute, (&raw const workspace).cast(), size_of::<usize>())?;
+            // Where k is split, parts are added in f32. By default the library may also round each part to the type of c.
+            let schemes = cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+            let attribute = PrefAttribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK;
+            result::set_matmul_pref_attribute(pref, attribute, (&raw const schemes).cast(), size_of::<u32>())?;
             for (attribute, bytes) in limits {
                 result::set_matmul_pref_attribute(pref, attribute, (&raw const bytes).cast(), size_of::<u32>())?;
             }
@@ -220,7 +226,7 @@ impl Plan {
 
 impl Drop for Plan {
     fn drop(&mut self) {
-        // SAFETY: made in `new`, destroyed once. What fails here has nobody to tell.
+        // SAFETY: created in `new`, destroyed once. No caller is left to report a failure to.
         unsafe {
             let _ = result::destroy_matmul_desc(self.desc);
             for layout in self.layouts {
@@ -230,10 +236,10 @@ impl Drop for Plan {
     }
 }
 
-impl Drop for Products {
+impl Drop for CublasLt {
     fn drop(&mut self) {
         self.plans.clear();
-        // SAFETY: made in `new`, destroyed once, after the device was waited for.
+        // SAFETY: created in `new`, destroyed once, after the device was waited for.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
 }

@@ -1,0 +1,106 @@
+// Sizes that kernels and their launches agree on. The build makes a Rust module of this file (`arl_kernels::constants`), so that
+// each is written once: namespaces, constants whose values both languages read alike, and comments, nothing else.
+#pragma once
+
+namespace attention {
+// Threads of a block, on tensor cores and at most on CUDA cores.
+constexpr int THREADS = 128;
+// Queries and keys of a tile of the forward pass on tensor cores.
+constexpr int BLOCK_M = 128;
+constexpr int BLOCK_N = 64;
+// Rows of a block's own tile of the backward pass on tensor cores, by the size of a head; and of the tiles that it loops over.
+constexpr int BACKWARD_BLOCK_M_64 = 128;
+constexpr int BACKWARD_BLOCK_M_128 = 64;
+constexpr int BACKWARD_BLOCK_N = 32;
+// On CUDA cores: rows of a warp, and from one row of probabilities to the next.
+constexpr int ROWS = 8;
+constexpr int WEIGHTS_STRIDE = 36;
+}
+
+namespace attention_packed {
+constexpr int THREADS = 256;
+// Operands of both passes: queries, keys, values, output, statistics; gradients of output, queries, keys and values.
+constexpr int OPERANDS = 9;
+}
+
+namespace classifier {
+constexpr int THREADS = 1024;
+// Dynamic shared memory that keeps the beginning of a row until its gradient is written.
+constexpr int KEPT_BYTES = 96 << 10;
+}
+
+namespace elementwise {
+constexpr int THREADS = 256;
+// Elements that a thread converts or adds.
+constexpr int STEP = 8;
+}
+
+namespace embedding {
+constexpr int THREADS = 256;
+// Rows that a block gathers or scatters, one a warp.
+constexpr int ROWS = 8;
+// Tokens whose places in the order of ids a block finds.
+constexpr int SORTED = 64;
+constexpr int ADD_THREADS = 128;
+// Columns that a thread adds at a time, where rows are read in groups.
+constexpr int COLUMNS = 4;
+}
+
+namespace grouped {
+// On tensor cores: threads, rows and columns of a block's tile, columns of a stage, and stages.
+constexpr int THREADS = 128;
+constexpr int BLOCK = 128;
+constexpr int BLOCK_K = 32;
+constexpr int STAGES = 3;
+// Bytes of both operands' stages, in 16 bits.
+constexpr int STAGES_BYTES = STAGES * 2 * BLOCK * BLOCK_K * 2;
+// What the search for a block's expert has behind the stages.
+constexpr int SEARCH_BYTES = 64;
+}
+
+namespace guard {
+constexpr int THREADS = 256;
+}
+
+namespace moe {
+constexpr int THREADS = 256;
+constexpr int COMBINE_THREADS = 128;
+// What a warp holds of a row of probabilities, and a block of counts.
+constexpr int MOST_EXPERTS = 512;
+}
+
+namespace optimizer {
+constexpr int THREADS = 256;
+// Parameters of a thread at a time, and times that a block repeats, so that the factor of the clipping costs little.
+constexpr int GROUP = 4;
+constexpr int ROUNDS = 4;
+}
+
+namespace reduce {
+constexpr int THREADS = 1024;
+}
+
+namespace rms_norm {
+// Most threads of a block of the forward pass, and packs of 16 bytes that a thread of it holds.
+constexpr int MOST_THREADS = 512;
+constexpr int PACKS = 4;
+// Most threads of a block of the backward pass, and elements that a thread of it holds.
+constexpr int MOST_BACKWARD_THREADS = 1024;
+constexpr int BACKWARD_ELEMENTS = 8;
+}
+
+namespace rope {
+constexpr int THREADS = 128;
+}
+
+namespace swiglu {
+constexpr int MOST_THREADS = 256;
+}
+
+namespace tile {
+// On CUDA cores: threads, rows and columns of a block's tile, columns of a stage.
+constexpr int THREADS = 256;
+constexpr int BLOCK_M = 128;
+constexpr int BLOCK_N = 64;
+constexpr int BLOCK_K = 16;
+}
