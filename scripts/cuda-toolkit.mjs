@@ -179,7 +179,7 @@ function trial(home) {
 /** Puts a toolkit of the wheels into the build cache, whole or not at all; null, or the reason why not. */
 function supply(say) {
 	say(
-		`arl: fetching NVIDIA's CUDA ${CUDA_VERSION} compiler and libraries with pip (1 GB, once; kept in ${suppliedToolkit})`,
+		`arl: fetching NVIDIA's CUDA ${CUDA_VERSION} compiler and libraries with pip (1.2 GB, once; kept in ${suppliedToolkit})`,
 	);
 	mkdirSync(join(cache, "cuda"), { recursive: true });
 	const work = mkdtempSync(join(cache, "cuda", "partial-"));
