@@ -137,7 +137,8 @@ describe("a model in output_dir that this program did not write there", () => {
 			}
 			await trainer(place, { overwrite_output_dir: true }).train();
 			const left = readdirSync(place.out).filter((name) => !name.startsWith("."));
-			expect(left.sort()).toEqual(["README.md", "config.json", "metrics.jsonl", "model.safetensors", "notes.txt"]);
+			const own = ["config.json", "metrics.jsonl", "model.safetensors", "report.html", "run.json"];
+			expect(left.sort()).toEqual(["README.md", ...own, "notes.txt"].sort());
 			expect(readFileSync(join(place.out, "config.json"), "utf8")).toContain("qwen3");
 		},
 	);

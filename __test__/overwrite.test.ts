@@ -132,7 +132,7 @@ describe("a run that is to be replaced", () => {
 			if (event.type === "removed") reported.push(`${event.path} ${event.reason}`);
 		}
 		expect(reported).toContain(
-			`what was in ${place.out} is set aside until this run has a complete checkpoint or model, and then removed: checkpoint-6, checkpoint-8, config.json, metrics.jsonl and 1 more`,
+			`what was in ${place.out} is set aside until this run has a complete checkpoint or model, and then removed: checkpoint-6, checkpoint-8, config.json, metrics.jsonl and 3 more`,
 		);
 		expect(reported).toContain(`${join(place.out, ".old-run")} replaced`);
 		expect(names(place.out).filter((name) => !name.startsWith("."))).toEqual([
@@ -142,6 +142,8 @@ describe("a run that is to be replaced", () => {
 			"metrics.jsonl",
 			"model.safetensors",
 			"notes.txt",
+			"report.html",
+			"run.json",
 		]);
 		expect(existsSync(join(place.out, ".arl-rows"))).toBe(false);
 	});

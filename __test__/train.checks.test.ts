@@ -85,6 +85,8 @@ describe("checks before training", () => {
 			"metrics.jsonl",
 			"model.safetensors",
 			"notes.txt",
+			"report.html",
+			"run.json",
 		]);
 		expect(readFileSync(join(place.out, "metrics.jsonl"), "utf8").trim().split("\n")).toHaveLength(4);
 	});

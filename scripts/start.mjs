@@ -25,5 +25,7 @@ orExplain(() => {
 		"--prompt_file",
 		join("assets", "heldout.jsonl"),
 	);
-	console.error(`\nthe trained model:  ${output}\nits metrics:        ${join(output, "metrics.jsonl")}`);
+	console.error(
+		`\nthe trained model:  ${output}\nits metrics:        ${join(output, "metrics.jsonl")}\nits report:         ${join(output, "report.html")}`,
+	);
 });

@@ -1,4 +1,5 @@
 /** The trainer: options and rows in, events or a result out. */
+import { shownOptions } from "../config/print.js";
 import type { AgentTrainingConfig, AgentTrainingConfigInput } from "../config/schema.js";
 import type { ConvertRecordToData } from "../data/sources/convert.js";
 import { checkDataset, type Dataset } from "../data/sources/custom.js";
@@ -7,6 +8,7 @@ import { ArlError, toArlError, userError } from "../errors.js";
 import { type EndEvent, type EventOf, notice, type TrainEvent } from "../events.js";
 import { loadNative, type Native } from "../native.js";
 import { MetricsSink } from "../report/metrics.js";
+import { RunRecorder } from "../report/runs/recorder.js";
 import { Requests, trainLoop } from "../run/loop/loop.js";
 import type { RowsFromCode } from "../run/setup/dataset.js";
 import { resolveArgs } from "../run/setup/options.js";
@@ -83,6 +85,23 @@ async function call(callback: TrainerCallback, event: TrainEvent, control: Train
 		} catch (error) {
 			throw userError(`the callback ${name}`, error);
 		}
+	}
+}
+
+/** Events, each after `report` has had it; what that returns comes before. */
+async function* reported<Result>(
+	events: AsyncGenerator<TrainEvent, Result>,
+	report: (event: TrainEvent) => TrainEvent[],
+): AsyncGenerator<TrainEvent, Result> {
+	try {
+		for (;;) {
+			const next = await events.next();
+			if (next.done) return next.value;
+			yield* report(next.value);
+			yield next.value;
+		}
+	} finally {
+		await events.return(undefined as never);
 	}
 }
 
@@ -182,12 +201,21 @@ export class QwenTrainer<Row = unknown> {
 		for (const message of this.notices) yield notice("info", message);
 		const native = (cores.get(this) ?? loadNative)();
 		const code = await loadCode(args, this.code);
-		const run = yield* prepareRun({ native, args, code, signal: requests.signal, resources });
 		const metrics = new MetricsSink(args);
-		resources.add(() => metrics.close());
-		for await (const event of trainLoop(run, requests, resources)) {
+		const recorder = new RunRecorder({ outputDir: args.output_dir, name: args.run_name, options: shownOptions(args) });
+		const report = (event: TrainEvent) => {
 			metrics.event(event);
-			yield event;
+			return recorder.event(event);
+		};
+		const preparing = prepareRun({ native, args, code, signal: requests.signal, resources });
+		const run = yield* reported(preparing, report);
+		resources.add(() => metrics.close());
+		resources.add(() => recorder.close());
+		try {
+			yield* reported(trainLoop(run, requests, resources), report);
+		} catch (error) {
+			recorder.failed(toArlError(error));
+			throw error;
 		}
 	}
 }

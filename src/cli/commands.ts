@@ -25,6 +25,16 @@ const DATA: Group = {
 	commands: { check: { summary: "Report bad rows, lengths and duplicates.", load: () => import("./data-check.js") } },
 };
 
+const RUNS: Group = {
+	name: "arl runs",
+	summary: "List runs, show one, and compare several.",
+	commands: {
+		ls: { summary: "List the runs in folders.", load: () => import("./runs-ls.js") },
+		show: { summary: "Show what a run reached, its checkpoints and options.", load: () => import("./runs-show.js") },
+		diff: { summary: "Show how runs differ.", load: () => import("./runs-diff.js") },
+	},
+};
+
 const exits = Object.entries(EXIT_MEANINGS).map(([code, meaning]) => `  ${code.padStart(3)}  ${meaning}`);
 
 const ARL: Group = {
@@ -37,6 +47,8 @@ const ARL: Group = {
 			summary: "Reply to a prompt, or generate the trained replies of rows and count the exact ones.",
 			load: () => import("./generate.js"),
 		},
+		runs: RUNS,
+		watch: { summary: "Show a run in the terminal as it goes.", load: () => import("./watch.js") },
 		data: DATA,
 		inspect: { summary: "Show one row as the model sees it.", load: () => import("./inspect.js") },
 		images: { summary: "Replace the image URLs of rows by the images, as base64.", load: () => import("./images.js") },

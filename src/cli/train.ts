@@ -3,6 +3,8 @@ import { flag, formatResolved, type Resolved, resolvedAsJson } from "../config/i
 import { ArlError, EXIT_CODES, toArlError } from "../errors.js";
 import type { Native } from "../native.js";
 import { JsonReporter, jsonLine, type Reporter, TextReporter } from "../report/index.js";
+import { readRecord } from "../report/runs/record.js";
+import { closingLines } from "../report/runs/sentences.js";
 import { isTerminal, wantsColor } from "../report/terminal.js";
 import { resolveCommand, withOptions } from "./resolve.js";
 import { onStopSignals } from "./signals.js";
@@ -72,7 +74,10 @@ async function train(args: Resolved["args"], reporter: Reporter, core?: () => Na
 		let code = 0;
 		for await (const event of trainer.run({ signal: stop.signal })) {
 			reporter.event(event);
-			if (event.type === "end" && event.outcome === "interrupted") code = EXIT_CODES.ARL_INTERRUPTED;
+			if (event.type !== "end") continue;
+			const record = readRecord(event.outputDir);
+			if (record !== null) for (const line of closingLines(record, event.outputDir)) reporter.note(line);
+			if (event.outcome === "interrupted") code = EXIT_CODES.ARL_INTERRUPTED;
 		}
 		return code;
 	} finally {

@@ -26,6 +26,7 @@ export {
 	formatOptions,
 	formatResolved,
 	resolvedAsJson,
+	shownOptions,
 	wrap,
 } from "./print.js";
 export { isResolved, type Layer, type Resolved, resolveConfig } from "./resolve.js";

@@ -2,8 +2,8 @@
 import { z } from "zod";
 import { defaultOf, type Fields, metaOf, type OptionMeta } from "./fields.js";
 import type { Resolved } from "./resolve.js";
-import { GROUPS, OPTION_NAMES, type OptionName, trainingSchema } from "./schema.js";
-import { show, soundsSecret } from "./values.js";
+import { type AgentTrainingConfig, GROUPS, OPTION_NAMES, type OptionName, trainingSchema } from "./schema.js";
+import { redact, show, soundsSecret } from "./values.js";
 
 /** Every resolved value with its origin, a line each. */
 export function formatResolved({ args, origins }: Resolved): string {
@@ -23,6 +23,24 @@ export function resolvedAsJson({ args, origins }: Resolved): Record<string, { va
 			{ value: isSecret(name) && args[name] !== null ? "***" : args[name], origin: origins[name] },
 		]),
 	);
+}
+
+/** Every option with its value as anyone may see it, and whether it is the default. */
+export function shownOptions(args: AgentTrainingConfig): { name: string; value: unknown; isDefault: boolean }[] {
+	return OPTION_NAMES.map((name) => {
+		const value = args[name];
+		const { success, data } = trainingSchema.shape[name].safeParse(undefined);
+		const isDefault = success && JSON.stringify(data) === JSON.stringify(value);
+		return { name, value: isSecret(name) && value !== null ? "***" : withoutSecrets(value), isDefault };
+	});
+}
+
+/** The value, in whose texts names and passwords in addresses are hidden. */
+function withoutSecrets(value: unknown): unknown {
+	if (typeof value === "string") return redact(value);
+	if (Array.isArray(value)) return value.map(withoutSecrets);
+	if (value === null || typeof value !== "object") return value;
+	return Object.fromEntries(Object.entries(value).map(([key, part]) => [key, withoutSecrets(part)]));
 }
 
 function isSecret(name: OptionName): boolean {

@@ -13,6 +13,7 @@ import { syncPath } from "../../disk/write-whole.js";
 import { ArlError, toArlError } from "../../errors.js";
 import { LISTS_FOLDER as ROW_LISTS } from "../../mongo/list-file.js";
 import { METRICS_FILE } from "../../report/metrics.js";
+import { RECORD_FILE, REPORT_FILE } from "../../report/runs/record.js";
 import { CACHE_FOLDER, RUN_FOLDER } from "../setup/options.js";
 import { CHECKPOINT_NAME, listCheckpoints } from "./checkpoint.js";
 import { isModelFile, isPublished, MODEL_LIST, publishedFiles, removePublished } from "./publish.js";
@@ -39,7 +40,9 @@ export async function namesOfOldRun(outputDir: string): Promise<string[]> {
 	return [...names.sort(), ...(await runCaches(outputDir))];
 }
 
-const OTHERS = [METRICS_FILE, MODEL_LIST, ROW_LISTS];
+/** What a run reports of itself. */
+const REPORTS = [METRICS_FILE, RECORD_FILE, REPORT_FILE];
+const OTHERS = [...REPORTS, MODEL_LIST, ROW_LISTS];
 
 /** The cache folders of runs on user-supplied data sets, if the cache belongs to this `output_dir`. */
 async function runCaches(outputDir: string): Promise<string[]> {
@@ -70,9 +73,9 @@ async function setAside(outputDir: string, plan: Plan): Promise<string | null> {
 		await makeFolder(moving);
 		await writeFile(join(moving, RECORD), `${JSON.stringify({ version: 1, after: plan.after })}\n`);
 		await syncPath(join(moving, RECORD));
-		// A resumed run cuts off the lines after the checkpoint; restoring the branch restores them.
-		if (plan.after !== null && (await exists(join(outputDir, METRICS_FILE)))) {
-			await copyFile(join(outputDir, METRICS_FILE), join(moving, METRICS_FILE));
+		// A resumed run cuts off the lines after the checkpoint, and replaces the reports; restoring the branch restores them.
+		for (const name of plan.after === null ? [] : REPORTS) {
+			if (await exists(join(outputDir, name))) await copyFile(join(outputDir, name), join(moving, name));
 		}
 		for (const name of plan.names) await move(join(outputDir, name), join(moving, name));
 		await syncPath(moving);
@@ -142,7 +145,7 @@ async function hasResult(outputDir: string, after: number | null): Promise<boole
 /** Removes what a run without a result left behind. */
 async function removeNewRun(outputDir: string): Promise<void> {
 	await removePublished(outputDir);
-	for (const name of [METRICS_FILE, ROW_LISTS, ...(await runCaches(outputDir))]) {
+	for (const name of [...REPORTS, ROW_LISTS, ...(await runCaches(outputDir))]) {
 		await rm(join(outputDir, name), { recursive: true, force: true });
 	}
 }
