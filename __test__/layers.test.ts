@@ -31,7 +31,9 @@ const KNOWN_TO: Readonly<Record<string, readonly string[]>> = {
 
 /** Who imports which dependency. */
 const PACKAGES: Readonly<Record<string, readonly string[]>> = {
+	"@hono/node-server": ["report"],
 	"csv-parse": ["data"],
+	hono: ["report"],
 	jiti: ["config"],
 	mongodb: ["mongo"],
 	picocolors: ["errors", "report", "cli"],

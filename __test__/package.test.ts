@@ -12,7 +12,7 @@ import { root } from "./support/real.js";
 const folder = temporaryFolder();
 const ENTRIES = ["arl", "arl/images", "arl/mongo"];
 /** Packages that only some users need, each loaded by the first call that needs it. */
-const ON_DEMAND = ["csv-parse", "jiti", "mongodb", "sharp", "undici", "yaml"];
+const ON_DEMAND = ["@hono/node-server", "csv-parse", "hono", "jiti", "mongodb", "sharp", "undici", "yaml"];
 
 describe("the packed package", () => {
 	const packed = execFileSync(

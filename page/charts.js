@@ -9,6 +9,9 @@ const color = (name) => getComputedStyle(document.documentElement).getPropertyVa
 export const hue = (index) => `hsl(${(215 + index * 137.5) % 360} ${dark.matches ? "75% 68%" : "68% 42%"})`;
 const faint = (line, part) => line.replace(/\)$/, ` / ${part})`);
 
+/** More lines than this are drawn smooth alone. */
+const MANY = 6;
+
 /** The running mean of a curve, over about a twenty-fifth of it; the first values count as far as there are any. */
 function smoothed(values) {
 	const keep = 1 - 1 / Math.max(4, values.length / 25);
@@ -56,7 +59,9 @@ function drawing(chart) {
 			bands.push({ series: [high, low], fill: faint(line.color, 0.18) });
 		}
 		const smooth = state.smooth && line.smooth && line.mean.length > 30;
-		const raw = smooth ? add(mean, { stroke: faint(line.color, 0.35), width: 1 }) : null;
+		// Behind many smooth lines the rough ones could not be told apart; the key has their values.
+		const rough = chart.lines.length > MANY ? "transparent" : faint(line.color, 0.35);
+		const raw = smooth ? add(mean, { stroke: rough, width: 1 }) : null;
 		const values = smooth ? spread(line, smoothed(line.mean)) : mean;
 		const few = line.mean.filter(known).length < 40;
 		const at = add(values, {

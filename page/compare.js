@@ -2,7 +2,7 @@
 import { chartGroup, hue } from "./charts.js";
 import { bytes, count, duration, el, measure, optionText, percent, rate, whole } from "./elements.js";
 import { badge, controls, part, section, table } from "./parts.js";
-import { line } from "./run-charts.js";
+import { line, short } from "./run-charts.js";
 import { page, state } from "./state.js";
 
 function allMetrics() {
@@ -28,9 +28,10 @@ function comparison() {
 			: /rate$/.test(metric)
 				? rate
 				: measure;
+	const axis = format === measure ? short : format;
 	return lines.length === 0
 		? []
-		: [{ key: "comparison", title: metric, wide: true, height: 360, format, log: true, lines }];
+		: [{ key: "comparison", title: metric, wide: true, height: 360, format, axis, log: true, lines }];
 }
 
 function runTable(list, links, draw) {
@@ -113,14 +114,12 @@ function differences(list) {
 		(name) => name !== "output_dir" && new Set(list.map((run) => value(run, name))).size > 1,
 	);
 	if (differing.length === 0) return null;
+	const cell = (text) => el("td", { class: "option" }, text);
 	return section(
 		"Options that differ",
 		table(
-			["option", ...list.map(({ name }) => name)],
-			differing.map((name) => [
-				el("td", { class: "name" }, name),
-				...list.map((run) => el("td", { class: "value" }, value(run, name))),
-			]),
+			["run", ...differing],
+			list.map((run) => [el("td", {}, run.name), ...differing.map((name) => cell(value(run, name)))]),
 		),
 	);
 }

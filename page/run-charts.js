@@ -6,7 +6,7 @@ import { bytes, count, known, measure, percent, rate } from "./elements.js";
 const BINARY = Array.from({ length: 32 }, (_, i) => 2 ** (10 + i));
 
 /** A number on an axis. */
-const short = (value) => String(Number(value.toPrecision(4)));
+export const short = (value) => String(Number(value.toPrecision(4)));
 
 /** A metric of `curves` as a line of a chart; null where they do not have it. */
 export const line = (name, curves, metric, more = {}) => {

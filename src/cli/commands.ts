@@ -49,6 +49,7 @@ const ARL: Group = {
 		},
 		runs: RUNS,
 		watch: { summary: "Show a run in the terminal as it goes.", load: () => import("./watch.js") },
+		dashboard: { summary: "Show runs in a browser, live.", load: () => import("./dashboard.js") },
 		data: DATA,
 		inspect: { summary: "Show one row as the model sees it.", load: () => import("./inspect.js") },
 		images: { summary: "Replace the image URLs of rows by the images, as base64.", load: () => import("./images.js") },

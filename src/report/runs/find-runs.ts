@@ -13,12 +13,17 @@ export function findRuns(folder: string, depth = DEPTH): string[] {
 	return subfolders(folder).flatMap((name) => findRuns(join(folder, name), depth - 1));
 }
 
+/** The order of folders: `run-2` before `run-10`. */
+export function byName(a: string, b: string): number {
+	return a.localeCompare(b, "en", { numeric: true });
+}
+
 function subfolders(folder: string): string[] {
 	try {
 		return readdirSync(folder, { withFileTypes: true })
 			.filter((entry) => entry.isDirectory() && !entry.name.startsWith(".") && entry.name !== "node_modules")
 			.map(({ name }) => name)
-			.sort();
+			.sort(byName);
 	} catch {
 		return [];
 	}
