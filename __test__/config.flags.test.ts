@@ -91,7 +91,8 @@ describe("flags", () => {
 		expect(resolve(["--resume_from_checkpoint", "out/checkpoint-3"]).args.resume_from_checkpoint).toBe(
 			"out/checkpoint-3",
 		);
-		expect(resolve(["--report_to", "none"]).args.report_to).toBe("none");
+		expect(resolve(["--report_to", "none"]).args.report_to).toEqual([]);
+		expect(resolve(["--report_to", "tensorboard", "mlflow"]).args.report_to).toEqual(["tensorboard", "mlflow"]);
 	});
 
 	it("leaves a configuration file after a switch alone", () => {
@@ -220,7 +221,7 @@ describe("values that are refused", () => {
 		["fp16", "maybe", "true or false"],
 		["eval_strategy", "steps", "no (evaluation while training is not built"],
 		["device", "gpu", "auto, cpu, cuda or cuda:N"],
-		["report_to", "wandb", "none (other sinks are not built yet"],
+		["report_to", "tensorboards", "one or several of tensorboard, mlflow"],
 		["enable_sampling", "true", "false (supervised fine-tuning draws no samples"],
 		["activation_offloading", "maybe", "true or false"],
 		["loss_calculater", "GRPO", "CrossEntropy (other losses are not built"],

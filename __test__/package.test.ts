@@ -45,7 +45,14 @@ describe("the packed package", () => {
 
 	it("contains what its entries need, and neither source maps nor sources", () => {
 		const paths = files.map(({ path }) => path);
-		for (const path of ["dist/index.js", "index.d.ts", "dist/index.d.ts", "binding.cjs", "dist/cli/main.js"]) {
+		for (const path of [
+			"dist/index.js",
+			"index.d.ts",
+			"dist/index.d.ts",
+			"binding.cjs",
+			"dist/cli/main.js",
+			"page/report.html",
+		]) {
 			expect(paths).toContain(path);
 		}
 		expect(paths.filter((path) => /\.map$|^(src|crates|__test__)\//.test(path))).toEqual([]);

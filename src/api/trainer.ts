@@ -9,6 +9,7 @@ import { type EndEvent, type EventOf, notice, type TrainEvent } from "../events.
 import { loadNative, type Native } from "../native.js";
 import { MetricsSink } from "../report/metrics.js";
 import { RunRecorder } from "../report/runs/recorder.js";
+import { Sinks } from "../report/sinks/sinks.js";
 import { Requests, trainLoop } from "../run/loop/loop.js";
 import type { RowsFromCode } from "../run/setup/dataset.js";
 import { resolveArgs } from "../run/setup/options.js";
@@ -91,13 +92,13 @@ async function call(callback: TrainerCallback, event: TrainEvent, control: Train
 /** Events, each after `report` has had it; what that returns comes before. */
 async function* reported<Result>(
 	events: AsyncGenerator<TrainEvent, Result>,
-	report: (event: TrainEvent) => TrainEvent[],
+	report: (event: TrainEvent) => Promise<TrainEvent[]>,
 ): AsyncGenerator<TrainEvent, Result> {
 	try {
 		for (;;) {
 			const next = await events.next();
 			if (next.done) return next.value;
-			yield* report(next.value);
+			yield* await report(next.value);
 			yield next.value;
 		}
 	} finally {
@@ -202,10 +203,14 @@ export class QwenTrainer<Row = unknown> {
 		const native = (cores.get(this) ?? loadNative)();
 		const code = await loadCode(args, this.code);
 		const metrics = new MetricsSink(args);
-		const recorder = new RunRecorder({ outputDir: args.output_dir, name: args.run_name, options: shownOptions(args) });
-		const report = (event: TrainEvent) => {
+		const shown = shownOptions(args);
+		const recorder = new RunRecorder({ outputDir: args.output_dir, name: args.run_name, options: shown });
+		const sinks = await Sinks.open({ args, shown });
+		resources.add(() => sinks.close());
+		const report = async (event: TrainEvent) => {
 			metrics.event(event);
-			return recorder.event(event);
+			const notices = [...recorder.event(event), ...sinks.event(event)];
+			return event.type === "end" ? [...notices, ...(await sinks.finish(event.outcome))] : notices;
 		};
 		const preparing = prepareRun({ native, args, code, signal: requests.signal, resources });
 		const run = yield* reported(preparing, report);
@@ -215,6 +220,7 @@ export class QwenTrainer<Row = unknown> {
 			yield* reported(trainLoop(run, requests, resources), report);
 		} catch (error) {
 			recorder.failed(toArlError(error));
+			await sinks.failed(toArlError(error));
 			throw error;
 		}
 	}

@@ -54,6 +54,11 @@ export const KNOWN_VALUES: Readonly<Partial<Record<OptionName, Record<string, st
 		reduce_lr_on_plateau: "it needs evaluation while training, which is not built",
 		greedy: "it needs evaluation while training, which is not built",
 	},
+	report_to: {
+		wandb: "Weights & Biases reads TensorBoard's files (`sync_tensorboard`), which `report_to tensorboard` writes",
+		swanlab: "swanlab converts TensorBoard's files, which `report_to tensorboard` writes",
+		all: "name the sinks",
+	},
 	train_sampling_strategy: {
 		group_by_length:
 			"it is not built, and there is no padding that it could save; `max_tokens_per_micro_batch` balances the micro-batches",

@@ -54,6 +54,7 @@ export function checkTogether(
 		else add(line, "Give --db_connection_string, or set ARL_DB_CONNECTION_STRING.");
 	}
 	checkFollow(args, given, shown, add);
+	checkSinks(args, given, add, notices);
 	if (args.overwrite_output_dir && args.resume_from_checkpoint !== null) {
 		add(
 			`${shown("overwrite_output_dir")} contradicts ${shown("resume_from_checkpoint")}: one starts again, the other resumes`,
@@ -86,6 +87,26 @@ export function checkTogether(
 	if (args.train_sampling_strategy === "sequential" && given("data_seed") && args.data_seed !== null) {
 		notices.push(`${shown("data_seed")} has no effect with ${shown("train_sampling_strategy")}`);
 	}
+}
+
+/** What sinks need, and options of sinks that are not asked for. */
+function checkSinks(
+	args: AgentTrainingConfig,
+	given: (name: OptionName) => boolean,
+	add: Report,
+	notices: string[],
+): void {
+	const { report_to: sinks, webhook_url: webhook } = args;
+	if (sinks.includes("webhook") && webhook === null)
+		add(
+			"report_to webhook needs webhook_url",
+			"Set ARL_WEBHOOK_URL, which no list of processes shows, or give --webhook_url.",
+		);
+	if (webhook !== null && !/^https?:\/\//.test(webhook)) add("webhook_url: its value is no http or https address", "");
+	if (webhook !== null && !sinks.includes("webhook"))
+		notices.push("webhook_url has no effect: report_to does not name webhook");
+	if (given("prometheus_address") && !sinks.includes("prometheus"))
+		notices.push("prometheus_address has no effect: report_to does not name prometheus");
 }
 
 /** What `follow` needs and what contradicts it: rows that arrive during the run can be neither counted nor sampled. */

@@ -153,6 +153,17 @@ export function choice<const T extends readonly [string, ...string[]]>(
 	return register(z.enum(choices).default(about.default as never), { ...about, kind: "choice", expects, choices });
 }
 
+/** Some of a fixed set, empty by default; one alone is read as a list of one, and `none` as an empty list. */
+export function choices<const T extends readonly [string, ...string[]]>(names: T, about: About) {
+	const one = z.enum(["none", ...names] as unknown as readonly ["none", ...T]);
+	const schema = z
+		.union([one, z.array(one)])
+		.default([])
+		.transform((value) => [value].flat().filter((name) => name !== "none") as T[number][]);
+	const expects = `one or several of ${names.join(", ")}; or none`;
+	return register(schema, { ...about, kind: "strings", expects });
+}
+
 /** One of a fixed set, or none. */
 export function choiceOrNone<const T extends readonly [string, ...string[]]>(choices: T, about: About) {
 	const expects = `one of ${choices.join(", ")}; or none`;

@@ -108,11 +108,13 @@ function readLayer(layer: Layer, given: Map<OptionName, Given>, problems: Proble
 			continue;
 		}
 		seen.set(name, written);
-		const reason = typeof value === "string" ? KNOWN_VALUES[name]?.[value] : undefined;
-		if (reason !== undefined) {
-			problems.add(`${written} ${value} (${where(layer.origin)}) is known and not built: ${reason}`);
-			continue;
-		}
+		const refused = [value].flat().flatMap((part) => {
+			const reason = typeof part === "string" ? KNOWN_VALUES[name]?.[part] : undefined;
+			return reason === undefined ? [] : [{ part, reason }];
+		});
+		for (const { part, reason } of refused)
+			problems.add(`${written} ${part} (${where(layer.origin)}) is known and not built: ${reason}`);
+		if (refused.length > 0) continue;
 		given.set(name, { value, origin: layer.origin, written });
 	}
 }

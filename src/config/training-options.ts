@@ -452,11 +452,32 @@ export interface TrainingOptions {
 	 */
 	disable_tqdm?: boolean;
 	/**
-	 * Where metrics go in addition to metrics.jsonl. Expected: none (other sinks are not built yet; metrics.jsonl is
-	 * always written).
-	 * @default "none"
+	 * Where metrics go in addition to metrics.jsonl: TensorBoard's event files in `output_dir`, the tracking server that
+	 * MLFLOW_TRACKING_URI names, the trackio server that TRACKIO_SERVER_URL names, a page that Prometheus scrapes,
+	 * messages to a webhook when the run ends, fails or its loss spikes. Expected: one or several of tensorboard,
+	 * mlflow, trackio, prometheus, webhook; or none.
+	 * @default []
 	 */
-	report_to?: "none";
+	report_to?:
+		| "none"
+		| "tensorboard"
+		| "mlflow"
+		| "trackio"
+		| "prometheus"
+		| "webhook"
+		| ("none" | "tensorboard" | "mlflow" | "trackio" | "prometheus" | "webhook")[];
+	/**
+	 * With `report_to prometheus`: where the run serves the page `/metrics`. Expected: HOST:PORT.
+	 * @default "127.0.0.1:9464"
+	 */
+	prometheus_address?: string;
+	/**
+	 * With `report_to webhook`: the address that messages go to, in the shape of Slack or Discord where it is theirs. If
+	 * it is not given, the environment variable `ARL_WEBHOOK_URL` is used. It is never shown. Expected: an http or https
+	 * address; or none.
+	 * @default null
+	 */
+	webhook_url?: string | null;
 
 	// Several devices
 

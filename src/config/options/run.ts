@@ -1,6 +1,17 @@
 /** Options of a run: what it writes, its devices, and further options of AgentRL. */
 import { z } from "zod";
-import { boolean, choice, custom, integerOrNone, only, requiredString, stepsOrRatio, stringOrNone } from "../fields.js";
+import {
+	boolean,
+	choice,
+	choices,
+	custom,
+	integerOrNone,
+	only,
+	requiredString,
+	stepsOrRatio,
+	string,
+	stringOrNone,
+} from "../fields.js";
 
 export const checkpoints = {
 	output_dir: requiredString({
@@ -57,9 +68,21 @@ export const output = {
 		default: false,
 		description: "Plain lines on a terminal too, instead of the live line.",
 	}),
-	report_to: only("none", {
-		why: "other sinks are not built yet; metrics.jsonl is always written",
-		description: "Where metrics go in addition to metrics.jsonl.",
+	report_to: choices(["tensorboard", "mlflow", "trackio", "prometheus", "webhook"], {
+		description:
+			"Where metrics go in addition to metrics.jsonl: TensorBoard's event files in `output_dir`, the tracking server that MLFLOW_TRACKING_URI names, the trackio server that TRACKIO_SERVER_URL names, a page that Prometheus scrapes, messages to a webhook when the run ends, fails or its loss spikes.",
+	}),
+	prometheus_address: string({
+		default: "127.0.0.1:9464",
+		pattern: /^([\w.-]+|\[[0-9a-f:.]+\]):\d{1,5}$/i,
+		expects: "HOST:PORT",
+		description: "With `report_to prometheus`: where the run serves the page `/metrics`.",
+	}),
+	webhook_url: stringOrNone({
+		secret: true,
+		expects: "an http or https address",
+		description:
+			"With `report_to webhook`: the address that messages go to, in the shape of Slack or Discord where it is theirs. If it is not given, the environment variable `ARL_WEBHOOK_URL` is used. It is never shown.",
 	}),
 };
 

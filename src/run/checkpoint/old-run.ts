@@ -14,6 +14,7 @@ import { ArlError, toArlError } from "../../errors.js";
 import { LISTS_FOLDER as ROW_LISTS } from "../../mongo/list-file.js";
 import { METRICS_FILE } from "../../report/metrics.js";
 import { RECORD_FILE, REPORT_FILE } from "../../report/runs/record.js";
+import { SINKS_FOLDER, TENSORBOARD_FOLDER } from "../../report/sinks/outbox.js";
 import { CACHE_FOLDER, RUN_FOLDER } from "../setup/options.js";
 import { CHECKPOINT_NAME, listCheckpoints } from "./checkpoint.js";
 import { isModelFile, isPublished, MODEL_LIST, publishedFiles, removePublished } from "./publish.js";
@@ -40,9 +41,10 @@ export async function namesOfOldRun(outputDir: string): Promise<string[]> {
 	return [...names.sort(), ...(await runCaches(outputDir))];
 }
 
-/** What a run reports of itself. */
+/** What a run reports of itself: files, and what sinks keep. */
 const REPORTS = [METRICS_FILE, RECORD_FILE, REPORT_FILE];
-const OTHERS = [...REPORTS, MODEL_LIST, ROW_LISTS];
+const REPORT_FOLDERS = [SINKS_FOLDER, TENSORBOARD_FOLDER];
+const OTHERS = [...REPORTS, ...REPORT_FOLDERS, MODEL_LIST, ROW_LISTS];
 
 /** The cache folders of runs on user-supplied data sets, if the cache belongs to this `output_dir`. */
 async function runCaches(outputDir: string): Promise<string[]> {
@@ -145,7 +147,7 @@ async function hasResult(outputDir: string, after: number | null): Promise<boole
 /** Removes what a run without a result left behind. */
 async function removeNewRun(outputDir: string): Promise<void> {
 	await removePublished(outputDir);
-	for (const name of [...REPORTS, ROW_LISTS, ...(await runCaches(outputDir))]) {
+	for (const name of [...REPORTS, ...REPORT_FOLDERS, ROW_LISTS, ...(await runCaches(outputDir))]) {
 		await rm(join(outputDir, name), { recursive: true, force: true });
 	}
 }
