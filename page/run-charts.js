@@ -117,6 +117,7 @@ export function runCharts(run) {
 			key: `eval_${figure}`,
 			title: `Held-out ${figure.replaceAll("_", " ")}${own === bySource ? " by source" : ""}`,
 			format,
+			log: format === measure,
 			axis: format === percent ? (value) => `${(100 * value).toFixed(0)} %` : short,
 			lines: own.map(({ metric, source }, i) =>
 				line(source ?? "all", evaluation, metric, { color: hue(i + 1), low: undefined }),

@@ -74,33 +74,33 @@ function header(run) {
 	);
 }
 
+/** Rows that are shown at once; the others unfold. */
+const ROWS_SHOWN = 6;
+
 function samples({ samples: { rows, others } }) {
 	if (rows.length === 0) return null;
-	const reply = (title, { step, text, right }) =>
-		el(
-			"div",
-			{},
-			el("span", { class: "soft" }, `${title}, step ${whole(step)}${right ? ", as expected" : ""}`),
-			el("pre", {}, text === "" ? "(empty)" : text),
-		);
+	const cards = rows.map(sampleCard);
+	const rest = cards.slice(ROWS_SHOWN);
+	const more = rest.length === 1 ? "1 more row" : `${rest.length} more rows`;
 	return section(
 		"Replies to held-out rows: before and now",
-		...rows.map((row) =>
-			el(
-				"div",
-				{ class: "card sample" },
-				el("div", { class: "soft" }, `${row.location}${row.source === null ? "" : `, ${row.source}`}`),
-				el("pre", {}, row.prompt),
-				el(
-					"div",
-					{ class: "pair" },
-					reply("before", row.before),
-					reply("now", row.now),
-					el("div", {}, el("span", { class: "soft" }, "expected"), el("pre", {}, row.expected)),
-				),
-			),
-		),
+		...cards.slice(0, ROWS_SHOWN),
+		rest.length > 0 ? el("details", {}, el("summary", {}, more), ...rest) : null,
 		others > 0 ? el("p", { class: "soft" }, `${whole(others)} more rows have replies in metrics.jsonl.`) : null,
+	);
+}
+
+function sampleCard({ location, source, prompt, before, now, expected }) {
+	const text = (title, value) =>
+		el("div", {}, el("span", { class: "soft" }, title), el("pre", {}, value === "" ? "(empty)" : value));
+	const reply = (when, { step, text: said, right }) =>
+		text(`${when}, step ${whole(step)}${right ? ", as expected" : ""}`, said);
+	return el(
+		"div",
+		{ class: "card sample" },
+		el("div", { class: "soft" }, `${location}${source === null ? "" : `, ${source}`}`),
+		el("pre", {}, prompt),
+		el("div", { class: "pair" }, reply("before", before), reply("now", now), text("expected", expected)),
 	);
 }
 

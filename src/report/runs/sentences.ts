@@ -55,8 +55,8 @@ function reached({ saves }: RunRecord, { training, evaluation }: Figures): Sente
 	const evaluated = evaluation.eval_loss;
 	if (evaluated !== undefined) {
 		const saved = saves.some(({ step }) => step === evaluated.best.step);
-		const where = saved ? ` (checkpoint-${evaluated.best.step})` : "";
-		sentences.push(`${courseText("eval_loss", evaluated)}${where}.`);
+		const where = saved ? ` The best is checkpoint-${evaluated.best.step}.` : "";
+		sentences.push(`${courseText("eval_loss", evaluated)}.${where}`);
 	}
 	return sentences.map((text) => ({ label: "reached", text }));
 }
