@@ -104,6 +104,8 @@ export interface ResumedEvent {
 	checkpoint: string;
 	/** Options that differ from those of the earlier part, as they may. */
 	changed: string[];
+	/** The held-out rows are evaluated first: the earlier part was interrupted in the evaluation after this step. */
+	evaluates?: boolean;
 }
 
 /** One optimizer step is done. */

@@ -393,6 +393,77 @@ export interface TrainingOptions {
 	 */
 	attention?: "auto" | "cudnn" | "own";
 
+	// Evaluation
+
+	/**
+	 * When to evaluate the held-out rows: never, every `eval_steps`, or after each epoch. Expected: one of no, steps,
+	 * epoch. Files and flags may call it `evaluation_strategy`.
+	 * @default "no"
+	 */
+	eval_strategy?: "no" | "steps" | "epoch";
+	/**
+	 * Held-out rows, in every form that `train_file` takes. With several entries each also gets its own figures,
+	 * `eval_NAME_loss` and so on; the name of an entry without one is that of its file. A path with `=` in it is written
+	 * as ./PATH. Expected: files, folders or globs, each as PATH or NAME=PATH.
+	 * @default []
+	 */
+	eval_file?: string | string[];
+	/**
+	 * Steps between evaluations with `eval_strategy steps`; none: `logging_steps`. Expected: a whole number of steps, or
+	 * a part of all steps (above 0 and below 1); or none.
+	 * @default null
+	 */
+	eval_steps?: number | null;
+	/**
+	 * No evaluation before so many steps (with `eval_strategy steps`) or epochs (with `eval_strategy epoch`) are done.
+	 * Expected: a number, 0 or more.
+	 * @default 0
+	 */
+	eval_delay?: number;
+	/**
+	 * Evaluate once before the first step too. Expected: true or false.
+	 * @default false
+	 */
+	eval_on_start?: boolean;
+	/**
+	 * Held-out rows evaluated at a time, unless `max_tokens_per_micro_batch` counts tokens. It changes memory and speed,
+	 * never the result. Expected: a whole number, 1 or more and at most 65536. Files and flags may call it
+	 * `per_gpu_eval_batch_size`.
+	 * @default 8
+	 */
+	per_device_eval_batch_size?: number;
+	/**
+	 * Leave the best checkpoint's model in `output_dir` at the end, not the last one's. Each checkpoint must then have
+	 * an evaluation: the same `save_strategy` as `eval_strategy`, with `save_steps` a multiple of `eval_steps`, or
+	 * `save_strategy best`. Expected: true or false.
+	 * @default false
+	 */
+	load_best_model_at_end?: boolean;
+	/**
+	 * What decides which evaluation is the best, with or without `eval_` in front; none: loss. Expected: a figure of the
+	 * evaluation, such as loss, mean_token_accuracy, perplexity or NAME_loss; or none.
+	 * @default null
+	 */
+	metric_for_best_model?: string | null;
+	/**
+	 * Whether a greater `metric_for_best_model` is better; none: unless its name ends in loss, perplexity or entropy.
+	 * Expected: true, false or none.
+	 * @default null
+	 */
+	greater_is_better?: boolean | null;
+	/**
+	 * End the run after so many evaluations in a row without a better `metric_for_best_model`; none: never. The model is
+	 * saved as after all steps. Expected: a whole number, 1 or more; or none.
+	 * @default null
+	 */
+	early_stopping_patience?: number | null;
+	/**
+	 * With `early_stopping_patience`: how much the metric must change for the better for an evaluation to count as
+	 * better. Expected: a number, 0 or more.
+	 * @default 0
+	 */
+	early_stopping_threshold?: number;
+
 	// Checkpoints
 
 	/**
@@ -406,19 +477,20 @@ export interface TrainingOptions {
 	 */
 	overwrite_output_dir?: boolean;
 	/**
-	 * When to write a checkpoint: every `save_steps` and at the end, after each epoch, or never. A run that is stopped
-	 * always writes one, and a run that is done leaves the model in `output_dir`. Expected: one of no, steps, epoch.
+	 * When to write a checkpoint: every `save_steps` and at the end, after each epoch, after an evaluation that is the
+	 * best so far, or never. A run that is stopped always writes one, and a run that is done leaves the model in
+	 * `output_dir`. Expected: one of no, steps, epoch, best.
 	 * @default "steps"
 	 */
-	save_strategy?: "no" | "steps" | "epoch";
+	save_strategy?: "no" | "steps" | "epoch" | "best";
 	/**
 	 * Steps between checkpoints. Expected: a whole number of steps, or a part of all steps (above 0 and below 1).
 	 * @default 500
 	 */
 	save_steps?: number;
 	/**
-	 * Checkpoints to keep; the oldest is removed once a new one is complete. None: all. Expected: a whole number, 1 or
-	 * more; or none.
+	 * Checkpoints to keep; the oldest is removed once a new one is complete. The best one is never removed. None: all.
+	 * Expected: a whole number, 1 or more; or none.
 	 * @default null
 	 */
 	save_total_limit?: number | null;
@@ -500,10 +572,4 @@ export interface TrainingOptions {
 	 * @default "CrossEntropy"
 	 */
 	loss_calculater?: "CrossEntropy";
-	/**
-	 * When to evaluate while training. Expected: no (evaluation while training is not built; `arl generate` scores a
-	 * checkpoint). Files and flags may call it `evaluation_strategy`.
-	 * @default "no"
-	 */
-	eval_strategy?: "no";
 }

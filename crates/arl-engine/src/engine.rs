@@ -84,7 +84,8 @@ impl<B: Backend + ?Sized> Engine<B> {
             None
         };
         model.attention_library &= attention_notice.is_none();
-        let plan = StepPlan::new(&model, options.max_batch, MICRO_BATCHES)?.with_evaluation(&model, options.eval_batch)?;
+        let plan =
+            StepPlan::new(&model, options.max_batch, MICRO_BATCHES)?.with_evaluation(&model, options.eval_batch)?;
         backend.reserve(Pool::State, model.store.bytes)?;
         backend.reserve(Pool::HostState, model.store.host_bytes)?;
         plan.reserve(&mut *backend, &model)?;
@@ -187,7 +188,13 @@ impl<B: Backend + ?Sized> Engine<B> {
     }
 
     /// Uploads a micro-batch and takes its memory.
-    pub(crate) fn begin(&mut self, batch: &MicroBatch, keep: Option<Recompute>, sums: Buffer, balance: Option<Buffer>) -> Run {
+    pub(crate) fn begin(
+        &mut self,
+        batch: &MicroBatch,
+        keep: Option<Recompute>,
+        sums: Buffer,
+        balance: Option<Buffer>,
+    ) -> Run {
         let inputs = self.staging.upload(&mut *self.backend, &mut self.arena, batch, &self.rope);
         self.parts().begin(inputs, keep, sums, balance)
     }

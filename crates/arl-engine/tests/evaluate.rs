@@ -7,7 +7,9 @@ mod common;
 
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::backend::{DType, DeviceKind};
-use arl_engine::{BatchSize, Engine, EngineOptions, IGNORED, MicroBatch, MicroBatchStats, Recompute, Weights, plan_memory};
+use arl_engine::{
+    BatchSize, Engine, EngineOptions, IGNORED, MicroBatch, MicroBatchStats, Recompute, Weights, plan_memory,
+};
 use common::{HYPER, MODELS, TYPES, batch, model, open, options, split, state_bits};
 
 type Bits = (usize, usize, u64, u64, usize, u64);
@@ -140,7 +142,8 @@ fn the_memory_of_an_evaluation_is_planned_and_is_less_than_that_of_a_step() {
 fn a_larger_evaluation_than_planned_makes_room_and_training_keeps_its_own() {
     let mut engine = open("window-bias", &options(DType::F32, Recompute::Norms, 33));
     let before = engine.memory().total_bytes;
-    let planned = evaluated(&mut open("window-bias", &options(DType::F32, Recompute::Norms, 300)), &[batch(&[200, 100], 9)]);
+    let planned =
+        evaluated(&mut open("window-bias", &options(DType::F32, Recompute::Norms, 300)), &[batch(&[200, 100], 9)]);
     assert_eq!(evaluated(&mut engine, &[batch(&[200, 100], 9)]), planned);
     assert!(engine.memory().total_bytes > before);
     engine.step(&[batch(&[9, 3, 21], 1)], HYPER).unwrap();
@@ -150,9 +153,11 @@ fn a_larger_evaluation_than_planned_makes_room_and_training_keeps_its_own() {
 fn a_model_without_gradients_has_the_same_losses() {
     let packed = batch(&[9, 3, 21], 1);
     for name in MODELS {
-        let trained = evaluated(&mut open(name, &options(DType::F32, Recompute::Norms, 33)), std::slice::from_ref(&packed));
+        let trained =
+            evaluated(&mut open(name, &options(DType::F32, Recompute::Norms, 33)), std::slice::from_ref(&packed));
         let options = EngineOptions { inference_only: true, ..options(DType::F32, Recompute::Block, 1) };
-        let mut engine = Engine::open(Box::new(CpuBackend::new()), &model(name), Weights::Checkpoint, &options).unwrap();
+        let mut engine =
+            Engine::open(Box::new(CpuBackend::new()), &model(name), Weights::Checkpoint, &options).unwrap();
         assert_eq!(evaluated(&mut engine, &[packed.clone()]), trained, "{name}");
     }
 }

@@ -4,6 +4,7 @@
  */
 import type { AgentTrainingConfig } from "../../config/schema.js";
 import { ArlError, messageOf } from "../../errors.js";
+import type { EvaluationState } from "../eval/best.js";
 import type { ModelFolder, ModelIdentity } from "../setup/model.js";
 import type { ResolvedConfig } from "../setup/options.js";
 
@@ -46,6 +47,8 @@ export interface TrainerState {
 	/** Steps so far that float16 could not compute and that changed nothing; absent: none. */
 	skippedSteps?: number;
 	window: LogWindow;
+	/** The evaluations so far; absent: no rows are held out. */
+	evaluation?: EvaluationState;
 	/** Id of a user-supplied data set that has no identity of its own; absent: the rows are identified by their content. */
 	dataset?: string;
 	/** What a resumed run must share. */
@@ -136,6 +139,11 @@ export function fixedOf(args: ResolvedConfig, run: RunIdentity): Fingerprint {
 }
 
 const FREE_OPTIONS = [
+	"eval_strategy",
+	"eval_steps",
+	"metric_for_best_model",
+	"load_best_model_at_end",
+	"early_stopping_patience",
 	"save_steps",
 	"save_strategy",
 	"save_total_limit",

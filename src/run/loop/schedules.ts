@@ -126,7 +126,7 @@ export function createSchedule(options: ScheduleOptions): Schedule {
 	const { name, learningRate, totalSteps } = options;
 	if (name === "reduce_lr_on_plateau" || name === "greedy") {
 		throw configError(
-			`lr_scheduler_type ${name} follows the loss of an evaluation, and this version does not evaluate during training`,
+			`lr_scheduler_type ${name} follows evaluations, and schedules that do are not built`,
 			`use one of ${SCHEDULE_NAMES.join(", ")}`,
 		);
 	}

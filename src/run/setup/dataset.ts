@@ -30,6 +30,8 @@ import { needsAllRows } from "./plan.js";
 export interface RowsFromCode {
 	dataset: Dataset<unknown> | null;
 	convert: ConvertRecordToData<never> | null;
+	/** Held-out rows; absent or null: `eval_file` alone names some. */
+	evalDataset?: Dataset<unknown> | null;
 }
 
 /** Rows of a run. */

@@ -13,9 +13,11 @@ import { lockFolder } from "../checkpoint/lock.js";
 import { settleOldRun } from "../checkpoint/old-run.js";
 import { checkOutputContent } from "../checkpoint/output-folder.js";
 import { removeUnplaced } from "../checkpoint/publish.js";
+import { createEvaluation, type Evaluation } from "../eval/evaluation.js";
 import { openData } from "./data.js";
 import type { RowsFromCode } from "./dataset.js";
 import { type Engine, openEngine } from "./engine.js";
+import { checkHeldOutGiven, openHeldOut } from "./held-out.js";
 import type { ModelFolder } from "./model.js";
 import { cacheDir } from "./options.js";
 import { countSaves, expectedBatch } from "./plan.js";
@@ -29,6 +31,8 @@ export interface PreparedRun {
 	data: Data;
 	engine: Engine;
 	run: Run;
+	/** Null: no rows are held out. */
+	evaluation: Evaluation | null;
 }
 
 export interface PrepareInput {
@@ -44,16 +48,23 @@ export async function* prepareRun(input: PrepareInput): AsyncGenerator<TrainEven
 	const { native, args, resources } = input;
 	// A schedule's arguments can be wrong whatever the length of the run is.
 	scheduleOf(args, 1_000_000);
+	checkHeldOutGiven(args, input.code);
 	yield* takeOutputFolder(native, args, resources);
 	const { resume_from_checkpoint: resume, output_dir: outputDir } = args;
 	const resumed = resume === null ? null : await findCheckpoint(resume, outputDir);
 	const start = yield* openStart(native, args, resumed);
+	const heldOut = yield* openHeldOut({ ...input, start });
 	const { data, rows } = yield* openData({ ...input, start });
 	const run = createRun(start, data, rows);
-	const engine = yield* openEngine(start, expectedBatch(start.args, data), native, resources);
-	yield { type: "check", name: "disk", message: await checkRoom(run, data, engine, start.model) };
+	const evaluation = heldOut && createEvaluation(run.args, heldOut, data.plan.totalSteps, resumed?.state ?? null);
+	if (evaluation?.notice) yield notice("warning", evaluation.notice);
+	const evaluated = heldOut && { evalMaxTokens: heldOut.size.maxTokens, evalMaxSequences: heldOut.size.maxSequences };
+	const size = { ...expectedBatch(start.args, data), ...evaluated };
+	const engine = yield* openEngine(start, size, native, resources);
+	const room = await checkRoom(run, data, engine, start.model, evaluation !== null);
+	yield { type: "check", name: "disk", message: room };
 	resources.keep();
-	return { data, engine, run };
+	return { data, engine, run, evaluation };
 }
 
 /** Takes `output_dir` for this run, and cleans up after a killed run. */
@@ -83,9 +94,16 @@ async function* takeOutputFolder(
 }
 
 /** Checks that the disk has room for the checkpoints of the run. */
-function checkRoom({ args, counters, saveInterval }: Run, { plan }: Data, engine: Engine, model: ModelFolder) {
-	// A new checkpoint is complete before the oldest is removed.
-	const most = args.save_total_limit === null ? Number.POSITIVE_INFINITY : args.save_total_limit + 1;
+function checkRoom(
+	{ args, counters, saveInterval }: Run,
+	{ plan }: Data,
+	engine: Engine,
+	model: ModelFolder,
+	evaluates: boolean,
+) {
+	// A new checkpoint is complete before the oldest is removed; the best one stays in any case.
+	const kept = (args.save_total_limit ?? Number.POSITIVE_INFINITY) + Number(evaluates);
+	const most = kept + 1;
 	const atOnce = Math.min(most, countSaves(args, plan, counters.step, saveInterval));
 	return checkDisk(args.output_dir, checkpointBytes(engine.native.info(), model) * atOnce, atOnce);
 }

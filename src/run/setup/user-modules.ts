@@ -27,7 +27,7 @@ export async function loadCode(args: AgentTrainingConfig, given: RowsFromCode): 
 		if (!isFunction(loaded)) throw noFunction(args.convert, loaded);
 		convert = loaded;
 	}
-	return { dataset, convert };
+	return { ...given, dataset, convert };
 }
 
 function twice(option: string, name: string): ArlError {

@@ -1,0 +1,75 @@
+/** Options of the evaluation that contradict each other or others, and those without effect. Reads valid values only. */
+import { evalSources } from "./eval-sources.js";
+import type { AgentTrainingConfig, OptionName } from "./schema.js";
+
+export interface Checks {
+	args: AgentTrainingConfig;
+	given: (name: OptionName) => boolean;
+	/** An option as messages name it: with its value and origin. */
+	shown: (name: OptionName) => string;
+	add: (line: string, hint: string) => void;
+	notices: string[];
+}
+
+/** Reports each contradiction, and options without effect. */
+export function checkEvaluation(checks: Checks): void {
+	const { args, given, shown, add, notices } = checks;
+	checkNames(checks);
+	if (args.eval_strategy === "no") {
+		for (const name of ["load_best_model_at_end", "early_stopping_patience"] as const) {
+			if (args[name] !== null && args[name] !== false)
+				add(`${shown(name)} needs evaluations, and ${shown("eval_strategy")}`, "Set eval_strategy to steps or epoch.");
+		}
+		if (args.save_strategy === "best") {
+			add(
+				`${shown("save_strategy")} saves after an evaluation that is the best so far, and ${shown("eval_strategy")}`,
+				"Set eval_strategy to steps or epoch.",
+			);
+		}
+		for (const name of ["eval_steps", "eval_delay", "metric_for_best_model", "greater_is_better"] as const) {
+			if (given(name)) notices.push(`${shown(name)} has no effect with ${shown("eval_strategy")}`);
+		}
+		if (args.eval_file.length > 0 && !args.eval_on_start) {
+			notices.push(`${shown("eval_file")} is evaluated only on request with ${shown("eval_strategy")}`);
+		}
+		return;
+	}
+	if (args.eval_strategy !== "steps" && given("eval_steps"))
+		notices.push(`${shown("eval_steps")} has no effect with ${shown("eval_strategy")}`);
+	if (args.early_stopping_patience === null && given("early_stopping_threshold"))
+		notices.push(`${shown("early_stopping_threshold")} has no effect without early_stopping_patience`);
+	if (args.load_best_model_at_end) checkSaves(checks);
+}
+
+/** Two sources of one name would have one figure. */
+function checkNames({ args, shown, add }: Checks): void {
+	const names = evalSources(args.eval_file).map(({ name }) => name);
+	const twice = names.find((name, i) => names.indexOf(name) !== i);
+	if (twice === undefined) return;
+	add(
+		`${shown("eval_file")}: two entries are named ${twice}`,
+		"Give each a name of its own: --eval_file NAME=PATH ...",
+	);
+}
+
+/** With `load_best_model_at_end` every evaluation that may be the best has a checkpoint, as transformers demands. */
+function checkSaves({ args, shown, add }: Checks): void {
+	if (args.save_strategy === "best") return;
+	if (args.save_strategy !== args.eval_strategy) {
+		add(
+			`${shown("load_best_model_at_end")} needs a checkpoint where an evaluation is: ${shown("save_strategy")} and ${shown("eval_strategy")} differ`,
+			"Give both the same value, or set save_strategy to best.",
+		);
+		return;
+	}
+	if (args.save_strategy !== "steps") return;
+	const evalSteps = args.eval_steps ?? args.logging_steps;
+	const times = args.save_steps / evalSteps;
+	const sameKind = args.save_steps < 1 === evalSteps < 1;
+	if (sameKind && Math.abs(times - Math.round(times)) < 1e-9 && Math.round(times) > 0) return;
+	const shownSteps = args.eval_steps === null ? shown("logging_steps") : shown("eval_steps");
+	add(
+		`${shown("load_best_model_at_end")} needs an evaluation for each checkpoint: ${shown("save_steps")} is no multiple of ${shownSteps}`,
+		"Make save_steps a multiple of eval_steps, or set save_strategy to best.",
+	);
+}
