@@ -15,6 +15,7 @@ export interface Checks {
 export function checkEvaluation(checks: Checks): void {
 	const { args, given, shown, add, notices } = checks;
 	checkNames(checks);
+	checkSplit(checks);
 	if (args.eval_strategy === "no") {
 		for (const name of ["load_best_model_at_end", "early_stopping_patience"] as const) {
 			if (args[name] !== null && args[name] !== false)
@@ -29,8 +30,10 @@ export function checkEvaluation(checks: Checks): void {
 		for (const name of ["eval_steps", "eval_delay", "metric_for_best_model", "greater_is_better"] as const) {
 			if (given(name)) notices.push(`${shown(name)} has no effect with ${shown("eval_strategy")}`);
 		}
-		if (args.eval_file.length > 0 && !args.eval_on_start) {
-			notices.push(`${shown("eval_file")} is evaluated only on request with ${shown("eval_strategy")}`);
+		for (const name of ["eval_file", "eval_split"] as const) {
+			const rows = args[name];
+			if (rows === null || (Array.isArray(rows) && rows.length === 0) || args.eval_on_start) continue;
+			notices.push(`${shown(name)} is evaluated only on request with ${shown("eval_strategy")}`);
 		}
 		return;
 	}
@@ -39,6 +42,26 @@ export function checkEvaluation(checks: Checks): void {
 	if (args.early_stopping_patience === null && given("early_stopping_threshold"))
 		notices.push(`${shown("early_stopping_threshold")} has no effect without early_stopping_patience`);
 	if (args.load_best_model_at_end) checkSaves(checks);
+}
+
+/** Rows are held out of those that are trained, or others are given; and a row of the one split is not one of the other. */
+function checkSplit({ args, shown, add }: Checks): void {
+	if (args.eval_split === null) return;
+	if (args.eval_file.length > 0) {
+		add(`${shown("eval_split")} contradicts ${shown("eval_file")}`, "Give one of them.");
+	}
+	if (typeof args.eval_split === "string") {
+		if (args.split !== null && args.split !== args.eval_split) return;
+		add(
+			`${shown("eval_split")} contradicts ${shown("split")}: the held-out rows would be trained`,
+			"Name two different splits.",
+		);
+	} else if (args.db_connection_string !== null) {
+		add(
+			`${shown("eval_split")}: rows of a database are not cut`,
+			"Name a split of its documents, for example --eval_split validation, or import rows with a split.",
+		);
+	}
 }
 
 /** Two sources of one name would have one figure. */

@@ -409,6 +409,14 @@ export interface TrainingOptions {
 	 */
 	eval_file?: string | string[];
 	/**
+	 * Rows to hold out of those that are given. A part: such a share of the rows of `train_file`, chosen by a hash of
+	 * `data_seed` and each row's content, and not trained. A name: from each folder of `train_file` and from the
+	 * database the rows of this split. Expected: a part of all rows (above 0 and below 1), or the name of a split such
+	 * as validation; or none.
+	 * @default null
+	 */
+	eval_split?: number | string | null;
+	/**
 	 * Steps between evaluations with `eval_strategy steps`; none: `logging_steps`. Expected: a whole number of steps, or
 	 * a part of all steps (above 0 and below 1); or none.
 	 * @default null

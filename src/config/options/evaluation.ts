@@ -12,6 +12,18 @@ export const evaluation = {
 		description:
 			"Held-out rows, in every form that `train_file` takes. With several entries each also gets its own figures, `eval_NAME_loss` and so on; the name of an entry without one is that of its file. A path with `=` in it is written as ./PATH.",
 	}),
+	eval_split: custom(
+		z
+			.union([z.number().gt(0).lt(1), z.string().min(1)])
+			.nullable()
+			.default(null),
+		{
+			kind: "number",
+			expects: "a part of all rows (above 0 and below 1), or the name of a split such as validation; or none",
+			description:
+				"Rows to hold out of those that are given. A part: such a share of the rows of `train_file`, chosen by a hash of `data_seed` and each row's content, and not trained. A name: from each folder of `train_file` and from the database the rows of this split.",
+		},
+	),
 	eval_steps: custom(
 		z
 			.number()

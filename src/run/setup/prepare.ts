@@ -53,8 +53,8 @@ export async function* prepareRun(input: PrepareInput): AsyncGenerator<TrainEven
 	const { resume_from_checkpoint: resume, output_dir: outputDir } = args;
 	const resumed = resume === null ? null : await findCheckpoint(resume, outputDir);
 	const start = yield* openStart(native, args, resumed);
-	const heldOut = yield* openHeldOut({ ...input, start });
 	const { data, rows } = yield* openData({ ...input, start });
+	const heldOut = yield* openHeldOut({ ...input, start, cut: rows.heldOut });
 	const run = createRun(start, data, rows);
 	const evaluation = heldOut && createEvaluation(run.args, heldOut, data.plan.totalSteps, resumed?.state ?? null);
 	if (evaluation?.notice) yield notice("warning", evaluation.notice);

@@ -1,0 +1,100 @@
+/** `arl eval`: the figures of held-out rows by one model or several, without training. */
+import pc from "picocolors";
+import { FIGURES } from "../config/eval-sources.js";
+import { flag, strings } from "../config/index.js";
+import { ArlError } from "../errors.js";
+import { loadNative, type Native } from "../native.js";
+import { count, duration, jsonLine, measure, percent } from "../report/index.js";
+import { wantsColor } from "../report/terminal.js";
+import type { ModelEvaluation } from "../run/eval/evaluate-model.js";
+import { resolveCommand, withOptions } from "./resolve.js";
+import { stoppable } from "./signals.js";
+
+const COMMAND = withOptions({
+	name: "arl eval",
+	usage: "[CONFIG] [--OPTION VALUE ...]",
+	about: `Evaluates held-out rows, and trains nothing:
+  arl eval --model_name_or_path DIR --eval_file rows.jsonl
+
+Takes the options of \`arl train\` (\`arl train --help\`); those on the model, held-out rows and text count. It needs no
+output_dir and no train_file, and writes nothing. The figures are those of an evaluation while training.`,
+	flags: {
+		compare: strings({ expects: "folders", description: "More models, evaluated on the same rows." }),
+		json: flag("Print a JSON line for each model."),
+	},
+});
+
+/** Runs the command; gives the exit code. `core`: the native part; only tests give another one. */
+export async function run(words: readonly string[], core: () => Native = loadNative): Promise<number> {
+	const found = await resolveCommand(COMMAND, words, { output_dir: "." });
+	if (found === null) return 0;
+	const { resolved, flags } = found;
+	const { args } = resolved;
+	if (args.eval_file.length === 0 && args.eval_split === null) {
+		throw new ArlError("ARL_USAGE", "no held-out rows are given", "For example --eval_file heldout.jsonl");
+	}
+	return stoppable(async (signal) => {
+		const { evaluateModel } = await import("../run/eval/evaluate-model.js");
+		const results: ModelEvaluation[] = [];
+		for (const model of [args.model_name_or_path, ...flags.compare]) {
+			const code = { dataset: null, convert: null };
+			const evaluation = evaluateModel({ native: core(), args: { ...args, model_name_or_path: model }, code, signal });
+			for (;;) {
+				const { done, value } = await evaluation.next();
+				if (done) {
+					results.push(value);
+					break;
+				}
+				if (value.type === "notice") process.stderr.write(`${value.message}\n`);
+			}
+			const last = results.at(-1);
+			if (flags.json && last) process.stdout.write(`${jsonLine(lineOf(last))}\n`);
+		}
+		if (!flags.json) process.stdout.write(table(results));
+		return 0;
+	});
+}
+
+function lineOf({ model, source, rows, figures, seconds }: ModelEvaluation) {
+	return {
+		type: "evaluation",
+		model,
+		source,
+		rows,
+		...figures,
+		eval_runtime: seconds,
+		eval_samples_per_second: rows / Math.max(seconds, 1e-9),
+	};
+}
+
+/** A line for each model, and below it one for each source. */
+function table(results: readonly ModelEvaluation[]): string {
+	const { bold, dim } = pc.createColors(wantsColor(process.stdout));
+	const [first] = results;
+	if (!first) return "";
+	const lines = [`${first.rows} rows of ${first.source}`, ""];
+	const rows: string[][] = [["", "loss", "perplexity", "accuracy", "entropy", ""]];
+	for (const { model, figures, seconds, rows: many } of results) {
+		const names = Object.keys(figures).flatMap((name) => /^eval_(.*)loss$/.exec(name)?.[1] ?? []);
+		for (const source of names) {
+			const speed = source === "" ? `${count(many / Math.max(seconds, 1e-9))} rows/s, ${duration(seconds)}` : "";
+			rows.push([source === "" ? model : `  ${source.slice(0, -1)}`, ...cells(figures, source), speed]);
+		}
+	}
+	const widths = rows[0]?.map((_, column) => Math.max(...rows.map((row) => row[column]?.length ?? 0))) ?? [];
+	for (const [i, row] of rows.entries()) {
+		const text = row.map((cell, column) => {
+			const padded = column === 0 ? cell.padEnd(widths[column] ?? 0) : cell.padStart(widths[column] ?? 0);
+			return column === row.length - 1 ? dim(cell) : padded;
+		});
+		lines.push(i === 0 ? bold(text.join("  ").trimEnd()) : text.join("  ").trimEnd());
+	}
+	return `${lines.join("\n")}\n`;
+}
+
+function cells(figures: ModelEvaluation["figures"], source: string): string[] {
+	return FIGURES.map((figure) => {
+		const value = figures[`eval_${source}${figure}`] ?? Number.NaN;
+		return figure === "mean_token_accuracy" ? percent(value) : measure(value);
+	});
+}
