@@ -206,11 +206,13 @@ export interface EvaluationMetrics {
 	eval_mean_token_accuracy: number;
 	/** Mean over all targets of the entropy of the predicted distribution, in nats. */
 	eval_entropy: number;
-	/** Seconds. */
+	/** With `eval_generate`: share of the generated replies that are right. */
+	eval_exact_match?: number;
+	/** Seconds, without those of `eval_generate`. */
 	eval_runtime: number;
 	eval_samples_per_second: number;
 	/** Also `eval_<source>_<figure>`. */
-	[name: `eval_${string}`]: number;
+	[name: `eval_${string}`]: number | undefined;
 }
 
 /** A generated reply of a held-out row (`eval_generate`): a line `{"event":"sample", ...}` of `metrics.jsonl`. */

@@ -18,6 +18,7 @@ export { ArlError, type ErrorCode, type ErrorJson, EXIT_CODES, isErrorCode } fro
 export type * from "../events.js";
 export { JsonReporter, type Reporter, TextReporter } from "../report/index.js";
 export type { ModelEvaluation } from "../run/eval/evaluate-model.js";
+export type { EvalFigures, EvalMetric, EvalReply } from "../run/eval/generation.js";
 export { createSchedule, type Schedule, type ScheduleOptions, warmupSteps } from "../run/loop/schedules.js";
 export type { DatasetArguments } from "../run/setup/user-modules.js";
 export type { DataReport, DuplicateRows, EntryReport, OverLongRow } from "./check-rows.js";

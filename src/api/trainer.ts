@@ -7,6 +7,7 @@ import { ArlError, toArlError, userError } from "../errors.js";
 import { type EndEvent, type EvaluationMetrics, type EventOf, notice, type TrainEvent } from "../events.js";
 import { loadNative, type Native } from "../native.js";
 import { MetricsSink } from "../report/metrics.js";
+import type { EvalMetric } from "../run/eval/generation.js";
 import { trainLoop } from "../run/loop/loop.js";
 import { Requests } from "../run/loop/requests.js";
 import type { RowsFromCode } from "../run/setup/dataset.js";
@@ -52,6 +53,8 @@ interface ReadyRows {
 	train_dataset?: Dataset<RecordData>;
 	/** Held-out rows, after those of `args.eval_file`. All are read before the first step. */
 	eval_dataset?: Dataset<RecordData>;
+	/** A metric of the replies that `args.eval_generate` generates. */
+	eval_metric?: EvalMetric<RecordData>;
 	convert_record_to_data_func?: undefined;
 }
 
@@ -61,6 +64,8 @@ interface RawRows<Row> {
 	train_dataset?: Dataset<Row>;
 	/** Held-out raw rows, after those of `args.eval_file`. */
 	eval_dataset?: Dataset<Row>;
+	/** A metric of the replies that `args.eval_generate` generates, of the rows as they are converted. */
+	eval_metric?: EvalMetric<RecordData>;
 	/** Converts each raw row, of files as of `train_dataset` and `eval_dataset`. */
 	convert_record_to_data_func: ConvertRecordToData<Row>;
 }
@@ -138,7 +143,12 @@ export class QwenTrainer<Row = unknown> {
 		if (evalDataset !== undefined) checkDataset(evalDataset, "eval_dataset");
 		if (convert !== undefined && typeof convert !== "function")
 			throw new ArlError("ARL_CONFIG", "convert_record_to_data_func: expected a function of a row");
-		this.code = { dataset: dataset ?? null, convert: convert ?? null, evalDataset: evalDataset ?? null };
+		const { eval_metric: evalMetric = null } = options;
+		if (evalMetric !== null && typeof evalMetric !== "function")
+			throw new ArlError("ARL_CONFIG", "eval_metric: expected a function of a row and a reply");
+		if (evalMetric !== null && args.eval_generate === 0)
+			throw new ArlError("ARL_CONFIG", "eval_metric is a metric of generated replies", "Set args.eval_generate.");
+		this.code = { dataset: dataset ?? null, convert: convert ?? null, evalDataset: evalDataset ?? null, evalMetric };
 		this.callbacks = options.callbacks ?? [];
 	}
 

@@ -20,7 +20,7 @@ Takes the options of \`arl train\` (\`arl train --help\`); those on the model, h
 output_dir and no train_file, and writes nothing. The figures are those of an evaluation while training.`,
 	flags: {
 		compare: strings({ expects: "folders", description: "More models, evaluated on the same rows." }),
-		json: flag("Print a JSON line for each model."),
+		json: flag("Print a JSON line for each model, behind one for each reply of --eval_generate."),
 	},
 });
 
@@ -34,10 +34,11 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 		throw new ArlError("ARL_USAGE", "no held-out rows are given", "For example --eval_file heldout.jsonl");
 	}
 	return stoppable(async (signal) => {
+		const { loadCode } = await import("../run/setup/user-modules.js");
+		const code = await loadCode(args, { dataset: null, convert: null });
 		const { evaluateModel } = await import("../run/eval/evaluate-model.js");
 		const results: ModelEvaluation[] = [];
 		for (const model of [args.model_name_or_path, ...flags.compare]) {
-			const code = { dataset: null, convert: null };
 			const evaluation = evaluateModel({ native: core(), args: { ...args, model_name_or_path: model }, code, signal });
 			for (;;) {
 				const { done, value } = await evaluation.next();
@@ -48,7 +49,9 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 				if (value.type === "notice") process.stderr.write(`${value.message}\n`);
 			}
 			const last = results.at(-1);
-			if (flags.json && last) process.stdout.write(`${jsonLine(lineOf(last))}\n`);
+			if (!flags.json || last === undefined) continue;
+			for (const sample of last.samples) process.stdout.write(`${jsonLine({ type: "sample", model, ...sample })}\n`);
+			process.stdout.write(`${jsonLine(lineOf(last))}\n`);
 		}
 		if (!flags.json) process.stdout.write(table(results));
 		return 0;
@@ -73,12 +76,13 @@ function table(results: readonly ModelEvaluation[]): string {
 	const [first] = results;
 	if (!first) return "";
 	const lines = [`${first.rows} rows of ${first.source}`, ""];
-	const rows: string[][] = [["", "loss", "perplexity", "accuracy", "entropy", ""]];
+	const more = moreFigures(first);
+	const rows: string[][] = [["", "loss", "perplexity", "accuracy", "entropy", ...more, ""]];
 	for (const { model, figures, seconds, rows: many } of results) {
 		const names = Object.keys(figures).flatMap((name) => /^eval_(.*)loss$/.exec(name)?.[1] ?? []);
 		for (const source of names) {
 			const speed = source === "" ? `${count(many / Math.max(seconds, 1e-9))} rows/s, ${duration(seconds)}` : "";
-			rows.push([source === "" ? model : `  ${source.slice(0, -1)}`, ...cells(figures, source), speed]);
+			rows.push([source === "" ? model : `  ${source.slice(0, -1)}`, ...cells(figures, source, more), speed]);
 		}
 	}
 	const widths = rows[0]?.map((_, column) => Math.max(...rows.map((row) => row[column]?.length ?? 0))) ?? [];
@@ -92,9 +96,18 @@ function table(results: readonly ModelEvaluation[]): string {
 	return `${lines.join("\n")}\n`;
 }
 
-function cells(figures: ModelEvaluation["figures"], source: string): string[] {
-	return FIGURES.map((figure) => {
-		const value = figures[`eval_${source}${figure}`] ?? Number.NaN;
-		return figure === "mean_token_accuracy" ? percent(value) : measure(value);
+/** The figures of generated replies. */
+function moreFigures({ figures }: ModelEvaluation): string[] {
+	const names = Object.keys(figures).map((name) => name.slice("eval_".length));
+	const known = new Set<string>(FIGURES);
+	const sources = names.flatMap((name) => /^(.+_)loss$/.exec(name)?.[1] ?? []);
+	return names.filter((name) => !known.has(name) && !sources.some((source) => name.startsWith(source)));
+}
+
+function cells(figures: ModelEvaluation["figures"], source: string, more: readonly string[]): string[] {
+	return [...FIGURES, ...more].map((figure) => {
+		const value = figures[`eval_${source}${figure}`];
+		if (value === undefined) return "";
+		return figure === "mean_token_accuracy" || figure === "exact_match" ? percent(value) : measure(value);
 	});
 }

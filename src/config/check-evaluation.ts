@@ -16,6 +16,8 @@ export function checkEvaluation(checks: Checks): void {
 	const { args, given, shown, add, notices } = checks;
 	checkNames(checks);
 	checkSplit(checks);
+	if (args.eval_metric !== null && args.eval_generate === 0)
+		add(`${shown("eval_metric")} is a metric of generated replies`, "Add --eval_generate N.");
 	if (args.eval_strategy === "no") {
 		for (const name of ["load_best_model_at_end", "early_stopping_patience"] as const) {
 			if (args[name] !== null && args[name] !== false)

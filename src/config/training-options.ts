@@ -441,6 +441,20 @@ export interface TrainingOptions {
 	 */
 	per_device_eval_batch_size?: number;
 	/**
+	 * Held-out rows whose replies are generated at each evaluation, spread evenly over all: `eval_exact_match` is the
+	 * share that equals the expected ones (tool calls as JSON, text exactly), and metrics.jsonl has their texts.
+	 * Expected: a whole number, 0 or more and at most 1000000.
+	 * @default 0
+	 */
+	eval_generate?: number;
+	/**
+	 * With `eval_generate`: module (.ts or .js) whose default export is a function of `(row, reply)` that returns a
+	 * number, reported as `eval_metric`, or numbers by name, reported as `eval_NAME`; means over all replies. Expected:
+	 * a file; or none.
+	 * @default null
+	 */
+	eval_metric?: string | null;
+	/**
 	 * Leave the best checkpoint's model in `output_dir` at the end, not the last one's. Each checkpoint must then have
 	 * an evaluation: the same `save_strategy` as `eval_strategy`, with `save_steps` a multiple of `eval_steps`, or
 	 * `save_strategy best`. Expected: true or false.

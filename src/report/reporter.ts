@@ -220,6 +220,9 @@ export class TextReporter implements Reporter {
 				`${dim("eval_loss")} ${measure(metrics.eval_loss)}`,
 				`${dim("eval_accuracy")} ${percent(metrics.eval_mean_token_accuracy)}`,
 				`${dim("eval_perplexity")} ${measure(metrics.eval_perplexity)}`,
+				...("eval_exact_match" in metrics
+					? [`${dim("exact")} ${percent(metrics.eval_exact_match ?? Number.NaN)}`]
+					: []),
 				duration(metrics.eval_runtime),
 				...(best ? [green("best")] : []),
 			].join("  "),

@@ -54,6 +54,18 @@ export const evaluation = {
 		description:
 			"Held-out rows evaluated at a time, unless `max_tokens_per_micro_batch` counts tokens. It changes memory and speed, never the result.",
 	}),
+	eval_generate: integer({
+		default: 0,
+		min: 0,
+		max: 1_000_000,
+		description:
+			"Held-out rows whose replies are generated at each evaluation, spread evenly over all: `eval_exact_match` is the share that equals the expected ones (tool calls as JSON, text exactly), and metrics.jsonl has their texts.",
+	}),
+	eval_metric: stringOrNone({
+		expects: "a file",
+		description:
+			"With `eval_generate`: module (.ts or .js) whose default export is a function of `(row, reply)` that returns a number, reported as `eval_metric`, or numbers by name, reported as `eval_NAME`; means over all replies.",
+	}),
 	load_best_model_at_end: boolean({
 		default: false,
 		description:

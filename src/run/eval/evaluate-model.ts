@@ -3,15 +3,16 @@ import type { AgentTrainingConfig } from "../../config/schema.js";
 import { Scratch } from "../../data/sources/scratch.js";
 import { chooseDevice } from "../../device/index.js";
 import { ArlError, toArlError } from "../../errors.js";
-import { notice, type TrainEvent } from "../../events.js";
-import type { Native } from "../../native.js";
+import { notice, type Sample, type TrainEvent } from "../../events.js";
+import type { Native, NativeEngine, TextOptions } from "../../native.js";
 import { openRows, type RowsFromCode } from "../setup/dataset.js";
 import { openHeldOut } from "../setup/held-out.js";
 import { readModelFolder } from "../setup/model.js";
 import { textOptions } from "../setup/options.js";
 import { checkTokenizer } from "../setup/preflight.js";
 import { Resources } from "../setup/resources.js";
-import { type EvaluationFigures, evaluateRows } from "./evaluate.js";
+import { type EvaluationFigures, evaluateRows, type HeldOut } from "./evaluate.js";
+import { Generation } from "./generation.js";
 import { openForInference } from "./inference.js";
 
 export interface EvaluateModelInput {
@@ -29,7 +30,10 @@ export interface ModelEvaluation {
 	source: string;
 	rows: number;
 	figures: EvaluationFigures;
+	/** Seconds of the evaluation, without those of `eval_generate`. */
 	seconds: number;
+	/** With `eval_generate`: the generated replies. */
+	samples: Omit<Sample, "step" | "epoch">[];
 }
 
 /** Evaluates the model that `args` names. Yields what a user should know of the rows. Writes nothing that stays. */
@@ -57,9 +61,12 @@ export async function* evaluateModel(input: EvaluateModelInput): AsyncGenerator<
 		resources.add(() => engine.close());
 		const started = performance.now();
 		const found = await evaluateRows(engine, heldOut, signal);
-		if (found === null) throw new ArlError("ARL_INTERRUPTED", "interrupted in the evaluation");
 		const seconds = (performance.now() - started) / 1000;
-		return { model: args.model_name_or_path, source: heldOut.data.source.name, ...found, seconds };
+		const generated = found && (await generate(input, heldOut, options, engine));
+		if (found === null || generated === null) throw new ArlError("ARL_INTERRUPTED", "interrupted in the evaluation");
+		const figures = { ...found.figures, ...generated.figures };
+		const source = heldOut.data.source.name;
+		return { model: args.model_name_or_path, source, rows: found.rows, figures, seconds, samples: generated.samples };
 	} catch (error) {
 		failure = toArlError(error);
 		throw failure;
@@ -67,4 +74,19 @@ export async function* evaluateModel(input: EvaluateModelInput): AsyncGenerator<
 		// Throws the failure, with those to close as suppressed.
 		await resources.close(failure);
 	}
+}
+
+/** The replies of `eval_generate`. Null: `signal` ended it. */
+async function generate(
+	{ native, args, code, signal }: EvaluateModelInput,
+	heldOut: HeldOut,
+	textOptions: TextOptions,
+	engine: NativeEngine,
+): Promise<{ figures: Record<string, number>; samples: ModelEvaluation["samples"] } | null> {
+	const { eval_generate: rows, per_device_eval_batch_size: batchSize } = args;
+	if (rows === 0) return { figures: {}, samples: [] };
+	const metric = code.evalMetric ?? null;
+	const generation = await Generation.open({ native, textOptions, heldOut, rows, batchSize, metric });
+	const generated = await generation.run(engine, { step: 0, epoch: 0 }, signal ?? new AbortController().signal);
+	return generated && { ...generated, samples: generated.samples.map(({ step: _, epoch: __, ...sample }) => sample) };
 }

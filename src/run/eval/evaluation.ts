@@ -1,17 +1,20 @@
 /** The evaluation of a run: its held-out rows, the metric that decides, and what is known of the evaluations so far. */
-import { FIGURES, type Figure, greaterIsBetter, metricName } from "../../config/eval-sources.js";
+import { FIGURES, greaterIsBetter, metricName } from "../../config/eval-sources.js";
 import type { AgentTrainingConfig } from "../../config/schema.js";
 import { ArlError } from "../../errors.js";
 import type { TrainerState } from "../checkpoint/state.js";
 import { stepInterval } from "../setup/options.js";
 import { BestTracker } from "./best.js";
 import type { HeldOut } from "./evaluate.js";
+import { EXACT_MATCH, type Generation } from "./generation.js";
 
 export interface Evaluation {
 	heldOut: HeldOut;
 	/** `metric_for_best_model` as the evaluation reports it. */
 	metric: `eval_${string}`;
 	tracker: BestTracker;
+	/** Null: no replies are generated. */
+	generation: Generation | null;
 	/** Steps between two evaluations. */
 	interval: number;
 	/** For the user; null: nothing. */
@@ -28,9 +31,11 @@ export function createEvaluation(
 	heldOut: HeldOut,
 	totalSteps: number,
 	before: TrainerState | null,
+	generation: Generation | null,
+	ownMetric: boolean,
 ): Evaluation {
 	const metric = metricName(args.metric_for_best_model);
-	checkMetric(metric, heldOut);
+	checkMetric(metric, heldOut, generation !== null, ownMetric);
 	const greater = args.greater_is_better ?? greaterIsBetter(metric);
 	const key = `${metric} ${greater ? "greater" : "less"} ${heldOut.data.source.identity.slice(0, 16)}`;
 	const rules = {
@@ -45,6 +50,7 @@ export function createEvaluation(
 		heldOut,
 		metric,
 		tracker: new BestTracker(rules, old),
+		generation,
 		interval: stepInterval(args.eval_steps ?? args.logging_steps, totalSteps),
 		notice: forgotten
 			? "the held-out rows or metric_for_best_model are not those of the earlier part of the run: which checkpoint was the best is forgotten"
@@ -52,9 +58,12 @@ export function createEvaluation(
 	};
 }
 
-function checkMetric(metric: string, { parts }: HeldOut): void {
+function checkMetric(metric: string, { parts }: HeldOut, generates: boolean, ownMetric: boolean): void {
+	// Only the function itself knows the names of its figures.
+	if (ownMetric) return;
+	const figures: string[] = [...FIGURES, ...(generates ? [EXACT_MATCH] : [])];
 	const sources = parts.length > 1 ? parts.map(({ name }) => `${name}_`) : [];
-	const known = ["", ...sources].flatMap((source) => FIGURES.map((figure: Figure) => `${source}${figure}`));
+	const known = ["", ...sources].flatMap((source) => figures.map((figure) => `${source}${figure}`));
 	if (known.some((name) => metric === `eval_${name}`)) return;
 	throw new ArlError(
 		"ARL_CONFIG",

@@ -73,16 +73,30 @@ export class Evaluations {
 		const found = await evaluateRows(engine.native, evaluation.heldOut, this.signal);
 		if (found === null) return null;
 		const seconds = (performance.now() - started) / 1000;
+		const place = { step, epoch: step > 0 ? epochAfter(data.plan.place(step - 1)) : 0 };
+		const generated = await evaluation.generation?.run(
+			engine.native,
+			place,
+			this.signal ?? new AbortController().signal,
+		);
+		if (generated === null) return null;
 		const metrics: EvaluationMetrics = {
-			step,
-			epoch: step > 0 ? epochAfter(data.plan.place(step - 1)) : 0,
+			...place,
 			...found.figures,
+			...generated?.figures,
 			eval_runtime: seconds,
 			eval_samples_per_second: found.rows / Math.max(seconds, 1e-9),
 		};
-		const best = counts && evaluation.tracker.add(step, metrics[evaluation.metric] ?? Number.NaN);
+		const value = metrics[evaluation.metric];
+		if (value === undefined) {
+			const names = Object.keys(metrics).filter((name) => name.startsWith("eval_"));
+			const message = `metric_for_best_model: the evaluation has no ${evaluation.metric}`;
+			throw new ArlError("ARL_CONFIG", message, `It has ${names.join(", ")}.`);
+		}
+		const best = counts && evaluation.tracker.add(step, value);
 		this.last = metrics;
 		yield { type: "evaluate", metrics, best };
+		for (const sample of generated?.samples ?? []) yield { type: "sample", sample };
 		return metrics;
 	}
 }

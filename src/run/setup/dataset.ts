@@ -22,6 +22,7 @@ import type { ResumedList } from "../../mongo/database.js";
 import type { Native } from "../../native.js";
 import type { Resumable } from "../checkpoint/checkpoint.js";
 import { DATABASE_LIST } from "../checkpoint/state.js";
+import type { EvalMetric } from "../eval/generation.js";
 import type { CommitHooks } from "../loop/commit-hooks.js";
 import { cutRows } from "./cut.js";
 import { cacheDir, checkRowsGiven, RUN_FOLDER, samplesOfStep } from "./options.js";
@@ -33,6 +34,8 @@ export interface RowsFromCode {
 	convert: ConvertRecordToData<never> | null;
 	/** Held-out rows; absent or null: `eval_file` alone names some. */
 	evalDataset?: Dataset<unknown> | null;
+	/** A metric of generated replies; absent or null: `eval_metric` alone names one. */
+	evalMetric?: EvalMetric<never> | null;
 }
 
 /** Rows of a run. */

@@ -13,7 +13,9 @@ import { lockFolder } from "../checkpoint/lock.js";
 import { settleOldRun } from "../checkpoint/old-run.js";
 import { checkOutputContent } from "../checkpoint/output-folder.js";
 import { removeUnplaced } from "../checkpoint/publish.js";
+import type { HeldOut } from "../eval/evaluate.js";
 import { createEvaluation, type Evaluation } from "../eval/evaluation.js";
+import { Generation } from "../eval/generation.js";
 import { openData } from "./data.js";
 import type { RowsFromCode } from "./dataset.js";
 import { type Engine, openEngine } from "./engine.js";
@@ -24,7 +26,7 @@ import { countSaves, expectedBatch } from "./plan.js";
 import { checkDisk, checkOutputPlace, checkpointBytes } from "./preflight.js";
 import type { Resources } from "./resources.js";
 import { createRun, type Run, scheduleOf } from "./run.js";
-import { openStart } from "./start.js";
+import { openStart, type Start } from "./start.js";
 
 /** A run that is ready to take its first step. */
 export interface PreparedRun {
@@ -56,7 +58,7 @@ export async function* prepareRun(input: PrepareInput): AsyncGenerator<TrainEven
 	const { data, rows } = yield* openData({ ...input, start });
 	const heldOut = yield* openHeldOut({ ...input, start, cut: rows.heldOut });
 	const run = createRun(start, data, rows);
-	const evaluation = heldOut && createEvaluation(run.args, heldOut, data.plan.totalSteps, resumed?.state ?? null);
+	const evaluation = heldOut && (await prepareEvaluation(input, start, heldOut, run, data.plan.totalSteps));
 	if (evaluation?.notice) yield notice("warning", evaluation.notice);
 	const evaluated = heldOut && { evalMaxTokens: heldOut.size.maxTokens, evalMaxSequences: heldOut.size.maxSequences };
 	const size = { ...expectedBatch(start.args, data), ...evaluated };
@@ -65,6 +67,20 @@ export async function* prepareRun(input: PrepareInput): AsyncGenerator<TrainEven
 	yield { type: "check", name: "disk", message: room };
 	resources.keep();
 	return { data, engine, run, evaluation };
+}
+
+/** The evaluation of the run, with the prompts of the replies that it generates. */
+async function prepareEvaluation(
+	{ native, code }: PrepareInput,
+	{ textOptions }: Start,
+	heldOut: HeldOut,
+	{ args, resumed }: Run,
+	totalSteps: number,
+): Promise<Evaluation> {
+	const { eval_generate: rows, per_device_eval_batch_size: batchSize } = args;
+	const metric = code.evalMetric ?? null;
+	const generation = rows > 0 ? await Generation.open({ native, textOptions, heldOut, rows, batchSize, metric }) : null;
+	return createEvaluation(args, heldOut, totalSteps, resumed?.state ?? null, generation, metric !== null);
 }
 
 /** Takes `output_dir` for this run, and cleans up after a killed run. */
