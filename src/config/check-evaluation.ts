@@ -1,5 +1,6 @@
 /** Options of the evaluation that contradict each other or others, and those without effect. Reads valid values only. */
 import { evalSources } from "./eval-sources.js";
+import { METRIC_SCHEDULE_NAMES } from "./options/training.js";
 import type { AgentTrainingConfig, OptionName } from "./schema.js";
 
 export interface Checks {
@@ -23,6 +24,12 @@ export function checkEvaluation(checks: Checks): void {
 			if (args[name] !== null && args[name] !== false)
 				add(`${shown(name)} needs evaluations, and ${shown("eval_strategy")}`, "Set eval_strategy to steps or epoch.");
 		}
+		if (followsEvaluations(args)) {
+			add(
+				`${shown("lr_scheduler_type")} follows evaluations, and ${shown("eval_strategy")}`,
+				"Set eval_strategy to steps or epoch.",
+			);
+		}
 		if (args.save_strategy === "best") {
 			add(
 				`${shown("save_strategy")} saves after an evaluation that is the best so far, and ${shown("eval_strategy")}`,
@@ -39,11 +46,20 @@ export function checkEvaluation(checks: Checks): void {
 		}
 		return;
 	}
+	if (followsEvaluations(args) && args.warmup_steps > 0)
+		notices.push(`${shown("warmup_steps")} has no effect with ${shown("lr_scheduler_type")}`);
 	if (args.eval_strategy !== "steps" && given("eval_steps"))
 		notices.push(`${shown("eval_steps")} has no effect with ${shown("eval_strategy")}`);
 	if (args.early_stopping_patience === null && given("early_stopping_threshold"))
 		notices.push(`${shown("early_stopping_threshold")} has no effect without early_stopping_patience`);
 	if (args.load_best_model_at_end) checkSaves(checks);
+}
+
+/** Whether the schedule of the learning rate follows evaluations. */
+export function followsEvaluations({
+	lr_scheduler_type: name,
+}: Pick<AgentTrainingConfig, "lr_scheduler_type">): boolean {
+	return (METRIC_SCHEDULE_NAMES as readonly string[]).includes(name);
 }
 
 /** Rows are held out of those that are trained, or others are given; and a row of the one split is not one of the other. */

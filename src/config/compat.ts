@@ -51,10 +51,6 @@ export const ALIASES: Readonly<Record<string, Alias>> = {
 
 /** Values that other programs accept and this one refuses, with the reason. */
 export const KNOWN_VALUES: Readonly<Partial<Record<OptionName, Record<string, string>>>> = {
-	lr_scheduler_type: {
-		reduce_lr_on_plateau: "schedules that follow evaluations are not built",
-		greedy: "schedules that follow evaluations are not built",
-	},
 	train_sampling_strategy: {
 		group_by_length:
 			"it is not built, and there is no padding that it could save; `max_tokens_per_micro_batch` balances the micro-batches",

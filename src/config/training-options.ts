@@ -267,9 +267,10 @@ export interface TrainingOptions {
 	 */
 	learning_rate?: number;
 	/**
-	 * Schedule of the learning rate, as in transformers. Expected: one of linear, cosine, cosine_with_restarts,
-	 * polynomial, constant, constant_with_warmup, inverse_sqrt, cosine_with_min_lr, cosine_warmup_with_min_lr,
-	 * warmup_stable_decay.
+	 * Schedule of the learning rate, as in transformers. reduce_lr_on_plateau and greedy follow `metric_for_best_model`
+	 * of the evaluations, and do not warm up. Expected: one of linear, cosine, cosine_with_restarts, polynomial,
+	 * constant, constant_with_warmup, inverse_sqrt, cosine_with_min_lr, cosine_warmup_with_min_lr, warmup_stable_decay,
+	 * reduce_lr_on_plateau, greedy.
 	 * @default "linear"
 	 */
 	lr_scheduler_type?:
@@ -282,11 +283,15 @@ export interface TrainingOptions {
 		| "inverse_sqrt"
 		| "cosine_with_min_lr"
 		| "cosine_warmup_with_min_lr"
-		| "warmup_stable_decay";
+		| "warmup_stable_decay"
+		| "reduce_lr_on_plateau"
+		| "greedy";
 	/**
 	 * Further settings of the schedule, by their names in transformers: `num_cycles`, `power`, `lr_end`, `min_lr`,
 	 * `min_lr_rate`, `warmup_lr_rate`, `timescale`, `num_decay_steps`, `num_stable_steps`, `warmup_type`, `decay_type`,
-	 * `min_lr_ratio`. Expected: names and values, as JSON or as NAME=VALUE ....
+	 * `min_lr_ratio`; of reduce_lr_on_plateau and greedy `mode`, `factor`, `patience`, `threshold`, `threshold_mode`,
+	 * `cooldown`, `min_lr`, `eps`, and of greedy `warmup`, `max_lr`, `smooth`, `window_size`, `reset_start`. Expected:
+	 * names and values, as JSON or as NAME=VALUE ....
 	 * @default {}
 	 */
 	lr_scheduler_kwargs?: Record<string, string | number | boolean | null>;

@@ -3,6 +3,7 @@ import { FIGURES, greaterIsBetter, metricName } from "../../config/eval-sources.
 import type { AgentTrainingConfig } from "../../config/schema.js";
 import { ArlError } from "../../errors.js";
 import type { TrainerState } from "../checkpoint/state.js";
+import { MetricSchedule, type MetricScheduleState } from "../loop/metric-schedules.js";
 import { stepInterval } from "../setup/options.js";
 import { BestTracker } from "./best.js";
 import type { HeldOut } from "./evaluate.js";
@@ -15,6 +16,8 @@ export interface Evaluation {
 	tracker: BestTracker;
 	/** Null: no replies are generated. */
 	generation: Generation | null;
+	/** Null: the learning rate follows the steps. */
+	schedule: MetricSchedule | null;
 	/** Steps between two evaluations. */
 	interval: number;
 	/** For the user; null: nothing. */
@@ -36,7 +39,7 @@ export function createEvaluation(
 ): Evaluation {
 	const metric = metricName(args.metric_for_best_model);
 	checkMetric(metric, heldOut, generation !== null, ownMetric);
-	const greater = args.greater_is_better ?? greaterIsBetter(metric);
+	const greater = isGreaterBetter(args);
 	const key = `${metric} ${greater ? "greater" : "less"} ${heldOut.data.source.identity.slice(0, 16)}`;
 	const rules = {
 		key,
@@ -51,11 +54,23 @@ export function createEvaluation(
 		metric,
 		tracker: new BestTracker(rules, old),
 		generation,
+		schedule: metricScheduleOf(args, before?.schedule),
 		interval: stepInterval(args.eval_steps ?? args.logging_steps, totalSteps),
 		notice: forgotten
 			? "the held-out rows or metric_for_best_model are not those of the earlier part of the run: which checkpoint was the best is forgotten"
 			: null,
 	};
+}
+
+function isGreaterBetter({ greater_is_better: given, metric_for_best_model: metric }: AgentTrainingConfig): boolean {
+	return given ?? greaterIsBetter(metricName(metric));
+}
+
+/** The schedule of a learning rate that follows evaluations; null: it follows the steps. Throws `ARL_CONFIG` for wrong arguments. */
+export function metricScheduleOf(args: AgentTrainingConfig, before?: MetricScheduleState): MetricSchedule | null {
+	const { lr_scheduler_type: name, lr_scheduler_kwargs: kwargs, learning_rate: learningRate } = args;
+	if (name !== "reduce_lr_on_plateau" && name !== "greedy") return null;
+	return new MetricSchedule({ name, learningRate, kwargs, greaterIsBetter: isGreaterBetter(args) }, before);
 }
 
 function checkMetric(metric: string, { parts }: HeldOut, generates: boolean, ownMetric: boolean): void {

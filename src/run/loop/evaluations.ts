@@ -94,6 +94,7 @@ export class Evaluations {
 			throw new ArlError("ARL_CONFIG", message, `It has ${names.join(", ")}.`);
 		}
 		const best = counts && evaluation.tracker.add(step, value);
+		if (counts) evaluation.schedule?.step(value);
 		this.last = metrics;
 		yield { type: "evaluate", metrics, best };
 		for (const sample of generated?.samples ?? []) yield { type: "sample", sample };

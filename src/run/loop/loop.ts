@@ -48,7 +48,8 @@ export async function* trainLoop(
 	let filling = !data.prefetcher.complete;
 	let last: StepEvent | null = null;
 	// A step that was skipped does not move the schedule, as in Hugging Face's Trainer.
-	const rateAfter = (steps: number) => run.schedule(steps - counters.skippedSteps);
+	const following = prepared.evaluation?.schedule ?? null;
+	const rateAfter = (steps: number) => following?.rate ?? run.schedule(steps - counters.skippedSteps);
 
 	if (evaluations.dueAtStart) {
 		yield* evaluations.runFirst();

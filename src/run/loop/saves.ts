@@ -124,6 +124,7 @@ export class Saves {
 			next: last.lastOfEpoch ? { epoch: last.epoch + 1, microBatch: 0 } : { epoch: last.epoch, microBatch: last.end },
 			...sums,
 			...(evaluation && { evaluation: evaluation.tracker.state }),
+			...(evaluation?.schedule && { schedule: evaluation.schedule.state }),
 			...(run.datasetId !== null && { dataset: run.datasetId }),
 			fixed: run.fixed,
 			free: freeOf(run.args),

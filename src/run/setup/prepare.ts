@@ -57,9 +57,10 @@ export async function* prepareRun(input: PrepareInput): AsyncGenerator<TrainEven
 	const start = yield* openStart(native, args, resumed);
 	const { data, rows } = yield* openData({ ...input, start });
 	const heldOut = yield* openHeldOut({ ...input, start, cut: rows.heldOut });
-	const run = createRun(start, data, rows);
+	const run = createRun(start, data, rows, heldOut?.data.source ?? null);
 	const evaluation = heldOut && (await prepareEvaluation(input, start, heldOut, run, data.plan.totalSteps));
-	if (evaluation?.notice) yield notice("warning", evaluation.notice);
+	for (const message of [evaluation?.notice, evaluation?.schedule?.notice])
+		if (message) yield notice("warning", message);
 	const evaluated = heldOut && { evalMaxTokens: heldOut.size.maxTokens, evalMaxSequences: heldOut.size.maxSequences };
 	const size = { ...expectedBatch(start.args, data), ...evaluated };
 	const engine = yield* openEngine(start, size, native, resources);
