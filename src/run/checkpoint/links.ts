@@ -8,6 +8,9 @@ export const BEST_LINK = "best";
 export const LATEST_LINK = "latest";
 export const LINKS: readonly string[] = [BEST_LINK, LATEST_LINK];
 
+/** How file systems refuse symbolic links. */
+const NO_LINKS: ReadonlySet<string> = new Set(["EPERM", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EINVAL"]);
+
 /** The checkpoint's name that the link has; null: there is no link of this program. */
 async function targetOf(path: string): Promise<string | null> {
 	const target = await readlink(path).catch(() => null);
@@ -34,6 +37,8 @@ export async function setLink(outputDir: string, name: string, checkpoint: strin
 		await symlink(wanted, partial, "dir");
 		await rename(partial, path);
 	} catch (error) {
+		// A run does not end because its file system has no symbolic links.
+		if (NO_LINKS.has((error as NodeJS.ErrnoException).code ?? "")) return;
 		throw toArlError(error, path);
 	}
 }
