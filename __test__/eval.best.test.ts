@@ -65,6 +65,11 @@ describe("the best evaluation", () => {
 		expect(again.state.worse).toBe(2);
 		// The state of the checkpoint is not the tracker's.
 		expect(state.worse).toBe(1);
+		// JSON makes null of what is not finite.
+		const odd = JSON.parse(JSON.stringify(follow([Number.POSITIVE_INFINITY, Number.NaN]).state));
+		const after = new BestTracker(rules(), odd);
+		expect(after.state).toMatchObject({ last: { step: 2, value: Number.NaN }, best: null });
+		expect(after.add(3, 7)).toBe(true);
 		const other = new BestTracker(rules({ key: "accuracy" }), state);
 		expect(other.state).toEqual({ key: "accuracy", last: null, best: null, checkpoint: null, worse: 0 });
 	});

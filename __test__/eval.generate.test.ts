@@ -158,6 +158,31 @@ describe("eval_generate", () => {
 		expect(seen[0]?.reply.message.role).toBe("assistant");
 	}, 120_000);
 
+	it("and the loss, asked for by code after each step, leave every bit of the training", async () => {
+		const [at, plain] = [place(), place()];
+		const of = (where: typeof at) => ({
+			...options(where),
+			eval_strategy: "no" as const,
+			eval_generate: 2,
+			max_steps: 6,
+		});
+		const asked: number[] = [];
+		const trainer = new QwenTrainer({
+			args: of(at),
+			callbacks: [
+				{
+					onStep: (_, control) => control.evaluate(),
+					onEvaluate: ({ metrics }) => void asked.push(metrics.step),
+				},
+			],
+		});
+		await trainer.train();
+		expect(asked).toEqual([1, 2, 3, 4, 5, 6]);
+		await new QwenTrainer({ args: of(plain) }).train();
+		for (const name of ["checkpoint-4", "checkpoint-6"])
+			expect(differingFiles(join(plain.out, name), join(at.out, name)), name).toEqual([]);
+	}, 120_000);
+
 	it("takes the function from a module, and refuses what is none or returns no numbers", async () => {
 		const at = place();
 		const path = join(folder, "metric.ts");

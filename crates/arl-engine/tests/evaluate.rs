@@ -158,6 +158,6 @@ fn a_model_without_gradients_has_the_same_losses() {
         let options = EngineOptions { inference_only: true, ..options(DType::F32, Recompute::Block, 1) };
         let mut engine =
             Engine::open(Box::new(CpuBackend::new()), &model(name), Weights::Checkpoint, &options).unwrap();
-        assert_eq!(evaluated(&mut engine, &[packed.clone()]), trained, "{name}");
+        assert_eq!(evaluated(&mut engine, std::slice::from_ref(&packed)), trained, "{name}");
     }
 }

@@ -31,6 +31,18 @@ export interface BestRules {
 	threshold: number;
 }
 
+/** A state as it was before JSON, which has no NaN and no infinity: such an evaluation was made, and was not the best. */
+function fromJson(state: EvaluationState): EvaluationState {
+	const finite = (scored: Scored | null) => (typeof scored?.value === "number" ? scored : null);
+	const { last, best, checkpoint } = state;
+	return {
+		...state,
+		last: last && { step: last.step, value: last.value ?? Number.NaN },
+		best: finite(best),
+		checkpoint: finite(checkpoint),
+	};
+}
+
 /** The evaluations of a run. */
 export class BestTracker {
 	readonly state: EvaluationState;
@@ -42,7 +54,7 @@ export class BestTracker {
 		before: EvaluationState | undefined,
 	) {
 		const none = { key: rules.key, last: null, best: null, checkpoint: null, worse: 0 };
-		this.state = before?.key === rules.key ? { ...before } : none;
+		this.state = before?.key === rules.key ? fromJson(before) : none;
 	}
 
 	/** Takes an evaluation. Returns whether it is the best so far. A value that is not a number never is. */

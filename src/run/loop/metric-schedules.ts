@@ -93,7 +93,8 @@ export class MetricSchedule {
 		before?: MetricScheduleState,
 	) {
 		this.args = readArguments(options);
-		this.state = before === undefined ? this.start() : { ...before, window: [...before.window] };
+		this.state =
+			before === undefined ? this.start() : { ...before, window: [...before.window], sum: before.sum ?? Number.NaN };
 	}
 
 	/** The learning rate of the steps until the next evaluation. */
