@@ -29,6 +29,7 @@ function command(place: EvalPlace, out: string, resume: boolean): string[] {
 		eval_strategy: "steps",
 		eval_steps: 2,
 		per_device_eval_batch_size: 1,
+		eval_generate: 1,
 		load_best_model_at_end: true,
 		// The loss of a model that begins at random falls all the time; this metric goes up and down.
 		metric_for_best_model: "entropy",
@@ -43,8 +44,8 @@ function command(place: EvalPlace, out: string, resume: boolean): string[] {
 
 /** What a run logged, without times. */
 const logged = (out: string) =>
-	metricsOf(out).map(({ step, loss, grad_norm, eval_loss, eval_entropy, eval_mean_token_accuracy }) => {
-		return { step, loss, grad_norm, eval_loss, eval_entropy, eval_mean_token_accuracy };
+	metricsOf(out).map(({ step, loss, grad_norm, eval_loss, eval_entropy, eval_exact_match, message, reply }) => {
+		return { step, loss, grad_norm, eval_loss, eval_entropy, eval_exact_match, message, reply };
 	});
 
 /** Whether the evaluation after step `step`, or a later one, is in progress. */

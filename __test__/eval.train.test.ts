@@ -110,6 +110,17 @@ describe("an evaluation", () => {
 		expect(first?.metrics.eval_a_loss).toBe(ofType(one, "evaluate")[0]?.metrics.eval_loss);
 	});
 
+	it("reports its progress where it takes long", async () => {
+		const at = place();
+		const native = fakeNative({ evaluateMs: 300 });
+		const options = { ...evaluating(at.heldOut, { per_device_eval_batch_size: 2 }), max_steps: 3 };
+		const progress = ofType(await events(trainer(at, options, native)), "evaluating");
+		expect(progress.length).toBeGreaterThan(0);
+		expect(progress.every(({ step, rows, totalRows }) => step === 3 && rows > 0 && rows < 9 && totalRows === 9)).toBe(
+			true,
+		);
+	});
+
 	it("needs rows, and a metric that it has", async () => {
 		const at = place();
 		const none = await errorOf(() => trainer(at, { eval_strategy: "steps" }).train());

@@ -181,6 +181,15 @@ export interface Metrics {
 	elapsed_seconds: number;
 }
 
+/** Progress of an evaluation, about twice a second. */
+export interface EvaluatingEvent {
+	type: "evaluating";
+	/** Optimizer steps done. */
+	step: number;
+	rows: number;
+	totalRows: number;
+}
+
 /** Held-out rows were evaluated. Its metrics are a line of `metrics.jsonl`. */
 export interface EvaluateEvent {
 	type: "evaluate";
@@ -299,6 +308,7 @@ export type TrainEvent =
 	| ResumedEvent
 	| StepEvent
 	| LogEvent
+	| EvaluatingEvent
 	| EvaluateEvent
 	| SampleEvent
 	| EpochEvent

@@ -5,6 +5,8 @@ import { flag, strings } from "../config/index.js";
 import { ArlError } from "../errors.js";
 import { loadNative, type Native } from "../native.js";
 import { count, duration, jsonLine, measure, percent } from "../report/index.js";
+import { liveLine } from "../report/live.js";
+import { evaluatingParts } from "../report/reporter.js";
 import { wantsColor } from "../report/terminal.js";
 import type { ModelEvaluation } from "../run/eval/evaluate-model.js";
 import { resolveCommand, withOptions } from "./resolve.js";
@@ -33,6 +35,7 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 	if (args.eval_file.length === 0 && args.eval_split === null) {
 		throw new ArlError("ARL_USAGE", "no held-out rows are given", "For example --eval_file heldout.jsonl");
 	}
+	const live = liveLine(process.stderr);
 	return stoppable(async (signal) => {
 		const { loadCode } = await import("../run/setup/user-modules.js");
 		const code = await loadCode(args, { dataset: null, convert: null });
@@ -46,8 +49,10 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 					results.push(value);
 					break;
 				}
+				if (value.type === "evaluating") live?.show(evaluatingParts(value));
 				if (value.type === "notice") process.stderr.write(`${value.message}\n`);
 			}
+			live?.clear();
 			const last = results.at(-1);
 			if (!flags.json || last === undefined) continue;
 			for (const sample of last.samples) process.stdout.write(`${jsonLine({ type: "sample", model, ...sample })}\n`);
@@ -55,7 +60,7 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 		}
 		if (!flags.json) process.stdout.write(table(results));
 		return 0;
-	});
+	}).finally(() => live?.clear());
 }
 
 function lineOf({ model, source, rows, figures, seconds }: ModelEvaluation) {

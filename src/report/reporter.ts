@@ -89,6 +89,9 @@ export class TextReporter implements Reporter {
 			case "log":
 				this.#log(event);
 				break;
+			case "evaluating":
+				this.#live?.show(evaluatingParts(event));
+				break;
 			case "evaluate":
 				this.#evaluated(event);
 				break;
@@ -244,6 +247,15 @@ export class TextReporter implements Reporter {
 		if ((event.outcome === "interrupted" || event.outcome === "stopped") && event.modelPath !== null)
 			this.#line("resume with --resume_from_checkpoint latest");
 	}
+}
+
+/** What the live line says of an evaluation. */
+export function evaluatingParts({ rows, totalRows }: Pick<EventOf<"evaluating">, "rows" | "totalRows">): Part[] {
+	return [
+		{ text: `evaluating held-out rows ${rows}/${totalRows}`, keep: 9 },
+		{ text: bar(rows / totalRows), keep: 0 },
+		{ text: percent(rows / totalRows), keep: 5 },
+	];
 }
 
 /** What the live line says of a step; what matters least goes first where the terminal is narrow. */

@@ -60,7 +60,7 @@ export async function* evaluateModel(input: EvaluateModelInput): AsyncGenerator<
 		const engine = await openForInference(model.path, { device, bf16: args.bf16, threads: args.threads }, heldOut.size);
 		resources.add(() => engine.close());
 		const started = performance.now();
-		const found = await evaluateRows(engine, heldOut, signal);
+		const found = yield* evaluateRows(engine, heldOut, 0, signal);
 		const seconds = (performance.now() - started) / 1000;
 		const generated = found && (await generate(input, heldOut, options, engine));
 		if (found === null || generated === null) throw new ArlError("ARL_INTERRUPTED", "interrupted in the evaluation");

@@ -4,7 +4,7 @@
  */
 import type { Data } from "../../data/sampler/data.js";
 import { ArlError } from "../../errors.js";
-import type { EvaluationMetrics } from "../../events.js";
+import type { EvaluatingEvent, EvaluationMetrics } from "../../events.js";
 import type { MicroBatchStats, NativeEngine } from "../../native.js";
 import type { BatchSize } from "../setup/options.js";
 
@@ -34,12 +34,17 @@ export type EvaluationFigures = Pick<
 /** Micro-batches that the engine has at a time: it computes one while the next is put together. */
 const IN_PROGRESS = 2;
 
-/** Evaluates all rows with the weights as they are. Null: `signal` ended it. */
-export async function evaluateRows(
+const REPORT_MILLISECONDS = 500;
+
+/** Evaluates all rows with the weights as they are, those after `after` steps, and yields progress. Null: `signal` ended it. */
+export async function* evaluateRows(
 	engine: Pick<NativeEngine, "evaluateSequences">,
 	{ data, parts }: HeldOut,
+	after: number,
 	signal: AbortSignal | null,
-): Promise<{ figures: EvaluationFigures; rows: number } | null> {
+): AsyncGenerator<EvaluatingEvent, { figures: EvaluationFigures; rows: number } | null> {
+	const progress = { type: "evaluating", step: after, rows: 0, totalRows: data.order.rowsPerEpoch } as const;
+	let [rowsDone, reported] = [0, performance.now()];
 	const byRow = new Array<MicroBatchStats | undefined>(data.source.length);
 	const running: Promise<void>[] = [];
 	for (let step = 0; step < data.plan.totalSteps && !signal?.aborted; step++) {
@@ -48,11 +53,15 @@ export async function evaluateRows(
 		if (rows === undefined || batch === undefined) throw new ArlError("ARL_INTERNAL", "held-out rows have ended early");
 		const done = engine.evaluateSequences(batch).then((stats) => {
 			for (const [i, row] of rows.entries()) byRow[row] = stats[i];
+			rowsDone += rows.length;
 		});
 		// A failure surfaces where it is awaited.
 		done.catch(() => {});
 		running.push(done);
 		if (running.length >= IN_PROGRESS) await running.shift();
+		if (performance.now() - reported < REPORT_MILLISECONDS) continue;
+		reported = performance.now();
+		yield { ...progress, rows: rowsDone };
 	}
 	await Promise.all(running);
 	if (signal?.aborted) return null;

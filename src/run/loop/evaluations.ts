@@ -70,7 +70,7 @@ export class Evaluations {
 		if (evaluation === null) throw new ArlError("ARL_INTERNAL", "an evaluation without held-out rows");
 		if (this.last?.step === step) return this.last;
 		const started = performance.now();
-		const found = await evaluateRows(engine.native, evaluation.heldOut, this.signal);
+		const found = yield* evaluateRows(engine.native, evaluation.heldOut, step, this.signal);
 		if (found === null) return null;
 		const seconds = (performance.now() - started) / 1000;
 		const place = { step, epoch: step > 0 ? epochAfter(data.plan.place(step - 1)) : 0 };
