@@ -37,6 +37,8 @@ export declare class Engine {
   discardStep(): Promise<void>
   /** The loss of each micro-batch, with the weights as they are. */
   evaluate(batches: Array<MicroBatch>): Promise<MicroBatchStats[]>
+  /** The loss of each sequence of a micro-batch, with the weights as they are: sums that do not depend on the other sequences. */
+  evaluateSequences(batch: MicroBatch): Promise<MicroBatchStats[]>
   /**
    * Generates a reply to each prompt, in one batch. `onToken` receives each token, with its prompt's index, as soon as it is
    * chosen; its last calls may come after the promise resolves.
@@ -327,6 +329,10 @@ export interface EngineOptions {
   maxTokens: number
   /** Sequences of the micro-batch with the most. */
   maxSequences: number
+  /** Tokens of the largest micro-batch that is evaluated, if it is larger; absent: none is. */
+  evalMaxTokens?: number
+  /** Sequences of the evaluated micro-batch with the most. */
+  evalMaxSequences?: number
   /** Who computes attention; absent: this project's kernels. */
   attention?: 'auto' | 'cudnn' | 'own'
   /** AdamW: decay of the first moment. */

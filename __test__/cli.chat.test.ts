@@ -3,10 +3,10 @@ import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { Readable } from "node:stream";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
-import { parseReply } from "../src/api/parse-reply.js";
 import { Reply } from "../src/api/reply.js";
 import { run } from "../src/cli/chat.js";
 import { ArlError, type ChatCompletion, type ChatMessage, type ChatOptions, Model } from "../src/index.js";
+import { parseReply } from "../src/run/eval/parse-reply.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { root } from "./support/real.js";
 

@@ -219,7 +219,7 @@ describe("values that are refused", () => {
 		["seed", "99999999999999999999", "a whole number, 0 or more and at most 4294967295"],
 		["tp_size", "8", "1 (one device only"],
 		["fp16", "maybe", "true or false"],
-		["eval_strategy", "steps", "no (evaluation while training is not built"],
+		["eval_strategy", "sometimes", "one of no, steps, epoch"],
 		["device", "gpu", "auto, cpu, cuda or cuda:N"],
 		["report_to", "tensorboards", "one or several of tensorboard, mlflow"],
 		["enable_sampling", "true", "false (supervised fine-tuning draws no samples"],

@@ -71,8 +71,8 @@ describe("names from elsewhere", () => {
 
 	it("refuses what is known and not built by name, and takes it where its value says what happens anyway", () => {
 		expect(refused(["--neftune_noise_alpha", "5"]).message).toMatch(/neftune_noise_alpha 5 .* known and not built/);
-		expect(refused(["--lr_scheduler_type", "greedy"]).message).toContain("needs evaluation");
-		expect(refused(["--lr_scheduler_type", "reduce_lr_on_plateau"]).message).toContain("needs evaluation");
+		expect(refused(["--lr_scheduler_type", "greedy"]).message).toContain("follows evaluations");
+		expect(refused(["--lr_scheduler_type", "reduce_lr_on_plateau"]).message).toContain("follows evaluations");
 		expect(refused(["--group_by_length"]).message).toContain("group_by_length");
 		expect(refused(["--optim", "adafactor"]).message).toContain("one of adamw_torch, adamw_torch_fused");
 		expect(refused([], { deepspeed: { stage: 3 } }).message).toContain("deepspeed");

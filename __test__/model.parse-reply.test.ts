@@ -1,9 +1,9 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { parseReply } from "../src/api/parse-reply.js";
 import type { RecordData } from "../src/data/sources/record.js";
 import { loadNative } from "../src/native.js";
+import { parseReply } from "../src/run/eval/parse-reply.js";
 import { root } from "./support/real.js";
 
 describe("the text of a reply as a message", () => {

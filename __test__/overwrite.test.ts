@@ -139,6 +139,7 @@ describe("a run that is to be replaced", () => {
 			"checkpoint-2",
 			"checkpoint-4",
 			"config.json",
+			"latest",
 			"metrics.jsonl",
 			"model.safetensors",
 			"notes.txt",

@@ -264,18 +264,28 @@ describe("metrics.jsonl", () => {
 
 	it("is cut back to the resumed step, unfinished and damaged lines included", () => {
 		writeFileSync(path, '{"step":1}\n{"step":2}\n{"step":3}\n{"st');
-		const file = MetricsFile.open(path, 2);
+		const file = MetricsFile.open(path, { step: 2 });
 		file.write({ step: 3, again: true });
 		file.close();
 		expect(read()).toBe('{"step":1}\n{"step":2}\n{"step":3,"again":true}\n');
 		writeFileSync(path, '{"step":1}\n{"step":2}');
-		MetricsFile.open(path, 5).close();
+		MetricsFile.open(path, { step: 5 }).close();
 		expect(read()).toBe('{"step":1}\n');
+	});
+
+	it("loses an evaluation that is made again, and keeps one that is not", () => {
+		const lines = ['{"step":2,"loss":1}', '{"step":2,"eval_loss":3}', '{"event":"sample","step":2,"reply":"a"}'];
+		const all = lines.map((line) => `${line}\n`).join("");
+		writeFileSync(path, all);
+		MetricsFile.open(path, { step: 2 }).close();
+		expect(read()).toBe(all);
+		MetricsFile.open(path, { step: 2, evaluates: true }).close();
+		expect(read()).toBe(`${lines[0]}\n`);
 	});
 
 	it("can be gone on with where it does not exist yet", () => {
 		rmSync(path);
-		const file = MetricsFile.open(path, 4);
+		const file = MetricsFile.open(path, { step: 4 });
 		file.write({ step: 5 });
 		file.close();
 		expect(read()).toBe('{"step":5}\n');

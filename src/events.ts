@@ -19,7 +19,7 @@ export function notice(level: NoticeEvent["level"], message: string): NoticeEven
 /** A check before training that has passed. A check that fails ends the run with an error instead. */
 export interface CheckEvent {
 	type: "check";
-	/** `model`, `tokenizer`, `stop token`, `output folder`, `disk`, `memory`, `rows`, `images`. */
+	/** `model`, `tokenizer`, `stop token`, `output folder`, `disk`, `memory`, `rows`, `held-out rows`, `images`. */
 	name: string;
 	/** What was found, in one line. */
 	message: string;
@@ -104,6 +104,8 @@ export interface ResumedEvent {
 	checkpoint: string;
 	/** Options that differ from those of the earlier part, as they may. */
 	changed: string[];
+	/** The held-out rows are evaluated first: the earlier part was interrupted in the evaluation after this step. */
+	evaluates?: boolean;
 }
 
 /** One optimizer step is done. */
@@ -179,6 +181,75 @@ export interface Metrics {
 	elapsed_seconds: number;
 }
 
+/** Progress of an evaluation, about twice a second. */
+export interface EvaluatingEvent {
+	type: "evaluating";
+	/** Optimizer steps done. */
+	step: number;
+	rows: number;
+	totalRows: number;
+}
+
+/** Held-out rows were evaluated. Its metrics are a line of `metrics.jsonl`. */
+export interface EvaluateEvent {
+	type: "evaluate";
+	metrics: EvaluationMetrics;
+	/** `metric_for_best_model` is better than in every evaluation of the run before. */
+	best: boolean;
+}
+
+/**
+ * Names as in transformers and TRL where they have them. In addition, where the held-out rows have several sources:
+ * `eval_<source>_loss` and the other figures of each source.
+ */
+export interface EvaluationMetrics {
+	/** Optimizer steps done; 0: before the first. */
+	step: number;
+	/** Epochs done, with fraction. */
+	epoch: number;
+	/** Sum of the losses of all targets over the sum of their weights. */
+	eval_loss: number;
+	/** e to the power of `eval_loss`. */
+	eval_perplexity: number;
+	/** Share of all targets whose token was the most probable one. */
+	eval_mean_token_accuracy: number;
+	/** Mean over all targets of the entropy of the predicted distribution, in nats. */
+	eval_entropy: number;
+	/** With `eval_generate`: share of the generated replies that are right. */
+	eval_exact_match?: number;
+	/** Seconds, without those of `eval_generate`. */
+	eval_runtime: number;
+	eval_samples_per_second: number;
+	/** Also `eval_<source>_<figure>`. */
+	[name: `eval_${string}`]: number | undefined;
+}
+
+/** A generated reply of a held-out row (`eval_generate`): a line `{"event":"sample", ...}` of `metrics.jsonl`. */
+export interface SampleEvent {
+	type: "sample";
+	sample: Sample;
+}
+
+/** A generated reply, next to the expected one. */
+export interface Sample {
+	/** Optimizer steps done. */
+	step: number;
+	epoch: number;
+	/** Name of the source, where the held-out rows have several. */
+	source?: string;
+	/** Where the row is: `eval.jsonl:17`. */
+	location: string;
+	/** Index of the reply among the row's messages. */
+	message: number;
+	/** The message before the reply, as `role: content`; empty where the row has none as text. */
+	prompt: string;
+	/** Both without the token that ends a reply. */
+	expected: string;
+	reply: string;
+	/** The model ended its reply, and it is the expected one: tool calls are compared as JSON, text exactly. */
+	right: boolean;
+}
+
 /** An epoch is done. */
 export interface EpochEvent {
 	type: "epoch";
@@ -194,8 +265,8 @@ export interface SavedEvent {
 	path: string;
 	bytes: number;
 	seconds: number;
-	/** Why: `save_strategy` (`steps`, `epoch`), the last step, the run was stopped, or a callback asked for it. */
-	reason: "steps" | "epoch" | "end" | "interrupted" | "requested";
+	/** Why: `save_strategy` (`steps`, `epoch`, `best`), the last step, the run was stopped, or a callback asked for it. */
+	reason: "steps" | "epoch" | "best" | "end" | "interrupted" | "requested";
 }
 
 /**
@@ -211,8 +282,11 @@ export interface RemovedEvent {
 /** The last event. */
 export interface EndEvent {
 	type: "end";
-	/** `completed`: all steps are done; `interrupted`: by the signal; `stopped`: by a callback. */
-	outcome: "completed" | "interrupted" | "stopped";
+	/**
+	 * `completed`: all steps are done; `early_stopped`: `early_stopping_patience` ended it, and the model is saved as after all
+	 * steps; `interrupted`: by the signal; `stopped`: by a callback.
+	 */
+	outcome: "completed" | "early_stopped" | "interrupted" | "stopped";
 	steps: number;
 	totalSteps: number;
 	epoch: number;
@@ -234,6 +308,9 @@ export type TrainEvent =
 	| ResumedEvent
 	| StepEvent
 	| LogEvent
+	| EvaluatingEvent
+	| EvaluateEvent
+	| SampleEvent
 	| EpochEvent
 	| SavedEvent
 	| RemovedEvent

@@ -113,6 +113,27 @@ export class FakeEngine implements NativeEngine {
 		return [];
 	}
 
+	async evaluateSequences({ inputIds, targets, cuSeqlens }: MicroBatch) {
+		if (this.faults.evaluateMs) await setTimeout(this.faults.evaluateMs);
+		const forced = this.faults.evalLoss?.(this.steps);
+		return Array.from({ length: cuSeqlens.length - 1 }, (_, i) => {
+			const [from, to] = [cuSeqlens[i] as number, cuSeqlens[i + 1] as number];
+			const targetTokens = targets.subarray(from, to).filter((target) => target >= 0).length;
+			let lossSum = 0;
+			for (let t = from; t < to; t++)
+				lossSum += Math.abs(Math.sin((inputIds[t] as number) + (this.weights[(t - from) % 4] as number)));
+			return {
+				tokens: to - from,
+				targetTokens,
+				targetWeight: targetTokens,
+				lossSum: forced === undefined ? lossSum : forced * targetTokens,
+				correct: 1,
+				entropySum: targetTokens / 2,
+				balanceLoss: 0,
+			};
+		});
+	}
+
 	async generate() {
 		return [];
 	}

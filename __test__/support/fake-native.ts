@@ -44,6 +44,10 @@ export interface Faults {
 	fillMs?: number;
 	/** Milliseconds that each step takes. */
 	stepMs?: number;
+	/** The loss of each target in an evaluation after so many steps; absent: a function of the weights. */
+	evalLoss?: (steps: number) => number;
+	/** Milliseconds that each micro-batch of an evaluation takes. */
+	evaluateMs?: number;
 	availableBytes?: number;
 	/** What the engine says of how the model runs. */
 	notice?: string;

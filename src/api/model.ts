@@ -5,8 +5,8 @@ import { ArlError } from "../errors.js";
 import { loadNative, type NativeEngine, type NativeTextEncoder } from "../native.js";
 import { generateText } from "../run/eval/generate-text.js";
 import { endTokens, openForInference } from "../run/eval/inference.js";
+import { parseReply } from "../run/eval/parse-reply.js";
 import { checkTokenizer } from "../run/setup/preflight.js";
-import { parseReply } from "./parse-reply.js";
 import { type ChatCompletion, type Completion, Reply } from "./reply.js";
 
 /** How a model is opened. */

@@ -5,13 +5,16 @@ import type { ConvertRecordToData } from "../data/sources/convert.js";
 import { checkDataset, type Dataset } from "../data/sources/custom.js";
 import type { RecordData } from "../data/sources/record.js";
 import { ArlError, toArlError, userError } from "../errors.js";
-import { type EndEvent, type EventOf, notice, type TrainEvent } from "../events.js";
+import { type EndEvent, type EvaluationMetrics, type EventOf, notice, type TrainEvent } from "../events.js";
 import { loadNative, type Native } from "../native.js";
 import { MetricsSink } from "../report/metrics.js";
 import { RunRecorder } from "../report/runs/recorder.js";
 import { Sinks } from "../report/sinks/sinks.js";
-import { Requests, trainLoop } from "../run/loop/loop.js";
+import type { EvalMetric } from "../run/eval/generation.js";
+import { trainLoop } from "../run/loop/loop.js";
+import { Requests } from "../run/loop/requests.js";
 import type { RowsFromCode } from "../run/setup/dataset.js";
+import { hasHeldOut } from "../run/setup/held-out.js";
 import { resolveArgs } from "../run/setup/options.js";
 import { prepareRun } from "../run/setup/prepare.js";
 import { Resources } from "../run/setup/resources.js";
@@ -23,6 +26,8 @@ export interface TrainerControl {
 	stop(): void;
 	/** Saves a checkpoint after the current step, whatever `save_strategy` says. */
 	save(): void;
+	/** Evaluates the held-out rows after the current step, whatever `eval_strategy` says. */
+	evaluate(): void;
 }
 
 /** Functions that are called, and awaited, as a run proceeds. An error in one of them ends the run with `ARL_USER`. */
@@ -30,6 +35,8 @@ export interface TrainerCallback {
 	onEvent?(event: TrainEvent, control: TrainerControl): void | Promise<void>;
 	onStart?(event: EventOf<"start">, control: TrainerControl): void | Promise<void>;
 	onStep?(event: EventOf<"step">, control: TrainerControl): void | Promise<void>;
+	onEvaluate?(event: EventOf<"evaluate">, control: TrainerControl): void | Promise<void>;
+	onSample?(event: EventOf<"sample">, control: TrainerControl): void | Promise<void>;
 	onLog?(event: EventOf<"log">, control: TrainerControl): void | Promise<void>;
 	onEpoch?(event: EventOf<"epoch">, control: TrainerControl): void | Promise<void>;
 	onSave?(event: EventOf<"saved">, control: TrainerControl): void | Promise<void>;
@@ -47,6 +54,10 @@ interface TrainerOptions {
 interface ReadyRows {
 	/** Rows in place of those of `args.train_file`, or after them. A resumed run needs the same rows again. */
 	train_dataset?: Dataset<RecordData>;
+	/** Held-out rows, after those of `args.eval_file`. All are read before the first step. */
+	eval_dataset?: Dataset<RecordData>;
+	/** A metric of the replies that `args.eval_generate` generates. */
+	eval_metric?: EvalMetric<RecordData>;
 	convert_record_to_data_func?: undefined;
 }
 
@@ -54,7 +65,11 @@ interface ReadyRows {
 interface RawRows<Row> {
 	/** Raw rows. */
 	train_dataset?: Dataset<Row>;
-	/** Converts each raw row, of files as of `train_dataset`, into rows to train. */
+	/** Held-out raw rows, after those of `args.eval_file`. */
+	eval_dataset?: Dataset<Row>;
+	/** A metric of the replies that `args.eval_generate` generates, of the rows as they are converted. */
+	eval_metric?: EvalMetric<RecordData>;
+	/** Converts each raw row, of files as of `train_dataset` and `eval_dataset`. */
 	convert_record_to_data_func: ConvertRecordToData<Row>;
 }
 
@@ -73,6 +88,8 @@ const CALLBACKS = {
 	start: "onStart",
 	step: "onStep",
 	log: "onLog",
+	evaluate: "onEvaluate",
+	sample: "onSample",
 	epoch: "onEpoch",
 	saved: "onSave",
 	end: "onEnd",
@@ -127,6 +144,8 @@ export class QwenTrainer<Row = unknown> {
 	private readonly code: RowsFromCode;
 	private readonly callbacks: TrainerCallback[];
 	private started = false;
+	/** Of the run in progress. */
+	private requests: Requests | null = null;
 
 	constructor(options: QwenTrainerOptions<Row>) {
 		if (options.model !== undefined && options.model !== null) {
@@ -139,11 +158,17 @@ export class QwenTrainer<Row = unknown> {
 		const { args, notices } = resolveArgs(options.args, options.train_dataset !== undefined);
 		this.args = args;
 		this.notices = notices;
-		const { train_dataset: dataset, convert_record_to_data_func: convert } = options;
+		const { train_dataset: dataset, eval_dataset: evalDataset, convert_record_to_data_func: convert } = options;
 		if (dataset !== undefined) checkDataset(dataset);
+		if (evalDataset !== undefined) checkDataset(evalDataset, "eval_dataset");
 		if (convert !== undefined && typeof convert !== "function")
 			throw new ArlError("ARL_CONFIG", "convert_record_to_data_func: expected a function of a row");
-		this.code = { dataset: dataset ?? null, convert: convert ?? null };
+		const { eval_metric: evalMetric = null } = options;
+		if (evalMetric !== null && typeof evalMetric !== "function")
+			throw new ArlError("ARL_CONFIG", "eval_metric: expected a function of a row and a reply");
+		if (evalMetric !== null && args.eval_generate === 0)
+			throw new ArlError("ARL_CONFIG", "eval_metric is a metric of generated replies", "Set args.eval_generate.");
+		this.code = { dataset: dataset ?? null, convert: convert ?? null, evalDataset: evalDataset ?? null, evalMetric };
 		this.callbacks = options.callbacks ?? [];
 	}
 
@@ -157,7 +182,12 @@ export class QwenTrainer<Row = unknown> {
 			throw new ArlError("ARL_CONFIG", "this trainer has run already", "Create another QwenTrainer for another run.");
 		this.started = true;
 		const requests = new Requests(options.signal ?? null);
-		const control: TrainerControl = { stop: () => requests.stop(), save: () => requests.save() };
+		this.requests = requests;
+		const control: TrainerControl = {
+			stop: () => requests.stop(),
+			save: () => requests.save(),
+			evaluate: () => this.heldOut(requests).evaluate(),
+		};
 		const resources = new Resources();
 		let failure: ArlError | null = null;
 		try {
@@ -168,6 +198,9 @@ export class QwenTrainer<Row = unknown> {
 		} catch (error) {
 			failure = toArlError(error);
 		} finally {
+			this.requests = null;
+			// Nobody evaluates any more.
+			requests.takeEvaluations()?.(null);
 			// Throws the failure, or, also to a reader who has left, a failure to close.
 			await resources.close(failure);
 		}
@@ -195,6 +228,43 @@ export class QwenTrainer<Row = unknown> {
 			);
 		}
 		return result;
+	}
+
+	/** Ends the run in progress after the current step, with a checkpoint. */
+	stop(): void {
+		this.running().stop();
+	}
+
+	/** Saves a checkpoint of the run in progress after the current step, whatever `save_strategy` says. */
+	save(): void {
+		this.running().save();
+	}
+
+	/**
+	 * Evaluates the held-out rows of the run in progress after the current step, whatever `eval_strategy` says. A callback does
+	 * not await it: the run waits for its callbacks.
+	 *
+	 * @throws ArlError `ARL_INTERRUPTED` if the run ends before.
+	 */
+	evaluate(): Promise<EvaluationMetrics> {
+		const requests = this.heldOut(this.running());
+		return new Promise((resolve, reject) => {
+			requests.evaluate((metrics) => {
+				if (metrics !== null) resolve(metrics);
+				else reject(new ArlError("ARL_INTERRUPTED", "the run ended before the held-out rows were evaluated"));
+			});
+		});
+	}
+
+	/** Throws `ARL_CONFIG` where there is nothing to evaluate. */
+	private heldOut(requests: Requests): Requests {
+		if (hasHeldOut(this.args, this.code)) return requests;
+		throw new ArlError("ARL_CONFIG", "evaluate(): no held-out rows are given", "Name them in args.eval_file.");
+	}
+
+	private running(): Requests {
+		if (this.requests !== null) return this.requests;
+		throw new ArlError("ARL_CONFIG", "this trainer has no run in progress", "Call run() or train() first.");
 	}
 
 	private async *events(requests: Requests, resources: Resources): AsyncGenerator<TrainEvent, void> {

@@ -47,6 +47,7 @@ const ARL: Group = {
 			summary: "Reply to a prompt, or generate the trained replies of rows and count the exact ones.",
 			load: () => import("./generate.js"),
 		},
+		eval: { summary: "Evaluate held-out rows with one model or several.", load: () => import("./eval.js") },
 		runs: RUNS,
 		watch: { summary: "Show a run in the terminal as it goes.", load: () => import("./watch.js") },
 		dashboard: { summary: "Show runs in a browser, live.", load: () => import("./dashboard.js") },

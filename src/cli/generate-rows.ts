@@ -8,7 +8,8 @@ import { droppedImages } from "../report/format.js";
 import { count, duration, jsonLine, percent } from "../report/index.js";
 import { liveLine } from "../report/live.js";
 import { wantsColor } from "../report/terminal.js";
-import { type Completion, type Prompt, ReplyGenerator, type ReplyOptions } from "../run/eval/replies.js";
+import type { Prompt } from "../run/eval/prompts.js";
+import { type Completion, ReplyGenerator, type ReplyOptions } from "../run/eval/replies.js";
 
 /** What the command's flags say, as far as rows are concerned. */
 export interface RowFlags extends Omit<ReplyOptions, "device" | "batchSize" | "maxNewTokens" | "topK" | "topP"> {

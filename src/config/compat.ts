@@ -27,6 +27,7 @@ export const ALIASES: Readonly<Record<string, Alias>> = {
 	},
 	evaluation_strategy: { to: "eval_strategy" },
 	per_gpu_train_batch_size: { to: "per_device_train_batch_size" },
+	per_gpu_eval_batch_size: { to: "per_device_eval_batch_size" },
 	max_seq_length: { to: "max_length" },
 	loss_calculator: { to: "loss_calculater" },
 	chat_template_path: { to: "chat_template" },
@@ -50,10 +51,6 @@ export const ALIASES: Readonly<Record<string, Alias>> = {
 
 /** Values that other programs accept and this one refuses, with the reason. */
 export const KNOWN_VALUES: Readonly<Partial<Record<OptionName, Record<string, string>>>> = {
-	lr_scheduler_type: {
-		reduce_lr_on_plateau: "it needs evaluation while training, which is not built",
-		greedy: "it needs evaluation while training, which is not built",
-	},
 	report_to: {
 		wandb: "Weights & Biases reads TensorBoard's files (`sync_tensorboard`), which `report_to tensorboard` writes",
 		swanlab: "swanlab converts TensorBoard's files, which `report_to tensorboard` writes",
@@ -73,7 +70,8 @@ interface NotBuilt {
 	secret?: boolean;
 }
 
-const NO_EVALUATION = "evaluation while training is not built; `arl generate` scores a checkpoint";
+const EXACT_EVALUATION =
+	"an evaluation sums over every target of the held-out rows, keeps no logits, and computes as training does";
 const NO_HUB = "nothing is uploaded anywhere";
 const NO_RANKS = "training on several devices is not built yet";
 const NO_DATALOADER = "rows are read, encoded and packed by the engine's own threads";
@@ -85,27 +83,21 @@ function notBuilt(why: string, names: Record<string, readonly unknown[]>, secret
 
 /** Options of TrainingArguments, SFTConfig and AgentRL that are known and not built. */
 export const NOT_BUILT: Readonly<Record<string, NotBuilt>> = {
-	...notBuilt(NO_EVALUATION, {
+	...notBuilt("`eval_strategy` decides whether held-out rows are evaluated, and `arl generate` writes replies", {
 		do_train: [true, false],
-		do_eval: [false],
+		do_eval: [true, false],
 		do_predict: [false],
-		eval_steps: [null],
-		eval_delay: [0],
-		eval_on_start: [false],
+	}),
+	...notBuilt(EXACT_EVALUATION, {
 		eval_packing: [null],
 		eval_accumulation_steps: [null],
 		eval_do_concat_batches: [true],
 		eval_use_gather_object: [false],
-		per_device_eval_batch_size: [8],
-		prediction_loss_only: [false],
+		prediction_loss_only: [true, false],
 		batch_eval_metrics: [false],
 		include_for_metrics: [],
 		bf16_full_eval: [false],
 		fp16_full_eval: [false],
-		load_best_model_at_end: [false],
-		metric_for_best_model: [null],
-		greater_is_better: [null],
-		eval_file: [null],
 	}),
 	...notBuilt(NO_HUB, {
 		push_to_hub: [false],

@@ -1,4 +1,5 @@
 /** Options that contradict each other, and options that have no effect next to others. Reads valid values only. */
+import { checkEvaluation } from "./check-evaluation.js";
 import type { AgentTrainingConfig, OptionName } from "./schema.js";
 import { show } from "./values.js";
 
@@ -55,6 +56,7 @@ export function checkTogether(
 	}
 	checkFollow(args, given, shown, add);
 	checkSinks(args, given, add, notices);
+	checkEvaluation({ args, given, shown, add, notices });
 	if (args.overwrite_output_dir && args.resume_from_checkpoint !== null) {
 		add(
 			`${shown("overwrite_output_dir")} contradicts ${shown("resume_from_checkpoint")}: one starts again, the other resumes`,

@@ -4,6 +4,7 @@
  * and of AgentRL for what those lack.
  */
 import { z } from "zod";
+import { evaluation } from "./options/evaluation.js";
 import { database, images, model, rows, text } from "./options/rows.js";
 import { agentrl, checkpoints, devices, output } from "./options/run.js";
 import { batch, optimizer, precision } from "./options/training.js";
@@ -19,6 +20,7 @@ export const GROUPS = {
 	"Batch and length of the run": batch,
 	Optimizer: optimizer,
 	"Precision and memory": precision,
+	Evaluation: evaluation,
 	Checkpoints: checkpoints,
 	Output: output,
 	"Several devices": devices,
@@ -35,6 +37,7 @@ export const trainingSchema = z.strictObject({
 	...batch,
 	...optimizer,
 	...precision,
+	...evaluation,
 	...checkpoints,
 	...output,
 	...devices,

@@ -267,9 +267,10 @@ export interface TrainingOptions {
 	 */
 	learning_rate?: number;
 	/**
-	 * Schedule of the learning rate, as in transformers. Expected: one of linear, cosine, cosine_with_restarts,
-	 * polynomial, constant, constant_with_warmup, inverse_sqrt, cosine_with_min_lr, cosine_warmup_with_min_lr,
-	 * warmup_stable_decay.
+	 * Schedule of the learning rate, as in transformers. reduce_lr_on_plateau and greedy follow `metric_for_best_model`
+	 * of the evaluations, and do not warm up. Expected: one of linear, cosine, cosine_with_restarts, polynomial,
+	 * constant, constant_with_warmup, inverse_sqrt, cosine_with_min_lr, cosine_warmup_with_min_lr, warmup_stable_decay,
+	 * reduce_lr_on_plateau, greedy.
 	 * @default "linear"
 	 */
 	lr_scheduler_type?:
@@ -282,11 +283,15 @@ export interface TrainingOptions {
 		| "inverse_sqrt"
 		| "cosine_with_min_lr"
 		| "cosine_warmup_with_min_lr"
-		| "warmup_stable_decay";
+		| "warmup_stable_decay"
+		| "reduce_lr_on_plateau"
+		| "greedy";
 	/**
 	 * Further settings of the schedule, by their names in transformers: `num_cycles`, `power`, `lr_end`, `min_lr`,
 	 * `min_lr_rate`, `warmup_lr_rate`, `timescale`, `num_decay_steps`, `num_stable_steps`, `warmup_type`, `decay_type`,
-	 * `min_lr_ratio`. Expected: names and values, as JSON or as NAME=VALUE ....
+	 * `min_lr_ratio`; of reduce_lr_on_plateau and greedy `mode`, `factor`, `patience`, `threshold`, `threshold_mode`,
+	 * `cooldown`, `min_lr`, `eps`, and of greedy `warmup`, `max_lr`, `smooth`, `window_size`, `reset_start`. Expected:
+	 * names and values, as JSON or as NAME=VALUE ....
 	 * @default {}
 	 */
 	lr_scheduler_kwargs?: Record<string, string | number | boolean | null>;
@@ -393,6 +398,99 @@ export interface TrainingOptions {
 	 */
 	attention?: "auto" | "cudnn" | "own";
 
+	// Evaluation
+
+	/**
+	 * When to evaluate the held-out rows: never, every `eval_steps`, or after each epoch. Expected: one of no, steps,
+	 * epoch. Files and flags may call it `evaluation_strategy`.
+	 * @default "no"
+	 */
+	eval_strategy?: "no" | "steps" | "epoch";
+	/**
+	 * Held-out rows, in every form that `train_file` takes. With several entries each also gets its own figures,
+	 * `eval_NAME_loss` and so on; the name of an entry without one is that of its file. A path with `=` in it is written
+	 * as ./PATH. Expected: files, folders or globs, each as PATH or NAME=PATH.
+	 * @default []
+	 */
+	eval_file?: string | string[];
+	/**
+	 * Rows to hold out of those that are given. A part: such a share of the rows of `train_file`, chosen by a hash of
+	 * `data_seed` and each row's content, and not trained. A name: from each folder of `train_file` and from the
+	 * database the rows of this split. Expected: a part of all rows (above 0 and below 1), or the name of a split such
+	 * as validation; or none.
+	 * @default null
+	 */
+	eval_split?: number | string | null;
+	/**
+	 * Steps between evaluations with `eval_strategy steps`; none: `logging_steps`. Expected: a whole number of steps, or
+	 * a part of all steps (above 0 and below 1); or none.
+	 * @default null
+	 */
+	eval_steps?: number | null;
+	/**
+	 * No evaluation before so many steps (with `eval_strategy steps`) or epochs (with `eval_strategy epoch`) are done.
+	 * Expected: a number, 0 or more.
+	 * @default 0
+	 */
+	eval_delay?: number;
+	/**
+	 * Evaluate once before the first step too. Expected: true or false.
+	 * @default false
+	 */
+	eval_on_start?: boolean;
+	/**
+	 * Held-out rows evaluated at a time, unless `max_tokens_per_micro_batch` counts tokens. It changes memory and speed,
+	 * never the result. Expected: a whole number, 1 or more and at most 65536. Files and flags may call it
+	 * `per_gpu_eval_batch_size`.
+	 * @default 8
+	 */
+	per_device_eval_batch_size?: number;
+	/**
+	 * Held-out rows whose replies are generated at each evaluation, spread evenly over all: `eval_exact_match` is the
+	 * share that equals the expected ones (tool calls as JSON, text exactly), and metrics.jsonl has their texts.
+	 * Expected: a whole number, 0 or more and at most 1000000.
+	 * @default 0
+	 */
+	eval_generate?: number;
+	/**
+	 * With `eval_generate`: module (.ts or .js) whose default export is a function of `(row, reply)` that returns a
+	 * number, reported as `eval_metric`, or numbers by name, reported as `eval_NAME`; means over all replies. Expected:
+	 * a file; or none.
+	 * @default null
+	 */
+	eval_metric?: string | null;
+	/**
+	 * Leave the best checkpoint's model in `output_dir` at the end, not the last one's. Each checkpoint must then have
+	 * an evaluation: the same `save_strategy` as `eval_strategy`, with `save_steps` a multiple of `eval_steps`, or
+	 * `save_strategy best`. Expected: true or false.
+	 * @default false
+	 */
+	load_best_model_at_end?: boolean;
+	/**
+	 * What decides which evaluation is the best, with or without `eval_` in front; none: loss. Expected: a figure of the
+	 * evaluation, such as loss, mean_token_accuracy, perplexity or NAME_loss; or none.
+	 * @default null
+	 */
+	metric_for_best_model?: string | null;
+	/**
+	 * Whether a greater `metric_for_best_model` is better; none: unless its name ends in loss, perplexity or entropy.
+	 * Expected: true, false or none.
+	 * @default null
+	 */
+	greater_is_better?: boolean | null;
+	/**
+	 * End the run after so many evaluations in a row without a better `metric_for_best_model`; none: never. The model is
+	 * saved as after all steps. Expected: a whole number, 1 or more; or none.
+	 * @default null
+	 */
+	early_stopping_patience?: number | null;
+	/**
+	 * With `early_stopping_patience`: how much the metric must change for the better for an evaluation to count as
+	 * better. Expected: a number, 0 or more.
+	 * @default 0
+	 */
+	early_stopping_threshold?: number;
+
 	// Checkpoints
 
 	/**
@@ -406,19 +504,20 @@ export interface TrainingOptions {
 	 */
 	overwrite_output_dir?: boolean;
 	/**
-	 * When to write a checkpoint: every `save_steps` and at the end, after each epoch, or never. A run that is stopped
-	 * always writes one, and a run that is done leaves the model in `output_dir`. Expected: one of no, steps, epoch.
+	 * When to write a checkpoint: every `save_steps` and at the end, after each epoch, after an evaluation that is the
+	 * best so far, or never. A run that is stopped always writes one, and a run that is done leaves the model in
+	 * `output_dir`. Expected: one of no, steps, epoch, best.
 	 * @default "steps"
 	 */
-	save_strategy?: "no" | "steps" | "epoch";
+	save_strategy?: "no" | "steps" | "epoch" | "best";
 	/**
 	 * Steps between checkpoints. Expected: a whole number of steps, or a part of all steps (above 0 and below 1).
 	 * @default 500
 	 */
 	save_steps?: number;
 	/**
-	 * Checkpoints to keep; the oldest is removed once a new one is complete. None: all. Expected: a whole number, 1 or
-	 * more; or none.
+	 * Checkpoints to keep; the oldest is removed once a new one is complete. The best one is never removed. None: all.
+	 * Expected: a whole number, 1 or more; or none.
 	 * @default null
 	 */
 	save_total_limit?: number | null;
@@ -521,10 +620,4 @@ export interface TrainingOptions {
 	 * @default "CrossEntropy"
 	 */
 	loss_calculater?: "CrossEntropy";
-	/**
-	 * When to evaluate while training. Expected: no (evaluation while training is not built; `arl generate` scores a
-	 * checkpoint). Files and flags may call it `evaluation_strategy`.
-	 * @default "no"
-	 */
-	eval_strategy?: "no";
 }

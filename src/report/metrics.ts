@@ -12,6 +12,12 @@ import { jsonLine } from "./format.js";
 /** The name of the file in `output_dir`. */
 export const METRICS_FILE = "metrics.jsonl";
 
+/** After which step a run resumes, and whether with the evaluation after that step. */
+interface Resumed {
+	step: number;
+	evaluates?: boolean;
+}
+
 /** Numbers by name, `step` among them. */
 export type MetricsLine = { step: number } & Record<string, unknown>;
 
@@ -26,13 +32,13 @@ export class MetricsFile {
 	}
 
 	/**
-	 * Opens the file for appending. `resumeStep`: lines of later steps are cut off, since those steps are made again; so
-	 * is an unfinished last line. Absent: the file starts empty.
+	 * Opens the file for appending. `resumed`: lines of later steps are cut off, since those steps are made again; so
+	 * is an unfinished last line, and what is known of an evaluation that is made again. Absent: the file starts empty.
 	 */
-	static open(path: string, resumeStep?: number): MetricsFile {
+	static open(path: string, resumed?: Resumed): MetricsFile {
 		try {
 			const file = openSync(path, "a");
-			ftruncateSync(file, resumeStep === undefined ? 0 : keptBytes(readFileSync(path), resumeStep));
+			ftruncateSync(file, resumed === undefined ? 0 : keptBytes(readFileSync(path), resumed));
 			return new MetricsFile(path, file);
 		} catch (error) {
 			throw toArlError(error, path);
@@ -75,10 +81,11 @@ export class MetricsSink {
 	}
 
 	event(event: TrainEvent): void {
-		if (event.type === "resumed") this.#file = MetricsFile.open(this.#path, event.step);
+		if (event.type === "resumed") this.#file = MetricsFile.open(this.#path, event);
 		if (event.type === "start") this.#file ??= MetricsFile.open(this.#path);
-		if (event.type === "log")
-			this.#file?.write({ ...event.metrics, ...(this.#runName !== null && { run_name: this.#runName }) });
+		const name = this.#runName !== null && { run_name: this.#runName };
+		if (event.type === "log" || event.type === "evaluate") this.#file?.write({ ...event.metrics, ...name });
+		if (event.type === "sample") this.#file?.write({ event: "sample", ...event.sample, ...name });
 	}
 
 	close(): void {
@@ -86,24 +93,24 @@ export class MetricsSink {
 	}
 }
 
-/** Bytes of the leading lines whose step is at most `step`. */
-function keptBytes(content: Buffer, step: number): number {
+/** Bytes of the leading lines that a resumed run keeps. */
+function keptBytes(content: Buffer, resumed: Resumed): number {
 	let kept = 0;
 	while (kept < content.length) {
 		const end = content.indexOf(10, kept);
 		if (end < 0) break;
-		if (!(stepOf(content.toString("utf8", kept, end)) <= step)) break;
+		if (!keeps(content.toString("utf8", kept, end), resumed)) break;
 		kept = end + 1;
 	}
 	return kept;
 }
 
-function stepOf(line: string): number {
+function keeps(line: string, resumed: Resumed): boolean {
 	try {
-		const value: unknown = JSON.parse(line);
-		const step = (value as { step?: unknown } | null)?.step;
-		return typeof step === "number" ? step : Number.NaN;
+		const value = JSON.parse(line) as Record<string, unknown> | null;
+		if (typeof value?.step !== "number" || value.step > resumed.step) return false;
+		return !(resumed.evaluates && value.step === resumed.step && ("eval_loss" in value || value.event === "sample"));
 	} catch {
-		return Number.NaN;
+		return false;
 	}
 }

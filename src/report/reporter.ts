@@ -33,6 +33,14 @@ export interface ReporterOptions {
 	now?: () => number;
 }
 
+/** How a run ended, in words. */
+const OUTCOMES = {
+	completed: "done",
+	early_stopped: "stopped early, because the evaluations were no longer better",
+	interrupted: "interrupted",
+	stopped: "stopped",
+} as const;
+
 /** Rows that are named one by one above a live line; the rest is counted there. A log names every one. */
 const ROWS_SHOWN = 20;
 /** Seconds between two plain lines on rows being encoded. */
@@ -81,6 +89,13 @@ export class TextReporter implements Reporter {
 			case "log":
 				this.#log(event);
 				break;
+			case "evaluating":
+				this.#live?.show(evaluatingParts(event));
+				break;
+			case "evaluate":
+				this.#evaluated(event);
+				break;
+			case "sample":
 			case "epoch":
 				break;
 			case "saved":
@@ -199,10 +214,28 @@ export class TextReporter implements Reporter {
 		);
 	}
 
+	#evaluated({ metrics, best }: EventOf<"evaluate">): void {
+		const { dim, green } = this.#colors;
+		this.#line(
+			[
+				`${dim("step")} ${metrics.step}`,
+				`${dim("epoch")} ${metrics.epoch.toFixed(2)}`,
+				`${dim("eval_loss")} ${measure(metrics.eval_loss)}`,
+				`${dim("eval_accuracy")} ${percent(metrics.eval_mean_token_accuracy)}`,
+				`${dim("eval_perplexity")} ${measure(metrics.eval_perplexity)}`,
+				...("eval_exact_match" in metrics
+					? [`${dim("exact")} ${percent(metrics.eval_exact_match ?? Number.NaN)}`]
+					: []),
+				duration(metrics.eval_runtime),
+				...(best ? [green("best")] : []),
+			].join("  "),
+		);
+	}
+
 	#end(event: EventOf<"end">): void {
 		this.#live?.clear();
 		const { bold } = this.#colors;
-		const how = { completed: "done", interrupted: "interrupted", stopped: "stopped" }[event.outcome];
+		const how = OUTCOMES[event.outcome];
 		const loss = event.trainLoss === null ? "" : `, mean loss ${measure(event.trainLoss)}`;
 		this.#line(
 			bold(
@@ -211,9 +244,18 @@ export class TextReporter implements Reporter {
 		);
 		this.#line(`model    ${event.modelPath ?? "not saved: no step was finished"}`);
 		this.#line(`metrics  ${join(event.outputDir || this.#outputDir, METRICS_FILE)}`);
-		if (event.outcome !== "completed" && event.modelPath !== null)
+		if ((event.outcome === "interrupted" || event.outcome === "stopped") && event.modelPath !== null)
 			this.#line("resume with --resume_from_checkpoint latest");
 	}
+}
+
+/** What the live line says of an evaluation. */
+export function evaluatingParts({ rows, totalRows }: Pick<EventOf<"evaluating">, "rows" | "totalRows">): Part[] {
+	return [
+		{ text: `evaluating held-out rows ${rows}/${totalRows}`, keep: 9 },
+		{ text: bar(rows / totalRows), keep: 0 },
+		{ text: percent(rows / totalRows), keep: 5 },
+	];
 }
 
 /** What the live line says of a step; what matters least goes first where the terminal is narrow. */

@@ -84,7 +84,8 @@ impl<B: Backend + ?Sized> Engine<B> {
             None
         };
         model.attention_library &= attention_notice.is_none();
-        let plan = StepPlan::new(&model, options.max_batch, MICRO_BATCHES)?;
+        let plan =
+            StepPlan::new(&model, options.max_batch, MICRO_BATCHES)?.with_evaluation(&model, options.eval_batch)?;
         backend.reserve(Pool::State, model.store.bytes)?;
         backend.reserve(Pool::HostState, model.store.host_bytes)?;
         plan.reserve(&mut *backend, &model)?;
@@ -154,7 +155,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         if self.plan.holds(size, count) {
             return Ok(());
         }
-        let plan = StepPlan::new(&self.model, self.plan.larger(size), self.plan.micro_batches.max(count))?;
+        let plan = self.plan.grown(&self.model, size, count)?;
         self.make_room_for(plan)
     }
 
@@ -187,7 +188,13 @@ impl<B: Backend + ?Sized> Engine<B> {
     }
 
     /// Uploads a micro-batch and takes its memory.
-    fn begin(&mut self, batch: &MicroBatch, keep: Option<Recompute>, sums: Buffer, balance: Option<Buffer>) -> Run {
+    pub(crate) fn begin(
+        &mut self,
+        batch: &MicroBatch,
+        keep: Option<Recompute>,
+        sums: Buffer,
+        balance: Option<Buffer>,
+    ) -> Run {
         let inputs = self.staging.upload(&mut *self.backend, &mut self.arena, batch, &self.rope);
         self.parts().begin(inputs, keep, sums, balance)
     }
@@ -279,7 +286,7 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// Zeroed room for the statistics of `count` micro-batches: f64 `[count, 3]`, and f32 `[count, 2, experts]` where a
     /// balance loss is added.
-    fn statistics(&mut self, count: usize) -> (Buffer, Option<Buffer>) {
+    pub(crate) fn statistics(&mut self, count: usize) -> (Buffer, Option<Buffer>) {
         let (sums, balances) = take_statistics(&mut self.arena, &self.model.shape, count);
         for buffer in [Some(sums), balances].into_iter().flatten() {
             self.backend.zero(buffer);

@@ -11,6 +11,7 @@ pub mod backend;
 mod batch;
 mod blocks;
 mod engine;
+mod evaluate;
 mod events;
 mod flops;
 mod generate;

@@ -4,6 +4,7 @@
 use arl_model::{ModelConfig, Result};
 
 use crate::backend::DeviceKind;
+use crate::batch::BatchSize;
 use crate::options::EngineOptions;
 use crate::plan::plan_memory_of;
 
@@ -27,11 +28,13 @@ pub fn with_logits_rows(
         if rows <= kind.default_logits_rows(config.vocab_size) || rows > options.max_batch.tokens.next_power_of_two() {
             continue;
         }
-        let larger = EngineOptions { loss_seq_chunk_size: Some(rows), ..options.clone() };
-        let planned = plan_memory_of(config, &larger, kind)?.total_bytes;
+        // What is evaluated must not change the bits of training.
+        let training =
+            EngineOptions { loss_seq_chunk_size: Some(rows), eval_batch: BatchSize::default(), ..options.clone() };
+        let planned = plan_memory_of(config, &training, kind)?.total_bytes;
         if planned.saturating_add(MARGIN) <= total {
             if planned <= free {
-                options = larger;
+                options.loss_seq_chunk_size = Some(rows);
             }
             break;
         }
@@ -42,7 +45,6 @@ pub fn with_logits_rows(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::BatchSize;
 
     #[test]
     fn rows_are_the_most_that_the_gpus_memory_holds_beside_the_rest() {

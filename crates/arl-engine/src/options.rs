@@ -55,6 +55,8 @@ pub struct EngineOptions {
     pub loss_seq_chunk_size: Option<usize>,
     /// The largest micro-batch expected. A larger one makes the engine plan and reserve again before the step.
     pub max_batch: BatchSize,
+    /// The largest micro-batch expected of which the loss alone is computed, where it is larger; of no tokens: none.
+    pub eval_batch: BatchSize,
     /// AdamW's constants.
     pub adam: Adam,
     /// Parameters that are not trained, as patterns of their names in which `*` stands for any characters. They have no
@@ -79,6 +81,7 @@ impl Default for EngineOptions {
             optimizer_offload: false,
             loss_seq_chunk_size: None,
             max_batch: BatchSize { tokens: 1, sequences: 1 },
+            eval_batch: BatchSize::default(),
             adam: Adam::default(),
             frozen: Vec::new(),
             attention: AttentionChoice::default(),

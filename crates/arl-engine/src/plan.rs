@@ -34,6 +34,8 @@ pub struct MemoryPlan {
 #[derive(Clone, Debug)]
 pub(crate) struct StepPlan {
     pub(crate) size: BatchSize,
+    /// Of micro-batches of which the loss alone is computed; those of `size` have room too.
+    evaluation: BatchSize,
     pub(crate) micro_batches: usize,
     arena: Arena,
     /// Of the inputs of layers that wait in host memory.
@@ -43,35 +45,29 @@ pub(crate) struct StepPlan {
 impl StepPlan {
     /// Runs the step dry. Every position counts as a target: then it needs most.
     pub(crate) fn new(model: &Model, size: BatchSize, micro_batches: usize) -> Result<Self> {
-        let size = BatchSize { tokens: size.tokens.max(1), sequences: size.sequences.clamp(1, size.tokens.max(1)) };
-        let mut arena = Arena::new(usize::MAX);
-        take_statistics(&mut arena, &model.shape, micro_batches);
-        let inputs = Inputs::take(&mut arena, size, size.tokens, size.tokens, model.shape.rotary / 2);
-        let (sums, balance) = take_statistics(&mut Arena::new(usize::MAX), &model.shape, 1);
-        let mut step = Step {
-            backend: &mut PlanBackend::default(),
-            arena: &mut arena,
-            model,
-            stages: &mut Stages::default(),
-            interrupt: &AtomicBool::new(false),
-            pending: &mut None,
-        };
-        if model.store.training.is_some() {
-            let run = step.begin(inputs, Some(model.recompute), sums, balance);
-            step.train(&run, 1.0)?;
-        } else {
-            let run = step.begin(inputs, None, sums, balance);
-            step.evaluate(&run)?;
-        }
+        let size = at_least_one(size);
+        let arena = dry_run(model, size, micro_batches, model.store.training.is_some())?;
         let offloading = model.activation_offloading && model.store.training.is_some();
         let input_bytes = if offloading { size.tokens * model.shape.hidden * model.dtype.bytes() } else { 0 };
         let host_bytes = host_bytes(model.layers.len() - model.lowest_layer, input_bytes);
-        Ok(StepPlan { size, micro_batches, arena, host_bytes })
+        Ok(StepPlan { size, evaluation: BatchSize::default(), micro_batches, arena, host_bytes })
+    }
+
+    /// The plan, with room for the loss alone of micro-batches of `size` too; of no tokens: as it is.
+    pub(crate) fn with_evaluation(self, model: &Model, size: BatchSize) -> Result<Self> {
+        if size.tokens == 0 {
+            return Ok(self);
+        }
+        let evaluation = at_least_one(size);
+        let arena = dry_run(model, evaluation, 1, false)?;
+        let arena = if arena.peak() > self.arena.peak() { arena } else { self.arena };
+        Ok(StepPlan { evaluation, arena, ..self })
     }
 
     /// The plan of an engine that has no memory.
     pub(crate) fn nothing() -> Self {
-        StepPlan { size: BatchSize::default(), micro_batches: 0, arena: Arena::new(0), host_bytes: 0 }
+        let nothing = BatchSize::default();
+        StepPlan { size: nothing, evaluation: nothing, micro_batches: 0, arena: Arena::new(0), host_bytes: 0 }
     }
 
     /// A plan that was found by another dry run, for the same micro-batches.
@@ -86,26 +82,79 @@ impl StepPlan {
 
     /// Reserves what a step needs.
     pub(crate) fn reserve<B: Backend + ?Sized>(&self, backend: &mut B, model: &Model) -> Result<()> {
-        backend.reserve(Pool::Scratch, backend.scratch_bytes(model.shape.widest(), self.size.tokens))?;
+        backend.reserve(Pool::Scratch, backend.scratch_bytes(model.shape.widest(), self.tokens()))?;
         backend.reserve(Pool::Step, self.bytes())?;
         backend.reserve(Pool::HostStep, self.host_bytes)
     }
 
-    /// Whether there is room for `count` micro-batches of `size`.
-    pub(crate) fn holds(&self, size: BatchSize, count: usize) -> bool {
-        size.tokens <= self.size.tokens && size.sequences <= self.size.sequences && count <= self.micro_batches
+    /// Tokens of the largest micro-batch.
+    fn tokens(&self) -> usize {
+        self.size.tokens.max(self.evaluation.tokens)
     }
 
-    /// The least size that holds both the plan's and `size`.
-    pub(crate) fn larger(&self, size: BatchSize) -> BatchSize {
-        BatchSize { tokens: size.tokens.max(self.size.tokens), sequences: size.sequences.max(self.size.sequences) }
+    /// Whether there is room for `count` micro-batches of `size`.
+    pub(crate) fn holds(&self, size: BatchSize, count: usize) -> bool {
+        fits(size, self.size) && count <= self.micro_batches
     }
+
+    /// Whether there is room for the loss alone of a micro-batch of `size`.
+    pub(crate) fn holds_evaluation(&self, size: BatchSize) -> bool {
+        self.holds(size, 1) || fits(size, self.evaluation)
+    }
+
+    /// The plan of a step that holds both this one's and `count` micro-batches of `size`.
+    pub(crate) fn grown(&self, model: &Model, size: BatchSize, count: usize) -> Result<Self> {
+        let plan = StepPlan::new(model, larger(size, self.size), self.micro_batches.max(count))?;
+        plan.with_evaluation(model, self.evaluation)
+    }
+
+    /// The plan with room for the loss alone of a micro-batch of `size`.
+    pub(crate) fn grown_evaluation(&self, model: &Model, size: BatchSize) -> Result<Self> {
+        self.clone().with_evaluation(model, larger(size, self.evaluation))
+    }
+}
+
+fn at_least_one(size: BatchSize) -> BatchSize {
+    BatchSize { tokens: size.tokens.max(1), sequences: size.sequences.clamp(1, size.tokens.max(1)) }
+}
+
+fn fits(size: BatchSize, room: BatchSize) -> bool {
+    size.tokens <= room.tokens && size.sequences <= room.sequences
+}
+
+/// The least size that holds both.
+fn larger(a: BatchSize, b: BatchSize) -> BatchSize {
+    BatchSize { tokens: a.tokens.max(b.tokens), sequences: a.sequences.max(b.sequences) }
+}
+
+/// The memory of a micro-batch of `size`, with room for the statistics of `micro_batches`: of a training step, or of the loss
+/// alone.
+fn dry_run(model: &Model, size: BatchSize, micro_batches: usize, training: bool) -> Result<Arena> {
+    let mut arena = Arena::new(usize::MAX);
+    take_statistics(&mut arena, &model.shape, micro_batches);
+    let inputs = Inputs::take(&mut arena, size, size.tokens, size.tokens, model.shape.rotary / 2);
+    let (sums, balance) = take_statistics(&mut Arena::new(usize::MAX), &model.shape, 1);
+    let mut step = Step {
+        backend: &mut PlanBackend::default(),
+        arena: &mut arena,
+        model,
+        stages: &mut Stages::default(),
+        interrupt: &AtomicBool::new(false),
+        pending: &mut None,
+    };
+    let run = step.begin(inputs, training.then_some(model.recompute), sums, balance);
+    if training {
+        step.train(&run, 1.0)?;
+    } else {
+        step.evaluate(&run)?;
+    }
+    Ok(arena)
 }
 
 impl MemoryPlan {
     pub(crate) fn of(model: &Model, plan: &StepPlan, kind: DeviceKind) -> Self {
         let store = &model.store;
-        let own = kind.own_bytes(model.shape.widest(), plan.size.tokens);
+        let own = kind.own_bytes(model.shape.widest(), plan.tokens());
         let mut categories = vec![("weights", store.weights.bytes())];
         let mut host_categories = Vec::new();
         if let Some(training) = &store.training {
@@ -148,6 +197,6 @@ pub fn plan_memory_of(config: &ModelConfig, options: &EngineOptions, kind: Devic
     if options.max_batch.tokens == 0 {
         return Err(Error::new(ErrorCode::Config, "a micro-batch has at least one token"));
     }
-    let plan = StepPlan::new(&model, options.max_batch, MICRO_BATCHES)?;
+    let plan = StepPlan::new(&model, options.max_batch, MICRO_BATCHES)?.with_evaluation(&model, options.eval_batch)?;
     Ok(MemoryPlan::of(&model, &plan, kind))
 }

@@ -16,8 +16,8 @@ use napi_derive::napi;
 use crate::device::{backend, device_kind};
 use crate::error::{sync, to_napi};
 use crate::values::{
-    EngineInfo, EngineOptions, GenerateOptions, MemoryPlan, MicroBatch, ModelFacts, StepHyper, batches_from_js,
-    core_options, hyper_from_js, plan_to_js, seed, stats_to_js, step_to_js,
+    EngineInfo, EngineOptions, GenerateOptions, MemoryPlan, MicroBatch, ModelFacts, StepHyper, batch_from_js,
+    batches_from_js, core_options, hyper_from_js, plan_to_js, seed, stats_to_js, step_to_js,
 };
 use crate::worker::Worker;
 
@@ -226,6 +226,17 @@ impl Engine {
         self.submit(
             env,
             move |engine| engine.evaluate(&batches),
+            |stats| stats.into_iter().map(stats_to_js).collect::<Vec<_>>(),
+        )
+    }
+
+    /// The loss of each sequence of a micro-batch, with the weights as they are: sums that do not depend on the other sequences.
+    #[napi(ts_return_type = "Promise<MicroBatchStats[]>")]
+    pub fn evaluate_sequences<'env>(&self, env: &'env Env, batch: MicroBatch) -> napi::Result<Object<'env>> {
+        let batch = batch_from_js(&batch);
+        self.submit(
+            env,
+            move |engine| engine.evaluate_sequences(&batch),
             |stats| stats.into_iter().map(stats_to_js).collect::<Vec<_>>(),
         )
     }

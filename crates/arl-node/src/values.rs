@@ -38,6 +38,10 @@ pub struct EngineOptions {
     pub max_tokens: u32,
     /// Sequences of the micro-batch with the most.
     pub max_sequences: u32,
+    /// Tokens of the largest micro-batch that is evaluated, if it is larger; absent: none is.
+    pub eval_max_tokens: Option<u32>,
+    /// Sequences of the evaluated micro-batch with the most.
+    pub eval_max_sequences: Option<u32>,
     /// Who computes attention; absent: this project's kernels.
     #[napi(ts_type = "'auto' | 'cudnn' | 'own'")]
     pub attention: Option<String>,
@@ -249,6 +253,10 @@ pub(crate) fn core_options(options: &EngineOptions) -> Result<arl_engine::Engine
         optimizer_offload: options.optimizer_offload.unwrap_or(false),
         loss_seq_chunk_size: options.loss_seq_chunk_size.map(|rows| rows as usize),
         max_batch: BatchSize { tokens: options.max_tokens as usize, sequences: options.max_sequences as usize },
+        eval_batch: BatchSize {
+            tokens: options.eval_max_tokens.unwrap_or(0) as usize,
+            sequences: options.eval_max_sequences.unwrap_or(0) as usize,
+        },
         frozen: Vec::new(),
         attention: attention(options.attention.as_deref())?,
         adam: Adam {

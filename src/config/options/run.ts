@@ -23,10 +23,10 @@ export const checkpoints = {
 		description:
 			"Start from scratch in an `output_dir` that holds another run or a model, which is removed once the new run has its first checkpoint or model. Without this option such a folder is an error.",
 	}),
-	save_strategy: choice(["no", "steps", "epoch"], {
+	save_strategy: choice(["no", "steps", "epoch", "best"], {
 		default: "steps",
 		description:
-			"When to write a checkpoint: every `save_steps` and at the end, after each epoch, or never. A run that is stopped always writes one, and a run that is done leaves the model in `output_dir`.",
+			"When to write a checkpoint: every `save_steps` and at the end, after each epoch, after an evaluation that is the best so far, or never. A run that is stopped always writes one, and a run that is done leaves the model in `output_dir`.",
 	}),
 	save_steps: stepsOrRatio({
 		zero: false,
@@ -35,7 +35,8 @@ export const checkpoints = {
 	}),
 	save_total_limit: integerOrNone({
 		min: 1,
-		description: "Checkpoints to keep; the oldest is removed once a new one is complete. None: all.",
+		description:
+			"Checkpoints to keep; the oldest is removed once a new one is complete. The best one is never removed. None: all.",
 	}),
 	resume_from_checkpoint: custom(
 		z
@@ -106,9 +107,5 @@ export const agentrl = {
 	loss_calculater: only("CrossEntropy", {
 		why: "other losses are not built",
 		description: "The loss (spelt as in AgentRL).",
-	}),
-	eval_strategy: only("no", {
-		why: "evaluation while training is not built; `arl generate` scores a checkpoint",
-		description: "When to evaluate while training.",
 	}),
 };

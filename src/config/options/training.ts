@@ -16,6 +16,9 @@ export const SCHEDULE_NAMES = [
 	"warmup_stable_decay",
 ] as const;
 
+/** Those that follow evaluations. */
+export const METRIC_SCHEDULE_NAMES = ["reduce_lr_on_plateau", "greedy"] as const;
+
 export const batch = {
 	per_device_train_batch_size: integer({
 		default: 8,
@@ -72,13 +75,14 @@ export const optimizer = {
 		min: 0,
 		description: "The highest learning rate; the schedule scales it.",
 	}),
-	lr_scheduler_type: choice(SCHEDULE_NAMES, {
+	lr_scheduler_type: choice([...SCHEDULE_NAMES, ...METRIC_SCHEDULE_NAMES], {
 		default: "linear",
-		description: "Schedule of the learning rate, as in transformers.",
+		description:
+			"Schedule of the learning rate, as in transformers. reduce_lr_on_plateau and greedy follow `metric_for_best_model` of the evaluations, and do not warm up.",
 	}),
 	lr_scheduler_kwargs: map({
 		description:
-			"Further settings of the schedule, by their names in transformers: `num_cycles`, `power`, `lr_end`, `min_lr`, `min_lr_rate`, `warmup_lr_rate`, `timescale`, `num_decay_steps`, `num_stable_steps`, `warmup_type`, `decay_type`, `min_lr_ratio`.",
+			"Further settings of the schedule, by their names in transformers: `num_cycles`, `power`, `lr_end`, `min_lr`, `min_lr_rate`, `warmup_lr_rate`, `timescale`, `num_decay_steps`, `num_stable_steps`, `warmup_type`, `decay_type`, `min_lr_ratio`; of reduce_lr_on_plateau and greedy `mode`, `factor`, `patience`, `threshold`, `threshold_mode`, `cooldown`, `min_lr`, `eps`, and of greedy `warmup`, `max_lr`, `smooth`, `window_size`, `reset_start`.",
 	}),
 	warmup_steps: stepsOrRatio({
 		zero: true,

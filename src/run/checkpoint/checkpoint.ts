@@ -2,7 +2,7 @@
  * Checkpoints on disk: `checkpoint-N/` is a model in Hugging Face's layout, with the state to resume from in `arl/`.
  * It is written under another name, forced to the disk, checked and renamed, so that an existing one is always complete.
  */
-import { readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
+import { lstat, readdir, readFile, realpath, rename, rm, stat, writeFile } from "node:fs/promises";
 import { join, relative, sep } from "node:path";
 import { exists, makeFolder } from "../../disk/folders.js";
 import { hashFile } from "../../disk/hash-file.js";
@@ -225,9 +225,18 @@ export interface Resumable {
 	damaged: string[];
 }
 
+/** Whether the path itself is a symbolic link to something. */
+async function isLinkTo(path: string): Promise<boolean> {
+	return (await lstat(path).catch(() => null))?.isSymbolicLink() === true && (await exists(path));
+}
+
 /** Opens the checkpoint `wanted`. `latest`: the newest complete one in `outputDir`; null if it has none. */
 export async function findCheckpoint(wanted: string, outputDir: string): Promise<Resumable | null> {
-	if (wanted !== "latest") return { path: wanted, ...(await openCheckpoint(wanted)), damaged: [] };
+	if (wanted !== "latest") {
+		// The links `best` and `latest` may point elsewhere before the run ends.
+		const path = (await isLinkTo(wanted)) ? await realpath(wanted) : wanted;
+		return { path, ...(await openCheckpoint(path)), damaged: [] };
+	}
 	const damaged: string[] = [];
 	for (const { path } of (await listCheckpoints(outputDir)).reverse()) {
 		try {

@@ -17,6 +17,7 @@ import { RECORD_FILE, REPORT_FILE } from "../../report/runs/record.js";
 import { SINKS_FOLDER, TENSORBOARD_FOLDER } from "../../report/sinks/outbox.js";
 import { CACHE_FOLDER, RUN_FOLDER } from "../setup/options.js";
 import { CHECKPOINT_NAME, listCheckpoints } from "./checkpoint.js";
+import { isLink, LINKS } from "./links.js";
 import { isModelFile, isPublished, MODEL_LIST, publishedFiles, removePublished } from "./publish.js";
 
 const ASIDE = ".old-run";
@@ -38,13 +39,18 @@ export async function namesOfOldRun(outputDir: string): Promise<string[]> {
 	const own = (name: string) =>
 		CHECKPOINT_NAME.test(name) || published.has(name) || isModelFile(name) || OTHERS.includes(name);
 	const names = (await readdir(outputDir).catch(() => [])).filter(own);
-	return [...names.sort(), ...(await runCaches(outputDir))];
+	return [...names.sort(), ...(await linksIn(outputDir)), ...(await runCaches(outputDir))];
 }
 
 /** What a run reports of itself: files, and what sinks keep. */
 const REPORTS = [METRICS_FILE, RECORD_FILE, REPORT_FILE];
 const REPORT_FOLDERS = [SINKS_FOLDER, TENSORBOARD_FOLDER];
 const OTHERS = [...REPORTS, ...REPORT_FOLDERS, MODEL_LIST, ROW_LISTS];
+
+async function linksIn(outputDir: string): Promise<string[]> {
+	const found = await Promise.all(LINKS.map((name) => isLink(outputDir, name)));
+	return LINKS.filter((_, i) => found[i]);
+}
 
 /** The cache folders of runs on user-supplied data sets, if the cache belongs to this `output_dir`. */
 async function runCaches(outputDir: string): Promise<string[]> {
@@ -65,7 +71,9 @@ export async function setOldRunAside(outputDir: string, kept: string | null): Pr
 /** Sets aside the checkpoints after the step from which a run resumes. Returns them, for people; null: there are none. */
 export async function setBranchAside(outputDir: string, after: number): Promise<string | null> {
 	const later = (await listCheckpoints(outputDir)).filter(({ step }) => step > after);
-	return await setAside(outputDir, { names: later.map(({ step }) => `checkpoint-${step}`), after });
+	if (later.length === 0) return null;
+	const names = [...later.map(({ step }) => `checkpoint-${step}`), ...(await linksIn(outputDir))];
+	return await setAside(outputDir, { names, after });
 }
 
 async function setAside(outputDir: string, plan: Plan): Promise<string | null> {
@@ -88,7 +96,7 @@ async function setAside(outputDir: string, plan: Plan): Promise<string | null> {
 		await putBack(outputDir).catch((second: unknown) => failure.suppressed.push(toArlError(second)));
 		throw failure;
 	}
-	const shown = plan.names.filter((name) => !name.startsWith("."));
+	const shown = plan.names.filter((name) => !name.startsWith(".") && !LINKS.includes(name));
 	return `${shown.slice(0, 4).join(", ")}${shown.length > 4 ? ` and ${shown.length - 4} more` : ""}`;
 }
 
@@ -147,7 +155,8 @@ async function hasResult(outputDir: string, after: number | null): Promise<boole
 /** Removes what a run without a result left behind. */
 async function removeNewRun(outputDir: string): Promise<void> {
 	await removePublished(outputDir);
-	for (const name of [...REPORTS, ...REPORT_FOLDERS, ROW_LISTS, ...(await runCaches(outputDir))]) {
+	const others = [...REPORTS, ...REPORT_FOLDERS, ROW_LISTS];
+	for (const name of [...others, ...(await linksIn(outputDir)), ...(await runCaches(outputDir))]) {
 		await rm(join(outputDir, name), { recursive: true, force: true });
 	}
 }

@@ -2,8 +2,11 @@
  * The trainer's part of a checkpoint, as plain JSON: counters, and the options and inputs that a resumed run must share.
  * Weights, moments and random state are the engine's part; the order of rows follows from seed and step.
  */
+import { followsEvaluations } from "../../config/check-evaluation.js";
 import type { AgentTrainingConfig } from "../../config/schema.js";
 import { ArlError, messageOf } from "../../errors.js";
+import type { EvaluationState } from "../eval/best.js";
+import type { MetricScheduleState } from "../loop/metric-schedules.js";
 import type { ModelFolder, ModelIdentity } from "../setup/model.js";
 import type { ResolvedConfig } from "../setup/options.js";
 
@@ -46,6 +49,10 @@ export interface TrainerState {
 	/** Steps so far that float16 could not compute and that changed nothing; absent: none. */
 	skippedSteps?: number;
 	window: LogWindow;
+	/** The evaluations so far; absent: no rows are held out. */
+	evaluation?: EvaluationState;
+	/** Of a learning rate that follows evaluations; absent: it follows the steps. */
+	schedule?: MetricScheduleState;
 	/** Id of a user-supplied data set that has no identity of its own; absent: the rows are identified by their content. */
 	dataset?: string;
 	/** What a resumed run must share. */
@@ -82,10 +89,14 @@ export interface RunIdentity {
 	textFingerprint: string;
 	warmupSteps: number;
 	totalSteps: number;
+	/** Identity of the held-out rows; null: there are none. */
+	heldOut: string | null;
+	/** Steps between two evaluations. */
+	evalInterval: number;
 }
 
 /** Schedules whose rates do not depend on the length of the run: a resumed run may be longer. */
-const ENDLESS_SCHEDULES = ["constant", "constant_with_warmup", "inverse_sqrt"];
+const ENDLESS_SCHEDULES = ["constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_plateau", "greedy"];
 
 /** What a resumed run must share with the run that it continues. */
 export function fixedOf(args: ResolvedConfig, run: RunIdentity): Fingerprint {
@@ -121,6 +132,15 @@ export function fixedOf(args: ResolvedConfig, run: RunIdentity): Fingerprint {
 		lr_scheduler_kwargs: args.lr_scheduler_kwargs,
 		"warm-up steps": run.warmupSteps,
 		...(!endless && { "steps of the whole run": run.totalSteps }),
+		// Where the learning rate follows the evaluations, they are a part of the training.
+		...(followsEvaluations(args) && {
+			"held-out rows": run.heldOut?.slice(0, 16),
+			eval_strategy: args.eval_strategy,
+			"steps between evaluations": run.evalInterval,
+			eval_delay: args.eval_delay,
+			metric_for_best_model: args.metric_for_best_model,
+			greater_is_better: args.greater_is_better,
+		}),
 		weight_decay: args.weight_decay,
 		adam_beta1: args.adam_beta1,
 		adam_beta2: args.adam_beta2,
@@ -136,6 +156,11 @@ export function fixedOf(args: ResolvedConfig, run: RunIdentity): Fingerprint {
 }
 
 const FREE_OPTIONS = [
+	"eval_strategy",
+	"eval_steps",
+	"metric_for_best_model",
+	"load_best_model_at_end",
+	"early_stopping_patience",
 	"save_steps",
 	"save_strategy",
 	"save_total_limit",

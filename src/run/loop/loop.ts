@@ -9,7 +9,14 @@ import { epochAfter } from "../../data/sampler/batches.js";
 import type { AnySource } from "../../data/sources/source.js";
 import { makeFolder } from "../../disk/folders.js";
 import { ArlError } from "../../errors.js";
-import { notice, type StartEvent, type StepEvent, type TrainEvent } from "../../events.js";
+import {
+	type EndEvent,
+	type EvaluationMetrics,
+	notice,
+	type StartEvent,
+	type StepEvent,
+	type TrainEvent,
+} from "../../events.js";
 import { setBranchAside, setOldRunAside, settleOldRun } from "../checkpoint/old-run.js";
 import { differences, freeOf } from "../checkpoint/state.js";
 import type { PreparedRun } from "../setup/prepare.js";
@@ -17,37 +24,10 @@ import type { Resources } from "../setup/resources.js";
 import { fillEvent, noteEvents } from "../setup/rows.js";
 import type { Run } from "../setup/run.js";
 import { commit, flush, waitFor } from "./commit-hooks.js";
+import { Evaluations } from "./evaluations.js";
+import type { Requests } from "./requests.js";
 import { Saves } from "./saves.js";
 import { flopsOf, StepQueue } from "./step.js";
-
-/** What the caller and callbacks ask of a run; the loop looks between two steps. */
-export class Requests {
-	private stopped = false;
-	private saveWanted = false;
-
-	constructor(readonly signal: AbortSignal | null) {}
-
-	/** To end the run. */
-	stop(): void {
-		this.stopped = true;
-	}
-
-	/** To save a checkpoint. */
-	save(): void {
-		this.saveWanted = true;
-	}
-
-	get ended(): boolean {
-		return this.stopped || this.signal?.aborted === true;
-	}
-
-	/** Whether a checkpoint was asked for since the last call. */
-	takeSave(): boolean {
-		const wanted = this.saveWanted;
-		this.saveWanted = false;
-		return wanted;
-	}
-}
 
 /** Takes all steps of a prepared run. What it opens is closed with `resources`. */
 export async function* trainLoop(
@@ -57,19 +37,26 @@ export async function* trainLoop(
 ): AsyncGenerator<TrainEvent, void> {
 	const { data, engine, run } = prepared;
 	const { args, counters, hooks } = run;
-	yield* begin(prepared);
+	const evaluations = new Evaluations(prepared, requests.signal);
+	const saves = new Saves(prepared);
+	yield* begin(prepared, saves, evaluations.missed);
 	const queue = new StepQueue(engine, data, args, counters.step);
 	resources.add(() => queue.end());
-	const saves = new Saves(prepared);
 	const { step: firstStep, lossSum: lossBefore } = counters;
 	const started = performance.now();
 	let mark = started;
 	let filling = !data.prefetcher.complete;
 	let last: StepEvent | null = null;
 	// A step that was skipped does not move the schedule, as in Hugging Face's Trainer.
-	const rateAfter = (steps: number) => run.schedule(steps - counters.skippedSteps);
+	const following = prepared.evaluation?.schedule ?? null;
+	const rateAfter = (steps: number) => following?.rate ?? run.schedule(steps - counters.skippedSteps);
 
-	while (queue.rows !== null && !requests.ended) {
+	if (evaluations.dueAtStart) {
+		yield* evaluations.runFirst();
+		await saves.link();
+		mark = performance.now();
+	}
+	while (queue.rows !== null && !requests.ended && !evaluations.exhausted) {
 		const waiting = performance.now();
 		const rows = yield* waitFor(hooks, unlessAborted(queue.rows, requests.signal));
 		if (rows === null) break;
@@ -80,7 +67,9 @@ export async function* trainLoop(
 		// The next rows are put together while the engine computes this step, and queued behind it. A checkpoint does not wait
 		// for another step; and with fp16 whether this one is skipped decides the next one's loss scale and learning rate.
 		queue.prepare(step);
-		if (!args.fp16 && saves.dueAfter(step, rows.place) === null) queue.follow(submitted, rateAfter(step));
+		const evaluates = evaluations.dueAfter(step, rows.place);
+		const saved = saves.dueAfter(step, rows.place) !== null;
+		if (!args.fp16 && !saved && !evaluates) queue.follow(submitted, rateAfter(step));
 		const stats = await finishing;
 		const now = performance.now();
 		const { totalSteps } = data.plan;
@@ -107,12 +96,22 @@ export async function* trainLoop(
 		const isFirst = step === 1 && args.logging_first_step;
 		if (step % run.logInterval === 0 || step === data.plan.totalSteps || isFirst) yield counters.log(last);
 		if (rows.place.lastOfEpoch) yield { type: "epoch", epoch: rows.place.epoch + 1, step };
+		if (evaluates) yield* evaluations.runDue();
+		const asked = requests.takeEvaluations();
+		if (asked !== null) {
+			await queue.withdraw();
+			let metrics: EvaluationMetrics | null = null;
+			try {
+				metrics = yield* evaluations.run(false);
+			} finally {
+				asked(metrics);
+			}
+		}
 		const requested = requests.takeSave() ? "requested" : null;
 		const reason = saves.dueAfter(step, rows.place) ?? requested;
-		if (reason === null) continue;
-		yield* saves.save(reason);
-		// Saving is no part of the next step's time.
-		mark = performance.now();
+		if (reason !== null) yield* saves.save(reason);
+		// Evaluating and saving are no part of the next step's time.
+		if (evaluates || asked !== null || reason !== null) mark = performance.now();
 	}
 	await queue.end();
 
@@ -120,22 +119,28 @@ export async function* trainLoop(
 	yield* noteEvents(data.prefetcher);
 	const { step } = counters;
 	// The end of the rows has shown that the last step was the last one.
-	if (last !== null && counters.window.steps > 0 && step === data.plan.totalSteps) yield counters.log(last);
+	const done = (step >= data.plan.totalSteps || evaluations.exhausted) && !evaluations.cut;
+	if (last !== null && counters.window.steps > 0 && done) yield counters.log(last);
 	const seconds = (performance.now() - started) / 1000;
 	const trainLoss = step > firstStep ? (counters.lossSum - lossBefore) / (step - firstStep) : null;
-	yield* finish(prepared, requests, saves, { seconds, trainLoss });
+	const all = step >= data.plan.totalSteps ? "completed" : "early_stopped";
+	const early = requests.signal?.aborted ? "interrupted" : "stopped";
+	yield* finish(prepared, done ? all : early, saves, { seconds, trainLoss });
 	if (data.plan.totalSteps < step) throw new ArlError("ARL_INTERNAL", "more steps were taken than planned");
 }
 
 /** Sets aside an old run, and reports the start. All checks have passed. */
-async function* begin(prepared: PreparedRun): AsyncGenerator<TrainEvent, void> {
+async function* begin(prepared: PreparedRun, saves: Saves, evaluates: boolean): AsyncGenerator<TrainEvent, void> {
 	const { data, run } = prepared;
 	const { args, counters, hooks, resumed } = run;
 	await makeFolder(args.output_dir);
 	yield* setAside(run);
 	if (resumed) {
+		// A link may point at a checkpoint of the branch that was set aside.
+		await saves.link();
 		const changed = differences(resumed.state.free, freeOf(args));
-		yield { type: "resumed", step: counters.step, checkpoint: resumed.path, changed };
+		const again = evaluates && { evaluates };
+		yield { type: "resumed", step: counters.step, checkpoint: resumed.path, changed, ...again };
 	}
 	await hooks?.begin();
 	yield startEvent(prepared);
@@ -202,7 +207,7 @@ function skippedNotice({ step, loss, gradNorm, lossScale = 1 }: StepEvent): Trai
 /** Saves and publishes the model, and reports the end. */
 async function* finish(
 	{ data, run }: PreparedRun,
-	requests: Requests,
+	outcome: EndEvent["outcome"],
 	saves: Saves,
 	sums: { seconds: number; trainLoss: number | null },
 ): AsyncGenerator<TrainEvent, void> {
@@ -212,9 +217,7 @@ async function* finish(
 	// Where all rows were read first, this was reported before.
 	if (source.lazy?.inOrder && source.leftOut)
 		yield notice("info", `the converting function has left out ${source.leftOut} rows of ${source.name}`);
-	const completed = step >= plan.totalSteps;
-	const outcome = completed ? "completed" : requests.signal?.aborted ? "interrupted" : "stopped";
-	const modelPath = yield* saves.finish(completed);
+	const modelPath = yield* saves.finish(outcome === "completed" || outcome === "early_stopped");
 	yield* flush(hooks);
 	const restored = await settleOldRun(args.output_dir);
 	if (restored !== null) yield notice("warning", `no step was saved. ${restored}`);

@@ -2,7 +2,7 @@
  * Learning rate by optimizer step: the schedules of Hugging Face's Trainer, with its names and extra arguments.
  * Pure functions. The rate of step 1 is that of `current = 0`, so a warm-up begins with a rate of 0.
  */
-import { SCHEDULE_NAMES } from "../../config/options/training.js";
+import { METRIC_SCHEDULE_NAMES, SCHEDULE_NAMES } from "../../config/options/training.js";
 import { ArlError } from "../../errors.js";
 
 export type ScheduleName = (typeof SCHEDULE_NAMES)[number];
@@ -124,10 +124,10 @@ function isScheduleName(name: string): name is ScheduleName {
  */
 export function createSchedule(options: ScheduleOptions): Schedule {
 	const { name, learningRate, totalSteps } = options;
-	if (name === "reduce_lr_on_plateau" || name === "greedy") {
+	if ((METRIC_SCHEDULE_NAMES as readonly string[]).includes(name)) {
 		throw configError(
-			`lr_scheduler_type ${name} follows the loss of an evaluation, and this version does not evaluate during training`,
-			`use one of ${SCHEDULE_NAMES.join(", ")}`,
+			`lr_scheduler_type ${name} follows evaluations, and is no function of the step`,
+			`Those that are: ${SCHEDULE_NAMES.join(", ")}`,
 		);
 	}
 	if (!isScheduleName(name)) {

@@ -29,6 +29,8 @@ export class StepQueue {
 	private next: Promise<StepBatches | null> | null = null;
 	private ahead: Promise<SubmittedStep | null> | null = null;
 	private over = false;
+	/** Steps that were withdrawn. */
+	private withdrawn = 0;
 
 	/** Begins with the step after `done` steps. */
 	constructor(
@@ -63,8 +65,11 @@ export class StepQueue {
 	follow(current: SubmittedStep, learningRate: number): void {
 		const { next } = this;
 		if (next === null) return;
+		const { withdrawn } = this;
 		const submit = (rows: StepBatches | null) =>
-			this.over || rows === null ? null : this.submit(current.step + 1, rows, learningRate);
+			this.over || rows === null || withdrawn !== this.withdrawn
+				? null
+				: this.submit(current.step + 1, rows, learningRate);
 		// The engine holds one submitted step, so that the call that finishes `current` must come first.
 		this.ahead = current.ticket.then(() => next).then(submit);
 		this.ahead.catch(() => {});
@@ -97,12 +102,18 @@ export class StepQueue {
 		return stats;
 	}
 
-	/** Gives up the step that was submitted and not finished. Doing so again has no effect. */
-	async end(): Promise<void> {
-		this.over = true;
+	/** Gives up the step that was submitted and not finished: the engine is needed for something else. `take` submits it again. */
+	async withdraw(): Promise<void> {
+		this.withdrawn += 1;
 		const { ahead } = this;
 		this.ahead = null;
 		if (ahead !== null) await this.engine.native.discardStep();
+	}
+
+	/** Gives up the step that was submitted and not finished, and takes no other. Doing so again has no effect. */
+	async end(): Promise<void> {
+		this.over = true;
+		await this.withdraw();
 	}
 
 	/** The error for a loss or gradient that is not finite. Keeps the batch in `output_dir`. */

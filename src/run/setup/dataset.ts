@@ -22,7 +22,9 @@ import type { ResumedList } from "../../mongo/database.js";
 import type { Native } from "../../native.js";
 import type { Resumable } from "../checkpoint/checkpoint.js";
 import { DATABASE_LIST } from "../checkpoint/state.js";
+import type { EvalMetric } from "../eval/generation.js";
 import type { CommitHooks } from "../loop/commit-hooks.js";
+import { cutRows } from "./cut.js";
 import { cacheDir, checkRowsGiven, RUN_FOLDER, samplesOfStep } from "./options.js";
 import { needsAllRows } from "./plan.js";
 
@@ -30,6 +32,10 @@ import { needsAllRows } from "./plan.js";
 export interface RowsFromCode {
 	dataset: Dataset<unknown> | null;
 	convert: ConvertRecordToData<never> | null;
+	/** Held-out rows; absent or null: `eval_file` alone names some. */
+	evalDataset?: Dataset<unknown> | null;
+	/** A metric of generated replies; absent or null: `eval_metric` alone names one. */
+	evalMetric?: EvalMetric<never> | null;
 }
 
 /** Rows of a run. */
@@ -47,6 +53,8 @@ export interface OpenRows {
 	hooks: CommitHooks | null;
 	/** The run is resumed, and what its earlier part has read was not recorded. */
 	unverified: boolean;
+	/** The rows that `eval_split` has cut off; null: none. They are read from `source`, which must be open. */
+	heldOut: AnySource | null;
 }
 
 /** How far ahead of training rows are generated: so many rows, or so many steps if that is more. */
@@ -90,10 +98,11 @@ export async function openRows(input: OpenRowsInput): Promise<OpenRows> {
 		used.unverified = datasetId !== null && !ledger.found;
 		return { identity: hashOf(`run ${used.datasetId} ${identity ?? ""}`), ledger };
 	});
+	const cut = typeof args.eval_split === "number";
 	const mixed = args.train_weights.length > 0 || args.train_caps.length > 0;
 	const uri = args.db_connection_string;
-	// Rows of several entries must be counted, and so must those that are mixed.
-	const counted = mixed || uri !== null ? { ...reading, streamed: null } : reading;
+	// Rows of several entries must be counted, and so must those that are mixed or cut.
+	const counted = mixed || cut || uri !== null ? { ...reading, streamed: null } : reading;
 	const parts: Opened[] = [];
 	try {
 		if (args.train_file.length > 0 || dataset !== null) {
@@ -101,7 +110,11 @@ export async function openRows(input: OpenRowsInput): Promise<OpenRows> {
 			parts.push(await open);
 		}
 		const hooks = uri === null ? null : await addDatabase(input, uri, parts);
-		return { ...together(parts), hooks, ...used };
+		const { source, entryRows, notices } = together(parts);
+		const { eval_split: share } = args;
+		if (typeof share !== "number") return { source, entryRows, notices, hooks, heldOut: null, ...used };
+		const cut = await cutRows(source, entryRows, { share, seed: args.data_seed ?? args.seed, signal: input.signal });
+		return { ...cut, notices, hooks, ...used };
 	} catch (error) {
 		await Promise.allSettled(parts.map(({ source }) => source.close()));
 		throw error;
@@ -184,6 +197,7 @@ async function openFollowed({ args, code, signal }: OpenRowsInput, resumed: Resu
 		notices: [`${run.name} is followed: the run trains rows as they come, and waits for them`],
 		hooks: run,
 		unverified: false,
+		heldOut: null,
 	};
 }
 

@@ -65,6 +65,15 @@ function possibleChanges(options: EngineOptions, freedom: Freedom) {
 		if (!options.optimizerOffload) found.push({ flags: "--optimizer_offload", other: { optimizerOffload: true } });
 		if (options.attention !== "own") found.push({ flags: "--attention own", other: { attention: "own" } });
 	}
+	const { evalMaxTokens = 0, evalMaxSequences = 0 } = options;
+	if (evalMaxSequences > 1 && !freedom.packed) {
+		const sequences = Math.ceil(evalMaxSequences / 2);
+		const tokens = Math.ceil((evalMaxTokens * sequences) / evalMaxSequences);
+		found.push({
+			flags: `--per_device_eval_batch_size ${sequences}`,
+			other: { evalMaxTokens: tokens, evalMaxSequences: sequences },
+		});
+	}
 	if (freedom.resumed) return found;
 	if ((options.lossSeqChunkSize ?? Number.POSITIVE_INFINITY) > SMALL_CHUNK)
 		found.push({ flags: `--loss_seq_chunk_size ${SMALL_CHUNK}`, other: { lossSeqChunkSize: SMALL_CHUNK } });
@@ -78,7 +87,8 @@ function possibleChanges(options: EngineOptions, freedom: Freedom) {
 	const half = Math.ceil(maxTokens / 2);
 	if (freedom.packed || maxSequences === 1) {
 		const name = freedom.packed ? "max_tokens_per_micro_batch" : "max_length";
-		const other = { maxTokens: half, maxSequences: Math.ceil(maxSequences / 2) };
+		const evaluated = freedom.packed && evalMaxTokens > 0 ? { evalMaxTokens: Math.min(evalMaxTokens, half) } : {};
+		const other = { maxTokens: half, maxSequences: Math.ceil(maxSequences / 2), ...evaluated };
 		found.push({ flags: `--${name} ${half}`, other });
 	} else {
 		const sequences = Math.ceil(maxSequences / 2);

@@ -89,6 +89,9 @@ export function resolveForDevice(
 export interface BatchSize {
 	maxTokens: number;
 	maxSequences: number;
+	/** Of held-out rows; absent: none are evaluated. */
+	evalMaxTokens?: number;
+	evalMaxSequences?: number;
 }
 
 /** Options of the engine. */
@@ -102,8 +105,7 @@ export function engineOptions(args: ResolvedConfig, device: string, size: BatchS
 		stochasticRounding: args.bf16_stochastic_round,
 		bf16Moments: args.bf16_moments,
 		recompute: args.gradient_checkpointing,
-		maxTokens: size.maxTokens,
-		maxSequences: size.maxSequences,
+		...size,
 		adamBeta1: args.adam_beta1,
 		adamBeta2: args.adam_beta2,
 		adamEpsilon: args.adam_epsilon,

@@ -6,7 +6,7 @@ import { createOrder, type RowOrder } from "../../data/sampler/order.js";
 import type { AnySource } from "../../data/sources/source.js";
 import { ArlError } from "../../errors.js";
 import type { NativeTokenCache } from "../../native.js";
-import type { BatchSize } from "./options.js";
+import { type BatchSize, stepInterval } from "./options.js";
 
 /** Whether the first step must wait for all rows: what an epoch consists of depends on each of them. */
 export function needsAllRows(args: AgentTrainingConfig): boolean {
@@ -67,7 +67,7 @@ export function planStream(args: AgentTrainingConfig, rows: number, cache: Nativ
 }
 
 /** With packing, every sample has to fit into a micro-batch. */
-function checkFits(args: AgentTrainingConfig, source: AnySource, lengths: Uint32Array): void {
+export function checkFits(args: AgentTrainingConfig, source: AnySource, lengths: Uint32Array): void {
 	const bound = args.max_tokens_per_micro_batch;
 	if (bound === null) return;
 	const row = lengths.findIndex((length) => length > bound);
@@ -161,6 +161,10 @@ export function countSaves(args: AgentTrainingConfig, plan: StepPlan, done: numb
 	if (args.save_strategy === "no") return 1;
 	const left = plan.totalSteps - done;
 	if (args.save_strategy === "steps") return Math.max(1, Math.ceil(left / interval));
+	if (args.save_strategy === "best" && args.eval_strategy === "steps") {
+		const evaluations = left / stepInterval(args.eval_steps ?? args.logging_steps, plan.totalSteps);
+		return Math.max(1, Math.ceil(evaluations));
+	}
 	const last = plan.place(plan.totalSteps - 1).epoch;
 	return Math.max(1, last - plan.place(Math.min(done, plan.totalSteps - 1)).epoch + 1);
 }

@@ -13,22 +13,28 @@ import { lockFolder } from "../checkpoint/lock.js";
 import { settleOldRun } from "../checkpoint/old-run.js";
 import { checkOutputContent } from "../checkpoint/output-folder.js";
 import { removeUnplaced } from "../checkpoint/publish.js";
+import type { HeldOut } from "../eval/evaluate.js";
+import { createEvaluation, type Evaluation } from "../eval/evaluation.js";
+import { Generation } from "../eval/generation.js";
 import { openData } from "./data.js";
 import type { RowsFromCode } from "./dataset.js";
 import { type Engine, openEngine } from "./engine.js";
+import { checkHeldOutGiven, openHeldOut } from "./held-out.js";
 import type { ModelFolder } from "./model.js";
 import { cacheDir } from "./options.js";
 import { countSaves, expectedBatch } from "./plan.js";
 import { checkDisk, checkOutputPlace, checkpointBytes } from "./preflight.js";
 import type { Resources } from "./resources.js";
 import { createRun, type Run, scheduleOf } from "./run.js";
-import { openStart } from "./start.js";
+import { openStart, type Start } from "./start.js";
 
 /** A run that is ready to take its first step. */
 export interface PreparedRun {
 	data: Data;
 	engine: Engine;
 	run: Run;
+	/** Null: no rows are held out. */
+	evaluation: Evaluation | null;
 }
 
 export interface PrepareInput {
@@ -44,16 +50,38 @@ export async function* prepareRun(input: PrepareInput): AsyncGenerator<TrainEven
 	const { native, args, resources } = input;
 	// A schedule's arguments can be wrong whatever the length of the run is.
 	scheduleOf(args, 1_000_000);
+	checkHeldOutGiven(args, input.code);
 	yield* takeOutputFolder(native, args, resources);
 	const { resume_from_checkpoint: resume, output_dir: outputDir } = args;
 	const resumed = resume === null ? null : await findCheckpoint(resume, outputDir);
 	const start = yield* openStart(native, args, resumed);
 	const { data, rows } = yield* openData({ ...input, start });
-	const run = createRun(start, data, rows);
-	const engine = yield* openEngine(start, expectedBatch(start.args, data), native, resources);
-	yield { type: "check", name: "disk", message: await checkRoom(run, data, engine, start.model) };
+	const heldOut = yield* openHeldOut({ ...input, start, cut: rows.heldOut });
+	const run = createRun(start, data, rows, heldOut?.data.source ?? null);
+	const evaluation = heldOut && (await prepareEvaluation(input, start, heldOut, run, data.plan.totalSteps));
+	for (const message of [evaluation?.notice, evaluation?.schedule?.notice])
+		if (message) yield notice("warning", message);
+	const evaluated = heldOut && { evalMaxTokens: heldOut.size.maxTokens, evalMaxSequences: heldOut.size.maxSequences };
+	const size = { ...expectedBatch(start.args, data), ...evaluated };
+	const engine = yield* openEngine(start, size, native, resources);
+	const room = await checkRoom(run, data, engine, start.model, evaluation !== null);
+	yield { type: "check", name: "disk", message: room };
 	resources.keep();
-	return { data, engine, run };
+	return { data, engine, run, evaluation };
+}
+
+/** The evaluation of the run, with the prompts of the replies that it generates. */
+async function prepareEvaluation(
+	{ native, code }: PrepareInput,
+	{ textOptions }: Start,
+	heldOut: HeldOut,
+	{ args, resumed }: Run,
+	totalSteps: number,
+): Promise<Evaluation> {
+	const { eval_generate: rows, per_device_eval_batch_size: batchSize } = args;
+	const metric = code.evalMetric ?? null;
+	const generation = rows > 0 ? await Generation.open({ native, textOptions, heldOut, rows, batchSize, metric }) : null;
+	return createEvaluation(args, heldOut, totalSteps, resumed?.state ?? null, generation, metric !== null);
 }
 
 /** Takes `output_dir` for this run, and cleans up after a killed run. */
@@ -83,9 +111,16 @@ async function* takeOutputFolder(
 }
 
 /** Checks that the disk has room for the checkpoints of the run. */
-function checkRoom({ args, counters, saveInterval }: Run, { plan }: Data, engine: Engine, model: ModelFolder) {
-	// A new checkpoint is complete before the oldest is removed.
-	const most = args.save_total_limit === null ? Number.POSITIVE_INFINITY : args.save_total_limit + 1;
+function checkRoom(
+	{ args, counters, saveInterval }: Run,
+	{ plan }: Data,
+	engine: Engine,
+	model: ModelFolder,
+	evaluates: boolean,
+) {
+	// A new checkpoint is complete before the oldest is removed; the best one stays in any case.
+	const kept = (args.save_total_limit ?? Number.POSITIVE_INFINITY) + Number(evaluates);
+	const most = kept + 1;
 	const atOnce = Math.min(most, countSaves(args, plan, counters.step, saveInterval));
 	return checkDisk(args.output_dir, checkpointBytes(engine.native.info(), model) * atOnce, atOnce);
 }

@@ -1,8 +1,10 @@
 /** A run, without its rows and engine: its options, progress and schedule, and what a resumed run must share with it. */
 import type { AgentTrainingConfig } from "../../config/schema.js";
 import { type Data, streamOf } from "../../data/sampler/data.js";
+import type { AnySource } from "../../data/sources/source.js";
 import type { Resumable } from "../checkpoint/checkpoint.js";
 import { checkSameRun, type Fingerprint, fixedOf } from "../checkpoint/state.js";
+import { metricScheduleOf } from "../eval/evaluation.js";
 import type { CommitHooks } from "../loop/commit-hooks.js";
 import { Counters } from "../loop/counters.js";
 import { createSchedule, type Schedule, warmupSteps } from "../loop/schedules.js";
@@ -32,6 +34,7 @@ export function createRun(
 	{ args, model, text, resumed }: Start,
 	{ source, plan }: Data,
 	{ entryRows, datasetId, hooks }: OpenRows,
+	heldOut: AnySource | null,
 ): Run {
 	const { totalSteps } = plan;
 	const schedule = scheduleOf(args, totalSteps);
@@ -44,6 +47,8 @@ export function createRun(
 		textFingerprint: text.fingerprint,
 		warmupSteps: warmupSteps(args.warmup_steps, totalSteps),
 		totalSteps,
+		heldOut: heldOut?.identity ?? null,
+		evalInterval: stepInterval(args.eval_steps ?? args.logging_steps, totalSteps),
 	});
 	if (resumed) checkSameRun(resumed.path, resumed.state, fixed);
 	return {
@@ -59,8 +64,13 @@ export function createRun(
 	};
 }
 
-/** The learning rates of a run of `totalSteps` steps. Throws `ARL_CONFIG` if the options are wrong. */
+/**
+ * The learning rates of a run of `totalSteps` steps; of a schedule that follows evaluations, that before the first one. Throws
+ * `ARL_CONFIG` if the options are wrong.
+ */
 export function scheduleOf(args: AgentTrainingConfig, totalSteps: number): Schedule {
+	const following = metricScheduleOf(args);
+	if (following !== null) return () => following.rate;
 	return createSchedule({
 		name: args.lr_scheduler_type,
 		learningRate: args.learning_rate,

@@ -14,7 +14,13 @@ import { bytesToTenth } from "../../report/format.js";
 import type { Resumable } from "../checkpoint/checkpoint.js";
 import { bf16Of, modelIdentityOf } from "../checkpoint/state.js";
 import { baseIdentity, type ModelFolder, readModelFolder } from "./model.js";
-import { engineOptions, type ResolvedConfig, resolveBf16, resolveForDevice, textOptions } from "./options.js";
+import {
+	engineOptions,
+	type ResolvedConfig,
+	resolveBf16,
+	resolveForDevice,
+	textOptions as textOptionsOf,
+} from "./options.js";
 import { checkTokenizer } from "./preflight.js";
 
 /** What a run starts from, checked. */
@@ -25,6 +31,8 @@ export interface Start {
 	device: ChosenDevice;
 	encoder: NativeTextEncoder;
 	text: TextInfo;
+	/** How rows become tokens. */
+	textOptions: TextOptions;
 	/** The template that renders the rows, if it replaces the model's. */
 	chatTemplate: string | null;
 	/** The checkpoint that the run resumes from. */
@@ -61,7 +69,8 @@ export async function* openStart(
 	const text = encoder.info();
 	yield { type: "check", name: "tokenizer", message: checkTokenizer(model, text) };
 	if (resumed || !args.init_from_config) native.checkWeights(model.path);
-	return { args, model, device, encoder, text, chatTemplate: found.chatTemplate, resumed };
+	const { textOptions, chatTemplate } = found;
+	return { args, model, device, encoder, text, textOptions, chatTemplate, resumed };
 }
 
 interface FoundModel {
@@ -88,7 +97,7 @@ async function findModel(
 	const hasText = resumed === null || (await exists(join(base, "tokenizer.json")));
 	const hasTemplate = resumed === null || template === null || (await exists(template));
 	const file = hasTemplate ? template : join(resumed.path, "chat_template.jinja");
-	const text = { ...textOptions(args, model.maxPositionEmbeddings), modelDir: hasText ? base : resumed.path };
+	const text = { ...textOptionsOf(args, model.maxPositionEmbeddings), modelDir: hasText ? base : resumed.path };
 	const missing: string[] = [];
 	if (!hasText) {
 		missing.push(

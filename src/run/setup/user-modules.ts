@@ -24,10 +24,17 @@ export async function loadCode(args: AgentTrainingConfig, given: RowsFromCode): 
 	if (args.convert !== null) {
 		if (convert !== null) throw twice("convert", "convert_record_to_data_func");
 		const loaded = await load("convert", args.convert);
-		if (!isFunction(loaded)) throw noFunction(args.convert, loaded);
+		if (!isFunction(loaded)) throw noFunction("convert", args.convert, loaded);
 		convert = loaded;
 	}
-	return { dataset, convert };
+	let evalMetric = given.evalMetric ?? null;
+	if (args.eval_metric !== null) {
+		if (evalMetric !== null) throw twice("args.eval_metric", "eval_metric");
+		const loaded = await load("eval_metric", args.eval_metric);
+		if (!isFunction(loaded)) throw noFunction("eval_metric", args.eval_metric, loaded);
+		evalMetric = loaded;
+	}
+	return { ...given, dataset, convert, evalMetric };
 }
 
 function twice(option: string, name: string): ArlError {
@@ -52,12 +59,17 @@ function failed(option: string, path: string, error: unknown): ArlError {
 	return new ArlError("ARL_CONFIG", message, "The module must load and have a default export.", { cause: error });
 }
 
-function noFunction(path: string, loaded: unknown): ArlError {
+const EXAMPLES = {
+	convert: "(row) => ({ messages: row.chat })",
+	eval_metric: "(row, reply) => reply.text.includes(row.answer) ? 1 : 0",
+} as const;
+
+function noFunction(option: keyof typeof EXAMPLES, path: string, loaded: unknown): ArlError {
 	const found = loaded === undefined ? "it has no default export" : `it is of type ${typeof loaded}`;
 	return new ArlError(
 		"ARL_CONFIG",
-		`convert ${path}: the default export should be a function of a row, and ${found}`,
-		"For example: export default (row) => ({ messages: row.chat });",
+		`${option} ${path}: the default export should be a function of a row, and ${found}`,
+		`For example: export default ${EXAMPLES[option]};`,
 	);
 }
 

@@ -1,5 +1,5 @@
 /** From the text of a reply in Qwen's ChatML to a message: its reasoning and its tool calls apart from its content. */
-import type { ChatMessage, ToolCall } from "../data/sources/record.js";
+import type { ChatMessage, ToolCall } from "../../data/sources/record.js";
 
 const TOOL_CALL = /<tool_call>\s*(.*?)\s*<\/tool_call>/gs;
 

@@ -1,0 +1,78 @@
+//! The loss of held-out rows: forward passes alone, and of each sequence its sums, so that what they add up to does not depend on
+//! how the sequences are cut into micro-batches.
+
+use arl_model::Result;
+
+use crate::backend::{Backend, Buffer};
+use crate::batch::{BatchSize, MicroBatch};
+use crate::engine::Engine;
+use crate::statistics::MicroBatchStats;
+
+impl<B: Backend + ?Sized> Engine<B> {
+    /// The loss, the correct targets and the entropy of each sequence of a micro-batch, with the weights as they are, in its
+    /// order. Each is the f64 sum over the sequence's targets from the first to the last. `balance_loss`, which belongs to a
+    /// micro-batch, is 0. Gives up a step that was submitted and not applied.
+    pub fn evaluate_sequences(&mut self, batch: &MicroBatch) -> Result<Vec<MicroBatchStats>> {
+        batch.validate(0, self.model.shape.vocab, self.model.shape.axes)?;
+        if (0..batch.input_ids.len()).all(|t| batch.weight(t) == 0.0) {
+            return Ok(Targets::default().by_sequence(batch));
+        }
+        self.make_room_to_evaluate(batch.size())?;
+        self.clear_arena();
+        let (sums, balance) = self.statistics(1);
+        let run = self.begin(batch, None, sums, balance);
+        let result = self.parts().evaluate(&run);
+        self.settle_interrupt(result)?;
+        let targets = Targets {
+            nll: self.read_f32(run.inputs.nll)?,
+            correct: self.read_f32(run.inputs.correct)?,
+            entropy: self.read_f32(run.inputs.entropy)?,
+        };
+        Ok(targets.by_sequence(batch))
+    }
+
+    /// Makes room for the loss of a micro-batch of `size`. Nothing happens where there is room already.
+    fn make_room_to_evaluate(&mut self, size: BatchSize) -> Result<()> {
+        if self.plan.holds_evaluation(size) {
+            return Ok(());
+        }
+        let plan = self.plan.grown_evaluation(&self.model, size)?;
+        self.make_room_for(plan)
+    }
+
+    fn read_f32(&mut self, buffer: Buffer) -> Result<Vec<f32>> {
+        let mut host = vec![0f32; buffer.len];
+        self.backend.read_back(buffer, bytemuck::cast_slice_mut(&mut host))?;
+        Ok(host)
+    }
+}
+
+/// What the classifier pass found for each target of positive weight, in their order.
+#[derive(Default)]
+struct Targets {
+    nll: Vec<f32>,
+    correct: Vec<f32>,
+    entropy: Vec<f32>,
+}
+
+impl Targets {
+    fn by_sequence(&self, batch: &MicroBatch) -> Vec<MicroBatchStats> {
+        let mut next = 0;
+        let sequences = batch.cu_seqlens.windows(2);
+        sequences
+            .map(|ends| {
+                let tokens = ends[0] as usize..ends[1] as usize;
+                let mut stats = MicroBatchStats { tokens: tokens.len(), ..MicroBatchStats::default() };
+                for weight in tokens.map(|t| batch.weight(t)).filter(|&weight| weight > 0.0) {
+                    stats.target_tokens += 1;
+                    stats.target_weight += f64::from(weight);
+                    stats.loss_sum += f64::from(weight) * f64::from(self.nll[next]);
+                    stats.correct += usize::from(self.correct[next] > 0.0);
+                    stats.entropy_sum += f64::from(self.entropy[next]);
+                    next += 1;
+                }
+                stats
+            })
+            .collect()
+    }
+}
