@@ -1,6 +1,8 @@
 //! `logits_16bit`: the loss's logits in the type of the activations. Bounds on the distance to f32 logits follow from the number
 //! formats alone.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod common;
 
 use arl_engine::backend::{DType, DeviceKind};
@@ -45,7 +47,7 @@ fn losses_and_gradients_are_as_far_from_those_of_f32_logits_as_the_rounding_of_t
             let losses =
                 |stats: &[arl_engine::MicroBatchStats]| stats.iter().map(|s| s.loss_sum.to_bits()).collect::<Vec<_>>();
             assert_eq!(losses(&trained), losses(&evaluated), "one loss, whether it is trained or not");
-            let mut all = |engine: &mut Engine<_>| -> Vec<f32> {
+            let all = |engine: &mut Engine<_>| -> Vec<f32> {
                 engine
                     .tensor_names()
                     .iter()
