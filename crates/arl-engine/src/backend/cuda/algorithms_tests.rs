@@ -234,7 +234,7 @@ fn what_another_process_keeps_meanwhile_is_neither_lost_nor_overwritten() {
 }
 
 #[test]
-fn what_is_unknown_damaged_or_of_another_gpu_or_version_is_ignored_and_said() {
+fn what_is_unknown_damaged_or_of_another_gpu_or_version_is_ignored_and_reported() {
     let mut run = empty();
     chosen(&mut run, &product(4096), &mut Fake::new(&[2.0, 1.0]));
     chosen(&mut run, &product(8192), &mut Fake::new(&[2.0, 1.0]));
@@ -276,7 +276,7 @@ fn what_is_unknown_damaged_or_of_another_gpu_or_version_is_ignored_and_said() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_used_is_said_and_choices_are_measured() {
+fn a_folder_that_cannot_be_used_is_reported_and_choices_are_measured() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
     std::fs::write(&file, "").unwrap();

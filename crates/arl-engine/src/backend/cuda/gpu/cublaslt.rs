@@ -42,7 +42,7 @@ pub(super) struct Addresses {
 
 impl Product {
     fn new(op: &Matmul, addresses: Addresses) -> Self {
-        // As far as the arena promises it: whether an address is a multiple of more depends on what lies before it, which
+        // As far as the arena promises it: whether an address is a multiple of more depends on what precedes it, which
         // recomputation and offloading change, and they are to change no bit.
         let alignment = |address: u64| 1 << address.trailing_zeros().min(ALIGNMENT.ilog2());
         Product {
