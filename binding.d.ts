@@ -46,8 +46,8 @@ export declare class Engine {
   generate(prompts: Array<Int32Array>, options: GenerateOptions, onToken?: (prompt: number, token: number) => void): Promise<Int32Array[]>
   /** Exact weights, moments, step count and loss scale, as safetensors in `dir`. */
   saveState(dir: string): Promise<void>
-  /** Restores what `saveState` wrote. */
-  restoreState(dir: string): Promise<void>
+  /** Restores what `saveState` wrote. Resolves with what a user should know: why results will differ in bits. */
+  restoreState(dir: string): Promise<string | null>
   /** Writes a folder in Hugging Face's layout; `dtype` absent: the type of the weights that the engine was opened on. */
   exportModel(dir: string, dtype?: 'f32' | 'bf16' | 'f16'): Promise<void>
   /** Ends the computation in progress with `ARL_INTERRUPTED`; the weights stay as before it. */
@@ -313,6 +313,8 @@ export interface EngineOptions {
   device: string
   /** Type of weights and activations. With f16 the loss is scaled. */
   dtype: 'f32' | 'bf16' | 'f16'
+  /** Round the logits of the loss to the 16 bits of the activations. */
+  logits16bit?: boolean
   /** Keep no masters for bf16 weights, and round each update up or down at random, with `seed`. */
   stochasticRounding?: boolean
   /** Keep AdamW's moments in bf16 instead of f32, and round them up or down at random, with `seed`. */
@@ -335,6 +337,8 @@ export interface EngineOptions {
   evalMaxSequences?: number
   /** Who computes attention; absent: this project's kernels. */
   attention?: 'auto' | 'cudnn' | 'own'
+  /** On a GPU: choose the algorithm of each large matrix product by measurement, and keep the choice; absent: yes. */
+  matmulAutotune?: boolean
   /** AdamW: decay of the first moment. */
   adamBeta1: number
   /** AdamW: decay of the second moment. */

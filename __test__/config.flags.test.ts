@@ -52,14 +52,26 @@ describe("flags", () => {
 		const { args } = resolve(["--activation_offloading", "--optimizer_offload"]);
 		expect(args).toMatchObject({ activation_offloading: true, optimizer_offload: true });
 		expect(resolve([]).args.attention).toBe("own");
-		expect(resolve(["--full_determinism"])).toMatchObject({
-			args: { attention: "own" },
-			notices: ['full_determinism (a flag) is read as attention "own"'],
+		expect(resolve([]).args.matmul_autotune).toBe(true);
+		expect(resolve(["--full_determinism"], { attention: "auto", matmul_autotune: true })).toMatchObject({
+			args: { attention: "own", matmul_autotune: false },
+			notices: ['full_determinism (a flag) is read as attention "own" and matmul_autotune false'],
 		});
-		expect(resolve(["--full_determinism", "false"], { attention: "auto" }).args.attention).toBe("auto");
+		expect(resolve(["--full_determinism", "false"], { attention: "auto" }).args).toMatchObject({
+			attention: "auto",
+			matmul_autotune: true,
+		});
+		expect(() => resolve(["--full_determinism", "--matmul_autotune"])).toThrow("two names of one option");
 		expect(resolve(["--no_activation_offloading"], { activation_offloading: true }).args.activation_offloading).toBe(
 			false,
 		);
+	});
+
+	it("takes logits of 16 bits with activations of 16 bits alone", () => {
+		expect(resolve([]).args.logits_16bit).toBe(false);
+		expect(resolve(["--logits_16bit"]).args).toMatchObject({ logits_16bit: true, bf16: "auto" });
+		expect(resolve(["--logits_16bit", "--fp16"]).args.logits_16bit).toBe(true);
+		expect(() => resolve(["--logits_16bit", "--bf16", "false"])).toThrow("logits_16bit true (a flag) contradicts bf16");
 	});
 
 	it("reads recompute levels by name and as a switch", () => {

@@ -2,9 +2,10 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import type { EngineOptions } from "../src/native.js";
 import { fakeNative, writeFakeModel } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
-import { events, ofType, trainer, workspace } from "./support/run.js";
+import { events, type Options, ofType, trainer, workspace } from "./support/run.js";
 
 const folder = temporaryFolder();
 
@@ -132,5 +133,33 @@ describe("checks before training", () => {
 			expect(error.message).toContain(name);
 			expect(existsSync(place.out)).toBe(false);
 		}
+	});
+});
+
+describe("the arithmetic of a resumed run", () => {
+	const saving: Options = { bf16: true, logits_16bit: true, save_strategy: "steps", save_steps: 2, max_steps: 4 };
+
+	it("keeps the type of its logits, passes on what the engine says of its bits, and may stop measuring products", async () => {
+		const place = workspace(folder);
+		const opened: EngineOptions[] = [];
+		const onOpen = (options: EngineOptions) => opened.push(options);
+		const dying = fakeNative({
+			onOpen,
+			onStep: (step) => {
+				if (step === 4) throw new Error("killed");
+				return undefined;
+			},
+		});
+		await errorOf(trainer(place, saving, dying).train());
+		expect(opened[0]).toMatchObject({ logits16bit: true, matmulAutotune: true });
+		const f32 = { ...saving, logits_16bit: false, resume_from_checkpoint: "latest" };
+		expect((await errorOf(trainer(place, f32).train())).message).toContain("logits_16bit: true -> none");
+		const native = fakeNative({ onOpen, restoreNotice: "the checkpoint is of another GPU" });
+		const rest = await events(
+			trainer(place, { ...saving, matmul_autotune: false, resume_from_checkpoint: "latest" }, native),
+		);
+		expect(opened.at(-1)).toMatchObject({ logits16bit: true, matmulAutotune: false });
+		expect(ofType(rest, "notice").map(({ message }) => message)).toContain("the checkpoint is of another GPU");
+		expect(ofType(rest, "resumed")[0]?.changed).toContain("matmul_autotune: none -> false");
 	});
 });

@@ -149,6 +149,7 @@ export class FakeEngine implements NativeEngine {
 		this.weights = Float64Array.from(state.weights);
 		this.moments = Float64Array.from(state.moments);
 		this.steps = state.steps;
+		return this.faults.restoreNotice ?? null;
 	}
 
 	async exportModel(dir: string) {

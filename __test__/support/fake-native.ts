@@ -51,6 +51,8 @@ export interface Faults {
 	availableBytes?: number;
 	/** What the engine says of how the model runs. */
 	notice?: string;
+	/** What it says of a state that it restores. */
+	restoreNotice?: string;
 	/** The memory that an engine takes. */
 	planMemory?: (options: EngineOptions) => MemoryPlan;
 	stopIds?: number[];

@@ -9,6 +9,8 @@ export interface Alias {
 	to: OptionName;
 	/** The value for `to`; undefined: this value sets nothing (`no_cuda: false`). Absent: the value as it is. */
 	value?: (value: unknown) => unknown;
+	/** Further options that it sets where it sets `to`. */
+	also?: Partial<Record<OptionName, unknown>>;
 	/** Why a value cannot be translated; undefined: it can be. */
 	refuse?: (value: unknown) => string | undefined;
 	/** What the flag takes; absent: what `to` takes. */
@@ -41,7 +43,12 @@ export const ALIASES: Readonly<Record<string, Alias>> = {
 		kind: "boolean",
 		value: (value) => (truthy(value) ? "group_by_length" : undefined),
 	},
-	full_determinism: { to: "attention", kind: "boolean", value: (value) => (truthy(value) ? "own" : undefined) },
+	full_determinism: {
+		to: "attention",
+		kind: "boolean",
+		value: (value) => (truthy(value) ? "own" : undefined),
+		also: { matmul_autotune: false },
+	},
 	truncation_mode: {
 		to: "truncation",
 		kind: "string",

@@ -75,6 +75,12 @@ export function checkTogether(
 			"Add --bf16, or leave bf16_stochastic_round out: other types keep exact master weights.",
 		);
 	}
+	if (args.logits_16bit && !args.fp16 && args.bf16 === false) {
+		add(
+			`${shown("logits_16bit")} contradicts ${shown("bf16")}: logits are rounded to the type of the activations, which is float32`,
+			"Add --bf16 or --fp16, or leave logits_16bit out.",
+		);
+	}
 	if (args.max_steps !== -1 && given("max_steps") && given("num_train_epochs")) {
 		notices.push(`${shown("num_train_epochs")} has no effect: ${shown("max_steps")} is set`);
 	}

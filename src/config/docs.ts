@@ -32,7 +32,10 @@ export function optionsMarkdown(): string {
 		"| name | read as |",
 		"|---|---|",
 	);
-	for (const [name, { to }] of Object.entries(ALIASES)) lines.push(`| \`${name}\` | \`${to}\` |`);
+	for (const [name, { to, also }] of Object.entries(ALIASES)) {
+		const read = [to, ...Object.keys(also ?? {})].map((option) => `\`${option}\``);
+		lines.push(`| \`${name}\` | ${read.join(", ")} |`);
+	}
 	lines.push(
 		"",
 		"## Known and not built",

@@ -365,6 +365,13 @@ export interface TrainingOptions {
 	 */
 	bf16_moments?: boolean;
 	/**
+	 * With `bf16` or `fp16`: round the logits of the loss to 16 bits, as transformers and Liger do; the sums over them
+	 * stay float32. It halves the memory of the logits. A token's loss changes by at most 1/128 (bfloat16) or 1/1024
+	 * (float16) of the greatest of its logits, either way. Expected: true or false.
+	 * @default false
+	 */
+	logits_16bit?: boolean;
+	/**
 	 * What the backward pass recomputes instead of keeping: nothing; norms and SwiGLU (2 to 4 % more work); the MLP too;
 	 * the whole block. It changes memory and speed, never the result. Expected: one of off, norms, mlp, block; true is
 	 * block, false is off. Files and flags may call it `activation_checkpointing`.
@@ -397,6 +404,13 @@ export interface TrainingOptions {
 	 * @default "own"
 	 */
 	attention?: "auto" | "cudnn" | "own";
+	/**
+	 * On a GPU: choose the algorithm of each large matrix product by measurement, the first time that its shape occurs,
+	 * and keep the choice in the build cache and in checkpoints. Equal choices give equal bits; off, cuBLASLt's first
+	 * proposal is taken, which depends on its version and the GPU alone. Expected: true or false.
+	 * @default true
+	 */
+	matmul_autotune?: boolean;
 
 	// Evaluation
 

@@ -10,7 +10,7 @@ use crate::{checks, times};
 pub const HELP: &str = "gpu: checks the engine on a GPU against the CPU's, then times it. One JSON line a check and a case.
 
   gpu [--only NAME,...] [--budget SECONDS] [--profile] [--python PATH] [--device cuda] [--rehearse]
-      [--attention own]
+      [--attention own] [--logits-16bit]
 
   --device NAME     cuda (the first that can be used), cuda:N, cpu, or emulated: the kernels on the host, checks alone
   --only NAMES      these checks or cases alone, with commas between; before a case all checks run. --list names them
@@ -23,6 +23,7 @@ pub const HELP: &str = "gpu: checks the engine on a GPU against the CPU's, then 
   --profile         each leaf's share of a step, next to the rates measured in the same run, in place of times
   --count           without a device: each leaf's operations and bytes, and the least time that an H100's data sheet allows
   --attention WHO   own (the default), cudnn, or auto: cuDNN where it can be used; then attention by it is checked first
+  --logits-16bit    the loss's logits in bf16 where activations are, as the option logits_16bit of `arl train`
   --python PATH     a Python with torch and transformers for the peer; else that of VIRTUAL_ENV or PATH; `none`: no peer
   --rehearse        the same with tiny models, to see that all of it runs; its times mean nothing
   --list            the names of all checks and cases
@@ -80,6 +81,8 @@ pub struct Options {
     pub count: bool,
     /// Who computes attention.
     pub attention: AttentionChoice,
+    /// The loss's logits in the type of the activations.
+    pub logits_16bit: bool,
     /// The peer's Python; `None`: to be found.
     pub python: Option<String>,
     /// Tiny models.
@@ -109,6 +112,7 @@ impl Options {
             profile: false,
             count: false,
             attention: AttentionChoice::Own,
+            logits_16bit: false,
             python: None,
             rehearse: false,
             list: false,
@@ -144,6 +148,7 @@ impl Options {
                     let known = ATTENTION.iter().find(|(word, _)| *word == asked);
                     options.attention = known.ok_or(format!("--attention is own, auto or cudnn, not `{asked}`"))?.1;
                 }
+                "--logits-16bit" => options.logits_16bit = true,
                 "--python" => options.python = Some(value()?),
                 "--rehearse" => options.rehearse = true,
                 "--list" => options.list = true,
@@ -205,6 +210,7 @@ mod tests {
         assert_eq!((options.budget, options.device.as_str(), options.profile), (60, "cuda:1", true));
         assert!(options.times("loss") && options.times("context") && !options.times("qwen3-4b"));
         assert_eq!(options.python.as_deref(), Some("none"));
+        assert!(!options.logits_16bit && parse("--count --logits-16bit").unwrap().logits_16bit);
         assert_eq!(options.attention, AttentionChoice::Own);
         for (name, choice) in ATTENTION {
             assert_eq!(parse(&format!("--attention {name}")).unwrap().attention, choice);

@@ -84,8 +84,9 @@ fn named_folders(machine: &dyn Surroundings) -> Vec<Place> {
     list.split(':').filter(|folder| !folder.is_empty()).map(|folder| Place::Folder(folder.into())).collect()
 }
 
-/// arl's folder for CUDA in the build cache, where `npm run cuda:toolkit` and the command in the report's hint put libraries.
-pub(crate) fn cache_folder(machine: &dyn Surroundings) -> Option<PathBuf> {
+/// arl's folder for CUDA in the build cache, where `npm run cuda:toolkit` and the command in the report's hint put libraries, and
+/// engines what they have measured.
+pub fn cache_folder(machine: &dyn Surroundings) -> Option<PathBuf> {
     if let Some(cache) = machine.variable("ARL_CACHE") {
         return Some(Path::new(&cache).join("cuda"));
     }

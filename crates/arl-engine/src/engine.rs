@@ -39,8 +39,8 @@ pub struct Engine<B: Backend + ?Sized> {
     pub(crate) staging: Staging,
     pub(crate) plan: StepPlan,
     pub(crate) interrupt: Arc<AtomicBool>,
-    /// Why attention is not the library's that it might be.
-    attention_notice: Option<String>,
+    /// Why attention is not the library's that it might be; why choices among algorithms are not kept.
+    notices: [Option<String>; 2],
     /// Optimizer steps done; those that were skipped are none.
     pub(crate) steps: u64,
     pub(crate) queue: Queue,
@@ -84,6 +84,8 @@ impl<B: Backend + ?Sized> Engine<B> {
             None
         };
         model.attention_library &= attention_notice.is_none();
+        let algorithms = backend.matmul_algorithms().filter(|_| options.matmul_autotune && !options.inference_only);
+        let algorithms_notice = algorithms.and_then(|algorithms| algorithms.autotune(options.matmul_cache.as_deref()));
         let plan =
             StepPlan::new(&model, options.max_batch, MICRO_BATCHES)?.with_evaluation(&model, options.eval_batch)?;
         backend.reserve(Pool::State, model.store.bytes)?;
@@ -103,7 +105,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             staging: Staging::default(),
             plan,
             interrupt: Arc::new(AtomicBool::new(false)),
-            attention_notice,
+            notices: [attention_notice, algorithms_notice],
             steps: 0,
             queue: Queue::default(),
             pending: None,
@@ -126,7 +128,8 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// What a user should know of how the model runs on this device.
     pub fn notice(&self) -> Option<String> {
         let of_sizes = self.backend.kind().notice(self.model.shape.heads, self.model.dtype);
-        of_sizes.or_else(|| self.attention_notice.clone())
+        let all: Vec<String> = of_sizes.into_iter().chain(self.notices.iter().flatten().cloned()).collect();
+        (!all.is_empty()).then(|| all.join("; "))
     }
 
     /// The backend itself; for measurements.

@@ -41,6 +41,8 @@ pub(crate) struct Model {
     pub(crate) activation_offloading: bool,
     /// Most rows of logits at a time.
     pub(crate) loss_chunk: usize,
+    /// The type of the loss's logits.
+    pub(crate) logits_dtype: DType,
     /// Attention is the device's own library's where it has a plan.
     pub(crate) attention_library: bool,
 }
@@ -67,6 +69,7 @@ impl Model {
         Ok(Model {
             attention_library: attention::planned(options.attention, kind, shape.heads, options.dtype, training)?,
             loss_chunk: options.loss_seq_chunk_size.unwrap_or(kind.default_logits_rows(config.vocab_size)),
+            logits_dtype: if options.logits_16bit { options.dtype } else { DType::F32 },
             shape,
             store,
             embedding,

@@ -1,5 +1,7 @@
 //! What an engine is made of and what changes from step to step: plain values, and what is wrong with them.
 
+use std::path::PathBuf;
+
 use arl_model::{Error, ErrorCode, Result};
 
 use crate::backend::DType;
@@ -34,8 +36,10 @@ pub enum AttentionChoice {
 /// What an engine is made of.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
-    /// Type of weights and activations: f32, bf16 or f16. Masters, gradients and logits are f32 in either case.
+    /// Type of weights and activations: f32, bf16 or f16. Masters and gradients are f32 in either case.
     pub dtype: DType,
+    /// Round the logits of the loss to `dtype`, which has 16 bits, before their statistics are summed in f32. Off: they are f32.
+    pub logits_16bit: bool,
     /// Keep no masters of bf16 weights, and round each update up or down at random.
     pub stochastic_rounding: bool,
     /// Keep both moments in bf16 instead of f32, and round them up or down at random.
@@ -64,6 +68,12 @@ pub struct EngineOptions {
     pub frozen: Vec<String>,
     /// Who computes attention. A library's share of memory is planned where it may be used.
     pub attention: AttentionChoice,
+    /// Have a device with several algorithms for a matrix product choose by measurement; off, and for inference only: the first that
+    /// it proposes. Equal
+    /// inputs give equal bits on one device only under equal choices, which a saved state and `matmul_cache` keep.
+    pub matmul_autotune: bool,
+    /// Folder in which such choices are kept for later runs; `None`: they are not.
+    pub matmul_cache: Option<PathBuf>,
     /// Leave out gradients and moments: evaluation and generation only.
     pub inference_only: bool,
 }
@@ -72,6 +82,7 @@ impl Default for EngineOptions {
     fn default() -> Self {
         EngineOptions {
             dtype: DType::F32,
+            logits_16bit: false,
             stochastic_rounding: false,
             bf16_moments: false,
             rounding_seed: 0,
@@ -85,6 +96,8 @@ impl Default for EngineOptions {
             adam: Adam::default(),
             frozen: Vec::new(),
             attention: AttentionChoice::default(),
+            matmul_autotune: true,
+            matmul_cache: None,
             inference_only: false,
         }
     }
@@ -141,6 +154,12 @@ impl EngineOptions {
             return option(
                 &format!("stochastic rounding is for bf16 weights, and these are {:?}", self.dtype),
                 "add --bf16, or leave bf16_stochastic_round out: other types keep exact masters",
+            );
+        }
+        if self.logits_16bit && self.dtype == DType::F32 {
+            return option(
+                "logits_16bit rounds logits to the type of the activations, which is float32",
+                "add --bf16 or --fp16, or leave logits_16bit out",
             );
         }
         if self.loss_seq_chunk_size == Some(0) {

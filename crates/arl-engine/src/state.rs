@@ -25,6 +25,8 @@ const FORMAT: &str = "arl engine state 3";
 const FORMAT_2: &str = "arl engine state 2";
 /// Whole arrays, whose order a hash names. Read, and no longer written.
 const FORMAT_1: &str = "arl engine state 1";
+/// The metadata with the algorithms that a device chose for matrix products, where it chose any.
+const ALGORITHMS: &str = "matmul_algorithms";
 /// The name of weights in a state's file.
 const WEIGHTS: &str = "weights";
 /// The name of f32 masters.
@@ -158,6 +160,8 @@ impl<B: Backend + ?Sized> Engine<B> {
         let slices = Value::Object(self.slices()).to_string();
         let mut metadata = vec![("format", FORMAT), ("steps", &steps), ("slices", &slices)];
         metadata.extend(loss_scale.as_deref().map(|text| ("loss_scale", text)));
+        let algorithms = self.backend.matmul_algorithms().and_then(|algorithms| algorithms.chosen());
+        metadata.extend(algorithms.as_deref().map(|text| (ALGORITHMS, text)));
         let mut writer = SafetensorsWriter::create(path, &metadata, &declared)?;
         let mut staging = vec![0u8; PIECE * 4];
         for Entry { buffer, .. } in entries {
@@ -172,8 +176,9 @@ impl<B: Backend + ?Sized> Engine<B> {
     }
 
     /// Reads what [`Engine::save_state`] wrote, also in the formats of earlier versions. The engine must have been opened with
-    /// the same model, type and frozen parameters. Nothing is changed unless the file fits.
-    pub fn restore_state(&mut self, dir: &Path) -> Result<()> {
+    /// the same model, type and frozen parameters. Nothing is changed unless the file fits. Gives what a user should know: why
+    /// results will differ in bits from what they would have been.
+    pub fn restore_state(&mut self, dir: &Path) -> Result<Option<String>> {
         let path = dir.join(STATE_FILE);
         self.state_arrays()?;
         // Whatever is wrong with the file, a state is damaged, not the weights of a model.
@@ -221,7 +226,8 @@ impl<B: Backend + ?Sized> Engine<B> {
         }
         self.steps = steps;
         self.loss_scale = loss_scale;
-        Ok(())
+        let saved = file.metadata(ALGORITHMS);
+        Ok(saved.and_then(|saved| self.backend.matmul_algorithms()?.restore(saved)))
     }
 }
 

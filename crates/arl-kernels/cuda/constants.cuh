@@ -62,6 +62,12 @@ namespace guard {
 constexpr int THREADS = 256;
 }
 
+namespace matmul {
+constexpr int SPLIT_THREADS = 256;
+// Columns that a thread splits.
+constexpr int SPLIT_STEP = 8;
+}
+
 namespace moe {
 constexpr int THREADS = 256;
 constexpr int COMBINE_THREADS = 128;

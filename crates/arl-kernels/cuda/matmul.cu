@@ -1,9 +1,43 @@
-// Matrix products of a router's f32 gradient and rows or weights of 16 bits, which the vendor's library does not take. One block a tile of [128, 64] and a part of k; each operand is read once for each tile
-// of the other side, `c` is written once. Where a product has too few tiles to fill a GPU, k is split: each part's sums
-// go to `parts` [parts, m, n] and a second kernel adds them up in their order.
+// Matrix products of a router's f32 gradient and rows or weights of 16 bits, which the vendor's library does not take.
+// split: an f32 matrix as the sum of two of bf16, which the library takes. Reads 4 bytes an element and writes 4.
+// matmul: what cannot be split (f16 has too few exponents), on CUDA cores. One block a tile of [128, 64] and a part of k;
+// each operand is read once for each tile of the other side, `c` is written once. Where a product has too few tiles to fill a
+// GPU, k is split: each part's sums go to `parts` [parts, m, n] and a second kernel adds them up in their order.
 #include "tile.cuh"
 
 namespace matmul {
+
+// Rows of `columns` elements as rows of twice as many: `high`, the nearest bf16, then `low`, the nearest to what is left. Both
+// together have 16 bits and a sign: |x - high - low| <= 2^-17 |x|, as long as `low` is no subnormal. What is not finite stays so.
+__device__ __forceinline__ void split(const float *x, long long x_stride, bf16 *parts, int rows, int columns) {
+    typedef Group<bf16, SPLIT_STEP> Part;
+    long long i = blockIdx.x * (long long)SPLIT_THREADS + threadIdx.x;
+    int groups = columns / SPLIT_STEP;
+    if (i >= (long long)rows * groups) return;
+    long long row = i / groups;
+    int column = i % groups * SPLIT_STEP;
+    const float *source = x + row * x_stride + column;
+    float values[SPLIT_STEP];
+    if (vectorizable(x, x_stride)) {
+#pragma unroll
+        for (int j = 0; j < SPLIT_STEP; j += Pack<float>::SIZE) {
+            Pack<float> pack = load_pack(source + j);
+#pragma unroll
+            for (int h = 0; h < Pack<float>::SIZE; h++) values[j + h] = pack.at[h];
+        }
+    } else {
+        for (int j = 0; j < SPLIT_STEP; j++) values[j] = source[j];
+    }
+    Part high, low;
+#pragma unroll
+    for (int j = 0; j < SPLIT_STEP; j++) {
+        high.at[j] = store<bf16>(values[j]);
+        low.at[j] = store<bf16>(values[j] - load(high.at[j]));
+    }
+    bf16 *target = parts + row * 2 * columns + column;
+    store_group(target, high);
+    store_group(target + columns, low);
+}
 
 // `[n]` in any type, or null.
 struct Bias {
@@ -58,6 +92,10 @@ __device__ void sum(const float *parts, int count, C *c, long long c_stride, int
 }
 
 } // namespace matmul
+
+ARL_KERNEL(split_f32_bf16, matmul::SPLIT_THREADS, const float *x, long long x_stride, bf16 *parts, int rows, int columns) {
+    matmul::split(x, x_stride, parts, rows, columns);
+}
 
 #define MIXED(name, B, C)                                                                                              \
     ARL_KERNEL(matmul_f32_##name, tile::THREADS, const float *a, long long a_stride, int a_along_k, const B *b,        \

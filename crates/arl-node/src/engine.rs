@@ -282,10 +282,10 @@ impl Engine {
         self.submit(env, move |engine| engine.save_state(&PathBuf::from(dir)), |()| ())
     }
 
-    /// Restores what `saveState` wrote.
-    #[napi(ts_return_type = "Promise<void>")]
+    /// Restores what `saveState` wrote. Resolves with what a user should know: why results will differ in bits.
+    #[napi(ts_return_type = "Promise<string | null>")]
     pub fn restore_state<'env>(&self, env: &'env Env, dir: String) -> napi::Result<Object<'env>> {
-        self.submit(env, move |engine| engine.restore_state(&PathBuf::from(dir)), |()| ())
+        self.submit(env, move |engine| engine.restore_state(&PathBuf::from(dir)), |notice| notice)
     }
 
     /// Writes a folder in Hugging Face's layout; `dtype` absent: the type of the weights that the engine was opened on.

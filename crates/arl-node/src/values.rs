@@ -1,5 +1,6 @@
 //! What crosses to JavaScript and back: plain objects, and the engine's values that they represent.
 
+use arl_cuda_libraries::places::{Machine, cache_folder};
 use arl_engine::backend::DType;
 use arl_engine::{Adam, AttentionChoice, BatchSize, Hyper, LossScaling, Recompute};
 use arl_model::{Error, ErrorCode, Result};
@@ -21,6 +22,9 @@ pub struct EngineOptions {
     /// Type of weights and activations. With f16 the loss is scaled.
     #[napi(ts_type = "'f32' | 'bf16' | 'f16'")]
     pub dtype: String,
+    /// Round the logits of the loss to the 16 bits of the activations.
+    #[napi(js_name = "logits16bit")]
+    pub logits_16bit: Option<bool>,
     /// Keep no masters for bf16 weights, and round each update up or down at random, with `seed`.
     pub stochastic_rounding: Option<bool>,
     /// Keep AdamW's moments in bf16 instead of f32, and round them up or down at random, with `seed`.
@@ -45,6 +49,8 @@ pub struct EngineOptions {
     /// Who computes attention; absent: this project's kernels.
     #[napi(ts_type = "'auto' | 'cudnn' | 'own'")]
     pub attention: Option<String>,
+    /// On a GPU: choose the algorithm of each large matrix product by measurement, and keep the choice; absent: yes.
+    pub matmul_autotune: Option<bool>,
     /// AdamW: decay of the first moment.
     pub adam_beta1: f64,
     /// AdamW: decay of the second moment.
@@ -244,6 +250,7 @@ pub(crate) fn seed(options: &EngineOptions) -> u64 {
 pub(crate) fn core_options(options: &EngineOptions) -> Result<arl_engine::EngineOptions> {
     Ok(arl_engine::EngineOptions {
         dtype: dtype(&options.dtype)?,
+        logits_16bit: options.logits_16bit.unwrap_or(false),
         stochastic_rounding: options.stochastic_rounding.unwrap_or(false),
         bf16_moments: options.bf16_moments.unwrap_or(false),
         rounding_seed: seed(options),
@@ -259,6 +266,8 @@ pub(crate) fn core_options(options: &EngineOptions) -> Result<arl_engine::Engine
         },
         frozen: Vec::new(),
         attention: attention(options.attention.as_deref())?,
+        matmul_autotune: options.matmul_autotune.unwrap_or(true),
+        matmul_cache: cache_folder(&Machine).map(|folder| folder.join("algorithms")),
         adam: Adam {
             beta1: options.adam_beta1 as f32,
             beta2: options.adam_beta2 as f32,

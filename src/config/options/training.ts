@@ -152,6 +152,11 @@ export const precision = {
 		description:
 			"Keep AdamW's moments in bfloat16, which saves 4 bytes a parameter, and round them up or down at random (drawn from `seed`), so that changes too small for bfloat16 add up on average. With `bf16_stochastic_round` a parameter takes 10 bytes instead of 16, its gradient included.",
 	}),
+	logits_16bit: boolean({
+		default: false,
+		description:
+			"With `bf16` or `fp16`: round the logits of the loss to 16 bits, as transformers and Liger do; the sums over them stay float32. It halves the memory of the logits. A token's loss changes by at most 1/128 (bfloat16) or 1/1024 (float16) of the greatest of its logits, either way.",
+	}),
 	gradient_checkpointing: custom(
 		z
 			.union([z.boolean(), z.enum(["off", "norms", "mlp", "block"])])
@@ -187,5 +192,10 @@ export const precision = {
 		default: "own",
 		description:
 			"On a GPU: which kernels compute attention. own: those of this program, which give equal bits every time. cudnn: NVIDIA's cuDNN, for bf16 and heads of 64 or 128 elements on GPUs of compute capability 9.0 and 10.x; its bits differ from run to run, and it is an error if it cannot be used. auto: cudnn if it can be used, else own, with a notice.",
+	}),
+	matmul_autotune: boolean({
+		default: true,
+		description:
+			"On a GPU: choose the algorithm of each large matrix product by measurement, the first time that its shape occurs, and keep the choice in the build cache and in checkpoints. Equal choices give equal bits; off, cuBLASLt's first proposal is taken, which depends on its version and the GPU alone.",
 	}),
 };

@@ -148,6 +148,7 @@ export function fixedOf(args: ResolvedConfig, run: RunIdentity): Fingerprint {
 		max_grad_norm: args.max_grad_norm,
 		bf16: args.bf16,
 		...(args.fp16 && { fp16: args.fp16 }),
+		...(args.logits_16bit && { logits_16bit: args.logits_16bit }),
 		...(args.bf16_stochastic_round && { bf16_stochastic_round: args.bf16_stochastic_round }),
 		...(args.bf16_moments && { bf16_moments: args.bf16_moments }),
 		loss_seq_chunk_size: args.loss_seq_chunk_size,
@@ -177,7 +178,9 @@ const FREE_OPTIONS = [
 
 /** What a resumed run may change. */
 export function freeOf(args: AgentTrainingConfig): Fingerprint {
-	return Object.fromEntries(FREE_OPTIONS.map((name) => [name, shown(args[name])]));
+	const free = FREE_OPTIONS.map((name) => [name, shown(args[name])]);
+	// Only where it is off: checkpoints of earlier versions do not have it.
+	return Object.fromEntries(args.matmul_autotune ? free : [...free, ["matmul_autotune", "false"]]);
 }
 
 function shown(value: unknown): string {

@@ -51,6 +51,7 @@ export async function* openEngine(
 	const { notice: warning, exportChanges } = native.info();
 	if (warning !== undefined) yield notice("warning", warning);
 	for (const change of exportChanges) yield notice("info", change);
-	if (resumed) await native.restoreState(resumed.stateDir);
+	const differs = resumed && (await native.restoreState(resumed.stateDir));
+	if (differs) yield notice("warning", differs);
 	return { native, options, memory, plan, advise: adviseFor };
 }

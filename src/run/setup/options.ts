@@ -102,6 +102,7 @@ export function engineOptions(args: ResolvedConfig, device: string, size: BatchS
 		seed: args.seed,
 		device,
 		dtype: dtypeOf(args),
+		logits16bit: args.logits_16bit,
 		stochasticRounding: args.bf16_stochastic_round,
 		bf16Moments: args.bf16_moments,
 		recompute: args.gradient_checkpointing,
@@ -113,6 +114,7 @@ export function engineOptions(args: ResolvedConfig, device: string, size: BatchS
 		activationOffloading: args.activation_offloading,
 		optimizerOffload: args.optimizer_offload,
 		attention: args.attention,
+		matmulAutotune: args.matmul_autotune,
 		...(args.loss_seq_chunk_size !== null && { lossSeqChunkSize: args.loss_seq_chunk_size }),
 		...(args.threads !== null && { threads: args.threads }),
 	};

@@ -85,7 +85,8 @@ fn count(run: &mut Run<'_>, gpu: &Gpu, name: &'static str, step: &Step) -> Resul
     }
     let dir = step.folder(run);
     let config = ModelConfig::from_dir(&dir)?;
-    let base = step.options(EngineOptions { dtype: DType::Bf16, adam: ADAM, ..EngineOptions::default() });
+    let logits_16bit = run.options.logits_16bit;
+    let base = step.options(EngineOptions { dtype: DType::Bf16, logits_16bit, adam: ADAM, ..EngineOptions::default() });
     let Some(options) = settings(&config, &base, gpu.bytes)? else {
         return super::skipped(run, name, "no settings fit");
     };
@@ -127,7 +128,8 @@ fn count(run: &mut Run<'_>, gpu: &Gpu, name: &'static str, step: &Step) -> Resul
     let rest: f64 = leaves.iter().skip(SHOWN).map(|(_, total)| least(total)).sum();
     run.note(&format!("{:44} {:>38.3} {:5.1}%", "all others", rest * 1e3, 100.0 * rest / all))?;
     run.case(json!({
-        "case": name, "ok": true, "counted": true, "for": gpu.name, "logits_rows": options.loss_seq_chunk_size, "recompute": format!("{:?}", options.recompute),
+        "case": name, "ok": true, "counted": true, "for": gpu.name, "logits_rows": options.loss_seq_chunk_size,
+        "logits_16bit": logits_16bit, "recompute": format!("{:?}", options.recompute),
         "activation_offloading": options.activation_offloading, "optimizer_offload": options.optimizer_offload,
         "tokens": tokens, "leaves": leaves.iter().map(|(_, total)| total.calls).sum::<usize>(),
         "model_tflop": model / 1e12, "tflop": flops / 1e12, "least_ms": all * 1e3, "products_ms": products * 1e3,

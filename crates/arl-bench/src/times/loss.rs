@@ -29,7 +29,7 @@ pub(super) fn case(run: &mut Run<'_>, name: &'static str) -> Result<()> {
         ..super::options(run)
     };
     let both = of_a_step(run, &dir, &options, tokens, seq)
-        .and_then(|loss| Ok((loss, bare_products(&mut *run.open()?, vocab, hidden, tokens, options.dtype)?)));
+        .and_then(|loss| Ok((loss, bare_products(&mut *run.open()?, vocab, hidden, tokens, &options)?)));
     let (loss, bare) = match both {
         Ok(both) => both,
         Err(error) if is_oom(&error) => return skipped(run, name, &error.to_string()),
@@ -41,7 +41,7 @@ pub(super) fn case(run: &mut Run<'_>, name: &'static str) -> Result<()> {
     run.case(json!({
         "case": name, "ok": true, "reached": done, "goals": goals, "rehearsal": run.options.rehearse,
         "attention": word(options.attention), "rows": tokens, "vocab": vocab, "hidden": hidden, "dtype": format!("{:?}", options.dtype),
-        "loss_ms": loss * 1e3, "logits_ms": logits * 1e3, "gradient_of_head_ms": of_head * 1e3,
+        "logits_16bit": options.logits_16bit, "loss_ms": loss * 1e3, "logits_ms": logits * 1e3, "gradient_of_head_ms": of_head * 1e3,
         "gradient_of_input_ms": of_input * 1e3,
     }))
 }
@@ -87,14 +87,15 @@ fn bare_products(
     vocab: usize,
     hidden: usize,
     tokens: usize,
-    dtype: DType,
+    options: &EngineOptions,
 ) -> Result<[f64; 3]> {
+    let dtype = options.dtype;
     let mut places = Places::default();
     let [x, d_x] = [(); 2].map(|()| places.take(tokens * hidden, dtype));
     let head = places.take(vocab * hidden, dtype);
     let d_head = places.take(vocab * hidden, DType::F32);
-    let logits = places.take(tokens * vocab, DType::F32);
-    let d_logits = places.take(tokens * vocab, backend.logits_gradient(dtype));
+    let of_logits = if options.logits_16bit { [dtype; 2] } else { [DType::F32, backend.logits_gradient(dtype)] };
+    let [logits, d_logits] = of_logits.map(|dtype| places.take(tokens * vocab, dtype));
     let scratch = backend.scratch_bytes(hidden, tokens);
     backend.reserve(Pool::Scratch, scratch)?;
     backend.reserve(Pool::Step, places.bytes)?;

@@ -1,5 +1,6 @@
 //! What is timed, once all is right: the table of cases, each with its goal and its limit of seconds.
 
+mod algorithms;
 mod context;
 pub(crate) mod count;
 mod loss;
@@ -199,7 +200,9 @@ fn attention(run: &Run<'_>) -> AttentionChoice {
 }
 
 fn options(run: &Run<'_>) -> EngineOptions {
-    EngineOptions { dtype: dtype(run), adam: ADAM, attention: attention(run), ..EngineOptions::default() }
+    let (dtype, attention) = (dtype(run), attention(run));
+    let logits_16bit = run.options.logits_16bit && dtype != DType::F32;
+    EngineOptions { dtype, logits_16bit, adam: ADAM, attention, ..EngineOptions::default() }
 }
 
 /// Sequences of random ids of equal length; each token's target is the next one, the last one's the first.

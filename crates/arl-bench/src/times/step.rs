@@ -8,7 +8,7 @@ use arl_engine::{BatchSize, Engine, EngineOptions, Flops, Hyper, MemoryPlan, Rec
 use arl_model::{ModelConfig, Result};
 use serde_json::{Value, json};
 
-use super::{Times, batch, free_bytes, gib, goal, is_oom, reached, skipped};
+use super::{Times, algorithms, batch, free_bytes, gib, goal, is_oom, reached, skipped};
 use crate::options::word;
 use crate::run::Run;
 
@@ -143,6 +143,8 @@ pub(super) struct Measured {
     pub(super) used: Option<usize>,
     /// Why attention is not the library's, for example.
     notice: Option<String>,
+    /// Algorithms of matrix products next to the first proposals.
+    algorithms: Value,
     loss: f64,
 }
 
@@ -200,7 +202,8 @@ pub(super) fn measure(
     seconds.sort_by(f64::total_cmp);
     let after = free_bytes(engine.backend_mut())?;
     let used = before.zip(after).map(|(before, after)| before.saturating_sub(after));
-    Ok(Some(Measured { seconds, used, notice: engine.notice(), loss }))
+    let algorithms = algorithms::chosen(engine.backend_mut());
+    Ok(Some(Measured { seconds, used, notice: engine.notice(), algorithms, loss }))
 }
 
 /// Dense bf16 on tensor cores, in TFLOP/s, as NVIDIA's data sheets say.
@@ -272,7 +275,7 @@ pub(super) fn case(
     let done = reached(run, &goals);
     run.case(json!({
         "case": name, "ok": true, "reached": done, "goals": goals, "rehearsal": run.options.rehearse,
-        "model": step.config, "dtype": format!("{:?}", options.dtype), "tokens": step.tokens, "seq": step.seq,
+        "model": step.config, "dtype": format!("{:?}", options.dtype), "logits_16bit": options.logits_16bit, "tokens": step.tokens, "seq": step.seq,
         "micro_batches": step.micro_batches, "recompute": format!("{:?}", options.recompute),
         "attention": word(options.attention), "notice": measured.notice,
         "activation_offloading": options.activation_offloading, "optimizer_offload": options.optimizer_offload,
@@ -282,7 +285,7 @@ pub(super) fn case(
         "tokens_per_s": rate, "flops_per_token": per_token, "model_tflops": tflops, "mfu": mfu,
         "of_measured_gemm": tflops / times.ceilings.gemm_tflops,
         "planned_gib": gib(plan.total_bytes), "used_gib": measured.used.map(gib), "host_gib": gib(plan.host_bytes),
-        "loss": measured.loss,
+        "loss": measured.loss, "matmul_algorithms": measured.algorithms,
     }))?;
     Ok(Some(Own { step, tokens_per_s: rate, bytes: measured.used.unwrap_or(plan.total_bytes) }))
 }

@@ -5,6 +5,8 @@
 //! [`Backend::read_back`], which waits, or [`Backend::queue_read`], which does not. Shapes are row-major; `T` is the tokens
 //! of a micro-batch.
 
+use std::path::Path;
+
 use arl_model::Result;
 
 mod buffer;
@@ -24,6 +26,21 @@ pub use self::operations::{
     Permutation, Router, Sequences, join_master, split_master,
 };
 pub use self::rounding::StochasticRounding;
+
+/// A device's choice among several algorithms for the same matrix product.
+pub trait MatmulAlgorithms {
+    /// From here on, large products are computed by the algorithm that measured fastest, at the first use of each shape. Choices
+    /// are kept in `cache`, for later runs on such a device. Gives what a user should know.
+    fn autotune(&mut self, cache: Option<&Path>) -> Option<String>;
+
+    /// The choices so far, for a saved state: JSON with the time of the first proposal and of the chosen one. `None`: there are
+    /// none.
+    fn chosen(&self) -> Option<String>;
+
+    /// Takes the choices of a saved state, before those of the cache. Gives what a user should know: that some cannot be
+    /// used, and results differ in bits.
+    fn restore(&mut self, saved: &str) -> Option<String>;
+}
 
 /// A device's leaf operations.
 ///
@@ -57,6 +74,11 @@ pub trait Backend: Send {
     fn use_attention_library(&mut self, asked: &[AttentionLibrary]) -> std::result::Result<(), String> {
         let _ = asked;
         Err("this device has no library for attention".into())
+    }
+
+    /// The choice of algorithms for matrix products; `None` where there is one for each.
+    fn matmul_algorithms(&mut self) -> Option<&mut dyn MatmulAlgorithms> {
+        None
     }
 
     /// Makes `pool` hold `bytes`, zeroed. What it held before is gone. Fails with `Oom`.

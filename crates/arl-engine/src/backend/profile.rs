@@ -222,6 +222,10 @@ impl<B: Backend + ?Sized> Backend for ProfileBackend<B> {
         self.inner.logits_gradient(activations)
     }
 
+    fn matmul_algorithms(&mut self) -> Option<&mut dyn MatmulAlgorithms> {
+        self.inner.matmul_algorithms()
+    }
+
     fn record(&mut self, stream: Stream, event: Event) {
         self.inner.record(stream, event);
     }

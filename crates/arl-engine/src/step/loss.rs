@@ -35,7 +35,12 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         let chunk = self.model.loss_chunk.min(r);
         let top = self.arena.mark();
         let hidden = self.take(Category::LogitsChunk, self.model.dtype, chunk * h);
-        let logits = self.take(Category::LogitsChunk, DType::F32, chunk * v);
+        let logits = self.take(Category::LogitsChunk, self.model.logits_dtype, chunk * v);
+        // Logits of 16 bits hold their gradient in the same type.
+        let gradient_dtype = match logits.dtype {
+            DType::F32 => self.backend.logits_gradient(self.model.dtype),
+            narrow => narrow,
+        };
         for start in (0..r).step_by(chunk) {
             let n = chunk.min(r - start);
             let (hidden, logits) = (hidden.slice(0, n * h), logits.slice(0, n * v));
@@ -43,7 +48,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
             self.backend.gather_rows(run.final_norm, rows, 1, h, hidden);
             self.logits(hidden, n, logits);
             // A row of the gradient begins where its row of logits begins.
-            let d_logits = logits.view(self.backend.logits_gradient(self.model.dtype));
+            let d_logits = logits.view(gradient_dtype);
             let d_logits = Rows { buffer: d_logits, stride: d_logits.len / n };
             let (scale, gradient) = match mode {
                 LossMode::Train { scale, .. } => (scale, Some(d_logits)),

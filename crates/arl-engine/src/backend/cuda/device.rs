@@ -4,7 +4,7 @@
 use arl_model::Result;
 
 use super::packed::{PackedAttention, PackedShape};
-use crate::backend::{Buffer, DType, Event, Matmul, Pool, Stream};
+use crate::backend::{Buffer, DType, Event, Matmul, MatmulAlgorithms, Pool, Stream};
 
 /// An argument of a kernel. Buffers say how the kernel uses them, so that a device can check it.
 #[derive(Clone, Copy, Debug)]
@@ -95,6 +95,11 @@ pub trait Device: Send {
     /// As [`crate::backend::Backend::memory`].
     fn memory(&self) -> Result<Option<(usize, usize)>> {
         Ok(None)
+    }
+
+    /// As [`crate::backend::Backend::matmul_algorithms`].
+    fn matmul_algorithms(&mut self) -> Option<&mut dyn MatmulAlgorithms> {
+        None
     }
 
     /// Sets every byte to zero.

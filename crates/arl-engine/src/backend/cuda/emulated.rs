@@ -10,7 +10,7 @@ use super::device::{Arg, Device, Launch};
 use super::emulated_library;
 use super::packed::{PackedAttention, PackedShape};
 use crate::backend::cpu::CpuBackend;
-use crate::backend::{Backend, Buffer, DType, Event, Matmul, Pool, Stream};
+use crate::backend::{Backend, Buffer, DType, Event, Matmul, MatmulAlgorithms, Pool, Stream};
 
 thread_local! {
     static DEVICES: Cell<u32> = const { Cell::new(0) };
@@ -26,6 +26,8 @@ pub struct EmulatedDevice {
     pub(super) library: Option<fn(&PackedShape) -> bool>,
     /// Passes that the library computed.
     pub(super) packed_passes: usize,
+    /// A choice of algorithms, which changes no number here.
+    pub(super) algorithms: Option<Box<dyn MatmulAlgorithms + Send>>,
 }
 
 impl Default for EmulatedDevice {
@@ -37,6 +39,7 @@ impl Default for EmulatedDevice {
             ran: BTreeSet::new(),
             library: None,
             packed_passes: 0,
+            algorithms: None,
         }
     }
 }
@@ -75,6 +78,10 @@ impl Device for EmulatedDevice {
 
     fn multiprocessors(&self) -> usize {
         3
+    }
+
+    fn matmul_algorithms(&mut self) -> Option<&mut dyn MatmulAlgorithms> {
+        self.algorithms.as_deref_mut().map(|algorithms| algorithms as _)
     }
 
     fn reserve(&mut self, pool: Pool, bytes: usize) -> Result<()> {

@@ -1,6 +1,7 @@
-//! Matrix products: the device's own where it has one, else by tiles; and those of a mixture of experts. Kernels:
-//! `cuda/matmul.cu`, `cuda/grouped.cu`.
+//! Matrix products: the device's own where it has one, or where an f32 operand can be split into two that it has one for, else by
+//! tiles; and those of a mixture of experts. Kernels: `cuda/matmul.cu`, `cuda/grouped.cu`.
 
+use arl_kernels::constants::matmul::{SPLIT_STEP, SPLIT_THREADS};
 use arl_kernels::constants::{grouped, tile};
 
 use super::device::{Arg, Device, Launch, int, kernel, long, scratch_of};
@@ -23,6 +24,9 @@ pub(super) fn matmul<D: Device>(device: &mut D, scratch: Buffer, op: &Matmul) {
     if op.k == 0 {
         // A sum of no parts.
         return sum(device, op, None, 0);
+    }
+    if split(device, scratch, op) {
+        return;
     }
     let name = match (a, b, c) {
         (DType::F32, DType::F32, DType::F32)
@@ -67,6 +71,68 @@ pub(super) fn matmul<D: Device>(device: &mut D, scratch: Buffer, op: &Matmul) {
     if sums.is_some() {
         sum(device, op, sums, parts);
     }
+}
+
+/// Fewest rows that are worth being split at a time.
+const FEWEST_SPLIT: usize = 256;
+
+/// The product of an f32 `a` (a router's gradient) and bf16 by the device's own products: the rows of `a` become `[high, low]`, and
+/// `[high, low] [b; b] = high b + low b` is one sum in f32; so is `high^T b + low^T b` where `c` is f32. What the split loses is
+/// 2^-17 of each element of `a`. Rows go through the scratch in pieces, whose sizes depend on shapes alone. False, and nothing
+/// is queued, for other products.
+fn split<D: Device>(device: &mut D, scratch: Buffer, op: &Matmul) -> bool {
+    let types = (op.a.buffer.dtype, op.b.buffer.dtype, op.c.buffer.dtype);
+    let (rows, columns, doubled) = match (op.layout, types) {
+        (Layout::Nn, (DType::F32, DType::Bf16, DType::F32 | DType::Bf16)) if op.b.stride == op.n => {
+            (op.m, op.k, 2 * op.k * op.n)
+        }
+        (Layout::Tn, (DType::F32, DType::Bf16, DType::F32)) => (op.k, op.m, 0),
+        _ => return false,
+    };
+    let room = (SCRATCH_BYTES / DType::Bf16.bytes()).saturating_sub(doubled);
+    let most = room / (2 * columns);
+    if op.bias.is_some()
+        || !columns.is_multiple_of(SPLIT_STEP)
+        || !op.n.is_multiple_of(SPLIT_STEP)
+        || most < FEWEST_SPLIT.min(rows)
+    {
+        return false;
+    }
+    let scratch = scratch_of(scratch, DType::Bf16, SCRATCH_BYTES / DType::Bf16.bytes());
+    let twice = scratch.slice(0, doubled);
+    if doubled > 0 {
+        for half in [0, doubled / 2] {
+            device.copy(op.b.buffer.slice(0, doubled / 2), twice.slice(half, doubled / 2));
+        }
+    }
+    let piece_of = |x: Rows, first: usize, count: usize| Rows {
+        buffer: x.buffer.slice(first * x.stride, (count * x.stride).min(x.buffer.len - first * x.stride)),
+        stride: x.stride,
+    };
+    for first in (0..rows).step_by(most) {
+        let count = most.min(rows - first);
+        let a = piece_of(op.a, first, count);
+        let parts = scratch.slice(doubled, count * 2 * columns);
+        device.launch(&Launch {
+            kernel: "split_f32_bf16",
+            grid: [(count * (columns / SPLIT_STEP)).div_ceil(SPLIT_THREADS), 1, 1],
+            threads: SPLIT_THREADS,
+            shared_bytes: 0,
+            args: &[Arg::Read(a.buffer), long(a.stride), Arg::Write(parts), int(count), int(columns)],
+        });
+        let stride = 2 * columns;
+        if op.layout == Layout::Nn {
+            let (a, b) = (Rows { buffer: parts, stride }, Rows { buffer: twice, stride: op.n });
+            device.matmul(&Matmul { m: count, k: stride, a, b, c: piece_of(op.c, first, count), ..*op });
+            continue;
+        }
+        for part in [0, columns] {
+            let a = Rows { buffer: parts.slice(part, parts.len - columns), stride };
+            let accumulate = op.accumulate || first + part > 0;
+            device.matmul(&Matmul { k: count, a, b: piece_of(op.b, first, count), accumulate, ..*op });
+        }
+    }
+    true
 }
 
 /// `c` from the parts of its sums `[parts, m, n]`.

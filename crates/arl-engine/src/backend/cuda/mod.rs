@@ -1,5 +1,7 @@
 //! The CUDA leaves. This file names each; the family's file checks shapes and launches its kernels on a [`Device`].
 
+#[cfg(any(test, feature = "cuda"))]
+mod algorithms;
 mod attention;
 mod classifier;
 mod device;
@@ -43,7 +45,7 @@ pub use self::gpu::GpuDevice;
 pub use self::packed::{PackedAttention, PackedShape, attention_library_scratch};
 use super::{
     AdamW, Attention, AttentionLibrary, Backend, Buffer, CrossEntropy, DType, DeviceKind, Event, GroupedMatmul, Heads,
-    Matmul, NormRope, NormWeight, Permutation, Pool, Router, Rows, Stream,
+    Matmul, MatmulAlgorithms, NormRope, NormWeight, Permutation, Pool, Router, Rows, Stream,
 };
 
 /// The leaf operations on a CUDA device. They are queued, and done when something is read back.
@@ -151,6 +153,10 @@ impl<D: Device> Backend for CudaBackend<D> {
         }
         self.attention_library = true;
         Ok(())
+    }
+
+    fn matmul_algorithms(&mut self) -> Option<&mut dyn MatmulAlgorithms> {
+        self.device.matmul_algorithms()
     }
 
     fn reserve(&mut self, pool: Pool, bytes: usize) -> Result<()> {

@@ -1,7 +1,8 @@
 //! The recording device finds what is wrong with an order of operations, and nothing else.
 
 use super::*;
-use crate::backend::DType;
+use crate::backend::cuda::CudaBackend;
+use crate::backend::{Backend, DType, Layout, Rows};
 
 const HOST: Buffer = Buffer { pool: Pool::HostStep, offset: 0, len: 16, dtype: DType::F32 };
 const SLOT: Buffer = Buffer { pool: Pool::Step, ..HOST };
@@ -135,4 +136,36 @@ fn an_event_tells_of_what_was_queued_before_it_alone() {
         device.transfer(Stream::ToHost, SLOT, HOST);
     });
     assert_eq!(fault.len(), 1);
+}
+
+#[test]
+fn a_split_gradient_goes_through_the_scratch_in_order_and_what_cannot_be_split_does_not() {
+    let kernels = |layout: Layout, c_type, [m, n, k]: [usize; 3]| {
+        let mut backend = CudaBackend::new(RecordingDevice::new(NoDevice));
+        backend.reserve(Pool::Step, 1 << 28).unwrap();
+        backend.reserve(Pool::Scratch, backend.scratch_bytes(64, 64)).unwrap();
+        let mut next = 0;
+        let mut put = |rows: usize, width: usize, dtype| {
+            let buffer = Buffer { pool: Pool::Step, offset: next, len: rows * width, dtype };
+            next += buffer.bytes();
+            backend.device_mut().zero(buffer);
+            Rows { buffer, stride: width }
+        };
+        let a = if layout == Layout::Tn { put(k, m, DType::F32) } else { put(m, k, DType::F32) };
+        let b = if layout == Layout::Nt { put(n, k, DType::Bf16) } else { put(k, n, DType::Bf16) };
+        let c = put(m, n, c_type);
+        backend.matmul(&Matmul { layout, m, n, k, a, b, c, accumulate: true, bias: None });
+        let device = backend.device_mut();
+        assert_eq!(device.faults, Vec::<String>::new(), "{layout:?} {m} {n} {k}");
+        device.kernels.clone()
+    };
+    // 128 experts: 14,336 rows fit behind two copies of the router's weights, and 16,384 without.
+    assert_eq!(kernels(Layout::Nn, DType::Bf16, [14_336, 2048, 128]), ["split_f32_bf16"]);
+    assert_eq!(kernels(Layout::Nn, DType::Bf16, [14_337, 2048, 128]), ["split_f32_bf16"; 2]);
+    assert_eq!(kernels(Layout::Tn, DType::F32, [128, 2048, 16_384]), ["split_f32_bf16"]);
+    assert_eq!(kernels(Layout::Tn, DType::F32, [128, 2048, 16_385]), ["split_f32_bf16"; 2]);
+    assert_eq!(kernels(Layout::Nn, DType::Bf16, [20, 36, 128]), ["matmul_f32_bf16_bf16"]);
+    assert_eq!(kernels(Layout::Tn, DType::F32, [12, 64, 20]), ["matmul_f32_bf16_f32"]);
+    // So many experts that two copies of their weights leave no room.
+    assert_eq!(kernels(Layout::Nn, DType::Bf16, [300, 8192, 512]), ["matmul_f32_bf16_bf16"]);
 }

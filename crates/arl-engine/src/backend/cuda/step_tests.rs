@@ -20,7 +20,7 @@ use crate::loss_scale::LossScaling;
 use crate::options::Recompute;
 use crate::options::{EngineOptions, Weights};
 use crate::weights::Kind;
-use common::{HYPER, batch, deeper, difference, options};
+use common::{HYPER, TYPES, batch, deeper, difference, options};
 
 const MODELS: [(&str, usize); 2] = [("window-bias", 5), ("moe-balance", 4)];
 const LEVELS: [Recompute; 4] = [Recompute::Off, Recompute::Norms, Recompute::Mlp, Recompute::Block];
@@ -52,12 +52,16 @@ fn gradients_losses_and_trained_weights_are_those_of_the_cpu() {
         let dir = deeper(name, layers);
         // Sums in another order; and in 16 bits the roundings of activations, which differ where sums do: f16's are an
         // eighth of bf16's.
-        for (dtype, gradient_bound, loss_bound) in
-            [(DType::F32, 1e-5, 1e-6), (DType::Bf16, 1e-2, 1e-3), (DType::F16, 1e-2 / 8.0, 1e-3 / 8.0)]
-        {
+        let f32_logits = TYPES.map(|dtype| (dtype, false));
+        for (dtype, logits_16bit) in f32_logits.into_iter().chain([(DType::Bf16, true), (DType::F16, true)]) {
+            let (gradient_bound, loss_bound) = match dtype {
+                DType::F32 => (1e-5, 1e-6),
+                DType::Bf16 => (1e-2, 1e-3),
+                _ => (1e-2 / 8.0, 1e-3 / 8.0),
+            };
             // A scale at which no step is skipped.
             let loss_scaling = LossScaling { initial: 1024.0, ..LossScaling::default() };
-            let options = EngineOptions { loss_scaling, ..options(dtype, Recompute::Norms, 33) };
+            let options = EngineOptions { loss_scaling, logits_16bit, ..options(dtype, Recompute::Norms, 33) };
             let mut cpu = open(CpuBackend::new(), dir.path(), &options);
             let mut cuda = open(recorded(), dir.path(), &options);
             let expected = cpu.gradients(&batches).unwrap();
@@ -77,7 +81,14 @@ fn gradients_losses_and_trained_weights_are_those_of_the_cpu() {
                 let apart = (actual.loss - expected.loss).abs() / expected.loss;
                 assert!(apart <= 10.0 * loss_bound, "{name} {dtype:?}: {} instead of {}", actual.loss, expected.loss);
             }
-            assert_eq!(cuda.backend_mut().device_mut().faults, Vec::<String>::new(), "{name} {dtype:?}");
+            let device = cuda.backend_mut().device_mut();
+            assert_eq!(device.faults, Vec::<String>::new(), "{name} {dtype:?}");
+            let of_16_bits = ["cross_entropy_gradient_bf16", "cross_entropy_gradient_f16"];
+            assert_eq!(
+                device.kernels.iter().any(|kernel| of_16_bits.contains(kernel)),
+                logits_16bit,
+                "{name} {dtype:?}"
+            );
         }
     }
 }

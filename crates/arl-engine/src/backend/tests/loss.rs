@@ -121,6 +121,34 @@ fn loss_accuracy_entropy_and_gradient_are_the_reference() {
     }
 }
 
+/// What rounding its logits does to a row: the log of a sum of exponentials moves no farther than the farthest logit, and the
+/// target's own logit moves too; a probability changes by a factor of as much.
+#[test]
+fn logits_of_16_bits_are_as_far_from_f32_ones_as_their_rounding() {
+    let mut random = Random(43);
+    const VOCAB: usize = 5003;
+    for (dtype, unit) in [(DType::Bf16, 2f64.powi(-8)), (DType::F16, 2f64.powi(-11))] {
+        for size in [1.0, 8.0, 40.0] {
+            let logits: Vec<f64> =
+                random.values(VOCAB, DType::F32).iter().map(|x| round(size * x, DType::F32)).collect();
+            let target = random.below(VOCAB);
+            let exact = run(&logits, VOCAB, &[target], &[1.0], DType::F32, true);
+            let rounded = run(&logits, VOCAB, &[target], &[1.0], dtype, true);
+            let greatest = logits.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
+            let farthest = 2.0 * unit * greatest;
+            let apart = (rounded.nll[0] - exact.nll[0]).abs();
+            assert!(0.0 < apart && apart <= farthest + 1e-6 * exact.nll[0], "{dtype:?}: {apart:e} of {farthest:e}");
+            assert!((rounded.entropy[0] - exact.entropy[0]).abs() <= 2.0 * farthest * (VOCAB as f64).ln());
+            for (at, (rounded, exact)) in rounded.logits.iter().zip(&exact.logits).enumerate() {
+                let p = exact / f64::from(SCALE) + if at == target { 1.0 } else { 0.0 };
+                let allowed =
+                    f64::from(SCALE) * p * (farthest.exp_m1() + 1e-5) + unit * rounded.abs() + least(dtype) + 1e-7;
+                assert!((rounded - exact).abs() <= allowed, "{dtype:?} {at}: {rounded:e}, {exact:e}");
+            }
+        }
+    }
+}
+
 /// A fixture whose backend writes gradients of 16 bits over f32 logits; `None` where it does not.
 fn narrowing() -> Option<Fixture> {
     let fixture = Fixture::new();

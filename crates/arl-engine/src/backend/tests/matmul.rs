@@ -55,11 +55,31 @@ impl Sum {
 
     #[track_caller]
     fn check(&self, what: &str, actual: f64, narrowing: f64, dtype: DType) {
-        let unit = (self.terms as f64 + 5.0) * 2f64.powi(-24) * (1.0 + narrowing) + narrowing;
+        self.check_of(self.terms, what, actual, narrowing, dtype);
+    }
+
+    /// As `check`, of a sum that is made of `terms`.
+    #[track_caller]
+    fn check_of(&self, terms: usize, what: &str, actual: f64, narrowing: f64, dtype: DType) {
+        let unit = (terms as f64 + 5.0) * 2f64.powi(-24) * (1.0 + narrowing) + narrowing;
         let rounding = if NARROW.contains(&dtype) { bound(dtype, 1.0) } else { 0.0 };
         let allowed = self.size * unit + (self.value.abs() + self.size * unit) * rounding + least(dtype);
         assert!((actual - self.value).abs() <= allowed, "{what} is {actual}, not {} (bound {allowed:e})", self.value);
     }
+}
+
+/// Whether a GPU splits the f32 operand into two of bf16.
+fn is_split(fixture: &Fixture, case: &Case) -> bool {
+    let (_, n, _) = case.size;
+    let columns = if case.layout == Layout::Tn { case.size.0 } else { case.size.2 };
+    fixture.backend.kind() == DeviceKind::Cuda
+        && case.types[..2] == [DType::F32, DType::Bf16]
+        && match case.layout {
+            Layout::Nt => false,
+            Layout::Nn => case.gap == 0,
+            Layout::Tn => case.types[2] == DType::F32,
+        }
+        && (columns > 0 && columns.is_multiple_of(8) && n.is_multiple_of(8) && case.bias.is_none())
 }
 
 /// How much an operand of a product of unlike types is rounded, relatively: the CPU may make it bf16 like the other.
@@ -91,7 +111,9 @@ fn check(fixture: &mut Fixture, random: &mut Random, case: &Case) {
         Matrix::poisoned(fixture, m, n, gap, c_type)
     };
     let bias = bias.map(|dtype| Matrix::new(fixture, random, 1, n, 0, dtype));
-    let narrowing = narrowing(fixture, a_type, b_type);
+    let split = is_split(fixture, case);
+    // What is left of an f32 in two bf16 is below half a unit in the last of 16 bits and a sign.
+    let narrowing = if split { 2f64.powi(-17) } else { narrowing(fixture, a_type, b_type) };
     fixture.backend.matmul(&Matmul {
         layout,
         m,
@@ -117,7 +139,9 @@ fn check(fixture: &mut Fixture, random: &mut Random, case: &Case) {
             a * if layout == Layout::Nt { b.at(j, p) } else { b.at(p, j) }
         });
         let more = accumulate.then_some(old).into_iter().chain(bias.as_ref().map(|bias| bias.at(0, j)));
-        Sum::of(products.chain(more)).check(&what, actual, narrowing, c_type);
+        let sum = Sum::of(products.chain(more));
+        let terms = if split { 2 * sum.terms } else { sum.terms };
+        sum.check_of(terms, &what, actual, narrowing, c_type);
     }
 }
 
@@ -199,6 +223,61 @@ fn a_long_sum_of_unlike_types_is_the_reference_and_equal_in_bits_each_time() {
             .collect();
         assert!(results.iter().all(|result| *result == results[0]));
     }
+}
+
+/// A router's two gradients, of more tokens than are split at a time; and sizes on either side of what is split.
+#[test]
+fn an_f32_gradient_by_bf16_is_the_reference_in_pieces_and_with_gaps() {
+    let mut random = Random(85);
+    let mut fixture = Fixture::new();
+    let mut run = |layout, c, size, gap, accumulate| {
+        let types = [DType::F32, DType::Bf16, c];
+        check(&mut fixture, &mut random, &Case { layout, types, size, gap, accumulate, bias: None });
+    };
+    for accumulate in [false, true] {
+        run(Layout::Tn, DType::F32, (16, 72, 700), 0, accumulate);
+        run(Layout::Tn, DType::F32, (16, 72, 700), 3, accumulate);
+        run(Layout::Tn, DType::F32, (16, 70, 700), 0, accumulate);
+        run(Layout::Tn, DType::F32, (12, 72, 700), 0, accumulate);
+        for c in [DType::F32, DType::Bf16] {
+            run(Layout::Nn, c, (300, 72, 16), 0, accumulate);
+            run(Layout::Nn, c, (300, 72, 16), 8, accumulate);
+            run(Layout::Nn, c, (300, 72, 12), 0, accumulate);
+        }
+    }
+    // 4,096 rows of 512 columns fill the scratch.
+    run(Layout::Tn, DType::F32, (512, 8, 4100), 0, true);
+    run(Layout::Tn, DType::F32, (512, 8, 4100), 0, false);
+    run(Layout::Nn, DType::Bf16, (4100, 8, 512), 0, true);
+}
+
+/// The low parts count: the sums of the high parts alone are those of a gradient that is rounded to bf16.
+#[test]
+fn a_split_gradient_is_a_hundred_times_closer_than_one_rounded_to_bf16() {
+    let mut random = Random(86);
+    let mut fixture = Fixture::new();
+    let (m, n, k) = (8, 8, 512);
+    let a = Matrix::new(&mut fixture, &mut random, k, m, 0, DType::F32);
+    let b = Matrix::new(&mut fixture, &mut random, k, n, 0, DType::Bf16);
+    let c = Matrix::poisoned(&mut fixture, m, n, 0, DType::F32);
+    let op = Matmul { layout: Layout::Tn, m, n, k, a: a.rows, b: b.rows, c: c.rows, accumulate: false, bias: None };
+    if fixture.backend.kind() == DeviceKind::Cpu {
+        return println!("SKIPPED: {} splits nothing", fixture.backend.name());
+    }
+    fixture.backend.matmul(&op);
+    let actual = fixture.get(c.rows.buffer);
+    let far = |of: &dyn Fn(f64) -> f64, actual: Option<&[f64]>| {
+        let apart = (0..m * n).map(|at| {
+            let (i, j) = (at / n, at % n);
+            let exact: f64 = (0..k).map(|p| a.at(p, i) * b.at(p, j)).sum();
+            let other = (0..k).map(|p| of(a.at(p, i)) * b.at(p, j)).sum();
+            (actual.map_or(other, |actual| actual[at]) - exact).powi(2)
+        });
+        apart.sum::<f64>().sqrt()
+    };
+    let rounded = far(&|x| round(x, DType::Bf16), None);
+    let split = far(&|x| x, Some(&actual));
+    assert!(split < rounded / 100.0, "{split:e} of {rounded:e}");
 }
 
 /// The products of experts with `counts` rows each; those of expert `spoilt` are NaN. `gap` lies between rows.

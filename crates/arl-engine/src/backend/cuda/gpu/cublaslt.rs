@@ -1,7 +1,10 @@
-//! Matrix products by cuBLASLt: a plan for each shape. The library counts in columns, so that it is asked for the transposed
-//! product of row-major matrices: `c^T = b^T a^T`.
+//! Matrix products by cuBLASLt: a plan for each shape, with the library's first algorithm or one chosen by measurement
+//! (`algorithms.rs`). The library counts in columns, so that it is asked for the transposed product of row-major matrices:
+//! `c^T = b^T a^T`.
 
 use std::ffi::c_void;
+use std::mem::MaybeUninit;
+use std::path::Path;
 use std::sync::Arc;
 
 use arl_model::{Error, ErrorCode, Result};
@@ -10,16 +13,20 @@ use cudarc::cublas::sys::cublasOperation_t;
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys::{
     self, cublasComputeType_t, cublasLtEpilogue_t, cublasLtMatmulAlgo_t, cublasLtMatmulDesc_t,
-    cublasLtMatmulDescAttributes_t as DescAttribute, cublasLtMatmulPreferenceAttributes_t as PrefAttribute,
-    cublasLtMatrixLayout_t, cublasLtReductionScheme_t, cudaDataType,
+    cublasLtMatmulDescAttributes_t as DescAttribute, cublasLtMatmulHeuristicResult_t,
+    cublasLtMatmulPreferenceAttributes_t as PrefAttribute, cublasLtMatrixLayout_t, cublasLtReductionScheme_t,
+    cublasStatus_t, cudaDataType,
 };
-use cudarc::driver::{CudaContext, CudaStream};
+use cudarc::driver::sys::CUevent_flags;
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream};
 
 use super::failed;
 use super::memory::Allocation;
 use crate::backend::cuda::LIBRARY_BYTES;
+use crate::backend::cuda::algorithms::{Algorithm, Algorithms, MOST_PROPOSALS, Product, Proposals};
 use crate::backend::cuda::least_recent::LeastRecent;
-use crate::backend::{DType, Layout, Matmul};
+use crate::backend::{DType, Layout, Matmul, MatmulAlgorithms};
+use crate::placement::arena::ALIGNMENT;
 
 /// Most plans that are kept. A layer has some fifteen products, but each new number of tokens makes as many new shapes.
 const MOST_PLANS: usize = 2048;
@@ -33,26 +40,12 @@ pub(super) struct Addresses {
     pub(super) bias: Option<u64>,
 }
 
-/// What a plan depends on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Key {
-    layout: Layout,
-    m: usize,
-    n: usize,
-    k: usize,
-    strides: [usize; 3],
-    types: [DType; 3],
-    accumulate: bool,
-    bias: Option<DType>,
-    /// Bytes that the addresses of a, b and c are multiples of.
-    alignments: [u32; 3],
-}
-
-impl Key {
+impl Product {
     fn new(op: &Matmul, addresses: Addresses) -> Self {
-        // Above 16 bytes nothing is gained.
-        let alignment = |address: u64| 1 << address.trailing_zeros().min(4);
-        Key {
+        // As far as the arena promises it: whether an address is a multiple of more depends on what precedes it, which
+        // recomputation and offloading change, and they are to change no bit.
+        let alignment = |address: u64| 1 << address.trailing_zeros().min(ALIGNMENT.ilog2());
+        Product {
             layout: op.layout,
             m: op.m,
             n: op.n,
@@ -66,19 +59,27 @@ impl Key {
     }
 }
 
-/// A product as the library wants it described, and the algorithm that it chose.
-struct Plan {
+/// A product as the library wants it described.
+struct Description {
     desc: cublasLtMatmulDesc_t,
     /// Of the library's a (our b), b (our a) and c.
     layouts: [cublasLtMatrixLayout_t; 3],
-    algo: cublasLtMatmulAlgo_t,
+}
+
+/// A product and its algorithm.
+struct Plan {
+    description: Description,
+    algorithm: cublasLtMatmulAlgo_t,
 }
 
 /// The library, and the plans that were used last.
 pub(super) struct CublasLt {
     handle: sys::cublasLtHandle_t,
     workspace: Allocation,
-    plans: LeastRecent<Key, Plan>,
+    plans: LeastRecent<Product, Plan>,
+    gpu: String,
+    /// `None`: the first algorithm that the library proposes.
+    algorithms: Option<Algorithms>,
 }
 
 // SAFETY: the handles may be used from any thread, one at a time, which `&mut self` has.
@@ -105,37 +106,92 @@ fn set<T>(desc: cublasLtMatmulDesc_t, attribute: DescAttribute, value: T) -> std
 }
 
 impl CublasLt {
-    pub(super) fn new(context: &Arc<CudaContext>) -> Result<Self> {
+    pub(super) fn new(context: &Arc<CudaContext>, gpu: &str) -> Result<Self> {
         context.bind_to_thread().map_err(|error| failed("the device cannot be used", error))?;
         Ok(CublasLt {
             handle: result::create_handle().map_err(|error| refused("to start", error))?,
             workspace: Allocation::device(context, LIBRARY_BYTES)
                 .map_err(|error| failed("memory for cuBLASLt", error))?,
             plans: LeastRecent::new(MOST_PLANS),
+            gpu: gpu.into(),
+            algorithms: None,
         })
     }
 
-    /// Queues a product of operands at these addresses.
+    /// Queues a product of operands at these addresses. The first one of a shape may wait for the device, to measure.
     pub(super) fn matmul(&mut self, op: &Matmul, addresses: Addresses, stream: &CudaStream) -> Result<()> {
-        let key = Key::new(op, addresses);
-        let handle = self.handle;
+        let product = Product::new(op, addresses);
+        let refusing = |error| refused(&format!("{product:?}"), error);
+        let CublasLt { handle, workspace, plans, algorithms, .. } = self;
+        let queue = Queue { handle: *handle, workspace: workspace.address(), stream };
         // What a plan consists of is the host's alone, and a queued product no longer needs it.
-        let plan = self.plans.get_or_make(key, || {
-            Plan::new(handle, &key, addresses.bias).map_err(|error| refused(&format!("{key:?}"), error))?
+        let plan = plans.get_or_make(product, || {
+            let description = Description::new(&product, addresses.bias)?.map_err(refusing)?;
+            let mut library = Library { queue, description: &description, product, addresses, events: None };
+            let algorithm = match algorithms {
+                Some(algorithms) => algorithms.choose(&product, &mut library)?,
+                None => library.proposed(1)?[0],
+            };
+            Ok::<_, Error>(Plan { description, algorithm: cublasLtMatmulAlgo_t { data: algorithm.0 } })
         })?;
-        let refusing = |error| refused(&format!("{key:?}"), error);
         if let Some(bias) = addresses.bias {
-            set(plan.desc, DescAttribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias).map_err(refusing)?;
+            set(plan.description.desc, DescAttribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias).map_err(refusing)?;
         }
-        let (alpha, beta) = (1f32, if op.accumulate { 1f32 } else { 0f32 });
+        queue.matmul(&plan.description, &plan.algorithm, op.accumulate, addresses).map_err(refusing)
+    }
+}
+
+impl MatmulAlgorithms for CublasLt {
+    fn autotune(&mut self, cache: Option<&Path>) -> Option<String> {
+        // SAFETY: it only reads a constant of the library.
+        let version = unsafe { sys::cublasLtGetVersion() };
+        let (algorithms, notice) = Algorithms::open(&self.gpu, version, cache);
+        self.algorithms = Some(algorithms);
+        self.plans.clear();
+        notice
+    }
+
+    fn chosen(&self) -> Option<String> {
+        self.algorithms.as_ref()?.to_text()
+    }
+
+    fn restore(&mut self, saved: &str) -> Option<String> {
+        self.plans.clear();
+        match &mut self.algorithms {
+            Some(algorithms) => algorithms.restore(saved),
+            None => Some(
+                "the checkpoint's algorithms of matrix products were chosen by measurement, and `matmul_autotune` is off: results differ in bits"
+                    .into(),
+            ),
+        }
+    }
+}
+
+/// Where products are queued, and the memory that the library may use meanwhile.
+#[derive(Clone, Copy)]
+struct Queue<'a> {
+    handle: sys::cublasLtHandle_t,
+    workspace: u64,
+    stream: &'a CudaStream,
+}
+
+impl Queue<'_> {
+    fn matmul(
+        self,
+        description: &Description,
+        algorithm: &cublasLtMatmulAlgo_t,
+        accumulate: bool,
+        addresses: Addresses,
+    ) -> std::result::Result<(), CublasError> {
+        let (alpha, beta) = (1f32, if accumulate { 1f32 } else { 0f32 });
         let pointer = |address: u64| std::ptr::with_exposed_provenance_mut::<c_void>(address as usize);
-        let [a_layout, b_layout, c_layout] = plan.layouts;
-        // SAFETY: plan and workspace live as long as `self`, which waits for the device before it goes; the operands are at
-        // the addresses with the shapes of the plan, as the caller vouches.
+        let [a_layout, b_layout, c_layout] = description.layouts;
+        // SAFETY: description and workspace live as long as `CublasLt`, which waits for the device before it goes; the operands
+        // are at the addresses with the shapes of the description, as the caller vouches.
         unsafe {
             result::matmul(
                 self.handle,
-                plan.desc,
+                description.desc,
                 (&raw const alpha).cast(),
                 (&raw const beta).cast(),
                 pointer(addresses.b),
@@ -146,31 +202,91 @@ impl CublasLt {
                 c_layout,
                 pointer(addresses.c),
                 c_layout,
-                &plan.algo,
-                pointer(self.workspace.address()),
+                algorithm,
+                pointer(self.workspace),
                 LIBRARY_BYTES,
-                stream.cu_stream().cast(),
+                self.stream.cu_stream().cast(),
             )
         }
-        .map_err(refusing)
     }
 }
 
-impl Plan {
-    /// Describes the product and asks for the best algorithm.
-    fn new(
-        handle: sys::cublasLtHandle_t,
-        key: &Key,
-        bias: Option<u64>,
-    ) -> std::result::Result<Result<Self>, CublasError> {
-        let [a_type, b_type, c_type] = match key.types.map(data_type) {
-            [Ok(a), Ok(b), Ok(c)] => [a, b, c],
-            [Err(error), ..] | [_, Err(error), _] | [.., Err(error)] => return Ok(Err(error)),
+/// What the library has for one product, measured on the product's own operands.
+struct Library<'a> {
+    queue: Queue<'a>,
+    description: &'a Description,
+    product: Product,
+    addresses: Addresses,
+    /// Before and after a product that is timed.
+    events: Option<[CudaEvent; 2]>,
+}
+
+impl Proposals for Library<'_> {
+    fn proposed(&mut self, most: usize) -> Result<Vec<Algorithm>> {
+        let found = self.description.heuristics(self.queue.handle, &self.product, most.min(MOST_PROPOSALS));
+        found.map_err(|error| refused(&format!("{:?}", self.product), error))
+    }
+
+    fn takes(&mut self, algorithm: &Algorithm) -> bool {
+        let algorithm = cublasLtMatmulAlgo_t { data: algorithm.0 };
+        let [a, b, c] = self.description.layouts;
+        let mut found = MaybeUninit::<cublasLtMatmulHeuristicResult_t>::uninit();
+        // SAFETY: handle, description and layouts are valid; the result is read where the call has written it.
+        unsafe {
+            let desc = self.description.desc;
+            let status = sys::cublasLtMatmulAlgoCheck(
+                self.queue.handle,
+                desc,
+                a,
+                b,
+                c,
+                c,
+                &raw const algorithm,
+                found.as_mut_ptr(),
+            );
+            status == cublasStatus_t::CUBLAS_STATUS_SUCCESS && found.assume_init().workspaceSize <= LIBRARY_BYTES
+        }
+    }
+
+    fn time(&mut self, algorithm: &Algorithm) -> Result<f64> {
+        let stream = self.queue.stream;
+        let [start, end] = match &mut self.events {
+            Some(events) => events,
+            none => none.insert(timing_events(stream)?),
         };
-        let bias_type = match key.bias.map(data_type).transpose() {
-            Ok(bias_type) => bias_type,
-            Err(error) => return Ok(Err(error)),
-        };
+        let timing = |error| failed("timing a matrix product", error);
+        start.record(stream).map_err(timing)?;
+        let algorithm = cublasLtMatmulAlgo_t { data: algorithm.0 };
+        self.queue
+            .matmul(self.description, &algorithm, self.product.accumulate, self.addresses)
+            .map_err(|error| refused(&format!("{:?}", self.product), error))?;
+        end.record(stream).map_err(timing)?;
+        // Waits for both.
+        Ok(f64::from(start.elapsed_ms(end).map_err(timing)?) / 1e3)
+    }
+}
+
+/// Two events that keep the time.
+fn timing_events(stream: &CudaStream) -> Result<[CudaEvent; 2]> {
+    let event = || stream.context().new_event(Some(CUevent_flags::CU_EVENT_DEFAULT));
+    let both = event().and_then(|first| Ok([first, event()?]));
+    both.map_err(|error| failed("an event with a time", error))
+}
+
+impl Description {
+    /// The inner error is the library's.
+    fn new(key: &Product, bias: Option<u64>) -> Result<std::result::Result<Self, CublasError>> {
+        let [a, b, c] = key.types.map(data_type);
+        let types = [a?, b?, c?];
+        let bias = bias.zip(key.bias.map(data_type).transpose()?);
+        Ok(Self::of_types(key, types, bias))
+    }
+
+    fn of_types(
+        key: &Product,
+        [a_type, b_type, c_type]: [cudaDataType; 3],
+        bias: Option<(u64, cudaDataType)>,
+    ) -> std::result::Result<Self, CublasError> {
         let (m, n, k) = (key.m as u64, key.n as u64, key.k as u64);
         let [a_stride, b_stride, c_stride] = key.strides.map(|stride| stride as i64);
         // Columns by rows of our matrices as they are stored, and whether they are to be transposed.
@@ -184,7 +300,7 @@ impl Plan {
         let desc = result::create_matmul_desc(cublasComputeType_t::CUBLAS_COMPUTE_32F, cudaDataType::CUDA_R_32F)?;
         set(desc, DescAttribute::CUBLASLT_MATMUL_DESC_TRANSA, operation(transpose_b))?;
         set(desc, DescAttribute::CUBLASLT_MATMUL_DESC_TRANSB, operation(transpose_a))?;
-        if let Some((bias, bias_type)) = bias.zip(bias_type) {
+        if let Some((bias, bias_type)) = bias {
             set(desc, DescAttribute::CUBLASLT_MATMUL_DESC_EPILOGUE, cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS)?;
             set(desc, DescAttribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias)?;
             // By default the library takes it for the result's.
@@ -195,6 +311,16 @@ impl Plan {
             result::create_matrix_layout(a_type, a_rows, a_columns, a_stride)?,
             result::create_matrix_layout(c_type, n, m, c_stride)?,
         ];
+        Ok(Description { desc, layouts })
+    }
+
+    /// At most so many algorithms, the best guess first.
+    fn heuristics(
+        &self,
+        handle: sys::cublasLtHandle_t,
+        key: &Product,
+        most: usize,
+    ) -> std::result::Result<Vec<Algorithm>, CublasError> {
         let pref = result::create_matmul_pref()?;
         let [a_alignment, b_alignment, c_alignment] = key.alignments;
         let limits = [
@@ -215,16 +341,35 @@ impl Plan {
             for (attribute, bytes) in limits {
                 result::set_matmul_pref_attribute(pref, attribute, (&raw const bytes).cast(), size_of::<u32>())?;
             }
-            let [a, b, c] = layouts;
-            let found = result::get_matmul_algo_heuristic(handle, desc, a, b, c, c, pref);
+            let [a, b, c] = self.layouts;
+            let mut found = [MaybeUninit::<cublasLtMatmulHeuristicResult_t>::uninit(); MOST_PROPOSALS];
+            let (first, mut count) = (found.as_mut_ptr().cast(), 0);
+            let status = sys::cublasLtMatmulAlgoGetHeuristic(
+                handle,
+                self.desc,
+                a,
+                b,
+                c,
+                c,
+                pref,
+                most as i32,
+                first,
+                &raw mut count,
+            );
             result::destroy_matmul_pref(pref)?;
-            found?
+            status.result()?;
+            // As many as it says are written.
+            let found = found.iter().take(count as usize).map(|found| found.assume_init());
+            found.filter(|found| found.state == cublasStatus_t::CUBLAS_STATUS_SUCCESS).collect::<Vec<_>>()
         };
-        Ok(Ok(Plan { desc, layouts, algo: found.algo }))
+        if found.is_empty() {
+            return Err(CublasError(cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED));
+        }
+        Ok(found.iter().map(|found| Algorithm(found.algo.data)).collect())
     }
 }
 
-impl Drop for Plan {
+impl Drop for Description {
     fn drop(&mut self) {
         // SAFETY: created in `new`, destroyed once. No caller is left to report a failure to.
         unsafe {

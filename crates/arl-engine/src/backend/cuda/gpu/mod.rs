@@ -24,7 +24,7 @@ use self::kernels::Kernels;
 use self::memory::{Allocation, Outgoing, Staging};
 use super::device::{Device, Launch};
 use super::packed::{PackedAttention, PackedShape};
-use crate::backend::{Buffer, Event, Matmul, Pool, Stream};
+use crate::backend::{Buffer, Event, Matmul, MatmulAlgorithms, Pool, Stream};
 
 /// The lowest compute capability that the kernels are compiled for.
 const LEAST_CAPABILITY: (i32, i32) = (8, 0);
@@ -129,7 +129,7 @@ impl GpuDevice {
             staging: Staging::new(&context)?,
             outgoing: Outgoing::new(&context)?,
             outgoing_failure: None,
-            cublaslt: CublasLt::new(&context)?,
+            cublaslt: CublasLt::new(&context, &name)?,
             attention: Library::new(capability),
             clock: Clock::default(),
             multiprocessors: count.max(1) as usize,
@@ -315,6 +315,10 @@ impl Device for GpuDevice {
     fn memory(&self) -> Result<Option<(usize, usize)>> {
         let asked = self.context.mem_get_info();
         asked.map(Some).map_err(|error| failed("the device's memory cannot be asked for", error))
+    }
+
+    fn matmul_algorithms(&mut self) -> Option<&mut dyn MatmulAlgorithms> {
+        Some(&mut self.cublaslt)
     }
 
     fn zero(&mut self, target: Buffer) {
