@@ -47,6 +47,7 @@ export declare class Engine {
   /** Restores what `saveState` wrote. */
   restoreState(dir: string): Promise<void>
   /** Writes a folder in Hugging Face's layout; `dtype` absent: the type of the weights that the engine was opened on. */
+  exportAdapter(dir: string, base: string): Promise<void>
   exportModel(dir: string, dtype?: 'f32' | 'bf16' | 'f16'): Promise<void>
   /** Ends the computation in progress with `ARL_INTERRUPTED`; the weights stay as before it. */
   interrupt(): void
@@ -145,6 +146,8 @@ export interface ArrayRows {
 export declare function backends(): Array<string>
 
 /** Proves that the weights of a model's folder are those of its `config.json`, by names, shapes and types; reads no values. */
+export declare function mergeAdapter(modelDir: string, adapterDir: string, outDir: string, dtype?: 'f32' | 'bf16' | 'f16'): Promise<void>
+
 export declare function checkWeights(modelDir: string): void
 
 /** How many of something a top-level column has. */
@@ -275,6 +278,7 @@ export interface EncodedRow {
 
 /** What an engine holds. */
 export interface EngineInfo {
+  trainedParameters: number
   /** Trainable parameters, tied ones once. */
   parameters: number
   /** `qwen2`, `qwen3`, `qwen3_moe`. */
@@ -301,6 +305,8 @@ export interface EngineInfo {
 
 /** What an engine is made of. */
 export interface EngineOptions {
+  lora?: string
+  adapterDir?: string
   /** Folder with `config.json` and weights. */
   modelDir: string
   /** Random weights from `seed` instead of the folder's; the folder need not have any. */
@@ -403,6 +409,8 @@ export interface MemoryCategory {
 
 /** Bytes by category, found by a dry run of the step. */
 export interface MemoryPlan {
+  adapted?: Array<{ name: string; count: number }>
+  trainedParameters: number
   /** Trainable parameters of the model, tied ones once. */
   parameters: number
   /** Categories that are not empty. */

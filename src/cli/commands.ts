@@ -37,6 +37,7 @@ const ARL: Group = {
 			summary: "Reply to a prompt, or generate the trained replies of rows and count the exact ones.",
 			load: () => import("./generate.js"),
 		},
+		merge: { summary: "Merge an adapter (LoRA) into its model.", load: () => import("./merge.js") },
 		data: DATA,
 		inspect: { summary: "Show one row as the model sees it.", load: () => import("./inspect.js") },
 		images: { summary: "Replace the image URLs of rows by the images, as base64.", load: () => import("./images.js") },

@@ -54,6 +54,7 @@ export function checkTogether(
 		else add(line, "Give --db_connection_string, or set ARL_DB_CONNECTION_STRING.");
 	}
 	checkFollow(args, given, shown, add);
+	checkAdapters(args, given, shown, add);
 	if (args.overwrite_output_dir && args.resume_from_checkpoint !== null) {
 		add(
 			`${shown("overwrite_output_dir")} contradicts ${shown("resume_from_checkpoint")}: one starts again, the other resumes`,
@@ -85,6 +86,50 @@ export function checkTogether(
 	}
 	if (args.train_sampling_strategy === "sequential" && given("data_seed") && args.data_seed !== null) {
 		notices.push(`${shown("data_seed")} has no effect with ${shown("train_sampling_strategy")}`);
+	}
+}
+
+const ADAPTER_OPTIONS = [
+	"lora_r",
+	"lora_alpha",
+	"lora_dropout",
+	"lora_target_modules",
+	"lora_modules_to_save",
+	"use_rslora",
+] as const;
+
+/** Options of adapters where there are none, or where another adapter's configuration decides. */
+function checkAdapters(
+	args: AgentTrainingConfig,
+	given: (name: OptionName) => boolean,
+	shown: Shown,
+	add: Report,
+): void {
+	const continued = args.adapter_name_or_path !== null;
+	for (const name of ADAPTER_OPTIONS) {
+		if (!given(name)) continue;
+		if (continued) {
+			add(
+				`${shown(name)} contradicts ${shown("adapter_name_or_path")}: its adapter_config.json decides`,
+				"Leave it out, or train a new adapter without adapter_name_or_path.",
+			);
+		} else if (!args.use_peft) add(`${shown(name)} has no meaning without use_peft`, "Add --use_peft.");
+	}
+	if (!continued && !args.use_peft) {
+		if (args.merge_adapter) add(`${shown("merge_adapter")} has no meaning without use_peft`, "Add --use_peft.");
+		return;
+	}
+	if (args.init_from_config) {
+		add(
+			`${shown("init_from_config")} contradicts adapters: they would belong to random weights that are not saved`,
+			"Give a model with weights.",
+		);
+	}
+	if (args.bf16_stochastic_round) {
+		add(
+			`${shown("bf16_stochastic_round")} contradicts adapters, which keep exact float32 masters`,
+			"Leave it out: with adapters it saves next to nothing.",
+		);
 	}
 }
 

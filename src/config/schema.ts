@@ -4,6 +4,7 @@
  * and of AgentRL for what those lack.
  */
 import { z } from "zod";
+import { lora } from "./options/lora.js";
 import { database, images, model, rows, text } from "./options/rows.js";
 import { agentrl, checkpoints, devices, output } from "./options/run.js";
 import { batch, optimizer, precision } from "./options/training.js";
@@ -18,6 +19,7 @@ export const GROUPS = {
 	Text: text,
 	"Batch and length of the run": batch,
 	Optimizer: optimizer,
+	LoRA: lora,
 	"Precision and memory": precision,
 	Checkpoints: checkpoints,
 	Output: output,
@@ -34,6 +36,7 @@ export const trainingSchema = z.strictObject({
 	...text,
 	...batch,
 	...optimizer,
+	...lora,
 	...precision,
 	...checkpoints,
 	...output,

@@ -1,6 +1,6 @@
 //! What an engine is made of and what changes from step to step: plain values, and what is wrong with them.
 
-use arl_model::{Error, ErrorCode, Result};
+use arl_model::{Error, ErrorCode, LoraConfig, Result};
 
 use crate::backend::DType;
 use crate::batch::BatchSize;
@@ -60,6 +60,8 @@ pub struct EngineOptions {
     /// Parameters that are not trained, as patterns of their names in which `*` stands for any characters. They have no
     /// gradients, moments or masters, and are no part of a saved state.
     pub frozen: Vec<String>,
+    /// Train adapters of low rank next to frozen weights.
+    pub lora: Option<LoraOptions>,
     /// Who computes attention. A library's share of memory is planned where it may be used.
     pub attention: AttentionChoice,
     /// Leave out gradients and moments: evaluation and generation only.
@@ -81,10 +83,20 @@ impl Default for EngineOptions {
             max_batch: BatchSize { tokens: 1, sequences: 1 },
             adam: Adam::default(),
             frozen: Vec::new(),
+            lora: None,
             attention: AttentionChoice::default(),
             inference_only: false,
         }
     }
+}
+
+/// Adapters of low rank.
+#[derive(Clone, Debug)]
+pub struct LoraOptions {
+    /// Which layers are adapted, and how.
+    pub config: LoraConfig,
+    /// Seeds A's random values, and the masks of dropout together with the step and the layer.
+    pub seed: u64,
 }
 
 /// AdamW's constants; weight decay is decoupled, and applies to all parameters but norms and biases.
@@ -139,6 +151,15 @@ impl EngineOptions {
                 &format!("stochastic rounding is for bf16 weights, and these are {:?}", self.dtype),
                 "add --bf16, or leave bf16_stochastic_round out: other types keep exact masters",
             );
+        }
+        if self.stochastic_rounding && self.lora.is_some() {
+            return option(
+                "adapters keep exact f32 masters, and stochastic rounding would leave them out",
+                "leave bf16_stochastic_round out: with adapters it saves next to nothing",
+            );
+        }
+        if self.lora.is_some() && !self.frozen.is_empty() {
+            return option("adapters freeze the model by themselves", "leave the frozen parameters out");
         }
         if self.loss_seq_chunk_size == Some(0) {
             return option("loss_seq_chunk_size is 0", "it is the number of rows of logits at a time");

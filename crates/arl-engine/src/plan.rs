@@ -57,7 +57,8 @@ impl StepPlan {
             pending: &mut None,
         };
         if model.store.training.is_some() {
-            let run = step.begin(inputs, Some(model.recompute), sums, balance);
+            let mut run = step.begin(inputs, Some(model.recompute), sums, balance);
+            run.dropout = model.dropout(0, 0);
             step.train(&run, 1.0)?;
         } else {
             let run = step.begin(inputs, None, sums, balance);

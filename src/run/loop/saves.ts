@@ -3,7 +3,7 @@ import { epochAfter, type StepPlace } from "../../data/sampler/batches.js";
 import type { SavedEvent, TrainEvent } from "../../events.js";
 import { listCheckpoints, removeCheckpoint, saveCheckpoint } from "../checkpoint/checkpoint.js";
 import { removeOldRun } from "../checkpoint/old-run.js";
-import { publishCheckpoint, publishEngine } from "../checkpoint/publish.js";
+import { publishCheckpoint, publishEngine, publishMerged } from "../checkpoint/publish.js";
 import { freeOf, type TrainerState } from "../checkpoint/state.js";
 import type { PreparedRun } from "../setup/prepare.js";
 import { commit, waitFor } from "./commit-hooks.js";
@@ -35,7 +35,7 @@ export class Saves {
 		const started = performance.now();
 		data.prefetcher.sync();
 		if (hooks) yield* waitFor(hooks, hooks.beforeSave());
-		const { path, bytes } = await saveCheckpoint(engine.native, args.output_dir, this.state());
+		const { path, bytes } = await saveCheckpoint(engine.saving, args.output_dir, this.state());
 		this.last = { step, path };
 		const replaced = await removeOldRun(args.output_dir);
 		yield { type: "saved", step, path, bytes, seconds: (performance.now() - started) / 1000, reason };
@@ -64,11 +64,12 @@ export class Saves {
 		if (saved !== null) await publishCheckpoint(saved, args.output_dir);
 		else {
 			if (hooks) yield* waitFor(hooks, hooks.beforeSave());
-			await publishEngine(engine.native, args.output_dir);
+			await publishEngine(engine.saving, args.output_dir);
 			const replaced = await removeOldRun(args.output_dir);
 			if (replaced !== null) yield { type: "removed", path: replaced, reason: "replaced" };
 			yield* commit(hooks, data.plan, counters.step);
 		}
+		if (args.merge_adapter) await publishMerged(engine.merge, args.output_dir);
 		return args.output_dir;
 	}
 

@@ -11,6 +11,7 @@ import {
 } from "../../config/schema.js";
 import { ArlError } from "../../errors.js";
 import type { EngineOptions, TextOptions } from "../../native.js";
+import { loraOptions } from "./lora.js";
 
 /**
  * Resolves options, unless they are resolved already. `notices` are for the user. `hasDataset`: the caller gives rows, so that a
@@ -111,6 +112,7 @@ export function engineOptions(args: ResolvedConfig, device: string, size: BatchS
 		activationOffloading: args.activation_offloading,
 		optimizerOffload: args.optimizer_offload,
 		attention: args.attention,
+		...loraOptions(args),
 		...(args.loss_seq_chunk_size !== null && { lossSeqChunkSize: args.loss_seq_chunk_size }),
 		...(args.threads !== null && { threads: args.threads }),
 	};

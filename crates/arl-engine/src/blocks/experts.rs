@@ -78,8 +78,8 @@ impl Experts {
     }
 
     /// Parameters whose gradients a step's first micro-batch assigns: not the experts', as one may have no rows.
-    pub(super) fn assigned(&self) -> [Param; 1] {
-        [self.router.weight]
+    pub(super) fn assigned(&self) -> Vec<Param> {
+        vec![self.router.weight]
     }
 
     pub(super) fn buffers(&self, dtype: DType, tokens: usize, take: &mut Take<'_>) -> Buffers {
