@@ -2,6 +2,7 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, describe, expect, it } from "vitest";
+import { QwenTrainer } from "../src/api/trainer.js";
 import { main } from "../src/cli/commands.js";
 import { temporaryFolder } from "./support/folder.js";
 import { capturedOutput } from "./support/output.js";
@@ -40,8 +41,15 @@ beforeAll(async () => {
 	const tiny = tinyPlace(folder, 40);
 	// A model with weights: what one step of full training leaves.
 	place = { ...tiny, model: join(folder, "base") };
-	const options = { model_name_or_path: tiny.model, init_from_config: true, max_steps: 1, save_strategy: "no" };
-	expect(await main(train(place.model, { ...options, train_file: tiny.file }))).toBe(0);
+	const args = {
+		model_name_or_path: tiny.model,
+		train_file: tiny.file,
+		output_dir: place.model,
+		init_from_config: true,
+		max_steps: 1,
+		save_strategy: "no" as const,
+	};
+	await new QwenTrainer({ args }).train();
 }, 60_000);
 
 describe("a run with an adapter", () => {
@@ -120,8 +128,8 @@ describe("what has no meaning together", () => {
 	};
 
 	it.each([
-		[{ lora_r: 8 }, "lora_r 8 (flag) has no meaning without use_peft"],
-		[{ merge_adapter: true }, "merge_adapter true (flag) has no meaning without use_peft"],
+		[{ lora_r: 8 }, "lora_r 8 (a flag) has no meaning without use_peft"],
+		[{ merge_adapter: true }, "merge_adapter true (a flag) has no meaning without use_peft"],
 		[{ adapter_name_or_path: "a", lora_r: 8 }, "its adapter_config.json decides"],
 		[{ use_peft: true, init_from_config: true }, "contradicts adapters"],
 		[{ use_peft: true, bf16: true, bf16_stochastic_round: true }, "exact float32 masters"],

@@ -5,7 +5,14 @@ import { setTimeout } from "node:timers/promises";
 import type { EngineOptions, MemoryPlan, MicroBatch, NativeEngine, StepStats } from "../../src/native.js";
 import type { Faults } from "./fake-native.js";
 
-const EMPTY_PLAN = { parameters: 4, trainedParameters: 4, categories: [], totalBytes: 0, hostCategories: [], hostBytes: 0 };
+const EMPTY_PLAN = {
+	parameters: 4,
+	trainedParameters: 4,
+	categories: [],
+	totalBytes: 0,
+	hostCategories: [],
+	hostBytes: 0,
+};
 /** 1 MB of weights, and 100 bytes a token. */
 export function smallPlan({ maxTokens }: EngineOptions): MemoryPlan {
 	const activations = 100 * maxTokens;

@@ -194,9 +194,6 @@ export const NOT_BUILT: Readonly<Record<string, NotBuilt>> = {
 		bnb_4bit_quant_storage: [null],
 		use_bnb_nested_quant: [false],
 	}),
-	...notBuilt("adapters of experts are not built; `lora_target_modules` takes the layers of attention", {
-		lora_target_parameters: [null],
-	}),
 	...notBuilt("only language models are trained", { lora_task_type: ["CAUSAL_LM"] }),
 	...notBuilt("tokens that end or fill a sample come from the tokenizer's files", {
 		eos_token: [null],

@@ -94,6 +94,7 @@ const ADAPTER_OPTIONS = [
 	"lora_alpha",
 	"lora_dropout",
 	"lora_target_modules",
+	"lora_target_parameters",
 	"lora_modules_to_save",
 	"use_rslora",
 ] as const;

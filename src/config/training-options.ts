@@ -361,6 +361,12 @@ export interface TrainingOptions {
 	 */
 	lora_target_modules?: string | string[];
 	/**
+	 * Parameters of experts that get an adapter, by the ends of their names: `mlp.experts.gate_up_proj
+	 * mlp.experts.down_proj`. They need `lora_dropout 0`, as in PEFT. Expected: names of parameters.
+	 * @default []
+	 */
+	lora_target_parameters?: string | string[];
+	/**
 	 * Modules of which a whole copy is trained and saved with the adapter, for example `embed_tokens lm_head`. If the
 	 * head is tied to the embedding, a copy of either unties them. Expected: names of modules.
 	 * @default []

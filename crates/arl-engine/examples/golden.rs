@@ -221,6 +221,10 @@ pub fn run_case_on<B: Backend + ?Sized>(
     let mut router = Vec::new();
     for (i, values) in inspection.router_logits.into_iter().enumerate() {
         let name = format!("router_logits.{i}");
+        // The cases of adapters have none.
+        if options.lora.is_some() && forward.info(&name).is_none() {
+            continue;
+        }
         let expected = floats(&forward, &name)?;
         router.push((name, values, expected));
     }

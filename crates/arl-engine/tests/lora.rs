@@ -127,9 +127,67 @@ fn adapters_compute_what_the_merged_model_does_and_its_gradients_imply_theirs() 
 }
 
 #[test]
+fn adapters_of_experts_have_the_gradients_that_the_merged_experts_imply() {
+    let text = json!({
+        "target_modules": ["o_proj"], "target_parameters": ["mlp.experts.gate_up_proj", "experts.down_proj"], "r": 3,
+        "lora_alpha": 4, "rank_pattern": { "down_proj": 2 },
+    });
+    // Small ones, so that routers choose alike.
+    let adapter = adapter_of("moe-balance", &text, |name, place| 0.3 * scattered(name, place));
+    let merged = tempfile::tempdir().unwrap();
+    merge_adapter(&model("moe-balance"), adapter.path(), merged.path(), None).unwrap();
+    let base = options(DType::F32, Recompute::Norms, 33);
+    let backend = Box::new(CpuBackend::new());
+    let mut full = Engine::open(backend, merged.path(), Weights::Checkpoint, &base).unwrap();
+    let mut adapted = open("moe-balance", &with(base, &text));
+    adapted.load_adapter(adapter.path()).unwrap();
+    let (actual, expected) = (adapted.gradients(&batches()).unwrap(), full.gradients(&batches()).unwrap());
+    for (actual, expected) in actual.iter().zip(&expected) {
+        assert!((actual.loss_sum - expected.loss_sum).abs() < 1e-5 * expected.loss_sum);
+    }
+    let lora = adapted.lora().unwrap().clone();
+    let mut seen = 0;
+    for one in lora.adapters.iter().filter(|adapter| adapter.experts.is_some()) {
+        let ((input, output), layer) = (one.sides(&lora.model), one.block.layer().unwrap());
+        let parts: &[&str] =
+            if one.module.ends_with("gate_up_proj") { &["gate_proj", "up_proj"] } else { &["down_proj"] };
+        let mut read =
+            |matrix: &str, kind| adapted.read_tensor(&format!("{}.{matrix}.weight", one.module), kind).unwrap();
+        let (a, b) = (read("lora_A", Kind::Weights), read("lora_B", Kind::Weights));
+        let (d_a, d_b) = (read("lora_A", Kind::Gradients), read("lora_B", Kind::Gradients));
+        let (a_len, b_len) = (one.rank * input, output * one.rank);
+        for e in 0..one.experts.unwrap() {
+            let of = |part: &&str| format!("model.layers.{layer}.mlp.experts.{e}.{part}.weight");
+            let d_weight: Vec<f32> =
+                parts.iter().flat_map(|part| full.read_tensor(&of(part), Kind::Gradients).unwrap()).collect();
+            let (a, b) = (&a[e * a_len..][..a_len], &b[e * b_len..][..b_len]);
+            let mut expected_a = product(b, &d_weight, [one.rank, input, output], true, false);
+            let mut expected_b = product(&d_weight, a, [output, one.rank, input], false, true);
+            expected_a.iter_mut().chain(&mut expected_b).for_each(|value| *value *= one.factor);
+            for (actual, expected) in
+                [(&d_a[e * a_len..][..a_len], expected_a), (&d_b[e * b_len..][..b_len], expected_b)]
+            {
+                if expected.iter().all(|value| *value == 0.0) {
+                    assert!(actual.iter().all(|value| *value == 0.0), "{} {e}", one.module);
+                    continue;
+                }
+                seen += 1;
+                let apart = difference(actual, &expected);
+                assert!(apart < 5e-5, "{} {e}: {apart:e}", one.module);
+            }
+        }
+    }
+    assert!(seen > 8, "{seen}");
+}
+
+#[test]
 fn recomputation_and_offloading_change_no_bit() {
     for name in ["window-bias", "moe-balance"] {
-        let text = json!({ "target_modules": ["q_proj", "v_proj", "o_proj"], "r": 2, "lora_dropout": 0.25 });
+        let text = if name == "window-bias" {
+            json!({ "target_modules": ["q_proj", "v_proj", "o_proj"], "r": 2, "lora_dropout": 0.25 })
+        } else {
+            json!({ "target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"], "r": 2 })
+        };
         for dtype in TYPES {
             let run = |recompute, activation_offloading, optimizer_offload| {
                 let base = options(dtype, recompute, 33);
@@ -205,9 +263,11 @@ fn dropout_is_for_training_alone_and_new_at_every_step() {
 
 #[test]
 fn a_resumed_run_has_the_same_bits_and_its_state_holds_what_is_trained_alone() {
-    for (name, targets) in [("window-bias", json!("all-linear")), ("moe-balance", json!(["q_proj", "o_proj"]))] {
-        let saved = if name == "window-bias" { json!(["lm_head", "norm"]) } else { Value::Null };
-        let text = json!({ "target_modules": targets, "r": 2, "lora_dropout": 0.1, "modules_to_save": saved });
+    let dense = json!({
+        "target_modules": "all-linear", "r": 2, "lora_dropout": 0.1, "modules_to_save": ["lm_head", "norm"],
+    });
+    let experts = json!({ "target_modules": ["q_proj", "o_proj"], "target_parameters": ["experts.down_proj"], "r": 2 });
+    for (name, text) in [("window-bias", dense), ("moe-balance", experts)] {
         for dtype in TYPES {
             let options = with(options(dtype, Recompute::Norms, 33), &text);
             let mut engine = open(name, &options);

@@ -50,9 +50,9 @@ pub enum Role {
     FinalNorm,
     /// `[vocab, hidden]`; absent where tied.
     LmHead,
-    /// `[rank, input]`: an adapter's A.
+    /// `[rank, input]`: an adapter's A; of experts one below the other.
     LoraA(Projection),
-    /// `[output, rank]`: an adapter's B.
+    /// `[output, rank]`: an adapter's B; of experts one below the other.
     LoraB(Projection),
 }
 
@@ -73,6 +73,10 @@ pub enum Projection {
     Up,
     /// Of a dense MLP's output.
     Down,
+    /// Of every expert's gate and other half: gate rows, then up rows.
+    ExpertsGateUp,
+    /// Of every expert's output.
+    ExpertsDown,
 }
 
 impl Projection {
@@ -81,11 +85,13 @@ impl Projection {
         match self {
             Projection::Query | Projection::Key | Projection::Value | Projection::Gate | Projection::Up => 0,
             Projection::Output | Projection::Down => 1,
+            Projection::ExpertsGateUp => 2,
+            Projection::ExpertsDown => 3,
         }
     }
 
     /// Its name within a layer.
-    fn module(self) -> &'static str {
+    pub(crate) fn module(self) -> &'static str {
         match self {
             Projection::Query => "self_attn.q_proj",
             Projection::Key => "self_attn.k_proj",
@@ -94,6 +100,8 @@ impl Projection {
             Projection::Gate => "mlp.gate_proj",
             Projection::Up => "mlp.up_proj",
             Projection::Down => "mlp.down_proj",
+            Projection::ExpertsGateUp => "mlp.experts.gate_up_proj",
+            Projection::ExpertsDown => "mlp.experts.down_proj",
         }
     }
 }

@@ -31,6 +31,11 @@ export const lora = {
 		description:
 			"Layers that get an adapter: all-linear (every linear layer but the head), names such as `q_proj v_proj`, of which a layer's full name is one or ends with one after a dot, or one regular expression over full names. None: q_proj and v_proj, as in PEFT.",
 	}),
+	lora_target_parameters: strings({
+		expects: "names of parameters",
+		description:
+			"Parameters of experts that get an adapter, by the ends of their names: `mlp.experts.gate_up_proj mlp.experts.down_proj`. They need `lora_dropout 0`, as in PEFT.",
+	}),
 	lora_modules_to_save: strings({
 		expects: "names of modules",
 		description:

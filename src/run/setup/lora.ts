@@ -24,6 +24,7 @@ export function loraOptions(args: AgentTrainingConfig): LoraOptions {
 		lora_dropout: args.lora_dropout,
 		use_rslora: args.use_rslora,
 		target_modules: targets(args.lora_target_modules),
+		target_parameters: args.lora_target_parameters,
 		modules_to_save: args.lora_modules_to_save,
 	};
 	return { lora: JSON.stringify(config) };

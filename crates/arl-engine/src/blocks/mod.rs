@@ -6,6 +6,7 @@
 mod attention;
 pub(crate) mod cache;
 mod context;
+mod expert_adapter;
 mod experts;
 pub(crate) mod linear;
 mod low_rank;

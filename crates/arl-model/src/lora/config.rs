@@ -51,6 +51,8 @@ pub struct LoraConfig {
     pub rank_pattern: Vec<(String, usize)>,
     /// Other alphas, likewise.
     pub alpha_pattern: Vec<(String, f64)>,
+    /// Adapted parameters of three dimensions, by the ends of their names: experts' `gate_up_proj` and `down_proj`.
+    pub target_parameters: Vec<String>,
     /// Modules of which a whole copy is trained.
     pub modules_to_save: Vec<String>,
 }
@@ -69,7 +71,6 @@ const INFORMATION: &[&str] = &[
 /// What is known and not built, and why.
 const NOT_BUILT: &[(&str, &str)] = &[
     ("use_dora", "DoRA's magnitudes are not built: set use_dora to false"),
-    ("target_parameters", "adapters of experts are not built: name layers in target_modules"),
     ("layer_replication", "repeated layers are not built"),
     ("trainable_token_indices", "training single rows of the embedding is not built: modules_to_save trains all of it"),
     ("lora_bias", "a bias on B is not built: set lora_bias to false"),
@@ -137,7 +138,7 @@ impl LoraConfig {
                 Some(ModuleNames::Pattern(pattern)) => json!(pattern),
                 _ => json!(target_modules),
             },
-            "target_parameters": null,
+            "target_parameters": or_null(json!(self.target_parameters)),
             "task_type": "CAUSAL_LM",
             "use_dora": false,
             "use_rslora": self.use_rslora,
@@ -182,6 +183,7 @@ impl Keys<'_> {
                 value.as_u64().filter(|&rank| rank > 0).map(|rank| rank as usize)
             })?,
             alpha_pattern: self.pattern("alpha_pattern", "a number", Value::as_f64)?,
+            target_parameters: self.list("target_parameters")?,
             modules_to_save: self.list("modules_to_save")?,
         })
     }

@@ -8,7 +8,7 @@ use safetensors::Dtype;
 
 use super::{Adapter, Lora, targets};
 use crate::folder::{ModelFiles, write_file};
-use crate::tensors::TensorSpec;
+use crate::tensors::{Projection, Role, TensorSpec};
 use crate::weights::{SafetensorsFile, SafetensorsWriter, TensorDecl, sync_folder};
 use crate::{Error, ErrorCode, Result};
 
@@ -23,15 +23,60 @@ pub(super) fn stored_name(spec: &TensorSpec, adapters: &[Adapter]) -> String {
     {
         return format!("{PREFIX}{module}.base_layer.bias");
     }
-    format!("{PREFIX}{}", spec.name)
+    let of_experts = |projection: Projection| {
+        adapters.iter().any(|adapter| (adapter.block, adapter.projection) == (spec.block, projection))
+    };
+    // PEFT wraps the experts' module once for each parameter, in their order: the first one is inside.
+    let name = match spec.role {
+        Role::LoraA(Projection::ExpertsGateUp) | Role::LoraB(Projection::ExpertsGateUp) => {
+            let inner = if of_experts(Projection::ExpertsDown) { "experts.base_layer" } else { "experts" };
+            spec.name.replace("experts.gate_up_proj", inner)
+        }
+        Role::LoraA(Projection::ExpertsDown) | Role::LoraB(Projection::ExpertsDown) => {
+            spec.name.replace("experts.down_proj", "experts")
+        }
+        _ => spec.name.clone(),
+    };
+    format!("{PREFIX}{name}")
+}
+
+/// The shape of a trained tensor in an adapter's file. B of experts is `[output, rank experts]`: element `[o, j]` of expert `e` is in
+/// row `o`, column `j experts + e`.
+fn stored_shape(spec: &TensorSpec, adapters: &[Adapter]) -> Vec<usize> {
+    match experts_of_b(spec, adapters) {
+        Some(experts) => vec![spec.shape[0] / experts, spec.shape[1] * experts],
+        None => spec.shape.clone(),
+    }
+}
+
+/// How many experts' B a tensor has; none: it is another one.
+fn experts_of_b(spec: &TensorSpec, adapters: &[Adapter]) -> Option<usize> {
+    let Role::LoraB(projection) = spec.role else { return None };
+    let own = |adapter: &&Adapter| (adapter.block, adapter.projection) == (spec.block, projection);
+    adapters.iter().find(own)?.experts
+}
+
+/// Swaps `[experts][output, rank]` and `[output, rank, experts]`.
+fn reorder(values: &[f32], spec: &TensorSpec, experts: usize, to_file: bool) -> Vec<f32> {
+    let (output, rank) = (spec.shape[0] / experts, spec.shape[1]);
+    let mut out = vec![0f32; values.len()];
+    for e in 0..experts {
+        for o in 0..output {
+            for j in 0..rank {
+                let (memory, file) = ((e * output + o) * rank + j, (o * rank + j) * experts + e);
+                if to_file { out[file] = values[memory] } else { out[memory] = values[file] }
+            }
+        }
+    }
+    out
 }
 
 /// The tensors of an adapter's folder, checked against what a LoRA trains.
 #[derive(Debug)]
 pub struct AdapterFile {
     file: SafetensorsFile,
-    /// Names in the file, by names in the table of tensors.
-    names: HashMap<String, String>,
+    /// Names in the file, by names in the table of tensors; of experts' B the tensor and its experts too.
+    names: HashMap<String, (String, Option<(TensorSpec, usize)>)>,
 }
 
 impl AdapterFile {
@@ -47,16 +92,22 @@ impl AdapterFile {
         for (name, spec) in &stored {
             match file.info(name) {
                 None => return Err(fault(format!("has no `{name}`"))),
-                Some((_, shape)) if shape != spec.shape.as_slice() => {
-                    return Err(fault(format!("`{name}` is {shape:?}, not {:?}", spec.shape)));
+                Some((_, shape)) => {
+                    let expected = stored_shape(spec, &lora.adapters);
+                    if shape != expected.as_slice() {
+                        return Err(fault(format!("`{name}` is {shape:?}, not {expected:?}")));
+                    }
                 }
-                Some(_) => {}
             }
         }
         if let Some(name) = file.names().into_iter().find(|name| stored.iter().all(|(known, _)| known != name)) {
             return Err(fault(format!("`{name}` is no part of this adapter")));
         }
-        let names = stored.into_iter().map(|(name, spec)| (spec.name.clone(), name)).collect();
+        let place = |(name, spec): (String, &TensorSpec)| {
+            let experts = experts_of_b(spec, &lora.adapters).map(|experts| (spec.clone(), experts));
+            (spec.name.clone(), (name, experts))
+        };
+        let names = stored.into_iter().map(place).collect();
         Ok(AdapterFile { file, names })
     }
 
@@ -68,7 +119,12 @@ impl AdapterFile {
     /// Reads a tensor by its name in the table of tensors. A value that is not finite is an error.
     pub fn read_f32(&self, name: &str, out: &mut [f32]) -> Result<()> {
         match self.names.get(name) {
-            Some(stored) => self.file.read_f32(stored, out),
+            Some((stored, None)) => self.file.read_f32(stored, out),
+            Some((stored, Some((spec, experts)))) => {
+                self.file.read_f32(stored, out)?;
+                out.copy_from_slice(&reorder(out, spec, *experts, false));
+                Ok(())
+            }
             None => Err(Error::new(ErrorCode::Internal, format!("an adapter has no tensor `{name}`"))),
         }
     }
@@ -90,13 +146,16 @@ pub fn save_adapter(
     let declare = |(name, spec): &(String, &TensorSpec)| TensorDecl {
         name: name.clone(),
         dtype: Dtype::F32,
-        shape: spec.shape.clone(),
+        shape: stored_shape(spec, &lora.adapters),
     };
     let declared: Vec<TensorDecl> = stored.iter().map(declare).collect();
     let mut writer = SafetensorsWriter::create(&dir.join(WEIGHTS), &[("format", "pt")], &declared)?;
     for (name, spec) in stored {
         let mut values = vec![0f32; spec.elements()];
         fetch(&spec.name, &mut values)?;
+        if let Some(experts) = experts_of_b(spec, &lora.adapters) {
+            values = reorder(&values, spec, experts, true);
+        }
         if values.iter().any(|value| !value.is_finite()) {
             let what = format!("tensor `{name}` has a value that is not finite");
             return Err(Error::new(ErrorCode::NonFinite, what).hint("the run diverged: lower the learning rate"));

@@ -34,22 +34,36 @@ pub fn merge_adapter(model: &Path, adapter: &Path, out: &Path, dtype: Option<Wei
             Some(embedding) if name == HEAD && config.tie_word_embeddings => base.read_f32(embedding, values)?,
             _ => base.read_f32(name, values)?,
         }
-        lora.adapter_of(name).map_or(Ok(()), |adapter| add(values, &lora, adapter, &trained))
+        let spec = lora.table.iter().find(|spec| spec.name == name);
+        match spec.and_then(|spec| lora.adapter_of(spec)) {
+            Some((adapter, expert, first)) => add(values, &lora, adapter, expert, first, &trained),
+            None => Ok(()),
+        }
     })
 }
 
 const HEAD: &str = "lm_head.weight";
 
-/// `weight += factor B A`.
-fn add(weight: &mut [f32], lora: &Lora, adapter: &Adapter, trained: &AdapterFile) -> Result<()> {
+/// `weight += factor B A`, of an expert, and of B the rows from `first` on.
+fn add(
+    weight: &mut [f32],
+    lora: &Lora,
+    adapter: &Adapter,
+    expert: usize,
+    first: usize,
+    trained: &AdapterFile,
+) -> Result<()> {
     let (input, output) = adapter.sides(&lora.model);
-    if weight.len() != input * output {
-        let what = format!("`{}` has {} elements, not {output} x {input}", adapter.module, weight.len());
+    if weight.len() > input * (output - first) {
+        let what = format!("`{}` has {} elements, more than {output} x {input}", adapter.module, weight.len());
         return Err(Error::new(ErrorCode::Internal, what));
     }
-    let (mut a, mut b) = (vec![0f32; adapter.rank * input], vec![0f32; output * adapter.rank]);
+    let experts = adapter.experts.unwrap_or(1);
+    let (mut a, mut b) = (vec![0f32; experts * adapter.rank * input], vec![0f32; experts * output * adapter.rank]);
     trained.read_f32(&format!("{}.lora_A.weight", adapter.module), &mut a)?;
     trained.read_f32(&format!("{}.lora_B.weight", adapter.module), &mut b)?;
+    let a = &a[expert * adapter.rank * input..][..adapter.rank * input];
+    let b = &b[(expert * output + first) * adapter.rank..];
     weight.par_chunks_exact_mut(input).zip(b.par_chunks_exact(adapter.rank)).for_each(|(row, b)| {
         let mut delta = vec![0f32; input];
         for (a, b) in a.chunks_exact(input).zip(b) {

@@ -29,6 +29,8 @@ pub struct Adapter {
     pub rank: usize,
     /// `alpha / rank`; with rsLoRA `alpha / sqrt(rank)`.
     pub factor: f32,
+    /// Experts, each of which has an A and a B of its own; none: one layer.
+    pub experts: Option<usize>,
 }
 
 /// What a LoRA trains in a model.
@@ -92,10 +94,19 @@ impl Lora {
         trained.map(|spec| (files::stored_name(spec, &self.adapters), spec)).collect()
     }
 
-    /// The adapter of a matrix `W`, by its name in the table of tensors.
-    fn adapter_of(&self, weight: &str) -> Option<&Adapter> {
-        let module = weight.strip_suffix(".weight")?;
-        self.adapters.iter().find(|adapter| adapter.module == module)
+    /// The adapter of a matrix, and the expert and the first row of B that are its own.
+    fn adapter_of(&self, spec: &TensorSpec) -> Option<(&Adapter, usize, usize)> {
+        let (projection, expert) = match spec.role {
+            Role::ExpertGate(expert) | Role::ExpertUp(expert) => (Projection::ExpertsGateUp, expert),
+            Role::ExpertDown(expert) => (Projection::ExpertsDown, expert),
+            _ => {
+                let module = spec.name.strip_suffix(".weight")?;
+                return self.adapters.iter().find(|adapter| adapter.module == module).map(|adapter| (adapter, 0, 0));
+            }
+        };
+        let of_block = |adapter: &&Adapter| (adapter.block, adapter.projection) == (spec.block, projection);
+        let first = if matches!(spec.role, Role::ExpertUp(_)) { spec.shape[0] } else { 0 };
+        self.adapters.iter().find(of_block).map(|adapter| (adapter, expert, first))
     }
 }
 
@@ -107,7 +118,7 @@ enum Matrix {
 }
 
 impl Adapter {
-    /// Columns and rows of the layer's weight.
+    /// Columns and rows of the layer's weight; of one expert's.
     pub fn sides(&self, model: &ModelConfig) -> (usize, usize) {
         let hidden = model.hidden_size;
         let (q, kv) = (model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim);
@@ -124,15 +135,17 @@ impl Adapter {
             Projection::Key | Projection::Value => (hidden, kv),
             Projection::Output => (q, hidden),
             Projection::Gate | Projection::Up => (hidden, inner),
-            Projection::Down => (inner, hidden),
+            Projection::Down | Projection::ExpertsDown => (inner, hidden),
+            Projection::ExpertsGateUp => (hidden, 2 * inner),
         }
     }
 
     fn spec(&self, model: &ModelConfig, matrix: Matrix) -> TensorSpec {
         let (input, output) = self.sides(model);
+        let experts = self.experts.unwrap_or(1);
         let (name, shape, role) = match matrix {
-            Matrix::A => ("lora_A", vec![self.rank, input], Role::LoraA(self.projection)),
-            Matrix::B => ("lora_B", vec![output, self.rank], Role::LoraB(self.projection)),
+            Matrix::A => ("lora_A", vec![experts * self.rank, input], Role::LoraA(self.projection)),
+            Matrix::B => ("lora_B", vec![experts * output, self.rank], Role::LoraB(self.projection)),
         };
         TensorSpec {
             name: format!("{}.{name}.weight", self.module),

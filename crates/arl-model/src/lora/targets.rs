@@ -5,7 +5,7 @@ use fancy_regex::Regex;
 
 use super::{Adapter, LoraConfig, ModuleNames, last, refused};
 use crate::Result;
-use crate::config::{Family, ModelConfig};
+use crate::config::{Family, Mlp, ModelConfig};
 use crate::tensors::{Block, Projection, Role, TensorSpec};
 
 /// A module with a weight.
@@ -19,7 +19,7 @@ struct Module<'a> {
 /// The adapters of a model, in the order of its table.
 pub(super) fn adapters(model: &ModelConfig, table: &[TensorSpec], config: &LoraConfig) -> Result<Vec<Adapter>> {
     let modules: Vec<Module<'_>> = table.iter().filter_map(module).collect();
-    let experts = model.layers.iter().any(|layer| matches!(layer.mlp, crate::config::Mlp::Moe(_)));
+    let experts = model.layers.iter().any(|layer| matches!(layer.mlp, Mlp::Moe(_)));
     let target = match &config.target_modules {
         Some(names) => names.clone(),
         // PEFT's TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.
@@ -35,8 +35,9 @@ pub(super) fn adapters(model: &ModelConfig, table: &[TensorSpec], config: &LoraC
     let excluded = config.exclude_modules.as_ref().map(|names| Matcher::new("exclude_modules", names)).transpose()?;
     if experts && (target == ModuleNames::AllLinear || modules.iter().any(|m| is_expert(m) && matcher.hits(m))) {
         return Err(refused(
-            "lora_target_modules: adapters of experts and routers are not built".into(),
-            "name the layers of attention: q_proj k_proj v_proj o_proj",
+            "lora_target_modules: experts are adapted as parameters, and routers are not".into(),
+            "name the layers of attention (q_proj k_proj v_proj o_proj), and give --lora_target_parameters \
+             mlp.experts.gate_up_proj mlp.experts.down_proj",
         ));
     }
     if let ModuleNames::List(list) = &target {
@@ -62,17 +63,61 @@ pub(super) fn adapters(model: &ModelConfig, table: &[TensorSpec], config: &LoraC
                 "`lora_modules_to_save` trains a whole copy of a module such as lm_head or embed_tokens",
             ));
         };
-        let rank = first_match(&config.rank_pattern, module.name)?.unwrap_or(config.r);
-        let alpha = first_match(&config.alpha_pattern, module.name)?.unwrap_or(config.lora_alpha);
-        let divisor = if config.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
-        let factor = (alpha / divisor) as f32;
-        let (name, block) = (module.name.to_owned(), module.spec.block);
-        adapters.push(Adapter { module: name, block, projection, rank, factor });
+        adapters.push(adapter(config, module.name, module.spec.block, projection, None)?);
     }
+    adapters.extend(of_parameters(model, config)?);
+    // In the order of the blocks, with the experts behind their layer's attention.
+    adapters.sort_by_key(|adapter| adapter.block.layer());
     if adapters.is_empty() {
         return Err(refused("lora_target_modules: no layer is left to adapt".into(), NAMES));
     }
     Ok(adapters)
+}
+
+/// A layer's adapter, with the rank and the factor that the patterns give its name.
+fn adapter(
+    config: &LoraConfig,
+    name: &str,
+    block: Block,
+    projection: Projection,
+    experts: Option<usize>,
+) -> Result<Adapter> {
+    let rank = first_match(&config.rank_pattern, name)?.unwrap_or(config.r);
+    let alpha = first_match(&config.alpha_pattern, name)?.unwrap_or(config.lora_alpha);
+    let divisor = if config.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
+    let factor = (alpha / divisor) as f32;
+    Ok(Adapter { module: name.to_owned(), block, projection, rank, factor, experts })
+}
+
+/// The adapters of experts.
+fn of_parameters(model: &ModelConfig, config: &LoraConfig) -> Result<Vec<Adapter>> {
+    if config.target_parameters.is_empty() {
+        return Ok(Vec::new());
+    }
+    if config.lora_dropout > 0.0 {
+        let what = "lora_dropout: adapters of experts have no dropout, in PEFT neither".to_owned();
+        return Err(refused(what, "add --lora_dropout 0"));
+    }
+    let mut parameters = Vec::new();
+    for (layer, shape) in model.layers.iter().enumerate() {
+        let Mlp::Moe(moe) = shape.mlp else { continue };
+        if !config.layers_to_transform.is_empty() && !config.layers_to_transform.contains(&layer) {
+            continue;
+        }
+        for projection in [Projection::ExpertsGateUp, Projection::ExpertsDown] {
+            let name = format!("model.layers.{layer}.{}", projection.module());
+            parameters.push((name, Block::Experts(layer), projection, moe.num_experts));
+        }
+    }
+    for item in &config.target_parameters {
+        if !parameters.iter().any(|(name, ..)| ends_with(name, item)) {
+            let what = format!("lora_target_parameters: no parameter is called `{item}`");
+            return Err(refused(what, "those of experts are mlp.experts.gate_up_proj and mlp.experts.down_proj"));
+        }
+    }
+    parameters.retain(|(name, ..)| config.target_parameters.iter().any(|item| ends_with(name, item)));
+    let all = parameters.iter();
+    all.map(|(name, block, projection, experts)| adapter(config, name, *block, *projection, Some(*experts))).collect()
 }
 
 const NAMES: &str = "layers of a Qwen model are called q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and down_proj; all-linear \
@@ -163,6 +208,7 @@ fn regex(option: &str, given: &str, whole: &str) -> Result<Regex> {
 
 /// The names under which PEFT stores what was found: whole names where there are fewer than 20, else their last parts.
 pub(super) fn target_names(config: &LoraConfig, adapters: &[Adapter]) -> Vec<String> {
+    let adapters: Vec<&Adapter> = adapters.iter().filter(|adapter| adapter.experts.is_none()).collect();
     let mut names: Vec<String> = match &config.target_modules {
         Some(ModuleNames::List(list)) => list.clone(),
         Some(ModuleNames::AllLinear) if adapters.len() < 20 => adapters.iter().map(|a| a.module.clone()).collect(),

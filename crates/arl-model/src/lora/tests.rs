@@ -77,7 +77,6 @@ fn what_cannot_be_adapted_is_refused_by_name() {
     assert!(message(both).contains("has an adapter already"));
     for (key, value) in [
         ("use_dora", json!(true)),
-        ("target_parameters", json!(["mlp.experts.down_proj"])),
         ("trainable_token_indices", json!([1])),
         ("layer_replication", json!([[0, 1]])),
         ("lora_bias", json!(true)),
@@ -100,6 +99,56 @@ fn what_cannot_be_adapted_is_refused_by_name() {
     assert!(Lora::new(&experts, &all).unwrap_err().message.contains("experts"));
     let attention = config(json!({ "target_modules": ["q_proj"] })).unwrap();
     assert_eq!(Lora::new(&experts, &attention).unwrap().adapters.len(), 3);
+    let parameters = |name: &str, dropout: f64| {
+        let text = json!({ "target_modules": ["q_proj"], "target_parameters": [name], "lora_dropout": dropout });
+        Lora::new(&experts, &config(text).unwrap()).unwrap_err().message
+    };
+    assert!(parameters("mlp.experts.gate_proj", 0.0).contains("no parameter is called `mlp.experts.gate_proj`"));
+    assert!(parameters("experts.down_proj", 0.1).contains("have no dropout"));
+}
+
+#[test]
+fn adapters_of_experts_are_stored_as_peft_wraps_them() {
+    let experts = model(json!({
+        "model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 6, "num_hidden_layers": 1,
+    }));
+    let stored = |parameters: Value| {
+        let text = json!({ "target_modules": ["q_proj"], "target_parameters": parameters, "r": 3 });
+        let lora = Lora::new(&experts, &config(text).unwrap()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let files = ModelFiles::read(&golden()).unwrap();
+        save_adapter(dir.path(), &files, &lora, None, |_, out| {
+            out.iter_mut().enumerate().for_each(|(place, out)| *out = place as f32);
+            Ok(())
+        })
+        .unwrap();
+        let file = AdapterFile::open(dir.path(), &lora).unwrap();
+        for (_, spec) in lora.stored() {
+            let mut values = vec![0.0; spec.elements()];
+            file.read_f32(&spec.name, &mut values).unwrap();
+            assert!((0..values.len()).all(|place| values[place] == place as f32), "{}", spec.name);
+        }
+        let file = SafetensorsFile::open(&dir.path().join("adapter_model.safetensors")).unwrap();
+        let experts =
+            |name: &String| name.contains("experts").then(|| name.replace("base_model.model.model.layers.0.mlp.", ""));
+        let names: Vec<String> = file.names().iter().filter_map(experts).collect();
+        let shape = |name: &str| {
+            let name = format!("base_model.model.model.layers.0.mlp.{name}");
+            let mut values = vec![0.0; file.info(&name).unwrap().1.iter().product()];
+            file.read_f32(&name, &mut values).unwrap();
+            (file.info(&name).unwrap().1.to_vec(), values[1])
+        };
+        let shapes: Vec<(Vec<usize>, f32)> = names.iter().map(|name| shape(name)).collect();
+        (names, shapes)
+    };
+    let (mut names, _) = stored(json!(["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]));
+    names.sort();
+    let both = ["base_layer.lora_A", "base_layer.lora_B", "lora_A", "lora_B"];
+    assert_eq!(names, both.map(|name| format!("experts.{name}.weight")));
+    // The second column of B's first row is the second expert's first: 12 rows of 3 further in memory.
+    let (names, shapes) = stored(json!(["mlp.experts.gate_up_proj"]));
+    assert_eq!(names.len(), 2);
+    assert!(shapes.contains(&(vec![4 * 3, 16], 1.0)) && shapes.contains(&(vec![12, 3 * 4], 36.0)), "{shapes:?}");
 }
 
 #[test]
