@@ -853,6 +853,7 @@ module.exports.errorCodes = nativeBinding.errorCodes
 module.exports.jsonArrayRows = nativeBinding.jsonArrayRows
 module.exports.matmulRate = nativeBinding.matmulRate
 module.exports.MAX_ROW_BYTES = nativeBinding.MAX_ROW_BYTES
+module.exports.mergeAdapter = nativeBinding.mergeAdapter
 module.exports.modelConfig = nativeBinding.modelConfig
 module.exports.planMemory = nativeBinding.planMemory
 module.exports.sniff = nativeBinding.sniff

@@ -50,6 +50,8 @@ export declare class Engine {
   restoreState(dir: string): Promise<string | null>
   /** Writes a folder in Hugging Face's layout; `dtype` absent: the type of the weights that the engine was opened on. */
   exportModel(dir: string, dtype?: 'f32' | 'bf16' | 'f16'): Promise<void>
+  /** Writes the folder of an adapter as PEFT does; `base` is what its configuration calls the model. */
+  exportAdapter(dir: string, base: string): Promise<void>
   /** Ends the computation in progress with `ARL_INTERRUPTED`; the weights stay as before it. */
   interrupt(): void
   /** Ends the thread and frees the memory, once all jobs are done. */
@@ -133,6 +135,14 @@ export declare class TokenCache {
   sync(): void
   /** Gives the files free. */
   close(): void
+}
+
+/** Layers of one name that have adapters. */
+export interface AdaptedLayers {
+  /** `q_proj`, for example. */
+  name: string
+  /** How many there are. */
+  count: number
 }
 
 /** The elements of a JSON array. */
@@ -277,8 +287,10 @@ export interface EncodedRow {
 
 /** What an engine holds. */
 export interface EngineInfo {
-  /** Trainable parameters, tied ones once. */
+  /** Parameters of the model, tied ones once. */
   parameters: number
+  /** Those that are trained: all, or those of adapters and whole copies. */
+  trainedParameters: number
   /** `qwen2`, `qwen3`, `qwen3_moe`. */
   modelType: string
   /** Rows of the embedding. */
@@ -289,7 +301,10 @@ export interface EngineInfo {
   device: string
   /** `f32`, `bf16` or `f16`. */
   dtype: string
-  /** Model FLOPs a token without attention's share: 6 x parameters of the matrix products that a token meets, head included. */
+  /**
+   * Model FLOPs a token without attention's share: 6 x parameters of the matrix products that a token meets, head included; with
+   * adapters 4 x these, and 6 x the adapters' own.
+   */
   flopsPerToken: number
   /** Attention's FLOPs for a token of a sequence of length n are `attentionFlops * n` (causal). */
   attentionFlops: number
@@ -351,6 +366,10 @@ export interface EngineOptions {
   threads?: number
   /** Leave out gradients and moments: evaluation and generation only. */
   inferenceOnly?: boolean
+  /** The text of an `adapter_config.json`: adapters are trained next to frozen weights. */
+  lora?: string
+  /** Folder of an adapter with which they begin; absent: they are drawn with `seed`. */
+  adapterDir?: string
   /** `restoreState` follows: the weights of the folder are not read, only their type and how they are named. */
   restored?: boolean
   /** The text of the template that rendered the rows, where it is not the folder's own: saved models have it. */
@@ -413,8 +432,12 @@ export interface MemoryCategory {
 
 /** Bytes by category, found by a dry run of the step. */
 export interface MemoryPlan {
-  /** Trainable parameters of the model, tied ones once. */
+  /** Parameters of the model, tied ones once. */
   parameters: number
+  /** Those that are trained: all, or those of adapters and whole copies. */
+  trainedParameters: number
+  /** The layers that have adapters, by their names; absent: adapters were not asked for. */
+  adapted?: Array<AdaptedLayers>
   /** Categories that are not empty. */
   categories: Array<MemoryCategory>
   /** All of them. */
@@ -424,6 +447,12 @@ export interface MemoryPlan {
   /** All of them. */
   hostBytes: number
 }
+
+/**
+ * Merges the adapter in `adapterDir` into the model in `modelDir`, and writes the result to `outDir` in Hugging Face's layout.
+ * `dtype` absent: tensors keep the types of the model's folder.
+ */
+export declare function mergeAdapter(modelDir: string, adapterDir: string, outDir: string, dtype?: 'f32' | 'bf16' | 'f16'): Promise<void>
 
 /** Samples side by side, without padding. */
 export interface MicroBatch {

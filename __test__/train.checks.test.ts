@@ -108,7 +108,7 @@ describe("checks before training", () => {
 		native.Engine.open = async (options) => {
 			const engine = await open(options);
 			const info = engine.info();
-			engine.info = () => ({ ...info, parameters: 1e15 });
+			engine.info = () => ({ ...info, parameters: 1e15, trainedParameters: 1e15 });
 			return engine;
 		};
 		const error = await errorOf(trainer(place, {}, native).train());

@@ -44,6 +44,7 @@ function plan(options: EngineOptions): MemoryPlan {
 	const sum = (categories: MemoryPlan["categories"]) => categories.reduce((all, { bytes }) => all + bytes, 0);
 	return {
 		parameters: 1e9,
+		trainedParameters: 1e9,
 		categories: onDevice,
 		totalBytes: sum(onDevice),
 		hostCategories: inHost,

@@ -19,7 +19,7 @@ export function notice(level: NoticeEvent["level"], message: string): NoticeEven
 /** A check before training that has passed. A check that fails ends the run with an error instead. */
 export interface CheckEvent {
 	type: "check";
-	/** `model`, `tokenizer`, `stop token`, `output folder`, `disk`, `memory`, `rows`, `held-out rows`, `images`. */
+	/** `model`, `adapters`, `tokenizer`, `stop token`, `output folder`, `disk`, `memory`, `rows`, `held-out rows`, `images`. */
 	name: string;
 	/** What was found, in one line. */
 	message: string;

@@ -44,6 +44,7 @@ export interface Native {
 	planMemory: typeof Addon.planMemory;
 	modelConfig: typeof Addon.modelConfig;
 	checkWeights: typeof Addon.checkWeights;
+	mergeAdapter: typeof Addon.mergeAdapter;
 	decompress: typeof Addon.decompress;
 	jsonArrayRows: typeof Addon.jsonArrayRows;
 	sniff: typeof Addon.sniff;
@@ -129,6 +130,7 @@ function nativeOf(addon: typeof Addon): Native {
 		planMemory: guarded(addon.planMemory),
 		modelConfig: guarded(addon.modelConfig),
 		checkWeights: guarded(addon.checkWeights),
+		mergeAdapter: guarded(addon.mergeAdapter),
 		decompress: guarded(addon.decompress),
 		jsonArrayRows: guarded(addon.jsonArrayRows),
 		sniff: guarded(addon.sniff),

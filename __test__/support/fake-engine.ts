@@ -5,7 +5,14 @@ import { setTimeout } from "node:timers/promises";
 import type { EngineOptions, MemoryPlan, MicroBatch, NativeEngine, StepStats } from "../../src/native.js";
 import type { Faults } from "./fake-native.js";
 
-const EMPTY_PLAN = { parameters: 4, categories: [], totalBytes: 0, hostCategories: [], hostBytes: 0 };
+const EMPTY_PLAN = {
+	parameters: 4,
+	trainedParameters: 4,
+	categories: [],
+	totalBytes: 0,
+	hostCategories: [],
+	hostBytes: 0,
+};
 /** 1 MB of weights, and 100 bytes a token. */
 export function smallPlan({ maxTokens }: EngineOptions): MemoryPlan {
 	const activations = 100 * maxTokens;
@@ -39,6 +46,7 @@ export class FakeEngine implements NativeEngine {
 		return {
 			exportChanges: this.faults.exportChanges ?? [],
 			parameters: 4,
+			trainedParameters: 4,
 			modelType: "qwen3",
 			vocabSize: 256,
 			maxPositionEmbeddings: 4096,
@@ -150,6 +158,10 @@ export class FakeEngine implements NativeEngine {
 		this.moments = Float64Array.from(state.moments);
 		this.steps = state.steps;
 		return this.faults.restoreNotice ?? null;
+	}
+
+	async exportAdapter(): Promise<void> {
+		throw new Error("the fake core has no adapters");
 	}
 
 	async exportModel(dir: string) {

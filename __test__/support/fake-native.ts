@@ -231,6 +231,7 @@ export function fakeNative(faults: Faults = {}, disk: Disk = new Map()): Native 
 		],
 		modelConfig,
 		checkWeights: () => {},
+		mergeAdapter: () => Promise.reject(new Error("the fake core has no adapters")),
 		planMemory: (options) => faults.planMemory?.(options) ?? smallPlan(options),
 		TextEncoder: { open: (options) => new FakeEncoder(options, faults) },
 		TokenCache: {

@@ -17,6 +17,8 @@ export interface ModelOptions {
 	bf16?: boolean | "auto";
 	/** Threads that compute; absent: as many as the process may use. */
 	threads?: number;
+	/** Folder of an adapter (LoRA) of the model, which answers with it. */
+	adapter?: string;
 	/** A Jinja chat template's file that replaces the model's. */
 	chatTemplate?: string;
 	/** What happens to the reasoning in earlier replies; absent: what the template does. */
@@ -173,7 +175,8 @@ async function openParts(dir: string, options: ModelOptions): Promise<Parts> {
 	checkTokenizer(model, text);
 	const endIds = await endTokens(dir);
 	const device = chooseDevice(options.device ?? "auto", native);
-	const inference = { device, bf16: options.bf16 ?? "auto", threads: options.threads ?? null };
+	const { bf16 = "auto", threads = null, adapter = null } = options;
+	const inference = { device, bf16, threads, adapter };
 	const engine = await openForInference(dir, inference, { maxTokens: 1, maxSequences: 1 });
 	const { notice } = engine.info();
 	const notices = [device.notice, notice ?? null].filter((line) => line !== null);

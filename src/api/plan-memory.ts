@@ -49,8 +49,10 @@ export interface MemoryChange {
 export interface MemoryPlan {
 	device: string;
 	dtype: "f32" | "bf16" | "f16";
-	/** Trainable parameters, tied ones once. */
+	/** Parameters of the model, tied ones once. */
 	parameters: number;
+	/** Those that are trained: all, or those of adapters and whole copies. */
+	trainedParameters: number;
 	/** Of the largest micro-batch. */
 	tokens: number;
 	sequences: number;
@@ -97,6 +99,7 @@ export async function planMemory(args: RowArguments, size: PlanSize = {}): Promi
 		device,
 		dtype: dtypeOf(planned.args),
 		parameters: plan.parameters,
+		trainedParameters: plan.trainedParameters,
 		tokens: planned.size.maxTokens,
 		sequences: planned.size.maxSequences,
 		categories: plan.categories,

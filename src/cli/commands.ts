@@ -51,6 +51,7 @@ const ARL: Group = {
 		runs: RUNS,
 		watch: { summary: "Show a run in the terminal as it goes.", load: () => import("./watch.js") },
 		dashboard: { summary: "Show runs in a browser, live.", load: () => import("./dashboard.js") },
+		merge: { summary: "Merge an adapter (LoRA) into its model.", load: () => import("./merge.js") },
 		data: DATA,
 		inspect: { summary: "Show one row as the model sees it.", load: () => import("./inspect.js") },
 		images: { summary: "Replace the image URLs of rows by the images, as base64.", load: () => import("./images.js") },

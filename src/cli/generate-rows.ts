@@ -73,7 +73,9 @@ export async function generateRows(native: Native, flags: RowFlags, signal: Abor
 		const models = [flags.model_name_or_path, ...(flags.compare === null ? [] : [flags.compare])];
 		const results: { prompts: Prompt[]; generator: ReplyGenerator; completions: Completion[]; score: Score }[] = [];
 		for (const model of models) {
-			const generator = new ReplyGenerator(native, model, options, sample);
+			// The adapter is the first model's.
+			const adapter = model === flags.model_name_or_path && results.length === 0 ? options.adapter : null;
+			const generator = new ReplyGenerator(native, model, { ...options, adapter: adapter ?? null }, sample);
 			const prompts = await generator.prompts(source, flags.limit ?? Number.MAX_SAFE_INTEGER);
 			const started = performance.now();
 			const completions = await generateWithProgress(model, generator, prompts, signal);

@@ -12,6 +12,7 @@ export const MODEL_FLAGS = {
 	device,
 	bf16: described(bf16, "Compute in bfloat16; auto: on a GPU."),
 	threads,
+	adapter: stringOrNone({ expects: "a folder", description: "Folder of an adapter (LoRA) of the model." }),
 	chat_template,
 	thinking,
 };
@@ -48,6 +49,7 @@ export function modelOptions(flags: Values<typeof MODEL_FLAGS>): ModelOptions {
 		device: flags.device,
 		bf16: flags.bf16,
 		...(flags.threads !== null && { threads: flags.threads }),
+		...(flags.adapter !== null && { adapter: flags.adapter }),
 		...(flags.chat_template !== null && { chatTemplate: flags.chat_template }),
 		...(flags.thinking !== null && { thinking: flags.thinking }),
 	};

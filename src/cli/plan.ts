@@ -5,6 +5,7 @@ import { integerOrNone } from "../config/index.js";
 import { type DeviceInfo, loadNative, type MemoryPlan, type Native } from "../native.js";
 import { bytes, count, jsonLine, percent } from "../report/index.js";
 import { wantsColor } from "../report/terminal.js";
+import { adaptedText } from "../run/setup/lora.js";
 import { CONTEXT_BYTES } from "../run/setup/memory.js";
 import { dtypeOf } from "../run/setup/options.js";
 import { JSON_FLAG } from "./command.js";
@@ -66,6 +67,8 @@ function asJson({ model, args, device, info, host, size, plan, advice }: Planned
 		model: model.path,
 		modelType: model.modelType,
 		parameters: plan.parameters,
+		trainedParameters: plan.trainedParameters,
+		adapted: plan.adapted ?? null,
 		device,
 		dtype: dtypeOf(args),
 		bf16_stochastic_round: args.bf16_stochastic_round,
@@ -114,6 +117,8 @@ function asText(planned: Planned): string {
 		bold(heading(device === "cpu" ? "memory" : "GPU memory")),
 		...table(plan.categories, plan.totalBytes),
 	];
+	const adapted = adaptedText(plan);
+	if (adapted !== null) lines.splice(1, 0, adapted);
 	if (plan.hostBytes > 0) {
 		lines.push("", bold(heading("host memory")), ...table(plan.hostCategories, plan.hostBytes));
 	}

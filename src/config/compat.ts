@@ -190,6 +190,15 @@ export const NOT_BUILT: Readonly<Record<string, NotBuilt>> = {
 		packing_strategy: ["bfd"],
 	}),
 	...notBuilt("samples are always packed next to each other without padding", { padding_free: [true, false] }),
+	...notBuilt("DoRA's magnitudes are not built; LoRA is", { use_dora: [false] }),
+	...notBuilt("weights in 4 or 8 bits are not built; `bf16` takes two bytes a frozen weight", {
+		load_in_4bit: [false],
+		load_in_8bit: [false],
+		bnb_4bit_quant_type: ["nf4"],
+		bnb_4bit_quant_storage: [null],
+		use_bnb_nested_quant: [false],
+	}),
+	...notBuilt("only language models are trained", { lora_task_type: ["CAUSAL_LM"] }),
 	...notBuilt("tokens that end or fill a sample come from the tokenizer's files", {
 		eos_token: [null],
 		pad_token: [null],

@@ -57,6 +57,7 @@ export function checkTogether(
 	checkFollow(args, given, shown, add);
 	checkSinks(args, given, add, notices);
 	checkEvaluation({ args, given, shown, add, notices });
+	checkAdapters(args, given, shown, add);
 	if (args.overwrite_output_dir && args.resume_from_checkpoint !== null) {
 		add(
 			`${shown("overwrite_output_dir")} contradicts ${shown("resume_from_checkpoint")}: one starts again, the other resumes`,
@@ -115,6 +116,51 @@ function checkSinks(
 		notices.push("webhook_url has no effect: report_to does not name webhook");
 	if (given("prometheus_address") && !sinks.includes("prometheus"))
 		notices.push("prometheus_address has no effect: report_to does not name prometheus");
+}
+
+const ADAPTER_OPTIONS = [
+	"lora_r",
+	"lora_alpha",
+	"lora_dropout",
+	"lora_target_modules",
+	"lora_target_parameters",
+	"lora_modules_to_save",
+	"use_rslora",
+] as const;
+
+/** Options of adapters where there are none, or where another adapter's configuration decides. */
+function checkAdapters(
+	args: AgentTrainingConfig,
+	given: (name: OptionName) => boolean,
+	shown: Shown,
+	add: Report,
+): void {
+	const continued = args.adapter_name_or_path !== null;
+	for (const name of ADAPTER_OPTIONS) {
+		if (!given(name)) continue;
+		if (continued) {
+			add(
+				`${shown(name)} contradicts ${shown("adapter_name_or_path")}: its adapter_config.json decides`,
+				"Leave it out, or train a new adapter without adapter_name_or_path.",
+			);
+		} else if (!args.use_peft) add(`${shown(name)} has no meaning without use_peft`, "Add --use_peft.");
+	}
+	if (!continued && !args.use_peft) {
+		if (args.merge_adapter) add(`${shown("merge_adapter")} has no meaning without use_peft`, "Add --use_peft.");
+		return;
+	}
+	if (args.init_from_config) {
+		add(
+			`${shown("init_from_config")} contradicts adapters: they would belong to random weights that are not saved`,
+			"Give a model with weights.",
+		);
+	}
+	if (args.bf16_stochastic_round) {
+		add(
+			`${shown("bf16_stochastic_round")} contradicts adapters, which keep exact float32 masters`,
+			"Leave it out: with adapters it saves next to nothing.",
+		);
+	}
 }
 
 /** What `follow` needs and what contradicts it: rows that arrive during the run can be neither counted nor sampled. */

@@ -5,6 +5,7 @@
  */
 import { z } from "zod";
 import { evaluation } from "./options/evaluation.js";
+import { lora } from "./options/lora.js";
 import { database, images, model, rows, text } from "./options/rows.js";
 import { agentrl, checkpoints, devices, output } from "./options/run.js";
 import { batch, optimizer, precision } from "./options/training.js";
@@ -19,6 +20,7 @@ export const GROUPS = {
 	Text: text,
 	"Batch and length of the run": batch,
 	Optimizer: optimizer,
+	LoRA: lora,
 	"Precision and memory": precision,
 	Evaluation: evaluation,
 	Checkpoints: checkpoints,
@@ -36,6 +38,7 @@ export const trainingSchema = z.strictObject({
 	...text,
 	...batch,
 	...optimizer,
+	...lora,
 	...precision,
 	...evaluation,
 	...checkpoints,

@@ -333,6 +333,67 @@ export interface TrainingOptions {
 	 */
 	optim?: "adamw_torch" | "adamw_torch_fused";
 
+	// LoRA
+
+	/**
+	 * Train adapters of low rank (LoRA) next to the frozen weights. The run leaves an adapter's folder that PEFT and
+	 * vLLM load; `arl merge` makes a model of it. Expected: true or false.
+	 * @default false
+	 */
+	use_peft?: boolean;
+	/**
+	 * Rank of the adapters. Expected: a whole number, 1 or more and at most 65536.
+	 * @default 16
+	 */
+	lora_r?: number;
+	/**
+	 * An adapter counts `lora_alpha / lora_r` times; with `use_rslora` `lora_alpha` over the root of `lora_r`. Expected:
+	 * a number, above 0.
+	 * @default 32
+	 */
+	lora_alpha?: number;
+	/**
+	 * Probability with which an element of an adapter's input is dropped in training. Above 0 each layer needs passes
+	 * and memory of its own; 0 is the fastest. Expected: a number, 0 or more and below 1.
+	 * @default 0.05
+	 */
+	lora_dropout?: number;
+	/**
+	 * Layers that get an adapter: all-linear (every linear layer but the head), names such as `q_proj v_proj`, of which
+	 * a layer's full name is one or ends with one after a dot, or one regular expression over full names. None: q_proj
+	 * and v_proj, as in PEFT. Expected: all-linear, names of layers, or one regular expression.
+	 * @default []
+	 */
+	lora_target_modules?: string | string[];
+	/**
+	 * Parameters of experts that get an adapter, by the ends of their names: `mlp.experts.gate_up_proj
+	 * mlp.experts.down_proj`. They need `lora_dropout 0`, as in PEFT. Expected: names of parameters.
+	 * @default []
+	 */
+	lora_target_parameters?: string | string[];
+	/**
+	 * Modules of which a whole copy is trained and saved with the adapter, for example `embed_tokens lm_head`. If the
+	 * head is tied to the embedding, a copy of either unties them. Expected: names of modules.
+	 * @default []
+	 */
+	lora_modules_to_save?: string | string[];
+	/**
+	 * Divide `lora_alpha` by the root of the rank instead of the rank. Expected: true or false.
+	 * @default false
+	 */
+	use_rslora?: boolean;
+	/**
+	 * Folder of an adapter, by PEFT or of an earlier run, to train on. Its adapter_config.json takes the place of
+	 * `use_peft` and of the other options of adapters. Expected: a folder; or none.
+	 * @default null
+	 */
+	adapter_name_or_path?: string | null;
+	/**
+	 * At the end, write the model with the adapter merged into it to `merged` in `output_dir`. Expected: true or false.
+	 * @default false
+	 */
+	merge_adapter?: boolean;
+
 	// Precision and memory
 
 	/**

@@ -1,8 +1,9 @@
 //! Runs every golden case of a folder: a small model, a batch, and what transformers computed with them.
 //!
-//! `golden [FOLDER]`; without one, the folder that `ARL_GOLDEN` names. A case is any subfolder with `config.json`,
+//! `golden [FOLDER ...]`; without one, the folder that `ARL_GOLDEN` names. A case is any subfolder with `config.json`,
 //! `model.safetensors`, `batch.safetensors`, `forward.safetensors`, `grads.safetensors`, `curve.json` and
-//! `trained.safetensors`. Prints one line a case with the worst figure of each kind; exits with 1 if one is too large.
+//! `trained.safetensors`; or, of an adapter, with the model in `base`, PEFT's folders `adapter` and `adapter_trained`, and
+//! `merged.safetensors`. Prints one line a case with the worst figure of each kind; exits with 1 if one is too large.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command's output")]
 #![allow(dead_code, reason = "the test includes this file, and does not call main")]
@@ -11,8 +12,8 @@ use std::path::{Path, PathBuf};
 
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::backend::{Backend, DType};
-use arl_engine::{Adam, BatchSize, Engine, EngineOptions, Hyper, Kind, MicroBatch, Recompute, Weights};
-use arl_model::{Error, ErrorCode, Result, SafetensorsFile};
+use arl_engine::{Adam, BatchSize, Engine, EngineOptions, Hyper, Kind, LoraOptions, MicroBatch, Recompute, Weights};
+use arl_model::{Error, ErrorCode, Lora, LoraConfig, ModelConfig, Result, SafetensorsFile, merge_adapter};
 
 /// How far from transformers' f32 a type of weights and activations may be.
 #[derive(Clone, Copy)]
@@ -185,9 +186,12 @@ pub fn run_case_on<B: Backend + ?Sized>(
         cu_seqlens: ints(&file, "cu_seqlens")?,
         weights: None,
     };
+    let (base, adapter) = (base_of(dir), dir.join("adapter"));
+    let lora = adapter.is_dir().then(|| LoraConfig::from_dir(&adapter)).transpose()?;
     let options = EngineOptions {
         dtype,
         recompute,
+        lora: lora.map(|config| LoraOptions { config, seed: 0 }),
         loss_seq_chunk_size: Some(37),
         max_batch: BatchSize { tokens: batch.input_ids.len(), sequences: batch.cu_seqlens.len() - 1 },
         adam: Adam {
@@ -199,7 +203,14 @@ pub fn run_case_on<B: Backend + ?Sized>(
         ..EngineOptions::default()
     };
     let max_grad_norm = number(&optimizer["max_grad_norm"])?;
-    let mut engine = Engine::open(backend, dir, Weights::Checkpoint, &options)?;
+    let mut engine = Engine::open(backend, &base, Weights::Checkpoint, &options)?;
+    // Names of tensors in the engine and in the case's files.
+    let mut names: Vec<(String, String)> = engine.tensor_names().into_iter().map(|name| (name.clone(), name)).collect();
+    if options.lora.is_some() {
+        engine.load_adapter(&adapter)?;
+        let stored = engine.lora().map(Lora::stored).unwrap_or_default();
+        names = stored.into_iter().map(|(stored, spec)| (spec.name.clone(), stored)).collect();
+    }
 
     let forward = open("forward.safetensors")?;
     let inspection = engine.inspect(&batch)?;
@@ -210,6 +221,10 @@ pub fn run_case_on<B: Backend + ?Sized>(
     let mut router = Vec::new();
     for (i, values) in inspection.router_logits.into_iter().enumerate() {
         let name = format!("router_logits.{i}");
+        // The cases of adapters have none.
+        if options.lora.is_some() && forward.info(&name).is_none() {
+            continue;
+        }
         let expected = floats(&forward, &name)?;
         router.push((name, values, expected));
     }
@@ -217,9 +232,9 @@ pub fn run_case_on<B: Backend + ?Sized>(
     let file = open("grads.safetensors")?;
     let mut gradients = Vec::new();
     engine.gradients(std::slice::from_ref(&batch))?;
-    for name in engine.tensor_names() {
-        let (actual, expected) = (engine.read_tensor(&name, Kind::Gradients)?, floats(&file, &name)?);
-        gradients.push((name, actual, expected));
+    for (name, stored) in &names {
+        let (actual, expected) = (engine.read_tensor(name, Kind::Gradients)?, floats(&file, stored)?);
+        gradients.push((name.clone(), actual, expected));
     }
 
     let (mut losses, mut norms) = (Figure::new("curve", bounds.curve), Figure::new("norms", bounds.norms));
@@ -231,38 +246,92 @@ pub fn run_case_on<B: Backend + ?Sized>(
         norms.note(&format!("step {i}"), (stats.grad_norm - norm).abs() / norm);
     }
 
-    let file = open("trained.safetensors")?;
+    let file =
+        open(if options.lora.is_some() { "adapter_trained/adapter_model.safetensors" } else { "trained.safetensors" })?;
     let mut trained = Figure::new("trained", bounds.trained);
-    for name in engine.tensor_names() {
-        trained.note(&name, difference(&engine.read_tensor(&name, Kind::Weights)?, &floats(&file, &name)?));
+    for (name, stored) in &names {
+        trained.note(name, difference(&engine.read_tensor(name, Kind::Weights)?, &floats(&file, stored)?));
     }
     let name = dir.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
     let mut figures = figures_of("logits", "their cosine", &logits, bounds.forward);
     figures.extend(figures_of("router", "its cosine", &router, bounds.forward));
     figures.extend(figures_of("gradients", "their cosine", &gradients, bounds.gradients));
     figures.extend([nll, losses, norms, trained]);
+    if options.lora.is_some() {
+        figures.push(merged(dir)?);
+    }
     Ok(Outcome { name, figures })
+}
+
+/// How far the trained adapter of a case, merged into its model, is from PEFT's merge.
+fn merged(dir: &Path) -> Result<Figure> {
+    let out = tempfile::tempdir().map_err(|e| Error::io(dir, &e))?;
+    merge_adapter(&base_of(dir), &dir.join("adapter_trained"), out.path(), None)?;
+    let actual = SafetensorsFile::open(&out.path().join("model.safetensors"))?;
+    let expected = SafetensorsFile::open(&dir.join("merged.safetensors"))?;
+    let mut figure = Figure::new("merged", 1e-5);
+    for name in expected.names() {
+        figure.note(&name, difference(&floats(&actual, &name)?, &floats(&expected, &name)?));
+    }
+    Ok(figure)
+}
+
+/// The model's folder: with an adapter a folder of its own.
+fn base_of(dir: &Path) -> PathBuf {
+    let base = dir.join("base");
+    if base.is_dir() { base } else { dir.to_path_buf() }
+}
+
+/// Why a case cannot run: what it is about is not built.
+pub fn not_built(dir: &Path) -> Option<String> {
+    let case = std::fs::read_to_string(dir.join("case.json")).unwrap_or_default();
+    let case: serde_json::Value = serde_json::from_str(&case).unwrap_or_default();
+    if case["kind"] == "qlora" {
+        return Some("weights in NF4 are not built".to_owned());
+    }
+    let config = match ModelConfig::from_dir(&base_of(dir)) {
+        Err(error) => return Some(error.message),
+        Ok(config) => config,
+    };
+    if !dir.join("adapter").is_dir() {
+        return None;
+    }
+    let lora = LoraConfig::from_dir(&dir.join("adapter")).and_then(|lora| Lora::new(&config, &lora));
+    lora.err().map(|error| format!("{} ({})", error.message, error.hint))
 }
 
 /// The cases of a folder, by name.
 pub fn cases(folder: &Path) -> Vec<PathBuf> {
-    let files = ["config.json", "batch.safetensors", "forward.safetensors", "grads.safetensors", "curve.json"];
+    let files = ["batch.safetensors", "forward.safetensors", "grads.safetensors", "curve.json"];
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    let mut cases: Vec<PathBuf> = entries.filter(|dir| files.iter().all(|file| dir.join(file).is_file())).collect();
+    let is_case =
+        |dir: &PathBuf| files.iter().all(|file| dir.join(file).is_file()) && base_of(dir).join("config.json").is_file();
+    let mut cases: Vec<PathBuf> = entries.filter(is_case).collect();
     cases.sort();
     cases
 }
 
 fn main() -> std::process::ExitCode {
-    let folder = std::env::args().nth(1).or_else(|| std::env::var("ARL_GOLDEN").ok());
-    let folder = PathBuf::from(folder.unwrap_or_else(|| "../shared/golden".to_owned()));
-    let cases = cases(&folder);
-    if cases.is_empty() {
-        eprintln!("{}: no golden cases there", folder.display());
-        return std::process::ExitCode::FAILURE;
+    let mut folders: Vec<PathBuf> = std::env::args().skip(1).map(PathBuf::from).collect();
+    if folders.is_empty() {
+        let folder = std::env::var("ARL_GOLDEN").unwrap_or_else(|_| "../shared/golden".to_owned());
+        folders.push(PathBuf::from(folder));
     }
     let mut passed = true;
-    for case in cases {
+    let mut all = Vec::new();
+    for folder in folders {
+        let cases = cases(&folder);
+        if cases.is_empty() {
+            eprintln!("{}: no golden cases there", folder.display());
+            passed = false;
+        }
+        all.extend(cases);
+    }
+    for case in all {
+        if let Some(why) = not_built(&case) {
+            println!("SKIPPED {}: {why}", case.display());
+            continue;
+        }
         match run_case(&case, Recompute::Norms) {
             Ok(outcome) => {
                 println!("{}", outcome.line());

@@ -2,19 +2,20 @@
 //! weight decay 0.1, clipping at 1. Prints one JSON line; with `--profile` also the leaves, the slowest first.
 //!
 //! `step_rate --config DIR [--tokens 2048] [--seq 512] [--dtype f32|bf16|f16] [--recompute off|norms|mlp|block]
-//! [--chunk ROWS] [--steps 8] [--warmup 2] [--threads N] [--profile]`
+//! [--chunk ROWS] [--steps 8] [--warmup 2] [--threads N] [--lora RANK [--dropout P]] [--profile]`
 //!
 //! Model FLOPs a token: 6 x parameters of the matrix products (head included) + 6 L Hq d T; see `Flops`.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command's output")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use arl_engine::backend::DType;
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::backend::profile::ProfileBackend;
-use arl_engine::{Adam, BatchSize, Engine, EngineOptions, Flops, Hyper, MicroBatch, Recompute, Weights};
+use arl_engine::{Adam, BatchSize, Engine, EngineOptions, Flops, Hyper, LoraOptions, MicroBatch, Recompute, Weights};
+use arl_model::LoraConfig;
 
 struct Arguments {
     config: PathBuf,
@@ -26,6 +27,9 @@ struct Arguments {
     steps: usize,
     warmup: usize,
     threads: usize,
+    /// Rank of adapters of every layer; 0: the whole model is trained.
+    lora: usize,
+    dropout: f64,
     profile: bool,
 }
 
@@ -40,6 +44,8 @@ fn arguments() -> Result<Arguments, String> {
         steps: 8,
         warmup: 2,
         threads: 0,
+        lora: 0,
+        dropout: 0.0,
         profile: false,
     };
     let mut words = std::env::args().skip(1);
@@ -58,6 +64,8 @@ fn arguments() -> Result<Arguments, String> {
             "--steps" => parsed.steps = number()?,
             "--warmup" => parsed.warmup = number()?,
             "--threads" => parsed.threads = number()?,
+            "--lora" => parsed.lora = number()?,
+            "--dropout" => parsed.dropout = value.parse().map_err(|e| format!("{flag}: {e}"))?,
             "--dtype" => {
                 parsed.dtype = match value.as_str() {
                     "bf16" => DType::Bf16,
@@ -103,6 +111,19 @@ fn peak_mib() -> f64 {
     line.split_whitespace().nth(1).and_then(|kib| kib.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
 }
 
+/// Adapters of every linear layer.
+fn lora(arguments: &Arguments) -> arl_model::Result<Option<LoraOptions>> {
+    if arguments.lora == 0 {
+        return Ok(None);
+    }
+    let text = serde_json::json!({
+        "target_modules": "all-linear", "r": arguments.lora, "lora_alpha": 2 * arguments.lora,
+        "lora_dropout": arguments.dropout,
+    });
+    let config = LoraConfig::from_json(&text.to_string(), Path::new("--lora"))?;
+    Ok(Some(LoraOptions { config, seed: 0 }))
+}
+
 fn run(arguments: &Arguments) -> Result<(), String> {
     let start = Instant::now();
     let message = |e: arl_model::Error| e.to_string();
@@ -112,6 +133,7 @@ fn run(arguments: &Arguments) -> Result<(), String> {
         loss_seq_chunk_size: arguments.chunk,
         max_batch: BatchSize { tokens: arguments.tokens, sequences: arguments.tokens / arguments.seq },
         adam: Adam { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1 },
+        lora: lora(arguments).map_err(message)?,
         ..EngineOptions::default()
     };
     let backend = ProfileBackend::new(Box::new(CpuBackend::new()));
@@ -138,7 +160,7 @@ fn run(arguments: &Arguments) -> Result<(), String> {
     seconds.sort_by(f64::total_cmp);
     let median = seconds[seconds.len() / 2];
     let rate = arguments.tokens as f64 / median;
-    let flops = Flops::of(engine.config());
+    let flops = engine.lora().map_or_else(|| Flops::of(engine.config()), |lora| Flops::adapted(engine.config(), lora));
     let per_token = flops.per_token + flops.attention * arguments.seq as f64;
     println!(
         "{}",
@@ -149,6 +171,7 @@ fn run(arguments: &Arguments) -> Result<(), String> {
             "tokens": arguments.tokens,
             "seq": arguments.seq,
             "parameters": flops.parameters,
+            "trained": flops.trained,
             "step_s": median,
             "tokens_per_s": rate,
             "model_gflops": per_token * rate / 1e9,

@@ -229,6 +229,8 @@ impl<B: Backend + ?Sized> Engine<B> {
             .hint("check that the rows have replies, and that truncation does not cut them off"));
         }
         self.gradient_scale = self.loss_scale.map_or(1.0, |scale| scale.scale());
+        // The step before may be applied and not yet known to have been taken; if it was not, this one is given up.
+        let step = self.steps + u64::from(self.queue.applied.is_some()) + 1;
         let (sums, balances) = self.statistics(batches.len());
         let bottom = self.arena.mark();
         let mut first = true;
@@ -237,6 +239,7 @@ impl<B: Backend + ?Sized> Engine<B> {
                 let balance = balances.map(|b| b.slice(i * b.len / batches.len(), b.len / batches.len()));
                 let mut run = self.begin(batch, Some(self.model.recompute), sums.slice(3 * i, 3), balance);
                 (run.loss_scale, run.first) = (self.gradient_scale, first);
+                run.dropout = self.model.dropout(step, i);
                 self.parts().train(&run, weight)?;
                 first = false;
                 self.arena.release(bottom);

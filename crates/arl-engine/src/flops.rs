@@ -1,14 +1,17 @@
 //! Model FLOPs of training, by the formula that figures of speed are quoted with. Recomputation is not counted.
 
-use arl_model::{Mlp, ModelConfig, tensor_table};
+use arl_model::{Adapter, Lora, Mlp, ModelConfig, tensor_table};
 
 /// Parameters and FLOPs of a model.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Flops {
-    /// Trainable parameters, tied ones once.
+    /// Parameters of the model, tied ones once.
     pub parameters: usize,
+    /// Those that are trained; with adapters, theirs.
+    pub trained: usize,
     /// FLOPs a token, forward and backward, without attention's share: 6 x the parameters of the matrix products that a
-    /// token meets (of a mixture of experts, those of the chosen ones), the head included, the embedding not.
+    /// token meets (of a mixture of experts, those of the chosen ones), the head included, the embedding not. With adapters 4 x
+    /// these, as frozen weights have no gradients, and 6 x the adapters' own; whole copies count as frozen.
     pub per_token: f64,
     /// Attention's FLOPs for a token of a sequence of length `n` are `attention * n`: `6 L Hq d`, for causal attention
     /// (half of the full square). Windows are not accounted for.
@@ -30,10 +33,20 @@ impl Flops {
             })
             .sum();
         let products = config.layers.len() * attention + mlps + config.vocab_size * hidden;
+        let parameters = tensor_table(config).iter().map(arl_model::TensorSpec::elements).sum();
         Flops {
-            parameters: tensor_table(config).iter().map(arl_model::TensorSpec::elements).sum(),
+            parameters,
+            trained: parameters,
             per_token: 6.0 * products as f64,
             attention: 6.0 * (config.layers.len() * config.num_attention_heads * config.head_dim) as f64,
         }
+    }
+
+    /// Those of a configuration with adapters.
+    pub fn adapted(config: &ModelConfig, lora: &Lora) -> Self {
+        let all = Self::of(config);
+        let sides = |adapter: &Adapter| adapter.sides(config);
+        let own: usize = lora.adapters.iter().map(|adapter| adapter.rank * (sides(adapter).0 + sides(adapter).1)).sum();
+        Flops { trained: lora.trained_parameters(), per_token: all.per_token * 4.0 / 6.0 + 6.0 * own as f64, ..all }
     }
 }

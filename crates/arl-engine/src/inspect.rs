@@ -54,6 +54,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             pending: &mut None,
         };
         let (run, _) = room(&mut step, inputs);
+        step.forward(&run, None)?;
         step.loss(&run, LossMode::Evaluate);
         if dry.peak() > self.plan.bytes() {
             self.make_room_for(self.plan.with_arena(dry))?;

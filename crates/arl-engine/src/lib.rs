@@ -6,6 +6,7 @@
 #[cfg(test)]
 extern crate self as arl_engine;
 
+mod adapter;
 mod attention;
 pub mod backend;
 mod batch;
@@ -38,7 +39,7 @@ pub use generate::GenerateOptions;
 pub use inspect::Inspection;
 pub use logits_rows::with_logits_rows;
 pub use loss_scale::LossScaling;
-pub use options::{Adam, AttentionChoice, EngineOptions, Hyper, Recompute, Weights};
+pub use options::{Adam, AttentionChoice, EngineOptions, Hyper, LoraOptions, Recompute, Weights};
 pub use placement::arena::Category;
 pub use plan::{MemoryPlan, plan_memory, plan_memory_of};
 pub use queue::Ticket;

@@ -1,14 +1,15 @@
 //! What an engine knows of its model that does not change from step to step: sizes, places, and how it is computed.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use arl_model::{Block, Error, ErrorCode, ModelConfig, Result, Role};
+use arl_model::{Block, Error, ErrorCode, Lora, ModelConfig, Result, Role};
 
 use crate::attention;
 use crate::backend::{DType, DeviceKind, NormWeight};
 use crate::blocks::linear::Linear;
-use crate::blocks::{self, blocks};
-use crate::options::{EngineOptions, Recompute};
+use crate::blocks::{self, LowRankDropout, blocks};
+use crate::options::{EngineOptions, LoraOptions, Recompute};
 use crate::placement::store::Store;
 use crate::placement::{Param, Placement};
 use crate::shape::Shape;
@@ -45,6 +46,8 @@ pub(crate) struct Model {
     pub(crate) logits_dtype: DType,
     /// Attention is the device's own library's where it has a plan.
     pub(crate) attention_library: bool,
+    /// Its adapters, and the seed of their dropout.
+    pub(crate) lora: Option<(Arc<Lora>, u64)>,
 }
 
 impl Model {
@@ -52,12 +55,17 @@ impl Model {
     /// `ARL_CONFIG` for options that contradict the model or the kind of device.
     pub(crate) fn new(config: &ModelConfig, options: &EngineOptions, kind: DeviceKind) -> Result<Self> {
         options.check()?;
+        let lora = options.lora.as_ref().map(|lora| adapted(config, lora)).transpose()?;
+        let config = lora.as_ref().map_or(config, |(lora, _)| &lora.model);
         let shape = Shape::new(config);
         kind.check(shape.heads, shape.experts, shape.norm_offset, shape.rotary)?;
         if config.attention_gate {
             return Err(Error::new(ErrorCode::Config, "an output gate of attention is not built"));
         }
-        let placement = Placement::new(config, &options.frozen)?;
+        let placement = match &lora {
+            None => Placement::new(config, &options.frozen)?,
+            Some((lora, _)) => Placement::adapted(lora)?,
+        };
         let store = Store::new(&placement, options);
         let training = store.training.is_some();
         let embedding = placement.one(Block::Embedding, Role::Embedding);
@@ -83,11 +91,25 @@ impl Model {
             dtype: options.dtype,
             recompute: options.recompute,
             activation_offloading: options.activation_offloading,
+            lora: lora.clone(),
         })
+    }
+
+    /// Dropout of a micro-batch of a step; none where nothing is dropped.
+    pub(crate) fn dropout(&self, step: u64, micro_batch: usize) -> Option<LowRankDropout> {
+        let (lora, seed) = self.lora.as_ref()?;
+        let probability = lora.config.lora_dropout;
+        let words = [*seed, step, micro_batch as u64];
+        (probability > 0.0).then_some(LowRankDropout { probability, words })
     }
 
     /// The weight of a norm.
     pub(crate) fn norm(&self, weight: Param) -> NormWeight {
         NormWeight { weight: self.store.weight(weight), offset: self.shape.norm_offset }
     }
+}
+
+/// What is adapted in a model, and the seed of its dropout.
+fn adapted(config: &ModelConfig, lora: &LoraOptions) -> Result<(Arc<Lora>, u64)> {
+    Ok((Arc::new(Lora::new(config, &lora.config)?), lora.seed))
 }

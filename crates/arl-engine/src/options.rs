@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use arl_model::{Error, ErrorCode, Result};
+use arl_model::{Error, ErrorCode, LoraConfig, Result};
 
 use crate::backend::DType;
 use crate::batch::BatchSize;
@@ -66,11 +66,13 @@ pub struct EngineOptions {
     /// Parameters that are not trained, as patterns of their names in which `*` stands for any characters. They have no
     /// gradients, moments or masters, and are no part of a saved state.
     pub frozen: Vec<String>,
+    /// Train adapters of low rank next to frozen weights.
+    pub lora: Option<LoraOptions>,
     /// Who computes attention. A library's share of memory is planned where it may be used.
     pub attention: AttentionChoice,
-    /// Have a device with several algorithms for a matrix product choose by measurement; off, and for inference only: the first that
-    /// it proposes. Equal
-    /// inputs give equal bits on one device only under equal choices, which a saved state and `matmul_cache` keep.
+    /// Have a device with several algorithms for a matrix product choose by measurement; off, and for inference only: the first
+    /// that it proposes. Equal inputs give equal bits on one device only under equal choices, which a saved state and
+    /// `matmul_cache` keep.
     pub matmul_autotune: bool,
     /// Folder in which such choices are kept for later runs; `None`: they are not.
     pub matmul_cache: Option<PathBuf>,
@@ -95,12 +97,22 @@ impl Default for EngineOptions {
             eval_batch: BatchSize::default(),
             adam: Adam::default(),
             frozen: Vec::new(),
+            lora: None,
             attention: AttentionChoice::default(),
             matmul_autotune: true,
             matmul_cache: None,
             inference_only: false,
         }
     }
+}
+
+/// Adapters of low rank.
+#[derive(Clone, Debug)]
+pub struct LoraOptions {
+    /// Which layers are adapted, and how.
+    pub config: LoraConfig,
+    /// Seeds A's random values, and the masks of dropout together with the step and the layer.
+    pub seed: u64,
 }
 
 /// AdamW's constants; weight decay is decoupled, and applies to all parameters but norms and biases.
@@ -161,6 +173,15 @@ impl EngineOptions {
                 "logits_16bit rounds logits to the type of the activations, which is float32",
                 "add --bf16 or --fp16, or leave logits_16bit out",
             );
+        }
+        if self.stochastic_rounding && self.lora.is_some() {
+            return option(
+                "adapters keep exact f32 masters, and stochastic rounding would leave them out",
+                "leave bf16_stochastic_round out: with adapters it saves next to nothing",
+            );
+        }
+        if self.lora.is_some() && !self.frozen.is_empty() {
+            return option("adapters freeze the model by themselves", "leave the frozen parameters out");
         }
         if self.loss_seq_chunk_size == Some(0) {
             return option("loss_seq_chunk_size is 0", "it is the number of rows of logits at a time");

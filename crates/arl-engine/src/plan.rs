@@ -142,8 +142,9 @@ fn dry_run(model: &Model, size: BatchSize, micro_batches: usize, training: bool)
         interrupt: &AtomicBool::new(false),
         pending: &mut None,
     };
-    let run = step.begin(inputs, training.then_some(model.recompute), sums, balance);
+    let mut run = step.begin(inputs, training.then_some(model.recompute), sums, balance);
     if training {
+        run.dropout = model.dropout(0, 0);
         step.train(&run, 1.0)?;
     } else {
         step.evaluate(&run)?;

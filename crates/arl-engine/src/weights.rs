@@ -5,7 +5,9 @@ use std::path::Path;
 
 use half::{bf16, f16};
 
-use arl_model::{Checkpoint, Error, ErrorCode, Result, WeightDtype, init_f32, save_model};
+use arl_model::{
+    Checkpoint, Error, ErrorCode, MAX_SHARD_BYTES, Result, Role, TensorSpec, WeightDtype, init_f32, save_model,
+};
 
 use crate::backend::{Backend, Buffer, DType, join_master, split_master};
 use crate::engine::Engine;
@@ -14,8 +16,6 @@ use crate::placement::{Param, Tensor};
 
 /// Elements that cross between host and device at a time.
 pub(crate) const PIECE: usize = 1 << 20;
-/// Bytes of one file of an exported model, as transformers has it.
-const MAX_SHARD_BYTES: u64 = 50_000_000_000;
 
 /// What of a parameter is read back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         Ok(checkpoint)
     }
 
-    /// Reads all weights from the mapped checkpoint, or the frozen ones alone, a piece at a time.
+    /// Reads all weights from the mapped checkpoint, or the frozen ones alone, a piece at a time. Adapters are drawn.
     pub(crate) fn load_checkpoint(&mut self, dir: &Path, frozen_alone: bool) -> Result<()> {
         let checkpoint = self.open_checkpoint(dir)?;
         let mut staging = vec![0f32; PIECE];
@@ -47,7 +47,11 @@ impl<B: Backend + ?Sized> Engine<B> {
             if frozen_alone && param.trained.is_some() {
                 continue;
             }
-            let (name, param) = (spec.name.clone(), *param);
+            if matches!(spec.role, Role::LoraA(_) | Role::LoraB(_)) {
+                self.draw(i, self.model.lora.as_ref().map_or(0, |&(_, seed)| seed));
+                continue;
+            }
+            let (name, param) = (self.source(i).name.clone(), *param);
             for start in (0..param.len).step_by(PIECE) {
                 let len = PIECE.min(param.len - start);
                 checkpoint.read_f32_part(&name, start, &mut staging[..len])?;
@@ -59,15 +63,28 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// Draws all weights.
     pub(crate) fn load_random(&mut self, seed: u64) -> Result<()> {
-        let mut staging = Vec::new();
-        for i in 0..self.model.placement.tensors.len() {
-            let tensor = &self.model.placement.tensors[i];
-            let param = tensor.param;
-            staging.resize(param.len, 0f32);
-            init_f32(&self.config, &tensor.spec, seed, &mut staging);
-            self.write_weights(param, &staging);
-        }
+        (0..self.model.placement.tensors.len()).for_each(|i| self.draw(i, seed));
         Ok(())
+    }
+
+    /// Draws the values of a tensor.
+    fn draw(&mut self, tensor: usize, seed: u64) {
+        let param = self.model.placement.tensors[tensor].param;
+        let mut values = vec![0f32; param.len];
+        init_f32(&self.config, self.source(tensor), seed, &mut values);
+        self.write_weights(param, &values);
+    }
+
+    /// The tensor whose values another one begins with: its own, but for a head that is trained as a whole and was tied to
+    /// the embedding, of which it is a copy.
+    fn source(&self, tensor: usize) -> &TensorSpec {
+        let tensors = &self.model.placement.tensors;
+        let spec = &tensors[tensor].spec;
+        let tied = spec.role == Role::LmHead && self.config.tie_word_embeddings;
+        tensors
+            .iter()
+            .find(|other| tied && other.spec.role == Role::Embedding)
+            .map_or(spec, |embedding| &embedding.spec)
     }
 
     /// Uploads a parameter's weights, and the masters of a trained one.
@@ -173,6 +190,10 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// that `config.json` names, else f32). `dtype` replaces the types. With weights of 16 bits, what is narrowed is the
     /// exact masters.
     pub fn export_model(&mut self, dir: &Path, dtype: Option<WeightDtype>) -> Result<()> {
+        if self.lora().is_some() {
+            return Err(Error::new(ErrorCode::Config, "an engine with adapters saves an adapter, not a model")
+                .hint("merge the adapter into its model: arl merge"));
+        }
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, &e))?;
         let (config, files, format) = (self.config.clone(), self.files.clone(), self.format.clone());
         let places: HashMap<String, Param> =

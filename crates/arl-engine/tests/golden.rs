@@ -16,9 +16,16 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-fn run(folder: &Path) {
+/// Runs the cases of a folder; returns how many.
+fn run(folder: &Path) -> usize {
     let mut failed = Vec::new();
+    let mut count = 0;
     for case in golden::cases(folder) {
+        if let Some(why) = golden::not_built(&case) {
+            eprintln!("SKIPPED: {}: {why}", case.display());
+            continue;
+        }
+        count += 1;
         let outcome = golden::run_case(&case, Recompute::Norms).unwrap();
         println!("{}", outcome.line());
         if !outcome.passed() {
@@ -26,13 +33,14 @@ fn run(folder: &Path) {
         }
     }
     assert!(failed.is_empty(), "{}", failed.join("\n"));
+    count
 }
 
 #[test]
 fn the_cases_of_this_project_match() {
     let folder = root().join("__test__/golden");
     assert!(!golden::cases(&folder).is_empty(), "{} has no cases", folder.display());
-    run(&folder);
+    assert_eq!(run(&folder), golden::cases(&folder).len());
 }
 
 #[test]
@@ -43,7 +51,19 @@ fn the_shared_cases_match() {
         eprintln!("SKIPPED: {} has no golden cases", folder.display());
         return;
     }
-    run(&folder);
+    assert_eq!(run(&folder), golden::cases(&folder).len());
+}
+
+#[test]
+fn the_shared_adapters_match() {
+    let shared = std::env::var_os("ARL_SHARED").map_or_else(|| root().join("../shared"), PathBuf::from);
+    let folder = shared.join("golden/lora");
+    if golden::cases(&folder).is_empty() {
+        eprintln!("SKIPPED: {} has no golden cases", folder.display());
+        return;
+    }
+    // The others are about DoRA, NF4 and a family to come.
+    assert_eq!(run(&folder), 4);
 }
 
 #[test]

@@ -109,6 +109,13 @@ template <typename T> __device__ __forceinline__ bool vectorizable(const T *p, l
 
 constexpr unsigned FULL = 0xffffffffu;
 
+// Chris Wellons' lowbias32, as in `backend/rounding.rs`.
+__device__ __forceinline__ unsigned mix(unsigned x) {
+    x = (x ^ x >> 16) * 0x7feb352du;
+    x = (x ^ x >> 15) * 0x846ca68bu;
+    return x ^ x >> 16;
+}
+
 __device__ __forceinline__ float warp_sum(float value) {
     for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(FULL, value, distance);
     return value;

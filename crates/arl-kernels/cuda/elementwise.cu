@@ -1,7 +1,8 @@
-// Conversions, sums element by element, sums of rows by column, and scalar products.
+// Conversions, sums and multiples element by element, sums of rows by column, and scalar products.
 //
 // convert: reads and writes each element once. add: reads both, writes one. A thread has 8 elements in packs of 16
 // bytes; what is left at the end, or not aligned, goes element by element.
+// scale: reads and writes each element once; which ones are dropped is a hash of their places (`backend/dropout.rs`).
 // sum_rows: reads each element once. A warp reads 32 packs of a row; blocks share columns and rows, and what each has
 // summed goes to `parts`, for `add_parts`.
 // dot: reads each element once (one of the two where they are the same buffer); products and sums in f64. The blocks'
@@ -51,6 +52,30 @@ template <typename T> __device__ __forceinline__ void add(T *x, const T *delta, 
             store_pack(x + start, a);
         } else {
             for (long long j = start; j < start + SIZE && j < len; j++) x[j] = store<T>(load(x[j]) + load(delta[j]));
+        }
+    }
+}
+
+template <typename T>
+__device__ __forceinline__ void scale(const T *x, float factor, unsigned key_low, unsigned key_high, unsigned threshold,
+                                      T *out, long long len) {
+    constexpr int SIZE = Pack<T>::SIZE;
+    const bool aligned = vectorizable(x, SIZE) && vectorizable(out, SIZE);
+    const long long block = blockIdx.x * (long long)THREADS * STEP;
+    auto of = [&](T value, long long place) {
+        unsigned hash = mix(mix((unsigned)place ^ key_low) ^ (unsigned)((unsigned long long)place >> 32) ^ key_high);
+        return store<T>(hash < threshold ? 0.0f : factor * load(value));
+    };
+#pragma unroll
+    for (int i = 0; i < STEP / SIZE; i++) {
+        const long long start = block + (i * THREADS + threadIdx.x) * SIZE;
+        if (aligned && start + SIZE <= len) {
+            Pack<T> pack = load_pack(x + start);
+#pragma unroll
+            for (int j = 0; j < SIZE; j++) pack.at[j] = of(pack.at[j], start + j);
+            store_pack(out + start, pack);
+        } else {
+            for (long long j = start; j < start + SIZE && j < len; j++) out[j] = of(x[j], j);
         }
     }
 }
@@ -146,6 +171,10 @@ ARL_FOR_NARROW(CONVERT)
 #define ELEMENTWISE(name, T)                                                                                           \
     ARL_KERNEL(add_##name, elementwise::THREADS, T *x, const T *delta, long long len) {                                \
         elementwise::add(x, delta, len);                                                                               \
+    }                                                                                                                  \
+    ARL_KERNEL(scale_##name, elementwise::THREADS, const T *x, float factor, int key_low, int key_high, int threshold, \
+               T *out, long long len) {                                                                                \
+        elementwise::scale(x, factor, (unsigned)key_low, (unsigned)key_high, (unsigned)threshold, out, len);           \
     }                                                                                                                  \
     ARL_KERNEL(sum_rows_##name, elementwise::THREADS, const T *x, long long stride, float *parts, int rows,            \
                int columns) {                                                                                          \

@@ -18,12 +18,6 @@ struct Rates {
     float clip, keep, beta1, beta2, size, root, epsilon;
 };
 
-__device__ __forceinline__ unsigned mix(unsigned x) {
-    x = (x ^ x >> 16) * 0x7feb352du;
-    x = (x ^ x >> 15) * 0x846ca68bu;
-    return x ^ x >> 16;
-}
-
 // The factor on the gradients where `squares` is the sum of their squares, and they are to be divided by `scale`.
 __device__ float clip_factor(double squares, float scale, float max_grad_norm) {
     double factor = 1;

@@ -1,5 +1,6 @@
-//! Random weights as Hugging Face initialises them: normal for matrices, zero for biases, norms that change nothing. Each number is
-//! a function of the seed, the tensor's name and its place, and so the same in any order and on any number of threads.
+//! Random weights as Hugging Face initialises them: normal for matrices, zero for biases, norms that change nothing; and adapters as
+//! PEFT does. Each number is a function of the seed, the tensor's name and its place, and so the same in any order and on any
+//! number of threads.
 
 use std::f64::consts::TAU;
 
@@ -17,9 +18,12 @@ pub fn init_f32(config: &ModelConfig, spec: &TensorSpec, seed: u64, out: &mut [f
         out.fill(1.0 - config.norm_offset);
         return;
     }
-    if spec.role.is_bias() {
+    if spec.role.is_bias() || matches!(spec.role, Role::LoraB(_)) {
         out.fill(0.0);
         return;
+    }
+    if matches!(spec.role, Role::LoraA(_)) {
+        return uniform(spec, seed, out);
     }
     let experts = matches!(spec.role, Role::Router | Role::ExpertGate(_) | Role::ExpertUp(_) | Role::ExpertDown(_));
     // transformers takes 0 for "not given" everywhere but in experts and routers.
@@ -38,6 +42,19 @@ pub fn init_f32(config: &ModelConfig, spec: &TensorSpec, seed: u64, out: &mut [f
     {
         row.fill(0.0);
     }
+}
+
+/// A, as torch's `kaiming_uniform_` with `a = sqrt(5)` draws it: between -1 and 1 over the root of its columns.
+fn uniform(spec: &TensorSpec, seed: u64, out: &mut [f32]) {
+    let bound = 1.0 / (spec.shape.last().copied().unwrap_or(1) as f64).sqrt();
+    let stream = mix(seed ^ mix(hash(&spec.name)));
+    out.par_chunks_mut(2 * PAIRS_A_TASK).enumerate().for_each(|(task, out)| {
+        for (place, value) in out.iter_mut().enumerate() {
+            let counter = (task * 2 * PAIRS_A_TASK + place) as u64;
+            let uniform = ((draw(stream, counter) >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+            *value = (bound * (2.0 * uniform - 1.0)) as f32;
+        }
+    });
 }
 
 /// Two independent normal numbers from two uniform ones (Box and Muller, 1958).

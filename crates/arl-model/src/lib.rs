@@ -1,5 +1,5 @@
 //! What a Qwen checkpoint is: `config.json` in both of its spellings, the table of parameters, the table of what weights
-//! files call them and how they store them, safetensors files in and out, and the small files of a model folder. Knows
+//! files call them and how they store them, safetensors files in and out, the small files of a model folder, and adapters. Knows
 //! nothing of text, devices or training.
 
 #![warn(missing_docs)]
@@ -9,6 +9,7 @@ mod error;
 mod folder;
 mod format;
 mod init;
+mod lora;
 mod rope;
 mod tensors;
 mod weights;
@@ -18,7 +19,10 @@ pub use error::{Error, ErrorCode, Result};
 pub use folder::{ExportOverrides, ModelFiles, Placeholder, unreadable};
 pub use format::CheckpointFormat;
 pub use init::init_f32;
+pub use lora::{Adapter, AdapterFile, Lora, LoraBias, LoraConfig, ModuleNames, merge_adapter, save_adapter};
 pub use rope::RopeTable;
 pub use safetensors::Dtype;
-pub use tensors::{Block, Role, Shard, Slice, TensorSpec, tensor_table};
-pub use weights::{Checkpoint, SafetensorsFile, SafetensorsWriter, TensorDecl, save_model, sync_folder};
+pub use tensors::{Block, Projection, Role, Shard, Slice, TensorSpec, tensor_table};
+pub use weights::{
+    Checkpoint, MAX_SHARD_BYTES, SafetensorsFile, SafetensorsWriter, TensorDecl, save_model, sync_folder,
+};

@@ -50,6 +50,60 @@ pub enum Role {
     FinalNorm,
     /// `[vocab, hidden]`; absent where tied.
     LmHead,
+    /// `[rank, input]`: an adapter's A; of experts one below the other.
+    LoraA(Projection),
+    /// `[output, rank]`: an adapter's B; of experts one below the other.
+    LoraB(Projection),
+}
+
+/// A linear layer of a block that may have an adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Projection {
+    /// Of queries.
+    Query,
+    /// Of keys.
+    Key,
+    /// Of values.
+    Value,
+    /// Of what attention gives.
+    Output,
+    /// The gate of a dense MLP.
+    Gate,
+    /// The other half of its input.
+    Up,
+    /// Of a dense MLP's output.
+    Down,
+    /// Of every expert's gate and other half: gate rows, then up rows.
+    ExpertsGateUp,
+    /// Of every expert's output.
+    ExpertsDown,
+}
+
+impl Projection {
+    /// The number of the matrix product, within the block, that computes it.
+    pub fn product(self) -> usize {
+        match self {
+            Projection::Query | Projection::Key | Projection::Value | Projection::Gate | Projection::Up => 0,
+            Projection::Output | Projection::Down => 1,
+            Projection::ExpertsGateUp => 2,
+            Projection::ExpertsDown => 3,
+        }
+    }
+
+    /// Its name within a layer.
+    pub(crate) fn module(self) -> &'static str {
+        match self {
+            Projection::Query => "self_attn.q_proj",
+            Projection::Key => "self_attn.k_proj",
+            Projection::Value => "self_attn.v_proj",
+            Projection::Output => "self_attn.o_proj",
+            Projection::Gate => "mlp.gate_proj",
+            Projection::Up => "mlp.up_proj",
+            Projection::Down => "mlp.down_proj",
+            Projection::ExpertsGateUp => "mlp.experts.gate_up_proj",
+            Projection::ExpertsDown => "mlp.experts.down_proj",
+        }
+    }
 }
 
 impl Role {
@@ -314,6 +368,8 @@ fn name(role: Role, layer: Option<usize>) -> String {
         Role::ExpertGate(expert) => &format!("mlp.experts.{expert}.gate_proj.weight"),
         Role::ExpertUp(expert) => &format!("mlp.experts.{expert}.up_proj.weight"),
         Role::ExpertDown(expert) => &format!("mlp.experts.{expert}.down_proj.weight"),
+        Role::LoraA(projection) => &format!("{}.lora_A.weight", projection.module()),
+        Role::LoraB(projection) => &format!("{}.lora_B.weight", projection.module()),
     };
     format!("model.layers.{}.{inner}", layer.unwrap_or_default())
 }

@@ -7,17 +7,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arl_engine::backend::Backend;
 use arl_engine::{Engine as Core, Ticket, Weights};
-use arl_model::{Checkpoint, Error, ErrorCode, ExportOverrides, ModelConfig, Result, WeightDtype};
+use arl_model::{Checkpoint, Error, ErrorCode, ExportOverrides, Lora, ModelConfig, Result};
 use napi::Env;
 use napi::bindgen_prelude::{FnArgs, Function, Int32Array, Object};
 use napi::threadsafe_function::ThreadsafeFunctionCallMode;
 use napi_derive::napi;
 
+use crate::adapter::{sizes, weight_dtype};
 use crate::device::{backend, device_kind};
 use crate::error::{sync, to_napi};
 use crate::values::{
-    EngineInfo, EngineOptions, GenerateOptions, MemoryPlan, MicroBatch, ModelFacts, StepHyper, batch_from_js,
-    batches_from_js, core_options, hyper_from_js, plan_to_js, seed, stats_to_js, step_to_js,
+    AdaptedLayers, EngineInfo, EngineOptions, GenerateOptions, MemoryPlan, MicroBatch, ModelFacts, StepHyper,
+    batch_from_js, batches_from_js, core_options, hyper_from_js, plan_to_js, seed, stats_to_js, step_to_js,
 };
 use crate::worker::Worker;
 
@@ -26,8 +27,10 @@ use crate::worker::Worker;
 pub fn plan_memory(options: EngineOptions) -> napi::Result<MemoryPlan> {
     sync(|| {
         let config = ModelConfig::from_dir(&PathBuf::from(&options.model_dir))?;
-        let plan = arl_engine::plan_memory_of(&config, &core_options(&options)?, device_kind(&options.device)?)?;
-        Ok(plan_to_js(plan, arl_engine::Flops::of(&config).parameters as f64))
+        let core = core_options(&options)?;
+        let plan = arl_engine::plan_memory_of(&config, &core, device_kind(&options.device)?)?;
+        let lora = core.lora.as_ref().map(|lora| Lora::new(&config, &lora.config)).transpose()?;
+        Ok(plan_to_js(plan, sizes(&config, lora.as_ref())))
     })
 }
 
@@ -60,14 +63,13 @@ type AnyEngine = Core<dyn Backend>;
 pub struct Engine {
     worker: Mutex<Option<Worker<AnyEngine>>>,
     interrupt: Arc<AtomicBool>,
-    parameters: f64,
+    flops: arl_engine::Flops,
+    adapted: Option<Vec<AdaptedLayers>>,
     model_type: String,
     vocab_size: u32,
     max_position_embeddings: u32,
     device: String,
     dtype: String,
-    flops_per_token: f64,
-    attention_flops: f64,
     unknown_keys: Vec<String>,
     notice: Option<String>,
     export_changes: Vec<String>,
@@ -92,26 +94,30 @@ impl Engine {
                 weights,
                 &core_options(&options)?,
             )?;
+            if let (Some(dir), Weights::Checkpoint | Weights::Random(_)) = (&options.adapter_dir, weights) {
+                engine.load_adapter(&PathBuf::from(dir))?;
+            }
             let changes = engine.describe_export(&ExportOverrides {
                 chat_template: options.export_chat_template.clone(),
                 stop_ids: options.export_stop_ids.clone().unwrap_or_default(),
             });
-            let found = (engine.interrupt_flag(), engine.config().clone(), engine.device(), engine.notice(), changes);
+            let sizes = sizes(engine.config(), engine.lora());
+            let config = engine.config().clone();
+            let found = (engine.interrupt_flag(), config, sizes, engine.device(), engine.notice(), changes);
             Ok((engine, found))
         };
-        Worker::start(env, "arl-engine", threads, open, move |worker, (interrupt, config, device, notice, changes)| {
-            let flops = arl_engine::Flops::of(&config);
+        Worker::start(env, "arl-engine", threads, open, move |worker, found| {
+            let (interrupt, config, (flops, adapted), device, notice, changes) = found;
             Engine {
                 worker: Mutex::new(Some(worker)),
                 interrupt,
-                parameters: flops.parameters as f64,
+                flops,
+                adapted,
                 model_type: config.family.as_str().to_string(),
                 vocab_size: config.vocab_size as u32,
                 max_position_embeddings: config.max_position_embeddings as u32,
                 device,
                 dtype,
-                flops_per_token: flops.per_token,
-                attention_flops: flops.attention,
                 unknown_keys: config.unknown_keys.clone(),
                 notice,
                 export_changes: changes,
@@ -123,14 +129,15 @@ impl Engine {
     #[napi]
     pub fn info(&self) -> EngineInfo {
         EngineInfo {
-            parameters: self.parameters,
+            parameters: self.flops.parameters as f64,
+            trained_parameters: self.flops.trained as f64,
             model_type: self.model_type.clone(),
             vocab_size: self.vocab_size,
             max_position_embeddings: self.max_position_embeddings,
             device: self.device.clone(),
             dtype: self.dtype.clone(),
-            flops_per_token: self.flops_per_token,
-            attention_flops: self.attention_flops,
+            flops_per_token: self.flops.per_token,
+            attention_flops: self.flops.attention,
             unknown_keys: self.unknown_keys.clone(),
             notice: self.notice.clone(),
             export_changes: self.export_changes.clone(),
@@ -161,8 +168,8 @@ impl Engine {
     /// Bytes reserved, by category.
     #[napi(ts_return_type = "Promise<MemoryPlan>")]
     pub fn memory<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
-        let parameters = self.parameters;
-        self.submit(env, |engine| Ok(engine.memory()), move |plan| plan_to_js(plan, parameters))
+        let sizes = (self.flops, self.adapted.clone());
+        self.submit(env, |engine| Ok(engine.memory()), move |plan| plan_to_js(plan, sizes))
     }
 
     /// ONE optimizer step over all micro-batches.
@@ -298,21 +305,15 @@ impl Engine {
     ) -> napi::Result<Object<'env>> {
         self.submit(
             env,
-            move |engine| {
-                let dtype = match dtype.as_deref() {
-                    None => None,
-                    Some("f32") => Some(WeightDtype::F32),
-                    Some("bf16") => Some(WeightDtype::Bf16),
-                    Some("f16") => Some(WeightDtype::F16),
-                    Some(word) => {
-                        return Err(Error::new(ErrorCode::Config, format!("a model cannot be saved as `{word}`"))
-                            .hint("use f32, bf16 or f16"));
-                    }
-                };
-                engine.export_model(&PathBuf::from(dir), dtype)
-            },
+            move |engine| engine.export_model(&PathBuf::from(dir), weight_dtype(dtype.as_deref())?),
             |()| (),
         )
+    }
+
+    /// Writes the folder of an adapter as PEFT does; `base` is what its configuration calls the model.
+    #[napi(ts_return_type = "Promise<void>")]
+    pub fn export_adapter<'env>(&self, env: &'env Env, dir: String, base: String) -> napi::Result<Object<'env>> {
+        self.submit(env, move |engine| engine.export_adapter(&PathBuf::from(dir), Some(&base)), |()| ())
     }
 
     /// Ends the computation in progress with `ARL_INTERRUPTED`; the weights stay as before it.

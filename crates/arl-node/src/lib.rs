@@ -1,6 +1,7 @@
 //! The addon: the only crate that knows napi. It turns values and errors between JavaScript and the core, puts long work
 //! on threads of its own, and holds no logic. Field names in JavaScript are those of Rust in camelCase.
 
+pub mod adapter;
 pub mod cuda;
 pub mod device;
 pub mod engine;

@@ -7,6 +7,8 @@ use arl_model::{Error, ErrorCode, Result};
 use napi::bindgen_prelude::{Float32Array, Int32Array};
 use napi_derive::napi;
 
+use crate::adapter::lora_options;
+
 /// What an engine is made of.
 #[napi(object)]
 #[derive(Clone)]
@@ -63,6 +65,10 @@ pub struct EngineOptions {
     pub threads: Option<u32>,
     /// Leave out gradients and moments: evaluation and generation only.
     pub inference_only: Option<bool>,
+    /// The text of an `adapter_config.json`: adapters are trained next to frozen weights.
+    pub lora: Option<String>,
+    /// Folder of an adapter with which they begin; absent: they are drawn with `seed`.
+    pub adapter_dir: Option<String>,
     /// `restoreState` follows: the weights of the folder are not read, only their type and how they are named.
     pub restored: Option<bool>,
     /// The text of the template that rendered the rows, where it is not the folder's own: saved models have it.
@@ -106,11 +112,25 @@ pub struct MemoryCategory {
     pub bytes: f64,
 }
 
+/// Layers of one name that have adapters.
+#[napi(object)]
+#[derive(Clone)]
+pub struct AdaptedLayers {
+    /// `q_proj`, for example.
+    pub name: String,
+    /// How many there are.
+    pub count: u32,
+}
+
 /// Bytes by category, found by a dry run of the step.
 #[napi(object)]
 pub struct MemoryPlan {
-    /// Trainable parameters of the model, tied ones once.
+    /// Parameters of the model, tied ones once.
     pub parameters: f64,
+    /// Those that are trained: all, or those of adapters and whole copies.
+    pub trained_parameters: f64,
+    /// The layers that have adapters, by their names; absent: adapters were not asked for.
+    pub adapted: Option<Vec<AdaptedLayers>>,
     /// Categories that are not empty.
     pub categories: Vec<MemoryCategory>,
     /// All of them.
@@ -124,8 +144,10 @@ pub struct MemoryPlan {
 /// What an engine holds.
 #[napi(object)]
 pub struct EngineInfo {
-    /// Trainable parameters, tied ones once.
+    /// Parameters of the model, tied ones once.
     pub parameters: f64,
+    /// Those that are trained: all, or those of adapters and whole copies.
+    pub trained_parameters: f64,
     /// `qwen2`, `qwen3`, `qwen3_moe`.
     pub model_type: String,
     /// Rows of the embedding.
@@ -136,7 +158,8 @@ pub struct EngineInfo {
     pub device: String,
     /// `f32`, `bf16` or `f16`.
     pub dtype: String,
-    /// Model FLOPs a token without attention's share: 6 x parameters of the matrix products that a token meets, head included.
+    /// Model FLOPs a token without attention's share: 6 x parameters of the matrix products that a token meets, head included; with
+    /// adapters 4 x these, and 6 x the adapters' own.
     pub flops_per_token: f64,
     /// Attention's FLOPs for a token of a sequence of length n are `attentionFlops * n` (causal).
     pub attention_flops: f64,
@@ -265,6 +288,7 @@ pub(crate) fn core_options(options: &EngineOptions) -> Result<arl_engine::Engine
             sequences: options.eval_max_sequences.unwrap_or(0) as usize,
         },
         frozen: Vec::new(),
+        lora: lora_options(options)?,
         attention: attention(options.attention.as_deref())?,
         matmul_autotune: options.matmul_autotune.unwrap_or(true),
         matmul_cache: cache_folder(&Machine).map(|folder| folder.join("algorithms")),
@@ -278,10 +302,15 @@ pub(crate) fn core_options(options: &EngineOptions) -> Result<arl_engine::Engine
     })
 }
 
-pub(crate) fn plan_to_js(plan: arl_engine::MemoryPlan, parameters: f64) -> MemoryPlan {
+pub(crate) fn plan_to_js(
+    plan: arl_engine::MemoryPlan,
+    (flops, adapted): (arl_engine::Flops, Option<Vec<AdaptedLayers>>),
+) -> MemoryPlan {
     let category = |(name, bytes): (&str, usize)| MemoryCategory { name: name.to_string(), bytes: bytes as f64 };
     MemoryPlan {
-        parameters,
+        parameters: flops.parameters as f64,
+        trained_parameters: flops.trained as f64,
+        adapted,
         categories: plan.categories.into_iter().map(category).collect(),
         total_bytes: plan.total_bytes as f64,
         host_categories: plan.host_categories.into_iter().map(category).collect(),

@@ -7,17 +7,24 @@ import { ArlError } from "../../errors.js";
 import { METRICS_FILE } from "../../report/metrics.js";
 import { checkpointsIn, MANIFEST_FILE } from "./checkpoint.js";
 import { namesOfOldRun } from "./old-run.js";
-import { isModelFile, MODEL_LIST, publishedFiles } from "./publish.js";
+import { isModelFile, MERGED, MODEL_LIST, publishedFiles } from "./publish.js";
 
 type Options = Pick<
 	AgentTrainingConfig,
-	"output_dir" | "overwrite_output_dir" | "resume_from_checkpoint" | "model_name_or_path" | "chat_template"
+	| "output_dir"
+	| "overwrite_output_dir"
+	| "resume_from_checkpoint"
+	| "model_name_or_path"
+	| "chat_template"
+	| "adapter_name_or_path"
+	| "merge_adapter"
 >;
 
 /** Checks that the folder holds no run and no model, except what the options resume or replace. */
 export async function checkOutputContent(options: Options): Promise<void> {
 	const { output_dir: outputDir, resume_from_checkpoint: resume } = options;
 	await checkInputs(options);
+	if (options.merge_adapter) await checkMergedPlace(outputDir);
 	if (options.overwrite_output_dir) return;
 	const { own, foreign } = await checkpointsIn(outputDir);
 	if (foreign[0]) throw foreignCheckpoint(foreign[0].path, resume !== null);
@@ -41,6 +48,17 @@ export async function checkOutputContent(options: Options): Promise<void> {
 		resume === null
 			? "Choose another output_dir, move the model away, or replace it (--overwrite_output_dir)."
 			: "Move these files away: the trained model would replace them.",
+	);
+}
+
+/** Checks that the place of the merged model is free, or this program's own. */
+async function checkMergedPlace(outputDir: string): Promise<void> {
+	const place = join(outputDir, MERGED);
+	if (!(await exists(place)) || (await publishedFiles(outputDir)).includes(MERGED)) return;
+	throw new ArlError(
+		"ARL_CONFIG",
+		`merge_adapter: ${place} exists, and this program did not write it there`,
+		"Move it away, or choose another output_dir.",
 	);
 }
 
@@ -70,6 +88,7 @@ async function isInside(path: string, folder: string): Promise<boolean> {
 /** Checks that the run does not set aside, remove or replace what it reads. Follows symbolic links. */
 async function checkInputs(options: Options): Promise<void> {
 	const { output_dir: outputDir, model_name_or_path: model, chat_template: template } = options;
+	const { adapter_name_or_path: adapter } = options;
 	const realOutput = await realpath(outputDir);
 	const realModel = await realpath(model).catch(() => null);
 	if (realModel === realOutput) {
@@ -84,6 +103,7 @@ async function checkInputs(options: Options): Promise<void> {
 	const inputs = [
 		...[model, ...files].map((path) => ({ option: "model_name_or_path", path })),
 		...(template === null ? [] : [{ option: "chat_template", path: template }]),
+		...(adapter === null ? [] : [{ option: "adapter_name_or_path", path: adapter }]),
 	];
 	for (const { option, path } of inputs) {
 		const real = await realpath(path).catch(() => null);

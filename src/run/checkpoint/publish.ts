@@ -9,6 +9,11 @@ import type { NativeEngine } from "../../native.js";
 /** The list of the model's files in `output_dir` that this program wrote, and so may remove. */
 export const MODEL_LIST = ".arl-model.json";
 const PARTIAL = ".model.partial";
+/** The folder in `output_dir` of the model with its adapter merged into it. */
+export const MERGED = "merged";
+const MERGED_PARTIAL = `.${MERGED}.partial`;
+/** Whichever of these a folder has makes it a model, or an adapter. */
+const CONFIGS = ["config.json", "adapter_config.json"];
 
 /** Names of files that loaders of a model's folder read: transformers, PEFT, vLLM. */
 const MODEL_FILES: ReadonlySet<string> = new Set([
@@ -59,7 +64,7 @@ export async function publishedFiles(outputDir: string): Promise<string[]> {
 export async function isPublished(outputDir: string): Promise<boolean> {
 	const names = await publishedFiles(outputDir);
 	const there = await Promise.all(names.map((name) => exists(join(outputDir, name))));
-	return names.includes("config.json") && there.every((is) => is);
+	return CONFIGS.some((name) => names.includes(name)) && there.every((is) => is);
 }
 
 /** Removes the model of an earlier run from `output_dir`. */
@@ -74,7 +79,8 @@ export async function removeUnplaced(outputDir: string): Promise<string[]> {
 	const removed: string[] = [];
 	for (const name of await readdir(outputDir).catch(() => [])) {
 		const file = /^\.(.+)\.partial$/.exec(name)?.[1];
-		if (file === undefined || !(name === PARTIAL || published.includes(file) || isModelFile(file))) continue;
+		const own = name === PARTIAL || name === MERGED_PARTIAL;
+		if (file === undefined || !(own || published.includes(file) || isModelFile(file))) continue;
 		removed.push(join(outputDir, name));
 	}
 	for (const path of removed) await rm(path, { recursive: true, force: true });
@@ -89,7 +95,7 @@ async function place(folder: string, outputDir: string, move: boolean): Promise<
 	await removePublished(outputDir);
 	const entries = await readdir(folder, { withFileTypes: true });
 	const names = entries.filter((entry) => entry.isFile() || entry.name === TEMPLATES).map(({ name }) => name);
-	names.sort((a, b) => Number(a === "config.json") - Number(b === "config.json"));
+	names.sort((a, b) => Number(CONFIGS.includes(a)) - Number(CONFIGS.includes(b)));
 	await writeFile(join(outputDir, MODEL_LIST), `${JSON.stringify(names)}\n`);
 	for (const name of names) {
 		const from = join(folder, name);
@@ -129,6 +135,26 @@ export async function publishEngine(engine: Pick<NativeEngine, "exportModel">, o
 		await place(partial, outputDir, true);
 	} catch (error) {
 		throw publishError(error, outputDir);
+	} finally {
+		await rm(partial, { recursive: true, force: true }).catch(() => {});
+	}
+}
+
+/** Writes the model with the published adapter merged into it, and notes its folder among the files of this program. */
+export async function publishMerged(
+	merge: (adapterDir: string, outDir: string) => Promise<void>,
+	outputDir: string,
+): Promise<void> {
+	const [partial, place] = [join(outputDir, MERGED_PARTIAL), join(outputDir, MERGED)];
+	try {
+		await rm(partial, { recursive: true, force: true });
+		await merge(outputDir, partial);
+		const names = await publishedFiles(outputDir);
+		await writeFile(join(outputDir, MODEL_LIST), `${JSON.stringify([...names, MERGED])}\n`);
+		await rename(partial, place);
+		await syncPath(outputDir);
+	} catch (error) {
+		throw publishError(error, outputDir, `The adapter is in ${outputDir}.`);
 	} finally {
 		await rm(partial, { recursive: true, force: true }).catch(() => {});
 	}

@@ -7,6 +7,7 @@ import type { AgentTrainingConfig } from "../../config/schema.js";
 import { ArlError, messageOf } from "../../errors.js";
 import type { EvaluationState } from "../eval/best.js";
 import type { MetricScheduleState } from "../loop/metric-schedules.js";
+import { loraOptions } from "../setup/lora.js";
 import type { ModelFolder, ModelIdentity } from "../setup/model.js";
 import type { ResolvedConfig } from "../setup/options.js";
 
@@ -152,8 +153,16 @@ export function fixedOf(args: ResolvedConfig, run: RunIdentity): Fingerprint {
 		...(args.bf16_stochastic_round && { bf16_stochastic_round: args.bf16_stochastic_round }),
 		...(args.bf16_moments && { bf16_moments: args.bf16_moments }),
 		loss_seq_chunk_size: args.loss_seq_chunk_size,
+		...adapters(args),
 	};
 	return Object.fromEntries(Object.entries(fixed).map(([key, value]) => [key, shown(value)]));
+}
+
+/** The configuration of the run's adapters. */
+function adapters(args: ResolvedConfig): Record<string, unknown> {
+	const { lora, adapterDir } = loraOptions(args);
+	if (lora === undefined) return {};
+	return { "configuration of the adapters": JSON.parse(lora), ...(adapterDir && { adapter_name_or_path: adapterDir }) };
 }
 
 const FREE_OPTIONS = [
@@ -174,6 +183,7 @@ const FREE_OPTIONS = [
 	"optimizer_offload",
 	"attention",
 	"output_dir",
+	"merge_adapter",
 ] as const;
 
 /** What a resumed run may change. */

@@ -5,6 +5,7 @@ import type { ChosenDevice } from "../../device/index.js";
 import { exists } from "../../disk/folders.js";
 import { ArlError, toArlError } from "../../errors.js";
 import type { NativeEngine } from "../../native.js";
+import { openedAdapter } from "../setup/lora.js";
 import { type BatchSize, resolveBf16 } from "../setup/options.js";
 
 /** Where and how the model computes. */
@@ -13,12 +14,18 @@ export interface InferenceOptions {
 	bf16: boolean | "auto";
 	/** Null: as many as the process may use. */
 	threads: number | null;
+	/** Folder of an adapter of the model; null or absent: none. */
+	adapter?: string | null;
 }
 
 /** Opens the engine. `size`: the prompts and replies that it holds from the start; for larger ones it reserves more. */
-export function openForInference(modelDir: string, options: InferenceOptions, size: BatchSize): Promise<NativeEngine> {
+export async function openForInference(
+	modelDir: string,
+	options: InferenceOptions,
+	size: BatchSize,
+): Promise<NativeEngine> {
 	const { device, native } = options.device;
-	return native.Engine.open({
+	return await native.Engine.open({
 		modelDir,
 		device,
 		dtype: resolveBf16(options.bf16, device) ? "bf16" : "f32",
@@ -30,6 +37,7 @@ export function openForInference(modelDir: string, options: InferenceOptions, si
 		weightDecay: 0,
 		inferenceOnly: true,
 		...(options.threads !== null && { threads: options.threads }),
+		...(options.adapter != null && openedAdapter(options.adapter)),
 	});
 }
 

@@ -5,7 +5,7 @@ import { notice, type SavedEvent, type TrainEvent } from "../../events.js";
 import { listCheckpoints, removeCheckpoint, saveCheckpoint } from "../checkpoint/checkpoint.js";
 import { BEST_LINK, LATEST_LINK, setLink } from "../checkpoint/links.js";
 import { removeOldRun } from "../checkpoint/old-run.js";
-import { publishCheckpoint, publishEngine } from "../checkpoint/publish.js";
+import { publishCheckpoint, publishEngine, publishMerged } from "../checkpoint/publish.js";
 import { freeOf, type TrainerState } from "../checkpoint/state.js";
 import type { Scored } from "../eval/best.js";
 import type { PreparedRun } from "../setup/prepare.js";
@@ -40,7 +40,7 @@ export class Saves {
 		data.prefetcher.sync();
 		if (hooks) yield* waitFor(hooks, hooks.beforeSave());
 		this.prepared.evaluation?.tracker.saving(step);
-		const { path, bytes } = await saveCheckpoint(engine.native, args.output_dir, this.state());
+		const { path, bytes } = await saveCheckpoint(engine.saving, args.output_dir, this.state());
 		this.last = { step, path };
 		await this.link();
 		const replaced = await removeOldRun(args.output_dir);
@@ -103,11 +103,12 @@ export class Saves {
 		if (saved !== null) await publishCheckpoint(saved, args.output_dir);
 		else {
 			if (hooks) yield* waitFor(hooks, hooks.beforeSave());
-			await publishEngine(engine.native, args.output_dir);
+			await publishEngine(engine.saving, args.output_dir);
 			const replaced = await removeOldRun(args.output_dir);
 			if (replaced !== null) yield { type: "removed", path: replaced, reason: "replaced" };
 			yield* commit(hooks, data.plan, counters.step);
 		}
+		if (args.merge_adapter) await publishMerged(engine.merge, args.output_dir);
 		return args.output_dir;
 	}
 

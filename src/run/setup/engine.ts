@@ -1,8 +1,11 @@
 /** Opens the engine of a run, after checking that its memory is available. */
+import { resolve } from "node:path";
 import { hostInfo } from "../../device/index.js";
 import { toArlError } from "../../errors.js";
 import { notice, type TrainEvent } from "../../events.js";
 import type { EngineOptions, MemoryPlan, Native, NativeEngine } from "../../native.js";
+import type { SavingEngine } from "../checkpoint/checkpoint.js";
+import { hasAdapters } from "./lora.js";
 import { type Advice, advise, checkMemory, type Planner, withPlan } from "./memory.js";
 import { type BatchSize, engineOptions } from "./options.js";
 import type { Resources } from "./resources.js";
@@ -11,6 +14,10 @@ import type { Start } from "./start.js";
 /** An open engine. */
 export interface Engine {
 	native: NativeEngine;
+	/** What checkpoints are made of: the model, or the adapter alone. */
+	saving: SavingEngine;
+	/** Writes the model with the adapter in a folder merged into it. */
+	merge: (adapterDir: string, outDir: string) => Promise<void>;
 	/** The options that it was opened with. */
 	options: EngineOptions;
 	/** The memory that it takes. */
@@ -53,5 +60,15 @@ export async function* openEngine(
 	for (const change of exportChanges) yield notice("info", change);
 	const differs = resumed && (await native.restoreState(resumed.stateDir));
 	if (differs) yield notice("warning", differs);
-	return { native, options, memory, plan, advise: adviseFor };
+	const saving = hasAdapters(args) ? adapterOf(native, resolve(model.path)) : native;
+	const merge = (adapterDir: string, outDir: string) => device.native.mergeAdapter(model.path, adapterDir, outDir);
+	return { native, saving, merge, options, memory, plan, advise: adviseFor };
+}
+
+/** Saves an adapter where others save a model. `base`: what the adapter's configuration calls its model. */
+function adapterOf(native: NativeEngine, base: string): SavingEngine {
+	return {
+		exportModel: (dir) => native.exportAdapter(dir, base),
+		saveState: (dir) => native.saveState(dir),
+	};
 }

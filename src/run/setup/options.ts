@@ -11,6 +11,7 @@ import {
 } from "../../config/schema.js";
 import { ArlError } from "../../errors.js";
 import type { EngineOptions, TextOptions } from "../../native.js";
+import { loraOptions } from "./lora.js";
 
 /**
  * Resolves options, unless they are resolved already. `notices` are for the user. `hasDataset`: the caller gives rows, so that a
@@ -115,6 +116,7 @@ export function engineOptions(args: ResolvedConfig, device: string, size: BatchS
 		optimizerOffload: args.optimizer_offload,
 		attention: args.attention,
 		matmulAutotune: args.matmul_autotune,
+		...loraOptions(args),
 		...(args.loss_seq_chunk_size !== null && { lossSeqChunkSize: args.loss_seq_chunk_size }),
 		...(args.threads !== null && { threads: args.threads }),
 	};

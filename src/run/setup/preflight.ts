@@ -91,10 +91,11 @@ export async function checkOutputPlace(outputDir: string): Promise<string> {
 	return info ? outputDir : `${outputDir} will be created`;
 }
 
-/** The most bytes of one checkpoint: the exported weights, exact weights, and two moments in 32 bits. */
+/** The most bytes of one checkpoint: the exported weights, or the adapter; exact weights, and two moments in 32 bits. */
 export function checkpointBytes(info: EngineInfo, model: ModelFolder): number {
-	const exported = Math.max(model.weightBytes, info.parameters * 2);
-	return exported + info.parameters * 12;
+	const trained = info.trainedParameters;
+	const exported = trained === info.parameters ? Math.max(model.weightBytes, trained * 2) : trained * 4;
+	return exported + trained * 12;
 }
 
 /** Checks that the disk has room for so many checkpoints. */

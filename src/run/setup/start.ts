@@ -13,6 +13,7 @@ import type { Native, NativeTextEncoder, TextInfo, TextOptions } from "../../nat
 import { bytesToTenth } from "../../report/format.js";
 import type { Resumable } from "../checkpoint/checkpoint.js";
 import { bf16Of, modelIdentityOf } from "../checkpoint/state.js";
+import { adaptedText, hasAdapters } from "./lora.js";
 import { baseIdentity, type ModelFolder, readModelFolder } from "./model.js";
 import {
 	engineOptions,
@@ -52,9 +53,10 @@ export async function* openStart(
 	const device = chooseDevice(config.device, native);
 	const { args, notices } = resolveForDevice(config, device.device);
 	const smallest = engineOptions(args, device.device, { maxTokens: 1, maxSequences: 1 });
-	device.native.planMemory({ ...smallest, modelDir: model.path });
+	const adapted = adaptedText(device.native.planMemory({ ...smallest, modelDir: model.path }));
 	const weights = args.init_from_config ? "random weights" : `${bytesToTenth(model.weightBytes)} of weights`;
 	yield { type: "check", name: "model", message: `${model.modelType}, ${weights}` };
+	if (adapted !== null) yield { type: "check", name: "adapters", message: adapted };
 	if (device.notice !== null) yield notice("warning", device.notice);
 	for (const message of notices) yield notice("info", message);
 	for (const message of found.missing) yield notice("warning", message);
@@ -89,7 +91,9 @@ async function findModel(
 	native: Pick<Native, "modelConfig">,
 ): Promise<FoundModel> {
 	const { model_name_or_path: base, chat_template: template } = args;
-	const found = await readModelFolder(resumed?.path ?? base, native);
+	// The checkpoint of an adapter has no model.
+	const folder = hasAdapters(args) ? base : (resumed?.path ?? base);
+	const found = await readModelFolder(folder, native);
 	const model = resumed
 		? { ...found, identity: await baseIdentity(base, modelIdentityOf(resumed.state.fixed)) }
 		: found;

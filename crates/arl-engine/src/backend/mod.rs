@@ -12,6 +12,7 @@ use arl_model::Result;
 mod buffer;
 pub mod cpu;
 pub mod cuda;
+mod dropout;
 mod kind;
 mod operations;
 pub mod plan;
@@ -20,6 +21,7 @@ mod rounding;
 
 pub use self::buffer::{Buffer, DType, Event, Pool, Rows, Stream};
 pub use self::cuda::attention_library_scratch;
+pub use self::dropout::Dropout;
 pub use self::kind::DeviceKind;
 pub use self::operations::{
     AdamW, Attention, AttentionLibrary, CrossEntropy, GroupedMatmul, Heads, Layout, Matmul, NormRope, NormWeight,
@@ -186,6 +188,9 @@ pub trait Backend: Send {
 
     /// `x += delta`.
     fn add(&mut self, x: Buffer, delta: Buffer);
+
+    /// `out = factor * x`, and 0 for the elements that `dropout` drops.
+    fn scale(&mut self, x: Buffer, factor: f32, dropout: Option<Dropout>, out: Buffer);
 
     /// Reads queries and keys from `qkv` `[T, (query + 2 key_value) dim]` (queries, keys, values side by side) and
     /// writes them normed and rotated to `qk` `[T, (query + key_value) dim]`.

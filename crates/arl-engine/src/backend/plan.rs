@@ -75,6 +75,7 @@ impl Backend for PlanBackend {
         rms_norm_again(x: Buffer, weight: NormWeight, inverse_rms: Buffer, out: Buffer);
         rms_norm_backward(d_out: Buffer, x: Buffer, weight: NormWeight, inverse_rms: Buffer, d_x: Buffer, d_weight: Buffer);
         add(x: Buffer, delta: Buffer);
+        scale(x: Buffer, factor: f32, dropout: Option<Dropout>, out: Buffer);
         norm_rope(op: &NormRope, qkv: Buffer, qk: Buffer);
         norm_rope_backward(op: &NormRope, qkv: Buffer, d_qkv: Buffer, d_norm: Option<(Buffer, Buffer)>);
         attention(op: &Attention);

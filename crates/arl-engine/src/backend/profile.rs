@@ -290,6 +290,7 @@ impl<B: Backend + ?Sized> Backend for ProfileBackend<B> {
         rms_norm_again(x: Buffer, weight: NormWeight, inverse_rms: Buffer, out: Buffer) = all(&[x, weight.weight, inverse_rms, out]);
         rms_norm_backward(d_out: Buffer, x: Buffer, weight: NormWeight, inverse_rms: Buffer, d_x: Buffer, d_weight: Buffer) = all(&[d_out, x, weight.weight, inverse_rms, d_x, d_x, d_weight, d_weight]);
         add(x: Buffer, delta: Buffer) = all(&[x, x, delta]);
+        scale(x: Buffer, factor: f32, dropout: Option<Dropout>, out: Buffer) = all(&[x, out]);
         norm_rope(op: &NormRope, qkv: Buffer, qk: Buffer) = 2.0 * rotated_bytes(op, qk.dtype) + all(&[op.cos, op.sin]);
         norm_rope_backward(op: &NormRope, qkv: Buffer, d_qkv: Buffer, d_norm: Option<(Buffer, Buffer)>) = (if op.norm.is_some() { 3.0 } else { 2.0 }) * rotated_bytes(op, qkv.dtype) + all(&[op.cos, op.sin]);
         attention_cached(heads: Heads, window: Option<usize>, scale: f32, q: Rows, k_cache: Buffer, v_cache: Buffer, capacity: usize, lengths: Buffer, out: Buffer) = all(&[out, out, k_cache, v_cache]);

@@ -59,14 +59,14 @@ pub(crate) fn round(value: f32, random: u32) -> u16 {
 
 /// Chris Wellons' `lowbias32`: every bit of the input changes each bit of the output with a probability of about a half.
 #[inline(always)]
-fn mix(mut x: u32) -> u32 {
+pub(super) fn mix(mut x: u32) -> u32 {
     x = (x ^ (x >> 16)).wrapping_mul(0x7feb_352d);
     x = (x ^ (x >> 15)).wrapping_mul(0x846c_a68b);
     x ^ (x >> 16)
 }
 
 /// The finaliser of splitmix64.
-fn finalise(mut z: u64) -> u64 {
+pub(super) fn finalise(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)

@@ -1,11 +1,12 @@
 //! Attention: the fused projection to queries, keys and values, their norms and rotation, attention within each sequence, and
 //! the output projection. `Q` and `K` are the columns of all query and key heads.
 
-use arl_model::{Block, LayerConfig, ModelConfig, Role};
+use arl_model::{Block, LayerConfig, ModelConfig, Projection, Role};
 
 use super::cache::{Cached, NewTokens};
 use super::context::{Context, Run, Take};
 use super::linear::{Linear, packed};
+use super::low_rank::Adapters;
 use crate::backend::{self, Backend, Buffer, DType, Heads, NormRope, Rows, attention_library_scratch};
 use crate::batch::BatchSize;
 use crate::options::Recompute;
@@ -47,26 +48,35 @@ impl Attention {
         let span = |first, last| placement.span(block, first, last);
         let norm = |role| placement.span(block, role, role);
         let epsilon = config.rms_norm_eps as f32;
+        let heads =
+            Heads { query: config.num_attention_heads, key_value: config.num_key_value_heads, dim: config.head_dim };
+        let (q, k) = (heads.query_columns(), heads.key_columns());
+        let adapter = |projection, columns| (placement.adapter(block, projection), columns);
         Attention {
-            heads: Heads {
-                query: config.num_attention_heads,
-                key_value: config.num_key_value_heads,
-                dim: config.head_dim,
-            },
+            heads,
             window: shape.window,
             rotary: config.rope.rotary_dim,
             qkv: Linear {
                 weight: span(Role::QWeight, Role::VWeight).unwrap_or_default(),
                 bias: span(Role::QBias, Role::VBias),
+                adapters: Adapters::new(&[
+                    adapter(Projection::Query, q),
+                    adapter(Projection::Key, k),
+                    adapter(Projection::Value, k),
+                ]),
             },
             qk_norm: norm(Role::QNorm).zip(norm(Role::KNorm)).map(|(query, key)| (query, key, epsilon)),
-            output: Linear { weight: placement.one(block, Role::OWeight), bias: span(Role::OBias, Role::OBias) },
+            output: Linear {
+                weight: placement.one(block, Role::OWeight),
+                bias: span(Role::OBias, Role::OBias),
+                adapters: Adapters::new(&[adapter(Projection::Output, config.hidden_size)]),
+            },
         }
     }
 
     /// Parameters whose gradients a step's first micro-batch assigns.
-    pub(super) fn assigned(&self) -> [Param; 2] {
-        [self.qkv.weight, self.output.weight]
+    pub(super) fn assigned(&self) -> Vec<Param> {
+        self.qkv.assigned().chain(self.output.assigned()).collect()
     }
 
     pub(super) fn buffers(&self, dtype: DType, tokens: usize, take: &mut Take<'_>) -> Buffers {
@@ -167,13 +177,11 @@ impl Attention {
         let d_qkv = cx.workspace(cx.dtype, t * heads.qkv_columns());
         let scratch = cx.workspace(DType::F32, self.scratch(cx.attention_library, run.size()));
 
-        self.output.backward_weight(cx, packed(d_x, t), at.attention, t, !run.first);
-        self.output.backward_input(cx, packed(d_x, t), d_attention, t, false);
+        self.output.backward(cx, packed(d_x, t), at.attention, d_attention, t, !run.first);
         cx.backend.attention_backward(&self.op(at, run), packed(d_attention, t), d_qkv, scratch);
         let d_norms = self.qk_norm.map(|(query, key, _)| (cx.norm_gradient(query), cx.norm_gradient(key)));
         cx.backend.norm_rope_backward(&self.norm_rope(cx, run), at.qkv, d_qkv, d_norms);
-        self.qkv.backward_weight(cx, packed(d_qkv, t), input, t, !run.first);
-        self.qkv.backward_input(cx, packed(d_qkv, t), d_input, t, false);
+        self.qkv.backward(cx, packed(d_qkv, t), input, d_input, t, !run.first);
         cx.arena.release(top);
     }
 

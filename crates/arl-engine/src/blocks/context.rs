@@ -1,5 +1,6 @@
 //! What every block computes with: the device, memory, weights and gradients, and the micro-batch.
 
+use super::low_rank::LowRankDropout;
 use crate::backend::{Backend, Buffer, DType, NormWeight};
 use crate::batch::{BatchSize, Inputs};
 use crate::options::Recompute;
@@ -18,6 +19,8 @@ pub(crate) struct Context<'a, B: ?Sized> {
     pub(crate) norm_offset: f32,
     /// Attention is the device's own library's where it has a plan.
     pub(crate) attention_library: bool,
+    /// Of adapters' inputs; none where no backward pass follows.
+    pub(crate) dropout: Option<LowRankDropout>,
 }
 
 /// The state of one micro-batch. `T` tokens, `H` hidden size.
@@ -38,6 +41,8 @@ pub(crate) struct Run {
     pub(crate) balance: Option<Buffer>,
     /// Factor on the loss whose gradients are computed.
     pub(crate) loss_scale: f32,
+    /// Of adapters' inputs.
+    pub(crate) dropout: Option<LowRankDropout>,
     /// Whether a step's gradients begin with this micro-batch: products assign them, and what is only ever added to was
     /// zeroed.
     pub(crate) first: bool,

@@ -1,9 +1,10 @@
 //! A mixture of experts: the router, the rows sorted by expert, their products, and back. `W` is an expert's inner width;
 //! each token has `top_k` rows.
 
-use arl_model::{Block, ModelConfig, MoeConfig, Role};
+use arl_model::{Block, ModelConfig, MoeConfig, Projection, Role};
 
 use super::context::{Context, Run, Take};
+use super::expert_adapter::{ExpertAdapter, Sorted};
 use super::linear::{Linear, packed};
 use crate::backend::{Backend, Buffer, DType, GroupedMatmul, Layout, Permutation, Router};
 use crate::options::Recompute;
@@ -27,6 +28,8 @@ pub(crate) struct Experts {
     gate_up: Param,
     /// `[experts, hidden, W]`.
     down: Param,
+    /// Of gate and up, and of down.
+    adapters: [Option<ExpertAdapter>; 2],
 }
 
 /// What it computes.
@@ -74,12 +77,14 @@ impl Experts {
             router: Linear::new(placement.one(block, Role::Router)),
             gate_up: span(Role::ExpertGate(0), Role::ExpertUp(last)),
             down: span(Role::ExpertDown(0), Role::ExpertDown(last)),
+            adapters: [Projection::ExpertsGateUp, Projection::ExpertsDown]
+                .map(|projection| placement.adapter(block, projection).map(ExpertAdapter)),
         }
     }
 
     /// Parameters whose gradients a step's first micro-batch assigns: not the experts', as one may have no rows.
-    pub(super) fn assigned(&self) -> [Param; 1] {
-        [self.router.weight]
+    pub(super) fn assigned(&self) -> Vec<Param> {
+        vec![self.router.weight]
     }
 
     pub(super) fn buffers(&self, dtype: DType, tokens: usize, take: &mut Take<'_>) -> Buffers {
@@ -117,9 +122,16 @@ impl Experts {
         cx.backend.permute(&op, &at.permutation);
         self.gather(cx, at, input);
         let (gate_up, down) = (cx.store.weight(self.gate_up), cx.store.weight(self.down));
+        let [gate_up_adapter, down_adapter] = self.adapters;
         self.product(cx, at, Layout::Nt, self.routed(at.routed), self.routed(gate_up), self.inner(at.gate_up, 2));
+        if let Some(adapter) = gate_up_adapter {
+            adapter.forward(cx, self.sorted(at), at.routed, at.gate_up);
+        }
         cx.backend.swiglu(at.gate_up, self.width, at.act);
         self.product(cx, at, Layout::Nt, self.inner(at.act, 1), self.inner(down, 1), self.routed(at.out));
+        if let Some(adapter) = down_adapter {
+            adapter.forward(cx, self.sorted(at), at.act, at.out);
+        }
     }
 
     /// Each chosen pair's input row, sorted by expert.
@@ -174,12 +186,19 @@ impl Experts {
         if let Some(d_down) = cx.store.gradient(self.down) {
             self.product(cx, at, Layout::Tn, self.routed(d_rows), self.inner(at.act, 1), self.inner(d_down, 1));
         }
+        let [gate_up_adapter, down_adapter] = self.adapters;
+        if let Some(adapter) = down_adapter {
+            adapter.backward(cx, self.sorted(at), d_rows, at.act, d_act);
+        }
         cx.backend.swiglu_backward(at.gate_up, self.width, d_act);
         let d_gate_up = self.inner(at.gate_up, 2);
         if let Some(gradient) = cx.store.gradient(self.gate_up) {
             self.product(cx, at, Layout::Tn, d_gate_up, self.routed(at.routed), self.routed(gradient));
         }
         self.product(cx, at, Layout::Nn, d_gate_up, self.routed(gate_up), self.routed(d_rows));
+        if let Some(adapter) = gate_up_adapter {
+            adapter.backward(cx, self.sorted(at), at.gate_up, at.routed, d_rows);
+        }
         cx.backend.combine(d_rows, &at.permutation, None, self.top_k, h, d_input);
 
         let balance = run.balance.map(|balance| (balance.slice(0, self.experts), self.balance_factor(run)));
@@ -210,6 +229,11 @@ impl Experts {
             experts_chosen: at.chosen,
             weights: at.weights,
         }
+    }
+
+    fn sorted(&self, at: &Buffers) -> Sorted {
+        let permutation = &at.permutation;
+        Sorted { experts: self.experts, offsets: permutation.offsets, rows: permutation.pairs.len }
     }
 
     /// Rows of the hidden size.

@@ -1,25 +1,32 @@
-//! A matrix product with a parameter: a layer's projection, its gradients, and the place where an adapter will join.
+//! A matrix product with a parameter: a layer's projection with its adapters, and its gradients.
 
 use super::Context;
+use super::low_rank::Adapters;
 use crate::backend::{Backend, Buffer, Layout, Matmul, Rows};
 use crate::placement::Param;
 
-/// `out = x weight^T + bias`.
+/// `out = x weight^T + bias`, and what adapters add.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Linear {
     /// `[n, k]`.
     pub(crate) weight: Param,
     /// `[n]`.
     pub(crate) bias: Option<Param>,
+    pub(crate) adapters: Adapters,
 }
 
 impl Linear {
     /// Without a bias.
     pub(crate) fn new(weight: Param) -> Self {
-        Linear { weight, bias: None }
+        Linear { weight, bias: None, adapters: Adapters::default() }
     }
 
-    /// `out[m, n] = x[m, k] weight[n, k]^T + bias`.
+    /// Parameters whose gradients a step's first micro-batch assigns.
+    pub(crate) fn assigned(self) -> impl Iterator<Item = Param> {
+        std::iter::once(self.weight).chain(self.adapters.params())
+    }
+
+    /// `out[m, n] = x[m, k] weight[n, k]^T + bias`, and what adapters add.
     pub(crate) fn forward<B: Backend + ?Sized>(self, cx: &mut Context<'_, B>, x: Buffer, out: Buffer, m: usize) {
         let (n, k) = (out.len / m, x.len / m);
         cx.backend.matmul(&Matmul {
@@ -33,9 +40,26 @@ impl Linear {
             accumulate: false,
             bias: self.bias.map(|bias| cx.store.weight(bias)),
         });
+        self.adapters.forward(cx, x, out, m);
     }
 
-    /// `d_x[m, k] = d_out[m, n] weight[n, k]`, or added to it.
+    /// From `d_out[m, n]` and the input `x[m, k]` the gradients of the weight, the bias and the adapters, added to where
+    /// `accumulate` says so (the bias's always), and `d_x[m, k]`, assigned.
+    pub(crate) fn backward<B: Backend + ?Sized>(
+        self,
+        cx: &mut Context<'_, B>,
+        d_out: Rows,
+        x: Buffer,
+        d_x: Buffer,
+        m: usize,
+        accumulate: bool,
+    ) {
+        self.backward_weight(cx, d_out, x, m, accumulate);
+        self.backward_input(cx, d_out, d_x, m, false);
+        self.adapters.backward(cx, d_out, x, d_x, m, accumulate);
+    }
+
+    /// `d_x[m, k] = d_out[m, n] weight[n, k]`, or added to it; without adapters.
     pub(crate) fn backward_input<B: Backend + ?Sized>(
         self,
         cx: &mut Context<'_, B>,
@@ -58,7 +82,8 @@ impl Linear {
         });
     }
 
-    /// `d_weight[n, k] = d_out[m, n]^T x[m, k]`, or added to it; the bias's gradient is added to. Nothing for what is frozen.
+    /// `d_weight[n, k] = d_out[m, n]^T x[m, k]`, or added to it; the bias's gradient is added to. Nothing for what is frozen, and
+    /// none of adapters.
     pub(crate) fn backward_weight<B: Backend + ?Sized>(
         self,
         cx: &mut Context<'_, B>,

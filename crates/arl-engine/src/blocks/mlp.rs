@@ -1,9 +1,10 @@
 //! The dense MLP: gate and up in one product, SwiGLU, and down. `W` is its inner width.
 
-use arl_model::{Block, Role};
+use arl_model::{Block, Projection, Role};
 
 use super::context::{Context, Run, Take};
 use super::linear::{Linear, packed};
+use super::low_rank::Adapters;
 use crate::backend::{Backend, Buffer, DType};
 use crate::options::Recompute;
 use crate::placement::{Param, Placement};
@@ -28,18 +29,25 @@ pub(crate) struct Buffers {
 }
 
 impl Mlp {
-    pub(super) fn new(placement: &Placement, layer: usize, width: usize) -> Self {
+    pub(super) fn new(placement: &Placement, layer: usize, hidden: usize, width: usize) -> Self {
         let block = Block::Mlp(layer);
+        let adapter = |projection, columns| (placement.adapter(block, projection), columns);
         Mlp {
             width,
-            gate_up: Linear::new(placement.span(block, Role::Gate, Role::Up).unwrap_or_default()),
-            down: Linear::new(placement.one(block, Role::Down)),
+            gate_up: Linear {
+                adapters: Adapters::new(&[adapter(Projection::Gate, width), adapter(Projection::Up, width)]),
+                ..Linear::new(placement.span(block, Role::Gate, Role::Up).unwrap_or_default())
+            },
+            down: Linear {
+                adapters: Adapters::new(&[adapter(Projection::Down, hidden)]),
+                ..Linear::new(placement.one(block, Role::Down))
+            },
         }
     }
 
     /// Parameters whose gradients a step's first micro-batch assigns.
-    pub(super) fn assigned(&self) -> [Param; 2] {
-        [self.gate_up.weight, self.down.weight]
+    pub(super) fn assigned(&self) -> Vec<Param> {
+        self.gate_up.assigned().chain(self.down.assigned()).collect()
     }
 
     pub(super) fn buffers(&self, dtype: DType, tokens: usize, take: &mut Take<'_>) -> Buffers {
@@ -89,12 +97,10 @@ impl Mlp {
         let top = cx.arena.mark();
         // [T, W]
         let d_act = cx.workspace(cx.dtype, t * self.width);
-        self.down.backward_input(cx, packed(d_x, t), d_act, t, false);
-        self.down.backward_weight(cx, packed(d_x, t), at.act, t, !run.first);
+        self.down.backward(cx, packed(d_x, t), at.act, d_act, t, !run.first);
         cx.backend.swiglu_backward(at.gate_up, self.width, d_act);
         let d_gate_up = packed(at.gate_up, t);
-        self.gate_up.backward_weight(cx, d_gate_up, input, t, !run.first);
-        self.gate_up.backward_input(cx, d_gate_up, d_input, t, false);
+        self.gate_up.backward(cx, d_gate_up, input, d_input, t, !run.first);
         cx.arena.release(top);
     }
 }

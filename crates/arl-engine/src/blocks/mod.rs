@@ -6,14 +6,17 @@
 mod attention;
 pub(crate) mod cache;
 mod context;
+mod expert_adapter;
 mod experts;
 pub(crate) mod linear;
+mod low_rank;
 mod mlp;
 
 use arl_model::{self as model, ModelConfig, Role};
 
 pub(crate) use attention::Attention;
 pub(crate) use context::{Context, Run, Take};
+pub(crate) use low_rank::LowRankDropout;
 
 use crate::backend::{Backend, Buffer, DType};
 use crate::options::Recompute;
@@ -55,7 +58,7 @@ pub(crate) fn blocks(config: &ModelConfig, placement: &Placement) -> Vec<Block> 
         add(model::Block::Attention(layer), Role::InputNorm, Kind::Attention(attention));
         match &shape.mlp {
             model::Mlp::Dense { intermediate } => {
-                let mlp = Mlp::new(placement, layer, *intermediate);
+                let mlp = Mlp::new(placement, layer, config.hidden_size, *intermediate);
                 add(model::Block::Mlp(layer), Role::PostAttentionNorm, Kind::Mlp(mlp));
             }
             model::Mlp::Moe(moe) => {
@@ -76,9 +79,9 @@ impl Block {
     /// Parameters whose gradients the first micro-batch of a step assigns; the others' are added to.
     pub(crate) fn assigned(&self) -> Vec<Param> {
         match &self.kind {
-            Kind::Attention(attention) => attention.assigned().to_vec(),
-            Kind::Mlp(mlp) => mlp.assigned().to_vec(),
-            Kind::Experts(experts) => experts.assigned().to_vec(),
+            Kind::Attention(attention) => attention.assigned(),
+            Kind::Mlp(mlp) => mlp.assigned(),
+            Kind::Experts(experts) => experts.assigned(),
         }
     }
 

@@ -138,7 +138,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         capacity: usize,
     ) -> Result<()> {
         let mut dry = Arena::new(usize::MAX);
-        Cache::take(&mut dry, &self.model, sequences, capacity);
+        let cache = Cache::take(&mut dry, &self.model, sequences, capacity);
         let bottom = dry.mark();
         let sizes = parts
             .iter()
@@ -152,7 +152,8 @@ impl<B: Backend + ?Sized> Engine<B> {
                 interrupt: &self.interrupt,
                 pending: &mut None,
             };
-            room(&mut step, size, size.tokens, false);
+            let (run, new) = room(&mut step, size, size.tokens, false);
+            step.forward(&run, Some(Generation { caches: &cache.blocks, new: &new }))?;
             dry.release(bottom);
         }
         if dry.peak() > self.plan.bytes() {

@@ -7,7 +7,7 @@ pub(crate) mod store;
 
 use std::collections::HashMap;
 
-use arl_model::{Block, Error, ErrorCode, ModelConfig, Result, Role, TensorSpec, tensor_table};
+use arl_model::{Block, Error, ErrorCode, Lora, ModelConfig, Projection, Result, Role, TensorSpec, tensor_table};
 
 use arena::ALIGNMENT;
 
@@ -50,6 +50,20 @@ pub(crate) struct Run {
     pub(crate) decay: bool,
 }
 
+/// The places of an adapter.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AdapterPlace {
+    /// `[rank, input]`.
+    pub(crate) a: Param,
+    /// `[output, rank]`.
+    pub(crate) b: Param,
+    pub(crate) rank: usize,
+    /// On `B A`.
+    pub(crate) factor: f32,
+    /// Among all adapters of the model.
+    pub(crate) number: u32,
+}
+
 /// The places of a model's parameters.
 #[derive(Clone, Debug)]
 pub(crate) struct Placement {
@@ -66,13 +80,19 @@ pub(crate) struct Placement {
     /// The lowest layer that the backward pass has to reach; the number of layers where it need not enter any.
     pub(crate) lowest_layer: usize,
     places: HashMap<(Block, Role), Param>,
+    adapters: HashMap<(Block, Projection), AdapterPlace>,
 }
 
 /// Whether a parameter follows the one before it in the table without a gap, because one matrix product takes both.
-fn continues(role: Role) -> bool {
-    match role {
+fn continues(before: Option<&TensorSpec>, spec: &TensorSpec) -> bool {
+    match spec.role {
         Role::KWeight | Role::VWeight | Role::KBias | Role::VBias | Role::Up | Role::ExpertUp(_) => true,
         Role::ExpertGate(expert) | Role::ExpertDown(expert) => expert > 0,
+        // Which layers have an adapter is the run's choice.
+        Role::LoraA(projection) => before.is_some_and(|before| {
+            let same = |other: Projection| other.product() == projection.product();
+            before.block == spec.block && matches!(before.role, Role::LoraA(other) if same(other))
+        }),
         _ => false,
     }
 }
@@ -86,21 +106,48 @@ impl Placement {
     pub(crate) fn new(config: &ModelConfig, frozen: &[String]) -> Result<Self> {
         let mut table = tensor_table(config);
         freeze(&mut table, frozen)?;
+        check_products(&table)?;
+        Ok(Self::of(table, config.layers.len()))
+    }
+
+    /// The places of an adapted model's parameters.
+    ///
+    /// # Errors
+    /// `ARL_CONFIG` where a part of what one product computes is trained.
+    pub(crate) fn adapted(lora: &Lora) -> Result<Self> {
+        check_products(&lora.table)?;
+        let mut placement = Self::of(lora.table.clone(), lora.model.layers.len());
+        for (adapter, number) in lora.adapters.iter().zip(0..) {
+            let (block, projection) = (adapter.block, adapter.projection);
+            let place = AdapterPlace {
+                a: placement.one(block, Role::LoraA(projection)),
+                b: placement.one(block, Role::LoraB(projection)),
+                rank: adapter.rank,
+                factor: adapter.factor,
+                number,
+            };
+            placement.adapters.insert((block, projection), place);
+        }
+        Ok(placement)
+    }
+
+    fn of(table: Vec<TensorSpec>, layers: usize) -> Self {
         let mut placement = Placement {
             tensors: Vec::with_capacity(table.len()),
             weights: 0,
             optimizer: 0,
             runs: Vec::new(),
-            layer_ends: vec![0; config.layers.len()],
-            lowest_layer: config.layers.len(),
+            layer_ends: vec![0; layers],
+            lowest_layer: layers,
             places: HashMap::with_capacity(table.len()),
+            adapters: HashMap::new(),
         };
         let (decayed, others) = table.into_iter().partition::<Vec<_>, _>(|spec| spec.decay);
         for specs in [decayed, others] {
             specs.into_iter().for_each(|spec| placement.place(spec));
             placement.align();
         }
-        Ok(placement)
+        placement
     }
 
     fn align(&mut self) {
@@ -109,7 +156,7 @@ impl Placement {
     }
 
     fn place(&mut self, spec: TensorSpec) {
-        if !continues(spec.role) {
+        if !continues(self.tensors.last().map(|before| &before.spec), &spec) {
             self.align();
         }
         let len = spec.elements();
@@ -144,6 +191,11 @@ impl Placement {
     pub(crate) fn span(&self, block: Block, first: Role, last: Role) -> Option<Param> {
         let (first, last) = (self.places.get(&(block, first))?, self.places.get(&(block, last))?);
         Some(Param { len: last.offset + last.len - first.offset, ..*first })
+    }
+
+    /// The adapter of a block's layer.
+    pub(crate) fn adapter(&self, block: Block, projection: Projection) -> Option<AdapterPlace> {
+        self.adapters.get(&(block, projection)).copied()
     }
 
     /// A parameter that every such block has.
@@ -205,21 +257,24 @@ fn freeze(table: &mut [TensorSpec], frozen: &[String]) -> Result<()> {
         }
         matched.for_each(|spec| spec.trainable = false);
     }
-    for pair in table.windows(2) {
-        let (before, spec) = (&pair[0], &pair[1]);
-        if continues(spec.role) && before.trainable != spec.trainable {
-            let (one, other) = if spec.trainable { (before, spec) } else { (spec, before) };
-            return refused(
-                format!(
-                    "frozen: `{}` is frozen and `{}` is not, but one matrix product takes both",
-                    one.name, other.name
-                ),
-                "freeze both or neither",
-            );
-        }
-    }
     if table.iter().all(|spec| !spec.trainable) {
         return refused("frozen: no parameter is left to train".into(), "leave some parameter out of the patterns");
+    }
+    Ok(())
+}
+
+/// What one matrix product takes together is trained or frozen as a whole.
+fn check_products(table: &[TensorSpec]) -> Result<()> {
+    for pair in table.windows(2) {
+        let (before, spec) = (&pair[0], &pair[1]);
+        if continues(Some(before), spec) && before.trainable != spec.trainable {
+            let (one, other) = if spec.trainable { (before, spec) } else { (spec, before) };
+            let what = format!(
+                "frozen: `{}` is frozen and `{}` is not, but one matrix product takes both",
+                one.name, other.name
+            );
+            return Err(Error::new(ErrorCode::Config, what).hint("freeze both or neither"));
+        }
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ use arl_model::{Error, ErrorCode, Result};
 
 use crate::backend::{Backend, Buffer, DType, Pool};
 use crate::batch::Inputs;
-use crate::blocks::{Active, Context, Run, Take};
+use crate::blocks::{Active, Context, LowRankDropout, Run, Take};
 use crate::events::ACTIVATION_SLOTS;
 use crate::model::Model;
 use crate::options::Recompute;
@@ -53,6 +53,8 @@ pub(crate) struct Stages {
     pub(crate) blocks: Vec<Stage>,
     /// The other buffers that are kept, in the order in which blocks take them.
     kept: Vec<Buffer>,
+    /// Of the micro-batch's adapters.
+    dropout: Option<LowRankDropout>,
 }
 
 impl Stages {
@@ -106,6 +108,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         // With offloading, the inputs of layers take turns in a few slots.
         let slots = (keep.is_some() && model.activation_offloading)
             .then(|| [(); ACTIVATION_SLOTS].map(|()| self.take(Category::Activations, model.dtype, stream)));
+        self.stages.dropout = None;
         self.stages.streams.clear();
         for (b, block) in model.blocks.iter().enumerate() {
             let place = match slots {
@@ -134,6 +137,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
             sums,
             balance,
             loss_scale: 1.0,
+            dropout: None,
             first: true,
         }
     }
@@ -184,6 +188,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
             dtype: self.model.dtype,
             norm_offset: self.model.shape.norm_offset,
             attention_library: self.model.attention_library,
+            dropout: self.stages.dropout,
         }
     }
 
@@ -200,6 +205,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
 
     fn passes(&mut self, run: &Run, scale: f32) -> Result<()> {
         let top = self.arena.mark();
+        self.stages.dropout = run.dropout;
         self.take_scratch(run);
         self.forward(run, None)?;
         self.arena.release(top);

@@ -104,6 +104,23 @@ impl ModelFiles {
         if folder.exists() { sync_folder(&folder) } else { Ok(()) }
     }
 
+    /// Writes the files of tokenizer and templates alone, as they are next to an adapter.
+    pub(crate) fn write_tokenizer(&self, dir: &Path) -> Result<()> {
+        let of_model = |name: &str| name == CONFIG || name == GENERATION || name.ends_with(".py");
+        let files = self.files.iter().filter(|(name, _)| !of_model(name) && !name.contains('/'));
+        files.map(|(name, bytes)| write_file(&dir.join(name), bytes)).collect()
+    }
+
+    /// Has `config.json` say that the head has weights of its own.
+    pub(crate) fn untie(&mut self) -> Result<()> {
+        let Some(mut config) = self.object(CONFIG) else {
+            return Err(Error::new(ErrorCode::Internal, "config.json is no JSON object"));
+        };
+        config.set("tie_word_embeddings", "false");
+        self.files.insert(CONFIG.to_owned(), config.into_text().into_bytes());
+        Ok(())
+    }
+
     /// A file, if it is a JSON object.
     fn object(&self, name: &str) -> Option<ObjectText> {
         ObjectText::new(String::from_utf8(self.files.get(name)?.clone()).ok()?)

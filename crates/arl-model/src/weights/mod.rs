@@ -9,7 +9,7 @@ mod writer;
 
 pub use checkpoint::Checkpoint;
 pub use file::SafetensorsFile;
-pub use save::{save_model, sync_folder};
+pub use save::{MAX_SHARD_BYTES, save_model, sync_folder};
 pub(crate) use shards::{INDEX, SINGLE};
 pub(crate) use writer::refused;
 pub use writer::{SafetensorsWriter, TensorDecl};

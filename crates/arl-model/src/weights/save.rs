@@ -19,6 +19,8 @@ use crate::{Error, ErrorCode, Result};
 
 /// Elements that are narrowed at a time.
 const CHUNK: usize = 1 << 18;
+/// Bytes of one file of a saved model, as transformers has it.
+pub const MAX_SHARD_BYTES: u64 = 50_000_000_000;
 
 /// Writes the model to `dir`, which exists and is empty: `files`, and the weights in `format`, in files of at most
 /// `max_shard_bytes` (a single larger tensor gets a file of its own). Tensors have the types of `format`, or `dtype`

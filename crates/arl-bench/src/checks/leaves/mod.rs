@@ -42,6 +42,7 @@ pub(crate) const LEAVES: &[Leaf] = leaves![
     norm::rms_norm_again,
     norm::rms_norm_backward,
     rows::add,
+    rows::scale,
     norm::norm_rope,
     norm::norm_rope_backward,
     attention::attention,

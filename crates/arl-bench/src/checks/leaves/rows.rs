@@ -1,6 +1,6 @@
-//! Zero, copy, add; rows by index; the gated activation.
+//! Zero, copy, add, scale; rows by index; the gated activation.
 
-use arl_engine::backend::DType;
+use arl_engine::backend::{DType, Dropout};
 
 use super::super::draw::TOKENS;
 use super::super::trial::{Scene, Trial};
@@ -30,6 +30,15 @@ pub(super) fn add(mut s: Scene) -> Trial {
     let before = s.anywhere(len);
     let (x, delta) = (s.updated_exactly("x", before), s.anywhere(len));
     s.trial(format!("{len} elements"), move |backend| backend.add(x, delta))
+}
+
+pub(super) fn scale(mut s: Scene) -> Trial {
+    let len = len(&mut s);
+    let dropout = (s.draw.below(2) == 0).then(|| Dropout::new(0.1, &[s.draw.below(1000) as u64]));
+    let x = s.anywhere(len);
+    let out = s.exact("out", len, s.dtype);
+    let what = format!("{len} elements{}", if dropout.is_some() { " with dropout" } else { "" });
+    s.trial(what, move |backend| backend.scale(x, 0.75, dropout, out))
 }
 
 /// Rows of a table, their width, and ids of it.

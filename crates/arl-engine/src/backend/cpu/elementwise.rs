@@ -1,9 +1,10 @@
-//! Leaves without structure: zero, copy, add, the gradient of a bias, and scalar products.
+//! Leaves without structure: zero, copy, add, scale, the gradient of a bias, and scalar products.
 
 use rayon::prelude::*;
 
 use super::element::Element;
 use super::vector::vectorise;
+use crate::backend::Dropout;
 
 /// Elements that one task takes.
 const BLOCK: usize = 16_384;
@@ -45,6 +46,24 @@ pub(super) fn add_row<T: Element>(x: &mut [T], delta: &[T]) {
 pub(super) fn add<T: Element>(x: &mut [T], delta: &[T]) {
     assert_eq!(x.len(), delta.len(), "add of buffers of one length");
     x.par_chunks_mut(BLOCK).zip(delta.par_chunks(BLOCK)).for_each(|(x, delta)| vectorise!(add_row(x, delta)));
+}
+
+/// `out = factor * x`, and 0 for what is dropped.
+pub(super) fn scale<T: Element>(x: &[T], factor: f32, dropout: Option<Dropout>, out: &mut [T]) {
+    assert_eq!(x.len(), out.len(), "scale of buffers of one length");
+    out.par_chunks_mut(BLOCK).zip(x.par_chunks(BLOCK)).enumerate().for_each(|(task, (out, x))| match dropout {
+        None => vectorise!({
+            for (out, x) in out.iter_mut().zip(x) {
+                *out = T::store(factor * x.load());
+            }
+        }),
+        Some(dropout) => vectorise!({
+            for (i, (out, x)) in out.iter_mut().zip(x).enumerate() {
+                let scaled = factor * x.load();
+                *out = T::store(if dropout.drops(task * BLOCK + i) { 0.0 } else { scaled });
+            }
+        }),
+    });
 }
 
 /// `out[n] += sum over rows of x[r * stride + n]`.

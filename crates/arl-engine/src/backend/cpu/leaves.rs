@@ -7,8 +7,8 @@ use super::element::with_element;
 use super::memory::Lease;
 use super::{CpuBackend, attention, elementwise, embedding, loss, matmul, moe, norm, optimizer, rope, simd, swiglu};
 use crate::backend::{
-    AdamW, Attention, Backend, Buffer, CrossEntropy, DType, Event, GroupedMatmul, Heads, Matmul, NormRope, NormWeight,
-    Permutation, Pool, Router, Rows, Stream,
+    AdamW, Attention, Backend, Buffer, CrossEntropy, DType, Dropout, Event, GroupedMatmul, Heads, Matmul, NormRope,
+    NormWeight, Permutation, Pool, Router, Rows, Stream,
 };
 
 /// [`Backend::adamw`] with moments of a type.
@@ -179,6 +179,11 @@ impl Backend for CpuBackend {
     fn add(&mut self, x: Buffer, delta: Buffer) {
         let mut lease = self.memory.lease();
         with_element!(x.dtype, T => elementwise::add(lease.write::<T>(x), lease.read::<T>(delta)));
+    }
+
+    fn scale(&mut self, x: Buffer, factor: f32, dropout: Option<Dropout>, out: Buffer) {
+        let mut lease = self.memory.lease();
+        with_element!(x.dtype, T => elementwise::scale(lease.read::<T>(x), factor, dropout, lease.write::<T>(out)));
     }
 
     fn norm_rope(&mut self, op: &NormRope, qkv: Buffer, qk: Buffer) {

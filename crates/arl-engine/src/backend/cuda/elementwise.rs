@@ -1,11 +1,11 @@
-//! Conversions, sums element by element, dot products. Kernels: `cuda/elementwise.cu`, `cuda/reduce.cu`.
+//! Conversions, sums and multiples element by element, dot products. Kernels: `cuda/elementwise.cu`, `cuda/reduce.cu`.
 
 use arl_kernels::constants::elementwise::{STEP, THREADS};
 use arl_kernels::constants::reduce;
 
 use super::PARTS;
 use super::device::{Arg, Device, Launch, int, kernel, long, scratch_of};
-use crate::backend::{Buffer, DType, Rows};
+use crate::backend::{Buffer, DType, Dropout, Rows};
 
 fn blocks(len: usize) -> [usize; 3] {
     [len.div_ceil(THREADS * STEP), 1, 1]
@@ -40,6 +40,29 @@ pub(super) fn add<D: Device>(device: &mut D, x: Buffer, delta: Buffer) {
         threads: THREADS,
         shared_bytes: 0,
         args: &[Arg::Update(x), Arg::Read(delta), long(x.len)],
+    });
+}
+
+/// As [`crate::backend::Backend::scale`].
+pub(super) fn scale<D: Device>(device: &mut D, x: Buffer, factor: f32, dropout: Option<Dropout>, out: Buffer) {
+    assert_eq!((x.len, x.dtype), (out.len, out.dtype), "scale of unlike buffers");
+    // Nothing is below a threshold of 0.
+    let Dropout { key, threshold } = dropout.unwrap_or(Dropout { key: [0; 2], threshold: 0 });
+    let word = |word: u32| Arg::Int(word.cast_signed());
+    device.launch(&Launch {
+        kernel: kernel!(x.dtype, "scale"),
+        grid: blocks(x.len),
+        threads: THREADS,
+        shared_bytes: 0,
+        args: &[
+            Arg::Read(x),
+            Arg::Float(factor),
+            word(key[0]),
+            word(key[1]),
+            word(threshold),
+            Arg::Write(out),
+            long(x.len),
+        ],
     });
 }
 

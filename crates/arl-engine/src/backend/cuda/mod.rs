@@ -44,8 +44,8 @@ pub use self::emulated::EmulatedDevice;
 pub use self::gpu::GpuDevice;
 pub use self::packed::{PackedAttention, PackedShape, attention_library_scratch};
 use super::{
-    AdamW, Attention, AttentionLibrary, Backend, Buffer, CrossEntropy, DType, DeviceKind, Event, GroupedMatmul, Heads,
-    Matmul, MatmulAlgorithms, NormRope, NormWeight, Permutation, Pool, Router, Rows, Stream,
+    AdamW, Attention, AttentionLibrary, Backend, Buffer, CrossEntropy, DType, DeviceKind, Dropout, Event,
+    GroupedMatmul, Heads, Matmul, MatmulAlgorithms, NormRope, NormWeight, Permutation, Pool, Router, Rows, Stream,
 };
 
 /// The leaf operations on a CUDA device. They are queued, and done when something is read back.
@@ -284,6 +284,12 @@ impl<D: Device> Backend for CudaBackend<D> {
     fn add(&mut self, x: Buffer, delta: Buffer) {
         if x.len > 0 {
             elementwise::add(&mut self.device, x, delta);
+        }
+    }
+
+    fn scale(&mut self, x: Buffer, factor: f32, dropout: Option<Dropout>, out: Buffer) {
+        if x.len > 0 {
+            elementwise::scale(&mut self.device, x, factor, dropout, out);
         }
     }
 

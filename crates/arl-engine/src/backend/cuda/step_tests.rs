@@ -9,6 +9,7 @@ mod golden;
 
 use std::path::Path;
 
+use arl_model::LoraConfig;
 use rayon::prelude::*;
 
 use super::emulated::EmulatedDevice;
@@ -18,7 +19,7 @@ use crate::backend::cpu::CpuBackend;
 use crate::engine::Engine;
 use crate::loss_scale::LossScaling;
 use crate::options::Recompute;
-use crate::options::{EngineOptions, Weights};
+use crate::options::{EngineOptions, LoraOptions, Weights};
 use crate::weights::Kind;
 use common::{HYPER, TYPES, batch, deeper, difference, options};
 
@@ -89,6 +90,48 @@ fn gradients_losses_and_trained_weights_are_those_of_the_cpu() {
                 logits_16bit,
                 "{name} {dtype:?}"
             );
+        }
+    }
+}
+
+#[test]
+fn adapters_train_as_on_the_cpu_and_keep_the_order() {
+    let batches = [batch(&[9, 3, 21], 1), batch(&[17], 2)];
+    let configs = [
+        ("window-bias", r#"{ "target_modules": "all-linear", "r": 3 }"#),
+        ("window-bias", r#"{ "target_modules": "all-linear", "r": 3, "lora_dropout": 0.25 }"#),
+        (
+            "moe-balance",
+            r#"{ "target_modules": ["q_proj"], "r": 3, "target_parameters": ["gate_up_proj", "down_proj"] }"#,
+        ),
+    ];
+    for (dtype, gradient_bound, loss_bound) in [(DType::F32, 1e-5, 1e-6), (DType::Bf16, 2e-2, 1e-3)] {
+        for (name, text) in configs {
+            let dir = deeper(name, 3);
+            let config = LoraConfig::from_json(text, Path::new("adapter_config.json")).unwrap();
+            let base = options(dtype, Recompute::Block, 33);
+            let base = EngineOptions { activation_offloading: true, optimizer_offload: true, ..base };
+            let options = EngineOptions { lora: Some(LoraOptions { config, seed: 7 }), ..base };
+            let (mut cpu, mut cuda) =
+                (open(CpuBackend::new(), dir.path(), &options), open(recorded(), dir.path(), &options));
+            // B is zero before the first step, and then A has no gradient.
+            for _ in 0..3 {
+                let (actual, expected) = (cuda.step(&batches, HYPER).unwrap(), cpu.step(&batches, HYPER).unwrap());
+                let apart = (actual.loss - expected.loss).abs() / expected.loss;
+                assert!(apart <= 10.0 * loss_bound, "{dtype:?} {text}: {} instead of {}", actual.loss, expected.loss);
+            }
+            let names: Vec<String> =
+                cpu.lora().unwrap().stored().into_iter().map(|(_, spec)| spec.name.clone()).collect();
+            let all =
+                |name: &String, engine: &mut Engine<CpuBackend>| engine.read_tensor(name, Kind::Gradients).unwrap();
+            let expected: Vec<f32> = names.iter().flat_map(|name| all(name, &mut cpu)).collect();
+            let actual: Vec<f32> =
+                names.iter().flat_map(|name| cuda.read_tensor(name, Kind::Gradients).unwrap()).collect();
+            let apart = difference(&actual, &expected);
+            assert!(apart <= 10.0 * gradient_bound, "{dtype:?} {text}: gradients {apart:e} apart");
+            let device = cuda.backend_mut().device_mut();
+            assert!(device.kernels.iter().any(|kernel| kernel.starts_with("scale")));
+            assert_eq!(device.faults, Vec::<String>::new(), "{dtype:?} {text}");
         }
     }
 }

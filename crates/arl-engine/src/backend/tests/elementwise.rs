@@ -1,7 +1,7 @@
 //! Zero, copy, add, sums, and the products' way from buffers to the GEMM.
 
 use super::*;
-use crate::backend::{GroupedMatmul, Layout, Matmul};
+use crate::backend::{Dropout, GroupedMatmul, Layout, Matmul};
 
 #[test]
 fn zero_reaches_its_ends_and_no_further() {
@@ -43,6 +43,36 @@ fn addition_is_rounded_once() {
             let (x, delta) = (fixture.put(&x, dtype), fixture.put(&delta, dtype));
             fixture.backend.add(x, delta);
             assert_eq!(fixture.get(x), expected);
+        }
+    }
+}
+
+#[test]
+fn multiples_are_rounded_once_and_dropped_elements_are_zero() {
+    let mut random = Random(38);
+    let dropout = Dropout::new(0.3, &[1, 2]);
+    for dtype in TYPES {
+        for len in [0, 1, 7, 40_001] {
+            for dropout in [None, Some(dropout)] {
+                let mut fixture = Fixture::new();
+                let values = random.values(len, dtype);
+                let expected: Vec<f64> = values
+                    .iter()
+                    .enumerate()
+                    .map(|(i, x)| {
+                        let dropped = dropout.is_some_and(|dropout| dropout.drops(i));
+                        if dropped { 0.0 } else { round(f64::from(*x as f32 * 1.7), dtype) }
+                    })
+                    .collect();
+                for unaligned in [false, true] {
+                    let x = if unaligned { fixture.put_unaligned(&values, dtype) } else { fixture.put(&values, dtype) };
+                    let all = fixture.poisoned(len + 1, dtype);
+                    fixture.backend.scale(x, 1.7, dropout, all.slice(0, len));
+                    let out = fixture.get(all);
+                    assert!(out[len].is_nan());
+                    assert_eq!(out[..len], expected);
+                }
+            }
         }
     }
 }

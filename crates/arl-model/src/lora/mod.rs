@@ -1,0 +1,189 @@
+//! LoRA (Hu et al., 2021) as PEFT describes it: which layers have an adapter, of which rank, and what else is trained; the
+//! folder of an adapter, in and out; and the merge of an adapter into its model. Knows nothing of how one is trained.
+
+mod config;
+mod files;
+mod merge;
+mod targets;
+#[cfg(test)]
+mod tests;
+
+pub use config::{LoraBias, LoraConfig, ModuleNames};
+pub use files::{AdapterFile, save_adapter};
+pub use merge::merge_adapter;
+
+use crate::config::{Mlp, ModelConfig};
+use crate::tensors::{Block, Projection, Role, Shard, TensorSpec, tensor_table};
+use crate::{Error, ErrorCode, Result};
+
+/// The adapter of a linear layer: `y = W x + factor B A x`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Adapter {
+    /// The layer's name, as PEFT matches it: `model.layers.0.self_attn.q_proj`.
+    pub module: String,
+    /// The block that owns the layer.
+    pub block: Block,
+    /// Which of the block's layers it is.
+    pub projection: Projection,
+    /// Rows of A, columns of B.
+    pub rank: usize,
+    /// `alpha / rank`; with rsLoRA `alpha / sqrt(rank)`.
+    pub factor: f32,
+    /// Experts, each of which has an A and a B of its own; none: one layer.
+    pub experts: Option<usize>,
+}
+
+/// What a LoRA trains in a model.
+#[derive(Clone, Debug)]
+pub struct Lora {
+    /// As it was asked for.
+    pub config: LoraConfig,
+    /// The model; its head has weights of its own where one of the two ends is trained as a whole.
+    pub model: ModelConfig,
+    /// In the order of the table of tensors.
+    pub adapters: Vec<Adapter>,
+    /// The model's tensors, of which only whole copies and biases are trainable, then A and B of each adapter: what one
+    /// matrix product takes together is adjacent.
+    pub table: Vec<TensorSpec>,
+}
+
+impl Lora {
+    /// Finds the layers that a configuration names in a model.
+    ///
+    /// # Errors
+    /// `ARL_CONFIG` where a name or pattern finds nothing, or what cannot be adapted.
+    pub fn new(model: &ModelConfig, config: &LoraConfig) -> Result<Self> {
+        let mut model = model.clone();
+        let ends = config.modules_to_save.iter().any(|name| ["lm_head", "embed_tokens"].contains(&last(name)));
+        model.tie_word_embeddings &= !ends;
+        let mut table = tensor_table(&model);
+        let adapters = targets::adapters(&model, &table, config)?;
+        let saved = targets::saved_tensors(&table, config, &adapters)?;
+        for (spec, saved) in table.iter_mut().zip(saved) {
+            spec.trainable = saved || (config.bias == LoraBias::LoraOnly && is_bias_of(spec, &adapters));
+        }
+        // Products of queries, keys and values, and of gate and up, take their A's together.
+        for (begin, end) in products(&adapters) {
+            let of_product = &adapters[begin..end];
+            table.extend(of_product.iter().map(|adapter| adapter.spec(&model, Matrix::A)));
+            table.extend(of_product.iter().map(|adapter| adapter.spec(&model, Matrix::B)));
+        }
+        Ok(Lora { config: config.clone(), model, adapters, table })
+    }
+
+    /// Numbers that are trained.
+    pub fn trained_parameters(&self) -> usize {
+        self.table.iter().filter(|spec| spec.trainable).map(TensorSpec::elements).sum()
+    }
+
+    /// The adapted layers by the last part of their names, with how many there are of each: `("q_proj", 28)`.
+    pub fn counts(&self) -> Vec<(String, usize)> {
+        let mut counts: Vec<(String, usize)> = Vec::new();
+        for adapter in &self.adapters {
+            match counts.iter_mut().find(|(name, _)| name == last(&adapter.module)) {
+                Some((_, count)) => *count += 1,
+                None => counts.push((last(&adapter.module).to_owned(), 1)),
+            }
+        }
+        counts
+    }
+
+    /// The trained tensors, with the names that an adapter's file gives them.
+    pub fn stored(&self) -> Vec<(String, &TensorSpec)> {
+        let trained = self.table.iter().filter(|spec| spec.trainable);
+        trained.map(|spec| (files::stored_name(spec, &self.adapters), spec)).collect()
+    }
+
+    /// The adapter of a matrix, and the expert and the first row of B that are its own.
+    fn adapter_of(&self, spec: &TensorSpec) -> Option<(&Adapter, usize, usize)> {
+        let (projection, expert) = match spec.role {
+            Role::ExpertGate(expert) | Role::ExpertUp(expert) => (Projection::ExpertsGateUp, expert),
+            Role::ExpertDown(expert) => (Projection::ExpertsDown, expert),
+            _ => {
+                let module = spec.name.strip_suffix(".weight")?;
+                return self.adapters.iter().find(|adapter| adapter.module == module).map(|adapter| (adapter, 0, 0));
+            }
+        };
+        let of_block = |adapter: &&Adapter| (adapter.block, adapter.projection) == (spec.block, projection);
+        let first = if matches!(spec.role, Role::ExpertUp(_)) { spec.shape[0] } else { 0 };
+        self.adapters.iter().find(of_block).map(|adapter| (adapter, expert, first))
+    }
+}
+
+/// One of an adapter's two matrices.
+#[derive(Clone, Copy)]
+enum Matrix {
+    A,
+    B,
+}
+
+impl Adapter {
+    /// Columns and rows of the layer's weight; of one expert's.
+    pub fn sides(&self, model: &ModelConfig) -> (usize, usize) {
+        let hidden = model.hidden_size;
+        let (q, kv) = (model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim);
+        let gates = if model.attention_gate { 2 } else { 1 };
+        let inner = match self.block.layer().and_then(|layer| model.layers.get(layer)) {
+            Some(layer) => match layer.mlp {
+                Mlp::Dense { intermediate } => intermediate,
+                Mlp::Moe(moe) => moe.moe_intermediate_size,
+            },
+            None => model.intermediate_size,
+        };
+        match self.projection {
+            Projection::Query => (hidden, gates * q),
+            Projection::Key | Projection::Value => (hidden, kv),
+            Projection::Output => (q, hidden),
+            Projection::Gate | Projection::Up => (hidden, inner),
+            Projection::Down | Projection::ExpertsDown => (inner, hidden),
+            Projection::ExpertsGateUp => (hidden, 2 * inner),
+        }
+    }
+
+    fn spec(&self, model: &ModelConfig, matrix: Matrix) -> TensorSpec {
+        let (input, output) = self.sides(model);
+        let experts = self.experts.unwrap_or(1);
+        let (name, shape, role) = match matrix {
+            Matrix::A => ("lora_A", vec![experts * self.rank, input], Role::LoraA(self.projection)),
+            Matrix::B => ("lora_B", vec![experts * output, self.rank], Role::LoraB(self.projection)),
+        };
+        TensorSpec {
+            name: format!("{}.{name}.weight", self.module),
+            shape,
+            role,
+            block: self.block,
+            decay: true,
+            trainable: true,
+            shard: Shard::Whole,
+        }
+    }
+}
+
+/// First and end of the adapters whose layers one matrix product computes.
+fn products(adapters: &[Adapter]) -> Vec<(usize, usize)> {
+    let product = |adapter: &Adapter| (adapter.block, adapter.projection.product());
+    let mut products = Vec::new();
+    let mut begin = 0;
+    for end in 1..=adapters.len() {
+        if end == adapters.len() || product(&adapters[end]) != product(&adapters[begin]) {
+            products.push((begin, end));
+            begin = end;
+        }
+    }
+    products
+}
+
+/// Whether a tensor is the bias of an adapted layer.
+fn is_bias_of(spec: &TensorSpec, adapters: &[Adapter]) -> bool {
+    let module = spec.name.strip_suffix(".bias");
+    module.is_some_and(|module| adapters.iter().any(|adapter| adapter.module == module))
+}
+
+/// The last part of a name.
+fn last(name: &str) -> &str {
+    name.rsplit('.').next().unwrap_or(name)
+}
+
+fn refused(what: String, hint: &str) -> Error {
+    Error::new(ErrorCode::Config, what).hint(hint)
+}

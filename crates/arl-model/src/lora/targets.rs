@@ -1,0 +1,220 @@
+//! Which layers of a model a configuration names, by PEFT's rules: a list matches the ends of names, a text is a regular
+//! expression over whole names, and patterns of ranks and alphas match the ends of names, the first that does.
+
+use fancy_regex::Regex;
+
+use super::{Adapter, LoraConfig, ModuleNames, last, refused};
+use crate::Result;
+use crate::config::{Family, Mlp, ModelConfig};
+use crate::tensors::{Block, Projection, Role, TensorSpec};
+
+/// A module with a weight.
+struct Module<'a> {
+    name: &'a str,
+    spec: &'a TensorSpec,
+    /// None: not a linear layer that can have an adapter.
+    projection: Option<Projection>,
+}
+
+/// The adapters of a model, in the order of its table.
+pub(super) fn adapters(model: &ModelConfig, table: &[TensorSpec], config: &LoraConfig) -> Result<Vec<Adapter>> {
+    let modules: Vec<Module<'_>> = table.iter().filter_map(module).collect();
+    let experts = model.layers.iter().any(|layer| matches!(layer.mlp, Mlp::Moe(_)));
+    let target = match &config.target_modules {
+        Some(names) => names.clone(),
+        // PEFT's TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.
+        None if matches!(model.family, Family::Qwen2 | Family::Qwen3) => {
+            ModuleNames::List(vec!["q_proj".into(), "v_proj".into()])
+        }
+        None => {
+            let what = format!("lora_target_modules is missing, and PEFT has no choice for {}", model.family);
+            return Err(refused(what, "for example --lora_target_modules q_proj k_proj v_proj o_proj"));
+        }
+    };
+    let matcher = Matcher::new("lora_target_modules", &target)?;
+    let excluded = config.exclude_modules.as_ref().map(|names| Matcher::new("exclude_modules", names)).transpose()?;
+    if experts && (target == ModuleNames::AllLinear || modules.iter().any(|m| is_expert(m) && matcher.hits(m))) {
+        return Err(refused(
+            "lora_target_modules: experts are adapted as parameters, and routers are not".into(),
+            "name the layers of attention (q_proj k_proj v_proj o_proj), and give --lora_target_parameters \
+             mlp.experts.gate_up_proj mlp.experts.down_proj",
+        ));
+    }
+    if let ModuleNames::List(list) = &target {
+        let ends = |item: &String| modules.iter().any(|module| ends_with(module.name, item));
+        if let Some(item) = list.iter().find(|item| !ends(item)) {
+            return Err(refused(format!("lora_target_modules: no layer is called `{item}`"), NAMES));
+        }
+    }
+    let mut adapters = Vec::new();
+    for module in modules {
+        let layer = module.spec.block.layer();
+        let chosen = config.layers_to_transform.is_empty()
+            || layer.is_some_and(|layer| config.layers_to_transform.contains(&layer));
+        if !chosen || !matcher.hits(&module) || excluded.as_ref().is_some_and(|excluded| excluded.hits(&module)) {
+            continue;
+        }
+        let Some(projection) = module.projection else {
+            return Err(refused(
+                format!(
+                    "lora_target_modules: `{}` cannot have an adapter: it is no linear layer of a block",
+                    module.name
+                ),
+                "`lora_modules_to_save` trains a whole copy of a module such as lm_head or embed_tokens",
+            ));
+        };
+        adapters.push(adapter(config, module.name, module.spec.block, projection, None)?);
+    }
+    adapters.extend(of_parameters(model, config)?);
+    // In the order of the blocks, with the experts behind their layer's attention.
+    adapters.sort_by_key(|adapter| adapter.block.layer());
+    if adapters.is_empty() {
+        return Err(refused("lora_target_modules: no layer is left to adapt".into(), NAMES));
+    }
+    Ok(adapters)
+}
+
+/// A layer's adapter, with the rank and the factor that the patterns give its name.
+fn adapter(
+    config: &LoraConfig,
+    name: &str,
+    block: Block,
+    projection: Projection,
+    experts: Option<usize>,
+) -> Result<Adapter> {
+    let rank = first_match(&config.rank_pattern, name)?.unwrap_or(config.r);
+    let alpha = first_match(&config.alpha_pattern, name)?.unwrap_or(config.lora_alpha);
+    let divisor = if config.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
+    let factor = (alpha / divisor) as f32;
+    Ok(Adapter { module: name.to_owned(), block, projection, rank, factor, experts })
+}
+
+/// The adapters of experts.
+fn of_parameters(model: &ModelConfig, config: &LoraConfig) -> Result<Vec<Adapter>> {
+    if config.target_parameters.is_empty() {
+        return Ok(Vec::new());
+    }
+    if config.lora_dropout > 0.0 {
+        let what = "lora_dropout: adapters of experts have no dropout, in PEFT neither".to_owned();
+        return Err(refused(what, "add --lora_dropout 0"));
+    }
+    let mut parameters = Vec::new();
+    for (layer, shape) in model.layers.iter().enumerate() {
+        let Mlp::Moe(moe) = shape.mlp else { continue };
+        if !config.layers_to_transform.is_empty() && !config.layers_to_transform.contains(&layer) {
+            continue;
+        }
+        for projection in [Projection::ExpertsGateUp, Projection::ExpertsDown] {
+            let name = format!("model.layers.{layer}.{}", projection.module());
+            parameters.push((name, Block::Experts(layer), projection, moe.num_experts));
+        }
+    }
+    for item in &config.target_parameters {
+        if !parameters.iter().any(|(name, ..)| ends_with(name, item)) {
+            let what = format!("lora_target_parameters: no parameter is called `{item}`");
+            return Err(refused(what, "those of experts are mlp.experts.gate_up_proj and mlp.experts.down_proj"));
+        }
+    }
+    parameters.retain(|(name, ..)| config.target_parameters.iter().any(|item| ends_with(name, item)));
+    let all = parameters.iter();
+    all.map(|(name, block, projection, experts)| adapter(config, name, *block, *projection, Some(*experts))).collect()
+}
+
+const NAMES: &str = "layers of a Qwen model are called q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and down_proj; all-linear \
+                     means all of these";
+
+/// By the table, whether a whole copy of a tensor is trained.
+pub(super) fn saved_tensors(table: &[TensorSpec], config: &LoraConfig, adapters: &[Adapter]) -> Result<Vec<bool>> {
+    for item in &config.modules_to_save {
+        if let Some(adapter) = adapters.iter().find(|adapter| ends_with(&adapter.module, item)) {
+            let what = format!("lora_modules_to_save: `{}` has an adapter already", adapter.module);
+            return Err(refused(what, "leave it out of lora_target_modules or of lora_modules_to_save"));
+        }
+        if !table.iter().any(|spec| of_module(spec, item)) {
+            let what = format!("lora_modules_to_save: no module is called `{item}`");
+            return Err(refused(what, "for example lm_head, embed_tokens or norm"));
+        }
+    }
+    Ok(table.iter().map(|spec| config.modules_to_save.iter().any(|item| of_module(spec, item))).collect())
+}
+
+/// Whether a tensor is one of a module whose name ends with `item`.
+fn of_module(spec: &TensorSpec, item: &str) -> bool {
+    spec.name.rsplit_once('.').is_some_and(|(module, _)| ends_with(module, item))
+}
+
+fn module(spec: &TensorSpec) -> Option<Module<'_>> {
+    let name = spec.name.strip_suffix(".weight")?;
+    let projection = match spec.role {
+        Role::QWeight => Some(Projection::Query),
+        Role::KWeight => Some(Projection::Key),
+        Role::VWeight => Some(Projection::Value),
+        Role::OWeight => Some(Projection::Output),
+        Role::Gate => Some(Projection::Gate),
+        Role::Up => Some(Projection::Up),
+        Role::Down => Some(Projection::Down),
+        _ => None,
+    };
+    Some(Module { name, spec, projection })
+}
+
+fn is_expert(module: &Module<'_>) -> bool {
+    matches!(module.spec.block, Block::Experts(_)) && !module.spec.role.is_norm()
+}
+
+fn ends_with(name: &str, item: &str) -> bool {
+    name == item || name.strip_suffix(item).is_some_and(|start| start.ends_with('.'))
+}
+
+enum Matcher {
+    AllLinear,
+    List(Vec<String>),
+    Pattern(Regex),
+}
+
+impl Matcher {
+    fn new(option: &str, names: &ModuleNames) -> Result<Self> {
+        Ok(match names {
+            ModuleNames::AllLinear => Matcher::AllLinear,
+            ModuleNames::List(list) => Matcher::List(list.clone()),
+            ModuleNames::Pattern(pattern) => Matcher::Pattern(regex(option, pattern, &format!("^(?:{pattern})$"))?),
+        })
+    }
+
+    fn hits(&self, module: &Module<'_>) -> bool {
+        match self {
+            Matcher::AllLinear => module.projection.is_some(),
+            Matcher::List(list) => list.iter().any(|item| ends_with(module.name, item)),
+            // Too much backtracking counts as no match.
+            Matcher::Pattern(regex) => regex.is_match(module.name).unwrap_or(false),
+        }
+    }
+}
+
+/// The value of the first pattern that matches the end of a name.
+fn first_match<T: Copy>(patterns: &[(String, T)], name: &str) -> Result<Option<T>> {
+    for (pattern, value) in patterns {
+        let regex = regex("rank_pattern or alpha_pattern", pattern, &format!(r"^(?:.*\.)?(?:{pattern})$"))?;
+        if regex.is_match(name).unwrap_or(false) {
+            return Ok(Some(*value));
+        }
+    }
+    Ok(None)
+}
+
+fn regex(option: &str, given: &str, whole: &str) -> Result<Regex> {
+    Regex::new(whole).map_err(|error| refused(format!("{option}: `{given}` is no regular expression: {error}"), NAMES))
+}
+
+/// The names under which PEFT stores what was found: whole names where there are fewer than 20, else their last parts.
+pub(super) fn target_names(config: &LoraConfig, adapters: &[Adapter]) -> Vec<String> {
+    let adapters: Vec<&Adapter> = adapters.iter().filter(|adapter| adapter.experts.is_none()).collect();
+    let mut names: Vec<String> = match &config.target_modules {
+        Some(ModuleNames::List(list)) => list.clone(),
+        Some(ModuleNames::AllLinear) if adapters.len() < 20 => adapters.iter().map(|a| a.module.clone()).collect(),
+        _ => adapters.iter().map(|adapter| last(&adapter.module).to_owned()).collect(),
+    };
+    names.sort();
+    names.dedup();
+    names
+}
