@@ -51,7 +51,7 @@ impl Model {
     pub(crate) fn new(config: &ModelConfig, options: &EngineOptions, kind: DeviceKind) -> Result<Self> {
         options.check()?;
         let shape = Shape::new(config);
-        kind.check(shape.heads, shape.experts, shape.norm_offset, shape.rotary)?;
+        kind.check(&shape)?;
         if config.attention_gate {
             return Err(Error::new(ErrorCode::Config, "an output gate of attention is not built"));
         }

@@ -1,7 +1,7 @@
 // Conversions, sums element by element, sums of rows by column, and scalar products.
 //
 // convert: reads and writes each element once. add: reads both, writes one. A thread has 8 elements in packs of 16
-// bytes; what is left at the end, or not aligned, goes element by element.
+// bytes.
 // sum_rows: reads each element once. A warp reads 32 packs of a row; blocks share columns and rows, and what each has
 // summed goes to `parts`, for `add_parts`.
 // dot: reads each element once (one of the two where they are the same buffer); products and sums in f64. The blocks'
@@ -13,27 +13,40 @@ namespace elementwise {
 
 constexpr int WARPS = THREADS / 32;
 
+// Converts STEP elements, or as many as are `valid`.
+template <bool ALIGNED, typename A, typename B>
+__device__ __forceinline__ void convert_step(const A *source, B *target, int valid) {
+    constexpr int READ = Pack<A>::SIZE, WRITTEN = Pack<B>::SIZE;
+    float values[STEP];
+#pragma unroll
+    for (int i = 0; i < STEP; i += READ) {
+        Pack<A> pack = load_pack<ALIGNED>(source + i, valid - i);
+#pragma unroll
+        for (int j = 0; j < READ; j++) values[i + j] = load(pack.at[j]);
+    }
+#pragma unroll
+    for (int i = 0; i < STEP; i += WRITTEN) {
+        Pack<B> pack;
+#pragma unroll
+        for (int j = 0; j < WRITTEN; j++) pack.at[j] = store<B>(values[i + j]);
+        store_pack<ALIGNED>(target + i, pack, valid - i);
+    }
+}
+
 template <typename A, typename B> __device__ __forceinline__ void convert(const A *source, B *target, long long len) {
     const long long start = (blockIdx.x * (long long)THREADS + threadIdx.x) * STEP;
     if (start + STEP <= len && vectorizable(source, STEP) && vectorizable(target, STEP)) {
-        constexpr int READ = Pack<A>::SIZE, WRITTEN = Pack<B>::SIZE;
-        float values[STEP];
-#pragma unroll
-        for (int i = 0; i < STEP; i += READ) {
-            Pack<A> pack = load_pack(source + start + i);
-#pragma unroll
-            for (int j = 0; j < READ; j++) values[i + j] = load(pack.at[j]);
-        }
-#pragma unroll
-        for (int i = 0; i < STEP; i += WRITTEN) {
-            Pack<B> pack;
-#pragma unroll
-            for (int j = 0; j < WRITTEN; j++) pack.at[j] = store<B>(values[i + j]);
-            store_pack(target + start + i, pack);
-        }
-        return;
+        convert_step<true>(source + start, target + start, STEP);
+    } else if (start < len) {
+        convert_step<false>(source + start, target + start, int(min(len - start, (long long)STEP)));
     }
-    for (long long i = start; i < start + STEP && i < len; i++) target[i] = store<B>(load(source[i]));
+}
+
+template <bool ALIGNED, typename T> __device__ __forceinline__ void add_pack(T *x, const T *delta, int valid) {
+    Pack<T> a = load_pack<ALIGNED>(x, valid), b = load_pack<ALIGNED>(delta, valid);
+#pragma unroll
+    for (int j = 0; j < Pack<T>::SIZE; j++) a.at[j] = store<T>(load(a.at[j]) + load(b.at[j]));
+    store_pack<ALIGNED>(x, a, valid);
 }
 
 template <typename T> __device__ __forceinline__ void add(T *x, const T *delta, long long len) {
@@ -45,19 +58,16 @@ template <typename T> __device__ __forceinline__ void add(T *x, const T *delta, 
         // Neighbouring threads have neighbouring packs.
         const long long start = block + (i * THREADS + threadIdx.x) * SIZE;
         if (aligned && start + SIZE <= len) {
-            Pack<T> a = load_pack(x + start), b = load_pack(delta + start);
-#pragma unroll
-            for (int j = 0; j < SIZE; j++) a.at[j] = store<T>(load(a.at[j]) + load(b.at[j]));
-            store_pack(x + start, a);
-        } else {
-            for (long long j = start; j < start + SIZE && j < len; j++) x[j] = store<T>(load(x[j]) + load(delta[j]));
+            add_pack<true>(x + start, delta + start, SIZE);
+        } else if (start < len) {
+            add_pack<false>(x + start, delta + start, int(min(len - start, (long long)SIZE)));
         }
     }
 }
 
 // Row `blockIdx.y` of `parts` becomes the sum of rows `blockIdx.y * WARPS + warp`, and so on in steps of all warps;
 // `blockIdx.x` counts tiles of 32 packs.
-template <typename T>
+template <bool ALIGNED, typename T>
 __device__ __forceinline__ void sum_rows(const T *x, long long stride, float *parts, int rows, int columns) {
     constexpr int SIZE = Pack<T>::SIZE, TILE = 32 * SIZE;
     __shared__ float sums[WARPS][TILE];
@@ -65,18 +75,13 @@ __device__ __forceinline__ void sum_rows(const T *x, long long stride, float *pa
     const int tile = blockIdx.x * TILE, start = tile + lane * SIZE;
     const int step = gridDim.y * WARPS;
     float total[SIZE] = {};
-    if (vectorizable(x, stride) && start + SIZE <= columns) {
+    if (start < columns) {
 #pragma unroll 4
         for (int row = blockIdx.y * WARPS + warp; row < rows; row += step) {
-            Pack<T> pack = load_pack(x + row * stride + start);
+            Pack<T> pack = load_pack<ALIGNED>(x + row * stride + start, columns - start);
 #pragma unroll
             for (int j = 0; j < SIZE; j++) total[j] += load(pack.at[j]);
         }
-    } else {
-        for (int row = blockIdx.y * WARPS + warp; row < rows; row += step)
-#pragma unroll
-            for (int j = 0; j < SIZE; j++)
-                if (start + j < columns) total[j] += load(x[row * stride + start + j]);
     }
 #pragma unroll
     for (int j = 0; j < SIZE; j++) sums[warp][lane * SIZE + j] = total[j];
@@ -149,7 +154,9 @@ ARL_FOR_NARROW(CONVERT)
     }                                                                                                                  \
     ARL_KERNEL(sum_rows_##name, elementwise::THREADS, const T *x, long long stride, float *parts, int rows,            \
                int columns) {                                                                                          \
-        elementwise::sum_rows(x, stride, parts, rows, columns);                                                        \
+        if (vectorizable(x, stride) && columns % Pack<T>::SIZE == 0)                                                   \
+            elementwise::sum_rows<true>(x, stride, parts, rows, columns);                                              \
+        else elementwise::sum_rows<false>(x, stride, parts, rows, columns);                                            \
     }
 ARL_FOR_TYPES(ELEMENTWISE)
 #undef ELEMENTWISE
