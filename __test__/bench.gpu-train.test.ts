@@ -33,9 +33,7 @@ describe("the checks of arl train on a GPU, rehearsed on the CPU", { timeout: 30
 			"3",
 		);
 		expect(status, stderr).toBe(0);
-		expect(cases).toMatchObject([
-			{ train: "loop", ok: true, steps: 3, goal: 1.02, submitted_ahead: { bare: 2 } },
-		]);
+		expect(cases).toMatchObject([{ train: "loop", ok: true, steps: 3, goal: 1.02, submitted_ahead: { bare: 2 } }]);
 	});
 
 	it("end with what is missing where there is no GPU", () => {
