@@ -14,14 +14,14 @@ function rehearse(...args: string[]) {
 }
 
 describe("the checks of arl train on a GPU, rehearsed on the CPU", { timeout: 300_000 }, () => {
-	it("find a run that goes on after SIGTERM with the weights of one that was not stopped", () => {
+	it("find a run that resumes after SIGTERM with the weights of one that was not stopped", () => {
 		const { status, stderr, cases } = rehearse("--only", "sigterm");
 		expect(status, stderr).toBe(0);
 		expect(cases).toMatchObject([{ train: "sigterm", ok: true, exit_code: 130 }]);
 	});
 
-	const configs = sharedPath("bench/configs", "the loop beside the bare engine");
-	it.skipIf(configs === null)("measure the loop beside the bare engine on the same micro-batches", () => {
+	const configs = sharedPath("bench/configs", "the loop and the bare engine");
+	it.skipIf(configs === null)("compare the loop with the bare engine on the same micro-batches", () => {
 		const { status, stderr, cases } = rehearse(
 			"--only",
 			"loop",
@@ -33,7 +33,7 @@ describe("the checks of arl train on a GPU, rehearsed on the CPU", { timeout: 30
 			"3",
 		);
 		expect(status, stderr).toBe(0);
-		expect(cases).toMatchObject([{ train: "loop", ok: true, steps: 3, goal: 1.02 }]);
+		expect(cases).toMatchObject([{ train: "loop", ok: true, steps: 3, goal: 1.02, submitted_ahead: { bare: 2 } }]);
 	});
 
 	it("end with what is missing where there is no GPU", () => {

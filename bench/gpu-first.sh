@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # The first command on a machine with a GPU: some eight minutes that show what works, what is wrong, and how fast it is. It never
-# stops at a failure, and writes all that it finds into one folder: a log a step, and `summary.log`.
+# stops at a failure, and writes all that it finds into one folder: a log a step, and `summary.log`. Cases that take minutes each
+# (`context`, `qwen3-8b-offload`, those with the peer) are not part of it.
 #
 #   ./gpu-first.sh [FOLDER [options of gpu]]
 #
 # It is part of the folder that `npm run build:bench` builds. FIRST_SECONDS bounds all of it (480); FIRST_CASES and
-# FIRST_PROFILED name other cases. Without a GPU:
+# FIRST_PROFILED name other cases. NVIDIA's tools are taken from PATH, else from CUDA_HOME (/usr/local/cuda). Without a GPU:
 #   bench/gpu-first.sh found --device cpu --rehearse
 set -u
 out=${1:-gpu-first}
@@ -43,6 +44,17 @@ bench() {
 	grep -q "ARL_DEVICE" "$out/$name.err" && ARL_CUDA_SYNC=1 step "$name-sync" 60 "$gpu" "$@" --budget 60 --python none "${options[@]}"
 }
 
+# with NAME LIMIT TOOL WORDS...: a step by one of NVIDIA's tools, which the machine may lack.
+with() {
+	local name=$1 limit=$2 tool
+	if ! tool=$(PATH="$PATH:${CUDA_HOME:-/usr/local/cuda}/bin" command -v "$3"); then
+		echo "$name: skipped, there is no $3" | tee -a "$out/summary.log"
+		return
+	fi
+	shift 3
+	step "$name" "$limit" "$tool" "$@"
+}
+
 machine() {
 	date -u
 	uname -a
@@ -57,19 +69,15 @@ machine() {
 step machine 60 bash -c "$(declare -f machine); gpu='$gpu'; machine"
 bench attention-cudnn 60 --attention cudnn --only attention
 bench checks 150 --keep-going --attention auto --only leaves,golden,scale,model --shapes 10
-cases=${FIRST_CASES:-qwen2.5-0.5b,qwen2.5-0.5b-llmq,qwen3-0.6b,qwen3-1.7b,qwen3-4b,loss}
+cases=${FIRST_CASES:-qwen2.5-0.5b,qwen2.5-0.5b-llmq,qwen3-0.6b,qwen3-1.7b,qwen3-4b,qwen3-0.6b-8k,loss}
 profiled=${FIRST_PROFILED:-qwen3-0.6b,qwen2.5-0.5b}
 for attention in own auto; do
 	bench "profile-$attention" 60 --part checked --profile --attention $attention --only "$profiled"
 	bench "times-$attention" 120 --part checked --keep-going --attention $attention --only "$cases" --steps 4
 done
-if command -v compute-sanitizer > /dev/null; then
-	for tool in memcheck racecheck; do
-		step "$tool" 90 compute-sanitizer --tool $tool --error-exitcode 9 "$gpu" --only leaves --shapes 1 "${options[@]}"
-	done
-fi
-if command -v ncu > /dev/null; then
-	step ncu 90 ncu --clock-control none --set basic -k "regex:attention_(forward|backward)|cross_entropy" -c 12 \
-		"$gpu" --part checked --profile --only qwen3-0.6b --python none "${options[@]}"
-fi
+for tool in memcheck racecheck; do
+	with "$tool" 90 compute-sanitizer --tool "$tool" --error-exitcode 9 "$gpu" --only leaves --shapes 1 "${options[@]}"
+done
+with ncu 90 ncu --clock-control none --set basic -k "regex:attention_(forward|backward)|cross_entropy" -c 12 \
+	"$gpu" --part checked --profile --only qwen3-0.6b --python none "${options[@]}"
 echo "all of it is in $out"

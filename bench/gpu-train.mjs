@@ -4,13 +4,14 @@
 //   npm run build:cuda && node bench/gpu-train.mjs [--device cuda] [--only NAME] [--configs DIR] [--model qwen3-0.6b]
 //                                                  [--tokens 16384] [--steps 12]
 //
-// losses     the first ten steps' losses beside the CPU's on the rows of assets (f32 within 1e-4, bf16 within 2e-2)
+// losses     the first ten steps' losses against the CPU's on the rows of assets (f32 within 1e-4, bf16 within 2e-2)
 // resume     five steps, then five more from the checkpoint: the weights of ten steps in bits
-// sigterm    SIGTERM in the middle of a run, which then goes on from what it saved: the weights in bits again
+// sigterm    SIGTERM in the middle of a run, which then resumes from what it saved: the weights in bits again
 // memory     a micro-batch that does not fit: exit code 4 and the plan, before anything is loaded; and the same where such a
-//            micro-batch comes in the middle of a run, whose last checkpoint stands
+//            micro-batch comes in the middle of a run, whose last checkpoint remains
 // nonfinite  a learning rate that is too high: exit code 5, and the batch is kept
-// loop       seconds of a step in the trainer over those of the bare engine on the very same micro-batches (goal 1.02)
+// loop       seconds of a step in the trainer over those of the bare engine on the very same micro-batches (goal 1.02); both
+//            submit each step before the statistics of the one before it are there
 //
 // `--device cpu` rehearses all of it without a GPU; give it --model qwen3-cpu-8m --tokens 1024 --steps 5.
 
@@ -191,25 +192,38 @@ function modelFolder(name, config) {
 
 const median = (values) => [...values].sort((x, y) => x - y)[values.length >> 1];
 
+/** `engine`, which counts in `seen.ahead` the steps that are submitted while the one before them is being finished. */
+function watched(engine, seen) {
+	let finishing = 0;
+	return new Proxy(engine, {
+		get: (target, key) => {
+			const value = target[key];
+			if (typeof value !== "function") return value;
+			if (key === "submitStep")
+				return (...values) => {
+					seen.steps.push(values);
+					if (finishing > 0) seen.ahead++;
+					return value.apply(target, values);
+				};
+			if (key === "finishStep")
+				return (ticket) => {
+					finishing++;
+					return value.call(target, ticket).finally(() => finishing--);
+				};
+			return (...values) => value.apply(target, values);
+		},
+	});
+}
+
 async function loop() {
-	const taken = [];
+	const [inTrainer, alone] = [0, 1].map(() => ({ steps: [], seconds: [], ahead: 0 }));
 	let options = null;
 	// Keeps what the trainer asks of the engine, to ask it of a bare one again.
 	const open = async (given) => {
 		options = given;
-		const engine = await chosen.native.Engine.open(given);
-		return new Proxy(engine, {
-			get: (target, key) => {
-				const value = target[key];
-				if (typeof value !== "function") return value;
-				return (...values) => {
-					if (key === "submitStep") taken.push(values);
-					return value.apply(target, values);
-				};
-			},
-		});
+		return watched(await chosen.native.Engine.open(given), inTrainer);
 	};
-	const watched = new Proxy(chosen.native, { get: (target, key) => (key === "Engine" ? { open } : target[key]) });
+	const native = new Proxy(chosen.native, { get: (target, key) => (key === "Engine" ? { open } : target[key]) });
 	const args = {
 		model_name_or_path: modelFolder("loop", a.model),
 		init_from_config: true,
@@ -222,30 +236,30 @@ async function loop() {
 		save_strategy: "no",
 		logging_steps: 1,
 	};
-	const seconds = [];
-	for await (const event of createTrainer({ args }, () => watched).run()) {
-		if (event.type === "step") seconds.push(event.seconds);
+	for await (const event of createTrainer({ args }, () => native).run()) {
+		if (event.type === "step") inTrainer.seconds.push(event.seconds);
 	}
-	const bare = [];
-	const engine = await chosen.native.Engine.open(options);
-	// As the loop does: a step is submitted before the figures of the one before it are waited for.
-	let queued = await engine.submitStep(...taken[0]);
-	for (let number = 0; number < taken.length; number++) {
-		const running = engine.finishStep(queued);
-		const next = number + 1 < taken.length ? engine.submitStep(...taken[number + 1]) : queued;
-		bare.push((await running).seconds);
-		queued = await next;
+	const { steps } = inTrainer;
+	const engine = watched(await chosen.native.Engine.open(options), alone);
+	// As in the trainer, step N+1 is submitted before the statistics of step N are awaited. `finishStep` comes first, since it
+	// queues the update of step N and the engine holds one submitted step.
+	let submitted = engine.submitStep(...steps[0]);
+	for (let number = 1; number <= steps.length; number++) {
+		const finished = engine.finishStep(await submitted);
+		if (number < steps.length) submitted = engine.submitStep(...steps[number]);
+		alone.seconds.push((await finished).seconds);
 	}
 	await engine.close();
 	// The first steps make plans and warm up.
-	const [inTrainer, alone] = [seconds, bare].map((all) => median(all.slice(2)));
-	const ratio = inTrainer / alone;
-	report("loop", taken.length === Number(a.steps), {
+	const [trainerStep, bareStep] = [inTrainer, alone].map(({ seconds }) => median(seconds.slice(2)));
+	const ratio = trainerStep / bareStep;
+	report("loop", steps.length === Number(a.steps) && alone.ahead === steps.length - 1, {
 		model: a.model,
 		tokens: Number(a.tokens),
-		steps: taken.length,
-		trainer_step_s: Number(inTrainer.toFixed(5)),
-		bare_step_s: Number(alone.toFixed(5)),
+		steps: steps.length,
+		submitted_ahead: { trainer: inTrainer.ahead, bare: alone.ahead },
+		trainer_step_s: Number(trainerStep.toFixed(5)),
+		bare_step_s: Number(bareStep.toFixed(5)),
 		ratio: Number(ratio.toFixed(4)),
 		goal: 1.02,
 		reached: ratio <= 1.02,

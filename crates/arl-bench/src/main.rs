@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     let folder = std::env::current_exe().ok().and_then(|file| file.parent().map(Path::to_path_buf));
     match Options::parse(&words, folder.clone().unwrap_or_default()) {
         Err(message) => {
-            tell(&message);
+            print_error(&message);
             ExitCode::from(WRONG_OPTION)
         }
         Ok(options) if options.help => print(HELP),
@@ -34,7 +34,7 @@ fn main() -> ExitCode {
         Ok(options) if options.keep_going && options.part.is_none() => match std::env::current_exe() {
             Ok(program) => code(parts::run(&options, &program)),
             Err(error) => {
-                tell(&format!("this program's own file is not known: {error}"));
+                print_error(&format!("this program's own file is not known: {error}"));
                 ExitCode::FAILURE
             }
         },
@@ -53,7 +53,7 @@ fn print(text: &str) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn tell(message: &str) {
+fn print_error(message: &str) {
     // Where standard error is closed, the exit code says it.
     let _ = writeln!(std::io::stderr(), "gpu: {message}");
 }
@@ -66,7 +66,7 @@ fn code(code: i32) -> ExitCode {
 fn on_gpu(options: &Options, folder: &Path) -> ExitCode {
     let found = report(&Machine, &[], FreeMemory::of_device(&options.device));
     if let Some(warning) = &found.warning {
-        tell(warning);
+        print_error(warning);
     }
     let run = match &found.problem {
         Some(problem) => Err(format!("{}. {}", problem.message, problem.hint)),
@@ -80,7 +80,7 @@ fn on_gpu(options: &Options, folder: &Path) -> ExitCode {
         // open for the life of the process, and the request is a C string that outlives the call.
         Ok((function, request)) => code(unsafe { function(request.as_ptr()) }),
         Err(message) => {
-            tell(&format!("CUDA cannot be used: {message}"));
+            print_error(&format!("CUDA cannot be used: {message}"));
             ExitCode::from(NO_CUDA)
         }
     }

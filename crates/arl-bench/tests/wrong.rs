@@ -193,6 +193,6 @@ fn a_library_for_attention_that_is_wrong_is_found_before_anything_else() {
 fn a_library_that_is_right_passes_with_its_steps() {
     let (out, ended) = rehearse_with(&["--attention", "cudnn", "--only", "attention"], "none", 1.0, 0.0);
     ended.unwrap();
-    assert_eq!(out.matches("\"beside_own\"").count(), 2, "{out}");
+    assert_eq!(out.matches("\"apart_from_own\"").count(), 2, "{out}");
     assert!(out.contains("\"refused\":0") && out.contains("# attention: all right"), "{out}");
 }

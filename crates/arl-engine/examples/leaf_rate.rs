@@ -163,7 +163,9 @@ fn bench(model: &Model, dtype: DType, only: &str) -> arl_model::Result<()> {
     b.measure("add_rms_norm", Work::Bytes(4 * pass), |b| {
         b.add_rms_norm(x, delta, d_x, weight.into(), 1e-6, out, inverse_rms)
     });
-    b.measure("rms_norm_again", Work::Bytes(2 * pass), |b| b.rms_norm_again(x, weight.into(), inverse_rms, out));
+    b.measure("rms_norm_recompute", Work::Bytes(2 * pass), |b| {
+        b.rms_norm_recompute(x, weight.into(), inverse_rms, out)
+    });
     b.measure("rms_norm_backward", Work::Bytes(4 * pass), |b| {
         b.rms_norm_backward(delta, x, weight.into(), inverse_rms, d_x, d_weight);
     });

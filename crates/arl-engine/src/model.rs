@@ -58,7 +58,7 @@ impl Model {
         let lora = options.lora.as_ref().map(|lora| adapted(config, lora)).transpose()?;
         let config = lora.as_ref().map_or(config, |(lora, _)| &lora.model);
         let shape = Shape::new(config);
-        kind.check(shape.heads, shape.experts, shape.norm_offset, shape.rotary)?;
+        kind.check(&shape)?;
         if config.attention_gate {
             return Err(Error::new(ErrorCode::Config, "an output gate of attention is not built"));
         }

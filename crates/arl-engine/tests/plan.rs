@@ -309,14 +309,19 @@ fn eight_billion_parameters_fit_on_80_gigabytes_with_both_offloads() {
 }
 
 #[test]
-fn heads_that_the_kernels_do_not_have_are_refused_by_name_on_a_gpu_alone() {
+fn sizes_that_the_kernels_do_not_have_are_refused_by_name_on_a_gpu_alone() {
     let text = std::fs::read_to_string(common::model("window-bias").join("config.json")).unwrap();
-    let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
-    config["head_dim"] = 258.into();
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
-    let error = plan_memory(dir.path(), &options(Recompute::Norms), DeviceKind::Cuda).unwrap_err();
-    assert_eq!(error.code, ErrorCode::Config);
-    assert!(error.message.contains("head_dim is 258; at most 256"), "{}", error.message);
-    plan_memory(dir.path(), &options(Recompute::Norms), DeviceKind::Cpu).unwrap();
+    for (key, size, message) in [
+        ("head_dim", 258, "head_dim is 258; at most 256 is possible"),
+        ("hidden_size", 8194, "hidden_size is 8194; at most 8192 is possible"),
+    ] {
+        let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+        config[key] = size.into();
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        let error = plan_memory(dir.path(), &options(Recompute::Norms), DeviceKind::Cuda).unwrap_err();
+        assert_eq!(error.code, ErrorCode::Config);
+        assert!(error.message.contains(message), "{}", error.message);
+        plan_memory(dir.path(), &options(Recompute::Norms), DeviceKind::Cpu).unwrap();
+    }
 }

@@ -1,4 +1,4 @@
-// What every kernel file shares: element types, 16-byte vectorizable, sums over warps and blocks, and how a kernel is declared.
+// What every kernel file shares: element types, accesses of 16 bytes, sums over warps, and how a kernel is declared.
 // Device code only, so that the same sources compile for a GPU (nvcc) and for the host (../emulation).
 #pragma once
 
@@ -91,6 +91,24 @@ template <int N, typename T> __device__ __forceinline__ bool vectorizable(const 
     return width % N == 0 && reinterpret_cast<uintptr_t>(p) % sizeof(Group<T, N>) == 0;
 }
 
+// The group at `source`. Kernels are written once, for groups, and compiled twice: ALIGNED, where all rows are vectorizable, as one
+// access; else element by element as far as `valid`, zeroes behind, for widths and addresses that no model of ours has.
+template <int N, bool ALIGNED, typename T>
+__device__ __forceinline__ Group<T, N> load_group(const T *source, int valid) {
+    if (ALIGNED) return load_group<N>(source);
+    Group<T, N> group{};
+    for (int j = 0; j < N; j++)
+        if (j < valid) group.at[j] = source[j];
+    return group;
+}
+
+template <bool ALIGNED, typename T, int N>
+__device__ __forceinline__ void store_group(T *target, const Group<T, N> &group, int valid) {
+    if (ALIGNED) return store_group(target, group);
+    for (int j = 0; j < N; j++)
+        if (j < valid) target[j] = group.at[j];
+}
+
 // Elements that are read or written as one access of 16 bytes.
 template <typename T> using Pack = Group<T, 16 / sizeof(T)>;
 
@@ -102,9 +120,23 @@ template <typename T> __device__ __forceinline__ void store_pack(T *target, cons
     *reinterpret_cast<Pack<T> *>(target) = pack;
 }
 
-// Whether rows of `width` elements from `p` on can be read in vectorizable.
+template <bool ALIGNED, typename T> __device__ __forceinline__ Pack<T> load_pack(const T *source, int valid) {
+    return load_group<Pack<T>::SIZE, ALIGNED>(source, valid);
+}
+
+template <bool ALIGNED, typename T>
+__device__ __forceinline__ void store_pack(T *target, const Pack<T> &pack, int valid) {
+    store_group<ALIGNED>(target, pack, valid);
+}
+
+// Whether rows of `width` elements from `p` on can be read in packs.
 template <typename T> __device__ __forceinline__ bool vectorizable(const T *p, long long width) {
     return width % Pack<T>::SIZE == 0 && reinterpret_cast<uintptr_t>(p) % 16 == 0;
+}
+
+// Packs of a row, the last one perhaps in part.
+template <typename T> __device__ __forceinline__ int packs_of(int width) {
+    return (width + Pack<T>::SIZE - 1) / Pack<T>::SIZE;
 }
 
 constexpr unsigned FULL = 0xffffffffu;

@@ -1,9 +1,9 @@
-// What the attention kernels share: which tile of which sequence a block owns, who sees whom, and products of tiles, on
+// What the attention kernels share: which tile of which sequence a block owns, the causal mask, and products of tiles, on
 // tensor cores and on CUDA cores.
 //
 // A block owns a tile of rows (queries, or keys where their gradients are formed) of one sequence and one head, and
-// goes over the tiles of the other side that its rows see. Nothing is ever [T, T]. Each sum is in the order of those
-// tiles.
+// loops over the tiles of the other operand that the mask lets its rows see. Nothing is ever [T, T]. Each sum is in the
+// order of those tiles.
 #pragma once
 
 #include "mma.cuh"
@@ -22,8 +22,8 @@ namespace attention {
 constexpr int WARPS = THREADS / 32;
 constexpr float LOG2_E = 1.4426950408889634f;
 
-// The maximum of a query that has seen no key. Not minus infinity, from which a masked score has no difference.
-constexpr float NOTHING = -1e30f;
+// The running maximum before the first key. Not minus infinity, from which a masked score has no difference.
+constexpr float MIN_SCORE = -1e30f;
 
 // The number of this thread's warp, as a value that the compiler knows to be the same for all lanes: branches on it
 // cost no registers and no second copy of what they guard.
@@ -65,16 +65,16 @@ __device__ __forceinline__ Tile tile_at(const Shape &shape, int size, int slot) 
     return {start, shape.cu_seqlens[sequence + 1] - start, (slot - start / size - sequence) * size};
 }
 
-// Whether query `i` sees key `i - distance`: as an unsigned number, a negative distance is beyond every window.
-__device__ __forceinline__ bool sees(const Shape &shape, int distance) {
+// Whether the mask shows query `i` key `i - distance`: as an unsigned number, a negative distance is beyond every window.
+__device__ __forceinline__ bool is_visible(const Shape &shape, int distance) {
     return static_cast<unsigned>(distance) < static_cast<unsigned>(shape.window);
 }
 
-// Whether any, and whether all of the queries `i .. i_end` see any, or all of the keys `j .. j_end`.
-__device__ __forceinline__ bool any_sees(const Shape &shape, int i, int i_end, int j, int j_end) {
+// Whether any pair of the queries `i .. i_end` and the keys `j .. j_end` is visible, and whether all of them are.
+__device__ __forceinline__ bool any_visible(const Shape &shape, int i, int i_end, int j, int j_end) {
     return j < i_end && i - (j_end - 1) < shape.window;
 }
-__device__ __forceinline__ bool all_see(const Shape &shape, int i, int i_end, int j, int j_end) {
+__device__ __forceinline__ bool all_visible(const Shape &shape, int i, int i_end, int j, int j_end) {
     return j_end - 1 <= i && i_end - 1 - j < shape.window;
 }
 
@@ -85,8 +85,8 @@ template <typename A, int N> __device__ __forceinline__ void fill(A (&target)[N]
     for (int i = 0; i < N; i++) fill(target[i], value);
 }
 
-// ---- Tensor cores: tiles [rows, D] of bf16 or f16 in shared memory. The 16-byte chunks of a row change places by its number,
-// so that eight rows at one column are in different banks.
+// ---- Tensor cores: tiles [rows, D] of bf16 or f16 in shared memory, swizzled: the 16-byte chunks of a row are permuted by its
+// number, so that eight rows at one column are in different banks.
 
 #ifdef ARL_EMULATION
 inline float exp2_fast(float x) { return exp2f(x); }
@@ -98,45 +98,45 @@ __device__ __forceinline__ float exp2_fast(float x) {
 }
 #endif
 
-// Where chunk `chunk` of row `row` is in a tile. That of `chunk ^ x` is at `place ^ 8 x`, that of `row + 8 y` at
-// `place + 8 y D`: so a lane needs one place for all that it reads of a tile.
-template <int D> __device__ __forceinline__ int place(int row, int chunk) { return row * D + (chunk ^ (row & 7)) * 8; }
+// The offset of chunk `chunk` of row `row` in a tile. That of `chunk ^ x` is `offset ^ 8 x`, that of `row + 8 y` is
+// `offset + 8 y D`: so a lane needs one offset for all that it reads of a tile.
+template <int D> __device__ __forceinline__ int swizzled(int row, int chunk) { return row * D + (chunk ^ (row & 7)) * 8; }
 
-// Begins to copy `ROWS` rows to a tile; those from `valid` on become zeroes.
+// Begins to copy `ROWS` rows from global memory to a tile (cp.async); those from `valid` on become zeroes.
 template <int D, int ROWS, typename T>
 __device__ __forceinline__ void stage_async(T *tile, const T *source, long long stride, int valid) {
     constexpr int CHUNKS = D / 8, AT_ONCE = THREADS / CHUNKS;
     static_assert(ROWS % AT_ONCE == 0 && AT_ONCE % 8 == 0, "whole rounds of copies, of whole groups of rows");
     int row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
-    T *to = tile + place<D>(row, chunk);
+    T *to = tile + swizzled<D>(row, chunk);
     // Within a tile, an int: the strides that tensor cores are given are small enough.
     const T *from = source + (row * static_cast<int>(stride) + chunk * 8);
-    int there = valid - row;
+    int rows_left = valid - row;
 #pragma unroll
     for (int i = 0; i < ROWS; i += AT_ONCE) {
-        cp_async_16(to + i * D, from, i < there);
+        cp_async_16(to + i * D, from, i < rows_left);
         from += AT_ONCE * stride;
     }
 }
 
-// The left fragments of rows `row ..` (a multiple of 16) of a tile, columns `16 step .. 16 step + 16`.
+// The fragments of operand A: rows `row ..` (a multiple of 16) of a tile, columns `16 step .. 16 step + 16`.
 template <int D, typename T, int FRAGMENTS>
-__device__ __forceinline__ void load_left(unsigned (&a)[FRAGMENTS][4], const T *tile, int row, int step) {
-    int lane = threadIdx.x % 32, from = row * D + (place<D>(lane % 16, lane / 16) ^ step * 16);
+__device__ __forceinline__ void load_a_fragments(unsigned (&a)[FRAGMENTS][4], const T *tile, int row, int step) {
+    int lane = threadIdx.x % 32, from = row * D + (swizzled<D>(lane % 16, lane / 16) ^ step * 16);
 #pragma unroll
     for (int m = 0; m < FRAGMENTS; m++) ldmatrix_x4(a[m], tile + from + m * 16 * D);
 }
 
 // One step of `s += a b^T` over columns `16 step ..` of the tile `b` [8 COLUMNS, D].
 template <int D, typename T, int FRAGMENTS, int COLUMNS>
-__device__ __forceinline__ void multiply_rows(float (&s)[FRAGMENTS][COLUMNS][4], const unsigned (&a)[FRAGMENTS][4],
+__device__ __forceinline__ void gemm_abt(float (&s)[FRAGMENTS][COLUMNS][4], const unsigned (&a)[FRAGMENTS][4],
                                               const T *b, int step) {
-    int lane = threadIdx.x % 32, from = place<D>(lane / 16 * 8 + lane % 8, lane / 8 % 2) ^ step * 16;
+    int lane = threadIdx.x % 32, from = swizzled<D>(lane / 16 * 8 + lane % 8, lane / 8 % 2) ^ step * 16;
 #pragma unroll
     for (int n = 0; n < COLUMNS; n += 2) {
-        unsigned right[4];
-        ldmatrix_x4(right, b + from + n * 8 * D);
-        unsigned low[2] = {right[0], right[1]}, high[2] = {right[2], right[3]};
+        unsigned b_fragments[4];
+        ldmatrix_x4(b_fragments, b + from + n * 8 * D);
+        unsigned low[2] = {b_fragments[0], b_fragments[1]}, high[2] = {b_fragments[2], b_fragments[3]};
 #pragma unroll
         for (int m = 0; m < FRAGMENTS; m++) {
             mma<T>(s[m][n], a[m], low);
@@ -145,14 +145,14 @@ __device__ __forceinline__ void multiply_rows(float (&s)[FRAGMENTS][COLUMNS][4],
     }
 }
 
-// `o += p b` for the tile `b` [8 COLUMNS, D]; `p` is rounded to its type.
+// `o += p b` for the tile `b` [8 COLUMNS, D]; the accumulators `p` of another product are rounded to its type.
 template <int D, typename T, int FRAGMENTS, int COLUMNS>
-__device__ __forceinline__ void multiply_columns(float (&o)[FRAGMENTS][D / 8][4], const float (&p)[FRAGMENTS][COLUMNS][4],
+__device__ __forceinline__ void gemm_ab(float (&o)[FRAGMENTS][D / 8][4], const float (&p)[FRAGMENTS][COLUMNS][4],
                                                  const T *b) {
-    int lane = threadIdx.x % 32, from = place<D>(lane % 16, lane / 16);
+    int lane = threadIdx.x % 32, from = swizzled<D>(lane % 16, lane / 16);
 #pragma unroll
     for (int step = 0; step < COLUMNS / 2; step++) {
-        // A product's columns are the next one's steps: what a thread holds of one is what it gives to the other.
+        // The accumulator's layout is that of operand A: a product's columns are the next one's steps.
         unsigned a[FRAGMENTS][4];
 #pragma unroll
         for (int m = 0; m < FRAGMENTS; m++)
@@ -163,9 +163,9 @@ __device__ __forceinline__ void multiply_columns(float (&o)[FRAGMENTS][D / 8][4]
             }
 #pragma unroll
         for (int n = 0; n < D / 8; n += 2) {
-            unsigned right[4];
-            ldmatrix_x4_transposed(right, b + (from ^ n * 8) + step * 16 * D);
-            unsigned low[2] = {right[0], right[1]}, high[2] = {right[2], right[3]};
+            unsigned b_fragments[4];
+            ldmatrix_x4_transposed(b_fragments, b + (from ^ n * 8) + step * 16 * D);
+            unsigned low[2] = {b_fragments[0], b_fragments[1]}, high[2] = {b_fragments[2], b_fragments[3]};
 #pragma unroll
             for (int m = 0; m < FRAGMENTS; m++) {
                 mma<T>(o[m][n], a[m], low);
@@ -175,8 +175,8 @@ __device__ __forceinline__ void multiply_columns(float (&o)[FRAGMENTS][D / 8][4]
     }
 }
 
-// Writes `o`, times `factor` of its row, to those of the rows `row .. row + 16 FRAGMENTS` that are below `end`, by way of
-// the same rows of `tile`, which only this warp uses.
+// The epilogue: writes `o`, times `factor` of its row, to those of the rows `row .. row + 16 FRAGMENTS` that are below `end`,
+// through the same rows of `tile`, which only this warp uses.
 template <int D, typename T, int FRAGMENTS>
 __device__ __forceinline__ void store_tile(const float (&o)[FRAGMENTS][D / 8][4], const float (&factor)[FRAGMENTS][2],
                                            T *tile, int row, int end, T *target, long long stride) {
@@ -190,7 +190,7 @@ __device__ __forceinline__ void store_tile(const float (&o)[FRAGMENTS][D / 8][4]
             for (int half = 0; half < 2; half++) {
                 const float *values = &o[m][n][2 * half];
                 unsigned bits = pair<T>(values[0] * factor[m][half], values[1] * factor[m][half]);
-                int to = (place<D>(lane / 4, 0) ^ n * 8) + (row + m * 16 + half * 8) * D + lane % 4 * 2;
+                int to = (swizzled<D>(lane / 4, 0) ^ n * 8) + (row + m * 16 + half * 8) * D + lane % 4 * 2;
                 memcpy(tile + to, &bits, 4);
             }
     __syncwarp();
@@ -198,59 +198,62 @@ __device__ __forceinline__ void store_tile(const float (&o)[FRAGMENTS][D / 8][4]
 #pragma unroll
     for (int i = 0; i < FRAGMENTS * 16 * CHUNKS / 32; i++) {
         int r = row + (i * 32 + lane) / CHUNKS, chunk = lane % CHUNKS;
-        if (r < end) store_pack(target + r * stride + chunk * 8, load_pack(tile + place<D>(r, chunk)));
+        if (r < end) store_pack(target + r * stride + chunk * 8, load_pack(tile + swizzled<D>(r, chunk)));
     }
 }
 
 // ---- CUDA cores: tiles of f32 in shared memory, for every type and head size. A warp owns ROWS rows of its block's
-// tile, each lane is a row of the other side's tile.
+// tile, a lane has one row of the tile that the block loops over.
 
-// 32 columns each of the greatest head.
-constexpr int STEPS = 8;
+// Columns of the largest head that a lane holds: `lane`, `lane + 32`, ..
+constexpr int LANE_COLUMNS = 8;
 
-typedef Pack<float> Four;
+typedef Pack<float> Float4;
 
 // From one row of a tile to the next: whole fours, an odd number of them, so that eight rows are in different banks.
 __device__ __forceinline__ int row_stride(int dim) { return ((dim + 3) / 4 | 1) * 4; }
 
-// Copies `rows` rows to a tile; what is not there becomes zeroes.
+template <bool ALIGNED, typename T>
+__device__ __forceinline__ void stage_rows(float *tile, int rows, const T *source, long long stride, int valid, int dim) {
+    constexpr int SIZE = Pack<T>::SIZE;
+    int lane = threadIdx.x % 32, width = row_stride(dim);
+    for (int row = threadIdx.x / 32; row < rows; row += blockDim.x / 32)
+        for (int c = lane * SIZE; c < width; c += 32 * SIZE) {
+            Pack<T> pack{};
+            if (row < valid && c < dim) pack = load_pack<ALIGNED>(source + row * stride + c, dim - c);
+            for (int j = 0; j < SIZE; j++)
+                if (c + j < width) tile[row * width + c + j] = load(pack.at[j]);
+        }
+}
+
+// Copies `rows` rows from global memory to a tile; what is not there becomes zeroes.
 template <typename T>
 __device__ __forceinline__ void stage(float *tile, int rows, const T *source, long long stride, int valid, int dim) {
-    constexpr int SIZE = Pack<T>::SIZE;
-    int lane = threadIdx.x % 32, to = row_stride(dim);
-    bool in_packs = vectorizable(source, stride) && dim % SIZE == 0;
-    for (int row = threadIdx.x / 32; row < rows; row += blockDim.x / 32) {
-        const T *from = source + row * stride;
-        if (row < valid && in_packs) {
-            for (int c = lane * SIZE; c < dim; c += 32 * SIZE) {
-                Pack<T> pack = load_pack(from + c);
-                for (int j = 0; j < SIZE; j++) tile[row * to + c + j] = load(pack.at[j]);
-            }
-        } else {
-            for (int c = lane; c < dim; c += 32) tile[row * to + c] = row < valid ? load(from[c]) : 0.0f;
-        }
-        for (int c = dim + lane; c < to; c += 32) tile[row * to + c] = 0.0f;
+    if (vectorizable(source, stride) && dim % Pack<T>::SIZE == 0) {
+        stage_rows<true>(tile, rows, source, stride, valid, dim);
+    } else {
+        stage_rows<false>(tile, rows, source, stride, valid, dim);
     }
 }
 
-// `s[r]`: the scalar product of row `r` of `own` and this lane's row of `other`.
-__device__ __forceinline__ void scores(float (&s)[ROWS], const float *own, const float *other, int dim) {
+// `s[r]`: the scalar product of row `r` of `a` and this lane's row of `b`.
+__device__ __forceinline__ void scores(float (&s)[ROWS], const float *a, const float *b, int dim) {
     int stride = row_stride(dim);
-    other += threadIdx.x % 32 * stride;
+    b += threadIdx.x % 32 * stride;
     for (int r = 0; r < ROWS; r++) s[r] = 0;
 #pragma unroll 1
     for (int c = 0; c < dim; c += 4) {
-        Four b = load_pack(other + c);
+        Float4 y = load_pack(b + c);
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
-            Four a = load_pack(own + r * stride + c);
+            Float4 x = load_pack(a + r * stride + c);
             // Fours are summed by themselves first: fewer roundings at the size of the whole sum.
-            s[r] += (a.at[0] * b.at[0] + a.at[1] * b.at[1]) + (a.at[2] * b.at[2] + a.at[3] * b.at[3]);
+            s[r] += (x.at[0] * y.at[0] + x.at[1] * y.at[1]) + (x.at[2] * y.at[2] + x.at[3] * y.at[3]);
         }
     }
 }
 
-// Shows each lane's weights to the warp, as rows [ROWS, 32] of `weights`.
+// Exchanges the lanes' weights through shared memory, as rows [ROWS, 32] of `weights`.
 __device__ __forceinline__ void share_weights(float *weights, const float (&w)[ROWS]) {
     __syncwarp();
 #pragma unroll
@@ -259,17 +262,17 @@ __device__ __forceinline__ void share_weights(float *weights, const float (&w)[R
 }
 
 // `sum[r] += weights[r] tile`, this lane's columns: `lane + 32 x`.
-__device__ __forceinline__ void accumulate(float (&sum)[ROWS][STEPS], const float *weights, const float *tile,
+__device__ __forceinline__ void accumulate(float (&sum)[ROWS][LANE_COLUMNS], const float *weights, const float *tile,
                                            int dim) {
     int lane = threadIdx.x % 32, stride = row_stride(dim);
     // As one loop: unrolled, it would take registers from the sums.
 #pragma unroll 1
     for (int j = 0; j < 32; j += 4) {
-        Four w[ROWS];
+        Float4 w[ROWS];
 #pragma unroll
         for (int r = 0; r < ROWS; r++) w[r] = load_pack(weights + r * WEIGHTS_STRIDE + j);
 #pragma unroll
-        for (int x = 0; x < STEPS; x++) {
+        for (int x = 0; x < LANE_COLUMNS; x++) {
             if (32 * x >= dim) continue;
             int column = min(lane + 32 * x, dim - 1);
 #pragma unroll
@@ -282,14 +285,14 @@ __device__ __forceinline__ void accumulate(float (&sum)[ROWS][STEPS], const floa
     }
 }
 
-// Writes `sum`, times `factor` of its row, to those of this warp's rows that are below `valid`.
+// The epilogue: writes `sum`, times `factor` of its row, to those of this warp's rows that are below `valid`.
 template <typename T>
-__device__ __forceinline__ void store_rows(const float (&sum)[ROWS][STEPS], const float (&factor)[ROWS], int valid,
+__device__ __forceinline__ void store_rows(const float (&sum)[ROWS][LANE_COLUMNS], const float (&factor)[ROWS], int valid,
                                            T *target, long long stride, int dim) {
 #pragma unroll
     for (int r = 0; r < ROWS; r++)
 #pragma unroll
-        for (int x = 0; x < STEPS; x++) {
+        for (int x = 0; x < LANE_COLUMNS; x++) {
             int column = threadIdx.x % 32 + 32 * x;
             if (r < valid && column < dim) target[r * stride + column] = store<T>(sum[r][x] * factor[r]);
         }

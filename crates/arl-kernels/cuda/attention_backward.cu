@@ -1,26 +1,26 @@
-// Causal attention over packed sequences, backward: gradients of q, k and v from that of `out`. Scores are computed
-// again from the kept log-sum-exp; nothing is added by two blocks, so that sums have a fixed order.
+// Causal attention over packed sequences, backward: gradients of q, k and v from that of `out`. Probabilities are recomputed
+// from the kept log-sum-exp (LSE); nothing is added by two blocks, so that sums have a fixed order.
 //
 // First `delta`, the scalar product of each row of `out` with its gradient. Then one launch with two kinds of blocks:
-// the first ones own the gradients of a tile of keys and values of one key head, and go over the queries that see them,
-// of all query heads of the group; the others own the gradients of a tile of queries and go over the keys that they
+// the first ones own the gradients of a tile of keys and values of one key head, and loop over the queries that see them,
+// of all query heads of the group; the others own the gradients of a tile of queries and loop over the keys that they
 // see. Both compute the scores (seven products a pair of tiles instead of five), and share no sum. In either kind the
 // blocks with the most to do go first.
 //
-// A block's own tile is the left operand, the other side the right one: what a warp's product leaves in registers is
-// then the left operand of the next product, and no probabilities go by way of shared memory.
+// A block's own tile is operand A, the tiles that it loops over are operand B: a warp's accumulators are then operand A of the
+// next product, and no probabilities go through shared memory.
 #include "attention_backward_tensor.cuh"
 
 namespace attention {
 
-// `delta[head, token]`; packs of a row by as many lanes as it has, a warp a row where that does not go.
-template <typename T>
+// `delta[head, token]`. A row has as many lanes of a warp as it has packs, rounded up to a power of two, at most all of them.
+template <bool ALIGNED, typename T>
 __device__ __forceinline__ void delta(Matrix<const T> out, Matrix<const T> d_out, int heads, int dim, int tokens,
                                       float *result) {
     constexpr int SIZE = Pack<T>::SIZE;
-    bool in_packs = vectorizable(out.data, out.stride) && vectorizable(d_out.data, d_out.stride) && dim % SIZE == 0 &&
-                    32 % (dim / SIZE) == 0;
-    int lanes = in_packs ? dim / SIZE : 32, lane = threadIdx.x % lanes;
+    int lanes = 1;
+    while (lanes < 32 && lanes < packs_of<T>(dim)) lanes *= 2;
+    int lane = threadIdx.x % lanes;
     long long step = (long long)gridDim.x * THREADS / lanes, all = (long long)tokens * heads;
     // All lanes of a warp continue as long as one of them has a row.
     for (long long row = (blockIdx.x * (long long)THREADS + threadIdx.x) / lanes; row - threadIdx.x % 32 / lanes < all;
@@ -30,12 +30,10 @@ __device__ __forceinline__ void delta(Matrix<const T> out, Matrix<const T> d_out
         float sum = 0;
         if (row < all) {
             const T *a = out.at(token, head * dim), *b = d_out.at(token, head * dim);
-            if (in_packs) {
-                Pack<T> x = load_pack(a + lane * SIZE), y = load_pack(b + lane * SIZE);
+            for (int i = lane * SIZE; i < dim; i += lanes * SIZE) {
+                Pack<T> x = load_pack<ALIGNED>(a + i, dim - i), y = load_pack<ALIGNED>(b + i, dim - i);
 #pragma unroll
                 for (int j = 0; j < SIZE; j++) sum += load(x.at[j]) * load(y.at[j]);
-            } else {
-                for (int i = lane; i < dim; i += 32) sum += load(a[i]) * load(b[i]);
             }
         }
         for (int distance = lanes / 2; distance > 0; distance /= 2) sum += __shfl_xor_sync(FULL, sum, distance);
@@ -43,11 +41,11 @@ __device__ __forceinline__ void delta(Matrix<const T> out, Matrix<const T> d_out
     }
 }
 
-// ---- CUDA cores: 8 own rows a warp, 32 rows a tile of the other side.
+// ---- CUDA cores: 8 rows a warp, 32 rows in each tile that the block loops over.
 
 template <typename T>
 __device__ __forceinline__ void keys_backward(Matrix<const T> q, Matrix<const T> k, Matrix<const T> v,
-                                              const Shape &shape, const Results<T> &results, Matrix<T> d_qkv,
+                                              const Shape &shape, const BackwardInputs<T> &inputs, Matrix<T> d_qkv,
                                               int key_head, int slot) {
     int warp = warp_number(), lane = threadIdx.x % 32, dim = shape.dim, stride = row_stride(dim);
     int keys = blockDim.x / 32 * ROWS, group = shape.query_heads / shape.key_heads;
@@ -61,27 +59,27 @@ __device__ __forceinline__ void keys_backward(Matrix<const T> q, Matrix<const T>
     stage(k_tile, keys, k.at(tile.start + tile.first, key_head * dim), k.stride, end - tile.first, dim);
     stage(v_tile, keys, v.at(tile.start + tile.first, key_head * dim), v.stride, end - tile.first, dim);
     float scale_log2 = shape.scale * LOG2_E;
-    float d_k[ROWS][STEPS], d_v[ROWS][STEPS];
+    float d_k[ROWS][LANE_COLUMNS], d_v[ROWS][LANE_COLUMNS];
     fill(d_k, 0);
     fill(d_v, 0);
     for (int head = key_head * group; head < (key_head + 1) * group; head++)
         for (int query = tile.first; query < query_end; query += 32) {
             __syncthreads();
-            int there = query_end - query;
-            stage(q_tile, 32, q.at(tile.start + query, head * dim), q.stride, there, dim);
-            stage(d_out_tile, 32, results.d_out.at(tile.start + query, head * dim), results.d_out.stride, there, dim);
+            int valid = query_end - query;
+            stage(q_tile, 32, q.at(tile.start + query, head * dim), q.stride, valid, dim);
+            stage(d_out_tile, 32, inputs.d_out.at(tile.start + query, head * dim), inputs.d_out.stride, valid, dim);
             __syncthreads();
-            if (row >= end || !any_sees(shape, query, query + 32, row, row + ROWS)) continue;
+            if (row >= end || !any_visible(shape, query, query + 32, row, row + ROWS)) continue;
             float p[ROWS], d_s[ROWS];
             scores(p, k_tile + warp * ROWS * stride, q_tile, dim);
             scores(d_s, v_tile + warp * ROWS * stride, d_out_tile, dim);
             long long at = (long long)head * shape.tokens + tile.start + query + lane;
-            float lse_log2 = lane < there ? results.log_sum_exp[at] * LOG2_E : 0;
-            float delta = lane < there ? results.delta[at] : 0;
+            float lse_log2 = lane < valid ? inputs.log_sum_exp[at] * LOG2_E : 0;
+            float delta = lane < valid ? inputs.delta[at] : 0;
 #pragma unroll
             for (int r = 0; r < ROWS; r++) {
-                bool seen = lane < there && sees(shape, query + lane - row - r);
-                p[r] = seen ? exp2f(p[r] * scale_log2 - lse_log2) : 0;
+                bool visible = lane < valid && is_visible(shape, query + lane - row - r);
+                p[r] = visible ? exp2f(p[r] * scale_log2 - lse_log2) : 0;
                 d_s[r] = p[r] * (d_s[r] - delta);
             }
             share_weights(weights, p);
@@ -99,7 +97,7 @@ __device__ __forceinline__ void keys_backward(Matrix<const T> q, Matrix<const T>
 
 template <typename T>
 __device__ __forceinline__ void queries_backward(Matrix<const T> q, Matrix<const T> k, Matrix<const T> v,
-                                                 const Shape &shape, const Results<T> &results, Matrix<T> d_qkv,
+                                                 const Shape &shape, const BackwardInputs<T> &inputs, Matrix<T> d_qkv,
                                                  int head, int slot) {
     int warp = warp_number(), lane = threadIdx.x % 32, dim = shape.dim, stride = row_stride(dim);
     int queries = blockDim.x / 32 * ROWS, key_head = head / (shape.query_heads / shape.key_heads);
@@ -108,29 +106,29 @@ __device__ __forceinline__ void queries_backward(Matrix<const T> q, Matrix<const
     float *v_tile = k_tile + 32 * stride, *weights = v_tile + 32 * stride + warp * ROWS * WEIGHTS_STRIDE;
     Tile tile = tile_at(shape, queries, slot);
     if (tile.first >= tile.length) return;
-    int end = min(tile.first + queries, tile.length), row = tile.first + warp * ROWS, there = end - tile.first;
-    stage(q_tile, queries, q.at(tile.start + tile.first, head * dim), q.stride, there, dim);
-    stage(d_out_tile, queries, results.d_out.at(tile.start + tile.first, head * dim), results.d_out.stride, there, dim);
+    int end = min(tile.first + queries, tile.length), row = tile.first + warp * ROWS, valid = end - tile.first;
+    stage(q_tile, queries, q.at(tile.start + tile.first, head * dim), q.stride, valid, dim);
+    stage(d_out_tile, queries, inputs.d_out.at(tile.start + tile.first, head * dim), inputs.d_out.stride, valid, dim);
     float scale_log2 = shape.scale * LOG2_E, lse_log2[ROWS], delta[ROWS];
     for (int r = 0; r < ROWS; r++) {
         long long at = (long long)head * shape.tokens + tile.start + min(row + r, tile.length - 1);
-        lse_log2[r] = results.log_sum_exp[at] * LOG2_E;
-        delta[r] = results.delta[at];
+        lse_log2[r] = inputs.log_sum_exp[at] * LOG2_E;
+        delta[r] = inputs.delta[at];
     }
-    float d_q[ROWS][STEPS];
+    float d_q[ROWS][LANE_COLUMNS];
     fill(d_q, 0);
     for (int key = max(tile.first + 1 - shape.window, 0) / 32 * 32; key < end; key += 32) {
         __syncthreads();
         stage(k_tile, 32, k.at(tile.start + key, key_head * dim), k.stride, end - key, dim);
         stage(v_tile, 32, v.at(tile.start + key, key_head * dim), v.stride, end - key, dim);
         __syncthreads();
-        if (row >= end || !any_sees(shape, row, row + ROWS, key, key + 32)) continue;
+        if (row >= end || !any_visible(shape, row, row + ROWS, key, key + 32)) continue;
         float p[ROWS], d_s[ROWS];
         scores(p, q_tile + warp * ROWS * stride, k_tile, dim);
         scores(d_s, d_out_tile + warp * ROWS * stride, v_tile, dim);
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
-            float x = sees(shape, row + r - key - lane) ? exp2f(p[r] * scale_log2 - lse_log2[r]) : 0;
+            float x = is_visible(shape, row + r - key - lane) ? exp2f(p[r] * scale_log2 - lse_log2[r]) : 0;
             d_s[r] = x * (d_s[r] - delta[r]);
         }
         share_weights(weights, d_s);
@@ -146,7 +144,9 @@ __device__ __forceinline__ void queries_backward(Matrix<const T> q, Matrix<const
 #define DELTA(name, T)                                                                                                 \
     ARL_KERNEL(attention_delta_##name, attention::THREADS, const T *out, long long out_stride, const T *d_out,         \
                long long d_out_stride, int heads, int dim, int tokens, float *delta) {                                 \
-        attention::delta<T>({out, out_stride}, {d_out, d_out_stride}, heads, dim, tokens, delta);                      \
+        if (vectorizable(out, out_stride) && vectorizable(d_out, d_out_stride) && dim % Pack<T>::SIZE == 0)            \
+            attention::delta<true, T>({out, out_stride}, {d_out, d_out_stride}, heads, dim, tokens, delta);            \
+        else attention::delta<false, T>({out, out_stride}, {d_out, d_out_stride}, heads, dim, tokens, delta);          \
     }
 ARL_FOR_TYPES(DELTA)
 #undef DELTA
@@ -155,15 +155,15 @@ ARL_FOR_TYPES(DELTA)
 #define BACKWARD(name, T, kind, ...)                                                                                   \
     ARL_KERNEL(name, attention::THREADS, ATTENTION_INPUTS(T), const T *d_out, long long d_out_stride,                  \
                const float *log_sum_exp, const float *delta, T *d_qkv, int key_blocks) {                               \
-        attention::Results<T> results = {{d_out, d_out_stride}, log_sum_exp, delta};                                   \
+        attention::BackwardInputs<T> inputs = {{d_out, d_out_stride}, log_sum_exp, delta};                             \
         attention::Matrix<T> d = {d_qkv, (long long)(query_heads + 2 * key_heads) * dim};                              \
         int block = blockIdx.x;                                                                                        \
         if (block < key_blocks) {                                                                                      \
-            attention::keys_##kind<__VA_ARGS__>(ATTENTION_INPUT_VALUES, results, d, block % key_heads,                 \
+            attention::keys_##kind<__VA_ARGS__>(ATTENTION_INPUT_VALUES, inputs, d, block % key_heads,                  \
                                                 block / key_heads);                                                    \
         } else {                                                                                                       \
             int last = gridDim.x - 1 - block;                                                                          \
-            attention::queries_##kind<__VA_ARGS__>(ATTENTION_INPUT_VALUES, results, d, last % query_heads,             \
+            attention::queries_##kind<__VA_ARGS__>(ATTENTION_INPUT_VALUES, inputs, d, last % query_heads,              \
                                                    last / query_heads);                                                \
         }                                                                                                              \
     }

@@ -5,7 +5,7 @@
 
 namespace attention {
 
-template <typename T>
+template <bool ALIGNED, typename T>
 __device__ __forceinline__ void cached(Matrix<const T> q, const T *k_cache, const T *v_cache, const int *lengths,
                                        const Shape &shape, long long capacity, T *out) {
     constexpr int SIZE = Pack<T>::SIZE;
@@ -16,27 +16,23 @@ __device__ __forceinline__ void cached(Matrix<const T> q, const T *k_cache, cons
     k_cache += base;
     v_cache += base;
     // The query, then each warp's sum of values, greatest score and sum of exponentials.
-    __shared__ float query[STEPS * 32], sums[WARPS][STEPS * 32], greatests[WARPS], totals[WARPS];
-    for (int i = threadIdx.x; i < dim; i += THREADS) query[i] = load(q.at(sequence, head * dim)[i]);
+    __shared__ float query[LANE_COLUMNS * 32], sums[WARPS][LANE_COLUMNS * 32], greatests[WARPS], totals[WARPS];
+    for (int i = threadIdx.x; i < LANE_COLUMNS * 32; i += THREADS)
+        query[i] = i < dim ? load(q.at(sequence, head * dim)[i]) : 0.0f;
     __syncthreads();
 
     int length = lengths[sequence], first = max(length - shape.window, 0);
-    bool in_packs = vectorizable(k_cache, width) && dim % SIZE == 0;
-    float scale_log2 = shape.scale * LOG2_E, greatest = NOTHING, total = 0, sum[STEPS];
+    float scale_log2 = shape.scale * LOG2_E, greatest = MIN_SCORE, total = 0, sum[LANE_COLUMNS];
     fill(sum, 0);
     for (int start = first + warp * 32; start < length; start += THREADS) {
         float score = -INFINITY;
         if (start + lane < length) {
             const T *key = k_cache + (start + lane) * width;
             score = 0;
-            if (in_packs) {
-                for (int i = 0; i < dim; i += SIZE) {
-                    Pack<T> pack = load_pack(key + i);
+            for (int i = 0; i < dim; i += SIZE) {
+                Pack<T> pack = load_pack<ALIGNED>(key + i, dim - i);
 #pragma unroll
-                    for (int j = 0; j < SIZE; j++) score += query[i + j] * load(pack.at[j]);
-                }
-            } else {
-                for (int i = 0; i < dim; i++) score += query[i] * load(key[i]);
+                for (int j = 0; j < SIZE; j++) score += query[i + j] * load(pack.at[j]);
             }
         }
         float now = fmaxf(greatest, warp_max(score)), factor = exp2f((greatest - now) * scale_log2);
@@ -44,13 +40,13 @@ __device__ __forceinline__ void cached(Matrix<const T> q, const T *k_cache, cons
         greatest = now;
         total = total * factor + p;
 #pragma unroll
-        for (int x = 0; x < STEPS; x++) sum[x] *= factor;
-        int there = min(length - start, 32);
-        for (int j = 0; j < there; j++) {
+        for (int x = 0; x < LANE_COLUMNS; x++) sum[x] *= factor;
+        int valid = min(length - start, 32);
+        for (int j = 0; j < valid; j++) {
             float weight = __shfl_sync(FULL, p, j);
             const T *value = v_cache + (start + j) * width;
 #pragma unroll
-            for (int x = 0; x < STEPS; x++)
+            for (int x = 0; x < LANE_COLUMNS; x++)
                 if (lane + 32 * x < dim) sum[x] += weight * load(value[lane + 32 * x]);
         }
     }
@@ -60,7 +56,7 @@ __device__ __forceinline__ void cached(Matrix<const T> q, const T *k_cache, cons
         totals[warp] = total;
     }
 #pragma unroll
-    for (int x = 0; x < STEPS; x++) sums[warp][lane + 32 * x] = sum[x];
+    for (int x = 0; x < LANE_COLUMNS; x++) sums[warp][lane + 32 * x] = sum[x];
     __syncthreads();
     float most = greatests[0];
     for (int w = 1; w < WARPS; w++) most = fmaxf(most, greatests[w]);
@@ -82,7 +78,9 @@ __device__ __forceinline__ void cached(Matrix<const T> q, const T *k_cache, cons
                const T *v_cache, const int *lengths, int query_heads, int key_heads, int dim, int window, float scale, \
                long long capacity, T *out) {                                                                           \
         attention::Shape shape = {nullptr, 0, query_heads, key_heads, dim, 0, window, scale};                          \
-        attention::cached<T>({q, q_stride}, k_cache, v_cache, lengths, shape, capacity, out);                          \
+        if (vectorizable(k_cache, (long long)key_heads * dim) && dim % Pack<T>::SIZE == 0)                             \
+            attention::cached<true, T>({q, q_stride}, k_cache, v_cache, lengths, shape, capacity, out);                \
+        else attention::cached<false, T>({q, q_stride}, k_cache, v_cache, lengths, shape, capacity, out);              \
     }
 ARL_FOR_TYPES(CACHED)
 #undef CACHED

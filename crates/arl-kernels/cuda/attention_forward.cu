@@ -1,5 +1,5 @@
 // Causal attention over packed sequences, forward: softmax(scale q k^T) v with the softmax taken on the way
-// (FlashAttention-2), and the log of each row's sum of exponentials for the backward pass.
+// (FlashAttention-2), and each row's log-sum-exp (LSE) for the backward pass.
 //
 // A block owns a tile of queries of one head; the last tiles of a sequence, which see the most keys, go first. It reads
 // its queries once and the keys and values that they see once a tile (of one key head for all query heads of its group,
@@ -11,27 +11,27 @@ namespace attention {
 // Fragments of 16 queries, of a warp.
 constexpr int FRAGMENTS = BLOCK_M / WARPS / 16;
 
-// Turns masked scores into exp(scale (score - maximum)), and brings maxima, this thread's part of the sums, and values
-// up to date.
+// The online softmax: turns masked scores into exp(scale (score - maximum)), and rescales this thread's part of the sums and the
+// accumulators by the change of the maximum.
 template <int D>
-__device__ __forceinline__ void online(float (&s)[FRAGMENTS][BLOCK_N / 8][4], float (&o)[FRAGMENTS][D / 8][4],
-                                       float (&max_)[FRAGMENTS][2], float (&total)[FRAGMENTS][2], float scale_log2) {
+__device__ __forceinline__ void online_softmax(float (&s)[FRAGMENTS][BLOCK_N / 8][4], float (&o)[FRAGMENTS][D / 8][4],
+                                       float (&row_max)[FRAGMENTS][2], float (&row_sum)[FRAGMENTS][2], float scale_log2) {
     float factor[FRAGMENTS][2];
     bool changed = false;
 #pragma unroll
     for (int m = 0; m < FRAGMENTS; m++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            float greatest = max_[m][half];
+            float now = row_max[m][half];
 #pragma unroll
             for (int n = 0; n < BLOCK_N / 8; n++)
-                greatest = fmaxf(greatest, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
-            greatest = fmaxf(greatest, __shfl_xor_sync(FULL, greatest, 1));
-            greatest = fmaxf(greatest, __shfl_xor_sync(FULL, greatest, 2));
-            changed |= greatest != max_[m][half];
-            factor[m][half] = exp2_fast((max_[m][half] - greatest) * scale_log2);
-            max_[m][half] = greatest;
-            float offset = greatest * scale_log2, sum = 0;
+                now = fmaxf(now, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
+            now = fmaxf(now, __shfl_xor_sync(FULL, now, 1));
+            now = fmaxf(now, __shfl_xor_sync(FULL, now, 2));
+            changed |= now != row_max[m][half];
+            factor[m][half] = exp2_fast((row_max[m][half] - now) * scale_log2);
+            row_max[m][half] = now;
+            float offset = now * scale_log2, sum = 0;
 #pragma unroll
             for (int n = 0; n < BLOCK_N / 8; n++)
 #pragma unroll
@@ -39,7 +39,7 @@ __device__ __forceinline__ void online(float (&s)[FRAGMENTS][BLOCK_N / 8][4], fl
                     s[m][n][i] = exp2_fast(s[m][n][i] * scale_log2 - offset);
                     sum += s[m][n][i];
                 }
-            total[m][half] = total[m][half] * factor[m][half] + sum;
+            row_sum[m][half] = row_sum[m][half] * factor[m][half] + sum;
         }
     // Most tiles after the first few bring no new maximum.
     if (!__any_sync(FULL, changed)) return;
@@ -68,16 +68,16 @@ __device__ __forceinline__ void forward_tensor(Matrix<const T> q, Matrix<const T
     stage_async<D, BLOCK_N>(k_tile, keys, k.stride, end - key);
     cp_async_commit();
 
-    int lane = threadIdx.x % 32, own = warp_number() * 16 * FRAGMENTS, row = tile.first + own;
+    int lane = threadIdx.x % 32, warp_row = warp_number() * 16 * FRAGMENTS, row = tile.first + warp_row;
     // None where the warp has no row.
     int row_end = row < end ? row + 16 * FRAGMENTS : 0;
     float scale_log2 = shape.scale * LOG2_E;
-    float o[FRAGMENTS][D / 8][4], greatest[FRAGMENTS][2], total[FRAGMENTS][2];
+    float o[FRAGMENTS][D / 8][4], row_max[FRAGMENTS][2], row_sum[FRAGMENTS][2];
     fill(o, 0);
-    fill(greatest, NOTHING);
-    fill(total, 0);
+    fill(row_max, MIN_SCORE);
+    fill(row_sum, 0);
     for (; key < end; key += BLOCK_N) {
-        bool seen = any_sees(shape, row, row_end, key, key + BLOCK_N);
+        bool needed = any_visible(shape, row, row_end, key, key + BLOCK_N);
         float s[FRAGMENTS][BLOCK_N / 8][4];
         cp_async_wait<0>();
         // The keys are here, and no warp reads the last tile's values any more.
@@ -85,13 +85,13 @@ __device__ __forceinline__ void forward_tensor(Matrix<const T> q, Matrix<const T
         stage_async<D, BLOCK_N>(v_tile, values, v.stride, end - key);
         values += BLOCK_N * v.stride;
         cp_async_commit();
-        if (seen) {
+        if (needed) {
             fill(s, 0);
 #pragma unroll
             for (int step = 0; step < D / 16; step++) {
                 unsigned a[FRAGMENTS][4];
-                load_left<D>(a, q_tile, own, step);
-                multiply_rows<D>(s, a, k_tile, step);
+                load_a_fragments<D>(a, q_tile, warp_row, step);
+                gemm_abt<D>(s, a, k_tile, step);
             }
         }
         cp_async_wait<0>();
@@ -101,8 +101,8 @@ __device__ __forceinline__ void forward_tensor(Matrix<const T> q, Matrix<const T
             stage_async<D, BLOCK_N>(k_tile, keys, k.stride, end - key - BLOCK_N);
             cp_async_commit();
         }
-        if (!seen) continue;
-        if (!all_see(shape, row, row + 16 * FRAGMENTS, key, key + BLOCK_N)) {
+        if (!needed) continue;
+        if (!all_visible(shape, row, row + 16 * FRAGMENTS, key, key + BLOCK_N)) {
             int distance = row + lane / 4 - key - lane % 4 * 2;
 #pragma unroll
             for (int m = 0; m < FRAGMENTS; m++)
@@ -110,26 +110,27 @@ __device__ __forceinline__ void forward_tensor(Matrix<const T> q, Matrix<const T
                 for (int n = 0; n < BLOCK_N / 8; n++)
 #pragma unroll
                     for (int i = 0; i < 4; i++)
-                        if (!sees(shape, distance + (m * 16 + i / 2 * 8 - n * 8 - i % 2))) s[m][n][i] = -INFINITY;
+                        if (!is_visible(shape, distance + (m * 16 + i / 2 * 8 - n * 8 - i % 2))) s[m][n][i] = -INFINITY;
         }
-        online<D>(s, o, greatest, total, scale_log2);
-        multiply_columns<D>(o, s, v_tile);
+        online_softmax<D>(s, o, row_max, row_sum, scale_log2);
+        gemm_ab<D>(o, s, v_tile);
     }
 
+    float inverse_sum[FRAGMENTS][2];
 #pragma unroll
     for (int m = 0; m < FRAGMENTS; m++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            float sum = total[m][half];
+            float sum = row_sum[m][half];
             sum += __shfl_xor_sync(FULL, sum, 1);
             sum += __shfl_xor_sync(FULL, sum, 2);
-            total[m][half] = 1 / sum;
+            inverse_sum[m][half] = 1 / sum;
             int i = row + m * 16 + half * 8 + lane / 4;
             if (i < end && lane % 4 == 0)
                 log_sum_exp[(long long)head * shape.tokens + tile.start + i] =
-                    greatest[m][half] * shape.scale + logf(sum);
+                    row_max[m][half] * shape.scale + logf(sum);
         }
-    store_tile<D>(o, total, q_tile, own, end - tile.first, out.at(tile.start + tile.first, head * D), out.stride);
+    store_tile<D>(o, inverse_sum, q_tile, warp_row, end - tile.first, out.at(tile.start + tile.first, head * D), out.stride);
 }
 
 // The same for every type and head size, on CUDA cores: 8 queries a warp, 32 keys a tile.
@@ -147,40 +148,41 @@ __device__ __forceinline__ void forward(Matrix<const T> q, Matrix<const T> k, Ma
     stage(q_tile, queries, q.at(tile.start + tile.first, head * dim), q.stride, end - tile.first, dim);
 
     float scale_log2 = shape.scale * LOG2_E;
-    float o[ROWS][STEPS], greatest[ROWS], total[ROWS];
+    float o[ROWS][LANE_COLUMNS], row_max[ROWS], row_sum[ROWS];
     fill(o, 0);
-    fill(greatest, NOTHING);
-    fill(total, 0);
+    fill(row_max, MIN_SCORE);
+    fill(row_sum, 0);
     for (int key = max(tile.first + 1 - shape.window, 0) / 32 * 32; key < end; key += 32) {
         __syncthreads();
         stage(k_tile, 32, k.at(tile.start + key, key_head * dim), k.stride, end - key, dim);
         stage(v_tile, 32, v.at(tile.start + key, key_head * dim), v.stride, end - key, dim);
         __syncthreads();
-        if (row >= end || !any_sees(shape, row, row + ROWS, key, key + 32)) continue;
+        if (row >= end || !any_visible(shape, row, row + ROWS, key, key + 32)) continue;
         float s[ROWS];
         scores(s, q_tile + warp * ROWS * row_stride(dim), k_tile, dim);
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
-            if (!sees(shape, row + r - key - lane)) s[r] = -INFINITY;
-            float now = fmaxf(greatest[r], warp_max(s[r])), factor = exp2f((greatest[r] - now) * scale_log2);
-            greatest[r] = now;
+            if (!is_visible(shape, row + r - key - lane)) s[r] = -INFINITY;
+            float now = fmaxf(row_max[r], warp_max(s[r])), factor = exp2f((row_max[r] - now) * scale_log2);
+            row_max[r] = now;
             s[r] = exp2f((s[r] - now) * scale_log2);
-            total[r] = total[r] * factor + s[r];
+            row_sum[r] = row_sum[r] * factor + s[r];
 #pragma unroll
-            for (int x = 0; x < STEPS; x++) o[r][x] *= factor;
+            for (int x = 0; x < LANE_COLUMNS; x++) o[r][x] *= factor;
         }
         share_weights(weights, s);
         accumulate(o, weights, v_tile, dim);
     }
+    float inverse_sum[ROWS];
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
-        float sum = warp_sum(total[r]);
-        total[r] = 1 / sum;
+        float sum = warp_sum(row_sum[r]);
+        inverse_sum[r] = 1 / sum;
         if (row + r < end && lane == 0)
             log_sum_exp[(long long)head * shape.tokens + tile.start + row + r] =
-                greatest[r] * shape.scale + logf(sum);
+                row_max[r] * shape.scale + logf(sum);
     }
-    store_rows(o, total, end - row, out.at(tile.start + row, head * dim), out.stride, dim);
+    store_rows(o, inverse_sum, end - row, out.at(tile.start + row, head * dim), out.stride, dim);
 }
 
 } // namespace attention

@@ -1,7 +1,7 @@
 // Conversions, sums and multiples element by element, sums of rows by column, and scalar products.
 //
 // convert: reads and writes each element once. add: reads both, writes one. A thread has 8 elements in packs of 16
-// bytes; what is left at the end, or not aligned, goes element by element.
+// bytes.
 // scale: reads and writes each element once; which ones are dropped is a hash of their places (`backend/dropout.rs`).
 // sum_rows: reads each element once. A warp reads 32 packs of a row; blocks share columns and rows, and what each has
 // summed goes to `parts`, for `add_parts`.
@@ -14,27 +14,40 @@ namespace elementwise {
 
 constexpr int WARPS = THREADS / 32;
 
+// Converts STEP elements, or as many as are `valid`.
+template <bool ALIGNED, typename A, typename B>
+__device__ __forceinline__ void convert_step(const A *source, B *target, int valid) {
+    constexpr int READ = Pack<A>::SIZE, WRITTEN = Pack<B>::SIZE;
+    float values[STEP];
+#pragma unroll
+    for (int i = 0; i < STEP; i += READ) {
+        Pack<A> pack = load_pack<ALIGNED>(source + i, valid - i);
+#pragma unroll
+        for (int j = 0; j < READ; j++) values[i + j] = load(pack.at[j]);
+    }
+#pragma unroll
+    for (int i = 0; i < STEP; i += WRITTEN) {
+        Pack<B> pack;
+#pragma unroll
+        for (int j = 0; j < WRITTEN; j++) pack.at[j] = store<B>(values[i + j]);
+        store_pack<ALIGNED>(target + i, pack, valid - i);
+    }
+}
+
 template <typename A, typename B> __device__ __forceinline__ void convert(const A *source, B *target, long long len) {
     const long long start = (blockIdx.x * (long long)THREADS + threadIdx.x) * STEP;
     if (start + STEP <= len && vectorizable(source, STEP) && vectorizable(target, STEP)) {
-        constexpr int READ = Pack<A>::SIZE, WRITTEN = Pack<B>::SIZE;
-        float values[STEP];
-#pragma unroll
-        for (int i = 0; i < STEP; i += READ) {
-            Pack<A> pack = load_pack(source + start + i);
-#pragma unroll
-            for (int j = 0; j < READ; j++) values[i + j] = load(pack.at[j]);
-        }
-#pragma unroll
-        for (int i = 0; i < STEP; i += WRITTEN) {
-            Pack<B> pack;
-#pragma unroll
-            for (int j = 0; j < WRITTEN; j++) pack.at[j] = store<B>(values[i + j]);
-            store_pack(target + start + i, pack);
-        }
-        return;
+        convert_step<true>(source + start, target + start, STEP);
+    } else if (start < len) {
+        convert_step<false>(source + start, target + start, int(min(len - start, (long long)STEP)));
     }
-    for (long long i = start; i < start + STEP && i < len; i++) target[i] = store<B>(load(source[i]));
+}
+
+template <bool ALIGNED, typename T> __device__ __forceinline__ void add_pack(T *x, const T *delta, int valid) {
+    Pack<T> a = load_pack<ALIGNED>(x, valid), b = load_pack<ALIGNED>(delta, valid);
+#pragma unroll
+    for (int j = 0; j < Pack<T>::SIZE; j++) a.at[j] = store<T>(load(a.at[j]) + load(b.at[j]));
+    store_pack<ALIGNED>(x, a, valid);
 }
 
 template <typename T> __device__ __forceinline__ void add(T *x, const T *delta, long long len) {
@@ -46,14 +59,25 @@ template <typename T> __device__ __forceinline__ void add(T *x, const T *delta, 
         // Neighbouring threads have neighbouring packs.
         const long long start = block + (i * THREADS + threadIdx.x) * SIZE;
         if (aligned && start + SIZE <= len) {
-            Pack<T> a = load_pack(x + start), b = load_pack(delta + start);
-#pragma unroll
-            for (int j = 0; j < SIZE; j++) a.at[j] = store<T>(load(a.at[j]) + load(b.at[j]));
-            store_pack(x + start, a);
-        } else {
-            for (long long j = start; j < start + SIZE && j < len; j++) x[j] = store<T>(load(x[j]) + load(delta[j]));
+            add_pack<true>(x + start, delta + start, SIZE);
+        } else if (start < len) {
+            add_pack<false>(x + start, delta + start, int(min(len - start, (long long)SIZE)));
         }
     }
+}
+
+// `key_low`, `key_high`: the hash's key. An element whose hash is below `threshold` is dropped. `place`: of the first one.
+template <bool ALIGNED, typename T>
+__device__ __forceinline__ void scale_pack(const T *x, float factor, unsigned key_low, unsigned key_high,
+                                           unsigned threshold, T *out, long long place, int valid) {
+    Pack<T> pack = load_pack<ALIGNED>(x + place, valid);
+#pragma unroll
+    for (int j = 0; j < Pack<T>::SIZE; j++) {
+        const unsigned long long at = place + j;
+        const unsigned hash = mix(mix((unsigned)at ^ key_low) ^ (unsigned)(at >> 32) ^ key_high);
+        pack.at[j] = store<T>(hash < threshold ? 0.0f : factor * load(pack.at[j]));
+    }
+    store_pack<ALIGNED>(out + place, pack, valid);
 }
 
 template <typename T>
@@ -62,27 +86,21 @@ __device__ __forceinline__ void scale(const T *x, float factor, unsigned key_low
     constexpr int SIZE = Pack<T>::SIZE;
     const bool aligned = vectorizable(x, SIZE) && vectorizable(out, SIZE);
     const long long block = blockIdx.x * (long long)THREADS * STEP;
-    auto of = [&](T value, long long place) {
-        unsigned hash = mix(mix((unsigned)place ^ key_low) ^ (unsigned)((unsigned long long)place >> 32) ^ key_high);
-        return store<T>(hash < threshold ? 0.0f : factor * load(value));
-    };
 #pragma unroll
     for (int i = 0; i < STEP / SIZE; i++) {
         const long long start = block + (i * THREADS + threadIdx.x) * SIZE;
         if (aligned && start + SIZE <= len) {
-            Pack<T> pack = load_pack(x + start);
-#pragma unroll
-            for (int j = 0; j < SIZE; j++) pack.at[j] = of(pack.at[j], start + j);
-            store_pack(out + start, pack);
-        } else {
-            for (long long j = start; j < start + SIZE && j < len; j++) out[j] = of(x[j], j);
+            scale_pack<true>(x, factor, key_low, key_high, threshold, out, start, SIZE);
+        } else if (start < len) {
+            const int valid = int(min(len - start, (long long)SIZE));
+            scale_pack<false>(x, factor, key_low, key_high, threshold, out, start, valid);
         }
     }
 }
 
 // Row `blockIdx.y` of `parts` becomes the sum of rows `blockIdx.y * WARPS + warp`, and so on in steps of all warps;
 // `blockIdx.x` counts tiles of 32 packs.
-template <typename T>
+template <bool ALIGNED, typename T>
 __device__ __forceinline__ void sum_rows(const T *x, long long stride, float *parts, int rows, int columns) {
     constexpr int SIZE = Pack<T>::SIZE, TILE = 32 * SIZE;
     __shared__ float sums[WARPS][TILE];
@@ -90,18 +108,13 @@ __device__ __forceinline__ void sum_rows(const T *x, long long stride, float *pa
     const int tile = blockIdx.x * TILE, start = tile + lane * SIZE;
     const int step = gridDim.y * WARPS;
     float total[SIZE] = {};
-    if (vectorizable(x, stride) && start + SIZE <= columns) {
+    if (start < columns) {
 #pragma unroll 4
         for (int row = blockIdx.y * WARPS + warp; row < rows; row += step) {
-            Pack<T> pack = load_pack(x + row * stride + start);
+            Pack<T> pack = load_pack<ALIGNED>(x + row * stride + start, columns - start);
 #pragma unroll
             for (int j = 0; j < SIZE; j++) total[j] += load(pack.at[j]);
         }
-    } else {
-        for (int row = blockIdx.y * WARPS + warp; row < rows; row += step)
-#pragma unroll
-            for (int j = 0; j < SIZE; j++)
-                if (start + j < columns) total[j] += load(x[row * stride + start + j]);
     }
 #pragma unroll
     for (int j = 0; j < SIZE; j++) sums[warp][lane * SIZE + j] = total[j];
@@ -178,7 +191,9 @@ ARL_FOR_NARROW(CONVERT)
     }                                                                                                                  \
     ARL_KERNEL(sum_rows_##name, elementwise::THREADS, const T *x, long long stride, float *parts, int rows,            \
                int columns) {                                                                                          \
-        elementwise::sum_rows(x, stride, parts, rows, columns);                                                        \
+        if (vectorizable(x, stride) && columns % Pack<T>::SIZE == 0)                                                   \
+            elementwise::sum_rows<true>(x, stride, parts, rows, columns);                                              \
+        else elementwise::sum_rows<false>(x, stride, parts, rows, columns);                                            \
     }
 ARL_FOR_TYPES(ELEMENTWISE)
 #undef ELEMENTWISE

@@ -23,21 +23,22 @@ template <typename T> struct Convert<T, T> {
     static __device__ __forceinline__ T of(T value) { return value; }
 };
 
-// Copies a row by the lanes of a warp, N elements an access.
-template <typename A, typename B, int N> __device__ void copy_groups(const A *source, B *target, int width) {
+// Copies a row by the lanes of a warp, in groups that both types have in one access.
+template <bool ALIGNED, typename A, typename B> __device__ void copy_groups(const A *source, B *target, int width) {
+    constexpr int N = Pack<A>::SIZE < Pack<B>::SIZE ? Pack<A>::SIZE : Pack<B>::SIZE;
     int lane = threadIdx.x % 32;
     for (int start = lane * N; start < width; start += 32 * N * UNROLL) {
         Group<A, N> in[UNROLL];
         for (int u = 0; u < UNROLL; u++) {
             int at = start + u * 32 * N;
-            if (at < width) in[u] = load_group<N>(source + at);
+            if (at < width) in[u] = load_group<N, ALIGNED>(source + at, width - at);
         }
         for (int u = 0; u < UNROLL; u++) {
             int at = start + u * 32 * N;
             if (at >= width) break;
             Group<B, N> out;
             for (int j = 0; j < N; j++) out.at[j] = Convert<A, B>::of(in[u].at[j]);
-            store_group(target + at, out);
+            store_group<ALIGNED>(target + at, out, width - at);
         }
     }
 }
@@ -45,13 +46,13 @@ template <typename A, typename B, int N> __device__ void copy_groups(const A *so
 template <typename A, typename B>
 __device__ void copy_row(const A *x, long long from, B *out, long long to, int width) {
     constexpr int N = Pack<A>::SIZE < Pack<B>::SIZE ? Pack<A>::SIZE : Pack<B>::SIZE;
-    bool whole = vectorizable<N>(x, width) && vectorizable<N>(out, width);
+    bool aligned = vectorizable<N>(x, width) && vectorizable<N>(out, width);
     x += from * width;
     out += to * width;
-    if (whole) {
-        copy_groups<A, B, N>(x, out, width);
+    if (aligned) {
+        copy_groups<true>(x, out, width);
     } else {
-        copy_groups<A, B, 1>(x, out, width);
+        copy_groups<false>(x, out, width);
     }
 }
 
@@ -78,14 +79,14 @@ __device__ void scatter(const A *x, const int *rows, B *out, long long count, lo
     copy_row(x, row, out, to, width);
 }
 
-// Threads that share the comparisons of one token.
-constexpr int SHARES = THREADS / SORTED;
+// Threads that split the comparisons of one token.
+constexpr int SPLITS = THREADS / SORTED;
 
-// How many of the ids in [begin, end) are less than `limit`, of those that are this share's; N ids an access.
-template <int N> __device__ int count_less(const int *ids, int begin, int end, int limit, int share) {
+// How many of the ids in [begin, end) are less than `limit`, of those that are this split's; N ids an access.
+template <int N> __device__ int count_less(const int *ids, int begin, int end, int limit, int split) {
     int found = 0;
 #pragma unroll 4
-    for (int i = begin + share * N; i < end; i += SHARES * N) {
+    for (int i = begin + split * N; i < end; i += SPLITS * N) {
         Group<int, N> group = load_group<N>(ids + i);
         // The sign of the difference.
         for (int j = 0; j < N; j++) found += (int)((unsigned)(group.at[j] - limit) >> 31);
@@ -96,69 +97,69 @@ template <int N> __device__ int count_less(const int *ids, int begin, int end, i
 // `order[place] = t`, by ids and, among equal ones, by t.
 template <int N> __device__ void sort(const int *ids, int *order, int count, long long vocab) {
     __shared__ int places[THREADS];
-    int first = blockIdx.x * SORTED, share = threadIdx.x / SORTED;
+    int first = blockIdx.x * SORTED, split = threadIdx.x / SORTED;
     int t = first + threadIdx.x % SORTED;
     int id = t < count ? ids[t] : 0;
     ARL_REFUSE(id < 0 || id >= vocab, "an id is outside the vocabulary");
     // Tokens before this block come before an equal id, those after it do not.
     int end = min(first + SORTED, count), whole = max(end, count / N * N);
-    int place = count_less<N>(ids, 0, first, id + 1, share);
-    for (int u = first + share; u < end; u += SHARES) place += ids[u] < (u < t ? id + 1 : id);
-    place += count_less<N>(ids, end, whole, id, share) + count_less<1>(ids, whole, count, id, share);
+    int place = count_less<N>(ids, 0, first, id + 1, split);
+    for (int u = first + split; u < end; u += SPLITS) place += ids[u] < (u < t ? id + 1 : id);
+    place += count_less<N>(ids, end, whole, id, split) + count_less<1>(ids, whole, count, id, split);
     places[threadIdx.x] = place;
     __syncthreads();
-    if (share != 0 || t >= count) return;
-    for (int i = 1; i < SHARES; i++) place += places[i * SORTED + threadIdx.x];
+    if (split != 0 || t >= count) return;
+    for (int i = 1; i < SPLITS; i++) place += places[i * SORTED + threadIdx.x];
     order[place] = t;
 }
 
 // Rows of tokens that are read at a time.
 constexpr int BATCH = 8;
 
-// Adds N columns from `column` on of all tokens of `id`, which begin at `place`, to the table's row, in the order of t.
-template <typename T, int N>
+// Adds COLUMNS columns from `column` on of all tokens of `id`, which begin at `place`, to the table's row, in the order of t.
+template <bool ALIGNED, typename T>
 __device__ void add_columns(const int *ids, const int *order, const T *d_out, float *table, int count, int width,
                             int place, int id, int column) {
     int lane = threadIdx.x % 32;
     // Threads past the last column stay with their warp.
-    bool here = column < width;
+    bool in_row = column < width;
     table += (long long)id * width + column;
-    Group<float, N> sum;
-    if (here) sum = load_group<N>(table);
+    Group<float, COLUMNS> sum;
+    if (in_row) sum = load_group<COLUMNS, ALIGNED>(table, width - column);
     for (;;) {
         // Each lane looks at one place.
-        int mine = place + lane;
-        int token = mine < count ? order[mine] : -1;
-        unsigned others = __ballot_sync(FULL, token < 0 || ids[token] != id);
-        int found = others == 0 ? 32 : __ffs(others) - 1;
+        int at = place + lane;
+        int token = at < count ? order[at] : -1;
+        unsigned differs = __ballot_sync(FULL, token < 0 || ids[token] != id);
+        int found = differs == 0 ? 32 : __ffs(differs) - 1;
         for (int start = 0; start < found; start += BATCH) {
-            Group<T, N> rows[BATCH];
+            Group<T, COLUMNS> rows[BATCH];
 #pragma unroll
             for (int i = 0; i < BATCH; i++) {
                 int t = __shfl_sync(FULL, token, start + i);
-                if (here && start + i < found) rows[i] = load_group<N>(d_out + (long long)t * width + column);
+                if (in_row && start + i < found)
+                    rows[i] = load_group<COLUMNS, ALIGNED>(d_out + (long long)t * width + column, width - column);
             }
 #pragma unroll
             for (int i = 0; i < BATCH; i++) {
-                if (!here || start + i >= found) continue;
-                for (int j = 0; j < N; j++) sum.at[j] += load(rows[i].at[j]);
+                if (!in_row || start + i >= found) continue;
+                for (int j = 0; j < COLUMNS; j++) sum.at[j] += load(rows[i].at[j]);
             }
         }
         if (found < 32) break;
         place += 32;
     }
-    if (here) store_group(table, sum);
+    if (in_row) store_group<ALIGNED>(table, sum, width - column);
 }
 
 // The rows of this block's place, if they begin there: `table[id] += d_out[t]` for all t of one id.
-template <typename T, int N>
+template <bool ALIGNED, typename T>
 __device__ void add_rows(const int *ids, const int *order, const T *d_out, float *table, int count, int width) {
     int place = blockIdx.x;
     int id = ids[order[place]];
     if (place > 0 && ids[order[place - 1]] == id) return;
-    constexpr int TILE = ADD_THREADS * N;
-    for (int start = blockIdx.y * TILE; start < width; start += gridDim.y * TILE)
-        add_columns<T, N>(ids, order, d_out, table, count, width, place, id, start + threadIdx.x * N);
+    int column = (blockIdx.y * ADD_THREADS + threadIdx.x) * COLUMNS;
+    add_columns<ALIGNED>(ids, order, d_out, table, count, width, place, id, column);
 }
 
 } // namespace embedding
@@ -193,10 +194,10 @@ ARL_KERNEL(sort_ids, embedding::THREADS, const int *ids, int *order, int count, 
     ARL_KERNEL(embedding_backward_##name, embedding::ADD_THREADS, const int *ids, const int *order, const T *d_out,    \
                float *table_gradient, int count, int width) {                                                          \
         constexpr int N = embedding::COLUMNS;                                                                          \
-        if (vectorizable<N>(d_out, width) && vectorizable<N>(table_gradient, width)) {                                             \
-            embedding::add_rows<T, N>(ids, order, d_out, table_gradient, count, width);                                \
+        if (vectorizable<N>(d_out, width) && vectorizable<N>(table_gradient, width)) {                                 \
+            embedding::add_rows<true>(ids, order, d_out, table_gradient, count, width);                                \
         } else {                                                                                                       \
-            embedding::add_rows<T, 1>(ids, order, d_out, table_gradient, count, width);                                \
+            embedding::add_rows<false>(ids, order, d_out, table_gradient, count, width);                               \
         }                                                                                                              \
     }
 ARL_FOR_TYPES(EMBEDDING_BACKWARD)

@@ -1,5 +1,5 @@
-// Tensor cores and what feeds them, one warp at a time: mma.m16n8k16 in bf16 or f16 with f32 sums, ldmatrix, cp.async (PTX ISA,
-// from compute capability 8.0 on). Each instruction has its counterpart for the host.
+// Instructions of the tensor cores and of what feeds them, one warp at a time: mma.m16n8k16 in bf16 or f16 with f32 accumulators,
+// ldmatrix, cp.async (PTX ISA, from compute capability 8.0 on). Each instruction has its counterpart for the host.
 //
 // Fragments, with g = lane / 4 and t = lane % 4 (each register holds two neighbours, the lower column or k first):
 //   a [16, 16]: a0 (row g, columns 2t, 2t+1), a1 (g+8, 2t), a2 (g, 2t+8), a3 (g+8, 2t+8)

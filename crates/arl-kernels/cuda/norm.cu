@@ -1,12 +1,11 @@
-// RMSNorm by rows: forward, alone or with the residual sum before it, again from the kept factors, and backward.
+// RMSNorm by rows: forward, alone or with the residual sum before it, recomputed from the kept factors, and backward.
 //
-// Forward and again: one block a row, at most 4 packs of 16 bytes a thread. A row of up to 2,048 packs (bf16: 16,384
-// elements, f32: 8,192) stays in registers between the sum of its squares and the result, so that each tensor crosses
-// the bus once: x and out, with the sum also delta and sum; 4 bytes a row for the factor; the weight comes from caches.
+// Forward: one block a row, at most PACKS packs of 16 bytes a thread, which stay in registers between the sum of squares and the
+// result, so that each tensor crosses the bus once: x and out, with the sum also delta and sum; 4 bytes a row for the factor; the
+// weight comes from caches.
 // Backward: a block has one or more rows at once, each some warps' own with 8 elements a thread, and continues with others.
 // Read: d_out, x, d_x, 4 bytes a row for the factor; written: d_x, and the block's own sum of the weight's gradient,
 // which stays in registers until its last row. `add_parts` then adds up the blocks' sums.
-// Rows of other widths or alignments go element by element, the second reading of a row from the cache.
 #include "arl.cuh"
 
 namespace rms_norm {
@@ -36,201 +35,166 @@ __device__ __forceinline__ float factor_of(float squares, int width, float epsil
 
 // With ADD `sum = x + delta` first (`sum` may be either), rounded to T before it is normed. With RECOMPUTE the factor is
 // `known[row]`; else it is found, and kept in `inverse_rms[row]`.
-template <typename T, bool ADD, bool RECOMPUTE>
+template <typename T, bool ALIGNED, bool ADD, bool RECOMPUTE>
 __device__ __forceinline__ void forward(const T *x, const T *delta, T *sum, const T *weight, float epsilon,
                                         const float *known, T *out, float *inverse_rms, int width) {
     constexpr int SIZE = Pack<T>::SIZE;
     __shared__ float scratch[MOST_THREADS / 32];
-    const int threads = blockDim.x, thread = threadIdx.x, warps = threads / 32;
+    const int threads = blockDim.x, thread = threadIdx.x, count = packs_of<T>(width);
     const long long row = blockIdx.x;
     x += row * width;
     out += row * width;
-    bool packed = vectorizable(x, width) && vectorizable(weight, width) && vectorizable(out, width) && width / SIZE <= threads * PACKS;
     if (ADD) {
         delta += row * width;
         sum += row * width;
-        packed = packed && vectorizable(delta, width) && vectorizable(sum, width);
     }
-    if (packed) {
-        const int count = width / SIZE;
-        Pack<T> values[PACKS], added[PACKS];
+    Pack<T> values[PACKS], added[PACKS];
 #pragma unroll
-        for (int p = 0; p < PACKS; p++) {
-            int i = thread + p * threads;
-            if (i < count) {
-                values[p] = load_pack(x + i * SIZE);
-                if (ADD) added[p] = load_pack(delta + i * SIZE);
-            }
+    for (int p = 0; p < PACKS; p++) {
+        int i = thread + p * threads;
+        if (i < count) {
+            values[p] = load_pack<ALIGNED>(x + i * SIZE, width - i * SIZE);
+            if (ADD) added[p] = load_pack<ALIGNED>(delta + i * SIZE, width - i * SIZE);
         }
-        float squares = 0;
+    }
+    float squares = 0;
 #pragma unroll
-        for (int p = 0; p < PACKS; p++) {
-            int i = thread + p * threads;
-            if (i < count) {
+    for (int p = 0; p < PACKS; p++) {
+        int i = thread + p * threads;
+        if (i < count) {
 #pragma unroll
-                for (int j = 0; j < SIZE; j++) {
-                    if (ADD) values[p].at[j] = store<T>(load(values[p].at[j]) + load(added[p].at[j]));
-                    squares += load(values[p].at[j]) * load(values[p].at[j]);
-                }
-                if (ADD) store_pack(sum + i * SIZE, values[p]);
+            for (int j = 0; j < SIZE; j++) {
+                if (ADD) values[p].at[j] = store<T>(load(values[p].at[j]) + load(added[p].at[j]));
+                squares += load(values[p].at[j]) * load(values[p].at[j]);
             }
+            if (ADD) store_pack<ALIGNED>(sum + i * SIZE, values[p], width - i * SIZE);
         }
-        float factor;
-        if (RECOMPUTE) factor = known[row];
-        else factor = factor_of(group_sum(squares, scratch, 0, warps), width, epsilon);
-#pragma unroll
-        for (int p = 0; p < PACKS; p++) {
-            int i = thread + p * threads;
-            if (i < count) {
-                Pack<T> weights = load_pack(weight + i * SIZE);
-#pragma unroll
-                for (int j = 0; j < SIZE; j++) values[p].at[j] = scaled(values[p].at[j], weights.at[j], factor);
-                store_pack(out + i * SIZE, values[p]);
-            }
-        }
-        if (!RECOMPUTE && thread == 0) inverse_rms[row] = factor;
-        return;
     }
     float factor;
-    if (RECOMPUTE) {
-        factor = known[row];
-    } else {
-        float squares = 0;
-        for (int i = thread; i < width; i += threads) {
-            T value = x[i];
-            if (ADD) {
-                value = store<T>(load(value) + load(delta[i]));
-                sum[i] = value;
-            }
-            squares += load(value) * load(value);
+    if (RECOMPUTE) factor = known[row];
+    else factor = factor_of(group_sum(squares, scratch, 0, threads / 32), width, epsilon);
+#pragma unroll
+    for (int p = 0; p < PACKS; p++) {
+        int i = thread + p * threads;
+        if (i < count) {
+            Pack<T> weights = load_pack<ALIGNED>(weight + i * SIZE, width - i * SIZE);
+#pragma unroll
+            for (int j = 0; j < SIZE; j++) values[p].at[j] = scaled(values[p].at[j], weights.at[j], factor);
+            store_pack<ALIGNED>(out + i * SIZE, values[p], width - i * SIZE);
         }
-        factor = factor_of(group_sum(squares, scratch, 0, warps), width, epsilon);
     }
-    // Each thread reads what it wrote itself.
-    const T *normed = ADD ? sum : x;
-    for (int i = thread; i < width; i += threads) out[i] = scaled(normed[i], weight[i], factor);
     if (!RECOMPUTE && thread == 0) inverse_rms[row] = factor;
 }
 
 // With `g = weight d_out` and `r` the kept factor: `d_x += r g - x r^3 mean(g x)`, and into row `blockIdx.x` of `parts`
 // the sum of `d_out x r` over the block's rows. Dynamic shared memory: a float for each element of a block's rows.
-template <typename T>
+template <typename T, bool ALIGNED>
 __device__ __forceinline__ void backward(const T *d_out, const T *x, const T *weight, const float *inverse_rms, T *d_x,
                                          float *parts, int rows, int width) {
     constexpr int SIZE = Pack<T>::SIZE, COUNT = BACKWARD_PACKS<T>;
     // Two halves by turns, so that one barrier a row is enough.
     __shared__ float scratch[2][MOST_BACKWARD_THREADS / 32];
-    const int threads = blockDim.x, thread = threadIdx.x, warps = threads / 32;
-    const int count = width / SIZE;
-    // The launch has a whole number of groups, each of as many warps as a row needs.
-    const int group_warps = (count + 32 * COUNT - 1) / (32 * COUNT);
-    int turn = 0;
+    ARL_SHARED(float, sums);
+    const int threads = blockDim.x, thread = threadIdx.x, count = packs_of<T>(width);
+    // Warps of a row. The launch has a whole number of such groups.
+    const int group_warps = (count + 32 * COUNT - 1) / (32 * COUNT), group_threads = 32 * group_warps;
+    const int groups = threads / group_threads, group = thread / group_threads;
+    const int first = thread - group * group_threads;
     parts += (long long)blockIdx.x * width;
-    if (vectorizable(d_out, width) && vectorizable(x, width) && vectorizable(weight, width) && vectorizable(d_x, width) &&
-        warps % group_warps == 0) {
-        ARL_SHARED(float, sums);
-        const int groups = warps / group_warps, group = thread / 32 / group_warps;
-        const int group_threads = 32 * group_warps, first = thread - group * group_threads;
-        Pack<T> weights[COUNT];
-        float d_weight[COUNT][SIZE] = {};
+    Pack<T> weights[COUNT];
+    float d_weight[COUNT][SIZE] = {};
 #pragma unroll
-        for (int p = 0; p < COUNT; p++) {
-            int i = first + p * group_threads;
-            if (i < count) weights[p] = load_pack(weight + i * SIZE);
-        }
-        for (unsigned base = blockIdx.x * groups; base < unsigned(rows); base += gridDim.x * groups) {
-            const unsigned row = base + group;
-            const int end = row < unsigned(rows) ? count : 0;
-            const float factor = end > 0 ? inverse_rms[row] : 0.0f;
-            const long long start = row * (long long)width;
-            Pack<T> ds[COUNT], xs[COUNT], results[COUNT];
-#pragma unroll
-            for (int p = 0; p < COUNT; p++) {
-                int i = first + p * group_threads;
-                if (i < end) {
-                    ds[p] = load_pack(d_out + start + i * SIZE);
-                    xs[p] = load_pack(x + start + i * SIZE);
-                    results[p] = load_pack(d_x + start + i * SIZE);
-                }
-            }
-            float product = 0;
-#pragma unroll
-            for (int p = 0; p < COUNT; p++)
-                if (first + p * group_threads < end)
-#pragma unroll
-                    for (int j = 0; j < SIZE; j++)
-                        product += load(weights[p].at[j]) * load(ds[p].at[j]) * load(xs[p].at[j]);
-            product = group_sum(product, scratch[turn], group * group_warps, group_warps);
-            turn ^= 1;
-            const float pull = product / width * factor * factor * factor;
-#pragma unroll
-            for (int p = 0; p < COUNT; p++) {
-                int i = first + p * group_threads;
-                if (i < end) {
-#pragma unroll
-                    for (int j = 0; j < SIZE; j++) {
-                        float d = load(ds[p].at[j]), value = load(xs[p].at[j]);
-                        d_weight[p][j] += d * (value * factor);
-                        float d_value = load(weights[p].at[j]) * d * factor - value * pull;
-                        results[p].at[j] = store<T>(load(results[p].at[j]) + d_value);
-                    }
-                    store_pack(d_x + start + i * SIZE, results[p]);
-                }
-            }
-        }
-#pragma unroll
-        for (int p = 0; p < COUNT; p++) {
-            int i = first + p * group_threads;
-            if (i < count)
-#pragma unroll
-                for (int j = 0; j < SIZE; j++) sums[group * width + i * SIZE + j] = d_weight[p][j];
-        }
-        __syncthreads();
-        for (int i = thread; i < width; i += threads) {
-            float sum = 0;
-            for (int g = 0; g < groups; g++) sum += sums[g * width + i];
-            parts[i] = sum;
-        }
-        return;
+    for (int p = 0; p < COUNT; p++) {
+        int i = first + p * group_threads;
+        if (i < count) weights[p] = load_pack<ALIGNED>(weight + i * SIZE, width - i * SIZE);
     }
-    for (long long row = blockIdx.x; row < rows; row += gridDim.x) {
-        const T *row_d_out = d_out + row * width, *row_x = x + row * width;
-        T *row_d_x = d_x + row * width;
-        float product = 0;
-        for (int i = thread; i < width; i += threads) product += load(weight[i]) * load(row_d_out[i]) * load(row_x[i]);
-        product = group_sum(product, scratch[turn], 0, warps);
-        turn ^= 1;
-        const float factor = inverse_rms[row];
-        const float pull = product / width * factor * factor * factor;
-#pragma unroll 1
-        for (int i = thread; i < width; i += threads) {
-            float d = load(row_d_out[i]), value = load(row_x[i]);
-            // A column is one thread's, row after row.
-            float before = row == blockIdx.x ? 0.0f : parts[i];
-            parts[i] = before + d * (value * factor);
-            row_d_x[i] = store<T>(load(row_d_x[i]) + (load(weight[i]) * d * factor - value * pull));
+    int half = 0;
+    for (unsigned base = blockIdx.x * groups; base < unsigned(rows); base += gridDim.x * groups) {
+        const unsigned row = base + group;
+        const int end = row < unsigned(rows) ? count : 0;
+        const float factor = end > 0 ? inverse_rms[row] : 0.0f;
+        const long long start = row * (long long)width;
+        Pack<T> ds[COUNT], xs[COUNT], results[COUNT];
+#pragma unroll
+        for (int p = 0; p < COUNT; p++) {
+            int i = first + p * group_threads;
+            if (i < end) {
+                ds[p] = load_pack<ALIGNED>(d_out + start + i * SIZE, width - i * SIZE);
+                xs[p] = load_pack<ALIGNED>(x + start + i * SIZE, width - i * SIZE);
+                results[p] = load_pack<ALIGNED>(d_x + start + i * SIZE, width - i * SIZE);
+            }
         }
+        float product = 0;
+#pragma unroll
+        for (int p = 0; p < COUNT; p++)
+            if (first + p * group_threads < end)
+#pragma unroll
+                for (int j = 0; j < SIZE; j++)
+                    product += load(weights[p].at[j]) * load(ds[p].at[j]) * load(xs[p].at[j]);
+        product = group_sum(product, scratch[half], group * group_warps, group_warps);
+        half ^= 1;
+        const float x_factor = product / width * factor * factor * factor;
+#pragma unroll
+        for (int p = 0; p < COUNT; p++) {
+            int i = first + p * group_threads;
+            if (i < end) {
+#pragma unroll
+                for (int j = 0; j < SIZE; j++) {
+                    float d = load(ds[p].at[j]), value = load(xs[p].at[j]);
+                    d_weight[p][j] += d * (value * factor);
+                    float d_value = load(weights[p].at[j]) * d * factor - value * x_factor;
+                    results[p].at[j] = store<T>(load(results[p].at[j]) + d_value);
+                }
+                store_pack<ALIGNED>(d_x + start + i * SIZE, results[p], width - i * SIZE);
+            }
+        }
+    }
+#pragma unroll
+    for (int p = 0; p < COUNT; p++) {
+        int i = first + p * group_threads;
+        if (i < count)
+#pragma unroll
+            for (int j = 0; j < SIZE; j++)
+                if (ALIGNED || i * SIZE + j < width) sums[group * width + i * SIZE + j] = d_weight[p][j];
+    }
+    __syncthreads();
+    for (int i = thread; i < width; i += threads) {
+        float sum = 0;
+        for (int g = 0; g < groups; g++) sum += sums[g * width + i];
+        parts[i] = sum;
     }
 }
 
 } // namespace rms_norm
 
+#define FORWARD(ALL_ALIGNED, T, ADD, RECOMPUTE, ...)                                                                   \
+    if (ALL_ALIGNED) rms_norm::forward<T, true, ADD, RECOMPUTE>(__VA_ARGS__);                                          \
+    else rms_norm::forward<T, false, ADD, RECOMPUTE>(__VA_ARGS__);
+
 #define NORM(name, T)                                                                                                  \
     ARL_KERNEL(rms_norm_##name, rms_norm::MOST_THREADS, const T *x, const T *weight, float epsilon, T *out,            \
                float *inverse_rms, int width) {                                                                        \
-        rms_norm::forward<T, false, false>(x, nullptr, nullptr, weight, epsilon, nullptr, out, inverse_rms, width);    \
+        const bool aligned = vectorizable(x, width) && vectorizable(weight, width) && vectorizable(out, width);        \
+        FORWARD(aligned, T, false, false, x, nullptr, nullptr, weight, epsilon, nullptr, out, inverse_rms, width)      \
     }                                                                                                                  \
     ARL_KERNEL(add_rms_norm_##name, rms_norm::MOST_THREADS, const T *x, const T *delta, T *sum, const T *weight,       \
                float epsilon, T *out, float *inverse_rms, int width) {                                                 \
-        rms_norm::forward<T, true, false>(x, delta, sum, weight, epsilon, nullptr, out, inverse_rms, width);           \
+        const bool aligned = vectorizable(x, width) && vectorizable(delta, width) && vectorizable(sum, width) &&       \
+                             vectorizable(weight, width) && vectorizable(out, width);                                  \
+        FORWARD(aligned, T, true, false, x, delta, sum, weight, epsilon, nullptr, out, inverse_rms, width)             \
     }                                                                                                                  \
-    ARL_KERNEL(rms_norm_recompute_##name, rms_norm::MOST_THREADS, const T *x, const T *weight, const float *inverse_rms,   \
-               T *out, int width) {                                                                                    \
-        rms_norm::forward<T, false, true>(x, nullptr, nullptr, weight, 0, inverse_rms, out, nullptr, width);           \
+    ARL_KERNEL(rms_norm_recompute_##name, rms_norm::MOST_THREADS, const T *x, const T *weight,                         \
+               const float *inverse_rms, T *out, int width) {                                                          \
+        const bool aligned = vectorizable(x, width) && vectorizable(weight, width) && vectorizable(out, width);        \
+        FORWARD(aligned, T, false, true, x, nullptr, nullptr, weight, 0, inverse_rms, out, nullptr, width)             \
     }                                                                                                                  \
     ARL_KERNEL(rms_norm_backward_##name, rms_norm::MOST_BACKWARD_THREADS, const T *d_out, const T *x, const T *weight, \
                const float *inverse_rms, T *d_x, float *parts, int rows, int width) {                                  \
-        rms_norm::backward<T>(d_out, x, weight, inverse_rms, d_x, parts, rows, width);                                 \
+        if (vectorizable(d_out, width) && vectorizable(x, width) && vectorizable(weight, width) &&                     \
+            vectorizable(d_x, width))                                                                                  \
+            rms_norm::backward<T, true>(d_out, x, weight, inverse_rms, d_x, parts, rows, width);                       \
+        else rms_norm::backward<T, false>(d_out, x, weight, inverse_rms, d_x, parts, rows, width);                     \
     }
 ARL_FOR_TYPES(NORM)
 #undef NORM
+#undef FORWARD

@@ -1,8 +1,7 @@
 // The gated activation of the MLP: `silu(gate) * up`, forward, and backward in place.
 //
 // A thread has one pack of 16 bytes of each row of gate and up; a row is some blocks' own. Forward: reads gate and up,
-// writes out. Backward: reads gate, up and d_out, writes over gate and up. Rows of other widths or alignments go
-// element by element.
+// writes out. Backward: reads gate, up and d_out, writes over gate and up.
 #include "arl.cuh"
 
 namespace swiglu {
@@ -19,46 +18,49 @@ __device__ __forceinline__ void backward(float &gate, float &up, float d_out) {
     gate = d_gate;
 }
 
-// `row` of a matrix and the first unit of this thread, where `chunks` blocks share a row.
-struct Place {
+// The packs of a row that a thread takes, where `chunks` blocks share a row: `first`, `first + step`, ..
+struct Span {
     long long row;
     int first, step;
 };
 
-__device__ __forceinline__ Place place(int chunks) {
+__device__ __forceinline__ Span span_of(int chunks) {
     const int row = blockIdx.x / chunks, chunk = blockIdx.x - row * chunks;
     return {row, int(chunk * blockDim.x + threadIdx.x), int(chunks * blockDim.x)};
 }
 
-// N elements an access.
-template <int N, typename T> __device__ __forceinline__ void forward_row(const T *gate_up, T *out, int width, int chunks) {
-    const Place at = place(chunks);
-    const T *gate = gate_up + at.row * 2 * width, *up = gate + width;
-    out += at.row * width;
-    for (int i = at.first; i < width / N; i += at.step) {
-        Group<T, N> g = load_group<N>(gate + i * N), u = load_group<N>(up + i * N);
+template <bool ALIGNED, typename T>
+__device__ __forceinline__ void forward_row(const T *gate_up, T *out, int width, int chunks) {
+    constexpr int SIZE = Pack<T>::SIZE;
+    const Span span = span_of(chunks);
+    const T *gate = gate_up + span.row * 2 * width, *up = gate + width;
+    out += span.row * width;
+    for (int i = span.first * SIZE; i < width; i += span.step * SIZE) {
+        Pack<T> g = load_pack<ALIGNED>(gate + i, width - i), u = load_pack<ALIGNED>(up + i, width - i);
 #pragma unroll
-        for (int j = 0; j < N; j++) g.at[j] = store<T>(forward(load(g.at[j]), load(u.at[j])));
-        store_group(out + i * N, g);
+        for (int j = 0; j < SIZE; j++) g.at[j] = store<T>(forward(load(g.at[j]), load(u.at[j])));
+        store_pack<ALIGNED>(out + i, g, width - i);
     }
 }
 
-template <int N, typename T>
+template <bool ALIGNED, typename T>
 __device__ __forceinline__ void backward_row(T *gate_up, const T *d_out, int width, int chunks) {
-    const Place at = place(chunks);
-    T *gate = gate_up + at.row * 2 * width, *up = gate + width;
-    d_out += at.row * width;
-    for (int i = at.first; i < width / N; i += at.step) {
-        Group<T, N> g = load_group<N>(gate + i * N), u = load_group<N>(up + i * N), d = load_group<N>(d_out + i * N);
+    constexpr int SIZE = Pack<T>::SIZE;
+    const Span span = span_of(chunks);
+    T *gate = gate_up + span.row * 2 * width, *up = gate + width;
+    d_out += span.row * width;
+    for (int i = span.first * SIZE; i < width; i += span.step * SIZE) {
+        Pack<T> g = load_pack<ALIGNED>(gate + i, width - i), u = load_pack<ALIGNED>(up + i, width - i);
+        Pack<T> d = load_pack<ALIGNED>(d_out + i, width - i);
 #pragma unroll
-        for (int j = 0; j < N; j++) {
+        for (int j = 0; j < SIZE; j++) {
             float of_gate = load(g.at[j]), of_up = load(u.at[j]);
             backward(of_gate, of_up, load(d.at[j]));
             g.at[j] = store<T>(of_gate);
             u.at[j] = store<T>(of_up);
         }
-        store_group(gate + i * N, g);
-        store_group(up + i * N, u);
+        store_pack<ALIGNED>(gate + i, g, width - i);
+        store_pack<ALIGNED>(up + i, u, width - i);
     }
 }
 
@@ -67,13 +69,13 @@ __device__ __forceinline__ void backward_row(T *gate_up, const T *d_out, int wid
 #define SWIGLU(name, T)                                                                                                \
     ARL_KERNEL(swiglu_##name, swiglu::MOST_THREADS, const T *gate_up, T *out, int width, int chunks) {                 \
         if (vectorizable(gate_up, width) && vectorizable(out, width))                                                  \
-            swiglu::forward_row<Pack<T>::SIZE>(gate_up, out, width, chunks);                                           \
-        else swiglu::forward_row<1>(gate_up, out, width, chunks);                                                      \
+            swiglu::forward_row<true>(gate_up, out, width, chunks);                                                    \
+        else swiglu::forward_row<false>(gate_up, out, width, chunks);                                                  \
     }                                                                                                                  \
     ARL_KERNEL(swiglu_backward_##name, swiglu::MOST_THREADS, T *gate_up, const T *d_out, int width, int chunks) {      \
         if (vectorizable(gate_up, width) && vectorizable(d_out, width))                                                \
-            swiglu::backward_row<Pack<T>::SIZE>(gate_up, d_out, width, chunks);                                        \
-        else swiglu::backward_row<1>(gate_up, d_out, width, chunks);                                                   \
+            swiglu::backward_row<true>(gate_up, d_out, width, chunks);                                                 \
+        else swiglu::backward_row<false>(gate_up, d_out, width, chunks);                                               \
     }
 ARL_FOR_TYPES(SWIGLU)
 #undef SWIGLU

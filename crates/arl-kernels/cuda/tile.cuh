@@ -1,6 +1,6 @@
-// A tile of a matrix product on CUDA cores, [BLOCK_M, BLOCK_N] a block, for operands of any two types; f32 sums in the order of k.
-// SharedStages of BLOCK_K columns go from registers to shared memory (as f32, k outermost) while the stage before is multiplied: one
-// barrier a stage. Each thread holds 8 x 4 sums.
+// A GEMM tile on CUDA cores, [BLOCK_M, BLOCK_N] a block, for operands of any two types; f32 accumulators, summed in the order of k.
+// Double-buffered: a stage of BLOCK_K columns goes from registers to shared memory (as f32, k outermost) while the stage before is
+// multiplied, with one barrier a stage. Each thread holds THREAD_M x THREAD_N accumulators.
 #pragma once
 
 #include "arl.cuh"
@@ -8,7 +8,7 @@
 namespace tile {
 
 // Accumulators of one thread.
-constexpr int HEIGHT = 8, WIDTH = 4;
+constexpr int THREAD_M = 8, THREAD_N = 4;
 
 // One side of a product from a tile's first row on (a column, on the right side): element (row, k) is
 // `data[row * stride + k]` or, if not `along_k`, `data[k * stride + row]`.
@@ -20,21 +20,19 @@ template <typename T> struct Operand {
 };
 
 // COUNT neighbours that are read or written as one access.
-template <typename T, int COUNT> struct __align__(COUNT * sizeof(T)) Vector {
-    T at[COUNT];
-};
+template <typename T, int COUNT> using Vector = Group<T, COUNT>;
 
-// Two stages a side; four more columns turn the rows against the banks and keep packs aligned.
+// Two stages of each operand; four columns of padding keep rows in different banks and packs aligned.
 struct SharedStages {
     __align__(16) float a[2][BLOCK_K][BLOCK_M + 4];
     __align__(16) float b[2][BLOCK_K][BLOCK_N + 4];
 };
 
 struct Accumulators {
-    float at[HEIGHT][WIDTH];
+    float at[THREAD_M][THREAD_N];
 };
 
-// What one thread carries of a stage of ROWS rows: COUNT neighbours in memory.
+// One thread's part of a stage of ROWS rows on its way from global to shared memory: COUNT neighbours.
 template <typename T, int ROWS> struct TileLoader {
     static constexpr int COUNT = ROWS * BLOCK_K / THREADS;
     static constexpr int STEP = COUNT < Pack<T>::SIZE ? COUNT : Pack<T>::SIZE;
@@ -55,7 +53,7 @@ template <typename T, int ROWS> struct TileLoader {
         const T *source = side.data + (side.along_k ? row * side.stride + here : here * side.stride + row);
         if (left >= COUNT && vectorizable(side.data, side.stride)) {
             for (int i = 0; i < COUNT; i += STEP) {
-                Vector<T, STEP> vector = *reinterpret_cast<const Vector<T, STEP> *>(source + i);
+                Vector<T, STEP> vector = load_group<STEP>(source + i);
                 for (int j = 0; j < STEP; j++) at[i + j] = load(vector.at[j]);
             }
             return;
@@ -63,38 +61,38 @@ template <typename T, int ROWS> struct TileLoader {
         for (int i = 0; i < COUNT; i++) at[i] = i < left ? load(source[i]) : 0.0f;
     }
 
-    __device__ __forceinline__ void store_shared(float (&stage)[BLOCK_K][ROWS + 4], bool along_k) const {
+    __device__ __forceinline__ void store_shared(float (&shared)[BLOCK_K][ROWS + 4], bool along_k) const {
         if (along_k) {
-            for (int i = 0; i < COUNT; i++) stage[k + i][row] = at[i];
+            for (int i = 0; i < COUNT; i++) shared[k + i][row] = at[i];
             return;
         }
         for (int i = 0; i < COUNT; i += 4) {
             Pack<float> pack;
             for (int j = 0; j < 4; j++) pack.at[j] = at[i + j];
-            store_pack(&stage[k][row + i], pack);
+            store_pack(&shared[k][row + i], pack);
         }
     }
 };
 
-// The row (or column) of the tile that a thread's row `i` (or first column) of sums is.
+// The row of the tile of a thread's row `i` of accumulators, and the column of its first one.
 __device__ __forceinline__ int row_of(int i) { return i / 4 * (BLOCK_M / 2) + threadIdx.x / 16 * 4 + i % 4; }
-__device__ __forceinline__ int first_column() { return threadIdx.x % 16 * WIDTH; }
+__device__ __forceinline__ int first_column() { return threadIdx.x % 16 * THREAD_N; }
 
 // sums = a b over k in [from, end); `from` is a multiple of BLOCK_K.
 template <typename A, typename B>
 __device__ __forceinline__ void multiply(const Operand<A> &a, const Operand<B> &b, int from, int end, SharedStages &stages,
                                          Accumulators &sums) {
-    for (int i = 0; i < HEIGHT; i++)
-        for (int j = 0; j < WIDTH; j++) sums.at[i][j] = 0;
+    for (int i = 0; i < THREAD_M; i++)
+        for (int j = 0; j < THREAD_N; j++) sums.at[i][j] = 0;
     TileLoader<A, BLOCK_M> next_a(a.along_k);
     TileLoader<B, BLOCK_N> next_b(b.along_k);
     if (from < end) {
         next_a.load_global(a, from, end);
         next_b.load_global(b, from, end);
     }
-    for (int turn = 0; from < end; from += BLOCK_K, turn ^= 1) {
-        next_a.store_shared(stages.a[turn], a.along_k);
-        next_b.store_shared(stages.b[turn], b.along_k);
+    for (int stage = 0; from < end; from += BLOCK_K, stage ^= 1) {
+        next_a.store_shared(stages.a[stage], a.along_k);
+        next_b.store_shared(stages.b[stage], b.along_k);
         __syncthreads();
         if (from + BLOCK_K < end) {
             next_a.load_global(a, from + BLOCK_K, end);
@@ -102,11 +100,11 @@ __device__ __forceinline__ void multiply(const Operand<A> &a, const Operand<B> &
         }
 #pragma unroll
         for (int k = 0; k < BLOCK_K; k++) {
-            Pack<float> above = load_pack(&stages.a[turn][k][row_of(0)]), below = load_pack(&stages.a[turn][k][row_of(4)]);
-            Pack<float> right = load_pack(&stages.b[turn][k][first_column()]);
-            for (int i = 0; i < HEIGHT; i++)
-                for (int j = 0; j < WIDTH; j++)
-                    sums.at[i][j] += (i < 4 ? above.at[i] : below.at[i - 4]) * right.at[j];
+            Pack<float> a0 = load_pack(&stages.a[stage][k][row_of(0)]), a4 = load_pack(&stages.a[stage][k][row_of(4)]);
+            Pack<float> b0 = load_pack(&stages.b[stage][k][first_column()]);
+            for (int i = 0; i < THREAD_M; i++)
+                for (int j = 0; j < THREAD_N; j++)
+                    sums.at[i][j] += (i < 4 ? a0.at[i] : a4.at[i - 4]) * b0.at[j];
         }
     }
 }
@@ -117,21 +115,21 @@ template <typename C, typename F>
 __device__ __forceinline__ void epilogue(const Accumulators &sums, C *c, long long stride, int rows, int columns, bool accumulate,
                                        F f) {
     int column = first_column();
-    bool whole = column + WIDTH <= columns && vectorizable(c, stride);
+    bool whole = column + THREAD_N <= columns && vectorizable(c, stride);
 #pragma unroll
-    for (int i = 0; i < HEIGHT; i++) {
+    for (int i = 0; i < THREAD_M; i++) {
         int row = row_of(i);
         if (row >= rows) continue;
         C *target = c + row * stride + column;
         if (whole) {
-            auto *vectors = reinterpret_cast<Vector<C, WIDTH> *>(target);
-            Vector<C, WIDTH> vector{};
+            auto *vectors = reinterpret_cast<Vector<C, THREAD_N> *>(target);
+            Vector<C, THREAD_N> vector{};
             if (accumulate) vector = *vectors;
-            for (int j = 0; j < WIDTH; j++) vector.at[j] = store<C>(f(column + j, sums.at[i][j], load(vector.at[j])));
+            for (int j = 0; j < THREAD_N; j++) vector.at[j] = store<C>(f(column + j, sums.at[i][j], load(vector.at[j])));
             *vectors = vector;
             continue;
         }
-        for (int j = 0; j < WIDTH; j++)
+        for (int j = 0; j < THREAD_N; j++)
             if (column + j < columns)
                 target[j] = store<C>(f(column + j, sums.at[i][j], accumulate ? load(target[j]) : 0.0f));
     }

@@ -5,9 +5,9 @@ use arl_engine::AttentionChoice;
 use arl_engine::backend::{Backend, DType};
 use arl_model::{Error, ErrorCode, Result};
 
-use super::beside::Beside;
 use super::draw::{Draw, Size};
 use super::leaves::attention::by_library;
+use super::reference::WithReference;
 use super::trial::{Figures, Scene};
 
 /// Most trials: making a plan takes up to a second, and each trial needs two.
@@ -25,7 +25,7 @@ pub(super) struct Outcome {
 /// Trials in bf16, over heads of 64 and 128 elements, with windows and without. Fails on the first that is wrong; and, where
 /// the library and nothing else is asked for, on the first that it refuses.
 pub(super) fn check(device: &mut dyn Backend, choice: AttentionChoice, shapes: usize, large: bool) -> Result<Outcome> {
-    let mut both = Beside::new(device)?;
+    let mut both = WithReference::new(device)?;
     let mut outcome = Outcome { trials: 0, figures: Figures::default(), refused: Vec::new() };
     for number in 0..shapes.min(MOST_TRIALS) {
         let scene = Scene::new(Draw::new(900 + number as u64, Size::of(large)), DType::Bf16);

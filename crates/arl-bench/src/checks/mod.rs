@@ -1,11 +1,11 @@
 //! What must be right before anything is timed: the leaves, attention's library, the golden models, whole steps. Stops at the
 //! first that is wrong, but with `--keep-going`.
 
-mod beside;
 mod draw;
 mod golden;
 mod leaves;
 mod library;
+mod reference;
 mod steps;
 mod trial;
 
@@ -139,7 +139,7 @@ fn check_library(run: &mut Run<'_>) -> Result<()> {
             steps::check_library(&|| run.open(), &dir, choice).map_err(|error| wrong("a step", &error))?;
         run.line(json!({
             "check": "attention", "attention": word(choice), "model": format!("heads-of-{head}"), "dtype": "Bf16", "ok": true,
-            "beside_own": apart, "cosine_of_gradients": cosine,
+            "apart_from_own": apart, "cosine_of_gradients": cosine,
         }))?;
     }
     Ok(())
@@ -187,7 +187,7 @@ fn check_steps(run: &mut Run<'_>) -> Result<()> {
             Ok(apart) => run.passed(
                 line,
                 json!({
-                    "beside_cpu": apart, "same_bits": "second run, every level of recomputation, both offloads",
+                    "apart_from_cpu": apart, "same_bits": "second run, every level of recomputation, both offloads",
                 }),
             )?,
             Err(error) => run.failed(line, wrong("a step", &error))?,

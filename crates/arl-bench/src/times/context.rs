@@ -8,8 +8,9 @@ use arl_engine::{BatchSize, Engine, EngineOptions, Hyper, MemoryPlan, Recompute,
 use arl_model::{ModelConfig, Result};
 use serde_json::json;
 
+use super::goal::{Goal, of_ratio, reached};
 use super::rate::{attention_flops, attention_rates};
-use super::{batch, gib, goal, is_oom, reached, skipped};
+use super::{batch, gib, is_oom, skipped};
 use crate::options::word;
 use crate::run::Run;
 
@@ -25,7 +26,7 @@ const PLANNED_BYTES: usize = 80_000_000_000;
 const CONTEXT_BYTES: usize = 1 << 30;
 
 /// Runs the case: one step of one sequence.
-pub(super) fn case(run: &mut Run<'_>, name: &'static str) -> Result<()> {
+pub(super) fn case(run: &mut Run<'_>, name: &'static str, goals: &[Goal]) -> Result<()> {
     let (model, tokens, rated) =
         if run.options.rehearse { ("qwen3-cpu-8m", 512, 128) } else { (MODEL, CONTEXT, RATED) };
     let dir = run.options.home.join("configs").join(model);
@@ -51,7 +52,7 @@ pub(super) fn case(run: &mut Run<'_>, name: &'static str) -> Result<()> {
         Err(error) if is_oom(&error) => return skipped(run, name, &error.to_string()),
         Err(error) => return Err(error),
     };
-    let goals = [goal("times_its_attention", Some(took / attention), "<=", 1.3)];
+    let goals = of_ratio(goals, took / attention);
     let done = reached(run, &goals);
     run.case(json!({
         "case": name, "ok": true, "reached": done, "goals": goals, "rehearsal": run.options.rehearse,

@@ -8,6 +8,7 @@ use arl_engine::{Engine, EngineOptions, Flops, Hyper, Weights, plan_memory_of, w
 use arl_model::{ModelConfig, Result};
 use serde_json::json;
 
+use super::goal::{PEAK_TFLOPS, REFERENCE_TFLOPS};
 use super::step::{MARGIN, SETTINGS, Step};
 use super::{ADAM, CASES, Work, batch};
 use crate::run::Run;
@@ -23,14 +24,17 @@ struct Gpu {
     bytes: usize,
 }
 
-const GPUS: [Gpu; 2] = [
-    Gpu { name: "H100 by its data sheet", flops: 989e12, memory: 3.35e12, bytes: 84_987_740_160 - (1 << 30) },
+/// What an H100 and an H200 with 80 and 141 GB report.
+const H100_BYTES: usize = 84_987_740_160 - (1 << 30);
+const H200_BYTES: usize = 150_754_820_096 - (1 << 30);
+
+const GPUS: [Gpu; 3] = [
+    Gpu { name: "H100 by its data sheet", flops: PEAK_TFLOPS * 1e12, memory: 3.35e12, bytes: H100_BYTES },
+    Gpu { name: "H200 by its data sheet", flops: PEAK_TFLOPS * 1e12, memory: 4.8e12, bytes: H200_BYTES },
     // A product of 8,192 of random values, and a copy within the device.
-    Gpu { name: "H200 as measured", flops: 790e12, memory: 4.3e12, bytes: 150_754_820_096 - (1 << 30) },
+    Gpu { name: "H200 as measured", flops: REFERENCE_TFLOPS * 1e12, memory: 4.3e12, bytes: H200_BYTES },
 ];
 
-/// What model FLOPs are divided by, on an H100 and an H200 alike.
-const PEAK: f64 = 989e12;
 /// PCIe 5, one way, in bytes/s.
 const LINK: f64 = 64e9;
 
@@ -134,7 +138,7 @@ fn count(run: &mut Run<'_>, gpu: &Gpu, name: &'static str, step: &Step) -> Resul
         "tokens": tokens, "leaves": leaves.iter().map(|(_, total)| total.calls).sum::<usize>(),
         "model_tflop": model / 1e12, "tflop": flops / 1e12, "least_ms": all * 1e3, "products_ms": products * 1e3,
         "memory_ms": (all - products) * 1e3, "link_gb": copied / 1e9, "link_ms": copied / 2.0 / LINK * 1e3,
-        "mfu_at_most": model / PEAK / all,
+        "mfu_at_most": model / (PEAK_TFLOPS * 1e12) / all,
     }))
 }
 

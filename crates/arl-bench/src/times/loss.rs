@@ -9,15 +9,16 @@ use arl_engine::{BatchSize, Engine, EngineOptions, Hyper, Recompute, Weights};
 use arl_model::{Error, ErrorCode, ModelConfig, Result};
 use serde_json::{Value, json};
 
+use super::goal::{Goal, of_ratio, reached};
 use super::rate::{Places, fill, rows, seconds};
-use super::{batch, goal, is_oom, reached, skipped};
+use super::{batch, is_oom, skipped};
 use crate::options::word;
 use crate::run::Run;
 
 const STEPS: usize = 5;
 
 /// Runs the case.
-pub(super) fn case(run: &mut Run<'_>, name: &'static str) -> Result<()> {
+pub(super) fn case(run: &mut Run<'_>, name: &'static str, goals: &[Goal]) -> Result<()> {
     let (model, tokens, seq) = if run.options.rehearse { ("qwen3-cpu-8m", 128, 64) } else { ("qwen3-8b", 8192, 2048) };
     let folder = tempfile::tempdir().map_err(|error| Error::io(&std::env::temp_dir(), &error))?;
     let dir = one_layer(&run.options.home.join("configs").join(model), folder.path())?;
@@ -35,7 +36,7 @@ pub(super) fn case(run: &mut Run<'_>, name: &'static str) -> Result<()> {
         Err(error) if is_oom(&error) => return skipped(run, name, &error.to_string()),
         Err(error) => return Err(error),
     };
-    let goals = [goal("times_its_products", Some(loss / bare.iter().sum::<f64>()), "<=", 1.25)];
+    let goals = of_ratio(goals, loss / bare.iter().sum::<f64>());
     let done = reached(run, &goals);
     let [logits, of_head, of_input] = bare;
     run.case(json!({

@@ -3,6 +3,7 @@
 mod algorithms;
 mod context;
 pub(crate) mod count;
+mod goal;
 mod loss;
 mod offload;
 mod peer;
@@ -13,8 +14,9 @@ mod step;
 use arl_engine::backend::{Backend, Buffer, DType, Pool};
 use arl_engine::{Adam, AttentionChoice, EngineOptions, MicroBatch};
 use arl_model::{Error, ErrorCode, Result};
-use serde_json::{Value, json};
+use serde_json::json;
 
+use self::goal::Goal;
 use self::peer::Peer;
 use self::rate::Ceilings;
 use self::step::Step;
@@ -40,51 +42,67 @@ struct Case {
     /// Seconds after which it has failed; the peer has limits of its own.
     limit: f64,
     work: Work,
+    goals: &'static [Goal],
 }
 
 /// Tokens of a micro-batch of the models from 0.6B on, and of a sequence in it.
 const TOKENS: usize = 16_384;
 const SEQ: usize = 2048;
 
-/// Steps of llmq's shape: 16 micro-batches, weights, gradients and moments in bf16, and its tokens a second on one H100.
-const fn as_llmq(config: &'static str, tokens: usize, tokens_per_s: f64) -> Work {
-    let step = Step { tokens, seq: 1024, micro_batches: 16, bf16_state: true, ..Step::of(config) };
-    Work::Step(Step { tokens_per_s: Some(tokens_per_s), ..step })
+/// Steps of llmq's shape: 16 micro-batches, weights and moments in bf16.
+const fn as_llmq(config: &'static str, tokens: usize) -> Work {
+    Work::Step(Step { tokens, seq: 1024, micro_batches: 16, bf16_state: true, ..Step::of(config) })
 }
 
-const fn case(name: &'static str, limit: f64, work: Work) -> Case {
-    Case { name, limit, work }
+/// Steps of Qwen3-0.6B over single sequences.
+const fn long(tokens: usize, micro_batches: usize) -> Work {
+    Work::Step(Step { tokens, seq: tokens, micro_batches, ..Step::of("qwen3-0.6b") })
 }
 
-/// All cases. Goals: bf16, full fine-tuning, one GPU, random weights.
-const CASES: [Case; 16] = [
+const fn case(name: &'static str, limit: f64, work: Work, goals: &'static [Goal]) -> Case {
+    Case { name, limit, work, goals }
+}
+
+/// All cases: bf16, full fine-tuning, one GPU, random weights. On one H100 llmq has reached 149,500, 58,900, 30,900 and 13,850
+/// tokens/s with its four models, and prime-rl 26,005 with Qwen3-0.6B at 8,192 tokens; at 65,536 it was out of memory.
+const CASES: [Case; 18] = [
     case(
         "qwen2.5-0.5b",
         90.0,
-        Work::Step(Step { tokens: 32_768, seq: 1024, tokens_per_s: Some(149_500.0), ..Step::of("qwen2.5-0.5b") }),
+        Work::Step(Step { tokens: 32_768, seq: 1024, ..Step::of("qwen2.5-0.5b") }),
+        &[Goal::TokensPerS(149_500.0)],
     ),
-    case("qwen2.5-0.5b-llmq", 90.0, as_llmq("qwen2.5-0.5b", 32_768, 160_000.0)),
-    case("qwen3-0.6b", 90.0, Work::Step(Step { mfu: Some(0.50), over_peer: Some(2.0), ..Step::of("qwen3-0.6b") })),
-    case("qwen3-1.7b", 90.0, Work::Step(Step { mfu: Some(0.56), ..Step::of("qwen3-1.7b") })),
-    case("qwen3-4b", 120.0, Work::Step(Step { mfu: Some(0.58), over_peer: Some(1.4), ..Step::of("qwen3-4b") })),
-    case("qwen3-4b-bf16-state", 120.0, Work::Step(Step { bf16_state: true, mfu: Some(0.58), ..Step::of("qwen3-4b") })),
-    case("loss", 90.0, Work::Loss),
-    case("qwen2.5-1.5b-llmq", 120.0, as_llmq("qwen2.5-1.5b", 16_384, 62_000.0)),
-    case("qwen2.5-3b-llmq", 150.0, as_llmq("qwen2.5-3b", 16_384, 33_000.0)),
-    case("qwen2.5-7b-llmq", 240.0, as_llmq("qwen2.5-7b", 16_384, 14_500.0)),
-    case("qwen3-30b-a3b-4-layers", 120.0, Work::Step(Step::of("qwen3-30b-a3b-4-layers"))),
-    case("activation-offload", 180.0, Work::Offload),
+    case("qwen2.5-0.5b-llmq", 90.0, as_llmq("qwen2.5-0.5b", 32_768), &[Goal::TokensPerS(160_000.0)]),
+    case("qwen3-0.6b", 90.0, Work::Step(Step::of("qwen3-0.6b")), &[Goal::Mfu(0.50), Goal::TimesPeer(2.0)]),
+    case("qwen3-1.7b", 90.0, Work::Step(Step::of("qwen3-1.7b")), &[Goal::Mfu(0.56)]),
+    case("qwen3-4b", 120.0, Work::Step(Step::of("qwen3-4b")), &[Goal::Mfu(0.58), Goal::TimesPeer(1.4)]),
+    case(
+        "qwen3-4b-bf16-state",
+        120.0,
+        Work::Step(Step { bf16_state: true, ..Step::of("qwen3-4b") }),
+        &[Goal::Mfu(0.58)],
+    ),
+    case("qwen3-0.6b-8k", 90.0, long(8192, 2), &[Goal::TokensPerS(78_000.0)]),
+    case("qwen3-0.6b-64k", 120.0, long(65_536, 1), &[Goal::Fits]),
+    case("loss", 90.0, Work::Loss, &[Goal::AtMost("times_its_products", 1.25)]),
+    case("qwen2.5-1.5b-llmq", 120.0, as_llmq("qwen2.5-1.5b", 16_384), &[Goal::TokensPerS(62_000.0)]),
+    case("qwen2.5-3b-llmq", 150.0, as_llmq("qwen2.5-3b", 16_384), &[Goal::TokensPerS(33_000.0)]),
+    case("qwen2.5-7b-llmq", 240.0, as_llmq("qwen2.5-7b", 16_384), &[Goal::TokensPerS(14_500.0)]),
+    case("qwen3-30b-a3b-4-layers", 120.0, Work::Step(Step::of("qwen3-30b-a3b-4-layers")), &[]),
+    case("activation-offload", 180.0, Work::Offload, &[Goal::AtMost("times_without", 1.03)]),
     case(
         "qwen3-8b-offload",
         300.0,
-        Work::Step(Step { micro_batches: 8, optimizer_offload: true, mfu: Some(0.50), ..Step::of("qwen3-8b") }),
+        Work::Step(Step { micro_batches: 8, optimizer_offload: true, ..Step::of("qwen3-8b") }),
+        &[Goal::Mfu(0.50)],
     ),
-    case("context", 480.0, Work::Context),
-    case("plan-1m", 30.0, Work::Plan),
+    case("context", 480.0, Work::Context, &[Goal::AtMost("times_its_attention", 1.3)]),
+    case("plan-1m", 30.0, Work::Plan, &[Goal::Fits]),
     case(
         "qwen3-4b-peers-memory",
         120.0,
-        Work::Step(Step { bf16_state: true, peers_memory: true, over_peer: Some(1.4), ..Step::of("qwen3-4b") }),
+        Work::Step(Step { bf16_state: true, peers_memory: true, ..Step::of("qwen3-4b") }),
+        &[Goal::TimesPeer(1.4)],
     ),
 ];
 
@@ -125,8 +143,8 @@ pub(crate) fn run(run: &mut Run<'_>) -> Result<()> {
     if !run.options.profile {
         times.peer = Peer::find(run)?;
     }
-    for (name, own) in &own {
-        step::beside_peer(run, &mut times, name, own)?;
+    for own in &own {
+        step::compare_with_peer(run, &mut times, own)?;
     }
     for case in last {
         if let Work::Step(step) = &case.work {
@@ -134,8 +152,8 @@ pub(crate) fn run(run: &mut Run<'_>) -> Result<()> {
             let step = step.sized(run);
             times.peer.best(run, &step.folder(run), step.tokens, step.seq)?;
         }
-        if let Some((name, own)) = one(run, &mut times, case)? {
-            step::beside_peer(run, &mut times, name, &own)?;
+        if let Some(own) = one(run, &mut times, case)? {
+            step::compare_with_peer(run, &mut times, &own)?;
         }
     }
     // A rehearsal goes through everything there is.
@@ -146,8 +164,8 @@ pub(crate) fn run(run: &mut Run<'_>) -> Result<()> {
 }
 
 /// Runs one case, and gives what a peer may be compared with.
-fn one(run: &mut Run<'_>, times: &mut Times, case: &Case) -> Result<Option<(&'static str, step::Own)>> {
-    let name = case.name;
+fn one(run: &mut Run<'_>, times: &mut Times, case: &Case) -> Result<Option<step::Own>> {
+    let Case { name, goals, .. } = *case;
     if run.left() < 5.0 {
         return skipped(run, name, "the seconds of --budget are spent").map(|()| None);
     }
@@ -156,12 +174,10 @@ fn one(run: &mut Run<'_>, times: &mut Times, case: &Case) -> Result<Option<(&'st
     match (&case.work, run.options.profile) {
         (Work::Step(step), true) => profile::case(run, times, name, step)?,
         (_, true) => {}
-        (Work::Step(step), false) => {
-            return Ok(step::case(run, times, name, step, seconds)?.map(|own| (name, own)));
-        }
-        (Work::Loss, _) => loss::case(run, name)?,
-        (Work::Offload, _) => offload::case(run, times, name, seconds / 2.0)?,
-        (Work::Context, _) => context::case(run, name)?,
+        (Work::Step(step), false) => return step::case(run, times, (name, goals), step, seconds),
+        (Work::Loss, _) => loss::case(run, name, goals)?,
+        (Work::Offload, _) => offload::case(run, times, (name, goals), seconds / 2.0)?,
+        (Work::Context, _) => context::case(run, name, goals)?,
         (Work::Plan, _) => context::plan_case(run, name)?,
     }
     Ok(None)
@@ -170,20 +186,6 @@ fn one(run: &mut Run<'_>, times: &mut Times, case: &Case) -> Result<Option<(&'st
 /// A case that was not run, and why; the run continues.
 fn skipped(run: &mut Run<'_>, name: &str, why: &str) -> Result<()> {
     run.case(json!({ "case": name, "ok": true, "skipped": why, "reached": null }))
-}
-
-/// A value and its goal.
-fn goal(what: &str, value: Option<f64>, sign: &str, bound: f64) -> Value {
-    let reached = value.map(|value| if sign == ">=" { value >= bound } else { value <= bound });
-    json!({ "what": what, "value": value, "goal": format!("{sign} {bound}"), "reached": reached })
-}
-
-/// Whether all of them were reached; null where one was not shown, or where the device is no GPU.
-fn reached(run: &Run<'_>, goals: &[Value]) -> Value {
-    if run.on_host() || run.options.rehearse || goals.iter().any(|goal| goal["reached"].is_null()) {
-        return Value::Null;
-    }
-    goals.iter().all(|goal| goal["reached"] == true).into()
 }
 
 /// AdamW as the peer's.
@@ -243,16 +245,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_goal_is_reached_from_its_own_side() {
-        assert_eq!(goal("mfu", Some(0.5), ">=", 0.5)["reached"], true);
-        assert_eq!(goal("mfu", Some(0.49), ">=", 0.5)["reached"], false);
-        assert_eq!(goal("slower", Some(1.2), "<=", 1.25)["reached"], true);
-        assert_eq!(goal("slower", Some(f64::NAN), "<=", 1.25)["reached"], false);
-        assert!(goal("peer", None, ">=", 2.0)["reached"].is_null());
-    }
-
-    #[test]
-    fn names_are_told_apart() {
+    fn names_are_distinct() {
         let all: Vec<&str> = crate::checks::NAMES.into_iter().chain(names()).collect();
         let distinct: std::collections::BTreeSet<&&str> = all.iter().collect();
         assert_eq!(distinct.len(), all.len());

@@ -5,13 +5,14 @@ use arl_engine::{BatchSize, EngineOptions, Recompute};
 use arl_model::Result;
 use serde_json::json;
 
+use super::goal::{Goal, of_ratio, reached};
 use super::step::{Step, measure};
-use super::{Times, gib, goal, is_oom, reached, skipped};
+use super::{Times, gib, is_oom, skipped};
 use crate::options::word;
 use crate::run::Run;
 
 /// Runs the case.
-pub(super) fn case(run: &mut Run<'_>, times: &Times, name: &'static str, until: f64) -> Result<()> {
+pub(super) fn case(run: &mut Run<'_>, times: &Times, (name, goals): (&'static str, &[Goal]), until: f64) -> Result<()> {
     let step = Step { tokens: 32_768, ..Step::of("qwen3-4b") }.sized(run);
     let mut medians = Vec::new();
     let mut used = Vec::new();
@@ -33,7 +34,7 @@ pub(super) fn case(run: &mut Run<'_>, times: &Times, name: &'static str, until: 
             Err(error) => return Err(error),
         }
     }
-    let goals = [goal("times_without", Some(medians[1] / medians[0]), "<=", 1.03)];
+    let goals = of_ratio(goals, medians[1] / medians[0]);
     let done = reached(run, &goals);
     run.case(json!({
         "case": name, "ok": true, "reached": done, "goals": goals, "rehearsal": run.options.rehearse,

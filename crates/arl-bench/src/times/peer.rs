@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_without_memory_is_told_from_other_failures() {
+    fn a_peer_without_memory_is_distinguished_from_other_failures() {
         let error = "Traceback\ntorch.OutOfMemoryError: CUDA out of memory. Tried\n";
         assert_eq!(
             failure(&output(1, "", error), 60.0),

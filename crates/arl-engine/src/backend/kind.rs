@@ -3,6 +3,7 @@
 use arl_model::Result;
 
 use super::{DType, Heads, cuda};
+use crate::shape::Shape;
 
 /// What sort of device a backend computes on; what a plan needs to know of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,10 +30,10 @@ impl DeviceKind {
     }
 
     /// Refuses a model that the device's leaves do not have.
-    pub(crate) fn check(self, heads: Heads, experts: usize, norm_offset: f32, rotary: usize) -> Result<()> {
+    pub(crate) fn check(self, shape: &Shape) -> Result<()> {
         match self {
             DeviceKind::Cpu => Ok(()),
-            DeviceKind::Cuda => cuda::check(heads, experts, norm_offset, rotary),
+            DeviceKind::Cuda => cuda::check(shape),
         }
     }
 

@@ -173,7 +173,7 @@ pub trait Backend: Send {
     );
 
     /// Applies the norm again from the kept factor. Equal in bits to the forward pass.
-    fn rms_norm_again(&mut self, x: Buffer, weight: NormWeight, inverse_rms: Buffer, out: Buffer);
+    fn rms_norm_recompute(&mut self, x: Buffer, weight: NormWeight, inverse_rms: Buffer, out: Buffer);
 
     /// `d_x` is added to, `d_weight` (f32) is added to.
     fn rms_norm_backward(

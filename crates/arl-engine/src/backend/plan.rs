@@ -72,7 +72,7 @@ impl Backend for PlanBackend {
         embedding_backward(ids: Buffer, d_out: Buffer, width: usize, table_gradient: Buffer);
         rms_norm(x: Buffer, weight: NormWeight, epsilon: f32, out: Buffer, inverse_rms: Buffer);
         add_rms_norm(x: Buffer, delta: Buffer, sum: Buffer, weight: NormWeight, epsilon: f32, out: Buffer, inverse_rms: Buffer);
-        rms_norm_again(x: Buffer, weight: NormWeight, inverse_rms: Buffer, out: Buffer);
+        rms_norm_recompute(x: Buffer, weight: NormWeight, inverse_rms: Buffer, out: Buffer);
         rms_norm_backward(d_out: Buffer, x: Buffer, weight: NormWeight, inverse_rms: Buffer, d_x: Buffer, d_weight: Buffer);
         add(x: Buffer, delta: Buffer);
         scale(x: Buffer, factor: f32, dropout: Option<Dropout>, out: Buffer);

@@ -287,7 +287,7 @@ impl<B: Backend + ?Sized> Backend for ProfileBackend<B> {
         embedding_backward(ids: Buffer, d_out: Buffer, width: usize, table_gradient: Buffer) = all(&[ids, d_out]) + 2.0 * (d_out.len.min(table_gradient.len) * 4) as f64;
         rms_norm(x: Buffer, weight: NormWeight, epsilon: f32, out: Buffer, inverse_rms: Buffer) = all(&[x, weight.weight, out, inverse_rms]);
         add_rms_norm(x: Buffer, delta: Buffer, sum: Buffer, weight: NormWeight, epsilon: f32, out: Buffer, inverse_rms: Buffer) = all(&[x, delta, sum, weight.weight, out, inverse_rms]);
-        rms_norm_again(x: Buffer, weight: NormWeight, inverse_rms: Buffer, out: Buffer) = all(&[x, weight.weight, inverse_rms, out]);
+        rms_norm_recompute(x: Buffer, weight: NormWeight, inverse_rms: Buffer, out: Buffer) = all(&[x, weight.weight, inverse_rms, out]);
         rms_norm_backward(d_out: Buffer, x: Buffer, weight: NormWeight, inverse_rms: Buffer, d_x: Buffer, d_weight: Buffer) = all(&[d_out, x, weight.weight, inverse_rms, d_x, d_x, d_weight, d_weight]);
         add(x: Buffer, delta: Buffer) = all(&[x, x, delta]);
         scale(x: Buffer, factor: f32, dropout: Option<Dropout>, out: Buffer) = all(&[x, out]);

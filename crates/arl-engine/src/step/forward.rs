@@ -95,7 +95,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
             let stage = self.stages.blocks[b];
             if level < Recompute::Block {
                 let weight = self.model.norm(stage.norm);
-                self.backend.rms_norm_again(self.stages.streams[b], weight, stage.inverse_rms, stage.input);
+                self.backend.rms_norm_recompute(self.stages.streams[b], weight, stage.inverse_rms, stage.input);
             } else if b == blocks.start {
                 self.norm(b);
             } else {

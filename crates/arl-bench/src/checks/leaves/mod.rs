@@ -10,8 +10,8 @@ mod training;
 use arl_engine::backend::{Backend, DType};
 use arl_model::{Error, ErrorCode, Result};
 
-use super::beside::Beside;
 use super::draw::{Draw, Size};
+use super::reference::WithReference;
 use super::trial::{Figures, Scene, Trial};
 
 /// A leaf and how a trial of it is made.
@@ -39,7 +39,7 @@ pub(crate) const LEAVES: &[Leaf] = leaves![
     rows::embedding_backward,
     norm::rms_norm,
     norm::add_rms_norm,
-    norm::rms_norm_again,
+    norm::rms_norm_recompute,
     norm::rms_norm_backward,
     rows::add,
     rows::scale,
@@ -93,11 +93,11 @@ impl Leaf {
         size: Size,
     ) -> Result<Figures> {
         let mut worst = Figures::default();
-        let mut both = Beside::new(device)?;
+        let mut both = WithReference::new(device)?;
         for (shape, dtype) in (0..shapes).flat_map(|shape| types.iter().map(move |dtype| (shape, *dtype))) {
             let trial = self.trial(shape, dtype, size);
             let actual = both.compare(&trial, dtype, &mut worst)?;
-            if both.again(&trial)? != actual {
+            if both.repeat(&trial)? != actual {
                 let what = format!("{}: a second run gives other bits", trial.what);
                 return Err(Error::new(ErrorCode::Internal, what));
             }
@@ -171,10 +171,10 @@ mod tests {
     #[test]
     fn shapes_are_many_and_repeatable() {
         for leaf in LEAVES {
-            let told = |shape| leaf.trial(shape, DType::F32, Size::Host).what;
-            let shapes: std::collections::BTreeSet<String> = (0..20).map(told).collect();
+            let described = |shape| leaf.trial(shape, DType::F32, Size::Host).what;
+            let shapes: std::collections::BTreeSet<String> = (0..20).map(described).collect();
             assert!(shapes.len() > 15, "{}: {shapes:?}", leaf.name);
-            assert_eq!(told(7), told(7));
+            assert_eq!(described(7), described(7));
         }
     }
 }

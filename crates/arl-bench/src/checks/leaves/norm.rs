@@ -42,12 +42,12 @@ pub(super) fn add_rms_norm(mut s: Scene) -> Trial {
     })
 }
 
-pub(super) fn rms_norm_again(mut s: Scene) -> Trial {
+pub(super) fn rms_norm_recompute(mut s: Scene) -> Trial {
     let (rows, width) = shape(&mut s);
     let (x, weight, inverse_rms) = (s.anywhere(rows * width), s.anywhere(width), factors(&mut s, rows));
     let out = s.output("out", rows * width, s.dtype);
     s.trial(format!("{rows} rows of {width}"), move |backend| {
-        backend.rms_norm_again(x, weight.into(), inverse_rms, out)
+        backend.rms_norm_recompute(x, weight.into(), inverse_rms, out)
     })
 }
 
@@ -74,7 +74,7 @@ fn rope(s: &mut Scene) -> (NormRope, usize) {
     (NormRope { heads, rotary: heads.dim, tokens, norm, cos, sin }, (heads.query + 2 * heads.key_value) * heads.dim)
 }
 
-fn told(op: &NormRope) -> String {
+fn described(op: &NormRope) -> String {
     let Heads { query, key_value, dim } = op.heads;
     format!("{} tokens, heads {query}/{key_value} of {dim}, norm {}", op.tokens, op.norm.is_some())
 }
@@ -84,7 +84,7 @@ pub(super) fn norm_rope(mut s: Scene) -> Trial {
     let qkv = s.anywhere(op.tokens * width);
     let columns = (op.heads.query + op.heads.key_value) * op.heads.dim;
     let qk = s.output("qk", op.tokens * columns, s.dtype);
-    s.trial(told(&op), move |backend| backend.norm_rope(&op, qkv, qk))
+    s.trial(described(&op), move |backend| backend.norm_rope(&op, qkv, qk))
 }
 
 pub(super) fn norm_rope_backward(mut s: Scene) -> Trial {
@@ -95,5 +95,5 @@ pub(super) fn norm_rope_backward(mut s: Scene) -> Trial {
         let (query, key) = (s.random_of(op.heads.dim, DType::F32), s.random_of(op.heads.dim, DType::F32));
         (s.updated("d_norm of queries", query), s.updated("d_norm of keys", key))
     });
-    s.trial(told(&op), move |backend| backend.norm_rope_backward(&op, qkv, d_qkv, d_norm))
+    s.trial(described(&op), move |backend| backend.norm_rope_backward(&op, qkv, d_qkv, d_norm))
 }

@@ -150,11 +150,11 @@ impl Backend for CpuBackend {
         });
     }
 
-    fn rms_norm_again(&mut self, x: Buffer, weight: NormWeight, inverse_rms: Buffer, out: Buffer) {
+    fn rms_norm_recompute(&mut self, x: Buffer, weight: NormWeight, inverse_rms: Buffer, out: Buffer) {
         let mut lease = self.memory.lease();
         let weight = norm::Weight::read(&mut lease, weight);
         with_element!(x.dtype, T => {
-            norm::rms_norm_again(lease.read::<T>(x), &weight, lease.read(inverse_rms), lease.write::<T>(out));
+            norm::rms_norm_recompute(lease.read::<T>(x), &weight, lease.read(inverse_rms), lease.write::<T>(out));
         });
     }
 

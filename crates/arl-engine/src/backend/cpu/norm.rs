@@ -112,9 +112,9 @@ fn add_to<T: Element>(x: &[T], delta: &[T], sum: &mut [T]) {
 }
 
 /// [`rms_norm`] from the kept factors; the same arithmetic, so the same bits.
-pub(super) fn rms_norm_again<T: Element>(x: &[T], weight: &Weight<'_>, inverse_rms: &[f32], out: &mut [T]) {
+pub(super) fn rms_norm_recompute<T: Element>(x: &[T], weight: &Weight<'_>, inverse_rms: &[f32], out: &mut [T]) {
     let width = weight.values.len();
-    assert_eq!((x.len(), out.len()), (inverse_rms.len() * width, x.len()), "rms_norm_again of rows of {width}");
+    assert_eq!((x.len(), out.len()), (inverse_rms.len() * width, x.len()), "rms_norm_recompute of rows of {width}");
     let rows = rows_a_task(width);
     out.par_chunks_mut(rows * width).zip(x.par_chunks(rows * width)).zip(inverse_rms.par_chunks(rows)).for_each(
         |((out, x), inverse_rms)| {

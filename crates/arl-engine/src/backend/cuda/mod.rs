@@ -47,6 +47,7 @@ use super::{
     AdamW, Attention, AttentionLibrary, Backend, Buffer, CrossEntropy, DType, DeviceKind, Dropout, Event,
     GroupedMatmul, Heads, Matmul, MatmulAlgorithms, NormRope, NormWeight, Permutation, Pool, Router, Rows, Stream,
 };
+use crate::shape::Shape;
 
 /// The leaf operations on a CUDA device. They are queued, and done when something is read back.
 pub struct CudaBackend<D> {
@@ -89,22 +90,26 @@ pub(crate) const LIBRARY_BYTES: usize = 32 << 20;
 const MOST_HEAD: usize = 256;
 
 /// Refuses a model that the kernels do not have: its sizes, an offset of its norms, or heads that are rotated in part.
-pub(crate) fn check(heads: Heads, experts: usize, norm_offset: f32, rotary: usize) -> Result<()> {
+pub(crate) fn check(shape: &Shape) -> Result<()> {
     let refused = |what: String| {
         Err(Error::new(ErrorCode::Config, format!("{what} on a CUDA device"))
             .hint("use device cpu, which has no such bound"))
     };
-    if heads.dim > MOST_HEAD {
-        return refused(format!("head_dim is {}; at most {MOST_HEAD} is possible", heads.dim));
+    let dim = shape.heads.dim;
+    if dim > MOST_HEAD {
+        return refused(format!("head_dim is {dim}; at most {MOST_HEAD} is possible"));
     }
-    if norm_offset != 0.0 {
-        return refused(format!("norms add {norm_offset} to their weights, which is not built"));
+    if shape.hidden > norm::MOST_WIDTH {
+        return refused(format!("hidden_size is {}; at most {} is possible", shape.hidden, norm::MOST_WIDTH));
     }
-    if rotary != heads.dim {
-        return refused(format!("{rotary} of the {} elements of a head are rotated, which is not built", heads.dim));
+    if shape.norm_offset != 0.0 {
+        return refused(format!("norms add {} to their weights, which is not built", shape.norm_offset));
     }
-    if experts > moe::MOST_EXPERTS {
-        return refused(format!("num_experts is {experts}; at most {} are possible", moe::MOST_EXPERTS));
+    if shape.rotary != dim {
+        return refused(format!("{} of the {dim} elements of a head are rotated, which is not built", shape.rotary));
+    }
+    if shape.experts > moe::MOST_EXPERTS {
+        return refused(format!("num_experts is {}; at most {} are possible", shape.experts, moe::MOST_EXPERTS));
     }
     Ok(())
 }
@@ -264,8 +269,8 @@ impl<D: Device> Backend for CudaBackend<D> {
         norm::add_rms_norm(&mut self.device, x, delta, sum, norm::plain(weight), epsilon, out, inverse_rms);
     }
 
-    fn rms_norm_again(&mut self, x: Buffer, weight: NormWeight, inverse_rms: Buffer, out: Buffer) {
-        norm::rms_norm_again(&mut self.device, x, norm::plain(weight), inverse_rms, out);
+    fn rms_norm_recompute(&mut self, x: Buffer, weight: NormWeight, inverse_rms: Buffer, out: Buffer) {
+        norm::rms_norm_recompute(&mut self.device, x, norm::plain(weight), inverse_rms, out);
     }
 
     fn rms_norm_backward(

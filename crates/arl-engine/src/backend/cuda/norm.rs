@@ -7,25 +7,21 @@ use super::device::{Arg, Device, Launch, int, kernel, scratch_of};
 use super::elementwise::add_parts;
 use crate::backend::{Buffer, DType, NormWeight};
 
-/// Threads where rows are read element by element.
-const THREADS: usize = 256;
+/// The widest rows that the kernels hold in registers: in f32 the forward pass's, in all types the backward pass's.
+pub(super) const MOST_WIDTH: usize = 8192;
+const _: () = assert!(4 * PACKS * MOST_THREADS == MOST_WIDTH, "packs of f32 of a block of the forward pass");
+const _: () =
+    assert!(BACKWARD_ELEMENTS * MOST_BACKWARD_THREADS == MOST_WIDTH, "elements of a block of the backward pass");
+
 /// Threads that a block of the backward pass has for rows that need no more.
 const BACKWARD_THREADS: usize = 512;
 /// Rounds of rows that a block of the backward pass takes at least, before it sums what its threads have.
 const ROUNDS: usize = 4;
 
-/// Packs of a row, if it is a whole number of them.
-fn packs(width: usize, dtype: DType) -> Option<usize> {
-    let pack = 16 / dtype.bytes();
-    width.is_multiple_of(pack).then_some(width / pack)
-}
-
 /// Threads of a row of the forward pass: as few as hold it.
 fn threads(width: usize, dtype: DType) -> usize {
-    packs(width, dtype)
-        .map(|packs| packs.div_ceil(PACKS).next_multiple_of(32))
-        .filter(|threads| *threads <= MOST_THREADS)
-        .unwrap_or(THREADS)
+    let packs = width.div_ceil(16 / dtype.bytes());
+    packs.div_ceil(PACKS).next_multiple_of(32)
 }
 
 /// A weight without an offset; a model with one was refused when the engine was opened.
@@ -36,6 +32,7 @@ pub(super) fn plain(weight: NormWeight) -> Buffer {
 
 fn check(x: Buffer, weight: Buffer, inverse_rms: Buffer) {
     assert_eq!((x.len, x.dtype), (inverse_rms.len * weight.len, weight.dtype), "RMSNorm of rows of {}", weight.len);
+    assert!(weight.len <= MOST_WIDTH, "RMSNorm of rows of {}, at most {MOST_WIDTH}", weight.len);
 }
 
 /// As [`crate::backend::Backend::rms_norm`].
@@ -96,8 +93,14 @@ pub(super) fn add_rms_norm<D: Device>(
     });
 }
 
-/// As [`crate::backend::Backend::rms_norm_again`].
-pub(super) fn rms_norm_again<D: Device>(device: &mut D, x: Buffer, weight: Buffer, inverse_rms: Buffer, out: Buffer) {
+/// As [`crate::backend::Backend::rms_norm_recompute`].
+pub(super) fn rms_norm_recompute<D: Device>(
+    device: &mut D,
+    x: Buffer,
+    weight: Buffer,
+    inverse_rms: Buffer,
+    out: Buffer,
+) {
     check(x, weight, inverse_rms);
     device.launch(&Launch {
         kernel: kernel!(x.dtype, "rms_norm_recompute"),
@@ -124,17 +127,15 @@ pub(super) fn rms_norm_backward<D: Device>(
     let (rows, width) = (inverse_rms.len, weight.len);
     assert_eq!((d_out.len, d_x.len, d_weight.len), (x.len, x.len, width), "gradients of rows of {width}");
     let warps = width.div_ceil(32 * BACKWARD_ELEMENTS);
-    let packed = packs(width, x.dtype).is_some() && 32 * warps <= MOST_BACKWARD_THREADS;
-    // Rows at once.
-    let groups = if packed { (BACKWARD_THREADS / 32 / warps).max(1) } else { 1 };
+    let rows_at_once = (BACKWARD_THREADS / 32 / warps).max(1);
     // The scratch has room for so many rows: about two blocks a multiprocessor of a large device.
-    let parts = rows.div_ceil(groups * ROUNDS).min(2 * PARTS);
+    let parts = rows.div_ceil(rows_at_once * ROUNDS).min(2 * PARTS);
     let partial = scratch_of(scratch, DType::F32, parts * width);
     device.launch(&Launch {
         kernel: kernel!(x.dtype, "rms_norm_backward"),
         grid: [parts, 1, 1],
-        threads: if packed { 32 * warps * groups } else { THREADS },
-        shared_bytes: if packed { groups * width * DType::F32.bytes() } else { 0 },
+        threads: 32 * warps * rows_at_once,
+        shared_bytes: rows_at_once * width * DType::F32.bytes(),
         args: &[
             Arg::Read(d_out),
             Arg::Read(x),

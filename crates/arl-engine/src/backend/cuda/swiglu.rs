@@ -7,10 +7,9 @@ use crate::backend::{Buffer, DType};
 
 /// Threads of a block, blocks a row.
 fn blocks(width: usize, dtype: DType) -> (usize, usize) {
-    let pack = 16 / dtype.bytes();
-    let units = if width.is_multiple_of(pack) { width / pack } else { width };
-    let threads = units.next_multiple_of(32).clamp(32, MOST_THREADS);
-    (threads, units.div_ceil(threads))
+    let packs = width.div_ceil(16 / dtype.bytes());
+    let threads = packs.next_multiple_of(32).clamp(32, MOST_THREADS);
+    (threads, packs.div_ceil(threads))
 }
 
 /// As [`crate::backend::Backend::swiglu`].

@@ -1,4 +1,4 @@
-//! A device and the CPU side by side, with the memory that trials need. Knows no leaf.
+//! A device and the CPU as its reference, with the memory that trials need. Knows no leaf.
 
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::backend::{Backend, Buffer, DType, Pool};
@@ -9,15 +9,15 @@ use super::trial::{Figures, Trial};
 /// Columns and tokens for which scratch is reserved; no trial has more.
 const MOST: usize = 1 << 14;
 
-/// The two.
-pub(crate) struct Beside<'a> {
+/// A device, and the CPU that its results are compared with.
+pub(crate) struct WithReference<'a> {
     pub(crate) device: &'a mut dyn Backend,
     cpu: CpuBackend,
     /// Bytes of [`Pool::Step`] on both.
     room: usize,
 }
 
-impl<'a> Beside<'a> {
+impl<'a> WithReference<'a> {
     /// Reserves scratch on both.
     pub(crate) fn new(device: &'a mut dyn Backend) -> Result<Self> {
         let mut cpu = CpuBackend::new();
@@ -27,7 +27,7 @@ impl<'a> Beside<'a> {
         // NaN, so that a partial sum that is read but not written shows.
         let poisoned = Buffer { pool: Pool::Scratch, offset: 0, len: scratch / 4, dtype: DType::F32 };
         device.upload(&vec![0xff; poisoned.bytes()], poisoned);
-        Ok(Beside { device, cpu, room: 0 })
+        Ok(WithReference { device, cpu, room: 0 })
     }
 
     /// Makes the call on both; fails on the first result that is not near enough. What it left in the device's memory.
@@ -45,7 +45,7 @@ impl<'a> Beside<'a> {
     }
 
     /// The same call on the device again.
-    pub(crate) fn again(&mut self, trial: &Trial) -> Result<Vec<u8>> {
+    pub(crate) fn repeat(&mut self, trial: &Trial) -> Result<Vec<u8>> {
         trial.run(self.device)
     }
 }
