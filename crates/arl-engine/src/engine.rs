@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use arl_model::{CheckpointFormat, Error, ErrorCode, ExportOverrides, ModelConfig, ModelFiles, Result, RopeTable};
+use arl_model::{CheckpointFormat, Error, ErrorCode, ExportOverrides, ModelConfig, ModelFiles, Result};
 
 use crate::attention;
 use crate::backend::{Backend, Buffer, DType, Pool, split_master};
@@ -20,6 +20,7 @@ use crate::placement::store::{Store, TrainingStore};
 use crate::plan::{MICRO_BATCHES, MemoryPlan, StepPlan};
 use crate::queue::Queue;
 use crate::statistics::{MicroBatchStats, Statistics, take_statistics};
+use crate::rotary::RotaryTables;
 use crate::step::{Stages, Step};
 use crate::update::{Numbers, Pending, Update};
 
@@ -32,12 +33,13 @@ pub struct Engine<B: Backend + ?Sized> {
     /// How that folder holds the weights.
     pub(crate) format: CheckpointFormat,
     pub(crate) model: Model,
-    pub(crate) rope: RopeTable,
     pub(crate) adam: Adam,
     pub(crate) arena: Arena,
     pub(crate) stages: Stages,
     pub(crate) staging: Staging,
     pub(crate) plan: StepPlan,
+    /// The rotary embedding's tables on the device.
+    pub(crate) tables: RotaryTables,
     pub(crate) interrupt: Arc<AtomicBool>,
     /// Why attention is not the library's that it might be.
     attention_notice: Option<String>,
@@ -91,7 +93,8 @@ impl<B: Backend + ?Sized> Engine<B> {
         zero_gaps(&mut *backend, &model);
         Ok(Engine {
             backend,
-            rope: RopeTable::new(&config),
+        let mut tables = RotaryTables::default();
+        tables.reserve(&mut *backend, &model.rope, plan.positions)?;
             format: CheckpointFormat::new(&config),
             files,
             config,
@@ -104,6 +107,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             interrupt: Arc::new(AtomicBool::new(false)),
             attention_notice,
             steps: 0,
+            tables,
             queue: Queue::default(),
             pending: None,
             loss_scale: LossScale::new(options.dtype, options.loss_scaling)?,
@@ -149,13 +153,24 @@ impl<B: Backend + ?Sized> Engine<B> {
         Arc::clone(&self.interrupt)
     }
 
-    /// Makes room for micro-batches of `size`, `count` of them a step. Nothing happens where there is room already.
-    fn make_room(&mut self, size: BatchSize, count: usize) -> Result<()> {
-        if self.plan.holds(size, count) {
+    /// Makes room for micro-batches of `size` and so many positions, `count` of them a step. Nothing happens where there is
+    /// room already.
+    fn make_room(&mut self, size: BatchSize, positions: usize, count: usize) -> Result<()> {
+        if self.plan.holds(size, positions, count) {
             return Ok(());
         }
         let plan = StepPlan::new(&self.model, self.plan.larger(size), self.plan.micro_batches.max(count))?;
-        self.make_room_for(plan)
+        self.make_room_for(plan.with_positions(positions.max(self.plan.positions)))
+    }
+
+    /// Makes room for something else that was found by a dry run, over sequences of so many positions together.
+    pub(crate) fn make_room_in(&mut self, dry: Arena, positions: usize) -> Result<()> {
+        let enough = dry.peak() <= self.plan.bytes();
+        if enough && positions <= self.plan.positions {
+            return Ok(());
+        }
+        let plan = if enough { self.plan.clone() } else { self.plan.with_arena(dry) };
+        self.make_room_for(plan.with_positions(positions))
     }
 
     /// Reserves the memory of a plan. Where that fails there is room for nothing, until there is memory again.
@@ -170,6 +185,7 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// Empties the step's memory, for something else to be computed in it.
     pub(crate) fn clear_arena(&mut self) {
+        self.tables.reserve(&mut *self.backend, &self.model.rope, plan.positions)?;
         self.give_up_submitted();
         self.arena.clear();
     }
@@ -188,7 +204,8 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// Uploads a micro-batch and takes its memory.
     fn begin(&mut self, batch: &MicroBatch, keep: Option<Recompute>, sums: Buffer, balance: Option<Buffer>) -> Run {
-        let inputs = self.staging.upload(&mut *self.backend, &mut self.arena, batch, &self.rope);
+        let (backend, rope) = (&mut *self.backend, &self.model.rope);
+        let inputs = self.staging.upload(backend, &mut self.arena, batch, rope, &mut self.tables);
         self.parts().begin(inputs, keep, sums, balance)
     }
 
@@ -258,7 +275,7 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// Checks all micro-batches, counts their targets and makes room for the largest.
     fn prepare(&mut self, batches: &[MicroBatch]) -> Result<Vec<MicroBatchStats>> {
         let mut stats = Vec::with_capacity(batches.len());
-        let mut largest = BatchSize::default();
+        let (mut largest, mut positions) = (BatchSize::default(), 0);
         for (i, batch) in batches.iter().enumerate() {
             batch.validate(i, self.model.shape.vocab, self.model.shape.axes)?;
             let size = batch.size();
@@ -272,7 +289,12 @@ impl<B: Backend + ?Sized> Engine<B> {
                 ..MicroBatchStats::default()
             });
         }
-        self.make_room(largest, batches.len())?;
+            positions = positions.max(batch.positions());
+        if self.model.attention_library {
+            let asked = |batch: &MicroBatch| attention::asked(&self.model.blocks, batch.size(), batch.max_len());
+            self.backend.expect_attention(&batches.iter().flat_map(asked).collect::<Vec<_>>());
+        }
+        self.make_room(largest, positions, batches.len())?;
         self.clear_arena();
         Ok(stats)
     }

@@ -24,6 +24,7 @@ mod placement;
 mod plan;
 mod queue;
 mod shape;
+mod rotary;
 mod state;
 mod statistics;
 mod step;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use arl_model::{Block, Error, ErrorCode, ModelConfig, Result, Role};
+use arl_model::{Block, Error, ErrorCode, ModelConfig, Result, Role, RopeTable};
 
 use crate::attention;
 use crate::backend::{DType, DeviceKind, NormWeight};
@@ -17,6 +17,8 @@ use crate::shape::Shape;
 #[derive(Clone, Debug)]
 pub(crate) struct Model {
     pub(crate) shape: Shape,
+    /// Frequencies of the rotary embedding.
+    pub(crate) rope: RopeTable,
     pub(crate) placement: Placement,
     pub(crate) store: Store,
     /// `[vocab, hidden]`.
@@ -68,6 +70,7 @@ impl Model {
             attention_library: attention::planned(options.attention, kind, shape.heads, options.dtype, training)?,
             loss_chunk: options.loss_seq_chunk_size.unwrap_or(kind.default_logits_rows(config.vocab_size)),
             shape,
+            rope: RopeTable::new(config),
             store,
             embedding,
             layers: (0..config.layers.len()).map(layer).collect(),

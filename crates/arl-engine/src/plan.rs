@@ -11,6 +11,7 @@ use crate::batch::{BatchSize, Inputs};
 use crate::model::Model;
 use crate::options::EngineOptions;
 use crate::placement::arena::{Arena, Category};
+use crate::rotary::{Tables, table_bytes};
 use crate::statistics::take_statistics;
 use crate::step::{Stages, Step, host_bytes};
 
@@ -35,6 +36,8 @@ pub struct MemoryPlan {
 pub(crate) struct StepPlan {
     pub(crate) size: BatchSize,
     pub(crate) micro_batches: usize,
+    /// Positions of all sequences together: for the rotary embedding's tables.
+    pub(crate) positions: usize,
     arena: Arena,
     /// Of the inputs of layers that wait in host memory.
     host_bytes: usize,
@@ -46,7 +49,7 @@ impl StepPlan {
         let size = BatchSize { tokens: size.tokens.max(1), sequences: size.sequences.clamp(1, size.tokens.max(1)) };
         let mut arena = Arena::new(usize::MAX);
         take_statistics(&mut arena, &model.shape, micro_batches);
-        let inputs = Inputs::take(&mut arena, size, size.tokens, size.tokens, model.shape.rotary / 2);
+        let inputs = Inputs::take(&mut arena, size, size.tokens, size.tokens, Tables::dry(&model.rope));
         let (sums, balance) = take_statistics(&mut Arena::new(usize::MAX), &model.shape, 1);
         let mut step = Step {
             backend: &mut PlanBackend::default(),
@@ -66,17 +69,22 @@ impl StepPlan {
         let offloading = model.activation_offloading && model.store.training.is_some();
         let input_bytes = if offloading { size.tokens * model.shape.hidden * model.dtype.bytes() } else { 0 };
         let host_bytes = host_bytes(model.layers.len() - model.lowest_layer, input_bytes);
-        Ok(StepPlan { size, micro_batches, arena, host_bytes })
+        Ok(StepPlan { size, micro_batches, positions: size.tokens, arena, host_bytes })
     }
 
     /// The plan of an engine that has no memory.
     pub(crate) fn nothing() -> Self {
-        StepPlan { size: BatchSize::default(), micro_batches: 0, arena: Arena::new(0), host_bytes: 0 }
+        StepPlan { size: BatchSize::default(), micro_batches: 0, positions: 0, arena: Arena::new(0), host_bytes: 0 }
     }
 
     /// A plan that was found by another dry run, for the same micro-batches.
     pub(crate) fn with_arena(&self, arena: Arena) -> Self {
         StepPlan { arena, ..self.clone() }
+    }
+
+    /// The plan for no fewer positions than `positions`.
+    pub(crate) fn with_positions(self, positions: usize) -> Self {
+        StepPlan { positions: positions.max(self.positions), ..self }
     }
 
     /// Bytes of the pool.
@@ -91,9 +99,10 @@ impl StepPlan {
         backend.reserve(Pool::HostStep, self.host_bytes)
     }
 
-    /// Whether there is room for `count` micro-batches of `size`.
-    pub(crate) fn holds(&self, size: BatchSize, count: usize) -> bool {
-        size.tokens <= self.size.tokens && size.sequences <= self.size.sequences && count <= self.micro_batches
+    /// Whether there is room for `count` micro-batches of `size` and so many positions.
+    pub(crate) fn holds(&self, size: BatchSize, positions: usize, count: usize) -> bool {
+        let sizes = size.tokens <= self.size.tokens && size.sequences <= self.size.sequences;
+        sizes && positions <= self.positions && count <= self.micro_batches
     }
 
     /// The least size that holds both the plan's and `size`.
@@ -124,14 +133,16 @@ impl MemoryPlan {
             if *name == Category::Inputs.name() {
                 *bytes += rest;
             }
+        let tables = table_bytes(&model.rope, plan.positions);
         }
         categories.push(("scratch and libraries", own));
         categories.retain(|(_, bytes)| *bytes > 0);
         MemoryPlan {
-            total_bytes: store.bytes + plan.bytes() + own,
+            total_bytes: store.bytes + plan.bytes() + tables + own,
             categories,
             host_bytes: store.host_bytes + plan.host_bytes,
             host_categories,
+        categories.push(("rotary tables", tables));
         }
     }
 }

@@ -20,8 +20,8 @@ pub use self::buffer::{Buffer, DType, Event, Pool, Rows, Stream};
 pub use self::cuda::attention_library_scratch;
 pub use self::kind::DeviceKind;
 pub use self::operations::{
-    AdamW, Attention, AttentionLibrary, CrossEntropy, GroupedMatmul, Heads, Layout, Matmul, NormRope, NormWeight,
-    Permutation, Router, Sequences, join_master, split_master,
+    AdamW, Angles, Attention, AttentionLibrary, CrossEntropy, GroupedMatmul, Heads, Layout, Matmul, NormRope,
+    NormWeight, Permutation, Router, Sequences, join_master, split_master,
 };
 pub use self::rounding::StochasticRounding;
 
@@ -60,6 +60,12 @@ pub trait Backend: Send {
     }
 
     /// Makes `pool` hold `bytes`, zeroed. What it held before is gone. Fails with `Oom`.
+    /// Announces attention of the micro-batches that come next, so that what the device's own library needs for it is made
+    /// on other threads, while the device computes what was queued before.
+    fn expect_attention(&mut self, asked: &[AttentionLibrary]) {
+        let _ = asked;
+    }
+
     fn reserve(&mut self, pool: Pool, bytes: usize) -> Result<()>;
 
     /// Copies host bytes to the device; `source.len() == target.bytes()`. The source may be reused on return.

@@ -175,6 +175,11 @@ macro_rules! plain {
     ($($name:ident($($arg:ident: $type:ty),*) = $bytes:expr;)*) => {
         $(#[allow(clippy::too_many_arguments, reason = "the trait's signature")]
         fn $name(&mut self, $($arg: $type),*) {
+/// Those of the tables and of each token's rows: tokens at one position share a row, which stays in the cache.
+fn angles_bytes(angles: &Angles) -> f64 {
+    all(&[angles.cos, angles.sin, angles.rows])
+}
+
             let bytes = $bytes;
             self.measure(|| stringify!($name).into(), 0.0, bytes, |inner| inner.$name($($arg),*));
         })*
@@ -238,6 +243,10 @@ impl<B: Backend + ?Sized> Backend for ProfileBackend<B> {
         self.inner.memory()
     }
 
+    fn expect_attention(&mut self, asked: &[AttentionLibrary]) {
+        self.inner.expect_attention(asked);
+    }
+
     fn transfer(&mut self, stream: Stream, source: Buffer, target: Buffer) {
         let name = format!("transfer {stream:?}");
         // It runs concurrently with the leaves: two timestamps among theirs would not measure it.
@@ -286,8 +295,8 @@ impl<B: Backend + ?Sized> Backend for ProfileBackend<B> {
         rms_norm_again(x: Buffer, weight: NormWeight, inverse_rms: Buffer, out: Buffer) = all(&[x, weight.weight, inverse_rms, out]);
         rms_norm_backward(d_out: Buffer, x: Buffer, weight: NormWeight, inverse_rms: Buffer, d_x: Buffer, d_weight: Buffer) = all(&[d_out, x, weight.weight, inverse_rms, d_x, d_x, d_weight, d_weight]);
         add(x: Buffer, delta: Buffer) = all(&[x, x, delta]);
-        norm_rope(op: &NormRope, qkv: Buffer, qk: Buffer) = 2.0 * rotated_bytes(op, qk.dtype) + all(&[op.cos, op.sin]);
-        norm_rope_backward(op: &NormRope, qkv: Buffer, d_qkv: Buffer, d_norm: Option<(Buffer, Buffer)>) = (if op.norm.is_some() { 3.0 } else { 2.0 }) * rotated_bytes(op, qkv.dtype) + all(&[op.cos, op.sin]);
+        norm_rope(op: &NormRope, qkv: Buffer, qk: Buffer) = 2.0 * rotated_bytes(op, qk.dtype) + angles_bytes(&op.angles);
+        norm_rope_backward(op: &NormRope, qkv: Buffer, d_qkv: Buffer, d_norm: Option<(Buffer, Buffer)>) = (if op.norm.is_some() { 3.0 } else { 2.0 }) * rotated_bytes(op, qkv.dtype) + angles_bytes(&op.angles);
         attention_cached(heads: Heads, window: Option<usize>, scale: f32, q: Rows, k_cache: Buffer, v_cache: Buffer, capacity: usize, lengths: Buffer, out: Buffer) = all(&[out, out, k_cache, v_cache]);
         swiglu(gate_up: Buffer, width: usize, out: Buffer) = all(&[gate_up, out]);
         swiglu_backward(gate_up: Buffer, width: usize, d_out: Buffer) = all(&[gate_up, gate_up, d_out]);

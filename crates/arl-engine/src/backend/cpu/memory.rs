@@ -103,6 +103,7 @@ impl Drop for Mapping {
 pub(super) struct Memory {
     state: Mapping,
     step: Mapping,
+    angles: Mapping,
     scratch: Mapping,
     host_state: Mapping,
     host_step: Mapping,
@@ -112,7 +113,14 @@ impl Memory {
     /// Empty pools.
     pub(super) fn new() -> Memory {
         let empty = || Mapping::EMPTY;
-        Memory { state: empty(), step: empty(), scratch: empty(), host_state: empty(), host_step: empty() }
+        Memory {
+            state: empty(),
+            step: empty(),
+            angles: empty(),
+            scratch: empty(),
+            host_state: empty(),
+            host_step: empty(),
+        }
     }
 
     /// Replaces `pool` by `bytes` of zeroes.
@@ -120,6 +128,7 @@ impl Memory {
         let place = match pool {
             Pool::State => &mut self.state,
             Pool::Step => &mut self.step,
+            Pool::Angles => &mut self.angles,
             Pool::Scratch => &mut self.scratch,
             Pool::HostState => &mut self.host_state,
             Pool::HostStep => &mut self.host_step,
@@ -143,6 +152,7 @@ impl Memory {
         match pool {
             Pool::State => &self.state,
             Pool::Step => &self.step,
+            Pool::Angles => &self.angles,
             Pool::Scratch => &self.scratch,
             Pool::HostState => &self.host_state,
             Pool::HostStep => &self.host_step,

@@ -24,10 +24,14 @@ mod packed;
 mod packed_tests;
 #[cfg(test)]
 mod recording;
+#[cfg(any(test, feature = "cuda"))]
+mod planner;
 mod rope;
 #[cfg(test)]
 mod step_tests;
 mod swiglu;
+mod rotary_tests;
+#[cfg(test)]
 #[cfg(test)]
 #[allow(clippy::duplicate_mod, reason = "the leaves' tests run against each backend")]
 #[path = "../tests/mod.rs"]
@@ -155,6 +159,12 @@ impl<D: Device> Backend for CudaBackend<D> {
 
     fn reserve(&mut self, pool: Pool, bytes: usize) -> Result<()> {
         if pool == Pool::Scratch {
+    fn expect_attention(&mut self, asked: &[AttentionLibrary]) {
+        if self.attention_library {
+            packed::expect(&mut self.device, asked);
+        }
+    }
+
             self.scratch.len = bytes / DType::F32.bytes();
         }
         self.device.reserve(pool, bytes)

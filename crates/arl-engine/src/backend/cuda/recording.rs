@@ -33,12 +33,20 @@ pub(super) struct RecordingDevice<D> {
     clocks: [Clocks; Stream::ALL.len()],
     events: HashMap<u32, Clocks>,
     pools: HashMap<Pool, Runs>,
+    /// Bytes that came from the host's own memory.
+    pub(super) uploaded: usize,
     /// Copies that were queued on streams besides that of the leaves.
     pub(super) transfers: usize,
     /// Waits that were queued for events that had been recorded.
     pub(super) waits: usize,
     /// The kernels, in the order in which they were queued.
     pub(super) kernels: Vec<&'static str>,
+    /// Blocks of each kernel.
+    pub(super) blocks: HashMap<&'static str, usize>,
+    /// Shapes of attention that were announced, each with the number of kernels before it.
+    pub(super) expected: Vec<(usize, PackedShape)>,
+    /// Those that were asked for, likewise.
+    pub(super) planned: Vec<(usize, PackedShape)>,
     /// Times that the host waited for the device, or a device would have made it wait.
     pub(super) host_waits: usize,
     /// Whether something is on its way to the host.
@@ -58,9 +66,13 @@ impl<D: Device> RecordingDevice<D> {
             pools: HashMap::new(),
             transfers: 0,
             waits: 0,
+            uploaded: 0,
             kernels: Vec::new(),
             host_waits: 0,
             reading: false,
+            blocks: HashMap::new(),
+            expected: Vec::new(),
+            planned: Vec::new(),
             forgotten: 0,
             faults: Vec::new(),
         }
@@ -154,6 +166,7 @@ impl<D: Device> Device for RecordingDevice<D> {
         let host = matches!(target.pool, Pool::HostState | Pool::HostStep);
         if host {
             self.wait_for_all();
+        self.uploaded += source.len();
         }
         self.queue(Stream::Compute);
         self.write("upload", Stream::Compute, target);
@@ -257,6 +270,7 @@ impl<D: Device> Device for RecordingDevice<D> {
         }
         for arg in launch.args {
             if let Arg::Write(buffer) | Arg::Update(buffer) = *arg {
+        *self.blocks.entry(launch.kernel).or_default() += launch.grid.iter().product::<usize>();
                 self.write(launch.kernel, Stream::Compute, buffer);
             }
         }
@@ -280,7 +294,13 @@ impl<D: Device> Device for RecordingDevice<D> {
     fn packed_attention(&mut self, pass: &PackedAttention) {
         self.queue(Stream::Compute);
         let (read, written) = pass.uses();
+    fn expect_attention(&mut self, shape: &PackedShape) {
+        self.expected.push((self.kernels.len(), *shape));
+        self.inner.expect_attention(shape);
+    }
+
         for buffer in read {
+        self.planned.push((self.kernels.len(), *shape));
             self.read("packed_attention", Stream::Compute, buffer);
         }
         for buffer in written {
@@ -330,3 +350,8 @@ impl Device for NoDevice {
 #[cfg(test)]
 #[path = "recording_tests.rs"]
 mod tests;
+    fn packed_attention(&mut self, _pass: &PackedAttention) {}
+
+    fn plan_attention(&mut self, _shape: &PackedShape) -> std::result::Result<(), String> {
+        Ok(())
+    }
