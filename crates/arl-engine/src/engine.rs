@@ -11,6 +11,7 @@ use crate::attention;
 use crate::backend::{Backend, Buffer, DType, Pool, split_master};
 use crate::batch::{BatchSize, MicroBatch, Staging};
 use crate::blocks::Run;
+use crate::kept::Kept;
 use crate::logits_rows::with_logits_rows;
 use crate::loss_scale::LossScale;
 use crate::model::Model;
@@ -19,8 +20,8 @@ use crate::placement::arena::Arena;
 use crate::placement::store::{Store, TrainingStore};
 use crate::plan::{MICRO_BATCHES, MemoryPlan, StepPlan};
 use crate::queue::Queue;
-use crate::statistics::{MicroBatchStats, Statistics, take_statistics};
 use crate::rotary::RotaryTables;
+use crate::statistics::{MicroBatchStats, Statistics, take_statistics};
 use crate::step::{Stages, Step};
 use crate::update::{Numbers, Pending, Update};
 
@@ -37,9 +38,9 @@ pub struct Engine<B: Backend + ?Sized> {
     pub(crate) arena: Arena,
     pub(crate) stages: Stages,
     pub(crate) staging: Staging,
-    pub(crate) plan: StepPlan,
     /// The rotary embedding's tables on the device.
     pub(crate) tables: RotaryTables,
+    pub(crate) plan: StepPlan,
     pub(crate) interrupt: Arc<AtomicBool>,
     /// Why attention is not the library's that it might be.
     attention_notice: Option<String>,
@@ -48,6 +49,8 @@ pub struct Engine<B: Backend + ?Sized> {
     pub(crate) queue: Queue,
     /// What is left of the last update, for the next forward pass to do.
     pub(crate) pending: Option<Pending>,
+    /// Pieces of the offloaded optimizer that stay on the device.
+    pub(crate) kept: Kept,
     /// Of the next step; `None` where gradients need none.
     pub(crate) loss_scale: Option<LossScale>,
     /// What the gradients that were computed last are to be divided by.
@@ -76,7 +79,7 @@ impl<B: Backend + ?Sized> Engine<B> {
     }
 
     /// An engine whose memory is reserved and zero.
-    fn reserve(mut backend: Box<B>, files: ModelFiles, options: &EngineOptions) -> Result<Self> {
+    pub(crate) fn reserve(mut backend: Box<B>, files: ModelFiles, options: &EngineOptions) -> Result<Self> {
         let config = files.config()?;
         let options = &with_logits_rows(&config, options, backend.kind(), backend.memory()?)?;
         let mut model = Model::new(&config, options, backend.kind())?;
@@ -90,11 +93,12 @@ impl<B: Backend + ?Sized> Engine<B> {
         backend.reserve(Pool::State, model.store.bytes)?;
         backend.reserve(Pool::HostState, model.store.host_bytes)?;
         plan.reserve(&mut *backend, &model)?;
-        zero_gaps(&mut *backend, &model);
-        Ok(Engine {
-            backend,
         let mut tables = RotaryTables::default();
         tables.reserve(&mut *backend, &model.rope, plan.positions)?;
+        zero_gaps(&mut *backend, &model);
+        let kept = Kept::reserve(&mut *backend, &model)?;
+        Ok(Engine {
+            backend,
             format: CheckpointFormat::new(&config),
             files,
             config,
@@ -103,13 +107,14 @@ impl<B: Backend + ?Sized> Engine<B> {
             arena: Arena::new(plan.bytes()),
             stages: Stages::default(),
             staging: Staging::default(),
+            tables,
             plan,
             interrupt: Arc::new(AtomicBool::new(false)),
             attention_notice,
             steps: 0,
-            tables,
             queue: Queue::default(),
             pending: None,
+            kept,
             loss_scale: LossScale::new(options.dtype, options.loss_scaling)?,
             gradient_scale: 1.0,
             rounding_seed: options.rounding_seed,
@@ -139,7 +144,8 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// Bytes reserved, by category.
     pub fn memory(&self) -> MemoryPlan {
-        MemoryPlan::of(&self.model, &self.plan, self.backend.kind())
+        let kept = self.model.store.slots.map_or(0, |slots| self.kept.count * slots.kept_bytes());
+        MemoryPlan::of(&self.model, &self.plan, self.backend.kind()).with_kept(kept)
     }
 
     /// Optimizer steps done, of which the host knows.
@@ -176,16 +182,18 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// Reserves the memory of a plan. Where that fails there is room for nothing, until there is memory again.
     pub(crate) fn make_room_for(&mut self, plan: StepPlan) -> Result<()> {
         self.give_up_submitted();
+        self.give_up_kept()?;
         self.plan = StepPlan::nothing();
         plan.reserve(&mut *self.backend, &self.model)?;
+        self.tables.reserve(&mut *self.backend, &self.model.rope, plan.positions)?;
         self.arena = Arena::new(plan.bytes());
         self.plan = plan;
+        self.kept = Kept::reserve(&mut *self.backend, &self.model)?;
         Ok(())
     }
 
     /// Empties the step's memory, for something else to be computed in it.
     pub(crate) fn clear_arena(&mut self) {
-        self.tables.reserve(&mut *self.backend, &self.model.rope, plan.positions)?;
         self.give_up_submitted();
         self.arena.clear();
     }
@@ -281,6 +289,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             let size = batch.size();
             largest.tokens = largest.tokens.max(size.tokens);
             largest.sequences = largest.sequences.max(size.sequences);
+            positions = positions.max(batch.positions());
             let weights = || (0..size.tokens).map(|t| batch.weight(t)).filter(|&w| w > 0.0);
             stats.push(MicroBatchStats {
                 tokens: size.tokens,
@@ -289,7 +298,6 @@ impl<B: Backend + ?Sized> Engine<B> {
                 ..MicroBatchStats::default()
             });
         }
-            positions = positions.max(batch.positions());
         if self.model.attention_library {
             let asked = |batch: &MicroBatch| attention::asked(&self.model.blocks, batch.size(), batch.max_len());
             self.backend.expect_attention(&batches.iter().flat_map(asked).collect::<Vec<_>>());
@@ -333,7 +341,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         let update = Update::new(&store, training, self.model.placement.runs.clone(), numbers);
         match store.slots {
             None => update.run(&mut *self.backend),
-            Some(slots) => self.pending = Some(Pending::begin(&mut *self.backend, update, slots)),
+            Some(slots) => self.pending = Some(Pending::begin(&mut *self.backend, update, slots, &mut self.kept)),
         }
     }
 

@@ -112,6 +112,13 @@ impl StepPlan {
 }
 
 impl MemoryPlan {
+    /// With so many bytes of the optimizer's pieces that stay on the device.
+    pub(crate) fn with_kept(mut self, bytes: usize) -> Self {
+        self.categories.extend((bytes > 0).then_some(("optimizer pieces kept", bytes)));
+        self.total_bytes += bytes;
+        self
+    }
+
     pub(crate) fn of(model: &Model, plan: &StepPlan, kind: DeviceKind) -> Self {
         let store = &model.store;
         let own = kind.own_bytes(model.shape.widest(), plan.size.tokens);
@@ -126,6 +133,7 @@ impl MemoryPlan {
         categories.extend(store.slots.map(|slots| ("optimizer slots", slots.bytes())));
         host_categories.push(("activations", plan.host_bytes));
         host_categories.retain(|(_, bytes)| *bytes > 0);
+        let tables = table_bytes(&model.rope, plan.positions);
         let rest = store.bytes - categories.iter().map(|(_, bytes)| bytes).sum::<usize>();
         let step = Category::ALL.iter().zip(plan.arena.at_peak());
         categories.extend(step.map(|(category, bytes)| (category.name(), bytes)));
@@ -133,8 +141,8 @@ impl MemoryPlan {
             if *name == Category::Inputs.name() {
                 *bytes += rest;
             }
-        let tables = table_bytes(&model.rope, plan.positions);
         }
+        categories.push(("rotary tables", tables));
         categories.push(("scratch and libraries", own));
         categories.retain(|(_, bytes)| *bytes > 0);
         MemoryPlan {
@@ -142,12 +150,12 @@ impl MemoryPlan {
             categories,
             host_bytes: store.host_bytes + plan.host_bytes,
             host_categories,
-        categories.push(("rotary tables", tables));
         }
     }
 }
 
-/// The memory that an engine with these options takes, by category. Takes none itself.
+/// The memory that an engine with these options takes, by category; with `optimizer_offload` it keeps some of what it offloads
+/// on the device as well, where that has more. Takes none itself.
 pub fn plan_memory(dir: &Path, options: &EngineOptions, kind: DeviceKind) -> Result<MemoryPlan> {
     let config = ModelConfig::from_dir(dir)?;
     plan_memory_of(&config, options, kind)

@@ -15,6 +15,7 @@ mod operations;
 pub mod plan;
 pub mod profile;
 mod rounding;
+pub mod timeline;
 
 pub use self::buffer::{Buffer, DType, Event, Pool, Rows, Stream};
 pub use self::cuda::attention_library_scratch;
@@ -59,13 +60,13 @@ pub trait Backend: Send {
         Err("this device has no library for attention".into())
     }
 
-    /// Makes `pool` hold `bytes`, zeroed. What it held before is gone. Fails with `Oom`.
     /// Announces attention of the micro-batches that come next, so that what the device's own library needs for it is made
     /// on other threads, while the device computes what was queued before.
     fn expect_attention(&mut self, asked: &[AttentionLibrary]) {
         let _ = asked;
     }
 
+    /// Makes `pool` hold `bytes`, zeroed. What it held before is gone. Fails with `Oom`.
     fn reserve(&mut self, pool: Pool, bytes: usize) -> Result<()>;
 
     /// Copies host bytes to the device; `source.len() == target.bytes()`. The source may be reused on return.

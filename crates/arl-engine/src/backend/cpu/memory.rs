@@ -103,6 +103,7 @@ impl Drop for Mapping {
 pub(super) struct Memory {
     state: Mapping,
     step: Mapping,
+    kept: Mapping,
     angles: Mapping,
     scratch: Mapping,
     host_state: Mapping,
@@ -116,6 +117,7 @@ impl Memory {
         Memory {
             state: empty(),
             step: empty(),
+            kept: empty(),
             angles: empty(),
             scratch: empty(),
             host_state: empty(),
@@ -128,6 +130,7 @@ impl Memory {
         let place = match pool {
             Pool::State => &mut self.state,
             Pool::Step => &mut self.step,
+            Pool::Kept => &mut self.kept,
             Pool::Angles => &mut self.angles,
             Pool::Scratch => &mut self.scratch,
             Pool::HostState => &mut self.host_state,
@@ -152,6 +155,7 @@ impl Memory {
         match pool {
             Pool::State => &self.state,
             Pool::Step => &self.step,
+            Pool::Kept => &self.kept,
             Pool::Angles => &self.angles,
             Pool::Scratch => &self.scratch,
             Pool::HostState => &self.host_state,

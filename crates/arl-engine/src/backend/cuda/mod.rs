@@ -13,6 +13,8 @@ mod emulated_library;
 #[cfg(feature = "cuda")]
 mod gpu;
 mod guard;
+#[cfg(test)]
+mod kept_tests;
 #[cfg(any(test, feature = "cuda"))]
 mod least_recent;
 mod matmul;
@@ -22,16 +24,16 @@ mod optimizer;
 mod packed;
 #[cfg(test)]
 mod packed_tests;
-#[cfg(test)]
-mod recording;
 #[cfg(any(test, feature = "cuda"))]
 mod planner;
+#[cfg(test)]
+mod recording;
 mod rope;
+#[cfg(test)]
+mod rotary_tests;
 #[cfg(test)]
 mod step_tests;
 mod swiglu;
-mod rotary_tests;
-#[cfg(test)]
 #[cfg(test)]
 #[allow(clippy::duplicate_mod, reason = "the leaves' tests run against each backend")]
 #[path = "../tests/mod.rs"]
@@ -157,14 +159,14 @@ impl<D: Device> Backend for CudaBackend<D> {
         Ok(())
     }
 
-    fn reserve(&mut self, pool: Pool, bytes: usize) -> Result<()> {
-        if pool == Pool::Scratch {
     fn expect_attention(&mut self, asked: &[AttentionLibrary]) {
         if self.attention_library {
             packed::expect(&mut self.device, asked);
         }
     }
 
+    fn reserve(&mut self, pool: Pool, bytes: usize) -> Result<()> {
+        if pool == Pool::Scratch {
             self.scratch.len = bytes / DType::F32.bytes();
         }
         self.device.reserve(pool, bytes)

@@ -51,6 +51,8 @@ pub(super) struct RecordingDevice<D> {
     pub(super) host_waits: usize,
     /// Whether something is on its way to the host.
     reading: bool,
+    /// Free memory that it reports.
+    pub(super) free: Option<usize>,
     /// The number of a wait to leave out, counted from 1: what is then wrong must be found.
     pub(super) forgotten: usize,
     /// What is wrong, in the order in which it was queued.
@@ -64,15 +66,16 @@ impl<D: Device> RecordingDevice<D> {
             clocks: [[1; 3]; 3],
             events: HashMap::new(),
             pools: HashMap::new(),
+            uploaded: 0,
             transfers: 0,
             waits: 0,
-            uploaded: 0,
             kernels: Vec::new(),
-            host_waits: 0,
-            reading: false,
             blocks: HashMap::new(),
             expected: Vec::new(),
             planned: Vec::new(),
+            host_waits: 0,
+            reading: false,
+            free: None,
             forgotten: 0,
             faults: Vec::new(),
         }
@@ -163,10 +166,10 @@ impl<D: Device> Device for RecordingDevice<D> {
     }
 
     fn upload(&mut self, source: &[u8], target: Buffer) {
+        self.uploaded += source.len();
         let host = matches!(target.pool, Pool::HostState | Pool::HostStep);
         if host {
             self.wait_for_all();
-        self.uploaded += source.len();
         }
         self.queue(Stream::Compute);
         self.write("upload", Stream::Compute, target);
@@ -244,6 +247,10 @@ impl<D: Device> Device for RecordingDevice<D> {
         }
     }
 
+    fn memory(&self) -> Result<Option<(usize, usize)>> {
+        Ok(self.free.map(|free| (free, free)))
+    }
+
     fn zero(&mut self, target: Buffer) {
         self.queue(Stream::Compute);
         self.write("zero", Stream::Compute, target);
@@ -263,6 +270,7 @@ impl<D: Device> Device for RecordingDevice<D> {
         }
         self.queue(Stream::Compute);
         self.kernels.push(launch.kernel);
+        *self.blocks.entry(launch.kernel).or_default() += launch.grid.iter().product::<usize>();
         for arg in launch.args {
             if let Arg::Read(buffer) | Arg::Update(buffer) = *arg {
                 self.read(launch.kernel, Stream::Compute, buffer);
@@ -270,7 +278,6 @@ impl<D: Device> Device for RecordingDevice<D> {
         }
         for arg in launch.args {
             if let Arg::Write(buffer) | Arg::Update(buffer) = *arg {
-        *self.blocks.entry(launch.kernel).or_default() += launch.grid.iter().product::<usize>();
                 self.write(launch.kernel, Stream::Compute, buffer);
             }
         }
@@ -287,20 +294,20 @@ impl<D: Device> Device for RecordingDevice<D> {
         self.inner.matmul(op);
     }
 
+    fn expect_attention(&mut self, shape: &PackedShape) {
+        self.expected.push((self.kernels.len(), *shape));
+        self.inner.expect_attention(shape);
+    }
+
     fn plan_attention(&mut self, shape: &PackedShape) -> std::result::Result<(), String> {
+        self.planned.push((self.kernels.len(), *shape));
         self.inner.plan_attention(shape)
     }
 
     fn packed_attention(&mut self, pass: &PackedAttention) {
         self.queue(Stream::Compute);
         let (read, written) = pass.uses();
-    fn expect_attention(&mut self, shape: &PackedShape) {
-        self.expected.push((self.kernels.len(), *shape));
-        self.inner.expect_attention(shape);
-    }
-
         for buffer in read {
-        self.planned.push((self.kernels.len(), *shape));
             self.read("packed_attention", Stream::Compute, buffer);
         }
         for buffer in written {
@@ -345,13 +352,13 @@ impl Device for NoDevice {
     fn copy(&mut self, _source: Buffer, _target: Buffer) {}
     fn launch(&mut self, _launch: &Launch<'_>) {}
     fn matmul(&mut self, _op: &Matmul) {}
-}
-
-#[cfg(test)]
-#[path = "recording_tests.rs"]
-mod tests;
     fn packed_attention(&mut self, _pass: &PackedAttention) {}
 
     fn plan_attention(&mut self, _shape: &PackedShape) -> std::result::Result<(), String> {
         Ok(())
     }
+}
+
+#[cfg(test)]
+#[path = "recording_tests.rs"]
+mod tests;
