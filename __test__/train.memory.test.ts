@@ -117,10 +117,20 @@ describe("the check of memory", () => {
 		const error = await check(options, device("cuda:0", 80, 79), device("cpu", 32, 20));
 		expect(error).toMatchObject({ code: "ARL_OOM" });
 		expect(error.message).toBe(
-			"the run keeps 44.0 GiB in host memory, of which 20.0 GiB are available\nmoments 40.0 GiB, activations 4.00 GiB",
+			"the run keeps 44.0 GiB in host memory, and the machine has 32.0 GiB\nmoments 40.0 GiB, activations 4.00 GiB",
 		);
+		const onCpu = await check(options, device("cpu", 80, 79), device("cpu", 80, 20));
+		expect(onCpu.message).toContain("the run keeps 44.0 GiB in host memory, and 20.0 GiB are available");
 		expect(error.hint).toBe(
 			"Without --optimizer_offload moments (40.0 GiB) stay on the GPU.\nWithout --activation_offloading activations (4.00 GiB) stay on the GPU.",
+		);
+	});
+
+	it("leaves what a GPU offloads to the attempt where the host has the memory, however little of it is free", () => {
+		const options = { ...OPTIONS, optimizerOffload: true };
+		const at = { device: device("cuda:0", 80, 79), host: device("cpu", 64, 3) };
+		expect(checkMemory(plan(options), at, () => advise(options, plan, free))).toContain(
+			"40.0 GiB in host memory, 3.00 GiB available: moments 40.0 GiB",
 		);
 	});
 

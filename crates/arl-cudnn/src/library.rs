@@ -169,7 +169,8 @@ impl Drop for Cudnn {
     }
 }
 
-/// A plan, to be run by the [`Cudnn`] that made it.
+/// A plan, to be run by any [`Cudnn`] on the same device, one at a time: it keeps the device's properties, and the handle
+/// gives it the stream alone.
 #[derive(Debug)]
 pub struct Plan {
     raw: NonNull<RawAttention>,

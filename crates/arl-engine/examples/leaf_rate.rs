@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::backend::{
-    AdamW, Attention, Backend, Buffer, CrossEntropy, DType, Heads, Layout, Matmul, NormRope, Pool, Rows, Sequences,
-    StochasticRounding,
+    AdamW, Angles, Attention, Backend, Buffer, CrossEntropy, DType, Heads, Layout, Matmul, NormRope, Pool, Rows,
+    Sequences, StochasticRounding,
 };
 
 const TOKENS: usize = 2048;
@@ -263,8 +263,12 @@ fn attention(b: &mut Bench, heads: Heads, dtype: DType) {
         rotary: dim,
         tokens: TOKENS,
         norm: Some((b.noise(dim, dtype).into(), b.noise(dim, dtype).into(), 1e-6)),
-        cos: b.noise(TOKENS * dim / 2, DType::F32),
-        sin: b.noise(TOKENS * dim / 2, DType::F32),
+        angles: Angles {
+            cos: b.noise(SEQUENCE * dim / 2, DType::F32),
+            sin: b.noise(SEQUENCE * dim / 2, DType::F32),
+            rows: b.ints((0..TOKENS).map(|token| token % SEQUENCE)),
+            axes: None,
+        },
     };
     let (qkv, qk) = (b.noise(TOKENS * width, dtype), b.noise(TOKENS * rotated, dtype));
     let d_qkv = b.noise(TOKENS * width, dtype);

@@ -184,7 +184,8 @@ fn run(arguments: &Arguments) -> Result<(), String> {
         })
     );
     if arguments.profile {
-        let totals = engine.backend_mut().take().map_err(message)?.leaves;
+        let profile = engine.backend_mut().take().map_err(message)?;
+        let (totals, gaps) = (profile.leaves, profile.gaps);
         let all: f64 = totals.iter().map(|(_, t)| t.seconds).sum();
         let steps = arguments.steps as f64;
         println!("{:52} {:>8} {:>10} {:>6} {:>10} {:>8}", "leaf", "calls", "ms/step", "%", "GFLOP/s", "GB/s");
@@ -199,6 +200,7 @@ fn run(arguments: &Arguments) -> Result<(), String> {
             );
         }
         println!("{:52} {:8} {:10.2}", "all leaves", "", all / steps * 1e3);
+        println!("{:52} {:8} {:10.2}", "between leaves", "", gaps / steps * 1e3);
     }
     Ok(())
 }

@@ -37,7 +37,8 @@ pub(crate) fn settle<B: Backend + ?Sized>(
     blocks: &[Block],
     size: BatchSize,
 ) -> Result<Option<String>> {
-    let Err(reason) = backend.use_attention_library(&expected(blocks, size)) else { return Ok(None) };
+    let max_len = size.tokens.div_ceil(size.sequences.max(1));
+    let Err(reason) = backend.use_attention_library(&asked(blocks, size, max_len)) else { return Ok(None) };
     if choice == AttentionChoice::Cudnn {
         return Err(Error::new(ErrorCode::Device, format!("attention cudnn: {reason}"))
             .hint("use attention auto or own; `arl doctor` shows which cuDNN was found"));
@@ -45,8 +46,8 @@ pub(crate) fn settle<B: Backend + ?Sized>(
     Ok(Some(format!("attention runs on arl's own kernels: {reason}")))
 }
 
-/// Attention over micro-batches of about `size`, once for each window that layers have.
-fn expected(blocks: &[Block], size: BatchSize) -> Vec<AttentionLibrary> {
+/// Attention over micro-batches of `size`, whose longest sequence has `max_len` tokens: once for each window that layers have.
+pub(crate) fn asked(blocks: &[Block], size: BatchSize, max_len: usize) -> Vec<AttentionLibrary> {
     let mut attentions: Vec<&Attention> = blocks.iter().filter_map(Block::attention).collect();
     attentions.sort_unstable_by_key(|attention| attention.window);
     attentions.dedup_by_key(|attention| attention.window);
@@ -57,7 +58,7 @@ fn expected(blocks: &[Block], size: BatchSize) -> Vec<AttentionLibrary> {
         scale: heads.scale(),
         tokens: size.tokens.max(1),
         sequences,
-        max_len: size.tokens.max(1).div_ceil(sequences),
+        max_len: max_len.max(1),
         strides: [heads.qk_columns(), heads.qk_columns(), heads.qkv_columns(), heads.query_columns()],
     };
     attentions.into_iter().map(asked).collect()

@@ -2,8 +2,9 @@
 
 use arl_model::{Error, ErrorCode, Result, RopeTable};
 
-use crate::backend::{Backend, Buffer, DType, Sequences};
+use crate::backend::{Angles, Backend, Buffer, DType, Sequences};
 use crate::placement::arena::{Arena, Category};
+use crate::rotary::{RotaryTables, Span, Tables};
 
 /// Target of a position that is not trained.
 pub const IGNORED: i32 = -100;
@@ -41,6 +42,11 @@ impl MicroBatch {
     /// Its size.
     pub fn size(&self) -> BatchSize {
         BatchSize { tokens: self.input_ids.len(), sequences: self.cu_seqlens.len().saturating_sub(1) }
+    }
+
+    /// Tokens of its longest sequence.
+    pub(crate) fn max_len(&self) -> usize {
+        self.cu_seqlens.windows(2).map(|sequence| (sequence[1] - sequence[0]) as usize).max().unwrap_or(0)
     }
 
     /// The weight of the target at `t`; 0 where it is not trained.
@@ -109,10 +115,23 @@ impl MicroBatch {
 }
 
 impl MicroBatch {
-    /// The positions of some tokens, by axis.
-    fn axes(&self, tokens: std::ops::Range<usize>) -> [&[i32]; 3] {
-        let axis = if self.positions.len() == self.input_ids.len() { 0 } else { self.input_ids.len() };
-        [0, axis, 2 * axis].map(|first| &self.positions[first + tokens.start..first + tokens.end])
+    /// Positions on every axis of each token of a valid micro-batch, for each sequence.
+    fn spans(&self) -> impl Iterator<Item = Span> + '_ {
+        let tokens = self.input_ids.len();
+        self.cu_seqlens.windows(2).map(move |sequence| {
+            let (start, end) = (sequence[0] as usize, sequence[1] as usize);
+            let axes = self.positions.chunks_exact(tokens).map(|axis| &axis[start..end]);
+            // Those of one axis are 0 .. len.
+            let last = if self.positions.len() == tokens { None } else { axes.flatten().max() };
+            let positions = 0..last.map_or(end - start, |last| *last as usize + 1);
+            Span { sequence_len: end - start, positions }
+        })
+    }
+
+    /// Positions of all sequences of a valid micro-batch, or its tokens, where they are more: the size of the rotary
+    /// embedding's tables.
+    pub(crate) fn positions(&self) -> usize {
+        self.spans().map(|span| span.positions.end).sum::<usize>().max(self.input_ids.len())
     }
 }
 
@@ -125,10 +144,7 @@ pub(crate) struct Inputs {
     pub(crate) sequences: Sequences,
     /// i32 `[T]`.
     pub(crate) ids: Buffer,
-    /// f32 `[T, rotary / 2]`.
-    pub(crate) cos: Buffer,
-    /// f32 `[T, rotary / 2]`.
-    pub(crate) sin: Buffer,
+    pub(crate) angles: Angles,
     /// i32 `[R]`: the positions that have a target, ascending.
     pub(crate) rows: Buffer,
     /// i32 `[R]`.
@@ -144,8 +160,9 @@ pub(crate) struct Inputs {
 }
 
 impl Inputs {
-    /// Takes the memory for a micro-batch of `size` of which `target_rows` positions have a target, with `half` angles a token.
-    pub(crate) fn take(arena: &mut Arena, size: BatchSize, target_rows: usize, max_len: usize, half: usize) -> Self {
+    /// Takes the memory for a micro-batch of `size` of which `target_rows` positions have a target, whose tokens are rotated
+    /// by angles of `tables`.
+    pub(crate) fn take(arena: &mut Arena, size: BatchSize, target_rows: usize, max_len: usize, tables: Tables) -> Self {
         let mut take = |dtype, len| arena.take(Category::Inputs, dtype, len);
         let (t, r) = (size.tokens, target_rows);
         Inputs {
@@ -153,8 +170,7 @@ impl Inputs {
             target_rows,
             sequences: Sequences { cu_seqlens: take(DType::I32, size.sequences + 1), count: size.sequences, max_len },
             ids: take(DType::I32, t),
-            cos: take(DType::F32, t * half),
-            sin: take(DType::F32, t * half),
+            angles: tables.with_rows(take(DType::I32, tables.rows_a_token() * t)),
             rows: take(DType::I32, r),
             targets: take(DType::I32, r),
             weights: take(DType::F32, r),
@@ -173,8 +189,8 @@ pub(crate) struct Staging {
     targets: Vec<i32>,
     weights: Vec<f32>,
     ones: Vec<f32>,
-    cos: Vec<f32>,
-    sin: Vec<f32>,
+    spans: Vec<Span>,
+    angle_rows: Vec<i32>,
 }
 
 impl Staging {
@@ -185,6 +201,7 @@ impl Staging {
         arena: &mut Arena,
         batch: &MicroBatch,
         rope: &RopeTable,
+        tables: &mut RotaryTables,
     ) -> Inputs {
         self.rows.clear();
         self.targets.clear();
@@ -198,23 +215,23 @@ impl Staging {
             }
         }
         self.ones.resize(self.rows.len(), 1.0);
-        let half = rope.half();
-        let table = batch.input_ids.len() * half;
-        self.cos.resize(table, 0.0);
-        self.sin.resize(table, 0.0);
-        let mut max_len = 0;
-        for sequence in batch.cu_seqlens.windows(2) {
-            let (start, end) = (sequence[0] as usize, sequence[1] as usize);
-            max_len = max_len.max(end - start);
-            let part = start * half..end * half;
-            rope.fill_axes(end - start, batch.axes(start..end), &mut self.cos[part.clone()], &mut self.sin[part]);
+        self.spans.clear();
+        self.spans.extend(batch.spans());
+        let (tables, offsets) = tables.provide(backend, rope, &self.spans);
+        self.angle_rows.clear();
+        for axis in batch.positions.chunks_exact(batch.input_ids.len()) {
+            for (sequence, offset) in batch.cu_seqlens.windows(2).zip(&offsets) {
+                let positions = &axis[sequence[0] as usize..sequence[1] as usize];
+                self.angle_rows.extend(positions.iter().map(|position| (*position as isize + offset) as i32));
+            }
         }
+        let one_axis = self.angle_rows.len() == batch.input_ids.len();
+        let tables = if one_axis { tables.one_axis() } else { tables };
 
-        let inputs = Inputs::take(arena, batch.size(), self.rows.len(), max_len, half);
+        let inputs = Inputs::take(arena, batch.size(), self.rows.len(), batch.max_len(), tables);
         backend.upload(bytemuck::cast_slice(&batch.cu_seqlens), inputs.sequences.cu_seqlens);
         backend.upload(bytemuck::cast_slice(&batch.input_ids), inputs.ids);
-        backend.upload(bytemuck::cast_slice(&self.cos), inputs.cos);
-        backend.upload(bytemuck::cast_slice(&self.sin), inputs.sin);
+        backend.upload(bytemuck::cast_slice(&self.angle_rows), inputs.angles.rows);
         backend.upload(bytemuck::cast_slice(&self.rows), inputs.rows);
         backend.upload(bytemuck::cast_slice(&self.targets), inputs.targets);
         backend.upload(bytemuck::cast_slice(&self.weights), inputs.weights);
@@ -249,8 +266,11 @@ mod tests {
     fn positions_of_three_axes_are_for_models_that_have_them() {
         let three = MicroBatch { positions: vec![0, 1, 5, 5, 7, 0, 1, 5, 6, 7, 0, 1, 5, 5, 8], ..batch() };
         three.validate(0, 6, true).unwrap();
-        assert_eq!(three.axes(2..5), [[5, 5, 7], [5, 6, 7], [5, 5, 8]]);
-        assert_eq!(batch().axes(2..5), [[0, 1, 2]; 3]);
+        let span = |sequence_len, end| Span { sequence_len, positions: 0..end };
+        assert_eq!(three.spans().collect::<Vec<_>>(), [span(2, 2), span(3, 9)]);
+        assert_eq!(three.positions(), 11);
+        assert_eq!(batch().spans().collect::<Vec<_>>(), [span(2, 2), span(3, 3)]);
+        assert_eq!(batch().positions(), 5);
         batch().validate(0, 6, true).unwrap();
         let message = |batch: &MicroBatch, axes| batch.validate(0, 6, axes).unwrap_err().message;
         assert!(message(&three, false).contains("positions has 15 elements"));

@@ -5,12 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use arl_model::{CheckpointFormat, Error, ErrorCode, ExportOverrides, ModelConfig, ModelFiles, Result, RopeTable};
+use arl_model::{CheckpointFormat, Error, ErrorCode, ExportOverrides, ModelConfig, ModelFiles, Result};
 
 use crate::attention;
 use crate::backend::{Backend, Buffer, DType, Pool, split_master};
 use crate::batch::{BatchSize, MicroBatch, Staging};
 use crate::blocks::Run;
+use crate::kept::Kept;
 use crate::logits_rows::with_logits_rows;
 use crate::loss_scale::LossScale;
 use crate::model::Model;
@@ -19,6 +20,7 @@ use crate::placement::arena::Arena;
 use crate::placement::store::{Store, TrainingStore};
 use crate::plan::{MICRO_BATCHES, MemoryPlan, StepPlan};
 use crate::queue::Queue;
+use crate::rotary::RotaryTables;
 use crate::statistics::{MicroBatchStats, Statistics, take_statistics};
 use crate::step::{Stages, Step};
 use crate::update::{Numbers, Pending, Update};
@@ -32,11 +34,12 @@ pub struct Engine<B: Backend + ?Sized> {
     /// How that folder holds the weights.
     pub(crate) format: CheckpointFormat,
     pub(crate) model: Model,
-    pub(crate) rope: RopeTable,
     pub(crate) adam: Adam,
     pub(crate) arena: Arena,
     pub(crate) stages: Stages,
     pub(crate) staging: Staging,
+    /// The rotary embedding's tables on the device.
+    pub(crate) tables: RotaryTables,
     pub(crate) plan: StepPlan,
     pub(crate) interrupt: Arc<AtomicBool>,
     /// Why attention is not the library's that it might be; why choices among algorithms are not kept.
@@ -46,6 +49,8 @@ pub struct Engine<B: Backend + ?Sized> {
     pub(crate) queue: Queue,
     /// What is left of the last update, for the next forward pass to do.
     pub(crate) pending: Option<Pending>,
+    /// Pieces of the offloaded optimizer that stay on the device.
+    pub(crate) kept: Kept,
     /// Of the next step; `None` where gradients need none.
     pub(crate) loss_scale: Option<LossScale>,
     /// What the gradients that were computed last are to be divided by.
@@ -74,7 +79,7 @@ impl<B: Backend + ?Sized> Engine<B> {
     }
 
     /// An engine whose memory is reserved and zero.
-    fn reserve(mut backend: Box<B>, files: ModelFiles, options: &EngineOptions) -> Result<Self> {
+    pub(crate) fn reserve(mut backend: Box<B>, files: ModelFiles, options: &EngineOptions) -> Result<Self> {
         let config = files.config()?;
         let options = &with_logits_rows(&config, options, backend.kind(), backend.memory()?)?;
         let mut model = Model::new(&config, options, backend.kind())?;
@@ -91,10 +96,12 @@ impl<B: Backend + ?Sized> Engine<B> {
         backend.reserve(Pool::State, model.store.bytes)?;
         backend.reserve(Pool::HostState, model.store.host_bytes)?;
         plan.reserve(&mut *backend, &model)?;
+        let mut tables = RotaryTables::default();
+        tables.reserve(&mut *backend, &model.rope, plan.positions)?;
         zero_gaps(&mut *backend, &model);
+        let kept = Kept::reserve(&mut *backend, &model)?;
         Ok(Engine {
             backend,
-            rope: RopeTable::new(&config),
             format: CheckpointFormat::new(&config),
             files,
             config,
@@ -103,12 +110,14 @@ impl<B: Backend + ?Sized> Engine<B> {
             arena: Arena::new(plan.bytes()),
             stages: Stages::default(),
             staging: Staging::default(),
+            tables,
             plan,
             interrupt: Arc::new(AtomicBool::new(false)),
             notices: [attention_notice, algorithms_notice],
             steps: 0,
             queue: Queue::default(),
             pending: None,
+            kept,
             loss_scale: LossScale::new(options.dtype, options.loss_scaling)?,
             gradient_scale: 1.0,
             rounding_seed: options.rounding_seed,
@@ -139,7 +148,8 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// Bytes reserved, by category.
     pub fn memory(&self) -> MemoryPlan {
-        MemoryPlan::of(&self.model, &self.plan, self.backend.kind())
+        let kept = self.model.store.slots.map_or(0, |slots| self.kept.count * slots.kept_bytes());
+        MemoryPlan::of(&self.model, &self.plan, self.backend.kind()).with_kept(kept)
     }
 
     /// Optimizer steps done, of which the host knows.
@@ -153,22 +163,36 @@ impl<B: Backend + ?Sized> Engine<B> {
         Arc::clone(&self.interrupt)
     }
 
-    /// Makes room for micro-batches of `size`, `count` of them a step. Nothing happens where there is room already.
-    fn make_room(&mut self, size: BatchSize, count: usize) -> Result<()> {
-        if self.plan.holds(size, count) {
+    /// Makes room for micro-batches of `size` and so many positions, `count` of them a step. Nothing happens where there is
+    /// room already.
+    fn make_room(&mut self, size: BatchSize, positions: usize, count: usize) -> Result<()> {
+        if self.plan.holds(size, positions, count) {
             return Ok(());
         }
-        let plan = self.plan.grown(&self.model, size, count)?;
+        let plan = self.plan.grown(&self.model, size, positions, count)?;
         self.make_room_for(plan)
+    }
+
+    /// Makes room for something else that was found by a dry run, over sequences of so many positions together.
+    pub(crate) fn make_room_in(&mut self, dry: Arena, positions: usize) -> Result<()> {
+        let enough = dry.peak() <= self.plan.bytes();
+        if enough && positions <= self.plan.positions {
+            return Ok(());
+        }
+        let plan = if enough { self.plan.clone() } else { self.plan.with_arena(dry) };
+        self.make_room_for(plan.with_positions(positions))
     }
 
     /// Reserves the memory of a plan. Where that fails there is room for nothing, until there is memory again.
     pub(crate) fn make_room_for(&mut self, plan: StepPlan) -> Result<()> {
         self.give_up_submitted();
+        self.give_up_kept()?;
         self.plan = StepPlan::nothing();
         plan.reserve(&mut *self.backend, &self.model)?;
+        self.tables.reserve(&mut *self.backend, &self.model.rope, plan.positions)?;
         self.arena = Arena::new(plan.bytes());
         self.plan = plan;
+        self.kept = Kept::reserve(&mut *self.backend, &self.model)?;
         Ok(())
     }
 
@@ -198,7 +222,8 @@ impl<B: Backend + ?Sized> Engine<B> {
         sums: Buffer,
         balance: Option<Buffer>,
     ) -> Run {
-        let inputs = self.staging.upload(&mut *self.backend, &mut self.arena, batch, &self.rope);
+        let (backend, rope) = (&mut *self.backend, &self.model.rope);
+        let inputs = self.staging.upload(backend, &mut self.arena, batch, rope, &mut self.tables);
         self.parts().begin(inputs, keep, sums, balance)
     }
 
@@ -271,12 +296,13 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// Checks all micro-batches, counts their targets and makes room for the largest.
     fn prepare(&mut self, batches: &[MicroBatch]) -> Result<Vec<MicroBatchStats>> {
         let mut stats = Vec::with_capacity(batches.len());
-        let mut largest = BatchSize::default();
+        let (mut largest, mut positions) = (BatchSize::default(), 0);
         for (i, batch) in batches.iter().enumerate() {
             batch.validate(i, self.model.shape.vocab, self.model.shape.axes)?;
             let size = batch.size();
             largest.tokens = largest.tokens.max(size.tokens);
             largest.sequences = largest.sequences.max(size.sequences);
+            positions = positions.max(batch.positions());
             let weights = || (0..size.tokens).map(|t| batch.weight(t)).filter(|&w| w > 0.0);
             stats.push(MicroBatchStats {
                 tokens: size.tokens,
@@ -285,7 +311,11 @@ impl<B: Backend + ?Sized> Engine<B> {
                 ..MicroBatchStats::default()
             });
         }
-        self.make_room(largest, batches.len())?;
+        if self.model.attention_library {
+            let asked = |batch: &MicroBatch| attention::asked(&self.model.blocks, batch.size(), batch.max_len());
+            self.backend.expect_attention(&batches.iter().flat_map(asked).collect::<Vec<_>>());
+        }
+        self.make_room(largest, positions, batches.len())?;
         self.clear_arena();
         Ok(stats)
     }
@@ -324,7 +354,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         let update = Update::new(&store, training, self.model.placement.runs.clone(), numbers);
         match store.slots {
             None => update.run(&mut *self.backend),
-            Some(slots) => self.pending = Some(Pending::begin(&mut *self.backend, update, slots)),
+            Some(slots) => self.pending = Some(Pending::begin(&mut *self.backend, update, slots, &mut self.kept)),
         }
     }
 

@@ -17,7 +17,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         if (0..batch.input_ids.len()).all(|t| batch.weight(t) == 0.0) {
             return Ok(Targets::default().by_sequence(batch));
         }
-        self.make_room_to_evaluate(batch.size())?;
+        self.make_room_to_evaluate(batch.size(), batch.positions())?;
         self.clear_arena();
         let (sums, balance) = self.statistics(1);
         let run = self.begin(batch, None, sums, balance);
@@ -31,12 +31,12 @@ impl<B: Backend + ?Sized> Engine<B> {
         Ok(targets.by_sequence(batch))
     }
 
-    /// Makes room for the loss of a micro-batch of `size`. Nothing happens where there is room already.
-    fn make_room_to_evaluate(&mut self, size: BatchSize) -> Result<()> {
-        if self.plan.holds_evaluation(size) {
+    /// Makes room for the loss of a micro-batch of `size` and so many positions. Nothing happens where there is room already.
+    fn make_room_to_evaluate(&mut self, size: BatchSize, positions: usize) -> Result<()> {
+        if self.plan.holds_evaluation(size, positions) {
             return Ok(());
         }
-        let plan = self.plan.grown_evaluation(&self.model, size)?;
+        let plan = self.plan.grown_evaluation(&self.model, size, positions)?;
         self.make_room_for(plan)
     }
 

@@ -45,9 +45,25 @@ pub(crate) enum OptimizerPoint {
 impl OptimizerPoint {
     const COUNT: u32 = 3;
 
+    const FIRST: u32 = ActivationPoint::COUNT * ACTIVATION_SLOTS as u32;
+
     /// The event of a piece's slot.
     pub(crate) fn event(self, piece: usize) -> Event {
-        let first = ActivationPoint::COUNT * ACTIVATION_SLOTS as u32;
-        Event(first + Self::COUNT * (piece % OPTIMIZER_SLOTS) as u32 + self as u32)
+        Event(Self::FIRST + Self::COUNT * (piece % OPTIMIZER_SLOTS) as u32 + self as u32)
+    }
+}
+
+/// What happens to the pieces of the optimizer's arrays that stay on the device, all at once.
+#[derive(Clone, Copy)]
+pub(crate) enum KeptPoint {
+    /// Nothing that was queued before uses them.
+    Free,
+    /// They are copied.
+    Copied,
+}
+
+impl KeptPoint {
+    pub(crate) fn event(self) -> Event {
+        Event(OptimizerPoint::FIRST + OptimizerPoint::COUNT * OPTIMIZER_SLOTS as u32 + self as u32)
     }
 }

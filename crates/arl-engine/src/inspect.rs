@@ -12,6 +12,7 @@ use crate::engine::Engine;
 use crate::model::Model;
 use crate::options::Recompute;
 use crate::placement::arena::{Arena, Category};
+use crate::rotary::Tables;
 use crate::statistics::{MicroBatchStats, take_statistics};
 use crate::step::{LossMode, Step};
 
@@ -44,7 +45,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         // What is looked at stays on the device, of frozen layers too.
         let model = Model { activation_offloading: false, lowest_layer: 0, ..self.model.clone() };
         let mut dry = Arena::new(usize::MAX);
-        let inputs = Inputs::take(&mut dry, size, size.tokens, size.tokens, self.rope.half());
+        let inputs = Inputs::take(&mut dry, size, size.tokens, size.tokens, Tables::dry(&self.model.rope));
         let mut step = Step {
             backend: &mut PlanBackend::default(),
             arena: &mut dry,
@@ -56,12 +57,11 @@ impl<B: Backend + ?Sized> Engine<B> {
         let (run, _) = room(&mut step, inputs);
         step.forward(&run, None)?;
         step.loss(&run, LossMode::Evaluate);
-        if dry.peak() > self.plan.bytes() {
-            self.make_room_for(self.plan.with_arena(dry))?;
-        }
+        self.make_room_in(dry, batch.positions())?;
 
         self.clear_arena();
-        let inputs = self.staging.upload(&mut *self.backend, &mut self.arena, batch, &self.rope);
+        let inputs =
+            self.staging.upload(&mut *self.backend, &mut self.arena, batch, &self.model.rope, &mut self.tables);
         let mut step = Step {
             backend: &mut *self.backend,
             arena: &mut self.arena,

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use arl_model::{Block, Error, ErrorCode, Lora, ModelConfig, Result, Role};
+use arl_model::{Block, Error, ErrorCode, Lora, ModelConfig, Result, Role, RopeTable};
 
 use crate::attention;
 use crate::backend::{DType, DeviceKind, NormWeight};
@@ -18,6 +18,8 @@ use crate::shape::Shape;
 #[derive(Clone, Debug)]
 pub(crate) struct Model {
     pub(crate) shape: Shape,
+    /// Frequencies of the rotary embedding.
+    pub(crate) rope: RopeTable,
     pub(crate) placement: Placement,
     pub(crate) store: Store,
     /// `[vocab, hidden]`.
@@ -79,6 +81,7 @@ impl Model {
             loss_chunk: options.loss_seq_chunk_size.unwrap_or(kind.default_logits_rows(config.vocab_size)),
             logits_dtype: if options.logits_16bit { options.dtype } else { DType::F32 },
             shape,
+            rope: RopeTable::new(config),
             store,
             embedding,
             layers: (0..config.layers.len()).map(layer).collect(),

@@ -11,6 +11,7 @@ use crate::batch::{BatchSize, Inputs};
 use crate::model::Model;
 use crate::options::EngineOptions;
 use crate::placement::arena::{Arena, Category};
+use crate::rotary::{Tables, table_bytes};
 use crate::statistics::take_statistics;
 use crate::step::{Stages, Step, host_bytes};
 
@@ -37,6 +38,8 @@ pub(crate) struct StepPlan {
     /// Of micro-batches of which the loss alone is computed; those of `size` have room too.
     evaluation: BatchSize,
     pub(crate) micro_batches: usize,
+    /// Positions of all sequences together: for the rotary embedding's tables.
+    pub(crate) positions: usize,
     arena: Arena,
     /// Of the inputs of layers that wait in host memory.
     host_bytes: usize,
@@ -50,7 +53,14 @@ impl StepPlan {
         let offloading = model.activation_offloading && model.store.training.is_some();
         let input_bytes = if offloading { size.tokens * model.shape.hidden * model.dtype.bytes() } else { 0 };
         let host_bytes = host_bytes(model.layers.len() - model.lowest_layer, input_bytes);
-        Ok(StepPlan { size, evaluation: BatchSize::default(), micro_batches, arena, host_bytes })
+        Ok(StepPlan {
+            size,
+            evaluation: BatchSize::default(),
+            micro_batches,
+            positions: size.tokens,
+            arena,
+            host_bytes,
+        })
     }
 
     /// The plan, with room for the loss alone of micro-batches of `size` too; of no tokens: as it is.
@@ -61,18 +71,30 @@ impl StepPlan {
         let evaluation = at_least_one(size);
         let arena = dry_run(model, evaluation, 1, false)?;
         let arena = if arena.peak() > self.arena.peak() { arena } else { self.arena };
-        Ok(StepPlan { evaluation, arena, ..self })
+        Ok(StepPlan { evaluation, positions: self.positions.max(evaluation.tokens), arena, ..self })
     }
 
     /// The plan of an engine that has no memory.
     pub(crate) fn nothing() -> Self {
         let nothing = BatchSize::default();
-        StepPlan { size: nothing, evaluation: nothing, micro_batches: 0, arena: Arena::new(0), host_bytes: 0 }
+        StepPlan {
+            size: nothing,
+            evaluation: nothing,
+            micro_batches: 0,
+            positions: 0,
+            arena: Arena::new(0),
+            host_bytes: 0,
+        }
     }
 
     /// A plan that was found by another dry run, for the same micro-batches.
     pub(crate) fn with_arena(&self, arena: Arena) -> Self {
         StepPlan { arena, ..self.clone() }
+    }
+
+    /// The plan for no fewer positions than `positions`.
+    pub(crate) fn with_positions(self, positions: usize) -> Self {
+        StepPlan { positions: positions.max(self.positions), ..self }
     }
 
     /// Bytes of the pool.
@@ -92,25 +114,26 @@ impl StepPlan {
         self.size.tokens.max(self.evaluation.tokens)
     }
 
-    /// Whether there is room for `count` micro-batches of `size`.
-    pub(crate) fn holds(&self, size: BatchSize, count: usize) -> bool {
-        fits(size, self.size) && count <= self.micro_batches
+    /// Whether there is room for `count` micro-batches of `size` and so many positions.
+    pub(crate) fn holds(&self, size: BatchSize, positions: usize, count: usize) -> bool {
+        fits(size, self.size) && positions <= self.positions && count <= self.micro_batches
     }
 
-    /// Whether there is room for the loss alone of a micro-batch of `size`.
-    pub(crate) fn holds_evaluation(&self, size: BatchSize) -> bool {
-        self.holds(size, 1) || fits(size, self.evaluation)
+    /// Whether there is room for the loss alone of a micro-batch of `size` and so many positions.
+    pub(crate) fn holds_evaluation(&self, size: BatchSize, positions: usize) -> bool {
+        self.holds(size, positions, 1) || fits(size, self.evaluation) && positions <= self.positions
     }
 
-    /// The plan of a step that holds both this one's and `count` micro-batches of `size`.
-    pub(crate) fn grown(&self, model: &Model, size: BatchSize, count: usize) -> Result<Self> {
+    /// The plan of a step that holds both this one's and `count` micro-batches of `size` and so many positions.
+    pub(crate) fn grown(&self, model: &Model, size: BatchSize, positions: usize, count: usize) -> Result<Self> {
         let plan = StepPlan::new(model, larger(size, self.size), self.micro_batches.max(count))?;
-        plan.with_evaluation(model, self.evaluation)
+        Ok(plan.with_evaluation(model, self.evaluation)?.with_positions(positions.max(self.positions)))
     }
 
-    /// The plan with room for the loss alone of a micro-batch of `size`.
-    pub(crate) fn grown_evaluation(&self, model: &Model, size: BatchSize) -> Result<Self> {
-        self.clone().with_evaluation(model, larger(size, self.evaluation))
+    /// The plan with room for the loss alone of a micro-batch of `size` and so many positions.
+    pub(crate) fn grown_evaluation(&self, model: &Model, size: BatchSize, positions: usize) -> Result<Self> {
+        let plan = self.clone().with_evaluation(model, larger(size, self.evaluation))?;
+        Ok(plan.with_positions(positions))
     }
 }
 
@@ -132,7 +155,7 @@ fn larger(a: BatchSize, b: BatchSize) -> BatchSize {
 fn dry_run(model: &Model, size: BatchSize, micro_batches: usize, training: bool) -> Result<Arena> {
     let mut arena = Arena::new(usize::MAX);
     take_statistics(&mut arena, &model.shape, micro_batches);
-    let inputs = Inputs::take(&mut arena, size, size.tokens, size.tokens, model.shape.rotary / 2);
+    let inputs = Inputs::take(&mut arena, size, size.tokens, size.tokens, Tables::dry(&model.rope));
     let (sums, balance) = take_statistics(&mut Arena::new(usize::MAX), &model.shape, 1);
     let mut step = Step {
         backend: &mut PlanBackend::default(),
@@ -153,6 +176,13 @@ fn dry_run(model: &Model, size: BatchSize, micro_batches: usize, training: bool)
 }
 
 impl MemoryPlan {
+    /// With so many bytes of the optimizer's pieces that stay on the device.
+    pub(crate) fn with_kept(mut self, bytes: usize) -> Self {
+        self.categories.extend((bytes > 0).then_some(("optimizer pieces kept", bytes)));
+        self.total_bytes += bytes;
+        self
+    }
+
     pub(crate) fn of(model: &Model, plan: &StepPlan, kind: DeviceKind) -> Self {
         let store = &model.store;
         let own = kind.own_bytes(model.shape.widest(), plan.tokens());
@@ -167,6 +197,7 @@ impl MemoryPlan {
         categories.extend(store.slots.map(|slots| ("optimizer slots", slots.bytes())));
         host_categories.push(("activations", plan.host_bytes));
         host_categories.retain(|(_, bytes)| *bytes > 0);
+        let tables = table_bytes(&model.rope, plan.positions);
         let rest = store.bytes - categories.iter().map(|(_, bytes)| bytes).sum::<usize>();
         let step = Category::ALL.iter().zip(plan.arena.at_peak());
         categories.extend(step.map(|(category, bytes)| (category.name(), bytes)));
@@ -175,10 +206,11 @@ impl MemoryPlan {
                 *bytes += rest;
             }
         }
+        categories.push(("rotary tables", tables));
         categories.push(("scratch and libraries", own));
         categories.retain(|(_, bytes)| *bytes > 0);
         MemoryPlan {
-            total_bytes: store.bytes + plan.bytes() + own,
+            total_bytes: store.bytes + plan.bytes() + tables + own,
             categories,
             host_bytes: store.host_bytes + plan.host_bytes,
             host_categories,
@@ -186,7 +218,8 @@ impl MemoryPlan {
     }
 }
 
-/// The memory that an engine with these options takes, by category. Takes none itself.
+/// The memory that an engine with these options takes, by category; with `optimizer_offload` it keeps some of what it offloads
+/// on the device as well, where that has more. Takes none itself.
 pub fn plan_memory(dir: &Path, options: &EngineOptions, kind: DeviceKind) -> Result<MemoryPlan> {
     let config = ModelConfig::from_dir(dir)?;
     plan_memory_of(&config, options, kind)

@@ -134,7 +134,7 @@ impl<B: Backend + ?Sized> Engine<B> {
     pub fn save_state(&mut self, dir: &Path) -> Result<()> {
         self.state_arrays()?;
         self.settle();
-        self.complete_update();
+        self.complete_update_in_host();
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, &e))?;
         let (path, partial) = (dir.join(STATE_FILE), dir.join(format!("{STATE_FILE}.partial")));
         let written = self.write_state(&partial);
@@ -211,6 +211,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         self.give_up_submitted();
         // It updates weights that are written over.
         self.pending = None;
+        self.kept.forget();
         for Entry { name, buffer, masters_of, .. } in &entries {
             let bytes = file.bytes(name)?;
             for (piece, bytes) in bytes.chunks(PIECE * buffer.dtype.bytes()).enumerate() {

@@ -1,12 +1,13 @@
 //! The end of an optimizer step: AdamW over all trained parameters. With `optimizer_offload` the next forward pass does it:
 //! masters and moments are fetched from host memory a piece at a time and return while layers are computed, and each piece
-//! is updated just before the first layer that uses its weights.
+//! is updated just before the first layer that uses its weights. Some stay on the device (`kept.rs`).
 
 use crate::backend::{AdamW, Backend, Buffer, StochasticRounding, Stream};
 use crate::events::{OPTIMIZER_SLOTS, OptimizerPoint};
+use crate::kept::{Kept, Pieces, Place};
 use crate::options::{Adam, Hyper};
 use crate::placement::Run;
-use crate::placement::store::{Slots, Store, TrainingStore};
+use crate::placement::store::{Slot, Slots, Store, TrainingStore};
 
 /// An update of all trained parameters.
 #[derive(Clone, Debug)]
@@ -74,34 +75,29 @@ impl Update {
     }
 }
 
-/// An update whose masters and moments are in host memory. Its pieces are parts of runs, in the order in which a forward pass
-/// uses them.
+/// An update whose masters and moments are in host memory, a piece at a time.
 #[derive(Clone, Debug)]
 pub(crate) struct Pending {
     update: Update,
-    slots: Slots,
-    pieces: Vec<Run>,
+    pieces: Pieces,
     /// The next piece to update; the copies of those that follow it through the slots are queued.
     next: usize,
 }
 
 impl Pending {
-    /// Queues the copies of the first pieces to the device.
-    pub(crate) fn begin<B: Backend + ?Sized>(backend: &mut B, update: Update, slots: Slots) -> Self {
-        // Norms and biases are few, and each layer has some: they come first.
-        let (decayed, others): (Vec<&Run>, Vec<&Run>) = update.runs.iter().partition(|run| run.decay);
-        let pieces = others.into_iter().chain(decayed).flat_map(|run| {
-            (0..run.len).step_by(slots.piece).map(|start| Run {
-                weights: run.weights + start,
-                optimizer: run.optimizer + start,
-                len: slots.piece.min(run.len - start),
-                decay: run.decay,
-            })
-        });
-        let pieces = pieces.collect();
-        let pending = Pending { update, slots, pieces, next: 0 };
-        for i in 0..OPTIMIZER_SLOTS {
-            pending.fetch(backend, i);
+    /// Queues the copies of the first pieces to the device; where it has not got those that stay yet, of these as well.
+    pub(crate) fn begin<B: Backend + ?Sized>(backend: &mut B, update: Update, slots: Slots, kept: &mut Kept) -> Self {
+        let AdamW { moment1, moment2, masters, .. } = update.adam;
+        let pieces = Pieces::new(Slot { moment1, moment2, masters }, &update.runs, slots, kept.count);
+        if kept.count > 0 {
+            if !kept.loaded {
+                pieces.copy_kept(backend, Stream::FromHost);
+            }
+            (kept.loaded, kept.changed) = (true, true);
+        }
+        let pending = Pending { update, pieces, next: 0 };
+        for number in 0..OPTIMIZER_SLOTS {
+            pending.fetch(backend, number);
         }
         pending
     }
@@ -114,43 +110,36 @@ impl Pending {
                 return false;
             }
             let i = self.next;
-            backend.wait(Stream::Compute, OptimizerPoint::Fetched.event(i));
-            let slot = &self.slots.places[i % OPTIMIZER_SLOTS];
-            backend.adamw(&AdamW {
-                masters: slot.masters.map(|masters| masters.slice(0, piece.len)),
-                moment1: slot.moment1.slice(0, piece.len),
-                moment2: slot.moment2.slice(0, piece.len),
-                ..self.update.of(piece)
-            });
-            backend.record(Stream::Compute, OptimizerPoint::Updated.event(i));
-            backend.wait(Stream::ToHost, OptimizerPoint::Updated.event(i));
-            for (host, slot) in self.pairs(i) {
-                backend.transfer(Stream::ToHost, slot, host);
+            let Slot { moment1, moment2, masters } = self.pieces.slot(i);
+            let update = AdamW { masters, moment1, moment2, ..self.update.of(piece) };
+            match self.pieces.place(i) {
+                Place::Kept(_) => backend.adamw(&update),
+                Place::Passing(number) => {
+                    backend.wait(Stream::Compute, OptimizerPoint::Fetched.event(number));
+                    backend.adamw(&update);
+                    backend.record(Stream::Compute, OptimizerPoint::Updated.event(number));
+                    backend.wait(Stream::ToHost, OptimizerPoint::Updated.event(number));
+                    for (host, slot) in self.pieces.pairs(i) {
+                        backend.transfer(Stream::ToHost, slot, host);
+                    }
+                    backend.record(Stream::ToHost, OptimizerPoint::Saved.event(number));
+                    self.fetch(backend, number + OPTIMIZER_SLOTS);
+                }
             }
-            backend.record(Stream::ToHost, OptimizerPoint::Saved.event(i));
-            self.fetch(backend, i + OPTIMIZER_SLOTS);
             self.next += 1;
         }
         true
     }
 
-    /// Queues the copy of piece `i`, if there is one, behind what its slot held before, in this update or the last.
-    fn fetch<B: Backend + ?Sized>(&self, backend: &mut B, i: usize) {
-        if i < self.pieces.len() {
-            backend.wait(Stream::FromHost, OptimizerPoint::Saved.event(i));
-            for (host, slot) in self.pairs(i) {
+    /// Queues the copy of the piece that is number `number` of those that come and go, if there is one, behind what its slot
+    /// held before, in this update or the last.
+    fn fetch<B: Backend + ?Sized>(&self, backend: &mut B, number: usize) {
+        if let Some(i) = self.pieces.passing(number) {
+            backend.wait(Stream::FromHost, OptimizerPoint::Saved.event(number));
+            for (host, slot) in self.pieces.pairs(i) {
                 backend.transfer(Stream::FromHost, host, slot);
             }
-            backend.record(Stream::FromHost, OptimizerPoint::Fetched.event(i));
+            backend.record(Stream::FromHost, OptimizerPoint::Fetched.event(number));
         }
-    }
-
-    /// The parts of piece `i` in host memory, and their places on the device.
-    fn pairs(&self, i: usize) -> impl Iterator<Item = (Buffer, Buffer)> + use<> {
-        let Run { optimizer, len, .. } = self.pieces[i];
-        let (adam, slot) = (&self.update.adam, self.slots.places[i % OPTIMIZER_SLOTS]);
-        let pair = move |host: Buffer, slot: Buffer| (host.slice(optimizer, len), slot.slice(0, len));
-        let masters = adam.masters.zip(slot.masters).map(|(host, slot)| pair(host, slot));
-        [pair(adam.moment1, slot.moment1), pair(adam.moment2, slot.moment2)].into_iter().chain(masters)
     }
 }

@@ -116,7 +116,7 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// Reads a parameter's weights back; the exact masters where there are any.
     pub(crate) fn read_weights(&mut self, param: Param, out: &mut [f32]) -> Result<()> {
-        self.complete_update();
+        self.complete_update_in_host();
         let store = self.model.store;
         for (piece, out) in out.chunks_mut(PIECE).enumerate() {
             let param = param.part(piece * PIECE, out.len());
@@ -160,7 +160,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             return Err(Error::new(ErrorCode::Internal, format!("the model has no tensor `{name}`")));
         };
         let param = tensor.param;
-        self.complete_update();
+        self.complete_update_in_host();
         let array = match (kind, self.model.store.training) {
             (Kind::Weights, _) => {
                 let mut values = vec![0f32; param.len];

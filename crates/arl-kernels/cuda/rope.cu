@@ -6,7 +6,8 @@
 // Forward: reads the query and key columns of qkv once, writes qk. Backward without norms: reads and writes the query
 // and key columns of d_qkv. With norms also qkv is read; first the queries, then the keys, so that a lane sums its
 // elements of one norm's gradient in registers; a block's sums go to `parts`, for `add_parts`.
-// Cosines and sines are one row for all heads of a token, read again from the cache; so are the norms' weights.
+// Cosines and sines are one row for all heads of a token, of tables that all tokens at the same position share; they are read
+// from the cache, as the norms' weights are.
 #include "arl.cuh"
 
 namespace rope {
@@ -96,6 +97,35 @@ template <int N> __device__ __forceinline__ float squares(const float (&low)[N],
     return sum;
 }
 
+// Cosines and sines, `[rows, dim / 2]`, and each token's row of them. With `axes` a token has three rows, `tokens` apart, and
+// `axes` says of each column which of them it is read from.
+struct Angles {
+    const float *cosines, *sines;
+    const int *rows, *axes;
+};
+
+// A lane's part of a token's cosines and sines; `half` columns a row, of which a lane without a head reads none.
+template <bool PACKED, int N>
+__device__ __forceinline__ void read_angles(const Angles &angles, int tokens, unsigned token, int half, Lane lane,
+                                            float (&cos)[N], float (&sin)[N]) {
+    if (angles.axes == nullptr) {
+        const long long row = (long long)angles.rows[token] * half;
+        read<PACKED>(angles.cosines + row, lane, cos);
+        read<PACKED>(angles.sines + row, lane, sin);
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        const int column = lane.first + i * lane.step;
+        cos[i] = sin[i] = 0.0f;
+        if (column < lane.half) {
+            const long long row = angles.rows[(long long)angles.axes[column] * tokens + token];
+            cos[i] = angles.cosines[row * half + column];
+            sin[i] = angles.sines[row * half + column];
+        }
+    }
+}
+
 // A turn by the angle, or back by it: the transpose.
 template <bool BACK, int N>
 __device__ __forceinline__ void rotate(float (&low)[N], float (&high)[N], const float (&cos)[N],
@@ -134,7 +164,7 @@ struct Shape {
 // alone.
 template <typename T, bool PACKED, bool BACK>
 __device__ __forceinline__ void turn(const T *source, T *target, const T *query_norm, const T *key_norm, float epsilon,
-                                     const float *cosines, const float *sines, Shape shape) {
+                                     const Angles &angles, Shape shape) {
     constexpr int N = COUNT<T, PACKED>;
     const int half = shape.dim / 2;
     const unsigned heads = shape.query + shape.key_value, all = shape.tokens * heads;
@@ -152,8 +182,7 @@ __device__ __forceinline__ void turn(const T *source, T *target, const T *query_
         float low[N], high[N], cos[N], sin[N];
         read<PACKED>(x, lane, low);
         read<PACKED>(x + half, lane, high);
-        read<PACKED>(cosines + (long long)token * half, lane, cos);
-        read<PACKED>(sines + (long long)token * half, lane, sin);
+        read_angles<PACKED>(angles, shape.tokens, token, half, lane, cos, sin);
         if (query_norm != nullptr) {
             const T *norm = head < unsigned(shape.query) ? query_norm : key_norm;
             float weight_low[N], weight_high[N];
@@ -173,9 +202,9 @@ __device__ __forceinline__ void turn(const T *source, T *target, const T *query_
 // `g = weight d` and `r = 1 / rms`: `r g - x r^3 mean(g x)` over the gradient in `d_qkv`, and the sum of `d x r` over
 // the block's heads into row `blockIdx.x` of `parts`. `sums`: `dim` floats a warp.
 template <typename T, bool PACKED>
-__device__ __forceinline__ void norm_backward(const T *qkv, T *d_qkv, const T *norm, float epsilon,
-                                              const float *cosines, const float *sines, Shape shape, int first_head,
-                                              unsigned heads, float *sums, float *parts) {
+__device__ __forceinline__ void norm_backward(const T *qkv, T *d_qkv, const T *norm, float epsilon, const Angles &angles,
+                                              Shape shape, int first_head, unsigned heads, float *sums,
+                                              float *parts) {
     constexpr int N = COUNT<T, PACKED>;
     const int half = shape.dim / 2;
     const unsigned all = shape.tokens * heads;
@@ -193,8 +222,7 @@ __device__ __forceinline__ void norm_backward(const T *qkv, T *d_qkv, const T *n
         read<PACKED>(d_qkv + place + half, lane, d_high);
         read<PACKED>(qkv + place, lane, x_low);
         read<PACKED>(qkv + place + half, lane, x_high);
-        read<PACKED>(cosines + (long long)token * half, lane, cos);
-        read<PACKED>(sines + (long long)token * half, lane, sin);
+        read_angles<PACKED>(angles, shape.tokens, token, half, lane, cos, sin);
         rotate<true>(d_low, d_high, cos, sin);
         read<PACKED>(norm, lane, weight_low);
         read<PACKED>(norm + half, lane, weight_high);
@@ -242,47 +270,49 @@ __device__ __forceinline__ void norm_backward(const T *qkv, T *d_qkv, const T *n
 // Whether heads can be read in packs, one a lane and half.
 template <typename T>
 __device__ __forceinline__ bool in_packs(const T *a, const T *b, const T *query_norm, const T *key_norm,
-                                         const float *cosines, const float *sines, int dim) {
+                                         const Angles &angles, int dim) {
     const int half = dim / 2;
     return vectorizable(a, half) && vectorizable(b, half) && vectorizable(query_norm, half) && vectorizable(key_norm, half) &&
-           vectorizable(cosines, half) && vectorizable(sines, half) && packed_lanes<T>(half) <= 32;
+           vectorizable(angles.cosines, half) && vectorizable(angles.sines, half) && packed_lanes<T>(half) <= 32;
 }
 
 } // namespace rope
 
+// The tables, each token's rows of them and the columns' axes, or null; in every kernel.
+#define ANGLES const float *cosines, const float *sines, const int *rows, const int *axes
+
 #define ROPE(name, T)                                                                                                  \
     ARL_KERNEL(norm_rope_##name, rope::TURN_BOUND, const T *qkv, T *qk, const T *query_norm, const T *key_norm,        \
-               float epsilon, const float *cosines, const float *sines, int tokens, int query, int key_value,          \
-               int dim) {                                                                                              \
+               float epsilon, ANGLES, int tokens, int query, int key_value, int dim) {                                 \
         const rope::Shape shape = {tokens, query, key_value, dim};                                                     \
-        if (rope::in_packs<T>(qkv, qk, query_norm, key_norm, cosines, sines, dim))                                     \
-            rope::turn<T, true, false>(qkv, qk, query_norm, key_norm, epsilon, cosines, sines, shape);                 \
-        else rope::turn<T, false, false>(qkv, qk, query_norm, key_norm, epsilon, cosines, sines, shape);               \
+        const rope::Angles angles = {cosines, sines, rows, axes};                                                      \
+        if (rope::in_packs<T>(qkv, qk, query_norm, key_norm, angles, dim))                                             \
+            rope::turn<T, true, false>(qkv, qk, query_norm, key_norm, epsilon, angles, shape);                         \
+        else rope::turn<T, false, false>(qkv, qk, query_norm, key_norm, epsilon, angles, shape);                       \
     }                                                                                                                  \
-    ARL_KERNEL(rope_backward_##name, rope::THREADS, T *d_qkv, const float *cosines, const float *sines, int tokens,    \
-               int query, int key_value, int dim) {                                                                    \
+    ARL_KERNEL(rope_backward_##name, rope::THREADS, T *d_qkv, ANGLES, int tokens, int query, int key_value, int dim) { \
         const rope::Shape shape = {tokens, query, key_value, dim};                                                     \
-        if (rope::in_packs<T>(d_qkv, d_qkv, nullptr, nullptr, cosines, sines, dim))                                    \
-            rope::turn<T, true, true>(d_qkv, d_qkv, nullptr, nullptr, 0, cosines, sines, shape);                       \
-        else rope::turn<T, false, true>(d_qkv, d_qkv, nullptr, nullptr, 0, cosines, sines, shape);                     \
+        const rope::Angles angles = {cosines, sines, rows, axes};                                                      \
+        if (rope::in_packs<T>(d_qkv, d_qkv, nullptr, nullptr, angles, dim))                                            \
+            rope::turn<T, true, true>(d_qkv, d_qkv, nullptr, nullptr, 0, angles, shape);                               \
+        else rope::turn<T, false, true>(d_qkv, d_qkv, nullptr, nullptr, 0, angles, shape);                             \
     }                                                                                                                  \
     ARL_KERNEL(norm_rope_backward_##name, rope::THREADS, const T *qkv, T *d_qkv, const T *query_norm,                  \
-               const T *key_norm, float epsilon, const float *cosines, const float *sines, int tokens, int query,      \
-               int key_value, int dim, float *query_parts, float *key_parts) {                                         \
+               const T *key_norm, float epsilon, ANGLES, int tokens, int query, int key_value, int dim,                \
+               float *query_parts, float *key_parts) {                                                                 \
         ARL_SHARED(float, sums);                                                                                       \
         const rope::Shape shape = {tokens, query, key_value, dim};                                                     \
-        const bool packed = rope::in_packs<T>(qkv, d_qkv, query_norm, key_norm, cosines, sines, dim);                  \
+        const rope::Angles angles = {cosines, sines, rows, axes};                                                      \
+        const bool packed = rope::in_packs<T>(qkv, d_qkv, query_norm, key_norm, angles, dim);                          \
         for (int keys = 0; keys < 2; keys++) {                                                                         \
             const T *norm = keys ? key_norm : query_norm;                                                              \
             const int first = keys ? query : 0, heads = keys ? key_value : query;                                      \
             float *parts = keys ? key_parts : query_parts;                                                             \
             if (packed)                                                                                                \
-                rope::norm_backward<T, true>(qkv, d_qkv, norm, epsilon, cosines, sines, shape, first, heads, sums,     \
-                                             parts);                                                                   \
-            else                                                                                                       \
-                rope::norm_backward<T, false>(qkv, d_qkv, norm, epsilon, cosines, sines, shape, first, heads, sums,    \
-                                              parts);                                                                  \
+                rope::norm_backward<T, true>(qkv, d_qkv, norm, epsilon, angles, shape, first, heads, sums, parts);     \
+            else rope::norm_backward<T, false>(qkv, d_qkv, norm, epsilon, angles, shape, first, heads, sums, parts);   \
         }                                                                                                              \
     }
 ARL_FOR_TYPES(ROPE)
 #undef ROPE
+#undef ANGLES

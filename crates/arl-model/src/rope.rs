@@ -4,7 +4,7 @@
 
 use std::f32::consts::TAU;
 
-use crate::config::{ModelConfig, RopeConfig, RopeScaling};
+use crate::config::{ModelConfig, RopeAxes, RopeConfig, RopeScaling};
 
 /// Half of the largest head that the configuration allows.
 const MAX_HALF: usize = 512;
@@ -61,6 +61,30 @@ impl RopeTable {
     /// The factor on cosine and sine; [`RopeTable::fill`] has applied it.
     pub fn attention_scaling(&self) -> f32 {
         self.attention_scaling
+    }
+
+    /// How positions of three axes share the frequencies; `None`: positions have one axis.
+    pub fn axes(&self) -> Option<RopeAxes> {
+        self.config.axes
+    }
+
+    /// A length whose frequencies are those of `sequence_len`, the same for all such lengths; 0 for sequences that are not
+    /// long.
+    pub fn length_class(&self, sequence_len: usize) -> usize {
+        match (self.longest_short(), &self.config.scaling) {
+            (Some(longest), RopeScaling::LongRope { .. }) if sequence_len > longest => longest + 1,
+            (Some(longest), _) if sequence_len > longest => sequence_len,
+            _ => 0,
+        }
+    }
+
+    /// Tokens of the longest sequence whose length does not matter; `None`: no length matters.
+    pub fn longest_short(&self) -> Option<usize> {
+        match self.config.scaling {
+            RopeScaling::Dynamic { .. } => Some(self.max_position_embeddings),
+            RopeScaling::LongRope { original_max_position_embeddings, .. } => Some(original_max_position_embeddings),
+            _ => None,
+        }
     }
 
     /// Writes the inverse frequencies for a sequence of that length to `out`, `[half]`.

@@ -40,11 +40,17 @@ fn container_limit() -> Option<f64> {
     text.trim().parse().ok()
 }
 
-/// What the user says that a run may take of the host's memory: `ARL_HOST_GIB`. In virtual machines whose memory grows with its
-/// use, the system's own figure starts far too low.
-fn stated_available() -> Option<f64> {
-    let gib: f64 = std::env::var("ARL_HOST_GIB").ok()?.parse().ok()?;
-    Some(gib * f64::from(1 << 30))
+/// What a run may take of the host's memory, in place of what the system says: `ARL_HOST_GIB`.
+const HOST_GIB: &str = "ARL_HOST_GIB";
+
+/// [`HOST_GIB`]'s value in bytes; `None`: there is none.
+fn stated_bytes(value: Option<&str>) -> Result<Option<f64>> {
+    let Some(value) = value else { return Ok(None) };
+    match value.parse::<f64>() {
+        Ok(gib) if gib.is_finite() && gib > 0.0 => Ok(Some(gib * f64::from(1 << 30))),
+        _ => Err(Error::new(ErrorCode::Config, format!("{HOST_GIB} is `{value}`, which is no number of GiB"))
+            .hint("set it to how much of the host's memory a run may take, such as 96, or unset it")),
+    }
 }
 
 fn container_use() -> f64 {
@@ -54,21 +60,29 @@ fn container_use() -> f64 {
 
 /// The devices of this machine. Never throws because one is missing.
 #[napi]
-pub fn devices() -> Vec<DeviceInfo> {
+pub fn devices() -> napi::Result<Vec<DeviceInfo>> {
+    sync(|| {
+        let stated = std::env::var_os(HOST_GIB);
+        host(stated_bytes(stated.as_ref().map(|value| value.to_string_lossy()).as_deref())?)
+    })
+}
+
+/// The processor and its memory, of which a run may take `stated` bytes, or what the system says.
+fn host(stated: Option<f64>) -> Result<Vec<DeviceInfo>> {
     let (mut memory, mut available) = (meminfo("MemTotal"), meminfo("MemAvailable"));
     if let Some(limit) = container_limit() {
         memory = memory.min(limit);
         available = available.min((limit - container_use()).max(0.0));
     }
     let backend = CpuBackend::new();
-    vec![DeviceInfo {
+    Ok(vec![DeviceInfo {
         device: "cpu".into(),
         name: backend.name(),
         threads: rayon::current_num_threads() as u32,
         features: vec![arl_engine::backend::cpu::simd::level().name().to_string()],
-        memory_bytes: memory,
-        available_bytes: stated_available().unwrap_or(available),
-    }]
+        memory_bytes: stated.unwrap_or(memory),
+        available_bytes: stated.unwrap_or(available),
+    }])
 }
 
 /// Measured rate of f32 matrix products `[m, k] x [k, n]` on all cores, in GFLOP/s; takes about `seconds`.
@@ -117,5 +131,25 @@ pub(crate) fn backend(device: &str) -> Result<Box<dyn Backend>> {
         #[cfg(not(feature = "cuda"))]
         Name::Cuda(_) => Err(Error::new(ErrorCode::Device, format!("device: `{device}` is not part of this addon"))
             .hint("`arl doctor` says what is missing; device cpu works everywhere")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_the_user_states_is_a_number_of_gib_and_counts_for_the_systems() {
+        assert_eq!(stated_bytes(None).unwrap(), None);
+        let stated = stated_bytes(Some("1.5")).unwrap();
+        assert_eq!(stated, Some(1.5 * 1024.0 * 1024.0 * 1024.0));
+        let cpu = &host(stated).unwrap()[0];
+        assert_eq!((cpu.memory_bytes, cpu.available_bytes), (1_610_612_736.0, 1_610_612_736.0));
+        assert!(host(None).unwrap()[0].memory_bytes >= host(None).unwrap()[0].available_bytes);
+        for value in ["", "much", "0", "-1", "inf", "NaN"] {
+            let error = stated_bytes(Some(value)).unwrap_err();
+            assert_eq!(error.code, ErrorCode::Config);
+            assert!(error.message.contains(&format!("ARL_HOST_GIB is `{value}`")), "{}", error.message);
+        }
     }
 }

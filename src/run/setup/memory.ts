@@ -140,7 +140,12 @@ export function checkMemory(plan: MemoryPlan, { device, host }: Memory, advice: 
 	const inDevice = `${bytesToTenth(plan.totalBytes)} planned${found}${named}`;
 	if (plan.hostBytes === 0) return inDevice;
 	const hostKnown = host !== undefined && host.availableBytes > 0;
-	if (hostKnown && plan.hostBytes > host.availableBytes) throw hostTooSmall(plan, host);
+	// A GPU's host memory is pinned as the engine opens, and only that attempt shows how much there is: what the system calls
+	// available starts far too low in virtual machines whose memory grows with its use. The CPU's is taken as it is used.
+	const pinned = device !== undefined && device.device !== "cpu";
+	if (hostKnown && plan.hostBytes > (pinned ? host.memoryBytes : host.availableBytes)) {
+		throw hostTooSmall(plan, pinned ? `the machine has ${bytesToTenth(host.memoryBytes)}` : availableIn(host));
+	}
 	const left = hostKnown ? `, ${bytesToTenth(host.availableBytes)} available` : "";
 	const inHost = `${bytesToTenth(plan.hostBytes)} in host memory${left}: ${categoriesText(plan.hostCategories)}`;
 	return `${inDevice}; ${inHost}`;
@@ -162,8 +167,12 @@ function tooSmall(plan: MemoryPlan, device: DeviceInfo, advice: Advice): ArlErro
 	return new ArlError("ARL_OOM", lines.join("\n"), [...hints, adviceText(advice, room)].join("\n"));
 }
 
-function hostTooSmall(plan: MemoryPlan, host: DeviceInfo): ArlError {
-	const message = `the run keeps ${bytesToTenth(plan.hostBytes)} in host memory, of which ${bytesToTenth(host.availableBytes)} are available`;
+function availableIn(host: DeviceInfo): string {
+	return `${bytesToTenth(host.availableBytes)} are available`;
+}
+
+function hostTooSmall(plan: MemoryPlan, room: string): ArlError {
+	const message = `the run keeps ${bytesToTenth(plan.hostBytes)} in host memory, and ${room}`;
 	const hints = plan.hostCategories.map(({ name, bytes }) => {
 		const option = name === "activations" ? "activation_offloading" : "optimizer_offload";
 		return `Without --${option} ${name} (${bytesToTenth(bytes)}) stay on the GPU.`;

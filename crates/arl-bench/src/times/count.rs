@@ -3,6 +3,7 @@
 
 use arl_engine::backend::plan::PlanBackend;
 use arl_engine::backend::profile::{LeafTotal, ProfileBackend};
+use arl_engine::backend::timeline::Rates;
 use arl_engine::backend::{DType, DeviceKind};
 use arl_engine::{Engine, EngineOptions, Flops, Hyper, Weights, plan_memory_of, with_logits_rows};
 use arl_model::{ModelConfig, Result};
@@ -94,7 +95,9 @@ fn count(run: &mut Run<'_>, gpu: &Gpu, name: &'static str, step: &Step) -> Resul
     let Some(options) = settings(&config, &base, gpu.bytes)? else {
         return super::skipped(run, name, "no settings fit");
     };
-    let backend = Box::new(ProfileBackend::new(Box::new(PlanBackend::of(DeviceKind::Cuda))));
+    let device = PlanBackend::of(DeviceKind::Cuda).with_memory(gpu.bytes);
+    let mut backend = Box::new(ProfileBackend::new(Box::new(device)));
+    backend.model(Rates { flops: gpu.flops, memory: gpu.memory, link: LINK });
     let mut engine = Engine::open(backend, &dir, Weights::Random(0), &options)?;
     let batches: Vec<_> =
         (0..step.micro_batches).map(|m| batch(config.vocab_size, step.tokens, step.seq, m as u64 + 1)).collect();
@@ -102,7 +105,9 @@ fn count(run: &mut Run<'_>, gpu: &Gpu, name: &'static str, step: &Step) -> Resul
     // With `optimizer_offload` a step begins with the update that the one before has left.
     engine.step(&batches, hyper)?;
     engine.backend_mut().enable()?;
+    let (before, waited_before) = modelled(&mut engine);
     engine.step(&batches, hyper)?;
+    let (end, waited) = modelled(&mut engine);
     let mut leaves = engine.backend_mut().take()?.leaves;
     leaves.sort_by(|a, b| least(&b.1).total_cmp(&least(&a.1)));
 
@@ -139,7 +144,13 @@ fn count(run: &mut Run<'_>, gpu: &Gpu, name: &'static str, step: &Step) -> Resul
         "model_tflop": model / 1e12, "tflop": flops / 1e12, "least_ms": all * 1e3, "products_ms": products * 1e3,
         "memory_ms": (all - products) * 1e3, "link_gb": copied / 1e9, "link_ms": copied / 2.0 / LINK * 1e3,
         "mfu_at_most": model / (PEAK_TFLOPS * 1e12) / all,
+        "step_ms": (end - before) * 1e3, "waits_for_link_ms": (waited - waited_before) * 1e3,
     }))
+}
+
+/// When the leaves would be done, and how long of that they would have waited for copies; in seconds.
+fn modelled(engine: &mut Engine<ProfileBackend<PlanBackend>>) -> (f64, f64) {
+    engine.backend_mut().timeline().map_or((0.0, 0.0), |timeline| (timeline.end(), timeline.waited()))
 }
 
 #[cfg(test)]

@@ -35,6 +35,10 @@ pub enum Pool {
     State,
     /// Inputs, activations and scratch of one micro-batch.
     Step,
+    /// Pieces of masters and moments in host memory that stay on the device as well, from step to step.
+    Kept,
+    /// The rotary embedding's tables: until a longer sequence needs larger ones.
+    Angles,
     /// A leaf's own, while it runs: partial sums. See [`Backend::scratch_bytes`].
     Scratch,
     /// Host memory that lasts as long as the engine: masters and moments that are not on the device. Only

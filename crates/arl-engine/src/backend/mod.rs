@@ -18,14 +18,15 @@ mod operations;
 pub mod plan;
 pub mod profile;
 mod rounding;
+pub mod timeline;
 
 pub use self::buffer::{Buffer, DType, Event, Pool, Rows, Stream};
 pub use self::cuda::attention_library_scratch;
 pub use self::dropout::Dropout;
 pub use self::kind::DeviceKind;
 pub use self::operations::{
-    AdamW, Attention, AttentionLibrary, CrossEntropy, GroupedMatmul, Heads, Layout, Matmul, NormRope, NormWeight,
-    Permutation, Router, Sequences, join_master, split_master,
+    AdamW, Angles, Attention, AttentionLibrary, CrossEntropy, GroupedMatmul, Heads, Layout, Matmul, NormRope,
+    NormWeight, Permutation, Router, Sequences, join_master, split_master,
 };
 pub use self::rounding::StochasticRounding;
 
@@ -76,6 +77,12 @@ pub trait Backend: Send {
     fn use_attention_library(&mut self, asked: &[AttentionLibrary]) -> std::result::Result<(), String> {
         let _ = asked;
         Err("this device has no library for attention".into())
+    }
+
+    /// Announces attention of the micro-batches that come next, so that what the device's own library needs for it is made
+    /// on other threads, while the device computes what was queued before.
+    fn expect_attention(&mut self, asked: &[AttentionLibrary]) {
+        let _ = asked;
     }
 
     /// The choice of algorithms for matrix products; `None` where there is one for each.

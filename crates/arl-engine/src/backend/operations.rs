@@ -181,10 +181,21 @@ pub struct NormRope {
     pub tokens: usize,
     /// Weights `[dim]` of the norms of queries and keys, and their epsilon; `None` where the model has none.
     pub norm: Option<(NormWeight, NormWeight, f32)>,
-    /// f32 `[T, rotary / 2]`, attention scaling included.
+    /// What the heads are rotated by.
+    pub angles: Angles,
+}
+
+/// Cosines and sines of the rotary embedding as tables, and each token's row of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Angles {
+    /// f32 `[rows, rotary / 2]`, attention scaling included.
     pub cos: Buffer,
-    /// f32 `[T, rotary / 2]`, attention scaling included.
+    /// f32 `[rows, rotary / 2]`, attention scaling included.
     pub sin: Buffer,
+    /// i32 `[T]`: the row of each token, in both tables; with `axes` `[3, T]`: one for time, one for height, one for width.
+    pub rows: Buffer,
+    /// i32 `[rotary / 2]`: which of a token's three rows each column is read from. `None`: positions have one axis.
+    pub axes: Option<Buffer>,
 }
 
 /// How a router of experts chooses.

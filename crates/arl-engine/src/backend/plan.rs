@@ -1,6 +1,8 @@
 //! A backend that computes nothing and only notes how far the leaves' buffers reach: the dry run of a step against it
 //! is the memory plan.
 
+use std::collections::HashMap;
+
 use arl_model::Result;
 
 use super::*;
@@ -11,12 +13,20 @@ pub struct PlanBackend {
     /// Leaves that were asked for.
     pub leaves: usize,
     kind: DeviceKind,
+    /// Memory of the device, if it is not the host's, and what is reserved of it.
+    memory: Option<usize>,
+    reserved: HashMap<Pool, usize>,
 }
 
 impl PlanBackend {
     /// In the place of a device of a sort.
     pub fn of(kind: DeviceKind) -> Self {
-        PlanBackend { leaves: 0, kind }
+        PlanBackend { kind, ..PlanBackend::default() }
+    }
+
+    /// In the place of one that has so many bytes of memory.
+    pub fn with_memory(self, bytes: usize) -> Self {
+        PlanBackend { memory: Some(bytes), ..self }
     }
 }
 
@@ -43,8 +53,16 @@ impl Backend for PlanBackend {
         if self.kind == DeviceKind::Cuda { activations } else { DType::F32 }
     }
 
-    fn reserve(&mut self, _pool: Pool, _bytes: usize) -> Result<()> {
+    fn reserve(&mut self, pool: Pool, bytes: usize) -> Result<()> {
+        if !matches!(pool, Pool::HostState | Pool::HostStep) {
+            self.reserved.insert(pool, bytes);
+        }
         Ok(())
+    }
+
+    fn memory(&self) -> Result<Option<(usize, usize)>> {
+        let reserved: usize = self.reserved.values().sum();
+        Ok(self.memory.map(|bytes| (bytes.saturating_sub(reserved), bytes)))
     }
 
     fn read_back(&mut self, _source: Buffer, target: &mut [u8]) -> Result<()> {

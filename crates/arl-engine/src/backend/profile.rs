@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use arl_model::Result;
 
+use super::timeline::{Rates, Timeline};
 use super::*;
 
 /// What one kind of leaf came to.
@@ -42,6 +43,7 @@ pub struct ProfileBackend<B: ?Sized> {
     /// The end of the leaf before, where leaves are waited for.
     last: Option<Instant>,
     gaps: f64,
+    timeline: Option<Timeline>,
     inner: Box<B>,
 }
 
@@ -49,7 +51,18 @@ impl<B: Backend + ?Sized> ProfileBackend<B> {
     /// A wrapper that measures nothing until [`ProfileBackend::enable`].
     pub fn new(inner: Box<B>) -> Self {
         let totals = BTreeMap::new();
-        Self { totals, enabled: false, clocked: false, queued: Vec::new(), last: None, gaps: 0.0, inner }
+        let (queued, last, timeline) = (Vec::new(), None, None);
+        Self { totals, enabled: false, clocked: false, queued, last, gaps: 0.0, timeline, inner }
+    }
+
+    /// Models from here on when a device with these rates would be done, without measuring anything.
+    pub fn model(&mut self, rates: Rates) {
+        self.timeline = Some(Timeline::new(rates));
+    }
+
+    /// What is modelled.
+    pub fn timeline(&self) -> Option<&Timeline> {
+        self.timeline.as_ref()
     }
 
     /// Measures from here on, from zero.
@@ -86,6 +99,13 @@ impl<B: Backend + ?Sized> ProfileBackend<B> {
     }
 
     fn measure(&mut self, name: impl FnOnce() -> String, flops: f64, bytes: f64, leaf: impl FnOnce(&mut B)) {
+        if let Some(timeline) = &mut self.timeline {
+            timeline.leaf(flops, bytes);
+        }
+        self.timed(name, flops, bytes, leaf);
+    }
+
+    fn timed(&mut self, name: impl FnOnce() -> String, flops: f64, bytes: f64, leaf: impl FnOnce(&mut B)) {
         if !self.enabled {
             return leaf(&mut self.inner);
         }
@@ -155,6 +175,11 @@ fn attention_bytes(op: &Attention, outputs: usize) -> f64 {
     rows_of(op.q, attention_tokens(op), columns * op.heads.dim) + all(&[op.log_sum_exp])
 }
 
+/// Those of the tables and of each token's rows: tokens at one position share a row, which stays in the cache.
+fn angles_bytes(angles: &Angles) -> f64 {
+    all(&[angles.cos, angles.sin, angles.rows])
+}
+
 /// Bytes of the query and key columns.
 fn rotated_bytes(op: &NormRope, dtype: DType) -> f64 {
     (op.tokens * (op.heads.query + op.heads.key_value) * op.heads.dim * dtype.bytes()) as f64
@@ -218,6 +243,10 @@ impl<B: Backend + ?Sized> Backend for ProfileBackend<B> {
         self.inner.use_attention_library(asked)
     }
 
+    fn expect_attention(&mut self, asked: &[AttentionLibrary]) {
+        self.inner.expect_attention(asked);
+    }
+
     fn logits_gradient(&self, activations: DType) -> DType {
         self.inner.logits_gradient(activations)
     }
@@ -227,10 +256,16 @@ impl<B: Backend + ?Sized> Backend for ProfileBackend<B> {
     }
 
     fn record(&mut self, stream: Stream, event: Event) {
+        if let Some(timeline) = &mut self.timeline {
+            timeline.record(stream, event);
+        }
         self.inner.record(stream, event);
     }
 
     fn wait(&mut self, stream: Stream, event: Event) {
+        if let Some(timeline) = &mut self.timeline {
+            timeline.wait(stream, event);
+        }
         self.inner.wait(stream, event);
     }
 
@@ -244,12 +279,15 @@ impl<B: Backend + ?Sized> Backend for ProfileBackend<B> {
 
     fn transfer(&mut self, stream: Stream, source: Buffer, target: Buffer) {
         let name = format!("transfer {stream:?}");
+        if let Some(timeline) = &mut self.timeline {
+            timeline.transfer(stream, source.bytes() as f64);
+        }
         // It runs concurrently with the leaves: two timestamps among theirs would not measure it.
         if self.enabled && self.clocked && stream != Stream::Compute {
             self.count(&name, 0.0, source.bytes() as f64);
             return self.inner.transfer(stream, source, target);
         }
-        self.measure(|| name, 0.0, source.bytes() as f64, |inner| inner.transfer(stream, source, target));
+        self.timed(|| name, 0.0, source.bytes() as f64, |inner| inner.transfer(stream, source, target));
     }
 
     fn matmul(&mut self, op: &Matmul) {
@@ -291,8 +329,8 @@ impl<B: Backend + ?Sized> Backend for ProfileBackend<B> {
         rms_norm_backward(d_out: Buffer, x: Buffer, weight: NormWeight, inverse_rms: Buffer, d_x: Buffer, d_weight: Buffer) = all(&[d_out, x, weight.weight, inverse_rms, d_x, d_x, d_weight, d_weight]);
         add(x: Buffer, delta: Buffer) = all(&[x, x, delta]);
         scale(x: Buffer, factor: f32, dropout: Option<Dropout>, out: Buffer) = all(&[x, out]);
-        norm_rope(op: &NormRope, qkv: Buffer, qk: Buffer) = 2.0 * rotated_bytes(op, qk.dtype) + all(&[op.cos, op.sin]);
-        norm_rope_backward(op: &NormRope, qkv: Buffer, d_qkv: Buffer, d_norm: Option<(Buffer, Buffer)>) = (if op.norm.is_some() { 3.0 } else { 2.0 }) * rotated_bytes(op, qkv.dtype) + all(&[op.cos, op.sin]);
+        norm_rope(op: &NormRope, qkv: Buffer, qk: Buffer) = 2.0 * rotated_bytes(op, qk.dtype) + angles_bytes(&op.angles);
+        norm_rope_backward(op: &NormRope, qkv: Buffer, d_qkv: Buffer, d_norm: Option<(Buffer, Buffer)>) = (if op.norm.is_some() { 3.0 } else { 2.0 }) * rotated_bytes(op, qkv.dtype) + angles_bytes(&op.angles);
         attention_cached(heads: Heads, window: Option<usize>, scale: f32, q: Rows, k_cache: Buffer, v_cache: Buffer, capacity: usize, lengths: Buffer, out: Buffer) = all(&[out, out, k_cache, v_cache]);
         swiglu(gate_up: Buffer, width: usize, out: Buffer) = all(&[gate_up, out]);
         swiglu_backward(gate_up: Buffer, width: usize, d_out: Buffer) = all(&[gate_up, gate_up, d_out]);

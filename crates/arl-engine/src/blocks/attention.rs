@@ -200,8 +200,7 @@ impl Attention {
             rotary: self.rotary,
             tokens: run.size().tokens,
             norm: self.qk_norm.map(|(query, key, epsilon)| (cx.norm(query), cx.norm(key), epsilon)),
-            cos: run.inputs.cos,
-            sin: run.inputs.sin,
+            angles: run.inputs.angles,
         }
     }
 

@@ -6,6 +6,7 @@ use crate::blocks::Run;
 use crate::blocks::cache::{Cached, NewTokens};
 use crate::model::Model;
 use crate::placement::arena::{Arena, Category};
+use crate::rotary::Tables;
 use crate::statistics::take_statistics;
 use crate::step::Step;
 
@@ -51,13 +52,14 @@ pub(super) fn room<B: Backend + ?Sized>(
     size: BatchSize,
     max_len: usize,
     one_each: bool,
+    tables: Tables,
 ) -> (Run, NewTokens) {
     let (heads, tokens) = (step.model.shape.heads, size.tokens);
     let mut ints = |len| step.arena.take(Category::Inputs, DType::I32, len);
     let (slots, keys, values) = (ints(tokens), ints(tokens * heads.key_value), ints(tokens * heads.key_value));
     let lengths = ints(tokens);
     let rows = step.arena.take(Category::Workspace, step.model.dtype, tokens * heads.key_columns());
-    let inputs = Inputs::take(step.arena, size, 0, max_len, step.model.shape.rotary / 2);
+    let inputs = Inputs::take(step.arena, size, 0, max_len, tables.one_axis());
     let (sums, _) = take_statistics(step.arena, &step.model.shape, 1);
     let run = step.begin(inputs, None, sums, None);
     step.take_scratch(&run);

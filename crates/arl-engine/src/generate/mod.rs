@@ -11,6 +11,7 @@ use crate::backend::plan::PlanBackend;
 use crate::batch::BatchSize;
 use crate::engine::Engine;
 use crate::placement::arena::Arena;
+use crate::rotary::{Span, Tables};
 use crate::step::{Generation, Step};
 use cache::{Cache, room, token_bytes, upload_new};
 pub use sampling::GenerateOptions;
@@ -137,13 +138,15 @@ impl<B: Backend + ?Sized> Engine<B> {
         sequences: usize,
         capacity: usize,
     ) -> Result<()> {
-        let mut dry = Arena::new(usize::MAX);
+        let (mut dry, tables) = (Arena::new(usize::MAX), Tables::dry(&self.model.rope));
+        let mut positions = capacity;
         let cache = Cache::take(&mut dry, &self.model, sequences, capacity);
         let bottom = dry.mark();
         let sizes = parts
             .iter()
             .map(|part| BatchSize { tokens: prompts[part.clone()].iter().map(Vec::len).sum(), sequences: part.len() });
         for size in sizes.chain([BatchSize { tokens: sequences, sequences }]) {
+            positions = positions.max(size.tokens);
             let mut step = Step {
                 backend: &mut PlanBackend::default(),
                 arena: &mut dry,
@@ -152,14 +155,11 @@ impl<B: Backend + ?Sized> Engine<B> {
                 interrupt: &self.interrupt,
                 pending: &mut None,
             };
-            let (run, new) = room(&mut step, size, size.tokens, false);
+            let (run, new) = room(&mut step, size, size.tokens, false, tables);
             step.forward(&run, Some(Generation { caches: &cache.blocks, new: &new }))?;
             dry.release(bottom);
         }
-        if dry.peak() > self.plan.bytes() {
-            self.make_room_for(self.plan.with_arena(dry))?;
-        }
-        Ok(())
+        self.make_room_in(dry, positions)
     }
 
     /// Reads prompts into the cache, from slot `slot` on, and leaves the head's input for each one's next token.
@@ -174,28 +174,26 @@ impl<B: Backend + ?Sized> Engine<B> {
         let prompts = &prompts[part];
         let tokens: usize = prompts.iter().map(Vec::len).sum();
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let spans: Vec<Span> =
+            prompts.iter().map(|prompt| Span { sequence_len: prompt.len(), positions: 0..prompt.len() }).collect();
+        let (tables, offsets) = self.tables.provide(&mut *self.backend, &self.model.rope, &spans);
         let mut step = self.parts();
-        let (run, new) = room(&mut step, BatchSize { tokens, sequences: prompts.len() }, longest, false);
+        let (run, new) = room(&mut step, BatchSize { tokens, sequences: prompts.len() }, longest, false, tables);
 
         let mut cu_seqlens = vec![0i32];
         let (mut slots, mut last) = (Vec::with_capacity(tokens), Vec::with_capacity(prompts.len()));
-        let half = self.rope.half();
-        let table = tokens * half;
-        let (mut cos, mut sin) = (vec![0f32; table], vec![0f32; table]);
-        for (i, prompt) in prompts.iter().enumerate() {
-            let (start, first) = (slots.len(), (slot + i) * cache.capacity);
+        let mut angle_rows = Vec::with_capacity(tokens);
+        for (i, (prompt, offset)) in prompts.iter().zip(offsets).enumerate() {
+            let first = (slot + i) * cache.capacity;
             slots.extend((first..first + prompt.len()).map(|s| s as i32));
-            let positions: Vec<i32> = (0..prompt.len() as i32).collect();
-            let angles = start * half..slots.len() * half;
-            self.rope.fill(prompt.len(), &positions, &mut cos[angles.clone()], &mut sin[angles]);
+            angle_rows.extend((0..prompt.len()).map(|position| (position as isize + offset) as i32));
             cu_seqlens.push(slots.len() as i32);
             last.push(slots.len() as i32 - 1);
         }
         let backend = &mut *self.backend;
         let ids: Vec<i32> = prompts.concat();
         backend.upload(bytemuck::cast_slice(&ids), run.inputs.ids);
-        backend.upload(bytemuck::cast_slice(&cos), run.inputs.cos);
-        backend.upload(bytemuck::cast_slice(&sin), run.inputs.sin);
+        backend.upload(bytemuck::cast_slice(&angle_rows), run.inputs.angles.rows);
         backend.upload(bytemuck::cast_slice(&cu_seqlens), run.inputs.sequences.cu_seqlens);
         upload_new(backend, &new, heads, &slots);
         self.parts().forward(&run, Some(Generation { caches: &cache.blocks, new: &new }))?;
@@ -210,22 +208,20 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// Reads each sequence's next token into the cache.
     fn decode(&mut self, active: &mut [Sequence], cache: &Cache) -> Result<()> {
         let (heads, h, n) = (self.model.shape.heads, self.model.shape.hidden, active.len());
+        let spans: Vec<Span> =
+            active.iter().map(|s| Span { sequence_len: s.cached + 1, positions: s.cached..s.cached + 1 }).collect();
+        let (tables, offsets) = self.tables.provide(&mut *self.backend, &self.model.rope, &spans);
         let mut step = self.parts();
-        let (run, new) = room(&mut step, BatchSize { tokens: n, sequences: n }, 1, true);
+        let (run, new) = room(&mut step, BatchSize { tokens: n, sequences: n }, 1, true, tables);
         let ids: Vec<i32> = active.iter().map(|s| s.next).collect();
         let slots: Vec<i32> = active.iter().enumerate().map(|(i, s)| (i * cache.capacity + s.cached) as i32).collect();
         let lengths: Vec<i32> = active.iter().map(|s| s.cached as i32 + 1).collect();
-        let half = self.rope.half();
-        let (mut cos, mut sin) = (vec![0f32; n * half], vec![0f32; n * half]);
-        let rows = cos.chunks_exact_mut(half).zip(sin.chunks_exact_mut(half));
-        for (sequence, (cos, sin)) in active.iter_mut().zip(rows) {
-            self.rope.fill(sequence.cached + 1, &[sequence.cached as i32], cos, sin);
-            sequence.cached += 1;
-        }
+        let angle_rows: Vec<i32> =
+            active.iter().zip(offsets).map(|(s, offset)| (s.cached as isize + offset) as i32).collect();
+        active.iter_mut().for_each(|sequence| sequence.cached += 1);
         let backend = &mut *self.backend;
         backend.upload(bytemuck::cast_slice(&ids), run.inputs.ids);
-        backend.upload(bytemuck::cast_slice(&cos), run.inputs.cos);
-        backend.upload(bytemuck::cast_slice(&sin), run.inputs.sin);
+        backend.upload(bytemuck::cast_slice(&angle_rows), run.inputs.angles.rows);
         backend.upload(bytemuck::cast_slice(&lengths), new.lengths);
         upload_new(backend, &new, heads, &slots);
         self.parts().forward(&run, Some(Generation { caches: &cache.blocks, new: &new }))?;

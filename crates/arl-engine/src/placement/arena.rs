@@ -9,7 +9,7 @@ pub(crate) const ALIGNMENT: usize = 64;
 /// What memory is used for; the memory plan is shown in these terms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Category {
-    /// Ids, targets, positions' tables, statistics.
+    /// Ids, targets, rows of the rotary embedding's tables, statistics.
     Inputs,
     /// What the forward pass leaves for the backward pass, and the residual stream.
     Activations,

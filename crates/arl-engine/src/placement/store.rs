@@ -99,6 +99,12 @@ pub(crate) struct Slot {
     pub(crate) masters: Option<Buffer>,
 }
 
+impl Slot {
+    fn buffers(&self) -> impl Iterator<Item = Buffer> + use<> {
+        [self.moment1, self.moment2].into_iter().chain(self.masters)
+    }
+}
+
 /// The places of the pieces that are on the device. They are kept from step to step, because the first pieces come while
 /// the last layers' gradients are computed.
 #[derive(Clone, Copy, Debug)]
@@ -123,7 +129,23 @@ impl Slots {
 
     /// Bytes of all of them.
     pub(crate) fn bytes(&self) -> usize {
-        let slot = |slot: &Slot| slot.moment1.bytes() + slot.moment2.bytes() + slot.masters.map_or(0, Buffer::bytes);
-        self.places.iter().map(slot).sum()
+        self.places.iter().flat_map(Slot::buffers).map(Buffer::bytes).sum()
+    }
+
+    /// Bytes of a place in [`Pool::Kept`].
+    pub(crate) fn kept_bytes(&self) -> usize {
+        self.places[0].buffers().map(|buffer| buffer.bytes().next_multiple_of(ALIGNMENT)).sum()
+    }
+
+    /// Place `number` in [`Pool::Kept`].
+    pub(crate) fn kept(&self, number: usize) -> Slot {
+        let mut next = number * self.kept_bytes();
+        let mut take = |like: Buffer| {
+            let offset = next;
+            next += like.bytes().next_multiple_of(ALIGNMENT);
+            Buffer { pool: Pool::Kept, offset, ..like }
+        };
+        let Slot { moment1, moment2, masters } = self.places[0];
+        Slot { moment1: take(moment1), moment2: take(moment2), masters: masters.map(take) }
     }
 }

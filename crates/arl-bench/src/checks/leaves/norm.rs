@@ -1,6 +1,6 @@
 //! Norms, and the norm and rotation of heads.
 
-use arl_engine::backend::{Buffer, DType, Heads, NormRope};
+use arl_engine::backend::{Angles, Buffer, DType, Heads, NormRope};
 
 use super::super::draw::TOKENS;
 use super::super::trial::{Scene, Trial};
@@ -71,7 +71,9 @@ fn rope(s: &mut Scene) -> (NormRope, usize) {
     let angles: Vec<f64> = s.draw.values(tokens * heads.dim / 2);
     let (cos, sin): (Vec<f64>, Vec<f64>) = angles.iter().map(|angle| (angle.cos(), angle.sin())).unzip();
     let (cos, sin) = (s.put(&cos, DType::F32), s.put(&sin, DType::F32));
-    (NormRope { heads, rotary: heads.dim, tokens, norm, cos, sin }, (heads.query + 2 * heads.key_value) * heads.dim)
+    let rows = s.ints(&(0..tokens).rev().collect::<Vec<_>>());
+    let angles = Angles { cos, sin, rows, axes: None };
+    (NormRope { heads, rotary: heads.dim, tokens, norm, angles }, (heads.query + 2 * heads.key_value) * heads.dim)
 }
 
 fn described(op: &NormRope) -> String {

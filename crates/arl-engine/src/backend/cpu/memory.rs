@@ -103,6 +103,8 @@ impl Drop for Mapping {
 pub(super) struct Memory {
     state: Mapping,
     step: Mapping,
+    kept: Mapping,
+    angles: Mapping,
     scratch: Mapping,
     host_state: Mapping,
     host_step: Mapping,
@@ -112,7 +114,15 @@ impl Memory {
     /// Empty pools.
     pub(super) fn new() -> Memory {
         let empty = || Mapping::EMPTY;
-        Memory { state: empty(), step: empty(), scratch: empty(), host_state: empty(), host_step: empty() }
+        Memory {
+            state: empty(),
+            step: empty(),
+            kept: empty(),
+            angles: empty(),
+            scratch: empty(),
+            host_state: empty(),
+            host_step: empty(),
+        }
     }
 
     /// Replaces `pool` by `bytes` of zeroes.
@@ -120,6 +130,8 @@ impl Memory {
         let place = match pool {
             Pool::State => &mut self.state,
             Pool::Step => &mut self.step,
+            Pool::Kept => &mut self.kept,
+            Pool::Angles => &mut self.angles,
             Pool::Scratch => &mut self.scratch,
             Pool::HostState => &mut self.host_state,
             Pool::HostStep => &mut self.host_step,
@@ -143,6 +155,8 @@ impl Memory {
         match pool {
             Pool::State => &self.state,
             Pool::Step => &self.step,
+            Pool::Kept => &self.kept,
+            Pool::Angles => &self.angles,
             Pool::Scratch => &self.scratch,
             Pool::HostState => &self.host_state,
             Pool::HostStep => &self.host_step,

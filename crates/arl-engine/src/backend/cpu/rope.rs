@@ -33,13 +33,18 @@ impl<'m> HeadNorm<'m> {
     }
 }
 
-/// The angles' cosines and sines, `[T, half]`.
+/// The angles' cosines and sines, as in [`crate::backend::Angles`].
 #[derive(Clone, Copy)]
 pub(super) struct Angles<'m> {
-    /// Cosines, attention scaling included.
+    /// `[rows, half]`.
     cos: &'m [f32],
-    /// Sines, attention scaling included.
+    /// `[rows, half]`.
     sin: &'m [f32],
+    /// `[T]`, or `[3, T]` with `axes`.
+    rows: &'m [i32],
+    /// `[half]`.
+    axes: Option<&'m [i32]>,
+    tokens: usize,
     /// Pairs of elements that are rotated.
     half: usize,
 }
@@ -48,16 +53,32 @@ impl<'m> Angles<'m> {
     /// Those of an operation.
     pub(super) fn read(lease: &mut Lease<'m>, op: &NormRope) -> Self {
         assert!(op.rotary.is_multiple_of(2) && op.rotary <= op.heads.dim, "{} of {} rotated", op.rotary, op.heads.dim);
-        let (cos, sin, half) = (lease.read::<f32>(op.cos), lease.read::<f32>(op.sin), op.rotary / 2);
-        assert_eq!((cos.len(), sin.len()), (op.tokens * half, op.tokens * half), "angles of {} tokens", op.tokens);
-        Angles { cos, sin, half }
+        let (angles, tokens, half) = (op.angles, op.tokens, op.rotary / 2);
+        let axes = angles.axes.map(|axes| lease.read::<i32>(axes));
+        let (cos, sin, rows) = (lease.read(angles.cos), lease.read(angles.sin), lease.read::<i32>(angles.rows));
+        assert_eq!(rows.len(), if axes.is_some() { 3 * tokens } else { tokens }, "angles of {tokens} tokens");
+        Angles { cos, sin, rows, axes, tokens, half }
     }
 
-    /// Of one token.
+    /// Memory for [`Angles::of`].
+    fn gathered(&self) -> Vec<f32> {
+        vec![0.0; if self.axes.is_some() { 2 * self.half } else { 0 }]
+    }
+
+    /// Cosines and sines of one token; those of three rows are gathered.
     #[inline(always)]
-    fn of(&self, token: usize) -> (&'m [f32], &'m [f32]) {
-        let part = token * self.half..(token + 1) * self.half;
-        (&self.cos[part.clone()], &self.sin[part])
+    fn of<'a>(&'a self, token: usize, gathered: &'a mut [f32]) -> (&'a [f32], &'a [f32]) {
+        let half = self.half;
+        let Some(axes) = self.axes else {
+            let first = self.rows[token] as usize * half;
+            return (&self.cos[first..first + half], &self.sin[first..first + half]);
+        };
+        let (cos, sin) = gathered.split_at_mut(half);
+        for (i, &axis) in axes.iter().enumerate() {
+            let at = self.rows[axis as usize * self.tokens + token] as usize * half + i;
+            (cos[i], sin[i]) = (self.cos[at], self.sin[at]);
+        }
+        (cos, sin)
     }
 }
 
@@ -76,11 +97,11 @@ pub(super) fn norm_rope<T: Element>(
     let rows = rows_a_task(read);
     qk.par_chunks_mut(rows * written).enumerate().for_each(|(task, qk)| {
         vectorise!({
-            let mut normed = vec![T::store(0.0); dim];
+            let (mut normed, mut gathered) = (vec![T::store(0.0); dim], angles.gathered());
             for (row, qk) in qk.chunks_exact_mut(written).enumerate() {
                 let token = task * rows + row;
                 let qkv = &qkv[token * read..][..written];
-                let (cos, sin) = angles.of(token);
+                let (cos, sin) = angles.of(token, &mut gathered);
                 for (head, (x, out)) in qkv.chunks_exact(dim).zip(qk.chunks_exact_mut(dim)).enumerate() {
                     match norm {
                         Some(norm) => {
@@ -149,11 +170,11 @@ pub(super) fn norm_rope_backward<T: Element>(
         |(task, (d_qkv, partial))| {
             vectorise!({
                 let (d_query_norm, d_key_norm) = partial.split_at_mut(dim);
-                let mut turned = vec![0.0_f32; dim];
+                let (mut turned, mut gathered) = (vec![0.0_f32; dim], angles.gathered());
                 for (row, d_qkv) in d_qkv.chunks_exact_mut(width).enumerate() {
                     let token = task * rows + row;
                     let x = &qkv[token * width..][..rotated];
-                    let (cos, sin) = angles.of(token);
+                    let (cos, sin) = angles.of(token, &mut gathered);
                     let by_head = x.chunks_exact(dim).zip(d_qkv[..rotated].chunks_exact_mut(dim));
                     for (head, (x, d)) in by_head.enumerate() {
                         rotate_back(d, cos, sin, &mut turned);

@@ -114,8 +114,13 @@ pub trait Device: Send {
     /// Queues a matrix product whose operands `a` and `b` are of one type (`c` is of that type or f32).
     fn matmul(&mut self, op: &Matmul);
 
-    /// Whether the device has a library with plans for attention of a shape, in both passes; they are made where it is asked
-    /// the first time. Fails with the reason, in a sentence, and the same for a shape every time.
+    /// Begins to make the plans that [`Device::plan_attention`] will be asked for, where they take long; does not wait.
+    fn expect_attention(&mut self, shape: &PackedShape) {
+        let _ = shape;
+    }
+
+    /// Whether the device has a library with plans for attention of a shape, in both passes; waits until they are made. Fails
+    /// with the reason, in a sentence, and the same for a shape every time.
     fn plan_attention(&mut self, shape: &PackedShape) -> std::result::Result<(), String> {
         let _ = shape;
         Err("this device has no library for attention".into())

@@ -15,6 +15,8 @@ mod emulated_library;
 #[cfg(feature = "cuda")]
 mod gpu;
 mod guard;
+#[cfg(test)]
+mod kept_tests;
 #[cfg(any(test, feature = "cuda"))]
 mod least_recent;
 mod matmul;
@@ -24,9 +26,13 @@ mod optimizer;
 mod packed;
 #[cfg(test)]
 mod packed_tests;
+#[cfg(any(test, feature = "cuda"))]
+mod planner;
 #[cfg(test)]
 mod recording;
 mod rope;
+#[cfg(test)]
+mod rotary_tests;
 #[cfg(test)]
 mod step_tests;
 mod swiglu;
@@ -158,6 +164,12 @@ impl<D: Device> Backend for CudaBackend<D> {
         }
         self.attention_library = true;
         Ok(())
+    }
+
+    fn expect_attention(&mut self, asked: &[AttentionLibrary]) {
+        if self.attention_library {
+            packed::expect(&mut self.device, asked);
+        }
     }
 
     fn matmul_algorithms(&mut self) -> Option<&mut dyn MatmulAlgorithms> {

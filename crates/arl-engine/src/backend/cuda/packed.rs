@@ -77,6 +77,23 @@ fn rounded(tokens: usize) -> usize {
     tokens.next_multiple_of((tokens.next_power_of_two() / 8).max(1024))
 }
 
+/// Queries of a block of the library's kernels.
+const TILE: usize = 128;
+
+/// How many times as many blocks as have work the library may launch. Where sequences are alike, rounding up makes it four
+/// at most.
+const MOST_BLOCKS: usize = 8;
+
+impl AttentionLibrary {
+    /// Whether most of the library's blocks would find nothing to do: it launches for every place of a sequence as many as
+    /// the longest sequence needs, and so for one long and many short ones thousands. This project's own kernels, which then
+    /// compute, launch at most twice as many as have work.
+    pub fn is_sparse(&self) -> bool {
+        let launched = self.sequences.next_power_of_two() * self.max_len.next_power_of_two().div_ceil(TILE);
+        launched > MOST_BLOCKS * (self.tokens / TILE + self.sequences)
+    }
+}
+
 impl PackedShape {
     /// The shape of an operation whose gradients are laid out as in the step: that of the output without gaps, those of
     /// queries, keys and values in one row. `None`: the library is not asked.
@@ -84,7 +101,7 @@ impl PackedShape {
         let Attention { q, k, v, out, heads, sequences, .. } = *op;
         let inputs = [q, k, v, out];
         let served = inputs.iter().all(|rows| rows.buffer.dtype == DType::Bf16 && aligned(*rows));
-        let shape = Self::new(&AttentionLibrary {
+        let asked = AttentionLibrary {
             heads,
             window: op.window,
             scale: op.scale,
@@ -92,8 +109,11 @@ impl PackedShape {
             sequences: sequences.count,
             max_len: sequences.max_len,
             strides: inputs.map(|rows| rows.stride),
-        })?;
-        served.then_some(shape)
+        };
+        if !served || asked.is_sparse() {
+            return None;
+        }
+        Self::new(&asked)
     }
 
     pub(super) fn new(asked: &AttentionLibrary) -> Option<Self> {
@@ -238,6 +258,12 @@ fn describe<D: Device>(
     });
     let offsets = std::array::from_fn(|i| if i < operands { all.slice(i * places, places) } else { all.slice(0, 0) });
     (lengths, offsets)
+}
+
+/// As [`crate::backend::Backend::expect_attention`].
+pub(super) fn expect<D: Device>(device: &mut D, asked: &[AttentionLibrary]) {
+    let served = asked.iter().filter(|asked| !asked.is_sparse()).filter_map(PackedShape::new);
+    served.for_each(|shape| device.expect_attention(&shape));
 }
 
 /// The forward pass, where the library has a plan. It writes statistics `[T, query]`.

@@ -4,7 +4,7 @@
 use half::bf16;
 
 use super::emulated::EmulatedDevice;
-use super::recording::RecordingDevice;
+use super::recording::{NoDevice, RecordingDevice};
 use super::step_tests::common::{HYPER, batch, deeper, difference, options};
 use super::*;
 use crate::backend::cpu::CpuBackend;
@@ -48,7 +48,7 @@ impl Case {
     }
 
     /// Output and gradients of queries, keys and values.
-    fn run(&self, backend: &mut CudaBackend<EmulatedDevice>, library: bool) -> [Vec<f32>; 2] {
+    fn run<D: Device>(&self, backend: &mut CudaBackend<D>, library: bool) -> [Vec<f32>; 2] {
         let Heads { query, key_value, dim } = self.heads;
         let (tokens, count) = (self.tokens(), self.bounds.len() - 1);
         let (width, row) = ((query + 2 * key_value) * dim, (query + 2 * key_value) * dim + self.gap);
@@ -227,6 +227,67 @@ fn steps_with_the_library_are_those_of_the_cpu_and_keep_the_order() {
         engine.step(&batches, HYPER).unwrap();
         assert_eq!(engine.backend_mut().device_mut().faults, Vec::<String>::new(), "{recompute:?}");
         assert_eq!(engine.notice(), None);
+    }
+}
+
+#[test]
+fn plans_for_all_micro_batches_of_a_step_are_begun_before_anything_of_it_is_queued() {
+    let dir = deeper("window-bias", 2);
+    let path = dir.path().join("config.json");
+    let config = std::fs::read_to_string(&path).unwrap().replace("\"head_dim\":8", "\"head_dim\":64");
+    std::fs::write(&path, config).unwrap();
+    let options = EngineOptions { attention: AttentionChoice::Auto, ..options(DType::Bf16, Recompute::Norms, 300) };
+    let backend = CudaBackend::new(RecordingDevice::new(NoDevice));
+    let mut engine = Engine::open(Box::new(backend), dir.path(), Weights::Random(7), &options).unwrap();
+    let opened = engine.backend_mut().device_mut().planned.len();
+    let batches = [batch(&[9, 3, 21], 1), batch(&[17], 2), batch(&[300], 3)];
+    for evaluated in [false, true] {
+        let device = engine.backend_mut().device_mut();
+        let (before, queued) = (device.expected.len(), device.kernels.len());
+        let asked = device.planned.len();
+        if evaluated {
+            engine.evaluate(&batches).unwrap();
+        } else {
+            engine.gradients(&batches).unwrap();
+        }
+        let device = engine.backend_mut().device_mut();
+        let expected = &device.expected[before..];
+        // Two windows, three micro-batches.
+        assert_eq!(expected.len(), 6);
+        assert!(expected.iter().all(|(kernels, _)| *kernels == queued));
+        let planned = &device.planned[asked..];
+        assert!(planned.iter().all(|(_, shape)| expected.iter().any(|(_, other)| other == shape)));
+        assert!(!planned.is_empty() && opened > 0);
+    }
+}
+
+#[test]
+fn blocks_that_are_launched_are_at_most_a_few_times_those_with_work() {
+    // One long sequence among many short ones, and sequences alike.
+    let (ragged, even) = ([vec![4096], vec![20; 50]].concat(), vec![1025; 9]);
+    for (lengths, sparse) in [(&ragged, true), (&even, false)] {
+        let bounds: Vec<i32> = std::iter::once(0)
+            .chain(lengths.iter().scan(0, |end, length| {
+                Some({
+                    *end += length;
+                    *end
+                })
+            }))
+            .collect();
+        let case = case(2, 1, 64, &bounds, None, 0);
+        let mut backend = CudaBackend::new(RecordingDevice::new(NoDevice));
+        case.run(&mut backend, true);
+        let device = backend.device_mut();
+        assert_eq!(device.planned.len(), if sparse { 1 } else { 3 }, "by the library where it is not sparse");
+        let mut own = CudaBackend::new(RecordingDevice::new(NoDevice));
+        case.run(&mut own, false);
+        let blocks = &own.device_mut().blocks;
+        let tiles = |size: i32| lengths.iter().map(|length| (length + size - 1) / size).sum::<i32>() as usize;
+        // Both query heads forward; backward one key head as well.
+        let (forward, backward) = (2 * tiles(128), 3 * tiles(128));
+        for (kernel, working) in [("attention_forward_64_bf16", forward), ("attention_backward_64_bf16", backward)] {
+            assert!((working..=2 * working).contains(&blocks[kernel]), "{kernel}: {} of {working}", blocks[kernel]);
+        }
     }
 }
 

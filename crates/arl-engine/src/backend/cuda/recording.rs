@@ -33,16 +33,26 @@ pub(super) struct RecordingDevice<D> {
     clocks: [Clocks; Stream::ALL.len()],
     events: HashMap<u32, Clocks>,
     pools: HashMap<Pool, Runs>,
+    /// Bytes that came from the host's own memory.
+    pub(super) uploaded: usize,
     /// Copies that were queued on streams besides that of the leaves.
     pub(super) transfers: usize,
     /// Waits that were queued for events that had been recorded.
     pub(super) waits: usize,
     /// The kernels, in the order in which they were queued.
     pub(super) kernels: Vec<&'static str>,
+    /// Blocks of each kernel.
+    pub(super) blocks: HashMap<&'static str, usize>,
+    /// Shapes of attention that were announced, each with the number of kernels before it.
+    pub(super) expected: Vec<(usize, PackedShape)>,
+    /// Those that were asked for, likewise.
+    pub(super) planned: Vec<(usize, PackedShape)>,
     /// Times that the host waited for the device, or a device would have made it wait.
     pub(super) host_waits: usize,
     /// Whether something is on its way to the host.
     reading: bool,
+    /// Free memory that it reports.
+    pub(super) free: Option<usize>,
     /// The number of a wait to leave out, counted from 1: what is then wrong must be found.
     pub(super) forgotten: usize,
     /// What is wrong, in the order in which it was queued.
@@ -56,11 +66,16 @@ impl<D: Device> RecordingDevice<D> {
             clocks: [[1; 3]; 3],
             events: HashMap::new(),
             pools: HashMap::new(),
+            uploaded: 0,
             transfers: 0,
             waits: 0,
             kernels: Vec::new(),
+            blocks: HashMap::new(),
+            expected: Vec::new(),
+            planned: Vec::new(),
             host_waits: 0,
             reading: false,
+            free: None,
             forgotten: 0,
             faults: Vec::new(),
         }
@@ -151,6 +166,7 @@ impl<D: Device> Device for RecordingDevice<D> {
     }
 
     fn upload(&mut self, source: &[u8], target: Buffer) {
+        self.uploaded += source.len();
         let host = matches!(target.pool, Pool::HostState | Pool::HostStep);
         if host {
             self.wait_for_all();
@@ -231,6 +247,10 @@ impl<D: Device> Device for RecordingDevice<D> {
         }
     }
 
+    fn memory(&self) -> Result<Option<(usize, usize)>> {
+        Ok(self.free.map(|free| (free, free)))
+    }
+
     fn zero(&mut self, target: Buffer) {
         self.queue(Stream::Compute);
         self.write("zero", Stream::Compute, target);
@@ -250,6 +270,7 @@ impl<D: Device> Device for RecordingDevice<D> {
         }
         self.queue(Stream::Compute);
         self.kernels.push(launch.kernel);
+        *self.blocks.entry(launch.kernel).or_default() += launch.grid.iter().product::<usize>();
         for arg in launch.args {
             if let Arg::Read(buffer) | Arg::Update(buffer) = *arg {
                 self.read(launch.kernel, Stream::Compute, buffer);
@@ -273,7 +294,13 @@ impl<D: Device> Device for RecordingDevice<D> {
         self.inner.matmul(op);
     }
 
+    fn expect_attention(&mut self, shape: &PackedShape) {
+        self.expected.push((self.kernels.len(), *shape));
+        self.inner.expect_attention(shape);
+    }
+
     fn plan_attention(&mut self, shape: &PackedShape) -> std::result::Result<(), String> {
+        self.planned.push((self.kernels.len(), *shape));
         self.inner.plan_attention(shape)
     }
 
@@ -325,6 +352,11 @@ impl Device for NoDevice {
     fn copy(&mut self, _source: Buffer, _target: Buffer) {}
     fn launch(&mut self, _launch: &Launch<'_>) {}
     fn matmul(&mut self, _op: &Matmul) {}
+    fn packed_attention(&mut self, _pass: &PackedAttention) {}
+
+    fn plan_attention(&mut self, _shape: &PackedShape) -> std::result::Result<(), String> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

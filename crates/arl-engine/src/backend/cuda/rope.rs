@@ -3,10 +3,10 @@
 use arl_kernels::constants::rope::THREADS;
 
 use super::PARTS;
-use super::device::{Arg, Device, Launch, int, kernel, scratch_of};
+use super::device::{Arg, Device, Launch, int, kernel, read_or_null, scratch_of};
 use super::elementwise::add_parts;
 use super::norm::plain;
-use crate::backend::{Buffer, DType, NormRope};
+use crate::backend::{Angles, Buffer, DType, NormRope};
 
 const WARPS: usize = THREADS / 32;
 /// Rounds of heads that a block takes at least, before it sums what its lanes have.
@@ -25,7 +25,13 @@ fn check(op: &NormRope, qkv: Buffer) {
     let width = (heads.query + 2 * heads.key_value) * heads.dim;
     assert_eq!(op.rotary, heads.dim, "a model whose heads are rotated in part was refused when the engine was opened");
     assert_eq!(qkv.len, op.tokens * width, "queries, keys and values of {} tokens", op.tokens);
-    assert_eq!((op.cos.len, op.sin.len), (op.tokens * heads.dim / 2, op.tokens * heads.dim / 2), "angles");
+    let axes = if op.angles.axes.is_some() { 3 } else { 1 };
+    assert_eq!(op.angles.rows.len, axes * op.tokens, "angles of {} tokens", op.tokens);
+}
+
+/// `ANGLES` of the kernels.
+fn angles(Angles { cos, sin, rows, axes }: Angles) -> [Arg; 4] {
+    [Arg::Read(cos), Arg::Read(sin), Arg::Read(rows), read_or_null(axes)]
 }
 
 /// As [`crate::backend::Backend::norm_rope`].
@@ -38,6 +44,7 @@ pub(super) fn norm_rope<D: Device>(device: &mut D, op: &NormRope, qkv: Buffer, q
         Some((query, key, epsilon)) => (Arg::Read(plain(query)), Arg::Read(plain(key)), epsilon),
         None => (Arg::Null, Arg::Null, 0.0),
     };
+    let [cos, sin, rows, axes] = angles(op.angles);
     device.launch(&Launch {
         kernel: kernel!(qkv.dtype, "norm_rope"),
         grid: [(op.tokens * rotated).div_ceil(heads_at_once(heads.dim, qkv.dtype)), 1, 1],
@@ -49,8 +56,10 @@ pub(super) fn norm_rope<D: Device>(device: &mut D, op: &NormRope, qkv: Buffer, q
             query,
             key,
             Arg::Float(epsilon),
-            Arg::Read(op.cos),
-            Arg::Read(op.sin),
+            cos,
+            sin,
+            rows,
+            axes,
             int(op.tokens),
             int(heads.query),
             int(heads.key_value),
@@ -76,13 +85,14 @@ pub(super) fn norm_rope_backward<D: Device>(
     let rotated = op.tokens * (heads.query + heads.key_value);
     let sizes = [int(op.tokens), int(heads.query), int(heads.key_value), int(heads.dim)];
     let [tokens, query, key_value, dim] = sizes;
+    let [cos, sin, rows, axes] = angles(op.angles);
     let (Some((query_norm, key_norm, epsilon)), Some((d_query_norm, d_key_norm))) = (op.norm, d_norm) else {
         device.launch(&Launch {
             kernel: kernel!(qkv.dtype, "rope_backward"),
             grid: [rotated.div_ceil(at_once), 1, 1],
             threads: THREADS,
             shared_bytes: 0,
-            args: &[Arg::Update(d_qkv), Arg::Read(op.cos), Arg::Read(op.sin), tokens, query, key_value, dim],
+            args: &[Arg::Update(d_qkv), cos, sin, rows, axes, tokens, query, key_value, dim],
         });
         return;
     };
@@ -103,8 +113,10 @@ pub(super) fn norm_rope_backward<D: Device>(
             Arg::Read(plain(query_norm)),
             Arg::Read(plain(key_norm)),
             Arg::Float(epsilon),
-            Arg::Read(op.cos),
-            Arg::Read(op.sin),
+            cos,
+            sin,
+            rows,
+            axes,
             tokens,
             query,
             key_value,

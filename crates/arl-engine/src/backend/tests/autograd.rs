@@ -82,14 +82,9 @@ fn rotated_heads_agree() -> Result<()> {
     let [d_qkv, d_queries, d_keys] = gradients(&out, &d_qk, [&qkv_var, &queries_var, &keys_var])?;
 
     let mut f = Fixture::new();
-    let op = NormRope {
-        heads,
-        rotary: dim,
-        tokens,
-        norm: Some((f.put(&of_queries, DType::F32).into(), f.put(&of_keys, DType::F32).into(), EPSILON)),
-        cos: f.put(&cos, DType::F32),
-        sin: f.put(&sin, DType::F32),
-    };
+    let norm = Some((f.put(&of_queries, DType::F32).into(), f.put(&of_keys, DType::F32).into(), EPSILON));
+    let (cos, sin) = (f.put(&cos, DType::F32), f.put(&sin, DType::F32));
+    let op = NormRope { heads, rotary: dim, tokens, norm, angles: f.angles(cos, sin, tokens) };
     let (qkv, qk) = (f.put(&qkv, DType::F32), f.poisoned(tokens * 6 * dim, DType::F32));
     f.backend.norm_rope(&op, qkv, qk);
     assert_close("qk", &f.get(qk), &out.flatten_all()?.to_vec1()?, 1e-6);

@@ -19,7 +19,7 @@ mod threads;
 use half::{bf16, f16};
 
 use super::test_backend;
-use crate::backend::{Backend, Buffer, DType, Pool, Rows};
+use crate::backend::{Angles, Backend, Buffer, DType, Pool, Rows};
 
 /// All types of activations.
 const TYPES: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
@@ -82,6 +82,11 @@ impl Fixture {
     /// Uploads whole numbers.
     fn ints(&mut self, values: &[usize]) -> Buffer {
         self.put(&values.iter().map(|x| *x as f64).collect::<Vec<_>>(), DType::I32)
+    }
+
+    /// Tables with a row for each of `tokens`, in their order.
+    fn angles(&mut self, cos: Buffer, sin: Buffer, tokens: usize) -> Angles {
+        Angles { cos, sin, rows: self.ints(&(0..tokens).collect::<Vec<_>>()), axes: None }
     }
 
     /// An output that holds NaN (or -1) until a leaf writes it.

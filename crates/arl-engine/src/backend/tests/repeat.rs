@@ -21,7 +21,8 @@ fn sums_have_the_same_bits_each_time() {
         let (cos, sin) =
             (put(&mut f, tokens * heads.dim / 2, DType::F32), put(&mut f, tokens * heads.dim / 2, DType::F32));
         let terms = put(&mut f, 20_000, DType::F32);
-        let op = NormRope { heads, rotary: heads.dim, tokens, norm: Some(norm), cos, sin };
+        let angles = f.angles(cos, sin, tokens);
+        let op = NormRope { heads, rotary: heads.dim, tokens, norm: Some(norm), angles };
         let mut run = || {
             let (d_x, d_qkv) = (f.poisoned(x.len, dtype), f.poisoned(x.len, dtype));
             f.backend.copy(x, d_x);

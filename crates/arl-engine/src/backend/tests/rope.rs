@@ -1,7 +1,7 @@
 //! Per-head norm and rotary embedding.
 
 use super::*;
-use crate::backend::{DeviceKind, Heads, NormRope, NormWeight};
+use crate::backend::{Angles, DeviceKind, Heads, NormRope, NormWeight};
 
 struct Case {
     heads: Heads,
@@ -10,6 +10,8 @@ struct Case {
     tokens: usize,
     /// Added to the norms' weights.
     offset: f64,
+    /// Whether a token has three rows of the tables, of which the columns take turns.
+    axes: bool,
     norm: Option<(Vec<f64>, Vec<f64>)>,
     cos: Vec<f64>,
     sin: Vec<f64>,
@@ -31,6 +33,7 @@ impl Case {
             rotary,
             tokens,
             offset: 0.0,
+            axes: false,
             norm: norm.then(|| (random.values(heads.dim, dtype), random.values(heads.dim, dtype))),
             cos: angles.iter().map(|x| round(x.cos(), DType::F32)).collect(),
             sin: angles.iter().map(|x| round(x.sin(), DType::F32)).collect(),
@@ -98,14 +101,27 @@ impl Case {
     fn op(&self, fixture: &mut Fixture, dtype: DType) -> NormRope {
         let mut put = |weight| NormWeight { weight: fixture.put(weight, dtype), offset: self.offset as f32 };
         let norm = self.norms().map(|(query, key)| (put(query), put(key), EPSILON));
-        NormRope {
-            heads: self.heads,
-            rotary: self.rotary,
-            tokens: self.tokens,
-            norm,
-            cos: fixture.put(&self.cos, DType::F32),
-            sin: fixture.put(&self.sin, DType::F32),
-        }
+        NormRope { heads: self.heads, rotary: self.rotary, tokens: self.tokens, norm, angles: self.angles(fixture) }
+    }
+
+    /// Tables whose rows are not in the tokens' order, and hold no number where no token reads them.
+    fn angles(&self, fixture: &mut Fixture) -> Angles {
+        let half = self.rotary / 2;
+        let rows = if self.axes { 3 * self.tokens } else { self.tokens };
+        let axis = |column: usize| if self.axes { column % 3 } else { 0 };
+        let row = |axis: usize, token: usize| rows - (axis * self.tokens + token);
+        let mut table = |values: &[f64]| {
+            let mut table = vec![f64::NAN; (rows + 1) * half];
+            for (i, value) in values.iter().enumerate() {
+                let (token, column) = (i / half, i % half);
+                table[row(axis(column), token) * half + column] = *value;
+            }
+            fixture.put(&table, DType::F32)
+        };
+        let (cos, sin) = (table(&self.cos), table(&self.sin));
+        let rows = fixture.ints(&(1..=rows).rev().collect::<Vec<_>>());
+        let axes = self.axes.then(|| fixture.ints(&(0..half).map(axis).collect::<Vec<_>>()));
+        Angles { cos, sin, rows, axes }
     }
 }
 
@@ -125,7 +141,8 @@ fn cases(random: &mut Random, dtype: DType) -> Vec<Case> {
     let mut cases = Vec::new();
     for (query, key_value, dim, tokens) in CASES {
         for norm in [false, true] {
-            cases.push(Case::new(random, dtype, Heads { query, key_value, dim }, tokens, norm));
+            let case = Case::new(random, dtype, Heads { query, key_value, dim }, tokens, norm);
+            cases.push(Case { axes: (cases.len() / 2).is_multiple_of(2) == norm, ..case });
         }
     }
     cases

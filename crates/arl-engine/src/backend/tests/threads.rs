@@ -26,14 +26,9 @@ fn everything(dtype: DType) -> Vec<(&'static str, Vec<u8>)> {
 
     let heads = Heads { query: 4, key_value: 2, dim: 64 };
     let (qkv_width, dim) = (8 * 64, 64);
-    let op = NormRope {
-        heads,
-        rotary: dim,
-        tokens,
-        norm: Some((put(&mut f, dim, dtype).into(), put(&mut f, dim, dtype).into(), 1e-6)),
-        cos: put(&mut f, tokens * dim / 2, DType::F32),
-        sin: put(&mut f, tokens * dim / 2, DType::F32),
-    };
+    let norm = Some((put(&mut f, dim, dtype).into(), put(&mut f, dim, dtype).into(), 1e-6));
+    let (cos, sin) = (put(&mut f, tokens * dim / 2, DType::F32), put(&mut f, tokens * dim / 2, DType::F32));
+    let op = NormRope { heads, rotary: dim, tokens, norm, angles: f.angles(cos, sin, tokens) };
     let (qkv, qk) = (put(&mut f, tokens * qkv_width, dtype), f.poisoned(tokens * 6 * dim, dtype));
     f.backend.norm_rope(&op, qkv, qk);
     let d_qkv = put(&mut f, tokens * qkv_width, dtype);

@@ -1,54 +1,73 @@
-//! Attention by cuDNN: the library, opened where attention is first asked for, and a plan in both passes for each shape.
+//! Attention by cuDNN: the library, opened where attention is first asked for, and a plan in both passes for each shape, made
+//! on threads of their own.
 
-use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use arl_cudnn::{Cudnn, Operands, Pass, Plan, capability_refusal};
 use arl_model::{Error, ErrorCode, Result};
 use candle_core::cuda_backend::cudarc;
-use cudarc::driver::CudaStream;
+use cudarc::driver::{CudaContext, CudaStream};
 
 use crate::backend::cuda::packed::{PackedAttention, PackedShape};
+use crate::backend::cuda::planner::{Made, Maker, Planner};
 
 /// The library that was found and opened with CUDA's own.
 const LIBRARY: &str = "libcudnn.so.9";
 
+/// Most threads that make plans; each plan keeps one of them busy for a second or two.
+const THREADS: usize = 4;
+
 /// Forward and backward.
-type Plans = std::result::Result<(Plan, Plan), String>;
+type Plans = (Plan, Plan);
 
 /// cuDNN on one GPU, and the plans so far.
 pub(super) struct Library {
     capability: (i32, i32),
-    /// They go before the library does.
-    plans: HashMap<PackedShape, Plans>,
+    context: Arc<CudaContext>,
     /// `None`: not asked for yet.
-    cudnn: Option<std::result::Result<Cudnn, String>>,
+    opened: Option<std::result::Result<Opened, String>>,
+}
+
+/// The library in use.
+struct Opened {
+    /// They go before the library does.
+    plans: Planner<PackedShape, Plans>,
+    /// Queues them.
+    cudnn: Cudnn,
 }
 
 impl Library {
-    pub(super) fn new(capability: (i32, i32)) -> Self {
-        Library { capability, cudnn: None, plans: HashMap::new() }
+    pub(super) fn new(capability: (i32, i32), context: Arc<CudaContext>) -> Self {
+        Library { capability, context, opened: None }
+    }
+
+    /// As [`super::Device::expect_attention`].
+    pub(super) fn expect(&mut self, shape: &PackedShape) {
+        if let Ok(opened) = self.open() {
+            opened.plans.expect(shape);
+        }
     }
 
     /// As [`super::Device::plan_attention`]; the device is the current one of this thread.
     pub(super) fn plan(&mut self, shape: &PackedShape) -> std::result::Result<(), String> {
-        let capability = self.capability;
-        let cudnn = self.cudnn.get_or_insert_with(|| match capability_refusal(capability) {
-            Some(reason) => Err(reason),
-            None => Cudnn::open(Path::new(LIBRARY)).map_err(|error| format!("cuDNN: {error}")),
-        });
-        let cudnn = cudnn.as_mut().map_err(|reason| reason.clone())?;
-        let plans = self.plans.entry(*shape).or_insert_with(|| {
-            let mut plan = |pass| {
-                let plan = cudnn.plan(&shape.of_library(pass, capability))?;
-                if plan.workspace() > shape.workspace_bytes(pass) {
-                    return Err(format!("its plan wants {} bytes of workspace", plan.workspace()));
-                }
-                Ok(plan)
-            };
-            Ok((plan(Pass::Forward)?, plan(Pass::Backward)?))
-        });
-        plans.as_ref().map(|_| ()).map_err(|reason| format!("cuDNN {}: {reason}", cudnn.version()))
+        let Opened { plans, cudnn } = self.open()?;
+        plans.get(shape).map(|_| ()).map_err(|reason| format!("cuDNN {}: {reason}", cudnn.version()))
+    }
+
+    fn open(&mut self) -> std::result::Result<&mut Opened, String> {
+        let (capability, context) = (self.capability, &self.context);
+        let open = || {
+            if let Some(reason) = capability_refusal(capability) {
+                return Err(reason);
+            }
+            let cudnn = Cudnn::open(Path::new(LIBRARY)).map_err(|error| format!("cuDNN: {error}"))?;
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            let context = Arc::clone(context);
+            let plans = Planner::start((cores / 2).clamp(1, THREADS), move || maker(capability, &context))?;
+            Ok(Opened { plans, cudnn })
+        };
+        self.opened.get_or_insert_with(open).as_mut().map_err(|reason| reason.clone())
     }
 
     /// Queues a pass whose shape has plans. Buffers are at `address`.
@@ -58,9 +77,9 @@ impl Library {
         address: impl Fn(crate::backend::Buffer) -> u64,
         stream: &CudaStream,
     ) -> Result<()> {
-        let (Some(Ok(cudnn)), Some(Ok((forward, backward)))) = (&mut self.cudnn, self.plans.get(&pass.shape)) else {
-            return Err(Error::new(ErrorCode::Internal, format!("{:?} has no plan", pass.shape)));
-        };
+        let missing = || Error::new(ErrorCode::Internal, format!("{:?} has no plan", pass.shape));
+        let Some(Ok(Opened { plans, cudnn })) = &mut self.opened else { return Err(missing()) };
+        let Some(Ok((forward, backward))) = plans.made_before(&pass.shape) else { return Err(missing()) };
         let [q, k, v, out, stats, d_out, d_q, d_k, d_v] = pass.operands.map(|operand| match operand.len {
             0 => 0,
             _ => address(operand),
@@ -77,4 +96,22 @@ impl Library {
                 .hint("use attention own, which needs no cuDNN")
         })
     }
+}
+
+/// Makes plans on this thread, with a handle of its own: a plan keeps the device's properties, and takes from the handle that
+/// queues it the stream alone.
+fn maker(capability: (i32, i32), context: &CudaContext) -> Maker<PackedShape, Plans> {
+    let bound = context.bind_to_thread().map_err(|error| error.to_string());
+    let mut cudnn = bound.and_then(|()| Cudnn::open(Path::new(LIBRARY)));
+    Box::new(move |shape: &PackedShape| -> Made<Plans> {
+        let cudnn = cudnn.as_mut().map_err(|reason| reason.clone())?;
+        let mut plan = |pass| {
+            let plan = cudnn.plan(&shape.of_library(pass, capability))?;
+            if plan.workspace() > shape.workspace_bytes(pass) {
+                return Err(format!("its plan wants {} bytes of workspace", plan.workspace()));
+            }
+            Ok(plan)
+        };
+        Ok((plan(Pass::Forward)?, plan(Pass::Backward)?))
+    })
 }

@@ -130,7 +130,7 @@ impl GpuDevice {
             outgoing: Outgoing::new(&context)?,
             outgoing_failure: None,
             cublaslt: CublasLt::new(&context, &name)?,
-            attention: Library::new(capability),
+            attention: Library::new(capability, Arc::clone(&context)),
             clock: Clock::default(),
             multiprocessors: count.max(1) as usize,
             name,
@@ -214,7 +214,11 @@ impl Device for GpuDevice {
             let place = if host { "pinned host memory".to_string() } else { format!("memory on {}", self.name) };
             let free = self.context.mem_get_info().map_or(0, |(free, _)| free >> 20);
             let available = if host { String::new() } else { format!(" ({free} MiB are free)") };
-            failed(&format!("cannot allocate {mib} MiB of {place}{available} for the {pool:?} pool"), error)
+            let error =
+                failed(&format!("cannot allocate {mib} MiB of {place}{available} for the {pool:?} pool"), error);
+            let less =
+                "leave out optimizer_offload or activation_offloading, or give the machine or container more memory";
+            if host && error.code == ErrorCode::Oom { error.hint(less) } else { error }
         })?;
         self.pools.insert(pool, allocation);
         Ok(())
@@ -357,6 +361,10 @@ impl Device for GpuDevice {
         let stream = Arc::clone(self.stream(Stream::Compute));
         let result = self.cublaslt.matmul(op, addresses, &stream);
         self.queued(result, op);
+    }
+
+    fn expect_attention(&mut self, shape: &PackedShape) {
+        self.attention.expect(shape);
     }
 
     fn plan_attention(&mut self, shape: &PackedShape) -> std::result::Result<(), String> {
