@@ -19,6 +19,7 @@ mod guard;
 mod kept_tests;
 #[cfg(any(test, feature = "cuda"))]
 mod least_recent;
+mod limits;
 mod matmul;
 mod moe;
 mod norm;
@@ -41,19 +42,20 @@ mod swiglu;
 #[path = "../tests/mod.rs"]
 mod tests;
 
-use arl_model::{Error, ErrorCode, Result};
+use arl_model::Result;
 
 pub use self::device::{Arg, Device, Launch};
 #[cfg(any(test, feature = "emulation"))]
 pub use self::emulated::EmulatedDevice;
 #[cfg(feature = "cuda")]
 pub use self::gpu::GpuDevice;
+pub(crate) use self::limits::{LIBRARY_BYTES, check, notice, scratch_bytes};
+use self::limits::{MOST_HEAD, PARTS};
 pub use self::packed::{PackedAttention, PackedShape, attention_library_scratch};
 use super::{
     AdamW, Attention, AttentionLibrary, Backend, Buffer, CrossEntropy, DType, DeviceKind, Dropout, Event,
     GroupedMatmul, Heads, Matmul, MatmulAlgorithms, NormRope, NormWeight, Permutation, Pool, Router, Rows, Stream,
 };
-use crate::shape::Shape;
 
 /// The leaf operations on a CUDA device. They are queued, and done when something is read back.
 pub struct CudaBackend<D> {
@@ -84,59 +86,6 @@ impl<D: Device> CudaBackend<D> {
 #[cfg(test)]
 fn test_backend() -> CudaBackend<emulated::EmulatedDevice> {
     CudaBackend::new(emulated::EmulatedDevice::default())
-}
-
-/// Most blocks whose partial sums a second kernel adds up. Fixed, so that sums do not depend on the device.
-const PARTS: usize = 128;
-
-/// Memory of a device that cuBLASLt may use: what its maker recommends for the largest GPUs.
-pub(crate) const LIBRARY_BYTES: usize = 32 << 20;
-
-/// The largest head that the kernels of attention and of rotary embedding have.
-const MOST_HEAD: usize = 256;
-
-/// Refuses a model that the kernels do not have: its sizes, an offset of its norms, or heads that are rotated in part.
-pub(crate) fn check(shape: &Shape) -> Result<()> {
-    let refused = |what: String| {
-        Err(Error::new(ErrorCode::Config, format!("{what} on a CUDA device"))
-            .hint("use device cpu, which has no such bound"))
-    };
-    let dim = shape.heads.dim;
-    if dim > MOST_HEAD {
-        return refused(format!("head_dim is {dim}; at most {MOST_HEAD} is possible"));
-    }
-    if shape.hidden > norm::MOST_WIDTH {
-        return refused(format!("hidden_size is {}; at most {} is possible", shape.hidden, norm::MOST_WIDTH));
-    }
-    if shape.norm_offset != 0.0 {
-        return refused(format!("norms add {} to their weights, which is not built", shape.norm_offset));
-    }
-    if shape.rotary != dim {
-        return refused(format!("{} of the {dim} elements of a head are rotated, which is not built", shape.rotary));
-    }
-    if shape.experts > moe::MOST_EXPERTS {
-        return refused(format!("num_experts is {}; at most {} are possible", shape.experts, moe::MOST_EXPERTS));
-    }
-    Ok(())
-}
-
-/// What is slower than a user would expect.
-pub(crate) fn notice(heads: Heads, activations: DType) -> Option<String> {
-    let slow = activations != DType::F32 && !matches!(heads.dim, 64 | 128);
-    slow.then(|| {
-        format!(
-            "attention over heads of {} elements runs without tensor cores; those of 64 and 128 are fast",
-            heads.dim
-        )
-    })
-}
-
-/// Bytes of the leaves' scratch.
-pub(crate) fn scratch_bytes(columns: usize, tokens: usize) -> usize {
-    // Two vectors of partial sums a block: of the norms of queries and of keys. One row number a token: of the
-    // embedding's gradient.
-    let sums = 2 * PARTS * columns * DType::F32.bytes();
-    sums.max(tokens * DType::I32.bytes()).max(matmul::SCRATCH_BYTES).max(moe::SCRATCH_BYTES).max(packed::FORWARD_BYTES)
 }
 
 impl<D: Device> Backend for CudaBackend<D> {
