@@ -64,8 +64,8 @@ describe.skipIf(golden === null)("TRL's run of an adapter with TRL's own flags",
 		for (const [i, theirs] of curve.log.entries()) {
 			const line = ours[i] as Line;
 			const at = `step ${theirs.step}`;
-			expect(Math.abs(line.loss - theirs.loss), `loss, ${at}`).toBeLessThan(1e-3);
-			expect(Math.abs(line.grad_norm - theirs.grad_norm), `grad_norm, ${at}`).toBeLessThan(1e-3);
+			expect(Math.abs(line.loss - theirs.loss), `loss, ${at}`).toBeLessThan(1e-4);
+			expect(Math.abs(line.grad_norm - theirs.grad_norm), `grad_norm, ${at}`).toBeLessThan(1e-4);
 			expect(Math.abs(line.mean_token_accuracy - theirs.mean_token_accuracy), `accuracy, ${at}`).toBeLessThan(1e-3);
 			expect(Math.abs(line.learning_rate - theirs.learning_rate), `learning_rate, ${at}`).toBeLessThan(1e-12);
 			expect(line.num_tokens, `num_tokens, ${at}`).toBe(theirs.num_tokens);
@@ -75,7 +75,7 @@ describe.skipIf(golden === null)("TRL's run of an adapter with TRL's own flags",
 		);
 		expect([...(trained?.keys() ?? [])].sort()).toEqual([...(theirs?.keys() ?? [])].sort());
 		for (const [name, expected] of theirs ?? []) {
-			expect(apart(trained?.get(name) as Float32Array, expected), name).toBeLessThan(1e-2);
+			expect(apart(trained?.get(name) as Float32Array, expected), name).toBeLessThan(1e-3);
 		}
 		const [config, peft] = [out, `${golden}/adapter_trained`].map((dir) =>
 			JSON.parse(readFileSync(join(dir, "adapter_config.json"), "utf8")),

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::backend::{Backend, DType};
 use arl_engine::{Adam, BatchSize, Engine, EngineOptions, Hyper, Kind, LoraOptions, MicroBatch, Recompute, Weights};
-use arl_model::{Error, ErrorCode, Lora, LoraConfig, ModelConfig, Result, SafetensorsFile, merge_adapter};
+use arl_model::{AdapterFile, Error, ErrorCode, Lora, LoraConfig, ModelConfig, Result, SafetensorsFile, merge_adapter};
 
 /// How far from transformers' f32 a type of weights and activations may be.
 #[derive(Clone, Copy)]
@@ -204,12 +204,11 @@ pub fn run_case_on<B: Backend + ?Sized>(
     };
     let max_grad_norm = number(&optimizer["max_grad_norm"])?;
     let mut engine = Engine::open(backend, &base, Weights::Checkpoint, &options)?;
-    // Names of tensors in the engine and in the case's files.
-    let mut names: Vec<(String, String)> = engine.tensor_names().into_iter().map(|name| (name.clone(), name)).collect();
+    // What is trained.
+    let mut names = engine.tensor_names();
     if options.lora.is_some() {
         engine.load_adapter(&adapter)?;
-        let stored = engine.lora().map(Lora::stored).unwrap_or_default();
-        names = stored.into_iter().map(|(stored, spec)| (spec.name.clone(), stored)).collect();
+        names = engine.lora().map(Lora::stored).unwrap_or_default().iter().map(|(_, spec)| spec.name.clone()).collect();
     }
 
     let forward = open("forward.safetensors")?;
@@ -229,11 +228,12 @@ pub fn run_case_on<B: Backend + ?Sized>(
         router.push((name, values, expected));
     }
 
-    let file = open("grads.safetensors")?;
     let mut gradients = Vec::new();
     engine.gradients(std::slice::from_ref(&batch))?;
-    for (name, stored) in &names {
-        let (actual, expected) = (engine.read_tensor(name, Kind::Gradients)?, floats(&file, stored)?);
+    let file = Expected::open(&dir.join("grads.safetensors"), engine.lora())?;
+    for name in &names {
+        let actual = engine.read_tensor(name, Kind::Gradients)?;
+        let expected = file.floats(name, actual.len())?;
         gradients.push((name.clone(), actual, expected));
     }
 
@@ -246,11 +246,13 @@ pub fn run_case_on<B: Backend + ?Sized>(
         norms.note(&format!("step {i}"), (stats.grad_norm - norm).abs() / norm);
     }
 
-    let file =
-        open(if options.lora.is_some() { "adapter_trained/adapter_model.safetensors" } else { "trained.safetensors" })?;
+    let trained =
+        if options.lora.is_some() { "adapter_trained/adapter_model.safetensors" } else { "trained.safetensors" };
+    let file = Expected::open(&dir.join(trained), engine.lora())?;
     let mut trained = Figure::new("trained", bounds.trained);
-    for (name, stored) in &names {
-        trained.note(name, difference(&engine.read_tensor(name, Kind::Weights)?, &floats(&file, stored)?));
+    for name in &names {
+        let actual = engine.read_tensor(name, Kind::Weights)?;
+        trained.note(name, difference(&actual, &file.floats(name, actual.len())?));
     }
     let name = dir.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
     let mut figures = figures_of("logits", "their cosine", &logits, bounds.forward);
@@ -261,6 +263,33 @@ pub fn run_case_on<B: Backend + ?Sized>(
         figures.push(merged(dir)?);
     }
     Ok(Outcome { name, figures })
+}
+
+/// A file of gradients or trained weights: of a model, or with an adapter's names and layouts.
+enum Expected {
+    Model(SafetensorsFile),
+    Adapter(AdapterFile),
+}
+
+impl Expected {
+    fn open(path: &Path, lora: Option<&Lora>) -> Result<Self> {
+        Ok(match lora {
+            None => Expected::Model(SafetensorsFile::open(path)?),
+            Some(lora) => Expected::Adapter(AdapterFile::open_file(path, lora)?),
+        })
+    }
+
+    /// A tensor by its name in the engine.
+    fn floats(&self, name: &str, len: usize) -> Result<Vec<f32>> {
+        match self {
+            Expected::Model(file) => floats(file, name),
+            Expected::Adapter(file) => {
+                let mut values = vec![0f32; len];
+                file.read_f32(name, &mut values)?;
+                Ok(values)
+            }
+        }
+    }
 }
 
 /// How far the trained adapter of a case, merged into its model, is from PEFT's merge.

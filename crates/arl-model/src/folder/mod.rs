@@ -107,8 +107,8 @@ impl ModelFiles {
     /// Writes the files of tokenizer and templates alone, as they are next to an adapter.
     pub(crate) fn write_tokenizer(&self, dir: &Path) -> Result<()> {
         let of_model = |name: &str| name == CONFIG || name == GENERATION || name.ends_with(".py");
-        let files = self.files.iter().filter(|(name, _)| !of_model(name) && !name.contains('/'));
-        files.map(|(name, bytes)| write_file(&dir.join(name), bytes)).collect()
+        let mut files = self.files.iter().filter(|(name, _)| !of_model(name) && !name.contains('/'));
+        files.try_for_each(|(name, bytes)| write_file(&dir.join(name), bytes))
     }
 
     /// Has `config.json` say that the head has weights of its own.

@@ -82,8 +82,12 @@ pub struct AdapterFile {
 impl AdapterFile {
     /// Opens `dir/adapter_model.safetensors`. Its tensors must be those of `lora`, by names and shapes.
     pub fn open(dir: &Path, lora: &Lora) -> Result<Self> {
-        let path = dir.join(WEIGHTS);
-        let file = SafetensorsFile::open(&path)?;
+        Self::open_file(&dir.join(WEIGHTS), lora)
+    }
+
+    /// [`AdapterFile::open`] of a file of any name.
+    pub fn open_file(path: &Path, lora: &Lora) -> Result<Self> {
+        let file = SafetensorsFile::open(path)?;
         let stored = lora.stored();
         let fault = |what: String| {
             Error::new(ErrorCode::Weights, format!("{}: {what}", path.display()))
