@@ -31,7 +31,7 @@ export const FIGURES = ["loss", "perplexity", "mean_token_accuracy", "entropy"] 
 
 export type Figure = (typeof FIGURES)[number];
 
-/** Whether more of a metric is better, where nobody has said. */
+/** Whether more of a metric is better, where `greater_is_better` is none. */
 export function greaterIsBetter(metric: string): boolean {
 	return !/(loss|perplexity|entropy)$/.test(metric);
 }

@@ -68,6 +68,12 @@ mod tests {
         assert_eq!(chosen(16_384, usize::MAX, most + MARGIN), Some(8192));
         assert_eq!(chosen(16_384, usize::MAX, most + MARGIN - 1), Some(4096));
         assert_eq!(chosen(16_384, usize::MAX, fewer + MARGIN - 1), None);
+        // What is evaluated does not enter, however large: training has the same bits with and without.
+        let evaluating = EngineOptions { eval_batch: BatchSize { tokens: 1 << 24, sequences: 64 }, ..of(16_384) };
+        assert!(plan_memory_of(&config, &evaluating, DeviceKind::Cuda).unwrap().total_bytes > most + MARGIN);
+        let room = Some((usize::MAX, most + MARGIN));
+        let same = with_logits_rows(&config, &evaluating, DeviceKind::Cuda, room).unwrap();
+        assert_eq!((same.loss_seq_chunk_size, same.eval_batch), (Some(8192), evaluating.eval_batch));
         // Never another number because other programs hold memory; no more than a micro-batch has.
         assert_eq!(chosen(16_384, fewer, usize::MAX), None);
         assert_eq!(chosen(4096, usize::MAX, usize::MAX), Some(4096));

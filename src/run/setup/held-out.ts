@@ -171,7 +171,7 @@ function batchOptions(args: AgentTrainingConfig, cache: NativeTokenCache) {
 	return { batchSize: args.per_device_eval_batch_size, ...(maxTokens !== null && { packed }) };
 }
 
-/** The parts by their names. Folders of one name, which only `eval_split` leaves without others, are not told apart. */
+/** The parts by their names. Folders of one name, which only `eval_split` can have, are one part. */
 function partsOf(names: readonly string[], entryRows: readonly number[]): EvalPart[] {
 	let first = 0;
 	const parts = entryRows.map((rows, i) => {
