@@ -36,7 +36,7 @@ async function finished(parent = folder, options = {}): Promise<string> {
 }
 
 describe("the dashboard's server", () => {
-	it("answers who has the token, and nobody else", async () => {
+	it("answers requests with the token, and refuses all others", async () => {
 		const url = new URL(await open([await finished()]));
 		expect((await fetch(url)).status).toBe(200);
 		for (const path of ["/", "/events", "/run/0"]) {

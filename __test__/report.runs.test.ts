@@ -180,7 +180,7 @@ describe("a run", () => {
 		expect(record.figures).toEqual(readerOf(place.out).figures);
 	});
 
-	it("that fails says so, with its error", async () => {
+	it("that fails records its error", async () => {
 		const place = workspace(folder);
 		const faults: Faults = { onStep: (step) => (step === 4 ? Number.NaN : undefined) };
 		const error = await errorOf(trainer(place, SAVING, fakeNative(faults)).train());
@@ -330,7 +330,7 @@ describe("commands on runs", () => {
 		writeRecord(out, record);
 	});
 
-	it("watch follows a run that goes on", async () => {
+	it("watch follows a run in progress", async () => {
 		const place = workspace(folder);
 		const run = trainer(place, SAVING, fakeNative({ stepMs: 30 })).run();
 		for await (const event of run) if (event.type === "log") break;

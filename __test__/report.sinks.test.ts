@@ -4,6 +4,7 @@ import { createServer, type IncomingMessage, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import { afterEach, describe, expect, it, vi } from "vitest";
+import { run as send } from "../src/cli/runs-send.js";
 import { resolveConfig } from "../src/config/index.js";
 import { crc32c } from "../src/report/sinks/event-file.js";
 import { metricsOfLine, tagOf } from "../src/report/sinks/lines.js";
@@ -13,10 +14,12 @@ import { Sinks } from "../src/report/sinks/sinks.js";
 import { SpikeDetector } from "../src/report/sinks/webhook.js";
 import { type Faults, fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
+import { capturedOutput } from "./support/output.js";
 import { contents } from "./support/real.js";
 import { events, numbers, type Options, ofType, trainer, workspace } from "./support/run.js";
 
 const folder = temporaryFolder();
+const output = capturedOutput();
 const servers: Server[] = [];
 afterEach(() => {
 	vi.unstubAllEnvs();
@@ -47,7 +50,7 @@ async function serve(answer: (request: IncomingMessage, body: unknown) => number
 	return { url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`, bodies };
 }
 
-/** A sink that takes lines, or fails as often as it is told to. */
+/** A sink that takes lines, after so many failures. */
 function recording(failures = 0): Sink & { lines: string[]; ends: string[] } {
 	const lines: string[] = [];
 	const ends: string[] = [];
@@ -211,14 +214,14 @@ describe("report_to", () => {
 			expect(performance.now() - started).toBeLessThan(10_000);
 			expect(numbers(all)).toEqual(numbers(plain.all));
 			expect(warnings).toHaveLength(2);
-			expect(warnings[0]).toMatch(/^report_to mlflow: not all is sent \(.*\); resuming the run sends the rest$/);
+			expect(warnings[0]).toMatch(/^report_to mlflow: not all is sent \(.*\); `npx arl runs send .*` sends the rest$/);
 			sinks.close();
 		}
 	});
 });
 
 describe("what a service has missed", () => {
-	it("is sent when the run is resumed, also one that was done", { timeout: 60_000 }, async () => {
+	it("is sent by `arl runs send`, once", { timeout: 60_000 }, async () => {
 		let works = false;
 		const { url, bodies } = await serve(() => (works ? 200 : 503));
 		vi.stubEnv("TRACKIO_SERVER_URL", `${url}?write_token=t`);
@@ -227,13 +230,19 @@ describe("what a service has missed", () => {
 		const disk = new Map();
 		const first = await events(trainer(at, options, fakeNative({}, disk)));
 		expect(ofType(first, "notice").at(-1)?.message).toBe(
-			`report_to trackio: not all is sent (${new URL(url).host} answers 503: no /api/bulk_log); resuming the run sends the rest`,
+			`report_to trackio: not all is sent (${new URL(url).host} answers 503: no /api/bulk_log); \`npx arl runs send ${at.out}\` sends the rest`,
 		);
 		expect(first.at(-1)).toMatchObject({ type: "end", outcome: "completed" });
+		expect(await send([at.out, "--seconds", "0.2"])).toBe(1);
+		expect(output.stderr).toContain("report_to trackio: not all is sent");
 		works = true;
+		expect(await send([at.out])).toBe(0);
+		expect(output.stdout).toBe("trackio: all is sent\n");
+		const sent = () => (bodies as { logs: { step: number }[] }[]).flatMap(({ logs }) => logs.map(({ step }) => step));
+		expect(sent()).toEqual([1, 2, 3, 4, 5, 6, 7, 8]);
+		expect(await send([at.out])).toBe(0);
 		await trainer(at, { ...options, resume_from_checkpoint: "latest" }, fakeNative({}, disk)).train();
-		const steps = (bodies as { logs: { step: number }[] }[]).flatMap(({ logs }) => logs.map(({ step }) => step));
-		expect(steps).toEqual([1, 2, 3, 4, 5, 6, 7, 8]);
+		expect(sent()).toHaveLength(8);
 	});
 });
 
@@ -290,7 +299,7 @@ describe("the webhook", () => {
 });
 
 describe("the page for Prometheus", () => {
-	it("has the latest values while the run goes on, and ends with it", async () => {
+	it("has the latest values during the run, and ends with it", async () => {
 		const port = await freePort();
 		const at = workspace(folder);
 		const options = { report_to: ["prometheus" as const], prometheus_address: `127.0.0.1:${port}`, run_name: 'a "b"' };

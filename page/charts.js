@@ -59,7 +59,7 @@ function drawing(chart) {
 			bands.push({ series: [high, low], fill: faint(line.color, 0.18) });
 		}
 		const smooth = state.smooth && line.smooth && line.mean.length > 30;
-		// Behind many smooth lines the rough ones could not be told apart; the key has their values.
+		// Behind many smooth lines the rough ones would be a blur; the key has their values.
 		const rough = chart.lines.length > MANY ? "transparent" : faint(line.color, 0.35);
 		const raw = smooth ? add(mean, { stroke: rough, width: 1 }) : null;
 		const values = smooth ? spread(line, smoothed(line.mean)) : mean;

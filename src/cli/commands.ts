@@ -27,11 +27,15 @@ const DATA: Group = {
 
 const RUNS: Group = {
 	name: "arl runs",
-	summary: "List runs, show one, and compare several.",
+	summary: "List runs, show one, compare several, and send what a service has missed of one.",
 	commands: {
 		ls: { summary: "List the runs in folders.", load: () => import("./runs-ls.js") },
 		show: { summary: "Show what a run reached, its checkpoints and options.", load: () => import("./runs-show.js") },
 		diff: { summary: "Show how runs differ.", load: () => import("./runs-diff.js") },
+		send: {
+			summary: "Send what the services of report_to have missed of a run.",
+			load: () => import("./runs-send.js"),
+		},
 	},
 };
 

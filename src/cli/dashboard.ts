@@ -26,9 +26,9 @@ export async function run(given: readonly string[]): Promise<number> {
 	const found = runFolders(folders).length;
 	const { openDashboard } = await import("../report/dashboard/server.js");
 	const dashboard = await openDashboard({ folders, port: parsed.flags.port });
+	const stop = onStopSignals(() => {});
 	process.stderr.write(`${found === 1 ? "1 run" : `${found} runs`}; Ctrl-C ends the dashboard\n`);
 	process.stdout.write(`${dashboard.url}\n`);
-	const stop = onStopSignals(() => {});
 	await new Promise<void>((ended) => {
 		if (stop.signal.aborted) ended();
 		else stop.signal.addEventListener("abort", () => ended(), { once: true });

@@ -43,11 +43,12 @@ async function watch(found: RunReader, milliseconds: number, signal: AbortSignal
 
 /** Draws over what it has drawn before. */
 function screen(terminal: NodeJS.WriteStream): (run: RunReader) => void {
-	let drawn = 0;
+	let drawn: string[] = [];
 	return (run) => {
 		const lines = watchLines(run, Math.max(20, (terminal.columns || 80) - 1));
-		terminal.write(`${drawn > 0 ? `\x1b[${drawn}A\r\x1b[J` : ""}${lines.join("\n")}\n`);
-		drawn = lines.length;
+		if (lines.join("\n") === drawn.join("\n")) return;
+		terminal.write(`${drawn.length > 0 ? `\x1b[${drawn.length}A\r\x1b[J` : ""}${lines.join("\n")}\n`);
+		drawn = lines;
 	};
 }
 

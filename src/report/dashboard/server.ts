@@ -1,6 +1,6 @@
 /**
  * The dashboard's server: the page of the report over the files of runs, and what changes in them as server-sent events. Listens
- * on this machine alone, and answers only who has the token.
+ * on the loopback address alone, and refuses requests without the token.
  */
 import { createHash, randomBytes, timingSafeEqual } from "node:crypto";
 import type { AddressInfo } from "node:net";

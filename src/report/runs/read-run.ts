@@ -1,6 +1,6 @@
 /**
- * Reads a run from its folder: `run.json` and `metrics.jsonl`, of a run that is going on as well. Reads on from where it stopped,
- * and from the start again where the run was resumed or replaced meanwhile.
+ * Reads a run from its folder: `run.json` and `metrics.jsonl`, also while it is in progress. Continues where it stopped reading, and
+ * starts over where the run was resumed or replaced meanwhile.
  */
 import { closeSync, fstatSync, openSync, readSync, statSync } from "node:fs";
 import { basename, join, resolve } from "node:path";

@@ -20,7 +20,7 @@ import {
 /** Warnings that a record keeps. */
 const MOST_WARNINGS = 50;
 
-/** What the recorder is told of the run, besides its events. */
+/** What the recorder knows of the run in addition to its events. */
 export interface RecorderOptions {
 	outputDir: string;
 	name: string | null;

@@ -15,7 +15,12 @@ const MOST_PARAMS = 100;
 const MOST_CHARACTERS = 500;
 
 /** How MLflow calls the ends of a run. */
-const STATUS: Readonly<Record<string, string>> = { failed: "FAILED", interrupted: "KILLED", stopped: "KILLED" };
+const STATUS: Readonly<Record<string, string>> = {
+	failed: "FAILED",
+	died: "FAILED",
+	interrupted: "KILLED",
+	stopped: "KILLED",
+};
 
 /**
  * `env`: `MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME`, and `MLFLOW_TRACKING_TOKEN` or `MLFLOW_TRACKING_USERNAME` and

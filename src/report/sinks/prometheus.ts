@@ -1,4 +1,4 @@
-/** A page for Prometheus to scrape while the run goes on: the latest value of each metric, in its text format 0.0.4. */
+/** A page for Prometheus to scrape during the run: the latest value of each metric, in its text format 0.0.4. */
 import { createServer, type Server } from "node:http";
 import { METRICS_FILE } from "../metrics.js";
 import { metricsOfLine } from "./lines.js";

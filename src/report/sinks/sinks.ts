@@ -6,6 +6,7 @@ import { ArlError, messageOf } from "../../errors.js";
 import { type EventOf, type NoticeEvent, notice, type TrainEvent } from "../../events.js";
 import { duration, measure } from "../format.js";
 import type { ShownOption } from "../runs/record.js";
+import { shellWord } from "../runs/sentences.js";
 import { Outbox, SINKS_FOLDER, type Sink } from "./outbox.js";
 import type { PrometheusPage } from "./prometheus.js";
 import type { Message, SpikeDetector } from "./webhook.js";
@@ -55,12 +56,23 @@ export class Sinks {
 		return new Sinks(options, await loadParts(options));
 	}
 
+	/**
+	 * Sends what a run that has ended left over. `firstStep`: of its last part. Returns a warning for each sink that did not take
+	 * all.
+	 */
+	static async sendRest(options: SinksOptions, outcome: string, firstStep: number): Promise<NoticeEvent[]> {
+		const sinks = await Sinks.open(options);
+		sinks.#resumed = true;
+		sinks.#start(firstStep);
+		return await sinks.finish(outcome);
+	}
+
 	/** Takes an event, after `metrics.jsonl` has it. Returns warnings. */
 	event(event: TrainEvent): NoticeEvent[] {
 		if (this.#make.length === 0) return [];
 		try {
 			if (event.type === "resumed") this.#resumed = true;
-			if (event.type === "start") this.#start(event);
+			if (event.type === "start") this.#start(event.firstStep);
 			if (event.type === "step") this.#step = event.step;
 			if (event.type === "log") this.#noticeSpike(event);
 			if (event.type === "end")
@@ -79,7 +91,7 @@ export class Sinks {
 		const late = this.#outboxes.filter((_, i) => !sent[i]);
 		this.#outboxes = [];
 		return late.map(({ sink, problem }) =>
-			notice("warning", `report_to ${sink.name}: not all is sent (${problem ?? "it is too slow"}); ${CATCH_UP}`),
+			notice("warning", `report_to ${sink.name}: not all is sent (${problem ?? "it is too slow"}); ${this.#catchUp}`),
 		);
 	}
 
@@ -98,7 +110,11 @@ export class Sinks {
 		this.#page?.close();
 	}
 
-	#start({ firstStep }: EventOf<"start">): void {
+	get #catchUp(): string {
+		return `\`npx arl runs send ${shellWord(this.#options.args.output_dir)}\` sends the rest`;
+	}
+
+	#start(firstStep: number): void {
 		const { output_dir: outputDir } = this.#options.args;
 		if (!this.#resumed) rmSync(join(outputDir, SINKS_FOLDER), { recursive: true, force: true });
 		for (const make of this.#make) {
@@ -123,8 +139,6 @@ export class Sinks {
 		this.#queue?.({ ...message, run: this.#name, time: new Date().toISOString() });
 	}
 }
-
-const CATCH_UP = "resuming the run sends the rest";
 
 interface Parts {
 	make: MakeSink[];
