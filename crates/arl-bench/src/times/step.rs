@@ -6,7 +6,7 @@ use std::time::Instant;
 use arl_engine::backend::{Backend, DType, DeviceKind};
 use arl_engine::{BatchSize, Engine, EngineOptions, Flops, Hyper, MemoryPlan, Recompute, Weights, plan_memory_of};
 use arl_model::{ModelConfig, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::goal::{self, Goal, PEAK_TFLOPS, reached};
 use super::{Times, algorithms, batch, free_bytes, gib, is_oom, skipped};

@@ -1,6 +1,7 @@
 //! What is passed to attention's library, against this project's own kernels: a library that knows of a pass what it was passed
 //! computes it in plain loops, and whole steps with it are those of the CPU.
 
+use arl_model::ErrorCode;
 use half::bf16;
 
 use super::emulated::EmulatedDevice;
