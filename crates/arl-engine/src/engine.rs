@@ -19,6 +19,7 @@ use crate::placement::arena::Arena;
 use crate::placement::store::{Store, TrainingStore};
 use crate::plan::{MICRO_BATCHES, MemoryPlan, StepPlan};
 use crate::queue::Queue;
+use crate::ranks::Ranks;
 use crate::statistics::{MicroBatchStats, Statistics, take_statistics};
 use crate::step::{Stages, Step};
 use crate::update::{Numbers, Pending, Update};
@@ -52,6 +53,8 @@ pub struct Engine<B: Backend + ?Sized> {
     pub(crate) gradient_scale: f32,
     /// See [`EngineOptions::rounding_seed`].
     pub(crate) rounding_seed: u64,
+    /// The ranks that train with this one; of one, where it trains alone.
+    pub(crate) ranks: Ranks,
 }
 
 impl<B: Backend + ?Sized> Engine<B> {
@@ -109,6 +112,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             loss_scale: LossScale::new(options.dtype, options.loss_scaling)?,
             gradient_scale: 1.0,
             rounding_seed: options.rounding_seed,
+            ranks: Ranks::alone(options.data_parallel.unwrap_or(1)),
         })
     }
 
@@ -150,7 +154,7 @@ impl<B: Backend + ?Sized> Engine<B> {
     }
 
     /// Makes room for micro-batches of `size`, `count` of them a step. Nothing happens where there is room already.
-    fn make_room(&mut self, size: BatchSize, count: usize) -> Result<()> {
+    pub(crate) fn make_room(&mut self, size: BatchSize, count: usize) -> Result<()> {
         if self.plan.holds(size, count) {
             return Ok(());
         }
@@ -187,7 +191,13 @@ impl<B: Backend + ?Sized> Engine<B> {
     }
 
     /// Uploads a micro-batch and takes its memory.
-    fn begin(&mut self, batch: &MicroBatch, keep: Option<Recompute>, sums: Buffer, balance: Option<Buffer>) -> Run {
+    pub(crate) fn begin(
+        &mut self,
+        batch: &MicroBatch,
+        keep: Option<Recompute>,
+        sums: Buffer,
+        balance: Option<Buffer>,
+    ) -> Run {
         let inputs = self.staging.upload(&mut *self.backend, &mut self.arena, batch, &self.rope);
         self.parts().begin(inputs, keep, sums, balance)
     }
@@ -208,16 +218,11 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// Queues the gradients of a step, without the update.
     pub(crate) fn accumulate(&mut self, batches: &[MicroBatch]) -> Result<Statistics> {
-        self.training()?;
-        let stats = self.prepare(batches)?;
-        let weight: f64 = stats.iter().map(|s| s.target_weight).sum();
-        if weight == 0.0 {
-            return Err(Error::new(
-                ErrorCode::Data,
-                "no token of this step is trained: every target is ignored or has weight 0",
-            )
-            .hint("check that the rows have replies, and that truncation does not cut them off"));
+        if let Some(sums) = self.training()?.sums {
+            return self.accumulate_in_order(batches, sums);
         }
+        let stats = self.prepare(batches)?;
+        let weight = weight_of(&stats)?;
         self.gradient_scale = self.loss_scale.map_or(1.0, |scale| scale.scale());
         let (sums, balances) = self.statistics(batches.len());
         let bottom = self.arena.mark();
@@ -257,6 +262,14 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// Checks all micro-batches, counts their targets and makes room for the largest.
     fn prepare(&mut self, batches: &[MicroBatch]) -> Result<Vec<MicroBatchStats>> {
+        let (stats, largest) = self.count(batches)?;
+        self.make_room(largest, batches.len())?;
+        self.clear_arena();
+        Ok(stats)
+    }
+
+    /// Checks all micro-batches, counts their targets and finds the size of the largest.
+    pub(crate) fn count(&self, batches: &[MicroBatch]) -> Result<(Vec<MicroBatchStats>, BatchSize)> {
         let mut stats = Vec::with_capacity(batches.len());
         let mut largest = BatchSize::default();
         for (i, batch) in batches.iter().enumerate() {
@@ -272,14 +285,12 @@ impl<B: Backend + ?Sized> Engine<B> {
                 ..MicroBatchStats::default()
             });
         }
-        self.make_room(largest, batches.len())?;
-        self.clear_arena();
-        Ok(stats)
+        Ok((stats, largest))
     }
 
     /// Zeroed room for the statistics of `count` micro-batches: f64 `[count, 3]`, and f32 `[count, 2, experts]` where a
     /// balance loss is added.
-    fn statistics(&mut self, count: usize) -> (Buffer, Option<Buffer>) {
+    pub(crate) fn statistics(&mut self, count: usize) -> (Buffer, Option<Buffer>) {
         let (sums, balances) = take_statistics(&mut self.arena, &self.model.shape, count);
         for buffer in [Some(sums), balances].into_iter().flatten() {
             self.backend.zero(buffer);
@@ -321,6 +332,19 @@ impl<B: Backend + ?Sized> Engine<B> {
             pending.advance(&mut *self.backend, usize::MAX);
         }
     }
+}
+
+/// The weight of all targets of a step. Fails where it is 0.
+pub(crate) fn weight_of(stats: &[MicroBatchStats]) -> Result<f64> {
+    let weight: f64 = stats.iter().map(|s| s.target_weight).sum();
+    if weight == 0.0 {
+        return Err(Error::new(
+            ErrorCode::Data,
+            "no token of this step is trained: every target is ignored or has weight 0",
+        )
+        .hint("check that the rows have replies, and that truncation does not cut them off"));
+    }
+    Ok(weight)
 }
 
 /// Makes the elements between trained parameters zero. Memory comes zeroed, which as a split master is not a number.

@@ -23,6 +23,7 @@ mod pipeline;
 mod placement;
 mod plan;
 mod queue;
+mod ranks;
 mod shape;
 mod state;
 mod statistics;

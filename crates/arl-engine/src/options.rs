@@ -64,6 +64,9 @@ pub struct EngineOptions {
     pub attention: AttentionChoice,
     /// Leave out gradients and moments: evaluation and generation only.
     pub inference_only: bool,
+    /// Sum the gradients of micro-batches one by one in the order of the step, over so many data-parallel ranks. Results do
+    /// not depend on their number. `None`: one rank, which accumulates inside its products.
+    pub data_parallel: Option<usize>,
 }
 
 impl Default for EngineOptions {
@@ -83,6 +86,7 @@ impl Default for EngineOptions {
             frozen: Vec::new(),
             attention: AttentionChoice::default(),
             inference_only: false,
+            data_parallel: None,
         }
     }
 }
@@ -139,6 +143,9 @@ impl EngineOptions {
                 &format!("stochastic rounding is for bf16 weights, and these are {:?}", self.dtype),
                 "add --bf16, or leave bf16_stochastic_round out: other types keep exact masters",
             );
+        }
+        if self.data_parallel == Some(0) {
+            return option("there are 0 data-parallel ranks", "one rank is the least");
         }
         if self.loss_seq_chunk_size == Some(0) {
             return option("loss_seq_chunk_size is 0", "it is the number of rows of logits at a time");
