@@ -5,7 +5,9 @@ import { checkDataset, type Dataset } from "../data/sources/custom.js";
 import type { RecordData } from "../data/sources/record.js";
 import { ArlError, toArlError, userError } from "../errors.js";
 import { type EndEvent, type EventOf, notice, type TrainEvent } from "../events.js";
+import { launchOf } from "../launch/launch.js";
 import { loadNative, type Native } from "../native.js";
+import { ALONE, type Ranks } from "../ranks/ranks.js";
 import { MetricsSink } from "../report/metrics.js";
 import { Requests, trainLoop } from "../run/loop/loop.js";
 import type { RowsFromCode } from "../run/setup/dataset.js";
@@ -86,17 +88,34 @@ async function call(callback: TrainerCallback, event: TrainEvent, control: Train
 	}
 }
 
-/** The native part of trainers that do not use the addon as it is. */
-const cores = new WeakMap<object, () => Native>();
+/** What a trainer runs on that is not given by its options: the native part, and the ranks that train with it. */
+interface Ground {
+	core: () => Native;
+	ranks: Ranks;
+}
 
-/** A trainer on another native part, for tests and benchmarks. Not part of the public API. */
+const grounds = new WeakMap<object, Ground>();
+
+/** A trainer for `arl train`, which opens ranks, and on another native part, for tests and benchmarks. Not part of the public API. */
 export function createTrainer<Row>(
 	options: QwenTrainerOptions<Row>,
 	core: () => Native = loadNative,
+	ranks: Ranks = ALONE,
 ): QwenTrainer<Row> {
 	const trainer = new QwenTrainer(options);
-	cores.set(trainer, core);
+	grounds.set(trainer, { core, ranks });
 	return trainer;
+}
+
+/** One rank. Programs of users' own are started by a launcher like any other, and each would train by itself. */
+function aloneHere(): Ground {
+	const { world, launcher } = launchOf(process.env);
+	if (world === 1) return { core: loadNative, ranks: ALONE };
+	throw new ArlError(
+		"ARL_DEVICE",
+		`${world} ranks were started by ${launcher}: QwenTrainer trains with one`,
+		"Start `arl train` on the ranks; rows from code are given to it with --dataset.",
+	);
 }
 
 /** Fine-tunes a Qwen model on rows. One trainer is one run. */
@@ -180,9 +199,10 @@ export class QwenTrainer<Row = unknown> {
 	private async *events(requests: Requests, resources: Resources): AsyncGenerator<TrainEvent, void> {
 		const { args } = this;
 		for (const message of this.notices) yield notice("info", message);
-		const native = (cores.get(this) ?? loadNative)();
+		const { core, ranks } = grounds.get(this) ?? aloneHere();
+		const native = core();
 		const code = await loadCode(args, this.code);
-		const run = yield* prepareRun({ native, args, code, signal: requests.signal, resources });
+		const run = yield* prepareRun({ native, args, code, signal: requests.signal, resources, ranks });
 		const metrics = new MetricsSink(args);
 		resources.add(() => metrics.close());
 		for await (const event of trainLoop(run, requests, resources)) {

@@ -60,6 +60,12 @@ export function checkTogether(
 			"Give only one of them.",
 		);
 	}
+	if (args.full_determinism && args.attention !== "own") {
+		add(
+			`${shown("full_determinism")} contradicts ${shown("attention")}: cuDNN's bits differ from run to run`,
+			"Give only one of them.",
+		);
+	}
 	if (args.fp16 && args.bf16 === true) {
 		add(
 			`${shown("fp16")} contradicts ${shown("bf16")}: a run computes in one of them`,

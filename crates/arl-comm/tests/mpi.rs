@@ -1,6 +1,6 @@
 //! The leaves over every MPI that is installed: each test starts this program again under its `mpirun`, as several ranks.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::panic, reason = "tests")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

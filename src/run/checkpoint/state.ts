@@ -5,7 +5,7 @@
 import type { AgentTrainingConfig } from "../../config/schema.js";
 import { ArlError, messageOf } from "../../errors.js";
 import type { ModelFolder, ModelIdentity } from "../setup/model.js";
-import type { ResolvedConfig } from "../setup/options.js";
+import { microBatchesOfStep, type ResolvedConfig } from "../setup/options.js";
 
 /** Sums over the steps since the last log line. */
 export type LogWindow = ReturnType<typeof emptyWindow>;
@@ -115,7 +115,8 @@ export function fixedOf(args: ResolvedConfig, run: RunIdentity): Fingerprint {
 		data_seed: args.data_seed ?? args.seed,
 		per_device_train_batch_size: args.max_tokens_per_micro_batch === null ? args.per_device_train_batch_size : "packed",
 		max_tokens_per_micro_batch: args.max_tokens_per_micro_batch,
-		gradient_accumulation_steps: args.gradient_accumulation_steps,
+		// Of all ranks: a resumed run may have another number of them.
+		gradient_accumulation_steps: microBatchesOfStep(args),
 		learning_rate: args.learning_rate,
 		lr_scheduler_type: args.lr_scheduler_type,
 		lr_scheduler_kwargs: args.lr_scheduler_kwargs,
@@ -152,7 +153,9 @@ const FREE_OPTIONS = [
 
 /** What a resumed run may change. */
 export function freeOf(args: AgentTrainingConfig): Fingerprint {
-	return Object.fromEntries(FREE_OPTIONS.map((name) => [name, shown(args[name])]));
+	// Checkpoints from before there were ranks do not have these.
+	const ranks = args.dp_size === 1 && !args.full_determinism ? [] : (["dp_size", "full_determinism"] as const);
+	return Object.fromEntries([...FREE_OPTIONS, ...ranks].map((name) => [name, shown(args[name])]));
 }
 
 function shown(value: unknown): string {

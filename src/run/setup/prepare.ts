@@ -8,6 +8,7 @@ import type { Data } from "../../data/sampler/data.js";
 import { makeFolder, removeEmptyFolders } from "../../disk/folders.js";
 import { notice, type TrainEvent } from "../../events.js";
 import type { Native } from "../../native.js";
+import { checkDevice, checkRanks, type Ranks } from "../../ranks/ranks.js";
 import { findCheckpoint, removeUnfinished } from "../checkpoint/checkpoint.js";
 import { lockFolder } from "../checkpoint/lock.js";
 import { settleOldRun } from "../checkpoint/old-run.js";
@@ -37,20 +38,24 @@ export interface PrepareInput {
 	code: RowsFromCode;
 	signal: AbortSignal | null;
 	resources: Resources;
+	/** Those that train together. */
+	ranks: Ranks;
 }
 
 /** Checks and opens everything. If it throws, nothing of the run is on the disk once `resources` are closed. */
 export async function* prepareRun(input: PrepareInput): AsyncGenerator<TrainEvent, PreparedRun> {
-	const { native, args, resources } = input;
+	const { native, args, resources, ranks } = input;
+	checkRanks(ranks, args.dp_size);
 	// A schedule's arguments can be wrong whatever the length of the run is.
 	scheduleOf(args, 1_000_000);
 	yield* takeOutputFolder(native, args, resources);
 	const { resume_from_checkpoint: resume, output_dir: outputDir } = args;
 	const resumed = resume === null ? null : await findCheckpoint(resume, outputDir);
 	const start = yield* openStart(native, args, resumed);
+	checkDevice(ranks, start.device.device);
 	const { data, rows } = yield* openData({ ...input, start });
 	const run = createRun(start, data, rows);
-	const engine = yield* openEngine(start, expectedBatch(start.args, data), native, resources);
+	const engine = yield* openEngine(start, expectedBatch(start.args, data), native, resources, ranks);
 	yield { type: "check", name: "disk", message: await checkRoom(run, data, engine, start.model) };
 	resources.keep();
 	return { data, engine, run };
