@@ -21,8 +21,11 @@ function runs(command) {
 	return result.error === undefined && result.status === 0;
 }
 
-/** Builds the server if it is not there. Returns null when it is there at the end, else why it is not. */
-export function installServer() {
+/**
+ * Builds the server if it is not there. Resolves to null when it is there at the end, else to why it is not. `quiet` shows
+ * cargo's errors alone, for a build next to other output.
+ */
+export async function installServer({ quiet = false } = {}) {
 	if (findServer() !== null) return null;
 	const missing = ["cargo", "cmake", process.env.CC ?? "cc"].filter((command) => !runs(command));
 	if (missing.length > 0) return `building secantusd-rs ${version} needs ${missing.join(", ")}, which is missing here`;
@@ -30,12 +33,17 @@ export function installServer() {
 	// A target folder of its own: a build that was broken off goes on where it was.
 	const target = join(cache, "secantusd", "target");
 	mkdirSync(home, { recursive: true });
-	const { error, status } = spawnSync(
-		"cargo",
-		["install", "secantus-mdb", "--version", version, "--locked", "--ignore-rust-version", "--root", home],
-		{ cwd: home, stdio: ["ignore", 2, 2], env: { ...process.env, CARGO_TARGET_DIR: target } },
-	);
-	if (error !== undefined || status !== 0 || findServer() === null) {
+	const args = ["install", "secantus-mdb", "--version", version, "--locked", "--ignore-rust-version", "--root", home];
+	const child = spawn("cargo", quiet ? [...args, "--quiet"] : args, {
+		cwd: home,
+		stdio: ["ignore", 2, 2],
+		env: { ...process.env, CARGO_TARGET_DIR: target },
+	});
+	const built = await new Promise((resolve) => {
+		child.on("error", () => resolve(false));
+		child.on("close", (code) => resolve(code === 0));
+	});
+	if (!built || findServer() === null) {
 		return `secantusd-rs ${version} could not be built (is the crate registry reachable?); cargo's output is above`;
 	}
 	rmSync(target, { recursive: true, force: true });
@@ -89,7 +97,7 @@ export function startServer({ dir, port = 0, args = [] }) {
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
-	const reason = installServer();
+	const reason = await installServer();
 	if (reason !== null) {
 		console.error(`SKIPPED: tests that need a MongoDB server: ${reason}`);
 		process.exitCode = 1;

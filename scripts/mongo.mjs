@@ -29,7 +29,7 @@ if (help) {
 	console.log(usage);
 	process.exit(0);
 }
-const reason = installServer();
+const reason = await installServer();
 if (reason !== null) {
 	console.error(`arl: no MongoDB server: ${reason}. Any MongoDB from 4.4 on does as well.`);
 	process.exit(1);

@@ -152,6 +152,10 @@ async function cuda() {
 }
 
 setup();
+const needsServer = !onlyCuda && process.env.ARL_TEST_MONGODB_URI === undefined;
+// On a new machine the server's build takes minutes: it runs next to the checks that do not need it, half of whose time
+// keeps one core busy.
+const server = needsServer ? installServer({ quiet: true }) : null;
 const tool = (path, ...args) => [process.execPath, [join(root, "node_modules", path), ...args]];
 if (!onlyCuda && !onlyLong) {
 	await single("Rust is formatted", "cargo", ["fmt", "--all", "--check"], { env: cargoEnv() });
@@ -182,8 +186,8 @@ if (!onlyLong) {
 		);
 	}
 }
-if (!onlyCuda && process.env.ARL_TEST_MONGODB_URI === undefined) {
-	const reason = installServer();
+if (server !== null) {
+	const reason = await server;
 	if (reason !== null) notices.push(`tests that need a MongoDB server: ${reason}`);
 }
 await typescript();
