@@ -2,6 +2,7 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it, vi } from "vitest";
+import { QwenTrainer } from "../src/api/trainer.js";
 import { ranksFindings } from "../src/cli/doctor-ranks.js";
 import { onStopSignals } from "../src/cli/signals.js";
 import { ArlError } from "../src/errors.js";
@@ -153,7 +154,7 @@ describe("rank 0 and another rank", () => {
 		const verdict = worker.serve(async () => ({}));
 		const engine = await open();
 		engine.submitStep([batch(1), batch(2)], { learningRate: 1, maxGradNorm: 1 }).catch(() => {});
-		const error = await errorOf(hub.failed);
+		const error = await errorOf(hub.unlessFailed(new Promise(() => {})));
 		expect(error).toMatchObject({ code: "ARL_OOM", hint: "take less", exitCode: 4 });
 		expect(error.message).toMatch(/^rank 1 \(host \S+, pid \d+\): no memory$/);
 		expect(failed).toEqual([`0: ${error.message}`]);
@@ -223,6 +224,18 @@ describe("a signal to any rank", () => {
 
 describe("what a run of several ranks needs", () => {
 	const ranks = (world: number) => ({ world, localWorld: world, openEngine: () => Promise.reject(new Error("none")) });
+
+	it("is arl train: a program that calls the trainer would train once on each", async () => {
+		const place = { model_name_or_path: "m", train_file: "f", output_dir: "o" };
+		const names = { RANK: "0", SIZE: "2", LOCAL_RANK: "0", LOCAL_SIZE: "2" };
+		for (const [name, value] of Object.entries(names)) vi.stubEnv(`OMPI_COMM_WORLD_${name}`, value);
+		const error = await errorOf(new QwenTrainer({ args: place }).train());
+		vi.unstubAllEnvs();
+		expect(error).toMatchObject({
+			code: "ARL_DEVICE",
+			message: expect.stringContaining("2 ranks were started by Open MPI"),
+		});
+	});
 
 	it("is as many as dp_size, on CPUs", async () => {
 		expect((await errorOf(() => checkRanks(ranks(1), 2))).message).toBe("dp_size is 2, and this process trains alone");

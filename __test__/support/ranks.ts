@@ -31,10 +31,24 @@ export interface RankedOptions {
 	words?: Record<number, string>;
 }
 
-/** `arl` with `args` on `ranks` ranks. */
-export function arlOnRanks(mpirun: Mpirun, ranks: number, args: string[], options: RankedOptions = {}): Promise<Ended> {
+/**
+ * `arl` with `args` on `ranks` ranks. On a machine that is very busy Open MPI's own processes may not reach each other in time, so that
+ * MPI does not start; such a run has done nothing yet, and is made again, once.
+ */
+export async function arlOnRanks(
+	mpirun: Mpirun,
+	ranks: number,
+	args: string[],
+	options: RankedOptions = {},
+): Promise<Ended> {
+	const run = await oneRun(mpirun, ranks, args, options);
+	const unreached = /PMIX_ERR_UNREACH/.test(run.stderr) && /not all of \d+ ranks have started/.test(run.stderr);
+	return unreached ? oneRun(mpirun, ranks, args, options) : run;
+}
+
+function oneRun(mpirun: Mpirun, ranks: number, args: string[], options: RankedOptions): Promise<Ended> {
 	const command = [process.execPath, join(root, "dist", "cli", "main.js"), ...args];
-	const { words = {}, env = {} } = options;
+	const { words = {} } = options;
 	const cases = Object.entries(words).map(([rank, text]) => `${rank}) exec "$@" ${text} ;;`);
 	const byRank = [
 		"sh",
@@ -45,7 +59,7 @@ export function arlOnRanks(mpirun: Mpirun, ranks: number, args: string[], option
 	return ended(
 		mpirun.file,
 		[...mpirunArguments(mpirun, ranks, process.getuid?.() === 0), ...(cases.length > 0 ? byRank : []), ...command],
-		{ ...env, ...options.env },
+		options.env ?? {},
 		options.during,
 	);
 }

@@ -14,9 +14,6 @@ const HEADER = 8;
 /** Longest JSON that is read: the other end is a rank of the same program, or an intruder. */
 const MAX_JSON = 64 << 20;
 
-/** After this many milliseconds of silence the system asks whether the other host is still there; it gives up 10 s later. */
-const KEEP_ALIVE = 15_000;
-
 /** One end of a connection. */
 export class Channel {
 	private buffered: Buffer[] = [];
@@ -27,7 +24,7 @@ export class Channel {
 	onClose: () => void = () => {};
 
 	constructor(private readonly socket: Socket) {
-		socket.setNoDelay(true).setKeepAlive(true, KEEP_ALIVE);
+		socket.setNoDelay(true);
 		socket.on("data", (chunk: Buffer) => this.read(chunk));
 		// `close` follows.
 		socket.on("error", () => {});

@@ -48,11 +48,9 @@ export class Hub implements Ranks {
 	private readonly timers: NodeJS.Timeout[] = [];
 	private failure: ArlError | null = null;
 	private ending = false;
-	private rejectFailed: (error: ArlError) => void = () => {};
-	/** Rejects with the failure of another rank. */
-	readonly failed = new Promise<never>((_, reject) => {
-		this.rejectFailed = reject;
-	});
+	/** What ends with the failure of another rank, once it is known to be one. */
+	private readonly waits = new Set<(error: ArlError) => void>();
+	private known = false;
 	/** Called when another rank gets a signal to stop. */
 	onStop: (signal: NodeJS.Signals) => void = () => {};
 	/** Seconds without progress after which a rank that holds the others up ends the run. */
@@ -64,9 +62,7 @@ export class Hub implements Ranks {
 		private readonly mpi: NativeRanks,
 		private readonly server: Server,
 		private readonly token: string,
-	) {
-		this.failed.catch(() => {});
-	}
+	) {}
 
 	/** Listens for the other ranks. */
 	static async listen(world: number, localWorld: number, mpi: NativeRanks): Promise<Hub> {
@@ -87,11 +83,20 @@ export class Hub implements Ranks {
 		return this.failure !== null;
 	}
 
+	/** `result`, unless another rank fails first: then that failure. */
+	unlessFailed<T>(result: Promise<T>): Promise<T> {
+		return new Promise((resolve, reject) => {
+			if (this.known && this.failure !== null) reject(this.failure);
+			this.waits.add(reject);
+			result.then(resolve, reject).finally(() => this.waits.delete(reject));
+		});
+	}
+
 	/** The same values, until another rank fails: then that failure. */
 	async *untilFailure<T>(values: AsyncGenerator<T, void>): AsyncGenerator<T, void> {
 		try {
 			for (;;) {
-				const next = await Promise.race([values.next(), this.failed]);
+				const next = await this.unlessFailed(values.next());
 				if (next.done === true) return;
 				yield next.value;
 			}
@@ -202,7 +207,10 @@ export class Hub implements Ranks {
 		this.failure = error;
 		// Ends what waits for that rank.
 		this.mpi.fail(error.message);
-		setTimeout(() => this.rejectFailed(error), OWN_FIRST_MILLISECONDS);
+		setTimeout(() => {
+			this.known = true;
+			for (const reject of this.waits) reject(error);
+		}, OWN_FIRST_MILLISECONDS);
 	}
 
 	async cause(error: ArlError): Promise<ArlError> {
@@ -229,7 +237,7 @@ export class Hub implements Ranks {
 			this.answers.push(answer);
 		});
 		for (const { channel } of this.peers.values()) channel.send(message);
-		return Promise.race([answered, this.failed]);
+		return this.unlessFailed(answered);
 	}
 
 	/**
