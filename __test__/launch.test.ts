@@ -202,7 +202,7 @@ describe("the library that belongs to a launcher", () => {
 });
 
 describe("mpirun", () => {
-	it("is told not to tie, count or refuse ranks where it is Open MPI's", () => {
+	it("gets arguments against tying, counting and refusing ranks where it is Open MPI's", () => {
 		expect(mpirunArguments({ kind: "Open MPI" }, 2, true)).toEqual(
 			["-n", "2", "--bind-to", "none"].concat("--oversubscribe", "--allow-run-as-root"),
 		);

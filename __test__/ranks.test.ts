@@ -55,7 +55,7 @@ describe("who holds the others up", () => {
 		expect(holdUp([sign("rank 0", 0), sign("rank 1", 0)], 10)).toBeNull();
 	});
 
-	it("is a rank that sends no sign of life, and the others' wait is told", () => {
+	it("is a rank that sends no sign of life, next to how long the others have waited", () => {
 		const found = holdUp(
 			[sign("rank 0", 12), sign("rank 1", 0, 12, "computing 2 micro-batches"), sign("rank 2", 11)],
 			10,

@@ -97,7 +97,7 @@ describe.skipIf(found.length === 0)("ranks that train together", () => {
 		expect(other.stderr).toMatch(/gradient_accumulation_steps: 4 -> 2/);
 	});
 
-	it("stop behind one step when they are told to, and resume with equal bits", { timeout: LIMIT }, async () => {
+	it("stop behind one step when they are signalled, and resume with equal bits", { timeout: LIMIT }, async () => {
 		const stopped = train({ gradient_accumulation_steps: 2, logging_steps: 1 });
 		const during = onceTraining(stopped.out, () => {
 			for (const pid of pidsOf(stopped.out)) process.kill(pid, "SIGTERM");

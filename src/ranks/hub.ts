@@ -29,7 +29,7 @@ interface Peer {
 	waiting: number;
 	/** When it was last heard from. */
 	heard: number;
-	/** It ends, or has ended, because it was told to. */
+	/** It ends, or has ended, because rank 0 or a failure has ended it. */
 	leaving: boolean;
 }
 

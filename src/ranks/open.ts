@@ -59,10 +59,10 @@ async function connected(launch: Launch, native: Native): Promise<OpenedRanks> {
 	for (const [name, value] of Object.entries(NO_HOOKS)) process.env[name] ??= value;
 	const mpi = await native.Ranks.open(mpiLibraries(launcher, process.env), rank, world, launcher);
 	const hub = rank === 0 ? await Hub.listen(world, localWorld, mpi) : null;
-	const told = await mpi.broadcast(
+	const received = await mpi.broadcast(
 		hub === null ? new Uint8Array(ADDRESS_BYTES) : packed({ hosts: addresses(), ...hub.address }),
 	);
-	const centre = JSON.parse(Buffer.from(told).toString().trim()) as Centre;
+	const centre = JSON.parse(Buffer.from(received).toString().trim()) as Centre;
 	const ranks = hub ?? (await Worker.connect(centre, rank, localWorld, native, mpi));
 	if (ranks instanceof Hub) await ranks.connected();
 	const hosts = ranks instanceof Hub ? `; hosts: ${ranks.hosts.join(", ")}` : "";

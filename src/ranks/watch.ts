@@ -15,7 +15,7 @@ export interface Sign {
 /** Ranks report once a second: one that is silent for longer than this may hold up others. */
 const SILENT = 5;
 
-/** Why the run has to end, where nothing has happened for `limit` seconds; null: it goes on. */
+/** Why the run has to end, where nothing has happened for `limit` seconds; null: it continues. */
 export function holdUp(signs: readonly Sign[], limit: number): string | null {
 	const silent = signs.filter((sign) => sign.silent >= limit);
 	const waits = signs.some((sign) => sign.waiting >= limit);

@@ -14,7 +14,7 @@ import { threadsOf } from "./ranks.js";
 
 const ALIVE_MILLISECONDS = 1000;
 const CONNECT_MILLISECONDS = 10_000;
-/** How long rank 0 has to say how the run ends, after it was told of a failure. */
+/** How long rank 0 has to say how the run ends, after this rank has reported a failure. */
 const VERDICT_MILLISECONDS = 10_000;
 
 /** How a rank ends. */
