@@ -839,6 +839,7 @@ module.exports.Engine = nativeBinding.Engine
 module.exports.FileLock = nativeBinding.FileLock
 module.exports.ParquetReader = nativeBinding.ParquetReader
 module.exports.ParquetWriter = nativeBinding.ParquetWriter
+module.exports.Ranks = nativeBinding.Ranks
 module.exports.ScratchFolder = nativeBinding.ScratchFolder
 module.exports.TextEncoder = nativeBinding.TextEncoder
 module.exports.TokenCache = nativeBinding.TokenCache

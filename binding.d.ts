@@ -31,8 +31,15 @@ export declare class Engine {
    */
   finishStep(ticket: number): Promise<StepStats>
   /**
-   * Discards the submitted steps that are not finished, even while their gradients are being computed, and clears an
-   * interrupt that came too late for the computation it was meant for.
+   * Has other ranks compute each step together with this one: `submitStep` then takes this rank's micro-batches, and
+   * figures are those of the whole step. All ranks call the same methods in the same order.
+   */
+  joinRanks(ranks: Ranks): Promise<void>
+  /** A hash of weights, moments, step count and loss scale: ranks that train together have the same. */
+  fingerprint(): Promise<string>
+  /**
+   * Discards the submitted steps that are not finished, even while their gradients are being computed (but where other ranks
+   * compute them too), and clears an interrupt that came too late for the computation it was meant for.
    */
   discardStep(): Promise<void>
   /** The loss of each micro-batch, with the weights as they are. */
@@ -87,6 +94,25 @@ export declare class ParquetWriter {
   write(rows: Array<Uint8Array>): Promise<void>
   /** Ends the file and resolves with the number of its rows. */
   finish(): Promise<number>
+}
+
+/** All ranks, as MPI knows them. */
+export declare class Ranks {
+  /**
+   * Opens the first of `libraries` that the system's loader can open, initialises MPI, and checks that it agrees with the
+   * launcher on `rank` and `world`. Resolves when all ranks have called it.
+   */
+  static open(libraries: Array<string>, rank: number, world: number, launcher: string): Promise<Ranks>
+  /** The library's version and file. */
+  library(): string
+  /** Resolves with the bytes of rank 0; all ranks pass equally many. */
+  broadcast(bytes: Uint8Array): Promise<Uint8Array>
+  /** For how many seconds a step has waited for other ranks; 0: it does not wait. */
+  waiting(): number
+  /** Ends every call that waits for another rank, and each later one, with `ARL_INTERRUPTED`. */
+  fail(reason: string): void
+  /** Ends MPI in this process. Resolves when all ranks have called it. */
+  close(): Promise<void>
 }
 
 /** A folder for files that are needed only while this process runs. */
@@ -370,6 +396,11 @@ export interface EngineOptions {
   lora?: string
   /** Folder of an adapter with which they begin; absent: they are drawn with `seed`. */
   adapterDir?: string
+  /**
+   * Sum gradients micro-batch by micro-batch over so many data-parallel ranks, which `joinRanks` brings in; absent: one
+   * rank, whose sums may be in another order.
+   */
+  dataParallel?: number
   /** `restoreState` follows: the weights of the folder are not read, only their type and how they are named. */
   restored?: boolean
   /** The text of the template that rendered the rows, where it is not the folder's own: saved models have it. */

@@ -53,15 +53,14 @@ describe("flags", () => {
 		expect(args).toMatchObject({ activation_offloading: true, optimizer_offload: true });
 		expect(resolve([]).args.attention).toBe("own");
 		expect(resolve([]).args.matmul_autotune).toBe(true);
-		expect(resolve(["--full_determinism"], { attention: "auto", matmul_autotune: true })).toMatchObject({
-			args: { attention: "own", matmul_autotune: false },
-			notices: ['full_determinism (a flag) is read as attention "own" and matmul_autotune false'],
-		});
-		expect(resolve(["--full_determinism", "false"], { attention: "auto" }).args).toMatchObject({
-			attention: "auto",
-			matmul_autotune: true,
-		});
-		expect(() => resolve(["--full_determinism", "--matmul_autotune"])).toThrow("two names of one option");
+		expect(resolve(["--full_determinism"]).args).toMatchObject({ attention: "own", full_determinism: true });
+		expect(resolve(["--full_determinism", "false"], { attention: "auto" }).args.attention).toBe("auto");
+		expect(() => resolve(["--full_determinism"], { attention: "auto" })).toThrow(
+			/full_determinism true \(a flag\) contradicts attention "auto"/,
+		);
+		expect(() => resolve(["--full_determinism", "--matmul_autotune"])).toThrow(
+			/full_determinism true \(a flag\) contradicts matmul_autotune true/,
+		);
 		expect(resolve(["--no_activation_offloading"], { activation_offloading: true }).args.activation_offloading).toBe(
 			false,
 		);
@@ -229,7 +228,7 @@ describe("values that are refused", () => {
 		["attention", "flash", "one of auto, cudnn, own"],
 		["truncation", "middle", "one of error, drop, left, right"],
 		["seed", "99999999999999999999", "a whole number, 0 or more and at most 4294967295"],
-		["tp_size", "8", "1 (one device only"],
+		["tp_size", "8", "1 (ranks are data-parallel"],
 		["fp16", "maybe", "true or false"],
 		["eval_strategy", "sometimes", "one of no, steps, epoch"],
 		["device", "gpu", "auto, cpu, cuda or cuda:N"],

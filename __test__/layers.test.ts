@@ -9,9 +9,9 @@ import { root } from "./support/real.js";
 /** The files and folders of `src/`, lowest floor first. Each may import from lower floors, and none from its own. */
 const FLOORS = [
 	["errors"],
-	["disk"],
+	["disk", "launch"],
 	["config", "native"],
-	["device"],
+	["device", "ranks"],
 	["data"],
 	["events", "images", "mongo"],
 	["report"],
@@ -23,7 +23,7 @@ const FLOORS = [
 /** Who alone may import what is not for everyone above it. The addon: the generated `binding.d.ts` of the package. */
 const KNOWN_TO: Readonly<Record<string, readonly string[]>> = {
 	"the addon": ["native"],
-	native: ["device", "data", "run", "api", "cli"],
+	native: ["device", "ranks", "data", "run", "api", "cli"],
 	device: ["run", "api", "cli"],
 	images: ["api", "cli"],
 	mongo: ["run", "api", "cli"],

@@ -7,10 +7,11 @@
 import { spawn } from "node:child_process";
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { delimiter, join } from "node:path";
 import { checkKernels } from "./cuda-kernels.mjs";
 import { cudaToolkit } from "./cuda-toolkit.mjs";
 import { installServer } from "./mongo-server.mjs";
+import { installMpi } from "./mpi.mjs";
 import { buildCudaAddon, cargoEnv, root, setup } from "./setup.mjs";
 
 /** Whether only the part about GPUs, or only kills and generated cases in great number, are asked for. */
@@ -169,6 +170,11 @@ if (!onlyCuda && !onlyLong) {
 		["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"],
 		{ env: cargoEnv() },
 	);
+}
+if (!onlyCuda && !onlyLong) {
+	const { mpiruns, reason } = installMpi();
+	if (mpiruns.length > 0) process.env.ARL_TEST_MPIRUN = mpiruns.join(delimiter);
+	if (reason !== null) notices.push(`tests of several ranks with every MPI: ${reason}`);
 }
 await rust();
 if (!onlyLong) {

@@ -29,6 +29,7 @@ export type {
 	TextOptions,
 } from "../binding.js";
 export type NativeEngine = Addon.Engine;
+export type NativeRanks = Addon.Ranks;
 export type NativeTextEncoder = Addon.TextEncoder;
 export type NativeTokenCache = Addon.TokenCache;
 
@@ -60,6 +61,7 @@ export interface Native {
 	TextEncoder: Pick<typeof Addon.TextEncoder, "open">;
 	TokenCache: Pick<typeof Addon.TokenCache, "open">;
 	FileLock: Pick<typeof Addon.FileLock, "take">;
+	Ranks: Pick<typeof Addon.Ranks, "open">;
 	Engine: Pick<typeof Addon.Engine, "open">;
 }
 
@@ -96,6 +98,7 @@ const NATIVE_CLASSES = new Set([
 	"TextEncoder",
 	"TokenCache",
 	"FileLock",
+	"Ranks",
 	"ParquetReader",
 	"ParquetWriter",
 	"ScratchFolder",
@@ -146,6 +149,7 @@ function nativeOf(addon: typeof Addon): Native {
 		TextEncoder: { open: guarded(addon.TextEncoder.open.bind(addon.TextEncoder)) },
 		TokenCache: { open: guarded(addon.TokenCache.open.bind(addon.TokenCache)) },
 		FileLock: { take: guarded(addon.FileLock.take.bind(addon.FileLock)) },
+		Ranks: { open: guarded(addon.Ranks.open.bind(addon.Ranks)) },
 		Engine: { open: guarded(addon.Engine.open.bind(addon.Engine)) },
 	};
 }

@@ -112,6 +112,12 @@ export class FakeEngine implements NativeEngine {
 		return stats;
 	}
 
+	async joinRanks() {}
+
+	async fingerprint() {
+		return "";
+	}
+
 	async discardStep() {
 		this.faults.onQueue?.("discard");
 		this.faults.onDiscard?.();

@@ -244,6 +244,7 @@ export function fakeNative(faults: Faults = {}, disk: Disk = new Map()): Native 
 		},
 		FileLock: { take: takeLock },
 		Engine: { open: async (options) => new FakeEngine(options, faults) },
+		Ranks: { open: () => Promise.reject(new Error("a test of one rank opens none")) },
 		matmulRate: () => 1,
 		backends: () => ["cpu"],
 		cudaDriver: () => null,

@@ -6,7 +6,9 @@ import { checkDataset, type Dataset } from "../data/sources/custom.js";
 import type { RecordData } from "../data/sources/record.js";
 import { ArlError, toArlError, userError } from "../errors.js";
 import { type EndEvent, type EvaluationMetrics, type EventOf, notice, type TrainEvent } from "../events.js";
+import { launchOf } from "../launch/launch.js";
 import { loadNative, type Native } from "../native.js";
+import { ALONE, type Ranks } from "../ranks/ranks.js";
 import { MetricsSink } from "../report/metrics.js";
 import { RunRecorder } from "../report/runs/recorder.js";
 import { Sinks } from "../report/sinks/sinks.js";
@@ -123,17 +125,34 @@ async function* reported<Result>(
 	}
 }
 
-/** The native part of trainers that do not use the addon as it is. */
-const cores = new WeakMap<object, () => Native>();
+/** What a trainer runs on that is not given by its options: the native part, and the ranks that train with it. */
+interface Ground {
+	core: () => Native;
+	ranks: Ranks;
+}
 
-/** A trainer on another native part, for tests and benchmarks. Not part of the public API. */
+const grounds = new WeakMap<object, Ground>();
+
+/** A trainer for `arl train`, which opens ranks, and on another native part, for tests and benchmarks. Not part of the public API. */
 export function createTrainer<Row>(
 	options: QwenTrainerOptions<Row>,
 	core: () => Native = loadNative,
+	ranks: Ranks = ALONE,
 ): QwenTrainer<Row> {
 	const trainer = new QwenTrainer(options);
-	cores.set(trainer, core);
+	grounds.set(trainer, { core, ranks });
 	return trainer;
+}
+
+/** One rank. Programs of users' own are started by a launcher like any other, and each would train by itself. */
+function aloneHere(): Ground {
+	const { world, launcher } = launchOf(process.env);
+	if (world === 1) return { core: loadNative, ranks: ALONE };
+	throw new ArlError(
+		"ARL_DEVICE",
+		`${world} ranks were started by ${launcher}: QwenTrainer trains with one`,
+		"Start `arl train` on the ranks; rows from code are given to it with --dataset.",
+	);
 }
 
 /** Fine-tunes a Qwen model on rows. One trainer is one run. */
@@ -270,7 +289,8 @@ export class QwenTrainer<Row = unknown> {
 	private async *events(requests: Requests, resources: Resources): AsyncGenerator<TrainEvent, void> {
 		const { args } = this;
 		for (const message of this.notices) yield notice("info", message);
-		const native = (cores.get(this) ?? loadNative)();
+		const { core, ranks } = grounds.get(this) ?? aloneHere();
+		const native = core();
 		const code = await loadCode(args, this.code);
 		const metrics = new MetricsSink(args);
 		const shown = shownOptions(args);
@@ -282,7 +302,7 @@ export class QwenTrainer<Row = unknown> {
 			const notices = [...recorder.event(event), ...sinks.event(event)];
 			return event.type === "end" ? [...notices, ...(await sinks.finish(event.outcome))] : notices;
 		};
-		const preparing = prepareRun({ native, args, code, signal: requests.signal, resources });
+		const preparing = prepareRun({ native, args, code, signal: requests.signal, resources, ranks });
 		const run = yield* reported(preparing, report);
 		resources.add(() => metrics.close());
 		resources.add(() => recorder.close());

@@ -6,6 +6,7 @@ import { type DeviceInfo, loadNative, type Native } from "../native.js";
 import { bytes, jsonLine } from "../report/index.js";
 import { JSON_FLAG, parseCommand, version } from "./command.js";
 import { cudaFindings, type Finding } from "./doctor-cuda.js";
+import { ranksFindings } from "./doctor-ranks.js";
 
 const COMMAND = {
 	name: "arl doctor",
@@ -57,7 +58,7 @@ function coreFindings(core: () => Native): Finding[] {
 export async function run(words: readonly string[], core: () => Native = loadNative): Promise<number> {
 	const given = parseCommand(COMMAND, words);
 	if (given === null) return 0;
-	const findings = [...systemFindings(), ...coreFindings(core)];
+	const findings = [...systemFindings(), ...coreFindings(core), ...ranksFindings()];
 	if (given.flags.json) {
 		process.stdout.write(`${jsonLine(findings)}\n`);
 	} else {

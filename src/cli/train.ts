@@ -1,11 +1,15 @@
 /** `arl train`: options from flags and a file, the run, its report, and how it ends. */
 import { flag, formatResolved, type Resolved, resolvedAsJson } from "../config/index.js";
 import { ArlError, EXIT_CODES, toArlError } from "../errors.js";
+import { launchOf } from "../launch/launch.js";
+import { startRanks } from "../launch/start.js";
 import type { Native } from "../native.js";
+import { ALONE, type Ranks } from "../ranks/ranks.js";
 import { JsonReporter, jsonLine, type Reporter, TextReporter } from "../report/index.js";
 import { readRecord } from "../report/runs/record.js";
 import { closingLines } from "../report/runs/sentences.js";
 import { isTerminal, wantsColor } from "../report/terminal.js";
+import { RankedRun } from "./ranks.js";
 import { resolveCommand, withOptions } from "./resolve.js";
 import { onStopSignals } from "./signals.js";
 
@@ -38,8 +42,15 @@ async function makeReporter(json: boolean, plain: boolean): Promise<Reporter> {
 export async function run(words: readonly string[], core?: () => Native): Promise<number> {
 	// `--json` takes effect before anything else is read, so that errors of the options are JSON too.
 	let reporter = await makeReporter(words.includes("--json"), true);
+	let ranked: RankedRun | null = null;
 	try {
-		const found = await resolveCommand(COMMAND, words);
+		const launch = launchOf(process.env);
+		if (launch.world > 1) {
+			// First of all: from here on a rank that fails can tell the others.
+			ranked = await RankedRun.open(launch, core);
+			if (ranked.hub === null) return await ranked.serve(() => resolveRun(words, launch.world));
+		}
+		const found = await resolveRun(words, launch.world);
 		if (found === null) return 0;
 		const { resolved, flags } = found;
 		const { args, notices } = resolved;
@@ -49,17 +60,38 @@ export async function run(words: readonly string[], core?: () => Native): Promis
 		}
 		reporter = await makeReporter(flags.json, args.disable_tqdm);
 		for (const message of notices) reporter.event({ type: "notice", level: "info", message });
-		return await train(args, reporter, core);
+		if (launch.world === 1 && args.nproc_per_node > 1) return await startRanks(args.nproc_per_node, commandLine());
+		if (ranked !== null) reporter.event({ type: "notice", level: "info", message: await ranked.agree(launch, args) });
+		const code = await train(args, reporter, ranked, core);
+		if (ranked !== null) ranked.code = code;
+		return code;
 	} catch (thrown) {
 		const error = toArlError(thrown);
 		reporter.error(error);
+		await ranked?.abandon(error);
 		return error.exitCode;
 	} finally {
 		reporter.close();
+		await ranked?.end();
 	}
 }
 
-async function train(args: Resolved["args"], reporter: Reporter, core?: () => Native): Promise<number> {
+/** The options of the run, on as many ranks as were started. */
+function resolveRun(words: readonly string[], world: number) {
+	return resolveCommand(COMMAND, words, world > 1 ? { dp_size: world } : {});
+}
+
+/** How this process was started: each rank is started so. */
+function commandLine(): string[] {
+	return [process.execPath, ...process.execArgv, ...process.argv.slice(1)];
+}
+
+async function train(
+	args: Resolved["args"],
+	reporter: Reporter,
+	ranked: RankedRun | null,
+	core?: () => Native,
+): Promise<number> {
 	if (args.train_file.length === 0 && args.db_connection_string === null && args.dataset === null) {
 		throw new ArlError(
 			"ARL_USAGE",
@@ -67,12 +99,14 @@ async function train(args: Resolved["args"], reporter: Reporter, core?: () => Na
 			"For example --train_file rows.jsonl, or --dataset ./my-dataset.ts",
 		);
 	}
-	const stop = onStopSignals((text) => reporter.note(text));
+	const stop = onStopSignals((text) => reporter.note(text), ranked?.hub ?? null);
 	try {
 		const { createTrainer } = await import("../api/trainer.js");
-		const trainer = createTrainer({ args }, core);
+		const ranks: Ranks = ranked?.hub ?? ALONE;
+		const trainer = createTrainer({ args }, core, ranks);
+		const events = trainer.run({ signal: stop.signal });
 		let code = 0;
-		for await (const event of trainer.run({ signal: stop.signal })) {
+		for await (const event of ranked?.hub?.untilFailure(events) ?? events) {
 			reporter.event(event);
 			if (event.type !== "end") continue;
 			const record = readRecord(event.outputDir);

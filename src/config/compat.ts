@@ -9,8 +9,6 @@ export interface Alias {
 	to: OptionName;
 	/** The value for `to`; undefined: this value sets nothing (`no_cuda: false`). Absent: the value as it is. */
 	value?: (value: unknown) => unknown;
-	/** Further options that it sets where it sets `to`. */
-	also?: Partial<Record<OptionName, unknown>>;
 	/** Why a value cannot be translated; undefined: it can be. */
 	refuse?: (value: unknown) => string | undefined;
 	/** What the flag takes; absent: what `to` takes. */
@@ -43,12 +41,6 @@ export const ALIASES: Readonly<Record<string, Alias>> = {
 		kind: "boolean",
 		value: (value) => (truthy(value) ? "group_by_length" : undefined),
 	},
-	full_determinism: {
-		to: "attention",
-		kind: "boolean",
-		value: (value) => (truthy(value) ? "own" : undefined),
-		also: { matmul_autotune: false },
-	},
 	truncation_mode: {
 		to: "truncation",
 		kind: "string",
@@ -80,7 +72,7 @@ interface NotBuilt {
 const EXACT_EVALUATION =
 	"an evaluation sums over every target of the held-out rows, keeps no logits, and computes as training does";
 const NO_HUB = "nothing is uploaded anywhere";
-const NO_RANKS = "training on several devices is not built yet";
+const NO_RANKS = "it is of another launcher or of PyTorch's ways to train on several devices";
 const NO_DATALOADER = "rows are read, encoded and packed by the engine's own threads";
 const NO_TORCH = "it concerns PyTorch, which is not used here";
 
@@ -123,13 +115,11 @@ export const NOT_BUILT: Readonly<Record<string, NotBuilt>> = {
 	...notBuilt("the database's name is part of `db_connection_string`", { db_name: [null] }),
 	...notBuilt(NO_RANKS, {
 		local_rank: [-1],
-		nproc_per_node: [1],
 		ddp_find_unused_parameters: [null, false],
 		ddp_bucket_cap_mb: [null],
 		ddp_broadcast_buffers: [null],
 		ddp_static_graph: [null],
 		ddp_backend: [null],
-		ddp_timeout: [1800],
 		fsdp: [null, ""],
 		fsdp_config: [null],
 		deepspeed: [null],

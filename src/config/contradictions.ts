@@ -64,6 +64,18 @@ export function checkTogether(
 			"Give only one of them.",
 		);
 	}
+	if (args.full_determinism && args.attention !== "own") {
+		add(
+			`${shown("full_determinism")} contradicts ${shown("attention")}: cuDNN's bits differ from run to run`,
+			"Give only one of them.",
+		);
+	}
+	if (args.full_determinism && args.matmul_autotune && given("matmul_autotune")) {
+		add(
+			`${shown("full_determinism")} contradicts ${shown("matmul_autotune")}: what is measured differs from GPU to GPU`,
+			"Give only one of them.",
+		);
+	}
 	if (args.fp16 && args.bf16 === true) {
 		add(
 			`${shown("fp16")} contradicts ${shown("bf16")}: a run computes in one of them`,

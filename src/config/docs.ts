@@ -32,10 +32,7 @@ export function optionsMarkdown(): string {
 		"| name | read as |",
 		"|---|---|",
 	);
-	for (const [name, { to, also }] of Object.entries(ALIASES)) {
-		const read = [to, ...Object.keys(also ?? {})].map((option) => `\`${option}\``);
-		lines.push(`| \`${name}\` | ${read.join(", ")} |`);
-	}
+	for (const [name, { to }] of Object.entries(ALIASES)) lines.push(`| \`${name}\` | \`${to}\` |`);
 	lines.push(
 		"",
 		"## Known and not built",

@@ -39,4 +39,4 @@ export {
 	trainingSchema,
 } from "./schema.js";
 export type { TrainingOptions } from "./training-options.js";
-export { nearest, redact, show } from "./values.js";
+export { nearest, redact, show, soundsSecret } from "./values.js";

@@ -99,68 +99,61 @@ function readLayer(layer: Layer, given: Map<OptionName, Given>, problems: Proble
 	const seen = new Map<OptionName, string>();
 	for (const [written, raw] of layer.values) {
 		if (raw === undefined) continue;
-		for (const [name, value] of translate(written, raw, layer.origin, problems, notices)) {
-			const twin = seen.get(name);
-			if (twin !== undefined && twin !== written) {
-				problems.add(
-					`${written} and ${twin} are two names of one option (${where(layer.origin)})`,
-					`Give only ${name}.`,
-				);
-				continue;
-			}
-			seen.set(name, written);
-			const refused = [value].flat().flatMap((part) => {
-				const reason = typeof part === "string" ? KNOWN_VALUES[name]?.[part] : undefined;
-				return reason === undefined ? [] : [{ part, reason }];
-			});
-			for (const { part, reason } of refused)
-				problems.add(`${written} ${part} (${where(layer.origin)}) is known and not built: ${reason}`);
-			if (refused.length > 0) continue;
-			given.set(name, { value, origin: layer.origin, written });
+		const found = translate(written, raw, layer.origin, problems, notices);
+		if (!found) continue;
+		const { name, value } = found;
+		const twin = seen.get(name);
+		if (twin !== undefined && twin !== written) {
+			problems.add(`${written} and ${twin} are two names of one option (${where(layer.origin)})`, `Give only ${name}.`);
+			continue;
 		}
+		seen.set(name, written);
+		const refused = [value].flat().flatMap((part) => {
+			const reason = typeof part === "string" ? KNOWN_VALUES[name]?.[part] : undefined;
+			return reason === undefined ? [] : [{ part, reason }];
+		});
+		for (const { part, reason } of refused)
+			problems.add(`${written} ${part} (${where(layer.origin)}) is known and not built: ${reason}`);
+		if (refused.length > 0) continue;
+		given.set(name, { value, origin: layer.origin, written });
 	}
 }
 
-/** The options that a name sets, with their values: none where it sets nothing, or is refused. */
-
+/** The option that a name sets, with its value; undefined: it sets nothing, or is refused. */
 function translate(
 	written: string,
 	value: unknown,
 	origin: string,
 	problems: Problems,
 	notices: string[],
-): [OptionName, unknown][] {
-	if (Object.hasOwn(trainingSchema.shape, written)) return [[written as OptionName, value]];
+): { name: OptionName; value: unknown } | undefined {
+	if (Object.hasOwn(trainingSchema.shape, written)) return { name: written as OptionName, value };
 	if (Object.hasOwn(ALIASES, written)) {
 		const alias = ALIASES[written];
-		if (!alias) return [];
+		if (!alias) return undefined;
 		const refused = alias.refuse?.(value);
 		if (refused !== undefined) {
 			problems.add(`${written} ${show(value)} (${where(origin)}): ${refused}`);
-			return [];
+			return undefined;
 		}
 		const meant = alias.value ? alias.value(value) : value;
-		if (meant === undefined) return [];
-		const also = Object.entries(alias.also ?? {}) as [OptionName, unknown][];
-		const as = [
-			meant === value ? alias.to : `${alias.to} ${show(meant)}`,
-			...also.map(([name, value]) => `${name} ${show(value)}`),
-		].join(" and ");
+		if (meant === undefined) return undefined;
+		const as = meant === value ? alias.to : `${alias.to} ${show(meant)}`;
 		notices.push(`${written} (${where(origin)}) is read as ${as}`);
-		return [[alias.to, meant], ...also];
+		return { name: alias.to, value: meant };
 	}
 	const known = Object.hasOwn(NOT_BUILT, written) ? NOT_BUILT[written] : undefined;
 	if (known) {
-		if (known.neutral.some((neutral) => neutral === value)) return [];
-		if (Array.isArray(value) && value.length === 0) return [];
+		if (known.neutral.some((neutral) => neutral === value)) return undefined;
+		if (Array.isArray(value) && value.length === 0) return undefined;
 		const shown = known.secret || soundsSecret(written) ? "" : ` ${show(value)}`;
 		problems.add(`${written}${shown} (${where(origin)}) is known and not built: ${known.why}`);
-		return [];
+		return undefined;
 	}
 	const near = nearest(written, [...OPTION_NAMES, ...Object.keys(ALIASES), ...Object.keys(NOT_BUILT)]);
 	const hint = near ? `Did you mean ${near}?` : "`arl train --help` lists every option.";
 	problems.add(`unknown option ${show(written)} (${where(origin)})`, hint);
-	return [];
+	return undefined;
 }
 
 /** How an origin reads in a sentence. */

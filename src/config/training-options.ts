@@ -461,7 +461,7 @@ export interface TrainingOptions {
 	 * On a GPU: which kernels compute attention. own: those of this program, which give equal bits every time. cudnn:
 	 * NVIDIA's cuDNN, for bf16 and heads of 64 or 128 elements on GPUs of compute capability 9.0 and 10.x; its bits
 	 * differ from run to run, and it is an error if it cannot be used. auto: cudnn if it can be used, else own, with a
-	 * notice. Expected: one of auto, cudnn, own. Files and flags may call it `full_determinism`.
+	 * notice. Expected: one of auto, cudnn, own.
 	 * @default "own"
 	 */
 	attention?: "auto" | "cudnn" | "own";
@@ -656,27 +656,53 @@ export interface TrainingOptions {
 	// Several devices
 
 	/**
-	 * Data-parallel ranks. Expected: 1 (one device only: training on several devices is not built yet).
+	 * Ranks on this machine: where no launcher has started them, `arl train` does, with the `mpirun` that is installed.
+	 * On CPUs only. Expected: a whole number, 1 or more and at most 1024.
 	 * @default 1
 	 */
-	dp_size?: 1;
+	nproc_per_node?: number;
 	/**
-	 * Tensor-parallel ranks. Expected: 1 (one device only: training on several devices is not built yet).
+	 * Data-parallel ranks; by itself as many as were started. A step has this many times `gradient_accumulation_steps`
+	 * micro-batches. Expected: a whole number, 1 or more and at most 65536.
+	 * @default 1
+	 */
+	dp_size?: number;
+	/**
+	 * What data-parallel ranks divide among them. Expected: 0 (every rank holds all weights, gradients and moments;
+	 * cutting them is not built yet).
+	 * @default 0
+	 */
+	zero?: 0;
+	/**
+	 * Seconds for which ranks wait for one that sends no sign of life, or for its gradients, before the run ends with
+	 * its name. Expected: a whole number, 1 or more and at most 604800.
+	 * @default 600
+	 */
+	ddp_timeout?: number;
+	/**
+	 * Equal bits every time: `attention` is own, and on the CPU gradients are summed micro-batch by micro-batch in the
+	 * order of the step, so that one rank has the bits of several, which always sum so. It takes memory for the
+	 * gradients once more. Expected: true or false.
+	 * @default false
+	 */
+	full_determinism?: boolean;
+	/**
+	 * Tensor-parallel ranks. Expected: 1 (ranks are data-parallel; other ways to divide a model are not built yet).
 	 * @default 1
 	 */
 	tp_size?: 1;
 	/**
-	 * Pipeline-parallel ranks. Expected: 1 (one device only: training on several devices is not built yet).
+	 * Pipeline-parallel ranks. Expected: 1 (ranks are data-parallel; other ways to divide a model are not built yet).
 	 * @default 1
 	 */
 	pp_size?: 1;
 	/**
-	 * Expert-parallel ranks. Expected: 1 (one device only: training on several devices is not built yet).
+	 * Expert-parallel ranks. Expected: 1 (ranks are data-parallel; other ways to divide a model are not built yet).
 	 * @default 1
 	 */
 	ep_size?: 1;
 	/**
-	 * Context-parallel ranks. Expected: 1 (one device only: training on several devices is not built yet).
+	 * Context-parallel ranks. Expected: 1 (ranks are data-parallel; other ways to divide a model are not built yet).
 	 * @default 1
 	 */
 	cp_size?: 1;

@@ -20,6 +20,7 @@ use crate::placement::arena::Arena;
 use crate::placement::store::{Store, TrainingStore};
 use crate::plan::{MICRO_BATCHES, MemoryPlan, StepPlan};
 use crate::queue::Queue;
+use crate::ranks::Ranks;
 use crate::rotary::RotaryTables;
 use crate::statistics::{MicroBatchStats, Statistics, take_statistics};
 use crate::step::{Stages, Step};
@@ -57,6 +58,8 @@ pub struct Engine<B: Backend + ?Sized> {
     pub(crate) gradient_scale: f32,
     /// See [`EngineOptions::rounding_seed`].
     pub(crate) rounding_seed: u64,
+    /// The ranks that train with this one; of one, where it trains alone.
+    pub(crate) ranks: Ranks,
 }
 
 impl<B: Backend + ?Sized> Engine<B> {
@@ -121,6 +124,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             loss_scale: LossScale::new(options.dtype, options.loss_scaling)?,
             gradient_scale: 1.0,
             rounding_seed: options.rounding_seed,
+            ranks: Ranks::alone(options.data_parallel.unwrap_or(1)),
         })
     }
 
@@ -165,7 +169,7 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// Makes room for micro-batches of `size` and so many positions, `count` of them a step. Nothing happens where there is
     /// room already.
-    fn make_room(&mut self, size: BatchSize, positions: usize, count: usize) -> Result<()> {
+    pub(crate) fn make_room(&mut self, size: BatchSize, positions: usize, count: usize) -> Result<()> {
         if self.plan.holds(size, positions, count) {
             return Ok(());
         }
@@ -243,19 +247,13 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// Queues the gradients of a step, without the update.
     pub(crate) fn accumulate(&mut self, batches: &[MicroBatch]) -> Result<Statistics> {
-        self.training()?;
-        let stats = self.prepare(batches)?;
-        let weight: f64 = stats.iter().map(|s| s.target_weight).sum();
-        if weight == 0.0 {
-            return Err(Error::new(
-                ErrorCode::Data,
-                "no token of this step is trained: every target is ignored or has weight 0",
-            )
-            .hint("check that the rows have replies, and that truncation does not cut them off"));
+        if let Some(sums) = self.training()?.sums {
+            return self.accumulate_in_order(batches, sums);
         }
+        let stats = self.prepare(batches)?;
+        let weight = weight_of(&stats)?;
         self.gradient_scale = self.loss_scale.map_or(1.0, |scale| scale.scale());
-        // The step before may be applied and not yet known to have been taken; if it was not, this one is given up.
-        let step = self.steps + u64::from(self.queue.applied.is_some()) + 1;
+        let step = self.next_step();
         let (sums, balances) = self.statistics(batches.len());
         let bottom = self.arena.mark();
         let mut first = true;
@@ -293,8 +291,25 @@ impl<B: Backend + ?Sized> Engine<B> {
         self.read_statistics(Statistics { stats, sums, balances })
     }
 
+    /// The number of the step whose gradients come next. The one before may be applied and not yet known to have been taken.
+    pub(crate) fn next_step(&self) -> u64 {
+        self.steps + u64::from(self.queue.applied.is_some()) + 1
+    }
+
     /// Checks all micro-batches, counts their targets and makes room for the largest.
     fn prepare(&mut self, batches: &[MicroBatch]) -> Result<Vec<MicroBatchStats>> {
+        let (stats, largest, positions) = self.count(batches)?;
+        if self.model.attention_library {
+            let asked = |batch: &MicroBatch| attention::asked(&self.model.blocks, batch.size(), batch.max_len());
+            self.backend.expect_attention(&batches.iter().flat_map(asked).collect::<Vec<_>>());
+        }
+        self.make_room(largest, positions, batches.len())?;
+        self.clear_arena();
+        Ok(stats)
+    }
+
+    /// Checks all micro-batches, counts their targets and finds the size of the largest, and the most positions of one.
+    pub(crate) fn count(&self, batches: &[MicroBatch]) -> Result<(Vec<MicroBatchStats>, BatchSize, usize)> {
         let mut stats = Vec::with_capacity(batches.len());
         let (mut largest, mut positions) = (BatchSize::default(), 0);
         for (i, batch) in batches.iter().enumerate() {
@@ -311,13 +326,7 @@ impl<B: Backend + ?Sized> Engine<B> {
                 ..MicroBatchStats::default()
             });
         }
-        if self.model.attention_library {
-            let asked = |batch: &MicroBatch| attention::asked(&self.model.blocks, batch.size(), batch.max_len());
-            self.backend.expect_attention(&batches.iter().flat_map(asked).collect::<Vec<_>>());
-        }
-        self.make_room(largest, positions, batches.len())?;
-        self.clear_arena();
-        Ok(stats)
+        Ok((stats, largest, positions))
     }
 
     /// Zeroed room for the statistics of `count` micro-batches: f64 `[count, 3]`, and f32 `[count, 2, experts]` where a
@@ -364,6 +373,19 @@ impl<B: Backend + ?Sized> Engine<B> {
             pending.advance(&mut *self.backend, usize::MAX);
         }
     }
+}
+
+/// The weight of all targets of a step. Fails where it is 0.
+pub(crate) fn weight_of(stats: &[MicroBatchStats]) -> Result<f64> {
+    let weight: f64 = stats.iter().map(|s| s.target_weight).sum();
+    if weight == 0.0 {
+        return Err(Error::new(
+            ErrorCode::Data,
+            "no token of this step is trained: every target is ignored or has weight 0",
+        )
+        .hint("check that the rows have replies, and that truncation does not cut them off"));
+    }
+    Ok(weight)
 }
 
 /// Makes the elements between trained parameters zero. Memory comes zeroed, which as a split master is not a number.

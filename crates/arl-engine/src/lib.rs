@@ -26,6 +26,7 @@ mod pipeline;
 mod placement;
 mod plan;
 mod queue;
+mod ranks;
 mod rotary;
 mod shape;
 mod state;

@@ -78,6 +78,9 @@ pub struct EngineOptions {
     pub matmul_cache: Option<PathBuf>,
     /// Leave out gradients and moments: evaluation and generation only.
     pub inference_only: bool,
+    /// Sum the gradients of micro-batches one by one in the order of the step, over so many data-parallel ranks. Results do
+    /// not depend on their number. `None`: one rank, which accumulates inside its products.
+    pub data_parallel: Option<usize>,
 }
 
 impl Default for EngineOptions {
@@ -102,6 +105,7 @@ impl Default for EngineOptions {
             matmul_autotune: true,
             matmul_cache: None,
             inference_only: false,
+            data_parallel: None,
         }
     }
 }
@@ -182,6 +186,9 @@ impl EngineOptions {
         }
         if self.lora.is_some() && !self.frozen.is_empty() {
             return option("adapters freeze the model by themselves", "leave the frozen parameters out");
+        }
+        if self.data_parallel == Some(0) {
+            return option("there are 0 data-parallel ranks", "one rank is the least");
         }
         if self.loss_seq_chunk_size == Some(0) {
             return option("loss_seq_chunk_size is 0", "it is the number of rows of logits at a time");

@@ -190,6 +190,7 @@ impl MemoryPlan {
         let mut host_categories = Vec::new();
         if let Some(training) = &store.training {
             categories.push(("gradients", training.gradients.bytes()));
+            categories.extend(training.sums.map(|sums| ("gradient sums", sums.bytes())));
             let optimizer = if store.host_bytes > 0 { &mut host_categories } else { &mut categories };
             optimizer.extend(store.masters.map(|masters| ("master weights", masters.bytes())));
             optimizer.push(("moments", training.moment1.bytes() + training.moment2.bytes()));

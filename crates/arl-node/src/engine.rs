@@ -16,6 +16,7 @@ use napi_derive::napi;
 use crate::adapter::{sizes, weight_dtype};
 use crate::device::{backend, device_kind};
 use crate::error::{sync, to_napi};
+use crate::ranks::Ranks;
 use crate::values::{
     AdaptedLayers, EngineInfo, EngineOptions, GenerateOptions, MemoryPlan, MicroBatch, ModelFacts, StepHyper,
     batch_from_js, batches_from_js, core_options, hyper_from_js, plan_to_js, seed, stats_to_js, step_to_js,
@@ -63,6 +64,8 @@ type AnyEngine = Core<dyn Backend>;
 pub struct Engine {
     worker: Mutex<Option<Worker<AnyEngine>>>,
     interrupt: Arc<AtomicBool>,
+    /// Whether other ranks compute each step with this one: then none may leave it half-way.
+    joined: AtomicBool,
     flops: arl_engine::Flops,
     adapted: Option<Vec<AdaptedLayers>>,
     model_type: String,
@@ -111,6 +114,7 @@ impl Engine {
             Engine {
                 worker: Mutex::new(Some(worker)),
                 interrupt,
+                joined: AtomicBool::new(false),
                 flops,
                 adapted,
                 model_type: config.family.as_str().to_string(),
@@ -209,11 +213,28 @@ impl Engine {
         })
     }
 
-    /// Discards the submitted steps that are not finished, even while their gradients are being computed, and clears an
-    /// interrupt that came too late for the computation it was meant for.
+    /// Has other ranks compute each step together with this one: `submitStep` then takes this rank's micro-batches, and
+    /// figures are those of the whole step. All ranks call the same methods in the same order.
+    #[napi(ts_return_type = "Promise<void>")]
+    pub fn join_ranks<'env>(&self, env: &'env Env, ranks: &Ranks) -> napi::Result<Object<'env>> {
+        self.joined.store(true, Ordering::Relaxed);
+        let group = ranks.group();
+        self.submit(env, move |engine| engine.join(group), |()| ())
+    }
+
+    /// A hash of weights, moments, step count and loss scale: ranks that train together have the same.
+    #[napi(ts_return_type = "Promise<string>")]
+    pub fn fingerprint<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
+        self.submit(env, |engine| engine.fingerprint(), |hash| hash)
+    }
+
+    /// Discards the submitted steps that are not finished, even while their gradients are being computed (but where other ranks
+    /// compute them too), and clears an interrupt that came too late for the computation it was meant for.
     #[napi(ts_return_type = "Promise<void>")]
     pub fn discard_step<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
-        self.interrupt();
+        if !self.joined.load(Ordering::Relaxed) {
+            self.interrupt();
+        }
         let interrupt = Arc::clone(&self.interrupt);
         self.submit(
             env,

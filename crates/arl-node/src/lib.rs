@@ -8,6 +8,7 @@ pub mod engine;
 mod error;
 pub mod files;
 pub mod parquet;
+pub mod ranks;
 pub mod text;
 pub mod values;
 mod worker;

@@ -69,6 +69,9 @@ pub struct EngineOptions {
     pub lora: Option<String>,
     /// Folder of an adapter with which they begin; absent: they are drawn with `seed`.
     pub adapter_dir: Option<String>,
+    /// Sum gradients micro-batch by micro-batch over so many data-parallel ranks, which `joinRanks` brings in; absent: one
+    /// rank, whose sums may be in another order.
+    pub data_parallel: Option<u32>,
     /// `restoreState` follows: the weights of the folder are not read, only their type and how they are named.
     pub restored: Option<bool>,
     /// The text of the template that rendered the rows, where it is not the folder's own: saved models have it.
@@ -299,6 +302,7 @@ pub(crate) fn core_options(options: &EngineOptions) -> Result<arl_engine::Engine
             weight_decay: options.weight_decay as f32,
         },
         inference_only: options.inference_only.unwrap_or(false),
+        data_parallel: options.data_parallel.map(|ranks| ranks as usize),
     })
 }
 

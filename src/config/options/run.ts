@@ -5,6 +5,7 @@ import {
 	choice,
 	choices,
 	custom,
+	integer,
 	integerOrNone,
 	only,
 	requiredString,
@@ -87,12 +88,41 @@ export const output = {
 	}),
 };
 
-const NO_RANKS = "one device only: training on several devices is not built yet";
+const NO_RANKS = "ranks are data-parallel; other ways to divide a model are not built yet";
 
 const ranks = (description: string) => only(1, { why: NO_RANKS, description });
 
 export const devices = {
-	dp_size: ranks("Data-parallel ranks."),
+	nproc_per_node: integer({
+		default: 1,
+		min: 1,
+		max: 1024,
+		description:
+			"Ranks on this machine: where no launcher has started them, `arl train` does, with the `mpirun` that is installed. On CPUs only.",
+	}),
+	dp_size: integer({
+		default: 1,
+		min: 1,
+		max: 65536,
+		description:
+			"Data-parallel ranks; by itself as many as were started. A step has this many times `gradient_accumulation_steps` micro-batches.",
+	}),
+	zero: only(0, {
+		why: "every rank holds all weights, gradients and moments; cutting them is not built yet",
+		description: "What data-parallel ranks divide among them.",
+	}),
+	ddp_timeout: integer({
+		default: 600,
+		min: 1,
+		max: 604_800,
+		description:
+			"Seconds for which ranks wait for one that sends no sign of life, or for its gradients, before the run ends with its name.",
+	}),
+	full_determinism: boolean({
+		default: false,
+		description:
+			"Equal bits every time: `attention` is own, no algorithm is chosen by measurement (`matmul_autotune`), and on the CPU gradients are summed micro-batch by micro-batch in the order of the step, so that one rank has the bits of several, which always sum so. It takes memory for the gradients once more.",
+	}),
 	tp_size: ranks("Tensor-parallel ranks."),
 	pp_size: ranks("Pipeline-parallel ranks."),
 	ep_size: ranks("Expert-parallel ranks."),

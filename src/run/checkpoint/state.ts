@@ -9,7 +9,7 @@ import type { EvaluationState } from "../eval/best.js";
 import type { MetricScheduleState } from "../loop/metric-schedules.js";
 import { loraOptions } from "../setup/lora.js";
 import type { ModelFolder, ModelIdentity } from "../setup/model.js";
-import type { ResolvedConfig } from "../setup/options.js";
+import { microBatchesOfStep, type ResolvedConfig } from "../setup/options.js";
 
 /** Sums over the steps since the last log line. */
 export type LogWindow = ReturnType<typeof emptyWindow>;
@@ -127,7 +127,8 @@ export function fixedOf(args: ResolvedConfig, run: RunIdentity): Fingerprint {
 		data_seed: args.data_seed ?? args.seed,
 		per_device_train_batch_size: args.max_tokens_per_micro_batch === null ? args.per_device_train_batch_size : "packed",
 		max_tokens_per_micro_batch: args.max_tokens_per_micro_batch,
-		gradient_accumulation_steps: args.gradient_accumulation_steps,
+		// Of all ranks: a resumed run may have another number of them.
+		gradient_accumulation_steps: microBatchesOfStep(args),
 		learning_rate: args.learning_rate,
 		lr_scheduler_type: args.lr_scheduler_type,
 		lr_scheduler_kwargs: args.lr_scheduler_kwargs,
@@ -188,9 +189,10 @@ const FREE_OPTIONS = [
 
 /** What a resumed run may change. */
 export function freeOf(args: AgentTrainingConfig): Fingerprint {
-	const free = FREE_OPTIONS.map((name) => [name, shown(args[name])]);
-	// Only where it is off: checkpoints of earlier versions do not have it.
-	return Object.fromEntries(args.matmul_autotune ? free : [...free, ["matmul_autotune", "false"]]);
+	// Only where they differ from the default: checkpoints of earlier versions do not have them.
+	const ranks = args.dp_size === 1 && !args.full_determinism ? [] : (["dp_size", "full_determinism"] as const);
+	const measured = args.matmul_autotune ? [] : (["matmul_autotune"] as const);
+	return Object.fromEntries([...FREE_OPTIONS, ...ranks, ...measured].map((name) => [name, shown(args[name])]));
 }
 
 function shown(value: unknown): string {

@@ -19,6 +19,7 @@ import {
 } from "../../events.js";
 import { setBranchAside, setOldRunAside, settleOldRun } from "../checkpoint/old-run.js";
 import { differences, freeOf } from "../checkpoint/state.js";
+import { microBatchesOfStep } from "../setup/options.js";
 import type { PreparedRun } from "../setup/prepare.js";
 import type { Resources } from "../setup/resources.js";
 import { fillEvent, noteEvents } from "../setup/rows.js";
@@ -185,7 +186,7 @@ function startEvent({ data, engine, run }: PreparedRun): StartEvent {
 		totalSteps: plan.totalSteps,
 		stepsPerEpoch,
 		epochs: args.max_steps > 0 ? plan.totalSteps / stepsPerEpoch : args.num_train_epochs,
-		microBatchesPerStep: args.gradient_accumulation_steps,
+		microBatchesPerStep: microBatchesOfStep(args),
 		firstStep: counters.step,
 		seed: args.seed,
 	};

@@ -3,7 +3,8 @@ import { resolve } from "node:path";
 import { hostInfo } from "../../device/index.js";
 import { toArlError } from "../../errors.js";
 import { notice, type TrainEvent } from "../../events.js";
-import type { EngineOptions, MemoryPlan, Native, NativeEngine } from "../../native.js";
+import type { DeviceInfo, EngineOptions, MemoryPlan, Native, NativeEngine } from "../../native.js";
+import type { Ranks } from "../../ranks/ranks.js";
 import type { SavingEngine } from "../checkpoint/checkpoint.js";
 import { hasAdapters } from "./lora.js";
 import { type Advice, advise, checkMemory, type Planner, withPlan } from "./memory.js";
@@ -30,7 +31,7 @@ export interface Engine {
 
 /**
  * Checks the memory, opens the engine, and restores the state that the run resumes from. `host`: the addon that knows the
- * machine's own memory.
+ * machine's own memory. `ranks`: those that open one with this rank, and share its machine's memory.
  *
  * @throws ArlError `ARL_OOM` with the plan if the memory is not available.
  */
@@ -39,6 +40,7 @@ export async function* openEngine(
 	size: BatchSize,
 	host: Native,
 	resources: Resources,
+	ranks: Ranks,
 ): AsyncGenerator<TrainEvent, Engine> {
 	const plan = device.native.planMemory;
 	const options = { ...engineOptions(args, device.device, size), modelDir: model.path };
@@ -46,11 +48,11 @@ export async function* openEngine(
 	const freedom = { packed: args.max_tokens_per_micro_batch !== null, resumed: resumed !== null };
 	const adviseFor = (other: EngineOptions) => advise(other, plan, freedom);
 	const advice = () => adviseFor(options);
-	const message = checkMemory(memory, { device: device.info, host: hostInfo(host) }, advice);
+	const message = checkMemory(memory, { device: shareOf(device.info, ranks), host: hostInfo(host) }, advice);
 	yield { type: "check", name: "memory", message };
 	// Saved models prompt and stop as in training.
 	const exported = { exportStopIds: text.stopIds, ...(chatTemplate !== null && { exportChatTemplate: chatTemplate }) };
-	const opening = device.native.Engine.open({ ...options, ...exported, restored: resumed !== null });
+	const opening = ranks.openEngine(device.native, { ...options, ...exported, restored: resumed !== null });
 	const native = await opening.catch((error: unknown) => {
 		throw withPlan(toArlError(error), memory, advice);
 	});
@@ -70,5 +72,17 @@ function adapterOf(native: NativeEngine, base: string): SavingEngine {
 	return {
 		exportModel: (dir) => native.exportAdapter(dir, base),
 		saveState: (dir) => native.saveState(dir),
+	};
+}
+
+/** What one of the ranks on this machine may take of a device's memory. */
+function shareOf(device: DeviceInfo | undefined, { localWorld }: Ranks): DeviceInfo | undefined {
+	if (device === undefined || localWorld === 1) return device;
+	const name = `${device.name}, for each of ${localWorld} ranks`;
+	return {
+		...device,
+		name,
+		availableBytes: device.availableBytes / localWorld,
+		memoryBytes: device.memoryBytes / localWorld,
 	};
 }

@@ -115,8 +115,10 @@ export function engineOptions(args: ResolvedConfig, device: string, size: BatchS
 		activationOffloading: args.activation_offloading,
 		optimizerOffload: args.optimizer_offload,
 		attention: args.attention,
-		matmulAutotune: args.matmul_autotune,
+		matmulAutotune: args.matmul_autotune && !args.full_determinism,
 		...loraOptions(args),
+		// Several ranks always sum so; on a GPU there are none yet.
+		...(device === "cpu" && (args.full_determinism || args.dp_size > 1) && { dataParallel: args.dp_size }),
 		...(args.loss_seq_chunk_size !== null && { lossSeqChunkSize: args.loss_seq_chunk_size }),
 		...(args.threads !== null && { threads: args.threads }),
 	};
@@ -138,7 +140,12 @@ export function cacheDir(args: AgentTrainingConfig): string {
 
 /** Samples of a whole optimizer step that is not packed. */
 export function samplesOfStep(args: AgentTrainingConfig): number {
-	return args.per_device_train_batch_size * args.gradient_accumulation_steps;
+	return args.per_device_train_batch_size * microBatchesOfStep(args);
+}
+
+/** Micro-batches of a whole optimizer step, on all ranks. */
+export function microBatchesOfStep(args: Pick<AgentTrainingConfig, "dp_size" | "gradient_accumulation_steps">): number {
+	return args.dp_size * args.gradient_accumulation_steps;
 }
 
 /**

@@ -6,7 +6,7 @@ import { createOrder, type RowOrder } from "../../data/sampler/order.js";
 import type { AnySource } from "../../data/sources/source.js";
 import { ArlError } from "../../errors.js";
 import type { NativeTokenCache } from "../../native.js";
-import { type BatchSize, stepInterval } from "./options.js";
+import { type BatchSize, microBatchesOfStep, stepInterval } from "./options.js";
 
 /** Whether the first step must wait for all rows: what an epoch consists of depends on each of them. */
 export function needsAllRows(args: AgentTrainingConfig): boolean {
@@ -95,7 +95,7 @@ function createPlan(args: AgentTrainingConfig, order: RowOrder, cache: NativeTok
 	const length = {
 		maxSteps: args.max_steps,
 		numTrainEpochs: args.num_train_epochs,
-		gradientAccumulationSteps: args.gradient_accumulation_steps,
+		gradientAccumulationSteps: microBatchesOfStep(args),
 	};
 	return new StepPlan((epoch) => epochBatches(order, epoch, options), length, maxTokens === null);
 }

@@ -8,6 +8,7 @@ import type { Data } from "../../data/sampler/data.js";
 import { makeFolder, removeEmptyFolders } from "../../disk/folders.js";
 import { notice, type TrainEvent } from "../../events.js";
 import type { Native } from "../../native.js";
+import { checkDevice, checkRanks, type Ranks } from "../../ranks/ranks.js";
 import { findCheckpoint, removeUnfinished } from "../checkpoint/checkpoint.js";
 import { lockFolder } from "../checkpoint/lock.js";
 import { settleOldRun } from "../checkpoint/old-run.js";
@@ -43,11 +44,14 @@ export interface PrepareInput {
 	code: RowsFromCode;
 	signal: AbortSignal | null;
 	resources: Resources;
+	/** Those that train together. */
+	ranks: Ranks;
 }
 
 /** Checks and opens everything. If it throws, nothing of the run is on the disk once `resources` are closed. */
 export async function* prepareRun(input: PrepareInput): AsyncGenerator<TrainEvent, PreparedRun> {
-	const { native, args, resources } = input;
+	const { native, args, resources, ranks } = input;
+	checkRanks(ranks, args.dp_size);
 	// A schedule's arguments can be wrong whatever the length of the run is.
 	scheduleOf(args, 1_000_000);
 	checkHeldOutGiven(args, input.code);
@@ -55,6 +59,7 @@ export async function* prepareRun(input: PrepareInput): AsyncGenerator<TrainEven
 	const { resume_from_checkpoint: resume, output_dir: outputDir } = args;
 	const resumed = resume === null ? null : await findCheckpoint(resume, outputDir);
 	const start = yield* openStart(native, args, resumed);
+	checkDevice(ranks, start.device.device);
 	const { data, rows } = yield* openData({ ...input, start });
 	const heldOut = yield* openHeldOut({ ...input, start, cut: rows.heldOut });
 	const run = createRun(start, data, rows, heldOut?.data.source ?? null);
@@ -63,7 +68,7 @@ export async function* prepareRun(input: PrepareInput): AsyncGenerator<TrainEven
 		if (message) yield notice("warning", message);
 	const evaluated = heldOut && { evalMaxTokens: heldOut.size.maxTokens, evalMaxSequences: heldOut.size.maxSequences };
 	const size = { ...expectedBatch(start.args, data), ...evaluated };
-	const engine = yield* openEngine(start, size, native, resources);
+	const engine = yield* openEngine(start, size, native, resources, ranks);
 	const room = await checkRoom(run, data, engine, start.model, evaluation !== null);
 	yield { type: "check", name: "disk", message: room };
 	resources.keep();

@@ -38,6 +38,8 @@ pub(crate) struct TrainingStore {
     pub(crate) moment2: Buffer,
     /// f64 `[1]`: the sum of squares of all gradients.
     pub(crate) norm_squared: Buffer,
+    /// f32: this rank's piece of the gradients' sums, where micro-batches are summed one by one (see `ranks.rs`).
+    pub(crate) sums: Option<Buffer>,
 }
 
 impl Store {
@@ -67,6 +69,7 @@ impl Store {
             moment1: take(optimizer, moments, len),
             moment2: take(optimizer, moments, len),
             norm_squared: take(Pool::State, DType::F64, 1),
+            sums: options.data_parallel.map(|ranks| take(Pool::State, DType::F32, len.div_ceil(ranks))),
         });
         let slots = (optimizer_offload && !inference_only).then(|| {
             let masters = masters.map(|masters| masters.dtype);

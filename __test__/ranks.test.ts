@@ -1,0 +1,265 @@
+/** What ranks tell each other, without an MPI: rank 0 and another one over a real connection, on a fake core. */
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, it, vi } from "vitest";
+import { QwenTrainer } from "../src/api/trainer.js";
+import { ranksFindings } from "../src/cli/doctor-ranks.js";
+import { onStopSignals } from "../src/cli/signals.js";
+import { ArlError } from "../src/errors.js";
+import type { EngineOptions, MicroBatch, Native, NativeEngine, NativeRanks } from "../src/native.js";
+import { dealt, packBatches, unpackBatches } from "../src/ranks/batches.js";
+import { Hub } from "../src/ranks/hub.js";
+import { checkDevice, checkRanks } from "../src/ranks/ranks.js";
+import { holdUp, type Sign } from "../src/ranks/watch.js";
+import { Worker } from "../src/ranks/worker.js";
+import { errorOf } from "./support/folder.js";
+import { root } from "./support/real.js";
+
+const batch = (length: number, weights = false): MicroBatch => {
+	const ids = Int32Array.from({ length }, (_, i) => i);
+	const all = { inputIds: ids, targets: ids.map((id) => -id), positions: ids, cuSeqlens: Int32Array.of(0, length) };
+	return weights ? { ...all, weights: Float32Array.from(ids, (id) => id / 3) } : all;
+};
+
+describe("micro-batches", () => {
+	it("are the same after their way to another rank, wherever their bytes begin", () => {
+		const batches = [
+			batch(3),
+			batch(1, true),
+			batch(70, true),
+			{ ...batch(2), positions: Int32Array.of(0, 1, 0, 1, 0, 1) },
+		];
+		const { lengths, parts } = packBatches(batches);
+		const sent = Buffer.concat([Buffer.from("x"), ...parts]).subarray(1);
+		expect(unpackBatches(JSON.parse(JSON.stringify(lengths)), sent)).toEqual(batches);
+		expect(unpackBatches([], new Uint8Array())).toEqual([]);
+	});
+
+	it("are dealt by their number", () => {
+		const batches = [1, 2, 3, 4, 5].map((length) => batch(length));
+		const lengths = (rank: number, world: number) => dealt(batches, rank, world).map(({ inputIds }) => inputIds.length);
+		expect([lengths(0, 2), lengths(1, 2), lengths(6, 8)]).toEqual([[1, 3, 5], [2, 4], []]);
+	});
+});
+
+describe("who holds the others up", () => {
+	const sign = (name: string, waiting: number, silent = 0, phase = "at work"): Sign => ({
+		name,
+		waiting,
+		silent,
+		phase,
+	});
+
+	it("is nobody before the time is over", () => {
+		expect(holdUp([sign("rank 0", 9), sign("rank 1", 0, 9)], 10)).toBeNull();
+		expect(holdUp([sign("rank 0", 0), sign("rank 1", 0)], 10)).toBeNull();
+	});
+
+	it("is a rank that sends no sign of life, next to how long the others have waited", () => {
+		const found = holdUp(
+			[sign("rank 0", 12), sign("rank 1", 0, 12, "computing 2 micro-batches"), sign("rank 2", 11)],
+			10,
+		);
+		expect(found).toBe(
+			"rank 1 has sent no sign of life for 12 s; its last phase: computing 2 micro-batches; the others have waited for it for 12 s (ddp_timeout 10)",
+		);
+	});
+
+	it("is a rank that lives and gives no gradients", () => {
+		const found = holdUp([sign("rank 0", 11), sign("rank 1", 0, 1, "reading the model")], 10);
+		expect(found).toBe("rank 1 is reading the model; the others have waited for it for 11 s (ddp_timeout 10)");
+	});
+
+	it("may be nobody in particular", () => {
+		expect(holdUp([sign("rank 0", 11), sign("rank 1", 11)], 10)).toMatch(/^all ranks wait for each other since 10 s/);
+	});
+});
+
+/** Two ranks that are connected; what their engines are asked is in `calls`. */
+async function two(engines: Partial<NativeEngine>[] = [{}, {}]) {
+	const calls: string[][] = [[], []];
+	const failed: string[] = [];
+	const mpi = (rank: number) =>
+		({
+			waiting: () => 0,
+			fail: (reason) => failed.push(`${rank}: ${reason}`),
+			close: async () => {},
+			library: () => "fake",
+			broadcast: async (bytes) => bytes,
+		}) satisfies NativeRanks;
+	const engine = (rank: number) => {
+		const answers: Record<string, unknown> = { submitStep: 1, fingerprint: "same", finishStep: { loss: 1 } };
+		return new Proxy(engines[rank] as NativeEngine, {
+			get: (given, key: string) => {
+				if (key === "then") return undefined;
+				return (...args: unknown[]) => {
+					calls[rank]?.push(key === "submitStep" ? `submitStep ${(args[0] as MicroBatch[]).length}` : key);
+					const own: unknown = Reflect.get(given, key);
+					return typeof own === "function" ? own(...args) : Promise.resolve(answers[key]);
+				};
+			},
+		});
+	};
+	const native = (rank: number) =>
+		({ Engine: { open: async () => engine(rank) as unknown as NativeEngine } }) as unknown as Native;
+	const hub = await Hub.listen(2, 2, mpi(0) as unknown as NativeRanks);
+	const centre = { hosts: ["127.0.0.1"], ...hub.address };
+	const worker = await Worker.connect(centre, 1, 2, native(1), mpi(1) as unknown as NativeRanks);
+	await hub.connected();
+	const open = () => hub.openEngine(native(0), {} as EngineOptions);
+	return { hub, worker, centre, calls, failed, open };
+}
+
+describe("rank 0 and another rank", () => {
+	it("do a step together, each its own micro-batches, and end together", async () => {
+		const { hub, worker, calls, open } = await two();
+		const verdict = worker.serve(async () => ({ seed: "1" }));
+		await hub.agree({ seed: "1" });
+		const engine = await open();
+		const ticket = await engine.submitStep([batch(1), batch(2), batch(3)], { learningRate: 1, maxGradNorm: 1 });
+		await engine.finishStep(ticket);
+		await engine.saveState("somewhere");
+		await engine.close();
+		await hub.end(130);
+		expect(await verdict).toEqual({ code: 130, error: null });
+		const before = ["joinRanks", "fingerprint"];
+		expect(calls[0]).toEqual([...before, "submitStep 2", "finishStep", "fingerprint", "saveState", "close"]);
+		expect(calls[1]).toEqual([...before, "submitStep 1", "finishStep", "fingerprint", "close"]);
+	});
+
+	it("disagree with all that differs, by name", async () => {
+		const { hub, worker } = await two();
+		const verdict = worker.serve(async () => ({ seed: "1", version: "2", only: "here" }));
+		const error = await errorOf(hub.agree({ seed: "1", version: "3" }));
+		expect(error.code).toBe("ARL_CONFIG");
+		expect(error.message).toMatch(/^rank 1 \(host \S+, pid \d+\) was started differently from rank 0:\n/);
+		expect(error.message).toContain("version: 3 on rank 0, 2 there\nonly: none on rank 0, here there");
+		await hub.abandon(error);
+		expect(await verdict).toEqual({ code: 2, error: null });
+	});
+
+	it("find that their weights differ, and name the rank and the moment", async () => {
+		const { hub, worker, open } = await two([{}, { fingerprint: async () => "other" }]);
+		const verdict = worker.serve(async () => ({}));
+		const error = await errorOf(open());
+		expect(error.code).toBe("ARL_WEIGHTS");
+		expect(error.message).toMatch(/^rank 1 \(.*\) has other weights than rank 0 after opening the model$/);
+		await hub.abandon(error);
+		expect((await verdict).code).toBe(3);
+	});
+
+	it("fail with the other rank's error: its code, place, message and hint", async () => {
+		const submitStep = () => Promise.reject(new ArlError("ARL_OOM", "no memory", "take less"));
+		const { hub, worker, failed, open } = await two([{ submitStep: () => new Promise(() => {}) }, { submitStep }]);
+		const verdict = worker.serve(async () => ({}));
+		const engine = await open();
+		engine.submitStep([batch(1), batch(2)], { learningRate: 1, maxGradNorm: 1 }).catch(() => {});
+		const error = await errorOf(hub.unlessFailed(new Promise(() => {})));
+		expect(error).toMatchObject({ code: "ARL_OOM", hint: "take less", exitCode: 4 });
+		expect(error.message).toMatch(/^rank 1 \(host \S+, pid \d+\): no memory$/);
+		expect(failed).toEqual([`0: ${error.message}`]);
+		await hub.abandon(error);
+		expect(await verdict).toEqual({ code: 4, error: null });
+	});
+
+	it("leave a loss that is not finite to rank 0, which finds the same", async () => {
+		const finishStep = () => Promise.reject(new ArlError("ARL_NONFINITE", "the loss is NaN"));
+		const { hub, worker, open } = await two([{ finishStep }, { finishStep }]);
+		const verdict = worker.serve(async () => ({}));
+		const engine = await open();
+		const ticket = await engine.submitStep([batch(1)], { learningRate: 1, maxGradNorm: 1 });
+		const error = await errorOf(engine.finishStep(ticket));
+		expect(error).toMatchObject({ code: "ARL_NONFINITE", message: "the loss is NaN" });
+		expect(hub.hasFailed).toBe(false);
+		await hub.abandon(error);
+		expect((await verdict).code).toBe(5);
+	});
+
+	it("end where rank 0 is gone: the other one says so", async () => {
+		const { hub, worker, failed } = await two();
+		const verdict = worker.serve(async () => ({}));
+		Reflect.get(hub, "peers").get(1).channel.destroy();
+		const { code, error } = await verdict;
+		expect(code).toBe(1);
+		expect(error?.message).toBe("rank 0 was killed, or its host is gone; rank 1 was starting");
+		expect(failed).toContain("1: rank 0 was killed, or its host is gone");
+	});
+
+	it("do not let in who does not know the token, or names no rank", async () => {
+		const { hub, centre } = await two();
+		const mpi = { waiting: () => 0, fail: () => {} } as unknown as NativeRanks;
+		for (const [rank, token] of [
+			[1, centre.token],
+			[7, centre.token],
+			[1, "guess"],
+		] as const) {
+			const stranger = await Worker.connect({ ...centre, token }, rank, 2, {} as Native, mpi);
+			expect((await stranger.serve(async () => ({}))).error?.message).toContain("rank 0 was killed");
+		}
+		expect(hub.hasFailed).toBe(false);
+	});
+});
+
+describe("a signal to any rank", () => {
+	it("stops the run once, and not where a rank has failed", async () => {
+		vi.useFakeTimers();
+		const notes: string[] = [];
+		const ranks = { onStop: (_: NodeJS.Signals) => {}, hasFailed: false };
+		const stop = onStopSignals((text) => notes.push(text), ranks);
+		ranks.onStop("SIGTERM");
+		process.emit("SIGTERM", "SIGTERM");
+		expect(stop.signal.aborted).toBe(false);
+		vi.advanceTimersByTime(1000);
+		expect([stop.signal.aborted, notes]).toEqual([true, ["SIGTERM: finishing the step on all ranks and saving"]]);
+		stop.release();
+		const failed = { ...ranks, hasFailed: true };
+		const other = onStopSignals((text) => notes.push(text), failed);
+		failed.onStop("SIGTERM");
+		vi.advanceTimersByTime(1000);
+		expect([other.signal.aborted, notes.length]).toEqual([false, 1]);
+		other.release();
+		vi.useRealTimers();
+	});
+});
+
+describe("what a run of several ranks needs", () => {
+	const ranks = (world: number) => ({ world, localWorld: world, openEngine: () => Promise.reject(new Error("none")) });
+
+	it("is arl train: a program that calls the trainer would train once on each", async () => {
+		const place = { model_name_or_path: "m", train_file: "f", output_dir: "o" };
+		const names = { RANK: "0", SIZE: "2", LOCAL_RANK: "0", LOCAL_SIZE: "2" };
+		for (const [name, value] of Object.entries(names)) vi.stubEnv(`OMPI_COMM_WORLD_${name}`, value);
+		const error = await errorOf(new QwenTrainer({ args: place }).train());
+		vi.unstubAllEnvs();
+		expect(error).toMatchObject({
+			code: "ARL_DEVICE",
+			message: expect.stringContaining("2 ranks were started by Open MPI"),
+		});
+	});
+
+	it("is as many as dp_size, on CPUs", async () => {
+		expect((await errorOf(() => checkRanks(ranks(1), 2))).message).toBe("dp_size is 2, and this process trains alone");
+		expect((await errorOf(() => checkRanks(ranks(4), 2))).message).toBe("dp_size is 2, and 4 ranks were started");
+		checkRanks(ranks(4), 4);
+		expect((await errorOf(() => checkDevice(ranks(2), "cuda:0"))).message).toContain("several GPUs is not built yet");
+		checkDevice(ranks(1), "cuda:0");
+		checkDevice(ranks(2), "cpu");
+	});
+
+	it("is what arl doctor shows", () => {
+		const env = { OMPI_COMM_WORLD_RANK: "1", OMPI_COMM_WORLD_SIZE: "2" };
+		const local = { OMPI_COMM_WORLD_LOCAL_RANK: "1", OMPI_COMM_WORLD_LOCAL_SIZE: "2" };
+		const [launcher, mpirun] = ranksFindings({ ...env, ...local, PATH: "/nowhere" });
+		expect(launcher?.value).toMatch(/^Open MPI: rank 1 of 2, 1 of 2 on this host; MPI library .*libmpi/);
+		expect(mpirun).toMatchObject({ ok: true, hint: expect.stringContaining("apt-get install openmpi-bin") });
+		expect(ranksFindings(env)[0]).toMatchObject({ ok: false });
+		expect(ranksFindings({})[0]?.value).toBe("none: this process would train alone");
+	});
+
+	it("is described: docs/distributed.md names every row of the launch table and every option", () => {
+		const text = readFileSync(join(root, "docs", "distributed.md"), "utf8");
+		for (const name of ["torchrun", "Open MPI", "MPICH", "srun", "RANK", "dp_size", "ddp_timeout", "nproc_per_node"]) {
+			expect(text).toContain(name);
+		}
+	});
+});

@@ -1,0 +1,35 @@
+//! Ranks: processes that train one model together. A [`Group`] moves bytes between them and computes nothing; every sum is
+//! made here or in the engine, in the order of the ranks, so that results are equal in bits whatever moves the bytes.
+//! Knows nothing of models, rows or launchers.
+
+mod abi;
+mod library;
+mod local;
+mod mpi;
+mod sums;
+
+pub use local::local_groups;
+pub use mpi::World;
+pub use sums::add_parts;
+
+use arl_model::Result;
+
+/// Ranks that call the same operations in the same order. A failure leaves the group unusable: the ranks end.
+pub trait Group: Send {
+    /// The number of this rank, from 0.
+    fn rank(&self) -> usize;
+
+    /// How many ranks there are.
+    fn size(&self) -> usize;
+
+    /// Sends `sends[r]` to each rank `r`, and fills `receives[r]` with what rank `r` sends to this one. The lengths of a pair
+    /// agree on both sides; 0 is no message. What a rank sends to itself is copied.
+    fn exchange(&self, sends: &[&[u8]], receives: &mut [Vec<u8>]) -> Result<()>;
+
+    /// Fills `target` with the `source` of every rank, in their order: `target.len() == size * source.len()`, and all
+    /// sources are equally long.
+    fn all_gather(&self, source: &[u8], target: &mut [u8]) -> Result<()>;
+
+    /// Gives every rank the bytes of rank `root`; all buffers are equally long.
+    fn broadcast(&self, root: usize, buffer: &mut [u8]) -> Result<()>;
+}

@@ -1,0 +1,77 @@
+//! The ranks that an MPI launcher has started, for JavaScript: opened once in a process, then given to an engine.
+
+use std::sync::Arc;
+
+use arl_comm::{Group, World};
+use napi::Env;
+use napi::bindgen_prelude::{Object, Uint8Array};
+use napi_derive::napi;
+
+use crate::worker::once;
+
+/// All ranks, as MPI knows them.
+#[napi]
+pub struct Ranks {
+    world: Arc<World>,
+}
+
+impl Ranks {
+    /// The ranks as an engine takes them.
+    pub(crate) fn group(&self) -> Box<dyn Group> {
+        Box::new(Arc::clone(&self.world))
+    }
+}
+
+#[napi]
+impl Ranks {
+    /// Opens the first of `libraries` that the system's loader can open, initialises MPI, and checks that it agrees with the
+    /// launcher on `rank` and `world`. Resolves when all ranks have called it.
+    #[napi(ts_return_type = "Promise<Ranks>")]
+    pub fn open(
+        env: &Env,
+        libraries: Vec<String>,
+        rank: u32,
+        world: u32,
+        launcher: String,
+    ) -> napi::Result<Object<'_>> {
+        once(
+            env,
+            "arl-mpi",
+            move || World::open(&libraries, rank as usize, world as usize, &launcher),
+            |world| Ranks { world },
+        )
+    }
+
+    /// The library's version and file.
+    #[napi]
+    pub fn library(&self) -> String {
+        self.world.library()
+    }
+
+    /// Resolves with the bytes of rank 0; all ranks pass equally many.
+    #[napi(ts_return_type = "Promise<Uint8Array>")]
+    pub fn broadcast<'env>(&self, env: &'env Env, bytes: Uint8Array) -> napi::Result<Object<'env>> {
+        let (world, mut bytes) = (Arc::clone(&self.world), bytes.to_vec());
+        let job = move || world.broadcast(0, &mut bytes).map(|()| bytes);
+        once(env, "arl-mpi", job, Uint8Array::from)
+    }
+
+    /// For how many seconds a step has waited for other ranks; 0: it does not wait.
+    #[napi]
+    pub fn waiting(&self) -> f64 {
+        self.world.waiting().map_or(0.0, |time| time.as_secs_f64())
+    }
+
+    /// Ends every call that waits for another rank, and each later one, with `ARL_INTERRUPTED`.
+    #[napi]
+    pub fn fail(&self, reason: String) {
+        self.world.fail(reason);
+    }
+
+    /// Ends MPI in this process. Resolves when all ranks have called it.
+    #[napi(ts_return_type = "Promise<void>")]
+    pub fn close<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
+        let world = Arc::clone(&self.world);
+        once(env, "arl-mpi", move || world.finalize(), |()| ())
+    }
+}

@@ -1,0 +1,85 @@
+/**
+ * The engine of rank 0 that the others compute with: calls that concern all ranks are sent to them in the order in which
+ * this rank's engine gets them. Everything else is done by this rank alone, which holds all weights.
+ */
+import { ArlError, toArlError } from "../errors.js";
+import type { NativeEngine } from "../native.js";
+import { dealt, packBatches } from "./batches.js";
+import type { Message } from "./channel.js";
+
+/** How the engine reaches the other ranks. */
+export interface Others {
+	world: number;
+	/** Sends a message to rank `rank`. */
+	send(rank: number, message: Message, parts?: readonly Uint8Array[]): void;
+	/** Sends a message to all and resolves with their answers, by rank; rank 0's place is empty. */
+	ask(message: Message): Promise<string[]>;
+	name(rank: number): string;
+	/** The failure that ends the run, if there is one, within a moment; else `error`. */
+	cause(error: ArlError): Promise<ArlError>;
+}
+
+/** The engine of all ranks. `local`: rank 0's own. */
+export function sharedEngine(local: NativeEngine, others: Others): NativeEngine {
+	const { world } = others;
+	const peers = Array.from({ length: world - 1 }, (_, i) => i + 1);
+	const tell = (message: Message) => {
+		for (const rank of peers) others.send(rank, message);
+	};
+	const settled = async <T>(result: Promise<T>): Promise<T> => {
+		try {
+			return await result;
+		} catch (error) {
+			throw await others.cause(toArlError(error));
+		}
+	};
+	const own = {
+		submitStep: (batches, hyper) => {
+			for (const rank of peers) {
+				const { lengths, parts } = packBatches(dealt(batches, rank, world));
+				others.send(rank, { type: "submit", lengths, hyper }, parts);
+			}
+			return settled(local.submitStep(dealt(batches, 0, world), hyper));
+		},
+		finishStep: (ticket) => {
+			tell({ type: "finish" });
+			return settled(local.finishStep(ticket));
+		},
+		discardStep: () => {
+			tell({ type: "discard" });
+			return settled(local.discardStep());
+		},
+		restoreState: async (dir) => {
+			const restored = others.ask({ type: "restore", dir });
+			const differs = await settled(local.restoreState(dir));
+			await restored;
+			await checkEqual(local, others, `after reading ${dir}`);
+			return differs;
+		},
+		saveState: async (dir) => {
+			// What ranks compute stays equal in bits; a checkpoint of weights that do not agree would hide that they drifted.
+			await checkEqual(local, others, "before saving");
+			await settled(local.saveState(dir));
+		},
+		close: async () => {
+			tell({ type: "close" });
+			await local.close();
+		},
+	} satisfies Partial<NativeEngine>;
+	return new Proxy(local, {
+		get: (engine, key) => Reflect.get(key in own ? own : engine, key),
+	});
+}
+
+/** Checks that all ranks hold the same weights and moments. */
+export async function checkEqual(local: NativeEngine, others: Others, when: string): Promise<void> {
+	const asked = others.ask({ type: "fingerprint" });
+	const own = await local.fingerprint();
+	const different = (await asked).findIndex((found, rank) => rank > 0 && found !== own);
+	if (different < 0) return;
+	throw new ArlError(
+		"ARL_WEIGHTS",
+		`${others.name(different)} has other weights than rank 0 ${when}`,
+		"Give every host the same model folder and checkpoints, the same version of arl, and processors with the same vector instructions.",
+	);
+}
