@@ -680,9 +680,9 @@ export interface TrainingOptions {
 	 */
 	ddp_timeout?: number;
 	/**
-	 * Equal bits every time: `attention` is own, and on the CPU gradients are summed micro-batch by micro-batch in the
-	 * order of the step, so that one rank has the bits of several, which always sum so. It takes memory for the
-	 * gradients once more. Expected: true or false.
+	 * Equal bits every time: `attention` is own, no algorithm is chosen by measurement (`matmul_autotune`), and on the
+	 * CPU gradients are summed micro-batch by micro-batch in the order of the step, so that one rank has the bits of
+	 * several, which always sum so. It takes memory for the gradients once more. Expected: true or false.
 	 * @default false
 	 */
 	full_determinism?: boolean;
