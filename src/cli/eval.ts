@@ -63,7 +63,7 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 	}).finally(() => live?.clear());
 }
 
-function lineOf({ model, source, rows, figures, seconds }: ModelEvaluation) {
+function lineOf({ model, source, rows, figures, seconds, highestLosses }: ModelEvaluation) {
 	return {
 		type: "evaluation",
 		model,
@@ -72,6 +72,7 @@ function lineOf({ model, source, rows, figures, seconds }: ModelEvaluation) {
 		...figures,
 		eval_runtime: seconds,
 		eval_samples_per_second: rows / Math.max(seconds, 1e-9),
+		highest_losses: highestLosses,
 	};
 }
 
