@@ -87,7 +87,8 @@ function possibleChanges(options: EngineOptions, freedom: Freedom) {
 	const half = Math.ceil(maxTokens / 2);
 	if (freedom.packed || maxSequences === 1) {
 		const name = freedom.packed ? "max_tokens_per_micro_batch" : "max_length";
-		const evaluated = freedom.packed && evalMaxTokens > 0 ? { evalMaxTokens: Math.min(evalMaxTokens, half) } : {};
+		const mostEvaluated = freedom.packed ? half : half * evalMaxSequences;
+		const evaluated = evalMaxTokens > 0 ? { evalMaxTokens: Math.min(evalMaxTokens, mostEvaluated) } : {};
 		const other = { maxTokens: half, maxSequences: Math.ceil(maxSequences / 2), ...evaluated };
 		found.push({ flags: `--${name} ${half}`, other });
 	} else {
