@@ -71,7 +71,7 @@ function possibleChanges(options: EngineOptions, freedom: Freedom) {
 		const tokens = Math.ceil((evalMaxTokens * sequences) / evalMaxSequences);
 		found.push({
 			flags: `--per_device_eval_batch_size ${sequences}`,
-			other: { evalMaxTokens: tokens, evalMaxSequences: sequences },
+			other: { evalMaxTokens: tokens, evalMaxSequences: sequences, ...fewerPrompts(options, sequences) },
 		});
 	}
 	if (freedom.resumed) return found;
@@ -97,6 +97,14 @@ function possibleChanges(options: EngineOptions, freedom: Freedom) {
 		found.push({ flags: `--per_device_train_batch_size ${sequences}`, other });
 	}
 	return found;
+}
+
+/** The prompts of an evaluation, so many at a time. */
+function fewerPrompts({ evalPrompts }: EngineOptions, sequences: number): Partial<EngineOptions> {
+	const lengths = evalPrompts?.flat() ?? [];
+	const batches = Math.ceil(lengths.length / sequences);
+	const batch = (_: unknown, i: number) => lengths.slice(i * sequences, (i + 1) * sequences);
+	return batches === 0 ? {} : { evalPrompts: Array.from({ length: batches }, batch) };
 }
 
 /** Categories in words. */
