@@ -376,6 +376,10 @@ export interface EngineOptions {
   evalMaxTokens?: number
   /** Sequences of the evaluated micro-batch with the most. */
   evalMaxSequences?: number
+  /** Tokens of each prompt of each call of `generate` that is expected; absent: none is. */
+  evalPrompts?: Array<Array<number>>
+  /** New tokens that those replies may have. */
+  evalMaxNewTokens?: number
   /** Who computes attention; absent: this project's kernels. */
   attention?: 'auto' | 'cudnn' | 'own'
   /** On a GPU: choose the algorithm of each large matrix product by measurement, and keep the choice; absent: yes. */

@@ -27,6 +27,8 @@ type Told = MemoryPlan & {
 	dtype: string;
 	tokens: number;
 	sequences: number;
+	evalTokens: number | null;
+	evalSequences: number | null;
 	deviceMemory: { name: string; fits: boolean } | null;
 	contextBytes: number;
 	gpus: { gigabytes: number; fits: boolean }[];
@@ -98,6 +100,45 @@ describe("arl plan", () => {
 		const unbounded = await told([...words, "--per_device_train_batch_size", "2"]);
 		const config = JSON.parse(readFileSync(join(model, "config.json"), "utf8"));
 		expect(unbounded.tokens).toBe(2 * config.max_position_embeddings);
+	});
+
+	it("counts the largest micro-batch of held-out rows, where the options name some", async () => {
+		const words = ["--model_name_or_path", model, "--device", "cuda", "--max_length", "512"];
+		const trained = [...words, "--per_device_train_batch_size", "1"];
+		expect(await told(trained)).toMatchObject({ evalTokens: null, evalSequences: null });
+		const evaluated = [...trained, "--eval_file", "rows-that-nobody-reads.jsonl", "--per_device_eval_batch_size"];
+		const sizes = { maxTokens: 512, maxSequences: 1, evalMaxTokens: 32_768, evalMaxSequences: 64 };
+		const many = await told([...evaluated, "64"]);
+		expect(many).toMatchObject({ tokens: 512, evalTokens: 32_768, evalSequences: 64, ...core(model, sizes) });
+		expect(many.totalBytes).toBeGreaterThan((await told(trained)).totalBytes);
+		const bounded = [...evaluated, "6", "--tokens", "200", "--sequences", "4"];
+		expect(await told(bounded)).toMatchObject({ tokens: 200, sequences: 4, evalTokens: 300, evalSequences: 6 });
+		const packed = [...words, "--max_tokens_per_micro_batch", "6400", "--eval_split", "0.02"];
+		expect(await told(packed)).toMatchObject({ evalTokens: 6400, evalSequences: 100 });
+		const { stdout } = await plan([...evaluated, "64"]);
+		expect(stdout).toContain("\nevaluation of up to 32,768 tokens in 64 sequences at a time\n");
+		const long = ["--model_name_or_path", model, "--max_length", "40000", "--per_device_train_batch_size", "1"];
+		const huge = await plan([...long, "--eval_file", "e.jsonl", "--per_device_eval_batch_size", "65536"]);
+		expect(huge.code).toBe(2);
+		expect(huge.stderr).toContain("a micro-batch of 2621440000 tokens is too large");
+	});
+
+	it("advises fewer held-out rows at a time and shorter ones with what they save", async () => {
+		const large = wide(36);
+		const sizes = { maxTokens: 4096, maxSequences: 1, evalMaxTokens: 32 * 4096, evalMaxSequences: 32 };
+		const words = ["--model_name_or_path", large, "--device", "cuda", "--per_device_train_batch_size", "1"];
+		const planned = await told([...words, "--eval_file", "e.jsonl", "--per_device_eval_batch_size", "32"]);
+		expect(planned.totalBytes).toBe(core(large, sizes).totalBytes);
+		const half = { evalMaxTokens: 16 * 4096 };
+		for (const [flags, other] of [
+			["--per_device_eval_batch_size 16", { ...half, evalMaxSequences: 16 }],
+			["--max_length 2048", { ...half, maxTokens: 2048 }],
+		] as const) {
+			const { totalBytes } = core(large, { ...sizes, ...other });
+			const savedBytes = planned.totalBytes - totalBytes;
+			expect(savedBytes).toBeGreaterThan(0);
+			expect(planned.changes.find((change) => change.flags === flags)).toMatchObject({ totalBytes, savedBytes });
+		}
 	});
 
 	it("works for every model that is measured, of which there are configs alone", async () => {

@@ -2,8 +2,11 @@
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { createTrainer } from "../src/api/trainer.js";
 import { type EvalReply, evaluate, QwenTrainer } from "../src/index.js";
+import { type EngineOptions, loadNative, type Native, type NativeEngine } from "../src/native.js";
 import { isSameReply } from "../src/run/eval/same-reply.js";
+import { advise } from "../src/run/setup/memory.js";
 import { refused } from "./support/config.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { arl, differingFiles, flags, metricsOf, type Place, root, tinyPlace } from "./support/real.js";
@@ -215,4 +218,63 @@ describe("eval_generate", () => {
 		expect(error).toMatchObject({ code: "ARL_CONFIG" });
 		expect(error.hint).toContain("eval_exact_match, eval_metric");
 	}, 120_000);
+});
+
+describe("the memory of eval_generate", () => {
+	it("is planned before the run, for the calls that each evaluation makes", async () => {
+		const at = place();
+		const native = loadNative();
+		const opened: EngineOptions[] = [];
+		const calls: number[][] = [];
+		const bounds = new Set<number>();
+		const open = async (given: EngineOptions) => {
+			opened.push(given);
+			const engine = await native.Engine.open(given);
+			const generate: NativeEngine["generate"] = (prompts, wanted, ...rest) => {
+				calls.push(prompts.map(({ length }) => length));
+				bounds.add(wanted.maxNewTokens);
+				return engine.generate(prompts, wanted, ...rest);
+			};
+			return new Proxy(engine, { get: (of, key) => (key === "generate" ? generate : Reflect.get(of, key)) });
+		};
+		const args = { ...options(at), eval_generate: 5, per_device_eval_batch_size: 2 };
+		const trainer = createTrainer({ args }, () => ({ ...native, Engine: { open } }) as unknown as Native);
+		let total = 0;
+		for await (const event of trainer.run()) if (event.type === "start") total = event.memory.totalBytes;
+		const [engine] = opened as [EngineOptions];
+		expect(engine.evalPrompts?.length).toBeGreaterThan(2);
+		expect(calls).toEqual([...(engine.evalPrompts ?? []), ...(engine.evalPrompts ?? [])]);
+		expect([...bounds]).toEqual([engine.evalMaxNewTokens]);
+		expect(total).toBe(native.planMemory(engine).totalBytes);
+	});
+
+	it("falls with fewer prompts at a time by what the advice says", () => {
+		const native = loadNative();
+		const prompts = (...sizes: number[]) => sizes.map((size) => Array<number>(size).fill(1000));
+		const base: EngineOptions = {
+			modelDir: join(root, "assets", "model"),
+			device: "cuda",
+			dtype: "bf16",
+			recompute: "block",
+			maxTokens: 8,
+			maxSequences: 1,
+			evalMaxTokens: 8,
+			evalMaxSequences: 8,
+			evalPrompts: prompts(8, 2),
+			evalMaxNewTokens: 100,
+			adamBeta1: 0.9,
+			adamBeta2: 0.999,
+			adamEpsilon: 1e-8,
+			weightDecay: 0,
+		};
+		const { evalPrompts: _, ...without } = base;
+		const now = native.planMemory(base);
+		expect(now.categories.map(({ name }) => name)).toContain("key-value cache");
+		expect(now.totalBytes).toBeGreaterThan(native.planMemory(without).totalBytes);
+		const fewer = { evalMaxTokens: 4, evalMaxSequences: 4, evalPrompts: prompts(4, 4, 2) };
+		const { changes } = advise(base, native.planMemory, { packed: false, resumed: false });
+		const change = changes.find(({ flags: words }) => words === "--per_device_eval_batch_size 4");
+		expect(change?.plan).toEqual(native.planMemory({ ...base, ...fewer }));
+		expect(change?.savedBytes).toBeGreaterThan(0);
+	});
 });

@@ -1,6 +1,6 @@
 /** Evaluation while training, on the fake core: when it happens, what it reports, and what it leaves alone. */
 import { existsSync, mkdirSync, readdirSync, readFileSync, readlinkSync, writeFileSync } from "node:fs";
-import { dirname, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { createTrainer, type QwenTrainerOptions } from "../src/api/trainer.js";
 import { fakeNative } from "./support/fake-native.js";
@@ -52,10 +52,14 @@ describe("an evaluation", () => {
 		const run = async (options: Options) => {
 			const at = place();
 			const all = await events(trainer(at, evaluating(at.heldOut, { eval_on_start: true, ...options })));
-			const metrics = ofType(all, "evaluate").map((event) => event.metrics);
+			const evaluations = ofType(all, "evaluate").map(({ metrics, highestLosses }) => {
+				return { ...metrics, highest_losses: highestLosses };
+			});
 			const lines = metricsOf(at.out).filter((line) => "eval_loss" in line);
-			expect(lines).toEqual(metrics);
-			return metrics.map(({ eval_runtime: _, eval_samples_per_second: __, ...figures }) => figures);
+			expect(lines).toEqual(evaluations);
+			return evaluations.map(({ eval_runtime: _, eval_samples_per_second: __, highest_losses, ...figures }) => {
+				return { ...figures, highest: highest_losses.map((row) => ({ ...row, location: basename(row.location) })) };
+			});
 		};
 		const eight = await run({});
 		expect(eight.map(({ step, epoch }) => [step, epoch])).toEqual([

@@ -42,6 +42,7 @@ async function evaluatedRun(): Promise<string> {
 			eval_mean_token_accuracy: 0.5,
 			eval_web_loss: 2,
 			eval_math_loss: 4,
+			highest_losses: [{ location: `eval.jsonl:${100 + i}`, loss: 7.25, targets: 12 }],
 		},
 		{
 			event: "sample",
@@ -126,6 +127,8 @@ describe("report.html", () => {
 			const evaluated = Array.from({ length: 60 }, (_, i) => [`eval_source${i}_loss`, 2 + Math.sin(step * i)]);
 			lines.push(JSON.stringify({ step, ...Object.fromEntries(evaluated) }));
 		}
+		const highest_losses = Array(50).fill({ location: long, source: long, loss: 9, targets: 9 });
+		lines.push(JSON.stringify({ step: 2000, eval_loss: 9, highest_losses }));
 		for (let row = 0; row < 200; row++) {
 			const texts = { prompt: long, expected: long, reply: long };
 			lines.push(JSON.stringify({ event: "sample", step: 1, location: `e:${row}`, message: 1, ...texts }));
@@ -158,6 +161,8 @@ describe.skipIf(browser === null)("the page of a run in a browser", () => {
 			"the the the",
 			HOSTILE.replace("\u2028", "").slice(0, 30),
 			"eval.jsonl:7",
+			"Held-out rows of the highest loss, after step 40",
+			"eval.jsonl:1397.250012",
 			"learning_rate",
 			"0.0001",
 			"npx arl chat",

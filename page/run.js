@@ -104,6 +104,25 @@ function sampleCard({ location, source, prompt, before, now, expected }) {
 	);
 }
 
+function highestLosses({ highestLosses: found }) {
+	if (found === null) return null;
+	const { step, rows } = found;
+	const several = rows.some(({ source }) => source !== null);
+	const number = (text) => el("td", { class: "number" }, text);
+	return section(
+		`Held-out rows of the highest loss, after step ${whole(step)}`,
+		table(
+			["row", ...(several ? ["source"] : []), "loss of a target", "targets"],
+			rows.map(({ location, source, loss, targets }) => [
+				location,
+				...(several ? [source ?? ""] : []),
+				number(loss === null ? "not finite" : measure(loss)),
+				number(whole(targets)),
+			]),
+		),
+	);
+}
+
 function dataCounts(run) {
 	const { start, rows, skipped } = run;
 	if (start === null) return null;
@@ -201,6 +220,7 @@ export function runPage() {
 	const charts = chartGroup(grid);
 	const below = [
 		[part(samples), pick("samples")],
+		[part(highestLosses), pick("highestLosses")],
 		[part(useIt), pick("commands")],
 		[part(dataCounts), pick("start", "rows", "skipped")],
 		[part(history), pick("parts", "saves", "warnings")],

@@ -196,6 +196,8 @@ export interface EvaluateEvent {
 	metrics: EvaluationMetrics;
 	/** `metric_for_best_model` is better than in every evaluation of the run before. */
 	best: boolean;
+	/** The rows with the highest mean loss, at most ten, the highest first: `highest_losses` of the line. */
+	highestLosses: HighLoss[];
 }
 
 /**
@@ -222,6 +224,18 @@ export interface EvaluationMetrics {
 	eval_samples_per_second: number;
 	/** Also `eval_<source>_<figure>`. */
 	[name: `eval_${string}`]: number | undefined;
+}
+
+/** A held-out row, and how well the model predicts it. */
+export interface HighLoss {
+	/** Where the row is: `eval.jsonl:17`. */
+	location: string;
+	/** Name of the source, where the held-out rows have several. */
+	source?: string;
+	/** Sum of the losses of the row's targets over the sum of their weights, in nats. */
+	loss: number;
+	/** The row's targets. */
+	targets: number;
 }
 
 /** A generated reply of a held-out row (`eval_generate`): a line `{"event":"sample", ...}` of `metrics.jsonl`. */

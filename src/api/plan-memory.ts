@@ -1,4 +1,5 @@
 /** The memory that a run takes, by category, before anything is loaded: from the options and the model's `config.json` alone. */
+import { namesHeldOut } from "../config/eval-sources.js";
 import type { AgentTrainingConfig } from "../config/schema.js";
 import { deviceToPlan, hostInfo } from "../device/index.js";
 import { ArlError } from "../errors.js";
@@ -56,6 +57,9 @@ export interface MemoryPlan {
 	/** Of the largest micro-batch. */
 	tokens: number;
 	sequences: number;
+	/** Of the largest micro-batch of held-out rows; null: the options name none. */
+	evalTokens: number | null;
+	evalSequences: number | null;
 	/** Memory of the device. */
 	categories: MemoryCategory[];
 	totalBytes: number;
@@ -102,6 +106,8 @@ export async function planMemory(args: RowArguments, size: PlanSize = {}): Promi
 		trainedParameters: plan.trainedParameters,
 		tokens: planned.size.maxTokens,
 		sequences: planned.size.maxSequences,
+		evalTokens: planned.size.evalMaxTokens ?? null,
+		evalSequences: planned.size.evalMaxSequences ?? null,
 		categories: plan.categories,
 		totalBytes: plan.totalBytes,
 		hostCategories: plan.hostCategories,
@@ -134,15 +140,30 @@ export async function planRun(native: Native, given: AgentTrainingConfig, wanted
 	return { model, args, device, info, host: hostInfo(native), size, plan, advice, notices: all };
 }
 
-/** The largest micro-batch: as it is given, else as the options bound it. */
+/** The largest micro-batches, trained and evaluated: as they are given, else as the options bound them. */
 function batchSize(args: ResolvedConfig, model: ModelFacts, { tokens, sequences }: PlanSize): BatchSize {
 	const { max_tokens_per_micro_batch: packed, per_device_train_batch_size: samples } = args;
 	const longest = args.max_length ?? model.maxPositionEmbeddings;
 	const maxTokens = tokens ?? packed ?? samples * longest;
-	if (maxTokens > MOST_TOKENS)
-		throw new ArlError("ARL_USAGE", `a micro-batch of ${maxTokens} tokens is too large`, "Give --tokens.");
 	const usual = packed === null ? samples : Math.ceil(maxTokens / 64);
-	return { maxTokens, maxSequences: Math.min(maxTokens, sequences ?? usual) };
+	const trained = { maxTokens, maxSequences: Math.min(maxTokens, sequences ?? usual) };
+	const evaluated = namesHeldOut(args) ? evaluatedSize(args, longest, trained, tokens ?? null) : {};
+	const most = Math.max(maxTokens, evaluated.evalMaxTokens ?? 0);
+	if (most > MOST_TOKENS)
+		throw new ArlError("ARL_USAGE", `a micro-batch of ${most} tokens is too large`, "Give --tokens.");
+	return { ...trained, ...evaluated };
+}
+
+/** The largest micro-batch of held-out rows. Where `tokens` are given, its samples are as long as the trained ones. */
+function evaluatedSize(
+	{ max_tokens_per_micro_batch: packed, per_device_eval_batch_size: samples }: ResolvedConfig,
+	longest: number,
+	{ maxTokens, maxSequences }: BatchSize,
+	tokens: number | null,
+): Pick<BatchSize, "evalMaxTokens" | "evalMaxSequences"> {
+	if (packed !== null) return { evalMaxTokens: maxTokens, evalMaxSequences: maxSequences };
+	const each = tokens === null ? longest : Math.ceil(tokens / maxSequences);
+	return { evalMaxTokens: samples * each, evalMaxSequences: samples };
 }
 
 /** Whether the plan fits the device; where nothing is known of it, whether it fits the smallest GPU. */

@@ -1,6 +1,6 @@
 /** `arl eval`: the figures of held-out rows by one model or several, without training. */
 import pc from "picocolors";
-import { FIGURES } from "../config/eval-sources.js";
+import { FIGURES, namesHeldOut } from "../config/eval-sources.js";
 import { flag, strings } from "../config/index.js";
 import { ArlError } from "../errors.js";
 import { loadNative, type Native } from "../native.js";
@@ -32,7 +32,7 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 	if (found === null) return 0;
 	const { resolved, flags } = found;
 	const { args } = resolved;
-	if (args.eval_file.length === 0 && args.eval_split === null) {
+	if (!namesHeldOut(args)) {
 		throw new ArlError("ARL_USAGE", "no held-out rows are given", "For example --eval_file heldout.jsonl");
 	}
 	const live = liveLine(process.stderr);
@@ -63,7 +63,7 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 	}).finally(() => live?.clear());
 }
 
-function lineOf({ model, source, rows, figures, seconds }: ModelEvaluation) {
+function lineOf({ model, source, rows, figures, seconds, highestLosses }: ModelEvaluation) {
 	return {
 		type: "evaluation",
 		model,
@@ -72,6 +72,7 @@ function lineOf({ model, source, rows, figures, seconds }: ModelEvaluation) {
 		...figures,
 		eval_runtime: seconds,
 		eval_samples_per_second: rows / Math.max(seconds, 1e-9),
+		highest_losses: highestLosses,
 	};
 }
 

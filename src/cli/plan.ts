@@ -17,8 +17,8 @@ const COMMAND = withOptions({
 	about: `Shows the memory that a run takes, by category, and what would save some:
   arl plan --model_name_or_path DIR --device cuda --max_length 4096 --per_device_train_batch_size 1
 
-Takes the options of \`arl train\` (\`arl train --help\`); those on device, batch, precision and memory count. The
-model's folder needs no more than config.json. \`--device cuda\` plans for a GPU even on a machine without one.`,
+Takes the options of \`arl train\` (\`arl train --help\`); those on device, batch, precision and memory count, and
+with eval_file or eval_split those on evaluation. The model's folder needs no more than config.json. \`--device cuda\` plans for a GPU even on a machine without one.`,
 	flags: {
 		tokens: integerOrNone({
 			min: 1,
@@ -78,6 +78,8 @@ function asJson({ model, args, device, info, host, size, plan, advice }: Planned
 		optimizer_offload: args.optimizer_offload,
 		tokens: size.maxTokens,
 		sequences: size.maxSequences,
+		evalTokens: size.evalMaxTokens ?? null,
+		evalSequences: size.evalMaxSequences ?? null,
 		categories: plan.categories,
 		totalBytes: plan.totalBytes,
 		hostCategories: plan.hostCategories,
@@ -109,10 +111,12 @@ function asText(planned: Planned): string {
 		...(args.activation_offloading ? ["activation_offloading"] : []),
 		...(args.optimizer_offload ? ["optimizer_offload"] : []),
 	];
-	const samples = size.maxSequences === 1 ? "1 sequence" : `${grouped(size.maxSequences)} sequences`;
 	const lines = [
 		`${model.path}: ${model.modelType}, ${count(plan.parameters)} parameters (${grouped(plan.parameters)})`,
-		`training on ${where}: ${kept.join(", ")}; micro-batches of up to ${grouped(size.maxTokens)} tokens in ${samples}`,
+		`training on ${where}: ${kept.join(", ")}; micro-batches of up to ${batchText(size.maxTokens, size.maxSequences)}`,
+		...(size.evalMaxTokens === undefined
+			? []
+			: [`evaluation of up to ${batchText(size.evalMaxTokens, size.evalMaxSequences ?? 1)} at a time`]),
 		"",
 		bold(heading(device === "cpu" ? "memory" : "GPU memory")),
 		...table(plan.categories, plan.totalBytes),
@@ -127,6 +131,10 @@ function asText(planned: Planned): string {
 	if (plan.hostBytes > 0 && host !== undefined) lines.push(`host memory: ${fitsText(plan.hostBytes, host)}`);
 	if (device !== "cpu") lines.push(...gpuLines(plan));
 	return `${[...lines, ...adviceLines(planned)].join("\n")}\n`;
+}
+
+function batchText(tokens: number, sequences: number): string {
+	return `${grouped(tokens)} tokens in ${sequences === 1 ? "1 sequence" : `${grouped(sequences)} sequences`}`;
 }
 
 function heading(name: string): string {

@@ -41,3 +41,8 @@ export function metricName(metric: string | null): `eval_${string}` {
 	const name = metric ?? "loss";
 	return name.startsWith("eval_") ? (name as `eval_${string}`) : `eval_${name}`;
 }
+
+/** Whether the options name held-out rows; code may give others. */
+export function namesHeldOut(args: { eval_file: readonly string[]; eval_split: string | number | null }): boolean {
+	return args.eval_file.length > 0 || args.eval_split !== null;
+}

@@ -84,7 +84,9 @@ export class MetricsSink {
 		if (event.type === "resumed") this.#file = MetricsFile.open(this.#path, event);
 		if (event.type === "start") this.#file ??= MetricsFile.open(this.#path);
 		const name = this.#runName !== null && { run_name: this.#runName };
-		if (event.type === "log" || event.type === "evaluate") this.#file?.write({ ...event.metrics, ...name });
+		if (event.type === "log") this.#file?.write({ ...event.metrics, ...name });
+		if (event.type === "evaluate")
+			this.#file?.write({ ...event.metrics, highest_losses: event.highestLosses, ...name });
 		if (event.type === "sample") this.#file?.write({ event: "sample", ...event.sample, ...name });
 	}
 

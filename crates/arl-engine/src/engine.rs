@@ -18,7 +18,7 @@ use crate::model::Model;
 use crate::options::{Adam, EngineOptions, Hyper, Recompute, Weights};
 use crate::placement::arena::Arena;
 use crate::placement::store::{Store, TrainingStore};
-use crate::plan::{MICRO_BATCHES, MemoryPlan, StepPlan};
+use crate::plan::{MemoryPlan, StepPlan};
 use crate::queue::Queue;
 use crate::ranks::Ranks;
 use crate::rotary::RotaryTables;
@@ -95,8 +95,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         model.attention_library &= attention_notice.is_none();
         let algorithms = backend.matmul_algorithms().filter(|_| options.matmul_autotune && !options.inference_only);
         let algorithms_notice = algorithms.and_then(|algorithms| algorithms.autotune(options.matmul_cache.as_deref()));
-        let plan =
-            StepPlan::new(&model, options.max_batch, MICRO_BATCHES)?.with_evaluation(&model, options.eval_batch)?;
+        let plan = StepPlan::of(&model, options)?;
         backend.reserve(Pool::State, model.store.bytes)?;
         backend.reserve(Pool::HostState, model.store.host_bytes)?;
         plan.reserve(&mut *backend, &model)?;

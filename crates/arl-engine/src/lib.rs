@@ -38,7 +38,7 @@ mod weights;
 pub use batch::{BatchSize, IGNORED, MicroBatch};
 pub use engine::Engine;
 pub use flops::Flops;
-pub use generate::GenerateOptions;
+pub use generate::{GenerateOptions, GenerateSize};
 pub use inspect::Inspection;
 pub use logits_rows::with_logits_rows;
 pub use loss_scale::LossScaling;

@@ -5,6 +5,7 @@ use arl_model::{ModelConfig, Result};
 
 use crate::backend::DeviceKind;
 use crate::batch::BatchSize;
+use crate::generate::GenerateSize;
 use crate::options::EngineOptions;
 use crate::plan::plan_memory_of;
 
@@ -29,8 +30,12 @@ pub fn with_logits_rows(
             continue;
         }
         // What is evaluated must not change the bits of training.
-        let training =
-            EngineOptions { loss_seq_chunk_size: Some(rows), eval_batch: BatchSize::default(), ..options.clone() };
+        let training = EngineOptions {
+            loss_seq_chunk_size: Some(rows),
+            eval_batch: BatchSize::default(),
+            generate: GenerateSize::default(),
+            ..options.clone()
+        };
         let planned = plan_memory_of(config, &training, kind)?.total_bytes;
         if planned.saturating_add(MARGIN) <= total {
             if planned <= free {
@@ -69,7 +74,9 @@ mod tests {
         assert_eq!(chosen(16_384, usize::MAX, most + MARGIN - 1), Some(4096));
         assert_eq!(chosen(16_384, usize::MAX, fewer + MARGIN - 1), None);
         // What is evaluated does not enter, however large: training has the same bits with and without.
-        let evaluating = EngineOptions { eval_batch: BatchSize { tokens: 1 << 24, sequences: 64 }, ..of(16_384) };
+        let generate = GenerateSize { prompts: vec![vec![1 << 24]], max_new_tokens: 1 };
+        let eval_batch = BatchSize { tokens: 1 << 24, sequences: 64 };
+        let evaluating = EngineOptions { eval_batch, generate, ..of(16_384) };
         assert!(plan_memory_of(&config, &evaluating, DeviceKind::Cuda).unwrap().total_bytes > most + MARGIN);
         let room = Some((usize::MAX, most + MARGIN));
         let same = with_logits_rows(&config, &evaluating, DeviceKind::Cuda, room).unwrap();

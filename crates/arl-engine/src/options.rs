@@ -6,6 +6,7 @@ use arl_model::{Error, ErrorCode, LoraConfig, Result};
 
 use crate::backend::DType;
 use crate::batch::BatchSize;
+use crate::generate::GenerateSize;
 use crate::loss_scale::LossScaling;
 
 /// What the backward pass computes again instead of finding it in memory. Results are equal in bits.
@@ -61,6 +62,8 @@ pub struct EngineOptions {
     pub max_batch: BatchSize,
     /// The largest micro-batch expected of which the loss alone is computed, where it is larger; of no tokens: none.
     pub eval_batch: BatchSize,
+    /// Replies that are expected to be generated. Larger ones make the engine reserve more before they are generated.
+    pub generate: GenerateSize,
     /// AdamW's constants.
     pub adam: Adam,
     /// Parameters that are not trained, as patterns of their names in which `*` stands for any characters. They have no
@@ -98,6 +101,7 @@ impl Default for EngineOptions {
             loss_seq_chunk_size: None,
             max_batch: BatchSize { tokens: 1, sequences: 1 },
             eval_batch: BatchSize::default(),
+            generate: GenerateSize::default(),
             adam: Adam::default(),
             frozen: Vec::new(),
             lora: None,

@@ -8,6 +8,7 @@ use arl_model::{Error, ErrorCode, ModelConfig, Result};
 use crate::backend::plan::PlanBackend;
 use crate::backend::{Backend, DeviceKind, Pool};
 use crate::batch::{BatchSize, Inputs};
+use crate::generate::GenerateSize;
 use crate::model::Model;
 use crate::options::EngineOptions;
 use crate::placement::arena::{Arena, Category};
@@ -72,6 +73,23 @@ impl StepPlan {
         let arena = dry_run(model, evaluation, 1, false)?;
         let arena = if arena.peak() > self.arena.peak() { arena } else { self.arena };
         Ok(StepPlan { evaluation, positions: self.positions.max(evaluation.tokens), arena, ..self })
+    }
+
+    /// The plan, with room for replies that are generated too.
+    pub(crate) fn with_generation(mut self, model: &Model, size: &GenerateSize) -> Result<Self> {
+        for (arena, positions) in size.dry_runs(model)? {
+            self.positions = self.positions.max(positions);
+            if arena.peak() > self.arena.peak() {
+                self.arena = arena;
+            }
+        }
+        Ok(self)
+    }
+
+    /// The plan of an engine with these options.
+    pub(crate) fn of(model: &Model, options: &EngineOptions) -> Result<Self> {
+        let plan = StepPlan::new(model, options.max_batch, MICRO_BATCHES)?;
+        plan.with_evaluation(model, options.eval_batch)?.with_generation(model, &options.generate)
     }
 
     /// The plan of an engine that has no memory.
@@ -232,6 +250,6 @@ pub fn plan_memory_of(config: &ModelConfig, options: &EngineOptions, kind: Devic
     if options.max_batch.tokens == 0 {
         return Err(Error::new(ErrorCode::Config, "a micro-batch has at least one token"));
     }
-    let plan = StepPlan::new(&model, options.max_batch, MICRO_BATCHES)?.with_evaluation(&model, options.eval_batch)?;
+    let plan = StepPlan::of(&model, options)?;
     Ok(MemoryPlan::of(&model, &plan, kind))
 }

@@ -8,7 +8,8 @@ mod common;
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::backend::{DType, DeviceKind};
 use arl_engine::{
-    BatchSize, Engine, EngineOptions, IGNORED, MicroBatch, MicroBatchStats, Recompute, Weights, plan_memory,
+    BatchSize, Engine, EngineOptions, GenerateOptions, GenerateSize, IGNORED, MicroBatch, MicroBatchStats, Recompute,
+    Weights, plan_memory,
 };
 use common::{HYPER, MODELS, TYPES, batch, model, open, options, split, state_bits};
 
@@ -135,6 +136,36 @@ fn the_memory_of_an_evaluation_is_planned_and_is_less_than_that_of_a_step() {
         // What is no larger than a step's micro-batch needs nothing.
         let small = EngineOptions { eval_batch: BatchSize { tokens: 33, sequences: 3 }, ..training.clone() };
         assert_eq!(bytes(&small), bytes(&training), "{name}");
+    }
+}
+
+#[test]
+fn the_memory_of_generated_replies_is_planned_for_every_call() {
+    let generate = GenerateSize { prompts: vec![vec![7; 3], vec![40, 300, 2500]], max_new_tokens: 5 };
+    let greedy = GenerateOptions::greedy(5);
+    for name in MODELS {
+        let training = options(DType::F32, Recompute::Norms, 33);
+        let with = EngineOptions { generate: generate.clone(), ..training.clone() };
+        let planned = plan_memory(&model(name), &with, DeviceKind::Cpu).unwrap();
+        assert!(planned.total_bytes > plan_memory(&model(name), &training, DeviceKind::Cpu).unwrap().total_bytes);
+        let mut engine = open(name, &with);
+        assert_eq!(engine.memory(), planned, "{name}");
+        for lengths in &generate.prompts {
+            let prompts: Vec<Vec<i32>> = lengths.iter().map(|&length| vec![3; length]).collect();
+            engine.generate(&prompts, &greedy).unwrap();
+        }
+        engine.step(&[batch(&[9, 3, 21], 1)], HYPER).unwrap();
+        assert_eq!(engine.memory(), planned, "{name}: generated in the memory that was planned");
+        engine.generate(&[vec![3; 2800]], &greedy).unwrap();
+        assert!(engine.memory().total_bytes > planned.total_bytes, "{name}: a longer prompt needs more");
+        // Of no call, and of replies without tokens, nothing is kept ready.
+        for size in
+            [GenerateSize { prompts: vec![], ..generate }, GenerateSize { max_new_tokens: 0, ..generate.clone() }]
+        {
+            let none = EngineOptions { generate: size, ..training.clone() };
+            let bytes = plan_memory(&model(name), &none, DeviceKind::Cpu).unwrap();
+            assert_eq!(bytes, plan_memory(&model(name), &training, DeviceKind::Cpu).unwrap());
+        }
     }
 }
 

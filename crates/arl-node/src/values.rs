@@ -2,7 +2,7 @@
 
 use arl_cuda_libraries::places::{Machine, cache_folder};
 use arl_engine::backend::DType;
-use arl_engine::{Adam, AttentionChoice, BatchSize, Hyper, LossScaling, Recompute};
+use arl_engine::{Adam, AttentionChoice, BatchSize, GenerateSize, Hyper, LossScaling, Recompute};
 use arl_model::{Error, ErrorCode, Result};
 use napi::bindgen_prelude::{Float32Array, Int32Array};
 use napi_derive::napi;
@@ -48,6 +48,10 @@ pub struct EngineOptions {
     pub eval_max_tokens: Option<u32>,
     /// Sequences of the evaluated micro-batch with the most.
     pub eval_max_sequences: Option<u32>,
+    /// Tokens of each prompt of each call of `generate` that is expected; absent: none is.
+    pub eval_prompts: Option<Vec<Vec<u32>>>,
+    /// New tokens that those replies may have.
+    pub eval_max_new_tokens: Option<u32>,
     /// Who computes attention; absent: this project's kernels.
     #[napi(ts_type = "'auto' | 'cudnn' | 'own'")]
     pub attention: Option<String>,
@@ -289,6 +293,15 @@ pub(crate) fn core_options(options: &EngineOptions) -> Result<arl_engine::Engine
         eval_batch: BatchSize {
             tokens: options.eval_max_tokens.unwrap_or(0) as usize,
             sequences: options.eval_max_sequences.unwrap_or(0) as usize,
+        },
+        generate: GenerateSize {
+            prompts: options
+                .eval_prompts
+                .iter()
+                .flatten()
+                .map(|call| call.iter().map(|&n| n as usize).collect())
+                .collect(),
+            max_new_tokens: options.eval_max_new_tokens.unwrap_or(0) as usize,
         },
         frozen: Vec::new(),
         lora: lora_options(options)?,

@@ -1,6 +1,7 @@
 /** What the page knows of a run, as JSON: curves of bounded size, figures and sentences, configuration, rows, checkpoints. */
 import { resolve } from "node:path";
 import { type Figures, lowerIsBetter } from "../runs/figures.js";
+import type { HighestLosses } from "../runs/highest-losses.js";
 import type { RunReader, RunState } from "../runs/read-run.js";
 import type { Part, RunRecord, ShownOption } from "../runs/record.js";
 import type { SampledRow } from "../runs/samples.js";
@@ -49,6 +50,8 @@ export interface RunData {
 	figures: Figures | null;
 	sentences: Sentence[];
 	samples: { rows: SampledRow[]; others: number };
+	/** Null: no evaluation names such rows. */
+	highestLosses: HighestLosses | null;
 	options: ShownOption[];
 	start: RunRecord["start"] | null;
 	rows: RunRecord["rows"];
@@ -78,6 +81,7 @@ export function runData(reader: RunReader, points = POINTS): RunData {
 		figures: reader.figures,
 		sentences: reader.sentences,
 		samples: reader.samples.within(SAMPLE_BYTES),
+		highestLosses: reader.highestLosses,
 		options: (record?.options ?? []).map((option) => ({ ...option, value: cutValue(option.value) })),
 		start: record?.start ?? null,
 		rows: record?.rows ?? null,

@@ -6,6 +6,7 @@ import { closeSync, fstatSync, openSync, readSync, statSync } from "node:fs";
 import { basename, join, resolve } from "node:path";
 import { METRICS_FILE } from "../metrics.js";
 import { type Figures, figuresOf } from "./figures.js";
+import { type HighestLosses, highestLossesOf } from "./highest-losses.js";
 import { isAlive, type RecordedState, type RunRecord, readRecord } from "./record.js";
 import { Samples } from "./samples.js";
 import { type Sentence, sentencesOf } from "./sentences.js";
@@ -25,6 +26,8 @@ export class RunReader {
 	training = new MetricsTable(BUCKETS);
 	evaluation = new MetricsTable(BUCKETS);
 	samples = new Samples();
+	/** Of the newest evaluation that names such rows. */
+	highestLosses: HighestLosses | null = null;
 	#offset = 0;
 	#lastElapsed = 0;
 
@@ -65,6 +68,7 @@ export class RunReader {
 		this.training = new MetricsTable(BUCKETS);
 		this.evaluation = new MetricsTable(BUCKETS);
 		this.samples = new Samples();
+		this.highestLosses = null;
 		this.#offset = 0;
 		this.#lastElapsed = 0;
 	}
@@ -98,6 +102,7 @@ export class RunReader {
 			return;
 		}
 		const { step, ...metrics } = values;
+		this.highestLosses = highestLossesOf(values) ?? this.highestLosses;
 		const numbers = Object.entries(metrics).filter((entry): entry is [string, number] => typeof entry[1] === "number");
 		const evaluated = numbers.filter(([name]) => name.startsWith("eval_"));
 		if (evaluated.length > 0) this.evaluation.add(step, evaluated);

@@ -3,7 +3,7 @@ import type { AgentTrainingConfig } from "../../config/schema.js";
 import { Scratch } from "../../data/sources/scratch.js";
 import { chooseDevice } from "../../device/index.js";
 import { ArlError, toArlError } from "../../errors.js";
-import { notice, type Sample, type TrainEvent } from "../../events.js";
+import { type HighLoss, notice, type Sample, type TrainEvent } from "../../events.js";
 import type { Native, NativeEngine, TextOptions } from "../../native.js";
 import { openRows, type RowsFromCode } from "../setup/dataset.js";
 import { openHeldOut } from "../setup/held-out.js";
@@ -30,6 +30,8 @@ export interface ModelEvaluation {
 	source: string;
 	rows: number;
 	figures: EvaluationFigures;
+	/** The rows with the highest mean loss, at most ten, the highest first. */
+	highestLosses: HighLoss[];
 	/** Seconds of the evaluation, without those of `eval_generate`. */
 	seconds: number;
 	/** With `eval_generate`: the generated replies. */
@@ -66,7 +68,7 @@ export async function* evaluateModel(input: EvaluateModelInput): AsyncGenerator<
 		if (found === null || generated === null) throw new ArlError("ARL_INTERRUPTED", "interrupted in the evaluation");
 		const figures = { ...found.figures, ...generated.figures };
 		const source = heldOut.data.source.name;
-		return { model: args.model_name_or_path, source, rows: found.rows, figures, seconds, samples: generated.samples };
+		return { ...found, model: args.model_name_or_path, source, figures, seconds, samples: generated.samples };
 	} catch (error) {
 		failure = toArlError(error);
 		throw failure;

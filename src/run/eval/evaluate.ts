@@ -4,9 +4,10 @@
  */
 import type { Data } from "../../data/sampler/data.js";
 import { ArlError } from "../../errors.js";
-import type { EvaluatingEvent, EvaluationMetrics } from "../../events.js";
+import type { EvaluatingEvent, EvaluationMetrics, HighLoss } from "../../events.js";
 import type { MicroBatchStats, NativeEngine } from "../../native.js";
 import type { BatchSize } from "../setup/options.js";
+import { highestLosses } from "./highest-losses.js";
 
 /** Consecutive held-out rows of one origin. */
 export interface EvalPart {
@@ -31,6 +32,13 @@ export type EvaluationFigures = Pick<
 	"eval_loss" | "eval_perplexity" | "eval_mean_token_accuracy" | "eval_entropy"
 > & { [name: `eval_${string}`]: number };
 
+/** What is found of all held-out rows. */
+export interface Evaluated {
+	figures: EvaluationFigures;
+	rows: number;
+	highestLosses: HighLoss[];
+}
+
 /** Micro-batches that the engine has at a time: it computes one while the next is put together. */
 const IN_PROGRESS = 2;
 
@@ -42,7 +50,7 @@ export async function* evaluateRows(
 	{ data, parts }: HeldOut,
 	after: number,
 	signal: AbortSignal | null,
-): AsyncGenerator<EvaluatingEvent, { figures: EvaluationFigures; rows: number } | null> {
+): AsyncGenerator<EvaluatingEvent, Evaluated | null> {
 	const progress = { type: "evaluating", step: after, rows: 0, totalRows: data.order.rowsPerEpoch } as const;
 	let [rowsDone, reported] = [0, performance.now()];
 	const byRow = new Array<MicroBatchStats | undefined>(data.source.length);
@@ -80,7 +88,7 @@ export async function* evaluateRows(
 			if (sums.weight > 0) Object.assign(figures, figuresOf(sums, `${name}_`));
 		}
 	}
-	return { figures, rows: all.rows };
+	return { figures, rows: all.rows, highestLosses: highestLosses(byRow, data.source, parts) };
 }
 
 function sumsOf(stats: readonly (MicroBatchStats | undefined)[]) {

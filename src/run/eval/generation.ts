@@ -3,10 +3,11 @@ import type { ChatMessage } from "../../data/sources/record.js";
 import { ArlError, userError } from "../../errors.js";
 import type { Sample } from "../../events.js";
 import type { Native, NativeEngine, TextOptions } from "../../native.js";
+import type { BatchSize } from "../setup/options.js";
 import type { HeldOut } from "./evaluate.js";
 import { parseReply } from "./parse-reply.js";
 import { type Prompt, RowPrompts } from "./prompts.js";
-import { generateReplies, newTokens } from "./replies.js";
+import { generateReplies, newTokens, promptBatches } from "./replies.js";
 import { isSameReply } from "./same-reply.js";
 
 /** A generated reply, as a user's metric sees it. */
@@ -75,6 +76,13 @@ export class Generation {
 		if (prompts.length === 0)
 			throw new ArlError("ARL_DATA", `eval_generate: no row of ${source.name} has a trained reply`);
 		return new Generation(prompts, rows, input);
+	}
+
+	/** What the engine must have room for. */
+	get size(): Pick<BatchSize, "evalPrompts" | "evalMaxNewTokens"> {
+		const { prompts, input } = this;
+		const lengths = (batch: number[]) => batch.map((i) => prompts[i]?.inputIds.length ?? 0);
+		return { evalPrompts: promptBatches(prompts, input.batchSize).map(lengths), evalMaxNewTokens: newTokens(prompts) };
 	}
 
 	/** Generates with the weights as they are. Null: `signal` ended it. */

@@ -59,6 +59,15 @@ export function newTokens(prompts: readonly Prompt[]): number {
 	return Math.max(...prompts.map(({ expected }) => expected.length)) + SPARE_TOKENS;
 }
 
+/** The prompts that are generated at a time, by their indexes: those of like length together. */
+export function promptBatches(prompts: readonly Prompt[], batchSize: number): number[][] {
+	const order = prompts.map(({ inputIds }, i) => ({ i, length: inputIds.length }));
+	order.sort((a, b) => a.length - b.length || a.i - b.i);
+	return Array.from({ length: Math.ceil(order.length / batchSize) }, (_, at) =>
+		order.slice(at * batchSize, (at + 1) * batchSize).map(({ i }) => i),
+	);
+}
+
 /** Generates a reply to each prompt; `progress` receives how many are done. Aborting `signal` ends it within a token. */
 export async function generateReplies(
 	engine: Pick<NativeEngine, "generate" | "interrupt" | "discardStep">,
@@ -73,12 +82,9 @@ export async function generateReplies(
 	signal.addEventListener("abort", interrupt);
 	try {
 		const completions = new Array<Completion>(prompts.length);
-		// Prompts of like length together; the completions are in the order of the prompts.
-		const order = prompts.map(({ inputIds }, i) => ({ i, length: inputIds.length }));
-		order.sort((a, b) => a.length - b.length || a.i - b.i);
-		for (let first = 0; first < order.length; first += batchSize) {
+		let done = 0;
+		for (const chosen of promptBatches(prompts, batchSize)) {
 			signal.throwIfAborted();
-			const chosen = order.slice(first, first + batchSize).map(({ i }) => i);
 			const replies = await engine.generate(
 				chosen.flatMap((i) => prompts[i]?.inputIds ?? []),
 				{ maxNewTokens, stopIds: rows.stopIds, temperature, topK, topP, seed },
@@ -90,7 +96,8 @@ export async function generateReplies(
 				const expected = rows.expectedText(prompts[i] as Prompt);
 				completions[i] = { text, ended, exact: ended && text === expected, tokens: ids.length };
 			}
-			progress(Math.min(order.length, first + batchSize));
+			done += chosen.length;
+			progress(done);
 		}
 		return completions;
 	} finally {

@@ -96,7 +96,7 @@ export class Evaluations {
 		const best = counts && evaluation.tracker.add(step, value);
 		if (counts) evaluation.schedule?.step(value);
 		this.last = metrics;
-		yield { type: "evaluate", metrics, best };
+		yield { type: "evaluate", metrics, best, highestLosses: found.highestLosses };
 		for (const sample of generated?.samples ?? []) yield { type: "sample", sample };
 		return metrics;
 	}

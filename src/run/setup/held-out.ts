@@ -1,7 +1,7 @@
 /** Opens the held-out rows of a run: each of its sources, encoded whole, and cut into micro-batches. */
 import { rm, stat } from "node:fs/promises";
 import { join } from "node:path";
-import { evalSources } from "../../config/eval-sources.js";
+import { evalSources, namesHeldOut } from "../../config/eval-sources.js";
 import type { AgentTrainingConfig } from "../../config/schema.js";
 import { within } from "../../data/cancellation.js";
 import { epochBatches, StepPlan } from "../../data/sampler/batches.js";
@@ -36,7 +36,7 @@ const DATABASE = "database";
 
 /** Whether the run has held-out rows. */
 export function hasHeldOut(args: AgentTrainingConfig, code: RowsFromCode): boolean {
-	return args.eval_file.length > 0 || args.eval_split !== null || (code.evalDataset ?? null) !== null;
+	return namesHeldOut(args) || (code.evalDataset ?? null) !== null;
 }
 
 /** Throws `ARL_CONFIG` where rows are to be evaluated and none are given. */

@@ -71,7 +71,7 @@ function possibleChanges(options: EngineOptions, freedom: Freedom) {
 		const tokens = Math.ceil((evalMaxTokens * sequences) / evalMaxSequences);
 		found.push({
 			flags: `--per_device_eval_batch_size ${sequences}`,
-			other: { evalMaxTokens: tokens, evalMaxSequences: sequences },
+			other: { evalMaxTokens: tokens, evalMaxSequences: sequences, ...fewerPrompts(options, sequences) },
 		});
 	}
 	if (freedom.resumed) return found;
@@ -87,7 +87,8 @@ function possibleChanges(options: EngineOptions, freedom: Freedom) {
 	const half = Math.ceil(maxTokens / 2);
 	if (freedom.packed || maxSequences === 1) {
 		const name = freedom.packed ? "max_tokens_per_micro_batch" : "max_length";
-		const evaluated = freedom.packed && evalMaxTokens > 0 ? { evalMaxTokens: Math.min(evalMaxTokens, half) } : {};
+		const mostEvaluated = freedom.packed ? half : half * evalMaxSequences;
+		const evaluated = evalMaxTokens > 0 ? { evalMaxTokens: Math.min(evalMaxTokens, mostEvaluated) } : {};
 		const other = { maxTokens: half, maxSequences: Math.ceil(maxSequences / 2), ...evaluated };
 		found.push({ flags: `--${name} ${half}`, other });
 	} else {
@@ -96,6 +97,14 @@ function possibleChanges(options: EngineOptions, freedom: Freedom) {
 		found.push({ flags: `--per_device_train_batch_size ${sequences}`, other });
 	}
 	return found;
+}
+
+/** The prompts of an evaluation, so many at a time. */
+function fewerPrompts({ evalPrompts }: EngineOptions, sequences: number): Partial<EngineOptions> {
+	const lengths = evalPrompts?.flat() ?? [];
+	const batches = Math.ceil(lengths.length / sequences);
+	const batch = (_: unknown, i: number) => lengths.slice(i * sequences, (i + 1) * sequences);
+	return batches === 0 ? {} : { evalPrompts: Array.from({ length: batches }, batch) };
 }
 
 /** Categories in words. */

@@ -93,6 +93,10 @@ export interface BatchSize {
 	/** Of held-out rows; absent: none are evaluated. */
 	evalMaxTokens?: number;
 	evalMaxSequences?: number;
+	/** Of each prompt whose reply is generated in an evaluation, its tokens, by those generated at a time; absent: none is. */
+	evalPrompts?: number[][];
+	/** New tokens of such a reply, at most. */
+	evalMaxNewTokens?: number;
 }
 
 /** Options of the engine. */

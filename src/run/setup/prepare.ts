@@ -67,7 +67,7 @@ export async function* prepareRun(input: PrepareInput): AsyncGenerator<TrainEven
 	for (const message of [evaluation?.notice, evaluation?.schedule?.notice])
 		if (message) yield notice("warning", message);
 	const evaluated = heldOut && { evalMaxTokens: heldOut.size.maxTokens, evalMaxSequences: heldOut.size.maxSequences };
-	const size = { ...expectedBatch(start.args, data), ...evaluated };
+	const size = { ...expectedBatch(start.args, data), ...evaluated, ...evaluation?.generation?.size };
 	const engine = yield* openEngine(start, size, native, resources, ranks);
 	const room = await checkRoom(run, data, engine, start.model, evaluation !== null);
 	yield { type: "check", name: "disk", message: room };

@@ -2,27 +2,21 @@
 //! values of those before it. Sequences that end leave the batch at once.
 
 mod cache;
+mod plan;
 mod sampling;
 
 use arl_model::{Error, ErrorCode, Result};
 
 use crate::backend::Backend;
-use crate::backend::plan::PlanBackend;
 use crate::batch::BatchSize;
 use crate::engine::Engine;
-use crate::placement::arena::Arena;
-use crate::rotary::{Span, Tables};
-use crate::step::{Generation, Step};
-use cache::{Cache, room, token_bytes, upload_new};
+use crate::rotary::Span;
+use crate::step::Generation;
+use cache::{Cache, room, upload_new};
+pub use plan::GenerateSize;
+use plan::{Group, groups};
 pub use sampling::GenerateOptions;
 use sampling::next_token;
-
-/// Bytes of keys and values that sequences may share at a time.
-const CACHE_BYTES: usize = 512 << 20;
-/// Sequences at a time.
-const MAX_SEQUENCES: usize = 256;
-/// Tokens of prompts at a time, if no single one is longer.
-const PREFILL_TOKENS: usize = 2048;
 
 /// A sequence that is being generated.
 struct Sequence {
@@ -58,44 +52,32 @@ impl<B: Backend + ?Sized> Engine<B> {
         on_token: &mut dyn FnMut(usize, i32),
     ) -> Result<Vec<Vec<i32>>> {
         check(prompts, options, self.model.shape.vocab)?;
-        let token_bytes = token_bytes(&self.model);
         let mut out = vec![Vec::new(); prompts.len()];
         if options.max_new_tokens == 0 {
             return Ok(out);
         }
-        let mut first = 0;
-        while first < prompts.len() {
-            let (mut end, mut longest) = (first, 0);
-            while end < prompts.len() && end - first < MAX_SEQUENCES {
-                let longer = longest.max(prompts[end].len());
-                let bytes = (end + 1 - first) * (longer + options.max_new_tokens) * token_bytes;
-                if end > first && bytes > CACHE_BYTES {
-                    break;
-                }
-                (end, longest) = (end + 1, longer);
-            }
-            let capacity = longest + options.max_new_tokens;
-            self.generate_group(prompts, first..end, capacity, options, &mut |prompt, token| {
+        let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
+        for group in groups(&self.model, &lengths, options.max_new_tokens) {
+            self.generate_group(prompts, group, options, &mut |prompt, token| {
                 out[prompt].push(token);
                 on_token(prompt, token);
                 out[prompt].len()
             })?;
-            first = end;
         }
         Ok(out)
     }
 
-    /// Generates for the prompts of one range together; `push` appends a token to a prompt's reply and returns its length.
+    /// Generates for the prompts of one group together; `push` appends a token to a prompt's reply and returns its length.
     fn generate_group(
         &mut self,
         prompts: &[Vec<i32>],
-        range: std::ops::Range<usize>,
-        capacity: usize,
+        group: Group,
         options: &GenerateOptions,
         push: &mut dyn FnMut(usize, i32) -> usize,
     ) -> Result<()> {
-        let parts = prefill_parts(prompts, range.clone());
-        self.make_room_to_generate(prompts, &parts, range.len(), capacity)?;
+        let (dry, positions) = group.dry_run(&self.model)?;
+        self.make_room_in(dry, positions)?;
+        let Group { range, capacity, parts, .. } = group;
         self.clear_arena();
         self.complete_update();
         let cache = Cache::take(&mut self.arena, &self.model, range.len(), capacity);
@@ -128,38 +110,6 @@ impl<B: Backend + ?Sized> Engine<B> {
             self.decode(&mut active, &cache)?;
             self.arena.release(bottom);
         }
-    }
-
-    /// Reserves what the group needs, unless there is as much.
-    fn make_room_to_generate(
-        &mut self,
-        prompts: &[Vec<i32>],
-        parts: &[std::ops::Range<usize>],
-        sequences: usize,
-        capacity: usize,
-    ) -> Result<()> {
-        let (mut dry, tables) = (Arena::new(usize::MAX), Tables::dry(&self.model.rope));
-        let mut positions = capacity;
-        let cache = Cache::take(&mut dry, &self.model, sequences, capacity);
-        let bottom = dry.mark();
-        let sizes = parts
-            .iter()
-            .map(|part| BatchSize { tokens: prompts[part.clone()].iter().map(Vec::len).sum(), sequences: part.len() });
-        for size in sizes.chain([BatchSize { tokens: sequences, sequences }]) {
-            positions = positions.max(size.tokens);
-            let mut step = Step {
-                backend: &mut PlanBackend::default(),
-                arena: &mut dry,
-                model: &self.model,
-                stages: &mut self.stages,
-                interrupt: &self.interrupt,
-                pending: &mut None,
-            };
-            let (run, new) = room(&mut step, size, size.tokens, false, tables);
-            step.forward(&run, Some(Generation { caches: &cache.blocks, new: &new }))?;
-            dry.release(bottom);
-        }
-        self.make_room_in(dry, positions)
     }
 
     /// Reads prompts into the cache, from slot `slot` on, and leaves the head's input for each one's next token.
@@ -253,21 +203,6 @@ impl<B: Backend + ?Sized> Engine<B> {
         }
         Ok(())
     }
-}
-
-/// Consecutive prompts that are read together.
-fn prefill_parts(prompts: &[Vec<i32>], range: std::ops::Range<usize>) -> Vec<std::ops::Range<usize>> {
-    let mut parts = Vec::new();
-    let (mut start, mut tokens) = (range.start, 0);
-    for i in range.clone() {
-        if i > start && tokens + prompts[i].len() > PREFILL_TOKENS {
-            parts.push(start..i);
-            (start, tokens) = (i, 0);
-        }
-        tokens += prompts[i].len();
-    }
-    parts.push(start..range.end);
-    parts
 }
 
 fn check(prompts: &[Vec<i32>], options: &GenerateOptions, vocab: usize) -> Result<()> {

@@ -1,0 +1,118 @@
+//! Which prompts are generated together and read together, and the memory of that: a dry run, as of a step. Knows lengths
+//! alone, so that an engine can have the memory from the start.
+
+use std::ops::Range;
+use std::sync::atomic::AtomicBool;
+
+use arl_model::Result;
+
+use super::cache::{Cache, room, token_bytes};
+use crate::backend::plan::PlanBackend;
+use crate::batch::BatchSize;
+use crate::model::Model;
+use crate::placement::arena::Arena;
+use crate::rotary::Tables;
+use crate::step::{Generation, Stages, Step};
+
+/// Bytes of keys and values that sequences may share at a time.
+const CACHE_BYTES: usize = 512 << 20;
+/// Sequences at a time.
+const MAX_SEQUENCES: usize = 256;
+/// Tokens of prompts at a time, if no single one is longer.
+const PREFILL_TOKENS: usize = 2048;
+
+/// Calls of [`Engine::generate`](crate::Engine::generate) that are expected.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GenerateSize {
+    /// The prompts of each call, by their tokens.
+    pub prompts: Vec<Vec<usize>>,
+    /// New tokens of a reply, at most.
+    pub max_new_tokens: usize,
+}
+
+/// Prompts that are generated together.
+pub(super) struct Group {
+    /// Their indexes.
+    pub(super) range: Range<usize>,
+    /// Tokens that each sequence has room for.
+    pub(super) capacity: usize,
+    /// Those that are read together.
+    pub(super) parts: Vec<Range<usize>>,
+    /// What is read at a time.
+    sizes: Vec<BatchSize>,
+}
+
+/// The groups of prompts with `lengths` tokens.
+pub(super) fn groups(model: &Model, lengths: &[usize], max_new_tokens: usize) -> Vec<Group> {
+    let token_bytes = token_bytes(model);
+    let mut groups = Vec::new();
+    let mut first = 0;
+    while first < lengths.len() {
+        let (mut end, mut longest) = (first, 0);
+        while end < lengths.len() && end - first < MAX_SEQUENCES {
+            let longer = longest.max(lengths[end]);
+            let bytes = (end + 1 - first) * (longer + max_new_tokens) * token_bytes;
+            if end > first && bytes > CACHE_BYTES {
+                break;
+            }
+            (end, longest) = (end + 1, longer);
+        }
+        let parts = prefill_parts(lengths, first..end);
+        let size =
+            |part: &Range<usize>| BatchSize { tokens: lengths[part.clone()].iter().sum(), sequences: part.len() };
+        let sizes = parts.iter().map(size).collect();
+        groups.push(Group { range: first..end, capacity: longest + max_new_tokens, parts, sizes });
+        first = end;
+    }
+    groups
+}
+
+impl Group {
+    /// The memory that the group takes, and the positions that rotary tables need.
+    pub(super) fn dry_run(&self, model: &Model) -> Result<(Arena, usize)> {
+        let (mut dry, tables) = (Arena::new(usize::MAX), Tables::dry(&model.rope));
+        let (sequences, mut positions) = (self.range.len(), self.capacity);
+        let cache = Cache::take(&mut dry, model, sequences, self.capacity);
+        let bottom = dry.mark();
+        for &size in self.sizes.iter().chain([&BatchSize { tokens: sequences, sequences }]) {
+            positions = positions.max(size.tokens);
+            let mut step = Step {
+                backend: &mut PlanBackend::default(),
+                arena: &mut dry,
+                model,
+                stages: &mut Stages::default(),
+                interrupt: &AtomicBool::new(false),
+                pending: &mut None,
+            };
+            let (run, new) = room(&mut step, size, size.tokens, false, tables);
+            step.forward(&run, Some(Generation { caches: &cache.blocks, new: &new }))?;
+            dry.release(bottom);
+        }
+        Ok((dry, positions))
+    }
+}
+
+impl GenerateSize {
+    /// The memory of each group of prompts, and its positions.
+    pub(crate) fn dry_runs(&self, model: &Model) -> Result<Vec<(Arena, usize)>> {
+        // Nothing is computed for a reply without tokens.
+        let calls = self.prompts.iter().filter(|_| self.max_new_tokens > 0);
+        let groups = calls.flat_map(|lengths| groups(model, lengths, self.max_new_tokens));
+        groups.map(|group| group.dry_run(model)).collect()
+    }
+}
+
+/// Consecutive prompts that are read together.
+fn prefill_parts(lengths: &[usize], range: Range<usize>) -> Vec<Range<usize>> {
+    let mut parts = Vec::new();
+    let (mut start, mut tokens) = (range.start, 0);
+    for i in range.clone() {
+        if i > start && tokens + lengths[i] > PREFILL_TOKENS {
+            parts.push(start..i);
+            (start, tokens) = (i, 0);
+        }
+        tokens += lengths[i];
+    }
+    parts.push(start..range.end);
+    parts
+}

@@ -1,0 +1,36 @@
+/** The held-out rows of the highest loss, as a line of `metrics.jsonl` names them. */
+
+/** Those of one evaluation. */
+export interface HighestLosses {
+	step: number;
+	rows: {
+		/** File and line. */
+		location: string;
+		source: string | null;
+		/** In nats; null: it is not finite. */
+		loss: number | null;
+		targets: number;
+	}[];
+}
+
+/** Rows that are kept, and characters of a place. */
+const MOST_ROWS = 10;
+const MOST_CHARACTERS = 300;
+
+/** The rows of a line; null: it names none. What has another shape is left out. */
+export function highestLossesOf(line: { step: number } & Record<string, unknown>): HighestLosses | null {
+	const { step, highest_losses: given } = line;
+	if (!Array.isArray(given)) return null;
+	const rows: HighestLosses["rows"] = [];
+	for (const one of given.slice(0, MOST_ROWS) as (Record<string, unknown> | null)[]) {
+		const { location, source, loss, targets } = one ?? {};
+		if (typeof location !== "string" || typeof targets !== "number") continue;
+		rows.push({
+			location: location.slice(-MOST_CHARACTERS),
+			source: typeof source === "string" ? source.slice(0, MOST_CHARACTERS) : null,
+			loss: typeof loss === "number" ? loss : null,
+			targets,
+		});
+	}
+	return rows.length === 0 ? null : { step, rows };
+}
