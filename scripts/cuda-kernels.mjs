@@ -14,7 +14,7 @@ const SOURCES = ["crates/arl-kernels/cuda", "crates/arl-kernels/nvcc.flags"];
 /** The PTX of CUDA 13.0: the latest that driver 580 knows. */
 const MOST_PTX = [9, 0];
 
-/** Bytes of registers that a kernel may spill, where it is not 0: attention's kernels need a few more for compute capability 12.0. */
+/** Bytes of registers that a kernel may spill, if not 0: attention's kernels, and a norm, need a few for compute capability 12.0. */
 const MOST_SPILLED = { sm_120: 16 };
 
 /** One kernel on one architecture, from what `ptxas -v` prints. */

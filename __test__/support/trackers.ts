@@ -36,10 +36,10 @@ export async function startTracker(
 		said += chunk;
 	});
 	const url = `http://127.0.0.1:${port}`;
-	const deadline = performance.now() + 90_000;
+	const deadline = performance.now() + 180_000;
 	for (;;) {
 		if (
-			await fetch(`${url}${path}`).then(
+			await fetch(`${url}${path}`, { signal: AbortSignal.timeout(10_000) }).then(
 				({ ok }) => ok,
 				() => false,
 			)
@@ -55,7 +55,8 @@ export async function startTracker(
 }
 
 async function killGroup(child: ChildProcess): Promise<void> {
-	const ended = child.exitCode !== null ? Promise.resolve() : new Promise((done) => child.once("close", done));
+	const isOver = child.exitCode !== null || child.signalCode !== null;
+	const ended = isOver ? Promise.resolve() : new Promise((done) => child.once("close", done));
 	try {
 		process.kill(-(child.pid ?? 0), "SIGKILL");
 	} catch {

@@ -71,6 +71,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             Weights::Checkpoint => engine.load_checkpoint(dir, false)?,
             Weights::Random(seed) => engine.load_random(seed)?,
             Weights::Restored => engine.load_checkpoint(dir, true)?,
+            Weights::Unset => {}
         }
         Ok(engine)
     }

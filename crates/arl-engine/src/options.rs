@@ -161,6 +161,8 @@ pub enum Weights {
     /// A saved state, which [`Engine::restore_state`](crate::Engine::restore_state) reads: of the folder's safetensors, type,
     /// layout and frozen parameters count.
     Restored,
+    /// None: for a device that computes nothing, on which a step is counted.
+    Unset,
 }
 
 impl EngineOptions {

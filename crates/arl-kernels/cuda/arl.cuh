@@ -92,21 +92,28 @@ template <int N, typename T> __device__ __forceinline__ bool vectorizable(const 
 }
 
 // The group at `source`. Kernels are written once, for groups, and compiled twice: ALIGNED, where all rows are vectorizable, as one
-// access; else element by element as far as `valid`, zeroes behind, for widths and addresses that no model of ours has.
+// access; else element by element as far as `valid`, zeroes behind, for widths and addresses that no model of ours has. That is
+// a loop, so that it takes no registers from the other.
 template <int N, bool ALIGNED, typename T>
 __device__ __forceinline__ Group<T, N> load_group(const T *source, int valid) {
-    if (ALIGNED) return load_group<N>(source);
-    Group<T, N> group{};
-    for (int j = 0; j < N; j++)
-        if (j < valid) group.at[j] = source[j];
-    return group;
+    if constexpr (ALIGNED) {
+        return load_group<N>(source);
+    } else {
+        Group<T, N> group{};
+#pragma unroll 1
+        for (int j = 0; j < min(N, valid); j++) group.at[j] = source[j];
+        return group;
+    }
 }
 
 template <bool ALIGNED, typename T, int N>
 __device__ __forceinline__ void store_group(T *target, const Group<T, N> &group, int valid) {
-    if (ALIGNED) return store_group(target, group);
-    for (int j = 0; j < N; j++)
-        if (j < valid) target[j] = group.at[j];
+    if constexpr (ALIGNED) {
+        store_group(target, group);
+    } else {
+#pragma unroll 1
+        for (int j = 0; j < min(N, valid); j++) target[j] = group.at[j];
+    }
 }
 
 // Elements that are read or written as one access of 16 bytes.

@@ -5,7 +5,7 @@
 
 namespace attention {
 
-template <bool ALIGNED, typename T>
+template <typename T>
 __device__ __forceinline__ void cached(Matrix<const T> q, const T *k_cache, const T *v_cache, const int *lengths,
                                        const Shape &shape, long long capacity, T *out) {
     constexpr int SIZE = Pack<T>::SIZE;
@@ -17,11 +17,11 @@ __device__ __forceinline__ void cached(Matrix<const T> q, const T *k_cache, cons
     v_cache += base;
     // The query, then each warp's sum of values, greatest score and sum of exponentials.
     __shared__ float query[LANE_COLUMNS * 32], sums[WARPS][LANE_COLUMNS * 32], greatests[WARPS], totals[WARPS];
-    for (int i = threadIdx.x; i < LANE_COLUMNS * 32; i += THREADS)
-        query[i] = i < dim ? load(q.at(sequence, head * dim)[i]) : 0.0f;
+    for (int i = threadIdx.x; i < dim; i += THREADS) query[i] = load(q.at(sequence, head * dim)[i]);
     __syncthreads();
 
     int length = lengths[sequence], first = max(length - shape.window, 0);
+    bool aligned = vectorizable(k_cache, width) && dim % SIZE == 0;
     float scale_log2 = shape.scale * LOG2_E, greatest = MIN_SCORE, total = 0, sum[LANE_COLUMNS];
     fill(sum, 0);
     for (int start = first + warp * 32; start < length; start += THREADS) {
@@ -29,10 +29,14 @@ __device__ __forceinline__ void cached(Matrix<const T> q, const T *k_cache, cons
         if (start + lane < length) {
             const T *key = k_cache + (start + lane) * width;
             score = 0;
-            for (int i = 0; i < dim; i += SIZE) {
-                Pack<T> pack = load_pack<ALIGNED>(key + i, dim - i);
+            if (aligned) {
+                for (int i = 0; i < dim; i += SIZE) {
+                    Pack<T> pack = load_pack(key + i);
 #pragma unroll
-                for (int j = 0; j < SIZE; j++) score += query[i + j] * load(pack.at[j]);
+                    for (int j = 0; j < SIZE; j++) score += query[i + j] * load(pack.at[j]);
+                }
+            } else {
+                for (int i = 0; i < dim; i++) score += query[i] * load(key[i]);
             }
         }
         float now = fmaxf(greatest, warp_max(score)), factor = exp2f((greatest - now) * scale_log2);
@@ -78,9 +82,7 @@ __device__ __forceinline__ void cached(Matrix<const T> q, const T *k_cache, cons
                const T *v_cache, const int *lengths, int query_heads, int key_heads, int dim, int window, float scale, \
                long long capacity, T *out) {                                                                           \
         attention::Shape shape = {nullptr, 0, query_heads, key_heads, dim, 0, window, scale};                          \
-        if (vectorizable(k_cache, (long long)key_heads * dim) && dim % Pack<T>::SIZE == 0)                             \
-            attention::cached<true, T>({q, q_stride}, k_cache, v_cache, lengths, shape, capacity, out);                \
-        else attention::cached<false, T>({q, q_stride}, k_cache, v_cache, lengths, shape, capacity, out);              \
+        attention::cached<T>({q, q_stride}, k_cache, v_cache, lengths, shape, capacity, out);                          \
     }
 ARL_FOR_TYPES(CACHED)
 #undef CACHED

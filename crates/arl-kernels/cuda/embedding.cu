@@ -116,16 +116,16 @@ template <int N> __device__ void sort(const int *ids, int *order, int count, lon
 // Rows of tokens that are read at a time.
 constexpr int BATCH = 8;
 
-// Adds COLUMNS columns from `column` on of all tokens of `id`, which begin at `place`, to the table's row, in the order of t.
-template <bool ALIGNED, typename T>
+// Adds N columns from `column` on of all tokens of `id`, which begin at `place`, to the table's row, in the order of t.
+template <int N, typename T>
 __device__ void add_columns(const int *ids, const int *order, const T *d_out, float *table, int count, int width,
                             int place, int id, int column) {
     int lane = threadIdx.x % 32;
     // Threads past the last column stay with their warp.
     bool in_row = column < width;
     table += (long long)id * width + column;
-    Group<float, COLUMNS> sum;
-    if (in_row) sum = load_group<COLUMNS, ALIGNED>(table, width - column);
+    Group<float, N> sum;
+    if (in_row) sum = load_group<N>(table);
     for (;;) {
         // Each lane looks at one place.
         int at = place + lane;
@@ -133,33 +133,33 @@ __device__ void add_columns(const int *ids, const int *order, const T *d_out, fl
         unsigned differs = __ballot_sync(FULL, token < 0 || ids[token] != id);
         int found = differs == 0 ? 32 : __ffs(differs) - 1;
         for (int start = 0; start < found; start += BATCH) {
-            Group<T, COLUMNS> rows[BATCH];
+            Group<T, N> rows[BATCH];
 #pragma unroll
             for (int i = 0; i < BATCH; i++) {
                 int t = __shfl_sync(FULL, token, start + i);
-                if (in_row && start + i < found)
-                    rows[i] = load_group<COLUMNS, ALIGNED>(d_out + (long long)t * width + column, width - column);
+                if (in_row && start + i < found) rows[i] = load_group<N>(d_out + (long long)t * width + column);
             }
 #pragma unroll
             for (int i = 0; i < BATCH; i++) {
                 if (!in_row || start + i >= found) continue;
-                for (int j = 0; j < COLUMNS; j++) sum.at[j] += load(rows[i].at[j]);
+                for (int j = 0; j < N; j++) sum.at[j] += load(rows[i].at[j]);
             }
         }
         if (found < 32) break;
         place += 32;
     }
-    if (in_row) store_group<ALIGNED>(table, sum, width - column);
+    if (in_row) store_group(table, sum);
 }
 
 // The rows of this block's place, if they begin there: `table[id] += d_out[t]` for all t of one id.
-template <bool ALIGNED, typename T>
+template <int N, typename T>
 __device__ void add_rows(const int *ids, const int *order, const T *d_out, float *table, int count, int width) {
     int place = blockIdx.x;
     int id = ids[order[place]];
     if (place > 0 && ids[order[place - 1]] == id) return;
-    int column = (blockIdx.y * ADD_THREADS + threadIdx.x) * COLUMNS;
-    add_columns<ALIGNED>(ids, order, d_out, table, count, width, place, id, column);
+    constexpr int TILE = ADD_THREADS * N;
+    for (int start = blockIdx.y * TILE; start < width; start += gridDim.y * TILE)
+        add_columns<N>(ids, order, d_out, table, count, width, place, id, start + threadIdx.x * N);
 }
 
 } // namespace embedding
@@ -195,9 +195,9 @@ ARL_KERNEL(sort_ids, embedding::THREADS, const int *ids, int *order, int count, 
                float *table_gradient, int count, int width) {                                                          \
         constexpr int N = embedding::COLUMNS;                                                                          \
         if (vectorizable<N>(d_out, width) && vectorizable<N>(table_gradient, width)) {                                 \
-            embedding::add_rows<true>(ids, order, d_out, table_gradient, count, width);                                \
+            embedding::add_rows<N>(ids, order, d_out, table_gradient, count, width);                                   \
         } else {                                                                                                       \
-            embedding::add_rows<false>(ids, order, d_out, table_gradient, count, width);                               \
+            embedding::add_rows<1>(ids, order, d_out, table_gradient, count, width);                                   \
         }                                                                                                              \
     }
 ARL_FOR_TYPES(EMBEDDING_BACKWARD)

@@ -40,7 +40,9 @@ __device__ __forceinline__ void forward(const T *x, const T *delta, T *sum, cons
                                         const float *known, T *out, float *inverse_rms, int width) {
     constexpr int SIZE = Pack<T>::SIZE;
     __shared__ float scratch[MOST_THREADS / 32];
-    const int threads = blockDim.x, thread = threadIdx.x, count = packs_of<T>(width);
+    const int threads = blockDim.x, thread = threadIdx.x;
+    // ALIGNED, a row is a whole number of packs.
+    const int count = ALIGNED ? width / SIZE : packs_of<T>(width);
     const long long row = blockIdx.x;
     x += row * width;
     out += row * width;
@@ -49,7 +51,7 @@ __device__ __forceinline__ void forward(const T *x, const T *delta, T *sum, cons
         sum += row * width;
     }
     Pack<T> values[PACKS], added[PACKS];
-#pragma unroll
+#pragma unroll(ALIGNED ? PACKS : 1)
     for (int p = 0; p < PACKS; p++) {
         int i = thread + p * threads;
         if (i < count) {
@@ -58,11 +60,11 @@ __device__ __forceinline__ void forward(const T *x, const T *delta, T *sum, cons
         }
     }
     float squares = 0;
-#pragma unroll
+#pragma unroll(ALIGNED ? PACKS : 1)
     for (int p = 0; p < PACKS; p++) {
         int i = thread + p * threads;
         if (i < count) {
-#pragma unroll
+#pragma unroll(ALIGNED ? SIZE : 1)
             for (int j = 0; j < SIZE; j++) {
                 if (ADD) values[p].at[j] = store<T>(load(values[p].at[j]) + load(added[p].at[j]));
                 squares += load(values[p].at[j]) * load(values[p].at[j]);
@@ -73,12 +75,12 @@ __device__ __forceinline__ void forward(const T *x, const T *delta, T *sum, cons
     float factor;
     if (RECOMPUTE) factor = known[row];
     else factor = factor_of(group_sum(squares, scratch, 0, threads / 32), width, epsilon);
-#pragma unroll
+#pragma unroll(ALIGNED ? PACKS : 1)
     for (int p = 0; p < PACKS; p++) {
         int i = thread + p * threads;
         if (i < count) {
             Pack<T> weights = load_pack<ALIGNED>(weight + i * SIZE, width - i * SIZE);
-#pragma unroll
+#pragma unroll(ALIGNED ? SIZE : 1)
             for (int j = 0; j < SIZE; j++) values[p].at[j] = scaled(values[p].at[j], weights.at[j], factor);
             store_pack<ALIGNED>(out + i * SIZE, values[p], width - i * SIZE);
         }
@@ -95,15 +97,17 @@ __device__ __forceinline__ void backward(const T *d_out, const T *x, const T *we
     // Two halves by turns, so that one barrier a row is enough.
     __shared__ float scratch[2][MOST_BACKWARD_THREADS / 32];
     ARL_SHARED(float, sums);
-    const int threads = blockDim.x, thread = threadIdx.x, count = packs_of<T>(width);
+    const int threads = blockDim.x, thread = threadIdx.x;
+    // ALIGNED, a row is a whole number of packs.
+    const int count = ALIGNED ? width / SIZE : packs_of<T>(width);
     // Warps of a row. The launch has a whole number of such groups.
-    const int group_warps = (count + 32 * COUNT - 1) / (32 * COUNT), group_threads = 32 * group_warps;
-    const int groups = threads / group_threads, group = thread / group_threads;
-    const int first = thread - group * group_threads;
+    const int group_warps = (count + 32 * COUNT - 1) / (32 * COUNT);
+    const int groups = threads / 32 / group_warps, group = thread / 32 / group_warps;
+    const int group_threads = 32 * group_warps, first = thread - group * group_threads;
     parts += (long long)blockIdx.x * width;
     Pack<T> weights[COUNT];
     float d_weight[COUNT][SIZE] = {};
-#pragma unroll
+#pragma unroll(ALIGNED ? COUNT : 1)
     for (int p = 0; p < COUNT; p++) {
         int i = first + p * group_threads;
         if (i < count) weights[p] = load_pack<ALIGNED>(weight + i * SIZE, width - i * SIZE);
@@ -115,7 +119,7 @@ __device__ __forceinline__ void backward(const T *d_out, const T *x, const T *we
         const float factor = end > 0 ? inverse_rms[row] : 0.0f;
         const long long start = row * (long long)width;
         Pack<T> ds[COUNT], xs[COUNT], results[COUNT];
-#pragma unroll
+#pragma unroll(ALIGNED ? COUNT : 1)
         for (int p = 0; p < COUNT; p++) {
             int i = first + p * group_threads;
             if (i < end) {
@@ -125,20 +129,20 @@ __device__ __forceinline__ void backward(const T *d_out, const T *x, const T *we
             }
         }
         float product = 0;
-#pragma unroll
+#pragma unroll(ALIGNED ? COUNT : 1)
         for (int p = 0; p < COUNT; p++)
             if (first + p * group_threads < end)
-#pragma unroll
+#pragma unroll(ALIGNED ? SIZE : 1)
                 for (int j = 0; j < SIZE; j++)
                     product += load(weights[p].at[j]) * load(ds[p].at[j]) * load(xs[p].at[j]);
         product = group_sum(product, scratch[half], group * group_warps, group_warps);
         half ^= 1;
         const float x_factor = product / width * factor * factor * factor;
-#pragma unroll
+#pragma unroll(ALIGNED ? COUNT : 1)
         for (int p = 0; p < COUNT; p++) {
             int i = first + p * group_threads;
             if (i < end) {
-#pragma unroll
+#pragma unroll(ALIGNED ? SIZE : 1)
                 for (int j = 0; j < SIZE; j++) {
                     float d = load(ds[p].at[j]), value = load(xs[p].at[j]);
                     d_weight[p][j] += d * (value * factor);
@@ -149,11 +153,11 @@ __device__ __forceinline__ void backward(const T *d_out, const T *x, const T *we
             }
         }
     }
-#pragma unroll
+#pragma unroll(ALIGNED ? COUNT : 1)
     for (int p = 0; p < COUNT; p++) {
         int i = first + p * group_threads;
         if (i < count)
-#pragma unroll
+#pragma unroll(ALIGNED ? SIZE : 1)
             for (int j = 0; j < SIZE; j++)
                 if (ALIGNED || i * SIZE + j < width) sums[group * width + i * SIZE + j] = d_weight[p][j];
     }
@@ -167,34 +171,26 @@ __device__ __forceinline__ void backward(const T *d_out, const T *x, const T *we
 
 } // namespace rms_norm
 
-#define FORWARD(ALL_ALIGNED, T, ADD, RECOMPUTE, ...)                                                                   \
-    if (ALL_ALIGNED) rms_norm::forward<T, true, ADD, RECOMPUTE>(__VA_ARGS__);                                          \
-    else rms_norm::forward<T, false, ADD, RECOMPUTE>(__VA_ARGS__);
-
-#define NORM(name, T)                                                                                                  \
+// Each kernel for rows that are aligned to packs, and with `_unaligned` for others: apart, so that these take no registers from those.
+#define NORM(name, T, ALIGNED)                                                                                         \
     ARL_KERNEL(rms_norm_##name, rms_norm::MOST_THREADS, const T *x, const T *weight, float epsilon, T *out,            \
                float *inverse_rms, int width) {                                                                        \
-        const bool aligned = vectorizable(x, width) && vectorizable(weight, width) && vectorizable(out, width);        \
-        FORWARD(aligned, T, false, false, x, nullptr, nullptr, weight, epsilon, nullptr, out, inverse_rms, width)      \
+        rms_norm::forward<T, ALIGNED, false, false>(x, nullptr, nullptr, weight, epsilon, nullptr, out, inverse_rms,   \
+                                                    width);                                                            \
     }                                                                                                                  \
     ARL_KERNEL(add_rms_norm_##name, rms_norm::MOST_THREADS, const T *x, const T *delta, T *sum, const T *weight,       \
                float epsilon, T *out, float *inverse_rms, int width) {                                                 \
-        const bool aligned = vectorizable(x, width) && vectorizable(delta, width) && vectorizable(sum, width) &&       \
-                             vectorizable(weight, width) && vectorizable(out, width);                                  \
-        FORWARD(aligned, T, true, false, x, delta, sum, weight, epsilon, nullptr, out, inverse_rms, width)             \
+        rms_norm::forward<T, ALIGNED, true, false>(x, delta, sum, weight, epsilon, nullptr, out, inverse_rms, width);  \
     }                                                                                                                  \
     ARL_KERNEL(rms_norm_recompute_##name, rms_norm::MOST_THREADS, const T *x, const T *weight,                         \
                const float *inverse_rms, T *out, int width) {                                                          \
-        const bool aligned = vectorizable(x, width) && vectorizable(weight, width) && vectorizable(out, width);        \
-        FORWARD(aligned, T, false, true, x, nullptr, nullptr, weight, 0, inverse_rms, out, nullptr, width)             \
+        rms_norm::forward<T, ALIGNED, false, true>(x, nullptr, nullptr, weight, 0, inverse_rms, out, nullptr, width);  \
     }                                                                                                                  \
     ARL_KERNEL(rms_norm_backward_##name, rms_norm::MOST_BACKWARD_THREADS, const T *d_out, const T *x, const T *weight, \
                const float *inverse_rms, T *d_x, float *parts, int rows, int width) {                                  \
-        if (vectorizable(d_out, width) && vectorizable(x, width) && vectorizable(weight, width) &&                     \
-            vectorizable(d_x, width))                                                                                  \
-            rms_norm::backward<T, true>(d_out, x, weight, inverse_rms, d_x, parts, rows, width);                       \
-        else rms_norm::backward<T, false>(d_out, x, weight, inverse_rms, d_x, parts, rows, width);                     \
+        rms_norm::backward<T, ALIGNED>(d_out, x, weight, inverse_rms, d_x, parts, rows, width);                        \
     }
-ARL_FOR_TYPES(NORM)
+#define NORMS(name, T) NORM(name, T, true) NORM(unaligned_##name, T, false)
+ARL_FOR_TYPES(NORMS)
+#undef NORMS
 #undef NORM
-#undef FORWARD

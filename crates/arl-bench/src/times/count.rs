@@ -98,7 +98,7 @@ fn count(run: &mut Run<'_>, gpu: &Gpu, name: &'static str, step: &Step) -> Resul
     let device = PlanBackend::of(DeviceKind::Cuda).with_memory(gpu.bytes);
     let mut backend = Box::new(ProfileBackend::new(Box::new(device)));
     backend.model(Rates { flops: gpu.flops, memory: gpu.memory, link: LINK });
-    let mut engine = Engine::open(backend, &dir, Weights::Random(0), &options)?;
+    let mut engine = Engine::open(backend, &dir, Weights::Unset, &options)?;
     let batches: Vec<_> =
         (0..step.micro_batches).map(|m| batch(config.vocab_size, step.tokens, step.seq, m as u64 + 1)).collect();
     let hyper = Hyper { learning_rate: 1e-5, max_grad_norm: 1.0 };

@@ -24,6 +24,18 @@ fn threads(width: usize, dtype: DType) -> usize {
     packs.div_ceil(PACKS).next_multiple_of(32)
 }
 
+/// Whether rows of `width` elements of all these buffers are at multiples of the kernels' accesses, 16 bytes.
+fn aligned(width: usize, buffers: &[Buffer]) -> bool {
+    buffers.iter().all(|buffer| (width * buffer.dtype.bytes()).is_multiple_of(16) && buffer.offset.is_multiple_of(16))
+}
+
+/// The kernel for rows that are aligned, or for others.
+macro_rules! norm_kernel {
+    ($dtype:expr, $aligned:literal, $unaligned:literal, $is_aligned:expr) => {
+        if $is_aligned { kernel!($dtype, $aligned) } else { kernel!($dtype, $unaligned) }
+    };
+}
+
 /// A weight without an offset; a model with one was refused when the engine was opened.
 pub(super) fn plain(weight: NormWeight) -> Buffer {
     assert!(weight.offset == 0.0, "an offset of {} is not built on CUDA", weight.offset);
@@ -46,7 +58,7 @@ pub(super) fn rms_norm<D: Device>(
 ) {
     check(x, weight, inverse_rms);
     device.launch(&Launch {
-        kernel: kernel!(x.dtype, "rms_norm"),
+        kernel: norm_kernel!(x.dtype, "rms_norm", "rms_norm_unaligned", aligned(weight.len, &[x, weight, out])),
         grid: [inverse_rms.len, 1, 1],
         threads: threads(weight.len, x.dtype),
         shared_bytes: 0,
@@ -76,7 +88,12 @@ pub(super) fn add_rms_norm<D: Device>(
     check(x, weight, inverse_rms);
     assert_eq!((x.len, x.len), (delta.len, sum.len), "the sum is as long as its terms");
     device.launch(&Launch {
-        kernel: kernel!(x.dtype, "add_rms_norm"),
+        kernel: norm_kernel!(
+            x.dtype,
+            "add_rms_norm",
+            "add_rms_norm_unaligned",
+            aligned(weight.len, &[x, delta, sum, weight, out])
+        ),
         grid: [inverse_rms.len, 1, 1],
         threads: threads(weight.len, x.dtype),
         shared_bytes: 0,
@@ -103,7 +120,12 @@ pub(super) fn rms_norm_recompute<D: Device>(
 ) {
     check(x, weight, inverse_rms);
     device.launch(&Launch {
-        kernel: kernel!(x.dtype, "rms_norm_recompute"),
+        kernel: norm_kernel!(
+            x.dtype,
+            "rms_norm_recompute",
+            "rms_norm_recompute_unaligned",
+            aligned(weight.len, &[x, weight, out])
+        ),
         grid: [inverse_rms.len, 1, 1],
         threads: threads(weight.len, x.dtype),
         shared_bytes: 0,
@@ -132,7 +154,12 @@ pub(super) fn rms_norm_backward<D: Device>(
     let parts = rows.div_ceil(rows_at_once * ROUNDS).min(2 * PARTS);
     let partial = scratch_of(scratch, DType::F32, parts * width);
     device.launch(&Launch {
-        kernel: kernel!(x.dtype, "rms_norm_backward"),
+        kernel: norm_kernel!(
+            x.dtype,
+            "rms_norm_backward",
+            "rms_norm_backward_unaligned",
+            aligned(width, &[d_out, x, weight, d_x])
+        ),
         grid: [parts, 1, 1],
         threads: 32 * warps * rows_at_once,
         shared_bytes: rows_at_once * width * DType::F32.bytes(),
