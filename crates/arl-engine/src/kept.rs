@@ -1,4 +1,4 @@
-//! Pieces of an offloaded optimizer that stay on the device from step to step, as many as its memory holds beside the plan: the
+//! Pieces of an offloaded optimizer that stay on the device from step to step, as many as its memory holds next to the plan: the
 //! fewer pass over the link to the host, the more of their way the next forward pass hides. Host memory has a place for each of
 //! them all the same, so that the device gives them up whenever something else needs its memory.
 
@@ -26,7 +26,7 @@ pub(crate) struct Kept {
 }
 
 impl Kept {
-    /// Reserves memory for as many pieces as there is room for beside all that was reserved before; for none where the device's
+    /// Reserves memory for as many pieces as there is room for next to all that was reserved before; for none where the device's
     /// memory is the host's.
     pub(crate) fn reserve<B: Backend + ?Sized>(backend: &mut B, model: &Model) -> Result<Self> {
         let (Some(slots), Some((free, _))) = (model.store.slots, backend.memory()?) else { return Ok(Kept::default()) };

@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn copies_run_beside_leaves_until_an_event_is_waited_for() {
+    fn copies_run_next_to_leaves_until_an_event_is_waited_for() {
         let mut line = Timeline::new(Rates { flops: 10.0, memory: 5.0, link: 2.0 });
         let (ready, copied) = (Event(0), Event(1));
         line.leaf(30.0, 5.0);

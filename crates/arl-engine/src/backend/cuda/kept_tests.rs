@@ -26,7 +26,7 @@ fn offloaded(dtype: DType) -> EngineOptions {
     EngineOptions { optimizer_offload: true, ..options(dtype, Recompute::Block, 33) }
 }
 
-/// An engine on a device with room for so many pieces beside the plan.
+/// An engine on a device with room for so many pieces in addition to the plan.
 fn open<D: Device>(device: D, dir: &Path, options: &EngineOptions, room: usize) -> Engine<Recorded<D>> {
     let bare = Engine::open(Box::new(CudaBackend::new(NoDevice)), dir, Weights::Random(7), options).unwrap();
     let piece = bare.model.store.slots.unwrap().kept_bytes();
