@@ -25,7 +25,7 @@ async function printed(...words: string[]): Promise<Record<string, unknown>> {
 }
 afterEach(() => vi.restoreAllMocks());
 
-describe("the public functions beside training", () => {
+describe("the public functions besides training", () => {
 	it("check rows as `arl data check` does, and need no output_dir", async () => {
 		const report = await checkRows(args);
 		expect(report.rows).toBeGreaterThan(100);

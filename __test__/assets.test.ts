@@ -1,4 +1,4 @@
-/** What lies in `assets/` is what the scripts beside it make, fits its bound, and keeps the held-out calls apart. */
+/** What is in `assets/` is what the scripts next to it make, fits its bound, and keeps the held-out calls apart. */
 import { execFileSync } from "node:child_process";
 import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";

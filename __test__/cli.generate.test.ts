@@ -237,7 +237,7 @@ describe("arl generate", () => {
 		await expect(run(words("--columns", "x"), native)).rejects.toMatchObject({ code: "ARL_USAGE" });
 	});
 
-	it("leaves image parts out only where it is told to, and says how many", async () => {
+	it("leaves image parts out only where it is asked to, and says how many", async () => {
 		const path = join(folder, "images.jsonl");
 		const image = { type: "image_url", image_url: { url: "https://a.example/x.png" } };
 		const messages = [
@@ -246,9 +246,9 @@ describe("arl generate", () => {
 			{ role: "assistant", content: "ONE" },
 		];
 		writeFileSync(path, JSON.stringify({ messages }));
-		let told = "";
+		let printed = "";
 		vi.mocked(process.stderr.write).mockImplementation((text) => {
-			told += String(text);
+			printed += String(text);
 			return true;
 		});
 		const options = ["--model_name_or_path", "before", "--prompt_file", path, "--compare", "after"];
@@ -258,13 +258,13 @@ describe("arl generate", () => {
 				core((_, last) => last.toUpperCase()),
 			),
 		).toBe(0);
-		expect(told).toContain("2 images of 1 row dropped (1 message is empty)");
-		told = "";
+		expect(printed).toContain("2 images of 1 row dropped (1 message is empty)");
+		printed = "";
 		await run(
 			options,
 			core((_, last) => last.toUpperCase()),
 		);
-		expect(told).not.toContain("dropped");
+		expect(printed).not.toContain("dropped");
 	});
 });
 

@@ -22,7 +22,7 @@ interface Change {
 	hostBytes: number;
 }
 
-type Told = MemoryPlan & {
+type PlanJson = MemoryPlan & {
 	device: string;
 	dtype: string;
 	tokens: number;
@@ -38,10 +38,10 @@ type Told = MemoryPlan & {
 
 const plan = (words: string[], env: NodeJS.ProcessEnv = noGpu) => arl(["plan", ...words], undefined, undefined, env);
 
-async function told(words: string[], env: NodeJS.ProcessEnv = noGpu): Promise<Told> {
+async function planOf(words: string[], env: NodeJS.ProcessEnv = noGpu): Promise<PlanJson> {
 	const { stdout, stderr, code } = await plan([...words, "--json"], env);
 	expect(code, stderr).toBe(0);
-	return JSON.parse(stdout) as Told;
+	return JSON.parse(stdout) as PlanJson;
 }
 
 /** What the core says of a run with the default options. */
@@ -76,28 +76,28 @@ function wide(layers: number): string {
 describe("arl plan", () => {
 	it("gives the core's numbers, by category and in all, with the options of a run", async () => {
 		const words = ["--model_name_or_path", model, "--device", "cuda", "--tokens", "4096", "--sequences", "4"];
-		const usual = await told(words);
+		const usual = await planOf(words);
 		expect(usual).toMatchObject({ device: "cuda", dtype: "bf16", tokens: 4096, sequences: 4, ...core(model, {}) });
 		const parts = usual.categories.reduce((sum, { bytes }) => sum + bytes, 0);
 		expect(parts).toBe(usual.totalBytes);
 		const other = ["--bf16", "false", "--gradient_checkpointing", "block", "--loss_seq_chunk_size", "64"];
 		const offloads = { activationOffloading: true, optimizerOffload: true };
-		expect(await told([...words, ...other, "--activation_offloading", "--optimizer_offload"])).toMatchObject(
+		expect(await planOf([...words, ...other, "--activation_offloading", "--optimizer_offload"])).toMatchObject(
 			core(model, { dtype: "f32", recompute: "block", lossSeqChunkSize: 64, ...offloads }),
 		);
 		const onCpu = ["--model_name_or_path", model, "--device", "cpu", "--tokens", "4096", "--sequences", "4"];
-		expect(await told(onCpu)).toMatchObject({ dtype: "f32", ...core(model, { device: "cpu", dtype: "f32" }) });
+		expect(await planOf(onCpu)).toMatchObject({ dtype: "f32", ...core(model, { device: "cpu", dtype: "f32" }) });
 	});
 
 	it("plans for the largest micro-batch that the options allow", async () => {
 		const words = ["--model_name_or_path", model, "--device", "cuda"];
 		const samples = [...words, "--per_device_train_batch_size", "3", "--max_length", "500"];
-		expect(await told(samples)).toMatchObject({ tokens: 1500, sequences: 3 });
-		expect(await told([...words, "--max_tokens_per_micro_batch", "6400"])).toMatchObject({
+		expect(await planOf(samples)).toMatchObject({ tokens: 1500, sequences: 3 });
+		expect(await planOf([...words, "--max_tokens_per_micro_batch", "6400"])).toMatchObject({
 			tokens: 6400,
 			sequences: 100,
 		});
-		const unbounded = await told([...words, "--per_device_train_batch_size", "2"]);
+		const unbounded = await planOf([...words, "--per_device_train_batch_size", "2"]);
 		const config = JSON.parse(readFileSync(join(model, "config.json"), "utf8"));
 		expect(unbounded.tokens).toBe(2 * config.max_position_embeddings);
 	});
@@ -105,16 +105,16 @@ describe("arl plan", () => {
 	it("counts the largest micro-batch of held-out rows, where the options name some", async () => {
 		const words = ["--model_name_or_path", model, "--device", "cuda", "--max_length", "512"];
 		const trained = [...words, "--per_device_train_batch_size", "1"];
-		expect(await told(trained)).toMatchObject({ evalTokens: null, evalSequences: null });
+		expect(await planOf(trained)).toMatchObject({ evalTokens: null, evalSequences: null });
 		const evaluated = [...trained, "--eval_file", "rows-that-nobody-reads.jsonl", "--per_device_eval_batch_size"];
 		const sizes = { maxTokens: 512, maxSequences: 1, evalMaxTokens: 32_768, evalMaxSequences: 64 };
-		const many = await told([...evaluated, "64"]);
+		const many = await planOf([...evaluated, "64"]);
 		expect(many).toMatchObject({ tokens: 512, evalTokens: 32_768, evalSequences: 64, ...core(model, sizes) });
-		expect(many.totalBytes).toBeGreaterThan((await told(trained)).totalBytes);
+		expect(many.totalBytes).toBeGreaterThan((await planOf(trained)).totalBytes);
 		const bounded = [...evaluated, "6", "--tokens", "200", "--sequences", "4"];
-		expect(await told(bounded)).toMatchObject({ tokens: 200, sequences: 4, evalTokens: 300, evalSequences: 6 });
+		expect(await planOf(bounded)).toMatchObject({ tokens: 200, sequences: 4, evalTokens: 300, evalSequences: 6 });
 		const packed = [...words, "--max_tokens_per_micro_batch", "6400", "--eval_split", "0.02"];
-		expect(await told(packed)).toMatchObject({ evalTokens: 6400, evalSequences: 100 });
+		expect(await planOf(packed)).toMatchObject({ evalTokens: 6400, evalSequences: 100 });
 		const { stdout } = await plan([...evaluated, "64"]);
 		expect(stdout).toContain("\nevaluation of up to 32,768 tokens in 64 sequences at a time\n");
 		const long = ["--model_name_or_path", model, "--max_length", "40000", "--per_device_train_batch_size", "1"];
@@ -127,7 +127,7 @@ describe("arl plan", () => {
 		const large = wide(36);
 		const sizes = { maxTokens: 4096, maxSequences: 1, evalMaxTokens: 32 * 4096, evalMaxSequences: 32 };
 		const words = ["--model_name_or_path", large, "--device", "cuda", "--per_device_train_batch_size", "1"];
-		const planned = await told([...words, "--eval_file", "e.jsonl", "--per_device_eval_batch_size", "32"]);
+		const planned = await planOf([...words, "--eval_file", "e.jsonl", "--per_device_eval_batch_size", "32"]);
 		expect(planned.totalBytes).toBe(core(large, sizes).totalBytes);
 		const half = { evalMaxTokens: 16 * 4096 };
 		for (const [flags, other] of [
@@ -155,7 +155,7 @@ describe("arl plan", () => {
 		] as const) {
 			const words = ["--model_name_or_path", join(configs, name), "--tokens", "4096", "--sequences", "4"];
 			for (const device of ["cpu", "cuda"]) {
-				const planned = await told([...words, "--device", device]);
+				const planned = await planOf([...words, "--device", device]);
 				expect(planned.parameters, name).toBe(parameters);
 				// Weights, gradients and two moments in f32; in bf16 the weights are 2 + 2 bytes.
 				const state = planned.categories.filter(({ name }) => /weights|gradients|moments/.test(name));
@@ -166,7 +166,7 @@ describe("arl plan", () => {
 
 	it("says which GPUs it fits, and what each change would save: as much as planning with it shows", async () => {
 		const large = wide(36);
-		const planned = await told([
+		const planned = await planOf([
 			"--model_name_or_path",
 			large,
 			"--device",
@@ -207,14 +207,14 @@ describe("arl plan", () => {
 		const large = wide(36);
 		const size = ["--tokens", "65536", "--sequences", "16"];
 		const words = ["--model_name_or_path", large, "--device", "cuda", ...size];
-		const planned = await told([...words, "--attention", "auto"]);
+		const planned = await planOf([...words, "--attention", "auto"]);
 		const own = core(large, { maxTokens: 65536, maxSequences: 16, attention: "own" });
 		expect(planned.totalBytes).toBeGreaterThan(own.totalBytes);
 		expect(planned.changes.find(({ flags }) => flags === "--attention own")).toMatchObject({
 			totalBytes: own.totalBytes,
 			savedBytes: planned.totalBytes - own.totalBytes,
 		});
-		expect((await told(words)).totalBytes).toBe(own.totalBytes);
+		expect((await planOf(words)).totalBytes).toBe(own.totalBytes);
 	});
 
 	it("shows tables for people, with advice only where it is needed", async () => {
@@ -250,7 +250,7 @@ describe("arl plan", () => {
 			"activation_offloading has no effect on the CPU: everything is in the host's memory already\n",
 		);
 		expect(stderr).toContain("optimizer_offload has no effect on the CPU");
-		expect(JSON.parse(stdout)).toMatchObject({ hostBytes: 0, totalBytes: (await told(words)).totalBytes });
+		expect(JSON.parse(stdout)).toMatchObject({ hostBytes: 0, totalBytes: (await planOf(words)).totalBytes });
 	});
 
 	it("refuses a device, a count of tokens and a folder that are none, by name", async () => {
@@ -276,7 +276,7 @@ describe("arl plan", () => {
 			expect(code).toBe(0);
 			expect(stdout).toContain("training on cuda:0 (NVIDIA H100): bf16");
 			expect(stdout).toMatch(/^does not fit this machine, .* GiB too much: 79\.0 GiB of 80\.0 GiB available$/m);
-			const json = await told([...words, "--optimizer_offload"], env);
+			const json = await planOf([...words, "--optimizer_offload"], env);
 			expect(json).toMatchObject({ device: "cuda:0", deviceMemory: { name: "NVIDIA H100", fits: true }, changes: [] });
 			const other = await plan([...words.slice(0, 2), "--device", "cuda:3"], env);
 			expect(other.stderr).toContain("ARL_DEVICE device cuda:3: there is no such GPU");

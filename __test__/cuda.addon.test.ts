@@ -50,8 +50,8 @@ describe.runIf(missing === undefined)("the CUDA addon", () => {
 		const env = { ...process.env, ...environment({ FAKE_CUDA_INIT: "100" }) };
 		const { status, signal, stdout, stderr } = spawnSync(process.execPath, ["-e", script], { encoding: "utf8", env });
 		expect({ status, signal, stderr }).toEqual({ status: 0, signal: null, stderr: "" });
-		const told = JSON.parse(stdout) as { code: string; message: string };
-		expect(told.code).toBe("ARL_DEVICE");
-		expect(told.message).toMatch(/^cuda:0 cannot be opened: .*CUDA_ERROR_NO_DEVICE/);
+		const printed = JSON.parse(stdout) as { code: string; message: string };
+		expect(printed.code).toBe("ARL_DEVICE");
+		expect(printed.message).toMatch(/^cuda:0 cannot be opened: .*CUDA_ERROR_NO_DEVICE/);
 	});
 });

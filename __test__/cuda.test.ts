@@ -33,7 +33,7 @@ function skip(context: TestContext, why: string): void {
 	context.skip();
 }
 
-/** A CUDA addon that loads nowhere, or ends whoever loads it. */
+/** A CUDA addon that loads nowhere, or ends what loads it. */
 function badAddon(source: string): string {
 	const file = join(folder, `bad-${readdirSync(folder).length}.node`);
 	if (source === "") writeFileSync(file, "not a library");
@@ -160,7 +160,7 @@ describe.runIf(cudaSystem)("the option device", () => {
 		return arl(["train", ...flags({ ...options, ...run })], undefined, undefined, onlyIn(folder, [whole], more));
 	};
 
-	it("cuda: a machine that cannot use it is told what is missing and what to do", async () => {
+	it("cuda: a machine that cannot use it gets an error with what is missing and what to do", async () => {
 		const { code, stderr } = await train("cuda", { FAKE_CUDA_GPUS: H100, FAKE_CUDA_VERSION: "12040" });
 		expect(stderr).toContain("ARL_DEVICE device cuda: the NVIDIA driver is too old: it serves CUDA up to 12.4");
 		expect(stderr).toContain("what to do: Install NVIDIA's driver 580 or newer.");

@@ -68,7 +68,7 @@ describe.runIf(cudaSystem)("a CUDA toolkit", () => {
 		expect(stderr).toContain(`at ${part} (CUDA_PATH) is passed over: it lacks lib64/libcudart.so`);
 	});
 
-	it("that can be had from nowhere is told with the reason", (context) => {
+	it("that can be had from nowhere is reported with the reason", (context) => {
 		if (existsSync("/usr/local/cuda/bin/nvcc")) {
 			process.stderr.write("SKIPPED: a machine without a CUDA toolkit: this one has /usr/local/cuda\n");
 			return context.skip();

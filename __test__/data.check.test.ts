@@ -178,7 +178,7 @@ describe("arl data check", () => {
 		expect(stdout).toContain("split valid chooses nothing");
 	});
 
-	it("needs to be told what to check, and knows no other word", async () => {
+	it("needs the name of what to check, and knows no other word", async () => {
 		expect((await arl(["data"])).code).toBe(2);
 		expect((await arl(["data", "mend"])).code).toBe(2);
 		const none = await check();

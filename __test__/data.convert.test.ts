@@ -106,7 +106,7 @@ describe("a converting function", () => {
 		expect(none.message).toContain("has left out all 22");
 	});
 
-	it("that throws, sync or not, is told with file and line, and follows on_bad_row", async () => {
+	it("that throws, sync or not, is reported with file and line, and follows on_bad_row", async () => {
 		const place = rawPlace();
 		const failing = (row: Raw) => {
 			if (row.id === 3) throw new Error("no texts");

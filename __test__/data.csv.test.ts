@@ -28,7 +28,7 @@ describe("CSV files", () => {
 		expect(places).toEqual([2, 6, 7].map((line) => `${path}:${line}`));
 	});
 
-	it("keep text as text, and put JSON in as it stands where lists and objects belong", async () => {
+	it("keep text as text, and put JSON in as it is where lists and objects belong", async () => {
 		const { rows } = await read(
 			'messages,tools,prompt,advantages,reward,step,record_id\n"[{""weight"": 1.0}]",,1.0,"{""1"":2.50}",0.10,7,007\n[],null,[1],,,x,\n',
 		);
@@ -38,7 +38,7 @@ describe("CSV files", () => {
 		]);
 	});
 
-	it("are told by the ending or by a header of known names, and separated by what the header has most of", async () => {
+	it("are recognized by the ending or by a header of known names, and separated by what the header has most of", async () => {
 		const expected = ['{"prompt":"a,b","completion":"c"}'];
 		expect((await read("prompt\tcompletion\na,b\tc\n", "a.tsv")).rows).toEqual(expected);
 		expect((await read("prompt;completion\na,b;c\n", "b.csv")).rows).toEqual(expected);

@@ -36,7 +36,7 @@ describe("a data set that has changed", () => {
 		expect(rest.at(-1)).toMatchObject({ outcome: "completed" });
 	});
 
-	it("in which rows could be had and now cannot, or the other way, is told so", async () => {
+	it("in which rows could be had and now cannot, or the other way, is reported", async () => {
 		const failing = (at: number) => ({
 			length: 22,
 			get: (i: number) => {
@@ -96,7 +96,7 @@ describe("a data set that has changed", () => {
 		expect(longer.message).toContain("number of rows: 22 -> 23");
 	});
 
-	it("cannot be noticed where the cache was removed, and that is told", async () => {
+	it("cannot be noticed where the cache was removed, and that is reported", async () => {
 		const place = workspace(folder);
 		await onDataset(place, counted(many(22)), SAVING, dyingAt(4))
 			.train()

@@ -171,7 +171,7 @@ describe("a data set with get(i)", () => {
 		expect(error.message).toContain("its length was 40 and is 41 now");
 	});
 
-	it("that throws or rejects is told with the row, and follows on_bad_row", async () => {
+	it("that throws or rejects is reported with the row, and follows on_bad_row", async () => {
 		const place = workspace(folder);
 		const rows = many(22);
 		const data = {

@@ -58,7 +58,7 @@ describe("an image's type and size by its bytes", () => {
 		}
 	});
 
-	it("a photograph that lies on its side has the sides that it is shown with", async () => {
+	it("a photograph that is on its side has the sides that it is shown with", async () => {
 		for (const orientation of [1, 2, 3, 4, 5, 6, 7, 8]) {
 			const turned = orientation >= 5;
 			const size = turned ? { width: 20, height: 30 } : { width: 30, height: 20 };

@@ -131,7 +131,7 @@ describe("null and absent in Parquet", () => {
 });
 
 describe("JSON text in Parquet columns", () => {
-	it("is put in as it stands where a list or an object belongs, so that 1.0 stays 1.0", async () => {
+	it("is put in as it is where a list or an object belongs, so that 1.0 stays 1.0", async () => {
 		const messages = '[ {"role": "assistant", "content": "x", "weight": 1.0} ]';
 		const rows = await rowsOf(
 			`select '${messages}' as messages, '[{"n":1.50}]' as tools, '{"0":1e0}' as advantages, '[1, 2]' as prompt`,
@@ -148,7 +148,7 @@ describe("JSON text in Parquet columns", () => {
 		]);
 	});
 
-	it("is told by the names that `columns` gives", async () => {
+	it("is recognized by the names that `columns` gives", async () => {
 		const path = await duckParquet(file(), `select '[]' as chat, '[]' as messages`);
 		const { rows } = await readRows([path], { columns: { messages: "chat" } });
 		expect(rows).toEqual(['{"chat":[],"messages":"[]"}']);

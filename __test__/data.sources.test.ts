@@ -44,7 +44,7 @@ const TOOL_ROWS = Array.from({ length: 12 }, (_, i) => {
 
 const quoted = (text: string) => `"${text.replaceAll('"', '""')}"`;
 
-/** The same rows as CSV, each value's text as it stands. */
+/** The same rows as CSV, each value's text as it is. */
 function csvOf(rows: string[]): string {
 	const lines = rows.map((row) => {
 		const values = objectEntries(Buffer.from(row))?.map(([, value]) => quoted(Buffer.from(value).toString("utf8")));

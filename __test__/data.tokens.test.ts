@@ -95,7 +95,7 @@ describe("filling the token cache", () => {
 		expect(tokens.badRows().message).toMatch(`${path}:2: row too large: 200 MiB in one row`);
 	});
 
-	it("fails whoever waits, once bad rows are no longer only collected", async () => {
+	it("fails those who wait, once bad rows are no longer only collected", async () => {
 		const rows = [...Array.from({ length: 600 }, (_, i) => good(`row ${i}`)), "{"];
 		const { prefetcher: tokens } = await prefetcher(rows, { faults: { fillMs: 5 } });
 		tokens.start();
@@ -105,7 +105,7 @@ describe("filling the token cache", () => {
 		expect(error.message).toMatch(/:601: not json/);
 	});
 
-	it("passes a failing disk on to whoever waits", async () => {
+	it("passes a failing disk on to those who wait", async () => {
 		const { prefetcher: tokens, source } = await prefetcher(Array.from({ length: 600 }, (_, i) => good(`row ${i}`)));
 		await source.close();
 		opened.delete(source);

@@ -262,7 +262,7 @@ describe("private addresses", () => {
 });
 
 describe("a name", () => {
-	it("that does not exist is told, once", async () => {
+	it("that does not exist is reported, once", async () => {
 		const { made, asked } = loader();
 		const error = await errorOf(made.load("https://missing.example/x.png"));
 		expect(error.message).toBe("https://missing.example/x.png: getaddrinfo ENOTFOUND missing.example");

@@ -171,7 +171,7 @@ describe("limits", () => {
 		expect(await refusedWith(url)).toContain('compressed as "sdch"');
 	});
 
-	it("a body that comes byte by byte runs into the limit of time, each attempt anew", async () => {
+	it("a body that comes byte by byte runs into the limit of time, each attempt for itself", async () => {
 		const url = server.on("/slow", (_, response, hit) => {
 			if (hit === 3) {
 				response.end(png);
@@ -189,7 +189,7 @@ describe("limits", () => {
 		);
 	});
 
-	it("stops when it is told to", async () => {
+	it("stops when it is asked to", async () => {
 		const stop = new AbortController();
 		const url = server.on("/abort", () => stop.abort());
 		const error = await errorOf(loader({ signal: stop.signal }).load(url));
@@ -282,7 +282,7 @@ describe("what may pass", () => {
 		expect(await refusedWith(always)).toMatch(/, 5 times$/);
 	});
 
-	it("a server that nobody listens at is told with its address", async () => {
+	it("a server that nobody listens at is reported with its address", async () => {
 		const url = "http://127.0.0.1:1/x.png";
 		expect(await refusedWith(url)).toMatch(/^http:\/\/127\.0\.0\.1:1\/x\.png: connect ECONNREFUSED.*, 5 times$/);
 	});

@@ -33,7 +33,7 @@ beforeAll(async () => {
 	port = await listen(
 		(request, response) => {
 			hits.public.push(request.url ?? "");
-			// A closed connection makes the next request resolve its name anew.
+			// A closed connection makes the next request resolve its name again.
 			response.setHeader("connection", "close");
 			if (request.url === "/leave") response.writeHead(302, { location: `http://127.0.0.2:${port}/secret` }).end();
 			else if (request.url === "/name") response.writeHead(302, { location: `http://two.example:${port}/x` }).end();

@@ -11,7 +11,7 @@ import { arl, root } from "./support/real.js";
 const folder = temporaryFolder();
 const python = process.env.ARL_PYTHON ?? "python3";
 
-/** True (and told) where no Python has Beanie. */
+/** True (and reported) where no Python has Beanie. */
 function beanieMissing(): boolean {
 	const { status } = spawnSync(python, ["-c", "import beanie, sys; sys.exit(not beanie.__version__.startswith('2.'))"]);
 	if (status === 0) return mongoMissing("documents of AgentRL's own models");

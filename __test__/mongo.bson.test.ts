@@ -76,12 +76,12 @@ describe("what has no JSON text", () => {
 		["a regular expression", { a: /x/ }, "wrong type", "`a`: a regular expression has no JSON text"],
 		["a timestamp", { a: new Timestamp({ t: 1, i: 1 }) }, "wrong type", "`a`: a timestamp has no JSON text"],
 		["the largest key", { a: new MaxKey() }, "wrong type", "`a`: a value of type 127 has no JSON text"],
-	])("is told with its key: %s", (_, document, reason, message) => {
+	])("is reported with its key: %s", (_, document, reason, message) => {
 		const problem = problemOf(() => text(document));
 		expect(problem).toMatchObject({ reason, message });
 	});
 
-	it("is told where bytes are no UTF-8 and where they are no document", () => {
+	it("is reported where bytes are no UTF-8 and where they are no document", () => {
 		const bytes = Buffer.from(BSON.serialize({ a: "xx" }));
 		bytes[bytes.indexOf("xx")] = 0xff;
 		expect(problemOf(() => bsonText(documentOf(bytes))).reason).toBe("wrong encoding");

@@ -13,7 +13,7 @@ import { killMissing, mongoMissing, startMongo } from "./support/mongo.js";
 
 const folder = temporaryFolder();
 
-/** True (and told) where certificates cannot be made. */
+/** True (and reported) where certificates cannot be made. */
 function opensslMissing(): boolean {
 	if (spawnSync("openssl", ["version"]).status === 0) return false;
 	process.stderr.write("SKIPPED: connecting by TLS: openssl is missing\n");
@@ -41,8 +41,8 @@ describe("a connection string that is shown", () => {
 
 	it("hides every spelling of a secret in other texts", () => {
 		const uri = "mongodb://joe:p%40ss%2Fword@h/db?tlsCertificateKeyFilePassword=k%3Dey&proxyPassword=x";
-		const told = hideSecrets(`p@ss/word p%40ss%2Fword k=ey k%3Dey joe ${uri} x ex`, uri);
-		expect(told).toBe(
+		const printed = hideSecrets(`p@ss/word p%40ss%2Fword k=ey k%3Dey joe ${uri} x ex`, uri);
+		expect(printed).toBe(
 			"*** *** *** *** joe mongodb://***@h/db?tlsCertificateKeyFilePassword=***&proxyPassword=*** *** ex",
 		);
 	});
@@ -59,7 +59,7 @@ describe("a database that cannot be had", () => {
 		["mongodb://joe:s3cr3t:x@127.0.0.1:1/db", "ARL_CONFIG", /db_connection_string/],
 		[`mongodb://joe:s3cr3t@127.0.0.1:1/db?${quick}`, "ARL_IO", /127\.0\.0\.1:1\/db: no server answers/],
 		[`mongodb://joe:s3cr3t@no.such.host.invalid/db?${quick}`, "ARL_IO", /no server answers|unknown host name/],
-	] as const)("is told without the password: %s", async (uri, code, message) => {
+	] as const)("is reported without the password: %s", async (uri, code, message) => {
 		const error = await errorOf(connect(uri));
 		expect(error.code).toBe(code);
 		expect(error.message).toMatch(message);
@@ -68,7 +68,7 @@ describe("a database that cannot be had", () => {
 		expect(everything).not.toContain("s3cr3t");
 	});
 
-	it("is told when what answers is no MongoDB", async () => {
+	it("is reported when what answers is no MongoDB", async () => {
 		const server = createServer((socket) => socket.end("220 hello\r\n"));
 		await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
 		const address = server.address();
@@ -135,7 +135,7 @@ describe.skipIf(killMissing("a server with accounts"))("a server with accounts",
 		}
 	});
 
-	it("is told when it speaks no TLS", async () => {
+	it("is reported when it speaks no TLS", async () => {
 		const server = await startMongo();
 		try {
 			const error = await errorOf(connect(`${server.uri}?tls=true&${quick}`));

@@ -23,7 +23,7 @@ describe.skipIf(mongoMissing("a server that is waited for"))("a server that is w
 		["is being elected", 189],
 		["steps down", 11602],
 		["shuts down", 91],
-	])("%s: the request is made again, and told", async (_, code) => {
+	])("%s: the request is made again, and reported", async (_, code) => {
 		let refused = 0;
 		const answer = await connection.attempt("reading", async () => {
 			if (refused++ < 2) throw new MongoServerError({ message: "not primary", code });
@@ -37,7 +37,7 @@ describe.skipIf(mongoMissing("a server that is waited for"))("a server that is w
 		]);
 	});
 
-	it("refuses for good: told at once", async () => {
+	it("refuses for good: reported at once", async () => {
 		let asked = 0;
 		const error = await errorOf(
 			connection.attempt("reading", async () => {
@@ -61,7 +61,7 @@ describe.skipIf(mongoMissing("a server that is waited for"))("a server that is w
 			await new Promise((resolve) => setTimeout(resolve, 30_000));
 			expect(answered).toBe(false);
 			await server.restart();
-			// Whether the driver or the connection has waited is not told apart: each does for a part of the time.
+			// Whether the driver or the connection has waited is not distinguished: each does for a part of the time.
 			expect(await answering).toMatchObject({ ok: 1 });
 		},
 		90_000,

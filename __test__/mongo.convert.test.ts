@@ -127,7 +127,7 @@ describe("a record", () => {
 			/`traj\[0\]\.advantage`: a string, not a number/,
 		],
 		["not finite", [sample([user("a")], reply("b"), { score: Number.NaN })], /`traj\[0\]\.score`: NaN/],
-	] as const)("that cannot be a row is told by key: %s", (reason, samples, message) => {
+	] as const)("that cannot be a row is reported by key: %s", (reason, samples, message) => {
 		const problem = problemOf(() => rows([...samples]));
 		expect(problem.reason).toBe(reason);
 		expect(problem.message).toMatch(message);

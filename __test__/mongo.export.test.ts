@@ -108,7 +108,7 @@ describe.skipIf(mongoMissing("rows of a database in files"))("rows of a database
 		expect(none).toMatchObject({ code: 3, stdout: "" });
 	}, 60_000);
 
-	it("that cannot be rows are all told, and nothing is written", async () => {
+	it("that cannot be rows are all reported, and nothing is written", async () => {
 		const db = fresh();
 		const good = { _class_id: "DBRecordData", messages: [{ role: "assistant", content: "x" }], split: "train" };
 		const bad = await db.collection("DBRecordData").insertMany(
@@ -185,13 +185,13 @@ describe.skipIf(mongoMissing("rows of a database in files"))("rows of a database
 			],
 		});
 		expect(await db.collection("DBRecordData").indexes()).toEqual(before);
-		const told = await mongo("status");
-		expect(told.stdout).toContain("trained_count 0 4, 3 1");
-		expect(told.stdout).toContain("to train on   train 1");
-		expect(told.stdout).toContain("db.DBRecordData.createIndex({ split: 1, _id: 1 })");
+		const printed = await mongo("status");
+		expect(printed.stdout).toContain("trained_count 0 4, 3 1");
+		expect(printed.stdout).toContain("to train on   train 1");
+		expect(printed.stdout).toContain("db.DBRecordData.createIndex({ split: 1, _id: 1 })");
 	});
 
-	it("and nothing else are what an empty database is told to need", async () => {
+	it("and nothing else are what an empty database is reported to need", async () => {
 		fresh();
 		const { code, stdout } = await mongo("status");
 		expect(code).toBe(0);

@@ -300,7 +300,7 @@ describe.skipIf(mongoMissing("following a database"))("following a database", ()
 		expect(unsaid.stderr).toContain("no collection to follow was chosen");
 	});
 
-	it("trains records whose samples are several rows each, also where a checkpoint stands in the middle of one", async () => {
+	it("trains records whose samples are several rows each, also where a checkpoint is in the middle of one", async () => {
 		const place = tinyPlace(folder, 18);
 		const lines = readFileSync(place.file, "utf8").trimEnd().split("\n");
 		const name = newDatabase();

@@ -100,7 +100,7 @@ describe.skipIf(mongoMissing("importing rows"))("an import", () => {
 			expect(rows.map((row) => JSON.parse(String(row)).messages[1].content)).toEqual(texts);
 		}));
 
-	it("puts rows behind those that are there, whoever wrote them", () =>
+	it("puts rows behind those that are there, whatever wrote them", () =>
 		fresh(async (connection) => {
 			const ids = () => connection.db.collection("DBRecordData").find().sort({ _id: 1 }).toArray();
 			const foreign = new ObjectId();

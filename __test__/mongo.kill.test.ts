@@ -26,7 +26,7 @@ function command(place: Place, uri: string, out: string, resume: boolean): strin
 		per_device_train_batch_size: 2,
 		gradient_accumulation_steps: STEP_ROWS / 2,
 		num_train_epochs: EPOCHS,
-		// So that which row is trained in which step can be told without the program's own plan.
+		// So that which row is trained in which step can be seen without the program's own plan.
 		train_sampling_strategy: "sequential",
 		learning_rate: 1e-2,
 		save_steps: 2,

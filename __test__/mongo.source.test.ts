@@ -125,7 +125,7 @@ describe.skipIf(mongoMissing("rows of a database"))("rows of a database", () => 
 		]);
 	});
 
-	it("are found by Extended JSON, and what is left of each condition is told where there are none", async () => {
+	it("are found by Extended JSON, and what is left of each condition is reported where there are none", async () => {
 		const documents = [data("a"), data("b")].map((document) => ({ _id: new ObjectId(), ...document }));
 		const name = await fill({ DBRecordData: documents });
 		const match = { _id: { $gt: { $oid: documents[0]?._id.toHexString() ?? "" } } };
@@ -181,7 +181,7 @@ describe.skipIf(mongoMissing("rows of a database"))("rows of a database", () => 
 		expect(await said(await open(name, { ...most, retrained_interval: 3 }))).toEqual(["step 9", "step -1"]);
 	});
 
-	it("follow links as DBRef, as id and collection, as a raw id, as text, and to a document that stands in its place", async () => {
+	it("follow links as DBRef, as id and collection, as a raw id, as text, and to a document that is in its place", async () => {
 		const samples = ["a", "b", "c", "d", "e"].map((text) => sample(text, { advantage: new Double(1) }));
 		const ids = samples.map(({ _id }) => _id);
 		const task = { _id: new ObjectId(), _class_id: "Task.MCPTask", scores: [new Double(0.25)] };
@@ -245,7 +245,7 @@ describe.skipIf(mongoMissing("rows of a database"))("rows of a database", () => 
 		expect(await said(rows)).toEqual(expected.map(({ messages: [, last] }) => last.content));
 	});
 
-	it("are read by index in any order, and a deleted document is told", async () => {
+	it("are read by index in any order, and a deleted document is reported", async () => {
 		const name = await fill({ DBRecordData: Array.from({ length: 700 }, (_, i) => data(`row ${i}`)) });
 		const rows = await open(name);
 		const shuffled = Array.from({ length: 700 }, (_, i) => (i * 311) % 700);
@@ -281,7 +281,7 @@ describe.skipIf(mongoMissing("rows of a database"))("rows of a database", () => 
 		}
 	});
 
-	it("that cannot be had are told with the reason, and the others come all the same", async () => {
+	it("that cannot be had are reported with the reason, and the others come all the same", async () => {
 		const good = sample("good");
 		const loop = new ObjectId();
 		const back = { _id: new ObjectId(), traj: [ref(loop, "Record")] };

@@ -1,4 +1,4 @@
-/** Training on rows of a database: the same bits as from a file, counted when a checkpoint stands. */
+/** Training on rows of a database: the same bits as from a file, counted when a checkpoint is complete. */
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { DBRef, type Document, Double, MongoClient, ObjectId } from "mongodb";
@@ -197,7 +197,7 @@ describe.skipIf(mongoMissing("training on a database"))("training on a database"
 		expect(logged(place.out)).toEqual(logged(straight.out));
 		expect((await countsOf(name, "DBRecordData")).slice(24)).toEqual(Array.from({ length: 24 }, () => 0));
 		expect((await countsOf(name, "DBRecordData")).reduce((sum, count) => sum + count)).toBe(15 * 4);
-		// From a checkpoint into another folder too: the list is found beside the checkpoint, and kept in the new folder.
+		// From a checkpoint into another folder too: the list is found next to the checkpoint, and kept in the new folder.
 		const moved = { ...place, out: `${place.out}-moved` };
 		const further = ["--resume_from_checkpoint", `${place.out}/checkpoint-15`];
 		const longer = await arl(["train", ...uri, ...options(moved, { ...more, max_steps: 17 }), ...further]);
@@ -366,7 +366,7 @@ describe.skipIf(killMissing("a server that goes while a run trains"))("a server 
 			for (const out of [place.out, `${place.out}-json`]) {
 				for (const [path, bytes] of contents(out)) expect(bytes.includes("hunter2"), path).toBe(false);
 			}
-			// An account that may only read is told before anything is trained.
+			// An account that may only read is reported before anything is trained.
 			const reader = { createUser: "reader", pwd: "hunter2", roles: [{ role: "read", db: "secret" }] };
 			await client.db("admin").command(reader);
 			const reading = ["train", "--db_connection_string", `mongodb://reader:hunter2@${host}/secret?authSource=admin`];

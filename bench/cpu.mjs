@@ -1,5 +1,5 @@
-// `npm run bench:cpu`: the training step on this machine's CPU, beside the machine's own best f32 matrix product and,
-// where a Python with torch and transformers is there, beside the peer, all taken in turn in one run. One JSON line a
+// `npm run bench:cpu`: the training step on this machine's CPU, next to the machine's own best f32 matrix product and,
+// where a Python with torch and transformers is there, next to the peer, all taken in turn in one run. One JSON line a
 // figure, then one a case with the medians and ratios.
 //
 //   npm run bench:cpu -- [--rounds 3] [--config qwen3-cpu-30m] [--dtype f32] [--peer PYTHON] [--no-peer]

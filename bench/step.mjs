@@ -1,5 +1,5 @@
 // One process, one case: opens an engine with random weights, takes optimizer steps on random ids (every token trained,
-// clip at 1.0, AdamW 0.9/0.95 with decay 0.1), and prints one JSON line. `bench/cpu.mjs` runs it beside the peer.
+// clip at 1.0, AdamW 0.9/0.95 with decay 0.1), and prints one JSON line. `bench/cpu.mjs` runs it next to the peer.
 //
 //   node bench/step.mjs --config DIR [--tokens 2048] [--seq 512] [--steps 8] [--warmup 2] [--dtype f32|bf16]
 //                       [--recompute off|norms|mlp|block] [--threads N] [--first]

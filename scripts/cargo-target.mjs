@@ -16,7 +16,7 @@ function foldersOf(path) {
  *
  * Cargo knows a crate by its place in the workspace, and its sources by their times: what another clone has built of
  * other sources passes for this one's if it is younger than they are. So the fingerprints of the workspace's crates go
- * when another clone built last, and cargo builds these crates anew; all others stay.
+ * when another clone built last, and cargo builds these crates again; all others stay.
  */
 export function claimTarget(target, root) {
 	const crates = join(root, "crates");

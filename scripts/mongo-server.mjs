@@ -11,7 +11,7 @@ const version = "0.5.3-beta.196";
 const home = join(cache, "secantusd", version);
 const binary = join(home, "bin", process.platform === "win32" ? "secantusd-rs.exe" : "secantusd-rs");
 
-/** Where the server's program lies, or null where it is not installed. */
+/** Where the server's program is, or null where it is not installed. */
 export function findServer() {
 	return existsSync(binary) ? binary : null;
 }

@@ -63,7 +63,7 @@ function* filesUnder(path) {
 	}
 }
 
-/** A hash of the contents and names of files and folders, and of some words beside them. */
+/** A hash of the contents and names of files and folders, and of some words next to them. */
 export function hashOf(paths, words = []) {
 	const hash = createHash("sha256");
 	for (const word of words) hash.update(`${word}\0`);
@@ -214,7 +214,7 @@ export function cudaEnv(home) {
 	};
 }
 
-/** The addon with CUDA, beside the other; `home`: the toolkit. */
+/** The addon with CUDA, next to the other; `home`: the toolkit. */
 export function buildCudaAddon(home) {
 	keepBuilt({
 		stampName: ".arl-addon-cuda",
@@ -231,7 +231,7 @@ export function buildCudaAddon(home) {
 	return join(root, CUDA_ADDON.file);
 }
 
-/** A CUDA addon of other sources would be loaded beside this one's: it goes. */
+/** A CUDA addon of other sources would be loaded next to this one's: it goes. */
 function dropStaleCudaAddon() {
 	const file = join(root, CUDA_ADDON.file);
 	const current = stampIs(join(root, "node_modules", ".arl-addon-cuda"), hashOf(CUDA_ADDON.sources));
@@ -264,7 +264,7 @@ function linkCommand() {
 	run("chmod", ["+x", join(root, bin.arl)]);
 }
 
-/** Runs `job`; a failed set-up is told in a sentence and ends the process with code 1. */
+/** Runs `job`; a failed set-up is reported in a sentence and ends the process with code 1. */
 export function orExplain(job) {
 	try {
 		return job();

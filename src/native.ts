@@ -33,7 +33,7 @@ export type NativeRanks = Addon.Ranks;
 export type NativeTextEncoder = Addon.TextEncoder;
 export type NativeTokenCache = Addon.TokenCache;
 
-/** The generated loader of the CPU addon, and the folder that it lies in: the package's. */
+/** The generated loader of the CPU addon, and the folder that it is in: the package's. */
 export const ADDON_LOADER = fileURLToPath(new URL("../binding.cjs", import.meta.url));
 export const PACKAGE_FOLDER = dirname(ADDON_LOADER);
 

@@ -26,7 +26,7 @@ export function library(file: string, soname: string, sources: string[]): void {
 	execFileSync(process.env.CC ?? "cc", args, { stdio: ["ignore", "ignore", "inherit"] });
 }
 
-/** Puts the fake driver into a new folder, with further C sources, and empty libraries beside it. */
+/** Puts the fake driver into a new folder, with further C sources, and empty libraries next to it. */
 export function fakeCuda(parent: string, libraries: readonly string[] = LIBRARIES, sources: string[] = []): string {
 	const folder = mkdtempSync(join(parent, "cuda-"));
 	const driver = join(root, "crates", "arl-cuda-libraries", "tests", "fake", "libcuda.c");
@@ -48,7 +48,7 @@ export function otherFunctions(parent: string, library: string): string {
 	return file;
 }
 
-/** The libraries that a library asks for beside the system's own, and those that are opened before it. */
+/** The libraries that a library asks for in addition to the system's own, and those that are opened before it. */
 export function neededLibraries(library: string): { others: string[]; known: string[] } {
 	const listed = execFileSync("readelf", ["-d", library], { encoding: "utf8" });
 	const needed = [...listed.matchAll(/\(NEEDED\).*\[(.*)\]/g)].map((match) => String(match[1]));

@@ -1,4 +1,4 @@
-/** Small true images, and a web server of a test that answers as badly as it is told to. */
+/** Small true images, and a web server of a test that answers as badly as it is asked to. */
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import sharp from "sharp";

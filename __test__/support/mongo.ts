@@ -22,14 +22,14 @@ export interface MongoServer {
 	restart(): Promise<void>;
 }
 
-/** True (and told on stderr) where there is no server: for `describe.skipIf(mongoMissing("..."))`. */
+/** True (and reported on stderr) where there is no server: for `describe.skipIf(mongoMissing("..."))`. */
 export function mongoMissing(test: string): boolean {
 	if (given !== undefined || findServer() !== null) return false;
 	process.stderr.write(`SKIPPED: ${test}: no MongoDB server (node scripts/mongo-server.mjs builds one)\n`);
 	return true;
 }
 
-/** True (and told on stderr) where there is no server of our own that may be killed. */
+/** True (and reported on stderr) where there is no server of our own that may be killed. */
 export function killMissing(test: string): boolean {
 	if (given === undefined) return mongoMissing(test);
 	process.stderr.write(`SKIPPED: ${test}: the server of ARL_TEST_MONGODB_URI is not ours to kill\n`);

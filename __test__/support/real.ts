@@ -6,7 +6,7 @@ import { fileURLToPath } from "node:url";
 
 export const root = dirname(dirname(dirname(fileURLToPath(import.meta.url))));
 
-/** Where cases lie that are no part of the project: `ARL_SHARED`, else beside it. */
+/** Where cases are that are no part of the project: `ARL_SHARED`, else next to it. */
 export const shared = process.env.ARL_SHARED ?? join(root, "..", "shared");
 
 /** Whether a path of the shared folder is there; tells on stderr that a test is skipped where it is not. */
@@ -66,7 +66,7 @@ export interface Ended {
 
 /**
  * The command line in a process of its own; `during` may look at the process while it runs. `fileKiB`: the system refuses
- * to write files beyond this size. `env`: variables beside this process's own; undefined takes one away.
+ * to write files beyond this size. `env`: variables in addition to this process's own; undefined takes one away.
  */
 export function arl(
 	args: string[],

@@ -1,4 +1,4 @@
-// Makes what lies in `assets/` but the weights (`pretrain.mjs` makes those): rows, tokenizer and configuration.
+// Makes what is in `assets/` but the weights (`pretrain.mjs` makes those): rows, tokenizer and configuration.
 //   node assets/make/make.mjs [FOLDER]
 // writes into FOLDER (default: assets/) and overwrites what is there. Same bytes on every machine.
 import { copyFileSync, mkdirSync, writeFileSync } from "node:fs";

@@ -35,7 +35,7 @@ export function modelConfig({ vocabSize, endOfText, endOfMessage }) {
 
 /**
  * Every tensor's name and shape, in the order of the file, and the standard deviation that it starts with, or the value of a
- * norm's vector. Embeddings start large beside what the layers add to them, so that a token stays what it is on its way
+ * norm's vector. Embeddings start large compared with what the layers add to them, so that a token stays what it is on its way
  * up; the last norm starts small, so that the first logits are small all the same.
  */
 function tensorsOf(config) {

@@ -1,6 +1,6 @@
 // The small world of the rows: what an assistant's tools are, how people ask for them, what the tools may return and how
 // the reply reads. A call is a function of what the user says, a reply one of the call and its result, so that exactly one
-// text is right; a result is drawn anew each time, so that it can be read from the conversation alone.
+// text is right; a result is drawn again each time, so that it can be read from the conversation alone.
 
 const CITIES = [
 	"Oslo",

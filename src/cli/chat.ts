@@ -83,7 +83,7 @@ class Conversation {
 		const name = this.#calls.shift();
 		this.#messages.push(name === undefined ? { role: "user", content: text } : { role: "tool", name, content: text });
 		if (this.#calls.length > 0) return null;
-		// Each turn draws anew, and the same seed gives the same conversation.
+		// Each turn draws again, and the same seed gives the same conversation.
 		const seed = (this.#options.seed ?? 0) + this.#turns++;
 		return this.#model.chat([...this.#messages], { ...this.#options, seed, signal });
 	}

@@ -1,4 +1,4 @@
-/** What is said beside the events, as JSON lines for machines (with `--json`). */
+/** What is said next to the events, as JSON lines for machines (with `--json`). */
 import pino from "pino";
 import type { ArlError } from "../errors.js";
 import type { TrainEvent } from "../events.js";

@@ -14,7 +14,7 @@ import { METRICS_FILE } from "./metrics.js";
 /** Somebody who shows a run. */
 export interface Reporter {
 	event(event: TrainEvent): void;
-	/** A line beside the events. */
+	/** A line next to the events. */
 	note(text: string): void;
 	/** The run has ended with this error. */
 	error(error: ArlError): void;

@@ -25,7 +25,7 @@ pub const DRIVER: Library = Library { name: "driver", soname: "libcuda.so.1" };
 /// Compiles kernels at run time.
 pub const NVRTC: Library = Library { name: "NVRTC", soname: "libnvrtc.so.13" };
 
-/// How the name of a library beside NVRTC begins without which it compiles nothing; its release follows.
+/// How the name of a library that NVRTC loads begins without which it compiles nothing; its release follows.
 pub const NVRTC_BUILTINS: &str = "libnvrtc-builtins.so.";
 
 /// What the CUDA addon asks for, in the order in which they must be opened: cuBLAS needs cuBLASLt.

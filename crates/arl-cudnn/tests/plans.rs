@@ -167,7 +167,7 @@ fn the_backward_workspace_does_not_grow_with_the_longest_sequence() {
         let usual = shape(Pass::Backward, Type::Bf16, 64, 14, 2, 0);
         let bytes = |cudnn: &mut Cudnn, shape: Shape| cudnn.plan(&shape).unwrap().workspace();
         let padded = Shape { sequences: 64, max_len: 16_384, ..usual };
-        // What is beside the graph's tensors has a few bytes a sequence and head.
+        // What comes in addition to the graph's tensors has a few bytes a sequence and head.
         assert!(bytes(cudnn, padded) - bytes(cudnn, usual) < 1 << 16);
     });
 }

@@ -1,4 +1,4 @@
-//! Rates of the CPU's matrix products on the shapes of two small Qwen3 models, beside the `gemm` crate's; one JSON line
+//! Rates of the CPU's matrix products on the shapes of two small Qwen3 models, next to the `gemm` crate's; one JSON line
 //! a case. Usage: `cargo run --release -p arl-engine --example gemm_rate [threads] [seconds a case] [part of a name]`.
 
 #![allow(clippy::print_stdout, reason = "its output")]
@@ -111,7 +111,7 @@ fn measure(case: &Case, threads: usize, seconds: f64) {
     );
 }
 
-/// Products of attention: of operands that are packed, or (the left one) where it lies, either way round.
+/// Products of attention: of operands that are packed, or (the left one) where it is, either way round.
 fn measure_small(m: usize, n: usize, k: usize, seconds: f64) {
     let products = Products::new();
     let (a, b, mut c) = (values(m * k, 7919), values(n * k, 104_729), vec![0f32; m * n]);

@@ -197,7 +197,7 @@ fn an_engine_for_inference_has_no_gradients_and_refuses_to_train() {
     assert!(engine.memory().total_bytes < open("window-bias", &training).memory().total_bytes / 3);
 }
 
-/// The pool is as large as the plan says (the backend refuses what lies beyond it), and a step reaches its end.
+/// The pool is as large as the plan says (the backend refuses what is beyond it), and a step reaches its end.
 #[test]
 fn the_plan_is_what_a_step_touches() {
     let mut whole = batch(&[9, 3, 21], 1);
@@ -223,7 +223,7 @@ fn the_plan_is_what_a_step_touches() {
                 let step_names = ["inputs", "activations", "logits chunk", "workspace"];
                 let upper = plan.categories.iter().filter(|(name, _)| step_names.contains(name));
                 let upper: usize = upper.map(|(_, bytes)| bytes).sum();
-                // Inputs include the one number that lies with the state.
+                // Inputs include the one number that is with the state.
                 let bytes = (upper / 64 - 1) * 64;
                 let pool = Buffer { pool: Pool::Step, offset: 0, len: bytes / 4, dtype: DType::I32 };
                 engine.backend_mut().upload(&vec![0x5a; bytes], pool);
@@ -237,7 +237,7 @@ fn the_plan_is_what_a_step_touches() {
     }
 }
 
-/// The most probable next tokens, found by running the whole text anew for each.
+/// The most probable next tokens, found by running the whole text again for each.
 fn greedy_by_whole_texts(engine: &mut Engine<CpuBackend>, prompt: &[i32], count: usize) -> Vec<i32> {
     let vocab = engine.config().vocab_size;
     let mut text = prompt.to_vec();

@@ -2,7 +2,7 @@
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "tests")]
-#![allow(clippy::print_stderr, reason = "a skip is told")]
+#![allow(clippy::print_stderr, reason = "a skip is reported")]
 
 mod common;
 
@@ -14,7 +14,7 @@ use arl_engine::{Engine, Recompute, Weights};
 use arl_model::WeightDtype;
 use common::{TYPES, all, options};
 
-/// Some 18 million parameters, of which one tensor is half: a copy of it beside the weights would show.
+/// Some 18 million parameters, of which one tensor is half: a copy of it next to the weights would show.
 const CONFIG: &str = r#"{
     "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 37000, "hidden_size": 256,
     "intermediate_size": 2048, "num_hidden_layers": 5, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -52,7 +52,7 @@ fn loading_takes_at_most_a_fifth_more_than_the_weights() {
             let mut engine = Engine::open(Box::new(CpuBackend::new()), &model, Weights::Checkpoint, &options).unwrap();
             let peak = status("VmHWM:") - before;
             // With bf16 weights their exact f32 masters are there too: two halves of 16 bits. With f16 weights f32 masters
-            // lie beside them.
+            // lie next to them.
             let bytes = if dtype == DType::F16 { 6 } else { 4 };
             let weights = bytes * all(&mut engine, arl_engine::Kind::Weights).len();
             assert!(weights > 64 << 20, "{weights} bytes are too few to tell from everything else");

@@ -156,7 +156,7 @@ fn a_step_that_cannot_be_submitted_leaves_the_one_before_it() {
     assert_eq!(engine.submit(&steps()[1], HYPER).unwrap_err().code, ErrorCode::Interrupted);
     let expected = figures(&other.step(&steps()[0], HYPER).unwrap());
     assert_eq!(figures(&engine.finish(first).unwrap()), expected);
-    // A larger micro-batch, for which memory is reserved anew.
+    // A larger micro-batch, for which memory is reserved again.
     let larger = [batch(&[40], 1)];
     let second = engine.submit(&larger, HYPER).unwrap();
     engine.finish(second).unwrap();

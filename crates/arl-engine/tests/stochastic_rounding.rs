@@ -19,7 +19,7 @@ fn smallest(seed: u64) -> EngineOptions {
     EngineOptions { bf16_moments: true, ..rounded(seed) }
 }
 
-/// bf16 moments beside exact weights.
+/// bf16 moments next to exact weights.
 fn moments(dtype: DType, seed: u64) -> EngineOptions {
     EngineOptions { bf16_moments: true, rounding_seed: seed, ..options(dtype, Recompute::Norms, 33) }
 }
@@ -88,7 +88,7 @@ fn moments_that_nearest_rounding_would_stop_grow_as_the_exact_ones_do() {
             let deviation = f64::from(steps).sqrt() / 256.0 * pairs().map(|(_, e)| e.powi(4)).sum::<f64>().sqrt();
             let bound = 5.0 * deviation;
             assert!((along - total).abs() <= bound, "{name} moment {moment}: {along:e}, not {total:e} ({bound:e})");
-            // To stand still at a quarter instead of 0.45 would be told.
+            // To stay at a quarter instead of 0.45 would be seen.
             assert!(bound < total / 4.0, "{name} moment {moment}: a bound of {bound:e} on {total:e}");
         }
     }

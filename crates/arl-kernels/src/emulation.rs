@@ -150,7 +150,7 @@ pub unsafe fn launch(name: &str, shape: Shape, args: &[Value], order: u32) -> Re
     let mut pointers: Vec<*mut c_void> = words.iter_mut().map(|word| word.as_mut_ptr().cast()).collect();
     let mut error = [0; 200];
     // SAFETY: kernel and arguments fit each other as checked above; each word outlives the call (on a little-endian host a
-    // 32-bit value lies in a word's first half); the caller guarantees the buffers.
+    // 32-bit value is in a word's first half); the caller guarantees the buffers.
     let failed = unsafe {
         arl_emulation_launch(
             kernel,

@@ -87,7 +87,7 @@ fn statistics<T: Element>(logits: &[T]) -> Statistics {
         }
         // All logits so far are -inf (or NaN): nothing to add, or nothing that a later block would not repeat.
         let base = if max == f32::NEG_INFINITY { 0.0 } else { max };
-        // Sums in f32 are short, lest many small terms vanish beside a great one.
+        // Sums in f32 are short, lest many small terms vanish next to a great one.
         let (mut totals, mut block_moments) = ([0.0_f64; LANES], [0.0_f64; LANES]);
         for part in block.chunks(PART) {
             let (mut sums, mut moments) = ([0.0_f32; LANES], [0.0_f32; LANES]);

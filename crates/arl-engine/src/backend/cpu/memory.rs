@@ -180,7 +180,7 @@ impl<'m> Lease<'m> {
     /// The elements of an input.
     pub(super) fn read<T: Plain>(&mut self, buffer: Buffer) -> &'m [T] {
         let base = self.take::<T>(buffer, false);
-        // SAFETY: `take` proved that the range lies within its pool, is aligned and initialised (zeroed, or written as
+        // SAFETY: `take` proved that the range is within its pool, is aligned and initialised (zeroed, or written as
         // some plain type), and that no `&mut` slice of this lease overlaps it; the lease has the only borrow of the pools.
         unsafe { std::slice::from_raw_parts(base, buffer.len) }
     }

@@ -85,7 +85,7 @@ fn exp_within(x: f32) -> f32 {
     p * f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23))
 }
 
-/// `1 / (1 + e^-x)`; 0 or 1 to rounding where `|x| > 87`. NaN is taken for a number: whoever multiplies by `x` as well
+/// `1 / (1 + e^-x)`; 0 or 1 to rounding where `|x| > 87`. NaN is taken for a number: a caller that multiplies by `x` as well
 /// gets it back. Minimum and maximum instead of comparisons, because a compiler may make branches of those, and then
 /// the loop around is not vectorised.
 #[inline(always)]

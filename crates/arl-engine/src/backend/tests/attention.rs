@@ -305,7 +305,7 @@ fn a_cache_gives_the_last_row_of_the_forward_pass() {
                 q.extend_from_slice(&qkv[(length - 1) * width..][..query * dim]);
                 for entry in 0..capacity {
                     let row = qkv.get(entry * width + query * dim..).map(|row| &row[..2 * key_width]);
-                    // What lies beyond the length must not be read.
+                    // What is beyond the length must not be read.
                     let row = row.map_or(vec![f64::NAN; 2 * key_width], <[f64]>::to_vec);
                     k.extend_from_slice(&row[..key_width]);
                     v.extend_from_slice(&row[key_width..]);

@@ -69,7 +69,7 @@ fn pass(
     fixture.backend.cross_entropy(&op);
     let logits = match gradient {
         None => fixture.get(logits),
-        // The rows without what lies between them.
+        // The rows without what is between them.
         Some(rows) => {
             let all = fixture.get(rows.buffer);
             all.chunks(rows.stride).flat_map(|row| &row[..vocab]).copied().collect()

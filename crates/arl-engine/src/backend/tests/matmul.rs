@@ -88,7 +88,7 @@ fn narrowing(fixture: &Fixture, a: DType, b: DType) -> f64 {
     if to_bf16 { 2f64.powi(-8) } else { 0.0 }
 }
 
-/// One product; `gap` lies between rows.
+/// One product; `gap` is between rows.
 struct Case {
     layout: Layout,
     types: [DType; 3],
@@ -280,7 +280,7 @@ fn a_split_gradient_is_a_hundred_times_closer_than_one_rounded_to_bf16() {
     assert!(split < rounded / 100.0, "{split:e} of {rounded:e}");
 }
 
-/// The products of experts with `counts` rows each; those of expert `spoilt` are NaN. `gap` lies between rows.
+/// The products of experts with `counts` rows each; those of expert `spoilt` are NaN. `gap` is between rows.
 struct Grouped<'a> {
     layout: Layout,
     dtype: DType,

@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use super::super::element::widen_f16;
 use super::super::simd::prefetch;
 
-/// Where an operand lies.
+/// Where an operand is.
 #[derive(Clone, Copy)]
 pub(super) enum Source {
     F32(*const f32),

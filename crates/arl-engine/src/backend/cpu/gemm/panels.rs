@@ -121,12 +121,12 @@ impl Products {
         self.right(words, steps)
     }
 
-    /// A right operand that lies packed already, over `steps`.
+    /// A right operand that is packed already, over `steps`.
     pub fn right<'w>(&self, words: &'w [f32], steps: usize) -> Right<'w> {
         Right { words, panel: self.kernel.nr * steps, columns: self.kernel.nr }
     }
 
-    /// A left operand where it lies: `[rows, steps]` with a stride, or (`across`) the transpose of `[steps, rows]`.
+    /// A left operand where it is: `[rows, steps]` with a stride, or (`across`) the transpose of `[steps, rows]`.
     pub fn left<'w>(&self, words: &'w [f32], stride: usize, across: bool) -> Left<'w> {
         let (row, step) = if across { (1, stride) } else { (stride, 1) };
         Left { words, panel: self.kernel.mr * row, row, step }
@@ -150,7 +150,7 @@ impl Products {
         }
         let Kernel { mr, nr, .. } = *self.kernel;
         if k > 0 {
-            // Panels do not overlap, so that the last row lies behind all others.
+            // Panels do not overlap, so that the last row is behind all others.
             let last = (m - 1) / mr * a.panel + (m - 1) % mr * a.row + (k - 1) * a.step;
             assert!(last < a.words.len(), "a: [{m}, {k}] does not lie in {} words", a.words.len());
             let end = (n - 1) / nr * b.panel + k * nr;
