@@ -10,7 +10,7 @@ import { run as watch } from "../src/cli/watch.js";
 import { RunReader } from "../src/report/runs/read-run.js";
 import { type RunRecord, readRecord, writeRecord } from "../src/report/runs/record.js";
 import { Samples } from "../src/report/runs/samples.js";
-import { resultFolder, shellWord } from "../src/report/runs/sentences.js";
+import { baseOf, chatCommand, resultFolder, shellWord } from "../src/report/runs/sentences.js";
 import { MetricsTable } from "../src/report/runs/table.js";
 import { sparkline, watchLines } from "../src/report/runs/watch.js";
 import { type Faults, fakeNative } from "./support/fake-native.js";
@@ -290,6 +290,15 @@ describe("commands on runs", () => {
 		);
 		expect(ends).toContain(`use it   npx arl chat ${place.out}`);
 		expect(ends).toContain(`report   ${join(place.out, "report.html")}`);
+	});
+
+	it("the command that uses an adapter names its model too", () => {
+		const option = (name: string, value: unknown) => ({ name, value, isDefault: false });
+		const of = (...options: ReturnType<typeof option>[]) => baseOf({ options } as RunRecord);
+		const model = option("model_name_or_path", "my base");
+		expect(chatCommand("out", of(model, option("use_peft", true)))).toBe("npx arl chat 'my base' --adapter out");
+		expect(of(model, option("use_peft", false), option("adapter_name_or_path", "old"))).toBe("my base");
+		expect(chatCommand("out", of(model, option("use_peft", false)))).toBe("npx arl chat out");
 	});
 
 	it("ls lists those below a folder", async () => {

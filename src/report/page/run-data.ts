@@ -5,7 +5,7 @@ import type { HighestLosses } from "../runs/highest-losses.js";
 import type { RunReader, RunState } from "../runs/read-run.js";
 import type { Part, RunRecord, ShownOption } from "../runs/record.js";
 import type { SampledRow } from "../runs/samples.js";
-import { chatCommand, resultFolder, type Sentence, shellWord } from "../runs/sentences.js";
+import { baseOf, chatCommand, resultFolder, type Sentence, shellWord } from "../runs/sentences.js";
 import type { Curves } from "../runs/table.js";
 
 /** Points of a curve, at most. */
@@ -70,6 +70,7 @@ export function runData(reader: RunReader, points = POINTS): RunData {
 	const names = evaluation.names.filter((name) => name.startsWith("eval_"));
 	const each = Math.min(points, Math.max(20, Math.floor(EVALUATION_POINTS / Math.max(1, names.length))));
 	const model = record === null ? null : resultFolder(record, reader.folder);
+	const base = record === null ? null : baseOf(record);
 	return {
 		folder: resolve(reader.folder),
 		name: reader.name,
@@ -90,14 +91,29 @@ export function runData(reader: RunReader, points = POINTS): RunData {
 		saves: record?.saves.slice(-20) ?? [],
 		warnings: (record?.warnings ?? []).slice(-20).map(cut),
 		error: record?.error ? { ...record.error, message: cut(record.error.message) } : null,
-		commands: model === null ? [] : commands(resolve(model)),
+		commands: model === null ? [] : commands(resolve(model), base === null ? null : resolve(base)),
 	};
 }
 
-function commands(model: string): RunData["commands"] {
+/** `base`: the model whose adapter `model` is. */
+function commands(model: string, base: string | null): RunData["commands"] {
 	const word = shellWord(model);
+	const chat = { label: "Chat with it", command: chatCommand(model, base) };
+	if (base !== null) {
+		const given = `--model_name_or_path ${shellWord(base)} --adapter ${word}`;
+		return [
+			chat,
+			{ label: "One reply", command: `npx arl generate ${given} --prompt "Hello"` },
+			{ label: "Merge it into its model", command: `npx arl merge ${given} --output_dir merged` },
+			{
+				label: "Serve it with vLLM",
+				command: `vllm serve ${shellWord(base)} --enable-lora --lora-modules ${shellWord(`adapter=${model}`)}`,
+			},
+			{ label: "Load it with PEFT", command: `AutoPeftModelForCausalLM.from_pretrained(${JSON.stringify(model)})` },
+		];
+	}
 	return [
-		{ label: "Chat with it", command: chatCommand(model) },
+		chat,
 		{ label: "One reply", command: `npx arl generate --model_name_or_path ${word} --prompt "Hello"` },
 		{ label: "Serve it with vLLM", command: `vllm serve ${word}` },
 		{ label: "Load it with transformers", command: `AutoModelForCausalLM.from_pretrained(${JSON.stringify(model)})` },

@@ -26,7 +26,7 @@ export function sentencesOf(record: RunRecord, figures: Figures | null, folder: 
 	const model = resultFolder(record, folder);
 	return [
 		...(figures === null ? [] : [...reached(record, figures), memory(record, figures), waiting(figures)]),
-		...(model === null ? [] : [{ label: "use it", text: chatCommand(model) }]),
+		...(model === null ? [] : [{ label: "use it", text: chatCommand(model, baseOf(record)) }]),
 	];
 }
 
@@ -37,9 +37,17 @@ export function closingLines(record: RunRecord, folder: string): string[] {
 	return sentences.map(({ label, text }) => `${label.padEnd(8)} ${text}`);
 }
 
-/** The command that talks to the model in `folder`. */
-export function chatCommand(folder: string): string {
-	return `npx arl chat ${shellWord(folder)}`;
+/** The model whose adapter the run trained; null: it trained the model itself. */
+export function baseOf({ options }: RunRecord): string | null {
+	const value = (name: string) => options.find((option) => option.name === name)?.value ?? null;
+	const trainsAdapter = value("use_peft") === true || value("adapter_name_or_path") !== null;
+	return trainsAdapter ? String(value("model_name_or_path")) : null;
+}
+
+/** The command that talks to the model in `folder`, or to `base` with the adapter there. */
+export function chatCommand(folder: string, base: string | null): string {
+	if (base === null) return `npx arl chat ${shellWord(folder)}`;
+	return `npx arl chat ${shellWord(base)} --adapter ${shellWord(folder)}`;
 }
 
 /** A word as a shell reads it. */

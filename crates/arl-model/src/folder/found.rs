@@ -98,7 +98,7 @@ fn adapter(dir: &Path, names: &[String]) -> Option<Error> {
     let of = base.map_or(String::new(), |base| format!(" of {base}"));
     Some(
         Error::new(ErrorCode::Weights, format!("{}: {found} is an adapter{of}, not a model", dir.display())).hint(
-            "merge it into its base with PEFT (merge_and_unload) and save_pretrained the result, or train the base",
+            "name its base as the model and this folder as the adapter (--adapter, or --adapter_name_or_path to train on), or merge them (`arl merge`; PEFT's merge_and_unload)",
         ),
     )
 }
