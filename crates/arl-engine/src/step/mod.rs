@@ -23,6 +23,7 @@ use crate::model::Model;
 use crate::options::Recompute;
 use crate::placement::Param;
 use crate::placement::arena::{Arena, Category, higher};
+use crate::statistics::Figures;
 use crate::update::Pending;
 
 pub(crate) use forward::Generation;
@@ -100,8 +101,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         &mut self,
         inputs: Inputs,
         keep: Option<Recompute>,
-        sums: Buffer,
-        balance: Option<Buffer>,
+        figures: Figures,
     ) -> Run {
         let (model, t) = (self.model, inputs.size.tokens);
         let stream = t * model.shape.hidden;
@@ -134,8 +134,8 @@ impl<B: Backend + ?Sized> Step<'_, B> {
             delta: self.take(Category::Activations, model.dtype, stream),
             final_inverse_rms: self.take(Category::Activations, DType::F32, t),
             final_norm: self.take(Category::Activations, model.dtype, stream),
-            sums,
-            balance,
+            sums: figures.sums,
+            balance: figures.balances,
             loss_scale: 1.0,
             dropout: None,
             first: true,
