@@ -43,7 +43,10 @@ impl<B: Backend + ?Sized> Engine<B> {
         let statistics = self.accumulate(batches)?;
         let norm_squared = training.norm_squared;
         self.backend.zero(norm_squared);
-        self.backend.dot(training.gradients, training.gradients, norm_squared);
+        match training.sums.filter(|_| self.model.divides_gradients()) {
+            None => self.backend.dot(training.gradients, training.gradients, norm_squared),
+            Some(sums) => self.norm_of_pieces(sums, norm_squared)?,
+        }
         let losses = Rows { buffer: statistics.sums, stride: 3 };
         self.backend.guard(losses, statistics.balances, norm_squared);
         self.queue.last += 1;
@@ -62,7 +65,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         }
         self.settle();
         let Some(step) = self.queue.submitted.take() else { return Ok(()) };
-        self.update(&training, step.hyper, self.steps + 1);
+        self.update(&training, step.hyper, self.steps + 1)?;
         let Statistics { sums, balances, .. } = step.statistics;
         let read: Vec<_> = [Some(sums), balances, Some(training.norm_squared)].into_iter().flatten().collect();
         self.backend.queue_read(&read);
