@@ -622,6 +622,8 @@ export interface StepStats {
   gradNorm: number
   /** In the order of the micro-batches. */
   microBatches: Array<MicroBatchStats>
+  /** Of each sequence of each micro-batch, the sum of weight x negative log-likelihood, in nats. */
+  sequenceLosses: Array<Array<number>>
   /** With f16, the factor on the loss that gradients were computed with. */
   lossScale?: number
   /** With f16: the loss or a gradient was not finite, nothing was updated, and the loss scale was halved. */

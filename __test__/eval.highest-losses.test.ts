@@ -126,7 +126,11 @@ describe("an evaluation on the real core", () => {
 
 		const reader = new RunReader(place.out);
 		reader.update();
-		expect(reader.highestLosses).toEqual({ step: 4, rows: last?.map((row) => ({ ...row, source: null })) });
+		expect(reader.highestLosses).toEqual({
+			step: 4,
+			firstStep: null,
+			rows: last?.map((row) => ({ ...row, source: null })),
+		});
 		const broken = [null, { location: 3, targets: 1 }, { location: "e:1", loss: "NaN", targets: 2 }];
 		appendFileSync(
 			join(place.out, "metrics.jsonl"),
@@ -135,6 +139,7 @@ describe("an evaluation on the real core", () => {
 		reader.update();
 		expect(reader.highestLosses).toEqual({
 			step: 5,
+			firstStep: null,
 			rows: [{ location: "e:1", source: null, loss: null, targets: 2 }],
 		});
 	}, 120_000);

@@ -45,6 +45,13 @@ async function evaluatedRun(): Promise<string> {
 			highest_losses: [{ location: `eval.jsonl:${100 + i}`, loss: 7.25, targets: 12 }],
 		},
 		{
+			event: "trained_rows",
+			step: i + 1,
+			epoch: 1,
+			first_step: 3,
+			highest_losses: [{ location: `rows.jsonl:${200 + i}`, loss: 6.5, targets: 14 }],
+		},
+		{
 			event: "sample",
 			step: i + 1,
 			epoch: 1,
@@ -163,6 +170,8 @@ describe.skipIf(browser === null)("the page of a run in a browser", () => {
 			"eval.jsonl:7",
 			"Held-out rows of the highest loss, after step 40",
 			"eval.jsonl:1397.250012",
+			"Trained rows of the highest loss, steps 3 to 40",
+			"rows.jsonl:2396.500014",
 			"learning_rate",
 			"0.0001",
 			"npx arl chat",

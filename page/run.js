@@ -106,11 +106,20 @@ function sampleCard({ location, source, prompt, before, now, expected }) {
 
 function highestLosses({ highestLosses: found }) {
 	if (found === null) return null;
-	const { step, rows } = found;
+	return lossTable(`Held-out rows of the highest loss, after step ${whole(found.step)}`, found);
+}
+
+function trainedRows({ trainedRows: found }) {
+	if (found === null) return null;
+	const steps = `steps ${whole(found.firstStep ?? 1)} to ${whole(found.step)}`;
+	return lossTable(`Trained rows of the highest loss, ${steps}`, found);
+}
+
+function lossTable(title, { rows }) {
 	const several = rows.some(({ source }) => source !== null);
 	const number = (text) => el("td", { class: "number" }, text);
 	return section(
-		`Held-out rows of the highest loss, after step ${whole(step)}`,
+		title,
 		table(
 			["row", ...(several ? ["source"] : []), "loss of a target", "targets"],
 			rows.map(({ location, source, loss, targets }) => [
@@ -221,6 +230,7 @@ export function runPage() {
 	const below = [
 		[part(samples), pick("samples")],
 		[part(highestLosses), pick("highestLosses")],
+		[part(trainedRows), pick("trainedRows")],
 		[part(useIt), pick("commands")],
 		[part(dataCounts), pick("start", "rows", "skipped")],
 		[part(history), pick("parts", "saves", "warnings")],

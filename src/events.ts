@@ -226,7 +226,23 @@ export interface EvaluationMetrics {
 	[name: `eval_${string}`]: number | undefined;
 }
 
-/** A held-out row, and how well the model predicts it. */
+/**
+ * The rows that were predicted worst when they were trained, since the epoch began, or since the run was resumed within it: at
+ * the end of each epoch, before each checkpoint and at the end. A line `{"event":"trained_rows", ...}` of `metrics.jsonl`.
+ */
+export interface TrainedRowsEvent {
+	type: "trained_rows";
+	/** Optimizer steps done. */
+	step: number;
+	/** Epochs done, with fraction. */
+	epoch: number;
+	/** The first step whose rows are counted. */
+	firstStep: number;
+	/** At most ten, the highest first: `highest_losses` of the line. */
+	highestLosses: HighLoss[];
+}
+
+/** A row, and how well the model predicts it. */
 export interface HighLoss {
 	/** Where the row is: `eval.jsonl:17`. */
 	location: string;
@@ -325,6 +341,7 @@ export type TrainEvent =
 	| EvaluatingEvent
 	| EvaluateEvent
 	| SampleEvent
+	| TrainedRowsEvent
 	| EpochEvent
 	| SavedEvent
 	| RemovedEvent

@@ -86,6 +86,7 @@ export class FakeEngine implements NativeEngine {
 			...lossScale,
 			skipped: skip !== undefined,
 			seconds: 0.001,
+			sequenceLosses: batches.map(({ cuSeqlens }) => Array.from(cuSeqlens.subarray(1), () => 0)),
 			microBatches: batches.map(({ inputIds, cuSeqlens }) => ({
 				tokens: inputIds.length,
 				targetTokens: inputIds.length - cuSeqlens.length + 1,

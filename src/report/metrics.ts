@@ -87,6 +87,11 @@ export class MetricsSink {
 		if (event.type === "log") this.#file?.write({ ...event.metrics, ...name });
 		if (event.type === "evaluate")
 			this.#file?.write({ ...event.metrics, highest_losses: event.highestLosses, ...name });
+		if (event.type === "trained_rows") {
+			const { step, epoch, firstStep, highestLosses } = event;
+			const rows = { event: "trained_rows", step, epoch, first_step: firstStep, highest_losses: highestLosses };
+			this.#file?.write({ ...rows, ...name });
+		}
 		if (event.type === "sample") this.#file?.write({ event: "sample", ...event.sample, ...name });
 	}
 

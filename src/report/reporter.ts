@@ -96,6 +96,7 @@ export class TextReporter implements Reporter {
 				this.#evaluated(event);
 				break;
 			case "sample":
+			case "trained_rows":
 			case "epoch":
 				break;
 			case "saved":

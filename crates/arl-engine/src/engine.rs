@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arl_model::{CheckpointFormat, Error, ErrorCode, ExportOverrides, ModelConfig, ModelFiles, Result};
 
 use crate::attention;
-use crate::backend::{Backend, Buffer, DType, Pool, split_master};
+use crate::backend::{Backend, DType, Pool, split_master};
 use crate::batch::{BatchSize, MicroBatch, Staging};
 use crate::blocks::Run;
 use crate::kept::Kept;
@@ -22,7 +22,7 @@ use crate::plan::{MemoryPlan, StepPlan};
 use crate::queue::Queue;
 use crate::ranks::Ranks;
 use crate::rotary::RotaryTables;
-use crate::statistics::{MicroBatchStats, Statistics, take_statistics, weight_of};
+use crate::statistics::{Figures, MicroBatchStats, Statistics, weight_of};
 use crate::step::{Stages, Step};
 use crate::update::{Numbers, Pending, Update};
 
@@ -220,16 +220,10 @@ impl<B: Backend + ?Sized> Engine<B> {
     }
 
     /// Uploads a micro-batch and takes its memory.
-    pub(crate) fn begin(
-        &mut self,
-        batch: &MicroBatch,
-        keep: Option<Recompute>,
-        sums: Buffer,
-        balance: Option<Buffer>,
-    ) -> Run {
+    pub(crate) fn begin(&mut self, batch: &MicroBatch, keep: Option<Recompute>, figures: Figures) -> Run {
         let (backend, rope) = (&mut *self.backend, &self.model.rope);
         let inputs = self.staging.upload(backend, &mut self.arena, batch, rope, &mut self.tables);
-        self.parts().begin(inputs, keep, sums, balance)
+        self.parts().begin(inputs, keep, figures)
     }
 
     /// Clears the flag once a call has ended by it.
@@ -255,21 +249,23 @@ impl<B: Backend + ?Sized> Engine<B> {
         let weight = weight_of(&stats)?;
         self.gradient_scale = self.loss_scale.map_or(1.0, |scale| scale.scale());
         let step = self.next_step();
-        let (sums, balances) = self.statistics(batches.len());
+        let sequences: Vec<usize> = batches.iter().map(|batch| batch.size().sequences).collect();
+        let figures = self.take_figures(batches.len(), sequences.iter().copied().max().unwrap_or(0));
         let bottom = self.arena.mark();
         let mut first = true;
         for (i, batch) in batches.iter().enumerate() {
             if stats[i].target_tokens > 0 {
-                let balance = balances.map(|b| b.slice(i * b.len / batches.len(), b.len / batches.len()));
-                let mut run = self.begin(batch, Some(self.model.recompute), sums.slice(3 * i, 3), balance);
+                let own = figures.of(i, batches.len());
+                let mut run = self.begin(batch, Some(self.model.recompute), own);
                 (run.loss_scale, run.first) = (self.gradient_scale, first);
                 run.dropout = self.model.dropout(step, i);
                 self.parts().train(&run, weight)?;
+                self.parts().sum_sequences(batch, &run, own.sequence_losses);
                 first = false;
                 self.arena.release(bottom);
             }
         }
-        Ok(Statistics { stats, sums, balances })
+        Ok(Statistics { stats, sequences, figures })
     }
 
     /// The loss of each micro-batch, with the weights as they are.
@@ -278,18 +274,17 @@ impl<B: Backend + ?Sized> Engine<B> {
         if batches.is_empty() {
             return Ok(stats);
         }
-        let (sums, balances) = self.statistics(batches.len());
+        let figures = self.take_figures(batches.len(), 0);
         let bottom = self.arena.mark();
         for (i, batch) in batches.iter().enumerate() {
             if stats[i].target_tokens > 0 {
-                let balance = balances.map(|b| b.slice(i * b.len / batches.len(), b.len / batches.len()));
-                let run = self.begin(batch, None, sums.slice(3 * i, 3), balance);
+                let run = self.begin(batch, None, figures.of(i, batches.len()));
                 let result = self.parts().evaluate(&run);
                 self.settle_interrupt(result)?;
                 self.arena.release(bottom);
             }
         }
-        self.read_statistics(Statistics { stats, sums, balances })
+        self.read_statistics(Statistics { stats, sequences: Vec::new(), figures })
     }
 
     /// The number of the step whose gradients come next. The one before may be applied and not yet known to have been taken.
@@ -330,23 +325,23 @@ impl<B: Backend + ?Sized> Engine<B> {
         Ok((stats, largest, positions))
     }
 
-    /// Zeroed room for the statistics of `count` micro-batches: f64 `[count, 3]`, and f32 `[count, 2, experts]` where a
-    /// balance loss is added.
-    pub(crate) fn statistics(&mut self, count: usize) -> (Buffer, Option<Buffer>) {
-        let (sums, balances) = take_statistics(&mut self.arena, &self.model.shape, count);
-        for buffer in [Some(sums), balances].into_iter().flatten() {
+    /// Zeroed room for the figures of `count` micro-batches, each of at most `sequences` sequences.
+    pub(crate) fn take_figures(&mut self, count: usize, sequences: usize) -> Figures {
+        let figures = Figures::take(&mut self.arena, &self.model.shape, count, sequences);
+        for buffer in figures.buffers() {
             self.backend.zero(buffer);
         }
-        (sums, balances)
+        figures
     }
 
     /// Waits for the statistics.
     pub(crate) fn read_statistics(&mut self, statistics: Statistics) -> Result<Vec<MicroBatchStats>> {
         let mut host = vec![0; statistics.bytes()];
-        let (sums, balances) = host.split_at_mut(statistics.sums.bytes());
-        self.backend.read_back(statistics.sums, sums)?;
-        if let Some(buffer) = statistics.balances {
-            self.backend.read_back(buffer, balances)?;
+        let mut rest = host.as_mut_slice();
+        for buffer in statistics.figures.buffers() {
+            let (place, behind) = rest.split_at_mut(buffer.bytes());
+            self.backend.read_back(buffer, place)?;
+            rest = behind;
         }
         Ok(statistics.complete(&self.model.shape, &host))
     }

@@ -19,8 +19,8 @@ impl<B: Backend + ?Sized> Engine<B> {
         }
         self.make_room_to_evaluate(batch.size(), batch.positions())?;
         self.clear_arena();
-        let (sums, balance) = self.statistics(1);
-        let run = self.begin(batch, None, sums, balance);
+        let figures = self.take_figures(1, 0);
+        let run = self.begin(batch, None, figures);
         let result = self.parts().evaluate(&run);
         self.settle_interrupt(result)?;
         let targets = Targets {

@@ -13,7 +13,7 @@ use crate::model::Model;
 use crate::options::Recompute;
 use crate::placement::arena::{Arena, Category};
 use crate::rotary::Tables;
-use crate::statistics::{MicroBatchStats, take_statistics};
+use crate::statistics::{Figures, MicroBatchStats};
 use crate::step::{LossMode, Step};
 
 /// What the forward pass over one micro-batch gives.
@@ -29,8 +29,8 @@ pub struct Inspection {
 
 /// All memory that [`Engine::inspect`] takes: what every layer computes is kept.
 fn room<B: Backend + ?Sized>(step: &mut Step<'_, B>, inputs: Inputs) -> (Run, Buffer) {
-    let (sums, balance) = take_statistics(step.arena, &step.model.shape, 1);
-    let run = step.begin(inputs, Some(Recompute::Off), sums, balance);
+    let figures = Figures::take(step.arena, &step.model.shape, 1, 0);
+    let run = step.begin(inputs, Some(Recompute::Off), figures);
     step.take_scratch(&run);
     let chunk = step.model.loss_chunk.min(inputs.size.tokens);
     let logits = step.arena.take(Category::LogitsChunk, DType::F32, chunk * step.model.shape.vocab);

@@ -11,7 +11,7 @@ use crate::engine::Engine;
 use crate::loss_scale;
 use crate::options::Hyper;
 use crate::queue::{Queued, Ticket};
-use crate::statistics::{MicroBatchStats, Statistics, StepStats};
+use crate::statistics::{MicroBatchStats, StepStats};
 
 impl<B: Backend + ?Sized> Engine<B> {
     /// ONE optimizer step over all micro-batches: gradients of `sum(weight nll) / sum(weight)` over all their targets,
@@ -47,8 +47,8 @@ impl<B: Backend + ?Sized> Engine<B> {
             None => self.backend.dot(training.gradients, training.gradients, norm_squared),
             Some(sums) => self.norm_of_pieces(sums, norm_squared)?,
         }
-        let losses = Rows { buffer: statistics.sums, stride: 3 };
-        self.backend.guard(losses, statistics.balances, norm_squared);
+        let losses = Rows { buffer: statistics.figures.sums, stride: 3 };
+        self.backend.guard(losses, statistics.figures.balances, norm_squared);
         self.queue.last += 1;
         let ticket = Ticket(self.queue.last);
         self.queue.submitted = Some(Queued { ticket, start, hyper, statistics });
@@ -66,8 +66,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         self.settle();
         let Some(step) = self.queue.submitted.take() else { return Ok(()) };
         self.update(&training, step.hyper, self.steps + 1)?;
-        let Statistics { sums, balances, .. } = step.statistics;
-        let read: Vec<_> = [Some(sums), balances, Some(training.norm_squared)].into_iter().flatten().collect();
+        let read: Vec<_> = step.statistics.figures.buffers().chain([training.norm_squared]).collect();
         self.backend.queue_read(&read);
         self.queue.applied = Some(step);
         Ok(())
@@ -133,6 +132,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         self.backend.finish_read(&mut host)?;
         let (statistics, norm_squared) = host.split_at(bytes);
         let grad_norm = bytemuck::pod_read_unaligned::<f64>(norm_squared).sqrt() / f64::from(self.gradient_scale);
+        let sequence_losses = step.statistics.sequence_losses(statistics);
         let micro_batches = step.statistics.complete(&self.model.shape, statistics);
         let scale = self.loss_scale.map(|scale| scale.scale());
         let outcome = self.check_finite(&micro_batches, grad_norm);
@@ -141,7 +141,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         let loss = sum(|s| s.loss_sum) / sum(|s| s.target_weight) + sum(|s| s.balance_loss);
         let start = self.queue.end.map_or(step.start, |end| end.max(step.start));
         let seconds = start.elapsed().as_secs_f64();
-        Ok(StepStats { loss, grad_norm, micro_batches, loss_scale: scale, skipped, seconds })
+        Ok(StepStats { loss, grad_norm, micro_batches, sequence_losses, loss_scale: scale, skipped, seconds })
     }
 
     fn check_finite(&self, stats: &[MicroBatchStats], grad_norm: f64) -> Result<()> {

@@ -13,7 +13,7 @@ use crate::model::Model;
 use crate::options::EngineOptions;
 use crate::placement::arena::{Arena, Category};
 use crate::rotary::{Tables, table_bytes};
-use crate::statistics::take_statistics;
+use crate::statistics::Figures;
 use crate::step::{Stages, Step, host_bytes};
 
 /// Micro-batches of a step for whose statistics room is reserved from the start.
@@ -172,9 +172,9 @@ fn larger(a: BatchSize, b: BatchSize) -> BatchSize {
 /// alone.
 fn dry_run(model: &Model, size: BatchSize, micro_batches: usize, training: bool) -> Result<Arena> {
     let mut arena = Arena::new(usize::MAX);
-    take_statistics(&mut arena, &model.shape, micro_batches);
+    Figures::take(&mut arena, &model.shape, micro_batches, if training { size.sequences } else { 0 });
     let inputs = Inputs::take(&mut arena, size, size.tokens, size.tokens, Tables::dry(&model.rope));
-    let (sums, balance) = take_statistics(&mut Arena::new(usize::MAX), &model.shape, 1);
+    let figures = Figures::take(&mut Arena::new(usize::MAX), &model.shape, 1, 0);
     let mut step = Step {
         backend: &mut PlanBackend::default(),
         arena: &mut arena,
@@ -184,7 +184,7 @@ fn dry_run(model: &Model, size: BatchSize, micro_batches: usize, training: bool)
         pending: &mut None,
         ranks: None,
     };
-    let mut run = step.begin(inputs, training.then_some(model.recompute), sums, balance);
+    let mut run = step.begin(inputs, training.then_some(model.recompute), figures);
     if training {
         run.dropout = model.dropout(0, 0);
         step.train(&run, 1.0)?;

@@ -34,6 +34,8 @@ pub struct StepStats {
     pub grad_norm: f64,
     /// In the order of the micro-batches.
     pub micro_batches: Vec<MicroBatchStats>,
+    /// Of each sequence of each micro-batch, the sum of weight x negative log-likelihood, in nats.
+    pub sequence_losses: Vec<Vec<f64>>,
     /// With f16, the factor on the loss that gradients were computed with; they are divided by it again.
     pub loss_scale: Option<f32>,
     /// With f16: the loss or a gradient was not finite, nothing was updated, and the loss scale was halved.
@@ -48,26 +50,71 @@ pub struct StepStats {
 pub(crate) struct Statistics {
     /// What is known of them without the device.
     pub(crate) stats: Vec<MicroBatchStats>,
+    /// Sequences of each; empty: their losses are not asked for.
+    pub(crate) sequences: Vec<usize>,
+    pub(crate) figures: Figures,
+}
+
+/// What the device computes of micro-batches.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Figures {
     /// f64 `[count, 3]`.
     pub(crate) sums: Buffer,
+    /// f64 `[count, sequences]`: the loss of each sequence; `sequences`: of the micro-batch that has most, or 0.
+    pub(crate) sequence_losses: Buffer,
     /// f32 `[count, 2, experts]`.
     pub(crate) balances: Option<Buffer>,
 }
 
-impl Statistics {
-    /// Bytes of both buffers.
-    pub(crate) fn bytes(&self) -> usize {
-        self.sums.bytes() + self.balances.map_or(0, Buffer::bytes)
+impl Figures {
+    /// Room for those of `count` micro-batches, each of at most `sequences` sequences.
+    pub(crate) fn take(arena: &mut Arena, shape: &Shape, count: usize, sequences: usize) -> Self {
+        let mut take = |dtype, len| arena.take(Category::Inputs, dtype, len);
+        Figures {
+            sums: take(DType::F64, 3 * count),
+            sequence_losses: take(DType::F64, count * sequences),
+            balances: shape.balance.map(|_| take(DType::F32, count * 2 * shape.experts)),
+        }
     }
 
-    /// Completed with the bytes of both buffers, one behind the other.
+    /// All buffers, in the order in which they are read.
+    pub(crate) fn buffers(&self) -> impl Iterator<Item = Buffer> {
+        [Some(self.sums), Some(self.sequence_losses), self.balances].into_iter().flatten()
+    }
+
+    /// Those of micro-batch `m` of `count`.
+    pub(crate) fn of(&self, m: usize, count: usize) -> Self {
+        let part = |buffer: Buffer| buffer.slice(m * (buffer.len / count), buffer.len / count);
+        Figures {
+            sums: part(self.sums),
+            sequence_losses: part(self.sequence_losses),
+            balances: self.balances.map(part),
+        }
+    }
+}
+
+impl Statistics {
+    /// Bytes of all figures.
+    pub(crate) fn bytes(&self) -> usize {
+        self.figures.buffers().map(Buffer::bytes).sum()
+    }
+
+    /// The loss of each sequence, from the bytes of all figures, one behind the other.
+    pub(crate) fn sequence_losses(&self, bytes: &[u8]) -> Vec<Vec<f64>> {
+        let Figures { sums, sequence_losses, .. } = self.figures;
+        let losses = read(&bytes[sums.bytes()..][..sequence_losses.bytes()]);
+        let most = sequence_losses.len / self.stats.len().max(1);
+        self.sequences.iter().enumerate().map(|(m, &count)| losses[m * most..][..count].to_vec()).collect()
+    }
+
+    /// Completed with the bytes of all figures, one behind the other.
     pub(crate) fn complete(mut self, shape: &Shape, bytes: &[u8]) -> Vec<MicroBatchStats> {
-        let (sums, balances) = bytes.split_at(self.sums.bytes());
-        let sums: Vec<f64> = sums.chunks_exact(size_of::<f64>()).map(bytemuck::pod_read_unaligned).collect();
-        for (stat, sums) in self.stats.iter_mut().zip(sums.chunks_exact(3)) {
+        let (sums, rest) = bytes.split_at(self.figures.sums.bytes());
+        let balances = &rest[self.figures.sequence_losses.bytes()..];
+        for (stat, sums) in self.stats.iter_mut().zip(read(sums).chunks_exact(3)) {
             (stat.loss_sum, stat.correct, stat.entropy_sum) = (sums[0], sums[1] as usize, sums[2]);
         }
-        if self.balances.is_some() {
+        if self.figures.balances.is_some() {
             let balances: Vec<f32> =
                 balances.chunks_exact(size_of::<f32>()).map(bytemuck::pod_read_unaligned).collect();
             let experts = shape.experts;
@@ -83,11 +130,8 @@ impl Statistics {
     }
 }
 
-/// See [`Engine::statistics`].
-pub(crate) fn take_statistics(arena: &mut Arena, shape: &Shape, count: usize) -> (Buffer, Option<Buffer>) {
-    let sums = arena.take(Category::Inputs, DType::F64, 3 * count);
-    let balances = shape.balance.map(|_| arena.take(Category::Inputs, DType::F32, count * 2 * shape.experts));
-    (sums, balances)
+fn read(bytes: &[u8]) -> Vec<f64> {
+    bytes.chunks_exact(size_of::<f64>()).map(bytemuck::pod_read_unaligned).collect()
 }
 
 /// The weight of all targets of a step. Fails where it is 0.

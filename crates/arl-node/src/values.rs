@@ -210,6 +210,8 @@ pub struct StepStats {
     pub grad_norm: f64,
     /// In the order of the micro-batches.
     pub micro_batches: Vec<MicroBatchStats>,
+    /// Of each sequence of each micro-batch, the sum of weight x negative log-likelihood, in nats.
+    pub sequence_losses: Vec<Vec<f64>>,
     /// With f16, the factor on the loss that gradients were computed with.
     pub loss_scale: Option<f64>,
     /// With f16: the loss or a gradient was not finite, nothing was updated, and the loss scale was halved.
@@ -358,6 +360,7 @@ pub(crate) fn step_to_js(stats: arl_engine::StepStats) -> StepStats {
         loss: stats.loss,
         grad_norm: stats.grad_norm,
         micro_batches: stats.micro_batches.into_iter().map(stats_to_js).collect(),
+        sequence_losses: stats.sequence_losses,
         loss_scale: stats.loss_scale.map(f64::from),
         skipped: stats.skipped,
         seconds: stats.seconds,

@@ -52,6 +52,8 @@ export interface RunData {
 	samples: { rows: SampledRow[]; others: number };
 	/** Null: no evaluation names such rows. */
 	highestLosses: HighestLosses | null;
+	/** Null: no such line was written yet. */
+	trainedRows: HighestLosses | null;
 	options: ShownOption[];
 	start: RunRecord["start"] | null;
 	rows: RunRecord["rows"];
@@ -83,6 +85,7 @@ export function runData(reader: RunReader, points = POINTS): RunData {
 		sentences: reader.sentences,
 		samples: reader.samples.within(SAMPLE_BYTES),
 		highestLosses: reader.highestLosses,
+		trainedRows: reader.trainedRows,
 		options: (record?.options ?? []).map((option) => ({ ...option, value: cutValue(option.value) })),
 		start: record?.start ?? null,
 		rows: record?.rows ?? null,

@@ -1,8 +1,10 @@
-/** The held-out rows of the highest loss, as a line of `metrics.jsonl` names them. */
+/** The rows of the highest loss, held-out or trained, as a line of `metrics.jsonl` names them. */
 
-/** Those of one evaluation. */
+/** Those of one evaluation, or of an epoch that was trained. */
 export interface HighestLosses {
 	step: number;
+	/** Of trained rows: the first step whose rows are counted. */
+	firstStep: number | null;
 	rows: {
 		/** File and line. */
 		location: string;
@@ -19,7 +21,7 @@ const MOST_CHARACTERS = 300;
 
 /** The rows of a line; null: it names none. What has another shape is left out. */
 export function highestLossesOf(line: { step: number } & Record<string, unknown>): HighestLosses | null {
-	const { step, highest_losses: given } = line;
+	const { step, first_step: first, highest_losses: given } = line;
 	if (!Array.isArray(given)) return null;
 	const rows: HighestLosses["rows"] = [];
 	for (const one of given.slice(0, MOST_ROWS) as (Record<string, unknown> | null)[]) {
@@ -32,5 +34,5 @@ export function highestLossesOf(line: { step: number } & Record<string, unknown>
 			targets,
 		});
 	}
-	return rows.length === 0 ? null : { step, rows };
+	return rows.length === 0 ? null : { step, firstStep: typeof first === "number" ? first : null, rows };
 }

@@ -28,6 +28,8 @@ export class RunReader {
 	samples = new Samples();
 	/** Of the newest evaluation that names such rows. */
 	highestLosses: HighestLosses | null = null;
+	/** Of the newest line about trained rows. */
+	trainedRows: HighestLosses | null = null;
 	#offset = 0;
 	#lastElapsed = 0;
 
@@ -69,6 +71,7 @@ export class RunReader {
 		this.evaluation = new MetricsTable(BUCKETS);
 		this.samples = new Samples();
 		this.highestLosses = null;
+		this.trainedRows = null;
 		this.#offset = 0;
 		this.#lastElapsed = 0;
 	}
@@ -99,6 +102,7 @@ export class RunReader {
 		if (values === null) return;
 		if (values.event !== undefined) {
 			if (values.event === "sample") this.samples.add(values);
+			if (values.event === "trained_rows") this.trainedRows = highestLossesOf(values) ?? this.trainedRows;
 			return;
 		}
 		const { step, ...metrics } = values;

@@ -29,6 +29,7 @@ import { Evaluations } from "./evaluations.js";
 import type { Requests } from "./requests.js";
 import { Saves } from "./saves.js";
 import { flopsOf, StepQueue } from "./step.js";
+import { TrainedRows } from "./trained-rows.js";
 
 /** Takes all steps of a prepared run. What it opens is closed with `resources`. */
 export async function* trainLoop(
@@ -40,6 +41,7 @@ export async function* trainLoop(
 	const { args, counters, hooks } = run;
 	const evaluations = new Evaluations(prepared, requests.signal);
 	const saves = new Saves(prepared);
+	const trained = new TrainedRows(data.source);
 	yield* begin(prepared, saves, evaluations.missed);
 	const queue = new StepQueue(engine, data, args, counters.step);
 	resources.add(() => queue.end());
@@ -87,6 +89,7 @@ export async function* trainLoop(
 			},
 		});
 		mark = now;
+		trained.add(step, rows, stats);
 		yield last;
 		if (last.skipped) yield skippedNotice(last);
 		if (filling && data.prefetcher.complete) {
@@ -96,7 +99,11 @@ export async function* trainLoop(
 		}
 		const isFirst = step === 1 && args.logging_first_step;
 		if (step % run.logInterval === 0 || step === data.plan.totalSteps || isFirst) yield counters.log(last);
-		if (rows.place.lastOfEpoch) yield { type: "epoch", epoch: rows.place.epoch + 1, step };
+		if (rows.place.lastOfEpoch) {
+			yield* trained.report(last);
+			trained.endEpoch();
+			yield { type: "epoch", epoch: rows.place.epoch + 1, step };
+		}
 		if (evaluates) yield* evaluations.runDue();
 		const asked = requests.takeEvaluations();
 		if (asked !== null) {
@@ -110,7 +117,10 @@ export async function* trainLoop(
 		}
 		const requested = requests.takeSave() ? "requested" : null;
 		const reason = saves.dueAfter(step, rows.place) ?? requested;
-		if (reason !== null) yield* saves.save(reason);
+		if (reason !== null) {
+			yield* trained.report(last);
+			yield* saves.save(reason);
+		}
 		// Evaluating and saving are no part of the next step's time.
 		if (evaluates || asked !== null || reason !== null) mark = performance.now();
 	}
@@ -122,6 +132,7 @@ export async function* trainLoop(
 	// The end of the rows has shown that the last step was the last one.
 	const done = (step >= data.plan.totalSteps || evaluations.exhausted) && !evaluations.cut;
 	if (last !== null && counters.window.steps > 0 && done) yield counters.log(last);
+	if (last !== null) yield* trained.report(last);
 	const seconds = (performance.now() - started) / 1000;
 	const trainLoss = step > firstStep ? (counters.lossSum - lossBefore) / (step - firstStep) : null;
 	const all = step >= data.plan.totalSteps ? "completed" : "early_stopped";

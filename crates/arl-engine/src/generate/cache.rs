@@ -7,7 +7,7 @@ use crate::blocks::cache::{Cached, NewTokens};
 use crate::model::Model;
 use crate::placement::arena::{Arena, Category};
 use crate::rotary::Tables;
-use crate::statistics::take_statistics;
+use crate::statistics::Figures;
 use crate::step::Step;
 
 /// What a group of sequences keeps.
@@ -60,8 +60,8 @@ pub(super) fn room<B: Backend + ?Sized>(
     let lengths = ints(tokens);
     let rows = step.arena.take(Category::Workspace, step.model.dtype, tokens * heads.key_columns());
     let inputs = Inputs::take(step.arena, size, 0, max_len, tables.one_axis());
-    let (sums, _) = take_statistics(step.arena, &step.model.shape, 1);
-    let run = step.begin(inputs, None, sums, None);
+    let figures = Figures::take(step.arena, &step.model.shape, 1, 0);
+    let run = step.begin(inputs, None, Figures { balances: None, ..figures });
     step.take_scratch(&run);
     (run, NewTokens { slots, keys, values, rows, lengths, one_each })
 }

@@ -107,11 +107,14 @@ impl Cut {
         }
         // Behind them is the place of the others. What is completed at once is there at once.
         let mut most = 0;
-        for i in (0..self.buckets.len()).filter(|&i| self.buckets[i].shared) {
-            let together = |other: &&Bucket| other.shared && other.complete == self.buckets[i].complete;
-            let before: usize = self.buckets[..i].iter().filter(together).map(|bucket| bucket.len).sum();
-            self.buckets[i].gradient = whole + before;
-            most = most.max(before + self.buckets[i].len);
+        for i in 0..self.buckets.len() {
+            let Bucket { complete, shared, len, .. } = self.buckets[i];
+            if shared {
+                let together = |other: &&Bucket| other.shared && other.complete == complete;
+                let before: usize = self.buckets[..i].iter().filter(together).map(|bucket| bucket.len).sum();
+                self.buckets[i].gradient = whole + before;
+                most = most.max(before + len);
+            }
         }
         self.gradient_len = whole + most;
     }

@@ -8,22 +8,21 @@ use crate::batch::MicroBatch;
 use crate::engine::Engine;
 use crate::statistics::{MicroBatchStats, Statistics, weight_of};
 
-/// What other ranks know of a micro-batch: tokens, targets and the bits of the targets' weight.
-pub(super) type Counted = [u64; 3];
+/// What other ranks know of a micro-batch: tokens, sequences, targets and the bits of the targets' weight.
+type Counted = [u64; 4];
 
 impl<B: Backend + ?Sized> Engine<B> {
     /// Queues the gradients of a step, of which `own` are this rank's micro-batches.
     pub(crate) fn accumulate_in_order(&mut self, own: &[MicroBatch], sums: Buffer) -> Result<Statistics> {
         self.check_joined()?;
         let (own_stats, largest, positions) = self.count(own)?;
-        let stats = self.all_stats(&own_stats)?;
+        let (stats, sequences) = self.all_stats(own, &own_stats)?;
         self.make_room(largest, positions, stats.len())?;
         self.clear_arena();
         let weight = weight_of(&stats)?;
         self.gradient_scale = self.loss_scale.map_or(1.0, |scale| scale.scale());
         let step = self.next_step();
-        let (figures, balances) = self.statistics(stats.len());
-        let of = |m: usize| balances.map(|b| b.slice(m * b.len / stats.len(), b.len / stats.len()));
+        let figures = self.take_figures(stats.len(), sequences.iter().copied().max().unwrap_or(0));
         let gradients = self.training()?.gradients;
         let bottom = self.arena.mark();
         // It reads gradients, and a rank without a micro-batch has no forward pass that completes it.
@@ -33,11 +32,13 @@ impl<B: Backend + ?Sized> Engine<B> {
             let m = round * self.ranks.size + self.ranks.rank;
             match own.get(round).filter(|_| stats[m].target_tokens > 0) {
                 Some(batch) => {
-                    let mut run = self.begin(batch, Some(self.model.recompute), figures.slice(3 * m, 3), of(m));
+                    let own = figures.of(m, stats.len());
+                    let mut run = self.begin(batch, Some(self.model.recompute), own);
                     (run.loss_scale, run.first) = (self.gradient_scale, true);
                     run.dropout = self.model.dropout(step, m);
                     // Where ranks divide gradients, it adds each layer's as soon as it has them.
                     self.parts().train(&run, weight)?;
+                    self.parts().sum_sequences(batch, &run, own.sequence_losses);
                     self.arena.release(bottom);
                 }
                 None => {
@@ -52,11 +53,10 @@ impl<B: Backend + ?Sized> Engine<B> {
         if !self.model.divides_gradients() {
             self.gather_sums(gradients, sums)?;
         }
-        self.gather_figures(figures, stats.len())?;
-        if let Some(balances) = balances {
-            self.gather_figures(balances, stats.len())?;
+        for buffer in figures.buffers() {
+            self.gather_figures(buffer, stats.len())?;
         }
-        Ok(Statistics { stats, sums: figures, balances })
+        Ok(Statistics { stats, sequences, figures })
     }
 
     /// Takes part in a round with gradients that are zero.
@@ -66,8 +66,12 @@ impl<B: Backend + ?Sized> Engine<B> {
         points.try_for_each(|point| self.ranks.collect(&mut *self.backend, &self.model, point))
     }
 
-    /// What is known of all micro-batches of a step, in their order.
-    fn all_stats(&mut self, own: &[MicroBatchStats]) -> Result<Vec<MicroBatchStats>> {
+    /// What is known of all micro-batches of a step, in their order, and their sequences; of this rank's own it is `own_stats`.
+    fn all_stats(
+        &mut self,
+        own: &[MicroBatch],
+        own_stats: &[MicroBatchStats],
+    ) -> Result<(Vec<MicroBatchStats>, Vec<usize>)> {
         let counts: Vec<u64> = read(&self.ranks.figures(&(own.len() as u64).to_ne_bytes())?);
         let (total, most) = (counts.iter().sum::<u64>() as usize, counts.iter().copied().max().unwrap_or(0) as usize);
         let dealt = |rank: usize| (total + self.ranks.size - 1 - rank) / self.ranks.size;
@@ -77,18 +81,22 @@ impl<B: Backend + ?Sized> Engine<B> {
         }
         let mut counted: Vec<Counted> = own
             .iter()
-            .map(|stat| [stat.tokens as u64, stat.target_tokens as u64, stat.target_weight.to_bits()])
+            .zip(own_stats)
+            .map(|(batch, stat)| {
+                let sequences = batch.size().sequences as u64;
+                [stat.tokens as u64, sequences, stat.target_tokens as u64, stat.target_weight.to_bits()]
+            })
             .collect();
         counted.resize(most, Counted::default());
         let all: Vec<Counted> = read(&self.ranks.figures(bytemuck::cast_slice(&counted))?);
         let place = |m: usize| all[m % self.ranks.size * most + m / self.ranks.size];
-        let stat = |[tokens, target_tokens, weight]: Counted| MicroBatchStats {
+        let stat = |[tokens, _, target_tokens, weight]: Counted| MicroBatchStats {
             tokens: tokens as usize,
             target_tokens: target_tokens as usize,
             target_weight: f64::from_bits(weight),
             ..MicroBatchStats::default()
         };
-        Ok((0..total).map(|m| stat(place(m))).collect())
+        Ok((0..total).map(|m| (stat(place(m)), place(m)[1] as usize)).unzip())
     }
 
     /// Makes the gradients the sums of all ranks.

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use arl_model::{Dtype, Error, ErrorCode, Result, SafetensorsFile};
+use arl_model::{Dtype, ErrorCode, Result, SafetensorsFile};
 use serde_json::{Map, Value};
 
 use super::ranges::{Copied, Held, intersect};

@@ -2,6 +2,7 @@
 
 use super::Step;
 use crate::backend::{Backend, Buffer, CrossEntropy, DType, Rows};
+use crate::batch::MicroBatch;
 use crate::blocks::Run;
 use crate::placement::arena::Category;
 
@@ -78,6 +79,20 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         self.backend.dot(inputs.nll, inputs.weights, run.sums.slice(0, 1));
         self.backend.dot(inputs.correct, inputs.ones, run.sums.slice(1, 1));
         self.backend.dot(inputs.entropy, inputs.ones, run.sums.slice(2, 1));
+    }
+
+    /// The loss of each sequence of a micro-batch whose classifier pass is queued, into `losses` f64 `[sequences]`, which is
+    /// zero.
+    pub(crate) fn sum_sequences(&mut self, batch: &MicroBatch, run: &Run, losses: Buffer) {
+        let mut first = 0;
+        for (s, ends) in batch.cu_seqlens.windows(2).enumerate() {
+            let count = (ends[0] as usize..ends[1] as usize).filter(|&t| batch.weight(t) > 0.0).count();
+            if count > 0 {
+                let part = |buffer: Buffer| buffer.slice(first, count);
+                self.backend.dot(part(run.inputs.nll), part(run.inputs.weights), losses.slice(s, 1));
+            }
+            first += count;
+        }
     }
 
     /// Logits of `rows` consecutive rows of `hidden` `[rows, H]`.

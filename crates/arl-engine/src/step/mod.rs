@@ -25,6 +25,7 @@ use crate::placement::Param;
 use crate::placement::arena::{Arena, Category, higher};
 use crate::placement::cut::Complete;
 use crate::ranks::Ranks;
+use crate::statistics::Figures;
 use crate::update::Pending;
 
 pub(crate) use forward::Generation;
@@ -100,13 +101,7 @@ fn keeps_stream(model: &Model, keep: Option<Recompute>, b: usize) -> bool {
 
 impl<B: Backend + ?Sized> Step<'_, B> {
     /// Takes the memory that lasts for the whole micro-batch.
-    pub(crate) fn begin(
-        &mut self,
-        inputs: Inputs,
-        keep: Option<Recompute>,
-        sums: Buffer,
-        balance: Option<Buffer>,
-    ) -> Run {
+    pub(crate) fn begin(&mut self, inputs: Inputs, keep: Option<Recompute>, figures: Figures) -> Run {
         let (model, t) = (self.model, inputs.size.tokens);
         let stream = t * model.shape.hidden;
         // With offloading, the inputs of layers take turns in a few slots.
@@ -138,8 +133,8 @@ impl<B: Backend + ?Sized> Step<'_, B> {
             delta: self.take(Category::Activations, model.dtype, stream),
             final_inverse_rms: self.take(Category::Activations, DType::F32, t),
             final_norm: self.take(Category::Activations, model.dtype, stream),
-            sums,
-            balance,
+            sums: figures.sums,
+            balance: figures.balances,
             loss_scale: 1.0,
             dropout: None,
             first: true,
