@@ -25,6 +25,9 @@ interface Change {
 type PlanJson = MemoryPlan & {
 	device: string;
 	dtype: string;
+	world: number;
+	zero: number;
+	sent: { gradients: number; sums: number; weights: number; total: number } | null;
 	tokens: number;
 	sequences: number;
 	evalTokens: number | null;
@@ -46,7 +49,11 @@ async function planOf(words: string[], env: NodeJS.ProcessEnv = noGpu): Promise<
 
 /** What the core says of a run with the default options. */
 function core(modelDir: string, options: Partial<EngineOptions>): MemoryPlan {
-	return loadNative().planMemory({
+	return loadNative().planMemory(coreOptions(modelDir, options));
+}
+
+function coreOptions(modelDir: string, options: Partial<EngineOptions>): EngineOptions {
+	return {
 		modelDir,
 		device: "cuda",
 		dtype: "bf16",
@@ -59,7 +66,7 @@ function core(modelDir: string, options: Partial<EngineOptions>): MemoryPlan {
 		adamEpsilon: 1e-8,
 		weightDecay: 0,
 		...options,
-	});
+	};
 }
 
 /** A model as large as wanted, of which there is the config alone. */
@@ -87,6 +94,33 @@ describe("arl plan", () => {
 		);
 		const onCpu = ["--model_name_or_path", model, "--device", "cpu", "--tokens", "4096", "--sequences", "4"];
 		expect(await planOf(onCpu)).toMatchObject({ dtype: "f32", ...core(model, { device: "cpu", dtype: "f32" }) });
+	});
+
+	it("plans for each of several ranks, and what one sends in a step", async () => {
+		const words = ["--model_name_or_path", model, "--device", "cpu", "--tokens", "4096", "--sequences", "4", "--bf16"];
+		const onCpu = { device: "cpu" };
+		const bytes = ({ categories }: PlanJson, name: string) => categories.find((one) => one.name === name)?.bytes ?? 0;
+		for (const [zero, divided] of [["0", {}], ["1", { zero: 1 }], ["2", { zero: 2 }], ["auto", { zero: 2 }]] as const) {
+			const planned = await planOf([...words, "--world", "4", "--zero", zero, "--gradient_accumulation_steps", "3"]);
+			const options = { ...onCpu, dataParallel: 4, ...divided };
+			expect(planned).toMatchObject({ world: 4, zero: Number(planned.zero), ...core(model, options) });
+			const sent = loadNative().planTraffic(coreOptions(model, options), 3);
+			expect(planned.sent).toEqual({ ...sent, total: sent.gradients + sent.sums + sent.weights });
+			// A rank sends all gradients but its own part, which is a quarter.
+			const all = 12 * planned.parameters;
+			expect(sent.gradients / all).toBeGreaterThan(0.74);
+			expect(sent.gradients / all).toBeLessThan(0.76);
+			expect([sent.sums > 0, sent.weights > 0]).toEqual([planned.zero < 2, planned.zero > 0]);
+			expect(bytes(planned, "moments") / (8 * planned.parameters)).toBeCloseTo(planned.zero === 0 ? 1 : 0.25, 2);
+			const { stdout } = await plan([...words, "--world", "4", "--zero", zero]);
+			expect(stdout).toMatch(/^memory of each rank +GiB/m);
+			expect(stdout).toMatch(/^sent by a rank in a step +GiB/m);
+			expect(stdout).toContain(`zero ${planned.zero}${zero === "auto" ? " (auto)" : ""}: 4 ranks divide `);
+		}
+		expect(await planOf(words)).toMatchObject({ world: 1, zero: 0, sent: null });
+		expect((await plan([...words, "--world", "2", "--zero", "3"])).stderr).toContain("3, which divides weights too, is not built yet");
+		const gpus = await plan(["--model_name_or_path", model, "--device", "cuda", "--world", "2"]);
+		expect([gpus.code, gpus.stderr]).toEqual([1, expect.stringContaining("several GPUs is not built yet")]);
 	});
 
 	it("plans for the largest micro-batch that the options allow", async () => {

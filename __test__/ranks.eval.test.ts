@@ -62,9 +62,13 @@ async function onOneAndTwo(name: string, options: Options): Promise<[string, str
 	expect(new Set(evaluated.map(({ eval_loss }) => eval_loss)).size).toBe(5);
 	expect(readlinkSync(join(two, "best"))).toBe(readlinkSync(join(one, "best")));
 	for (const step of [2, 4, 6, 8]) {
-		expect(differingFiles(join(two, `checkpoint-${step}`), join(one, `checkpoint-${step}`)), `step ${step}`).toEqual(
-			[],
-		);
+		const differing = differingFiles(join(two, `checkpoint-${step}`), join(one, `checkpoint-${step}`));
+		// The state to resume from is in pieces, because ranks divide moments.
+		expect(differing.sort(), `step ${step}`).toEqual([
+			"arl/engine.safetensors",
+			"arl/state-00001-of-00002.safetensors",
+			"arl/state-00002-of-00002.safetensors",
+		]);
 	}
 	return [one, two];
 }

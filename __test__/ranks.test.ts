@@ -5,6 +5,7 @@ import { describe, expect, it, vi } from "vitest";
 import { QwenTrainer } from "../src/api/trainer.js";
 import { ranksFindings } from "../src/cli/doctor-ranks.js";
 import { onStopSignals } from "../src/cli/signals.js";
+import { trainingSchema } from "../src/config/schema.js";
 import { ArlError } from "../src/errors.js";
 import type { EngineOptions, MicroBatch, Native, NativeEngine, NativeRanks } from "../src/native.js";
 import { dealt, packBatches, unpackBatches } from "../src/ranks/batches.js";
@@ -12,6 +13,7 @@ import { Hub } from "../src/ranks/hub.js";
 import { checkDevice, checkRanks } from "../src/ranks/ranks.js";
 import { holdUp, type Sign } from "../src/ranks/watch.js";
 import { Worker } from "../src/ranks/worker.js";
+import { zeroOf, zeroText } from "../src/run/setup/options.js";
 import { errorOf } from "./support/folder.js";
 import { root } from "./support/real.js";
 
@@ -106,7 +108,7 @@ async function two(engines: Partial<NativeEngine>[] = [{}, {}]) {
 	const centre = { hosts: ["127.0.0.1"], ...hub.address };
 	const worker = await Worker.connect(centre, 1, 2, native(1), mpi(1) as unknown as NativeRanks);
 	await hub.connected();
-	const open = () => hub.openEngine(native(0), {} as EngineOptions);
+	const open = (options: Partial<EngineOptions> = {}) => hub.openEngine(native(0), options as EngineOptions);
 	return { hub, worker, centre, calls, failed, open };
 }
 
@@ -125,6 +127,33 @@ describe("rank 0 and another rank", () => {
 		const before = ["joinRanks", "fingerprint"];
 		expect(calls[0]).toEqual([...before, "submitStep 2", "finishStep", "fingerprint", "saveState", "close"]);
 		expect(calls[1]).toEqual([...before, "submitStep 1", "finishStep", "fingerprint", "close"]);
+	});
+
+	it("save together where they divide moments, each what it has", async () => {
+		const { hub, worker, calls, open } = await two();
+		const verdict = worker.serve(async () => ({}));
+		const engine = await open({ zero: 1 });
+		await engine.exportModel("somewhere");
+		await engine.saveState("somewhere");
+		await engine.exportAdapter("somewhere", "base");
+		await engine.close();
+		await hub.end(0);
+		expect(await verdict).toEqual({ code: 0, error: null });
+		const both = ["joinRanks", "fingerprint", "exportModel", "fingerprint", "saveState", "exportAdapter", "close"];
+		expect(calls).toEqual([both, both]);
+	});
+
+	it("fail with the error of the rank that could not save", async () => {
+		const follows = () => Promise.reject(new ArlError("ARL_INTERRUPTED", "ended because rank 1 failed"));
+		const full = () => Promise.reject(new ArlError("ARL_IO", "no space left", "free some"));
+		const { hub, worker, open } = await two([{ saveState: follows }, { saveState: full }]);
+		const verdict = worker.serve(async () => ({}));
+		const engine = await open({ zero: 2 });
+		const error = await errorOf(engine.saveState("somewhere"));
+		expect(error).toMatchObject({ code: "ARL_IO", hint: "free some" });
+		expect(error.message).toMatch(/^rank 1 \(host \S+, pid \d+\): no space left$/);
+		await hub.abandon(error);
+		expect((await verdict).error).toBeNull();
 	});
 
 	it("disagree with all that differs, by name", async () => {
@@ -244,6 +273,20 @@ describe("what a run of several ranks needs", () => {
 		expect((await errorOf(() => checkDevice(ranks(2), "cuda:0"))).message).toContain("several GPUs is not built yet");
 		checkDevice(ranks(1), "cuda:0");
 		checkDevice(ranks(2), "cpu");
+	});
+
+	it("is divided as zero says, and by itself as far as that is built", () => {
+		expect(zeroOf({ dp_size: 1, zero: 2 })).toBe(0);
+		expect(zeroOf({ dp_size: 2, zero: "auto" })).toBe(2);
+		expect(zeroOf({ dp_size: 2, zero: 1 })).toBe(1);
+		expect(zeroText({ dp_size: 1, zero: "auto" })).toBeNull();
+		expect(zeroText({ dp_size: 1, zero: 1 })).toContain("no effect");
+		expect(zeroText({ dp_size: 4, zero: "auto" })).toBe(
+			"zero 2 (auto): 4 ranks divide gradients, moments and master weights among them",
+		);
+		expect(zeroText({ dp_size: 2, zero: 0 })).toBe("zero 0: 2 ranks divide nothing among them");
+		const parse = (zero: unknown) => trainingSchema.shape.zero.safeParse(zero).success;
+		expect(["auto", 0, 1, 2, 3, -1, "2"].map(parse)).toEqual([true, true, true, true, false, false, false]);
 	});
 
 	it("is what arl doctor shows", () => {

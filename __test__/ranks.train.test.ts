@@ -4,7 +4,7 @@ import { delimiter, dirname, join } from "node:path";
 import { beforeAll, describe, expect, it } from "vitest";
 import type { Mpirun } from "../src/launch/mpi.js";
 import { temporaryFolder } from "./support/folder.js";
-import { arlOnRanks, ended, libraryOf, mpiruns } from "./support/ranks.js";
+import { arlOnRanks, ended, libraryOf, mpiruns, pidsOf, rankOf } from "./support/ranks.js";
 import { arl, differingFiles, type Ended, flags, metricsOf, root, sharedPath, tinyPlace } from "./support/real.js";
 
 const found = mpiruns();
@@ -28,6 +28,8 @@ const COMMON = {
 	logging_steps: 1,
 	threads: 1,
 	device: "cpu",
+	// Each checkpoint then has the files of one rank; what ranks divide is tested in ranks.zero.test.ts.
+	zero: 0,
 };
 
 /** A run long enough for something to happen in it. */
@@ -138,28 +140,6 @@ function onceTraining(out: string, act: () => void): () => void {
 		done = true;
 		act();
 	};
-}
-
-/** The ranks of a run, by its output folder. */
-function pidsOf(out: string): number[] {
-	return readdirSync("/proc")
-		.filter((name) => /^\d+$/.test(name))
-		.filter((pid) => {
-			try {
-				const words = readFileSync(`/proc/${pid}/cmdline`, "utf8").split("\0");
-				return words.includes(out) && /node[^/]*$/.test(words[0] ?? "") && existsSync(`/proc/${pid}/fd`);
-			} catch {
-				return false;
-			}
-		})
-		.map(Number);
-}
-
-/** The rank that a process is. */
-function rankOf(pid: number): string {
-	const variables = readFileSync(`/proc/${pid}/environ`, "utf8").split("\0");
-	const found = variables.find((text) => /^(OMPI_COMM_WORLD_RANK|PMI_RANK)=/.test(text));
-	return found?.split("=")[1] ?? "";
 }
 
 /** Sends a signal to rank 1 of a run after its first steps, and checks that all ranks end within 15 seconds of it. */

@@ -27,6 +27,7 @@ export type {
 	StepStats,
 	TextInfo,
 	TextOptions,
+	Traffic,
 } from "../binding.js";
 export type NativeEngine = Addon.Engine;
 export type NativeRanks = Addon.Ranks;
@@ -43,6 +44,7 @@ export interface Native {
 	errorCodes: typeof Addon.errorCodes;
 	devices: typeof Addon.devices;
 	planMemory: typeof Addon.planMemory;
+	planTraffic: typeof Addon.planTraffic;
 	modelConfig: typeof Addon.modelConfig;
 	checkWeights: typeof Addon.checkWeights;
 	mergeAdapter: typeof Addon.mergeAdapter;
@@ -131,6 +133,7 @@ function nativeOf(addon: typeof Addon): Native {
 		errorCodes: guarded(addon.errorCodes),
 		devices: guarded(addon.devices),
 		planMemory: guarded(addon.planMemory),
+		planTraffic: guarded(addon.planTraffic),
 		modelConfig: guarded(addon.modelConfig),
 		checkWeights: guarded(addon.checkWeights),
 		mergeAdapter: guarded(addon.mergeAdapter),

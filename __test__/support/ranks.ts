@@ -1,6 +1,6 @@
 /** Runs of several ranks under a real `mpirun`. */
 import { spawn } from "node:child_process";
-import { existsSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { delimiter, dirname, join } from "node:path";
 import { findMpirun, type Mpirun, mpirunArguments } from "../../src/launch/mpi.js";
 import { type Ended, root } from "./real.js";
@@ -89,4 +89,26 @@ export function ended(
 	return new Promise((resolve) => {
 		child.on("close", (code, signal) => resolve({ code, signal, stdout, stderr }));
 	});
+}
+
+/** The ranks of a run, by its output folder. */
+export function pidsOf(out: string): number[] {
+	return readdirSync("/proc")
+		.filter((name) => /^\d+$/.test(name))
+		.filter((pid) => {
+			try {
+				const words = readFileSync(`/proc/${pid}/cmdline`, "utf8").split("\0");
+				return words.includes(out) && /node[^/]*$/.test(words[0] ?? "") && existsSync(`/proc/${pid}/fd`);
+			} catch {
+				return false;
+			}
+		})
+		.map(Number);
+}
+
+/** The rank that a process is. */
+export function rankOf(pid: number): string {
+	const variables = readFileSync(`/proc/${pid}/environ`, "utf8").split("\0");
+	const found = variables.find((text) => /^(OMPI_COMM_WORLD_RANK|PMI_RANK)=/.test(text));
+	return found?.split("=")[1] ?? "";
 }

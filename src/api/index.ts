@@ -27,7 +27,14 @@ export { type EvaluateOptions, evaluate } from "./evaluate.js";
 export type { InspectedRow, TokenText, TrainedSpan } from "./inspect-row.js";
 export type { Bin, LengthSummary } from "./length-summary.js";
 export { type ChatOptions, type GenerateOptions, Model, type ModelOptions } from "./model.js";
-export { type MemoryCategory, type MemoryChange, type MemoryPlan, type PlanSize, planMemory } from "./plan-memory.js";
+export {
+	type MemoryCategory,
+	type MemoryChange,
+	type MemoryPlan,
+	type PlanSize,
+	planMemory,
+	type SentBytes,
+} from "./plan-memory.js";
 export type { ChatCompletion, Completion, Reply } from "./reply.js";
 export { type CheckOptions, checkRows, inspectRow, type RowArguments, type RowOptions } from "./rows.js";
 export {

@@ -3,7 +3,8 @@ import { namesHeldOut } from "../config/eval-sources.js";
 import type { AgentTrainingConfig } from "../config/schema.js";
 import { deviceToPlan, hostInfo } from "../device/index.js";
 import { ArlError } from "../errors.js";
-import { type DeviceInfo, loadNative, type Native, type MemoryPlan as NativePlan } from "../native.js";
+import { type DeviceInfo, type EngineOptions, loadNative, type Native, type MemoryPlan as NativePlan } from "../native.js";
+import { checkDevice } from "../ranks/ranks.js";
 import { type Advice, advise, CONTEXT_BYTES } from "../run/setup/memory.js";
 import { type ModelFacts, readModelFacts } from "../run/setup/model.js";
 import {
@@ -72,8 +73,22 @@ export interface MemoryPlan {
 	fits: boolean | null;
 	/** What would save memory, the largest saving first; empty where the plan fits. */
 	changes: MemoryChange[];
+	/** What one of several ranks sends in a step; null: there is one rank. The memory is that of each rank. */
+	sent: SentBytes | null;
 	/** What to know of how the options apply to the device. */
 	notices: string[];
+}
+
+/** Bytes that a rank sends to others in a step; a few hundred for each micro-batch's figures come on top. */
+export interface SentBytes {
+	/** Gradients, to the ranks that sum them. */
+	gradients: number;
+	/** Sums of gradients, to all ranks. */
+	sums: number;
+	/** Updated weights, to all ranks. */
+	weights: number;
+	/** All of them. */
+	total: number;
 }
 
 /** A plan with all that it was made of. */
@@ -85,6 +100,8 @@ export interface Planned {
 	host: DeviceInfo | undefined;
 	size: BatchSize;
 	plan: NativePlan;
+	/** Null: there is one rank. */
+	sent: SentBytes | null;
 	/** Null: the plan fits, so that there is nothing to change. */
 	advice: Advice | null;
 	notices: string[];
@@ -115,6 +132,7 @@ export async function planMemory(args: RowArguments, size: PlanSize = {}): Promi
 		availableBytes: info?.availableBytes ?? null,
 		fits: info === undefined ? null : plan.totalBytes <= info.availableBytes,
 		changes: memoryChanges(advice),
+		sent: planned.sent,
 		notices: [...resolved.notices, ...planned.notices],
 	};
 }
@@ -131,13 +149,21 @@ export async function planRun(native: Native, given: AgentTrainingConfig, wanted
 	const model = await readModelFacts(given.model_name_or_path, native);
 	const { device, info, notice } = deviceToPlan(given.device, native);
 	const { args, notices } = resolveForDevice(given, device);
+	checkDevice({ world: args.dp_size }, device);
 	const size = batchSize(args, model, wanted);
 	const options = engineOptions(args, device, size);
 	const plan = native.planMemory(options);
 	const freedom = { packed: args.max_tokens_per_micro_batch !== null, resumed: false };
 	const advice = fits(plan, device, info) ? null : advise(options, native.planMemory, freedom);
 	const all = [...(notice === null ? [] : [notice]), ...notices];
-	return { model, args, device, info, host: hostInfo(native), size, plan, advice, notices: all };
+	const sent = args.dp_size === 1 ? null : sentBytes(native, options, args.gradient_accumulation_steps);
+	return { model, args, device, info, host: hostInfo(native), size, plan, sent, advice, notices: all };
+}
+
+/** What rank 0 sends in a step; others send as much, but for the last piece of what they divide. */
+function sentBytes(native: Native, options: EngineOptions, rounds: number): SentBytes {
+	const sent = native.planTraffic(options, rounds);
+	return { ...sent, total: sent.gradients + sent.sums + sent.weights };
 }
 
 /** The largest micro-batches, trained and evaluated: as they are given, else as the options bound them. */

@@ -1,13 +1,13 @@
 /** `arl plan`: shows the memory that a run takes, by category. Reads no rows and no weights, and needs no GPU. */
 import pc from "picocolors";
-import { GPU_SIZES, MOST_TOKENS, memoryChanges, type Planned, planRun, roomOf } from "../api/plan-memory.js";
+import { GPU_SIZES, MOST_TOKENS, memoryChanges, type Planned, planRun, roomOf, type SentBytes } from "../api/plan-memory.js";
 import { integerOrNone } from "../config/index.js";
 import { type DeviceInfo, loadNative, type MemoryPlan, type Native } from "../native.js";
 import { bytes, count, jsonLine, percent } from "../report/index.js";
 import { wantsColor } from "../report/terminal.js";
 import { adaptedText } from "../run/setup/lora.js";
 import { CONTEXT_BYTES } from "../run/setup/memory.js";
-import { dtypeOf } from "../run/setup/options.js";
+import { dtypeOf, zeroOf, zeroText } from "../run/setup/options.js";
 import { JSON_FLAG } from "./command.js";
 import { resolveCommand, withOptions } from "./resolve.js";
 
@@ -16,6 +16,9 @@ const COMMAND = withOptions({
 	usage: "[CONFIG] [--tokens N] [--OPTION VALUE ...]",
 	about: `Shows the memory that a run takes, by category, and what would save some:
   arl plan --model_name_or_path DIR --device cuda --max_length 4096 --per_device_train_batch_size 1
+
+With \`--world N\` it plans for each of N data-parallel ranks on CPUs, and shows what a rank sends in a step:
+  arl plan --model_name_or_path DIR --device cpu --world 4 --zero 2
 
 Takes the options of \`arl train\` (\`arl train --help\`); those on device, batch, precision and memory count, and
 with eval_file or eval_split those on evaluation. The model's folder needs no more than config.json. \`--device cuda\` plans for a GPU even on a machine without one.`,
@@ -32,6 +35,11 @@ with eval_file or eval_split those on evaluation. The model's folder needs no mo
 			description:
 				"Samples of that micro-batch; none: per_device_train_batch_size, and with packing one for each 64 tokens.",
 		}),
+		world: integerOrNone({
+			min: 1,
+			max: 65536,
+			description: "Ranks that train together; none: dp_size.",
+		}),
 		json: JSON_FLAG,
 	},
 });
@@ -41,8 +49,9 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 	const found = await resolveCommand(COMMAND, words, { output_dir: "." });
 	if (found === null) return 0;
 	const { resolved, flags } = found;
-	const { tokens, sequences } = flags;
-	const planned = await planRun(core(), resolved.args, { tokens, sequences });
+	const { tokens, sequences, world } = flags;
+	const args = { ...resolved.args, dp_size: world ?? resolved.args.dp_size };
+	const planned = await planRun(core(), args, { tokens, sequences });
 	for (const line of [...resolved.notices, ...planned.notices]) process.stderr.write(`${line}\n`);
 	process.stdout.write(flags.json ? `${jsonLine(asJson(planned))}\n` : asText(planned));
 	return 0;
@@ -53,7 +62,8 @@ function smallestGpu(plan: MemoryPlan): number | null {
 	return GPU_SIZES.find((gigabytes) => plan.totalBytes <= roomOf(gigabytes)) ?? null;
 }
 
-function asJson({ model, args, device, info, host, size, plan, advice }: Planned): Record<string, unknown> {
+function asJson(planned: Planned): Record<string, unknown> {
+	const { model, args, device, info, host, size, plan, advice } = planned;
 	const known = (place: DeviceInfo | undefined, needed: number) =>
 		place === undefined
 			? null
@@ -76,6 +86,8 @@ function asJson({ model, args, device, info, host, size, plan, advice }: Planned
 		gradient_checkpointing: args.gradient_checkpointing,
 		activation_offloading: args.activation_offloading,
 		optimizer_offload: args.optimizer_offload,
+		world: args.dp_size,
+		zero: zeroOf(args),
 		tokens: size.maxTokens,
 		sequences: size.maxSequences,
 		evalTokens: size.evalMaxTokens ?? null,
@@ -84,6 +96,7 @@ function asJson({ model, args, device, info, host, size, plan, advice }: Planned
 		totalBytes: plan.totalBytes,
 		hostCategories: plan.hostCategories,
 		hostBytes: plan.hostBytes,
+		sent: planned.sent,
 		deviceMemory: known(info, plan.totalBytes),
 		hostMemory: known(host, plan.hostBytes),
 		contextBytes: CONTEXT_BYTES,
@@ -118,14 +131,17 @@ function asText(planned: Planned): string {
 			? []
 			: [`evaluation of up to ${batchText(size.evalMaxTokens, size.evalMaxSequences ?? 1)} at a time`]),
 		"",
-		bold(heading(device === "cpu" ? "memory" : "GPU memory")),
+		bold(heading(args.dp_size > 1 ? "memory of each rank" : device === "cpu" ? "memory" : "GPU memory")),
 		...table(plan.categories, plan.totalBytes),
 	];
+	const divided = zeroText(args);
+	if (divided !== null) lines.splice(2, 0, divided);
 	const adapted = adaptedText(plan);
 	if (adapted !== null) lines.splice(1, 0, adapted);
 	if (plan.hostBytes > 0) {
 		lines.push("", bold(heading("host memory")), ...table(plan.hostCategories, plan.hostBytes));
 	}
+	if (planned.sent !== null) lines.push("", bold(heading("sent by a rank in a step")), ...sentTable(planned.sent));
 	lines.push("");
 	if (info !== undefined) lines.push(fitsText(plan.totalBytes, info));
 	if (plan.hostBytes > 0 && host !== undefined) lines.push(`host memory: ${fitsText(plan.hostBytes, host)}`);
@@ -145,6 +161,12 @@ function table(categories: MemoryPlan["categories"], total: number): string[] {
 	const row = (name: string, size: number) =>
 		`  ${name.padEnd(24)} ${gib(size).padStart(8)} ${percent(size / total).padStart(9)}`;
 	return [...categories.map(({ name, bytes: size }) => row(name, size)), row("total", total)];
+}
+
+function sentTable({ total, ...parts }: SentBytes): string[] {
+	const names = { gradients: "gradients", sums: "sums of gradients", weights: "weights" } as const;
+	const categories = Object.entries(parts).map(([name, size]) => ({ name: names[name as keyof typeof names], bytes: size }));
+	return table(categories.filter((category) => category.bytes > 0), total);
 }
 
 function fitsText(needed: number, { availableBytes, memoryBytes }: DeviceInfo): string {

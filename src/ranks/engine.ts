@@ -1,6 +1,7 @@
 /**
  * The engine of rank 0 that the others compute with: calls that concern all ranks are sent to them in the order in which
- * this rank's engine gets them. Everything else is done by this rank alone, which holds all weights.
+ * this rank's engine gets them. Everything else is done by this rank alone, which holds all weights. Where ranks divide moments,
+ * all of them save at once, each what it has.
  */
 import { ArlError, toArlError } from "../errors.js";
 import type { NativeEngine } from "../native.js";
@@ -15,12 +16,12 @@ export interface Others {
 	/** Sends a message to all and resolves with their answers, by rank; rank 0's place is empty. */
 	ask(message: Message): Promise<string[]>;
 	name(rank: number): string;
-	/** The failure that ends the run, if there is one, within a moment; else `error`. */
-	cause(error: ArlError): Promise<ArlError>;
+	/** The failure that ends the run, if there is one, within a moment; else `error`. `follows`: another rank has failed. */
+	cause(error: ArlError, follows?: boolean): Promise<ArlError>;
 }
 
-/** The engine of all ranks. `local`: rank 0's own. */
-export function sharedEngine(local: NativeEngine, others: Others): NativeEngine {
+/** The engine of all ranks. `local`: rank 0's own; `divided`: ranks divide moments. */
+export function sharedEngine(local: NativeEngine, others: Others, divided: boolean): NativeEngine {
 	const { world } = others;
 	const peers = Array.from({ length: world - 1 }, (_, i) => i + 1);
 	const tell = (message: Message) => {
@@ -33,7 +34,24 @@ export function sharedEngine(local: NativeEngine, others: Others): NativeEngine 
 			throw await others.cause(toArlError(error));
 		}
 	};
+	/** What all ranks do at once. */
+	const together = async <T>(message: Message, own: () => Promise<T>): Promise<T> => {
+		const asked = others.ask(message);
+		asked.catch(() => {});
+		const result = await own().catch(async (error: unknown) => {
+			// Where another rank cannot save, this one learns it from that rank's answer.
+			const { code } = toArlError(error);
+			throw await others.cause(toArlError(error), code === "ARL_INTERRUPTED");
+		});
+		await asked;
+		return result;
+	};
+	const saving = {
+		exportModel: (dir, dtype) => together({ type: "exportModel", dir, dtype }, () => local.exportModel(dir, dtype)),
+		exportAdapter: (dir, base) => together({ type: "exportAdapter", dir, base }, () => local.exportAdapter(dir, base)),
+	} satisfies Partial<NativeEngine>;
 	const own = {
+		...(divided && saving),
 		submitStep: (batches, hyper) => {
 			for (const rank of peers) {
 				const { lengths, parts } = packBatches(dealt(batches, rank, world));
@@ -59,7 +77,8 @@ export function sharedEngine(local: NativeEngine, others: Others): NativeEngine 
 		saveState: async (dir) => {
 			// What ranks compute stays equal in bits; a checkpoint of weights that do not agree would hide that they drifted.
 			await checkEqual(local, others, "before saving");
-			await settled(local.saveState(dir));
+			const save = () => local.saveState(dir);
+			await (divided ? together({ type: "saveState", dir }, save) : settled(save()));
 		},
 		close: async () => {
 			tell({ type: "close" });

@@ -213,9 +213,9 @@ export class Hub implements Ranks {
 		}, OWN_FIRST_MILLISECONDS);
 	}
 
-	async cause(error: ArlError): Promise<ArlError> {
+	async cause(error: ArlError, known = false): Promise<ArlError> {
 		// Where MPI notices first, the connection tells within a moment what has happened.
-		if (this.failure === null && error.code === "ARL_DEVICE") {
+		if (this.failure === null && (known || error.code === "ARL_DEVICE")) {
 			await later(LEAVE_MILLISECONDS);
 		}
 		const follows = error.code === "ARL_INTERRUPTED" || error.code === "ARL_DEVICE";
@@ -268,7 +268,7 @@ export class Hub implements Ranks {
 			send: (rank, message, parts) => this.peers.get(rank)?.channel.send(message, parts),
 			ask: (message) => this.ask(message),
 			name: (rank) => this.name(rank),
-			cause: (error) => this.cause(error),
+			cause: (error, follows) => this.cause(error, follows),
 		};
 		const opened = this.ask({ type: "open", options });
 		opened.catch(() => {});
@@ -277,7 +277,7 @@ export class Hub implements Ranks {
 		await opened;
 		// A state that is read next brings its own weights.
 		if (options.restored !== true) await checkEqual(local, others, "after opening the model");
-		return sharedEngine(local, others);
+		return sharedEngine(local, others, (options.zero ?? 0) > 0);
 	}
 
 	/** Ends the other ranks, after a run that was taken to its end. */

@@ -20,7 +20,7 @@ const OPEN_MILLISECONDS = 60_000;
  * Open MPI and UCX learn of freed memory by patching `brk` and `munmap` in the running process. Node's threads allocate meanwhile,
  * and a heap whose end was cut off so has crashed Node's garbage collector. What users set themselves stays.
  */
-const NO_HOOKS = {
+export const NO_HOOKS = {
 	OMPI_MCA_memory: "^patcher",
 	UCX_MEM_EVENTS: "n",
 	UCX_MEM_MALLOC_HOOKS: "n",

@@ -42,7 +42,7 @@ export function checkRanks({ world }: Ranks, dpSize: number): void {
 }
 
 /** Checks that several ranks train on what is built for them. */
-export function checkDevice({ world }: Ranks, device: string): void {
+export function checkDevice({ world }: Pick<Ranks, "world">, device: string): void {
 	if (world === 1 || device === "cpu") return;
 	throw new ArlError(
 		"ARL_DEVICE",

@@ -158,7 +158,7 @@ export class Worker {
 				this.phase = "reading the model";
 				const options = message.options as EngineOptions;
 				const threads = options.threads ?? threadsOf(this.localWorld);
-				this.engine = await this.native.Engine.open({ ...options, threads });
+				this.engine = await this.native.Engine.open({ ...options, threads, rank: this.rank });
 				await this.engine.joinRanks(this.mpi);
 				this.phase = "waiting for rank 0";
 				return answer("");
@@ -166,6 +166,13 @@ export class Worker {
 			case "restore":
 				this.phase = "reading a checkpoint";
 				await this.opened.restoreState(String(message.dir));
+				this.phase = "waiting for rank 0";
+				return answer("");
+			case "saveState":
+			case "exportModel":
+			case "exportAdapter":
+				this.phase = "writing a checkpoint";
+				await this.save(message);
 				this.phase = "waiting for rank 0";
 				return answer("");
 			case "fingerprint":
@@ -191,6 +198,13 @@ export class Worker {
 			default:
 				throw new ArlError("ARL_INTERNAL", `rank 0 asked rank ${this.rank} for ${message.type}`);
 		}
+	}
+
+	/** Writes what this rank has of a state, a model or an adapter. */
+	private save({ type, dir, dtype, base }: Message): Promise<void> {
+		if (type === "saveState") return this.opened.saveState(String(dir));
+		if (type === "exportAdapter") return this.opened.exportAdapter(String(dir), String(base));
+		return this.opened.exportModel(String(dir), dtype as Parameters<NativeEngine["exportModel"]>[1]);
 	}
 
 	private get opened(): NativeEngine {

@@ -31,6 +31,8 @@ pub struct World {
     /// Why the ranks end; set once.
     failure: OnceLock<String>,
     started: Instant,
+    /// Microseconds that calls have taken.
+    spent: AtomicU64,
     /// Milliseconds after `started` since when this rank waits for others, plus 1; 0: it does not.
     waiting: AtomicU64,
 }
@@ -88,6 +90,7 @@ impl World {
             calls: Mutex::new(()),
             failure: OnceLock::new(),
             started: Instant::now(),
+            spent: AtomicU64::new(0),
             waiting: AtomicU64::new(0),
         }))
     }
@@ -107,6 +110,11 @@ impl World {
     pub fn waiting(&self) -> Option<Duration> {
         let since = Duration::from_millis(self.waiting.load(Ordering::Relaxed).checked_sub(1)?);
         Some(self.started.elapsed().saturating_sub(since))
+    }
+
+    /// How long calls have taken so far, waiting for other ranks included.
+    pub fn spent(&self) -> Duration {
+        Duration::from_micros(self.spent.load(Ordering::Relaxed))
     }
 
     /// Ends MPI in this process. Returns when all ranks have called it.
@@ -164,7 +172,10 @@ impl World {
         post: impl FnOnce(&mut [Vec<u8>], &mut Vec<Handle>) -> Result<()>,
     ) -> Result<Vec<Vec<u8>>> {
         let mut requests = Vec::new();
+        let begun = Instant::now();
         let result = post(&mut memory, &mut requests).and_then(|()| self.complete(&mut requests));
+        let taken = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.spent.fetch_add(taken, Ordering::Relaxed);
         match result {
             Ok(()) => Ok(memory),
             Err(error) => {

@@ -37,6 +37,9 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// is what the adapter's configuration calls the model. With weights of 16 bits, what is written is the exact masters.
     pub fn export_adapter(&mut self, dir: &Path, base: Option<&str>) -> Result<()> {
         let lora = self.adapted()?;
+        if self.is_divided() {
+            return self.export_gathered(dir, &lora, base, &self.trained());
+        }
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, &e))?;
         let (places, files) = (self.trained(), self.files.clone());
         save_adapter(dir, &files, &lora, base, |name, out| match places.iter().find(|(other, _)| other == name) {

@@ -17,12 +17,12 @@ use crate::loss_scale::LossScale;
 use crate::model::Model;
 use crate::options::{Adam, EngineOptions, Hyper, Recompute, Weights};
 use crate::placement::arena::Arena;
-use crate::placement::store::{Store, TrainingStore};
+use crate::placement::store::TrainingStore;
 use crate::plan::{MemoryPlan, StepPlan};
 use crate::queue::Queue;
 use crate::ranks::Ranks;
 use crate::rotary::RotaryTables;
-use crate::statistics::{Figures, MicroBatchStats, Statistics};
+use crate::statistics::{Figures, MicroBatchStats, Statistics, weight_of};
 use crate::step::{Stages, Step};
 use crate::update::{Numbers, Pending, Update};
 
@@ -124,7 +124,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             loss_scale: LossScale::new(options.dtype, options.loss_scaling)?,
             gradient_scale: 1.0,
             rounding_seed: options.rounding_seed,
-            ranks: Ranks::alone(options.data_parallel.unwrap_or(1)),
+            ranks: Ranks::alone(options.data_parallel.unwrap_or(1), options.rank),
         })
     }
 
@@ -215,16 +215,12 @@ impl<B: Backend + ?Sized> Engine<B> {
             stages: &mut self.stages,
             interrupt: &self.interrupt,
             pending: &mut self.pending,
+            ranks: Some(&mut self.ranks),
         }
     }
 
     /// Uploads a micro-batch and takes its memory.
-    pub(crate) fn begin(
-        &mut self,
-        batch: &MicroBatch,
-        keep: Option<Recompute>,
-        figures: Figures,
-    ) -> Run {
+    pub(crate) fn begin(&mut self, batch: &MicroBatch, keep: Option<Recompute>, figures: Figures) -> Run {
         let (backend, rope) = (&mut *self.backend, &self.model.rope);
         let inputs = self.staging.upload(backend, &mut self.arena, batch, rope, &mut self.tables);
         self.parts().begin(inputs, keep, figures)
@@ -351,7 +347,7 @@ impl<B: Backend + ?Sized> Engine<B> {
     }
 
     /// AdamW on all trained parameters.
-    pub(crate) fn update(&mut self, training: &TrainingStore, hyper: Hyper, step: u64) {
+    pub(crate) fn update(&mut self, training: &TrainingStore, hyper: Hyper, step: u64) -> Result<()> {
         let store = self.model.store;
         let numbers = Numbers {
             adam: self.adam,
@@ -360,11 +356,13 @@ impl<B: Backend + ?Sized> Engine<B> {
             gradient_scale: self.gradient_scale,
             rounding_seed: self.rounding_seed,
         };
-        let update = Update::new(&store, training, self.model.placement.runs.clone(), numbers);
+        let sums = training.sums.filter(|_| self.model.divides_gradients());
+        let update = Update::new(&store, training, sums, self.model.runs.clone(), numbers);
         match store.slots {
             None => update.run(&mut *self.backend),
             Some(slots) => self.pending = Some(Pending::begin(&mut *self.backend, update, slots, &mut self.kept)),
         }
+        self.gather_weights()
     }
 
     /// Does what is left of the last update, for callers that read weights or moments without a forward pass.
@@ -375,26 +373,13 @@ impl<B: Backend + ?Sized> Engine<B> {
     }
 }
 
-/// The weight of all targets of a step. Fails where it is 0.
-pub(crate) fn weight_of(stats: &[MicroBatchStats]) -> Result<f64> {
-    let weight: f64 = stats.iter().map(|s| s.target_weight).sum();
-    if weight == 0.0 {
-        return Err(Error::new(
-            ErrorCode::Data,
-            "no token of this step is trained: every target is ignored or has weight 0",
-        )
-        .hint("check that the rows have replies, and that truncation does not cut them off"));
-    }
-    Ok(weight)
-}
-
 /// Makes the elements between trained parameters zero. Memory comes zeroed, which as a split master is not a number.
 fn zero_gaps<B: Backend + ?Sized>(backend: &mut B, model: &Model) {
     let Some(low) = model.store.masters.filter(|masters| masters.dtype == DType::U16) else { return };
     let (_, zero) = split_master(0.0);
     for gap in model.placement.gaps() {
-        if let Some(low) = Store::trained(low, gap) {
-            backend.upload(bytemuck::cast_slice(&vec![zero; gap.len]), low);
+        for part in model.owned(gap) {
+            backend.upload(bytemuck::cast_slice(&vec![zero; part.len]), low.slice(part.own, part.len));
         }
     }
 }

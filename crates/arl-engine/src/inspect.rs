@@ -53,6 +53,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             stages: &mut self.stages,
             interrupt: &AtomicBool::new(false),
             pending: &mut None,
+            ranks: None,
         };
         let (run, _) = room(&mut step, inputs);
         step.forward(&run, None)?;
@@ -69,6 +70,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             stages: &mut self.stages,
             interrupt: &self.interrupt,
             pending: &mut self.pending,
+            ranks: None,
         };
         let (run, chunk) = room(&mut step, inputs);
         step.forward(&run, None)?;

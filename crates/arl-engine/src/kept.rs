@@ -30,7 +30,7 @@ impl Kept {
     /// memory is the host's.
     pub(crate) fn reserve<B: Backend + ?Sized>(backend: &mut B, model: &Model) -> Result<Self> {
         let (Some(slots), Some((free, _))) = (model.store.slots, backend.memory()?) else { return Ok(Kept::default()) };
-        let pieces = pieces(&model.placement.runs, slots.piece).len();
+        let pieces = pieces(&model.runs, slots.piece).len();
         let count = (free.saturating_sub(MARGIN) / slots.kept_bytes()).min(pieces);
         match backend.reserve(Pool::Kept, count * slots.kept_bytes()) {
             Ok(()) => Ok(Kept { count, ..Kept::default() }),
@@ -57,6 +57,7 @@ pub(crate) fn pieces(runs: &[Run], piece: usize) -> Vec<Run> {
         (0..run.len).step_by(piece).map(move |start| Run {
             weights: run.weights + start,
             optimizer: run.optimizer + start,
+            own: run.own + start,
             len: piece.min(run.len - start),
             decay: run.decay,
         })
@@ -123,8 +124,8 @@ impl Pieces {
 
     /// The parts of piece `i` in host memory, and their places on the device.
     pub(crate) fn pairs(&self, i: usize) -> impl Iterator<Item = (Buffer, Buffer)> + use<> {
-        let (Run { optimizer, len, .. }, slot) = (self.all[i], self.slot(i));
-        let host = move |array: Buffer| array.slice(optimizer, len);
+        let (Run { own, len, .. }, slot) = (self.all[i], self.slot(i));
+        let host = move |array: Buffer| array.slice(own, len);
         let masters = self.host.masters.map(host).zip(slot.masters);
         [(host(self.host.moment1), slot.moment1), (host(self.host.moment2), slot.moment2)].into_iter().chain(masters)
     }
@@ -151,7 +152,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         let store = &self.model.store;
         let (true, Some(slots), Some(training)) = (self.kept.changed, store.slots, store.training) else { return };
         let host = Slot { moment1: training.moment1, moment2: training.moment2, masters: store.masters };
-        let pieces = Pieces::new(host, &self.model.placement.runs, slots, self.kept.count);
+        let pieces = Pieces::new(host, &self.model.runs, slots, self.kept.count);
         pieces.copy_kept(&mut *self.backend, Stream::ToHost);
         self.kept.changed = false;
     }

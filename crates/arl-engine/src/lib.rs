@@ -46,5 +46,6 @@ pub use options::{Adam, AttentionChoice, EngineOptions, Hyper, LoraOptions, Reco
 pub use placement::arena::Category;
 pub use plan::{MemoryPlan, plan_memory, plan_memory_of};
 pub use queue::Ticket;
+pub use ranks::{Traffic, plan_traffic};
 pub use statistics::{MicroBatchStats, StepStats};
 pub use weights::Kind;

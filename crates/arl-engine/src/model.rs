@@ -10,8 +10,9 @@ use crate::backend::{DType, DeviceKind, NormWeight};
 use crate::blocks::linear::Linear;
 use crate::blocks::{self, LowRankDropout, blocks};
 use crate::options::{EngineOptions, LoraOptions, Recompute};
+use crate::placement::cut::{Complete, Cut, Owned, owned};
 use crate::placement::store::Store;
-use crate::placement::{Param, Placement};
+use crate::placement::{Param, Placement, Run};
 use crate::shape::Shape;
 
 /// A model on a kind of device; needs no memory of it.
@@ -21,6 +22,10 @@ pub(crate) struct Model {
     /// Frequencies of the rotary embedding.
     pub(crate) rope: RopeTable,
     pub(crate) placement: Placement,
+    /// How ranks divide what is trained; none: every one has all of it.
+    pub(crate) cut: Option<Arc<Cut>>,
+    /// What this rank's optimizer updates.
+    pub(crate) runs: Vec<Run>,
     pub(crate) store: Store,
     /// `[vocab, hidden]`.
     pub(crate) embedding: Param,
@@ -34,9 +39,9 @@ pub(crate) struct Model {
     pub(crate) head: Linear,
     /// The lowest layer that the backward pass enters: those below it train nothing and keep nothing.
     pub(crate) lowest_layer: usize,
-    /// First element and length, in the optimizer's arena, of what gradients are only ever added to: norms, biases, experts,
-    /// the look-up's embedding. Products assign the others' in the first micro-batch of a step.
-    pub(crate) added: Vec<(usize, usize)>,
+    /// What gradients are only ever added to: norms, biases, experts, the look-up's embedding. Products assign the others' in
+    /// the first micro-batch of a step.
+    pub(crate) added: Vec<Added>,
     /// Of activations: f32, bf16 or f16.
     pub(crate) dtype: DType,
     pub(crate) recompute: Recompute,
@@ -52,6 +57,16 @@ pub(crate) struct Model {
     pub(crate) lora: Option<(Arc<Lora>, u64)>,
 }
 
+/// Gradients that are zero before anything is added to them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Added {
+    /// First element in the array of gradients.
+    pub(crate) first: usize,
+    pub(crate) len: usize,
+    /// Before what they are to be zeroed; [`Complete::Loss`]: before the backward pass.
+    pub(crate) before: Complete,
+}
+
 impl Model {
     /// # Errors
     /// `ARL_CONFIG` for options that contradict the model or the kind of device.
@@ -64,11 +79,20 @@ impl Model {
         if config.attention_gate {
             return Err(Error::new(ErrorCode::Config, "an output gate of attention is not built"));
         }
-        let placement = match &lora {
+        let mut placement = match &lora {
             None => Placement::new(config, &options.frozen)?,
             Some((lora, _)) => Placement::adapted(lora)?,
         };
-        let store = Store::new(&placement, options);
+        let ranks = options.data_parallel.filter(|_| options.zero > 0 && !options.inference_only);
+        let cut = ranks.map(|ranks| Arc::new(Cut::new(&placement, ranks, options.rank, options.zero > 1)));
+        if let Some(cut) = &cut {
+            if kind != DeviceKind::Cpu {
+                return Err(Error::new(ErrorCode::Device, "ranks divide moments on CPUs only (zero above 0)"));
+            }
+            placement.place_gradients(|element| cut.gradient(element));
+        }
+        let runs = cut.as_ref().map_or_else(|| placement.runs.clone(), |cut| cut.runs(&placement.runs, cut.rank));
+        let store = Store::new(&placement, cut.as_deref(), options);
         let training = store.training.is_some();
         let embedding = placement.one(Block::Embedding, Role::Embedding);
         let head = Linear::new(placement.span(Block::Head, Role::LmHead, Role::LmHead).unwrap_or(embedding));
@@ -88,7 +112,9 @@ impl Model {
             final_norm: placement.one(Block::FinalNorm, Role::FinalNorm),
             head,
             lowest_layer: placement.lowest_layer,
-            added: placement.all_but(&assigned),
+            added: added(&placement, cut.as_deref(), &assigned),
+            cut,
+            runs,
             blocks,
             placement,
             dtype: options.dtype,
@@ -106,10 +132,37 @@ impl Model {
         (probability > 0.0).then_some(LowRankDropout { probability, words })
     }
 
+    /// Whether gradients, too, exist in pieces.
+    pub(crate) fn divides_gradients(&self) -> bool {
+        self.cut.as_ref().is_some_and(|cut| cut.gradients)
+    }
+
+    /// What this rank owns of a parameter's moments and masters; of a frozen one, what it writes to files.
+    pub(crate) fn owned(&self, param: Param) -> Vec<Owned> {
+        let cut = self.cut.as_deref();
+        owned(cut, param, cut.map_or(0, |cut| cut.rank))
+    }
+
     /// The weight of a norm.
     pub(crate) fn norm(&self, weight: Param) -> NormWeight {
         NormWeight { weight: self.store.weight(weight), offset: self.shape.norm_offset }
     }
+}
+
+/// What is only ever added to: all but what products assign.
+fn added(placement: &Placement, cut: Option<&Cut>, assigned: &[Param]) -> Vec<Added> {
+    let all = placement.all_but(assigned).into_iter();
+    let Some(cut) = cut.filter(|cut| cut.gradients) else {
+        return all.map(|(first, len)| Added { first, len, before: Complete::Loss }).collect();
+    };
+    let parts = |(first, len): (usize, usize)| {
+        cut.buckets.iter().filter_map(move |bucket| {
+            let (start, end) = (first.max(bucket.start), (first + len).min(bucket.start + bucket.len));
+            let before = if bucket.shared { bucket.complete } else { Complete::Loss };
+            (start < end).then(|| Added { first: bucket.gradient + start - bucket.start, len: end - start, before })
+        })
+    };
+    all.flat_map(parts).collect()
 }
 
 /// What is adapted in a model, and the seed of its dropout.

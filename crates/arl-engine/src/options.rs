@@ -84,6 +84,10 @@ pub struct EngineOptions {
     /// Sum the gradients of micro-batches one by one in the order of the step, over so many data-parallel ranks. Results do
     /// not depend on their number. `None`: one rank, which accumulates inside its products.
     pub data_parallel: Option<usize>,
+    /// What these ranks divide, on CPUs: 0 nothing; 1 moments and masters; 2 also gradients. Results are equal in bits.
+    pub zero: u8,
+    /// The number of this rank, from 0.
+    pub rank: usize,
 }
 
 impl Default for EngineOptions {
@@ -110,6 +114,8 @@ impl Default for EngineOptions {
             matmul_cache: None,
             inference_only: false,
             data_parallel: None,
+            zero: 0,
+            rank: 0,
         }
     }
 }
@@ -195,6 +201,18 @@ impl EngineOptions {
         }
         if self.data_parallel == Some(0) {
             return option("there are 0 data-parallel ranks", "one rank is the least");
+        }
+        if self.zero > 2 {
+            return option(
+                &format!("zero {}: dividing weights among ranks is not built yet", self.zero),
+                "take zero 2, which divides gradients, moments and masters",
+            );
+        }
+        if self.zero > 0 && self.data_parallel.is_none() {
+            return option("zero divides among data-parallel ranks, and there are none", "take zero 0");
+        }
+        if let Some(ranks) = self.data_parallel.filter(|&ranks| self.rank >= ranks) {
+            return option(&format!("rank {} of {ranks} ranks", self.rank), "ranks count from 0");
         }
         if self.loss_seq_chunk_size == Some(0) {
             return option("loss_seq_chunk_size is 0", "it is the number of rows of logits at a time");

@@ -43,7 +43,10 @@ impl<B: Backend + ?Sized> Engine<B> {
         let statistics = self.accumulate(batches)?;
         let norm_squared = training.norm_squared;
         self.backend.zero(norm_squared);
-        self.backend.dot(training.gradients, training.gradients, norm_squared);
+        match training.sums.filter(|_| self.model.divides_gradients()) {
+            None => self.backend.dot(training.gradients, training.gradients, norm_squared),
+            Some(sums) => self.norm_of_pieces(sums, norm_squared)?,
+        }
         let losses = Rows { buffer: statistics.figures.sums, stride: 3 };
         self.backend.guard(losses, statistics.figures.balances, norm_squared);
         self.queue.last += 1;
@@ -62,7 +65,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         }
         self.settle();
         let Some(step) = self.queue.submitted.take() else { return Ok(()) };
-        self.update(&training, step.hyper, self.steps + 1);
+        self.update(&training, step.hyper, self.steps + 1)?;
         let read: Vec<_> = step.statistics.figures.buffers().chain([training.norm_squared]).collect();
         self.backend.queue_read(&read);
         self.queue.applied = Some(step);

@@ -182,6 +182,7 @@ fn dry_run(model: &Model, size: BatchSize, micro_batches: usize, training: bool)
         stages: &mut Stages::default(),
         interrupt: &AtomicBool::new(false),
         pending: &mut None,
+        ranks: None,
     };
     let mut run = step.begin(inputs, training.then_some(model.recompute), figures);
     if training {

@@ -1,5 +1,7 @@
 //! What a step reports: sums of its micro-batches, on the device and as the host reads them.
 
+use arl_model::{Error, ErrorCode, Result};
+
 use crate::backend::{Buffer, DType};
 use crate::placement::arena::{Arena, Category};
 use crate::shape::Shape;
@@ -130,4 +132,17 @@ impl Statistics {
 
 fn read(bytes: &[u8]) -> Vec<f64> {
     bytes.chunks_exact(size_of::<f64>()).map(bytemuck::pod_read_unaligned).collect()
+}
+
+/// The weight of all targets of a step. Fails where it is 0.
+pub(crate) fn weight_of(stats: &[MicroBatchStats]) -> Result<f64> {
+    let weight: f64 = stats.iter().map(|s| s.target_weight).sum();
+    if weight == 0.0 {
+        return Err(Error::new(
+            ErrorCode::Data,
+            "no token of this step is trained: every target is ignored or has weight 0",
+        )
+        .hint("check that the rows have replies, and that truncation does not cut them off"));
+    }
+    Ok(weight)
 }

@@ -15,6 +15,8 @@ pub(crate) struct Update {
     /// What is the same for all parameters; its buffers are the whole arrays.
     adam: AdamW,
     runs: Vec<Run>,
+    /// The gradients are those of this rank's own pieces.
+    own_gradients: bool,
 }
 
 /// The numbers of an update: the run's, and this step's.
@@ -30,14 +32,21 @@ pub(crate) struct Numbers {
 }
 
 impl Update {
-    pub(crate) fn new(store: &Store, training: &TrainingStore, runs: Vec<Run>, numbers: Numbers) -> Self {
+    /// `sums`: the gradients where they exist for this rank's own pieces alone.
+    pub(crate) fn new(
+        store: &Store,
+        training: &TrainingStore,
+        sums: Option<Buffer>,
+        runs: Vec<Run>,
+        numbers: Numbers,
+    ) -> Self {
         let Numbers { adam, hyper, step, gradient_scale, rounding_seed } = numbers;
         let correction = |beta: f32| (1.0 - f64::from(beta).powf(step as f64)) as f32;
         let adam = AdamW {
             weights: store.weights,
             masters: store.masters,
             rounding: StochasticRounding::new(rounding_seed, step),
-            gradients: training.gradients,
+            gradients: sums.unwrap_or(training.gradients),
             moment1: training.moment1,
             moment2: training.moment2,
             learning_rate: hyper.learning_rate,
@@ -51,17 +60,18 @@ impl Update {
             gradient_scale,
             max_grad_norm: hyper.max_grad_norm,
         };
-        Update { adam, runs }
+        Update { adam, runs, own_gradients: sums.is_some() }
     }
 
     /// The update of a run, of the whole arrays on the device.
     fn of(&self, run: Run) -> AdamW {
-        let part = |buffer: Buffer| buffer.slice(run.optimizer, run.len);
+        let part = |buffer: Buffer| buffer.slice(run.own, run.len);
+        let gradient = if self.own_gradients { run.own } else { run.optimizer };
         AdamW {
             weights: self.adam.weights.slice(run.weights, run.len),
             masters: self.adam.masters.map(part),
             rounding: self.adam.rounding.from(run.optimizer),
-            gradients: part(self.adam.gradients),
+            gradients: self.adam.gradients.slice(gradient, run.len),
             moment1: part(self.adam.moment1),
             moment2: part(self.adam.moment2),
             weight_decay: if run.decay { self.adam.weight_decay } else { 0.0 },

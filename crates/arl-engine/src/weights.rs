@@ -11,6 +11,7 @@ use arl_model::{
 
 use crate::backend::{Backend, Buffer, DType, join_master, split_master};
 use crate::engine::Engine;
+use crate::placement::cut::Owned;
 use crate::placement::store::Store;
 use crate::placement::{Param, Tensor};
 
@@ -87,41 +88,53 @@ impl<B: Backend + ?Sized> Engine<B> {
             .map_or(spec, |embedding| &embedding.spec)
     }
 
-    /// Uploads a parameter's weights, and the masters of a trained one.
+    /// Uploads a parameter's weights, and the masters of a trained one; where ranks divide them, this rank's own.
     pub(crate) fn write_weights(&mut self, param: Param, values: &[f32]) {
         let store = self.model.store;
         for (piece, values) in values.chunks(PIECE).enumerate() {
             let param = param.part(piece * PIECE, values.len());
-            let (weights, masters) =
-                (store.weight(param), store.masters.and_then(|array| Store::trained(array, param)));
+            let weights = store.weight(param);
+            let array = store.masters.filter(|_| param.trained.is_some());
+            let owned = array.map(|array| (array, self.model.owned(param)));
             match weights.dtype {
                 DType::F32 => self.backend.upload(bytemuck::cast_slice(values), weights),
                 DType::F16 => {
                     let rounded: Vec<f16> = values.iter().map(|&value| f16::from_f32(value)).collect();
                     self.backend.upload(bytemuck::cast_slice(&rounded), weights);
-                    if let Some(masters) = masters {
-                        self.backend.upload(bytemuck::cast_slice(values), masters);
-                    }
+                    self.upload_owned(owned, values);
                 }
                 _ => {
                     let (high, low): (Vec<u16>, Vec<u16>) = values.iter().map(|&value| split_master(value)).unzip();
                     self.backend.upload(bytemuck::cast_slice(&high), weights);
-                    if let Some(masters) = masters {
-                        self.backend.upload(bytemuck::cast_slice(&low), masters);
-                    }
+                    self.upload_owned(owned, &low);
                 }
             }
         }
     }
 
-    /// Reads a parameter's weights back; the exact masters where there are any.
+    /// Uploads what an array has of `values`.
+    fn upload_owned<T: bytemuck::Pod>(&mut self, array: Option<(Buffer, Vec<Owned>)>, values: &[T]) {
+        let Some((array, parts)) = array else { return };
+        for Owned { start, own, len } in parts {
+            self.backend.upload(bytemuck::cast_slice(&values[start..start + len]), array.slice(own, len));
+        }
+    }
+
+    /// Reads a parameter's weights back; the exact masters where there are any. Where ranks divide masters, the parameter is a
+    /// part of one that this rank owns.
     pub(crate) fn read_weights(&mut self, param: Param, out: &mut [f32]) -> Result<()> {
         self.complete_update_in_host();
         let store = self.model.store;
         for (piece, out) in out.chunks_mut(PIECE).enumerate() {
             let param = param.part(piece * PIECE, out.len());
-            let (weights, masters) =
-                (store.weight(param), store.masters.and_then(|array| Store::trained(array, param)));
+            let weights = store.weight(param);
+            let masters = match store.masters.filter(|_| param.trained.is_some()) {
+                None => None,
+                Some(array) => match self.model.owned(param)[..] {
+                    [Owned { own, len, .. }] if len == param.len => Some(array.slice(own, len)),
+                    _ => return Err(Error::new(ErrorCode::Internal, "masters are read that another rank owns")),
+                },
+            };
             match (weights.dtype, masters) {
                 (DType::F32, _) => self.backend.read_back(weights, bytemuck::cast_slice_mut(out))?,
                 (DType::F16, Some(masters)) => self.backend.read_back(masters, bytemuck::cast_slice_mut(out))?,
@@ -154,7 +167,8 @@ impl<B: Backend + ?Sized> Engine<B> {
         self.model.placement.tensors.iter().map(|t| t.spec.name.clone()).collect()
     }
 
-    /// Reads one tensor back by its name in a checkpoint, row-major.
+    /// Reads one tensor back by its name in a checkpoint, row-major. Where ranks divide moments, all of them call it, for the
+    /// same tensors in the same order.
     pub fn read_tensor(&mut self, name: &str, kind: Kind) -> Result<Vec<f32>> {
         let Some(tensor) = self.model.placement.tensors.iter().find(|t| t.spec.name == name) else {
             return Err(Error::new(ErrorCode::Internal, format!("the model has no tensor `{name}`")));
@@ -163,26 +177,32 @@ impl<B: Backend + ?Sized> Engine<B> {
         self.complete_update_in_host();
         let array = match (kind, self.model.store.training) {
             (Kind::Weights, _) => {
-                let mut values = vec![0f32; param.len];
-                self.read_weights(param, &mut values)?;
-                return Ok(values);
+                return self.gather_values(param, |engine, part, _, out| engine.read_weights(part, out));
             }
             (_, None) => return Err(Error::new(ErrorCode::Internal, "an engine for inference only has weights alone")),
-            (Kind::Gradients, Some(training)) => training.gradients,
+            (Kind::Gradients, Some(training)) if !self.model.divides_gradients() => {
+                let Some(array) = Store::trained(training.gradients, param) else { return Err(frozen(name)) };
+                let scale = self.gradient_scale;
+                return Ok(self.read_back::<f32>(array)?.into_iter().map(|value| value / scale).collect());
+            }
+            (Kind::Gradients, Some(training)) => training.sums.unwrap_or(training.gradients),
             (Kind::Moment1, Some(training)) => training.moment1,
             (Kind::Moment2, Some(training)) => training.moment2,
         };
-        let Some(array) = Store::trained(array, param) else {
-            return Err(Error::new(ErrorCode::Internal, format!("`{name}` is frozen and has weights alone")));
-        };
-        if array.dtype == DType::Bf16 {
-            return Ok(self.read_back::<bf16>(array)?.into_iter().map(bf16::to_f32).collect());
+        if param.trained.is_none() {
+            return Err(frozen(name));
         }
-        let mut values: Vec<f32> = self.read_back(array)?;
-        if kind == Kind::Gradients {
-            values.iter_mut().for_each(|value| *value /= self.gradient_scale);
-        }
-        Ok(values)
+        let scale = if kind == Kind::Gradients { self.gradient_scale } else { 1.0 };
+        self.gather_values(param, |engine, part, own, out| {
+            let values = match array.slice(own, part.len) {
+                narrow if narrow.dtype == DType::Bf16 => {
+                    engine.read_back::<bf16>(narrow)?.into_iter().map(bf16::to_f32).collect()
+                }
+                values => engine.read_back::<f32>(values)?,
+            };
+            out.iter_mut().zip(values).for_each(|(out, value)| *out = value / scale);
+            Ok(())
+        })
     }
 
     /// Writes the model to `dir`, an empty folder or none yet, in Hugging Face's layout, as the folder was that the
@@ -194,6 +214,9 @@ impl<B: Backend + ?Sized> Engine<B> {
             return Err(Error::new(ErrorCode::Config, "an engine with adapters saves an adapter, not a model")
                 .hint("merge the adapter into its model: arl merge"));
         }
+        if self.is_divided() {
+            return self.export_pieces(dir, dtype);
+        }
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, &e))?;
         let (config, files, format) = (self.config.clone(), self.files.clone(), self.format.clone());
         let places: HashMap<String, Param> =
@@ -203,6 +226,10 @@ impl<B: Backend + ?Sized> Engine<B> {
             None => Err(Error::new(ErrorCode::Internal, format!("the model has no tensor `{name}`"))),
         })
     }
+}
+
+fn frozen(name: &str) -> Error {
+    Error::new(ErrorCode::Internal, format!("`{name}` is frozen and has weights alone"))
 }
 
 #[cfg(test)]

@@ -24,5 +24,5 @@ pub use rope::RopeTable;
 pub use safetensors::Dtype;
 pub use tensors::{Block, Projection, Role, Shard, Slice, TensorSpec, tensor_table};
 pub use weights::{
-    Checkpoint, MAX_SHARD_BYTES, SafetensorsFile, SafetensorsWriter, TensorDecl, save_model, sync_folder,
+    Checkpoint, MAX_SHARD_BYTES, SafetensorsFile, SafetensorsWriter, SharedModel, TensorDecl, save_model, sync_folder,
 };

@@ -304,7 +304,8 @@ impl Engine {
         )
     }
 
-    /// Exact weights, moments, step count and loss scale, as safetensors in `dir`.
+    /// Exact weights, moments, step count and loss scale, as safetensors in `dir`. Where ranks divide moments, all of them save,
+    /// export and read tensors at once.
     #[napi(ts_return_type = "Promise<void>")]
     pub fn save_state<'env>(&self, env: &'env Env, dir: String) -> napi::Result<Object<'env>> {
         self.submit(env, move |engine| engine.save_state(&PathBuf::from(dir)), |()| ())

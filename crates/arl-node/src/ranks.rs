@@ -1,13 +1,40 @@
 //! The ranks that an MPI launcher has started, for JavaScript: opened once in a process, then given to an engine.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use arl_comm::{Group, World};
+use arl_model::ModelConfig;
 use napi::Env;
 use napi::bindgen_prelude::{Object, Uint8Array};
 use napi_derive::napi;
 
+use crate::device::device_kind;
+use crate::error::sync;
+use crate::values::{EngineOptions, core_options};
 use crate::worker::once;
+
+/// Bytes that a rank sends to others in a step; figures come on top, a few hundred bytes a micro-batch.
+#[napi(object)]
+pub struct Traffic {
+    /// Gradients, to those that sum them.
+    pub gradients: f64,
+    /// Sums of gradients, to all.
+    pub sums: f64,
+    /// Updated weights, to all.
+    pub weights: f64,
+}
+
+/// What rank `options.rank` sends in a step of `rounds` micro-batches a rank, from formulas.
+#[napi]
+pub fn plan_traffic(options: EngineOptions, rounds: u32) -> napi::Result<Traffic> {
+    sync(|| {
+        let config = ModelConfig::from_dir(&PathBuf::from(&options.model_dir))?;
+        let (core, kind) = (core_options(&options)?, device_kind(&options.device)?);
+        let sent = arl_engine::plan_traffic(&config, &core, kind, u64::from(rounds))?;
+        Ok(Traffic { gradients: sent.gradients as f64, sums: sent.sums as f64, weights: sent.weights as f64 })
+    })
+}
 
 /// All ranks, as MPI knows them.
 #[napi]
@@ -60,6 +87,12 @@ impl Ranks {
     #[napi]
     pub fn waiting(&self) -> f64 {
         self.world.waiting().map_or(0.0, |time| time.as_secs_f64())
+    }
+
+    /// Seconds that all calls have taken so far, waiting for other ranks included.
+    #[napi]
+    pub fn spent(&self) -> f64 {
+        self.world.spent().as_secs_f64()
     }
 
     /// Ends every call that waits for another rank, and each later one, with `ARL_INTERRUPTED`.

@@ -76,6 +76,10 @@ pub struct EngineOptions {
     /// Sum gradients micro-batch by micro-batch over so many data-parallel ranks, which `joinRanks` brings in; absent: one
     /// rank, whose sums may be in another order.
     pub data_parallel: Option<u32>,
+    /// What those ranks divide: 0 nothing (absent: that), 1 moments and masters, 2 also gradients.
+    pub zero: Option<u32>,
+    /// The number of this rank; absent: 0.
+    pub rank: Option<u32>,
     /// `restoreState` follows: the weights of the folder are not read, only their type and how they are named.
     pub restored: Option<bool>,
     /// The text of the template that rendered the rows, where it is not the folder's own: saved models have it.
@@ -318,6 +322,8 @@ pub(crate) fn core_options(options: &EngineOptions) -> Result<arl_engine::Engine
         },
         inference_only: options.inference_only.unwrap_or(false),
         data_parallel: options.data_parallel.map(|ranks| ranks as usize),
+        zero: u8::try_from(options.zero.unwrap_or(0)).unwrap_or(u8::MAX),
+        rank: options.rank.unwrap_or(0) as usize,
     })
 }
 

@@ -107,9 +107,11 @@ export const devices = {
 		description:
 			"Data-parallel ranks; by itself as many as were started. A step has this many times `gradient_accumulation_steps` micro-batches.",
 	}),
-	zero: only(0, {
-		why: "every rank holds all weights, gradients and moments; cutting them is not built yet",
-		description: "What data-parallel ranks divide among them.",
+	zero: custom(z.union([z.literal("auto"), z.literal(0), z.literal(1), z.literal(2)]).default("auto"), {
+		kind: "integer",
+		expects: "auto, 0, 1 or 2 (3, which divides weights too, is not built yet)",
+		description:
+			"What data-parallel ranks divide among them: 0 nothing; 1 moments and master weights; 2 also gradients. Results are equal in bits. Auto: 2.",
 	}),
 	ddp_timeout: integer({
 		default: 600,

@@ -99,6 +99,20 @@ export interface BatchSize {
 	evalMaxNewTokens?: number;
 }
 
+/** What the ranks divide among them. */
+export function zeroOf({ dp_size: ranks, zero }: Pick<AgentTrainingConfig, "dp_size" | "zero">): 0 | 1 | 2 {
+	if (ranks === 1) return 0;
+	return zero === "auto" ? 2 : zero;
+}
+
+/** A sentence about what the ranks divide; null: there is one, and nobody has asked. */
+export function zeroText(args: Pick<AgentTrainingConfig, "dp_size" | "zero">): string | null {
+	const { dp_size: ranks, zero } = args;
+	if (ranks === 1) return zero === "auto" ? null : "zero has no effect: one rank has nothing to divide";
+	const divided = ["nothing", "moments and master weights", "gradients, moments and master weights"][zeroOf(args)];
+	return `zero ${zeroOf(args)}${zero === "auto" ? " (auto)" : ""}: ${ranks} ranks divide ${divided} among them`;
+}
+
 /** Options of the engine. */
 export function engineOptions(args: ResolvedConfig, device: string, size: BatchSize): EngineOptions {
 	return {
@@ -123,6 +137,7 @@ export function engineOptions(args: ResolvedConfig, device: string, size: BatchS
 		...loraOptions(args),
 		// Several ranks always sum so; on a GPU there are none yet.
 		...(device === "cpu" && (args.full_determinism || args.dp_size > 1) && { dataParallel: args.dp_size }),
+		...(device === "cpu" && zeroOf(args) > 0 && { zero: zeroOf(args) }),
 		...(args.loss_seq_chunk_size !== null && { lossSeqChunkSize: args.loss_seq_chunk_size }),
 		...(args.threads !== null && { threads: args.threads }),
 	};

@@ -83,6 +83,7 @@ impl Group {
                 stages: &mut Stages::default(),
                 interrupt: &AtomicBool::new(false),
                 pending: &mut None,
+                ranks: None,
             };
             let (run, new) = room(&mut step, size, size.tokens, false, tables);
             step.forward(&run, Some(Generation { caches: &cache.blocks, new: &new }))?;

@@ -3,6 +3,7 @@
 //! what one matrix product takes together is adjacent. Knows names and shapes, no values.
 
 pub(crate) mod arena;
+pub(crate) mod cut;
 pub(crate) mod store;
 
 use std::collections::HashMap;
@@ -23,12 +24,16 @@ pub(crate) struct Param {
     pub(crate) len: usize,
     /// First element in the optimizer's arena; none: frozen.
     pub(crate) trained: Option<usize>,
+    /// First element in the array of gradients, of a trained one: that of the arena, but where buckets take turns in one place
+    /// ([`cut`]).
+    pub(crate) gradient: usize,
 }
 
 impl Param {
     /// `len` elements from `start` on.
     pub(crate) fn part(self, start: usize, len: usize) -> Self {
-        Param { offset: self.offset + start, len, trained: self.trained.map(|first| first + start) }
+        let trained = self.trained.map(|first| first + start);
+        Param { offset: self.offset + start, len, trained, gradient: self.gradient + start }
     }
 }
 
@@ -46,6 +51,8 @@ pub(crate) struct Run {
     pub(crate) weights: usize,
     /// First element in the optimizer's arena.
     pub(crate) optimizer: usize,
+    /// First element in this rank's own moments and masters: that of the arena, but where ranks divide them.
+    pub(crate) own: usize,
     pub(crate) len: usize,
     pub(crate) decay: bool,
 }
@@ -160,7 +167,8 @@ impl Placement {
             self.align();
         }
         let len = spec.elements();
-        let param = Param { offset: self.weights, len, trained: spec.trainable.then_some(self.optimizer) };
+        let trained = spec.trainable.then_some(self.optimizer);
+        let param = Param { offset: self.weights, len, trained, gradient: self.optimizer };
         self.weights += len;
         if let (Some(layer), true) = (spec.block.layer(), spec.decay) {
             self.layer_ends[layer] = self.weights;
@@ -183,7 +191,21 @@ impl Placement {
         let continued = |run: &&mut Run| run.decay == decay && weights - run.weights == optimizer - run.optimizer;
         match self.runs.last_mut().filter(continued) {
             Some(run) => run.len = (optimizer + len - run.optimizer).next_multiple_of(STEP),
-            None => self.runs.push(Run { weights, optimizer, len: len.next_multiple_of(STEP), decay }),
+            None => {
+                let len = len.next_multiple_of(STEP);
+                self.runs.push(Run { weights, optimizer, own: optimizer, len, decay });
+            }
+        }
+    }
+
+    /// Places the gradients of every trained parameter where `place` has an element of the optimizer's arena.
+    pub(crate) fn place_gradients(&mut self, place: impl Fn(usize) -> usize) {
+        let move_one = |param: &mut Param| param.gradient = param.trained.map_or(0, &place);
+        self.tensors.iter_mut().for_each(|tensor| move_one(&mut tensor.param));
+        self.places.values_mut().for_each(move_one);
+        for adapter in self.adapters.values_mut() {
+            move_one(&mut adapter.a);
+            move_one(&mut adapter.b);
         }
     }
 
@@ -215,7 +237,7 @@ impl Placement {
                 let start = next.map_or(end, |(start, _)| start.min(end));
                 if start > at {
                     let offset = run.weights + at - run.optimizer;
-                    gaps.push(Param { offset, len: start - at, trained: Some(at) });
+                    gaps.push(Param { offset, len: start - at, trained: Some(at), gradient: at });
                 }
                 at = start;
                 if let Some((start, len)) = next.filter(|&(start, _)| start < end) {

@@ -2,6 +2,7 @@
 //! through which offloaded ones pass. Knows how long they are and of which type.
 
 use super::arena::ALIGNMENT;
+use super::cut::Cut;
 use super::{Param, Placement};
 use crate::backend::{Buffer, DType, Pool};
 use crate::events::OPTIMIZER_SLOTS;
@@ -16,7 +17,7 @@ pub(crate) struct Store {
     /// f32, bf16 or f16.
     pub(crate) weights: Buffer,
     /// Of trained parameters; with exact bf16 weights u16, the rest of the exact f32 masters; with f16 weights f32, the
-    /// masters.
+    /// masters. Where ranks divide them, this one's own, as moments.
     pub(crate) masters: Option<Buffer>,
     /// With `optimizer_offload`, where pieces of the arrays in host memory are while they are on the device.
     pub(crate) slots: Option<Slots>,
@@ -31,7 +32,7 @@ pub(crate) struct Store {
 /// Gradients and moments of trained parameters.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TrainingStore {
-    /// f32.
+    /// f32. Where ranks divide them, buckets take turns in it (`placement/cut.rs`).
     pub(crate) gradients: Buffer,
     /// f32 or bf16, as the second.
     pub(crate) moment1: Buffer,
@@ -43,9 +44,9 @@ pub(crate) struct TrainingStore {
 }
 
 impl Store {
-    /// The arrays over the arenas, as the options have them. With `optimizer_offload`, moments and masters are in host
-    /// memory.
-    pub(crate) fn new(placement: &Placement, options: &EngineOptions) -> Self {
+    /// The arrays over the arenas, as the options have them; with a `cut`, of what one rank owns. With `optimizer_offload`,
+    /// moments and masters are in host memory.
+    pub(crate) fn new(placement: &Placement, cut: Option<&Cut>, options: &EngineOptions) -> Self {
         let &EngineOptions { dtype, stochastic_rounding, bf16_moments, inference_only, optimizer_offload, .. } =
             options;
         let moments = if bf16_moments { DType::Bf16 } else { DType::F32 };
@@ -57,7 +58,13 @@ impl Store {
             Buffer { pool, offset, len, dtype }
         };
         let optimizer = if optimizer_offload { Pool::HostState } else { Pool::State };
-        let (weights, len) = (take(Pool::State, dtype, placement.weights), placement.optimizer);
+        let weights = take(Pool::State, dtype, placement.weights);
+        let len = cut.map_or(placement.optimizer, |cut| cut.own_len);
+        let gradients = cut.map_or(placement.optimizer, |cut| cut.gradient_len);
+        let sums = |ranks: usize| match cut {
+            Some(cut) if cut.gradients => cut.own_len,
+            _ => placement.optimizer.div_ceil(ranks),
+        };
         let masters = match dtype {
             _ if inference_only => None,
             DType::Bf16 if !stochastic_rounding => Some(take(optimizer, DType::U16, len)),
@@ -65,11 +72,11 @@ impl Store {
             _ => None,
         };
         let training = (!inference_only).then(|| TrainingStore {
-            gradients: take(Pool::State, DType::F32, len),
+            gradients: take(Pool::State, DType::F32, gradients),
             moment1: take(optimizer, moments, len),
             moment2: take(optimizer, moments, len),
             norm_squared: take(Pool::State, DType::F64, 1),
-            sums: options.data_parallel.map(|ranks| take(Pool::State, DType::F32, len.div_ceil(ranks))),
+            sums: options.data_parallel.map(|ranks| take(Pool::State, DType::F32, sums(ranks))),
         });
         let slots = (optimizer_offload && !inference_only).then(|| {
             let masters = masters.map(|masters| masters.dtype);
@@ -90,7 +97,8 @@ impl Store {
 
     /// A parameter's gradients; none: it is frozen, or the engine is for inference only.
     pub(crate) fn gradient(&self, param: Param) -> Option<Buffer> {
-        self.training.and_then(|training| Self::trained(training.gradients, param))
+        let training = self.training.filter(|_| param.trained.is_some())?;
+        Some(training.gradients.slice(param.gradient, param.len))
     }
 }
 

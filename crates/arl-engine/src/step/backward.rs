@@ -7,6 +7,7 @@ use super::Step;
 use crate::backend::{Backend, Buffer, DType};
 use crate::blocks::Run;
 use crate::placement::Param;
+use crate::placement::cut::Complete;
 
 impl<B: Backend + ?Sized> Step<'_, B> {
     /// From `d_norm` `[T, H]`, the gradient of the head's input, to that of every parameter but the head's, down to the
@@ -17,6 +18,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         for l in (self.model.lowest_layer..self.model.layers.len()).rev() {
             self.check_interrupt()?;
             self.await_input(l);
+            self.clear_added(run, Complete::Layer(l));
             self.recompute(l, run, self.model.recompute);
             for b in self.model.layers[l].clone().rev() {
                 let stage = self.stages.blocks[b];
@@ -24,9 +26,11 @@ impl<B: Backend + ?Sized> Step<'_, B> {
                 self.norm_backward(stage.norm, d_norm, self.stages.streams[b], stage.inverse_rms, d_x);
             }
             self.fetch_input(l);
+            self.collect(Complete::Layer(l))?;
         }
+        self.clear_added(run, Complete::End);
         self.embedding_backward(run, d_x);
-        Ok(())
+        self.collect(Complete::End)
     }
 
     /// From the gradient of a norm's output to that of its weight, and added to that of the residual stream.

@@ -23,6 +23,8 @@ use crate::model::Model;
 use crate::options::Recompute;
 use crate::placement::Param;
 use crate::placement::arena::{Arena, Category, higher};
+use crate::placement::cut::Complete;
+use crate::ranks::Ranks;
 use crate::statistics::Figures;
 use crate::update::Pending;
 
@@ -81,6 +83,8 @@ pub(crate) struct Step<'a, B: ?Sized> {
     pub(crate) interrupt: &'a AtomicBool,
     /// What is left of the last update.
     pub(crate) pending: &'a mut Option<Pending>,
+    /// The ranks that train with this one; none in a dry run.
+    pub(crate) ranks: Option<&'a mut Ranks>,
 }
 
 /// Whether layer `l` keeps for the backward pass what is last kept at `level`.
@@ -97,12 +101,7 @@ fn keeps_stream(model: &Model, keep: Option<Recompute>, b: usize) -> bool {
 
 impl<B: Backend + ?Sized> Step<'_, B> {
     /// Takes the memory that lasts for the whole micro-batch.
-    pub(crate) fn begin(
-        &mut self,
-        inputs: Inputs,
-        keep: Option<Recompute>,
-        figures: Figures,
-    ) -> Run {
+    pub(crate) fn begin(&mut self, inputs: Inputs, keep: Option<Recompute>, figures: Figures) -> Run {
         let (model, t) = (self.model, inputs.size.tokens);
         let stream = t * model.shape.hidden;
         // With offloading, the inputs of layers take turns in a few slots.
@@ -210,21 +209,32 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         self.forward(run, None)?;
         self.arena.release(top);
         // Not before: the forward pass may have completed the last update, which reads gradients.
-        if let (true, Some(training)) = (run.first, &self.model.store.training) {
-            for &(start, len) in &self.model.added {
-                self.backend.zero(training.gradients.slice(start, len));
-            }
-        }
+        self.clear_added(run, Complete::Loss);
 
         let (t, h) = (run.size().tokens, self.model.shape.hidden);
         let d_norm = self.take(Category::Workspace, self.model.dtype, t * h);
         self.loss(run, LossMode::Train { scale, d_norm });
+        self.collect(Complete::Loss)?;
 
         let d_x = self.take(Category::Workspace, self.model.dtype, t * h);
         self.take_scratch(run);
         self.backward(run, d_norm, d_x)?;
         self.arena.release(top);
         Ok(())
+    }
+
+    /// Zeroes what the backward pass only ever adds to from here on, where a step's gradients begin with this micro-batch.
+    fn clear_added(&mut self, run: &Run, before: Complete) {
+        let Some(training) = self.model.store.training.filter(|_| run.first) else { return };
+        for added in self.model.added.iter().filter(|added| added.before == before) {
+            self.backend.zero(training.gradients.slice(added.first, added.len));
+        }
+    }
+
+    /// Adds the gradients that are complete to their sums, where ranks divide these: their place is needed for others.
+    fn collect(&mut self, complete: Complete) -> Result<()> {
+        let Some(ranks) = &mut self.ranks else { return Ok(()) };
+        ranks.collect(self.backend, self.model, complete)
     }
 
     /// Forward and loss.

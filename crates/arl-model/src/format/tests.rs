@@ -9,7 +9,7 @@ use safetensors::Dtype;
 use super::table::{Arrangement, Axes, Join, Other, Row, Spelling};
 use super::*;
 use crate::weights::{Checkpoint, SafetensorsWriter, TensorDecl};
-use crate::{ModelFiles, init_f32, save_model};
+use crate::{ModelFiles, SharedModel, init_f32, save_model};
 
 /// Spellings, layouts and tensors as Qwen3-VL-MoE and Qwen3-Next have them, on Qwen3-MoE's parameters.
 static ROW: Row = Row {
@@ -311,4 +311,75 @@ fn a_family_without_tensors_to_carry_refuses_them_by_name() {
     tensors.insert("visual.patch_embed.weight".to_owned(), (Dtype::U8, vec![1], vec![0]));
     let error = Checkpoint::open_as(&ROW, folder(&tensors).path(), &config).unwrap_err();
     assert!(error.message.contains("surplus (1): visual.patch_embed.weight"), "{error}");
+}
+
+#[test]
+fn a_folder_that_several_write_in_parts_has_the_bytes_of_one_that_is_written_as_a_whole() {
+    let config = config();
+    let parameters = parameters(&config);
+    let bytes_of = |dir: &Path| {
+        let mut files: Vec<(String, Vec<u8>)> = std::fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .map(|entry| (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap()))
+            .collect();
+        files.sort();
+        files
+    };
+    for (nested, grouped) in [(true, false), (true, true), (false, false), (false, true)] {
+        let mut stored = contents(&config, nested, grouped);
+        stored.extend(carried());
+        let dir = folder(&stored);
+        let files = ModelFiles::read(dir.path()).unwrap();
+        let format = Checkpoint::open_as(&ROW, dir.path(), &config).unwrap().format().clone();
+        for (bound, dtype) in [(u64::MAX, None), (300, None), (u64::MAX, Some(WeightDtype::Bf16))] {
+            let (whole, shared) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            save_model(whole.path(), &files, &config, &format, dtype, bound, |name, out| {
+                out.copy_from_slice(&parameters[name]);
+                Ok(())
+            })
+            .unwrap();
+            let model = SharedModel {
+                dir: shared.path(),
+                files: &files,
+                config: &config,
+                format: &format,
+                dtype,
+                max_shard_bytes: bound,
+            };
+            model.lay_out().unwrap();
+            assert!(bytes_of(shared.path()) != bytes_of(whole.path()));
+            // Three writers, of which one has nothing of some parameters.
+            for writer in [2, 0, 1] {
+                let owned = |name: &str| {
+                    let len = parameters[name].len();
+                    let at = |i: usize| (i * len / 3 + i).min(len);
+                    vec![at(writer)..if writer == 2 { len } else { at(writer + 1) }]
+                };
+                let fetch = |name: &str, start: usize, out: &mut [f32]| {
+                    out.copy_from_slice(&parameters[name][start..start + out.len()]);
+                    Ok(())
+                };
+                model.fill(owned, fetch).unwrap();
+            }
+            assert!(bytes_of(shared.path()) == bytes_of(whole.path()), "{format} {bound} {dtype:?}");
+        }
+    }
+}
+
+#[test]
+fn a_folder_that_another_writer_has_not_laid_out_is_not_shared() {
+    let config = config();
+    let dir = folder(&contents(&config, false, false));
+    let files = ModelFiles::read(dir.path()).unwrap();
+    let format = Checkpoint::open_as(&ROW, dir.path(), &config).unwrap().format().clone();
+    let out = tempfile::tempdir().unwrap();
+    let (dtype, max_shard_bytes) = (None, u64::MAX);
+    let model =
+        SharedModel { dir: out.path(), files: &files, config: &config, format: &format, dtype, max_shard_bytes };
+    let error = model.fill(|_| Vec::new(), |_, _, _| Ok(())).unwrap_err();
+    assert!(error.message.contains("rank 0 has made this file, and here it is missing"), "{error}");
+    std::fs::write(out.path().join("model.safetensors"), "short").unwrap();
+    let error = model.fill(|_| Vec::new(), |_, _, _| Ok(())).unwrap_err();
+    assert!(error.message.contains("has 5 bytes, not "), "{error}");
 }

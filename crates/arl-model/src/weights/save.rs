@@ -18,7 +18,7 @@ use crate::tensors::{TensorSpec, tensor_table};
 use crate::{Error, ErrorCode, Result};
 
 /// Elements that are narrowed at a time.
-const CHUNK: usize = 1 << 18;
+pub(super) const CHUNK: usize = 1 << 18;
 /// Bytes of one file of a saved model, as transformers has it.
 pub const MAX_SHARD_BYTES: u64 = 50_000_000_000;
 
@@ -67,12 +67,12 @@ pub fn save_model(
 }
 
 /// A tensor of the saved files.
-struct Saved<'a> {
-    decl: TensorDecl,
-    content: Content<'a>,
+pub(super) struct Saved<'a> {
+    pub(super) decl: TensorDecl,
+    pub(super) content: Content<'a>,
 }
 
-enum Content<'a> {
+pub(super) enum Content<'a> {
     Parameters(&'a StoredTensor),
     Carried(TensorView<'a>),
 }
@@ -85,7 +85,7 @@ impl Saved<'_> {
 }
 
 /// The parameters, then what is carried.
-fn saved_tensors<'a>(
+pub(super) fn saved_tensors<'a>(
     format: &'a CheckpointFormat,
     dtype: Option<WeightDtype>,
     stored: &'a [StoredTensor],
@@ -105,7 +105,7 @@ fn saved_tensors<'a>(
 }
 
 /// Consecutive tensors, each time as many as the bound admits.
-fn cut<'a>(saved: &'a [Saved<'a>], max_shard_bytes: u64) -> Vec<&'a [Saved<'a>]> {
+pub(super) fn cut<'a>(saved: &'a [Saved<'a>], max_shard_bytes: u64) -> Vec<&'a [Saved<'a>]> {
     let mut shards = Vec::new();
     let (mut begin, mut size) = (0, 0u64);
     for (index, tensor) in saved.iter().enumerate() {
@@ -121,7 +121,7 @@ fn cut<'a>(saved: &'a [Saved<'a>], max_shard_bytes: u64) -> Vec<&'a [Saved<'a>]>
 }
 
 /// The text of the index: which file has a tensor, by name.
-fn index(shards: &[&[Saved<'_>]]) -> String {
+pub(super) fn index(shards: &[&[Saved<'_>]]) -> String {
     let file_of = |(number, tensor): (usize, &Saved<'_>)| {
         (tensor.decl.name.clone(), Value::from(shard_name(number, shards.len())))
     };
@@ -135,7 +135,7 @@ fn index(shards: &[&[Saved<'_>]]) -> String {
     format!("{index:#}\n")
 }
 
-fn shard_name(number: usize, count: usize) -> String {
+pub(super) fn shard_name(number: usize, count: usize) -> String {
     if count == 1 { SINGLE.to_owned() } else { format!("model-{:05}-of-{count:05}.safetensors", number + 1) }
 }
 
@@ -192,29 +192,30 @@ fn append(writer: &mut SafetensorsWriter, name: &str, dtype: Dtype, values: &[f3
     let mut bytes = Vec::with_capacity(CHUNK.min(values.len()) * 4);
     for chunk in values.chunks(CHUNK) {
         bytes.clear();
-        let fits = match dtype {
-            Dtype::F32 => narrow(chunk, &mut bytes, |value| (value.to_le_bytes(), value.is_finite())),
-            Dtype::BF16 => narrow(chunk, &mut bytes, |value| {
-                let value = bf16::from_f32(value);
-                (value.to_le_bytes(), value.is_finite())
-            }),
-            _ => narrow(chunk, &mut bytes, |value| {
-                let value = f16::from_f32(value);
-                (value.to_le_bytes(), value.is_finite())
-            }),
-        };
-        if !fits {
-            return Err(Error::new(
-                ErrorCode::NonFinite,
-                format!("tensor `{name}` has a value that is not finite in {dtype}"),
-            )
-            .hint(
-                "the run diverged, or the values do not fit this type: lower the learning rate, or save as bfloat16",
-            ));
-        }
+        encode(name, dtype, chunk, &mut bytes)?;
         writer.append(&bytes)?;
     }
     Ok(())
+}
+
+/// Appends the bytes of values in the type of the file.
+pub(super) fn encode(name: &str, dtype: Dtype, values: &[f32], bytes: &mut Vec<u8>) -> Result<()> {
+    let fits = match dtype {
+        Dtype::F32 => narrow(values, bytes, |value| (value.to_le_bytes(), value.is_finite())),
+        Dtype::BF16 => narrow(values, bytes, |value| {
+            let value = bf16::from_f32(value);
+            (value.to_le_bytes(), value.is_finite())
+        }),
+        _ => narrow(values, bytes, |value| {
+            let value = f16::from_f32(value);
+            (value.to_le_bytes(), value.is_finite())
+        }),
+    };
+    if fits {
+        return Ok(());
+    }
+    Err(Error::new(ErrorCode::NonFinite, format!("tensor `{name}` has a value that is not finite in {dtype}"))
+        .hint("the run diverged, or the values do not fit this type: lower the learning rate, or save as bfloat16"))
 }
 
 /// Appends the values' bytes; whether all are finite in the type of the file.

@@ -43,33 +43,10 @@ impl SafetensorsWriter {
     /// Creates the file (an existing one is replaced) and writes its header. The tensors are in the order of `tensors`;
     /// `metadata` are the header's free entries.
     pub fn create(path: &Path, metadata: &[(&str, &str)], tensors: &[TensorDecl]) -> Result<Self> {
-        let internal = |what: String| Error::new(ErrorCode::Internal, format!("{}: {what}", path.display()));
-        let mut header = Map::new();
-        if !metadata.is_empty() {
-            let entries = metadata.iter().map(|&(key, value)| (key.to_owned(), Value::from(value)));
-            header.insert("__metadata__".to_owned(), Value::Object(entries.collect()));
-        }
-        let mut end = 0usize;
-        for tensor in tensors {
-            let begin = end;
-            end = tensor
-                .bytes()
-                .and_then(|bytes| begin.checked_add(bytes))
-                .ok_or_else(|| internal(format!("tensor `{}` has an impossible shape", tensor.name)))?;
-            let entry = json!({
-                "dtype": tensor.dtype.to_string(), "shape": tensor.shape, "data_offsets": [begin, end],
-            });
-            if tensor.name == "__metadata__" || header.insert(tensor.name.clone(), entry).is_some() {
-                return Err(internal(format!("tensor `{}` is declared twice", tensor.name)));
-            }
-        }
-        let mut text = Value::Object(header).to_string().into_bytes();
-        // Tensors begin at a multiple of 8 bytes, so that they can be used from a map.
-        text.resize(text.len().next_multiple_of(8), b' ');
+        let (header, left) = header(path, metadata, tensors)?;
         let file = File::create(path).map_err(|error| refused(path, &error))?;
-        let mut writer = Self { path: path.to_path_buf(), file, left: end };
-        writer.write(&(text.len() as u64).to_le_bytes())?;
-        writer.write(&text)?;
+        let mut writer = Self { path: path.to_path_buf(), file, left };
+        writer.write(&header)?;
         Ok(writer)
     }
 
@@ -97,6 +74,36 @@ impl SafetensorsWriter {
     fn wrong_size(&self, what: &str) -> Error {
         Error::new(ErrorCode::Internal, format!("{}: {what}", self.path.display()))
     }
+}
+
+/// The bytes of a file before its tensors, and how many bytes of tensors follow; the same for the same arguments.
+pub(crate) fn header(path: &Path, metadata: &[(&str, &str)], tensors: &[TensorDecl]) -> Result<(Vec<u8>, usize)> {
+    let internal = |what: String| Error::new(ErrorCode::Internal, format!("{}: {what}", path.display()));
+    let mut header = Map::new();
+    if !metadata.is_empty() {
+        let entries = metadata.iter().map(|&(key, value)| (key.to_owned(), Value::from(value)));
+        header.insert("__metadata__".to_owned(), Value::Object(entries.collect()));
+    }
+    let mut end = 0usize;
+    for tensor in tensors {
+        let begin = end;
+        end = tensor
+            .bytes()
+            .and_then(|bytes| begin.checked_add(bytes))
+            .ok_or_else(|| internal(format!("tensor `{}` has an impossible shape", tensor.name)))?;
+        let entry = json!({
+            "dtype": tensor.dtype.to_string(), "shape": tensor.shape, "data_offsets": [begin, end],
+        });
+        if tensor.name == "__metadata__" || header.insert(tensor.name.clone(), entry).is_some() {
+            return Err(internal(format!("tensor `{}` is declared twice", tensor.name)));
+        }
+    }
+    let mut text = Value::Object(header).to_string().into_bytes();
+    // Tensors begin at a multiple of 8 bytes, so that they can be used from a map.
+    text.resize(text.len().next_multiple_of(8), b' ');
+    let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
+    bytes.append(&mut text);
+    Ok((bytes, end))
 }
 
 /// An error of the operating system while writing, with advice where there is some.

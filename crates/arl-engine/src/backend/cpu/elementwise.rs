@@ -7,7 +7,7 @@ use super::vector::vectorise;
 use crate::backend::Dropout;
 
 /// Elements that one task takes.
-const BLOCK: usize = 16_384;
+pub(crate) const BLOCK: usize = 16_384;
 
 /// Sets bytes to zero.
 pub(super) fn zero(target: &mut [u8]) {
@@ -90,6 +90,11 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f64 {
     let blocks: Vec<f64> =
         a.par_chunks(BLOCK).zip(b.par_chunks(BLOCK)).map(|(a, b)| vectorise!(dot_block(a, b))).collect();
     blocks.iter().sum()
+}
+
+/// The sums of squares of the blocks that [`dot`] sums.
+pub(crate) fn squares(values: &[f32]) -> Vec<f64> {
+    values.par_chunks(BLOCK).map(|block| vectorise!(dot_block(block, block))).collect()
 }
 
 #[inline(always)]

@@ -22,6 +22,7 @@ mod swiglu;
 mod tests;
 mod vector;
 
+pub(crate) use self::elementwise::{BLOCK as DOT_BLOCK, squares};
 use self::memory::Memory;
 #[cfg(any(test, feature = "emulation"))]
 use super::Buffer;

@@ -2,25 +2,30 @@
 //! restores it computes equal bits from there on. Tensors are saved by name, each with its place in the whole parameter, so
 //! that a state depends neither on places in memory nor on how parameters were divided.
 
+mod ranges;
+mod saved;
+
 use std::path::Path;
 
-use arl_model::{
-    Dtype, Error, ErrorCode, Result, SafetensorsFile, SafetensorsWriter, Slice, TensorDecl, TensorSpec, sync_folder,
-};
+use arl_model::{Dtype, Error, ErrorCode, Result, SafetensorsWriter, Slice, TensorDecl, TensorSpec, sync_folder};
 use serde_json::{Map, Value, json};
 
+use self::saved::{Saved, file_of};
 use crate::backend::{Backend, Buffer, DType};
 use crate::engine::Engine;
 use crate::loss_scale::LossScale;
 use crate::placement::Param;
-use crate::placement::store::Store;
+use crate::placement::cut::Owned;
 use crate::weights::PIECE;
 
-/// The file that [`Engine::save_state`] writes into its folder.
+/// The file that [`Engine::save_state`] writes into its folder, where one rank has everything.
 const STATE_FILE: &str = "engine.safetensors";
 /// Tensors by name: `moment1/model.norm.weight`. The metadata `slices` has by parameters where they begin in the whole and the
 /// whole's shape.
 const FORMAT: &str = "arl engine state 3";
+/// One of several files, each with the elements that a rank owns, as lists. The metadata `pieces` has by parameters where they
+/// begin in the whole, row-major, and the whole's shape.
+const FORMAT_PIECES: &str = "arl engine state 4";
 /// As [`FORMAT`] without slices: every tensor is a whole parameter. Read, and no longer written.
 const FORMAT_2: &str = "arl engine state 2";
 /// Whole arrays, whose order a hash names. Read, and no longer written.
@@ -32,13 +37,26 @@ const WEIGHTS: &str = "weights";
 /// The name of f32 masters.
 const MASTERS: &str = "master_weights";
 
-/// A tensor of a state's file and its place in memory.
-struct Entry {
-    /// Its name in the file.
-    name: String,
-    shape: Vec<usize>,
-    /// What is saved of it.
+/// Elements of a tensor, and their place in memory.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    /// First element within the tensor.
+    start: usize,
     buffer: Buffer,
+}
+
+/// A tensor of a state and its places in memory.
+struct Entry {
+    /// Its name in the files.
+    name: String,
+    /// The parameter's name.
+    parameter: String,
+    shape: Vec<usize>,
+    dtype: DType,
+    /// What this rank writes of it.
+    owned: Vec<Part>,
+    /// What this rank reads of it. Masters of f16 weights have no place of their own here: see `masters_of`.
+    wanted: Vec<Part>,
     /// Masters of f16 weights: the weights are their roundings, and no part of the file.
     masters_of: Option<Param>,
 }
@@ -61,20 +79,36 @@ impl<B: Backend + ?Sized> Engine<B> {
         Ok(arrays)
     }
 
+    /// A tensor of an array: a parameter's, or, in format 1, the whole array's.
+    fn entry(&self, array: &str, buffer: Buffer, parameter: &str, param: Param, shape: &[usize]) -> Entry {
+        let owned = self.model.owned(param);
+        let of_own = |&Owned { start, own, len }: &Owned| Part { start, buffer: buffer.slice(own, len) };
+        let of_weights = |start: usize, len: usize| Part { start, buffer: buffer.slice(param.offset + start, len) };
+        let own = owned.iter().map(of_own);
+        let (owned, wanted) = match array {
+            WEIGHTS => {
+                (owned.iter().map(|part| of_weights(part.start, part.len)).collect(), vec![of_weights(0, param.len)])
+            }
+            MASTERS => (own.collect(), vec![Part { start: 0, buffer: Buffer { len: param.len, ..buffer } }]),
+            _ => (own.clone().collect(), own.collect()),
+        };
+        Entry {
+            name: if parameter.is_empty() { array.to_owned() } else { format!("{array}/{parameter}") },
+            parameter: parameter.to_owned(),
+            shape: shape.to_vec(),
+            dtype: buffer.dtype,
+            owned,
+            wanted,
+            masters_of: (array == MASTERS).then_some(param),
+        }
+    }
+
     /// The tensors of a state, array by array, in the order of the parameters.
     fn state_entries(&self) -> Result<Vec<Entry>> {
         let arrays = self.state_arrays()?;
         let of_array = |&(array, buffer): &(&'static str, Buffer)| {
-            self.model.placement.tensors.iter().filter_map(move |tensor| {
-                let param = tensor.param;
-                let trained = Store::trained(buffer, param)?;
-                Some(Entry {
-                    name: format!("{array}/{}", tensor.spec.name),
-                    shape: tensor.spec.shape.clone(),
-                    buffer: if array == WEIGHTS { buffer.slice(param.offset, param.len) } else { trained },
-                    masters_of: (array == MASTERS).then_some(param),
-                })
-            })
+            let trained = self.model.placement.tensors.iter().filter(|tensor| tensor.param.trained.is_some());
+            trained.map(move |tensor| self.entry(array, buffer, &tensor.spec.name, tensor.param, &tensor.spec.shape))
         };
         Ok(arrays.iter().flat_map(of_array).collect())
     }
@@ -88,12 +122,9 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// The arrays of a state of format 1.
     fn whole_arrays(&self) -> Result<Vec<Entry>> {
-        let entry = |(array, buffer): (&'static str, Buffer)| Entry {
-            name: array.to_owned(),
-            shape: vec![buffer.len],
-            buffer,
-            masters_of: (array == MASTERS).then_some(Param { offset: 0, len: buffer.len, trained: Some(0) }),
-        };
+        let len = self.model.placement.optimizer;
+        let all = Param { offset: 0, len, trained: Some(0), gradient: 0 };
+        let entry = |(array, buffer): (&'static str, Buffer)| self.entry(array, buffer, "", all, &[len]);
         Ok(self.state_arrays()?.into_iter().map(entry).collect())
     }
 
@@ -130,13 +161,25 @@ impl<B: Backend + ?Sized> Engine<B> {
     }
 
     /// Writes exact weights, moments, step count and loss scale to `dir/engine.safetensors`, under another name until the
-    /// file is complete and on the disk.
+    /// file is complete and on the disk. Where ranks divide moments, all of them call it at once, and each writes a file of its
+    /// own: `dir/state-00001-of-00002.safetensors`, for example.
     pub fn save_state(&mut self, dir: &Path) -> Result<()> {
         self.state_arrays()?;
         self.settle();
         self.complete_update_in_host();
+        let Some((rank, ranks)) = self.model.cut.as_ref().map(|cut| (cut.rank, cut.ranks)) else {
+            return self.write_state_in(dir, STATE_FILE);
+        };
+        self.check_joined()?;
+        let made = if rank == 0 { std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, &e)) } else { Ok(()) };
+        self.ranks.agree(made)?;
+        let written = if dir.is_dir() { self.write_state_in(dir, &file_of(rank, ranks)) } else { Err(not_shared(dir)) };
+        self.ranks.agree(written)
+    }
+
+    fn write_state_in(&mut self, dir: &Path, name: &str) -> Result<()> {
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, &e))?;
-        let (path, partial) = (dir.join(STATE_FILE), dir.join(format!("{STATE_FILE}.partial")));
+        let (path, partial) = (dir.join(name), dir.join(format!("{name}.partial")));
         let written = self.write_state(&partial);
         if written.is_err() {
             // The error that is reported is the first one.
@@ -148,23 +191,32 @@ impl<B: Backend + ?Sized> Engine<B> {
     }
 
     fn write_state(&mut self, path: &Path) -> Result<()> {
-        let entries = self.state_entries()?;
+        let mut entries = self.state_entries()?;
+        entries.retain(|entry| !entry.owned.is_empty());
+        let divided = self.is_divided();
         let declare = |entry: &Entry| TensorDecl {
             name: entry.name.clone(),
-            dtype: file_dtype(entry.buffer.dtype),
-            shape: entry.shape.clone(),
+            dtype: file_dtype(entry.dtype),
+            shape: if divided { vec![entry.elements()] } else { entry.shape.clone() },
         };
         let declared: Vec<TensorDecl> = entries.iter().map(declare).collect();
         let steps = self.steps.to_string();
         let loss_scale = self.loss_scale.map(LossScale::to_text);
-        let slices = Value::Object(self.slices()).to_string();
-        let mut metadata = vec![("format", FORMAT), ("steps", &steps), ("slices", &slices)];
+        let pieces = entries.iter().map(|entry| {
+            let piece = json!({ "start": entry.owned.first().map_or(0, |part| part.start), "of": entry.shape });
+            (entry.parameter.clone(), piece)
+        });
+        let (format, places) = match divided {
+            true => ((FORMAT_PIECES, "pieces"), Value::Object(pieces.collect()).to_string()),
+            false => ((FORMAT, "slices"), Value::Object(self.slices()).to_string()),
+        };
+        let mut metadata = vec![("format", format.0), ("steps", &steps), (format.1, &places)];
         metadata.extend(loss_scale.as_deref().map(|text| ("loss_scale", text)));
         let algorithms = self.backend.matmul_algorithms().and_then(|algorithms| algorithms.chosen());
         metadata.extend(algorithms.as_deref().map(|text| (ALGORITHMS, text)));
         let mut writer = SafetensorsWriter::create(path, &metadata, &declared)?;
         let mut staging = vec![0u8; PIECE * 4];
-        for Entry { buffer, .. } in entries {
+        for Part { buffer, .. } in entries.into_iter().flat_map(|entry| entry.owned) {
             for start in (0..buffer.len).step_by(PIECE) {
                 let part = buffer.slice(start, PIECE.min(buffer.len - start));
                 let staging = &mut staging[..part.bytes()];
@@ -175,36 +227,33 @@ impl<B: Backend + ?Sized> Engine<B> {
         writer.finish()
     }
 
-    /// Reads what [`Engine::save_state`] wrote, also in the formats of earlier versions. The engine must have been opened with
-    /// the same model, type and frozen parameters. Nothing is changed unless the file fits. Gives what a user should know: why
-    /// results will differ in bits from what they would have been.
+    /// Reads what [`Engine::save_state`] wrote on any number of ranks, also in the formats of earlier versions. The engine must
+    /// have been opened with the same model, type and frozen parameters. Nothing is changed unless the state fits. Gives what a
+    /// user should know: why results will differ in bits from what they would have been.
     pub fn restore_state(&mut self, dir: &Path) -> Result<Option<String>> {
-        let path = dir.join(STATE_FILE);
         self.state_arrays()?;
-        // Whatever is wrong with the file, a state is damaged, not the weights of a model.
-        let file = SafetensorsFile::open(&path)
-            .map_err(|e| if e.code == ErrorCode::Io { e } else { damaged(&path, &e.message) })?;
-        let entries = match file.metadata("format") {
-            Some(FORMAT | FORMAT_2) => self.state_entries()?,
-            Some(FORMAT_1) if file.metadata("layout") == Some(self.layout().as_str()) && self.trains_all() => {
+        let saved = Saved::open(dir)?;
+        let path = saved.path.clone();
+        let entries = match saved.metadata("format") {
+            Some(FORMAT_1) if saved.metadata("layout") == Some(self.layout().as_str()) && self.trains_all() => {
                 self.whole_arrays()?
             }
             Some(FORMAT_1) => return Err(damaged(&path, ANOTHER)),
-            _ => return Err(damaged(&path, "this version does not read its format")),
+            _ => self.state_entries()?,
         };
-        let Some(steps) = file.metadata("steps").and_then(|s| s.parse().ok()) else {
+        let Some(steps) = saved.metadata("steps").and_then(|s| s.parse().ok()) else {
             return Err(damaged(&path, "its step count is missing"));
         };
         let loss_scale = match self.loss_scale {
             None => None,
-            Some(scale) => match file.metadata("loss_scale").and_then(|text| scale.restored(text)) {
+            Some(scale) => match saved.metadata("loss_scale").and_then(|text| scale.restored(text)) {
                 None => return Err(damaged(&path, "its loss scale is missing")),
                 restored => restored,
             },
         };
-        check_fits(&file, &entries).map_err(|what| damaged(&path, &what))?;
-        if file.metadata("format") == Some(FORMAT) {
-            let found = file.metadata("slices").and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+        saved.check_fits(&entries).map_err(|what| damaged(&path, &what))?;
+        if saved.metadata("format") == Some(FORMAT) {
+            let found = saved.metadata("slices").and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
             check_slices(&found, &self.slices()).map_err(|what| damaged(&path, &what))?;
         }
         self.settle();
@@ -212,23 +261,39 @@ impl<B: Backend + ?Sized> Engine<B> {
         // It updates weights that are written over.
         self.pending = None;
         self.kept.forget();
-        for Entry { name, buffer, masters_of, .. } in &entries {
-            let bytes = file.bytes(name)?;
-            for (piece, bytes) in bytes.chunks(PIECE * buffer.dtype.bytes()).enumerate() {
-                let (start, len) = (piece * PIECE, bytes.len() / buffer.dtype.bytes());
-                if let Some(param) = masters_of {
-                    let words = bytes.chunks_exact(4).map(|word| [word[0], word[1], word[2], word[3]]);
-                    let values: Vec<f32> = words.map(f32::from_le_bytes).collect();
-                    self.write_weights(param.part(start, len), &values);
-                } else {
-                    self.backend.upload(bytes, buffer.slice(start, len));
+        for entry in &entries {
+            for part in &entry.wanted {
+                for (first, bytes) in saved.read(&entry.name, part.start, part.buffer.len)? {
+                    self.restore_elements(entry, part, first, bytes);
                 }
             }
         }
         self.steps = steps;
         self.loss_scale = loss_scale;
-        let saved = file.metadata(ALGORITHMS);
-        Ok(saved.and_then(|saved| self.backend.matmul_algorithms()?.restore(saved)))
+        let chosen = saved.metadata(ALGORITHMS);
+        Ok(chosen.and_then(|chosen| self.backend.matmul_algorithms()?.restore(chosen)))
+    }
+
+    /// Uploads elements of a tensor from the `first` on, which are in `part`.
+    fn restore_elements(&mut self, entry: &Entry, part: &Part, first: usize, bytes: &[u8]) {
+        let width = part.buffer.dtype.bytes();
+        for (piece, bytes) in bytes.chunks(PIECE * width).enumerate() {
+            let (start, len) = (first + piece * PIECE, bytes.len() / width);
+            if let Some(param) = entry.masters_of {
+                let words = bytes.chunks_exact(4).map(|word| [word[0], word[1], word[2], word[3]]);
+                let values: Vec<f32> = words.map(f32::from_le_bytes).collect();
+                self.write_weights(param.part(start, len), &values);
+            } else {
+                self.backend.upload(bytes, part.buffer.slice(start - part.start, len));
+            }
+        }
+    }
+}
+
+impl Entry {
+    /// How many this rank writes.
+    fn elements(&self) -> usize {
+        self.owned.iter().map(|part| part.buffer.len).sum()
     }
 }
 
@@ -246,27 +311,6 @@ fn check_slices(found: &Map<String, Value>, expected: &Map<String, Value>) -> st
     Ok(())
 }
 
-/// The file has these tensors, with these shapes and types, and no others.
-fn check_fits(file: &SafetensorsFile, entries: &[Entry]) -> std::result::Result<(), String> {
-    for Entry { name, shape, buffer, .. } in entries {
-        match file.info(name) {
-            None => return Err(format!("{ANOTHER}: it has no `{name}`")),
-            Some((dtype, found)) if (dtype, found) != (file_dtype(buffer.dtype), shape) => {
-                return Err(format!(
-                    "{ANOTHER}: its `{name}` is {dtype:?} {found:?}, and the run's {:?} {shape:?}",
-                    buffer.dtype
-                ));
-            }
-            Some(_) => {}
-        }
-    }
-    let names: std::collections::HashSet<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
-    match file.names().into_iter().find(|name| !names.contains(name.as_str())) {
-        Some(name) => Err(format!("{ANOTHER}: the run has no `{name}`")),
-        None => Ok(()),
-    }
-}
-
 fn file_dtype(dtype: DType) -> Dtype {
     match dtype {
         DType::F32 => Dtype::F32,
@@ -281,4 +325,9 @@ fn file_dtype(dtype: DType) -> Dtype {
 fn damaged(path: &Path, what: &str) -> Error {
     Error::new(ErrorCode::State, format!("{}: {what}", path.display()))
         .hint("resume from another checkpoint of this run, with the options that it was started with")
+}
+
+fn not_shared(dir: &Path) -> Error {
+    Error::new(ErrorCode::Io, format!("{}: rank 0 has made this folder, and here it is missing", dir.display()))
+        .hint("output_dir must be one folder that all ranks share")
 }

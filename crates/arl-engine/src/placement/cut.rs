@@ -1,0 +1,305 @@
+//! How data-parallel ranks divide what they train. The optimizer's arena is cut into buckets, one after the other, and each rank
+//! owns a piece of every bucket: moments, masters and sums of gradients exist for a rank's own pieces alone. Pure; knows places
+//! and the ranks' numbers, no values and no messages. May import placements.
+
+use std::ops::Range;
+
+use arl_model::{Block, Role};
+
+use super::arena::ALIGNMENT;
+use super::{Param, Placement, Run};
+
+/// Pieces are multiples of so many elements, which are at least two bytes each.
+const STEP: usize = ALIGNMENT / 2;
+
+/// When the backward pass has completed the gradients of a bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Complete {
+    /// With the loss: a head of its own.
+    Loss,
+    /// With this layer.
+    Layer(usize),
+    /// With the embedding.
+    End,
+}
+
+/// Elements of the optimizer's arena that the backward pass completes at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bucket {
+    /// First element in the optimizer's arena.
+    pub(crate) start: usize,
+    pub(crate) len: usize,
+    pub(crate) complete: Complete,
+    /// Others have its place in the array of gradients before and after it.
+    pub(crate) shared: bool,
+    /// First element in the array of gradients.
+    pub(crate) gradient: usize,
+    /// First element in a rank's own arrays.
+    pub(crate) own: usize,
+}
+
+/// A part of a parameter that a rank owns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Owned {
+    /// First element within the parameter.
+    pub(crate) start: usize,
+    /// First element in the rank's own arrays.
+    pub(crate) own: usize,
+    pub(crate) len: usize,
+}
+
+/// The division of the optimizer's arena among ranks.
+#[derive(Clone, Debug)]
+pub(crate) struct Cut {
+    pub(crate) ranks: usize,
+    pub(crate) rank: usize,
+    pub(crate) buckets: Vec<Bucket>,
+    /// Gradients too are divided: only what several layers add to exists as a whole, buckets take turns in the rest of their
+    /// array, and sums exist for own pieces alone.
+    pub(crate) gradients: bool,
+    /// Elements of the array of gradients.
+    pub(crate) gradient_len: usize,
+    /// Elements of a rank's own arrays; the same for every rank.
+    pub(crate) own_len: usize,
+}
+
+impl Cut {
+    /// Divides among `ranks`, for one of them. `gradients`: these too.
+    pub(crate) fn new(placement: &Placement, ranks: usize, rank: usize, gradients: bool) -> Self {
+        let tied = placement.span(Block::Head, Role::LmHead, Role::LmHead).is_none();
+        let mut buckets: Vec<Bucket> = Vec::new();
+        for tensor in &placement.tensors {
+            let Some(start) = tensor.param.trained else { continue };
+            let (complete, shared) = match tensor.spec.block {
+                // Every layer adds to norms and biases, and a tied head to the embedding.
+                _ if !tensor.spec.decay => (Complete::End, false),
+                Block::Embedding => (Complete::End, !tied),
+                Block::Head => (Complete::Loss, true),
+                block => block.layer().map_or((Complete::End, false), |layer| (Complete::Layer(layer), true)),
+            };
+            if buckets.last().is_none_or(|last| (last.complete, last.shared) != (complete, shared)) {
+                let start = if buckets.is_empty() { 0 } else { start };
+                buckets.push(Bucket { start, len: 0, complete, shared, gradient: start, own: 0 });
+            }
+        }
+        let mut cut = Cut { ranks, rank, buckets, gradients, gradient_len: placement.optimizer, own_len: 0 };
+        cut.measure(placement.optimizer);
+        cut
+    }
+
+    /// Lengths, and the places in the arrays.
+    fn measure(&mut self, end: usize) {
+        let starts: Vec<usize> = self.buckets.iter().map(|bucket| bucket.start).chain([end]).collect();
+        for (bucket, pair) in self.buckets.iter_mut().zip(starts.windows(2)) {
+            bucket.len = pair[1] - pair[0];
+        }
+        for i in 0..self.buckets.len() {
+            self.buckets[i].own = self.own_len;
+            self.own_len += self.piece_len(&self.buckets[i]);
+        }
+        if !self.gradients {
+            return;
+        }
+        let mut whole = 0;
+        for bucket in self.buckets.iter_mut().filter(|bucket| !bucket.shared) {
+            bucket.gradient = whole;
+            whole += bucket.len;
+        }
+        // Behind them is the place of the others. What is completed at once is there at once.
+        let mut most = 0;
+        for i in 0..self.buckets.len() {
+            let Bucket { complete, shared, len, .. } = self.buckets[i];
+            if shared {
+                let together = |other: &&Bucket| other.shared && other.complete == complete;
+                let before: usize = self.buckets[..i].iter().filter(together).map(|bucket| bucket.len).sum();
+                self.buckets[i].gradient = whole + before;
+                most = most.max(before + len);
+            }
+        }
+        self.gradient_len = whole + most;
+    }
+
+    /// Elements of each rank's piece of a bucket, padding included.
+    pub(crate) fn piece_len(&self, bucket: &Bucket) -> usize {
+        bucket.len.div_ceil(self.ranks).next_multiple_of(STEP)
+    }
+
+    /// A rank's piece of a bucket in the optimizer's arena; the last ones may be shorter, or empty.
+    pub(crate) fn piece(&self, bucket: &Bucket, rank: usize) -> Range<usize> {
+        let (piece, end) = (self.piece_len(bucket), bucket.start + bucket.len);
+        (bucket.start + rank * piece).min(end)..(bucket.start + (rank + 1) * piece).min(end)
+    }
+
+    /// What a rank owns of elements of the optimizer's arena.
+    pub(crate) fn owned(&self, elements: Range<usize>, rank: usize) -> Vec<Owned> {
+        let part = |bucket: &Bucket| {
+            let piece = self.piece(bucket, rank);
+            let (start, end) = (piece.start.max(elements.start), piece.end.min(elements.end));
+            (start < end).then(|| Owned {
+                start: start - elements.start,
+                own: bucket.own + start - piece.start,
+                len: end - start,
+            })
+        };
+        self.buckets.iter().filter_map(part).collect()
+    }
+
+    /// The parts of runs that a rank updates.
+    pub(crate) fn runs(&self, runs: &[Run], rank: usize) -> Vec<Run> {
+        let parts = |run: &Run| {
+            let owned = self.owned(run.optimizer..run.optimizer + run.len, rank);
+            let run = *run;
+            owned.into_iter().map(move |Owned { start, own, len }| Run {
+                weights: run.weights + start,
+                optimizer: run.optimizer + start,
+                own,
+                len,
+                decay: run.decay,
+            })
+        };
+        runs.iter().flat_map(parts).collect()
+    }
+
+    /// The place of an element of the optimizer's arena in the array of gradients.
+    pub(crate) fn gradient(&self, element: usize) -> usize {
+        let holds = |bucket: &&Bucket| (bucket.start..bucket.start + bucket.len).contains(&element);
+        self.buckets.iter().find(holds).map_or(element, |bucket| bucket.gradient + element - bucket.start)
+    }
+
+    /// What the backward pass completes at a point.
+    pub(crate) fn completed(&self, at: Complete) -> impl Iterator<Item = &Bucket> {
+        self.buckets.iter().filter(move |bucket| bucket.complete == at)
+    }
+
+    /// The points at which the backward pass completes buckets, in its order.
+    pub(crate) fn points(&self) -> Vec<Complete> {
+        let mut points: Vec<Complete> = self.buckets.iter().map(|bucket| bucket.complete).collect();
+        points.sort_unstable_by_key(|point| match point {
+            Complete::Loss => (0, 0),
+            Complete::Layer(layer) => (1, usize::MAX - layer),
+            Complete::End => (2, 0),
+        });
+        points.dedup();
+        points
+    }
+}
+
+/// What a rank owns of a parameter: with a cut, that of the cut; without, all of it. Rank 0 owns what is frozen.
+pub(crate) fn owned(cut: Option<&Cut>, param: Param, rank: usize) -> Vec<Owned> {
+    match (cut, param.trained) {
+        (None, trained) => vec![Owned { start: 0, own: trained.unwrap_or(0), len: param.len }],
+        (Some(cut), Some(first)) => cut.owned(first..first + param.len, rank),
+        (Some(_), None) if rank == 0 => vec![Owned { start: 0, own: 0, len: param.len }],
+        (Some(_), None) => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use arl_model::ModelConfig;
+
+    use super::*;
+
+    fn placement(name: &str, frozen: &[&str]) -> Placement {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../__test__/golden").join(name);
+        let frozen: Vec<String> = frozen.iter().map(|pattern| (*pattern).to_owned()).collect();
+        Placement::new(&ModelConfig::from_dir(&dir).unwrap(), &frozen).unwrap()
+    }
+
+    fn cuts() -> Vec<(Placement, Cut)> {
+        let mut all = Vec::new();
+        for name in ["moe-balance", "window-bias", "qwen2-window"] {
+            for frozen in [&[][..], &["*embed*", "model.layers.0.*", "*.o_proj.weight"]] {
+                for (ranks, gradients) in [(1, true), (2, false), (2, true), (3, true), (7, true), (4096, false)] {
+                    let placement = placement(name, frozen);
+                    let cut = Cut::new(&placement, ranks, 0, gradients);
+                    all.push((placement, cut));
+                }
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn every_element_is_owned_once_and_has_a_place_of_its_own_there() {
+        for (placement, cut) in cuts() {
+            let mut owners = vec![0; placement.optimizer];
+            for rank in 0..cut.ranks {
+                let mut used = vec![false; cut.own_len];
+                for Owned { start, own, len } in cut.owned(0..placement.optimizer, rank) {
+                    owners[start..start + len].iter_mut().for_each(|count| *count += 1);
+                    assert!(own.is_multiple_of(STEP));
+                    used[own..own + len].iter_mut().for_each(|used| assert!(!std::mem::replace(used, true)));
+                }
+            }
+            assert!(owners.iter().all(|&count| count == 1));
+        }
+    }
+
+    #[test]
+    fn runs_of_all_ranks_are_those_of_one() {
+        for (placement, cut) in cuts() {
+            let decay = |runs: &[Run]| {
+                let mut of = vec![None; placement.optimizer];
+                for run in runs {
+                    for i in 0..run.len {
+                        assert_eq!(of[run.optimizer + i].replace((run.weights + i, run.decay)), None);
+                    }
+                }
+                of
+            };
+            let parts: Vec<Run> = (0..cut.ranks).flat_map(|rank| cut.runs(&placement.runs, rank)).collect();
+            assert_eq!(decay(&parts), decay(&placement.runs));
+        }
+    }
+
+    #[test]
+    fn what_a_parameters_parts_hold_is_the_parameter() {
+        for (placement, cut) in cuts() {
+            for tensor in &placement.tensors {
+                let mut covered = vec![0; tensor.param.len];
+                for rank in 0..cut.ranks {
+                    for part in owned(Some(&cut), tensor.param, rank) {
+                        covered[part.start..part.start + part.len].iter_mut().for_each(|count| *count += 1);
+                    }
+                }
+                assert!(covered.iter().all(|&count| count == 1), "{}", tensor.spec.name);
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_that_are_wanted_at_once_are_apart_and_parameters_of_a_product_stay_together() {
+        for (placement, cut) in cuts().into_iter().filter(|(_, cut)| cut.gradients) {
+            let places = |bucket: &Bucket| bucket.gradient..bucket.gradient + bucket.len;
+            for (i, a) in cut.buckets.iter().enumerate() {
+                assert!(places(a).end <= cut.gradient_len);
+                for b in &cut.buckets[..i] {
+                    let at_once = !a.shared || !b.shared || a.complete == b.complete;
+                    let apart = places(a).end <= places(b).start || places(b).end <= places(a).start;
+                    assert!(!at_once || apart, "{a:?} {b:?}");
+                }
+            }
+            for tensor in &placement.tensors {
+                let Some(first) = tensor.param.trained else { continue };
+                assert_eq!(cut.gradient(first + tensor.param.len - 1), cut.gradient(first) + tensor.param.len - 1);
+            }
+            let points = cut.points();
+            assert_eq!(points.last(), Some(&Complete::End));
+            assert!(points.windows(2).all(|pair| pair[0] != pair[1]));
+            assert!(cut.buckets.iter().all(|bucket| points.contains(&bucket.complete)));
+        }
+    }
+
+    #[test]
+    fn gradients_of_one_layer_at_a_time_take_less_than_those_of_all() {
+        let placement = placement("moe-balance", &[]);
+        let cut = Cut::new(&placement, 2, 0, true);
+        assert!(cut.gradient_len < placement.optimizer, "{} of {}", cut.gradient_len, placement.optimizer);
+        let whole = Cut::new(&placement, 2, 0, false);
+        assert_eq!(whole.gradient_len, placement.optimizer);
+        assert_eq!(whole.gradient(77), 77);
+    }
+}

@@ -1,0 +1,134 @@
+//! The gradients of a step over all ranks: which micro-batches there are, each rank's own, and the sums in the order of the step.
+
+use arl_model::{Error, ErrorCode, Result};
+
+use super::{PART, Ranks, read, read_f32};
+use crate::backend::{Backend, Buffer};
+use crate::batch::MicroBatch;
+use crate::engine::Engine;
+use crate::statistics::{MicroBatchStats, Statistics, weight_of};
+
+/// What other ranks know of a micro-batch: tokens, sequences, targets and the bits of the targets' weight.
+type Counted = [u64; 4];
+
+impl<B: Backend + ?Sized> Engine<B> {
+    /// Queues the gradients of a step, of which `own` are this rank's micro-batches.
+    pub(crate) fn accumulate_in_order(&mut self, own: &[MicroBatch], sums: Buffer) -> Result<Statistics> {
+        self.check_joined()?;
+        let (own_stats, largest, positions) = self.count(own)?;
+        let (stats, sequences) = self.all_stats(own, &own_stats)?;
+        self.make_room(largest, positions, stats.len())?;
+        self.clear_arena();
+        let weight = weight_of(&stats)?;
+        self.gradient_scale = self.loss_scale.map_or(1.0, |scale| scale.scale());
+        let step = self.next_step();
+        let figures = self.take_figures(stats.len(), sequences.iter().copied().max().unwrap_or(0));
+        let gradients = self.training()?.gradients;
+        let bottom = self.arena.mark();
+        // It reads gradients, and a rank without a micro-batch has no forward pass that completes it.
+        self.complete_update();
+        self.backend.zero(sums);
+        for round in 0..stats.len().div_ceil(self.ranks.size) {
+            let m = round * self.ranks.size + self.ranks.rank;
+            match own.get(round).filter(|_| stats[m].target_tokens > 0) {
+                Some(batch) => {
+                    let own = figures.of(m, stats.len());
+                    let mut run = self.begin(batch, Some(self.model.recompute), own);
+                    (run.loss_scale, run.first) = (self.gradient_scale, true);
+                    run.dropout = self.model.dropout(step, m);
+                    // Where ranks divide gradients, it adds each layer's as soon as it has them.
+                    self.parts().train(&run, weight)?;
+                    self.parts().sum_sequences(batch, &run, own.sequence_losses);
+                    self.arena.release(bottom);
+                }
+                None => {
+                    self.backend.zero(gradients);
+                    self.collect_nothing()?;
+                }
+            }
+            if !self.model.divides_gradients() {
+                self.ranks.add_round(&mut *self.backend, gradients, sums.len, sums)?;
+            }
+        }
+        if !self.model.divides_gradients() {
+            self.gather_sums(gradients, sums)?;
+        }
+        for buffer in figures.buffers() {
+            self.gather_figures(buffer, stats.len())?;
+        }
+        Ok(Statistics { stats, sequences, figures })
+    }
+
+    /// Takes part in a round with gradients that are zero.
+    fn collect_nothing(&mut self) -> Result<()> {
+        let points = self.model.cut.as_ref().filter(|cut| cut.gradients).map(|cut| cut.points());
+        let mut points = points.unwrap_or_default().into_iter();
+        points.try_for_each(|point| self.ranks.collect(&mut *self.backend, &self.model, point))
+    }
+
+    /// What is known of all micro-batches of a step, in their order, and their sequences; of this rank's own it is `own_stats`.
+    fn all_stats(
+        &mut self,
+        own: &[MicroBatch],
+        own_stats: &[MicroBatchStats],
+    ) -> Result<(Vec<MicroBatchStats>, Vec<usize>)> {
+        let counts: Vec<u64> = read(&self.ranks.figures(&(own.len() as u64).to_ne_bytes())?);
+        let (total, most) = (counts.iter().sum::<u64>() as usize, counts.iter().copied().max().unwrap_or(0) as usize);
+        let dealt = |rank: usize| (total + self.ranks.size - 1 - rank) / self.ranks.size;
+        if let Some(rank) = (0..self.ranks.size).find(|&rank| counts[rank] as usize != dealt(rank)) {
+            let message = format!("rank {rank} has {} of {total} micro-batches, not {}", counts[rank], dealt(rank));
+            return Err(Error::new(ErrorCode::Internal, message));
+        }
+        let mut counted: Vec<Counted> = own
+            .iter()
+            .zip(own_stats)
+            .map(|(batch, stat)| {
+                let sequences = batch.size().sequences as u64;
+                [stat.tokens as u64, sequences, stat.target_tokens as u64, stat.target_weight.to_bits()]
+            })
+            .collect();
+        counted.resize(most, Counted::default());
+        let all: Vec<Counted> = read(&self.ranks.figures(bytemuck::cast_slice(&counted))?);
+        let place = |m: usize| all[m % self.ranks.size * most + m / self.ranks.size];
+        let stat = |[tokens, _, target_tokens, weight]: Counted| MicroBatchStats {
+            tokens: tokens as usize,
+            target_tokens: target_tokens as usize,
+            target_weight: f64::from_bits(weight),
+            ..MicroBatchStats::default()
+        };
+        Ok((0..total).map(|m| (stat(place(m)), place(m)[1] as usize)).unzip())
+    }
+
+    /// Makes the gradients the sums of all ranks.
+    fn gather_sums(&mut self, gradients: Buffer, sums: Buffer) -> Result<()> {
+        for start in (0..sums.len).step_by(PART) {
+            // The last rank's piece may be shorter: all give equally many, and what is beyond the end is left out.
+            let part = read_f32(&mut *self.backend, sums.slice(start, PART.min(sums.len - start)))?;
+            let all = self.ranks.gather(bytemuck::cast_slice(&part), |sent| &mut sent.sums)?;
+            for (rank, bytes) in all.chunks_exact(size_of_val(part.as_slice())).enumerate() {
+                let place = self.ranks.part(gradients, sums.len, rank, start);
+                self.backend.upload(&bytes[..place.bytes()], place);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives every rank the figures of all `count` micro-batches: each has computed those of its own.
+    fn gather_figures(&mut self, figures: Buffer, count: usize) -> Result<()> {
+        let mut own = vec![0; figures.bytes()];
+        self.backend.read_back(figures, &mut own)?;
+        let all = self.ranks.figures(&own)?;
+        let of_one = own.len() / count;
+        let of = |m: usize| &all[m % self.ranks.size * own.len() + m * of_one..][..of_one];
+        let merged: Vec<u8> = (0..count).flat_map(of).copied().collect();
+        self.backend.upload(&merged, figures);
+        Ok(())
+    }
+}
+
+impl Ranks {
+    /// The figures of every rank.
+    pub(super) fn figures(&mut self, own: &[u8]) -> Result<Vec<u8>> {
+        self.gather(own, |sent| &mut sent.figures)
+    }
+}

@@ -1,0 +1,201 @@
+//! Data parallelism: micro-batch `m` of a step is computed by rank `m % size`, in round `m / size`. After each round every
+//! rank adds the round's gradients to its piece of their sums, in the order of the ranks: a sum is `((g0 + g1) + g2) + ...` in
+//! the order of the step, and has the same bits for any number of ranks. Knows nothing of what moves the bytes.
+
+mod accumulate;
+mod export;
+mod norm;
+mod traffic;
+mod weights;
+
+use arl_comm::{Group, add_parts};
+use arl_model::{Error, ErrorCode, Result};
+
+use crate::backend::{Backend, Buffer};
+use crate::engine::Engine;
+use crate::model::Model;
+use crate::placement::cut::Complete;
+
+pub use traffic::{Traffic, plan_traffic};
+
+/// Elements of each rank's piece that are exchanged at a time.
+const PART: usize = 1 << 20;
+
+/// The ranks of an engine.
+pub(crate) struct Ranks {
+    /// None: this one alone, or the others have not joined yet.
+    group: Option<Box<dyn Group>>,
+    /// How many there must be.
+    size: usize,
+    /// The number of this one.
+    rank: usize,
+    /// Bytes sent to others.
+    sent: Traffic,
+}
+
+impl Ranks {
+    /// This rank, before any other has joined it.
+    pub(crate) fn alone(size: usize, rank: usize) -> Self {
+        Ranks { group: None, size, rank, sent: Traffic::default() }
+    }
+
+    /// Elements `[start, start + PART)` of a rank's piece, `piece` long, of the gradients; the last pieces may be shorter.
+    fn part(&self, gradients: Buffer, piece: usize, rank: usize, start: usize) -> Buffer {
+        let (first, end) = (rank * piece + start, rank * piece + piece.min(start + PART));
+        let (first, end) = (gradients.len.min(first), gradients.len.min(end));
+        gradients.slice(first, end - first)
+    }
+
+    /// The bytes of every rank, in their order; all give equally many. `sent`: where they are counted.
+    pub(crate) fn gather(&mut self, bytes: &[u8], sent: fn(&mut Traffic) -> &mut u64) -> Result<Vec<u8>> {
+        let Some(group) = &self.group else { return Ok(bytes.to_vec()) };
+        let mut all = vec![0; self.size * bytes.len()];
+        group.all_gather(bytes, &mut all)?;
+        *sent(&mut self.sent) += ((self.size - 1) * bytes.len()) as u64;
+        Ok(all)
+    }
+
+    /// What every rank sends to this one: `sends[r]` is for rank `r`, and `lengths[r]` bytes come from it.
+    fn exchange(
+        &mut self,
+        sends: &[&[u8]],
+        lengths: &[usize],
+        sent: fn(&mut Traffic) -> &mut u64,
+    ) -> Result<Vec<Vec<u8>>> {
+        let Some(group) = &self.group else { return Ok(sends.iter().map(|bytes| bytes.to_vec()).collect()) };
+        let mut receives: Vec<Vec<u8>> = lengths.iter().map(|&length| vec![0; length]).collect();
+        group.exchange(sends, &mut receives)?;
+        let others = sends.iter().enumerate().filter(|(rank, _)| *rank != self.rank);
+        *sent(&mut self.sent) += others.map(|(_, bytes)| bytes.len() as u64).sum::<u64>();
+        Ok(receives)
+    }
+
+    /// Fails on every rank where one has failed: on that one with its error.
+    pub(crate) fn agree<T>(&mut self, result: Result<T>) -> Result<T> {
+        let all = self.gather(&[u8::from(result.is_ok())], |sent| &mut sent.figures)?;
+        let value = result?;
+        match all.iter().position(|&ok| ok == 0) {
+            None => Ok(value),
+            Some(rank) => {
+                Err(Error::new(ErrorCode::Interrupted, format!("ended because rank {rank} failed to do the same")))
+            }
+        }
+    }
+
+    /// Adds the gradients of all ranks to this one's piece of their sums; `piece` is the length of all but the last pieces.
+    fn add_round<B: Backend + ?Sized>(
+        &mut self,
+        backend: &mut B,
+        gradients: Buffer,
+        piece: usize,
+        sums: Buffer,
+    ) -> Result<()> {
+        for start in (0..piece).step_by(PART) {
+            let parts = (0..self.size)
+                .map(|rank| read_f32(backend, self.part(gradients, piece, rank, start)))
+                .collect::<Result<Vec<_>>>()?;
+            let sends: Vec<&[u8]> = parts.iter().map(|part| bytemuck::cast_slice(part)).collect();
+            let own = sends[self.rank].len();
+            let received = self.exchange(&sends, &vec![own; self.size], |sent| &mut sent.gradients)?;
+            let received: Vec<Vec<f32>> = received.iter().map(|bytes| read(bytes)).collect();
+            let received: Vec<&[f32]> = received.iter().map(Vec::as_slice).collect();
+            let place = sums.slice(start, received[0].len());
+            let mut sum = read_f32(backend, place)?;
+            add_parts(&mut sum, &received);
+            backend.upload(bytemuck::cast_slice(&sum), place);
+        }
+        Ok(())
+    }
+
+    /// Adds the gradients that the backward pass completes at a point to their sums, where ranks divide gradients.
+    pub(crate) fn collect<B: Backend + ?Sized>(
+        &mut self,
+        backend: &mut B,
+        model: &Model,
+        complete: Complete,
+    ) -> Result<()> {
+        let Some(cut) = model.cut.as_ref().filter(|cut| cut.gradients) else { return Ok(()) };
+        let Some((gradients, sums)) = model.store.training.and_then(|store| Some((store.gradients, store.sums?)))
+        else {
+            return Ok(());
+        };
+        for bucket in cut.completed(complete) {
+            let piece = cut.piece_len(bucket);
+            let (gradients, sums) = (gradients.slice(bucket.gradient, bucket.len), sums.slice(bucket.own, piece));
+            self.add_round(backend, gradients, piece, sums)?;
+        }
+        Ok(())
+    }
+}
+
+impl<B: Backend + ?Sized> Engine<B> {
+    /// Has the ranks of `group` compute each step together with this one, from [`Engine::submit`] on: each is given its own
+    /// micro-batches, in the order of the step, and all return the figures of the whole step. All hold all weights, which
+    /// must be equal. The number of ranks is [`EngineOptions::data_parallel`](crate::EngineOptions::data_parallel).
+    pub fn join(&mut self, group: Box<dyn Group>) -> Result<()> {
+        let planned = self.training()?.sums.map_or(0, |_| self.ranks.size);
+        if group.size() != planned {
+            let message = format!("{} ranks join an engine that was opened for {planned}", group.size());
+            return Err(Error::new(ErrorCode::Internal, message));
+        }
+        if self.model.cut.is_some() && group.rank() != self.ranks.rank {
+            let message =
+                format!("rank {} joins with an engine that was opened for rank {}", group.rank(), self.ranks.rank);
+            return Err(Error::new(ErrorCode::Internal, message));
+        }
+        self.ranks.rank = group.rank();
+        self.ranks.group = Some(group);
+        Ok(())
+    }
+
+    /// Whether ranks divide moments and masters: then saving, too, is done by all of them at once.
+    pub fn is_divided(&self) -> bool {
+        self.model.cut.is_some()
+    }
+
+    /// Bytes that this rank has sent to others since it was opened.
+    pub fn sent(&self) -> Traffic {
+        self.ranks.sent
+    }
+
+    /// Fails where the other ranks have not joined yet.
+    pub(crate) fn check_joined(&self) -> Result<()> {
+        if self.ranks.size > 1 && self.ranks.group.is_none() {
+            return Err(Error::new(ErrorCode::Internal, "the other ranks have not joined this engine"));
+        }
+        Ok(())
+    }
+
+    /// A hash of all that ranks that train together have in common: weights, step count and loss scale, and moments and masters
+    /// where they do not divide them.
+    pub fn fingerprint(&mut self) -> Result<String> {
+        self.settle();
+        self.complete_update();
+        let (store, training) = (self.model.store, self.training()?);
+        let mut hash = blake3::Hasher::new();
+        let whole = [store.masters, Some(training.moment1), Some(training.moment2)];
+        let whole = whole.into_iter().flatten().filter(|_| self.model.cut.is_none());
+        for array in std::iter::once(store.weights).chain(whole) {
+            for start in (0..array.len).step_by(PART) {
+                let piece = array.slice(start, PART.min(array.len - start));
+                let mut bytes = vec![0; piece.bytes()];
+                self.backend.read_back(piece, &mut bytes)?;
+                hash.update(&bytes);
+            }
+        }
+        let scale = self.loss_scale.map(|scale| scale.scale());
+        hash.update(format!("{} {scale:?}", self.steps).as_bytes());
+        Ok(hash.finalize().to_hex().to_string())
+    }
+}
+
+/// Values of bytes that need not be aligned.
+fn read<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> Vec<T> {
+    bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect()
+}
+
+fn read_f32<B: Backend + ?Sized>(backend: &mut B, buffer: Buffer) -> Result<Vec<f32>> {
+    let mut values = vec![0f32; buffer.len];
+    backend.read_back(buffer, bytemuck::cast_slice_mut(&mut values))?;
+    Ok(values)
+}

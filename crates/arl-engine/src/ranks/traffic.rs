@@ -1,0 +1,50 @@
+//! Bytes that ranks send: as they are counted, and as formulas have them, for a plan.
+
+use arl_model::{ModelConfig, Result};
+
+use crate::backend::DeviceKind;
+use crate::model::Model;
+use crate::options::EngineOptions;
+use crate::placement::cut::Cut;
+
+/// Bytes that a rank sends to others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Gradients, to those that sum them: after each round of one micro-batch a rank.
+    pub gradients: u64,
+    /// Sums of gradients, to all: once a step, with zero 0 and 1.
+    pub sums: u64,
+    /// Updated weights, to all: once a step, with zero 1 and 2.
+    pub weights: u64,
+    /// Losses, sums of squares, and other figures.
+    pub figures: u64,
+}
+
+/// Bytes of tensors that rank [`EngineOptions::rank`] sends in a step of `rounds` micro-batches a rank; nothing but figures
+/// comes on top, a few hundred bytes a micro-batch and 8 for each 16,384 parameters.
+pub fn plan_traffic(config: &ModelConfig, options: &EngineOptions, kind: DeviceKind, rounds: u64) -> Result<Traffic> {
+    let model = Model::new(config, options, kind)?;
+    let (Some(ranks), Some(training)) = (options.data_parallel, model.store.training) else {
+        return Ok(Traffic::default());
+    };
+    let others = (ranks - 1) as u64;
+    let len = model.placement.optimizer;
+    let width = model.store.weights.dtype.bytes() as u64;
+    let sums = training.sums.map_or(0, |sums| sums.bytes() as u64);
+    // All but what this rank sums itself.
+    let contiguous = |rank: usize| {
+        let piece = len.div_ceil(ranks);
+        ((rank + 1) * piece).min(len) - (rank * piece).min(len)
+    };
+    let own_of = |cut: &Cut| cut.buckets.iter().map(|bucket| cut.piece(bucket, cut.rank).len()).sum::<usize>();
+    let own = match model.cut.as_deref() {
+        Some(cut) if cut.gradients => own_of(cut),
+        _ => contiguous(options.rank),
+    };
+    Ok(Traffic {
+        gradients: rounds * 4 * (len - own) as u64,
+        sums: if model.divides_gradients() { 0 } else { others * sums },
+        weights: model.cut.as_ref().map_or(0, |cut| others * width * cut.own_len as u64),
+        figures: 0,
+    })
+}

@@ -1,0 +1,91 @@
+//! Weights after an update of which each rank has done its own pieces, and values of parameters of which each rank has some.
+
+use arl_model::Result;
+
+use super::PART;
+use crate::backend::{Backend, Buffer};
+use crate::engine::Engine;
+use crate::placement::Param;
+use crate::placement::cut::{Bucket, Cut, owned};
+
+/// Weights of a part of a rank's piece.
+struct Place {
+    weights: Buffer,
+    /// First byte among those of the part.
+    at: usize,
+}
+
+impl<B: Backend + ?Sized> Engine<B> {
+    /// Gives every rank the weights that the others have updated, where ranks divide moments.
+    pub(crate) fn gather_weights(&mut self) -> Result<()> {
+        let Some(cut) = self.model.cut.clone() else { return Ok(()) };
+        self.check_joined()?;
+        self.complete_update();
+        let width = self.model.store.weights.dtype.bytes();
+        for bucket in &cut.buckets {
+            let piece = cut.piece_len(bucket);
+            for start in (0..piece).step_by(PART) {
+                let mut own = vec![0; PART.min(piece - start) * width];
+                for Place { weights, at } in self.places(&cut, bucket, cut.rank, start) {
+                    self.backend.read_back(weights, &mut own[at..at + weights.bytes()])?;
+                }
+                let all = self.ranks.gather(&own, |sent| &mut sent.weights)?;
+                for (rank, bytes) in all.chunks_exact(own.len()).enumerate().filter(|(rank, _)| *rank != cut.rank) {
+                    for Place { weights, at } in self.places(&cut, bucket, rank, start) {
+                        self.backend.upload(&bytes[at..at + weights.bytes()], weights);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The weights of elements `[start, start + PART)` of a rank's piece of a bucket.
+    fn places(&self, cut: &Cut, bucket: &Bucket, rank: usize, start: usize) -> Vec<Place> {
+        let piece = cut.piece(bucket, rank);
+        let (first, end) = ((piece.start + start).min(piece.end), (piece.start + start + PART).min(piece.end));
+        let store = self.model.store;
+        let part = |run: &crate::placement::Run| {
+            let (from, to) = (run.optimizer.max(first), (run.optimizer + run.len).min(end));
+            (from < to).then(|| Place {
+                weights: store.weights.slice(run.weights + from - run.optimizer, to - from),
+                at: (from - first) * store.weights.dtype.bytes(),
+            })
+        };
+        self.model.placement.runs.iter().filter_map(part).collect()
+    }
+
+    /// The values of a parameter of which every rank reads what it owns. All ranks call it, for the same parameters in the same
+    /// order. `read` fills in the values of a part of the parameter, which begins at the given place in this rank's own arrays.
+    pub(crate) fn gather_values(
+        &mut self,
+        param: Param,
+        mut read: impl FnMut(&mut Self, Param, usize, &mut [f32]) -> Result<()>,
+    ) -> Result<Vec<f32>> {
+        let mut values = vec![0f32; param.len];
+        let Some(cut) = self.model.cut.clone() else {
+            read(self, param, param.trained.unwrap_or(0), &mut values)?;
+            return Ok(values);
+        };
+        self.check_joined()?;
+        let parts = |rank: usize| owned(Some(&*cut), param, rank);
+        let len = |rank: usize| parts(rank).iter().map(|part| part.len).sum::<usize>();
+        let mut own = Vec::new();
+        for part in parts(cut.rank) {
+            let start = own.len();
+            own.resize(start + part.len, 0f32);
+            read(self, param.part(part.start, part.len), part.own, &mut own[start..])?;
+        }
+        let most = (0..cut.ranks).map(len).max().unwrap_or(0);
+        own.resize(most, 0.0);
+        let all: Vec<f32> = super::read(&self.ranks.gather(bytemuck::cast_slice(&own), |sent| &mut sent.figures)?);
+        for rank in 0..cut.ranks {
+            let mut at = rank * most;
+            for part in parts(rank) {
+                values[part.start..part.start + part.len].copy_from_slice(&all[at..at + part.len]);
+                at += part.len;
+            }
+        }
+        Ok(values)
+    }
+}

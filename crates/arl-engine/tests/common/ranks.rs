@@ -1,0 +1,68 @@
+//! Ranks that are threads, each with an engine: for tests of what they divide.
+
+#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
+
+use std::path::Path;
+
+use arl_comm::{Group, local_groups};
+use arl_engine::backend::cpu::CpuBackend;
+use arl_engine::{Engine, EngineOptions, IGNORED, Kind, LoraOptions, MicroBatch, Weights};
+use arl_model::LoraConfig;
+
+use super::common::{HYPER, batch, model};
+
+pub type Cpu = Engine<CpuBackend>;
+
+/// What `work` gives on each of `size` threads, each of which is a rank with an engine of its own.
+pub fn on_ranks<T: Send>(
+    name: &str,
+    options: &EngineOptions,
+    size: usize,
+    weights: Weights,
+    work: impl Fn(&mut Cpu, usize) -> T + Sync,
+) -> Vec<T> {
+    let run = |rank: usize, group: Box<dyn Group>| {
+        let options = EngineOptions { data_parallel: Some(size), rank, ..options.clone() };
+        let mut engine = Engine::open(Box::new(CpuBackend::new()), &model(name), weights, &options).unwrap();
+        engine.join(group).unwrap();
+        work(&mut engine, rank)
+    };
+    std::thread::scope(|scope| {
+        let run = &run;
+        let groups = local_groups(size).into_iter().enumerate();
+        let ranks: Vec<_> = groups.map(|(rank, group)| scope.spawn(move || run(rank, group))).collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
+}
+
+/// Weights of all tensors and moments of the trained ones, in bits. All ranks call it.
+pub fn state(engine: &mut Cpu) -> Vec<u32> {
+    let kinds = [Kind::Weights, Kind::Moment1, Kind::Moment2];
+    let mut bits = Vec::new();
+    for name in engine.tensor_names() {
+        for kind in kinds {
+            bits.extend(engine.read_tensor(&name, kind).unwrap_or_default().into_iter().map(f32::to_bits));
+        }
+    }
+    bits
+}
+
+pub fn step(engine: &mut Cpu, batches: &[MicroBatch], rank: usize, size: usize) -> String {
+    let own: Vec<MicroBatch> = batches.iter().skip(rank).step_by(size).cloned().collect();
+    let stats = engine.step(&own, HYPER).unwrap();
+    format!("{:?}", arl_engine::StepStats { seconds: 0.0, ..stats })
+}
+
+/// Steps of 5, 1 and 4 micro-batches, of which one has no target: ranks are dealt unequally many, or none.
+pub fn uneven_steps() -> Vec<Vec<MicroBatch>> {
+    let mut empty = batch(&[6], 9);
+    empty.targets.fill(IGNORED);
+    let five = vec![batch(&[9, 3], 1), batch(&[17], 2), empty, batch(&[5, 5, 5], 3), batch(&[21], 4)];
+    vec![five, vec![batch(&[12], 5)], (6..10).map(|seed| batch(&[4 + seed as usize], seed)).collect()]
+}
+
+pub fn with_adapters(base: EngineOptions) -> EngineOptions {
+    let text = r#"{"target_modules": "all-linear", "r": 3, "lora_alpha": 6, "lora_dropout": 0.1, "modules_to_save": ["lm_head"]}"#;
+    let config = LoraConfig::from_json(text, Path::new("adapter_config.json")).unwrap();
+    EngineOptions { lora: Some(LoraOptions { config, seed: 9 }), ..base }
+}
