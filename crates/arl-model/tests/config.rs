@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use arl_model::{ErrorCode, Family, Mlp, ModelConfig, RopeScaling, WeightDtype};
+use arl_model::{ErrorCode, Family, Mixer, Mlp, ModelConfig, RopeScaling, WeightDtype};
 use serde_json::{Value, json};
 
 fn parse(value: &Value) -> arl_model::Result<ModelConfig> {
@@ -53,7 +53,8 @@ fn absent_keys_take_the_defaults_of_transformers() {
     let experts = moe.moe.unwrap();
     assert_eq!((experts.num_experts, experts.num_experts_per_tok, experts.moe_intermediate_size), (128, 8, 768));
     assert!(!experts.norm_topk_prob);
-    assert!(moe.layers.iter().all(|layer| layer.mlp == Mlp::Moe(experts) && layer.window.is_none()));
+    assert!(moe.layers.iter().all(|layer| layer.mlp == Mlp::Moe(experts) && layer.mixer == Mixer::Attention { window: None }));
+    assert!(moe.delta.is_none() && experts.shared_expert_intermediate_size.is_none());
 }
 
 #[test]
@@ -105,7 +106,8 @@ fn the_type_of_weights_is_read_as_torch_names_it_and_auto_leaves_it_to_the_files
 
 #[test]
 fn windows_are_per_layer_in_the_dense_families_and_for_all_in_the_moe() {
-    let windows = |config: ModelConfig| config.layers.iter().map(|layer| layer.window).collect::<Vec<_>>();
+    let window = |mixer| if let Mixer::Attention { window } = mixer { window } else { Some(0) };
+    let windows = |config: ModelConfig| config.layers.iter().map(|layer| window(layer.mixer)).collect::<Vec<_>>();
     let on = json!({"use_sliding_window": true, "sliding_window": 7, "max_window_layers": 3});
     assert_eq!(windows(accepted("qwen2", on.clone())), [None, None, None, Some(7)]);
     assert_eq!(windows(accepted("qwen3_moe", on)), [Some(7); 4]);

@@ -1,7 +1,7 @@
 //! Attention: the fused projection to queries, keys and values, their norms and rotation, attention within each sequence, and
 //! the output projection. `Q` and `K` are the columns of all query and key heads.
 
-use arl_model::{Block, LayerConfig, ModelConfig, Projection, Role};
+use arl_model::{Block, ModelConfig, Projection, Role};
 
 use super::cache::{Cached, NewTokens};
 use super::context::{Context, Run, Take};
@@ -42,7 +42,7 @@ pub(crate) struct Buffers {
 }
 
 impl Attention {
-    pub(super) fn new(config: &ModelConfig, placement: &Placement, layer: usize, shape: &LayerConfig) -> Self {
+    pub(super) fn new(config: &ModelConfig, placement: &Placement, layer: usize, window: Option<usize>) -> Self {
         let block = Block::Attention(layer);
         // Which parameters a layer has follows from the configuration, as the table does.
         let span = |first, last| placement.span(block, first, last);
@@ -54,7 +54,7 @@ impl Attention {
         let adapter = |projection, columns| (placement.adapter(block, projection), columns);
         Attention {
             heads,
-            window: shape.window,
+            window,
             rotary: config.rope.rotary_dim,
             qkv: Linear {
                 weight: span(Role::QWeight, Role::VWeight).unwrap_or_default(),

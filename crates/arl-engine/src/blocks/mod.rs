@@ -54,8 +54,14 @@ pub(crate) fn blocks(config: &ModelConfig, placement: &Placement) -> Vec<Block> 
     let mut blocks = Vec::with_capacity(2 * config.layers.len());
     for (layer, shape) in config.layers.iter().enumerate() {
         let mut add = |block, norm, kind| blocks.push(Block { layer, norm: placement.one(block, norm), kind });
-        let attention = Attention::new(config, placement, layer, shape);
-        add(model::Block::Attention(layer), Role::InputNorm, Kind::Attention(attention));
+        match shape.mixer {
+            model::Mixer::Attention { window } => {
+                let attention = Attention::new(config, placement, layer, window);
+                add(model::Block::Attention(layer), Role::InputNorm, Kind::Attention(attention));
+            }
+            // `Model::new` refuses it.
+            model::Mixer::Delta(_) => {}
+        }
         match &shape.mlp {
             model::Mlp::Dense { intermediate } => {
                 let mlp = Mlp::new(placement, layer, config.hidden_size, *intermediate);
