@@ -13,6 +13,7 @@ mod buffer;
 pub mod cpu;
 pub mod cuda;
 mod dropout;
+pub mod gates;
 mod kind;
 mod operations;
 pub mod plan;
@@ -49,7 +50,7 @@ pub trait MatmulAlgorithms {
 ///
 /// Where an argument says "added to", the leaf accumulates; otherwise it assigns. No output may overlap an input unless
 /// the leaf says that it works in place. Results do not depend on the number of threads.
-pub trait Backend: Send {
+pub trait Backend: gates::Gates + Send {
     /// A name for messages, for example `cpu (AVX2, 2 threads)`.
     fn name(&self) -> String;
 

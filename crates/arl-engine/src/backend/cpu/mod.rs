@@ -4,6 +4,7 @@ mod attention;
 mod element;
 mod elementwise;
 mod embedding;
+mod gates;
 pub mod gemm;
 mod leaves;
 mod loss;
