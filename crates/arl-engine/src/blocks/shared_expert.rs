@@ -1,10 +1,11 @@
 //! The expert that every token of a mixture of experts meets: a gated MLP whose output is scaled by a gate of the token,
 //! `σ(x . w_g) SwiGLU(x)`, and added to that of the chosen experts. `W` is its inner width.
 
-use arl_model::{Block, Role};
+use arl_model::{Block, Projection, Role};
 
 use super::context::{Context, Run, Take};
 use super::linear::{Linear, packed};
+use super::low_rank::Adapters;
 use crate::backend::{Backend, Buffer, DType};
 use crate::options::Recompute;
 use crate::placement::{Param, Placement};
@@ -37,13 +38,19 @@ pub(super) struct Buffers {
 
 impl SharedExpert {
     pub(super) fn new(placement: &Placement, block: Block, hidden: usize, width: usize) -> Self {
-        let one = |role| Linear::new(placement.one(block, role));
+        let adapter = |projection, columns| (placement.adapter(block, projection), columns);
+        let linear = |first, last, adapters: &[_]| Linear {
+            adapters: Adapters::new(adapters),
+            ..Linear::new(placement.span(block, first, last).unwrap_or_default())
+        };
+        let one = |role, projection, columns| linear(role, role, &[adapter(projection, columns)]);
+        let halves = [adapter(Projection::SharedGate, width), adapter(Projection::SharedUp, width)];
         SharedExpert {
             hidden,
             width,
-            gate_up: Linear::new(placement.span(block, Role::SharedGate, Role::SharedUp).unwrap_or_default()),
-            down: one(Role::SharedDown),
-            gate: one(Role::SharedExpertGate),
+            gate_up: linear(Role::SharedGate, Role::SharedUp, &halves),
+            down: one(Role::SharedDown, Projection::SharedDown, hidden),
+            gate: one(Role::SharedExpertGate, Projection::SharedExpertGate, 1),
         }
     }
 
