@@ -53,7 +53,7 @@ pub(crate) use self::limits::{LIBRARY_BYTES, check, notice, scratch_bytes};
 use self::limits::{MOST_HEAD, PARTS};
 pub use self::packed::{PackedAttention, PackedShape, attention_library_scratch};
 use super::{
-    AdamW, Attention, AttentionLibrary, Backend, Buffer, CrossEntropy, DType, DeviceKind, Dropout, Event,
+    AdamW, Attention, AttentionLibrary, Backend, Buffer, CrossEntropy, DType, DeltaRule, DeviceKind, Dropout, Event,
     GroupedMatmul, Heads, Matmul, MatmulAlgorithms, NormRope, NormWeight, Permutation, Pool, Router, Rows, Stream,
 };
 
@@ -87,6 +87,9 @@ impl<D: Device> CudaBackend<D> {
 fn test_backend() -> CudaBackend<emulated::EmulatedDevice> {
     CudaBackend::new(emulated::EmulatedDevice::default())
 }
+
+// Models with a delta rule are refused.
+impl<D: Device> DeltaRule for CudaBackend<D> {}
 
 impl<D: Device> Backend for CudaBackend<D> {
     fn name(&self) -> String {
