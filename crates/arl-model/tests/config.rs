@@ -189,16 +189,24 @@ fn what_is_not_built_is_refused_by_name() {
 
 #[test]
 fn other_models_are_refused_with_the_supported_ones_named() {
-    for name in ["llama", "qwen2_moe", "qwen2_vl", "qwen3_5", "qwen3_next", "Qwen3", ""] {
+    for name in ["llama", "qwen2_moe", "qwen2_vl", "qwen4_exp", "qwen3_5_vision", "Qwen3", ""] {
         let text = refused(name, json!({}));
         assert!(
-            text.contains(&format!("`{name}`")) && text.contains("qwen2 (Qwen2, Qwen2.5), qwen3 and qwen3_moe"),
+            text.contains(&format!("`{name}`")) && text.contains("qwen2 (Qwen2, Qwen2.5), qwen3, qwen3_moe"),
             "{text}"
         );
+        assert_eq!(text.contains("hyper-connections"), name == "qwen4_exp", "{text}");
     }
     let error = parse(&json!({"hidden_size": 4})).unwrap_err();
     assert!(error.message.contains("`model_type` is missing"));
-    for (family, name) in [("qwen2", Family::Qwen2), ("qwen3", Family::Qwen3), ("qwen3_moe", Family::Qwen3Moe)] {
+    for (family, name) in [
+        ("qwen2", Family::Qwen2),
+        ("qwen3", Family::Qwen3),
+        ("qwen3_moe", Family::Qwen3Moe),
+        ("qwen3_next", Family::Qwen3Next),
+        ("qwen3_5_text", Family::Qwen3_5),
+        ("qwen3_5_moe_text", Family::Qwen3_5Moe),
+    ] {
         assert_eq!(accepted(family, json!({})).family, name);
     }
 }

@@ -14,6 +14,7 @@ pub mod cpu;
 pub mod cuda;
 mod delta;
 mod dropout;
+pub mod gates;
 mod kind;
 mod operations;
 pub mod plan;
@@ -51,7 +52,7 @@ pub trait MatmulAlgorithms {
 ///
 /// Where an argument says "added to", the leaf accumulates; otherwise it assigns. No output may overlap an input unless
 /// the leaf says that it works in place. Results do not depend on the number of threads.
-pub trait Backend: DeltaRule + Send {
+pub trait Backend: DeltaRule + gates::Gates + Send {
     /// A name for messages, for example `cpu (AVX2, 2 threads)`.
     fn name(&self) -> String;
 

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use arl_model::Result;
 
+use super::gates::Gates;
 use super::*;
 
 /// Computes nothing.
@@ -38,6 +39,17 @@ macro_rules! no_op {
             self.leaves += 1;
         })*
     };
+}
+
+impl Gates for PlanBackend {
+    no_op! {
+        split_gates(heads: Heads, joined: Buffer, qkv: Buffer, gates: Buffer);
+        join_gates(heads: Heads, qkv: Buffer, gates: Buffer, joined: Buffer);
+        gate(x: Buffer, gates: Buffer, out: Buffer);
+        gate_backward(d_out: Buffer, x: Buffer, gates: Buffer);
+        add_gated_rows(x: Buffer, logits: Buffer, width: usize, out: Buffer);
+        gated_rows_backward(d_out: Buffer, x: Buffer, logits: Buffer, width: usize, d_x: Buffer);
+    }
 }
 
 impl Backend for PlanBackend {

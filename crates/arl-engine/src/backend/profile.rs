@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use arl_model::Result;
 
+use super::gates::Gates;
 use super::timeline::{Rates, Timeline};
 use super::*;
 
@@ -204,6 +205,17 @@ macro_rules! plain {
             self.measure(|| stringify!($name).into(), 0.0, bytes, |inner| inner.$name($($arg),*));
         })*
     };
+}
+
+impl<B: Backend + ?Sized> Gates for ProfileBackend<B> {
+    plain! {
+        split_gates(heads: Heads, joined: Buffer, qkv: Buffer, gates: Buffer) = all(&[joined, qkv, gates]);
+        join_gates(heads: Heads, qkv: Buffer, gates: Buffer, joined: Buffer) = all(&[joined, qkv, gates]);
+        gate(x: Buffer, gates: Buffer, out: Buffer) = all(&[x, gates, out]);
+        gate_backward(d_out: Buffer, x: Buffer, gates: Buffer) = all(&[d_out, d_out, x, gates, gates]);
+        add_gated_rows(x: Buffer, logits: Buffer, width: usize, out: Buffer) = all(&[x, logits, out, out]);
+        gated_rows_backward(d_out: Buffer, x: Buffer, logits: Buffer, width: usize, d_x: Buffer) = all(&[d_out, x, logits, logits, d_x]);
+    }
 }
 
 impl<B: Backend + ?Sized> Backend for ProfileBackend<B> {

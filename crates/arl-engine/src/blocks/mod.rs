@@ -11,6 +11,7 @@ mod experts;
 pub(crate) mod linear;
 mod low_rank;
 mod mlp;
+mod shared_expert;
 
 use arl_model::{self as model, ModelConfig, Role};
 

@@ -100,6 +100,24 @@ pub enum Projection {
     ExpertsGateUp,
     /// Of every expert's output.
     ExpertsDown,
+    /// Of the delta rule's queries, keys and values.
+    InProjQkv,
+    /// Of the delta rule's output gate.
+    InProjZ,
+    /// Of how strongly a token is written.
+    InProjB,
+    /// Of how much is forgotten.
+    InProjA,
+    /// Of what the delta rule gives.
+    OutProj,
+    /// The gate of the shared expert's input.
+    SharedGate,
+    /// The other half of its input.
+    SharedUp,
+    /// Of the shared expert's output.
+    SharedDown,
+    /// The gate of the shared expert's output.
+    SharedExpertGate,
 }
 
 impl Projection {
@@ -107,9 +125,13 @@ impl Projection {
     pub fn product(self) -> usize {
         match self {
             Projection::Query | Projection::Key | Projection::Value | Projection::Gate | Projection::Up => 0,
-            Projection::Output | Projection::Down => 1,
+            Projection::InProjQkv | Projection::InProjZ | Projection::InProjB | Projection::InProjA => 0,
+            Projection::Output | Projection::Down | Projection::OutProj => 1,
             Projection::ExpertsGateUp => 2,
             Projection::ExpertsDown => 3,
+            Projection::SharedGate | Projection::SharedUp => 4,
+            Projection::SharedDown => 5,
+            Projection::SharedExpertGate => 6,
         }
     }
 
@@ -125,6 +147,15 @@ impl Projection {
             Projection::Down => "mlp.down_proj",
             Projection::ExpertsGateUp => "mlp.experts.gate_up_proj",
             Projection::ExpertsDown => "mlp.experts.down_proj",
+            Projection::InProjQkv => "linear_attn.in_proj_qkv",
+            Projection::InProjZ => "linear_attn.in_proj_z",
+            Projection::InProjB => "linear_attn.in_proj_b",
+            Projection::InProjA => "linear_attn.in_proj_a",
+            Projection::OutProj => "linear_attn.out_proj",
+            Projection::SharedGate => "mlp.shared_expert.gate_proj",
+            Projection::SharedUp => "mlp.shared_expert.up_proj",
+            Projection::SharedDown => "mlp.shared_expert.down_proj",
+            Projection::SharedExpertGate => "mlp.shared_expert_gate",
         }
     }
 }

@@ -7,6 +7,7 @@ mod element;
 mod elementwise;
 mod embedding;
 mod gated_norm;
+mod gates;
 pub mod gemm;
 mod leaves;
 mod loss;

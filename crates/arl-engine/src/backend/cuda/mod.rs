@@ -14,6 +14,7 @@ mod emulated;
 mod emulated_library;
 #[cfg(feature = "cuda")]
 mod gpu;
+mod gates;
 mod guard;
 #[cfg(test)]
 mod kept_tests;

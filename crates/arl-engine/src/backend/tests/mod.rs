@@ -5,6 +5,7 @@ mod attention;
 mod autograd;
 mod elementwise;
 mod embedding;
+mod gates;
 mod guard;
 mod loss;
 mod matmul;
