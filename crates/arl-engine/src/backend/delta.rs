@@ -91,7 +91,8 @@ impl GatedDelta {
     /// Elements of scratch of the backward pass: `g`, `beta` and their gradients, and the state before each chunk but the first of
     /// each sequence. Its rows end with whole panels of products.
     pub fn backward_scratch(heads: DeltaHeads, tokens: usize) -> usize {
-        4 * tokens * heads.value + tokens / Self::CHUNK * heads.value * heads.key_dim * heads.value_dim.next_multiple_of(32)
+        4 * tokens * heads.value
+            + tokens / Self::CHUNK * heads.value * heads.key_dim * heads.value_dim.next_multiple_of(32)
     }
 }
 
@@ -112,54 +113,33 @@ pub struct GatedNorm {
     pub epsilon: f32,
 }
 
-/// Why a leaf of this trait is never reached on a device that has none.
-const REFUSED: &str = "a model with a delta rule is refused on this device before any leaf runs";
-
-/// The leaves of the gated delta rule. A device without them leaves them out: models with a delta rule are refused there.
+/// The leaves of the gated delta rule. A device without them refuses the families that have it before anything is queued.
 pub trait DeltaRule {
     /// The convolution, `out` is `[T, C]`.
-    fn causal_conv(&mut self, op: &CausalConv, out: Buffer) {
-        unreachable!("{REFUSED}: {op:?}, {out:?}");
-    }
+    fn causal_conv(&mut self, op: &CausalConv, out: Buffer);
 
     /// From `d_out` `[T, C]`: `op.x` becomes its own gradient, `d_weight` (f32 `[C, taps]`) is added to.
-    fn causal_conv_backward(&mut self, op: &CausalConv, d_out: Buffer, d_weight: Buffer) {
-        unreachable!("{REFUSED}: {op:?}, {d_out:?}, {d_weight:?}");
-    }
+    fn causal_conv_backward(&mut self, op: &CausalConv, d_out: Buffer, d_weight: Buffer);
 
     /// Keeps the last `taps - 1` inputs of each sequence, zeros before its start: `inputs` is `[sequences, taps - 1, C]`.
-    fn causal_conv_keep(&mut self, op: &CausalConv, inputs: Buffer) {
-        unreachable!("{REFUSED}: {op:?}, {inputs:?}");
-    }
+    fn causal_conv_keep(&mut self, op: &CausalConv, inputs: Buffer);
 
     /// The convolution of one new token a sequence, which joins the kept `inputs` `[T, taps - 1, C]`.
-    fn causal_conv_step(&mut self, op: &CausalConv, inputs: Buffer, out: Buffer) {
-        unreachable!("{REFUSED}: {op:?}, {inputs:?}, {out:?}");
-    }
+    fn causal_conv_step(&mut self, op: &CausalConv, inputs: Buffer, out: Buffer);
 
     /// The rule, `out` is `[T, value * value_dim]`. `states`, f32 `[sequences, value, key_dim, value_dim]`, gets those after the
     /// last token of each sequence.
-    fn gated_delta(&mut self, op: &GatedDelta, out: Buffer, states: Option<Buffer>) {
-        unreachable!("{REFUSED}: {op:?}, {out:?}, {states:?}");
-    }
+    fn gated_delta(&mut self, op: &GatedDelta, out: Buffer, states: Option<Buffer>);
 
     /// From `d_out`: `op.qkv` and `op.gates` become their own gradients, `d_a_log` and `d_dt_bias` (f32 `[value]`) are added to.
-    fn gated_delta_backward(&mut self, op: &GatedDelta, d_out: Buffer, d_a_log: Buffer, d_dt_bias: Buffer) {
-        unreachable!("{REFUSED}: {op:?}, {d_out:?}, {d_a_log:?}, {d_dt_bias:?}");
-    }
+    fn gated_delta_backward(&mut self, op: &GatedDelta, d_out: Buffer, d_a_log: Buffer, d_dt_bias: Buffer);
 
     /// The rule for one new token a sequence, whose `states` it updates.
-    fn gated_delta_step(&mut self, op: &GatedDelta, states: Buffer, out: Buffer) {
-        unreachable!("{REFUSED}: {op:?}, {states:?}, {out:?}");
-    }
+    fn gated_delta_step(&mut self, op: &GatedDelta, states: Buffer, out: Buffer);
 
     /// The gated norm, `out` is as `op.x`.
-    fn gated_norm(&mut self, op: &GatedNorm, out: Buffer) {
-        unreachable!("{REFUSED}: {op:?}, {out:?}");
-    }
+    fn gated_norm(&mut self, op: &GatedNorm, out: Buffer);
 
     /// `d`, the gradient of the output, becomes that of `op.x`, and `op.gate` its own; `d_weight` (f32 `[dim]`) is added to.
-    fn gated_norm_backward(&mut self, op: &GatedNorm, d: Buffer, d_weight: Buffer) {
-        unreachable!("{REFUSED}: {op:?}, {d:?}, {d_weight:?}");
-    }
+    fn gated_norm_backward(&mut self, op: &GatedNorm, d: Buffer, d_weight: Buffer);
 }

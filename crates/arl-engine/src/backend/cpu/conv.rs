@@ -42,9 +42,9 @@ impl Shape<'_> {
 
     /// A task's weights, `[taps, COLUMNS]`.
     fn weights(&self, weight: &[f32], columns: &Range<usize>) -> Vec<[f32; COLUMNS]> {
-        let of_tap = |tap| std::array::from_fn(|c| {
-            if c < columns.len() { weight[(columns.start + c) * self.taps + tap] } else { 0.0 }
-        });
+        let of_tap = |tap| {
+            std::array::from_fn(|c| if c < columns.len() { weight[(columns.start + c) * self.taps + tap] } else { 0.0 })
+        };
         (0..self.taps).map(of_tap).collect()
     }
 }
@@ -105,7 +105,13 @@ pub(super) fn conv<T: Element>(shape: &Shape<'_>, x: &[T], weight: &[f32], out: 
 }
 
 /// `x` becomes its own gradient, from `d_out` `[T, C]`; `d_weight` `[C, taps]` is added to.
-pub(super) fn conv_backward<T: Element>(shape: &Shape<'_>, x: &mut [T], weight: &[f32], d_out: &[T], d_weight: &mut [f32]) {
+pub(super) fn conv_backward<T: Element>(
+    shape: &Shape<'_>,
+    x: &mut [T],
+    weight: &[f32],
+    d_out: &[T],
+    d_weight: &mut [f32],
+) {
     assert_eq!(weight.len(), shape.channels * shape.taps, "causal_conv_backward of {} channels", shape.channels);
     let (taps, before, x) = (shape.taps, shape.taps - 1, Shared::new(x));
     d_weight.par_chunks_mut(COLUMNS * taps).zip(shape.columns()).for_each(|(d_weight, columns)| {

@@ -57,7 +57,8 @@ pub(super) fn gated_norm_backward<T: Element>(
             vectorise!({
                 let all = d.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(gate.chunks_mut(stride));
                 for ((d, x), gate) in all {
-                    let heads = d.chunks_exact_mut(dim).zip(x.chunks_exact(dim)).zip(gate[..width].chunks_exact_mut(dim));
+                    let heads =
+                        d.chunks_exact_mut(dim).zip(x.chunks_exact(dim)).zip(gate[..width].chunks_exact_mut(dim));
                     for ((d, x), gate) in heads {
                         backward_head(x, gate, weight, inverse_rms_of(x, epsilon), d, partial);
                     }
@@ -72,7 +73,14 @@ pub(super) fn gated_norm_backward<T: Element>(
 /// One head. With `n = x / rms`, `s = sigmoid(gate)` and `u = gate s`: `d_gate = d weight n s (1 + gate (1 - s))`, `d_weight = d n u`,
 /// and RMSNorm's backward pass with `d weight u`.
 #[inline(always)]
-fn backward_head<T: Element>(x: &[T], gate: &mut [T], weight: &[f32], inverse_rms: f32, d: &mut [T], d_weight: &mut [f32]) {
+fn backward_head<T: Element>(
+    x: &[T],
+    gate: &mut [T],
+    weight: &[f32],
+    inverse_rms: f32,
+    d: &mut [T],
+    d_weight: &mut [f32],
+) {
     let dim = weight.len();
     let (x, gate, d, d_weight) = (&x[..dim], &mut gate[..dim], &mut d[..dim], &mut d_weight[..dim]);
     let product = sum(dim, |i| {

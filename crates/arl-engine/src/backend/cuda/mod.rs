@@ -4,6 +4,7 @@
 mod algorithms;
 mod attention;
 mod classifier;
+mod delta;
 mod device;
 mod elementwise;
 mod embedding;
@@ -12,9 +13,9 @@ mod emulated;
 #[cfg(any(test, feature = "emulation"))]
 #[allow(clippy::unwrap_used, clippy::panic, reason = "the part of a library on a device for checks")]
 mod emulated_library;
+mod gates;
 #[cfg(feature = "cuda")]
 mod gpu;
-mod gates;
 mod guard;
 #[cfg(test)]
 mod kept_tests;
@@ -54,7 +55,7 @@ pub(crate) use self::limits::{LIBRARY_BYTES, check, notice, scratch_bytes};
 use self::limits::{MOST_HEAD, PARTS};
 pub use self::packed::{PackedAttention, PackedShape, attention_library_scratch};
 use super::{
-    AdamW, Attention, AttentionLibrary, Backend, Buffer, CrossEntropy, DType, DeltaRule, DeviceKind, Dropout, Event,
+    AdamW, Attention, AttentionLibrary, Backend, Buffer, CrossEntropy, DType, DeviceKind, Dropout, Event,
     GroupedMatmul, Heads, Matmul, MatmulAlgorithms, NormRope, NormWeight, Permutation, Pool, Router, Rows, Stream,
 };
 
@@ -88,9 +89,6 @@ impl<D: Device> CudaBackend<D> {
 fn test_backend() -> CudaBackend<emulated::EmulatedDevice> {
     CudaBackend::new(emulated::EmulatedDevice::default())
 }
-
-// Models with a delta rule are refused.
-impl<D: Device> DeltaRule for CudaBackend<D> {}
 
 impl<D: Device> Backend for CudaBackend<D> {
     fn name(&self) -> String {

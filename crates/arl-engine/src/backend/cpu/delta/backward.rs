@@ -22,6 +22,7 @@ use rayon::prelude::*;
 use super::decay::Gates;
 use super::forward::{Before, states_before};
 use super::head::{Columns, Head, Input, Keys, query_scale, read, scale_rows};
+use super::sums::sums;
 use super::tiles::{Target, Tiles};
 use super::{Shape, Task};
 use crate::backend::DeltaHeads;
@@ -67,13 +68,13 @@ pub(super) fn backward<T: Element>(
 }
 
 /// Memory of a chunk, f32. Matrices `[n, n]` have rows of a chunk apart.
-struct Chunk<'w> {
+pub(super) struct Chunk<'w> {
     /// Panels `[n, V]`: what is written (first part), `dN` (second part).
     panels: &'w mut [f32],
     /// `[n, V]`: what is written.
     written: &'w mut [f32],
     /// `[n, V]`: `X`.
-    x: &'w mut [f32],
+    pub(super) x: &'w mut [f32],
     /// `[n, V]`, and as panels.
     d_out: &'w mut [f32],
     d_out_panels: &'w mut [f32],
@@ -82,23 +83,23 @@ struct Chunk<'w> {
     /// Panels `[V, K]`: a transposed state.
     state_columns: &'w mut [f32],
     /// `[n, K]` each.
-    z: &'w mut [f32],
-    y: &'w mut [f32],
-    w: &'w mut [f32],
+    pub(super) z: &'w mut [f32],
+    pub(super) y: &'w mut [f32],
+    pub(super) w: &'w mut [f32],
     /// `[n, n]` each: of one head.
-    d_p: &'w mut [f32],
-    d_m: &'w mut [f32],
+    pub(super) d_p: &'w mut [f32],
+    pub(super) d_m: &'w mut [f32],
     /// `[n, n]` each, of all heads: `dP . D` and `F + F^T`.
-    of_queries: &'w mut [f32],
-    of_keys: &'w mut [f32],
+    pub(super) of_queries: &'w mut [f32],
+    pub(super) of_keys: &'w mut [f32],
     /// `[n, K]` each.
-    d_q: &'w mut [f32],
-    d_k: &'w mut [f32],
+    pub(super) d_q: &'w mut [f32],
+    pub(super) d_k: &'w mut [f32],
     /// Panels `[n, K]`.
     key_panels: &'w mut [f32],
     /// `[n]`: `dG`, and its column sums.
-    d_sums: &'w mut [f32],
-    columns: &'w mut [f32],
+    pub(super) d_sums: &'w mut [f32],
+    pub(super) columns: &'w mut [f32],
 }
 
 impl<'w> Chunk<'w> {
@@ -184,12 +185,12 @@ fn run<T: Element>(shape: &Shape<'_>, tiles: Tiles, gates: Gates<'_>, arrays: Ar
 }
 
 /// Which chunk, and which value head.
-struct Place<'a> {
-    tokens: &'a Range<usize>,
+pub(super) struct Place<'a> {
+    pub(super) tokens: &'a Range<usize>,
     /// Of its sequence: the state before it is zeros, ...
-    first: bool,
+    pub(super) first: bool,
     /// ... or the one behind it has no gradient.
-    last: bool,
+    pub(super) last: bool,
     head: usize,
 }
 
@@ -243,14 +244,15 @@ fn one_head<T: Element>(
     let range = place.head * shape.tokens + place.tokens.start;
     // SAFETY: each (head, token) belongs to one task.
     let (d_g, d_beta) = unsafe { (arrays.d_g.part(range, n), arrays.d_beta.part(range, n)) };
-    vectorise!(scalars(shape, (keys, head, chunk), gates, place, (d_g, d_beta)));
+    vectorise!(sums(shape, (keys, head, chunk), gates, place, d_beta));
     if let (Some(before), false) = (before, place.last) {
         // What leaves the state through its own decay; padding of panels is left out.
         let mut total = 0.0;
         vectorise!({
             for (first, columns) in tiles.panels(width) {
                 let range = first * key_dim..(first + tiles.panel()) * key_dim;
-                let rows = before[range.clone()].chunks_exact(tiles.panel()).zip(d_state[range].chunks_exact(tiles.panel()));
+                let rows =
+                    before[range.clone()].chunks_exact(tiles.panel()).zip(d_state[range].chunks_exact(tiles.panel()));
                 for (before, d_state) in rows {
                     total += f64::from(dot(&before[..columns], &d_state[..columns]));
                 }
@@ -288,103 +290,6 @@ fn one_head<T: Element>(
         let product = (key_dim, width, n);
         tiles.multiply(product, of_q, chunk.d_out_panels, Target::Panels(d_state, key_dim), !place.last);
         tiles.multiply(product, of_k, chunk.panels, Target::Panels(d_state, key_dim), true);
-    }
-}
-
-/// The sums over rows and columns: `chunk.d_sums` and `d_beta`; and what the head adds to the gradients of queries and keys.
-#[inline(always)]
-fn scalars(
-    shape: &Shape<'_>,
-    (keys, head, chunk): (&Keys<'_>, &Head<'_>, &mut Chunk<'_>),
-    gates: Gates<'_>,
-    place: &Place<'_>,
-    (_, d_beta): (&mut [f32], &mut [f32]),
-) {
-    let DeltaHeads { key_dim, value_dim: width, .. } = shape.heads;
-    let (n, stride) = (place.tokens.len(), shape.chunk);
-    chunk.columns.fill(0.0);
-    let mut to_the_end = 0.0;
-    for i in 0..n {
-        let (beta, e, r) = (gates.beta[i], head.e[i], head.d[(n - 1) * stride + i]);
-        let (row, row_of_keys) = (i * width..(i + 1) * width, i * key_dim..(i + 1) * key_dim);
-        let (x, ks) = (&chunk.x[row.clone()], &head.ks[row.clone()]);
-        let (of_v, of_ks) = (dot(x, &head.v[row]), dot(x, ks));
-        let mut d_sum = -beta * e * of_ks;
-        let mut d_write = of_v - e * of_ks;
-        if !place.first {
-            let (z, y) = (&chunk.z[row_of_keys.clone()], &chunk.y[row_of_keys.clone()]);
-            d_sum += e * dot(&keys.q[row_of_keys.clone()], z);
-            add(&mut chunk.d_q[row_of_keys.clone()], z, e);
-            add(&mut chunk.d_k[row_of_keys.clone()], y, -beta * e);
-        }
-        if !place.last {
-            let w = &chunk.w[row_of_keys.clone()];
-            let along = r * dot(&keys.k[row_of_keys.clone()], w);
-            d_sum -= along;
-            to_the_end += along;
-            add(&mut chunk.d_k[row_of_keys], w, r);
-        }
-        // Below the diagonal, then on it, where the decay is 1 and counts for nothing.
-        let below = i * stride..i * stride + i;
-        let square = Row {
-            d: &head.d[below.clone()],
-            m: &head.m[below.clone()],
-            p: &head.p[below.clone()],
-            kk: &keys.kk[below.clone()],
-            d_p: &chunk.d_p[below.clone()],
-            d_m: &chunk.d_m[below.clone()],
-        };
-        let of_keys = &mut chunk.of_keys[below.clone()];
-        let (of_decay, of_beta) = square.add(beta, &mut chunk.of_queries[below], of_keys, &mut chunk.columns[..i]);
-        chunk.of_queries[i * stride + i] += chunk.d_p[i * stride + i];
-        d_sum += of_decay;
-        d_write += of_beta;
-        chunk.d_sums[i] = d_sum;
-        d_beta[i] = d_write;
-    }
-    for (d_sum, column) in chunk.d_sums[..n].iter_mut().zip(&*chunk.columns) {
-        *d_sum -= column;
-    }
-    chunk.d_sums[n - 1] += to_the_end;
-    chunk.d_sums[n..].fill(0.0);
-}
-
-/// A row below the diagonal.
-struct Row<'a> {
-    d: &'a [f32],
-    m: &'a [f32],
-    p: &'a [f32],
-    kk: &'a [f32],
-    d_p: &'a [f32],
-    /// Minus the gradient of `m`.
-    d_m: &'a [f32],
-}
-
-impl Row<'_> {
-    /// Adds to the gradients' matrices and to the sums of columns; the row's sums: those of the decay, and of the write's strength.
-    #[inline(always)]
-    fn add(&self, beta: f32, of_queries: &mut [f32], of_keys: &mut [f32], columns: &mut [f32]) -> (f32, f32) {
-        let (mut of_decay, mut of_beta) = (0.0, 0.0);
-        let len = columns.len();
-        let (of_queries, of_keys) = (&mut of_queries[..len], &mut of_keys[..len]);
-        for j in 0..len {
-            let decayed = -self.d_m[j] * self.d[j];
-            of_queries[j] += self.d_p[j] * self.d[j];
-            of_keys[j] += beta * decayed;
-            let product = self.d_p[j] * self.p[j] - self.d_m[j] * self.m[j];
-            columns[j] += product;
-            of_decay += product;
-            of_beta += decayed * self.kk[j];
-        }
-        (of_decay, of_beta)
-    }
-}
-
-/// `to += factor * x`.
-#[inline(always)]
-fn add(to: &mut [f32], x: &[f32], factor: f32) {
-    for (to, x) in to.iter_mut().zip(x) {
-        *to += factor * x;
     }
 }
 

@@ -40,14 +40,7 @@ pub(super) fn forward<T: Element>(
     shape.tasks().into_par_iter().with_max_len(1).for_each(|task| run(shape, tiles, qkv, gates, outputs, &task));
 }
 
-fn run<T: Element>(
-    shape: &Shape<'_>,
-    tiles: Tiles,
-    qkv: &[T],
-    gates: Gates<'_>,
-    outputs: Outputs<'_, T>,
-    task: &Task,
-) {
+fn run<T: Element>(shape: &Shape<'_>, tiles: Tiles, qkv: &[T], gates: Gates<'_>, outputs: Outputs<'_, T>, task: &Task) {
     let DeltaHeads { key_dim, value_dim: width, .. } = shape.heads;
     let (group, size) = (shape.group(), tiles.words(key_dim, width));
     let written = tiles.words(shape.chunk, width);

@@ -143,7 +143,12 @@ impl<'a, T: Element> Source<'a, T> for Columns<'a, T> {
 ///
 /// # Safety
 /// No other thread writes them.
-pub(super) unsafe fn read<'a, T: Element>(source: impl Source<'a, T>, tokens: &Range<usize>, width: usize, out: &mut [f32]) {
+pub(super) unsafe fn read<'a, T: Element>(
+    source: impl Source<'a, T>,
+    tokens: &Range<usize>,
+    width: usize,
+    out: &mut [f32],
+) {
     vectorise!({
         for (token, out) in tokens.clone().zip(out.chunks_exact_mut(width)) {
             // SAFETY: the caller's promise.
@@ -184,7 +189,13 @@ impl<T: Element> Columns<'_, T> {
     ///
     /// # Safety
     /// No other thread touches them.
-    pub(super) unsafe fn write(&self, tokens: &Range<usize>, width: usize, source: &[f32], factor: impl Fn(usize) -> f32) {
+    pub(super) unsafe fn write(
+        &self,
+        tokens: &Range<usize>,
+        width: usize,
+        source: &[f32],
+        factor: impl Fn(usize) -> f32,
+    ) {
         vectorise!({
             for (i, (token, source)) in tokens.clone().zip(source.chunks_exact(width)).enumerate() {
                 let factor = factor(i);
@@ -295,7 +306,14 @@ impl<'w> Head<'w> {
     }
 
     /// `ks`, and `rest = beta (v - e ks)`, from the state before the chunk (panels `[K, V]`), which is zeros where there is none.
-    pub(super) fn remember(&mut self, shape: &Shape<'_>, tiles: Tiles, keys: &Keys<'_>, gates: Gates<'_>, state: Option<&[f32]>) {
+    pub(super) fn remember(
+        &mut self,
+        shape: &Shape<'_>,
+        tiles: Tiles,
+        keys: &Keys<'_>,
+        gates: Gates<'_>,
+        state: Option<&[f32]>,
+    ) {
         let DeltaHeads { key_dim, value_dim: width, .. } = shape.heads;
         let n = gates.g.len();
         match state {

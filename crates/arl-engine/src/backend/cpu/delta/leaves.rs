@@ -57,8 +57,7 @@ impl DeltaRule for CpuBackend {
     fn causal_conv_step(&mut self, op: &CausalConv, inputs: Buffer, out: Buffer) {
         let mut lease = self.memory.lease();
         let weight = widened(&mut lease, op.weight);
-        let shape =
-            conv::Shape { channels: op.channels, taps: op.taps, cu_seqlens: &[], stride: op.x.stride };
+        let shape = conv::Shape { channels: op.channels, taps: op.taps, cu_seqlens: &[], stride: op.x.stride };
         with_element!(out.dtype, T => {
             let x = lease.read_rows::<T>(op.x, op.tokens, op.channels);
             conv::step(&shape, x, &weight, lease.write::<T>(inputs), lease.write::<T>(out));

@@ -18,6 +18,7 @@ mod forward;
 mod head;
 mod leaves;
 mod step;
+mod sums;
 #[cfg(test)]
 mod tests;
 mod tiles;

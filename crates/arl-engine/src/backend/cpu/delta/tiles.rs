@@ -41,8 +41,7 @@ impl Tiles {
         self.products.right_words(columns, rows)
     }
 
-    /// Calls `f(first column, width, place)` for each panel of a matrix of so many columns, whose first word is
-    /// `place * rows`.
+    /// The first column and the width of each panel of a matrix of so many columns; its first word is `first column * rows`.
     pub(super) fn panels(self, columns: usize) -> impl Iterator<Item = (usize, usize)> {
         let panel = self.products.columns();
         (0..columns).step_by(panel).map(move |first| (first, panel.min(columns - first)))
@@ -60,7 +59,13 @@ impl Tiles {
     }
 
     /// Packs `[rows, columns]` of which `source` is the transpose.
-    pub(super) fn pack_transposed(self, source: &[f32], stride: usize, (rows, columns): (usize, usize), panels: &mut [f32]) {
+    pub(super) fn pack_transposed(
+        self,
+        source: &[f32],
+        stride: usize,
+        (rows, columns): (usize, usize),
+        panels: &mut [f32],
+    ) {
         let source = MatRef { data: f32::elements(source), stride };
         self.products.pack_right(source, true, columns, rows, panels);
     }
@@ -116,7 +121,14 @@ impl Tiles {
     }
 
     /// `c[i] = sum over j <= i of a[i, j] b[j]`, or added to it: `a` is `[n, n]`, `b` and `c` have `columns`.
-    pub(super) fn lower(self, (n, columns): (usize, usize), a: (&[f32], usize), b: &[f32], mut c: Target<'_>, add: bool) {
+    pub(super) fn lower(
+        self,
+        (n, columns): (usize, usize),
+        a: (&[f32], usize),
+        b: &[f32],
+        mut c: Target<'_>,
+        add: bool,
+    ) {
         for row in (0..n).step_by(BLOCK) {
             let rows = BLOCK.min(n - row);
             let left = self.left(&a.0[row * a.1..], a.1);
@@ -145,7 +157,13 @@ impl Tiles {
         for (first, width) in self.panels(n) {
             let left = self.left(&a[first * k..], k);
             let right = self.products.right(&b[first * k..], k);
-            self.products.multiply((n - first, width, k), left, right, (&mut c[first * stride + first..], stride), false);
+            self.products.multiply(
+                (n - first, width, k),
+                left,
+                right,
+                (&mut c[first * stride + first..], stride),
+                false,
+            );
         }
     }
 }
