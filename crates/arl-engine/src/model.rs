@@ -61,9 +61,6 @@ impl Model {
         let config = lora.as_ref().map_or(config, |(lora, _)| &lora.model);
         let shape = Shape::new(config);
         kind.check(&shape)?;
-        if config.delta.is_some() {
-            return Err(Error::new(ErrorCode::Config, format!("the delta rule of {} is not built", config.family)));
-        }
         let placement = match &lora {
             None => Placement::new(config, &options.frozen)?,
             Some((lora, _)) => Placement::adapted(lora)?,

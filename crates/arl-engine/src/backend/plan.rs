@@ -126,3 +126,17 @@ impl Backend for PlanBackend {
         combine_backward(d_out: Buffer, x: Buffer, permutation: &Permutation, weights: Buffer, top_k: usize, width: usize, d_x: Buffer, d_weights: Buffer);
     }
 }
+
+impl DeltaRule for PlanBackend {
+    no_op! {
+        causal_conv(op: &CausalConv, out: Buffer);
+        causal_conv_backward(op: &CausalConv, d_out: Buffer, d_weight: Buffer);
+        causal_conv_keep(op: &CausalConv, inputs: Buffer);
+        causal_conv_step(op: &CausalConv, inputs: Buffer, out: Buffer);
+        gated_delta(op: &GatedDelta, out: Buffer, states: Option<Buffer>);
+        gated_delta_backward(op: &GatedDelta, d_out: Buffer, d_a_log: Buffer, d_dt_bias: Buffer);
+        gated_delta_step(op: &GatedDelta, states: Buffer, out: Buffer);
+        gated_norm(op: &GatedNorm, out: Buffer);
+        gated_norm_backward(op: &GatedNorm, d: Buffer, d_weight: Buffer);
+    }
+}

@@ -3,7 +3,7 @@
 
 use arl_model::{Block, ModelConfig, Projection, Role};
 
-use super::cache::{Cached, NewTokens};
+use super::cache::{CachedKeys, NewTokens};
 use super::context::{Context, Run, Take};
 use super::linear::{Linear, packed};
 use super::low_rank::Adapters;
@@ -157,7 +157,7 @@ impl Attention {
         at: &Buffers,
         input: Buffer,
         run: &Run,
-        cached: &Cached,
+        cached: &CachedKeys,
         new: &NewTokens,
     ) {
         self.queries_keys_values(cx, at, input, run);
