@@ -13,7 +13,9 @@ use std::path::{Path, PathBuf};
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::backend::{Backend, DType};
 use arl_engine::{Adam, BatchSize, Engine, EngineOptions, Hyper, Kind, LoraOptions, MicroBatch, Recompute, Weights};
-use arl_model::{AdapterFile, Error, ErrorCode, Lora, LoraConfig, ModelConfig, Result, SafetensorsFile, merge_adapter};
+use arl_model::{
+    AdapterFile, Checkpoint, Error, ErrorCode, Lora, LoraConfig, ModelConfig, Result, SafetensorsFile, merge_adapter,
+};
 
 /// How far from transformers' f32 a type of weights and activations may be.
 #[derive(Clone, Copy)]
@@ -230,7 +232,7 @@ pub fn run_case_on<B: Backend + ?Sized>(
 
     let mut gradients = Vec::new();
     engine.gradients(std::slice::from_ref(&batch))?;
-    let file = Expected::open(&dir.join("grads.safetensors"), engine.lora())?;
+    let file = Expected::open(&dir.join("grads.safetensors"), &base, engine.lora())?;
     for name in &names {
         let actual = engine.read_tensor(name, Kind::Gradients)?;
         let expected = file.floats(name, actual.len())?;
@@ -248,7 +250,7 @@ pub fn run_case_on<B: Backend + ?Sized>(
 
     let trained =
         if options.lora.is_some() { "adapter_trained/adapter_model.safetensors" } else { "trained.safetensors" };
-    let file = Expected::open(&dir.join(trained), engine.lora())?;
+    let file = Expected::open(&dir.join(trained), &base, engine.lora())?;
     let mut trained = Figure::new("trained", bounds.trained);
     for name in &names {
         let actual = engine.read_tensor(name, Kind::Weights)?;
@@ -265,30 +267,34 @@ pub fn run_case_on<B: Backend + ?Sized>(
     Ok(Outcome { name, figures })
 }
 
-/// A file of gradients or trained weights: of a model, or with an adapter's names and layouts.
+/// A file of gradients or trained weights: with a model's names and layouts, or with an adapter's.
 enum Expected {
-    Model(SafetensorsFile),
+    Model(Checkpoint),
     Adapter(AdapterFile),
 }
 
 impl Expected {
-    fn open(path: &Path, lora: Option<&Lora>) -> Result<Self> {
+    fn open(path: &Path, base: &Path, lora: Option<&Lora>) -> Result<Self> {
         Ok(match lora {
-            None => Expected::Model(SafetensorsFile::open(path)?),
+            None => {
+                // Open files stay mapped when the folder is gone.
+                let folder = tempfile::tempdir().map_err(|e| Error::io(path, &e))?;
+                let copied = std::fs::copy(path, folder.path().join("model.safetensors"));
+                copied.map_err(|e| Error::io(path, &e))?;
+                Expected::Model(Checkpoint::open(folder.path(), &ModelConfig::from_dir(base)?)?)
+            }
             Some(lora) => Expected::Adapter(AdapterFile::open_file(path, lora)?),
         })
     }
 
     /// A tensor by its name in the engine.
     fn floats(&self, name: &str, len: usize) -> Result<Vec<f32>> {
+        let mut values = vec![0f32; len];
         match self {
-            Expected::Model(file) => floats(file, name),
-            Expected::Adapter(file) => {
-                let mut values = vec![0f32; len];
-                file.read_f32(name, &mut values)?;
-                Ok(values)
-            }
+            Expected::Model(file) => file.read_f32(name, &mut values)?,
+            Expected::Adapter(file) => file.read_f32(name, &mut values)?,
         }
+        Ok(values)
     }
 }
 

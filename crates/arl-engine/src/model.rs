@@ -76,9 +76,6 @@ impl Model {
         let config = lora.as_ref().map_or(config, |(lora, _)| &lora.model);
         let shape = Shape::new(config);
         kind.check(&shape)?;
-        if config.attention_gate {
-            return Err(Error::new(ErrorCode::Config, "an output gate of attention is not built"));
-        }
         let mut placement = match &lora {
             None => Placement::new(config, &options.frozen)?,
             Some((lora, _)) => Placement::adapted(lora)?,

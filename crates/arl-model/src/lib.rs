@@ -14,7 +14,9 @@ mod rope;
 mod tensors;
 mod weights;
 
-pub use config::{Family, LayerConfig, Mlp, ModelConfig, MoeConfig, RopeAxes, RopeConfig, RopeScaling, WeightDtype};
+pub use config::{
+    DeltaConfig, Family, LayerConfig, Mixer, Mlp, ModelConfig, MoeConfig, RopeAxes, RopeConfig, RopeScaling, WeightDtype,
+};
 pub use error::{Error, ErrorCode, Result};
 pub use folder::{ExportOverrides, ModelFiles, Placeholder, unreadable};
 pub use format::CheckpointFormat;

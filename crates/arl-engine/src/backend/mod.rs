@@ -12,7 +12,9 @@ use arl_model::Result;
 mod buffer;
 pub mod cpu;
 pub mod cuda;
+mod delta;
 mod dropout;
+pub mod gates;
 mod kind;
 mod operations;
 pub mod plan;
@@ -22,6 +24,7 @@ pub mod timeline;
 
 pub use self::buffer::{Buffer, DType, Event, Pool, Rows, Stream};
 pub use self::cuda::attention_library_scratch;
+pub use self::delta::{CausalConv, DeltaHeads, DeltaRule, GatedDelta, GatedNorm};
 pub use self::dropout::Dropout;
 pub use self::kind::DeviceKind;
 pub use self::operations::{
@@ -49,7 +52,7 @@ pub trait MatmulAlgorithms {
 ///
 /// Where an argument says "added to", the leaf accumulates; otherwise it assigns. No output may overlap an input unless
 /// the leaf says that it works in place. Results do not depend on the number of threads.
-pub trait Backend: Send {
+pub trait Backend: DeltaRule + gates::Gates + Send {
     /// A name for messages, for example `cpu (AVX2, 2 threads)`.
     fn name(&self) -> String;
 

@@ -59,6 +59,21 @@ impl Linear {
         self.adapters.backward(cx, d_out, x, d_x, m, accumulate);
     }
 
+    /// [`Linear::backward`] that adds to `d_x`.
+    pub(crate) fn backward_added<B: Backend + ?Sized>(
+        self,
+        cx: &mut Context<'_, B>,
+        d_out: Rows,
+        x: Buffer,
+        d_x: Buffer,
+        m: usize,
+        accumulate: bool,
+    ) {
+        self.backward_weight(cx, d_out, x, m, accumulate);
+        self.backward_input(cx, d_out, d_x, m, true);
+        self.adapters.backward(cx, d_out, x, d_x, m, accumulate);
+    }
+
     /// `d_x[m, k] = d_out[m, n] weight[n, k]`, or added to it; without adapters.
     pub(crate) fn backward_input<B: Backend + ?Sized>(
         self,

@@ -5,8 +5,8 @@ use super::Context;
 use crate::backend::{Backend, Buffer, Dropout, Layout, Matmul, Rows};
 use crate::placement::{AdapterPlace, Param};
 
-/// Most layers that one product computes: queries, keys and values.
-const PARTS: usize = 3;
+/// Most layers that one product computes: the four of the delta rule's input.
+const PARTS: usize = 4;
 
 /// Dropout of the input of A, in training.
 #[derive(Clone, Copy, Debug)]

@@ -93,7 +93,10 @@ pub(crate) struct Placement {
 /// Whether a parameter follows the one before it in the table without a gap, because one matrix product takes both.
 fn continues(before: Option<&TensorSpec>, spec: &TensorSpec) -> bool {
     match spec.role {
-        Role::KWeight | Role::VWeight | Role::KBias | Role::VBias | Role::Up | Role::ExpertUp(_) => true,
+        Role::KWeight | Role::VWeight | Role::KBias | Role::VBias | Role::Up | Role::ExpertUp(_) | Role::SharedUp => {
+            true
+        }
+        Role::InProjZ | Role::InProjB | Role::InProjA => true,
         Role::ExpertGate(expert) | Role::ExpertDown(expert) => expert > 0,
         // Which layers have an adapter is the run's choice.
         Role::LoraA(projection) => before.is_some_and(|before| {

@@ -11,7 +11,7 @@ use crate::options::Recompute;
 /// What tokens of sequences that are being generated see and join.
 #[derive(Clone, Copy)]
 pub(crate) struct Generation<'a> {
-    /// By blocks; those that are not attention keep nothing.
+    /// By blocks; those that do not mix tokens keep nothing.
     pub(crate) caches: &'a [Option<Cached>],
     pub(crate) new: &'a NewTokens,
 }

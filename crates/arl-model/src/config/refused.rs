@@ -92,31 +92,35 @@ const WITHOUT_EFFECT: &[&str] = &[
     "use_cache",
 ];
 
+/// Keys of released hybrid models that transformers does not read either: the type of a cache, heads that predict more than
+/// one token (which are carried), and layers without experts where all have them.
+const WITHOUT_EFFECT_ON_HYBRIDS: &[&str] = &[
+    "mamba_ssm_dtype",
+    "mlp_only_layers",
+    "mtp_num_hidden_layers",
+    "mtp_use_dedicated_embeddings",
+    "output_gate_type",
+];
+
 /// Refuses what is not implemented and marks both kinds of keys as known.
 pub(super) fn check(keys: &mut Keys<'_>, family: Family) -> Result<()> {
-    for key in ["quantization_config", "compression_config"] {
-        if let Some(value) = keys.get(key)
-            && !is_off(value)
-        {
-            let method = value.get("quant_method").and_then(Value::as_str);
-            let method = method.map_or(String::new(), |method| format!(" ({method})"));
-            return Err(keys
-                .error(
-                    key,
-                    format_args!("says that the weights are quantized{method}; quantized weights cannot be trained"),
-                )
-                .hint(
-                    "use the folder of the model that this one was quantized from, with weights in bfloat16 or float32",
-                ));
-        }
-    }
-    for &(key, meaning) in OFF {
+    quantized(keys)?;
+    let own = |key: &str| family.is_hybrid() && family.has_experts() && key == "shared_expert_intermediate_size";
+    for &(key, meaning) in OFF.iter().filter(|(key, _)| !own(key)) {
         if let Some(value) = keys.get(key)
             && !is_off(value)
         {
             return Err(keys
                 .error(key, format_args!("is {}: {meaning}, which is not supported for {family}", shown(value)))
                 .hint("use a plain, unquantized text model of a supported family, or remove the key if it is wrong"));
+        }
+    }
+    if family.is_hybrid() {
+        if !keys.flag("attn_output_gate", true)? {
+            return Err(keys.error("attn_output_gate", "is false; transformers always computes the gate"));
+        }
+        for key in WITHOUT_EFFECT_ON_HYBRIDS {
+            keys.get(key);
         }
     }
     match keys.optional_text("hidden_act")? {
@@ -136,6 +140,35 @@ pub(super) fn check(keys: &mut Keys<'_>, family: Family) -> Result<()> {
     }
     for key in WITHOUT_EFFECT {
         keys.get(key);
+    }
+    Ok(())
+}
+
+/// Refuses quantized weights, and marks what never changes the computation as known, around a nested text part.
+pub(super) fn check_around(keys: &mut Keys<'_>) -> Result<()> {
+    quantized(keys)?;
+    for key in WITHOUT_EFFECT {
+        keys.get(key);
+    }
+    Ok(())
+}
+
+fn quantized(keys: &mut Keys<'_>) -> Result<()> {
+    for key in ["quantization_config", "compression_config"] {
+        if let Some(value) = keys.get(key)
+            && !is_off(value)
+        {
+            let method = value.get("quant_method").and_then(Value::as_str);
+            let method = method.map_or(String::new(), |method| format!(" ({method})"));
+            return Err(keys
+                .error(
+                    key,
+                    format_args!("says that the weights are quantized{method}; quantized weights cannot be trained"),
+                )
+                .hint(
+                    "use the folder of the model that this one was quantized from, with weights in bfloat16 or float32",
+                ));
+        }
     }
     Ok(())
 }

@@ -123,13 +123,16 @@ impl Adapter {
         let hidden = model.hidden_size;
         let (q, kv) = (model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim);
         let gates = if model.attention_gate { 2 } else { 1 };
-        let inner = match self.block.layer().and_then(|layer| model.layers.get(layer)) {
+        let (inner, shared) = match self.block.layer().and_then(|layer| model.layers.get(layer)) {
             Some(layer) => match layer.mlp {
-                Mlp::Dense { intermediate } => intermediate,
-                Mlp::Moe(moe) => moe.moe_intermediate_size,
+                Mlp::Dense { intermediate } => (intermediate, 0),
+                Mlp::Moe(moe) => (moe.moe_intermediate_size, moe.shared_expert_intermediate_size.unwrap_or(0)),
             },
-            None => model.intermediate_size,
+            None => (model.intermediate_size, 0),
         };
+        let [channels, values, heads] = model.delta.map_or([0; 3], |delta| {
+            [delta.channels(), delta.value_columns(), delta.linear_num_value_heads]
+        });
         match self.projection {
             Projection::Query => (hidden, gates * q),
             Projection::Key | Projection::Value => (hidden, kv),
@@ -137,6 +140,13 @@ impl Adapter {
             Projection::Gate | Projection::Up => (hidden, inner),
             Projection::Down | Projection::ExpertsDown => (inner, hidden),
             Projection::ExpertsGateUp => (hidden, 2 * inner),
+            Projection::InProjQkv => (hidden, channels),
+            Projection::InProjZ => (hidden, values),
+            Projection::InProjB | Projection::InProjA => (hidden, heads),
+            Projection::OutProj => (values, hidden),
+            Projection::SharedGate | Projection::SharedUp => (hidden, shared),
+            Projection::SharedDown => (shared, hidden),
+            Projection::SharedExpertGate => (hidden, 1),
         }
     }
 

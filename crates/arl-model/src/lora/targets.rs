@@ -18,8 +18,11 @@ struct Module<'a> {
 
 /// The adapters of a model, in the order of its table.
 pub(super) fn adapters(model: &ModelConfig, table: &[TensorSpec], config: &LoraConfig) -> Result<Vec<Adapter>> {
-    let modules: Vec<Module<'_>> = table.iter().filter_map(module).collect();
-    let experts = model.layers.iter().any(|layer| matches!(layer.mlp, Mlp::Moe(_)));
+    // PEFT takes Qwen3.5's experts for what they are on disk, parameters of three dimensions, and knows no other names.
+    let only_parameters = model.family == Family::Qwen3_5Moe;
+    let modules = table.iter().filter_map(module).filter(|module| !(only_parameters && is_expert(module)));
+    let modules: Vec<Module<'_>> = modules.collect();
+    let experts = model.layers.iter().any(|layer| matches!(layer.mlp, Mlp::Moe(_))) && !only_parameters;
     let target = match &config.target_modules {
         Some(names) => names.clone(),
         // PEFT's TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.
@@ -63,6 +66,12 @@ pub(super) fn adapters(model: &ModelConfig, table: &[TensorSpec], config: &LoraC
                 "`lora_modules_to_save` trains a whole copy of a module such as lm_head or embed_tokens",
             ));
         };
+        if model.family == Family::Qwen3Next && projection.product() == 0 && matches!(module.spec.block, Block::Delta(_)) {
+            return Err(refused(
+                format!("lora_target_modules: `{}` is a part of a fused projection of {}", module.name, model.family),
+                "adapters of in_proj_qkvz and in_proj_ba are not built: leave them out of lora_target_modules",
+            ));
+        }
         adapters.push(adapter(config, module.name, module.spec.block, projection, None)?);
     }
     adapters.extend(of_parameters(model, config)?);
@@ -120,8 +129,8 @@ fn of_parameters(model: &ModelConfig, config: &LoraConfig) -> Result<Vec<Adapter
     all.map(|(name, block, projection, experts)| adapter(config, name, *block, *projection, Some(*experts))).collect()
 }
 
-const NAMES: &str = "layers of a Qwen model are called q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and down_proj; all-linear \
-                     means all of these";
+const NAMES: &str = "layers of a Qwen model are called q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and down_proj (of the delta \
+                     rule in_proj_qkv, in_proj_z, in_proj_b, in_proj_a and out_proj); all-linear means all of these";
 
 /// By the table, whether a whole copy of a tensor is trained.
 pub(super) fn saved_tensors(table: &[TensorSpec], config: &LoraConfig, adapters: &[Adapter]) -> Result<Vec<bool>> {
@@ -153,13 +162,25 @@ fn module(spec: &TensorSpec) -> Option<Module<'_>> {
         Role::Gate => Some(Projection::Gate),
         Role::Up => Some(Projection::Up),
         Role::Down => Some(Projection::Down),
+        Role::InProjQkv => Some(Projection::InProjQkv),
+        Role::InProjZ => Some(Projection::InProjZ),
+        Role::InProjB => Some(Projection::InProjB),
+        Role::InProjA => Some(Projection::InProjA),
+        Role::OutProj => Some(Projection::OutProj),
+        Role::SharedGate => Some(Projection::SharedGate),
+        Role::SharedUp => Some(Projection::SharedUp),
+        Role::SharedDown => Some(Projection::SharedDown),
+        Role::SharedExpertGate => Some(Projection::SharedExpertGate),
         _ => None,
     };
     Some(Module { name, spec, projection })
 }
 
 fn is_expert(module: &Module<'_>) -> bool {
-    matches!(module.spec.block, Block::Experts(_)) && !module.spec.role.is_norm()
+    matches!(
+        module.spec.role,
+        Role::Router | Role::ExpertGate(_) | Role::ExpertUp(_) | Role::ExpertDown(_)
+    )
 }
 
 fn ends_with(name: &str, item: &str) -> bool {

@@ -46,7 +46,7 @@ impl Checkpoint {
     /// Opens `dir/model.safetensors`, or the shards of `dir/model.safetensors.index.json`, and compares names, shapes
     /// and types with the table of tensors, in the format that the names show. Values are checked when they are read.
     pub fn open(dir: &Path, config: &ModelConfig) -> Result<Self> {
-        Self::open_as(Row::of(config.family), dir, config)
+        Self::open_as(Row::of(config), dir, config)
     }
 
     pub(crate) fn open_as(row: &'static Row, dir: &Path, config: &ModelConfig) -> Result<Self> {

@@ -1,9 +1,13 @@
 //! The leaf operations on the host's processor: `leaves` has them all, and a file of each family computes.
 
 mod attention;
+mod conv;
+mod delta;
 mod element;
 mod elementwise;
 mod embedding;
+mod gated_norm;
+mod gates;
 pub mod gemm;
 mod leaves;
 mod loss;

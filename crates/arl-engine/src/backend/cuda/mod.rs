@@ -4,6 +4,7 @@
 mod algorithms;
 mod attention;
 mod classifier;
+mod delta;
 mod device;
 mod elementwise;
 mod embedding;
@@ -12,6 +13,7 @@ mod emulated;
 #[cfg(any(test, feature = "emulation"))]
 #[allow(clippy::unwrap_used, clippy::panic, reason = "the part of a library on a device for checks")]
 mod emulated_library;
+mod gates;
 #[cfg(feature = "cuda")]
 mod gpu;
 mod guard;
