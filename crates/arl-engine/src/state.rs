@@ -92,7 +92,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             name: array.to_owned(),
             shape: vec![buffer.len],
             buffer,
-            masters_of: (array == MASTERS).then_some(Param { offset: 0, len: buffer.len, trained: Some(0) }),
+            masters_of: (array == MASTERS).then_some(Param { len: buffer.len, trained: Some(0), ..Param::default() }),
         };
         Ok(self.state_arrays()?.into_iter().map(entry).collect())
     }
@@ -275,6 +275,7 @@ fn file_dtype(dtype: DType) -> Dtype {
         DType::F64 => Dtype::F64,
         DType::I32 => Dtype::I32,
         DType::U16 => Dtype::U16,
+        DType::U8 => Dtype::U8,
     }
 }
 

@@ -54,6 +54,8 @@ pub enum Role {
     LoraA(Projection),
     /// `[output, rank]`: an adapter's B; of experts one below the other.
     LoraB(Projection),
+    /// `[output]`: the magnitudes of a layer's rows with its adapter (DoRA).
+    LoraMagnitude(Projection),
 }
 
 /// A linear layer of a block that may have an adapter.
@@ -77,6 +79,12 @@ pub enum Projection {
     ExpertsGateUp,
     /// Of every expert's output.
     ExpertsDown,
+    /// Of a mixture's choice of experts.
+    Router,
+    /// Of the classifier.
+    Head,
+    /// The look-up of tokens, whose A is `[vocab, rank]`.
+    Embedding,
 }
 
 impl Projection {
@@ -87,6 +95,9 @@ impl Projection {
             Projection::Output | Projection::Down => 1,
             Projection::ExpertsGateUp => 2,
             Projection::ExpertsDown => 3,
+            Projection::Router => 4,
+            Projection::Head => 5,
+            Projection::Embedding => 6,
         }
     }
 
@@ -102,6 +113,9 @@ impl Projection {
             Projection::Down => "mlp.down_proj",
             Projection::ExpertsGateUp => "mlp.experts.gate_up_proj",
             Projection::ExpertsDown => "mlp.experts.down_proj",
+            Projection::Router => "mlp.gate",
+            Projection::Head => "lm_head",
+            Projection::Embedding => "model.embed_tokens",
         }
     }
 }
@@ -370,6 +384,7 @@ fn name(role: Role, layer: Option<usize>) -> String {
         Role::ExpertDown(expert) => &format!("mlp.experts.{expert}.down_proj.weight"),
         Role::LoraA(projection) => &format!("{}.lora_A.weight", projection.module()),
         Role::LoraB(projection) => &format!("{}.lora_B.weight", projection.module()),
+        Role::LoraMagnitude(projection) => &format!("{}.lora_magnitude_vector", projection.module()),
     };
     format!("model.layers.{}.{inner}", layer.unwrap_or_default())
 }

@@ -39,6 +39,8 @@ pub(crate) struct Buffers {
     attention: Buffer,
     /// f32 `[query heads, T]`.
     log_sum_exp: Buffer,
+    /// What the adapters of both products leave for the backward pass.
+    low: [Buffer; 2],
 }
 
 impl Attention {
@@ -86,6 +88,8 @@ impl Attention {
             qk: take(Off, dtype, tokens * self.heads.qk_columns()),
             attention: take(Mlp, dtype, tokens * self.heads.query_columns()),
             log_sum_exp: take(Mlp, DType::F32, tokens * self.heads.query),
+            // The output is computed again where queries are, for the block behind it.
+            low: [&self.qkv, &self.output].map(|linear| take(Mlp, dtype, tokens * linear.kept())),
         }
     }
 
@@ -102,7 +106,7 @@ impl Attention {
         input: Buffer,
         run: &Run,
     ) {
-        self.qkv.forward(cx, input, at.qkv, run.size().tokens);
+        self.qkv.forward(cx, input, at.qkv, at.low[0], run.size().tokens);
         cx.backend.norm_rope(&self.norm_rope(cx, run), at.qkv, at.qk);
     }
 
@@ -142,7 +146,7 @@ impl Attention {
 
     /// What the block adds to the residual stream, into `run.delta`.
     pub(super) fn output<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, at: &Buffers, run: &Run) {
-        self.output.forward(cx, at.attention, run.delta, run.size().tokens);
+        self.output.forward(cx, at.attention, run.delta, at.low[1], run.size().tokens);
     }
 
     /// Computes again what was not kept: the same leaves on the same values.
@@ -177,11 +181,11 @@ impl Attention {
         let d_qkv = cx.workspace(cx.dtype, t * heads.qkv_columns());
         let scratch = cx.workspace(DType::F32, self.scratch(cx.attention_library, run.size()));
 
-        self.output.backward(cx, packed(d_x, t), at.attention, d_attention, t, !run.first);
+        self.output.backward(cx, packed(d_x, t), at.attention, at.low[1], d_attention, t, !run.first);
         cx.backend.attention_backward(&self.op(at, run), packed(d_attention, t), d_qkv, scratch);
         let d_norms = self.qk_norm.map(|(query, key, _)| (cx.norm_gradient(query), cx.norm_gradient(key)));
         cx.backend.norm_rope_backward(&self.norm_rope(cx, run), at.qkv, d_qkv, d_norms);
-        self.qkv.backward(cx, packed(d_qkv, t), input, d_input, t, !run.first);
+        self.qkv.backward(cx, packed(d_qkv, t), input, at.low[0], d_input, t, !run.first);
         cx.arena.release(top);
     }
 

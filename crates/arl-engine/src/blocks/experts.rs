@@ -6,6 +6,7 @@ use arl_model::{Block, ModelConfig, MoeConfig, Projection, Role};
 use super::context::{Context, Run, Take};
 use super::expert_adapter::{ExpertAdapter, Sorted};
 use super::linear::{Linear, packed};
+use super::low_rank::Adapters;
 use crate::backend::{Backend, Buffer, DType, GroupedMatmul, Layout, Permutation, Router};
 use crate::options::Recompute;
 use crate::placement::{Param, Placement};
@@ -52,6 +53,8 @@ pub(crate) struct Buffers {
     gate_up: Buffer,
     /// `[T top_k, W]`: after SwiGLU.
     act: Buffer,
+    /// What the router's adapter leaves for the backward pass.
+    low: Buffer,
 }
 
 /// A grouped product's token side, or the experts' weights or gradients one after the other, by rows of `width`.
@@ -74,7 +77,10 @@ impl Experts {
             normalise: moe.norm_topk_prob,
             coefficient: moe.router_aux_loss_coef.unwrap_or(0.0),
             layers,
-            router: Linear::new(placement.one(block, Role::Router)),
+            router: Linear {
+                adapters: Adapters::new(&[(placement.adapter(block, Projection::Router), moe.num_experts)]),
+                ..Linear::new(placement.one(block, Role::Router))
+            },
             gate_up: span(Role::ExpertGate(0), Role::ExpertUp(last)),
             down: span(Role::ExpertDown(0), Role::ExpertDown(last)),
             adapters: [Projection::ExpertsGateUp, Projection::ExpertsDown]
@@ -84,7 +90,7 @@ impl Experts {
 
     /// Parameters whose gradients a step's first micro-batch assigns: not the experts', as one may have no rows.
     pub(super) fn assigned(&self) -> Vec<Param> {
-        vec![self.router.weight]
+        self.router.assigned().collect()
     }
 
     pub(super) fn buffers(&self, dtype: DType, tokens: usize, take: &mut Take<'_>) -> Buffers {
@@ -104,6 +110,7 @@ impl Experts {
             out: take(Norms, dtype, rows * self.hidden),
             gate_up: take(Norms, dtype, rows * 2 * self.width),
             act: take(Off, dtype, rows * self.width),
+            low: take(Norms, dtype, tokens * self.router.kept()),
         }
     }
 
@@ -116,7 +123,7 @@ impl Experts {
         run: &Run,
         balance: Option<Buffer>,
     ) {
-        self.router.forward(cx, input, at.logits, run.size().tokens);
+        self.router.forward(cx, input, at.logits, at.low, run.size().tokens);
         let op = self.router_op(at, run);
         cx.backend.router(&op, at.logits, balance);
         cx.backend.permute(&op, &at.permutation);
@@ -207,6 +214,7 @@ impl Experts {
         cx.backend.router_backward(&self.router_op(at, run), d_weights, balance, d_logits);
         self.router.backward_weight(cx, packed(d_logits, t), input, t, !run.first);
         self.router.backward_input(cx, packed(d_logits, t), d_input, t, true);
+        self.router.adapters.backward(cx, packed(d_logits, t), input, at.low, d_input, t, !run.first);
         cx.arena.release(top);
     }
 

@@ -6,17 +6,20 @@
 mod attention;
 pub(crate) mod cache;
 mod context;
+mod embedding_adapter;
 mod expert_adapter;
 mod experts;
 pub(crate) mod linear;
 mod low_rank;
+mod magnitude;
 mod mlp;
 
 use arl_model::{self as model, ModelConfig, Role};
 
 pub(crate) use attention::Attention;
 pub(crate) use context::{Context, Run, Take};
-pub(crate) use low_rank::LowRankDropout;
+pub(crate) use embedding_adapter::EmbeddingAdapter;
+pub(crate) use low_rank::{Adapters, LowRankDropout};
 
 use crate::backend::{Backend, Buffer, DType};
 use crate::options::Recompute;
@@ -29,6 +32,8 @@ use mlp::Mlp;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Block {
     pub(crate) layer: usize,
+    /// Its name in the table of tensors.
+    pub(crate) name: model::Block,
     /// `[hidden]`: of the norm before it.
     pub(crate) norm: Param,
     kind: Kind,
@@ -53,7 +58,8 @@ pub(crate) enum Active {
 pub(crate) fn blocks(config: &ModelConfig, placement: &Placement) -> Vec<Block> {
     let mut blocks = Vec::with_capacity(2 * config.layers.len());
     for (layer, shape) in config.layers.iter().enumerate() {
-        let mut add = |block, norm, kind| blocks.push(Block { layer, norm: placement.one(block, norm), kind });
+        let mut add =
+            |block, norm, kind| blocks.push(Block { layer, name: block, norm: placement.one(block, norm), kind });
         let attention = Attention::new(config, placement, layer, shape);
         add(model::Block::Attention(layer), Role::InputNorm, Kind::Attention(attention));
         match &shape.mlp {
@@ -74,6 +80,11 @@ impl Block {
     /// Its attention, if it is attention.
     pub(crate) fn attention(&self) -> Option<&Attention> {
         if let Kind::Attention(attention) = &self.kind { Some(attention) } else { None }
+    }
+
+    /// Whether the gradient of its input is of no use where nothing below it is trained.
+    pub(crate) fn may_end(&self) -> bool {
+        self.norm.trained.is_none() && !matches!(self.kind, Kind::Experts(_))
     }
 
     /// Parameters whose gradients the first micro-batch of a step assigns; the others' are added to.
@@ -147,7 +158,7 @@ impl Active {
     }
 
     /// From `d_x`, the residual stream's gradient, to `d_input`, that of the normed input, and the gradients of the
-    /// block's parameters.
+    /// block's parameters. Of a block that [may end](Block::may_end) the backward pass `d_input` may be empty.
     pub(crate) fn backward<B: Backend + ?Sized>(
         &self,
         cx: &mut Context<'_, B>,

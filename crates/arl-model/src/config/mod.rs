@@ -5,6 +5,7 @@
 mod dtype;
 mod keys;
 mod layers;
+mod quantization;
 mod refused;
 mod rope;
 
@@ -134,6 +135,8 @@ pub struct ModelConfig {
     pub layers: Vec<LayerConfig>,
     /// The type of the weights, as the file says.
     pub dtype: Option<WeightDtype>,
+    /// The folder has its linear layers in NF4, as bitsandbytes writes them; `true`: their scales in 8 bits.
+    pub nf4: Option<bool>,
     /// Keys of the file that neither this program nor transformers' model of this family reads; worth a warning.
     pub unknown_keys: Vec<String>,
 }
@@ -246,6 +249,7 @@ fn read(keys: &mut Keys<'_>, family: Family) -> Result<ModelConfig> {
     let layers = layers(keys, family, num_hidden_layers, intermediate_size, moe)?;
     let padding_idx = padding_idx(keys, vocab_size)?;
     let dtype = dtype::read(keys)?;
+    let nf4 = quantization::read(keys)?;
     let mut unknown_keys = Vec::new();
     let around = rope::Around { head_dim, max_position_embeddings };
     let rope = rope::read(keys, &around, &mut unknown_keys)?;
@@ -274,6 +278,7 @@ fn read(keys: &mut Keys<'_>, family: Family) -> Result<ModelConfig> {
         moe,
         layers,
         dtype,
+        nf4,
         unknown_keys,
     })
 }

@@ -94,22 +94,6 @@ const WITHOUT_EFFECT: &[&str] = &[
 
 /// Refuses what is not implemented and marks both kinds of keys as known.
 pub(super) fn check(keys: &mut Keys<'_>, family: Family) -> Result<()> {
-    for key in ["quantization_config", "compression_config"] {
-        if let Some(value) = keys.get(key)
-            && !is_off(value)
-        {
-            let method = value.get("quant_method").and_then(Value::as_str);
-            let method = method.map_or(String::new(), |method| format!(" ({method})"));
-            return Err(keys
-                .error(
-                    key,
-                    format_args!("says that the weights are quantized{method}; quantized weights cannot be trained"),
-                )
-                .hint(
-                    "use the folder of the model that this one was quantized from, with weights in bfloat16 or float32",
-                ));
-        }
-    }
     for &(key, meaning) in OFF {
         if let Some(value) = keys.get(key)
             && !is_off(value)
@@ -141,7 +125,7 @@ pub(super) fn check(keys: &mut Keys<'_>, family: Family) -> Result<()> {
 }
 
 /// Null, false, zero and empty collections switch nothing on.
-fn is_off(value: &Value) -> bool {
+pub(super) fn is_off(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
         Value::Number(number) => number.as_f64() == Some(0.0),
