@@ -19,6 +19,10 @@ export interface ModelOptions {
 	threads?: number;
 	/** Folder of an adapter (LoRA) of the model, which answers with it. */
 	adapter?: string;
+	/** Keep the weights of linear layers in 4 bits (NF4). A folder in NF4 is opened so in any case. */
+	loadIn4bit?: boolean;
+	/** With `loadIn4bit`: keep their scales in 8 bits. */
+	nestedQuant?: boolean;
 	/** A Jinja chat template's file that replaces the model's. */
 	chatTemplate?: string;
 	/** What happens to the reasoning in earlier replies; absent: what the template does. */
@@ -175,8 +179,8 @@ async function openParts(dir: string, options: ModelOptions): Promise<Parts> {
 	checkTokenizer(model, text);
 	const endIds = await endTokens(dir);
 	const device = chooseDevice(options.device ?? "auto", native);
-	const { bf16 = "auto", threads = null, adapter = null } = options;
-	const inference = { device, bf16, threads, adapter };
+	const { bf16 = "auto", threads = null, adapter = null, loadIn4bit = false, nestedQuant = false } = options;
+	const inference = { device, bf16, threads, adapter, loadIn4bit, nestedQuant };
 	const engine = await openForInference(dir, inference, { maxTokens: 1, maxSequences: 1 });
 	const { notice } = engine.info();
 	const notices = [device.notice, notice ?? null].filter((line) => line !== null);

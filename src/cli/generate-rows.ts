@@ -64,6 +64,8 @@ export async function generateRows(native: Native, flags: RowFlags, signal: Abor
 		maxNewTokens: flags.max_new_tokens,
 		topK: flags.top_k,
 		topP: flags.top_p,
+		loadIn4bit: flags.load_in_4bit,
+		nestedQuant: flags.use_bnb_nested_quant,
 	};
 	const { source, notices } = await openFiles(native, flags.prompt_file, { columns: flags.columns });
 	try {

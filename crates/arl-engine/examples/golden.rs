@@ -8,6 +8,10 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command's output")]
 #![allow(dead_code, reason = "the test includes this file, and does not call main")]
 
+#[path = "../tests/common/nf4_folder.rs"]
+#[allow(unreachable_pub, missing_docs, reason = "shared with tests")]
+mod nf4_folder;
+
 use std::path::{Path, PathBuf};
 
 use arl_engine::backend::cpu::CpuBackend;
@@ -188,7 +192,8 @@ pub fn run_case_on<B: Backend + ?Sized>(
         cu_seqlens: ints(&file, "cu_seqlens")?,
         weights: None,
     };
-    let (base, adapter) = (base_of(dir), dir.join("adapter"));
+    let scratch = tempfile::tempdir().map_err(|e| Error::io(dir, &e))?;
+    let (base, adapter) = (model_of(dir, scratch.path())?, dir.join("adapter"));
     let lora = adapter.is_dir().then(|| LoraConfig::from_dir(&adapter)).transpose()?;
     let options = EngineOptions {
         dtype,
@@ -262,7 +267,7 @@ pub fn run_case_on<B: Backend + ?Sized>(
     figures.extend(figures_of("gradients", "their cosine", &gradients, bounds.gradients));
     figures.extend([nll, losses, norms, trained]);
     if options.lora.is_some() {
-        figures.push(merged(dir)?);
+        figures.push(merged(dir, &base)?);
     }
     Ok(Outcome { name, figures })
 }
@@ -299,9 +304,9 @@ impl Expected {
 }
 
 /// How far the trained adapter of a case, merged into its model, is from PEFT's merge.
-fn merged(dir: &Path) -> Result<Figure> {
+fn merged(dir: &Path, base: &Path) -> Result<Figure> {
     let out = tempfile::tempdir().map_err(|e| Error::io(dir, &e))?;
-    merge_adapter(&base_of(dir), &dir.join("adapter_trained"), out.path(), None)?;
+    merge_adapter(base, &dir.join("adapter_trained"), out.path(), None)?;
     let actual = SafetensorsFile::open(&out.path().join("model.safetensors"))?;
     let expected = SafetensorsFile::open(&dir.join("merged.safetensors"))?;
     let mut figure = Figure::new("merged", 1e-5);
@@ -317,13 +322,17 @@ fn base_of(dir: &Path) -> PathBuf {
     if base.is_dir() { base } else { dir.to_path_buf() }
 }
 
+/// The model's folder; of a case in 4 bits one that is written to `scratch`.
+fn model_of(dir: &Path, scratch: &Path) -> Result<PathBuf> {
+    if !dir.join("quantised.safetensors").is_file() {
+        return Ok(base_of(dir));
+    }
+    nf4_folder::write_nf4_folder(dir, scratch)?;
+    Ok(scratch.to_owned())
+}
+
 /// Why a case cannot run: what it is about is not built.
 pub fn not_built(dir: &Path) -> Option<String> {
-    let case = std::fs::read_to_string(dir.join("case.json")).unwrap_or_default();
-    let case: serde_json::Value = serde_json::from_str(&case).unwrap_or_default();
-    if case["kind"] == "qlora" {
-        return Some("weights in NF4 are not built".to_owned());
-    }
     let config = match ModelConfig::from_dir(&base_of(dir)) {
         Err(error) => return Some(error.message),
         Ok(config) => config,

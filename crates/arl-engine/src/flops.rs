@@ -1,6 +1,6 @@
 //! Model FLOPs of training, by the formula that figures of speed are quoted with. Recomputation is not counted.
 
-use arl_model::{Adapter, Lora, Mixer, Mlp, ModelConfig, tensor_table};
+use arl_model::{Adapter, Lora, Mixer, Mlp, ModelConfig, Projection, tensor_table};
 
 /// Parameters and FLOPs of a model.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -60,8 +60,12 @@ impl Flops {
     /// Those of a configuration with adapters.
     pub fn adapted(config: &ModelConfig, lora: &Lora) -> Self {
         let all = Self::of(config);
-        let sides = |adapter: &Adapter| adapter.sides(config);
-        let own: usize = lora.adapters.iter().map(|adapter| adapter.rank * (sides(adapter).0 + sides(adapter).1)).sum();
+        let own = |adapter: &Adapter| match (adapter.projection, adapter.sides(config)) {
+            // Its A is looked up.
+            (Projection::Embedding, (_, output)) => adapter.rank * output,
+            (_, (input, output)) => adapter.rank * (input + output),
+        };
+        let own: usize = lora.adapters.iter().map(own).sum();
         Flops { trained: lora.trained_parameters(), per_token: all.per_token * 4.0 / 6.0 + 6.0 * own as f64, ..all }
     }
 }

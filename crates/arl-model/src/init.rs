@@ -7,7 +7,7 @@ use std::f64::consts::TAU;
 use rayon::prelude::*;
 
 use crate::config::ModelConfig;
-use crate::tensors::{Role, TensorSpec};
+use crate::tensors::{Projection, Role, TensorSpec};
 
 /// The least rate of decay that is drawn.
 const LEAST_RATE: f64 = 0.01;
@@ -22,16 +22,26 @@ pub fn init_f32(config: &ModelConfig, spec: &TensorSpec, seed: u64, out: &mut [f
         role if role.is_norm() => return out.fill(1.0 - config.norm_offset),
         _ => {}
     }
-    if spec.role.is_bias() || matches!(spec.role, Role::LoraB(_)) {
+    // Of an adapter of the look-up A is zero, and B is drawn.
+    let embedding = matches!(spec.role, Role::LoraA(Projection::Embedding) | Role::LoraB(Projection::Embedding));
+    if spec.role.is_bias() || matches!((spec.role, embedding), (Role::LoraB(_), false) | (Role::LoraA(_), true)) {
         out.fill(0.0);
         return;
+    }
+    if matches!(spec.role, Role::LoraMagnitude(_)) {
+        // Until the weights are there whose norms they are.
+        return out.fill(1.0);
     }
     if matches!(spec.role, Role::LoraA(_)) {
         return uniform(spec, seed, out);
     }
     let experts = matches!(spec.role, Role::Router | Role::ExpertGate(_) | Role::ExpertUp(_) | Role::ExpertDown(_));
     // transformers takes 0 for "not given" everywhere but in experts and routers.
-    let deviation = if config.initializer_range == 0.0 && !experts { 0.02 } else { config.initializer_range };
+    let deviation = match config.initializer_range {
+        _ if embedding => 1.0,
+        0.0 if !experts => 0.02,
+        deviation => deviation,
+    };
     let stream = mix(seed ^ mix(hash(&spec.name)));
     out.par_chunks_mut(2 * PAIRS_A_TASK).enumerate().for_each(|(task, out)| {
         for (pair, values) in out.chunks_mut(2).enumerate() {

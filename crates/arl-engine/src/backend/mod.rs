@@ -9,6 +9,7 @@ use std::path::Path;
 
 use arl_model::Result;
 
+mod adapters;
 mod buffer;
 pub mod cpu;
 pub mod cuda;
@@ -22,6 +23,7 @@ pub mod profile;
 mod rounding;
 pub mod timeline;
 
+pub use self::adapters::{Magnitude, Nf4Nested, Nf4Weights};
 pub use self::buffer::{Buffer, DType, Event, Pool, Rows, Stream};
 pub use self::cuda::attention_library_scratch;
 pub use self::delta::{CausalConv, DeltaHeads, DeltaRule, GatedDelta, GatedNorm};
@@ -150,6 +152,12 @@ pub trait Backend: DeltaRule + gates::Gates + Send {
 
     /// Copies, converting between f32 and a type of 16 bits where the types differ.
     fn copy(&mut self, source: Buffer, target: Buffer);
+
+    /// Weights in NF4 as elements of `out`'s type: of each code its value times its block's scale, rounded once.
+    fn dequantize(&mut self, weights: &Nf4Weights, out: Buffer);
+
+    /// Norms, scaling or gradient of the magnitudes of a layer's rows.
+    fn magnitude(&mut self, op: &Magnitude);
 
     /// A matrix product.
     fn matmul(&mut self, op: &Matmul);

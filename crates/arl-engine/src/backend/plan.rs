@@ -95,6 +95,8 @@ impl Backend for PlanBackend {
         wait(stream: Stream, event: Event);
         zero(target: Buffer);
         copy(source: Buffer, target: Buffer);
+        magnitude(op: &Magnitude);
+        dequantize(weights: &Nf4Weights, out: Buffer);
         matmul(op: &Matmul);
         grouped_matmul(op: &GroupedMatmul);
         sum_rows(x: Rows, rows: usize, columns: usize, out: Buffer);

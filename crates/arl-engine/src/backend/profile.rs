@@ -218,6 +218,16 @@ impl<B: Backend + ?Sized> Gates for ProfileBackend<B> {
     }
 }
 
+fn magnitude_bytes(op: &Magnitude) -> f64 {
+    match *op {
+        Magnitude::Norms { weight, a, b, out, .. } => all(&[weight, a, b, out]),
+        Magnitude::Rescale { x, rows, norms, .. } => 2.0 * rows_of(x, rows, norms.len),
+        Magnitude::Gradient { d_out, x, rows, norms, .. } => {
+            rows_of(d_out, rows, norms.len) + rows_of(x, rows, norms.len)
+        }
+    }
+}
+
 impl<B: Backend + ?Sized> Backend for ProfileBackend<B> {
     fn name(&self) -> String {
         self.inner.name()
@@ -332,6 +342,8 @@ impl<B: Backend + ?Sized> Backend for ProfileBackend<B> {
         upload(source: &[u8], target: Buffer) = all(&[target]);
         zero(target: Buffer) = all(&[target]);
         copy(source: Buffer, target: Buffer) = all(&[source, target]);
+        magnitude(op: &Magnitude) = magnitude_bytes(op);
+        dequantize(weights: &Nf4Weights, out: Buffer) = all(&[weights.codes, weights.scales, out]);
         sum_rows(x: Rows, rows: usize, columns: usize, out: Buffer) = rows_of(x, rows, columns) + all(&[out, out]);
         embedding(ids: Buffer, table: Buffer, width: usize, out: Buffer) = all(&[ids, out]) + (out.len * table.dtype.bytes()) as f64;
         embedding_backward(ids: Buffer, d_out: Buffer, width: usize, table_gradient: Buffer) = all(&[ids, d_out]) + 2.0 * (d_out.len.min(table_gradient.len) * 4) as f64;

@@ -42,6 +42,8 @@ pub(crate) struct Buffers {
     /// f32 `[query heads, T]`.
     log_sum_exp: Buffer,
     gate: Option<GateBuffers>,
+    /// What the adapters of both products leave for the backward pass.
+    low: [Buffer; 2],
 }
 
 /// Those of output gates.
@@ -118,6 +120,8 @@ impl Attention {
                 gates: take(Mlp, dtype, tokens * self.heads.query_columns()),
                 gated: take(Off, dtype, tokens * self.heads.query_columns()),
             }),
+            // The output is computed again where queries are, for the block behind it.
+            low: [&self.qkv, &self.output].map(|linear| take(Mlp, dtype, tokens * linear.kept())),
         }
     }
 
@@ -137,11 +141,11 @@ impl Attention {
     ) {
         let (heads, t) = (self.heads, run.size().tokens);
         match at.gate {
-            None => self.qkv.forward(cx, input, at.qkv, t),
+            None => self.qkv.forward(cx, input, at.qkv, at.low[0], t),
             Some(gate) => {
                 let top = cx.arena.mark();
                 let joined = cx.workspace(cx.dtype, t * (heads.qkv_columns() + heads.query_columns()));
-                self.qkv.forward(cx, input, joined, t);
+                self.qkv.forward(cx, input, joined, at.low[0], t);
                 cx.backend.split_gates(heads, joined, at.qkv, gate.gates);
                 cx.arena.release(top);
             }
@@ -187,7 +191,7 @@ impl Attention {
 
     /// What the block adds to the residual stream, into `run.delta`.
     pub(super) fn output<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, at: &Buffers, run: &Run) {
-        self.output.forward(cx, at.result(), run.delta, run.size().tokens);
+        self.output.forward(cx, at.result(), run.delta, at.low[1], run.size().tokens);
     }
 
     /// Computes again what was not kept: the same leaves on the same values.
@@ -225,7 +229,7 @@ impl Attention {
         let d_qkv = cx.workspace(cx.dtype, t * heads.qkv_columns());
         let scratch = cx.workspace(DType::F32, self.scratch(cx.attention_library, run.size()));
 
-        self.output.backward(cx, packed(d_x, t), at.result(), d_attention, t, !run.first);
+        self.output.backward(cx, packed(d_x, t), at.result(), at.low[1], d_attention, t, !run.first);
         if let Some(GateBuffers { gates, .. }) = at.gate {
             cx.backend.gate_backward(d_attention, at.attention, gates);
         }
@@ -240,7 +244,7 @@ impl Attention {
                 joined
             }
         };
-        self.qkv.backward(cx, packed(d_product, t), input, d_input, t, !run.first);
+        self.qkv.backward(cx, packed(d_product, t), input, at.low[0], d_input, t, !run.first);
         cx.arena.release(top);
     }
 

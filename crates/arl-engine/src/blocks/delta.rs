@@ -43,6 +43,8 @@ pub(crate) struct Buffers {
     out: Buffer,
     /// `[T, V]`: normed, through the output gate.
     gated: Buffer,
+    /// What the adapters of both products leave for the backward pass.
+    low: [Buffer; 2],
 }
 
 impl Delta {
@@ -101,12 +103,13 @@ impl Delta {
             qkv: take(Off, dtype, tokens * self.heads.channels()),
             out: take(Mlp, dtype, tokens * self.heads.value_columns()),
             gated: take(Off, dtype, tokens * self.heads.value_columns()),
+            low: [&self.input, &self.output].map(|linear| take(Mlp, dtype, tokens * linear.kept())),
         }
     }
 
     /// From the normed input `[T, H]` to what the output projection takes.
     pub(super) fn compute<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, at: &Buffers, input: Buffer, run: &Run) {
-        self.input.forward(cx, input, at.projected, run.size().tokens);
+        self.input.forward(cx, input, at.projected, at.low[0], run.size().tokens);
         cx.backend.causal_conv(&self.conv(cx, at, run), at.qkv);
         self.rule(cx, at, run, |backend, op| backend.gated_delta(op, at.out, None));
         cx.backend.gated_norm(&self.gated_norm(cx, at, run), at.gated);
@@ -123,7 +126,7 @@ impl Delta {
         cached: &CachedState,
         new: &NewTokens,
     ) {
-        self.input.forward(cx, input, at.projected, run.size().tokens);
+        self.input.forward(cx, input, at.projected, at.low[0], run.size().tokens);
         let conv = self.conv(cx, at, run);
         let (inputs, states) = cached.of(new.first, run.size().sequences);
         if new.one_each {
@@ -139,7 +142,7 @@ impl Delta {
 
     /// What the block adds to the residual stream, into `run.delta`.
     pub(super) fn output<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, at: &Buffers, run: &Run) {
-        self.output.forward(cx, at.gated, run.delta, run.size().tokens);
+        self.output.forward(cx, at.gated, run.delta, at.low[1], run.size().tokens);
     }
 
     /// Computes again what was not kept: the same leaves on the same values.
@@ -179,11 +182,11 @@ impl Delta {
         let [d_norm, d_a_log, d_dt_bias, d_conv] =
             [self.norm, self.a_log, self.dt_bias, self.conv].map(|param| cx.norm_gradient(param));
 
-        self.output.backward(cx, packed(d_x, t), at.gated, d, t, !run.first);
+        self.output.backward(cx, packed(d_x, t), at.gated, at.low[1], d, t, !run.first);
         cx.backend.gated_norm_backward(&self.gated_norm(cx, at, run), d, d_norm);
         cx.backend.gated_delta_backward(&self.op(cx, at, run, scratch), d, d_a_log, d_dt_bias);
         cx.backend.causal_conv_backward(&self.conv(cx, at, run), at.qkv, d_conv);
-        self.input.backward(cx, packed(at.projected, t), input, d_input, t, !run.first);
+        self.input.backward(cx, packed(at.projected, t), input, at.low[0], d_input, t, !run.first);
         cx.arena.release(top);
     }
 

@@ -6,6 +6,7 @@ use arl_model::{Block, ModelConfig, MoeConfig, Projection, Role};
 use super::context::{Context, Run, Take};
 use super::expert_adapter::{ExpertAdapter, Sorted};
 use super::linear::{Linear, packed};
+use super::low_rank::Adapters;
 use super::shared_expert::{self, SharedExpert};
 use crate::backend::{Backend, Buffer, DType, GroupedMatmul, Layout, Permutation, Router};
 use crate::options::Recompute;
@@ -55,6 +56,8 @@ pub(crate) struct Buffers {
     /// `[T top_k, W]`: after SwiGLU.
     act: Buffer,
     shared: Option<shared_expert::Buffers>,
+    /// What the router's adapter leaves for the backward pass.
+    low: Buffer,
 }
 
 /// A grouped product's token side, or the experts' weights or gradients one after the other, by rows of `width`.
@@ -77,7 +80,10 @@ impl Experts {
             normalise: moe.norm_topk_prob,
             coefficient: moe.router_aux_loss_coef.unwrap_or(0.0),
             layers,
-            router: Linear::new(placement.one(block, Role::Router)),
+            router: Linear {
+                adapters: Adapters::new(&[(placement.adapter(block, Projection::Router), moe.num_experts)]),
+                ..Linear::new(placement.one(block, Role::Router))
+            },
             gate_up: span(Role::ExpertGate(0), Role::ExpertUp(last)),
             down: span(Role::ExpertDown(0), Role::ExpertDown(last)),
             adapters: [Projection::ExpertsGateUp, Projection::ExpertsDown]
@@ -91,7 +97,7 @@ impl Experts {
     /// Parameters whose gradients a step's first micro-batch assigns: not the experts', as one may have no rows.
     pub(super) fn assigned(&self) -> Vec<Param> {
         let shared = self.shared.iter().flat_map(SharedExpert::assigned);
-        std::iter::once(self.router.weight).chain(shared).collect()
+        self.router.assigned().chain(shared).collect()
     }
 
     pub(super) fn buffers(&self, dtype: DType, tokens: usize, take: &mut Take<'_>) -> Buffers {
@@ -112,6 +118,7 @@ impl Experts {
             gate_up: take(Norms, dtype, rows * 2 * self.width),
             act: take(Off, dtype, rows * self.width),
             shared: self.shared.map(|shared| shared.buffers(dtype, tokens, take)),
+            low: take(Norms, dtype, tokens * self.router.kept()),
         }
     }
 
@@ -124,7 +131,7 @@ impl Experts {
         run: &Run,
         balance: Option<Buffer>,
     ) {
-        self.router.forward(cx, input, at.logits, run.size().tokens);
+        self.router.forward(cx, input, at.logits, at.low, run.size().tokens);
         let op = self.router_op(at, run);
         cx.backend.router(&op, at.logits, balance);
         cx.backend.permute(&op, &at.permutation);
@@ -230,6 +237,7 @@ impl Experts {
         cx.backend.router_backward(&self.router_op(at, run), d_weights, balance, d_logits);
         self.router.backward_weight(cx, packed(d_logits, t), input, t, !run.first);
         self.router.backward_input(cx, packed(d_logits, t), d_input, t, true);
+        self.router.adapters.backward(cx, packed(d_logits, t), input, at.low, d_input, t, !run.first);
         cx.arena.release(top);
         if let Some((shared, at)) = self.shared(at) {
             shared.backward(cx, at, input, run, d_x, d_input);

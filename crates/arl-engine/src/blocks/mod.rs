@@ -7,10 +7,12 @@ mod attention;
 pub(crate) mod cache;
 mod context;
 mod delta;
+mod embedding_adapter;
 mod expert_adapter;
 mod experts;
 pub(crate) mod linear;
 mod low_rank;
+mod magnitude;
 mod mlp;
 mod shared_expert;
 
@@ -18,7 +20,8 @@ use arl_model::{self as model, ModelConfig, Role};
 
 pub(crate) use attention::Attention;
 pub(crate) use context::{Context, Run, Take};
-pub(crate) use low_rank::LowRankDropout;
+pub(crate) use embedding_adapter::EmbeddingAdapter;
+pub(crate) use low_rank::{Adapters, LowRankDropout};
 
 use crate::backend::{Backend, Buffer, DType};
 use crate::options::Recompute;
@@ -32,6 +35,8 @@ use mlp::Mlp;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Block {
     pub(crate) layer: usize,
+    /// Its name in the table of tensors.
+    pub(crate) name: model::Block,
     /// `[hidden]`: of the norm before it.
     pub(crate) norm: Param,
     kind: Kind,
@@ -58,7 +63,8 @@ pub(crate) enum Active {
 pub(crate) fn blocks(config: &ModelConfig, placement: &Placement) -> Vec<Block> {
     let mut blocks = Vec::with_capacity(2 * config.layers.len());
     for (layer, shape) in config.layers.iter().enumerate() {
-        let mut add = |block, norm, kind| blocks.push(Block { layer, norm: placement.one(block, norm), kind });
+        let mut add =
+            |block, norm, kind| blocks.push(Block { layer, name: block, norm: placement.one(block, norm), kind });
         match shape.mixer {
             model::Mixer::Attention { window } => {
                 let attention = Attention::new(config, placement, layer, window);
@@ -92,6 +98,11 @@ impl Block {
     /// Its delta rule, if it is one.
     pub(crate) fn delta(&self) -> Option<&Delta> {
         if let Kind::Delta(delta) = &self.kind { Some(delta) } else { None }
+    }
+
+    /// Whether the gradient of its input is of no use where nothing below it is trained.
+    pub(crate) fn may_end(&self) -> bool {
+        self.norm.trained.is_none() && !matches!(self.kind, Kind::Experts(_))
     }
 
     /// Parameters whose gradients the first micro-batch of a step assigns; the others' are added to.
@@ -173,7 +184,7 @@ impl Active {
     }
 
     /// From `d_x`, the residual stream's gradient, to `d_input`, that of the normed input, and the gradients of the
-    /// block's parameters.
+    /// block's parameters. Of a block that [may end](Block::may_end) the backward pass `d_input` may be empty.
     pub(crate) fn backward<B: Backend + ?Sized>(
         &self,
         cx: &mut Context<'_, B>,

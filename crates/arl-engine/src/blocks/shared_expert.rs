@@ -34,6 +34,8 @@ pub(super) struct Buffers {
     act: Buffer,
     /// `[T, H]`: before the gate.
     out: Buffer,
+    /// What the adapters of the three products leave for the backward pass.
+    low: [Buffer; 3],
 }
 
 impl SharedExpert {
@@ -66,16 +68,17 @@ impl SharedExpert {
             gate_up: take(Norms, dtype, tokens * 2 * self.width),
             act: take(Off, dtype, tokens * self.width),
             out: take(Norms, dtype, tokens * self.hidden),
+            low: [&self.gate_up, &self.down, &self.gate].map(|linear| take(Norms, dtype, tokens * linear.kept())),
         }
     }
 
     /// From the normed input `[T, H]` to what the gate is applied to.
     pub(super) fn compute<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, at: &Buffers, input: Buffer, run: &Run) {
         let t = run.size().tokens;
-        self.gate_up.forward(cx, input, at.gate_up, t);
+        self.gate_up.forward(cx, input, at.gate_up, at.low[0], t);
         self.activate(cx, at);
-        self.down.forward(cx, at.act, at.out, t);
-        self.gate.forward(cx, input, at.logits, t);
+        self.down.forward(cx, at.act, at.out, at.low[1], t);
+        self.gate.forward(cx, input, at.logits, at.low[2], t);
     }
 
     /// SwiGLU alone.
@@ -104,10 +107,10 @@ impl SharedExpert {
         let d_out = cx.workspace(cx.dtype, t * self.hidden);
         let d_act = cx.workspace(cx.dtype, t * self.width);
         cx.backend.gated_rows_backward(d_x, at.out, at.logits, self.hidden, d_out);
-        self.down.backward(cx, packed(d_out, t), at.act, d_act, t, accumulate);
+        self.down.backward(cx, packed(d_out, t), at.act, at.low[1], d_act, t, accumulate);
         cx.backend.swiglu_backward(at.gate_up, self.width, d_act);
-        for (linear, d) in [(self.gate_up, at.gate_up), (self.gate, at.logits)] {
-            linear.backward_added(cx, packed(d, t), input, d_input, t, accumulate);
+        for (linear, d, low) in [(self.gate_up, at.gate_up, at.low[0]), (self.gate, at.logits, at.low[2])] {
+            linear.backward_added(cx, packed(d, t), input, low, d_input, t, accumulate);
         }
         cx.arena.release(top);
     }

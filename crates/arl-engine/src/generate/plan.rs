@@ -87,6 +87,9 @@ impl Group {
             };
             let (run, new) = room(&mut step, size, size.tokens, (0, false), tables);
             step.forward(&run, Some(Generation { caches: &cache.blocks, new: &new }))?;
+            let (h, v) = (model.shape.hidden, model.shape.vocab);
+            let rows = sequences.min(cache.logits.len / v);
+            step.logits(cache.hidden.slice(0, rows * h), rows, cache.logits.slice(0, rows * v));
             dry.release(bottom);
         }
         Ok((dry, positions))

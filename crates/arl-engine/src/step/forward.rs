@@ -26,6 +26,11 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         self.update_to(embedding.offset + embedding.len);
         let table = self.model.store.weight(embedding);
         self.backend.embedding(run.inputs.ids, table, self.model.shape.hidden, self.stages.streams[0]);
+        if let Some(adapter) = self.model.embedding_adapter {
+            self.update_to(adapter.0.b.offset + adapter.0.b.len);
+            let stream = self.stages.streams[0];
+            adapter.forward(&mut self.context(), run.inputs.ids, stream);
+        }
         for l in 0..self.model.layers.len() {
             self.check_interrupt()?;
             self.update_to(self.model.placement.layer_ends[l]);

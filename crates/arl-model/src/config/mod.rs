@@ -7,6 +7,7 @@ mod family;
 mod keys;
 mod layers;
 mod mixer;
+mod quantization;
 mod refused;
 mod rope;
 
@@ -115,6 +116,8 @@ pub struct ModelConfig {
     pub layers: Vec<LayerConfig>,
     /// The type of the weights, as the file says.
     pub dtype: Option<WeightDtype>,
+    /// The folder has its linear layers in NF4, as bitsandbytes writes them; `true`: their scales in 8 bits.
+    pub nf4: Option<bool>,
     /// Keys of the file that neither this program nor transformers' model of this family reads; worth a warning.
     pub unknown_keys: Vec<String>,
 }
@@ -203,7 +206,8 @@ struct Defaults {
 
 impl Defaults {
     fn of(family: Family) -> Self {
-        let [hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads] = match family {
+        let [hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads] = match family
+        {
             Family::Qwen2 | Family::Qwen3 => [4096, 22_016, 32, 32, 32],
             Family::Qwen3Moe => [2048, 6144, 24, 32, 4],
             Family::Qwen3Next => [2048, 5632, 48, 16, 2],
@@ -212,7 +216,14 @@ impl Defaults {
             Family::Qwen3_5Moe => [2048, 1, 40, 16, 2],
         };
         let vocab_size = if matches!(family, Family::Qwen3_5 | Family::Qwen3_5Moe) { 248_320 } else { 151_936 };
-        Defaults { vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads }
+        Defaults {
+            vocab_size,
+            hidden_size,
+            intermediate_size,
+            num_hidden_layers,
+            num_attention_heads,
+            num_key_value_heads,
+        }
     }
 }
 
@@ -252,6 +263,7 @@ fn read(keys: &mut Keys<'_>, family: Family) -> Result<ModelConfig> {
     let layers = layers(keys, family, num_hidden_layers, intermediate_size, moe, delta)?;
     let padding_idx = padding_idx(keys, vocab_size)?;
     let dtype = dtype::read(keys)?;
+    let nf4 = quantization::read(keys)?;
     let mut unknown_keys = Vec::new();
     let around = rope::Around { head_dim, max_position_embeddings, hybrid };
     let rope = rope::read(keys, &around, &mut unknown_keys)?;
@@ -282,6 +294,7 @@ fn read(keys: &mut Keys<'_>, family: Family) -> Result<ModelConfig> {
         delta,
         layers,
         dtype,
+        nf4,
         unknown_keys,
     })
 }

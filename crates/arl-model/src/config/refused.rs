@@ -3,8 +3,8 @@
 
 use serde_json::Value;
 
-use super::Family;
 use super::keys::{Keys, shown};
+use super::{Family, quantization};
 use crate::Result;
 
 /// Keys that must be absent, null, or a value that means "off", with what they would do.
@@ -104,7 +104,6 @@ const WITHOUT_EFFECT_ON_HYBRIDS: &[&str] = &[
 
 /// Refuses what is not implemented and marks both kinds of keys as known.
 pub(super) fn check(keys: &mut Keys<'_>, family: Family) -> Result<()> {
-    quantized(keys)?;
     let own = |key: &str| family.is_hybrid() && family.has_experts() && key == "shared_expert_intermediate_size";
     for &(key, meaning) in OFF.iter().filter(|(key, _)| !own(key)) {
         if let Some(value) = keys.get(key)
@@ -146,35 +145,18 @@ pub(super) fn check(keys: &mut Keys<'_>, family: Family) -> Result<()> {
 
 /// Refuses quantized weights, and marks what never changes the computation as known, around a nested text part.
 pub(super) fn check_around(keys: &mut Keys<'_>) -> Result<()> {
-    quantized(keys)?;
+    if quantization::read(keys)?.is_some() {
+        let what = "says that the weights are in NF4, which is not built for the text part of a model";
+        return Err(keys.error("quantization_config", what).hint(quantization::HINT));
+    }
     for key in WITHOUT_EFFECT {
         keys.get(key);
     }
     Ok(())
 }
 
-fn quantized(keys: &mut Keys<'_>) -> Result<()> {
-    for key in ["quantization_config", "compression_config"] {
-        if let Some(value) = keys.get(key)
-            && !is_off(value)
-        {
-            let method = value.get("quant_method").and_then(Value::as_str);
-            let method = method.map_or(String::new(), |method| format!(" ({method})"));
-            return Err(keys
-                .error(
-                    key,
-                    format_args!("says that the weights are quantized{method}; quantized weights cannot be trained"),
-                )
-                .hint(
-                    "use the folder of the model that this one was quantized from, with weights in bfloat16 or float32",
-                ));
-        }
-    }
-    Ok(())
-}
-
 /// Null, false, zero and empty collections switch nothing on.
-fn is_off(value: &Value) -> bool {
+pub(super) fn is_off(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
         Value::Number(number) => number.as_f64() == Some(0.0),

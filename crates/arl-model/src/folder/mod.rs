@@ -127,6 +127,15 @@ impl ModelFiles {
         Ok(())
     }
 
+    /// Has `config.json` say nothing of quantized weights.
+    pub(crate) fn unquantize(&mut self) {
+        if let Some(mut config) = self.object(CONFIG)
+            && config.remove("quantization_config")
+        {
+            self.files.insert(CONFIG.to_owned(), config.into_text().into_bytes());
+        }
+    }
+
     /// A file, if it is a JSON object.
     fn object(&self, name: &str) -> Option<ObjectText> {
         ObjectText::new(String::from_utf8(self.files.get(name)?.clone()).ok()?)

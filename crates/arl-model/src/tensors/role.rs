@@ -77,6 +77,8 @@ pub enum Role {
     LoraA(Projection),
     /// `[output, rank]`: an adapter's B; of experts one below the other.
     LoraB(Projection),
+    /// `[output]`: the magnitudes of a layer's rows with its adapter (DoRA).
+    LoraMagnitude(Projection),
 }
 
 /// A linear layer of a block that may have an adapter.
@@ -118,6 +120,12 @@ pub enum Projection {
     SharedDown,
     /// The gate of the shared expert's output.
     SharedExpertGate,
+    /// Of a mixture's choice of experts.
+    Router,
+    /// Of the classifier.
+    Head,
+    /// The look-up of tokens, whose A is `[vocab, rank]`.
+    Embedding,
 }
 
 impl Projection {
@@ -132,6 +140,9 @@ impl Projection {
             Projection::SharedGate | Projection::SharedUp => 4,
             Projection::SharedDown => 5,
             Projection::SharedExpertGate => 6,
+            Projection::Router => 7,
+            Projection::Head => 8,
+            Projection::Embedding => 9,
         }
     }
 
@@ -156,6 +167,9 @@ impl Projection {
             Projection::SharedUp => "mlp.shared_expert.up_proj",
             Projection::SharedDown => "mlp.shared_expert.down_proj",
             Projection::SharedExpertGate => "mlp.shared_expert_gate",
+            Projection::Router => "mlp.gate",
+            Projection::Head => "lm_head",
+            Projection::Embedding => "model.embed_tokens",
         }
     }
 }
@@ -220,6 +234,7 @@ pub(super) fn name(role: Role, layer: Option<usize>) -> String {
         Role::SharedExpertGate => "mlp.shared_expert_gate.weight",
         Role::LoraA(projection) => &format!("{}.lora_A.weight", projection.module()),
         Role::LoraB(projection) => &format!("{}.lora_B.weight", projection.module()),
+        Role::LoraMagnitude(projection) => &format!("{}.lora_magnitude_vector", projection.module()),
     };
     format!("model.layers.{}.{inner}", layer.unwrap_or_default())
 }

@@ -10,6 +10,7 @@ mod guard;
 mod loss;
 mod matmul;
 mod moe;
+mod nf4;
 mod norm;
 mod optimizer;
 mod repeat;
@@ -69,6 +70,7 @@ impl Fixture {
             DType::F16 => values.iter().flat_map(|x| f16::from_f32(*x as f32).to_le_bytes()).collect(),
             DType::I32 => values.iter().flat_map(|x| (*x as i32).to_le_bytes()).collect(),
             DType::U16 => values.iter().flat_map(|x| (*x as u16).to_le_bytes()).collect(),
+            DType::U8 => values.iter().map(|x| *x as u8).collect(),
         };
         self.backend.upload(&bytes, buffer);
         buffer
@@ -115,6 +117,7 @@ impl Fixture {
             DType::F16 => chunks.map(|x| f16::from_le_bytes(x.try_into().unwrap()).to_f64()).collect(),
             DType::I32 => chunks.map(|x| f64::from(i32::from_le_bytes(x.try_into().unwrap()))).collect(),
             DType::U16 => chunks.map(|x| f64::from(u16::from_le_bytes(x.try_into().unwrap()))).collect(),
+            DType::U8 => bytes.iter().map(|x| f64::from(*x)).collect(),
         }
     }
 }
