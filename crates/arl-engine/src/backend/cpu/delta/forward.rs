@@ -138,7 +138,7 @@ pub(super) unsafe fn states_before<T: Element>(
 ) {
     let (group, width) = (shape.group(), shape.heads.value_dim);
     let columns = |first| Columns { data: qkv, stride: shape.heads.channels(), first };
-    let count = shape.chunks(task).count();
+    let count = shape.chunks(task).len();
     for (number, tokens) in shape.chunks(task).enumerate().take(count - 1) {
         let n = tokens.len();
         // SAFETY: the caller's promise, here and below.
