@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use arl_model::{Block, Error, ErrorCode, Lora, ModelConfig, Result, Role, RopeTable};
+use arl_model::{Block, Lora, ModelConfig, Result, Role, RopeTable};
 
 use crate::attention;
 use crate::backend::{DType, DeviceKind, NormWeight};

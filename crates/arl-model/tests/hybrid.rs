@@ -221,7 +221,7 @@ fn layers_alternate_by_the_interval_or_by_name() {
     assert_eq!(kinds(json!({ "layer_types": types })), [false, true, true, false]);
     for (key, value, why) in [
         ("layer_types", json!(["full_attention"]), "1 entries"),
-        ("layer_types", json!(["sliding_attention"; 4]), "linear_attention and full_attention"),
+        ("layer_types", json!(vec!["sliding_attention"; 4]), "linear_attention and full_attention"),
         ("linear_num_value_heads", json!(3), "multiple"),
         ("partial_rotary_factor", json!(1.5), "at most 1"),
         ("rope_parameters", json!({"partial_rotary_factor": 0.125}), "even"),
