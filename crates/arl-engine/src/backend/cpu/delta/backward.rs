@@ -150,7 +150,7 @@ fn run<T: Element>(shape: &Shape<'_>, tiles: Tiles, gates: Gates<'_>, arrays: Ar
         let pieces = (&mut keys, &mut head, &mut *chunk.panels);
         states_before(shape, tiles, arrays.qkv, gates, pieces, arrays.before, task);
     }
-    let count = shape.chunks(task).count();
+    let count = shape.chunks(task).len();
     let columns = |first| Columns { data: arrays.qkv, stride: shape.heads.channels(), first };
     for (number, tokens) in shape.chunks(task).enumerate().rev() {
         let [q, k, _] = shape.columns(task.key_head, 0);

@@ -27,13 +27,21 @@ pub(super) fn forward<T: Element>(
     qkv: &[T],
     gates: Gates<'_>,
     out: &mut [T],
-    states: Option<&mut [f32]>,
+    mut states: Option<&mut [f32]>,
 ) {
     let heads = shape.heads;
     assert_eq!(qkv.len(), shape.tokens * heads.channels(), "queries, keys and values of {} tokens", shape.tokens);
     assert_eq!(out.len(), shape.tokens * heads.value_columns(), "gated_delta of {} tokens", shape.tokens);
     let sequences = shape.cu_seqlens.len() - 1;
     assert!(states.as_ref().is_none_or(|states| states.len() == sequences * heads.state()), "a state a sequence");
+    if let Some(states) = &mut states {
+        // Those of sequences without tokens, which no task has.
+        for (pair, state) in shape.cu_seqlens.windows(2).zip(states.chunks_exact_mut(heads.state())) {
+            if pair[0] == pair[1] {
+                state.fill(0.0);
+            }
+        }
+    }
     let outputs = Outputs { out: Shared::new(out), states: states.map(Shared::new) };
     let tiles = Tiles::new();
     // Each task writes columns and states of its own.
@@ -138,7 +146,7 @@ pub(super) unsafe fn states_before<T: Element>(
 ) {
     let (group, width) = (shape.group(), shape.heads.value_dim);
     let columns = |first| Columns { data: qkv, stride: shape.heads.channels(), first };
-    let count = shape.chunks(task).count();
+    let count = shape.chunks(task).len();
     for (number, tokens) in shape.chunks(task).enumerate().take(count - 1) {
         let n = tokens.len();
         // SAFETY: the caller's promise, here and below.

@@ -76,7 +76,7 @@ impl<'a> Shape<'a> {
     }
 
     /// The chunks of a task.
-    fn chunks(&self, task: &Task) -> impl DoubleEndedIterator<Item = Range<usize>> + use<> {
+    fn chunks(&self, task: &Task) -> impl DoubleEndedIterator<Item = Range<usize>> + ExactSizeIterator + use<> {
         let (end, chunk) = (task.tokens.end, self.chunk);
         (0..task.tokens.len().div_ceil(chunk)).map({
             let start = task.tokens.start;

@@ -74,7 +74,9 @@ fn the_convolution_is_its_definition() {
             let op = CausalConv { sequences, tokens, channels, taps, x: rows(place, stride), weight: weight_place };
             let out = f.poisoned(x.len(), dtype);
             f.backend.causal_conv(&op, out);
-            near("out", dtype, 2.0, &f.get(out), &expected);
+            // The sigmoid's own error is some last places of f32.
+            let steps = if dtype == DType::F32 { 8.0 } else { 1.0 };
+            near("out", dtype, steps, &f.get(out), &expected);
 
             let slope = |sum: f64| sigmoid(sum) * (1.0 + sum * (1.0 - sigmoid(sum)));
             let d_sums: Vec<f64> = sums.iter().zip(&d_out).map(|(sum, d)| d * slope(*sum)).collect();
@@ -92,7 +94,7 @@ fn the_convolution_is_its_definition() {
             let d_out = f.put(&d_out, dtype);
             let gradient = f.put(&vec![1.0; weight.len()], DType::F32);
             f.backend.causal_conv_backward(&op, d_out, gradient);
-            near("d_x", dtype, 3.0, &columns(&f.get(place), channels, stride), &d_x);
+            near("d_x", dtype, if dtype == DType::F32 { 24.0 } else { 3.0 }, &columns(&f.get(place), channels, stride), &d_x);
             let d_weight: Vec<f64> = d_weight.iter().map(|d| d + 1.0).collect();
             assert_close("d_weight", &f.get(gradient), &d_weight, 2e-6);
         }
