@@ -85,7 +85,7 @@ fn adapters_with_dropout_and_frozen_parameters_keep_the_bits() {
         let frozen = vec!["*embed*".to_owned(), "model.layers.0.*".to_owned(), "*.o_proj.weight".to_owned()];
         expect_bits_of_one("qwen2-window", &EngineOptions { frozen, ..base.clone() }, &[2, 3]);
         for name in ["window-bias", "moe-top1"] {
-            expect_bits_of_one(name, &with_adapters(base.clone()), &[2, 3]);
+            expect_bits_of_one(name, &with_adapters(name, base.clone()), &[2, 3]);
         }
     }
 }

@@ -49,7 +49,8 @@ fn a_model_that_ranks_write_together_has_the_bytes_of_one_that_a_rank_writes() {
 fn an_adapter_that_ranks_have_in_pieces_is_written_as_one_rank_writes_it() {
     let export = |size: usize, zero: u8| {
         let dir = tempfile::tempdir().unwrap();
-        let options = EngineOptions { zero, ..with_adapters(options(DType::Bf16, Recompute::Norms, 33)) };
+        let options =
+            EngineOptions { zero, ..with_adapters("window-bias", options(DType::Bf16, Recompute::Norms, 33)) };
         on_ranks("window-bias", &options, size, Weights::Checkpoint, |engine, rank| {
             step(engine, &uneven_steps()[0], rank, size);
             if zero > 0 || rank == 0 {
@@ -115,7 +116,7 @@ fn any_number_of_ranks_resumes_what_any_other_has_saved() {
 fn adapters_and_frozen_parameters_are_resumed_by_another_number_of_ranks() {
     let base = options(DType::Bf16, Recompute::Norms, 33);
     let frozen = vec!["*embed*".to_owned(), "model.layers.0.*".to_owned()];
-    for options in [with_adapters(base.clone()), EngineOptions { frozen, ..base }] {
+    for options in [with_adapters("qwen2-window", base.clone()), EngineOptions { frozen, ..base }] {
         let whole = saved("qwen2-window", &options, 1, 0);
         let one = resumed("qwen2-window", &options, 1, 0, whole.path());
         let pieces = saved("qwen2-window", &options, 3, 2);
@@ -131,7 +132,7 @@ fn pieces_that_are_missing_or_do_not_fit_are_named_and_nothing_changes() {
     let place = |rank: usize| from.path().join(format!("state-0000{rank}-of-00003.safetensors"));
     let mut engine = common::open("window-bias", &base);
     let before = state(&mut engine);
-    let mut refused = |engine: &mut Cpu| {
+    let refused = |engine: &mut Cpu| {
         let error = engine.restore_state(from.path()).unwrap_err();
         assert!(state(engine) == before);
         error

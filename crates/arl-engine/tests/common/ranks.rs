@@ -61,8 +61,14 @@ pub fn uneven_steps() -> Vec<Vec<MicroBatch>> {
     vec![five, vec![batch(&[12], 5)], (6..10).map(|seed| batch(&[4 + seed as usize], seed)).collect()]
 }
 
-pub fn with_adapters(base: EngineOptions) -> EngineOptions {
-    let text = r#"{"target_modules": "all-linear", "r": 3, "lora_alpha": 6, "lora_dropout": 0.1, "modules_to_save": ["lm_head"]}"#;
+/// Adapters of all products and a copy of the head, with dropout; of a model with experts, of these and of attention.
+pub fn with_adapters(name: &str, base: EngineOptions) -> EngineOptions {
+    let text = if name.starts_with("moe") {
+        r#"{"target_modules": ["q_proj", "v_proj"], "r": 3, "lora_alpha": 6,
+            "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}"#
+    } else {
+        r#"{"target_modules": "all-linear", "r": 3, "lora_alpha": 6, "lora_dropout": 0.1, "modules_to_save": ["lm_head"]}"#
+    };
     let config = LoraConfig::from_json(text, Path::new("adapter_config.json")).unwrap();
     EngineOptions { lora: Some(LoraOptions { config, seed: 9 }), ..base }
 }
