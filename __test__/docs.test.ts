@@ -119,6 +119,13 @@ describe("the documentation of the command line", () => {
 		expect(flags.size).toBeGreaterThan(15);
 		expect(flags.get("train")?.has("learning_rate")).toBe(true);
 
+		// Flags of the bench for GPUs and of `step_rate`, and of srun and docker: their first words.
+		const bench = "budget|compile|count|dropout|host|keep|lora|only|part|profile|python|rehearse|shapes|steps";
+		const foreign = new RegExp(`^(?:${bench}|mpi|gpus|user)$`);
+		const all = new Set([...flags.values()].flatMap((some) => [...some]));
+		const unknown = faults(/`--(\w+)/g, (_, flag) => !all.has(flag.replace(/^no_/, "")) && !foreign.test(flag));
+		expect(unknown).toEqual([]);
+
 		const isCommand = (words: string) => {
 			const [first = "", second = ""] = words.split(" ");
 			return flags.has(first) || flags.has(`${first} ${second}`);
