@@ -1,7 +1,7 @@
 /** Trains on rows that this program makes, follows the run, and measures the replies with a metric of its own. */
 import { QwenTrainer, type RecordData } from "arl";
 
-/** A question of which the reply is a JSON object. */
+/** A question whose reply is a JSON object. */
 function row(city: string, degrees: number): RecordData {
 	return {
 		messages: [
@@ -12,15 +12,15 @@ function row(city: string, degrees: number): RecordData {
 }
 
 const cities = ["Paris", "Oslo", "Rome", "Lima", "Cairo", "Tokyo", "Accra", "Quito"];
-const rows = cities.flatMap((city) => [3, 7, 9].map((degrees) => row(city, degrees)));
+const rows = cities.flatMap((city) => Array.from({ length: 10 }, (_, degrees) => row(city, degrees)));
+const isHeldOut = (_: RecordData, i: number) => i % 7 === 3;
 
-/** Whether a text is JSON; the share of such replies is reported as `eval_json`. */
-function isJson(text: string): boolean {
+/** A text as JSON; null: it is none. */
+function parsed(text: string): { city?: string; degrees?: number } | null {
 	try {
-		JSON.parse(text);
-		return true;
+		return JSON.parse(text);
 	} catch {
-		return false;
+		return null;
 	}
 }
 
@@ -29,26 +29,32 @@ const trainer = new QwenTrainer({
 		model_name_or_path: "model",
 		output_dir: "out",
 		overwrite_output_dir: true,
-		max_steps: 120,
-		per_device_train_batch_size: 12,
+		max_steps: 300,
+		per_device_train_batch_size: 16,
 		learning_rate: 1e-2,
-		logging_steps: 10,
+		logging_steps: 20,
 		eval_strategy: "steps",
-		eval_steps: 10,
-		eval_generate: 8,
-		metric_for_best_model: "json",
+		eval_steps: 20,
+		eval_generate: 12,
+		metric_for_best_model: "city",
 		save_strategy: "best",
 	},
-	train_dataset: rows,
-	eval_dataset: cities.map((city) => row(city, 5)),
-	eval_metric: (_row, reply) => ({ json: isJson(reply.text) ? 1 : 0 }),
+	train_dataset: rows.filter((one, i) => !isHeldOut(one, i)),
+	eval_dataset: rows.filter(isHeldOut),
+	// The means over all replies are `eval_json` and `eval_city`.
+	eval_metric: (_row, reply) => {
+		const [found, expected] = [parsed(reply.text), parsed(reply.expected)];
+		return { json: found === null ? 0 : 1, city: found?.city === expected?.city ? 1 : 0 };
+	},
 	callbacks: [
 		{
 			onLog: ({ metrics }) => console.log(`step ${metrics.step}: loss ${metrics.loss.toFixed(4)}`),
-			// All replies are JSON: more steps are not needed.
 			onEvaluate: ({ metrics }, control) => {
-				console.log(`step ${metrics.step}: ${metrics.eval_json} of the replies are JSON`);
-				if (metrics.eval_json === 1) control.stop();
+				console.log(
+					`step ${metrics.step}: ${metrics.eval_json} of the replies are JSON, ${metrics.eval_city} name the city`,
+				);
+				// Good enough: more steps are not needed.
+				if (metrics.eval_city === 1) control.stop();
 			},
 		},
 	],
