@@ -16,7 +16,7 @@ const rows = cities.flatMap((city) => Array.from({ length: 10 }, (_, degrees) =>
 const isHeldOut = (_: RecordData, i: number) => i % 7 === 3;
 
 /** A text as JSON; null: it is none. */
-function parsed(text: string): { city?: string; degrees?: number } | null {
+function parsed(text: string): { degrees?: number } | null {
 	try {
 		return JSON.parse(text);
 	} catch {
@@ -36,25 +36,26 @@ const trainer = new QwenTrainer({
 		eval_strategy: "steps",
 		eval_steps: 20,
 		eval_generate: 12,
-		metric_for_best_model: "city",
+		metric_for_best_model: "distance",
+		greater_is_better: false,
 		save_strategy: "best",
 	},
 	train_dataset: rows.filter((one, i) => !isHeldOut(one, i)),
 	eval_dataset: rows.filter(isHeldOut),
-	// The means over all replies are `eval_json` and `eval_city`.
+	// The means over all replies are `eval_json` and `eval_distance`.
 	eval_metric: (_row, reply) => {
 		const [found, expected] = [parsed(reply.text), parsed(reply.expected)];
-		return { json: found === null ? 0 : 1, city: found?.city === expected?.city ? 1 : 0 };
+		const distance = Math.abs((found?.degrees ?? 100) - (expected?.degrees ?? 0));
+		return { json: found === null ? 0 : 1, distance };
 	},
 	callbacks: [
 		{
 			onLog: ({ metrics }) => console.log(`step ${metrics.step}: loss ${metrics.loss.toFixed(4)}`),
 			onEvaluate: ({ metrics }, control) => {
-				console.log(
-					`step ${metrics.step}: ${metrics.eval_json} of the replies are JSON, ${metrics.eval_city} name the city`,
-				);
+				const { step, eval_json: json = 0, eval_distance: distance = 0 } = metrics;
+				console.log(`step ${step}: ${json.toFixed(2)} of the replies are JSON, ${distance.toFixed(2)} degrees off`);
 				// Good enough: more steps are not needed.
-				if (metrics.eval_city === 1) control.stop();
+				if (distance === 0) control.stop();
 			},
 		},
 	],
