@@ -7,7 +7,7 @@ import { integer } from "../config/index.js";
 import type { ChatMessage } from "../data/sources/record.js";
 import { ArlError, formatError, toArlError } from "../errors.js";
 import { liveLine } from "../report/live.js";
-import { isTerminal, wantsColor } from "../report/terminal.js";
+import { isTerminal, modelText, wantsColor } from "../report/terminal.js";
 import { parseCommand } from "./command.js";
 import { CHAT_FLAGS, chatOptions, MODEL_FLAGS, modelOptions, SAMPLING_FLAGS } from "./model-flags.js";
 
@@ -157,7 +157,7 @@ async function answer(
 	let written = "";
 	try {
 		for await (const text of reply) {
-			process.stdout.write(text);
+			process.stdout.write(modelText(text, process.stdout));
 			written += text;
 		}
 		const { message, finishReason, completionTokens } = await reply.completion();

@@ -7,7 +7,7 @@ import type { Native } from "../native.js";
 import { droppedImages } from "../report/format.js";
 import { count, duration, jsonLine, percent } from "../report/index.js";
 import { liveLine } from "../report/live.js";
-import { wantsColor } from "../report/terminal.js";
+import { escapeControls, wantsColor } from "../report/terminal.js";
 import type { Prompt } from "../run/eval/prompts.js";
 import { type Completion, ReplyGenerator, type ReplyOptions } from "../run/eval/replies.js";
 
@@ -172,6 +172,6 @@ function spread(length: number, wanted: number): number[] {
 }
 
 function oneLine(text: string): string {
-	const flat = text.replaceAll("\n", "\\n");
+	const flat = escapeControls(text).replaceAll("\n", "\\n");
 	return flat.length > 160 ? `${flat.slice(0, 157)}...` : flat;
 }

@@ -3,6 +3,7 @@ import { flag, integer, integerOrNone, stringOrNone, strings, trainingSchema, ty
 import { ArlError } from "../errors.js";
 import { loadNative, type Native } from "../native.js";
 import { jsonLine } from "../report/index.js";
+import { modelText } from "../report/terminal.js";
 import { parseCommand } from "./command.js";
 import { generateRows } from "./generate-rows.js";
 import { CHAT_FLAGS, chatOptions, MODEL_FLAGS, modelOptions, SAMPLING_FLAGS, samplingOptions } from "./model-flags.js";
@@ -71,7 +72,7 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 		const reply = raw
 			? model.generate(prompt, { ...samplingOptions(flags), signal })
 			: model.chat([...system, { role: "user", content: prompt }], { ...options, signal });
-		if (!flags.json) for await (const text of reply) process.stdout.write(text);
+		if (!flags.json) for await (const text of reply) process.stdout.write(modelText(text, process.stdout));
 		const completion = await reply.completion();
 		process.stdout.write(flags.json ? `${jsonLine(completion)}\n` : "\n");
 		if (completion.finishReason === "length") {

@@ -5,7 +5,7 @@ import { flag, integer } from "../config/index.js";
 import { noteLine } from "../data/tokens/notes.js";
 import { loadNative, type Native } from "../native.js";
 import { jsonLine, percent } from "../report/index.js";
-import { wantsColor } from "../report/terminal.js";
+import { escapeControls, wantsColor } from "../report/terminal.js";
 import { JSON_FLAG } from "./command.js";
 import { resolveCommand, withOptions } from "./resolve.js";
 import { stoppable } from "./signals.js";
@@ -57,14 +57,6 @@ function summary({ location, shape, recordId, tokens, targetTokens, spans }: Ins
 
 const isTrained = ({ weights }: TokenText) => weights.some((weight) => weight > 0);
 
-/** Escapes control characters, which a terminal would obey; line breaks stay. */
-function visible(text: string): string {
-	// biome-ignore lint/suspicious/noControlCharactersInRegex: the expression looks for them.
-	return text.replace(/[\u0000-\u0009\u000b-\u001f\u007f-\u009f]/g, (character) =>
-		JSON.stringify(character).slice(1, -1),
-	);
-}
-
 /** The whole text: neighbouring tokens differ in shade, trained ones are green. */
 function text({ texts }: InspectedRow, color: boolean): string {
 	const colors = pc.createColors(color);
@@ -76,7 +68,7 @@ function text({ texts }: InspectedRow, color: boolean): string {
 		open = trained;
 		const shade = trained ? (i % 2 === 0 ? colors.green : colors.greenBright) : i % 2 === 0 ? colors.dim : String;
 		// A colour that continues past the end of a line would colour a pager's own text.
-		const lines = visible(token.text).split("\n");
+		const lines = escapeControls(token.text).split("\n");
 		out += lines.map((line) => (line === "" ? "" : shade(line))).join("\n");
 	}
 	if (!color && open) out += "»";

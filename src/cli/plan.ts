@@ -1,6 +1,15 @@
 /** `arl plan`: shows the memory that a run takes, by category. Reads no rows and no weights, and needs no GPU. */
 import pc from "picocolors";
-import { GPU_SIZES, MOST_TOKENS, memoryChanges, type Planned, planRun, roomOf, type SentBytes } from "../api/plan-memory.js";
+import {
+	GPU_SIZES,
+	generatedSize,
+	MOST_TOKENS,
+	memoryChanges,
+	type Planned,
+	planRun,
+	roomOf,
+	type SentBytes,
+} from "../api/plan-memory.js";
 import { integerOrNone } from "../config/index.js";
 import { type DeviceInfo, loadNative, type MemoryPlan, type Native } from "../native.js";
 import { bytes, count, jsonLine, percent } from "../report/index.js";
@@ -92,6 +101,7 @@ function asJson(planned: Planned): Record<string, unknown> {
 		sequences: size.maxSequences,
 		evalTokens: size.evalMaxTokens ?? null,
 		evalSequences: size.evalMaxSequences ?? null,
+		...generatedSize(size),
 		categories: plan.categories,
 		totalBytes: plan.totalBytes,
 		hostCategories: plan.hostCategories,
@@ -115,6 +125,7 @@ const grouped = (value: number) => value.toLocaleString("en-US");
 function asText(planned: Planned): string {
 	const { model, args, device, info, host, size, plan } = planned;
 	const { bold } = pc.createColors(wantsColor(process.stdout));
+	const { evalReplies, evalPromptTokens } = generatedSize(size);
 	const where = info === undefined ? device : device === "cpu" ? info.name : `${device} (${info.name})`;
 	const kept = [
 		dtypeOf(args),
@@ -130,6 +141,7 @@ function asText(planned: Planned): string {
 		...(size.evalMaxTokens === undefined
 			? []
 			: [`evaluation of up to ${batchText(size.evalMaxTokens, size.evalMaxSequences ?? 1)} at a time`]),
+		...(evalReplies === null || evalPromptTokens === null ? [] : [repliesText(evalReplies, evalPromptTokens)]),
 		"",
 		bold(heading(args.dp_size > 1 ? "memory of each rank" : device === "cpu" ? "memory" : "GPU memory")),
 		...table(plan.categories, plan.totalBytes),
@@ -153,6 +165,11 @@ function batchText(tokens: number, sequences: number): string {
 	return `${grouped(tokens)} tokens in ${sequences === 1 ? "1 sequence" : `${grouped(sequences)} sequences`}`;
 }
 
+function repliesText(replies: number, tokens: number): string {
+	const many = replies === 1 ? "1 row" : `${grouped(replies)} rows`;
+	return `generated replies to up to ${many} of ${grouped(tokens)} tokens at a time`;
+}
+
 function heading(name: string): string {
 	return `${name.padEnd(26)} ${"GiB".padStart(8)} ${"share".padStart(9)}`;
 }
@@ -165,8 +182,14 @@ function table(categories: MemoryPlan["categories"], total: number): string[] {
 
 function sentTable({ total, ...parts }: SentBytes): string[] {
 	const names = { gradients: "gradients", sums: "sums of gradients", weights: "weights" } as const;
-	const categories = Object.entries(parts).map(([name, size]) => ({ name: names[name as keyof typeof names], bytes: size }));
-	return table(categories.filter((category) => category.bytes > 0), total);
+	const categories = Object.entries(parts).map(([name, size]) => ({
+		name: names[name as keyof typeof names],
+		bytes: size,
+	}));
+	return table(
+		categories.filter((category) => category.bytes > 0),
+		total,
+	);
 }
 
 function fitsText(needed: number, { availableBytes, memoryBytes }: DeviceInfo): string {

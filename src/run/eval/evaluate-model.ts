@@ -59,12 +59,14 @@ export async function* evaluateModel(input: EvaluateModelInput): AsyncGenerator<
 		}
 		const device = chooseDevice(args.device, native);
 		if (device.notice !== null) yield notice("warning", device.notice);
-		const engine = await openForInference(model.path, { device, bf16: args.bf16, threads: args.threads }, heldOut.size);
+		const generation = await openGeneration(input, heldOut, options);
+		const computing = { device, bf16: args.bf16, threads: args.threads };
+		const engine = await openForInference(model.path, computing, { ...heldOut.size, ...generation?.size });
 		resources.add(() => engine.close());
 		const started = performance.now();
 		const found = yield* evaluateRows(engine, heldOut, 0, signal);
 		const seconds = (performance.now() - started) / 1000;
-		const generated = found && (await generate(input, heldOut, options, engine));
+		const generated = found && (await generate(generation, engine, signal));
 		if (found === null || generated === null) throw new ArlError("ARL_INTERRUPTED", "interrupted in the evaluation");
 		const figures = { ...found.figures, ...generated.figures };
 		const source = heldOut.data.source.name;
@@ -78,17 +80,24 @@ export async function* evaluateModel(input: EvaluateModelInput): AsyncGenerator<
 	}
 }
 
-/** The replies of `eval_generate`. Null: `signal` ended it. */
-async function generate(
-	{ native, args, code, signal }: EvaluateModelInput,
+/** What `eval_generate` generates. Null: nothing. */
+async function openGeneration(
+	{ native, args, code }: EvaluateModelInput,
 	heldOut: HeldOut,
 	textOptions: TextOptions,
-	engine: NativeEngine,
-): Promise<{ figures: Record<string, number>; samples: ModelEvaluation["samples"] } | null> {
+): Promise<Generation | null> {
 	const { eval_generate: rows, per_device_eval_batch_size: batchSize } = args;
-	if (rows === 0) return { figures: {}, samples: [] };
-	const metric = code.evalMetric ?? null;
-	const generation = await Generation.open({ native, textOptions, heldOut, rows, batchSize, metric });
+	if (rows === 0) return null;
+	return await Generation.open({ native, textOptions, heldOut, rows, batchSize, metric: code.evalMetric ?? null });
+}
+
+/** The replies of `eval_generate`. Null: `signal` ended it. */
+async function generate(
+	generation: Generation | null,
+	engine: NativeEngine,
+	signal: AbortSignal | null,
+): Promise<{ figures: Record<string, number>; samples: ModelEvaluation["samples"] } | null> {
+	if (generation === null) return { figures: {}, samples: [] };
 	const generated = await generation.run(engine, { step: 0, epoch: 0 }, signal ?? new AbortController().signal);
 	return generated && { ...generated, samples: generated.samples.map(({ step: _, epoch: __, ...sample }) => sample) };
 }

@@ -51,8 +51,7 @@ pub struct ProfileBackend<B: ?Sized> {
 impl<B: Backend + ?Sized> ProfileBackend<B> {
     /// A wrapper that measures nothing until [`ProfileBackend::enable`].
     pub fn new(inner: Box<B>) -> Self {
-        let totals = BTreeMap::new();
-        let (queued, last, timeline) = (Vec::new(), None, None);
+        let (totals, queued, last, timeline) = (BTreeMap::new(), Vec::new(), None, None);
         Self { totals, enabled: false, clocked: false, queued, last, gaps: 0.0, timeline, inner }
     }
 
@@ -177,13 +176,10 @@ fn attention_bytes(op: &Attention, outputs: usize) -> f64 {
 }
 
 /// Those of the tables and of each token's rows: tokens at one position share a row, which stays in the cache.
-fn angles_bytes(angles: &Angles) -> f64 {
-    all(&[angles.cos, angles.sin, angles.rows])
-}
-
-/// Bytes of the query and key columns.
-fn rotated_bytes(op: &NormRope, dtype: DType) -> f64 {
-    (op.tokens * (op.heads.query + op.heads.key_value) * op.heads.dim * dtype.bytes()) as f64
+/// Bytes of the query and key columns, so many times, and of the angles.
+fn rotated_bytes(op: &NormRope, dtype: DType, times: f64) -> f64 {
+    let columns = op.tokens * (op.heads.query + op.heads.key_value) * op.heads.dim * dtype.bytes();
+    times * columns as f64 + all(&[op.angles.cos, op.angles.sin, op.angles.rows])
 }
 
 fn cross_entropy_bytes(op: &CrossEntropy) -> f64 {
@@ -223,7 +219,7 @@ fn magnitude_bytes(op: &Magnitude) -> f64 {
         Magnitude::Norms { weight, a, b, out, .. } => all(&[weight, a, b, out]),
         Magnitude::Rescale { x, rows, norms, .. } => 2.0 * rows_of(x, rows, norms.len),
         Magnitude::Gradient { d_out, x, rows, norms, .. } => {
-            rows_of(d_out, rows, norms.len) + rows_of(x, rows, norms.len)
+            [d_out, x].map(|y| rows_of(y, rows, norms.len)).iter().sum()
         }
     }
 }
@@ -353,8 +349,8 @@ impl<B: Backend + ?Sized> Backend for ProfileBackend<B> {
         rms_norm_backward(d_out: Buffer, x: Buffer, weight: NormWeight, inverse_rms: Buffer, d_x: Buffer, d_weight: Buffer) = all(&[d_out, x, weight.weight, inverse_rms, d_x, d_x, d_weight, d_weight]);
         add(x: Buffer, delta: Buffer) = all(&[x, x, delta]);
         scale(x: Buffer, factor: f32, dropout: Option<Dropout>, out: Buffer) = all(&[x, out]);
-        norm_rope(op: &NormRope, qkv: Buffer, qk: Buffer) = 2.0 * rotated_bytes(op, qk.dtype) + angles_bytes(&op.angles);
-        norm_rope_backward(op: &NormRope, qkv: Buffer, d_qkv: Buffer, d_norm: Option<(Buffer, Buffer)>) = (if op.norm.is_some() { 3.0 } else { 2.0 }) * rotated_bytes(op, qkv.dtype) + angles_bytes(&op.angles);
+        norm_rope(op: &NormRope, qkv: Buffer, qk: Buffer) = rotated_bytes(op, qk.dtype, 2.0);
+        norm_rope_backward(op: &NormRope, qkv: Buffer, d_qkv: Buffer, d_norm: Option<(Buffer, Buffer)>) = rotated_bytes(op, qkv.dtype, if op.norm.is_some() { 3.0 } else { 2.0 });
         attention_cached(heads: Heads, window: Option<usize>, scale: f32, q: Rows, k_cache: Buffer, v_cache: Buffer, capacity: usize, lengths: Buffer, out: Buffer) = all(&[out, out, k_cache, v_cache]);
         swiglu(gate_up: Buffer, width: usize, out: Buffer) = all(&[gate_up, out]);
         swiglu_backward(gate_up: Buffer, width: usize, d_out: Buffer) = all(&[gate_up, gate_up, d_out]);
