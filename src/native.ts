@@ -182,7 +182,7 @@ export function loadNative(): Native {
 	return load(
 		ADDON_LOADER,
 		`The native part for ${process.platform}-${process.arch}`,
-		"In a clone of the repository, run `npm run build`. Installed as a package: install it again, for this very platform.",
+		"Installed as a package: it comes with native parts for Linux x64 (glibc 2.17 or newer, or musl), Linux arm64, macOS arm64 and Windows x64; on one of these, delete node_modules and the lock file, and install again with optional dependencies. In a clone: `npm run build`.",
 	);
 }
 
