@@ -156,27 +156,22 @@ fn grouped_bytes(op: &GroupedMatmul) -> f64 {
     rows_of(op.a, rows, op.k) + b + c
 }
 
-fn attention_tokens(op: &Attention) -> usize {
-    op.log_sum_exp.len / op.heads.query
-}
-
 /// Operations of causal attention forward: two products over the part of each sequence's square that is seen. The
 /// sequences' lengths are on the device; all are taken to be as long as the longest.
 fn attention_flops(op: &Attention) -> f64 {
     let len = op.sequences.max_len as f64;
     let window = op.window.map_or(len, |window| len.min(window as f64));
     let keys = window - window * window / (2.0 * len.max(1.0));
-    4.0 * attention_tokens(op) as f64 * keys * (op.heads.query * op.heads.dim) as f64
+    4.0 * op.tokens() as f64 * keys * (op.heads.query * op.heads.dim) as f64
 }
 
 /// Bytes of queries, keys, values, and what is as large as the queries `outputs` times.
 fn attention_bytes(op: &Attention, outputs: usize) -> f64 {
     let columns = (1 + outputs) * op.heads.query + 2 * op.heads.key_value;
-    rows_of(op.q, attention_tokens(op), columns * op.heads.dim) + all(&[op.log_sum_exp])
+    rows_of(op.q, op.tokens(), columns * op.heads.dim) + all(&[op.log_sum_exp])
 }
 
-/// Those of the tables and of each token's rows: tokens at one position share a row, which stays in the cache.
-/// Bytes of the query and key columns, so many times, and of the angles.
+/// Bytes of the query and key columns, so many times, and of the tables: tokens at one position share a row in the cache.
 fn rotated_bytes(op: &NormRope, dtype: DType, times: f64) -> f64 {
     let columns = op.tokens * (op.heads.query + op.heads.key_value) * op.heads.dim * dtype.bytes();
     times * columns as f64 + all(&[op.angles.cos, op.angles.sin, op.angles.rows])
