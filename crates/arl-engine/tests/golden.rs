@@ -74,8 +74,7 @@ fn the_shared_hybrids_match() {
 #[test]
 fn the_shared_adapters_match() {
     let Some(folder) = shared("lora") else { return };
-    // The other one is about a family to come.
-    assert_eq!(run(&folder), 6);
+    assert_eq!(run(&folder), golden::cases(&folder).len());
 }
 
 #[test]
