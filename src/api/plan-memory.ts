@@ -3,7 +3,13 @@ import { namesHeldOut } from "../config/eval-sources.js";
 import type { AgentTrainingConfig } from "../config/schema.js";
 import { deviceToPlan, hostInfo } from "../device/index.js";
 import { ArlError } from "../errors.js";
-import { type DeviceInfo, type EngineOptions, loadNative, type Native, type MemoryPlan as NativePlan } from "../native.js";
+import {
+	type DeviceInfo,
+	type EngineOptions,
+	loadNative,
+	type Native,
+	type MemoryPlan as NativePlan,
+} from "../native.js";
 import { checkDevice } from "../ranks/ranks.js";
 import { type Advice, advise, CONTEXT_BYTES } from "../run/setup/memory.js";
 import { type ModelFacts, readModelFacts } from "../run/setup/model.js";

@@ -1,6 +1,14 @@
 /** `arl plan`: shows the memory that a run takes, by category. Reads no rows and no weights, and needs no GPU. */
 import pc from "picocolors";
-import { GPU_SIZES, MOST_TOKENS, memoryChanges, type Planned, planRun, roomOf, type SentBytes } from "../api/plan-memory.js";
+import {
+	GPU_SIZES,
+	MOST_TOKENS,
+	memoryChanges,
+	type Planned,
+	planRun,
+	roomOf,
+	type SentBytes,
+} from "../api/plan-memory.js";
 import { integerOrNone } from "../config/index.js";
 import { type DeviceInfo, loadNative, type MemoryPlan, type Native } from "../native.js";
 import { bytes, count, jsonLine, percent } from "../report/index.js";
@@ -165,8 +173,14 @@ function table(categories: MemoryPlan["categories"], total: number): string[] {
 
 function sentTable({ total, ...parts }: SentBytes): string[] {
 	const names = { gradients: "gradients", sums: "sums of gradients", weights: "weights" } as const;
-	const categories = Object.entries(parts).map(([name, size]) => ({ name: names[name as keyof typeof names], bytes: size }));
-	return table(categories.filter((category) => category.bytes > 0), total);
+	const categories = Object.entries(parts).map(([name, size]) => ({
+		name: names[name as keyof typeof names],
+		bytes: size,
+	}));
+	return table(
+		categories.filter((category) => category.bytes > 0),
+		total,
+	);
 }
 
 function fitsText(needed: number, { availableBytes, memoryBytes }: DeviceInfo): string {

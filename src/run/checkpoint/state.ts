@@ -193,7 +193,9 @@ export function freeOf(args: AgentTrainingConfig): Fingerprint {
 	const ranks = args.dp_size === 1 && !args.full_determinism ? [] : (["dp_size", "full_determinism"] as const);
 	const divided = args.dp_size === 1 ? [] : (["zero"] as const);
 	const measured = args.matmul_autotune ? [] : (["matmul_autotune"] as const);
-	return Object.fromEntries([...FREE_OPTIONS, ...ranks, ...divided, ...measured].map((name) => [name, shown(args[name])]));
+	return Object.fromEntries(
+		[...FREE_OPTIONS, ...ranks, ...divided, ...measured].map((name) => [name, shown(args[name])]),
+	);
 }
 
 function shown(value: unknown): string {
