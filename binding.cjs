@@ -857,5 +857,6 @@ module.exports.MAX_ROW_BYTES = nativeBinding.MAX_ROW_BYTES
 module.exports.mergeAdapter = nativeBinding.mergeAdapter
 module.exports.modelConfig = nativeBinding.modelConfig
 module.exports.planMemory = nativeBinding.planMemory
+module.exports.planTraffic = nativeBinding.planTraffic
 module.exports.sniff = nativeBinding.sniff
 module.exports.version = nativeBinding.version

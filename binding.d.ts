@@ -51,7 +51,10 @@ export declare class Engine {
    * chosen; its last calls may come after the promise resolves.
    */
   generate(prompts: Array<Int32Array>, options: GenerateOptions, onToken?: (prompt: number, token: number) => void): Promise<Int32Array[]>
-  /** Exact weights, moments, step count and loss scale, as safetensors in `dir`. */
+  /**
+   * Exact weights, moments, step count and loss scale, as safetensors in `dir`. Where ranks divide moments, all of them save,
+   * export and read tensors at once.
+   */
   saveState(dir: string): Promise<void>
   /** Restores what `saveState` wrote. Resolves with what a user should know: why results will differ in bits. */
   restoreState(dir: string): Promise<string | null>
@@ -109,6 +112,8 @@ export declare class Ranks {
   broadcast(bytes: Uint8Array): Promise<Uint8Array>
   /** For how many seconds a step has waited for other ranks; 0: it does not wait. */
   waiting(): number
+  /** Seconds that all calls have taken so far, waiting for other ranks included. */
+  spent(): number
   /** Ends every call that waits for another rank, and each later one, with `ARL_INTERRUPTED`. */
   fail(reason: string): void
   /** Ends MPI in this process. Resolves when all ranks have called it. */
@@ -405,6 +410,10 @@ export interface EngineOptions {
    * rank, whose sums may be in another order.
    */
   dataParallel?: number
+  /** What those ranks divide: 0 nothing (absent: that), 1 moments and masters, 2 also gradients. */
+  zero?: number
+  /** The number of this rank; absent: 0. */
+  rank?: number
   /** `restoreState` follows: the weights of the folder are not read, only their type and how they are named. */
   restored?: boolean
   /** The text of the template that rendered the rows, where it is not the folder's own: saved models have it. */
@@ -565,6 +574,9 @@ export interface ParquetRows {
 /** Plans the memory of an engine with these options, and reserves none. */
 export declare function planMemory(options: EngineOptions): MemoryPlan
 
+/** What rank `options.rank` sends in a step of `rounds` micro-batches a rank, from formulas. */
+export declare function planTraffic(options: EngineOptions, rounds: number): Traffic
+
 /** Something noticed in rows that are trained all the same. */
 export interface RowNote {
   /** Stable and short: `end token only`, `parsed arguments`, `unread key`, ... */
@@ -671,6 +683,16 @@ export interface TextOptions {
   dropZeroAdvantage?: boolean
   /** Replies whose advantage is zero or negative are not trained. */
   skipNonPositiveAdvantage?: boolean
+}
+
+/** Bytes that a rank sends to others in a step; figures come on top, a few hundred bytes a micro-batch. */
+export interface Traffic {
+  /** Gradients, to those that sum them. */
+  gradients: number
+  /** Sums of gradients, to all. */
+  sums: number
+  /** Updated weights, to all. */
+  weights: number
 }
 
 /** Version of the addon. */

@@ -100,7 +100,12 @@ describe("arl plan", () => {
 		const words = ["--model_name_or_path", model, "--device", "cpu", "--tokens", "4096", "--sequences", "4", "--bf16"];
 		const onCpu = { device: "cpu" };
 		const bytes = ({ categories }: PlanJson, name: string) => categories.find((one) => one.name === name)?.bytes ?? 0;
-		for (const [zero, divided] of [["0", {}], ["1", { zero: 1 }], ["2", { zero: 2 }], ["auto", { zero: 2 }]] as const) {
+		for (const [zero, divided] of [
+			["0", {}],
+			["1", { zero: 1 }],
+			["2", { zero: 2 }],
+			["auto", { zero: 2 }],
+		] as const) {
 			const planned = await planOf([...words, "--world", "4", "--zero", zero, "--gradient_accumulation_steps", "3"]);
 			const options = { ...onCpu, dataParallel: 4, ...divided };
 			expect(planned).toMatchObject({ world: 4, zero: Number(planned.zero), ...core(model, options) });
@@ -118,7 +123,9 @@ describe("arl plan", () => {
 			expect(stdout).toContain(`zero ${planned.zero}${zero === "auto" ? " (auto)" : ""}: 4 ranks divide `);
 		}
 		expect(await planOf(words)).toMatchObject({ world: 1, zero: 0, sent: null });
-		expect((await plan([...words, "--world", "2", "--zero", "3"])).stderr).toContain("3, which divides weights too, is not built yet");
+		expect((await plan([...words, "--world", "2", "--zero", "3"])).stderr).toContain(
+			"3, which divides weights too, is not built yet",
+		);
 		const gpus = await plan(["--model_name_or_path", model, "--device", "cuda", "--world", "2"]);
 		expect([gpus.code, gpus.stderr]).toEqual([1, expect.stringContaining("several GPUs is not built yet")]);
 	});

@@ -84,6 +84,7 @@ async function two(engines: Partial<NativeEngine>[] = [{}, {}]) {
 	const mpi = (rank: number) =>
 		({
 			waiting: () => 0,
+			spent: () => 0,
 			fail: (reason) => failed.push(`${rank}: ${reason}`),
 			close: async () => {},
 			library: () => "fake",

@@ -75,7 +75,9 @@ describe.skipIf(found.length === 0)("ranks that divide moments and gradients", (
 			const differing = differingFiles(join(several.out, step), join(reference, step));
 			expect(differing.sort()).toEqual(["arl/engine.safetensors", ...pieces(ranks)]);
 		}
-		expect(readFileSync(join(several.out, "model.safetensors"))).toEqual(readFileSync(join(reference, "model.safetensors")));
+		expect(readFileSync(join(several.out, "model.safetensors"))).toEqual(
+			readFileSync(join(reference, "model.safetensors")),
+		);
 
 		// One rank resumes, and leaves what one rank alone leaves, its state included; so do others.
 		const from = { ...type, resume_from_checkpoint: join(several.out, "checkpoint-3") };

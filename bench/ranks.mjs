@@ -53,7 +53,8 @@ async function all() {
 			const options = { case: name, micro, threads, ...(zero !== null && { zero }) };
 			const own = Object.entries({ ...a, ...options }).flatMap(([key, value]) => [`--${key}`, String(value)]);
 			const command = [process.execPath, fileURLToPath(import.meta.url), ...own];
-			const [file, ...args] = ranks === 1 ? command : [mpirun.file, ...mpirunArguments(mpirun, ranks, process.getuid?.() === 0), ...command];
+			const [file, ...args] =
+				ranks === 1 ? command : [mpirun.file, ...mpirunArguments(mpirun, ranks, process.getuid?.() === 0), ...command];
 			const { status, stdout } = spawnSync(file, args, { encoding: "utf8", stdio: ["ignore", "pipe", "inherit"] });
 			if (status !== 0) throw new Error(`${name} ended with ${status}`);
 			process.stdout.write(stdout);
@@ -100,7 +101,12 @@ async function one() {
 		const inputIds = Int32Array.from({ length: tokens }, () => random(vocabSize));
 		const targets = inputIds.map((_, t) => inputIds[t % seq === seq - 1 ? t + 1 - seq : t + 1]);
 		const positions = Int32Array.from({ length: tokens }, (_, t) => t % seq);
-		return { inputIds, targets, positions, cuSeqlens: Int32Array.from({ length: tokens / seq + 1 }, (_, s) => s * seq) };
+		return {
+			inputIds,
+			targets,
+			positions,
+			cuSeqlens: Int32Array.from({ length: tokens / seq + 1 }, (_, s) => s * seq),
+		};
 	};
 	const mine = Number(a.micro) / world;
 	const seconds = [];

@@ -233,7 +233,11 @@ export function fakeNative(faults: Faults = {}, disk: Disk = new Map()): Native 
 		checkWeights: () => {},
 		mergeAdapter: () => Promise.reject(new Error("the fake core has no adapters")),
 		planMemory: (options) => faults.planMemory?.(options) ?? smallPlan(options),
-		planTraffic: (options, rounds) => ({ gradients: 4 * rounds, sums: options.zero === 2 ? 0 : 4, weights: options.zero ? 2 : 0 }),
+		planTraffic: (options, rounds) => ({
+			gradients: 4 * rounds,
+			sums: options.zero === 2 ? 0 : 4,
+			weights: options.zero ? 2 : 0,
+		}),
 		TextEncoder: { open: (options) => new FakeEncoder(options, faults) },
 		TokenCache: {
 			open: (dir, key, rows, encoder) => {

@@ -668,11 +668,11 @@ export interface TrainingOptions {
 	 */
 	dp_size?: number;
 	/**
-	 * What data-parallel ranks divide among them. Expected: 0 (every rank holds all weights, gradients and moments;
-	 * cutting them is not built yet).
-	 * @default 0
+	 * What data-parallel ranks divide among them: 0 nothing; 1 moments and master weights; 2 also gradients. Results are
+	 * equal in bits. Auto: 2. Expected: auto, 0, 1 or 2 (3, which divides weights too, is not built yet).
+	 * @default "auto"
 	 */
-	zero?: 0;
+	zero?: "auto" | 0 | 1 | 2;
 	/**
 	 * Seconds for which ranks wait for one that sends no sign of life, or for its gradients, before the run ends with
 	 * its name. Expected: a whole number, 1 or more and at most 604800.
