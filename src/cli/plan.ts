@@ -11,7 +11,7 @@ import { dtypeOf } from "../run/setup/options.js";
 import { JSON_FLAG } from "./command.js";
 import { resolveCommand, withOptions } from "./resolve.js";
 
-const COMMAND = withOptions({
+export const COMMAND = withOptions({
 	name: "arl plan",
 	usage: "[CONFIG] [--tokens N] [--OPTION VALUE ...]",
 	about: `Shows the memory that a run takes, by category, and what would save some:
