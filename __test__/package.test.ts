@@ -13,7 +13,19 @@ import { root } from "./support/real.js";
 const folder = temporaryFolder();
 const ENTRIES = ["arl", "arl/images", "arl/mongo"];
 /** Packages that only some users need, each loaded by the first call that needs it. */
-const ON_DEMAND = ["@hono/node-server", "csv-parse", "hono", "jiti", "mongodb", "sharp", "undici", "yaml"];
+const ON_DEMAND = [
+	"@clack/prompts",
+	"@hono/node-server",
+	"@huggingface/hub",
+	"csv-parse",
+	"hono",
+	"jiti",
+	"mongodb",
+	"sharp",
+	"undici",
+	"yaml",
+	"yauzl",
+];
 
 describe("the packed package", () => {
 	const packed = execFileSync(

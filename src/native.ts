@@ -58,6 +58,8 @@ export interface Native {
 	matmulRate: typeof Addon.matmulRate;
 	backends: typeof Addon.backends;
 	cudaDriver: typeof Addon.cudaDriver;
+	cudaFolder: typeof Addon.cudaFolder;
+	cudaWheels: typeof Addon.cudaWheels;
 	cudaReport: typeof Addon.cudaReport;
 	cudaRuntime: typeof Addon.cudaRuntime;
 	TextEncoder: Pick<typeof Addon.TextEncoder, "open">;
@@ -147,6 +149,8 @@ function nativeOf(addon: typeof Addon): Native {
 		matmulRate: guarded(addon.matmulRate),
 		backends: guarded(addon.backends),
 		cudaDriver: guarded(addon.cudaDriver),
+		cudaFolder: guarded(addon.cudaFolder),
+		cudaWheels: guarded(addon.cudaWheels),
 		cudaReport: guarded(addon.cudaReport),
 		cudaRuntime: guarded(addon.cudaRuntime),
 		TextEncoder: { open: guarded(addon.TextEncoder.open.bind(addon.TextEncoder)) },

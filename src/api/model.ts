@@ -2,6 +2,7 @@
 import type { ChatMessage } from "../data/sources/record.js";
 import { chooseDevice } from "../device/index.js";
 import { ArlError } from "../errors.js";
+import { type FetchProgress, modelFolder } from "../hub/index.js";
 import { loadNative, type NativeEngine, type NativeTextEncoder } from "../native.js";
 import { generateText } from "../run/eval/generate-text.js";
 import { endTokens, openForInference } from "../run/eval/inference.js";
@@ -27,6 +28,10 @@ export interface ModelOptions {
 	chatTemplate?: string;
 	/** What happens to the reasoning in earlier replies; absent: what the template does. */
 	thinking?: "keep" | "strip" | "last";
+	/** Called as a model of the Hugging Face Hub is fetched. */
+	onFetch?: (progress: FetchProgress) => void;
+	/** Aborting it ends the fetching of a model with `ARL_INTERRUPTED`. */
+	signal?: AbortSignal;
 }
 
 /** How text is generated. */
@@ -82,12 +87,12 @@ export class Model {
 	}
 
 	/**
-	 * Reads a model's folder in Hugging Face's layout.
+	 * Reads a model: a folder in Hugging Face's layout, or `OWNER/NAME` of the Hugging Face Hub.
 	 *
 	 * @throws ArlError where the folder holds no model that can be read, the memory does not suffice, or the device cannot be used.
 	 */
-	static async open(dir: string, options: ModelOptions = {}): Promise<Model> {
-		return new Model(await openParts(dir, options));
+	static async open(model: string, options: ModelOptions = {}): Promise<Model> {
+		return new Model(await openParts(model, options));
 	}
 
 	/** What a user should know of how the model runs here. */
@@ -166,8 +171,11 @@ export class Model {
 	}
 }
 
-async function openParts(dir: string, options: ModelOptions): Promise<Parts> {
+async function openParts(name: string, options: ModelOptions): Promise<Parts> {
 	const native = loadNative();
+	const { onFetch, signal = null } = options;
+	const found = await modelFolder(name, { weights: true, signal, ...(onFetch && { progress: onFetch }) });
+	const dir = found.path;
 	const model = { path: dir, ...native.modelConfig(dir) };
 	const encoder = native.TextEncoder.open({
 		modelDir: dir,
@@ -183,7 +191,7 @@ async function openParts(dir: string, options: ModelOptions): Promise<Parts> {
 	const inference = { device, bf16, threads, adapter, loadIn4bit, nestedQuant };
 	const engine = await openForInference(dir, inference, { maxTokens: 1, maxSequences: 1 });
 	const { notice } = engine.info();
-	const notices = [device.notice, notice ?? null].filter((line) => line !== null);
+	const notices = [found.notice, device.notice, notice ?? null].filter((line) => line !== null);
 	return { encoder, engine, maxPositions: model.maxPositionEmbeddings, endIds, stopIds: text.stopIds, notices };
 }
 

@@ -3,6 +3,7 @@ import { namesHeldOut } from "../config/eval-sources.js";
 import type { AgentTrainingConfig } from "../config/schema.js";
 import { deviceToPlan, hostInfo } from "../device/index.js";
 import { ArlError } from "../errors.js";
+import { modelFolder } from "../hub/index.js";
 import {
 	type DeviceInfo,
 	type EngineOptions,
@@ -165,8 +166,10 @@ export function memoryChanges(advice: Advice | null): MemoryChange[] {
 }
 
 /** Plans, and looks for what would save memory where the plan does not fit. */
-export async function planRun(native: Native, given: AgentTrainingConfig, wanted: PlanSize): Promise<Planned> {
-	const model = await readModelFacts(given.model_name_or_path, native);
+export async function planRun(native: Native, asked: AgentTrainingConfig, wanted: PlanSize): Promise<Planned> {
+	const found = await modelFolder(asked.model_name_or_path, { weights: false });
+	const given = { ...asked, model_name_or_path: found.path };
+	const model = await readModelFacts(found.path, native);
 	const { device, info, notice } = deviceToPlan(given.device, native);
 	const { args, notices } = resolveForDevice(given, device);
 	checkDevice({ world: args.dp_size }, device);
@@ -175,7 +178,7 @@ export async function planRun(native: Native, given: AgentTrainingConfig, wanted
 	const plan = native.planMemory(options);
 	const freedom = { packed: args.max_tokens_per_micro_batch !== null, resumed: false };
 	const advice = fits(plan, device, info) ? null : advise(options, native.planMemory, freedom);
-	const all = [...(notice === null ? [] : [notice]), ...notices];
+	const all = [found.notice, notice].filter((one) => one !== null).concat(notices);
 	const sent = args.dp_size === 1 ? null : sentBytes(native, options, args.gradient_accumulation_steps);
 	return { model, args, device, info, host: hostInfo(native), size, plan, sent, advice, notices: all };
 }

@@ -9,9 +9,10 @@ import { ArlError, formatError, toArlError } from "../errors.js";
 import { liveLine } from "../report/live.js";
 import { isTerminal, modelText, wantsColor } from "../report/terminal.js";
 import { parseCommand } from "./command.js";
+import { fetchingOn } from "./fetching.js";
 import { CHAT_FLAGS, chatOptions, MODEL_FLAGS, modelOptions, SAMPLING_FLAGS } from "./model-flags.js";
 
-const COMMAND = {
+export const COMMAND = {
 	name: "arl chat",
 	usage: "DIR [--OPTION VALUE ...]",
 	about: `Chats with the model in DIR: each line is a message, rendered with those before it by the model's chat template, as in
@@ -42,7 +43,7 @@ export async function run(words: readonly string[], open: Open = openModel): Pro
 	const { system, options } = await chatOptions(flags);
 	const live = liveLine(process.stderr);
 	live?.show([{ text: `opening ${dir}`, keep: 0 }]);
-	const model = await open(dir, modelOptions(flags)).finally(() => live?.clear());
+	const model = await open(dir, { ...modelOptions(flags), onFetch: fetchingOn(live) }).finally(() => live?.clear());
 	try {
 		for (const notice of model.notices) process.stderr.write(`${notice}\n`);
 		await converse(new Conversation(model, options, system));

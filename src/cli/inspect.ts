@@ -5,12 +5,14 @@ import { flag, integer } from "../config/index.js";
 import { noteLine } from "../data/tokens/notes.js";
 import { loadNative, type Native } from "../native.js";
 import { jsonLine, percent } from "../report/index.js";
+import { liveLine } from "../report/live.js";
 import { escapeControls, wantsColor } from "../report/terminal.js";
 import { JSON_FLAG } from "./command.js";
+import { fetchingOn } from "./fetching.js";
 import { resolveCommand, withOptions } from "./resolve.js";
 import { stoppable } from "./signals.js";
 
-const COMMAND = withOptions({
+export const COMMAND = withOptions({
 	name: "arl inspect",
 	usage: "[CONFIG] [--row N] [--OPTION VALUE ...]",
 	about: `Shows one row as the model sees it, with the trained tokens in colour:
@@ -34,7 +36,10 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 	return stoppable(async (signal) => {
 		const { inspectRow } = await import("../api/inspect-row.js");
 		const code = { dataset: null, convert: null };
-		const row = await inspectRow({ native: core(), args: resolved.args, code, row: flags.row - 1, signal });
+		const live = liveLine(process.stderr);
+		const fetching = fetchingOn(live);
+		const asked = { native: core(), args: resolved.args, code, row: flags.row - 1, signal, fetching };
+		const row = await inspectRow(asked).finally(() => live?.clear());
 		for (const line of [...row.notices, ...row.notes.map(noteLine)]) process.stderr.write(`${line}\n`);
 		const color = wantsColor(process.stdout);
 		if (flags.json) process.stdout.write(`${jsonLine(row)}\n`);

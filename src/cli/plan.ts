@@ -20,7 +20,7 @@ import { dtypeOf, zeroOf, zeroText } from "../run/setup/options.js";
 import { JSON_FLAG } from "./command.js";
 import { resolveCommand, withOptions } from "./resolve.js";
 
-const COMMAND = withOptions({
+export const COMMAND = withOptions({
 	name: "arl plan",
 	usage: "[CONFIG] [--tokens N] [--OPTION VALUE ...]",
 	about: `Shows the memory that a run takes, by category, and what would save some:

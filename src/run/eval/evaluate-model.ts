@@ -6,6 +6,7 @@ import { ArlError, toArlError } from "../../errors.js";
 import { type HighLoss, notice, type Sample, type TrainEvent } from "../../events.js";
 import type { Native, NativeEngine, TextOptions } from "../../native.js";
 import { openRows, type RowsFromCode } from "../setup/dataset.js";
+import { fetchNamed } from "../setup/fetch.js";
 import { openHeldOut } from "../setup/held-out.js";
 import { readModelFolder } from "../setup/model.js";
 import { textOptions } from "../setup/options.js";
@@ -40,10 +41,11 @@ export interface ModelEvaluation {
 
 /** Evaluates the model that `args` names. Yields what a user should know of the rows. Writes nothing that stays. */
 export async function* evaluateModel(input: EvaluateModelInput): AsyncGenerator<TrainEvent, ModelEvaluation> {
-	const { native, args, code, signal } = input;
+	const { native, code, signal } = input;
 	const resources = new Resources();
 	let failure: ArlError | null = null;
 	try {
+		const args = yield* fetchNamed(input.args, true, signal);
 		const scratch = new Scratch(native, args.cache_dir);
 		resources.add(() => scratch.close());
 		const model = await readModelFolder(args.model_name_or_path, native);
@@ -70,7 +72,7 @@ export async function* evaluateModel(input: EvaluateModelInput): AsyncGenerator<
 		if (found === null || generated === null) throw new ArlError("ARL_INTERRUPTED", "interrupted in the evaluation");
 		const figures = { ...found.figures, ...generated.figures };
 		const source = heldOut.data.source.name;
-		return { ...found, model: args.model_name_or_path, source, figures, seconds, samples: generated.samples };
+		return { ...found, model: input.args.model_name_or_path, source, figures, seconds, samples: generated.samples };
 	} catch (error) {
 		failure = toArlError(error);
 		throw failure;
