@@ -112,7 +112,14 @@ describe("a run with an adapter", () => {
 		const out = join(folder, "best");
 		const every = { eval_strategy: "steps", eval_steps: 2, save_steps: 2, load_best_model_at_end: true };
 		// The loss rises from the second evaluation on: the steps are too long.
-		const options = { ...LORA, lora_dropout: 0, learning_rate: 0.5, eval_file: place.file, merge_adapter: true, ...every };
+		const options = {
+			...LORA,
+			lora_dropout: 0,
+			learning_rate: 0.5,
+			eval_file: place.file,
+			merge_adapter: true,
+			...every,
+		};
 		await ok(train(out, options));
 		const evaluated = metricsOf(out).filter(({ eval_loss: loss }) => loss !== undefined);
 		const best = evaluated.reduce((least, line) => (Number(line.eval_loss) < Number(least.eval_loss) ? line : least));

@@ -24,6 +24,8 @@ export interface RowFlags extends Omit<ReplyOptions, "device" | "batchSize" | "m
 	per_device_eval_batch_size: number;
 	top_k: number;
 	top_p: number;
+	load_in_4bit: boolean;
+	use_bnb_nested_quant: boolean;
 	device: string;
 	json: boolean;
 }

@@ -362,9 +362,10 @@ export interface TrainingOptions {
 	 */
 	lora_dropout?: number;
 	/**
-	 * Layers that get an adapter: all-linear (every linear layer but the head), names such as `q_proj v_proj`, of which
-	 * a layer's full name is one or ends with one after a dot, or one regular expression over full names. None: q_proj
-	 * and v_proj, as in PEFT. Expected: all-linear, names of layers, or one regular expression.
+	 * Layers that get an adapter: all-linear (every linear layer but the head; of a mixture of experts the experts and
+	 * the router too, with `lora_dropout 0`), names such as `q_proj v_proj`, of which a layer's full name is one or ends
+	 * with one after a dot, or one regular expression over full names. None: q_proj and v_proj, as in PEFT. Expected:
+	 * all-linear, names of layers, or one regular expression.
 	 * @default []
 	 */
 	lora_target_modules?: string | string[];
@@ -385,6 +386,25 @@ export interface TrainingOptions {
 	 * @default false
 	 */
 	use_rslora?: boolean;
+	/**
+	 * Train the magnitudes of the adapted layers' rows as well (DoRA). Needs float32, the CPU and `lora_dropout 0`; each
+	 * step computes the layers' products once more. Expected: true or false.
+	 * @default false
+	 */
+	use_dora?: boolean;
+	/**
+	 * Keep the frozen weights of linear layers in 4 bits (NF4, with the numbers of bitsandbytes), quantized when they
+	 * are read: 4.5 bits a weight, or 4.13 with `use_bnb_nested_quant`. Each product takes its weights in the type of
+	 * the activations. Adapters are trained next to them (QLoRA). A folder that bitsandbytes wrote in NF4 is opened so
+	 * in any case. Expected: true or false.
+	 * @default false
+	 */
+	load_in_4bit?: boolean;
+	/**
+	 * With `load_in_4bit`: keep the scales of such weights in 8 bits (double quantization). Expected: true or false.
+	 * @default false
+	 */
+	use_bnb_nested_quant?: boolean;
 	/**
 	 * Folder of an adapter, by PEFT or of an earlier run, to train on. Its adapter_config.json takes the place of
 	 * `use_peft` and of the other options of adapters. Expected: a folder; or none.

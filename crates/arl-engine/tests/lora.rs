@@ -11,7 +11,7 @@ use arl_engine::backend::DType;
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::{Engine, EngineOptions, GenerateOptions, Kind, Recompute, Weights};
 use arl_model::{ErrorCode, LoraConfig, SafetensorsFile, merge_adapter};
-use common::adapters::{LEVELS, adapter_of, batches, bits, open, scattered, trained, with};
+use common::adapters::{LEVELS, adapter_of, batches, bits, open, product, scattered, trained, with};
 use common::{HYPER, TYPES, difference, model, options};
 use serde_json::{Value, json};
 
@@ -24,21 +24,6 @@ fn configs() -> [Value; 2] {
             "rank_pattern": { "v_proj": 2 }, "alpha_pattern": { "k_proj": 5 },
         }),
     ]
-}
-
-/// `a[m, k] b[k, n]`, with either transposed where its flag says so.
-fn product(a: &[f32], b: &[f32], [m, n, k]: [usize; 3], at: bool, bt: bool) -> Vec<f32> {
-    let mut out = Vec::with_capacity(m * n);
-    for i in 0..m {
-        for j in 0..n {
-            let term = |x: usize| {
-                let (a, b) = (a[if at { x * m + i } else { i * k + x }], b[if bt { j * k + x } else { x * n + j }]);
-                f64::from(a) * f64::from(b)
-            };
-            out.push((0..k).map(term).sum::<f64>() as f32);
-        }
-    }
-    out
 }
 
 #[test]

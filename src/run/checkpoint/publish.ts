@@ -5,6 +5,7 @@ import { exists, makeFolder } from "../../disk/folders.js";
 import { syncPath } from "../../disk/write-whole.js";
 import { ArlError, toArlError } from "../../errors.js";
 import type { NativeEngine } from "../../native.js";
+import { MERGED_FOLDER } from "../../report/runs/record.js";
 
 /** The list of the model's files in `output_dir` that this program wrote, and so may remove. */
 export const MODEL_LIST = ".arl-model.json";

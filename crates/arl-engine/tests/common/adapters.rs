@@ -56,3 +56,18 @@ pub fn bits(engine: &mut Engine<CpuBackend>, names: &[String], kind: Kind) -> Ve
     let read = |name: &String| engine.read_tensor(name, kind).unwrap().into_iter().map(f32::to_bits).collect();
     names.iter().map(read).collect()
 }
+
+/// `a[m, k] b[k, n]`, with either transposed where its flag says so.
+pub fn product(a: &[f32], b: &[f32], [m, n, k]: [usize; 3], at: bool, bt: bool) -> Vec<f32> {
+    let mut out = Vec::with_capacity(m * n);
+    for i in 0..m {
+        for j in 0..n {
+            let term = |x: usize| {
+                let (a, b) = (a[if at { x * m + i } else { i * k + x }], b[if bt { j * k + x } else { x * n + j }]);
+                f64::from(a) * f64::from(b)
+            };
+            out.push((0..k).map(term).sum::<f64>() as f32);
+        }
+    }
+    out
+}

@@ -19,7 +19,7 @@ use crate::backend::cpu::CpuBackend;
 use crate::engine::Engine;
 use crate::loss_scale::LossScaling;
 use crate::options::Recompute;
-use crate::options::{EngineOptions, LoraOptions, Weights};
+use crate::options::{EngineOptions, LoraOptions, Nf4Options, Weights};
 use crate::weights::Kind;
 use common::{HYPER, TYPES, batch, deeper, difference, options};
 
@@ -98,20 +98,19 @@ fn gradients_losses_and_trained_weights_are_those_of_the_cpu() {
 fn adapters_train_as_on_the_cpu_and_keep_the_order() {
     let batches = [batch(&[9, 3, 21], 1), batch(&[17], 2)];
     let configs = [
-        ("window-bias", r#"{ "target_modules": "all-linear", "r": 3 }"#),
-        ("window-bias", r#"{ "target_modules": "all-linear", "r": 3, "lora_dropout": 0.25 }"#),
-        (
-            "moe-balance",
-            r#"{ "target_modules": ["q_proj"], "r": 3, "target_parameters": ["gate_up_proj", "down_proj"] }"#,
-        ),
+        ("window-bias", r#"{ "target_modules": "all-linear", "r": 3 }"#, Some(Nf4Options { nested: true })),
+        ("window-bias", r#"{ "target_modules": "all-linear", "r": 3, "lora_dropout": 0.25 }"#, None),
+        // Attention, experts and the router.
+        ("moe-balance", r#"{ "target_modules": "all-linear", "r": 3 }"#, Some(Nf4Options { nested: false })),
+        ("qwen2-window", r#"{ "target_modules": ["lm_head", "embed_tokens", "v_proj"], "r": 3 }"#, None),
     ];
     for (dtype, gradient_bound, loss_bound) in [(DType::F32, 1e-5, 1e-6), (DType::Bf16, 2e-2, 1e-3)] {
-        for (name, text) in configs {
+        for (name, text, load_in_4bit) in configs {
             let dir = deeper(name, 3);
             let config = LoraConfig::from_json(text, Path::new("adapter_config.json")).unwrap();
             let base = options(dtype, Recompute::Block, 33);
             let base = EngineOptions { activation_offloading: true, optimizer_offload: true, ..base };
-            let options = EngineOptions { lora: Some(LoraOptions { config, seed: 7 }), ..base };
+            let options = EngineOptions { lora: Some(LoraOptions { config, seed: 7 }), load_in_4bit, ..base };
             let (mut cpu, mut cuda) =
                 (open(CpuBackend::new(), dir.path(), &options), open(recorded(), dir.path(), &options));
             // B is zero before the first step, and then A has no gradient.
