@@ -225,6 +225,9 @@ export interface CudaDevice {
 /** The driver's library alone, without asking it anything; null on systems without CUDA. */
 export declare function cudaDriver(): CudaLibrary | null
 
+/** arl's folder for CUDA in the build cache; null where no environment variable says where caches are. */
+export declare function cudaFolder(): string | null
+
 /** A library and where it was found. */
 export interface CudaLibrary {
   /** What it is, for people. */
@@ -277,6 +280,19 @@ export interface CudaReport {
  * where this addon is the CPU one.
  */
 export declare function cudaRuntime(ordinal: number): string
+
+/** A wheel of NVIDIA's libraries: the one file for Linux x64 with this hash. */
+export interface CudaWheel {
+  /** The project in the Python package index. */
+  name: string
+  /** Its version. */
+  version: string
+  /** The SHA-256 of the file, in hex. */
+  sha256: string
+}
+
+/** The wheels of NVIDIA's libraries, pinned. */
+export declare function cudaWheels(): Array<CudaWheel>
 
 /** gzip or zstd, recognised by content, unpacked into `target`; false, and nothing written, if `source` is neither. */
 export declare function decompress(source: string, target: string): Promise<boolean>

@@ -3,12 +3,19 @@ import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { run } from "../src/cli/eval.js";
+import { type EngineOptions, loadNative, type Native, type NativeEngine } from "../src/native.js";
 import { temporaryFolder } from "./support/folder.js";
 import { capturedOutput } from "./support/output.js";
-import { arl, flags, metricsOf, root, tinyPlace } from "./support/real.js";
+import { arl, flags, metricsOf, type Place, root, tinyPlace } from "./support/real.js";
 
 const folder = temporaryFolder();
 const heldOut = join(root, "assets", "heldout.jsonl");
+
+/** Options of a run of one step from random weights. */
+function trainedOnce({ model, file, out }: Place) {
+	const places = { model_name_or_path: model, train_file: file, output_dir: out };
+	return { ...places, init_from_config: true, max_steps: 1, save_strategy: "no" };
+}
 
 describe("arl eval", () => {
 	const output = capturedOutput();
@@ -63,6 +70,33 @@ describe("arl eval", () => {
 		expect(text.filter((line) => line.startsWith("  a ") || line.startsWith("  b ")).length).toBe(4);
 		expect(readdirSync(join(place.out, ".cache", "eval")).length).toBeGreaterThan(0);
 	}, 120_000);
+
+	it("opens the engine with room for the replies that it generates", async () => {
+		const place = tinyPlace(folder, 4);
+		const trained = await arl(["train", ...flags(trainedOnce(place))]);
+		expect(trained.code, trained.stderr).toBe(0);
+		const native = loadNative();
+		const opened: EngineOptions[] = [];
+		const calls: number[][] = [];
+		const open = async (given: EngineOptions) => {
+			opened.push(given);
+			const engine = await native.Engine.open(given);
+			const generate: NativeEngine["generate"] = (prompts, ...rest) => {
+				calls.push(prompts.map(({ length }) => length));
+				return engine.generate(prompts, ...rest);
+			};
+			return new Proxy(engine, { get: (of, key) => (key === "generate" ? generate : Reflect.get(of, key)) });
+		};
+		const words = ["--model_name_or_path", place.out, "--eval_file", place.file, "--eval_generate", "3", "--json"];
+		const core = () => ({ ...native, Engine: { open } }) as unknown as Native;
+		expect(await run([...words, "--per_device_eval_batch_size", "2"], core)).toBe(0);
+		const [engine] = opened as [EngineOptions];
+		expect(calls.length).toBeGreaterThan(1);
+		expect(engine.evalPrompts).toEqual(calls);
+		expect(engine.evalMaxNewTokens).toBeGreaterThan(8);
+		const samples = lines().filter(({ type }) => type === "sample");
+		expect(samples.length).toBe(calls.flat().length);
+	}, 60_000);
 
 	it("needs held-out rows", async () => {
 		await expect(run(["--model_name_or_path", join(root, "assets", "model")])).rejects.toMatchObject({

@@ -164,6 +164,32 @@ describe("arl plan", () => {
 		expect(huge.stderr).toContain("a micro-batch of 2621440000 tokens is too large");
 	});
 
+	it("counts the replies that an evaluation generates, for as many rows of max_length tokens as are generated at a time", async () => {
+		const large = wide(36);
+		const words = ["--model_name_or_path", large, "--device", "cuda", "--max_length", "512"];
+		const evaluated = [...words, "--per_device_train_batch_size", "1", "--eval_file", "e.jsonl"];
+		const none = await planOf(evaluated);
+		expect(none).toMatchObject({ evalReplies: null, evalPromptTokens: null });
+		const sizes = { maxTokens: 512, maxSequences: 1, evalMaxTokens: 8 * 512, evalMaxSequences: 8 };
+		const prompts = (many: number, tokens: number) => [new Array<number>(many).fill(tokens)];
+		const some = [...evaluated, "--eval_generate", "4"];
+		const planned = await planOf(some);
+		const generated = { evalPrompts: prompts(8, 512), evalMaxNewTokens: 8 };
+		expect(planned).toMatchObject({
+			evalReplies: 8,
+			evalPromptTokens: 512,
+			...core(large, { ...sizes, ...generated }),
+		});
+		const { stdout } = await plan(some);
+		expect(stdout).toContain("\ngenerated replies to up to 8 rows of 512 tokens at a time\n");
+		// Rows have no more tokens than a micro-batch. The keys and values of many are more than what its step takes.
+		const held = ["--eval_file", "e.jsonl", "--eval_generate", "4", "--per_device_eval_batch_size", "1000"];
+		const packed = ["--device", "cuda", "--max_tokens_per_micro_batch", "64", ...held];
+		const many = await planOf(["--model_name_or_path", large, ...packed]);
+		expect(many).toMatchObject({ evalReplies: 256, evalPromptTokens: 64 });
+		expect(many.categories.map(({ name }) => name)).toContain("key-value cache");
+	});
+
 	it("advises fewer held-out rows at a time and shorter ones with what they save", async () => {
 		const large = wide(36);
 		const sizes = { maxTokens: 4096, maxSequences: 1, evalMaxTokens: 32 * 4096, evalMaxSequences: 32 };

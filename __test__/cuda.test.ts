@@ -103,7 +103,7 @@ describe.runIf(cudaSystem)("arl doctor", () => {
 		expect(places?.slice(0, 2)).toEqual([part, "the system's folders"]);
 		expect(places).toContain(`${folder}/home/cache/cuda/13.0/lib`);
 		expect(found("cuda")?.hint).toMatch(
-			/^Run `python3 -m pip install .*--target \S+\/home\/cache\/cuda\/libraries nvidia-.*nvidia-curand==[\d.]+ /,
+			/^Run `npx arl cuda install`, or with Python `python3 -m pip install .*--target \S+\/home\/cache\/cuda\/libraries nvidia-.*nvidia-curand==[\d.]+ /,
 		);
 		expect(code).toBe(1);
 	});

@@ -10,8 +10,8 @@ import { root } from "./support/real.js";
 const FLOORS = [
 	["errors"],
 	["disk", "launch"],
-	["config", "native"],
-	["device", "ranks"],
+	["config", "download", "native"],
+	["device", "hub", "ranks"],
 	["data"],
 	["events", "images", "mongo"],
 	["report"],
@@ -25,6 +25,7 @@ const KNOWN_TO: Readonly<Record<string, readonly string[]>> = {
 	"the addon": ["native"],
 	native: ["device", "ranks", "data", "run", "api", "cli"],
 	device: ["run", "api", "cli"],
+	hub: ["run", "api", "cli"],
 	images: ["api", "cli"],
 	mongo: ["run", "api", "cli"],
 };
@@ -32,6 +33,8 @@ const KNOWN_TO: Readonly<Record<string, readonly string[]>> = {
 /** Who imports which dependency. */
 const PACKAGES: Readonly<Record<string, readonly string[]>> = {
 	"@hono/node-server": ["report"],
+	"@clack/prompts": ["cli"],
+	"@huggingface/hub": ["hub"],
 	"csv-parse": ["data"],
 	hono: ["report"],
 	jiti: ["config"],
@@ -39,8 +42,9 @@ const PACKAGES: Readonly<Record<string, readonly string[]>> = {
 	picocolors: ["errors", "report", "cli"],
 	pino: ["report"],
 	sharp: ["images"],
-	undici: ["images"],
+	undici: ["download", "images"],
 	yaml: ["config"],
+	yauzl: ["device"],
 	zod: ["config"],
 };
 

@@ -90,6 +90,7 @@ describe("a run with an adapter", () => {
 		const out = join(folder, "first");
 		await ok(train(out, { ...LORA, lora_dropout: 0, save_strategy: "no", merge_adapter: true }));
 		expect(existsSync(join(out, "merged", "config.json"))).toBe(true);
+		expect(output.stderr).toContain(`use it   npx arl chat ${join(out, "merged")}\n`);
 		const again = join(folder, "merged");
 		await ok(["merge", ...flags({ model_name_or_path: place.model, adapter: out, output_dir: again })]);
 		expect(differingFiles(again, join(out, "merged"))).toEqual([]);
@@ -105,6 +106,37 @@ describe("a run with an adapter", () => {
 		const more = join(folder, "more");
 		await ok(train(more, { adapter_name_or_path: out, max_steps: 1, learning_rate: 0, save_strategy: "no" }));
 		expect(differingFiles(out, more).filter((file) => file.startsWith("adapter"))).toEqual([]);
+	}, 120_000);
+
+	it("merges the adapter of the best evaluation where that one is loaded at the end", async () => {
+		const out = join(folder, "best");
+		const every = { eval_strategy: "steps", eval_steps: 2, save_steps: 2, load_best_model_at_end: true };
+		// The loss rises from the second evaluation on: the steps are too long.
+		const options = { ...LORA, lora_dropout: 0, learning_rate: 0.5, eval_file: place.file, merge_adapter: true, ...every };
+		await ok(train(out, options));
+		const evaluated = metricsOf(out).filter(({ eval_loss: loss }) => loss !== undefined);
+		const best = evaluated.reduce((least, line) => (Number(line.eval_loss) < Number(least.eval_loss) ? line : least));
+		expect(best.step).toBeLessThan(6);
+		const again = join(folder, "best-merged");
+		const adapter = join(out, `checkpoint-${best.step}`);
+		await ok(["merge", ...flags({ model_name_or_path: place.model, adapter, output_dir: again })]);
+		expect(differingFiles(again, join(out, "merged"))).toEqual([]);
+	}, 120_000);
+
+	it("is trained next to weights in 4 bits, resumed to the same bits, and merged into the weights of the folder", async () => {
+		const nested = { load_in_4bit: true, use_bnb_nested_quant: true };
+		const [whole, part] = [join(folder, "nf4"), join(folder, "nf4-part")];
+		await ok(train(whole, { ...LORA, ...nested, merge_adapter: true }));
+		await ok(train(part, { ...LORA, ...nested, max_steps: 6, merge_adapter: true }));
+		rmSync(join(part, "checkpoint-6"), { recursive: true });
+		await ok(train(part, { ...LORA, ...nested, merge_adapter: true, resume_from_checkpoint: "latest" }));
+		expect(differingFiles(join(whole, "checkpoint-6"), join(part, "checkpoint-6"))).toEqual([]);
+		expect(json(whole, "merged", "config.json").quantization_config).toBeUndefined();
+		const other = train(part, { ...LORA, resume_from_checkpoint: "latest" });
+		expect(await main(other)).not.toBe(0);
+		expect(output.stderr).toContain("load_in_4bit");
+		const question = { prompt: "What is 2 + 2?", max_new_tokens: 4, device: "cpu" };
+		await ok(["generate", ...flags({ model_name_or_path: place.model, adapter: whole, ...nested, ...question })]);
 	}, 120_000);
 
 	it("replaces its own merged folder, and no other", async () => {
@@ -133,8 +165,10 @@ describe("what has no meaning together", () => {
 		[{ adapter_name_or_path: "a", lora_r: 8 }, "its adapter_config.json decides"],
 		[{ use_peft: true, init_from_config: true }, "contradicts adapters"],
 		[{ use_peft: true, bf16: true, bf16_stochastic_round: true }, "exact float32 masters"],
-		[{ use_peft: true, use_dora: true }, "DoRA's magnitudes are not built"],
-		[{ use_peft: true, load_in_4bit: true }, "weights in 4 or 8 bits are not built"],
+		[{ use_dora: true }, "use_dora true (a flag) has no meaning without use_peft"],
+		[{ load_in_4bit: true }, "nothing else would be trained"],
+		[{ use_peft: true, use_bnb_nested_quant: true }, "has no meaning without load_in_4bit"],
+		[{ use_peft: true, load_in_8bit: true }, "weights in 8 bits are not built"],
 	])("%j", async (options, message) => {
 		expect(await refused(options as Record<string, string | number | boolean>)).toContain(message);
 	});
@@ -158,6 +192,10 @@ describe("arl plan", () => {
 		expect(lora.trainedParameters).toBe(2 * 16 * (16 + 16));
 		expect(bytes(lora, "gradients")).toBeLessThan(bytes(full, "gradients") / 10);
 		expect(full.adapted).toBe(null);
+		const nested = { use_peft: true, load_in_4bit: true, use_bnb_nested_quant: true };
+		const quantized = await plan(nested);
+		expect(bytes(quantized, "weights in 4 bits")).toBeGreaterThan(0);
+		expect(bytes(quantized, "weights in 4 bits") + bytes(quantized, "weights")).toBeLessThan(bytes(lora, "weights"));
 		await ok(["plan", ...flags({ model_name_or_path: place.model, use_peft: true, max_length: 64 })]);
 		expect(output.stdout).toContain("layers with adapters: q_proj 2, v_proj 2");
 	});

@@ -1,18 +1,31 @@
 /** The package as npm packs it: its entries, types and files, and what importing an entry loads. Needs no network. */
-import { execFileSync } from "node:child_process";
+import { execFileSync, spawnSync } from "node:child_process";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { checkPackage, createPackageFromTarballData } from "@arethetypeswrong/core";
 import { publint } from "publint";
 import { formatMessage } from "publint/utils";
 import { describe, expect, it } from "vitest";
+import { MOST_BYTES } from "../scripts/packages/platforms.mjs";
 import { temporaryFolder } from "./support/folder.js";
 import { root } from "./support/real.js";
 
 const folder = temporaryFolder();
 const ENTRIES = ["arl", "arl/images", "arl/mongo"];
 /** Packages that only some users need, each loaded by the first call that needs it. */
-const ON_DEMAND = ["@hono/node-server", "csv-parse", "hono", "jiti", "mongodb", "sharp", "undici", "yaml"];
+const ON_DEMAND = [
+	"@clack/prompts",
+	"@hono/node-server",
+	"@huggingface/hub",
+	"csv-parse",
+	"hono",
+	"jiti",
+	"mongodb",
+	"sharp",
+	"undici",
+	"yaml",
+	"yauzl",
+];
 
 describe("the packed package", () => {
 	const packed = execFileSync(
@@ -23,7 +36,9 @@ describe("the packed package", () => {
 			encoding: "utf8",
 		},
 	);
-	const [{ filename, files }] = JSON.parse(packed) as [{ filename: string; files: { path: string }[] }];
+	const [{ filename, files, size }] = JSON.parse(packed) as [
+		{ filename: string; files: { path: string }[]; size: number },
+	];
 	const tarball = new Uint8Array(readFileSync(join(folder, filename)));
 
 	it("passes publint", async () => {
@@ -43,7 +58,19 @@ describe("the packed package", () => {
 		expect(problems).toEqual([]);
 	});
 
-	it("contains what its entries need, and neither source maps nor sources", () => {
+	it("has types that compile where a user checks those of packages too", () => {
+		const samples = ["train.ts", "answer.cts"].map((name) => join(root, "scripts", "packages", "sample", name));
+		const options =
+			"--ignoreConfig --noEmit --module nodenext --target es2022 --strict --skipLibCheck false --types node";
+		const compiler = join(root, "node_modules", "typescript", "bin", "tsc");
+		const compiled = spawnSync(process.execPath, [compiler, ...options.split(" "), ...samples], {
+			cwd: root,
+			encoding: "utf8",
+		});
+		expect(compiled.stdout).toBe("");
+	}, 60_000);
+
+	it("contains what its entries need and a sample, and neither addons nor source maps nor sources", () => {
 		const paths = files.map(({ path }) => path);
 		for (const path of [
 			"dist/index.js",
@@ -52,10 +79,14 @@ describe("the packed package", () => {
 			"binding.cjs",
 			"dist/cli/main.js",
 			"page/report.html",
+			"assets/train.jsonl",
+			"assets/model/model.safetensors",
+			"LICENSE",
 		]) {
 			expect(paths).toContain(path);
 		}
-		expect(paths.filter((path) => /\.map$|^(src|crates|__test__)\//.test(path))).toEqual([]);
+		expect(paths.filter((path) => /\.(map|node)$|^(src|crates|__test__|assets\/make)\//.test(path))).toEqual([]);
+		expect(size).toBeLessThan(MOST_BYTES);
 	});
 });
 

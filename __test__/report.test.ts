@@ -8,6 +8,7 @@ import { bytes, count, duration, measure, rate } from "../src/report/format.js";
 import { JsonReporter, MetricsFile, TextReporter } from "../src/report/index.js";
 import { fitParts, LiveLine } from "../src/report/live.js";
 import { stepParts } from "../src/report/reporter.js";
+import { escapeControls, modelText } from "../src/report/terminal.js";
 
 const folder = mkdtempSync(join(tmpdir(), "arl-report-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
@@ -145,6 +146,19 @@ describe("numbers", () => {
 			"NaN",
 		]);
 		expect([0, 2e-5].map(rate)).toEqual(["0", "2.00e-5"]);
+	});
+});
+
+describe("a model's text", () => {
+	const bell = "a\tb\n\u001b[2J\u0007\u009b1m\u007fé";
+
+	it("has no control characters on a terminal, C1 among them, but for tabs and line breaks", () => {
+		expect(modelText(bell, { isTTY: true })).toBe("a\tb\n\\u001b[2J\\u0007\\u009b1m\\u007fé");
+		expect(escapeControls("a\tb\r\nc")).toBe("a\\tb\\r\nc");
+	});
+
+	it("stays as it is where a program reads it", () => {
+		expect(modelText(bell, {})).toBe(bell);
 	});
 });
 

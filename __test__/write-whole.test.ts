@@ -2,8 +2,8 @@ import { existsSync, mkdtempSync, readdirSync, readFileSync, writeFileSync } fro
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { PARTIAL, writeWhole } from "../src/disk/write-whole.js";
-import { ArlError } from "../src/errors.js";
+import { PARTIAL, syncPath, writeWhole } from "../src/disk/write-whole.js";
+import { ArlError, toArlError } from "../src/errors.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 
 const root = temporaryFolder();
@@ -50,5 +50,23 @@ describe("a file that is written whole", () => {
 		const error = await errorOf(writeWhole(path, (partial) => writeFile(partial, "x")));
 		expect(error.code).toBe("ARL_IO");
 		expect(error.message).toContain(path);
+	});
+});
+
+describe("a path that is forced to disk", () => {
+	it("is a file or a folder; on Windows a file that is opened for writing, and no folder", async () => {
+		const folder = fresh();
+		const path = join(folder, "rows.jsonl");
+		writeFileSync(path, "one\n");
+		for (const platform of ["linux", "darwin", "win32"] as const) {
+			await syncPath(path, platform);
+			await syncPath(folder, platform);
+			expect(
+				await errorOf(syncPath(join(folder, "missing"), platform).catch((error) => Promise.reject(toArlError(error)))),
+			).toMatchObject({
+				code: "ARL_IO",
+			});
+		}
+		expect(readFileSync(path, "utf8")).toBe("one\n");
 	});
 });

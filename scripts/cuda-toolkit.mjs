@@ -32,7 +32,8 @@ const WHEELS = [
 	"nvidia-cudnn-frontend==1.32.0",
 	...readFileSync(join(root, "crates", "arl-cuda-libraries", "libraries.txt"), "utf8")
 		.trim()
-		.split("\n"),
+		.split("\n")
+		.map((line) => line.split(" ")[0]),
 ];
 
 /** What a toolkit must hold to compile kernels, and what more to build the addon, below its folder. */

@@ -42,10 +42,13 @@ export async function installServer({ quiet = false } = {}) {
 		stdio: ["ignore", 2, 2],
 		env: { ...process.env, ...QUICK_BUILD, CARGO_TARGET_DIR: target },
 	});
+	const stop = () => child.kill();
+	process.once("exit", stop);
 	const built = await new Promise((resolve) => {
 		child.on("error", () => resolve(false));
 		child.on("close", (code) => resolve(code === 0));
 	});
+	process.off("exit", stop);
 	if (!built || findServer() === null) {
 		return `secantusd-rs ${version} could not be built (is the crate registry reachable?); cargo's output is above`;
 	}

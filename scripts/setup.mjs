@@ -35,7 +35,7 @@ export function cargoEnv(folder = ".") {
 const windows = process.platform === "win32";
 
 /** Ends the set-up with what is missing and what to do. */
-class SetupError extends Error {}
+export class SetupError extends Error {}
 
 export function run(command, args, options = {}) {
 	const result = spawnSync(command, args, { cwd: root, stdio: "inherit", shell: windows, ...options });
@@ -137,10 +137,13 @@ function replaceFile(from, to) {
 }
 
 /** What the addons are made of. */
-const ADDON_SOURCES = ["Cargo.toml", "Cargo.lock", "crates"];
+export const ADDON_SOURCES = ["Cargo.toml", "Cargo.lock", "crates"];
 
 /** The addon with CUDA, and what it is made of: other pins of the toolkit make another addon. */
-const CUDA_ADDON = { file: "arl.linux-x64-gnu-cuda.node", sources: [...ADDON_SOURCES, "scripts/cuda-toolkit.mjs"] };
+export const CUDA_ADDON = {
+	file: "arl.linux-x64-gnu-cuda.node",
+	sources: [...ADDON_SOURCES, "scripts/cuda-toolkit.mjs"],
+};
 
 /** Builds what `files` lists in the clone, or takes it from the cache where it was built from the same sources by the same compiler. */
 function keepBuilt({ stampName, sources: paths, files, build }) {
@@ -266,23 +269,28 @@ function linkCommand() {
 	run("chmod", ["+x", join(root, bin.arl)]);
 }
 
-/** Runs `job`; a failed set-up is reported in a sentence and ends the process with code 1. */
+function explain(error) {
+	if (!(error instanceof SetupError)) throw error;
+	console.error(`\narl: set-up stopped. ${error.message}`);
+	process.exit(1);
+}
+
+/** Runs `job`, which may be asynchronous; a failed set-up is reported in a sentence and ends the process with code 1. */
 export function orExplain(job) {
 	try {
-		return job();
+		const result = job();
+		return result instanceof Promise ? result.catch(explain) : result;
 	} catch (error) {
-		if (!(error instanceof SetupError)) throw error;
-		console.error(`\narl: set-up stopped. ${error.message}`);
-		process.exit(1);
+		return explain(error);
 	}
 }
 
-/** Everything that `npm start`, `npm test` and the benches need. */
-export function setup() {
+/** Everything that `npm start`, `npm test` and the benches need. `addon` false: all but the clone's own addon. */
+export function setup({ addon = true } = {}) {
 	orExplain(() => {
 		checkNode();
 		installPackages();
-		buildAddon();
+		if (addon) buildAddon();
 		dropStaleCudaAddon();
 		buildTypeScript();
 	});

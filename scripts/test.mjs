@@ -66,7 +66,9 @@ async function rust() {
 		: onlyLong
 			? ["-p", "arl-text"]
 			: ["--workspace"];
-	const args = ["test", ...parts, "--locked", "--quiet", "--", "--show-output"];
+	// Examples are compiled by the lints; there are no tests in documentation.
+	const targets = ["--lib", "--bins", "--tests"];
+	const args = ["test", ...parts, ...targets, "--locked", "--quiet", "--", "--show-output"];
 	countRust(name, await capture("cargo", args, { env: cargoEnv() }));
 }
 
@@ -151,11 +153,11 @@ async function cuda() {
 	}
 }
 
-setup();
 const needsServer = !onlyCuda && process.env.ARL_TEST_MONGODB_URI === undefined;
-// On a new machine the server's build takes minutes: it runs next to the checks that do not need it, half of whose time
-// keeps one core busy.
+// On a new machine the server's build takes minutes: it runs next to the set-up and the checks that do not need it, half of
+// whose time keeps one core busy.
 const server = needsServer ? installServer({ quiet: true }) : null;
+setup();
 const tool = (path, ...args) => [process.execPath, [join(root, "node_modules", path), ...args]];
 if (!onlyCuda && !onlyLong) {
 	await single("Rust is formatted", "cargo", ["fmt", "--all", "--check"], { env: cargoEnv() });

@@ -13,6 +13,7 @@ export const EXIT_CODES = {
 	ARL_WEIGHTS: 3,
 	ARL_STATE: 3,
 	ARL_IO: 1,
+	ARL_NETWORK: 1,
 	ARL_OOM: 4,
 	ARL_NONFINITE: 5,
 	ARL_DEVICE: 1,
@@ -129,13 +130,24 @@ export function userError(name: string, thrown: unknown): ArlError {
 	return new ArlError("ARL_USER", `${name} threw: ${said}`, hint, { cause: thrown });
 }
 
+/** How an error is shown. */
+export interface FormatOptions {
+	color?: boolean;
+	/** With the trace. */
+	trace?: boolean;
+	/** An error without a hint points to `arl explain`. */
+	explain?: boolean;
+}
+
 /** An error as a person reads it: code and what is wrong, then what to do; the trace only on request. */
-export function formatError(error: ArlError, options: { color?: boolean; trace?: boolean } = {}): string {
+export function formatError(error: ArlError, options: FormatOptions = {}): string {
 	const colors = pc.createColors(options.color ?? false);
 	const [first = "", ...rest] = error.message.split("\n");
 	const lines = [`${colors.red(colors.bold(error.code))} ${colors.bold(first)}`, ...rest.map((line) => `  ${line}`)];
-	if (error.hint !== "") {
-		const [head = "", ...tail] = error.hint.split("\n");
+	const explains = options.explain === true && error.code !== "ARL_INTERRUPTED";
+	const hint = error.hint === "" && explains ? `see \`arl explain ${error.code}\`` : error.hint;
+	if (hint !== "") {
+		const [head = "", ...tail] = hint.split("\n");
 		lines.push(`  ${colors.cyan("what to do:")} ${head}`, ...tail.map((line) => `    ${line}`));
 	}
 	for (const { code, message } of error.suppressed) {

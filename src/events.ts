@@ -25,6 +25,18 @@ export interface CheckEvent {
 	message: string;
 }
 
+/** Progress of fetching a model or rows from the Hugging Face Hub, about twice a second. */
+export interface DownloadEvent {
+	type: "download";
+	/** `Qwen/Qwen3-0.6B` */
+	name: string;
+	/** Of the files that were missing. */
+	bytes: number;
+	totalBytes: number;
+	/** Since fetching began. */
+	seconds: number;
+}
+
 /** Unusable rows that are left out with `on_bad_row skip`. */
 export interface RowsSkippedEvent {
 	type: "rows_skipped";
@@ -332,6 +344,7 @@ export interface EndEvent {
 export type TrainEvent =
 	| NoticeEvent
 	| CheckEvent
+	| DownloadEvent
 	| RowsSkippedEvent
 	| FillEvent
 	| StartEvent

@@ -58,6 +58,8 @@ export interface Native {
 	matmulRate: typeof Addon.matmulRate;
 	backends: typeof Addon.backends;
 	cudaDriver: typeof Addon.cudaDriver;
+	cudaFolder: typeof Addon.cudaFolder;
+	cudaWheels: typeof Addon.cudaWheels;
 	cudaReport: typeof Addon.cudaReport;
 	cudaRuntime: typeof Addon.cudaRuntime;
 	TextEncoder: Pick<typeof Addon.TextEncoder, "open">;
@@ -147,6 +149,8 @@ function nativeOf(addon: typeof Addon): Native {
 		matmulRate: guarded(addon.matmulRate),
 		backends: guarded(addon.backends),
 		cudaDriver: guarded(addon.cudaDriver),
+		cudaFolder: guarded(addon.cudaFolder),
+		cudaWheels: guarded(addon.cudaWheels),
 		cudaReport: guarded(addon.cudaReport),
 		cudaRuntime: guarded(addon.cudaRuntime),
 		TextEncoder: { open: guarded(addon.TextEncoder.open.bind(addon.TextEncoder)) },
@@ -182,7 +186,7 @@ export function loadNative(): Native {
 	return load(
 		ADDON_LOADER,
 		`The native part for ${process.platform}-${process.arch}`,
-		"In a clone of the repository, run `npm run build`. Installed as a package: install it again, for this very platform.",
+		"Installed as a package: it comes with native parts for Linux x64 (glibc 2.17 or newer, or musl), Linux arm64, macOS arm64 and Windows x64; on one of these, delete node_modules and the lock file, and install again with optional dependencies. In a clone: `npm run build`.",
 	);
 }
 

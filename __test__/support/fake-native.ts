@@ -253,6 +253,8 @@ export function fakeNative(faults: Faults = {}, disk: Disk = new Map()): Native 
 		matmulRate: () => 1,
 		backends: () => ["cpu"],
 		cudaDriver: () => null,
+		cudaFolder: () => null,
+		cudaWheels: () => [],
 		cudaReport: () => ({
 			devices: [],
 			libraries: [],

@@ -10,6 +10,7 @@ import { type NoticedRows, noticedRows } from "../data/tokens/notes.js";
 import { TokenPrefetcher } from "../data/tokens/prefetch.js";
 import { type BadRow, countReasons } from "../data/tokens/problems.js";
 import { ArlError } from "../errors.js";
+import { type FetchOptions, type FetchProgress, localArgs } from "../hub/index.js";
 import type { MicroBatch, Native, NativeTokenCache } from "../native.js";
 import { openRows, type RowsFromCode } from "../run/setup/dataset.js";
 import { readModelFolder } from "../run/setup/model.js";
@@ -79,6 +80,8 @@ export interface CheckInput {
 	args: AgentTrainingConfig;
 	code: RowsFromCode;
 	signal: AbortSignal | null;
+	/** Called as a model or rows are fetched from the Hub. */
+	fetching?: (progress: FetchProgress) => void;
 	/** Called now and then with the number of rows checked. */
 	progress?: (rows: number, of: number) => void;
 }
@@ -90,15 +93,22 @@ export async function checkRows(input: CheckInput): Promise<DataReport> {
 	const scratch = new Scratch(input.native, input.args.cache_dir);
 	try {
 		const code = await loadCode(input.args, input.code);
+		const { args, notices } = await localArgs(input.args, fetchOptions(input));
 		// Nothing is trained, so nothing is written back.
-		return await check({
+		const report = await check({
 			...input,
 			code,
-			args: { ...input.args, cache_dir: scratch.path(), mongo_write_back: "none" },
+			args: { ...args, cache_dir: scratch.path(), mongo_write_back: "none" },
 		});
+		return { ...report, notices: [...notices, ...report.notices] };
 	} finally {
 		scratch.close();
 	}
+}
+
+/** How the model without its weights, and rows, are fetched for a look at rows. */
+export function fetchOptions({ signal, fetching }: Pick<CheckInput, "signal" | "fetching">): FetchOptions {
+	return { weights: false, signal, ...(fetching && { progress: fetching }) };
 }
 
 async function check(input: CheckInput): Promise<DataReport> {

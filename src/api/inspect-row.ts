@@ -5,12 +5,14 @@ import { Scratch } from "../data/sources/scratch.js";
 import { type AnySource, takeRows } from "../data/sources/source.js";
 import { type NoticedRows, noticedRows } from "../data/tokens/notes.js";
 import { ArlError, toArlError } from "../errors.js";
+import { type FetchProgress, localArgs } from "../hub/index.js";
 import type { Native, NativeTextEncoder } from "../native.js";
 import { openRows, type RowsFromCode } from "../run/setup/dataset.js";
 import { readModelFolder } from "../run/setup/model.js";
 import { textOptions } from "../run/setup/options.js";
 import { detectShape } from "../run/setup/rows.js";
 import { loadCode } from "../run/setup/user-modules.js";
+import { fetchOptions } from "./check-rows.js";
 
 /** Tokens that form whole characters; nearly always one token. */
 export interface TokenText {
@@ -51,6 +53,8 @@ export interface InspectInput {
 	/** From 0. */
 	row: number;
 	signal: AbortSignal | null;
+	/** Called as a model or rows are fetched from the Hub. */
+	fetching?: (progress: FetchProgress) => void;
 }
 
 /** Encodes a row. Throws `ARL_DATA` with its place if it cannot be used. */
@@ -59,17 +63,19 @@ export async function inspectRow(input: InspectInput): Promise<InspectedRow> {
 	const scratch = new Scratch(native, input.args.cache_dir);
 	try {
 		// Nothing is trained, so nothing is written back.
-		const args = { ...input.args, cache_dir: scratch.path(), mongo_write_back: "none" as const };
+		const local = await localArgs(input.args, fetchOptions(input));
+		const args = { ...local.args, cache_dir: scratch.path(), mongo_write_back: "none" as const };
 		const model = await readModelFolder(args.model_name_or_path, native);
 		const encoder = native.TextEncoder.open(textOptions(args, model.maxPositionEmbeddings));
 		const code = await loadCode(args, input.code);
-		const { source, notices } = await openRows({ native, args, code, signal, datasetId: null });
+		const { source, notices: read } = await openRows({ native, args, code, signal, datasetId: null });
 		try {
 			if (row >= source.length) {
 				throw new ArlError("ARL_USAGE", `row ${row + 1} was asked for, and ${source.name} has ${source.length}`);
 			}
 			const { shape } = await detectShape(source, encoder, Uint32Array.of(source.lazy?.inOrder ? 0 : row), signal);
 			const bytes = await rowAt(source, row);
+			const notices = [...local.notices, ...read];
 			return { location: source.location(row), shape, notices, ...encoded(source, row, encoder, bytes) };
 		} finally {
 			await source.close();

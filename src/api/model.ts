@@ -2,6 +2,7 @@
 import type { ChatMessage } from "../data/sources/record.js";
 import { chooseDevice } from "../device/index.js";
 import { ArlError } from "../errors.js";
+import { type FetchProgress, modelFolder } from "../hub/index.js";
 import { loadNative, type NativeEngine, type NativeTextEncoder } from "../native.js";
 import { generateText } from "../run/eval/generate-text.js";
 import { endTokens, openForInference } from "../run/eval/inference.js";
@@ -19,10 +20,18 @@ export interface ModelOptions {
 	threads?: number;
 	/** Folder of an adapter (LoRA) of the model, which answers with it. */
 	adapter?: string;
+	/** Keep the weights of linear layers in 4 bits (NF4). A folder in NF4 is opened so in any case. */
+	loadIn4bit?: boolean;
+	/** With `loadIn4bit`: keep their scales in 8 bits. */
+	nestedQuant?: boolean;
 	/** A Jinja chat template's file that replaces the model's. */
 	chatTemplate?: string;
 	/** What happens to the reasoning in earlier replies; absent: what the template does. */
 	thinking?: "keep" | "strip" | "last";
+	/** Called as a model of the Hugging Face Hub is fetched. */
+	onFetch?: (progress: FetchProgress) => void;
+	/** Aborting it ends the fetching of a model with `ARL_INTERRUPTED`. */
+	signal?: AbortSignal;
 }
 
 /** How text is generated. */
@@ -78,12 +87,12 @@ export class Model {
 	}
 
 	/**
-	 * Reads a model's folder in Hugging Face's layout.
+	 * Reads a model: a folder in Hugging Face's layout, or `OWNER/NAME` of the Hugging Face Hub.
 	 *
 	 * @throws ArlError where the folder holds no model that can be read, the memory does not suffice, or the device cannot be used.
 	 */
-	static async open(dir: string, options: ModelOptions = {}): Promise<Model> {
-		return new Model(await openParts(dir, options));
+	static async open(model: string, options: ModelOptions = {}): Promise<Model> {
+		return new Model(await openParts(model, options));
 	}
 
 	/** What a user should know of how the model runs here. */
@@ -162,8 +171,11 @@ export class Model {
 	}
 }
 
-async function openParts(dir: string, options: ModelOptions): Promise<Parts> {
+async function openParts(name: string, options: ModelOptions): Promise<Parts> {
 	const native = loadNative();
+	const { onFetch, signal = null } = options;
+	const found = await modelFolder(name, { weights: true, signal, ...(onFetch && { progress: onFetch }) });
+	const dir = found.path;
 	const model = { path: dir, ...native.modelConfig(dir) };
 	const encoder = native.TextEncoder.open({
 		modelDir: dir,
@@ -175,11 +187,11 @@ async function openParts(dir: string, options: ModelOptions): Promise<Parts> {
 	checkTokenizer(model, text);
 	const endIds = await endTokens(dir);
 	const device = chooseDevice(options.device ?? "auto", native);
-	const { bf16 = "auto", threads = null, adapter = null } = options;
-	const inference = { device, bf16, threads, adapter };
+	const { bf16 = "auto", threads = null, adapter = null, loadIn4bit = false, nestedQuant = false } = options;
+	const inference = { device, bf16, threads, adapter, loadIn4bit, nestedQuant };
 	const engine = await openForInference(dir, inference, { maxTokens: 1, maxSequences: 1 });
 	const { notice } = engine.info();
-	const notices = [device.notice, notice ?? null].filter((line) => line !== null);
+	const notices = [found.notice, device.notice, notice ?? null].filter((line) => line !== null);
 	return { encoder, engine, maxPositions: model.maxPositionEmbeddings, endIds, stopIds: text.stopIds, notices };
 }
 

@@ -3,6 +3,7 @@ import { namesHeldOut } from "../config/eval-sources.js";
 import type { AgentTrainingConfig } from "../config/schema.js";
 import { deviceToPlan, hostInfo } from "../device/index.js";
 import { ArlError } from "../errors.js";
+import { modelFolder } from "../hub/index.js";
 import {
 	type DeviceInfo,
 	type EngineOptions,
@@ -11,6 +12,7 @@ import {
 	type MemoryPlan as NativePlan,
 } from "../native.js";
 import { checkDevice } from "../ranks/ranks.js";
+import { SPARE_TOKENS } from "../run/eval/replies.js";
 import { type Advice, advise, CONTEXT_BYTES } from "../run/setup/memory.js";
 import { type ModelFacts, readModelFacts } from "../run/setup/model.js";
 import {
@@ -28,6 +30,8 @@ export const GPU_SIZES = [24, 40, 48, 80, 141] as const;
 const GB = 1e9;
 /** The most tokens that a plan is made for: what the engine's counts of them hold. */
 export const MOST_TOKENS = 2 ** 31 - 1;
+/** Replies that the engine generates at a time, at most, however many a call asks for. */
+const MOST_REPLIES = 256;
 
 /** The largest micro-batch; what is absent or null follows from the options. */
 export interface PlanSize {
@@ -67,6 +71,10 @@ export interface MemoryPlan {
 	/** Of the largest micro-batch of held-out rows; null: the options name none. */
 	evalTokens: number | null;
 	evalSequences: number | null;
+	/** Replies to held-out rows that are generated at a time; null: none are. */
+	evalReplies: number | null;
+	/** Tokens of each of their prompts; null: none are generated. */
+	evalPromptTokens: number | null;
 	/** Memory of the device. */
 	categories: MemoryCategory[];
 	totalBytes: number;
@@ -131,6 +139,7 @@ export async function planMemory(args: RowArguments, size: PlanSize = {}): Promi
 		sequences: planned.size.maxSequences,
 		evalTokens: planned.size.evalMaxTokens ?? null,
 		evalSequences: planned.size.evalMaxSequences ?? null,
+		...generatedSize(planned.size),
 		categories: plan.categories,
 		totalBytes: plan.totalBytes,
 		hostCategories: plan.hostCategories,
@@ -143,6 +152,12 @@ export async function planMemory(args: RowArguments, size: PlanSize = {}): Promi
 	};
 }
 
+/** What is generated at a time. */
+export function generatedSize({ evalPrompts }: BatchSize): Pick<MemoryPlan, "evalReplies" | "evalPromptTokens"> {
+	const prompts = evalPrompts?.[0];
+	return { evalReplies: prompts?.length ?? null, evalPromptTokens: prompts?.[0] ?? null };
+}
+
 /** Each change by itself. */
 export function memoryChanges(advice: Advice | null): MemoryChange[] {
 	return (advice?.changes ?? []).map(({ flags, savedBytes, plan: { totalBytes, hostBytes } }) => {
@@ -151,8 +166,10 @@ export function memoryChanges(advice: Advice | null): MemoryChange[] {
 }
 
 /** Plans, and looks for what would save memory where the plan does not fit. */
-export async function planRun(native: Native, given: AgentTrainingConfig, wanted: PlanSize): Promise<Planned> {
-	const model = await readModelFacts(given.model_name_or_path, native);
+export async function planRun(native: Native, asked: AgentTrainingConfig, wanted: PlanSize): Promise<Planned> {
+	const found = await modelFolder(asked.model_name_or_path, { weights: false });
+	const given = { ...asked, model_name_or_path: found.path };
+	const model = await readModelFacts(found.path, native);
 	const { device, info, notice } = deviceToPlan(given.device, native);
 	const { args, notices } = resolveForDevice(given, device);
 	checkDevice({ world: args.dp_size }, device);
@@ -161,7 +178,7 @@ export async function planRun(native: Native, given: AgentTrainingConfig, wanted
 	const plan = native.planMemory(options);
 	const freedom = { packed: args.max_tokens_per_micro_batch !== null, resumed: false };
 	const advice = fits(plan, device, info) ? null : advise(options, native.planMemory, freedom);
-	const all = [...(notice === null ? [] : [notice]), ...notices];
+	const all = [found.notice, notice].filter((one) => one !== null).concat(notices);
 	const sent = args.dp_size === 1 ? null : sentBytes(native, options, args.gradient_accumulation_steps);
 	return { model, args, device, info, host: hostInfo(native), size, plan, sent, advice, notices: all };
 }
@@ -188,14 +205,32 @@ function batchSize(args: ResolvedConfig, model: ModelFacts, { tokens, sequences 
 
 /** The largest micro-batch of held-out rows. Where `tokens` are given, its samples are as long as the trained ones. */
 function evaluatedSize(
-	{ max_tokens_per_micro_batch: packed, per_device_eval_batch_size: samples }: ResolvedConfig,
+	args: ResolvedConfig,
 	longest: number,
 	{ maxTokens, maxSequences }: BatchSize,
 	tokens: number | null,
-): Pick<BatchSize, "evalMaxTokens" | "evalMaxSequences"> {
-	if (packed !== null) return { evalMaxTokens: maxTokens, evalMaxSequences: maxSequences };
+): Omit<BatchSize, "maxTokens" | "maxSequences"> {
+	const { max_tokens_per_micro_batch: packed, per_device_eval_batch_size: samples } = args;
+	if (packed !== null) {
+		const evaluated = { evalMaxTokens: maxTokens, evalMaxSequences: maxSequences };
+		return { ...evaluated, ...repliesSize(args, Math.min(longest, maxTokens)) };
+	}
 	const each = tokens === null ? longest : Math.ceil(tokens / maxSequences);
-	return { evalMaxTokens: samples * each, evalMaxSequences: samples };
+	return { evalMaxTokens: samples * each, evalMaxSequences: samples, ...repliesSize(args, each) };
+}
+
+/**
+ * The replies that an evaluation generates at a time, to rows of `tokens` tokens. A prompt and its reply share a row's tokens, and
+ * only rows say how: here the prompt has all of them, as reading it takes more memory than generating the reply.
+ */
+function repliesSize(
+	{ eval_generate: rows, per_device_eval_batch_size: samples }: ResolvedConfig,
+	tokens: number,
+): Pick<BatchSize, "evalPrompts" | "evalMaxNewTokens"> {
+	if (rows === 0) return {};
+	// Each of the rows may have several replies, so that only the batch bounds them.
+	const prompts = new Array<number>(Math.min(samples, MOST_REPLIES)).fill(tokens);
+	return { evalPrompts: [prompts], evalMaxNewTokens: SPARE_TOKENS };
 }
 
 /** Whether the plan fits the device; where nothing is known of it, whether it fits the smallest GPU. */

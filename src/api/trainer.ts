@@ -16,9 +16,10 @@ import type { EvalMetric } from "../run/eval/generation.js";
 import { trainLoop } from "../run/loop/loop.js";
 import { Requests } from "../run/loop/requests.js";
 import type { RowsFromCode } from "../run/setup/dataset.js";
+import { fetchNamed } from "../run/setup/fetch.js";
 import { hasHeldOut } from "../run/setup/held-out.js";
 import { resolveArgs } from "../run/setup/options.js";
-import { prepareRun } from "../run/setup/prepare.js";
+import { type PreparedRun, type PrepareInput, prepareRun } from "../run/setup/prepare.js";
 import { Resources } from "../run/setup/resources.js";
 import { loadCode } from "../run/setup/user-modules.js";
 
@@ -123,6 +124,12 @@ async function* reported<Result>(
 	} finally {
 		await events.return(undefined as never);
 	}
+}
+
+/** Fetches what the options name on the Hugging Face Hub, and prepares the run with it. */
+async function* prepareNamed(input: PrepareInput): AsyncGenerator<TrainEvent, PreparedRun> {
+	const { args, signal } = input;
+	return yield* prepareRun({ ...input, args: yield* fetchNamed(args, !args.init_from_config, signal) });
 }
 
 /** What a trainer runs on that is not given by its options: the native part, and the ranks that train with it. */
@@ -302,7 +309,7 @@ export class QwenTrainer<Row = unknown> {
 			const notices = [...recorder.event(event), ...sinks.event(event)];
 			return event.type === "end" ? [...notices, ...(await sinks.finish(event.outcome))] : notices;
 		};
-		const preparing = prepareRun({ native, args, code, signal: requests.signal, resources, ranks });
+		const preparing = prepareNamed({ native, args, code, signal: requests.signal, resources, ranks });
 		const run = yield* reported(preparing, report);
 		resources.add(() => metrics.close());
 		resources.add(() => recorder.close());

@@ -7,11 +7,12 @@ import { integer } from "../config/index.js";
 import type { ChatMessage } from "../data/sources/record.js";
 import { ArlError, formatError, toArlError } from "../errors.js";
 import { liveLine } from "../report/live.js";
-import { isTerminal, wantsColor } from "../report/terminal.js";
+import { isTerminal, modelText, wantsColor } from "../report/terminal.js";
 import { parseCommand } from "./command.js";
+import { fetchingOn } from "./fetching.js";
 import { CHAT_FLAGS, chatOptions, MODEL_FLAGS, modelOptions, SAMPLING_FLAGS } from "./model-flags.js";
 
-const COMMAND = {
+export const COMMAND = {
 	name: "arl chat",
 	usage: "DIR [--OPTION VALUE ...]",
 	about: `Chats with the model in DIR: each line is a message, rendered with those before it by the model's chat template, as in
@@ -42,7 +43,7 @@ export async function run(words: readonly string[], open: Open = openModel): Pro
 	const { system, options } = await chatOptions(flags);
 	const live = liveLine(process.stderr);
 	live?.show([{ text: `opening ${dir}`, keep: 0 }]);
-	const model = await open(dir, modelOptions(flags)).finally(() => live?.clear());
+	const model = await open(dir, { ...modelOptions(flags), onFetch: fetchingOn(live) }).finally(() => live?.clear());
 	try {
 		for (const notice of model.notices) process.stderr.write(`${notice}\n`);
 		await converse(new Conversation(model, options, system));
@@ -157,7 +158,7 @@ async function answer(
 	let written = "";
 	try {
 		for await (const text of reply) {
-			process.stdout.write(text);
+			process.stdout.write(modelText(text, process.stdout));
 			written += text;
 		}
 		const { message, finishReason, completionTokens } = await reply.completion();

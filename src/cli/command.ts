@@ -20,11 +20,14 @@ export interface Command<F extends Fields> extends FlagSet<F> {
 	usage: string;
 	/** What the command does, in paragraphs; help refills their lines, and keeps indented ones. */
 	about: string;
-	/** How many words it takes that belong to no flag, and what they are; absent: none. */
-	words?: { noun: string; least: number; most: number };
+	/** How many words it takes that belong to no flag, and what they are; absent: none. `choices`: all that there are. */
+	words?: { noun: string; least: number; most: number; choices?: readonly string[] };
 	/** Whether its help lists the options of a run too. */
 	listsOptions?: boolean;
 }
+
+/** The first word with which completion scripts call `arl`; no command of a user's. */
+export const COMPLETE = "__complete";
 
 /** The `--json` of commands that report once. */
 export const JSON_FLAG = flag("Print one JSON value on stdout.");
@@ -78,7 +81,7 @@ function paragraphs(text: string, width: number): string {
 /** A command as a group knows it: loaded only when it is called. */
 export interface Entry {
 	summary: string;
-	load(): Promise<{ run(words: readonly string[]): Promise<number> }>;
+	load(): Promise<{ COMMAND: Command<Fields>; run(words: readonly string[]): Promise<number> }>;
 }
 
 /** Commands under one name. */

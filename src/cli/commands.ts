@@ -2,7 +2,7 @@
 import { providePublicApi } from "../config/module.js";
 import { EXIT_MEANINGS, formatError, toArlError } from "../errors.js";
 import { wantsColor } from "../report/terminal.js";
-import { type Group, runGroup, version } from "./command.js";
+import { COMPLETE, type Group, runGroup, version } from "./command.js";
 
 const MONGO: Group = {
 	name: "arl mongo",
@@ -39,6 +39,15 @@ const RUNS: Group = {
 	},
 };
 
+const CUDA: Group = {
+	name: "arl cuda",
+	summary: "Install NVIDIA's libraries for the CUDA addon without Python, and remove them.",
+	commands: {
+		install: { summary: "Fetch NVIDIA's libraries into arl's cache.", load: () => import("./cuda-install.js") },
+		remove: { summary: "Remove them from arl's cache.", load: () => import("./cuda-remove.js") },
+	},
+};
+
 const exits = Object.entries(EXIT_MEANINGS).map(([code, meaning]) => `  ${code.padStart(3)}  ${meaning}`);
 
 const ARL: Group = {
@@ -65,6 +74,10 @@ const ARL: Group = {
 			load: () => import("./plan.js"),
 		},
 		doctor: { summary: "Show what this machine can do and what is missing.", load: () => import("./doctor.js") },
+		cuda: CUDA,
+		explain: { summary: "Explain an error code.", load: () => import("./explain.js") },
+		init: { summary: "Make a project: configuration, sample rows, package.json.", load: () => import("./init.js") },
+		completion: { summary: "Print a shell's completion script.", load: () => import("./completion.js") },
 		schema: { summary: "Print the JSON Schema of a configuration file.", load: () => import("./schema.js") },
 	},
 	notes: `\`arl --version\` prints the version.\n\nExit codes:\n${exits.join("\n")}`,
@@ -78,11 +91,16 @@ export async function main(words: readonly string[]): Promise<number> {
 			process.stdout.write(`${version()}\n`);
 			return 0;
 		}
+		if (words[0] === COMPLETE) {
+			const { complete } = await import("./complete.js");
+			process.stdout.write(await complete(ARL, words.slice(1)));
+			return 0;
+		}
 		return await runGroup(ARL, words);
 	} catch (thrown) {
 		const error = toArlError(thrown);
 		const trace = Boolean(process.env.ARL_DEBUG);
-		process.stderr.write(formatError(error, { color: wantsColor(process.stderr), trace }));
+		process.stderr.write(formatError(error, { color: wantsColor(process.stderr), trace, explain: true }));
 		return error.exitCode;
 	}
 }

@@ -4,7 +4,7 @@ import { parseCommand } from "./command.js";
 import { runFolders } from "./runs.js";
 import { onStopSignals } from "./signals.js";
 
-const COMMAND = {
+export const COMMAND = {
 	name: "arl dashboard",
 	usage: "[DIR ...] [--port N]",
 	about: `Shows runs in a browser, live: one run as its report.html does, several next to each other. Takes output_dirs and

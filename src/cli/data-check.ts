@@ -8,10 +8,11 @@ import { loadNative, type Native } from "../native.js";
 import { count, jsonLine, percent } from "../report/index.js";
 import { liveLine } from "../report/live.js";
 import { JSON_FLAG } from "./command.js";
+import { fetchingOn } from "./fetching.js";
 import { resolveCommand, withOptions } from "./resolve.js";
 import { stoppable } from "./signals.js";
 
-const COMMAND = withOptions({
+export const COMMAND = withOptions({
 	name: "arl data check",
 	usage: "[CONFIG] [--OPTION VALUE ...]",
 	about: `Reads every row of every source as \`arl train\` would, and trains nothing:
@@ -39,6 +40,7 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 			args: resolved.args,
 			code: { dataset: null, convert: null },
 			signal,
+			fetching: fetchingOn(live),
 			progress: (rows, of) => live?.show([{ text: `${rows}/${of} rows checked`, keep: 0 }]),
 		});
 		live?.clear();

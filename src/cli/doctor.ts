@@ -1,6 +1,7 @@
 /** `arl doctor`: shows what this machine can do, what is missing, and what to do about it. */
 import { availableParallelism, cpus, freemem, platform, release, totalmem } from "node:os";
 import { findCuda } from "../device/cuda.js";
+import { installedLibraries } from "../device/cuda-libraries.js";
 import { toArlError } from "../errors.js";
 import { type DeviceInfo, loadNative, type Native } from "../native.js";
 import { bytes, jsonLine } from "../report/index.js";
@@ -8,7 +9,7 @@ import { JSON_FLAG, parseCommand, version } from "./command.js";
 import { cudaFindings, type Finding } from "./doctor-cuda.js";
 import { ranksFindings } from "./doctor-ranks.js";
 
-const COMMAND = {
+export const COMMAND = {
 	name: "arl doctor",
 	usage: "[--json]",
 	about: "Shows what this machine can do and what is missing. Exits with 1 if something is missing.",
@@ -54,11 +55,19 @@ function coreFindings(core: () => Native): Finding[] {
 	}
 }
 
+/** What `arl cuda install` has put into arl's cache. */
+async function installedFindings(core: () => Native): Promise<Finding[]> {
+	const folder = await Promise.resolve()
+		.then(() => installedLibraries(core()))
+		.catch(() => null);
+	return folder === null ? [] : [{ name: "cuda libraries", value: `ready: ${folder}`, ok: true }];
+}
+
 /** Runs the command; gives the exit code. `core`: the native part; only tests give another one. */
 export async function run(words: readonly string[], core: () => Native = loadNative): Promise<number> {
 	const given = parseCommand(COMMAND, words);
 	if (given === null) return 0;
-	const findings = [...systemFindings(), ...coreFindings(core), ...ranksFindings()];
+	const findings = [...systemFindings(), ...coreFindings(core), ...(await installedFindings(core)), ...ranksFindings()];
 	if (given.flags.json) {
 		process.stdout.write(`${jsonLine(findings)}\n`);
 	} else {

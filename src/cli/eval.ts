@@ -6,13 +6,13 @@ import { ArlError } from "../errors.js";
 import { loadNative, type Native } from "../native.js";
 import { count, duration, jsonLine, measure, percent } from "../report/index.js";
 import { liveLine } from "../report/live.js";
-import { evaluatingParts } from "../report/reporter.js";
+import { downloadParts, evaluatingParts } from "../report/reporter.js";
 import { wantsColor } from "../report/terminal.js";
 import type { ModelEvaluation } from "../run/eval/evaluate-model.js";
 import { resolveCommand, withOptions } from "./resolve.js";
 import { stoppable } from "./signals.js";
 
-const COMMAND = withOptions({
+export const COMMAND = withOptions({
 	name: "arl eval",
 	usage: "[CONFIG] [--OPTION VALUE ...]",
 	about: `Evaluates held-out rows, and trains nothing:
@@ -49,6 +49,7 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 					results.push(value);
 					break;
 				}
+				if (value.type === "download") live?.show(downloadParts(value));
 				if (value.type === "evaluating") live?.show(evaluatingParts(value));
 				if (value.type === "notice") process.stderr.write(`${value.message}\n`);
 			}

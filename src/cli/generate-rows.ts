@@ -3,13 +3,15 @@ import pc from "picocolors";
 import { openFiles } from "../data/sources/open.js";
 import { chooseDevice } from "../device/index.js";
 import { ArlError } from "../errors.js";
+import { modelFolder, rowFiles } from "../hub/index.js";
 import type { Native } from "../native.js";
 import { droppedImages } from "../report/format.js";
 import { count, duration, jsonLine, percent } from "../report/index.js";
 import { liveLine } from "../report/live.js";
-import { wantsColor } from "../report/terminal.js";
+import { escapeControls, wantsColor } from "../report/terminal.js";
 import type { Prompt } from "../run/eval/prompts.js";
 import { type Completion, ReplyGenerator, type ReplyOptions } from "../run/eval/replies.js";
+import { fetchingOn } from "./fetching.js";
 
 /** What the command's flags say, as far as rows are concerned. */
 export interface RowFlags extends Omit<ReplyOptions, "device" | "batchSize" | "maxNewTokens" | "topK" | "topP"> {
@@ -64,10 +66,15 @@ export async function generateRows(native: Native, flags: RowFlags, signal: Abor
 		maxNewTokens: flags.max_new_tokens,
 		topK: flags.top_k,
 		topP: flags.top_p,
+		loadIn4bit: flags.load_in_4bit,
+		nestedQuant: flags.use_bnb_nested_quant,
 	};
-	const { source, notices } = await openFiles(native, flags.prompt_file, { columns: flags.columns });
+	const live = liveLine(process.stderr);
+	const calls = { signal, progress: fetchingOn(live) };
+	const files = await rowFiles(flags.prompt_file, calls).finally(() => live?.clear());
+	const { source, notices } = await openFiles(native, files.entries, { columns: flags.columns });
 	try {
-		for (const notice of notices) process.stderr.write(`${notice}\n`);
+		for (const notice of [...files.notices, ...notices]) process.stderr.write(`${notice}\n`);
 		const sample = await source.read(Array.from({ length: Math.min(64, source.length) }, (_, i) => i));
 		if (sample.length === 0) throw new ArlError("ARL_DATA", `${source.name}: no rows`);
 		const models = [flags.model_name_or_path, ...(flags.compare === null ? [] : [flags.compare])];
@@ -75,7 +82,9 @@ export async function generateRows(native: Native, flags: RowFlags, signal: Abor
 		for (const model of models) {
 			// The adapter is the first model's.
 			const adapter = model === flags.model_name_or_path && results.length === 0 ? options.adapter : null;
-			const generator = new ReplyGenerator(native, model, { ...options, adapter: adapter ?? null }, sample);
+			const found = await modelFolder(model, { weights: true, ...calls }).finally(() => live?.clear());
+			if (found.notice !== null) process.stderr.write(`${found.notice}\n`);
+			const generator = new ReplyGenerator(native, found.path, { ...options, adapter: adapter ?? null }, sample);
 			const prompts = await generator.prompts(source, flags.limit ?? Number.MAX_SAFE_INTEGER);
 			const started = performance.now();
 			const completions = await generateWithProgress(model, generator, prompts, signal);
@@ -170,6 +179,6 @@ function spread(length: number, wanted: number): number[] {
 }
 
 function oneLine(text: string): string {
-	const flat = text.replaceAll("\n", "\\n");
+	const flat = escapeControls(text).replaceAll("\n", "\\n");
 	return flat.length > 160 ? `${flat.slice(0, 157)}...` : flat;
 }

@@ -3,14 +3,17 @@ import { flag, integer, integerOrNone, stringOrNone, strings, trainingSchema, ty
 import { ArlError } from "../errors.js";
 import { loadNative, type Native } from "../native.js";
 import { jsonLine } from "../report/index.js";
+import { liveLine } from "../report/live.js";
+import { modelText } from "../report/terminal.js";
 import { parseCommand } from "./command.js";
+import { fetchingOn } from "./fetching.js";
 import { generateRows } from "./generate-rows.js";
 import { CHAT_FLAGS, chatOptions, MODEL_FLAGS, modelOptions, SAMPLING_FLAGS, samplingOptions } from "./model-flags.js";
 import { stoppable } from "./signals.js";
 
 const { model_name_or_path, columns, images } = trainingSchema.shape;
 
-const COMMAND = {
+export const COMMAND = {
 	name: "arl generate",
 	usage: "--model_name_or_path DIR (--prompt TEXT | --prompt_file FILE...) [--OPTION VALUE ...]",
 	about: `Writes a model's reply to a prompt, as it is generated:
@@ -66,12 +69,14 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 		if (prompt === null) return generateRows(core(), flags, signal);
 		const { system, options } = await chatOptions(flags);
 		const { Model } = await import("../api/model.js");
-		await using model = await Model.open(flags.model_name_or_path, modelOptions(flags));
+		const live = liveLine(process.stderr);
+		const opening = { ...modelOptions(flags), signal, onFetch: fetchingOn(live) };
+		await using model = await Model.open(flags.model_name_or_path, opening).finally(() => live?.clear());
 		for (const notice of model.notices) process.stderr.write(`${notice}\n`);
 		const reply = raw
 			? model.generate(prompt, { ...samplingOptions(flags), signal })
 			: model.chat([...system, { role: "user", content: prompt }], { ...options, signal });
-		if (!flags.json) for await (const text of reply) process.stdout.write(text);
+		if (!flags.json) for await (const text of reply) process.stdout.write(modelText(text, process.stdout));
 		const completion = await reply.completion();
 		process.stdout.write(flags.json ? `${jsonLine(completion)}\n` : "\n");
 		if (completion.finishReason === "length") {

@@ -17,16 +17,19 @@ import type { Source } from "../data/sources/source.js";
 import { type BadRow, badRowsError, countReasons } from "../data/tokens/problems.js";
 import { writeWhole } from "../disk/write-whole.js";
 import { messageOf, toArlError } from "../errors.js";
+import { rowFiles } from "../hub/index.js";
 import { imagesToBase64InText } from "../images/embed.js";
 import { IMAGE_DEFAULTS, ImageLoader } from "../images/loader.js";
 import { loadNative } from "../native.js";
 import { jsonLine, rowsText } from "../report/format.js";
+import { liveLine } from "../report/live.js";
 import { JSON_FLAG, parseCommand } from "./command.js";
+import { fetchingOn } from "./fetching.js";
 import { stoppable } from "./signals.js";
 
 const { train_file, on_bad_row, columns } = trainingSchema.shape;
 
-const COMMAND = {
+export const COMMAND = {
 	name: "arl images",
 	usage: "--train_file FILE... --out FILE [--OPTION VALUE ...]",
 	about: "Writes rows with their images in them: each image_url becomes a base64 data URL.",
@@ -124,8 +127,10 @@ export async function run(words: readonly string[]): Promise<number> {
 	if (given === null) return 0;
 	const { train_file: entries, out, on_bad_row: onBadRow, columns: names, json, ...options } = given.flags;
 	return stoppable(async (signal) => {
-		const { source, notices } = await openFiles(loadNative(), entries, { columns: names });
-		for (const notice of notices) process.stderr.write(`${notice}\n`);
+		const live = liveLine(process.stderr);
+		const files = await rowFiles(entries, { signal, progress: fetchingOn(live) }).finally(() => live?.clear());
+		const { source, notices } = await openFiles(loadNative(), files.entries, { columns: names });
+		for (const notice of [...files.notices, ...notices]) process.stderr.write(`${notice}\n`);
 		const loader = new ImageLoader({ ...options, signal });
 		const result: Result = { out, rows: 0, images: 0, bad: [] };
 		try {

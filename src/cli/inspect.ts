@@ -5,12 +5,14 @@ import { flag, integer } from "../config/index.js";
 import { noteLine } from "../data/tokens/notes.js";
 import { loadNative, type Native } from "../native.js";
 import { jsonLine, percent } from "../report/index.js";
-import { wantsColor } from "../report/terminal.js";
+import { liveLine } from "../report/live.js";
+import { escapeControls, wantsColor } from "../report/terminal.js";
 import { JSON_FLAG } from "./command.js";
+import { fetchingOn } from "./fetching.js";
 import { resolveCommand, withOptions } from "./resolve.js";
 import { stoppable } from "./signals.js";
 
-const COMMAND = withOptions({
+export const COMMAND = withOptions({
 	name: "arl inspect",
 	usage: "[CONFIG] [--row N] [--OPTION VALUE ...]",
 	about: `Shows one row as the model sees it, with the trained tokens in colour:
@@ -34,7 +36,10 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 	return stoppable(async (signal) => {
 		const { inspectRow } = await import("../api/inspect-row.js");
 		const code = { dataset: null, convert: null };
-		const row = await inspectRow({ native: core(), args: resolved.args, code, row: flags.row - 1, signal });
+		const live = liveLine(process.stderr);
+		const fetching = fetchingOn(live);
+		const asked = { native: core(), args: resolved.args, code, row: flags.row - 1, signal, fetching };
+		const row = await inspectRow(asked).finally(() => live?.clear());
 		for (const line of [...row.notices, ...row.notes.map(noteLine)]) process.stderr.write(`${line}\n`);
 		const color = wantsColor(process.stdout);
 		if (flags.json) process.stdout.write(`${jsonLine(row)}\n`);
@@ -57,14 +62,6 @@ function summary({ location, shape, recordId, tokens, targetTokens, spans }: Ins
 
 const isTrained = ({ weights }: TokenText) => weights.some((weight) => weight > 0);
 
-/** Escapes control characters, which a terminal would obey; line breaks stay. */
-function visible(text: string): string {
-	// biome-ignore lint/suspicious/noControlCharactersInRegex: the expression looks for them.
-	return text.replace(/[\u0000-\u0009\u000b-\u001f\u007f-\u009f]/g, (character) =>
-		JSON.stringify(character).slice(1, -1),
-	);
-}
-
 /** The whole text: neighbouring tokens differ in shade, trained ones are green. */
 function text({ texts }: InspectedRow, color: boolean): string {
 	const colors = pc.createColors(color);
@@ -76,7 +73,7 @@ function text({ texts }: InspectedRow, color: boolean): string {
 		open = trained;
 		const shade = trained ? (i % 2 === 0 ? colors.green : colors.greenBright) : i % 2 === 0 ? colors.dim : String;
 		// A colour that continues past the end of a line would colour a pager's own text.
-		const lines = visible(token.text).split("\n");
+		const lines = escapeControls(token.text).split("\n");
 		out += lines.map((line) => (line === "" ? "" : shade(line))).join("\n");
 	}
 	if (!color && open) out += "»";

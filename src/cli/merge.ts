@@ -3,12 +3,15 @@ import { readdir } from "node:fs/promises";
 import { choiceOrNone, requiredString, trainingSchema } from "../config/index.js";
 import { exists } from "../disk/folders.js";
 import { ArlError } from "../errors.js";
+import { modelFolder } from "../hub/index.js";
 import { loadNative, type Native } from "../native.js";
+import { liveLine } from "../report/live.js";
 import { parseCommand } from "./command.js";
+import { fetchingOn } from "./fetching.js";
 
 const { model_name_or_path } = trainingSchema.shape;
 
-const COMMAND = {
+export const COMMAND = {
 	name: "arl merge",
 	usage: "--model_name_or_path DIR --adapter DIR --output_dir DIR [--dtype TYPE]",
 	about: `Merges an adapter (LoRA) into its model, in float32, and writes a model in Hugging Face's layout:
@@ -34,7 +37,11 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 	const { model_name_or_path: model, adapter, output_dir: out, dtype } = given.flags;
 	if ((await exists(out)) && (await readdir(out)).length > 0)
 		throw new ArlError("ARL_CONFIG", `output_dir: ${out} is not empty`, "Choose a new folder for the merged model.");
-	await core().mergeAdapter(model, adapter, out, dtype ?? undefined);
+	const live = liveLine(process.stderr);
+	const fetch = { weights: true, progress: fetchingOn(live) };
+	const found = await modelFolder(model, fetch).finally(() => live?.clear());
+	if (found.notice !== null) process.stderr.write(`${found.notice}\n`);
+	await core().mergeAdapter(found.path, adapter, out, dtype ?? undefined);
 	process.stdout.write(`${out}\n`);
 	return 0;
 }

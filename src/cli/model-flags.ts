@@ -5,7 +5,8 @@ import { described, integer, number, stringOrNone, trainingSchema, type Values }
 import type { ChatMessage } from "../data/sources/record.js";
 import { ArlError, messageOf, toArlError } from "../errors.js";
 
-const { seed, threads, device, bf16, chat_template, thinking } = trainingSchema.shape;
+const { seed, threads, device, bf16, chat_template, thinking, load_in_4bit, use_bnb_nested_quant } =
+	trainingSchema.shape;
 
 /** How a model is opened. */
 export const MODEL_FLAGS = {
@@ -13,6 +14,8 @@ export const MODEL_FLAGS = {
 	bf16: described(bf16, "Compute in bfloat16; auto: on a GPU."),
 	threads,
 	adapter: stringOrNone({ expects: "a folder", description: "Folder of an adapter (LoRA) of the model." }),
+	load_in_4bit: described(load_in_4bit, "Keep the weights of linear layers in 4 bits (NF4)."),
+	use_bnb_nested_quant: described(use_bnb_nested_quant, "With `load_in_4bit`: keep their scales in 8 bits."),
 	chat_template,
 	thinking,
 };
@@ -50,6 +53,7 @@ export function modelOptions(flags: Values<typeof MODEL_FLAGS>): ModelOptions {
 		bf16: flags.bf16,
 		...(flags.threads !== null && { threads: flags.threads }),
 		...(flags.adapter !== null && { adapter: flags.adapter }),
+		...(flags.load_in_4bit && { loadIn4bit: true, nestedQuant: flags.use_bnb_nested_quant }),
 		...(flags.chat_template !== null && { chatTemplate: flags.chat_template }),
 		...(flags.thinking !== null && { thinking: flags.thinking }),
 	};

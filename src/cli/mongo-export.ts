@@ -10,7 +10,7 @@ import { DATABASE, leftOut, withDatabase } from "./mongo-database.js";
 
 const { db_source, split, db_match, max_trained_count, on_bad_row } = trainingSchema.shape;
 
-const COMMAND = {
+export const COMMAND = {
 	name: "arl mongo export",
 	usage: "--db_connection_string URI --out FILE [--OPTION VALUE ...]",
 	about: "Writes the rows that `arl train` would read into a file. Changes nothing in the database.",

@@ -11,7 +11,7 @@ import { liveLine } from "../report/live.js";
 import { JSON_FLAG, parseCommand } from "./command.js";
 import { DATABASE, leftOut, withDatabase } from "./mongo-database.js";
 
-const COMMAND = {
+export const COMMAND = {
 	name: "arl mongo import",
 	usage: "FILE... --db_connection_string URI [--OPTION VALUE ...]",
 	about: `Writes rows of files into AgentRL's collections. Importing the same rows again changes nothing.

@@ -4,7 +4,7 @@ import { jsonLine } from "../report/index.js";
 import { JSON_FLAG, parseCommand } from "./command.js";
 import { DATABASE, withDatabase } from "./mongo-database.js";
 
-const COMMAND = {
+export const COMMAND = {
 	name: "arl mongo status",
 	usage: "--db_connection_string URI [--json]",
 	about: "Shows what AgentRL's collections hold. Changes nothing.",

@@ -2,6 +2,7 @@
 import pc from "picocolors";
 import {
 	GPU_SIZES,
+	generatedSize,
 	MOST_TOKENS,
 	memoryChanges,
 	type Planned,
@@ -19,7 +20,7 @@ import { dtypeOf, zeroOf, zeroText } from "../run/setup/options.js";
 import { JSON_FLAG } from "./command.js";
 import { resolveCommand, withOptions } from "./resolve.js";
 
-const COMMAND = withOptions({
+export const COMMAND = withOptions({
 	name: "arl plan",
 	usage: "[CONFIG] [--tokens N] [--OPTION VALUE ...]",
 	about: `Shows the memory that a run takes, by category, and what would save some:
@@ -100,6 +101,7 @@ function asJson(planned: Planned): Record<string, unknown> {
 		sequences: size.maxSequences,
 		evalTokens: size.evalMaxTokens ?? null,
 		evalSequences: size.evalMaxSequences ?? null,
+		...generatedSize(size),
 		categories: plan.categories,
 		totalBytes: plan.totalBytes,
 		hostCategories: plan.hostCategories,
@@ -124,6 +126,7 @@ const grouped = (value: number) => value.toLocaleString("en-US");
 function asText(planned: Planned): string {
 	const { model, args, device, info, host, size, plan } = planned;
 	const { bold } = pc.createColors(wantsColor(process.stdout));
+	const { evalReplies, evalPromptTokens } = generatedSize(size);
 	const where = info === undefined ? device : device === "cpu" ? info.name : `${device} (${info.name})`;
 	const kept = [
 		dtypeOf(args),
@@ -139,6 +142,7 @@ function asText(planned: Planned): string {
 		...(size.evalMaxTokens === undefined
 			? []
 			: [`evaluation of up to ${batchText(size.evalMaxTokens, size.evalMaxSequences ?? 1)} at a time`]),
+		...(evalReplies === null || evalPromptTokens === null ? [] : [repliesText(evalReplies, evalPromptTokens)]),
 		"",
 		bold(heading(args.dp_size > 1 ? "memory of each rank" : device === "cpu" ? "memory" : "GPU memory")),
 		...table(plan.categories, plan.totalBytes),
@@ -161,6 +165,11 @@ function asText(planned: Planned): string {
 
 function batchText(tokens: number, sequences: number): string {
 	return `${grouped(tokens)} tokens in ${sequences === 1 ? "1 sequence" : `${grouped(sequences)} sequences`}`;
+}
+
+function repliesText(replies: number, tokens: number): string {
+	const many = replies === 1 ? "1 row" : `${grouped(replies)} rows`;
+	return `generated replies to up to ${many} of ${grouped(tokens)} tokens at a time`;
 }
 
 function heading(name: string, unit = "GiB"): string {

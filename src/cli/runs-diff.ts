@@ -4,7 +4,7 @@ import { difference, differenceText } from "../report/runs/describe.js";
 import { JSON_FLAG, parseCommand } from "./command.js";
 import { runAt } from "./runs.js";
 
-const COMMAND = {
+export const COMMAND = {
 	name: "arl runs diff",
 	usage: "DIR DIR ...",
 	about: "Shows the options in which runs differ, and the figures that each reached. Each DIR is an output_dir.",

@@ -4,7 +4,7 @@ import { runJson, runsTable } from "../report/runs/describe.js";
 import { JSON_FLAG, parseCommand } from "./command.js";
 import { runsIn } from "./runs.js";
 
-const COMMAND = {
+export const COMMAND = {
 	name: "arl runs ls",
 	usage: "[DIR ...]",
 	about: "Lists the runs in the folders and up to three levels below them; without one, in the working directory.",

@@ -7,7 +7,7 @@ import { Sinks, type SinksOptions } from "../report/sinks/sinks.js";
 import { parseCommand } from "./command.js";
 import { runAt } from "./runs.js";
 
-const COMMAND = {
+export const COMMAND = {
 	name: "arl runs send",
 	usage: "DIR [--seconds X]",
 	about: `Sends what the services of report_to have missed of a run that has ended, and nothing twice. DIR is its output_dir. Takes

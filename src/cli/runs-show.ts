@@ -4,7 +4,7 @@ import { runJson, runText } from "../report/runs/describe.js";
 import { JSON_FLAG, parseCommand } from "./command.js";
 import { runAt } from "./runs.js";
 
-const COMMAND = {
+export const COMMAND = {
 	name: "arl runs show",
 	usage: "DIR",
 	about: "Shows what a run reached, its memory, checkpoints, warnings and options. DIR is its output_dir.",

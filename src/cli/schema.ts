@@ -2,7 +2,7 @@
 import { configJsonSchema } from "../config/index.js";
 import { parseCommand } from "./command.js";
 
-const COMMAND = {
+export const COMMAND = {
 	name: "arl schema",
 	usage: "> arl.schema.json",
 	about: "Prints the JSON Schema of a configuration file of `arl train`.",

@@ -13,7 +13,7 @@ import { RankedRun } from "./ranks.js";
 import { resolveCommand, withOptions } from "./resolve.js";
 import { onStopSignals } from "./signals.js";
 
-const COMMAND = withOptions({
+export const COMMAND = withOptions({
 	name: "arl train",
 	usage: "[CONFIG] [--OPTION VALUE ...]",
 	about: `Fine-tunes a Qwen model on chat rows:
@@ -35,7 +35,7 @@ async function makeReporter(json: boolean, plain: boolean): Promise<Reporter> {
 	}
 	const live = !plain && isTerminal(process.stderr);
 	const trace = Boolean(process.env.ARL_DEBUG);
-	return new TextReporter({ stream: process.stderr, live, color: wantsColor(process.stderr), trace });
+	return new TextReporter({ stream: process.stderr, live, color: wantsColor(process.stderr), trace, explain: true });
 }
 
 /** Runs the command; gives the exit code. `core`: the native part; only tests give another one. */

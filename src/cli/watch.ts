@@ -9,7 +9,7 @@ import { parseCommand } from "./command.js";
 import { runAt } from "./runs.js";
 import { stoppable } from "./signals.js";
 
-const COMMAND = {
+export const COMMAND = {
 	name: "arl watch",
 	usage: "DIR [--every SECONDS]",
 	about: `Shows a run as it goes, from the files in its output_dir: figures and curves that are drawn over, or a line for each

@@ -180,13 +180,12 @@ export const NOT_BUILT: Readonly<Record<string, NotBuilt>> = {
 		packing_strategy: ["bfd"],
 	}),
 	...notBuilt("samples are always packed next to each other without padding", { padding_free: [true, false] }),
-	...notBuilt("DoRA's magnitudes are not built; LoRA is", { use_dora: [false] }),
-	...notBuilt("weights in 4 or 8 bits are not built; `bf16` takes two bytes a frozen weight", {
-		load_in_4bit: [false],
+	...notBuilt("weights in 8 bits are not built; `load_in_4bit` takes half a byte a frozen weight", {
 		load_in_8bit: [false],
+	}),
+	...notBuilt("weights in 4 bits are NF4, two a byte", {
 		bnb_4bit_quant_type: ["nf4"],
-		bnb_4bit_quant_storage: [null],
-		use_bnb_nested_quant: [false],
+		bnb_4bit_quant_storage: [null, "uint8"],
 	}),
 	...notBuilt("only language models are trained", { lora_task_type: ["CAUSAL_LM"] }),
 	...notBuilt("tokens that end or fill a sample come from the tokenizer's files", {

@@ -138,6 +138,7 @@ const ADAPTER_OPTIONS = [
 	"lora_target_parameters",
 	"lora_modules_to_save",
 	"use_rslora",
+	"use_dora",
 ] as const;
 
 /** Options of adapters where there are none, or where another adapter's configuration decides. */
@@ -156,6 +157,12 @@ function checkAdapters(
 				"Leave it out, or train a new adapter without adapter_name_or_path.",
 			);
 		} else if (!args.use_peft) add(`${shown(name)} has no meaning without use_peft`, "Add --use_peft.");
+	}
+	const { load_in_4bit: inFourBits, use_bnb_nested_quant: nested } = args;
+	if (nested && !inFourBits)
+		add(`${shown("use_bnb_nested_quant")} has no meaning without load_in_4bit`, "Add --load_in_4bit.");
+	if (inFourBits && !continued && !args.use_peft) {
+		add(`${shown("load_in_4bit")} freezes the weights, and nothing else would be trained`, "Add --use_peft.");
 	}
 	if (!continued && !args.use_peft) {
 		if (args.merge_adapter) add(`${shown("merge_adapter")} has no meaning without use_peft`, "Add --use_peft.");

@@ -155,7 +155,9 @@ export function choice<const T extends readonly [string, ...string[]]>(
 
 /** Some of a fixed set, empty by default; one alone is read as a list of one, and `none` as an empty list. */
 export function choices<const T extends readonly [string, ...string[]]>(names: T, about: About) {
-	const one = z.enum(["none", ...names] as unknown as readonly ["none", ...T]);
+	type One = "none" | T[number];
+	// The type of `z.enum` over a generic tuple does not compile where a user checks the types of packages.
+	const one = z.enum(["none", ...names]) as unknown as z.ZodType<One, One>;
 	const schema = z
 		.union([one, z.array(one)])
 		.default([])

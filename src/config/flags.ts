@@ -202,3 +202,40 @@ function unknownFlag(flag: string, set: FlagSet): ArlError {
 function helpOf({ name }: FlagSet): string {
 	return `\`${name} --help\` lists every option.`;
 }
+
+/** A flag as a shell offers it. */
+export interface OfferedFlag {
+	/** Without the dashes. */
+	name: string;
+	description: string;
+	/** How many words behind it are its value. `maybe`: the next one, if it can be. */
+	takes: "none" | "maybe" | "one" | "many";
+	/** The values that there are; empty: any. */
+	values: readonly string[];
+	/** Whether a value is a path. */
+	paths: boolean;
+}
+
+/** All flags of a command: its own, then those of the options of a run, each under its first name. */
+export function offeredFlags({ flags, takesOptions }: FlagSet): OfferedFlag[] {
+	const all: Fields = takesOptions ? { ...flags, ...trainingSchema.shape } : flags;
+	const offered = Object.entries(all).map(([name, field]): OfferedFlag => {
+		const { kind, switch: isSwitch, choices, description, expects } = metaOf(field);
+		const many = kind === "strings" || kind === "numbers" || kind === "map";
+		return {
+			name,
+			description,
+			takes: kind === "flag" ? "none" : isSwitch ? "maybe" : many ? "many" : "one",
+			values: choices ?? (kind === "boolean" ? ["true", "false"] : []),
+			paths: (kind === "string" || kind === "strings") && /folder|file/.test(expects),
+		};
+	});
+	const help: OfferedFlag = {
+		name: "help",
+		description: "Show what it takes.",
+		takes: "none",
+		values: [],
+		paths: false,
+	};
+	return [...offered, help];
+}

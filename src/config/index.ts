@@ -19,7 +19,7 @@ export {
 	type Values,
 } from "./fields.js";
 export { findConfig, loadConfigFile } from "./file.js";
-export { checkFlags, type FlagSet, parseFlags } from "./flags.js";
+export { checkFlags, type FlagSet, type OfferedFlag, offeredFlags, parseFlags } from "./flags.js";
 export {
 	configJsonSchema,
 	formatFlags,

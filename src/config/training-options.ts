@@ -8,7 +8,9 @@ export interface TrainingOptions {
 
 	/**
 	 * Folder of the model in Hugging Face's layout: config.json, safetensors weights, tokenizer.json and a chat
-	 * template. Nothing is downloaded. Expected: a folder.
+	 * template. Or its name on the Hub, such as `Qwen/Qwen3-0.6B` or `OWNER/NAME@REVISION`: what the Hub's cache lacks
+	 * is fetched into it. A local folder of that name comes first; `hf://OWNER/NAME` always means the Hub. Expected: a
+	 * folder, or OWNER/NAME of the Hugging Face Hub.
 	 */
 	model_name_or_path: string;
 	/**
@@ -35,7 +37,8 @@ export interface TrainingOptions {
 
 	/**
 	 * Files of rows: JSONL, JSON, Parquet or CSV, plain or compressed with gzip or zstd; the content of a file decides,
-	 * not its name. From a folder the files of `split` are read. Several entries are read in turn, or mixed by
+	 * not its name. From a folder the files of `split` are read. `hf://datasets/OWNER/NAME/PATH` (or `NAME@REVISION`) is
+	 * a file, folder or glob of a data set on the Hugging Face Hub. Several entries are read in turn, or mixed by
 	 * `train_weights`. Expected: files, folders or globs.
 	 * @default []
 	 */

@@ -3,7 +3,7 @@
  * everything first (`probe.ts`). Knows the addon, and nothing of runs.
  */
 import { spawnSync } from "node:child_process";
-import { existsSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { dirname, join } from "node:path";
 import { ADDON_LOADER, type CudaReport, loadCudaNative, type Native, PACKAGE_FOLDER } from "../native.js";
@@ -25,8 +25,11 @@ export interface CudaFinding {
 	problem: CudaProblem | null;
 }
 
-/** The npm package that the CUDA addon may come in. */
-const ADDON_PACKAGE = "arl-linux-x64-gnu-cuda";
+/** The npm package that the CUDA addon may come in, named after this one. */
+function addonPackage(): string {
+	const { name, napi } = JSON.parse(readFileSync(join(PACKAGE_FOLDER, "package.json"), "utf8"));
+	return `${napi?.packageName ?? name}-linux-x64-gnu-cuda`;
+}
 
 /** How long the probe may take; a driver that hangs must not hang every run. */
 const PROBE_MS = 60_000;
@@ -41,7 +44,7 @@ function addonFile(): string | null {
 	const built = join(PACKAGE_FOLDER, "arl.linux-x64-gnu-cuda.node");
 	if (existsSync(built)) return built;
 	try {
-		return createRequire(import.meta.url).resolve(ADDON_PACKAGE);
+		return createRequire(import.meta.url).resolve(addonPackage());
 	} catch {
 		return null;
 	}
@@ -76,7 +79,7 @@ const NOTHING: CudaReport = { devices: [], libraries: [] };
 
 function addonProblem(addon: string | null, found: ReturnType<typeof probe>, native: Native): CudaProblem | null {
 	const clone = existsSync(join(PACKAGE_FOLDER, "Cargo.toml"));
-	const hint = clone ? "Run `npm run build:cuda`." : `Run \`npm install ${ADDON_PACKAGE}@${native.version()}\`.`;
+	const hint = clone ? "Run `npm run build:cuda`." : `Run \`npm install ${addonPackage()}@${native.version()}\`.`;
 	if (addon === null) return { kind: "noAddon", message: "the CUDA addon is not installed", hint };
 	if (found.end !== undefined) {
 		return { kind: "addon", message: `the CUDA addon ends the process that loads it (${found.end}): ${addon}`, hint };

@@ -1,13 +1,18 @@
 /** Writes files so that a file under its final name is complete, even after a crash of the machine. */
-import { open, rename, rm } from "node:fs/promises";
+import { open, rename, rm, stat } from "node:fs/promises";
 import { toArlError } from "../errors.js";
 
 /** The suffix of a file's name until it is complete. */
 export const PARTIAL = ".partial";
 
-/** Forces a file or a folder to disk. */
-export async function syncPath(path: string): Promise<void> {
-	const handle = await open(path, "r");
+/**
+ * Forces a file or a folder to disk. Windows syncs only what is open for writing, and no folder: NTFS keeps names in its own
+ * journal.
+ */
+export async function syncPath(path: string, platform: NodeJS.Platform = process.platform): Promise<void> {
+	const windows = platform === "win32";
+	if (windows && (await stat(path)).isDirectory()) return;
+	const handle = await open(path, windows ? "r+" : "r");
 	try {
 		await handle.sync();
 	} finally {

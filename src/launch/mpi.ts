@@ -49,7 +49,9 @@ export function mpirunArguments({ kind }: Pick<Mpirun, "kind">, ranks: number, r
 	return [...count, "--bind-to", "none", "--oversubscribe", ...(root ? ["--allow-run-as-root"] : [])];
 }
 
-const NAMES = { standard: "libmpi_abi.so.1", openMpi: "libmpi.so.40", mpich: "libmpi.so.12" };
+const LINUX_NAMES = { standard: "libmpi_abi.so.1", openMpi: "libmpi.so.40", mpich: "libmpi.so.12" };
+const MACOS_NAMES = { standard: "libmpi_abi.1.dylib", openMpi: "libmpi.40.dylib", mpich: "libmpi.12.dylib" };
+const NAMES = process.platform === "darwin" ? MACOS_NAMES : LINUX_NAMES;
 
 /** Libraries to try, best first: what `ARL_MPI` names alone; else one next to a program that started this process; else the loader's. */
 export function mpiLibraries(

@@ -13,9 +13,16 @@ export const STOP_SIGNAL = "SIGUSR2";
 /**
  * Runs `command` on `ranks` ranks; gives `mpirun`'s exit code.
  *
- * @throws ArlError `ARL_DEVICE` where none is installed.
+ * @throws ArlError `ARL_DEVICE` where none is installed, and on Windows.
  */
 export async function startRanks(ranks: number, command: readonly string[]): Promise<number> {
+	if (process.platform === "win32") {
+		throw new ArlError(
+			"ARL_DEVICE",
+			`nproc_per_node ${ranks}: several ranks need Linux or macOS`,
+			"Train with one process, or under WSL.",
+		);
+	}
 	const mpirun = findMpirun(process.env.PATH);
 	if (mpirun === null) {
 		throw new ArlError(

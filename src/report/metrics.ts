@@ -2,7 +2,7 @@
  * `metrics.jsonl`: one JSON object a line, appended and on disk at once, so that a run that is killed keeps what it logged.
  * Knows nothing of what the lines hold but `step`.
  */
-import { closeSync, fstatSync, fsyncSync, ftruncateSync, openSync, readFileSync } from "node:fs";
+import { closeSync, fstatSync, fsyncSync, openSync, readFileSync, truncateSync } from "node:fs";
 import { join } from "node:path";
 import { writeAll } from "../disk/write-all.js";
 import { toArlError } from "../errors.js";
@@ -38,7 +38,8 @@ export class MetricsFile {
 	static open(path: string, resumed?: Resumed): MetricsFile {
 		try {
 			const file = openSync(path, "a");
-			ftruncateSync(file, resumed === undefined ? 0 : keptBytes(readFileSync(path), resumed));
+			// By its path: Windows cuts no file through a handle that only appends.
+			truncateSync(path, resumed === undefined ? 0 : keptBytes(readFileSync(path), resumed));
 			return new MetricsFile(path, file);
 		} catch (error) {
 			throw toArlError(error, path);
@@ -55,7 +56,7 @@ export class MetricsFile {
 		} catch (error) {
 			const failure = toArlError(error, this.path);
 			try {
-				ftruncateSync(this.#file, before);
+				truncateSync(this.path, before);
 			} catch (second) {
 				failure.suppressed.push(toArlError(second, this.path));
 			}

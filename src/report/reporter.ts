@@ -8,7 +8,7 @@ import type { ArlError } from "../errors.js";
 import { formatError } from "../errors.js";
 import type { EventOf, TrainEvent } from "../events.js";
 import { bytes, count, droppedImages, duration, jsonLine, measure, percent, rate, rowsText } from "./format.js";
-import { LiveLine, type Part, type Terminal } from "./live.js";
+import { fitParts, LiveLine, type Part, type Terminal } from "./live.js";
 import { METRICS_FILE } from "./metrics.js";
 
 /** Somebody who shows a run. */
@@ -30,6 +30,8 @@ export interface ReporterOptions {
 	color: boolean;
 	/** Errors with their trace. */
 	trace?: boolean;
+	/** Errors without a hint point to `arl explain`. */
+	explain?: boolean;
 	now?: () => number;
 }
 
@@ -69,6 +71,9 @@ export class TextReporter implements Reporter {
 				break;
 			case "check":
 				this.#line(`${green("ok")} ${event.name}: ${event.message}`);
+				break;
+			case "download":
+				this.#download(event);
 				break;
 			case "rows_skipped":
 				this.#rowsSkipped(event);
@@ -139,6 +144,15 @@ export class TextReporter implements Reporter {
 		}
 		if (event.rows.length > shown) {
 			this.#line(`  and ${event.rows.length - shown} more; --disable_tqdm and --json name every one`);
+		}
+	}
+
+	#download(event: EventOf<"download">): void {
+		const parts = downloadParts(event);
+		if (this.#live) this.#live.show(parts);
+		else if (event.seconds - this.#filled >= FILL_EVERY) {
+			this.#filled = event.seconds;
+			this.#line(fitParts(parts, Number.POSITIVE_INFINITY));
 		}
 	}
 
@@ -248,6 +262,18 @@ export class TextReporter implements Reporter {
 		if ((event.outcome === "interrupted" || event.outcome === "stopped") && event.modelPath !== null)
 			this.#line("resume with --resume_from_checkpoint latest");
 	}
+}
+
+/** What the live line says of fetching. */
+export function downloadParts({ name, bytes: done, totalBytes, seconds }: Omit<EventOf<"download">, "type">): Part[] {
+	const speed = seconds > 0 ? done / seconds : 0;
+	return [
+		{ text: `fetching ${name}`, keep: 9 },
+		{ text: bar(totalBytes > 0 ? done / totalBytes : 1), keep: 0 },
+		{ text: `${bytes(done)} of ${bytes(totalBytes)}`, keep: 7 },
+		{ text: `${bytes(speed)}/s`, keep: 3 },
+		{ text: speed > 0 ? `${duration((totalBytes - done) / speed)} left` : "", keep: 5 },
+	];
 }
 
 /** What the live line says of an evaluation. */

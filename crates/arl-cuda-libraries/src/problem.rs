@@ -3,7 +3,7 @@
 use crate::find::{Attempt, NOT_THERE};
 use crate::places::{Surroundings, cache_folder};
 use crate::report::{Gpu, LibraryReport};
-use crate::{CUDNN, LIBRARY_WHEELS};
+use crate::{CUDNN, library_wheels};
 
 /// The CUDA version of the addon's libraries and kernels, times 1000, as drivers count.
 pub const CUDA_VERSION: i32 = 13_000;
@@ -45,14 +45,14 @@ pub fn version_text(version: i32) -> String {
     format!("{}.{}", version / 1000, version % 1000 / 10)
 }
 
-/// The one command that supplies every library.
+/// The one command of pip that supplies every library; `arl cuda install` does the same without Python.
 pub fn install_command(machine: &dyn Surroundings) -> String {
     let target = cache_folder(machine).map_or(String::new(), |folder| {
         let folder = folder.join("libraries").display().to_string();
         let quoted = if folder.contains(' ') { format!("'{folder}'") } else { folder };
         format!(" --target {quoted}")
     });
-    let wheels: Vec<&str> = LIBRARY_WHEELS.split_whitespace().collect();
+    let wheels: Vec<String> = library_wheels().map(|wheel| format!("{}=={}", wheel.name, wheel.version)).collect();
     // No dependencies: the list is whole. `--upgrade`, because pip leaves a folder alone that is there.
     format!("python3 -m pip install --no-deps --upgrade{target} {}", wheels.join(" "))
 }
@@ -131,7 +131,11 @@ pub fn answered(
     let missing: Vec<&str> = missing.map(|found| found.library.soname).collect();
     (!missing.is_empty()).then(|| {
         let message = format!("CUDA libraries are missing: {}", missing.join(", "));
-        problem(ProblemKind::Libraries, message, format!("Run `{}`", install_command(machine)))
+        problem(
+            ProblemKind::Libraries,
+            message,
+            format!("Run `npx arl cuda install`, or with Python `{}`", install_command(machine)),
+        )
     })
 }
 

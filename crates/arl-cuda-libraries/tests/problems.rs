@@ -9,7 +9,7 @@ use arl_cuda_libraries::problem::{
     Problem, ProblemKind, answered, capability_problem, inexact_products, install_command, no_driver,
 };
 use arl_cuda_libraries::report::{Gpu, LibraryReport};
-use arl_cuda_libraries::{CUDNN, DRIVER, LIBRARIES};
+use arl_cuda_libraries::{CUDNN, DRIVER, LIBRARIES, LIBRARY_WHEELS, library_wheels};
 use support::Paper;
 
 fn gpu(ordinal: u32, capability: (i32, i32)) -> Gpu {
@@ -66,11 +66,23 @@ fn missing_libraries_are_named_with_the_command_that_supplies_them() {
     assert_eq!(problem.message, "CUDA libraries are missing: libcurand.so.10, libcublas.so.13");
     assert!(
         problem.hint.starts_with(
-            "Run `python3 -m pip install --no-deps --upgrade --target /home/me/.cache/arl/cuda/libraries nvidia-"
+            "Run `npx arl cuda install`, or with Python `python3 -m pip install --no-deps --upgrade --target \
+             /home/me/.cache/arl/cuda/libraries nvidia-"
         ),
         "{}",
         problem.hint
     );
+}
+
+#[test]
+fn every_wheel_is_pinned_by_version_and_hash() {
+    let wheels: Vec<_> = library_wheels().collect();
+    assert_eq!(wheels.len(), LIBRARY_WHEELS.lines().count());
+    for wheel in wheels {
+        assert!(wheel.name.starts_with("nvidia-"), "{wheel:?}");
+        assert!(wheel.version.split('.').all(|part| part.parse::<u32>().is_ok()), "{wheel:?}");
+        assert!(wheel.sha256.len() == 64 && wheel.sha256.bytes().all(|byte| byte.is_ascii_hexdigit()), "{wheel:?}");
+    }
 }
 
 #[test]

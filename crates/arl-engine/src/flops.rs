@@ -1,6 +1,6 @@
 //! Model FLOPs of training, by the formula that figures of speed are quoted with. Recomputation is not counted.
 
-use arl_model::{Adapter, Lora, Mlp, ModelConfig, tensor_table};
+use arl_model::{Adapter, Lora, Mixer, Mlp, ModelConfig, Projection, tensor_table};
 
 /// Parameters and FLOPs of a model.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -10,10 +10,11 @@ pub struct Flops {
     /// Those that are trained; with adapters, theirs.
     pub trained: usize,
     /// FLOPs a token, forward and backward, without attention's share: 6 x the parameters of the matrix products that a
-    /// token meets (of a mixture of experts, those of the chosen ones), the head included, the embedding not. With adapters 4 x
+    /// token meets (of a mixture of experts, those of the chosen ones), the head included, the embedding not; and
+    /// `18 Hv K V` a layer of the gated delta rule, whose recurrence this is without chunks. With adapters 4 x
     /// these, as frozen weights have no gradients, and 6 x the adapters' own; whole copies count as frozen.
     pub per_token: f64,
-    /// Attention's FLOPs for a token of a sequence of length `n` are `attention * n`: `6 L Hq d`, for causal attention
+    /// Attention's FLOPs for a token of a sequence of length `n` are `attention * n`: `6 L Hq d`, over `L` layers of causal attention
     /// (half of the full square). Windows are not accounted for.
     pub attention: f64,
 }
@@ -23,30 +24,48 @@ impl Flops {
     pub fn of(config: &ModelConfig) -> Self {
         let hidden = config.hidden_size;
         let heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads;
+        let heads = if config.attention_gate { heads + config.num_attention_heads } else { heads };
         let attention = hidden * config.head_dim * heads;
+        // Of the delta rule: its products, and what its recurrence comes to in multiplications with additions.
+        let mixers = config.layers.iter().map(|layer| match &layer.mixer {
+            Mixer::Attention { .. } => attention,
+            Mixer::Delta(delta) => {
+                let (heads, values) = (delta.linear_num_value_heads, delta.value_columns());
+                let products = hidden * (delta.channels() + 2 * values + 2 * heads);
+                products + 3 * values * delta.linear_key_head_dim
+            }
+        });
+        let attentions = config.layers.iter().filter(|layer| matches!(layer.mixer, Mixer::Attention { .. })).count();
         let mlps: usize = config
             .layers
             .iter()
             .map(|layer| match &layer.mlp {
                 Mlp::Dense { intermediate } => 3 * hidden * intermediate,
-                Mlp::Moe(moe) => hidden * (moe.num_experts + 3 * moe.num_experts_per_tok * moe.moe_intermediate_size),
+                Mlp::Moe(moe) => {
+                    let shared = moe.shared_expert_intermediate_size.map_or(0, |width| 3 * width + 1);
+                    hidden * (moe.num_experts + 3 * moe.num_experts_per_tok * moe.moe_intermediate_size + shared)
+                }
             })
             .sum();
-        let products = config.layers.len() * attention + mlps + config.vocab_size * hidden;
+        let products = mixers.sum::<usize>() + mlps + config.vocab_size * hidden;
         let parameters = tensor_table(config).iter().map(arl_model::TensorSpec::elements).sum();
         Flops {
             parameters,
             trained: parameters,
             per_token: 6.0 * products as f64,
-            attention: 6.0 * (config.layers.len() * config.num_attention_heads * config.head_dim) as f64,
+            attention: 6.0 * (attentions * config.num_attention_heads * config.head_dim) as f64,
         }
     }
 
     /// Those of a configuration with adapters.
     pub fn adapted(config: &ModelConfig, lora: &Lora) -> Self {
         let all = Self::of(config);
-        let sides = |adapter: &Adapter| adapter.sides(config);
-        let own: usize = lora.adapters.iter().map(|adapter| adapter.rank * (sides(adapter).0 + sides(adapter).1)).sum();
+        let own = |adapter: &Adapter| match (adapter.projection, adapter.sides(config)) {
+            // Its A is looked up.
+            (Projection::Embedding, (_, output)) => adapter.rank * output,
+            (_, (input, output)) => adapter.rank * (input + output),
+        };
+        let own: usize = lora.adapters.iter().map(own).sum();
         Flops { trained: lora.trained_parameters(), per_token: all.per_token * 4.0 / 6.0 + 6.0 * own as f64, ..all }
     }
 }

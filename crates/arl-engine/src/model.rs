@@ -3,13 +3,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use arl_model::{Block, Error, ErrorCode, Lora, ModelConfig, Result, Role, RopeTable};
+use arl_model::{Block, Error, ErrorCode, Lora, ModelConfig, Projection, Result, Role, RopeTable};
 
 use crate::attention;
 use crate::backend::{DType, DeviceKind, NormWeight};
 use crate::blocks::linear::Linear;
-use crate::blocks::{self, LowRankDropout, blocks};
-use crate::options::{EngineOptions, LoraOptions, Recompute};
+use crate::blocks::{self, Adapters, EmbeddingAdapter, LowRankDropout, blocks};
+use crate::options::{EngineOptions, LoraOptions, Nf4Options, Recompute};
 use crate::placement::cut::{Complete, Cut, Owned, owned};
 use crate::placement::store::Store;
 use crate::placement::{Param, Placement, Run};
@@ -29,6 +29,7 @@ pub(crate) struct Model {
     pub(crate) store: Store,
     /// `[vocab, hidden]`.
     pub(crate) embedding: Param,
+    pub(crate) embedding_adapter: Option<EmbeddingAdapter>,
     /// In the order of the forward pass.
     pub(crate) blocks: Vec<blocks::Block>,
     /// Which blocks each layer has.
@@ -39,6 +40,8 @@ pub(crate) struct Model {
     pub(crate) head: Linear,
     /// The lowest layer that the backward pass enters: those below it train nothing and keep nothing.
     pub(crate) lowest_layer: usize,
+    /// The lowest block that the backward pass enters, and whether the gradient of its input is of no use.
+    pub(crate) lowest_block: (usize, bool),
     /// What gradients are only ever added to: norms, biases, experts, the look-up's embedding. Products assign the others' in
     /// the first micro-batch of a step.
     pub(crate) added: Vec<Added>,
@@ -71,17 +74,24 @@ impl Model {
     /// # Errors
     /// `ARL_CONFIG` for options that contradict the model or the kind of device.
     pub(crate) fn new(config: &ModelConfig, options: &EngineOptions, kind: DeviceKind) -> Result<Self> {
+        // A folder in NF4 says itself how its scales are kept.
+        let load_in_4bit = config.nf4.map(|nested| Nf4Options { nested }).or(options.load_in_4bit);
+        let options = &EngineOptions { load_in_4bit, ..options.clone() };
         options.check()?;
         let lora = options.lora.as_ref().map(|lora| adapted(config, lora)).transpose()?;
         let config = lora.as_ref().map_or(config, |(lora, _)| &lora.model);
         let shape = Shape::new(config);
         kind.check(&shape)?;
-        if config.attention_gate {
-            return Err(Error::new(ErrorCode::Config, "an output gate of attention is not built"));
+        if lora.as_ref().is_some_and(|(lora, _)| lora.config.use_dora)
+            && (kind != DeviceKind::Cpu || options.dtype != DType::F32)
+        {
+            return Err(Error::new(ErrorCode::Config, "use_dora is built for float32 on the CPU").hint(
+                "add --device cpu --bf16 false, or leave use_dora out: LoRA is built for every type and device",
+            ));
         }
         let mut placement = match &lora {
-            None => Placement::new(config, &options.frozen)?,
-            Some((lora, _)) => Placement::adapted(lora)?,
+            None => Placement::new(config, &options.frozen, load_in_4bit.is_some())?,
+            Some((lora, _)) => Placement::adapted(lora, load_in_4bit.is_some())?,
         };
         let ranks = options.data_parallel.filter(|_| options.zero > 0 && !options.inference_only);
         let cut = ranks.map(|ranks| Arc::new(Cut::new(&placement, ranks, options.rank, options.zero > 1)));
@@ -94,12 +104,18 @@ impl Model {
         let runs = cut.as_ref().map_or_else(|| placement.runs.clone(), |cut| cut.runs(&placement.runs, cut.rank));
         let store = Store::new(&placement, cut.as_deref(), options);
         let training = store.training.is_some();
+        if let (true, Some((lora, _))) = (training, &lora) {
+            lora.check_training()?;
+        }
         let embedding = placement.one(Block::Embedding, Role::Embedding);
-        let head = Linear::new(placement.span(Block::Head, Role::LmHead, Role::LmHead).unwrap_or(embedding));
+        let head = Linear {
+            adapters: Adapters::new(&[(placement.adapter(Block::Head, Projection::Head), config.vocab_size)]),
+            ..Linear::new(placement.span(Block::Head, Role::LmHead, Role::LmHead).unwrap_or(embedding))
+        };
         let blocks = blocks(config, &placement);
         let layer =
             |l| blocks.partition_point(|block| block.layer < l)..blocks.partition_point(|block| block.layer <= l);
-        let assigned: Vec<Param> = blocks.iter().flat_map(blocks::Block::assigned).chain([head.weight]).collect();
+        let assigned: Vec<Param> = blocks.iter().flat_map(blocks::Block::assigned).chain(head.assigned()).collect();
         Ok(Model {
             attention_library: attention::planned(options.attention, kind, shape.heads, options.dtype, training)?,
             loss_chunk: options.loss_seq_chunk_size.unwrap_or(kind.default_logits_rows(config.vocab_size)),
@@ -108,10 +124,12 @@ impl Model {
             rope: RopeTable::new(config),
             store,
             embedding,
+            embedding_adapter: placement.adapter(Block::Embedding, Projection::Embedding).map(EmbeddingAdapter),
             layers: (0..config.layers.len()).map(layer).collect(),
             final_norm: placement.one(Block::FinalNorm, Role::FinalNorm),
             head,
             lowest_layer: placement.lowest_layer,
+            lowest_block: lowest_block(&blocks, &placement),
             added: added(&placement, cut.as_deref(), &assigned),
             cut,
             runs,
@@ -163,6 +181,15 @@ fn added(placement: &Placement, cut: Option<&Cut>, assigned: &[Param]) -> Vec<Ad
         })
     };
     all.flat_map(parts).collect()
+}
+
+/// The lowest block that the backward pass enters, and whether it ends there.
+fn lowest_block(blocks: &[blocks::Block], placement: &Placement) -> (usize, bool) {
+    if placement.trains(Block::Embedding) {
+        return (0, false);
+    }
+    let lowest = blocks.iter().position(|block| placement.trains(block.name));
+    lowest.map_or((blocks.len(), false), |lowest| (lowest, blocks[lowest].may_end()))
 }
 
 /// What is adapted in a model, and the seed of its dropout.

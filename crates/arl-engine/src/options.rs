@@ -71,6 +71,8 @@ pub struct EngineOptions {
     pub frozen: Vec<String>,
     /// Train adapters of low rank next to frozen weights.
     pub lora: Option<LoraOptions>,
+    /// Keep the frozen weights of linear layers in NF4. A folder that has them so decides by itself.
+    pub load_in_4bit: Option<Nf4Options>,
     /// Who computes attention. A library's share of memory is planned where it may be used.
     pub attention: AttentionChoice,
     /// Have a device with several algorithms for a matrix product choose by measurement; off, and for inference only: the first
@@ -109,6 +111,7 @@ impl Default for EngineOptions {
             adam: Adam::default(),
             frozen: Vec::new(),
             lora: None,
+            load_in_4bit: None,
             attention: AttentionChoice::default(),
             matmul_autotune: true,
             matmul_cache: None,
@@ -127,6 +130,13 @@ pub struct LoraOptions {
     pub config: LoraConfig,
     /// Seeds A's random values, and the masks of dropout together with the step and the layer.
     pub seed: u64,
+}
+
+/// Weights in NF4.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Nf4Options {
+    /// Keep their scales in 8 bits, for 4.13 bits a weight instead of 4.5 (double quantization).
+    pub nested: bool,
 }
 
 /// AdamW's constants; weight decay is decoupled, and applies to all parameters but norms and biases.
@@ -198,6 +208,12 @@ impl EngineOptions {
         }
         if self.lora.is_some() && !self.frozen.is_empty() {
             return option("adapters freeze the model by themselves", "leave the frozen parameters out");
+        }
+        if self.load_in_4bit.is_some() && self.lora.is_none() && !self.inference_only {
+            return option(
+                "weights in 4 bits are frozen, and nothing else would be trained",
+                "add --use_peft: adapters are trained next to them",
+            );
         }
         if self.data_parallel == Some(0) {
             return option("there are 0 data-parallel ranks", "one rank is the least");

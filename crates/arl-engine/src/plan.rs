@@ -206,6 +206,7 @@ impl MemoryPlan {
         let store = &model.store;
         let own = kind.own_bytes(model.shape.widest(), plan.tokens());
         let mut categories = vec![("weights", store.weights.bytes())];
+        categories.extend(store.quantized.map(|nf4| ("weights in 4 bits", nf4.bytes())));
         let mut host_categories = Vec::new();
         if let Some(training) = &store.training {
             categories.push(("gradients", training.gradients.bytes()));

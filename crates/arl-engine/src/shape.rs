@@ -1,12 +1,13 @@
 //! What the step needs to know of a model as a whole; what differs between layers is known to their blocks.
 
-use arl_model::{Mlp, ModelConfig};
+use arl_model::{Family, Mlp, ModelConfig};
 
 use crate::backend::Heads;
 
 /// The sizes of a model.
 #[derive(Clone, Debug)]
 pub(crate) struct Shape {
+    pub(crate) family: Family,
     pub(crate) vocab: usize,
     pub(crate) hidden: usize,
     pub(crate) heads: Heads,
@@ -34,6 +35,7 @@ impl Shape {
         let expert_layers = config.layers.iter().filter(|layer| matches!(layer.mlp, Mlp::Moe(_))).count();
         let moe = config.moe.filter(|_| expert_layers > 0);
         Shape {
+            family: config.family,
             vocab: config.vocab_size,
             hidden: config.hidden_size,
             heads: Heads {

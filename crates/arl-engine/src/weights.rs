@@ -6,7 +6,7 @@ use std::path::Path;
 use half::{bf16, f16};
 
 use arl_model::{
-    Checkpoint, Error, ErrorCode, MAX_SHARD_BYTES, Result, Role, TensorSpec, WeightDtype, init_f32, save_model,
+    Checkpoint, Error, ErrorCode, Lora, MAX_SHARD_BYTES, Result, Role, TensorSpec, WeightDtype, init_f32, save_model,
 };
 
 use crate::backend::{Backend, Buffer, DType, join_master, split_master};
@@ -48,32 +48,58 @@ impl<B: Backend + ?Sized> Engine<B> {
             if frozen_alone && param.trained.is_some() {
                 continue;
             }
-            if matches!(spec.role, Role::LoraA(_) | Role::LoraB(_)) {
-                self.draw(i, self.model.lora.as_ref().map_or(0, |&(_, seed)| seed));
+            if matches!(spec.role, Role::LoraA(_) | Role::LoraB(_) | Role::LoraMagnitude(_)) {
+                self.draw(i, self.model.lora.as_ref().map_or(0, |&(_, seed)| seed))?;
                 continue;
             }
             let (name, param) = (self.source(i).name.clone(), *param);
+            if param.quantized {
+                self.load_nf4(&checkpoint, &name, param)?;
+                continue;
+            }
             for start in (0..param.len).step_by(PIECE) {
                 let len = PIECE.min(param.len - start);
                 checkpoint.read_f32_part(&name, start, &mut staging[..len])?;
                 self.write_weights(param.part(start, len), &staging[..len]);
             }
         }
+        if frozen_alone { Ok(()) } else { self.begin_magnitudes() }
+    }
+
+    /// Magnitudes of layers with fresh adapters are the norms of their weights' rows.
+    fn begin_magnitudes(&mut self) -> Result<()> {
+        let tensors = &self.model.placement.tensors;
+        let of = |tensor: &Tensor| {
+            let module = tensor.spec.name.strip_suffix(".lora_magnitude_vector")?;
+            let weight = tensors.iter().find(|other| other.spec.name.strip_suffix(".weight") == Some(module))?;
+            Some((tensor.param, weight.param))
+        };
+        let pairs: Vec<(Param, Param)> = tensors.iter().filter_map(of).collect();
+        for (magnitude, weight) in pairs {
+            let (mut values, mut norms) = (vec![0f32; weight.len], vec![0f32; magnitude.len]);
+            self.read_weights(weight, &mut values)?;
+            Lora::row_norms(&values, &mut norms);
+            self.write_weights(magnitude, &norms);
+        }
         Ok(())
     }
 
     /// Draws all weights.
     pub(crate) fn load_random(&mut self, seed: u64) -> Result<()> {
-        (0..self.model.placement.tensors.len()).for_each(|i| self.draw(i, seed));
-        Ok(())
+        (0..self.model.placement.tensors.len()).try_for_each(|i| self.draw(i, seed))?;
+        self.begin_magnitudes()
     }
 
     /// Draws the values of a tensor.
-    fn draw(&mut self, tensor: usize, seed: u64) {
+    fn draw(&mut self, tensor: usize, seed: u64) -> Result<()> {
         let param = self.model.placement.tensors[tensor].param;
         let mut values = vec![0f32; param.len];
         init_f32(&self.config, self.source(tensor), seed, &mut values);
+        if param.quantized {
+            return self.quantize(param, &values);
+        }
         self.write_weights(param, &values);
+        Ok(())
     }
 
     /// The tensor whose values another one begins with: its own, but for a head that is trained as a whole and was tied to
@@ -123,6 +149,9 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// Reads a parameter's weights back; the exact masters where there are any. Where ranks divide masters, the parameter is a
     /// part of one that this rank owns.
     pub(crate) fn read_weights(&mut self, param: Param, out: &mut [f32]) -> Result<()> {
+        if param.quantized {
+            return self.read_nf4(param, out);
+        }
         self.complete_update_in_host();
         let store = self.model.store;
         for (piece, out) in out.chunks_mut(PIECE).enumerate() {
@@ -216,6 +245,10 @@ impl<B: Backend + ?Sized> Engine<B> {
         }
         if self.is_divided() {
             return self.export_pieces(dir, dtype);
+        }
+        if self.model.store.quantized.is_some() {
+            return Err(Error::new(ErrorCode::Config, "an engine with weights in 4 bits saves no model")
+                .hint("save the model from its folder with weights in 16 bits"));
         }
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, &e))?;
         let (config, files, format) = (self.config.clone(), self.files.clone(), self.format.clone());

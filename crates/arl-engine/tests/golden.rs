@@ -54,16 +54,27 @@ fn the_shared_cases_match() {
     assert_eq!(run(&folder), golden::cases(&folder).len());
 }
 
-#[test]
-fn the_shared_adapters_match() {
+/// A folder of the shared cases, if there is one.
+fn shared(name: &str) -> Option<PathBuf> {
     let shared = std::env::var_os("ARL_SHARED").map_or_else(|| root().join("../shared"), PathBuf::from);
-    let folder = shared.join("golden/lora");
+    let folder = shared.join("golden").join(name);
     if golden::cases(&folder).is_empty() {
         eprintln!("SKIPPED: {} has no golden cases", folder.display());
-        return;
+        return None;
     }
-    // The others are about DoRA, NF4 and a family to come.
-    assert_eq!(run(&folder), 4);
+    Some(folder)
+}
+
+#[test]
+fn the_shared_hybrids_match() {
+    let Some(folder) = shared("hybrid") else { return };
+    assert_eq!(run(&folder), golden::cases(&folder).len());
+}
+
+#[test]
+fn the_shared_adapters_match() {
+    let Some(folder) = shared("lora") else { return };
+    assert_eq!(run(&folder), golden::cases(&folder).len());
 }
 
 #[test]

@@ -9,16 +9,11 @@ use std::path::Path;
 
 use arl_engine::backend::DType;
 use arl_engine::backend::cpu::CpuBackend;
-use arl_engine::{Engine, EngineOptions, GenerateOptions, Kind, LoraOptions, MicroBatch, Recompute, Weights};
-use arl_model::{ErrorCode, Lora, LoraConfig, ModelFiles, SafetensorsFile, merge_adapter, save_adapter};
-use common::{HYPER, TYPES, batch, difference, model, options};
+use arl_engine::{Engine, EngineOptions, GenerateOptions, Kind, Recompute, Weights};
+use arl_model::{ErrorCode, LoraConfig, SafetensorsFile, merge_adapter};
+use common::adapters::{LEVELS, adapter_of, batches, bits, open, scattered, trained, with};
+use common::{HYPER, TYPES, difference, model, options};
 use serde_json::{Value, json};
-
-const LEVELS: [Recompute; 4] = [Recompute::Off, Recompute::Norms, Recompute::Mlp, Recompute::Block];
-
-fn config(text: &Value) -> LoraConfig {
-    LoraConfig::from_json(&text.to_string(), Path::new("adapter_config.json")).unwrap()
-}
 
 /// Every layer, all products with one factor; and some layers of each product, each with its own factor and rank.
 fn configs() -> [Value; 2] {
@@ -29,46 +24,6 @@ fn configs() -> [Value; 2] {
             "rank_pattern": { "v_proj": 2 }, "alpha_pattern": { "k_proj": 5 },
         }),
     ]
-}
-
-fn with(base: EngineOptions, text: &Value) -> EngineOptions {
-    EngineOptions { lora: Some(LoraOptions { config: config(text), seed: 9 }), ..base }
-}
-
-fn open(name: &str, options: &EngineOptions) -> Engine<CpuBackend> {
-    Engine::open(Box::new(CpuBackend::new()), &model(name), Weights::Checkpoint, options).unwrap()
-}
-
-/// A folder with an adapter of these values by name and place.
-fn adapter_of(name: &str, text: &Value, value: impl Fn(&str, usize) -> f32) -> tempfile::TempDir {
-    let files = ModelFiles::read(&model(name)).unwrap();
-    let lora = Lora::new(&files.config().unwrap(), &config(text)).unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    save_adapter(dir.path(), &files, &lora, None, |name, out| {
-        out.iter_mut().enumerate().for_each(|(place, out)| *out = value(name, place));
-        Ok(())
-    })
-    .unwrap();
-    dir
-}
-
-/// Numbers from -0.5 to 0.5 that depend on name and place.
-fn scattered(name: &str, place: usize) -> f32 {
-    let seed = name.bytes().fold(place as u32 + 17, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(16_777_619));
-    (seed >> 8) as f32 / (1 << 24) as f32 - 0.5
-}
-
-fn batches() -> [MicroBatch; 2] {
-    [batch(&[9, 3, 21], 1), batch(&[17], 2)]
-}
-
-fn trained(engine: &Engine<CpuBackend>) -> Vec<String> {
-    engine.lora().unwrap().stored().into_iter().map(|(_, spec)| spec.name.clone()).collect()
-}
-
-fn bits(engine: &mut Engine<CpuBackend>, names: &[String], kind: Kind) -> Vec<Vec<u32>> {
-    let read = |name: &String| engine.read_tensor(name, kind).unwrap().into_iter().map(f32::to_bits).collect();
-    names.iter().map(read).collect()
 }
 
 /// `a[m, k] b[k, n]`, with either transposed where its flag says so.

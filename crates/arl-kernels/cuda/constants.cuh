@@ -75,6 +75,15 @@ constexpr int COMBINE_THREADS = 128;
 constexpr int MOST_EXPERTS = 512;
 }
 
+namespace nf4 {
+constexpr int THREADS = 256;
+// Weights of a thread.
+constexpr int STEP = 8;
+// Weights that share a scale, and scales that share one in turn.
+constexpr int BLOCK = 64;
+constexpr int NESTED_BLOCK = 256;
+}
+
 namespace optimizer {
 constexpr int THREADS = 256;
 // Parameters of a thread at a time, and times that a block repeats, so that the factor of the clipping costs little.

@@ -10,6 +10,7 @@
 #include "guard.cu"
 #include "matmul.cu"
 #include "moe.cu"
+#include "nf4.cu"
 #include "norm.cu"
 #include "optimizer.cu"
 #include "reduce.cu"

@@ -18,6 +18,8 @@ pub enum Element {
     I32,
     /// u16.
     U16,
+    /// A byte.
+    U8,
 }
 
 /// An argument of a kernel.
@@ -56,6 +58,7 @@ impl Value {
                     Element::F64 => b'd',
                     Element::I32 => b'i',
                     Element::U16 => b'u',
+                    Element::U8 => b'b',
                 };
                 let of_bytes = kind.eq_ignore_ascii_case(&b'b');
                 (of_bytes || kind.eq_ignore_ascii_case(&letter)) && written == kind.is_ascii_uppercase()

@@ -18,6 +18,8 @@ pub enum ErrorCode {
     State,
     /// The operating system refused to read or write a file.
     Io,
+    /// Something could not be fetched from a server; the core itself never fetches.
+    Network,
     /// There is not enough memory.
     Oom,
     /// A loss or a gradient is not finite.
@@ -34,13 +36,14 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// Every code, in the order of the exit codes' documentation.
-    pub const ALL: [ErrorCode; 12] = [
+    pub const ALL: [ErrorCode; 13] = [
         ErrorCode::Config,
         ErrorCode::Data,
         ErrorCode::Text,
         ErrorCode::Weights,
         ErrorCode::State,
         ErrorCode::Io,
+        ErrorCode::Network,
         ErrorCode::Oom,
         ErrorCode::NonFinite,
         ErrorCode::Device,
@@ -58,6 +61,7 @@ impl ErrorCode {
             ErrorCode::Weights => "ARL_WEIGHTS",
             ErrorCode::State => "ARL_STATE",
             ErrorCode::Io => "ARL_IO",
+            ErrorCode::Network => "ARL_NETWORK",
             ErrorCode::Oom => "ARL_OOM",
             ErrorCode::NonFinite => "ARL_NONFINITE",
             ErrorCode::Device => "ARL_DEVICE",

@@ -7,27 +7,41 @@ use std::f64::consts::TAU;
 use rayon::prelude::*;
 
 use crate::config::ModelConfig;
-use crate::tensors::{Role, TensorSpec};
+use crate::tensors::{Projection, Role, TensorSpec};
 
+/// The least rate of decay that is drawn.
+const LEAST_RATE: f64 = 0.01;
 /// Pairs of numbers that are drawn as one task.
 const PAIRS_A_TASK: usize = 8192;
 
 /// Fills `out`, as long as the tensor has elements, with its initial values.
 pub fn init_f32(config: &ModelConfig, spec: &TensorSpec, seed: u64, out: &mut [f32]) {
-    if spec.role.is_norm() {
-        out.fill(1.0 - config.norm_offset);
-        return;
+    match spec.role {
+        Role::Norm | Role::DtBias => return out.fill(1.0),
+        Role::ALog => return log_uniform(spec, seed, out),
+        role if role.is_norm() => return out.fill(1.0 - config.norm_offset),
+        _ => {}
     }
-    if spec.role.is_bias() || matches!(spec.role, Role::LoraB(_)) {
+    // Of an adapter of the look-up A is zero, and B is drawn.
+    let embedding = matches!(spec.role, Role::LoraA(Projection::Embedding) | Role::LoraB(Projection::Embedding));
+    if spec.role.is_bias() || matches!((spec.role, embedding), (Role::LoraB(_), false) | (Role::LoraA(_), true)) {
         out.fill(0.0);
         return;
+    }
+    if matches!(spec.role, Role::LoraMagnitude(_)) {
+        // Until the weights are there whose norms they are.
+        return out.fill(1.0);
     }
     if matches!(spec.role, Role::LoraA(_)) {
         return uniform(spec, seed, out);
     }
     let experts = matches!(spec.role, Role::Router | Role::ExpertGate(_) | Role::ExpertUp(_) | Role::ExpertDown(_));
     // transformers takes 0 for "not given" everywhere but in experts and routers.
-    let deviation = if config.initializer_range == 0.0 && !experts { 0.02 } else { config.initializer_range };
+    let deviation = match config.initializer_range {
+        _ if embedding => 1.0,
+        0.0 if !experts => 0.02,
+        deviation => deviation,
+    };
     let stream = mix(seed ^ mix(hash(&spec.name)));
     out.par_chunks_mut(2 * PAIRS_A_TASK).enumerate().for_each(|(task, out)| {
         for (pair, values) in out.chunks_mut(2).enumerate() {
@@ -51,18 +65,29 @@ fn uniform(spec: &TensorSpec, seed: u64, out: &mut [f32]) {
     out.par_chunks_mut(2 * PAIRS_A_TASK).enumerate().for_each(|(task, out)| {
         for (place, value) in out.iter_mut().enumerate() {
             let counter = (task * 2 * PAIRS_A_TASK + place) as u64;
-            let uniform = ((draw(stream, counter) >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
-            *value = (bound * (2.0 * uniform - 1.0)) as f32;
+            *value = (bound * (2.0 * unit(stream, counter) - 1.0)) as f32;
         }
     });
 }
 
+/// The logarithm of what is uniform from 0.01 to 16: the delta rule's rates of decay.
+fn log_uniform(spec: &TensorSpec, seed: u64, out: &mut [f32]) {
+    let stream = mix(seed ^ mix(hash(&spec.name)));
+    for (value, counter) in out.iter_mut().zip(0..) {
+        *value = (LEAST_RATE + (16.0 - LEAST_RATE) * unit(stream, counter)).ln() as f32;
+    }
+}
+
+/// From 0 to 1, half a step away from both.
+fn unit(stream: u64, counter: u64) -> f64 {
+    ((draw(stream, counter) >> 11) as f64 + 0.5) / (1u64 << 53) as f64
+}
+
 /// Two independent normal numbers from two uniform ones (Box and Muller, 1958).
 fn normal_pair(stream: u64, pair: u64) -> [f64; 2] {
-    // 53 bits, moved by half a step away from zero, whose logarithm is infinite.
-    let uniform = |counter: u64| ((draw(stream, counter) >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
-    let radius = (-2.0 * uniform(2 * pair).ln()).sqrt();
-    let (sin, cos) = (TAU * uniform(2 * pair + 1)).sin_cos();
+    // Half a step away from zero, whose logarithm is infinite.
+    let radius = (-2.0 * unit(stream, 2 * pair).ln()).sqrt();
+    let (sin, cos) = (TAU * unit(stream, 2 * pair + 1)).sin_cos();
     [radius * cos, radius * sin]
 }
 

@@ -10,16 +10,21 @@ mod folder;
 mod format;
 mod init;
 mod lora;
+mod nf4;
 mod rope;
 mod tensors;
 mod weights;
 
-pub use config::{Family, LayerConfig, Mlp, ModelConfig, MoeConfig, RopeAxes, RopeConfig, RopeScaling, WeightDtype};
+pub use config::{
+    DeltaConfig, Family, LayerConfig, Mixer, Mlp, ModelConfig, MoeConfig, RopeAxes, RopeConfig, RopeScaling,
+    WeightDtype,
+};
 pub use error::{Error, ErrorCode, Result};
 pub use folder::{ExportOverrides, ModelFiles, Placeholder, unreadable};
 pub use format::CheckpointFormat;
 pub use init::init_f32;
 pub use lora::{Adapter, AdapterFile, Lora, LoraBias, LoraConfig, ModuleNames, merge_adapter, save_adapter};
+pub use nf4::{NF4_BLOCK, NF4_NESTED_BLOCK, NF4_VALUES, Nf4, Nf4Builder, Nf4Scales, nf4_scale_values};
 pub use rope::RopeTable;
 pub use safetensors::Dtype;
 pub use tensors::{Block, Projection, Role, Shard, Slice, TensorSpec, tensor_table};

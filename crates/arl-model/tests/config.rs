@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use arl_model::{ErrorCode, Family, Mlp, ModelConfig, RopeScaling, WeightDtype};
+use arl_model::{ErrorCode, Family, Mixer, Mlp, ModelConfig, RopeScaling, WeightDtype};
 use serde_json::{Value, json};
 
 fn parse(value: &Value) -> arl_model::Result<ModelConfig> {
@@ -53,7 +53,12 @@ fn absent_keys_take_the_defaults_of_transformers() {
     let experts = moe.moe.unwrap();
     assert_eq!((experts.num_experts, experts.num_experts_per_tok, experts.moe_intermediate_size), (128, 8, 768));
     assert!(!experts.norm_topk_prob);
-    assert!(moe.layers.iter().all(|layer| layer.mlp == Mlp::Moe(experts) && layer.window.is_none()));
+    assert!(
+        moe.layers
+            .iter()
+            .all(|layer| layer.mlp == Mlp::Moe(experts) && layer.mixer == Mixer::Attention { window: None })
+    );
+    assert!(moe.delta.is_none() && experts.shared_expert_intermediate_size.is_none());
 }
 
 #[test]
@@ -105,7 +110,8 @@ fn the_type_of_weights_is_read_as_torch_names_it_and_auto_leaves_it_to_the_files
 
 #[test]
 fn windows_are_per_layer_in_the_dense_families_and_for_all_in_the_moe() {
-    let windows = |config: ModelConfig| config.layers.iter().map(|layer| layer.window).collect::<Vec<_>>();
+    let window = |mixer| if let Mixer::Attention { window } = mixer { window } else { Some(0) };
+    let windows = |config: ModelConfig| config.layers.iter().map(|layer| window(layer.mixer)).collect::<Vec<_>>();
     let on = json!({"use_sliding_window": true, "sliding_window": 7, "max_window_layers": 3});
     assert_eq!(windows(accepted("qwen2", on.clone())), [None, None, None, Some(7)]);
     assert_eq!(windows(accepted("qwen3_moe", on)), [Some(7); 4]);
@@ -187,16 +193,24 @@ fn what_is_not_built_is_refused_by_name() {
 
 #[test]
 fn other_models_are_refused_with_the_supported_ones_named() {
-    for name in ["llama", "qwen2_moe", "qwen2_vl", "qwen3_5", "qwen3_next", "Qwen3", ""] {
+    for name in ["llama", "qwen2_moe", "qwen2_vl", "qwen4_exp", "qwen3_5_vision", "Qwen3", ""] {
         let text = refused(name, json!({}));
         assert!(
-            text.contains(&format!("`{name}`")) && text.contains("qwen2 (Qwen2, Qwen2.5), qwen3 and qwen3_moe"),
+            text.contains(&format!("`{name}`")) && text.contains("qwen2 (Qwen2, Qwen2.5), qwen3, qwen3_moe"),
             "{text}"
         );
+        assert_eq!(text.contains("hyper-connections"), name == "qwen4_exp", "{text}");
     }
     let error = parse(&json!({"hidden_size": 4})).unwrap_err();
     assert!(error.message.contains("`model_type` is missing"));
-    for (family, name) in [("qwen2", Family::Qwen2), ("qwen3", Family::Qwen3), ("qwen3_moe", Family::Qwen3Moe)] {
+    for (family, name) in [
+        ("qwen2", Family::Qwen2),
+        ("qwen3", Family::Qwen3),
+        ("qwen3_moe", Family::Qwen3Moe),
+        ("qwen3_next", Family::Qwen3Next),
+        ("qwen3_5_text", Family::Qwen3_5),
+        ("qwen3_5_moe_text", Family::Qwen3_5Moe),
+    ] {
         assert_eq!(accepted(family, json!({})).family, name);
     }
 }

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use arl_cuda_libraries::CUDNN;
-use arl_cuda_libraries::places::Machine;
+use arl_cuda_libraries::places::{Machine, cache_folder};
 use arl_cuda_libraries::problem::{ProblemKind, version_text};
 use arl_cuda_libraries::report::{FreeMemory, Gpu, LibraryReport, Report, driver, report};
+use arl_cuda_libraries::{CUDNN, library_wheels};
 use napi_derive::napi;
 
 use crate::device::backend;
@@ -99,6 +99,34 @@ pub fn cuda_report(folders: Vec<String>, device: Option<String>) -> napi::Result
 #[napi]
 pub fn cuda_driver() -> napi::Result<Option<CudaLibrary>> {
     sync(|| Ok(driver(&Machine).map(Into::into)))
+}
+
+/// A wheel of NVIDIA's libraries: the one file for Linux x64 with this hash.
+#[napi(object)]
+pub struct CudaWheel {
+    /// The project in the Python package index.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// The SHA-256 of the file, in hex.
+    pub sha256: String,
+}
+
+/// The wheels of NVIDIA's libraries, pinned.
+#[napi]
+pub fn cuda_wheels() -> Vec<CudaWheel> {
+    let own = |wheel: arl_cuda_libraries::Wheel| CudaWheel {
+        name: wheel.name.into(),
+        version: wheel.version.into(),
+        sha256: wheel.sha256.into(),
+    };
+    library_wheels().map(own).collect()
+}
+
+/// arl's folder for CUDA in the build cache; null where no environment variable says where caches are.
+#[napi]
+pub fn cuda_folder() -> Option<String> {
+    cache_folder(&Machine).map(|folder| folder.display().to_string())
 }
 
 /// What this addon's engine can run on.

@@ -8,6 +8,7 @@ use napi_derive::napi;
 use arl_model::{Error, ErrorCode, Result};
 
 use crate::error::sync;
+use crate::memory::host_memory;
 
 /// A device that the engine can run on.
 #[napi(object)]
@@ -26,20 +27,6 @@ pub struct DeviceInfo {
     pub available_bytes: f64,
 }
 
-/// A figure of `/proc/meminfo` in bytes, or 0 where there is none.
-fn meminfo(key: &str) -> f64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
-    let kib: f64 = line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().unwrap_or(0.0);
-    kib * 1024.0
-}
-
-/// A limit set on this group of processes (a container's), in bytes; `None` where there is none.
-fn container_limit() -> Option<f64> {
-    let text = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok()?;
-    text.trim().parse().ok()
-}
-
 /// What a run may take of the host's memory, in place of what the system says: `ARL_HOST_GIB`.
 const HOST_GIB: &str = "ARL_HOST_GIB";
 
@@ -53,11 +40,6 @@ fn stated_bytes(value: Option<&str>) -> Result<Option<f64>> {
     }
 }
 
-fn container_use() -> f64 {
-    let text = std::fs::read_to_string("/sys/fs/cgroup/memory.current").unwrap_or_default();
-    text.trim().parse().unwrap_or(0.0)
-}
-
 /// The devices of this machine. Never throws because one is missing.
 #[napi]
 pub fn devices() -> napi::Result<Vec<DeviceInfo>> {
@@ -69,11 +51,7 @@ pub fn devices() -> napi::Result<Vec<DeviceInfo>> {
 
 /// The processor and its memory, of which a run may take `stated` bytes, or what the system says.
 fn host(stated: Option<f64>) -> Result<Vec<DeviceInfo>> {
-    let (mut memory, mut available) = (meminfo("MemTotal"), meminfo("MemAvailable"));
-    if let Some(limit) = container_limit() {
-        memory = memory.min(limit);
-        available = available.min((limit - container_use()).max(0.0));
-    }
+    let (memory, available) = host_memory();
     let backend = CpuBackend::new();
     Ok(vec![DeviceInfo {
         device: "cpu".into(),

@@ -7,6 +7,7 @@ pub mod device;
 pub mod engine;
 mod error;
 pub mod files;
+mod memory;
 pub mod parquet;
 pub mod ranks;
 pub mod text;

@@ -2,7 +2,7 @@
 
 use arl_cuda_libraries::places::{Machine, cache_folder};
 use arl_engine::backend::DType;
-use arl_engine::{Adam, AttentionChoice, BatchSize, GenerateSize, Hyper, LossScaling, Recompute};
+use arl_engine::{Adam, AttentionChoice, BatchSize, GenerateSize, Hyper, LossScaling, Nf4Options, Recompute};
 use arl_model::{Error, ErrorCode, Result};
 use napi::bindgen_prelude::{Float32Array, Int32Array};
 use napi_derive::napi;
@@ -73,6 +73,11 @@ pub struct EngineOptions {
     pub lora: Option<String>,
     /// Folder of an adapter with which they begin; absent: they are drawn with `seed`.
     pub adapter_dir: Option<String>,
+    /// Keep the frozen weights of linear layers in NF4. A folder that has them so decides by itself.
+    #[napi(js_name = "loadIn4bit")]
+    pub load_in_4bit: Option<bool>,
+    /// Keep the scales of such weights in 8 bits.
+    pub nested_quant: Option<bool>,
     /// Sum gradients micro-batch by micro-batch over so many data-parallel ranks, which `joinRanks` brings in; absent: one
     /// rank, whose sums may be in another order.
     pub data_parallel: Option<u32>,
@@ -311,6 +316,10 @@ pub(crate) fn core_options(options: &EngineOptions) -> Result<arl_engine::Engine
         },
         frozen: Vec::new(),
         lora: lora_options(options)?,
+        load_in_4bit: options
+            .load_in_4bit
+            .unwrap_or(false)
+            .then(|| Nf4Options { nested: options.nested_quant.unwrap_or(false) }),
         attention: attention(options.attention.as_deref())?,
         matmul_autotune: options.matmul_autotune.unwrap_or(true),
         matmul_cache: cache_folder(&Machine).map(|folder| folder.join("algorithms")),

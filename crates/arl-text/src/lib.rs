@@ -17,6 +17,7 @@ mod problem;
 mod property;
 mod row;
 mod scratch;
+mod system;
 mod template;
 mod tokenize;
 

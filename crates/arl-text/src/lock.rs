@@ -2,10 +2,11 @@
 
 use std::fs::File;
 use std::io::Write as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use arl_model::{Error, Result};
+
+use crate::system;
 
 /// A file that this process alone has locked. Dropping it frees the lock and leaves the file.
 #[derive(Debug)]
@@ -22,8 +23,7 @@ impl FileLock {
     /// `ARL_IO` where the file cannot be opened, or its file system knows no locks.
     pub fn take(path: &Path) -> Result<Option<Self>> {
         loop {
-            let file = File::options().create(true).truncate(false).write(true).open(path);
-            let file = file.map_err(|error| Error::io(path, &error))?;
+            let file = system::open_lock(path).map_err(|error| Error::io(path, &error))?;
             match file.try_lock() {
                 Ok(()) => {}
                 Err(std::fs::TryLockError::WouldBlock) => return Ok(None),
@@ -31,7 +31,7 @@ impl FileLock {
             }
             // Between opening and locking, a holder may have removed the file: then the lock is on a file that nobody else
             // can find, and another process may hold the one that has its name now.
-            if is_at(&file, path)? {
+            if system::is_at(&file, path).map_err(|error| Error::io(path, &error))? {
                 return Ok(Some(Self { file, path: path.to_owned() }));
             }
         }
@@ -51,20 +51,7 @@ impl FileLock {
     /// # Errors
     /// `ARL_IO` where the file cannot be removed; the lock is free then too.
     pub fn remove(self) -> Result<()> {
-        match std::fs::remove_file(&self.path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(&self.path, &error)),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// Whether `file` is the one that `path` leads to.
-fn is_at(file: &File, path: &Path) -> Result<bool> {
-    let own = file.metadata().map_err(|error| Error::io(path, &error))?;
-    match std::fs::metadata(path) {
-        Ok(there) => Ok((own.dev(), own.ino()) == (there.dev(), there.ino())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(Error::io(path, &error)),
+        system::remove_lock(self.file, &self.path).map_err(|error| Error::io(&self.path, &error))
     }
 }
 

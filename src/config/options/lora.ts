@@ -29,7 +29,7 @@ export const lora = {
 	lora_target_modules: strings({
 		expects: "all-linear, names of layers, or one regular expression",
 		description:
-			"Layers that get an adapter: all-linear (every linear layer but the head), names such as `q_proj v_proj`, of which a layer's full name is one or ends with one after a dot, or one regular expression over full names. None: q_proj and v_proj, as in PEFT.",
+			"Layers that get an adapter: all-linear (every linear layer but the head; of a mixture of experts the experts and the router too, with `lora_dropout 0`), names such as `q_proj v_proj`, of which a layer's full name is one or ends with one after a dot, or one regular expression over full names. None: q_proj and v_proj, as in PEFT.",
 	}),
 	lora_target_parameters: strings({
 		expects: "names of parameters",
@@ -44,6 +44,20 @@ export const lora = {
 	use_rslora: boolean({
 		default: false,
 		description: "Divide `lora_alpha` by the root of the rank instead of the rank.",
+	}),
+	use_dora: boolean({
+		default: false,
+		description:
+			"Train the magnitudes of the adapted layers' rows as well (DoRA). Needs float32, the CPU and `lora_dropout 0`; each step computes the layers' products once more.",
+	}),
+	load_in_4bit: boolean({
+		default: false,
+		description:
+			"Keep the frozen weights of linear layers in 4 bits (NF4, with the numbers of bitsandbytes), quantized when they are read: 4.5 bits a weight, or 4.13 with `use_bnb_nested_quant`. Each product takes its weights in the type of the activations. Adapters are trained next to them (QLoRA). A folder that bitsandbytes wrote in NF4 is opened so in any case.",
+	}),
+	use_bnb_nested_quant: boolean({
+		default: false,
+		description: "With `load_in_4bit`: keep the scales of such weights in 8 bits (double quantization).",
 	}),
 	adapter_name_or_path: stringOrNone({
 		expects: "a folder",

@@ -18,9 +18,9 @@ import {
 
 export const model = {
 	model_name_or_path: requiredString({
-		expects: "a folder",
+		expects: "a folder, or OWNER/NAME of the Hugging Face Hub",
 		description:
-			"Folder of the model in Hugging Face's layout: config.json, safetensors weights, tokenizer.json and a chat template. Nothing is downloaded.",
+			"Folder of the model in Hugging Face's layout: config.json, safetensors weights, tokenizer.json and a chat template. Or its name on the Hub, such as `Qwen/Qwen3-0.6B` or `OWNER/NAME@REVISION`: what the Hub's cache lacks is fetched into it. A local folder of that name comes first; `hf://OWNER/NAME` always means the Hub.",
 	}),
 	init_from_config: boolean({
 		default: false,
@@ -45,7 +45,7 @@ export const rows = {
 	train_file: strings({
 		expects: "files, folders or globs",
 		description:
-			"Files of rows: JSONL, JSON, Parquet or CSV, plain or compressed with gzip or zstd; the content of a file decides, not its name. From a folder the files of `split` are read. Several entries are read in turn, or mixed by `train_weights`.",
+			"Files of rows: JSONL, JSON, Parquet or CSV, plain or compressed with gzip or zstd; the content of a file decides, not its name. From a folder the files of `split` are read. `hf://datasets/OWNER/NAME/PATH` (or `NAME@REVISION`) is a file, folder or glob of a data set on the Hugging Face Hub. Several entries are read in turn, or mixed by `train_weights`.",
 	}),
 	split: stringOrNone({
 		default: "train",

@@ -5,7 +5,7 @@ import type { HighestLosses } from "../runs/highest-losses.js";
 import type { RunReader, RunState } from "../runs/read-run.js";
 import type { Part, RunRecord, ShownOption } from "../runs/record.js";
 import type { SampledRow } from "../runs/samples.js";
-import { baseOf, chatCommand, resultFolder, type Sentence, shellWord } from "../runs/sentences.js";
+import { baseOf, chatCommand, mergedFolder, resultFolder, type Sentence, shellWord } from "../runs/sentences.js";
 import type { Curves } from "../runs/table.js";
 
 /** Points of a curve, at most. */
@@ -73,6 +73,7 @@ export function runData(reader: RunReader, points = POINTS): RunData {
 	const each = Math.min(points, Math.max(20, Math.floor(EVALUATION_POINTS / Math.max(1, names.length))));
 	const model = record === null ? null : resultFolder(record, reader.folder);
 	const base = record === null ? null : baseOf(record);
+	const merged = record === null || model === null ? null : mergedFolder(record, model);
 	return {
 		folder: resolve(reader.folder),
 		name: reader.name,
@@ -94,7 +95,10 @@ export function runData(reader: RunReader, points = POINTS): RunData {
 		saves: record?.saves.slice(-20) ?? [],
 		warnings: (record?.warnings ?? []).slice(-20).map(cut),
 		error: record?.error ? { ...record.error, message: cut(record.error.message) } : null,
-		commands: model === null ? [] : commands(resolve(model), base === null ? null : resolve(base)),
+		commands: [
+			...(merged === null ? [] : commands(resolve(merged), null)),
+			...(model === null || merged !== null ? [] : commands(resolve(model), base === null ? null : resolve(base))),
+		],
 	};
 }
 

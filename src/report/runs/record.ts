@@ -15,6 +15,9 @@ import type { Figures } from "./figures.js";
 export const RECORD_FILE = "run.json";
 export const REPORT_FILE = "report.html";
 
+/** The folder in `output_dir` of the model with its adapter merged into it. */
+export const MERGED_FOLDER = "merged";
+
 /** An option of the run as people see it. */
 export interface ShownOption {
 	name: string;

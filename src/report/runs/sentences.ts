@@ -2,7 +2,7 @@
 import { basename, join } from "node:path";
 import { bytesToTenth, duration, measure, percent } from "../format.js";
 import { type Course, type Figures, lowerIsBetter } from "./figures.js";
-import { REPORT_FILE, type RunRecord } from "./record.js";
+import { MERGED_FOLDER, REPORT_FILE, type RunRecord } from "./record.js";
 
 /** A sentence with the word that it is found by. */
 export interface Sentence {
@@ -26,7 +26,7 @@ export function sentencesOf(record: RunRecord, figures: Figures | null, folder: 
 	const model = resultFolder(record, folder);
 	return [
 		...(figures === null ? [] : [...reached(record, figures), memory(record, figures), waiting(figures)]),
-		...(model === null ? [] : [{ label: "use it", text: chatCommand(model, baseOf(record)) }]),
+		...(model === null ? [] : [{ label: "use it", text: useCommand(record, model) }]),
 	];
 }
 
@@ -42,6 +42,18 @@ export function baseOf({ options }: RunRecord): string | null {
 	const value = (name: string) => options.find((option) => option.name === name)?.value ?? null;
 	const trainsAdapter = value("use_peft") === true || value("adapter_name_or_path") !== null;
 	return trainsAdapter ? String(value("model_name_or_path")) : null;
+}
+
+/** The folder of the model with its adapter merged into it, in the run's result `model`; null: the run wrote none. */
+export function mergedFolder({ options, end }: RunRecord, model: string): string | null {
+	const merges = options.some(({ name, value }) => name === "merge_adapter" && value === true);
+	return merges && end?.outcome === "completed" ? join(model, MERGED_FOLDER) : null;
+}
+
+/** The command that talks to the run's result: to the merged model where there is one. */
+function useCommand(record: RunRecord, model: string): string {
+	const merged = mergedFolder(record, model);
+	return merged === null ? chatCommand(model, baseOf(record)) : chatCommand(merged, null);
 }
 
 /** The command that talks to the model in `folder`, or to `base` with the adapter there. */

@@ -35,6 +35,8 @@ export async function setLink(outputDir: string, name: string, checkpoint: strin
 		const partial = join(outputDir, `.${name}.partial`);
 		await rm(partial, { force: true });
 		await symlink(wanted, partial, "dir");
+		// Windows replaces no link to a folder: there a reader may find none for a moment.
+		if (process.platform === "win32" && target !== null) await rm(path, { force: true });
 		await rename(partial, path);
 	} catch (error) {
 		// A run does not end because its file system has no symbolic links.

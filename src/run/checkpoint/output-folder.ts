@@ -5,9 +5,10 @@ import type { AgentTrainingConfig } from "../../config/schema.js";
 import { exists } from "../../disk/folders.js";
 import { ArlError } from "../../errors.js";
 import { METRICS_FILE } from "../../report/metrics.js";
+import { MERGED_FOLDER } from "../../report/runs/record.js";
 import { checkpointsIn, MANIFEST_FILE } from "./checkpoint.js";
 import { namesOfOldRun } from "./old-run.js";
-import { isModelFile, MERGED, MODEL_LIST, publishedFiles } from "./publish.js";
+import { isModelFile, MODEL_LIST, publishedFiles } from "./publish.js";
 
 type Options = Pick<
 	AgentTrainingConfig,
@@ -53,8 +54,8 @@ export async function checkOutputContent(options: Options): Promise<void> {
 
 /** Checks that the place of the merged model is free, or this program's own. */
 async function checkMergedPlace(outputDir: string): Promise<void> {
-	const place = join(outputDir, MERGED);
-	if (!(await exists(place)) || (await publishedFiles(outputDir)).includes(MERGED)) return;
+	const place = join(outputDir, MERGED_FOLDER);
+	if (!(await exists(place)) || (await publishedFiles(outputDir)).includes(MERGED_FOLDER)) return;
 	throw new ArlError(
 		"ARL_CONFIG",
 		`merge_adapter: ${place} exists, and this program did not write it there`,

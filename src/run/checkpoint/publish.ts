@@ -9,9 +9,7 @@ import type { NativeEngine } from "../../native.js";
 /** The list of the model's files in `output_dir` that this program wrote, and so may remove. */
 export const MODEL_LIST = ".arl-model.json";
 const PARTIAL = ".model.partial";
-/** The folder in `output_dir` of the model with its adapter merged into it. */
-export const MERGED = "merged";
-const MERGED_PARTIAL = `.${MERGED}.partial`;
+const MERGED_PARTIAL = `.${MERGED_FOLDER}.partial`;
 /** Whichever of these a folder has makes it a model, or an adapter. */
 const CONFIGS = ["config.json", "adapter_config.json"];
 
@@ -145,12 +143,12 @@ export async function publishMerged(
 	merge: (adapterDir: string, outDir: string) => Promise<void>,
 	outputDir: string,
 ): Promise<void> {
-	const [partial, place] = [join(outputDir, MERGED_PARTIAL), join(outputDir, MERGED)];
+	const [partial, place] = [join(outputDir, MERGED_PARTIAL), join(outputDir, MERGED_FOLDER)];
 	try {
 		await rm(partial, { recursive: true, force: true });
 		await merge(outputDir, partial);
 		const names = await publishedFiles(outputDir);
-		await writeFile(join(outputDir, MODEL_LIST), `${JSON.stringify([...names, MERGED])}\n`);
+		await writeFile(join(outputDir, MODEL_LIST), `${JSON.stringify([...names, MERGED_FOLDER])}\n`);
 		await rename(partial, place);
 		await syncPath(outputDir);
 	} catch (error) {

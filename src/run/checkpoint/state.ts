@@ -154,6 +154,7 @@ export function fixedOf(args: ResolvedConfig, run: RunIdentity): Fingerprint {
 		...(args.bf16_stochastic_round && { bf16_stochastic_round: args.bf16_stochastic_round }),
 		...(args.bf16_moments && { bf16_moments: args.bf16_moments }),
 		loss_seq_chunk_size: args.loss_seq_chunk_size,
+		...(args.load_in_4bit && { load_in_4bit: args.use_bnb_nested_quant ? "nested" : true }),
 		...adapters(args),
 	};
 	return Object.fromEntries(Object.entries(fixed).map(([key, value]) => [key, shown(value)]));

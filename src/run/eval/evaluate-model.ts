@@ -6,6 +6,7 @@ import { ArlError, toArlError } from "../../errors.js";
 import { type HighLoss, notice, type Sample, type TrainEvent } from "../../events.js";
 import type { Native, NativeEngine, TextOptions } from "../../native.js";
 import { openRows, type RowsFromCode } from "../setup/dataset.js";
+import { fetchNamed } from "../setup/fetch.js";
 import { openHeldOut } from "../setup/held-out.js";
 import { readModelFolder } from "../setup/model.js";
 import { textOptions } from "../setup/options.js";
@@ -40,10 +41,11 @@ export interface ModelEvaluation {
 
 /** Evaluates the model that `args` names. Yields what a user should know of the rows. Writes nothing that stays. */
 export async function* evaluateModel(input: EvaluateModelInput): AsyncGenerator<TrainEvent, ModelEvaluation> {
-	const { native, args, code, signal } = input;
+	const { native, code, signal } = input;
 	const resources = new Resources();
 	let failure: ArlError | null = null;
 	try {
+		const args = yield* fetchNamed(input.args, true, signal);
 		const scratch = new Scratch(native, args.cache_dir);
 		resources.add(() => scratch.close());
 		const model = await readModelFolder(args.model_name_or_path, native);
@@ -59,16 +61,18 @@ export async function* evaluateModel(input: EvaluateModelInput): AsyncGenerator<
 		}
 		const device = chooseDevice(args.device, native);
 		if (device.notice !== null) yield notice("warning", device.notice);
-		const engine = await openForInference(model.path, { device, bf16: args.bf16, threads: args.threads }, heldOut.size);
+		const generation = await openGeneration(input, heldOut, options);
+		const computing = { device, bf16: args.bf16, threads: args.threads };
+		const engine = await openForInference(model.path, computing, { ...heldOut.size, ...generation?.size });
 		resources.add(() => engine.close());
 		const started = performance.now();
 		const found = yield* evaluateRows(engine, heldOut, 0, signal);
 		const seconds = (performance.now() - started) / 1000;
-		const generated = found && (await generate(input, heldOut, options, engine));
+		const generated = found && (await generate(generation, engine, signal));
 		if (found === null || generated === null) throw new ArlError("ARL_INTERRUPTED", "interrupted in the evaluation");
 		const figures = { ...found.figures, ...generated.figures };
 		const source = heldOut.data.source.name;
-		return { ...found, model: args.model_name_or_path, source, figures, seconds, samples: generated.samples };
+		return { ...found, model: input.args.model_name_or_path, source, figures, seconds, samples: generated.samples };
 	} catch (error) {
 		failure = toArlError(error);
 		throw failure;
@@ -78,17 +82,24 @@ export async function* evaluateModel(input: EvaluateModelInput): AsyncGenerator<
 	}
 }
 
-/** The replies of `eval_generate`. Null: `signal` ended it. */
-async function generate(
-	{ native, args, code, signal }: EvaluateModelInput,
+/** What `eval_generate` generates. Null: nothing. */
+async function openGeneration(
+	{ native, args, code }: EvaluateModelInput,
 	heldOut: HeldOut,
 	textOptions: TextOptions,
-	engine: NativeEngine,
-): Promise<{ figures: Record<string, number>; samples: ModelEvaluation["samples"] } | null> {
+): Promise<Generation | null> {
 	const { eval_generate: rows, per_device_eval_batch_size: batchSize } = args;
-	if (rows === 0) return { figures: {}, samples: [] };
-	const metric = code.evalMetric ?? null;
-	const generation = await Generation.open({ native, textOptions, heldOut, rows, batchSize, metric });
+	if (rows === 0) return null;
+	return await Generation.open({ native, textOptions, heldOut, rows, batchSize, metric: code.evalMetric ?? null });
+}
+
+/** The replies of `eval_generate`. Null: `signal` ended it. */
+async function generate(
+	generation: Generation | null,
+	engine: NativeEngine,
+	signal: AbortSignal | null,
+): Promise<{ figures: Record<string, number>; samples: ModelEvaluation["samples"] } | null> {
+	if (generation === null) return { figures: {}, samples: [] };
 	const generated = await generation.run(engine, { step: 0, epoch: 0 }, signal ?? new AbortController().signal);
 	return generated && { ...generated, samples: generated.samples.map(({ step: _, epoch: __, ...sample }) => sample) };
 }

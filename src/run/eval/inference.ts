@@ -16,6 +16,10 @@ export interface InferenceOptions {
 	threads: number | null;
 	/** Folder of an adapter of the model; null or absent: none. */
 	adapter?: string | null;
+	/** Keep the weights of linear layers in 4 bits. */
+	loadIn4bit?: boolean;
+	/** Keep their scales in 8 bits. */
+	nestedQuant?: boolean;
 }
 
 /** Opens the engine. `size`: the prompts and replies that it holds from the start; for larger ones it reserves more. */
@@ -37,6 +41,7 @@ export async function openForInference(
 		weightDecay: 0,
 		inferenceOnly: true,
 		...(options.threads !== null && { threads: options.threads }),
+		...(options.loadIn4bit && { loadIn4bit: true, nestedQuant: options.nestedQuant ?? false }),
 		...(options.adapter != null && openedAdapter(options.adapter)),
 	});
 }

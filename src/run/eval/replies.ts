@@ -31,7 +31,7 @@ export interface ReplyOptions
 }
 
 /** Tokens above the longest expected reply that a reply may have: one that does not end in time shows it. */
-const SPARE_TOKENS = 8;
+export const SPARE_TOKENS = 8;
 
 function textOptions(modelDir: string, options: ReplyOptions): TextOptions {
 	return {

@@ -23,6 +23,8 @@ export function loraOptions(args: AgentTrainingConfig): LoraOptions {
 		lora_alpha: args.lora_alpha,
 		lora_dropout: args.lora_dropout,
 		use_rslora: args.use_rslora,
+		// Only where it is asked for: checkpoints of earlier versions do not have it.
+		...(args.use_dora && { use_dora: true }),
 		target_modules: targets(args.lora_target_modules),
 		target_parameters: args.lora_target_parameters,
 		modules_to_save: args.lora_modules_to_save,

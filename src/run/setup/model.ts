@@ -36,7 +36,7 @@ export async function readModelFacts(path: string, native: Pick<Native, "modelCo
 		throw new ArlError(
 			"ARL_CONFIG",
 			`model_name_or_path: ${path} ${info === null ? "does not exist" : "is not a folder"}`,
-			"Give a model's folder; nothing is downloaded.",
+			"Give a model's folder, or OWNER/NAME of a model on the Hugging Face Hub, such as Qwen/Qwen3-0.6B.",
 		);
 	}
 	return { path, ...native.modelConfig(path) };

@@ -135,6 +135,7 @@ export function engineOptions(args: ResolvedConfig, device: string, size: BatchS
 		attention: args.attention,
 		matmulAutotune: args.matmul_autotune && !args.full_determinism,
 		...loraOptions(args),
+		...(args.load_in_4bit && { loadIn4bit: true, nestedQuant: args.use_bnb_nested_quant }),
 		// Several ranks always sum so; on a GPU there are none yet.
 		...(device === "cpu" && (args.full_determinism || args.dp_size > 1) && { dataParallel: args.dp_size }),
 		...(device === "cpu" && zeroOf(args) > 0 && { zero: zeroOf(args) }),

@@ -84,6 +84,7 @@ fn bytes_of(values: &[f64], dtype: DType) -> Vec<u8> {
         DType::F64 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
         DType::I32 => values.iter().flat_map(|x| (*x as i32).to_le_bytes()).collect(),
         DType::U16 => values.iter().flat_map(|x| (*x as u16).to_le_bytes()).collect(),
+        DType::U8 => values.iter().map(|x| *x as u8).collect(),
         DType::F16 => values.iter().flat_map(|x| f16::from_f64(*x).to_le_bytes()).collect(),
         DType::Bf16 => values.iter().flat_map(|x| bf16::from_f32(*x as f32).to_le_bytes()).collect(),
     }
@@ -95,6 +96,7 @@ fn values_of(bytes: &[u8], dtype: DType) -> Vec<f64> {
         DType::F64 => bytes.as_chunks().0.iter().map(|x| f64::from_le_bytes(*x)).collect(),
         DType::I32 => bytes.as_chunks().0.iter().map(|x| f64::from(i32::from_le_bytes(*x))).collect(),
         DType::U16 => bytes.as_chunks().0.iter().map(|x| f64::from(u16::from_le_bytes(*x))).collect(),
+        DType::U8 => bytes.iter().map(|x| f64::from(*x)).collect(),
         DType::F16 => bytes.as_chunks().0.iter().map(|x| f16::from_le_bytes(*x).to_f64()).collect(),
         DType::Bf16 => bytes.as_chunks().0.iter().map(|x| bf16::from_le_bytes(*x).to_f64()).collect(),
     }

@@ -15,6 +15,8 @@ pub enum DType {
     I32,
     /// 16-bit integer; the lower half of a split master weight.
     U16,
+    /// A byte: two weights in 4 bits, or a scale of such weights.
+    U8,
 }
 
 impl DType {
@@ -24,6 +26,7 @@ impl DType {
             DType::F64 => 8,
             DType::F32 | DType::I32 => 4,
             DType::Bf16 | DType::F16 | DType::U16 => 2,
+            DType::U8 => 1,
         }
     }
 }

@@ -9,10 +9,13 @@ use std::path::Path;
 
 use arl_model::Result;
 
+mod adapters;
 mod buffer;
 pub mod cpu;
 pub mod cuda;
+mod delta;
 mod dropout;
+pub mod gates;
 mod kind;
 mod operations;
 pub mod plan;
@@ -20,8 +23,10 @@ pub mod profile;
 mod rounding;
 pub mod timeline;
 
+pub use self::adapters::{Magnitude, Nf4Nested, Nf4Weights};
 pub use self::buffer::{Buffer, DType, Event, Pool, Rows, Stream};
 pub use self::cuda::attention_library_scratch;
+pub use self::delta::{CausalConv, DeltaHeads, DeltaRule, GatedDelta, GatedNorm};
 pub use self::dropout::Dropout;
 pub use self::kind::DeviceKind;
 pub use self::operations::{
@@ -49,7 +54,7 @@ pub trait MatmulAlgorithms {
 ///
 /// Where an argument says "added to", the leaf accumulates; otherwise it assigns. No output may overlap an input unless
 /// the leaf says that it works in place. Results do not depend on the number of threads.
-pub trait Backend: Send {
+pub trait Backend: DeltaRule + gates::Gates + Send {
     /// A name for messages, for example `cpu (AVX2, 2 threads)`.
     fn name(&self) -> String;
 
@@ -147,6 +152,12 @@ pub trait Backend: Send {
 
     /// Copies, converting between f32 and a type of 16 bits where the types differ.
     fn copy(&mut self, source: Buffer, target: Buffer);
+
+    /// Weights in NF4 as elements of `out`'s type: of each code its value times its block's scale, rounded once.
+    fn dequantize(&mut self, weights: &Nf4Weights, out: Buffer);
+
+    /// Norms, scaling or gradient of the magnitudes of a layer's rows.
+    fn magnitude(&mut self, op: &Magnitude);
 
     /// A matrix product.
     fn matmul(&mut self, op: &Matmul);

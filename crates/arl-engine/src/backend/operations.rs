@@ -132,6 +132,13 @@ pub struct Attention {
     pub log_sum_exp: Buffer,
 }
 
+impl Attention {
+    /// Tokens of all sequences.
+    pub(crate) fn tokens(&self) -> usize {
+        self.log_sum_exp.len / self.heads.query
+    }
+}
+
 /// What attention a device's own library is to compute; see [`super::Backend::use_attention_library`].
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionLibrary {

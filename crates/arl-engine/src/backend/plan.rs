@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use arl_model::Result;
 
+use super::gates::Gates;
 use super::*;
 
 /// Computes nothing.
@@ -38,6 +39,17 @@ macro_rules! no_op {
             self.leaves += 1;
         })*
     };
+}
+
+impl Gates for PlanBackend {
+    no_op! {
+        split_gates(heads: Heads, joined: Buffer, qkv: Buffer, gates: Buffer);
+        join_gates(heads: Heads, qkv: Buffer, gates: Buffer, joined: Buffer);
+        gate(x: Buffer, gates: Buffer, out: Buffer);
+        gate_backward(d_out: Buffer, x: Buffer, gates: Buffer);
+        add_gated_rows(x: Buffer, logits: Buffer, width: usize, out: Buffer);
+        gated_rows_backward(d_out: Buffer, x: Buffer, logits: Buffer, width: usize, d_x: Buffer);
+    }
 }
 
 impl Backend for PlanBackend {
@@ -83,6 +95,8 @@ impl Backend for PlanBackend {
         wait(stream: Stream, event: Event);
         zero(target: Buffer);
         copy(source: Buffer, target: Buffer);
+        magnitude(op: &Magnitude);
+        dequantize(weights: &Nf4Weights, out: Buffer);
         matmul(op: &Matmul);
         grouped_matmul(op: &GroupedMatmul);
         sum_rows(x: Rows, rows: usize, columns: usize, out: Buffer);
@@ -112,5 +126,19 @@ impl Backend for PlanBackend {
         permute(op: &Router, permutation: &Permutation);
         combine(x: Buffer, permutation: &Permutation, weights: Option<Buffer>, top_k: usize, width: usize, out: Buffer);
         combine_backward(d_out: Buffer, x: Buffer, permutation: &Permutation, weights: Buffer, top_k: usize, width: usize, d_x: Buffer, d_weights: Buffer);
+    }
+}
+
+impl DeltaRule for PlanBackend {
+    no_op! {
+        causal_conv(op: &CausalConv, out: Buffer);
+        causal_conv_backward(op: &CausalConv, d_out: Buffer, d_weight: Buffer);
+        causal_conv_keep(op: &CausalConv, inputs: Buffer);
+        causal_conv_step(op: &CausalConv, inputs: Buffer, out: Buffer);
+        gated_delta(op: &GatedDelta, out: Buffer, states: Option<Buffer>);
+        gated_delta_backward(op: &GatedDelta, d_out: Buffer, d_a_log: Buffer, d_dt_bias: Buffer);
+        gated_delta_step(op: &GatedDelta, states: Buffer, out: Buffer);
+        gated_norm(op: &GatedNorm, out: Buffer);
+        gated_norm_backward(op: &GatedNorm, d: Buffer, d_weight: Buffer);
     }
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use arl_model::Result;
 
+use super::gates::Gates;
 use super::timeline::{Rates, Timeline};
 use super::*;
 
@@ -50,8 +51,7 @@ pub struct ProfileBackend<B: ?Sized> {
 impl<B: Backend + ?Sized> ProfileBackend<B> {
     /// A wrapper that measures nothing until [`ProfileBackend::enable`].
     pub fn new(inner: Box<B>) -> Self {
-        let totals = BTreeMap::new();
-        let (queued, last, timeline) = (Vec::new(), None, None);
+        let (totals, queued, last, timeline) = (BTreeMap::new(), Vec::new(), None, None);
         Self { totals, enabled: false, clocked: false, queued, last, gaps: 0.0, timeline, inner }
     }
 
@@ -156,33 +156,25 @@ fn grouped_bytes(op: &GroupedMatmul) -> f64 {
     rows_of(op.a, rows, op.k) + b + c
 }
 
-fn attention_tokens(op: &Attention) -> usize {
-    op.log_sum_exp.len / op.heads.query
-}
-
 /// Operations of causal attention forward: two products over the part of each sequence's square that is seen. The
 /// sequences' lengths are on the device; all are taken to be as long as the longest.
 fn attention_flops(op: &Attention) -> f64 {
     let len = op.sequences.max_len as f64;
     let window = op.window.map_or(len, |window| len.min(window as f64));
     let keys = window - window * window / (2.0 * len.max(1.0));
-    4.0 * attention_tokens(op) as f64 * keys * (op.heads.query * op.heads.dim) as f64
+    4.0 * op.tokens() as f64 * keys * (op.heads.query * op.heads.dim) as f64
 }
 
 /// Bytes of queries, keys, values, and what is as large as the queries `outputs` times.
 fn attention_bytes(op: &Attention, outputs: usize) -> f64 {
     let columns = (1 + outputs) * op.heads.query + 2 * op.heads.key_value;
-    rows_of(op.q, attention_tokens(op), columns * op.heads.dim) + all(&[op.log_sum_exp])
+    rows_of(op.q, op.tokens(), columns * op.heads.dim) + all(&[op.log_sum_exp])
 }
 
-/// Those of the tables and of each token's rows: tokens at one position share a row, which stays in the cache.
-fn angles_bytes(angles: &Angles) -> f64 {
-    all(&[angles.cos, angles.sin, angles.rows])
-}
-
-/// Bytes of the query and key columns.
-fn rotated_bytes(op: &NormRope, dtype: DType) -> f64 {
-    (op.tokens * (op.heads.query + op.heads.key_value) * op.heads.dim * dtype.bytes()) as f64
+/// Bytes of the query and key columns, so many times, and of the tables: tokens at one position share a row in the cache.
+fn rotated_bytes(op: &NormRope, dtype: DType, times: f64) -> f64 {
+    let columns = op.tokens * (op.heads.query + op.heads.key_value) * op.heads.dim * dtype.bytes();
+    times * columns as f64 + all(&[op.angles.cos, op.angles.sin, op.angles.rows])
 }
 
 fn cross_entropy_bytes(op: &CrossEntropy) -> f64 {
@@ -204,6 +196,27 @@ macro_rules! plain {
             self.measure(|| stringify!($name).into(), 0.0, bytes, |inner| inner.$name($($arg),*));
         })*
     };
+}
+
+impl<B: Backend + ?Sized> Gates for ProfileBackend<B> {
+    plain! {
+        split_gates(heads: Heads, joined: Buffer, qkv: Buffer, gates: Buffer) = all(&[joined, qkv, gates]);
+        join_gates(heads: Heads, qkv: Buffer, gates: Buffer, joined: Buffer) = all(&[joined, qkv, gates]);
+        gate(x: Buffer, gates: Buffer, out: Buffer) = all(&[x, gates, out]);
+        gate_backward(d_out: Buffer, x: Buffer, gates: Buffer) = all(&[d_out, d_out, x, gates, gates]);
+        add_gated_rows(x: Buffer, logits: Buffer, width: usize, out: Buffer) = all(&[x, logits, out, out]);
+        gated_rows_backward(d_out: Buffer, x: Buffer, logits: Buffer, width: usize, d_x: Buffer) = all(&[d_out, x, logits, logits, d_x]);
+    }
+}
+
+fn magnitude_bytes(op: &Magnitude) -> f64 {
+    match *op {
+        Magnitude::Norms { weight, a, b, out, .. } => all(&[weight, a, b, out]),
+        Magnitude::Rescale { x, rows, norms, .. } => 2.0 * rows_of(x, rows, norms.len),
+        Magnitude::Gradient { d_out, x, rows, norms, .. } => {
+            [d_out, x].map(|y| rows_of(y, rows, norms.len)).iter().sum()
+        }
+    }
 }
 
 impl<B: Backend + ?Sized> Backend for ProfileBackend<B> {
@@ -320,6 +333,8 @@ impl<B: Backend + ?Sized> Backend for ProfileBackend<B> {
         upload(source: &[u8], target: Buffer) = all(&[target]);
         zero(target: Buffer) = all(&[target]);
         copy(source: Buffer, target: Buffer) = all(&[source, target]);
+        magnitude(op: &Magnitude) = magnitude_bytes(op);
+        dequantize(weights: &Nf4Weights, out: Buffer) = all(&[weights.codes, weights.scales, out]);
         sum_rows(x: Rows, rows: usize, columns: usize, out: Buffer) = rows_of(x, rows, columns) + all(&[out, out]);
         embedding(ids: Buffer, table: Buffer, width: usize, out: Buffer) = all(&[ids, out]) + (out.len * table.dtype.bytes()) as f64;
         embedding_backward(ids: Buffer, d_out: Buffer, width: usize, table_gradient: Buffer) = all(&[ids, d_out]) + 2.0 * (d_out.len.min(table_gradient.len) * 4) as f64;
@@ -329,8 +344,8 @@ impl<B: Backend + ?Sized> Backend for ProfileBackend<B> {
         rms_norm_backward(d_out: Buffer, x: Buffer, weight: NormWeight, inverse_rms: Buffer, d_x: Buffer, d_weight: Buffer) = all(&[d_out, x, weight.weight, inverse_rms, d_x, d_x, d_weight, d_weight]);
         add(x: Buffer, delta: Buffer) = all(&[x, x, delta]);
         scale(x: Buffer, factor: f32, dropout: Option<Dropout>, out: Buffer) = all(&[x, out]);
-        norm_rope(op: &NormRope, qkv: Buffer, qk: Buffer) = 2.0 * rotated_bytes(op, qk.dtype) + angles_bytes(&op.angles);
-        norm_rope_backward(op: &NormRope, qkv: Buffer, d_qkv: Buffer, d_norm: Option<(Buffer, Buffer)>) = (if op.norm.is_some() { 3.0 } else { 2.0 }) * rotated_bytes(op, qkv.dtype) + angles_bytes(&op.angles);
+        norm_rope(op: &NormRope, qkv: Buffer, qk: Buffer) = rotated_bytes(op, qk.dtype, 2.0);
+        norm_rope_backward(op: &NormRope, qkv: Buffer, d_qkv: Buffer, d_norm: Option<(Buffer, Buffer)>) = rotated_bytes(op, qkv.dtype, if op.norm.is_some() { 3.0 } else { 2.0 });
         attention_cached(heads: Heads, window: Option<usize>, scale: f32, q: Rows, k_cache: Buffer, v_cache: Buffer, capacity: usize, lengths: Buffer, out: Buffer) = all(&[out, out, k_cache, v_cache]);
         swiglu(gate_up: Buffer, width: usize, out: Buffer) = all(&[gate_up, out]);
         swiglu_backward(gate_up: Buffer, width: usize, d_out: Buffer) = all(&[gate_up, gate_up, d_out]);
@@ -345,5 +360,38 @@ impl<B: Backend + ?Sized> Backend for ProfileBackend<B> {
         permute(op: &Router, permutation: &Permutation) = all(&[op.experts_chosen, permutation.offsets, permutation.pairs, permutation.rows]);
         combine(x: Buffer, permutation: &Permutation, weights: Option<Buffer>, top_k: usize, width: usize, out: Buffer) = all(&[x, permutation.rows, out]);
         combine_backward(d_out: Buffer, x: Buffer, permutation: &Permutation, weights: Buffer, top_k: usize, width: usize, d_x: Buffer, d_weights: Buffer) = all(&[d_out, x, permutation.rows, weights, d_x, d_weights]);
+    }
+}
+
+/// Operations of the delta rule forward, as the recurrence counts them.
+fn delta_flops(op: &GatedDelta) -> f64 {
+    6.0 * (op.tokens * op.heads.state()) as f64
+}
+
+/// Bytes of the convolution's rows, in and out.
+fn conv_bytes(op: &CausalConv, rows: f64) -> f64 {
+    rows * rows_of(op.x, op.tokens, op.channels) + all(&[op.weight])
+}
+
+impl<B: Backend + ?Sized> DeltaRule for ProfileBackend<B> {
+    fn gated_delta(&mut self, op: &GatedDelta, out: Buffer, states: Option<Buffer>) {
+        let bytes = all(&[op.qkv, out]);
+        self.measure(|| "gated_delta".into(), delta_flops(op), bytes, |inner| inner.gated_delta(op, out, states));
+    }
+
+    fn gated_delta_backward(&mut self, op: &GatedDelta, d_out: Buffer, d_a_log: Buffer, d_dt_bias: Buffer) {
+        let (flops, bytes) = (2.0 * delta_flops(op), all(&[op.qkv, op.qkv, d_out]));
+        let leaf = |inner: &mut B| inner.gated_delta_backward(op, d_out, d_a_log, d_dt_bias);
+        self.measure(|| "gated_delta_backward".into(), flops, bytes, leaf);
+    }
+
+    plain! {
+        causal_conv(op: &CausalConv, out: Buffer) = conv_bytes(op, 1.0) + all(&[out]);
+        causal_conv_backward(op: &CausalConv, d_out: Buffer, d_weight: Buffer) = conv_bytes(op, 2.0) + all(&[d_out, d_weight, d_weight]);
+        causal_conv_keep(op: &CausalConv, inputs: Buffer) = all(&[inputs, inputs]);
+        causal_conv_step(op: &CausalConv, inputs: Buffer, out: Buffer) = all(&[op.weight, inputs, inputs, out]);
+        gated_delta_step(op: &GatedDelta, states: Buffer, out: Buffer) = all(&[op.qkv, states, states, out]);
+        gated_norm(op: &GatedNorm, out: Buffer) = all(&[op.x, op.x, out]);
+        gated_norm_backward(op: &GatedNorm, d: Buffer, d_weight: Buffer) = 2.0 * all(&[op.x, d]) + all(&[op.x, d_weight]);
     }
 }

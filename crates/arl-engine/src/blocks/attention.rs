@@ -1,9 +1,9 @@
 //! Attention: the fused projection to queries, keys and values, their norms and rotation, attention within each sequence, and
 //! the output projection. `Q` and `K` are the columns of all query and key heads.
 
-use arl_model::{Block, LayerConfig, ModelConfig, Projection, Role};
+use arl_model::{Block, ModelConfig, Projection, Role};
 
-use super::cache::{Cached, NewTokens};
+use super::cache::{CachedKeys, NewTokens};
 use super::context::{Context, Run, Take};
 use super::linear::{Linear, packed};
 use super::low_rank::Adapters;
@@ -20,8 +20,10 @@ pub(crate) struct Attention {
     pub(crate) window: Option<usize>,
     /// Elements of a head that are rotated.
     rotary: usize,
-    /// `[Q + 2 K, hidden]`.
+    /// `[Q + 2 K, hidden]`; with gates `[2 Q + 2 K, hidden]`.
     qkv: Linear,
+    /// Each query head has an output gate.
+    gated: bool,
     /// `[dim]` each, of queries and of keys, and their epsilon.
     qk_norm: Option<(Param, Param, f32)>,
     /// `[hidden, Q]`.
@@ -39,10 +41,36 @@ pub(crate) struct Buffers {
     attention: Buffer,
     /// f32 `[query heads, T]`.
     log_sum_exp: Buffer,
+    gate: Option<GateBuffers>,
+    /// What the adapters of both products leave for the backward pass.
+    low: [Buffer; 2],
+}
+
+/// Those of output gates.
+#[derive(Clone, Copy, Debug)]
+struct GateBuffers {
+    /// `[T, Q]`: before the logistic function.
+    gates: Buffer,
+    /// `[T, Q]`: what attention gives, through its gates.
+    gated: Buffer,
+}
+
+impl Buffers {
+    /// What the output projection takes.
+    fn result(&self) -> Buffer {
+        self.gate.map_or(self.attention, |gate| gate.gated)
+    }
+}
+
+/// Lets what attention gives through its gates, if there are any.
+fn apply_gate<B: Backend + ?Sized>(cx: &mut Context<'_, B>, at: &Buffers) {
+    if let Some(GateBuffers { gates, gated }) = at.gate {
+        cx.backend.gate(at.attention, gates, gated);
+    }
 }
 
 impl Attention {
-    pub(super) fn new(config: &ModelConfig, placement: &Placement, layer: usize, shape: &LayerConfig) -> Self {
+    pub(super) fn new(config: &ModelConfig, placement: &Placement, layer: usize, window: Option<usize>) -> Self {
         let block = Block::Attention(layer);
         // Which parameters a layer has follows from the configuration, as the table does.
         let span = |first, last| placement.span(block, first, last);
@@ -51,20 +79,22 @@ impl Attention {
         let heads =
             Heads { query: config.num_attention_heads, key_value: config.num_key_value_heads, dim: config.head_dim };
         let (q, k) = (heads.query_columns(), heads.key_columns());
+        let gated = config.attention_gate;
         let adapter = |projection, columns| (placement.adapter(block, projection), columns);
         Attention {
             heads,
-            window: shape.window,
+            window,
             rotary: config.rope.rotary_dim,
             qkv: Linear {
                 weight: span(Role::QWeight, Role::VWeight).unwrap_or_default(),
                 bias: span(Role::QBias, Role::VBias),
                 adapters: Adapters::new(&[
-                    adapter(Projection::Query, q),
+                    adapter(Projection::Query, if gated { 2 * q } else { q }),
                     adapter(Projection::Key, k),
                     adapter(Projection::Value, k),
                 ]),
             },
+            gated,
             qk_norm: norm(Role::QNorm).zip(norm(Role::KNorm)).map(|(query, key)| (query, key, epsilon)),
             output: Linear {
                 weight: placement.one(block, Role::OWeight),
@@ -86,6 +116,12 @@ impl Attention {
             qk: take(Off, dtype, tokens * self.heads.qk_columns()),
             attention: take(Mlp, dtype, tokens * self.heads.query_columns()),
             log_sum_exp: take(Mlp, DType::F32, tokens * self.heads.query),
+            gate: self.gated.then(|| GateBuffers {
+                gates: take(Mlp, dtype, tokens * self.heads.query_columns()),
+                gated: take(Off, dtype, tokens * self.heads.query_columns()),
+            }),
+            // The output is computed again where queries are, for the block behind it.
+            low: [&self.qkv, &self.output].map(|linear| take(Mlp, dtype, tokens * linear.kept())),
         }
     }
 
@@ -93,6 +129,7 @@ impl Attention {
     pub(super) fn compute<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, at: &Buffers, input: Buffer, run: &Run) {
         self.queries_keys_values(cx, at, input, run);
         cx.backend.attention(&self.op(at, run));
+        apply_gate(cx, at);
     }
 
     fn queries_keys_values<B: Backend + ?Sized>(
@@ -102,7 +139,17 @@ impl Attention {
         input: Buffer,
         run: &Run,
     ) {
-        self.qkv.forward(cx, input, at.qkv, run.size().tokens);
+        let (heads, t) = (self.heads, run.size().tokens);
+        match at.gate {
+            None => self.qkv.forward(cx, input, at.qkv, at.low[0], t),
+            Some(gate) => {
+                let top = cx.arena.mark();
+                let joined = cx.workspace(cx.dtype, t * (heads.qkv_columns() + heads.query_columns()));
+                self.qkv.forward(cx, input, joined, at.low[0], t);
+                cx.backend.split_gates(heads, joined, at.qkv, gate.gates);
+                cx.arena.release(top);
+            }
+        }
         cx.backend.norm_rope(&self.norm_rope(cx, run), at.qkv, at.qk);
     }
 
@@ -114,7 +161,7 @@ impl Attention {
         at: &Buffers,
         input: Buffer,
         run: &Run,
-        cached: &Cached,
+        cached: &CachedKeys,
         new: &NewTokens,
     ) {
         self.queries_keys_values(cx, at, input, run);
@@ -124,7 +171,8 @@ impl Attention {
             cx.backend.scatter_rows(new.rows, new.slots, width, cache);
         }
         if !new.one_each {
-            return cx.backend.attention(&self.op(at, run));
+            cx.backend.attention(&self.op(at, run));
+            return apply_gate(cx, at);
         }
         let len = run.size().tokens * cached.capacity * width;
         cx.backend.attention_cached(
@@ -138,11 +186,12 @@ impl Attention {
             new.lengths,
             at.attention,
         );
+        apply_gate(cx, at);
     }
 
     /// What the block adds to the residual stream, into `run.delta`.
     pub(super) fn output<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, at: &Buffers, run: &Run) {
-        self.output.forward(cx, at.attention, run.delta, run.size().tokens);
+        self.output.forward(cx, at.result(), run.delta, at.low[1], run.size().tokens);
     }
 
     /// Computes again what was not kept: the same leaves on the same values.
@@ -156,7 +205,10 @@ impl Attention {
     ) {
         match level {
             Recompute::Block => self.compute(cx, at, input, run),
-            _ => cx.backend.norm_rope(&self.norm_rope(cx, run), at.qkv, at.qk),
+            _ => {
+                cx.backend.norm_rope(&self.norm_rope(cx, run), at.qkv, at.qk);
+                apply_gate(cx, at);
+            }
         }
     }
 
@@ -177,11 +229,22 @@ impl Attention {
         let d_qkv = cx.workspace(cx.dtype, t * heads.qkv_columns());
         let scratch = cx.workspace(DType::F32, self.scratch(cx.attention_library, run.size()));
 
-        self.output.backward(cx, packed(d_x, t), at.attention, d_attention, t, !run.first);
+        self.output.backward(cx, packed(d_x, t), at.result(), at.low[1], d_attention, t, !run.first);
+        if let Some(GateBuffers { gates, .. }) = at.gate {
+            cx.backend.gate_backward(d_attention, at.attention, gates);
+        }
         cx.backend.attention_backward(&self.op(at, run), packed(d_attention, t), d_qkv, scratch);
         let d_norms = self.qk_norm.map(|(query, key, _)| (cx.norm_gradient(query), cx.norm_gradient(key)));
         cx.backend.norm_rope_backward(&self.norm_rope(cx, run), at.qkv, d_qkv, d_norms);
-        self.qkv.backward(cx, packed(d_qkv, t), input, d_input, t, !run.first);
+        let d_product = match at.gate {
+            None => d_qkv,
+            Some(GateBuffers { gates, .. }) => {
+                let joined = cx.workspace(cx.dtype, d_qkv.len + gates.len);
+                cx.backend.join_gates(heads, d_qkv, gates, joined);
+                joined
+            }
+        };
+        self.qkv.backward(cx, packed(d_product, t), input, at.low[0], d_input, t, !run.first);
         cx.arena.release(top);
     }
 

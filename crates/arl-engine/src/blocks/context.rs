@@ -6,6 +6,7 @@ use crate::batch::{BatchSize, Inputs};
 use crate::options::Recompute;
 use crate::placement::Param;
 use crate::placement::arena::{Arena, Category};
+use crate::placement::quantized::Quantized;
 use crate::placement::store::Store;
 
 /// The device and its memory, during one micro-batch.
@@ -13,6 +14,7 @@ pub(crate) struct Context<'a, B: ?Sized> {
     pub(crate) backend: &'a mut B,
     pub(crate) arena: &'a mut Arena,
     pub(crate) store: &'a Store,
+    pub(crate) quantized: &'a Quantized,
     /// Of activations.
     pub(crate) dtype: DType,
     /// What norms add to their weights.
@@ -67,6 +69,16 @@ impl<B: Backend + ?Sized> Context<'_, B> {
 
     pub(crate) fn workspace(&mut self, dtype: DType, len: usize) -> Buffer {
         self.take(Category::Workspace, dtype, len)
+    }
+
+    /// A parameter's weights as products take them: those in NF4 in workspace, in the type of activations.
+    pub(crate) fn weight(&mut self, param: Param) -> Buffer {
+        let Some(store) = self.store.quantized.filter(|_| param.quantized) else { return self.store.weight(param) };
+        let out = self.workspace(self.dtype, param.len);
+        for (first, part) in self.quantized.parts(&store, param) {
+            self.backend.dequantize(&part, out.slice(first, part.len));
+        }
+        out
     }
 
     pub(crate) fn norm(&self, weight: Param) -> NormWeight {

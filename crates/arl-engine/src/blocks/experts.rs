@@ -6,6 +6,8 @@ use arl_model::{Block, ModelConfig, MoeConfig, Projection, Role};
 use super::context::{Context, Run, Take};
 use super::expert_adapter::{ExpertAdapter, Sorted};
 use super::linear::{Linear, packed};
+use super::low_rank::Adapters;
+use super::shared_expert::{self, SharedExpert};
 use crate::backend::{Backend, Buffer, DType, GroupedMatmul, Layout, Permutation, Router};
 use crate::options::Recompute;
 use crate::placement::{Param, Placement};
@@ -30,6 +32,7 @@ pub(crate) struct Experts {
     down: Param,
     /// Of gate and up, and of down.
     adapters: [Option<ExpertAdapter>; 2],
+    shared: Option<SharedExpert>,
 }
 
 /// What it computes.
@@ -52,6 +55,9 @@ pub(crate) struct Buffers {
     gate_up: Buffer,
     /// `[T top_k, W]`: after SwiGLU.
     act: Buffer,
+    shared: Option<shared_expert::Buffers>,
+    /// What the router's adapter leaves for the backward pass.
+    low: Buffer,
 }
 
 /// A grouped product's token side, or the experts' weights or gradients one after the other, by rows of `width`.
@@ -74,17 +80,24 @@ impl Experts {
             normalise: moe.norm_topk_prob,
             coefficient: moe.router_aux_loss_coef.unwrap_or(0.0),
             layers,
-            router: Linear::new(placement.one(block, Role::Router)),
+            router: Linear {
+                adapters: Adapters::new(&[(placement.adapter(block, Projection::Router), moe.num_experts)]),
+                ..Linear::new(placement.one(block, Role::Router))
+            },
             gate_up: span(Role::ExpertGate(0), Role::ExpertUp(last)),
             down: span(Role::ExpertDown(0), Role::ExpertDown(last)),
             adapters: [Projection::ExpertsGateUp, Projection::ExpertsDown]
                 .map(|projection| placement.adapter(block, projection).map(ExpertAdapter)),
+            shared: moe
+                .shared_expert_intermediate_size
+                .map(|width| SharedExpert::new(placement, block, config.hidden_size, width)),
         }
     }
 
     /// Parameters whose gradients a step's first micro-batch assigns: not the experts', as one may have no rows.
     pub(super) fn assigned(&self) -> Vec<Param> {
-        vec![self.router.weight]
+        let shared = self.shared.iter().flat_map(SharedExpert::assigned);
+        self.router.assigned().chain(shared).collect()
     }
 
     pub(super) fn buffers(&self, dtype: DType, tokens: usize, take: &mut Take<'_>) -> Buffers {
@@ -104,6 +117,8 @@ impl Experts {
             out: take(Norms, dtype, rows * self.hidden),
             gate_up: take(Norms, dtype, rows * 2 * self.width),
             act: take(Off, dtype, rows * self.width),
+            shared: self.shared.map(|shared| shared.buffers(dtype, tokens, take)),
+            low: take(Norms, dtype, tokens * self.router.kept()),
         }
     }
 
@@ -116,7 +131,7 @@ impl Experts {
         run: &Run,
         balance: Option<Buffer>,
     ) {
-        self.router.forward(cx, input, at.logits, run.size().tokens);
+        self.router.forward(cx, input, at.logits, at.low, run.size().tokens);
         let op = self.router_op(at, run);
         cx.backend.router(&op, at.logits, balance);
         cx.backend.permute(&op, &at.permutation);
@@ -132,6 +147,14 @@ impl Experts {
         if let Some(adapter) = down_adapter {
             adapter.forward(cx, self.sorted(at), at.act, at.out);
         }
+        if let Some((shared, at)) = self.shared(at) {
+            shared.compute(cx, at, input, run);
+        }
+    }
+
+    /// The shared expert and its buffers.
+    fn shared<'a>(&'a self, at: &'a Buffers) -> Option<(&'a SharedExpert, &'a shared_expert::Buffers)> {
+        self.shared.as_ref().zip(at.shared.as_ref())
     }
 
     /// Each chosen pair's input row, sorted by expert.
@@ -139,9 +162,13 @@ impl Experts {
         cx.backend.gather_rows(input, at.permutation.pairs, self.top_k, self.hidden, at.routed);
     }
 
-    /// What the block adds to the residual stream, into `run.delta`: the weighted sum of each token's experts.
+    /// What the block adds to the residual stream, into `run.delta`: the weighted sum of each token's experts, and
+    /// the shared one's.
     pub(super) fn output<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, at: &Buffers, run: &Run) {
         cx.backend.combine(at.out, &at.permutation, Some(at.weights), self.top_k, self.hidden, run.delta);
+        if let Some((shared, at)) = self.shared(at) {
+            shared.output(cx, at, run);
+        }
     }
 
     /// Computes again what was not kept: the same leaves on the same values. Choices are not counted twice.
@@ -157,6 +184,9 @@ impl Experts {
             Recompute::Norms => {
                 self.gather(cx, at, input);
                 cx.backend.swiglu(at.gate_up, self.width, at.act);
+                if let Some((shared, at)) = self.shared(at) {
+                    shared.activate(cx, at);
+                }
             }
             _ => self.compute(cx, at, input, run, None),
         }
@@ -207,7 +237,11 @@ impl Experts {
         cx.backend.router_backward(&self.router_op(at, run), d_weights, balance, d_logits);
         self.router.backward_weight(cx, packed(d_logits, t), input, t, !run.first);
         self.router.backward_input(cx, packed(d_logits, t), d_input, t, true);
+        self.router.adapters.backward(cx, packed(d_logits, t), input, at.low, d_input, t, !run.first);
         cx.arena.release(top);
+        if let Some((shared, at)) = self.shared(at) {
+            shared.backward(cx, at, input, run, d_x, d_input);
+        }
     }
 
     /// The balance loss is `coefficient * experts * sum_e (counts_e / N) (probabilities_e / N)` over the `N` rows of

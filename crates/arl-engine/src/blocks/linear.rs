@@ -2,6 +2,7 @@
 
 use super::Context;
 use super::low_rank::Adapters;
+use super::magnitude::Product;
 use crate::backend::{Backend, Buffer, Layout, Matmul, Rows};
 use crate::placement::Param;
 
@@ -26,37 +27,98 @@ impl Linear {
         std::iter::once(self.weight).chain(self.adapters.params())
     }
 
-    /// `out[m, n] = x[m, k] weight[n, k]^T + bias`, and what adapters add.
-    pub(crate) fn forward<B: Backend + ?Sized>(self, cx: &mut Context<'_, B>, x: Buffer, out: Buffer, m: usize) {
-        let (n, k) = (out.len / m, x.len / m);
-        cx.backend.matmul(&Matmul {
-            layout: Layout::Nt,
-            m,
-            n,
-            k,
-            a: Rows { buffer: x, stride: k },
-            b: Rows { buffer: cx.store.weight(self.weight), stride: k },
-            c: Rows { buffer: out, stride: n },
-            accumulate: false,
-            bias: self.bias.map(|bias| cx.store.weight(bias)),
-        });
-        self.adapters.forward(cx, x, out, m);
+    /// Elements a token that the forward pass leaves for the backward pass.
+    pub(crate) fn kept(&self) -> usize {
+        self.adapters.rank()
     }
 
-    /// From `d_out[m, n]` and the input `x[m, k]` the gradients of the weight, the bias and the adapters, added to where
-    /// `accumulate` says so (the bias's always), and `d_x[m, k]`, assigned.
+    /// `out[m, n] = x[m, k] weight[n, k]^T + bias`, and what adapters add. `low`, of [`Linear::kept`] elements a row, is left
+    /// for the backward pass.
+    pub(crate) fn forward<B: Backend + ?Sized>(
+        self,
+        cx: &mut Context<'_, B>,
+        x: Buffer,
+        out: Buffer,
+        low: Buffer,
+        m: usize,
+    ) {
+        let top = cx.arena.mark();
+        let weight = cx.weight(self.weight);
+        let bias = self.bias.map(|bias| cx.store.weight(bias));
+        multiply(cx, x, weight, bias, out, m);
+        if !self.adapters.has_magnitudes() {
+            // What follows finds the weights of no use.
+            cx.arena.release(top);
+            return self.adapters.forward(cx, x, out, low, m);
+        }
+        self.adapters.forward(cx, x, out, low, m);
+        self.adapters.scale(cx, weight, bias, Product { rows: packed(out, m), m });
+        cx.arena.release(top);
+    }
+
+    /// From `d_out[m, n]`, the input `x[m, k]` and what the forward pass left the gradients of the weight, the bias and the
+    /// adapters, added to where `accumulate` says so (the bias's always), and `d_x[m, k]`, assigned; empty: not wanted.
+    #[allow(clippy::too_many_arguments, reason = "what a layer has, and what the forward pass left")]
     pub(crate) fn backward<B: Backend + ?Sized>(
         self,
         cx: &mut Context<'_, B>,
         d_out: Rows,
         x: Buffer,
+        low: Buffer,
         d_x: Buffer,
         m: usize,
         accumulate: bool,
     ) {
         self.backward_weight(cx, d_out, x, m, accumulate);
-        self.backward_input(cx, d_out, d_x, m, false);
-        self.adapters.backward(cx, d_out, x, d_x, m, accumulate);
+        let top = cx.arena.mark();
+        let d_out = if self.adapters.has_magnitudes() { self.unscaled(cx, d_out, x, low, m) } else { d_out };
+        if d_x.len > 0 {
+            self.backward_input(cx, d_out, d_x, m, false);
+        }
+        self.adapters.backward(cx, d_out, x, low, d_x, m, accumulate);
+        cx.arena.release(top);
+    }
+
+    /// The gradient of what magnitudes scale, in workspace, from that of what they made of it; theirs are added to. What they scale
+    /// is computed again, as it is kept nowhere.
+    fn unscaled<B: Backend + ?Sized>(
+        self,
+        cx: &mut Context<'_, B>,
+        d_out: Rows,
+        x: Buffer,
+        low: Buffer,
+        m: usize,
+    ) -> Rows {
+        let product = cx.workspace(cx.dtype, m * d_out.stride);
+        let top = cx.arena.mark();
+        let weight = cx.weight(self.weight);
+        multiply(cx, x, weight, None, product, m);
+        self.adapters.add(cx, low, product, m);
+        self.adapters.scale_backward(cx, weight, d_out, Product { rows: packed(product, m), m });
+        cx.arena.release(top);
+        packed(product, m)
+    }
+
+    /// [`Linear::backward`] that adds to `d_x`.
+    #[allow(clippy::too_many_arguments, reason = "as there")]
+    pub(crate) fn backward_added<B: Backend + ?Sized>(
+        self,
+        cx: &mut Context<'_, B>,
+        d_out: Rows,
+        x: Buffer,
+        low: Buffer,
+        d_x: Buffer,
+        m: usize,
+        accumulate: bool,
+    ) {
+        self.backward_weight(cx, d_out, x, m, accumulate);
+        let top = cx.arena.mark();
+        let d_out = if self.adapters.has_magnitudes() { self.unscaled(cx, d_out, x, low, m) } else { d_out };
+        if d_x.len > 0 {
+            self.backward_input(cx, d_out, d_x, m, true);
+        }
+        self.adapters.backward(cx, d_out, x, low, d_x, m, accumulate);
+        cx.arena.release(top);
     }
 
     /// `d_x[m, k] = d_out[m, n] weight[n, k]`, or added to it; without adapters.
@@ -69,17 +131,20 @@ impl Linear {
         accumulate: bool,
     ) {
         let k = d_x.len / m;
+        let top = cx.arena.mark();
+        let weight = cx.weight(self.weight);
         cx.backend.matmul(&Matmul {
             layout: Layout::Nn,
             m,
             n: k,
             k: self.weight.len / k,
             a: d_out,
-            b: Rows { buffer: cx.store.weight(self.weight), stride: k },
+            b: Rows { buffer: weight, stride: k },
             c: Rows { buffer: d_x, stride: k },
             accumulate,
             bias: None,
         });
+        cx.arena.release(top);
     }
 
     /// `d_weight[n, k] = d_out[m, n]^T x[m, k]`, or added to it; the bias's gradient is added to. Nothing for what is frozen, and
@@ -111,6 +176,29 @@ impl Linear {
             cx.backend.sum_rows(d_out, m, n, d_bias);
         }
     }
+}
+
+/// `out[m, n] = x[m, k] weight[n, k]^T + bias`.
+fn multiply<B: Backend + ?Sized>(
+    cx: &mut Context<'_, B>,
+    x: Buffer,
+    weight: Buffer,
+    bias: Option<Buffer>,
+    out: Buffer,
+    m: usize,
+) {
+    let (n, k) = (out.len / m, x.len / m);
+    cx.backend.matmul(&Matmul {
+        layout: Layout::Nt,
+        m,
+        n,
+        k,
+        a: Rows { buffer: x, stride: k },
+        b: Rows { buffer: weight, stride: k },
+        c: Rows { buffer: out, stride: n },
+        accumulate: false,
+        bias,
+    });
 }
 
 /// Rows without gaps: `m` of them.

@@ -1,12 +1,12 @@
 //! Adapters of low rank (LoRA; Hu et al., 2021) of one matrix product: `out += factor drop(x) A^T B^T`, and their gradients.
-//! `t = drop(x) A^T` is computed again in the backward pass instead of being kept: a product of `rank` columns.
+//! `t = factor drop(x) A^T`, of `rank` columns, is kept from the forward pass for the backward pass.
 
 use super::Context;
 use crate::backend::{Backend, Buffer, Dropout, Layout, Matmul, Rows};
 use crate::placement::{AdapterPlace, Param};
 
-/// Most layers that one product computes: queries, keys and values.
-const PARTS: usize = 3;
+/// Most layers that one product computes: the four of the delta rule's input.
+const PARTS: usize = 4;
 
 /// Dropout of the input of A, in training.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +46,8 @@ struct Group {
     /// `[rank, k]`: of all of them.
     a: Param,
     rank: usize,
+    /// Ranks of the groups before it.
+    first: usize,
 }
 
 impl Adapters {
@@ -58,6 +60,11 @@ impl Adapters {
             first += columns;
         }
         Adapters(adapters)
+    }
+
+    /// The place of each, and its first column and columns.
+    pub(super) fn places(&self) -> impl Iterator<Item = (AdapterPlace, usize, usize)> + use<> {
+        self.0.into_iter().flatten().map(|adapter| (adapter.place, adapter.first, adapter.columns))
     }
 
     /// A and B of all of them.
@@ -75,35 +82,54 @@ impl Adapters {
                     group.rank += rank;
                     group.a.len += a.len;
                 }
-                _ => groups.push(Group { adapters: vec![adapter], a, rank }),
+                _ => {
+                    let first = groups.last().map_or(0, |group| group.first + group.rank);
+                    groups.push(Group { adapters: vec![adapter], a, rank, first });
+                }
             }
         }
         groups
     }
 
-    /// Adds to `out[m, n]` what the adapters make of `x[m, k]`.
-    pub(crate) fn forward<B: Backend + ?Sized>(self, cx: &mut Context<'_, B>, x: Buffer, out: Buffer, m: usize) {
+    /// Columns of `t`: the ranks of all of them.
+    pub(crate) fn rank(&self) -> usize {
+        self.0.iter().flatten().map(|adapter| adapter.place.rank).sum()
+    }
+
+    /// Adds to `out[m, n]` what the adapters make of `x[m, k]`, and leaves `t` in `low`, of `m * rank` elements.
+    pub(crate) fn forward<B: Backend + ?Sized>(
+        self,
+        cx: &mut Context<'_, B>,
+        x: Buffer,
+        out: Buffer,
+        low: Buffer,
+        m: usize,
+    ) {
         for group in self.groups(cx.dropout.is_some()) {
             let top = cx.arena.mark();
             let input = group.input(cx, x);
-            let low = group.project(cx, input, m);
-            let out = Rows { buffer: out, stride: out.len / m };
-            for (adapter, from) in group.parts() {
-                let b = cx.store.weight(adapter.place.b);
-                let (a, c) = (part(low, from), part(out, adapter.first));
-                product(cx, Layout::Nt, [m, adapter.columns, adapter.place.rank], a, b, c, true);
-            }
+            let low = group.project(cx, input, low, m);
+            group.add(cx, low, out, m);
             cx.arena.release(top);
         }
     }
 
-    /// From `d_out[m, n]` and the input `x[m, k]` the gradients of A and B, assigned or added to, and `d_x[m, k]`, which is
-    /// added to.
+    /// Adds to `out[m, n]` what the adapters made in the forward pass, which left `t` in `low`.
+    pub(super) fn add<B: Backend + ?Sized>(self, cx: &mut Context<'_, B>, low: Buffer, out: Buffer, m: usize) {
+        for group in self.groups(cx.dropout.is_some()) {
+            group.add(cx, group.low(low, m), out, m);
+        }
+    }
+
+    /// From `d_out[m, n]`, the input `x[m, k]` and `t` the gradients of A and B, assigned or added to, and `d_x[m, k]`, which
+    /// is added to; empty: not wanted.
+    #[allow(clippy::too_many_arguments, reason = "a layer's backward pass has as many, and what the forward pass left")]
     pub(crate) fn backward<B: Backend + ?Sized>(
         self,
         cx: &mut Context<'_, B>,
         d_out: Rows,
         x: Buffer,
+        low: Buffer,
         d_x: Buffer,
         m: usize,
         accumulate: bool,
@@ -111,7 +137,7 @@ impl Adapters {
         for group in self.groups(cx.dropout.is_some()) {
             let top = cx.arena.mark();
             let input = group.input(cx, x);
-            let low = group.project(cx, input, m);
+            let low = group.low(low, m);
             let d_product = cx.workspace(cx.dtype, m * group.rank);
             for (adapter, from) in group.parts() {
                 let AdapterPlace { b, rank, .. } = adapter.place;
@@ -131,7 +157,9 @@ impl Adapters {
                 let (input, d_a) = (Rows { buffer: input, stride: k }, Rows { buffer: d_a, stride: k });
                 matmul(cx, Layout::Tn, [group.rank, k, m], d_low, input, d_a, accumulate);
             }
-            group.input_gradient(cx, d_low, d_x, m);
+            if d_x.len > 0 {
+                group.input_gradient(cx, d_low, d_x, m);
+            }
             cx.arena.release(top);
         }
     }
@@ -155,14 +183,33 @@ impl Group {
         dropped
     }
 
-    /// `factor input A^T`, `[m, rank]`.
-    fn project<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, input: Buffer, m: usize) -> Rows {
-        let low = cx.workspace(cx.dtype, m * self.rank);
-        let k = input.len / m;
-        let (a, c) = (Rows { buffer: input, stride: k }, Rows { buffer: low, stride: self.rank });
+    /// `out += low B^T`, each adapter's columns.
+    fn add<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, low: Rows, out: Buffer, m: usize) {
+        let out = Rows { buffer: out, stride: out.len / m };
+        for (adapter, from) in self.parts() {
+            let b = cx.store.weight(adapter.place.b);
+            let (a, c) = (part(low, from), part(out, adapter.first));
+            product(cx, Layout::Nt, [m, adapter.columns, adapter.place.rank], a, b, c, true);
+        }
+    }
+
+    /// Its part of `t`.
+    fn low(&self, low: Buffer, m: usize) -> Rows {
+        Rows { buffer: low.slice(m * self.first, m * self.rank), stride: self.rank }
+    }
+
+    /// `factor input A^T`, `[m, rank]`, into its part of `low`.
+    fn project<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, input: Buffer, low: Buffer, m: usize) -> Rows {
+        let low = self.low(low, m);
+        let (k, factor) = (input.len / m, self.adapters[0].place.factor);
+        let plain = if factor == 1.0 { low.buffer } else { cx.workspace(cx.dtype, m * self.rank) };
+        let (a, c) = (Rows { buffer: input, stride: k }, Rows { buffer: plain, stride: self.rank });
         let weight = cx.store.weight(self.a);
         product(cx, Layout::Nt, [m, self.rank, k], a, weight, c, false);
-        self.scaled(cx, low)
+        if factor != 1.0 {
+            cx.backend.scale(plain, factor, None, low.buffer);
+        }
+        low
     }
 
     /// `factor x`, `[m, rank]`.

@@ -26,6 +26,8 @@ pub(crate) struct Buffers {
     gate_up: Buffer,
     /// `[T, W]`: after SwiGLU.
     act: Buffer,
+    /// What the adapters of both products leave for the backward pass.
+    low: [Buffer; 2],
 }
 
 impl Mlp {
@@ -54,18 +56,23 @@ impl Mlp {
         Buffers {
             gate_up: take(Recompute::Norms, dtype, tokens * 2 * self.width),
             act: take(Recompute::Off, dtype, tokens * self.width),
+            low: [
+                take(Recompute::Norms, dtype, tokens * self.gate_up.kept()),
+                // The output of a layer's last block is never computed again.
+                take(Recompute::Block, dtype, tokens * self.down.kept()),
+            ],
         }
     }
 
     /// From the normed input `[T, H]` to what SwiGLU gives.
     pub(super) fn compute<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, at: &Buffers, input: Buffer, run: &Run) {
-        self.gate_up.forward(cx, input, at.gate_up, run.size().tokens);
+        self.gate_up.forward(cx, input, at.gate_up, at.low[0], run.size().tokens);
         cx.backend.swiglu(at.gate_up, self.width, at.act);
     }
 
     /// What the block adds to the residual stream, into `run.delta`.
     pub(super) fn output<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, at: &Buffers, run: &Run) {
-        self.down.forward(cx, at.act, run.delta, run.size().tokens);
+        self.down.forward(cx, at.act, run.delta, at.low[1], run.size().tokens);
     }
 
     /// Computes again what was not kept: the same leaves on the same values.
@@ -97,10 +104,10 @@ impl Mlp {
         let top = cx.arena.mark();
         // [T, W]
         let d_act = cx.workspace(cx.dtype, t * self.width);
-        self.down.backward(cx, packed(d_x, t), at.act, d_act, t, !run.first);
+        self.down.backward(cx, packed(d_x, t), at.act, at.low[1], d_act, t, !run.first);
         cx.backend.swiglu_backward(at.gate_up, self.width, d_act);
         let d_gate_up = packed(at.gate_up, t);
-        self.gate_up.backward(cx, d_gate_up, input, d_input, t, !run.first);
+        self.gate_up.backward(cx, d_gate_up, input, at.low[0], d_input, t, !run.first);
         cx.arena.release(top);
     }
 }

@@ -6,22 +6,28 @@
 mod attention;
 pub(crate) mod cache;
 mod context;
+mod delta;
+mod embedding_adapter;
 mod expert_adapter;
 mod experts;
 pub(crate) mod linear;
 mod low_rank;
+mod magnitude;
 mod mlp;
+mod shared_expert;
 
 use arl_model::{self as model, ModelConfig, Role};
 
 pub(crate) use attention::Attention;
 pub(crate) use context::{Context, Run, Take};
-pub(crate) use low_rank::LowRankDropout;
+pub(crate) use embedding_adapter::EmbeddingAdapter;
+pub(crate) use low_rank::{Adapters, LowRankDropout};
 
 use crate::backend::{Backend, Buffer, DType};
 use crate::options::Recompute;
 use crate::placement::{Param, Placement};
 use cache::{Cached, NewTokens};
+use delta::Delta;
 use experts::Experts;
 use mlp::Mlp;
 
@@ -29,6 +35,8 @@ use mlp::Mlp;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Block {
     pub(crate) layer: usize,
+    /// Its name in the table of tensors.
+    pub(crate) name: model::Block,
     /// `[hidden]`: of the norm before it.
     pub(crate) norm: Param,
     kind: Kind,
@@ -37,6 +45,7 @@ pub(crate) struct Block {
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Attention(Attention),
+    Delta(Delta),
     Mlp(Mlp),
     Experts(Experts),
 }
@@ -45,6 +54,7 @@ enum Kind {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Active {
     Attention(Attention, attention::Buffers),
+    Delta(Delta, delta::Buffers),
     Mlp(Mlp, mlp::Buffers),
     Experts(Experts, experts::Buffers),
 }
@@ -53,9 +63,18 @@ pub(crate) enum Active {
 pub(crate) fn blocks(config: &ModelConfig, placement: &Placement) -> Vec<Block> {
     let mut blocks = Vec::with_capacity(2 * config.layers.len());
     for (layer, shape) in config.layers.iter().enumerate() {
-        let mut add = |block, norm, kind| blocks.push(Block { layer, norm: placement.one(block, norm), kind });
-        let attention = Attention::new(config, placement, layer, shape);
-        add(model::Block::Attention(layer), Role::InputNorm, Kind::Attention(attention));
+        let mut add =
+            |block, norm, kind| blocks.push(Block { layer, name: block, norm: placement.one(block, norm), kind });
+        match shape.mixer {
+            model::Mixer::Attention { window } => {
+                let attention = Attention::new(config, placement, layer, window);
+                add(model::Block::Attention(layer), Role::InputNorm, Kind::Attention(attention));
+            }
+            model::Mixer::Delta(delta) => {
+                let delta = Delta::new(config, placement, layer, &delta);
+                add(model::Block::Delta(layer), Role::InputNorm, Kind::Delta(delta));
+            }
+        }
         match &shape.mlp {
             model::Mlp::Dense { intermediate } => {
                 let mlp = Mlp::new(placement, layer, config.hidden_size, *intermediate);
@@ -76,10 +95,21 @@ impl Block {
         if let Kind::Attention(attention) = &self.kind { Some(attention) } else { None }
     }
 
+    /// Its delta rule, if it is one.
+    pub(crate) fn delta(&self) -> Option<&Delta> {
+        if let Kind::Delta(delta) = &self.kind { Some(delta) } else { None }
+    }
+
+    /// Whether the gradient of its input is of no use where nothing below it is trained.
+    pub(crate) fn may_end(&self) -> bool {
+        self.norm.trained.is_none() && !matches!(self.kind, Kind::Experts(_))
+    }
+
     /// Parameters whose gradients the first micro-batch of a step assigns; the others' are added to.
     pub(crate) fn assigned(&self) -> Vec<Param> {
         match &self.kind {
             Kind::Attention(attention) => attention.assigned(),
+            Kind::Delta(delta) => delta.assigned(),
             Kind::Mlp(mlp) => mlp.assigned(),
             Kind::Experts(experts) => experts.assigned(),
         }
@@ -89,6 +119,7 @@ impl Block {
     pub(crate) fn activate(&self, dtype: DType, tokens: usize, take: &mut Take<'_>) -> Active {
         match self.kind {
             Kind::Attention(attention) => Active::Attention(attention, attention.buffers(dtype, tokens, take)),
+            Kind::Delta(delta) => Active::Delta(delta, delta.buffers(dtype, tokens, take)),
             Kind::Mlp(mlp) => Active::Mlp(mlp, mlp.buffers(dtype, tokens, take)),
             Kind::Experts(experts) => Active::Experts(experts, experts.buffers(dtype, tokens, take)),
         }
@@ -100,6 +131,7 @@ impl Active {
     pub(crate) fn compute<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, input: Buffer, run: &Run) {
         match self {
             Active::Attention(attention, at) => attention.compute(cx, at, input, run),
+            Active::Delta(delta, at) => delta.compute(cx, at, input, run),
             Active::Mlp(mlp, at) => mlp.compute(cx, at, input, run),
             Active::Experts(experts, at) => experts.compute(cx, at, input, run, run.balance),
         }
@@ -115,8 +147,11 @@ impl Active {
         new: &NewTokens,
     ) {
         match (self, cached) {
-            (Active::Attention(attention, at), Some(cached)) => {
+            (Active::Attention(attention, at), Some(Cached::Attention(cached))) => {
                 attention.compute_cached(cx, at, input, run, cached, new);
+            }
+            (Active::Delta(delta, at), Some(Cached::Delta(cached))) => {
+                delta.compute_cached(cx, at, input, run, cached, new);
             }
             _ => self.compute(cx, input, run),
         }
@@ -126,6 +161,7 @@ impl Active {
     pub(crate) fn output<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, run: &Run) {
         match self {
             Active::Attention(attention, at) => attention.output(cx, at, run),
+            Active::Delta(delta, at) => delta.output(cx, at, run),
             Active::Mlp(mlp, at) => mlp.output(cx, at, run),
             Active::Experts(experts, at) => experts.output(cx, at, run),
         }
@@ -141,13 +177,14 @@ impl Active {
     ) {
         match self {
             Active::Attention(attention, at) => attention.recompute(cx, at, input, run, level),
+            Active::Delta(delta, at) => delta.recompute(cx, at, input, run, level),
             Active::Mlp(mlp, at) => mlp.recompute(cx, at, input, run, level),
             Active::Experts(experts, at) => experts.recompute(cx, at, input, run, level),
         }
     }
 
     /// From `d_x`, the residual stream's gradient, to `d_input`, that of the normed input, and the gradients of the
-    /// block's parameters.
+    /// block's parameters. Of a block that [may end](Block::may_end) the backward pass `d_input` may be empty.
     pub(crate) fn backward<B: Backend + ?Sized>(
         &self,
         cx: &mut Context<'_, B>,
@@ -158,6 +195,7 @@ impl Active {
     ) {
         match self {
             Active::Attention(attention, at) => attention.backward(cx, at, input, run, d_x, d_input),
+            Active::Delta(delta, at) => delta.backward(cx, at, input, run, d_x, d_input),
             Active::Mlp(mlp, at) => mlp.backward(cx, at, input, run, d_x, d_input),
             Active::Experts(experts, at) => experts.backward(cx, at, input, run, d_x, d_input),
         }

@@ -1,9 +1,9 @@
-//! The keys and values of sequences that are being generated, and the memory of the forward pass into them.
+//! What is kept of sequences that are being generated, and the memory of the forward pass into them.
 
 use crate::backend::{Backend, Buffer, DType, Heads};
 use crate::batch::{BatchSize, Inputs};
 use crate::blocks::Run;
-use crate::blocks::cache::{Cached, NewTokens};
+use crate::blocks::cache::{Cached, CachedKeys, CachedState, NewTokens};
 use crate::model::Model;
 use crate::placement::arena::{Arena, Category};
 use crate::rotary::Tables;
@@ -28,12 +28,24 @@ pub(super) fn token_bytes(model: &Model) -> usize {
     columns.sum::<usize>() * model.dtype.bytes()
 }
 
+/// Bytes that one sequence takes, however long it is.
+pub(super) fn sequence_bytes(model: &Model) -> usize {
+    let kept = model.blocks.iter().filter_map(|block| block.delta()).map(|delta| delta.kept());
+    kept.map(|(inputs, state)| inputs * model.dtype.bytes() + state * DType::F32.bytes()).sum()
+}
+
 impl Cache {
     pub(super) fn take(arena: &mut Arena, model: &Model, sequences: usize, capacity: usize) -> Self {
         let blocks = model.blocks.iter().map(|block| {
-            let len = sequences * capacity * block.attention()?.heads.key_columns();
-            let mut take = || arena.take(Category::Cache, model.dtype, len);
-            Some(Cached { keys: take(), values: take(), capacity })
+            let mut take = |dtype, of_each: usize| arena.take(Category::Cache, dtype, sequences * of_each);
+            if let Some(delta) = block.delta() {
+                let (inputs, state) = delta.kept();
+                let (inputs, states) = (take(model.dtype, inputs), take(DType::F32, state));
+                return Some(Cached::Delta(CachedState { inputs, states, sequences }));
+            }
+            let of_each = capacity * block.attention()?.heads.key_columns();
+            let (keys, values) = (take(model.dtype, of_each), take(model.dtype, of_each));
+            Some(Cached::Attention(CachedKeys { keys, values, capacity }))
         });
         let blocks = blocks.collect();
         let rows = model.loss_chunk.min(sequences);
@@ -46,12 +58,12 @@ impl Cache {
     }
 }
 
-/// Takes what the forward pass over `size` tokens needs: of whole prompts, or `one_each` of sequences.
+/// Takes what the forward pass over `size` tokens needs, of sequences from place `first` on: of whole prompts, or `one_each`.
 pub(super) fn room<B: Backend + ?Sized>(
     step: &mut Step<'_, B>,
     size: BatchSize,
     max_len: usize,
-    one_each: bool,
+    (first, one_each): (usize, bool),
     tables: Tables,
 ) -> (Run, NewTokens) {
     let (heads, tokens) = (step.model.shape.heads, size.tokens);
@@ -63,17 +75,26 @@ pub(super) fn room<B: Backend + ?Sized>(
     let figures = Figures::take(step.arena, &step.model.shape, 1, 0);
     let run = step.begin(inputs, None, Figures { balances: None, ..figures });
     step.take_scratch(&run);
-    (run, NewTokens { slots, keys, values, rows, lengths, one_each })
+    (run, NewTokens { first, slots, keys, values, rows, lengths, one_each })
 }
 
 impl<B: Backend + ?Sized> Step<'_, B> {
-    /// Moves a sequence's keys and values to another place.
+    /// Moves what is kept of a sequence to another place.
     pub(super) fn move_sequence(&mut self, cache: &Cache, from: usize, to: usize, tokens: usize) {
         for cached in cache.blocks.iter().flatten() {
-            for buffer in [cached.keys, cached.values] {
-                let width = self.model.shape.heads.key_columns();
-                let part = |s: usize| buffer.slice(s * cache.capacity * width, tokens * width);
-                self.backend.copy(part(from), part(to));
+            match cached {
+                Cached::Attention(cached) => {
+                    for buffer in [cached.keys, cached.values] {
+                        let width = self.model.shape.heads.key_columns();
+                        let part = |s: usize| buffer.slice(s * cache.capacity * width, tokens * width);
+                        self.backend.copy(part(from), part(to));
+                    }
+                }
+                Cached::Delta(cached) => {
+                    let ((old_inputs, old_states), (inputs, states)) = (cached.of(from, 1), cached.of(to, 1));
+                    self.backend.copy(old_inputs, inputs);
+                    self.backend.copy(old_states, states);
+                }
             }
         }
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use arl_model::Result;
 
-use super::cache::{Cache, room, token_bytes};
+use super::cache::{Cache, room, sequence_bytes, token_bytes};
 use crate::backend::plan::PlanBackend;
 use crate::batch::BatchSize;
 use crate::model::Model;
@@ -14,7 +14,7 @@ use crate::placement::arena::Arena;
 use crate::rotary::Tables;
 use crate::step::{Generation, Stages, Step};
 
-/// Bytes of keys and values that sequences may share at a time.
+/// Bytes of what is kept of sequences at a time.
 const CACHE_BYTES: usize = 512 << 20;
 /// Sequences at a time.
 const MAX_SEQUENCES: usize = 256;
@@ -44,14 +44,14 @@ pub(super) struct Group {
 
 /// The groups of prompts with `lengths` tokens.
 pub(super) fn groups(model: &Model, lengths: &[usize], max_new_tokens: usize) -> Vec<Group> {
-    let token_bytes = token_bytes(model);
+    let (token_bytes, sequence_bytes) = (token_bytes(model), sequence_bytes(model));
     let mut groups = Vec::new();
     let mut first = 0;
     while first < lengths.len() {
         let (mut end, mut longest) = (first, 0);
         while end < lengths.len() && end - first < MAX_SEQUENCES {
             let longer = longest.max(lengths[end]);
-            let bytes = (end + 1 - first) * (longer + max_new_tokens) * token_bytes;
+            let bytes = (end + 1 - first) * ((longer + max_new_tokens) * token_bytes + sequence_bytes);
             if end > first && bytes > CACHE_BYTES {
                 break;
             }
@@ -85,8 +85,11 @@ impl Group {
                 pending: &mut None,
                 ranks: None,
             };
-            let (run, new) = room(&mut step, size, size.tokens, false, tables);
+            let (run, new) = room(&mut step, size, size.tokens, (0, false), tables);
             step.forward(&run, Some(Generation { caches: &cache.blocks, new: &new }))?;
+            let (h, v) = (model.shape.hidden, model.shape.vocab);
+            let rows = sequences.min(cache.logits.len / v);
+            step.logits(cache.hidden.slice(0, rows * h), rows, cache.logits.slice(0, rows * v));
             dry.release(bottom);
         }
         Ok((dry, positions))

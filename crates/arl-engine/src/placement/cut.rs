@@ -205,7 +205,7 @@ mod tests {
     fn placement(name: &str, frozen: &[&str]) -> Placement {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../__test__/golden").join(name);
         let frozen: Vec<String> = frozen.iter().map(|pattern| (*pattern).to_owned()).collect();
-        Placement::new(&ModelConfig::from_dir(&dir).unwrap(), &frozen).unwrap()
+        Placement::new(&ModelConfig::from_dir(&dir).unwrap(), &frozen, false).unwrap()
     }
 
     fn cuts() -> Vec<(Placement, Cut)> {

@@ -4,6 +4,7 @@
 
 pub(crate) mod arena;
 pub(crate) mod cut;
+pub(crate) mod quantized;
 pub(crate) mod store;
 
 use std::collections::HashMap;
@@ -11,6 +12,7 @@ use std::collections::HashMap;
 use arl_model::{Block, Error, ErrorCode, Lora, ModelConfig, Projection, Result, Role, TensorSpec, tensor_table};
 
 use arena::ALIGNMENT;
+use quantized::{Quantized, is_linear};
 
 /// Elements between which parameters begin, at most two bytes each.
 const STEP: usize = ALIGNMENT / 2;
@@ -18,7 +20,7 @@ const STEP: usize = ALIGNMENT / 2;
 /// A parameter, or several side by side.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Param {
-    /// First element in the weights' arena.
+    /// First element in the weights' arena; of one in NF4, counted over those.
     pub(crate) offset: usize,
     /// Elements.
     pub(crate) len: usize,
@@ -27,13 +29,15 @@ pub(crate) struct Param {
     /// First element in the array of gradients, of a trained one: that of the arena, but where buckets take turns in one place
     /// ([`cut`]).
     pub(crate) gradient: usize,
+    /// Whether it is in NF4.
+    pub(crate) quantized: bool,
 }
 
 impl Param {
     /// `len` elements from `start` on.
     pub(crate) fn part(self, start: usize, len: usize) -> Self {
         let trained = self.trained.map(|first| first + start);
-        Param { offset: self.offset + start, len, trained, gradient: self.gradient + start }
+        Param { offset: self.offset + start, len, trained, gradient: self.gradient + start, ..self }
     }
 }
 
@@ -64,6 +68,8 @@ pub(crate) struct AdapterPlace {
     pub(crate) a: Param,
     /// `[output, rank]`.
     pub(crate) b: Param,
+    /// `[output]`, of DoRA.
+    pub(crate) magnitude: Option<Param>,
     pub(crate) rank: usize,
     /// On `B A`.
     pub(crate) factor: f32,
@@ -86,6 +92,8 @@ pub(crate) struct Placement {
     pub(crate) layer_ends: Vec<usize>,
     /// The lowest layer that the backward pass has to reach; the number of layers where it need not enter any.
     pub(crate) lowest_layer: usize,
+    /// The frozen weights that are in NF4.
+    pub(crate) quantized: Quantized,
     places: HashMap<(Block, Role), Param>,
     adapters: HashMap<(Block, Projection), AdapterPlace>,
 }
@@ -93,7 +101,10 @@ pub(crate) struct Placement {
 /// Whether a parameter follows the one before it in the table without a gap, because one matrix product takes both.
 fn continues(before: Option<&TensorSpec>, spec: &TensorSpec) -> bool {
     match spec.role {
-        Role::KWeight | Role::VWeight | Role::KBias | Role::VBias | Role::Up | Role::ExpertUp(_) => true,
+        Role::KWeight | Role::VWeight | Role::KBias | Role::VBias | Role::Up | Role::ExpertUp(_) | Role::SharedUp => {
+            true
+        }
+        Role::InProjZ | Role::InProjB | Role::InProjA => true,
         Role::ExpertGate(expert) | Role::ExpertDown(expert) => expert > 0,
         // Which layers have an adapter is the run's choice.
         Role::LoraA(projection) => before.is_some_and(|before| {
@@ -105,30 +116,33 @@ fn continues(before: Option<&TensorSpec>, spec: &TensorSpec) -> bool {
 }
 
 impl Placement {
-    /// The places of a configuration's parameters; those whose names match a pattern of `frozen` are not trained.
+    /// The places of a configuration's parameters; those whose names match a pattern of `frozen` are not trained. `nf4`: linear
+    /// layers are in NF4, and not trained either.
     ///
     /// # Errors
     /// `ARL_CONFIG` for a pattern that matches nothing, for a part of what one product computes, and for a model of
     /// which nothing would be trained.
-    pub(crate) fn new(config: &ModelConfig, frozen: &[String]) -> Result<Self> {
+    pub(crate) fn new(config: &ModelConfig, frozen: &[String], nf4: bool) -> Result<Self> {
         let mut table = tensor_table(config);
         freeze(&mut table, frozen)?;
         check_products(&table)?;
-        Ok(Self::of(table, config.layers.len()))
+        table.iter_mut().filter(|spec| nf4 && is_linear(spec)).for_each(|spec| spec.trainable = false);
+        Ok(Self::of(table, config.layers.len(), nf4))
     }
 
-    /// The places of an adapted model's parameters.
+    /// The places of an adapted model's parameters. `nf4`: linear layers that are frozen are in NF4.
     ///
     /// # Errors
     /// `ARL_CONFIG` where a part of what one product computes is trained.
-    pub(crate) fn adapted(lora: &Lora) -> Result<Self> {
+    pub(crate) fn adapted(lora: &Lora, nf4: bool) -> Result<Self> {
         check_products(&lora.table)?;
-        let mut placement = Self::of(lora.table.clone(), lora.model.layers.len());
+        let mut placement = Self::of(lora.table.clone(), lora.model.layers.len(), nf4);
         for (adapter, number) in lora.adapters.iter().zip(0..) {
             let (block, projection) = (adapter.block, adapter.projection);
             let place = AdapterPlace {
                 a: placement.one(block, Role::LoraA(projection)),
                 b: placement.one(block, Role::LoraB(projection)),
+                magnitude: placement.span(block, Role::LoraMagnitude(projection), Role::LoraMagnitude(projection)),
                 rank: adapter.rank,
                 factor: adapter.factor,
                 number,
@@ -138,7 +152,7 @@ impl Placement {
         Ok(placement)
     }
 
-    fn of(table: Vec<TensorSpec>, layers: usize) -> Self {
+    fn of(table: Vec<TensorSpec>, layers: usize, nf4: bool) -> Self {
         let mut placement = Placement {
             tensors: Vec::with_capacity(table.len()),
             weights: 0,
@@ -146,12 +160,20 @@ impl Placement {
             runs: Vec::new(),
             layer_ends: vec![0; layers],
             lowest_layer: layers,
+            quantized: Quantized::default(),
             places: HashMap::with_capacity(table.len()),
             adapters: HashMap::new(),
         };
         let (decayed, others) = table.into_iter().partition::<Vec<_>, _>(|spec| spec.decay);
         for specs in [decayed, others] {
-            specs.into_iter().for_each(|spec| placement.place(spec));
+            specs.into_iter().for_each(|spec| {
+                if nf4 && is_linear(&spec) && !spec.trainable {
+                    let param = placement.quantized.place(spec.elements());
+                    placement.add(spec, param);
+                } else {
+                    placement.place(spec);
+                }
+            });
             placement.align();
         }
         placement
@@ -168,7 +190,7 @@ impl Placement {
         }
         let len = spec.elements();
         let trained = spec.trainable.then_some(self.optimizer);
-        let param = Param { offset: self.weights, len, trained, gradient: self.optimizer };
+        let param = Param { offset: self.weights, len, trained, gradient: self.optimizer, quantized: false };
         self.weights += len;
         if let (Some(layer), true) = (spec.block.layer(), spec.decay) {
             self.layer_ends[layer] = self.weights;
@@ -182,6 +204,10 @@ impl Placement {
             };
             self.lowest_layer = self.lowest_layer.min(lowest);
         }
+        self.add(spec, param);
+    }
+
+    fn add(&mut self, spec: TensorSpec, param: Param) {
         self.places.insert((spec.block, spec.role), param);
         self.tensors.push(Tensor { spec, param });
     }
@@ -220,6 +246,11 @@ impl Placement {
         self.adapters.get(&(block, projection)).copied()
     }
 
+    /// Whether a block has something to train.
+    pub(crate) fn trains(&self, block: Block) -> bool {
+        self.tensors.iter().any(|tensor| tensor.spec.block == block && tensor.spec.trainable)
+    }
+
     /// A parameter that every such block has.
     pub(crate) fn one(&self, block: Block, role: Role) -> Param {
         self.span(block, role, role).unwrap_or_default()
@@ -237,7 +268,7 @@ impl Placement {
                 let start = next.map_or(end, |(start, _)| start.min(end));
                 if start > at {
                     let offset = run.weights + at - run.optimizer;
-                    gaps.push(Param { offset, len: start - at, trained: Some(at), gradient: at });
+                    gaps.push(Param { offset, len: start - at, trained: Some(at), gradient: at, quantized: false });
                 }
                 at = start;
                 if let Some((start, len)) = next.filter(|&(start, _)| start < end) {

@@ -3,6 +3,7 @@
 
 use super::arena::ALIGNMENT;
 use super::cut::Cut;
+use super::quantized::QuantizedStore;
 use super::{Param, Placement};
 use crate::backend::{Buffer, DType, Pool};
 use crate::events::OPTIMIZER_SLOTS;
@@ -16,6 +17,8 @@ const PIECE: usize = 16 << 20;
 pub(crate) struct Store {
     /// f32, bf16 or f16.
     pub(crate) weights: Buffer,
+    /// Frozen linear layers in NF4.
+    pub(crate) quantized: Option<QuantizedStore>,
     /// Of trained parameters; with exact bf16 weights u16, the rest of the exact f32 masters; with f16 weights f32, the
     /// masters. Where ranks divide them, this one's own, as moments.
     pub(crate) masters: Option<Buffer>,
@@ -58,6 +61,8 @@ impl Store {
             Buffer { pool, offset, len, dtype }
         };
         let optimizer = if optimizer_offload { Pool::HostState } else { Pool::State };
+        let nested = options.load_in_4bit.is_some_and(|nf4| nf4.nested);
+        let quantized = placement.quantized.store(nested, |dtype, len| take(Pool::State, dtype, len));
         let weights = take(Pool::State, dtype, placement.weights);
         let len = cut.map_or(placement.optimizer, |cut| cut.own_len);
         let gradients = cut.map_or(placement.optimizer, |cut| cut.gradient_len);
@@ -82,11 +87,12 @@ impl Store {
             let masters = masters.map(|masters| masters.dtype);
             Slots::take(len, moments, masters, |dtype, len| take(Pool::State, dtype, len))
         });
-        Self { weights, masters, slots, training, bytes, host_bytes }
+        Self { weights, quantized, masters, slots, training, bytes, host_bytes }
     }
 
-    /// A parameter's weights.
+    /// A parameter's weights, which are not in NF4; [`crate::blocks::Context::weight`] has either.
     pub(crate) fn weight(&self, param: Param) -> Buffer {
+        assert!(!param.quantized, "weights in NF4 have no place in the arena");
         self.weights.slice(param.offset, param.len)
     }
 

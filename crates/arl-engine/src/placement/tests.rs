@@ -20,7 +20,7 @@ const MODELS: [&str; 3] = ["moe-balance", "window-bias", "qwen2-window"];
 #[test]
 fn parameters_and_gaps_fill_both_arenas_alike_where_all_are_trained() {
     for name in MODELS {
-        let placement = Placement::new(&config(name), &[]).unwrap();
+        let placement = Placement::new(&config(name), &[], false).unwrap();
         let gaps: usize = placement.gaps().iter().map(|gap| gap.len).sum();
         assert_eq!(placement.tensors.iter().map(|tensor| tensor.param.len).sum::<usize>() + gaps, placement.weights);
         assert_eq!((placement.weights, placement.lowest_layer), (placement.optimizer, 0));
@@ -42,7 +42,7 @@ fn parameters_and_gaps_fill_both_arenas_alike_where_all_are_trained() {
 fn what_one_product_takes_is_one_span() {
     for name in MODELS {
         let config = config(name);
-        let placement = Placement::new(&config, &[]).unwrap();
+        let placement = Placement::new(&config, &[], false).unwrap();
         let (h, d) = (config.hidden_size, config.head_dim);
         let len = |block, first, last| placement.span(block, first, last).map(|param| param.len);
         for (l, layer) in config.layers.iter().enumerate() {
@@ -66,9 +66,9 @@ fn what_one_product_takes_is_one_span() {
 #[test]
 fn frozen_parameters_have_no_place_in_the_optimizers_arena() {
     for name in MODELS {
-        let whole = Placement::new(&config(name), &[]).unwrap();
+        let whole = Placement::new(&config(name), &[], false).unwrap();
         let patterns = frozen(&["*embed*", "model.layers.0.*", "*.o_proj.weight"]);
-        let placement = Placement::new(&config(name), &patterns).unwrap();
+        let placement = Placement::new(&config(name), &patterns, false).unwrap();
         assert_eq!((placement.weights, placement.lowest_layer), (whole.weights, 1), "{name}");
         let mut covered = vec![0; placement.optimizer];
         for (Tensor { spec, param }, before) in placement.tensors.iter().zip(&whole.tensors) {
@@ -101,7 +101,7 @@ fn frozen_parameters_have_no_place_in_the_optimizers_arena() {
 
 #[test]
 fn the_rest_of_some_parameters_is_everything_else() {
-    let placement = Placement::new(&config("window-bias"), &frozen(&["*embed*"])).unwrap();
+    let placement = Placement::new(&config("window-bias"), &frozen(&["*embed*"]), false).unwrap();
     let products: Vec<Param> =
         placement.tensors.iter().filter(|tensor| tensor.spec.shape.len() == 2).map(|tensor| tensor.param).collect();
     let mut covered = vec![0; placement.optimizer];
@@ -115,7 +115,7 @@ fn the_rest_of_some_parameters_is_everything_else() {
 #[test]
 fn patterns_that_match_nothing_or_a_part_of_a_product_or_everything_are_refused() {
     let refused = |patterns: &[&str]| {
-        let error = Placement::new(&config("window-bias"), &frozen(patterns)).unwrap_err();
+        let error = Placement::new(&config("window-bias"), &frozen(patterns), false).unwrap_err();
         assert_eq!(error.code, ErrorCode::Config);
         error.message
     };

@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn every_block_is_summed_once_and_from_all_its_elements() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../__test__/golden/moe-balance");
-        let placement = Placement::new(&ModelConfig::from_dir(&dir).unwrap(), &[]).unwrap();
+        let placement = Placement::new(&ModelConfig::from_dir(&dir).unwrap(), &[], false).unwrap();
         for ranks in [1, 2, 3, 4, 7] {
             for block in [32, 96, 1000, 16_384, 1 << 20] {
                 let cut = Cut::new(&placement, ranks, 0, true);

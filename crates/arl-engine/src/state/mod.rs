@@ -123,7 +123,7 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// The arrays of a state of format 1.
     fn whole_arrays(&self) -> Result<Vec<Entry>> {
         let len = self.model.placement.optimizer;
-        let all = Param { offset: 0, len, trained: Some(0), gradient: 0 };
+        let all = Param { len, trained: Some(0), ..Param::default() };
         let entry = |(array, buffer): (&'static str, Buffer)| self.entry(array, buffer, "", all, &[len]);
         Ok(self.state_arrays()?.into_iter().map(entry).collect())
     }
@@ -319,6 +319,7 @@ fn file_dtype(dtype: DType) -> Dtype {
         DType::F64 => Dtype::F64,
         DType::I32 => Dtype::I32,
         DType::U16 => Dtype::U16,
+        DType::U8 => Dtype::U8,
     }
 }
 

@@ -20,8 +20,13 @@ impl<B: Backend + ?Sized> Step<'_, B> {
             self.await_input(l);
             self.clear_added(run, Complete::Layer(l));
             self.recompute(l, run, self.model.recompute);
-            for b in self.model.layers[l].clone().rev() {
+            let (lowest, ends) = self.model.lowest_block;
+            for b in self.model.layers[l].clone().rev().take_while(|b| *b >= lowest) {
                 let stage = self.stages.blocks[b];
+                if ends && b == lowest {
+                    stage.block.backward(&mut self.context(), stage.input, run, d_x, d_norm.slice(0, 0));
+                    break;
+                }
                 stage.block.backward(&mut self.context(), stage.input, run, d_x, d_norm);
                 self.norm_backward(stage.norm, d_norm, self.stages.streams[b], stage.inverse_rms, d_x);
             }
@@ -44,6 +49,10 @@ impl<B: Backend + ?Sized> Step<'_, B> {
     /// The look-up's part of the embedding's gradient; the padding row, if the model has one, gets none.
     fn embedding_backward(&mut self, run: &Run, d_x: Buffer) {
         let h = self.model.shape.hidden;
+        if let Some(adapter) = self.model.embedding_adapter {
+            let padding = self.model.shape.padding_idx;
+            adapter.backward(&mut self.context(), run.inputs.ids, d_x, padding);
+        }
         let Some(d_table) = self.model.store.gradient(self.model.embedding) else { return };
         let Some(row) = self.model.shape.padding_idx else {
             return self.backend.embedding_backward(run.inputs.ids, d_x, h, d_table);

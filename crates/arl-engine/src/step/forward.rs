@@ -11,7 +11,7 @@ use crate::options::Recompute;
 /// What tokens of sequences that are being generated see and join.
 #[derive(Clone, Copy)]
 pub(crate) struct Generation<'a> {
-    /// By blocks; those that are not attention keep nothing.
+    /// By blocks; those that do not mix tokens keep nothing.
     pub(crate) caches: &'a [Option<Cached>],
     pub(crate) new: &'a NewTokens,
 }
@@ -26,6 +26,11 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         self.update_to(embedding.offset + embedding.len);
         let table = self.model.store.weight(embedding);
         self.backend.embedding(run.inputs.ids, table, self.model.shape.hidden, self.stages.streams[0]);
+        if let Some(adapter) = self.model.embedding_adapter {
+            self.update_to(adapter.0.b.offset + adapter.0.b.len);
+            let stream = self.stages.streams[0];
+            adapter.forward(&mut self.context(), run.inputs.ids, stream);
+        }
         for l in 0..self.model.layers.len() {
             self.check_interrupt()?;
             self.update_to(self.model.placement.layer_ends[l]);

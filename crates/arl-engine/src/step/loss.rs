@@ -37,6 +37,13 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         let top = self.arena.mark();
         let hidden = self.take(Category::LogitsChunk, self.model.dtype, chunk * h);
         let logits = self.take(Category::LogitsChunk, self.model.logits_dtype, chunk * v);
+        let low = self.take(Category::LogitsChunk, self.model.dtype, chunk * self.model.head.kept());
+        // The head's adapter reads the rows after the product with its weight gave their gradient.
+        let d_hidden = if self.model.head.kept() > 0 && matches!(mode, LossMode::Train { .. }) {
+            self.take(Category::LogitsChunk, self.model.dtype, chunk * h)
+        } else {
+            hidden
+        };
         // Logits of 16 bits hold their gradient in the same type.
         let gradient_dtype = match logits.dtype {
             DType::F32 => self.backend.logits_gradient(self.model.dtype),
@@ -45,9 +52,10 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         for start in (0..r).step_by(chunk) {
             let n = chunk.min(r - start);
             let (hidden, logits) = (hidden.slice(0, n * h), logits.slice(0, n * v));
+            let (low, d_hidden) = (low.slice(0, n * self.model.head.kept()), d_hidden.slice(0, n * h));
             let rows = inputs.rows.slice(start, n);
             self.backend.gather_rows(run.final_norm, rows, 1, h, hidden);
-            self.logits(hidden, n, logits);
+            self.logits_keeping(hidden, n, low, logits);
             // A row of the gradient begins where its row of logits begins.
             let d_logits = logits.view(gradient_dtype);
             let d_logits = Rows { buffer: d_logits, stride: d_logits.len / n };
@@ -68,11 +76,10 @@ impl<B: Backend + ?Sized> Step<'_, B> {
                 entropy: inputs.entropy.slice(start, n),
             });
             if let LossMode::Train { d_norm, .. } = mode {
-                // The gradient of the rows replaces them.
+                // Without an adapter the gradient of the rows replaces them.
                 let (head, cx) = (self.model.head, &mut self.context());
-                head.backward_weight(cx, d_logits, hidden, n, !(run.first && start == 0));
-                head.backward_input(cx, d_logits, hidden, n, false);
-                self.backend.scatter_rows(hidden, rows, h, d_norm);
+                head.backward(cx, d_logits, hidden, low, d_hidden, n, !(run.first && start == 0));
+                self.backend.scatter_rows(d_hidden, rows, h, d_norm);
             }
         }
         self.arena.release(top);
@@ -97,7 +104,15 @@ impl<B: Backend + ?Sized> Step<'_, B> {
 
     /// Logits of `rows` consecutive rows of `hidden` `[rows, H]`.
     pub(crate) fn logits(&mut self, hidden: Buffer, rows: usize, logits: Buffer) {
+        let top = self.arena.mark();
+        let low = self.take(Category::Workspace, self.model.dtype, rows * self.model.head.kept());
+        self.logits_keeping(hidden, rows, low, logits);
+        self.arena.release(top);
+    }
+
+    /// [`Step::logits`], with what the backward pass needs of them in `low`.
+    fn logits_keeping(&mut self, hidden: Buffer, rows: usize, low: Buffer, logits: Buffer) {
         let head = self.model.head;
-        head.forward(&mut self.context(), hidden, logits, rows);
+        head.forward(&mut self.context(), hidden, logits, low, rows);
     }
 }

@@ -184,6 +184,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
             backend: self.backend,
             arena: self.arena,
             store: &self.model.store,
+            quantized: &self.model.placement.quantized,
             dtype: self.model.dtype,
             norm_offset: self.model.shape.norm_offset,
             attention_library: self.model.attention_library,

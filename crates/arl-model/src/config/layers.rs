@@ -3,10 +3,15 @@
 use serde_json::Value;
 
 use super::keys::{self, Keys};
-use super::{Family, LayerConfig, MAX_EXPERTS, MAX_LAYERS, MAX_WIDTH, Mlp, MoeConfig};
+use super::{DeltaConfig, Family, LayerConfig, MAX_EXPERTS, MAX_LAYERS, MAX_WIDTH, Mixer, Mlp, MoeConfig, mixer};
 use crate::Result;
 
-pub(super) fn moe(keys: &mut Keys<'_>) -> Result<MoeConfig> {
+pub(super) fn moe(keys: &mut Keys<'_>, family: Family) -> Result<MoeConfig> {
+    let [experts, chosen, width] = match family {
+        Family::Qwen3Next => [512, 10, 512],
+        Family::Qwen3_5Moe => [256, 8, 512],
+        _ => [128, 8, 768],
+    };
     let local = keys.optional_size("num_local_experts", 1, MAX_EXPERTS)?;
     let plain = keys.optional_size("num_experts", 1, MAX_EXPERTS)?;
     let num_experts = match (local, plain) {
@@ -14,9 +19,9 @@ pub(super) fn moe(keys: &mut Keys<'_>) -> Result<MoeConfig> {
             return Err(keys.error("num_experts", format_args!("({plain}) and `num_local_experts` ({local}) differ")));
         }
         (Some(number), _) | (None, Some(number)) => number,
-        (None, None) => 128,
+        (None, None) => experts,
     };
-    let num_experts_per_tok = keys.size("num_experts_per_tok", 8, 1, MAX_EXPERTS)?;
+    let num_experts_per_tok = keys.size("num_experts_per_tok", chosen, 1, MAX_EXPERTS)?;
     if num_experts_per_tok > num_experts {
         return Err(keys.error(
             "num_experts_per_tok",
@@ -25,12 +30,22 @@ pub(super) fn moe(keys: &mut Keys<'_>) -> Result<MoeConfig> {
     }
     let coefficient = keys.number("router_aux_loss_coef", 0.001)?;
     let balanced = keys.flag("output_router_logits", false)? && coefficient != 0.0;
+    let shared_expert_intermediate_size = match family.is_hybrid() {
+        true => Some(keys.size("shared_expert_intermediate_size", 512, 1, MAX_WIDTH)?),
+        false => None,
+    };
+    // Qwen3.5's router always normalises.
+    let norm_topk_prob = match family {
+        Family::Qwen3_5Moe => true,
+        _ => keys.flag("norm_topk_prob", family == Family::Qwen3Next)?,
+    };
     Ok(MoeConfig {
         num_experts,
         num_experts_per_tok,
         router_aux_loss_coef: balanced.then_some(coefficient as f32),
-        moe_intermediate_size: keys.size("moe_intermediate_size", 768, 1, MAX_WIDTH)?,
-        norm_topk_prob: keys.flag("norm_topk_prob", false)?,
+        moe_intermediate_size: keys.size("moe_intermediate_size", width, 1, MAX_WIDTH)?,
+        norm_topk_prob,
+        shared_expert_intermediate_size,
     })
 }
 
@@ -40,12 +55,18 @@ pub(super) fn layers(
     count: usize,
     intermediate: usize,
     moe: Option<MoeConfig>,
+    delta: Option<DeltaConfig>,
 ) -> Result<Vec<LayerConfig>> {
-    let windows = windows(keys, family, count)?;
-    let dense = Mlp::Dense { intermediate };
-    let Some(moe) = moe else {
-        return Ok(windows.into_iter().map(|window| LayerConfig { window, mlp: dense }).collect());
+    let mixers = match delta {
+        Some(delta) => mixer::hybrid(keys, count, delta)?,
+        None => windows(keys, family, count)?.into_iter().map(|window| Mixer::Attention { window }).collect(),
     };
+    let dense = Mlp::Dense { intermediate };
+    let all = |mlp| -> Vec<LayerConfig> { mixers.iter().map(|&mixer| LayerConfig { mixer, mlp }).collect() };
+    let Some(moe) = moe else { return Ok(all(dense)) };
+    if family == Family::Qwen3_5Moe {
+        return Ok(all(Mlp::Moe(moe)));
+    }
     let step = keys.size("decoder_sparse_step", 1, 1, MAX_LAYERS)?;
     let mut mlp_only = vec![false; count];
     for value in keys.optional_list("mlp_only_layers")?.unwrap_or_default() {
@@ -58,11 +79,11 @@ pub(super) fn layers(
             }
         }
     }
-    let layer = |(index, window): (usize, Option<usize>)| {
+    let layer = |(index, mixer): (usize, Mixer)| {
         let sparse = !mlp_only[index] && (index + 1) % step == 0;
-        LayerConfig { window, mlp: if sparse { Mlp::Moe(moe) } else { dense } }
+        LayerConfig { mixer, mlp: if sparse { Mlp::Moe(moe) } else { dense } }
     };
-    Ok(windows.into_iter().enumerate().map(layer).collect())
+    Ok(mixers.into_iter().enumerate().map(layer).collect())
 }
 
 /// The sliding window of each layer. Qwen3-MoE has one for all layers or none; the dense families choose by

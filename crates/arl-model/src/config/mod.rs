@@ -3,12 +3,14 @@
 //! that is not implemented is refused by name; keys that nothing reads are collected for a warning.
 
 mod dtype;
+mod family;
 mod keys;
 mod layers;
+mod mixer;
+mod quantization;
 mod refused;
 mod rope;
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -16,37 +18,11 @@ use serde_json::Value;
 use crate::folder::read_config;
 use crate::{Error, ErrorCode, Result};
 pub use dtype::WeightDtype;
+pub use family::Family;
 use keys::Keys;
 use layers::{layers, moe};
+pub use mixer::{DeltaConfig, Mixer};
 pub use rope::{RopeAxes, RopeConfig, RopeScaling};
-
-/// The supported families, by `model_type`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Family {
-    /// Qwen2 and Qwen2.5.
-    Qwen2,
-    /// Qwen3, dense.
-    Qwen3,
-    /// Qwen3 with a mixture of experts.
-    Qwen3Moe,
-}
-
-impl Family {
-    /// The family's `model_type`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Family::Qwen2 => "qwen2",
-            Family::Qwen3 => "qwen3",
-            Family::Qwen3Moe => "qwen3_moe",
-        }
-    }
-}
-
-impl fmt::Display for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
 
 /// A mixture of experts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -59,6 +35,8 @@ pub struct MoeConfig {
     pub moe_intermediate_size: usize,
     /// Whether the weights of the chosen experts are divided by their sum.
     pub norm_topk_prob: bool,
+    /// Inner width of the expert that processes every token, behind a gate of its own.
+    pub shared_expert_intermediate_size: Option<usize>,
     /// Coefficient of the load-balancing loss, where transformers adds it to the loss: with `output_router_logits`.
     pub router_aux_loss_coef: Option<f32>,
 }
@@ -78,8 +56,8 @@ pub enum Mlp {
 /// What differs from layer to layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LayerConfig {
-    /// Sliding window: a token sees itself and the `window - 1` tokens before it. None: all tokens before it.
-    pub window: Option<usize>,
+    /// What mixes tokens.
+    pub mixer: Mixer,
     /// The feed-forward part.
     pub mlp: Mlp,
 }
@@ -91,6 +69,8 @@ pub struct ModelConfig {
     pub path: PathBuf,
     /// `model_type`.
     pub family: Family,
+    /// Whether the file nests what is read here under `text_config`, next to a vision tower that is not trained.
+    pub nested: bool,
     /// Rows of the embedding and of the head.
     pub vocab_size: usize,
     /// Width of the residual stream.
@@ -130,10 +110,14 @@ pub struct ModelConfig {
     pub rope: RopeConfig,
     /// The experts, if the family has them.
     pub moe: Option<MoeConfig>,
+    /// The delta rule of a hybrid family.
+    pub delta: Option<DeltaConfig>,
     /// Layer by layer.
     pub layers: Vec<LayerConfig>,
     /// The type of the weights, as the file says.
     pub dtype: Option<WeightDtype>,
+    /// The folder has its linear layers in NF4, as bitsandbytes writes them; `true`: their scales in 8 bits.
+    pub nf4: Option<bool>,
     /// Keys of the file that neither this program nor transformers' model of this family reads; worth a warning.
     pub unknown_keys: Vec<String>,
 }
@@ -162,9 +146,14 @@ impl ModelConfig {
             return Err(Error::new(ErrorCode::Config, format!("{}: not a JSON object", path.display())));
         };
         let mut keys = Keys::new(map, path, "");
-        let family = family(&mut keys)?;
-        refused::check(&mut keys, family)?;
-        let config = read(&mut keys, family)?;
+        let (family, text) = family::family(&mut keys)?;
+        let config = match text {
+            None => {
+                refused::check(&mut keys, family)?;
+                read(&mut keys, family)?
+            }
+            Some(text) => nested(&mut keys, &mut Keys::new(text, path, "text_config."), family)?,
+        };
         config.check_size()?;
         Ok(config)
     }
@@ -192,35 +181,62 @@ impl ModelConfig {
     }
 }
 
-fn family(keys: &mut Keys<'_>) -> Result<Family> {
-    const SUPPORTED: &str = "supported are qwen2 (Qwen2, Qwen2.5), qwen3 and qwen3_moe";
-    match keys.get("model_type") {
-        None => Err(keys.error("model_type", "is missing").hint(SUPPORTED)),
-        Some(Value::String(name)) => [Family::Qwen2, Family::Qwen3, Family::Qwen3Moe]
-            .into_iter()
-            .find(|family| family.as_str() == name)
-            .ok_or_else(|| keys.error("model_type", format_args!("`{name}` is not supported")).hint(SUPPORTED)),
-        Some(value) => Err(keys.wrong("model_type", "a string", value).hint(SUPPORTED)),
+/// The text part of a file that nests it. What counts for the whole model is outside.
+fn nested(outer: &mut Keys<'_>, inner: &mut Keys<'_>, family: Family) -> Result<ModelConfig> {
+    family::check_around(outer);
+    refused::check_around(outer)?;
+    refused::check(inner, family)?;
+    inner.get("model_type");
+    let tie_word_embeddings = outer.flag("tie_word_embeddings", false)?;
+    let dtype = dtype::read(outer)?;
+    let mut config = read(inner, family)?;
+    config.unknown_keys.extend(outer.not_asked());
+    Ok(ModelConfig { nested: true, tie_word_embeddings, dtype: dtype.or(config.dtype), ..config })
+}
+
+/// What differs between the families where a key is absent, as in transformers' configuration classes.
+struct Defaults {
+    vocab_size: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: usize,
+}
+
+impl Defaults {
+    fn of(family: Family) -> Self {
+        let [hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads] = match family
+        {
+            Family::Qwen2 | Family::Qwen3 => [4096, 22_016, 32, 32, 32],
+            Family::Qwen3Moe => [2048, 6144, 24, 32, 4],
+            Family::Qwen3Next => [2048, 5632, 48, 16, 2],
+            Family::Qwen3_5 => [4096, 12_288, 32, 16, 4],
+            // No layer is dense.
+            Family::Qwen3_5Moe => [2048, 1, 40, 16, 2],
+        };
+        let vocab_size = if matches!(family, Family::Qwen3_5 | Family::Qwen3_5Moe) { 248_320 } else { 151_936 };
+        Defaults {
+            vocab_size,
+            hidden_size,
+            intermediate_size,
+            num_hidden_layers,
+            num_attention_heads,
+            num_key_value_heads,
+        }
     }
 }
 
 fn read(keys: &mut Keys<'_>, family: Family) -> Result<ModelConfig> {
-    let moe_family = family == Family::Qwen3Moe;
-    let defaults = if moe_family { (2048, 6144, 24) } else { (4096, 22016, 32) };
-    let vocab_size = keys.size("vocab_size", 151_936, 1, MAX_VOCAB)?;
-    let hidden_size = keys.size("hidden_size", defaults.0, 1, MAX_WIDTH)?;
-    let intermediate_size = keys.size("intermediate_size", defaults.1, 1, MAX_WIDTH)?;
-    let num_hidden_layers = keys.size("num_hidden_layers", defaults.2, 1, MAX_LAYERS)?;
-    let num_attention_heads = keys.size("num_attention_heads", 32, 1, MAX_HEADS)?;
+    let (defaults, hybrid) = (Defaults::of(family), family.is_hybrid());
+    let vocab_size = keys.size("vocab_size", defaults.vocab_size, 1, MAX_VOCAB)?;
+    let hidden_size = keys.size("hidden_size", defaults.hidden_size, 1, MAX_WIDTH)?;
+    let intermediate_size = keys.size("intermediate_size", defaults.intermediate_size, 1, MAX_WIDTH)?;
+    let num_hidden_layers = keys.size("num_hidden_layers", defaults.num_hidden_layers, 1, MAX_LAYERS)?;
+    let num_attention_heads = keys.size("num_attention_heads", defaults.num_attention_heads, 1, MAX_HEADS)?;
     let num_key_value_heads = match keys.get("num_key_value_heads") {
-        None => {
-            if moe_family {
-                4
-            } else {
-                32
-            }
-        }
-        Some(Value::Null) if !moe_family => num_attention_heads,
+        None => defaults.num_key_value_heads,
+        Some(Value::Null) if matches!(family, Family::Qwen2 | Family::Qwen3) => num_attention_heads,
         Some(_) => keys.size("num_key_value_heads", 0, 1, MAX_HEADS)?,
     };
     if num_attention_heads % num_key_value_heads != 0 {
@@ -242,17 +258,20 @@ fn read(keys: &mut Keys<'_>, family: Family) -> Result<ModelConfig> {
     let tie_word_embeddings = keys.flag("tie_word_embeddings", false)?;
     // Qwen2 has biases on query, key and value whatever its configuration says, and never one on the output.
     let attention_bias = family != Family::Qwen2 && keys.flag("attention_bias", false)?;
-    let moe = if moe_family { Some(moe(keys)?) } else { None };
-    let layers = layers(keys, family, num_hidden_layers, intermediate_size, moe)?;
+    let moe = if family.has_experts() { Some(moe(keys, family)?) } else { None };
+    let delta = if hybrid { Some(mixer::delta(keys)?) } else { None };
+    let layers = layers(keys, family, num_hidden_layers, intermediate_size, moe, delta)?;
     let padding_idx = padding_idx(keys, vocab_size)?;
     let dtype = dtype::read(keys)?;
+    let nf4 = quantization::read(keys)?;
     let mut unknown_keys = Vec::new();
-    let around = rope::Around { head_dim, max_position_embeddings };
+    let around = rope::Around { head_dim, max_position_embeddings, hybrid };
     let rope = rope::read(keys, &around, &mut unknown_keys)?;
     unknown_keys.extend(keys.not_asked());
     Ok(ModelConfig {
         path: keys.path().to_path_buf(),
         family,
+        nested: false,
         vocab_size,
         hidden_size,
         intermediate_size,
@@ -267,13 +286,15 @@ fn read(keys: &mut Keys<'_>, family: Family) -> Result<ModelConfig> {
         qkv_bias: family == Family::Qwen2 || attention_bias,
         o_bias: attention_bias,
         qk_norm: family != Family::Qwen2,
-        attention_gate: false,
-        norm_offset: 0.0,
+        attention_gate: hybrid,
+        norm_offset: if hybrid { 1.0 } else { 0.0 },
         padding_idx,
         rope,
         moe,
+        delta,
         layers,
         dtype,
+        nf4,
         unknown_keys,
     })
 }
@@ -281,7 +302,8 @@ fn read(keys: &mut Keys<'_>, family: Family) -> Result<ModelConfig> {
 fn head_dim(keys: &mut Keys<'_>, family: Family, hidden_size: usize, heads: usize) -> Result<usize> {
     let given = match family {
         Family::Qwen3 => Some(keys.size("head_dim", 128, 1, MAX_HEAD_DIM)?),
-        Family::Qwen2 | Family::Qwen3Moe => keys.optional_size("head_dim", 1, MAX_HEAD_DIM)?,
+        _ if family.is_hybrid() => Some(keys.size("head_dim", 256, 1, MAX_HEAD_DIM)?),
+        _ => keys.optional_size("head_dim", 1, MAX_HEAD_DIM)?,
     };
     let head_dim = match given {
         Some(head_dim) => head_dim,

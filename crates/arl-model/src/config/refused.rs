@@ -3,8 +3,8 @@
 
 use serde_json::Value;
 
-use super::Family;
 use super::keys::{Keys, shown};
+use super::{Family, quantization};
 use crate::Result;
 
 /// Keys that must be absent, null, or a value that means "off", with what they would do.
@@ -92,31 +92,34 @@ const WITHOUT_EFFECT: &[&str] = &[
     "use_cache",
 ];
 
+/// Keys of released hybrid models that transformers does not read either: the type of a cache, heads that predict more than
+/// one token (which are carried), and layers without experts where all have them.
+const WITHOUT_EFFECT_ON_HYBRIDS: &[&str] = &[
+    "mamba_ssm_dtype",
+    "mlp_only_layers",
+    "mtp_num_hidden_layers",
+    "mtp_use_dedicated_embeddings",
+    "output_gate_type",
+];
+
 /// Refuses what is not implemented and marks both kinds of keys as known.
 pub(super) fn check(keys: &mut Keys<'_>, family: Family) -> Result<()> {
-    for key in ["quantization_config", "compression_config"] {
-        if let Some(value) = keys.get(key)
-            && !is_off(value)
-        {
-            let method = value.get("quant_method").and_then(Value::as_str);
-            let method = method.map_or(String::new(), |method| format!(" ({method})"));
-            return Err(keys
-                .error(
-                    key,
-                    format_args!("says that the weights are quantized{method}; quantized weights cannot be trained"),
-                )
-                .hint(
-                    "use the folder of the model that this one was quantized from, with weights in bfloat16 or float32",
-                ));
-        }
-    }
-    for &(key, meaning) in OFF {
+    let own = |key: &str| family.is_hybrid() && family.has_experts() && key == "shared_expert_intermediate_size";
+    for &(key, meaning) in OFF.iter().filter(|(key, _)| !own(key)) {
         if let Some(value) = keys.get(key)
             && !is_off(value)
         {
             return Err(keys
                 .error(key, format_args!("is {}: {meaning}, which is not supported for {family}", shown(value)))
                 .hint("use a plain, unquantized text model of a supported family, or remove the key if it is wrong"));
+        }
+    }
+    if family.is_hybrid() {
+        if !keys.flag("attn_output_gate", true)? {
+            return Err(keys.error("attn_output_gate", "is false; transformers always computes the gate"));
+        }
+        for key in WITHOUT_EFFECT_ON_HYBRIDS {
+            keys.get(key);
         }
     }
     match keys.optional_text("hidden_act")? {
@@ -140,8 +143,20 @@ pub(super) fn check(keys: &mut Keys<'_>, family: Family) -> Result<()> {
     Ok(())
 }
 
+/// Refuses quantized weights, and marks what never changes the computation as known, around a nested text part.
+pub(super) fn check_around(keys: &mut Keys<'_>) -> Result<()> {
+    if quantization::read(keys)?.is_some() {
+        let what = "says that the weights are in NF4, which is not built for the text part of a model";
+        return Err(keys.error("quantization_config", what).hint(quantization::HINT));
+    }
+    for key in WITHOUT_EFFECT {
+        keys.get(key);
+    }
+    Ok(())
+}
+
 /// Null, false, zero and empty collections switch nothing on.
-fn is_off(value: &Value) -> bool {
+pub(super) fn is_off(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
         Value::Number(number) => number.as_f64() == Some(0.0),

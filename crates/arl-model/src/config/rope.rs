@@ -106,6 +106,8 @@ const MAX_LENGTH: usize = 1 << 31;
 pub(super) struct Around {
     pub(super) head_dim: usize,
     pub(super) max_position_embeddings: usize,
+    /// Whether heads may be rotated in part: of a hybrid family, by default a quarter.
+    pub(super) hybrid: bool,
 }
 
 /// Reads every key that concerns the rotary embedding. Names of keys that nothing reads are added to `unknown`.
@@ -121,7 +123,7 @@ pub(super) fn read(keys: &mut Keys<'_>, around: &Around, unknown: &mut Vec<Strin
     }
     let outer_theta = theta(keys, "rope_theta")?;
     let outer_original = keys.optional_size("original_max_position_embeddings", 1, MAX_LENGTH)?;
-    whole_head(keys)?;
+    let outer_part = part(keys, around)?;
 
     let empty = Map::new();
     let (name, map) = match (new, old) {
@@ -138,7 +140,20 @@ pub(super) fn read(keys: &mut Keys<'_>, around: &Around, unknown: &mut Vec<Strin
     }
     let mut inner = Keys::new(map, keys.path(), format!("{name}."));
     let inner_theta = theta(&mut inner, "rope_theta")?;
-    whole_head(&mut inner)?;
+    let part = part(&mut inner, around)?.or(outer_part).unwrap_or(if around.hybrid { 0.25 } else { 1.0 });
+    let rotary_dim = (around.head_dim as f64 * part) as usize;
+    if rotary_dim < 2 || rotary_dim % 2 != 0 {
+        let what = format_args!(
+            "is {part}; of `head_dim` ({}) this rotates {rotary_dim} elements, which must be even",
+            around.head_dim
+        );
+        return Err(inner.error("partial_rotary_factor", what));
+    }
+    if around.hybrid {
+        // Of images' positions; all axes of text are equal.
+        inner.get("mrope_section");
+        inner.get("mrope_interleaved");
+    }
     let theta = inner_theta.or(outer_theta).unwrap_or(DEFAULT_THETA);
 
     let rope_type = match (inner.optional_text("rope_type")?, inner.optional_text("type")?) {
@@ -148,14 +163,15 @@ pub(super) fn read(keys: &mut Keys<'_>, around: &Around, unknown: &mut Vec<Strin
         (Some(kind), _) | (None, Some(kind)) => kind,
         (None, None) => "default",
     };
-    let scaling = scaling(&mut inner, rope_type, theta, around, outer_original)?;
+    let around = Around { head_dim: rotary_dim, ..*around };
+    let scaling = scaling(&mut inner, rope_type, theta, &around, outer_original)?;
     unknown.extend(inner.not_asked());
     if !matches!(scaling, RopeScaling::Yarn { .. } | RopeScaling::Llama3 { .. } | RopeScaling::LongRope { .. })
         && outer_original.is_some()
     {
         unknown.push("original_max_position_embeddings".to_owned());
     }
-    Ok(RopeConfig { theta, scaling, rotary_dim: around.head_dim, axes: None })
+    Ok(RopeConfig { theta, scaling, rotary_dim, axes: None })
 }
 
 fn scaling(
@@ -298,14 +314,16 @@ fn theta(keys: &mut Keys<'_>, key: &str) -> Result<Option<f64>> {
     }
 }
 
-/// Only the rotation of the whole head is implemented.
-fn whole_head(keys: &mut Keys<'_>) -> Result<()> {
+/// The part of a head that is rotated.
+fn part(keys: &mut Keys<'_>, around: &Around) -> Result<Option<f64>> {
     match keys.optional_number("partial_rotary_factor")? {
-        None => Ok(()),
-        Some(1.0) => Ok(()),
-        Some(part) => {
+        Some(part) if part != 1.0 && !around.hybrid => {
             Err(keys.error("partial_rotary_factor", format_args!("is {part}; only 1 (the whole head) is supported")))
         }
+        Some(part) if !(part > 0.0 && part <= 1.0) => {
+            Err(keys.error("partial_rotary_factor", format_args!("must be above 0 and at most 1, but is {part}")))
+        }
+        part => Ok(part),
     }
 }
 

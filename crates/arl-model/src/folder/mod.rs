@@ -20,6 +20,8 @@ use crate::weights::{refused, sync_folder};
 use crate::{Error, ErrorCode, Result};
 
 const CONFIG: &str = "config.json";
+/// What a model with images nests in [`CONFIG`].
+const TEXT_CONFIG: &str = "text_config";
 const GENERATION: &str = "generation_config.json";
 const TOKENIZER: &str = "tokenizer_config.json";
 const TEMPLATE: &str = "chat_template.jinja";
@@ -117,8 +119,21 @@ impl ModelFiles {
             return Err(Error::new(ErrorCode::Internal, "config.json is no JSON object"));
         };
         config.set("tie_word_embeddings", "false");
+        if let Some(mut text) = config.object(TEXT_CONFIG).filter(|text| text.get("tie_word_embeddings").is_some()) {
+            text.set("tie_word_embeddings", "false");
+            config.set(TEXT_CONFIG, &text.into_text());
+        }
         self.files.insert(CONFIG.to_owned(), config.into_text().into_bytes());
         Ok(())
+    }
+
+    /// Has `config.json` say nothing of quantized weights.
+    pub(crate) fn unquantize(&mut self) {
+        if let Some(mut config) = self.object(CONFIG)
+            && config.remove("quantization_config")
+        {
+            self.files.insert(CONFIG.to_owned(), config.into_text().into_bytes());
+        }
     }
 
     /// A file, if it is a JSON object.
@@ -127,11 +142,15 @@ impl ModelFiles {
     }
 }
 
+/// With `dtype` wherever there is a type, also in the configuration of the text that a model with images nests.
 fn with_dtype(mut config: ObjectText, dtype: WeightDtype) -> String {
     for key in ["dtype", "torch_dtype"] {
         if config.get_non_null(key).is_some() {
             config.set(key, &format!("\"{}\"", dtype.as_str()));
         }
+    }
+    if let Some(text) = config.object(TEXT_CONFIG) {
+        config.set(TEXT_CONFIG, &with_dtype(text, dtype));
     }
     config.into_text()
 }

@@ -31,6 +31,11 @@ impl ObjectText {
         self.get(key).filter(|value| !value.is_null())
     }
 
+    /// The value of a member that is an object, with its text.
+    pub(super) fn object(&self, key: &str) -> Option<ObjectText> {
+        ObjectText::new(self.0.get(self.place(key)?)?.to_owned())
+    }
+
     /// Sets a member's value, which is JSON. A new member becomes the last one.
     pub(super) fn set(&mut self, key: &str, value: &str) {
         if let Some(place) = self.place(key) {

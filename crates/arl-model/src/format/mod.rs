@@ -41,13 +41,13 @@ pub(crate) struct Carried {
 impl CheckpointFormat {
     /// What transformers writes for a model of this configuration.
     pub fn new(config: &ModelConfig) -> Self {
-        let row = Row::of(config.family);
+        let row = Row::of(config);
         Self::plain(&row.spellings[0], &row.arrangements[0], config)
     }
 
     /// Each way in which files of the family may name and lay out parameters.
     pub fn all(config: &ModelConfig) -> Vec<Self> {
-        Self::all_of(Row::of(config.family), config)
+        Self::all_of(Row::of(config), config)
     }
 
     pub(crate) fn all_of(row: &'static Row, config: &ModelConfig) -> Vec<Self> {

@@ -1,7 +1,7 @@
 //! THE table of weights files: for each family the names that files may give its parameters, the tensors in which they
 //! may store them, and the tensors that they may hold besides. A new family is a new row; nothing else knows such a name.
 
-use crate::config::{Family, ModelConfig};
+use crate::config::{DeltaConfig, Family, ModelConfig};
 
 /// What weights files of a family may look like.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ pub(crate) struct Join {
 
 /// How matrices `[rows, columns]`, in the order of [`Join::parameters`], form one tensor.
 #[derive(Clone, Copy, Debug)]
-#[cfg_attr(not(test), allow(dead_code, reason = "files of the families to come have the last two"))]
+#[cfg_attr(not(test), allow(dead_code, reason = "files of a family to come have transposed ones"))]
 pub(crate) enum Axes {
     /// `[numbers, rows of all, columns]`.
     Stacked,
@@ -57,7 +57,6 @@ pub(crate) enum Axes {
 
 /// A tensor that is not a parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(not(test), allow(dead_code, reason = "files of the families to come have tensors to carry"))]
 pub(crate) enum Other {
     /// Follows from the configuration: neither read nor written, as in transformers.
     Derived,
@@ -68,10 +67,15 @@ pub(crate) enum Other {
 }
 
 impl Row {
-    pub(crate) fn of(family: Family) -> &'static Row {
-        match family {
-            Family::Qwen2 | Family::Qwen3 => &DENSE,
-            Family::Qwen3Moe => &EXPERTS,
+    pub(crate) fn of(config: &ModelConfig) -> &'static Row {
+        match (config.family, config.nested) {
+            (Family::Qwen2 | Family::Qwen3, _) => &DENSE,
+            (Family::Qwen3Moe, _) => &EXPERTS,
+            (Family::Qwen3Next, _) => &NEXT,
+            (Family::Qwen3_5, false) => &TEXT,
+            (Family::Qwen3_5, true) => &NESTED,
+            (Family::Qwen3_5Moe, false) => &TEXT_EXPERTS,
+            (Family::Qwen3_5Moe, true) => &NESTED_EXPERTS,
         }
     }
 
@@ -111,33 +115,90 @@ impl Join {
 }
 
 /// `Qwen3ForCausalLM` saves names with `model.`, a bare decoder (`Qwen3Model`) without; transformers loads both as both.
-const WITH_OR_WITHOUT_MODEL: &[Spelling] = &[
-    Spelling { what: "names with `model.`", prefixes: &[] },
-    Spelling { what: "names without `model.`", prefixes: &[("model.", "")] },
-];
+const WITH_OR_WITHOUT_MODEL: &[Spelling] = &[WITH_MODEL, WITHOUT_MODEL];
+
+const WITH_MODEL: Spelling = Spelling { what: "names with `model.`", prefixes: &[] };
+
+const WITHOUT_MODEL: Spelling = Spelling { what: "names without `model.`", prefixes: &[("model.", "")] };
+
+/// The text part of a model with images. transformers writes such names also next to the configuration of the text alone, where it
+/// has read them.
+const IN_LANGUAGE_MODEL: Spelling =
+    Spelling { what: "names with `model.language_model.`", prefixes: &[("model.", "model.language_model.")] };
 
 const ONE_BY_ONE: Arrangement = Arrangement { what: "experts one by one", joins: &[] };
 
-const JOINED: Arrangement = Arrangement {
-    what: "experts joined in 3-D tensors",
-    joins: &[
-        Join {
-            parameters: &["mlp.experts.#.gate_proj.weight", "mlp.experts.#.up_proj.weight"],
-            tensor: "mlp.experts.gate_up_proj",
-            axes: Axes::Stacked,
-        },
-        Join { parameters: &["mlp.experts.#.down_proj.weight"], tensor: "mlp.experts.down_proj", axes: Axes::Stacked },
-    ],
+const JOINED: Arrangement =
+    Arrangement { what: "experts joined in 3-D tensors", joins: &[JOINED_GATE_UP, JOINED_DOWN] };
+
+const JOINED_GATE_UP: Join = Join {
+    parameters: &["mlp.experts.#.gate_proj.weight", "mlp.experts.#.up_proj.weight"],
+    tensor: "mlp.experts.gate_up_proj",
+    axes: Axes::Stacked,
 };
 
-const OTHERS: &[(&str, Other)] = &[
-    // Of a tied model; that of another one is a parameter.
-    ("lm_head.weight", Other::CopyOf("model.embed_tokens.weight")),
-    // Files of old versions.
-    ("*.rotary_emb.inv_freq", Other::Derived),
-];
+const JOINED_DOWN: Join =
+    Join { parameters: &["mlp.experts.#.down_proj.weight"], tensor: "mlp.experts.down_proj", axes: Axes::Stacked };
 
-static DENSE: Row =
-    Row { spellings: WITH_OR_WITHOUT_MODEL, arrangements: &[Arrangement { what: "", joins: &[] }], others: OTHERS };
+/// Qwen3-Next's projections, whose rows go by key head: its query, its key, then its value heads and their gates.
+const FUSED_QKVZ: Join = Join {
+    parameters: &["linear_attn.in_proj_qkv.weight", "linear_attn.in_proj_z.weight"],
+    tensor: "linear_attn.in_proj_qkvz.weight",
+    axes: Axes::Grouped(|config| {
+        by_key_head(config, |delta| {
+            vec![delta.key_columns(), delta.key_columns(), delta.value_columns(), delta.value_columns()]
+        })
+    }),
+};
+
+const FUSED_BA: Join = Join {
+    parameters: &["linear_attn.in_proj_b.weight", "linear_attn.in_proj_a.weight"],
+    tensor: "linear_attn.in_proj_ba.weight",
+    axes: Axes::Grouped(|config| {
+        by_key_head(config, |delta| vec![delta.linear_num_value_heads, delta.linear_num_value_heads])
+    }),
+};
+
+fn by_key_head(config: &ModelConfig, sections: fn(&DeltaConfig) -> Vec<usize>) -> (usize, Vec<usize>) {
+    config.delta.map_or((1, Vec::new()), |delta| (delta.linear_num_key_heads, sections(&delta)))
+}
+
+/// Of a tied model; that of another one is a parameter.
+const TIED_HEAD: (&str, Other) = ("lm_head.weight", Other::CopyOf("model.embed_tokens.weight"));
+
+/// Files of old versions.
+const FREQUENCIES: (&str, Other) = ("*.rotary_emb.inv_freq", Other::Derived);
+
+/// Heads that predict more than one token, which transformers passes over.
+const PREDICTION: (&str, Other) = ("mtp.*", Other::Carried);
+
+const VISION: (&str, Other) = ("model.visual.*", Other::Carried);
+
+const OTHERS: &[(&str, Other)] = &[TIED_HEAD, FREQUENCIES];
+
+const PLAIN: &[Arrangement] = &[Arrangement { what: "", joins: &[] }];
+
+static DENSE: Row = Row { spellings: WITH_OR_WITHOUT_MODEL, arrangements: PLAIN, others: OTHERS };
 
 static EXPERTS: Row = Row { spellings: WITH_OR_WITHOUT_MODEL, arrangements: &[ONE_BY_ONE, JOINED], others: OTHERS };
+
+static NEXT: Row = Row {
+    spellings: WITH_OR_WITHOUT_MODEL,
+    arrangements: &[
+        Arrangement { what: ONE_BY_ONE.what, joins: &[FUSED_QKVZ, FUSED_BA] },
+        Arrangement { what: JOINED.what, joins: &[FUSED_QKVZ, FUSED_BA, JOINED_GATE_UP, JOINED_DOWN] },
+    ],
+    others: &[TIED_HEAD, PREDICTION],
+};
+
+const OF_QWEN3_5: &[(&str, Other)] = &[TIED_HEAD, PREDICTION, VISION];
+
+static TEXT: Row =
+    Row { spellings: &[WITH_MODEL, IN_LANGUAGE_MODEL, WITHOUT_MODEL], arrangements: PLAIN, others: OF_QWEN3_5 };
+
+static NESTED: Row = Row { spellings: &[IN_LANGUAGE_MODEL, WITH_MODEL, WITHOUT_MODEL], ..TEXT };
+
+/// Released files have joined experts.
+static TEXT_EXPERTS: Row = Row { arrangements: &[JOINED, ONE_BY_ONE], ..TEXT };
+
+static NESTED_EXPERTS: Row = Row { arrangements: &[JOINED, ONE_BY_ONE], ..NESTED };

@@ -39,6 +39,8 @@ pub struct LoraConfig {
     pub lora_dropout: f32,
     /// Divide alpha by the root of the rank instead.
     pub use_rslora: bool,
+    /// Train magnitudes of the adapted layers' rows as well (DoRA).
+    pub use_dora: bool,
     /// Which biases are trained.
     pub bias: LoraBias,
     /// The adapted layers; `None`: PEFT's choice for the family.
@@ -70,7 +72,6 @@ const INFORMATION: &[&str] = &[
 
 /// What is known and not built, and why.
 const NOT_BUILT: &[(&str, &str)] = &[
-    ("use_dora", "DoRA's magnitudes are not built: set use_dora to false"),
     ("layer_replication", "repeated layers are not built"),
     ("trainable_token_indices", "training single rows of the embedding is not built: modules_to_save trains all of it"),
     ("lora_bias", "a bias on B is not built: set lora_bias to false"),
@@ -140,7 +141,7 @@ impl LoraConfig {
             },
             "target_parameters": or_null(json!(self.target_parameters)),
             "task_type": "CAUSAL_LM",
-            "use_dora": false,
+            "use_dora": self.use_dora,
             "use_rslora": self.use_rslora,
         });
         format!("{config:#}\n")
@@ -175,6 +176,7 @@ impl Keys<'_> {
             lora_alpha,
             lora_dropout: dropout as f32,
             use_rslora: self.flag("use_rslora")?,
+            use_dora: self.flag("use_dora")?,
             bias,
             target_modules: self.names("target_modules", true)?,
             exclude_modules: self.names("exclude_modules", false)?,

@@ -1,11 +1,12 @@
 //! The folder of an adapter: `adapter_config.json` and `adapter_model.safetensors` with PEFT's names, and the tokenizer's files
 //! as TRL saves them next to it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use safetensors::Dtype;
 
+use super::joined::Joined;
 use super::{Adapter, Lora, targets};
 use crate::folder::{ModelFiles, write_file};
 use crate::tensors::{Projection, Role, TensorSpec};
@@ -45,8 +46,19 @@ pub(super) fn stored_name(spec: &TensorSpec, adapters: &[Adapter]) -> String {
 fn stored_shape(spec: &TensorSpec, adapters: &[Adapter]) -> Vec<usize> {
     match experts_of_b(spec, adapters) {
         Some(experts) => vec![spec.shape[0] / experts, spec.shape[1] * experts],
+        None if is_transposed(spec) => vec![spec.shape[1], spec.shape[0]],
         None => spec.shape.clone(),
     }
+}
+
+/// Whether a tensor is the look-up's A, which the file has as `[rank, vocab]`.
+fn is_transposed(spec: &TensorSpec) -> bool {
+    spec.role == Role::LoraA(Projection::Embedding)
+}
+
+/// Rows of `columns` elements, as columns.
+pub(super) fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
+    (0..columns).flat_map(|column| values.iter().skip(column).step_by(columns).copied()).collect()
 }
 
 /// How many experts' B a tensor has; none: it is another one.
@@ -75,8 +87,21 @@ fn reorder(values: &[f32], spec: &TensorSpec, experts: usize, to_file: bool) -> 
 #[derive(Debug)]
 pub struct AdapterFile {
     file: SafetensorsFile,
-    /// Names in the file, by names in the table of tensors; of experts' B the tensor and its experts too.
-    names: HashMap<String, (String, Option<(TensorSpec, usize)>)>,
+    /// Where the tensors of the table are, by their names there.
+    places: HashMap<String, Place>,
+}
+
+/// Where a tensor is in an adapter's file.
+#[derive(Debug)]
+enum Place {
+    /// As it is in memory, under this name.
+    Whole(String),
+    /// Transposed, with so many columns in the file.
+    Transposed(String, usize),
+    /// Of so many experts' B, which the file has in another order.
+    Experts(String, TensorSpec, usize),
+    /// One expert at a time.
+    Joined(Joined),
 }
 
 impl AdapterFile {
@@ -93,42 +118,61 @@ impl AdapterFile {
             Error::new(ErrorCode::Weights, format!("{}: {what}", path.display()))
                 .hint("the adapter belongs to another model, or adapter_config.json is not its own")
         };
-        for (name, spec) in &stored {
-            match file.info(name) {
-                None => return Err(fault(format!("has no `{name}`"))),
-                Some((_, shape)) => {
-                    let expected = stored_shape(spec, &lora.adapters);
-                    if shape != expected.as_slice() {
-                        return Err(fault(format!("`{name}` is {shape:?}, not {expected:?}")));
-                    }
-                }
+        let mut places = HashMap::with_capacity(stored.len());
+        let mut known: HashSet<String> = HashSet::with_capacity(stored.len());
+        for (name, spec) in stored {
+            let expected = stored_shape(spec, &lora.adapters);
+            let place = match file.info(&name) {
+                Some((_, shape)) if shape == expected.as_slice() => match experts_of_b(spec, &lora.adapters) {
+                    Some(experts) => Place::Experts(name.clone(), spec.clone(), experts),
+                    None if is_transposed(spec) => Place::Transposed(name.clone(), expected[1]),
+                    None => Place::Whole(name.clone()),
+                },
+                Some((_, shape)) => return Err(fault(format!("`{name}` is {shape:?}, not {expected:?}"))),
+                None => match Joined::find(&file, spec, &lora.adapters, &lora.model, &fault)? {
+                    Some(joined) => Place::Joined(joined),
+                    None => return Err(fault(format!("has no `{name}`"))),
+                },
+            };
+            match &place {
+                Place::Joined(joined) => known.extend(joined.names().iter().cloned()),
+                _ => known.extend([name]),
             }
+            places.insert(spec.name.clone(), place);
         }
-        if let Some(name) = file.names().into_iter().find(|name| stored.iter().all(|(known, _)| known != name)) {
+        // Next to an adapter of one of its ends PEFT saves both ends of the model as they are.
+        let ends = lora.adapters.iter().any(|adapter| adapter.block.layer().is_none());
+        let end = |name: &str| {
+            let name = name.strip_suffix(".weight").unwrap_or_default();
+            let name = name.strip_suffix(".base_layer").unwrap_or(name);
+            ends && (name.ends_with(".embed_tokens") || name.ends_with(".lm_head"))
+        };
+        if let Some(name) = file.names().into_iter().find(|name| !known.contains(name) && !end(name)) {
             return Err(fault(format!("`{name}` is no part of this adapter")));
         }
-        let place = |(name, spec): (String, &TensorSpec)| {
-            let experts = experts_of_b(spec, &lora.adapters).map(|experts| (spec.clone(), experts));
-            (spec.name.clone(), (name, experts))
-        };
-        let names = stored.into_iter().map(place).collect();
-        Ok(AdapterFile { file, names })
+        Ok(AdapterFile { file, places })
     }
 
     /// Whether the file has a tensor, by its name in the table of tensors.
     pub fn has(&self, name: &str) -> bool {
-        self.names.contains_key(name)
+        self.places.contains_key(name)
     }
 
     /// Reads a tensor by its name in the table of tensors. A value that is not finite is an error.
     pub fn read_f32(&self, name: &str, out: &mut [f32]) -> Result<()> {
-        match self.names.get(name) {
-            Some((stored, None)) => self.file.read_f32(stored, out),
-            Some((stored, Some((spec, experts)))) => {
+        match self.places.get(name) {
+            Some(Place::Whole(stored)) => self.file.read_f32(stored, out),
+            Some(Place::Experts(stored, spec, experts)) => {
                 self.file.read_f32(stored, out)?;
                 out.copy_from_slice(&reorder(out, spec, *experts, false));
                 Ok(())
             }
+            Some(Place::Transposed(stored, columns)) => {
+                self.file.read_f32(stored, out)?;
+                out.copy_from_slice(&transposed(out, *columns));
+                Ok(())
+            }
+            Some(Place::Joined(joined)) => joined.read(&self.file, out),
             None => Err(Error::new(ErrorCode::Internal, format!("an adapter has no tensor `{name}`"))),
         }
     }
@@ -159,6 +203,8 @@ pub fn save_adapter(
         fetch(&spec.name, &mut values)?;
         if let Some(experts) = experts_of_b(spec, &lora.adapters) {
             values = reorder(&values, spec, experts, true);
+        } else if is_transposed(spec) {
+            values = transposed(&values, spec.shape[1]);
         }
         if values.iter().any(|value| !value.is_finite()) {
             let what = format!("tensor `{name}` has a value that is not finite");

@@ -5,10 +5,11 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use super::{Adapter, AdapterFile, Lora, LoraConfig};
+use super::files::transposed;
+use super::{Adapter, AdapterFile, Lora, LoraConfig, Matrix};
 use crate::config::WeightDtype;
 use crate::folder::ModelFiles;
-use crate::tensors::Role;
+use crate::tensors::{Projection, Role};
 use crate::weights::{Checkpoint, MAX_SHARD_BYTES, save_model};
 use crate::{Error, ErrorCode, Result};
 
@@ -24,6 +25,7 @@ pub fn merge_adapter(model: &Path, adapter: &Path, out: &Path, dtype: Option<Wei
     if lora.model.tie_word_embeddings != config.tie_word_embeddings {
         files.untie()?;
     }
+    files.unquantize();
     std::fs::create_dir_all(out).map_err(|error| Error::io(out, &error))?;
     let embedding = lora.table.iter().find(|spec| spec.role == Role::Embedding).map(|spec| spec.name.clone());
     save_model(out, &files, &lora.model, base.format(), dtype, MAX_SHARD_BYTES, |name, values| {
@@ -53,15 +55,24 @@ fn add(
     first: usize,
     trained: &AdapterFile,
 ) -> Result<()> {
-    let (input, output) = adapter.sides(&lora.model);
+    let (mut input, mut output) = adapter.sides(&lora.model);
+    let experts = adapter.experts.unwrap_or(1);
+    let (mut a, mut b) = (vec![0f32; experts * adapter.rank * input], vec![0f32; experts * output * adapter.rank]);
+    trained.read_f32(&adapter.tensor(Matrix::A), &mut a)?;
+    trained.read_f32(&adapter.tensor(Matrix::B), &mut b)?;
+    if adapter.projection == Projection::Embedding {
+        // A row of the weight is a token: A's rows are what B's are elsewhere.
+        (input, output) = (output, input);
+        (a, b) = (transposed(&b, adapter.rank), a);
+    }
     if weight.len() > input * (output - first) {
         let what = format!("`{}` has {} elements, more than {output} x {input}", adapter.module, weight.len());
         return Err(Error::new(ErrorCode::Internal, what));
     }
-    let experts = adapter.experts.unwrap_or(1);
-    let (mut a, mut b) = (vec![0f32; experts * adapter.rank * input], vec![0f32; experts * output * adapter.rank]);
-    trained.read_f32(&format!("{}.lora_A.weight", adapter.module), &mut a)?;
-    trained.read_f32(&format!("{}.lora_B.weight", adapter.module), &mut b)?;
+    let mut magnitudes = vec![0f32; if lora.config.use_dora { output } else { 0 }];
+    if lora.config.use_dora {
+        trained.read_f32(&adapter.tensor(Matrix::Magnitude), &mut magnitudes)?;
+    }
     let a = &a[expert * adapter.rank * input..][..adapter.rank * input];
     let b = &b[(expert * output + first) * adapter.rank..];
     weight.par_chunks_exact_mut(input).zip(b.par_chunks_exact(adapter.rank)).for_each(|(row, b)| {
@@ -70,6 +81,12 @@ fn add(
             delta.iter_mut().zip(a).for_each(|(delta, a)| *delta += b * a);
         }
         row.iter_mut().zip(delta).for_each(|(weight, delta)| *weight += adapter.factor * delta);
+    });
+    // `m / |W + factor B A| (W + factor B A)`, by rows.
+    weight.par_chunks_exact_mut(input).zip(&magnitudes).for_each(|(row, magnitude)| {
+        let mut norm = [0f32];
+        Lora::row_norms(row, &mut norm);
+        row.iter_mut().for_each(|weight| *weight *= magnitude / norm[0]);
     });
     Ok(())
 }

@@ -2,11 +2,15 @@
 //! folder of an adapter, in and out; and the merge of an adapter into its model. Knows nothing of how one is trained.
 
 mod config;
+mod convert;
 mod files;
+mod joined;
 mod merge;
 mod targets;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_experts;
 
 pub use config::{LoraBias, LoraConfig, ModuleNames};
 pub use files::{AdapterFile, save_adapter};
@@ -48,11 +52,20 @@ pub struct Lora {
 }
 
 impl Lora {
+    /// The norms of the rows of an adapted layer's weight, with which its magnitudes begin. Sums are in f64.
+    pub fn row_norms(weight: &[f32], out: &mut [f32]) {
+        let width = weight.len() / out.len().max(1);
+        for (out, row) in out.iter_mut().zip(weight.chunks_exact(width.max(1))) {
+            *out = row.iter().map(|&value| f64::from(value) * f64::from(value)).sum::<f64>().sqrt() as f32;
+        }
+    }
+
     /// Finds the layers that a configuration names in a model.
     ///
     /// # Errors
     /// `ARL_CONFIG` where a name or pattern finds nothing, or what cannot be adapted.
     pub fn new(model: &ModelConfig, config: &LoraConfig) -> Result<Self> {
+        let config = &convert::converted(model, config)?;
         let mut model = model.clone();
         let ends = config.modules_to_save.iter().any(|name| ["lm_head", "embed_tokens"].contains(&last(name)));
         model.tie_word_embeddings &= !ends;
@@ -67,8 +80,31 @@ impl Lora {
             let of_product = &adapters[begin..end];
             table.extend(of_product.iter().map(|adapter| adapter.spec(&model, Matrix::A)));
             table.extend(of_product.iter().map(|adapter| adapter.spec(&model, Matrix::B)));
+            if config.use_dora {
+                table.extend(of_product.iter().map(|adapter| adapter.spec(&model, Matrix::Magnitude)));
+            }
         }
         Ok(Lora { config: config.clone(), model, adapters, table })
+    }
+
+    /// Refuses what can be used, and cannot be trained.
+    ///
+    /// # Errors
+    /// `ARL_CONFIG` for dropout next to adapters of parameters.
+    pub fn check_training(&self) -> Result<()> {
+        if self.config.lora_dropout > 0.0 && self.config.use_dora {
+            let what = "use_dora: magnitudes next to lora_dropout are not built".to_owned();
+            return Err(refused(what, "add --lora_dropout 0"));
+        }
+        if self.config.lora_dropout > 0.0 && self.adapters.iter().any(Adapter::is_parameter) {
+            let what = "lora_dropout: adapters of experts and routers have no dropout, in PEFT neither".to_owned();
+            return Err(refused(what, "add --lora_dropout 0"));
+        }
+        if self.config.lora_dropout > 0.0 && self.adapters.iter().any(|a| a.projection == Projection::Head) {
+            let what = "lora_dropout: an adapter of lm_head has no dropout".to_owned();
+            return Err(refused(what, "add --lora_dropout 0"));
+        }
+        Ok(())
     }
 
     /// Numbers that are trained.
@@ -110,26 +146,34 @@ impl Lora {
     }
 }
 
-/// One of an adapter's two matrices.
+/// One of an adapter's two matrices, or the magnitudes of its layer's rows.
 #[derive(Clone, Copy)]
 enum Matrix {
     A,
     B,
+    Magnitude,
 }
 
 impl Adapter {
+    /// Whether PEFT adapts a parameter of a module here, by `target_parameters`, and not a linear layer.
+    pub fn is_parameter(&self) -> bool {
+        self.experts.is_some() || self.projection == Projection::Router
+    }
+
     /// Columns and rows of the layer's weight; of one expert's.
     pub fn sides(&self, model: &ModelConfig) -> (usize, usize) {
         let hidden = model.hidden_size;
         let (q, kv) = (model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim);
         let gates = if model.attention_gate { 2 } else { 1 };
-        let inner = match self.block.layer().and_then(|layer| model.layers.get(layer)) {
+        let (inner, shared) = match self.block.layer().and_then(|layer| model.layers.get(layer)) {
             Some(layer) => match layer.mlp {
-                Mlp::Dense { intermediate } => intermediate,
-                Mlp::Moe(moe) => moe.moe_intermediate_size,
+                Mlp::Dense { intermediate } => (intermediate, 0),
+                Mlp::Moe(moe) => (moe.moe_intermediate_size, moe.shared_expert_intermediate_size.unwrap_or(0)),
             },
-            None => model.intermediate_size,
+            None => (model.intermediate_size, 0),
         };
+        let [channels, values, heads] =
+            model.delta.map_or([0; 3], |delta| [delta.channels(), delta.value_columns(), delta.linear_num_value_heads]);
         match self.projection {
             Projection::Query => (hidden, gates * q),
             Projection::Key | Projection::Value => (hidden, kv),
@@ -137,18 +181,45 @@ impl Adapter {
             Projection::Gate | Projection::Up => (hidden, inner),
             Projection::Down | Projection::ExpertsDown => (inner, hidden),
             Projection::ExpertsGateUp => (hidden, 2 * inner),
+            Projection::InProjQkv => (hidden, channels),
+            Projection::InProjZ => (hidden, values),
+            Projection::InProjB | Projection::InProjA => (hidden, heads),
+            Projection::OutProj => (values, hidden),
+            Projection::SharedGate | Projection::SharedUp => (hidden, shared),
+            Projection::SharedDown => (shared, hidden),
+            Projection::SharedExpertGate => (hidden, 1),
+            Projection::Router => (hidden, model.moe.map_or(0, |moe| moe.num_experts)),
+            Projection::Head => (hidden, model.vocab_size),
+            Projection::Embedding => (model.vocab_size, hidden),
         }
+    }
+
+    /// The name of one of its tensors in the table.
+    fn tensor(&self, matrix: Matrix) -> String {
+        let name = match (matrix, self.projection) {
+            (Matrix::A, Projection::Embedding) => "lora_embedding_A",
+            (Matrix::B, Projection::Embedding) => "lora_embedding_B",
+            (Matrix::A, _) => "lora_A.weight",
+            (Matrix::B, _) => "lora_B.weight",
+            (Matrix::Magnitude, _) => "lora_magnitude_vector",
+        };
+        format!("{}.{name}", self.module)
     }
 
     fn spec(&self, model: &ModelConfig, matrix: Matrix) -> TensorSpec {
         let (input, output) = self.sides(model);
         let experts = self.experts.unwrap_or(1);
-        let (name, shape, role) = match matrix {
-            Matrix::A => ("lora_A", vec![experts * self.rank, input], Role::LoraA(self.projection)),
-            Matrix::B => ("lora_B", vec![experts * output, self.rank], Role::LoraB(self.projection)),
+        let (shape, role) = match matrix {
+            // Rows of tokens are looked up.
+            Matrix::A if self.projection == Projection::Embedding => {
+                (vec![input, self.rank], Role::LoraA(self.projection))
+            }
+            Matrix::A => (vec![experts * self.rank, input], Role::LoraA(self.projection)),
+            Matrix::B => (vec![experts * output, self.rank], Role::LoraB(self.projection)),
+            Matrix::Magnitude => (vec![output], Role::LoraMagnitude(self.projection)),
         };
         TensorSpec {
-            name: format!("{}.{name}.weight", self.module),
+            name: self.tensor(matrix),
             shape,
             role,
             block: self.block,

@@ -18,10 +18,13 @@ struct Module<'a> {
 
 /// The adapters of a model, in the order of its table.
 pub(super) fn adapters(model: &ModelConfig, table: &[TensorSpec], config: &LoraConfig) -> Result<Vec<Adapter>> {
-    let modules: Vec<Module<'_>> = table.iter().filter_map(module).collect();
-    let experts = model.layers.iter().any(|layer| matches!(layer.mlp, Mlp::Moe(_)));
+    // PEFT takes Qwen3.5's experts for what they are on disk, parameters of three dimensions, and knows no other names.
+    let only_parameters = model.family == Family::Qwen3_5Moe;
+    let modules = table.iter().filter_map(module).filter(|module| !(only_parameters && is_expert(module)));
+    let modules: Vec<Module<'_>> = modules.collect();
     let target = match &config.target_modules {
         Some(names) => names.clone(),
+        None if !config.target_parameters.is_empty() => ModuleNames::List(Vec::new()),
         // PEFT's TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.
         None if matches!(model.family, Family::Qwen2 | Family::Qwen3) => {
             ModuleNames::List(vec!["q_proj".into(), "v_proj".into()])
@@ -31,17 +34,19 @@ pub(super) fn adapters(model: &ModelConfig, table: &[TensorSpec], config: &LoraC
             return Err(refused(what, "for example --lora_target_modules q_proj k_proj v_proj o_proj"));
         }
     };
+    if config.use_dora && !config.target_parameters.is_empty() {
+        let what = "use_dora: adapters of experts have no magnitudes, in PEFT neither".to_owned();
+        return Err(refused(what, "leave out use_dora or lora_target_parameters"));
+    }
     let matcher = Matcher::new("lora_target_modules", &target)?;
     let excluded = config.exclude_modules.as_ref().map(|names| Matcher::new("exclude_modules", names)).transpose()?;
-    if experts && (target == ModuleNames::AllLinear || modules.iter().any(|m| is_expert(m) && matcher.hits(m))) {
-        return Err(refused(
-            "lora_target_modules: experts are adapted as parameters, and routers are not".into(),
-            "name the layers of attention (q_proj k_proj v_proj o_proj), and give --lora_target_parameters \
-             mlp.experts.gate_up_proj mlp.experts.down_proj",
-        ));
-    }
     if let ModuleNames::List(list) = &target {
         let ends = |item: &String| modules.iter().any(|module| ends_with(module.name, item));
+        let tied = |item: &&String| model.tie_word_embeddings && ends_with("lm_head", item);
+        if list.iter().any(|item| tied(&item)) {
+            let what = "lora_target_modules: `lm_head` is the embedding, which has no adapter".to_owned();
+            return Err(refused(what, "`lora_modules_to_save lm_head` trains a whole copy of it"));
+        }
         if let Some(item) = list.iter().find(|item| !ends(item)) {
             return Err(refused(format!("lora_target_modules: no layer is called `{item}`"), NAMES));
         }
@@ -63,6 +68,20 @@ pub(super) fn adapters(model: &ModelConfig, table: &[TensorSpec], config: &LoraC
                 "`lora_modules_to_save` trains a whole copy of a module such as lm_head or embed_tokens",
             ));
         };
+        if model.family == Family::Qwen3Next
+            && projection.product() == 0
+            && matches!(module.spec.block, Block::Delta(_))
+        {
+            return Err(refused(
+                format!("lora_target_modules: `{}` is a part of a fused projection of {}", module.name, model.family),
+                "adapters of in_proj_qkvz and in_proj_ba are not built: leave them out of lora_target_modules",
+            ));
+        }
+        if projection == Projection::Embedding && (model.tie_word_embeddings || config.use_dora) {
+            let why = if config.use_dora { "has no magnitudes" } else { "is the head too, and has no adapter" };
+            let what = format!("lora_target_modules: `{}` {why}", module.name);
+            return Err(refused(what, "`lora_modules_to_save embed_tokens` trains a whole copy of it"));
+        }
         adapters.push(adapter(config, module.name, module.spec.block, projection, None)?);
     }
     adapters.extend(of_parameters(model, config)?);
@@ -94,34 +113,37 @@ fn of_parameters(model: &ModelConfig, config: &LoraConfig) -> Result<Vec<Adapter
     if config.target_parameters.is_empty() {
         return Ok(Vec::new());
     }
-    if config.lora_dropout > 0.0 {
-        let what = "lora_dropout: adapters of experts have no dropout, in PEFT neither".to_owned();
-        return Err(refused(what, "add --lora_dropout 0"));
-    }
     let mut parameters = Vec::new();
     for (layer, shape) in model.layers.iter().enumerate() {
         let Mlp::Moe(moe) = shape.mlp else { continue };
         if !config.layers_to_transform.is_empty() && !config.layers_to_transform.contains(&layer) {
             continue;
         }
-        for projection in [Projection::ExpertsGateUp, Projection::ExpertsDown] {
-            let name = format!("model.layers.{layer}.{}", projection.module());
-            parameters.push((name, Block::Experts(layer), projection, moe.num_experts));
+        for projection in [Projection::Router, Projection::ExpertsGateUp, Projection::ExpertsDown] {
+            let module = format!("model.layers.{layer}.{}", projection.module());
+            let router = projection == Projection::Router;
+            let name = if router { format!("{module}.weight") } else { module.clone() };
+            let experts = (!router).then_some(moe.num_experts);
+            parameters.push((name, module, Block::Experts(layer), projection, experts));
         }
     }
     for item in &config.target_parameters {
         if !parameters.iter().any(|(name, ..)| ends_with(name, item)) {
             let what = format!("lora_target_parameters: no parameter is called `{item}`");
-            return Err(refused(what, "those of experts are mlp.experts.gate_up_proj and mlp.experts.down_proj"));
+            let hint = "a mixture's are mlp.experts.gate_up_proj, mlp.experts.down_proj and mlp.gate.weight";
+            return Err(refused(what, hint));
         }
     }
     parameters.retain(|(name, ..)| config.target_parameters.iter().any(|item| ends_with(name, item)));
     let all = parameters.iter();
-    all.map(|(name, block, projection, experts)| adapter(config, name, *block, *projection, Some(*experts))).collect()
+    let adapted = |(name, module, block, projection, experts): &(String, String, Block, Projection, Option<usize>)| {
+        Ok(Adapter { module: module.clone(), ..adapter(config, name, *block, *projection, *experts)? })
+    };
+    all.map(adapted).collect()
 }
 
-const NAMES: &str = "layers of a Qwen model are called q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and down_proj; all-linear \
-                     means all of these";
+const NAMES: &str = "layers of a Qwen model are called q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and down_proj (of the delta \
+                     rule in_proj_qkv, in_proj_z, in_proj_b, in_proj_a and out_proj); all-linear means all of these";
 
 /// By the table, whether a whole copy of a tensor is trained.
 pub(super) fn saved_tensors(table: &[TensorSpec], config: &LoraConfig, adapters: &[Adapter]) -> Result<Vec<bool>> {
@@ -153,16 +175,27 @@ fn module(spec: &TensorSpec) -> Option<Module<'_>> {
         Role::Gate => Some(Projection::Gate),
         Role::Up => Some(Projection::Up),
         Role::Down => Some(Projection::Down),
+        Role::InProjQkv => Some(Projection::InProjQkv),
+        Role::InProjZ => Some(Projection::InProjZ),
+        Role::InProjB => Some(Projection::InProjB),
+        Role::InProjA => Some(Projection::InProjA),
+        Role::OutProj => Some(Projection::OutProj),
+        Role::SharedGate => Some(Projection::SharedGate),
+        Role::SharedUp => Some(Projection::SharedUp),
+        Role::SharedDown => Some(Projection::SharedDown),
+        Role::SharedExpertGate => Some(Projection::SharedExpertGate),
+        Role::LmHead => Some(Projection::Head),
+        Role::Embedding => Some(Projection::Embedding),
         _ => None,
     };
     Some(Module { name, spec, projection })
 }
 
 fn is_expert(module: &Module<'_>) -> bool {
-    matches!(module.spec.block, Block::Experts(_)) && !module.spec.role.is_norm()
+    matches!(module.spec.role, Role::Router | Role::ExpertGate(_) | Role::ExpertUp(_) | Role::ExpertDown(_))
 }
 
-fn ends_with(name: &str, item: &str) -> bool {
+pub(super) fn ends_with(name: &str, item: &str) -> bool {
     name == item || name.strip_suffix(item).is_some_and(|start| start.ends_with('.'))
 }
 
@@ -183,7 +216,10 @@ impl Matcher {
 
     fn hits(&self, module: &Module<'_>) -> bool {
         match self {
-            Matcher::AllLinear => module.projection.is_some(),
+            Matcher::AllLinear => {
+                let end = |projection| matches!(projection, Projection::Head | Projection::Embedding);
+                module.projection.is_some_and(|projection| !end(projection))
+            }
             Matcher::List(list) => list.iter().any(|item| ends_with(module.name, item)),
             // Too much backtracking counts as no match.
             Matcher::Pattern(regex) => regex.is_match(module.name).unwrap_or(false),
@@ -202,13 +238,13 @@ fn first_match<T: Copy>(patterns: &[(String, T)], name: &str) -> Result<Option<T
     Ok(None)
 }
 
-fn regex(option: &str, given: &str, whole: &str) -> Result<Regex> {
+pub(super) fn regex(option: &str, given: &str, whole: &str) -> Result<Regex> {
     Regex::new(whole).map_err(|error| refused(format!("{option}: `{given}` is no regular expression: {error}"), NAMES))
 }
 
 /// The names under which PEFT stores what was found: whole names where there are fewer than 20, else their last parts.
 pub(super) fn target_names(config: &LoraConfig, adapters: &[Adapter]) -> Vec<String> {
-    let adapters: Vec<&Adapter> = adapters.iter().filter(|adapter| adapter.experts.is_none()).collect();
+    let adapters: Vec<&Adapter> = adapters.iter().filter(|adapter| !adapter.is_parameter()).collect();
     let mut names: Vec<String> = match &config.target_modules {
         Some(ModuleNames::List(list)) => list.clone(),
         Some(ModuleNames::AllLinear) if adapters.len() < 20 => adapters.iter().map(|a| a.module.clone()).collect(),

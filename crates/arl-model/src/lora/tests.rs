@@ -70,13 +70,13 @@ fn what_cannot_be_adapted_is_refused_by_name() {
     let targets = |targets: Value| message(json!({ "target_modules": targets }));
     assert!(targets(json!(["q_porj"])).contains("no layer is called `q_porj`"));
     assert!(targets(json!("q_proj")).contains("no layer is left to adapt"));
-    assert!(targets(json!(["embed_tokens"])).contains("`model.embed_tokens` cannot have an adapter"));
+    assert!(targets(json!(["embed_tokens"])).contains("`model.embed_tokens` is the head too"));
+    assert!(targets(json!(["model.norm"])).contains("`model.norm` cannot have an adapter"));
     assert!(targets(json!("[")).contains("`[` is no regular expression"));
     assert!(message(json!({ "target_modules": ["q_proj"], "modules_to_save": ["score"] })).contains("`score`"));
     let both = json!({ "target_modules": ["q_proj"], "modules_to_save": ["q_proj"] });
     assert!(message(both).contains("has an adapter already"));
     for (key, value) in [
-        ("use_dora", json!(true)),
         ("trainable_token_indices", json!([1])),
         ("layer_replication", json!([[0, 1]])),
         ("lora_bias", json!(true)),
@@ -94,17 +94,16 @@ fn what_cannot_be_adapted_is_refused_by_name() {
     ] {
         assert!(message(json!({ key: value })).contains(&format!("`{key}` must be")), "{key}");
     }
-    let experts = model(json!({ "model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2 }));
-    let all = config(json!({ "target_modules": "all-linear" })).unwrap();
-    assert!(Lora::new(&experts, &all).unwrap_err().message.contains("experts"));
-    let attention = config(json!({ "target_modules": ["q_proj"] })).unwrap();
-    assert_eq!(Lora::new(&experts, &attention).unwrap().adapters.len(), 3);
-    let parameters = |name: &str, dropout: f64| {
-        let text = json!({ "target_modules": ["q_proj"], "target_parameters": [name], "lora_dropout": dropout });
-        Lora::new(&experts, &config(text).unwrap()).unwrap_err().message
+    let head = targets(json!(["lm_head"]));
+    assert!(head.contains("`lm_head` is the embedding"), "{head}");
+    let experts = |text: Value| {
+        let model = model(json!({ "model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2 }));
+        Lora::new(&model, &config(text).unwrap()).unwrap_err().message
     };
-    assert!(parameters("mlp.experts.gate_proj", 0.0).contains("no parameter is called `mlp.experts.gate_proj`"));
-    assert!(parameters("experts.down_proj", 0.1).contains("have no dropout"));
+    let parameter = json!({ "target_modules": ["q_proj"], "target_parameters": ["mlp.experts.gate_proj"] });
+    assert!(experts(parameter).contains("no parameter is called `mlp.experts.gate_proj`"));
+    assert!(experts(json!({ "target_modules": ["gate_proj"] })).contains("together with `up_proj` alone"));
+    assert!(experts(json!({ "target_modules": ["down_proj"], "use_dora": true })).contains("have no magnitudes"));
 }
 
 #[test]

@@ -11,6 +11,7 @@ use super::file::{SafetensorsFile, TensorView};
 use super::shards::{find, list};
 use crate::config::{ModelConfig, WeightDtype};
 use crate::format::{Carried, CheckpointFormat, Other, Row, StoredTensor, StridedView};
+use crate::nf4::{Nf4, StoredNf4, is_companion};
 use crate::tensors::{Role, TensorSpec, tensor_table};
 use crate::{Error, ErrorCode, Result};
 
@@ -23,6 +24,8 @@ pub struct Checkpoint {
     format: CheckpointFormat,
     /// Where a parameter is, by its name in the table.
     places: HashMap<String, Place>,
+    /// Tensors of the files that are in NF4, with the shapes of what they stand for.
+    quantized: HashMap<String, Vec<usize>>,
 }
 
 /// Where a parameter is in the files.
@@ -46,7 +49,7 @@ impl Checkpoint {
     /// Opens `dir/model.safetensors`, or the shards of `dir/model.safetensors.index.json`, and compares names, shapes
     /// and types with the table of tensors, in the format that the names show. Values are checked when they are read.
     pub fn open(dir: &Path, config: &ModelConfig) -> Result<Self> {
-        Self::open_as(Row::of(config.family), dir, config)
+        Self::open_as(Row::of(config), dir, config)
     }
 
     pub(crate) fn open_as(row: &'static Row, dir: &Path, config: &ModelConfig) -> Result<Self> {
@@ -55,9 +58,12 @@ impl Checkpoint {
             Error::new(ErrorCode::Weights, format!("{}: {what}", dir.display()))
                 .hint("load the model with transformers and save it again: model.save_pretrained(folder)")
         })?;
-        let mut checkpoint = Self { files, home, format, places: HashMap::new() };
+        let mut checkpoint = Self { files, home, format, places: HashMap::new(), quantized: HashMap::new() };
         let table = tensor_table(config);
         let stored = checkpoint.format.tensors(config, &table);
+        if config.nf4.is_some() {
+            checkpoint.open_quantized(&stored)?;
+        }
         checkpoint.check(row, dir, &table, &stored)?;
         checkpoint.note_types(&stored);
         for tensor in stored {
@@ -74,6 +80,15 @@ impl Checkpoint {
         &self.format
     }
 
+    /// A parameter that the files have in NF4, as it is there; `None`: they have its values.
+    pub fn read_nf4(&self, name: &str) -> Result<Option<Nf4>> {
+        let tensor = &self.place(name)?.tensor;
+        match (self.quantized.get(tensor), self.file_of(tensor)) {
+            (Some(shape), Some(file)) => StoredNf4::open(file, tensor, shape)?.read().map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// Reads a parameter, by its name in the table. A value that is not finite is an error that names tensor and place.
     pub fn read_f32(&self, name: &str, out: &mut [f32]) -> Result<()> {
         let len = self.place(name)?.views.iter().map(StridedView::len).sum::<usize>();
@@ -87,8 +102,15 @@ impl Checkpoint {
     /// [`Checkpoint::read_f32`] of a part: `out.len()` elements from `start` on, counted row-major.
     pub fn read_f32_part(&self, name: &str, start: usize, out: &mut [f32]) -> Result<()> {
         let place = self.place(name)?;
-        let tensor = self.view(&place.tensor)?;
         let end = start + out.len();
+        if let Some(shape) = self.quantized.get(&place.tensor) {
+            let elements: usize = shape.iter().product();
+            let nf4 = self.read_nf4(name)?.filter(|_| end <= elements && place.views.len() == 1);
+            let outside = || Error::new(ErrorCode::Internal, format!("tensor `{name}` in NF4 has {elements} elements"));
+            nf4.ok_or_else(outside)?.read(start, out);
+            return Ok(());
+        }
+        let tensor = self.view(&place.tensor)?;
         let (mut first, mut read) = (0, start);
         for view in &place.views {
             let last = first + view.len();
@@ -123,6 +145,18 @@ impl Checkpoint {
         self.file_of(tensor)?.info(tensor)
     }
 
+    /// Finds the tensors that are in NF4 and checks their descriptions.
+    fn open_quantized(&mut self, stored: &[StoredTensor]) -> Result<()> {
+        for tensor in stored {
+            let Some(file) = self.file_of(&tensor.name) else { continue };
+            if StoredNf4::is_stored(file, &tensor.name, tensor.shape.iter().product()) {
+                StoredNf4::open(file, &tensor.name, &tensor.shape)?;
+                self.quantized.insert(tensor.name.clone(), tensor.shape.clone());
+            }
+        }
+        Ok(())
+    }
+
     /// Compares the files' tensors with those of the model, and collects what is carried.
     fn check(&mut self, row: &Row, dir: &Path, table: &[TensorSpec], stored: &[StoredTensor]) -> Result<()> {
         let mut faults = self.faults(stored);
@@ -136,6 +170,9 @@ impl Checkpoint {
         others.sort();
         let (mut copies, mut carried) = (Vec::new(), Vec::new());
         for name in others {
+            if is_companion(name, |tensor| self.quantized.contains_key(tensor)) {
+                continue;
+            }
             match (row.other(name), self.file_of(name)) {
                 (Some(Other::CopyOf(parameter)), _) => copies.push((name, self.format.spell(parameter))),
                 (Some(Other::Carried), Some(file)) => {
@@ -158,7 +195,7 @@ impl Checkpoint {
     /// The faults of the tensors that must be there.
     fn faults(&self, stored: &[StoredTensor]) -> Faults {
         let mut faults = Faults::default();
-        for tensor in stored {
+        for tensor in stored.iter().filter(|tensor| !self.quantized.contains_key(&tensor.name)) {
             let Some((dtype, shape)) = self.info(&tensor.name) else {
                 faults.missing.push(tensor.name.clone());
                 continue;
@@ -176,6 +213,7 @@ impl Checkpoint {
     /// Notes the type of most elements, and which tensors have another one.
     fn note_types(&mut self, stored: &[StoredTensor]) {
         let type_of = |tensor: &StoredTensor| WeightDtype::of(self.info(&tensor.name)?.0);
+        // Types of those in NF4 are none of these: what is written of them has the type of the others.
         let count = |dtype| {
             let of_type = stored.iter().filter(|tensor| type_of(tensor) == Some(dtype));
             of_type.map(|tensor| tensor.shape.iter().product::<usize>()).sum::<usize>()

@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use arl_model::{Error, ErrorCode, Result};
@@ -12,6 +11,7 @@ use rayon::prelude::*;
 use crate::encoder::{Encoded, Run, targets_in};
 use crate::note::{NoteCount, NoteTotals, Notes};
 use crate::problem::RowProblem;
+use crate::system::{read_exact_at, write_all_at};
 
 const MAGIC: &[u8; 8] = b"ARLTOKEN";
 const VERSION: u32 = 2;
@@ -226,8 +226,8 @@ impl Store {
         // The index last: without its header the data is not looked at.
         self.index.set_len(0).map_err(|error| self.index_error(&error))?;
         self.data.set_len(0).map_err(|error| self.data_error(&error))?;
-        self.data.write_all_at(header, 0).map_err(|error| self.data_error(&error))?;
-        self.index.write_all_at(header, 0).map_err(|error| self.index_error(&error))
+        write_all_at(&self.data, header, 0).map_err(|error| self.data_error(&error))?;
+        write_all_at(&self.index, header, 0).map_err(|error| self.index_error(&error))
     }
 
     /// Reads the index, checks every row's data, and cuts both files after the last row before the first bad one.
@@ -264,7 +264,7 @@ impl Store {
     /// The row's notes; nothing where its data is not what was written.
     fn notes_if_whole(&self, entry: &Entry) -> Option<Notes> {
         let mut bytes = vec![0; entry.size() as usize];
-        self.data.read_exact_at(&mut bytes, entry.offset).ok()?;
+        read_exact_at(&self.data, &mut bytes, entry.offset).ok()?;
         if checksum(&bytes) != entry.checksum {
             return None;
         }
@@ -294,9 +294,9 @@ impl Store {
             return Err(Error::new(ErrorCode::Internal, "the token cache was given a row twice"));
         }
         let entries: Vec<u8> = batch.entries.iter().flat_map(|entry| entry.to_bytes()).collect();
-        let written = match self.data.write_all_at(&batch.data, self.data_size) {
+        let written = match write_all_at(&self.data, &batch.data, self.data_size) {
             Err(error) => Err(self.data_error(&error)),
-            Ok(()) => self.index.write_all_at(&entries, self.index_size).map_err(|error| self.index_error(&error)),
+            Ok(()) => write_all_at(&self.index, &entries, self.index_size).map_err(|error| self.index_error(&error)),
         };
         if let Err(error) = written {
             let _ = self.cut();
@@ -337,7 +337,7 @@ impl Store {
 
     fn read(&self, entry: &Entry) -> Result<Vec<u8>> {
         let mut bytes = vec![0; entry.size() as usize];
-        self.data.read_exact_at(&mut bytes, entry.offset).map_err(|error| self.data_error(&error))?;
+        read_exact_at(&self.data, &mut bytes, entry.offset).map_err(|error| self.data_error(&error))?;
         if checksum(&bytes) != entry.checksum {
             let what = format!("{}: the tokens of row {} changed on disk", self.data_path.display(), entry.row);
             return Err(Error::new(ErrorCode::State, what).hint("remove the token cache; it is filled again"));

@@ -5,10 +5,13 @@ use half::bf16;
 
 use super::element::with_element;
 use super::memory::Lease;
-use super::{CpuBackend, attention, elementwise, embedding, loss, matmul, moe, norm, optimizer, rope, simd, swiglu};
+use super::{
+    CpuBackend, attention, elementwise, embedding, loss, magnitude, matmul, moe, nf4, norm, optimizer, rope, simd,
+    swiglu,
+};
 use crate::backend::{
-    AdamW, Attention, Backend, Buffer, CrossEntropy, DType, Dropout, Event, GroupedMatmul, Heads, Matmul, NormRope,
-    NormWeight, Permutation, Pool, Router, Rows, Stream,
+    AdamW, Attention, Backend, Buffer, CrossEntropy, DType, Dropout, Event, GroupedMatmul, Heads, Magnitude, Matmul,
+    Nf4Weights, NormRope, NormWeight, Permutation, Pool, Router, Rows, Stream,
 };
 
 /// [`Backend::adamw`] with moments of a type.
@@ -82,6 +85,14 @@ impl Backend for CpuBackend {
         with_element!(source.dtype, A => with_element!(target.dtype, B => {
             elementwise::convert(lease.read::<A>(source), lease.write::<B>(target));
         }));
+    }
+
+    fn magnitude(&mut self, op: &Magnitude) {
+        magnitude::magnitude(&mut self.memory.lease(), op);
+    }
+
+    fn dequantize(&mut self, weights: &Nf4Weights, out: Buffer) {
+        nf4::dequantize(&mut self.memory.lease(), weights, out);
     }
 
     fn matmul(&mut self, op: &Matmul) {

@@ -31,6 +31,9 @@ impl Plain for f64 {
 impl Plain for i32 {
     const DTYPE: DType = DType::I32;
 }
+impl Plain for u8 {
+    const DTYPE: DType = DType::U8;
+}
 impl Plain for u16 {
     const DTYPE: DType = DType::U16;
 }

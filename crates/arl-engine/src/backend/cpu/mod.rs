@@ -1,15 +1,21 @@
 //! The leaf operations on the host's processor: `leaves` has them all, and a file of each family computes.
 
 mod attention;
+mod conv;
+mod delta;
 mod element;
 mod elementwise;
 mod embedding;
+mod gated_norm;
+mod gates;
 pub mod gemm;
 mod leaves;
 mod loss;
+mod magnitude;
 mod matmul;
 mod memory;
 mod moe;
+mod nf4;
 mod norm;
 mod optimizer;
 pub mod rate;

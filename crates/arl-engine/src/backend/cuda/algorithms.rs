@@ -93,6 +93,7 @@ fn word(dtype: DType) -> &'static str {
         DType::F64 => "f64",
         DType::I32 => "i32",
         DType::U16 => "u16",
+        DType::U8 => "u8",
     }
 }
 

@@ -34,11 +34,7 @@ fn on_cuda_cores(dim: usize, own: usize, others: usize) -> (usize, usize) {
 
 /// Blocks of all tiles of `size` rows, each of them once a head (see `tile_at`).
 fn blocks(op: &Attention, size: usize, heads: usize) -> usize {
-    (tokens(op) / size + op.sequences.count) * heads
-}
-
-pub(super) fn tokens(op: &Attention) -> usize {
-    op.log_sum_exp.len / op.heads.query
+    (op.tokens() / size + op.sequences.count) * heads
 }
 
 /// Whether rows can be read in accesses of 16 bytes, and a tile of them with offsets that are ints.
@@ -77,7 +73,7 @@ fn args(op: &Attention, more: &[Arg]) -> Vec<Arg> {
         int(op.heads.query),
         int(op.heads.key_value),
         int(op.heads.dim),
-        int(tokens(op)),
+        int(op.tokens()),
         window(op.window),
         Arg::Float(op.scale),
     ];
@@ -88,7 +84,7 @@ fn args(op: &Attention, more: &[Arg]) -> Vec<Arg> {
 /// As [`crate::backend::Backend::attention`].
 pub(super) fn forward<D: Device>(device: &mut D, op: &Attention) {
     check(op.heads, op.window);
-    if tokens(op) == 0 {
+    if op.tokens() == 0 {
         return;
     }
     let Heads { query, dim, .. } = op.heads;
@@ -109,14 +105,14 @@ pub(super) fn forward<D: Device>(device: &mut D, op: &Attention) {
 pub(super) fn backward<D: Device>(device: &mut D, op: &Attention, d_out: Rows, d_qkv: Buffer, scratch: Buffer) {
     check(op.heads, op.window);
     let Heads { query, key_value, dim } = op.heads;
-    assert_eq!(d_qkv.len, tokens(op) * (query + 2 * key_value) * dim, "d_qkv is that of q, k and v");
-    if tokens(op) == 0 {
+    assert_eq!(d_qkv.len, op.tokens() * (query + 2 * key_value) * dim, "d_qkv is that of q, k and v");
+    if op.tokens() == 0 {
         return;
     }
     let scratch = scratch.slice(0, op.log_sum_exp.len);
     device.launch(&Launch {
         kernel: kernel!(op.q.buffer.dtype, "attention_delta"),
-        grid: [(tokens(op) * query).div_ceil(32), 1, 1],
+        grid: [(op.tokens() * query).div_ceil(32), 1, 1],
         threads: THREADS,
         shared_bytes: 0,
         args: &[
@@ -126,7 +122,7 @@ pub(super) fn backward<D: Device>(device: &mut D, op: &Attention, d_out: Rows, d
             long(d_out.stride),
             int(query),
             int(dim),
-            int(tokens(op)),
+            int(op.tokens()),
             Arg::Write(scratch),
         ],
     });

@@ -66,6 +66,7 @@ impl EmulatedDevice {
             DType::F64 => Element::F64,
             DType::I32 => Element::I32,
             DType::U16 => Element::U16,
+            DType::U8 => Element::U8,
         };
         Value::Pointer { address: self.memory.address(buffer), element: Some(element), written }
     }

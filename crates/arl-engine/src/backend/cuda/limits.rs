@@ -22,6 +22,9 @@ pub(crate) fn check(shape: &Shape) -> Result<()> {
         Err(Error::new(ErrorCode::Config, format!("{what} on a CUDA device"))
             .hint("use device cpu, which has no such bound"))
     };
+    if shape.family.is_hybrid() {
+        return refused(format!("{} is not built: the gated delta rule and its gates have no kernels", shape.family));
+    }
     let dim = shape.heads.dim;
     if dim > MOST_HEAD {
         return refused(format!("head_dim is {dim}; at most {MOST_HEAD} is possible"));

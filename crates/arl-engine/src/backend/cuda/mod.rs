@@ -4,6 +4,7 @@
 mod algorithms;
 mod attention;
 mod classifier;
+mod delta;
 mod device;
 mod elementwise;
 mod embedding;
@@ -12,6 +13,7 @@ mod emulated;
 #[cfg(any(test, feature = "emulation"))]
 #[allow(clippy::unwrap_used, clippy::panic, reason = "the part of a library on a device for checks")]
 mod emulated_library;
+mod gates;
 #[cfg(feature = "cuda")]
 mod gpu;
 mod guard;
@@ -22,6 +24,7 @@ mod least_recent;
 mod limits;
 mod matmul;
 mod moe;
+mod nf4;
 mod norm;
 mod optimizer;
 mod packed;
@@ -54,7 +57,8 @@ use self::limits::{MOST_HEAD, PARTS};
 pub use self::packed::{PackedAttention, PackedShape, attention_library_scratch};
 use super::{
     AdamW, Attention, AttentionLibrary, Backend, Buffer, CrossEntropy, DType, DeviceKind, Dropout, Event,
-    GroupedMatmul, Heads, Matmul, MatmulAlgorithms, NormRope, NormWeight, Permutation, Pool, Router, Rows, Stream,
+    GroupedMatmul, Heads, Magnitude, Matmul, MatmulAlgorithms, Nf4Weights, NormRope, NormWeight, Permutation, Pool,
+    Router, Rows, Stream,
 };
 
 /// The leaf operations on a CUDA device. They are queued, and done when something is read back.
@@ -191,6 +195,14 @@ impl<D: Device> Backend for CudaBackend<D> {
         if target.len > 0 {
             elementwise::copy(&mut self.device, source, target);
         }
+    }
+
+    fn dequantize(&mut self, weights: &Nf4Weights, out: Buffer) {
+        nf4::dequantize(&mut self.device, weights, out);
+    }
+
+    fn magnitude(&mut self, op: &Magnitude) {
+        unreachable!("magnitudes are refused on a CUDA device: {op:?}");
     }
 
     fn matmul(&mut self, op: &Matmul) {

@@ -5,7 +5,7 @@ use arl_cudnn::{DETERMINISTIC_BACKWARD, ENGINE_BYTES, Pass, Shape, Type, backwar
 pub(super) use arl_kernels::constants::attention_packed::OPERANDS;
 use arl_kernels::constants::attention_packed::THREADS;
 
-use super::attention::{aligned, tokens};
+use super::attention::aligned;
 use super::device::{Arg, Device, Launch, int, long};
 use crate::backend::{Attention, AttentionLibrary, Buffer, DType, Heads, Rows};
 
@@ -105,7 +105,7 @@ impl PackedShape {
             heads,
             window: op.window,
             scale: op.scale,
-            tokens: tokens(op),
+            tokens: op.tokens(),
             sequences: sequences.count,
             max_len: sequences.max_len,
             strides: inputs.map(|rows| rows.stride),
@@ -292,7 +292,7 @@ pub(super) fn backward<D: Device>(device: &mut D, op: &Attention, d_out: Rows, d
     assert_eq!(d_out.stride, query * dim, "the output's gradient has no gaps");
     let parts = Parts::backward(op.heads, shape.tokens, shape.sequences);
     let (lengths, offsets) = describe(device, op, &shape, OPERANDS, scratch, &parts);
-    let count = tokens(op);
+    let count = op.tokens();
     let d_k = part(scratch, parts.d_k, DType::Bf16, count * width);
     let d_v = part(scratch, parts.d_v, DType::Bf16, count * width);
     let operands =

@@ -5,10 +5,12 @@ mod attention;
 mod autograd;
 mod elementwise;
 mod embedding;
+mod gates;
 mod guard;
 mod loss;
 mod matmul;
 mod moe;
+mod nf4;
 mod norm;
 mod optimizer;
 mod repeat;
@@ -22,7 +24,7 @@ use super::test_backend;
 use crate::backend::{Angles, Backend, Buffer, DType, Pool, Rows};
 
 /// All types of activations.
-const TYPES: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
+pub(super) const TYPES: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
 
 /// Those of 16 bits.
 const NARROW: [DType; 2] = [DType::Bf16, DType::F16];
@@ -33,13 +35,13 @@ fn meet(types: &[DType]) -> bool {
 }
 
 /// A backend, and a place to put arrays in.
-struct Fixture {
-    backend: Box<dyn Backend>,
+pub(super) struct Fixture {
+    pub(super) backend: Box<dyn Backend>,
     next: usize,
 }
 
 impl Fixture {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut backend: Box<dyn Backend> = Box::new(test_backend());
         backend.reserve(Pool::Step, 1 << 28).unwrap();
         let scratch = backend.scratch_bytes(1 << 13, 1 << 13);
@@ -59,7 +61,7 @@ impl Fixture {
     }
 
     /// Uploads values, rounded to `dtype`.
-    fn put(&mut self, values: &[f64], dtype: DType) -> Buffer {
+    pub(super) fn put(&mut self, values: &[f64], dtype: DType) -> Buffer {
         let buffer = self.place(values.len(), dtype);
         let bytes: Vec<u8> = match dtype {
             DType::F32 => values.iter().flat_map(|x| (*x as f32).to_le_bytes()).collect(),
@@ -68,6 +70,7 @@ impl Fixture {
             DType::F16 => values.iter().flat_map(|x| f16::from_f32(*x as f32).to_le_bytes()).collect(),
             DType::I32 => values.iter().flat_map(|x| (*x as i32).to_le_bytes()).collect(),
             DType::U16 => values.iter().flat_map(|x| (*x as u16).to_le_bytes()).collect(),
+            DType::U8 => values.iter().map(|x| *x as u8).collect(),
         };
         self.backend.upload(&bytes, buffer);
         buffer
@@ -80,7 +83,7 @@ impl Fixture {
     }
 
     /// Uploads whole numbers.
-    fn ints(&mut self, values: &[usize]) -> Buffer {
+    pub(super) fn ints(&mut self, values: &[usize]) -> Buffer {
         self.put(&values.iter().map(|x| *x as f64).collect::<Vec<_>>(), DType::I32)
     }
 
@@ -90,21 +93,21 @@ impl Fixture {
     }
 
     /// An output that holds NaN (or -1) until a leaf writes it.
-    fn poisoned(&mut self, len: usize, dtype: DType) -> Buffer {
+    pub(super) fn poisoned(&mut self, len: usize, dtype: DType) -> Buffer {
         let buffer = self.place(len, dtype);
         self.backend.upload(&vec![0xff; buffer.bytes()], buffer);
         buffer
     }
 
     /// The bytes of a buffer.
-    fn bytes(&mut self, buffer: Buffer) -> Vec<u8> {
+    pub(super) fn bytes(&mut self, buffer: Buffer) -> Vec<u8> {
         let mut bytes = vec![0; buffer.bytes()];
         self.backend.read_back(buffer, &mut bytes).unwrap();
         bytes
     }
 
     /// The values of a buffer.
-    fn get(&mut self, buffer: Buffer) -> Vec<f64> {
+    pub(super) fn get(&mut self, buffer: Buffer) -> Vec<f64> {
         let bytes = self.bytes(buffer);
         let chunks = bytes.chunks_exact(buffer.dtype.bytes());
         match buffer.dtype {
@@ -114,17 +117,18 @@ impl Fixture {
             DType::F16 => chunks.map(|x| f16::from_le_bytes(x.try_into().unwrap()).to_f64()).collect(),
             DType::I32 => chunks.map(|x| f64::from(i32::from_le_bytes(x.try_into().unwrap()))).collect(),
             DType::U16 => chunks.map(|x| f64::from(u16::from_le_bytes(x.try_into().unwrap()))).collect(),
+            DType::U8 => bytes.iter().map(|x| f64::from(*x)).collect(),
         }
     }
 }
 
 /// `buffer` as rows of `stride` elements.
-fn rows(buffer: Buffer, stride: usize) -> Rows {
+pub(super) fn rows(buffer: Buffer, stride: usize) -> Rows {
     Rows { buffer, stride }
 }
 
 /// Repeatable numbers of about unit variance.
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -138,18 +142,18 @@ impl Random {
         (self.next() >> 11) as usize % bound
     }
 
-    fn value(&mut self) -> f64 {
+    pub(super) fn value(&mut self) -> f64 {
         let uniform = (self.next() >> 11) as f64 / (1_u64 << 53) as f64;
         (uniform - 0.5) * 3.46
     }
 
     /// Values as `dtype` holds them.
-    fn values(&mut self, len: usize, dtype: DType) -> Vec<f64> {
+    pub(super) fn values(&mut self, len: usize, dtype: DType) -> Vec<f64> {
         (0..len).map(|_| round(self.value(), dtype)).collect()
     }
 }
 
-fn round(value: f64, dtype: DType) -> f64 {
+pub(super) fn round(value: f64, dtype: DType) -> f64 {
     match dtype {
         DType::F32 => f64::from(value as f32),
         // By way of f32, as every value here is one; `half` does not round f64 to nearest.
@@ -160,7 +164,7 @@ fn round(value: f64, dtype: DType) -> f64 {
 }
 
 /// What one rounding to `dtype` may change, relatively, with room for `steps` roundings.
-fn bound(dtype: DType, steps: f64) -> f64 {
+pub(super) fn bound(dtype: DType, steps: f64) -> f64 {
     match dtype {
         DType::Bf16 => steps / 256.0,
         DType::F16 => steps / 2048.0,
@@ -169,13 +173,13 @@ fn bound(dtype: DType, steps: f64) -> f64 {
 }
 
 /// What rounding to `dtype` may change of the smallest numbers, whose places after the point are limited.
-fn least(dtype: DType) -> f64 {
+pub(super) fn least(dtype: DType) -> f64 {
     if dtype == DType::F16 { 2f64.powi(-25) } else { 0.0 }
 }
 
 /// Asserts `|actual - expected| <= tolerance * (|expected| + the array's root mean square)` for each element.
 #[track_caller]
-fn assert_close(what: &str, actual: &[f64], expected: &[f64], tolerance: f64) {
+pub(super) fn assert_close(what: &str, actual: &[f64], expected: &[f64], tolerance: f64) {
     assert_eq!(actual.len(), expected.len(), "{what}");
     let square: f64 = expected.iter().map(|x| x * x).sum();
     let size = (square / expected.len().max(1) as f64).sqrt();

@@ -8,9 +8,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Inputs, Matrix, Shape, carve, parts};
+use super::{Inputs, Matrix, Shape, parts};
 use crate::backend::cpu::element::Element;
-use crate::backend::cpu::gemm::{Left, Products, Right, Workspace};
+use crate::backend::cpu::gemm::{Left, Products, Right, Workspace, carve};
 use crate::backend::cpu::memory::Shared;
 use crate::backend::cpu::vector::{dot, exp_below, rows_a_task, vectorise};
 

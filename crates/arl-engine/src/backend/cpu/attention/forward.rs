@@ -8,9 +8,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Matrix, Shape, carve, parts};
+use super::{Matrix, Shape, parts};
 use crate::backend::cpu::element::Element;
-use crate::backend::cpu::gemm::{Left, Products, Workspace};
+use crate::backend::cpu::gemm::{Left, Products, Workspace, carve};
 use crate::backend::cpu::memory::Shared;
 use crate::backend::cpu::vector::{exp_below, vectorise};
 

@@ -80,13 +80,6 @@ impl<'a, T: Element> Matrix<'a, T> {
     }
 }
 
-/// The first `len` elements of `memory`, which keeps the rest.
-fn carve<'m>(memory: &mut &'m mut [f32], len: usize) -> &'m mut [f32] {
-    let (first, rest) = std::mem::take(memory).split_at_mut(len);
-    *memory = rest;
-    first
-}
-
 pub(super) fn matrix<'m, T: Plain>(lease: &mut Lease<'m>, rows: Rows, count: usize, width: usize) -> Matrix<'m, T> {
     Matrix { data: lease.read_rows(rows, count, width), stride: rows.stride }
 }

@@ -13,7 +13,7 @@ mod workspace;
 
 pub use operand::{Elements, ElementsMut, MatMut, MatRef};
 pub use panels::{Left, Products, Right};
-pub(super) use workspace::Workspace;
+pub(super) use workspace::{Workspace, carve};
 
 use self::kernel::Kernel;
 use self::pack::Source;

@@ -44,6 +44,13 @@ impl Workspace {
     }
 }
 
+/// The first `len` elements of `memory`, which keeps the rest.
+pub(in super::super) fn carve<'m>(memory: &mut &'m mut [f32], len: usize) -> &'m mut [f32] {
+    let (first, rest) = std::mem::take(memory).split_at_mut(len);
+    *memory = rest;
+    first
+}
+
 impl Drop for Workspace {
     fn drop(&mut self) {
         let lines = std::mem::take(&mut self.lines);

@@ -1,127 +1,11 @@
 //! THE table of a model's parameters, from the configuration: names, shapes, roles, the block that owns each, which of
 //! them weight decay applies to, and how ranks may divide them. No other part of the program builds a name of its own.
 
-use crate::config::{LayerConfig, Mlp, ModelConfig, MoeConfig};
+mod role;
 
-/// What a parameter is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Role {
-    /// `[vocab, hidden]`; also the head where tied.
-    Embedding,
-    /// `[hidden]`, before attention.
-    InputNorm,
-    /// `[heads * head_dim, hidden]`; with an output gate `[heads * 2 head_dim, hidden]`, head by head query then gate.
-    QWeight,
-    /// `[kv_heads * head_dim, hidden]`.
-    KWeight,
-    /// `[kv_heads * head_dim, hidden]`.
-    VWeight,
-    /// As many as `QWeight` has rows.
-    QBias,
-    /// `[kv_heads * head_dim]`.
-    KBias,
-    /// `[kv_heads * head_dim]`.
-    VBias,
-    /// `[head_dim]`, on each query head.
-    QNorm,
-    /// `[head_dim]`, on each key head.
-    KNorm,
-    /// `[hidden, heads * head_dim]`.
-    OWeight,
-    /// `[hidden]`.
-    OBias,
-    /// `[hidden]`, before the feed-forward part.
-    PostAttentionNorm,
-    /// `[intermediate, hidden]`.
-    Gate,
-    /// `[intermediate, hidden]`.
-    Up,
-    /// `[hidden, intermediate]`.
-    Down,
-    /// `[experts, hidden]`.
-    Router,
-    /// `[moe_intermediate, hidden]` of the expert of that number.
-    ExpertGate(usize),
-    /// `[moe_intermediate, hidden]` of the expert of that number.
-    ExpertUp(usize),
-    /// `[hidden, moe_intermediate]` of the expert of that number.
-    ExpertDown(usize),
-    /// `[hidden]`, after the last layer.
-    FinalNorm,
-    /// `[vocab, hidden]`; absent where tied.
-    LmHead,
-    /// `[rank, input]`: an adapter's A; of experts one below the other.
-    LoraA(Projection),
-    /// `[output, rank]`: an adapter's B; of experts one below the other.
-    LoraB(Projection),
-}
+pub use role::{Projection, Role};
 
-/// A linear layer of a block that may have an adapter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Projection {
-    /// Of queries.
-    Query,
-    /// Of keys.
-    Key,
-    /// Of values.
-    Value,
-    /// Of what attention gives.
-    Output,
-    /// The gate of a dense MLP.
-    Gate,
-    /// The other half of its input.
-    Up,
-    /// Of a dense MLP's output.
-    Down,
-    /// Of every expert's gate and other half: gate rows, then up rows.
-    ExpertsGateUp,
-    /// Of every expert's output.
-    ExpertsDown,
-}
-
-impl Projection {
-    /// The number of the matrix product, within the block, that computes it.
-    pub fn product(self) -> usize {
-        match self {
-            Projection::Query | Projection::Key | Projection::Value | Projection::Gate | Projection::Up => 0,
-            Projection::Output | Projection::Down => 1,
-            Projection::ExpertsGateUp => 2,
-            Projection::ExpertsDown => 3,
-        }
-    }
-
-    /// Its name within a layer.
-    pub(crate) fn module(self) -> &'static str {
-        match self {
-            Projection::Query => "self_attn.q_proj",
-            Projection::Key => "self_attn.k_proj",
-            Projection::Value => "self_attn.v_proj",
-            Projection::Output => "self_attn.o_proj",
-            Projection::Gate => "mlp.gate_proj",
-            Projection::Up => "mlp.up_proj",
-            Projection::Down => "mlp.down_proj",
-            Projection::ExpertsGateUp => "mlp.experts.gate_up_proj",
-            Projection::ExpertsDown => "mlp.experts.down_proj",
-        }
-    }
-}
-
-impl Role {
-    /// Whether it is the weight of a norm.
-    pub fn is_norm(self) -> bool {
-        matches!(self, Role::InputNorm | Role::QNorm | Role::KNorm | Role::PostAttentionNorm | Role::FinalNorm)
-    }
-
-    /// Whether it is a bias.
-    pub fn is_bias(self) -> bool {
-        matches!(self, Role::QBias | Role::KBias | Role::VBias | Role::OBias)
-    }
-
-    /// Whether Hugging Face's Trainer applies weight decay to it: all but norms and biases.
-    pub fn is_decayed(self) -> bool {
-        !self.is_norm() && !self.is_bias()
-    }
-}
+use crate::config::{DeltaConfig, LayerConfig, Mixer, Mlp, ModelConfig, MoeConfig};
 
 /// The part of a model that owns a parameter; those within layers have the layer's number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -130,6 +14,8 @@ pub enum Block {
     Embedding,
     /// Attention and the norm before it.
     Attention(usize),
+    /// The gated delta rule and the norm before it.
+    Delta(usize),
     /// A dense MLP and the norm before it.
     Mlp(usize),
     /// A mixture of experts and the norm before it.
@@ -144,7 +30,7 @@ impl Block {
     /// Its layer; none outside of the layers.
     pub fn layer(self) -> Option<usize> {
         match self {
-            Block::Attention(layer) | Block::Mlp(layer) | Block::Experts(layer) => Some(layer),
+            Block::Attention(layer) | Block::Delta(layer) | Block::Mlp(layer) | Block::Experts(layer) => Some(layer),
             Block::Embedding | Block::FinalNorm | Block::Head => None,
         }
     }
@@ -234,13 +120,14 @@ impl TensorSpec {
 }
 
 /// Every parameter of the model, all of them trainable, in the order of their places in memory: what one matrix product
-/// can take together is adjacent. That is, in each layer: query, key and value weights; their biases; gate and up; with experts,
-/// gate and up of expert 0, then of expert 1 and so on, then all experts' down in the same order.
+/// can take together is adjacent. That is, in each layer: query, key and value weights; their biases; the four input projections
+/// of the delta rule; gate and up; with experts, gate and up of expert 0, then of expert 1 and so on, then all experts' down in
+/// the same order; gate and up of the shared expert.
 pub fn tensor_table(config: &ModelConfig) -> Vec<TensorSpec> {
     let mut table = Vec::new();
     visit(config, &mut |role, block, shape, shard| {
         table.push(TensorSpec {
-            name: name(role, block.layer()),
+            name: role::name(role, block.layer()),
             shape: shape.to_vec(),
             role,
             block,
@@ -291,7 +178,10 @@ fn visit_outside(config: &ModelConfig, add: &mut Visitor<'_>) {
 }
 
 fn visit_layer(config: &ModelConfig, index: usize, layer: &LayerConfig, add: &mut Visitor<'_>) {
-    visit_attention(config, Block::Attention(index), add);
+    match layer.mixer {
+        Mixer::Attention { .. } => visit_attention(config, Block::Attention(index), add),
+        Mixer::Delta(delta) => visit_delta(config.hidden_size, &delta, Block::Delta(index), add),
+    }
     match layer.mlp {
         Mlp::Dense { intermediate } => visit_mlp(config.hidden_size, intermediate, Block::Mlp(index), add),
         Mlp::Moe(moe) => visit_experts(config.hidden_size, &moe, Block::Experts(index), add),
@@ -324,6 +214,22 @@ fn visit_attention(config: &ModelConfig, block: Block, add: &mut Visitor<'_>) {
     }
 }
 
+/// Ranks do not divide it: the rows of queries, keys and values of one tensor are not groups of one size.
+fn visit_delta(hidden: usize, delta: &DeltaConfig, block: Block, add: &mut Visitor<'_>) {
+    let (channels, heads, values) = (delta.channels(), delta.linear_num_value_heads, delta.value_columns());
+    let mut add = |role, shape: &[usize]| add(role, block, shape, Shard::Whole);
+    add(Role::InputNorm, &[hidden]);
+    add(Role::InProjQkv, &[channels, hidden]);
+    add(Role::InProjZ, &[values, hidden]);
+    add(Role::InProjB, &[heads, hidden]);
+    add(Role::InProjA, &[heads, hidden]);
+    add(Role::Conv1d, &[channels, 1, delta.linear_conv_kernel_dim]);
+    add(Role::ALog, &[heads]);
+    add(Role::DtBias, &[heads]);
+    add(Role::Norm, &[delta.linear_value_head_dim]);
+    add(Role::OutProj, &[hidden, values]);
+}
+
 fn visit_mlp(hidden: usize, intermediate: usize, block: Block, add: &mut Visitor<'_>) {
     add(Role::PostAttentionNorm, block, &[hidden], Shard::Whole);
     add(Role::Gate, block, &[intermediate, hidden], Shard::Rows { group: 1 });
@@ -342,34 +248,10 @@ fn visit_experts(hidden: usize, moe: &MoeConfig, block: Block, add: &mut Visitor
     for index in 0..of {
         add(Role::ExpertDown(index), block, &[hidden, width], Shard::Expert { index, of });
     }
-}
-
-fn name(role: Role, layer: Option<usize>) -> String {
-    let inner = match role {
-        Role::Embedding => return "model.embed_tokens.weight".to_owned(),
-        Role::FinalNorm => return "model.norm.weight".to_owned(),
-        Role::LmHead => return "lm_head.weight".to_owned(),
-        Role::InputNorm => "input_layernorm.weight",
-        Role::QWeight => "self_attn.q_proj.weight",
-        Role::KWeight => "self_attn.k_proj.weight",
-        Role::VWeight => "self_attn.v_proj.weight",
-        Role::QBias => "self_attn.q_proj.bias",
-        Role::KBias => "self_attn.k_proj.bias",
-        Role::VBias => "self_attn.v_proj.bias",
-        Role::QNorm => "self_attn.q_norm.weight",
-        Role::KNorm => "self_attn.k_norm.weight",
-        Role::OWeight => "self_attn.o_proj.weight",
-        Role::OBias => "self_attn.o_proj.bias",
-        Role::PostAttentionNorm => "post_attention_layernorm.weight",
-        Role::Gate => "mlp.gate_proj.weight",
-        Role::Up => "mlp.up_proj.weight",
-        Role::Down => "mlp.down_proj.weight",
-        Role::Router => "mlp.gate.weight",
-        Role::ExpertGate(expert) => &format!("mlp.experts.{expert}.gate_proj.weight"),
-        Role::ExpertUp(expert) => &format!("mlp.experts.{expert}.up_proj.weight"),
-        Role::ExpertDown(expert) => &format!("mlp.experts.{expert}.down_proj.weight"),
-        Role::LoraA(projection) => &format!("{}.lora_A.weight", projection.module()),
-        Role::LoraB(projection) => &format!("{}.lora_B.weight", projection.module()),
-    };
-    format!("model.layers.{}.{inner}", layer.unwrap_or_default())
+    if let Some(shared) = moe.shared_expert_intermediate_size {
+        add(Role::SharedGate, block, &[shared, hidden], Shard::Rows { group: 1 });
+        add(Role::SharedUp, block, &[shared, hidden], Shard::Rows { group: 1 });
+        add(Role::SharedDown, block, &[hidden, shared], Shard::Columns { group: 1 });
+        add(Role::SharedExpertGate, block, &[1, hidden], Shard::Whole);
+    }
 }

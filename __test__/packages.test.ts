@@ -1,0 +1,155 @@
+/** The packages of the platforms: their names, what they promise, and what the packed files ask of a system. `npm run
+ * test:packages` installs and uses them. */
+import { execFileSync, spawnSync } from "node:child_process";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { NapiCli } from "@napi-rs/cli";
+import { describe, expect, it } from "vitest";
+import { glibcOf, isNewer, requirementsOf } from "../scripts/packages/elf.mjs";
+import { noticesFor } from "../scripts/packages/notices.mjs";
+import {
+	CUDA,
+	CUDA_GLIBC,
+	FOLDERS,
+	GLIBC,
+	MOST_BYTES,
+	MOST_CUDA_BYTES,
+	manifest,
+	PLATFORMS,
+	tarballName,
+} from "../scripts/packages/platforms.mjs";
+import { temporaryFolder } from "./support/folder.js";
+import { root } from "./support/real.js";
+
+const folder = temporaryFolder();
+
+function skipped(test: string, reason: string): void {
+	process.stderr.write(`SKIPPED: ${test}: ${reason}\n`);
+}
+
+describe("the packages of the platforms", () => {
+	it("are those of every platform that is promised", () => {
+		expect(PLATFORMS.map(({ id }) => id)).toEqual([
+			"linux-x64-gnu",
+			"linux-x64-musl",
+			"linux-arm64-gnu",
+			"darwin-arm64",
+			"win32-x64-msvc",
+		]);
+		const zig = PLATFORMS.flatMap(({ zig }) => zig ?? []);
+		expect(zig).toEqual([
+			"x86_64-unknown-linux-gnu.2.17",
+			"x86_64-unknown-linux-musl",
+			"aarch64-unknown-linux-gnu.2.17",
+		]);
+	});
+
+	it("have the names that the generated loader asks for, at this version", () => {
+		const loader = readFileSync(join(root, "binding.cjs"), "utf8");
+		for (const platform of PLATFORMS) {
+			expect(loader).toContain(`require('./${platform.file}')`);
+			expect(loader).toContain(`require('${platform.package}')`);
+		}
+		expect(loader).toContain(`bindingPackageVersion !== '${manifest.version}'`);
+	});
+
+	it("are for one system each, and npm need not download another's", async () => {
+		writeFileSync(join(folder, "package.json"), JSON.stringify(manifest));
+		await new NapiCli().createNpmDirs({ cwd: folder, npmDir: "npm" });
+		const made = PLATFORMS.map(({ id }) => {
+			const { os, cpu, libc, files, main } = JSON.parse(readFileSync(join(folder, "npm", id, "package.json"), "utf8"));
+			return { os, cpu, libc, isItsFile: files.length === 1 && files[0] === main };
+		});
+		const linux = { os: ["linux"], isItsFile: true };
+		expect(made).toEqual([
+			{ ...linux, cpu: ["x64"], libc: ["glibc"] },
+			{ ...linux, cpu: ["x64"], libc: ["musl"] },
+			{ ...linux, cpu: ["arm64"], libc: ["glibc"] },
+			{ os: ["darwin"], cpu: ["arm64"], libc: undefined, isItsFile: true },
+			{ os: ["win32"], cpu: ["x64"], libc: undefined, isItsFile: true },
+		]);
+	});
+
+	it("come with the licences of all that is compiled into them", () => {
+		const text = noticesFor("x86_64-unknown-linux-gnu");
+		for (const part of ["napi 3.", "tokenizers 0.", "zstd-sys 2.", "K.Kosako", "Meta Platforms, Inc."]) {
+			expect(text).toContain(part);
+		}
+		// Crates of tests, of builds and of other systems are not in the addon.
+		expect(text).not.toMatch(/^(proptest|cc|sysinfo|arl-engine) \d/m);
+	});
+
+	it("are not published under names that are not settled", () => {
+		expect(manifest.private).toBe(true);
+		const { status, stderr } = spawnSync(process.execPath, [join(root, "scripts", "publish.mjs")], {
+			encoding: "utf8",
+		});
+		expect([status, stderr]).toEqual([1, expect.stringContaining("names in package.json are placeholders")]);
+		const tagged = spawnSync(process.execPath, [join(root, "scripts", "publish.mjs"), "--tag", "v99.0.0"], {
+			encoding: "utf8",
+		});
+		expect([tagged.status, tagged.stderr]).toEqual([1, expect.stringContaining("The tag is v99.0.0")]);
+	});
+});
+
+describe("what a shared object asks of a system", () => {
+	it("is what readelf finds", (context) => {
+		const addon = readdirSync(root).find((name) => /^arl\.linux-.*-gnu\.node$/.test(name));
+		const readelf = spawnSync("readelf", ["--version"]);
+		if (addon === undefined || readelf.error !== undefined) {
+			skipped("symbol versions against readelf", addon === undefined ? "no addon of Linux" : "readelf is missing");
+			return context.skip();
+		}
+		const file = join(root, addon);
+		const text = execFileSync("readelf", ["--wide", "--version-info", "--dynamic", file], { encoding: "utf8" });
+		const needed = [...text.matchAll(/\(NEEDED\).*\[(.*)\]/g)].map(([, name]) => name);
+		const names = [...text.matchAll(/Name: (GLIBC_[\d.]+)/g)].map(([, name = ""]) => name);
+		const { libraries, versions } = requirementsOf(file);
+		expect(libraries).toEqual(needed);
+		const found = new Set(Object.values(versions).flat());
+		expect([...found].filter((name) => name.startsWith("GLIBC_")).sort()).toEqual([...new Set(names)].sort());
+		expect(names).toContain(`GLIBC_${glibcOf(file)}`);
+		expect(names.filter((name) => isNewer(name.slice(6), glibcOf(file) ?? "0"))).toEqual([]);
+	});
+
+	it("compares versions by their parts, and refuses what is no such file", () => {
+		expect([
+			isNewer("2.28", "2.3.4"),
+			isNewer("2.3.4", "2.28"),
+			isNewer("2.17", "2.17"),
+			isNewer("2.2.5", "2.2"),
+		]).toEqual([true, false, false, true]);
+		const file = join(mkdtempSync(join(folder, "elf-")), "text");
+		writeFileSync(file, "no such file".repeat(20));
+		expect(() => requirementsOf(file)).toThrow("ELF");
+	});
+});
+
+describe("the packed packages", () => {
+	const packed = [...PLATFORMS, CUDA].filter((one) => existsSync(join(FOLDERS.out, tarballName(one.package))));
+
+	it("are small, and run on systems as old as promised", (context) => {
+		if (packed.length === 0) {
+			skipped("the packed packages", "`npm run pack` makes them");
+			return context.skip();
+		}
+		for (const one of packed) {
+			const file = join(FOLDERS.out, tarballName(one.package));
+			expect(statSync(file).size).toBeLessThan(one === CUDA ? MOST_CUDA_BYTES : MOST_BYTES);
+			const unpacked = mkdtempSync(join(folder, "packed-"));
+			execFileSync("tar", ["-xzf", file, "-C", unpacked]);
+			const names = readdirSync(join(unpacked, "package")).sort();
+			expect(names).toEqual(["LICENSE", "README.md", "THIRD-PARTY-LICENSES.txt", one.file, "package.json"].sort());
+			const described = JSON.parse(readFileSync(join(unpacked, "package", "package.json"), "utf8")).description;
+			const promised = /glibc ([\d.]+) or newer/.exec(described)?.[1];
+			expect(promised !== undefined).toBe(one.id.includes("-gnu"));
+			if (promised === undefined) continue;
+			const asked = glibcOf(join(unpacked, "package", one.file)) ?? "0";
+			expect(isNewer(asked, promised)).toBe(false);
+			// Without zig a package is for this machine's own glibc, and says so; `npm run pack -- --all` refuses it.
+			if (promised !== (one === CUDA ? CUDA_GLIBC : GLIBC)) {
+				skipped(`the oldest glibc of ${one.package}`, `it was built for glibc ${promised}, without zig`);
+			}
+		}
+	});
+});

@@ -1,0 +1,247 @@
+//! The gated delta rule: one projection to queries, keys, values, output gates and what gates of the state are computed from; a
+//! causal convolution over queries, keys and values; the rule within each sequence; a norm with the output gate; and the
+//! output projection. `C` are the columns of queries, keys and values together, `V` those of all value heads.
+
+use arl_model::{Block, DeltaConfig, ModelConfig, Projection, Role};
+
+use super::cache::{CachedState, NewTokens};
+use super::context::{Context, Run, Take};
+use super::linear::{Linear, packed};
+use super::low_rank::Adapters;
+use crate::backend::{Backend, Buffer, CausalConv, DType, DeltaHeads, GatedDelta, GatedNorm, Rows};
+use crate::options::Recompute;
+use crate::placement::{Param, Placement};
+
+/// Its parameters and sizes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Delta {
+    heads: DeltaHeads,
+    /// Taps of the convolution.
+    taps: usize,
+    epsilon: f32,
+    /// `[C + V + 2 value heads, hidden]`: queries, keys, values; output gates; strengths of writes; decays.
+    input: Linear,
+    /// `[C, taps]`.
+    conv: Param,
+    /// `[value heads]` each.
+    a_log: Param,
+    dt_bias: Param,
+    /// `[value_dim]`.
+    norm: Param,
+    /// `[hidden, V]`.
+    output: Linear,
+}
+
+/// What it computes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Buffers {
+    /// `[T, C + V + 2 value heads]`: what the projection gives.
+    projected: Buffer,
+    /// `[T, C]`: queries, keys and values behind the convolution.
+    qkv: Buffer,
+    /// `[T, V]`: what the rule gives.
+    out: Buffer,
+    /// `[T, V]`: normed, through the output gate.
+    gated: Buffer,
+    /// What the adapters of both products leave for the backward pass.
+    low: [Buffer; 2],
+}
+
+impl Delta {
+    pub(super) fn new(config: &ModelConfig, placement: &Placement, layer: usize, delta: &DeltaConfig) -> Self {
+        let block = Block::Delta(layer);
+        let adapter = |projection, columns| (placement.adapter(block, projection), columns);
+        let (values, heads) = (delta.value_columns(), delta.linear_num_value_heads);
+        Delta {
+            heads: DeltaHeads {
+                key: delta.linear_num_key_heads,
+                value: heads,
+                key_dim: delta.linear_key_head_dim,
+                value_dim: delta.linear_value_head_dim,
+            },
+            taps: delta.linear_conv_kernel_dim,
+            epsilon: config.rms_norm_eps as f32,
+            input: Linear {
+                adapters: Adapters::new(&[
+                    adapter(Projection::InProjQkv, delta.channels()),
+                    adapter(Projection::InProjZ, values),
+                    adapter(Projection::InProjB, heads),
+                    adapter(Projection::InProjA, heads),
+                ]),
+                ..Linear::new(placement.span(block, Role::InProjQkv, Role::InProjA).unwrap_or_default())
+            },
+            conv: placement.one(block, Role::Conv1d),
+            a_log: placement.one(block, Role::ALog),
+            dt_bias: placement.one(block, Role::DtBias),
+            norm: placement.one(block, Role::Norm),
+            output: Linear {
+                adapters: Adapters::new(&[adapter(Projection::OutProj, config.hidden_size)]),
+                ..Linear::new(placement.one(block, Role::OutProj))
+            },
+        }
+    }
+
+    /// Parameters whose gradients a step's first micro-batch assigns.
+    pub(super) fn assigned(&self) -> Vec<Param> {
+        self.input.assigned().chain(self.output.assigned()).collect()
+    }
+
+    /// Columns of the projection.
+    fn width(&self) -> usize {
+        self.heads.channels() + self.heads.value_columns() + 2 * self.heads.value
+    }
+
+    /// Elements that are kept of a sequence that is being generated: inputs of the convolution, and f32 of the state.
+    pub(crate) fn kept(&self) -> (usize, usize) {
+        ((self.taps - 1) * self.heads.channels(), self.heads.state())
+    }
+
+    pub(super) fn buffers(&self, dtype: DType, tokens: usize, take: &mut Take<'_>) -> Buffers {
+        use Recompute::{Mlp, Off};
+        Buffers {
+            projected: take(Mlp, dtype, tokens * self.width()),
+            qkv: take(Off, dtype, tokens * self.heads.channels()),
+            out: take(Mlp, dtype, tokens * self.heads.value_columns()),
+            gated: take(Off, dtype, tokens * self.heads.value_columns()),
+            low: [&self.input, &self.output].map(|linear| take(Mlp, dtype, tokens * linear.kept())),
+        }
+    }
+
+    /// From the normed input `[T, H]` to what the output projection takes.
+    pub(super) fn compute<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, at: &Buffers, input: Buffer, run: &Run) {
+        self.input.forward(cx, input, at.projected, at.low[0], run.size().tokens);
+        cx.backend.causal_conv(&self.conv(cx, at, run), at.qkv);
+        self.rule(cx, at, run, |backend, op| backend.gated_delta(op, at.out, None));
+        cx.backend.gated_norm(&self.gated_norm(cx, at, run), at.gated);
+    }
+
+    /// As [`Delta::compute`], from and to what `cached` keeps of each sequence: the tokens are whole prompts, or one new token of
+    /// each sequence.
+    pub(super) fn compute_cached<B: Backend + ?Sized>(
+        &self,
+        cx: &mut Context<'_, B>,
+        at: &Buffers,
+        input: Buffer,
+        run: &Run,
+        cached: &CachedState,
+        new: &NewTokens,
+    ) {
+        self.input.forward(cx, input, at.projected, at.low[0], run.size().tokens);
+        let conv = self.conv(cx, at, run);
+        let (inputs, states) = cached.of(new.first, run.size().sequences);
+        if new.one_each {
+            cx.backend.causal_conv_step(&conv, inputs, at.qkv);
+            self.rule(cx, at, run, |backend, op| backend.gated_delta_step(op, states, at.out));
+        } else {
+            cx.backend.causal_conv(&conv, at.qkv);
+            cx.backend.causal_conv_keep(&conv, inputs);
+            self.rule(cx, at, run, |backend, op| backend.gated_delta(op, at.out, Some(states)));
+        }
+        cx.backend.gated_norm(&self.gated_norm(cx, at, run), at.gated);
+    }
+
+    /// What the block adds to the residual stream, into `run.delta`.
+    pub(super) fn output<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, at: &Buffers, run: &Run) {
+        self.output.forward(cx, at.gated, run.delta, at.low[1], run.size().tokens);
+    }
+
+    /// Computes again what was not kept: the same leaves on the same values.
+    pub(super) fn recompute<B: Backend + ?Sized>(
+        &self,
+        cx: &mut Context<'_, B>,
+        at: &Buffers,
+        input: Buffer,
+        run: &Run,
+        level: Recompute,
+    ) {
+        match level {
+            Recompute::Block => self.compute(cx, at, input, run),
+            _ => {
+                cx.backend.causal_conv(&self.conv(cx, at, run), at.qkv);
+                cx.backend.gated_norm(&self.gated_norm(cx, at, run), at.gated);
+            }
+        }
+    }
+
+    /// From `d_x`, the residual stream's gradient, to `d_input`, that of the normed input. What the projection and the
+    /// convolution gave become their own gradients.
+    pub(super) fn backward<B: Backend + ?Sized>(
+        &self,
+        cx: &mut Context<'_, B>,
+        at: &Buffers,
+        input: Buffer,
+        run: &Run,
+        d_x: Buffer,
+        d_input: Buffer,
+    ) {
+        let t = run.size().tokens;
+        let top = cx.arena.mark();
+        // [T, V]: of what the norm gives, then of what the rule gives.
+        let d = cx.workspace(cx.dtype, t * self.heads.value_columns());
+        let scratch = cx.workspace(DType::F32, GatedDelta::backward_scratch(self.heads, t));
+        let [d_norm, d_a_log, d_dt_bias, d_conv] =
+            [self.norm, self.a_log, self.dt_bias, self.conv].map(|param| cx.norm_gradient(param));
+
+        self.output.backward(cx, packed(d_x, t), at.gated, at.low[1], d, t, !run.first);
+        cx.backend.gated_norm_backward(&self.gated_norm(cx, at, run), d, d_norm);
+        cx.backend.gated_delta_backward(&self.op(cx, at, run, scratch), d, d_a_log, d_dt_bias);
+        cx.backend.causal_conv_backward(&self.conv(cx, at, run), at.qkv, d_conv);
+        self.input.backward(cx, packed(at.projected, t), input, at.low[0], d_input, t, !run.first);
+        cx.arena.release(top);
+    }
+
+    /// Runs a forward leaf of the rule with its scratch.
+    fn rule<B: Backend + ?Sized>(
+        &self,
+        cx: &mut Context<'_, B>,
+        at: &Buffers,
+        run: &Run,
+        leaf: impl FnOnce(&mut B, &GatedDelta),
+    ) {
+        let top = cx.arena.mark();
+        let scratch = cx.workspace(DType::F32, GatedDelta::forward_scratch(self.heads, run.size().tokens));
+        let op = self.op(cx, at, run, scratch);
+        leaf(cx.backend, &op);
+        cx.arena.release(top);
+    }
+
+    /// Columns of the projection from `first` on.
+    fn columns(&self, at: &Buffers, first: usize) -> Rows {
+        Rows { buffer: at.projected.slice(first, at.projected.len - first), stride: self.width() }
+    }
+
+    fn conv<B: Backend + ?Sized>(&self, cx: &Context<'_, B>, at: &Buffers, run: &Run) -> CausalConv {
+        CausalConv {
+            sequences: run.inputs.sequences,
+            tokens: run.size().tokens,
+            channels: self.heads.channels(),
+            taps: self.taps,
+            x: self.columns(at, 0),
+            weight: cx.store.weight(self.conv),
+        }
+    }
+
+    fn op<B: Backend + ?Sized>(&self, cx: &Context<'_, B>, at: &Buffers, run: &Run, scratch: Buffer) -> GatedDelta {
+        GatedDelta {
+            heads: self.heads,
+            sequences: run.inputs.sequences,
+            tokens: run.size().tokens,
+            qkv: at.qkv,
+            gates: self.columns(at, self.heads.channels() + self.heads.value_columns()),
+            a_log: cx.store.weight(self.a_log),
+            dt_bias: cx.store.weight(self.dt_bias),
+            scratch,
+        }
+    }
+
+    fn gated_norm<B: Backend + ?Sized>(&self, cx: &Context<'_, B>, at: &Buffers, run: &Run) -> GatedNorm {
+        GatedNorm {
+            tokens: run.size().tokens,
+            heads: self.heads.value,
+            x: at.out,
+            gate: self.columns(at, self.heads.channels()),
+            weight: cx.store.weight(self.norm),
+            epsilon: self.epsilon,
+        }
+    }
+}

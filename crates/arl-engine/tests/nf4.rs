@@ -1,0 +1,150 @@
+//! Weights in 4 bits: an engine with them computes what one with the values that they stand for computes, to the bit, and quantizes
+//! as bitsandbytes does.
+
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
+
+mod common;
+#[path = "common/nf4_folder.rs"]
+#[allow(unreachable_pub, reason = "shared with the runner of golden cases")]
+mod nf4_folder;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use arl_engine::backend::DType;
+use arl_engine::backend::cpu::CpuBackend;
+use arl_engine::{Engine, EngineOptions, GenerateOptions, Kind, Nf4Options, Recompute, Weights};
+use arl_model::{CheckpointFormat, ErrorCode, MAX_SHARD_BYTES, ModelConfig, ModelFiles, save_model, tensor_table};
+use common::adapters::{LEVELS, batches, bits, trained, with};
+use common::{HYPER, MODELS, TYPES, difference, model, options};
+use serde_json::{Value, json};
+
+fn text() -> Value {
+    json!({ "target_modules": ["q_proj", "v_proj", "o_proj"], "r": 3, "lora_alpha": 6 })
+}
+
+fn in_nf4(base: EngineOptions, nested: bool) -> EngineOptions {
+    EngineOptions { load_in_4bit: Some(Nf4Options { nested }), ..base }
+}
+
+fn open(dir: &Path, options: &EngineOptions) -> Engine<CpuBackend> {
+    Engine::open(Box::new(CpuBackend::new()), dir, Weights::Checkpoint, options).unwrap()
+}
+
+/// A folder with the values that a model's weights in 4 bits stand for.
+fn decoded(name: &str, nested: bool) -> tempfile::TempDir {
+    let base = EngineOptions { inference_only: true, ..options(DType::F32, Recompute::Off, 1) };
+    let mut engine = open(&model(name), &in_nf4(base, nested));
+    let files = ModelFiles::read(&model(name)).unwrap();
+    let config = files.config().unwrap();
+    let values: HashMap<String, Vec<f32>> = tensor_table(&config)
+        .iter()
+        .map(|spec| (spec.name.clone(), engine.read_tensor(&spec.name, Kind::Weights).unwrap()))
+        .collect();
+    let dir = tempfile::tempdir().unwrap();
+    let format = CheckpointFormat::new(&config);
+    save_model(dir.path(), &files, &config, &format, None, MAX_SHARD_BYTES, |name, out| {
+        out.copy_from_slice(&values[name]);
+        Ok(())
+    })
+    .unwrap();
+    dir
+}
+
+#[test]
+fn training_and_generation_are_those_of_the_values_to_the_bit() {
+    for name in MODELS {
+        for nested in [false, true] {
+            let folder = decoded(name, nested);
+            for dtype in TYPES {
+                let run = |dir: &Path, base: EngineOptions| {
+                    let mut engine = open(dir, &with(base, &text()));
+                    let losses: Vec<u64> =
+                        (0..3).map(|_| engine.step(&batches(), HYPER).unwrap().loss.to_bits()).collect();
+                    let names = trained(&engine);
+                    let (options, prompts) = (GenerateOptions::greedy(6), [vec![1, 2, 3], vec![30]]);
+                    (losses, bits(&mut engine, &names, Kind::Weights), engine.generate(&prompts, &options).unwrap())
+                };
+                let expected = run(folder.path(), options(dtype, Recompute::Norms, 33));
+                for recompute in LEVELS {
+                    let actual = run(&model(name), in_nf4(options(dtype, recompute, 33), nested));
+                    assert!(actual == expected, "{name} {nested} {dtype:?} {recompute:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn they_take_half_a_byte_and_their_scales_and_a_products_weights_in_workspace() {
+    let bytes = |dir: &Path, options: &EngineOptions| open(dir, options).memory().categories;
+    let deep = |categories: &[(&str, usize)], name: &str| {
+        categories.iter().find(|(category, _)| *category == name).map_or(0, |(_, bytes)| *bytes)
+    };
+    let base = EngineOptions { inference_only: true, ..options(DType::Bf16, Recompute::Norms, 33) };
+    let dir = model("qwen2-window");
+    let (plain, nf4) = (bytes(&dir, &base), bytes(&dir, &in_nf4(base.clone(), true)));
+    assert!(deep(&nf4, "weights in 4 bits") > 0 && deep(&plain, "weights in 4 bits") == 0);
+    assert!(deep(&nf4, "weights") < deep(&plain, "weights"));
+    // Up to gaps, what left the one is in the other: 16 bits became 4.13, with 64 bytes for what begins.
+    let config = ModelConfig::from_dir(&dir).unwrap();
+    let linear = |name: &str| name.ends_with("_proj.weight");
+    let table = tensor_table(&config);
+    let elements: usize = table.iter().filter(|spec| linear(&spec.name)).map(arl_model::TensorSpec::elements).sum();
+    let gone = deep(&plain, "weights") - deep(&nf4, "weights");
+    assert!(gone >= 2 * elements && gone < 2 * elements + 64 * table.len(), "{gone} of {}", 2 * elements);
+    assert!(deep(&nf4, "workspace") > deep(&plain, "workspace"));
+}
+
+#[test]
+fn without_adapters_they_are_refused_for_training_and_saving() {
+    let base = in_nf4(options(DType::F32, Recompute::Norms, 33), true);
+    let opened = Engine::open(Box::new(CpuBackend::new()), &model("window-bias"), Weights::Checkpoint, &base);
+    let error = opened.map(|_| ()).unwrap_err();
+    assert!(error.code == ErrorCode::Config && error.message.contains("weights in 4 bits are frozen"), "{error}");
+    let mut engine = open(&model("window-bias"), &EngineOptions { inference_only: true, ..base });
+    let dir = tempfile::tempdir().unwrap();
+    assert!(engine.export_model(dir.path(), None).unwrap_err().message.contains("in 4 bits saves no model"));
+}
+
+fn shared_case() -> Option<PathBuf> {
+    let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
+    let case = std::env::var_os("ARL_SHARED").map_or_else(default, PathBuf::from).join("golden/lora/qlora-qwen3");
+    if case.is_dir() {
+        return Some(case);
+    }
+    eprintln!("SKIPPED: {} is not there", case.display());
+    None
+}
+
+#[test]
+fn a_model_quantized_as_it_is_read_is_the_folder_that_bitsandbytes_wrote() {
+    let Some(case) = shared_case() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    nf4_folder::write_nf4_folder(&case, folder.path()).unwrap();
+    let base = EngineOptions { inference_only: true, ..options(DType::F32, Recompute::Off, 1) };
+    let mut stored = open(folder.path(), &base);
+    let mut quantized = open(&case.join("base"), &in_nf4(base, true));
+    for name in stored.tensor_names() {
+        let (a, b) =
+            (stored.read_tensor(&name, Kind::Weights).unwrap(), quantized.read_tensor(&name, Kind::Weights).unwrap());
+        // But for the mean of the scales, which may be summed in another order.
+        assert!(difference(&b, &a) < 1e-6, "{name}");
+    }
+    let changed = |key: &str, value: Value| {
+        let text = std::fs::read_to_string(folder.path().join("config.json")).unwrap();
+        let mut config: Value = serde_json::from_str(&text).unwrap();
+        config["quantization_config"][key] = value;
+        ModelConfig::from_json(&config.to_string(), Path::new("config.json"))
+    };
+    assert_eq!(changed("bnb_4bit_quant_type", json!("nf4")).unwrap().nf4, Some(true));
+    assert_eq!(changed("bnb_4bit_use_double_quant", json!(false)).unwrap().nf4, Some(false));
+    for (key, value) in [
+        ("bnb_4bit_quant_type", json!("fp4")),
+        ("load_in_4bit", json!(false)),
+        ("quant_method", json!("gptq")),
+        ("llm_int8_skip_modules", json!(["lm_head", "model.layers.0.mlp"])),
+    ] {
+        assert!(changed(key, value).unwrap_err().message.contains("`quantization_config`"), "{key}");
+    }
+}

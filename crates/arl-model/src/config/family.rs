@@ -1,0 +1,126 @@
+//! The supported families by `model_type`, and why others are refused. A folder with images nests its text part under
+//! `text_config`; the keys around it are read here.
+
+use std::fmt;
+
+use serde_json::{Map, Value};
+
+use super::keys::Keys;
+use crate::Result;
+
+/// The supported families.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// Qwen2 and Qwen2.5.
+    Qwen2,
+    /// Qwen3, dense.
+    Qwen3,
+    /// Qwen3 with a mixture of experts.
+    Qwen3Moe,
+    /// Qwen3-Next: delta rule and gated attention, with a mixture of experts.
+    Qwen3Next,
+    /// The text part of Qwen3.5, 3.6 and 3.8, dense.
+    Qwen3_5,
+    /// The text part of Qwen3.5, 3.6 and 3.8 with a mixture of experts.
+    Qwen3_5Moe,
+}
+
+impl Family {
+    /// Every family.
+    pub const ALL: [Family; 6] =
+        [Family::Qwen2, Family::Qwen3, Family::Qwen3Moe, Family::Qwen3Next, Family::Qwen3_5, Family::Qwen3_5Moe];
+
+    /// The family's `model_type`; that of the whole model where its text part has another one.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Family::Qwen2 => "qwen2",
+            Family::Qwen3 => "qwen3",
+            Family::Qwen3Moe => "qwen3_moe",
+            Family::Qwen3Next => "qwen3_next",
+            Family::Qwen3_5 => "qwen3_5",
+            Family::Qwen3_5Moe => "qwen3_5_moe",
+        }
+    }
+
+    /// The `model_type` of a folder with text alone.
+    fn text_type(self) -> &'static str {
+        match self {
+            Family::Qwen3_5 => "qwen3_5_text",
+            Family::Qwen3_5Moe => "qwen3_5_moe_text",
+            _ => self.as_str(),
+        }
+    }
+
+    /// Whether layers have experts, unless their configuration says otherwise.
+    pub(super) fn has_experts(self) -> bool {
+        matches!(self, Family::Qwen3Moe | Family::Qwen3Next | Family::Qwen3_5Moe)
+    }
+
+    /// Whether most layers follow the delta rule in place of attention.
+    pub fn is_hybrid(self) -> bool {
+        matches!(self, Family::Qwen3Next | Family::Qwen3_5 | Family::Qwen3_5Moe)
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+const SUPPORTED: &str = "supported are qwen2 (Qwen2, Qwen2.5), qwen3, qwen3_moe, qwen3_next, and the text part of qwen3_5 and \
+                         qwen3_5_moe (Qwen3.5, 3.6, 3.8)";
+
+/// Families that are known and not built, and why.
+const NOT_BUILT: &[(&str, &str)] = &[
+    (
+        "qwen4_exp",
+        "Qwen4-Exp (Qwen3.8-Flash-Next) has hyper-connections, sparse attention by an indexer and n-gram embeddings",
+    ),
+    ("qwen2_moe", "Qwen1.5-MoE and Qwen2-MoE combine biases of attention with a shared expert"),
+    ("qwen2_vl", "its text part is not trained apart from its vision tower"),
+    ("qwen2_5_vl", "its text part is not trained apart from its vision tower"),
+    ("qwen3_vl", "its text part is not trained apart from its vision tower"),
+    ("qwen3_vl_moe", "its text part is not trained apart from its vision tower"),
+];
+
+/// The family, and the keys of the text part where they are nested.
+pub(super) fn family<'a>(keys: &mut Keys<'a>) -> Result<(Family, Option<&'a Map<String, Value>>)> {
+    let name = match keys.get("model_type") {
+        None => return Err(keys.error("model_type", "is missing").hint(SUPPORTED)),
+        Some(Value::String(name)) => name,
+        Some(value) => return Err(keys.wrong("model_type", "a string", value).hint(SUPPORTED)),
+    };
+    if let Some(family) = Family::ALL.into_iter().find(|family| family.text_type() == name) {
+        return Ok((family, None));
+    }
+    let Some(family) = Family::ALL.into_iter().find(|family| family.as_str() == name) else {
+        let reason = NOT_BUILT.iter().find(|(known, _)| known == name);
+        let reason = reason.map_or(String::new(), |(_, reason)| format!(": {reason}"));
+        return Err(keys.error("model_type", format_args!("`{name}` is not supported{reason}")).hint(SUPPORTED));
+    };
+    match keys.get("text_config") {
+        Some(Value::Object(text)) => Ok((family, Some(text))),
+        Some(value) => Err(keys.wrong("text_config", "an object", value)),
+        None => Err(keys
+            .error("text_config", format_args!("is missing, which {family} has"))
+            .hint(format!("a folder with text alone has the model_type {}", family.text_type()))),
+    }
+}
+
+/// Keys of a folder with images that say nothing about its text part.
+const AROUND_TEXT: &[&str] = &[
+    "vision_config",
+    "image_token_id",
+    "video_token_id",
+    "vision_start_token_id",
+    "vision_end_token_id",
+    "language_model_only",
+];
+
+/// Marks the keys around a nested text part as known.
+pub(super) fn check_around(keys: &mut Keys<'_>) {
+    for key in AROUND_TEXT {
+        keys.get(key);
+    }
+}

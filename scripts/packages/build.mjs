@@ -1,0 +1,100 @@
+// Builds the addon of each platform package: zig cross-compiles those of Linux, so that they run on old systems; those of
+// macOS and Windows need a machine of their own. What was built of the same sources is taken from the build cache.
+
+import { spawnSync } from "node:child_process";
+import { chmodSync, copyFileSync, existsSync, mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync } from "node:fs";
+import { delimiter, dirname, join } from "node:path";
+import { ADDON_SOURCES, cache, cargoEnv, hashOf, root, run } from "../setup.mjs";
+import { unpackWheel } from "../wheels.mjs";
+
+/** Zig, whose compiler and linker know every glibc, and the cargo command that uses it. */
+const WHEELS = { ziglang: "0.17.1", "cargo-zigbuild": "0.24.0" };
+
+const homeOf = (name) => join(cache, "zig", `${name}-${WHEELS[name]}`);
+const ZIG = join(homeOf("ziglang"), "zig");
+
+/** Why zig cannot be had, or null. */
+function installZig() {
+	const executable = (path) => {
+		chmodSync(path, 0o755);
+		return dirname(path);
+	};
+	return (
+		unpackWheel("ziglang", WHEELS.ziglang, homeOf("ziglang"), (folder) => executable(join(folder, "ziglang", "zig"))) ??
+		unpackWheel("cargo-zigbuild", WHEELS["cargo-zigbuild"], homeOf("cargo-zigbuild"), (folder) =>
+			executable(join(folder, `cargo_zigbuild-${WHEELS["cargo-zigbuild"]}.data`, "scripts", "cargo-zigbuild")),
+		)
+	);
+}
+
+const outputOf = (command, args) => spawnSync(command, args, { cwd: root, encoding: "utf8" }).stdout ?? "";
+
+const hostTriple = () => /^host: (.*)$/m.exec(outputOf("rustc", ["-vV"]))?.[1];
+
+/** Whether rustc has the standard library of a target. */
+function hasTarget(triple) {
+	const folder = outputOf("rustc", ["--print", "target-libdir", "--target", triple]).trim();
+	return folder !== "" && existsSync(folder);
+}
+
+/**
+ * How the addon of a platform can be built here: `{ how: "zig" }`, `{ how: "here" }` for this machine's own platform where
+ * there is no zig, with what that costs in `reason`, or `{ how: null, reason }`.
+ */
+export function planFor(platform) {
+	const own = platform.triple === hostTriple();
+	const here = (reason) => (own ? { how: "here", reason } : { how: null, reason });
+	if (platform.zig === null) {
+		return own ? { how: "here" } : { how: null, reason: `only a machine of ${platform.id} builds it` };
+	}
+	if (process.platform !== "linux") return { how: null, reason: "only a Linux machine builds it" };
+	if (!hasTarget(platform.triple)) return { how: null, reason: `\`rustup target add ${platform.triple}\` is needed` };
+	const missing = installZig();
+	if (missing === null) return { how: "zig" };
+	return here(
+		own ? `${missing}; it is built for this machine's own libraries, and older systems cannot load it` : missing,
+	);
+}
+
+/** Builds the addon of a platform as `plan` says, or takes it from the build cache; returns its file. */
+export function buildPlatform(platform, plan) {
+	const words = [platform.triple, plan.how, outputOf("rustc", ["--version"]), ...Object.values(WHEELS)];
+	const store = join(cache, "addon-packages", hashOf(ADDON_SOURCES, words));
+	const file = join(store, platform.file);
+	if (existsSync(file)) return file;
+	console.error(`arl: building ${platform.file} (minutes; kept in the build cache)`);
+	mkdirSync(dirname(store), { recursive: true });
+	const partial = mkdtempSync(`${store}.`);
+	const zig = plan.how === "zig";
+	const path = zig ? `${homeOf("cargo-zigbuild")}${delimiter}${process.env.PATH}` : process.env.PATH;
+	run(
+		process.execPath,
+		[
+			join(root, "node_modules", "@napi-rs", "cli", "dist", "cli.js"),
+			"build",
+			"--platform",
+			"--release",
+			"--strip",
+			"--no-js",
+			...(zig ? ["--cross-compile", "--target", platform.zig] : ["--target", platform.triple]),
+			"--manifest-path",
+			"crates/arl-node/Cargo.toml",
+			"--output-dir",
+			partial,
+			"--",
+			"--locked",
+		],
+		{ env: { ...cargoEnv(), PATH: path, CARGO_ZIGBUILD_ZIG_PATH: ZIG } },
+	);
+	for (const name of readdirSync(partial)) if (name !== platform.file) rmSync(join(partial, name));
+	rmSync(store, { recursive: true, force: true });
+	renameSync(partial, store);
+	return file;
+}
+
+/** Puts a file that was built into `folder`, in place of an earlier one. */
+export function putInto(folder, file, name) {
+	mkdirSync(folder, { recursive: true });
+	rmSync(join(folder, name), { force: true });
+	copyFileSync(file, join(folder, name));
+}
