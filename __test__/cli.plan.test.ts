@@ -119,7 +119,7 @@ describe("arl plan", () => {
 			expect(bytes(planned, "moments") / (8 * planned.parameters)).toBeCloseTo(planned.zero === 0 ? 1 : 0.25, 2);
 			const { stdout } = await plan([...words, "--world", "4", "--zero", zero]);
 			expect(stdout).toMatch(/^memory of each rank +GiB/m);
-			expect(stdout).toMatch(/^sent by a rank in a step +GiB/m);
+			expect(stdout).toMatch(/^sent by a rank in a step +MiB/m);
 			expect(stdout).toContain(`zero ${planned.zero}${zero === "auto" ? " (auto)" : ""}: 4 ranks divide `);
 		}
 		expect(await planOf(words)).toMatchObject({ world: 1, zero: 0, sent: null });

@@ -120,6 +120,7 @@ function asJson(planned: Planned): Record<string, unknown> {
 }
 
 const gib = (value: number) => (value / 2 ** 30).toFixed(2);
+const mib = (value: number) => (value / 2 ** 20).toFixed(2);
 const grouped = (value: number) => value.toLocaleString("en-US");
 
 function asText(planned: Planned): string {
@@ -153,7 +154,8 @@ function asText(planned: Planned): string {
 	if (plan.hostBytes > 0) {
 		lines.push("", bold(heading("host memory")), ...table(plan.hostCategories, plan.hostBytes));
 	}
-	if (planned.sent !== null) lines.push("", bold(heading("sent by a rank in a step")), ...sentTable(planned.sent));
+	if (planned.sent !== null)
+		lines.push("", bold(heading("sent by a rank in a step", "MiB")), ...sentTable(planned.sent));
 	lines.push("");
 	if (info !== undefined) lines.push(fitsText(plan.totalBytes, info));
 	if (plan.hostBytes > 0 && host !== undefined) lines.push(`host memory: ${fitsText(plan.hostBytes, host)}`);
@@ -170,13 +172,13 @@ function repliesText(replies: number, tokens: number): string {
 	return `generated replies to up to ${many} of ${grouped(tokens)} tokens at a time`;
 }
 
-function heading(name: string): string {
-	return `${name.padEnd(26)} ${"GiB".padStart(8)} ${"share".padStart(9)}`;
+function heading(name: string, unit = "GiB"): string {
+	return `${name.padEnd(26)} ${unit.padStart(8)} ${"share".padStart(9)}`;
 }
 
-function table(categories: MemoryPlan["categories"], total: number): string[] {
+function table(categories: MemoryPlan["categories"], total: number, text = gib): string[] {
 	const row = (name: string, size: number) =>
-		`  ${name.padEnd(24)} ${gib(size).padStart(8)} ${percent(size / total).padStart(9)}`;
+		`  ${name.padEnd(24)} ${text(size).padStart(8)} ${percent(size / total).padStart(9)}`;
 	return [...categories.map(({ name, bytes: size }) => row(name, size)), row("total", total)];
 }
 
@@ -186,10 +188,8 @@ function sentTable({ total, ...parts }: SentBytes): string[] {
 		name: names[name as keyof typeof names],
 		bytes: size,
 	}));
-	return table(
-		categories.filter((category) => category.bytes > 0),
-		total,
-	);
+	const sent = categories.filter((category) => category.bytes > 0);
+	return table(sent, total, mib);
 }
 
 function fitsText(needed: number, { availableBytes, memoryBytes }: DeviceInfo): string {

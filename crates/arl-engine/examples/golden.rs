@@ -8,11 +8,11 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command's output")]
 #![allow(dead_code, reason = "the test includes this file, and does not call main")]
 
+#[path = "golden/figures.rs"]
+mod figures;
 #[path = "../tests/common/nf4_folder.rs"]
 #[allow(unreachable_pub, missing_docs, reason = "shared with tests")]
 mod nf4_folder;
-#[path = "golden/figures.rs"]
-mod figures;
 #[path = "golden/rounding.rs"]
 mod rounding;
 
@@ -25,8 +25,8 @@ use arl_model::{
     AdapterFile, Checkpoint, Error, ErrorCode, Lora, LoraConfig, ModelConfig, Result, SafetensorsFile, merge_adapter,
 };
 
-pub use figures::{Figure, Outcome};
 use figures::{Bounds, difference, figures_of};
+pub use figures::{Figure, Outcome};
 use rounding::Rounding;
 
 fn ints(file: &SafetensorsFile, name: &str) -> Result<Vec<i32>> {

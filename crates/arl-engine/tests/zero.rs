@@ -13,8 +13,8 @@ use arl_comm::local_groups;
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::backend::{DType, DeviceKind};
 use arl_engine::{
-    Engine, EngineOptions, Kind, LossScaling, MemoryPlan, MicroBatch, Recompute, Traffic, Weights, plan_memory,
-    plan_traffic,
+    Engine, EngineOptions, Kind, LossScaling, MemoryPlan, MicroBatch, Nf4Options, Recompute, Traffic, Weights,
+    plan_memory, plan_traffic,
 };
 use arl_model::ModelConfig;
 use common::{HYPER, MODELS, TYPES, batch, model, options};
@@ -88,6 +88,45 @@ fn adapters_with_dropout_and_frozen_parameters_keep_the_bits() {
             expect_bits_of_one(name, &with_adapters(name, base.clone()), &[2, 3]);
         }
     }
+}
+
+/// A hybrid model: three layers of the delta rule and one of attention, with experts, of which one is shared.
+#[test]
+fn layers_of_the_delta_rule_and_shared_experts_keep_the_bits() {
+    let config = serde_json::json!({
+        "model_type": "qwen3_next", "vocab_size": 32, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 4096,
+        "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 12, "linear_value_head_dim": 20,
+        "linear_conv_kernel_dim": 4, "rms_norm_eps": 1e-6, "tie_word_embeddings": false, "hidden_act": "silu",
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
+        "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 16,
+        "norm_topk_prob": true, "mlp_only_layers": [1], "decoder_sparse_step": 1,
+    });
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    for dtype in [DType::F32, DType::Bf16] {
+        let run = |size: usize, zero: u8| {
+            let options = EngineOptions { zero, ..options(dtype, Recompute::Norms, 33) };
+            on_ranks(&dir.path().display().to_string(), &options, size, Weights::Random(7), |engine, rank| {
+                let figures: Vec<String> =
+                    uneven_steps().iter().map(|batches| step(engine, batches, rank, size)).collect();
+                (figures, state(engine))
+            })
+        };
+        let one = run(1, 0).remove(0);
+        for (size, zero) in [(2, 1), (2, 2), (3, 2)] {
+            assert!(run(size, zero).iter().all(|found| *found == one), "{dtype:?}: {size} ranks, zero {zero}");
+        }
+    }
+}
+
+#[test]
+fn adapters_of_weights_in_4_bits_keep_the_bits() {
+    let base = EngineOptions {
+        load_in_4bit: Some(Nf4Options { nested: true }),
+        ..with_adapters("window-bias", options(DType::Bf16, Recompute::Norms, 33))
+    };
+    expect_bits_of_one("window-bias", &base, &[2, 3]);
 }
 
 /// Blocks of the norm's sum are longer than these models: a larger one has blocks that one rank has wholly, and others.
