@@ -8,6 +8,11 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command's output")]
 #![allow(dead_code, reason = "the test includes this file, and does not call main")]
 
+#[path = "golden/figures.rs"]
+mod figures;
+#[path = "golden/rounding.rs"]
+mod rounding;
+
 use std::path::{Path, PathBuf};
 
 use arl_engine::backend::cpu::CpuBackend;
@@ -17,137 +22,9 @@ use arl_model::{
     AdapterFile, Checkpoint, Error, ErrorCode, Lora, LoraConfig, ModelConfig, Result, SafetensorsFile, merge_adapter,
 };
 
-/// How far from transformers' f32 a type of weights and activations may be.
-#[derive(Clone, Copy)]
-struct Bounds {
-    /// Logits and routers' logits, tensor by tensor: `|a - b| / |b|`. `None`: by [`COSINE`] and [`NORM`].
-    forward: Option<f64>,
-    /// The same of gradients.
-    gradients: Option<f64>,
-    /// Negative log-likelihoods: `|a - b| / |b|`.
-    nll: f64,
-    /// A loss of the curve.
-    curve: f64,
-    /// A gradient norm of the curve: `|a - b| / |b|`.
-    norms: f64,
-    /// Trained weights: `|a - b| / |b|`, tensor by tensor.
-    trained: f64,
-}
-
-/// Most that the cosine of all tensors of a kind may be below 1 in bf16, and that their norm may differ. A single tensor tells
-/// nothing: a rounding may send a token to another expert.
-const COSINE: f64 = 1e-3;
-const NORM: f64 = 1e-2;
-
-impl Bounds {
-    /// `experts`: whether layers have a router.
-    fn of(dtype: DType, experts: bool) -> Self {
-        match dtype {
-            DType::F32 => Bounds {
-                forward: Some(1e-4),
-                gradients: Some(1e-4),
-                nll: 1e-4,
-                curve: 1e-4,
-                norms: 1e-3,
-                trained: 1e-3,
-            },
-            // f16 keeps 11 bits: weights and activations are rounded by up to 2^-12 at some twenty places of the forward pass,
-            // which makes 5e-3, and at as many of the backward pass. A loss of some 4 nats may be 4 times the first apart; but
-            // where rounding makes a router choose another expert for one of some 40 tokens, by 4 nats of that one. Trained
-            // weights ten times, as in f32, for AdamW makes a whole step of a gradient that is nothing but rounding.
-            DType::F16 => {
-                let curve = if experts { 0.1 } else { 2e-2 };
-                // That token's own logits are then of another size of error: in `qwen3-moe` of the shared cases one token of 128,
-                // whose second and third experts' logits are 9e-4 apart, makes 7.9e-3, and all the others together 1.4e-3.
-                let forward = if experts { None } else { Some(5e-3) };
-                Bounds { forward, gradients: Some(1e-2), nll: 5e-3, curve, norms: 10.0 * curve, trained: 5e-2 }
-            }
-            // Beside the two above, about twice what the roundings of bf16 do on the CPU.
-            _ => Bounds { forward: None, gradients: None, nll: 2e-3, curve: 2e-2, norms: 0.15, trained: 5e-2 },
-        }
-    }
-}
-
-/// A tensor's name, what was computed, and what it should be.
-type Compared = (String, Vec<f32>, Vec<f32>);
-
-/// The figures of the tensors of a kind.
-fn figures_of(kind: &'static str, of_cosine: &'static str, tensors: &[Compared], bound: Option<f64>) -> Vec<Figure> {
-    if let Some(bound) = bound {
-        let mut figure = Figure::new(kind, bound);
-        tensors.iter().for_each(|(name, a, b)| figure.note(name, difference(a, b)));
-        return vec![figure];
-    }
-    if tensors.is_empty() {
-        return Vec::new();
-    }
-    let pairs = || tensors.iter().flat_map(|(_, a, b)| a.iter().zip(b).map(|(&a, &b)| (f64::from(a), f64::from(b))));
-    let sum = |f: fn(f64, f64) -> f64| pairs().map(|(a, b)| f(a, b)).sum::<f64>();
-    let (of_a, of_b) = (sum(|a, _| a * a).sqrt(), sum(|_, b| b * b).sqrt());
-    let (mut norm, mut cosine) = (Figure::new(kind, NORM), Figure::new(of_cosine, COSINE));
-    norm.note("all", (of_a - of_b).abs() / of_b);
-    cosine.note("all", 1.0 - sum(|a, b| a * b) / (of_a * of_b));
-    vec![norm, cosine]
-}
-
-/// The worst figure of one kind, where it is, and the bound on it.
-pub struct Figure {
-    kind: &'static str,
-    worst: f64,
-    place: String,
-    bound: f64,
-}
-
-impl Figure {
-    fn new(kind: &'static str, bound: f64) -> Self {
-        Figure { kind, worst: 0.0, place: String::new(), bound }
-    }
-
-    fn note(&mut self, place: &str, value: f64) {
-        // A NaN is worse than anything.
-        if value.is_nan() || value > self.worst {
-            self.worst = if value.is_nan() { f64::INFINITY } else { value };
-            self.place = place.to_owned();
-        }
-    }
-}
-
-/// What a case came to.
-pub struct Outcome {
-    /// The folder's name.
-    pub name: String,
-    /// By kind.
-    pub figures: Vec<Figure>,
-}
-
-impl Outcome {
-    /// Whether every figure is within its bound.
-    pub fn passed(&self) -> bool {
-        self.figures.iter().all(|f| f.worst <= f.bound)
-    }
-
-    /// One line.
-    pub fn line(&self) -> String {
-        let mut line = format!("{} {}:", if self.passed() { "ok    " } else { "FAILED" }, self.name);
-        for figure in &self.figures {
-            line += &format!("  {} {:.1e}", figure.kind, figure.worst);
-            if figure.worst > figure.bound {
-                line += &format!(" > {:.0e} at {}", figure.bound, figure.place);
-            }
-        }
-        line
-    }
-}
-
-fn difference(a: &[f32], b: &[f32]) -> f64 {
-    if a.len() != b.len() {
-        return f64::INFINITY;
-    }
-    let square = |x: f64| x * x;
-    let error: f64 = a.iter().zip(b).map(|(&a, &b)| square(f64::from(a) - f64::from(b))).sum();
-    let norm: f64 = b.iter().map(|&b| square(f64::from(b))).sum();
-    if error == 0.0 { 0.0 } else { (error / norm).sqrt() }
-}
+pub use figures::{Figure, Outcome};
+use figures::{Bounds, difference, figures_of};
+use rounding::Rounding;
 
 fn ints(file: &SafetensorsFile, name: &str) -> Result<Vec<i32>> {
     let bytes = file.bytes(name)?.as_chunks::<8>().0;
@@ -239,32 +116,69 @@ pub fn run_case_on<B: Backend + ?Sized>(
         gradients.push((name.clone(), actual, expected));
     }
 
-    let (mut losses, mut norms) = (Figure::new("curve", bounds.curve), Figure::new("norms", bounds.norms));
-    for (i, step) in curve["steps"].as_array().ok_or_else(|| damaged("it has no steps"))?.iter().enumerate() {
-        let hyper = Hyper { learning_rate: number(&step["lr"])?, max_grad_norm };
-        let stats = engine.step(std::slice::from_ref(&batch), hyper)?;
-        let (loss, norm) = (f64::from(number(&step["loss"])?), f64::from(number(&step["grad_norm"])?));
-        losses.note(&format!("step {i}"), (stats.loss - loss).abs());
-        norms.note(&format!("step {i}"), (stats.grad_norm - norm).abs() / norm);
-    }
-
+    let steps = curve["steps"].as_array().ok_or_else(|| damaged("it has no steps"))?;
+    let steps: Vec<[f64; 3]> = steps
+        .iter()
+        .map(|step| Ok([number(&step["lr"])?, number(&step["loss"])?, number(&step["grad_norm"])?].map(f64::from)))
+        .collect::<Result<_>>()?;
+    let run = Training { batch, rates: steps.iter().map(|step| step[0] as f32).collect(), max_grad_norm };
+    let computed = run.curve(&mut engine)?;
     let trained =
         if options.lora.is_some() { "adapter_trained/adapter_model.safetensors" } else { "trained.safetensors" };
     let file = Expected::open(&dir.join(trained), &base, engine.lora())?;
-    let mut trained = Figure::new("trained", bounds.trained);
+    let mut weights = Vec::new();
     for name in &names {
         let actual = engine.read_tensor(name, Kind::Weights)?;
-        trained.note(name, difference(&actual, &file.floats(name, actual.len())?));
+        let expected = file.floats(name, actual.len())?;
+        weights.push((name.clone(), actual, expected));
+    }
+    let compare = |rounding: &Rounding| {
+        let (mut losses, mut norms) = (Figure::new("curve", bounds.curve), Figure::new("norms", bounds.norms));
+        for (i, (&[_, loss, norm], computed)) in steps.iter().zip(&computed).enumerate() {
+            let place = format!("step {i}");
+            losses.note_beside(&place, (computed[0] - loss).abs(), rounding.losses[i]);
+            norms.note_beside(&place, (computed[1] - norm).abs() / norm, rounding.norms[i]);
+        }
+        let mut trained = Figure::new("trained", bounds.trained);
+        for ((name, actual, expected), rounding) in weights.iter().zip(&rounding.trained) {
+            trained.note_beside(name, difference(actual, expected), *rounding);
+        }
+        [losses, norms, trained]
+    };
+    let mut training = compare(&Rounding::none(steps.len(), weights.len()));
+    if dtype == DType::F32 && training.iter().any(Figure::failed) {
+        training = compare(&Rounding::measure(dir, &options, &run, &computed, &weights)?);
     }
     let name = dir.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
     let mut figures = figures_of("logits", "their cosine", &logits, bounds.forward);
     figures.extend(figures_of("router", "its cosine", &router, bounds.forward));
     figures.extend(figures_of("gradients", "their cosine", &gradients, bounds.gradients));
-    figures.extend([nll, losses, norms, trained]);
+    figures.push(nll);
+    figures.extend(training);
     if options.lora.is_some() {
         figures.push(merged(dir)?);
     }
     Ok(Outcome { name, figures })
+}
+
+/// The steps of a case.
+struct Training {
+    batch: MicroBatch,
+    /// Of each step.
+    rates: Vec<f32>,
+    max_grad_norm: f32,
+}
+
+impl Training {
+    /// Loss and norm of the gradients of each step.
+    fn curve<B: Backend + ?Sized>(&self, engine: &mut Engine<B>) -> Result<Vec<[f64; 2]>> {
+        let step = |&learning_rate: &f32| {
+            let hyper = Hyper { learning_rate, max_grad_norm: self.max_grad_norm };
+            let stats = engine.step(std::slice::from_ref(&self.batch), hyper)?;
+            Ok([stats.loss, stats.grad_norm])
+        };
+        self.rates.iter().map(step).collect()
+    }
 }
 
 /// A file of gradients or trained weights: with a model's names and layouts, or with an adapter's.
