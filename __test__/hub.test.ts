@@ -175,6 +175,9 @@ describe("a model by its name", () => {
 		hub.add("models/Qwen/Empty", { "model.safetensors": "x" });
 		expect(await failure("Qwen/Empty")).toMatchObject({ code: "ARL_CONFIG" });
 		expect(await failure("hf://Qwen")).toMatchObject({ code: "ARL_CONFIG" });
+		for (const revision of ["../../x", "%zz", "a/../b", ""]) {
+			expect(await failure(`hf://Qwen/Tiny@${revision}`)).toMatchObject({ code: "ARL_CONFIG" });
+		}
 		hub.add("models/Evil/Model", { "config.json": "{}", "../../outside.json": "x", "model.safetensors": "x" });
 		expect((await failure("Evil/Model")).message).toContain('has a file with the path ".."');
 		expect(existsSync(cache) && readdirSync(cache).includes("outside.json")).toBe(false);
