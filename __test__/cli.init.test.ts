@@ -10,6 +10,9 @@ import { capturedOutput } from "./support/output.js";
 import { root } from "./support/real.js";
 
 const folder = temporaryFolder();
+const PYTHON = process.env.ARL_PYTHON ?? "python3";
+const hasTerminals = spawnSync(PYTHON, ["-c", "import pty; pty.openpty()"]).status === 0;
+if (!hasTerminals) process.stderr.write(`SKIPPED: the questions of arl init: ${PYTHON} cannot open a terminal\n`);
 const output = capturedOutput();
 const model = join(folder, "model");
 cpSync(join(root, "assets", "model"), model, { recursive: true });
@@ -98,6 +101,41 @@ describe("arl init", () => {
 		expect(stderr).toContain("--yes");
 		expect(existsSync(join(folder, "asked"))).toBe(false);
 	});
+
+	it.skipIf(!hasTerminals)(
+		"asks in a terminal for what is not given, and makes nothing where its user leaves",
+		() => {
+			const talk = (steps: [string, string][]) => {
+				// A new terminal has no columns.
+				const sized = ["bash", "-c", 'stty cols 100; exec "$@"', "bash"];
+				const program = [...sized, process.execPath, join(root, "dist", "cli", "main.js"), "init"];
+				const script = join(root, "__test__", "support", "talk.py");
+				const env = { ...process.env, TERM: "xterm" };
+				const done = spawnSync(PYTHON, [script, JSON.stringify(steps), ...program], {
+					encoding: "utf8",
+					env,
+					cwd: folder,
+				});
+				expect(done.status, done.stderr).toBe(0);
+				return JSON.parse(done.stdout) as { code: number | null; shown: string };
+			};
+			const asked = talk([
+				["Which folder?", "/asked\r"],
+				["What are your rows?", "\x1b[B\r"],
+				["Which model", "\r"],
+			]);
+			expect(asked.code, asked.shown).toBe(0);
+			expect(readFileSync(join(folder, "asked", "data", "train.jsonl"), "utf8")).toContain("get_weather");
+			expect(readFileSync(join(folder, "asked", "arl.config.ts"), "utf8")).toContain("Qwen/Qwen3-0.6B");
+			const left = talk([
+				["Which folder?", "/left\r"],
+				["What are your rows?", "\x03"],
+			]);
+			expect(left.code, left.shown).toBe(130);
+			expect(existsSync(join(folder, "left"))).toBe(false);
+		},
+		60_000,
+	);
 
 	it("has templates with rows to train, and the steps that follow", () => {
 		for (const { train, steps } of Object.values(TEMPLATES)) {

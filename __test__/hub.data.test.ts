@@ -166,6 +166,20 @@ describe("a run", () => {
 		expect(hub.contents.filter(({ url }) => url.endsWith(".safetensors"))).toEqual([]);
 	}, 60_000);
 
+	it("and so do models that answer: eval and generate", async () => {
+		const heldOut = "hf://datasets/arl/rows/data/test.jsonl";
+		const named = ["--model_name_or_path", "arl/quick"];
+		expect(await main(["eval", ...named, "--eval_file", heldOut, "--device", "cpu"])).toBe(0);
+		expect(output.stdout).toMatch(/^2 rows of /);
+		const few = ["--max_new_tokens", "2", "--device", "cpu"];
+		expect(await main(["generate", ...named, "--prompt", "Hello", ...few])).toBe(0);
+		expect(await main(["generate", ...named, "--prompt_file", heldOut, ...few])).toBe(0);
+		expect(output.stderr).toContain("arl/quick (main, commit");
+		// Each was fetched once, by the first command.
+		const weights = hub.contents.filter(({ url }) => url.endsWith(".safetensors"));
+		expect(weights).toHaveLength(1);
+	}, 60_000);
+
 	it("says in one line what is wrong with a name", async () => {
 		expect(await main(["plan", "--model_name_or_path", "arl/qiuck", "--device", "cpu"])).toBe(1);
 		expect(output.stderr).toMatch(

@@ -1,4 +1,5 @@
 /** Models of the Hugging Face Hub by their names, fetched from a small Hub on loopback into a cache of the usual layout. */
+import { spawnSync } from "node:child_process";
 import {
 	existsSync,
 	lstatSync,
@@ -10,7 +11,8 @@ import {
 	writeFileSync,
 } from "node:fs";
 import { createServer } from "node:http";
-import type { AddressInfo } from "node:net";
+import { type AddressInfo, connect } from "node:net";
+import { hostname } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeEach, describe, expect, it, vi } from "vitest";
 import type { ArlError } from "../src/errors.js";
@@ -173,6 +175,9 @@ describe("a model by its name", () => {
 		hub.add("models/Qwen/Empty", { "model.safetensors": "x" });
 		expect(await failure("Qwen/Empty")).toMatchObject({ code: "ARL_CONFIG" });
 		expect(await failure("hf://Qwen")).toMatchObject({ code: "ARL_CONFIG" });
+		for (const revision of ["../../x", "%zz", "a/../b", ""]) {
+			expect(await failure(`hf://Qwen/Tiny@${revision}`)).toMatchObject({ code: "ARL_CONFIG" });
+		}
 		hub.add("models/Evil/Model", { "config.json": "{}", "../../outside.json": "x", "model.safetensors": "x" });
 		expect((await failure("Evil/Model")).message).toContain('has a file with the path ".."');
 		expect(existsSync(cache) && readdirSync(cache).includes("outside.json")).toBe(false);
@@ -226,6 +231,33 @@ describe("a connection that breaks", () => {
 		hub.ignoresRange = true;
 		const { path } = await fetchModel("Qwen/Tiny");
 		expect(readFileSync(join(path, "model.safetensors")).equals(weights)).toBe(true);
+	});
+});
+
+describe("the partial file of a process", () => {
+	/** Puts the first bytes of the weights under the name of a process's partial file. */
+	function leave(pid: number): string {
+		mkdirSync(join(repoFolder(), "blobs"), { recursive: true });
+		const name = `${sha256(weights)}.arl-${hostname()}-${pid}.incomplete`;
+		writeFileSync(join(repoFolder(), "blobs", name), weights.subarray(0, 123_456));
+		return name;
+	}
+	const asked = () => hub.contents.filter(({ url }) => url.endsWith("model.safetensors")).map(({ range }) => range);
+
+	it("that was killed is continued", async () => {
+		const { pid } = spawnSync(process.execPath, ["--version"]);
+		leave(pid);
+		const { path } = await fetchModel("Qwen/Tiny");
+		expect(asked()).toEqual(["bytes=123456-"]);
+		expect(readFileSync(join(path, "model.safetensors")).equals(weights)).toBe(true);
+	});
+
+	it("that works on it is left to that process", async () => {
+		const name = leave(process.ppid);
+		const { path } = await fetchModel("Qwen/Tiny");
+		expect(asked()).toEqual([undefined]);
+		expect(readFileSync(join(path, "model.safetensors")).equals(weights)).toBe(true);
+		expect(blobs()).toContain(name);
 	});
 });
 
@@ -339,6 +371,31 @@ describe("without the Hub", () => {
 		vi.stubEnv("HF_HUB_OFFLINE", "1");
 		expect((await failure("Qwen/Tiny")).message).toContain("is in the cache only in part");
 		expect((await fetchModel("Qwen/Tiny", { weights: false })).path).toContain(repo.commit);
+	});
+
+	it("a proxy that the environment names is used", async () => {
+		const through: string[] = [];
+		const proxy = createServer();
+		proxy.on("connect", (request, socket) => {
+			through.push(String(request.url));
+			const { port } = new URL(hub.url);
+			const onward = connect(Number(port), "127.0.0.1", () => {
+				socket.write("HTTP/1.1 200 Connection established\r\n\r\n");
+				onward.pipe(socket).pipe(onward);
+			});
+			for (const one of [socket, onward]) one.on("error", () => {});
+		});
+		await new Promise<void>((resolve) => proxy.listen(0, "127.0.0.1", resolve));
+		vi.stubEnv("NO_PROXY", "");
+		vi.stubEnv("no_proxy", "");
+		for (const name of ["http_proxy", "HTTP_PROXY"]) {
+			vi.stubEnv(name, `http://127.0.0.1:${(proxy.address() as AddressInfo).port}`);
+		}
+		vi.stubEnv("HF_ENDPOINT", "http://hub.invalid");
+		await fetchModel("Qwen/Tiny");
+		for (const name of ["http_proxy", "HTTP_PROXY"]) vi.stubEnv(name, "");
+		proxy.close();
+		expect(new Set(through)).toEqual(new Set(["hub.invalid:80"]));
 	});
 
 	it("a Hub that does not answer is named with the reason", async () => {

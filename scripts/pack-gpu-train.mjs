@@ -36,7 +36,11 @@ for (const path of ["package.json", "binding.cjs", "dist", "assets/model", "asse
 }
 put(join(root, "bench", "gpu-train.mjs"), "bench/gpu-train.mjs");
 const listed = execFileSync("npm", ["ls", "--omit=dev", "--all", "--parseable"], { cwd: root, encoding: "utf8" });
-for (const path of listed.trim().split("\n").slice(1)) if (existsSync(path)) put(path, relative(root, path));
+// Without a network nothing is fetched from the Hub.
+const ofHub = /node_modules\/@huggingface\//;
+for (const path of listed.trim().split("\n").slice(1)) {
+	if (existsSync(path) && !ofHub.test(path)) put(path, relative(root, path));
+}
 const configs = join(root, "..", "shared", "bench", "configs");
 if (existsSync(configs)) put(configs, "configs");
 writeFileSync(

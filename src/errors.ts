@@ -130,6 +130,9 @@ export function userError(name: string, thrown: unknown): ArlError {
 	return new ArlError("ARL_USER", `${name} threw: ${said}`, hint, { cause: thrown });
 }
 
+/** Codes whose messages say what to do themselves, where they have no hint: they name the option, and what is expected. */
+const SELF_EXPLANATORY: ReadonlySet<ErrorCode> = new Set(["ARL_USAGE", "ARL_CONFIG", "ARL_INTERRUPTED"]);
+
 /** How an error is shown. */
 export interface FormatOptions {
 	color?: boolean;
@@ -144,7 +147,7 @@ export function formatError(error: ArlError, options: FormatOptions = {}): strin
 	const colors = pc.createColors(options.color ?? false);
 	const [first = "", ...rest] = error.message.split("\n");
 	const lines = [`${colors.red(colors.bold(error.code))} ${colors.bold(first)}`, ...rest.map((line) => `  ${line}`)];
-	const explains = options.explain === true && error.code !== "ARL_INTERRUPTED";
+	const explains = options.explain === true && !SELF_EXPLANATORY.has(error.code);
 	const hint = error.hint === "" && explains ? `see \`arl explain ${error.code}\`` : error.hint;
 	if (hint !== "") {
 		const [head = "", ...tail] = hint.split("\n");

@@ -16,6 +16,7 @@ export type { NoticedRows } from "../data/tokens/notes.js";
 export type { BadRow } from "../data/tokens/problems.js";
 export { ArlError, type ErrorCode, type ErrorJson, EXIT_CODES, isErrorCode } from "../errors.js";
 export type * from "../events.js";
+export type { FetchProgress } from "../hub/index.js";
 export { JsonReporter, type Reporter, TextReporter } from "../report/index.js";
 export type { ModelEvaluation } from "../run/eval/evaluate-model.js";
 export type { EvalFigures, EvalMetric, EvalReply } from "../run/eval/generation.js";

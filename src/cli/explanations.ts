@@ -53,7 +53,7 @@ export const EXPLANATIONS: Readonly<Record<ErrorCode, Explanation>> = {
 		],
 		example: {
 			command: `${TRAIN} --output_dir out/explained --learning_rate -1`,
-			prints: "ARL_CONFIG learning_rate",
+			prints: "ARL_CONFIG learning_rate: -1 (a flag); expected a number, 0 or more",
 		},
 	},
 	ARL_DATA: {
@@ -88,7 +88,8 @@ export const EXPLANATIONS: Readonly<Record<ErrorCode, Explanation>> = {
 		],
 		example: {
 			command: `echo '{% if %}' > broken.jinja\nnpx arl inspect ${MODEL} --train_file assets/train.jsonl --chat_template broken.jinja`,
-			prints: "ARL_TEXT",
+			prints:
+				"ARL_TEXT broken.jinja: the chat template cannot be read: unexpected end of block (line 1 of the template)",
 		},
 	},
 	ARL_WEIGHTS: {
@@ -106,7 +107,8 @@ export const EXPLANATIONS: Readonly<Record<ErrorCode, Explanation>> = {
 		example: {
 			command:
 				"cp -r assets/model half\nhead -c 100000 assets/model/model.safetensors > half/model.safetensors\nnpx arl generate --model_name_or_path half --prompt Hello",
-			prints: "ARL_WEIGHTS",
+			prints:
+				"ARL_WEIGHTS half/model.safetensors: is truncated or has bytes too many: its 100000 bytes are not what the header says",
 		},
 	},
 	ARL_STATE: {
@@ -122,8 +124,8 @@ export const EXPLANATIONS: Readonly<Record<ErrorCode, Explanation>> = {
 			"`--resume_from_checkpoint latest` takes the newest checkpoint that is whole.",
 		],
 		example: {
-			command: `${TRAIN} --output_dir out/first --max_steps 2 --save_steps 1\n${TRAIN} --output_dir out/first --max_steps 4 --seed 7 --resume_from_checkpoint latest`,
-			prints: "ARL_STATE",
+			command: `${TRAIN} --output_dir out/first --max_steps 2 --save_steps 1\n${TRAIN} --output_dir out/first --max_steps 2 --seed 7 --resume_from_checkpoint latest`,
+			prints: "ARL_STATE out/first/checkpoint-2: the checkpoint is of another run:\n  seed: 42 -> 7",
 		},
 	},
 	ARL_IO: {
@@ -156,7 +158,7 @@ export const EXPLANATIONS: Readonly<Record<ErrorCode, Explanation>> = {
 		],
 		example: {
 			command: `HF_HUB_OFFLINE=1 HF_HOME=out/empty npx arl train --model_name_or_path Qwen/Qwen3-0.6B --train_file assets/train.jsonl --output_dir out/explained`,
-			prints: "ARL_NETWORK Qwen/Qwen3-0.6B is not in the cache",
+			prints: "ARL_NETWORK Qwen/Qwen3-0.6B is not in the cache (out/empty/hub), and HF_HUB_OFFLINE forbids to fetch it",
 		},
 	},
 	ARL_OOM: {
@@ -187,7 +189,7 @@ export const EXPLANATIONS: Readonly<Record<ErrorCode, Explanation>> = {
 		],
 		example: {
 			command: `${TRAIN} --output_dir out/steep --learning_rate 1e30 --max_steps 3 --save_strategy no`,
-			prints: "ARL_NONFINITE",
+			prints: "ARL_NONFINITE step 2: step 2: the gradient norm is NaN",
 		},
 	},
 	ARL_DEVICE: {

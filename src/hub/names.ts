@@ -46,7 +46,7 @@ export async function hubModel(text: string): Promise<Repo | null> {
 	}
 	const [owner = ""] = name.split("/");
 	if (!explicit && ((await exists(text)) || (await exists(owner)))) return null;
-	return { type: "model", name, revision: decodeURIComponent(revision) };
+	return { type: "model", name, revision: revisionOf(revision, text) };
 }
 
 /** The model of the Hub that a local folder hides; null: the folder's name is no such name. */
@@ -67,7 +67,24 @@ export function datasetFiles(url: string): DatasetFiles {
 		throw new ArlError("ARL_DATA", `${url} names no data set of the Hub`, hint);
 	}
 	const plain = path.replace(/\/+$/, "");
-	return { repo: { type: "dataset", name, revision: decodeURIComponent(revision) }, path: plain };
+	return { repo: { type: "dataset", name, revision: revisionOf(revision, url) }, path: plain };
+}
+
+/** A revision as it is written: `%2F` is a slash. Throws `ARL_CONFIG` where it cannot be one, as it names a file of the cache. */
+function revisionOf(text: string, whole: string): string {
+	let revision = "";
+	try {
+		revision = decodeURIComponent(text);
+	} catch {
+		// Refused below.
+	}
+	const isSafe = revision.split("/").every((part) => /^[\w-][\w.+-]*$/.test(part));
+	if (isSafe) return revision;
+	throw new ArlError(
+		"ARL_CONFIG",
+		`${whole}: ${JSON.stringify(text)} is no revision`,
+		"Give a branch, a tag or a commit.",
+	);
 }
 
 /** The folder of a repository in the cache, as every program of Hugging Face's calls it. */

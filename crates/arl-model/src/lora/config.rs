@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::base::base_name;
 use super::refused;
 use crate::{Error, ErrorCode, Result};
 
@@ -121,7 +122,7 @@ impl LoraConfig {
         let config = json!({
             "alpha_pattern": alphas,
             "auto_mapping": null,
-            "base_model_name_or_path": base,
+            "base_model_name_or_path": base.map(base_name),
             "bias": if self.bias == LoraBias::LoraOnly { "lora_only" } else { "none" },
             "exclude_modules": names(&self.exclude_modules),
             "fan_in_fan_out": false,

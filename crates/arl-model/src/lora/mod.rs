@@ -1,6 +1,7 @@
 //! LoRA (Hu et al., 2021) as PEFT describes it: which layers have an adapter, of which rank, and what else is trained; the
 //! folder of an adapter, in and out; and the merge of an adapter into its model. Knows nothing of how one is trained.
 
+mod base;
 mod config;
 mod convert;
 mod files;
