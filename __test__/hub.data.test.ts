@@ -156,6 +156,14 @@ describe("a run", () => {
 		expect({ code, said: output.stderr }).toEqual({ code: 0, said: expect.stringContaining("resuming after step 2") });
 	}, 120_000);
 
+	it("of an adapter names its base as the Hub does, so that other machines find it", async () => {
+		const adapter = join(folder, "adapter");
+		const words = [...NAMED, "--output_dir", adapter, "--use_peft", "--max_steps", "1", "--device", "cpu"];
+		expect(await main(["train", ...words, "--disable_tqdm"])).toBe(0);
+		const config = JSON.parse(readFileSync(join(adapter, "adapter_config.json"), "utf8"));
+		expect(config.base_model_name_or_path).toBe("arl/quick");
+	}, 60_000);
+
 	it("and every look at one takes names: plan, inspect, data check", async () => {
 		expect(await main(["plan", "--model_name_or_path", "arl/quick", "--device", "cpu", "--max_length", "64"])).toBe(0);
 		expect(await main(["inspect", ...NAMED, "--row", "1"])).toBe(0);

@@ -18,25 +18,12 @@ import { afterAll, beforeEach, describe, expect, it, vi } from "vitest";
 import type { ArlError } from "../src/errors.js";
 import { type FetchProgress, modelFolder } from "../src/hub/index.js";
 import { temporaryFolder } from "./support/folder.js";
-import { FakeHub, gitId, sendContent, sha256 } from "./support/hub.js";
+import { FakeHub, gitId, MODEL, sendContent, sha256, weights } from "./support/hub.js";
 import { SmallDisk } from "./support/small-disk.js";
 
 const folder = temporaryFolder();
 const hub = await FakeHub.start();
 const TOKEN = "hf_secretOfATest";
-const weights = Buffer.from(Array.from({ length: 300_000 }, (_, i) => (i * 7) % 251));
-const MODEL = {
-	"config.json": '{"model_type": "qwen3"}',
-	"generation_config.json": "{}",
-	"tokenizer.json": '{"a": 1}',
-	"tokenizer_config.json": '{"b": 2}',
-	"chat_template.jinja": "{{ messages }}",
-	"additional_chat_templates/tools.jinja": "{{ tools }}",
-	"model.safetensors": weights,
-	"README.md": "# not needed",
-	"pytorch_model.bin": "not needed",
-	"onnx/model.onnx": "not needed",
-};
 const NEEDED = Object.keys(MODEL).filter((path) => !/README|bin$|onnx/.test(path));
 const repo = hub.add("models/Qwen/Tiny", MODEL);
 

@@ -30,6 +30,22 @@ export const sha256 = (content: Buffer) => createHash("sha256").update(content).
 export const gitId = (content: Buffer) =>
 	createHash("sha1").update(`blob ${content.length}\0`).update(content).digest("hex");
 
+/** Weights of a model, of no meaning. */
+export const weights = Buffer.from(Array.from({ length: 300_000 }, (_, i) => (i * 7) % 251));
+/** A repository of a model, with files that arl does not need. */
+export const MODEL = {
+	"config.json": '{"model_type": "qwen3"}',
+	"generation_config.json": "{}",
+	"tokenizer.json": '{"a": 1}',
+	"tokenizer_config.json": '{"b": 2}',
+	"chat_template.jinja": "{{ messages }}",
+	"additional_chat_templates/tools.jinja": "{{ tools }}",
+	"model.safetensors": weights,
+	"README.md": "# not needed",
+	"pytorch_model.bin": "not needed",
+	"onnx/model.onnx": "not needed",
+};
+
 export class FakeHub {
 	readonly repos = new Map<string, HubRepo>();
 	/** Every request, in order. */
