@@ -189,7 +189,7 @@ export const EXPLANATIONS: Readonly<Record<ErrorCode, Explanation>> = {
 		],
 		example: {
 			command: `${TRAIN} --output_dir out/steep --learning_rate 1e30 --max_steps 3 --save_strategy no`,
-			prints: "ARL_NONFINITE step 2: step 2: the gradient norm is NaN",
+			prints: "ARL_NONFINITE step 2: the gradient norm is NaN",
 		},
 	},
 	ARL_DEVICE: {

@@ -5,10 +5,28 @@ import { dirname, resolve } from "node:path";
 /**
  * Creates a folder and its missing parents. Returns the topmost folder that this call created; undefined: none.
  *
- * Uses the absolute path: with a relative one, Node's recursive `mkdir` loops forever if the working directory was removed.
+ * One folder at a time: Node's recursive `mkdir` loops forever where a folder cannot be created although its parent exists
+ * (`/proc/out`), or where the working directory was removed.
  */
 export async function makeFolder(path: string): Promise<string | undefined> {
-	return await mkdir(resolve(path), { recursive: true });
+	const missing: string[] = [];
+	for (let folder = resolve(path); !(await exists(folder)); folder = dirname(folder)) missing.push(folder);
+	const created: string[] = [];
+	// What exists and is no folder is an error too.
+	for (const folder of missing.length > 0 ? missing.reverse() : [resolve(path)]) {
+		try {
+			await mkdir(folder);
+			created.push(folder);
+		} catch (error) {
+			// It was there, or another process was quicker.
+			const isFolder = await stat(folder).then(
+				(found) => found.isDirectory(),
+				() => false,
+			);
+			if (!isFolder) throw error;
+		}
+	}
+	return created[0];
 }
 
 /** Removes `path` and its parents up to `topmost`, as long as they are empty. */

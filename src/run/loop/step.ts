@@ -93,7 +93,7 @@ export class StepQueue {
 			if (known.code === "ARL_OOM") throw await outOfMemory(engine, submitted, args.output_dir, known);
 			if (known.code !== "ARL_NONFINITE") throw known;
 			const range = " float16 holds no number above 65504: --fp16 false --bf16 has the range of float32.";
-			throw await this.nonFinite(submitted, known.message, args.fp16 ? range : "");
+			throw await this.nonFinite(submitted, known.message.replace(/^step \d+: /, ""), args.fp16 ? range : "");
 		}
 		if (stats.skipped) return stats;
 		if (!Number.isFinite(stats.loss)) throw await this.nonFinite(submitted, `the loss is ${stats.loss}`);
