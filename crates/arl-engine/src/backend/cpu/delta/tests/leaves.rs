@@ -94,7 +94,13 @@ fn the_convolution_is_its_definition() {
             let d_out = f.put(&d_out, dtype);
             let gradient = f.put(&vec![1.0; weight.len()], DType::F32);
             f.backend.causal_conv_backward(&op, d_out, gradient);
-            near("d_x", dtype, if dtype == DType::F32 { 24.0 } else { 3.0 }, &columns(&f.get(place), channels, stride), &d_x);
+            near(
+                "d_x",
+                dtype,
+                if dtype == DType::F32 { 24.0 } else { 3.0 },
+                &columns(&f.get(place), channels, stride),
+                &d_x,
+            );
             let d_weight: Vec<f64> = d_weight.iter().map(|d| d + 1.0).collect();
             assert_close("d_weight", &f.get(gradient), &d_weight, 2e-6);
         }
