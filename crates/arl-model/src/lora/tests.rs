@@ -43,11 +43,17 @@ fn all_linear_is_every_linear_layer_but_the_head() {
 
 /// A hybrid model whose second layer alone has attention.
 fn hybrid(family: &str) -> ModelConfig {
-    model(json!({
-        "model_type": family, "num_hidden_layers": 2, "full_attention_interval": 2, "head_dim": 8, "num_experts": 4,
-        "num_experts_per_tok": 2, "moe_intermediate_size": 6, "shared_expert_intermediate_size": 10, "linear_num_key_heads": 2,
+    let mut text = json!({
+        "model_type": family, "num_hidden_layers": 2, "full_attention_interval": 2, "head_dim": 8, "linear_num_key_heads": 2,
         "linear_num_value_heads": 4, "linear_key_head_dim": 3, "linear_value_head_dim": 5,
-    }))
+    });
+    if family != "qwen3_5_text" {
+        for (key, size) in [("num_experts", 4), ("num_experts_per_tok", 2), ("moe_intermediate_size", 6)] {
+            text[key] = json!(size);
+        }
+        text["shared_expert_intermediate_size"] = json!(10);
+    }
+    model(text)
 }
 
 #[test]
