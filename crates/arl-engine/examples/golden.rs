@@ -22,8 +22,8 @@ use arl_model::{
     AdapterFile, Checkpoint, Error, ErrorCode, Lora, LoraConfig, ModelConfig, Result, SafetensorsFile, merge_adapter,
 };
 
-pub use figures::{Figure, Outcome};
 use figures::{Bounds, difference, figures_of};
+pub use figures::{Figure, Outcome};
 use rounding::Rounding;
 
 fn ints(file: &SafetensorsFile, name: &str) -> Result<Vec<i32>> {

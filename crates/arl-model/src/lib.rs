@@ -15,7 +15,8 @@ mod tensors;
 mod weights;
 
 pub use config::{
-    DeltaConfig, Family, LayerConfig, Mixer, Mlp, ModelConfig, MoeConfig, RopeAxes, RopeConfig, RopeScaling, WeightDtype,
+    DeltaConfig, Family, LayerConfig, Mixer, Mlp, ModelConfig, MoeConfig, RopeAxes, RopeConfig, RopeScaling,
+    WeightDtype,
 };
 pub use error::{Error, ErrorCode, Result};
 pub use folder::{ExportOverrides, ModelFiles, Placeholder, unreadable};

@@ -53,7 +53,11 @@ fn absent_keys_take_the_defaults_of_transformers() {
     let experts = moe.moe.unwrap();
     assert_eq!((experts.num_experts, experts.num_experts_per_tok, experts.moe_intermediate_size), (128, 8, 768));
     assert!(!experts.norm_topk_prob);
-    assert!(moe.layers.iter().all(|layer| layer.mlp == Mlp::Moe(experts) && layer.mixer == Mixer::Attention { window: None }));
+    assert!(
+        moe.layers
+            .iter()
+            .all(|layer| layer.mlp == Mlp::Moe(experts) && layer.mixer == Mixer::Attention { window: None })
+    );
     assert!(moe.delta.is_none() && experts.shared_expert_intermediate_size.is_none());
 }
 

@@ -95,9 +95,8 @@ fn contents(config: &ModelConfig, layout: Layout) -> Vec<Entry> {
             tensors.insert(at("linear_attn.in_proj_ba.weight"), (vec![8, 6], ba));
         }
         if layout.joined && matches!(config.layers[layer].mlp, Mlp::Moe(_)) {
-            let mut expert = |e: usize, part: &str| {
-                tensors.remove(&at(&format!("mlp.experts.{e}.{part}_proj.weight"))).unwrap().1
-            };
+            let mut expert =
+                |e: usize, part: &str| tensors.remove(&at(&format!("mlp.experts.{e}.{part}_proj.weight"))).unwrap().1;
             let gate_up: Vec<f32> = (0..3).flat_map(|e| [expert(e, "gate"), expert(e, "up")].concat()).collect();
             let down: Vec<f32> = (0..3).flat_map(|e| expert(e, "down")).collect();
             tensors.insert(at("mlp.experts.gate_up_proj"), (vec![3, 8, 6], gate_up));
@@ -258,7 +257,10 @@ fn absent_keys_take_the_defaults_of_transformers() {
         assert!(config.attention_gate && config.norm_offset == 1.0 && config.qk_norm);
         let delta = config.delta.unwrap();
         assert_eq!((delta.linear_num_key_heads, delta.linear_num_value_heads), (16, 32));
-        assert_eq!((delta.linear_key_head_dim, delta.linear_value_head_dim, delta.linear_conv_kernel_dim), (128, 128, 4));
+        assert_eq!(
+            (delta.linear_key_head_dim, delta.linear_value_head_dim, delta.linear_conv_kernel_dim),
+            (128, 128, 4)
+        );
         assert_eq!((delta.key_columns(), delta.value_columns(), delta.channels()), (2048, 4096, 8192));
         assert!(config.layers.iter().skip(3).step_by(4).all(|layer| layer.mixer == Mixer::Attention { window: None }));
     }
@@ -309,8 +311,14 @@ fn what_a_nested_text_part_lacks_is_said() {
     for (text, why) in [
         (json!({"model_type": "qwen3_5"}), "qwen3_5_text"),
         (json!({"model_type": "qwen3_5", "text_config": 3}), "an object"),
-        (json!({"model_type": "qwen3_5", "text_config": {}, "quantization_config": {"quant_method": "fp8"}}), "quantized"),
-        (json!({"model_type": "qwen3_5", "text_config": {"quantization_config": {"bits": 4}}}), "text_config.quantization"),
+        (
+            json!({"model_type": "qwen3_5", "text_config": {}, "quantization_config": {"quant_method": "fp8"}}),
+            "quantized",
+        ),
+        (
+            json!({"model_type": "qwen3_5", "text_config": {"quantization_config": {"bits": 4}}}),
+            "text_config.quantization",
+        ),
         (json!({"model_type": "qwen3_5", "text_config": {"hidden_size": 0}}), "text_config.hidden_size"),
         (json!({"model_type": "qwen4_exp", "text_config": {}}), "hyper-connections"),
     ] {

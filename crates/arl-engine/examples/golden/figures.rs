@@ -57,7 +57,12 @@ impl Bounds {
 pub(super) type Compared = (String, Vec<f32>, Vec<f32>);
 
 /// The figures of the tensors of a kind.
-pub(super) fn figures_of(kind: &'static str, of_cosine: &'static str, tensors: &[Compared], bound: Option<f64>) -> Vec<Figure> {
+pub(super) fn figures_of(
+    kind: &'static str,
+    of_cosine: &'static str,
+    tensors: &[Compared],
+    bound: Option<f64>,
+) -> Vec<Figure> {
     if let Some(bound) = bound {
         let mut figure = Figure::new(kind, bound);
         tensors.iter().for_each(|(name, a, b)| figure.note(name, difference(a, b)));

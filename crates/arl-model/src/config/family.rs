@@ -27,14 +27,8 @@ pub enum Family {
 
 impl Family {
     /// Every family.
-    pub const ALL: [Family; 6] = [
-        Family::Qwen2,
-        Family::Qwen3,
-        Family::Qwen3Moe,
-        Family::Qwen3Next,
-        Family::Qwen3_5,
-        Family::Qwen3_5Moe,
-    ];
+    pub const ALL: [Family; 6] =
+        [Family::Qwen2, Family::Qwen3, Family::Qwen3Moe, Family::Qwen3Next, Family::Qwen3_5, Family::Qwen3_5Moe];
 
     /// The family's `model_type`; that of the whole model where its text part has another one.
     pub fn as_str(self) -> &'static str {
@@ -79,7 +73,10 @@ const SUPPORTED: &str = "supported are qwen2 (Qwen2, Qwen2.5), qwen3, qwen3_moe,
 
 /// Families that are known and not built, and why.
 const NOT_BUILT: &[(&str, &str)] = &[
-    ("qwen4_exp", "Qwen4-Exp (Qwen3.8-Flash-Next) has hyper-connections, sparse attention by an indexer and n-gram embeddings"),
+    (
+        "qwen4_exp",
+        "Qwen4-Exp (Qwen3.8-Flash-Next) has hyper-connections, sparse attention by an indexer and n-gram embeddings",
+    ),
     ("qwen2_moe", "Qwen1.5-MoE and Qwen2-MoE combine biases of attention with a shared expert"),
     ("qwen2_vl", "its text part is not trained apart from its vision tower"),
     ("qwen2_5_vl", "its text part is not trained apart from its vision tower"),

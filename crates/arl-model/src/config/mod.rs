@@ -203,7 +203,8 @@ struct Defaults {
 
 impl Defaults {
     fn of(family: Family) -> Self {
-        let [hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads] = match family {
+        let [hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads] = match family
+        {
             Family::Qwen2 | Family::Qwen3 => [4096, 22_016, 32, 32, 32],
             Family::Qwen3Moe => [2048, 6144, 24, 32, 4],
             Family::Qwen3Next => [2048, 5632, 48, 16, 2],
@@ -212,7 +213,14 @@ impl Defaults {
             Family::Qwen3_5Moe => [2048, 1, 40, 16, 2],
         };
         let vocab_size = if matches!(family, Family::Qwen3_5 | Family::Qwen3_5Moe) { 248_320 } else { 151_936 };
-        Defaults { vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads }
+        Defaults {
+            vocab_size,
+            hidden_size,
+            intermediate_size,
+            num_hidden_layers,
+            num_attention_heads,
+            num_key_value_heads,
+        }
     }
 }
 

@@ -145,7 +145,9 @@ const FUSED_QKVZ: Join = Join {
     parameters: &["linear_attn.in_proj_qkv.weight", "linear_attn.in_proj_z.weight"],
     tensor: "linear_attn.in_proj_qkvz.weight",
     axes: Axes::Grouped(|config| {
-        by_key_head(config, |delta| vec![delta.key_columns(), delta.key_columns(), delta.value_columns(), delta.value_columns()])
+        by_key_head(config, |delta| {
+            vec![delta.key_columns(), delta.key_columns(), delta.value_columns(), delta.value_columns()]
+        })
     }),
 };
 

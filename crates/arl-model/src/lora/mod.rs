@@ -130,9 +130,8 @@ impl Adapter {
             },
             None => (model.intermediate_size, 0),
         };
-        let [channels, values, heads] = model.delta.map_or([0; 3], |delta| {
-            [delta.channels(), delta.value_columns(), delta.linear_num_value_heads]
-        });
+        let [channels, values, heads] =
+            model.delta.map_or([0; 3], |delta| [delta.channels(), delta.value_columns(), delta.linear_num_value_heads]);
         match self.projection {
             Projection::Query => (hidden, gates * q),
             Projection::Key | Projection::Value => (hidden, kv),

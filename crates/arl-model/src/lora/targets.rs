@@ -66,7 +66,10 @@ pub(super) fn adapters(model: &ModelConfig, table: &[TensorSpec], config: &LoraC
                 "`lora_modules_to_save` trains a whole copy of a module such as lm_head or embed_tokens",
             ));
         };
-        if model.family == Family::Qwen3Next && projection.product() == 0 && matches!(module.spec.block, Block::Delta(_)) {
+        if model.family == Family::Qwen3Next
+            && projection.product() == 0
+            && matches!(module.spec.block, Block::Delta(_))
+        {
             return Err(refused(
                 format!("lora_target_modules: `{}` is a part of a fused projection of {}", module.name, model.family),
                 "adapters of in_proj_qkvz and in_proj_ba are not built: leave them out of lora_target_modules",
@@ -177,10 +180,7 @@ fn module(spec: &TensorSpec) -> Option<Module<'_>> {
 }
 
 fn is_expert(module: &Module<'_>) -> bool {
-    matches!(
-        module.spec.role,
-        Role::Router | Role::ExpertGate(_) | Role::ExpertUp(_) | Role::ExpertDown(_)
-    )
+    matches!(module.spec.role, Role::Router | Role::ExpertGate(_) | Role::ExpertUp(_) | Role::ExpertDown(_))
 }
 
 fn ends_with(name: &str, item: &str) -> bool {
