@@ -43,6 +43,7 @@ pub(crate) struct Block {
 }
 
 #[derive(Clone, Copy, Debug)]
+#[allow(clippy::large_enum_variant, reason = "two a layer; a box is not Copy")]
 enum Kind {
     Attention(Attention),
     Delta(Delta),
@@ -52,6 +53,7 @@ enum Kind {
 
 /// A block with the buffers of a micro-batch.
 #[derive(Clone, Copy, Debug)]
+#[allow(clippy::large_enum_variant, reason = "two a layer; a box is not Copy")]
 pub(crate) enum Active {
     Attention(Attention, attention::Buffers),
     Delta(Delta, delta::Buffers),

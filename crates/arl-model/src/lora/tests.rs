@@ -41,6 +41,46 @@ fn all_linear_is_every_linear_layer_but_the_head() {
     assert!(modules(json!({ "target_modules": "ALL-linear" })).len() == 21);
 }
 
+/// A hybrid model whose second layer alone has attention.
+fn hybrid(family: &str) -> ModelConfig {
+    let mut text = json!({
+        "model_type": family, "num_hidden_layers": 2, "full_attention_interval": 2, "head_dim": 8, "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4, "linear_key_head_dim": 3, "linear_value_head_dim": 5,
+    });
+    if family != "qwen3_5_text" {
+        for (key, size) in [("num_experts", 4), ("num_experts_per_tok", 2), ("moe_intermediate_size", 6)] {
+            text[key] = json!(size);
+        }
+        text["shared_expert_intermediate_size"] = json!(10);
+    }
+    model(text)
+}
+
+#[test]
+fn all_linear_of_a_hybrid_takes_the_delta_rule_and_the_shared_expert_and_no_expert() {
+    let of = |family: &str, targets: Value| {
+        Lora::new(&hybrid(family), &config(json!({ "target_modules": targets, "r": 4 })).unwrap())
+    };
+    let delta = ["in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"].map(|name| (name.to_owned(), 1));
+    let attention = ["q_proj", "k_proj", "v_proj", "o_proj"].map(|name| (name.to_owned(), 1));
+    let mlp = ["gate_proj", "up_proj", "down_proj"].map(|name| (name.to_owned(), 2));
+    let dense = of("qwen3_5_text", json!("all-linear")).unwrap();
+    assert_eq!(dense.counts(), [&delta[..], &mlp[..], &attention[..]].concat());
+    // Queries have their gates; channels are 2 x 6 + 20.
+    let sides = (16 + 32) + (16 + 20) + 2 * (16 + 4) + (20 + 16) + (16 + 64) + 2 * (16 + 16) + (32 + 16);
+    assert_eq!(dense.trained_parameters(), 4 * (sides + 2 * 3 * (16 + 24)));
+    let experts = of("qwen3_5_moe_text", json!("all-linear")).unwrap();
+    let gate = [("shared_expert_gate".to_owned(), 2)];
+    assert_eq!(experts.counts(), [&delta[..], &mlp[..], &gate[..], &attention[..]].concat());
+    assert!(experts.adapters.iter().all(|adapter| !adapter.module.contains("experts.")));
+    assert_eq!(of("qwen3_5_moe_text", json!(["gate_proj"])).unwrap().adapters.len(), 2);
+    assert_eq!(of("qwen3_next", json!(["out_proj", "o_proj"])).unwrap().adapters.len(), 2);
+    for (targets, why) in [(json!("all-linear"), "experts are adapted"), (json!(["in_proj_qkv"]), "fused projection")] {
+        let error = of("qwen3_next", targets).unwrap_err();
+        assert!(error.message.contains(why), "{error}");
+    }
+}
+
 #[test]
 fn a_list_matches_ends_and_a_text_whole_names() {
     let names = |targets: Value| modules(json!({ "target_modules": targets, "layers_to_transform": [1] }));

@@ -211,19 +211,19 @@ pub(super) fn step<T: Element>(shape: &Shape<'_>, x: &[T], weight: &[f32], input
         vectorise!({
             for sequence in 0..sequences {
                 let place = |row: usize| (sequence * before + row) * channels + columns.start;
-                for row in 0..before {
+                for (row, kept) in window[..before].iter_mut().enumerate() {
                     // SAFETY: the columns belong to one task.
-                    load(unsafe { inputs.part(place(row), columns.len()) }, &mut window[row]);
+                    load(unsafe { inputs.part(place(row), columns.len()) }, kept);
                 }
                 let new = &x[sequence * shape.stride + columns.start..][..columns.len()];
                 load(new, &mut window[before]);
                 // SAFETY: as above.
                 let row = unsafe { out.part(sequence * channels + columns.start, columns.len()) };
                 store_silu(&convolve(&weights, &window), row);
-                for row in 0..before {
+                for (row, x) in window[1..].iter().enumerate() {
                     // SAFETY: as above.
                     let kept = unsafe { inputs.part(place(row), columns.len()) };
-                    for (kept, x) in kept.iter_mut().zip(&window[row + 1]) {
+                    for (kept, x) in kept.iter_mut().zip(x) {
                         *kept = T::store(*x);
                     }
                 }

@@ -110,16 +110,17 @@ fn gate<T: Element>(x: &[T], gates: &[T], out: &mut [T]) {
     });
 }
 
-/// With `s = σ(gate)`: `d_x = d_out s`, `d_gate = d_out x s (1 - s)`.
+/// With `s = σ(gate)`: `d_x = d_out s`, `d_gate = d_out x s (1 - s)`, and `1 - s = σ(-gate)` without loss.
 fn gate_backward<T: Element>(d_out: &mut [T], x: &[T], gates: &mut [T]) {
     assert_eq!((x.len(), gates.len()), (d_out.len(), d_out.len()), "a gate for each element");
     let outputs = d_out.par_chunks_mut(BLOCK).zip(gates.par_chunks_mut(BLOCK));
     outputs.zip(x.par_chunks(BLOCK)).for_each(|((d_out, gates), x)| {
         vectorise!({
             for ((d, gate), x) in d_out.iter_mut().zip(gates.iter_mut()).zip(x) {
-                let (s, d_out) = (sigmoid(gate.load()), d.load());
+                let (g, d_out) = (gate.load(), d.load());
+                let s = sigmoid(g);
                 *d = T::store(d_out * s);
-                *gate = T::store(d_out * x.load() * s * (1.0 - s));
+                *gate = T::store(d_out * x.load() * s * sigmoid(-g));
             }
         });
     });
@@ -141,7 +142,7 @@ fn add_gated_rows<T: Element>(x: &[T], logits: &[f32], width: usize, out: &mut [
     });
 }
 
-/// With `s = σ(logit)`: `d_x = s d_out`, `d_logit = (x . d_out) s (1 - s)`.
+/// With `s = σ(logit)`: `d_x = s d_out`, `d_logit = (x . d_out) s (1 - s)`, and `1 - s = σ(-logit)` without loss.
 fn gated_rows_backward<T: Element>(d_out: &[T], x: &[T], logits: &mut [f32], width: usize, d_x: &mut [T]) {
     let len = logits.len() * width;
     assert_eq!((d_out.len(), x.len(), d_x.len()), (len, len, len), "gated rows of {width}");
@@ -153,7 +154,7 @@ fn gated_rows_backward<T: Element>(d_out: &[T], x: &[T], logits: &mut [f32], wid
             let inputs = d_out.chunks_exact(width).zip(x.chunks_exact(width));
             for ((d_x, logit), (d_out, x)) in d_x.chunks_exact_mut(width).zip(logits.iter_mut()).zip(inputs) {
                 let s = sigmoid(*logit);
-                *logit = dot(x, d_out) * s * (1.0 - s);
+                *logit = dot(x, d_out) * s * sigmoid(-*logit);
                 for (d_x, d_out) in d_x.iter_mut().zip(d_out) {
                     *d_x = T::store(s * d_out.load());
                 }

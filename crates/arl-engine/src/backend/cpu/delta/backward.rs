@@ -276,9 +276,9 @@ fn one_head<T: Element>(
     if !place.first {
         let (e, decay) = (&*head.e, head.e[n - 1]);
         vectorise!({
-            for row in 0..n {
-                let factor = -gates.beta[row] * e[row];
-                chunk.x[row * width..(row + 1) * width].iter_mut().for_each(|x| *x *= factor);
+            for ((row, beta), e) in chunk.x.chunks_exact_mut(width).zip(gates.beta).zip(e) {
+                let factor = -beta * e;
+                row.iter_mut().for_each(|x| *x *= factor);
             }
             scale_rows(tiles, (n, width), chunk.d_out_panels, |i| e[i]);
             if !place.last {

@@ -21,7 +21,7 @@ pub(super) fn sums(
     let (n, stride) = (place.tokens.len(), shape.chunk);
     chunk.columns.fill(0.0);
     let mut to_the_end = 0.0;
-    for i in 0..n {
+    for (i, d_beta) in d_beta.iter_mut().enumerate() {
         let (beta, e, r) = (gates.beta[i], head.e[i], head.d[(n - 1) * stride + i]);
         let (row, row_of_keys) = (i * width..(i + 1) * width, i * key_dim..(i + 1) * key_dim);
         let (x, ks) = (&chunk.x[row.clone()], &head.ks[row.clone()]);
@@ -57,7 +57,7 @@ pub(super) fn sums(
         d_sum += of_decay;
         d_write += of_beta;
         chunk.d_sums[i] = d_sum;
-        d_beta[i] = d_write;
+        *d_beta = d_write;
     }
     for (d_sum, column) in chunk.d_sums[..n].iter_mut().zip(&*chunk.columns) {
         *d_sum -= column;

@@ -23,7 +23,7 @@ pub(super) enum Target<'a> {
 
 impl Target<'_> {
     /// The rows from `row` on.
-    fn from_row(&mut self, row: usize, panel: usize) -> Target<'_> {
+    fn rows_from(&mut self, row: usize, panel: usize) -> Target<'_> {
         match self {
             Target::Rows(data, stride) => Target::Rows(&mut data[row * *stride..], *stride),
             Target::Panels(data, rows) => Target::Panels(&mut data[row * panel..], *rows),
@@ -132,7 +132,7 @@ impl Tiles {
         for row in (0..n).step_by(BLOCK) {
             let rows = BLOCK.min(n - row);
             let left = self.left(&a.0[row * a.1..], a.1);
-            self.part((rows, columns, row + rows), left, b, (n, 0), c.from_row(row, self.panel()), add);
+            self.part((rows, columns, row + rows), left, b, (n, 0), c.rows_from(row, self.panel()), add);
         }
     }
 
@@ -148,7 +148,7 @@ impl Tiles {
         for row in (0..n).step_by(BLOCK) {
             let rows = BLOCK.min(n - row);
             let left = self.left_transposed(&a.0[row * a.1 + row..], a.1);
-            self.part((rows, columns, n - row), left, b, (n, row), c.from_row(row, self.panel()), add);
+            self.part((rows, columns, n - row), left, b, (n, row), c.rows_from(row, self.panel()), add);
         }
     }
 

@@ -125,9 +125,9 @@ impl Inputs {
                             d_k[i] += d_state[at(i, j)] * passed.written[j];
                         }
                     }
-                    for j in 0..value_dim {
-                        to.beta[t * value + head] += d_written[j] * (token.v[j] - passed.met[j]);
-                        to.v[(t * value + head) * value_dim + j] = token.beta * d_written[j];
+                    for (j, d_written) in d_written.iter().enumerate() {
+                        to.beta[t * value + head] += d_written * (token.v[j] - passed.met[j]);
+                        to.v[(t * value + head) * value_dim + j] = token.beta * d_written;
                     }
                     for i in 0..key_dim {
                         for j in 0..value_dim {
