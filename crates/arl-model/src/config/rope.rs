@@ -142,7 +142,7 @@ pub(super) fn read(keys: &mut Keys<'_>, around: &Around, unknown: &mut Vec<Strin
     let inner_theta = theta(&mut inner, "rope_theta")?;
     let part = part(&mut inner, around)?.or(outer_part).unwrap_or(if around.hybrid { 0.25 } else { 1.0 });
     let rotary_dim = (around.head_dim as f64 * part) as usize;
-    if rotary_dim < 2 || rotary_dim % 2 != 0 {
+    if rotary_dim < 2 || !rotary_dim.is_multiple_of(2) {
         let what = format_args!(
             "is {part}; of `head_dim` ({}) this rotates {rotary_dim} elements, which must be even",
             around.head_dim
