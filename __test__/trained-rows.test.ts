@@ -9,7 +9,7 @@ import type { MicroBatch } from "../src/native.js";
 import { RunReader } from "../src/report/runs/read-run.js";
 import { TrainedRows } from "../src/run/loop/trained-rows.js";
 import { temporaryFolder } from "./support/folder.js";
-import { metricsOf, tinyPlace } from "./support/real.js";
+import { linesOf, tinyPlace } from "./support/real.js";
 
 const folder = temporaryFolder();
 
@@ -77,7 +77,7 @@ describe("trained rows of the highest loss", () => {
 			for (const [i, { loss }] of trained.entries()) expect(loss).toBeCloseTo(highestLosses[i]?.loss ?? Number.NaN, 5);
 		}
 
-		const lines = metricsOf(out).filter((line) => (line as { event?: string }).event === "trained_rows");
+		const lines = linesOf(out).filter(({ event }) => event === "trained_rows");
 		expect(lines.map(({ step }) => step)).toEqual(events.map(({ step }) => step));
 		const reader = new RunReader(out);
 		reader.update();

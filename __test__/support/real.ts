@@ -107,10 +107,15 @@ export function contents(folder: string): Map<string, Buffer> {
 	);
 }
 
-/** The lines of a run's metrics. */
-export function metricsOf(out: string): Record<string, number>[] {
+/** All lines of a run's metrics. */
+export function linesOf(out: string): Record<string, unknown>[] {
 	const lines = readFileSync(join(out, "metrics.jsonl"), "utf8").trim().split("\n");
 	return lines.map((line) => JSON.parse(line));
+}
+
+/** The lines of a run's metrics, but for those that list trained rows. */
+export function metricsOf(out: string): Record<string, number>[] {
+	return linesOf(out).filter((line) => line.event !== "trained_rows") as Record<string, number>[];
 }
 
 /** Names of the files that differ between two folders; what the trainer notes about time and paths is left out. */

@@ -354,7 +354,8 @@ fn a_folder_that_several_write_in_parts_has_the_bytes_of_one_that_is_written_as_
                 let owned = |name: &str| {
                     let len = parameters[name].len();
                     let at = |i: usize| (i * len / 3 + i).min(len);
-                    vec![at(writer)..if writer == 2 { len } else { at(writer + 1) }]
+                    let end = if writer == 2 { len } else { at(writer + 1) };
+                    std::iter::once(at(writer)..end).collect()
                 };
                 let fetch = |name: &str, start: usize, out: &mut [f32]| {
                     out.copy_from_slice(&parameters[name][start..start + out.len()]);
