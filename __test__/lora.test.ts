@@ -111,18 +111,18 @@ describe("a run with an adapter", () => {
 	it("merges the adapter of the best evaluation where that one is loaded at the end", async () => {
 		const out = join(folder, "best");
 		const every = { eval_strategy: "steps", eval_steps: 2, save_steps: 2, load_best_model_at_end: true };
-		// The loss rises from the second evaluation on: the steps are too long.
+		// The loss falls, and the greatest is asked for: an evaluation before the last step.
 		const options = {
 			...LORA,
 			lora_dropout: 0,
-			learning_rate: 0.5,
+			greater_is_better: true,
 			eval_file: place.file,
 			merge_adapter: true,
 			...every,
 		};
 		await ok(train(out, options));
 		const evaluated = metricsOf(out).filter(({ eval_loss: loss }) => loss !== undefined);
-		const best = evaluated.reduce((least, line) => (Number(line.eval_loss) < Number(least.eval_loss) ? line : least));
+		const best = evaluated.reduce((most, line) => (Number(line.eval_loss) > Number(most.eval_loss) ? line : most));
 		expect(best.step).toBeLessThan(6);
 		const again = join(folder, "best-merged");
 		const adapter = join(out, `checkpoint-${best.step}`);
