@@ -4,8 +4,14 @@ use std::ffi::{CStr, c_void};
 use std::ptr::NonNull;
 
 /// A library that is open for the life of the process.
+#[cfg(unix)]
 #[derive(Clone, Copy)]
 pub(crate) struct Opened(NonNull<c_void>);
+
+/// No library is ever opened here.
+#[cfg(not(unix))]
+#[derive(Clone, Copy)]
+pub(crate) enum Opened {}
 
 #[cfg(unix)]
 impl Opened {
@@ -42,8 +48,8 @@ impl Opened {
         Err("several ranks need Linux or macOS".into())
     }
 
-    /// Finds nothing: nothing was opened.
+    /// There is no library to find anything in.
     pub(crate) fn symbol(self, _name: &CStr) -> Option<NonNull<c_void>> {
-        None
+        match self {}
     }
 }

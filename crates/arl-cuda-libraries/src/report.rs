@@ -75,6 +75,7 @@ impl FreeMemory {
     }
 
     /// Whether GPU `ordinal` is asked, where those in `before` were listed before it.
+    #[cfg(all(target_os = "linux", target_arch = "x86_64", target_env = "gnu"))]
     fn asks(self, ordinal: u32, before: &[Gpu]) -> bool {
         match self {
             FreeMemory::OfNone => false,
