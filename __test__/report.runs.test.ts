@@ -16,6 +16,7 @@ import { sparkline, watchLines } from "../src/report/runs/watch.js";
 import { type Faults, fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
 import { capturedOutput } from "./support/output.js";
+import { metricsOf } from "./support/real.js";
 import { events, ofType, trainer, workspace } from "./support/run.js";
 
 const folder = temporaryFolder();
@@ -142,8 +143,7 @@ describe("a run", () => {
 		expect(record.options.find(({ name }) => name === "adam_beta1")?.isDefault).toBe(true);
 		const reader = readerOf(place.out);
 		expect(record.figures).toEqual(reader.figures);
-		const lines = readFileSync(join(place.out, "metrics.jsonl"), "utf8").trim().split("\n");
-		const losses = lines.map((line) => (JSON.parse(line) as { loss: number }).loss);
+		const losses = metricsOf(place.out).map(({ loss }) => loss as number);
 		expect(record.figures?.training.loss).toMatchObject({
 			first: { step: 1, value: losses[0] },
 			last: { step: 8, value: losses[7] },

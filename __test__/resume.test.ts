@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { type Faults, fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
+import { metricsOf } from "./support/real.js";
 import { chatRow, events, numbers, type Options, ofType, trainer, workspace } from "./support/run.js";
 
 const folder = temporaryFolder();
@@ -27,12 +28,6 @@ async function dieAt(place: ReturnType<typeof workspace>, step: number, options:
 		.train()
 		.catch(() => {});
 }
-
-const metricsOf = (out: string) =>
-	readFileSync(join(out, "metrics.jsonl"), "utf8")
-		.trim()
-		.split("\n")
-		.map((line) => JSON.parse(line));
 
 describe("resuming", () => {
 	it.each([

@@ -5,15 +5,10 @@ import { createTrainer } from "../src/api/trainer.js";
 import { preprocessSeconds, resolveArgs } from "../src/run/setup/options.js";
 import { fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
+import { metricsOf } from "./support/real.js";
 import { chatRow, events, numbers, ofType, trainer, workspace } from "./support/run.js";
 
 const folder = temporaryFolder();
-const metricsOf = (out: string) =>
-	readFileSync(join(out, "metrics.jsonl"), "utf8")
-		.trim()
-		.split("\n")
-		.map((line) => JSON.parse(line));
-
 describe("a run", () => {
 	it("reports what happens in order, and leaves the model and its metrics in output_dir", async () => {
 		const place = workspace(folder);
@@ -48,7 +43,7 @@ describe("a run", () => {
 		const all = await events(trainer(place, { logging_steps: 3, learning_rate: 0.1, warmup_steps: 2 }));
 		const logs = metricsOf(place.out);
 		expect(logs.map(({ step }) => step)).toEqual([3, 6, 8]);
-		expect(Object.keys(logs[0])).toEqual(
+		expect(Object.keys(logs[0] ?? {})).toEqual(
 			expect.arrayContaining([
 				"step",
 				"epoch",
@@ -63,8 +58,8 @@ describe("a run", () => {
 		const steps = ofType(all, "step");
 		expect(steps.map(({ learningRate }) => learningRate).slice(0, 3)).toEqual([0, 0.05, 0.1]);
 		const mean = (steps[0]?.loss ?? 0) / 3 + (steps[1]?.loss ?? 0) / 3 + (steps[2]?.loss ?? 0) / 3;
-		expect(logs[0].loss).toBeCloseTo(mean, 12);
-		expect(logs[0].grad_norm).toBe(steps[2]?.gradNorm);
+		expect(logs[0]?.loss).toBeCloseTo(mean, 12);
+		expect(logs[0]?.grad_norm).toBe(steps[2]?.gradNorm);
 		expect(logs.at(-1).num_tokens).toBe(steps.reduce((sum, { tokens }) => sum + tokens, 0));
 	});
 
