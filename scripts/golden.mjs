@@ -5,6 +5,8 @@ import { join } from "node:path";
 import { cargoEnv, orExplain, root, run } from "./setup.mjs";
 
 const shared = join(root, "..", "shared", "golden");
-const folders = process.env.ARL_GOLDEN ? [process.env.ARL_GOLDEN] : [shared, join(shared, "lora"), join(shared, "hybrid")];
+const folders = process.env.ARL_GOLDEN
+	? [process.env.ARL_GOLDEN]
+	: [shared, join(shared, "lora"), join(shared, "hybrid")];
 const command = ["run", "--quiet", "--locked", "-p", "arl-engine", "--example", "golden", "--", ...folders];
 orExplain(() => run("cargo", command, { env: cargoEnv() }));

@@ -140,16 +140,16 @@ pub fn run_case_on<B: Backend + ?Sized>(
         let (mut losses, mut norms) = (Figure::new("curve", bounds.curve), Figure::new("norms", bounds.norms));
         for (i, (&[_, loss, norm], computed)) in steps.iter().zip(&computed).enumerate() {
             let place = format!("step {i}");
-            losses.note_beside(&place, (computed[0] - loss).abs(), rounding.losses[i]);
-            norms.note_beside(&place, (computed[1] - norm).abs() / norm, rounding.norms[i]);
+            losses.note_beside(&place, (computed[0] - loss).abs(), rounding.loss(i, bounds.curve));
+            norms.note_beside(&place, (computed[1] - norm).abs() / norm, rounding.norm(i, bounds.norms));
         }
         let mut trained = Figure::new("trained", bounds.trained);
-        for ((name, actual, expected), rounding) in weights.iter().zip(&rounding.trained) {
-            trained.note_beside(name, difference(actual, expected), *rounding);
+        for (name, actual, expected) in &weights {
+            trained.note_beside(name, difference(actual, expected), rounding.trained);
         }
         [losses, norms, trained]
     };
-    let mut training = compare(&Rounding::none(steps.len(), weights.len()));
+    let mut training = compare(&Rounding::none(steps.len()));
     if dtype == DType::F32 && training.iter().any(Figure::failed) {
         training = compare(&Rounding::measure(dir, &options, &run, &computed, &weights)?);
     }

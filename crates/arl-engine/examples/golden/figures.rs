@@ -101,7 +101,7 @@ impl Figure {
         self.note_beside(place, value, 0.0);
     }
 
-    /// Notes a value at a place where rounding alone does so much; three times that is within the bound.
+    /// Notes a value at a place where rounding alone does so much; three times that is allowed there.
     pub(super) fn note_beside(&mut self, place: &str, value: f64, rounding: f64) {
         // A NaN is worse than anything.
         let value = if value.is_nan() { f64::INFINITY } else { value };

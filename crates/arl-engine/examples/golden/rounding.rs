@@ -1,6 +1,7 @@
 //! What rounding alone does to a case's training. Where a model amplifies the smallest differences from step to step, f32 does not
 //! determine its curve: two right programs part as two runs of one of them do, whose weights begin one unit in the last place
-//! apart. How far such runs part is measured here, so that a case is held to no less, and to no more.
+//! apart. How far such runs part is measured here: a case is held to its bounds up to the step at which rounding comes near them, and
+//! from there on to the spread of such runs, for a spike may come a step sooner or later.
 
 use std::path::Path;
 
@@ -17,17 +18,27 @@ const RUNS: u32 = 4;
 /// What rounding does.
 pub(super) struct Rounding {
     /// By steps: most that a loss was apart up to there.
-    pub(super) losses: Vec<f64>,
+    losses: Vec<f64>,
     /// By steps: most that a norm of the gradients was apart up to there, relatively.
-    pub(super) norms: Vec<f64>,
-    /// By trained tensors: `|a - b| / |b|`.
-    pub(super) trained: Vec<f64>,
+    norms: Vec<f64>,
+    /// Most that a trained tensor was apart: `|a - b| / |b|`.
+    pub(super) trained: f64,
 }
 
 impl Rounding {
     /// Nothing.
-    pub(super) fn none(steps: usize, tensors: usize) -> Self {
-        Rounding { losses: vec![0.0; steps], norms: vec![0.0; steps], trained: vec![0.0; tensors] }
+    pub(super) fn none(steps: usize) -> Self {
+        Rounding { losses: vec![0.0; steps], norms: vec![0.0; steps], trained: 0.0 }
+    }
+
+    /// What it may do to the loss of a step whose bound is this.
+    pub(super) fn loss(&self, step: usize, bound: f64) -> f64 {
+        spread(&self.losses, step, bound)
+    }
+
+    /// What it may do to a step's norm of the gradients.
+    pub(super) fn norm(&self, step: usize, bound: f64) -> f64 {
+        spread(&self.norms, step, bound)
     }
 
     /// Trains from weights that are one unit in the last place apart, and compares with what came of the weights as they are.
@@ -38,7 +49,7 @@ impl Rounding {
         curve: &[[f64; 2]],
         trained: &[Compared],
     ) -> Result<Self> {
-        let mut rounding = Self::none(curve.len(), trained.len());
+        let mut rounding = Self::none(curve.len());
         for run in 0..RUNS {
             let folder = moved(&base_of(dir), run)?;
             let mut engine = Engine::open(Box::new(CpuBackend::new()), folder.path(), Weights::Checkpoint, options)?;
@@ -52,12 +63,18 @@ impl Rounding {
                 rounding.losses[i] = rounding.losses[i].max(loss);
                 rounding.norms[i] = rounding.norms[i].max(norm);
             }
-            for ((name, values, _), most) in trained.iter().zip(&mut rounding.trained) {
-                *most = most.max(difference(&engine.read_tensor(name, Kind::Weights)?, values));
+            for (name, values, _) in trained {
+                let apart = difference(&engine.read_tensor(name, Kind::Weights)?, values);
+                rounding.trained = rounding.trained.max(apart);
             }
         }
         Ok(rounding)
     }
+}
+
+/// Nothing before the step at which rounding does a tenth of the bound; from there on the most that it does to any step.
+fn spread(most: &[f64], step: usize, bound: f64) -> f64 {
+    if most[step] > bound / 10.0 { most.last().copied().unwrap_or(0.0) } else { 0.0 }
 }
 
 /// The folder of a model whose f32 weights are each the same, the next one up or the next one down.
