@@ -91,6 +91,7 @@ describe("a run with an adapter", () => {
 		await ok(train(out, { ...LORA, lora_dropout: 0, save_strategy: "no", merge_adapter: true }));
 		expect(existsSync(join(out, "merged", "config.json"))).toBe(true);
 		expect(output.stderr).toContain(`use it   npx arl chat ${join(out, "merged")}\n`);
+		expect(readFileSync(join(out, "report.html"), "utf8")).toContain(`vllm serve ${join(out, "merged")}`);
 		const again = join(folder, "merged");
 		await ok(["merge", ...flags({ model_name_or_path: place.model, adapter: out, output_dir: again })]);
 		expect(differingFiles(again, join(out, "merged"))).toEqual([]);
