@@ -91,6 +91,7 @@ describe("a run with an adapter", () => {
 		await ok(train(out, { ...LORA, lora_dropout: 0, save_strategy: "no", merge_adapter: true }));
 		expect(existsSync(join(out, "merged", "config.json"))).toBe(true);
 		expect(output.stderr).toContain(`use it   npx arl chat ${join(out, "merged")}\n`);
+		expect(readFileSync(join(out, "report.html"), "utf8")).toContain(`vllm serve ${join(out, "merged")}`);
 		const again = join(folder, "merged");
 		await ok(["merge", ...flags({ model_name_or_path: place.model, adapter: out, output_dir: again })]);
 		expect(differingFiles(again, join(out, "merged"))).toEqual([]);
@@ -144,6 +145,22 @@ describe("a run with an adapter", () => {
 		expect(output.stderr).toContain("load_in_4bit");
 		const question = { prompt: "What is 2 + 2?", max_new_tokens: 4, device: "cpu" };
 		await ok(["generate", ...flags({ model_name_or_path: place.model, adapter: whole, ...nested, ...question })]);
+	}, 120_000);
+
+	it("trains magnitudes as well, and answers as the merged model does", async () => {
+		const out = join(folder, "dora");
+		const options = { ...LORA, use_dora: true, lora_dropout: 0, save_strategy: "no", merge_adapter: true };
+		await ok(train(out, options));
+		expect(json(out, "adapter_config.json").use_dora).toBe(true);
+		const reply = async (given: Record<string, string>) => {
+			output.stdout = "";
+			await ok(["generate", ...flags({ ...given, prompt: "What is 2 + 2?", max_new_tokens: 8, device: "cpu" })]);
+			return output.stdout;
+		};
+		const adapted = await reply({ model_name_or_path: place.model, adapter: out });
+		expect(adapted).toBe(await reply({ model_name_or_path: join(out, "merged") }));
+		expect(await main(train(join(folder, "dropped"), { ...options, lora_dropout: 0.1 }))).not.toBe(0);
+		expect(output.stderr).toContain("use_dora: magnitudes next to lora_dropout are not built");
 	}, 120_000);
 
 	it("replaces its own merged folder, and no other", async () => {
