@@ -34,11 +34,14 @@ export function cargoEnv(folder = ".") {
 
 const windows = process.platform === "win32";
 
+/** npm is a script on Windows, which only a shell starts; a shell would cut the path of any other program at its spaces. */
+const needsShell = (command) => windows && command === "npm";
+
 /** Ends the set-up with what is missing and what to do. */
 export class SetupError extends Error {}
 
 export function run(command, args, options = {}) {
-	const result = spawnSync(command, args, { cwd: root, stdio: "inherit", shell: windows, ...options });
+	const result = spawnSync(command, args, { cwd: root, stdio: "inherit", shell: needsShell(command), ...options });
 	if (result.error) throw new SetupError(`${command}: ${result.error.message}`);
 	if (result.status !== 0)
 		throw new SetupError(
@@ -48,7 +51,7 @@ export function run(command, args, options = {}) {
 }
 
 function output(command, args) {
-	const result = spawnSync(command, args, { cwd: root, encoding: "utf8", shell: windows });
+	const result = spawnSync(command, args, { cwd: root, encoding: "utf8", shell: needsShell(command) });
 	return result.status === 0 ? result.stdout.trim() : undefined;
 }
 
