@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use arl_model::{Block, Error, ErrorCode, Lora, ModelConfig, Projection, Result, Role, RopeTable};
+use arl_model::{Block, Error, ErrorCode, Family, Lora, ModelConfig, Projection, Result, Role, RopeTable};
 
 use crate::attention;
 use crate::backend::{DType, DeviceKind, NormWeight};
@@ -88,6 +88,10 @@ impl Model {
             return Err(Error::new(ErrorCode::Config, "use_dora is built for float32 on the CPU").hint(
                 "add --device cpu --bf16 false, or leave use_dora out: LoRA is built for every type and device",
             ));
+        }
+        if load_in_4bit.is_some() && config.family == Family::Qwen3Next {
+            let what = format!("load_in_4bit is not built for {}, whose files fuse projections", config.family);
+            return Err(Error::new(ErrorCode::Config, what).hint("leave load_in_4bit out"));
         }
         let mut placement = match &lora {
             None => Placement::new(config, &options.frozen, load_in_4bit.is_some())?,

@@ -32,30 +32,30 @@ fn open(dir: &Path, options: &EngineOptions) -> Engine<CpuBackend> {
 }
 
 /// A folder with the values that a model's weights in 4 bits stand for.
-fn decoded(name: &str, nested: bool) -> tempfile::TempDir {
+fn decoded(dir: &Path, nested: bool) -> tempfile::TempDir {
     let base = EngineOptions { inference_only: true, ..options(DType::F32, Recompute::Off, 1) };
-    let mut engine = open(&model(name), &in_nf4(base, nested));
-    let files = ModelFiles::read(&model(name)).unwrap();
+    let mut engine = open(dir, &in_nf4(base, nested));
+    let files = ModelFiles::read(dir).unwrap();
     let config = files.config().unwrap();
     let values: HashMap<String, Vec<f32>> = tensor_table(&config)
         .iter()
         .map(|spec| (spec.name.clone(), engine.read_tensor(&spec.name, Kind::Weights).unwrap()))
         .collect();
-    let dir = tempfile::tempdir().unwrap();
+    let out = tempfile::tempdir().unwrap();
     let format = CheckpointFormat::new(&config);
-    save_model(dir.path(), &files, &config, &format, None, MAX_SHARD_BYTES, |name, out| {
+    save_model(out.path(), &files, &config, &format, None, MAX_SHARD_BYTES, |name, out| {
         out.copy_from_slice(&values[name]);
         Ok(())
     })
     .unwrap();
-    dir
+    out
 }
 
 #[test]
 fn training_and_generation_are_those_of_the_values_to_the_bit() {
     for name in MODELS {
         for nested in [false, true] {
-            let folder = decoded(name, nested);
+            let folder = decoded(&model(name), nested);
             for dtype in TYPES {
                 let mut text = text();
                 // Magnitudes are the norms of what the 4 bits stand for.
@@ -76,6 +76,72 @@ fn training_and_generation_are_those_of_the_values_to_the_bit() {
             }
         }
     }
+}
+
+/// A model of the delta rule and of experts with a shared one, with random weights.
+fn hybrid(model_type: &str) -> tempfile::TempDir {
+    let config = json!({
+        "model_type": model_type, "vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8, "linear_value_head_dim": 4, "num_experts": 4, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 8, "shared_expert_intermediate_size": 12, "tie_word_embeddings": false,
+    });
+    let (source, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    std::fs::write(source.path().join("config.json"), config.to_string()).unwrap();
+    let base = EngineOptions { inference_only: true, ..options(DType::F32, Recompute::Off, 1) };
+    let cpu = Box::new(CpuBackend::new());
+    let mut engine = Engine::open(cpu, source.path(), Weights::Random(7), &base).unwrap();
+    engine.export_model(out.path(), None).unwrap();
+    out
+}
+
+#[test]
+fn projections_of_the_delta_rule_and_the_shared_expert_are_in_4_bits_too() {
+    let dir = hybrid("qwen3_5_moe_text");
+    let folder = decoded(dir.path(), true);
+    let base = EngineOptions { inference_only: true, ..options(DType::F32, Recompute::Off, 1) };
+    let (mut plain, mut values) = (open(dir.path(), &base), open(folder.path(), &base));
+    for (name, narrow) in [
+        ("linear_attn.in_proj_qkv", true),
+        ("linear_attn.in_proj_z", true),
+        ("linear_attn.in_proj_b", true),
+        ("linear_attn.in_proj_a", true),
+        ("linear_attn.out_proj", true),
+        ("linear_attn.conv1d", false),
+        ("mlp.shared_expert.gate_proj", true),
+        ("mlp.shared_expert.down_proj", true),
+        ("mlp.shared_expert_gate", true),
+        ("mlp.gate", false),
+    ] {
+        let name = format!("model.layers.0.{name}.weight");
+        let [a, b] = [&mut plain, &mut values].map(|engine| engine.read_tensor(&name, Kind::Weights).unwrap());
+        assert_eq!(a != b, narrow, "{name}");
+    }
+    let text = json!({ "target_modules": "all-linear", "r": 3, "lora_alpha": 6 });
+    for dtype in TYPES {
+        let run = |dir: &Path, base: EngineOptions| {
+            let mut engine = open(dir, &with(base, &text));
+            let losses: Vec<u64> = (0..3).map(|_| engine.step(&batches(), HYPER).unwrap().loss.to_bits()).collect();
+            let names = trained(&engine);
+            let prompts = [vec![1, 2, 3], vec![30]];
+            let replies = engine.generate(&prompts, &GenerateOptions::greedy(6)).unwrap();
+            (losses, bits(&mut engine, &names, Kind::Weights), replies)
+        };
+        let expected = run(folder.path(), options(dtype, Recompute::Norms, 33));
+        for recompute in LEVELS {
+            let actual = run(dir.path(), in_nf4(options(dtype, recompute, 33), true));
+            assert!(actual == expected, "{dtype:?} {recompute:?}");
+        }
+    }
+}
+
+#[test]
+fn a_model_whose_files_fuse_projections_is_refused_by_name() {
+    let dir = hybrid("qwen3_next");
+    let base = EngineOptions { inference_only: true, ..options(DType::F32, Recompute::Off, 1) };
+    let opened = Engine::open(Box::new(CpuBackend::new()), dir.path(), Weights::Checkpoint, &in_nf4(base, true));
+    let error = opened.map(|_| ()).unwrap_err();
+    assert!(error.code == ErrorCode::Config && error.message.contains("qwen3_next"), "{error}");
 }
 
 #[test]

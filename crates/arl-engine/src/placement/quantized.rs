@@ -43,10 +43,11 @@ pub(crate) struct QuantizedStore {
 /// Whether a tensor is the weight of a linear layer as bitsandbytes quantizes them: every one but the head. Routers and experts
 /// are parameters in transformers, and stay.
 pub(super) fn is_linear(spec: &TensorSpec) -> bool {
-    matches!(
-        spec.role,
-        Role::QWeight | Role::KWeight | Role::VWeight | Role::OWeight | Role::Gate | Role::Up | Role::Down
-    )
+    let attention = matches!(spec.role, Role::QWeight | Role::KWeight | Role::VWeight | Role::OWeight);
+    let input = matches!(spec.role, Role::InProjQkv | Role::InProjZ | Role::InProjB | Role::InProjA);
+    let dense = matches!(spec.role, Role::Gate | Role::Up | Role::Down);
+    let shared = matches!(spec.role, Role::SharedGate | Role::SharedUp | Role::SharedDown | Role::SharedExpertGate);
+    attention || input || spec.role == Role::OutProj || dense || shared
 }
 
 impl Quantized {
