@@ -421,6 +421,10 @@ export interface EngineOptions {
   lora?: string
   /** Folder of an adapter with which they begin; absent: they are drawn with `seed`. */
   adapterDir?: string
+  /** Keep the frozen weights of linear layers in NF4. A folder that has them so decides by itself. */
+  loadIn4bit?: boolean
+  /** Keep the scales of such weights in 8 bits. */
+  nestedQuant?: boolean
   /**
    * Sum gradients micro-batch by micro-batch over so many data-parallel ranks, which `joinRanks` brings in; absent: one
    * rank, whose sums may be in another order.
