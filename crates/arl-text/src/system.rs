@@ -84,7 +84,7 @@ mod at {
         path.try_exists()
     }
 
-    /// Unlocked first, as no open file can be removed; whoever opens it in between keeps it.
+    /// Unlocked first, as no open file can be removed; another process that opens it in between keeps it.
     pub(super) fn remove_lock(file: File, path: &Path) -> io::Result<()> {
         drop(file);
         match std::fs::remove_file(path) {
