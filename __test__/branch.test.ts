@@ -1,10 +1,10 @@
-import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { setBranchAside } from "../src/run/checkpoint/old-run.js";
 import { fakeNative } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
-import { contents } from "./support/real.js";
+import { contents, metricsOf } from "./support/real.js";
 import { events, type Options, ofType, trainer, workspace } from "./support/run.js";
 
 const folder = temporaryFolder();
@@ -13,11 +13,7 @@ const checkpoints = (out: string) =>
 	readdirSync(out)
 		.filter((name) => name.startsWith("checkpoint-"))
 		.sort();
-const stepsOf = (out: string) =>
-	readFileSync(join(out, "metrics.jsonl"), "utf8")
-		.trim()
-		.split("\n")
-		.map((line) => JSON.parse(line).step);
+const stepsOf = (out: string) => metricsOf(out).map(({ step }) => step);
 
 /** A run of 8 steps with checkpoints 2, 4, 6 and 8, and the options that resume it after step 2. */
 async function finished() {

@@ -5,7 +5,7 @@ import { describe, expect, it } from "vitest";
 import { main } from "../src/cli/commands.js";
 import { temporaryFolder } from "./support/folder.js";
 import { capturedOutput } from "./support/output.js";
-import { sharedPath } from "./support/real.js";
+import { metricsOf, sharedPath } from "./support/real.js";
 
 const golden = sharedPath("golden/lora/lora-curve", "TRL's curve of an adapter through the command line");
 const folder = temporaryFolder();
@@ -58,8 +58,7 @@ describe.skipIf(golden === null)("TRL's run of an adapter with TRL's own flags",
 			--bf16 false --seed 3`;
 		expect(await main(flags.split(/\s+/)), output.stderr).toBe(0);
 		expect(output.stderr).toContain("layers with adapters: q_proj 2, k_proj 2, v_proj 2, o_proj 2, gate_proj 2");
-		const lines = readFileSync(join(out, "metrics.jsonl"), "utf8").trimEnd().split("\n");
-		const ours = lines.map((line) => JSON.parse(line) as Line);
+		const ours = metricsOf(out) as unknown as Line[];
 		expect(ours.map(({ step }) => step)).toEqual(curve.log.map(({ step }) => step));
 		for (const [i, theirs] of curve.log.entries()) {
 			const line = ours[i] as Line;

@@ -5,6 +5,7 @@ import { fileURLToPath } from "node:url";
 import { afterAll, afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { run } from "../src/cli/train.js";
 import { loadNative } from "../src/native.js";
+import { metricsOf } from "./support/real.js";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
 const golden = join(process.env.ARL_SHARED ?? resolve(root, "../shared"), "golden", "sft-curve");
@@ -46,10 +47,7 @@ describe.skipIf(missing !== null)("TRL's run with TRL's own flags", () => {
 			--warmup_steps 4 --weight_decay 0.01 --max_grad_norm 1.0 --num_train_epochs 2 --max_length 384 --truncation right
 			--train_sampling_strategy sequential --save_strategy no --logging_steps 1 --bf16 false --seed 3`;
 		expect(await run(flags.split(/\s+/))).toBe(0);
-		const lines = readFileSync(join(folder, "out", "metrics.jsonl"), "utf8")
-			.trimEnd()
-			.split("\n");
-		const ours = lines.map((line) => JSON.parse(line) as Line);
+		const ours = metricsOf(join(folder, "out")) as unknown as Line[];
 		expect(ours.map(({ step }) => step)).toEqual(curve.log.map(({ step }) => step));
 		for (const [i, theirs] of curve.log.entries()) {
 			const line = ours[i] as Line;

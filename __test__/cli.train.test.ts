@@ -7,6 +7,7 @@ import { ArlError } from "../src/errors.js";
 import { type Faults, fakeNative, writeFakeModel } from "./support/fake-native.js";
 import { temporaryFolder } from "./support/folder.js";
 import { capturedOutput } from "./support/output.js";
+import { metricsOf } from "./support/real.js";
 
 const folder = temporaryFolder();
 
@@ -49,8 +50,7 @@ describe("arl train", () => {
 		expect(output.stderr).toContain(`model    ${out}`);
 		expect(output.stderr).toContain(`metrics  ${join(out, "metrics.jsonl")}`);
 		expect(output.stdout).toBe("");
-		const lines = readFileSync(join(out, "metrics.jsonl"), "utf8").trimEnd().split("\n");
-		expect(lines.map((line) => (JSON.parse(line) as { step: number }).step)).toEqual([2, 4, 6]);
+		expect(metricsOf(out).map(({ step }) => step)).toEqual([2, 4, 6]);
 	});
 
 	it("--json prints every event on stdout", async () => {

@@ -124,7 +124,7 @@ describe("the documentation of the command line", () => {
 
 		// Flags of the bench for GPUs and of `step_rate`, and of srun and docker: their first words.
 		const bench = "budget|compile|count|dropout|host|keep|lora|only|part|profile|python|rehearse|shapes|steps";
-		const foreign = new RegExp(`^(?:${bench}|mpi|gpus|user|dry)$`);
+		const foreign = new RegExp(`^(?:${bench}|mpi|gpus|user|dry|long)$`);
 		const all = new Set([...flags.values()].flatMap((some) => [...some]));
 		const unknown = faults(/`--(\w+)/g, (_, flag) => !all.has(flag.replace(/^no_/, "")) && !foreign.test(flag));
 		expect(unknown).toEqual([]);

@@ -1,10 +1,11 @@
 /** What a run checks before its first step. */
-import { existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { EngineOptions } from "../src/native.js";
 import { fakeNative, writeFakeModel } from "./support/fake-native.js";
 import { errorOf, temporaryFolder } from "./support/folder.js";
+import { metricsOf } from "./support/real.js";
 import { events, type Options, ofType, trainer, workspace } from "./support/run.js";
 
 const folder = temporaryFolder();
@@ -89,7 +90,7 @@ describe("checks before training", () => {
 			"report.html",
 			"run.json",
 		]);
-		expect(readFileSync(join(place.out, "metrics.jsonl"), "utf8").trim().split("\n")).toHaveLength(4);
+		expect(metricsOf(place.out)).toHaveLength(4);
 	});
 
 	it("refuse a run that memory does not hold, and say what to change", async () => {

@@ -9,7 +9,7 @@
 import { copyFile, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { exists, makeFolder } from "../../disk/folders.js";
-import { syncPath } from "../../disk/write-whole.js";
+import { PARTIAL, syncPath } from "../../disk/write-whole.js";
 import { ArlError, toArlError } from "../../errors.js";
 import { LISTS_FOLDER as ROW_LISTS } from "../../mongo/list-file.js";
 import { METRICS_FILE } from "../../report/metrics.js";
@@ -42,10 +42,11 @@ export async function namesOfOldRun(outputDir: string): Promise<string[]> {
 	return [...names.sort(), ...(await linksIn(outputDir)), ...(await runCaches(outputDir))];
 }
 
-/** What a run reports of itself: files, and what sinks keep. */
+/** What a run reports of itself: files, what is left of one that was being written, and what sinks keep. */
 const REPORTS = [METRICS_FILE, RECORD_FILE, REPORT_FILE];
-const REPORT_FOLDERS = [SINKS_FOLDER, TENSORBOARD_FOLDER];
-const OTHERS = [...REPORTS, ...REPORT_FOLDERS, MODEL_LIST, ROW_LISTS];
+const REPORT_PARTIALS = [RECORD_FILE, REPORT_FILE].map((name) => `${name}${PARTIAL}`);
+const OF_A_RUN = [...REPORTS, ...REPORT_PARTIALS, SINKS_FOLDER, TENSORBOARD_FOLDER, ROW_LISTS];
+const OTHERS = [...OF_A_RUN, MODEL_LIST];
 
 async function linksIn(outputDir: string): Promise<string[]> {
 	const found = await Promise.all(LINKS.map((name) => isLink(outputDir, name)));
@@ -155,8 +156,7 @@ async function hasResult(outputDir: string, after: number | null): Promise<boole
 /** Removes what a run without a result left behind. */
 async function removeNewRun(outputDir: string): Promise<void> {
 	await removePublished(outputDir);
-	const others = [...REPORTS, ...REPORT_FOLDERS, ROW_LISTS];
-	for (const name of [...others, ...(await linksIn(outputDir)), ...(await runCaches(outputDir))]) {
+	for (const name of [...OF_A_RUN, ...(await linksIn(outputDir)), ...(await runCaches(outputDir))]) {
 		await rm(join(outputDir, name), { recursive: true, force: true });
 	}
 }
