@@ -20,6 +20,12 @@ describe("the checks of arl train on a GPU, rehearsed on the CPU", { timeout: 30
 		expect(cases).toMatchObject([{ train: "sigterm", ok: true, exit_code: 130 }]);
 	});
 
+	it("compare the losses of ten steps", () => {
+		const { status, stderr, cases } = rehearse("--only", "losses f32");
+		expect(status, stderr).toBe(0);
+		expect(cases).toMatchObject([{ train: "losses f32", ok: true, steps: 10, apart: 0 }]);
+	});
+
 	const configs = sharedPath("bench/configs", "the loop and the bare engine");
 	it.skipIf(configs === null)("compare the loop with the bare engine on the same micro-batches", () => {
 		const { status, stderr, cases } = rehearse(

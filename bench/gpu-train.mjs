@@ -87,6 +87,7 @@ async function trained(name, options) {
 	return run.out;
 }
 
+/** The lines of logged steps. */
 const metricsOf = (out) =>
 	existsSync(join(out, "metrics.jsonl"))
 		? readFileSync(join(out, "metrics.jsonl"), "utf8")
@@ -94,6 +95,7 @@ const metricsOf = (out) =>
 				.split("\n")
 				.filter(Boolean)
 				.map((line) => JSON.parse(line))
+				.filter(({ event }) => event === undefined)
 		: [];
 const weightsOf = (out) =>
 	createHash("sha256")
