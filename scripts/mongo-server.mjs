@@ -16,8 +16,12 @@ export function findServer() {
 	return existsSync(binary) ? binary : null;
 }
 
-/** The package's own profile optimizes across crates, which takes time that a server for tests need not cost. */
-const QUICK_BUILD = { CARGO_PROFILE_RELEASE_LTO: "off", CARGO_PROFILE_RELEASE_CODEGEN_UNITS: "16" };
+/** The package's own profile optimizes across crates and for speed, which takes time that a server for tests need not cost. */
+const QUICK_BUILD = {
+	CARGO_PROFILE_RELEASE_LTO: "off",
+	CARGO_PROFILE_RELEASE_CODEGEN_UNITS: "16",
+	CARGO_PROFILE_RELEASE_OPT_LEVEL: "1",
+};
 
 function runs(command) {
 	const result = spawnSync(command, ["--version"], { stdio: "ignore" });
