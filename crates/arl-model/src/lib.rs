@@ -17,7 +17,7 @@ mod weights;
 
 pub use config::{
     DeltaConfig, Family, LayerConfig, Mixer, Mlp, ModelConfig, MoeConfig, RopeAxes, RopeConfig, RopeScaling,
-    WeightDtype,
+    VisionConfig, VisionKind, WeightDtype,
 };
 pub use error::{Error, ErrorCode, Result};
 pub use folder::{ExportOverrides, ModelFiles, Placeholder, unreadable};

@@ -19,16 +19,31 @@ pub enum Family {
     Qwen3Moe,
     /// Qwen3-Next: delta rule and gated attention, with a mixture of experts.
     Qwen3Next,
-    /// The text part of Qwen3.5, 3.6 and 3.8, dense.
+    /// Qwen3.5, 3.6 and 3.8, dense.
     Qwen3_5,
-    /// The text part of Qwen3.5, 3.6 and 3.8 with a mixture of experts.
+    /// Qwen3.5, 3.6 and 3.8 with a mixture of experts.
     Qwen3_5Moe,
+    /// Qwen2.5-VL: Qwen2's decoder.
+    Qwen2_5Vl,
+    /// Qwen3-VL, dense: Qwen3's decoder.
+    Qwen3Vl,
+    /// Qwen3-VL with a mixture of experts: Qwen3-MoE's decoder.
+    Qwen3VlMoe,
 }
 
 impl Family {
     /// Every family.
-    pub const ALL: [Family; 6] =
-        [Family::Qwen2, Family::Qwen3, Family::Qwen3Moe, Family::Qwen3Next, Family::Qwen3_5, Family::Qwen3_5Moe];
+    pub const ALL: [Family; 9] = [
+        Family::Qwen2,
+        Family::Qwen3,
+        Family::Qwen3Moe,
+        Family::Qwen3Next,
+        Family::Qwen3_5,
+        Family::Qwen3_5Moe,
+        Family::Qwen2_5Vl,
+        Family::Qwen3Vl,
+        Family::Qwen3VlMoe,
+    ];
 
     /// The family's `model_type`; that of the whole model where its text part has another one.
     pub fn as_str(self) -> &'static str {
@@ -39,6 +54,9 @@ impl Family {
             Family::Qwen3Next => "qwen3_next",
             Family::Qwen3_5 => "qwen3_5",
             Family::Qwen3_5Moe => "qwen3_5_moe",
+            Family::Qwen2_5Vl => "qwen2_5_vl",
+            Family::Qwen3Vl => "qwen3_vl",
+            Family::Qwen3VlMoe => "qwen3_vl_moe",
         }
     }
 
@@ -47,13 +65,16 @@ impl Family {
         match self {
             Family::Qwen3_5 => "qwen3_5_text",
             Family::Qwen3_5Moe => "qwen3_5_moe_text",
+            Family::Qwen2_5Vl => "qwen2_5_vl_text",
+            Family::Qwen3Vl => "qwen3_vl_text",
+            Family::Qwen3VlMoe => "qwen3_vl_moe_text",
             _ => self.as_str(),
         }
     }
 
     /// Whether layers have experts, unless their configuration says otherwise.
     pub(super) fn has_experts(self) -> bool {
-        matches!(self, Family::Qwen3Moe | Family::Qwen3Next | Family::Qwen3_5Moe)
+        matches!(self, Family::Qwen3Moe | Family::Qwen3Next | Family::Qwen3_5Moe | Family::Qwen3VlMoe)
     }
 
     /// Whether most layers follow the delta rule in place of attention.

@@ -10,6 +10,7 @@ mod mixer;
 mod quantization;
 mod refused;
 mod rope;
+mod vision;
 
 use std::path::{Path, PathBuf};
 
@@ -23,6 +24,7 @@ use keys::Keys;
 use layers::{layers, moe};
 pub use mixer::{DeltaConfig, Mixer};
 pub use rope::{RopeAxes, RopeConfig, RopeScaling};
+pub use vision::{VisionConfig, VisionKind};
 
 /// A mixture of experts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -69,8 +71,10 @@ pub struct ModelConfig {
     pub path: PathBuf,
     /// `model_type`.
     pub family: Family,
-    /// Whether the file nests what is read here under `text_config`, next to a vision tower that is not trained.
+    /// Whether the file nests what is read here under `text_config`.
     pub nested: bool,
+    /// The vision tower. `None`: the folder has none, or it is carried: every saved model has its bytes.
+    pub vision: Option<VisionConfig>,
     /// Rows of the embedding and of the head.
     pub vocab_size: usize,
     /// Width of the residual stream.
