@@ -50,7 +50,7 @@ export declare class Engine {
    * Generates a reply to each prompt, in one batch. `onToken` receives each token, with its prompt's index, as soon as it is
    * chosen; its last calls may come after the promise resolves.
    */
-  generate(prompts: Array<Int32Array>, options: GenerateOptions, onToken?: (prompt: number, token: number) => void): Promise<Int32Array[]>
+  generate(prompts: Array<Int32Array>, options: GenerateOptions, onToken?: (prompt: number, token: number) => void, seen?: Array<PromptImages>): Promise<Int32Array[]>
   /**
    * Exact weights, moments, step count and loss scale, as safetensors in `dir`. Where ranks divide moments, all of them save,
    * export and read tensors at once.
@@ -138,10 +138,14 @@ export declare class TextEncoder {
   info(): TextInfo
   /** Finds out what shape the rows have; throws where it is none that is known. Later rows must have the same. */
   detect(rows: Array<Uint8Array>): string
+  /** The images of a row, in the order of their places. */
+  imageRefs(row: Uint8Array): ImageRef[]
   /** One row as the model sees it. */
-  encode(row: Uint8Array): EncodedRow
+  encode(row: Uint8Array, images?: Array<MeasuredRowImage> | undefined | null): EncodedRow
   /** Tokens of a conversation's messages before `until` and the header of a reply. */
-  prompt(row: Uint8Array, until?: number | undefined | null): Int32Array
+  prompt(row: Uint8Array, until?: number | undefined | null, images?: Array<MeasuredRowImage> | undefined | null): Int32Array
+  /** The same with its positions and images. */
+  promptRow(row: Uint8Array, until?: number | undefined | null, images?: Array<MeasuredRowImage> | undefined | null): EncodedPrompt
   /** Text of tokens. */
   decode(ids: Int32Array, skipSpecialTokens: boolean): string
 }
@@ -151,7 +155,7 @@ export declare class TokenCache {
   /** Opens the cache of the source that `key` names, for `rows` rows, below `dir`; continues one that exists. */
   static open(dir: string, key: string, rows: number, encoder: TextEncoder): TokenCache
   /** Rows are encoded on all cores and appended; each row's tokens land under its index. */
-  fill(rows: Array<Uint8Array>, indexes: Uint32Array): Promise<FillReport>
+  fill(rows: Array<Uint8Array>, indexes: Uint32Array, images?: Array<Array<MeasuredRowImage>> | undefined | null): Promise<FillReport>
   /** Tokens of every row; 0: not there yet, dropped, or a problem. */
   lengths(): Uint32Array
   /** What was noticed in the samples that are filled, by this process or an earlier one. */
@@ -159,13 +163,110 @@ export declare class TokenCache {
   /** Rows that are filled, samples or not. */
   filled(): number
   /** Samples side by side, in the order of `indexes`. */
-  microBatch(indexes: Uint32Array): MicroBatch
+  microBatch(indexes: Uint32Array): TokenBatch
   /** Groups of positions into `indexes`, each of at most `maxTokens` tokens together, best fit. */
   pack(indexes: Uint32Array, maxTokens: number): Array<Uint32Array>
   /** What is filled is on disk from here on, also if the machine stops. */
   sync(): void
   /** Gives the files free. */
   close(): void
+}
+
+/** Decodes and resizes images as a model's processor does. */
+export declare class ImageProcessor {
+  /** Reads `preprocessor_config.json` of a model's folder; the bounds replace its own. */
+  static open(modelDir: string, minPixels?: number | undefined | null, maxPixels?: number | undefined | null): ImageProcessor
+  /** What it does. */
+  info(): ImageProcessorInfo
+  /** What an image's header says, and a hash of its bytes. */
+  measure(bytes: Uint8Array): Promise<MeasuredImage>
+  /** The pixels of an image as the model gets them. */
+  prepare(bytes: Uint8Array): Promise<PreparedImage>
+}
+
+/** How images become tokens. */
+export interface ImageProcessorInfo {
+  patchSize: number
+  mergeSize: number
+  minPixels: number
+  maxPixels: number
+  fingerprint: string
+}
+
+/** An image's header. */
+export interface MeasuredImage {
+  format: string
+  width: number
+  height: number
+  resizedHeight: number
+  resizedWidth: number
+  tokens: number
+  hash: string
+}
+
+/** An image's pixels, `[height, width, 3]`. */
+export interface PreparedImage {
+  pixels: Uint8Array
+  height: number
+  width: number
+  hash: string
+}
+
+/** An image of a row: where its bytes are. */
+export interface ImageRef {
+  place: string
+  url?: string
+  path?: string
+  bytes?: Uint8Array
+}
+
+/** An image of a row as its tokens need it: resized. */
+export interface MeasuredRowImage {
+  hash: string
+  height: number
+  width: number
+  problem?: string
+}
+
+/** Tokens of a prompt. */
+export interface EncodedPrompt {
+  inputIds: Int32Array
+  positions: Int32Array
+  images: Array<EncodedImage>
+}
+
+/** What a model sees of a prompt. */
+export interface PromptImages {
+  positions: Int32Array
+  images: Array<ImagePixels>
+}
+
+/** Pixels of an image, `[height, width, 3]`. */
+export interface ImagePixels {
+  pixels: Uint8Array
+  height: number
+  width: number
+}
+
+/** Samples side by side, whose images lack their pixels. */
+export interface TokenBatch {
+  inputIds: Int32Array
+  targets: Int32Array
+  positions: Int32Array
+  cuSeqlens: Int32Array
+  weights?: Float32Array
+  images: Array<BatchImage>
+}
+
+/** An image of a micro-batch. */
+export interface BatchImage {
+  /** The row. */
+  index: number
+  /** Which of the row's images. */
+  place: number
+  hash: string
+  height: number
+  width: number
 }
 
 /** Layers of one name that have adapters. */
@@ -328,8 +429,22 @@ export interface EncodedRow {
   spans: Array<RowSpan>
   /** The row's own name. */
   recordId?: string
+  /** Its images. */
+  images: Array<EncodedImage>
   /** What was noticed in the row; `firstRow` is 0. */
   notes: Array<RowNote>
+}
+
+/** An image of an encoded row. */
+export interface EncodedImage {
+  place: number
+  /** The first of its tokens. */
+  first: number
+  /** How many tokens it has. */
+  count: number
+  /** Of the resized image. */
+  height: number
+  width: number
 }
 
 /** What an engine holds. */
@@ -393,6 +508,14 @@ export interface EngineOptions {
   maxTokens: number
   /** Sequences of the micro-batch with the most. */
   maxSequences: number
+  /** Patches of the micro-batch with the most. */
+  maxPatches?: number
+  /** Images of the micro-batch with the most. */
+  maxImages?: number
+  /** Whether the vision tower is opened; else it is carried as it is. */
+  vision?: boolean
+  /** Parts that are not trained: `vision`, `merger`, `language`. */
+  freeze?: Array<string>
   /** Tokens of the largest micro-batch that is evaluated, if it is larger; absent: none is. */
   evalMaxTokens?: number
   /** Sequences of the evaluated micro-batch with the most. */
@@ -530,6 +653,8 @@ export interface MicroBatch {
   cuSeqlens: Int32Array
   /** `[T]`: weight of each target; absent: 1. */
   weights?: Float32Array
+  /** Images in the order of their tokens. */
+  images?: Array<ImagePixels>
 }
 
 /** What one micro-batch gave. */
@@ -694,7 +819,9 @@ export interface TextOptions {
   /** What happens to reasoning of earlier turns; absent: as the template does. */
   thinking?: 'keep' | 'strip' | 'last'
   /** What happens to rows with images: absent or `error`: they are problems; `drop`: the images are left out and counted. */
-  images?: 'error' | 'drop'
+  images?: 'error' | 'drop' | 'train'
+  /** With `train`: what identifies the image processor. */
+  imageProcessor?: string
   /** Names of a file's columns that differ from the known ones, for example `{ prompt: "q", completion: "a" }`. */
   columns?: Record<string, string>
   /** Replies whose advantage is below are not trained. */

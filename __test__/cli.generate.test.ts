@@ -27,7 +27,7 @@ const parse = (row: Uint8Array) => JSON.parse(Buffer.from(row).toString()) as Ro
 const bytesOf = (text: string) => [...Buffer.from(text)];
 
 /** Bytes as tokens; a message is its text and STOP. */
-const encoder: Pick<NativeTextEncoder, "info" | "detect" | "encode" | "prompt" | "decode"> = {
+const encoder: Pick<NativeTextEncoder, keyof NativeTextEncoder> = {
 	info: () => ({ vocabSize: 256, stopIds: [STOP], templateSource: "fake", fingerprint: "fake" }),
 	detect: () => "messages",
 	encode: (row) => {
@@ -39,7 +39,8 @@ const encoder: Pick<NativeTextEncoder, "info" | "detect" | "encode" | "prompt" |
 			ids.push(...bytesOf(content), STOP);
 			if (role === "assistant") spans.push({ message, first, last: ids.length - 1 });
 		}
-		return { text: "", inputIds: Int32Array.from(ids), weights: new Float32Array(ids.length), spans, notes: [] };
+		const weights = new Float32Array(ids.length);
+		return { text: "", inputIds: Int32Array.from(ids), weights, spans, images: [], notes: [] };
 	},
 	prompt: (row, until) =>
 		Int32Array.from(
@@ -47,6 +48,8 @@ const encoder: Pick<NativeTextEncoder, "info" | "detect" | "encode" | "prompt" |
 				.messages.slice(0, until ?? undefined)
 				.flatMap(({ content }) => [...bytesOf(content), STOP]),
 		),
+	promptRow: (row, until) => ({ inputIds: encoder.prompt(row, until), positions: new Int32Array(), images: [] }),
+	imageRefs: () => [],
 	decode: (ids) => Buffer.from([...ids]).toString(),
 };
 

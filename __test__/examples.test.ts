@@ -15,7 +15,7 @@ mkdirSync(copy);
 cpSync(join(sources, "make-model.mjs"), join(copy, "make-model.mjs"));
 install(copy);
 /** What running an example in the clone leaves behind. */
-const MADE = /^(model|out|adapter|merged|one|two|rows\.parquet)$/;
+const MADE = /^(model|out|adapter|merged|one|two|pictures|row\.html|train\.jsonl|heldout\.jsonl|rows\.parquet)$/;
 
 /** `arl` and what comes with it, as npm would install it in a folder. */
 function install(folder: string): void {
@@ -63,7 +63,7 @@ const allExact = (rows: number) => `100.0 % of rows (${rows} of ${rows})`;
 describe("an example", () => {
 	it("has a README of at most a page, and is in the list of examples", () => {
 		const list = readFileSync(join(sources, "README.md"), "utf8");
-		expect(names.length).toBe(8);
+		expect(names.length).toBe(9);
 		for (const name of names) {
 			expect(list).toContain(`(${name}/README.md)`);
 			expect(readFileSync(join(sources, name, "README.md"), "utf8").split("\n").length, name).toBeLessThanOrEqual(50);

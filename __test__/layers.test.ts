@@ -26,7 +26,7 @@ const KNOWN_TO: Readonly<Record<string, readonly string[]>> = {
 	native: ["device", "ranks", "data", "run", "api", "cli"],
 	device: ["run", "api", "cli"],
 	hub: ["run", "api", "cli"],
-	images: ["api", "cli"],
+	images: ["run", "api", "cli"],
 	mongo: ["run", "api", "cli"],
 };
 

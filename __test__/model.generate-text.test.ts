@@ -27,7 +27,7 @@ async function ask(engine: Pick<NativeEngine, "generate" | "interrupt" | "discar
 	const result = await generateText({
 		engine,
 		decode: (ids) => String.fromCharCode(...ids),
-		prompt: Int32Array.of(1),
+		prompt: { inputIds: Int32Array.of(1), positions: new Int32Array(), images: [] },
 		options: { maxNewTokens: 5, stopIds: [] },
 		stop: [],
 		push: (text) => parts.push(text),

@@ -29,7 +29,15 @@ describe("micro-batches", () => {
 			batch(3),
 			batch(1, true),
 			batch(70, true),
-			{ ...batch(2), positions: Int32Array.of(0, 1, 0, 1, 0, 1) },
+			{
+				...batch(2),
+				positions: Int32Array.of(0, 1, 0, 1, 0, 1),
+				images: [
+					{ height: 1, width: 2, pixels: Uint8Array.of(1, 2, 3, 4, 5, 6) },
+					{ height: 1, width: 1, pixels: Uint8Array.of(7, 8, 9) },
+				],
+			},
+			batch(5, true),
 		];
 		const { lengths, parts } = packBatches(batches);
 		const sent = Buffer.concat([Buffer.from("x"), ...parts]).subarray(1);

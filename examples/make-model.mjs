@@ -1,18 +1,20 @@
 // Writes a tiny Qwen3 with random weights, so that the examples run in seconds on any machine: node make-model.mjs FOLDER.
-// A model of your own, say a folder of Qwen3-0.6B, takes its place without another change.
+// A model of your own, say a folder of Qwen3-0.6B, takes its place without another change. With --sees it is a Qwen3-VL without
+// weights, for --init_from_config.
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 
-const [folder] = process.argv.slice(2);
-if (folder === undefined) {
-	console.error("usage: node make-model.mjs FOLDER");
+const [folder, sees] = process.argv.slice(2);
+if (folder === undefined || (sees ?? "--sees") !== "--sees") {
+	console.error("usage: node make-model.mjs FOLDER [--sees]");
 	process.exit(2);
 }
 
 /** Bytes are the tokens; these come after them. */
 const SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 const MARKS = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"];
-const ADDED = [...SPECIAL, ...MARKS];
+const VISION = sees ? ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"] : [];
+const ADDED = [...SPECIAL, ...MARKS, ...VISION];
 const [endOfText, , endOfMessage] = ADDED.map((_, i) => 256 + i);
 
 /** Qwen's tokenizer without merges: a character for each byte, printable ones for themselves. */
@@ -26,7 +28,7 @@ function tokenizer() {
 		version: "1.0",
 		truncation: null,
 		padding: null,
-		added_tokens: ADDED.map((content, i) => ({ id: 256 + i, content, ...flags, special: SPECIAL.includes(content) })),
+		added_tokens: ADDED.map((content, i) => ({ id: 256 + i, content, ...flags, special: !MARKS.includes(content) })),
 		normalizer: { type: "NFC" },
 		pre_tokenizer: byteLevel,
 		post_processor: byteLevel,
@@ -46,8 +48,17 @@ function tokenizer() {
 	};
 }
 
+/** The text of a message, and the same with its images. */
+const TEXT = "{{- message.content if message.content is string else '' -}}";
+const SEEING_TEXT = `{%- if message.content is string -%}{{- message.content -}}{%- else -%}
+    {%- for part in message.content or [] -%}
+        {%- if part.type in ['image', 'image_url'] -%}{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
+        {%- elif 'text' in part -%}{{- part.text -}}{%- endif -%}
+    {%- endfor -%}
+{%- endif -%}`;
+
 /** ChatML with tools, as Qwen3 writes it. */
-const TEMPLATE = `{%- macro text(message) -%}{{- message.content if message.content is string else '' -}}{%- endmacro -%}
+const TEMPLATE = `{%- macro text(message) -%}${TEXT}{%- endmacro -%}
 {%- if tools -%}
     {{- '<|im_start|>system\\n' -}}
     {%- if messages[0].role == 'system' -%}{{- text(messages[0]) + '\\n\\n' -}}{%- endif -%}
@@ -101,6 +112,55 @@ const config = {
 	rope_theta: 1_000_000,
 	tie_word_embeddings: true,
 	vocab_size: 320,
+};
+
+/** The same with a vision tower, whose tokens are squares of 16 pixels. */
+function seeingConfig() {
+	const id = (token) => 256 + ADDED.indexOf(token);
+	const { architectures: _, model_type: __, rope_theta, tie_word_embeddings, ...text } = config;
+	return {
+		architectures: ["Qwen3VLForConditionalGeneration"],
+		model_type: "qwen3_vl",
+		dtype: "float32",
+		image_token_id: id("<|image_pad|>"),
+		video_token_id: id("<|video_pad|>"),
+		vision_start_token_id: id("<|vision_start|>"),
+		vision_end_token_id: id("<|vision_end|>"),
+		tie_word_embeddings,
+		text_config: {
+			...text,
+			model_type: "qwen3_vl_text",
+			initializer_range: 0.05,
+			rope_parameters: { rope_type: "default", rope_theta, mrope_interleaved: true, mrope_section: [4, 2, 2] },
+		},
+		vision_config: {
+			model_type: "qwen3_vl",
+			deepstack_visual_indexes: [0],
+			depth: 2,
+			hidden_act: "gelu_pytorch_tanh",
+			hidden_size: 64,
+			in_channels: 3,
+			initializer_range: 0.05,
+			intermediate_size: 128,
+			num_heads: 4,
+			num_position_embeddings: 64,
+			out_hidden_size: config.hidden_size,
+			patch_size: 8,
+			spatial_merge_size: 2,
+			temporal_patch_size: 2,
+		},
+	};
+}
+
+/** How pictures are prepared: 64 x 64 pixels stay as they are. */
+const PROCESSOR = {
+	image_processor_type: "Qwen2VLImageProcessorFast",
+	image_mean: [0.5, 0.5, 0.5],
+	image_std: [0.5, 0.5, 0.5],
+	merge_size: 2,
+	patch_size: 8,
+	size: { shortest_edge: 1024, longest_edge: 65_536 },
+	temporal_patch_size: 2,
 };
 
 /** Numbers from 0 to 1 that are the same in each run (mulberry32). */
@@ -163,10 +223,11 @@ function weights() {
 
 mkdirSync(folder, { recursive: true });
 const json = (value) => `${JSON.stringify(value, null, 2)}\n`;
-writeFileSync(join(folder, "config.json"), json(config));
+writeFileSync(join(folder, "config.json"), json(sees ? seeingConfig() : config));
 writeFileSync(join(folder, "generation_config.json"), json({ eos_token_id: [endOfMessage, endOfText] }));
 writeFileSync(join(folder, "tokenizer.json"), json(tokenizer()));
 writeFileSync(join(folder, "tokenizer_config.json"), json({ eos_token: "<|im_end|>", pad_token: "<|endoftext|>" }));
-writeFileSync(join(folder, "chat_template.jinja"), TEMPLATE);
-writeFileSync(join(folder, "model.safetensors"), weights());
-console.log(`${folder}: a Qwen3 of two layers with random weights`);
+writeFileSync(join(folder, "chat_template.jinja"), sees ? TEMPLATE.replace(TEXT, SEEING_TEXT) : TEMPLATE);
+if (sees) writeFileSync(join(folder, "preprocessor_config.json"), json(PROCESSOR));
+else writeFileSync(join(folder, "model.safetensors"), weights());
+console.log(`${folder}: a ${sees ? "Qwen3-VL of two layers without" : "Qwen3 of two layers with random"} weights`);

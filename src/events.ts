@@ -56,6 +56,8 @@ export interface FillEvent {
 	truncated: number;
 	/** Samples left out by `truncation drop`. */
 	dropped: number;
+	/** Images that the model sees, measured by this process; absent: none are trained. */
+	images?: number;
 	/** With `images drop`: images left out of the rows so far, also by an earlier part of the run. */
 	imagesDropped?: DroppedImages;
 	/** Since this process began to encode. */

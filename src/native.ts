@@ -9,27 +9,40 @@ import type * as Addon from "../binding.js";
 import { ArlError, isErrorCode } from "./errors.js";
 
 export type {
+	BatchImage,
 	ColumnCount,
 	CudaDevice,
 	CudaLibrary,
 	CudaReport,
 	DeviceInfo,
+	EncodedImage,
+	EncodedPrompt,
 	EncodedRow,
 	EngineInfo,
 	EngineOptions,
 	FillReport,
 	GenerateOptions,
+	ImageProcessorInfo,
+	ImageRef,
+	MeasuredImage,
 	MemoryPlan,
 	MicroBatch,
 	MicroBatchStats,
+	PreparedImage,
 	RowNote,
 	RowProblem,
 	StepStats,
 	TextInfo,
 	TextOptions,
+	TokenBatch,
 	Traffic,
 } from "../binding.js";
+/** An image of a row as its tokens need it: resized. */
+export type RowImage = Pick<Addon.MeasuredRowImage, "hash" | "height" | "width">;
+/** An image as the engine takes it. */
+export type ImagePixels = NonNullable<Addon.MicroBatch["images"]>[number];
 export type NativeEngine = Addon.Engine;
+export type NativeImageProcessor = Addon.ImageProcessor;
 export type NativeRanks = Addon.Ranks;
 export type NativeTextEncoder = Addon.TextEncoder;
 export type NativeTokenCache = Addon.TokenCache;
@@ -67,6 +80,7 @@ export interface Native {
 	FileLock: Pick<typeof Addon.FileLock, "take">;
 	Ranks: Pick<typeof Addon.Ranks, "open">;
 	Engine: Pick<typeof Addon.Engine, "open">;
+	ImageProcessor: Pick<typeof Addon.ImageProcessor, "open">;
 }
 
 /** The addon puts `{ code, message, hint }` as JSON into its errors' messages. */
@@ -99,6 +113,7 @@ function handle<T>(native: T): T {
 
 const NATIVE_CLASSES = new Set([
 	"Engine",
+	"ImageProcessor",
 	"TextEncoder",
 	"TokenCache",
 	"FileLock",
@@ -130,6 +145,7 @@ function guarded<F extends (...values: never[]) => unknown>(call: F): F {
 }
 
 function nativeOf(addon: typeof Addon): Native {
+	const openProcessor: Native["ImageProcessor"]["open"] = (...given) => addon.ImageProcessor.open(...given);
 	return {
 		version: guarded(addon.version),
 		errorCodes: guarded(addon.errorCodes),
@@ -158,6 +174,7 @@ function nativeOf(addon: typeof Addon): Native {
 		FileLock: { take: guarded(addon.FileLock.take.bind(addon.FileLock)) },
 		Ranks: { open: guarded(addon.Ranks.open.bind(addon.Ranks)) },
 		Engine: { open: guarded(addon.Engine.open.bind(addon.Engine)) },
+		ImageProcessor: { open: guarded(openProcessor) },
 	};
 }
 

@@ -6,17 +6,25 @@ import { createHash } from "node:crypto";
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout } from "node:timers/promises";
+import { imageType } from "../../src/data/mime.js";
 import { ArlError } from "../../src/errors.js";
+import { imageSize } from "../../src/images/size.js";
 import type {
 	EngineOptions,
 	FillReport,
+	ImageRef,
+	MeasuredImage,
 	MemoryPlan,
 	MicroBatch,
 	Native,
+	NativeImageProcessor,
 	NativeTextEncoder,
 	NativeTokenCache,
+	PreparedImage,
+	RowImage,
 	RowProblem,
 	TextOptions,
+	TokenBatch,
 } from "../../src/native.js";
 import { loadNative } from "../../src/native.js";
 import { FakeEngine, smallPlan } from "./fake-engine.js";
@@ -42,6 +50,8 @@ export interface Faults {
 	onCloseEngine?: () => void;
 	/** Milliseconds that each call of `fill` takes. */
 	fillMs?: number;
+	/** Called when an image is decoded; what it returns is awaited. */
+	onPrepare?: (bytes: Uint8Array) => Promise<void> | void;
 	/** Milliseconds that each step takes. */
 	stepMs?: number;
 	/** The loss of each target in an evaluation after so many steps; absent: a function of the weights. */
@@ -61,16 +71,44 @@ export interface Faults {
 
 const decoder = new TextDecoder("utf-8", { fatal: true });
 const STOP = 0;
+const IMAGE = 1;
+
+/** The images of a row, by the URLs of its parts. */
+function refsOf(row: Uint8Array): ImageRef[] {
+	return [...decoder.decode(row).matchAll(/"url": ?"([^"]*)"/g)].map(([, url = ""]) => ({ place: "messages[0]", url }));
+}
+
+/** Decodes nothing: an image is for the model what its header says, each pixel a patch, and its pixels are its first byte. */
+function fakeProcessor(faults: Faults): NativeImageProcessor {
+	const info = { patchSize: 1, mergeSize: 2, minPixels: 4, maxPixels: 1e6, fingerprint: "fake" };
+	const hashOf = (bytes: Uint8Array) => createHash("md5").update(bytes).digest("hex");
+	const measure = async (bytes: Uint8Array): Promise<MeasuredImage> => {
+		const type = imageType(bytes);
+		const size = type && imageSize(bytes, type);
+		if (!size) throw new ArlError("ARL_DATA", "no image");
+		const resized = { resizedHeight: 2 * Math.ceil(size.height / 2), resizedWidth: 2 * Math.ceil(size.width / 2) };
+		const tokens = (resized.resizedHeight * resized.resizedWidth) / 4;
+		return { format: String(type), ...size, ...resized, tokens, hash: hashOf(bytes) };
+	};
+	const prepare = async (bytes: Uint8Array): Promise<PreparedImage> => {
+		await faults.onPrepare?.(bytes);
+		const { resizedHeight: height, resizedWidth: width, hash } = await measure(bytes);
+		return { height, width, hash, pixels: new Uint8Array(3 * height * width).fill(bytes.at(-1) ?? 0) };
+	};
+	return { info: () => info, measure, prepare };
+}
 
 function tokensOf(row: Uint8Array): { ids: number[]; problem: string | null } {
-	let value: { messages?: { role: string; content: string }[] };
+	let value: { messages?: { role: string; content: string | { text?: string }[] }[] };
 	try {
 		value = JSON.parse(decoder.decode(row));
 	} catch {
 		return { ids: [], problem: "not json" };
 	}
 	if (!Array.isArray(value.messages)) return { ids: [], problem: "no messages" };
-	const text = value.messages.map(({ content }) => content).join("\n");
+	const textOf = (content: string | { text?: string }[]) =>
+		typeof content === "string" ? content : content.map(({ text = "" }) => text).join("");
+	const text = value.messages.map(({ content }) => textOf(content)).join("\n");
 	return { ids: [...Buffer.from(text), STOP], problem: null };
 }
 
@@ -94,7 +132,7 @@ class FakeEncoder implements NativeTextEncoder {
 		const { modelDir: _, chatTemplate, ...options } = this.options;
 		const template = chatTemplate === undefined ? "" : readFileSync(chatTemplate, "utf8");
 		return createHash("sha256")
-			.update(JSON.stringify([options, template]))
+			.update(JSON.stringify([Object.entries(options).sort(), template]))
 			.digest("hex")
 			.slice(0, 16);
 	}
@@ -107,13 +145,21 @@ class FakeEncoder implements NativeTextEncoder {
 		return "messages";
 	}
 
-	encode(row: Uint8Array) {
+	encode(row: Uint8Array, images: RowImage[] = []) {
 		const { ids } = tokensOf(row);
+		let first = 0;
+		const places = images.map(({ height, width }, place) => {
+			const count = (height * width) / 4;
+			first += count;
+			return { place, first: first - count, count, height, width };
+		});
+		const all = [...new Array<number>(first).fill(IMAGE), ...ids];
 		return {
 			text: "",
-			inputIds: Int32Array.from(ids),
-			weights: Float32Array.from(ids, () => 1),
-			spans: [{ message: 0, first: 0, last: ids.length - 1 }],
+			inputIds: Int32Array.from(all),
+			weights: Float32Array.from(all, (_, i) => (i < first ? 0 : 1)),
+			spans: [{ message: 0, first, last: all.length - 1 }],
+			images: places,
 			notes: [],
 		};
 	}
@@ -122,13 +168,27 @@ class FakeEncoder implements NativeTextEncoder {
 		return new Int32Array();
 	}
 
-	decode() {
-		return "";
+	promptRow() {
+		return { inputIds: new Int32Array(), positions: new Int32Array(), images: [] };
+	}
+
+	decode(ids: Int32Array) {
+		return Buffer.from(ids.filter((id) => id > IMAGE)).toString();
+	}
+
+	imageRefs(row: Uint8Array): ImageRef[] {
+		return this.options.images === "train" ? refsOf(row) : [];
 	}
 }
 
 /** The caches of one core, in place of the disk. */
-type Disk = Map<string, Map<number, number[]>>;
+type Disk = Map<string, Map<number, Sample>>;
+
+/** The tokens of a row, and its images. */
+interface Sample {
+	ids: number[];
+	images: RowImage[];
+}
 
 class FakeCache implements NativeTokenCache {
 	notes() {
@@ -136,13 +196,13 @@ class FakeCache implements NativeTokenCache {
 	}
 
 	constructor(
-		private readonly samples: Map<number, number[]>,
+		private readonly samples: Map<number, Sample>,
 		private readonly rows: number,
 		private readonly encoder: FakeEncoder,
 		private readonly faults: Faults,
 	) {}
 
-	async fill(rows: Uint8Array[], indexes: Uint32Array): Promise<FillReport> {
+	async fill(rows: Uint8Array[], indexes: Uint32Array, images?: RowImage[][]): Promise<FillReport> {
 		if (this.faults.fillMs) await setTimeout(this.faults.fillMs);
 		const { maxLength, truncation } = this.encoder.options;
 		const problems: RowProblem[] = [];
@@ -150,6 +210,10 @@ class FakeCache implements NativeTokenCache {
 		for (const [i, row] of rows.entries()) {
 			const index = indexes[i] as number;
 			let { ids, problem } = tokensOf(row);
+			const own = images?.[i] ?? [];
+			if (this.encoder.options.images === "error" && refsOf(row).length > 0) problem = "image";
+			// As many tokens as the image has blocks of four patches of one pixel.
+			for (const { height, width } of own) ids = [...new Array<number>((height * width) / 4).fill(IMAGE), ...ids];
 			if (problem === null && maxLength !== undefined && ids.length > maxLength) {
 				if (truncation === "error") problem = "too long";
 				else if (truncation === "drop") {
@@ -164,7 +228,7 @@ class FakeCache implements NativeTokenCache {
 				problems.push({ row: index, reason: problem, message: `the row is ${problem}` });
 				continue;
 			}
-			this.samples.set(index, ids);
+			this.samples.set(index, { ids, images: own });
 			report.tokens += ids.length;
 			report.targetTokens += ids.length - 1;
 		}
@@ -172,19 +236,22 @@ class FakeCache implements NativeTokenCache {
 	}
 
 	lengths() {
-		return Uint32Array.from({ length: this.rows }, (_, row) => this.samples.get(row)?.length ?? 0);
+		return Uint32Array.from({ length: this.rows }, (_, row) => this.samples.get(row)?.ids.length ?? 0);
 	}
 
 	filled() {
 		return this.samples.size;
 	}
 
-	microBatch(indexes: Uint32Array): MicroBatch {
+	microBatch(indexes: Uint32Array): TokenBatch {
 		const samples = [...indexes].map((row) => {
 			const sample = this.samples.get(row);
 			if (!sample) throw new Error(`row ${row} is not in the cache`);
-			return sample;
+			return sample.ids;
 		});
+		const images = [...indexes].flatMap((index) =>
+			(this.samples.get(index)?.images ?? []).map((image, place) => ({ index, place, ...image })),
+		);
 		const starts = [0];
 		for (const sample of samples) starts.push((starts.at(-1) as number) + sample.length);
 		return {
@@ -192,13 +259,14 @@ class FakeCache implements NativeTokenCache {
 			targets: Int32Array.from(samples.flatMap((sample) => [...sample.slice(1), -100])),
 			positions: Int32Array.from(samples.flatMap((sample) => sample.map((_, i) => i))),
 			cuSeqlens: Int32Array.from(starts),
+			images,
 		};
 	}
 
 	pack(indexes: Uint32Array, maxTokens: number): Uint32Array[] {
 		const groups: { positions: number[]; tokens: number }[] = [];
 		for (const [position, row] of indexes.entries()) {
-			const length = this.samples.get(row)?.length ?? 0;
+			const length = this.samples.get(row)?.ids.length ?? 0;
 			const group = groups.find(({ tokens }) => tokens + length <= maxTokens);
 			if (group) {
 				group.positions.push(position);
@@ -242,7 +310,7 @@ export function fakeNative(faults: Faults = {}, disk: Disk = new Map()): Native 
 		TokenCache: {
 			open: (dir, key, rows, encoder) => {
 				const name = `${dir}/${key}`;
-				const samples = disk.get(name) ?? new Map<number, number[]>();
+				const samples = disk.get(name) ?? new Map<number, Sample>();
 				disk.set(name, samples);
 				return new FakeCache(samples, rows, encoder as FakeEncoder, faults);
 			},
@@ -250,6 +318,7 @@ export function fakeNative(faults: Faults = {}, disk: Disk = new Map()): Native 
 		FileLock: { take: takeLock },
 		Engine: { open: async (options) => new FakeEngine(options, faults) },
 		Ranks: { open: () => Promise.reject(new Error("a test of one rank opens none")) },
+		ImageProcessor: { open: () => fakeProcessor(faults) },
 		matmulRate: () => 1,
 		backends: () => ["cpu"],
 		cudaDriver: () => null,

@@ -7,18 +7,22 @@ import type { AgentTrainingConfig } from "../config/schema.js";
 import { Scratch } from "../data/sources/scratch.js";
 import type { AnySource } from "../data/sources/source.js";
 import { type NoticedRows, noticedRows } from "../data/tokens/notes.js";
+import type { Pictures } from "../data/tokens/pictures.js";
 import { TokenPrefetcher } from "../data/tokens/prefetch.js";
 import { type BadRow, countReasons } from "../data/tokens/problems.js";
 import { ArlError } from "../errors.js";
 import { type FetchOptions, type FetchProgress, localArgs } from "../hub/index.js";
-import type { MicroBatch, Native, NativeTokenCache } from "../native.js";
+import type { Native, NativeTokenCache, TokenBatch } from "../native.js";
 import { openRows, type RowsFromCode } from "../run/setup/dataset.js";
+import { type OpenedEncoder, openEncoder, picturesOf } from "../run/setup/encoder.js";
 import { readModelFolder } from "../run/setup/model.js";
 import { cacheDir, textOptions } from "../run/setup/options.js";
 import { allRows, orderOf } from "../run/setup/plan.js";
 import { checkTokenizer } from "../run/setup/preflight.js";
-import { detectShape, openCache } from "../run/setup/rows.js";
+import { openCache } from "../run/setup/rows.js";
 import { loadCode } from "../run/setup/user-modules.js";
+import { checkFreeze, openVision, type Vision } from "../run/setup/vision.js";
+import { ImageCounts, type ImageReport } from "./image-counts.js";
 import { type LengthSummary, summarize } from "./length-summary.js";
 
 /** A row that is longer than allowed. */
@@ -71,6 +75,8 @@ export interface DataReport {
 	duplicates: DuplicateRows[];
 	tokens: LengthSummary;
 	targetTokens: LengthSummary;
+	/** Images of all rows whose images can be read; null: none are trained. */
+	images: ImageReport | null;
 	/** Different rows that the first epoch trains. */
 	trainedRows: number;
 }
@@ -114,9 +120,13 @@ export function fetchOptions({ signal, fetching }: Pick<CheckInput, "signal" | "
 async function check(input: CheckInput): Promise<DataReport> {
 	const { native, args, code, signal } = input;
 	const model = await readModelFolder(args.model_name_or_path, native);
-	const encoder = native.TextEncoder.open(textOptions(args, model.maxPositionEmbeddings));
-	const text = encoder.info();
-	checkTokenizer(model, text);
+	// Every image is decoded: a fault behind its header would end a run in the middle.
+	const opening = { native, options: args, model, cacheDir: cacheDir(args), signal, decodes: true };
+	const vision = openVision(opening);
+	checkFreeze(args, model, args.images);
+	const options = textOptions(args, model.maxPositionEmbeddings, vision);
+	const first = native.TextEncoder.open(options);
+	checkTokenizer(model, first.info());
 	const { source, entryRows, cacheFolder, notices } = await openRows({
 		native,
 		args,
@@ -126,10 +136,16 @@ async function check(input: CheckInput): Promise<DataReport> {
 		readFirst: true,
 	});
 	try {
-		const { shape } = await detectShape(source, encoder, allRows(source), signal);
-		const cache = await openCache(native, cacheFolder, source, encoder, text);
+		const wanted = allRows(source);
+		const about = { native, textOptions: options, vision, images: args.images, source, wanted, signal };
+		const opened = await openEncoder({ ...about, encoder: first });
+		const { encoder, shape, loader } = opened;
+		const images = new ImageCounts();
+		const seen = picturesOf(native, source, loader && images.counting(loader), cacheFolder, false);
+		const cache = await openCache(native, cacheFolder, source, encoder, encoder.info());
 		try {
-			const { bad, counts } = await fillAll(input, source, cache);
+			const { bad, counts } = await fillAll(input, source, cache, seen.pictures);
+			const imageReport = loader === null ? null : images.report((vision as Vision).info);
 			const lengths = cache.lengths();
 			for (const row of unpackable(args, source, lengths)) bad.push(row);
 			bad.sort((a, b) => a.row - b.row);
@@ -149,20 +165,23 @@ async function check(input: CheckInput): Promise<DataReport> {
 				reasons: countReasons(bad),
 				bad,
 				maxLength,
-				overLong: cut && maxLength !== null ? await overLong(input, source, maxLength) : [],
+				overLong: cut && maxLength !== null ? await overLong(input, source, maxLength, opened, seen.pictures) : [],
+				images: imageReport,
 				...contents(source, cache, usable),
 				...trained(args, source, entryRows, lengths, usable),
 			};
 		} finally {
 			cache.close();
+			await seen.close();
 		}
 	} finally {
+		await vision?.close();
 		await source.close();
 	}
 }
 
-async function fillAll(input: CheckInput, source: AnySource, cache: NativeTokenCache) {
-	const prefetcher = new TokenPrefetcher({ source, cache, order: allRows(source) });
+async function fillAll(input: CheckInput, source: AnySource, cache: NativeTokenCache, pictures: Pictures | null) {
+	const prefetcher = new TokenPrefetcher({ source, cache, order: allRows(source), pictures });
 	prefetcher.reach(Number.POSITIVE_INFINITY);
 	prefetcher.start();
 	while (!prefetcher.complete) {
@@ -204,14 +223,20 @@ function unpackable(args: AgentTrainingConfig, source: AnySource, lengths: Uint3
 }
 
 /** The rows that are longer than `maxLength`; encodes all rows again, without a bound. */
-async function overLong(input: CheckInput, source: AnySource, maxLength: number): Promise<OverLongRow[]> {
+async function overLong(
+	input: CheckInput,
+	source: AnySource,
+	maxLength: number,
+	{ textOptions: bounded, firstRows }: OpenedEncoder,
+	pictures: Pictures | null,
+): Promise<OverLongRow[]> {
 	const { native, args } = input;
-	const { maxLength: _, ...options } = textOptions(args, null);
+	const { maxLength: _, ...options } = bounded;
 	const encoder = native.TextEncoder.open(options);
-	await detectShape(source, encoder, allRows(source), input.signal);
+	encoder.detect(firstRows);
 	const cache = await openCache(native, cacheDir(args), source, encoder, encoder.info());
 	try {
-		await fillAll(input, source, cache);
+		await fillAll(input, source, cache, pictures);
 		const lengths = cache.lengths();
 		return Array.from(
 			rowsWhere(lengths, (length) => length > maxLength),
@@ -236,7 +261,7 @@ function contents(source: AnySource, cache: NativeTokenCache, usable: Uint32Arra
 			const [from, to] = [batch.cuSeqlens[i] as number, batch.cuSeqlens[i + 1] as number];
 			tokens[first + i] = to - from;
 			targets[first + i] = countTargets(batch, from, to);
-			const hash = hashOf(batch, from, to);
+			const hash = hashOf(batch, from, to, row);
 			const same = seen.get(hash);
 			if (same) same.push(row);
 			else seen.set(hash, [row]);
@@ -254,16 +279,18 @@ function contents(source: AnySource, cache: NativeTokenCache, usable: Uint32Arra
 	};
 }
 
-function countTargets({ targets, weights }: MicroBatch, from: number, to: number): number {
+function countTargets({ targets, weights }: TokenBatch, from: number, to: number): number {
 	let count = 0;
 	for (let at = from; at < to; at++) if ((targets[at] as number) >= 0 && (weights?.[at] ?? 1) > 0) count += 1;
 	return count;
 }
 
 /** Hashes what is trained of a row. */
-function hashOf({ inputIds, targets, weights }: MicroBatch, from: number, to: number): string {
+function hashOf({ inputIds, targets, weights, images }: TokenBatch, from: number, to: number, row: number): string {
 	const hash = createHash("sha256").update(inputIds.subarray(from, to)).update(targets.subarray(from, to));
 	if (weights?.subarray(from, to).some((weight) => weight !== 1)) hash.update(weights.subarray(from, to));
+	// All images of a size have the same tokens.
+	for (const image of images ?? []) if (image.index === row) hash.update(image.hash);
 	return hash.digest("base64").slice(0, 24);
 }
 

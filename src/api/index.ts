@@ -25,7 +25,8 @@ export type { DatasetArguments } from "../run/setup/user-modules.js";
 export type { DataReport, DuplicateRows, EntryReport, OverLongRow } from "./check-rows.js";
 export { type Device, devices } from "./devices.js";
 export { type EvaluateOptions, evaluate } from "./evaluate.js";
-export type { InspectedRow, TokenText, TrainedSpan } from "./inspect-row.js";
+export type { ImageReport } from "./image-counts.js";
+export type { InspectedImage, InspectedRow, TokenText, TrainedSpan } from "./inspect-row.js";
 export type { Bin, LengthSummary } from "./length-summary.js";
 export { type ChatOptions, type GenerateOptions, Model, type ModelOptions } from "./model.js";
 export {

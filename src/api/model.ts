@@ -1,13 +1,22 @@
 /** A model that answers: opened once, then any number of replies, one after the other. */
+import { join } from "node:path";
+import { IMAGE_DEFAULTS } from "../config/image-defaults.js";
 import type { ChatMessage } from "../data/sources/record.js";
+import { rowImage } from "../data/tokens/pictures.js";
 import { chooseDevice } from "../device/index.js";
+import { exists } from "../disk/folders.js";
 import { ArlError } from "../errors.js";
 import { type FetchProgress, modelFolder } from "../hub/index.js";
 import { loadNative, type NativeEngine, type NativeTextEncoder } from "../native.js";
 import { generateText } from "../run/eval/generate-text.js";
 import { endTokens, openForInference } from "../run/eval/inference.js";
 import { parseReply } from "../run/eval/parse-reply.js";
+import { promptOf } from "../run/eval/prompts.js";
+import type { SeenPrompt } from "../run/eval/seen-prompts.js";
+import { trainText } from "../run/setup/encoder.js";
+import { readModelFacts } from "../run/setup/model.js";
 import { checkTokenizer } from "../run/setup/preflight.js";
+import { openVision, type Vision, type VisionOptions } from "../run/setup/vision.js";
 import { type ChatCompletion, type Completion, Reply } from "./reply.js";
 
 /** How a model is opened. */
@@ -28,6 +37,8 @@ export interface ModelOptions {
 	chatTemplate?: string;
 	/** What happens to the reasoning in earlier replies; absent: what the template does. */
 	thinking?: "keep" | "strip" | "last";
+	/** How images of messages are loaded and resized, for a model with a vision tower; names are those of options of a run. */
+	images?: Partial<Omit<VisionOptions, "images">>;
 	/** Called as a model of the Hugging Face Hub is fetched. */
 	onFetch?: (progress: FetchProgress) => void;
 	/** Aborting it ends the fetching of a model with `ARL_INTERRUPTED`. */
@@ -72,6 +83,8 @@ interface Parts {
 	endIds: number[];
 	stopIds: number[];
 	notices: string[];
+	/** Null: the model reads text only. */
+	vision: Vision | null;
 }
 
 /** A model in memory. Close it, or declare it with `await using`. */
@@ -103,19 +116,22 @@ export class Model {
 	/** Continues a text, or tokens. Ends at the model's end tokens. */
 	generate(prompt: string | ArrayLike<number>, options: GenerateOptions = {}): Reply<Completion> {
 		const { encoder, endIds } = this.#parts;
-		const ids = () => (typeof prompt === "string" ? encode(encoder, { text: prompt }) : Int32Array.from(prompt));
-		return new Reply((push, signal) => this.#generate(ids, endIds, options, push, signal));
+		const read = async () => {
+			const ids = typeof prompt === "string" ? encoder.prompt(bytesOf({ text: prompt })) : Int32Array.from(prompt);
+			return { inputIds: ids, positions: new Int32Array(), images: [] };
+		};
+		return new Reply((push, signal) => this.#generate(read, endIds, options, push, signal));
 	}
 
 	/** Replies to a conversation, rendered as in training, by the model's chat template. */
 	chat(messages: readonly ChatMessage[], options: ChatOptions = {}): Reply<ChatCompletion> {
-		const { encoder, endIds, stopIds } = this.#parts;
+		const { endIds, stopIds } = this.#parts;
 		const { tools, chatTemplateKwargs, ...others } = options;
-		const prompt = () => {
+		const prompt = async () => {
 			if (messages.at(-1)?.role === "assistant")
 				throw new ArlError("ARL_USAGE", "the last message is the assistant's: there is nothing to reply to");
 			const row = { messages, ...(tools && { tools }), chat_template_kwargs: chatTemplateKwargs };
-			return encode(encoder, row, messages.length);
+			return readPrompt(this.#parts, row, messages.length);
 		};
 		return new Reply(async (push, signal) => {
 			const completion = await this.#generate(prompt, [...endIds, ...stopIds], others, push, signal);
@@ -126,7 +142,10 @@ export class Model {
 	/** Stops the replies in progress and frees the memory. */
 	close(): Promise<void> {
 		this.#closing.abort();
-		this.#closed ??= this.#idle.then(() => this.#parts.engine.close());
+		this.#closed ??= this.#idle.then(async () => {
+			await this.#parts.vision?.close();
+			await this.#parts.engine.close();
+		});
 		return this.#closed;
 	}
 
@@ -135,7 +154,7 @@ export class Model {
 	}
 
 	async #generate(
-		prompt: () => Int32Array,
+		prompt: () => Promise<SeenPrompt>,
 		endIds: readonly number[],
 		options: GenerateOptions,
 		push: (text: string) => void,
@@ -144,30 +163,36 @@ export class Model {
 		if (this.#closed !== null) throw new ArlError("ARL_USAGE", "the model is closed");
 		const { encoder, engine, maxPositions } = this.#parts;
 		const { maxNewTokens, stop, ...sampling } = checked(options);
-		const ids = prompt();
-		if (ids.length === 0) throw new ArlError("ARL_DATA", "the prompt is empty");
-		const room = maxPositions - ids.length;
-		if (room <= 0)
-			throw new ArlError(
-				"ARL_DATA",
-				`the prompt has ${ids.length} tokens, and the model takes ${maxPositions}`,
-				"Shorten the prompt, or the conversation.",
-			);
 		const signals = [left, this.#closing.signal, ...(options.signal ? [options.signal] : [])];
-		const run = async () =>
-			generateText({
+		// Read at once, while the reply before is still being generated.
+		const reading = prompt();
+		reading.catch(() => {});
+		const run = async () => {
+			const seen = await reading;
+			const ids = seen.inputIds;
+			if (ids.length === 0) throw new ArlError("ARL_DATA", "the prompt is empty");
+			const room = maxPositions - ids.length;
+			if (room <= 0)
+				throw new ArlError(
+					"ARL_DATA",
+					`the prompt has ${ids.length} tokens, and the model takes ${maxPositions}`,
+					"Shorten the prompt, or the conversation.",
+				);
+			const generated = await generateText({
 				engine,
 				decode: (tokens) => encoder.decode(tokens, true),
-				prompt: ids,
+				prompt: seen,
 				options: { maxNewTokens: Math.min(maxNewTokens, room), stopIds: [...endIds], ...sampling },
 				stop,
 				push,
 				signal: AbortSignal.any(signals),
 			});
+			return { ...generated, promptTokens: ids.length };
+		};
 		const result = this.#idle.then(run);
 		this.#idle = result.catch(() => {});
-		const { text, tokens, finishReason } = await result;
-		return { text, tokens, finishReason, promptTokens: ids.length, completionTokens: tokens.length };
+		const { text, tokens, finishReason, promptTokens } = await result;
+		return { text, tokens, finishReason, promptTokens, completionTokens: tokens.length };
 	}
 }
 
@@ -176,27 +201,66 @@ async function openParts(name: string, options: ModelOptions): Promise<Parts> {
 	const { onFetch, signal = null } = options;
 	const found = await modelFolder(name, { weights: true, signal, ...(onFetch && { progress: onFetch }) });
 	const dir = found.path;
-	const model = { path: dir, ...native.modelConfig(dir) };
+	const model = await readModelFacts(dir, native);
+	const vision = openVision({
+		native,
+		options: { ...VISION_DEFAULTS, ...options.images },
+		model,
+		cacheDir: null,
+		signal: options.signal ?? null,
+	});
+	const text = { modelDir: dir, truncation: "error" as const };
+	// A folder of a model that sees may lack what prepares images: it then reads text.
+	const seeing = vision !== null && (await hasProcessor(dir)) ? vision : null;
 	const encoder = native.TextEncoder.open({
-		modelDir: dir,
-		truncation: "error",
+		...(seeing === null ? text : trainText(text, seeing)),
 		...(options.chatTemplate !== undefined && { chatTemplate: options.chatTemplate }),
 		...(options.thinking !== undefined && { thinking: options.thinking }),
 	});
-	const text = encoder.info();
-	checkTokenizer(model, text);
+	const info = encoder.info();
+	checkTokenizer(model, info);
 	const endIds = await endTokens(dir);
 	const device = chooseDevice(options.device ?? "auto", native);
 	const { bf16 = "auto", threads = null, adapter = null, loadIn4bit = false, nestedQuant = false } = options;
 	const inference = { device, bf16, threads, adapter, loadIn4bit, nestedQuant };
-	const engine = await openForInference(dir, inference, { maxTokens: 1, maxSequences: 1 });
+	const engine = await openForInference(dir, inference, { maxTokens: 1, maxSequences: 1 }, seeing !== null);
 	const { notice } = engine.info();
 	const notices = [found.notice, device.notice, notice ?? null].filter((line) => line !== null);
-	return { encoder, engine, maxPositions: model.maxPositionEmbeddings, endIds, stopIds: text.stopIds, notices };
+	const parts = { encoder, engine, maxPositions: model.maxPositionEmbeddings, endIds, stopIds: info.stopIds };
+	return { ...parts, notices, vision: seeing };
 }
 
-function encode(encoder: NativeTextEncoder, row: Record<string, unknown>, until?: number): Int32Array {
-	return encoder.prompt(Buffer.from(JSON.stringify(row)), until);
+async function hasProcessor(dir: string): Promise<boolean> {
+	const files = ["preprocessor_config.json", "processor_config.json"].map((name) => exists(join(dir, name)));
+	return (await Promise.all(files)).includes(true);
+}
+
+/** Images come from where rows' images come from, unless the caller says otherwise. */
+const VISION_DEFAULTS = {
+	images: "auto",
+	min_pixels: null,
+	max_pixels: null,
+	image_root: null,
+	image_allow_private: false,
+	...IMAGE_DEFAULTS,
+	image_cache_dir: null,
+} as const;
+
+function bytesOf(row: Record<string, unknown>): Uint8Array {
+	return Buffer.from(JSON.stringify(row));
+}
+
+/** The tokens of a conversation before its message `until`, and the pixels of its images. */
+async function readPrompt(
+	{ encoder, vision }: Pick<Parts, "encoder" | "vision">,
+	row: Record<string, unknown>,
+	until: number,
+): Promise<SeenPrompt> {
+	const bytes = bytesOf(row);
+	const loader = vision?.loaderOf(encoder) ?? null;
+	const measured = (await loader?.measure(bytes)) ?? [];
+	const prompt = promptOf(encoder, bytes, until, measured.map(rowImage));
+	return { ...prompt, images: (await loader?.prepare(bytes, prompt.images)) ?? [] };
 }
 
 /** The options with their defaults. Throws `ARL_USAGE` for values that are out of range. */

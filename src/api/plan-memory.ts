@@ -19,6 +19,7 @@ import {
 	type BatchSize,
 	dtypeOf,
 	engineOptions,
+	mostImages,
 	type ResolvedConfig,
 	resolveArgs,
 	resolveForDevice,
@@ -39,6 +40,10 @@ export interface PlanSize {
 	tokens?: number | null;
 	/** Absent: `per_device_train_batch_size`; of packed micro-batches one for each 64 tokens. */
 	sequences?: number | null;
+	/** Patches of its images. Absent: with `images train` an image of `max_pixels` a sample, as far as tokens suffice; else none. */
+	patches?: number | null;
+	/** Its images. Absent: one a sample. */
+	pictures?: number | null;
 }
 
 /** Bytes of one category. */
@@ -68,6 +73,9 @@ export interface MemoryPlan {
 	/** Of the largest micro-batch. */
 	tokens: number;
 	sequences: number;
+	/** Patches and images of a micro-batch; null: no images are planned for. */
+	patches: number | null;
+	images: number | null;
 	/** Of the largest micro-batch of held-out rows; null: the options name none. */
 	evalTokens: number | null;
 	evalSequences: number | null;
@@ -137,6 +145,8 @@ export async function planMemory(args: RowArguments, size: PlanSize = {}): Promi
 		trainedParameters: plan.trainedParameters,
 		tokens: planned.size.maxTokens,
 		sequences: planned.size.maxSequences,
+		patches: planned.size.maxPatches ?? null,
+		images: planned.size.maxImages ?? null,
 		evalTokens: planned.size.evalMaxTokens ?? null,
 		evalSequences: planned.size.evalMaxSequences ?? null,
 		...generatedSize(planned.size),
@@ -168,12 +178,14 @@ export function memoryChanges(advice: Advice | null): MemoryChange[] {
 /** Plans, and looks for what would save memory where the plan does not fit. */
 export async function planRun(native: Native, asked: AgentTrainingConfig, wanted: PlanSize): Promise<Planned> {
 	const found = await modelFolder(asked.model_name_or_path, { weights: false });
-	const given = { ...asked, model_name_or_path: found.path };
+	// Who gives patches means images that are trained.
+	const images = asked.images === "auto" && (wanted.patches ?? null) !== null ? "train" : asked.images;
+	const given = { ...asked, images, model_name_or_path: found.path };
 	const model = await readModelFacts(found.path, native);
 	const { device, info, notice } = deviceToPlan(given.device, native);
 	const { args, notices } = resolveForDevice(given, device);
 	checkDevice({ world: args.dp_size }, device);
-	const size = batchSize(args, model, wanted);
+	const size = { ...batchSize(args, model, wanted), ...imagesSize(native, args, model, wanted) };
 	const options = engineOptions(args, device, size);
 	const plan = native.planMemory(options);
 	const freedom = { packed: args.max_tokens_per_micro_batch !== null, resumed: false };
@@ -201,6 +213,33 @@ function batchSize(args: ResolvedConfig, model: ModelFacts, { tokens, sequences 
 	if (most > MOST_TOKENS)
 		throw new ArlError("ARL_USAGE", `a micro-batch of ${most} tokens is too large`, "Give --tokens.");
 	return { ...trained, ...evaluated };
+}
+
+/** The images of the largest micro-batch: as they are given, else as options and processor bound them. */
+function imagesSize(
+	native: Pick<Native, "ImageProcessor">,
+	args: ResolvedConfig,
+	model: ModelFacts,
+	wanted: PlanSize,
+): Pick<BatchSize, "maxPatches" | "maxImages"> {
+	const { patches = null, pictures = null } = wanted;
+	const { maxTokens, maxSequences } = batchSize(args, model, wanted);
+	if (!model.vision && args.images === "train")
+		throw new ArlError(
+			"ARL_CONFIG",
+			`${model.path} has no vision tower, and images are planned for`,
+			"Leave them out.",
+		);
+	if (args.images !== "train") return {};
+	const maxImages = pictures ?? maxSequences;
+	if (patches !== null) return mostImages([{ maxPatches: patches, maxImages }]);
+	const { patchSize, mergeSize, maxPixels } = native.ImageProcessor.open(
+		model.path,
+		args.min_pixels,
+		args.max_pixels,
+	).info();
+	const each = Math.floor(maxPixels / patchSize ** 2);
+	return mostImages([{ maxPatches: Math.min(maxImages * each, maxTokens * mergeSize ** 2), maxImages }]);
 }
 
 /** The largest micro-batch of held-out rows. Where `tokens` are given, its samples are as long as the trained ones. */

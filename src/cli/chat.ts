@@ -10,7 +10,7 @@ import { liveLine } from "../report/live.js";
 import { isTerminal, modelText, wantsColor } from "../report/terminal.js";
 import { parseCommand } from "./command.js";
 import { fetchingOn } from "./fetching.js";
-import { CHAT_FLAGS, chatOptions, MODEL_FLAGS, modelOptions, SAMPLING_FLAGS } from "./model-flags.js";
+import { CHAT_FLAGS, chatOptions, MODEL_FLAGS, modelOptions, SAMPLING_FLAGS, userMessage } from "./model-flags.js";
 
 export const COMMAND = {
 	name: "arl chat",
@@ -18,9 +18,10 @@ export const COMMAND = {
 	about: `Chats with the model in DIR: each line is a message, rendered with those before it by the model's chat template, as in
 training. From a pipe it reads one message per line. Where a reply calls tools, the next lines are their results.
 
-  /reset  start a new conversation
-  /exit   leave, as Ctrl-D does
-  Ctrl-C  stop the reply; at the prompt, leave`,
+  /image FILE  attach an image, or one of a URL, to the next message (for a model with a vision tower)
+  /reset       start a new conversation
+  /exit        leave, as Ctrl-D does
+  Ctrl-C       stop the reply; at the prompt, leave`,
 	words: { noun: "the model's folder", least: 1, most: 1 },
 	flags: {
 		...CHAT_FLAGS,
@@ -56,6 +57,8 @@ export async function run(words: readonly string[], open: Open = openModel): Pro
 /** The messages so far, and the tool calls whose results are still to come. */
 class Conversation {
 	#messages: ChatMessage[];
+	/** Images of the next message: files or URLs. */
+	#images: string[] = [];
 	#calls: string[] = [];
 	#turns = 0;
 	readonly #model: Pick<Model, "chat">;
@@ -77,12 +80,20 @@ class Conversation {
 	reset(): void {
 		this.#messages = [...this.#system];
 		this.#calls = [];
+		this.#images = [];
+	}
+
+	/** Attaches an image to the next message. Throws where it is a file that is no image. */
+	async attach(image: string): Promise<void> {
+		await userMessage("", [image]);
+		this.#images.push(image);
 	}
 
 	/** Adds a message, or a tool's result; gives the reply, or null where more results are to come. */
-	say(text: string, signal: AbortSignal): Reply<ChatCompletion> | null {
+	async say(text: string, signal: AbortSignal): Promise<Reply<ChatCompletion> | null> {
 		const name = this.#calls.shift();
-		this.#messages.push(name === undefined ? { role: "user", content: text } : { role: "tool", name, content: text });
+		if (name === undefined) this.#messages.push(await userMessage(text, this.#images.splice(0)));
+		else this.#messages.push({ role: "tool", name, content: text });
 		if (this.#calls.length > 0) return null;
 		// Each turn draws again, and the same seed gives the same conversation.
 		const seed = (this.#options.seed ?? 0) + this.#turns++;
@@ -127,8 +138,19 @@ async function converse(conversation: Conversation): Promise<void> {
 			if (interactive) note("new conversation");
 			continue;
 		}
+		const image = /^\/image +(\S.*)$/.exec(line)?.[1]?.trim();
+		if (image !== undefined) {
+			try {
+				await conversation.attach(image);
+				if (interactive) note(`${image} goes with the next message`);
+			} catch (error) {
+				if (!interactive) throw error;
+				process.stderr.write(formatError(toArlError(error), { color: wantsColor(process.stderr) }));
+			}
+			continue;
+		}
 		if (/^\/\w+$/.test(line) && interactive) {
-			note(`${line} is no command; /reset and /exit are`);
+			note(`${line} is no command; /image FILE, /reset and /exit are`);
 			continue;
 		}
 		if (line.trim() === "" && tool === null) continue;
@@ -153,7 +175,7 @@ async function answer(
 	signal: AbortSignal,
 	note: (text: string) => void,
 ): Promise<void> {
-	const reply = conversation.say(line, signal);
+	const reply = await conversation.say(line, signal);
 	if (reply === null) return;
 	let written = "";
 	try {

@@ -1,6 +1,7 @@
 /** `arl data check`: reads every row of every source as a run would, and reports what is wrong with it. */
 
 import type { DataReport } from "../api/check-rows.js";
+import type { ImageReport } from "../api/image-counts.js";
 import type { LengthSummary } from "../api/length-summary.js";
 import { noteLine } from "../data/tokens/notes.js";
 import { EXIT_CODES } from "../errors.js";
@@ -19,8 +20,8 @@ export const COMMAND = withOptions({
   arl data check --model_name_or_path DIR --train_file rows.jsonl
 
 Takes the options of \`arl train\` (\`arl train --help\`); those on rows and text count. It needs no output_dir, and
-writes nothing. Reports each bad row with its place and reason, lengths, duplicates, rows that are too long, and the
-part of the rows that an epoch trains.
+writes nothing. Reports each bad row with its place and reason, lengths, duplicates, rows that are too long, images and
+their tokens, and the part of the rows that an epoch trains. Every image that the model sees is decoded.
 
 Exit code 3 where a row cannot be used, else 0.`,
 	flags: { json: JSON_FLAG },
@@ -81,6 +82,7 @@ function formatReport(report: DataReport): string {
 	}
 	if (usable > 0) {
 		lines.push("", ...lengths("tokens", tokens), "", ...lengths("trained tokens", targetTokens));
+		if (report.images !== null && report.images.images > 0) lines.push("", ...images(report.images));
 		const ofRows = `${report.trainedRows} of ${rows} rows (${percent(report.trainedRows / rows)})`;
 		const ofTokens = `${count(targetTokens.sum)} of ${count(tokens.sum)} tokens of usable rows (${percent(targetTokens.sum / tokens.sum)})`;
 		lines.push("", `trained: ${ofRows}, ${ofTokens}`);
@@ -108,6 +110,16 @@ function entries(report: DataReport): string[] {
 function shown(lines: readonly string[]): string[] {
 	const more = lines.length > SHOWN ? [`  and ${lines.length - SHOWN} more; --json names every one`] : [];
 	return [...lines.slice(0, SHOWN).map((line) => `  ${line}`), ...more];
+}
+
+function images({ images: many, rows, tokens, pixels, downscaled, upscaled }: ImageReport): string[] {
+	const side = (area: number) => Math.round(Math.sqrt(area));
+	const size = (area: number) => `${side(area)}²`;
+	return [
+		`images: ${many} in ${rows} rows; ${downscaled} scaled down, ${upscaled} scaled up`,
+		`  pixels: min ${size(pixels.min)}, median ${size(pixels.median)}, max ${size(pixels.max)}`,
+		`  tokens of an image: min ${tokens.min}, median ${tokens.median}, max ${tokens.max}, ${count(tokens.sum)} in total`,
+	];
 }
 
 function lengths(name: string, summary: LengthSummary): string[] {

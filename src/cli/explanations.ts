@@ -62,12 +62,15 @@ export const EXPLANATIONS: Readonly<Record<ErrorCode, Explanation>> = {
 			"The file does not exist, or the pattern matches nothing.",
 			"A row is not JSON, lacks `messages`, or has no reply to train.",
 			"A row is longer than `max_length`.",
+			"An image of a row is broken, cannot be fetched, or is given to a model that reads text only.",
+			"An image has changed, or is gone, since its row's tokens were made.",
 		],
 		fixes: [
 			"The message names file, line and reason of each bad row: mend those.",
 			"`npx arl data check` with the same options reports all bad rows at once, and trains nothing.",
 			"`--on_bad_row skip` leaves bad rows out and reports each; `--truncation` says what happens to long ones.",
 			"`--columns prompt=question` names columns that have other names than the known ones.",
+			"`--image_root DIR` allows images in files below DIR; `--images drop` trains on the text alone.",
 		],
 		example: {
 			command: `npx arl inspect ${MODEL} --train_file assets/trian.jsonl`,

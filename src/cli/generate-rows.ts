@@ -75,10 +75,10 @@ export async function generateRows(native: Native, flags: RowFlags, signal: Abor
 	const calls = { signal, progress: fetchingOn(live) };
 	const files = await rowFiles(flags.prompt_file, calls).finally(() => live?.clear());
 	const { source, notices } = await openFiles(native, files.entries, { columns: flags.columns });
+	const generators: ReplyGenerator[] = [];
 	try {
 		for (const notice of [...files.notices, ...notices]) process.stderr.write(`${notice}\n`);
-		const sample = await source.read(Array.from({ length: Math.min(64, source.length) }, (_, i) => i));
-		if (sample.length === 0) throw new ArlError("ARL_DATA", `${source.name}: no rows`);
+		if (source.length === 0) throw new ArlError("ARL_DATA", `${source.name}: no rows`);
 		const models = [flags.model_name_or_path, ...(flags.compare === null ? [] : [flags.compare])];
 		const results: { prompts: Prompt[]; generator: ReplyGenerator; completions: Completion[]; score: Score }[] = [];
 		for (const model of models) {
@@ -86,8 +86,10 @@ export async function generateRows(native: Native, flags: RowFlags, signal: Abor
 			const adapter = model === flags.model_name_or_path && results.length === 0 ? options.adapter : null;
 			const found = await modelFolder(model, { weights: true, ...calls }).finally(() => live?.clear());
 			if (found.notice !== null) process.stderr.write(`${found.notice}\n`);
-			const generator = new ReplyGenerator(native, found.path, { ...options, adapter: adapter ?? null }, sample);
-			const prompts = await generator.prompts(source, flags.limit ?? Number.MAX_SAFE_INTEGER);
+			const opening = { ...options, adapter: adapter ?? null };
+			const generator = await ReplyGenerator.open(native, found.path, opening, source, signal);
+			generators.push(generator);
+			const prompts = await generator.prompts(flags.limit ?? Number.MAX_SAFE_INTEGER);
 			const started = performance.now();
 			const completions = await generateWithProgress(model, generator, prompts, signal);
 			results.push({
@@ -103,6 +105,7 @@ export async function generateRows(native: Native, flags: RowFlags, signal: Abor
 		else printText(results, flags.examples);
 		return 0;
 	} finally {
+		for (const generator of generators) await generator.close();
 		await source.close();
 	}
 }

@@ -1,16 +1,6 @@
 /** `arl images`: replaces the image URLs of rows by the images, so that no later reader has to fetch them. */
 import { open } from "node:fs/promises";
-import {
-	described,
-	flag,
-	integer,
-	integerOrNone,
-	number,
-	required,
-	requiredString,
-	stringOrNone,
-	trainingSchema,
-} from "../config/index.js";
+import { described, integerOrNone, required, requiredString, trainingSchema } from "../config/index.js";
 import { openFiles } from "../data/sources/open.js";
 import { maxRowBytes, rowTooLarge } from "../data/sources/row-size.js";
 import type { Source } from "../data/sources/source.js";
@@ -19,7 +9,7 @@ import { writeWhole } from "../disk/write-whole.js";
 import { messageOf, toArlError } from "../errors.js";
 import { rowFiles } from "../hub/index.js";
 import { imagesToBase64InText } from "../images/embed.js";
-import { IMAGE_DEFAULTS, ImageLoader } from "../images/loader.js";
+import { ImageLoader } from "../images/loader.js";
 import { loadNative } from "../native.js";
 import { jsonLine, rowsText } from "../report/format.js";
 import { liveLine } from "../report/live.js";
@@ -28,6 +18,7 @@ import { fetchingOn } from "./fetching.js";
 import { stoppable } from "./signals.js";
 
 const { train_file, on_bad_row, columns } = trainingSchema.shape;
+const { image_root, image_allow_private, image_max_bytes, image_timeout, image_cache_dir } = trainingSchema.shape;
 
 export const COMMAND = {
 	name: "arl images",
@@ -41,26 +32,14 @@ export const COMMAND = {
 			"error: write nothing if an image cannot be read; skip: leave rows with such images out.",
 		),
 		columns,
-		image_root: stringOrNone({
-			expects: "a folder",
-			description: "Folder under which file: URLs are read; none: they are refused.",
-		}),
-		image_allow_private: flag("Read images from this machine and from private networks too."),
-		image_max_bytes: integer({
-			min: 1,
-			default: IMAGE_DEFAULTS.image_max_bytes,
-			description: "Largest image in bytes.",
-		}),
-		image_timeout: number({
-			above: 0,
-			max: 3600,
-			default: IMAGE_DEFAULTS.image_timeout,
-			description: "Seconds for one attempt at an image; a failure that may pass is tried five times.",
-		}),
-		image_cache_dir: stringOrNone({
-			expects: "a folder",
-			description: "Folder that keeps fetched images, up to 10 GiB; none: they are not kept.",
-		}),
+		image_root: described(image_root, "Folder below which file: URLs are read; none: they are refused."),
+		image_allow_private: described(image_allow_private, "Read images from this machine and from private networks too."),
+		image_max_bytes: described(image_max_bytes, "Largest image in bytes."),
+		image_timeout,
+		image_cache_dir: described(
+			image_cache_dir,
+			"Folder that keeps fetched images, up to 10 GiB; none: they are not kept.",
+		),
 		max_pixels: integerOrNone({
 			min: 1,
 			description: "Scale larger images down to this many pixels, which needs the package sharp; none: keep them.",

@@ -1,4 +1,5 @@
-/** The projects that `arl init` writes: their options, sample rows and next commands. Imports nothing. */
+/** The projects that `arl init` writes: their options, sample rows and next commands. */
+import { shapesPicture } from "./init-pictures.js";
 
 /** A project by what its rows are. */
 export interface Template {
@@ -11,6 +12,8 @@ export interface Template {
 	heldOut: readonly object[];
 	/** Scripts of package.json in addition to those of every project. */
 	scripts: Readonly<Record<string, string>>;
+	/** Files besides these, by their paths. */
+	files?: () => Readonly<Record<string, Uint8Array>>;
 	/** What to run, in order; shown at the end and in the README. */
 	steps: readonly string[];
 }
@@ -53,6 +56,23 @@ function toolCall([city, celsius, sky]: (typeof CITIES)[number]) {
 			message("assistant", `It is ${celsius} °C and ${sky} in ${city}.`),
 		],
 		tools: [WEATHER_TOOL],
+	};
+}
+
+/** What is in each sample picture: how many shapes of which kind and colour. */
+const SHAPES = (["red", "green", "blue"] as const).flatMap((colour) =>
+	(["circle", "square"] as const).flatMap((kind) => ([1, 3] as const).map((many) => [many, colour, kind] as const)),
+);
+
+/** A question about a picture. */
+function shapesRow([many, colour, kind]: (typeof SHAPES)[number], i: number) {
+	const image = { type: "image_url", image_url: { url: `pictures/${i}.png` } };
+	const question = { type: "text", text: "What is in the picture?" };
+	return {
+		messages: [
+			{ role: "user", content: [image, question] },
+			message("assistant", `${many === 1 ? `One ${colour} ${kind}` : `Three ${colour} ${kind}s`}.`),
+		],
 	};
 }
 
@@ -105,6 +125,21 @@ export const TEMPLATES = {
 		scripts: {},
 		steps: ["npm run check", "npm run train", "npm run generate", OWN_ROWS],
 	},
+	images: {
+		about: "Questions about pictures, for a model with a vision tower",
+		rows: [...FILES, "\t// Paths of images in rows start here.", '\timage_root: "data",'],
+		train: SHAPES.slice(0, 10).map(shapesRow),
+		heldOut: SHAPES.slice(10).map((shapes, i) => shapesRow(shapes, 10 + i)),
+		files: () => Object.fromEntries(SHAPES.map((shapes, i) => [`data/pictures/${i}.png`, shapesPicture(...shapes)])),
+		scripts: { look: "arl inspect --html row.html" },
+		steps: [
+			"npm run check",
+			"npm run look   # row.html shows a picture as the model gets it",
+			"npm run train",
+			"npm run chat",
+			OWN_ROWS,
+		],
+	},
 	mongo: {
 		about: "Traces of agents in MongoDB, as AgentRL keeps them",
 		rows: [
@@ -136,8 +171,8 @@ export interface Project {
 }
 
 /** The files of a project by their paths. */
-export function projectFiles({ name, template, model, version }: Project): Map<string, string> {
-	const { about, rows, train, heldOut, scripts, steps }: Template = TEMPLATES[template];
+export function projectFiles({ name, template, model, version }: Project): Map<string, string | Uint8Array> {
+	const { about, rows, train, heldOut, scripts, steps, files }: Template = TEMPLATES[template];
 	const jsonl = (values: readonly object[]) => values.map((row) => `${JSON.stringify(row)}\n`).join("");
 	const config = [
 		'import { defineConfig } from "arl";',
@@ -184,13 +219,14 @@ export function projectFiles({ name, template, model, version }: Project): Map<s
 		"```",
 		"",
 	];
-	return new Map([
+	return new Map<string, string | Uint8Array>([
 		["arl.config.ts", config.join("\n")],
 		["data/train.jsonl", jsonl(train)],
 		...(heldOut.length > 0 ? ([["data/heldout.jsonl", jsonl(heldOut)]] as const) : []),
 		["package.json", `${JSON.stringify(manifest, null, "\t")}\n`],
 		["README.md", readme.join("\n")],
 		[".gitignore", "node_modules/\nout/\n"],
+		...Object.entries(files?.() ?? {}),
 	]);
 }
 

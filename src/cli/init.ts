@@ -11,6 +11,10 @@ import { projectFiles, TEMPLATES, type TemplateName } from "./init-templates.js"
 
 const NAMES = Object.keys(TEMPLATES) as [TemplateName, ...TemplateName[]];
 const MODEL = "Qwen/Qwen3-0.6B";
+const SEEING_MODEL = "Qwen/Qwen3-VL-2B-Instruct";
+
+/** The model of a newcomer. */
+const usualModel = (template: TemplateName) => (template === "images" ? SEEING_MODEL : MODEL);
 
 export const COMMAND = {
 	name: "arl init",
@@ -18,16 +22,14 @@ export const COMMAND = {
 	about: `Makes a project in DIR (default: the working directory): arl.config.ts, sample rows, package.json and a README. It replaces no
 file. In a terminal it asks for what is not given.
 
-${NAMES.map((name) => `  ${name.padEnd(10)}  ${TEMPLATES[name].about}`).join("\n")}
-
-Rows with images come later: the models read text only.`,
+${NAMES.map((name) => `  ${name.padEnd(10)}  ${TEMPLATES[name].about}`).join("\n")}`,
 	words: { noun: "a folder", least: 0, most: 1 },
 	flags: {
 		template: choiceOrNone(NAMES, { description: "What the rows are; none: asks, or chat with --yes." }),
 		model: stringOrNone({
 			expects: "a folder, or OWNER/NAME of the Hugging Face Hub",
 			literal: true,
-			description: `The model to fine-tune; none: asks, or ${MODEL} with --yes.`,
+			description: `The model to fine-tune; none: asks, or ${MODEL} with --yes, and ${SEEING_MODEL} for images.`,
 		}),
 		yes: flag("Ask nothing."),
 		json: JSON_FLAG,
@@ -49,7 +51,7 @@ export async function run(words: readonly string[]): Promise<number> {
 		throw new ArlError("ARL_USAGE", "arl init asks questions, and this is no terminal", hint);
 	}
 	const known = { folder, template: flags.template ?? undefined, model: flags.model ?? undefined };
-	const { template: kind = "chat", model: name = MODEL } = known;
+	const { template: kind = "chat", model: name = usualModel(kind) } = known;
 	const answers: Answers = asks ? await ask(known) : { folder: folder ?? ".", template: kind, model: name };
 	if (answers === null) return EXIT_CODES.ARL_INTERRUPTED;
 	const { template, model } = answers;
@@ -96,16 +98,16 @@ async function ask(known: {
 	const template = known.template ?? (await select({ message: "What are your rows?", options }));
 	if (isCancel(template)) return left();
 	const question = "Which model: a folder, or OWNER/NAME of the Hugging Face Hub?";
-	const model = known.model ?? (await text({ message: question, initialValue: MODEL }));
+	const model = known.model ?? (await text({ message: question, initialValue: usualModel(template) }));
 	if (isCancel(model)) return left();
-	return { folder: folder || ".", template, model: model || MODEL };
+	return { folder: folder || ".", template, model: model || usualModel(template) };
 }
 
 /** Files that a folder may have already, and that stay as they are. */
 const KEPT = ["package.json", "README.md", ".gitignore"];
 
 /** Writes the files. Returns those that are there and stay; any other that is there is an error before anything is written. */
-async function write(folder: string, files: ReadonlyMap<string, string>): Promise<string[]> {
+async function write(folder: string, files: ReadonlyMap<string, string | Uint8Array>): Promise<string[]> {
 	try {
 		const there: string[] = [];
 		for (const path of files.keys()) if (await exists(join(folder, path))) there.push(path);

@@ -1,9 +1,20 @@
 /** The flags of commands that generate: how the model is opened, how tokens are chosen, and how a conversation begins. */
 import { readFile } from "node:fs/promises";
+import { fileURLToPath } from "node:url";
 import type { ChatOptions, GenerateOptions, ModelOptions } from "../api/model.js";
-import { described, integer, number, stringOrNone, trainingSchema, type Values } from "../config/index.js";
+import {
+	type AgentTrainingConfig,
+	described,
+	integer,
+	number,
+	stringOrNone,
+	trainingSchema,
+	type Values,
+} from "../config/index.js";
+import { describeBytes, imageType } from "../data/mime.js";
 import type { ChatMessage } from "../data/sources/record.js";
 import { ArlError, messageOf, toArlError } from "../errors.js";
+import { toDataUrl } from "../images/data-url.js";
 
 const { seed, threads, device, bf16, chat_template, thinking, load_in_4bit, use_bnb_nested_quant } =
 	trainingSchema.shape;
@@ -57,6 +68,46 @@ export function modelOptions(flags: Values<typeof MODEL_FLAGS>): ModelOptions {
 		...(flags.chat_template !== null && { chatTemplate: flags.chat_template }),
 		...(flags.thinking !== null && { thinking: flags.thinking }),
 	};
+}
+
+/** What the flags say of how images are loaded and resized. */
+export function imageOptions(flags: ImageFlags): NonNullable<ModelOptions["images"]> {
+	const { min_pixels, max_pixels, image_root, image_allow_private, image_max_bytes, image_timeout, image_cache_dir } =
+		flags;
+	return { min_pixels, max_pixels, image_root, image_allow_private, image_max_bytes, image_timeout, image_cache_dir };
+}
+
+type ImageFlags = Pick<
+	AgentTrainingConfig,
+	| "min_pixels"
+	| "max_pixels"
+	| "image_root"
+	| "image_allow_private"
+	| "image_max_bytes"
+	| "image_timeout"
+	| "image_cache_dir"
+>;
+
+/** A message of the user's with images before its text, which are files or URLs. */
+export async function userMessage(text: string, images: readonly string[]): Promise<ChatMessage> {
+	if (images.length === 0) return { role: "user", content: text };
+	const parts = images.map(async (image) => ({
+		type: "image_url" as const,
+		image_url: { url: await imageUrl(image) },
+	}));
+	return { role: "user", content: [...(await Promise.all(parts)), { type: "text", text }] };
+}
+
+/** The URL of an image that the user names: a file's is its content, since the user may read it. */
+async function imageUrl(image: string): Promise<string> {
+	if (/^(https?|data):/i.test(image)) return image;
+	const path = image.startsWith("file:") ? fileURLToPath(image) : image;
+	const bytes = await readFile(path).catch((error: unknown) => {
+		throw toArlError(error);
+	});
+	const type = imageType(bytes);
+	if (type === null) throw new ArlError("ARL_DATA", `${image}: not a supported image: this is ${describeBytes(bytes)}`);
+	return toDataUrl({ bytes, content_type: type });
 }
 
 /** What the flags say of how tokens are chosen. */

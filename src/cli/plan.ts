@@ -44,6 +44,17 @@ with eval_file or eval_split those on evaluation. The model's folder needs no mo
 			description:
 				"Samples of that micro-batch; none: per_device_train_batch_size, and with packing one for each 64 tokens.",
 		}),
+		patches: integerOrNone({
+			min: 1,
+			max: MOST_TOKENS,
+			description:
+				"Patches of the images of that micro-batch (`height / patch_size * width / patch_size` each); none: with `images train` an image of max_pixels a sample, as far as the tokens suffice, else no images.",
+		}),
+		pictures: integerOrNone({
+			min: 1,
+			max: MOST_TOKENS,
+			description: "Images of that micro-batch; none: one a sample.",
+		}),
 		world: integerOrNone({
 			min: 1,
 			max: 65536,
@@ -58,9 +69,9 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 	const found = await resolveCommand(COMMAND, words, { output_dir: "." });
 	if (found === null) return 0;
 	const { resolved, flags } = found;
-	const { tokens, sequences, world } = flags;
+	const { tokens, sequences, patches, pictures, world } = flags;
 	const args = { ...resolved.args, dp_size: world ?? resolved.args.dp_size };
-	const planned = await planRun(core(), args, { tokens, sequences });
+	const planned = await planRun(core(), args, { tokens, sequences, patches, pictures });
 	for (const line of [...resolved.notices, ...planned.notices]) process.stderr.write(`${line}\n`);
 	process.stdout.write(flags.json ? `${jsonLine(asJson(planned))}\n` : asText(planned));
 	return 0;
@@ -99,6 +110,8 @@ function asJson(planned: Planned): Record<string, unknown> {
 		zero: zeroOf(args),
 		tokens: size.maxTokens,
 		sequences: size.maxSequences,
+		patches: size.maxPatches ?? null,
+		images: size.maxImages ?? null,
 		evalTokens: size.evalMaxTokens ?? null,
 		evalSequences: size.evalMaxSequences ?? null,
 		...generatedSize(size),
@@ -138,7 +151,7 @@ function asText(planned: Planned): string {
 	];
 	const lines = [
 		`${model.path}: ${model.modelType}, ${count(plan.parameters)} parameters (${grouped(plan.parameters)})`,
-		`training on ${where}: ${kept.join(", ")}; micro-batches of up to ${batchText(size.maxTokens, size.maxSequences)}`,
+		`training on ${where}: ${kept.join(", ")}; micro-batches of up to ${batchText(size.maxTokens, size.maxSequences)}${imagesText(size)}`,
 		...(size.evalMaxTokens === undefined
 			? []
 			: [`evaluation of up to ${batchText(size.evalMaxTokens, size.evalMaxSequences ?? 1)} at a time`]),
@@ -165,6 +178,11 @@ function asText(planned: Planned): string {
 
 function batchText(tokens: number, sequences: number): string {
 	return `${grouped(tokens)} tokens in ${sequences === 1 ? "1 sequence" : `${grouped(sequences)} sequences`}`;
+}
+
+function imagesText({ maxPatches, maxImages = 0 }: Planned["size"]): string {
+	if (maxPatches === undefined) return "";
+	return ` with ${maxImages === 1 ? "1 image" : `${grouped(maxImages)} images`} of ${grouped(maxPatches)} patches together`;
 }
 
 function repliesText(replies: number, tokens: number): string {

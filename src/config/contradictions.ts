@@ -1,5 +1,6 @@
 /** Options that contradict each other, and options that have no effect next to others. Reads valid values only. */
 import { checkEvaluation } from "./check-evaluation.js";
+import { checkImages } from "./check-images.js";
 import type { AgentTrainingConfig, OptionName } from "./schema.js";
 import { show } from "./values.js";
 
@@ -58,6 +59,7 @@ export function checkTogether(
 	checkSinks(args, given, add, notices);
 	checkEvaluation({ args, given, shown, add, notices });
 	checkAdapters(args, given, shown, add);
+	checkImages({ args, given, shown, add, notices });
 	if (args.overwrite_output_dir && args.resume_from_checkpoint !== null) {
 		add(
 			`${shown("overwrite_output_dir")} contradicts ${shown("resume_from_checkpoint")}: one starts again, the other resumes`,

@@ -5,8 +5,9 @@
  */
 import { z } from "zod";
 import { evaluation } from "./options/evaluation.js";
+import { images } from "./options/images.js";
 import { lora } from "./options/lora.js";
-import { database, images, model, rows, text } from "./options/rows.js";
+import { database, model, rows, text } from "./options/rows.js";
 import { agentrl, checkpoints, devices, output } from "./options/run.js";
 import { batch, optimizer, precision } from "./options/training.js";
 import type { TrainingOptions } from "./training-options.js";

@@ -123,11 +123,59 @@ export interface TrainingOptions {
 	// Images
 
 	/**
-	 * What happens to image parts of rows, since the models read text only. error: the row cannot be used. drop: the
-	 * parts are left out, counted and reported. Expected: one of error, drop.
-	 * @default "error"
+	 * What happens to the images of rows. train: the model sees them, which needs a model with a vision tower. error: a
+	 * row with an image cannot be used. drop: images are left out of the text, counted and reported. auto: train if the
+	 * model has a tower and one of the first rows has an image, else error. Expected: one of auto, train, error, drop.
+	 * @default "auto"
 	 */
-	images?: "error" | "drop";
+	images?: "auto" | "train" | "error" | "drop";
+	/**
+	 * Parts of a model with a vision tower that are not trained, while images are: the tower (vision), what makes tokens
+	 * of its output (merger), the rest (language). A frozen part needs neither gradients nor moments, and comes out as
+	 * it went in. Expected: one or several of vision, merger, language; or none.
+	 * @default []
+	 */
+	freeze?: "none" | "vision" | "merger" | "language" | ("none" | "vision" | "merger" | "language")[];
+	/**
+	 * Images with fewer pixels are scaled up to about this many before the model sees them; none: as the model's
+	 * preprocessor_config.json says. Expected: a whole number, 1 or more; or none.
+	 * @default null
+	 */
+	min_pixels?: number | null;
+	/**
+	 * Images with more pixels are scaled down to about this many, so that each takes fewer tokens; none: as the model's
+	 * preprocessor_config.json says. Expected: a whole number, 1 or more; or none.
+	 * @default null
+	 */
+	max_pixels?: number | null;
+	/**
+	 * Folder below which images are read from files. Paths in rows that are not absolute start there. None: images in
+	 * files are refused. Expected: a folder; or none.
+	 * @default null
+	 */
+	image_root?: string | null;
+	/**
+	 * Fetch images from this machine and from private networks too. Expected: true or false.
+	 * @default false
+	 */
+	image_allow_private?: boolean;
+	/**
+	 * Largest file of an image in bytes. Expected: a whole number, 1 or more.
+	 * @default 20971520
+	 */
+	image_max_bytes?: number;
+	/**
+	 * Seconds for one attempt at an image; a failure that may pass is tried five times. Expected: a number, above 0 and
+	 * at most 3600.
+	 * @default 30
+	 */
+	image_timeout?: number;
+	/**
+	 * Folder that keeps fetched images, up to 10 GiB, so that later epochs and runs do not fetch them again; none:
+	 * `images` in `cache_dir`. Expected: a folder; or none.
+	 * @default null
+	 */
+	image_cache_dir?: string | null;
 
 	// Database
 

@@ -2,7 +2,10 @@
  * Loads the image behind an `image_url` of any scheme: limits concurrency, size and time, checks the bytes, caches, and scales
  * down if asked.
  */
+import { resolve } from "node:path";
 import { setTimeout as pause } from "node:timers/promises";
+import { pathToFileURL } from "node:url";
+import { IMAGE_DEFAULTS } from "../config/image-defaults.js";
 import { describeBytes, type ImageType, imageType, isTruncated } from "../data/mime.js";
 import { ArlError } from "../errors.js";
 import { ImageCache } from "./cache.js";
@@ -43,8 +46,6 @@ export interface LoadedImage extends ImageSize {
 	content_type: ImageType;
 }
 
-/** The defaults of the options that the configuration has too. */
-export const IMAGE_DEFAULTS = { image_max_bytes: 20 * 1024 * 1024, image_timeout: 30 } as const;
 const CACHE_MAX_BYTES = 10 * 1024 ** 3;
 const CONCURRENCY = 16;
 
@@ -105,6 +106,16 @@ export class ImageLoader {
 		const image = this.read(url).finally(() => this.loading.delete(url));
 		this.loading.set(url, image);
 		return image;
+	}
+
+	/** Loads the image of a file; a relative path starts at `image_root`. @throws as `load`. */
+	async loadFile(path: string): Promise<LoadedImage> {
+		return this.load(pathToFileURL(resolve(this.root ?? ".", path)).href);
+	}
+
+	/** Checks an image that is already in memory, as `load` does. @throws ArlError `ARL_DATA` if it is none. */
+	loadBytes(bytes: Uint8Array): LoadedImage {
+		return this.check(bytes);
 	}
 
 	/** Closes the connections; images still loading fail. */

@@ -1,19 +1,33 @@
 /** Micro-batches as bytes, for the ranks that compute them. */
 import type { MicroBatch } from "../native.js";
 
-/** Elements of each array of a micro-batch, in the order of their bytes; weights may be absent. */
-export type Lengths = [inputIds: number, targets: number, positions: number, cuSeqlens: number, weights: number | null];
+/**
+ * Elements of each array of a micro-batch, in the order of their bytes; weights may be absent. Behind them are the pixels of its
+ * images: height and width of each.
+ */
+export type Lengths = [
+	inputIds: number,
+	targets: number,
+	positions: number,
+	cuSeqlens: number,
+	weights: number | null,
+	images: [height: number, width: number][],
+];
+
+const CHANNELS = 3;
 
 const bytesOf = (array: Int32Array | Float32Array) => new Uint8Array(array.buffer, array.byteOffset, array.byteLength);
 
 /** The lengths of all arrays, and their bytes. */
 export function packBatches(batches: readonly MicroBatch[]): { lengths: Lengths[]; parts: Uint8Array[] } {
-	const lengths = batches.map(({ inputIds, targets, positions, cuSeqlens, weights }): Lengths => {
-		return [inputIds.length, targets.length, positions.length, cuSeqlens.length, weights?.length ?? null];
+	const lengths = batches.map(({ inputIds, targets, positions, cuSeqlens, weights, images = [] }): Lengths => {
+		const sizes = images.map(({ height, width }): [number, number] => [height, width]);
+		return [inputIds.length, targets.length, positions.length, cuSeqlens.length, weights?.length ?? null, sizes];
 	});
-	const parts = batches.flatMap(({ inputIds, targets, positions, cuSeqlens, weights }) =>
-		[inputIds, targets, positions, cuSeqlens, ...(weights ? [weights] : [])].map(bytesOf),
-	);
+	const parts = batches.flatMap(({ inputIds, targets, positions, cuSeqlens, weights, images = [] }) => [
+		...[inputIds, targets, positions, cuSeqlens, ...(weights ? [weights] : [])].map(bytesOf),
+		...images.map(({ pixels }) => pixels),
+	]);
 	return { lengths, parts };
 }
 
@@ -21,16 +35,20 @@ export function packBatches(batches: readonly MicroBatch[]): { lengths: Lengths[
 export function unpackBatches(lengths: readonly Lengths[], bytes: Uint8Array): MicroBatch[] {
 	let at = 0;
 	// Copied: the bytes need not begin where numbers of four bytes may, and `slice` of Node's buffers copies nothing.
-	const take = (length: number) => {
-		at += 4 * length;
-		return new Uint8Array(bytes.subarray(at - 4 * length, at)).buffer;
+	const takeBytes = (length: number) => {
+		at += length;
+		return new Uint8Array(bytes.subarray(at - length, at));
 	};
-	return lengths.map(([inputIds, targets, positions, cuSeqlens, weights]) => ({
+	const take = (length: number) => takeBytes(4 * length).buffer;
+	return lengths.map(([inputIds, targets, positions, cuSeqlens, weights, images]) => ({
 		inputIds: new Int32Array(take(inputIds)),
 		targets: new Int32Array(take(targets)),
 		positions: new Int32Array(take(positions)),
 		cuSeqlens: new Int32Array(take(cuSeqlens)),
 		...(weights !== null && { weights: new Float32Array(take(weights)) }),
+		...(images.length > 0 && {
+			images: images.map(([height, width]) => ({ height, width, pixels: takeBytes(CHANNELS * height * width) })),
+		}),
 	}));
 }
 

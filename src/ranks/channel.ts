@@ -18,6 +18,8 @@ const MAX_JSON = 64 << 20;
 export class Channel {
 	private buffered: Buffer[] = [];
 	private length = 0;
+	/** Bytes without which no message can be read: of the next header, or of the whole message behind it. */
+	private needed = HEADER;
 	/** Called with each message. */
 	onMessage: (message: Message, bytes: Uint8Array) => void = () => {};
 	/** Called once, when the other end is gone. */
@@ -60,8 +62,11 @@ export class Channel {
 	private read(chunk: Buffer): void {
 		this.buffered.push(chunk);
 		this.length += chunk.length;
+		// The pixels of a step come in thousands of chunks, which are joined once.
+		if (this.length < this.needed) return;
 		let all: Buffer | null = null;
 		for (;;) {
+			this.needed = HEADER;
 			if (this.length < HEADER) break;
 			all ??= Buffer.concat(this.buffered);
 			const [json, bytes] = [all.readUInt32LE(0), all.readUInt32LE(4)];
@@ -70,7 +75,10 @@ export class Channel {
 				break;
 			}
 			const end = HEADER + json + bytes;
-			if (all.length < end) break;
+			if (all.length < end) {
+				this.needed = end;
+				break;
+			}
 			const message = parse(all.subarray(HEADER, HEADER + json));
 			if (message === null) {
 				this.destroy();

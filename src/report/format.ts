@@ -92,3 +92,9 @@ export function droppedImages(dropped: DroppedImages): string {
 	const messages = dropped.emptied === 1 ? "1 message is" : `${dropped.emptied.toLocaleString("en-US")} messages are`;
 	return `${images} of ${rowsText(dropped.rows)} dropped${dropped.emptied === 0 ? "" : ` (${messages} empty)`}`;
 }
+
+/** Images of rows, after their number; empty where there are none. */
+export function imagesText(images = 0): string {
+	if (images === 0) return "";
+	return ` with ${images === 1 ? "1 image" : `${images.toLocaleString("en-US")} images`}`;
+}

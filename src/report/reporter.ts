@@ -7,7 +7,18 @@ import pc from "picocolors";
 import type { ArlError } from "../errors.js";
 import { formatError } from "../errors.js";
 import type { EventOf, TrainEvent } from "../events.js";
-import { bytes, count, droppedImages, duration, jsonLine, measure, percent, rate, rowsText } from "./format.js";
+import {
+	bytes,
+	count,
+	droppedImages,
+	duration,
+	imagesText,
+	jsonLine,
+	measure,
+	percent,
+	rate,
+	rowsText,
+} from "./format.js";
 import { fitParts, LiveLine, type Part, type Terminal } from "./live.js";
 import { METRICS_FILE } from "./metrics.js";
 
@@ -166,7 +177,7 @@ export class TextReporter implements Reporter {
 			].filter((text) => text !== "");
 			const share = event.tokens > 0 ? ` (${percent(event.targetTokens / event.tokens)} trained)` : "";
 			this.#line(
-				`encoded ${rowsText(event.rows)}, ${count(event.tokens)} tokens${share}${speed === "" ? "" : `, ${speed}`}${lost.length > 0 ? `; ${this.#colors.yellow(lost.join(", "))}` : ""}`,
+				`encoded ${rowsText(event.rows)}${imagesText(event.images)}, ${count(event.tokens)} tokens${share}${speed === "" ? "" : `, ${speed}`}${lost.length > 0 ? `; ${this.#colors.yellow(lost.join(", "))}` : ""}`,
 			);
 			return;
 		}

@@ -1,4 +1,4 @@
-/** Options of the input: the model, its rows, their images, and how they become text. */
+/** Options of the input: the model, its rows, and how they become text. */
 import { z } from "zod";
 import {
 	boolean,
@@ -109,14 +109,6 @@ export const rows = {
 		min: 0,
 		description:
 			"How long rows are encoded and checked before the first step; the others are encoded while the first steps compute. None: 20, or 0.2 if all rows come from a database.",
-	}),
-};
-
-export const images = {
-	images: choice(["error", "drop"], {
-		default: "error",
-		description:
-			"What happens to image parts of rows, since the models read text only. error: the row cannot be used. drop: the parts are left out, counted and reported.",
 	}),
 };
 

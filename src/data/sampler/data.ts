@@ -5,6 +5,7 @@
 import type { MicroBatch, NativeTokenCache } from "../../native.js";
 import type { AnySource } from "../sources/source.js";
 import { StreamRows } from "../sources/stream.js";
+import { type Pictures, textBatch } from "../tokens/pictures.js";
 import type { TokenPrefetcher } from "../tokens/prefetch.js";
 import type { StepPlace, StepPlan } from "./batches.js";
 import type { RowOrder } from "./order.js";
@@ -32,10 +33,15 @@ export interface StreamEnd {
 	planFor: (rows: number) => Planned;
 }
 
+/** A step whose pixels are more bytes than this is not prepared ahead of its turn. */
+const AHEAD_BYTES = 512 * 1024 * 1024;
+
 /** The rows of a run, or of an evaluation. */
 export class Data {
 	private readonly stream: StreamRows | null;
 	private settled = false;
+	/** Steps whose images are prepared before their turn: one at most. */
+	private readonly ahead = new Map<number, Promise<StepBatches | null>>();
 
 	/** `shape`: of the rows: `messages`, `prompt/completion`, ... */
 	constructor(
@@ -45,6 +51,8 @@ export class Data {
 		readonly prefetcher: TokenPrefetcher,
 		private planned: Planned,
 		private readonly end: StreamEnd,
+		/** Null: no images are trained. */
+		readonly pictures: Pictures | null = null,
 	) {
 		this.stream = streamOf(source);
 	}
@@ -63,15 +71,33 @@ export class Data {
 		return this.stream !== null;
 	}
 
-	/** Waits for the rows of step `step` (from 0). Null: the rows have ended, and the run with them. */
+	/**
+	 * Waits for the rows of step `step` (from 0), and for their images; those of the step after it are prepared meanwhile. Null: the
+	 * rows have ended, and the run with them.
+	 */
 	async step(step: number): Promise<StepBatches | null> {
+		const asked = this.ahead.get(step) ?? this.gather(step);
+		this.ahead.clear();
+		const found = await asked;
+		if (this.pictures === null || found === null || step + 1 >= this.plan.totalSteps) return found;
+		// Rows that are followed are not taken before they are needed: other runs would miss them.
+		if ((this.stream !== null && this.end.once) || pixelBytes(found.batches) > AHEAD_BYTES) return found;
+		const next = this.gather(step + 1);
+		// A failure surfaces in the call that asks for the step.
+		next.catch(() => {});
+		this.ahead.set(step + 1, next);
+		return found;
+	}
+
+	private async gather(step: number): Promise<StepBatches | null> {
 		if (this.stream !== null && !this.settled) await this.reach(this.stream, step);
 		if (step >= this.plan.totalSteps) return null;
 		await this.plan.prepare(step);
 		const place = this.plan.place(step);
 		const rows = this.plan.rows(step);
 		for (const part of rows) await this.prefetcher.ready(part);
-		return { place, rows, batches: rows.map((part) => this.cache.microBatch(part)) };
+		const batches = rows.map((part) => this.cache.microBatch(part));
+		return { place, rows, batches: (await this.pictures?.fill(batches)) ?? batches.map(textBatch) };
 	}
 
 	/**
@@ -90,6 +116,11 @@ export class Data {
 		this.settled = true;
 		this.planned = end.planFor(source.ended);
 	}
+}
+
+/** Bytes of the pixels of some micro-batches. */
+function pixelBytes(batches: readonly MicroBatch[]): number {
+	return batches.reduce((sum, { images = [] }) => sum + images.reduce((own, { pixels }) => own + pixels.length, 0), 0);
 }
 
 /** The stream behind `source`, if nobody knows its length. */

@@ -3,12 +3,14 @@
  * Rows are bytes here: the core parses, renders and tokenizes them.
  */
 import { isUtf8 } from "node:buffer";
-import type { NativeTokenCache } from "../../native.js";
+import { toArlError } from "../../errors.js";
+import type { NativeTokenCache, RowImage } from "../../native.js";
 import { explainRow } from "../sources/explain.js";
 import { strayExtendedJson } from "../sources/read-extended.js";
 import { maxRowBytes, rowTooLarge } from "../sources/row-size.js";
 import { type AnySource, type RowContent, takeRows } from "../sources/source.js";
 import { NoteReport } from "./notes.js";
+import { type Pictures, rowImage } from "./pictures.js";
 import { type BadRow, badRowsError } from "./problems.js";
 
 /** Bad rows that are parsed again to explain what is wrong; more would take too long. */
@@ -23,6 +25,8 @@ export interface FillCounts {
 	targetTokens: number;
 	truncated: number;
 	dropped: number;
+	/** Images that were measured. */
+	images: number;
 }
 
 export interface PrefetchOptions {
@@ -30,6 +34,8 @@ export interface PrefetchOptions {
 	cache: NativeTokenCache;
 	/** Every row that training will need, each once, soonest first. */
 	order: Uint32Array;
+	/** Absent or null: no images are trained. */
+	pictures?: Pictures | null;
 }
 
 const MISSING = 0;
@@ -42,6 +48,8 @@ const UNCHECKED = 3;
 interface Batch {
 	rows: Uint8Array[];
 	indexes: number[];
+	/** The images of each row; null: none are trained. */
+	images: RowImage[][] | null;
 	/** Rows that are not even encoded. */
 	bad: BadRow[];
 	/** Rows whose tokens are in the cache, and that have not changed. */
@@ -50,7 +58,7 @@ interface Batch {
 
 /** Encodes the rows of one source into one cache. */
 export class TokenPrefetcher {
-	readonly counts: FillCounts = { rows: 0, tokens: 0, targetTokens: 0, truncated: 0, dropped: 0 };
+	readonly counts: FillCounts = { rows: 0, tokens: 0, targetTokens: 0, truncated: 0, dropped: 0, images: 0 };
 	readonly bad: BadRow[] = [];
 	readonly source: AnySource;
 	/** Notes on the rows that are in the cache. */
@@ -201,7 +209,7 @@ export class TokenPrefetcher {
 		this.done = true;
 	}
 
-	private async fill({ rows, indexes, bad, checked }: Batch): Promise<void> {
+	private async fill({ rows, indexes, images, bad, checked }: Batch): Promise<void> {
 		const { source } = this;
 		const { cache } = this.options;
 		this.bad.push(...bad);
@@ -209,7 +217,8 @@ export class TokenPrefetcher {
 		for (const row of checked) this.state[row] = PRESENT;
 		this.counts.rows += bad.length + checked.length;
 		if (indexes.length === 0) return;
-		const report = await cache.fill(rows, Uint32Array.from(indexes));
+		const places = Uint32Array.from(indexes);
+		const report = images === null ? await cache.fill(rows, places) : await cache.fill(rows, places, images);
 		for (const row of indexes) this.state[row] = PRESENT;
 		for (const { row, reason, message } of report.problems) {
 			this.state[row] = UNUSABLE;
@@ -222,6 +231,7 @@ export class TokenPrefetcher {
 		this.counts.targetTokens += report.targetTokens;
 		this.counts.truncated += report.truncated;
 		this.counts.dropped += report.dropped;
+		this.counts.images += images?.reduce((sum, { length }) => sum + length, 0) ?? 0;
 	}
 
 	/** Resolves when training is near enough for more rows to be read. */
@@ -242,7 +252,7 @@ export class TokenPrefetcher {
 		await this.room();
 		if (this.stopped) return null;
 		const most = Math.min(this.order.length, this.next + BATCH_ROWS, this.reached + this.ahead);
-		const batch: Batch = { rows: [], indexes: [], bad: [], checked: [] };
+		const batch: Batch = { rows: [], indexes: [], images: null, bad: [], checked: [] };
 		const refuse = (row: number, fault: Fault) => batch.bad.push({ row, location: source.location(row), ...fault });
 		// Rows that are known to be too large are not read.
 		let wanted = this.next;
@@ -254,8 +264,10 @@ export class TokenPrefetcher {
 			const row = asked[i] as number;
 			const fault = faultOf(content, this.state[row] === UNCHECKED);
 			if (fault !== null) refuse(row, fault);
-			else if (this.state[row] === UNCHECKED) batch.checked.push(row);
-			else {
+			else if (this.state[row] === UNCHECKED) {
+				batch.checked.push(row);
+				await this.options.pictures?.found(row, content as Uint8Array);
+			} else {
 				batch.rows.push(content as Uint8Array);
 				batch.indexes.push(row);
 			}
@@ -265,7 +277,34 @@ export class TokenPrefetcher {
 			const row = this.order[this.next++] as number;
 			refuse(row, rowTooLarge(source.bytes(row)));
 		}
-		return batch;
+		return this.measured(batch);
+	}
+
+	/** The batch with the images of its rows, and without the rows whose images cannot be used. */
+	private async measured(batch: Batch): Promise<Batch> {
+		const { source } = this;
+		const { pictures } = this.options;
+		if (!pictures) return batch;
+		const found = await Promise.all(
+			batch.rows.map(async (content, i): Promise<RowImage[] | BadRow> => {
+				const row = batch.indexes[i] as number;
+				try {
+					return (await pictures.measure(row, content)).map(rowImage);
+				} catch (error) {
+					const { code, message, hint } = toArlError(error);
+					if (code !== "ARL_DATA") throw error;
+					return { row, location: source.location(row), reason: "image", message, hint };
+				}
+			}),
+		);
+		const good = [...found.keys()].filter((i) => Array.isArray(found[i]));
+		return {
+			...batch,
+			rows: good.map((i) => batch.rows[i] as Uint8Array),
+			indexes: good.map((i) => batch.indexes[i] as number),
+			images: good.map((i) => found[i] as RowImage[]),
+			bad: [...batch.bad, ...found.filter((one): one is BadRow => !Array.isArray(one))],
+		};
 	}
 }
 

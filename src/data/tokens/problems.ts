@@ -30,7 +30,7 @@ export function badRowsError(rows: BadRow[], checked: number): ArlError {
 	for (const { reason, message, hint } of sorted) {
 		if (hint !== undefined && hint !== "") hints.add(hint);
 		// No option leaves out videos and sounds.
-		if (reason === "image" && message.includes("image"))
+		if (reason === "image" && message.includes("image") && hint === undefined)
 			hints.add("Leave only the image parts out, and train on the text, with --images drop.");
 	}
 	const hint = [...hints].slice(0, SHOWN).join("\n");

@@ -67,6 +67,11 @@ export function bf16Of(fixed: Fingerprint): boolean | null {
 	return fixed.bf16 === "true" ? true : fixed.bf16 === "false" ? false : null;
 }
 
+/** Whether the run with this fingerprint trains images. */
+export function trainsImages(fixed: Fingerprint): boolean {
+	return fixed.images === "train";
+}
+
 /** The name of a database's list of documents in a fingerprint. */
 export const DATABASE_LIST = "list of the database's documents";
 
@@ -90,6 +95,8 @@ export interface RunIdentity {
 	textFingerprint: string;
 	warmupSteps: number;
 	totalSteps: number;
+	/** A hash of which rows are left out because an image cannot be read, as it may be later; null: none is. */
+	badImages: string | null;
 	/** Identity of the held-out rows; null: there are none. */
 	heldOut: string | null;
 	/** Steps between two evaluations. */
@@ -120,7 +127,9 @@ export function fixedOf(args: ResolvedConfig, run: RunIdentity): Fingerprint {
 		[MODEL_CONFIG]: run.model.identity.config.slice(0, 16),
 		[MODEL_WEIGHTS]: args.init_from_config ? "random" : run.model.identity.weights.slice(0, 16),
 		"template, tokenizer and text options": run.textFingerprint,
-		...(args.images === "drop" && { images: args.images }),
+		...((args.images === "drop" || args.images === "train") && { images: args.images }),
+		...(args.images === "train" && args.freeze.length > 0 && { freeze: [...args.freeze].sort() }),
+		...(run.badImages !== null && { "rows left out for their images": run.badImages }),
 		on_bad_row: args.on_bad_row,
 		train_sampling_strategy: args.train_sampling_strategy,
 		seed: args.seed,

@@ -4,14 +4,15 @@ import { Scratch } from "../../data/sources/scratch.js";
 import { chooseDevice } from "../../device/index.js";
 import { ArlError, toArlError } from "../../errors.js";
 import { type HighLoss, notice, type Sample, type TrainEvent } from "../../events.js";
-import type { Native, NativeEngine, TextOptions } from "../../native.js";
+import type { Native, NativeEngine } from "../../native.js";
 import { openRows, type RowsFromCode } from "../setup/dataset.js";
 import { fetchNamed } from "../setup/fetch.js";
 import { openHeldOut } from "../setup/held-out.js";
 import { readModelFolder } from "../setup/model.js";
-import { textOptions } from "../setup/options.js";
+import { mostImages, textOptions } from "../setup/options.js";
 import { checkTokenizer } from "../setup/preflight.js";
 import { Resources } from "../setup/resources.js";
+import { openVision } from "../setup/vision.js";
 import { type EvaluationFigures, evaluateRows, type HeldOut } from "./evaluate.js";
 import { Generation } from "./generation.js";
 import { openForInference } from "./inference.js";
@@ -49,9 +50,12 @@ export async function* evaluateModel(input: EvaluateModelInput): AsyncGenerator<
 		const scratch = new Scratch(native, args.cache_dir);
 		resources.add(() => scratch.close());
 		const model = await readModelFolder(args.model_name_or_path, native);
-		const options = textOptions(args, model.maxPositionEmbeddings);
+		const folder = scratch.path();
+		const vision = openVision({ native, options: args, model, cacheDir: args.cache_dir ?? folder, signal });
+		resources.add(() => vision?.close());
+		const options = textOptions(args, model.maxPositionEmbeddings, vision);
 		checkTokenizer(model, native.TextEncoder.open(options).info());
-		const start = { args: { ...args, cache_dir: scratch.path() }, textOptions: options };
+		const start = { args: { ...args, cache_dir: folder }, textOptions: options, vision };
 		const all = { native, args: start.args, code, signal, datasetId: null, readFirst: true };
 		const rows = typeof args.eval_split === "number" ? await openRows(all) : null;
 		resources.add(() => rows?.source.close());
@@ -61,9 +65,11 @@ export async function* evaluateModel(input: EvaluateModelInput): AsyncGenerator<
 		}
 		const device = chooseDevice(args.device, native);
 		if (device.notice !== null) yield notice("warning", device.notice);
-		const generation = await openGeneration(input, heldOut, options);
+		const generation = await openGeneration(input, heldOut);
 		const computing = { device, bf16: args.bf16, threads: args.threads };
-		const engine = await openForInference(model.path, computing, { ...heldOut.size, ...generation?.size });
+		const images = mostImages([heldOut.size, generation?.size ?? null]);
+		const size = { ...heldOut.size, ...generation?.size, ...images };
+		const engine = await openForInference(model.path, computing, size, heldOut.images === "train");
 		resources.add(() => engine.close());
 		const started = performance.now();
 		const found = yield* evaluateRows(engine, heldOut, 0, signal);
@@ -86,11 +92,10 @@ export async function* evaluateModel(input: EvaluateModelInput): AsyncGenerator<
 async function openGeneration(
 	{ native, args, code }: EvaluateModelInput,
 	heldOut: HeldOut,
-	textOptions: TextOptions,
 ): Promise<Generation | null> {
 	const { eval_generate: rows, per_device_eval_batch_size: batchSize } = args;
 	if (rows === 0) return null;
-	return await Generation.open({ native, textOptions, heldOut, rows, batchSize, metric: code.evalMetric ?? null });
+	return await Generation.open({ native, heldOut, rows, batchSize, metric: code.evalMetric ?? null });
 }
 
 /** The replies of `eval_generate`. Null: `signal` ended it. */

@@ -5,8 +5,9 @@
 import type { Data } from "../../data/sampler/data.js";
 import { ArlError } from "../../errors.js";
 import type { EvaluatingEvent, EvaluationMetrics, HighLoss } from "../../events.js";
-import type { MicroBatchStats, NativeEngine } from "../../native.js";
+import type { MicroBatchStats, NativeEngine, TextOptions } from "../../native.js";
 import type { BatchSize } from "../setup/options.js";
+import type { ImageMode, Vision } from "../setup/vision.js";
 import { highestLosses } from "./highest-losses.js";
 
 /** Consecutive held-out rows of one origin. */
@@ -24,6 +25,12 @@ export interface HeldOut {
 	parts: EvalPart[];
 	/** The largest micro-batch. */
 	size: BatchSize;
+	/** How the rows became tokens. */
+	textOptions: TextOptions;
+	/** What happens to their images. */
+	images: ImageMode;
+	/** How their images are loaded; null: no images are trained. */
+	vision: Vision | null;
 }
 
 /** The figures of an evaluation. */

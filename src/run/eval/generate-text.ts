@@ -1,6 +1,7 @@
 /** One reply of an engine as a stream of text. */
 import { ArlError } from "../../errors.js";
 import type { GenerateOptions, NativeEngine } from "../../native.js";
+import { generateFrom, type SeenPrompt } from "./seen-prompts.js";
 import { TextStream } from "./text-stream.js";
 
 /** A reply that has ended. */
@@ -15,7 +16,7 @@ export interface GeneratedText {
 export interface GenerateTextInput {
 	engine: Pick<NativeEngine, "generate" | "interrupt" | "discardStep">;
 	decode: (ids: Int32Array) => string;
-	prompt: Int32Array;
+	prompt: SeenPrompt;
 	options: GenerateOptions;
 	/** Texts that end the reply, and are no part of it. */
 	stop: readonly string[];
@@ -59,7 +60,7 @@ export async function generateText(input: GenerateTextInput): Promise<GeneratedT
 	if (signal.aborted) throw interruption(signal);
 	signal.addEventListener("abort", interrupt);
 	try {
-		const [all = new Int32Array()] = await engine.generate([input.prompt], options, (_, id) => onToken(id));
+		const [all = new Int32Array()] = await generateFrom(engine, [input.prompt], options, (_, id) => onToken(id));
 		// The promise may overtake the last tokens.
 		for (const id of all.subarray(tokens.length)) onToken(id);
 	} catch (error) {

@@ -2,12 +2,12 @@
 import type { ChatMessage } from "../../data/sources/record.js";
 import { ArlError, userError } from "../../errors.js";
 import type { Sample } from "../../events.js";
-import type { Native, NativeEngine, TextOptions } from "../../native.js";
+import type { Native, NativeEngine } from "../../native.js";
 import type { BatchSize } from "../setup/options.js";
 import type { HeldOut } from "./evaluate.js";
 import { parseReply } from "./parse-reply.js";
 import { type Prompt, RowPrompts } from "./prompts.js";
-import { generateReplies, newTokens, promptBatches } from "./replies.js";
+import { generateReplies, newTokens, promptBatches, promptImages } from "./replies.js";
 import { isSameReply } from "./same-reply.js";
 
 /** A generated reply, as a user's metric sees it. */
@@ -37,7 +37,6 @@ export const EXACT_MATCH = "exact_match";
 
 export interface GenerationInput {
 	native: Pick<Native, "TextEncoder">;
-	textOptions: TextOptions;
 	heldOut: HeldOut;
 	/** Rows whose replies are generated, spread evenly over all. */
 	rows: number;
@@ -57,7 +56,8 @@ export class Generation {
 
 	/** Renders the prompts. Throws `ARL_DATA` where no row has a reply. */
 	static async open(input: GenerationInput): Promise<Generation> {
-		const { native, textOptions, heldOut } = input;
+		const { native, heldOut } = input;
+		const { textOptions, vision } = heldOut;
 		const { source } = heldOut.data;
 		// A reply is compared whole, however long samples may be.
 		const { maxLength: _, ...whole } = textOptions;
@@ -66,23 +66,29 @@ export class Generation {
 		const contents = await source.read(indexes);
 		const read = contents.filter((content): content is Uint8Array => content instanceof Uint8Array);
 		encoder.detect(read.slice(0, 64));
-		const rows = new RowPrompts(encoder);
-		const prompts = indexes.flatMap((index, i) => {
+		const rows = new RowPrompts(encoder, source, vision?.loaderOf(encoder) ?? null);
+		const prompts: (Prompt & { content: unknown })[] = [];
+		for (const [i, index] of indexes.entries()) {
 			const content = contents[i];
-			if (!(content instanceof Uint8Array)) return [];
+			if (!(content instanceof Uint8Array)) continue;
 			const value = parsed(content);
-			return rows.of(source, index, content).map((prompt) => ({ ...prompt, content: value }));
-		});
+			for (const prompt of await rows.of(index, content)) prompts.push({ ...prompt, content: value });
+		}
 		if (prompts.length === 0)
 			throw new ArlError("ARL_DATA", `eval_generate: no row of ${source.name} has a trained reply`);
 		return new Generation(prompts, rows, input);
 	}
 
 	/** What the engine must have room for. */
-	get size(): Pick<BatchSize, "evalPrompts" | "evalMaxNewTokens"> {
+	get size(): Omit<BatchSize, "maxTokens" | "maxSequences"> {
 		const { prompts, input } = this;
 		const lengths = (batch: number[]) => batch.map((i) => prompts[i]?.inputIds.length ?? 0);
-		return { evalPrompts: promptBatches(prompts, input.batchSize).map(lengths), evalMaxNewTokens: newTokens(prompts) };
+		const batches = promptBatches(prompts, input.batchSize);
+		return {
+			evalPrompts: batches.map(lengths),
+			evalMaxNewTokens: newTokens(prompts),
+			...promptImages(this.rows, prompts, batches),
+		};
 	}
 
 	/** Generates with the weights as they are. Null: `signal` ended it. */

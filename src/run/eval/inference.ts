@@ -22,11 +22,15 @@ export interface InferenceOptions {
 	nestedQuant?: boolean;
 }
 
-/** Opens the engine. `size`: the prompts and replies that it holds from the start; for larger ones it reserves more. */
+/**
+ * Opens the engine. `size`: the prompts and replies that it holds from the start; for larger ones it reserves more. `vision`: it
+ * has the model's vision tower too.
+ */
 export async function openForInference(
 	modelDir: string,
 	options: InferenceOptions,
 	size: BatchSize,
+	vision = false,
 ): Promise<NativeEngine> {
 	const { device, native } = options.device;
 	return await native.Engine.open({
@@ -40,6 +44,7 @@ export async function openForInference(
 		adamEpsilon: 1e-8,
 		weightDecay: 0,
 		inferenceOnly: true,
+		...(vision && { vision }),
 		...(options.threads !== null && { threads: options.threads }),
 		...(options.loadIn4bit && { loadIn4bit: true, nestedQuant: options.nestedQuant ?? false }),
 		...(options.adapter != null && openedAdapter(options.adapter)),

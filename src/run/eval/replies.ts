@@ -1,11 +1,19 @@
 /** Generates the trained replies of rows, to compare them with the expected ones. */
 import type { AgentTrainingConfig } from "../../config/index.js";
+import { Scratch } from "../../data/sources/scratch.js";
 import type { Source } from "../../data/sources/source.js";
 import type { DroppedImages } from "../../data/tokens/notes.js";
-import { ArlError } from "../../errors.js";
+import { ArlError, toArlError } from "../../errors.js";
 import type { Native, NativeEngine, TextOptions } from "../../native.js";
+import { openEncoder, trainText } from "../setup/encoder.js";
+import { hasTower } from "../setup/model.js";
+import { type BatchSize, mostImages } from "../setup/options.js";
+import { allRows } from "../setup/plan.js";
+import { Resources } from "../setup/resources.js";
+import { openVision, type VisionOptions } from "../setup/vision.js";
 import { type InferenceOptions, openForInference } from "./inference.js";
 import { type Prompt, RowPrompts } from "./prompts.js";
+import { generateFrom } from "./seen-prompts.js";
 
 /** What the model generated for a prompt. */
 export interface Completion {
@@ -20,7 +28,8 @@ export interface Completion {
 
 export interface ReplyOptions
 	extends InferenceOptions,
-		Pick<AgentTrainingConfig, "columns" | "images" | "chat_template" | "thinking" | "seed"> {
+		VisionOptions,
+		Pick<AgentTrainingConfig, "columns" | "chat_template" | "thinking" | "seed"> {
 	/** Replies generated at a time. */
 	batchSize: number;
 	/** Null: as many as the longest expected reply has, and 8 more. */
@@ -38,7 +47,7 @@ function textOptions(modelDir: string, options: ReplyOptions): TextOptions {
 		modelDir,
 		truncation: "error",
 		columns: options.columns,
-		images: options.images,
+		images: options.images === "drop" ? "drop" : "error",
 		...(options.chat_template !== null && { chatTemplate: options.chat_template }),
 		...(options.thinking !== null && { thinking: options.thinking }),
 	};
@@ -68,6 +77,20 @@ export function promptBatches(prompts: readonly Prompt[], batchSize: number): nu
 	);
 }
 
+/** The most images and patches of a batch of prompts. */
+export function promptImages(
+	rows: Pick<RowPrompts, "patches">,
+	prompts: readonly Prompt[],
+	batches: readonly number[][],
+): Pick<BatchSize, "maxPatches" | "maxImages"> {
+	return mostImages(
+		batches.map((batch) => ({
+			maxPatches: batch.reduce((sum, i) => sum + rows.patches(prompts[i] as Prompt), 0),
+			maxImages: batch.reduce((sum, i) => sum + (prompts[i]?.images.length ?? 0), 0),
+		})),
+	);
+}
+
 /** Generates a reply to each prompt; `progress` receives how many are done. Aborting `signal` ends it within a token. */
 export async function generateReplies(
 	engine: Pick<NativeEngine, "generate" | "interrupt" | "discardStep">,
@@ -85,10 +108,12 @@ export async function generateReplies(
 		let done = 0;
 		for (const chosen of promptBatches(prompts, batchSize)) {
 			signal.throwIfAborted();
-			const replies = await engine.generate(
-				chosen.flatMap((i) => prompts[i]?.inputIds ?? []),
-				{ maxNewTokens, stopIds: rows.stopIds, temperature, topK, topP, seed },
-			);
+			const read = chosen.map(async (i) => {
+				const prompt = prompts[i] as Prompt;
+				return { ...prompt, images: await rows.pixels(prompt) };
+			});
+			const options = { maxNewTokens, stopIds: rows.stopIds, temperature, topK, topP, seed };
+			const replies = await generateFrom(engine, await Promise.all(read), options);
 			for (const [at, i] of chosen.entries()) {
 				const ids = replies[at] ?? new Int32Array();
 				const { text, closed } = rows.text(ids);
@@ -111,15 +136,56 @@ export async function generateReplies(
 export class ReplyGenerator {
 	readonly modelDir: string;
 	readonly #options: ReplyOptions;
+	readonly #source: Source;
 	readonly #rows: RowPrompts;
+	readonly #resources: Resources;
 
-	/** Opens the tokenizer and the template; `sample`: some of the rows, to find out their shape. */
-	constructor(native: Native, modelDir: string, options: ReplyOptions, sample: Uint8Array[]) {
+	private constructor(modelDir: string, options: ReplyOptions, source: Source, rows: RowPrompts, resources: Resources) {
 		this.modelDir = modelDir;
 		this.#options = options;
-		const encoder = native.TextEncoder.open(textOptions(modelDir, options));
-		encoder.detect(sample);
-		this.#rows = new RowPrompts(encoder);
+		this.#source = source;
+		this.#rows = rows;
+		this.#resources = resources;
+	}
+
+	/** Opens the tokenizer and the template for the rows of `source`. */
+	static async open(
+		native: Native,
+		modelDir: string,
+		options: ReplyOptions,
+		source: Source,
+		signal: AbortSignal,
+	): Promise<ReplyGenerator> {
+		const resources = new Resources();
+		try {
+			const model = { path: modelDir, vision: await hasTower(modelDir) };
+			const scratch = new Scratch(native);
+			resources.add(() => scratch.close());
+			const sees = model.vision && (options.images === "auto" || options.images === "train");
+			const cacheDir = sees ? scratch.path() : "";
+			const vision = openVision({ native, options, model, cacheDir, signal });
+			resources.add(() => vision?.close());
+			const first = textOptions(modelDir, options);
+			const { encoder, loader, images } = await openEncoder({
+				native,
+				textOptions: options.images === "train" && vision !== null ? trainText(first, vision) : first,
+				vision,
+				images: options.images,
+				source,
+				wanted: allRows(source),
+				signal,
+			});
+			const rows = new RowPrompts(encoder, source, loader);
+			return new ReplyGenerator(modelDir, { ...options, images }, source, rows, resources);
+		} catch (error) {
+			await resources.close(toArlError(error));
+			throw error;
+		}
+	}
+
+	/** Ends what was opened for the rows. */
+	close(): Promise<void> {
+		return this.#resources.close();
 	}
 
 	/** Images that were left out of the prompts' rows. */
@@ -128,13 +194,14 @@ export class ReplyGenerator {
 	}
 
 	/** The prompts of the first `limit` rows. */
-	async prompts(source: Source, limit: number): Promise<Prompt[]> {
+	async prompts(limit: number): Promise<Prompt[]> {
+		const source = this.#source;
 		const prompts: Prompt[] = [];
 		const rows = Math.min(limit, source.length);
 		for (let first = 0; first < rows; first += 256) {
 			const indexes = Array.from({ length: Math.min(256, rows - first) }, (_, i) => first + i);
 			const read = await source.read(indexes);
-			for (const [i, row] of read.entries()) prompts.push(...this.#rows.of(source, first + i, row));
+			for (const [i, row] of read.entries()) prompts.push(...(await this.#rows.of(first + i, row)));
 		}
 		if (prompts.length === 0) throw new ArlError("ARL_DATA", `${source.name}: no row has a trained reply`);
 		return prompts;
@@ -156,7 +223,9 @@ export class ReplyGenerator {
 		const maxSequences = Math.min(batchSize, prompts.length);
 		const longestPrompt = Math.max(...prompts.map(({ inputIds }) => inputIds.length));
 		const maxTokens = (longestPrompt + maxNewTokens) * maxSequences;
-		const engine = await openForInference(this.modelDir, this.#options, { maxTokens, maxSequences });
+		const batches = promptBatches(prompts, batchSize);
+		const size = { maxTokens, maxSequences, ...promptImages(this.#rows, prompts, batches) };
+		const engine = await openForInference(this.modelDir, this.#options, size, this.#options.images === "train");
 		try {
 			const options = { ...this.#options, maxNewTokens };
 			return await generateReplies(engine, this.#rows, prompts, options, progress, signal);

@@ -5,27 +5,35 @@ import { Data, type Planned, streamOf } from "../../data/sampler/data.js";
 import type { AnySource } from "../../data/sources/source.js";
 import { TokenPrefetcher } from "../../data/tokens/prefetch.js";
 import { notice, type TrainEvent } from "../../events.js";
-import type { Native } from "../../native.js";
+import type { Native, NativeTokenCache } from "../../native.js";
 import { type OpenRows, type OpenRowsInput, openRows, type RowsFromCode } from "./dataset.js";
+import { openEncoder, picturesOf } from "./encoder.js";
 import { cacheDir, preprocessSeconds, samplesOfStep } from "./options.js";
 import { allRows, planEarly, planEncoded, planStream, wantedRows } from "./plan.js";
 import { stopTokenWarning } from "./preflight.js";
 import type { Resources } from "./resources.js";
-import { detectShape, noteEvents, openCache, prefetchFirst } from "./rows.js";
+import { noteEvents, openCache, prefetchFirst } from "./rows.js";
 import type { Start } from "./start.js";
+import { checkFreeze, type ImageMode } from "./vision.js";
 
 export interface DataInput {
 	native: Native;
-	start: Pick<Start, "args" | "encoder" | "text" | "resumed">;
+	start: Start;
 	code: RowsFromCode;
 	signal: AbortSignal | null;
 	resources: Resources;
 }
 
-/** Opens the rows, and encodes them until the first step may begin. */
-export async function* openData(input: DataInput): AsyncGenerator<TrainEvent, { data: Data; rows: OpenRows }> {
+/**
+ * Opens the rows, and encodes them until the first step may begin. The `start` that it returns says what happens to the images of
+ * the rows, which with `images auto` they decide.
+ */
+export async function* openData(
+	input: DataInput,
+): AsyncGenerator<TrainEvent, { data: Data; rows: OpenRows; start: Start }> {
 	const { native, code, signal, resources } = input;
-	const { args, encoder, text, resumed } = input.start;
+	const { resumed, vision } = input.start;
+	const { args } = input.start;
 	const known = resumed?.state.dataset ?? null;
 	const opening = performance.now();
 	const rows = yield* openReporting({ native, args, code, signal, datasetId: known, resumed });
@@ -40,7 +48,19 @@ export async function* openData(input: DataInput): AsyncGenerator<TrainEvent, { 
 	const next = resumed?.state.next ?? { epoch: 0, microBatch: 0 };
 	await early?.order.prepare(next.epoch);
 	const wanted = early ? wantedRows(args, source, early, next) : allRows(source);
-	const { shape, firstRows } = await detectShape(source, encoder, wanted, signal);
+	const { textOptions } = input.start;
+	const about = { native, textOptions, vision, images: args.images, source, wanted, signal };
+	const opened = await openEncoder({ ...about, encoder: input.start.encoder });
+	const { encoder, shape, firstRows, loader } = opened;
+	const text = encoder.info();
+	const start = {
+		...input.start,
+		args: { ...args, images: opened.images },
+		encoder,
+		text,
+		textOptions: opened.textOptions,
+	};
+	for (const message of checkFreeze(args, start.model, opened.images)) yield notice("info", message);
 	yield { type: "check", name: "rows", message: rowsFound(source, shape) };
 	const again = resumed && readAgain(rows, code, openSeconds);
 	if (again) yield notice("info", again);
@@ -48,19 +68,22 @@ export async function* openData(input: DataInput): AsyncGenerator<TrainEvent, { 
 		const change = `a change of ${source.name} would go unnoticed`;
 		yield notice("warning", `${cacheDir(args)} has no record of what the earlier part of this run read: ${change}`);
 	}
-	if (args.images === "drop") {
-		yield { type: "check", name: "images", message: "image parts are left out of the rows (images drop)" };
-	}
+	const images = imagesText(start, opened.images);
+	if (images !== null) yield { type: "check", name: "images", message: images };
 	const warning = stopTokenWarning(encoder, text.stopIds, firstRows.slice(0, 8));
 	if (warning !== null) yield notice("warning", warning);
 
 	const cache = await openCache(native, rows.cacheFolder, source, encoder, text);
 	resources.add(() => cache.close());
-	const prefetcher = new TokenPrefetcher({ source, cache, order: wanted });
+	const seen = picturesOf(native, source, loader, rows.cacheFolder, args.follow);
+	resources.add(() => seen.close());
+	const { pictures } = seen;
+	const prefetcher = new TokenPrefetcher({ source, cache, order: wanted, pictures });
 	resources.add(() => prefetcher.stop());
 	// Waits for the recording in progress, whether the run ends well or not.
 	resources.add(() => hooks?.end());
-	yield* fill(input, prefetcher, rows);
+	yield* fill({ ...input, start }, prefetcher, rows);
+	pictures?.lookThrough(cache, filledRows(cache));
 	const planned = planEncoded(args, source, entryRows, cache, early);
 	hooks?.check?.(planned.plan);
 	const end = {
@@ -68,7 +91,23 @@ export async function* openData(input: DataInput): AsyncGenerator<TrainEvent, { 
 		once: args.follow,
 		planFor: (count: number): Planned => planStream(args, count, cache),
 	};
-	return { data: new Data(source, shape, cache, prefetcher, planned, end), rows };
+	return { data: new Data(source, shape, cache, prefetcher, planned, end, pictures), rows, start };
+}
+
+/** What happens to images, for the user; null: nothing that is worth a line. */
+function imagesText({ args, vision }: Pick<Start, "args" | "vision">, mode: ImageMode): string | null {
+	if (mode === "drop") return "image parts are left out of the rows (images drop)";
+	if (mode !== "train" || vision === null) return null;
+	const { minPixels, maxPixels } = vision.info;
+	const bounds = `${minPixels.toLocaleString("en-US")} to ${maxPixels.toLocaleString("en-US")} pixels each`;
+	const frozen = args.freeze.length === 0 ? "" : `; frozen: ${args.freeze.join(", ")}`;
+	return `images are trained, ${bounds}${frozen}`;
+}
+
+/** The rows whose tokens are in the cache. */
+function filledRows(cache: Pick<NativeTokenCache, "lengths">): Uint32Array {
+	const lengths = cache.lengths();
+	return Uint32Array.from(lengths.keys()).filter((row) => (lengths[row] ?? 0) > 0);
 }
 
 /** Fills the cache until the first step may begin. */

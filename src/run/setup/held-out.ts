@@ -8,6 +8,7 @@ import { epochBatches, StepPlan } from "../../data/sampler/batches.js";
 import { Data } from "../../data/sampler/data.js";
 import { createOrder } from "../../data/sampler/order.js";
 import type { AnySource } from "../../data/sources/source.js";
+import type { Pictures } from "../../data/tokens/pictures.js";
 import { TokenPrefetcher } from "../../data/tokens/prefetch.js";
 import { countReasons } from "../../data/tokens/problems.js";
 import { ArlError } from "../../errors.js";
@@ -15,14 +16,16 @@ import { notice, type TrainEvent } from "../../events.js";
 import type { Native, NativeTokenCache, TextOptions } from "../../native.js";
 import type { EvalPart, HeldOut } from "../eval/evaluate.js";
 import { openRows, type RowsFromCode } from "./dataset.js";
-import { type BatchSize, cacheDir } from "./options.js";
+import { openEncoder, picturesOf } from "./encoder.js";
+import { type BatchSize, cacheDir, mostImages } from "./options.js";
 import { allRows, checkFits } from "./plan.js";
 import type { Resources } from "./resources.js";
-import { detectShape, noteEvents, openCache } from "./rows.js";
+import { noteEvents, openCache } from "./rows.js";
+import type { Vision } from "./vision.js";
 
 export interface HeldOutInput {
 	native: Native;
-	start: { args: AgentTrainingConfig; textOptions: TextOptions };
+	start: { args: AgentTrainingConfig; textOptions: TextOptions; vision: Vision | null };
 	code: RowsFromCode;
 	/** Rows that `eval_split` has cut off those that are trained. */
 	cut: AnySource | null;
@@ -55,16 +58,23 @@ export async function* openHeldOut(input: HeldOutInput): AsyncGenerator<TrainEve
 	for (const message of notices) yield notice("info", message);
 	if (source.length === 0) throw new ArlError("ARL_DATA", `${source.name}: no held-out rows`);
 	// The held-out rows may have another shape than those that are trained.
-	const encoder = native.TextEncoder.open(start.textOptions);
-	const rows = allRows(source);
-	const { shape } = await detectShape(source, encoder, rows, signal);
+	const wanted = allRows(source);
+	const { textOptions: options, vision } = start;
+	const about = { native, textOptions: options, vision, images: args.images, source, wanted, signal };
+	const { encoder, textOptions, shape, images, loader } = await openEncoder(about);
 	const cache = await openCache(native, cacheFolder, source, encoder, encoder.info());
 	resources.add(() => cache.close());
-	const prefetcher = new TokenPrefetcher({ source, cache, order: rows });
+	const { pictures, close } = picturesOf(native, source, loader, cacheFolder, false);
+	resources.add(close);
+	const prefetcher = new TokenPrefetcher({ source, cache, order: wanted, pictures });
 	resources.add(() => prefetcher.stop());
 	yield* encode(prefetcher, args, signal);
 	const lengths = cache.lengths();
 	checkFits(args, source, lengths);
+	pictures?.lookThrough(
+		cache,
+		wanted.filter((row) => (lengths[row] ?? 0) > 0),
+	);
 	const order = createOrder({
 		rows: source.length,
 		seed: 0,
@@ -78,9 +88,12 @@ export async function* openHeldOut(input: HeldOutInput): AsyncGenerator<TrainEve
 	yield { type: "check", name: "held-out rows", message: found };
 	const end = { samplesOfStep: 1, once: true, planFor: () => ({ order, plan }) };
 	return {
-		data: new Data(source, shape, cache, prefetcher, { order, plan }, end),
+		data: new Data(source, shape, cache, prefetcher, { order, plan }, end, pictures),
 		parts,
-		size: largest(plan, lengths),
+		size: largest(plan, lengths, pictures),
+		textOptions,
+		images,
+		vision: loader === null ? null : vision,
 	};
 }
 
@@ -183,14 +196,18 @@ function partsOf(names: readonly string[], entryRows: readonly number[]): EvalPa
 	return distinct ? parts : [{ name: "rows", first: 0, end: first }];
 }
 
-function largest(plan: StepPlan, lengths: Uint32Array): BatchSize {
+function largest(plan: StepPlan, lengths: Uint32Array, pictures: Pictures | null): BatchSize {
 	const size = { maxTokens: 1, maxSequences: 1 };
+	const most = { maxPatches: 0, maxImages: 0 };
 	for (let step = 0; step < plan.totalSteps; step++) {
 		for (const rows of plan.rows(step)) {
 			const tokens = rows.reduce((sum, row) => sum + (lengths[row] ?? 0), 0);
 			size.maxTokens = Math.max(size.maxTokens, tokens);
 			size.maxSequences = Math.max(size.maxSequences, rows.length);
+			const { images, patches } = pictures?.sizeOf(rows) ?? { images: 0, patches: 0 };
+			most.maxPatches = Math.max(most.maxPatches, patches);
+			most.maxImages = Math.max(most.maxImages, images);
 		}
 	}
-	return size;
+	return { ...size, ...mostImages([most]) };
 }

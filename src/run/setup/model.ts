@@ -14,6 +14,8 @@ export interface ModelFolder {
 	modelType: string;
 	vocabSize: number;
 	maxPositionEmbeddings: number;
+	/** Whether the model has a vision tower. */
+	vision: boolean;
 	/** Of `config.json` and of samples of the weights' bytes. */
 	identity: ModelIdentity;
 	/** Bytes of all weights files; 0 without any. */
@@ -27,7 +29,7 @@ export interface ModelIdentity {
 }
 
 /** What `config.json` contains. */
-export type ModelFacts = Pick<ModelFolder, "path" | "modelType" | "vocabSize" | "maxPositionEmbeddings">;
+export type ModelFacts = Pick<ModelFolder, "path" | "modelType" | "vocabSize" | "maxPositionEmbeddings" | "vision">;
 
 /** Reads `config.json` alone; weights may be missing. Throws `ARL_CONFIG` if the model cannot be trained. */
 export async function readModelFacts(path: string, native: Pick<Native, "modelConfig">): Promise<ModelFacts> {
@@ -39,7 +41,18 @@ export async function readModelFacts(path: string, native: Pick<Native, "modelCo
 			"Give a model's folder, or OWNER/NAME of a model on the Hugging Face Hub, such as Qwen/Qwen3-0.6B.",
 		);
 	}
-	return { path, ...native.modelConfig(path) };
+	return { path, ...native.modelConfig(path), vision: await hasTower(path) };
+}
+
+/** Whether the `config.json` of a folder describes a vision tower. What is wrong with that file is reported by the core. */
+export async function hasTower(path: string): Promise<boolean> {
+	const text = await readFile(join(path, "config.json"), "utf8").catch(() => "{}");
+	try {
+		const { vision_config: tower } = JSON.parse(text) as { vision_config?: unknown };
+		return typeof tower === "object" && tower !== null;
+	} catch {
+		return false;
+	}
 }
 
 /** Reads `config.json`, and samples of the weights. Throws `ARL_CONFIG` if the model cannot be trained. */

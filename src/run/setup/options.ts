@@ -41,14 +41,22 @@ function givenIn(args: AgentTrainingConfigInput): [string, unknown][] {
 	});
 }
 
-/** Options of the encoder. `maxPositions`: the bound on the length of a row where `max_length` is not set. */
-export function textOptions(args: AgentTrainingConfig, maxPositions: number | null): TextOptions {
+/**
+ * Options of the encoder. `maxPositions`: the bound on the length of a row where `max_length` is not set. `vision`: how images are
+ * resized. With `images auto` they are those without images, until rows have shown some.
+ */
+export function textOptions(
+	args: AgentTrainingConfig,
+	maxPositions: number | null,
+	vision: { info: { fingerprint: string } } | null,
+): TextOptions {
 	const maxLength = args.max_length ?? maxPositions;
 	return {
 		modelDir: args.model_name_or_path,
 		truncation: args.truncation,
 		columns: args.columns,
-		images: args.images,
+		images: args.images === "auto" ? "error" : args.images,
+		...(args.images === "train" && vision && { imageProcessor: vision.info.fingerprint }),
 		dropZeroAdvantage: args.drop_zero_advantage,
 		skipNonPositiveAdvantage: args.skip_non_positive_advantage,
 		...(args.chat_template !== null && { chatTemplate: args.chat_template }),
@@ -90,6 +98,9 @@ export function resolveForDevice(
 export interface BatchSize {
 	maxTokens: number;
 	maxSequences: number;
+	/** Of the images of the micro-batch with the most, trained or evaluated; absent: no images are trained. */
+	maxPatches?: number;
+	maxImages?: number;
 	/** Of held-out rows; absent: none are evaluated. */
 	evalMaxTokens?: number;
 	evalMaxSequences?: number;
@@ -97,6 +108,15 @@ export interface BatchSize {
 	evalPrompts?: number[][];
 	/** New tokens of such a reply, at most. */
 	evalMaxNewTokens?: number;
+}
+
+/** The most images and patches of several micro-batches; empty: none has any. */
+export function mostImages(
+	sizes: readonly (Pick<BatchSize, "maxPatches" | "maxImages"> | null)[],
+): Pick<BatchSize, "maxPatches" | "maxImages"> {
+	const maxPatches = Math.max(...sizes.map((size) => size?.maxPatches ?? 0));
+	const maxImages = Math.max(...sizes.map((size) => size?.maxImages ?? 0));
+	return maxPatches === 0 ? {} : { maxPatches, maxImages };
 }
 
 /** What the ranks divide among them. */
@@ -134,6 +154,8 @@ export function engineOptions(args: ResolvedConfig, device: string, size: BatchS
 		optimizerOffload: args.optimizer_offload,
 		attention: args.attention,
 		matmulAutotune: args.matmul_autotune && !args.full_determinism,
+		// Without images the tower is carried as it is.
+		...(args.images === "train" && { vision: true, freeze: [...args.freeze].sort() }),
 		...loraOptions(args),
 		...(args.load_in_4bit && { loadIn4bit: true, nestedQuant: args.use_bnb_nested_quant }),
 		// Several ranks always sum so; on a GPU there are none yet.

@@ -6,7 +6,7 @@ import { createOrder, type RowOrder } from "../../data/sampler/order.js";
 import type { AnySource } from "../../data/sources/source.js";
 import { ArlError } from "../../errors.js";
 import type { NativeTokenCache } from "../../native.js";
-import { type BatchSize, microBatchesOfStep, stepInterval } from "./options.js";
+import { type BatchSize, microBatchesOfStep, mostImages, stepInterval } from "./options.js";
 
 /** Whether the first step must wait for all rows: what an epoch consists of depends on each of them. */
 export function needsAllRows(args: AgentTrainingConfig): boolean {
@@ -178,7 +178,7 @@ const EXACT_WORK = 4_000_000;
  */
 export function expectedBatch(
 	args: AgentTrainingConfig,
-	{ order, plan, cache, prefetcher }: Pick<Data, "order" | "plan" | "cache" | "prefetcher">,
+	{ order, plan, cache, prefetcher, pictures }: Pick<Data, "order" | "plan" | "cache" | "prefetcher" | "pictures">,
 ): BatchSize {
 	const lengths = cache.lengths();
 	const packed = args.max_tokens_per_micro_batch;
@@ -186,17 +186,26 @@ export function expectedBatch(
 	if (prefetcher.complete && order.rowsPerEpoch * epochs <= EXACT_WORK) {
 		let maxTokens = 0;
 		let maxSequences = 0;
+		const most = { maxPatches: 0, maxImages: 0 };
 		for (let step = 0; step < plan.totalSteps; step++) {
 			for (const rows of plan.rows(step)) {
 				let tokens = 0;
 				for (const row of rows) tokens += lengths[row] ?? 0;
 				maxTokens = Math.max(maxTokens, tokens);
 				maxSequences = Math.max(maxSequences, rows.length);
+				const { images, patches } = pictures?.sizeOf(rows) ?? { images: 0, patches: 0 };
+				most.maxPatches = Math.max(most.maxPatches, patches);
+				most.maxImages = Math.max(most.maxImages, images);
 			}
 		}
 		// A run that is resumed with all its steps done reads no row.
-		return { maxTokens: Math.max(1, maxTokens), maxSequences };
+		return { maxTokens: Math.max(1, maxTokens), maxSequences, ...mostImages([most]) };
 	}
+	const imagesOf = (rows: number, tokens = Number.POSITIVE_INFINITY) => {
+		const { images, patches } = pictures?.largest ?? { images: 0, patches: 0 };
+		const most = Math.min(rows * patches, tokens * (pictures?.loader.patchesOfToken ?? 1));
+		return mostImages([{ maxPatches: most, maxImages: Math.min(rows * images, most) }]);
+	};
 	const sorted = lengths.filter((length) => length > 0).sort();
 	if (packed !== null) {
 		let sequences = 0;
@@ -204,12 +213,14 @@ export function expectedBatch(
 			tokens += sorted[sequences] as number;
 			if (tokens > packed) break;
 		}
-		return { maxTokens: packed, maxSequences: Math.max(1, sequences) };
+		const maxSequences = Math.max(1, sequences);
+		return { maxTokens: packed, maxSequences, ...imagesOf(maxSequences, packed) };
 	}
 	const count = Math.min(args.per_device_train_batch_size, order.rowsPerEpoch);
 	const longest = sorted.slice(-count);
 	const known = longest.reduce((sum, length) => sum + length, 0);
 	// Before any row is encoded only the bound of the configuration is known.
 	const bound = args.max_length ?? 1024;
-	return { maxTokens: known + (count - longest.length) * Math.min(bound, sorted.at(-1) ?? bound), maxSequences: count };
+	const maxTokens = known + (count - longest.length) * Math.min(bound, sorted.at(-1) ?? bound);
+	return { maxTokens, maxSequences: count, ...imagesOf(count) };
 }

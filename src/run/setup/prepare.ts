@@ -22,12 +22,12 @@ import type { RowsFromCode } from "./dataset.js";
 import { type Engine, openEngine } from "./engine.js";
 import { checkHeldOutGiven, openHeldOut } from "./held-out.js";
 import type { ModelFolder } from "./model.js";
-import { cacheDir, zeroText } from "./options.js";
+import { cacheDir, mostImages, zeroText } from "./options.js";
 import { countSaves, expectedBatch } from "./plan.js";
 import { checkDisk, checkOutputPlace, checkpointBytes } from "./preflight.js";
 import type { Resources } from "./resources.js";
 import { createRun, type Run, scheduleOf } from "./run.js";
-import { openStart, type Start } from "./start.js";
+import { openStart } from "./start.js";
 
 /** A run that is ready to take its first step. */
 export interface PreparedRun {
@@ -60,16 +60,19 @@ export async function* prepareRun(input: PrepareInput): AsyncGenerator<TrainEven
 	if (divided !== null) yield notice("info", divided);
 	const { resume_from_checkpoint: resume, output_dir: outputDir } = args;
 	const resumed = resume === null ? null : await findCheckpoint(resume, outputDir);
-	const start = yield* openStart(native, args, resumed);
-	checkDevice(ranks, start.device.device);
-	const { data, rows } = yield* openData({ ...input, start });
+	const opened = yield* openStart(native, args, resumed, input.signal);
+	resources.add(() => opened.vision?.close());
+	checkDevice(ranks, opened.device.device);
+	const { data, rows, start } = yield* openData({ ...input, start: opened });
 	const heldOut = yield* openHeldOut({ ...input, start, cut: rows.heldOut });
 	const run = createRun(start, data, rows, heldOut?.data.source ?? null);
-	const evaluation = heldOut && (await prepareEvaluation(input, start, heldOut, run, data.plan.totalSteps));
+	const evaluation = heldOut && (await prepareEvaluation(input, heldOut, run, data.plan.totalSteps));
 	for (const message of [evaluation?.notice, evaluation?.schedule?.notice])
 		if (message) yield notice("warning", message);
 	const evaluated = heldOut && { evalMaxTokens: heldOut.size.maxTokens, evalMaxSequences: heldOut.size.maxSequences };
-	const size = { ...expectedBatch(start.args, data), ...evaluated, ...evaluation?.generation?.size };
+	const trained = expectedBatch(start.args, data);
+	const images = mostImages([trained, heldOut?.size ?? null, evaluation?.generation?.size ?? null]);
+	const size = { ...trained, ...evaluated, ...evaluation?.generation?.size, ...images };
 	const engine = yield* openEngine(start, size, native, resources, ranks);
 	const room = await checkRoom(run, data, engine, start.model, evaluation !== null);
 	yield { type: "check", name: "disk", message: room };
@@ -80,14 +83,13 @@ export async function* prepareRun(input: PrepareInput): AsyncGenerator<TrainEven
 /** The evaluation of the run, with the prompts of the replies that it generates. */
 async function prepareEvaluation(
 	{ native, code }: PrepareInput,
-	{ textOptions }: Start,
 	heldOut: HeldOut,
 	{ args, resumed }: Run,
 	totalSteps: number,
 ): Promise<Evaluation> {
 	const { eval_generate: rows, per_device_eval_batch_size: batchSize } = args;
 	const metric = code.evalMetric ?? null;
-	const generation = rows > 0 ? await Generation.open({ native, textOptions, heldOut, rows, batchSize, metric }) : null;
+	const generation = rows > 0 ? await Generation.open({ native, heldOut, rows, batchSize, metric }) : null;
 	return createEvaluation(args, heldOut, totalSteps, resumed?.state ?? null, generation, metric !== null);
 }
 

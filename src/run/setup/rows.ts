@@ -113,9 +113,11 @@ export async function openCache(
 
 /** The progress of the prefetcher, as an event. */
 export function fillEvent(args: Pick<AgentTrainingConfig, "images">, prefetcher: TokenPrefetcher): FillEvent {
+	const { images, ...counts } = prefetcher.counts;
 	return {
 		type: "fill",
-		...prefetcher.counts,
+		...counts,
+		...(args.images === "train" && { images }),
 		...(args.images === "drop" && { imagesDropped: prefetcher.notes.droppedImages() }),
 		totalRows: prefetcher.pending,
 		seconds: prefetcher.seconds,

@@ -1,7 +1,9 @@
 /** A run, without its rows and engine: its options, progress and schedule, and what a resumed run must share with it. */
+import { createHash } from "node:crypto";
 import type { AgentTrainingConfig } from "../../config/schema.js";
 import { type Data, streamOf } from "../../data/sampler/data.js";
 import type { AnySource } from "../../data/sources/source.js";
+import type { BadRow } from "../../data/tokens/problems.js";
 import type { Resumable } from "../checkpoint/checkpoint.js";
 import { checkSameRun, type Fingerprint, fixedOf } from "../checkpoint/state.js";
 import { metricScheduleOf } from "../eval/evaluation.js";
@@ -32,7 +34,7 @@ export interface Run {
 /** Creates the run. Throws `ARL_STATE` if it is not the one that it should resume. */
 export function createRun(
 	{ args, model, text, resumed }: Start,
-	{ source, plan }: Data,
+	{ source, plan, prefetcher }: Data,
 	{ entryRows, datasetId, hooks }: OpenRows,
 	heldOut: AnySource | null,
 ): Run {
@@ -47,6 +49,7 @@ export function createRun(
 		textFingerprint: text.fingerprint,
 		warmupSteps: warmupSteps(args.warmup_steps, totalSteps),
 		totalSteps,
+		badImages: args.images === "train" ? badImagesOf(prefetcher.bad) : null,
 		heldOut: heldOut?.identity ?? null,
 		evalInterval: stepInterval(args.eval_steps ?? args.logging_steps, totalSteps),
 	});
@@ -62,6 +65,14 @@ export function createRun(
 		datasetId,
 		hooks,
 	};
+}
+
+/** A hash of the rows that are left out because of their images; null: there are none. */
+function badImagesOf(bad: readonly BadRow[]): string | null {
+	const rows = bad.filter(({ reason }) => reason === "image").map(({ row }) => row);
+	if (rows.length === 0) return null;
+	const sorted = Uint32Array.from(rows).sort();
+	return `${rows.length} (${createHash("sha256").update(sorted).digest("hex").slice(0, 8)})`;
 }
 
 /**

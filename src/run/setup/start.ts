@@ -12,10 +12,11 @@ import { notice, type TrainEvent } from "../../events.js";
 import type { Native, NativeTextEncoder, TextInfo, TextOptions } from "../../native.js";
 import { bytesToTenth } from "../../report/format.js";
 import type { Resumable } from "../checkpoint/checkpoint.js";
-import { bf16Of, modelIdentityOf } from "../checkpoint/state.js";
+import { bf16Of, modelIdentityOf, trainsImages } from "../checkpoint/state.js";
 import { adaptedText, hasAdapters } from "./lora.js";
 import { baseIdentity, type ModelFolder, readModelFolder } from "./model.js";
 import {
+	cacheDir,
 	engineOptions,
 	type ResolvedConfig,
 	resolveBf16,
@@ -23,6 +24,7 @@ import {
 	textOptions as textOptionsOf,
 } from "./options.js";
 import { checkTokenizer } from "./preflight.js";
+import { checkFreeze, openVision, type Vision } from "./vision.js";
 
 /** What a run starts from, checked. */
 export interface Start {
@@ -34,6 +36,8 @@ export interface Start {
 	text: TextInfo;
 	/** How rows become tokens. */
 	textOptions: TextOptions;
+	/** How images are loaded and resized; null: no images are trained. */
+	vision: Vision | null;
 	/** The template that renders the rows, if it replaces the model's. */
 	chatTemplate: string | null;
 	/** The checkpoint that the run resumes from. */
@@ -46,10 +50,16 @@ export interface Start {
  */
 export async function* openStart(
 	native: Native,
-	config: AgentTrainingConfig,
+	asked: AgentTrainingConfig,
 	resumed: Resumable | null,
+	signal: AbortSignal | null,
 ): AsyncGenerator<TrainEvent, Start> {
-	const { model, ...found } = await findModel(config, resumed, native);
+	// The rows that a resumed run reads first may not be those that have decided.
+	const decided = resumed !== null && asked.images === "auto";
+	const config = decided
+		? ({ ...asked, images: trainsImages(resumed.state.fixed) ? "train" : "error" } as const)
+		: asked;
+	const { model, vision, ...found } = await findModel(config, resumed, native, signal);
 	const device = chooseDevice(config.device, native);
 	const { args, notices } = resolveForDevice(config, device.device);
 	const smallest = engineOptions(args, device.device, { maxTokens: 1, maxSequences: 1 });
@@ -72,13 +82,14 @@ export async function* openStart(
 	yield { type: "check", name: "tokenizer", message: checkTokenizer(model, text) };
 	if (resumed || !args.init_from_config) native.checkWeights(model.path);
 	const { textOptions, chatTemplate } = found;
-	return { args, model, device, encoder, text, textOptions, chatTemplate, resumed };
+	return { args, model, device, encoder, text, textOptions, vision, chatTemplate, resumed };
 }
 
 interface FoundModel {
 	model: ModelFolder;
 	/** How rows become tokens. */
 	textOptions: TextOptions;
+	vision: Vision | null;
 	chatTemplate: string | null;
 	/** For the user: what comes from the checkpoint because the first model's folder lacks it. */
 	missing: string[];
@@ -88,7 +99,8 @@ interface FoundModel {
 async function findModel(
 	args: AgentTrainingConfig,
 	resumed: Resumable | null,
-	native: Pick<Native, "modelConfig">,
+	native: Native,
+	signal: AbortSignal | null,
 ): Promise<FoundModel> {
 	const { model_name_or_path: base, chat_template: template } = args;
 	// The checkpoint of an adapter has no model.
@@ -101,7 +113,11 @@ async function findModel(
 	const hasText = resumed === null || (await exists(join(base, "tokenizer.json")));
 	const hasTemplate = resumed === null || template === null || (await exists(template));
 	const file = hasTemplate ? template : join(resumed.path, "chat_template.jinja");
-	const text = { ...textOptionsOf(args, model.maxPositionEmbeddings), modelDir: hasText ? base : resumed.path };
+	// The processor that the run began with; a saved model has it too.
+	const place = { path: hasText ? base : resumed.path, vision: model.vision };
+	const vision = openVision({ native, options: args, model: place, cacheDir: cacheDir(args), signal });
+	checkFreeze(args, model, args.images);
+	const text = { ...textOptionsOf(args, model.maxPositionEmbeddings, vision), modelDir: place.path };
 	const missing: string[] = [];
 	if (!hasText) {
 		missing.push(
@@ -111,6 +127,7 @@ async function findModel(
 	if (!hasTemplate) missing.push(`chat_template: ${template} does not exist any more: ${resumed.path} has its text`);
 	return {
 		model,
+		vision,
 		textOptions: file === null ? text : { ...text, chatTemplate: file },
 		chatTemplate: file === null ? null : await readTemplate(file),
 		missing,
