@@ -150,8 +150,11 @@ const FAMILIES: [(Family, bool); 5] = [
 ];
 
 fn layouts(family: Family) -> Vec<Layout> {
-    let prefixes: &[&str] =
-        if family == Family::Qwen3Next { &["model.", ""] } else { &["model.", "model.language_model.", ""] };
+    let prefixes: &[&str] = if family == Family::Qwen3Next {
+        &["model.", ""]
+    } else {
+        &["model.", "model.language_model.", "", "language_model."]
+    };
     let joined: &[bool] = if family == Family::Qwen3_5 { &[false] } else { &[false, true] };
     prefixes.iter().flat_map(|prefix| joined.iter().map(|&joined| Layout { prefix, joined })).collect()
 }

@@ -7,7 +7,7 @@ mod seeing;
 use std::collections::HashMap;
 
 use arl_model::{
-    Block, ErrorCode, Family, FreezePart, ModelConfig, RopeAxes, RopeScaling, TensorSpec, VisionKind, WeightDtype,
+    Block, ErrorCode, Family, FreezePart, Mlp, ModelConfig, RopeAxes, RopeScaling, TensorSpec, VisionKind, WeightDtype,
     freeze_patterns, init_f32, tensor_table,
 };
 use seeing::{FAMILIES, config, model, parse};
@@ -73,6 +73,34 @@ fn released_files_are_read_whole_with_the_sizes_that_they_have() {
     assert_eq!((tower.kind, tower.head_dim(), tower.position_side().unwrap().get()), (VisionKind::Qwen3, 64, 48));
     assert_eq!((tower.deepstack_visual_indexes.as_slice(), tower.window_size), (&[5, 11, 17][..], None));
     assert_eq!(new.num_parameters(), 4_437_815_808);
+}
+
+#[test]
+fn keys_of_released_files_that_change_nothing_are_known() {
+    let released = |family: &str, vision_type: &str, extra: Value| {
+        let mut config: Value = serde_json::from_str(RELEASED_3).unwrap();
+        config["model_type"] = json!(family);
+        config["vision_config"]["model_type"] = json!(vision_type);
+        config["text_config"]["model_type"] = json!(format!("{family}_text"));
+        for (key, value) in extra.as_object().unwrap() {
+            config["text_config"][key] = value.clone();
+        }
+        if family.starts_with("qwen3_5") {
+            config["vision_config"]["deepstack_visual_indexes"] = json!([]);
+        }
+        parse(&config).unwrap()
+    };
+    let experts = json!({"decoder_sparse_step": 1, "mlp_only_layers": [], "moe_intermediate_size": 768, "norm_topk_prob": true,
+        "num_experts": 128, "num_experts_per_tok": 8});
+    let moe = released("qwen3_vl_moe", "qwen3_vl_moe", experts);
+    assert_eq!((moe.unknown_keys.as_slice(), moe.moe.unwrap().num_experts), (&[][..], 128));
+    assert!(moe.layers.iter().all(|layer| matches!(layer.mlp, Mlp::Moe(moe) if moe.norm_topk_prob)));
+    let hybrid = json!({"attn_output_gate": true, "full_attention_interval": 4, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,
+        "linear_num_key_heads": 16, "linear_num_value_heads": 48, "linear_value_head_dim": 128, "mamba_ssm_dtype": "float32",
+        "mlp_only_layers": [], "mtp_num_hidden_layers": 1, "mtp_use_dedicated_embeddings": false, "head_dim": 256});
+    let hybrid = released("qwen3_5", "qwen3_5", hybrid);
+    assert_eq!((hybrid.unknown_keys.as_slice(), hybrid.rope.rotary_dim), (&[][..], 64));
+    assert!(hybrid.vision.unwrap().deepstack_visual_indexes.is_empty());
 }
 
 #[test]

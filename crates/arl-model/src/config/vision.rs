@@ -290,7 +290,8 @@ fn deviation(keys: &mut Keys<'_>) -> Result<f64> {
     }
 }
 
-/// The tokens of an image, of a video, and before and after either.
+/// The tokens of an image, of a video, and before and after either. Of images alone there must be a row of the embedding, whose place
+/// they take.
 fn token_ids(outer: &mut Keys<'_>, text: &ModelConfig) -> Result<[u32; 4]> {
     let keys = ["image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"];
     let defaults = match text.family {
@@ -300,11 +301,11 @@ fn token_ids(outer: &mut Keys<'_>, text: &ModelConfig) -> Result<[u32; 4]> {
     let mut ids = [0; 4];
     for ((id, key), default) in ids.iter_mut().zip(keys).zip(defaults) {
         let given = outer.optional_size(key, 0, i32::MAX as usize)?.unwrap_or(default);
-        if given >= text.vocab_size {
-            let what = format_args!("is {given}, but `vocab_size` is {}", text.vocab_size);
-            return Err(outer.error(key, what));
-        }
         *id = given as u32;
+    }
+    if ids[0] as usize >= text.vocab_size {
+        let what = format_args!("is {}, but `vocab_size` is {}", ids[0], text.vocab_size);
+        return Err(outer.error("image_token_id", what));
     }
     if ids[0] == ids[1] {
         return Err(outer.error("video_token_id", format_args!("is `image_token_id` ({})", ids[0])));

@@ -230,12 +230,12 @@ static NEXT: Row = Row {
 
 /// Text alone, whose tower is carried.
 static TEXT: Row = Row {
-    spellings: &[WITH_MODEL, IN_LANGUAGE_MODEL, WITHOUT_MODEL],
+    spellings: &[WITH_MODEL, IN_LANGUAGE_MODEL, WITHOUT_MODEL, BARE],
     arrangements: PLAIN,
-    others: &[TIED_HEAD, PREDICTION, VISION],
+    others: &[TIED_HEAD, PREDICTION, VISION, VISION_OUTSIDE],
 };
 
-static NESTED: Row = Row { spellings: &[IN_LANGUAGE_MODEL, WITH_MODEL, WITHOUT_MODEL], ..TEXT };
+static NESTED: Row = Row { spellings: &[IN_LANGUAGE_MODEL, WITH_MODEL, WITHOUT_MODEL, BARE], ..TEXT };
 
 /// Released files have joined experts.
 static TEXT_EXPERTS: Row = Row { arrangements: &[JOINED, ONE_BY_ONE], ..TEXT };
@@ -257,14 +257,10 @@ static VL_EXPERTS: Row = Row { arrangements: VL_ARRANGEMENTS, ..VL };
 
 static FLAT_VL: Row = Row { spellings: &[TOWER_OUTSIDE, TOWER_AND_LANGUAGE_MODEL, TOWER_INSIDE, BARE], ..VL };
 
-/// Text alone of the families of images, whose tower is carried.
-static VL_TEXT: Row = Row {
-    spellings: &[WITH_MODEL, IN_LANGUAGE_MODEL, WITHOUT_MODEL, BARE],
-    arrangements: PLAIN,
-    others: &[TIED_HEAD, FREQUENCIES, VISION, VISION_OUTSIDE],
-};
+/// Text alone of the families of images.
+static VL_TEXT: Row = Row { others: &[TIED_HEAD, FREQUENCIES, VISION, VISION_OUTSIDE], ..TEXT };
 
-static VL_NESTED: Row = Row { spellings: &[IN_LANGUAGE_MODEL, WITH_MODEL, WITHOUT_MODEL, BARE], ..VL_TEXT };
+static VL_NESTED: Row = Row { others: VL_TEXT.others, ..NESTED };
 
 const VL_ARRANGEMENTS: &[Arrangement] = &[TRANSPOSED, JOINED, ONE_BY_ONE];
 
