@@ -1,6 +1,6 @@
 //! Rows to tokens, and the token cache: conversions only.
 
-mod values;
+pub mod values;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};

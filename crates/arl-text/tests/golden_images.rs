@@ -85,7 +85,7 @@ fn conversations_with_images_are_those_of_transformers() {
             Arc::new(encoder(&model, &template, patch))
         });
         let images: Vec<RowImage> =
-            files(&encoder, line).iter().map(|file| Ok(resized(png_size(&pictures.join(file)), processor))).collect();
+            files(encoder, line).iter().map(|file| Ok(resized(png_size(&pictures.join(file)), processor))).collect();
         let sample = sample(encoder, line, &images);
         assert_eq!(sample.text, word("text"), "{title}");
         assert_eq!(json!(sample.ids), case["input_ids"], "{title}");
