@@ -7,6 +7,7 @@ pub mod device;
 pub mod engine;
 mod error;
 pub mod files;
+pub mod images;
 mod memory;
 pub mod parquet;
 pub mod ranks;
