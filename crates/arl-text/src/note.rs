@@ -19,29 +19,34 @@ pub enum NoteKind {
     LostReasoning = 2,
     /// Rows whose tools the chat template leaves out, all or some.
     LostTools = 3,
+    /// `<image>` in texts of rows that have no images, which is trained as text.
+    WordWithoutImage = 4,
     /// Replies that follow a reply directly.
-    ConsecutiveReplies = 4,
+    ConsecutiveReplies = 5,
     /// A key with a value that nothing reads; the subject is its path, for example `messages[].name`.
-    UnreadKey = 5,
+    UnreadKey = 6,
     /// Replies of earlier turns whose reasoning the chat template leaves out.
-    EarlierReasoning = 6,
+    EarlierReasoning = 7,
     /// Tool calls whose arguments came as JSON text and were parsed, because the template needs an object.
-    ParsedArguments = 7,
+    ParsedArguments = 8,
     /// Tool calls whose arguments came as an empty text.
-    EmptyArguments = 8,
+    EmptyArguments = 9,
     /// Messages whose `name` the chat template leaves out.
-    LostName = 9,
+    LostName = 10,
     /// Images that `images: drop` left out.
-    DroppedImages = 10,
+    DroppedImages = 11,
     /// Messages that were nothing but such images.
-    EmptiedMessages = 11,
+    EmptiedMessages = 12,
+    /// Images in what truncation cut off.
+    CutImages = 13,
 }
 
 impl NoteKind {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 13] = [
         Self::EndTokenOnly,
         Self::LostReasoning,
         Self::LostTools,
+        Self::WordWithoutImage,
         Self::ConsecutiveReplies,
         Self::UnreadKey,
         Self::EarlierReasoning,
@@ -50,6 +55,7 @@ impl NoteKind {
         Self::LostName,
         Self::DroppedImages,
         Self::EmptiedMessages,
+        Self::CutImages,
     ];
 
     fn from_byte(byte: u8) -> Option<Self> {
@@ -62,6 +68,7 @@ impl NoteKind {
             Self::EndTokenOnly => "end token only",
             Self::LostReasoning => "lost reasoning",
             Self::LostTools => "lost tools",
+            Self::WordWithoutImage => "word without image",
             Self::ConsecutiveReplies => "consecutive replies",
             Self::UnreadKey => "unread key",
             Self::EarlierReasoning => "earlier reasoning",
@@ -70,6 +77,7 @@ impl NoteKind {
             Self::LostName => "lost name",
             Self::DroppedImages => "dropped images",
             Self::EmptiedMessages => "emptied messages",
+            Self::CutImages => "cut images",
         }
     }
 
@@ -86,6 +94,11 @@ impl NoteKind {
                 counted("reply", "replies")
             ),
             Self::LostTools => format!("the chat template leaves out `tools` of {}", counted("row", "rows")),
+            Self::WordWithoutImage => format!(
+                "{} in rows without `images` is trained as text: if images have another column, name it with --columns \
+                 images=NAME",
+                counted("`<image>`", "`<image>`")
+            ),
             Self::ConsecutiveReplies => format!(
                 "{} a reply directly: each is a turn with an end of its own",
                 counted("reply follows", "replies follow")
@@ -112,6 +125,7 @@ impl NoteKind {
             Self::EmptiedMessages => {
                 format!("{} empty without the images", counted("message is", "messages are"))
             }
+            Self::CutImages => format!("truncation cut off {}", counted("image", "images")),
         }
     }
 }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use arl_model::{Error, ErrorCode, Result};
 
+use crate::vision::VisionTokens;
+
 /// What happens to a sample that is longer than `max_length`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Truncation {
@@ -63,7 +65,7 @@ impl Thinking {
     }
 }
 
-/// What happens to a row that holds images, for models that read text only.
+/// What happens to a row that holds images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Images {
     /// The row is a problem.
@@ -71,6 +73,8 @@ pub enum Images {
     Refuse,
     /// The images are left out and counted; the text is trained.
     Drop,
+    /// They are trained, by models that have a tower.
+    Train,
 }
 
 impl Images {
@@ -82,7 +86,9 @@ impl Images {
         match word {
             "error" => Ok(Self::Refuse),
             "drop" => Ok(Self::Drop),
-            _ => Err(Error::new(ErrorCode::Config, format!("images: `{word}` is not known")).hint("use error or drop")),
+            "train" => Ok(Self::Train),
+            _ => Err(Error::new(ErrorCode::Config, format!("images: `{word}` is not known"))
+                .hint("use train, error or drop")),
         }
     }
 }
@@ -104,6 +110,10 @@ pub struct TextOptions {
     pub thinking: Option<Thinking>,
     /// What happens to images in rows.
     pub images: Images,
+    /// How images become tokens, where they are trained; absent: as the folder's `config.json` says.
+    pub vision: Option<VisionTokens>,
+    /// What decides the sizes of images, for the fingerprint.
+    pub image_processor: Option<String>,
     /// The file's name of a known column, for example `prompt` -> `q`.
     pub columns: BTreeMap<String, String>,
     /// Replies whose advantage is below are not trained.

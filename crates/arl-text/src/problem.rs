@@ -27,6 +27,9 @@ pub(crate) mod reason {
     pub(crate) const PREFERENCE: &str = "preference row";
     pub(crate) const LAST_MESSAGE: &str = "last message not from the assistant";
     pub(crate) const IMAGE: &str = "image";
+    pub(crate) const NO_IMAGE: &str = "no image";
+    pub(crate) const IMAGE_TOKEN: &str = "image token";
+    pub(crate) const CUT_IMAGE: &str = "cut image";
     pub(crate) const BAD_FIELD: &str = "bad field";
     pub(crate) const BAD_INDEX: &str = "bad message index";
     pub(crate) const TEMPLATE: &str = "template";

@@ -2,6 +2,7 @@
 //! Files are only ever appended to; opened again, what is whole is kept and a torn end is cut off.
 
 mod batch;
+mod entry;
 mod store;
 
 use std::collections::HashSet;
@@ -10,10 +11,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use arl_model::{Error, ErrorCode, Result};
 
-pub use batch::MicroBatch;
-use store::{Entry, Kind, Store};
+pub use batch::{BatchImage, MicroBatch};
+use entry::{Entry, Kind};
+use store::{CachedSample, Store};
 
-use crate::encoder::{Outcome, Run, TextEncoder};
+use crate::encoder::{Outcome, RowImage, Run, TextEncoder};
 use crate::lock::FileLock;
 use crate::note::NoteCount;
 use crate::problem::RowProblem;
@@ -116,29 +118,48 @@ impl TokenCache {
     /// # Errors
     /// `ARL_DATA` for an index beyond the source; `ARL_IO` where the disk refuses (what was written before is kept).
     pub fn fill(&self, rows: &[&[u8]], indexes: &[u32]) -> Result<FillReport> {
-        if rows.len() != indexes.len() {
-            return Err(Error::new(ErrorCode::Internal, format!("{} rows and {} indexes", rows.len(), indexes.len())));
+        self.fill_with_images(rows, indexes, &[])
+    }
+
+    /// The same; `images[i]` are the images of `rows[i]` (absent: none), in the order of [`TextEncoder::image_refs`].
+    ///
+    /// # Errors
+    /// As [`TokenCache::fill`].
+    pub fn fill_with_images(&self, rows: &[&[u8]], indexes: &[u32], images: &[Vec<RowImage>]) -> Result<FillReport> {
+        if rows.len() != indexes.len() || (!images.is_empty() && images.len() != rows.len()) {
+            let what = format!("{} rows, {} indexes, images of {}", rows.len(), indexes.len(), images.len());
+            return Err(Error::new(ErrorCode::Internal, what));
         }
         let mut report = FillReport::default();
-        for (rows, indexes) in rows.chunks(ROWS_AT_ONCE).zip(indexes.chunks(ROWS_AT_ONCE)) {
-            self.fill_chunk(rows, indexes, &mut report)?;
+        for (i, (rows, indexes)) in rows.chunks(ROWS_AT_ONCE).zip(indexes.chunks(ROWS_AT_ONCE)).enumerate() {
+            let images = images.get(i * ROWS_AT_ONCE..).unwrap_or_default();
+            self.fill_chunk(rows, indexes, images, &mut report)?;
         }
         Ok(report)
     }
 
-    fn fill_chunk(&self, rows: &[&[u8]], indexes: &[u32], report: &mut FillReport) -> Result<()> {
+    /// `images`: of these rows and perhaps of rows behind them.
+    fn fill_chunk(
+        &self,
+        rows: &[&[u8]],
+        indexes: &[u32],
+        images: &[Vec<RowImage>],
+        report: &mut FillReport,
+    ) -> Result<()> {
         let mut new_rows = Vec::new();
         let mut new_indexes = Vec::new();
+        let mut new_images = Vec::new();
         {
             let store = self.store();
-            for (bytes, &index) in rows.iter().zip(indexes) {
+            for (i, (bytes, &index)) in rows.iter().zip(indexes).enumerate() {
                 if store.entry(index)?.is_none() {
                     new_rows.push(*bytes);
                     new_indexes.push(index);
+                    new_images.push(images.get(i).map(Vec::as_slice).unwrap_or_default());
                 }
             }
         }
-        let outcomes = self.encoder.encode_rows(&new_rows, &new_indexes);
+        let outcomes = self.encoder.encode_rows(&new_rows, &new_indexes, &new_images);
         let mut store = self.store();
         let mut batch = store.batch();
         let mut added = HashSet::new();
@@ -208,6 +229,10 @@ impl TokenCache {
     /// # Errors
     /// `ARL_DATA` where the row is no sample of this cache; `ARL_STATE` where the files changed underneath.
     pub fn sample(&self, row: u32) -> Result<(Vec<u32>, Vec<Run>)> {
+        self.cached(row).map(|sample| (sample.ids, sample.runs))
+    }
+
+    fn cached(&self, row: u32) -> Result<CachedSample> {
         let store = self.store();
         match store.entry(row)? {
             Some(entry) if entry.kind == Kind::Sample => store.sample(&entry),
@@ -220,13 +245,8 @@ impl TokenCache {
     /// # Errors
     /// As [`TokenCache::sample`].
     pub fn micro_batch(&self, rows: &[u32]) -> Result<MicroBatch> {
-        let mut batch = MicroBatch::default();
-        batch.begin();
-        for &row in rows {
-            let (ids, runs) = self.sample(row)?;
-            batch.push(&ids, &runs)?;
-        }
-        Ok(batch)
+        let samples: Vec<_> = rows.iter().map(|&row| Ok((row, self.cached(row)?))).collect::<Result<_>>()?;
+        MicroBatch::of(&samples, self.encoder.vision())
     }
 
     /// Groups of positions into `rows`, each of at most `max_tokens` tokens together; see [`crate::pack()`].

@@ -1,4 +1,4 @@
-//! The cache's two files. `tokens` holds ids, runs and texts of problems; `index` one entry of fixed size a row.
+//! The cache's two files. `tokens` holds ids, runs, images and texts of problems; `index` one entry of fixed size a row.
 //! An entry carries checksums of itself and of its data, so that a write that was cut off is seen and undone.
 
 use std::fs::File;
@@ -8,103 +8,24 @@ use std::path::{Path, PathBuf};
 use arl_model::{Error, ErrorCode, Result};
 use rayon::prelude::*;
 
-use crate::encoder::{Encoded, Run, targets_in};
+use super::entry::{ENTRY, Entry, IMAGE, Kind, checksum};
+use crate::encoder::{Encoded, MeasuredImage, Run, targets_in};
 use crate::note::{NoteCount, NoteTotals, Notes};
 use crate::problem::RowProblem;
 use crate::system::{read_exact_at, write_all_at};
 
 const MAGIC: &[u8; 8] = b"ARLTOKEN";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Magic, version, four bytes of zero, rows, hash of the key.
 const HEADER: u64 = 8 + 4 + 4 + 8 + 32;
-const ENTRY: usize = 48;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    Sample = 1,
-    Dropped = 2,
-    Problem = 3,
-}
-
-/// Where a row's data is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub(super) row: u32,
-    pub(super) kind: Kind,
-    pub(super) truncated: bool,
-    /// Tokens; of a problem: bytes of its reason.
-    pub(super) ids: u32,
-    /// Runs; of a problem: bytes of its message.
-    pub(super) runs: u32,
-    pub(super) targets: u32,
-    /// Bytes of the notes, behind the runs.
-    notes: u32,
-    offset: u64,
-    checksum: u64,
-}
-
-impl Entry {
-    /// Bytes of a sample's ids and runs.
-    fn tokens_size(&self) -> u64 {
-        u64::from(self.ids) * 4 + u64::from(self.runs) * 8
-    }
-
-    /// Bytes in the data file.
-    fn size(&self) -> u64 {
-        match self.kind {
-            Kind::Sample => self.tokens_size() + u64::from(self.notes),
-            Kind::Dropped => 0,
-            Kind::Problem => u64::from(self.ids) + u64::from(self.runs),
-        }
-    }
-
-    fn to_bytes(self) -> [u8; ENTRY] {
-        let mut bytes = [0; ENTRY];
-        bytes[0..4].copy_from_slice(&self.row.to_le_bytes());
-        bytes[4] = self.kind as u8;
-        bytes[5] = u8::from(self.truncated);
-        bytes[8..12].copy_from_slice(&self.ids.to_le_bytes());
-        bytes[12..16].copy_from_slice(&self.runs.to_le_bytes());
-        bytes[16..20].copy_from_slice(&self.targets.to_le_bytes());
-        bytes[20..24].copy_from_slice(&self.notes.to_le_bytes());
-        bytes[24..32].copy_from_slice(&self.offset.to_le_bytes());
-        bytes[32..40].copy_from_slice(&self.checksum.to_le_bytes());
-        let own = checksum(&bytes[..40]);
-        bytes[40..48].copy_from_slice(&own.to_le_bytes());
-        bytes
-    }
-
-    fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let u32_at = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
-        let u64_at = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
-        if u64_at(40)? != checksum(&bytes[..40]) {
-            return None;
-        }
-        let kind = match bytes[4] {
-            1 => Kind::Sample,
-            2 => Kind::Dropped,
-            3 => Kind::Problem,
-            _ => return None,
-        };
-        Some(Self {
-            row: u32_at(0)?,
-            kind,
-            truncated: bytes[5] == 1,
-            ids: u32_at(8)?,
-            runs: u32_at(12)?,
-            targets: u32_at(16)?,
-            notes: u32_at(20)?,
-            offset: u64_at(24)?,
-            checksum: u64_at(32)?,
-        })
-    }
-}
-
-fn checksum(bytes: &[u8]) -> u64 {
-    let hash = blake3::hash(bytes);
-    let mut head = [0; 8];
-    head.copy_from_slice(&hash.as_bytes()[..8]);
-    u64::from_le_bytes(head)
+/// A sample as it was stored.
+#[derive(Clone, Debug, Default)]
+pub(super) struct CachedSample {
+    pub(super) ids: Vec<u32>,
+    pub(super) runs: Vec<Run>,
+    /// Each with its number in the row.
+    pub(super) images: Vec<(u32, MeasuredImage)>,
 }
 
 /// Rows that are to be appended together.
@@ -130,6 +51,12 @@ impl Batch {
             data.extend(run.length.to_le_bytes());
             data.extend(run.weight.to_le_bytes());
         }
+        for image in &sample.images {
+            data.extend(image.place.to_le_bytes());
+            data.extend(image.image.hash);
+            data.extend(image.image.height.to_le_bytes());
+            data.extend(image.image.width.to_le_bytes());
+        }
         let notes = sample.notes.to_bytes();
         data.extend(&notes);
         let entry = Entry {
@@ -139,6 +66,7 @@ impl Batch {
             ids: sample.ids.len() as u32,
             runs: sample.runs.len() as u32,
             targets: targets_in(&sample.runs) as u32,
+            images: sample.images.len() as u32,
             notes: notes.len() as u32,
             offset: 0,
             checksum: 0,
@@ -148,20 +76,14 @@ impl Batch {
     }
 
     pub(super) fn dropped(&mut self, row: u32, tokens: usize) {
-        let kind = Kind::Dropped;
-        let ids = u32::try_from(tokens).unwrap_or(u32::MAX);
-        self.add(
-            Entry { row, kind, truncated: false, ids, runs: 0, targets: 0, notes: 0, offset: 0, checksum: 0 },
-            &[],
-        );
+        self.add(Entry::without_tokens(row, Kind::Dropped, u32::try_from(tokens).unwrap_or(u32::MAX), 0), &[]);
     }
 
     pub(super) fn problem(&mut self, row: u32, problem: &RowProblem) {
         let mut data = problem.reason.clone().into_bytes();
         data.extend(problem.message.as_bytes());
         let (ids, runs) = (problem.reason.len() as u32, problem.message.len() as u32);
-        let kind = Kind::Problem;
-        self.add(Entry { row, kind, truncated: false, ids, runs, targets: 0, notes: 0, offset: 0, checksum: 0 }, &data);
+        self.add(Entry::without_tokens(row, Kind::Problem, ids, runs), &data);
     }
 }
 
@@ -345,16 +267,22 @@ impl Store {
         Ok(bytes)
     }
 
-    pub(super) fn sample(&self, entry: &Entry) -> Result<(Vec<u32>, Vec<Run>)> {
+    pub(super) fn sample(&self, entry: &Entry) -> Result<CachedSample> {
         let bytes = self.read(entry)?;
-        let (ids, runs) = bytes[..entry.tokens_size() as usize].split_at(entry.ids as usize * 4);
-        let word = |chunk: &[u8]| [chunk[0], chunk[1], chunk[2], chunk[3]];
-        let ids = ids.chunks_exact(4).map(|chunk| u32::from_le_bytes(word(chunk))).collect();
-        let run = |chunk: &[u8]| Run {
-            length: u32::from_le_bytes(word(chunk)),
-            weight: f32::from_le_bytes(word(&chunk[4..])),
+        let (ids, rest) = bytes[..entry.tokens_size() as usize].split_at(entry.ids as usize * 4);
+        let (runs, images) = rest.split_at(entry.runs as usize * 8);
+        let word = |chunk: &[u8]| u32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]);
+        let run = |chunk: &[u8]| Run { length: word(chunk), weight: f32::from_bits(word(&chunk[4..])) };
+        let image = |chunk: &[u8]| {
+            let mut hash = [0; 16];
+            hash.copy_from_slice(&chunk[4..20]);
+            (word(chunk), MeasuredImage { hash, height: word(&chunk[20..]), width: word(&chunk[24..]) })
         };
-        Ok((ids, runs.chunks_exact(8).map(run).collect()))
+        Ok(CachedSample {
+            ids: ids.chunks_exact(4).map(word).collect(),
+            runs: runs.chunks_exact(8).map(run).collect(),
+            images: images.chunks_exact(IMAGE).map(image).collect(),
+        })
     }
 
     pub(super) fn problem(&self, entry: &Entry) -> Result<(String, String)> {

@@ -3,6 +3,7 @@
 use crate::options::TextOptions;
 use crate::template::Templates;
 use crate::tokenize::Tokens;
+use crate::vision::VisionTokens;
 
 /// Change it whenever the same row would give other tokens.
 const FORMAT: &str = "arl-text 2";
@@ -14,6 +15,7 @@ pub(super) fn fingerprint<T>(
     date: Option<&str>,
     tokens: &Tokens,
     eos: Option<&(String, u32)>,
+    vision: Option<&VisionTokens>,
 ) -> String {
     let mut hash = blake3::Hasher::new();
     let mut add = |part: &str| {
@@ -39,9 +41,14 @@ pub(super) fn fingerprint<T>(
         drop_zero_advantage,
         skip_non_positive_advantage,
         images,
+        vision: _,
+        image_processor,
     } = options;
     add(&format!("{max_length:?} {truncation:?} {thinking:?} {images:?} {columns:?}"));
     add(&format!("{minimal_advantage:?} {drop_zero_advantage} {skip_non_positive_advantage}"));
+    if let Some(vision) = vision {
+        add(&format!("{vision:?} {image_processor:?}"));
+    }
     let hash = hash.finalize().to_hex().to_string();
     // Readable, so that a run that is resumed on another day shows what differs.
     date.map_or(hash.clone(), |date| format!("{hash}, chat_template_date {date}"))

@@ -1,6 +1,8 @@
 //! A row's bytes to a sample: ids, the weight of each token as a target, and where the trained replies are.
 
 mod fingerprint;
+mod images;
+mod prompt;
 mod sample;
 mod stop;
 
@@ -12,15 +14,19 @@ use rayon::prelude::*;
 
 use crate::loss_mask::{self, Probed, Reply};
 use crate::note::NoteKind;
-use crate::options::{TextOptions, Truncation};
+use crate::options::{Images, TextOptions, Truncation};
 use crate::problem::{Refusal, RowProblem, reason};
-use crate::row::{Json, Reader, Record, Row, Shape, is_reply, parse, role};
+use crate::row::{Json, Reader, Record, Row, Shape, parse, role};
 use crate::template::{Moment, Templates};
 use crate::tokenize::Tokens;
+use crate::vision::VisionTokens;
 
 use fingerprint::fingerprint;
-use sample::{cut, push_run};
+use images::{Tokenized, with_images};
+use sample::{cut, push_run, push_tokens};
 
+pub use images::{MeasuredImage, RowImage, SampleImage};
+pub use prompt::Prompt;
 pub(crate) use sample::targets_in;
 pub use sample::{Encoded, Outcome, Run, Span};
 
@@ -37,15 +43,14 @@ pub struct TextInfo {
     pub fingerprint: String,
 }
 
-/// All ids, and the range of each reply: `ids[first..end]`.
-type Tokenized = (Vec<u32>, Vec<(usize, usize)>);
-
 /// Rows to tokens.
 pub struct TextEncoder {
     templates: Result<Templates<Probed>>,
     tokens: Tokens,
     options: TextOptions,
     reader: Reader,
+    /// How images become tokens, where they are trained.
+    vision: Option<VisionTokens>,
     info: TextInfo,
     shape: RwLock<Option<Shape>>,
     eos: Option<(String, u32)>,
@@ -75,6 +80,7 @@ impl TextEncoder {
         let sources = templates.iter().flat_map(|templates| templates.sources.values());
         let reader = Reader::new(&options, sources.map(String::as_str))?;
         let tokens = Tokens::open(&options.model_dir)?;
+        let vision = (options.images == Images::Train).then(|| images::vision(&options, &tokens)).transpose()?;
         let eos = match config.get("eos_token") {
             Some(Json::Str(text)) => Some(text.clone()),
             Some(token) => token.get("content").and_then(Json::as_str).map(str::to_owned),
@@ -88,15 +94,15 @@ impl TextEncoder {
             vocab_size: tokens.vocab_size,
             stop_ids: Vec::new(),
             template_source: templates.as_ref().map_or("none".to_owned(), |templates| templates.origin.clone()),
-            fingerprint: fingerprint(&options, templates.as_ref(), date, &tokens, eos.as_ref()),
+            fingerprint: fingerprint(&options, templates.as_ref(), date, &tokens, eos.as_ref(), vision.as_ref()),
         };
         let templates = templates.ok_or_else(|| {
             let what = "no chat template in chat_template.jinja or tokenizer_config.json";
             Error::new(ErrorCode::Text, format!("{}: {what}", options.model_dir.display()))
                 .hint("give one with --chat_template FILE; the instruct variant of a model has one to copy")
         });
-        let mut encoder =
-            Self { templates, tokens, options, reader, info, shape: RwLock::new(None), eos, blank_ids: Vec::new() };
+        let (shape, blank_ids) = (RwLock::new(None), Vec::new());
+        let mut encoder = Self { templates, tokens, options, reader, vision, info, shape, eos, blank_ids };
         encoder.blank_ids = encoder.find_blank_ids();
         encoder.info.stop_ids = encoder.find_stop_ids();
         Ok(encoder)
@@ -172,41 +178,33 @@ impl TextEncoder {
     /// # Errors
     /// Why the row cannot be used.
     pub fn encode(&self, row: usize, bytes: &[u8]) -> std::result::Result<Outcome, RowProblem> {
-        self.sample(bytes).map_err(|refusal| refusal.at(row))
+        self.encode_with_images(row, bytes, &[])
     }
 
-    /// Encodes rows on all cores; `indexes[i]` is the index of `rows[i]` in its source.
-    pub fn encode_rows(&self, rows: &[&[u8]], indexes: &[u32]) -> Vec<std::result::Result<Outcome, RowProblem>> {
-        rows.par_iter().zip(indexes).map(|(bytes, &row)| self.encode(row as usize, bytes)).collect()
-    }
-
-    /// Tokens of a conversation's messages before `until` and the header of a reply. `until` absent: before the last
-    /// message if that is the assistant's, else all messages.
+    /// Encodes one row with its images, those of [`TextEncoder::image_refs`] in their order.
     ///
     /// # Errors
-    /// `ARL_DATA` where the row is no conversation, or has no message `until`.
-    pub fn prompt(&self, bytes: &[u8], until: Option<usize>) -> Result<Vec<u32>> {
-        let failed = |refusal: Refusal| Error::new(ErrorCode::Data, refusal.message);
-        let mut record = match self.read(bytes).map_err(failed)? {
-            Row::Chat(record) => record,
-            Row::Text { text, .. } => {
-                let mut ids = Vec::new();
-                self.append(&text, true, &mut ids).map_err(failed)?;
-                return Ok(ids);
-            }
-            Row::Tokens { ids, .. } => return Ok(ids),
+    /// Why the row cannot be used.
+    pub fn encode_with_images(
+        &self,
+        row: usize,
+        bytes: &[u8],
+        images: &[RowImage],
+    ) -> std::result::Result<Outcome, RowProblem> {
+        self.sample(bytes, images).map_err(|refusal| refusal.at(row))
+    }
+
+    /// Encodes rows on all cores; `indexes[i]` is the index of `rows[i]` in its source, `images[i]` its images (absent: none).
+    pub fn encode_rows(
+        &self,
+        rows: &[&[u8]],
+        indexes: &[u32],
+        images: &[&[RowImage]],
+    ) -> Vec<std::result::Result<Outcome, RowProblem>> {
+        let encode = |(i, (bytes, &row)): (usize, (&&[u8], &u32))| {
+            self.encode_with_images(row as usize, bytes, images.get(i).copied().unwrap_or_default())
         };
-        let count = record.messages.len();
-        let until = until.unwrap_or(count - usize::from(record.messages.last().is_some_and(is_reply)));
-        if until == 0 || until > count {
-            return Err(Error::new(ErrorCode::Data, format!("prompt until message {until}: the row has {count}")));
-        }
-        record.messages.truncate(until);
-        self.templates.as_ref().map_err(Clone::clone)?;
-        let probed = self.template_of(&record).map_err(failed)?;
-        let rendered = loss_mask::render(probed, &record, self.options.thinking, true).map_err(failed)?;
-        let (ids, _) = self.cut_and_tokenize(&rendered.text, &rendered.replies).map_err(failed)?;
-        Ok(ids)
+        rows.par_iter().zip(indexes).enumerate().map(encode).collect()
     }
 
     /// Text of tokens.
@@ -247,31 +245,35 @@ impl TextEncoder {
 
     /// Tokenises text apart at the bounds of replies: generation begins exactly there, so training must too.
     fn cut_and_tokenize(&self, text: &str, replies: &[Reply]) -> std::result::Result<Tokenized, Refusal> {
-        let mut ids = Vec::with_capacity(text.len() / 3);
-        let mut places = Vec::with_capacity(replies.len());
+        let mut tokens = Tokenized { ids: Vec::with_capacity(text.len() / 3), ..Tokenized::default() };
         let mut at = 0;
         for reply in replies {
-            self.append(&text[at..reply.start], false, &mut ids)?;
-            let first = ids.len();
-            self.append(&text[reply.start..reply.end], false, &mut ids)?;
-            places.push((first, ids.len()));
+            self.append(&text[at..reply.start], false, &mut tokens.ids)?;
+            let first = tokens.ids.len();
+            self.append(&text[reply.start..reply.end], false, &mut tokens.ids)?;
+            tokens.replies.push((first, tokens.ids.len()));
             at = reply.end;
         }
-        self.append(&text[at..], false, &mut ids)?;
-        Ok((ids, places))
+        self.append(&text[at..], false, &mut tokens.ids)?;
+        Ok(tokens)
     }
 
-    fn sample(&self, bytes: &[u8]) -> std::result::Result<Outcome, Refusal> {
+    fn sample(&self, bytes: &[u8], given: &[RowImage]) -> std::result::Result<Outcome, Refusal> {
         let mut encoded = match self.read(bytes)? {
-            Row::Chat(record) => self.chat(record)?,
-            Row::Text { mut text, record_id, notes } => {
-                let mut ids = Vec::new();
+            Row::Chat(record) => self.chat(record, given)?,
+            Row::Text { texts, images, record_id, notes } => {
+                let measured = self.measured(&images, given)?;
+                self.check_texts(&texts)?;
+                let mut text = with_images(&texts);
+                let mut tokens = Tokenized::default();
                 if let Some((eos, _)) = self.eos.as_ref().filter(|(eos, _)| !text.ends_with(eos.as_str())) {
                     text.push_str(eos);
                 }
-                self.append(&text, true, &mut ids)?;
-                let runs = vec![Run { length: ids.len() as u32, weight: 1.0 }];
-                Encoded { text, ids, runs, spans: Vec::new(), record_id, truncated: false, notes }
+                self.append(&text, true, &mut tokens.ids)?;
+                let Tokenized { ids, images, .. } = self.expand(tokens, &measured, &[])?;
+                let mut runs = Vec::new();
+                push_tokens(&mut runs, 0..ids.len(), 1.0, &images);
+                Encoded { text, ids, runs, spans: Vec::new(), images, record_id, truncated: false, notes }
             }
             Row::Tokens { ids, trained, record_id, notes } => {
                 if let Some(id) = ids.iter().find(|&&id| id as usize >= self.tokens.vocab_size) {
@@ -280,12 +282,16 @@ impl TextEncoder {
                         format!("token {id} is outside of the vocabulary of {}", self.tokens.vocab_size),
                     ));
                 }
+                if let Some(i) = self.vision.as_ref().and_then(|v| ids.iter().position(|&id| id == v.image_token_id)) {
+                    let what = format!("input_ids[{i}] stands for an image, and the row has none");
+                    return Err(Refusal::new(reason::IMAGE_TOKEN, what));
+                }
                 let mut runs = Vec::new();
                 for trained in trained {
                     push_run(&mut runs, 1, if trained { 1.0 } else { 0.0 });
                 }
-                let (text, spans) = (String::new(), Vec::new());
-                Encoded { text, ids, runs, spans, record_id, truncated: false, notes }
+                let (text, spans, images) = (String::new(), Vec::new(), Vec::new());
+                Encoded { text, ids, runs, spans, images, record_id, truncated: false, notes }
             }
         };
         if encoded.target_tokens() == 0 {
@@ -301,8 +307,8 @@ impl TextEncoder {
                     ));
                 }
                 Truncation::Drop => return Ok(Outcome::Dropped(length)),
-                Truncation::Right => cut(&mut encoded, 0, limit),
-                Truncation::Left => cut(&mut encoded, length - limit, length),
+                Truncation::Right => cut(&mut encoded, 0, limit)?,
+                Truncation::Left => cut(&mut encoded, length - limit, length)?,
             }
             if encoded.target_tokens() == 0 {
                 return Err(Refusal::new(
@@ -316,17 +322,20 @@ impl TextEncoder {
         Ok(Outcome::Sample(encoded))
     }
 
-    fn chat(&self, record: Record) -> std::result::Result<Encoded, Refusal> {
+    fn chat(&self, record: Record, given: &[RowImage]) -> std::result::Result<Encoded, Refusal> {
         record.check_trainable()?;
+        self.check_record(&record)?;
+        let measured = self.measured(&record.images, given)?;
         let rendered = loss_mask::render(self.template_of(&record)?, &record, self.options.thinking, false)?;
-        let (ids, places) = self.cut_and_tokenize(&rendered.text, &rendered.replies)?;
+        let tokens = self.cut_and_tokenize(&rendered.text, &rendered.replies)?;
+        let Tokenized { ids, replies, images } = self.expand(tokens, &measured, &record.messages)?;
         let mut runs = Vec::new();
         let mut spans = Vec::new();
         let mut at = 0;
-        for (reply, (first, end)) in rendered.replies.iter().zip(places) {
+        for (reply, (first, end)) in rendered.replies.iter().zip(replies) {
             let weight = record.weights[reply.message];
             push_run(&mut runs, first - at, 0.0);
-            push_run(&mut runs, end - first, weight);
+            push_tokens(&mut runs, first..end, weight, &images);
             if weight > 0.0 && end > first {
                 spans.push(Span { message: reply.message, first, last: end - 1 });
             }
@@ -336,7 +345,7 @@ impl TextEncoder {
         let Record { record_id, mut notes, .. } = record;
         notes.append(rendered.notes);
         let text = rendered.text;
-        Ok(Encoded { text, ids, runs, spans, record_id, truncated: false, notes })
+        Ok(Encoded { text, ids, runs, spans, images, record_id, truncated: false, notes })
     }
 }
 

@@ -1,6 +1,11 @@
 //! One row as the model sees it: ids, weights, trained replies; and cutting it to a length.
 
-use crate::note::Notes;
+use std::ops::Range;
+
+use crate::note::{NoteKind, Notes};
+use crate::problem::{Refusal, reason};
+
+use super::images::SampleImage;
 
 /// Tokens of equal weight side by side.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,6 +38,8 @@ pub struct Encoded {
     pub runs: Vec<Run>,
     /// The trained replies, in order; one that was cut in two by truncation is shorter.
     pub spans: Vec<Span>,
+    /// The images, in order; of those that truncation cut off nothing is left.
+    pub images: Vec<SampleImage>,
     /// The row's own name.
     pub record_id: Option<String>,
     /// Something was cut off.
@@ -71,6 +78,17 @@ pub(super) fn push_run(runs: &mut Vec<Run>, length: usize, weight: f32) {
     }
 }
 
+/// Adds tokens of one weight; those of images are no targets.
+pub(super) fn push_tokens(runs: &mut Vec<Run>, tokens: Range<usize>, weight: f32, images: &[SampleImage]) {
+    let mut at = tokens.start;
+    for image in images.iter().filter(|image| tokens.contains(&image.first)) {
+        push_run(runs, image.first - at, weight);
+        push_run(runs, image.count, 0.0);
+        at = image.first + image.count;
+    }
+    push_run(runs, tokens.end - at, weight);
+}
+
 /// Targets of a sample: trained tokens but the first, which nothing predicts.
 pub(crate) fn targets_in(runs: &[Run]) -> usize {
     let trained: usize = runs.iter().filter(|run| run.weight > 0.0).map(|run| run.length as usize).sum();
@@ -78,7 +96,30 @@ pub(crate) fn targets_in(runs: &[Run]) -> usize {
 }
 
 /// Keeps the tokens `start..end`.
-pub(super) fn cut(encoded: &mut Encoded, start: usize, end: usize) {
+///
+/// # Errors
+/// Where that cuts through an image.
+pub(super) fn cut(encoded: &mut Encoded, start: usize, end: usize) -> Result<(), Refusal> {
+    let length = encoded.ids.len();
+    let mut images = Vec::new();
+    for image in &encoded.images {
+        let behind = image.first + image.count;
+        if image.first >= start && behind <= end {
+            images.push(SampleImage { first: image.first - start, ..*image });
+        } else if image.first < end && behind > start {
+            return Err(Refusal::new(
+                reason::CUT_IMAGE,
+                format!(
+                    "cutting {length} tokens to {} cuts through image {} of the row, which has {} tokens",
+                    end - start,
+                    image.place,
+                    image.count
+                ),
+            ));
+        }
+    }
+    encoded.notes.add(NoteKind::CutImages, "", (encoded.images.len() - images.len()) as u32);
+    encoded.images = images;
     encoded.ids = encoded.ids[start..end].to_vec();
     let mut runs = Vec::new();
     let mut at = 0;
@@ -99,4 +140,5 @@ pub(super) fn cut(encoded: &mut Encoded, start: usize, end: usize) {
         })
         .collect();
     encoded.truncated = true;
+    Ok(())
 }

@@ -18,7 +18,7 @@ impl TextEncoder {
         // With tools, `tool_use` renders the row where there is such a template.
         for row in [format!("{{{talk}}}"), format!("{{{talk},\"tools\":[]}}")] {
             if let Ok(Row::Chat(record)) = Reader::default().read(row.as_bytes(), Some(&Shape::Messages))
-                && let Ok(sample) = self.chat(record)
+                && let Ok(sample) = self.chat(record, &[])
             {
                 // The reply's last special token; what may follow it is a newline.
                 let special = |id: &&u32| self.decode(&[**id], true).is_ok_and(|text| text.is_empty());

@@ -46,16 +46,18 @@ impl Found {
     }
 }
 
-/// Searches the text for everything that the messages say. `inlined`: the sentinels of reasoning that was written into contents.
+/// Searches the text for everything that the messages say. `inlined`: the sentinels again, where reasoning was written into
+/// contents.
 pub(super) fn search(
     probed: &Probed,
     messages: &[Json],
-    inlined: Option<Sentinels>,
+    (sentinels, inlined): (Sentinels, Option<Sentinels>),
     text: &str,
     replies: &[Reply],
 ) -> Found {
     let literals = &probed.template.literals;
-    let mut search = Search { text, literals, inlined, range: 0..0, lost: Vec::new(), doubtful: Vec::new() };
+    let image = Some(sentinels.image());
+    let mut search = Search { text, literals, inlined, image, range: 0..0, lost: Vec::new(), doubtful: Vec::new() };
     let mut next = replies.iter().peekable();
     for (i, message) in messages.iter().enumerate() {
         if !is_reply(message) {
@@ -79,8 +81,15 @@ pub(super) fn search(
 /// Whether every tool's name, description and parameters are in the text.
 pub(super) fn has_tools(text: &str, tools: &Json) -> bool {
     let Json::Array(tools) = tools else { return true };
-    let mut search =
-        Search { text, literals: "", inlined: None, range: 0..text.len(), lost: Vec::new(), doubtful: Vec::new() };
+    let mut search = Search {
+        text,
+        literals: "",
+        inlined: None,
+        image: None,
+        range: 0..text.len(),
+        lost: Vec::new(),
+        doubtful: Vec::new(),
+    };
     for tool in tools {
         let function = function_of(tool);
         for key in ["name", "description"] {
@@ -104,6 +113,8 @@ struct Search<'a> {
     text: &'a str,
     literals: &'a str,
     inlined: Option<Sentinels>,
+    /// What stands for an image in contents.
+    image: Option<char>,
     /// Where the next piece may be.
     range: Range<usize>,
     lost: Lost,
@@ -166,6 +177,9 @@ impl Search<'_> {
     }
 
     fn text_of(&mut self, piece: (What, usize), text: &str) {
+        if let Some(image) = self.image.filter(|&image| text.contains(image)) {
+            return text.split(image).for_each(|text| self.text_of(piece, text));
+        }
         let text = text.trim();
         if text.is_empty() {
             return;
@@ -248,6 +262,11 @@ struct Tracker<'a> {
 
 impl Tracker<'_> {
     fn track(&mut self, what: What, text: &str) -> String {
+        let image = self.sentinels.image();
+        if text.contains(image) {
+            let texts: Vec<String> = text.split(image).map(|text| self.track(what, text)).collect();
+            return texts.join(&image.to_string());
+        }
         let (text, count) = tracked_text(text, &self.sentinels.piece(self.pieces.len() as u32));
         self.pieces.push((what, self.message, count));
         text

@@ -3,6 +3,7 @@
 
 mod calls;
 mod check;
+mod images;
 mod probe;
 mod prompt;
 mod sentinels;
@@ -14,11 +15,12 @@ use crate::problem::{Refusal, reason};
 use crate::row::{Json, Record, is_reply, role};
 use crate::template::Conversation;
 
-use check::{Lost, Tracked, What};
+use check::{Found, Lost, Tracked, What};
 use probe::{Replies, Tools};
 use prompt::PromptRule;
 use sentinels::{Scan, Seen, Sentinels, scan};
 
+pub(crate) use images::suspect;
 pub(crate) use probe::Probed;
 
 const ADVICE: &str = "give a template with {% generation %} around each reply with --chat_template";
@@ -52,6 +54,9 @@ pub(crate) fn render(
         return Err(Refusal::new(reason::TEMPLATE, "the row uses too many private-use characters"));
     };
     let mut messages = record.messages.clone();
+    if !record.images.is_empty() {
+        images::fold(&mut messages, sentinels.image());
+    }
     match thinking {
         None | Some(Thinking::Keep) => {}
         Some(Thinking::Strip) => thinking::strip(&mut messages),
@@ -144,6 +149,13 @@ impl Job<'_> {
         text: &impl Fn(&str) -> String,
         marks: (&str, &str),
     ) -> Result<String, Refusal> {
+        let unfolded;
+        let messages = if self.record.images.is_empty() {
+            messages
+        } else {
+            unfolded = self.probed.image_form.unfold(messages, self.sentinels.image());
+            &unfolded
+        };
         let (tools, variables) = (self.record.tools.as_ref(), self.record.variables.as_ref());
         let conversation = Conversation { messages, tools, variables, add_generation_prompt };
         let failed = |message| Refusal::new(reason::TEMPLATE, format!("the chat template: {message}"));
@@ -185,13 +197,13 @@ impl Job<'_> {
             ));
         }
         let replies = self.replies(&scan, messages)?;
-        let found = check::search(self.probed, messages, self.inlined, &plain, &replies);
+        let found = self.search(messages, &plain, &replies);
         Ok((plain, replies, found.lost_or_doubtful()))
     }
 
     /// What the text does not have of the messages.
     fn lost(&self, messages: &[Json], text: &str, replies: &[Reply]) -> Result<Lost, Refusal> {
-        let found = check::search(self.probed, messages, self.inlined, text, replies);
+        let found = self.search(messages, text, replies);
         if found.doubtful.is_empty() && found.lost.iter().all(|(what, _)| *what == What::Reasoning) {
             return Ok(found.lost);
         }
@@ -201,6 +213,10 @@ impl Job<'_> {
             // The template looks at the very text: a row whose loss cannot be ruled out is not trained silently.
             _ => Ok(found.lost_or_doubtful()),
         }
+    }
+
+    fn search(&self, messages: &[Json], text: &str, replies: &[Reply]) -> Found {
+        check::search(self.probed, messages, (self.sentinels, self.inlined), text, replies)
     }
 
     fn replies(&self, scan: &Scan, messages: &[Json]) -> Result<Vec<Reply>, Refusal> {

@@ -4,6 +4,7 @@ use crate::row::{Json, parse};
 use crate::template::{Conversation, Template};
 
 use super::calls::CallRule;
+use super::images::ImageForm;
 use super::prompt::PromptRule;
 use super::sentinels::{CLOSE, HEADER, private_characters};
 
@@ -13,6 +14,7 @@ pub(crate) struct Probed {
     pub(super) calls: CallRule,
     pub(super) replies: Replies,
     pub(super) tools: Tools,
+    pub(super) image_form: ImageForm,
     /// Roles whose messages it leaves out.
     pub(crate) ignored_roles: Vec<&'static str>,
     /// Roles whose `name` it leaves out.
@@ -56,10 +58,11 @@ impl Probed {
         let calls = CallRule::of(&probe);
         let replies = replies(&probe, special);
         let tools = tools(&probe);
+        let image_form = ImageForm::of(&probe);
         let ignored_roles = probe.roles_without(&["system", "developer", "tool"], "content");
         let unnamed_roles = probe.roles_without(&["system", "developer", "user", "assistant", "tool"], "name");
         let private = private_characters(&template.source).collect();
-        Self { template, calls, replies, tools, ignored_roles, unnamed_roles, private }
+        Self { template, calls, replies, tools, image_form, ignored_roles, unnamed_roles, private }
     }
 }
 

@@ -10,8 +10,8 @@ const FIRST: u32 = 0xE000;
 const LAST: u32 = 0xF8FF;
 /// Digits of a piece's index.
 const BASE: u32 = 64;
-/// Four sentinels with a meaning of their own, the one that begins a piece's marker, and the digits.
-const COUNT: u32 = 5 + BASE;
+/// Four sentinels with a meaning of their own, the one that begins a piece's marker, the digits, and the one of images.
+const COUNT: u32 = 6 + BASE;
 
 /// Sentinels that are free for one row: `COUNT` characters from this one on.
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +81,11 @@ impl Sentinels {
     /// Behind what generation tags enclose.
     pub(super) fn close(self) -> char {
         self.at(3)
+    }
+
+    /// Stands for an image.
+    pub(super) fn image(self) -> char {
+        self.at(5 + BASE)
     }
 
     /// The marker of one piece of the row.

@@ -1,5 +1,6 @@
 //! One message of a conversation: its role, content and calls in the forms that templates read, and its weight as a target.
 
+use super::image::RowImages;
 use super::record::{Place, Reader};
 use super::{Checked, Json, calls, is_nothing, parts, unread};
 use crate::note::Notes;
@@ -20,8 +21,23 @@ pub(crate) fn is_reply(message: &Json) -> bool {
     role(message) == "assistant"
 }
 
-/// Checks a message and brings it into the form that templates read. Returns its weight as a target, before advantages.
-pub(super) fn read(message: &mut Json, place: Place, reader: &Reader, notes: &mut Notes) -> Checked<f32> {
+/// How many images the content of a message of a record has.
+pub(crate) fn image_count(message: &Json) -> usize {
+    match message.get("content") {
+        Some(Json::Array(parts)) => parts.iter().filter(|part| parts::text(part).is_none()).count(),
+        _ => 0,
+    }
+}
+
+/// Checks a message and brings it into the form that templates read: its content is a string, or a list of texts and bare
+/// parts of type image where it has images that are trained. Returns its weight as a target, before advantages.
+pub(super) fn read(
+    message: &mut Json,
+    place: Place,
+    reader: &Reader,
+    images: &mut RowImages,
+    notes: &mut Notes,
+) -> Checked<f32> {
     let wrong = |what: String| Refusal::new(reason::BAD_MESSAGE, format!("{place}: {what}"));
     if !matches!(message, Json::Object(_)) {
         return Err(wrong(format!("is {}, not an object", message.kind())));
@@ -29,8 +45,13 @@ pub(super) fn read(message: &mut Json, place: Place, reader: &Reader, notes: &mu
     let role = read_role(message, place)?;
     let reply = role == "assistant";
     calls::modernize(message, reply, place)?;
-    if let Some(Json::Array(given)) = message.get_mut("content") {
-        let content = parts::read(std::mem::take(given), place, reply, reader, notes)?;
+    let given = match message.get_mut("content") {
+        Some(Json::Array(given)) => Some(std::mem::take(given)),
+        Some(Json::Str(text)) if images.are_in(role, text) => Some(vec![parts::text_part(text)]),
+        _ => None,
+    };
+    if let Some(given) = given {
+        let content = parts::read(given, place, role, reader, images, notes)?;
         merge(message, content).map_err(wrong)?;
     }
     let calls = match message.get("tool_calls") {
@@ -43,7 +64,7 @@ pub(super) fn read(message: &mut Json, place: Place, reader: &Reader, notes: &mu
         name_reasoning(message, place)?;
     }
     match message.get("content") {
-        Some(Json::Str(_)) => {}
+        Some(Json::Str(_) | Json::Array(_)) => {}
         None | Some(Json::Null) if reply && calls > 0 => {}
         other => {
             let found = other.map_or("missing", Json::kind);
@@ -92,8 +113,8 @@ fn read_role(message: &mut Json, place: Place) -> Checked<&'static str> {
 
 /// Puts what parts amount to into their message.
 fn merge(message: &mut Json, content: parts::Content) -> Result<(), String> {
-    let parts::Content { text, reasoning, calls } = content;
-    message.set("content", Json::Str(text));
+    let parts::Content { text, reasoning, calls, parts, images } = content;
+    message.set("content", if images > 0 { Json::Array(parts) } else { Json::Str(text) });
     if !reasoning.is_empty() {
         if REASONING.iter().any(|name| message.get(name).is_some_and(|value| !is_nothing(value))) {
             return Err("has reasoning in its parts and next to them".to_owned());
@@ -159,8 +180,12 @@ pub(super) fn blank(message: &Json) -> Option<&'static str> {
     if message.get("tool_calls").is_some_and(|calls| !is_nothing(calls)) {
         return None;
     }
-    let content = message.get("content").and_then(Json::as_str).unwrap_or_default();
-    let (thought, answer) = content.rsplit_once("</think>").unwrap_or(("", content));
+    let content = match message.get("content") {
+        Some(Json::Str(text)) => text.clone(),
+        Some(Json::Array(parts)) => parts.iter().filter_map(parts::text).collect(),
+        _ => String::new(),
+    };
+    let (thought, answer) = content.rsplit_once("</think>").unwrap_or(("", &content));
     if !answer.trim().is_empty() {
         return None;
     }

@@ -3,6 +3,7 @@
 
 mod advantages;
 mod calls;
+mod image;
 mod json;
 mod media;
 mod message;
@@ -14,9 +15,11 @@ mod shape;
 mod sharegpt;
 mod unread;
 
+pub use image::{ImageRef, ImageSource};
 pub use json::MAX_ROW_BYTES;
 pub(crate) use json::{Json, parse};
-pub(crate) use message::{REASONING, is_reply, role};
+pub(crate) use message::{REASONING, image_count, is_reply, role};
+pub(crate) use parts::{image_part, text_part};
 pub(crate) use record::{Reader, Record, Row};
 pub(crate) use shape::Shape;
 

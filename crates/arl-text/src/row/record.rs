@@ -6,13 +6,17 @@ use std::fmt;
 use arl_model::Result;
 
 use super::advantages::{self, AdvantageFilter};
+use super::image::ImageRef;
 use super::message::{is_reply, role};
 use super::pair;
 use super::shape::{Columns, Shape, unknown_row};
-use super::{Checked, Json, calls, is_python, media, message, parse, preference, sharegpt, unread, wrong_kind};
+use super::{
+    Checked, Json, calls, is_nothing, is_python, media, message, parse, parts, preference, sharegpt, unread, wrong_kind,
+};
 use crate::note::{NoteKind, Notes};
 use crate::options::{Images, TextOptions};
 use crate::problem::{Refusal, reason};
+use crate::vision::VisionTokens;
 
 /// A conversation and what of it is trained.
 #[derive(Clone, Debug)]
@@ -23,6 +27,8 @@ pub(crate) struct Record {
     pub(crate) variables: Option<Json>,
     /// One for each message: 0 where it is not trained.
     pub(crate) weights: Vec<f32>,
+    /// Images that are trained, in the order of their places.
+    pub(crate) images: Vec<ImageRef>,
     pub(crate) record_id: Option<String>,
     /// What a user should know of the row all the same.
     pub(crate) notes: Notes,
@@ -44,8 +50,10 @@ impl Record {
 #[derive(Clone, Debug)]
 pub(crate) enum Row {
     Chat(Record),
+    /// `texts`: what is before, between and behind the images; one more than there are images.
     Text {
-        text: String,
+        texts: Vec<String>,
+        images: Vec<ImageRef>,
         record_id: Option<String>,
         notes: Notes,
     },
@@ -138,6 +146,8 @@ pub(crate) struct Reader {
     pub(super) columns: Columns,
     pub(super) advantage_filter: AdvantageFilter,
     pub(super) images: Images,
+    /// The model has a tower for images.
+    sees: bool,
     /// The words of the chat templates.
     words: HashSet<String>,
 }
@@ -153,6 +163,9 @@ impl Reader {
             columns: Columns::new(&options.columns)?,
             advantage_filter: AdvantageFilter::from(options),
             images: options.images,
+            // Where they are trained, what is wrong with the file is reported there.
+            sees: options.vision.is_some()
+                || VisionTokens::from_dir(&options.model_dir).is_ok_and(|found| found.is_some()),
             words: words.filter(|word| !word.is_empty()).map(str::to_owned).collect(),
         })
     }
@@ -160,6 +173,22 @@ impl Reader {
     /// A template may look at this key of a message: its text has the word.
     pub(super) fn template_reads(&self, key: &str) -> bool {
         self.words.contains(key)
+    }
+
+    /// Why a medium that is not trained is refused.
+    pub(super) fn why_refused(&self) -> &'static str {
+        match self.images {
+            Images::Train => "text and images are trained; videos and sounds are not built",
+            _ if !self.sees => "this model reads text only",
+            Images::Refuse => "text alone is trained (images error)",
+            Images::Drop => "text alone is trained (images drop)",
+        }
+    }
+
+    /// A row of this text may have images; what says no cannot be wrong.
+    pub(crate) fn may_have_images(&self, text: &str) -> bool {
+        // A key may be spelt with escapes.
+        ["image", "\\", self.columns.of("images"), self.columns.of("image")].iter().any(|word| text.contains(word))
     }
 
     /// The shape of one row, if it is a known one.
@@ -188,7 +217,16 @@ impl Reader {
         let pair = preference::of_pair(&row, columns);
         let talk = match shape {
             Shape::Text => return self.text(row, record_id, notes),
-            Shape::Tokens => return tokens(row, columns, record_id, notes),
+            Shape::Tokens => {
+                let images = ["images", "image"].map(|name| columns.of(name));
+                if self.images == Images::Train
+                    && images.iter().any(|name| row.get(name).is_some_and(|v| !is_nothing(v)))
+                {
+                    let what = "a row of `input_ids` cannot have images: its tokens are not known to be theirs";
+                    return Err(Refusal::new(reason::IMAGE, what));
+                }
+                return tokens(row, columns, record_id, notes);
+            }
             Shape::Messages => {
                 let mut talk = Talk::new(Place::MESSAGES, list(&mut row, columns, Place::MESSAGES)?);
                 talk.begin_with(pair::system(&mut row, columns)?)?;
@@ -235,14 +273,14 @@ impl Reader {
             return Err(Refusal::new(reason::NO_MESSAGES, "no messages: the list is empty"));
         }
         preference::check_verdict(&mut row)?;
-        media::place(&mut row, &mut talk, self, &mut notes)?;
+        let mut images = media::place(&mut row, &mut talk, self, &mut notes)?;
         let tools = calls::tools(&mut row, &self.columns)?;
         let mut weights = Vec::with_capacity(talk.messages.len());
         let mut follows_reply = false;
         for i in 0..talk.messages.len() {
             let place = talk.place(i);
             let message = &mut talk.messages[i];
-            weights.push(message::read(message, place, self, &mut notes)?);
+            weights.push(message::read(message, place, self, &mut images, &mut notes)?);
             let reply = is_reply(message);
             notes.add(NoteKind::ConsecutiveReplies, "", u32::from(follows_reply && reply));
             follows_reply = reply;
@@ -255,7 +293,8 @@ impl Reader {
         };
         unread::of_row(&row, &mut notes);
         let untrainable = untrainable(&talk, &weights, pair);
-        Ok(Row::Chat(Record { messages: talk.messages, tools, variables, weights, record_id, notes, untrainable }))
+        let (messages, images) = (talk.messages, images.placed);
+        Ok(Row::Chat(Record { messages, tools, variables, weights, images, record_id, notes, untrainable }))
     }
 
     fn text(&self, mut row: Json, record_id: Option<String>, mut notes: Notes) -> Checked<Row> {
@@ -265,12 +304,17 @@ impl Reader {
         };
         // Images have their places in it as in a message.
         let mut talk = Talk::new("text", vec![pair::message("user", text)]);
-        media::place(&mut row, &mut talk, self, &mut notes)?;
+        let mut images = media::place(&mut row, &mut talk, self, &mut notes)?;
         unread::of_row(&row, &mut notes);
-        match talk.messages.pop().and_then(|mut message| message.remove("content")) {
-            Some(Json::Str(text)) => Ok(Row::Text { text, record_id, notes }),
-            other => Err(wrong_kind("text", other.as_ref(), "a string")),
-        }
+        let texts = match talk.messages.pop().and_then(|mut message| message.remove("content")) {
+            Some(Json::Str(text)) if images.are_in("user", &text) => {
+                let (place, parts) = (talk.place(0), vec![parts::text_part(&text)]);
+                parts::around_images(&parts::read(parts, place, "user", self, &mut images, &mut notes)?.parts)
+            }
+            Some(Json::Str(text)) => vec![text],
+            other => return Err(wrong_kind("text", other.as_ref(), "a string")),
+        };
+        Ok(Row::Text { texts, images: images.placed, record_id, notes })
     }
 }
 

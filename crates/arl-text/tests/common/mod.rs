@@ -6,7 +6,7 @@ pub(crate) mod templates;
 
 use std::path::{Path, PathBuf};
 
-use arl_text::{Encoded, Outcome, RowProblem, TextEncoder, TextOptions};
+use arl_text::{Encoded, Images, MeasuredImage, Outcome, RowImage, RowProblem, TextEncoder, TextOptions};
 
 /// The root of the project.
 pub(crate) fn root() -> PathBuf {
@@ -54,6 +54,38 @@ pub(crate) fn folder_of(template: &str, special: &[&str], eos: &str) -> tempfile
     std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
     std::fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
     dir
+}
+
+/// ChatML that takes strings and lists of parts, as the templates of vision models do.
+pub(crate) const PARTS: &str = "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' }}\
+    {%- if m.content is string %}{{- m.content }}{%- else %}{%- for p in m.content %}{%- if p.type == 'image' %}\
+    {{- '<|vision_start|><|image_pad|><|vision_end|>' }}{%- else %}{{- p.text }}{%- endif %}{%- endfor %}{%- endif %}\
+    {{- '<|im_end|>\\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}";
+
+/// The token that stands for an image in [`vision_folder`].
+pub(crate) const IMAGE_PAD: u32 = 260;
+
+/// A model folder whose model has a tower: patches of 4 pixels, 2 x 2 of which are a token.
+pub(crate) fn vision_folder(template: &str) -> tempfile::TempDir {
+    let dir = folder_of(template, &["<|vision_start|>", "<|image_pad|>", "<|vision_end|>"], "<|im_end|>");
+    let config = serde_json::json!({
+        "model_type": "qwen3_vl", "image_token_id": IMAGE_PAD, "vision_config": { "patch_size": 4 },
+    });
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    dir
+}
+
+/// An encoder that trains images.
+pub(crate) fn vision_encoder(template: &str, change: impl FnOnce(&mut TextOptions)) -> TextEncoder {
+    let dir = vision_folder(template);
+    let mut options = TextOptions { images: Images::Train, ..options(dir.path()) };
+    change(&mut options);
+    TextEncoder::open(options).unwrap()
+}
+
+/// An image of so many rows and columns of tokens; its hash is all `name`.
+pub(crate) fn image(name: u8, rows: u32, columns: u32) -> RowImage {
+    Ok(MeasuredImage { hash: [name; 16], height: rows * 8, width: columns * 8 })
 }
 
 /// Options with nothing but the folder.
