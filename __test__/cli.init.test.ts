@@ -2,6 +2,7 @@
 import { spawnSync } from "node:child_process";
 import { cpSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import sharp from "sharp";
 import { describe, expect, it } from "vitest";
 import { main } from "../src/cli/commands.js";
 import { TEMPLATES } from "../src/cli/init-templates.js";
@@ -56,6 +57,29 @@ describe("arl init", () => {
 		},
 		180_000,
 	);
+
+	it("writes pictures with their rows, a question about each, and takes a model that sees", async () => {
+		const dir = join(folder, "images");
+		expect(await main(["init", dir, "--template", "images", "--yes"])).toBe(0);
+		const config = readFileSync(join(dir, "arl.config.ts"), "utf8");
+		expect(config).toContain('model_name_or_path: "Qwen/Qwen3-VL-2B-Instruct"');
+		expect(config).toContain('image_root: "data"');
+		const rows = ["train", "heldout"].flatMap((name) =>
+			readFileSync(join(dir, "data", `${name}.jsonl`), "utf8")
+				.trim()
+				.split("\n")
+				.map((line) => JSON.parse(line)),
+		);
+		expect(rows).toHaveLength(12);
+		for (const { messages } of rows) {
+			const picture = readFileSync(join(dir, "data", messages[0].content[0].image_url.url));
+			const { data } = await sharp(picture).raw().toBuffer({ resolveWithObject: true });
+			// The colour of the first shape's centre is the one that the answer names.
+			const [red = 0, green = 0, blue = 0] = data.subarray(3 * (90 * 256 + 70));
+			const colour = red > green && red > blue ? "red" : green > blue ? "green" : "blue";
+			expect(messages[1].content).toContain(colour);
+		}
+	});
 
 	it("names the model of the Hub that a newcomer can take, and asks nothing with --yes", async () => {
 		const dir = join(folder, "yes");

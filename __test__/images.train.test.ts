@@ -129,7 +129,9 @@ describe("rows with images", () => {
 		expect(refused.hint).toContain("--images drop");
 		const late = seeingPlace([...Array.from({ length: 40 }, () => []), ["a.png"]]);
 		writeFileSync(join(late.pictures, "a.png"), png);
-		expect((await errorOf(watched(late).run.train())).message).toContain(":41: image");
+		const missed = await errorOf(watched(late).run.train());
+		expect(missed.message).toContain(":41: image");
+		expect(missed.hint).toContain("--images train");
 		const { seen, run } = watched(late, { images: "train", overwrite_output_dir: true });
 		await run.train();
 		expect(pixelsOf(seen).flat()).toHaveLength(1);

@@ -36,6 +36,8 @@ export interface PrefetchOptions {
 	order: Uint32Array;
 	/** Absent or null: no images are trained. */
 	pictures?: Pictures | null;
+	/** What to do about rows with images that are not trained; absent: the usual. */
+	imageHint?: string | undefined;
 }
 
 const MISSING = 0;
@@ -224,7 +226,9 @@ export class TokenPrefetcher {
 			this.state[row] = UNUSABLE;
 			const content = this.bad.length < EXPLAINED ? rows[indexes.indexOf(row)] : undefined;
 			const better = content && explainRow(content, message);
-			this.bad.push({ row, location: source.location(row), reason, message: better ?? message });
+			const { imageHint: hint } = this.options;
+			const more = reason === "image" && hint !== undefined ? { hint } : {};
+			this.bad.push({ row, location: source.location(row), reason, message: better ?? message, ...more });
 		}
 		this.counts.rows += indexes.length;
 		this.counts.tokens += report.tokens;

@@ -51,7 +51,7 @@ export async function* openData(
 	const { textOptions } = input.start;
 	const about = { native, textOptions, vision, images: args.images, source, wanted, signal };
 	const opened = await openEncoder({ ...about, encoder: input.start.encoder });
-	const { encoder, shape, firstRows, loader } = opened;
+	const { encoder, shape, firstRows, loader, imageHint } = opened;
 	const text = encoder.info();
 	const start = {
 		...input.start,
@@ -78,7 +78,7 @@ export async function* openData(
 	const seen = picturesOf(native, source, loader, rows.cacheFolder, args.follow);
 	resources.add(() => seen.close());
 	const { pictures } = seen;
-	const prefetcher = new TokenPrefetcher({ source, cache, order: wanted, pictures });
+	const prefetcher = new TokenPrefetcher({ source, cache, order: wanted, pictures, imageHint });
 	resources.add(() => prefetcher.stop());
 	// Waits for the recording in progress, whether the run ends well or not.
 	resources.add(() => hooks?.end());

@@ -32,22 +32,28 @@ export interface OpenedEncoder {
 	images: ImageMode;
 	/** Null: no images are trained. */
 	loader: PictureLoader | null;
+	/** What to do about rows with images that are not trained; undefined: what a model that reads text takes. */
+	imageHint: string | undefined;
 }
+
+const TRAIN_THEM =
+	"The model could see them, and none of the first rows has an image: add --images train, or leave images out of the text with --images drop.";
 
 /** Opens the encoder of some rows. Throws with the place of a row if their shape is not known. */
 export async function openEncoder(input: EncoderInput): Promise<OpenedEncoder> {
 	const { native, textOptions, vision, images, source, wanted, signal } = input;
 	const encoder = input.encoder ?? native.TextEncoder.open(textOptions);
 	const { shape, firstRows } = await detectShape(source, encoder, wanted, signal);
-	const opened = { encoder, textOptions, shape, firstRows };
+	const opened = { encoder, textOptions, shape, firstRows, imageHint: undefined };
 	if (images === "train") return { ...opened, images, loader: vision?.loaderOf(encoder) ?? null };
 	if (images !== "auto") return { ...opened, images, loader: null };
-	if (vision === null || !firstRows.some((row) => mayHaveImages(row, textOptions.columns)))
-		return { ...opened, images: "error", loader: null };
+	const refusing = { ...opened, images: "error" as const, loader: null };
+	if (vision === null) return refusing;
+	if (!firstRows.some((row) => mayHaveImages(row, textOptions.columns))) return { ...refusing, imageHint: TRAIN_THEM };
 	const options = trainText(textOptions, vision);
 	const seeing = native.TextEncoder.open(options);
 	seeing.detect(firstRows);
-	if (!firstRows.some((row) => seeing.imageRefs(row).length > 0)) return { ...opened, images: "error", loader: null };
+	if (!firstRows.some((row) => seeing.imageRefs(row).length > 0)) return { ...refusing, imageHint: TRAIN_THEM };
 	return {
 		...opened,
 		encoder: seeing,

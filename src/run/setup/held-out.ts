@@ -61,12 +61,12 @@ export async function* openHeldOut(input: HeldOutInput): AsyncGenerator<TrainEve
 	const wanted = allRows(source);
 	const { textOptions: options, vision } = start;
 	const about = { native, textOptions: options, vision, images: args.images, source, wanted, signal };
-	const { encoder, textOptions, shape, images, loader } = await openEncoder(about);
+	const { encoder, textOptions, shape, images, loader, imageHint } = await openEncoder(about);
 	const cache = await openCache(native, cacheFolder, source, encoder, encoder.info());
 	resources.add(() => cache.close());
 	const { pictures, close } = picturesOf(native, source, loader, cacheFolder, false);
 	resources.add(close);
-	const prefetcher = new TokenPrefetcher({ source, cache, order: wanted, pictures });
+	const prefetcher = new TokenPrefetcher({ source, cache, order: wanted, pictures, imageHint });
 	resources.add(() => prefetcher.stop());
 	yield* encode(prefetcher, args, signal);
 	const lengths = cache.lengths();
