@@ -66,7 +66,7 @@ pub fn run_case_on<B: Backend + ?Sized>(
         targets: ints(&file, "labels")?,
         positions: ints(&file, "position_ids")?,
         cu_seqlens: ints(&file, "cu_seqlens")?,
-        weights: None,
+        ..MicroBatch::default()
     };
     let scratch = tempfile::tempdir().map_err(|e| Error::io(dir, &e))?;
     let (base, adapter) = (model_of(dir, scratch.path())?, dir.join("adapter"));

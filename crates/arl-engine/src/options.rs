@@ -105,7 +105,7 @@ impl Default for EngineOptions {
             activation_offloading: false,
             optimizer_offload: false,
             loss_seq_chunk_size: None,
-            max_batch: BatchSize { tokens: 1, sequences: 1 },
+            max_batch: BatchSize { tokens: 1, sequences: 1, ..BatchSize::default() },
             eval_batch: BatchSize::default(),
             generate: GenerateSize::default(),
             adam: Adam::default(),

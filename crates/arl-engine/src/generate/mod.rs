@@ -128,7 +128,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             prompts.iter().map(|prompt| Span { sequence_len: prompt.len(), positions: 0..prompt.len() }).collect();
         let (tables, offsets) = self.tables.provide(&mut *self.backend, &self.model.rope, &spans);
         let mut step = self.parts();
-        let size = BatchSize { tokens, sequences: prompts.len() };
+        let size = BatchSize { tokens, sequences: prompts.len(), ..BatchSize::default() };
         let (run, new) = room(&mut step, size, longest, (slot, false), tables);
 
         let mut cu_seqlens = vec![0i32];
@@ -163,7 +163,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             active.iter().map(|s| Span { sequence_len: s.cached + 1, positions: s.cached..s.cached + 1 }).collect();
         let (tables, offsets) = self.tables.provide(&mut *self.backend, &self.model.rope, &spans);
         let mut step = self.parts();
-        let (run, new) = room(&mut step, BatchSize { tokens: n, sequences: n }, 1, (0, true), tables);
+        let (run, new) = room(&mut step, BatchSize { tokens: n, sequences: n, ..BatchSize::default() }, 1, (0, true), tables);
         let ids: Vec<i32> = active.iter().map(|s| s.next).collect();
         let slots: Vec<i32> = active.iter().enumerate().map(|(i, s)| (i * cache.capacity + s.cached) as i32).collect();
         let lengths: Vec<i32> = active.iter().map(|s| s.cached as i32 + 1).collect();

@@ -59,7 +59,7 @@ pub(super) fn groups(model: &Model, lengths: &[usize], max_new_tokens: usize) ->
         }
         let parts = prefill_parts(lengths, first..end);
         let size =
-            |part: &Range<usize>| BatchSize { tokens: lengths[part.clone()].iter().sum(), sequences: part.len() };
+            |part: &Range<usize>| BatchSize { tokens: lengths[part.clone()].iter().sum(), sequences: part.len(), ..BatchSize::default() };
         let sizes = parts.iter().map(size).collect();
         groups.push(Group { range: first..end, capacity: longest + max_new_tokens, parts, sizes });
         first = end;
@@ -74,7 +74,7 @@ impl Group {
         let (sequences, mut positions) = (self.range.len(), self.capacity);
         let cache = Cache::take(&mut dry, model, sequences, self.capacity);
         let bottom = dry.mark();
-        for &size in self.sizes.iter().chain([&BatchSize { tokens: sequences, sequences }]) {
+        for &size in self.sizes.iter().chain([&BatchSize { tokens: sequences, sequences, ..BatchSize::default() }]) {
             positions = positions.max(size.tokens);
             let mut step = Step {
                 backend: &mut PlanBackend::default(),
