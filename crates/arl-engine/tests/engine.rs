@@ -247,8 +247,8 @@ fn greedy_by_whole_texts(engine: &mut Engine<CpuBackend>, prompt: &[i32], count:
             targets: vec![IGNORED; tokens],
             positions: (0..tokens as i32).collect(),
             cu_seqlens: vec![0, tokens as i32],
-            ..MicroBatch::default()
             input_ids: text.clone(),
+            ..MicroBatch::default()
         };
         let logits = engine.inspect(&whole).unwrap().logits;
         let last = &logits[(tokens - 1) * vocab..];

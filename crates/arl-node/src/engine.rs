@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arl_engine::backend::Backend;
-use arl_engine::{Engine as Core, Ticket, Weights};
+use arl_engine::{Engine as Core, Prompt, Ticket, Weights};
 use arl_model::{Checkpoint, Error, ErrorCode, ExportOverrides, Lora, ModelConfig, Result};
 use napi::Env;
 use napi::bindgen_prelude::{FnArgs, Function, Int32Array, Object};
@@ -281,7 +281,7 @@ impl Engine {
             Function<'_, FnArgs<(u32, i32)>, ()>,
         >,
     ) -> napi::Result<Object<'env>> {
-        let prompts: Vec<Vec<i32>> = prompts.iter().map(|prompt| prompt.to_vec()).collect();
+        let prompts: Vec<Prompt> = prompts.iter().map(|prompt| Prompt::from(prompt.to_vec())).collect();
         let options = arl_engine::GenerateOptions {
             max_new_tokens: options.max_new_tokens as usize,
             stop_ids: options.stop_ids.into_iter().map(|id| id as i32).collect(),

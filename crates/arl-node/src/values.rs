@@ -304,6 +304,7 @@ pub(crate) fn core_options(options: &EngineOptions) -> Result<arl_engine::Engine
         eval_batch: BatchSize {
             tokens: options.eval_max_tokens.unwrap_or(0) as usize,
             sequences: options.eval_max_sequences.unwrap_or(0) as usize,
+            ..BatchSize::default()
         },
         generate: GenerateSize {
             prompts: options
@@ -388,6 +389,7 @@ pub(crate) fn batch_from_js(batch: &MicroBatch) -> arl_engine::MicroBatch {
         positions: batch.positions.to_vec(),
         cu_seqlens: batch.cu_seqlens.to_vec(),
         weights: batch.weights.as_ref().map(|weights| weights.to_vec()),
+        images: None,
     }
 }
 

@@ -27,20 +27,20 @@ fn patches(grid: &[u32; 3]) -> usize {
     grid.iter().map(|&side| side as usize).product()
 }
 
-fn invalid(index: usize, what: impl Display, hint: &str) -> Error {
-    let error = Error::new(ErrorCode::Data, format!("micro-batch {index}: {what}"));
+fn invalid(owner: &str, what: impl Display, hint: &str) -> Error {
+    let error = Error::new(ErrorCode::Data, format!("{owner}: {what}"));
     if hint.is_empty() { error } else { error.hint(hint) }
 }
 
 impl MicroBatch {
     /// Checks that images are such as the tower takes, and that each has as many tokens as it has merge blocks, all in one
-    /// sequence; `index` names the micro-batch in errors. Demands that [`MicroBatch::validate`] has passed.
-    pub(crate) fn validate_images(&self, index: usize, tower: Option<&VisionConfig>) -> Result<()> {
+    /// sequence; `owner` is what errors call the micro-batch. Demands that [`MicroBatch::validate`] has passed.
+    pub(crate) fn validate_images(&self, owner: &str, tower: Option<&VisionConfig>) -> Result<()> {
         let Some(tower) = tower else {
             return match self.images.as_ref().filter(|images| !images.grids.is_empty()) {
                 None => Ok(()),
                 Some(images) => Err(invalid(
-                    index,
+                    owner,
                     format_args!("it has {} images, and this model has no vision tower", images.grids.len()),
                     "train a model that sees (Qwen2.5-VL, Qwen3-VL, Qwen3.5), or drop the images",
                 )),
@@ -53,23 +53,23 @@ impl MicroBatch {
             let [frames, height, width] = *grid;
             if frames != 1 {
                 let what = format_args!("image {image} has {frames} frames: videos are not built");
-                return Err(invalid(index, what, "train on still images"));
+                return Err(invalid(owner, what, "train on still images"));
             }
             if height == 0 || width == 0 || !height.is_multiple_of(merge) || !width.is_multiple_of(merge) {
                 let what = format_args!("image {image} has {height} x {width} patches, which are no blocks of {merge}");
-                return Err(invalid(index, what, "its sides must be whole multiples of the merger's blocks"));
+                return Err(invalid(owner, what, "its sides must be whole multiples of the merger's blocks"));
             }
         }
         let (numbers, expected) = (images.pixel_values.len(), images.patches() * tower.patch_elements());
         if numbers != expected {
             let what = format_args!("pixel_values has {numbers} numbers, and the grids ask for {expected}");
-            return Err(invalid(index, what, ""));
+            return Err(invalid(owner, what, ""));
         }
-        self.check_places(index, images, tower)
+        self.check_places(owner, images, tower)
     }
 
     /// Each image has its tokens, in one sequence.
-    fn check_places(&self, index: usize, images: &Images, tower: &VisionConfig) -> Result<()> {
+    fn check_places(&self, owner: &str, images: &Images, tower: &VisionConfig) -> Result<()> {
         let places = self.image_tokens(tower.image_token_id);
         let tokens: usize = images.patches() / tower.merge_unit();
         if places.len() != tokens {
@@ -79,7 +79,7 @@ impl MicroBatch {
                 tower.image_token_id,
                 images.grids.len()
             );
-            return Err(invalid(index, what, "every image needs its placeholder in the text, and the reverse"));
+            return Err(invalid(owner, what, "every image needs its placeholder in the text, and the reverse"));
         }
         let mut first = 0;
         for (image, grid) in images.grids.iter().enumerate() {
@@ -87,7 +87,7 @@ impl MicroBatch {
             let (start, end) = (places[first], places[first + count - 1]);
             if self.cu_seqlens.iter().any(|&bound| start < bound && bound <= end) {
                 let what = format_args!("image {image} begins in one sequence and ends in another");
-                return Err(invalid(index, what, "a sequence was cut within an image"));
+                return Err(invalid(owner, what, "a sequence was cut within an image"));
             }
             first += count;
         }

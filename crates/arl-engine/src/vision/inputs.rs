@@ -33,7 +33,7 @@ pub(crate) struct ImageInputs {
 
 impl ImageInputs {
     /// Takes the memory for the images of a micro-batch of `size`; none: it has no images.
-    pub(crate) fn take(arena: &mut Arena, tower: &Tower, size: BatchSize, dtype: DType) -> Option<Self> {
+    pub(crate) fn take(arena: &mut Arena, tower: &Tower, size: BatchSize) -> Option<Self> {
         if size.patches == 0 {
             return None;
         }
@@ -47,7 +47,7 @@ impl ImageInputs {
         Some(ImageInputs {
             patches: n,
             tokens,
-            pixels: take(dtype, n * tower.config.patch_elements()),
+            pixels: take(tower.dtype, n * tower.config.patch_elements()),
             rows: take(DType::I32, tokens),
             segments,
             windows,

@@ -14,6 +14,7 @@ mod pass;
 
 use arl_model::{self as model, ModelConfig, VisionConfig};
 
+use crate::backend::DType;
 use crate::placement::Placement;
 use block::Block;
 use embed::Embed;
@@ -28,6 +29,8 @@ pub(crate) use pass::Seen;
 pub(crate) struct Tower {
     pub(crate) config: VisionConfig,
     pub(crate) geometry: Geometry,
+    /// Of activations.
+    dtype: DType,
     embed: Embed,
     blocks: Vec<Block>,
     merger: Merger,
@@ -42,7 +45,7 @@ pub(crate) struct Tower {
 
 impl Tower {
     /// The tower of a configuration, if it has one.
-    pub(crate) fn new(config: &ModelConfig, placement: &Placement) -> Option<Self> {
+    pub(crate) fn new(config: &ModelConfig, placement: &Placement, dtype: DType) -> Option<Self> {
         let config = config.vision.clone()?;
         let (merged, epsilon) = (config.merged_size(), config.norm_eps as f32);
         let merger = |block| Merger::new(placement, block, merged, epsilon);
@@ -50,6 +53,7 @@ impl Tower {
         let ends = placement.tensors.iter().filter(|tensor| tensor.spec.block.is_vision() && tensor.spec.decay);
         Some(Tower {
             geometry: Geometry::of(&config),
+            dtype,
             embed: Embed::new(placement, config.hidden_size),
             blocks: (0..config.depth).map(|index| Block::new(&config, placement, index)).collect(),
             merger: merger(model::Block::VisionMerger),

@@ -2,12 +2,13 @@
 //! backward pass enters; what else of a block is kept depends on the level of recomputation, as in the decoder.
 
 use arl_model::Result;
+use half::{bf16, f16};
 
 use super::inputs::ImageInputs;
 use super::merger::Merger;
 use super::{Tower, block, merger};
 use crate::backend::{Backend, Buffer, DType};
-use crate::batch::Inputs;
+use crate::batch::{Inputs, MicroBatch};
 use crate::blocks::Run;
 use crate::options::Recompute;
 use crate::placement::arena::{Category, higher};
@@ -148,6 +149,30 @@ impl<'a, B: Backend + ?Sized> Step<'a, B> {
         }
         self.arena.release(bottom);
         Ok(())
+    }
+
+    /// What the mergers gave of a micro-batch's images, in the order of the images.
+    pub(crate) fn read_features(&mut self, run: &Run, batch: &MicroBatch) -> Result<Vec<Vec<f32>>> {
+        let Some((tower, images, seen)) = self.seeing(run) else { return Ok(Vec::new()) };
+        let (h, grids) = (self.model.shape.hidden, batch.images.as_ref().map_or(&[][..], |images| &images.grids));
+        let order = tower.geometry.places(grids).order;
+        let mut all = Vec::new();
+        for number in 0..=tower.deepstack.len() {
+            let features = seen.features(&images, number, h);
+            let mut bytes = vec![0; features.bytes()];
+            self.backend.read_back(features, &mut bytes)?;
+            let host: Vec<f32> = match features.dtype {
+                DType::F32 => bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect(),
+                DType::F16 => bytes.chunks_exact(2).map(|two| bytemuck::pod_read_unaligned::<f16>(two).to_f32()).collect(),
+                _ => bytes.chunks_exact(2).map(|two| bytemuck::pod_read_unaligned::<bf16>(two).to_f32()).collect(),
+            };
+            let mut rows = vec![0f32; host.len()];
+            for (row, &block) in host.chunks_exact(h).zip(&order) {
+                rows[block * h..(block + 1) * h].copy_from_slice(row);
+            }
+            all.push(rows);
+        }
+        Ok(all)
     }
 
     /// The merger's rows take the place of the embeddings `x` `[T, H]` of the image tokens.
