@@ -22,9 +22,7 @@ use std::path::{Path, PathBuf};
 
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::backend::{Backend, DType};
-use arl_engine::{
-    Adam, Engine, EngineOptions, Hyper, Images, Kind, LoraOptions, MicroBatch, Recompute, Weights,
-};
+use arl_engine::{Adam, Engine, EngineOptions, Hyper, Images, Kind, LoraOptions, MicroBatch, Recompute, Weights};
 use arl_model::{
     AdapterFile, Checkpoint, Error, ErrorCode, Lora, LoraConfig, ModelConfig, Result, SafetensorsFile, merge_adapter,
 };

@@ -131,7 +131,11 @@ fn run(arguments: &Arguments) -> Result<(), String> {
         dtype: arguments.dtype,
         recompute: arguments.recompute,
         loss_seq_chunk_size: arguments.chunk,
-        max_batch: BatchSize { tokens: arguments.tokens, sequences: arguments.tokens / arguments.seq, ..BatchSize::default() },
+        max_batch: BatchSize {
+            tokens: arguments.tokens,
+            sequences: arguments.tokens / arguments.seq,
+            ..BatchSize::default()
+        },
         adam: Adam { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1 },
         lora: lora(arguments).map_err(message)?,
         ..EngineOptions::default()

@@ -48,7 +48,8 @@ impl<B: Backend + ?Sized> Engine<B> {
         // What is looked at stays on the device, of frozen layers too.
         let model = Model { activation_offloading: false, lowest_layer: 0, ..self.model.clone() };
         let mut dry = Arena::new(usize::MAX);
-        let inputs = Inputs::take(&mut dry, model.tower.as_ref(), size, size.tokens, size.tokens, Tables::dry(&self.model.rope));
+        let inputs =
+            Inputs::take(&mut dry, model.tower.as_ref(), size, size.tokens, size.tokens, Tables::dry(&self.model.rope));
         let mut step = Step {
             backend: &mut PlanBackend::default(),
             arena: &mut dry,
@@ -65,8 +66,14 @@ impl<B: Backend + ?Sized> Engine<B> {
         self.make_room_in(dry, batch.positions())?;
 
         self.clear_arena();
-        let inputs =
-            self.staging.upload(&mut *self.backend, &mut self.arena, batch, &self.model.rope, model.tower.as_ref(), &mut self.tables);
+        let inputs = self.staging.upload(
+            &mut *self.backend,
+            &mut self.arena,
+            batch,
+            &self.model.rope,
+            model.tower.as_ref(),
+            &mut self.tables,
+        );
         let mut step = Step {
             backend: &mut *self.backend,
             arena: &mut self.arena,

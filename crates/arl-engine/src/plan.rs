@@ -185,7 +185,8 @@ fn larger(a: BatchSize, b: BatchSize) -> BatchSize {
 fn dry_run(model: &Model, size: BatchSize, micro_batches: usize, training: bool) -> Result<Arena> {
     let mut arena = Arena::new(usize::MAX);
     Figures::take(&mut arena, &model.shape, micro_batches, if training { size.sequences } else { 0 });
-    let inputs = Inputs::take(&mut arena, model.tower.as_ref(), size, size.tokens, size.tokens, Tables::dry(&model.rope));
+    let inputs =
+        Inputs::take(&mut arena, model.tower.as_ref(), size, size.tokens, size.tokens, Tables::dry(&model.rope));
     let figures = Figures::take(&mut Arena::new(usize::MAX), &model.shape, 1, 0);
     let mut step = Step {
         backend: &mut PlanBackend::default(),

@@ -173,7 +173,8 @@ fn the_plan_is_what_a_step_touches() {
     for (name, dir) in models() {
         for recompute in LEVELS {
             let base = options(DType::F32, recompute, tokens);
-            let options = EngineOptions { max_batch: BatchSize { tokens, sequences: 4, ..BatchSize::default() }, ..base };
+            let options =
+                EngineOptions { max_batch: BatchSize { tokens, sequences: 4, ..BatchSize::default() }, ..base };
             let plan = plan_memory(dir.path(), &options, DeviceKind::Cpu).unwrap();
             let mut engine = open(dir.path(), &options);
             assert_eq!(engine.memory(), plan);

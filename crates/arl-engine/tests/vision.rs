@@ -88,7 +88,8 @@ fn recomputation_and_offloading_change_no_bit() {
         let batches = batches();
         for dtype in TYPES {
             let base = EngineOptions { dtype, ..f32_room(&batches) };
-            let expected = train(&mut open(name, &EngineOptions { recompute: Recompute::Off, ..base.clone() }), &batches);
+            let expected =
+                train(&mut open(name, &EngineOptions { recompute: Recompute::Off, ..base.clone() }), &batches);
             for recompute in LEVELS {
                 for (activation_offloading, optimizer_offload) in
                     [(false, false), (true, false), (false, true), (true, true)]
@@ -241,9 +242,8 @@ fn what_is_frozen_stays_and_the_others_gradients_are_those_of_a_full_run_in_bits
             for recompute in [Recompute::Off, Recompute::Block] {
                 let options = EngineOptions { frozen: frozen.clone(), recompute, ..f32_room(&batches) };
                 let mut part = open(name, &options);
-                let is_frozen = |name: &String| {
-                    frozen.iter().any(|pattern| name.starts_with(pattern.trim_end_matches('*')))
-                };
+                let is_frozen =
+                    |name: &String| frozen.iter().any(|pattern| name.starts_with(pattern.trim_end_matches('*')));
                 let (kept, trained): (Vec<String>, Vec<String>) = names.iter().cloned().partition(is_frozen);
                 assert!(!kept.is_empty() && !trained.is_empty());
                 part.gradients(&batches).unwrap();

@@ -300,7 +300,11 @@ pub(crate) fn core_options(options: &EngineOptions) -> Result<arl_engine::Engine
         activation_offloading: options.activation_offloading.unwrap_or(false),
         optimizer_offload: options.optimizer_offload.unwrap_or(false),
         loss_seq_chunk_size: options.loss_seq_chunk_size.map(|rows| rows as usize),
-        max_batch: BatchSize { tokens: options.max_tokens as usize, sequences: options.max_sequences as usize, ..BatchSize::default() },
+        max_batch: BatchSize {
+            tokens: options.max_tokens as usize,
+            sequences: options.max_sequences as usize,
+            ..BatchSize::default()
+        },
         eval_batch: BatchSize {
             tokens: options.eval_max_tokens.unwrap_or(0) as usize,
             sequences: options.eval_max_sequences.unwrap_or(0) as usize,

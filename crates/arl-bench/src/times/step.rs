@@ -330,7 +330,10 @@ mod tests {
     fn the_fastest_settings_that_fit_are_taken() {
         let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../__test__/golden/window-bias");
         let config = ModelConfig::from_dir(&dir).unwrap();
-        let base = EngineOptions { max_batch: BatchSize { tokens: 4096, sequences: 1, ..BatchSize::default() }, ..EngineOptions::default() };
+        let base = EngineOptions {
+            max_batch: BatchSize { tokens: 4096, sequences: 1, ..BatchSize::default() },
+            ..EngineOptions::default()
+        };
         let plan = |recompute, activation_offloading| {
             let options = EngineOptions { recompute, activation_offloading, ..base.clone() };
             plan_memory_of(&config, &options, DeviceKind::Cuda).unwrap().total_bytes

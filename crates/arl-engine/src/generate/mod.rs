@@ -122,13 +122,7 @@ impl<B: Backend + ?Sized> Engine<B> {
     }
 
     /// Reads prompts into the cache, from slot `slot` on, and leaves the head's input for each one's next token.
-    fn prefill(
-        &mut self,
-        prompts: &[Prompt],
-        part: std::ops::Range<usize>,
-        slot: usize,
-        cache: &Cache,
-    ) -> Result<()> {
+    fn prefill(&mut self, prompts: &[Prompt], part: std::ops::Range<usize>, slot: usize, cache: &Cache) -> Result<()> {
         let (heads, h) = (self.model.shape.heads, self.model.shape.hidden);
         let batch = joined(&prompts[part]);
         let spans: Vec<Span> = batch.spans().collect();

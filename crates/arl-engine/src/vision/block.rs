@@ -69,10 +69,7 @@ impl Block {
         let norm = |weight, bias| Norm::new(placement, block, weight, bias, config.norm_eps as f32);
         let gated = config.kind == VisionKind::Qwen2_5;
         let (up, down) = if gated {
-            let up = linear(
-                (Role::VisionGateWeight, Role::VisionUpWeight),
-                (Role::VisionGateBias, Role::VisionUpBias),
-            );
+            let up = linear((Role::VisionGateWeight, Role::VisionUpWeight), (Role::VisionGateBias, Role::VisionUpBias));
             (up, one(Role::VisionDownWeight, Role::VisionDownBias))
         } else {
             (one(Role::VisionFc1Weight, Role::VisionFc1Bias), one(Role::VisionFc2Weight, Role::VisionFc2Bias))

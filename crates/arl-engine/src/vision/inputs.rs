@@ -3,9 +3,9 @@
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::Tower;
 use super::geometry::{Places, longest};
 use super::images::Images;
-use super::Tower;
 use crate::backend::{Angles, Backend, Buffer, DType, Sequences};
 use crate::batch::BatchSize;
 use crate::placement::arena::{Arena, Category};

@@ -163,7 +163,9 @@ impl<'a, B: Backend + ?Sized> Step<'a, B> {
             self.backend.read_back(features, &mut bytes)?;
             let host: Vec<f32> = match features.dtype {
                 DType::F32 => bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect(),
-                DType::F16 => bytes.chunks_exact(2).map(|two| bytemuck::pod_read_unaligned::<f16>(two).to_f32()).collect(),
+                DType::F16 => {
+                    bytes.chunks_exact(2).map(|two| bytemuck::pod_read_unaligned::<f16>(two).to_f32()).collect()
+                }
                 _ => bytes.chunks_exact(2).map(|two| bytemuck::pod_read_unaligned::<bf16>(two).to_f32()).collect(),
             };
             let mut rows = vec![0f32; host.len()];

@@ -138,7 +138,9 @@ pub fn batch(sequences: &[&[(u32, u32)]], seed: u64) -> MicroBatch {
         }
         for &(height, width) in *sequence {
             images.grids.push([1, height, width]);
-            images.pixel_values.extend((0..(height * width) as usize * PATCH).map(|_| random(201) as f32 / 100.0 - 1.0));
+            images
+                .pixel_values
+                .extend((0..(height * width) as usize * PATCH).map(|_| random(201) as f32 / 100.0 - 1.0));
             add(42, [next; 3]);
             next += 1;
             let (rows, columns) = (height as i32 / 2, width as i32 / 2);
@@ -156,9 +158,9 @@ pub fn batch(sequences: &[&[(u32, u32)]], seed: u64) -> MicroBatch {
         }
         let first = batch.input_ids.len() - words;
         let end = batch.input_ids.len();
-        batch.targets.extend((start..end).map(|t| {
-            if t + 1 >= first && t + 1 < end { batch.input_ids[t + 1] } else { IGNORED }
-        }));
+        batch
+            .targets
+            .extend((start..end).map(|t| if t + 1 >= first && t + 1 < end { batch.input_ids[t + 1] } else { IGNORED }));
         batch.cu_seqlens.push(end as i32);
     }
     batch.positions = positions.concat();

@@ -255,9 +255,7 @@ mod tests {
     fn the_normal_tail_is_exact_to_three_units_in_the_last_place() {
         let (mut worst, mut worst_density) = (0.0_f64, 0.0_f64);
         for x in (0..13.0_f32.to_bits()).step_by(397).map(f32::from_bits) {
-            let unit = |exact: f64| {
-                f64::from(f32::from_bits((exact as f32).to_bits() + 1)) - f64::from(exact as f32)
-            };
+            let unit = |exact: f64| f64::from(f32::from_bits((exact as f32).to_bits() + 1)) - f64::from(exact as f32);
             let (tail, density) = normal_tail(x);
             let a = f64::from(x);
             let exact = exact_tail(a);

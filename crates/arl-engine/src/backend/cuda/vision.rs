@@ -14,7 +14,14 @@ impl<D: Device> Vision for CudaBackend<D> {
         self.no_vision();
     }
 
-    fn layer_norm_backward(&mut self, _op: &LayerNorm, _d_out: Buffer, _d_x: Buffer, _d_weight: Buffer, _d_bias: Buffer) {
+    fn layer_norm_backward(
+        &mut self,
+        _op: &LayerNorm,
+        _d_out: Buffer,
+        _d_x: Buffer,
+        _d_weight: Buffer,
+        _d_bias: Buffer,
+    ) {
         self.no_vision();
     }
 
