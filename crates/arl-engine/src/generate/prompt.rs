@@ -126,7 +126,7 @@ pub(super) fn joined(prompts: &[Prompt]) -> MicroBatch {
                 _ => positions.extend(0..tokens as i32),
             }
         }
-        for own in &prompt.images {
+        if let Some(own) = &prompt.images {
             images.pixel_values.extend_from_slice(&own.pixel_values);
             images.grids.extend_from_slice(&own.grids);
         }

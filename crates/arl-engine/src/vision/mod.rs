@@ -69,11 +69,6 @@ impl Tower {
         self.lowest.is_some()
     }
 
-    /// Layers of the decoder that features are added behind.
-    pub(crate) fn added_features(&self) -> usize {
-        self.deepstack.len()
-    }
-
     /// The angle by which a step along an axis rotates pair `pair` of that axis.
     fn frequency(&self, pair: usize) -> f32 {
         let of_axis = self.config.head_dim() / 2;
