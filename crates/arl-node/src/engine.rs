@@ -58,7 +58,7 @@ pub fn model_config(model_dir: String) -> napi::Result<ModelFacts> {
 pub fn check_weights(model_dir: String) -> napi::Result<()> {
     sync(|| {
         let dir = PathBuf::from(model_dir);
-        Checkpoint::open(&dir, &ModelConfig::from_dir(&dir)?).map(drop)
+        Checkpoint::open(&dir, &ModelConfig::from_dir(&dir)?.text_alone()).map(drop)
     })
 }
 
