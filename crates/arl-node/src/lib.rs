@@ -8,6 +8,7 @@ pub mod device;
 pub mod engine;
 mod error;
 pub mod files;
+pub mod images;
 mod memory;
 pub mod parquet;
 mod parts;

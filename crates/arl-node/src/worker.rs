@@ -1,8 +1,8 @@
 //! A thread that owns a state and works on it, one job after the other, on its own pool of compute threads. JavaScript
 //! gets a promise a job, so that its event loop never waits. A job may leave a wait behind, during which others run.
-//! Knows nothing of what the state is.
+//! Knows nothing of what the state is. Jobs without a state run on a thread of their own, or on one a core.
 
-use std::sync::mpsc;
+use std::sync::{OnceLock, mpsc};
 use std::time::Duration;
 
 use arl_model::{Error, ErrorCode, Result};
@@ -48,6 +48,27 @@ where
 {
     let (settle, promise) = promise(env, into)?;
     spawn(name, move || settle(guard(job)))?;
+    Ok(promise)
+}
+
+/// Runs one job on a pool that has a thread a core, for many jobs that come at once: in their order, as many at a time. A
+/// job must not use rayon, because a thread that waits for a part of its own job would begin another one.
+pub(crate) fn pooled<'env, T, R>(
+    env: &'env Env,
+    job: impl FnOnce() -> Result<T> + Send + 'static,
+    into: impl FnOnce(T) -> R + Send + 'static,
+) -> napi::Result<Object<'env>>
+where
+    T: Send + 'static,
+    R: ToNapiValue + 'static,
+{
+    static POOL: OnceLock<std::result::Result<rayon::ThreadPool, String>> = OnceLock::new();
+    let start = || rayon::ThreadPoolBuilder::new().thread_name(|i| format!("arl-pool-{i}")).build();
+    let pool = POOL.get_or_init(|| start().map_err(|error| error.to_string())).as_ref().map_err(|error| {
+        to_napi(&Error::new(ErrorCode::Oom, format!("the operating system gives no further thread: {error}")))
+    })?;
+    let (settle, promise) = promise(env, into)?;
+    pool.spawn_fifo(move || settle(guard(job)));
     Ok(promise)
 }
 
