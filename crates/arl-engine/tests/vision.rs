@@ -13,7 +13,7 @@ use arl_engine::{
 };
 use arl_model::ErrorCode;
 use common::{HYPER, TYPES, all, difference, state_bits};
-use vision::{IMAGE, SEEING, batch, batches, folder, open, room, split};
+use vision::{IMAGE, SEEING, batch, batches, folder, of_text, open, room, split};
 
 const LEVELS: [Recompute; 4] = [Recompute::Off, Recompute::Norms, Recompute::Mlp, Recompute::Block];
 
@@ -114,18 +114,24 @@ fn higher_levels_of_recomputation_need_less_memory_for_images() {
 }
 
 #[test]
-fn in_types_of_16_bits_the_loss_is_that_of_f32_but_for_rounding() {
+fn in_types_of_16_bits_losses_and_gradients_are_those_of_f32_but_for_rounding() {
     for name in SEEING {
         let batches = batches();
-        let loss = |dtype| {
+        let first = |dtype| {
             let mut engine = open(name, &room(dtype, Recompute::Norms, &batches));
-            (0..3).map(|_| engine.step(&batches, HYPER).unwrap().loss).collect::<Vec<f64>>()
+            let stats = engine.step(&batches, HYPER).unwrap();
+            assert!(!stats.skipped, "{name} {dtype:?}");
+            let (tower, _) = names(&engine);
+            let gradients = tower.iter().flat_map(|name| engine.read_tensor(name, Kind::Gradients).unwrap());
+            (stats.loss, gradients.collect::<Vec<f32>>())
         };
-        let expected = loss(DType::F32);
-        for dtype in [DType::Bf16, DType::F16] {
-            for (a, b) in loss(dtype).iter().zip(&expected) {
-                assert!((a - b).abs() < 0.05, "{name} {dtype:?}: {a} {b}");
-            }
+        let expected = first(DType::F32);
+        for (dtype, bound) in [(DType::Bf16, 0.1), (DType::F16, 0.02)] {
+            let (loss, gradients) = first(dtype);
+            assert!((loss - expected.0).abs() < bound / 5.0, "{name} {dtype:?}: {loss} {}", expected.0);
+            let apart = difference(&gradients, &expected.1);
+            // The gated delta rule of a decoder at random amplifies what rounding does to its own gradients, too.
+            assert!(name == "qwen3_5" || apart < bound, "{name} {dtype:?}: gradients {apart:e} apart");
         }
     }
 }
@@ -380,7 +386,9 @@ fn what_is_wrong_with_images_is_named() {
         assert!(error.message.contains(message), "{}", error.message);
     }
     let options = EngineOptions { vision: false, ..f32_room(&batches()) };
-    let error = open("qwen3_vl", &options).evaluate(&batches()).unwrap_err();
+    let mut seen = of_text(&batch(&[&[], &[]], 2));
+    seen.images = batches()[0].images.clone();
+    let error = open("qwen3_vl", &options).evaluate(&[seen]).unwrap_err();
     assert!(error.message.contains("it has 3 images, and this model has no vision tower"), "{}", error.message);
 }
 
@@ -393,7 +401,8 @@ fn a_tower_that_is_not_wanted_is_no_part_of_the_engine() {
         let mut engine = Engine::open(Box::new(CpuBackend::new()), dir.path(), Weights::Random(7), &options).unwrap();
         assert!(names(&engine).0.is_empty());
         let seeing = open(name, &f32_room(batches)).step(batches, HYPER).unwrap().loss;
-        assert_eq!(engine.step(batches, HYPER).unwrap().loss.to_bits(), seeing.to_bits(), "{name}");
+        let text = engine.step(&[of_text(&batches[0])], HYPER).unwrap().loss;
+        assert_eq!(text.to_bits(), seeing.to_bits(), "{name}");
         assert!(!all(&mut engine, Kind::Weights).is_empty());
     }
 }

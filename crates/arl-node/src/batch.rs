@@ -111,7 +111,10 @@ pub(crate) fn prompts_from_js(prompts: &[Int32Array], seen: Option<&[PromptImage
 }
 
 /// The micro-batches as the engine takes them.
-pub(crate) fn prepared(batches: Vec<Crossed>, processor: Option<&ImageProcessor>) -> Result<Vec<arl_engine::MicroBatch>> {
+pub(crate) fn prepared(
+    batches: Vec<Crossed>,
+    processor: Option<&ImageProcessor>,
+) -> Result<Vec<arl_engine::MicroBatch>> {
     let prepare = |(i, Crossed { batch, pictures }): (usize, Crossed)| {
         let images = patches(&pictures, processor).map_err(|what| refused(&format!("micro-batch {i}"), &what))?;
         Ok(arl_engine::MicroBatch { images, ..batch })
@@ -136,10 +139,7 @@ fn refused(owner: &str, what: &str) -> Error {
 }
 
 /// Patches of all pictures, if there are any; else what is wrong.
-fn patches(
-    pictures: &[Picture],
-    processor: Option<&ImageProcessor>,
-) -> std::result::Result<Option<Images>, String> {
+fn patches(pictures: &[Picture], processor: Option<&ImageProcessor>) -> std::result::Result<Option<Images>, String> {
     if pictures.is_empty() {
         return Ok(None);
     }

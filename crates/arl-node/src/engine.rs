@@ -115,7 +115,8 @@ impl Engine {
             let config = engine.config().clone();
             let dir = PathBuf::from(&options.model_dir);
             let processor = config.vision.as_ref().map(|_| ImageProcessor::from_dir(&dir)).transpose()?.map(Arc::new);
-            let found = (engine.interrupt_flag(), config, sizes, (engine.device(), processor), engine.notice(), changes);
+            let found =
+                (engine.interrupt_flag(), config, sizes, (engine.device(), processor), engine.notice(), changes);
             Ok((engine, found))
         };
         Worker::start(env, "arl-engine", threads, open, move |worker, found| {

@@ -323,6 +323,7 @@ impl TokenCache {
             positions: batch.positions.into(),
             cu_seqlens: batch.cu_seqlens.into(),
             weights: batch.weights.map(Float32Array::from),
+            images: None,
         })
     }
 

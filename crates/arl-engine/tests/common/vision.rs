@@ -4,7 +4,7 @@
 
 use arl_engine::backend::DType;
 use arl_engine::backend::cpu::CpuBackend;
-use arl_engine::{Engine, EngineOptions, IGNORED, Images, MicroBatch, Recompute, Weights};
+use arl_engine::{Engine, EngineOptions, IGNORED, Images, LossScaling, MicroBatch, Recompute, Weights};
 use serde_json::{Value, json};
 
 use super::common::options;
@@ -113,7 +113,9 @@ pub fn room(dtype: DType, recompute: Recompute, batches: &[MicroBatch]) -> Engin
         size.patches = size.patches.max(other.patches);
         size.images = size.images.max(other.images);
     }
-    EngineOptions { max_batch: size, ..options(dtype, recompute, 1) }
+    // With the usual scale the first steps of these models are skipped in f16.
+    let loss_scaling = LossScaling { initial: 64.0, ..LossScaling::default() };
+    EngineOptions { max_batch: size, loss_scaling, ..options(dtype, recompute, 1) }
 }
 
 /// Sequences of random text, each with images of these heights and widths in patches. What follows the last image is trained.
@@ -194,6 +196,11 @@ pub fn split(batch: &MicroBatch) -> Vec<MicroBatch> {
         }
     };
     batch.cu_seqlens.windows(2).map(|ends| part(ends)).collect()
+}
+
+/// A batch as a model that is trained on text alone takes it: positions of text have one axis.
+pub fn of_text(batch: &MicroBatch) -> MicroBatch {
+    MicroBatch { positions: batch.positions[..batch.input_ids.len()].to_vec(), ..batch.clone() }
 }
 
 /// Two micro-batches with images, of which one has a sequence without, and one without any.
