@@ -199,7 +199,7 @@ impl Expected {
                 let folder = tempfile::tempdir().map_err(|e| Error::io(path, &e))?;
                 let copied = std::fs::copy(path, folder.path().join("model.safetensors"));
                 copied.map_err(|e| Error::io(path, &e))?;
-                Expected::Model(Checkpoint::open(folder.path(), &ModelConfig::from_dir(base)?)?)
+                Expected::Model(Checkpoint::open(folder.path(), &ModelConfig::from_dir(base)?.text_alone())?)
             }
             Some(lora) => Expected::Adapter(AdapterFile::open_file(path, lora)?),
         })
@@ -248,7 +248,7 @@ fn model_of(dir: &Path, scratch: &Path) -> Result<PathBuf> {
 pub fn not_built(dir: &Path) -> Option<String> {
     let config = match ModelConfig::from_dir(&base_of(dir)) {
         Err(error) => return Some(error.message),
-        Ok(config) => config,
+        Ok(config) => config.text_alone(),
     };
     if !dir.join("adapter").is_dir() {
         return None;

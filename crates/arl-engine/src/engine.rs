@@ -84,7 +84,7 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// An engine whose memory is reserved and zero.
     pub(crate) fn reserve(mut backend: Box<B>, files: ModelFiles, options: &EngineOptions) -> Result<Self> {
-        let config = files.config()?;
+        let config = files.config()?.text_alone();
         let options = &with_logits_rows(&config, options, backend.kind(), backend.memory()?)?;
         let mut model = Model::new(&config, options, backend.kind())?;
         let attention_notice = if model.attention_library {

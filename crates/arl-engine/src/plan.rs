@@ -242,7 +242,7 @@ impl MemoryPlan {
 /// The memory that an engine with these options takes, by category; with `optimizer_offload` it keeps some of what it offloads
 /// on the device as well, where that has more. Takes none itself.
 pub fn plan_memory(dir: &Path, options: &EngineOptions, kind: DeviceKind) -> Result<MemoryPlan> {
-    let config = ModelConfig::from_dir(dir)?;
+    let config = ModelConfig::from_dir(dir)?.text_alone();
     plan_memory_of(&config, options, kind)
 }
 

@@ -27,7 +27,7 @@ use crate::worker::Worker;
 #[napi]
 pub fn plan_memory(options: EngineOptions) -> napi::Result<MemoryPlan> {
     sync(|| {
-        let config = ModelConfig::from_dir(&PathBuf::from(&options.model_dir))?;
+        let config = ModelConfig::from_dir(&PathBuf::from(&options.model_dir))?.text_alone();
         let core = core_options(&options)?;
         let plan = arl_engine::plan_memory_of(&config, &core, device_kind(&options.device)?)?;
         let lora = core.lora.as_ref().map(|lora| Lora::new(&config, &lora.config)).transpose()?;
@@ -53,7 +53,7 @@ pub fn model_config(model_dir: String) -> napi::Result<ModelFacts> {
 pub fn check_weights(model_dir: String) -> napi::Result<()> {
     sync(|| {
         let dir = PathBuf::from(model_dir);
-        Checkpoint::open(&dir, &ModelConfig::from_dir(&dir)?).map(drop)
+        Checkpoint::open(&dir, &ModelConfig::from_dir(&dir)?.text_alone()).map(drop)
     })
 }
 

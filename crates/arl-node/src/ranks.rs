@@ -29,7 +29,7 @@ pub struct Traffic {
 #[napi]
 pub fn plan_traffic(options: EngineOptions, rounds: u32) -> napi::Result<Traffic> {
     sync(|| {
-        let config = ModelConfig::from_dir(&PathBuf::from(&options.model_dir))?;
+        let config = ModelConfig::from_dir(&PathBuf::from(&options.model_dir))?.text_alone();
         let (core, kind) = (core_options(&options)?, device_kind(&options.device)?);
         let sent = arl_engine::plan_traffic(&config, &core, kind, u64::from(rounds))?;
         Ok(Traffic { gradients: sent.gradients as f64, sums: sent.sums as f64, weights: sent.weights as f64 })
