@@ -1,6 +1,7 @@
 //! Rows to tokens: a row's JSON bytes become a conversation, the checkpoint's chat template makes text of it, the
 //! tokenizer makes tokens of that, and a cache on disk keeps them for training. The cache's file lock serves others too.
-//! Knows nothing of models, devices or Node; its errors are `arl_model::Error`, and `RowProblem` for a single row.
+//! Of models it knows only which tokens stand for images; nothing of devices or Node. Its errors are `arl_model::Error`, and
+//! `RowProblem` for a single row.
 
 mod ascii_bpe;
 mod cache;

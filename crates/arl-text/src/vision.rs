@@ -3,20 +3,12 @@
 
 use std::path::Path;
 
-use arl_model::{Error, ErrorCode, Result};
-
-use crate::row::{Json, parse};
+use arl_model::{ModelConfig, Result};
 
 /// The token of which an image has one for each of its merged patches.
 pub(crate) const IMAGE_PAD: &str = "<|image_pad|>";
 /// How chat templates write an image.
 pub(crate) const IMAGE_TEXT: &str = "<|vision_start|><|image_pad|><|vision_end|>";
-
-/// The families with a tower, and the sides of a patch that transformers gives them where a file is silent.
-const FAMILIES: [(&str, u32); 5] =
-    [("qwen2_5_vl", 14), ("qwen3_vl", 16), ("qwen3_vl_moe", 16), ("qwen3_5", 16), ("qwen3_5_moe", 16)];
-/// Patches that are merged into one token, along each side, where a file is silent.
-const MERGE_SIZE: u32 = 2;
 
 /// More tokens than an image of any processor has: the greatest is 16,384.
 const MOST_TOKENS: u64 = 1 << 24;
@@ -38,33 +30,17 @@ impl VisionTokens {
     /// From the `config.json` of a model folder; nothing where the model has no tower.
     ///
     /// # Errors
-    /// `ARL_CONFIG` for a tower whose images are not known, `ARL_IO` where the file cannot be read.
+    /// As [`ModelConfig::from_dir`].
     pub fn from_dir(model_dir: &Path) -> Result<Option<Self>> {
-        let path = model_dir.join("config.json");
-        let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Error::io(&path, &error)),
-        };
-        let wrong = |what: String| Error::new(ErrorCode::Config, format!("{}: {what}", path.display()));
-        let config = parse(&bytes).map_err(|refusal| wrong(refusal.message))?;
-        let Some(tower @ Json::Object(_)) = config.get("vision_config") else { return Ok(None) };
-        let model_type = config.get("model_type").and_then(Json::as_str).unwrap_or_default();
-        let Some((_, patch_size)) = FAMILIES.into_iter().find(|(family, _)| *family == model_type) else {
-            return Err(wrong(format!("images of model_type `{model_type}` are not known")));
-        };
-        let number = |object: &Json, key: &str| match object.get(key) {
-            None | Some(Json::Null) => Ok(None),
-            Some(Json::Int(value)) if (1..=i64::from(i32::MAX)).contains(value) => Ok(Some(*value as u32)),
-            Some(_) => Err(wrong(format!("{key} is not a positive integer"))),
-        };
-        let Some(image_token_id) = number(&config, "image_token_id")? else {
-            return Err(wrong("image_token_id is missing".to_owned()));
-        };
-        Ok(Some(Self {
-            image_token_id,
-            patch_size: number(tower, "patch_size")?.unwrap_or(patch_size),
-            merge_size: number(tower, "spatial_merge_size")?.unwrap_or(MERGE_SIZE),
+        if !model_dir.join("config.json").exists() {
+            return Ok(None);
+        }
+        let vision = ModelConfig::from_dir(model_dir)?.vision;
+        Ok(vision.map(|vision| Self {
+            image_token_id: vision.image_token_id,
+            patch_size: vision.patch_size as u32,
+            merge_size: vision.spatial_merge_size as u32,
+            // All families with a tower have them.
             axes: true,
         }))
     }
@@ -123,6 +99,9 @@ impl VisionTokens {
 
 #[cfg(test)]
 mod tests {
+    use arl_model::ErrorCode;
+    use serde_json::json;
+
     use super::*;
 
     const PAD: u32 = 9;
@@ -161,25 +140,29 @@ mod tests {
     #[test]
     fn a_folder_says_which_token_and_how_large_patches_are() {
         let dir = tempfile::tempdir().unwrap();
-        let read = |config: &str| {
-            std::fs::write(dir.path().join("config.json"), config).unwrap();
+        assert_eq!(VisionTokens::from_dir(dir.path()).unwrap(), None);
+        let read = |config: serde_json::Value| {
+            std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
             VisionTokens::from_dir(dir.path())
         };
-        assert_eq!(VisionTokens::from_dir(dir.path()).unwrap(), None);
-        assert_eq!(read(r#"{"model_type": "qwen3"}"#).unwrap(), None);
-        let flat = r#"{"model_type": "qwen2_5_vl", "image_token_id": 151655, "vision_config": {"patch_size": 14}}"#;
-        let expected = VisionTokens { image_token_id: 151_655, patch_size: 14, merge_size: 2, axes: true };
-        assert_eq!(read(flat).unwrap(), Some(expected));
-        let own = r#"{"model_type": "qwen3_5", "image_token_id": 3, "vision_config": {"spatial_merge_size": 4}}"#;
-        assert_eq!(read(own).unwrap().map(|vision| (vision.patch_size, vision.merge_size)), Some((16, 4)));
-        for (config, named) in [
-            (r#"{"model_type": "llava", "image_token_id": 3, "vision_config": {}}"#, "llava"),
-            (r#"{"model_type": "qwen3_vl", "vision_config": {}}"#, "image_token_id is missing"),
-            (r#"{"model_type": "qwen3_vl", "image_token_id": 3, "vision_config": {"patch_size": 0}}"#, "patch_size"),
-            ("{", "not JSON"),
-        ] {
-            let error = read(config).unwrap_err();
-            assert!(error.code == ErrorCode::Config && error.message.contains(named), "{error}");
-        }
+        let text = json!({
+            "model_type": "qwen2", "hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1,
+            "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 300,
+        });
+        assert_eq!(read(text.clone()).unwrap(), None);
+        // The flat file of a released Qwen2.5-VL.
+        let mut flat = text;
+        flat["model_type"] = json!("qwen2_5_vl");
+        flat["image_token_id"] = json!(260);
+        flat["rope_scaling"] = json!({ "type": "mrope", "mrope_section": [2, 1, 1] });
+        flat["vision_config"] = json!({
+            "depth": 1, "hidden_size": 8, "num_heads": 2, "intermediate_size": 4, "out_hidden_size": 16,
+            "fullatt_block_indexes": [0],
+        });
+        let expected = VisionTokens { image_token_id: 260, patch_size: 14, merge_size: 2, axes: true };
+        assert_eq!(read(flat.clone()).unwrap(), Some(expected));
+        flat["image_token_id"] = json!(300);
+        let error = read(flat).unwrap_err();
+        assert!(error.code == ErrorCode::Config && error.message.contains("image_token_id"), "{error}");
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use arl_text::{RowState, TextEncoder, TokenCache, Truncation, pack};
 use common::property::holds;
-use common::{CHATML, encoder, encoder_with};
+use common::{CHATML, encoder, encoder_with, image, vision_encoder};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -143,12 +143,22 @@ fn weights_lie_beside_the_targets_that_they_weigh() {
 #[test]
 fn cut_off_anywhere_the_cache_keeps_what_is_whole_and_goes_on() {
     let dir = tempfile::tempdir().unwrap();
-    let encoder = Arc::new(encoder(CHATML));
-    let rows = rows(12);
+    let encoder = Arc::new(vision_encoder(CHATML, |_| {}));
+    let with_images =
+        br#"{"question": "<image>q<image>", "answer": "a", "images": ["https://h.example/x", "y"]}"#.to_vec();
+    let rows: Vec<Vec<u8>> =
+        rows(12).into_iter().enumerate().map(|(i, row)| if i % 3 == 1 { with_images.clone() } else { row }).collect();
+    let images = |i: usize| if i % 3 == 1 { vec![image(i as u8, 1, 2), image(99, 2, 1)] } else { vec![] };
+    let images: Vec<_> = (0..12).map(images).collect();
     let all: Vec<u32> = (0..12).collect();
+    let fill = |cache: &TokenCache, rows: &[Vec<u8>], which: &[u32]| {
+        let bytes: Vec<&[u8]> = rows.iter().map(Vec::as_slice).collect();
+        cache.fill_with_images(&bytes, which, &images).unwrap();
+    };
     let cache = open(dir.path(), 12, &encoder);
     fill(&cache, &rows, &all);
-    let expected: Vec<_> = all.iter().map(|&i| cache.sample(i).unwrap()).collect();
+    let expected: Vec<_> = all.iter().map(|&i| cache.micro_batch(&[i]).unwrap()).collect();
+    assert_eq!(expected.iter().map(|batch| batch.images.len()).sum::<usize>(), 8);
     drop(cache);
     let folder = folder_of(dir.path());
     let names = ["tokens", "index"];
@@ -170,7 +180,7 @@ fn cut_off_anywhere_the_cache_keeps_what_is_whole_and_goes_on() {
         let kept = cache.filled();
         for i in 0..12 {
             if cache.states()[i as usize] == RowState::Sample {
-                prop_assert_eq!(&cache.sample(i).unwrap(), &expected[i as usize]);
+                prop_assert_eq!(&cache.micro_batch(&[i]).unwrap(), &expected[i as usize]);
             }
         }
         fill(&cache, &rows, &all);
@@ -180,10 +190,29 @@ fn cut_off_anywhere_the_cache_keeps_what_is_whole_and_goes_on() {
         let cache = open(dir.path(), 12, &encoder);
         prop_assert_eq!(cache.filled(), 12, "kept {}", kept);
         for (i, expected) in expected.iter().enumerate() {
-            prop_assert_eq!(&cache.sample(i as u32).unwrap(), expected);
+            prop_assert_eq!(&cache.micro_batch(&[i as u32]).unwrap(), expected);
         }
         Ok(())
     });
+}
+
+#[test]
+fn files_of_an_older_format_are_filled_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let encoder = Arc::new(encoder(CHATML));
+    fill(&open(dir.path(), 3, &encoder), &rows(3), &[0, 1, 2]);
+    for name in ["tokens", "index"] {
+        let path = folder_of(dir.path()).join(name);
+        let mut bytes = std::fs::read(&path).unwrap();
+        assert_eq!(bytes[8], 3, "the version behind the magic");
+        bytes[8] -= 1;
+        std::fs::write(&path, bytes).unwrap();
+    }
+    let cache = open(dir.path(), 3, &encoder);
+    assert_eq!(cache.filled(), 0);
+    fill(&cache, &rows(3), &[0, 1, 2]);
+    drop(cache);
+    assert_eq!(open(dir.path(), 3, &encoder).filled(), 3);
 }
 
 #[test]

@@ -95,51 +95,77 @@ fn positions_rise(sample: &Encoded, positions: &[i32]) -> Result<(), TestCaseErr
     Ok(())
 }
 
+/// Holds of generated rows. `trims`: the template trims contents, so that a text may lose more without its images.
+fn all_agree(encoder: TextEncoder, dropping: &TextEncoder, cases: u32, trims: bool) {
+    let encoder = Arc::new(encoder);
+    holds(cases, (turns(), any::<bool>()), |(turns, column)| {
+        let (row, images) = row(&turns, column);
+        let refs = encoder.image_refs(row.as_bytes());
+        prop_assert_eq!(refs.len(), images.len(), "{}", row);
+        let sample = sample(&encoder, &row, &images);
+        // As many tokens as the images have, each in its range.
+        let tokens: u32 = images.iter().flatten().map(|image| image.height * image.width / 64).sum();
+        prop_assert_eq!(sample.ids.iter().filter(|&&id| id == IMAGE_PAD).count(), tokens as usize, "{}", row);
+        for (i, found) in sample.images.iter().enumerate() {
+            prop_assert_eq!((found.place as usize, Ok(found.image)), (i, images[i].clone()));
+            prop_assert!(sample.ids[found.first..found.first + found.count].iter().all(|&id| id == IMAGE_PAD));
+        }
+        // The text is that of the row, and the replies are those of the row without images.
+        let without = self::sample(dropping, &row, &[]);
+        let bare = sample.text.replace("<|vision_start|><|image_pad|><|vision_end|>", "");
+        prop_assert!(trims || bare == without.text, "{}", row);
+        prop_assert_eq!(trained(&encoder, &sample), trained(dropping, &without), "{}", row);
+        prop_assert_eq!(sample.target_tokens(), without.target_tokens());
+        let positions = encoder.positions(&sample.ids, &sample.images).unwrap();
+        positions_rise(&sample, &positions)?;
+        in_the_cache(&encoder, &row, &images, &sample, &positions)
+    });
+}
+
+/// The cache, opened again, has the same.
+fn in_the_cache(
+    encoder: &Arc<TextEncoder>,
+    row: &str,
+    images: &[RowImage],
+    sample: &Encoded,
+    positions: &[i32],
+) -> Result<(), TestCaseError> {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || TokenCache::open(dir.path(), "source", 2, Arc::clone(encoder)).unwrap();
+    let plain = br#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}"#;
+    open().fill_with_images(&[row.as_bytes(), plain], &[1, 0], &[images.to_vec(), vec![]]).unwrap();
+    let batch = open().micro_batch(&[0, 1]).unwrap();
+    let length = batch.cu_seqlens[1] as usize;
+    let ids: Vec<u32> = batch.input_ids[length..].iter().map(|&id| id as u32).collect();
+    prop_assert_eq!(&ids, &sample.ids);
+    let found: Vec<_> = batch.images.iter().map(|image| (image.row, image.place, image.image)).collect();
+    let expected: Vec<_> = sample.images.iter().map(|image| (1, image.place, image.image)).collect();
+    prop_assert_eq!(found, expected);
+    prop_assert!(batch.targets.iter().all(|&target| target != IMAGE_PAD as i32));
+    let count = batch.input_ids.len();
+    prop_assert_eq!(batch.positions.len(), 3 * count);
+    for axis in 0..3 {
+        let own = &batch.positions[axis * count..(axis + 1) * count];
+        prop_assert!(own[..length].iter().copied().eq(0..length as i32));
+        prop_assert_eq!(&own[length..], &positions[axis * ids.len()..(axis + 1) * ids.len()]);
+    }
+    Ok(())
+}
+
 #[test]
 fn tokens_replies_positions_and_the_cache_agree() {
     for template in [PARTS, CHATML] {
-        let encoder = Arc::new(vision_encoder(template, |_| {}));
         let dropping = vision_encoder(template, |options| options.images = Images::Drop);
-        holds(150, (turns(), any::<bool>()), |(turns, column)| {
-            let (row, images) = row(&turns, column);
-            let refs = encoder.image_refs(row.as_bytes());
-            prop_assert_eq!(refs.len(), images.len(), "{}", row);
-            let sample = sample(&encoder, &row, &images);
-            // As many tokens as the images have, each in its range.
-            let tokens: u32 = images.iter().flatten().map(|image| image.height * image.width / 64).sum();
-            prop_assert_eq!(sample.ids.iter().filter(|&&id| id == IMAGE_PAD).count(), tokens as usize, "{}", row);
-            for (i, found) in sample.images.iter().enumerate() {
-                prop_assert_eq!((found.place as usize, Ok(found.image)), (i, images[i].clone()));
-                prop_assert!(sample.ids[found.first..found.first + found.count].iter().all(|&id| id == IMAGE_PAD));
-            }
-            // The text is that of the row, and the replies are those of the row without images.
-            let without = self::sample(&dropping, &row, &[]);
-            let bare = sample.text.replace("<|vision_start|><|image_pad|><|vision_end|>", "");
-            prop_assert_eq!(&bare, &without.text, "{}", row);
-            prop_assert_eq!(trained(&encoder, &sample), trained(&dropping, &without), "{}", row);
-            prop_assert_eq!(sample.target_tokens(), without.target_tokens());
-            let positions = encoder.positions(&sample.ids, &sample.images).unwrap();
-            positions_rise(&sample, &positions)?;
-            // The cache, opened again, has the same.
-            let dir = tempfile::tempdir().unwrap();
-            let open = || TokenCache::open(dir.path(), "source", 2, Arc::clone(&encoder)).unwrap();
-            let plain = br#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}"#;
-            open().fill_with_images(&[row.as_bytes(), plain], &[1, 0], &[images.clone(), vec![]]).unwrap();
-            let batch = open().micro_batch(&[0, 1]).unwrap();
-            let length = batch.cu_seqlens[1] as usize;
-            let ids: Vec<u32> = batch.input_ids[length..].iter().map(|&id| id as u32).collect();
-            prop_assert_eq!(&ids, &sample.ids);
-            let found: Vec<_> = batch.images.iter().map(|image| (image.row, image.place, image.image)).collect();
-            let expected: Vec<_> = sample.images.iter().map(|image| (1, image.place, image.image)).collect();
-            prop_assert_eq!(found, expected);
-            prop_assert!(batch.targets.iter().all(|&target| target != IMAGE_PAD as i32));
-            let count = batch.input_ids.len();
-            for axis in 0..3 {
-                let own = &batch.positions[axis * count..(axis + 1) * count];
-                prop_assert!(own[..length].iter().copied().eq(0..length as i32));
-                prop_assert_eq!(&own[length..], &positions[axis * ids.len()..(axis + 1) * ids.len()]);
-            }
-            Ok(())
-        });
+        all_agree(vision_encoder(template, |_| {}), &dropping, 100, false);
+    }
+}
+
+#[test]
+fn they_agree_with_the_templates_of_real_models() {
+    let Some(templates) = common::shared("golden/chat/templates") else { return };
+    for name in ["qwen2_5_vl", "qwen3_vl", "qwen3_5_think", "qwen3_5_nothink", "qwen3_6", "qwen3_8"] {
+        let template = std::fs::read_to_string(templates.join(format!("{name}.jinja"))).unwrap();
+        let dropping = vision_encoder(&template, |options| options.images = Images::Drop);
+        all_agree(vision_encoder(&template, |_| {}), &dropping, 30, name.starts_with("qwen3_") && name != "qwen3_vl");
     }
 }

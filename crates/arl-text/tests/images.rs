@@ -113,6 +113,20 @@ fn images_are_where_the_row_has_them_and_their_references_in_that_order() {
 }
 
 #[test]
+fn images_are_read_in_every_shape_of_rows_and_under_other_names() {
+    let encoder = vision_encoder(PARTS, |options| options.columns = [("images".into(), "bilder".into())].into());
+    for row in [
+        r#"{"conversations": [{"from": "human", "value": "<image>q"}, {"from": "gpt", "value": "a"}], "bilder": ["x"]}"#,
+        r#"{"instruction": "<image>q", "output": "a", "bilder": ["x"]}"#,
+        r#"{"prompt": [{"role": "user", "content": "<image>q"}], "completion": "a", "bilder": ["x"]}"#,
+        r#"{"question": "q", "answer": "a", "\u0062ilder": "x"}"#,
+    ] {
+        assert_eq!(refs(&encoder, row).len(), 1, "{row}");
+        assert_eq!(said(&with(&encoder, row, &[image(1, 1, 1)])), "#q", "{row}");
+    }
+}
+
+#[test]
 fn an_image_has_its_tokens_and_everything_behind_it_moves() {
     let encoder = training();
     let row = talk(r#""x<image>y<image>""#, r#", "images": ["p", "q"]"#);

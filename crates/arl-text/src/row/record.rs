@@ -185,10 +185,12 @@ impl Reader {
         }
     }
 
-    /// A row of this text may have images; what says no cannot be wrong.
+    /// Whether a row of this text may have images; where not, it has none.
     pub(crate) fn may_have_images(&self, text: &str) -> bool {
-        // A key may be spelt with escapes.
-        ["image", "\\", self.columns.of("images"), self.columns.of("image")].iter().any(|word| text.contains(word))
+        let names = ["images", "image"].map(|name| self.columns.of(name));
+        // Letters may be spelt `\u0069`, some signs with a backslash alone.
+        let is_plain = |name: &&str| !name.contains(['"', '\\', '/']);
+        !names.iter().all(is_plain) || ["image", "\\u"].iter().chain(&names).any(|word| text.contains(word))
     }
 
     /// The shape of one row, if it is a known one.

@@ -69,7 +69,17 @@ pub(crate) const IMAGE_PAD: u32 = 260;
 pub(crate) fn vision_folder(template: &str) -> tempfile::TempDir {
     let dir = folder_of(template, &["<|vision_start|>", "<|image_pad|>", "<|vision_end|>"], "<|im_end|>");
     let config = serde_json::json!({
-        "model_type": "qwen3_vl", "image_token_id": IMAGE_PAD, "vision_config": { "patch_size": 4 },
+        "model_type": "qwen3_vl",
+        "image_token_id": IMAGE_PAD,
+        "text_config": {
+            "model_type": "qwen3_vl_text", "vocab_size": 300, "hidden_size": 16, "intermediate_size": 8,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+            "rope_parameters": { "rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 1, 1] },
+        },
+        "vision_config": {
+            "model_type": "qwen3_vl_vision", "depth": 1, "hidden_size": 8, "num_heads": 2, "intermediate_size": 4,
+            "out_hidden_size": 16, "patch_size": 4, "num_position_embeddings": 4, "deepstack_visual_indexes": [],
+        },
     });
     std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
     dir
