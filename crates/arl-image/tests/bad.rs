@@ -6,9 +6,9 @@ mod common;
 
 use arl_image::{MAX_PIXELS, measure, prepare};
 use arl_model::{Error, ErrorCode};
+use common::property::holds;
 use common::{FORMATS, gif_of_one_pixel, picture, png, processor, turned};
 use proptest::prelude::*;
-use proptest::test_runner::{Config, RngSeed, TestRunner};
 
 /// The error of both functions, which must be the same where the header shows it.
 fn refused(file: &[u8]) -> Error {
@@ -177,18 +177,6 @@ fn damage(file: &[u8]) -> impl Strategy<Value = Vec<u8>> + use<> {
         }
         file
     })
-}
-
-/// Tries a claim on generated values, the same each time.
-fn holds<S: Strategy<Value: std::fmt::Debug>>(
-    cases: u32,
-    strategy: S,
-    claim: impl Fn(S::Value) -> Result<(), TestCaseError>,
-) {
-    let config = Config { cases, rng_seed: RngSeed::Fixed(20_261_130), failure_persistence: None, ..Config::default() };
-    if let Err(error) = TestRunner::new(config).run(&strategy, claim) {
-        panic!("{error}");
-    }
 }
 
 /// Both functions give an error with advice, or what fits together.

@@ -115,3 +115,15 @@ fn unsupported(format: Format, what: impl std::fmt::Display) -> Error {
 fn guarded<T>(format: Format, job: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(job)).unwrap_or_else(|_| Err(damaged(format, "the decoder failed on it")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_decoders_panic_is_an_error_about_the_file() {
+        let error = guarded::<()>(Format::Jpeg, || panic!("index out of bounds")).unwrap_err();
+        assert_eq!(error.code, ErrorCode::Data);
+        assert_eq!(error.message, "the JPEG is damaged: the decoder failed on it");
+    }
+}

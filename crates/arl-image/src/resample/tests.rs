@@ -1,9 +1,12 @@
 //! Against a reference that is written in another way: every input pixel has a weight, most of them 0, and sums are i64.
 
 use proptest::prelude::*;
-use proptest::test_runner::{Config, RngSeed, TestRunner};
 
 use super::*;
+use property::holds;
+
+#[path = "../../tests/common/property.rs"]
+mod property;
 
 /// Weights of all input pixels for each output pixel, and their bits.
 fn reference_weights(input: usize, output: usize) -> (Vec<Vec<i64>>, u32) {
@@ -88,17 +91,6 @@ fn agrees(from: (u32, u32), to: (u32, u32), seed: u32) -> Result<(), TestCaseErr
     }
     prop_assert_eq!(resize(pixels, from, to), expected);
     Ok(())
-}
-
-fn holds<S: Strategy<Value: std::fmt::Debug>>(
-    cases: u32,
-    strategy: S,
-    claim: impl Fn(S::Value) -> Result<(), TestCaseError>,
-) {
-    let config = Config { cases, rng_seed: RngSeed::Fixed(20_261_130), failure_persistence: None, ..Config::default() };
-    if let Err(error) = TestRunner::new(config).run(&strategy, claim) {
-        panic!("{error}");
-    }
 }
 
 #[test]

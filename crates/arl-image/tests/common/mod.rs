@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each file of tests uses some")]
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests fail loudly and report what they skip")]
 
+pub(crate) mod property;
+
 use std::io::Cursor;
 use std::path::PathBuf;
 
