@@ -10,6 +10,8 @@
 
 #[path = "golden/figures.rs"]
 mod figures;
+#[path = "golden/frozen.rs"]
+mod frozen;
 #[path = "../tests/common/nf4_folder.rs"]
 #[allow(unreachable_pub, missing_docs, reason = "shared with tests")]
 mod nf4_folder;
@@ -20,7 +22,7 @@ use std::path::{Path, PathBuf};
 
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::backend::{Backend, DType};
-use arl_engine::{Adam, BatchSize, Engine, EngineOptions, Hyper, Kind, LoraOptions, MicroBatch, Recompute, Weights};
+use arl_engine::{Adam, Engine, EngineOptions, Hyper, Images, Kind, LoraOptions, MicroBatch, Recompute, Weights};
 use arl_model::{
     AdapterFile, Checkpoint, Error, ErrorCode, Lora, LoraConfig, ModelConfig, Result, SafetensorsFile, merge_adapter,
 };
@@ -38,6 +40,15 @@ fn floats(file: &SafetensorsFile, name: &str) -> Result<Vec<f32>> {
     let mut values = vec![0f32; file.info(name).map_or(0, |(_, shape)| shape.iter().product())];
     file.read_f32(name, &mut values)?;
     Ok(values)
+}
+
+/// The images of a case's batch.
+fn images(file: &SafetensorsFile) -> Result<Option<Images>> {
+    if file.info("pixel_values").is_none() {
+        return Ok(None);
+    }
+    let grids = ints(file, "image_grid_thw")?.chunks_exact(3).map(|grid| [0, 1, 2].map(|i| grid[i] as u32)).collect();
+    Ok(Some(Images { pixel_values: floats(file, "pixel_values")?, grids }))
 }
 
 /// Runs a case on the CPU.
@@ -67,6 +78,7 @@ pub fn run_case_on<B: Backend + ?Sized>(
         positions: ints(&file, "position_ids")?,
         cu_seqlens: ints(&file, "cu_seqlens")?,
         weights: None,
+        images: images(&file)?,
     };
     let scratch = tempfile::tempdir().map_err(|e| Error::io(dir, &e))?;
     let (base, adapter) = (model_of(dir, scratch.path())?, dir.join("adapter"));
@@ -76,7 +88,7 @@ pub fn run_case_on<B: Backend + ?Sized>(
         recompute,
         lora: lora.map(|config| LoraOptions { config, seed: 0 }),
         loss_seq_chunk_size: Some(37),
-        max_batch: BatchSize { tokens: batch.input_ids.len(), sequences: batch.cu_seqlens.len() - 1 },
+        max_batch: batch.size(),
         adam: Adam {
             beta1: number(&optimizer["betas"][0])?,
             beta2: number(&optimizer["betas"][1])?,
@@ -109,6 +121,13 @@ pub fn run_case_on<B: Backend + ?Sized>(
         }
         let expected = floats(&forward, &name)?;
         router.push((name, values, expected));
+    }
+
+    let mut seen = Vec::new();
+    for (i, values) in inspection.image_features.into_iter().enumerate() {
+        let name = i.checked_sub(1).map_or_else(|| "image_embeds".to_owned(), |i| format!("deepstack.{i}"));
+        let expected = floats(&forward, &name)?;
+        seen.push((name, values, expected));
     }
 
     let mut gradients = Vec::new();
@@ -155,6 +174,12 @@ pub fn run_case_on<B: Backend + ?Sized>(
     }
     let name = dir.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
     let mut figures = figures_of("logits", "their cosine", &logits, bounds.forward);
+    if !seen.is_empty() {
+        figures.extend(figures_of("images", "their cosine", &seen, bounds.forward));
+        if dtype == DType::F32 {
+            figures.push(frozen::figure(dir, &options, &run)?);
+        }
+    }
     figures.extend(figures_of("router", "its cosine", &router, bounds.forward));
     figures.extend(figures_of("gradients", "their cosine", &gradients, bounds.gradients));
     figures.push(nll);

@@ -285,6 +285,7 @@ fn attention(b: &mut Bench, heads: Heads, dtype: DType) {
             count: TOKENS / SEQUENCE,
             max_len: SEQUENCE,
         },
+        causal: true,
         window: None,
         scale: 0.125,
         q: rows(qk, rotated),

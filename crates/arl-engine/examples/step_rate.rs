@@ -101,7 +101,7 @@ fn batch(vocab: usize, tokens: usize, seq: usize, random: &mut u64) -> MicroBatc
     let targets = input_ids.chunks(seq).flat_map(|s| s.iter().skip(1).chain(s.first()).copied()).collect();
     let positions = (0..tokens).map(|t| (t % seq) as i32).collect();
     let cu_seqlens = (0..=tokens / seq).map(|s| (s * seq) as i32).collect();
-    MicroBatch { input_ids, targets, positions, cu_seqlens, weights: None }
+    MicroBatch { input_ids, targets, positions, cu_seqlens, ..MicroBatch::default() }
 }
 
 /// Largest resident set so far, in MiB; 0 where the system does not say.
@@ -131,7 +131,11 @@ fn run(arguments: &Arguments) -> Result<(), String> {
         dtype: arguments.dtype,
         recompute: arguments.recompute,
         loss_seq_chunk_size: arguments.chunk,
-        max_batch: BatchSize { tokens: arguments.tokens, sequences: arguments.tokens / arguments.seq },
+        max_batch: BatchSize {
+            tokens: arguments.tokens,
+            sequences: arguments.tokens / arguments.seq,
+            ..BatchSize::default()
+        },
         adam: Adam { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1 },
         lora: lora(arguments).map_err(message)?,
         ..EngineOptions::default()

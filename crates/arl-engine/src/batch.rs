@@ -5,6 +5,7 @@ use arl_model::{Error, ErrorCode, Result, RopeTable};
 use crate::backend::{Angles, Backend, Buffer, DType, Sequences};
 use crate::placement::arena::{Arena, Category};
 use crate::rotary::{RotaryTables, Span, Tables};
+use crate::vision::{ImageInputs, Images, Tower};
 
 /// Target of a position that is not trained.
 pub const IGNORED: i32 = -100;
@@ -23,15 +24,21 @@ pub struct MicroBatch {
     pub cu_seqlens: Vec<i32>,
     /// `[T]`: weight of each target, finite and not negative; `None`: 1. A target of weight 0 is not trained.
     pub weights: Option<Vec<f32>>,
+    /// Images, for a model that sees: each has as many tokens of its own, one behind the other, as it has merge blocks.
+    pub images: Option<Images>,
 }
 
-/// How many tokens and sequences a micro-batch has.
+/// How much a micro-batch has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BatchSize {
     /// Tokens, all sequences together.
     pub tokens: usize,
     /// Sequences.
     pub sequences: usize,
+    /// Patches of all images together.
+    pub patches: usize,
+    /// Images.
+    pub images: usize,
 }
 
 fn invalid(index: usize, what: impl std::fmt::Display) -> Error {
@@ -41,7 +48,13 @@ fn invalid(index: usize, what: impl std::fmt::Display) -> Error {
 impl MicroBatch {
     /// Its size.
     pub fn size(&self) -> BatchSize {
-        BatchSize { tokens: self.input_ids.len(), sequences: self.cu_seqlens.len().saturating_sub(1) }
+        let grids = self.images.as_ref().map_or(0, |images| images.grids.len());
+        BatchSize {
+            tokens: self.input_ids.len(),
+            sequences: self.cu_seqlens.len().saturating_sub(1),
+            patches: self.images.as_ref().map_or(0, Images::patches),
+            images: grids,
+        }
     }
 
     /// Tokens of its longest sequence.
@@ -116,7 +129,7 @@ impl MicroBatch {
 
 impl MicroBatch {
     /// Positions on every axis of each token of a valid micro-batch, for each sequence.
-    fn spans(&self) -> impl Iterator<Item = Span> + '_ {
+    pub(crate) fn spans(&self) -> impl Iterator<Item = Span> + '_ {
         let tokens = self.input_ids.len();
         self.cu_seqlens.windows(2).map(move |sequence| {
             let (start, end) = (sequence[0] as usize, sequence[1] as usize);
@@ -126,6 +139,17 @@ impl MicroBatch {
             let positions = 0..last.map_or(end - start, |last| *last as usize + 1);
             Span { sequence_len: end - start, positions }
         })
+    }
+
+    /// Each token's row of the rotary embedding's tables, axis by axis; `offsets` are those of the sequences' spans.
+    pub(crate) fn angle_rows(&self, offsets: &[isize], rows: &mut Vec<i32>) {
+        rows.clear();
+        for axis in self.positions.chunks_exact(self.input_ids.len()) {
+            for (sequence, offset) in self.cu_seqlens.windows(2).zip(offsets) {
+                let positions = &axis[sequence[0] as usize..sequence[1] as usize];
+                rows.extend(positions.iter().map(|position| (*position as isize + offset) as i32));
+            }
+        }
     }
 
     /// Positions of all sequences of a valid micro-batch, or its tokens, where they are more: the size of the rotary
@@ -157,12 +181,22 @@ pub(crate) struct Inputs {
     pub(crate) nll: Buffer,
     pub(crate) correct: Buffer,
     pub(crate) entropy: Buffer,
+    /// Of a micro-batch that has any.
+    pub(crate) images: Option<ImageInputs>,
 }
 
 impl Inputs {
     /// Takes the memory for a micro-batch of `size` of which `target_rows` positions have a target, whose tokens are rotated
     /// by angles of `tables`.
-    pub(crate) fn take(arena: &mut Arena, size: BatchSize, target_rows: usize, max_len: usize, tables: Tables) -> Self {
+    pub(crate) fn take(
+        arena: &mut Arena,
+        tower: Option<&Tower>,
+        size: BatchSize,
+        target_rows: usize,
+        max_len: usize,
+        tables: Tables,
+    ) -> Self {
+        let images = tower.and_then(|tower| ImageInputs::take(arena, tower, size));
         let mut take = |dtype, len| arena.take(Category::Inputs, dtype, len);
         let (t, r) = (size.tokens, target_rows);
         Inputs {
@@ -178,6 +212,20 @@ impl Inputs {
             nll: take(DType::F32, r),
             correct: take(DType::F32, r),
             entropy: take(DType::F32, r),
+            images,
+        }
+    }
+
+    /// Uploads the images of a valid micro-batch.
+    pub(crate) fn upload_images<B: Backend + ?Sized>(
+        &mut self,
+        backend: &mut B,
+        batch: &MicroBatch,
+        tower: Option<&Tower>,
+    ) {
+        let images = batch.images.as_ref().zip(self.images.as_mut());
+        if let (Some((images, place)), Some(tower)) = (images, tower) {
+            place.upload(backend, tower, images, &batch.image_tokens(tower.config.image_token_id));
         }
     }
 }
@@ -201,6 +249,7 @@ impl Staging {
         arena: &mut Arena,
         batch: &MicroBatch,
         rope: &RopeTable,
+        tower: Option<&Tower>,
         tables: &mut RotaryTables,
     ) -> Inputs {
         self.rows.clear();
@@ -218,17 +267,11 @@ impl Staging {
         self.spans.clear();
         self.spans.extend(batch.spans());
         let (tables, offsets) = tables.provide(backend, rope, &self.spans);
-        self.angle_rows.clear();
-        for axis in batch.positions.chunks_exact(batch.input_ids.len()) {
-            for (sequence, offset) in batch.cu_seqlens.windows(2).zip(&offsets) {
-                let positions = &axis[sequence[0] as usize..sequence[1] as usize];
-                self.angle_rows.extend(positions.iter().map(|position| (*position as isize + offset) as i32));
-            }
-        }
+        batch.angle_rows(&offsets, &mut self.angle_rows);
         let one_axis = self.angle_rows.len() == batch.input_ids.len();
         let tables = if one_axis { tables.one_axis() } else { tables };
 
-        let inputs = Inputs::take(arena, batch.size(), self.rows.len(), batch.max_len(), tables);
+        let mut inputs = Inputs::take(arena, tower, batch.size(), self.rows.len(), batch.max_len(), tables);
         backend.upload(bytemuck::cast_slice(&batch.cu_seqlens), inputs.sequences.cu_seqlens);
         backend.upload(bytemuck::cast_slice(&batch.input_ids), inputs.ids);
         backend.upload(bytemuck::cast_slice(&self.angle_rows), inputs.angles.rows);
@@ -236,6 +279,7 @@ impl Staging {
         backend.upload(bytemuck::cast_slice(&self.targets), inputs.targets);
         backend.upload(bytemuck::cast_slice(&self.weights), inputs.weights);
         backend.upload(bytemuck::cast_slice(&self.ones), inputs.ones);
+        inputs.upload_images(backend, batch, tower);
         inputs
     }
 }
@@ -251,6 +295,7 @@ mod tests {
             positions: vec![0, 1, 0, 1, 2],
             cu_seqlens: vec![0, 2, 5],
             weights: Some(vec![1.0, 1.0, 0.5, 0.0, 2.0]),
+            images: None,
         }
     }
 

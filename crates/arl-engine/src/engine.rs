@@ -47,6 +47,8 @@ pub struct Engine<B: Backend + ?Sized> {
     notices: [Option<String>; 2],
     /// Optimizer steps done; those that were skipped are none.
     pub(crate) steps: u64,
+    /// Those of them that had images: the vision tower's own.
+    pub(crate) vision_steps: u64,
     pub(crate) queue: Queue,
     /// What is left of the last update, for the next forward pass to do.
     pub(crate) pending: Option<Pending>,
@@ -84,7 +86,7 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// An engine whose memory is reserved and zero.
     pub(crate) fn reserve(mut backend: Box<B>, files: ModelFiles, options: &EngineOptions) -> Result<Self> {
-        let config = files.config()?;
+        let config = options.seeing(files.config()?);
         let options = &with_logits_rows(&config, options, backend.kind(), backend.memory()?)?;
         let mut model = Model::new(&config, options, backend.kind())?;
         let attention_notice = if model.attention_library {
@@ -118,6 +120,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             interrupt: Arc::new(AtomicBool::new(false)),
             notices: [attention_notice, algorithms_notice],
             steps: 0,
+            vision_steps: 0,
             queue: Queue::default(),
             pending: None,
             kept,
@@ -221,8 +224,9 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// Uploads a micro-batch and takes its memory.
     pub(crate) fn begin(&mut self, batch: &MicroBatch, keep: Option<Recompute>, figures: Figures) -> Run {
-        let (backend, rope) = (&mut *self.backend, &self.model.rope);
-        let inputs = self.staging.upload(backend, &mut self.arena, batch, rope, &mut self.tables);
+        let (backend, model) = (&mut *self.backend, &self.model);
+        let (rope, tower) = (&model.rope, model.tower.as_ref());
+        let inputs = self.staging.upload(backend, &mut self.arena, batch, rope, tower, &mut self.tables);
         self.parts().begin(inputs, keep, figures)
     }
 
@@ -252,7 +256,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         let sequences: Vec<usize> = batches.iter().map(|batch| batch.size().sequences).collect();
         let figures = self.take_figures(batches.len(), sequences.iter().copied().max().unwrap_or(0));
         let bottom = self.arena.mark();
-        let mut first = true;
+        let (mut first, mut sees) = (true, false);
         for (i, batch) in batches.iter().enumerate() {
             if stats[i].target_tokens > 0 {
                 let own = figures.of(i, batches.len());
@@ -261,11 +265,11 @@ impl<B: Backend + ?Sized> Engine<B> {
                 run.dropout = self.model.dropout(step, i);
                 self.parts().train(&run, weight)?;
                 self.parts().sum_sequences(batch, &run, own.sequence_losses);
-                first = false;
+                (first, sees) = (false, sees || run.seen.is_some());
                 self.arena.release(bottom);
             }
         }
-        Ok(Statistics { stats, sequences, figures })
+        Ok(Statistics { stats, sequences, figures, sees })
     }
 
     /// The loss of each micro-batch, with the weights as they are.
@@ -284,7 +288,7 @@ impl<B: Backend + ?Sized> Engine<B> {
                 self.arena.release(bottom);
             }
         }
-        self.read_statistics(Statistics { stats, sequences: Vec::new(), figures })
+        self.read_statistics(Statistics { stats, sequences: Vec::new(), figures, sees: false })
     }
 
     /// The number of the step whose gradients come next. The one before may be applied and not yet known to have been taken.
@@ -309,10 +313,12 @@ impl<B: Backend + ?Sized> Engine<B> {
         let mut stats = Vec::with_capacity(batches.len());
         let (mut largest, mut positions) = (BatchSize::default(), 0);
         for (i, batch) in batches.iter().enumerate() {
-            batch.validate(i, self.model.shape.vocab, self.model.shape.axes)?;
+            self.model.check(i, batch)?;
             let size = batch.size();
             largest.tokens = largest.tokens.max(size.tokens);
             largest.sequences = largest.sequences.max(size.sequences);
+            largest.patches = largest.patches.max(size.patches);
+            largest.images = largest.images.max(size.images);
             positions = positions.max(batch.positions());
             let weights = || (0..size.tokens).map(|t| batch.weight(t)).filter(|&w| w > 0.0);
             stats.push(MicroBatchStats {
@@ -346,13 +352,14 @@ impl<B: Backend + ?Sized> Engine<B> {
         Ok(statistics.complete(&self.model.shape, &host))
     }
 
-    /// AdamW on all trained parameters.
-    pub(crate) fn update(&mut self, training: &TrainingStore, hyper: Hyper, step: u64) -> Result<()> {
+    /// AdamW on all trained parameters; on the vision tower's only where the step `sees` an image.
+    pub(crate) fn update(&mut self, training: &TrainingStore, hyper: Hyper, sees: bool) -> Result<()> {
         let store = self.model.store;
         let numbers = Numbers {
             adam: self.adam,
             hyper,
-            step,
+            step: self.steps + 1,
+            vision_step: sees.then_some(self.vision_steps + 1),
             gradient_scale: self.gradient_scale,
             rounding_seed: self.rounding_seed,
         };

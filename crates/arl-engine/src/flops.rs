@@ -1,6 +1,6 @@
 //! Model FLOPs of training, by the formula that figures of speed are quoted with. Recomputation is not counted.
 
-use arl_model::{Adapter, Lora, Mixer, Mlp, ModelConfig, Projection, tensor_table};
+use arl_model::{Adapter, Lora, Mixer, Mlp, ModelConfig, Projection, VisionConfig, VisionKind, tensor_table};
 
 /// Parameters and FLOPs of a model.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -17,6 +17,21 @@ pub struct Flops {
     /// Attention's FLOPs for a token of a sequence of length `n` are `attention * n`: `6 L Hq d`, over `L` layers of causal attention
     /// (half of the full square). Windows are not accounted for.
     pub attention: f64,
+    /// FLOPs a patch of an image, forward and backward, without attention's share: 6 x the parameters of the tower's matrix
+    /// products that a patch meets, a merger's divided by the patches that it joins. 0 without a tower.
+    pub per_patch: f64,
+    /// Attention's FLOPs for a patch of an image of `n` patches are `patch_attention * n`: `12 L H`, over the `L` blocks that see
+    /// the whole image; windows are not accounted for.
+    pub patch_attention: f64,
+}
+
+/// Parameters of the tower's matrix products that a patch meets.
+fn patch_products(vision: &VisionConfig) -> f64 {
+    let (width, inner, merged) = (vision.hidden_size, vision.intermediate_size, vision.merged_size());
+    let mlp = if vision.kind == VisionKind::Qwen2_5 { 3 } else { 2 } * width * inner;
+    let blocks = vision.depth * (4 * width * width + mlp);
+    let mergers = (1 + vision.deepstack_visual_indexes.len()) * merged * (merged + vision.out_hidden_size);
+    (vision.patch_elements() * width + blocks) as f64 + mergers as f64 / vision.merge_unit() as f64
 }
 
 impl Flops {
@@ -54,6 +69,11 @@ impl Flops {
             trained: parameters,
             per_token: 6.0 * products as f64,
             attention: 6.0 * (attentions * config.num_attention_heads * config.head_dim) as f64,
+            per_patch: config.vision.as_ref().map_or(0.0, |vision| 6.0 * patch_products(vision)),
+            patch_attention: config.vision.as_ref().map_or(0.0, |vision| {
+                let whole = (0..vision.depth).filter(|&block| !vision.is_windowed(block)).count();
+                12.0 * (whole * vision.hidden_size) as f64
+            }),
         }
     }
 
@@ -66,6 +86,13 @@ impl Flops {
             (_, (input, output)) => adapter.rank * (input + output),
         };
         let own: usize = lora.adapters.iter().map(own).sum();
-        Flops { trained: lora.trained_parameters(), per_token: all.per_token * 4.0 / 6.0 + 6.0 * own as f64, ..all }
+        Flops {
+            trained: lora.trained_parameters(),
+            per_token: all.per_token * 4.0 / 6.0 + 6.0 * own as f64,
+            // Nothing behind the tower's frozen weights is trained: it has a forward pass alone.
+            per_patch: all.per_patch / 3.0,
+            patch_attention: all.patch_attention / 3.0,
+            ..all
+        }
     }
 }

@@ -25,6 +25,9 @@ pub struct Inspection {
     pub nll: Vec<f32>,
     /// By layers that have experts: f32 `[T, experts]`.
     pub router_logits: Vec<Vec<f32>>,
+    /// Of images: f32 `[image tokens, hidden]`, in their order: what takes the place of embeddings; then what DeepStack adds
+    /// after each of the first layers.
+    pub image_features: Vec<Vec<f32>>,
 }
 
 /// All memory that [`Engine::inspect`] takes: what every layer computes is kept.
@@ -40,12 +43,13 @@ fn room<B: Backend + ?Sized>(step: &mut Step<'_, B>, inputs: Inputs) -> (Run, Bu
 impl<B: Backend + ?Sized> Engine<B> {
     /// Runs the forward pass and reads back what training never looks at.
     pub fn inspect(&mut self, batch: &MicroBatch) -> Result<Inspection> {
-        batch.validate(0, self.model.shape.vocab, self.model.shape.axes)?;
+        self.model.check(0, batch)?;
         let size = batch.size();
         // What is looked at stays on the device, of frozen layers too.
         let model = Model { activation_offloading: false, lowest_layer: 0, ..self.model.clone() };
         let mut dry = Arena::new(usize::MAX);
-        let inputs = Inputs::take(&mut dry, size, size.tokens, size.tokens, Tables::dry(&self.model.rope));
+        let inputs =
+            Inputs::take(&mut dry, model.tower.as_ref(), size, size.tokens, size.tokens, Tables::dry(&self.model.rope));
         let mut step = Step {
             backend: &mut PlanBackend::default(),
             arena: &mut dry,
@@ -56,13 +60,20 @@ impl<B: Backend + ?Sized> Engine<B> {
             ranks: None,
         };
         let (run, _) = room(&mut step, inputs);
+        step.see(&run)?;
         step.forward(&run, None)?;
         step.loss(&run, LossMode::Evaluate);
         self.make_room_in(dry, batch.positions())?;
 
         self.clear_arena();
-        let inputs =
-            self.staging.upload(&mut *self.backend, &mut self.arena, batch, &self.model.rope, &mut self.tables);
+        let inputs = self.staging.upload(
+            &mut *self.backend,
+            &mut self.arena,
+            batch,
+            &self.model.rope,
+            model.tower.as_ref(),
+            &mut self.tables,
+        );
         let mut step = Step {
             backend: &mut *self.backend,
             arena: &mut self.arena,
@@ -73,6 +84,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             ranks: None,
         };
         let (run, chunk) = room(&mut step, inputs);
+        step.see(&run)?;
         step.forward(&run, None)?;
         step.loss(&run, LossMode::Evaluate);
 
@@ -95,7 +107,8 @@ impl<B: Backend + ?Sized> Engine<B> {
             step.backend.read_back(buffer, bytemuck::cast_slice_mut(&mut host))?;
             router_logits.push(host);
         }
-        Ok(Inspection { logits, nll, router_logits })
+        let image_features = step.read_features(&run, batch)?;
+        Ok(Inspection { logits, nll, router_logits, image_features })
     }
 
     /// The gradients of a step without its update; read them with [`Engine::read_tensor`].

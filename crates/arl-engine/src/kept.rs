@@ -60,6 +60,7 @@ pub(crate) fn pieces(runs: &[Run], piece: usize) -> Vec<Run> {
             own: run.own + start,
             len: piece.min(run.len - start),
             decay: run.decay,
+            vision: run.vision,
         })
     });
     parts.collect()

@@ -57,7 +57,7 @@ mod tests {
         let mut config = ModelConfig::from_dir(&dir).unwrap();
         config.vocab_size = 151_936;
         let of = |tokens| EngineOptions {
-            max_batch: BatchSize { tokens, sequences: tokens / 1024 },
+            max_batch: BatchSize { tokens, sequences: tokens / 1024, ..BatchSize::default() },
             ..EngineOptions::default()
         };
         let needs = |tokens, rows| {
@@ -75,7 +75,7 @@ mod tests {
         assert_eq!(chosen(16_384, usize::MAX, fewer + MARGIN - 1), None);
         // What is evaluated does not enter, however large: training has the same bits with and without.
         let generate = GenerateSize { prompts: vec![vec![1 << 24]], max_new_tokens: 1 };
-        let eval_batch = BatchSize { tokens: 1 << 24, sequences: 64 };
+        let eval_batch = BatchSize { tokens: 1 << 24, sequences: 64, ..BatchSize::default() };
         let evaluating = EngineOptions { eval_batch, generate, ..of(16_384) };
         assert!(plan_memory_of(&config, &evaluating, DeviceKind::Cuda).unwrap().total_bytes > most + MARGIN);
         let room = Some((usize::MAX, most + MARGIN));

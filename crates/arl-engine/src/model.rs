@@ -7,6 +7,7 @@ use arl_model::{Block, Error, ErrorCode, Family, Lora, ModelConfig, Projection, 
 
 use crate::attention;
 use crate::backend::{DType, DeviceKind, NormWeight};
+use crate::batch::MicroBatch;
 use crate::blocks::linear::Linear;
 use crate::blocks::{self, Adapters, EmbeddingAdapter, LowRankDropout, blocks};
 use crate::options::{EngineOptions, LoraOptions, Nf4Options, Recompute};
@@ -14,6 +15,7 @@ use crate::placement::cut::{Complete, Cut, Owned, owned};
 use crate::placement::store::Store;
 use crate::placement::{Param, Placement, Run};
 use crate::shape::Shape;
+use crate::vision::Tower;
 
 /// A model on a kind of device; needs no memory of it.
 #[derive(Clone, Debug)]
@@ -34,6 +36,8 @@ pub(crate) struct Model {
     pub(crate) blocks: Vec<blocks::Block>,
     /// Which blocks each layer has.
     pub(crate) layers: Vec<Range<usize>>,
+    /// What makes rows of images.
+    pub(crate) tower: Option<Tower>,
     /// `[hidden]`.
     pub(crate) final_norm: Param,
     /// `[vocab, hidden]`; the embedding itself where they are tied.
@@ -119,6 +123,8 @@ impl Model {
         let blocks = blocks(config, &placement);
         let layer =
             |l| blocks.partition_point(|block| block.layer < l)..blocks.partition_point(|block| block.layer <= l);
+        let tower = Tower::new(config, &placement, options.dtype);
+        let sees = tower.as_ref().is_some_and(Tower::is_trained);
         let assigned: Vec<Param> = blocks.iter().flat_map(blocks::Block::assigned).chain(head.assigned()).collect();
         Ok(Model {
             attention_library: attention::planned(options.attention, kind, shape.heads, options.dtype, training)?,
@@ -133,10 +139,11 @@ impl Model {
             final_norm: placement.one(Block::FinalNorm, Role::FinalNorm),
             head,
             lowest_layer: placement.lowest_layer,
-            lowest_block: lowest_block(&blocks, &placement),
+            lowest_block: if sees { (0, false) } else { lowest_block(&blocks, &placement) },
             added: added(&placement, cut.as_deref(), &assigned),
             cut,
             runs,
+            tower,
             blocks,
             placement,
             dtype: options.dtype,
@@ -152,6 +159,12 @@ impl Model {
         let probability = lora.config.lora_dropout;
         let words = [*seed, step, micro_batch as u64];
         (probability > 0.0).then_some(LowRankDropout { probability, words })
+    }
+
+    /// Refuses a micro-batch that the model cannot take; `index` names it in errors.
+    pub(crate) fn check(&self, index: usize, batch: &MicroBatch) -> Result<()> {
+        batch.validate(index, self.shape.vocab, self.shape.axes)?;
+        batch.validate_images(&format!("micro-batch {index}"), self.tower.as_ref().map(|tower| &tower.config))
     }
 
     /// Whether gradients, too, exist in pieces.

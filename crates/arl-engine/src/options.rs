@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use arl_model::{Error, ErrorCode, LoraConfig, Result};
+use arl_model::{Error, ErrorCode, LoraConfig, ModelConfig, Result};
 
 use crate::backend::DType;
 use crate::batch::BatchSize;
@@ -58,6 +58,9 @@ pub struct EngineOptions {
     /// Most rows of logits at a time; `None`: as many as fit in 32 MiB (1.2 GiB on a GPU), in whole 256s, at
     /// least one.
     pub loss_seq_chunk_size: Option<usize>,
+    /// Have the vision tower of a model that sees in the engine. Off: its bytes are carried to every saved model, and images are
+    /// refused.
+    pub vision: bool,
     /// The largest micro-batch expected. A larger one makes the engine plan and reserve again before the step.
     pub max_batch: BatchSize,
     /// The largest micro-batch expected of which the loss alone is computed, where it is larger; of no tokens: none.
@@ -105,7 +108,8 @@ impl Default for EngineOptions {
             activation_offloading: false,
             optimizer_offload: false,
             loss_seq_chunk_size: None,
-            max_batch: BatchSize { tokens: 1, sequences: 1 },
+            vision: true,
+            max_batch: BatchSize { tokens: 1, sequences: 1, ..BatchSize::default() },
             eval_batch: BatchSize::default(),
             generate: GenerateSize::default(),
             adam: Adam::default(),
@@ -182,6 +186,11 @@ pub enum Weights {
 }
 
 impl EngineOptions {
+    /// A folder's configuration as an engine has it: with the vision tower, or without.
+    pub(crate) fn seeing(&self, config: ModelConfig) -> ModelConfig {
+        if self.vision { config } else { config.text_alone() }
+    }
+
     /// Refuses values that no engine can work with.
     pub(crate) fn check(&self) -> Result<()> {
         let option = |what: &str, hint: &str| Err(Error::new(ErrorCode::Config, what.to_string()).hint(hint));

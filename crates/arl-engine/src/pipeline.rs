@@ -65,7 +65,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         }
         self.settle();
         let Some(step) = self.queue.submitted.take() else { return Ok(()) };
-        self.update(&training, step.hyper, self.steps + 1)?;
+        self.update(&training, step.hyper, step.statistics.sees)?;
         let read: Vec<_> = step.statistics.figures.buffers().chain([training.norm_squared]).collect();
         self.backend.queue_read(&read);
         self.queue.applied = Some(step);
@@ -103,11 +103,11 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// count are those of one moment.
     pub(crate) fn settle(&mut self) {
         let Some(step) = self.queue.applied.take() else { return };
-        let (ticket, number) = (step.ticket, self.steps + 1);
+        let (ticket, number, sees) = (step.ticket, self.steps + 1, step.statistics.sees);
         let result = self.figures(step);
         match &result {
             Ok(stats) if stats.skipped => {}
-            Ok(_) => self.steps = number,
+            Ok(_) => (self.steps, self.vision_steps) = (number, self.vision_steps + u64::from(sees)),
             Err(_) => self.give_up(format!("the step behind step {number} was not taken, because that one failed")),
         }
         self.queue.end = Some(Instant::now());

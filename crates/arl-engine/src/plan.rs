@@ -122,14 +122,15 @@ impl StepPlan {
 
     /// Reserves what a step needs.
     pub(crate) fn reserve<B: Backend + ?Sized>(&self, backend: &mut B, model: &Model) -> Result<()> {
-        backend.reserve(Pool::Scratch, backend.scratch_bytes(model.shape.widest(), self.tokens()))?;
+        backend.reserve(Pool::Scratch, backend.scratch_bytes(model.shape.widest(), self.rows()))?;
         backend.reserve(Pool::Step, self.bytes())?;
         backend.reserve(Pool::HostStep, self.host_bytes)
     }
 
-    /// Tokens of the largest micro-batch.
-    fn tokens(&self) -> usize {
-        self.size.tokens.max(self.evaluation.tokens)
+    /// Rows of the largest micro-batch: tokens or patches.
+    fn rows(&self) -> usize {
+        let rows = |size: BatchSize| size.tokens.max(size.patches);
+        rows(self.size).max(rows(self.evaluation))
     }
 
     /// Whether there is room for `count` micro-batches of `size` and so many positions.
@@ -156,16 +157,27 @@ impl StepPlan {
 }
 
 fn at_least_one(size: BatchSize) -> BatchSize {
-    BatchSize { tokens: size.tokens.max(1), sequences: size.sequences.clamp(1, size.tokens.max(1)) }
+    BatchSize {
+        tokens: size.tokens.max(1),
+        sequences: size.sequences.clamp(1, size.tokens.max(1)),
+        images: if size.patches == 0 { 0 } else { size.images.max(1) },
+        ..size
+    }
 }
 
 fn fits(size: BatchSize, room: BatchSize) -> bool {
-    size.tokens <= room.tokens && size.sequences <= room.sequences
+    let BatchSize { tokens, sequences, patches, images } = size;
+    tokens <= room.tokens && sequences <= room.sequences && patches <= room.patches && images <= room.images
 }
 
 /// The least size that holds both.
 fn larger(a: BatchSize, b: BatchSize) -> BatchSize {
-    BatchSize { tokens: a.tokens.max(b.tokens), sequences: a.sequences.max(b.sequences) }
+    BatchSize {
+        tokens: a.tokens.max(b.tokens),
+        sequences: a.sequences.max(b.sequences),
+        patches: a.patches.max(b.patches),
+        images: a.images.max(b.images),
+    }
 }
 
 /// The memory of a micro-batch of `size`, with room for the statistics of `micro_batches`: of a training step, or of the loss
@@ -173,7 +185,8 @@ fn larger(a: BatchSize, b: BatchSize) -> BatchSize {
 fn dry_run(model: &Model, size: BatchSize, micro_batches: usize, training: bool) -> Result<Arena> {
     let mut arena = Arena::new(usize::MAX);
     Figures::take(&mut arena, &model.shape, micro_batches, if training { size.sequences } else { 0 });
-    let inputs = Inputs::take(&mut arena, size, size.tokens, size.tokens, Tables::dry(&model.rope));
+    let inputs =
+        Inputs::take(&mut arena, model.tower.as_ref(), size, size.tokens, size.tokens, Tables::dry(&model.rope));
     let figures = Figures::take(&mut Arena::new(usize::MAX), &model.shape, 1, 0);
     let mut step = Step {
         backend: &mut PlanBackend::default(),
@@ -204,7 +217,7 @@ impl MemoryPlan {
 
     pub(crate) fn of(model: &Model, plan: &StepPlan, kind: DeviceKind) -> Self {
         let store = &model.store;
-        let own = kind.own_bytes(model.shape.widest(), plan.tokens());
+        let own = kind.own_bytes(model.shape.widest(), plan.rows());
         let mut categories = vec![("weights", store.weights.bytes())];
         categories.extend(store.quantized.map(|nf4| ("weights in 4 bits", nf4.bytes())));
         let mut host_categories = Vec::new();
@@ -248,7 +261,7 @@ pub fn plan_memory(dir: &Path, options: &EngineOptions, kind: DeviceKind) -> Res
 
 /// [`plan_memory`] of a configuration that was read already.
 pub fn plan_memory_of(config: &ModelConfig, options: &EngineOptions, kind: DeviceKind) -> Result<MemoryPlan> {
-    let model = Model::new(config, options, kind)?;
+    let model = Model::new(&options.seeing(config.clone()), options, kind)?;
     if options.max_batch.tokens == 0 {
         return Err(Error::new(ErrorCode::Config, "a micro-batch has at least one token"));
     }

@@ -3,6 +3,7 @@
 use arl_model::{Family, Mlp, ModelConfig};
 
 use crate::backend::Heads;
+use crate::vision::Tower;
 
 /// The sizes of a model.
 #[derive(Clone, Debug)]
@@ -17,6 +18,8 @@ pub(crate) struct Shape {
     pub(crate) norm_offset: f32,
     /// Elements of a head that are rotated.
     pub(crate) rotary: usize,
+    /// The widest vector of the vision tower whose gradient is a sum over patches; 0 without one.
+    tower_widest: usize,
     /// Whether positions may have three axes.
     pub(crate) axes: bool,
     /// This row of the embedding gets no gradient from the look-up.
@@ -46,6 +49,7 @@ impl Shape {
             epsilon: config.rms_norm_eps as f32,
             norm_offset: config.norm_offset,
             rotary: config.rope.rotary_dim,
+            tower_widest: config.vision.as_ref().map_or(0, Tower::widest),
             axes: config.rope.axes.is_some(),
             padding_idx: config.padding_idx,
             balance: config.moe.and_then(|moe| moe.router_aux_loss_coef),
@@ -56,6 +60,6 @@ impl Shape {
 
     /// Columns of the widest vector whose gradient is a sum over tokens: a norm's weight or a bias.
     pub(crate) fn widest(&self) -> usize {
-        self.hidden.max(self.heads.qkv_columns())
+        self.hidden.max(self.heads.qkv_columns()).max(self.tower_widest)
     }
 }

@@ -53,6 +53,8 @@ pub(crate) struct Statistics {
     /// Sequences of each; empty: their losses are not asked for.
     pub(crate) sequences: Vec<usize>,
     pub(crate) figures: Figures,
+    /// Whether any of those that have targets has images.
+    pub(crate) sees: bool,
 }
 
 /// What the device computes of micro-batches.

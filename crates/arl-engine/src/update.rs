@@ -15,6 +15,8 @@ pub(crate) struct Update {
     /// What is the same for all parameters; its buffers are the whole arrays.
     adam: AdamW,
     runs: Vec<Run>,
+    /// Bias corrections of the vision tower; none: no image was seen, and the tower stays as it is.
+    vision: Option<[f32; 2]>,
     /// The gradients are those of this rank's own pieces.
     own_gradients: bool,
 }
@@ -26,6 +28,8 @@ pub(crate) struct Numbers {
     pub(crate) hyper: Hyper,
     /// Counted from 1.
     pub(crate) step: u64,
+    /// Steps that have seen an image, this one included, counted from 1; none: this one has not.
+    pub(crate) vision_step: Option<u64>,
     /// What the gradients are to be divided by.
     pub(crate) gradient_scale: f32,
     pub(crate) rounding_seed: u64,
@@ -40,8 +44,10 @@ impl Update {
         runs: Vec<Run>,
         numbers: Numbers,
     ) -> Self {
-        let Numbers { adam, hyper, step, gradient_scale, rounding_seed } = numbers;
-        let correction = |beta: f32| (1.0 - f64::from(beta).powf(step as f64)) as f32;
+        let Numbers { adam, hyper, step, vision_step, gradient_scale, rounding_seed } = numbers;
+        let correction_at = |beta: f32, step: u64| (1.0 - f64::from(beta).powf(step as f64)) as f32;
+        let correction = |beta: f32| correction_at(beta, step);
+        let vision = vision_step.map(|step| [adam.beta1, adam.beta2].map(|beta| correction_at(beta, step)));
         let adam = AdamW {
             weights: store.weights,
             masters: store.masters,
@@ -60,14 +66,18 @@ impl Update {
             gradient_scale,
             max_grad_norm: hyper.max_grad_norm,
         };
-        Update { adam, runs, own_gradients: sums.is_some() }
+        Update { adam, runs, vision, own_gradients: sums.is_some() }
     }
 
-    /// The update of a run, of the whole arrays on the device.
-    fn of(&self, run: Run) -> AdamW {
+    /// The update of a run, of the whole arrays on the device; none: it stays as it is.
+    fn of(&self, run: Run) -> Option<AdamW> {
+        let whole = [self.adam.bias_correction1, self.adam.bias_correction2];
+        let [bias_correction1, bias_correction2] = if run.vision { self.vision? } else { whole };
         let part = |buffer: Buffer| buffer.slice(run.own, run.len);
         let gradient = if self.own_gradients { run.own } else { run.optimizer };
-        AdamW {
+        Some(AdamW {
+            bias_correction1,
+            bias_correction2,
             weights: self.adam.weights.slice(run.weights, run.len),
             masters: self.adam.masters.map(part),
             rounding: self.adam.rounding.from(run.optimizer),
@@ -76,12 +86,12 @@ impl Update {
             moment2: part(self.adam.moment2),
             weight_decay: if run.decay { self.adam.weight_decay } else { 0.0 },
             ..self.adam
-        }
+        })
     }
 
     /// The update where everything is on the device.
     pub(crate) fn run<B: Backend + ?Sized>(&self, backend: &mut B) {
-        self.runs.iter().for_each(|run| backend.adamw(&self.of(*run)));
+        self.runs.iter().filter_map(|run| self.of(*run)).for_each(|update| backend.adamw(&update));
     }
 }
 
@@ -121,12 +131,13 @@ impl Pending {
             }
             let i = self.next;
             let Slot { moment1, moment2, masters } = self.pieces.slot(i);
-            let update = AdamW { masters, moment1, moment2, ..self.update.of(piece) };
+            // A piece that stays as it is comes and goes all the same: places do not change from step to step.
+            let update = self.update.of(piece).map(|update| AdamW { masters, moment1, moment2, ..update });
             match self.pieces.place(i) {
-                Place::Kept(_) => backend.adamw(&update),
+                Place::Kept(_) => update.iter().for_each(|update| backend.adamw(update)),
                 Place::Passing(number) => {
                     backend.wait(Stream::Compute, OptimizerPoint::Fetched.event(number));
-                    backend.adamw(&update);
+                    update.iter().for_each(|update| backend.adamw(update));
                     backend.record(Stream::Compute, OptimizerPoint::Updated.event(number));
                     backend.wait(Stream::ToHost, OptimizerPoint::Updated.event(number));
                     for (host, slot) in self.pieces.pairs(i) {

@@ -281,7 +281,7 @@ mod tests {
             targets: vec![2, 3, 4],
             positions: vec![0, 1, 2],
             cu_seqlens: vec![0, 3],
-            weights: None,
+            ..MicroBatch::default()
         };
         engine.step(&[batch], Hyper { learning_rate: 0.1, max_grad_norm: 1.0 }).unwrap();
         let gaps = engine.model.placement.gaps();

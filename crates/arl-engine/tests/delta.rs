@@ -173,7 +173,8 @@ fn the_plan_is_what_a_step_touches() {
     for (name, dir) in models() {
         for recompute in LEVELS {
             let base = options(DType::F32, recompute, tokens);
-            let options = EngineOptions { max_batch: BatchSize { tokens, sequences: 4 }, ..base };
+            let options =
+                EngineOptions { max_batch: BatchSize { tokens, sequences: 4, ..BatchSize::default() }, ..base };
             let plan = plan_memory(dir.path(), &options, DeviceKind::Cpu).unwrap();
             let mut engine = open(dir.path(), &options);
             assert_eq!(engine.memory(), plan);
@@ -206,8 +207,8 @@ fn greedy_by_whole_texts(engine: &mut Engine<CpuBackend>, prompt: &[i32], count:
             targets: vec![IGNORED; tokens],
             positions: (0..tokens as i32).collect(),
             cu_seqlens: vec![0, tokens as i32],
-            weights: None,
             input_ids: text.clone(),
+            ..MicroBatch::default()
         };
         let logits = engine.inspect(&whole).unwrap().logits;
         let last = &logits[(tokens - 1) * vocab..];

@@ -207,7 +207,7 @@ fn the_plan_is_what_a_step_touches() {
     // Room is planned for the statistics of 64 micro-batches.
     let mut batches = vec![MicroBatch { targets: vec![IGNORED; 33], ..whole.clone() }; 63];
     batches.push(whole);
-    let size = BatchSize { tokens: 33, sequences: 3 };
+    let size = BatchSize { tokens: 33, sequences: 3, ..BatchSize::default() };
     for name in MODELS {
         for recompute in [Recompute::Off, Recompute::Norms, Recompute::Mlp, Recompute::Block] {
             for chunk in [4, 33] {
@@ -247,8 +247,8 @@ fn greedy_by_whole_texts(engine: &mut Engine<CpuBackend>, prompt: &[i32], count:
             targets: vec![IGNORED; tokens],
             positions: (0..tokens as i32).collect(),
             cu_seqlens: vec![0, tokens as i32],
-            weights: None,
             input_ids: text.clone(),
+            ..MicroBatch::default()
         };
         let logits = engine.inspect(&whole).unwrap().logits;
         let last = &logits[(tokens - 1) * vocab..];

@@ -134,7 +134,10 @@ fn the_memory_of_an_evaluation_is_planned_and_is_less_than_that_of_a_step() {
         let step = EngineOptions { max_batch: size, ..training.clone() };
         assert!(bytes(&training) < planned.total_bytes && planned.total_bytes < bytes(&step), "{name}");
         // What is no larger than a step's micro-batch needs nothing.
-        let small = EngineOptions { eval_batch: BatchSize { tokens: 33, sequences: 3 }, ..training.clone() };
+        let small = EngineOptions {
+            eval_batch: BatchSize { tokens: 33, sequences: 3, ..BatchSize::default() },
+            ..training.clone()
+        };
         assert_eq!(bytes(&small), bytes(&training), "{name}");
     }
 }

@@ -78,6 +78,12 @@ fn the_shared_adapters_match() {
 }
 
 #[test]
+fn the_shared_models_that_see_match() {
+    let Some(folder) = shared("vision") else { return };
+    assert_eq!(run(&folder), golden::cases(&folder).len());
+}
+
+#[test]
 fn in_f16_the_cases_match_but_for_its_rounding() {
     let mut failed = Vec::new();
     for case in golden::cases(&root().join("__test__/golden")) {

@@ -25,7 +25,7 @@ const CONFIG: &str = r#"{
     "num_experts_per_tok": 2, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 12
   },
   "tie_word_embeddings": false,
-  "vision_config": {"depth": 1}
+  "vision_config": {"depth": 1, "out_hidden_size": 16}
 }
 "#;
 

@@ -211,6 +211,6 @@ fn a_batch_larger_than_planned_makes_room_and_changes_no_bit() {
         engine.step(&batches, HYPER).unwrap();
         (state_bits(&mut engine), engine.memory())
     };
-    let planned = run(BatchSize { tokens: 33, sequences: 3 });
-    assert!(run(BatchSize { tokens: 2, sequences: 1 }) == planned);
+    let planned = run(BatchSize { tokens: 33, sequences: 3, ..BatchSize::default() });
+    assert!(run(BatchSize { tokens: 2, sequences: 1, ..BatchSize::default() }) == planned);
 }

@@ -73,7 +73,7 @@ fn the_memory_of_the_logits_is_halved() {
                 let options = EngineOptions {
                     logits_16bit,
                     loss_seq_chunk_size: Some(2048),
-                    max_batch: BatchSize { tokens: 4096, sequences: 4 },
+                    max_batch: BatchSize { tokens: 4096, sequences: 4, ..BatchSize::default() },
                     ..options(dtype, Recompute::Norms, 1)
                 };
                 plan_memory_of(&config, &options, kind).unwrap().total_bytes

@@ -169,7 +169,7 @@ fn options(recompute: Recompute) -> EngineOptions {
     EngineOptions {
         dtype: DType::Bf16,
         recompute,
-        max_batch: BatchSize { tokens: TOKENS, sequences: SEQUENCES },
+        max_batch: BatchSize { tokens: TOKENS, sequences: SEQUENCES, ..BatchSize::default() },
         ..EngineOptions::default()
     }
 }

@@ -18,6 +18,7 @@ const PAIRS_A_TASK: usize = 8192;
 pub fn init_f32(config: &ModelConfig, spec: &TensorSpec, seed: u64, out: &mut [f32]) {
     match spec.role {
         Role::Norm | Role::DtBias => return out.fill(1.0),
+        role if role.is_vision_norm() => return out.fill(1.0),
         Role::ALog => return log_uniform(spec, seed, out),
         role if role.is_norm() => return out.fill(1.0 - config.norm_offset),
         _ => {}
@@ -37,7 +38,8 @@ pub fn init_f32(config: &ModelConfig, spec: &TensorSpec, seed: u64, out: &mut [f
     }
     let experts = matches!(spec.role, Role::Router | Role::ExpertGate(_) | Role::ExpertUp(_) | Role::ExpertDown(_));
     // transformers takes 0 for "not given" everywhere but in experts and routers.
-    let deviation = match config.initializer_range {
+    let tower = config.vision.as_ref().filter(|_| spec.block.is_vision());
+    let deviation = match tower.map_or(config.initializer_range, |vision| vision.initializer_range) {
         _ if embedding => 1.0,
         0.0 if !experts => 0.02,
         deviation => deviation,

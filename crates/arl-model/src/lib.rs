@@ -8,6 +8,7 @@ mod config;
 mod error;
 mod folder;
 mod format;
+mod freeze;
 mod init;
 mod lora;
 mod nf4;
@@ -17,11 +18,12 @@ mod weights;
 
 pub use config::{
     DeltaConfig, Family, LayerConfig, Mixer, Mlp, ModelConfig, MoeConfig, RopeAxes, RopeConfig, RopeScaling,
-    WeightDtype,
+    VisionConfig, VisionKind, WeightDtype,
 };
 pub use error::{Error, ErrorCode, Result};
 pub use folder::{ExportOverrides, ModelFiles, Placeholder, unreadable};
 pub use format::CheckpointFormat;
+pub use freeze::{FreezePart, freeze_patterns};
 pub use init::init_f32;
 pub use lora::{Adapter, AdapterFile, Lora, LoraBias, LoraConfig, ModuleNames, merge_adapter, save_adapter};
 pub use nf4::{NF4_BLOCK, NF4_NESTED_BLOCK, NF4_VALUES, Nf4, Nf4Builder, Nf4Scales, nf4_scale_values};

@@ -210,6 +210,8 @@ fn other_models_are_refused_with_the_supported_ones_named() {
         ("qwen3_next", Family::Qwen3Next),
         ("qwen3_5_text", Family::Qwen3_5),
         ("qwen3_5_moe_text", Family::Qwen3_5Moe),
+        ("qwen3_vl_text", Family::Qwen3Vl),
+        ("qwen3_vl_moe_text", Family::Qwen3VlMoe),
     ] {
         assert_eq!(accepted(family, json!({})).family, name);
     }

@@ -49,13 +49,14 @@ fn config_text(family: Family, nested: bool, tied: bool) -> String {
     let whole = json!({
         "architectures": ["X"], "model_type": name, "tie_word_embeddings": tied, "text_config": text,
         "image_token_id": 9, "video_token_id": 8, "vision_start_token_id": 7, "vision_end_token_id": 6,
-        "vision_config": {"depth": 1}, "dtype": "bfloat16", "transformers_version": "5.24.0",
+        "vision_config": {"depth": 1, "out_hidden_size": 6}, "dtype": "bfloat16", "transformers_version": "5.24.0",
     });
     format!("{whole:#}\n")
 }
 
+/// Of the text alone: a tower is carried.
 fn config_of(text: &str) -> ModelConfig {
-    ModelConfig::from_json(text, Path::new("config.json")).unwrap()
+    ModelConfig::from_json(text, Path::new("config.json")).unwrap().text_alone()
 }
 
 /// Where a file has its parameters.
@@ -133,7 +134,7 @@ fn folder(text: &str, tensors: &[Entry]) -> TempDir {
 /// The folder that comes out of one that was not trained.
 fn saved(dir: &TempDir, dtype: Option<WeightDtype>) -> (TempDir, String) {
     let (files, out) = (ModelFiles::read(dir.path()).unwrap(), tempfile::tempdir().unwrap());
-    let config = files.config().unwrap();
+    let config = files.config().unwrap().text_alone();
     let checkpoint = Checkpoint::open(dir.path(), &config).unwrap();
     let read = |name: &str, out: &mut [f32]| checkpoint.read_f32(name, out);
     save_model(out.path(), &files, &config, checkpoint.format(), dtype, u64::MAX, read).unwrap();
@@ -149,8 +150,11 @@ const FAMILIES: [(Family, bool); 5] = [
 ];
 
 fn layouts(family: Family) -> Vec<Layout> {
-    let prefixes: &[&str] =
-        if family == Family::Qwen3Next { &["model.", ""] } else { &["model.", "model.language_model.", ""] };
+    let prefixes: &[&str] = if family == Family::Qwen3Next {
+        &["model.", ""]
+    } else {
+        &["model.", "model.language_model.", "", "language_model."]
+    };
     let joined: &[bool] = if family == Family::Qwen3_5 { &[false] } else { &[false, true] };
     prefixes.iter().flat_map(|prefix| joined.iter().map(|&joined| Layout { prefix, joined })).collect()
 }

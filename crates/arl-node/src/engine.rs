@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arl_engine::backend::Backend;
 use arl_engine::{Engine as Core, Ticket, Weights};
+use arl_image::ImageProcessor;
 use arl_model::{Checkpoint, Error, ErrorCode, ExportOverrides, Lora, ModelConfig, Result};
 use napi::Env;
 use napi::bindgen_prelude::{FnArgs, Function, Int32Array, Object};
@@ -14,12 +15,16 @@ use napi::threadsafe_function::ThreadsafeFunctionCallMode;
 use napi_derive::napi;
 
 use crate::adapter::{sizes, weight_dtype};
+use crate::batch::{
+    MicroBatch, PromptImages, batch_from_js, batches_from_js, prepared, prepared_prompts, prompts_from_js,
+};
 use crate::device::{backend, device_kind};
 use crate::error::{sync, to_napi};
+use crate::parts::config;
 use crate::ranks::Ranks;
 use crate::values::{
-    AdaptedLayers, EngineInfo, EngineOptions, GenerateOptions, MemoryPlan, MicroBatch, ModelFacts, StepHyper,
-    batch_from_js, batches_from_js, core_options, hyper_from_js, plan_to_js, seed, stats_to_js, step_to_js,
+    AdaptedLayers, EngineInfo, EngineOptions, GenerateOptions, MemoryPlan, ModelFacts, StepHyper, core_options,
+    hyper_from_js, plan_to_js, seed, stats_to_js, step_to_js,
 };
 use crate::worker::Worker;
 
@@ -27,7 +32,7 @@ use crate::worker::Worker;
 #[napi]
 pub fn plan_memory(options: EngineOptions) -> napi::Result<MemoryPlan> {
     sync(|| {
-        let config = ModelConfig::from_dir(&PathBuf::from(&options.model_dir))?;
+        let config = config(&options)?;
         let core = core_options(&options)?;
         let plan = arl_engine::plan_memory_of(&config, &core, device_kind(&options.device)?)?;
         let lora = core.lora.as_ref().map(|lora| Lora::new(&config, &lora.config)).transpose()?;
@@ -53,7 +58,7 @@ pub fn model_config(model_dir: String) -> napi::Result<ModelFacts> {
 pub fn check_weights(model_dir: String) -> napi::Result<()> {
     sync(|| {
         let dir = PathBuf::from(model_dir);
-        Checkpoint::open(&dir, &ModelConfig::from_dir(&dir)?).map(drop)
+        Checkpoint::open(&dir, &ModelConfig::from_dir(&dir)?.text_alone()).map(drop)
     })
 }
 
@@ -64,6 +69,8 @@ type AnyEngine = Core<dyn Backend>;
 pub struct Engine {
     worker: Mutex<Option<Worker<AnyEngine>>>,
     interrupt: Arc<AtomicBool>,
+    /// What makes patches of pixels; none: the vision tower is not in the engine.
+    processor: Option<Arc<ImageProcessor>>,
     /// Whether other ranks compute each step with this one: then none may leave it half-way.
     joined: AtomicBool,
     flops: arl_engine::Flops,
@@ -106,14 +113,18 @@ impl Engine {
             });
             let sizes = sizes(engine.config(), engine.lora());
             let config = engine.config().clone();
-            let found = (engine.interrupt_flag(), config, sizes, engine.device(), engine.notice(), changes);
+            let dir = PathBuf::from(&options.model_dir);
+            let processor = config.vision.as_ref().map(|_| ImageProcessor::from_dir(&dir)).transpose()?.map(Arc::new);
+            let found =
+                (engine.interrupt_flag(), config, sizes, (engine.device(), processor), engine.notice(), changes);
             Ok((engine, found))
         };
         Worker::start(env, "arl-engine", threads, open, move |worker, found| {
-            let (interrupt, config, (flops, adapted), device, notice, changes) = found;
+            let (interrupt, config, (flops, adapted), (device, processor), notice, changes) = found;
             Engine {
                 worker: Mutex::new(Some(worker)),
                 interrupt,
+                processor,
                 joined: AtomicBool::new(false),
                 flops,
                 adapted,
@@ -179,8 +190,8 @@ impl Engine {
     /// ONE optimizer step over all micro-batches.
     #[napi(ts_return_type = "Promise<StepStats>")]
     pub fn step<'env>(&self, env: &'env Env, batches: Vec<MicroBatch>, hyper: StepHyper) -> napi::Result<Object<'env>> {
-        let (batches, hyper) = (batches_from_js(&batches), hyper_from_js(&hyper));
-        self.submit(env, move |engine| engine.step(&batches, hyper), step_to_js)
+        let (batches, hyper, processor) = (batches_from_js(&batches), hyper_from_js(&hyper), self.processor.clone());
+        self.submit(env, move |engine| engine.step(&prepared(batches, processor.as_deref())?, hyper), step_to_js)
     }
 
     /// Queues the gradients of a step after the step in progress; no weight changes yet. Resolves with the step's ticket once
@@ -193,8 +204,12 @@ impl Engine {
         batches: Vec<MicroBatch>,
         hyper: StepHyper,
     ) -> napi::Result<Object<'env>> {
-        let (batches, hyper) = (batches_from_js(&batches), hyper_from_js(&hyper));
-        self.submit(env, move |engine| engine.submit(&batches, hyper), |ticket| ticket.0 as f64)
+        let (batches, hyper, processor) = (batches_from_js(&batches), hyper_from_js(&hyper), self.processor.clone());
+        self.submit(
+            env,
+            move |engine| engine.submit(&prepared(batches, processor.as_deref())?, hyper),
+            |ticket| ticket.0 as f64,
+        )
     }
 
     /// Queues the update of a submitted step at once, and resolves with its statistics when the device has computed them.
@@ -250,10 +265,10 @@ impl Engine {
     /// The loss of each micro-batch, with the weights as they are.
     #[napi(ts_return_type = "Promise<MicroBatchStats[]>")]
     pub fn evaluate<'env>(&self, env: &'env Env, batches: Vec<MicroBatch>) -> napi::Result<Object<'env>> {
-        let batches = batches_from_js(&batches);
+        let (batches, processor) = (batches_from_js(&batches), self.processor.clone());
         self.submit(
             env,
-            move |engine| engine.evaluate(&batches),
+            move |engine| engine.evaluate(&prepared(batches, processor.as_deref())?),
             |stats| stats.into_iter().map(stats_to_js).collect::<Vec<_>>(),
         )
     }
@@ -261,16 +276,17 @@ impl Engine {
     /// The loss of each sequence of a micro-batch, with the weights as they are: sums that do not depend on the other sequences.
     #[napi(ts_return_type = "Promise<MicroBatchStats[]>")]
     pub fn evaluate_sequences<'env>(&self, env: &'env Env, batch: MicroBatch) -> napi::Result<Object<'env>> {
-        let batch = batch_from_js(&batch);
+        let (batch, processor) = (vec![batch_from_js(&batch)], self.processor.clone());
         self.submit(
             env,
-            move |engine| engine.evaluate_sequences(&batch),
+            move |engine| engine.evaluate_sequences(&prepared(batch, processor.as_deref())?[0]),
             |stats| stats.into_iter().map(stats_to_js).collect::<Vec<_>>(),
         )
     }
 
     /// Generates a reply to each prompt, in one batch. `onToken` receives each token, with its prompt's index, as soon as it is
-    /// chosen; its last calls may come after the promise resolves.
+    /// chosen; its last calls may come after the promise resolves. `seen` has what the model sees of each prompt; absent: they
+    /// are text.
     #[napi(ts_return_type = "Promise<Int32Array[]>")]
     pub fn generate<'env>(
         &self,
@@ -280,8 +296,10 @@ impl Engine {
         #[napi(ts_arg_type = "(prompt: number, token: number) => void")] on_token: Option<
             Function<'_, FnArgs<(u32, i32)>, ()>,
         >,
+        seen: Option<Vec<PromptImages>>,
     ) -> napi::Result<Object<'env>> {
-        let prompts: Vec<Vec<i32>> = prompts.iter().map(|prompt| prompt.to_vec()).collect();
+        let prompts = prompts_from_js(&prompts, seen.as_deref()).map_err(|error| to_napi(&error))?;
+        let processor = self.processor.clone();
         let options = arl_engine::GenerateOptions {
             max_new_tokens: options.max_new_tokens as usize,
             stop_ids: options.stop_ids.into_iter().map(|id| id as i32).collect(),
@@ -299,7 +317,10 @@ impl Engine {
         };
         self.submit(
             env,
-            move |engine| engine.generate_streaming(&prompts, &options, &mut on_token),
+            move |engine| {
+                let prompts = prepared_prompts(prompts, processor.as_deref())?;
+                engine.generate_streaming(&prompts, &options, &mut on_token)
+            },
             |replies| replies.into_iter().map(Int32Array::from).collect::<Vec<_>>(),
         )
     }

@@ -2,6 +2,7 @@
 //! on threads of its own, and holds no logic. Field names in JavaScript are those of Rust in camelCase.
 
 pub mod adapter;
+pub mod batch;
 pub mod cuda;
 pub mod device;
 pub mod engine;
@@ -10,6 +11,7 @@ pub mod files;
 pub mod images;
 mod memory;
 pub mod parquet;
+mod parts;
 pub mod ranks;
 pub mod text;
 pub mod values;

@@ -1,16 +1,15 @@
 //! The ranks that an MPI launcher has started, for JavaScript: opened once in a process, then given to an engine.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use arl_comm::{Group, World};
-use arl_model::ModelConfig;
 use napi::Env;
 use napi::bindgen_prelude::{Object, Uint8Array};
 use napi_derive::napi;
 
 use crate::device::device_kind;
 use crate::error::sync;
+use crate::parts::config;
 use crate::values::{EngineOptions, core_options};
 use crate::worker::once;
 
@@ -29,7 +28,7 @@ pub struct Traffic {
 #[napi]
 pub fn plan_traffic(options: EngineOptions, rounds: u32) -> napi::Result<Traffic> {
     sync(|| {
-        let config = ModelConfig::from_dir(&PathBuf::from(&options.model_dir))?;
+        let config = config(&options)?;
         let (core, kind) = (core_options(&options)?, device_kind(&options.device)?);
         let sent = arl_engine::plan_traffic(&config, &core, kind, u64::from(rounds))?;
         Ok(Traffic { gradients: sent.gradients as f64, sums: sent.sums as f64, weights: sent.weights as f64 })

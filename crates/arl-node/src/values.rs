@@ -4,10 +4,11 @@ use arl_cuda_libraries::places::{Machine, cache_folder};
 use arl_engine::backend::DType;
 use arl_engine::{Adam, AttentionChoice, BatchSize, GenerateSize, Hyper, LossScaling, Nf4Options, Recompute};
 use arl_model::{Error, ErrorCode, Result};
-use napi::bindgen_prelude::{Float32Array, Int32Array};
 use napi_derive::napi;
 
 use crate::adapter::lora_options;
+pub use crate::batch::MicroBatch;
+use crate::parts::frozen;
 
 /// What an engine is made of.
 #[napi(object)]
@@ -44,6 +45,10 @@ pub struct EngineOptions {
     pub max_tokens: u32,
     /// Sequences of the micro-batch with the most.
     pub max_sequences: u32,
+    /// Patches of the micro-batch with the most.
+    pub max_patches: Option<u32>,
+    /// Images of the micro-batch with the most.
+    pub max_images: Option<u32>,
     /// Tokens of the largest micro-batch that is evaluated, if it is larger; absent: none is.
     pub eval_max_tokens: Option<u32>,
     /// Sequences of the evaluated micro-batch with the most.
@@ -52,6 +57,10 @@ pub struct EngineOptions {
     pub eval_prompts: Option<Vec<Vec<u32>>>,
     /// New tokens that those replies may have.
     pub eval_max_new_tokens: Option<u32>,
+    /// Whether the vision tower is opened; else it is carried as it is.
+    pub vision: Option<bool>,
+    /// Parts that are not trained: `vision`, `merger`, `language`.
+    pub freeze: Option<Vec<String>>,
     /// Who computes attention; absent: this project's kernels.
     #[napi(ts_type = "'auto' | 'cudnn' | 'own'")]
     pub attention: Option<String>,
@@ -102,21 +111,6 @@ pub struct ModelFacts {
     pub vocab_size: u32,
     /// Positions that the model was made for.
     pub max_position_embeddings: u32,
-}
-
-/// Samples side by side, without padding.
-#[napi(object, object_to_js = true)]
-pub struct MicroBatch {
-    /// `[T]`: token ids.
-    pub input_ids: Int32Array,
-    /// `[T]`: already shifted: the logits at t are scored against `targets[t]`; -100 is not trained.
-    pub targets: Int32Array,
-    /// `[T]`: position of each token in its sequence.
-    pub positions: Int32Array,
-    /// `[sequences + 1]`: where each sequence begins, and `T`.
-    pub cu_seqlens: Int32Array,
-    /// `[T]`: weight of each target; absent: 1.
-    pub weights: Option<Float32Array>,
 }
 
 /// Bytes of one category of memory.
@@ -300,10 +294,16 @@ pub(crate) fn core_options(options: &EngineOptions) -> Result<arl_engine::Engine
         activation_offloading: options.activation_offloading.unwrap_or(false),
         optimizer_offload: options.optimizer_offload.unwrap_or(false),
         loss_seq_chunk_size: options.loss_seq_chunk_size.map(|rows| rows as usize),
-        max_batch: BatchSize { tokens: options.max_tokens as usize, sequences: options.max_sequences as usize },
+        max_batch: BatchSize {
+            tokens: options.max_tokens as usize,
+            sequences: options.max_sequences as usize,
+            patches: options.max_patches.unwrap_or(0) as usize,
+            images: options.max_images.unwrap_or(0) as usize,
+        },
         eval_batch: BatchSize {
             tokens: options.eval_max_tokens.unwrap_or(0) as usize,
             sequences: options.eval_max_sequences.unwrap_or(0) as usize,
+            ..BatchSize::default()
         },
         generate: GenerateSize {
             prompts: options
@@ -314,7 +314,8 @@ pub(crate) fn core_options(options: &EngineOptions) -> Result<arl_engine::Engine
                 .collect(),
             max_new_tokens: options.eval_max_new_tokens.unwrap_or(0) as usize,
         },
-        frozen: Vec::new(),
+        vision: options.vision.unwrap_or(false),
+        frozen: frozen(options)?,
         lora: lora_options(options)?,
         load_in_4bit: options
             .load_in_4bit
@@ -378,19 +379,4 @@ pub(crate) fn step_to_js(stats: arl_engine::StepStats) -> StepStats {
 
 pub(crate) fn hyper_from_js(hyper: &StepHyper) -> Hyper {
     Hyper { learning_rate: hyper.learning_rate as f32, max_grad_norm: hyper.max_grad_norm as f32 }
-}
-
-/// Copies the batch, so that no thread reads memory that JavaScript can write.
-pub(crate) fn batch_from_js(batch: &MicroBatch) -> arl_engine::MicroBatch {
-    arl_engine::MicroBatch {
-        input_ids: batch.input_ids.to_vec(),
-        targets: batch.targets.to_vec(),
-        positions: batch.positions.to_vec(),
-        cu_seqlens: batch.cu_seqlens.to_vec(),
-        weights: batch.weights.as_ref().map(|weights| weights.to_vec()),
-    }
-}
-
-pub(crate) fn batches_from_js(batches: &[MicroBatch]) -> Vec<arl_engine::MicroBatch> {
-    batches.iter().map(batch_from_js).collect()
 }

@@ -73,7 +73,7 @@ fn engine<B: Backend + ?Sized>(backend: Box<B>, dir: &Path, dtype: DType, way: W
         activation_offloading: way.offload,
         optimizer_offload: way.offload,
         attention: way.attention,
-        max_batch: BatchSize { tokens: 100, sequences: 4 },
+        max_batch: BatchSize { tokens: 100, sequences: 4, ..BatchSize::default() },
         adam: Adam { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1 },
         ..EngineOptions::default()
     };
@@ -164,7 +164,7 @@ fn micro_batch(
     let options = EngineOptions {
         dtype: DType::Bf16,
         attention,
-        max_batch: BatchSize { tokens, sequences: tokens / seq },
+        max_batch: BatchSize { tokens, sequences: tokens / seq, ..BatchSize::default() },
         ..EngineOptions::default()
     };
     let mut engine = Engine::open(backend, dir, Weights::Random(7), &options)?;

@@ -34,7 +34,7 @@ pub(super) fn case(run: &mut Run<'_>, name: &'static str, goals: &[Goal]) -> Res
     let options = EngineOptions {
         recompute: Recompute::Block,
         activation_offloading: true,
-        max_batch: BatchSize { tokens, sequences: 1 },
+        max_batch: BatchSize { tokens, sequences: 1, ..BatchSize::default() },
         ..super::options(run)
     };
     let heads =
@@ -81,7 +81,7 @@ fn plan(configs: &Path) -> Result<MemoryPlan> {
         recompute: Recompute::Block,
         activation_offloading: true,
         optimizer_offload: true,
-        max_batch: BatchSize { tokens: PLANNED, sequences: 1 },
+        max_batch: BatchSize { tokens: PLANNED, sequences: 1, ..BatchSize::default() },
         ..EngineOptions::default()
     };
     plan_memory(&configs.join(MODEL), &options, DeviceKind::Cuda)

@@ -26,7 +26,7 @@ pub(super) fn case(run: &mut Run<'_>, name: &'static str, goals: &[Goal]) -> Res
     let (vocab, hidden) = (config.vocab_size, config.hidden_size);
     let options = EngineOptions {
         recompute: Recompute::Norms,
-        max_batch: BatchSize { tokens, sequences: tokens / seq },
+        max_batch: BatchSize { tokens, sequences: tokens / seq, ..BatchSize::default() },
         ..super::options(run)
     };
     let both = of_a_step(run, &dir, &options, tokens, seq)

@@ -218,7 +218,7 @@ fn batch(vocab: usize, tokens: usize, seq: usize, seed: u64) -> MicroBatch {
     let targets = input_ids.chunks(seq).flat_map(|s| s.iter().skip(1).chain(s.first()).copied()).collect();
     let positions = (0..tokens).map(|t| (t % seq) as i32).collect();
     let cu_seqlens = (0..=tokens / seq).map(|s| (s * seq) as i32).collect();
-    MicroBatch { input_ids, targets, positions, cu_seqlens, weights: None }
+    MicroBatch { input_ids, targets, positions, cu_seqlens, ..MicroBatch::default() }
 }
 
 fn gib(bytes: usize) -> f64 {

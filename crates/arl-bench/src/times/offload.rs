@@ -20,7 +20,7 @@ pub(super) fn case(run: &mut Run<'_>, times: &Times, (name, goals): (&'static st
         let options = EngineOptions {
             recompute: Recompute::Block,
             activation_offloading,
-            max_batch: BatchSize { tokens: step.tokens, sequences: step.tokens / step.seq },
+            max_batch: BatchSize { tokens: step.tokens, sequences: step.tokens / step.seq, ..BatchSize::default() },
             ..super::options(run)
         };
         let backend: Box<dyn Backend> = run.open()?;

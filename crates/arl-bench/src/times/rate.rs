@@ -153,6 +153,7 @@ pub(super) fn attention_rates(
     let op = Attention {
         heads,
         sequences: Sequences { cu_seqlens, count: 1, max_len: tokens },
+        causal: true,
         window: None,
         scale: 1.0 / (heads.dim as f32).sqrt(),
         q: part(0),

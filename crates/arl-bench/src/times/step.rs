@@ -61,7 +61,7 @@ impl Step {
             optimizer_offload: self.optimizer_offload,
             stochastic_rounding: self.bf16_state && base.dtype == DType::Bf16,
             bf16_moments: self.bf16_state,
-            max_batch: BatchSize { tokens: self.tokens, sequences: self.tokens / self.seq },
+            max_batch: BatchSize { tokens: self.tokens, sequences: self.tokens / self.seq, ..BatchSize::default() },
             ..base
         }
     }
@@ -330,7 +330,10 @@ mod tests {
     fn the_fastest_settings_that_fit_are_taken() {
         let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../__test__/golden/window-bias");
         let config = ModelConfig::from_dir(&dir).unwrap();
-        let base = EngineOptions { max_batch: BatchSize { tokens: 4096, sequences: 1 }, ..EngineOptions::default() };
+        let base = EngineOptions {
+            max_batch: BatchSize { tokens: 4096, sequences: 1, ..BatchSize::default() },
+            ..EngineOptions::default()
+        };
         let plan = |recompute, activation_offloading| {
             let options = EngineOptions { recompute, activation_offloading, ..base.clone() };
             plan_memory_of(&config, &options, DeviceKind::Cuda).unwrap().total_bytes

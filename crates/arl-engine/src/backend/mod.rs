@@ -22,6 +22,7 @@ pub mod plan;
 pub mod profile;
 mod rounding;
 pub mod timeline;
+mod vision;
 
 pub use self::adapters::{Magnitude, Nf4Nested, Nf4Weights};
 pub use self::buffer::{Buffer, DType, Event, Pool, Rows, Stream};
@@ -34,6 +35,7 @@ pub use self::operations::{
     NormWeight, Permutation, Router, Sequences, join_master, split_master,
 };
 pub use self::rounding::StochasticRounding;
+pub use self::vision::{Gelu, LayerNorm, Vision};
 
 /// A device's choice among several algorithms for the same matrix product.
 pub trait MatmulAlgorithms {
@@ -54,7 +56,7 @@ pub trait MatmulAlgorithms {
 ///
 /// Where an argument says "added to", the leaf accumulates; otherwise it assigns. No output may overlap an input unless
 /// the leaf says that it works in place. Results do not depend on the number of threads.
-pub trait Backend: DeltaRule + gates::Gates + Send {
+pub trait Backend: DeltaRule + gates::Gates + Vision + Send {
     /// A name for messages, for example `cpu (AVX2, 2 threads)`.
     fn name(&self) -> String;
 
@@ -218,7 +220,7 @@ pub trait Backend: DeltaRule + gates::Gates + Send {
     /// read. `d_norm` are the f32 gradients of the two norm weights, added to; `None` where `op.norm` is.
     fn norm_rope_backward(&mut self, op: &NormRope, qkv: Buffer, d_qkv: Buffer, d_norm: Option<(Buffer, Buffer)>);
 
-    /// Causal attention, packed. Writes `op.out` and `op.log_sum_exp`.
+    /// Attention, packed. Writes `op.out` and `op.log_sum_exp`.
     fn attention(&mut self, op: &Attention);
 
     /// From `d_out` (laid out as `op.out`) and what the forward pass read and wrote, the gradients of q, k and v,

@@ -108,14 +108,17 @@ impl Heads {
     }
 }
 
-/// Causal attention within each sequence: `softmax(scale q k^T) v` over keys `j` with `i - window < j <= i`.
+/// Attention within each sequence: `softmax(scale q k^T) v`, where it is causal over keys `j` with `i - window < j <= i`, else over
+/// all keys of the sequence.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention {
     /// Head counts and size.
     pub heads: Heads,
     /// The sequences; no query sees a key of another one.
     pub sequences: Sequences,
-    /// Keys that a query may see, itself included; `None`: all before it.
+    /// A query sees no key after its own. False in vision towers, whose patches see all patches of their sequence.
+    pub causal: bool,
+    /// Keys that a query may see, itself included; `None`: all before it. `None` where attention is not causal.
     pub window: Option<usize>,
     /// Factor on `q k^T`.
     pub scale: f32,

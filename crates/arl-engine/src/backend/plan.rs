@@ -142,3 +142,16 @@ impl DeltaRule for PlanBackend {
         gated_norm_backward(op: &GatedNorm, d: Buffer, d_weight: Buffer);
     }
 }
+
+impl Vision for PlanBackend {
+    no_op! {
+        layer_norm(op: &LayerNorm);
+        layer_norm_backward(op: &LayerNorm, d_out: Buffer, d_x: Buffer, d_weight: Buffer, d_bias: Buffer);
+        gelu(kind: Gelu, x: Buffer, out: Buffer);
+        gelu_backward(kind: Gelu, x: Buffer, d_x: Buffer);
+        interpolate(table: Buffer, taps: Buffer, weights: Buffer, width: usize, out: Buffer);
+        interpolate_backward(d_out: Buffer, taps: Buffer, weights: Buffer, width: usize, d_table: Buffer);
+        add_rows(x: Buffer, rows: Buffer, width: usize, out: Buffer);
+        zero_rows(rows: Buffer, width: usize, x: Buffer);
+    }
+}

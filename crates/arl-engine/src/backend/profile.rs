@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use arl_model::Result;
 
-use super::gates::Gates;
 use super::timeline::{Rates, Timeline};
 use super::*;
 
@@ -156,12 +155,12 @@ fn grouped_bytes(op: &GroupedMatmul) -> f64 {
     rows_of(op.a, rows, op.k) + b + c
 }
 
-/// Operations of causal attention forward: two products over the part of each sequence's square that is seen. The
-/// sequences' lengths are on the device; all are taken to be as long as the longest.
+/// Operations of attention forward: two products over the part of each sequence's square that is seen. The sequences'
+/// lengths are on the device; all are taken to be as long as the longest.
 fn attention_flops(op: &Attention) -> f64 {
     let len = op.sequences.max_len as f64;
     let window = op.window.map_or(len, |window| len.min(window as f64));
-    let keys = window - window * window / (2.0 * len.max(1.0));
+    let keys = if op.causal { window - window * window / (2.0 * len.max(1.0)) } else { len };
     4.0 * op.tokens() as f64 * keys * (op.heads.query * op.heads.dim) as f64
 }
 
@@ -198,16 +197,8 @@ macro_rules! plain {
     };
 }
 
-impl<B: Backend + ?Sized> Gates for ProfileBackend<B> {
-    plain! {
-        split_gates(heads: Heads, joined: Buffer, qkv: Buffer, gates: Buffer) = all(&[joined, qkv, gates]);
-        join_gates(heads: Heads, qkv: Buffer, gates: Buffer, joined: Buffer) = all(&[joined, qkv, gates]);
-        gate(x: Buffer, gates: Buffer, out: Buffer) = all(&[x, gates, out]);
-        gate_backward(d_out: Buffer, x: Buffer, gates: Buffer) = all(&[d_out, d_out, x, gates, gates]);
-        add_gated_rows(x: Buffer, logits: Buffer, width: usize, out: Buffer) = all(&[x, logits, out, out]);
-        gated_rows_backward(d_out: Buffer, x: Buffer, logits: Buffer, width: usize, d_x: Buffer) = all(&[d_out, x, logits, logits, d_x]);
-    }
-}
+// Behind the macro that it uses.
+mod families;
 
 fn magnitude_bytes(op: &Magnitude) -> f64 {
     match *op {
@@ -360,38 +351,5 @@ impl<B: Backend + ?Sized> Backend for ProfileBackend<B> {
         permute(op: &Router, permutation: &Permutation) = all(&[op.experts_chosen, permutation.offsets, permutation.pairs, permutation.rows]);
         combine(x: Buffer, permutation: &Permutation, weights: Option<Buffer>, top_k: usize, width: usize, out: Buffer) = all(&[x, permutation.rows, out]);
         combine_backward(d_out: Buffer, x: Buffer, permutation: &Permutation, weights: Buffer, top_k: usize, width: usize, d_x: Buffer, d_weights: Buffer) = all(&[d_out, x, permutation.rows, weights, d_x, d_weights]);
-    }
-}
-
-/// Operations of the delta rule forward, as the recurrence counts them.
-fn delta_flops(op: &GatedDelta) -> f64 {
-    6.0 * (op.tokens * op.heads.state()) as f64
-}
-
-/// Bytes of the convolution's rows, in and out.
-fn conv_bytes(op: &CausalConv, rows: f64) -> f64 {
-    rows * rows_of(op.x, op.tokens, op.channels) + all(&[op.weight])
-}
-
-impl<B: Backend + ?Sized> DeltaRule for ProfileBackend<B> {
-    fn gated_delta(&mut self, op: &GatedDelta, out: Buffer, states: Option<Buffer>) {
-        let bytes = all(&[op.qkv, out]);
-        self.measure(|| "gated_delta".into(), delta_flops(op), bytes, |inner| inner.gated_delta(op, out, states));
-    }
-
-    fn gated_delta_backward(&mut self, op: &GatedDelta, d_out: Buffer, d_a_log: Buffer, d_dt_bias: Buffer) {
-        let (flops, bytes) = (2.0 * delta_flops(op), all(&[op.qkv, op.qkv, d_out]));
-        let leaf = |inner: &mut B| inner.gated_delta_backward(op, d_out, d_a_log, d_dt_bias);
-        self.measure(|| "gated_delta_backward".into(), flops, bytes, leaf);
-    }
-
-    plain! {
-        causal_conv(op: &CausalConv, out: Buffer) = conv_bytes(op, 1.0) + all(&[out]);
-        causal_conv_backward(op: &CausalConv, d_out: Buffer, d_weight: Buffer) = conv_bytes(op, 2.0) + all(&[d_out, d_weight, d_weight]);
-        causal_conv_keep(op: &CausalConv, inputs: Buffer) = all(&[inputs, inputs]);
-        causal_conv_step(op: &CausalConv, inputs: Buffer, out: Buffer) = all(&[op.weight, inputs, inputs, out]);
-        gated_delta_step(op: &GatedDelta, states: Buffer, out: Buffer) = all(&[op.qkv, states, states, out]);
-        gated_norm(op: &GatedNorm, out: Buffer) = all(&[op.x, op.x, out]);
-        gated_norm_backward(op: &GatedNorm, d: Buffer, d_weight: Buffer) = 2.0 * all(&[op.x, d]) + all(&[op.x, d_weight]);
     }
 }

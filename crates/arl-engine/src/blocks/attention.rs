@@ -272,6 +272,7 @@ impl Attention {
         backend::Attention {
             heads: self.heads,
             sequences: run.inputs.sequences,
+            causal: true,
             window: self.window,
             scale: self.heads.scale(),
             q: Rows { buffer: at.qk, stride: qk },

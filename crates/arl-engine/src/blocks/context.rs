@@ -8,6 +8,7 @@ use crate::placement::Param;
 use crate::placement::arena::{Arena, Category};
 use crate::placement::quantized::Quantized;
 use crate::placement::store::Store;
+use crate::vision::Seen;
 
 /// The device and its memory, during one micro-batch.
 pub(crate) struct Context<'a, B: ?Sized> {
@@ -29,6 +30,8 @@ pub(crate) struct Context<'a, B: ?Sized> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Run {
     pub(crate) inputs: Inputs,
+    /// What the tower makes of its images.
+    pub(crate) seen: Option<Seen>,
     /// What layers keep; `None`: nothing, because no backward pass follows.
     pub(crate) keep: Option<Recompute>,
     /// `[T, H]`: what a block adds to the residual stream; after the last one the stream itself.

@@ -58,7 +58,8 @@ impl Cache {
     }
 }
 
-/// Takes what the forward pass over `size` tokens needs, of sequences from place `first` on: of whole prompts, or `one_each`.
+/// Takes what the forward pass over `size` tokens needs, of sequences from place `first` on: of whole prompts, or `one_each`;
+/// `tables` are for positions of as many axes as theirs.
 pub(super) fn room<B: Backend + ?Sized>(
     step: &mut Step<'_, B>,
     size: BatchSize,
@@ -71,7 +72,7 @@ pub(super) fn room<B: Backend + ?Sized>(
     let (slots, keys, values) = (ints(tokens), ints(tokens * heads.key_value), ints(tokens * heads.key_value));
     let lengths = ints(tokens);
     let rows = step.arena.take(Category::Workspace, step.model.dtype, tokens * heads.key_columns());
-    let inputs = Inputs::take(step.arena, size, 0, max_len, tables.one_axis());
+    let inputs = Inputs::take(step.arena, step.model.tower.as_ref(), size, 0, max_len, tables);
     let figures = Figures::take(step.arena, &step.model.shape, 1, 0);
     let run = step.begin(inputs, None, Figures { balances: None, ..figures });
     step.take_scratch(&run);

@@ -3,18 +3,20 @@
 
 mod cache;
 mod plan;
+mod prompt;
 mod sampling;
 
 use arl_model::{Error, ErrorCode, Result};
 
 use crate::backend::Backend;
-use crate::batch::BatchSize;
 use crate::engine::Engine;
 use crate::rotary::Span;
 use crate::step::Generation;
 use cache::{Cache, room, upload_new};
 pub use plan::GenerateSize;
 use plan::{Group, groups};
+pub use prompt::Prompt;
+use prompt::{PartSize, PromptSize, joined};
 pub use sampling::GenerateOptions;
 use sampling::next_token;
 
@@ -24,6 +26,8 @@ struct Sequence {
     prompt: usize,
     /// Tokens in the cache.
     cached: usize,
+    /// What is added to the number of a token to give its position: an image's tokens share theirs.
+    shift: isize,
     /// The token that comes next.
     next: i32,
 }
@@ -31,13 +35,14 @@ struct Sequence {
 impl<B: Backend + ?Sized> Engine<B> {
     /// The new tokens of each prompt, without the stop token that ended it.
     pub fn generate(&mut self, prompts: &[Vec<i32>], options: &GenerateOptions) -> Result<Vec<Vec<i32>>> {
-        self.generate_streaming(prompts, options, &mut |_, _| {})
+        let prompts: Vec<Prompt> = prompts.iter().cloned().map(Prompt::from).collect();
+        self.generate_streaming(&prompts, options, &mut |_, _| {})
     }
 
-    /// As [`generate`](Self::generate); `on_token` receives each new token with its prompt's index as soon as it is chosen.
+    /// As [`generate`](Self::generate), to prompts that may have images; `on_token` receives each new token with its prompt's index as soon as it is chosen.
     pub fn generate_streaming(
         &mut self,
-        prompts: &[Vec<i32>],
+        prompts: &[Prompt],
         options: &GenerateOptions,
         on_token: &mut dyn FnMut(usize, i32),
     ) -> Result<Vec<Vec<i32>>> {
@@ -47,17 +52,18 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     fn generate_groups(
         &mut self,
-        prompts: &[Vec<i32>],
+        prompts: &[Prompt],
         options: &GenerateOptions,
         on_token: &mut dyn FnMut(usize, i32),
     ) -> Result<Vec<Vec<i32>>> {
-        check(prompts, options, self.model.shape.vocab)?;
+        check(options)?;
+        prompts.iter().enumerate().try_for_each(|(i, prompt)| prompt.check(i, &self.model))?;
         let mut out = vec![Vec::new(); prompts.len()];
         if options.max_new_tokens == 0 {
             return Ok(out);
         }
-        let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
-        for group in groups(&self.model, &lengths, options.max_new_tokens) {
+        let sizes: Vec<PromptSize> = prompts.iter().map(Prompt::size).collect();
+        for group in groups(&self.model, &sizes, options.max_new_tokens) {
             self.generate_group(prompts, group, options, &mut |prompt, token| {
                 out[prompt].push(token);
                 on_token(prompt, token);
@@ -70,7 +76,7 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// Generates for the prompts of one group together; `push` appends a token to a prompt's reply and returns its length.
     fn generate_group(
         &mut self,
-        prompts: &[Vec<i32>],
+        prompts: &[Prompt],
         group: Group,
         options: &GenerateOptions,
         push: &mut dyn FnMut(usize, i32) -> usize,
@@ -87,8 +93,11 @@ impl<B: Backend + ?Sized> Engine<B> {
             self.arena.release(bottom);
         }
 
-        let mut active: Vec<Sequence> =
-            range.map(|prompt| Sequence { prompt, cached: prompts[prompt].len(), next: 0 }).collect();
+        let sequence = |prompt: usize| {
+            let PromptSize { tokens, next_position, .. } = prompts[prompt].size();
+            Sequence { prompt, cached: tokens, shift: next_position as isize - tokens as isize, next: 0 }
+        };
+        let mut active: Vec<Sequence> = range.map(sequence).collect();
         let mut host = vec![0f32; cache.logits.len];
         loop {
             self.choose(&mut active, &cache, &mut host, options, prompts)?;
@@ -113,40 +122,30 @@ impl<B: Backend + ?Sized> Engine<B> {
     }
 
     /// Reads prompts into the cache, from slot `slot` on, and leaves the head's input for each one's next token.
-    fn prefill(
-        &mut self,
-        prompts: &[Vec<i32>],
-        part: std::ops::Range<usize>,
-        slot: usize,
-        cache: &Cache,
-    ) -> Result<()> {
+    fn prefill(&mut self, prompts: &[Prompt], part: std::ops::Range<usize>, slot: usize, cache: &Cache) -> Result<()> {
         let (heads, h) = (self.model.shape.heads, self.model.shape.hidden);
-        let prompts = &prompts[part];
-        let tokens: usize = prompts.iter().map(Vec::len).sum();
-        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-        let spans: Vec<Span> =
-            prompts.iter().map(|prompt| Span { sequence_len: prompt.len(), positions: 0..prompt.len() }).collect();
+        let batch = joined(&prompts[part]);
+        let spans: Vec<Span> = batch.spans().collect();
         let (tables, offsets) = self.tables.provide(&mut *self.backend, &self.model.rope, &spans);
+        let one_axis = batch.positions.len() == batch.input_ids.len();
+        let tables = if one_axis { tables.one_axis() } else { tables };
         let mut step = self.parts();
-        let size = BatchSize { tokens, sequences: prompts.len() };
-        let (run, new) = room(&mut step, size, longest, (slot, false), tables);
+        let (mut run, new) = room(&mut step, batch.size(), batch.max_len(), (slot, false), tables);
 
-        let mut cu_seqlens = vec![0i32];
-        let (mut slots, mut last) = (Vec::with_capacity(tokens), Vec::with_capacity(prompts.len()));
-        let mut angle_rows = Vec::with_capacity(tokens);
-        for (i, (prompt, offset)) in prompts.iter().zip(offsets).enumerate() {
-            let first = (slot + i) * cache.capacity;
-            slots.extend((first..first + prompt.len()).map(|s| s as i32));
-            angle_rows.extend((0..prompt.len()).map(|position| (position as isize + offset) as i32));
-            cu_seqlens.push(slots.len() as i32);
-            last.push(slots.len() as i32 - 1);
+        let (mut slots, mut last, mut angle_rows) = (Vec::new(), Vec::new(), Vec::new());
+        for (i, ends) in batch.cu_seqlens.windows(2).enumerate() {
+            let first = ((slot + i) * cache.capacity) as i32;
+            slots.extend(first..first + ends[1] - ends[0]);
+            last.push(ends[1] - 1);
         }
+        batch.angle_rows(&offsets, &mut angle_rows);
         let backend = &mut *self.backend;
-        let ids: Vec<i32> = prompts.concat();
-        backend.upload(bytemuck::cast_slice(&ids), run.inputs.ids);
+        backend.upload(bytemuck::cast_slice(&batch.input_ids), run.inputs.ids);
         backend.upload(bytemuck::cast_slice(&angle_rows), run.inputs.angles.rows);
-        backend.upload(bytemuck::cast_slice(&cu_seqlens), run.inputs.sequences.cu_seqlens);
+        backend.upload(bytemuck::cast_slice(&batch.cu_seqlens), run.inputs.sequences.cu_seqlens);
+        run.inputs.upload_images(backend, &batch, self.model.tower.as_ref());
         upload_new(backend, &new, heads, &slots);
+        self.parts().see(&run)?;
         self.parts().forward(&run, Some(Generation { caches: &cache.blocks, new: &new }))?;
         // The rows of the prompts' last tokens; the slots are not needed any more.
         let rows = new.slots.slice(0, last.len());
@@ -159,16 +158,17 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// Reads each sequence's next token into the cache.
     fn decode(&mut self, active: &mut [Sequence], cache: &Cache) -> Result<()> {
         let (heads, h, n) = (self.model.shape.heads, self.model.shape.hidden, active.len());
-        let spans: Vec<Span> =
-            active.iter().map(|s| Span { sequence_len: s.cached + 1, positions: s.cached..s.cached + 1 }).collect();
+        let position = |s: &Sequence| s.cached.wrapping_add_signed(s.shift);
+        let span = |s: &Sequence| Span { sequence_len: s.cached + 1, positions: position(s)..position(s) + 1 };
+        let spans: Vec<Span> = active.iter().map(span).collect();
         let (tables, offsets) = self.tables.provide(&mut *self.backend, &self.model.rope, &spans);
         let mut step = self.parts();
-        let (run, new) = room(&mut step, BatchSize { tokens: n, sequences: n }, 1, (0, true), tables);
+        let (run, new) = room(&mut step, PartSize::of_new_tokens(n).size, 1, (0, true), tables.one_axis());
         let ids: Vec<i32> = active.iter().map(|s| s.next).collect();
         let slots: Vec<i32> = active.iter().enumerate().map(|(i, s)| (i * cache.capacity + s.cached) as i32).collect();
         let lengths: Vec<i32> = active.iter().map(|s| s.cached as i32 + 1).collect();
         let angle_rows: Vec<i32> =
-            active.iter().zip(offsets).map(|(s, offset)| (s.cached as isize + offset) as i32).collect();
+            active.iter().zip(offsets).map(|(s, offset)| (position(s) as isize + offset) as i32).collect();
         active.iter_mut().for_each(|sequence| sequence.cached += 1);
         let backend = &mut *self.backend;
         backend.upload(bytemuck::cast_slice(&ids), run.inputs.ids);
@@ -187,7 +187,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         cache: &Cache,
         host: &mut [f32],
         options: &GenerateOptions,
-        prompts: &[Vec<i32>],
+        prompts: &[Prompt],
     ) -> Result<()> {
         let (h, v) = (self.model.shape.hidden, self.model.shape.vocab);
         let rows = cache.logits.len / v;
@@ -198,7 +198,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             step.logits(cache.hidden.slice(chunk * rows * h, n * h), n, logits);
             step.backend.read_back(logits, bytemuck::cast_slice_mut(host))?;
             for (sequence, logits) in sequences.iter_mut().zip(host.chunks_exact(v)) {
-                let place = sequence.cached - prompts[sequence.prompt].len();
+                let place = sequence.cached - prompts[sequence.prompt].input_ids.len();
                 sequence.next = next_token(logits, options, sequence.prompt, place);
             }
         }
@@ -206,7 +206,7 @@ impl<B: Backend + ?Sized> Engine<B> {
     }
 }
 
-fn check(prompts: &[Vec<i32>], options: &GenerateOptions, vocab: usize) -> Result<()> {
+fn check(options: &GenerateOptions) -> Result<()> {
     if !(options.temperature >= 0.0 && options.temperature.is_finite()) {
         let message = format!("the temperature is {}; it must be finite and at least 0", options.temperature);
         return Err(Error::new(ErrorCode::Config, message));
@@ -214,15 +214,6 @@ fn check(prompts: &[Vec<i32>], options: &GenerateOptions, vocab: usize) -> Resul
     if !(options.top_p > 0.0 && options.top_p <= 1.0) {
         let message = format!("top_p is {}; it must be above 0 and at most 1", options.top_p);
         return Err(Error::new(ErrorCode::Config, message));
-    }
-    for (i, prompt) in prompts.iter().enumerate() {
-        if prompt.is_empty() {
-            return Err(Error::new(ErrorCode::Data, format!("prompt {i} has no tokens")));
-        }
-        if let Some(id) = prompt.iter().find(|&&id| id < 0 || id as usize >= vocab) {
-            let message = format!("prompt {i} has id {id}, the vocabulary has {vocab}");
-            return Err(Error::new(ErrorCode::Data, message).hint("the tokenizer does not belong to this model"));
-        }
     }
     Ok(())
 }

@@ -155,6 +155,7 @@ impl Cut {
                 own,
                 len,
                 decay: run.decay,
+                vision: run.vision,
             })
         };
         runs.iter().flat_map(parts).collect()

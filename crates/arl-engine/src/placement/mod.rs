@@ -59,6 +59,8 @@ pub(crate) struct Run {
     pub(crate) own: usize,
     pub(crate) len: usize,
     pub(crate) decay: bool,
+    /// Of the vision tower, which steps without images leave as it is.
+    pub(crate) vision: bool,
 }
 
 /// The places of an adapter.
@@ -104,7 +106,7 @@ fn continues(before: Option<&TensorSpec>, spec: &TensorSpec) -> bool {
         Role::KWeight | Role::VWeight | Role::KBias | Role::VBias | Role::Up | Role::ExpertUp(_) | Role::SharedUp => {
             true
         }
-        Role::InProjZ | Role::InProjB | Role::InProjA => true,
+        Role::InProjZ | Role::InProjB | Role::InProjA | Role::VisionUpWeight | Role::VisionUpBias => true,
         Role::ExpertGate(expert) | Role::ExpertDown(expert) => expert > 0,
         // Which layers have an adapter is the run's choice.
         Role::LoraA(projection) => before.is_some_and(|before| {
@@ -164,7 +166,10 @@ impl Placement {
             places: HashMap::with_capacity(table.len()),
             adapters: HashMap::new(),
         };
-        let (decayed, others) = table.into_iter().partition::<Vec<_>, _>(|spec| spec.decay);
+        // The tower first, as in the forward pass: offloaded updates are made just before it, and before each layer.
+        let (seeing, text) = table.into_iter().partition::<Vec<_>, _>(|spec| spec.block.is_vision());
+        let table = seeing.into_iter().chain(text);
+        let (decayed, others) = table.partition::<Vec<_>, _>(|spec| spec.decay);
         for specs in [decayed, others] {
             specs.into_iter().for_each(|spec| {
                 if nf4 && is_linear(&spec) && !spec.trainable {
@@ -197,9 +202,10 @@ impl Placement {
         }
         if let Some(first) = param.trained {
             self.optimizer += len;
-            self.extend_runs(param.offset, first, len, spec.decay);
+            self.extend_runs(param.offset, first, len, (spec.decay, spec.block.is_vision()));
             let lowest = match spec.block {
                 Block::Embedding => 0,
+                block if block.is_vision() => 0,
                 block => block.layer().unwrap_or(self.lowest_layer),
             };
             self.lowest_layer = self.lowest_layer.min(lowest);
@@ -213,13 +219,14 @@ impl Placement {
     }
 
     /// Adds a trained parameter to the last run if it is as far behind it in both arenas, else to a new one.
-    fn extend_runs(&mut self, weights: usize, optimizer: usize, len: usize, decay: bool) {
-        let continued = |run: &&mut Run| run.decay == decay && weights - run.weights == optimizer - run.optimizer;
+    fn extend_runs(&mut self, weights: usize, optimizer: usize, len: usize, (decay, vision): (bool, bool)) {
+        let alike = |run: &Run| (run.decay, run.vision) == (decay, vision);
+        let continued = |run: &&mut Run| alike(run) && weights - run.weights == optimizer - run.optimizer;
         match self.runs.last_mut().filter(continued) {
             Some(run) => run.len = (optimizer + len - run.optimizer).next_multiple_of(STEP),
             None => {
                 let len = len.next_multiple_of(STEP);
-                self.runs.push(Run { weights, optimizer, own: optimizer, len, decay });
+                self.runs.push(Run { weights, optimizer, own: optimizer, len, decay, vision });
             }
         }
     }

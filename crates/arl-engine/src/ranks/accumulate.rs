@@ -8,15 +8,18 @@ use crate::batch::MicroBatch;
 use crate::engine::Engine;
 use crate::statistics::{MicroBatchStats, Statistics, weight_of};
 
-/// What other ranks know of a micro-batch: tokens, sequences, targets and the bits of the targets' weight.
-type Counted = [u64; 4];
+/// What other ranks know of a micro-batch: tokens, sequences, targets, the bits of the targets' weight, and images.
+type Counted = [u64; 5];
+
+/// What is known of all micro-batches of a step: their figures, their sequences, and whether any that has targets has images.
+type All = (Vec<MicroBatchStats>, Vec<usize>, bool);
 
 impl<B: Backend + ?Sized> Engine<B> {
     /// Queues the gradients of a step, of which `own` are this rank's micro-batches.
     pub(crate) fn accumulate_in_order(&mut self, own: &[MicroBatch], sums: Buffer) -> Result<Statistics> {
         self.check_joined()?;
         let (own_stats, largest, positions) = self.count(own)?;
-        let (stats, sequences) = self.all_stats(own, &own_stats)?;
+        let (stats, sequences, sees) = self.all_stats(own, &own_stats)?;
         self.make_room(largest, positions, stats.len())?;
         self.clear_arena();
         let weight = weight_of(&stats)?;
@@ -56,7 +59,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         for buffer in figures.buffers() {
             self.gather_figures(buffer, stats.len())?;
         }
-        Ok(Statistics { stats, sequences, figures })
+        Ok(Statistics { stats, sequences, figures, sees })
     }
 
     /// Takes part in a round with gradients that are zero.
@@ -67,11 +70,7 @@ impl<B: Backend + ?Sized> Engine<B> {
     }
 
     /// What is known of all micro-batches of a step, in their order, and their sequences; of this rank's own it is `own_stats`.
-    fn all_stats(
-        &mut self,
-        own: &[MicroBatch],
-        own_stats: &[MicroBatchStats],
-    ) -> Result<(Vec<MicroBatchStats>, Vec<usize>)> {
+    fn all_stats(&mut self, own: &[MicroBatch], own_stats: &[MicroBatchStats]) -> Result<All> {
         let counts: Vec<u64> = read(&self.ranks.figures(&(own.len() as u64).to_ne_bytes())?);
         let (total, most) = (counts.iter().sum::<u64>() as usize, counts.iter().copied().max().unwrap_or(0) as usize);
         let dealt = |rank: usize| (total + self.ranks.size - 1 - rank) / self.ranks.size;
@@ -83,20 +82,24 @@ impl<B: Backend + ?Sized> Engine<B> {
             .iter()
             .zip(own_stats)
             .map(|(batch, stat)| {
-                let sequences = batch.size().sequences as u64;
-                [stat.tokens as u64, sequences, stat.target_tokens as u64, stat.target_weight.to_bits()]
+                let (size, weight) = (batch.size(), stat.target_weight.to_bits());
+                let [tokens, sequences, targets, images] =
+                    [stat.tokens, size.sequences, stat.target_tokens, size.images].map(|count| count as u64);
+                [tokens, sequences, targets, weight, images]
             })
             .collect();
         counted.resize(most, Counted::default());
         let all: Vec<Counted> = read(&self.ranks.figures(bytemuck::cast_slice(&counted))?);
         let place = |m: usize| all[m % self.ranks.size * most + m / self.ranks.size];
-        let stat = |[tokens, _, target_tokens, weight]: Counted| MicroBatchStats {
+        let stat = |[tokens, _, target_tokens, weight, _]: Counted| MicroBatchStats {
             tokens: tokens as usize,
             target_tokens: target_tokens as usize,
             target_weight: f64::from_bits(weight),
             ..MicroBatchStats::default()
         };
-        Ok((0..total).map(|m| (stat(place(m)), place(m)[1] as usize)).unzip())
+        let sees = (0..total).map(place).any(|[_, _, targets, _, images]| targets > 0 && images > 0);
+        let (stats, sequences) = (0..total).map(|m| (stat(place(m)), place(m)[1] as usize)).unzip();
+        Ok((stats, sequences, sees))
     }
 
     /// Makes the gradients the sums of all ranks.

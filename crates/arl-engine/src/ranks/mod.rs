@@ -185,6 +185,9 @@ impl<B: Backend + ?Sized> Engine<B> {
         }
         let scale = self.loss_scale.map(|scale| scale.scale());
         hash.update(format!("{} {scale:?}", self.steps).as_bytes());
+        if self.model.tower.is_some() {
+            hash.update(&self.vision_steps.to_le_bytes());
+        }
         Ok(hash.finalize().to_hex().to_string())
     }
 }

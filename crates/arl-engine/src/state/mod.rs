@@ -32,6 +32,8 @@ const FORMAT_2: &str = "arl engine state 2";
 const FORMAT_1: &str = "arl engine state 1";
 /// The metadata with the algorithms that a device chose for matrix products, where it chose any.
 const ALGORITHMS: &str = "matmul_algorithms";
+/// The metadata with the number of steps that had images, of a model whose vision tower is in the engine.
+const VISION_STEPS: &str = "vision_steps";
 /// The name of weights in a state's file.
 const WEIGHTS: &str = "weights";
 /// The name of f32 masters.
@@ -212,6 +214,8 @@ impl<B: Backend + ?Sized> Engine<B> {
         };
         let mut metadata = vec![("format", format.0), ("steps", &steps), (format.1, &places)];
         metadata.extend(loss_scale.as_deref().map(|text| ("loss_scale", text)));
+        let vision_steps = self.vision_steps.to_string();
+        metadata.extend(self.model.tower.as_ref().map(|_| (VISION_STEPS, vision_steps.as_str())));
         let algorithms = self.backend.matmul_algorithms().and_then(|algorithms| algorithms.chosen());
         metadata.extend(algorithms.as_deref().map(|text| (ALGORITHMS, text)));
         let mut writer = SafetensorsWriter::create(path, &metadata, &declared)?;
@@ -244,6 +248,12 @@ impl<B: Backend + ?Sized> Engine<B> {
         let Some(steps) = saved.metadata("steps").and_then(|s| s.parse().ok()) else {
             return Err(damaged(&path, "its step count is missing"));
         };
+        // States of models without a tower do not have it.
+        let vision_steps = match saved.metadata(VISION_STEPS).map(str::parse) {
+            None => 0,
+            Some(Ok(steps)) => steps,
+            Some(Err(_)) => return Err(damaged(&path, "its number of steps with images is no number")),
+        };
         let loss_scale = match self.loss_scale {
             None => None,
             Some(scale) => match saved.metadata("loss_scale").and_then(|text| scale.restored(text)) {
@@ -268,7 +278,7 @@ impl<B: Backend + ?Sized> Engine<B> {
                 }
             }
         }
-        self.steps = steps;
+        (self.steps, self.vision_steps) = (steps, vision_steps);
         self.loss_scale = loss_scale;
         let chosen = saved.metadata(ALGORITHMS);
         Ok(chosen.and_then(|chosen| self.backend.matmul_algorithms()?.restore(chosen)))

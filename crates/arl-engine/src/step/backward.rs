@@ -11,13 +11,14 @@ use crate::placement::cut::Complete;
 
 impl<B: Backend + ?Sized> Step<'_, B> {
     /// From `d_norm` `[T, H]`, the gradient of the head's input, to that of every parameter but the head's, down to the
-    /// lowest that is trained. `d_x` `[T, H]` is the residual stream's.
+    /// lowest of the decoder that is trained, and of the tower's rows. `d_x` `[T, H]` is the residual stream's.
     pub(super) fn backward(&mut self, run: &Run, d_norm: Buffer, d_x: Buffer) -> Result<()> {
         self.backend.zero(d_x);
         self.norm_backward(self.model.final_norm, d_norm, run.delta, run.final_inverse_rms, d_x);
         for l in (self.model.lowest_layer..self.model.layers.len()).rev() {
             self.check_interrupt()?;
             self.await_input(l);
+            self.add_seen_backward(l, run, d_x);
             self.clear_added(run, Complete::Layer(l));
             self.recompute(l, run, self.model.recompute);
             let (lowest, ends) = self.model.lowest_block;
@@ -34,8 +35,9 @@ impl<B: Backend + ?Sized> Step<'_, B> {
             self.collect(Complete::Layer(l))?;
         }
         self.clear_added(run, Complete::End);
+        self.embed_images_backward(run, d_x);
         self.embedding_backward(run, d_x);
-        self.collect(Complete::End)
+        Ok(())
     }
 
     /// From the gradient of a norm's output to that of its weight, and added to that of the residual stream.

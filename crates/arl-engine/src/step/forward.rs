@@ -17,7 +17,7 @@ pub(crate) struct Generation<'a> {
 }
 
 impl<B: Backend + ?Sized> Step<'_, B> {
-    /// From ids to the head's input `run.final_norm`.
+    /// From ids, and what the tower made of images, to the head's input `run.final_norm`.
     pub(crate) fn forward(&mut self, run: &Run, generation: Option<Generation<'_>>) -> Result<()> {
         if let Some(balance) = run.balance {
             self.backend.zero(balance);
@@ -31,6 +31,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
             let stream = self.stages.streams[0];
             adapter.forward(&mut self.context(), run.inputs.ids, stream);
         }
+        self.embed_images(run, self.stages.streams[0]);
         for l in 0..self.model.layers.len() {
             self.check_interrupt()?;
             self.update_to(self.model.placement.layer_ends[l]);
@@ -46,6 +47,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
                 }
                 stage.block.output(cx, run);
             }
+            self.add_seen(l, run, run.delta);
         }
         self.update_to(usize::MAX);
         self.final_norm(run);

@@ -56,6 +56,8 @@ pub(crate) struct Stages {
     pub(crate) blocks: Vec<Stage>,
     /// The other buffers that are kept, in the order in which blocks take them.
     kept: Vec<Buffer>,
+    /// What the parts of the tower keep, in the order in which they take it.
+    pub(crate) seen: Vec<Buffer>,
     /// Of the micro-batch's adapters.
     dropout: Option<LowRankDropout>,
 }
@@ -127,8 +129,10 @@ impl<B: Backend + ?Sized> Step<'_, B> {
             });
         }
         self.stages.kept = kept;
+        let seen = self.begin_seeing(&inputs, keep);
         Run {
             inputs,
+            seen,
             keep,
             delta: self.take(Category::Activations, model.dtype, stream),
             final_inverse_rms: self.take(Category::Activations, DType::F32, t),
@@ -174,12 +178,12 @@ impl<B: Backend + ?Sized> Step<'_, B> {
     }
 
     /// Takes memory whose contents are of no use.
-    fn take(&mut self, category: Category, dtype: DType, len: usize) -> Buffer {
+    pub(crate) fn take(&mut self, category: Category, dtype: DType, len: usize) -> Buffer {
         self.context().take(category, dtype, len)
     }
 
     /// What blocks compute with.
-    fn context(&mut self) -> Context<'_, B> {
+    pub(crate) fn context(&mut self) -> Context<'_, B> {
         Context {
             backend: self.backend,
             arena: self.arena,
@@ -206,6 +210,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
     fn passes(&mut self, run: &Run, scale: f32) -> Result<()> {
         let top = self.arena.mark();
         self.stages.dropout = run.dropout;
+        self.see(run)?;
         self.take_scratch(run);
         self.forward(run, None)?;
         self.arena.release(top);
@@ -221,7 +226,8 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         self.take_scratch(run);
         self.backward(run, d_norm, d_x)?;
         self.arena.release(top);
-        Ok(())
+        self.see_backward(run)?;
+        self.collect(Complete::End)
     }
 
     /// Zeroes what the backward pass only ever adds to from here on, where a step's gradients begin with this micro-batch.
@@ -240,6 +246,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
 
     /// Forward and loss.
     pub(crate) fn evaluate(&mut self, run: &Run) -> Result<()> {
+        self.see(run)?;
         let top = self.arena.mark();
         self.take_scratch(run);
         self.forward(run, None)?;
@@ -249,7 +256,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
     }
 
     /// Called before decayed parameters up to element `end` of the weights' arena, or any others, are used.
-    fn update_to(&mut self, end: usize) {
+    pub(crate) fn update_to(&mut self, end: usize) {
         if let Some(pending) = self.pending
             && pending.advance(self.backend, end)
         {

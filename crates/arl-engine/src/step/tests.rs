@@ -14,7 +14,7 @@ fn batch(tokens: i32) -> MicroBatch {
         targets: (0..tokens).map(|t| (t + 1) * 7 % 31).collect(),
         positions: (0..tokens).collect(),
         cu_seqlens: vec![0, tokens],
-        weights: None,
+        ..MicroBatch::default()
     }
 }
 
@@ -25,7 +25,7 @@ fn gradients_that_hold_anything_before_a_step_are_those_of_the_step_alone() {
         for dtype in [DType::F32, DType::Bf16, DType::F16] {
             // So few tokens that some experts have none; and chunks of the loss, which add to the head.
             for (tokens, chunk) in [(2, None), (21, Some(4))] {
-                let max_batch = BatchSize { tokens: 21, sequences: 1 };
+                let max_batch = BatchSize { tokens: 21, sequences: 1, ..BatchSize::default() };
                 let base = EngineOptions {
                     dtype,
                     max_batch,

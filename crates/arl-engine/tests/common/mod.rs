@@ -26,7 +26,7 @@ pub fn options(dtype: DType, recompute: Recompute, tokens: usize) -> EngineOptio
     EngineOptions {
         dtype,
         recompute,
-        max_batch: BatchSize { tokens, sequences: 8.min(tokens) },
+        max_batch: BatchSize { tokens, sequences: 8.min(tokens), ..BatchSize::default() },
         adam: Adam { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1 },
         ..EngineOptions::default()
     }
@@ -70,6 +70,7 @@ pub fn split(batch: &MicroBatch) -> Vec<MicroBatch> {
                 positions: batch.positions[part.clone()].to_vec(),
                 cu_seqlens: vec![0, part.len() as i32],
                 weights: batch.weights.as_ref().map(|w| w[part].to_vec()),
+                ..MicroBatch::default()
             }
         })
         .collect()

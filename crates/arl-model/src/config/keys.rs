@@ -33,6 +33,13 @@ impl<'a> Keys<'a> {
         Some(value)
     }
 
+    /// Marks `key` as known where it has this value.
+    pub(crate) fn get_equal(&mut self, key: &str, value: &Value) {
+        if self.map.get(key) == Some(value) {
+            self.get(key);
+        }
+    }
+
     /// The value of `key`; null is the same as absent.
     pub(crate) fn get_non_null(&mut self, key: &str) -> Option<&'a Value> {
         self.get(key).filter(|value| !value.is_null())

@@ -10,6 +10,7 @@ pub(super) fn moe(keys: &mut Keys<'_>, family: Family) -> Result<MoeConfig> {
     let [experts, chosen, width] = match family {
         Family::Qwen3Next => [512, 10, 512],
         Family::Qwen3_5Moe => [256, 8, 512],
+        Family::Qwen3VlMoe => [60, 4, 1408],
         _ => [128, 8, 768],
     };
     let local = keys.optional_size("num_local_experts", 1, MAX_EXPERTS)?;
@@ -34,9 +35,13 @@ pub(super) fn moe(keys: &mut Keys<'_>, family: Family) -> Result<MoeConfig> {
         true => Some(keys.size("shared_expert_intermediate_size", 512, 1, MAX_WIDTH)?),
         false => None,
     };
-    // Qwen3.5's router always normalises.
+    // Qwen3.5's router always normalises, and Qwen3-VL's, whose released files have the key.
     let norm_topk_prob = match family {
         Family::Qwen3_5Moe => true,
+        Family::Qwen3VlMoe => {
+            keys.get("norm_topk_prob");
+            true
+        }
         _ => keys.flag("norm_topk_prob", family == Family::Qwen3Next)?,
     };
     Ok(MoeConfig {
@@ -91,6 +96,9 @@ pub(super) fn layers(
 fn windows(keys: &mut Keys<'_>, family: Family, count: usize) -> Result<Vec<Option<usize>>> {
     const MAX_WINDOW: usize = 1 << 31;
     let used = keys.flag("use_sliding_window", false)?;
+    if used && matches!(family, Family::Qwen3Vl | Family::Qwen3VlMoe) {
+        return Err(keys.error("use_sliding_window", format_args!("is true, but layers of {family} have no window")));
+    }
     let window = match keys.get("sliding_window") {
         None => Some(4096),
         Some(Value::Null) => None,
@@ -123,15 +131,19 @@ fn windows(keys: &mut Keys<'_>, family: Family, count: usize) -> Result<Vec<Opti
             }
         }
     }
-    if family == Family::Qwen3Moe {
+    if matches!(family, Family::Qwen3Moe | Family::Qwen3VlMoe) {
         if types.is_some() && listed.iter().any(|&listed| listed != window) {
             return Err(keys
-                .error("layer_types", "disagrees with `use_sliding_window`: qwen3_moe has one window for all layers")
+                .error(
+                    "layer_types",
+                    format_args!("disagrees with `use_sliding_window`: {family} has one window for all layers"),
+                )
                 .hint("remove `layer_types`"));
         }
         return Ok(vec![window; count]);
     }
-    let full_layers = keys.size("max_window_layers", 28, 0, usize::MAX)?;
+    let most = if family == Family::Qwen2_5Vl { 80 } else { 28 };
+    let full_layers = keys.size("max_window_layers", most, 0, usize::MAX)?;
     if types.is_some() {
         return Ok(listed);
     }

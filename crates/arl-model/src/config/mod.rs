@@ -2,6 +2,8 @@
 //! Absent keys get the defaults of transformers' configuration classes; a key that would change the computation in a way
 //! that is not implemented is refused by name; keys that nothing reads are collected for a warning.
 
+mod axes;
+mod defaults;
 mod dtype;
 mod family;
 mod keys;
@@ -10,19 +12,24 @@ mod mixer;
 mod quantization;
 mod refused;
 mod rope;
+mod vision;
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::folder::read_config;
 use crate::{Error, ErrorCode, Result};
+pub use axes::RopeAxes;
+use defaults::Defaults;
 pub use dtype::WeightDtype;
 pub use family::Family;
+use family::Layout;
 use keys::Keys;
 use layers::{layers, moe};
 pub use mixer::{DeltaConfig, Mixer};
-pub use rope::{RopeAxes, RopeConfig, RopeScaling};
+pub use rope::{RopeConfig, RopeScaling};
+pub use vision::{VisionConfig, VisionKind};
 
 /// A mixture of experts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -69,8 +76,10 @@ pub struct ModelConfig {
     pub path: PathBuf,
     /// `model_type`.
     pub family: Family,
-    /// Whether the file nests what is read here under `text_config`, next to a vision tower that is not trained.
+    /// Whether the file nests what is read here under `text_config`.
     pub nested: bool,
+    /// The vision tower. `None`: the folder has none, or it is carried: every saved model has its bytes.
+    pub vision: Option<VisionConfig>,
     /// Rows of the embedding and of the head.
     pub vocab_size: usize,
     /// Width of the residual stream.
@@ -146,16 +155,31 @@ impl ModelConfig {
             return Err(Error::new(ErrorCode::Config, format!("{}: not a JSON object", path.display())));
         };
         let mut keys = Keys::new(map, path, "");
-        let (family, text) = family::family(&mut keys)?;
-        let config = match text {
-            None => {
-                refused::check(&mut keys, family)?;
-                read(&mut keys, family)?
+        let (family, layout) = family::family(&mut keys)?;
+        let config = match layout {
+            Layout::Text => {
+                refused::check(&mut keys, family, false)?;
+                read(&mut keys, family)?.text_alone()
             }
-            Some(text) => nested(&mut keys, &mut Keys::new(text, path, "text_config."), family)?,
+            Layout::Flat => {
+                family::check_around(&mut keys);
+                refused::check_around(&mut keys)?;
+                refused::check(&mut keys, family, true)?;
+                let config = read(&mut keys, family)?;
+                vision::with_tower(config, &mut keys)?
+            }
+            Layout::Nested(text) => nested(&mut keys, text, family)?,
         };
         config.check_size()?;
         Ok(config)
+    }
+
+    /// The same model without its vision tower: no parameter of it is read or trained, and saved models have its tensors byte for
+    /// byte. Positions have one axis, as those of text do.
+    #[must_use]
+    pub fn text_alone(self) -> Self {
+        let rope = RopeConfig { axes: None, ..self.rope };
+        ModelConfig { vision: None, rope, ..self }
     }
 
     /// Number of parameters, tied ones counted once.
@@ -165,7 +189,9 @@ impl ModelConfig {
 
     fn check_size(&self) -> Result<()> {
         let experts = self.moe.map_or(0, |moe| moe.num_experts);
-        let tensors = self.num_hidden_layers * (experts * 3 + 16);
+        let tower =
+            self.vision.as_ref().map_or(0, |vision| vision.depth * 14 + vision.deepstack_visual_indexes.len() * 6);
+        let tensors = self.num_hidden_layers * (experts * 3 + 16) + tower;
         let parameters = self.num_parameters();
         if parameters > MAX_PARAMETERS || tensors > 1 << 22 {
             return Err(Error::new(
@@ -175,56 +201,32 @@ impl ModelConfig {
                     self.path.display()
                 ),
             )
-            .hint("check hidden_size, intermediate_size, vocab_size, num_hidden_layers and num_experts"));
+            .hint(
+                "check hidden_size, intermediate_size, vocab_size, num_hidden_layers, num_experts and vision_config",
+            ));
         }
         Ok(())
     }
 }
 
-/// The text part of a file that nests it. What counts for the whole model is outside.
-fn nested(outer: &mut Keys<'_>, inner: &mut Keys<'_>, family: Family) -> Result<ModelConfig> {
+/// A file that nests its text part. What counts for the whole model is outside.
+fn nested(outer: &mut Keys<'_>, text: &Map<String, Value>, family: Family) -> Result<ModelConfig> {
+    let inner = &mut Keys::new(text, outer.path(), "text_config.");
     family::check_around(outer);
+    family::check_within(inner);
     refused::check_around(outer)?;
-    refused::check(inner, family)?;
+    refused::check(inner, family, false)?;
     inner.get("model_type");
     let tie_word_embeddings = outer.flag("tie_word_embeddings", false)?;
     let dtype = dtype::read(outer)?;
     let mut config = read(inner, family)?;
+    // transformers 4 tied Qwen2.5-VL by the key inside.
+    let tied_within = family == Family::Qwen2_5Vl && config.tie_word_embeddings;
+    family::check_repeated(outer, text);
     config.unknown_keys.extend(outer.not_asked());
-    Ok(ModelConfig { nested: true, tie_word_embeddings, dtype: dtype.or(config.dtype), ..config })
-}
-
-/// What differs between the families where a key is absent, as in transformers' configuration classes.
-struct Defaults {
-    vocab_size: usize,
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    num_key_value_heads: usize,
-}
-
-impl Defaults {
-    fn of(family: Family) -> Self {
-        let [hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads] = match family
-        {
-            Family::Qwen2 | Family::Qwen3 => [4096, 22_016, 32, 32, 32],
-            Family::Qwen3Moe => [2048, 6144, 24, 32, 4],
-            Family::Qwen3Next => [2048, 5632, 48, 16, 2],
-            Family::Qwen3_5 => [4096, 12_288, 32, 16, 4],
-            // No layer is dense.
-            Family::Qwen3_5Moe => [2048, 1, 40, 16, 2],
-        };
-        let vocab_size = if matches!(family, Family::Qwen3_5 | Family::Qwen3_5Moe) { 248_320 } else { 151_936 };
-        Defaults {
-            vocab_size,
-            hidden_size,
-            intermediate_size,
-            num_hidden_layers,
-            num_attention_heads,
-            num_key_value_heads,
-        }
-    }
+    let tie_word_embeddings = tie_word_embeddings || tied_within;
+    let config = ModelConfig { nested: true, tie_word_embeddings, dtype: dtype.or(config.dtype), ..config };
+    vision::with_tower(config, outer)
 }
 
 fn read(keys: &mut Keys<'_>, family: Family) -> Result<ModelConfig> {
@@ -236,7 +238,7 @@ fn read(keys: &mut Keys<'_>, family: Family) -> Result<ModelConfig> {
     let num_attention_heads = keys.size("num_attention_heads", defaults.num_attention_heads, 1, MAX_HEADS)?;
     let num_key_value_heads = match keys.get("num_key_value_heads") {
         None => defaults.num_key_value_heads,
-        Some(Value::Null) if matches!(family, Family::Qwen2 | Family::Qwen3) => num_attention_heads,
+        Some(Value::Null) if matches!(family, Family::Qwen2 | Family::Qwen3) || family.is_vl() => num_attention_heads,
         Some(_) => keys.size("num_key_value_heads", 0, 1, MAX_HEADS)?,
     };
     if num_attention_heads % num_key_value_heads != 0 {
@@ -246,8 +248,8 @@ fn read(keys: &mut Keys<'_>, family: Family) -> Result<ModelConfig> {
         ));
     }
     let head_dim = head_dim(keys, family, hidden_size, num_attention_heads)?;
-    let max_position_embeddings = keys.size("max_position_embeddings", 32_768, 1, 1 << 31)?;
-    let rms_norm_eps = keys.number("rms_norm_eps", 1e-6)?;
+    let max_position_embeddings = keys.size("max_position_embeddings", defaults.max_position_embeddings, 1, 1 << 31)?;
+    let rms_norm_eps = keys.number("rms_norm_eps", defaults.rms_norm_eps)?;
     if !(0.0..1.0).contains(&rms_norm_eps) {
         return Err(keys.error("rms_norm_eps", format_args!("must be from 0 to below 1, but is {rms_norm_eps}")));
     }
@@ -255,9 +257,10 @@ fn read(keys: &mut Keys<'_>, family: Family) -> Result<ModelConfig> {
     if !(0.0..=1e3).contains(&initializer_range) {
         return Err(keys.error("initializer_range", format_args!("must not be negative, but is {initializer_range}")));
     }
-    let tie_word_embeddings = keys.flag("tie_word_embeddings", false)?;
+    let tie_word_embeddings = keys.flag("tie_word_embeddings", family == Family::Qwen3VlMoe)?;
     // Qwen2 has biases on query, key and value whatever its configuration says, and never one on the output.
-    let attention_bias = family != Family::Qwen2 && keys.flag("attention_bias", false)?;
+    let qwen2 = family.has_qwen2_decoder();
+    let attention_bias = !qwen2 && keys.flag("attention_bias", false)?;
     let moe = if family.has_experts() { Some(moe(keys, family)?) } else { None };
     let delta = if hybrid { Some(mixer::delta(keys)?) } else { None };
     let layers = layers(keys, family, num_hidden_layers, intermediate_size, moe, delta)?;
@@ -265,13 +268,15 @@ fn read(keys: &mut Keys<'_>, family: Family) -> Result<ModelConfig> {
     let dtype = dtype::read(keys)?;
     let nf4 = quantization::read(keys)?;
     let mut unknown_keys = Vec::new();
-    let around = rope::Around { head_dim, max_position_embeddings, hybrid };
+    let (default_theta, axes) = (defaults.rope_theta, family.axes());
+    let around = rope::Around { head_dim, max_position_embeddings, hybrid, default_theta, axes };
     let rope = rope::read(keys, &around, &mut unknown_keys)?;
     unknown_keys.extend(keys.not_asked());
     Ok(ModelConfig {
         path: keys.path().to_path_buf(),
         family,
         nested: false,
+        vision: None,
         vocab_size,
         hidden_size,
         intermediate_size,
@@ -283,9 +288,9 @@ fn read(keys: &mut Keys<'_>, family: Family) -> Result<ModelConfig> {
         rms_norm_eps,
         initializer_range,
         tie_word_embeddings,
-        qkv_bias: family == Family::Qwen2 || attention_bias,
+        qkv_bias: qwen2 || attention_bias,
         o_bias: attention_bias,
-        qk_norm: family != Family::Qwen2,
+        qk_norm: !qwen2,
         attention_gate: hybrid,
         norm_offset: if hybrid { 1.0 } else { 0.0 },
         padding_idx,
@@ -301,7 +306,7 @@ fn read(keys: &mut Keys<'_>, family: Family) -> Result<ModelConfig> {
 
 fn head_dim(keys: &mut Keys<'_>, family: Family, hidden_size: usize, heads: usize) -> Result<usize> {
     let given = match family {
-        Family::Qwen3 => Some(keys.size("head_dim", 128, 1, MAX_HEAD_DIM)?),
+        Family::Qwen3 | Family::Qwen3Vl => Some(keys.size("head_dim", 128, 1, MAX_HEAD_DIM)?),
         _ if family.is_hybrid() => Some(keys.size("head_dim", 256, 1, MAX_HEAD_DIM)?),
         _ => keys.optional_size("head_dim", 1, MAX_HEAD_DIM)?,
     };
@@ -315,6 +320,11 @@ fn head_dim(keys: &mut Keys<'_>, family: Family, hidden_size: usize, heads: usiz
             ));
         }
     };
+    // Qwen2.5-VL's attention divides the width, whatever the key says.
+    if family == Family::Qwen2_5Vl && head_dim * heads != hidden_size {
+        let what = format_args!("is {head_dim}; heads of {family} are `hidden_size` ({hidden_size}) over {heads}");
+        return Err(keys.error("head_dim", what));
+    }
     if head_dim % 2 != 0 || head_dim > MAX_HEAD_DIM {
         return Err(keys.error("head_dim", format_args!("must be even and at most {MAX_HEAD_DIM}, but is {head_dim}")));
     }

@@ -102,9 +102,14 @@ const WITHOUT_EFFECT_ON_HYBRIDS: &[&str] = &[
     "output_gate_type",
 ];
 
-/// Refuses what is not implemented and marks both kinds of keys as known.
-pub(super) fn check(keys: &mut Keys<'_>, family: Family) -> Result<()> {
-    let own = |key: &str| family.is_hybrid() && family.has_experts() && key == "shared_expert_intermediate_size";
+/// Refuses what is not implemented and marks both kinds of keys as known. `sees`: the tower's keys are next to these.
+pub(super) fn check(keys: &mut Keys<'_>, family: Family, sees: bool) -> Result<()> {
+    let shared = family.is_hybrid() && family.has_experts();
+    let own = |key: &str| match key {
+        "shared_expert_intermediate_size" => shared,
+        "text_config" | "vision_config" => sees,
+        _ => false,
+    };
     for &(key, meaning) in OFF.iter().filter(|(key, _)| !own(key)) {
         if let Some(value) = keys.get(key)
             && !is_off(value)
@@ -137,22 +142,25 @@ pub(super) fn check(keys: &mut Keys<'_>, family: Family) -> Result<()> {
     if !keys.flag("is_causal", true)? {
         return Err(keys.error("is_causal", "is false; only causal attention is supported"));
     }
-    for key in WITHOUT_EFFECT {
-        keys.get(key);
-    }
+    without_effect(keys);
     Ok(())
 }
 
 /// Refuses quantized weights, and marks what never changes the computation as known, around a nested text part.
 pub(super) fn check_around(keys: &mut Keys<'_>) -> Result<()> {
     if quantization::read(keys)?.is_some() {
-        let what = "says that the weights are in NF4, which is not built for the text part of a model";
+        let what = "says that the weights are in NF4, which is not built for a model that sees";
         return Err(keys.error("quantization_config", what).hint(quantization::HINT));
     }
+    without_effect(keys);
+    Ok(())
+}
+
+/// Marks what never changes the computation as known.
+pub(super) fn without_effect(keys: &mut Keys<'_>) {
     for key in WITHOUT_EFFECT {
         keys.get(key);
     }
-    Ok(())
 }
 
 /// Null, false, zero and empty collections switch nothing on.

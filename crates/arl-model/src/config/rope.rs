@@ -3,6 +3,8 @@
 
 use serde_json::{Map, Value};
 
+use super::RopeAxes;
+use super::axes;
 use super::keys::{Keys, shown};
 use crate::{Result, error::Error};
 
@@ -17,29 +19,6 @@ pub struct RopeConfig {
     pub rotary_dim: usize,
     /// How positions of three axes share the frequencies; `None`: positions have one axis.
     pub axes: Option<RopeAxes>,
-}
-
-/// Which axis of a position (time, height, width) turns each of the `rotary_dim / 2` frequencies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RopeAxes {
-    /// Frequencies of each axis.
-    pub sections: [usize; 3],
-    /// Frequencies of height and width alternate with those of time, as in Qwen3-VL; else each axis has consecutive ones, as
-    /// in Qwen2.5-VL.
-    pub interleaved: bool,
-}
-
-impl RopeAxes {
-    /// The axis of frequency `i`: 0 is time, 1 height, 2 width.
-    pub fn axis(&self, i: usize) -> usize {
-        let [time, height, width] = self.sections;
-        match (self.interleaved, i % 3) {
-            (true, 1) if i < 3 * height => 1,
-            (true, 2) if i < 3 * width => 2,
-            (true, _) => 0,
-            (false, _) => usize::from(i >= time) + usize::from(i >= time + height),
-        }
-    }
 }
 
 /// The kinds of rope scaling, named as in `rope_type`.
@@ -96,9 +75,6 @@ pub enum RopeScaling {
     },
 }
 
-/// `rope_theta` where no key gives it; the same in all supported families.
-const DEFAULT_THETA: f64 = 10_000.0;
-
 /// Largest length that is accepted.
 const MAX_LENGTH: usize = 1 << 31;
 
@@ -108,9 +84,14 @@ pub(super) struct Around {
     pub(super) max_position_embeddings: usize,
     /// Whether heads may be rotated in part: of a hybrid family, by default a quarter.
     pub(super) hybrid: bool,
+    /// `rope_theta` where no key gives it.
+    pub(super) default_theta: f64,
+    /// The axes of positions where no key gives them; `None`: the family has no images.
+    pub(super) axes: Option<RopeAxes>,
 }
 
-/// Reads every key that concerns the rotary embedding. Names of keys that nothing reads are added to `unknown`.
+/// Reads every key that concerns the rotary embedding. Names of keys that nothing reads are added to `unknown`. The axes are those
+/// of a model that sees.
 pub(super) fn read(keys: &mut Keys<'_>, around: &Around, unknown: &mut Vec<String>) -> Result<RopeConfig> {
     let old = object(keys, "rope_scaling")?.filter(|map| !map.is_empty());
     let new = object(keys, "rope_parameters")?;
@@ -149,14 +130,13 @@ pub(super) fn read(keys: &mut Keys<'_>, around: &Around, unknown: &mut Vec<Strin
         );
         return Err(inner.error("partial_rotary_factor", what));
     }
-    if around.hybrid {
-        // Of images' positions; all axes of text are equal.
-        inner.get("mrope_section");
-        inner.get("mrope_interleaved");
-    }
-    let theta = inner_theta.or(outer_theta).unwrap_or(DEFAULT_THETA);
+    let axes = axes::read(&mut inner, around.axes, around.hybrid)?;
+    let theta = inner_theta.or(outer_theta).unwrap_or(around.default_theta);
 
-    let rope_type = match (inner.optional_text("rope_type")?, inner.optional_text("type")?) {
+    // Old files call positions of three axes a type, which is no scaling.
+    let [new, old] = [inner.optional_text("rope_type")?, inner.optional_text("type")?]
+        .map(|name| name.map(|name| if around.axes.is_some() && name == "mrope" { "default" } else { name }));
+    let rope_type = match (new, old) {
         (Some(new), Some(old)) if new != old => {
             return Err(inner.error("rope_type", format_args!("({new}) and `type` ({old}) differ")));
         }
@@ -171,7 +151,7 @@ pub(super) fn read(keys: &mut Keys<'_>, around: &Around, unknown: &mut Vec<Strin
     {
         unknown.push("original_max_position_embeddings".to_owned());
     }
-    Ok(RopeConfig { theta, scaling, rotary_dim, axes: None })
+    Ok(RopeConfig { theta, scaling, rotary_dim, axes })
 }
 
 fn scaling(

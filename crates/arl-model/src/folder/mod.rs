@@ -20,8 +20,9 @@ use crate::weights::{refused, sync_folder};
 use crate::{Error, ErrorCode, Result};
 
 const CONFIG: &str = "config.json";
-/// What a model with images nests in [`CONFIG`].
+/// What a model that sees nests in [`CONFIG`].
 const TEXT_CONFIG: &str = "text_config";
+const VISION_CONFIG: &str = "vision_config";
 const GENERATION: &str = "generation_config.json";
 const TOKENIZER: &str = "tokenizer_config.json";
 const TEMPLATE: &str = "chat_template.jinja";
@@ -90,15 +91,18 @@ impl ModelFiles {
     }
 
     /// Writes all files to `dir`, which exists, and waits until they are on the disk. `config.json` gets `dtype` as the
-    /// type of the weights.
-    pub(crate) fn write(&self, dir: &Path, dtype: WeightDtype) -> Result<()> {
+    /// type of the weights; `tower`: of those of its vision tower as well, which is not carried.
+    pub(crate) fn write(&self, dir: &Path, dtype: WeightDtype, tower: bool) -> Result<()> {
         for (name, bytes) in &self.files {
             let path = dir.join(name);
             if let Some(folder) = path.parent().filter(|folder| *folder != dir && !folder.exists()) {
                 std::fs::create_dir(folder).map_err(|error| refused(folder, &error))?;
             }
             match self.object(name).filter(|_| name == CONFIG) {
-                Some(config) => write_file(&path, with_dtype(config, dtype).as_bytes())?,
+                Some(config) => {
+                    let parts: &[&str] = if tower { &[TEXT_CONFIG, VISION_CONFIG] } else { &[TEXT_CONFIG] };
+                    write_file(&path, with_dtype(config, dtype, parts).as_bytes())?;
+                }
                 None => write_file(&path, bytes)?,
             }
         }
@@ -142,15 +146,17 @@ impl ModelFiles {
     }
 }
 
-/// With `dtype` wherever there is a type, also in the configuration of the text that a model with images nests.
-fn with_dtype(mut config: ObjectText, dtype: WeightDtype) -> String {
+/// With `dtype` wherever there is a type, also in the configurations of these parts.
+fn with_dtype(mut config: ObjectText, dtype: WeightDtype, parts: &[&str]) -> String {
     for key in ["dtype", "torch_dtype"] {
         if config.get_non_null(key).is_some() {
             config.set(key, &format!("\"{}\"", dtype.as_str()));
         }
     }
-    if let Some(text) = config.object(TEXT_CONFIG) {
-        config.set(TEXT_CONFIG, &with_dtype(text, dtype));
+    for part in parts {
+        if let Some(inner) = config.object(part) {
+            config.set(part, &with_dtype(inner, dtype, parts));
+        }
     }
     config.into_text()
 }

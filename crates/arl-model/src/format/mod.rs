@@ -61,25 +61,28 @@ impl CheckpointFormat {
         Self { spelling, arrangement, dtype, other_dtypes: HashMap::new(), carried: Vec::new() }
     }
 
-    /// The format of files with tensors of these names: that which knows the most of them. Where another format knows one
-    /// that this one does not, the files mix the two, which is the error.
-    pub(crate) fn of_names<'a>(
+    /// The format of files with these tensors, by names and shapes: that which knows the most names, and among equals the most
+    /// shapes. Where another format knows a name that this one does not, the files mix the two, which is the error.
+    pub(crate) fn of_tensors<'a>(
         row: &'static Row,
         config: &ModelConfig,
-        names: impl Iterator<Item = &'a str>,
+        tensors: impl Iterator<Item = (&'a str, &'a [usize])>,
     ) -> Result<Self, String> {
         let formats = Self::all_of(row, config);
         let table = tensor_table(config);
-        let mut known: HashMap<&str, Vec<usize>> = names.map(|name| (name, Vec::new())).collect();
-        let mut counts = vec![0; formats.len()];
+        let mut known: HashMap<&str, (&[usize], Vec<usize>)> =
+            tensors.map(|(name, shape)| (name, (shape, Vec::new()))).collect();
+        let mut counts = vec![(0, 0); formats.len()];
         for (index, format) in formats.iter().enumerate() {
             for tensor in format.tensors(config, &table) {
-                if let Some(by) = known.get_mut(tensor.name.as_str()) {
+                if let Some((shape, by)) = known.get_mut(tensor.name.as_str()) {
                     by.push(index);
-                    counts[index] += 1;
+                    counts[index].0 += 1;
+                    counts[index].1 += usize::from(*shape == tensor.shape);
                 }
             }
         }
+        let known: HashMap<&str, Vec<usize>> = known.into_iter().map(|(name, (_, by))| (name, by)).collect();
         // The first of the greatest.
         let best = (0..counts.len()).rev().max_by_key(|&index| counts[index]).unwrap_or(0);
         let least = |fits: &dyn Fn(&[usize]) -> bool| known.iter().filter(|(_, by)| fits(by)).min();

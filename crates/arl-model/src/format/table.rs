@@ -8,7 +8,7 @@ use crate::config::{DeltaConfig, Family, ModelConfig};
 pub(crate) struct Row {
     /// Spellings of names, the one that transformers writes first.
     pub(crate) spellings: &'static [Spelling],
-    /// Ways to store parameters, the one that transformers writes first. Files tell them apart by names.
+    /// Ways to store parameters, the one that released files have first. Files tell them apart by names, or else by shapes.
     pub(crate) arrangements: &'static [Arrangement],
     /// Names of tensors that are not parameters, each with at most one `*` for any text, and what becomes of them. Any
     /// other name is refused.
@@ -44,7 +44,6 @@ pub(crate) struct Join {
 
 /// How matrices `[rows, columns]`, in the order of [`Join::parameters`], form one tensor.
 #[derive(Clone, Copy, Debug)]
-#[cfg_attr(not(test), allow(dead_code, reason = "files of a family to come have transposed ones"))]
 pub(crate) enum Axes {
     /// `[numbers, rows of all, columns]`.
     Stacked,
@@ -68,14 +67,24 @@ pub(crate) enum Other {
 
 impl Row {
     pub(crate) fn of(config: &ModelConfig) -> &'static Row {
+        let sees = config.vision.is_some();
         match (config.family, config.nested) {
             (Family::Qwen2 | Family::Qwen3, _) => &DENSE,
             (Family::Qwen3Moe, _) => &EXPERTS,
             (Family::Qwen3Next, _) => &NEXT,
+            (Family::Qwen3_5, _) if sees => &SEEING,
             (Family::Qwen3_5, false) => &TEXT,
             (Family::Qwen3_5, true) => &NESTED,
+            (Family::Qwen3_5Moe, _) if sees => &SEEING_EXPERTS,
             (Family::Qwen3_5Moe, false) => &TEXT_EXPERTS,
             (Family::Qwen3_5Moe, true) => &NESTED_EXPERTS,
+            (Family::Qwen2_5Vl, _) if sees => &FLAT_VL,
+            (Family::Qwen3Vl, _) if sees => &VL,
+            (Family::Qwen3VlMoe, _) if sees => &VL_EXPERTS,
+            (Family::Qwen2_5Vl, _) | (Family::Qwen3Vl, false) => &VL_TEXT,
+            (Family::Qwen3Vl, true) => &VL_NESTED,
+            (Family::Qwen3VlMoe, false) => &VL_TEXT_EXPERTS,
+            (Family::Qwen3VlMoe, true) => &VL_NESTED_EXPERTS,
         }
     }
 
@@ -121,10 +130,28 @@ const WITH_MODEL: Spelling = Spelling { what: "names with `model.`", prefixes: &
 
 const WITHOUT_MODEL: Spelling = Spelling { what: "names without `model.`", prefixes: &[("model.", "")] };
 
-/// The text part of a model with images. transformers writes such names also next to the configuration of the text alone, where it
+/// The text part of a model that sees. transformers writes such names also next to the configuration of the text alone, where it
 /// has read them.
 const IN_LANGUAGE_MODEL: Spelling =
     Spelling { what: "names with `model.language_model.`", prefixes: &[("model.", "model.language_model.")] };
+
+/// A model that sees, which was saved without its head.
+const BARE: Spelling = Spelling {
+    what: "names with `language_model.` and `visual.`",
+    prefixes: &[("model.visual.", "visual."), ("model.", "language_model.")],
+};
+
+/// What transformers 5 has in memory.
+const TOWER_AND_LANGUAGE_MODEL: Spelling = Spelling {
+    what: "names with `model.language_model.` and `model.visual.`",
+    prefixes: &[("model.visual.", "model.visual."), ("model.", "model.language_model.")],
+};
+
+/// Qwen2.5-VL as it was released, and as transformers writes it from files with such names.
+const TOWER_OUTSIDE: Spelling =
+    Spelling { what: "names with `model.` and `visual.`", prefixes: &[("model.visual.", "visual.")] };
+
+const TOWER_INSIDE: Spelling = Spelling { what: "names with `model.` and `model.visual.`", prefixes: &[] };
 
 const ONE_BY_ONE: Arrangement = Arrangement { what: "experts one by one", joins: &[] };
 
@@ -139,6 +166,13 @@ const JOINED_GATE_UP: Join = Join {
 
 const JOINED_DOWN: Join =
     Join { parameters: &["mlp.experts.#.down_proj.weight"], tensor: "mlp.experts.down_proj", axes: Axes::Stacked };
+
+/// Qwen3-VL-MoE as it was released, and as transformers 4 writes it. Of files that were loaded so transformers 5.24 writes
+/// [`JOINED`], with the same names.
+const TRANSPOSED: Arrangement = Arrangement {
+    what: "experts joined in 3-D tensors and transposed",
+    joins: &[Join { axes: Axes::Transposed, ..JOINED_GATE_UP }, Join { axes: Axes::Transposed, ..JOINED_DOWN }],
+};
 
 /// Qwen3-Next's projections, whose rows go by key head: its query, its key, then its value heads and their gates.
 const FUSED_QKVZ: Join = Join {
@@ -172,7 +206,10 @@ const FREQUENCIES: (&str, Other) = ("*.rotary_emb.inv_freq", Other::Derived);
 /// Heads that predict more than one token, which transformers passes over.
 const PREDICTION: (&str, Other) = ("mtp.*", Other::Carried);
 
+/// Of a model whose text alone is trained.
 const VISION: (&str, Other) = ("model.visual.*", Other::Carried);
+
+const VISION_OUTSIDE: (&str, Other) = ("visual.*", Other::Carried);
 
 const OTHERS: &[(&str, Other)] = &[TIED_HEAD, FREQUENCIES];
 
@@ -191,14 +228,42 @@ static NEXT: Row = Row {
     others: &[TIED_HEAD, PREDICTION],
 };
 
-const OF_QWEN3_5: &[(&str, Other)] = &[TIED_HEAD, PREDICTION, VISION];
+/// Text alone, whose tower is carried.
+static TEXT: Row = Row {
+    spellings: &[WITH_MODEL, IN_LANGUAGE_MODEL, WITHOUT_MODEL, BARE],
+    arrangements: PLAIN,
+    others: &[TIED_HEAD, PREDICTION, VISION, VISION_OUTSIDE],
+};
 
-static TEXT: Row =
-    Row { spellings: &[WITH_MODEL, IN_LANGUAGE_MODEL, WITHOUT_MODEL], arrangements: PLAIN, others: OF_QWEN3_5 };
-
-static NESTED: Row = Row { spellings: &[IN_LANGUAGE_MODEL, WITH_MODEL, WITHOUT_MODEL], ..TEXT };
+static NESTED: Row = Row { spellings: &[IN_LANGUAGE_MODEL, WITH_MODEL, WITHOUT_MODEL, BARE], ..TEXT };
 
 /// Released files have joined experts.
 static TEXT_EXPERTS: Row = Row { arrangements: &[JOINED, ONE_BY_ONE], ..TEXT };
 
 static NESTED_EXPERTS: Row = Row { arrangements: &[JOINED, ONE_BY_ONE], ..NESTED };
+
+/// Qwen3.5 with its tower.
+static SEEING: Row = Row {
+    spellings: &[TOWER_AND_LANGUAGE_MODEL, TOWER_INSIDE, TOWER_OUTSIDE, BARE],
+    arrangements: PLAIN,
+    others: &[TIED_HEAD, PREDICTION],
+};
+
+static SEEING_EXPERTS: Row = Row { arrangements: &[JOINED, ONE_BY_ONE], ..SEEING };
+
+static VL: Row = Row { others: OTHERS, ..SEEING };
+
+static VL_EXPERTS: Row = Row { arrangements: VL_ARRANGEMENTS, ..VL };
+
+static FLAT_VL: Row = Row { spellings: &[TOWER_OUTSIDE, TOWER_AND_LANGUAGE_MODEL, TOWER_INSIDE, BARE], ..VL };
+
+/// Text alone of the families of images.
+static VL_TEXT: Row = Row { others: &[TIED_HEAD, FREQUENCIES, VISION, VISION_OUTSIDE], ..TEXT };
+
+static VL_NESTED: Row = Row { others: VL_TEXT.others, ..NESTED };
+
+const VL_ARRANGEMENTS: &[Arrangement] = &[TRANSPOSED, JOINED, ONE_BY_ONE];
+
+static VL_TEXT_EXPERTS: Row = Row { arrangements: VL_ARRANGEMENTS, ..VL_TEXT };
+
+static VL_NESTED_EXPERTS: Row = Row { arrangements: VL_ARRANGEMENTS, ..VL_NESTED };

@@ -7,7 +7,9 @@ use std::path::Path;
 use safetensors::Dtype;
 
 use super::joined::Joined;
+use super::names::{of_other_class, peft_name};
 use super::{Adapter, Lora, targets};
+use crate::config::ModelConfig;
 use crate::folder::{ModelFiles, write_file};
 use crate::tensors::{Projection, Role, TensorSpec};
 use crate::weights::{SafetensorsFile, SafetensorsWriter, TensorDecl, sync_folder};
@@ -18,11 +20,11 @@ const PREFIX: &str = "base_model.model.";
 const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// The name of a trained tensor in an adapter's file.
-pub(super) fn stored_name(spec: &TensorSpec, adapters: &[Adapter]) -> String {
+pub(super) fn stored_name(model: &ModelConfig, spec: &TensorSpec, adapters: &[Adapter]) -> String {
     if super::is_bias_of(spec, adapters)
         && let Some(module) = spec.name.strip_suffix(".bias")
     {
-        return format!("{PREFIX}{module}.base_layer.bias");
+        return format!("{PREFIX}{}.base_layer.bias", peft_name(model, module));
     }
     let of_experts = |projection: Projection| {
         adapters.iter().any(|adapter| (adapter.block, adapter.projection) == (spec.block, projection))
@@ -38,7 +40,7 @@ pub(super) fn stored_name(spec: &TensorSpec, adapters: &[Adapter]) -> String {
         }
         _ => spec.name.clone(),
     };
-    format!("{PREFIX}{name}")
+    format!("{PREFIX}{}", peft_name(model, &name))
 }
 
 /// The shape of a trained tensor in an adapter's file. B of experts is `[output, rank experts]`: element `[o, j]` of expert `e` is in
@@ -121,6 +123,9 @@ impl AdapterFile {
         let mut places = HashMap::with_capacity(stored.len());
         let mut known: HashSet<String> = HashSet::with_capacity(stored.len());
         for (name, spec) in stored {
+            let has = |name: &String| file.info(name).is_some();
+            let other = of_other_class(PREFIX, &name).filter(|other| !has(&name) && has(other));
+            let name = other.unwrap_or(name);
             let expected = stored_shape(spec, &lora.adapters);
             let place = match file.info(&name) {
                 Some((_, shape)) if shape == expected.as_slice() => match experts_of_b(spec, &lora.adapters) {
@@ -214,7 +219,7 @@ pub fn save_adapter(
         writer.append(&bytes)?;
     }
     writer.finish()?;
-    let text = lora.config.to_json(base, &targets::target_names(&lora.config, &lora.adapters));
+    let text = lora.config.to_json(base, &targets::target_names(lora));
     write_file(&dir.join("adapter_config.json"), text.as_bytes())?;
     sync_folder(dir)
 }

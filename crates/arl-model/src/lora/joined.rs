@@ -2,6 +2,7 @@
 //! that they are now: A one below the other, B on the diagonal, so that the products are the same.
 
 use super::Adapter;
+use super::names::peft_name;
 use crate::config::ModelConfig;
 use crate::tensors::{Projection, Role, TensorSpec};
 use crate::weights::SafetensorsFile;
@@ -44,6 +45,7 @@ impl Joined {
             _ => &["down_proj"],
         };
         let module = adapter.module.rsplit_once('.').map_or("", |(module, _)| module);
+        let module = peft_name(model, module);
         let name = |expert: usize, part: &&str| format!("base_model.model.{module}.{expert}.{part}.{matrix}.weight");
         let names: Vec<String> = (0..experts).flat_map(|e| parts.iter().map(move |part| name(e, part))).collect();
         if file.info(&names[0]).is_none() {

@@ -18,8 +18,16 @@ use crate::{Error, ErrorCode, Result};
 /// and one of them was trained as a whole, the result has both, and its `config.json` says so.
 pub fn merge_adapter(model: &Path, adapter: &Path, out: &Path, dtype: Option<WeightDtype>) -> Result<()> {
     let mut files = ModelFiles::read(model)?;
-    let config = files.config()?;
-    let lora = Lora::new(&config, &LoraConfig::from_dir(adapter)?)?;
+    let (config, asked) = (files.config()?, LoraConfig::from_dir(adapter)?);
+    // Names that also hit the vision tower may have been those of a run of text alone.
+    let (config, lora) = match Lora::new(&config, &asked) {
+        Ok(lora) => (config, lora),
+        Err(error) => {
+            let text = config.text_alone();
+            let lora = Lora::new(&text, &asked).map_err(|_| error)?;
+            (text, lora)
+        }
+    };
     let base = Checkpoint::open(model, &config)?;
     let trained = AdapterFile::open(adapter, &lora)?;
     if lora.model.tie_word_embeddings != config.tie_word_embeddings {

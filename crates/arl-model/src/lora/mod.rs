@@ -7,11 +7,14 @@ mod convert;
 mod files;
 mod joined;
 mod merge;
+mod names;
 mod targets;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod tests_experts;
+#[cfg(test)]
+mod tests_vision;
 
 pub use config::{LoraBias, LoraConfig, ModuleNames};
 pub use files::{AdapterFile, save_adapter};
@@ -24,7 +27,8 @@ use crate::{Error, ErrorCode, Result};
 /// The adapter of a linear layer: `y = W x + factor B A x`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Adapter {
-    /// The layer's name, as PEFT matches it: `model.layers.0.self_attn.q_proj`.
+    /// The layer's name in the table of tensors: `model.layers.0.self_attn.q_proj`. PEFT's has `model.language_model` in a model
+    /// that sees.
     pub module: String,
     /// The block that owns the layer.
     pub block: Block,
@@ -72,7 +76,7 @@ impl Lora {
         model.tie_word_embeddings &= !ends;
         let mut table = tensor_table(&model);
         let adapters = targets::adapters(&model, &table, config)?;
-        let saved = targets::saved_tensors(&table, config, &adapters)?;
+        let saved = targets::saved_tensors(&model, &table, config, &adapters)?;
         for (spec, saved) in table.iter_mut().zip(saved) {
             spec.trainable = saved || (config.bias == LoraBias::LoraOnly && is_bias_of(spec, &adapters));
         }
@@ -128,7 +132,7 @@ impl Lora {
     /// The trained tensors, with the names that an adapter's file gives them.
     pub fn stored(&self) -> Vec<(String, &TensorSpec)> {
         let trained = self.table.iter().filter(|spec| spec.trainable);
-        trained.map(|spec| (files::stored_name(spec, &self.adapters), spec)).collect()
+        trained.map(|spec| (files::stored_name(&self.model, spec, &self.adapters), spec)).collect()
     }
 
     /// The adapter of a matrix, and the expert and the first row of B that are its own.

@@ -1,16 +1,22 @@
 //! Which layers of a model a configuration names, by PEFT's rules: a list matches the ends of names, a text is a regular
 //! expression over whole names, and patterns of ranks and alphas match the ends of names, the first that does.
 
+use std::borrow::Cow;
+
 use fancy_regex::Regex;
 
-use super::{Adapter, LoraConfig, ModuleNames, last, refused};
+use super::names::peft_name;
+use super::{Adapter, Lora, LoraConfig, ModuleNames, last, refused};
 use crate::Result;
 use crate::config::{Family, Mlp, ModelConfig};
 use crate::tensors::{Block, Projection, Role, TensorSpec};
 
 /// A module with a weight.
 struct Module<'a> {
-    name: &'a str,
+    /// As PEFT matches it.
+    name: Cow<'a, str>,
+    /// In the table of tensors.
+    own: &'a str,
     spec: &'a TensorSpec,
     /// None: not a linear layer that can have an adapter.
     projection: Option<Projection>,
@@ -18,9 +24,10 @@ struct Module<'a> {
 
 /// The adapters of a model, in the order of its table.
 pub(super) fn adapters(model: &ModelConfig, table: &[TensorSpec], config: &LoraConfig) -> Result<Vec<Adapter>> {
-    // PEFT takes Qwen3.5's experts for what they are on disk, parameters of three dimensions, and knows no other names.
-    let only_parameters = model.family == Family::Qwen3_5Moe;
-    let modules = table.iter().filter_map(module).filter(|module| !(only_parameters && is_expert(module)));
+    // PEFT takes these experts for what they are on disk, parameters of three dimensions, and knows no other names.
+    let only_parameters = matches!(model.family, Family::Qwen3_5Moe | Family::Qwen3VlMoe);
+    let modules =
+        table.iter().filter_map(|spec| module(model, spec)).filter(|module| !(only_parameters && is_expert(module)));
     let modules: Vec<Module<'_>> = modules.collect();
     let target = match &config.target_modules {
         Some(names) => names.clone(),
@@ -41,7 +48,7 @@ pub(super) fn adapters(model: &ModelConfig, table: &[TensorSpec], config: &LoraC
     let matcher = Matcher::new("lora_target_modules", &target)?;
     let excluded = config.exclude_modules.as_ref().map(|names| Matcher::new("exclude_modules", names)).transpose()?;
     if let ModuleNames::List(list) = &target {
-        let ends = |item: &String| modules.iter().any(|module| ends_with(module.name, item));
+        let ends = |item: &String| modules.iter().any(|module| ends_with(&module.name, item));
         let tied = |item: &&String| model.tie_word_embeddings && ends_with("lm_head", item);
         if list.iter().any(|item| tied(&item)) {
             let what = "lora_target_modules: `lm_head` is the embedding, which has no adapter".to_owned();
@@ -53,11 +60,25 @@ pub(super) fn adapters(model: &ModelConfig, table: &[TensorSpec], config: &LoraC
     }
     let mut adapters = Vec::new();
     for module in modules {
-        let layer = module.spec.block.layer();
+        let number = match module.spec.block {
+            Block::Vision(number) | Block::DeepStack(number) => Some(number),
+            block => block.layer(),
+        };
         let chosen = config.layers_to_transform.is_empty()
-            || layer.is_some_and(|layer| config.layers_to_transform.contains(&layer));
+            || number.is_some_and(|number| config.layers_to_transform.contains(&number));
         if !chosen || !matcher.hits(&module) || excluded.as_ref().is_some_and(|excluded| excluded.hits(&module)) {
             continue;
+        }
+        if module.spec.block.is_vision() {
+            // PEFT adapts nothing of what it trains as a whole.
+            if config.modules_to_save.iter().any(|item| of_module(model, module.spec, item)) {
+                continue;
+            }
+            let what = format!(
+                "lora_target_modules: `{}` is in the vision tower, of which no adapters are built",
+                module.name
+            );
+            return Err(refused(what, LANGUAGE));
         }
         let Some(projection) = module.projection else {
             return Err(refused(
@@ -82,7 +103,8 @@ pub(super) fn adapters(model: &ModelConfig, table: &[TensorSpec], config: &LoraC
             let what = format!("lora_target_modules: `{}` {why}", module.name);
             return Err(refused(what, "`lora_modules_to_save embed_tokens` trains a whole copy of it"));
         }
-        adapters.push(adapter(config, module.name, module.spec.block, projection, None)?);
+        let found = adapter(config, &module.name, module.spec.block, projection, None)?;
+        adapters.push(Adapter { module: module.own.to_owned(), ..found });
     }
     adapters.extend(of_parameters(model, config)?);
     // In the order of the blocks, with the experts behind their layer's attention.
@@ -122,7 +144,8 @@ fn of_parameters(model: &ModelConfig, config: &LoraConfig) -> Result<Vec<Adapter
         for projection in [Projection::Router, Projection::ExpertsGateUp, Projection::ExpertsDown] {
             let module = format!("model.layers.{layer}.{}", projection.module());
             let router = projection == Projection::Router;
-            let name = if router { format!("{module}.weight") } else { module.clone() };
+            let name = peft_name(model, &module);
+            let name = if router { format!("{name}.weight") } else { name.into_owned() };
             let experts = (!router).then_some(moe.num_experts);
             parameters.push((name, module, Block::Experts(layer), projection, experts));
         }
@@ -145,10 +168,18 @@ fn of_parameters(model: &ModelConfig, config: &LoraConfig) -> Result<Vec<Adapter
 const NAMES: &str = "layers of a Qwen model are called q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and down_proj (of the delta \
                      rule in_proj_qkv, in_proj_z, in_proj_b, in_proj_a and out_proj); all-linear means all of these";
 
+const LANGUAGE: &str = r"name the decoder's layers alone by a regular expression: --lora_target_modules '.*language_model.*\.(q|k|v|o|gate|up|down)_proj'";
+
 /// By the table, whether a whole copy of a tensor is trained.
-pub(super) fn saved_tensors(table: &[TensorSpec], config: &LoraConfig, adapters: &[Adapter]) -> Result<Vec<bool>> {
+pub(super) fn saved_tensors(
+    model: &ModelConfig,
+    table: &[TensorSpec],
+    config: &LoraConfig,
+    adapters: &[Adapter],
+) -> Result<Vec<bool>> {
+    let of_module = |spec: &TensorSpec, item: &String| of_module(model, spec, item);
     for item in &config.modules_to_save {
-        if let Some(adapter) = adapters.iter().find(|adapter| ends_with(&adapter.module, item)) {
+        if let Some(adapter) = adapters.iter().find(|adapter| ends_with(&peft_name(model, &adapter.module), item)) {
             let what = format!("lora_modules_to_save: `{}` has an adapter already", adapter.module);
             return Err(refused(what, "leave it out of lora_target_modules or of lora_modules_to_save"));
         }
@@ -160,13 +191,19 @@ pub(super) fn saved_tensors(table: &[TensorSpec], config: &LoraConfig, adapters:
     Ok(table.iter().map(|spec| config.modules_to_save.iter().any(|item| of_module(spec, item))).collect())
 }
 
-/// Whether a tensor is one of a module whose name ends with `item`.
-fn of_module(spec: &TensorSpec, item: &str) -> bool {
-    spec.name.rsplit_once('.').is_some_and(|(module, _)| ends_with(module, item))
+/// Whether a tensor is one of a module whose name ends with `item`; of the vision tower also of a module in it, as `merger`.
+fn of_module(model: &ModelConfig, spec: &TensorSpec, item: &str) -> bool {
+    let name = peft_name(model, &spec.name);
+    let mut module = name.rsplit_once('.').map(|(module, _)| module);
+    while let Some(name) = module.filter(|name| !ends_with(name, item)) {
+        module = name.rsplit_once('.').map(|(outer, _)| outer).filter(|_| spec.block.is_vision());
+    }
+    module.is_some()
 }
 
-fn module(spec: &TensorSpec) -> Option<Module<'_>> {
-    let name = spec.name.strip_suffix(".weight")?;
+fn module<'a>(model: &ModelConfig, spec: &'a TensorSpec) -> Option<Module<'a>> {
+    let own = spec.name.strip_suffix(".weight")?;
+    let name = peft_name(model, own);
     let projection = match spec.role {
         Role::QWeight => Some(Projection::Query),
         Role::KWeight => Some(Projection::Key),
@@ -188,7 +225,23 @@ fn module(spec: &TensorSpec) -> Option<Module<'_>> {
         Role::Embedding => Some(Projection::Embedding),
         _ => None,
     };
-    Some(Module { name, spec, projection })
+    Some(Module { name, own, spec, projection })
+}
+
+/// Whether it is a linear layer of the vision tower; the embedding of patches is a convolution.
+fn is_of_tower(role: Role) -> bool {
+    matches!(
+        role,
+        Role::VisionQkvWeight
+            | Role::VisionProjWeight
+            | Role::VisionFc1Weight
+            | Role::VisionFc2Weight
+            | Role::VisionGateWeight
+            | Role::VisionUpWeight
+            | Role::VisionDownWeight
+            | Role::VisionMergerFc1Weight
+            | Role::VisionMergerFc2Weight
+    )
 }
 
 fn is_expert(module: &Module<'_>) -> bool {
@@ -218,11 +271,11 @@ impl Matcher {
         match self {
             Matcher::AllLinear => {
                 let end = |projection| matches!(projection, Projection::Head | Projection::Embedding);
-                module.projection.is_some_and(|projection| !end(projection))
+                module.projection.is_some_and(|projection| !end(projection)) || is_of_tower(module.spec.role)
             }
-            Matcher::List(list) => list.iter().any(|item| ends_with(module.name, item)),
+            Matcher::List(list) => list.iter().any(|item| ends_with(&module.name, item)),
             // Too much backtracking counts as no match.
-            Matcher::Pattern(regex) => regex.is_match(module.name).unwrap_or(false),
+            Matcher::Pattern(regex) => regex.is_match(&module.name).unwrap_or(false),
         }
     }
 }
@@ -243,11 +296,12 @@ pub(super) fn regex(option: &str, given: &str, whole: &str) -> Result<Regex> {
 }
 
 /// The names under which PEFT stores what was found: whole names where there are fewer than 20, else their last parts.
-pub(super) fn target_names(config: &LoraConfig, adapters: &[Adapter]) -> Vec<String> {
-    let adapters: Vec<&Adapter> = adapters.iter().filter(|adapter| !adapter.is_parameter()).collect();
-    let mut names: Vec<String> = match &config.target_modules {
+pub(super) fn target_names(lora: &Lora) -> Vec<String> {
+    let adapters: Vec<&Adapter> = lora.adapters.iter().filter(|adapter| !adapter.is_parameter()).collect();
+    let whole = |adapter: &&Adapter| peft_name(&lora.model, &adapter.module).into_owned();
+    let mut names: Vec<String> = match &lora.config.target_modules {
         Some(ModuleNames::List(list)) => list.clone(),
-        Some(ModuleNames::AllLinear) if adapters.len() < 20 => adapters.iter().map(|a| a.module.clone()).collect(),
+        Some(ModuleNames::AllLinear) if adapters.len() < 20 => adapters.iter().map(whole).collect(),
         _ => adapters.iter().map(|adapter| last(&adapter.module).to_owned()).collect(),
     };
     names.sort();

@@ -242,7 +242,7 @@ fn targets_are_stored_as_peft_stores_them() {
     let names = |layers: usize| {
         let config = config(json!({ "target_modules": "all-linear" })).unwrap();
         let lora = Lora::new(&model(json!({ "num_hidden_layers": layers })), &config).unwrap();
-        targets::target_names(&lora.config, &lora.adapters)
+        targets::target_names(&lora)
     };
     // Whole names below twenty, and last parts above.
     assert_eq!(names(2).len(), 14);

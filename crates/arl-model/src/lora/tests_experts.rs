@@ -61,7 +61,7 @@ fn all_linear_is_attention_the_experts_and_the_router_as_parameters() {
         assert!(stored.contains(&format!("base_model.model.model.layers.2.mlp.{name}")), "{name} {stored:?}");
     }
     // What is written names parameters, as PEFT's converted configuration, and means the same again.
-    let written = found.config.to_json(None, &targets::target_names(&found.config, &found.adapters));
+    let written = found.config.to_json(None, &targets::target_names(&found));
     let json: Value = serde_json::from_str(&written).unwrap();
     assert_eq!(json["target_modules"], json!(["k_proj", "o_proj", "q_proj", "v_proj"]));
     assert_eq!(json["target_parameters"], json!(["gate.weight", "gate_up_proj", "down_proj"]));

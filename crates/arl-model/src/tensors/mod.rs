@@ -2,6 +2,7 @@
 //! them weight decay applies to, and how ranks may divide them. No other part of the program builds a name of its own.
 
 mod role;
+mod vision;
 
 pub use role::{Projection, Role};
 
@@ -24,15 +25,29 @@ pub enum Block {
     FinalNorm,
     /// The classifier; owns nothing where it is the embedding.
     Head,
+    /// The vision tower's embedding of patches, with its learned positions.
+    VisionEmbed,
+    /// A block of the vision tower: both norms, attention and the MLP.
+    Vision(usize),
+    /// What turns the last block's rows into rows of the decoder.
+    VisionMerger,
+    /// The DeepStack merger of that number, which reads after the block `deepstack_visual_indexes[number]`.
+    DeepStack(usize),
 }
 
 impl Block {
-    /// Its layer; none outside of the layers.
+    /// The decoder's layer that it is in; none outside of the layers.
     pub fn layer(self) -> Option<usize> {
         match self {
             Block::Attention(layer) | Block::Delta(layer) | Block::Mlp(layer) | Block::Experts(layer) => Some(layer),
             Block::Embedding | Block::FinalNorm | Block::Head => None,
+            Block::VisionEmbed | Block::Vision(_) | Block::VisionMerger | Block::DeepStack(_) => None,
         }
+    }
+
+    /// Whether it is a part of the vision tower, mergers included.
+    pub fn is_vision(self) -> bool {
+        matches!(self, Block::VisionEmbed | Block::Vision(_) | Block::VisionMerger | Block::DeepStack(_))
     }
 }
 
@@ -122,16 +137,18 @@ impl TensorSpec {
 /// Every parameter of the model, all of them trainable, in the order of their places in memory: what one matrix product
 /// can take together is adjacent. That is, in each layer: query, key and value weights; their biases; the four input projections
 /// of the delta rule; gate and up; with experts, gate and up of expert 0, then of expert 1 and so on, then all experts' down in
-/// the same order; gate and up of the shared expert.
+/// the same order; gate and up of the shared expert. The vision tower follows the decoder.
 pub fn tensor_table(config: &ModelConfig) -> Vec<TensorSpec> {
     let mut table = Vec::new();
     visit(config, &mut |role, block, shape, shard| {
+        let tower = config.vision.as_ref().filter(|_| block.is_vision()).map(|vision| vision.kind);
+        let name = tower.and_then(|kind| vision::name(kind, role, block));
         table.push(TensorSpec {
-            name: role::name(role, block.layer()),
+            name: name.unwrap_or_else(|| role::name(role, block.layer())),
             shape: shape.to_vec(),
             role,
             block,
-            decay: role.is_decayed(),
+            decay: tower.map_or_else(|| role.is_decayed(), |kind| vision::is_decayed(kind, role)),
             trainable: true,
             shard,
         });
@@ -169,6 +186,9 @@ fn visit(config: &ModelConfig, add: &mut Visitor<'_>) {
     add(Role::FinalNorm, Block::FinalNorm, &[config.hidden_size], Shard::Whole);
     if !config.tie_word_embeddings {
         add(Role::LmHead, Block::Head, &[config.vocab_size, config.hidden_size], Shard::Whole);
+    }
+    if let Some(vision) = &config.vision {
+        vision::visit(vision, add);
     }
 }
 

@@ -73,6 +73,61 @@ pub enum Role {
     FinalNorm,
     /// `[vocab, hidden]`; absent where tied.
     LmHead,
+    /// `[vision hidden, channels, frames, patch, patch]`: the embedding of patches, a product with a patch's numbers.
+    VisionPatchWeight,
+    /// `[vision hidden]`.
+    VisionPatchBias,
+    /// `[side * side, vision hidden]`: the tower's learned positions, of which a patch has a weighted sum.
+    VisionPositions,
+    /// `[vision hidden]`, before a tower block's attention.
+    VisionNorm1Weight,
+    /// `[vision hidden]`.
+    VisionNorm1Bias,
+    /// `[vision hidden]`, before a tower block's MLP.
+    VisionNorm2Weight,
+    /// `[vision hidden]`.
+    VisionNorm2Bias,
+    /// `[3 * vision hidden, vision hidden]`: queries of all heads, keys, values.
+    VisionQkvWeight,
+    /// `[3 * vision hidden]`.
+    VisionQkvBias,
+    /// `[vision hidden, vision hidden]`, of what a tower block's attention gives.
+    VisionProjWeight,
+    /// `[vision hidden]`.
+    VisionProjBias,
+    /// `[vision intermediate, vision hidden]`, before GELU.
+    VisionFc1Weight,
+    /// `[vision intermediate]`.
+    VisionFc1Bias,
+    /// `[vision hidden, vision intermediate]`, after GELU.
+    VisionFc2Weight,
+    /// `[vision hidden]`.
+    VisionFc2Bias,
+    /// `[vision intermediate, vision hidden]`, of a tower with SwiGLU.
+    VisionGateWeight,
+    /// `[vision intermediate]`.
+    VisionGateBias,
+    /// `[vision intermediate, vision hidden]`.
+    VisionUpWeight,
+    /// `[vision intermediate]`.
+    VisionUpBias,
+    /// `[vision hidden, vision intermediate]`.
+    VisionDownWeight,
+    /// `[vision hidden]`.
+    VisionDownBias,
+    /// `[vision hidden]` of the merger, before patches are joined; `[merged]` of a DeepStack merger, after it. Merged is
+    /// `merge * merge * vision hidden`.
+    VisionMergerNormWeight,
+    /// As long as `VisionMergerNormWeight`.
+    VisionMergerNormBias,
+    /// `[merged, merged]`, before GELU.
+    VisionMergerFc1Weight,
+    /// `[merged]`.
+    VisionMergerFc1Bias,
+    /// `[hidden, merged]`, after GELU.
+    VisionMergerFc2Weight,
+    /// `[hidden]`.
+    VisionMergerFc2Bias,
     /// `[rank, input]`: an adapter's A; of experts one below the other.
     LoraA(Projection),
     /// `[output, rank]`: an adapter's B; of experts one below the other.
@@ -180,21 +235,46 @@ impl Role {
         matches!(
             self,
             Role::InputNorm | Role::QNorm | Role::KNorm | Role::Norm | Role::PostAttentionNorm | Role::FinalNorm
-        )
+        ) || self.is_vision_norm()
+    }
+
+    /// Whether it is the weight of a norm of the vision tower.
+    pub(crate) fn is_vision_norm(self) -> bool {
+        matches!(self, Role::VisionNorm1Weight | Role::VisionNorm2Weight | Role::VisionMergerNormWeight)
     }
 
     /// Whether it is a bias.
     pub fn is_bias(self) -> bool {
-        matches!(self, Role::QBias | Role::KBias | Role::VBias | Role::OBias | Role::DtBias)
+        matches!(self, Role::QBias | Role::KBias | Role::VBias | Role::OBias | Role::DtBias) || self.is_vision_bias()
     }
 
-    /// Whether Hugging Face's Trainer applies weight decay to it: all but norms and biases, by their names.
-    pub fn is_decayed(self) -> bool {
+    fn is_vision_bias(self) -> bool {
+        matches!(
+            self,
+            Role::VisionPatchBias
+                | Role::VisionNorm1Bias
+                | Role::VisionNorm2Bias
+                | Role::VisionQkvBias
+                | Role::VisionProjBias
+                | Role::VisionFc1Bias
+                | Role::VisionFc2Bias
+                | Role::VisionGateBias
+                | Role::VisionUpBias
+                | Role::VisionDownBias
+                | Role::VisionMergerNormBias
+                | Role::VisionMergerFc1Bias
+                | Role::VisionMergerFc2Bias
+        )
+    }
+
+    /// Whether Hugging Face's Trainer applies weight decay to it: all but norms and biases, by their names. Of the decoder;
+    /// the vision tower has rules of its own.
+    pub(super) fn is_decayed(self) -> bool {
         !self.is_norm() && !self.is_bias()
     }
 }
 
-/// Hugging Face's name of a parameter.
+/// Hugging Face's name of a parameter of the decoder.
 pub(super) fn name(role: Role, layer: Option<usize>) -> String {
     let inner = match role {
         Role::Embedding => return "model.embed_tokens.weight".to_owned(),
@@ -235,6 +315,8 @@ pub(super) fn name(role: Role, layer: Option<usize>) -> String {
         Role::LoraA(projection) => &format!("{}.lora_A.weight", projection.module()),
         Role::LoraB(projection) => &format!("{}.lora_B.weight", projection.module()),
         Role::LoraMagnitude(projection) => &format!("{}.lora_magnitude_vector", projection.module()),
+        // Of the vision tower, which names its own.
+        _ => "",
     };
     format!("model.layers.{}.{inner}", layer.unwrap_or_default())
 }

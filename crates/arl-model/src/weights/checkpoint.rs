@@ -54,7 +54,9 @@ impl Checkpoint {
 
     pub(crate) fn open_as(row: &'static Row, dir: &Path, config: &ModelConfig) -> Result<Self> {
         let (files, home) = find(dir)?;
-        let format = CheckpointFormat::of_names(row, config, home.keys().map(String::as_str)).map_err(|what| {
+        let shape = |name: &str, file: usize| Some(files.get(file)?.info(name)?.1);
+        let tensors = home.iter().map(|(name, &file)| (name.as_str(), shape(name, file).unwrap_or_default()));
+        let format = CheckpointFormat::of_tensors(row, config, tensors).map_err(|what| {
             Error::new(ErrorCode::Weights, format!("{}: {what}", dir.display()))
                 .hint("load the model with transformers and save it again: model.save_pretrained(folder)")
         })?;
@@ -296,7 +298,11 @@ fn wrapper_prefix<'a>(
 ) -> Option<String> {
     let embedding = table.iter().find(|spec| spec.role == Role::Embedding)?;
     let ends: Vec<String> = row.spellings.iter().map(|spelling| spelling.spell(&embedding.name)).collect();
-    let prefix = names.clone().find_map(|name| ends.iter().find_map(|end| name.strip_suffix(end.as_str())))?;
+    // A longer spelling may end as a shorter one does.
+    let before = |name: &'a String, end: &String| {
+        name.strip_suffix(end.as_str()).filter(|prefix| prefix.is_empty() || prefix.ends_with('.'))
+    };
+    let prefix = names.clone().find_map(|name| ends.iter().find_map(|end| before(name, end)))?;
     (prefix.ends_with('.') && names.all(|name| name.starts_with(prefix))).then(|| prefix.to_owned())
 }
 

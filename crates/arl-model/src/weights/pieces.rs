@@ -43,7 +43,7 @@ impl SharedModel<'_> {
     /// Writes everything but parameters, and gives each file its length. The folder exists and is empty. Everything is on the
     /// disk when it returns.
     pub fn lay_out(&self) -> Result<()> {
-        self.files.write(self.dir, self.dtype.unwrap_or(self.format.dtype))?;
+        self.files.write(self.dir, self.dtype.unwrap_or(self.format.dtype), self.config.vision.is_some())?;
         let (_, stored) = self.stored();
         let saved = saved_tensors(self.format, self.dtype, &stored)?;
         let cut = cut(&saved, self.max_shard_bytes);

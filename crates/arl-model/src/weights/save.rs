@@ -36,7 +36,7 @@ pub fn save_model(
     max_shard_bytes: u64,
     mut fetch: impl FnMut(&str, &mut [f32]) -> Result<()>,
 ) -> Result<()> {
-    files.write(dir, dtype.unwrap_or(format.dtype))?;
+    files.write(dir, dtype.unwrap_or(format.dtype), config.vision.is_some())?;
     let table = tensor_table(config);
     let stored = format.tensors(config, &table);
     let saved = saved_tensors(format, dtype, &stored)?;

@@ -24,6 +24,7 @@ fn inputs(s: &mut Scene) -> (Attention, Buffer, String) {
     let op = Attention {
         heads,
         sequences: Sequences { cu_seqlens: s.ints(&bounds), count: bounds.len() - 1, max_len },
+        causal: true,
         window,
         scale: 1.0 / (dim as f32).sqrt(),
         q: part(0),
@@ -76,6 +77,7 @@ pub(crate) fn by_library(mut s: Scene, number: usize) -> (Trial, AttentionLibrar
     let op = Attention {
         heads,
         sequences: Sequences { cu_seqlens: s.ints(&bounds), count, max_len },
+        causal: true,
         window,
         scale: 1.0 / (dim as f32).sqrt(),
         q: part(qk, 0, qk_width),

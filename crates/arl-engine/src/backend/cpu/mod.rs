@@ -8,7 +8,9 @@ mod elementwise;
 mod embedding;
 mod gated_norm;
 mod gates;
+mod gelu;
 pub mod gemm;
+mod layer_norm;
 mod leaves;
 mod loss;
 mod magnitude;
@@ -27,6 +29,7 @@ mod swiglu;
 #[path = "../tests/mod.rs"]
 mod tests;
 mod vector;
+mod vision;
 
 pub(crate) use self::elementwise::{BLOCK as DOT_BLOCK, squares};
 use self::memory::Memory;

@@ -84,6 +84,7 @@ fn args(op: &Attention, more: &[Arg]) -> Vec<Arg> {
 /// As [`crate::backend::Backend::attention`].
 pub(super) fn forward<D: Device>(device: &mut D, op: &Attention) {
     check(op.heads, op.window);
+    assert!(op.causal, "the kernels are of causal attention");
     if op.tokens() == 0 {
         return;
     }
@@ -207,6 +208,7 @@ mod tests {
         let op = Attention {
             heads: Heads { query: 1, key_value: 1, dim },
             sequences: Sequences { cu_seqlens, count: 1, max_len: 1 },
+            causal: true,
             window: None,
             scale: 1.0,
             q: rows(0x1000),

@@ -204,7 +204,7 @@ fn at_8b_what_memory_is_left_decides_how_much_of_the_link_is_hidden() {
         dtype: DType::Bf16,
         recompute: Recompute::Mlp,
         optimizer_offload: true,
-        max_batch: BatchSize { tokens, sequences: tokens / sequence },
+        max_batch: BatchSize { tokens, sequences: tokens / sequence, ..BatchSize::default() },
         ..EngineOptions::default()
     };
     let one = MicroBatch {
@@ -212,7 +212,7 @@ fn at_8b_what_memory_is_left_decides_how_much_of_the_link_is_hidden() {
         targets: vec![2; tokens],
         positions: (0..tokens).map(|t| (t % sequence) as i32).collect(),
         cu_seqlens: (0..=tokens / sequence).map(|s| (s * sequence) as i32).collect(),
-        weights: None,
+        ..MicroBatch::default()
     };
     let batches = vec![one; 8];
     let h100 = Rates { flops: 989e12, memory: 3.35e12, link: 64e9 };

@@ -44,6 +44,7 @@ mod swiglu;
 #[allow(clippy::duplicate_mod, reason = "the leaves' tests run against each backend")]
 #[path = "../tests/mod.rs"]
 mod tests;
+mod vision;
 
 use arl_model::Result;
 

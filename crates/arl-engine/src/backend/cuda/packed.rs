@@ -110,7 +110,8 @@ impl PackedShape {
             max_len: sequences.max_len,
             strides: inputs.map(|rows| rows.stride),
         };
-        if !served || asked.is_sparse() {
+        // The library's plans are of causal attention.
+        if !served || !op.causal || asked.is_sparse() {
             return None;
         }
         Self::new(&asked)

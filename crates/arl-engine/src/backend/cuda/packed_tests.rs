@@ -86,6 +86,7 @@ impl Case {
         let op = Attention {
             heads: self.heads,
             sequences: Sequences { cu_seqlens, count, max_len },
+            causal: true,
             window: self.window,
             scale: 1.0 / (dim as f32).sqrt(),
             q: part(0),

@@ -64,6 +64,7 @@ impl Case {
                 count: self.bounds.len() - 1,
                 max_len: self.bounds.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0),
             },
+            causal: true,
             window: self.window,
             scale: self.scale(),
             q: part(0),

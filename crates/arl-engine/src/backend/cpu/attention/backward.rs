@@ -61,8 +61,9 @@ fn tasks(shape: &Shape<'_>) -> Vec<Task> {
                 continue;
             }
             for part in parts(all.clone(), PART) {
-                add(&part, &(all.start..part.end), true, false);
-                add(&(part.start..all.end), &part, false, true);
+                let (before, after) = if shape.causal { (part.end, part.start) } else { (all.end, all.start) };
+                add(&part, &(all.start..before), true, false);
+                add(&(after..all.end), &part, false, true);
             }
         }
     }
@@ -207,7 +208,8 @@ impl<T: Element> Pass<'_, T> {
     /// The tiles of the task's keys that the queries of `block` see, at places that depend on the two alone.
     fn tiles(&self, task: &Task, block: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<T> {
         let unseen = (block.start + 1).saturating_sub(self.shape.window).saturating_sub(task.keys.start);
-        let (end, from) = (task.keys.end.min(block.end), block.start);
+        let all = (task.keys.end, task.keys.end);
+        let (end, from) = if self.shape.causal { (task.keys.end.min(block.end), block.start) } else { all };
         let mut start = task.keys.start + unseen / KEYS.0 * KEYS.0;
         std::iter::from_fn(move || {
             let size = if start + KEYS.0 <= from { KEYS.0 } else { KEYS.1 };
@@ -246,13 +248,14 @@ impl<T: Element> Pass<'_, T> {
         let (dim, products, shape) = (self.shape.heads.dim, self.products, self.shape);
         let panel = products.columns();
         // From the panel on that holds the first query that sees a key, to the last query that does.
-        let start = rows.start.max(block.start + keys.range.start.saturating_sub(block.start) / panel * panel);
+        let before = if shape.causal { keys.range.start.saturating_sub(block.start) } else { 0 };
+        let start = rows.start.max(block.start + before / panel * panel);
         let end = rows.end.min((keys.range.end - 1).saturating_add(shape.window));
         if start >= end {
             return;
         }
         let (m, offset) = (end - start, start - block.start);
-        let n = keys.range.end.min(end) - keys.range.start;
+        let n = if shape.causal { keys.range.end.min(end) - keys.range.start } else { keys.range.len() };
         products.multiply((n, m, dim), keys.k, packed.q.0.from_column(offset), (p, QUERIES), false);
         products.multiply((n, m, dim), keys.v, packed.d_out.0.from_column(offset), (d_s, QUERIES), false);
         let at = packed.head * shape.tokens + start;
@@ -260,7 +263,7 @@ impl<T: Element> Pass<'_, T> {
         vectorise!({
             let scores = p.chunks_exact_mut(QUERIES).zip(d_s.chunks_exact_mut(QUERIES));
             for (key, (p, d_s)) in keys.range.clone().zip(scores).take(n) {
-                let first = key.max(start) - start;
+                let first = if shape.causal { key.max(start) - start } else { 0 };
                 let last = key.saturating_add(shape.window).clamp(start + first, end) - start;
                 scores_backward(shape.scale, first..last, log_sum_exp, delta, &mut p[..m], &mut d_s[..m]);
             }

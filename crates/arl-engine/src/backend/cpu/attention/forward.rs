@@ -26,8 +26,8 @@ const PARTIAL: usize = 4;
 
 /// A part of the leaf: some queries of a sequence, for the heads that share a key head.
 struct Task {
-    /// First token of the sequence.
-    start: usize,
+    /// The sequence, up to the last token that the queries see where there is no window.
+    seen: Range<usize>,
     queries: Range<usize>,
     key_head: usize,
 }
@@ -64,14 +64,15 @@ pub(in crate::backend::cpu) fn forward<T: Element>(
     let size = if many { QUERIES.0 } else { QUERIES.1 };
     let mut tasks: Vec<Task> = shape
         .sequences()
-        .flat_map(|all| parts(all.clone(), size).map(move |queries| (all.start, queries)))
-        .flat_map(|(start, queries)| {
-            let task = move |key_head| Task { start, queries: queries.clone(), key_head };
+        .flat_map(|all| parts(all.clone(), size).map(move |queries| (all.clone(), queries)))
+        .flat_map(|(all, queries)| {
+            let seen = all.start..if shape.causal { queries.end } else { all.end };
+            let task = move |key_head| Task { seen: seen.clone(), queries: queries.clone(), key_head };
             (0..shape.heads.key_value).map(task)
         })
         .collect();
     // The last queries of a sequence see the most keys: they go first, so that no thread begins one at the end.
-    tasks.sort_by_key(|task| std::cmp::Reverse(task.queries.end - task.start));
+    tasks.sort_by_key(|task| std::cmp::Reverse(task.seen.len()));
     let outputs = Outputs { out: Shared::new(out), out_stride, log_sum_exp: Shared::new(log_sum_exp) };
     let products = Products::new();
     tasks.into_par_iter().with_max_len(1).for_each(|task| match products.columns() {
@@ -107,8 +108,8 @@ fn run<T: Element, const W: usize>(
         state.fill(0.0);
         state[..W].fill(NOTHING);
     }
-    let unseen = (queries.start + 1).saturating_sub(shape.window).saturating_sub(task.start);
-    for keys in parts(task.start + unseen / KEYS * KEYS..queries.end, KEYS) {
+    let unseen = (queries.start + 1).saturating_sub(shape.window).saturating_sub(task.seen.start);
+    for keys in parts(task.seen.start + unseen / KEYS * KEYS..task.seen.end, KEYS) {
         let n = keys.len();
         let k = products.pack_left(inputs.k.part(&keys, task.key_head * dim), true, n, dim, k);
         let v = products.pack_left(inputs.v.part(&keys, task.key_head * dim), false, dim, n, v);
@@ -139,7 +140,7 @@ fn take<const W: usize>(
 ) {
     let dim = shape.heads.dim;
     let first_seen = (queries.start + 1).saturating_sub(shape.window);
-    let seen = queries.end.min(keys.end).saturating_sub(keys.start);
+    let seen = if shape.causal { queries.end.min(keys.end).saturating_sub(keys.start) } else { keys.len() };
     if seen == 0 || first_seen >= keys.end {
         return;
     }
@@ -147,7 +148,7 @@ fn take<const W: usize>(
     products.multiply((seen, W, dim), k, products.right(q, dim), (scores, W), false);
     let (rows, _) = scores.as_chunks_mut::<W>();
     // Queries before a key do not see it, ...
-    let first = (queries.start + 1).saturating_sub(keys.start).min(seen);
+    let first = if shape.causal { (queries.start + 1).saturating_sub(keys.start).min(seen) } else { seen };
     for (before, row) in rows[first..].iter_mut().enumerate() {
         row[..(keys.start + first + before - queries.start).min(W)].fill(f32::NEG_INFINITY);
     }

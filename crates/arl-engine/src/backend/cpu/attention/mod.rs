@@ -1,4 +1,4 @@
-//! Causal attention over packed sequences, blockwise: nothing is ever `[T, T]`.
+//! Attention over packed sequences, causal or not, blockwise: nothing is ever `[T, T]`.
 
 mod backward;
 mod cached;
@@ -21,6 +21,8 @@ use crate::backend::{Attention, Buffer, Heads, Rows};
 pub(super) struct Shape<'a> {
     /// Head counts and size.
     pub(super) heads: Heads,
+    /// A query sees no key after its own; else it sees the whole of its sequence.
+    pub(super) causal: bool,
     /// Keys that a query may see; at least as many as the longest sequence has where there is no window.
     pub(super) window: usize,
     /// Factor on `q k^T`.
@@ -36,11 +38,13 @@ impl<'a> Shape<'a> {
     pub(super) fn new(op: &Attention, cu_seqlens: &'a [i32]) -> Self {
         assert_eq!(op.heads.query % op.heads.key_value, 0, "query heads are a multiple of key heads");
         assert!(op.window != Some(0), "a query sees itself");
+        assert!(op.causal || op.window.is_none(), "a window is of causal attention");
         assert_eq!(cu_seqlens.len(), op.sequences.count + 1, "cu_seqlens has a bound more than sequences");
         assert_eq!(cu_seqlens[0], 0, "cu_seqlens begins with 0");
         assert!(cu_seqlens.is_sorted(), "cu_seqlens ascends");
         let tokens = index(cu_seqlens[op.sequences.count]);
-        Shape { heads: op.heads, window: op.window.unwrap_or(usize::MAX), scale: op.scale, tokens, cu_seqlens }
+        let window = op.window.unwrap_or(usize::MAX);
+        Shape { heads: op.heads, causal: op.causal, window, scale: op.scale, tokens, cu_seqlens }
     }
 
     /// The tokens of each sequence that has any.

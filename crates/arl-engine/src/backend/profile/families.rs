@@ -1,0 +1,67 @@
+//! The leaves that some families of models have besides the common ones: gates, the delta rule, vision towers.
+
+use super::{ProfileBackend, all, rows_of};
+use crate::backend::gates::Gates;
+use crate::backend::{Backend, Buffer, CausalConv, DeltaRule, GatedDelta, GatedNorm, Gelu, Heads, LayerNorm, Vision};
+
+impl<B: Backend + ?Sized> Gates for ProfileBackend<B> {
+    plain! {
+        split_gates(heads: Heads, joined: Buffer, qkv: Buffer, gates: Buffer) = all(&[joined, qkv, gates]);
+        join_gates(heads: Heads, qkv: Buffer, gates: Buffer, joined: Buffer) = all(&[joined, qkv, gates]);
+        gate(x: Buffer, gates: Buffer, out: Buffer) = all(&[x, gates, out]);
+        gate_backward(d_out: Buffer, x: Buffer, gates: Buffer) = all(&[d_out, d_out, x, gates, gates]);
+        add_gated_rows(x: Buffer, logits: Buffer, width: usize, out: Buffer) = all(&[x, logits, out, out]);
+        gated_rows_backward(d_out: Buffer, x: Buffer, logits: Buffer, width: usize, d_x: Buffer) = all(&[d_out, x, logits, logits, d_x]);
+    }
+}
+
+/// Operations of the delta rule forward, as the recurrence counts them.
+fn delta_flops(op: &GatedDelta) -> f64 {
+    6.0 * (op.tokens * op.heads.state()) as f64
+}
+
+/// Bytes of the convolution's rows, in and out.
+fn conv_bytes(op: &CausalConv, rows: f64) -> f64 {
+    rows * rows_of(op.x, op.tokens, op.channels) + all(&[op.weight])
+}
+
+impl<B: Backend + ?Sized> DeltaRule for ProfileBackend<B> {
+    fn gated_delta(&mut self, op: &GatedDelta, out: Buffer, states: Option<Buffer>) {
+        let bytes = all(&[op.qkv, out]);
+        self.measure(|| "gated_delta".into(), delta_flops(op), bytes, |inner| inner.gated_delta(op, out, states));
+    }
+
+    fn gated_delta_backward(&mut self, op: &GatedDelta, d_out: Buffer, d_a_log: Buffer, d_dt_bias: Buffer) {
+        let (flops, bytes) = (2.0 * delta_flops(op), all(&[op.qkv, op.qkv, d_out]));
+        let leaf = |inner: &mut B| inner.gated_delta_backward(op, d_out, d_a_log, d_dt_bias);
+        self.measure(|| "gated_delta_backward".into(), flops, bytes, leaf);
+    }
+
+    plain! {
+        causal_conv(op: &CausalConv, out: Buffer) = conv_bytes(op, 1.0) + all(&[out]);
+        causal_conv_backward(op: &CausalConv, d_out: Buffer, d_weight: Buffer) = conv_bytes(op, 2.0) + all(&[d_out, d_weight, d_weight]);
+        causal_conv_keep(op: &CausalConv, inputs: Buffer) = all(&[inputs, inputs]);
+        causal_conv_step(op: &CausalConv, inputs: Buffer, out: Buffer) = all(&[op.weight, inputs, inputs, out]);
+        gated_delta_step(op: &GatedDelta, states: Buffer, out: Buffer) = all(&[op.qkv, states, states, out]);
+        gated_norm(op: &GatedNorm, out: Buffer) = all(&[op.x, op.x, out]);
+        gated_norm_backward(op: &GatedNorm, d: Buffer, d_weight: Buffer) = 2.0 * all(&[op.x, d]) + all(&[op.x, d_weight]);
+    }
+}
+
+/// Bytes of the rows that a gradient is added to: at most one for each tap, and no more than there are.
+fn tapped_bytes(taps: Buffer, width: usize, d_table: Buffer) -> f64 {
+    ((taps.len * width).min(d_table.len) * d_table.dtype.bytes()) as f64
+}
+
+impl<B: Backend + ?Sized> Vision for ProfileBackend<B> {
+    plain! {
+        layer_norm(op: &LayerNorm) = all(&[op.x, op.weight, op.bias, op.out, op.statistics]);
+        layer_norm_backward(op: &LayerNorm, d_out: Buffer, d_x: Buffer, d_weight: Buffer, d_bias: Buffer) = all(&[op.x, op.weight, op.statistics, d_out, d_x, d_x]) + 2.0 * all(&[d_weight, d_bias]);
+        gelu(kind: Gelu, x: Buffer, out: Buffer) = all(&[x, out]);
+        gelu_backward(kind: Gelu, x: Buffer, d_x: Buffer) = all(&[x, d_x, d_x]);
+        interpolate(table: Buffer, taps: Buffer, weights: Buffer, width: usize, out: Buffer) = all(&[taps, weights, out, out]) + tapped_bytes(taps, width, table);
+        interpolate_backward(d_out: Buffer, taps: Buffer, weights: Buffer, width: usize, d_table: Buffer) = all(&[d_out, taps, weights]) + 2.0 * tapped_bytes(taps, width, d_table);
+        add_rows(x: Buffer, rows: Buffer, width: usize, out: Buffer) = all(&[x, x, x, rows]);
+        zero_rows(rows: Buffer, width: usize, x: Buffer) = all(&[rows]) + (rows.len * width * x.dtype.bytes()) as f64;
+    }
+}
