@@ -89,14 +89,25 @@ function possibleChanges(options: EngineOptions, freedom: Freedom) {
 		const name = freedom.packed ? "max_tokens_per_micro_batch" : "max_length";
 		const mostEvaluated = freedom.packed ? half : half * evalMaxSequences;
 		const evaluated = evalMaxTokens > 0 ? { evalMaxTokens: Math.min(evalMaxTokens, mostEvaluated) } : {};
-		const other = { maxTokens: half, maxSequences: Math.ceil(maxSequences / 2), ...evaluated };
+		const other = {
+			maxTokens: half,
+			maxSequences: Math.ceil(maxSequences / 2),
+			...halfTheImages(options),
+			...evaluated,
+		};
 		found.push({ flags: `--${name} ${half}`, other });
 	} else {
 		const sequences = Math.ceil(maxSequences / 2);
-		const other = { maxTokens: Math.ceil((maxTokens * sequences) / maxSequences), maxSequences: sequences };
+		const tokens = Math.ceil((maxTokens * sequences) / maxSequences);
+		const other = { maxTokens: tokens, maxSequences: sequences, ...halfTheImages(options) };
 		found.push({ flags: `--per_device_train_batch_size ${sequences}`, other });
 	}
 	return found;
+}
+
+/** The images of half a micro-batch. */
+function halfTheImages({ maxPatches, maxImages = 0 }: EngineOptions): Partial<EngineOptions> {
+	return maxPatches === undefined ? {} : { maxPatches: Math.ceil(maxPatches / 2), maxImages: Math.ceil(maxImages / 2) };
 }
 
 /** The prompts of an evaluation, so many at a time. */
