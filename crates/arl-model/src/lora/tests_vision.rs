@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use super::*;
 use crate::config::Family;
 use crate::folder::ModelFiles;
-use crate::weights::SafetensorsFile;
+use crate::format::CheckpointFormat;
+use crate::weights::{Checkpoint, SafetensorsFile, save_model};
 
 fn model(family: Family) -> ModelConfig {
     let old = family == Family::Qwen2_5Vl;
@@ -156,6 +157,50 @@ fn an_adapter_of_either_class_is_read_and_written_with_the_names_of_its_own() {
                 fill(&spec.name, &mut expected).unwrap();
                 assert_eq!(found, expected, "{prefix} {}", spec.name);
             }
+        }
+    }
+}
+
+#[test]
+fn a_merge_takes_adapters_of_runs_with_and_without_images_and_leaves_the_tower_as_it_is() {
+    let text = |family: Family| {
+        let tower = json!({"depth": 1, "hidden_size": 8, "num_heads": 2, "intermediate_size": 6, "patch_size": 2, "out_hidden_size": 16});
+        let decoder = json!({"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "rope_parameters": {"mrope_section": [2, 1, 1]}});
+        json!({"model_type": family.as_str(), "image_token_id": 9, "text_config": decoder, "vision_config": tower})
+            .to_string()
+    };
+    for (family, module) in [(Family::Qwen2_5Vl, "gate_proj"), (Family::Qwen3_5, "down_proj")] {
+        let dirs: [_; 3] = std::array::from_fn(|_| tempfile::tempdir().unwrap());
+        let [source, base, adapter] = dirs.each_ref().map(tempfile::TempDir::path);
+        std::fs::write(source.join("config.json"), text(family)).unwrap();
+        let files = ModelFiles::read(source).unwrap();
+        let whole = files.config().unwrap();
+        let weights = |name: &str, out: &mut [f32]| {
+            out.iter_mut().enumerate().for_each(|(place, out)| *out = (place % 7 + name.len()) as f32 / 8.0);
+            Ok(())
+        };
+        save_model(base, &files, &whole, &CheckpointFormat::new(&whole), None, u64::MAX, weights).unwrap();
+        // Of Qwen2.5-VL the name hits the tower too, which a run of text alone does not have.
+        let asked = json!({ "target_modules": [module], "r": 1, "lora_alpha": 1 });
+        assert_eq!(lora(&whole, asked.clone()).is_err(), family == Family::Qwen2_5Vl);
+        let trained = lora(&whole.clone().text_alone(), asked).unwrap();
+        let ones = |_: &str, out: &mut [f32]| {
+            out.fill(1.0);
+            Ok(())
+        };
+        save_adapter(adapter, &files, &trained, None, ones).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        merge_adapter(base, adapter, out.path(), None).unwrap();
+        let merged = Checkpoint::open(out.path(), &whole).unwrap();
+        for spec in tensor_table(&whole) {
+            let (mut found, mut expected) = (vec![0f32; spec.elements()], vec![0f32; spec.elements()]);
+            merged.read_f32(&spec.name, &mut found).unwrap();
+            weights(&spec.name, &mut expected).unwrap();
+            if spec.name == format!("model.layers.0.mlp.{module}.weight") {
+                expected.iter_mut().for_each(|weight| *weight += 1.0);
+            }
+            assert_eq!(found, expected, "{family} {}", spec.name);
         }
     }
 }
