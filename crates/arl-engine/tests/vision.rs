@@ -9,9 +9,10 @@ mod vision;
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::backend::{DType, DeviceKind};
 use arl_engine::{
-    Engine, EngineOptions, GenerateOptions, Hyper, IGNORED, Kind, MicroBatch, Prompt, Recompute, Weights, plan_memory,
+    Engine, EngineOptions, GenerateOptions, Hyper, IGNORED, Kind, LoraOptions, MicroBatch, Prompt, Recompute, Weights,
+    plan_memory,
 };
-use arl_model::ErrorCode;
+use arl_model::{ErrorCode, LoraConfig};
 use common::{HYPER, TYPES, all, difference, state_bits};
 use vision::{IMAGE, SEEING, batch, batches, folder, of_text, open, room, split};
 
@@ -304,6 +305,24 @@ fn an_evaluation_has_the_loss_of_the_step() {
         let sum: f64 = by_sequence.iter().map(|stats| stats.loss_sum).sum();
         assert!((sum - losses[0].loss_sum).abs() < 1e-4, "{name}");
         assert_eq!(engine.gradients(&batches).unwrap(), losses, "{name}");
+    }
+}
+
+#[test]
+fn adapters_of_the_decoder_are_trained_next_to_a_frozen_tower() {
+    for name in SEEING {
+        let batches = batches();
+        let text = r#"{"target_modules": ["q_proj", "v_proj"], "r": 3, "lora_alpha": 6}"#;
+        let config = LoraConfig::from_json(text, std::path::Path::new("adapter_config.json")).unwrap();
+        let lora = Some(LoraOptions { config, seed: 9 });
+        let mut adapted = open(name, &EngineOptions { lora, ..f32_room(&batches) });
+        let whole = open(name, &f32_room(&batches)).evaluate(&batches).unwrap();
+        assert_eq!(adapted.evaluate(&batches).unwrap(), whole, "{name}");
+        let (tower, _) = names(&adapted);
+        let before = bits(&mut adapted, &tower, Kind::Weights);
+        let losses: Vec<f64> = (0..12).map(|_| adapted.step(&batches, HYPER).unwrap().loss).collect();
+        assert!(losses[11] < losses[0], "{name} {losses:?}");
+        assert!(bits(&mut adapted, &tower, Kind::Weights) == before, "{name}");
     }
 }
 

@@ -159,3 +159,43 @@ fn patches(pictures: &[Picture], processor: Option<&ImageProcessor>) -> std::res
     }
     Ok(Some(images))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn processor() -> ImageProcessor {
+        ImageProcessor {
+            patch_size: 2,
+            temporal_patch_size: 2,
+            merge_size: 2,
+            min_pixels: 16,
+            max_pixels: 1 << 20,
+            mean: [0.5; 3],
+            std: [0.5; 3],
+        }
+    }
+
+    fn picture(height: usize, width: usize) -> Picture {
+        Picture { pixels: vec![255; 3 * height * width], height, width }
+    }
+
+    #[test]
+    fn pixels_become_patches_of_their_grids_one_behind_the_other() {
+        let images = patches(&[picture(4, 8), picture(8, 4)], Some(&processor())).unwrap().unwrap();
+        assert_eq!(images.grids, [[1, 2, 4], [1, 4, 2]]);
+        assert_eq!(images.pixel_values, vec![1.0; 16 * 24]);
+        assert_eq!(patches(&[], None).unwrap(), None);
+    }
+
+    #[test]
+    fn pixels_that_do_not_fit_are_refused_by_name() {
+        let short = Picture { pixels: vec![0; 7], height: 4, width: 4 };
+        for (wrong, what) in [(short, "image 1 has 7 bytes for 4 x 4 pixels"), (picture(6, 4), "for 6 x 4 pixels")] {
+            let error = patches(&[picture(4, 4), wrong], Some(&processor())).unwrap_err();
+            assert!(error.contains(what), "{error}");
+        }
+        let error = patches(&[picture(4, 4)], None).unwrap_err();
+        assert!(error.contains("opened without the vision tower"), "{error}");
+    }
+}

@@ -99,7 +99,8 @@ impl Prompt {
             let message = format!("prompt {index} has id {id}, the vocabulary has {vocab}");
             return Err(Error::new(ErrorCode::Data, message).hint("the tokenizer does not belong to this model"));
         }
-        if !self.positions.is_empty() && !(model.shape.axes && self.positions.len() == 3 * tokens) {
+        let of_axes = model.shape.axes && self.positions.len() == 3 * tokens;
+        if !self.positions.is_empty() && !of_axes {
             return refused(format!("has {} positions for {tokens} tokens", self.positions.len()));
         }
         if let Some(position) = self.positions.iter().find(|&&position| position < 0) {

@@ -174,7 +174,7 @@ pub fn batch(sequences: &[&[(u32, u32)]], seed: u64) -> MicroBatch {
 pub fn split(batch: &MicroBatch) -> Vec<MicroBatch> {
     let tokens = batch.input_ids.len();
     let (mut pixel, mut image) = (0, 0);
-    let mut part = |ends: &[i32]| {
+    let part = |ends: &[i32]| {
         let range = ends[0] as usize..ends[1] as usize;
         let input_ids = batch.input_ids[range.clone()].to_vec();
         let mut merged = input_ids.iter().filter(|&&id| id == IMAGE).count();
@@ -195,7 +195,7 @@ pub fn split(batch: &MicroBatch) -> Vec<MicroBatch> {
             input_ids,
         }
     };
-    batch.cu_seqlens.windows(2).map(|ends| part(ends)).collect()
+    batch.cu_seqlens.windows(2).map(part).collect()
 }
 
 /// A batch as a model that is trained on text alone takes it: positions of text have one axis.
