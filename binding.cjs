@@ -837,6 +837,7 @@ module.exports.__napiBindingTarget = __napiStampBindingTarget(nativeBinding, __n
 module.exports = nativeBinding
 module.exports.Engine = nativeBinding.Engine
 module.exports.FileLock = nativeBinding.FileLock
+module.exports.ImageProcessor = nativeBinding.ImageProcessor
 module.exports.ParquetReader = nativeBinding.ParquetReader
 module.exports.ParquetWriter = nativeBinding.ParquetWriter
 module.exports.Ranks = nativeBinding.Ranks

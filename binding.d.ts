@@ -48,9 +48,10 @@ export declare class Engine {
   evaluateSequences(batch: MicroBatch): Promise<MicroBatchStats[]>
   /**
    * Generates a reply to each prompt, in one batch. `onToken` receives each token, with its prompt's index, as soon as it is
-   * chosen; its last calls may come after the promise resolves.
+   * chosen; its last calls may come after the promise resolves. `seen` has what the model sees of each prompt; absent: they
+   * are text.
    */
-  generate(prompts: Array<Int32Array>, options: GenerateOptions, onToken?: (prompt: number, token: number) => void, seen?: Array<PromptImages>): Promise<Int32Array[]>
+  generate(prompts: Array<Int32Array>, options: GenerateOptions, onToken?: (prompt: number, token: number) => void, seen?: Array<PromptImages> | undefined | null): Promise<Int32Array[]>
   /**
    * Exact weights, moments, step count and loss scale, as safetensors in `dir`. Where ranks divide moments, all of them save,
    * export and read tensors at once.
@@ -77,6 +78,18 @@ export declare class FileLock {
   static take(path: string, note: string): FileLock | null
   /** Removes the file, and frees the lock. Doing so again has no effect. */
   release(): void
+}
+
+/** Makes pixels for a model out of images. Calls may run at the same time, each on a core. */
+export declare class ImageProcessor {
+  /** Opens the settings of a model folder, with other bounds where they are given. */
+  static open(modelDir: string, minPixels?: number | undefined | null, maxPixels?: number | undefined | null): ImageProcessor
+  /** What it is set to. */
+  info(): ImageProcessorInfo
+  /** Sizes, tokens and hash of an image, from its header alone. */
+  measure(bytes: Uint8Array): Promise<MeasuredImage>
+  /** Decodes and resizes an image. */
+  prepare(bytes: Uint8Array): Promise<PreparedImage>
 }
 
 /** Reads a Parquet file. */
@@ -138,13 +151,16 @@ export declare class TextEncoder {
   info(): TextInfo
   /** Finds out what shape the rows have; throws where it is none that is known. Later rows must have the same. */
   detect(rows: Array<Uint8Array>): string
-  /** The images of a row, in the order of their places. */
-  imageRefs(row: Uint8Array): ImageRef[]
-  /** One row as the model sees it. */
+  /**
+   * The images of a row, in the order of their places; none where images are not trained, and for a row that cannot be
+   * read.
+   */
+  imageRefs(row: Uint8Array): Array<ImageRef>
+  /** One row as the model sees it, with the images that `imageRefs` names. */
   encode(row: Uint8Array, images?: Array<MeasuredRowImage> | undefined | null): EncodedRow
   /** Tokens of a conversation's messages before `until` and the header of a reply. */
   prompt(row: Uint8Array, until?: number | undefined | null, images?: Array<MeasuredRowImage> | undefined | null): Int32Array
-  /** The same with its positions and images. */
+  /** The same with its positions and images. `images`: all that `imageRefs` names; those behind `until` are left out. */
   promptRow(row: Uint8Array, until?: number | undefined | null, images?: Array<MeasuredRowImage> | undefined | null): EncodedPrompt
   /** Text of tokens. */
   decode(ids: Int32Array, skipSpecialTokens: boolean): string
@@ -154,7 +170,10 @@ export declare class TextEncoder {
 export declare class TokenCache {
   /** Opens the cache of the source that `key` names, for `rows` rows, below `dir`; continues one that exists. */
   static open(dir: string, key: string, rows: number, encoder: TextEncoder): TokenCache
-  /** Rows are encoded on all cores and appended; each row's tokens land under its index. */
+  /**
+   * Rows are encoded on all cores and appended; each row's tokens land under its index. `images`: of each row, those that
+   * `imageRefs` names; absent: no row has any.
+   */
   fill(rows: Array<Uint8Array>, indexes: Uint32Array, images?: Array<Array<MeasuredRowImage>> | undefined | null): Promise<FillReport>
   /** Tokens of every row; 0: not there yet, dropped, or a problem. */
   lengths(): Uint32Array
@@ -170,103 +189,6 @@ export declare class TokenCache {
   sync(): void
   /** Gives the files free. */
   close(): void
-}
-
-/** Decodes and resizes images as a model's processor does. */
-export declare class ImageProcessor {
-  /** Reads `preprocessor_config.json` of a model's folder; the bounds replace its own. */
-  static open(modelDir: string, minPixels?: number | undefined | null, maxPixels?: number | undefined | null): ImageProcessor
-  /** What it does. */
-  info(): ImageProcessorInfo
-  /** What an image's header says, and a hash of its bytes. */
-  measure(bytes: Uint8Array): Promise<MeasuredImage>
-  /** The pixels of an image as the model gets them. */
-  prepare(bytes: Uint8Array): Promise<PreparedImage>
-}
-
-/** How images become tokens. */
-export interface ImageProcessorInfo {
-  patchSize: number
-  mergeSize: number
-  minPixels: number
-  maxPixels: number
-  fingerprint: string
-}
-
-/** An image's header. */
-export interface MeasuredImage {
-  format: string
-  width: number
-  height: number
-  resizedHeight: number
-  resizedWidth: number
-  tokens: number
-  hash: string
-}
-
-/** An image's pixels, `[height, width, 3]`. */
-export interface PreparedImage {
-  pixels: Uint8Array
-  height: number
-  width: number
-  hash: string
-}
-
-/** An image of a row: where its bytes are. */
-export interface ImageRef {
-  place: string
-  url?: string
-  path?: string
-  bytes?: Uint8Array
-}
-
-/** An image of a row as its tokens need it: resized. */
-export interface MeasuredRowImage {
-  hash: string
-  height: number
-  width: number
-  problem?: string
-}
-
-/** Tokens of a prompt. */
-export interface EncodedPrompt {
-  inputIds: Int32Array
-  positions: Int32Array
-  images: Array<EncodedImage>
-}
-
-/** What a model sees of a prompt. */
-export interface PromptImages {
-  positions: Int32Array
-  images: Array<ImagePixels>
-}
-
-/** Pixels of an image, `[height, width, 3]`. */
-export interface ImagePixels {
-  pixels: Uint8Array
-  height: number
-  width: number
-}
-
-/** Samples side by side, whose images lack their pixels. */
-export interface TokenBatch {
-  inputIds: Int32Array
-  targets: Int32Array
-  positions: Int32Array
-  cuSeqlens: Int32Array
-  weights?: Float32Array
-  images: Array<BatchImage>
-}
-
-/** An image of a micro-batch. */
-export interface BatchImage {
-  /** The row. */
-  index: number
-  /** Which of the row's images. */
-  place: number
-  hash: string
-  height: number
-  width: number
 }
 
 /** Layers of one name that have adapters. */
@@ -287,6 +209,20 @@ export interface ArrayRows {
 
 /** What this addon's engine can run on. */
 export declare function backends(): Array<string>
+
+/** An image of a micro-batch. */
+export interface BatchImage {
+  /** The row that has it. */
+  index: number
+  /** Which image of that row it is. */
+  place: number
+  /** Of its bytes when its tokens were made, as 32 hexadecimal digits. */
+  hash: string
+  /** Pixels that it is resized to. */
+  height: number
+  /** Pixels that it is resized to. */
+  width: number
+}
 
 /** Proves that the weights of a model's folder are those of its `config.json`, by names, shapes and types; reads no values. */
 export declare function checkWeights(modelDir: string): void
@@ -417,6 +353,30 @@ export interface DeviceInfo {
 /** The devices of this machine. Never throws because one is missing. */
 export declare function devices(): Array<DeviceInfo>
 
+/** An image of an encoded row: `count` tokens from `first` on. */
+export interface EncodedImage {
+  /** Which image of its row it is. */
+  place: number
+  /** Its first token. */
+  first: number
+  /** Its tokens. */
+  count: number
+  /** Pixels that it is resized to. */
+  height: number
+  /** Pixels that it is resized to. */
+  width: number
+}
+
+/** Tokens of a prompt. */
+export interface EncodedPrompt {
+  /** Token ids. */
+  inputIds: Int32Array
+  /** `[T]`, or `[3, T]` for models with three axes. */
+  positions: Int32Array
+  /** Its images, the first ones of the row. */
+  images: Array<EncodedImage>
+}
+
 /** One row as the model sees it; for inspection. */
 export interface EncodedRow {
   /** The rendered text, before truncation. */
@@ -427,24 +387,12 @@ export interface EncodedRow {
   weights: Float32Array
   /** The trained replies. */
   spans: Array<RowSpan>
+  /** The images. */
+  images: Array<EncodedImage>
   /** The row's own name. */
   recordId?: string
-  /** Its images. */
-  images: Array<EncodedImage>
   /** What was noticed in the row; `firstRow` is 0. */
   notes: Array<RowNote>
-}
-
-/** An image of an encoded row. */
-export interface EncodedImage {
-  place: number
-  /** The first of its tokens. */
-  first: number
-  /** How many tokens it has. */
-  count: number
-  /** Of the resized image. */
-  height: number
-  width: number
 }
 
 /** What an engine holds. */
@@ -512,10 +460,6 @@ export interface EngineOptions {
   maxPatches?: number
   /** Images of the micro-batch with the most. */
   maxImages?: number
-  /** Whether the vision tower is opened; else it is carried as it is. */
-  vision?: boolean
-  /** Parts that are not trained: `vision`, `merger`, `language`. */
-  freeze?: Array<string>
   /** Tokens of the largest micro-batch that is evaluated, if it is larger; absent: none is. */
   evalMaxTokens?: number
   /** Sequences of the evaluated micro-batch with the most. */
@@ -524,6 +468,10 @@ export interface EngineOptions {
   evalPrompts?: Array<Array<number>>
   /** New tokens that those replies may have. */
   evalMaxNewTokens?: number
+  /** Whether the vision tower is opened; else it is carried as it is. */
+  vision?: boolean
+  /** Parts that are not trained: `vision`, `merger`, `language`. */
+  freeze?: Array<string>
   /** Who computes attention; absent: this project's kernels. */
   attention?: 'auto' | 'cudnn' | 'own'
   /** On a GPU: choose the algorithm of each large matrix product by measurement, and keep the choice; absent: yes. */
@@ -600,6 +548,42 @@ export interface GenerateOptions {
   seed?: number
 }
 
+/** Pixels of an image, `[height, width, 3]`. */
+export interface ImagePixels {
+  /** RGB, `[height, width, 3]`. */
+  pixels: Uint8Array
+  /** Height after resizing. */
+  height: number
+  /** Width after resizing. */
+  width: number
+}
+
+/** What a processor is set to. */
+export interface ImageProcessorInfo {
+  /** The side of a patch in pixels. */
+  patchSize: number
+  /** `mergeSize` x `mergeSize` patches make one token. */
+  mergeSize: number
+  /** Images with fewer pixels are enlarged. */
+  minPixels: number
+  /** Images with more pixels are scaled down. */
+  maxPixels: number
+  /** Changes whenever pixels or token counts do. */
+  fingerprint: string
+}
+
+/** Where an image of a row comes from: one of `url`, `path` and `bytes`. */
+export interface ImageRef {
+  /** Where the row has it: `messages[0].content[1]`, or `images[1]`. */
+  place: string
+  /** A URL of any scheme, for example `https:`, `file:` or `data:`. */
+  url?: string
+  /** The path of a file, as the row has it. */
+  path?: string
+  /** The image's own bytes. */
+  bytes?: Uint8Array
+}
+
 /** Finds the elements of a JSON file whose top level is an array. */
 export declare function jsonArrayRows(file: string): Promise<ArrayRows>
 
@@ -608,6 +592,36 @@ export declare function matmulRate(m: number, n: number, k: number, seconds: num
 
 /** A row with more bytes than this is refused. */
 export declare const MAX_ROW_BYTES: number
+
+/** What the header of an image tells. */
+export interface MeasuredImage {
+  /** The kind of file. */
+  format: 'jpeg' | 'png' | 'webp' | 'gif' | 'bmp'
+  /** Width in pixels, as it is shown. */
+  width: number
+  /** Height in pixels, as it is shown. */
+  height: number
+  /** Height that the model sees. */
+  resizedHeight: number
+  /** Width that the model sees. */
+  resizedWidth: number
+  /** Tokens in a row. */
+  tokens: number
+  /** Of the file's content, 32 hexadecimal digits. */
+  hash: string
+}
+
+/** An image of a row as it was measured, or why it cannot be had. */
+export interface MeasuredRowImage {
+  /** Of its bytes, as 32 hexadecimal digits. */
+  hash: string
+  /** Pixels that it is resized to. */
+  height: number
+  /** Pixels that it is resized to. */
+  width: number
+  /** Why it cannot be had: its row is then a problem, and nothing else of this is read. */
+  problem?: string
+}
 
 /** Bytes of one category of memory. */
 export interface MemoryCategory {
@@ -647,7 +661,7 @@ export interface MicroBatch {
   inputIds: Int32Array
   /** `[T]`: already shifted: the logits at t are scored against `targets[t]`; -100 is not trained. */
   targets: Int32Array
-  /** `[T]`: position of each token in its sequence. */
+  /** `[T]`: position of each token in its sequence; or `[3, T]`: time, height and width. */
   positions: Int32Array
   /** `[sequences + 1]`: where each sequence begins, and `T`. */
   cuSeqlens: Int32Array
@@ -721,6 +735,26 @@ export declare function planMemory(options: EngineOptions): MemoryPlan
 
 /** What rank `options.rank` sends in a step of `rounds` micro-batches a rank, from formulas. */
 export declare function planTraffic(options: EngineOptions, rounds: number): Traffic
+
+/** An image as the model sees it. */
+export interface PreparedImage {
+  /** RGB, `[height, width, 3]`. */
+  pixels: Uint8Array
+  /** Height after resizing. */
+  height: number
+  /** Width after resizing. */
+  width: number
+  /** Of the file's content, 32 hexadecimal digits. */
+  hash: string
+}
+
+/** What a model sees of a prompt. */
+export interface PromptImages {
+  /** `[T]`, or `[3, T]`: time, height and width of each token. */
+  positions: Int32Array
+  /** Images in the order of their tokens. */
+  images: Array<ImagePixels>
+}
 
 /** Something noticed in rows that are trained all the same. */
 export interface RowNote {
@@ -818,9 +852,12 @@ export interface TextOptions {
   truncation: 'error' | 'drop' | 'left' | 'right'
   /** What happens to reasoning of earlier turns; absent: as the template does. */
   thinking?: 'keep' | 'strip' | 'last'
-  /** What happens to rows with images: absent or `error`: they are problems; `drop`: the images are left out and counted. */
+  /**
+   * What happens to rows with images: absent or `error`: they are problems; `drop`: the images are left out and counted;
+   * `train`: they are trained, by models with a tower.
+   */
   images?: 'error' | 'drop' | 'train'
-  /** With `train`: what identifies the image processor. */
+  /** The fingerprint of what measures images, where they are trained. */
   imageProcessor?: string
   /** Names of a file's columns that differ from the known ones, for example `{ prompt: "q", completion: "a" }`. */
   columns?: Record<string, string>
@@ -830,6 +867,22 @@ export interface TextOptions {
   dropZeroAdvantage?: boolean
   /** Replies whose advantage is zero or negative are not trained. */
   skipNonPositiveAdvantage?: boolean
+}
+
+/** Samples side by side: a micro-batch whose images still lack their pixels. */
+export interface TokenBatch {
+  /** `[T]`: token ids. */
+  inputIds: Int32Array
+  /** `[T]`: already shifted: the logits at t are scored against `targets[t]`; -100 is not trained. */
+  targets: Int32Array
+  /** `[T]`: position of each token in its sequence; `[3, T]` (time, height, width) for models with three axes. */
+  positions: Int32Array
+  /** `[sequences + 1]`: where each sequence begins, and `T`. */
+  cuSeqlens: Int32Array
+  /** `[T]`: weight of each target; absent: 1. */
+  weights?: Float32Array
+  /** The images, in the order of their tokens. */
+  images: Array<BatchImage>
 }
 
 /** Bytes that a rank sends to others in a step; figures come on top, a few hundred bytes a micro-batch. */

@@ -63,6 +63,25 @@ function piped(lines: string[], words: string[], open: Parameters<typeof run>[1]
 const CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>';
 
 describe("arl chat with lines from a pipe", () => {
+	it("sends images with the next message, files as their content, and refuses a file that is none", async () => {
+		const file = join(folder, "dot.gif");
+		const gif = "R0lGODlhAQABAIAAAP///wAAACwAAAAAAQABAAACAkQBADs=";
+		writeFileSync(file, Buffer.from(gif, "base64"));
+		const seen: Seen = { chats: [], closed: 0 };
+		const url = "https://host.example/x.png";
+		await piped([`/image ${file}`, `/image ${url}`, "What?", "And now?"], [], scripted(["1", "2"], seen));
+		const [first, second] = seen.chats.map(({ messages }) => messages);
+		expect(first?.[0]?.content).toEqual([
+			{ type: "image_url", image_url: { url: `data:image/gif;base64,${gif}` } },
+			{ type: "image_url", image_url: { url } },
+			{ type: "text", text: "What?" },
+		]);
+		expect(second?.at(-1)?.content).toBe("And now?");
+		writeFileSync(join(folder, "words.txt"), "words");
+		const error = await errorOf(piped([`/image ${join(folder, "words.txt")}`], [], scripted([])));
+		expect(error.message).toContain("not a supported image: this is text");
+	});
+
 	it("replies to each line with those before it, in one conversation until /reset", async () => {
 		const seen: Seen = { chats: [], closed: 0 };
 		const words = ["--system", "Be brief.", "--max_new_tokens", "7", "--temperature", "0.5", "--seed", "3"];

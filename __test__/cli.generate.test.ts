@@ -317,6 +317,8 @@ describe("arl generate --prompt", () => {
 		[["--prompt", "a", "--prompt_file", "b"], "either --prompt TEXT or --prompt_file FILE"],
 		[["--prompt", "a", "--compare", "b"], "--compare has no effect with --prompt"],
 		[["--prompt", "a", "--raw", "--system", "b"], "--raw takes neither --system nor --tools"],
+		[["--prompt", "a", "--raw", "--image", "b"], "--raw takes neither --system nor --tools nor --image"],
+		[["--prompt_file", "a", "--image", "b"], "--image has no effect with --prompt_file"],
 		[["--prompt_file", "a", "--raw"], "--raw has no effect with --prompt_file"],
 		[["--prompt", "a", "--top_p", "0"], "--top_p: 0; expected a number, above 0 and at most 1"],
 	])("refuses %j", async (more, message) => {

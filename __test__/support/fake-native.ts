@@ -88,7 +88,7 @@ function fakeProcessor(faults: Faults): NativeImageProcessor {
 		if (!size) throw new ArlError("ARL_DATA", "no image");
 		const resized = { resizedHeight: 2 * Math.ceil(size.height / 2), resizedWidth: 2 * Math.ceil(size.width / 2) };
 		const tokens = (resized.resizedHeight * resized.resizedWidth) / 4;
-		return { format: String(type), ...size, ...resized, tokens, hash: hashOf(bytes) };
+		return { format: "png", ...size, ...resized, tokens, hash: hashOf(bytes) };
 	};
 	const prepare = async (bytes: Uint8Array): Promise<PreparedImage> => {
 		await faults.onPrepare?.(bytes);

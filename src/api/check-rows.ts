@@ -290,7 +290,7 @@ function hashOf({ inputIds, targets, weights, images }: TokenBatch, from: number
 	const hash = createHash("sha256").update(inputIds.subarray(from, to)).update(targets.subarray(from, to));
 	if (weights?.subarray(from, to).some((weight) => weight !== 1)) hash.update(weights.subarray(from, to));
 	// All images of a size have the same tokens.
-	for (const image of images ?? []) if (image.index === row) hash.update(image.hash);
+	for (const image of images) if (image.index === row) hash.update(image.hash);
 	return hash.digest("base64").slice(0, 24);
 }
 

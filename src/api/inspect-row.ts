@@ -144,7 +144,7 @@ async function encoded(
 	try {
 		const measured = (await seen?.loader.measure(bytes)) ?? [];
 		const sizes = seen === null ? undefined : measured.map(rowImage);
-		const { inputIds, weights, spans, recordId, notes, images: places = [] } = encoder.encode(bytes, sizes);
+		const { inputIds, weights, spans, recordId, notes, images: places } = encoder.encode(bytes, sizes);
 		const names = seen === null ? [] : encoder.imageRefs(bytes).map(imageName);
 		const images = places.map((image) =>
 			inspectedImage(image, measured[image.place], names[image.place], seen?.vision.info),

@@ -1,0 +1,137 @@
+/** A model that sees, trained on the real core: pictures in files, a small Qwen3-VL with random weights. */
+import { execFileSync } from "node:child_process";
+import { cpSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { beforeAll, describe, expect, it } from "vitest";
+import { encodePng } from "../src/images/png.js";
+import { temporaryFolder } from "./support/folder.js";
+import { arl, differingFiles, flags, metricsOf, root } from "./support/real.js";
+
+const folder = temporaryFolder();
+const model = join(folder, "model");
+const file = join(folder, "rows.jsonl");
+
+/** A picture of one colour with a square of another. */
+function square(colour: readonly number[], side: number, height: number, width: number): Buffer {
+	const pixels = new Uint8Array(3 * height * width).fill(240);
+	for (let y = 0; y < side; y++) for (let x = 0; x < side; x++) pixels.set(colour, 3 * (y * width + x));
+	return encodePng(pixels, height, width);
+}
+
+const options = {
+	model_name_or_path: model,
+	init_from_config: true,
+	train_file: file,
+	image_root: folder,
+	per_device_train_batch_size: 2,
+	gradient_accumulation_steps: 2,
+	logging_steps: 1,
+	threads: 2,
+	learning_rate: 1e-3,
+};
+
+/** The bytes of tensors of a safetensors file, by name. */
+function tensors(path: string): Map<string, Buffer> {
+	const bytes = readFileSync(path);
+	const start = 8 + Number(bytes.readBigUInt64LE(0));
+	const header = JSON.parse(bytes.toString("utf8", 8, start)) as Record<string, { data_offsets: [number, number] }>;
+	delete header.__metadata__;
+	return new Map(
+		Object.entries(header).map(
+			([
+				name,
+				{
+					data_offsets: [from, to],
+				},
+			]) => [name, bytes.subarray(start + from, start + to)],
+		),
+	);
+}
+
+beforeAll(() => {
+	execFileSync(process.execPath, [join(root, "examples", "make-model.mjs"), model, "--sees"]);
+	mkdirSync(join(folder, "pictures"));
+	const colours = { red: [220, 40, 40], green: [40, 160, 70], blue: [40, 80, 220] };
+	const rows = Object.entries(colours).flatMap(([name, colour], i) =>
+		[8, 20].map((side) => {
+			const url = `pictures/${name}-${side}.png`;
+			writeFileSync(join(folder, url), square(colour, side, 48 + 16 * i, 64));
+			const image = { type: "image_url", image_url: { url } };
+			return [
+				{ role: "user", content: [image, { type: "text", text: "Which colour?" }] },
+				{ role: "assistant", content: name },
+			];
+		}),
+	);
+	const text = [
+		{ role: "user", content: "Hello" },
+		{ role: "assistant", content: "Hi" },
+	];
+	writeFileSync(file, [...rows, text].map((messages) => `${JSON.stringify({ messages })}\n`).join(""));
+});
+
+async function train(out: string, more: Record<string, string | number | boolean>) {
+	const ended = await arl(["train", ...flags({ ...options, output_dir: join(folder, out), ...more })]);
+	expect(ended.code, ended.stderr).toBe(0);
+	return ended;
+}
+
+describe("a model that sees", () => {
+	it("trains on pictures, and resumes equal in every bit to a run that was never stopped", async () => {
+		const steps = { save_steps: 3, max_steps: 6 };
+		const { stderr } = await train("whole", steps);
+		expect(stderr).toContain("images are trained");
+		expect(stderr).toMatch(/encoded 7 rows with 6 images/);
+		const losses = metricsOf(join(folder, "whole")).map(({ loss = 0 }) => loss);
+		expect(losses.at(-1)).toBeLessThan(losses[0] ?? 0);
+		cpSync(join(folder, "whole"), join(folder, "half"), { recursive: true });
+		rmSync(join(folder, "half", "checkpoint-6"), { recursive: true });
+		await train("half", { ...steps, resume_from_checkpoint: join(folder, "half", "checkpoint-3") });
+		const last = (out: string) => join(folder, out, "checkpoint-6");
+		expect(differingFiles(last("whole"), last("half"))).toEqual([]);
+	}, 120_000);
+
+	it("leaves a frozen tower as it was to the bit, and trains the rest", async () => {
+		await train("frozen", { save_steps: 1, max_steps: 2, freeze: "vision" });
+		const [before, after] = [1, 2].map((step) =>
+			tensors(join(folder, "frozen", `checkpoint-${step}`, "model.safetensors")),
+		);
+		const changed = (name: string) => !before?.get(name)?.equals(after?.get(name) ?? Buffer.alloc(0));
+		const names = [...(before?.keys() ?? [])];
+		const isTower = (name: string) => /visual\.(blocks|patch_embed|pos_embed)/.test(name);
+		expect(names.filter(isTower).length).toBeGreaterThan(10);
+		expect(names.filter(isTower).filter(changed)).toEqual([]);
+		expect(names.filter((name) => name.includes("merger")).some(changed)).toBe(true);
+		expect(names.filter((name) => name.includes("layers.0.mlp")).every(changed)).toBe(true);
+	}, 120_000);
+
+	it("evaluates and generates by the pictures: another one gives another loss", async () => {
+		const out = join(folder, "whole");
+		const evaluated = await arl([
+			"eval",
+			...flags({ model_name_or_path: out, eval_file: file, image_root: folder }),
+			"--json",
+		]);
+		expect(evaluated.code, evaluated.stderr).toBe(0);
+		const { eval_loss: loss } = JSON.parse(evaluated.stdout);
+		const shown = [
+			"--prompt",
+			"Which colour?",
+			"--image",
+			join(folder, "pictures", "red-20.png"),
+			"--max_new_tokens",
+			"3",
+		];
+		const reply = await arl(["generate", "--model_name_or_path", out, ...shown, "--json"]);
+		expect(reply.code, reply.stderr).toBe(0);
+		expect(JSON.parse(reply.stdout).promptTokens).toBeGreaterThan(12);
+		const other = join(folder, "other.jsonl");
+		writeFileSync(other, readFileSync(file, "utf8").replaceAll("red-", "blue-").replaceAll("green-", "red-"));
+		const moved = await arl([
+			"eval",
+			...flags({ model_name_or_path: out, eval_file: other, image_root: folder }),
+			"--json",
+		]);
+		expect(JSON.parse(moved.stdout).eval_loss).not.toBe(loss);
+	}, 120_000);
+});
