@@ -8,6 +8,7 @@
 #include "embedding.cu"
 #include "grouped.cu"
 #include "guard.cu"
+#include "layer_norm.cu"
 #include "matmul.cu"
 #include "moe.cu"
 #include "nf4.cu"
@@ -16,3 +17,4 @@
 #include "reduce.cu"
 #include "rope.cu"
 #include "swiglu.cu"
+#include "vision.cu"

@@ -6,6 +6,7 @@ mod norm;
 mod products;
 mod rows;
 mod training;
+mod vision;
 
 use arl_engine::backend::{Backend, DType};
 use arl_model::{Error, ErrorCode, Result};
@@ -28,7 +29,7 @@ macro_rules! leaves {
     };
 }
 
-/// Every leaf of [`Backend`] that devices compute.
+/// Every leaf of [`Backend`] and of [`arl_engine::backend::Vision`] that devices compute.
 pub(crate) const LEAVES: &[Leaf] = leaves![
     rows::zero,
     rows::copy,
@@ -62,6 +63,14 @@ pub(crate) const LEAVES: &[Leaf] = leaves![
     moe::permute,
     moe::combine,
     moe::combine_backward,
+    vision::layer_norm,
+    vision::layer_norm_backward,
+    vision::gelu,
+    vision::gelu_backward,
+    vision::interpolate,
+    vision::interpolate_backward,
+    vision::add_rows,
+    vision::zero_rows,
 ];
 
 /// Products that no random shape shows to be wrong; in a type of their own.
@@ -116,9 +125,10 @@ mod tests {
 
     #[test]
     fn every_leaf_of_the_trait_is_in_the_table() {
-        let source = include_str!("../../../../arl-engine/src/backend/mod.rs");
-        let (_, source) = source.split_once("pub trait Backend").unwrap();
-        let names = source.split("\n    fn ").skip(1).filter(|item| {
+        let leaves = |source: &'static str, of: &str| source.split_once(of).unwrap().1.split("\n    fn ").skip(1);
+        let all = leaves(include_str!("../../../../arl-engine/src/backend/mod.rs"), "pub trait Backend");
+        let of_vision = leaves(include_str!("../../../../arl-engine/src/backend/vision.rs"), "pub trait Vision");
+        let names = all.chain(of_vision).filter(|item| {
             let signature = item.split('{').next().unwrap_or(item).split(';').next().unwrap_or(item);
             signature.contains("&mut self") && !signature.contains("->")
         });

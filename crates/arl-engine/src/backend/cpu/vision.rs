@@ -100,12 +100,7 @@ fn interpolate<A: Element, B: Element>(table: &[A], (taps, weights): (&[i32], &[
 
 /// `d_table[taps[n, j]] += weights[n, j] d_out[n]`: taps are sorted by their rows, those of one row in the order of `(n, j)`, and
 /// each task takes some rows.
-fn interpolate_backward<T: Element>(
-    d_out: &[T],
-    (taps, weights): (&[i32], &[f32]),
-    width: usize,
-    d_table: &mut [f32],
-) {
+fn interpolate_backward<T: Element>(d_out: &[T], (taps, weights): (&[i32], &[f32]), width: usize, d_table: &mut [f32]) {
     assert_eq!(taps.len(), weights.len(), "a weight for each tap");
     assert_eq!(d_out.len() * TAPS, taps.len() * width, "interpolate_backward of rows of {width}");
     let count = d_table.len() / width;

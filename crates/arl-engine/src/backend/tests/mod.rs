@@ -7,6 +7,7 @@ mod elementwise;
 mod embedding;
 mod gates;
 mod guard;
+mod layer_norm;
 mod loss;
 mod matmul;
 mod moe;
@@ -17,6 +18,7 @@ mod repeat;
 mod rope;
 mod swiglu;
 mod threads;
+pub(super) mod vision;
 
 use half::{bf16, f16};
 
