@@ -29,6 +29,14 @@ constexpr int THREADS = 1024;
 constexpr int KEPT_BYTES = 96 << 10;
 }
 
+namespace conv {
+constexpr int THREADS = 128;
+// Tokens of a block of the forward pass.
+constexpr int TOKENS = 64;
+// Most taps.
+constexpr int TAPS = 4;
+}
+
 namespace elementwise {
 constexpr int THREADS = 256;
 // Elements that a thread converts or adds.
@@ -44,6 +52,18 @@ constexpr int SORTED = 64;
 constexpr int ADD_THREADS = 128;
 // Columns that a thread adds at a time, where rows are read in groups.
 constexpr int COLUMNS = 4;
+}
+
+namespace gated_norm {
+constexpr int THREADS = 256;
+// Elements of the largest head.
+constexpr int MOST_DIM = 256;
+}
+
+namespace gates {
+constexpr int THREADS = 256;
+// Rows of a block, one a warp, where each row has one gate.
+constexpr int ROWS = 8;
 }
 
 namespace gelu {

@@ -23,7 +23,7 @@ pub(crate) fn check(shape: &Shape) -> Result<()> {
             .hint("use device cpu, which has no such bound"))
     };
     if shape.family.is_hybrid() {
-        return refused(format!("{} is not built: the gated delta rule and its gates have no kernels", shape.family));
+        return refused(format!("{} is not built: the gated delta rule has no kernels", shape.family));
     }
     let dim = shape.heads.dim;
     if dim > MOST_HEAD {

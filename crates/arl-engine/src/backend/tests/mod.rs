@@ -3,6 +3,7 @@
 
 mod attention;
 mod autograd;
+pub(super) mod delta;
 mod elementwise;
 mod embedding;
 mod gates;
