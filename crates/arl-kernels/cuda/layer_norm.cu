@@ -84,13 +84,7 @@ __device__ __forceinline__ void backward(const T *d_out, const T *x, const T *we
     const int group_warps = (count + 32 * COUNT - 1) / (32 * COUNT);
     const int groups = threads / 32 / group_warps, group = thread / 32 / group_warps;
     const int group_threads = 32 * group_warps, first = thread - group * group_threads;
-    Pack<T> weights[COUNT];
     float d_weight[COUNT][SIZE] = {}, d_bias[COUNT][SIZE] = {};
-#pragma unroll(ALIGNED ? COUNT : 1)
-    for (int p = 0; p < COUNT; p++) {
-        int i = first + p * group_threads;
-        if (i < count) weights[p] = load_pack<ALIGNED>(weight + i * SIZE, width - i * SIZE);
-    }
     int half = 0;
     for (unsigned base = blockIdx.x * groups; base < unsigned(rows); base += gridDim.x * groups) {
         const unsigned row = base + group;
@@ -106,10 +100,12 @@ __device__ __forceinline__ void backward(const T *d_out, const T *x, const T *we
             if (i < end) {
                 ds[p] = load_pack<ALIGNED>(d_out + start + i * SIZE, width - i * SIZE);
                 xs[p] = load_pack<ALIGNED>(x + start + i * SIZE, width - i * SIZE);
+                // From a cache each time: in registers it would take the place of a gradient.
+                Pack<T> weights = load_pack<ALIGNED>(weight + i * SIZE, width - i * SIZE);
 #pragma unroll(ALIGNED ? SIZE : 1)
                 for (int j = 0; j < SIZE; j++) {
                     // Behind the end of a row both are 0.
-                    const float g = load(weights[p].at[j]) * load(ds[p].at[j]);
+                    const float g = load(weights.at[j]) * load(ds[p].at[j]);
                     sum += g;
                     product += g * ((load(xs[p].at[j]) - mean) * factor);
                 }
@@ -123,12 +119,13 @@ __device__ __forceinline__ void backward(const T *d_out, const T *x, const T *we
             int i = first + p * group_threads;
             if (i < end) {
                 Pack<T> results = load_pack<ALIGNED>(d_x + start + i * SIZE, width - i * SIZE);
+                Pack<T> weights = load_pack<ALIGNED>(weight + i * SIZE, width - i * SIZE);
 #pragma unroll(ALIGNED ? SIZE : 1)
                 for (int j = 0; j < SIZE; j++) {
                     const float d = load(ds[p].at[j]), n = (load(xs[p].at[j]) - mean) * factor;
                     d_weight[p][j] += d * n;
                     d_bias[p][j] += d;
-                    const float d_value = factor * (load(weights[p].at[j]) * d - mean_g - n * mean_gn);
+                    const float d_value = factor * (load(weights.at[j]) * d - mean_g - n * mean_gn);
                     results.at[j] = store<T>(load(results.at[j]) + d_value);
                 }
                 store_pack<ALIGNED>(d_x + start + i * SIZE, results, width - i * SIZE);
