@@ -1,4 +1,5 @@
-//! How fast each leaf of the CPU is, at the shapes of a 30M and an 8M model with 2,048 tokens in sequences of 512.
+//! How fast each leaf of the CPU is, at the shapes of a 30M and an 8M model with 2,048 tokens in sequences of 512, and of a vision
+//! tower with 1,024 patches.
 //! Prints one JSON line a leaf: milliseconds (the best of several), GB/s of the memory it must touch or GFLOP/s, and the
 //! processor time of all threads together.
 //!
@@ -10,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::backend::{
-    AdamW, Angles, Attention, Backend, Buffer, CrossEntropy, DType, Heads, Layout, Matmul, NormRope, Pool, Rows,
-    Sequences, StochasticRounding,
+    AdamW, Angles, Attention, Backend, Buffer, CrossEntropy, DType, Gelu, Heads, LayerNorm, Layout, Matmul, NormRope,
+    Pool, Rows, Sequences, StochasticRounding, Vision,
 };
 
 const TOKENS: usize = 2048;
@@ -303,6 +304,57 @@ fn attention(b: &mut Bench, heads: Heads, dtype: DType) {
     });
 }
 
+/// A vision tower's leaves: 1,024 patches of one picture, 16 heads of 72.
+fn tower(dtype: DType, only: &str) -> arl_model::Result<()> {
+    const PATCHES: usize = 1024;
+    let mut b = Bench { backend: CpuBackend::new(), next: 0, model: "tower", only: only.to_owned(), noise: 1 };
+    b.backend.reserve(Pool::Step, 1 << 29)?;
+    let (heads, hidden, width, size) = (Heads { query: 16, key_value: 16, dim: 72 }, 1152, 4304, dtype.bytes());
+    let pass = PATCHES * hidden * size;
+    let [x, d_out, d_x] = [(); 3].map(|()| b.noise(PATCHES * hidden, dtype));
+    let [weight, bias] = [(); 2].map(|()| b.noise(hidden, dtype));
+    let [d_weight, d_bias] = [(); 2].map(|()| b.noise(hidden, DType::F32));
+    let (out, statistics) = (b.place(PATCHES * hidden, dtype), b.place(2 * PATCHES, DType::F32));
+    let norm = LayerNorm { x, weight, bias, width: hidden, epsilon: 1e-6, out, statistics };
+    b.measure("layer_norm", Work::Bytes(2 * pass), |b| b.layer_norm(&norm));
+    b.measure("layer_norm_backward", Work::Bytes(4 * pass), |b| {
+        b.layer_norm_backward(&norm, d_out, d_x, d_weight, d_bias);
+    });
+
+    let [h, d_h, kept] = [(); 3].map(|()| b.noise(PATCHES * width, dtype));
+    let activated = b.place(PATCHES * width, dtype);
+    for (kind, forward, backward) in
+        [(Gelu::Tanh, "gelu tanh", "gelu_backward tanh"), (Gelu::Erf, "gelu erf", "gelu_backward erf")]
+    {
+        b.measure(forward, Work::Bytes(2 * PATCHES * width * size), |b| b.gelu(kind, h, activated));
+        let work = Work::Bytes(3 * PATCHES * width * size);
+        b.measure_after(backward, work, |b| b.copy(kept, d_h), |b| b.gelu_backward(kind, h, d_h));
+    }
+
+    let columns = heads.query_columns();
+    let qkv = b.noise(PATCHES * heads.qkv_columns(), dtype);
+    let part = |head: usize| rows(qkv.slice(head * heads.dim, qkv.len - head * heads.dim), heads.qkv_columns());
+    let op = Attention {
+        heads,
+        sequences: Sequences { cu_seqlens: b.ints([0, PATCHES].into_iter()), count: 1, max_len: PATCHES },
+        causal: false,
+        window: None,
+        scale: heads.scale(),
+        q: part(0),
+        k: part(heads.query),
+        v: part(2 * heads.query),
+        out: rows(b.place(PATCHES * columns, dtype), columns),
+        log_sum_exp: b.place(heads.query * PATCHES, DType::F32),
+    };
+    let (d_qkv, scratch) = (b.place(qkv.len, dtype), b.place(heads.query * PATCHES, DType::F32));
+    let products = heads.query * PATCHES * PATCHES * 2 * heads.dim;
+    b.measure("attention not causal", Work::Flops(2 * products), |b| b.attention(&op));
+    b.measure("attention_backward not causal", Work::Flops(5 * products), |b| {
+        b.attention_backward(&op, rows(d_out, columns), d_qkv, scratch);
+    });
+    Ok(())
+}
+
 fn main() -> std::process::ExitCode {
     let (mut dtype, mut threads, mut only) = (DType::F32, 0, String::new());
     let mut words = std::env::args().skip(1);
@@ -331,6 +383,10 @@ fn main() -> std::process::ExitCode {
             eprintln!("{error}");
             return std::process::ExitCode::FAILURE;
         }
+    }
+    if let Err(error) = pool.install(|| tower(dtype, &only)) {
+        eprintln!("{error}");
+        return std::process::ExitCode::FAILURE;
     }
     std::process::ExitCode::SUCCESS
 }

@@ -164,3 +164,15 @@ __device__ __forceinline__ float warp_max(float value) {
     for (int distance = 16; distance > 0; distance /= 2) value = fmaxf(value, __shfl_xor_sync(FULL, value, distance));
     return value;
 }
+
+// The sum over `warps` warps from `first` on, in the same order every time; all warps of the block take part, each in a
+// group of as many. `scratch` holds a float a warp; it is free again after the next barrier.
+__device__ __forceinline__ float group_sum(float value, float *scratch, int first, int warps) {
+    value = warp_sum(value);
+    if (warps == 1) return value;
+    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
+    __syncthreads();
+    float sum = 0;
+    for (int i = first; i < first + warps; i++) sum += scratch[i];
+    return sum;
+}

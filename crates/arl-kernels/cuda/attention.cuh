@@ -1,5 +1,5 @@
-// What the attention kernels share: which tile of which sequence a block owns, the causal mask, and products of tiles, on
-// tensor cores and on CUDA cores.
+// What the attention kernels share: which tile of which sequence a block owns, the mask (CAUSAL, or none but the sequence's end),
+// and products of tiles, on tensor cores and on CUDA cores.
 //
 // A block owns a tile of rows (queries, or keys where their gradients are formed) of one sequence and one head, and
 // loops over the tiles of the other operand that the mask lets its rows see. Nothing is ever [T, T]. Each sum is in the
@@ -65,17 +65,20 @@ __device__ __forceinline__ Tile tile_at(const Shape &shape, int size, int slot) 
     return {start, shape.cu_seqlens[sequence + 1] - start, (slot - start / size - sequence) * size};
 }
 
-// Whether the mask shows query `i` key `i - distance`: as an unsigned number, a negative distance is beyond every window.
-__device__ __forceinline__ bool is_visible(const Shape &shape, int distance) {
-    return static_cast<unsigned>(distance) < static_cast<unsigned>(shape.window);
+// Whether the mask shows query `i` key `i - distance`: CAUSAL, as an unsigned number a negative distance is beyond every window;
+// else a key of which `left` are left before the sequence ends, itself included.
+template <bool CAUSAL> __device__ __forceinline__ bool is_visible(const Shape &shape, int distance, int left) {
+    return CAUSAL ? static_cast<unsigned>(distance) < static_cast<unsigned>(shape.window) : left > 0;
 }
 
-// Whether any pair of the queries `i .. i_end` and the keys `j .. j_end` is visible, and whether all of them are.
-__device__ __forceinline__ bool any_visible(const Shape &shape, int i, int i_end, int j, int j_end) {
-    return j < i_end && i - (j_end - 1) < shape.window;
+// Whether any pair of the queries `i .. i_end` and the keys `j .. j_end` is visible, and whether all of them are, in a sequence of
+// `length` tokens. No query: `i_end` is 0.
+template <bool CAUSAL> __device__ __forceinline__ bool any_visible(const Shape &shape, int i, int i_end, int j, int j_end) {
+    return CAUSAL ? j < i_end && i - (j_end - 1) < shape.window : i < i_end;
 }
-__device__ __forceinline__ bool all_visible(const Shape &shape, int i, int i_end, int j, int j_end) {
-    return j_end - 1 <= i && i_end - 1 - j < shape.window;
+template <bool CAUSAL>
+__device__ __forceinline__ bool all_visible(const Shape &shape, int i, int i_end, int j, int j_end, int length) {
+    return CAUSAL ? j_end - 1 <= i && i_end - 1 - j < shape.window : j_end <= length;
 }
 
 // Sets all values of an array, of however many dimensions.
@@ -86,7 +89,11 @@ template <typename A, int N> __device__ __forceinline__ void fill(A (&target)[N]
 }
 
 // ---- Tensor cores: tiles [rows, D] of bf16 or f16 in shared memory, swizzled: the 16-byte chunks of a row are permuted by its
-// number, so that eight rows at one column are in different banks.
+// number, so that eight rows at one column are in different banks. Of D columns N are computed with: a head of 72 or 80 elements is
+// 80 of 128, and has zeroes behind its end.
+
+// Columns of a tile's rows whose products take N.
+template <int N> constexpr int ROW_OF = N <= 64 ? 64 : 128;
 
 #ifdef ARL_EMULATION
 inline float exp2_fast(float x) { return exp2f(x); }
@@ -102,16 +109,18 @@ __device__ __forceinline__ float exp2_fast(float x) {
 // `offset + 8 y D`: so a lane needs one offset for all that it reads of a tile.
 template <int D> __device__ __forceinline__ int swizzled(int row, int chunk) { return row * D + (chunk ^ (row & 7)) * 8; }
 
-// Begins to copy `ROWS` rows from global memory to a tile (cp.async); those from `valid` on become zeroes.
-template <int D, int ROWS, typename T>
-__device__ __forceinline__ void stage_async(T *tile, const T *source, long long stride, int valid) {
+// Begins to copy `ROWS` rows from global memory to a tile (cp.async); those from `valid` on become zeroes, as do columns from `dim`
+// on, which only a tile with N < D has.
+template <int N, int ROWS, typename T>
+__device__ __forceinline__ void stage_async(T *tile, const T *source, long long stride, int valid, int dim) {
+    constexpr int D = ROW_OF<N>;
     constexpr int CHUNKS = D / 8, AT_ONCE = THREADS / CHUNKS;
     static_assert(ROWS % AT_ONCE == 0 && AT_ONCE % 8 == 0, "whole rounds of copies, of whole groups of rows");
     int row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
     T *to = tile + swizzled<D>(row, chunk);
     // Within a tile, an int: the strides that tensor cores are given are small enough.
     const T *from = source + (row * static_cast<int>(stride) + chunk * 8);
-    int rows_left = valid - row;
+    int rows_left = N == D || chunk * 8 < dim ? valid - row : 0;
 #pragma unroll
     for (int i = 0; i < ROWS; i += AT_ONCE) {
         cp_async_16(to + i * D, from, i < rows_left);
@@ -145,10 +154,10 @@ __device__ __forceinline__ void gemm_abt(float (&s)[FRAGMENTS][COLUMNS][4], cons
     }
 }
 
-// `o += p b` for the tile `b` [8 COLUMNS, D]; the accumulators `p` of another product are rounded to its type.
-template <int D, typename T, int FRAGMENTS, int COLUMNS>
-__device__ __forceinline__ void gemm_ab(float (&o)[FRAGMENTS][D / 8][4], const float (&p)[FRAGMENTS][COLUMNS][4],
-                                                 const T *b) {
+// `o += p b` for 8 WIDTH columns of the tile `b` [8 COLUMNS, D]; the accumulators `p` of another product are rounded to its type.
+template <int D, typename T, int FRAGMENTS, int COLUMNS, int WIDTH>
+__device__ __forceinline__ void gemm_ab(float (&o)[FRAGMENTS][WIDTH][4], const float (&p)[FRAGMENTS][COLUMNS][4],
+                                        const T *b) {
     int lane = threadIdx.x % 32, from = swizzled<D>(lane % 16, lane / 16);
 #pragma unroll
     for (int step = 0; step < COLUMNS / 2; step++) {
@@ -162,7 +171,7 @@ __device__ __forceinline__ void gemm_ab(float (&o)[FRAGMENTS][D / 8][4], const f
                 a[m][i] = pair<T>(from[i % 2 * 2], from[i % 2 * 2 + 1]);
             }
 #pragma unroll
-        for (int n = 0; n < D / 8; n += 2) {
+        for (int n = 0; n < WIDTH; n += 2) {
             unsigned b_fragments[4];
             ldmatrix_x4_transposed(b_fragments, b + (from ^ n * 8) + step * 16 * D);
             unsigned low[2] = {b_fragments[0], b_fragments[1]}, high[2] = {b_fragments[2], b_fragments[3]};
@@ -175,17 +184,18 @@ __device__ __forceinline__ void gemm_ab(float (&o)[FRAGMENTS][D / 8][4], const f
     }
 }
 
-// The epilogue: writes `o`, times `factor` of its row, to those of the rows `row .. row + 16 FRAGMENTS` that are below `end`,
-// through the same rows of `tile`, which only this warp uses.
-template <int D, typename T, int FRAGMENTS>
-__device__ __forceinline__ void store_tile(const float (&o)[FRAGMENTS][D / 8][4], const float (&factor)[FRAGMENTS][2],
-                                           T *tile, int row, int end, T *target, long long stride) {
+// The epilogue: writes `dim` columns of `o`, times `factor` of its row, to those of the rows `row .. row + 16 FRAGMENTS` that are
+// below `end`, through the same rows of `tile`, which only this warp uses.
+template <int N, typename T, int FRAGMENTS>
+__device__ __forceinline__ void store_tile(const float (&o)[FRAGMENTS][N / 8][4], const float (&factor)[FRAGMENTS][2],
+                                           T *tile, int row, int end, T *target, long long stride, int dim) {
+    constexpr int D = ROW_OF<N>;
     int lane = threadIdx.x % 32;
     __syncwarp();
 #pragma unroll
     for (int m = 0; m < FRAGMENTS; m++)
 #pragma unroll
-        for (int n = 0; n < D / 8; n++)
+        for (int n = 0; n < N / 8; n++)
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 const float *values = &o[m][n][2 * half];
@@ -198,7 +208,8 @@ __device__ __forceinline__ void store_tile(const float (&o)[FRAGMENTS][D / 8][4]
 #pragma unroll
     for (int i = 0; i < FRAGMENTS * 16 * CHUNKS / 32; i++) {
         int r = row + (i * 32 + lane) / CHUNKS, chunk = lane % CHUNKS;
-        if (r < end) store_pack(target + r * stride + chunk * 8, load_pack(tile + swizzled<D>(r, chunk)));
+        if (r < end && (N == D || chunk * 8 < dim))
+            store_pack(target + r * stride + chunk * 8, load_pack(tile + swizzled<D>(r, chunk)));
     }
 }
 

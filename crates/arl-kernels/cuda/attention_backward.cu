@@ -1,5 +1,5 @@
-// Causal attention over packed sequences, backward: gradients of q, k and v from that of `out`. Probabilities are recomputed
-// from the kept log-sum-exp (LSE); nothing is added by two blocks, so that sums have a fixed order.
+// Attention over packed sequences, causal or of whole sequences, backward: gradients of q, k and v from that of `out`. Probabilities
+// are recomputed from the kept log-sum-exp (LSE); nothing is added by two blocks, so that sums have a fixed order.
 //
 // First `delta`, the scalar product of each row of `out` with its gradient. Then one launch with two kinds of blocks:
 // the first ones own the gradients of a tile of keys and values of one key head, and loop over the queries that see them,
@@ -43,7 +43,7 @@ __device__ __forceinline__ void delta(Matrix<const T> out, Matrix<const T> d_out
 
 // ---- CUDA cores: 8 rows a warp, 32 rows in each tile that the block loops over.
 
-template <typename T>
+template <bool CAUSAL, typename T>
 __device__ __forceinline__ void keys_backward(Matrix<const T> q, Matrix<const T> k, Matrix<const T> v,
                                               const Shape &shape, const BackwardInputs<T> &inputs, Matrix<T> d_qkv,
                                               int key_head, int slot) {
@@ -56,6 +56,7 @@ __device__ __forceinline__ void keys_backward(Matrix<const T> q, Matrix<const T>
     if (tile.first >= tile.length) return;
     int end = min(tile.first + keys, tile.length), row = tile.first + warp * ROWS;
     int query_end = int(min((long long)tile.length, end - 1 + (long long)shape.window));
+    const int first_query = CAUSAL ? tile.first : 0;
     stage(k_tile, keys, k.at(tile.start + tile.first, key_head * dim), k.stride, end - tile.first, dim);
     stage(v_tile, keys, v.at(tile.start + tile.first, key_head * dim), v.stride, end - tile.first, dim);
     float scale_log2 = shape.scale * LOG2_E;
@@ -63,13 +64,13 @@ __device__ __forceinline__ void keys_backward(Matrix<const T> q, Matrix<const T>
     fill(d_k, 0);
     fill(d_v, 0);
     for (int head = key_head * group; head < (key_head + 1) * group; head++)
-        for (int query = tile.first; query < query_end; query += 32) {
+        for (int query = first_query; query < query_end; query += 32) {
             __syncthreads();
             int valid = query_end - query;
             stage(q_tile, 32, q.at(tile.start + query, head * dim), q.stride, valid, dim);
             stage(d_out_tile, 32, inputs.d_out.at(tile.start + query, head * dim), inputs.d_out.stride, valid, dim);
             __syncthreads();
-            if (row >= end || !any_visible(shape, query, query + 32, row, row + ROWS)) continue;
+            if (row >= end || !any_visible<CAUSAL>(shape, query, query + 32, row, row + ROWS)) continue;
             float p[ROWS], d_s[ROWS];
             scores(p, k_tile + warp * ROWS * stride, q_tile, dim);
             scores(d_s, v_tile + warp * ROWS * stride, d_out_tile, dim);
@@ -78,7 +79,7 @@ __device__ __forceinline__ void keys_backward(Matrix<const T> q, Matrix<const T>
             float delta = lane < valid ? inputs.delta[at] : 0;
 #pragma unroll
             for (int r = 0; r < ROWS; r++) {
-                bool visible = lane < valid && is_visible(shape, query + lane - row - r);
+                bool visible = lane < valid && is_visible<CAUSAL>(shape, query + lane - row - r, end - row - r);
                 p[r] = visible ? exp2f(p[r] * scale_log2 - lse_log2) : 0;
                 d_s[r] = p[r] * (d_s[r] - delta);
             }
@@ -95,7 +96,7 @@ __device__ __forceinline__ void keys_backward(Matrix<const T> q, Matrix<const T>
     store_rows(d_v, ones, end - row, target + shape.key_heads * dim, d_qkv.stride, dim);
 }
 
-template <typename T>
+template <bool CAUSAL, typename T>
 __device__ __forceinline__ void queries_backward(Matrix<const T> q, Matrix<const T> k, Matrix<const T> v,
                                                  const Shape &shape, const BackwardInputs<T> &inputs, Matrix<T> d_qkv,
                                                  int head, int slot) {
@@ -107,6 +108,7 @@ __device__ __forceinline__ void queries_backward(Matrix<const T> q, Matrix<const
     Tile tile = tile_at(shape, queries, slot);
     if (tile.first >= tile.length) return;
     int end = min(tile.first + queries, tile.length), row = tile.first + warp * ROWS, valid = end - tile.first;
+    int key_end = CAUSAL ? end : tile.length;
     stage(q_tile, queries, q.at(tile.start + tile.first, head * dim), q.stride, valid, dim);
     stage(d_out_tile, queries, inputs.d_out.at(tile.start + tile.first, head * dim), inputs.d_out.stride, valid, dim);
     float scale_log2 = shape.scale * LOG2_E, lse_log2[ROWS], delta[ROWS];
@@ -117,18 +119,19 @@ __device__ __forceinline__ void queries_backward(Matrix<const T> q, Matrix<const
     }
     float d_q[ROWS][LANE_COLUMNS];
     fill(d_q, 0);
-    for (int key = max(tile.first + 1 - shape.window, 0) / 32 * 32; key < end; key += 32) {
+    for (int key = max(tile.first + 1 - shape.window, 0) / 32 * 32; key < key_end; key += 32) {
         __syncthreads();
-        stage(k_tile, 32, k.at(tile.start + key, key_head * dim), k.stride, end - key, dim);
-        stage(v_tile, 32, v.at(tile.start + key, key_head * dim), v.stride, end - key, dim);
+        stage(k_tile, 32, k.at(tile.start + key, key_head * dim), k.stride, key_end - key, dim);
+        stage(v_tile, 32, v.at(tile.start + key, key_head * dim), v.stride, key_end - key, dim);
         __syncthreads();
-        if (row >= end || !any_visible(shape, row, row + ROWS, key, key + 32)) continue;
+        if (row >= end || !any_visible<CAUSAL>(shape, row, row + ROWS, key, key + 32)) continue;
         float p[ROWS], d_s[ROWS];
         scores(p, q_tile + warp * ROWS * stride, k_tile, dim);
         scores(d_s, d_out_tile + warp * ROWS * stride, v_tile, dim);
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
-            float x = is_visible(shape, row + r - key - lane) ? exp2f(p[r] * scale_log2 - lse_log2[r]) : 0;
+            bool visible = is_visible<CAUSAL>(shape, row + r - key - lane, tile.length - key - lane);
+            float x = visible ? exp2f(p[r] * scale_log2 - lse_log2[r]) : 0;
             d_s[r] = x * (d_s[r] - delta[r]);
         }
         share_weights(weights, d_s);
@@ -167,12 +170,17 @@ ARL_FOR_TYPES(DELTA)
                                                    last / query_heads);                                                \
         }                                                                                                              \
     }
-#define BACKWARDS(name, T) BACKWARD(attention_backward_##name, T, backward, T)
+// With `_full` a query sees the whole of its sequence.
+#define BACKWARDS(name, T)                                                                                             \
+    BACKWARD(attention_backward_##name, T, backward, true, T)                                                          \
+    BACKWARD(attention_backward_full_##name, T, backward, false, T)
 ARL_FOR_TYPES(BACKWARDS)
 #undef BACKWARDS
-#define BACKWARDS(name, T)                                                                                             \
-    BACKWARD(attention_backward_64_##name, T, backward_tensor, 64, T)                                                  \
-    BACKWARD(attention_backward_128_##name, T, backward_tensor, 128, T)
+#define BACKWARDS_OF(N, name, T)                                                                                       \
+    BACKWARD(attention_backward_##N##_##name, T, backward_tensor, N, true, T)                                          \
+    BACKWARD(attention_backward_full_##N##_##name, T, backward_tensor, N, false, T)
+#define BACKWARDS(name, T) BACKWARDS_OF(64, name, T) BACKWARDS_OF(80, name, T) BACKWARDS_OF(128, name, T)
 ARL_FOR_NARROW(BACKWARDS)
 #undef BACKWARDS
+#undef BACKWARDS_OF
 #undef BACKWARD

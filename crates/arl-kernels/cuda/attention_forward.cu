@@ -1,9 +1,9 @@
-// Causal attention over packed sequences, forward: softmax(scale q k^T) v with the softmax taken on the way
+// Attention over packed sequences, causal or of whole sequences, forward: softmax(scale q k^T) v with the softmax taken on the way
 // (FlashAttention-2), and each row's log-sum-exp (LSE) for the backward pass.
 //
-// A block owns a tile of queries of one head; the last tiles of a sequence, which see the most keys, go first. It reads
-// its queries once and the keys and values that they see once a tile (of one key head for all query heads of its group,
-// which run side by side and find them in the second-level cache); it writes its rows of `out` and of `log_sum_exp`.
+// A block owns a tile of queries of one head; the last tiles of a causal sequence, which see the most keys, go first. It reads its
+// queries once and the keys and values that they see once a tile (of one key head for all query heads of its group, which run side
+// by side and find them in the second-level cache); it writes its rows of `out` and of `log_sum_exp`.
 #include "attention.cuh"
 
 namespace attention {
@@ -13,8 +13,8 @@ constexpr int FRAGMENTS = BLOCK_M / WARPS / 16;
 
 // The online softmax: turns masked scores into exp(scale (score - maximum)), and rescales this thread's part of the sums and the
 // accumulators by the change of the maximum.
-template <int D>
-__device__ __forceinline__ void online_softmax(float (&s)[FRAGMENTS][BLOCK_N / 8][4], float (&o)[FRAGMENTS][D / 8][4],
+template <int N>
+__device__ __forceinline__ void online_softmax(float (&s)[FRAGMENTS][BLOCK_N / 8][4], float (&o)[FRAGMENTS][N / 8][4],
                                        float (&row_max)[FRAGMENTS][2], float (&row_sum)[FRAGMENTS][2], float scale_log2) {
     float factor[FRAGMENTS][2];
     bool changed = false;
@@ -46,49 +46,51 @@ __device__ __forceinline__ void online_softmax(float (&s)[FRAGMENTS][BLOCK_N / 8
 #pragma unroll
     for (int m = 0; m < FRAGMENTS; m++)
 #pragma unroll
-        for (int n = 0; n < D / 8; n++)
+        for (int n = 0; n < N / 8; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++) o[m][n][i] *= factor[m][i / 2];
 }
 
-template <int D, typename T>
+template <int N, bool CAUSAL, typename T>
 __device__ __forceinline__ void forward_tensor(Matrix<const T> q, Matrix<const T> k, Matrix<const T> v,
                                                const Shape &shape, Matrix<T> out, float *log_sum_exp) {
+    constexpr int D = ROW_OF<N>;
     ARL_SHARED(T, q_tile);
     T *k_tile = q_tile + BLOCK_M * D, *v_tile = k_tile + BLOCK_N * D;
+    const int dim = N == D ? D : shape.dim;
     int head = blockIdx.x % shape.query_heads, key_head = head / (shape.query_heads / shape.key_heads);
     Tile tile = tile_at(shape, BLOCK_M, (gridDim.x - 1 - blockIdx.x) / shape.query_heads);
     if (tile.first >= tile.length) return;
-    const T *keys = k.at(tile.start, key_head * D), *values = v.at(tile.start, key_head * D);
-    int end = min(tile.first + BLOCK_M, tile.length);
+    const T *keys = k.at(tile.start, key_head * dim), *values = v.at(tile.start, key_head * dim);
+    int end = min(tile.first + BLOCK_M, tile.length), key_end = CAUSAL ? end : tile.length;
     int key = max(tile.first + 1 - shape.window, 0) / BLOCK_N * BLOCK_N;
-    stage_async<D, BLOCK_M>(q_tile, q.at(tile.start + tile.first, head * D), q.stride, end - tile.first);
+    stage_async<N, BLOCK_M>(q_tile, q.at(tile.start + tile.first, head * dim), q.stride, end - tile.first, dim);
     keys += key * k.stride;
     values += key * v.stride;
-    stage_async<D, BLOCK_N>(k_tile, keys, k.stride, end - key);
+    stage_async<N, BLOCK_N>(k_tile, keys, k.stride, key_end - key, dim);
     cp_async_commit();
 
     int lane = threadIdx.x % 32, warp_row = warp_number() * 16 * FRAGMENTS, row = tile.first + warp_row;
     // None where the warp has no row.
     int row_end = row < end ? row + 16 * FRAGMENTS : 0;
     float scale_log2 = shape.scale * LOG2_E;
-    float o[FRAGMENTS][D / 8][4], row_max[FRAGMENTS][2], row_sum[FRAGMENTS][2];
+    float o[FRAGMENTS][N / 8][4], row_max[FRAGMENTS][2], row_sum[FRAGMENTS][2];
     fill(o, 0);
     fill(row_max, MIN_SCORE);
     fill(row_sum, 0);
-    for (; key < end; key += BLOCK_N) {
-        bool needed = any_visible(shape, row, row_end, key, key + BLOCK_N);
+    for (; key < key_end; key += BLOCK_N) {
+        bool needed = any_visible<CAUSAL>(shape, row, row_end, key, key + BLOCK_N);
         float s[FRAGMENTS][BLOCK_N / 8][4];
         cp_async_wait<0>();
         // The keys are here, and no warp reads the last tile's values any more.
         __syncthreads();
-        stage_async<D, BLOCK_N>(v_tile, values, v.stride, end - key);
+        stage_async<N, BLOCK_N>(v_tile, values, v.stride, key_end - key, dim);
         values += BLOCK_N * v.stride;
         cp_async_commit();
         if (needed) {
             fill(s, 0);
 #pragma unroll
-            for (int step = 0; step < D / 16; step++) {
+            for (int step = 0; step < N / 16; step++) {
                 unsigned a[FRAGMENTS][4];
                 load_a_fragments<D>(a, q_tile, warp_row, step);
                 gemm_abt<D>(s, a, k_tile, step);
@@ -96,23 +98,24 @@ __device__ __forceinline__ void forward_tensor(Matrix<const T> q, Matrix<const T
         }
         cp_async_wait<0>();
         __syncthreads();
-        if (key + BLOCK_N < end) {
+        if (key + BLOCK_N < key_end) {
             keys += BLOCK_N * k.stride;
-            stage_async<D, BLOCK_N>(k_tile, keys, k.stride, end - key - BLOCK_N);
+            stage_async<N, BLOCK_N>(k_tile, keys, k.stride, key_end - key - BLOCK_N, dim);
             cp_async_commit();
         }
         if (!needed) continue;
-        if (!all_visible(shape, row, row + 16 * FRAGMENTS, key, key + BLOCK_N)) {
-            int distance = row + lane / 4 - key - lane % 4 * 2;
+        if (!all_visible<CAUSAL>(shape, row, row + 16 * FRAGMENTS, key, key + BLOCK_N, tile.length)) {
+            int distance = row + lane / 4 - key - lane % 4 * 2, left = tile.length - key - lane % 4 * 2;
 #pragma unroll
             for (int m = 0; m < FRAGMENTS; m++)
 #pragma unroll
                 for (int n = 0; n < BLOCK_N / 8; n++)
 #pragma unroll
                     for (int i = 0; i < 4; i++)
-                        if (!is_visible(shape, distance + (m * 16 + i / 2 * 8 - n * 8 - i % 2))) s[m][n][i] = -INFINITY;
+                        if (!is_visible<CAUSAL>(shape, distance + (m * 16 + i / 2 * 8 - n * 8 - i % 2), left - n * 8 - i % 2))
+                            s[m][n][i] = -INFINITY;
         }
-        online_softmax<D>(s, o, row_max, row_sum, scale_log2);
+        online_softmax<N>(s, o, row_max, row_sum, scale_log2);
         gemm_ab<D>(o, s, v_tile);
     }
 
@@ -130,11 +133,12 @@ __device__ __forceinline__ void forward_tensor(Matrix<const T> q, Matrix<const T
                 log_sum_exp[(long long)head * shape.tokens + tile.start + i] =
                     row_max[m][half] * shape.scale + logf(sum);
         }
-    store_tile<D>(o, inverse_sum, q_tile, warp_row, end - tile.first, out.at(tile.start + tile.first, head * D), out.stride);
+    store_tile<N>(o, inverse_sum, q_tile, warp_row, end - tile.first, out.at(tile.start + tile.first, head * dim), out.stride,
+                  dim);
 }
 
 // The same for every type and head size, on CUDA cores: 8 queries a warp, 32 keys a tile.
-template <typename T>
+template <bool CAUSAL, typename T>
 __device__ __forceinline__ void forward(Matrix<const T> q, Matrix<const T> k, Matrix<const T> v, const Shape &shape,
                                         Matrix<T> out, float *log_sum_exp) {
     int warp = warp_number(), lane = threadIdx.x % 32, dim = shape.dim, queries = blockDim.x / 32 * ROWS;
@@ -144,7 +148,8 @@ __device__ __forceinline__ void forward(Matrix<const T> q, Matrix<const T> k, Ma
     int head = blockIdx.x % shape.query_heads, key_head = head / (shape.query_heads / shape.key_heads);
     Tile tile = tile_at(shape, queries, (gridDim.x - 1 - blockIdx.x) / shape.query_heads);
     if (tile.first >= tile.length) return;
-    int end = min(tile.first + queries, tile.length), row = tile.first + warp * ROWS;
+    int end = min(tile.first + queries, tile.length), key_end = CAUSAL ? end : tile.length;
+    int row = tile.first + warp * ROWS;
     stage(q_tile, queries, q.at(tile.start + tile.first, head * dim), q.stride, end - tile.first, dim);
 
     float scale_log2 = shape.scale * LOG2_E;
@@ -152,17 +157,17 @@ __device__ __forceinline__ void forward(Matrix<const T> q, Matrix<const T> k, Ma
     fill(o, 0);
     fill(row_max, MIN_SCORE);
     fill(row_sum, 0);
-    for (int key = max(tile.first + 1 - shape.window, 0) / 32 * 32; key < end; key += 32) {
+    for (int key = max(tile.first + 1 - shape.window, 0) / 32 * 32; key < key_end; key += 32) {
         __syncthreads();
-        stage(k_tile, 32, k.at(tile.start + key, key_head * dim), k.stride, end - key, dim);
-        stage(v_tile, 32, v.at(tile.start + key, key_head * dim), v.stride, end - key, dim);
+        stage(k_tile, 32, k.at(tile.start + key, key_head * dim), k.stride, key_end - key, dim);
+        stage(v_tile, 32, v.at(tile.start + key, key_head * dim), v.stride, key_end - key, dim);
         __syncthreads();
-        if (row >= end || !any_visible(shape, row, row + ROWS, key, key + 32)) continue;
+        if (row >= end || !any_visible<CAUSAL>(shape, row, row + ROWS, key, key + 32)) continue;
         float s[ROWS];
         scores(s, q_tile + warp * ROWS * row_stride(dim), k_tile, dim);
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
-            if (!is_visible(shape, row + r - key - lane)) s[r] = -INFINITY;
+            if (!is_visible<CAUSAL>(shape, row + r - key - lane, tile.length - key - lane)) s[r] = -INFINITY;
             float now = fmaxf(row_max[r], warp_max(s[r])), factor = exp2f((row_max[r] - now) * scale_log2);
             row_max[r] = now;
             s[r] = exp2f((s[r] - now) * scale_log2);
@@ -187,20 +192,25 @@ __device__ __forceinline__ void forward(Matrix<const T> q, Matrix<const T> k, Ma
 
 } // namespace attention
 
-#define FORWARD(name, T)                                                                                               \
+// With `_full` a query sees the whole of its sequence.
+#define FORWARD(name, T, CAUSAL)                                                                                       \
     ARL_KERNEL(attention_forward_##name, attention::THREADS, ATTENTION_INPUTS(T), T *out, long long out_stride,        \
                float *log_sum_exp) {                                                                                   \
-        attention::forward<T>(ATTENTION_INPUT_VALUES, {out, out_stride}, log_sum_exp);                                 \
+        attention::forward<CAUSAL, T>(ATTENTION_INPUT_VALUES, {out, out_stride}, log_sum_exp);                         \
     }
-ARL_FOR_TYPES(FORWARD)
+#define FORWARDS(name, T) FORWARD(name, T, true) FORWARD(full_##name, T, false)
+ARL_FOR_TYPES(FORWARDS)
+#undef FORWARDS
 #undef FORWARD
 
-#define FORWARD(D, T)                                                                                                  \
-    ARL_KERNEL(attention_forward_##D##_##T, attention::THREADS, ATTENTION_INPUTS(T), T *out, long long out_stride,     \
+#define FORWARD(name, N, T, CAUSAL)                                                                                    \
+    ARL_KERNEL(attention_forward_##name, attention::THREADS, ATTENTION_INPUTS(T), T *out, long long out_stride,        \
                float *log_sum_exp) {                                                                                   \
-        attention::forward_tensor<D, T>(ATTENTION_INPUT_VALUES, {out, out_stride}, log_sum_exp);                       \
+        attention::forward_tensor<N, CAUSAL, T>(ATTENTION_INPUT_VALUES, {out, out_stride}, log_sum_exp);               \
     }
-#define FORWARDS(name, T) FORWARD(64, T) FORWARD(128, T)
+#define FORWARDS_OF(N, name, T) FORWARD(N##_##name, N, T, true) FORWARD(full_##N##_##name, N, T, false)
+#define FORWARDS(name, T) FORWARDS_OF(64, name, T) FORWARDS_OF(80, name, T) FORWARDS_OF(128, name, T)
 ARL_FOR_NARROW(FORWARDS)
 #undef FORWARDS
+#undef FORWARDS_OF
 #undef FORWARD

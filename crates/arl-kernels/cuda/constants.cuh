@@ -29,6 +29,14 @@ constexpr int THREADS = 1024;
 constexpr int KEPT_BYTES = 96 << 10;
 }
 
+namespace conv {
+constexpr int THREADS = 128;
+// Tokens of a block of the forward pass.
+constexpr int TOKENS = 64;
+// Most taps.
+constexpr int TAPS = 4;
+}
+
 namespace elementwise {
 constexpr int THREADS = 256;
 // Elements that a thread converts or adds.
@@ -46,6 +54,24 @@ constexpr int ADD_THREADS = 128;
 constexpr int COLUMNS = 4;
 }
 
+namespace gated_norm {
+constexpr int THREADS = 256;
+// Elements of the largest head.
+constexpr int MOST_DIM = 256;
+}
+
+namespace gates {
+constexpr int THREADS = 256;
+// Rows of a block, one a warp, where each row has one gate.
+constexpr int ROWS = 8;
+}
+
+namespace gelu {
+constexpr int THREADS = 256;
+// Elements of a thread.
+constexpr int STEP = 8;
+}
+
 namespace grouped {
 // On tensor cores: threads, rows and columns of a block's tile, columns of a stage, and stages.
 constexpr int THREADS = 128;
@@ -60,6 +86,15 @@ constexpr int SEARCH_BYTES = 64;
 
 namespace guard {
 constexpr int THREADS = 256;
+}
+
+namespace layer_norm {
+// Most threads of a block of the forward pass, and packs of 16 bytes that a thread of it holds.
+constexpr int MOST_THREADS = 512;
+constexpr int PACKS = 4;
+// Most threads of a block of the backward pass, and elements that a thread of it holds.
+constexpr int MOST_BACKWARD_THREADS = 1024;
+constexpr int BACKWARD_ELEMENTS = 8;
 }
 
 namespace matmul {
@@ -118,4 +153,15 @@ constexpr int THREADS = 256;
 constexpr int BLOCK_M = 128;
 constexpr int BLOCK_N = 64;
 constexpr int BLOCK_K = 16;
+}
+
+namespace vision {
+constexpr int THREADS = 256;
+// Rows of a block, one a warp.
+constexpr int ROWS = 8;
+// Rows of a table that a position is interpolated from.
+constexpr int TAPS = 4;
+// Threads of a block that owns a row of the table's gradient, and columns that a thread adds at a time.
+constexpr int TAP_THREADS = 128;
+constexpr int COLUMNS = 4;
 }

@@ -12,18 +12,6 @@ namespace rms_norm {
 
 template <typename T> constexpr int BACKWARD_PACKS = BACKWARD_ELEMENTS / Pack<T>::SIZE;
 
-// The sum over `warps` warps from `first` on, in the same order every time; all warps of the block take part, each in a
-// group of as many. `scratch` holds a float a warp; it is free again after the next barrier.
-__device__ __forceinline__ float group_sum(float value, float *scratch, int first, int warps) {
-    value = warp_sum(value);
-    if (warps == 1) return value;
-    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
-    __syncthreads();
-    float sum = 0;
-    for (int i = first; i < first + warps; i++) sum += scratch[i];
-    return sum;
-}
-
 // The normalised value is rounded to T before it meets the weight, as on the CPU.
 template <typename T> __device__ __forceinline__ T scaled(T x, T weight, float factor) {
     return store<T>(load(weight) * rounded<T>(load(x) * factor));

@@ -3,7 +3,7 @@
 use arl_engine::backend::Heads;
 
 /// The head sizes that are drawn: those of tensor cores most often.
-const HEAD_SIZES: [usize; 10] = [64, 128, 64, 128, 64, 128, 32, 80, 10, 256];
+const HEAD_SIZES: [usize; 11] = [64, 128, 64, 128, 64, 128, 32, 72, 80, 10, 256];
 /// Query heads, and key and value heads.
 const HEAD_COUNTS: [(usize, usize); 8] = [(1, 1), (2, 1), (4, 2), (3, 1), (8, 2), (6, 2), (2, 2), (14, 2)];
 

@@ -1,5 +1,5 @@
 //! Attention: forward, backward, with a cache, and by a device's own library. Sequences are ragged, some empty; heads
-//! grouped; half have windows.
+//! grouped; half have windows, and a third is not causal.
 
 use arl_engine::backend::{
     Attention, AttentionLibrary, Buffer, DType, DeviceKind, Heads, Rows, Sequences, attention_library_scratch,
@@ -16,15 +16,17 @@ fn inputs(s: &mut Scene) -> (Attention, Buffer, String) {
     let bounds = s.draw.sequences(most);
     let tokens = bounds[bounds.len() - 1];
     let max_len = bounds.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
-    let window = s.draw.coin().then(|| s.draw.between(1, max_len + 5));
+    let causal = s.draw.below(3) > 0;
+    let window = (causal && s.draw.coin()).then(|| s.draw.between(1, max_len + 5));
     let width = (query + 2 * key_value) * dim;
     let qkv = s.random(tokens * width);
     let part = |head: usize| Rows { buffer: qkv.slice(head * dim, qkv.len - head * dim), stride: width };
-    let what = format!("sequences {bounds:?}, heads {query}/{key_value} of {dim}, window {window:?}");
+    let of = if causal { "" } else { " not causal," };
+    let what = format!("sequences {bounds:?},{of} heads {query}/{key_value} of {dim}, window {window:?}");
     let op = Attention {
         heads,
         sequences: Sequences { cu_seqlens: s.ints(&bounds), count: bounds.len() - 1, max_len },
-        causal: true,
+        causal,
         window,
         scale: 1.0 / (dim as f32).sqrt(),
         q: part(0),

@@ -1,11 +1,14 @@
 //! Each leaf against the CPU's on random shapes: the table of leaves, and the run over it.
 
 pub(crate) mod attention;
+mod delta;
+mod gates;
 mod moe;
 mod norm;
 mod products;
 mod rows;
 mod training;
+mod vision;
 
 use arl_engine::backend::{Backend, DType};
 use arl_model::{Error, ErrorCode, Result};
@@ -28,7 +31,7 @@ macro_rules! leaves {
     };
 }
 
-/// Every leaf of [`Backend`] that devices compute.
+/// Every leaf of [`Backend`], and of the traits that it contains, that devices compute.
 pub(crate) const LEAVES: &[Leaf] = leaves![
     rows::zero,
     rows::copy,
@@ -62,6 +65,26 @@ pub(crate) const LEAVES: &[Leaf] = leaves![
     moe::permute,
     moe::combine,
     moe::combine_backward,
+    vision::layer_norm,
+    vision::layer_norm_backward,
+    vision::gelu,
+    vision::gelu_backward,
+    vision::interpolate,
+    vision::interpolate_backward,
+    vision::add_rows,
+    vision::zero_rows,
+    gates::split_gates,
+    gates::join_gates,
+    gates::gate,
+    gates::gate_backward,
+    gates::add_gated_rows,
+    gates::gated_rows_backward,
+    delta::causal_conv,
+    delta::causal_conv_backward,
+    delta::causal_conv_keep,
+    delta::causal_conv_step,
+    delta::gated_norm,
+    delta::gated_norm_backward,
 ];
 
 /// Products that no random shape shows to be wrong; in a type of their own.
@@ -116,16 +139,20 @@ mod tests {
 
     #[test]
     fn every_leaf_of_the_trait_is_in_the_table() {
-        let source = include_str!("../../../../arl-engine/src/backend/mod.rs");
-        let (_, source) = source.split_once("pub trait Backend").unwrap();
-        let names = source.split("\n    fn ").skip(1).filter(|item| {
+        let leaves = |source: &'static str, of: &str| source.split_once(of).unwrap().1.split("\n    fn ").skip(1);
+        let all = leaves(include_str!("../../../../arl-engine/src/backend/mod.rs"), "pub trait Backend");
+        let of_vision = leaves(include_str!("../../../../arl-engine/src/backend/vision.rs"), "pub trait Vision");
+        let of_gates = leaves(include_str!("../../../../arl-engine/src/backend/gates.rs"), "pub trait Gates");
+        let of_delta = leaves(include_str!("../../../../arl-engine/src/backend/delta.rs"), "pub trait DeltaRule");
+        let names = all.chain(of_vision).chain(of_gates).chain(of_delta).filter(|item| {
             let signature = item.split('{').next().unwrap_or(item).split(';').next().unwrap_or(item);
             signature.contains("&mut self") && !signature.contains("->")
         });
-        // The CPU alone computes magnitudes.
-        let others = ["expect_attention", "upload", "magnitude", "queue_read", "transfer", "record", "wait", "discard"];
-        let names: Vec<&str> =
-            names.filter_map(|item| item.split('(').next()).filter(|n| !others.contains(n)).collect();
+        let others = ["expect_attention", "upload", "queue_read", "transfer", "record", "wait", "discard"];
+        // The CPU alone computes magnitudes and the delta rule.
+        let of_the_cpu = ["magnitude", "gated_delta", "gated_delta_backward", "gated_delta_step"];
+        let here = |name: &&str| !others.contains(name) && !of_the_cpu.contains(name);
+        let names: Vec<&str> = names.filter_map(|item| item.split('(').next()).filter(here).collect();
         assert_eq!(names, LEAVES.iter().map(|leaf| leaf.name).collect::<Vec<_>>());
     }
 

@@ -1,5 +1,5 @@
-//! Attention. Kernels: `cuda/attention_*.cu`. Tensor cores take heads of 64 and 128 elements of 16 bits whose rows are at
-//! multiples of 16 bytes; everything else goes to CUDA cores.
+//! Attention. Kernels: `cuda/attention_*.cu`. Tensor cores take heads of 64, 72, 80 and 128 elements of 16 bits whose rows are at
+//! multiples of 16 bytes; everything else goes to CUDA cores. Each kernel exists for causal attention and for that of whole sequences.
 
 use arl_kernels::constants::attention::{
     BACKWARD_BLOCK_M_64, BACKWARD_BLOCK_M_128, BACKWARD_BLOCK_N, BLOCK_M, BLOCK_N, ROWS, THREADS, WEIGHTS_STRIDE,
@@ -8,15 +8,30 @@ use arl_kernels::constants::attention::{
 use super::device::{Arg, Device, Launch, int, kernel, long};
 use crate::backend::{Attention, Buffer, DType, Heads, Rows};
 
-/// A kernel of the tensor cores for heads of 64 or 128 elements of 16 bits.
-macro_rules! of_dim {
-    ($dim:expr, $dtype:expr, $name:literal) => {
-        match ($dim, $dtype) {
-            (64, DType::Bf16) => concat!($name, "_64_bf16"),
-            (64, _) => concat!($name, "_64_f16"),
-            (_, DType::Bf16) => concat!($name, "_128_bf16"),
-            _ => concat!($name, "_128_f16"),
+/// A kernel of the tensor cores over so many columns of 16 bits, for causal attention or for that of whole sequences.
+macro_rules! of_columns {
+    ($columns:expr, $causal:expr, $dtype:expr, $name:literal) => {
+        match ($columns, $causal, $dtype) {
+            (64, true, DType::Bf16) => concat!($name, "_64_bf16"),
+            (64, true, _) => concat!($name, "_64_f16"),
+            (80, true, DType::Bf16) => concat!($name, "_80_bf16"),
+            (80, true, _) => concat!($name, "_80_f16"),
+            (_, true, DType::Bf16) => concat!($name, "_128_bf16"),
+            (_, true, _) => concat!($name, "_128_f16"),
+            (64, false, DType::Bf16) => concat!($name, "_full_64_bf16"),
+            (64, false, _) => concat!($name, "_full_64_f16"),
+            (80, false, DType::Bf16) => concat!($name, "_full_80_bf16"),
+            (80, false, _) => concat!($name, "_full_80_f16"),
+            (_, false, DType::Bf16) => concat!($name, "_full_128_bf16"),
+            (_, false, _) => concat!($name, "_full_128_f16"),
         }
+    };
+}
+
+/// A kernel of the CUDA cores, for causal attention or for that of whole sequences.
+macro_rules! on_cores {
+    ($causal:expr, $dtype:expr, $causal_name:literal, $full_name:literal) => {
+        if $causal { kernel!($dtype, $causal_name) } else { kernel!($dtype, $full_name) }
     };
 }
 
@@ -43,9 +58,27 @@ pub(super) fn aligned(rows: Rows) -> bool {
     rows.buffer.offset.is_multiple_of(16) && bytes.is_multiple_of(16) && bytes < 1 << 24
 }
 
-fn on_tensor_cores(op: &Attention) -> bool {
+/// Columns that the tensor cores compute with over heads of `dim` elements, and columns of a row of their tiles: `N` and `D` in
+/// `attention.cuh`. `None`: they have no kernel.
+pub(super) fn tensor_columns(dim: usize) -> Option<(usize, usize)> {
+    match dim {
+        64 => Some((64, 64)),
+        72 | 80 => Some((80, 128)),
+        128 => Some((128, 128)),
+        _ => None,
+    }
+}
+
+/// [`tensor_columns`], where types and rows allow it.
+fn on_tensor_cores(op: &Attention) -> Option<(usize, usize)> {
     let Attention { q, k, v, out, heads, .. } = *op;
-    q.buffer.dtype != DType::F32 && matches!(heads.dim, 64 | 128) && [q, k, v, out].into_iter().all(aligned)
+    let served = q.buffer.dtype != DType::F32 && [q, k, v, out].into_iter().all(aligned);
+    tensor_columns(heads.dim).filter(|_| served)
+}
+
+fn check_mask(op: &Attention) {
+    check(op.heads, op.window);
+    assert!(op.causal || op.window.is_none(), "a window is of causal attention");
 }
 
 fn check(heads: Heads, window: Option<usize>) {
@@ -83,8 +116,7 @@ fn args(op: &Attention, more: &[Arg]) -> Vec<Arg> {
 
 /// As [`crate::backend::Backend::attention`].
 pub(super) fn forward<D: Device>(device: &mut D, op: &Attention) {
-    check(op.heads, op.window);
-    assert!(op.causal, "the kernels are of causal attention");
+    check_mask(op);
     if op.tokens() == 0 {
         return;
     }
@@ -92,19 +124,21 @@ pub(super) fn forward<D: Device>(device: &mut D, op: &Attention) {
     // Between rows there may be what is another's.
     let out = if op.out.stride == query * dim { Arg::Write(op.out.buffer) } else { Arg::Update(op.out.buffer) };
     let args = args(op, &[out, long(op.out.stride), Arg::Write(op.log_sum_exp)]);
-    let (kernel, size, threads, shared_bytes) = if on_tensor_cores(op) {
-        let kernel = of_dim!(dim, op.q.buffer.dtype, "attention_forward");
-        (kernel, BLOCK_M, THREADS, (BLOCK_M + 2 * BLOCK_N) * dim * op.q.buffer.dtype.bytes())
+    let (causal, dtype) = (op.causal, op.q.buffer.dtype);
+    let (kernel, size, threads, shared_bytes) = if let Some((columns, row)) = on_tensor_cores(op) {
+        let kernel = of_columns!(columns, causal, dtype, "attention_forward");
+        (kernel, BLOCK_M, THREADS, (BLOCK_M + 2 * BLOCK_N) * row * dtype.bytes())
     } else {
         let (warps, shared_bytes) = on_cuda_cores(dim, 1, 2);
-        (kernel!(op.q.buffer.dtype, "attention_forward"), ROWS * warps, 32 * warps, shared_bytes)
+        let kernel = on_cores!(causal, dtype, "attention_forward", "attention_forward_full");
+        (kernel, ROWS * warps, 32 * warps, shared_bytes)
     };
     device.launch(&Launch { kernel, grid: [blocks(op, size, query), 1, 1], threads, shared_bytes, args: &args });
 }
 
 /// As [`crate::backend::Backend::attention_backward`].
 pub(super) fn backward<D: Device>(device: &mut D, op: &Attention, d_out: Rows, d_qkv: Buffer, scratch: Buffer) {
-    check(op.heads, op.window);
+    check_mask(op);
     let Heads { query, key_value, dim } = op.heads;
     assert_eq!(d_qkv.len, op.tokens() * (query + 2 * key_value) * dim, "d_qkv is that of q, k and v");
     if op.tokens() == 0 {
@@ -128,14 +162,17 @@ pub(super) fn backward<D: Device>(device: &mut D, op: &Attention, d_out: Rows, d
         ],
     });
     let d_rows = Rows { buffer: d_qkv, stride: (query + 2 * key_value) * dim };
-    let (kernel, size, threads, shared_bytes) = if on_tensor_cores(op) && aligned(d_out) && aligned(d_rows) {
-        let block_m = if dim == 64 { BACKWARD_BLOCK_M_64 } else { BACKWARD_BLOCK_M_128 };
-        let kernel = of_dim!(dim, op.q.buffer.dtype, "attention_backward");
-        let tiles = (2 * block_m + 4 * BACKWARD_BLOCK_N) * dim * op.q.buffer.dtype.bytes();
+    let (causal, dtype) = (op.causal, op.q.buffer.dtype);
+    let tensor = on_tensor_cores(op).filter(|_| aligned(d_out) && aligned(d_rows));
+    let (kernel, size, threads, shared_bytes) = if let Some((columns, row)) = tensor {
+        let block_m = if row == 64 { BACKWARD_BLOCK_M_64 } else { BACKWARD_BLOCK_M_128 };
+        let kernel = of_columns!(columns, causal, dtype, "attention_backward");
+        let tiles = (2 * block_m + 4 * BACKWARD_BLOCK_N) * row * dtype.bytes();
         (kernel, block_m, THREADS, tiles + 4 * BACKWARD_BLOCK_N * DType::F32.bytes())
     } else {
         let (warps, shared_bytes) = on_cuda_cores(dim, 2, 2);
-        (kernel!(op.q.buffer.dtype, "attention_backward"), ROWS * warps, 32 * warps, shared_bytes)
+        let kernel = on_cores!(causal, dtype, "attention_backward", "attention_backward_full");
+        (kernel, ROWS * warps, 32 * warps, shared_bytes)
     };
     let key_blocks = blocks(op, size, key_value);
     let more = [
@@ -198,7 +235,7 @@ mod tests {
     use crate::backend::{Attention, Backend, Buffer, DType, Heads, Pool, Rows, Sequences};
 
     /// The kernels of a forward and a backward pass over one token.
-    fn kernels(dtype: DType, dim: usize, gap: usize) -> Vec<&'static str> {
+    fn kernels(dtype: DType, dim: usize, gap: usize, causal: bool) -> Vec<&'static str> {
         let mut backend = CudaBackend::new(EmulatedDevice::default());
         backend.reserve(Pool::Step, 1 << 16).unwrap();
         let place = |offset: usize, len: usize, dtype: DType| Buffer { pool: Pool::Step, offset, len, dtype };
@@ -208,7 +245,7 @@ mod tests {
         let op = Attention {
             heads: Heads { query: 1, key_value: 1, dim },
             sequences: Sequences { cu_seqlens, count: 1, max_len: 1 },
-            causal: true,
+            causal,
             window: None,
             scale: 1.0,
             q: rows(0x1000),
@@ -224,15 +261,31 @@ mod tests {
     }
 
     #[test]
-    fn heads_of_64_and_128_in_16_bits_run_on_tensor_cores_where_rows_are_aligned() {
+    fn heads_of_64_to_80_and_128_in_16_bits_run_on_tensor_cores_where_rows_are_aligned() {
         let (bf16, f16) = (DType::Bf16, DType::F16);
-        assert_eq!(kernels(bf16, 64, 0), ["attention_backward_64_bf16", "attention_forward_64_bf16"]);
-        assert_eq!(kernels(bf16, 128, 8), ["attention_backward_128_bf16", "attention_forward_128_bf16"]);
-        assert_eq!(kernels(f16, 64, 0), ["attention_backward_64_f16", "attention_forward_64_f16"]);
-        assert_eq!(kernels(f16, 128, 8), ["attention_backward_128_f16", "attention_forward_128_f16"]);
-        assert_eq!(kernels(f16, 96, 0), ["attention_backward_f16", "attention_forward_f16"]);
-        assert_eq!(kernels(bf16, 128, 2), ["attention_backward_bf16", "attention_forward_bf16"]);
-        assert_eq!(kernels(bf16, 96, 0), ["attention_backward_bf16", "attention_forward_bf16"]);
-        assert_eq!(kernels(DType::F32, 64, 0), ["attention_backward_f32", "attention_forward_f32"]);
+        let causal = |dtype, dim, gap| kernels(dtype, dim, gap, true);
+        assert_eq!(causal(bf16, 64, 0), ["attention_backward_64_bf16", "attention_forward_64_bf16"]);
+        assert_eq!(causal(bf16, 128, 8), ["attention_backward_128_bf16", "attention_forward_128_bf16"]);
+        assert_eq!(causal(f16, 64, 0), ["attention_backward_64_f16", "attention_forward_64_f16"]);
+        assert_eq!(causal(f16, 128, 8), ["attention_backward_128_f16", "attention_forward_128_f16"]);
+        assert_eq!(causal(bf16, 80, 0), ["attention_backward_80_bf16", "attention_forward_80_bf16"]);
+        assert_eq!(causal(f16, 72, 8), ["attention_backward_80_f16", "attention_forward_80_f16"]);
+        assert_eq!(causal(f16, 96, 0), ["attention_backward_f16", "attention_forward_f16"]);
+        assert_eq!(causal(bf16, 128, 2), ["attention_backward_bf16", "attention_forward_bf16"]);
+        assert_eq!(causal(bf16, 96, 0), ["attention_backward_bf16", "attention_forward_bf16"]);
+        assert_eq!(causal(DType::F32, 64, 0), ["attention_backward_f32", "attention_forward_f32"]);
+    }
+
+    #[test]
+    fn attention_of_whole_sequences_has_kernels_of_its_own() {
+        let (bf16, f16) = (DType::Bf16, DType::F16);
+        let full = |dtype, dim, gap| kernels(dtype, dim, gap, false);
+        assert_eq!(full(bf16, 64, 0), ["attention_backward_full_64_bf16", "attention_forward_full_64_bf16"]);
+        assert_eq!(full(bf16, 72, 0), ["attention_backward_full_80_bf16", "attention_forward_full_80_bf16"]);
+        assert_eq!(full(f16, 80, 8), ["attention_backward_full_80_f16", "attention_forward_full_80_f16"]);
+        assert_eq!(full(f16, 128, 0), ["attention_backward_full_128_f16", "attention_forward_full_128_f16"]);
+        assert_eq!(full(bf16, 72, 2), ["attention_backward_full_bf16", "attention_forward_full_bf16"]);
+        assert_eq!(full(bf16, 8, 0), ["attention_backward_full_bf16", "attention_forward_full_bf16"]);
+        assert_eq!(full(DType::F32, 72, 0), ["attention_backward_full_f32", "attention_forward_full_f32"]);
     }
 }

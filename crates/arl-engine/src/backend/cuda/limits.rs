@@ -3,7 +3,7 @@
 
 use arl_model::{Error, ErrorCode, Result};
 
-use super::{matmul, moe, norm, packed};
+use super::{attention, matmul, moe, norm, packed};
 use crate::backend::{DType, Heads};
 use crate::shape::Shape;
 
@@ -23,7 +23,7 @@ pub(crate) fn check(shape: &Shape) -> Result<()> {
             .hint("use device cpu, which has no such bound"))
     };
     if shape.family.is_hybrid() {
-        return refused(format!("{} is not built: the gated delta rule and its gates have no kernels", shape.family));
+        return refused(format!("{} is not built: the gated delta rule has no kernels", shape.family));
     }
     let dim = shape.heads.dim;
     if dim > MOST_HEAD {
@@ -46,10 +46,10 @@ pub(crate) fn check(shape: &Shape) -> Result<()> {
 
 /// What is slower than a user would expect.
 pub(crate) fn notice(heads: Heads, activations: DType) -> Option<String> {
-    let slow = activations != DType::F32 && !matches!(heads.dim, 64 | 128);
+    let slow = activations != DType::F32 && attention::tensor_columns(heads.dim).is_none();
     slow.then(|| {
         format!(
-            "attention over heads of {} elements runs without tensor cores; those of 64 and 128 are fast",
+            "attention over heads of {} elements runs without tensor cores; those of 64, 72, 80 and 128 are fast",
             heads.dim
         )
     })

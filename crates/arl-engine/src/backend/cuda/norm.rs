@@ -25,7 +25,7 @@ fn threads(width: usize, dtype: DType) -> usize {
 }
 
 /// Whether rows of `width` elements of all these buffers are at multiples of the kernels' accesses, 16 bytes.
-fn aligned(width: usize, buffers: &[Buffer]) -> bool {
+pub(super) fn aligned(width: usize, buffers: &[Buffer]) -> bool {
     buffers.iter().all(|buffer| (width * buffer.dtype.bytes()).is_multiple_of(16) && buffer.offset.is_multiple_of(16))
 }
 

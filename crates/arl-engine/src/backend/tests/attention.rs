@@ -6,6 +6,7 @@ use crate::backend::{Attention, Heads, Sequences};
 pub(super) struct Case {
     pub(super) heads: Heads,
     pub(super) bounds: Vec<usize>,
+    pub(super) causal: bool,
     pub(super) window: Option<usize>,
 }
 
@@ -23,6 +24,14 @@ impl Case {
         1.0 / (self.heads.dim as f32).sqrt()
     }
 
+    /// The keys that query `i` of the sequence `bounds` sees.
+    fn seen(&self, bounds: &[usize], i: usize) -> std::ops::Range<usize> {
+        if !self.causal {
+            return bounds[0]..bounds[1];
+        }
+        bounds[0].max((i + 1).saturating_sub(self.window.unwrap_or(usize::MAX)))..i + 1
+    }
+
     /// From `qkv`, queries, keys and values side by side.
     fn reference(&self, qkv: &[f64]) -> Forward {
         let Heads { query, key_value, dim } = self.heads;
@@ -33,13 +42,13 @@ impl Case {
             for i in bounds[0]..bounds[1] {
                 for head in 0..query {
                     let key_head = query + head / (query / key_value);
-                    let first = bounds[0].max((i + 1).saturating_sub(self.window.unwrap_or(tokens)));
+                    let seen = self.seen(bounds, i);
                     let part = |t: usize, head: usize| &qkv[t * width + head * dim..][..dim];
                     let scores: Vec<f64> =
-                        (first..=i).map(|j| (scale * inner(part(i, head), part(j, key_head))).exp()).collect();
+                        seen.clone().map(|j| (scale * inner(part(i, head), part(j, key_head))).exp()).collect();
                     let total: f64 = scores.iter().sum();
                     log_sum_exp[head * tokens + i] = total.ln();
-                    for (j, score) in (first..=i).zip(scores) {
+                    for (j, score) in seen.zip(scores) {
                         for (x, value) in part(j, key_head + key_value).iter().enumerate() {
                             out[(i * query + head) * dim + x] += score / total * value;
                         }
@@ -64,7 +73,7 @@ impl Case {
                 count: self.bounds.len() - 1,
                 max_len: self.bounds.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0),
             },
-            causal: true,
+            causal: self.causal,
             window: self.window,
             scale: self.scale(),
             q: part(0),
@@ -96,7 +105,12 @@ fn backward_bound(dtype: DType) -> f64 {
 }
 
 fn case(query: usize, key_value: usize, dim: usize, bounds: &[usize], window: Option<usize>) -> Case {
-    Case { heads: Heads { query, key_value, dim }, bounds: bounds.to_vec(), window }
+    Case { heads: Heads { query, key_value, dim }, bounds: bounds.to_vec(), causal: true, window }
+}
+
+/// Attention of whole sequences, as in vision towers.
+pub(super) fn full(query: usize, key_value: usize, dim: usize, bounds: &[usize]) -> Case {
+    Case { causal: false, ..case(query, key_value, dim, bounds, None) }
 }
 
 /// Ragged, packed, grouped and windowed.
@@ -110,6 +124,10 @@ pub(super) fn cases() -> Vec<Case> {
         case(3, 1, 16, &[0, 1, 2, 3], None),
         case(4, 4, 128, &[0, 7], None),
         case(6, 2, 64, &[0, 11], Some(100)),
+        full(1, 1, 2, &[0, 1]),
+        full(2, 1, 4, &[0, 0, 3, 3, 8]),
+        full(4, 2, 8, &[0, 5, 6, 19]),
+        full(1, 1, 72, &[0, 5]),
     ]
 }
 
@@ -121,6 +139,9 @@ fn long_cases() -> Vec<Case> {
         case(2, 2, 16, &[0, 257], Some(256)),
         case(3, 1, 80, &[0, 63, 127, 192, 320], None),
         case(1, 1, 128, &[0, 129], Some(64)),
+        full(2, 2, 8, &[0, 300, 301, 555]),
+        full(2, 2, 32, &[0, 48, 96, 192, 290]),
+        full(1, 1, 16, &[0, 600]),
     ]
 }
 
@@ -135,6 +156,13 @@ fn tile_cases() -> Vec<Case> {
         case(4, 2, 128, &[0, 0, 63, 128, 128], Some(1)),
         case(2, 2, 64, &[0, 200], Some(129)),
         case(1, 1, 256, &[0, 40], Some(35)),
+        case(2, 1, 72, &[0, 70, 71, 200], None),
+        case(2, 2, 80, &[0, 130], Some(70)),
+        full(2, 2, 72, &[0, 64, 64, 65, 193, 260]),
+        full(1, 1, 72, &[0, 257]),
+        full(2, 2, 80, &[0, 31, 97, 225]),
+        full(2, 1, 64, &[0, 1, 65, 195]),
+        full(2, 1, 128, &[0, 130, 130, 200]),
     ]
 }
 
@@ -214,10 +242,9 @@ fn analytic(case: &Case, qkv: &[f64], d_out: &[f64]) -> Vec<f64> {
             for head in 0..query {
                 let key_head = query + head / (query / key_value);
                 let at = |t: usize, head: usize| t * width + head * dim;
-                let first = bounds[0].max((i + 1).saturating_sub(case.window.unwrap_or(tokens)));
                 let d = &d_out[(i * query + head) * dim..][..dim];
                 let delta = inner(d, &forward.out[(i * query + head) * dim..][..dim]);
-                for j in first..=i {
+                for j in case.seen(bounds, i) {
                     let (q, k, v) = (at(i, head), at(j, key_head), at(j, key_head + key_value));
                     let score = scale * inner(&qkv[q..q + dim], &qkv[k..k + dim]);
                     let p = (score - forward.log_sum_exp[head * tokens + i]).exp();
@@ -259,17 +286,24 @@ fn apart(values: &[f64], width: usize, gap: usize) -> Vec<f64> {
 
 #[test]
 fn rows_may_lie_apart_and_what_is_between_them_stays() {
+    let cases = [case(2, 1, 64, &[0, 70, 71, 140], Some(40)), full(2, 1, 72, &[0, 70, 71, 140])];
+    for case in cases {
+        rows_apart(&case);
+    }
+}
+
+fn rows_apart(case: &Case) {
     let mut random = Random(13);
+    let dim = case.heads.dim;
     // A gap of 8 leaves rows of bf16 at multiples of 16 bytes.
     for (dtype, gap) in TYPES.into_iter().flat_map(|dtype| [(dtype, 2), (dtype, 8)]) {
-        let case = case(2, 1, 64, &[0, 70, 71, 140], Some(40));
-        let (tokens, width, out_width) = (case.tokens(), 4 * 64, 2 * 64);
+        let (tokens, width, out_width) = (case.tokens(), 4 * dim, 2 * dim);
         let qkv = random.values(tokens * width, dtype);
         let d_out = random.values(tokens * out_width, dtype);
         let mut fixture = Fixture::new();
         let side_by_side = fixture.put(&qkv, dtype);
         let inputs = fixture.put(&apart(&qkv, width, gap), dtype);
-        let part = |head: usize| rows(inputs.slice(head * 64, inputs.len - head * 64), width + gap);
+        let part = |head: usize| rows(inputs.slice(head * dim, inputs.len - head * dim), width + gap);
         let out = fixture.poisoned(tokens * (out_width + gap), dtype);
         let op = case.op(&mut fixture, side_by_side);
         let op = Attention { q: part(0), k: part(2), v: part(3), out: rows(out, out_width + gap), ..op };
@@ -279,7 +313,7 @@ fn rows_may_lie_apart_and_what_is_between_them_stays() {
             actual.chunks_exact(out_width + gap).map(|row| row.split_at(out_width)).unzip();
         assert!(between.concat().iter().all(|x| x.is_nan()), "a gap of {gap} is written");
         assert_close("out", &actual.concat(), &case.reference(&qkv).out, forward_bound(dtype));
-        let expected = analytic(&case, &qkv, &d_out);
+        let expected = analytic(case, &qkv, &d_out);
         let d_out = fixture.put(&apart(&d_out, out_width, gap), dtype);
         let (d_qkv, scratch) = (fixture.poisoned(qkv.len(), dtype), fixture.poisoned(2 * tokens, DType::F32));
         fixture.backend.attention_backward(&op, rows(d_out, out_width + gap), d_qkv, scratch);

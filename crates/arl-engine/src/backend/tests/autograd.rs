@@ -3,7 +3,7 @@
 use candle_core::{D, Device, Result, Tensor, Var};
 
 use super::*;
-use crate::backend::{CrossEntropy, Heads, NormRope};
+use crate::backend::{CrossEntropy, Gelu, Heads, LayerNorm, NormRope};
 
 const EPSILON: f32 = 1e-6;
 
@@ -103,22 +103,27 @@ fn rotated_heads_agree() -> Result<()> {
 #[test]
 fn attention_agrees() -> Result<()> {
     let heads = Heads { query: 4, key_value: 2, dim: 8 };
-    let case = attention::Case { heads, bounds: vec![0, 6, 7, 20], window: Some(5) };
-    let (tokens, dim) = (20, 8);
+    of_attention(&attention::Case { heads, bounds: vec![0, 6, 7, 20], causal: true, window: Some(5) })?;
+    of_attention(&attention::full(4, 2, 72, &[0, 6, 7, 20]))
+}
+
+fn of_attention(case: &attention::Case) -> Result<()> {
+    let (tokens, dim) = (20, case.heads.dim);
     let mut random = Random(82);
     let qkv = random.values(tokens * 8 * dim, DType::F32);
     let d_out = random.values(tokens * 4 * dim, DType::F32);
 
     let qkv_var = var(&qkv, &[tokens, 8, dim])?;
     let sequence = |t: usize| case.bounds.iter().filter(|bound| **bound <= t).count();
-    let seen = |i: usize, j: usize| sequence(i) == sequence(j) && j <= i && i < j + 5;
+    let before = |i: usize, j: usize| j <= i && case.window.is_none_or(|window| i < j + window);
+    let seen = |i: usize, j: usize| sequence(i) == sequence(j) && (!case.causal || before(i, j));
     let mask: Vec<f64> = (0..tokens * tokens).map(|x| if seen(x / tokens, x % tokens) { 0.0 } else { -1e9 }).collect();
     let mask = constant(&mask, &[tokens, tokens])?;
     let head = |head: usize| qkv_var.narrow(1, head, 1)?.squeeze(1)?.contiguous();
     let mut by_head = Vec::new();
     for query in 0..4 {
         let (q, k, v) = (head(query)?, head(4 + query / 2)?, head(6 + query / 2)?);
-        let scores = ((q.matmul(&k.t()?)? * (1.0 / 8.0_f64.sqrt()))? + &mask)?;
+        let scores = ((q.matmul(&k.t()?)? * (1.0 / (dim as f64).sqrt()))? + &mask)?;
         by_head.push(softmax(&scores)?.matmul(&v)?);
     }
     let out = Tensor::stack(&by_head, 1)?;
@@ -207,6 +212,76 @@ fn embeddings_agree() -> Result<()> {
     assert_eq!(f.get(actual), out.flatten_all()?.to_vec1::<f64>()?);
     let (d_out, gradient) = (f.put(&d_out, DType::F32), f.put(&vec![0.0; vocab * width], DType::F32));
     f.backend.embedding_backward(ids, d_out, width, gradient);
+    assert_close("d_table", &f.get(gradient), &d_table, 1e-6);
+    Ok(())
+}
+
+#[test]
+fn layer_norms_agree() -> Result<()> {
+    let (rows, width) = (7, 40);
+    let mut random = Random(86);
+    let [x, d_out] = [(); 2].map(|()| random.values(rows * width, DType::F32));
+    let [weight, bias] = [(); 2].map(|()| random.values(width, DType::F32));
+    let (x_var, weight_var, bias_var) = (var(&x, &[rows, width])?, var(&weight, &[width])?, var(&bias, &[width])?);
+    let centred = x_var.broadcast_sub(&x_var.mean_keepdim(D::Minus1)?)?;
+    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+    let normed = centred.broadcast_div(&(variance + f64::from(EPSILON))?.sqrt()?)?;
+    let out = normed.broadcast_mul(&weight_var)?.broadcast_add(&bias_var)?;
+    let [d_x, d_weight, d_bias] = gradients(&out, &d_out, [&x_var, &weight_var, &bias_var])?;
+
+    let mut f = Fixture::new();
+    let [x, d_out, weight, bias] = [x, d_out, weight, bias].map(|values| f.put(&values, DType::F32));
+    let (actual, statistics) = (f.poisoned(rows * width, DType::F32), f.poisoned(2 * rows, DType::F32));
+    let op = LayerNorm { x, weight, bias, width, epsilon: EPSILON, out: actual, statistics };
+    f.backend.layer_norm(&op);
+    assert_close("out", &f.get(actual), &out.flatten_all()?.to_vec1()?, 1e-6);
+    let zeros = vec![0.0; rows * width];
+    let [of_x, of_weight, of_bias] = [rows * width, width, width].map(|len| f.put(&zeros[..len], DType::F32));
+    f.backend.layer_norm_backward(&op, d_out, of_x, of_weight, of_bias);
+    assert_close("d_x", &f.get(of_x), &d_x, 2e-6);
+    assert_close("d_weight", &f.get(of_weight), &d_weight, 2e-6);
+    assert_close("d_bias", &f.get(of_bias), &d_bias, 1e-6);
+    Ok(())
+}
+
+#[test]
+fn gelus_agree() -> Result<()> {
+    let len = 300;
+    let mut random = Random(87);
+    let x: Vec<f64> = random.values(len, DType::F32).iter().map(|x| round(3.0 * x, DType::F32)).collect();
+    let d_out = random.values(len, DType::F32);
+    let x_var = var(&x, &[len])?;
+    for (kind, out) in [(Gelu::Tanh, x_var.gelu()?), (Gelu::Erf, x_var.gelu_erf()?)] {
+        let [d_x] = gradients(&out, &d_out, [&x_var])?;
+        let mut f = Fixture::new();
+        let (x, actual) = (f.put(&x, DType::F32), f.poisoned(len, DType::F32));
+        f.backend.gelu(kind, x, actual);
+        assert_close("out", &f.get(actual), &out.to_vec1()?, 1e-6);
+        let d = f.put(&d_out, DType::F32);
+        f.backend.gelu_backward(kind, x, d);
+        assert_close("d_x", &f.get(d), &d_x, 2e-6);
+    }
+    Ok(())
+}
+
+#[test]
+fn interpolations_agree() -> Result<()> {
+    let (rows, width, taps) = (5, 6, [0_u32, 1, 3, 4, 4, 4, 2, 0]);
+    let mut random = Random(88);
+    let (table, weights) = (random.values(rows * width, DType::F32), random.values(8, DType::F32));
+    let d_out = random.values(2 * width, DType::F32);
+    let table_var = var(&table, &[rows, width])?;
+    let picked = table_var.index_select(&Tensor::new(&taps, &Device::Cpu)?, 0)?;
+    let out = picked.broadcast_mul(&constant(&weights, &[8, 1])?)?.reshape((2, 4, width))?.sum(1)?;
+    let [d_table] = gradients(&out, &d_out, [&table_var])?;
+
+    let mut f = Fixture::new();
+    let (taps, weights) = (f.ints(&taps.map(|tap| tap as usize)), f.put(&weights, DType::F32));
+    let (table, actual) = (f.put(&table, DType::F32), f.put(&vec![0.0; 2 * width], DType::F32));
+    f.backend.interpolate(table, taps, weights, width, actual);
+    assert_close("out", &f.get(actual), &out.flatten_all()?.to_vec1()?, 1e-6);
+    let (d_out, gradient) = (f.put(&d_out, DType::F32), f.put(&vec![0.0; rows * width], DType::F32));
+    f.backend.interpolate_backward(d_out, taps, weights, width, gradient);
     assert_close("d_table", &f.get(gradient), &d_table, 1e-6);
     Ok(())
 }

@@ -1,15 +1,10 @@
-//! The gates. A device without them has none of these tests.
+//! The gates.
 
 use super::*;
-use crate::backend::{DeviceKind, Heads};
+use crate::backend::Heads;
 
 fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
-}
-
-/// A fixture, on a device that has gates.
-fn fixture() -> Option<Fixture> {
-    Some(Fixture::new()).filter(|fixture| fixture.backend.kind() == DeviceKind::Cpu)
 }
 
 #[test]
@@ -21,7 +16,7 @@ fn queries_and_gates_are_parted_head_by_head_and_joined_again() {
             (5, Heads { query: 4, key_value: 2, dim: 6 }),
             (300, Heads { query: 6, key_value: 3, dim: 64 }),
         ] {
-            let Some(mut fixture) = fixture() else { return };
+            let mut fixture = Fixture::new();
             let (dim, rest) = (heads.dim, 2 * heads.key_columns());
             let values = random.values(tokens * (2 * heads.query_columns() + rest), dtype);
             let (mut qkv, mut gates) = (Vec::new(), Vec::new());
@@ -50,7 +45,7 @@ fn a_gate_of_each_element_and_its_derivatives_are_the_reference() {
         |x: &[f64], gates: &[f64]| -> Vec<f64> { x.iter().zip(gates).map(|(x, gate)| x * sigmoid(*gate)).collect() };
     for dtype in TYPES {
         for len in [1, 37, 40_001] {
-            let Some(mut fixture) = fixture() else { return };
+            let mut fixture = Fixture::new();
             let (x, d_out) = (random.values(len, dtype), random.values(len, dtype));
             let gates: Vec<f64> = random.values(len, dtype).iter().map(|gate| round(4.0 * gate, dtype)).collect();
             let [x_buffer, gates_buffer, d_buffer] = [&x, &gates, &d_out].map(|values| fixture.put(values, dtype));
@@ -76,7 +71,7 @@ fn a_gate_of_each_row_and_its_derivatives_are_the_reference() {
     };
     for dtype in TYPES {
         for (rows, width) in [(1, 1), (3, 37), (700, 64)] {
-            let Some(mut fixture) = fixture() else { return };
+            let mut fixture = Fixture::new();
             let len = rows * width;
             let [x, before, d_out] = [(); 3].map(|()| random.values(len, dtype));
             let logits = random.values(rows, DType::F32);

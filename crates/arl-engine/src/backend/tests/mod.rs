@@ -3,10 +3,12 @@
 
 mod attention;
 mod autograd;
+pub(super) mod delta;
 mod elementwise;
 mod embedding;
 mod gates;
 mod guard;
+mod layer_norm;
 mod loss;
 mod matmul;
 mod moe;
@@ -17,6 +19,7 @@ mod repeat;
 mod rope;
 mod swiglu;
 mod threads;
+pub(super) mod vision;
 
 use half::{bf16, f16};
 

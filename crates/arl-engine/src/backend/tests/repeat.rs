@@ -43,3 +43,18 @@ fn sums_have_the_same_bits_each_time() {
         }
     }
 }
+
+#[test]
+fn leaves_of_vision_towers_have_the_same_bits_each_time() {
+    for dtype in TYPES {
+        let run = || {
+            let mut f = Fixture::new();
+            let results = vision::results(&mut f, dtype);
+            results.into_iter().map(|(_, buffer)| f.bytes(buffer)).collect::<Vec<_>>()
+        };
+        let first = run();
+        for _ in 0..3 {
+            assert!(run() == first, "{dtype:?}");
+        }
+    }
+}

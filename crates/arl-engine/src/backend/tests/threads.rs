@@ -38,8 +38,8 @@ fn everything(dtype: DType) -> Vec<(&'static str, Vec<u8>)> {
         results.push((name, f.bytes(buffer)));
     }
 
-    for window in [None, Some(100)] {
-        let case = attention::Case { heads, bounds: vec![0, 130, 131, tokens], window };
+    for (causal, window) in [(true, None), (true, Some(100)), (false, None)] {
+        let case = attention::Case { heads, bounds: vec![0, 130, 131, tokens], causal, window };
         let op = case.op(&mut f, qkv);
         f.backend.attention(&op);
         let d_out = put(&mut f, tokens * 4 * dim, dtype);
@@ -50,6 +50,10 @@ fn everything(dtype: DType) -> Vec<(&'static str, Vec<u8>)> {
         {
             results.push((name, f.bytes(buffer)));
         }
+    }
+
+    for (name, buffer) in vision::results(&mut f, dtype) {
+        results.push((name, f.bytes(buffer)));
     }
 
     let gate_up = put(&mut f, tokens * 2 * width, dtype);
