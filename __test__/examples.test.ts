@@ -112,6 +112,15 @@ describe("an example", () => {
 		expect(existsSync(made("lora", "adapter", "adapter_model.safetensors"))).toBe(true);
 	}, 60_000);
 
+	it("images learns to see from nothing, and answers questions about pictures that it has not seen", async () => {
+		const text = await runExample("images");
+		expect(text).toContain("images: 1600 in 1600 rows; 0 scaled down, 0 scaled up");
+		expect(text).toContain("[image 4 x 4 = 16 tokens, 0.png]");
+		const [, exact = "0"] = /(\d+\.\d) % of rows \(\d+ of 200\)/.exec(text) ?? [];
+		expect(Number(exact), text).toBeGreaterThan(90);
+		expect(readFileSync(made("images", "row.html"), "utf8")).toContain("data:image/png;base64,");
+	}, 300_000);
+
 	it("packing-parquet trains packed rows of a Parquet file", async () => {
 		const text = await runExample("packing-parquet");
 		expect(text).toContain("64 rows of messages, 64 can be trained");

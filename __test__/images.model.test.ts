@@ -91,6 +91,60 @@ describe("a model that sees", () => {
 		expect(differingFiles(last("whole"), last("half"))).toEqual([]);
 	}, 120_000);
 
+	it("sees the same in a file, a data: URL, and a column with its word in the text: the losses are equal in bits", async () => {
+		const rows = readFileSync(file, "utf8")
+			.trim()
+			.split("\n")
+			.map((line) => JSON.parse(line).messages);
+		const form = (name: string, change: (messages: ReturnType<typeof JSON.parse>) => object) => {
+			const path = join(folder, `${name}.jsonl`);
+			writeFileSync(path, rows.map((messages) => `${JSON.stringify(change(structuredClone(messages)))}\n`).join(""));
+			return train(name, { train_file: path, max_steps: 3, save_strategy: "no", images: "train" });
+		};
+		const urlOf = ([{ content }]: [{ content: string | { image_url?: { url: string } }[] }]) =>
+			typeof content === "string" ? null : (content[0]?.image_url?.url ?? "");
+		await form("files", (messages) => ({ messages }));
+		await form("data-urls", (messages) => {
+			const url = urlOf(messages);
+			if (url === null) return { messages };
+			const base64 = readFileSync(join(folder, url)).toString("base64");
+			messages[0].content[0].image_url.url = `data:image/png;base64,${base64}`;
+			return { messages };
+		});
+		await form("column", (messages) => {
+			const url = urlOf(messages);
+			if (url === null) return { messages, images: [] };
+			messages[0].content = `<image>${messages[0].content[1].text}`;
+			return { messages, images: [url] };
+		});
+		const numbers = (out: string) =>
+			metricsOf(join(folder, out)).map(({ loss, grad_norm, num_tokens }) => ({ loss, grad_norm, num_tokens }));
+		expect(numbers("files")).toHaveLength(3);
+		expect(numbers("data-urls")).toEqual(numbers("files"));
+		expect(numbers("column")).toEqual(numbers("files"));
+	}, 120_000);
+
+	it("ends at the step that needs a picture with damaged pixels, which data check finds before", async () => {
+		const path = join(folder, "damaged.jsonl");
+		const picture = square([0, 0, 0], 9, 64, 64);
+		// The header stays good: the fault is in what is packed behind it.
+		picture.fill(0xff, 50, 60);
+		writeFileSync(join(folder, "damaged.png"), picture);
+		writeFileSync(path, readFileSync(file, "utf8").replace("pictures/green-8.png", "damaged.png"));
+		const options = { model_name_or_path: model, train_file: path, image_root: folder };
+		const checked = await arl(["data", "check", ...flags(options)]);
+		expect(checked.code).toBe(3);
+		expect(checked.stdout).toContain(`${path}:3: image: messages[0].content[0]: `);
+		const out = join(folder, "damaged");
+		const ended = await arl([
+			"train",
+			...flags({ ...options, init_from_config: true, output_dir: out, max_steps: 20 }),
+		]);
+		expect(ended.code).toBe(3);
+		expect(ended.stderr).toContain(`${path}:3: messages[0].content[0]: cannot be decoded`);
+		expect(ended.stderr).toContain("`arl data check` decodes every image");
+	}, 120_000);
+
 	it("leaves a frozen tower as it was to the bit, and trains the rest", async () => {
 		await train("frozen", { save_steps: 1, max_steps: 2, freeze: "vision" });
 		const [before, after] = [1, 2].map((step) =>

@@ -9,7 +9,7 @@ import { fileURLToPath } from "node:url";
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const example = join(root, "examples", "images");
 const folder = join(root, "out", "example-images");
-const [steps = "1500"] = process.argv.slice(2);
+const [steps = "600"] = process.argv.slice(2);
 /** The share of held-out questions that are answered exactly. */
 const WANTED = 0.9;
 

@@ -87,8 +87,16 @@ export class Vision {
 		});
 	}
 
+	/** Decodes and resizes an image that was measured before. */
 	prepare(ref: ImageRef): Promise<PreparedImage> {
-		return this.preparing.run(async () => this.core.processor.prepare(await this.bytesOf(ref)));
+		return this.preparing.run(async () => {
+			const bytes = await this.bytesOf(ref).catch((error: unknown) => {
+				throw failedLater("cannot be read any more", "Put it back", error);
+			});
+			return this.core.processor.prepare(bytes).catch((error: unknown) => {
+				throw failedLater("cannot be decoded", "Put it right, or take its row out", error);
+			});
+		});
 	}
 
 	private async bytesOf({ url, path, bytes }: ImageRef): Promise<Uint8Array> {
@@ -128,9 +136,7 @@ class RowPictureLoader implements PictureLoader {
 				named(refs[place], async () => {
 					const ref = refs[place];
 					if (ref === undefined) throw changed(`the row has ${refs.length} images now`);
-					const image = await this.vision.prepare(ref).catch((error: unknown) => {
-						throw error instanceof ArlError && error.code === "ARL_DATA" ? gone(error) : error;
-					});
+					const image = await this.vision.prepare(ref);
 					if (image.hash !== hash) throw changed("it has other bytes");
 					if (image.height === height && image.width === width) return image;
 					throw changed(`it is ${image.width} x ${image.height} for the model, and was ${width} x ${height}`);
@@ -168,17 +174,12 @@ function changed(what: string): ArlError {
 	);
 }
 
-function gone(error: ArlError): ArlError {
-	const hints = [
-		error.hint,
-		"`arl data check` decodes every image. Put it right, and resume from the last checkpoint.",
-	];
-	return new ArlError(
-		error.code,
-		`cannot be read any more: ${error.message}`,
-		hints.filter((hint) => hint !== "").join("\n"),
-		{ cause: error },
-	);
+/** The error for an image that was measured, and fails when a step needs it. `how`: to put it right. */
+function failedLater(what: string, how: string, error: unknown): unknown {
+	if (!(error instanceof ArlError) || error.code !== "ARL_DATA") return error;
+	const hints = [error.hint, `${how}, and resume from the last checkpoint. \`arl data check\` decodes every image.`];
+	const hint = hints.filter((line) => line !== "").join("\n");
+	return new ArlError(error.code, `${what}: ${error.message}`, hint, { cause: error });
 }
 
 /** How an image processor and a loader are opened. */
