@@ -4,7 +4,7 @@
 
 use arl_engine::backend::DType;
 use arl_engine::backend::cpu::CpuBackend;
-use arl_engine::{Engine, EngineOptions, IGNORED, Images, LossScaling, MicroBatch, Recompute, Weights};
+use arl_engine::{Engine, EngineOptions, IGNORED, Images, Kind, LossScaling, MicroBatch, Recompute, Weights};
 use serde_json::{Value, json};
 
 use super::common::options;
@@ -206,4 +206,20 @@ pub fn of_text(batch: &MicroBatch) -> MicroBatch {
 /// Two micro-batches with images, of which one has a sequence without, and one without any.
 pub fn batches() -> Vec<MicroBatch> {
     vec![batch(&[&[(4, 6)], &[], &[(2, 2), (8, 4)]], 1), batch(&[&[], &[]], 2), batch(&[&[(6, 10)]], 3)]
+}
+
+/// [`room`] in f32.
+pub fn f32_room(batches: &[MicroBatch]) -> EngineOptions {
+    room(DType::F32, Recompute::Norms, batches)
+}
+
+/// Names of the tower's tensors, and of the others.
+pub fn names(engine: &Engine<CpuBackend>) -> (Vec<String>, Vec<String>) {
+    engine.tensor_names().into_iter().partition(|name| name.starts_with("model.visual."))
+}
+
+/// Tensors in bits.
+pub fn bits(engine: &mut Engine<CpuBackend>, names: &[String], kind: Kind) -> Vec<Vec<u32>> {
+    let read = |name: &String| engine.read_tensor(name, kind).unwrap().into_iter().map(f32::to_bits).collect();
+    names.iter().map(read).collect()
 }

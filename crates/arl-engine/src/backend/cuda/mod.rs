@@ -45,6 +45,8 @@ mod swiglu;
 #[path = "../tests/mod.rs"]
 mod tests;
 mod vision;
+#[cfg(test)]
+mod vision_tests;
 
 use arl_model::Result;
 
