@@ -4,7 +4,9 @@ import { cpSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { join } from "node:path";
 import { beforeAll, describe, expect, it } from "vitest";
 import { encodePng } from "../src/images/png.js";
+import type { Mpirun } from "../src/launch/mpi.js";
 import { temporaryFolder } from "./support/folder.js";
+import { arlOnRanks, mpiruns } from "./support/ranks.js";
 import { arl, differingFiles, flags, metricsOf, root } from "./support/real.js";
 
 const folder = temporaryFolder();
@@ -144,6 +146,33 @@ describe("a model that sees", () => {
 		expect(ended.stderr).toContain(`${path}:3: messages[0].content[0]: cannot be decoded`);
 		expect(ended.stderr).toContain("`arl data check` decodes every image");
 	}, 120_000);
+
+	it("resumes after kill -9 wherever it was, equal in every bit", async () => {
+		const killed = join(folder, "killed");
+		const run = { ...options, output_dir: killed, save_steps: 1, max_steps: 6, resume_from_checkpoint: "latest" };
+		for (const milliseconds of [400, 700, 1000]) {
+			await arl(["train", ...flags(run)], (kill) => void setTimeout(() => kill("SIGKILL"), milliseconds));
+		}
+		const ended = await arl(["train", ...flags(run)]);
+		expect(ended.code, ended.stderr).toBe(0);
+		await train("never-killed", { save_steps: 1, max_steps: 6 });
+		expect(differingFiles(join(killed, "checkpoint-6"), join(folder, "never-killed", "checkpoint-6"))).toEqual([]);
+	}, 120_000);
+
+	const [mpirun] = mpiruns();
+	it.skipIf(mpirun === undefined)(
+		"has the bits of one rank on two, which are sent the pixels",
+		async () => {
+			const exact = { ...options, threads: 1, device: "cpu", zero: 0, max_steps: 3, save_steps: 3 };
+			const [one, two] = ["one-rank", "two-ranks"].map((name) => join(folder, name)) as [string, string];
+			await train("one-rank", { ...exact, full_determinism: true });
+			const words = { ...exact, gradient_accumulation_steps: 1, output_dir: two };
+			const ended = await arlOnRanks(mpirun as Mpirun, 2, ["train", ...flags(words)]);
+			expect(ended.code, ended.stderr).toBe(0);
+			expect(differingFiles(join(two, "checkpoint-3"), join(one, "checkpoint-3"))).toEqual([]);
+		},
+		120_000,
+	);
 
 	it("leaves a frozen tower as it was to the bit, and trains the rest", async () => {
 		await train("frozen", { save_steps: 1, max_steps: 2, freeze: "vision" });

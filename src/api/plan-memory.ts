@@ -190,7 +190,11 @@ export async function planRun(native: Native, asked: AgentTrainingConfig, wanted
 	const plan = native.planMemory(options);
 	const freedom = { packed: args.max_tokens_per_micro_batch !== null, resumed: false };
 	const advice = fits(plan, device, info) ? null : advise(options, native.planMemory, freedom);
-	const all = [found.notice, notice].filter((one) => one !== null).concat(notices);
+	const unseen =
+		model.vision && args.images === "auto"
+			? "no images are planned for: rows decide whether they are trained; --images train or --patches N counts them"
+			: null;
+	const all = [found.notice, notice, unseen].filter((one) => one !== null).concat(notices);
 	const sent = args.dp_size === 1 ? null : sentBytes(native, options, args.gradient_accumulation_steps);
 	return { model, args, device, info, host: hostInfo(native), size, plan, sent, advice, notices: all };
 }

@@ -138,13 +138,13 @@ export interface TrainingOptions {
 	freeze?: "none" | "vision" | "merger" | "language" | ("none" | "vision" | "merger" | "language")[];
 	/**
 	 * Images with fewer pixels are scaled up to about this many before the model sees them; none: as the model's
-	 * preprocessor_config.json says. Expected: a whole number, 1 or more; or none.
+	 * preprocessor_config.json says. Expected: a whole number, 1 or more and at most 178956970; or none.
 	 * @default null
 	 */
 	min_pixels?: number | null;
 	/**
 	 * Images with more pixels are scaled down to about this many, so that each takes fewer tokens; none: as the model's
-	 * preprocessor_config.json says. Expected: a whole number, 1 or more; or none.
+	 * preprocessor_config.json says. Expected: a whole number, 1 or more and at most 178956970; or none.
 	 * @default null
 	 */
 	max_pixels?: number | null;

@@ -5,6 +5,9 @@ import { IMAGE_DEFAULTS } from "../image-defaults.js";
 /** The parts of a model with a vision tower. */
 export const MODEL_PARTS = ["vision", "merger", "language"] as const;
 
+/** The most pixels of an image that is decoded, as in Pillow. */
+const MOST_PIXELS = 178_956_970;
+
 export const images = {
 	images: choice(["auto", "train", "error", "drop"], {
 		default: "auto",
@@ -17,11 +20,13 @@ export const images = {
 	}),
 	min_pixels: integerOrNone({
 		min: 1,
+		max: MOST_PIXELS,
 		description:
 			"Images with fewer pixels are scaled up to about this many before the model sees them; none: as the model's preprocessor_config.json says.",
 	}),
 	max_pixels: integerOrNone({
 		min: 1,
+		max: MOST_PIXELS,
 		description:
 			"Images with more pixels are scaled down to about this many, so that each takes fewer tokens; none: as the model's preprocessor_config.json says.",
 	}),

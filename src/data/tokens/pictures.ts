@@ -53,7 +53,7 @@ export function textBatch({ images: _, ...batch }: TokenBatch): MicroBatch {
 }
 
 /** Rows of a filled cache that are looked through for the sizes of their images; of others the largest are taken. */
-const MOST_LOOKED_THROUGH = 20_000;
+const MOST_LOOKED_THROUGH = 200_000;
 const LOOKED_THROUGH_TOGETHER = 64;
 /** Rows that are read again at a time: one may have its images in it. */
 const ROWS_AT_ONCE = 8;
@@ -70,7 +70,8 @@ export class Pictures {
 	private readonly counts = new Map<number, PictureCounts>();
 	/** The most images and patches that any row has, as far as they are known. */
 	readonly largest: PictureCounts = { images: 0, patches: 0 };
-	private lookedThrough = true;
+	/** Rows whose images are known, or that have none. */
+	private readonly known: Uint8Array;
 	private readonly running = new Set<Promise<unknown>>();
 	private readonly gate = new Gate(ROWS_AT_ONCE);
 
@@ -83,11 +84,14 @@ export class Pictures {
 		readonly loader: PictureLoader,
 		private readonly kept: KeptRows | null,
 		private readonly once: boolean,
-	) {}
+	) {
+		this.known = new Uint8Array(source.length);
+	}
 
 	/** Measures the images of a row that is about to be encoded. Throws as the loader does. */
 	async measure(row: number, content: Uint8Array): Promise<MeasuredImage[]> {
 		const images = await this.loader.measure(content);
+		this.known[row] = 1;
 		if (images.length === 0) return images;
 		this.count(row, images.map(rowImage));
 		await this.kept?.keep(row, content);
@@ -108,9 +112,8 @@ export class Pictures {
 
 	/** Looks up the images of rows that an earlier run has left in the cache. */
 	lookThrough(cache: Pick<NativeTokenCache, "microBatch">, rows: Uint32Array): void {
-		const unknown = rows.filter((row) => !this.counts.has(row));
+		const unknown = rows.filter((row) => !this.known[row]);
 		const most = Math.min(unknown.length, MOST_LOOKED_THROUGH);
-		this.lookedThrough = most === unknown.length;
 		const some = Uint32Array.from(
 			{ length: most },
 			(_, i) => unknown[Math.floor((i * unknown.length) / most)] as number,
@@ -122,15 +125,17 @@ export class Pictures {
 				byRow.set(image.index, [...(byRow.get(image.index) ?? []), image]);
 			}
 			for (const [row, images] of byRow) this.count(row, images);
+			for (const row of together) this.known[row] = 1;
 		}
 	}
 
 	/** Images and patches of a micro-batch of these rows: exact, or a bound where not all rows were looked up. */
 	sizeOf(rows: ArrayLike<number>): PictureCounts {
 		const sum = { images: 0, patches: 0 };
-		const unknown = this.lookedThrough ? { images: 0, patches: 0 } : this.largest;
 		for (let i = 0; i < rows.length; i++) {
-			const { images, patches } = this.counts.get(rows[i] as number) ?? unknown;
+			const row = rows[i] as number;
+			const none = this.known[row] ? { images: 0, patches: 0 } : this.largest;
+			const { images, patches } = this.counts.get(row) ?? none;
 			sum.images += images;
 			sum.patches += patches;
 		}
