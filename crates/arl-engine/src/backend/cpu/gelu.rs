@@ -10,7 +10,7 @@ use crate::backend::Gelu;
 const BLOCK: usize = 16_384;
 
 /// `2 sqrt(2 / pi)`, and 0.044715 times as much.
-const TANH: (f32, f32) = (1.595_769_1, 0.071_354_814);
+const TANH: (f32, f32) = (1.595_769, 0.071_354_814);
 
 /// A form of GELU, so that loops are compiled for each.
 trait Form {

@@ -124,7 +124,7 @@ pub(super) fn normal_tail(a: f32) -> (f32, f32) {
     p = p.mul_add(t, -2.455_887_6e-2);
     p = p.mul_add(t, 9.060_980_4e-2);
     p = p.mul_add(t, 1.332_822_1e-1);
-    p = p.mul_add(t, 1.596_118_1e-1);
+    p = p.mul_add(t, 1.596_118e-1);
     p = p.mul_add(t, 1.595_766_2e-1);
     (e * (p * t), e * INVERSE_ROOT)
 }
