@@ -95,8 +95,9 @@ impl ImageInputs {
         // Columns of the first half follow the patch's row, the others its column.
         let axes: Vec<i32> = (0..half).map(|column| if column < half / 2 { 1 } else { 2 }).collect();
         let table = |buffer: Buffer| buffer.slice(0, used * half);
-        backend.upload(bytemuck::cast_slice(&cos), table(self.angles.cos));
-        backend.upload(bytemuck::cast_slice(&sin), table(self.angles.sin));
+        (self.angles.cos, self.angles.sin) = (table(self.angles.cos), table(self.angles.sin));
+        backend.upload(bytemuck::cast_slice(&cos), self.angles.cos);
+        backend.upload(bytemuck::cast_slice(&sin), self.angles.sin);
         backend.upload(bytemuck::cast_slice(&found.axes), self.angles.rows);
         if let Some(target) = self.angles.axes {
             backend.upload(bytemuck::cast_slice(&axes), target);
