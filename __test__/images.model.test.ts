@@ -188,6 +188,30 @@ describe("a model that sees", () => {
 		expect(names.filter((name) => name.includes("layers.0.mlp")).every(changed)).toBe(true);
 	}, 120_000);
 
+	it("trains an adapter next to its tower as the project of arl init does, and answers with it", async () => {
+		const project = join(folder, "project");
+		const base = join(folder, "whole");
+		const made = await arl(["init", project, "--template", "images", "--model", base, "--yes"]);
+		expect(made.code, made.stderr).toBe(0);
+		const config = readFileSync(join(project, "arl.config.ts"), "utf8");
+		const [, targets = ""] = /lora_target_modules: \[(.*)\]/.exec(config) ?? [];
+		const words = {
+			model_name_or_path: base,
+			train_file: join(project, "data", "train.jsonl"),
+			image_root: join(project, "data"),
+			output_dir: join(folder, "adapter"),
+			use_peft: true,
+			max_steps: 2,
+		};
+		const names = ["--lora_target_modules", ...targets.replaceAll('"', "").split(", ")];
+		const ended = await arl(["train", ...flags(words), ...names]);
+		expect(ended.code, ended.stderr).toBe(0);
+		const picture = ["--image", join(project, "data", "pictures", "0.png"), "--max_new_tokens", "2"];
+		const adapter = ["--adapter", words.output_dir];
+		const reply = await arl(["generate", "--model_name_or_path", base, ...adapter, "--prompt", "What?", ...picture]);
+		expect(reply.code, reply.stderr).toBe(0);
+	}, 120_000);
+
 	it("evaluates and generates by the pictures: another one gives another loss", async () => {
 		const out = join(folder, "whole");
 		const evaluated = await arl([

@@ -127,7 +127,13 @@ export const TEMPLATES = {
 	},
 	images: {
 		about: "Questions about pictures, for a model with a vision tower",
-		rows: [...FILES, "\t// Paths of images in rows start here.", '\timage_root: "data",'],
+		rows: [
+			...FILES,
+			"\t// Paths of images in rows start here.",
+			'\timage_root: "data",',
+			"\t// Layers of the language model; the tower stays as it is.",
+			'\tlora_target_modules: ["q_proj", "k_proj", "v_proj", "o_proj"],',
+		],
 		train: SHAPES.slice(0, 10).map(shapesRow),
 		heldOut: SHAPES.slice(10).map((shapes, i) => shapesRow(shapes, 10 + i)),
 		files: () => Object.fromEntries(SHAPES.map((shapes, i) => [`data/pictures/${i}.png`, shapesPicture(...shapes)])),
