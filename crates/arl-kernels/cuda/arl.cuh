@@ -15,6 +15,10 @@
         #name, emulation::Entry<decltype(&name)>::signature, threads, &emulation::Entry<decltype(&name)>::call<&name>); \
     static void name(__VA_ARGS__)
 
+// The same, with all the registers that one block of a multiprocessor can have: for a kernel that would spill some so that more
+// blocks fit.
+#define ARL_KERNEL_ALONE(name, threads, ...) ARL_KERNEL(name, threads, __VA_ARGS__)
+
 // Dynamic shared memory, as an array of `type`.
 #define ARL_SHARED(type, name) type *name = reinterpret_cast<type *>(emulation::block->shared)
 
@@ -32,6 +36,7 @@ constexpr bool THOROUGH = true;
 #include <cstdint>
 
 #define ARL_KERNEL(name, threads, ...) extern "C" __global__ void __launch_bounds__(threads) name(__VA_ARGS__)
+#define ARL_KERNEL_ALONE(name, threads, ...) extern "C" __global__ void __launch_bounds__(threads, 1) name(__VA_ARGS__)
 
 extern __shared__ __align__(128) unsigned char arl_shared_bytes[];
 #define ARL_SHARED(type, name) type *name = reinterpret_cast<type *>(arl_shared_bytes)

@@ -155,9 +155,9 @@ ARL_FOR_TYPES(DELTA)
 #undef DELTA
 
 // The blocks from `key_blocks` on own queries. `...` are the arguments of both templates.
-#define BACKWARD(name, T, kind, ...)                                                                                   \
-    ARL_KERNEL(name, attention::THREADS, ATTENTION_INPUTS(T), const T *d_out, long long d_out_stride,                  \
-               const float *log_sum_exp, const float *delta, T *d_qkv, int key_blocks) {                               \
+#define BACKWARD(KERNEL, name, T, kind, ...)                                                                           \
+    KERNEL(name, attention::THREADS, ATTENTION_INPUTS(T), const T *d_out, long long d_out_stride,                      \
+           const float *log_sum_exp, const float *delta, T *d_qkv, int key_blocks) {                                   \
         attention::BackwardInputs<T> inputs = {{d_out, d_out_stride}, log_sum_exp, delta};                             \
         attention::Matrix<T> d = {d_qkv, (long long)(query_heads + 2 * key_heads) * dim};                              \
         int block = blockIdx.x;                                                                                        \
@@ -172,13 +172,13 @@ ARL_FOR_TYPES(DELTA)
     }
 // With `_full` a query sees the whole of its sequence.
 #define BACKWARDS(name, T)                                                                                             \
-    BACKWARD(attention_backward_##name, T, backward, true, T)                                                          \
-    BACKWARD(attention_backward_full_##name, T, backward, false, T)
+    BACKWARD(ARL_KERNEL, attention_backward_##name, T, backward, true, T)                                              \
+    BACKWARD(ARL_KERNEL, attention_backward_full_##name, T, backward, false, T)
 ARL_FOR_TYPES(BACKWARDS)
 #undef BACKWARDS
 #define BACKWARDS_OF(N, name, T)                                                                                       \
-    BACKWARD(attention_backward_##N##_##name, T, backward_tensor, N, true, T)                                          \
-    BACKWARD(attention_backward_full_##N##_##name, T, backward_tensor, N, false, T)
+    BACKWARD(ARL_KERNEL_ALONE, attention_backward_##N##_##name, T, backward_tensor, N, true, T)                        \
+    BACKWARD(ARL_KERNEL_ALONE, attention_backward_full_##N##_##name, T, backward_tensor, N, false, T)
 #define BACKWARDS(name, T) BACKWARDS_OF(64, name, T) BACKWARDS_OF(80, name, T) BACKWARDS_OF(128, name, T)
 ARL_FOR_NARROW(BACKWARDS)
 #undef BACKWARDS

@@ -33,7 +33,8 @@ __device__ __forceinline__ void keys_backward_tensor(Matrix<const T> q, Matrix<c
     int group = shape.query_heads / shape.key_heads, end = min(tile.first + TILE_M<D>, tile.length);
     // The end of the queries that see a key of the tile.
     int query_end = int(min((long long)tile.length, end - 1 + (long long)shape.window));
-    const int first_query = CAUSAL ? tile.first : 0;
+    // Without the mask a window reaches as far back.
+    const int first_query = CAUSAL ? tile.first : max(tile.first - shape.window, 0);
     int head = key_head * group, head_end = head + group, query = first_query;
 
     // Stages the next tile of queries in the half of the buffers that is `at` elements from their beginning.

@@ -241,8 +241,8 @@ ARL_FOR_TYPES(GELUS)
 #undef GELU
 
 #define VISION(name, T)                                                                                                \
-    ARL_KERNEL(interpolate_##name, vision::THREADS, const T *table, const int *taps, const float *weights, T *out,     \
-               long long count, long long most, int width) {                                                           \
+    ARL_KERNEL_ALONE(interpolate_##name, vision::THREADS, const T *table, const int *taps, const float *weights,       \
+                     T *out, long long count, long long most, int width) {                                             \
         vision::interpolate(table, taps, weights, out, count, most, width);                                            \
     }                                                                                                                  \
     ARL_KERNEL(interpolate_backward_##name, vision::TAP_THREADS, const T *d_out, const int *taps,                      \
