@@ -15,7 +15,7 @@ mkdirSync(copy);
 cpSync(join(sources, "make-model.mjs"), join(copy, "make-model.mjs"));
 install(copy);
 /** What running an example in the clone leaves behind. */
-const MADE = /^(model|out|adapter|merged|one|two|pictures|row\.html|train\.jsonl|heldout\.jsonl|rows\.parquet)$/;
+const MADE = /^(model|out|adapter|merged|one|two|pictures|row\.html|rows\.parquet)$/;
 
 /** `arl` and what comes with it, as npm would install it in a folder. */
 function install(folder: string): void {
