@@ -2,9 +2,9 @@
 // clip at 1.0, AdamW 0.9/0.95 with decay 0.1), and prints one JSON line. `bench/cpu.mjs` runs it next to the peer.
 //
 //   node bench/step.mjs --config DIR [--tokens 2048] [--seq 512] [--steps 8] [--warmup 2] [--dtype f32|bf16]
-//                       [--recompute off|norms|mlp|block] [--threads N] [--first]
+//                       [--recompute off|norms|mlp|block] [--threads N] [--lora RANK] [--first]
 //
-// --first stops after the first step and reports the seconds from the start of the process.
+// --lora trains adapters of that rank on every linear layer instead of the model, without dropout. --first stops after the first step and reports the seconds from the start of the process.
 
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -21,6 +21,7 @@ const { values: a } = parseArgs({
 		dtype: { type: "string", default: "f32" },
 		recompute: { type: "string", default: "norms" },
 		threads: { type: "string" },
+		lora: { type: "string" },
 		first: { type: "boolean", default: false },
 	},
 });
@@ -28,6 +29,9 @@ const tokens = Number(a.tokens);
 const seq = Number(a.seq);
 const steps = Number(a.steps);
 const warmup = Number(a.warmup);
+
+/** PEFT's configuration of adapters on every linear layer. */
+const adapters = (r) => ({ peft_type: "LORA", r, lora_alpha: 2 * r, lora_dropout: 0, target_modules: "all-linear" });
 
 const native = loadNative();
 const engine = await native.Engine.open({
@@ -44,6 +48,7 @@ const engine = await native.Engine.open({
 	adamEpsilon: 1e-8,
 	weightDecay: 0.1,
 	...(a.threads ? { threads: Number(a.threads) } : {}),
+	...(a.lora ? { lora: JSON.stringify(adapters(Number(a.lora))) } : {}),
 });
 const info = engine.info();
 
@@ -87,6 +92,7 @@ console.log(
 		device: info.device,
 		dtype: a.dtype,
 		recompute: a.recompute,
+		...(a.lora ? { lora: Number(a.lora) } : {}),
 		tokens,
 		seq,
 		...(a.first

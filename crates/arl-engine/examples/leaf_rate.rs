@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::backend::{
-    AdamW, Angles, Attention, Backend, Buffer, CrossEntropy, DType, Gelu, Heads, LayerNorm, Layout, Matmul, NormRope,
-    Pool, Rows, Sequences, StochasticRounding, Vision,
+    AdamW, Angles, Attention, Backend, Buffer, CrossEntropy, DType, DeviceKind, Gelu, Heads, LayerNorm, Layout, Matmul,
+    NormRope, Pool, Rows, Sequences, StochasticRounding, Vision,
 };
 
 const TOKENS: usize = 2048;
@@ -295,7 +295,8 @@ fn attention(b: &mut Bench, heads: Heads, dtype: DType) {
         out: rows(b.place(TOKENS * query * dim, dtype), query * dim),
         log_sum_exp: b.place(query * TOKENS, DType::F32),
     };
-    let (d_out, scratch) = (b.noise(TOKENS * query * dim, dtype), b.place(query * TOKENS, DType::F32));
+    let (d_out, scratch) =
+        (b.noise(TOKENS * query * dim, dtype), b.place(DeviceKind::Cpu.attention_scratch(heads, TOKENS), DType::F32));
     // Pairs of a query and a key that it sees; two products of `dim` forward, five backward.
     let pairs = query * (TOKENS / SEQUENCE) * SEQUENCE * (SEQUENCE + 1) / 2;
     b.measure("attention", Work::Flops(pairs * 4 * dim), |b| b.attention(&op));
@@ -346,7 +347,8 @@ fn tower(dtype: DType, only: &str) -> arl_model::Result<()> {
         out: rows(b.place(PATCHES * columns, dtype), columns),
         log_sum_exp: b.place(heads.query * PATCHES, DType::F32),
     };
-    let (d_qkv, scratch) = (b.place(qkv.len, dtype), b.place(heads.query * PATCHES, DType::F32));
+    let (d_qkv, scratch) =
+        (b.place(qkv.len, dtype), b.place(DeviceKind::Cpu.attention_scratch(heads, PATCHES), DType::F32));
     let products = heads.query * PATCHES * PATCHES * 2 * heads.dim;
     b.measure("attention not causal", Work::Flops(2 * products), |b| b.attention(&op));
     b.measure("attention_backward not causal", Work::Flops(5 * products), |b| {

@@ -143,7 +143,8 @@ pub(super) fn attention_rates(
     let [qkv, d_qkv] = [(); 2].map(|()| places.take(tokens * width, dtype));
     let [out, d_out] = [(); 2].map(|()| places.take(tokens * heads.query * heads.dim, dtype));
     let log_sum_exp = places.take(tokens * heads.query, DType::F32);
-    let of_library = places.take(attention_library_scratch(heads, tokens, 1), DType::F32);
+    let own = backend.kind().attention_scratch(heads, tokens);
+    let largest = places.take(attention_library_scratch(heads, tokens, 1).max(own), DType::F32);
     let cu_seqlens = places.take(2, DType::I32);
     backend.reserve(Pool::Step, places.bytes)?;
     fill(backend, qkv);
@@ -163,7 +164,7 @@ pub(super) fn attention_rates(
         log_sum_exp,
     };
     let d_out = rows(d_out, heads.query * heads.dim);
-    let mut scratch = of_library.slice(0, log_sum_exp.len);
+    let mut scratch = largest.slice(0, own);
     if choice != AttentionChoice::Own {
         let asked = AttentionLibrary {
             heads,
@@ -175,7 +176,7 @@ pub(super) fn attention_rates(
             strides: [op.q, op.k, op.v, op.out].map(|rows| rows.stride),
         };
         match backend.use_attention_library(&[asked]) {
-            Ok(()) => scratch = of_library,
+            Ok(()) => scratch = largest,
             Err(reason) if choice == AttentionChoice::Cudnn => {
                 return Err(Error::new(ErrorCode::Device, format!("attention cudnn: {reason}")));
             }

@@ -50,6 +50,15 @@ impl DeviceKind {
         self == DeviceKind::Cuda && activations == DType::Bf16 && matches!(heads.dim, 64 | 128)
     }
 
+    /// f32 elements of the scratch of attention's backward pass over so many tokens, where no library computes it.
+    pub fn attention_scratch(self, heads: Heads, tokens: usize) -> usize {
+        match self {
+            // Sums of the gradients of queries, too.
+            DeviceKind::Cpu => tokens * heads.query * (1 + heads.dim),
+            DeviceKind::Cuda => tokens * heads.query,
+        }
+    }
+
     /// Bytes that the device's leaves need for themselves, over matrices of at most so many columns and micro-batches
     /// of at most so many tokens; its libraries' included.
     pub(crate) fn own_bytes(self, columns: usize, tokens: usize) -> usize {

@@ -224,7 +224,7 @@ pub trait Backend: DeltaRule + gates::Gates + Vision + Send {
     fn attention(&mut self, op: &Attention);
 
     /// From `d_out` (laid out as `op.out`) and what the forward pass read and wrote, the gradients of q, k and v,
-    /// side by side in `d_qkv` `[T, (query + 2 key_value) dim]`. `scratch` is f32, of `query * T` elements at least.
+    /// side by side in `d_qkv` `[T, (query + 2 key_value) dim]`. `scratch` is f32, of [`DeviceKind::attention_scratch`] at least.
     fn attention_backward(&mut self, op: &Attention, d_out: Rows, d_qkv: Buffer, scratch: Buffer);
 
     /// One new token a sequence against its cached keys and values: `q` is `[S, query * dim]`, caches are

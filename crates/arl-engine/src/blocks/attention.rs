@@ -7,7 +7,7 @@ use super::cache::{CachedKeys, NewTokens};
 use super::context::{Context, Run, Take};
 use super::linear::{Linear, packed};
 use super::low_rank::Adapters;
-use crate::backend::{self, Backend, Buffer, DType, Heads, NormRope, Rows, attention_library_scratch};
+use crate::backend::{self, Backend, Buffer, DType, DeviceKind, Heads, NormRope, Rows, attention_library_scratch};
 use crate::batch::BatchSize;
 use crate::options::Recompute;
 use crate::placement::{Param, Placement};
@@ -224,10 +224,10 @@ impl Attention {
     ) {
         let (heads, t) = (self.heads, run.size().tokens);
         let top = cx.arena.mark();
-        // [T, Q], [T, Q + 2 K], [query heads, T] or what a library takes
+        // [T, Q], [T, Q + 2 K], and what the device takes
         let d_attention = cx.workspace(cx.dtype, t * heads.query_columns());
         let d_qkv = cx.workspace(cx.dtype, t * heads.qkv_columns());
-        let scratch = cx.workspace(DType::F32, self.scratch(cx.attention_library, run.size()));
+        let scratch = cx.workspace(DType::F32, self.scratch(cx.backend.kind(), cx.attention_library, run.size()));
 
         self.output.backward(cx, packed(d_x, t), at.result(), at.low[1], d_attention, t, !run.first);
         if let Some(GateBuffers { gates, .. }) = at.gate {
@@ -249,11 +249,11 @@ impl Attention {
     }
 
     /// f32 elements of the scratch of attention's backward pass.
-    fn scratch(&self, library: bool, size: BatchSize) -> usize {
+    fn scratch(&self, kind: DeviceKind, library: bool, size: BatchSize) -> usize {
         if library {
             attention_library_scratch(self.heads, size.tokens, size.sequences)
         } else {
-            size.tokens * self.heads.query
+            kind.attention_scratch(self.heads, size.tokens)
         }
     }
 

@@ -212,7 +212,7 @@ impl Block {
         // [N, H], [N, 3 H], [heads, N]
         let d_attention = cx.workspace(cx.dtype, x.len);
         let d_qkv = cx.workspace(cx.dtype, n * heads.qkv_columns());
-        let scratch = cx.workspace(DType::F32, n * heads.query);
+        let scratch = cx.workspace(DType::F32, cx.backend.kind().attention_scratch(heads, n));
         self.proj.backward(cx, packed(d_x, n), at.attention, none, d_attention, n, true);
         cx.backend.attention_backward(&self.op(at, images), packed(d_attention, n), d_qkv, scratch);
         cx.backend.norm_rope_backward(&self.rotation(images), at.qkv, d_qkv, None);

@@ -50,8 +50,11 @@ pub(super) fn attention_backward(mut s: Scene) -> Trial {
     let (op, qkv, what) = inputs(&mut s);
     let d_out = Rows { buffer: s.random(op.out.buffer.len), stride: op.out.stride };
     let d_qkv = s.output("d_qkv", qkv.len, s.dtype);
-    let scratch = s.scratch(op.log_sum_exp.len, DType::F32);
+    let tokens = op.log_sum_exp.len / op.heads.query;
+    // The host's leaf takes the most.
+    let scratch = s.scratch(DeviceKind::Cpu.attention_scratch(op.heads, tokens), DType::F32);
     s.trial(what, move |backend| {
+        let scratch = scratch.slice(0, backend.kind().attention_scratch(op.heads, tokens));
         backend.attention(&op);
         backend.attention_backward(&op, d_out, d_qkv, scratch);
     })
@@ -90,7 +93,8 @@ pub(crate) fn by_library(mut s: Scene, number: usize) -> (Trial, AttentionLibrar
     };
     let d_out = Rows { buffer: s.random(tokens * rows), stride: rows };
     let d_qkv = s.output("d_qkv", tokens * width, s.dtype);
-    let scratch = s.scratch(attention_library_scratch(heads, tokens, count), DType::F32);
+    let of_host = DeviceKind::Cpu.attention_scratch(heads, tokens);
+    let scratch = s.scratch(attention_library_scratch(heads, tokens, count).max(of_host), DType::F32);
     let asked = AttentionLibrary {
         heads,
         window,
@@ -102,9 +106,9 @@ pub(crate) fn by_library(mut s: Scene, number: usize) -> (Trial, AttentionLibrar
     };
     let what = format!("sequences {bounds:?}, heads {query}/{key_value} of {dim}, window {window:?}");
     let trial = s.trial(what, move |backend| {
-        // The host's own leaf takes one number a query and head, and no more.
+        // The host has no library.
         let host = backend.kind() == DeviceKind::Cpu;
-        let scratch = if host { scratch.slice(0, op.log_sum_exp.len) } else { scratch };
+        let scratch = if host { scratch.slice(0, of_host) } else { scratch };
         backend.attention(&op);
         backend.attention_backward(&op, d_out, d_qkv, scratch);
     });

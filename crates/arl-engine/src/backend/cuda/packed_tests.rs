@@ -9,7 +9,7 @@ use super::recording::{NoDevice, RecordingDevice};
 use super::step_tests::common::{HYPER, batch, deeper, difference, options};
 use super::*;
 use crate::backend::cpu::CpuBackend;
-use crate::backend::{Sequences, attention_library_scratch};
+use crate::backend::{DeviceKind, Sequences, attention_library_scratch};
 use crate::engine::Engine;
 use crate::options::AttentionChoice;
 use crate::options::Recompute;
@@ -67,7 +67,8 @@ impl Case {
         let cu_seqlens = place(count + 1, DType::I32);
         let log_sum_exp = place(tokens * query, DType::F32);
         let scratch = place(attention_library_scratch(self.heads, tokens, count), DType::F32);
-        let scratch = if library { scratch } else { scratch.slice(0, tokens * query) };
+        let scratch =
+            if library { scratch } else { scratch.slice(0, DeviceKind::Cuda.attention_scratch(self.heads, tokens)) };
         for poisoned in [out, d_qkv, log_sum_exp, scratch, backend.scratch] {
             backend.upload(&vec![0xff; poisoned.bytes()], poisoned);
         }

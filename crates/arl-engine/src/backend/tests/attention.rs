@@ -1,7 +1,7 @@
 //! Attention: forward, backward and with a cache.
 
 use super::*;
-use crate::backend::{Attention, Heads, Sequences};
+use crate::backend::{Attention, DeviceKind, Heads, Sequences};
 
 pub(super) struct Case {
     pub(super) heads: Heads,
@@ -208,7 +208,10 @@ fn backward(fixture: &mut Fixture, case: &Case, qkv: Buffer, d_out: &[f64]) -> B
     let op = case.op(fixture, qkv);
     fixture.backend.attention(&op);
     let d_out = fixture.put(d_out, qkv.dtype);
-    let (d_qkv, scratch) = (fixture.poisoned(qkv.len, qkv.dtype), fixture.poisoned(op.log_sum_exp.len, DType::F32));
+    let (d_qkv, scratch) = (
+        fixture.poisoned(qkv.len, qkv.dtype),
+        fixture.poisoned(DeviceKind::Cpu.attention_scratch(case.heads, case.tokens()), DType::F32),
+    );
     fixture.backend.attention_backward(&op, rows(d_out, case.heads.query * case.heads.dim), d_qkv, scratch);
     d_qkv
 }
@@ -315,7 +318,10 @@ fn rows_apart(case: &Case) {
         assert_close("out", &actual.concat(), &case.reference(&qkv).out, forward_bound(dtype));
         let expected = analytic(case, &qkv, &d_out);
         let d_out = fixture.put(&apart(&d_out, out_width, gap), dtype);
-        let (d_qkv, scratch) = (fixture.poisoned(qkv.len(), dtype), fixture.poisoned(2 * tokens, DType::F32));
+        let (d_qkv, scratch) = (
+            fixture.poisoned(qkv.len(), dtype),
+            fixture.poisoned(DeviceKind::Cpu.attention_scratch(case.heads, tokens), DType::F32),
+        );
         fixture.backend.attention_backward(&op, rows(d_out, out_width + gap), d_qkv, scratch);
         assert_close("d_qkv", &fixture.get(d_qkv), &expected, backward_bound(dtype));
     }

@@ -3,7 +3,7 @@
 use candle_core::{D, Device, Result, Tensor, Var};
 
 use super::*;
-use crate::backend::{CrossEntropy, Gelu, Heads, LayerNorm, NormRope};
+use crate::backend::{CrossEntropy, DeviceKind, Gelu, Heads, LayerNorm, NormRope};
 
 const EPSILON: f32 = 1e-6;
 
@@ -135,7 +135,10 @@ fn of_attention(case: &attention::Case) -> Result<()> {
     f.backend.attention(&op);
     assert_close("out", &f.get(op.out.buffer), &out.flatten_all()?.to_vec1()?, 2e-6);
     let d_out = f.put(&d_out, DType::F32);
-    let (actual, scratch) = (f.poisoned(qkv.len, DType::F32), f.poisoned(4 * tokens, DType::F32));
+    let (actual, scratch) = (
+        f.poisoned(qkv.len, DType::F32),
+        f.poisoned(DeviceKind::Cpu.attention_scratch(case.heads, tokens), DType::F32),
+    );
     f.backend.attention_backward(&op, rows(d_out, 4 * dim), actual, scratch);
     assert_close("d_qkv", &f.get(actual), &d_qkv, 5e-6);
     Ok(())

@@ -1,7 +1,7 @@
 //! The number of threads does not change a bit of any leaf that reduces or shares work.
 
 use super::*;
-use crate::backend::{CrossEntropy, Heads, Layout, Matmul, NormRope, Permutation, Router};
+use crate::backend::{CrossEntropy, DeviceKind, Heads, Layout, Matmul, NormRope, Permutation, Router};
 
 /// The bytes that each leaf writes, at sizes of many tasks.
 fn everything(dtype: DType) -> Vec<(&'static str, Vec<u8>)> {
@@ -38,13 +38,16 @@ fn everything(dtype: DType) -> Vec<(&'static str, Vec<u8>)> {
         results.push((name, f.bytes(buffer)));
     }
 
+    // Heads so wide that a sequence is cut.
+    let (heads, dim) = (Heads { query: 2, key_value: 1, dim: 128 }, 128);
     for (causal, window) in [(true, None), (true, Some(100)), (false, None)] {
         let case = attention::Case { heads, bounds: vec![0, 130, 131, tokens], causal, window };
         let op = case.op(&mut f, qkv);
         f.backend.attention(&op);
-        let d_out = put(&mut f, tokens * 4 * dim, dtype);
-        let (d_qkv, scratch) = (f.poisoned(qkv.len, dtype), f.poisoned(4 * tokens, DType::F32));
-        f.backend.attention_backward(&op, rows(d_out, 4 * dim), d_qkv, scratch);
+        let d_out = put(&mut f, tokens * 2 * dim, dtype);
+        let (d_qkv, scratch) =
+            (f.poisoned(qkv.len, dtype), f.poisoned(DeviceKind::Cpu.attention_scratch(heads, tokens), DType::F32));
+        f.backend.attention_backward(&op, rows(d_out, 2 * dim), d_qkv, scratch);
         for (name, buffer) in
             [("attention", op.out.buffer), ("log_sum_exp", op.log_sum_exp), ("attention d_qkv", d_qkv)]
         {

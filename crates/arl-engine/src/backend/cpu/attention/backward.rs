@@ -1,10 +1,12 @@
-//! The backward pass: scores are computed again from the kept log-sum-exp. A short sequence is one task a key head, with
-//! five products a tile. A long one is split: tasks own the gradients of some keys, others those of some queries, at
-//! the price of computing the scores twice. No gradient is shared between tasks, so the order of sums is fixed.
+//! The backward pass: scores are computed again from the kept log-sum-exp. A task has some keys of one sequence and one key
+//! head, and owns the gradients of these; it goes through the queries that see them. To the gradients of queries the tasks
+//! of a sequence add one after the other, each block behind the task of the keys before: so the order of all sums is that
+//! of one task, whatever the number of threads and wherever a sequence is cut.
 //!
 //! Scores are computed transposed, `[keys, queries]`: so they are read in place by the three products that follow.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
@@ -20,10 +22,10 @@ const BLOCK: usize = 128;
 const QUERIES: usize = 64;
 /// Keys of a tile, and where its queries do not see all of them.
 const KEYS: (usize, usize) = (48, 24);
-/// Longest sequence that one task a key head takes, where there are few such tasks and where there are many.
-const WHOLE: (usize, usize) = (512, 4096);
-/// Queries or keys that a task of a longer sequence owns.
-const PART: usize = 512;
+/// Keys that a task owns are a multiple of this: whole tiles and whole blocks, so that where tiles begin does not depend on it.
+pub(super) const PART: usize = 384;
+/// Elements of a key head's rows that a task owns at least: their two gradients take half of a second-level cache.
+const OWNED: usize = PART * 128;
 
 /// What the forward pass wrote, and the gradient of it.
 pub(in crate::backend::cpu) struct Results<'a, T> {
@@ -35,35 +37,29 @@ pub(in crate::backend::cpu) struct Results<'a, T> {
     pub(in crate::backend::cpu) log_sum_exp: &'a [f32],
 }
 
-/// Scores of some queries and keys of one sequence, and whose gradients come of them.
+/// Keys of one sequence, and the queries that see one of them.
 struct Task {
     queries: Range<usize>,
     keys: Range<usize>,
     key_head: usize,
-    owns_queries: bool,
-    owns_keys: bool,
+    /// The end of the sequence.
+    end: usize,
+    /// The place of its own progress.
+    place: usize,
+    /// The task of the keys before has the place before.
+    follows: bool,
 }
 
-/// The tasks, the longest first.
-fn tasks(shape: &Shape<'_>) -> Vec<Task> {
-    // By the number of sequences and heads alone: which sums are formed must not depend on the number of threads.
-    let many = shape.sequences().count() * shape.heads.key_value >= 8;
-    let whole = if many { WHOLE.1 } else { WHOLE.0 };
+/// The tasks of at most `size` keys, the longest first, and each behind the one that it follows.
+fn tasks(shape: &Shape<'_>, size: usize) -> Vec<Task> {
     let mut tasks = Vec::new();
     for all in shape.sequences() {
         for key_head in 0..shape.heads.key_value {
-            let mut add = |queries: &Range<usize>, keys: &Range<usize>, owns_queries, owns_keys| {
-                let (queries, keys) = (queries.clone(), keys.clone());
-                tasks.push(Task { queries, keys, key_head, owns_queries, owns_keys });
-            };
-            if all.len() <= whole {
-                add(&all, &all, true, true);
-                continue;
-            }
-            for part in parts(all.clone(), PART) {
-                let (before, after) = if shape.causal { (part.end, part.start) } else { (all.end, all.start) };
-                add(&part, &(all.start..before), true, false);
-                add(&(after..all.end), &part, false, true);
+            for keys in parts(all.clone(), size) {
+                let last = (keys.end - 1).saturating_add(shape.window).min(all.end);
+                let queries = if shape.causal { keys.start..last } else { all.clone() };
+                let (place, follows) = (tasks.len(), keys.start > all.start);
+                tasks.push(Task { queries, keys, key_head, end: all.end, place, follows });
             }
         }
     }
@@ -71,28 +67,72 @@ fn tasks(shape: &Shape<'_>) -> Vec<Task> {
     tasks
 }
 
-/// The gradients of q, k and v, side by side in `d_qkv` `[T, (query + 2 key_value) dim]`. `delta` `[query, T]` is scratch:
-/// the scalar product of each row of `out` with its gradient.
+/// Up to which token a task has added to the gradients of queries; all tokens once it ends.
+struct Progress<'a>(&'a AtomicUsize);
+
+impl Progress<'_> {
+    fn reach(&self, token: usize) {
+        self.0.store(token, Ordering::Release);
+    }
+}
+
+/// A task that panics ends, too: nothing waits for it for ever.
+impl Drop for Progress<'_> {
+    fn drop(&mut self) {
+        self.reach(usize::MAX);
+    }
+}
+
+/// Returns once `progress` has reached `token`.
+fn wait_for(progress: &AtomicUsize, token: usize) {
+    const SPINS: usize = 64;
+    let mut tries = 0;
+    while progress.load(Ordering::Acquire) < token {
+        tries += 1;
+        if tries < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
+    }
+}
+
+/// The gradients of q, k and v, side by side in `d_qkv` `[T, (query + 2 key_value) dim]`. `scratch` `[query, T, 1 + dim]` has
+/// the scalar product of each row of `out` with its gradient, then the sums of the gradients of queries.
 pub(in crate::backend::cpu) fn backward<T: Element>(
     shape: &Shape<'_>,
     inputs: Inputs<'_, T>,
     results: &Results<'_, T>,
     d_qkv: &mut [T],
-    delta: &mut [f32],
+    scratch: &mut [f32],
+) {
+    let size = (OWNED / shape.heads.dim).max(PART) / PART * PART;
+    in_parts(shape, inputs, results, d_qkv, scratch, size);
+}
+
+/// As [`backward`], with at most `size` keys a task.
+pub(super) fn in_parts<T: Element>(
+    shape: &Shape<'_>,
+    inputs: Inputs<'_, T>,
+    results: &Results<'_, T>,
+    d_qkv: &mut [T],
+    scratch: &mut [f32],
+    size: usize,
 ) {
     let (heads, dim) = (shape.heads, shape.heads.dim);
+    let rows = heads.query * shape.tokens;
     assert_eq!(d_qkv.len(), shape.tokens * (heads.query + 2 * heads.key_value) * dim, "d_qkv is that of q, k and v");
-    assert_eq!((delta.len(), results.log_sum_exp.len()), (heads.query * shape.tokens, delta.len()), "[query, T]");
+    assert_eq!(results.log_sum_exp.len(), rows, "[query, T]");
     if shape.tokens == 0 {
         return;
     }
-    let rows = Shared::new(delta);
-    let parts: Vec<Range<usize>> = parts(0..shape.tokens, rows_a_task(heads.query * dim)).collect();
-    parts.into_par_iter().for_each(|tokens| {
+    let (delta, d_q) = scratch[..rows * (1 + dim)].split_at_mut(rows);
+    let (of_delta, d_q) = (Shared::new(delta), Shared::new(d_q));
+    let all: Vec<Range<usize>> = parts(0..shape.tokens, rows_a_task(heads.query * dim)).collect();
+    all.into_par_iter().for_each(|tokens| {
         vectorise!({
             for head in 0..heads.query {
+                let first = head * shape.tokens + tokens.start;
                 // SAFETY: each (token, head) belongs to one task.
-                let delta = unsafe { rows.part(head * shape.tokens + tokens.start, tokens.len()) };
+                let (delta, d_q) =
+                    unsafe { (of_delta.part(first, tokens.len()), d_q.part(first * dim, tokens.len() * dim)) };
+                d_q.fill(0.0);
                 for (i, delta) in tokens.clone().zip(delta) {
                     *delta = dot(results.d_out.row(i, head * dim, dim), results.out.row(i, head * dim, dim));
                 }
@@ -101,7 +141,15 @@ pub(in crate::backend::cpu) fn backward<T: Element>(
     });
     let (delta, d_qkv) = (&*delta, Shared::new(d_qkv));
     let pass = Pass { shape, inputs, results, delta, products: Products::new() };
-    tasks(shape).into_par_iter().with_max_len(1).for_each(|task| pass.run(&task, d_qkv));
+    let tasks = tasks(shape, size);
+    let progress: Vec<AtomicUsize> = tasks.iter().map(|_| AtomicUsize::new(0)).collect();
+    let next = AtomicUsize::new(0);
+    // Tasks begin in their order: the one that another follows has begun before it, and is never waited for in vain.
+    (0..rayon::current_num_threads()).into_par_iter().with_max_len(1).for_each(|_| {
+        while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
+            pass.run(task, &progress, d_q, d_qkv);
+        }
+    });
 }
 
 /// What all tasks share.
@@ -129,46 +177,42 @@ struct Keys<'w> {
     k_columns: Right<'w>,
 }
 
-/// Where a tile's gradients go: rows of the queries and of the keys, `[.., dim]`; absent where the task does not own them.
+/// What a tile's gradients are added to: rows of the block's queries, and of the tile's keys, `[.., dim]`.
 struct Gradients<'w> {
-    q: Option<&'w mut [f32]>,
-    k_and_v: Option<(&'w mut [f32], &'w mut [f32])>,
+    q: &'w mut [f32],
+    k: &'w mut [f32],
+    v: &'w mut [f32],
 }
 
 impl<T: Element> Pass<'_, T> {
-    /// One task. It writes the rows of `d_qkv` that it owns.
-    fn run(&self, task: &Task, d_qkv: Shared<'_, T>) {
+    /// One task. It writes the rows of `d_qkv` of its keys, and those of the queries that see no key behind them.
+    fn run(&self, task: &Task, progress: &[AtomicUsize], d_q: Shared<'_, f32>, d_qkv: Shared<'_, T>) {
         let (dim, group) = (self.shape.heads.dim, self.shape.group());
-        let queries = |owned: bool| if owned { BLOCK.min(task.queries.len()) * dim } else { 0 };
-        let keys = if task.owns_keys { task.keys.len() * dim } else { 0 };
         let along = self.products.right_words(BLOCK, dim);
         let across = self.products.right_words(dim, BLOCK);
         let (k_words, k_columns_words) =
             (self.products.left_words(KEYS.0, dim), self.products.right_words(dim, KEYS.0));
-        let tile = KEYS.0 * QUERIES;
-        let mut workspace = Workspace::take(
-            group * (2 * (along + across) + queries(task.owns_queries))
-                + 2 * keys
-                + 2 * k_words
-                + k_columns_words
-                + 2 * tile,
-        );
+        let (tile, keys) = (KEYS.0 * QUERIES, task.keys.len() * dim);
+        let words = group * 2 * (along + across) + 2 * keys + 2 * k_words + k_columns_words + 2 * tile;
+        let mut workspace = Workspace::take(words);
         let mut memory = workspace.floats();
         let packed = carve(&mut memory, group * 2 * (along + across));
-        let d_q = carve(&mut memory, group * queries(task.owns_queries));
         let (d_k, d_v) = (carve(&mut memory, keys), carve(&mut memory, keys));
         let (k_words, v_words) = (carve(&mut memory, k_words), carve(&mut memory, k_words));
         let k_columns_words = carve(&mut memory, k_columns_words);
         let (p, d_s) = (carve(&mut memory, tile), carve(&mut memory, tile));
         d_k.fill(0.0);
         d_v.fill(0.0);
+        let own = Progress(&progress[task.place]);
         for block in parts(task.queries.clone(), BLOCK) {
             let packed: Vec<Packed<'_>> = packed
                 .chunks_exact_mut(2 * (along + across))
                 .enumerate()
                 .map(|(member, words)| self.pack(task.key_head * group + member, &block, words))
                 .collect();
-            d_q.fill(0.0);
+            if task.follows {
+                wait_for(&progress[task.place - 1], block.end);
+            }
             for range in self.tiles(task, &block) {
                 let (n, column) = (range.len(), task.key_head * dim);
                 let (k, v) = (self.inputs.k.part(&range, column), self.inputs.v.part(&range, column));
@@ -178,31 +222,43 @@ impl<T: Element> Pass<'_, T> {
                     k_columns: self.products.pack_right(k, false, dim, n, k_columns_words),
                     range,
                 };
-                for (member, packed) in packed.iter().enumerate() {
+                let at = (keys.range.start - task.keys.start) * dim;
+                for packed in &packed {
+                    // SAFETY: of the tasks that add to this block one does at a time: the others wait for it, or it for them.
+                    let q = unsafe { self.sums(d_q, packed.head, &block) };
                     for rows in parts(block.clone(), QUERIES) {
-                        let at = (keys.range.start - task.keys.start) * dim;
-                        let gradients = Gradients {
-                            q: task.owns_queries.then(|| &mut d_q[member * queries(true)..]),
-                            k_and_v: task.owns_keys.then(|| (&mut d_k[at..], &mut d_v[at..])),
-                        };
+                        let gradients = Gradients { q: &mut *q, k: &mut d_k[at..], v: &mut d_v[at..] };
                         self.tile(&block, rows, packed, &keys, (p, d_s), gradients);
                     }
                 }
             }
-            for (member, d_q) in d_q.chunks_exact(queries(true)).enumerate() {
-                let column = (task.key_head * group + member) * dim;
-                // SAFETY: each (token, head) is owned by one task.
-                unsafe { self.store(&block, column, d_q, self.shape.scale, d_qkv) }
+            let complete = task.keys.end == task.end || (self.shape.causal && block.end <= task.keys.end);
+            for packed in packed.iter().filter(|_| complete) {
+                // SAFETY: as above; and this task alone completes the block.
+                unsafe {
+                    let sums = self.sums(d_q, packed.head, &block);
+                    self.store(&block, packed.head * dim, sums, self.shape.scale, d_qkv);
+                }
             }
+            own.reach(block.end);
         }
-        if task.owns_keys {
-            let column = (self.shape.heads.query + task.key_head) * dim;
-            // SAFETY: each (token, key head) is owned by one task.
-            unsafe {
-                self.store(&task.keys, column, d_k, self.shape.scale, d_qkv);
-                self.store(&task.keys, column + self.shape.heads.key_value * dim, d_v, 1.0, d_qkv);
-            }
+        let column = (self.shape.heads.query + task.key_head) * dim;
+        // SAFETY: each (token, key head) is owned by one task.
+        unsafe {
+            self.store(&task.keys, column, d_k, self.shape.scale, d_qkv);
+            self.store(&task.keys, column + self.shape.heads.key_value * dim, d_v, 1.0, d_qkv);
         }
+    }
+
+    /// The sums of the gradients of a block of queries, `[queries, dim]`.
+    ///
+    /// # Safety
+    /// No other thread touches them, and no other borrow of them is used while this one is.
+    #[allow(clippy::mut_from_ref, reason = "the caller's promise")]
+    unsafe fn sums<'s>(&self, d_q: Shared<'s, f32>, head: usize, block: &Range<usize>) -> &'s mut [f32] {
+        let dim = self.shape.heads.dim;
+        // SAFETY: the caller's promise.
+        unsafe { d_q.part((head * self.shape.tokens + block.start) * dim, block.len() * dim) }
     }
 
     /// The tiles of the task's keys that the queries of `block` see, at places that depend on the two alone.
@@ -268,15 +324,12 @@ impl<T: Element> Pass<'_, T> {
                 scores_backward(shape.scale, first..last, log_sum_exp, delta, &mut p[..m], &mut d_s[..m]);
             }
         });
-        if let Some((d_k, d_v)) = gradients.k_and_v {
-            let (p, d_s) = (products.left(p, QUERIES, false), products.left(d_s, QUERIES, false));
-            products.multiply((n, dim, m), p, packed.d_out.1.from_step(offset), (d_v, dim), true);
-            products.multiply((n, dim, m), d_s, packed.q.1.from_step(offset), (d_k, dim), true);
-        }
-        if let Some(d_q) = gradients.q {
-            let d_s = products.left(d_s, QUERIES, true);
-            products.multiply((m, dim, n), d_s, keys.k_columns, (&mut d_q[offset * dim..], dim), true);
-        }
+        let Gradients { q, k, v } = gradients;
+        let (p, across) = (products.left(p, QUERIES, false), products.left(d_s, QUERIES, true));
+        let d_s = products.left(d_s, QUERIES, false);
+        products.multiply((n, dim, m), p, packed.d_out.1.from_step(offset), (v, dim), true);
+        products.multiply((n, dim, m), d_s, packed.q.1.from_step(offset), (k, dim), true);
+        products.multiply((m, dim, n), across, keys.k_columns, (&mut q[offset * dim..], dim), true);
     }
 
     /// Writes `scale` times the rows of `gradient` `[rows.len(), dim]` to the columns from `column` on.

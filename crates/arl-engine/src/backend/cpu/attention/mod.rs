@@ -3,6 +3,8 @@
 mod backward;
 mod cached;
 mod forward;
+#[cfg(test)]
+mod tests;
 
 pub(super) use cached::cached;
 
