@@ -1,8 +1,6 @@
 //! Whatever the bytes are: an error that says what is wrong and what to do, or the pixels.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail loudly")]
-
-mod common;
+use crate::common;
 
 use arl_image::{MAX_PIXELS, measure, prepare};
 use arl_model::{Error, ErrorCode};

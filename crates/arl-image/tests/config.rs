@@ -1,8 +1,6 @@
 //! The settings of a checkpoint in every spelling, and what is wrong with them.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail loudly")]
-
-mod common;
+use crate::common;
 
 use arl_image::{ImageProcessor, MAX_PIXELS};
 use arl_model::{Error, ErrorCode};

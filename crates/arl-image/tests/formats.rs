@@ -1,8 +1,6 @@
 //! Every format and kind of pixel is decoded to what it shows.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail loudly")]
-
-mod common;
+use crate::common;
 
 use arl_image::{Format, measure, prepare};
 use common::{FORMATS, encode, exif, gif_of_one_pixel, picture, pixels, png, processor, rgb, turned};

@@ -1,8 +1,6 @@
 //! Sizes, pixels and patches are those of transformers with torchvision, to the bit.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail loudly")]
-
-mod common;
+use crate::common;
 
 use arl_image::{ImageProcessor, measure, prepare};
 use safetensors::SafeTensors;

@@ -1,7 +1,5 @@
 //! The name under which an adapter's configuration refers to its model.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
 use std::path::Path;
 
 use arl_model::LoraConfig;

@@ -1,8 +1,6 @@
 //! Opening a checkpoint: weights that are not those of `config.json` are refused by tensor or file, with the reason.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
-
-mod common;
+use crate::common;
 
 use std::path::PathBuf;
 

@@ -1,7 +1,5 @@
 //! Configurations: both spellings, defaults, which keys have an effect and which are refused by name.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
-
 use std::path::Path;
 
 use arl_model::{ErrorCode, Family, Mixer, Mlp, ModelConfig, RopeScaling, WeightDtype};

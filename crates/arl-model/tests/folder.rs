@@ -1,7 +1,5 @@
 //! A model folder's small files: read once, written from memory, and changed to describe how the model was trained.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
-
 use std::path::Path;
 
 use arl_model::{CheckpointFormat, ErrorCode, ExportOverrides, ModelConfig, ModelFiles, save_model, unreadable};

@@ -1,11 +1,8 @@
 //! Every format that files of today's families have is read to the same parameters and written back as it was: names,
 //! types and bytes.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
-
-mod common;
-#[path = "../../arl-text/tests/common/property.rs"]
-mod property;
+use crate::common;
+use crate::property;
 
 use std::path::Path;
 

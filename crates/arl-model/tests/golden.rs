@@ -1,7 +1,5 @@
 //! Every golden folder opens, and its tensors are those of the table.
 
-#![allow(clippy::print_stderr, reason = "reports that it was skipped")]
-
 use std::path::PathBuf;
 
 use arl_model::{Checkpoint, ModelConfig, tensor_table};

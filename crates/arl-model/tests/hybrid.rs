@@ -1,9 +1,7 @@
 //! The hybrid families: configurations in all spellings, the table of tensors, and files that are written back as they were,
 //! with what is carried.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
-
-mod common;
+use crate::common;
 
 use std::collections::BTreeMap;
 use std::path::Path;

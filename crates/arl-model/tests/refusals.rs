@@ -1,7 +1,5 @@
 //! Weights that cannot be read are refused for the real cause, with advice.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
-
 use arl_model::{Checkpoint, ErrorCode, ModelConfig};
 
 const CONFIG: &str = r#"{"model_type": "qwen3", "vocab_size": 8, "hidden_size": 4, "intermediate_size": 4,

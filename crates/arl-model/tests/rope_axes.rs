@@ -1,7 +1,5 @@
 //! Angles of positions with three axes, and of heads that are rotated in part: against plain f64, and against transformers.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests; a skip is reported in a line
-
 use std::path::Path;
 
 use arl_model::{ModelConfig, RopeAxes, RopeTable};

@@ -1,9 +1,7 @@
 //! Safetensors files: what is written reads back, and a file that is damaged in any place is an error that names file and
 //! tensor.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
-
-mod common;
+use crate::common;
 
 use arl_model::{Checkpoint, Dtype, ErrorCode, SafetensorsFile, SafetensorsWriter, TensorDecl};
 use common::{entries, entry, model, refused, write};

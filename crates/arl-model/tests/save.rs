@@ -1,9 +1,7 @@
 //! Saving a model: what is written reads back to the same bits, in files that respect their bound, or the error says what
 //! stopped it.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
-
-mod common;
+use crate::common;
 
 use std::path::Path;
 

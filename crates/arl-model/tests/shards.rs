@@ -1,7 +1,5 @@
 //! How ranks divide parameters: together they have every element once, and a model that does not divide is noticed.
 
-#![allow(clippy::unwrap_used)] // helpers of tests
-
 use std::path::Path;
 
 use arl_model::{Block, ModelConfig, Role, Shard, TensorSpec, tensor_table};

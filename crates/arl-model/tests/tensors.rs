@@ -1,7 +1,5 @@
 //! The table of tensors: order, decay, counts; and random weights.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
-
 use std::path::Path;
 
 use arl_model::{ModelConfig, Role, TensorSpec, init_f32, tensor_table};

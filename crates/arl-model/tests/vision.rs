@@ -1,8 +1,6 @@
 //! Configurations of models that see, in every spelling; their table of tensors, weight decay, freezing and random weights.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
-
-mod seeing;
+use crate::seeing;
 
 use std::collections::HashMap;
 

@@ -1,11 +1,8 @@
 //! Files of models that see are read in every spelling and layout, and written back as they were; with text alone the tower is
 //! carried. The table is that of transformers' files.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
-#![allow(clippy::print_stderr, reason = "reports that it was skipped")]
-
-mod common;
-mod seeing;
+use crate::common;
+use crate::seeing;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -1,7 +1,5 @@
 //! The token cache: what is filled is found again, after a kill and while another process runs; packing.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests fail loudly")]
-
-mod common;
+use crate::common;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,5 @@
 //! What is trained of a call is what the model must write to be understood, whichever form the row has it in.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests fail loudly")]
-
-mod common;
+use crate::common;
 
 use arl_text::TextEncoder;
 use common::templates::DEEPSEEK;

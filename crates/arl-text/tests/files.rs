@@ -1,6 +1,4 @@
 //! Unpacking, and the rows of a JSON array.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests fail loudly")]
-
 use std::io::Write;
 
 use arl_text::{Content, decompress, json_array_rows, sniff};

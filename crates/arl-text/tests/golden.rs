@@ -1,7 +1,5 @@
 //! The golden conversations: text, ids and spans are those of transformers, for the stock templates of Qwen3 and Qwen2.5.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests fail loudly")]
-
-mod common;
+use crate::common;
 
 use arl_text::{Encoded, NoteKind, Outcome, TextEncoder, TextOptions};
 use serde_json::Value;

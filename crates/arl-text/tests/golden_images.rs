@@ -1,7 +1,5 @@
 //! The golden conversations with images: text, ids, grids, positions and spans are those of transformers' processors.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests fail loudly")]
-
-mod common;
+use crate::common;
 
 use std::collections::HashMap;
 use std::path::Path;

@@ -1,8 +1,6 @@
 //! Of any row with images: as many tokens as the images have, replies that are the same text as without images, positions that
 //! only rise, and a cache that gives back what was encoded.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests fail loudly")]
-
-mod common;
+use crate::common;
 
 use std::sync::Arc;
 

@@ -1,7 +1,5 @@
 //! Rows with images become tokens with images: where each is, how many tokens it has, what is trained, and what is refused.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests fail loudly")]
-
-mod common;
+use crate::common;
 
 use arl_text::{Encoded, ImageSource, Images, Outcome, RowImage, TextEncoder, TextOptions, Truncation, VisionTokens};
 use common::{CHATML, IMAGE_PAD, PARTS, image, notes, problem, trained, vision_encoder, vision_folder};

@@ -1,7 +1,5 @@
 //! What a template leaves out of a row: lost content and calls make a bad row, lost reasoning, tools and names are noted.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests fail loudly")]
-
-mod common;
+use crate::common;
 
 use arl_text::{TextEncoder, Thinking};
 use common::{CHATML, encoder, encoder_with, notes, problem, sample, trained};

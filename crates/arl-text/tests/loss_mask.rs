@@ -1,7 +1,5 @@
 //! Which tokens are trained: those of the replies that the template wrote, whatever the text of messages says.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests fail loudly")]
-
-mod common;
+use crate::common;
 
 use arl_text::{Outcome, Thinking, Truncation};
 use common::property::holds;

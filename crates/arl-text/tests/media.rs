@@ -1,7 +1,5 @@
 //! Images in rows: in parts of messages and in columns next to them, refused or left out as the options say.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests fail loudly")]
-
-mod common;
+use crate::common;
 
 use arl_text::{Encoded, Images, NoteKind, TextEncoder};
 use common::{CHATML, encoder, encoder_with, problem, sample};

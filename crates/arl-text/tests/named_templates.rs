@@ -1,7 +1,5 @@
 //! Several templates of one checkpoint are found and chosen as transformers does.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests fail loudly")]
-
-mod common;
+use crate::common;
 
 use arl_text::{TextEncoder, TextOptions};
 use common::{CHATML, options, problem, sample};

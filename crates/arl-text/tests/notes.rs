@@ -1,7 +1,5 @@
 //! Keys that nobody reads, and replies that follow each other, are noticed in the rows that are trained all the same.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests fail loudly")]
-
-mod common;
+use crate::common;
 
 use std::sync::Arc;
 

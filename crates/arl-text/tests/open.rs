@@ -1,7 +1,5 @@
 //! What opening a model folder finds, and what it says where something is missing or wrong.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests fail loudly")]
-
-mod common;
+use crate::common;
 
 use arl_model::{Error, ErrorCode};
 use arl_text::{TextEncoder, TextOptions, Thinking, Truncation};

@@ -1,7 +1,5 @@
 //! Preference rows are named for what they are; the chosen side can be trained, the rejected one never is.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests fail loudly")]
-
-mod common;
+use crate::common;
 
 use common::{CHATML, encoder, encoder_with, problem, sample, trained};
 

@@ -1,8 +1,6 @@
 //! Templates that mark replies neither by tags nor by ChatML: a reply is what follows the generation prompt, up to the token
 //! that ends it, or the row is refused.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests fail loudly")]
-
-mod common;
+use crate::common;
 
 use arl_text::{TextEncoder, Thinking};
 use common::templates::{DEEPSEEK, GEMMA, LLAMA, MISTRAL, PHI, SPECIAL};

@@ -1,8 +1,6 @@
 //! Of any conversation and any template: every piece of the row is in the text once, and trained where a reply says it, or the
 //! row is refused, or what is missing is noted.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests fail loudly")]
-
-mod common;
+use crate::common;
 
 use std::cell::Cell;
 

@@ -1,7 +1,5 @@
 //! The forms that other programs write rows in become the conversation that they mean, or are refused by name.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests fail loudly")]
-
-mod common;
+use crate::common;
 
 use common::{CHATML, encoder, encoder_with, problem, sample, trained};
 

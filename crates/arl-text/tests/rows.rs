@@ -1,7 +1,5 @@
 //! Rows of every known shape become the right conversation; rows that cannot be used say why.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests fail loudly")]
-
-mod common;
+use crate::common;
 
 use common::property::holds;
 use common::{CHATML, encoder, encoder_with, options, problem, sample, trained};

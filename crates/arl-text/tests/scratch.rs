@@ -1,6 +1,4 @@
 //! Folders for temporary files: gone at the end, and never left behind for good.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail loudly")]
-
 use std::fs::{create_dir, exists, read_dir, write};
 
 use arl_text::ScratchFolder;

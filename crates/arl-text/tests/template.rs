@@ -1,7 +1,5 @@
 //! What a template prints is what Python's jinja2 prints under transformers.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests fail loudly")]
-
-mod common;
+use crate::common;
 
 use common::{encoder, sample};
 

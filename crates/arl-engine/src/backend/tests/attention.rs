@@ -224,8 +224,11 @@ fn backward_is_the_derivative() {
             let Heads { query, key_value, dim } = case.heads;
             let qkv = random.values(case.tokens() * (query + 2 * key_value) * dim, dtype);
             let d_out = random.values(case.tokens() * query * dim, dtype);
-            let expected = differences(&qkv, |qkv| inner(&case.reference(qkv).out, &d_out));
-            assert_close("the chain rule", &analytic(&case, &qkv, &d_out), &expected, 1e-7);
+            let expected = analytic(&case, &qkv, &d_out);
+            // Differences of one element each take long: some 100 of them, at every place of a head.
+            let places = || (0..qkv.len()).step_by((qkv.len() / 100) | 1);
+            let slopes = differences_at(&qkv, places(), |qkv| inner(&case.reference(qkv).out, &d_out));
+            assert_close("the chain rule", &places().map(|i| expected[i]).collect::<Vec<_>>(), &slopes, 1e-7);
             let mut fixture = Fixture::new();
             let qkv = fixture.put(&qkv, dtype);
             let d_qkv = backward(&mut fixture, &case, qkv, &d_out);

@@ -195,9 +195,14 @@ pub(super) fn assert_close(what: &str, actual: &[f64], expected: &[f64], toleran
 
 /// The gradient of `f` at `x` by central differences.
 fn differences(x: &[f64], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
+    differences_at(x, 0..x.len(), f)
+}
+
+/// As [`differences`], for some places of `x` alone.
+fn differences_at(x: &[f64], places: impl Iterator<Item = usize>, f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
     const STEP: f64 = 1e-5;
     let mut x = x.to_vec();
-    (0..x.len())
+    places
         .map(|i| {
             let kept = x[i];
             x[i] = kept + STEP;

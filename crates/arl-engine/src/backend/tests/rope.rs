@@ -258,9 +258,12 @@ fn a_part_of_a_head_is_rotated_and_the_rest_passes() {
                 let (expected, [of_queries, of_keys]) = case.gradients(&d);
                 let (width, rotated) = ((query + 2 * key_value) * dim, (query + key_value) * dim);
                 let d_qk: Vec<f64> = d.chunks(width).flat_map(|d| d[..rotated].to_vec()).collect();
-                let full = differences(&case.qkv, |qkv| inner(&case.reference(qkv, case.norms()), &d_qk));
-                let same = full.iter().zip(&d).enumerate().map(|(i, (f, d))| if i % width < rotated { *f } else { *d });
-                assert_close("the formula's d_qkv", &expected, &same.collect::<Vec<_>>(), 1e-7);
+                let places = || (0..d.len()).step_by((d.len() / 100) | 1);
+                let slopes =
+                    differences_at(&case.qkv, places(), |qkv| inner(&case.reference(qkv, case.norms()), &d_qk));
+                let same = places().zip(slopes).map(|(i, slope)| if i % width < rotated { slope } else { d[i] });
+                let formula: Vec<f64> = places().map(|i| expected[i]).collect();
+                assert_close("the formula's d_qkv", &formula, &same.collect::<Vec<_>>(), 1e-7);
 
                 let op = case.op(&mut fixture, dtype);
                 let expected_qk = case.reference(&case.qkv, case.norms());
