@@ -18,6 +18,8 @@ const ROWS: usize = 192;
 const PACKED_WORDS: usize = 1 << 20;
 /// Panels of `b` that are packed as one task.
 const PANELS: usize = 16;
+/// Panels of `b` up to which rows of `a` are not packed.
+const IN_PLACE: usize = 1;
 /// Multiplications below which threads cost more than they save.
 const SMALL: usize = 1 << 18;
 
@@ -196,17 +198,22 @@ impl Product<'_> {
         let mut packed_b = stage.packed.cast_const();
         for (start, length) in stage.blocks() {
             let steps = Panels::steps(length, pairs);
-            let a_panel = mr * steps;
-            // SAFETY: the workspace has `mr * steps` words for each panel.
-            unsafe { (self.kernel.pack_a)(&self.a.panels(rows.0, count, start, length), packed_a.words()) }
+            let (a, a_panel, a_row, a_step) = match self.in_place(rows.0, start, panels) {
+                Some(place) => place,
+                None => {
+                    // SAFETY: the workspace has `mr * steps` words for each panel.
+                    unsafe { (self.kernel.pack_a)(&self.a.panels(rows.0, count, start, length), packed_a.words()) }
+                    (packed_a.words().cast_const(), mr * steps, 1, mr)
+                }
+            };
             let block = Block {
                 rows: count,
                 columns,
                 steps,
-                a: packed_a.words(),
+                a,
                 a_panel,
-                a_row: 1,
-                a_step: mr,
+                a_row,
+                a_step,
                 b: packed_b.wrapping_add(panels.0 * nr * steps),
                 b_panel: nr * steps,
                 c,
@@ -221,6 +228,21 @@ impl Product<'_> {
             // SAFETY: this task's part of `c`; the sums of all of k are there.
             unsafe { self.finish(rows, (column, columns), c) }
         }
+    }
+
+    /// Where rows of `a` are read as they lie, from a row and a step on: their first word, and the words between panels, rows
+    /// and steps. None where they are packed: that costs as much as one panel of `b` takes to use them.
+    fn in_place(&self, row: usize, start: usize, panels: (usize, usize)) -> Option<(*const u32, usize, usize, usize)> {
+        let Source::F32(a) = self.a.source else { return None };
+        if self.kernel.pairs || panels.1 - panels.0 > IN_PLACE {
+            return None;
+        }
+        let (mr, stride) = (self.kernel.mr, self.a.stride);
+        Some(if self.a.along_k {
+            (a.wrapping_add(row * stride + start).cast(), mr * stride, stride, 1)
+        } else {
+            (a.wrapping_add(start * stride + row).cast(), mr, 1, stride)
+        })
     }
 
     /// Adds the bias, and brings sums to a result of 16 bits.
