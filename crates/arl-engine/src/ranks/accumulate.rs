@@ -2,6 +2,7 @@
 
 use arl_model::{Error, ErrorCode, Result};
 
+use super::gather::Turn;
 use super::{PART, Ranks, read, read_f32};
 use crate::backend::{Backend, Buffer};
 use crate::batch::MicroBatch;
@@ -15,7 +16,7 @@ type Counted = [u64; 5];
 type All = (Vec<MicroBatchStats>, Vec<usize>, bool);
 
 impl<B: Backend + ?Sized> Engine<B> {
-    /// Queues the gradients of a step, of which `own` are this rank's micro-batches.
+    /// Queues the gradients of a step, of which `own` are this rank's micro-batches. Leaves the ranks together.
     pub(crate) fn accumulate_in_order(&mut self, own: &[MicroBatch], sums: Buffer) -> Result<Statistics> {
         self.check_joined()?;
         let (own_stats, largest, positions) = self.count(own)?;
@@ -31,6 +32,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         // It reads gradients, and a rank without a micro-batch has no forward pass that completes it.
         self.complete_update();
         self.backend.zero(sums);
+        self.ranks.begin_together();
         for round in 0..stats.len().div_ceil(self.ranks.size) {
             let m = round * self.ranks.size + self.ranks.rank;
             match own.get(round).filter(|_| stats[m].target_tokens > 0) {
@@ -46,7 +48,7 @@ impl<B: Backend + ?Sized> Engine<B> {
                 }
                 None => {
                     self.backend.zero(gradients);
-                    self.collect_nothing()?;
+                    self.take_turns()?;
                 }
             }
             if !self.model.divides_gradients() {
@@ -62,11 +64,12 @@ impl<B: Backend + ?Sized> Engine<B> {
         Ok(Statistics { stats, sequences, figures, sees })
     }
 
-    /// Takes part in a round with gradients that are zero.
-    fn collect_nothing(&mut self) -> Result<()> {
-        let points = self.model.cut.as_ref().filter(|cut| cut.gradients).map(|cut| cut.points());
-        let mut points = points.unwrap_or_default().into_iter();
-        points.try_for_each(|point| self.ranks.collect(&mut *self.backend, &self.model, point))
+    /// Takes part in a round without a micro-batch, with gradients that are zero.
+    fn take_turns(&mut self) -> Result<()> {
+        self.model.turns().into_iter().try_for_each(|turn| match turn {
+            Turn::Gather(part) => self.ranks.need(&mut *self.backend, &self.model, part),
+            Turn::Collect(point) => self.ranks.collect(&mut *self.backend, &self.model, point),
+        })
     }
 
     /// What is known of all micro-batches of a step, in their order, and their sequences; of this rank's own it is `own_stats`.
