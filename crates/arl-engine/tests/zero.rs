@@ -18,7 +18,7 @@ use arl_engine::{
 };
 use arl_model::ModelConfig;
 use common::{HYPER, MODELS, TYPES, batch, model, options};
-use ranks::{on_ranks, state, step, uneven_steps, with_adapters};
+use ranks::{adapted, on_ranks, state, step, uneven_steps, with_adapters};
 
 /// Tied and untied, dense and with experts.
 const ALL: [&str; 4] = [MODELS[0], MODELS[1], "qwen2-window", "moe-top1"];
@@ -87,6 +87,12 @@ fn adapters_with_dropout_and_frozen_parameters_keep_the_bits() {
         for name in ["window-bias", "moe-top1"] {
             expect_bits_of_one(name, &with_adapters(name, base.clone()), &[2, 3]);
         }
+    }
+    // Magnitudes, which begin with weights that no rank has all of; and adapters of both ends, tied and not.
+    let magnitudes = r#"{"target_modules": ["q_proj", "down_proj"], "r": 3, "lora_alpha": 6, "use_dora": true}"#;
+    let ends = r#"{"target_modules": ["embed_tokens", "lm_head", "v_proj"], "r": 3, "lora_alpha": 6}"#;
+    for (name, text) in [("window-bias", magnitudes), ("window-bias", ends), ("qwen2-window", ends)] {
+        expect_bits_of_one(name, &adapted(text, options(DType::F32, Recompute::Norms, 33)), &[2, 3]);
     }
 }
 
@@ -311,7 +317,7 @@ fn ranks_that_have_read_other_weights_know_it_though_each_has_a_part_alone() {
 #[test]
 fn a_rank_sends_what_is_planned() {
     let plain = |name, dtype| (name, options(dtype, Recompute::Norms, 33));
-    let adapted = |name, options| (name, with_adapters(name, options));
+    let with = |name, options| (name, with_adapters(name, options));
     let nf4 = EngineOptions {
         load_in_4bit: Some(Nf4Options { nested: false }),
         ..options(DType::Bf16, Recompute::Norms, 33)
@@ -320,8 +326,8 @@ fn a_rank_sends_what_is_planned() {
         plain("window-bias", DType::F32),
         plain("moe-top1", DType::Bf16),
         plain("qwen2-window", DType::F16),
-        adapted("qwen2-window", options(DType::F32, Recompute::Norms, 33)),
-        adapted("window-bias", nf4),
+        with("qwen2-window", options(DType::F32, Recompute::Norms, 33)),
+        with("window-bias", nf4),
     ];
     for (name, base) in cases {
         for zero in [0, 1, 2, 3] {

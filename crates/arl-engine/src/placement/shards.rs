@@ -1,6 +1,5 @@
 //! How data-parallel ranks divide weights, trained and frozen ones. Each rank keeps a piece of every shard for good; all pieces
-//! are gathered, one behind the other, into a place that shards take turns in, when a pass needs them. What is small, and the
-//! vision tower, stays whole. Pure; knows places, no values and no messages. May import placements.
+//! are gathered, one behind the other, into a place that shards take turns in, when a pass needs them. What is small stays whole. Pure; knows places, no values and no messages. May import placements.
 
 use arl_model::{Block, Role, TensorSpec};
 
@@ -20,8 +19,10 @@ pub(crate) const WEIGHT_SLOTS: usize = 2;
 /// What a pass needs at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
-    /// Norms, biases and the vision tower: whole all the time.
+    /// Norms and biases: whole all the time.
     Whole,
+    /// The decayed parameters of the vision tower, with their adapters.
+    Tower,
     /// The look-up of tokens, with its adapter.
     Embedding,
     /// The decayed parameters of a layer, with their adapters.
@@ -37,6 +38,7 @@ impl Part {
             _ if !spec.decay => Part::Whole,
             Block::Embedding => Part::Embedding,
             Block::Head => Part::Head,
+            block if block.is_vision() => Part::Tower,
             block => block.layer().map_or(Part::Whole, Part::Layer),
         }
     }
@@ -45,9 +47,10 @@ impl Part {
     pub(crate) fn number(self) -> u64 {
         match self {
             Part::Whole => 1,
-            Part::Embedding => 2,
-            Part::Head => 3,
-            Part::Layer(layer) => 4 + layer as u64,
+            Part::Tower => 2,
+            Part::Embedding => 3,
+            Part::Head => 4,
+            Part::Layer(layer) => 5 + layer as u64,
         }
     }
 
@@ -56,9 +59,10 @@ impl Part {
         match number {
             0 => None,
             1 => Some(Part::Whole),
-            2 => Some(Part::Embedding),
-            3 => Some(Part::Head),
-            layer => Some(Part::Layer((layer - 4) as usize)),
+            2 => Some(Part::Tower),
+            3 => Some(Part::Embedding),
+            4 => Some(Part::Head),
+            layer => Some(Part::Layer((layer - 5) as usize)),
         }
     }
 }
@@ -186,8 +190,10 @@ impl Shards {
         let embedding = self.place_part(Part::Embedding, self.kept, ranks);
         // An untied head takes the place of the embedding, which is of no use behind the look-up.
         let head = self.place_part(Part::Head, if self.tied { embedding } else { self.kept }, ranks);
+        // The tower sees before the look-up, and again behind everything else.
+        let tower = self.place_part(Part::Tower, self.kept, ranks);
         let layers: Vec<usize> = self.layers();
-        let first = embedding.max(head);
+        let first = embedding.max(head).max(tower);
         let slot = layers.iter().map(|&layer| self.place_part(Part::Layer(layer), 0, ranks)).max().unwrap_or(0);
         let slots = WEIGHT_SLOTS.min(layers.len());
         for layer in layers {
@@ -238,22 +244,24 @@ impl Shards {
         Some((first, first + param.len))
     }
 
-    fn like(&self, param: Param) -> impl Iterator<Item = &Shard> {
-        self.all.iter().filter(move |shard| shard.trained == param.trained.is_some())
+    /// The shards of an arena from the one with an element on: they are in the order of their elements, trained ones first.
+    fn starting_at(&self, trained: bool, element: usize) -> &[Shard] {
+        let (of_trained, of_frozen) = self.all.split_at(self.all.partition_point(|shard| shard.trained));
+        let shards = if trained { of_trained } else { of_frozen };
+        &shards[shards.partition_point(|shard| shard.start + shard.len <= element)..]
     }
 
     /// Where a parameter is while its part is gathered.
     pub(super) fn place(&self, param: Param) -> usize {
-        let Some((first, end)) = self.elements(param) else { return 0 };
-        let found = self.like(param).find(|shard| shard.within((first, end), None).is_some());
-        found.map_or(0, |shard| shard.place + first - shard.start)
+        let Some((first, _)) = self.elements(param) else { return 0 };
+        let shard = self.starting_at(param.trained.is_some(), first).first();
+        shard.map_or(0, |shard| shard.place + first - shard.start)
     }
 
     /// Where an element of the optimizer's arena is that this rank owns.
     pub(super) fn own_place(&self, element: usize) -> usize {
-        let trained = self.all.iter().filter(|shard| shard.trained);
-        let found = trained.into_iter().find(|shard| shard.within((element, element + 1), None).is_some());
-        found.map_or(0, |shard| shard.own + (element - shard.start) % shard.piece)
+        let shard = self.starting_at(true, element).first();
+        shard.map_or(0, |shard| shard.own + (element - shard.start) % shard.piece)
     }
 
     /// What this rank has of a parameter for good: first elements within it, and their places in the array of weights.
@@ -266,7 +274,11 @@ impl Shards {
             let place = if whole { shard.place + in_shard } else { shard.own + in_shard % shard.piece };
             Some((from - first, weights.slice(place, to - from)))
         };
-        self.like(param).filter_map(part).collect()
+        self.overlapping(param, (first, end)).filter_map(part).collect()
+    }
+
+    fn overlapping(&self, param: Param, (first, end): (usize, usize)) -> impl Iterator<Item = &Shard> {
+        self.starting_at(param.trained.is_some(), first).iter().take_while(move |shard| shard.start < end)
     }
 
     /// What a rank owns of a frozen parameter.
@@ -276,7 +288,7 @@ impl Shards {
             let (from, to) = shard.within((first, end), Some(rank))?;
             Some(Owned { start: from - first, own: 0, len: to - from })
         };
-        self.like(param).filter_map(owned).collect()
+        self.overlapping(param, (first, end)).filter_map(owned).collect()
     }
 }
 
@@ -284,6 +296,7 @@ impl Shards {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Held {
     layers: [Option<usize>; WEIGHT_SLOTS],
+    tower: bool,
     embedding: bool,
     head: bool,
 }
@@ -294,12 +307,16 @@ impl Held {
         let before = match part {
             Part::Whole => true,
             Part::Layer(layer) => self.layers[layer % WEIGHT_SLOTS].replace(layer) == Some(layer),
+            Part::Tower => {
+                (self.embedding, self.head) = (false, false);
+                std::mem::replace(&mut self.tower, true)
+            }
             Part::Embedding => {
-                self.head &= tied;
+                (self.tower, self.head) = (false, self.head && tied);
                 std::mem::replace(&mut self.embedding, true)
             }
             Part::Head => {
-                self.embedding &= tied;
+                (self.tower, self.embedding) = (false, self.embedding && tied);
                 std::mem::replace(&mut self.head, true)
             }
         };

@@ -15,9 +15,10 @@ impl<B: Backend + ?Sized> Engine<B> {
         self.complete_update();
         let (store, training) = (self.model.store, self.training()?);
         let mut hash = blake3::Hasher::new();
-        let whole = [store.masters, Some(training.moment1), Some(training.moment2)];
-        for array in whole.into_iter().flatten().filter(|_| self.model.cut.is_none()) {
-            self.hash_array(&mut hash, array)?;
+        if self.model.cut.is_none() {
+            for array in store.masters.into_iter().chain([training.moment1, training.moment2]) {
+                self.hash_array(&mut hash, array)?;
+            }
         }
         match self.model.shards().map(|shards| (shards.pieces, shards.kept)) {
             None => self.hash_array(&mut hash, store.weights)?,

@@ -10,6 +10,7 @@ use crate::engine::Engine;
 use crate::model::Model;
 use crate::placement::cut::Complete;
 use crate::placement::shards::{Held, Part, Shard};
+use crate::vision::Tower;
 
 /// What the passes over a micro-batch ask of all ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,16 +22,20 @@ pub(crate) enum Turn {
 }
 
 impl Model {
-    /// What the passes over a micro-batch ask of all ranks, in their order.
-    pub(crate) fn turns(&self) -> Vec<Turn> {
+    /// What the passes over a micro-batch ask of all ranks, in their order. `sees`: any of the round's has images.
+    pub(crate) fn turns(&self, sees: bool) -> Vec<Turn> {
         let layers = 0..self.layers.len();
-        let mut turns = vec![Turn::Gather(Part::Embedding)];
+        let mut turns = Vec::new();
+        turns.extend(sees.then_some(Turn::Gather(Part::Tower)));
+        turns.push(Turn::Gather(Part::Embedding));
         turns.extend(layers.clone().map(|layer| Turn::Gather(Part::Layer(layer))));
         turns.extend([Turn::Gather(self.head_weights()), Turn::Gather(Part::Head), Turn::Collect(Complete::Loss)]);
         for layer in layers.rev().take_while(|layer| *layer >= self.lowest_layer) {
             turns.extend([Turn::Gather(Part::Layer(layer)), Turn::Collect(Complete::Layer(layer))]);
         }
         turns.extend(self.embedding_adapter.map(|_| Turn::Gather(Part::Embedding)));
+        let trained = self.tower.as_ref().is_some_and(Tower::is_trained);
+        turns.extend((sees && trained).then_some(Turn::Gather(Part::Tower)));
         turns.push(Turn::Collect(Complete::End));
         turns
     }
@@ -40,11 +45,12 @@ impl Model {
         if self.shards().is_some_and(|shards| shards.tied) { Part::Embedding } else { Part::Head }
     }
 
-    /// Bytes that a rank sends for the weights of a step of `rounds` micro-batches a rank, and behind its update.
-    pub(super) fn gathered_bytes(&self, rounds: u64) -> u64 {
+    /// Bytes that a rank sends for the weights of a step of `rounds` micro-batches a rank, and behind its update. `sees`: each round
+    /// has images.
+    pub(super) fn gathered_bytes(&self, rounds: u64, sees: bool) -> u64 {
         let Some((cut, shards)) = self.cut.as_ref().zip(self.shards()) else { return 0 };
         let mut held = Held::default();
-        let turns = self.turns();
+        let turns = self.turns(sees);
         let all = (0..rounds).flat_map(|_| turns.iter());
         let gathered = all.filter_map(|turn| match *turn {
             Turn::Gather(part) if shards.claim(&mut held, part) => Some(part),
@@ -60,6 +66,11 @@ impl Ranks {
     /// From here on all ranks compute a step together. No part counts as held, because rank 0 may hold others than the rest.
     pub(super) fn begin_together(&mut self) {
         (self.together, self.held) = (true, Held::default());
+    }
+
+    /// Whether a pass over a micro-batch gathers the tower: in a step, where any of the round's has images; `own`: this one has.
+    pub(crate) fn sees(&self, own: bool) -> bool {
+        own || (self.together && self.round_sees)
     }
 
     /// What this rank computes from here on it computes alone.
@@ -143,7 +154,7 @@ impl Ranks {
     }
 
     /// Tells the other ranks the number of the part that rank 0 needs, or 0; gives what rank 0 has told.
-    fn ask(&mut self, number: u64) -> Result<u64> {
+    fn ask(&self, number: u64) -> Result<u64> {
         let mut bytes = number.to_ne_bytes();
         if let Some(group) = &self.group {
             group.broadcast(0, &mut bytes)?;

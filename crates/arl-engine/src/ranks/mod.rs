@@ -36,6 +36,8 @@ pub(crate) struct Ranks {
     sent: Traffic,
     /// All ranks compute a step, and gather weights for it at once; else rank 0 gathers them alone.
     together: bool,
+    /// Any of the round's micro-batches has images.
+    round_sees: bool,
     /// Gathered weights.
     held: Held,
 }
@@ -43,7 +45,15 @@ pub(crate) struct Ranks {
 impl Ranks {
     /// This rank, before any other has joined it.
     pub(crate) fn alone(size: usize, rank: usize) -> Self {
-        Ranks { group: None, size, rank, sent: Traffic::default(), together: false, held: Held::default() }
+        Ranks {
+            group: None,
+            size,
+            rank,
+            sent: Traffic::default(),
+            together: false,
+            round_sees: false,
+            held: Held::default(),
+        }
     }
 
     /// Elements `[start, start + PART)` of a rank's piece, `piece` long, of the gradients; the last pieces may be shorter.

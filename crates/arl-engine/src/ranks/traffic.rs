@@ -20,7 +20,8 @@ pub struct Traffic {
     pub figures: u64,
 }
 
-/// Bytes of tensors that rank [`EngineOptions::rank`] sends in a step of `rounds` micro-batches a rank; nothing but figures
+/// Bytes of tensors that rank [`EngineOptions::rank`] sends in a step of `rounds` micro-batches a rank, in each of which some have
+/// images if [`EngineOptions::max_batch`] has; nothing but figures
 /// comes on top, a few hundred bytes a micro-batch and 8 for each 16,384 parameters.
 pub fn plan_traffic(config: &ModelConfig, options: &EngineOptions, kind: DeviceKind, rounds: u64) -> Result<Traffic> {
     let model = Model::new(config, options, kind)?;
@@ -45,7 +46,7 @@ pub fn plan_traffic(config: &ModelConfig, options: &EngineOptions, kind: DeviceK
         gradients: rounds * 4 * (len - own) as u64,
         sums: if model.divides_gradients() { 0 } else { others * sums },
         weights: match (&model.cut, model.shards()) {
-            (_, Some(_)) => model.gathered_bytes(rounds),
+            (_, Some(_)) => model.gathered_bytes(rounds, options.max_batch.patches > 0),
             (cut, None) => cut.as_ref().map_or(0, |cut| others * width * cut.own_len as u64),
         },
         figures: 0,

@@ -86,7 +86,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         let owned = self.model.owned(param);
         let of_own = |&Owned { start, own, len }: &Owned| Part { start, buffer: buffer.slice(own, len) };
         let of_weights = |first: usize, param: Param| {
-            let part = move |(start, buffer)| Part { start: first + start, buffer };
+            let part = move |(start, buffer): (usize, Buffer)| Part { start: first + start, buffer };
             self.model.weight_parts(param).into_iter().map(part)
         };
         let own = owned.iter().map(of_own);

@@ -262,6 +262,12 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         ranks.need(self.backend, self.model, part)
     }
 
+    /// Called before the tower's weights would be used, also where this micro-batch has no images and another of its round may.
+    pub(crate) fn need_tower(&mut self, run: &Run) -> Result<()> {
+        let own = run.seen.is_some();
+        if self.ranks.as_ref().is_some_and(|ranks| ranks.sees(own)) { self.need(Part::Tower) } else { Ok(()) }
+    }
+
     /// Called before decayed parameters up to element `end` of the weights' arena, or any others, are used.
     pub(crate) fn update_to(&mut self, end: usize) {
         if let Some(pending) = self.pending

@@ -100,6 +100,7 @@ fn parts_that_are_needed_at_once_have_places_of_their_own() {
         let apart = |a: Part, b: Part| match (a, b) {
             (Part::Layer(a), Part::Layer(b)) => a % WEIGHT_SLOTS != b % WEIGHT_SLOTS,
             (Part::Embedding, Part::Head) | (Part::Head, Part::Embedding) => shards.tied,
+            (Part::Tower, Part::Embedding | Part::Head) | (Part::Embedding | Part::Head, Part::Tower) => false,
             _ => a != b,
         };
         for (i, a) in shards.all.iter().enumerate() {
@@ -123,7 +124,9 @@ fn a_part_is_gathered_where_another_one_was_in_its_place() {
     assert_eq!(parts.map(|part| held.claim(part, false)), [true, true, false, true, false]);
     let mut held = Held::default();
     assert_eq!(parts.map(|part| held.claim(part, true)), [true, true, false, false, false]);
-    for part in [Part::Whole, Part::Embedding, Part::Head, Part::Layer(0), Part::Layer(77)] {
+    let parts = [Part::Embedding, Part::Tower, Part::Tower, Part::Embedding];
+    assert_eq!(parts.map(|part| held.claim(part, true)), [false, true, false, true]);
+    for part in [Part::Whole, Part::Tower, Part::Embedding, Part::Head, Part::Layer(0), Part::Layer(77)] {
         assert_eq!(Part::from_number(part.number()), Some(part));
     }
     assert_eq!(Part::from_number(0), None);
