@@ -25,7 +25,8 @@ fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 #[test]
 fn a_model_that_ranks_write_together_has_the_bytes_of_one_that_a_rank_writes() {
     for (name, dtype) in [("window-bias", DType::F32), ("moe-top1", DType::Bf16), ("qwen2-window", DType::F16)] {
-        let frozen = if name == "moe-top1" { vec!["*embed*".to_owned(), "model.layers.0.*".to_owned()] } else { vec![] };
+        let frozen =
+            if name == "moe-top1" { vec!["*embed*".to_owned(), "model.layers.0.*".to_owned()] } else { vec![] };
         let base = EngineOptions { frozen, ..options(dtype, Recompute::Norms, 33) };
         let export = |size: usize, zero: u8, export_type| {
             let dir = tempfile::tempdir().unwrap();

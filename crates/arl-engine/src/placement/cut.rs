@@ -186,7 +186,6 @@ impl Cut {
     pub(crate) fn completed(&self, at: Complete) -> impl Iterator<Item = &Bucket> {
         self.buckets.iter().filter(move |bucket| bucket.complete == at)
     }
-
 }
 
 /// What a rank owns of a parameter: with a cut, that of the cut; without, all of it. Rank 0 owns what is frozen, unless weights are

@@ -247,7 +247,10 @@ impl Placement {
         self.tensors.iter_mut().for_each(|tensor| move_one(&mut tensor.param));
         self.places.values_mut().for_each(move_one);
         let of_adapters = self.adapters.values_mut();
-        of_adapters.flat_map(|place| [Some(&mut place.a), Some(&mut place.b), place.magnitude.as_mut()]).flatten().for_each(move_one);
+        of_adapters
+            .flat_map(|place| [Some(&mut place.a), Some(&mut place.b), place.magnitude.as_mut()])
+            .flatten()
+            .for_each(move_one);
     }
 
     /// A block's parameters from the first of `first`'s role to the last of `last`'s, which are side by side.

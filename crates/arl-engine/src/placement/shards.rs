@@ -27,7 +27,7 @@ pub(crate) enum Part {
     Embedding,
     /// The decayed parameters of a layer, with their adapters.
     Layer(usize),
-    /// A head of its own, or the adapter of a tied one.
+    /// A head of its own, with its adapter.
     Head,
 }
 
@@ -113,7 +113,7 @@ pub(crate) struct Shards {
     pub(crate) all: Vec<Shard>,
     /// In the order of the weights' arena. Those in NF4 are none of them.
     frozen: Vec<Frozen>,
-    /// The head is the embedding: it stays in its place from the look-up to the loss.
+    /// The head is the embedding, which stays in its place from the look-up to the loss.
     pub(crate) tied: bool,
     rank: usize,
     /// Elements of this rank's pieces.
@@ -187,13 +187,10 @@ impl Shards {
         for shard in self.all.iter_mut().filter(|shard| shard.part == Part::Whole) {
             shard.own = shard.place + self.rank * shard.piece;
         }
-        let embedding = self.place_part(Part::Embedding, self.kept, ranks);
-        // An untied head takes the place of the embedding, which is of no use behind the look-up.
-        let head = self.place_part(Part::Head, if self.tied { embedding } else { self.kept }, ranks);
-        // The tower sees before the look-up, and again behind everything else.
-        let tower = self.place_part(Part::Tower, self.kept, ranks);
+        // The tower sees before the look-up, and again behind everything else; a head of its own is needed behind the look-up.
+        let ends = [Part::Tower, Part::Embedding, Part::Head].map(|part| self.place_part(part, self.kept, ranks));
+        let first = ends.into_iter().max().unwrap_or(self.kept);
         let layers: Vec<usize> = self.layers();
-        let first = embedding.max(head).max(tower);
         let slot = layers.iter().map(|&layer| self.place_part(Part::Layer(layer), 0, ranks)).max().unwrap_or(0);
         let slots = WEIGHT_SLOTS.min(layers.len());
         for layer in layers {
@@ -227,7 +224,7 @@ impl Shards {
 
     /// Whether a part has to be gathered; from now on it counts as held.
     pub(crate) fn claim(&self, held: &mut Held, part: Part) -> bool {
-        self.of(part).next().is_some() && held.claim(part, self.tied)
+        self.of(part).next().is_some() && held.claim(part)
     }
 
     /// A parameter's elements in its arena; none: it is in NF4.
@@ -296,31 +293,18 @@ impl Shards {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Held {
     layers: [Option<usize>; WEIGHT_SLOTS],
-    tower: bool,
-    embedding: bool,
-    head: bool,
+    /// Of the tower, the embedding and the head, which share a place.
+    end: Option<Part>,
 }
 
 impl Held {
     /// Whether a part has to be gathered. From now on it counts as being in its place, and what was there before does not.
-    fn claim(&mut self, part: Part, tied: bool) -> bool {
-        let before = match part {
-            Part::Whole => true,
-            Part::Layer(layer) => self.layers[layer % WEIGHT_SLOTS].replace(layer) == Some(layer),
-            Part::Tower => {
-                (self.embedding, self.head) = (false, false);
-                std::mem::replace(&mut self.tower, true)
-            }
-            Part::Embedding => {
-                (self.tower, self.head) = (false, self.head && tied);
-                std::mem::replace(&mut self.embedding, true)
-            }
-            Part::Head => {
-                (self.tower, self.embedding) = (false, self.embedding && tied);
-                std::mem::replace(&mut self.head, true)
-            }
-        };
-        !before
+    fn claim(&mut self, part: Part) -> bool {
+        match part {
+            Part::Whole => false,
+            Part::Layer(layer) => self.layers[layer % WEIGHT_SLOTS].replace(layer) != Some(layer),
+            Part::Tower | Part::Embedding | Part::Head => self.end.replace(part) != Some(part),
+        }
     }
 }
 

@@ -29,7 +29,7 @@ impl Model {
         turns.extend(sees.then_some(Turn::Gather(Part::Tower)));
         turns.push(Turn::Gather(Part::Embedding));
         turns.extend(layers.clone().map(|layer| Turn::Gather(Part::Layer(layer))));
-        turns.extend([Turn::Gather(self.head_weights()), Turn::Gather(Part::Head), Turn::Collect(Complete::Loss)]);
+        turns.extend([Turn::Gather(self.head_part()), Turn::Collect(Complete::Loss)]);
         for layer in layers.rev().take_while(|layer| *layer >= self.lowest_layer) {
             turns.extend([Turn::Gather(Part::Layer(layer)), Turn::Collect(Complete::Layer(layer))]);
         }
@@ -41,7 +41,7 @@ impl Model {
     }
 
     /// The part that the head's weights belong to.
-    pub(crate) fn head_weights(&self) -> Part {
+    pub(crate) fn head_part(&self) -> Part {
         if self.shards().is_some_and(|shards| shards.tied) { Part::Embedding } else { Part::Head }
     }
 

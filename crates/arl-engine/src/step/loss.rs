@@ -7,7 +7,6 @@ use crate::backend::{Backend, Buffer, CrossEntropy, DType, Rows};
 use crate::batch::MicroBatch;
 use crate::blocks::Run;
 use crate::placement::arena::Category;
-use crate::placement::shards::Part;
 
 /// What the classifier pass is for.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +34,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         if r == 0 {
             return Ok(());
         }
-        self.need_head()?;
+        self.need(self.model.head_part())?;
 
         let chunk = self.model.loss_chunk.min(r);
         let top = self.arena.mark();
@@ -109,18 +108,12 @@ impl<B: Backend + ?Sized> Step<'_, B> {
 
     /// Logits of `rows` consecutive rows of `hidden` `[rows, H]`.
     pub(crate) fn logits(&mut self, hidden: Buffer, rows: usize, logits: Buffer) -> Result<()> {
-        self.need_head()?;
+        self.need(self.model.head_part())?;
         let top = self.arena.mark();
         let low = self.take(Category::Workspace, self.model.dtype, rows * self.model.head.kept());
         self.logits_keeping(hidden, rows, low, logits);
         self.arena.release(top);
         Ok(())
-    }
-
-    /// Called before the head's weights, and those of its adapter, are used.
-    fn need_head(&mut self) -> Result<()> {
-        self.need(self.model.head_weights())?;
-        self.need(Part::Head)
     }
 
     /// [`Step::logits`], with what the backward pass needs of them in `low`.

@@ -99,9 +99,8 @@ fn parts_that_are_needed_at_once_have_places_of_their_own() {
         let shards = cuts[0].weights.as_ref().unwrap();
         let apart = |a: Part, b: Part| match (a, b) {
             (Part::Layer(a), Part::Layer(b)) => a % WEIGHT_SLOTS != b % WEIGHT_SLOTS,
-            (Part::Embedding, Part::Head) | (Part::Head, Part::Embedding) => shards.tied,
-            (Part::Tower, Part::Embedding | Part::Head) | (Part::Embedding | Part::Head, Part::Tower) => false,
-            _ => a != b,
+            (Part::Layer(_) | Part::Whole, _) | (_, Part::Layer(_) | Part::Whole) => a != b,
+            _ => false,
         };
         for (i, a) in shards.all.iter().enumerate() {
             let end = |shard: &Shard| shard.place + cuts.len() * shard.piece;
@@ -119,13 +118,9 @@ fn parts_that_are_needed_at_once_have_places_of_their_own() {
 fn a_part_is_gathered_where_another_one_was_in_its_place() {
     let mut held = Held::default();
     let layers = [0, 1, 2, 2, 1, 0];
-    assert_eq!(layers.map(|layer| held.claim(Part::Layer(layer), false)), [true, true, true, false, false, true]);
-    let parts = [Part::Embedding, Part::Head, Part::Head, Part::Embedding, Part::Whole];
-    assert_eq!(parts.map(|part| held.claim(part, false)), [true, true, false, true, false]);
-    let mut held = Held::default();
-    assert_eq!(parts.map(|part| held.claim(part, true)), [true, true, false, false, false]);
-    let parts = [Part::Embedding, Part::Tower, Part::Tower, Part::Embedding];
-    assert_eq!(parts.map(|part| held.claim(part, true)), [false, true, false, true]);
+    assert_eq!(layers.map(|layer| held.claim(Part::Layer(layer))), [true, true, true, false, false, true]);
+    let parts = [Part::Embedding, Part::Embedding, Part::Head, Part::Tower, Part::Embedding, Part::Whole];
+    assert_eq!(parts.map(|part| held.claim(part)), [true, false, true, true, true, false]);
     for part in [Part::Whole, Part::Tower, Part::Embedding, Part::Head, Part::Layer(0), Part::Layer(77)] {
         assert_eq!(Part::from_number(part.number()), Some(part));
     }
