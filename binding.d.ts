@@ -35,8 +35,18 @@ export declare class Engine {
    * figures are those of the whole step. All ranks call the same methods in the same order.
    */
   joinRanks(ranks: Ranks): Promise<void>
-  /** A hash of weights, moments, step count and loss scale: ranks that train together have the same. */
+  /**
+   * A hash of weights, moments, step count and loss scale: ranks that train together have the same. Where they divide weights,
+   * all of them call it at once.
+   */
   fingerprint(): Promise<string>
+  /**
+   * Sends rank 0 the weights that it asks for while it evaluates or generates alone, until it calls `endServing`. Does nothing
+   * where ranks do not divide weights.
+   */
+  serveWeights(): Promise<void>
+  /** Ends `serveWeights` on the other ranks. */
+  endServing(): Promise<void>
   /**
    * Discards the submitted steps that are not finished, even while their gradients are being computed (but where other ranks
    * compute them too), and clears an interrupt that came too late for the computation it was meant for.
@@ -501,7 +511,7 @@ export interface EngineOptions {
    * rank, whose sums may be in another order.
    */
   dataParallel?: number
-  /** What those ranks divide: 0 nothing (absent: that), 1 moments and masters, 2 also gradients. */
+  /** What those ranks divide: 0 nothing (absent: that), 1 moments and masters, 2 also gradients, 3 also weights. */
   zero?: number
   /** The number of this rank; absent: 0. */
   rank?: number
@@ -891,7 +901,7 @@ export interface Traffic {
   gradients: number
   /** Sums of gradients, to all. */
   sums: number
-  /** Updated weights, to all. */
+  /** Weights, to all: those that were updated, or with zero 3 those that a pass needs. */
   weights: number
 }
 

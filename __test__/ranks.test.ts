@@ -7,12 +7,13 @@ import { ranksFindings } from "../src/cli/doctor-ranks.js";
 import { onStopSignals } from "../src/cli/signals.js";
 import { trainingSchema } from "../src/config/schema.js";
 import { ArlError } from "../src/errors.js";
-import type { EngineOptions, MicroBatch, Native, NativeEngine, NativeRanks } from "../src/native.js";
+import type { EngineOptions, MemoryPlan, MicroBatch, Native, NativeEngine, NativeRanks } from "../src/native.js";
 import { dealt, packBatches, unpackBatches } from "../src/ranks/batches.js";
 import { Hub } from "../src/ranks/hub.js";
 import { checkDevice, checkRanks } from "../src/ranks/ranks.js";
 import { holdUp, type Sign } from "../src/ranks/watch.js";
 import { Worker } from "../src/ranks/worker.js";
+import { divideToFit } from "../src/run/setup/memory.js";
 import { zeroOf, zeroText } from "../src/run/setup/options.js";
 import { errorOf } from "./support/folder.js";
 import { root } from "./support/real.js";
@@ -152,6 +153,28 @@ describe("rank 0 and another rank", () => {
 		expect(calls).toEqual([both, both]);
 	});
 
+	it("evaluate and generate on rank 0 alone, to which the other sends weights where they divide these", async () => {
+		for (const zero of [2, 3]) {
+			const thrown = () => {
+				throw new ArlError("ARL_DATA", "no prompt");
+			};
+			const { hub, worker, calls, open } = await two([{ generate: thrown, evaluateSequences: async () => [] }, {}]);
+			const verdict = worker.serve(async () => ({}));
+			const engine = await open({ zero });
+			await engine.evaluateSequences(batch(1));
+			// What fails before the engine has it leaves no rank behind.
+			expect((await errorOf(() => engine.generate([], { maxNewTokens: 1, stopIds: [] }))).message).toBe("no prompt");
+			await engine.close();
+			await hub.end(0);
+			expect(await verdict).toEqual({ code: 0, error: null });
+			const ends = zero === 3 ? ["endServing"] : [];
+			const before = ["joinRanks", "fingerprint"];
+			expect(calls[0]).toEqual([...before, "evaluateSequences", ...ends, "generate", ...ends, "close"]);
+			const serves = zero === 3 ? ["serveWeights", "serveWeights"] : [];
+			expect(calls[1]).toEqual([...before, ...serves, "close"]);
+		}
+	});
+
 	it("fail with the error of the rank that could not save", async () => {
 		const follows = () => Promise.reject(new ArlError("ARL_INTERRUPTED", "ended because rank 1 failed"));
 		const full = () => Promise.reject(new ArlError("ARL_IO", "no space left", "free some"));
@@ -288,14 +311,28 @@ describe("what a run of several ranks needs", () => {
 		expect(zeroOf({ dp_size: 1, zero: 2 })).toBe(0);
 		expect(zeroOf({ dp_size: 2, zero: "auto" })).toBe(2);
 		expect(zeroOf({ dp_size: 2, zero: 1 })).toBe(1);
-		expect(zeroText({ dp_size: 1, zero: "auto" })).toBeNull();
-		expect(zeroText({ dp_size: 1, zero: 1 })).toContain("no effect");
-		expect(zeroText({ dp_size: 4, zero: "auto" })).toBe(
+		expect(zeroText({ dp_size: 1, zero: "auto" }, 0)).toBeNull();
+		expect(zeroText({ dp_size: 1, zero: 1 }, 0)).toContain("no effect");
+		expect(zeroText({ dp_size: 4, zero: "auto" }, 2)).toBe(
 			"zero 2 (auto): 4 ranks divide gradients, moments and master weights among them",
 		);
-		expect(zeroText({ dp_size: 2, zero: 0 })).toBe("zero 0: 2 ranks divide nothing among them");
+		expect(zeroText({ dp_size: 4, zero: "auto" }, 3)).toContain("zero 3 (auto: 2 does not fit a rank's share of the");
+		expect(zeroText({ dp_size: 2, zero: 0 }, 0)).toBe("zero 0: 2 ranks divide nothing among them");
 		const parse = (zero: unknown) => trainingSchema.shape.zero.safeParse(zero).success;
-		expect(["auto", 0, 1, 2, 3, -1, "2"].map(parse)).toEqual([true, true, true, true, false, false, false]);
+		expect(["auto", 0, 1, 2, 3, 4, -1, "2"].map(parse)).toEqual([true, true, true, true, true, false, false, false]);
+	});
+
+	it("is weights too where nobody has asked, and only that fits", () => {
+		const plan = ({ zero }: EngineOptions) => ({ totalBytes: zero === 3 ? 50 : 100 }) as MemoryPlan;
+		const taken = (asked: "auto" | number, room?: number, zero = 2, larger = 0) => {
+			const grown = (options: EngineOptions) => ({
+				...plan(options),
+				totalBytes: plan(options).totalBytes + (options.zero === 3 ? larger : 0),
+			});
+			return divideToFit({ zero } as EngineOptions, asked, grown, room).zero;
+		};
+		expect([taken("auto", 100), taken("auto", 99), taken("auto", 10), taken("auto")]).toEqual([2, 3, 3, 2]);
+		expect([taken(2, 99), taken("auto", 99, 0), taken("auto", 99, 2, 60)]).toEqual([2, 0, 2]);
 	});
 
 	it("is what arl doctor shows", () => {

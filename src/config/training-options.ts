@@ -739,11 +739,12 @@ export interface TrainingOptions {
 	 */
 	dp_size?: number;
 	/**
-	 * What data-parallel ranks divide among them: 0 nothing; 1 moments and master weights; 2 also gradients. Results are
-	 * equal in bits. Auto: 2. Expected: auto, 0, 1 or 2 (3, which divides weights too, is not built yet).
+	 * What data-parallel ranks divide among them: 0 nothing; 1 moments and master weights; 2 also gradients; 3 also
+	 * weights, frozen ones too, which are gathered layer by layer. Results are equal in bits. Auto: 2, or 3 where 2 does
+	 * not fit a rank's share of the memory. Expected: auto, 0, 1, 2 or 3.
 	 * @default "auto"
 	 */
-	zero?: "auto" | 0 | 1 | 2;
+	zero?: "auto" | 0 | 1 | 2 | 3;
 	/**
 	 * Seconds for which ranks wait for one that sends no sign of life, or for its gradients, before the run ends with
 	 * its name. Expected: a whole number, 1 or more and at most 604800.

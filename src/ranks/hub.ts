@@ -277,7 +277,7 @@ export class Hub implements Ranks {
 		await opened;
 		// A state that is read next brings its own weights.
 		if (options.restored !== true) await checkEqual(local, others, "after opening the model");
-		return sharedEngine(local, others, (options.zero ?? 0) > 0);
+		return sharedEngine(local, others, options.zero ?? 0);
 	}
 
 	/** Ends the other ranks, after a run that was taken to its end. */

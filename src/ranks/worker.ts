@@ -175,6 +175,11 @@ export class Worker {
 				await this.save(message);
 				this.phase = "waiting for rank 0";
 				return answer("");
+			case "serve":
+				this.phase = "sending weights";
+				await this.opened.serveWeights();
+				this.phase = "waiting for rank 0";
+				return;
 			case "fingerprint":
 				return answer(await this.opened.fingerprint());
 			case "submit": {

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use arl_model::{Block, Error, ErrorCode, Family, Lora, ModelConfig, Projection, Result, Role, RopeTable};
 
 use crate::attention;
-use crate::backend::{DType, DeviceKind, NormWeight};
+use crate::backend::{Buffer, DType, DeviceKind, NormWeight};
 use crate::batch::MicroBatch;
 use crate::blocks::linear::Linear;
 use crate::blocks::{self, Adapters, EmbeddingAdapter, LowRankDropout, blocks};
 use crate::options::{EngineOptions, LoraOptions, Nf4Options, Recompute};
 use crate::placement::cut::{Complete, Cut, Owned, owned};
+use crate::placement::shards::Shards;
 use crate::placement::store::Store;
 use crate::placement::{Param, Placement, Run};
 use crate::shape::Shape;
@@ -102,12 +103,15 @@ impl Model {
             Some((lora, _)) => Placement::adapted(lora, load_in_4bit.is_some())?,
         };
         let ranks = options.data_parallel.filter(|_| options.zero > 0 && !options.inference_only);
-        let cut = ranks.map(|ranks| Arc::new(Cut::new(&placement, ranks, options.rank, options.zero > 1)));
+        let cut = ranks.map(|ranks| {
+            let cut = Cut::new(&placement, ranks, options.rank, options.zero > 1);
+            Arc::new(if options.zero > 2 { cut.with_weights(&placement) } else { cut })
+        });
         if let Some(cut) = &cut {
             if kind != DeviceKind::Cpu {
                 return Err(Error::new(ErrorCode::Device, "ranks divide moments on CPUs only (zero above 0)"));
             }
-            placement.place_gradients(|element| cut.gradient(element));
+            placement.cut(cut);
         }
         let runs = cut.as_ref().map_or_else(|| placement.runs.clone(), |cut| cut.runs(&placement.runs, cut.rank));
         let store = Store::new(&placement, cut.as_deref(), options);
@@ -176,6 +180,20 @@ impl Model {
     pub(crate) fn owned(&self, param: Param) -> Vec<Owned> {
         let cut = self.cut.as_deref();
         owned(cut, param, cut.map_or(0, |cut| cut.rank))
+    }
+
+    /// How ranks divide weights; none: every one has all of them.
+    pub(crate) fn shards(&self) -> Option<&Shards> {
+        self.cut.as_ref()?.weights.as_ref()
+    }
+
+    /// What this rank has of a parameter's weights all the time: first elements within it, and their places. All of it, unless
+    /// ranks divide weights.
+    pub(crate) fn weight_parts(&self, param: Param) -> Vec<(usize, Buffer)> {
+        match self.shards() {
+            None => vec![(0, self.store.weight(param))],
+            Some(shards) => shards.parts(param, self.store.weights),
+        }
     }
 
     /// The weight of a norm.

@@ -237,10 +237,24 @@ impl Engine {
         self.submit(env, move |engine| engine.join(group), |()| ())
     }
 
-    /// A hash of weights, moments, step count and loss scale: ranks that train together have the same.
+    /// A hash of weights, moments, step count and loss scale: ranks that train together have the same. Where they divide weights,
+    /// all of them call it at once.
     #[napi(ts_return_type = "Promise<string>")]
     pub fn fingerprint<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
         self.submit(env, |engine| engine.fingerprint(), |hash| hash)
+    }
+
+    /// Sends rank 0 the weights that it asks for while it evaluates or generates alone, until it calls `endServing`. Does nothing
+    /// where ranks do not divide weights.
+    #[napi(ts_return_type = "Promise<void>")]
+    pub fn serve_weights<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
+        self.submit(env, |engine| engine.serve_weights(), |()| ())
+    }
+
+    /// Ends `serveWeights` on the other ranks.
+    #[napi(ts_return_type = "Promise<void>")]
+    pub fn end_serving<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
+        self.submit(env, |engine| engine.end_serving(), |()| ())
     }
 
     /// Discards the submitted steps that are not finished, even while their gradients are being computed (but where other ranks

@@ -20,7 +20,7 @@ pub struct Traffic {
     pub gradients: f64,
     /// Sums of gradients, to all.
     pub sums: f64,
-    /// Updated weights, to all.
+    /// Weights, to all: those that were updated, or with zero 3 those that a pass needs.
     pub weights: f64,
 }
 

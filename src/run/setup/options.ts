@@ -119,18 +119,25 @@ export function mostImages(
 	return maxPatches === 0 ? {} : { maxPatches, maxImages };
 }
 
-/** What the ranks divide among them. */
-export function zeroOf({ dp_size: ranks, zero }: Pick<AgentTrainingConfig, "dp_size" | "zero">): 0 | 1 | 2 {
+/** What the ranks divide among them; by itself, as long as memory does not ask for more (`divideToFit`). */
+export function zeroOf({ dp_size: ranks, zero }: Pick<AgentTrainingConfig, "dp_size" | "zero">): 0 | 1 | 2 | 3 {
 	if (ranks === 1) return 0;
 	return zero === "auto" ? 2 : zero;
 }
 
-/** A sentence about what the ranks divide; null: there is one, and nobody has asked. */
-export function zeroText(args: Pick<AgentTrainingConfig, "dp_size" | "zero">): string | null {
+const DIVIDED = [
+	"nothing",
+	"moments and master weights",
+	"gradients, moments and master weights",
+	"weights, gradients, moments and master weights",
+];
+
+/** A sentence about what the ranks divide, which is `taken`; null: there is one, and nobody has asked. */
+export function zeroText(args: Pick<AgentTrainingConfig, "dp_size" | "zero">, taken: number): string | null {
 	const { dp_size: ranks, zero } = args;
 	if (ranks === 1) return zero === "auto" ? null : "zero has no effect: one rank has nothing to divide";
-	const divided = ["nothing", "moments and master weights", "gradients, moments and master weights"][zeroOf(args)];
-	return `zero ${zeroOf(args)}${zero === "auto" ? " (auto)" : ""}: ${ranks} ranks divide ${divided} among them`;
+	const why = zero !== "auto" ? "" : taken === 3 ? " (auto: 2 does not fit a rank's share of the memory)" : " (auto)";
+	return `zero ${taken}${why}: ${ranks} ranks divide ${DIVIDED[taken]} among them`;
 }
 
 /** Options of the engine. */

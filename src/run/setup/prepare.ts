@@ -22,7 +22,7 @@ import type { RowsFromCode } from "./dataset.js";
 import { type Engine, openEngine } from "./engine.js";
 import { checkHeldOutGiven, openHeldOut } from "./held-out.js";
 import type { ModelFolder } from "./model.js";
-import { cacheDir, mostImages, zeroText } from "./options.js";
+import { cacheDir, mostImages } from "./options.js";
 import { countSaves, expectedBatch } from "./plan.js";
 import { checkDisk, checkOutputPlace, checkpointBytes } from "./preflight.js";
 import type { Resources } from "./resources.js";
@@ -56,8 +56,6 @@ export async function* prepareRun(input: PrepareInput): AsyncGenerator<TrainEven
 	scheduleOf(args, 1_000_000);
 	checkHeldOutGiven(args, input.code);
 	yield* takeOutputFolder(native, args, resources);
-	const divided = zeroText(args);
-	if (divided !== null) yield notice("info", divided);
 	const { resume_from_checkpoint: resume, output_dir: outputDir } = args;
 	const resumed = resume === null ? null : await findCheckpoint(resume, outputDir);
 	const opened = yield* openStart(native, args, resumed, input.signal);

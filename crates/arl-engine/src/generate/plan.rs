@@ -94,7 +94,7 @@ impl Group {
             step.forward(&run, Some(Generation { caches: &cache.blocks, new: &new }))?;
             let (h, v) = (model.shape.hidden, model.shape.vocab);
             let rows = sequences.min(cache.logits.len / v);
-            step.logits(cache.hidden.slice(0, rows * h), rows, cache.logits.slice(0, rows * v));
+            step.logits(cache.hidden.slice(0, rows * h), rows, cache.logits.slice(0, rows * v))?;
             dry.release(bottom);
         }
         Ok((dry, positions))

@@ -5,6 +5,7 @@
 pub(crate) mod arena;
 pub(crate) mod cut;
 pub(crate) mod quantized;
+pub(crate) mod shards;
 pub(crate) mod store;
 
 use std::collections::HashMap;
@@ -12,6 +13,7 @@ use std::collections::HashMap;
 use arl_model::{Block, Error, ErrorCode, Lora, ModelConfig, Projection, Result, Role, TensorSpec, tensor_table};
 
 use arena::ALIGNMENT;
+use cut::Cut;
 use quantized::{Quantized, is_linear};
 
 /// Elements between which parameters begin, at most two bytes each.
@@ -24,6 +26,9 @@ pub(crate) struct Param {
     pub(crate) offset: usize,
     /// Elements.
     pub(crate) len: usize,
+    /// First element in the array of weights: that of the arena, but where ranks divide weights and parts take turns in one place
+    /// ([`shards`]).
+    pub(crate) weight: usize,
     /// First element in the optimizer's arena; none: frozen.
     pub(crate) trained: Option<usize>,
     /// First element in the array of gradients, of a trained one: that of the arena, but where buckets take turns in one place
@@ -37,7 +42,8 @@ impl Param {
     /// `len` elements from `start` on.
     pub(crate) fn part(self, start: usize, len: usize) -> Self {
         let trained = self.trained.map(|first| first + start);
-        Param { offset: self.offset + start, len, trained, gradient: self.gradient + start, ..self }
+        let (weight, gradient) = (self.weight + start, self.gradient + start);
+        Param { offset: self.offset + start, len, weight, trained, gradient, ..self }
     }
 }
 
@@ -195,7 +201,8 @@ impl Placement {
         }
         let len = spec.elements();
         let trained = spec.trainable.then_some(self.optimizer);
-        let param = Param { offset: self.weights, len, trained, gradient: self.optimizer, quantized: false };
+        let (offset, gradient) = (self.weights, self.optimizer);
+        let param = Param { offset, len, weight: offset, trained, gradient, quantized: false };
         self.weights += len;
         if let (Some(layer), true) = (spec.block.layer(), spec.decay) {
             self.layer_ends[layer] = self.weights;
@@ -231,15 +238,19 @@ impl Placement {
         }
     }
 
-    /// Places the gradients of every trained parameter where `place` has an element of the optimizer's arena.
-    pub(crate) fn place_gradients(&mut self, place: impl Fn(usize) -> usize) {
-        let move_one = |param: &mut Param| param.gradient = param.trained.map_or(0, &place);
+    /// Places the gradients of every trained parameter, and all weights where they are divided, where a cut has them.
+    pub(crate) fn cut(&mut self, cut: &Cut) {
+        let move_one = |param: &mut Param| {
+            param.gradient = param.trained.map_or(0, |first| cut.gradient(first));
+            param.weight = cut.weights.as_ref().map_or(param.weight, |shards| shards.place(*param));
+        };
         self.tensors.iter_mut().for_each(|tensor| move_one(&mut tensor.param));
         self.places.values_mut().for_each(move_one);
-        for adapter in self.adapters.values_mut() {
-            move_one(&mut adapter.a);
-            move_one(&mut adapter.b);
-        }
+        let of_adapters = self.adapters.values_mut();
+        of_adapters
+            .flat_map(|place| [Some(&mut place.a), Some(&mut place.b), place.magnitude.as_mut()])
+            .flatten()
+            .for_each(move_one);
     }
 
     /// A block's parameters from the first of `first`'s role to the last of `last`'s, which are side by side.
@@ -275,7 +286,8 @@ impl Placement {
                 let start = next.map_or(end, |(start, _)| start.min(end));
                 if start > at {
                     let offset = run.weights + at - run.optimizer;
-                    gaps.push(Param { offset, len: start - at, trained: Some(at), gradient: at, quantized: false });
+                    let (len, trained) = (start - at, Some(at));
+                    gaps.push(Param { offset, len, weight: offset, trained, gradient: at, quantized: false });
                 }
                 at = start;
                 if let Some((start, len)) = next.filter(|&(start, _)| start < end) {

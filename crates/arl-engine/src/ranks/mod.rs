@@ -4,6 +4,8 @@
 
 mod accumulate;
 mod export;
+mod fingerprint;
+mod gather;
 mod norm;
 mod traffic;
 mod weights;
@@ -15,6 +17,7 @@ use crate::backend::{Backend, Buffer};
 use crate::engine::Engine;
 use crate::model::Model;
 use crate::placement::cut::Complete;
+use crate::placement::shards::Held;
 
 pub use traffic::{Traffic, plan_traffic};
 
@@ -31,12 +34,26 @@ pub(crate) struct Ranks {
     rank: usize,
     /// Bytes sent to others.
     sent: Traffic,
+    /// All ranks compute a step, and gather weights for it at once; else rank 0 gathers them alone.
+    together: bool,
+    /// Any of the round's micro-batches has images.
+    round_sees: bool,
+    /// Gathered weights.
+    held: Held,
 }
 
 impl Ranks {
     /// This rank, before any other has joined it.
     pub(crate) fn alone(size: usize, rank: usize) -> Self {
-        Ranks { group: None, size, rank, sent: Traffic::default() }
+        Ranks {
+            group: None,
+            size,
+            rank,
+            sent: Traffic::default(),
+            together: false,
+            round_sees: false,
+            held: Held::default(),
+        }
     }
 
     /// Elements `[start, start + PART)` of a rank's piece, `piece` long, of the gradients; the last pieces may be shorter.
@@ -130,8 +147,8 @@ impl Ranks {
 
 impl<B: Backend + ?Sized> Engine<B> {
     /// Has the ranks of `group` compute each step together with this one, from [`Engine::submit`] on: each is given its own
-    /// micro-batches, in the order of the step, and all return the figures of the whole step. All hold all weights, which
-    /// must be equal. The number of ranks is [`EngineOptions::data_parallel`](crate::EngineOptions::data_parallel).
+    /// micro-batches, in the order of the step, and all return the figures of the whole step. Their weights, or where they divide
+    /// these the folders that they have read, must be equal. The number of ranks is [`EngineOptions::data_parallel`](crate::EngineOptions::data_parallel).
     pub fn join(&mut self, group: Box<dyn Group>) -> Result<()> {
         let planned = self.training()?.sums.map_or(0, |_| self.ranks.size);
         if group.size() != planned {
@@ -164,31 +181,6 @@ impl<B: Backend + ?Sized> Engine<B> {
             return Err(Error::new(ErrorCode::Internal, "the other ranks have not joined this engine"));
         }
         Ok(())
-    }
-
-    /// A hash of all that ranks that train together have in common: weights, step count and loss scale, and moments and masters
-    /// where they do not divide them.
-    pub fn fingerprint(&mut self) -> Result<String> {
-        self.settle();
-        self.complete_update();
-        let (store, training) = (self.model.store, self.training()?);
-        let mut hash = blake3::Hasher::new();
-        let whole = [store.masters, Some(training.moment1), Some(training.moment2)];
-        let whole = whole.into_iter().flatten().filter(|_| self.model.cut.is_none());
-        for array in std::iter::once(store.weights).chain(whole) {
-            for start in (0..array.len).step_by(PART) {
-                let piece = array.slice(start, PART.min(array.len - start));
-                let mut bytes = vec![0; piece.bytes()];
-                self.backend.read_back(piece, &mut bytes)?;
-                hash.update(&bytes);
-            }
-        }
-        let scale = self.loss_scale.map(|scale| scale.scale());
-        hash.update(format!("{} {scale:?}", self.steps).as_bytes());
-        if self.model.tower.is_some() {
-            hash.update(&self.vision_steps.to_le_bytes());
-        }
-        Ok(hash.finalize().to_hex().to_string())
     }
 }
 

@@ -7,6 +7,7 @@ use crate::backend::{Backend, Buffer};
 use crate::engine::Engine;
 use crate::placement::Param;
 use crate::placement::cut::{Bucket, Cut, owned};
+use crate::placement::shards::Part;
 
 /// Weights of a part of a rank's piece.
 struct Place {
@@ -16,11 +17,18 @@ struct Place {
 }
 
 impl<B: Backend + ?Sized> Engine<B> {
-    /// Gives every rank the weights that the others have updated, where ranks divide moments.
+    /// Gives every rank the weights that the others have updated, where ranks divide moments; where they divide weights too, of what
+    /// stays whole.
     pub(crate) fn gather_weights(&mut self) -> Result<()> {
         let Some(cut) = self.model.cut.clone() else { return Ok(()) };
         self.check_joined()?;
         self.complete_update();
+        if let Some(shards) = &cut.weights {
+            self.ranks.forget_gathered();
+            let (backend, weights) = (&mut *self.backend, self.model.store.weights);
+            let mut updated = shards.of(Part::Whole).filter(|shard| shard.trained);
+            return updated.try_for_each(|shard| self.ranks.gather_shard(backend, weights, *shard, true));
+        }
         let width = self.model.store.weights.dtype.bytes();
         for bucket in &cut.buckets {
             let piece = cut.piece_len(bucket);

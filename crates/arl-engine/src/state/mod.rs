@@ -85,13 +85,20 @@ impl<B: Backend + ?Sized> Engine<B> {
     fn entry(&self, array: &str, buffer: Buffer, parameter: &str, param: Param, shape: &[usize]) -> Entry {
         let owned = self.model.owned(param);
         let of_own = |&Owned { start, own, len }: &Owned| Part { start, buffer: buffer.slice(own, len) };
-        let of_weights = |start: usize, len: usize| Part { start, buffer: buffer.slice(param.offset + start, len) };
+        let of_weights = |first: usize, param: Param| {
+            let part = move |(start, buffer): (usize, Buffer)| Part { start: first + start, buffer };
+            self.model.weight_parts(param).into_iter().map(part)
+        };
         let own = owned.iter().map(of_own);
         let (owned, wanted) = match array {
             WEIGHTS => {
-                (owned.iter().map(|part| of_weights(part.start, part.len)).collect(), vec![of_weights(0, param.len)])
+                let of_part = |part: &Owned| of_weights(part.start, param.part(part.start, part.len));
+                (owned.iter().flat_map(of_part).collect(), of_weights(0, param).collect())
             }
-            MASTERS => (own.collect(), vec![Part { start: 0, buffer: Buffer { len: param.len, ..buffer } }]),
+            MASTERS => {
+                let of_rounded = |part: Part| Part { buffer: Buffer { len: part.buffer.len, ..buffer }, ..part };
+                (own.collect(), of_weights(0, param).map(of_rounded).collect())
+            }
             _ => (own.clone().collect(), own.collect()),
         };
         Entry {
@@ -271,6 +278,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         // It updates weights that are written over.
         self.pending = None;
         self.kept.forget();
+        self.ranks.forget_gathered();
         for entry in &entries {
             for part in &entry.wanted {
                 for (first, bytes) in saved.read(&entry.name, part.start, part.buffer.len)? {

@@ -69,6 +69,11 @@ pub fn with_adapters(name: &str, base: EngineOptions) -> EngineOptions {
     } else {
         r#"{"target_modules": "all-linear", "r": 3, "lora_alpha": 6, "lora_dropout": 0.1, "modules_to_save": ["lm_head"]}"#
     };
+    adapted(text, base)
+}
+
+/// Adapters as a configuration of PEFT's has them.
+pub fn adapted(text: &str, base: EngineOptions) -> EngineOptions {
     let config = LoraConfig::from_json(text, Path::new("adapter_config.json")).unwrap();
     EngineOptions { lora: Some(LoraOptions { config, seed: 9 }), ..base }
 }
