@@ -78,6 +78,12 @@ impl<B: Backend + ?Sized> Engine<B> {
         for (magnitude, weight) in pairs {
             let (mut values, mut norms) = (vec![0f32; weight.len], vec![0f32; magnitude.len]);
             self.read_weights(weight, &mut values)?;
+            match self.model.dtype {
+                // As products see weights in NF4; others were rounded as they were read.
+                DType::Bf16 => values.iter_mut().for_each(|value| *value = bf16::from_f32(*value).to_f32()),
+                DType::F16 => values.iter_mut().for_each(|value| *value = f16::from_f32(*value).to_f32()),
+                _ => {}
+            }
             Lora::row_norms(&values, &mut norms);
             self.write_weights(magnitude, &norms);
         }
@@ -120,7 +126,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         for (piece, values) in values.chunks(PIECE).enumerate() {
             let param = param.part(piece * PIECE, values.len());
             let weights = store.weight(param);
-            let array = store.masters.filter(|_| param.trained.is_some());
+            let array = store.masters.filter(|_| param.trained.is_some() && !param.wide);
             let owned = array.map(|array| (array, self.model.owned(param)));
             match weights.dtype {
                 DType::F32 => self.backend.upload(bytemuck::cast_slice(values), weights),
@@ -157,7 +163,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         for (piece, out) in out.chunks_mut(PIECE).enumerate() {
             let param = param.part(piece * PIECE, out.len());
             let weights = store.weight(param);
-            let masters = match store.masters.filter(|_| param.trained.is_some()) {
+            let masters = match store.masters.filter(|_| param.trained.is_some() && !param.wide) {
                 None => None,
                 Some(array) => match self.model.owned(param)[..] {
                     [Owned { own, len, .. }] if len == param.len => Some(array.slice(own, len)),

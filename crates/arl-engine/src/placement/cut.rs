@@ -72,7 +72,7 @@ impl Cut {
             let Some(start) = tensor.param.trained else { continue };
             let (complete, shared) = match tensor.spec.block {
                 // Every layer adds to norms and biases, and a tied head to the embedding.
-                _ if !tensor.spec.decay => (Complete::End, false),
+                _ if !tensor.spec.decay || tensor.param.wide => (Complete::End, false),
                 Block::Embedding => (Complete::End, !tied),
                 Block::Head => (Complete::Loss, true),
                 block => block.layer().map_or((Complete::End, false), |layer| (Complete::Layer(layer), true)),
@@ -149,14 +149,7 @@ impl Cut {
         let parts = |run: &Run| {
             let owned = self.owned(run.optimizer..run.optimizer + run.len, rank);
             let run = *run;
-            owned.into_iter().map(move |Owned { start, own, len }| Run {
-                weights: run.weights + start,
-                optimizer: run.optimizer + start,
-                own,
-                len,
-                decay: run.decay,
-                vision: run.vision,
-            })
+            owned.into_iter().map(move |Owned { start, own, len }| Run { own, ..run.part(start, len) })
         };
         runs.iter().flat_map(parts).collect()
     }
