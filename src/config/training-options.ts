@@ -435,16 +435,16 @@ export interface TrainingOptions {
 	 */
 	use_rslora?: boolean;
 	/**
-	 * Train the magnitudes of the adapted layers' rows as well (DoRA). Needs float32, the CPU and `lora_dropout 0`; each
-	 * step computes the layers' products once more. Expected: true or false.
+	 * Train the magnitudes of the adapted layers' rows as well (DoRA). Needs `lora_dropout 0`; each step computes the
+	 * layers' products once more. Expected: true or false.
 	 * @default false
 	 */
 	use_dora?: boolean;
 	/**
 	 * Keep the frozen weights of linear layers in 4 bits (NF4, with the numbers of bitsandbytes), quantized when they
-	 * are read: 4.5 bits a weight, or 4.13 with `use_bnb_nested_quant`. Each product takes its weights in the type of
-	 * the activations. Adapters are trained next to them (QLoRA). A folder that bitsandbytes wrote in NF4 is opened so
-	 * in any case. Expected: true or false.
+	 * are read: 4.5 bits a weight, or 4.13 with `use_bnb_nested_quant`. Products take them in the type of the
+	 * activations, a tile at a time. Adapters are trained next to them (QLoRA). A folder that bitsandbytes wrote in NF4
+	 * is opened so in any case. Expected: true or false.
 	 * @default false
 	 */
 	load_in_4bit?: boolean;

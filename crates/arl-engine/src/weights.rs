@@ -88,10 +88,11 @@ impl<B: Backend + ?Sized> Engine<B> {
             let (mut values, mut norms) = (vec![0f32; weight.len], vec![0f32; magnitude.len]);
             if self.model.shards().is_some() && !weight.quantized {
                 read(self, self.source(tensor), &mut values)?;
-                round(self.model.dtype, &mut values);
             } else {
                 self.read_weights(weight, &mut values)?;
             }
+            // As products see them: those in NF4, and those that another rank has, are exact until here.
+            round(self.model.dtype, &mut values);
             Lora::row_norms(&values, &mut norms);
             self.write_weights(magnitude, &norms);
         }
@@ -138,9 +139,9 @@ impl<B: Backend + ?Sized> Engine<B> {
         for (piece, values) in values.chunks(PIECE).enumerate() {
             let param = param.part(piece * PIECE, values.len());
             let weights = self.model.weight_parts(param);
-            let array = store.masters.filter(|_| param.trained.is_some());
+            let array = store.masters.filter(|_| param.trained.is_some() && !param.wide);
             let owned = array.map(|array| (array, self.model.owned(param)));
-            match store.weights.dtype {
+            match weights.first().map_or(store.weights.dtype, |(_, weights)| weights.dtype) {
                 DType::F32 => self.upload_parts(&weights, values),
                 DType::F16 => {
                     let rounded: Vec<f16> = values.iter().map(|&value| f16::from_f32(value)).collect();
@@ -185,7 +186,7 @@ impl<B: Backend + ?Sized> Engine<B> {
                 [(_, weights)] if weights.len == param.len => weights,
                 _ => return Err(Error::new(ErrorCode::Internal, "weights are read that another rank owns")),
             };
-            let masters = match store.masters.filter(|_| param.trained.is_some()) {
+            let masters = match store.masters.filter(|_| param.trained.is_some() && !param.wide) {
                 None => None,
                 Some(array) => match self.model.owned(param)[..] {
                     [Owned { own, len, .. }] if len == param.len => Some(array.slice(own, len)),

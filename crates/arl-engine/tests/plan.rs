@@ -7,8 +7,10 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use arl_engine::backend::{DType, DeviceKind, Heads, attention_library_scratch};
-use arl_engine::{AttentionChoice, BatchSize, EngineOptions, MemoryPlan, Recompute, plan_memory};
-use arl_model::ErrorCode;
+use arl_engine::{
+    AttentionChoice, BatchSize, EngineOptions, LoraOptions, MemoryPlan, Nf4Options, Recompute, plan_memory,
+};
+use arl_model::{ErrorCode, LoraConfig};
 
 const TOKENS: usize = 16_384;
 const SEQUENCES: usize = 8;
@@ -306,6 +308,27 @@ fn eight_billion_parameters_fit_on_80_gigabytes_with_both_offloads() {
     let offloaded = EngineOptions { activation_offloading: true, optimizer_offload: true, ..all };
     let plan = plan(&dir, &offloaded);
     assert!(plan.total_bytes < 80_000_000_000, "{plan:?}");
+}
+
+#[test]
+fn adapters_of_eight_billion_parameters_fit_on_24_gigabytes_and_in_4_bits_on_12() {
+    let Some(dir) = config("qwen3-8b") else { return };
+    let text = r#"{ "target_modules": "all-linear", "r": 16 }"#;
+    let lora = LoraConfig::from_json(text, Path::new("adapter_config.json")).unwrap();
+    let adapted = EngineOptions {
+        max_batch: BatchSize { tokens: 4096, sequences: SEQUENCES, ..BatchSize::default() },
+        lora: Some(LoraOptions { config: lora, seed: 0 }),
+        ..options(Recompute::Block)
+    };
+    let in_4_bits = EngineOptions { load_in_4bit: Some(Nf4Options { nested: true }), ..adapted.clone() };
+    let (whole, quarter) = (plan(&dir, &adapted), plan(&dir, &in_4_bits));
+    assert!(whole.total_bytes < 24_000_000_000, "{whole:?}");
+    assert!(quarter.total_bytes < 12_000_000_000, "{quarter:?}");
+    // One tile, where gate and up together have 200 MB of weights in bf16; none on the CPU.
+    let workspace = |plan: &MemoryPlan| bytes_of(&plan.categories, "workspace");
+    assert!(workspace(&quarter) - workspace(&whole) <= 32 << 20, "{quarter:?} {whole:?}");
+    let [whole, quarter] = [&adapted, &in_4_bits].map(|options| plan_memory(&dir, options, DeviceKind::Cpu).unwrap());
+    assert_eq!(workspace(&quarter), workspace(&whole));
 }
 
 #[test]

@@ -97,6 +97,14 @@ constexpr int MOST_BACKWARD_THREADS = 1024;
 constexpr int BACKWARD_ELEMENTS = 8;
 }
 
+namespace magnitude {
+constexpr int THREADS = 256;
+// Rows whose norms a block takes.
+constexpr int ROWS = 4;
+// Columns of a row that a thread scales.
+constexpr int STEP = 8;
+}
+
 namespace matmul {
 constexpr int SPLIT_THREADS = 256;
 // Columns that a thread splits.
@@ -112,11 +120,13 @@ constexpr int MOST_EXPERTS = 512;
 
 namespace nf4 {
 constexpr int THREADS = 256;
-// Weights of a thread.
+// Weights that a thread takes at a time.
 constexpr int STEP = 8;
 // Weights that share a scale, and scales that share one in turn.
 constexpr int BLOCK = 64;
 constexpr int NESTED_BLOCK = 256;
+// Rows that a block multiplies with a token, one a warp.
+constexpr int ROWS = 8;
 }
 
 namespace optimizer {

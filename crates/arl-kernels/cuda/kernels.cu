@@ -12,6 +12,7 @@
 #include "grouped.cu"
 #include "guard.cu"
 #include "layer_norm.cu"
+#include "magnitude.cu"
 #include "matmul.cu"
 #include "moe.cu"
 #include "nf4.cu"

@@ -59,6 +59,15 @@ impl DeviceKind {
         }
     }
 
+    /// Elements of scratch that a product takes weights in NF4 of `rows` by `columns` through, in a type; none where it decodes
+    /// them as it multiplies.
+    pub fn nf4_tile(self, dtype: DType, rows: usize, columns: usize) -> usize {
+        match self {
+            DeviceKind::Cpu => 0,
+            DeviceKind::Cuda => cuda::nf4_tile(dtype, rows, columns),
+        }
+    }
+
     /// Bytes that the device's leaves need for themselves, over matrices of at most so many columns and micro-batches
     /// of at most so many tokens; its libraries' included.
     pub(crate) fn own_bytes(self, columns: usize, tokens: usize) -> usize {

@@ -96,8 +96,9 @@ impl Backend for PlanBackend {
         zero(target: Buffer);
         copy(source: Buffer, target: Buffer);
         magnitude(op: &Magnitude);
-        dequantize(weights: &Nf4Weights, out: Buffer);
+        dequantize(weights: &Nf4Weights, first: usize, out: Buffer);
         matmul(op: &Matmul);
+        matmul_nf4(op: &Nf4Matmul<'_>);
         grouped_matmul(op: &GroupedMatmul);
         sum_rows(x: Rows, rows: usize, columns: usize, out: Buffer);
         embedding(ids: Buffer, table: Buffer, width: usize, out: Buffer);

@@ -77,7 +77,7 @@ impl Cut {
             let Some(start) = tensor.param.trained else { continue };
             let (complete, shared) = match tensor.spec.block {
                 // Every layer adds to norms and biases, and a tied head to the embedding.
-                _ if !tensor.spec.decay => (Complete::End, false),
+                _ if !tensor.spec.decay || tensor.param.wide => (Complete::End, false),
                 Block::Embedding => (Complete::End, !tied),
                 Block::Head => (Complete::Loss, true),
                 block => block.layer().map_or((Complete::End, false), |layer| (Complete::Layer(layer), true)),
@@ -161,16 +161,10 @@ impl Cut {
         let parts = |run: &Run| {
             let owned = self.owned(run.optimizer..run.optimizer + run.len, rank);
             let run = *run;
-            owned.into_iter().map(move |Owned { start, own, len }| Run {
-                weights: match &self.weights {
-                    None => run.weights + start,
-                    Some(shards) => shards.own_place(run.optimizer + start),
-                },
-                optimizer: run.optimizer + start,
-                own,
-                len,
-                decay: run.decay,
-                vision: run.vision,
+            owned.into_iter().map(move |Owned { start, own, len }| {
+                let part = Run { own, ..run.part(start, len) };
+                let weights = self.weights.as_ref().map_or(part.weights, |shards| shards.own_place(part.optimizer));
+                Run { weights, ..part }
             })
         };
         runs.iter().flat_map(parts).collect()

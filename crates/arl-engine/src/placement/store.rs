@@ -4,7 +4,7 @@
 use super::arena::ALIGNMENT;
 use super::cut::Cut;
 use super::quantized::QuantizedStore;
-use super::{Param, Placement};
+use super::{Param, Placement, Run};
 use crate::backend::{Buffer, DType, Pool};
 use crate::events::OPTIMIZER_SLOTS;
 use crate::options::EngineOptions;
@@ -96,7 +96,12 @@ impl Store {
     /// is there once its part is gathered.
     pub(crate) fn weight(&self, param: Param) -> Buffer {
         assert!(!param.quantized, "weights in NF4 have no place in the arena");
-        self.weights.slice(param.weight, param.len)
+        weights_of(self.weights, param.weight, param.len, param.wide)
+    }
+
+    /// The weights of a run.
+    pub(crate) fn of_run(weights: Buffer, run: Run) -> Buffer {
+        weights_of(weights, run.weights, run.len, run.wide)
     }
 
     /// A parameter's place in an array over the optimizer's arena; none: it is frozen.
@@ -109,6 +114,11 @@ impl Store {
         let training = self.training.filter(|_| param.trained.is_some())?;
         Some(training.gradients.slice(param.gradient, param.len))
     }
+}
+
+/// `len` elements from `first` on, counted in those of the arena; `wide` ones are f32 ([`Param::wide`]).
+fn weights_of(weights: Buffer, first: usize, len: usize, wide: bool) -> Buffer {
+    if wide { weights.slice(first, 2 * len).view(DType::F32) } else { weights.slice(first, len) }
 }
 
 /// The place of a piece on the device.

@@ -30,7 +30,7 @@ pub fn plan_traffic(config: &ModelConfig, options: &EngineOptions, kind: DeviceK
     };
     let others = (ranks - 1) as u64;
     let len = model.placement.optimizer;
-    let width = model.store.weights.dtype.bytes() as u64;
+    let width = model.weight_bytes() as u64;
     let sums = training.sums.map_or(0, |sums| sums.bytes() as u64);
     // All but what this rank sums itself.
     let contiguous = |rank: usize| {

@@ -8,6 +8,7 @@ use crate::engine::Engine;
 use crate::placement::Param;
 use crate::placement::cut::{Bucket, Cut, owned};
 use crate::placement::shards::Part;
+use crate::placement::store::Store;
 
 /// Weights of a part of a rank's piece.
 struct Place {
@@ -29,7 +30,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             let mut updated = shards.of(Part::Whole).filter(|shard| shard.trained);
             return updated.try_for_each(|shard| self.ranks.gather_shard(backend, weights, *shard, true));
         }
-        let width = self.model.store.weights.dtype.bytes();
+        let width = self.model.weight_bytes();
         for bucket in &cut.buckets {
             let piece = cut.piece_len(bucket);
             for start in (0..piece).step_by(PART) {
@@ -52,12 +53,12 @@ impl<B: Backend + ?Sized> Engine<B> {
     fn places(&self, cut: &Cut, bucket: &Bucket, rank: usize, start: usize) -> Vec<Place> {
         let piece = cut.piece(bucket, rank);
         let (first, end) = ((piece.start + start).min(piece.end), (piece.start + start + PART).min(piece.end));
-        let store = self.model.store;
+        let (store, width) = (self.model.store, self.model.weight_bytes());
         let part = |run: &crate::placement::Run| {
             let (from, to) = (run.optimizer.max(first), (run.optimizer + run.len).min(end));
             (from < to).then(|| Place {
-                weights: store.weights.slice(run.weights + from - run.optimizer, to - from),
-                at: (from - first) * store.weights.dtype.bytes(),
+                weights: Store::of_run(store.weights, run.part(from - run.optimizer, to - from)),
+                at: (from - first) * width,
             })
         };
         self.model.placement.runs.iter().filter_map(part).collect()

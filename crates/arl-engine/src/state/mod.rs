@@ -36,6 +36,8 @@ const ALGORITHMS: &str = "matmul_algorithms";
 const VISION_STEPS: &str = "vision_steps";
 /// The name of weights in a state's file.
 const WEIGHTS: &str = "weights";
+/// The name of what is left of exact f32 masters next to weights in bf16.
+const WEIGHTS_LOW: &str = "weights_low";
 /// The name of f32 masters.
 const MASTERS: &str = "master_weights";
 
@@ -73,7 +75,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         let mut arrays = match (store.weights.dtype, store.masters) {
             (DType::F16, Some(masters)) => vec![(MASTERS, masters)],
             (_, masters) => {
-                let low = masters.map(|low| ("weights_low", low));
+                let low = masters.map(|low| (WEIGHTS_LOW, low));
                 [(WEIGHTS, store.weights)].into_iter().chain(low).collect()
             }
         };
@@ -105,7 +107,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             name: if parameter.is_empty() { array.to_owned() } else { format!("{array}/{parameter}") },
             parameter: parameter.to_owned(),
             shape: shape.to_vec(),
-            dtype: buffer.dtype,
+            dtype: if array == WEIGHTS { self.model.store.weight(param).dtype } else { buffer.dtype },
             owned,
             wanted,
             masters_of: (array == MASTERS).then_some(param),
@@ -114,10 +116,20 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// The tensors of a state, array by array, in the order of the parameters.
     fn state_entries(&self) -> Result<Vec<Entry>> {
-        let arrays = self.state_arrays()?;
+        let mut arrays = self.state_arrays()?;
+        let store = self.model.store;
+        // Magnitudes have no masters, in any type.
+        let narrow = store.weights.dtype == DType::F16;
+        arrays.extend(narrow.then_some((WEIGHTS, store.weights)));
+        let has = move |array: &str, param: Param| match array {
+            WEIGHTS => param.wide || !narrow,
+            MASTERS | WEIGHTS_LOW => !param.wide,
+            _ => true,
+        };
         let of_array = |&(array, buffer): &(&'static str, Buffer)| {
             let trained = self.model.placement.tensors.iter().filter(|tensor| tensor.param.trained.is_some());
-            trained.map(move |tensor| self.entry(array, buffer, &tensor.spec.name, tensor.param, &tensor.spec.shape))
+            let here = trained.filter(move |tensor| has(array, tensor.param));
+            here.map(move |tensor| self.entry(array, buffer, &tensor.spec.name, tensor.param, &tensor.spec.shape))
         };
         Ok(arrays.iter().flat_map(of_array).collect())
     }

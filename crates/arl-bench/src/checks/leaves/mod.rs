@@ -36,7 +36,9 @@ pub(crate) const LEAVES: &[Leaf] = leaves![
     rows::zero,
     rows::copy,
     rows::dequantize,
+    products::magnitude,
     products::matmul,
+    products::matmul_nf4,
     products::grouped_matmul,
     products::sum_rows,
     rows::embedding,
@@ -149,8 +151,8 @@ mod tests {
             signature.contains("&mut self") && !signature.contains("->")
         });
         let others = ["expect_attention", "upload", "queue_read", "transfer", "record", "wait", "discard"];
-        // The CPU alone computes magnitudes and the delta rule.
-        let of_the_cpu = ["magnitude", "gated_delta", "gated_delta_backward", "gated_delta_step"];
+        // The CPU alone computes the delta rule.
+        let of_the_cpu = ["gated_delta", "gated_delta_backward", "gated_delta_step"];
         let here = |name: &&str| !others.contains(name) && !of_the_cpu.contains(name);
         let names: Vec<&str> = names.filter_map(|item| item.split('(').next()).filter(here).collect();
         assert_eq!(names, LEAVES.iter().map(|leaf| leaf.name).collect::<Vec<_>>());

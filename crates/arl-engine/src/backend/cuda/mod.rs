@@ -22,6 +22,7 @@ mod kept_tests;
 #[cfg(any(test, feature = "cuda"))]
 mod least_recent;
 mod limits;
+mod magnitude;
 mod matmul;
 mod moe;
 mod nf4;
@@ -57,11 +58,12 @@ pub use self::emulated::EmulatedDevice;
 pub use self::gpu::GpuDevice;
 pub(crate) use self::limits::{LIBRARY_BYTES, check, notice, scratch_bytes};
 use self::limits::{MOST_HEAD, PARTS};
+pub(crate) use self::nf4::nf4_tile;
 pub use self::packed::{PackedAttention, PackedShape, attention_library_scratch};
 use super::{
     AdamW, Attention, AttentionLibrary, Backend, Buffer, CrossEntropy, DType, DeviceKind, Dropout, Event,
-    GroupedMatmul, Heads, Magnitude, Matmul, MatmulAlgorithms, Nf4Weights, NormRope, NormWeight, Permutation, Pool,
-    Router, Rows, Stream,
+    GroupedMatmul, Heads, Magnitude, Matmul, MatmulAlgorithms, Nf4Matmul, Nf4Weights, NormRope, NormWeight,
+    Permutation, Pool, Router, Rows, Stream,
 };
 
 /// The leaf operations on a CUDA device. They are queued, and done when something is read back.
@@ -200,16 +202,20 @@ impl<D: Device> Backend for CudaBackend<D> {
         }
     }
 
-    fn dequantize(&mut self, weights: &Nf4Weights, out: Buffer) {
-        nf4::dequantize(&mut self.device, weights, out);
+    fn dequantize(&mut self, weights: &Nf4Weights, first: usize, out: Buffer) {
+        nf4::dequantize(&mut self.device, weights, first, out);
     }
 
     fn magnitude(&mut self, op: &Magnitude) {
-        unreachable!("magnitudes are refused on a CUDA device: {op:?}");
+        magnitude::magnitude(&mut self.device, self.scratch, op);
     }
 
     fn matmul(&mut self, op: &Matmul) {
         matmul::matmul(&mut self.device, self.scratch, op);
+    }
+
+    fn matmul_nf4(&mut self, op: &Nf4Matmul<'_>) {
+        nf4::matmul(&mut self.device, self.scratch, op);
     }
 
     fn grouped_matmul(&mut self, op: &GroupedMatmul) {

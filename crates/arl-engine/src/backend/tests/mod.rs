@@ -10,6 +10,7 @@ mod gates;
 mod guard;
 mod layer_norm;
 mod loss;
+mod magnitude;
 mod matmul;
 mod moe;
 mod nf4;
