@@ -51,7 +51,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         let inputs =
             Inputs::take(&mut dry, model.tower.as_ref(), size, size.tokens, size.tokens, Tables::dry(&self.model.rope));
         let mut step = Step {
-            backend: &mut PlanBackend::default(),
+            backend: &mut PlanBackend::of(self.model.kind),
             arena: &mut dry,
             model: &model,
             stages: &mut self.stages,

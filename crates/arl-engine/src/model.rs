@@ -21,6 +21,8 @@ use crate::vision::Tower;
 /// A model on a kind of device; needs no memory of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Model {
+    /// The kind of device, on which what leaves work in depends.
+    pub(crate) kind: DeviceKind,
     pub(crate) shape: Shape,
     /// Frequencies of the rotary embedding.
     pub(crate) rope: RopeTable,
@@ -88,7 +90,7 @@ impl Model {
         let lora = options.lora.as_ref().map(|lora| adapted(config, lora)).transpose()?;
         let config = lora.as_ref().map_or(config, |(lora, _)| &lora.model);
         let shape = Shape::new(config);
-        kind.check(&shape)?;
+        kind.check(&shape, options.dtype)?;
         let nested_scales = load_in_4bit.is_some_and(|nf4| nf4.nested);
         let fused = load_in_4bit.is_some() && config.family == Family::Qwen3Next;
         if fused && !config.hidden_size.is_multiple_of(NF4_BLOCK) {
@@ -139,6 +141,7 @@ impl Model {
         let sees = tower.as_ref().is_some_and(Tower::is_trained);
         let assigned: Vec<Param> = blocks.iter().flat_map(blocks::Block::assigned).chain(head.assigned()).collect();
         Ok(Model {
+            kind,
             attention_library: attention::planned(options.attention, kind, shape.heads, options.dtype, training)?,
             loss_chunk: options.loss_seq_chunk_size.unwrap_or(kind.default_logits_rows(config.vocab_size)),
             logits_dtype: if options.logits_16bit { options.dtype } else { DType::F32 },

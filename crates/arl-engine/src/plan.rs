@@ -189,7 +189,7 @@ fn dry_run(model: &Model, size: BatchSize, micro_batches: usize, training: bool)
         Inputs::take(&mut arena, model.tower.as_ref(), size, size.tokens, size.tokens, Tables::dry(&model.rope));
     let figures = Figures::take(&mut Arena::new(usize::MAX), &model.shape, 1, 0);
     let mut step = Step {
-        backend: &mut PlanBackend::default(),
+        backend: &mut PlanBackend::of(model.kind),
         arena: &mut arena,
         model,
         stages: &mut Stages::default(),

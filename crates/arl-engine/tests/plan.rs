@@ -347,4 +347,19 @@ fn sizes_that_the_kernels_do_not_have_are_refused_by_name_on_a_gpu_alone() {
         assert!(error.message.contains(message), "{}", error.message);
         plan_memory(dir.path(), &options(Recompute::Norms), DeviceKind::Cpu).unwrap();
     }
+    let f32 = EngineOptions { dtype: DType::F32, ..options(Recompute::Norms) };
+    for (key, size, options, message) in [
+        ("linear_key_head_dim", 144, &f32, "linear_key_head_dim is 144; in float32 at most 128 is possible"),
+        ("linear_conv_kernel_dim", 5, &options(Recompute::Norms), "linear_conv_kernel_dim is 5; in 16 bits at most 4"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let config = common::hybrid_config("qwen3_5_text", serde_json::json!({ key: size }));
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        let error = plan_memory(dir.path(), options, DeviceKind::Cuda).unwrap_err();
+        assert!(error.message.contains(message), "{}", error.message);
+        plan_memory(dir.path(), options, DeviceKind::Cpu).unwrap();
+        if key == "linear_key_head_dim" {
+            plan_memory(dir.path(), &self::options(Recompute::Norms), DeviceKind::Cuda).unwrap();
+        }
+    }
 }

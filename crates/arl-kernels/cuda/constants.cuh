@@ -37,6 +37,24 @@ constexpr int TOKENS = 64;
 constexpr int TAPS = 4;
 }
 
+namespace delta {
+constexpr int THREADS = 256;
+// Tokens that are computed together.
+constexpr int CHUNK = 64;
+// Columns of values that a block has of a state, or stages at a time.
+constexpr int COLUMNS = 32;
+// From one row of f32 in shared memory to the next: of CHUNK columns, and of COLUMNS; four more, so that rows are in different banks.
+constexpr int CHUNK_STRIDE = CHUNK + 4;
+constexpr int COLUMNS_STRIDE = COLUMNS + 4;
+// Key heads are staged whole, padded to so many elements; a row of them has at most so many bytes.
+constexpr int PADDING = 16;
+constexpr int MOST_KEY_BYTES = 512;
+// Elements of the largest key head in the step of one token: rows of the state that a warp holds, of all warps.
+constexpr int MOST_KEY_DIM = 256;
+// Tokens of a block of the gates' backward pass.
+constexpr int GATE_TOKENS = 1024;
+}
+
 namespace elementwise {
 constexpr int THREADS = 256;
 // Elements that a thread converts or adds.

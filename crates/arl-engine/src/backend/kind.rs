@@ -30,10 +30,10 @@ impl DeviceKind {
     }
 
     /// Refuses a model that the device's leaves do not have.
-    pub(crate) fn check(self, shape: &Shape) -> Result<()> {
+    pub(crate) fn check(self, shape: &Shape, activations: DType) -> Result<()> {
         match self {
             DeviceKind::Cpu => Ok(()),
-            DeviceKind::Cuda => cuda::check(shape),
+            DeviceKind::Cuda => cuda::check(shape, activations),
         }
     }
 

@@ -81,7 +81,7 @@ impl Group {
             positions = positions.max(part.positions);
             let tables = if part.axes { tables } else { tables.one_axis() };
             let mut step = Step {
-                backend: &mut PlanBackend::default(),
+                backend: &mut PlanBackend::of(model.kind),
                 arena: &mut dry,
                 model,
                 stages: &mut Stages::default(),

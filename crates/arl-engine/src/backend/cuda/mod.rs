@@ -13,10 +13,13 @@ mod emulated;
 #[cfg(any(test, feature = "emulation"))]
 #[allow(clippy::unwrap_used, clippy::panic, reason = "the part of a library on a device for checks")]
 mod emulated_library;
+mod gated_delta;
 mod gates;
 #[cfg(feature = "cuda")]
 mod gpu;
 mod guard;
+#[cfg(test)]
+mod hybrid_tests;
 #[cfg(test)]
 mod kept_tests;
 #[cfg(any(test, feature = "cuda"))]
@@ -54,6 +57,10 @@ use arl_model::Result;
 pub use self::device::{Arg, Device, Launch};
 #[cfg(any(test, feature = "emulation"))]
 pub use self::emulated::EmulatedDevice;
+pub(crate) use self::gated_delta::{
+    backward_scratch as delta_backward_scratch, forward_scratch as delta_forward_scratch,
+    step_scratch as delta_step_scratch,
+};
 #[cfg(feature = "cuda")]
 pub use self::gpu::GpuDevice;
 pub(crate) use self::limits::{LIBRARY_BYTES, check, notice, scratch_bytes};
@@ -235,7 +242,7 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn rms_norm(&mut self, x: Buffer, weight: NormWeight, epsilon: f32, out: Buffer, inverse_rms: Buffer) {
-        norm::rms_norm(&mut self.device, x, norm::plain(weight), epsilon, out, inverse_rms);
+        norm::rms_norm(&mut self.device, x, weight, epsilon, out, inverse_rms);
     }
 
     fn add_rms_norm(
@@ -248,11 +255,11 @@ impl<D: Device> Backend for CudaBackend<D> {
         out: Buffer,
         inverse_rms: Buffer,
     ) {
-        norm::add_rms_norm(&mut self.device, x, delta, sum, norm::plain(weight), epsilon, out, inverse_rms);
+        norm::add_rms_norm(&mut self.device, x, delta, sum, weight, epsilon, out, inverse_rms);
     }
 
     fn rms_norm_recompute(&mut self, x: Buffer, weight: NormWeight, inverse_rms: Buffer, out: Buffer) {
-        norm::rms_norm_recompute(&mut self.device, x, norm::plain(weight), inverse_rms, out);
+        norm::rms_norm_recompute(&mut self.device, x, weight, inverse_rms, out);
     }
 
     fn rms_norm_backward(
@@ -264,7 +271,6 @@ impl<D: Device> Backend for CudaBackend<D> {
         d_x: Buffer,
         d_weight: Buffer,
     ) {
-        let weight = norm::plain(weight);
         norm::rms_norm_backward(&mut self.device, self.scratch, d_out, x, weight, inverse_rms, d_x, d_weight);
     }
 

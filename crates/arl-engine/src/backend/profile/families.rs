@@ -20,6 +20,11 @@ fn delta_flops(op: &GatedDelta) -> f64 {
     6.0 * (op.tokens * op.heads.state()) as f64
 }
 
+/// Bytes of the rule's gates, read or written so many times, and of their parameters.
+fn gate_bytes(op: &GatedDelta, times: f64) -> f64 {
+    times * rows_of(op.gates, op.tokens, 2 * op.heads.value) + all(&[op.a_log, op.dt_bias])
+}
+
 /// Bytes of the convolution's rows, in and out.
 fn conv_bytes(op: &CausalConv, rows: f64) -> f64 {
     rows * rows_of(op.x, op.tokens, op.channels) + all(&[op.weight])
@@ -27,12 +32,13 @@ fn conv_bytes(op: &CausalConv, rows: f64) -> f64 {
 
 impl<B: Backend + ?Sized> DeltaRule for ProfileBackend<B> {
     fn gated_delta(&mut self, op: &GatedDelta, out: Buffer, states: Option<Buffer>) {
-        let bytes = all(&[op.qkv, out]);
+        let bytes = all(&[op.qkv, out]) + gate_bytes(op, 1.0) + states.map_or(0.0, |states| all(&[states]));
         self.measure(|| "gated_delta".into(), delta_flops(op), bytes, |inner| inner.gated_delta(op, out, states));
     }
 
     fn gated_delta_backward(&mut self, op: &GatedDelta, d_out: Buffer, d_a_log: Buffer, d_dt_bias: Buffer) {
-        let (flops, bytes) = (2.0 * delta_flops(op), all(&[op.qkv, op.qkv, d_out]));
+        let bytes = all(&[op.qkv, op.qkv, d_out]) + gate_bytes(op, 2.0) + 2.0 * all(&[d_a_log, d_dt_bias]);
+        let flops = 2.0 * delta_flops(op);
         let leaf = |inner: &mut B| inner.gated_delta_backward(op, d_out, d_a_log, d_dt_bias);
         self.measure(|| "gated_delta_backward".into(), flops, bytes, leaf);
     }

@@ -4,6 +4,7 @@
 mod attention;
 mod autograd;
 pub(super) mod delta;
+mod delta_rule;
 mod elementwise;
 mod embedding;
 mod gates;
@@ -16,6 +17,7 @@ mod moe;
 mod nf4;
 mod norm;
 mod optimizer;
+pub(super) mod recurrence;
 mod repeat;
 mod rope;
 mod swiglu;
