@@ -315,7 +315,15 @@ impl Placement {
                 let start = next.map_or(end, |(start, _)| start.min(end));
                 if start > at {
                     let Run { weights: offset, len, wide, .. } = run.part(at - run.optimizer, start - at);
-                    gaps.push(Param { offset, len, weight: offset, trained: Some(at), gradient: at, quantized: false, wide });
+                    gaps.push(Param {
+                        offset,
+                        len,
+                        weight: offset,
+                        trained: Some(at),
+                        gradient: at,
+                        quantized: false,
+                        wide,
+                    });
                 }
                 at = start;
                 if let Some((start, len)) = next.filter(|&(start, _)| start < end) {
