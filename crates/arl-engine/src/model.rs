@@ -104,9 +104,6 @@ impl Model {
         let ranks = options.data_parallel.filter(|_| options.zero > 0 && !options.inference_only);
         let cut = ranks.map(|ranks| Arc::new(Cut::new(&placement, ranks, options.rank, options.zero > 1)));
         if let Some(cut) = &cut {
-            if kind != DeviceKind::Cpu {
-                return Err(Error::new(ErrorCode::Device, "ranks divide moments on CPUs only (zero above 0)"));
-            }
             placement.place_gradients(|element| cut.gradient(element));
         }
         let runs = cut.as_ref().map_or_else(|| placement.runs.clone(), |cut| cut.runs(&placement.runs, cut.rank));
