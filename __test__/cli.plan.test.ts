@@ -127,8 +127,8 @@ describe("arl plan", () => {
 		// A model whose weights alone are more than any machine of ours has.
 		const large = ["--model_name_or_path", wide(2000), "--device", "cpu", "--tokens", "1024", "--bf16"];
 		expect(await planOf([...large, "--world", "64"])).toMatchObject({ zero: 3 });
-		const gpus = await plan(["--model_name_or_path", model, "--device", "cuda", "--world", "2"]);
-		expect([gpus.code, gpus.stderr]).toEqual([1, expect.stringContaining("several GPUs is not built yet")]);
+		const gpus = await planOf(["--model_name_or_path", model, "--device", "cuda", "--world", "2"]);
+		expect(gpus).toMatchObject({ world: 2, zero: 2 });
 	});
 
 	it("plans for the largest micro-batch that the options allow", async () => {
@@ -359,7 +359,14 @@ describe("the device that a plan is for", () => {
 		const named = deviceToPlan("cuda:2", native);
 		expect(named).toMatchObject({ device: "cuda:2", info: undefined });
 		expect(named.notice).toContain("no NVIDIA driver");
-		const gpu = { device: "cuda:0", name: "GPU", capability: "9.0", memoryBytes: 80e9, availableBytes: 79e9 };
+		const gpu = {
+			device: "cuda:0",
+			name: "GPU",
+			uuid: "1",
+			capability: "9.0",
+			memoryBytes: 80e9,
+			availableBytes: 79e9,
+		};
 		const find = () => ({ report: { devices: [gpu], libraries: [] }, addon: null, problem: null });
 		expect(deviceToPlan("auto", native, find)).toMatchObject({ device: "cuda:0", info: { availableBytes: 79e9 } });
 		expect(await errorOf(() => deviceToPlan("cuda:1", native, find))).toMatchObject({ code: "ARL_DEVICE" });

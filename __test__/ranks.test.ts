@@ -9,6 +9,7 @@ import { trainingSchema } from "../src/config/schema.js";
 import { ArlError } from "../src/errors.js";
 import type { EngineOptions, MemoryPlan, MicroBatch, Native, NativeEngine, NativeRanks } from "../src/native.js";
 import { dealt, packBatches, unpackBatches } from "../src/ranks/batches.js";
+import { checkShared, deviceOfRank } from "../src/ranks/gpus.js";
 import { Hub } from "../src/ranks/hub.js";
 import { checkDevice, checkRanks } from "../src/ranks/ranks.js";
 import { holdUp, type Sign } from "../src/ranks/watch.js";
@@ -261,6 +262,79 @@ describe("rank 0 and another rank", () => {
 	});
 });
 
+/** Two ranks on GPUs, connected without MPI. `uuids`: of their GPUs. */
+async function twoOnGpus(uuids: [string, string]) {
+	const calls: string[][] = [[], []];
+	const links = (rank: number) => {
+		const own = { waiting: () => 0, fail: () => {}, close: async () => {} };
+		return Object.assign(own, { rank }) as unknown as NativeRanks;
+	};
+	const native = (rank: number, device: string) => {
+		const engine = {
+			joinRanks: async (joined: { rank: number }, id: Uint8Array) => {
+				calls[rank]?.push(`join ${joined.rank} ${Buffer.from(id)}`);
+			},
+			fingerprint: async () => "same",
+			close: async () => {},
+		};
+		return {
+			ncclId: () => Buffer.from("an id"),
+			RankListener: {
+				open: (world: number, token: string) => {
+					calls[rank]?.push(`listen ${world} ${token.length}`);
+					return { port: () => 4711, accept: async () => links(rank) };
+				},
+			},
+			Ranks: {
+				connect: async (hosts: string[], port: number, token: string, own: number, world: number) => {
+					calls[rank]?.push(`connect ${hosts} ${port} ${token.length} ${own} ${world}`);
+					return links(rank);
+				},
+			},
+			cudaReport: () => ({ devices: [{ device, name: "H100", uuid: uuids[rank] }], libraries: [] }),
+			Engine: {
+				open: async (options: EngineOptions) => {
+					calls[rank]?.push(`open ${options.device} ${options.rank ?? 0}`);
+					return engine;
+				},
+			},
+		} as unknown as Native;
+	};
+	const hub = await Hub.listen(2, 2, null);
+	const cpu = {} as Native;
+	const worker = await Worker.connect({ hosts: ["127.0.0.1"], ...hub.address }, 1, 2, cpu, null);
+	await hub.connected();
+	const verdict = worker.serve(
+		async () => ({}),
+		(wanted) => {
+			calls[1]?.push(`gpu ${wanted}`);
+			return { device: "cuda:1", native: native(1, "cuda:1") };
+		},
+	);
+	const open = () => hub.openEngine(native(0, "cuda:0"), { device: "cuda:0" } as EngineOptions);
+	return { hub, worker, verdict, calls, open };
+}
+
+describe("ranks on GPUs", () => {
+	it("open an engine each on a GPU of its own, connect by TCP, and then join their GPUs under one id", async () => {
+		const { hub, verdict, calls, open } = await twoOnGpus(["a", "b"]);
+		await (await open()).close();
+		await hub.end(0);
+		expect(await verdict).toEqual({ code: 0, error: null });
+		expect(calls[0]).toEqual(["listen 2 64", "open cuda:0 0", "join 0 an id"]);
+		expect(calls[1]).toEqual(["gpu cuda:0", "connect 127.0.0.1 4711 64 1 2", "open cuda:1 1", "join 1 an id"]);
+	});
+
+	it("are refused before they join where two have one GPU", async () => {
+		const { hub, verdict, calls, open } = await twoOnGpus(["a", "a"]);
+		const error = await errorOf(open());
+		expect(error.message).toMatch(/^rank 0 \(.*\) and rank 1 \(.*\) use one GPU: cuda:1 \(H100\)$/);
+		await hub.abandon(error);
+		expect(await verdict).toEqual({ code: 1, error: null });
+		expect(calls.flat().filter((call) => call.startsWith("join"))).toEqual([]);
+	});
+});
+
 describe("a signal to any rank", () => {
 	it("stops the run once, and not where a rank has failed", async () => {
 		vi.useFakeTimers();
@@ -284,7 +358,12 @@ describe("a signal to any rank", () => {
 });
 
 describe("what a run of several ranks needs", () => {
-	const ranks = (world: number) => ({ world, localWorld: world, openEngine: () => Promise.reject(new Error("none")) });
+	const ranks = (world: number) => ({
+		world,
+		localWorld: world,
+		cpuRefusal: null,
+		openEngine: () => Promise.reject(new Error("none")),
+	});
 
 	it("is arl train: a program that calls the trainer would train once on each", async () => {
 		const place = { model_name_or_path: "m", train_file: "f", output_dir: "o" };
@@ -298,13 +377,62 @@ describe("what a run of several ranks needs", () => {
 		});
 	});
 
-	it("is as many as dp_size, on CPUs", async () => {
+	it("is as many as dp_size", async () => {
 		expect((await errorOf(() => checkRanks(ranks(1), 2))).message).toBe("dp_size is 2, and this process trains alone");
 		expect((await errorOf(() => checkRanks(ranks(4), 2))).message).toBe("dp_size is 2, and 4 ranks were started");
 		checkRanks(ranks(4), 4);
-		expect((await errorOf(() => checkDevice(ranks(2), "cuda:0"))).message).toContain("several GPUs is not built yet");
-		checkDevice(ranks(1), "cuda:0");
-		checkDevice(ranks(2), "cpu");
+	});
+
+	it("is MPI on CPUs, and NCCL on GPUs, of which each rank has one", async () => {
+		const nothing = { tried: [], hint: "install it" };
+		const old = {
+			tried: [
+				{ at: "/old", why: "it is NCCL 2.26.2" },
+				{ at: "/none", why: "not there" },
+			],
+			hint: "install it",
+		};
+		const on = (wanted: string, device: string, report: object = nothing) => {
+			return { wanted, device, native: { ncclReport: () => report as ReturnType<Native["ncclReport"]> } };
+		};
+		const refusal = new ArlError("ARL_DEVICE", "no MPI");
+		expect(await errorOf(() => checkDevice({ ...ranks(2), cpuRefusal: refusal }, on("auto", "cpu")))).toBe(refusal);
+		checkDevice(ranks(2), on("cpu", "cpu"));
+		checkDevice(ranks(1), on("cuda", "cuda:0"));
+		checkDevice(ranks(2), on("cuda", "cuda:0", { ...nothing, found: "NCCL 2.30.7 (libnccl.so.2)" }));
+		checkDevice({ ...ranks(2), localWorld: 1 }, on("cuda:3", "cuda:3", { ...nothing, found: "NCCL" }));
+		expect(await errorOf(() => checkDevice(ranks(2), on("auto", "cuda:0", old)))).toMatchObject({
+			message: "2 ranks on GPUs (device cuda:0) need NCCL (libnccl.so.2), and there is none; /old: it is NCCL 2.26.2",
+			hint: "To get it: install it.",
+		});
+		const one = await errorOf(() => checkDevice(ranks(2), on("cuda:0", "cuda:0", { ...nothing, found: "NCCL" })));
+		expect(one.message).toBe("device cuda:0 names one GPU, and 2 ranks run on this host");
+	});
+
+	it("is a GPU for each rank on its host", async () => {
+		const usable = ["cuda:0", "cuda:2", "cuda:3"];
+		const of = (localRank: number, localWorld: number, gpus: string[], env = {}, wanted = "cuda") =>
+			deviceOfRank(wanted, gpus, { localRank, localWorld }, env);
+		expect([0, 1, 2].map((rank) => of(rank, 3, usable))).toEqual(usable);
+		// A launcher that gives each rank a GPU of its own shows it that one alone.
+		expect([of(1, 2, ["cuda:0"]), of(0, 1, usable), of(0, 1, usable, {}, "cuda:3")]).toEqual([
+			"cuda:0",
+			"cuda:0",
+			"cuda:3",
+		]);
+		expect(of(3, 4, usable, { NCCL_MULTI_RANK_GPU_ENABLE: "1" })).toBe("cuda:0");
+		expect((await errorOf(() => of(3, 4, usable))).message).toBe(
+			"rank 3 of 4 on this host has no GPU: 3 can be used (cuda:0, cuda:2, cuda:3)",
+		);
+		const gpu = (host: string, uuid: string) => ({ host, device: "cuda:0", name: "H100", uuid });
+		const name = (rank: number) => `rank ${rank}`;
+		checkShared([gpu("a", "1"), gpu("b", "2"), gpu("c", ""), gpu("d", "")], name, {});
+		const two = [gpu("a", "1"), gpu("b", "2"), gpu("a", "1")];
+		checkShared(two, name, { NCCL_MULTI_RANK_GPU_ENABLE: "1" });
+		expect(await errorOf(() => checkShared(two, name, {}))).toMatchObject({
+			code: "ARL_DEVICE",
+			message: "rank 0 and rank 2 use one GPU: cuda:0 (H100)",
+		});
 	});
 
 	it("is divided as zero says, and by itself as far as that is built", () => {
@@ -338,11 +466,22 @@ describe("what a run of several ranks needs", () => {
 	it("is what arl doctor shows", () => {
 		const env = { OMPI_COMM_WORLD_RANK: "1", OMPI_COMM_WORLD_SIZE: "2" };
 		const local = { OMPI_COMM_WORLD_LOCAL_RANK: "1", OMPI_COMM_WORLD_LOCAL_SIZE: "2" };
-		const [launcher, mpirun] = ranksFindings({ ...env, ...local, PATH: "/nowhere" });
+		const core = (report: object) => () => ({ ncclReport: () => report }) as unknown as Native;
+		const none = core({ tried: [{ at: "/x", why: "too old" }], hint: "install it" });
+		const [launcher, mpirun, torchrun, nccl] = ranksFindings(none, { ...env, ...local, PATH: "/nowhere" });
+		expect(torchrun).toMatchObject({ name: "torchrun", ok: true, value: expect.stringMatching(/^none/) });
+		expect(nccl).toMatchObject({ name: "NCCL", ok: true, hint: "/x: too old\nTo get it: install it." });
+		expect(ranksFindings(core({ found: "NCCL 2.30.7 (f)", tried: [], hint: "" }), {})[3]?.value).toBe(
+			"NCCL 2.30.7 (f)",
+		);
+		const noCore = () => {
+			throw new ArlError("ARL_DEVICE", "no core");
+		};
+		expect(ranksFindings(noCore, {})).toHaveLength(3);
 		expect(launcher?.value).toMatch(/^Open MPI: rank 1 of 2, 1 of 2 on this host; MPI library .*libmpi/);
 		expect(mpirun).toMatchObject({ ok: true, hint: expect.stringContaining("apt-get install openmpi-bin") });
-		expect(ranksFindings(env)[0]).toMatchObject({ ok: false });
-		expect(ranksFindings({})[0]?.value).toBe("none: this process would train alone");
+		expect(ranksFindings(none, env)[0]).toMatchObject({ ok: false });
+		expect(ranksFindings(none, {})[0]?.value).toBe("none: this process would train alone");
 	});
 
 	it("is described: docs/distributed.md names every row of the launch table and every option", () => {

@@ -11,7 +11,6 @@ import {
 	type Native,
 	type MemoryPlan as NativePlan,
 } from "../native.js";
-import { checkDevice } from "../ranks/ranks.js";
 import { SPARE_TOKENS } from "../run/eval/replies.js";
 import { type Advice, advise, CONTEXT_BYTES, divideToFit } from "../run/setup/memory.js";
 import { type ModelFacts, readModelFacts } from "../run/setup/model.js";
@@ -186,7 +185,6 @@ export async function planRun(native: Native, asked: AgentTrainingConfig, wanted
 	const model = await readModelFacts(found.path, native);
 	const { device, info, notice } = deviceToPlan(given.device, native);
 	const { args, notices } = resolveForDevice(given, device);
-	checkDevice({ world: args.dp_size }, device);
 	const size = { ...batchSize(args, model, wanted), ...imagesSize(native, args, model, wanted) };
 	const share = info && info.availableBytes / args.nproc_per_node;
 	const options = divideToFit(engineOptions(args, device, size), args.zero, native.planMemory, share);

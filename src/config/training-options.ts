@@ -727,8 +727,8 @@ export interface TrainingOptions {
 	// Several devices
 
 	/**
-	 * Ranks on this machine: where no launcher has started them, `arl train` does, with the `mpirun` that is installed.
-	 * On CPUs only. Expected: a whole number, 1 or more and at most 1024.
+	 * Ranks on this machine: where no launcher has started them, `arl train` does, on GPUs with the `torchrun`, else
+	 * with the `mpirun` that is installed. Expected: a whole number, 1 or more and at most 1024.
 	 * @default 1
 	 */
 	nproc_per_node?: number;

@@ -118,9 +118,6 @@ impl Model {
             Arc::new(if options.zero > 2 { cut.with_weights(&placement) } else { cut })
         });
         if let Some(cut) = &cut {
-            if kind != DeviceKind::Cpu {
-                return Err(Error::new(ErrorCode::Device, "ranks divide moments on CPUs only (zero above 0)"));
-            }
             placement.cut(cut);
         }
         let runs = cut.as_ref().map_or_else(|| placement.runs.clone(), |cut| cut.runs(&placement.runs, cut.rank));

@@ -154,6 +154,12 @@ constexpr int GROUP = 4;
 constexpr int ROUNDS = 4;
 }
 
+namespace ranks {
+constexpr int THREADS = 256;
+// Elements of which `block_squares` makes one sum, as the CPU does.
+constexpr int BLOCK = 16384;
+}
+
 namespace reduce {
 constexpr int THREADS = 1024;
 }

@@ -23,6 +23,7 @@
 #include "nf4.cu"
 #include "norm.cu"
 #include "optimizer.cu"
+#include "ranks.cu"
 #include "reduce.cu"
 #include "rope.cu"
 #include "swiglu.cu"

@@ -10,7 +10,7 @@ use arl_engine::{Engine as Core, Ticket, Weights};
 use arl_image::ImageProcessor;
 use arl_model::{Checkpoint, Error, ErrorCode, ExportOverrides, Lora, ModelConfig, Result};
 use napi::Env;
-use napi::bindgen_prelude::{FnArgs, Function, Int32Array, Object};
+use napi::bindgen_prelude::{FnArgs, Function, Int32Array, Object, Uint8Array};
 use napi::threadsafe_function::ThreadsafeFunctionCallMode;
 use napi_derive::napi;
 
@@ -229,11 +229,17 @@ impl Engine {
     }
 
     /// Has other ranks compute each step together with this one: `submitStep` then takes this rank's micro-batches, and
-    /// figures are those of the whole step. All ranks call the same methods in the same order.
+    /// figures are those of the whole step. All ranks call the same methods in the same order. `id`: what their GPUs make a
+    /// communicator with, all at once; absent: what ranks exchange goes through host memory.
     #[napi(ts_return_type = "Promise<void>")]
-    pub fn join_ranks<'env>(&self, env: &'env Env, ranks: &Ranks) -> napi::Result<Object<'env>> {
+    pub fn join_ranks<'env>(
+        &self,
+        env: &'env Env,
+        ranks: &Ranks,
+        id: Option<Uint8Array>,
+    ) -> napi::Result<Object<'env>> {
+        let group = sync(|| ranks.group(id.as_deref()))?;
         self.joined.store(true, Ordering::Relaxed);
-        let group = ranks.group();
         self.submit(env, move |engine| engine.join(group), |()| ())
     }
 

@@ -98,7 +98,7 @@ export const devices = {
 		min: 1,
 		max: 1024,
 		description:
-			"Ranks on this machine: where no launcher has started them, `arl train` does, with the `mpirun` that is installed. On CPUs only.",
+			"Ranks on this machine: where no launcher has started them, `arl train` does, on GPUs with the `torchrun`, else with the `mpirun` that is installed.",
 	}),
 	dp_size: integer({
 		default: 1,

@@ -81,7 +81,8 @@ function adapterOf(native: NativeEngine, base: string): SavingEngine {
 
 /** What one of the ranks on this machine may take of a device's memory. */
 function shareOf(device: DeviceInfo | undefined, { localWorld }: Ranks): DeviceInfo | undefined {
-	if (device === undefined || localWorld === 1) return device;
+	// Each rank has a GPU of its own.
+	if (device?.device !== "cpu" || localWorld === 1) return device;
 	const name = `${device.name}, for each of ${localWorld} ranks`;
 	return {
 		...device,

@@ -60,7 +60,7 @@ export async function* prepareRun(input: PrepareInput): AsyncGenerator<TrainEven
 	const resumed = resume === null ? null : await findCheckpoint(resume, outputDir);
 	const opened = yield* openStart(native, args, resumed, input.signal);
 	resources.add(() => opened.vision?.close());
-	checkDevice(ranks, opened.device.device);
+	checkDevice(ranks, { wanted: args.device, ...opened.device });
 	const { data, rows, start } = yield* openData({ ...input, start: opened });
 	const heldOut = yield* openHeldOut({ ...input, start, cut: rows.heldOut });
 	const run = createRun(start, data, rows, heldOut?.data.source ?? null);

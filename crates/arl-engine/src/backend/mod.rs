@@ -11,6 +11,7 @@ use arl_model::Result;
 
 mod adapters;
 mod buffer;
+pub mod comm;
 pub mod cpu;
 pub mod cuda;
 mod delta;
@@ -56,7 +57,7 @@ pub trait MatmulAlgorithms {
 ///
 /// Where an argument says "added to", the leaf accumulates; otherwise it assigns. No output may overlap an input unless
 /// the leaf says that it works in place. Results do not depend on the number of threads.
-pub trait Backend: DeltaRule + gates::Gates + Vision + Send {
+pub trait Backend: DeltaRule + gates::Gates + Vision + comm::Collectives + Send {
     /// A name for messages, for example `cpu (AVX2, 2 threads)`.
     fn name(&self) -> String;
 

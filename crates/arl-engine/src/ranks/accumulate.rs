@@ -3,7 +3,8 @@
 use arl_model::{Error, ErrorCode, Result};
 
 use super::gather::Turn;
-use super::{PART, Ranks, read, read_f32};
+use super::{PART, Ranks, read};
+use crate::backend::comm::Part;
 use crate::backend::{Backend, Buffer};
 use crate::batch::MicroBatch;
 use crate::engine::Engine;
@@ -110,12 +111,11 @@ impl<B: Backend + ?Sized> Engine<B> {
     fn gather_sums(&mut self, gradients: Buffer, sums: Buffer) -> Result<()> {
         for start in (0..sums.len).step_by(PART) {
             // The last rank's piece may be shorter: all give equally many, and what is beyond the end is left out.
-            let part = read_f32(&mut *self.backend, sums.slice(start, PART.min(sums.len - start)))?;
-            let all = self.ranks.gather(bytemuck::cast_slice(&part), |sent| &mut sent.sums)?;
-            for (rank, bytes) in all.chunks_exact(size_of_val(part.as_slice())).enumerate() {
-                let place = self.ranks.part(gradients, sums.len, rank, start);
-                self.backend.upload(&bytes[..place.bytes()], place);
-            }
+            let own = Part { buffer: sums.slice(start, PART.min(sums.len - start)), at: 0 };
+            let of = |rank| vec![Part { buffer: self.ranks.part(gradients, sums.len, rank, start), at: 0 }];
+            let all: Vec<_> = (0..self.ranks.size).map(of).collect();
+            let bytes = own.buffer.bytes();
+            self.ranks.gather_parts(&mut *self.backend, bytes, &[own], &all, |sent| &mut sent.sums)?;
         }
         Ok(())
     }

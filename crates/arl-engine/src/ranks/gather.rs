@@ -5,7 +5,7 @@
 use arl_model::{Error, ErrorCode, Result};
 
 use super::{PART, Ranks};
-use crate::backend::{Backend, Buffer};
+use crate::backend::{Backend, Buffer, comm};
 use crate::engine::Engine;
 use crate::model::Model;
 use crate::placement::cut::Complete;
@@ -125,12 +125,18 @@ impl Ranks {
     ) -> Result<()> {
         for start in (0..shard.piece).step_by(PART) {
             let own = weights.slice(shard.own + start, PART.min(shard.piece - start));
+            let place = |rank: usize| weights.slice(shard.place + rank * shard.piece + start, own.len);
+            if all {
+                let places: Vec<_> =
+                    (0..self.size).map(|rank| vec![comm::Part { buffer: place(rank), at: 0 }]).collect();
+                let own = comm::Part { buffer: own, at: 0 };
+                self.gather_parts(backend, own.buffer.bytes(), &[own], &places, |sent| &mut sent.weights)?;
+                continue;
+            }
             let mut bytes = vec![0; own.bytes()];
             backend.read_back(own, &mut bytes)?;
-            let received =
-                if all { self.gather(&bytes, |sent| &mut sent.weights)? } else { self.gather_to_first(&bytes)? };
-            for (rank, piece) in received.chunks_exact(bytes.len()).enumerate() {
-                backend.upload(piece, weights.slice(shard.place + rank * shard.piece + start, own.len));
+            for (rank, piece) in self.gather_to_first(&bytes)?.chunks_exact(bytes.len()).enumerate() {
+                backend.upload(piece, place(rank));
             }
         }
         Ok(())

@@ -10,9 +10,10 @@ mod norm;
 mod traffic;
 mod weights;
 
-use arl_comm::{Group, add_parts};
+use arl_comm::{Alone, Group};
 use arl_model::{Error, ErrorCode, Result};
 
+use crate::backend::comm::{EXCHANGED, Part};
 use crate::backend::{Backend, Buffer};
 use crate::engine::Engine;
 use crate::model::Model;
@@ -22,7 +23,7 @@ use crate::placement::shards::Held;
 pub use traffic::{Traffic, plan_traffic};
 
 /// Elements of each rank's piece that are exchanged at a time.
-const PART: usize = 1 << 20;
+const PART: usize = EXCHANGED;
 
 /// The ranks of an engine.
 pub(crate) struct Ranks {
@@ -61,6 +62,24 @@ impl Ranks {
         let (first, end) = (rank * piece + start, rank * piece + piece.min(start + PART));
         let (first, end) = (gradients.len.min(first), gradients.len.min(end));
         gradients.slice(first, end - first)
+    }
+
+    fn group(&self) -> &dyn Group {
+        self.group.as_deref().unwrap_or(&Alone)
+    }
+
+    /// As [`crate::backend::comm::Collectives::all_gather`]. `sent`: where bytes are counted.
+    fn gather_parts<B: Backend + ?Sized>(
+        &mut self,
+        backend: &mut B,
+        bytes: usize,
+        own: &[Part],
+        all: &[Vec<Part>],
+        sent: fn(&mut Traffic) -> &mut u64,
+    ) -> Result<()> {
+        backend.all_gather(self.group(), bytes, own, all)?;
+        *sent(&mut self.sent) += ((self.size - 1) * bytes) as u64;
+        Ok(())
     }
 
     /// The bytes of every rank, in their order; all give equally many. `sent`: where they are counted.
@@ -108,18 +127,11 @@ impl Ranks {
         sums: Buffer,
     ) -> Result<()> {
         for start in (0..piece).step_by(PART) {
-            let parts = (0..self.size)
-                .map(|rank| read_f32(backend, self.part(gradients, piece, rank, start)))
-                .collect::<Result<Vec<_>>>()?;
-            let sends: Vec<&[u8]> = parts.iter().map(|part| bytemuck::cast_slice(part)).collect();
-            let own = sends[self.rank].len();
-            let received = self.exchange(&sends, &vec![own; self.size], |sent| &mut sent.gradients)?;
-            let received: Vec<Vec<f32>> = received.iter().map(|bytes| read(bytes)).collect();
-            let received: Vec<&[f32]> = received.iter().map(Vec::as_slice).collect();
-            let place = sums.slice(start, received[0].len());
-            let mut sum = read_f32(backend, place)?;
-            add_parts(&mut sum, &received);
-            backend.upload(bytemuck::cast_slice(&sum), place);
+            let parts: Vec<Buffer> = (0..self.size).map(|rank| self.part(gradients, piece, rank, start)).collect();
+            let own = parts[self.rank].len;
+            backend.exchange_sum(self.group(), &parts, sums.slice(start, own))?;
+            let others = parts.iter().enumerate().filter(|(rank, _)| *rank != self.rank);
+            self.sent.gradients += others.map(|(_, part)| part.bytes() as u64).sum::<u64>();
         }
         Ok(())
     }
@@ -160,6 +172,7 @@ impl<B: Backend + ?Sized> Engine<B> {
                 format!("rank {} joins with an engine that was opened for rank {}", group.rank(), self.ranks.rank);
             return Err(Error::new(ErrorCode::Internal, message));
         }
+        self.backend.join_ranks(&*group)?;
         self.ranks.rank = group.rank();
         self.ranks.group = Some(group);
         Ok(())

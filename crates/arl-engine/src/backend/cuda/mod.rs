@@ -4,6 +4,9 @@
 mod algorithms;
 mod attention;
 mod classifier;
+mod comm;
+#[cfg(test)]
+mod comm_tests;
 mod delta;
 mod device;
 mod elementwise;

@@ -1,6 +1,10 @@
 //! The leaves that some families of models have besides the common ones: gates, the delta rule, vision towers.
 
+use arl_comm::Group;
+use arl_model::Result;
+
 use super::{ProfileBackend, all, rows_of};
+use crate::backend::comm;
 use crate::backend::gates::Gates;
 use crate::backend::{Backend, Buffer, CausalConv, DeltaRule, GatedDelta, GatedNorm, Gelu, Heads, LayerNorm, Vision};
 
@@ -69,5 +73,42 @@ impl<B: Backend + ?Sized> Vision for ProfileBackend<B> {
         interpolate_backward(d_out: Buffer, taps: Buffer, weights: Buffer, width: usize, d_table: Buffer) = all(&[d_out, taps, weights]) + 2.0 * tapped_bytes(taps, width, d_table);
         add_rows(x: Buffer, rows: Buffer, width: usize, out: Buffer) = all(&[x, x, x, rows]);
         zero_rows(rows: Buffer, width: usize, x: Buffer) = all(&[rows]) + (rows.len * width * x.dtype.bytes()) as f64;
+    }
+}
+
+impl<B: Backend + ?Sized> comm::Collectives for ProfileBackend<B> {
+    fn join_ranks(&mut self, group: &dyn Group) -> Result<()> {
+        self.inner.join_ranks(group)
+    }
+
+    fn exchange_sum(&mut self, group: &dyn Group, parts: &[Buffer], sum: Buffer) -> Result<()> {
+        let (mut result, bytes) = (Ok(()), all(&[sum, sum]) + (group.size() * sum.bytes()) as f64);
+        self.measure(|| "exchange_sum".into(), 0.0, bytes, |inner| result = inner.exchange_sum(group, parts, sum));
+        result
+    }
+
+    fn all_gather(
+        &mut self,
+        group: &dyn Group,
+        bytes: usize,
+        own: &[comm::Part],
+        parts: &[Vec<comm::Part>],
+    ) -> Result<()> {
+        let (mut result, moved) = (Ok(()), 2.0 * (group.size() * bytes) as f64);
+        self.measure(
+            || "all_gather".into(),
+            0.0,
+            moved,
+            |inner| {
+                result = inner.all_gather(group, bytes, own, parts);
+            },
+        );
+        result
+    }
+
+    fn block_squares(&mut self, a: Buffer, tail: &[f32]) -> Result<Vec<f64>> {
+        let mut result = Ok(Vec::new());
+        self.measure(|| "block_squares".into(), 0.0, all(&[a]), |inner| result = inner.block_squares(a, tail));
+        result
     }
 }
