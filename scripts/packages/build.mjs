@@ -6,6 +6,7 @@ import { chmodSync, copyFileSync, existsSync, mkdirSync, mkdtempSync, readdirSyn
 import { delimiter, dirname, join } from "node:path";
 import { ADDON_SOURCES, cache, cargoEnv, hashOf, root, run } from "../setup.mjs";
 import { unpackWheel } from "../wheels.mjs";
+import { MACOS } from "./platforms.mjs";
 
 /** Zig, whose compiler and linker know every glibc, and the cargo command that uses it. */
 const WHEELS = { ziglang: "0.17.1", "cargo-zigbuild": "0.24.0" };
@@ -95,6 +96,8 @@ export function buildPlatform(platform, plan) {
 			env: {
 				...cargoEnv(),
 				...(flags === "" ? {} : { RUSTFLAGS: flags }),
+				// zig would take the macOS that is newest to it.
+				...(platform.platform === "darwin" ? { MACOSX_DEPLOYMENT_TARGET: MACOS } : {}),
 				...(zig && platform.platform === "darwin" ? { SDKROOT: APPLE_STUBS } : {}),
 				PATH: path,
 				CARGO_ZIGBUILD_ZIG_PATH: ZIG,

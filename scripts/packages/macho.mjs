@@ -12,8 +12,9 @@ const LC_SYMTAB = 0x2;
 const LC_LOAD_DYLIBS = new Set([0xc, 0x80000018, 0x8000001f]);
 const LC_CODE_SIGNATURE = 0x1d;
 const LC_BUILD_VERSION = 0x32;
-/** `n_type`: an external symbol that a section defines. */
+/** `n_type`: an external symbol that a section defines, and that is not private to the library. */
 const N_EXT = 0x01;
+const N_PEXT = 0x10;
 const N_TYPE = 0x0e;
 const N_SECT = 0x0e;
 
@@ -28,7 +29,7 @@ function symbolsOf(bytes, at) {
 	const names = [];
 	for (let entry = offset; entry < offset + count * 16; entry += 16) {
 		const type = bytes[entry + 4];
-		if ((type & N_EXT) !== 0 && (type & N_TYPE) === N_SECT) {
+		if ((type & (N_EXT | N_PEXT)) === N_EXT && (type & N_TYPE) === N_SECT) {
 			names.push(textAt(bytes, strings + bytes.readUInt32LE(entry)));
 		}
 	}
