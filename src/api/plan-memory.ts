@@ -186,7 +186,8 @@ export async function planRun(native: Native, asked: AgentTrainingConfig, wanted
 	const { device, info, notice } = deviceToPlan(given.device, native);
 	const { args, notices } = resolveForDevice(given, device);
 	const size = { ...batchSize(args, model, wanted), ...imagesSize(native, args, model, wanted) };
-	const share = info && info.availableBytes / args.nproc_per_node;
+	// Each rank has a GPU of its own.
+	const share = info && info.availableBytes / (device === "cpu" ? args.nproc_per_node : 1);
 	const options = divideToFit(engineOptions(args, device, size), args.zero, native.planMemory, share);
 	const plan = native.planMemory(options);
 	const freedom = { packed: args.max_tokens_per_micro_batch !== null, resumed: false };

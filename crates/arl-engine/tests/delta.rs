@@ -1,8 +1,6 @@
 //! Models with the gated delta rule: what must not change a bit, what must not see another sequence, the plan, generation.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
+use crate::common;
 
 use std::path::Path;
 

@@ -1,8 +1,6 @@
 //! A folder with images: its text part is trained, and what is carried comes out as it went in.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
+use crate::common;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,8 +1,6 @@
 //! Adapters of more kinds of layers: of routers and experts by PEFT's conversion, and of both ends; and DoRA's magnitudes.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
+use crate::common;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;

@@ -1,12 +1,8 @@
 //! Weights in 4 bits: an engine with them computes what one with the values that they stand for computes, to the bit, and quantizes
 //! as bitsandbytes does.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "tests")]
-
-mod common;
-#[path = "common/nf4_folder.rs"]
-#[allow(unreachable_pub, reason = "shared with the runner of golden cases")]
-mod nf4_folder;
+use crate::common;
+use crate::golden::runner::nf4_folder;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,6 @@
 //! The memory plan of the models that are measured, against sums worked out by hand.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests; a skip is reported in a line")]
-
-mod common;
+use crate::common;
 
 use std::path::{Path, PathBuf};
 

@@ -1,10 +1,7 @@
 //! Models that see: what must not change a result, what a step without images leaves alone, what is frozen, and what is refused.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
-#[path = "common/vision.rs"]
-mod vision;
+use crate::common;
+use crate::common::vision;
 
 use std::collections::HashMap;
 

@@ -1,10 +1,7 @@
 //! Ranks that train a model that sees: each has micro-batches of its own, with images or without, and the bits are those of one.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
-#[path = "common/vision.rs"]
-mod vision;
+use crate::common;
+use crate::common::vision;
 
 use std::path::Path;
 

@@ -1,10 +1,7 @@
 //! Ranks that divide moments, masters, gradients and weights: bits, memory and messages are those that one rank implies.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
-#[path = "common/ranks.rs"]
-mod ranks;
+use crate::common;
+use crate::common::ranks;
 
 use std::collections::BTreeMap;
 use std::path::Path;

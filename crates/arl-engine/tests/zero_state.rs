@@ -1,11 +1,8 @@
 //! What ranks that divide moments write: a model and an adapter with the bytes of one rank's, and states that any number of ranks
 //! reads.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
-#[path = "common/ranks.rs"]
-mod ranks;
+use crate::common;
+use crate::common::ranks;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -165,9 +165,9 @@ export function engineOptions(args: ResolvedConfig, device: string, size: BatchS
 		...(args.images === "train" && { vision: true, freeze: [...args.freeze].sort() }),
 		...loraOptions(args),
 		...(args.load_in_4bit && { loadIn4bit: true, nestedQuant: args.use_bnb_nested_quant }),
-		// Several ranks always sum so; on a GPU there are none yet.
-		...(device === "cpu" && (args.full_determinism || args.dp_size > 1) && { dataParallel: args.dp_size }),
-		...(device === "cpu" && zeroOf(args) > 0 && { zero: zeroOf(args) }),
+		// Several ranks always sum so; one on a GPU never does.
+		...((args.dp_size > 1 || (device === "cpu" && args.full_determinism)) && { dataParallel: args.dp_size }),
+		...(zeroOf(args) > 0 && { zero: zeroOf(args) }),
 		...(args.loss_seq_chunk_size !== null && { lossSeqChunkSize: args.loss_seq_chunk_size }),
 		...(args.threads !== null && { threads: args.threads }),
 	};

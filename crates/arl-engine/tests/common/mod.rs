@@ -3,6 +3,8 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 
 pub mod adapters;
+pub mod ranks;
+pub mod vision;
 
 use std::path::{Path, PathBuf};
 

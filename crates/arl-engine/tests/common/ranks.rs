@@ -1,7 +1,5 @@
 //! Ranks that are threads, each with an engine: for tests of what they divide.
 
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
-
 use std::path::Path;
 
 use arl_comm::{Group, local_groups};
@@ -9,7 +7,7 @@ use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::{Engine, EngineOptions, IGNORED, Kind, LoraOptions, MicroBatch, Weights};
 use arl_model::LoraConfig;
 
-use super::common::{HYPER, batch, model};
+use super::{HYPER, batch, model};
 
 pub type Cpu = Engine<CpuBackend>;
 

@@ -1,13 +1,11 @@
 //! Small models that see, drawn at random, and batches with images.
 
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
-
 use arl_engine::backend::DType;
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::{Engine, EngineOptions, IGNORED, Images, Kind, LossScaling, MicroBatch, Recompute, Weights};
 use serde_json::{Value, json};
 
-use super::common::options;
+use super::options;
 
 /// One of each kind: DeepStack; a hybrid decoder; windows.
 pub const SEEING: [&str; 3] = ["qwen3_vl", "qwen3_5", "qwen2_5_vl"];
