@@ -187,37 +187,37 @@ fn steps() -> Vec<Vec<MicroBatch>> {
 
 #[test]
 fn steps_of_several_ranks_have_the_bits_of_one_and_the_numbers_of_the_cpu() {
-    for name in ["window-bias", "moe-balance"] {
-        for (dtype, bound) in [(DType::F32, 1e-5), (DType::Bf16, 1e-2)] {
-            let base = EngineOptions { data_parallel: Some(1), ..options(dtype, Recompute::Norms, 33) };
-            let weights = Weights::Checkpoint;
-            let cpu = Engine::open(Box::new(CpuBackend::new()), &model(name), weights, &base).unwrap();
-            let (_, cpu) = take(cpu, &steps(), 0, 1);
-            let device = CudaBackend::new(EmulatedDevice::default());
-            let alone = Engine::open(Box::new(device), &model(name), weights, &base).unwrap();
-            let (_, one) = take(alone, &steps(), 0, 1);
-            for ((loss, norm), expected) in one.figures.iter().zip(&cpu.figures) {
-                assert!((loss - expected.0).abs() <= bound * expected.0, "{name} {dtype:?}: {loss} {expected:?}");
-                assert!((norm - expected.1).abs() <= bound * expected.1, "{name} {dtype:?}: {norm} {expected:?}");
-            }
-            let apart = difference(&one.state, &cpu.state);
-            assert!(apart <= bound, "{name} {dtype:?}: {apart:e} apart from the CPU's");
-            for (size, zero) in [(2, 0), (2, 1), (2, 2), (3, 2)] {
-                let found = on_ranks(size, |backend, group| {
-                    let rank = group.rank();
-                    let options = EngineOptions { data_parallel: Some(size), rank, zero, ..base.clone() };
-                    let mut engine = Engine::open(Box::new(backend), &model(name), weights, &options).unwrap();
-                    engine.join(group).unwrap();
-                    let (mut engine, outcome) = take(engine, &steps(), rank, size);
-                    let device = engine.backend_mut().device_mut();
-                    assert_eq!(device.faults, Vec::<String>::new(), "{name} {dtype:?} zero {zero}");
-                    assert!(device.collectives > 0);
-                    outcome
-                });
-                for (rank, found) in found.into_iter().enumerate() {
-                    assert_eq!(found.figures, one.figures, "{name} {dtype:?} zero {zero}: rank {rank} of {size}");
-                    assert!(found == one, "{name} {dtype:?} zero {zero}: rank {rank} of {size}");
-                }
+    for (name, dtype, bound) in
+        [("window-bias", DType::F32, 1e-5), ("window-bias", DType::Bf16, 1e-2), ("moe-balance", DType::F32, 1e-5)]
+    {
+        let base = EngineOptions { data_parallel: Some(1), ..options(dtype, Recompute::Norms, 33) };
+        let weights = Weights::Checkpoint;
+        let cpu = Engine::open(Box::new(CpuBackend::new()), &model(name), weights, &base).unwrap();
+        let (_, cpu) = take(cpu, &steps(), 0, 1);
+        let device = CudaBackend::new(EmulatedDevice::default());
+        let alone = Engine::open(Box::new(device), &model(name), weights, &base).unwrap();
+        let (_, one) = take(alone, &steps(), 0, 1);
+        for ((loss, norm), expected) in one.figures.iter().zip(&cpu.figures) {
+            assert!((loss - expected.0).abs() <= bound * expected.0, "{name} {dtype:?}: {loss} {expected:?}");
+            assert!((norm - expected.1).abs() <= bound * expected.1, "{name} {dtype:?}: {norm} {expected:?}");
+        }
+        let apart = difference(&one.state, &cpu.state);
+        assert!(apart <= bound, "{name} {dtype:?}: {apart:e} apart from the CPU's");
+        for (size, zero) in [(2, 0), (2, 1), (2, 2), (3, 2)] {
+            let found = on_ranks(size, |backend, group| {
+                let rank = group.rank();
+                let options = EngineOptions { data_parallel: Some(size), rank, zero, ..base.clone() };
+                let mut engine = Engine::open(Box::new(backend), &model(name), weights, &options).unwrap();
+                engine.join(group).unwrap();
+                let (mut engine, outcome) = take(engine, &steps(), rank, size);
+                let device = engine.backend_mut().device_mut();
+                assert_eq!(device.faults, Vec::<String>::new(), "{name} {dtype:?} zero {zero}");
+                assert!(device.collectives > 0);
+                outcome
+            });
+            for (rank, found) in found.into_iter().enumerate() {
+                assert_eq!(found.figures, one.figures, "{name} {dtype:?} zero {zero}: rank {rank} of {size}");
+                assert!(found == one, "{name} {dtype:?} zero {zero}: rank {rank} of {size}");
             }
         }
     }
