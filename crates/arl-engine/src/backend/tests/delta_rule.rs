@@ -63,7 +63,7 @@ fn compare(op: &GatedDelta, inputs: &Inputs, (f, random): (&mut Fixture, &mut Ra
     let steps = if dtype == DType::F32 { f32 / bound(dtype, 1.0) } else { 1.0 };
     near("out", dtype, steps, &f.get(out), &expected.out);
     // State and sums are f32 in every type.
-    assert_close("states", &f.get(states), &expected.states, f32);
+    assert_close("states", &f.get(states), &expected.states, f32 / 1.6);
     // Without a place for the states the output is the same.
     let again = f.poisoned(inputs.v.len(), dtype);
     f.backend.gated_delta(op, again, None);
@@ -100,8 +100,8 @@ fn compare(op: &GatedDelta, inputs: &Inputs, (f, random): (&mut Fixture, &mut Ra
         return assert!(rest.into_iter().all(|d| d.abs() < f32), "gradients of decays that count for nothing");
     }
     near("d_a", dtype, steps, &columns(&d_gates[count..], count, op.gates.stride), &d_a);
-    assert_close("d_a_log", &f.get(d_a_log), &of_log, 2.0 * f32);
-    assert_close("d_dt_bias", &f.get(d_dt_bias), &of_bias, 2.0 * f32);
+    assert_close("d_a_log", &f.get(d_a_log), &of_log, 1e-5);
+    assert_close("d_dt_bias", &f.get(d_dt_bias), &of_bias, 1e-5);
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn the_rule_is_the_recurrence_in_every_type() {
         let (mut random, mut f) = (Random(52), Fixture::new());
         let gates = gates(&mut random, 393, dtype);
         let (op, inputs) = rule(&mut f, &mut random, (HEADS, &bounds), &gates, dtype);
-        compare(&op, &inputs, (&mut f, &mut random), dtype, 5e-6);
+        compare(&op, &inputs, (&mut f, &mut random), dtype, 4.8e-6);
     }
 }
 
@@ -128,7 +128,7 @@ fn heads_of_released_models_and_the_largest_and_odd_ones_are_the_recurrence() {
             let (mut random, mut f) = (Random(55), Fixture::new());
             let gates = random.values(tokens * 2 * heads.value, dtype);
             let (op, inputs) = rule(&mut f, &mut random, (heads, &[0, tokens]), &gates, dtype);
-            compare(&op, &inputs, (&mut f, &mut random), dtype, 5e-6);
+            compare(&op, &inputs, (&mut f, &mut random), dtype, 4.8e-6);
         }
     }
 }
