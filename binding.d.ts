@@ -730,6 +730,9 @@ export interface ModelFacts {
 /** A new id of a communicator of GPUs, for all its ranks. Throws `ARL_DEVICE` where there is no NCCL. */
 export declare function ncclId(): Uint8Array
 
+/** Opens NCCL in this process, if it can. Never throws because it is missing. */
+export declare function ncclReport(): NcclReport
+
 /** What there is of NCCL. */
 export interface NcclReport {
   /** Version and file; absent: none can be used. */
@@ -739,9 +742,6 @@ export interface NcclReport {
   /** How to get it. */
   hint: string
 }
-
-/** Opens NCCL in this process, if it can. Never throws because it is missing. */
-export declare function ncclReport(): NcclReport
 
 /** How a Parquet file is read. Columns are given by the names that they have in the file. */
 export interface ParquetOptions {
