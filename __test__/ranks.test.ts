@@ -8,11 +8,9 @@ import { onStopSignals } from "../src/cli/signals.js";
 import { trainingSchema } from "../src/config/schema.js";
 import { ArlError } from "../src/errors.js";
 import type { EngineOptions, MemoryPlan, MicroBatch, Native, NativeEngine, NativeRanks } from "../src/native.js";
-import { dealt, packBatches, unpackBatches } from "../src/ranks/batches.js";
 import { checkShared, deviceOfRank } from "../src/ranks/gpus.js";
 import { Hub } from "../src/ranks/hub.js";
 import { checkDevice, checkRanks } from "../src/ranks/ranks.js";
-import { holdUp, type Sign } from "../src/ranks/watch.js";
 import { Worker } from "../src/ranks/worker.js";
 import { divideToFit } from "../src/run/setup/memory.js";
 import { zeroOf, zeroText } from "../src/run/setup/options.js";
@@ -25,69 +23,6 @@ const batch = (length: number, weights = false): MicroBatch => {
 	return weights ? { ...all, weights: Float32Array.from(ids, (id) => id / 3) } : all;
 };
 
-describe("micro-batches", () => {
-	it("are the same after their way to another rank, wherever their bytes begin", () => {
-		const batches = [
-			batch(3),
-			batch(1, true),
-			batch(70, true),
-			{
-				...batch(2),
-				positions: Int32Array.of(0, 1, 0, 1, 0, 1),
-				images: [
-					{ height: 1, width: 2, pixels: Uint8Array.of(1, 2, 3, 4, 5, 6) },
-					{ height: 1, width: 1, pixels: Uint8Array.of(7, 8, 9) },
-				],
-			},
-			batch(5, true),
-		];
-		const { lengths, parts } = packBatches(batches);
-		const sent = Buffer.concat([Buffer.from("x"), ...parts]).subarray(1);
-		expect(unpackBatches(JSON.parse(JSON.stringify(lengths)), sent)).toEqual(batches);
-		expect(unpackBatches([], new Uint8Array())).toEqual([]);
-	});
-
-	it("are dealt by their number", () => {
-		const batches = [1, 2, 3, 4, 5].map((length) => batch(length));
-		const lengths = (rank: number, world: number) => dealt(batches, rank, world).map(({ inputIds }) => inputIds.length);
-		expect([lengths(0, 2), lengths(1, 2), lengths(6, 8)]).toEqual([[1, 3, 5], [2, 4], []]);
-	});
-});
-
-describe("who holds the others up", () => {
-	const sign = (name: string, waiting: number, silent = 0, phase = "at work"): Sign => ({
-		name,
-		waiting,
-		silent,
-		phase,
-	});
-
-	it("is nobody before the time is over", () => {
-		expect(holdUp([sign("rank 0", 9), sign("rank 1", 0, 9)], 10)).toBeNull();
-		expect(holdUp([sign("rank 0", 0), sign("rank 1", 0)], 10)).toBeNull();
-	});
-
-	it("is a rank that sends no sign of life, next to how long the others have waited", () => {
-		const found = holdUp(
-			[sign("rank 0", 12), sign("rank 1", 0, 12, "computing 2 micro-batches"), sign("rank 2", 11)],
-			10,
-		);
-		expect(found).toBe(
-			"rank 1 has sent no sign of life for 12 s; its last phase: computing 2 micro-batches; the others have waited for it for 12 s (ddp_timeout 10)",
-		);
-	});
-
-	it("is a rank that lives and gives no gradients", () => {
-		const found = holdUp([sign("rank 0", 11), sign("rank 1", 0, 1, "reading the model")], 10);
-		expect(found).toBe("rank 1 is reading the model; the others have waited for it for 11 s (ddp_timeout 10)");
-	});
-
-	it("may be nobody in particular", () => {
-		expect(holdUp([sign("rank 0", 11), sign("rank 1", 11)], 10)).toMatch(/^all ranks wait for each other since 10 s/);
-	});
-});
-
-/** Two ranks that are connected; what their engines are asked is in `calls`. */
 async function two(engines: Partial<NativeEngine>[] = [{}, {}]) {
 	const calls: string[][] = [[], []];
 	const failed: string[] = [];
@@ -263,78 +198,6 @@ describe("rank 0 and another rank", () => {
 });
 
 /** Two ranks on GPUs, connected without MPI. `uuids`: of their GPUs. */
-async function twoOnGpus(uuids: [string, string]) {
-	const calls: string[][] = [[], []];
-	const links = (rank: number) => {
-		const own = { waiting: () => 0, fail: () => {}, close: async () => {} };
-		return Object.assign(own, { rank }) as unknown as NativeRanks;
-	};
-	const native = (rank: number, device: string) => {
-		const engine = {
-			joinRanks: async (joined: { rank: number }, id: Uint8Array) => {
-				calls[rank]?.push(`join ${joined.rank} ${Buffer.from(id)}`);
-			},
-			fingerprint: async () => "same",
-			close: async () => {},
-		};
-		return {
-			ncclId: () => Buffer.from("an id"),
-			RankListener: {
-				open: (world: number, token: string) => {
-					calls[rank]?.push(`listen ${world} ${token.length}`);
-					return { port: () => 4711, accept: async () => links(rank) };
-				},
-			},
-			Ranks: {
-				connect: async (hosts: string[], port: number, token: string, own: number, world: number) => {
-					calls[rank]?.push(`connect ${hosts} ${port} ${token.length} ${own} ${world}`);
-					return links(rank);
-				},
-			},
-			cudaReport: () => ({ devices: [{ device, name: "H100", uuid: uuids[rank] }], libraries: [] }),
-			Engine: {
-				open: async (options: EngineOptions) => {
-					calls[rank]?.push(`open ${options.device} ${options.rank ?? 0}`);
-					return engine;
-				},
-			},
-		} as unknown as Native;
-	};
-	const hub = await Hub.listen(2, 2, null);
-	const cpu = {} as Native;
-	const worker = await Worker.connect({ hosts: ["127.0.0.1"], ...hub.address }, 1, 2, cpu, null);
-	await hub.connected();
-	const verdict = worker.serve(
-		async () => ({}),
-		(wanted) => {
-			calls[1]?.push(`gpu ${wanted}`);
-			return { device: "cuda:1", native: native(1, "cuda:1") };
-		},
-	);
-	const open = () => hub.openEngine(native(0, "cuda:0"), { device: "cuda:0" } as EngineOptions);
-	return { hub, worker, verdict, calls, open };
-}
-
-describe("ranks on GPUs", () => {
-	it("open an engine each on a GPU of its own, connect by TCP, and then join their GPUs under one id", async () => {
-		const { hub, verdict, calls, open } = await twoOnGpus(["a", "b"]);
-		await (await open()).close();
-		await hub.end(0);
-		expect(await verdict).toEqual({ code: 0, error: null });
-		expect(calls[0]).toEqual(["listen 2 64", "open cuda:0 0", "join 0 an id"]);
-		expect(calls[1]).toEqual(["gpu cuda:0", "connect 127.0.0.1 4711 64 1 2", "open cuda:1 1", "join 1 an id"]);
-	});
-
-	it("are refused before they join where two have one GPU", async () => {
-		const { hub, verdict, calls, open } = await twoOnGpus(["a", "a"]);
-		const error = await errorOf(open());
-		expect(error.message).toMatch(/^rank 0 \(.*\) and rank 1 \(.*\) use one GPU: cuda:1 \(H100\)$/);
-		await hub.abandon(error);
-		expect(await verdict).toEqual({ code: 1, error: null });
-		expect(calls.flat().filter((call) => call.startsWith("join"))).toEqual([]);
-	});
-});
-
 describe("a signal to any rank", () => {
 	it("stops the run once, and not where a rank has failed", async () => {
 		vi.useFakeTimers();
