@@ -315,15 +315,9 @@ impl Placement {
                 let start = next.map_or(end, |(start, _)| start.min(end));
                 if start > at {
                     let Run { weights: offset, len, wide, .. } = run.part(at - run.optimizer, start - at);
-                    gaps.push(Param {
-                        offset,
-                        len,
-                        weight: offset,
-                        trained: Some(at),
-                        gradient: at,
-                        quantized: false,
-                        wide,
-                    });
+                    let param =
+                        Param { offset, len, weight: offset, trained: Some(at), gradient: at, ..Param::default() };
+                    gaps.push(Param { wide, ..param });
                 }
                 at = start;
                 if let Some((start, len)) = next.filter(|&(start, _)| start < end) {
