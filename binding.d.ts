@@ -32,11 +32,22 @@ export declare class Engine {
   finishStep(ticket: number): Promise<StepStats>
   /**
    * Has other ranks compute each step together with this one: `submitStep` then takes this rank's micro-batches, and
-   * figures are those of the whole step. All ranks call the same methods in the same order.
+   * figures are those of the whole step. All ranks call the same methods in the same order. `id`: what their GPUs make a
+   * communicator with, all at once; absent: what ranks exchange goes through host memory.
    */
-  joinRanks(ranks: Ranks): Promise<void>
-  /** A hash of weights, moments, step count and loss scale: ranks that train together have the same. */
+  joinRanks(ranks: Ranks, id?: Uint8Array | undefined | null): Promise<void>
+  /**
+   * A hash of weights, moments, step count and loss scale: ranks that train together have the same. Where they divide weights,
+   * all of them call it at once.
+   */
   fingerprint(): Promise<string>
+  /**
+   * Sends rank 0 the weights that it asks for while it evaluates or generates alone, until it calls `endServing`. Does nothing
+   * where ranks do not divide weights.
+   */
+  serveWeights(): Promise<void>
+  /** Ends `serveWeights` on the other ranks. */
+  endServing(): Promise<void>
   /**
    * Discards the submitted steps that are not finished, even while their gradients are being computed (but where other ranks
    * compute them too), and clears an interrupt that came too late for the computation it was meant for.
@@ -112,14 +123,26 @@ export declare class ParquetWriter {
   finish(): Promise<number>
 }
 
-/** All ranks, as MPI knows them. */
+/** Where rank 0 waits for the other ranks' connections. */
+export declare class RankListener {
+  /** Listens for `world - 1` ranks that know the token. */
+  static open(world: number, token: string): RankListener
+  /** The port. */
+  port(): number
+  /** Resolves with the ranks when all are connected, within so many seconds. To be called once. */
+  accept(seconds: number): Promise<Ranks>
+}
+
+/** All ranks. */
 export declare class Ranks {
   /**
    * Opens the first of `libraries` that the system's loader can open, initialises MPI, and checks that it agrees with the
    * launcher on `rank` and `world`. Resolves when all ranks have called it.
    */
   static open(libraries: Array<string>, rank: number, world: number, launcher: string): Promise<Ranks>
-  /** The library's version and file. */
+  /** Connects to rank 0, whose `RankListener` is on a port of one of `hosts`. */
+  static connect(hosts: Array<string>, port: number, token: string, rank: number, world: number): Promise<Ranks>
+  /** MPI's version and file; of ranks over TCP: that. */
   library(): string
   /** Resolves with the bytes of rank 0; all ranks pass equally many. */
   broadcast(bytes: Uint8Array): Promise<Uint8Array>
@@ -129,7 +152,7 @@ export declare class Ranks {
   spent(): number
   /** Ends every call that waits for another rank, and each later one, with `ARL_INTERRUPTED`. */
   fail(reason: string): void
-  /** Ends MPI in this process. Resolves when all ranks have called it. */
+  /** Ends MPI in this process, and resolves when all ranks have called it; over TCP there is nothing to end. */
   close(): Promise<void>
 }
 
@@ -249,6 +272,8 @@ export interface CudaDevice {
   device: string
   /** Its name. */
   name: string
+  /** What tells it from all others, on all machines. */
+  uuid: string
   /** Its compute capability, such as `9.0`. */
   capability: string
   /** Its memory. */
@@ -501,7 +526,7 @@ export interface EngineOptions {
    * rank, whose sums may be in another order.
    */
   dataParallel?: number
-  /** What those ranks divide: 0 nothing (absent: that), 1 moments and masters, 2 also gradients. */
+  /** What those ranks divide: 0 nothing (absent: that), 1 moments and masters, 2 also gradients, 3 also weights. */
   zero?: number
   /** The number of this rank; absent: 0. */
   rank?: number
@@ -702,6 +727,22 @@ export interface ModelFacts {
   maxPositionEmbeddings: number
 }
 
+/** A new id of a communicator of GPUs, for all its ranks. Throws `ARL_DEVICE` where there is no NCCL. */
+export declare function ncclId(): Uint8Array
+
+/** Opens NCCL in this process, if it can. Never throws because it is missing. */
+export declare function ncclReport(): NcclReport
+
+/** What there is of NCCL. */
+export interface NcclReport {
+  /** Version and file; absent: none can be used. */
+  found?: string
+  /** What was tried before. */
+  tried: Array<CudaAttempt>
+  /** How to get it. */
+  hint: string
+}
+
 /** How a Parquet file is read. Columns are given by the names that they have in the file. */
 export interface ParquetOptions {
   /** The file. */
@@ -891,7 +932,7 @@ export interface Traffic {
   gradients: number
   /** Sums of gradients, to all. */
   sums: number
-  /** Updated weights, to all. */
+  /** Weights, to all: those that were updated, or with zero 3 those that a pass needs. */
   weights: number
 }
 

@@ -180,6 +180,7 @@ describe("choosing a device", () => {
 	const device = (ordinal: number, problem?: string) => ({
 		device: `cuda:${ordinal}`,
 		name: `GPU ${ordinal}`,
+		uuid: `${ordinal}`,
 		capability: "9.0",
 		memoryBytes: 80e9,
 		availableBytes: 79e9,

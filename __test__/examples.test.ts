@@ -4,7 +4,7 @@ import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, readlinkSync,
 import { basename, delimiter, dirname, join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { temporaryFolder } from "./support/folder.js";
-import { type MongoServer, mongoMissing, startMongo } from "./support/mongo.js";
+import { type MongoServer, mongoMissing, newDatabase, startMongo } from "./support/mongo.js";
 import { mpiruns } from "./support/ranks.js";
 import { metricsOf, root } from "./support/real.js";
 
@@ -33,12 +33,10 @@ function commandsOf(name: string): string {
 	return [...text.matchAll(/^```sh\n(.*?)^```/gms)].map(([, block]) => block).join("\n");
 }
 
-/** Runs the commands of an example in a new copy of its folder; returns what they print. Fails where one of them does. */
-async function runExample(name: string, env: NodeJS.ProcessEnv = {}, again = true): Promise<string> {
-	rmSync(join(copy, name), { recursive: true, force: true });
-	cpSync(join(sources, name), join(copy, name), { recursive: true, filter: (path) => !MADE.test(basename(path)) });
-	const child = spawn("bash", ["-euo", "pipefail", "-c", commandsOf(name)], {
-		cwd: join(copy, name),
+/** Runs commands in a folder; returns their exit code and what they print. */
+async function runCommands(commands: string, cwd: string, env: NodeJS.ProcessEnv) {
+	const child = spawn("bash", ["-euo", "pipefail", "-c", commands], {
+		cwd,
 		stdio: ["ignore", "pipe", "pipe"],
 		env: { ...process.env, NO_COLOR: "1", ...env },
 	});
@@ -49,6 +47,14 @@ async function runExample(name: string, env: NodeJS.ProcessEnv = {}, again = tru
 		});
 	}
 	const code = await new Promise((resolve) => child.on("close", resolve));
+	return { code, text };
+}
+
+/** Runs the commands of an example in a new copy of its folder; returns what they print. Fails where one of them does. */
+async function runExample(name: string, env: NodeJS.ProcessEnv = {}, again = true): Promise<string> {
+	rmSync(join(copy, name), { recursive: true, force: true });
+	cpSync(join(sources, name), join(copy, name), { recursive: true, filter: (path) => !MADE.test(basename(path)) });
+	const { code, text } = await runCommands(commandsOf(name), join(copy, name), env);
 	// As in `arlOnRanks`: on a very busy machine Open MPI's processes may not reach each other in time.
 	if (code !== 0 && again && /PMIX_ERR_UNREACH/.test(text)) return runExample(name, env, false);
 	expect(code, text).toBe(0);
@@ -152,4 +158,24 @@ describe.skipIf(mongoMissing("the example of rows from MongoDB"))("an example on
 		expect(text).toContain(allExact(8));
 		expect(text).toContain("(16 of 16)");
 	}, 60_000);
+
+	it("the project that arl init writes on a database imports its rows, trains and counts them", async () => {
+		server ??= await startMongo();
+		const model = join(root, "assets", "model");
+		const env = {
+			ARL_DB_CONNECTION_STRING: server.uriOf(newDatabase()),
+			PATH: `${join(copy, "node_modules", ".bin")}${delimiter}${process.env.PATH}`,
+		};
+		const init = await runCommands(`arl init agents --template mongo --yes --model '${model}'`, copy, env);
+		expect(init.code, init.text).toBe(0);
+		const { scripts } = JSON.parse(readFileSync(made("agents", "package.json"), "utf8"));
+		const train = `${scripts.train} --max_steps 2 --device cpu`;
+		const commands = [scripts.import, scripts.check, train, scripts.status].join("\n");
+		const { code, text } = await runCommands(commands, made("agents"), env);
+		expect(code, text).toBe(0);
+		expect(existsSync(made("agents", "out", "adapter_model.safetensors"))).toBe(true);
+		// Two steps of two rows each.
+		expect(text).toMatch(/^ {2}trained_count +1 4, none 2$/m);
+		expect(text).toMatch(/^ {2}to train on +train 2$/m);
+	}, 120_000);
 });

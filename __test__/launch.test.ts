@@ -1,9 +1,13 @@
 /** The launch table: what each launcher's environment says, and what is wrong with it. */
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { parse } from "yaml";
 import { type ArlError, toArlError } from "../src/errors.js";
 import { addressText, launchOf, launchText } from "../src/launch/launch.js";
 import { findMpirun, mpiLibraries, mpirunArguments } from "../src/launch/mpi.js";
 import { expandNodes, firstNode, tasksOfNode } from "../src/launch/slurm.js";
+import { root } from "./support/real.js";
 
 /** What a call throws. */
 function problem(call: () => unknown): ArlError {
@@ -213,5 +217,58 @@ describe("mpirun", () => {
 	it("is not found where there is none", () => {
 		expect(findMpirun("/nowhere:")).toBeNull();
 		expect(findMpirun(undefined)).toBeNull();
+	});
+});
+
+describe("the manifests of docs/distributed.md", () => {
+	const text = readFileSync(join(root, "docs", "distributed.md"), "utf8");
+	const manifests = [...text.matchAll(/```yaml\n(apiVersion[^`]*)```/g)].map(([, yaml]) => parse(String(yaml)));
+	const of = (kind: string) => manifests.find((manifest) => manifest.kind === kind).spec;
+	const ranksOf = (environments: Record<string, string>[]) => {
+		const found = environments.map((env) => launchOf({ KUBERNETES_SERVICE_HOST: "10.0.0.1", ...env }, 8));
+		expect(found.map(({ rank }) => rank)).toEqual(environments.map((_, i) => i));
+		expect(new Set(found.map(({ world }) => world))).toEqual(new Set([environments.length]));
+		return found;
+	};
+
+	it("give each pod of a JobSet its rank", () => {
+		const { parallelism, completions, template } = of("JobSet").replicatedJobs[0].template.spec;
+		expect(parallelism).toBe(completions);
+		const { env } = template.spec.containers[0];
+		const values = (index: number) =>
+			env.map(({ name, value, valueFrom }: { name: string; value?: string; valueFrom?: unknown }) => {
+				if (value === undefined) expect(JSON.stringify(valueFrom)).toContain("job-completion-index");
+				return [name, value ?? String(index)];
+			});
+		const pods = Array.from({ length: completions }, (_, index) => Object.fromEntries(values(index)));
+		for (const { store, localRank, localWorld } of ranksOf(pods)) {
+			expect(store).toEqual({ kind: "tcp", host: "arl-rank-0-0.arl", port: 29500 });
+			expect([localRank, localWorld]).toEqual([0, 1]);
+		}
+	});
+
+	it("have torchrun start as many ranks as a TrainJob has GPUs", () => {
+		const { numNodes, numProcPerNode, command, resourcesPerNode } = of("TrainJob").trainer;
+		expect(command.slice(0, 2)).toEqual(["torchrun", "--no-python"]);
+		expect(resourcesPerNode.limits["nvidia.com/gpu"]).toBe(numProcPerNode);
+		const world = numNodes * numProcPerNode;
+		const ranks = Array.from({ length: world }, (_, rank) => ({
+			...TORCHRUN,
+			RANK: String(rank),
+			WORLD_SIZE: String(world),
+			LOCAL_RANK: String(rank % numProcPerNode),
+			LOCAL_WORLD_SIZE: String(numProcPerNode),
+		}));
+		for (const { store } of ranksOf(ranks)) expect(store.kind).toBe("torchrun");
+	});
+
+	it("give each actor of Ray its rank", () => {
+		const world = Number(/ranks\.py (\d+)/.exec(of("RayJob").entrypoint)?.[1]);
+		expect(of("RayJob").rayClusterSpec.workerGroupSpecs[0].replicas).toBe(world);
+		const names = [...(/place = \{([^}]*)\}/.exec(text)?.[1] ?? "").matchAll(/"([A-Z_]+)": /g)].map(([, name]) => name);
+		const values = { WORLD_SIZE: String(world), LOCAL_RANK: "0", MASTER_ADDR: "a", MASTER_PORT: "4711" };
+		const actors = Array.from({ length: world }, (_, rank) => ({ RANK: String(rank), ...values }));
+		expect(names.sort()).toEqual(Object.keys(actors[0] as object).sort());
+		for (const { launcher } of ranksOf(actors)) expect(launcher).toBe("environment");
 	});
 });

@@ -5,7 +5,9 @@ import { existsSync, mkdtempSync, readdirSync, readFileSync, statSync, writeFile
 import { join } from "node:path";
 import { NapiCli } from "@napi-rs/cli";
 import { describe, expect, it } from "vitest";
+import { faultsOf } from "../scripts/packages/check.mjs";
 import { glibcOf, isNewer, requirementsOf } from "../scripts/packages/elf.mjs";
+import { requirementsOf as readMachO } from "../scripts/packages/macho.mjs";
 import { noticesFor } from "../scripts/packages/notices.mjs";
 import {
 	CUDA,
@@ -41,6 +43,7 @@ describe("the packages of the platforms", () => {
 			"x86_64-unknown-linux-gnu.2.17",
 			"x86_64-unknown-linux-musl",
 			"aarch64-unknown-linux-gnu.2.17",
+			"aarch64-apple-darwin",
 		]);
 	});
 
@@ -112,6 +115,24 @@ describe("what a shared object asks of a system", () => {
 		expect(names.filter((name) => isNewer(name.slice(6), glibcOf(file) ?? "0"))).toEqual([]);
 	});
 
+	it("is refused in the package of another platform", (context) => {
+		const addon = readdirSync(root).find((name) => /^arl\.linux-x64-gnu\.node$/.test(name));
+		if (addon === undefined) {
+			skipped("an addon in the packages of other platforms", "no addon of Linux x64");
+			return context.skip();
+		}
+		const faults = PLATFORMS.map((platform) => faultsOf(join(root, addon), platform).join("; "));
+		expect(faults).toEqual([
+			"",
+			expect.stringMatching(
+				/^it needs .*libc\.so\.6.*, which users may not have; it asks for glibc, and musl is none$/,
+			),
+			"it is for x64, not arm64",
+			"it is not for darwin-arm64: no 64-bit little-endian Mach-O file",
+			"it is not for win32-x64-msvc: no 64-bit PE file",
+		]);
+	});
+
 	it("compares versions by their parts, and refuses what is no such file", () => {
 		expect([
 			isNewer("2.28", "2.3.4"),
@@ -125,31 +146,35 @@ describe("what a shared object asks of a system", () => {
 	});
 });
 
-describe("the packed packages", () => {
-	const packed = [...PLATFORMS, CUDA].filter((one) => existsSync(join(FOLDERS.out, tarballName(one.package))));
-
-	it("are small, and run on systems as old as promised", (context) => {
-		if (packed.length === 0) {
-			skipped("the packed packages", "`npm run pack` makes them");
+describe("the packed package", () => {
+	it.for([...PLATFORMS, CUDA])("$package is small, and runs on systems as old as promised", (one, context) => {
+		const file = join(FOLDERS.out, tarballName(one.package));
+		if (!existsSync(file)) {
+			skipped(`the packed package ${one.package}`, `\`npm run pack -- --only ${one.id}\` makes it`);
 			return context.skip();
 		}
-		for (const one of packed) {
-			const file = join(FOLDERS.out, tarballName(one.package));
-			expect(statSync(file).size).toBeLessThan(one === CUDA ? MOST_CUDA_BYTES : MOST_BYTES);
-			const unpacked = mkdtempSync(join(folder, "packed-"));
-			execFileSync("tar", ["-xzf", file, "-C", unpacked]);
-			const names = readdirSync(join(unpacked, "package")).sort();
-			expect(names).toEqual(["LICENSE", "README.md", "THIRD-PARTY-LICENSES.txt", one.file, "package.json"].sort());
-			const described = JSON.parse(readFileSync(join(unpacked, "package", "package.json"), "utf8")).description;
-			const promised = /glibc ([\d.]+) or newer/.exec(described)?.[1];
-			expect(promised !== undefined).toBe(one.id.includes("-gnu"));
-			if (promised === undefined) continue;
-			const asked = glibcOf(join(unpacked, "package", one.file)) ?? "0";
-			expect(isNewer(asked, promised)).toBe(false);
-			// Without zig a package is for this machine's own glibc, and says so; `npm run pack -- --all` refuses it.
-			if (promised !== (one === CUDA ? CUDA_GLIBC : GLIBC)) {
-				skipped(`the oldest glibc of ${one.package}`, `it was built for glibc ${promised}, without zig`);
-			}
+		expect(statSync(file).size).toBeLessThan(one === CUDA ? MOST_CUDA_BYTES : MOST_BYTES);
+		const unpacked = mkdtempSync(join(folder, "packed-"));
+		execFileSync("tar", ["-xzf", file, "-C", unpacked]);
+		const names = readdirSync(join(unpacked, "package")).sort();
+		expect(names).toEqual(["LICENSE", "README.md", "THIRD-PARTY-LICENSES.txt", one.file, "package.json"].sort());
+		const addon = join(unpacked, "package", one.file);
+		expect(faultsOf(addon, one)).toEqual([]);
+		if (one.platform === "darwin") {
+			// Code that changed after it was signed is not loaded.
+			const bytes = readFileSync(addon);
+			bytes[bytes.length >> 1] = (bytes[bytes.length >> 1] ?? 0) ^ 1;
+			writeFileSync(addon, bytes);
+			expect(readMachO(addon).signed).toBe(false);
+		}
+		const described = JSON.parse(readFileSync(join(unpacked, "package", "package.json"), "utf8")).description;
+		const promised = /glibc ([\d.]+) or newer/.exec(described)?.[1];
+		expect(promised !== undefined).toBe(one.id.includes("-gnu"));
+		if (promised === undefined) return;
+		expect(isNewer(glibcOf(addon) ?? "0", promised)).toBe(false);
+		// Without zig a package is for this machine's own glibc, and says so; `npm run pack -- --all` refuses it.
+		if (promised !== (one === CUDA ? CUDA_GLIBC : GLIBC)) {
+			skipped(`the oldest glibc of ${one.package}`, `it was built for glibc ${promised}, without zig`);
 		}
 	});
 });

@@ -7,12 +7,12 @@ import { ranksFindings } from "../src/cli/doctor-ranks.js";
 import { onStopSignals } from "../src/cli/signals.js";
 import { trainingSchema } from "../src/config/schema.js";
 import { ArlError } from "../src/errors.js";
-import type { EngineOptions, MicroBatch, Native, NativeEngine, NativeRanks } from "../src/native.js";
-import { dealt, packBatches, unpackBatches } from "../src/ranks/batches.js";
+import type { EngineOptions, MemoryPlan, MicroBatch, Native, NativeEngine, NativeRanks } from "../src/native.js";
+import { checkShared, deviceOfRank } from "../src/ranks/gpus.js";
 import { Hub } from "../src/ranks/hub.js";
 import { checkDevice, checkRanks } from "../src/ranks/ranks.js";
-import { holdUp, type Sign } from "../src/ranks/watch.js";
 import { Worker } from "../src/ranks/worker.js";
+import { divideToFit } from "../src/run/setup/memory.js";
 import { zeroOf, zeroText } from "../src/run/setup/options.js";
 import { errorOf } from "./support/folder.js";
 import { root } from "./support/real.js";
@@ -23,69 +23,6 @@ const batch = (length: number, weights = false): MicroBatch => {
 	return weights ? { ...all, weights: Float32Array.from(ids, (id) => id / 3) } : all;
 };
 
-describe("micro-batches", () => {
-	it("are the same after their way to another rank, wherever their bytes begin", () => {
-		const batches = [
-			batch(3),
-			batch(1, true),
-			batch(70, true),
-			{
-				...batch(2),
-				positions: Int32Array.of(0, 1, 0, 1, 0, 1),
-				images: [
-					{ height: 1, width: 2, pixels: Uint8Array.of(1, 2, 3, 4, 5, 6) },
-					{ height: 1, width: 1, pixels: Uint8Array.of(7, 8, 9) },
-				],
-			},
-			batch(5, true),
-		];
-		const { lengths, parts } = packBatches(batches);
-		const sent = Buffer.concat([Buffer.from("x"), ...parts]).subarray(1);
-		expect(unpackBatches(JSON.parse(JSON.stringify(lengths)), sent)).toEqual(batches);
-		expect(unpackBatches([], new Uint8Array())).toEqual([]);
-	});
-
-	it("are dealt by their number", () => {
-		const batches = [1, 2, 3, 4, 5].map((length) => batch(length));
-		const lengths = (rank: number, world: number) => dealt(batches, rank, world).map(({ inputIds }) => inputIds.length);
-		expect([lengths(0, 2), lengths(1, 2), lengths(6, 8)]).toEqual([[1, 3, 5], [2, 4], []]);
-	});
-});
-
-describe("who holds the others up", () => {
-	const sign = (name: string, waiting: number, silent = 0, phase = "at work"): Sign => ({
-		name,
-		waiting,
-		silent,
-		phase,
-	});
-
-	it("is nobody before the time is over", () => {
-		expect(holdUp([sign("rank 0", 9), sign("rank 1", 0, 9)], 10)).toBeNull();
-		expect(holdUp([sign("rank 0", 0), sign("rank 1", 0)], 10)).toBeNull();
-	});
-
-	it("is a rank that sends no sign of life, next to how long the others have waited", () => {
-		const found = holdUp(
-			[sign("rank 0", 12), sign("rank 1", 0, 12, "computing 2 micro-batches"), sign("rank 2", 11)],
-			10,
-		);
-		expect(found).toBe(
-			"rank 1 has sent no sign of life for 12 s; its last phase: computing 2 micro-batches; the others have waited for it for 12 s (ddp_timeout 10)",
-		);
-	});
-
-	it("is a rank that lives and gives no gradients", () => {
-		const found = holdUp([sign("rank 0", 11), sign("rank 1", 0, 1, "reading the model")], 10);
-		expect(found).toBe("rank 1 is reading the model; the others have waited for it for 11 s (ddp_timeout 10)");
-	});
-
-	it("may be nobody in particular", () => {
-		expect(holdUp([sign("rank 0", 11), sign("rank 1", 11)], 10)).toMatch(/^all ranks wait for each other since 10 s/);
-	});
-});
-
-/** Two ranks that are connected; what their engines are asked is in `calls`. */
 async function two(engines: Partial<NativeEngine>[] = [{}, {}]) {
 	const calls: string[][] = [[], []];
 	const failed: string[] = [];
@@ -150,6 +87,28 @@ describe("rank 0 and another rank", () => {
 		expect(await verdict).toEqual({ code: 0, error: null });
 		const both = ["joinRanks", "fingerprint", "exportModel", "fingerprint", "saveState", "exportAdapter", "close"];
 		expect(calls).toEqual([both, both]);
+	});
+
+	it("evaluate and generate on rank 0 alone, to which the other sends weights where they divide these", async () => {
+		for (const zero of [2, 3]) {
+			const thrown = () => {
+				throw new ArlError("ARL_DATA", "no prompt");
+			};
+			const { hub, worker, calls, open } = await two([{ generate: thrown, evaluateSequences: async () => [] }, {}]);
+			const verdict = worker.serve(async () => ({}));
+			const engine = await open({ zero });
+			await engine.evaluateSequences(batch(1));
+			// What fails before the engine has it leaves no rank behind.
+			expect((await errorOf(() => engine.generate([], { maxNewTokens: 1, stopIds: [] }))).message).toBe("no prompt");
+			await engine.close();
+			await hub.end(0);
+			expect(await verdict).toEqual({ code: 0, error: null });
+			const ends = zero === 3 ? ["endServing"] : [];
+			const before = ["joinRanks", "fingerprint"];
+			expect(calls[0]).toEqual([...before, "evaluateSequences", ...ends, "generate", ...ends, "close"]);
+			const serves = zero === 3 ? ["serveWeights", "serveWeights"] : [];
+			expect(calls[1]).toEqual([...before, ...serves, "close"]);
+		}
 	});
 
 	it("fail with the error of the rank that could not save", async () => {
@@ -238,6 +197,7 @@ describe("rank 0 and another rank", () => {
 	});
 });
 
+/** Two ranks on GPUs, connected without MPI. `uuids`: of their GPUs. */
 describe("a signal to any rank", () => {
 	it("stops the run once, and not where a rank has failed", async () => {
 		vi.useFakeTimers();
@@ -261,7 +221,12 @@ describe("a signal to any rank", () => {
 });
 
 describe("what a run of several ranks needs", () => {
-	const ranks = (world: number) => ({ world, localWorld: world, openEngine: () => Promise.reject(new Error("none")) });
+	const ranks = (world: number) => ({
+		world,
+		localWorld: world,
+		cpuRefusal: null,
+		openEngine: () => Promise.reject(new Error("none")),
+	});
 
 	it("is arl train: a program that calls the trainer would train once on each", async () => {
 		const place = { model_name_or_path: "m", train_file: "f", output_dir: "o" };
@@ -275,37 +240,111 @@ describe("what a run of several ranks needs", () => {
 		});
 	});
 
-	it("is as many as dp_size, on CPUs", async () => {
+	it("is as many as dp_size", async () => {
 		expect((await errorOf(() => checkRanks(ranks(1), 2))).message).toBe("dp_size is 2, and this process trains alone");
 		expect((await errorOf(() => checkRanks(ranks(4), 2))).message).toBe("dp_size is 2, and 4 ranks were started");
 		checkRanks(ranks(4), 4);
-		expect((await errorOf(() => checkDevice(ranks(2), "cuda:0"))).message).toContain("several GPUs is not built yet");
-		checkDevice(ranks(1), "cuda:0");
-		checkDevice(ranks(2), "cpu");
+	});
+
+	it("is MPI on CPUs, and NCCL on GPUs, of which each rank has one", async () => {
+		const nothing = { tried: [], hint: "install it" };
+		const old = {
+			tried: [
+				{ at: "/old", why: "it is NCCL 2.26.2" },
+				{ at: "/none", why: "not there" },
+			],
+			hint: "install it",
+		};
+		const on = (wanted: string, device: string, report: object = nothing) => {
+			return { wanted, device, native: { ncclReport: () => report as ReturnType<Native["ncclReport"]> } };
+		};
+		const refusal = new ArlError("ARL_DEVICE", "no MPI");
+		expect(await errorOf(() => checkDevice({ ...ranks(2), cpuRefusal: refusal }, on("auto", "cpu")))).toBe(refusal);
+		checkDevice(ranks(2), on("cpu", "cpu"));
+		checkDevice(ranks(1), on("cuda", "cuda:0"));
+		checkDevice(ranks(2), on("cuda", "cuda:0", { ...nothing, found: "NCCL 2.30.7 (libnccl.so.2)" }));
+		checkDevice({ ...ranks(2), localWorld: 1 }, on("cuda:3", "cuda:3", { ...nothing, found: "NCCL" }));
+		expect(await errorOf(() => checkDevice(ranks(2), on("auto", "cuda:0", old)))).toMatchObject({
+			message: "2 ranks on GPUs (device cuda:0) need NCCL (libnccl.so.2), and there is none; /old: it is NCCL 2.26.2",
+			hint: "To get it: install it.",
+		});
+		const one = await errorOf(() => checkDevice(ranks(2), on("cuda:0", "cuda:0", { ...nothing, found: "NCCL" })));
+		expect(one.message).toBe("device cuda:0 names one GPU, and 2 ranks run on this host");
+	});
+
+	it("is a GPU for each rank on its host", async () => {
+		const usable = ["cuda:0", "cuda:2", "cuda:3"];
+		const of = (localRank: number, localWorld: number, gpus: string[], env = {}, wanted = "cuda") =>
+			deviceOfRank(wanted, gpus, { localRank, localWorld }, env);
+		expect([0, 1, 2].map((rank) => of(rank, 3, usable))).toEqual(usable);
+		// A launcher that gives each rank a GPU of its own shows it that one alone.
+		expect([of(1, 2, ["cuda:0"]), of(0, 1, usable), of(0, 1, usable, {}, "cuda:3")]).toEqual([
+			"cuda:0",
+			"cuda:0",
+			"cuda:3",
+		]);
+		expect(of(3, 4, usable, { NCCL_MULTI_RANK_GPU_ENABLE: "1" })).toBe("cuda:0");
+		expect((await errorOf(() => of(3, 4, usable))).message).toBe(
+			"rank 3 of 4 on this host has no GPU: 3 can be used (cuda:0, cuda:2, cuda:3)",
+		);
+		const gpu = (host: string, uuid: string) => ({ host, device: "cuda:0", name: "H100", uuid });
+		const name = (rank: number) => `rank ${rank}`;
+		checkShared([gpu("a", "1"), gpu("b", "2"), gpu("c", ""), gpu("d", "")], name, {});
+		const two = [gpu("a", "1"), gpu("b", "2"), gpu("a", "1")];
+		checkShared(two, name, { NCCL_MULTI_RANK_GPU_ENABLE: "1" });
+		expect(await errorOf(() => checkShared(two, name, {}))).toMatchObject({
+			code: "ARL_DEVICE",
+			message: "rank 0 and rank 2 use one GPU: cuda:0 (H100)",
+		});
 	});
 
 	it("is divided as zero says, and by itself as far as that is built", () => {
 		expect(zeroOf({ dp_size: 1, zero: 2 })).toBe(0);
 		expect(zeroOf({ dp_size: 2, zero: "auto" })).toBe(2);
 		expect(zeroOf({ dp_size: 2, zero: 1 })).toBe(1);
-		expect(zeroText({ dp_size: 1, zero: "auto" })).toBeNull();
-		expect(zeroText({ dp_size: 1, zero: 1 })).toContain("no effect");
-		expect(zeroText({ dp_size: 4, zero: "auto" })).toBe(
+		expect(zeroText({ dp_size: 1, zero: "auto" }, 0)).toBeNull();
+		expect(zeroText({ dp_size: 1, zero: 1 }, 0)).toContain("no effect");
+		expect(zeroText({ dp_size: 4, zero: "auto" }, 2)).toBe(
 			"zero 2 (auto): 4 ranks divide gradients, moments and master weights among them",
 		);
-		expect(zeroText({ dp_size: 2, zero: 0 })).toBe("zero 0: 2 ranks divide nothing among them");
+		expect(zeroText({ dp_size: 4, zero: "auto" }, 3)).toContain("zero 3 (auto: 2 does not fit a rank's share of the");
+		expect(zeroText({ dp_size: 2, zero: 0 }, 0)).toBe("zero 0: 2 ranks divide nothing among them");
 		const parse = (zero: unknown) => trainingSchema.shape.zero.safeParse(zero).success;
-		expect(["auto", 0, 1, 2, 3, -1, "2"].map(parse)).toEqual([true, true, true, true, false, false, false]);
+		expect(["auto", 0, 1, 2, 3, 4, -1, "2"].map(parse)).toEqual([true, true, true, true, true, false, false, false]);
+	});
+
+	it("is weights too where nobody has asked, and only that fits", () => {
+		const plan = ({ zero }: EngineOptions) => ({ totalBytes: zero === 3 ? 50 : 100 }) as MemoryPlan;
+		const taken = (asked: "auto" | number, room?: number, zero = 2, larger = 0) => {
+			const grown = (options: EngineOptions) => ({
+				...plan(options),
+				totalBytes: plan(options).totalBytes + (options.zero === 3 ? larger : 0),
+			});
+			return divideToFit({ zero } as EngineOptions, asked, grown, room).zero;
+		};
+		expect([taken("auto", 100), taken("auto", 99), taken("auto", 10), taken("auto")]).toEqual([2, 3, 3, 2]);
+		expect([taken(2, 99), taken("auto", 99, 0), taken("auto", 99, 2, 60)]).toEqual([2, 0, 2]);
 	});
 
 	it("is what arl doctor shows", () => {
 		const env = { OMPI_COMM_WORLD_RANK: "1", OMPI_COMM_WORLD_SIZE: "2" };
 		const local = { OMPI_COMM_WORLD_LOCAL_RANK: "1", OMPI_COMM_WORLD_LOCAL_SIZE: "2" };
-		const [launcher, mpirun] = ranksFindings({ ...env, ...local, PATH: "/nowhere" });
+		const core = (report: object) => () => ({ ncclReport: () => report }) as unknown as Native;
+		const none = core({ tried: [{ at: "/x", why: "too old" }], hint: "install it" });
+		const [launcher, mpirun, torchrun, nccl] = ranksFindings(none, { ...env, ...local, PATH: "/nowhere" });
+		expect(torchrun).toMatchObject({ name: "torchrun", ok: true, value: expect.stringMatching(/^none/) });
+		expect(nccl).toMatchObject({ name: "NCCL", ok: true, hint: "/x: too old\nTo get it: install it." });
+		expect(ranksFindings(core({ found: "NCCL 2.30.7 (f)", tried: [], hint: "" }), {})[3]?.value).toBe(
+			"NCCL 2.30.7 (f)",
+		);
+		const noCore = () => {
+			throw new ArlError("ARL_DEVICE", "no core");
+		};
+		expect(ranksFindings(noCore, {})).toHaveLength(3);
 		expect(launcher?.value).toMatch(/^Open MPI: rank 1 of 2, 1 of 2 on this host; MPI library .*libmpi/);
 		expect(mpirun).toMatchObject({ ok: true, hint: expect.stringContaining("apt-get install openmpi-bin") });
-		expect(ranksFindings(env)[0]).toMatchObject({ ok: false });
-		expect(ranksFindings({})[0]?.value).toBe("none: this process would train alone");
+		expect(ranksFindings(none, env)[0]).toMatchObject({ ok: false });
+		expect(ranksFindings(none, {})[0]?.value).toBe("none: this process would train alone");
 	});
 
 	it("is described: docs/distributed.md names every row of the launch table and every option", () => {

@@ -33,7 +33,9 @@ const WHEELS = [
 	...readFileSync(join(root, "crates", "arl-cuda-libraries", "libraries.txt"), "utf8")
 		.trim()
 		.split("\n")
-		.map((line) => line.split(" ")[0]),
+		.map((line) => line.split(" ")[0])
+		// What several GPUs need at run time is not linked, and large.
+		.filter((wheel) => !wheel.startsWith("nvidia-nccl")),
 ];
 
 /** What a toolkit must hold to compile kernels, and what more to build the addon, below its folder. */

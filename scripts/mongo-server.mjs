@@ -20,7 +20,7 @@ export function findServer() {
 const QUICK_BUILD = {
 	CARGO_PROFILE_RELEASE_LTO: "off",
 	CARGO_PROFILE_RELEASE_CODEGEN_UNITS: "16",
-	CARGO_PROFILE_RELEASE_OPT_LEVEL: "1",
+	CARGO_PROFILE_RELEASE_OPT_LEVEL: "0",
 };
 
 function runs(command) {

@@ -2,7 +2,7 @@
 // and counted. Options: `--only ID` (may be repeated) makes some platforms; `--artifacts DIR` takes addons that other machines
 // have built, and builds none; `--build` only builds the addons, for another machine to pack; `--all` fails where one is missing.
 
-import { existsSync, readdirSync, rmSync, statSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, rmSync, statSync } from "node:fs";
 import { join, relative, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { CUDA_ADDON, orExplain, root, SetupError, setup } from "./setup.mjs";
@@ -19,6 +19,7 @@ const { values } = parseArgs({
 setup({ addon: false });
 // These know packages that the set-up installs.
 const { buildPlatform, planFor, putInto } = await import("./packages/build.mjs");
+const { faultsOf } = await import("./packages/check.mjs");
 const { glibcOf, isNewer } = await import("./packages/elf.mjs");
 const { CUDA, CUDA_GLIBC, FOLDERS, GLIBC, PLATFORMS } = await import("./packages/platforms.mjs");
 const { packFolder, stage } = await import("./packages/stage.mjs");
@@ -42,10 +43,17 @@ function checkGlibc(file, most, excused) {
 	notices.push(`${text}: not for publishing`);
 }
 
+/** Refuses an addon that users of the platform could not load. */
+function checkAddon(file, platform) {
+	const faults = faultsOf(file, platform);
+	if (faults.length > 0) throw new SetupError(`${relative(root, file)} cannot be packed: ${faults.join("; ")}`);
+}
+
 /** Gathers the addons in `FOLDERS.artifacts`; returns the ids of the platforms that have one. */
 function gather() {
 	const { artifacts } = FOLDERS;
 	rmSync(artifacts, { recursive: true, force: true });
+	mkdirSync(artifacts, { recursive: true });
 	const given = values.artifacts === undefined ? null : filesBelow(resolve(values.artifacts));
 	const built = [];
 	for (const platform of PLATFORMS.filter(({ id }) => wanted(id))) {
@@ -55,6 +63,7 @@ function gather() {
 			notices.push(`${platform.package}: ${plan.reason ?? `there is no ${platform.file} in ${values.artifacts}`}`);
 			continue;
 		}
+		checkAddon(file, platform);
 		if (platform.abi === "gnu") checkGlibc(file, GLIBC, plan.how === "here");
 		putInto(artifacts, file, platform.file);
 		built.push(platform.id);
@@ -74,8 +83,9 @@ function filesBelow(folder) {
 function cudaAddon() {
 	if (!wanted(CUDA.id)) return null;
 	const file =
-		values.artifacts === undefined ? join(root, CUDA_ADDON.file) : filesBelow(values.artifacts).get(CUDA.file);
+		values.artifacts === undefined ? join(root, CUDA_ADDON.file) : filesBelow(resolve(values.artifacts)).get(CUDA.file);
 	if (file !== undefined && existsSync(file)) {
+		checkAddon(file, CUDA);
 		checkGlibc(file, CUDA_GLIBC, values.artifacts === undefined);
 		return file;
 	}
@@ -87,7 +97,7 @@ await orExplain(async () => {
 	const built = gather();
 	if (values.build) return;
 	const addon = cudaAddon();
-	if (built.length === 0) throw new SetupError("no platform's addon was built; see above");
+	if (built.length === 0 && addon === null) throw new SetupError("no platform's addon was built; see above");
 	const staged = await stage(built, addon);
 	for (const name of readdirSync(FOLDERS.out)) if (name.endsWith(".tgz")) rmSync(join(FOLDERS.out, name));
 	const folders = [staged.main, ...PLATFORMS.filter(({ id }) => built.includes(id)).map(staged.platform)];

@@ -13,6 +13,7 @@ const { CUDA, FOLDERS, manifest, PLATFORMS, tarballName } = await import("./pack
 const { packFolder } = await import("./packages/stage.mjs");
 const { startRegistry } = await import("./packages/registry.mjs");
 const { runtimes } = await import("./packages/runtimes.mjs");
+const { elsewhere } = await import("./packages/elsewhere.mjs");
 const { Sandbox } = await import("./packages/sandbox.mjs");
 
 const windows = process.platform === "win32";
@@ -245,6 +246,48 @@ if (existsSync(join(FOLDERS.out, tarballName(CUDA.package)))) {
 	});
 } else {
 	skip("the CUDA package", "its addon was not built (`npm run build:cuda`)");
+}
+
+/** What a run on the packaged sample prints of each step: its loss. */
+const lossesOf = (stdout) => [...stdout.matchAll(/"type":"step".*?"loss":([\d.e-]+)/g)].map(([, loss]) => Number(loss));
+
+/** How far losses of other processors may be from this one's, whose sums have another order; relative. */
+const ROUNDING = 1e-5;
+
+/** The losses of three steps, as a function starts `arl`. */
+async function threeSteps(folder, start) {
+	const [model, rows] = ["model", "train.jsonl"].map((part) => join(folder, "node_modules", name, "assets", part));
+	const words = `--model_name_or_path ${model} --train_file ${rows} --output_dir ${join(folder, "out")}`.split(" ");
+	const more = "--max_steps 3 --logging_steps 1 --device cpu --overwrite_output_dir --json".split(" ");
+	const [command, args] = start(folder, [join(folder, "node_modules", name, entry), "train", ...words, ...more]);
+	const { stdout, seconds: took } = await sandbox.run(command, args, { cwd: folder });
+	return { losses: lossesOf(stdout), took };
+}
+
+for (const { id, npm, runtime } of elsewhere()) {
+	const other = PLATFORMS.find((platform) => platform.id === id);
+	if (other === own) continue;
+	const reason = existsSync(join(FOLDERS.out, tarballName(other.package)))
+		? null
+		: "it was not packed (`npm run pack`)";
+	const { start, reason: missing } = reason === null ? runtime() : { reason };
+	if (missing !== undefined) {
+		skip(`${other.package} on this machine`, missing);
+		continue;
+	}
+	await check(`${other.package} is what npm installs there, and it trains as this machine's does`, async () => {
+		const folder = sandbox.makeFolder(id);
+		writeFileSync(join(folder, "package.json"), '{ "private": true }\n');
+		await sandbox.run("npm", ["install", ...npm, name], { cwd: folder });
+		const both = [name, other.package].sort().join(", ");
+		expect(foundIn(folder) === both, `installed ${foundIn(folder)} instead of ${both}`);
+		const there = await threeSteps(folder, start);
+		const here = await threeSteps(project, (_folder, args) => [process.execPath, args]);
+		expect(here.losses.length === 3 && there.losses.length === 3, `${there.losses.length} steps were logged`);
+		const far = here.losses.map((loss, i) => Math.abs(there.losses[i] / loss - 1));
+		expect(Math.max(...far) < ROUNDING, `losses ${there.losses.join(", ")} instead of ${here.losses.join(", ")}`);
+		return `losses within ${Math.max(...far).toExponential(1)}, ${seconds(there.took)} instead of ${seconds(here.took)}`;
+	});
 }
 
 registry.close();

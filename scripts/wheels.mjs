@@ -15,16 +15,17 @@ function python(args) {
 }
 
 /**
- * Fetches a wheel and unpacks it; `finish(folder)` returns the part of it that becomes `home`. Returns why that could not be
- * done, or null; another clone may be quicker.
+ * Fetches a wheel and unpacks it; `finish(folder)` returns the part of it that becomes `home`. `platform`: another than this
+ * machine's, by its tag. Returns why that could not be done, or null; another clone may be quicker.
  */
-export function unpackWheel(name, version, home, finish) {
+export function unpackWheel(name, version, home, finish, platform = null) {
 	if (existsSync(home)) return null;
 	mkdirSync(dirname(home), { recursive: true });
 	const folder = mkdtempSync(join(dirname(home), "new-"));
 	try {
 		const wheel = `${name}==${version}`;
 		const options = ["--no-deps", "--only-binary=:all:", "--quiet", "--disable-pip-version-check"];
+		if (platform !== null) options.push("--platform", platform);
 		const fetched = python(["-m", "pip", "download", ...options, "--dest", folder, wheel]);
 		if (fetched.status !== 0) return `pip cannot download ${wheel}: ${fetched.stderr.trim().split("\n").at(-1)}`;
 		const file = readdirSync(folder).find((entry) => entry.endsWith(".whl"));

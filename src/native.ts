@@ -78,7 +78,10 @@ export interface Native {
 	TextEncoder: Pick<typeof Addon.TextEncoder, "open">;
 	TokenCache: Pick<typeof Addon.TokenCache, "open">;
 	FileLock: Pick<typeof Addon.FileLock, "take">;
-	Ranks: Pick<typeof Addon.Ranks, "open">;
+	Ranks: Pick<typeof Addon.Ranks, "open" | "connect">;
+	RankListener: Pick<typeof Addon.RankListener, "open">;
+	ncclReport: typeof Addon.ncclReport;
+	ncclId: typeof Addon.ncclId;
 	Engine: Pick<typeof Addon.Engine, "open">;
 	ImageProcessor: Pick<typeof Addon.ImageProcessor, "open">;
 }
@@ -118,6 +121,7 @@ const NATIVE_CLASSES = new Set([
 	"TokenCache",
 	"FileLock",
 	"Ranks",
+	"RankListener",
 	"ParquetReader",
 	"ParquetWriter",
 	"ScratchFolder",
@@ -172,7 +176,13 @@ function nativeOf(addon: typeof Addon): Native {
 		TextEncoder: { open: guarded(addon.TextEncoder.open.bind(addon.TextEncoder)) },
 		TokenCache: { open: guarded(addon.TokenCache.open.bind(addon.TokenCache)) },
 		FileLock: { take: guarded(addon.FileLock.take.bind(addon.FileLock)) },
-		Ranks: { open: guarded(addon.Ranks.open.bind(addon.Ranks)) },
+		Ranks: {
+			open: guarded(addon.Ranks.open.bind(addon.Ranks)),
+			connect: guarded(addon.Ranks.connect.bind(addon.Ranks)),
+		},
+		RankListener: { open: guarded(addon.RankListener.open.bind(addon.RankListener)) },
+		ncclReport: guarded(addon.ncclReport),
+		ncclId: guarded(addon.ncclId),
 		Engine: { open: guarded(addon.Engine.open.bind(addon.Engine)) },
 		ImageProcessor: { open: guarded(openProcessor) },
 	};

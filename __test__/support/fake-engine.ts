@@ -119,6 +119,10 @@ export class FakeEngine implements NativeEngine {
 		return "";
 	}
 
+	async serveWeights() {}
+
+	async endServing() {}
+
 	async discardStep() {
 		this.faults.onQueue?.("discard");
 		this.faults.onDiscard?.();

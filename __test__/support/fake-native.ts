@@ -317,7 +317,10 @@ export function fakeNative(faults: Faults = {}, disk: Disk = new Map()): Native 
 		},
 		FileLock: { take: takeLock },
 		Engine: { open: async (options) => new FakeEngine(options, faults) },
-		Ranks: { open: () => Promise.reject(new Error("a test of one rank opens none")) },
+		Ranks: { open: alone, connect: alone },
+		RankListener: { open: () => unreachable() },
+		ncclReport: () => ({ tried: [], hint: "install it" }),
+		ncclId: () => unreachable(),
 		ImageProcessor: { open: () => fakeProcessor(faults) },
 		matmulRate: () => 1,
 		backends: () => ["cpu"],
@@ -361,3 +364,10 @@ export function writeFakeModel(dir: string, config: Record<string, unknown> = {}
 	writeFileSync(join(dir, "tokenizer.json"), "{}");
 	return dir;
 }
+
+/** What tests of one rank do not call. */
+function unreachable(): never {
+	throw new Error("a test of one rank opens none");
+}
+
+const alone = async () => unreachable();

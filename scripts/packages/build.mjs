@@ -1,14 +1,21 @@
-// Builds the addon of each platform package: zig cross-compiles those of Linux, so that they run on old systems; those of
-// macOS and Windows need a machine of their own. What was built of the same sources is taken from the build cache.
+// Builds the addon of each platform package: zig cross-compiles those of Linux, so that they run on old systems, and on Linux
+// that of macOS; that of Windows needs a machine of its own. What was built of the same sources is taken from the build cache.
 
 import { spawnSync } from "node:child_process";
 import { chmodSync, copyFileSync, existsSync, mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync } from "node:fs";
 import { delimiter, dirname, join } from "node:path";
 import { ADDON_SOURCES, cache, cargoEnv, hashOf, root, run } from "../setup.mjs";
 import { unpackWheel } from "../wheels.mjs";
+import { MACOS } from "./platforms.mjs";
 
 /** Zig, whose compiler and linker know every glibc, and the cargo command that uses it. */
 const WHEELS = { ziglang: "0.17.1", "cargo-zigbuild": "0.24.0" };
+
+/** Microsoft's runtime for C inside the addon: Windows alone has none, and Node shares its own with nobody. */
+const OWN_RUNTIME = "-C target-feature=+crt-static";
+
+/** The names of the frameworks of macOS that the addon is linked with, as a linker needs them: zig knows none. */
+const APPLE_STUBS = join(root, "scripts", "packages", "macos");
 
 const homeOf = (name) => join(cache, "zig", `${name}-${WHEELS[name]}`);
 const ZIG = join(homeOf("ziglang"), "zig");
@@ -44,9 +51,8 @@ function hasTarget(triple) {
 export function planFor(platform) {
 	const own = platform.triple === hostTriple();
 	const here = (reason) => (own ? { how: "here", reason } : { how: null, reason });
-	if (platform.zig === null) {
-		return own ? { how: "here" } : { how: null, reason: `only a machine of ${platform.id} builds it` };
-	}
+	if (platform.platform !== "linux" && own) return { how: "here" };
+	if (platform.zig === null) return { how: null, reason: `only a machine of ${platform.id} builds it` };
 	if (process.platform !== "linux") return { how: null, reason: "only a Linux machine builds it" };
 	if (!hasTarget(platform.triple)) return { how: null, reason: `\`rustup target add ${platform.triple}\` is needed` };
 	const missing = installZig();
@@ -58,7 +64,8 @@ export function planFor(platform) {
 
 /** Builds the addon of a platform as `plan` says, or takes it from the build cache; returns its file. */
 export function buildPlatform(platform, plan) {
-	const words = [platform.triple, plan.how, outputOf("rustc", ["--version"]), ...Object.values(WHEELS)];
+	const runtime = platform.abi === "msvc" ? [OWN_RUNTIME] : [];
+	const words = [platform.triple, plan.how, outputOf("rustc", ["--version"]), ...Object.values(WHEELS), ...runtime];
 	const store = join(cache, "addon-packages", hashOf(ADDON_SOURCES, words));
 	const file = join(store, platform.file);
 	if (existsSync(file)) return file;
@@ -66,6 +73,7 @@ export function buildPlatform(platform, plan) {
 	mkdirSync(dirname(store), { recursive: true });
 	const partial = mkdtempSync(`${store}.`);
 	const zig = plan.how === "zig";
+	const flags = [process.env.RUSTFLAGS, ...runtime].filter(Boolean).join(" ");
 	const path = zig ? `${homeOf("cargo-zigbuild")}${delimiter}${process.env.PATH}` : process.env.PATH;
 	run(
 		process.execPath,
@@ -84,7 +92,17 @@ export function buildPlatform(platform, plan) {
 			"--",
 			"--locked",
 		],
-		{ env: { ...cargoEnv(), PATH: path, CARGO_ZIGBUILD_ZIG_PATH: ZIG } },
+		{
+			env: {
+				...cargoEnv(),
+				...(flags === "" ? {} : { RUSTFLAGS: flags }),
+				// zig would take the macOS that is newest to it.
+				...(platform.platform === "darwin" ? { MACOSX_DEPLOYMENT_TARGET: MACOS } : {}),
+				...(zig && platform.platform === "darwin" ? { SDKROOT: APPLE_STUBS } : {}),
+				PATH: path,
+				CARGO_ZIGBUILD_ZIG_PATH: ZIG,
+			},
+		},
 	);
 	for (const name of readdirSync(partial)) if (name !== platform.file) rmSync(join(partial, name));
 	rmSync(store, { recursive: true, force: true });

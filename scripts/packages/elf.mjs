@@ -4,8 +4,11 @@
 import { readFileSync } from "node:fs";
 
 const SHT_DYNAMIC = 6;
+const SHT_DYNSYM = 11;
 const SHT_GNU_VERNEED = 0x6ffffffe;
 const DT_NEEDED = 1n;
+/** `e_machine` by Node's names. */
+const MACHINES = { 62: "x64", 183: "arm64" };
 
 function sectionsOf(bytes) {
 	const magic = bytes.length >= 64 && bytes.readUInt32BE(0) === 0x7f454c46;
@@ -30,14 +33,28 @@ function textAt(bytes, table, offset) {
 	return bytes.toString("latin1", start, bytes.indexOf(0, start));
 }
 
-/** `libraries`: the names that it asks the loader for; `versions`: of each library, the versions of the symbols that it uses. */
+/** The names of the dynamic symbols that a file defines (`st_shndx` is not 0), each entry 24 bytes long. */
+function definedIn(bytes, section, table) {
+	const names = [];
+	for (let at = section.offset; at < section.offset + section.size; at += 24) {
+		if (bytes.readUInt16LE(at + 6) !== 0) names.push(textAt(bytes, table, bytes.readUInt32LE(at)));
+	}
+	return names;
+}
+
+/**
+ * `libraries`: the names that it asks the loader for; `versions`: of each library, the versions of the symbols that it uses;
+ * `arch`: the processor, by Node's name; `exports`: the symbols that it defines for others.
+ */
 export function requirementsOf(file) {
 	const bytes = readFileSync(file);
 	const sections = sectionsOf(bytes);
 	const libraries = [];
 	const versions = {};
+	const exports = [];
 	for (const section of sections) {
 		const table = sections[section.link];
+		if (section.type === SHT_DYNSYM) exports.push(...definedIn(bytes, section, table));
 		if (section.type === SHT_DYNAMIC) {
 			for (let at = section.offset; at < section.offset + section.size; at += 16) {
 				const value = Number(bytes.readBigUInt64LE(at + 8));
@@ -57,7 +74,7 @@ export function requirementsOf(file) {
 			need += bytes.readUInt32LE(need + 12);
 		}
 	}
-	return { libraries, versions };
+	return { libraries, versions, exports, arch: MACHINES[bytes.readUInt16LE(18)] };
 }
 
 const partsOf = (version) => version.split(".").map(Number);

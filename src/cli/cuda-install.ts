@@ -9,8 +9,8 @@ import { stoppable } from "./signals.js";
 export const COMMAND = {
 	name: "arl cuda install",
 	usage: "[--json]",
-	about: `Fetches NVIDIA's CUDA 13 libraries (1.1 GB), checks each by its pinned SHA-256, and unpacks them into arl's cache
-(1.9 GB), where runs find them. Broken off, it resumes. The files are NVIDIA's own wheels, taken from the Python package index that
+	about: `Fetches NVIDIA's CUDA 13 libraries and NCCL (1.3 GB), checks each by its pinned SHA-256, and unpacks them into arl's cache
+(2.2 GB), where runs find them. Broken off, it resumes. The files are NVIDIA's own wheels, taken from the Python package index that
 PIP_INDEX_URL or pip.conf names, else from pypi.org. No Python is needed.
 
 The GPU's driver is not among them: install NVIDIA's driver 580 or newer. \`arl doctor\` shows what a run would use.`,

@@ -67,7 +67,12 @@ async function installedFindings(core: () => Native): Promise<Finding[]> {
 export async function run(words: readonly string[], core: () => Native = loadNative): Promise<number> {
 	const given = parseCommand(COMMAND, words);
 	if (given === null) return 0;
-	const findings = [...systemFindings(), ...coreFindings(core), ...(await installedFindings(core)), ...ranksFindings()];
+	const findings = [
+		...systemFindings(),
+		...coreFindings(core),
+		...(await installedFindings(core)),
+		...ranksFindings(core),
+	];
 	if (given.flags.json) {
 		process.stdout.write(`${jsonLine(findings)}\n`);
 	} else {

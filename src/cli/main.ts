@@ -12,5 +12,5 @@ for (const stream of [process.stdout, process.stderr]) {
 
 process.exitCode = await main(process.argv.slice(2));
 // Ends the process by the signal of the closed terminal, as no handler is left. A normal exit of Node would try to restore the
-// settings of that terminal, and abort.
-if (hungUp()) process.kill(process.pid, "SIGHUP");
+// settings of that terminal, and abort. Windows sends that signal, and lets no program send it.
+if (hungUp() && process.platform !== "win32") process.kill(process.pid, "SIGHUP");

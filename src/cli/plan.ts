@@ -16,7 +16,7 @@ import { bytes, count, jsonLine, percent } from "../report/index.js";
 import { wantsColor } from "../report/terminal.js";
 import { adaptedText } from "../run/setup/lora.js";
 import { CONTEXT_BYTES } from "../run/setup/memory.js";
-import { dtypeOf, zeroOf, zeroText } from "../run/setup/options.js";
+import { dtypeOf, zeroText } from "../run/setup/options.js";
 import { JSON_FLAG } from "./command.js";
 import { resolveCommand, withOptions } from "./resolve.js";
 
@@ -107,7 +107,7 @@ function asJson(planned: Planned): Record<string, unknown> {
 		activation_offloading: args.activation_offloading,
 		optimizer_offload: args.optimizer_offload,
 		world: args.dp_size,
-		zero: zeroOf(args),
+		zero: planned.zero,
 		tokens: size.maxTokens,
 		sequences: size.maxSequences,
 		patches: size.maxPatches ?? null,
@@ -160,7 +160,7 @@ function asText(planned: Planned): string {
 		bold(heading(args.dp_size > 1 ? "memory of each rank" : device === "cpu" ? "memory" : "GPU memory")),
 		...table(plan.categories, plan.totalBytes),
 	];
-	const divided = zeroText(args);
+	const divided = zeroText(args, planned.zero);
 	if (divided !== null) lines.splice(2, 0, divided);
 	const adapted = adaptedText(plan);
 	if (adapted !== null) lines.splice(1, 0, adapted);

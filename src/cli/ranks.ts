@@ -1,9 +1,12 @@
 /** `arl train` on one of several ranks: opens them, has them agree, and ends them together. */
 import { createHash } from "node:crypto";
 import { type AgentTrainingConfig, OPTION_NAMES, type Resolved, soundsSecret } from "../config/index.js";
+import { findCuda, openCuda } from "../device/cuda.js";
 import { ArlError } from "../errors.js";
+import { writeErrorFile } from "../launch/error-file.js";
 import type { Launch } from "../launch/launch.js";
 import { loadNative, type Native } from "../native.js";
+import { deviceOfRank } from "../ranks/gpus.js";
 import { type Facts, Hub } from "../ranks/hub.js";
 import { openRanks } from "../ranks/open.js";
 import type { Worker } from "../ranks/worker.js";
@@ -26,20 +29,21 @@ export class RankedRun {
 		private readonly ranks: Hub | Worker,
 		private readonly found: string,
 		private readonly native: Native,
+		private readonly launch: Launch,
 	) {
 		this.hub = ranks instanceof Hub ? ranks : null;
 	}
 
 	/**
-	 * Opens the ranks.
+	 * Opens the ranks. `cpu`: they are known to compute on CPUs.
 	 *
 	 * @throws ArlError where that fails; on other ranks than 0 only after rank 0 has had the time to say so.
 	 */
-	static async open(launch: Launch, core: () => Native = loadNative): Promise<RankedRun> {
+	static async open(launch: Launch, core: () => Native = loadNative, cpu = false): Promise<RankedRun> {
 		try {
 			const native = core();
-			const { ranks, found } = await openRanks(launch, native);
-			return new RankedRun(ranks, found, native);
+			const { ranks, found } = await openRanks(launch, native, cpu);
+			return new RankedRun(ranks, found, native, launch);
 		} catch (thrown) {
 			if (launch.rank > 0) await new Promise((resolve) => setTimeout(resolve, AFTER_RANK_0));
 			throw thrown;
@@ -49,12 +53,14 @@ export class RankedRun {
 	/** Works for rank 0 until the run ends; gives the exit code. */
 	async serve(resolve: () => Promise<{ resolved: Resolved } | null>): Promise<number> {
 		const worker = this.ranks as Worker;
-		const { code, error } = await worker.serve(async () => {
+		worker.onFailure = writeErrorFile;
+		const facts = async () => {
 			const found = await resolve();
 			if (found === null) return {};
 			worker.timeout = found.resolved.args.ddp_timeout;
 			return this.facts(found.resolved.args);
-		});
+		};
+		const { code, error } = await worker.serve(facts, (wanted) => this.openGpu(wanted));
 		this.ended = true;
 		// What rank 0 cannot report any more, one rank does.
 		if (error !== null && worker.rank === 1) throw error;
@@ -94,6 +100,19 @@ export class RankedRun {
 		if (this.ended) return;
 		this.ended = true;
 		await this.hub?.end(this.code);
+	}
+
+	/** This rank's GPU. `wanted`: what rank 0 resolved the option `device` to. */
+	private openGpu(wanted: string): { device: string; native: Native } {
+		const option = this.launch.localWorld === 1 ? wanted : "cuda";
+		const finding = findCuda(this.native, option);
+		if (finding.problem !== null) {
+			const { message, hint } = finding.problem;
+			throw new ArlError("ARL_DEVICE", `device cuda: ${message}`, hint);
+		}
+		const usable = finding.report.devices.filter(({ problem }) => problem === undefined).map(({ device }) => device);
+		const device = deviceOfRank(option, usable, this.launch);
+		return { device, native: openCuda(this.native, String(finding.addon)) };
 	}
 
 	/** What all ranks must have in common. */

@@ -1,9 +1,12 @@
 /** `arl train`: options from flags and a file, the run, its report, and how it ends. */
+
 import { flag, formatResolved, type Resolved, resolvedAsJson } from "../config/index.js";
+import { findCuda } from "../device/cuda.js";
 import { ArlError, EXIT_CODES, toArlError } from "../errors.js";
+import { writeErrorFile } from "../launch/error-file.js";
 import { launchOf } from "../launch/launch.js";
-import { startRanks } from "../launch/start.js";
-import type { Native } from "../native.js";
+import { starter, startRanks } from "../launch/start.js";
+import { loadNative, type Native } from "../native.js";
 import { ALONE, type Ranks } from "../ranks/ranks.js";
 import { JsonReporter, jsonLine, type Reporter, TextReporter } from "../report/index.js";
 import { readRecord } from "../report/runs/record.js";
@@ -44,10 +47,10 @@ export async function run(words: readonly string[], core?: () => Native): Promis
 	let reporter = await makeReporter(words.includes("--json"), true);
 	let ranked: RankedRun | null = null;
 	try {
-		const launch = launchOf(process.env);
+		const launch = launchOf(process.env, gpusOfPod(process.env, core));
 		if (launch.world > 1) {
 			// First of all: from here on a rank that fails can tell the others.
-			ranked = await RankedRun.open(launch, core);
+			ranked = await RankedRun.open(launch, core, namesCpu(words));
 			if (ranked.hub === null) return await ranked.serve(() => resolveRun(words, launch.world));
 		}
 		const found = await resolveRun(words, launch.world);
@@ -60,7 +63,10 @@ export async function run(words: readonly string[], core?: () => Native): Promis
 		}
 		reporter = await makeReporter(flags.json, args.disable_tqdm);
 		for (const message of notices) reporter.event({ type: "notice", level: "info", message });
-		if (launch.world === 1 && args.nproc_per_node > 1) return await startRanks(args.nproc_per_node, commandLine());
+		if (launch.world === 1 && args.nproc_per_node > 1) {
+			const started = starter(args.nproc_per_node, usesGpus(args.device, core));
+			return await startRanks(started, commandLine());
+		}
 		if (ranked !== null) reporter.event({ type: "notice", level: "info", message: await ranked.agree(launch, args) });
 		const code = await train(args, reporter, ranked, core);
 		if (ranked !== null) ranked.code = code;
@@ -68,6 +74,8 @@ export async function run(words: readonly string[], core?: () => Native): Promis
 	} catch (thrown) {
 		const error = toArlError(thrown);
 		reporter.error(error);
+		// What follows from another rank's failure, that rank has written.
+		if (ranked?.hub?.hasFailed !== true) writeErrorFile(error);
 		await ranked?.abandon(error);
 		return error.exitCode;
 	} finally {
@@ -79,6 +87,22 @@ export async function run(words: readonly string[], core?: () => Native): Promis
 /** The options of the run, on as many ranks as were started. */
 function resolveRun(words: readonly string[], world: number) {
 	return resolveCommand(COMMAND, words, world > 1 ? { dp_size: world } : {});
+}
+
+/** Whether the command line itself says `--device cpu`: the configuration is read only when ranks are connected. */
+function namesCpu(words: readonly string[]): boolean {
+	return words.some((word, i) => word === "--device=cpu" || (word === "--device" && words[i + 1] === "cpu"));
+}
+
+/** Whether ranks that are started here will compute on GPUs. */
+function usesGpus(device: string, core: () => Native = loadNative): boolean {
+	return device.startsWith("cuda") || (device === "auto" && findCuda(core(), device).problem === null);
+}
+
+/** How many GPUs a pod sees whose RANK may number pods; 0 elsewhere: nothing is looked for. */
+function gpusOfPod(env: NodeJS.ProcessEnv, core: () => Native = loadNative): number {
+	const asked = env.KUBERNETES_SERVICE_HOST !== undefined && env.RANK !== undefined && env.LOCAL_RANK === undefined;
+	return asked ? findCuda(core(), "cuda").report.devices.length : 0;
 }
 
 /** How this process was started: each rank is started so. */

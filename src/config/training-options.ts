@@ -435,16 +435,16 @@ export interface TrainingOptions {
 	 */
 	use_rslora?: boolean;
 	/**
-	 * Train the magnitudes of the adapted layers' rows as well (DoRA). Needs float32, the CPU and `lora_dropout 0`; each
-	 * step computes the layers' products once more. Expected: true or false.
+	 * Train the magnitudes of the adapted layers' rows as well (DoRA). Needs `lora_dropout 0`; each step computes the
+	 * layers' products once more. Expected: true or false.
 	 * @default false
 	 */
 	use_dora?: boolean;
 	/**
 	 * Keep the frozen weights of linear layers in 4 bits (NF4, with the numbers of bitsandbytes), quantized when they
-	 * are read: 4.5 bits a weight, or 4.13 with `use_bnb_nested_quant`. Each product takes its weights in the type of
-	 * the activations. Adapters are trained next to them (QLoRA). A folder that bitsandbytes wrote in NF4 is opened so
-	 * in any case. Expected: true or false.
+	 * are read: 4.5 bits a weight, or 4.13 with `use_bnb_nested_quant`. Products take them in the type of the
+	 * activations, a tile at a time. Adapters are trained next to them (QLoRA). A folder that bitsandbytes wrote in NF4
+	 * is opened so in any case. Expected: true or false.
 	 * @default false
 	 */
 	load_in_4bit?: boolean;
@@ -727,8 +727,8 @@ export interface TrainingOptions {
 	// Several devices
 
 	/**
-	 * Ranks on this machine: where no launcher has started them, `arl train` does, with the `mpirun` that is installed.
-	 * On CPUs only. Expected: a whole number, 1 or more and at most 1024.
+	 * Ranks on this machine: where no launcher has started them, `arl train` does, on GPUs with the `torchrun`, else
+	 * with the `mpirun` that is installed. Expected: a whole number, 1 or more and at most 1024.
 	 * @default 1
 	 */
 	nproc_per_node?: number;
@@ -739,11 +739,12 @@ export interface TrainingOptions {
 	 */
 	dp_size?: number;
 	/**
-	 * What data-parallel ranks divide among them: 0 nothing; 1 moments and master weights; 2 also gradients. Results are
-	 * equal in bits. Auto: 2. Expected: auto, 0, 1 or 2 (3, which divides weights too, is not built yet).
+	 * What data-parallel ranks divide among them: 0 nothing; 1 moments and master weights; 2 also gradients; 3 also
+	 * weights, frozen ones too, which are gathered layer by layer. Results are equal in bits. Auto: 2, or 3 where 2 does
+	 * not fit a rank's share of the memory. Expected: auto, 0, 1, 2 or 3.
 	 * @default "auto"
 	 */
-	zero?: "auto" | 0 | 1 | 2;
+	zero?: "auto" | 0 | 1 | 2 | 3;
 	/**
 	 * Seconds for which ranks wait for one that sends no sign of life, or for its gradients, before the run ends with
 	 * its name. Expected: a whole number, 1 or more and at most 604800.

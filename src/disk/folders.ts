@@ -10,7 +10,11 @@ import { dirname, resolve } from "node:path";
  */
 export async function makeFolder(path: string): Promise<string | undefined> {
 	const missing: string[] = [];
-	for (let folder = resolve(path); !(await exists(folder)); folder = dirname(folder)) missing.push(folder);
+	for (let folder = resolve(path); !(await exists(folder)); folder = dirname(folder)) {
+		missing.push(folder);
+		// A drive of Windows that is not there has no parent.
+		if (dirname(folder) === folder) break;
+	}
 	const created: string[] = [];
 	// What exists and is no folder is an error too.
 	for (const folder of missing.length > 0 ? missing.reverse() : [resolve(path)]) {

@@ -9,6 +9,7 @@ import { hostname } from "node:os";
 import { basename, dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { makeFolder } from "../disk/folders.js";
+import { syncPath } from "../disk/write-whole.js";
 import { ArlError, toArlError } from "../errors.js";
 import { isPassing, mayPass } from "./fetch.js";
 
@@ -69,8 +70,7 @@ async function fetchAlone(file: WantedFile, options: FetchOptions): Promise<void
 	const partial = await claim(file.path);
 	try {
 		await fill(file, partial, options);
-		const handle = await open(partial, "r");
-		await handle.sync().finally(() => handle.close());
+		await syncPath(partial);
 		await rename(partial, file.path);
 	} catch (thrown) {
 		await release(partial, file.path);

@@ -114,6 +114,8 @@ export class ImageCache {
 			await inFolder(path, () => rename(temporary, path));
 		} catch (error) {
 			await rm(temporary, { force: true });
+			// Windows replaces no file that another process has open: what is there is used, or fetched again.
+			if (process.platform === "win32" && (await exists(path))) return;
 			throw error;
 		}
 	}

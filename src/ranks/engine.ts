@@ -1,7 +1,7 @@
 /**
  * The engine of rank 0 that the others compute with: calls that concern all ranks are sent to them in the order in which
- * this rank's engine gets them. Everything else is done by this rank alone, which holds all weights. Where ranks divide moments,
- * all of them save at once, each what it has.
+ * this rank's engine gets them. Everything else is done by this rank alone, with all weights: where ranks divide these, the others
+ * send them meanwhile. Where ranks divide moments, all of them save at once, each what it has.
  */
 import { ArlError, toArlError } from "../errors.js";
 import type { NativeEngine } from "../native.js";
@@ -20,8 +20,9 @@ export interface Others {
 	cause(error: ArlError, follows?: boolean): Promise<ArlError>;
 }
 
-/** The engine of all ranks. `local`: rank 0's own; `divided`: ranks divide moments. */
-export function sharedEngine(local: NativeEngine, others: Others, divided: boolean): NativeEngine {
+/** The engine of all ranks. `local`: rank 0's own; `zero`: what ranks divide. */
+export function sharedEngine(local: NativeEngine, others: Others, zero: number): NativeEngine {
+	const divided = zero > 0;
 	const { world } = others;
 	const peers = Array.from({ length: world - 1 }, (_, i) => i + 1);
 	const tell = (message: Message) => {
@@ -50,8 +51,26 @@ export function sharedEngine(local: NativeEngine, others: Others, divided: boole
 		exportModel: (dir, dtype) => together({ type: "exportModel", dir, dtype }, () => local.exportModel(dir, dtype)),
 		exportAdapter: (dir, base) => together({ type: "exportAdapter", dir, base }, () => local.exportAdapter(dir, base)),
 	} satisfies Partial<NativeEngine>;
+	/** What rank 0 computes alone, with weights that the others send it. */
+	const served = <Arguments extends unknown[], T>(compute: (...args: Arguments) => Promise<T>) => {
+		return (...args: Arguments): Promise<T> => {
+			tell({ type: "serve" });
+			try {
+				return settled(compute(...args));
+			} finally {
+				// The engine comes to it behind the computation, whatever that has come to. A failure of the others ends both.
+				local.endServing().catch(() => {});
+			}
+		};
+	};
+	const alone = {
+		evaluate: served((batches) => local.evaluate(batches)),
+		evaluateSequences: served((batch) => local.evaluateSequences(batch)),
+		generate: served((...args: Parameters<NativeEngine["generate"]>) => local.generate(...args)),
+	} satisfies Partial<NativeEngine>;
 	const own = {
 		...(divided && saving),
+		...(zero === 3 && alone),
 		submitStep: (batches, hyper) => {
 			for (const rank of peers) {
 				const { lengths, parts } = packBatches(dealt(batches, rank, world));

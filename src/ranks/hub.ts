@@ -5,10 +5,12 @@
 import { randomBytes, timingSafeEqual } from "node:crypto";
 import { createServer, type Server, type Socket } from "node:net";
 import { hostname } from "node:os";
-import { ArlError, type ErrorJson, isErrorCode } from "../errors.js";
+import { ArlError, type ErrorJson, isErrorCode, toArlError } from "../errors.js";
 import type { Native, NativeEngine, NativeRanks } from "../native.js";
 import { Channel, type Message } from "./channel.js";
 import { checkEqual, type Others, sharedEngine } from "./engine.js";
+import { checkShared, gpuOf, idOf, meetGpus, type RankGpu } from "./gpus.js";
+import { Links } from "./links.js";
 import { type OpenOptions, type Ranks, threadsOf } from "./ranks.js";
 import { holdUp, type Sign } from "./watch.js";
 
@@ -51,6 +53,7 @@ export class Hub implements Ranks {
 	/** What ends with the failure of another rank, once it is known to be one. */
 	private readonly waits = new Set<(error: ArlError) => void>();
 	private known = false;
+	private readonly links: Links;
 	/** Called when another rank gets a signal to stop. */
 	onStop: (signal: NodeJS.Signals) => void = () => {};
 	/** Seconds without progress after which a rank that holds the others up ends the run. */
@@ -59,16 +62,24 @@ export class Hub implements Ranks {
 	private constructor(
 		readonly world: number,
 		readonly localWorld: number,
-		private readonly mpi: NativeRanks,
+		mpi: NativeRanks | null,
 		private readonly server: Server,
 		private readonly token: string,
-	) {}
+		readonly cpuRefusal: ArlError | null,
+	) {
+		this.links = new Links(mpi);
+	}
 
-	/** Listens for the other ranks. */
-	static async listen(world: number, localWorld: number, mpi: NativeRanks): Promise<Hub> {
+	/** Listens for the other ranks. `mpi`: null: the launcher has none; `cpuRefusal`: why these ranks cannot compute on CPUs. */
+	static async listen(
+		world: number,
+		localWorld: number,
+		mpi: NativeRanks | null,
+		cpuRefusal: ArlError | null = null,
+	): Promise<Hub> {
 		const server = createServer();
 		await new Promise<void>((resolve, reject) => server.once("error", reject).listen(0, () => resolve()));
-		const hub = new Hub(world, localWorld, mpi, server, randomBytes(32).toString("hex"));
+		const hub = new Hub(world, localWorld, mpi, server, randomBytes(32).toString("hex"), cpuRefusal);
 		server.on("connection", (socket) => hub.welcome(socket));
 		return hub;
 	}
@@ -130,7 +141,7 @@ export class Hub implements Ranks {
 	}
 
 	private signs(): Sign[] {
-		const waiting = this.mpi.waiting();
+		const waiting = this.links.waiting();
 		const own = { name: this.name(0), phase: waiting > 0 ? "waiting for gradients" : "at work", waiting, silent: 0 };
 		const others = [...this.peers].map(([rank, { phase, waiting: waits, heard }]) => {
 			return { name: this.name(rank), phase, waiting: waits, silent: (Date.now() - heard) / 1000 };
@@ -206,7 +217,7 @@ export class Hub implements Ranks {
 		if (this.failure !== null || this.ending) return;
 		this.failure = error;
 		// Ends what waits for that rank.
-		this.mpi.fail(error.message);
+		this.links.fail(error.message);
 		setTimeout(() => {
 			this.known = true;
 			for (const reject of this.waits) reject(error);
@@ -270,27 +281,59 @@ export class Hub implements Ranks {
 			name: (rank) => this.name(rank),
 			cause: (error, follows) => this.cause(error, follows),
 		};
-		const opened = this.ask({ type: "open", options });
-		opened.catch(() => {});
-		const local = await native.Engine.open({ ...options, threads: options.threads ?? threadsOf(this.localWorld) });
-		await local.joinRanks(this.mpi);
-		await opened;
+		const local = await (String(options.device).startsWith("cuda")
+			? this.openOnGpus(native, options)
+			: this.openOnCpus(native, options));
 		// A state that is read next brings its own weights.
 		if (options.restored !== true) await checkEqual(local, others, "after opening the model");
-		return sharedEngine(local, others, (options.zero ?? 0) > 0);
+		return sharedEngine(local, others, options.zero ?? 0);
+	}
+
+	private async openOnCpus(native: Native, options: OpenOptions): Promise<NativeEngine> {
+		const opened = this.ask({ type: "open", options });
+		opened.catch(() => {});
+		const local = await this.openLocal(native, options);
+		await local.joinRanks(this.links.first);
+		await opened;
+		return local;
+	}
+
+	/** Opens the engine on every rank's GPU, and then connects the GPUs, all at once. */
+	private async openOnGpus(native: Native, options: OpenOptions): Promise<NativeEngine> {
+		const { meeting, accept } = meetGpus(native, this.world);
+		const opened = this.ask({ type: "open", options, gpus: meeting, world: this.world });
+		opened.catch(() => {});
+		const accepted = this.unlessFailed(accept());
+		accepted.catch(() => {});
+		const local = await this.openLocal(native, options);
+		const ranks = await accepted;
+		this.links.add(ranks);
+		const others = (await opened).slice(1).map((text) => JSON.parse(text) as RankGpu);
+		checkShared([gpuOf(native, options.device), ...others], (rank) => this.name(rank));
+		const joined = this.ask({ type: "join" });
+		joined.catch(() => {});
+		await local.joinRanks(ranks, idOf(meeting)).catch(async (error: unknown) => {
+			throw await this.cause(toArlError(error));
+		});
+		await joined;
+		return local;
+	}
+
+	private openLocal(native: Native, options: OpenOptions): Promise<NativeEngine> {
+		return native.Engine.open({ ...options, threads: options.threads ?? threadsOf(this.localWorld) });
 	}
 
 	/** Ends the other ranks, after a run that was taken to its end. */
 	async end(code: number): Promise<void> {
 		this.ending = true;
 		await this.leave({ type: "end", code });
-		await Promise.race([this.mpi.close(), later(CLOSE_MILLISECONDS)]);
+		await Promise.race([this.links.close(), later(CLOSE_MILLISECONDS)]);
 	}
 
 	/** Ends the other ranks because the run has failed. */
 	async abandon(error: ArlError): Promise<void> {
 		this.ending = true;
-		this.mpi.fail(error.message);
+		this.links.fail(error.message);
 		await this.leave({ type: "failed", code: error.exitCode });
 	}
 

@@ -1,17 +1,18 @@
 /**
- * Opens the ranks of this process's launcher: MPI first, through which all learn where rank 0 listens, then a connection from
- * each to rank 0. Before that, nothing can tell a rank that another one has failed, so it may not take long.
+ * Opens the ranks of this process's launcher: all learn where rank 0 listens, through MPI, torchrun's store or a port that they
+ * know, and each connects to it. Before that, nothing can tell a rank that another one has failed, so it may not take long.
  */
 import { fstatSync } from "node:fs";
 import { networkInterfaces } from "node:os";
 import { ArlError } from "../errors.js";
-import { type Launch, launchText } from "../launch/launch.js";
+import { type Launch, launchText, type Store } from "../launch/launch.js";
+import { obtain, type Published, publish } from "../launch/meeting.js";
 import { INSTALL_MPI, mpiLibraries } from "../launch/mpi.js";
-import type { Native } from "../native.js";
+import type { Native, NativeRanks } from "../native.js";
 import { Hub } from "./hub.js";
 import { type Centre, Worker } from "./worker.js";
 
-/** What every rank has of the address: as JSON, filled up. */
+/** What every rank has of the address, where it goes through MPI: as JSON, filled up. */
 const ADDRESS_BYTES = 8192;
 /** MPI waits for all ranks for ever; one that has ended before it came so far would hold up the others. */
 const OPEN_MILLISECONDS = 60_000;
@@ -34,39 +35,71 @@ export interface OpenedRanks {
 }
 
 /**
- * Opens the ranks. Ends the process where the others do not come.
+ * Opens the ranks. Ends the process where the others do not come. `cpu`: they are known to compute on CPUs.
  *
- * @throws ArlError `ARL_DEVICE` where the launcher has no MPI, or another one than the library's.
+ * @throws ArlError `ARL_DEVICE` where the launcher has another MPI than the library's, its store does not answer, or ranks on
+ * CPUs have no MPI.
  */
-export async function openRanks(launch: Launch, native: Native): Promise<OpenedRanks> {
-	const { rank, world } = launch;
-	if (launch.store.kind !== "mpi") throw withoutMpi(launch);
-	checkInherited(launch.launcher, process.env.PMI_FD);
+export async function openRanks(launch: Launch, native: Native, cpu = false): Promise<OpenedRanks> {
+	const { rank, world, store } = launch;
+	if (store.kind === "none" || (store.kind !== "mpi" && cpu)) throw withoutMpi(launch);
+	if (store.kind === "mpi") checkInherited(launch.launcher, process.env.PMI_FD);
 	const late = setTimeout(() => {
 		const seconds = OPEN_MILLISECONDS / 1000;
 		process.stderr.write(`ARL_DEVICE rank ${rank}: not all of ${world} ranks have started within ${seconds} s\n`);
 		process.exit(1);
 	}, OPEN_MILLISECONDS);
 	try {
-		return await connected(launch, native);
+		const opened = store.kind === "mpi" ? overMpi(launch, native) : overStore(launch, store, native);
+		return await opened;
 	} finally {
 		clearTimeout(late);
 	}
 }
 
-async function connected(launch: Launch, native: Native): Promise<OpenedRanks> {
+async function overMpi(launch: Launch, native: Native): Promise<OpenedRanks> {
 	const { launcher, rank, world, localWorld } = launch;
 	for (const [name, value] of Object.entries(NO_HOOKS)) process.env[name] ??= value;
 	const mpi = await native.Ranks.open(mpiLibraries(launcher, process.env), rank, world, launcher);
 	const hub = rank === 0 ? await Hub.listen(world, localWorld, mpi) : null;
-	const received = await mpi.broadcast(
-		hub === null ? new Uint8Array(ADDRESS_BYTES) : packed({ hosts: addresses(), ...hub.address }),
-	);
-	const centre = JSON.parse(Buffer.from(received).toString().trim()) as Centre;
-	const ranks = hub ?? (await Worker.connect(centre, rank, localWorld, native, mpi));
+	const received = await mpi.broadcast(hub === null ? new Uint8Array(ADDRESS_BYTES) : packed(centreOf(hub)));
+	return connected(launch, native, hub, Buffer.from(received).toString(), mpi);
+}
+
+async function overStore(
+	launch: Launch,
+	store: Extract<Store, { kind: "torchrun" | "tcp" }>,
+	native: Native,
+): Promise<OpenedRanks> {
+	const { rank, world, localWorld } = launch;
+	const hub = rank === 0 ? await Hub.listen(world, localWorld, null, withoutMpi(launch)) : null;
+	let published: Published | null = null;
+	try {
+		const centre = hub === null ? await obtain(store, OPEN_MILLISECONDS) : JSON.stringify(centreOf(hub));
+		if (hub !== null) published = await publish(store, centre, OPEN_MILLISECONDS);
+		return await connected(launch, native, hub, centre, null);
+	} finally {
+		published?.close();
+	}
+}
+
+async function connected(
+	launch: Launch,
+	native: Native,
+	hub: Hub | null,
+	centre: string,
+	mpi: NativeRanks | null,
+): Promise<OpenedRanks> {
+	const { rank, localWorld } = launch;
+	const ranks = hub ?? (await Worker.connect(JSON.parse(centre.trim()) as Centre, rank, localWorld, native, mpi));
 	if (ranks instanceof Hub) await ranks.connected();
 	const hosts = ranks instanceof Hub ? `; hosts: ${ranks.hosts.join(", ")}` : "";
-	return { ranks, found: `${launchText(launch)}; ${mpi.library()}${hosts}` };
+	const library = mpi === null ? "" : `; ${mpi.library()}`;
+	return { ranks, found: `${launchText(launch)}${library}${hosts}` };
+}
+
+function centreOf(hub: Hub): Centre {
+	return { hosts: addresses(), ...hub.address };
 }
 
 function packed(centre: Centre): Uint8Array {
@@ -99,12 +132,11 @@ function checkInherited(launcher: string, descriptor: string | undefined): void 
 	);
 }
 
-function withoutMpi({ launcher, world, store }: Launch): ArlError {
+function withoutMpi({ launcher, world }: Launch): ArlError {
 	const here = launcher === "srun" ? "`srun --mpi=pmix` (Open MPI) or `srun --mpi=pmi2` (MPICH)" : "mpirun";
-	const why = store.kind === "torchrun" || store.kind === "tcp" ? "offers no MPI" : "is not known";
 	return new ArlError(
 		"ARL_DEVICE",
-		`${world} ranks were started by ${launcher}, which ${why}: ranks on CPUs exchange gradients by MPI, and several GPUs are not built yet`,
+		`${world} ranks were started by ${launcher}, which offers no MPI: ranks on CPUs exchange gradients by MPI`,
 		`Start them with ${here}, for example: mpirun -n ${world} npx arl train ... --device cpu. ${INSTALL_MPI}`,
 	);
 }

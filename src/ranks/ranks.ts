@@ -2,6 +2,7 @@
 import { availableParallelism, cpus } from "node:os";
 import { ArlError } from "../errors.js";
 import type { EngineOptions, Native, NativeEngine } from "../native.js";
+import { deviceOfRank } from "./gpus.js";
 
 /** What `Engine.open` takes. */
 export type OpenOptions = EngineOptions;
@@ -12,6 +13,8 @@ export interface Ranks {
 	readonly world: number;
 	/** How many of them share this machine's cores and memory. */
 	readonly localWorld: number;
+	/** Why these ranks cannot compute on CPUs; null: they can. */
+	readonly cpuRefusal: ArlError | null;
 	/** Opens the engine on every rank; what this one computes, all compute together. */
 	openEngine(native: Native, options: OpenOptions): Promise<NativeEngine>;
 }
@@ -20,6 +23,7 @@ export interface Ranks {
 export const ALONE: Ranks = {
 	world: 1,
 	localWorld: 1,
+	cpuRefusal: null,
 	openEngine: (native, options) => native.Engine.open(options),
 };
 
@@ -41,12 +45,27 @@ export function checkRanks({ world }: Ranks, dpSize: number): void {
 	);
 }
 
-/** Checks that several ranks train on what is built for them. */
-export function checkDevice({ world }: Pick<Ranks, "world">, device: string): void {
-	if (world === 1 || device === "cpu") return;
+/**
+ * Checks that several ranks can exchange what they compute on a device. `native`: the addon of its engine.
+ *
+ * @throws ArlError `ARL_DEVICE` where ranks on CPUs have no MPI, or ranks on GPUs no NCCL; `ARL_CONFIG` where all would use one GPU.
+ */
+export function checkDevice(
+	{ world, localWorld, cpuRefusal }: Pick<Ranks, "world" | "localWorld" | "cpuRefusal">,
+	{ wanted, device, native }: { wanted: string; device: string; native: Pick<Native, "ncclReport"> },
+): void {
+	if (world === 1) return;
+	if (device === "cpu") {
+		if (cpuRefusal !== null) throw cpuRefusal;
+		return;
+	}
+	deviceOfRank(wanted, [device], { localRank: 0, localWorld });
+	const { found, tried, hint } = native.ncclReport();
+	if (found !== undefined) return;
+	const reasons = tried.filter(({ why }) => why !== "not there").map(({ at, why }) => `; ${at}: ${why}`);
 	throw new ArlError(
 		"ARL_DEVICE",
-		`${world} ranks on GPUs (device ${device}): training on several GPUs is not built yet`,
-		"Train on one GPU, or with --device cpu on all ranks.",
+		`${world} ranks on GPUs (device ${device}) need NCCL (libnccl.so.2), and there is none${reasons.join("")}`,
+		`To get it: ${hint}.`,
 	);
 }

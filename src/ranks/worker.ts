@@ -9,7 +9,9 @@ import { STOP_SIGNAL } from "../launch/start.js";
 import type { EngineOptions, Native, NativeEngine, NativeRanks, StepStats } from "../native.js";
 import { type Lengths, unpackBatches } from "./batches.js";
 import { Channel, type Message } from "./channel.js";
+import { connectGpus, type GpuMeeting, gpuOf, idOf } from "./gpus.js";
 import type { Facts } from "./hub.js";
+import { Links } from "./links.js";
 import { threadsOf } from "./ranks.js";
 
 const ALIVE_MILLISECONDS = 1000;
@@ -31,9 +33,15 @@ export interface Centre {
 	token: string;
 }
 
+/** Finds this rank's GPU and the addon whose engine runs on it. `wanted`: the option `device` on rank 0. */
+export type OpenGpu = (wanted: string) => { device: string; native: Native };
+
 /** A rank that works for rank 0. */
 export class Worker {
 	private engine: NativeEngine | null = null;
+	private readonly links: Links;
+	/** What the GPUs are connected by, once the engine is open. */
+	private gpus: { ranks: NativeRanks; id: Uint8Array } | null = null;
 	private ticket: Promise<number> | null = null;
 	private phase = "starting";
 	private heard = Date.now();
@@ -44,6 +52,9 @@ export class Worker {
 	});
 	/** Jobs one after the other, in the order of rank 0's calls. */
 	private jobs: Promise<void> = Promise.resolve();
+	private openGpu: OpenGpu = noGpu;
+	/** Called with a failure of this rank. */
+	onFailure: (error: ArlError) => void = () => {};
 	/** Seconds without a word from rank 0 after which this rank gives up. */
 	timeout = 600;
 
@@ -52,8 +63,11 @@ export class Worker {
 		readonly rank: number,
 		private readonly localWorld: number,
 		private readonly native: Native,
-		private readonly mpi: NativeRanks,
-	) {}
+		mpi: NativeRanks | null,
+		private readonly hosts: readonly string[],
+	) {
+		this.links = new Links(mpi);
+	}
 
 	/** Connects to rank 0. */
 	static async connect(
@@ -61,14 +75,15 @@ export class Worker {
 		rank: number,
 		localWorld: number,
 		native: Native,
-		mpi: NativeRanks,
+		mpi: NativeRanks | null,
 	): Promise<Worker> {
 		const reasons: string[] = [];
 		for (const host of centre.hosts) {
 			try {
 				const channel = await reach(host, centre.port);
 				channel.send({ type: "hello", rank, token: centre.token, host: hostname(), pid: process.pid });
-				return new Worker(channel, rank, localWorld, native, mpi);
+				// The GPUs' connections are made to the host that this one was made to.
+				return new Worker(channel, rank, localWorld, native, mpi, [host]);
 			} catch (error) {
 				reasons.push(`${host}: ${toArlError(error).message}`);
 			}
@@ -81,9 +96,10 @@ export class Worker {
 	}
 
 	/**
-	 * Works until the run ends. `facts`: what this rank was started with, which may fail.
+	 * Works until the run ends. `facts`: what this rank was started with, which may fail. `openGpu`: for ranks on GPUs.
 	 */
-	async serve(facts: () => Promise<Facts>): Promise<Verdict> {
+	async serve(facts: () => Promise<Facts>, openGpu: OpenGpu = noGpu): Promise<Verdict> {
+		this.openGpu = openGpu;
 		const known = facts().catch((error: unknown) => this.fail(error));
 		this.channel.onMessage = (message, bytes) => {
 			this.heard = Date.now();
@@ -93,7 +109,7 @@ export class Worker {
 		};
 		const gone = (what: string) => {
 			if (this.done) return;
-			this.mpi.fail(`rank 0 ${what}`);
+			this.links.fail(`rank 0 ${what}`);
 			const hint = "Look at that host's system log. The last checkpoint is whole.";
 			this.end({
 				code: 1,
@@ -102,7 +118,7 @@ export class Worker {
 		};
 		this.channel.onClose = () => gone("was killed, or its host is gone");
 		const alive = setInterval(() => {
-			const waiting = this.mpi.waiting();
+			const waiting = this.links.waiting();
 			const phase = waiting > 0 ? "waiting for other ranks' gradients" : this.phase;
 			this.channel.send({ type: "alive", phase, waiting });
 			const silent = (Date.now() - this.heard) / 1000;
@@ -126,13 +142,13 @@ export class Worker {
 		this.done = true;
 		const verdict = { code: Number(code), error: null };
 		if (type === "failed") {
-			this.mpi.fail("rank 0 has ended the run");
+			this.links.fail("rank 0 has ended the run");
 			this.end(verdict);
 			return;
 		}
 		// Rank 0 ends MPI when it has seen this connection close.
 		this.channel.end();
-		this.mpi.close().then(
+		this.links.close().then(
 			() => this.end(verdict),
 			(error: unknown) => this.end({ code: 1, error: toArlError(error) }),
 		);
@@ -143,6 +159,7 @@ export class Worker {
 		const error = toArlError(thrown);
 		// A call that ended because of another rank is no failure.
 		if (!this.done && error.code !== "ARL_INTERRUPTED") {
+			this.onFailure(error);
 			this.channel.send({ type: "failed", error: error.toJSON() });
 			setTimeout(() => this.end({ code: error.exitCode, error }), VERDICT_MILLISECONDS).unref();
 		}
@@ -156,13 +173,16 @@ export class Worker {
 				return answer(JSON.stringify(await facts));
 			case "open": {
 				this.phase = "reading the model";
-				const options = message.options as EngineOptions;
-				const threads = options.threads ?? threadsOf(this.localWorld);
-				this.engine = await this.native.Engine.open({ ...options, threads, rank: this.rank });
-				await this.engine.joinRanks(this.mpi);
+				const found = await this.open(message);
+				this.phase = "waiting for rank 0";
+				return answer(found);
+			}
+			case "join":
+				if (this.gpus === null) throw new ArlError("ARL_INTERNAL", "rank 0 connects GPUs that are not open");
+				this.phase = "waiting for the other ranks' GPUs";
+				await this.opened.joinRanks(this.gpus.ranks, this.gpus.id);
 				this.phase = "waiting for rank 0";
 				return answer("");
-			}
 			case "restore":
 				this.phase = "reading a checkpoint";
 				await this.opened.restoreState(String(message.dir));
@@ -175,6 +195,11 @@ export class Worker {
 				await this.save(message);
 				this.phase = "waiting for rank 0";
 				return answer("");
+			case "serve":
+				this.phase = "sending weights";
+				await this.opened.serveWeights();
+				this.phase = "waiting for rank 0";
+				return;
 			case "fingerprint":
 				return answer(await this.opened.fingerprint());
 			case "submit": {
@@ -200,6 +225,25 @@ export class Worker {
 		}
 	}
 
+	/** Opens the engine; gives the GPU that it is on, as JSON, or nothing. */
+	private async open(message: Message): Promise<string> {
+		const options = message.options as EngineOptions;
+		const threads = options.threads ?? threadsOf(this.localWorld);
+		const own = { ...options, threads, rank: this.rank };
+		if (message.gpus === undefined) {
+			this.engine = await this.native.Engine.open(own);
+			await this.engine.joinRanks(this.links.first);
+			return "";
+		}
+		const meeting = message.gpus as GpuMeeting;
+		const { device, native } = this.openGpu(options.device);
+		const ranks = await connectGpus(native, this.hosts, meeting, this.rank, Number(message.world));
+		this.links.add(ranks);
+		this.gpus = { ranks, id: idOf(meeting) };
+		this.engine = await native.Engine.open({ ...own, device });
+		return JSON.stringify(gpuOf(native, device));
+	}
+
 	/** Writes what this rank has of a state, a model or an adapter. */
 	private save({ type, dir, dtype, base }: Message): Promise<void> {
 		if (type === "saveState") return this.opened.saveState(String(dir));
@@ -216,6 +260,10 @@ export class Worker {
 		if (this.ticket === null) throw new ArlError("ARL_INTERNAL", "rank 0 finishes a step that it has not submitted");
 		return this.opened.finishStep(await this.ticket);
 	}
+}
+
+function noGpu(): never {
+	throw new ArlError("ARL_INTERNAL", "this rank was not told how to find its GPU");
 }
 
 function reach(host: string, port: number): Promise<Channel> {

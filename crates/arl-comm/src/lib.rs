@@ -3,15 +3,25 @@
 //! Knows nothing of models, rows or launchers.
 
 mod abi;
+mod alone;
 mod library;
 mod loader;
 mod local;
 mod mpi;
+mod nccl;
+mod nccl_abi;
+mod star;
 mod sums;
+mod watch;
 
+pub use alone::Alone;
 pub use local::local_groups;
 pub use mpi::World;
+pub use nccl::{Collective, Communicator, Gpus, INSTALL_NCCL, Nccl, Place};
+pub use nccl_abi::ID_BYTES;
+pub use star::{Listener, Star};
 pub use sums::add_parts;
+pub use watch::Watch;
 
 use arl_model::Result;
 
@@ -33,4 +43,46 @@ pub trait Group: Send {
 
     /// Gives every rank the bytes of rank `root`; all buffers are equally long.
     fn broadcast(&self, root: usize, buffer: &mut [u8]) -> Result<()>;
+
+    /// What makes the communicator of the ranks' GPUs; `None`: ranks exchange host memory alone.
+    fn gpus(&self) -> Option<&Gpus> {
+        None
+    }
+}
+
+/// Ranks with a GPU each: `host` moves what the host has, NCCL what the GPUs have.
+struct WithGpus {
+    host: Box<dyn Group>,
+    gpus: Gpus,
+}
+
+/// The ranks of `host`, each with a GPU of its own.
+pub fn with_gpus(host: Box<dyn Group>, gpus: Gpus) -> Box<dyn Group> {
+    Box::new(WithGpus { host, gpus })
+}
+
+impl Group for WithGpus {
+    fn rank(&self) -> usize {
+        self.host.rank()
+    }
+
+    fn size(&self) -> usize {
+        self.host.size()
+    }
+
+    fn exchange(&self, sends: &[&[u8]], receives: &mut [Vec<u8>]) -> Result<()> {
+        self.host.exchange(sends, receives)
+    }
+
+    fn all_gather(&self, source: &[u8], target: &mut [u8]) -> Result<()> {
+        self.host.all_gather(source, target)
+    }
+
+    fn broadcast(&self, root: usize, buffer: &mut [u8]) -> Result<()> {
+        self.host.broadcast(root, buffer)
+    }
+
+    fn gpus(&self) -> Option<&Gpus> {
+        Some(&self.gpus)
+    }
 }

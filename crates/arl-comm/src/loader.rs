@@ -15,11 +15,21 @@ pub(crate) enum Opened {}
 
 #[cfg(unix)]
 impl Opened {
-    /// Opens a library by name or path; fails with what the loader says.
+    /// Opens a library by name or path; fails with what the loader says. Globally, because Open MPI's plug-ins find MPI's own
+    /// symbols that way.
     pub(crate) fn open(name: &str) -> Result<Self, String> {
+        Self::open_as(name, libc::RTLD_GLOBAL)
+    }
+
+    /// As [`Opened::open`], but its symbols serve no other library.
+    pub(crate) fn open_alone(name: &str) -> Result<Self, String> {
+        Self::open_as(name, libc::RTLD_LOCAL)
+    }
+
+    fn open_as(name: &str, scope: std::ffi::c_int) -> Result<Self, String> {
         let path = std::ffi::CString::new(name).map_err(|_| "the name holds a zero byte".to_string())?;
-        // SAFETY: `path` is a C string. Globally, because Open MPI's plug-ins find MPI's own symbols that way.
-        let opened = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+        // SAFETY: `path` is a C string.
+        let opened = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | scope) };
         NonNull::new(opened).map(Opened).ok_or_else(loader_error)
     }
 
@@ -46,6 +56,11 @@ impl Opened {
     /// Refuses: MPI's binary interfaces are known for Linux and macOS alone.
     pub(crate) fn open(_name: &str) -> Result<Self, String> {
         Err("several ranks need Linux or macOS".into())
+    }
+
+    /// Refuses, as [`Opened::open`].
+    pub(crate) fn open_alone(name: &str) -> Result<Self, String> {
+        Self::open(name)
     }
 
     /// There is no library to find anything in.

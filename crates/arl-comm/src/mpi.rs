@@ -2,15 +2,15 @@
 //! stuck inside MPI: a rank that learns of another one's failure ends within the next poll.
 
 use std::ffi::c_int;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use arl_model::{Error, ErrorCode, Result};
 
 use crate::Group;
 use crate::abi::Handle;
 use crate::library::Library;
+use crate::watch::Watch;
 
 /// Longest message in bytes. Bytes pass through memory that the group owns: where a call is abandoned, MPI may still write to
 /// it, so it is never freed then.
@@ -28,13 +28,7 @@ pub struct World {
     size: usize,
     /// MPI_THREAD_SERIALIZED: one call at a time, from any thread.
     calls: Mutex<()>,
-    /// Why the ranks end; set once.
-    failure: OnceLock<String>,
-    started: Instant,
-    /// Microseconds that calls have taken.
-    spent: AtomicU64,
-    /// Milliseconds after `started` since when this rank waits for others, plus 1; 0: it does not.
-    waiting: AtomicU64,
+    watch: Arc<Watch>,
 }
 
 impl World {
@@ -82,17 +76,7 @@ impl World {
             );
             return Err(of_another_launcher(message));
         }
-        Ok(Arc::new(World {
-            library,
-            version,
-            rank,
-            size,
-            calls: Mutex::new(()),
-            failure: OnceLock::new(),
-            started: Instant::now(),
-            spent: AtomicU64::new(0),
-            waiting: AtomicU64::new(0),
-        }))
+        Ok(Arc::new(World { library, version, rank, size, calls: Mutex::new(()), watch: Arc::new(Watch::new()) }))
     }
 
     /// The library's version and the name under which it was opened.
@@ -100,21 +84,9 @@ impl World {
         format!("{} ({})", self.version, self.library.file)
     }
 
-    /// Has every call in progress, and every later one, fail with `ARL_INTERRUPTED` because of `reason`.
-    pub fn fail(&self, reason: String) {
-        // A second reason follows from the first.
-        let _ = self.failure.set(reason);
-    }
-
-    /// For how long the call in progress has waited for other ranks; `None` where there is none.
-    pub fn waiting(&self) -> Option<Duration> {
-        let since = Duration::from_millis(self.waiting.load(Ordering::Relaxed).checked_sub(1)?);
-        Some(self.started.elapsed().saturating_sub(since))
-    }
-
-    /// How long calls have taken so far, waiting for other ranks included.
-    pub fn spent(&self) -> Duration {
-        Duration::from_micros(self.spent.load(Ordering::Relaxed))
+    /// How the process sees, and ends, what waits for other ranks.
+    pub fn watch(&self) -> &Arc<Watch> {
+        &self.watch
     }
 
     /// Ends MPI in this process. Returns when all ranks have called it.
@@ -129,14 +101,6 @@ impl World {
     }
 
     /// Waits for requests, and gives up where a rank has failed.
-    fn complete(&self, requests: &mut [Handle]) -> Result<()> {
-        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
-        self.waiting.store(now + 1, Ordering::Relaxed);
-        let result = self.poll(requests);
-        self.waiting.store(0, Ordering::Relaxed);
-        result
-    }
-
     fn poll(&self, requests: &mut [Handle]) -> Result<()> {
         let mut open: Vec<usize> = (0..requests.len()).collect();
         let mut polls = 0;
@@ -155,9 +119,7 @@ impl World {
             if still.is_empty() {
                 return Ok(());
             }
-            if let Some(reason) = self.failure.get() {
-                return Err(Error::new(ErrorCode::Interrupted, format!("ended because another rank failed: {reason}")));
-            }
+            self.watch.check()?;
             open = still;
             polls += 1;
             if polls < EAGER_POLLS { std::thread::yield_now() } else { std::thread::sleep(PAUSE) }
@@ -172,11 +134,8 @@ impl World {
         post: impl FnOnce(&mut [Vec<u8>], &mut Vec<Handle>) -> Result<()>,
     ) -> Result<Vec<Vec<u8>>> {
         let mut requests = Vec::new();
-        let begun = Instant::now();
-        let result = post(&mut memory, &mut requests).and_then(|()| self.complete(&mut requests));
-        let taken = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.spent.fetch_add(taken, Ordering::Relaxed);
-        match result {
+        let call = || post(&mut memory, &mut requests).and_then(|()| self.poll(&mut requests));
+        match self.watch.during(call) {
             Ok(()) => Ok(memory),
             Err(error) => {
                 std::mem::forget((memory, requests));

@@ -154,7 +154,7 @@ fn leaves(world: &Arc<World>) {
         for (from, bytes) in receives.iter().enumerate() {
             assert!(*bytes == noise(from, rank, of_pair(from, rank)), "exchange of about {length} bytes from {from}");
         }
-        assert_eq!(world.waiting(), None);
+        assert_eq!(world.watch().waiting(), None);
     }
 }
 
@@ -196,9 +196,9 @@ fn failure(world: &Arc<World>) {
     let other = Arc::clone(world);
     let teller = std::thread::spawn(move || {
         std::thread::sleep(Duration::from_millis(500));
-        let waited = other.waiting().unwrap();
+        let waited = other.watch().waiting().unwrap();
         assert!(waited > Duration::from_millis(100) && waited < Duration::from_secs(5), "{waited:?}");
-        other.fail("rank 1 is tired".into());
+        other.watch().fail("rank 1 is tired".into());
     });
     let started = Instant::now();
     let mut receives = vec![vec![0; 8]; world.size()];

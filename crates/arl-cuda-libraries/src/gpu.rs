@@ -52,6 +52,7 @@ functions! {
     device_get = c"cuDeviceGet": fn(*mut Device, c_int);
     device_name = c"cuDeviceGetName": fn(*mut c_char, c_int, Device);
     device_attribute = c"cuDeviceGetAttribute": fn(*mut c_int, c_int, Device);
+    device_uuid = c"cuDeviceGetUuid_v2": fn(*mut c_char, Device);
     device_memory = c"cuDeviceTotalMem_v2": fn(*mut usize, Device);
     context_retain = c"cuDevicePrimaryCtxRetain": fn(*mut Context, Device);
     context_release = c"cuDevicePrimaryCtxRelease_v2": fn(Device);
@@ -156,6 +157,14 @@ impl Driver {
         // SAFETY: as in `version`.
         self.check("cuDeviceTotalMem", unsafe { (self.device_memory)(&raw mut bytes, device) })?;
         Ok(bytes)
+    }
+
+    /// What tells a GPU, or an instance of one, from all others: 32 digits.
+    pub(crate) fn uuid(&self, device: Device) -> Result<String, Refusal> {
+        let mut uuid = [0u8; 16];
+        // SAFETY: the driver writes 16 bytes.
+        self.check("cuDeviceGetUuid", unsafe { (self.device_uuid)(uuid.as_mut_ptr().cast(), device) })?;
+        Ok(uuid.iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
     /// A GPU's memory that no program holds, in bytes. Only a context can ask, so the primary one is held for the question; what

@@ -40,6 +40,9 @@ pub const LIBRARIES: [Library; 5] = [
 /// What the engine takes for attention where it is there.
 pub const CUDNN: Library = Library { name: "cuDNN", soname: "libcudnn.so.9" };
 
+/// What several GPUs exchange buffers with; asked for by name when ranks are joined.
+pub const NCCL: Library = Library { name: "NCCL", soname: "libnccl.so.2" };
+
 /// The wheels that hold [`LIBRARIES`] and [`CUDNN`], as pip takes them (`scripts/cuda-toolkit.mjs` reads the same file): a line
 /// each, `NAME==VERSION --hash=sha256:HEX`.
 pub const LIBRARY_WHEELS: &str = include_str!("../libraries.txt");

@@ -26,6 +26,8 @@ pub struct Gpu {
     pub ordinal: u32,
     /// Its name.
     pub name: String,
+    /// What tells it from all others on all machines, in hex; an instance of a GPU has its own.
+    pub uuid: String,
     /// Its compute capability, major and minor.
     pub capability: (i32, i32),
     /// Its memory in bytes.
@@ -197,6 +199,7 @@ mod system {
         let mut gpu = Gpu {
             ordinal: ordinal as u32,
             name: driver.name(device)?,
+            uuid: driver.uuid(device)?,
             capability,
             memory_bytes: driver.memory(device)? as u64,
             free_bytes: 0,

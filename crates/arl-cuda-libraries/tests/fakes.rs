@@ -49,6 +49,7 @@ fn gpus_are_listed_with_memory_and_capability_and_every_file_is_named() {
     let (folder, found) = machine("A_", &[("FAKE_CUDA_GPUS", "NVIDIA One,9,0,80,79,0;NVIDIA Two,7,5,16,15,0")]);
     assert_eq!(found.driver_version, Some(13_000));
     let [one, two] = found.gpus.as_slice() else { panic!("{:?}", found.gpus) };
+    assert_eq!((one.uuid.len(), two.uuid.ends_with("0002")), (32, true));
     assert_eq!((one.ordinal, one.name.as_str(), one.capability), (0, "NVIDIA One", (9, 0)));
     assert_eq!((one.memory_bytes, one.free_bytes, &one.problem), (80 << 30, 79 << 30, &None));
     assert!(two.problem.as_ref().unwrap().contains("compute capability 7.5"));

@@ -14,7 +14,15 @@ use support::Paper;
 
 fn gpu(ordinal: u32, capability: (i32, i32)) -> Gpu {
     let problem = capability_problem(capability);
-    Gpu { ordinal, name: "a GPU".into(), capability, memory_bytes: 8 << 30, free_bytes: 7 << 30, problem }
+    Gpu {
+        ordinal,
+        name: "a GPU".into(),
+        uuid: String::new(),
+        capability,
+        memory_bytes: 8 << 30,
+        free_bytes: 7 << 30,
+        problem,
+    }
 }
 
 /// All libraries, found but for those in `without`.

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::backend::{
-    Backend, Buffer, CausalConv, DType, DeltaHeads, DeltaRule, GatedDelta, GatedNorm, Layout, Matmul, Pool, Rows,
-    Sequences,
+    Backend, Buffer, CausalConv, DType, DeltaHeads, DeltaRule, DeviceKind, GatedDelta, GatedNorm, Layout, Matmul, Pool,
+    Rows, Sequences,
 };
 use serde_json::json;
 
@@ -136,7 +136,7 @@ fn rule(b: &mut Bench, heads: DeltaHeads, len: usize, dtype: DType, product: f64
         gates: Rows { buffer: b.place(gates.len, dtype), stride: 2 * heads.value },
         a_log: b.noise(heads.value, dtype),
         dt_bias: b.noise(heads.value, dtype),
-        scratch: b.place(GatedDelta::backward_scratch(heads, TOKENS), DType::F32),
+        scratch: b.place(GatedDelta::backward_scratch(DeviceKind::Cpu, heads, TOKENS, sequences.count), DType::F32),
     };
     let (out, d_out) = (b.place(TOKENS * heads.value_columns(), dtype), b.noise(TOKENS * heads.value_columns(), dtype));
     let (d_a_log, d_dt_bias) = (b.noise(heads.value, DType::F32), b.noise(heads.value, DType::F32));
@@ -218,7 +218,7 @@ fn long(b: &mut Bench, tokens: usize) -> arl_model::Result<()> {
         gates: Rows { buffer: b.put(&gates, DType::F32), stride: 4 },
         a_log: b.put(&a_log, DType::F32),
         dt_bias: b.put(&dt_bias, DType::F32),
-        scratch: b.place(GatedDelta::forward_scratch(heads, tokens), DType::F32),
+        scratch: b.place(GatedDelta::forward_scratch(DeviceKind::Cpu, heads, tokens, sequences.count), DType::F32),
     };
     let (out, states) = (b.place(tokens * heads.value_columns(), DType::F32), b.place(heads.state(), DType::F32));
     b.backend.gated_delta(&op, out, Some(states));

@@ -1,14 +1,17 @@
-//! Rates of the CPU's matrix products on the shapes of two small Qwen3 models, next to the `gemm` crate's; one JSON line
-//! a case. Usage: `cargo run --release -p arl-engine --example gemm_rate [threads] [seconds a case] [part of a name]`.
+//! Rates of the CPU's matrix products on the shapes of two small Qwen3 models, next to the `gemm` crate's, and with weights in NF4; one
+//! JSON line a case. Usage: `cargo run --release -p arl-engine --example gemm_rate [threads] [seconds a case] [part of a name]`.
 
 #![allow(clippy::print_stdout, reason = "its output")]
 
 use std::error::Error;
 use std::time::Instant;
 
-use arl_engine::backend::Layout;
-use arl_engine::backend::cpu::gemm::{Elements, ElementsMut, MatMut, MatRef, Products, matmul};
+use arl_engine::backend::cpu::gemm::{
+    Elements, ElementsMut, MatMut, MatRef, Nf4Matrix, Nf4Scales, Nf4Tensor, Products, matmul, matmul_nf4,
+};
 use arl_engine::backend::cpu::simd;
+use arl_engine::backend::{DType, Layout};
+use arl_model::Nf4Builder;
 use half::bf16;
 use serde_json::json;
 
@@ -53,6 +56,7 @@ fn cases() -> Vec<Case> {
             ("gate_up", tokens, 2 * intermediate, hidden),
             ("down", tokens, hidden, intermediate),
             ("lm_head", 1024, vocab, hidden),
+            ("gate_up of one token", 1, 2 * intermediate, hidden),
         ] {
             products.push((format!("{model} {name}"), rows, outputs, inputs));
         }
@@ -77,8 +81,9 @@ fn measure(case: &Case, threads: usize, seconds: f64) {
     let mut c = vec![0.5f32; m * n];
     let mut c_narrow = vec![bf16::ONE; m * n];
     let (a_stride, b_stride) = (if layout == Layout::Tn { m } else { k }, if layout == Layout::Nt { k } else { n });
+    let nf4 = Nf4::of(&b, layout, n, k);
     // Taken in turn, so that what disturbs the machine disturbs all alike.
-    let mut best = [f64::MAX; 3];
+    let mut best = [f64::MAX; 5];
     let begin = Instant::now();
     let mut runs = 0;
     while runs < 3 || begin.elapsed().as_secs_f64() < seconds {
@@ -98,6 +103,16 @@ fn measure(case: &Case, threads: usize, seconds: f64) {
             let data = if accumulate { ElementsMut::F32(&mut c) } else { ElementsMut::Bf16(&mut c_narrow) };
             matmul(layout, m, n, k, a, b, MatMut { data, stride: n }, accumulate, None);
         }));
+        if layout != Layout::Tn {
+            best[3] = best[3].min(time(|| {
+                let (a, c) = (MatRef { data: Elements::F32(&a), stride: k }, ElementsMut::F32(&mut c));
+                nf4.multiply(layout, [m, n, k], DType::F32, a, MatMut { data: c, stride: n });
+            }));
+            best[4] = best[4].min(time(|| {
+                let (a, c) = (MatRef { data: Elements::Bf16(&a_narrow), stride: k }, ElementsMut::Bf16(&mut c_narrow));
+                nf4.multiply(layout, [m, n, k], DType::Bf16, a, MatMut { data: c, stride: n });
+            }));
+        }
         best[2] = best[2]
             .min(time(|| crate_gemm(layout, (m, n, k), (&a, a_stride), (&b, b_stride), &mut c, accumulate, threads)));
     }
@@ -107,8 +122,37 @@ fn measure(case: &Case, threads: usize, seconds: f64) {
         json!({
             "case": case.name, "m": m, "n": n, "k": k, "threads": threads,
             "f32_gflops": rate(best[0]), "bf16_gflops": rate(best[1]), "gemm_crate_f32_gflops": rate(best[2]),
+            "nf4_f32_gflops": rate(best[3]), "nf4_bf16_gflops": rate(best[4]),
         })
     );
+}
+
+/// Weights in NF4.
+struct Nf4 {
+    codes: Vec<u8>,
+    scales: Vec<f32>,
+    len: usize,
+    width: usize,
+}
+
+impl Nf4 {
+    fn of(values: &[f32], layout: Layout, n: usize, k: usize) -> Self {
+        let mut builder = Nf4Builder::default();
+        builder.push(values);
+        let nf4 = builder.finish(false);
+        let scales = match nf4.scales {
+            arl_model::Nf4Scales::Plain(scales) => scales,
+            arl_model::Nf4Scales::Nested { .. } => Vec::new(),
+        };
+        let width = if layout == Layout::Nt { k } else { n };
+        Nf4 { codes: nf4.codes, scales, len: values.len(), width }
+    }
+
+    fn multiply(&self, layout: Layout, [m, n, k]: [usize; 3], dtype: DType, a: MatRef<'_>, c: MatMut<'_>) {
+        let tensors = [Nf4Tensor { len: self.len, codes: &self.codes, scales: Nf4Scales::Plain(&self.scales) }];
+        let matrix = Nf4Matrix { tensors: &tensors, width: self.width, dtype };
+        matmul_nf4(layout, m, n, k, a, &matrix, c, false, None);
+    }
 }
 
 /// Products of attention: of operands that are packed, or (the left one) where it is, either way round.

@@ -14,7 +14,7 @@ mod figures;
 mod frozen;
 #[path = "../tests/common/nf4_folder.rs"]
 #[allow(unreachable_pub, missing_docs, reason = "shared with tests")]
-mod nf4_folder;
+pub mod nf4_folder;
 #[path = "golden/rounding.rs"]
 mod rounding;
 

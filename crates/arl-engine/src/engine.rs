@@ -62,6 +62,8 @@ pub struct Engine<B: Backend + ?Sized> {
     pub(crate) rounding_seed: u64,
     /// The ranks that train with this one; of one, where it trains alone.
     pub(crate) ranks: Ranks,
+    /// Of the values that were read when it was opened, where ranks divide weights: they have few others in common.
+    pub(crate) loaded: blake3::Hasher,
 }
 
 impl<B: Backend + ?Sized> Engine<B> {
@@ -128,6 +130,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             gradient_scale: 1.0,
             rounding_seed: options.rounding_seed,
             ranks: Ranks::alone(options.data_parallel.unwrap_or(1), options.rank),
+            loaded: blake3::Hasher::new(),
         })
     }
 
@@ -247,7 +250,9 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// Queues the gradients of a step, without the update.
     pub(crate) fn accumulate(&mut self, batches: &[MicroBatch]) -> Result<Statistics> {
         if let Some(sums) = self.training()?.sums {
-            return self.accumulate_in_order(batches, sums);
+            let result = self.accumulate_in_order(batches, sums);
+            self.ranks.end_together();
+            return result;
         }
         let stats = self.prepare(batches)?;
         let weight = weight_of(&stats)?;

@@ -51,7 +51,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         let inputs =
             Inputs::take(&mut dry, model.tower.as_ref(), size, size.tokens, size.tokens, Tables::dry(&self.model.rope));
         let mut step = Step {
-            backend: &mut PlanBackend::default(),
+            backend: &mut PlanBackend::of(self.model.kind),
             arena: &mut dry,
             model: &model,
             stages: &mut self.stages,
@@ -62,7 +62,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         let (run, _) = room(&mut step, inputs);
         step.see(&run)?;
         step.forward(&run, None)?;
-        step.loss(&run, LossMode::Evaluate);
+        step.loss(&run, LossMode::Evaluate)?;
         self.make_room_in(dry, batch.positions())?;
 
         self.clear_arena();
@@ -81,19 +81,19 @@ impl<B: Backend + ?Sized> Engine<B> {
             stages: &mut self.stages,
             interrupt: &self.interrupt,
             pending: &mut self.pending,
-            ranks: None,
+            ranks: Some(&mut self.ranks),
         };
         let (run, chunk) = room(&mut step, inputs);
         step.see(&run)?;
         step.forward(&run, None)?;
-        step.loss(&run, LossMode::Evaluate);
+        step.loss(&run, LossMode::Evaluate)?;
 
         let (h, v) = (step.model.shape.hidden, step.model.shape.vocab);
         let mut logits = vec![0f32; size.tokens * v];
         let rows = chunk.len / v;
         for (i, part) in logits.chunks_mut(rows * v).enumerate() {
             let n = part.len() / v;
-            step.logits(run.final_norm.slice(i * rows * h, n * h), n, chunk.slice(0, n * v));
+            step.logits(run.final_norm.slice(i * rows * h, n * h), n, chunk.slice(0, n * v))?;
             step.backend.read_back(chunk.slice(0, n * v), bytemuck::cast_slice_mut(part))?;
         }
         let mut compact = vec![0f32; inputs.target_rows];

@@ -52,17 +52,11 @@ impl Kept {
 /// Parts of runs of at most `piece` parameters, in the order in which a forward pass uses them.
 pub(crate) fn pieces(runs: &[Run], piece: usize) -> Vec<Run> {
     // Norms and biases are few, and each layer has some: they come first.
-    let (decayed, others): (Vec<&Run>, Vec<&Run>) = runs.iter().partition(|run| run.decay);
-    let parts = others.into_iter().chain(decayed).flat_map(|run| {
-        (0..run.len).step_by(piece).map(move |start| Run {
-            weights: run.weights + start,
-            optimizer: run.optimizer + start,
-            own: run.own + start,
-            len: piece.min(run.len - start),
-            decay: run.decay,
-            vision: run.vision,
-        })
-    });
+    let (decayed, others): (Vec<&Run>, Vec<&Run>) = runs.iter().partition(|run| run.decay && !run.wide);
+    let parts = others
+        .into_iter()
+        .chain(decayed)
+        .flat_map(|run| (0..run.len).step_by(piece).map(move |start| run.part(start, piece.min(run.len - start))));
     parts.collect()
 }
 

@@ -3,15 +3,16 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use arl_model::{Block, Error, ErrorCode, Family, Lora, ModelConfig, Projection, Result, Role, RopeTable};
+use arl_model::{Block, Error, ErrorCode, Family, Lora, ModelConfig, NF4_BLOCK, Projection, Result, Role, RopeTable};
 
 use crate::attention;
-use crate::backend::{DType, DeviceKind, NormWeight};
+use crate::backend::{Buffer, DType, DeviceKind, NormWeight};
 use crate::batch::MicroBatch;
 use crate::blocks::linear::Linear;
 use crate::blocks::{self, Adapters, EmbeddingAdapter, LowRankDropout, blocks};
 use crate::options::{EngineOptions, LoraOptions, Nf4Options, Recompute};
 use crate::placement::cut::{Complete, Cut, Owned, owned};
+use crate::placement::shards::Shards;
 use crate::placement::store::Store;
 use crate::placement::{Param, Placement, Run};
 use crate::shape::Shape;
@@ -20,6 +21,8 @@ use crate::vision::Tower;
 /// A model on a kind of device; needs no memory of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Model {
+    /// The kind of device, on which what leaves work in depends.
+    pub(crate) kind: DeviceKind,
     pub(crate) shape: Shape,
     /// Frequencies of the rotary embedding.
     pub(crate) rope: RopeTable,
@@ -60,6 +63,8 @@ pub(crate) struct Model {
     pub(crate) logits_dtype: DType,
     /// Attention is the device's own library's where it has a plan.
     pub(crate) attention_library: bool,
+    /// Weights in 4 bits have scales that were rounded to 8 bits, however these are kept.
+    pub(crate) nested_scales: bool,
     /// Its adapters, and the seed of their dropout.
     pub(crate) lora: Option<(Arc<Lora>, u64)>,
 }
@@ -85,29 +90,35 @@ impl Model {
         let lora = options.lora.as_ref().map(|lora| adapted(config, lora)).transpose()?;
         let config = lora.as_ref().map_or(config, |(lora, _)| &lora.model);
         let shape = Shape::new(config);
-        kind.check(&shape)?;
-        if lora.as_ref().is_some_and(|(lora, _)| lora.config.use_dora)
-            && (kind != DeviceKind::Cpu || options.dtype != DType::F32)
-        {
-            return Err(Error::new(ErrorCode::Config, "use_dora is built for float32 on the CPU").hint(
-                "add --device cpu --bf16 false, or leave use_dora out: LoRA is built for every type and device",
-            ));
-        }
-        if load_in_4bit.is_some() && config.family == Family::Qwen3Next {
-            let what = format!("load_in_4bit is not built for {}, whose files fuse projections", config.family);
+        kind.check(&shape, options.dtype)?;
+        let nested_scales = load_in_4bit.is_some_and(|nf4| nf4.nested);
+        let fused = load_in_4bit.is_some() && config.family == Family::Qwen3Next;
+        if fused && !config.hidden_size.is_multiple_of(NF4_BLOCK) {
+            let what = format!(
+                "load_in_4bit in {}, whose files fuse projections, needs rows of whole blocks of {NF4_BLOCK}; hidden_size is {}",
+                config.family, config.hidden_size
+            );
             return Err(Error::new(ErrorCode::Config, what).hint("leave load_in_4bit out"));
         }
+        // Scales in 8 bits share one by 256 along the fused tensor, not along its parts.
+        let load_in_4bit = load_in_4bit.map(|nf4| Nf4Options { nested: nf4.nested && !fused });
+        let options = &EngineOptions { load_in_4bit, ..options.clone() };
         let mut placement = match &lora {
             None => Placement::new(config, &options.frozen, load_in_4bit.is_some())?,
-            Some((lora, _)) => Placement::adapted(lora, load_in_4bit.is_some())?,
+            Some((lora, _)) => Placement::adapted(lora, load_in_4bit.is_some(), options.dtype != DType::F32)?,
         };
+        placement.quantized.kind = kind;
+        if options.zero > 2 && placement.runs.iter().any(|run| run.wide) {
+            let what = "zero 3 divides weights of one type, and use_dora in 16 bits keeps magnitudes in 32";
+            return Err(Error::new(ErrorCode::Config, what).hint("set zero to 2, or bf16 and fp16 to false"));
+        }
         let ranks = options.data_parallel.filter(|_| options.zero > 0 && !options.inference_only);
-        let cut = ranks.map(|ranks| Arc::new(Cut::new(&placement, ranks, options.rank, options.zero > 1)));
+        let cut = ranks.map(|ranks| {
+            let cut = Cut::new(&placement, ranks, options.rank, options.zero > 1);
+            Arc::new(if options.zero > 2 { cut.with_weights(&placement) } else { cut })
+        });
         if let Some(cut) = &cut {
-            if kind != DeviceKind::Cpu {
-                return Err(Error::new(ErrorCode::Device, "ranks divide moments on CPUs only (zero above 0)"));
-            }
-            placement.place_gradients(|element| cut.gradient(element));
+            placement.cut(cut);
         }
         let runs = cut.as_ref().map_or_else(|| placement.runs.clone(), |cut| cut.runs(&placement.runs, cut.rank));
         let store = Store::new(&placement, cut.as_deref(), options);
@@ -127,11 +138,13 @@ impl Model {
         let sees = tower.as_ref().is_some_and(Tower::is_trained);
         let assigned: Vec<Param> = blocks.iter().flat_map(blocks::Block::assigned).chain(head.assigned()).collect();
         Ok(Model {
+            kind,
             attention_library: attention::planned(options.attention, kind, shape.heads, options.dtype, training)?,
             loss_chunk: options.loss_seq_chunk_size.unwrap_or(kind.default_logits_rows(config.vocab_size)),
             logits_dtype: if options.logits_16bit { options.dtype } else { DType::F32 },
             shape,
             rope: RopeTable::new(config),
+            nested_scales,
             store,
             embedding,
             embedding_adapter: placement.adapter(Block::Embedding, Projection::Embedding).map(EmbeddingAdapter),
@@ -176,6 +189,26 @@ impl Model {
     pub(crate) fn owned(&self, param: Param) -> Vec<Owned> {
         let cut = self.cut.as_deref();
         owned(cut, param, cut.map_or(0, |cut| cut.rank))
+    }
+
+    /// How ranks divide weights; none: every one has all of them.
+    pub(crate) fn shards(&self) -> Option<&Shards> {
+        self.cut.as_ref()?.weights.as_ref()
+    }
+
+    /// What this rank has of a parameter's weights all the time: first elements within it, and their places. All of it, unless
+    /// ranks divide weights.
+    pub(crate) fn weight_parts(&self, param: Param) -> Vec<(usize, Buffer)> {
+        match self.shards() {
+            None => vec![(0, self.store.weight(param))],
+            Some(shards) => shards.parts(param, self.store.weights),
+        }
+    }
+
+    /// Bytes that ranks send each other of a weight.
+    pub(crate) fn weight_bytes(&self) -> usize {
+        let wide = self.placement.runs.iter().any(|run| run.wide);
+        if wide { DType::F32.bytes() } else { self.dtype.bytes() }
     }
 
     /// The weight of a norm.

@@ -10,7 +10,10 @@ use crate::weights::PIECE;
 impl<B: Backend + ?Sized> Engine<B> {
     /// Reads a parameter of a checkpoint in NF4, or quantizes it a piece at a time.
     pub(crate) fn load_nf4(&mut self, checkpoint: &Checkpoint, name: &str, param: Param) -> Result<()> {
-        let stored = checkpoint.read_nf4(name)?;
+        let stored = match checkpoint.read_nf4(name)? {
+            None => checkpoint.quantize_shared(name, self.model.nested_scales)?,
+            stored => stored,
+        };
         let nf4 = match stored {
             Some(nf4) => nf4,
             None => {
@@ -20,17 +23,17 @@ impl<B: Backend + ?Sized> Engine<B> {
                     checkpoint.read_f32_part(name, start, piece)?;
                     builder.push(piece);
                 }
-                builder.finish(self.nested())
+                builder.finish(self.model.nested_scales)
             }
         };
-        self.write_nf4(param, &nf4)
+        self.write_nf4(param, nf4)
     }
 
     /// Quantizes values.
     pub(crate) fn quantize(&mut self, param: Param, values: &[f32]) -> Result<()> {
         let mut builder = Nf4Builder::default();
         values.chunks(PIECE).for_each(|piece| builder.push(piece));
-        self.write_nf4(param, &builder.finish(self.nested()))
+        self.write_nf4(param, builder.finish(self.model.nested_scales))
     }
 
     /// A parameter's values; it is one tensor.
@@ -56,7 +59,9 @@ impl<B: Backend + ?Sized> Engine<B> {
         Ok(())
     }
 
-    fn write_nf4(&mut self, param: Param, nf4: &Nf4) -> Result<()> {
+    fn write_nf4(&mut self, param: Param, nf4: Nf4) -> Result<()> {
+        let nested = self.model.store.quantized.is_some_and(|store| store.is_nested());
+        let nf4 = if nested { nf4 } else { nf4.plain() };
         for (_, part) in self.nf4_parts(param) {
             self.backend.upload(&nf4.codes, part.codes);
             match (&nf4.scales, part.nested) {
@@ -76,11 +81,6 @@ impl<B: Backend + ?Sized> Engine<B> {
     fn nf4_parts(&self, param: Param) -> Vec<(usize, Nf4Weights)> {
         let model = &self.model;
         model.store.quantized.map_or_else(Vec::new, |store| model.placement.quantized.parts(&store, param))
-    }
-
-    /// Whether scales are kept in 8 bits.
-    fn nested(&self) -> bool {
-        self.model.store.quantized.is_some_and(|store| store.is_nested())
     }
 }
 

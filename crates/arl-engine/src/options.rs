@@ -89,7 +89,8 @@ pub struct EngineOptions {
     /// Sum the gradients of micro-batches one by one in the order of the step, over so many data-parallel ranks. Results do
     /// not depend on their number. `None`: one rank, which accumulates inside its products.
     pub data_parallel: Option<usize>,
-    /// What these ranks divide, on CPUs: 0 nothing; 1 moments and masters; 2 also gradients. Results are equal in bits.
+    /// What these ranks divide, on CPUs: 0 nothing; 1 moments and masters; 2 also gradients; 3 also weights. Results
+    /// are equal in bits.
     pub zero: u8,
     /// The number of this rank, from 0.
     pub rank: usize,
@@ -227,11 +228,8 @@ impl EngineOptions {
         if self.data_parallel == Some(0) {
             return option("there are 0 data-parallel ranks", "one rank is the least");
         }
-        if self.zero > 2 {
-            return option(
-                &format!("zero {}: dividing weights among ranks is not built yet", self.zero),
-                "take zero 2, which divides gradients, moments and masters",
-            );
+        if self.zero > 3 {
+            return option(&format!("zero is {}", self.zero), "it is 0, 1, 2 or 3");
         }
         if self.zero > 0 && self.data_parallel.is_none() {
             return option("zero divides among data-parallel ranks, and there are none", "take zero 0");

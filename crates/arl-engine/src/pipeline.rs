@@ -43,9 +43,10 @@ impl<B: Backend + ?Sized> Engine<B> {
         let statistics = self.accumulate(batches)?;
         let norm_squared = training.norm_squared;
         self.backend.zero(norm_squared);
-        match training.sums.filter(|_| self.model.divides_gradients()) {
+        match training.sums {
             None => self.backend.dot(training.gradients, training.gradients, norm_squared),
-            Some(sums) => self.norm_of_pieces(sums, norm_squared)?,
+            Some(sums) if self.model.divides_gradients() => self.norm_of_pieces(sums, norm_squared)?,
+            Some(_) => self.norm_of_whole(training.gradients, norm_squared)?,
         }
         let losses = Rows { buffer: statistics.figures.sums, stride: 3 };
         self.backend.guard(losses, statistics.figures.balances, norm_squared);

@@ -189,7 +189,7 @@ fn dry_run(model: &Model, size: BatchSize, micro_batches: usize, training: bool)
         Inputs::take(&mut arena, model.tower.as_ref(), size, size.tokens, size.tokens, Tables::dry(&model.rope));
     let figures = Figures::take(&mut Arena::new(usize::MAX), &model.shape, 1, 0);
     let mut step = Step {
-        backend: &mut PlanBackend::default(),
+        backend: &mut PlanBackend::of(model.kind),
         arena: &mut arena,
         model,
         stages: &mut Stages::default(),
@@ -218,7 +218,9 @@ impl MemoryPlan {
     pub(crate) fn of(model: &Model, plan: &StepPlan, kind: DeviceKind) -> Self {
         let store = &model.store;
         let own = kind.own_bytes(model.shape.widest(), plan.rows());
-        let mut categories = vec![("weights", store.weights.bytes())];
+        let kept = model.shards().map_or(store.weights.len, |shards| shards.kept);
+        let mut categories = vec![("weights", store.weights.slice(0, kept).bytes())];
+        categories.push(("gathered weights", store.weights.slice(kept, store.weights.len - kept).bytes()));
         categories.extend(store.quantized.map(|nf4| ("weights in 4 bits", nf4.bytes())));
         let mut host_categories = Vec::new();
         if let Some(training) = &store.training {

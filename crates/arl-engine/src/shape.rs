@@ -1,6 +1,6 @@
 //! What the step needs to know of a model as a whole; what differs between layers is known to their blocks.
 
-use arl_model::{Family, Mlp, ModelConfig};
+use arl_model::{DeltaConfig, Mlp, ModelConfig};
 
 use crate::backend::Heads;
 use crate::vision::Tower;
@@ -8,7 +8,6 @@ use crate::vision::Tower;
 /// The sizes of a model.
 #[derive(Clone, Debug)]
 pub(crate) struct Shape {
-    pub(crate) family: Family,
     pub(crate) vocab: usize,
     pub(crate) hidden: usize,
     pub(crate) heads: Heads,
@@ -16,8 +15,6 @@ pub(crate) struct Shape {
     pub(crate) epsilon: f32,
     /// What norms add to their weights.
     pub(crate) norm_offset: f32,
-    /// Elements of a head that are rotated.
-    pub(crate) rotary: usize,
     /// The widest vector of the vision tower whose gradient is a sum over patches; 0 without one.
     tower_widest: usize,
     /// Whether positions may have three axes.
@@ -30,6 +27,8 @@ pub(crate) struct Shape {
     pub(crate) experts: usize,
     /// Layers that have experts.
     pub(crate) expert_layers: usize,
+    /// The gated delta rule, where layers follow it.
+    pub(crate) delta: Option<DeltaConfig>,
 }
 
 impl Shape {
@@ -38,7 +37,6 @@ impl Shape {
         let expert_layers = config.layers.iter().filter(|layer| matches!(layer.mlp, Mlp::Moe(_))).count();
         let moe = config.moe.filter(|_| expert_layers > 0);
         Shape {
-            family: config.family,
             vocab: config.vocab_size,
             hidden: config.hidden_size,
             heads: Heads {
@@ -48,13 +46,13 @@ impl Shape {
             },
             epsilon: config.rms_norm_eps as f32,
             norm_offset: config.norm_offset,
-            rotary: config.rope.rotary_dim,
             tower_widest: config.vision.as_ref().map_or(0, Tower::widest),
             axes: config.rope.axes.is_some(),
             padding_idx: config.padding_idx,
             balance: config.moe.and_then(|moe| moe.router_aux_loss_coef),
             experts: moe.map_or(0, |moe| moe.num_experts),
             expert_layers,
+            delta: config.delta,
         }
     }
 

@@ -78,8 +78,8 @@ impl Update {
         Some(AdamW {
             bias_correction1,
             bias_correction2,
-            weights: self.adam.weights.slice(run.weights, run.len),
-            masters: self.adam.masters.map(part),
+            weights: Store::of_run(self.adam.weights, run),
+            masters: self.adam.masters.filter(|_| !run.wide).map(part),
             rounding: self.adam.rounding.from(run.optimizer),
             gradients: self.adam.gradients.slice(gradient, run.len),
             moment1: part(self.adam.moment1),
@@ -126,11 +126,12 @@ impl Pending {
     /// the last one.
     pub(crate) fn advance<B: Backend + ?Sized>(&mut self, backend: &mut B, end: usize) -> bool {
         while let Some(&piece) = self.pieces.get(self.next) {
-            if piece.decay && piece.weights >= end {
+            if piece.decay && !piece.wide && piece.weights >= end {
                 return false;
             }
             let i = self.next;
             let Slot { moment1, moment2, masters } = self.pieces.slot(i);
+            let masters = masters.filter(|_| !piece.wide);
             // A piece that stays as it is comes and goes all the same: places do not change from step to step.
             let update = self.update.of(piece).map(|update| AdamW { masters, moment1, moment2, ..update });
             match self.pieces.place(i) {

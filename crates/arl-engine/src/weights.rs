@@ -39,7 +39,8 @@ impl<B: Backend + ?Sized> Engine<B> {
         Ok(checkpoint)
     }
 
-    /// Reads all weights from the mapped checkpoint, or the frozen ones alone, a piece at a time. Adapters are drawn.
+    /// Reads all weights from the mapped checkpoint, or the frozen ones alone, a piece at a time. Adapters are drawn. Where ranks
+    /// divide weights, each reads all of them, so that it knows whether the others have read the same.
     pub(crate) fn load_checkpoint(&mut self, dir: &Path, frozen_alone: bool) -> Result<()> {
         let checkpoint = self.open_checkpoint(dir)?;
         let mut staging = vec![0f32; PIECE];
@@ -60,24 +61,38 @@ impl<B: Backend + ?Sized> Engine<B> {
             for start in (0..param.len).step_by(PIECE) {
                 let len = PIECE.min(param.len - start);
                 checkpoint.read_f32_part(&name, start, &mut staging[..len])?;
+                if self.model.shards().is_some() {
+                    self.loaded.update(bytemuck::cast_slice(&staging[..len]));
+                }
                 self.write_weights(param.part(start, len), &staging[..len]);
             }
         }
-        if frozen_alone { Ok(()) } else { self.begin_magnitudes() }
+        if frozen_alone {
+            return Ok(());
+        }
+        self.begin_magnitudes(|_, source, out| checkpoint.read_f32_part(&source.name, 0, out))
     }
 
-    /// Magnitudes of layers with fresh adapters are the norms of their weights' rows.
-    fn begin_magnitudes(&mut self) -> Result<()> {
+    /// Magnitudes of layers with fresh adapters are the norms of their weights' rows. `read` gives the values of a tensor, which are
+    /// read from the device where it has all of them.
+    fn begin_magnitudes(&mut self, read: impl Fn(&Self, &TensorSpec, &mut [f32]) -> Result<()>) -> Result<()> {
         let tensors = &self.model.placement.tensors;
         let of = |tensor: &Tensor| {
             let module = tensor.spec.name.strip_suffix(".lora_magnitude_vector")?;
-            let weight = tensors.iter().find(|other| other.spec.name.strip_suffix(".weight") == Some(module))?;
-            Some((tensor.param, weight.param))
+            let weight = tensors.iter().position(|other| other.spec.name.strip_suffix(".weight") == Some(module))?;
+            Some((tensor.param, weight))
         };
-        let pairs: Vec<(Param, Param)> = tensors.iter().filter_map(of).collect();
-        for (magnitude, weight) in pairs {
+        let pairs: Vec<(Param, usize)> = tensors.iter().filter_map(of).collect();
+        for (magnitude, tensor) in pairs {
+            let weight = self.model.placement.tensors[tensor].param;
             let (mut values, mut norms) = (vec![0f32; weight.len], vec![0f32; magnitude.len]);
-            self.read_weights(weight, &mut values)?;
+            if self.model.shards().is_some() && !weight.quantized {
+                read(self, self.source(tensor), &mut values)?;
+            } else {
+                self.read_weights(weight, &mut values)?;
+            }
+            // As products see them: those in NF4, and those that another rank has, are exact until here.
+            round(self.model.dtype, &mut values);
             Lora::row_norms(&values, &mut norms);
             self.write_weights(magnitude, &norms);
         }
@@ -87,7 +102,10 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// Draws all weights.
     pub(crate) fn load_random(&mut self, seed: u64) -> Result<()> {
         (0..self.model.placement.tensors.len()).try_for_each(|i| self.draw(i, seed))?;
-        self.begin_magnitudes()
+        self.begin_magnitudes(|engine, source, out| {
+            init_f32(&engine.config, source, seed, out);
+            Ok(())
+        })
     }
 
     /// Draws the values of a tensor.
@@ -117,24 +135,32 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// Uploads a parameter's weights, and the masters of a trained one; where ranks divide them, this rank's own.
     pub(crate) fn write_weights(&mut self, param: Param, values: &[f32]) {
         let store = self.model.store;
+        self.ranks.forget_gathered();
         for (piece, values) in values.chunks(PIECE).enumerate() {
             let param = param.part(piece * PIECE, values.len());
-            let weights = store.weight(param);
-            let array = store.masters.filter(|_| param.trained.is_some());
+            let weights = self.model.weight_parts(param);
+            let array = store.masters.filter(|_| param.trained.is_some() && !param.wide);
             let owned = array.map(|array| (array, self.model.owned(param)));
-            match weights.dtype {
-                DType::F32 => self.backend.upload(bytemuck::cast_slice(values), weights),
+            match weights.first().map_or(store.weights.dtype, |(_, weights)| weights.dtype) {
+                DType::F32 => self.upload_parts(&weights, values),
                 DType::F16 => {
                     let rounded: Vec<f16> = values.iter().map(|&value| f16::from_f32(value)).collect();
-                    self.backend.upload(bytemuck::cast_slice(&rounded), weights);
+                    self.upload_parts(&weights, &rounded);
                     self.upload_owned(owned, values);
                 }
                 _ => {
                     let (high, low): (Vec<u16>, Vec<u16>) = values.iter().map(|&value| split_master(value)).unzip();
-                    self.backend.upload(bytemuck::cast_slice(&high), weights);
+                    self.upload_parts(&weights, &high);
                     self.upload_owned(owned, &low);
                 }
             }
+        }
+    }
+
+    /// Uploads what each place has of `values`.
+    fn upload_parts<T: bytemuck::Pod>(&mut self, parts: &[(usize, Buffer)], values: &[T]) {
+        for &(start, place) in parts {
+            self.backend.upload(bytemuck::cast_slice(&values[start..start + place.len]), place);
         }
     }
 
@@ -146,8 +172,8 @@ impl<B: Backend + ?Sized> Engine<B> {
         }
     }
 
-    /// Reads a parameter's weights back; the exact masters where there are any. Where ranks divide masters, the parameter is a
-    /// part of one that this rank owns.
+    /// Reads a parameter's weights back; the exact masters where there are any. Where ranks divide masters, or weights, the parameter
+    /// is a part of one that this rank owns.
     pub(crate) fn read_weights(&mut self, param: Param, out: &mut [f32]) -> Result<()> {
         if param.quantized {
             return self.read_nf4(param, out);
@@ -156,8 +182,11 @@ impl<B: Backend + ?Sized> Engine<B> {
         let store = self.model.store;
         for (piece, out) in out.chunks_mut(PIECE).enumerate() {
             let param = param.part(piece * PIECE, out.len());
-            let weights = store.weight(param);
-            let masters = match store.masters.filter(|_| param.trained.is_some()) {
+            let weights = match self.model.weight_parts(param)[..] {
+                [(_, weights)] if weights.len == param.len => weights,
+                _ => return Err(Error::new(ErrorCode::Internal, "weights are read that another rank owns")),
+            };
+            let masters = match store.masters.filter(|_| param.trained.is_some() && !param.wide) {
                 None => None,
                 Some(array) => match self.model.owned(param)[..] {
                     [Owned { own, len, .. }] if len == param.len => Some(array.slice(own, len)),
@@ -259,6 +288,16 @@ impl<B: Backend + ?Sized> Engine<B> {
             None => Err(Error::new(ErrorCode::Internal, format!("the model has no tensor `{name}`"))),
         })
     }
+}
+
+/// Rounds values as weights of a type are.
+fn round(dtype: DType, values: &mut [f32]) {
+    let rounded = |value: f32| match dtype {
+        DType::F16 => f16::from_f32(value).to_f32(),
+        DType::Bf16 => bf16::from_bits(split_master(value).0).to_f32(),
+        _ => value,
+    };
+    values.iter_mut().for_each(|value| *value = rounded(*value));
 }
 
 fn frozen(name: &str) -> Error {

@@ -2,9 +2,7 @@
 //! vector instructions that they were computed with; `ARL_WRITE_BITS=1 cargo test -p arl-engine --test bits` writes those of
 //! this machine, and is for a change that is meant to move them. `bits/state-*` is a saved state in the format of its time.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "tests")]
-
-mod common;
+use crate::common;
 
 use std::path::{Path, PathBuf};
 

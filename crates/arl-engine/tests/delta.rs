@@ -1,8 +1,6 @@
 //! Models with the gated delta rule: what must not change a bit, what must not see another sequence, the plan, generation.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
+use crate::common;
 
 use std::path::Path;
 
@@ -12,39 +10,12 @@ use arl_engine::{
     BatchSize, Engine, EngineOptions, GenerateOptions, GenerateSize, IGNORED, Kind, MicroBatch, Recompute, Weights,
     plan_memory,
 };
-use common::{HYPER, TYPES, all, batch, difference, options, split, state_bits};
-use serde_json::{Value, json};
+use common::{HYPER, TYPES, all, batch, difference, hybrids, options, split, state_bits};
 
 /// Sums in another order: f32 rounding over sums of at most a few hundred terms.
 const REORDERED: f64 = 2e-6;
 const LEVELS: [Recompute; 4] = [Recompute::Off, Recompute::Norms, Recompute::Mlp, Recompute::Block];
 const GREEDY: GenerateOptions = GenerateOptions::greedy(12);
-
-/// What the two models have in common: three layers of the delta rule and one of attention, value heads that share key heads.
-fn config(model_type: &str, more: Value) -> Value {
-    let mut config = json!({
-        "model_type": model_type, "vocab_size": 32, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 4,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 4096,
-        "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 12, "linear_value_head_dim": 20,
-        "linear_conv_kernel_dim": 4, "rms_norm_eps": 1e-6, "tie_word_embeddings": true, "hidden_act": "silu",
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
-    });
-    config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    config
-}
-
-/// A dense model, and one with experts, of which one is shared.
-fn models() -> [(&'static str, tempfile::TempDir); 2] {
-    let experts = json!({
-        "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 16,
-        "norm_topk_prob": true, "mlp_only_layers": [1], "decoder_sparse_step": 1, "tie_word_embeddings": false,
-    });
-    [("dense", config("qwen3_5_text", json!({}))), ("experts", config("qwen3_next", experts))].map(|(name, config)| {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
-        (name, dir)
-    })
-}
 
 fn open(dir: &Path, options: &EngineOptions) -> Engine<CpuBackend> {
     Engine::open(Box::new(CpuBackend::new()), dir, Weights::Random(7), options).unwrap()
@@ -64,7 +35,7 @@ fn trained(dir: &Path, options: &EngineOptions) -> (Vec<(u64, u64)>, Vec<u32>) {
 
 #[test]
 fn recomputation_and_offloading_change_no_bit() {
-    for (name, dir) in models() {
+    for (name, dir) in hybrids() {
         for dtype in TYPES {
             let plain = trained(dir.path(), &options(dtype, Recompute::Off, 174));
             assert!(
@@ -82,7 +53,7 @@ fn recomputation_and_offloading_change_no_bit() {
 
 #[test]
 fn threads_change_no_bit() {
-    for (name, dir) in models() {
+    for (name, dir) in hybrids() {
         for dtype in TYPES {
             let run = |threads| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -96,7 +67,7 @@ fn threads_change_no_bit() {
 
 #[test]
 fn a_restored_state_resumes_in_equal_bits() {
-    for (name, dir) in models() {
+    for (name, dir) in hybrids() {
         for dtype in TYPES {
             let options = options(dtype, Recompute::Norms, 174);
             let saved = tempfile::tempdir().unwrap();
@@ -117,7 +88,7 @@ fn a_restored_state_resumes_in_equal_bits() {
 #[test]
 fn packed_sequences_have_the_bits_of_each_alone() {
     let packed = batch(&[9, 64, 1, 100], 3);
-    for (name, dir) in models() {
+    for (name, dir) in hybrids() {
         for dtype in TYPES {
             let mut engine = open(dir.path(), &options(dtype, Recompute::Norms, 174));
             let together = engine.inspect(&packed).unwrap().logits;
@@ -130,7 +101,7 @@ fn packed_sequences_have_the_bits_of_each_alone() {
 #[test]
 fn how_samples_are_cut_into_micro_batches_changes_sums_orders_alone() {
     let packed = batch(&[9, 64, 1, 100], 3);
-    for (name, dir) in models() {
+    for (name, dir) in hybrids() {
         let mut engine = open(dir.path(), &options(DType::F32, Recompute::Norms, 174));
         engine.gradients(std::slice::from_ref(&packed)).unwrap();
         let whole = all(&mut engine, Kind::Gradients);
@@ -144,7 +115,7 @@ fn how_samples_are_cut_into_micro_batches_changes_sums_orders_alone() {
 #[test]
 fn sixteen_bits_stay_near_f32() {
     let batches = [batch(&[9, 64, 1, 100], 3)];
-    let (_, dir) = &models()[0];
+    let (_, dir) = &hybrids()[0];
     let run = |dtype| {
         let mut engine = open(dir.path(), &options(dtype, Recompute::Norms, 174));
         let stats = engine.gradients(&batches).unwrap();
@@ -170,7 +141,7 @@ fn the_plan_is_what_a_step_touches() {
     // Room is planned for the statistics of 64 micro-batches.
     let mut batches = vec![MicroBatch { targets: vec![IGNORED; tokens], ..whole.clone() }; 63];
     batches.push(whole);
-    for (name, dir) in models() {
+    for (name, dir) in hybrids() {
         for recompute in LEVELS {
             let base = options(DType::F32, recompute, tokens);
             let options =
@@ -222,7 +193,7 @@ fn greedy_by_whole_texts(engine: &mut Engine<CpuBackend>, prompt: &[i32], count:
 fn generation_from_kept_states_agrees_with_whole_texts() {
     // Prompts shorter than the convolution, and over chunks; they end at different times, so that sequences move.
     let prompts: Vec<Vec<i32>> = split(&batch(&[1, 2, 70, 3, 130, 5], 9)).into_iter().map(|b| b.input_ids).collect();
-    for (name, dir) in models() {
+    for (name, dir) in hybrids() {
         // As trained for a while: random weights alone say nothing.
         let mut engine = open(dir.path(), &options(DType::F32, Recompute::Norms, 174));
         for _ in 0..5 {
@@ -243,7 +214,7 @@ fn generation_from_kept_states_agrees_with_whole_texts() {
 #[test]
 fn the_memory_of_generated_replies_is_planned() {
     let generate = GenerateSize { prompts: vec![vec![7; 3], vec![40, 300]], max_new_tokens: 5 };
-    for (name, dir) in models() {
+    for (name, dir) in hybrids() {
         let training = options(DType::F32, Recompute::Norms, 33);
         let with = EngineOptions { generate: generate.clone(), ..training };
         let planned = plan_memory(dir.path(), &with, DeviceKind::Cpu).unwrap();

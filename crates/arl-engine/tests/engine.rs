@@ -1,8 +1,6 @@
 //! What an engine promises besides its numbers: state that goes on in equal bits, errors that change nothing, text.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
+use crate::common;
 
 use std::path::Path;
 use std::sync::atomic::Ordering;

@@ -1,9 +1,7 @@
 //! The loss of held-out rows: the same bits however they are cut into micro-batches, in memory that was planned, and without a
 //! trace in training.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
+use crate::common;
 
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::backend::{DType, DeviceKind};

@@ -1,8 +1,6 @@
 //! Training in f16: the loss scale falls and rises as torch's `GradScaler`'s, and a step that is skipped changes nothing.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
+use crate::common;
 
 use arl_engine::backend::DType;
 use arl_engine::backend::cpu::CpuBackend;

@@ -1,8 +1,6 @@
 //! Parameters that are not trained: they keep their bytes and cost their weights alone, and the others train as they would.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
+use crate::common;
 
 use arl_engine::backend::DType;
 use arl_engine::backend::cpu::CpuBackend;

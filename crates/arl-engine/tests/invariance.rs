@@ -1,8 +1,6 @@
 //! What must not change a result: recomputation, chunks, how samples are cut into micro-batches, threads, and memory.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
+use crate::common;
 
 use arl_engine::backend::DType;
 use arl_engine::backend::cpu::CpuBackend;

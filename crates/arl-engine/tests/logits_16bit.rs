@@ -1,9 +1,7 @@
 //! `logits_16bit`: the loss's logits in the type of the activations. Bounds on the distance to f32 logits follow from the number
 //! formats alone.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
+use crate::common;
 
 use arl_engine::backend::{DType, DeviceKind};
 use arl_engine::{BatchSize, Engine, EngineOptions, Kind, Recompute, Weights, plan_memory_of};

@@ -1,9 +1,7 @@
 //! Adapters of low rank: they compute what the merged model computes, their gradients are those that its weights' gradients
 //! imply, and they are saved, resumed and dropped exactly.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
+use crate::common;
 
 use std::path::Path;
 

@@ -1,8 +1,6 @@
 //! What an engine takes from the folder of a model, when it takes it, and what saved models have of it.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
-
-mod common;
+use crate::common;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,14 +1,14 @@
 //! The memory plan of the models that are measured, against sums worked out by hand.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests; a skip is reported in a line")]
-
-mod common;
+use crate::common;
 
 use std::path::{Path, PathBuf};
 
 use arl_engine::backend::{DType, DeviceKind, Heads, attention_library_scratch};
-use arl_engine::{AttentionChoice, BatchSize, EngineOptions, MemoryPlan, Recompute, plan_memory};
-use arl_model::ErrorCode;
+use arl_engine::{
+    AttentionChoice, BatchSize, EngineOptions, LoraOptions, MemoryPlan, Nf4Options, Recompute, plan_memory,
+};
+use arl_model::{ErrorCode, LoraConfig};
 
 const TOKENS: usize = 16_384;
 const SEQUENCES: usize = 8;
@@ -309,6 +309,27 @@ fn eight_billion_parameters_fit_on_80_gigabytes_with_both_offloads() {
 }
 
 #[test]
+fn adapters_of_eight_billion_parameters_fit_on_24_gigabytes_and_in_4_bits_on_12() {
+    let Some(dir) = config("qwen3-8b") else { return };
+    let text = r#"{ "target_modules": "all-linear", "r": 16 }"#;
+    let lora = LoraConfig::from_json(text, Path::new("adapter_config.json")).unwrap();
+    let adapted = EngineOptions {
+        max_batch: BatchSize { tokens: 4096, sequences: SEQUENCES, ..BatchSize::default() },
+        lora: Some(LoraOptions { config: lora, seed: 0 }),
+        ..options(Recompute::Block)
+    };
+    let in_4_bits = EngineOptions { load_in_4bit: Some(Nf4Options { nested: true }), ..adapted.clone() };
+    let (whole, quarter) = (plan(&dir, &adapted), plan(&dir, &in_4_bits));
+    assert!(whole.total_bytes < 24_000_000_000, "{whole:?}");
+    assert!(quarter.total_bytes < 12_000_000_000, "{quarter:?}");
+    // One tile, where gate and up together have 200 MB of weights in bf16; none on the CPU.
+    let workspace = |plan: &MemoryPlan| bytes_of(&plan.categories, "workspace");
+    assert!(workspace(&quarter) - workspace(&whole) <= 32 << 20, "{quarter:?} {whole:?}");
+    let [whole, quarter] = [&adapted, &in_4_bits].map(|options| plan_memory(&dir, options, DeviceKind::Cpu).unwrap());
+    assert_eq!(workspace(&quarter), workspace(&whole));
+}
+
+#[test]
 fn sizes_that_the_kernels_do_not_have_are_refused_by_name_on_a_gpu_alone() {
     let text = std::fs::read_to_string(common::model("window-bias").join("config.json")).unwrap();
     for (key, size, message) in [
@@ -323,5 +344,20 @@ fn sizes_that_the_kernels_do_not_have_are_refused_by_name_on_a_gpu_alone() {
         assert_eq!(error.code, ErrorCode::Config);
         assert!(error.message.contains(message), "{}", error.message);
         plan_memory(dir.path(), &options(Recompute::Norms), DeviceKind::Cpu).unwrap();
+    }
+    let f32 = EngineOptions { dtype: DType::F32, ..options(Recompute::Norms) };
+    for (key, size, options, message) in [
+        ("linear_key_head_dim", 144, &f32, "linear_key_head_dim is 144; in float32 at most 128 is possible"),
+        ("linear_conv_kernel_dim", 5, &options(Recompute::Norms), "linear_conv_kernel_dim is 5; in 16 bits at most 4"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let config = common::hybrid_config("qwen3_5_text", serde_json::json!({ key: size }));
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        let error = plan_memory(dir.path(), options, DeviceKind::Cuda).unwrap_err();
+        assert!(error.message.contains(message), "{}", error.message);
+        plan_memory(dir.path(), options, DeviceKind::Cpu).unwrap();
+        if key == "linear_key_head_dim" {
+            plan_memory(dir.path(), &self::options(Recompute::Norms), DeviceKind::Cuda).unwrap();
+        }
     }
 }

@@ -1,8 +1,6 @@
 //! Steps that are submitted before the one before is finished: the same numbers, and nothing done where one fails.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
+use crate::common;
 
 use arl_engine::backend::DType;
 use arl_engine::backend::cpu::CpuBackend;

@@ -1,8 +1,6 @@
 //! Data parallelism: the same bits for any number of ranks, whatever each of them was dealt.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
+use crate::common;
 
 use arl_comm::local_groups;
 use arl_engine::backend::DType;

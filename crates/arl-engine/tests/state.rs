@@ -1,8 +1,6 @@
 //! A saved state: tensors by their names, wherever they are in the file; what does not fit is named and changes nothing.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
+use crate::common;
 
 use std::path::Path;
 

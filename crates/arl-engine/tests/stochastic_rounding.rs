@@ -1,8 +1,6 @@
 //! bf16 weights without masters, and bf16 moments: what rounding takes from one update it gives to another.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
+use crate::common;
 
 use arl_engine::backend::DType;
 use arl_engine::backend::cpu::CpuBackend;

@@ -1,19 +1,21 @@
 //! Models that see: what must not change a result, what a step without images leaves alone, what is frozen, and what is refused.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+use crate::common;
+use crate::common::vision;
 
-mod common;
-#[path = "common/vision.rs"]
-mod vision;
+use std::collections::HashMap;
 
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::backend::{DType, DeviceKind};
 use arl_engine::{
-    Engine, EngineOptions, GenerateOptions, Hyper, IGNORED, Kind, MicroBatch, Prompt, Recompute, Weights, plan_memory,
+    Engine, EngineOptions, GenerateOptions, Hyper, IGNORED, Kind, MicroBatch, MicroBatchStats, Prompt, Recompute,
+    Weights, plan_memory,
 };
-use arl_model::ErrorCode;
+use arl_model::{CheckpointFormat, ErrorCode, MAX_SHARD_BYTES, ModelFiles, save_model};
 use common::{HYPER, TYPES, difference, state_bits};
-use vision::{IMAGE, SEEING, batch, batches, bits, f32_room, folder, names, of_text, open, room, split};
+use vision::{
+    IMAGE, SEEING, SEEING_EXPERTS, batch, batches, bits, f32_room, folder, names, of_text, open, room, split,
+};
 
 const LEVELS: [Recompute; 4] = [Recompute::Off, Recompute::Norms, Recompute::Mlp, Recompute::Block];
 
@@ -87,6 +89,79 @@ fn recomputation_and_offloading_change_no_bit() {
                     assert!(found.1 == expected.1, "{what}: the state differs");
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn experts_behind_a_tower_train_to_the_same_bits_at_every_level() {
+    for name in SEEING_EXPERTS {
+        let batches = batches();
+        for dtype in [DType::F32, DType::Bf16] {
+            let base = EngineOptions { dtype, ..f32_room(&batches) };
+            let run = |recompute, offload| {
+                let (activation_offloading, optimizer_offload) = (offload, offload);
+                let options = EngineOptions { recompute, activation_offloading, optimizer_offload, ..base.clone() };
+                train(&mut open(name, &options), &batches)
+            };
+            let expected = run(Recompute::Off, false);
+            assert!(expected.0.iter().all(|[loss, _]| f64::from_bits(*loss).is_finite()), "{name} {dtype:?}");
+            for recompute in LEVELS {
+                assert!(run(recompute, recompute == Recompute::Block) == expected, "{name} {dtype:?} {recompute:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_of_experts_and_of_the_tower_before_them_are_the_slope_of_the_loss() {
+    let batches = batches();
+    let options = f32_room(&batches);
+    let loss = |engine: &mut Engine<CpuBackend>| {
+        let stats = engine.gradients(&batches).unwrap();
+        let sum = |of: fn(&MicroBatchStats) -> f64| stats.iter().map(of).sum::<f64>();
+        sum(|s| s.loss_sum) / sum(|s| s.target_weight) + sum(|s| s.balance_loss)
+    };
+    for name in SEEING_EXPERTS {
+        let dir = folder(name);
+        if name == SEEING_EXPERTS[1] {
+            // The delta rule amplifies a shift until a router chooses otherwise, where the loss has a step: all are chosen.
+            let path = dir.path().join("config.json");
+            let text = std::fs::read_to_string(&path).unwrap();
+            std::fs::write(&path, text.replace(r#""num_experts_per_tok":2"#, r#""num_experts_per_tok":4"#)).unwrap();
+        }
+        let mut engine = Engine::open(Box::new(CpuBackend::new()), dir.path(), Weights::Random(7), &options).unwrap();
+        loss(&mut engine);
+        let dir = tempfile::tempdir().unwrap();
+        engine.export_model(dir.path(), None).unwrap();
+        let files = ModelFiles::read(dir.path()).unwrap();
+        let config = files.config().unwrap();
+        let format = CheckpointFormat::new(&config);
+        let mut all = |kind| -> HashMap<String, Vec<f32>> {
+            let names = engine.tensor_names().into_iter();
+            names.map(|name| (name.clone(), engine.read_tensor(&name, kind).unwrap())).collect()
+        };
+        let (weights, gradients) = (all(Kind::Weights), all(Kind::Gradients));
+        assert!(gradients.iter().all(|(_, gradient)| gradient.iter().any(|&value| value != 0.0)), "{name}");
+        for part in ["model.visual.", ".mlp.", "model."] {
+            let of = |tensor: &str| tensor.contains(part);
+            let squares = gradients.iter().filter(|(tensor, _)| of(tensor)).flat_map(|(_, gradient)| gradient);
+            let square: f64 = squares.map(|&value| f64::from(value) * f64::from(value)).sum();
+            let step = 2e-4 / square.sqrt();
+            let at = |sign: f64| {
+                let moved = tempfile::tempdir().unwrap();
+                save_model(moved.path(), &files, &config, &format, None, MAX_SHARD_BYTES, |tensor, out| {
+                    for ((out, weight), gradient) in out.iter_mut().zip(&weights[tensor]).zip(&gradients[tensor]) {
+                        *out = weight + if of(tensor) { (sign * step * f64::from(*gradient)) as f32 } else { 0.0 };
+                    }
+                    Ok(())
+                })
+                .unwrap();
+                let cpu = Box::new(CpuBackend::new());
+                loss(&mut Engine::open(cpu, moved.path(), Weights::Checkpoint, &options).unwrap())
+            };
+            let slope = (at(1.0) - at(-1.0)) / (2.0 * step);
+            assert!((slope - square).abs() < 5e-3 * square, "{name} {part}: {slope} instead of {square}");
         }
     }
 }

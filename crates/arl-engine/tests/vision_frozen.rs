@@ -1,10 +1,7 @@
 //! Models that see of which parts are frozen, adapted, or left out.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
-#[path = "common/vision.rs"]
-mod vision;
+use crate::common;
+use crate::common::vision;
 
 use arl_engine::backend::DType;
 use arl_engine::backend::cpu::CpuBackend;

@@ -1,10 +1,7 @@
-//! Ranks that divide moments, masters and gradients: bits, memory and messages are those that one rank implies.
+//! Ranks that divide moments, masters, gradients and weights: bits, memory and messages are those that one rank implies.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
-#[path = "common/ranks.rs"]
-mod ranks;
+use crate::common;
+use crate::common::ranks;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,12 +10,12 @@ use arl_comm::local_groups;
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::backend::{DType, DeviceKind};
 use arl_engine::{
-    Engine, EngineOptions, Kind, LossScaling, MemoryPlan, MicroBatch, Nf4Options, Recompute, Traffic, Weights,
-    plan_memory, plan_traffic,
+    Engine, EngineOptions, GenerateOptions, Kind, LossScaling, MemoryPlan, MicroBatch, Nf4Options, Recompute, Traffic,
+    Weights, plan_memory, plan_traffic,
 };
 use arl_model::ModelConfig;
 use common::{HYPER, MODELS, TYPES, batch, model, options};
-use ranks::{on_ranks, state, step, uneven_steps, with_adapters};
+use ranks::{adapted, on_ranks, state, step, uneven_steps, with_adapters};
 
 /// Tied and untied, dense and with experts.
 const ALL: [&str; 4] = [MODELS[0], MODELS[1], "qwen2-window", "moe-top1"];
@@ -35,7 +32,7 @@ fn train(name: &str, options: &EngineOptions, size: usize, steps: &[Vec<MicroBat
 fn expect_bits_of_one(name: &str, options: &EngineOptions, sizes: &[usize]) {
     let steps = uneven_steps();
     let one = train(name, options, 1, &steps).remove(0);
-    for zero in [1, 2] {
+    for zero in [1, 2, 3] {
         let options = EngineOptions { zero, ..options.clone() };
         for &size in sizes {
             for (rank, found) in train(name, &options, size, &steps).into_iter().enumerate() {
@@ -88,6 +85,12 @@ fn adapters_with_dropout_and_frozen_parameters_keep_the_bits() {
             expect_bits_of_one(name, &with_adapters(name, base.clone()), &[2, 3]);
         }
     }
+    // Magnitudes, which begin with weights that no rank has all of; and adapters of the ends.
+    let magnitudes = r#"{"target_modules": ["q_proj", "down_proj"], "r": 3, "lora_alpha": 6, "use_dora": true}"#;
+    let ends = r#"{"target_modules": ["embed_tokens", "lm_head", "v_proj"], "r": 3, "lora_alpha": 6}"#;
+    for (name, text) in [("window-bias", magnitudes), ("qwen2-window", ends)] {
+        expect_bits_of_one(name, &adapted(text, options(DType::F32, Recompute::Norms, 33)), &[2, 3]);
+    }
 }
 
 /// A hybrid model: three layers of the delta rule and one of attention, with experts, of which one is shared.
@@ -114,7 +117,7 @@ fn layers_of_the_delta_rule_and_shared_experts_keep_the_bits() {
             })
         };
         let one = run(1, 0).remove(0);
-        for (size, zero) in [(2, 1), (2, 2), (3, 2)] {
+        for (size, zero) in [(2, 1), (2, 2), (3, 2), (2, 3), (3, 3)] {
             assert!(run(size, zero).iter().all(|found| *found == one), "{dtype:?}: {size} ranks, zero {zero}");
         }
     }
@@ -146,8 +149,8 @@ fn the_norm_of_a_model_of_several_blocks_has_the_bits_of_one_rank() {
         })
     };
     let one = run(1, 0).remove(0);
-    for size in [1, 2, 3, 4] {
-        assert!(run(size, 2).iter().all(|found| *found == one), "{size} ranks");
+    for (size, zero) in [(1, 2), (2, 2), (3, 2), (4, 2), (3, 3)] {
+        assert!(run(size, zero).iter().all(|found| *found == one), "{size} ranks, zero {zero}");
     }
 }
 
@@ -165,7 +168,7 @@ fn gradients_that_are_read_are_the_sums_of_all_ranks() {
         })
     };
     let one = read(1, 0).remove(0);
-    for (size, zero) in [(2, 1), (2, 2), (3, 2)] {
+    for (size, zero) in [(2, 1), (2, 2), (3, 2), (2, 3)] {
         assert!(read(size, zero).iter().all(|found| *found == one), "{size} ranks, zero {zero}");
     }
 }
@@ -188,12 +191,9 @@ fn a_rank_reserves_what_is_planned_and_less_the_more_there_are() {
             };
             let whole = of(1, 0, 0);
             for size in [2, 4] {
-                let [none, one, two] = [0, 1, 2].map(|zero| of(size, zero, size - 1));
-                assert_eq!(
-                    (of(size, 1, 0), of(size, 2, 0)),
-                    (one.clone(), two.clone()),
-                    "every rank reserves the same"
-                );
+                let [none, one, two, three] = [0, 1, 2, 3].map(|zero| of(size, zero, size - 1));
+                let first = [1, 2, 3].map(|zero| of(size, zero, 0));
+                assert_eq!(first, [one.clone(), two.clone(), three.clone()], "every rank reserves the same");
                 // Pieces are padded by at most 31 elements a bucket, and there are a few buckets.
                 let part =
                     |of: &BTreeMap<&str, usize>, name: &str| (of[name] as f64) / (whole[name] as f64) * size as f64;
@@ -202,7 +202,7 @@ fn a_rank_reserves_what_is_planned_and_less_the_more_there_are() {
                         continue;
                     }
                     assert_eq!(none[divided], whole[divided]);
-                    for found in [&one, &two] {
+                    for found in [&one, &two, &three] {
                         assert!((1.0..1.1).contains(&part(found, divided)), "{divided} {}", part(found, divided));
                     }
                 }
@@ -210,17 +210,126 @@ fn a_rank_reserves_what_is_planned_and_less_the_more_there_are() {
                 assert!(two["gradients"] < whole["gradients"]);
                 assert!((1.0..1.1).contains(&part(&two, "gradient sums")));
                 assert_eq!(two["weights"], whole["weights"]);
+                for same in ["gradients", "gradient sums"] {
+                    assert_eq!(three[same], two[same]);
+                }
+                assert!(three["weights"] < two["weights"]);
             }
         }
     }
 }
 
+/// The more layers there are, the nearer weights come to their share: what is whole are norms and biases, and what is gathered at a
+/// time the embedding and two layers.
+#[test]
+fn weights_of_a_deep_model_take_a_rank_its_share_and_two_layers() {
+    let plan = |layers: usize, size: usize, zero: u8| {
+        let dir = common::deeper("qwen2-window", layers);
+        let base = options(DType::Bf16, Recompute::Norms, 33);
+        let options = EngineOptions { data_parallel: Some(size), zero, ..base };
+        categories(&plan_memory(dir.path(), &options, DeviceKind::Cpu).unwrap())
+    };
+    let layer = (plan(9, 1, 0)["weights"] - plan(8, 1, 0)["weights"]) as f64;
+    for size in [2, 4] {
+        let [few, many] = [8, 40].map(|layers| plan(layers, size, 3));
+        assert_eq!(few["gathered weights"], many["gathered weights"]);
+        assert!(many["gathered weights"] as f64 > 2.0 * layer * 0.8);
+        let grown = (many["weights"] - few["weights"]) as f64 / (32.0 * layer) * size as f64;
+        assert!((0.95..1.25).contains(&grown), "{size} ranks: {grown}");
+    }
+}
+
+/// Rank 0 computes alone, with weights that the others send it; then all train on.
+#[test]
+fn what_rank_0_evaluates_generates_and_inspects_has_the_bits_of_one_rank() {
+    for (name, dtype) in [("window-bias", DType::F32), ("moe-top1", DType::Bf16), ("qwen2-window", DType::F32)] {
+        let dir = common::deeper(name, 5);
+        let run = |size: usize, zero: u8| {
+            let options = EngineOptions { zero, ..options(dtype, Recompute::Norms, 33) };
+            on_ranks(&dir.path().display().to_string(), &options, size, Weights::Random(3), |engine, rank| {
+                let steps = uneven_steps();
+                let mut found = vec![step(engine, &steps[0], rank, size)];
+                for _ in 0..2 {
+                    if rank == 0 {
+                        let prompts = [vec![1, 2, 3], vec![7, 9, 4, 2, 5]];
+                        found.push(format!("{:?}", engine.evaluate_sequences(&batch(&[9, 4], 3)).unwrap()));
+                        found.push(format!("{:?}", engine.generate(&prompts, &GenerateOptions::greedy(6)).unwrap()));
+                        found.push(format!("{:?}", engine.inspect(&batch(&[7], 5)).unwrap().logits));
+                        // A failure of rank 0's own ends nothing for the others.
+                        assert!(engine.generate(&[vec![-1]], &GenerateOptions::greedy(1)).is_err());
+                        engine.end_serving().unwrap();
+                    } else {
+                        engine.serve_weights().unwrap();
+                        if zero == 3 {
+                            let alone = engine.evaluate_sequences(&batch(&[9], 3)).unwrap_err();
+                            assert!(alone.message.contains("only rank 0 may"), "{alone}");
+                        }
+                    }
+                }
+                found.push(step(engine, &steps[2], rank, size));
+                (found, state(engine))
+            })
+        };
+        let one = run(1, 0).remove(0);
+        for (size, zero) in [(1, 3), (2, 3), (3, 3), (2, 2)] {
+            let mut all = run(size, zero);
+            assert!(all.remove(0) == one, "{name}: {size} ranks, zero {zero}");
+            assert!(all.iter().all(|other| other.1 == one.1));
+        }
+    }
+}
+
+#[test]
+fn ranks_that_have_read_other_weights_know_it_though_each_has_a_part_alone() {
+    let other = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(model("window-bias")).unwrap().map(Result::unwrap) {
+        if file.path().is_file() {
+            std::fs::copy(file.path(), other.path().join(file.file_name())).unwrap();
+        }
+    }
+    let weights = other.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&weights, bytes).unwrap();
+    let hashes = |second: &Path| {
+        let open = |rank: usize, group, dir: &Path| {
+            let base = options(DType::F32, Recompute::Norms, 33);
+            let options = EngineOptions { data_parallel: Some(2), zero: 3, rank, ..base };
+            let mut engine = Engine::open(Box::new(CpuBackend::new()), dir, Weights::Checkpoint, &options).unwrap();
+            engine.join(group).unwrap();
+            engine.fingerprint().unwrap()
+        };
+        let [first, last] = <[_; 2]>::try_from(local_groups(2)).map_err(|_| ()).unwrap();
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| open(1, last, second));
+            (open(0, first, &model("window-bias")), other.join().unwrap())
+        })
+    };
+    let (one, same) = hashes(&model("window-bias"));
+    assert_eq!(one, same);
+    let (one, differs) = hashes(other.path());
+    assert_ne!(one, differs);
+}
+
 #[test]
 fn a_rank_sends_what_is_planned() {
-    for (name, dtype) in [("window-bias", DType::F32), ("moe-top1", DType::Bf16), ("qwen2-window", DType::F16)] {
-        for zero in [0, 1, 2] {
+    let plain = |name, dtype| (name, options(dtype, Recompute::Norms, 33));
+    let with = |name, options| (name, with_adapters(name, options));
+    let nf4 = EngineOptions {
+        load_in_4bit: Some(Nf4Options { nested: false }),
+        ..options(DType::Bf16, Recompute::Norms, 33)
+    };
+    let cases = [
+        plain("window-bias", DType::F32),
+        plain("moe-top1", DType::Bf16),
+        plain("qwen2-window", DType::F16),
+        with("qwen2-window", options(DType::F32, Recompute::Norms, 33)),
+        with("window-bias", nf4),
+    ];
+    for (name, base) in cases {
+        for zero in [0, 1, 2, 3] {
             for size in [1, 2, 3] {
-                let base = EngineOptions { zero, ..options(dtype, Recompute::Norms, 33) };
+                let base = EngineOptions { zero, ..base.clone() };
                 let sent = on_ranks(name, &base, size, Weights::Checkpoint, |engine, rank| {
                     // Two rounds, and one in which the last rank may have none.
                     let batches: Vec<MicroBatch> = (0..2 * size as u64).map(|seed| batch(&[9], seed + 1)).collect();
@@ -257,14 +366,16 @@ fn what_is_not_built_is_refused_by_name() {
         opened.err().map(|error| error.message).unwrap_or_default()
     };
     let base = EngineOptions { data_parallel: Some(2), ..options(DType::F32, Recompute::Norms, 33) };
-    assert!(open(EngineOptions { zero: 3, ..base.clone() }).contains("zero 3: dividing weights"));
+    assert!(open(EngineOptions { zero: 4, ..base.clone() }).contains("zero is 4"));
     assert!(open(EngineOptions { zero: 1, data_parallel: None, ..base.clone() }).contains("there are none"));
     assert!(open(EngineOptions { rank: 2, ..base.clone() }).contains("rank 2 of 2 ranks"));
-    let mut engine = common::open("window-bias", &EngineOptions { zero: 2, ..base.clone() });
+    let mut engine = common::open("window-bias", &EngineOptions { zero: 3, ..base.clone() });
+    assert!(engine.evaluate(&[batch(&[9], 1)]).unwrap_err().message.contains("have not joined"));
     assert!(engine.step(&[batch(&[9], 1)], HYPER).unwrap_err().message.contains("have not joined"));
     assert!(engine.save_state(Path::new("/nowhere")).unwrap_err().message.contains("have not joined"));
     let error = engine.join(local_groups(2).remove(1)).unwrap_err();
     assert!(error.message.contains("rank 1 joins with an engine that was opened for rank 0"), "{error}");
-    let gpu = plan_memory(&model("window-bias"), &EngineOptions { zero: 1, ..base }, DeviceKind::Cuda).unwrap_err();
-    assert!(gpu.message.contains("on CPUs only"), "{gpu}");
+    let planned = |kind| plan_memory(&model("window-bias"), &EngineOptions { zero: 1, ..base.clone() }, kind).unwrap();
+    let moments = |plan: MemoryPlan| plan.categories.iter().find(|(name, _)| *name == "moments").copied();
+    assert_eq!(moments(planned(DeviceKind::Cuda)), moments(planned(DeviceKind::Cpu)));
 }

@@ -37,6 +37,24 @@ constexpr int TOKENS = 64;
 constexpr int TAPS = 4;
 }
 
+namespace delta {
+constexpr int THREADS = 256;
+// Tokens that are computed together.
+constexpr int CHUNK = 64;
+// Columns of values that a block has of a state, or stages at a time.
+constexpr int COLUMNS = 32;
+// From one row of f32 in shared memory to the next: of CHUNK columns, and of COLUMNS; four more, so that rows are in different banks.
+constexpr int CHUNK_STRIDE = CHUNK + 4;
+constexpr int COLUMNS_STRIDE = COLUMNS + 4;
+// Key heads are staged whole, padded to so many elements; a row of them has at most so many bytes.
+constexpr int PADDING = 16;
+constexpr int MOST_KEY_BYTES = 512;
+// Elements of the largest key head in the step of one token: rows of the state that a warp holds, of all warps.
+constexpr int MOST_KEY_DIM = 256;
+// Tokens of a block of the gates' backward pass.
+constexpr int GATE_TOKENS = 1024;
+}
+
 namespace elementwise {
 constexpr int THREADS = 256;
 // Elements that a thread converts or adds.
@@ -97,6 +115,14 @@ constexpr int MOST_BACKWARD_THREADS = 1024;
 constexpr int BACKWARD_ELEMENTS = 8;
 }
 
+namespace magnitude {
+constexpr int THREADS = 256;
+// Rows whose norms a block takes.
+constexpr int ROWS = 4;
+// Columns of a row that a thread scales.
+constexpr int STEP = 8;
+}
+
 namespace matmul {
 constexpr int SPLIT_THREADS = 256;
 // Columns that a thread splits.
@@ -112,11 +138,13 @@ constexpr int MOST_EXPERTS = 512;
 
 namespace nf4 {
 constexpr int THREADS = 256;
-// Weights of a thread.
+// Weights that a thread takes at a time.
 constexpr int STEP = 8;
 // Weights that share a scale, and scales that share one in turn.
 constexpr int BLOCK = 64;
 constexpr int NESTED_BLOCK = 256;
+// Rows that a block multiplies with a token, one a warp.
+constexpr int ROWS = 8;
 }
 
 namespace optimizer {
@@ -124,6 +152,12 @@ constexpr int THREADS = 256;
 // Parameters of a thread at a time, and times that a block repeats, so that the factor of the clipping costs little.
 constexpr int GROUP = 4;
 constexpr int ROUNDS = 4;
+}
+
+namespace ranks {
+constexpr int THREADS = 256;
+// Elements of which `block_squares` makes one sum, as the CPU does.
+constexpr int BLOCK = 16384;
 }
 
 namespace reduce {

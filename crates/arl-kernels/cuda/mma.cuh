@@ -1,10 +1,14 @@
-// Instructions of the tensor cores and of what feeds them, one warp at a time: mma.m16n8k16 in bf16 or f16 with f32 accumulators,
-// ldmatrix, cp.async (PTX ISA, from compute capability 8.0 on). Each instruction has its counterpart for the host.
+// Instructions of the tensor cores and of what feeds them, one warp at a time: mma.m16n8k16 in bf16 or f16 and mma.m16n8k8 in TF32
+// with f32 accumulators, ldmatrix, cp.async (PTX ISA, from compute capability 8.0 on). Each instruction has its counterpart for the
+// host.
 //
 // Fragments, with g = lane / 4 and t = lane % 4 (each register holds two neighbours, the lower column or k first):
 //   a [16, 16]: a0 (row g, columns 2t, 2t+1), a1 (g+8, 2t), a2 (g, 2t+8), a3 (g+8, 2t+8)
 //   b [16, 8], k by n: b0 (k 2t, 2t+1; n g), b1 (k 2t+8, 2t+9; n g)
 //   d [16, 8]: d0, d1 (row g, columns 2t, 2t+1), d2, d3 (row g+8)
+// In TF32 a register holds one value:
+//   a [16, 8]: a0 (row g, column t), a1 (g+8, t), a2 (g, t+4), a3 (g+8, t+4)
+//   b [8, 8], k by n: b0 (k t; n g), b1 (k t+4; n g)
 #pragma once
 
 #include "arl.cuh"
@@ -44,6 +48,28 @@ template <typename T> void mma(float (&d)[4], const unsigned (&a)[4], const unsi
             float left = emulation::half_of<T>(all[row % 8 * 4 + from].a[row / 8 + 2 * (k / 8)], k % 2);
             float right = emulation::half_of<T>(all[column * 4 + from].b[k / 8], k % 2);
             d[i] += left * right;
+        }
+    }
+}
+
+// The nearest TF32, halves away from zero: ten bits behind the point, in the place of those of f32.
+inline unsigned tf32(float x) {
+    const unsigned bits = __float_as_uint(x);
+    return x != x ? bits : (bits + 0x1000) & ~0x1fffu;
+}
+
+// As the tensor cores, it does not look at the bits that TF32 has not.
+inline void mma_tf32(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    emulation::Fragments own, all[32];
+    memcpy(own.a, a, sizeof own.a);
+    memcpy(own.b, b, sizeof own.b);
+    emulation::exchange(FULL, own, all);
+    unsigned g = emulation::lane() / 4, t = emulation::lane() % 4;
+    for (int i = 0; i < 4; i++) {
+        unsigned row = g + (i / 2) * 8, column = 2 * t + i % 2;
+        for (int k = 0; k < 8; k++) {
+            unsigned left = all[row % 8 * 4 + k % 4].a[row / 8 + 2 * (k / 4)], right = all[column * 4 + k % 4].b[k / 4];
+            d[i] += __uint_as_float(left & ~0x1fffu) * __uint_as_float(right & ~0x1fffu);
         }
     }
 }
@@ -118,6 +144,20 @@ template <typename T> __device__ void mma(float (&d)[4], const unsigned (&a)[4],
 MMA(bf16, "bf16")
 MMA(f16, "f16")
 #undef MMA
+
+// The nearest TF32, halves away from zero: ten bits behind the point, in the place of those of f32.
+__device__ __forceinline__ unsigned tf32(float x) {
+    unsigned bits;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+    return bits;
+}
+
+// d += a b, for values of TF32.
+__device__ __forceinline__ void mma_tf32(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
 
 __device__ __forceinline__ unsigned shared_address(const void *p) {
     return static_cast<unsigned>(__cvta_generic_to_shared(p));

@@ -12,9 +12,10 @@ namespace rms_norm {
 
 template <typename T> constexpr int BACKWARD_PACKS = BACKWARD_ELEMENTS / Pack<T>::SIZE;
 
-// The normalised value is rounded to T before it meets the weight, as on the CPU.
-template <typename T> __device__ __forceinline__ T scaled(T x, T weight, float factor) {
-    return store<T>(load(weight) * rounded<T>(load(x) * factor));
+// The normalised value is rounded to T before it meets the weight, but where an offset is added to that, as on the CPU.
+template <typename T> __device__ __forceinline__ T scaled(T x, T weight, float offset, float factor) {
+    const float normed = load(x) * factor;
+    return offset == 0 ? store<T>(load(weight) * rounded<T>(normed)) : store<T>((load(weight) + offset) * normed);
 }
 
 __device__ __forceinline__ float factor_of(float squares, int width, float epsilon) {
@@ -24,8 +25,8 @@ __device__ __forceinline__ float factor_of(float squares, int width, float epsil
 // With ADD `sum = x + delta` first (`sum` may be either), rounded to T before it is normed. With RECOMPUTE the factor is
 // `known[row]`; else it is found, and kept in `inverse_rms[row]`.
 template <typename T, bool ALIGNED, bool ADD, bool RECOMPUTE>
-__device__ __forceinline__ void forward(const T *x, const T *delta, T *sum, const T *weight, float epsilon,
-                                        const float *known, T *out, float *inverse_rms, int width) {
+__device__ __forceinline__ void forward(const T *x, const T *delta, T *sum, const T *weight, float offset,
+                                        float epsilon, const float *known, T *out, float *inverse_rms, int width) {
     constexpr int SIZE = Pack<T>::SIZE;
     __shared__ float scratch[MOST_THREADS / 32];
     const int threads = blockDim.x, thread = threadIdx.x;
@@ -69,18 +70,18 @@ __device__ __forceinline__ void forward(const T *x, const T *delta, T *sum, cons
         if (i < count) {
             Pack<T> weights = load_pack<ALIGNED>(weight + i * SIZE, width - i * SIZE);
 #pragma unroll(ALIGNED ? SIZE : 1)
-            for (int j = 0; j < SIZE; j++) values[p].at[j] = scaled(values[p].at[j], weights.at[j], factor);
+            for (int j = 0; j < SIZE; j++) values[p].at[j] = scaled(values[p].at[j], weights.at[j], offset, factor);
             store_pack<ALIGNED>(out + i * SIZE, values[p], width - i * SIZE);
         }
     }
     if (!RECOMPUTE && thread == 0) inverse_rms[row] = factor;
 }
 
-// With `g = weight d_out` and `r` the kept factor: `d_x += r g - x r^3 mean(g x)`, and into row `blockIdx.x` of `parts`
+// With `g = (weight + offset) d_out` and `r` the kept factor: `d_x += r g - x r^3 mean(g x)`, and into row `blockIdx.x` of `parts`
 // the sum of `d_out x r` over the block's rows. Dynamic shared memory: a float for each element of a block's rows.
 template <typename T, bool ALIGNED>
-__device__ __forceinline__ void backward(const T *d_out, const T *x, const T *weight, const float *inverse_rms, T *d_x,
-                                         float *parts, int rows, int width) {
+__device__ __forceinline__ void backward(const T *d_out, const T *x, const T *weight, float offset,
+                                         const float *inverse_rms, T *d_x, float *parts, int rows, int width) {
     constexpr int SIZE = Pack<T>::SIZE, COUNT = BACKWARD_PACKS<T>;
     // Two halves by turns, so that one barrier a row is enough.
     __shared__ float scratch[2][MOST_BACKWARD_THREADS / 32];
@@ -122,7 +123,7 @@ __device__ __forceinline__ void backward(const T *d_out, const T *x, const T *we
             if (first + p * group_threads < end)
 #pragma unroll(ALIGNED ? SIZE : 1)
                 for (int j = 0; j < SIZE; j++)
-                    product += load(weights[p].at[j]) * load(ds[p].at[j]) * load(xs[p].at[j]);
+                    product += (load(weights[p].at[j]) + offset) * load(ds[p].at[j]) * load(xs[p].at[j]);
         product = group_sum(product, scratch[half], group * group_warps, group_warps);
         half ^= 1;
         const float x_factor = product / width * factor * factor * factor;
@@ -134,7 +135,7 @@ __device__ __forceinline__ void backward(const T *d_out, const T *x, const T *we
                 for (int j = 0; j < SIZE; j++) {
                     float d = load(ds[p].at[j]), value = load(xs[p].at[j]);
                     d_weight[p][j] += d * (value * factor);
-                    float d_value = load(weights[p].at[j]) * d * factor - value * x_factor;
+                    float d_value = (load(weights[p].at[j]) + offset) * d * factor - value * x_factor;
                     results[p].at[j] = store<T>(load(results[p].at[j]) + d_value);
                 }
                 store_pack<ALIGNED>(d_x + start + i * SIZE, results[p], width - i * SIZE);
@@ -161,22 +162,24 @@ __device__ __forceinline__ void backward(const T *d_out, const T *x, const T *we
 
 // Each kernel for rows that are aligned to packs, and with `_unaligned` for others: apart, so that these take no registers from those.
 #define NORM(name, T, ALIGNED)                                                                                         \
-    ARL_KERNEL(rms_norm_##name, rms_norm::MOST_THREADS, const T *x, const T *weight, float epsilon, T *out,            \
-               float *inverse_rms, int width) {                                                                        \
-        rms_norm::forward<T, ALIGNED, false, false>(x, nullptr, nullptr, weight, epsilon, nullptr, out, inverse_rms,   \
-                                                    width);                                                            \
+    ARL_KERNEL(rms_norm_##name, rms_norm::MOST_THREADS, const T *x, const T *weight, float offset, float epsilon,      \
+               T *out, float *inverse_rms, int width) {                                                                \
+        rms_norm::forward<T, ALIGNED, false, false>(x, nullptr, nullptr, weight, offset, epsilon, nullptr, out,        \
+                                                    inverse_rms, width);                                               \
     }                                                                                                                  \
     ARL_KERNEL(add_rms_norm_##name, rms_norm::MOST_THREADS, const T *x, const T *delta, T *sum, const T *weight,       \
-               float epsilon, T *out, float *inverse_rms, int width) {                                                 \
-        rms_norm::forward<T, ALIGNED, true, false>(x, delta, sum, weight, epsilon, nullptr, out, inverse_rms, width);  \
+               float offset, float epsilon, T *out, float *inverse_rms, int width) {                                   \
+        rms_norm::forward<T, ALIGNED, true, false>(x, delta, sum, weight, offset, epsilon, nullptr, out, inverse_rms,  \
+                                                   width);                                                             \
     }                                                                                                                  \
-    ARL_KERNEL(rms_norm_recompute_##name, rms_norm::MOST_THREADS, const T *x, const T *weight,                         \
+    ARL_KERNEL(rms_norm_recompute_##name, rms_norm::MOST_THREADS, const T *x, const T *weight, float offset,           \
                const float *inverse_rms, T *out, int width) {                                                          \
-        rms_norm::forward<T, ALIGNED, false, true>(x, nullptr, nullptr, weight, 0, inverse_rms, out, nullptr, width);  \
+        rms_norm::forward<T, ALIGNED, false, true>(x, nullptr, nullptr, weight, offset, 0, inverse_rms, out, nullptr,  \
+                                                   width);                                                             \
     }                                                                                                                  \
     ARL_KERNEL(rms_norm_backward_##name, rms_norm::MOST_BACKWARD_THREADS, const T *d_out, const T *x, const T *weight, \
-               const float *inverse_rms, T *d_x, float *parts, int rows, int width) {                                  \
-        rms_norm::backward<T, ALIGNED>(d_out, x, weight, inverse_rms, d_x, parts, rows, width);                        \
+               float offset, const float *inverse_rms, T *d_x, float *parts, int rows, int width) {                    \
+        rms_norm::backward<T, ALIGNED>(d_out, x, weight, offset, inverse_rms, d_x, parts, rows, width);                \
     }
 #define NORMS(name, T) NORM(name, T, true) NORM(unaligned_##name, T, false)
 ARL_FOR_TYPES(NORMS)

@@ -42,6 +42,8 @@ pub struct CudaDevice {
     pub device: String,
     /// Its name.
     pub name: String,
+    /// What tells it from all others, on all machines.
+    pub uuid: String,
     /// Its compute capability, such as `9.0`.
     pub capability: String,
     /// Its memory.
@@ -161,6 +163,7 @@ impl From<Gpu> for CudaDevice {
         CudaDevice {
             device: format!("cuda:{}", gpu.ordinal),
             name: gpu.name,
+            uuid: gpu.uuid,
             capability: format!("{major}.{minor}"),
             memory_bytes: gpu.memory_bytes as f64,
             available_bytes: gpu.free_bytes as f64,

@@ -10,7 +10,7 @@ use arl_engine::{Engine as Core, Ticket, Weights};
 use arl_image::ImageProcessor;
 use arl_model::{Checkpoint, Error, ErrorCode, ExportOverrides, Lora, ModelConfig, Result};
 use napi::Env;
-use napi::bindgen_prelude::{FnArgs, Function, Int32Array, Object};
+use napi::bindgen_prelude::{FnArgs, Function, Int32Array, Object, Uint8Array};
 use napi::threadsafe_function::ThreadsafeFunctionCallMode;
 use napi_derive::napi;
 
@@ -229,18 +229,38 @@ impl Engine {
     }
 
     /// Has other ranks compute each step together with this one: `submitStep` then takes this rank's micro-batches, and
-    /// figures are those of the whole step. All ranks call the same methods in the same order.
+    /// figures are those of the whole step. All ranks call the same methods in the same order. `id`: what their GPUs make a
+    /// communicator with, all at once; absent: what ranks exchange goes through host memory.
     #[napi(ts_return_type = "Promise<void>")]
-    pub fn join_ranks<'env>(&self, env: &'env Env, ranks: &Ranks) -> napi::Result<Object<'env>> {
+    pub fn join_ranks<'env>(
+        &self,
+        env: &'env Env,
+        ranks: &Ranks,
+        id: Option<Uint8Array>,
+    ) -> napi::Result<Object<'env>> {
+        let group = sync(|| ranks.group(id.as_deref()))?;
         self.joined.store(true, Ordering::Relaxed);
-        let group = ranks.group();
         self.submit(env, move |engine| engine.join(group), |()| ())
     }
 
-    /// A hash of weights, moments, step count and loss scale: ranks that train together have the same.
+    /// A hash of weights, moments, step count and loss scale: ranks that train together have the same. Where they divide weights,
+    /// all of them call it at once.
     #[napi(ts_return_type = "Promise<string>")]
     pub fn fingerprint<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
         self.submit(env, |engine| engine.fingerprint(), |hash| hash)
+    }
+
+    /// Sends rank 0 the weights that it asks for while it evaluates or generates alone, until it calls `endServing`. Does nothing
+    /// where ranks do not divide weights.
+    #[napi(ts_return_type = "Promise<void>")]
+    pub fn serve_weights<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
+        self.submit(env, |engine| engine.serve_weights(), |()| ())
+    }
+
+    /// Ends `serveWeights` on the other ranks.
+    #[napi(ts_return_type = "Promise<void>")]
+    pub fn end_serving<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
+        self.submit(env, |engine| engine.end_serving(), |()| ())
     }
 
     /// Discards the submitted steps that are not finished, even while their gradients are being computed (but where other ranks

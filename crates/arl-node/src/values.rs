@@ -90,7 +90,7 @@ pub struct EngineOptions {
     /// Sum gradients micro-batch by micro-batch over so many data-parallel ranks, which `joinRanks` brings in; absent: one
     /// rank, whose sums may be in another order.
     pub data_parallel: Option<u32>,
-    /// What those ranks divide: 0 nothing (absent: that), 1 moments and masters, 2 also gradients.
+    /// What those ranks divide: 0 nothing (absent: that), 1 moments and masters, 2 also gradients, 3 also weights.
     pub zero: Option<u32>,
     /// The number of this rank; absent: 0.
     pub rank: Option<u32>,

@@ -48,12 +48,12 @@ export const lora = {
 	use_dora: boolean({
 		default: false,
 		description:
-			"Train the magnitudes of the adapted layers' rows as well (DoRA). Needs float32, the CPU and `lora_dropout 0`; each step computes the layers' products once more.",
+			"Train the magnitudes of the adapted layers' rows as well (DoRA). Needs `lora_dropout 0`; each step computes the layers' products once more.",
 	}),
 	load_in_4bit: boolean({
 		default: false,
 		description:
-			"Keep the frozen weights of linear layers in 4 bits (NF4, with the numbers of bitsandbytes), quantized when they are read: 4.5 bits a weight, or 4.13 with `use_bnb_nested_quant`. Each product takes its weights in the type of the activations. Adapters are trained next to them (QLoRA). A folder that bitsandbytes wrote in NF4 is opened so in any case.",
+			"Keep the frozen weights of linear layers in 4 bits (NF4, with the numbers of bitsandbytes), quantized when they are read: 4.5 bits a weight, or 4.13 with `use_bnb_nested_quant`. Products take them in the type of the activations, a tile at a time. Adapters are trained next to them (QLoRA). A folder that bitsandbytes wrote in NF4 is opened so in any case.",
 	}),
 	use_bnb_nested_quant: boolean({
 		default: false,

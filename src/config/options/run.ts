@@ -98,7 +98,7 @@ export const devices = {
 		min: 1,
 		max: 1024,
 		description:
-			"Ranks on this machine: where no launcher has started them, `arl train` does, with the `mpirun` that is installed. On CPUs only.",
+			"Ranks on this machine: where no launcher has started them, `arl train` does, on GPUs with the `torchrun`, else with the `mpirun` that is installed.",
 	}),
 	dp_size: integer({
 		default: 1,
@@ -107,11 +107,11 @@ export const devices = {
 		description:
 			"Data-parallel ranks; by itself as many as were started. A step has this many times `gradient_accumulation_steps` micro-batches.",
 	}),
-	zero: custom(z.union([z.literal("auto"), z.literal(0), z.literal(1), z.literal(2)]).default("auto"), {
+	zero: custom(z.union([z.literal("auto"), z.literal(0), z.literal(1), z.literal(2), z.literal(3)]).default("auto"), {
 		kind: "integer",
-		expects: "auto, 0, 1 or 2 (3, which divides weights too, is not built yet)",
+		expects: "auto, 0, 1, 2 or 3",
 		description:
-			"What data-parallel ranks divide among them: 0 nothing; 1 moments and master weights; 2 also gradients. Results are equal in bits. Auto: 2.",
+			"What data-parallel ranks divide among them: 0 nothing; 1 moments and master weights; 2 also gradients; 3 also weights, frozen ones too, which are gathered layer by layer. Results are equal in bits. Auto: 2, or 3 where 2 does not fit a rank's share of the memory.",
 	}),
 	ddp_timeout: integer({
 		default: 600,

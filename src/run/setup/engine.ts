@@ -7,8 +7,8 @@ import type { DeviceInfo, EngineOptions, MemoryPlan, Native, NativeEngine } from
 import type { Ranks } from "../../ranks/ranks.js";
 import type { SavingEngine } from "../checkpoint/checkpoint.js";
 import { hasAdapters } from "./lora.js";
-import { type Advice, advise, checkMemory, type Planner, withPlan } from "./memory.js";
-import { type BatchSize, engineOptions } from "./options.js";
+import { type Advice, advise, checkMemory, divideToFit, type Planner, withPlan } from "./memory.js";
+import { type BatchSize, engineOptions, zeroText } from "./options.js";
 import type { Resources } from "./resources.js";
 import type { Start } from "./start.js";
 
@@ -43,12 +43,16 @@ export async function* openEngine(
 	ranks: Ranks,
 ): AsyncGenerator<TrainEvent, Engine> {
 	const plan = device.native.planMemory;
-	const options = { ...engineOptions(args, device.device, size), modelDir: model.path };
+	const share = shareOf(device.info, ranks);
+	const asked = { ...engineOptions(args, device.device, size), modelDir: model.path };
+	const options = divideToFit(asked, args.zero, plan, share?.availableBytes);
+	const divided = zeroText(args, options.zero ?? 0);
+	if (divided !== null) yield notice("info", divided);
 	const memory = plan(options);
 	const freedom = { packed: args.max_tokens_per_micro_batch !== null, resumed: resumed !== null };
 	const adviseFor = (other: EngineOptions) => advise(other, plan, freedom);
 	const advice = () => adviseFor(options);
-	const message = checkMemory(memory, { device: shareOf(device.info, ranks), host: hostInfo(host) }, advice);
+	const message = checkMemory(memory, { device: share, host: hostInfo(host) }, advice);
 	yield { type: "check", name: "memory", message };
 	// Saved models prompt and stop as in training.
 	const exported = { exportStopIds: text.stopIds, ...(chatTemplate !== null && { exportChatTemplate: chatTemplate }) };
@@ -77,7 +81,8 @@ function adapterOf(native: NativeEngine, base: string): SavingEngine {
 
 /** What one of the ranks on this machine may take of a device's memory. */
 function shareOf(device: DeviceInfo | undefined, { localWorld }: Ranks): DeviceInfo | undefined {
-	if (device === undefined || localWorld === 1) return device;
+	// Each rank has a GPU of its own.
+	if (device?.device !== "cpu" || localWorld === 1) return device;
 	const name = `${device.name}, for each of ${localWorld} ranks`;
 	return {
 		...device,

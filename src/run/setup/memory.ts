@@ -55,6 +55,22 @@ export function advise(options: EngineOptions, plan: Planner, freedom: Freedom):
 	return { changes, together: changes.length > 1 ? plan(all) : null };
 }
 
+/**
+ * The options with weights divided among ranks too, where the plan does not fit without that. `asked`: the option `zero`; `room`:
+ * bytes that a rank may take, 0 or undefined where that is not known.
+ */
+export function divideToFit(
+	options: EngineOptions,
+	asked: "auto" | number,
+	plan: Planner,
+	room: number | undefined,
+): EngineOptions {
+	if (asked !== "auto" || (options.zero ?? 0) === 0 || !room) return options;
+	const needed = plan(options).totalBytes;
+	const divided = { ...options, zero: 3 };
+	return needed > room && plan(divided).totalBytes < needed ? divided : options;
+}
+
 function possibleChanges(options: EngineOptions, freedom: Freedom) {
 	const found: { flags: string; other: Partial<EngineOptions> }[] = [];
 	if (options.recompute !== "block")
@@ -65,6 +81,8 @@ function possibleChanges(options: EngineOptions, freedom: Freedom) {
 		if (!options.optimizerOffload) found.push({ flags: "--optimizer_offload", other: { optimizerOffload: true } });
 		if (options.attention !== "own") found.push({ flags: "--attention own", other: { attention: "own" } });
 	}
+	const { dataParallel: ranks = 1, zero = 0 } = options;
+	if (ranks > 1 && zero < 3) found.push({ flags: "--zero 3", other: { zero: 3 } });
 	const { evalMaxTokens = 0, evalMaxSequences = 0 } = options;
 	if (evalMaxSequences > 1 && !freedom.packed) {
 		const sequences = Math.ceil(evalMaxSequences / 2);

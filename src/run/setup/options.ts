@@ -119,18 +119,25 @@ export function mostImages(
 	return maxPatches === 0 ? {} : { maxPatches, maxImages };
 }
 
-/** What the ranks divide among them. */
-export function zeroOf({ dp_size: ranks, zero }: Pick<AgentTrainingConfig, "dp_size" | "zero">): 0 | 1 | 2 {
+/** What the ranks divide among them; by itself, as long as memory does not ask for more (`divideToFit`). */
+export function zeroOf({ dp_size: ranks, zero }: Pick<AgentTrainingConfig, "dp_size" | "zero">): 0 | 1 | 2 | 3 {
 	if (ranks === 1) return 0;
 	return zero === "auto" ? 2 : zero;
 }
 
-/** A sentence about what the ranks divide; null: there is one, and nobody has asked. */
-export function zeroText(args: Pick<AgentTrainingConfig, "dp_size" | "zero">): string | null {
+const DIVIDED = [
+	"nothing",
+	"moments and master weights",
+	"gradients, moments and master weights",
+	"weights, gradients, moments and master weights",
+];
+
+/** A sentence about what the ranks divide, which is `taken`; null: there is one, and nobody has asked. */
+export function zeroText(args: Pick<AgentTrainingConfig, "dp_size" | "zero">, taken: number): string | null {
 	const { dp_size: ranks, zero } = args;
 	if (ranks === 1) return zero === "auto" ? null : "zero has no effect: one rank has nothing to divide";
-	const divided = ["nothing", "moments and master weights", "gradients, moments and master weights"][zeroOf(args)];
-	return `zero ${zeroOf(args)}${zero === "auto" ? " (auto)" : ""}: ${ranks} ranks divide ${divided} among them`;
+	const why = zero !== "auto" ? "" : taken === 3 ? " (auto: 2 does not fit a rank's share of the memory)" : " (auto)";
+	return `zero ${taken}${why}: ${ranks} ranks divide ${DIVIDED[taken]} among them`;
 }
 
 /** Options of the engine. */
@@ -158,9 +165,9 @@ export function engineOptions(args: ResolvedConfig, device: string, size: BatchS
 		...(args.images === "train" && { vision: true, freeze: [...args.freeze].sort() }),
 		...loraOptions(args),
 		...(args.load_in_4bit && { loadIn4bit: true, nestedQuant: args.use_bnb_nested_quant }),
-		// Several ranks always sum so; on a GPU there are none yet.
-		...(device === "cpu" && (args.full_determinism || args.dp_size > 1) && { dataParallel: args.dp_size }),
-		...(device === "cpu" && zeroOf(args) > 0 && { zero: zeroOf(args) }),
+		// Several ranks always sum so; one on a GPU never does.
+		...((args.dp_size > 1 || (device === "cpu" && args.full_determinism)) && { dataParallel: args.dp_size }),
+		...(zeroOf(args) > 0 && { zero: zeroOf(args) }),
 		...(args.loss_seq_chunk_size !== null && { lossSeqChunkSize: args.loss_seq_chunk_size }),
 		...(args.threads !== null && { threads: args.threads }),
 	};

@@ -173,12 +173,13 @@ fn check_golden(run: &mut Run<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The golden models, and two with heads for tensor cores.
+/// The golden models, two with heads for tensor cores, and a hybrid.
 fn check_steps(run: &mut Run<'_>) -> Result<()> {
     let folder = tempfile::tempdir().map_err(|error| Error::io(&std::env::temp_dir(), &error))?;
     let mut models: Vec<PathBuf> = golden::cases(&run.options.home.join("golden"));
     models.push(steps::small_model(folder.path(), 64)?);
     models.push(steps::small_model(folder.path(), 128)?);
+    models.push(steps::small_hybrid(folder.path())?);
     for (dir, dtype) in models.iter().flat_map(|dir| [DType::F32, DType::Bf16].map(|dtype| (dir, dtype))) {
         let name = dir.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         run.in_time("steps")?;

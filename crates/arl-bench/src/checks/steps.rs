@@ -45,7 +45,24 @@ pub(super) fn small_model(folder: &Path, head: usize) -> Result<PathBuf> {
         "num_key_value_heads": 2, "head_dim": head, "vocab_size": 640, "max_position_embeddings": 4096,
         "rope_theta": 1e6, "tie_word_embeddings": true, "attention_bias": false, "initializer_range": 0.02,
     });
-    let dir = folder.join(format!("heads-of-{head}"));
+    write_config(folder.join(format!("heads-of-{head}")), &config)
+}
+
+/// Three layers of the gated delta rule and one of attention with heads of 256, as `config.json` says a Qwen3.5 model; small enough
+/// for the host.
+pub(super) fn small_hybrid(folder: &Path) -> Result<PathBuf> {
+    let config = serde_json::json!({
+        "architectures": ["Qwen3_5ForCausalLM"], "model_type": "qwen3_5_text", "hidden_act": "silu", "rms_norm_eps": 1e-6,
+        "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 256, "vocab_size": 640, "max_position_embeddings": 4096,
+        "linear_num_key_heads": 1, "linear_num_value_heads": 2, "linear_key_head_dim": 64, "linear_value_head_dim": 64,
+        "linear_conv_kernel_dim": 4, "tie_word_embeddings": true, "attention_bias": false, "initializer_range": 0.02,
+        "rope_parameters": { "rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.25 },
+    });
+    write_config(folder.join("hybrid"), &config)
+}
+
+fn write_config(dir: PathBuf, config: &serde_json::Value) -> Result<PathBuf> {
     let file = dir.join("config.json");
     std::fs::create_dir_all(&dir).map_err(|error| Error::io(&dir, &error))?;
     std::fs::write(&file, config.to_string()).map_err(|error| Error::io(&file, &error))?;

@@ -80,6 +80,11 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) {
 	return 0;
 }
 
+int cuDeviceGetUuid_v2(char *uuid, int device) {
+	memset(uuid, 0, 16);
+	return uuid[15] = (char)(device + 1), 0;
+}
+
 int cuDeviceTotalMem_v2(size_t *bytes, int device) {
 	struct gpu found = {0};
 	gpu(device, &found);

@@ -44,6 +44,8 @@ pub enum Pool {
     Angles,
     /// A leaf's own, while it runs: partial sums. See [`Backend::scratch_bytes`].
     Scratch,
+    /// What other ranks' devices give, until it is used. See [`super::comm`].
+    Exchange,
     /// Host memory that lasts as long as the engine: masters and moments that are not on the device. Only
     /// [`Backend::transfer`], [`Backend::upload`] and [`Backend::read_back`] reach it, as [`Pool::HostStep`].
     HostState,

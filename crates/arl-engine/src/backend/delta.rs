@@ -1,7 +1,9 @@
 //! The leaves of the gated delta rule (Yang et al., 2024, arXiv 2412.06464), as a trait of their own: the convolution before it,
 //! the rule itself, the gated norm behind it, and what each keeps of a sequence that is being generated.
 
-use super::{Buffer, Rows, Sequences};
+use arl_model::DeltaConfig;
+
+use super::{Buffer, DeviceKind, Rows, Sequences, cuda};
 
 /// The heads of a delta rule. Value head `h` reads the query and the key of head `h / (value / key)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +16,17 @@ pub struct DeltaHeads {
     pub key_dim: usize,
     /// Elements of a value head.
     pub value_dim: usize,
+}
+
+impl From<&DeltaConfig> for DeltaHeads {
+    fn from(config: &DeltaConfig) -> Self {
+        DeltaHeads {
+            key: config.linear_num_key_heads,
+            value: config.linear_num_value_heads,
+            key_dim: config.linear_key_head_dim,
+            value_dim: config.linear_value_head_dim,
+        }
+    }
 }
 
 impl DeltaHeads {
@@ -75,7 +88,7 @@ pub struct GatedDelta {
     pub a_log: Buffer,
     /// `[value]`: added to `a`.
     pub dt_bias: Buffer,
-    /// f32 of [`GatedDelta::forward_scratch`] or [`GatedDelta::backward_scratch`] elements.
+    /// f32 of [`GatedDelta::forward_scratch`], [`GatedDelta::backward_scratch`] or [`GatedDelta::step_scratch`] elements.
     pub scratch: Buffer,
 }
 
@@ -83,16 +96,32 @@ impl GatedDelta {
     /// Tokens that are computed together.
     pub const CHUNK: usize = 64;
 
-    /// Elements of scratch of the forward pass: `g` and `beta` of each token.
-    pub fn forward_scratch(heads: DeltaHeads, tokens: usize) -> usize {
-        2 * tokens * heads.value
+    /// Elements of scratch of one token a sequence. On a CPU `g` and `beta` of each token.
+    pub fn step_scratch(kind: DeviceKind, heads: DeltaHeads, tokens: usize) -> usize {
+        match kind {
+            DeviceKind::Cpu => 2 * tokens * heads.value,
+            DeviceKind::Cuda => cuda::delta_step_scratch(heads, tokens),
+        }
     }
 
-    /// Elements of scratch of the backward pass: `g`, `beta` and their gradients, and the state before each chunk but the first of
-    /// each sequence. Its rows end with whole panels of products.
-    pub fn backward_scratch(heads: DeltaHeads, tokens: usize) -> usize {
-        4 * tokens * heads.value
-            + tokens / Self::CHUNK * heads.value * heads.key_dim * heads.value_dim.next_multiple_of(32)
+    /// Elements of scratch of the forward pass. On a CPU `g` and `beta` of each token.
+    pub fn forward_scratch(kind: DeviceKind, heads: DeltaHeads, tokens: usize, sequences: usize) -> usize {
+        match kind {
+            DeviceKind::Cpu => 2 * tokens * heads.value,
+            DeviceKind::Cuda => cuda::delta_forward_scratch(heads, tokens, sequences),
+        }
+    }
+
+    /// Elements of scratch of the backward pass. On a CPU `g`, `beta` and their gradients, and the state before each chunk but the
+    /// first of each sequence. Its rows end with whole panels of products.
+    pub fn backward_scratch(kind: DeviceKind, heads: DeltaHeads, tokens: usize, sequences: usize) -> usize {
+        match kind {
+            DeviceKind::Cpu => {
+                4 * tokens * heads.value
+                    + tokens / Self::CHUNK * heads.value * heads.key_dim * heads.value_dim.next_multiple_of(32)
+            }
+            DeviceKind::Cuda => cuda::delta_backward_scratch(heads, tokens, sequences),
+        }
     }
 }
 

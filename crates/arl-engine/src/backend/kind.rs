@@ -30,10 +30,10 @@ impl DeviceKind {
     }
 
     /// Refuses a model that the device's leaves do not have.
-    pub(crate) fn check(self, shape: &Shape) -> Result<()> {
+    pub(crate) fn check(self, shape: &Shape, activations: DType) -> Result<()> {
         match self {
             DeviceKind::Cpu => Ok(()),
-            DeviceKind::Cuda => cuda::check(shape),
+            DeviceKind::Cuda => cuda::check(shape, activations),
         }
     }
 
@@ -56,6 +56,15 @@ impl DeviceKind {
             // Sums of the gradients of queries, too.
             DeviceKind::Cpu => tokens * heads.query * (1 + heads.dim),
             DeviceKind::Cuda => tokens * heads.query,
+        }
+    }
+
+    /// Elements of scratch that a product takes weights in NF4 of `rows` by `columns` through, in a type; none where it decodes
+    /// them as it multiplies.
+    pub fn nf4_tile(self, dtype: DType, rows: usize, columns: usize) -> usize {
+        match self {
+            DeviceKind::Cpu => 0,
+            DeviceKind::Cuda => cuda::nf4_tile(dtype, rows, columns),
         }
     }
 

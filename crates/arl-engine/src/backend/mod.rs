@@ -11,6 +11,7 @@ use arl_model::Result;
 
 mod adapters;
 mod buffer;
+pub mod comm;
 pub mod cpu;
 pub mod cuda;
 mod delta;
@@ -24,7 +25,7 @@ mod rounding;
 pub mod timeline;
 mod vision;
 
-pub use self::adapters::{Magnitude, Nf4Nested, Nf4Weights};
+pub use self::adapters::{Magnitude, Nf4Matmul, Nf4Nested, Nf4Weights};
 pub use self::buffer::{Buffer, DType, Event, Pool, Rows, Stream};
 pub use self::cuda::attention_library_scratch;
 pub use self::delta::{CausalConv, DeltaHeads, DeltaRule, GatedDelta, GatedNorm};
@@ -56,7 +57,7 @@ pub trait MatmulAlgorithms {
 ///
 /// Where an argument says "added to", the leaf accumulates; otherwise it assigns. No output may overlap an input unless
 /// the leaf says that it works in place. Results do not depend on the number of threads.
-pub trait Backend: DeltaRule + gates::Gates + Vision + Send {
+pub trait Backend: DeltaRule + gates::Gates + Vision + comm::Collectives + Send {
     /// A name for messages, for example `cpu (AVX2, 2 threads)`.
     fn name(&self) -> String;
 
@@ -155,14 +156,18 @@ pub trait Backend: DeltaRule + gates::Gates + Vision + Send {
     /// Copies, converting between f32 and a type of 16 bits where the types differ.
     fn copy(&mut self, source: Buffer, target: Buffer);
 
-    /// Weights in NF4 as elements of `out`'s type: of each code its value times its block's scale, rounded once.
-    fn dequantize(&mut self, weights: &Nf4Weights, out: Buffer);
+    /// Weights in NF4 from number `first` on, as elements of `out`'s type: of each code its value times its block's scale, rounded
+    /// once.
+    fn dequantize(&mut self, weights: &Nf4Weights, first: usize, out: Buffer);
 
     /// Norms, scaling or gradient of the magnitudes of a layer's rows.
     fn magnitude(&mut self, op: &Magnitude);
 
     /// A matrix product.
     fn matmul(&mut self, op: &Matmul);
+
+    /// A matrix product with weights in NF4.
+    fn matmul_nf4(&mut self, op: &Nf4Matmul<'_>);
 
     /// The matrix products of all experts.
     fn grouped_matmul(&mut self, op: &GroupedMatmul);

@@ -303,6 +303,13 @@ impl<B: Backend + ?Sized> Backend for ProfileBackend<B> {
         self.measure(name, flops, matmul_bytes(op), |inner| inner.matmul(op));
     }
 
+    fn matmul_nf4(&mut self, op: &Nf4Matmul<'_>) {
+        let name = || format!("matmul_nf4 {:?} m={} n={} k={}", op.layout, op.m, op.n, op.k);
+        let flops = 2.0 * op.m as f64 * op.n as f64 * op.k as f64;
+        let bytes = rows_of(op.a, op.m, op.k) + (op.n * op.k) as f64 / 2.0 + rows_of(op.c, op.m, op.n);
+        self.measure(name, flops, bytes, |inner| inner.matmul_nf4(op));
+    }
+
     fn grouped_matmul(&mut self, op: &GroupedMatmul) {
         let name = || format!("grouped_matmul {:?} rows={} n={} k={}", op.layout, op.rows, op.n, op.k);
         let flops = 2.0 * op.rows as f64 * op.n as f64 * op.k as f64;
@@ -325,7 +332,7 @@ impl<B: Backend + ?Sized> Backend for ProfileBackend<B> {
         zero(target: Buffer) = all(&[target]);
         copy(source: Buffer, target: Buffer) = all(&[source, target]);
         magnitude(op: &Magnitude) = magnitude_bytes(op);
-        dequantize(weights: &Nf4Weights, out: Buffer) = all(&[weights.codes, weights.scales, out]);
+        dequantize(weights: &Nf4Weights, first: usize, out: Buffer) = all(&[out]) + out.len as f64 / 2.0;
         sum_rows(x: Rows, rows: usize, columns: usize, out: Buffer) = rows_of(x, rows, columns) + all(&[out, out]);
         embedding(ids: Buffer, table: Buffer, width: usize, out: Buffer) = all(&[ids, out]) + (out.len * table.dtype.bytes()) as f64;
         embedding_backward(ids: Buffer, d_out: Buffer, width: usize, table_gradient: Buffer) = all(&[ids, d_out]) + 2.0 * (d_out.len.min(table_gradient.len) * 4) as f64;

@@ -1,7 +1,7 @@
 //! What every block computes with: the device, memory, weights and gradients, and the micro-batch.
 
 use super::low_rank::LowRankDropout;
-use crate::backend::{Backend, Buffer, DType, NormWeight};
+use crate::backend::{Backend, Buffer, DType, Layout, Matmul, Nf4Matmul, Nf4Weights, NormWeight, Rows};
 use crate::batch::{BatchSize, Inputs};
 use crate::options::Recompute;
 use crate::placement::Param;
@@ -74,12 +74,45 @@ impl<B: Backend + ?Sized> Context<'_, B> {
         self.take(Category::Workspace, dtype, len)
     }
 
-    /// A parameter's weights as products take them: those in NF4 in workspace, in the type of activations.
-    pub(crate) fn weight(&mut self, param: Param) -> Buffer {
-        let Some(store) = self.store.quantized.filter(|_| param.quantized) else { return self.store.weight(param) };
-        let out = self.workspace(self.dtype, param.len);
-        for (first, part) in self.quantized.parts(&store, param) {
-            self.backend.dequantize(&part, out.slice(first, part.len));
+    /// A product whose right operand is a linear layer's weights, of `n` by `k` (`Nt`) or `k` by `n` (`Nn`).
+    #[allow(clippy::too_many_arguments, reason = "the arguments of BLAS")]
+    pub(crate) fn multiply(
+        &mut self,
+        layout: Layout,
+        [m, n, k]: [usize; 3],
+        a: Rows,
+        weight: Param,
+        c: Rows,
+        accumulate: bool,
+        bias: Option<Buffer>,
+    ) {
+        let (rows, columns) = if layout == Layout::Nt { (n, k) } else { (k, n) };
+        let Some(store) = self.store.quantized.filter(|_| weight.quantized) else {
+            let b = Rows { buffer: self.store.weight(weight), stride: columns };
+            return self.backend.matmul(&Matmul { layout, m, n, k, a, b, c, accumulate, bias });
+        };
+        let parts = self.quantized.parts(&store, weight);
+        let weights: Vec<Nf4Weights> = parts.into_iter().map(|(_, part)| part).collect();
+        let top = self.arena.mark();
+        let (dtype, tile) = (self.dtype, self.quantized.kind.nf4_tile(self.dtype, rows, columns));
+        let tile = self.workspace(dtype, tile);
+        let weights = weights.as_slice();
+        self.backend.matmul_nf4(&Nf4Matmul { layout, m, n, k, a, weights, dtype, c, accumulate, bias, tile });
+        self.arena.release(top);
+    }
+
+    /// Elements of a linear layer's weights from `start` on: where they are, or, of those in NF4, in workspace, in the type of
+    /// activations.
+    pub(crate) fn weights(&mut self, weight: Param, start: usize, len: usize) -> Buffer {
+        let Some(store) = self.store.quantized.filter(|_| weight.quantized) else {
+            return self.store.weight(weight.part(start, len));
+        };
+        let out = self.workspace(self.dtype, len);
+        for (first, part) in self.quantized.parts(&store, weight) {
+            let (from, to) = (start.max(first), (start + len).min(first + part.len));
+            if from < to {
+                self.backend.dequantize(&part, from - first, out.slice(from - start, to - from));
+            }
         }
         out
     }

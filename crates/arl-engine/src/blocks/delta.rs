@@ -9,6 +9,7 @@ use super::context::{Context, Run, Take};
 use super::linear::{Linear, packed};
 use super::low_rank::Adapters;
 use crate::backend::{Backend, Buffer, CausalConv, DType, DeltaHeads, GatedDelta, GatedNorm, Rows};
+use crate::batch::BatchSize;
 use crate::options::Recompute;
 use crate::placement::{Param, Placement};
 
@@ -53,12 +54,7 @@ impl Delta {
         let adapter = |projection, columns| (placement.adapter(block, projection), columns);
         let (values, heads) = (delta.value_columns(), delta.linear_num_value_heads);
         Delta {
-            heads: DeltaHeads {
-                key: delta.linear_num_key_heads,
-                value: heads,
-                key_dim: delta.linear_key_head_dim,
-                value_dim: delta.linear_value_head_dim,
-            },
+            heads: delta.into(),
             taps: delta.linear_conv_kernel_dim,
             epsilon: config.rms_norm_eps as f32,
             input: Linear {
@@ -111,7 +107,8 @@ impl Delta {
     pub(super) fn compute<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, at: &Buffers, input: Buffer, run: &Run) {
         self.input.forward(cx, input, at.projected, at.low[0], run.size().tokens);
         cx.backend.causal_conv(&self.conv(cx, at, run), at.qkv);
-        self.rule(cx, at, run, |backend, op| backend.gated_delta(op, at.out, None));
+        let scratch = self.forward_scratch(cx, run);
+        self.rule(cx, at, run, scratch, |backend, op| backend.gated_delta(op, at.out, None));
         cx.backend.gated_norm(&self.gated_norm(cx, at, run), at.gated);
     }
 
@@ -131,11 +128,13 @@ impl Delta {
         let (inputs, states) = cached.of(new.first, run.size().sequences);
         if new.one_each {
             cx.backend.causal_conv_step(&conv, inputs, at.qkv);
-            self.rule(cx, at, run, |backend, op| backend.gated_delta_step(op, states, at.out));
+            let scratch = GatedDelta::step_scratch(cx.backend.kind(), self.heads, run.size().tokens);
+            self.rule(cx, at, run, scratch, |backend, op| backend.gated_delta_step(op, states, at.out));
         } else {
             cx.backend.causal_conv(&conv, at.qkv);
             cx.backend.causal_conv_keep(&conv, inputs);
-            self.rule(cx, at, run, |backend, op| backend.gated_delta(op, at.out, Some(states)));
+            let scratch = self.forward_scratch(cx, run);
+            self.rule(cx, at, run, scratch, |backend, op| backend.gated_delta(op, at.out, Some(states)));
         }
         cx.backend.gated_norm(&self.gated_norm(cx, at, run), at.gated);
     }
@@ -178,7 +177,8 @@ impl Delta {
         let top = cx.arena.mark();
         // [T, V]: of what the norm gives, then of what the rule gives.
         let d = cx.workspace(cx.dtype, t * self.heads.value_columns());
-        let scratch = cx.workspace(DType::F32, GatedDelta::backward_scratch(self.heads, t));
+        let scratch = GatedDelta::backward_scratch(cx.backend.kind(), self.heads, t, run.size().sequences);
+        let scratch = cx.workspace(DType::F32, scratch);
         let [d_norm, d_a_log, d_dt_bias, d_conv] =
             [self.norm, self.a_log, self.dt_bias, self.conv].map(|param| cx.norm_gradient(param));
 
@@ -190,16 +190,22 @@ impl Delta {
         cx.arena.release(top);
     }
 
-    /// Runs a forward leaf of the rule with its scratch.
+    fn forward_scratch<B: Backend + ?Sized>(&self, cx: &Context<'_, B>, run: &Run) -> usize {
+        let BatchSize { tokens, sequences, .. } = run.size();
+        GatedDelta::forward_scratch(cx.backend.kind(), self.heads, tokens, sequences)
+    }
+
+    /// Runs a forward leaf of the rule with so many elements of scratch.
     fn rule<B: Backend + ?Sized>(
         &self,
         cx: &mut Context<'_, B>,
         at: &Buffers,
         run: &Run,
+        scratch: usize,
         leaf: impl FnOnce(&mut B, &GatedDelta),
     ) {
         let top = cx.arena.mark();
-        let scratch = cx.workspace(DType::F32, GatedDelta::forward_scratch(self.heads, run.size().tokens));
+        let scratch = cx.workspace(DType::F32, scratch);
         let op = self.op(cx, at, run, scratch);
         leaf(cx.backend, &op);
         cx.arena.release(top);

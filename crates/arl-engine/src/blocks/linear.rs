@@ -42,18 +42,25 @@ impl Linear {
         low: Buffer,
         m: usize,
     ) {
-        let top = cx.arena.mark();
-        let weight = cx.weight(self.weight);
         let bias = self.bias.map(|bias| cx.store.weight(bias));
-        multiply(cx, x, weight, bias, out, m);
-        if !self.adapters.has_magnitudes() {
-            // What follows finds the weights of no use.
-            cx.arena.release(top);
-            return self.adapters.forward(cx, x, out, low, m);
-        }
+        self.multiply(cx, x, bias, out, m);
         self.adapters.forward(cx, x, out, low, m);
-        self.adapters.scale(cx, weight, bias, Product { rows: packed(out, m), m });
-        cx.arena.release(top);
+        if self.adapters.has_magnitudes() {
+            self.adapters.scale(cx, self.weight, bias, Product { rows: packed(out, m), m });
+        }
+    }
+
+    /// `out[m, n] = x[m, k] weight[n, k]^T + bias`.
+    fn multiply<B: Backend + ?Sized>(
+        self,
+        cx: &mut Context<'_, B>,
+        x: Buffer,
+        bias: Option<Buffer>,
+        out: Buffer,
+        m: usize,
+    ) {
+        let size = [m, out.len / m, x.len / m];
+        cx.multiply(Layout::Nt, size, packed(x, m), self.weight, packed(out, m), false, bias);
     }
 
     /// From `d_out[m, n]`, the input `x[m, k]` and what the forward pass left the gradients of the weight, the bias and the
@@ -90,12 +97,9 @@ impl Linear {
         m: usize,
     ) -> Rows {
         let product = cx.workspace(cx.dtype, m * d_out.stride);
-        let top = cx.arena.mark();
-        let weight = cx.weight(self.weight);
-        multiply(cx, x, weight, None, product, m);
+        self.multiply(cx, x, None, product, m);
         self.adapters.add(cx, low, product, m);
-        self.adapters.scale_backward(cx, weight, d_out, Product { rows: packed(product, m), m });
-        cx.arena.release(top);
+        self.adapters.scale_backward(cx, self.weight, d_out, Product { rows: packed(product, m), m });
         packed(product, m)
     }
 
@@ -131,20 +135,8 @@ impl Linear {
         accumulate: bool,
     ) {
         let k = d_x.len / m;
-        let top = cx.arena.mark();
-        let weight = cx.weight(self.weight);
-        cx.backend.matmul(&Matmul {
-            layout: Layout::Nn,
-            m,
-            n: k,
-            k: self.weight.len / k,
-            a: d_out,
-            b: Rows { buffer: weight, stride: k },
-            c: Rows { buffer: d_x, stride: k },
-            accumulate,
-            bias: None,
-        });
-        cx.arena.release(top);
+        let size = [m, k, self.weight.len / k];
+        cx.multiply(Layout::Nn, size, d_out, self.weight, packed(d_x, m), accumulate, None);
     }
 
     /// `d_weight[n, k] = d_out[m, n]^T x[m, k]`, or added to it; the bias's gradient is added to. Nothing for what is frozen, and
@@ -176,29 +168,6 @@ impl Linear {
             cx.backend.sum_rows(d_out, m, n, d_bias);
         }
     }
-}
-
-/// `out[m, n] = x[m, k] weight[n, k]^T + bias`.
-fn multiply<B: Backend + ?Sized>(
-    cx: &mut Context<'_, B>,
-    x: Buffer,
-    weight: Buffer,
-    bias: Option<Buffer>,
-    out: Buffer,
-    m: usize,
-) {
-    let (n, k) = (out.len / m, x.len / m);
-    cx.backend.matmul(&Matmul {
-        layout: Layout::Nt,
-        m,
-        n,
-        k,
-        a: Rows { buffer: x, stride: k },
-        b: Rows { buffer: weight, stride: k },
-        c: Rows { buffer: out, stride: n },
-        accumulate: false,
-        bias,
-    });
 }
 
 /// Rows without gaps: `m` of them.

@@ -6,6 +6,9 @@ use super::low_rank::Adapters;
 use crate::backend::{Backend, Buffer, DType, Magnitude, Rows};
 use crate::placement::{AdapterPlace, Param};
 
+/// Elements of weights in NF4 that are decoded at a time for their norms.
+const DECODED: usize = 4 << 20;
+
 /// What a linear layer computed, before or behind its magnitudes.
 #[derive(Clone, Copy)]
 pub(super) struct Product {
@@ -39,7 +42,7 @@ impl Adapters {
     pub(super) fn scale<B: Backend + ?Sized>(
         &self,
         cx: &mut Context<'_, B>,
-        weight: Buffer,
+        weight: Param,
         bias: Option<Buffer>,
         out: Product,
     ) {
@@ -56,7 +59,7 @@ impl Adapters {
     pub(super) fn scale_backward<B: Backend + ?Sized>(
         &self,
         cx: &mut Context<'_, B>,
-        weight: Buffer,
+        weight: Param,
         d_out: Rows,
         product: Product,
     ) {
@@ -83,14 +86,21 @@ impl Part {
         Rows { buffer: rows.buffer.slice(self.first, rows.buffer.len - self.first), stride: rows.stride }
     }
 
-    /// f32 `[columns]`, in workspace; `weight` is that of all `n` columns.
-    fn norms<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, weight: Buffer, n: usize) -> Buffer {
+    /// f32 `[columns]`, in workspace; `weight` is that of all `n` columns. Weights in NF4 are taken some rows at a time.
+    fn norms<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, weight: Param, n: usize) -> Buffer {
         let out = cx.workspace(DType::F32, self.columns);
         let k = weight.len / n;
-        let AdapterPlace { a, b, factor, .. } = self.place;
+        let AdapterPlace { a, b, rank, factor, .. } = self.place;
         let (a, b) = (cx.store.weight(a), cx.store.weight(b));
-        let weight = weight.slice(self.first * k, self.columns * k);
-        cx.backend.magnitude(&Magnitude::Norms { weight, a, b, factor, out });
+        let most = if weight.quantized { (DECODED / k).max(1) } else { self.columns };
+        for first in (0..self.columns).step_by(most) {
+            let rows = most.min(self.columns - first);
+            let top = cx.arena.mark();
+            let weight = cx.weights(weight, (self.first + first) * k, rows * k);
+            let (b, out) = (b.slice(first * rank, rows * rank), out.slice(first, rows));
+            cx.backend.magnitude(&Magnitude::Norms { weight, a, b, factor, out });
+            cx.arena.release(top);
+        }
         out
     }
 

@@ -195,7 +195,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             let n = sequences.len();
             let (logits, host) = (cache.logits.slice(0, n * v), &mut host[..n * v]);
             let mut step = self.parts();
-            step.logits(cache.hidden.slice(chunk * rows * h, n * h), n, logits);
+            step.logits(cache.hidden.slice(chunk * rows * h, n * h), n, logits)?;
             step.backend.read_back(logits, bytemuck::cast_slice_mut(host))?;
             for (sequence, logits) in sequences.iter_mut().zip(host.chunks_exact(v)) {
                 let place = sequence.cached - prompts[sequence.prompt].input_ids.len();

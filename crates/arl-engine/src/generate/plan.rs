@@ -81,7 +81,7 @@ impl Group {
             positions = positions.max(part.positions);
             let tables = if part.axes { tables } else { tables.one_axis() };
             let mut step = Step {
-                backend: &mut PlanBackend::default(),
+                backend: &mut PlanBackend::of(model.kind),
                 arena: &mut dry,
                 model,
                 stages: &mut Stages::default(),
@@ -94,7 +94,7 @@ impl Group {
             step.forward(&run, Some(Generation { caches: &cache.blocks, new: &new }))?;
             let (h, v) = (model.shape.hidden, model.shape.vocab);
             let rows = sequences.min(cache.logits.len / v);
-            step.logits(cache.hidden.slice(0, rows * h), rows, cache.logits.slice(0, rows * v));
+            step.logits(cache.hidden.slice(0, rows * h), rows, cache.logits.slice(0, rows * v))?;
             dry.release(bottom);
         }
         Ok((dry, positions))

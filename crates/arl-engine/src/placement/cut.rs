@@ -7,6 +7,7 @@ use std::ops::Range;
 use arl_model::{Block, Role};
 
 use super::arena::ALIGNMENT;
+use super::shards::{Part, Shards};
 use super::{Param, Placement, Run};
 
 /// Pieces are multiples of so many elements, which are at least two bytes each.
@@ -30,6 +31,8 @@ pub(crate) struct Bucket {
     pub(crate) start: usize,
     pub(crate) len: usize,
     pub(crate) complete: Complete,
+    /// What its weights are gathered with.
+    pub(super) part: Part,
     /// Others have its place in the array of gradients before and after it.
     pub(crate) shared: bool,
     /// First element in the array of gradients.
@@ -61,6 +64,8 @@ pub(crate) struct Cut {
     pub(crate) gradient_len: usize,
     /// Elements of a rank's own arrays; the same for every rank.
     pub(crate) own_len: usize,
+    /// How weights are divided; none: every rank has all of them.
+    pub(crate) weights: Option<Shards>,
 }
 
 impl Cut {
@@ -72,19 +77,26 @@ impl Cut {
             let Some(start) = tensor.param.trained else { continue };
             let (complete, shared) = match tensor.spec.block {
                 // Every layer adds to norms and biases, and a tied head to the embedding.
-                _ if !tensor.spec.decay => (Complete::End, false),
+                _ if !tensor.spec.decay || tensor.param.wide => (Complete::End, false),
                 Block::Embedding => (Complete::End, !tied),
                 Block::Head => (Complete::Loss, true),
                 block => block.layer().map_or((Complete::End, false), |layer| (Complete::Layer(layer), true)),
             };
-            if buckets.last().is_none_or(|last| (last.complete, last.shared) != (complete, shared)) {
+            let part = Part::of(&tensor.spec);
+            if buckets.last().is_none_or(|last| (last.complete, last.shared, last.part) != (complete, shared, part)) {
                 let start = if buckets.is_empty() { 0 } else { start };
-                buckets.push(Bucket { start, len: 0, complete, shared, gradient: start, own: 0 });
+                buckets.push(Bucket { start, len: 0, complete, part, shared, gradient: start, own: 0 });
             }
         }
-        let mut cut = Cut { ranks, rank, buckets, gradients, gradient_len: placement.optimizer, own_len: 0 };
+        let gradient_len = placement.optimizer;
+        let mut cut = Cut { ranks, rank, buckets, gradients, gradient_len, own_len: 0, weights: None };
         cut.measure(placement.optimizer);
         cut
+    }
+
+    /// Divides weights too.
+    pub(crate) fn with_weights(self, placement: &Placement) -> Self {
+        Cut { weights: Some(Shards::new(placement, &self)), ..self }
     }
 
     /// Lengths, and the places in the arrays.
@@ -149,13 +161,10 @@ impl Cut {
         let parts = |run: &Run| {
             let owned = self.owned(run.optimizer..run.optimizer + run.len, rank);
             let run = *run;
-            owned.into_iter().map(move |Owned { start, own, len }| Run {
-                weights: run.weights + start,
-                optimizer: run.optimizer + start,
-                own,
-                len,
-                decay: run.decay,
-                vision: run.vision,
+            owned.into_iter().map(move |Owned { start, own, len }| {
+                let part = Run { own, ..run.part(start, len) };
+                let weights = self.weights.as_ref().map_or(part.weights, |shards| shards.own_place(part.optimizer));
+                Run { weights, ..part }
             })
         };
         runs.iter().flat_map(parts).collect()
@@ -171,25 +180,15 @@ impl Cut {
     pub(crate) fn completed(&self, at: Complete) -> impl Iterator<Item = &Bucket> {
         self.buckets.iter().filter(move |bucket| bucket.complete == at)
     }
-
-    /// The points at which the backward pass completes buckets, in its order.
-    pub(crate) fn points(&self) -> Vec<Complete> {
-        let mut points: Vec<Complete> = self.buckets.iter().map(|bucket| bucket.complete).collect();
-        points.sort_unstable_by_key(|point| match point {
-            Complete::Loss => (0, 0),
-            Complete::Layer(layer) => (1, usize::MAX - layer),
-            Complete::End => (2, 0),
-        });
-        points.dedup();
-        points
-    }
 }
 
-/// What a rank owns of a parameter: with a cut, that of the cut; without, all of it. Rank 0 owns what is frozen.
+/// What a rank owns of a parameter: with a cut, that of the cut; without, all of it. Rank 0 owns what is frozen, unless weights are
+/// cut.
 pub(crate) fn owned(cut: Option<&Cut>, param: Param, rank: usize) -> Vec<Owned> {
     match (cut, param.trained) {
         (None, trained) => vec![Owned { start: 0, own: trained.unwrap_or(0), len: param.len }],
         (Some(cut), Some(first)) => cut.owned(first..first + param.len, rank),
+        (Some(Cut { weights: Some(shards), .. }), None) if !param.quantized => shards.owned_frozen(param, rank),
         (Some(_), None) if rank == 0 => vec![Owned { start: 0, own: 0, len: param.len }],
         (Some(_), None) => Vec::new(),
     }
@@ -287,10 +286,6 @@ mod tests {
                 let Some(first) = tensor.param.trained else { continue };
                 assert_eq!(cut.gradient(first + tensor.param.len - 1), cut.gradient(first) + tensor.param.len - 1);
             }
-            let points = cut.points();
-            assert_eq!(points.last(), Some(&Complete::End));
-            assert!(points.windows(2).all(|pair| pair[0] != pair[1]));
-            assert!(cut.buckets.iter().all(|bucket| points.contains(&bucket.complete)));
         }
     }
 

@@ -5,6 +5,7 @@
 pub(crate) mod arena;
 pub(crate) mod cut;
 pub(crate) mod quantized;
+pub(crate) mod shards;
 pub(crate) mod store;
 
 use std::collections::HashMap;
@@ -12,6 +13,7 @@ use std::collections::HashMap;
 use arl_model::{Block, Error, ErrorCode, Lora, ModelConfig, Projection, Result, Role, TensorSpec, tensor_table};
 
 use arena::ALIGNMENT;
+use cut::Cut;
 use quantized::{Quantized, is_linear};
 
 /// Elements between which parameters begin, at most two bytes each.
@@ -24,6 +26,9 @@ pub(crate) struct Param {
     pub(crate) offset: usize,
     /// Elements.
     pub(crate) len: usize,
+    /// First element in the array of weights: that of the arena, but where ranks divide weights and parts take turns in one place
+    /// ([`shards`]).
+    pub(crate) weight: usize,
     /// First element in the optimizer's arena; none: frozen.
     pub(crate) trained: Option<usize>,
     /// First element in the array of gradients, of a trained one: that of the arena, but where buckets take turns in one place
@@ -31,13 +36,16 @@ pub(crate) struct Param {
     pub(crate) gradient: usize,
     /// Whether it is in NF4.
     pub(crate) quantized: bool,
+    /// Whether it is f32 in a weights' arena of 16 bits, two elements of which each of its own takes.
+    pub(crate) wide: bool,
 }
 
 impl Param {
     /// `len` elements from `start` on.
     pub(crate) fn part(self, start: usize, len: usize) -> Self {
         let trained = self.trained.map(|first| first + start);
-        Param { offset: self.offset + start, len, trained, gradient: self.gradient + start, ..self }
+        let (before, gradient) = (start * width(self.wide), self.gradient + start);
+        Param { offset: self.offset + before, len, weight: self.weight + before, trained, gradient, ..self }
     }
 }
 
@@ -59,8 +67,23 @@ pub(crate) struct Run {
     pub(crate) own: usize,
     pub(crate) len: usize,
     pub(crate) decay: bool,
+    /// f32 in a weights' arena of 16 bits ([`Param::wide`]).
+    pub(crate) wide: bool,
     /// Of the vision tower, which steps without images leave as it is.
     pub(crate) vision: bool,
+}
+
+impl Run {
+    /// `len` elements from `start` on.
+    pub(crate) fn part(self, start: usize, len: usize) -> Self {
+        let (optimizer, own) = (self.optimizer + start, self.own + start);
+        Run { weights: self.weights + start * width(self.wide), optimizer, own, len, ..self }
+    }
+}
+
+/// Elements of the weights' arena that an element of a parameter takes.
+fn width(wide: bool) -> usize {
+    if wide { 2 } else { 1 }
 }
 
 /// The places of an adapter.
@@ -129,16 +152,17 @@ impl Placement {
         freeze(&mut table, frozen)?;
         check_products(&table)?;
         table.iter_mut().filter(|spec| nf4 && is_linear(spec)).for_each(|spec| spec.trainable = false);
-        Ok(Self::of(table, config.layers.len(), nf4))
+        Ok(Self::of(table, config.layers.len(), nf4, false))
     }
 
-    /// The places of an adapted model's parameters. `nf4`: linear layers that are frozen are in NF4.
+    /// The places of an adapted model's parameters. `nf4`: linear layers that are frozen are in NF4. `narrow`: weights are of 16 bits,
+    /// and magnitudes f32 all the same.
     ///
     /// # Errors
     /// `ARL_CONFIG` where a part of what one product computes is trained.
-    pub(crate) fn adapted(lora: &Lora, nf4: bool) -> Result<Self> {
+    pub(crate) fn adapted(lora: &Lora, nf4: bool, narrow: bool) -> Result<Self> {
         check_products(&lora.table)?;
-        let mut placement = Self::of(lora.table.clone(), lora.model.layers.len(), nf4);
+        let mut placement = Self::of(lora.table.clone(), lora.model.layers.len(), nf4, narrow);
         for (adapter, number) in lora.adapters.iter().zip(0..) {
             let (block, projection) = (adapter.block, adapter.projection);
             let place = AdapterPlace {
@@ -154,7 +178,7 @@ impl Placement {
         Ok(placement)
     }
 
-    fn of(table: Vec<TensorSpec>, layers: usize, nf4: bool) -> Self {
+    fn of(table: Vec<TensorSpec>, layers: usize, nf4: bool, narrow: bool) -> Self {
         let mut placement = Placement {
             tensors: Vec::with_capacity(table.len()),
             weights: 0,
@@ -170,13 +194,17 @@ impl Placement {
         let (seeing, text) = table.into_iter().partition::<Vec<_>, _>(|spec| spec.block.is_vision());
         let table = seeing.into_iter().chain(text);
         let (decayed, others) = table.partition::<Vec<_>, _>(|spec| spec.decay);
-        for specs in [decayed, others] {
+        // Magnitudes apart from the others, so that these are updated together.
+        let is_wide = |spec: &TensorSpec| narrow && matches!(spec.role, Role::LoraMagnitude(_));
+        let (wide, decayed) = decayed.into_iter().partition::<Vec<_>, _>(is_wide);
+        for specs in [decayed, wide, others] {
             specs.into_iter().for_each(|spec| {
                 if nf4 && is_linear(&spec) && !spec.trainable {
                     let param = placement.quantized.place(spec.elements());
                     placement.add(spec, param);
                 } else {
-                    placement.place(spec);
+                    let wide = is_wide(&spec);
+                    placement.place(spec, wide);
                 }
             });
             placement.align();
@@ -189,20 +217,31 @@ impl Placement {
         self.optimizer = self.optimizer.next_multiple_of(STEP);
     }
 
-    fn place(&mut self, spec: TensorSpec) {
+    fn place(&mut self, spec: TensorSpec, wide: bool) {
         if !continues(self.tensors.last().map(|before| &before.spec), &spec) {
             self.align();
         }
         let len = spec.elements();
         let trained = spec.trainable.then_some(self.optimizer);
-        let param = Param { offset: self.weights, len, trained, gradient: self.optimizer, quantized: false };
-        self.weights += len;
-        if let (Some(layer), true) = (spec.block.layer(), spec.decay) {
+        let (offset, gradient) = (self.weights, self.optimizer);
+        let param = Param { offset, len, weight: offset, trained, gradient, quantized: false, wide };
+        // Runs go on to the next multiple in both arenas.
+        self.weights += if wide { len.next_multiple_of(STEP) * width(wide) } else { len };
+        if let (Some(layer), true) = (spec.block.layer(), spec.decay && !wide) {
             self.layer_ends[layer] = self.weights;
         }
         if let Some(first) = param.trained {
             self.optimizer += len;
-            self.extend_runs(param.offset, first, len, (spec.decay, spec.block.is_vision()));
+            let run = Run {
+                weights: param.offset,
+                optimizer: first,
+                own: first,
+                len: len.next_multiple_of(STEP),
+                decay: spec.decay,
+                vision: spec.block.is_vision(),
+                wide,
+            };
+            self.extend_runs(run, len);
             let lowest = match spec.block {
                 Block::Embedding => 0,
                 block if block.is_vision() => 0,
@@ -218,27 +257,28 @@ impl Placement {
         self.tensors.push(Tensor { spec, param });
     }
 
-    /// Adds a trained parameter to the last run if it is as far behind it in both arenas, else to a new one.
-    fn extend_runs(&mut self, weights: usize, optimizer: usize, len: usize, (decay, vision): (bool, bool)) {
-        let alike = |run: &Run| (run.decay, run.vision) == (decay, vision);
-        let continued = |run: &&mut Run| alike(run) && weights - run.weights == optimizer - run.optimizer;
-        match self.runs.last_mut().filter(continued) {
-            Some(run) => run.len = (optimizer + len - run.optimizer).next_multiple_of(STEP),
-            None => {
-                let len = len.next_multiple_of(STEP);
-                self.runs.push(Run { weights, optimizer, own: optimizer, len, decay, vision });
-            }
+    /// Adds a trained parameter of `len` elements to the last run if it is as far behind it in both arenas, else to a new one.
+    fn extend_runs(&mut self, next: Run, len: usize) {
+        let alike = |run: &Run| (run.decay, run.vision, run.wide) == (next.decay, next.vision, next.wide);
+        let behind = |run: &Run| run.weights + (next.optimizer - run.optimizer) * width(run.wide) == next.weights;
+        match self.runs.last_mut().filter(|run| alike(run) && behind(run)) {
+            Some(run) => run.len = (next.optimizer + len - run.optimizer).next_multiple_of(STEP),
+            None => self.runs.push(next),
         }
     }
 
-    /// Places the gradients of every trained parameter where `place` has an element of the optimizer's arena.
-    pub(crate) fn place_gradients(&mut self, place: impl Fn(usize) -> usize) {
-        let move_one = |param: &mut Param| param.gradient = param.trained.map_or(0, &place);
+    /// Places the gradients of every trained parameter, and all weights where they are divided, where a cut has them.
+    pub(crate) fn cut(&mut self, cut: &Cut) {
+        let move_one = |param: &mut Param| {
+            param.gradient = param.trained.map_or(0, |first| cut.gradient(first));
+            param.weight = cut.weights.as_ref().map_or(param.weight, |shards| shards.place(*param));
+        };
         self.tensors.iter_mut().for_each(|tensor| move_one(&mut tensor.param));
         self.places.values_mut().for_each(move_one);
         for adapter in self.adapters.values_mut() {
             move_one(&mut adapter.a);
             move_one(&mut adapter.b);
+            adapter.magnitude.iter_mut().for_each(move_one);
         }
     }
 
@@ -274,8 +314,10 @@ impl Placement {
             while at < end {
                 let start = next.map_or(end, |(start, _)| start.min(end));
                 if start > at {
-                    let offset = run.weights + at - run.optimizer;
-                    gaps.push(Param { offset, len: start - at, trained: Some(at), gradient: at, quantized: false });
+                    let Run { weights: offset, len, wide, .. } = run.part(at - run.optimizer, start - at);
+                    let param =
+                        Param { offset, len, weight: offset, trained: Some(at), gradient: at, ..Param::default() };
+                    gaps.push(Param { wide, ..param });
                 }
                 at = start;
                 if let Some((start, len)) = next.filter(|&(start, _)| start < end) {

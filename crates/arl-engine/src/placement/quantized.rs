@@ -5,7 +5,7 @@ use arl_model::{NF4_BLOCK, NF4_NESTED_BLOCK, Role, TensorSpec, nf4_scale_values}
 
 use super::Param;
 use super::arena::ALIGNMENT;
-use crate::backend::{Buffer, DType, Nf4Nested, Nf4Weights};
+use crate::backend::{Buffer, DType, DeviceKind, Nf4Nested, Nf4Weights};
 
 /// A tensor in NF4.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +24,8 @@ struct Place {
 /// The tensors in NF4.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Quantized {
+    /// Of the device that multiplies them.
+    pub(crate) kind: DeviceKind,
     places: Vec<Place>,
     /// The place behind the last one.
     end: Option<Place>,

@@ -4,7 +4,7 @@
 use super::arena::ALIGNMENT;
 use super::cut::Cut;
 use super::quantized::QuantizedStore;
-use super::{Param, Placement};
+use super::{Param, Placement, Run};
 use crate::backend::{Buffer, DType, Pool};
 use crate::events::OPTIMIZER_SLOTS;
 use crate::options::EngineOptions;
@@ -15,7 +15,8 @@ const PIECE: usize = 16 << 20;
 /// The arrays, in [`Pool::State`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Store {
-    /// f32, bf16 or f16.
+    /// f32, bf16 or f16. Where ranks divide weights, this one's pieces, what stays whole, and the places for what is gathered
+    /// (`placement/shards.rs`).
     pub(crate) weights: Buffer,
     /// Frozen linear layers in NF4.
     pub(crate) quantized: Option<QuantizedStore>,
@@ -63,7 +64,8 @@ impl Store {
         let optimizer = if optimizer_offload { Pool::HostState } else { Pool::State };
         let nested = options.load_in_4bit.is_some_and(|nf4| nf4.nested);
         let quantized = placement.quantized.store(nested, |dtype, len| take(Pool::State, dtype, len));
-        let weights = take(Pool::State, dtype, placement.weights);
+        let shards = cut.and_then(|cut| cut.weights.as_ref());
+        let weights = take(Pool::State, dtype, shards.map_or(placement.weights, |shards| shards.len));
         let len = cut.map_or(placement.optimizer, |cut| cut.own_len);
         let gradients = cut.map_or(placement.optimizer, |cut| cut.gradient_len);
         let sums = |ranks: usize| match cut {
@@ -90,10 +92,16 @@ impl Store {
         Self { weights, quantized, masters, slots, training, bytes, host_bytes }
     }
 
-    /// A parameter's weights, which are not in NF4; [`crate::blocks::Context::weight`] has either.
+    /// A parameter's weights, which are not in NF4; [`crate::blocks::Context::weight`] has either. Where ranks divide weights, what
+    /// is there once its part is gathered.
     pub(crate) fn weight(&self, param: Param) -> Buffer {
         assert!(!param.quantized, "weights in NF4 have no place in the arena");
-        self.weights.slice(param.offset, param.len)
+        weights_of(self.weights, param.weight, param.len, param.wide)
+    }
+
+    /// The weights of a run.
+    pub(crate) fn of_run(weights: Buffer, run: Run) -> Buffer {
+        weights_of(weights, run.weights, run.len, run.wide)
     }
 
     /// A parameter's place in an array over the optimizer's arena; none: it is frozen.
@@ -106,6 +114,11 @@ impl Store {
         let training = self.training.filter(|_| param.trained.is_some())?;
         Some(training.gradients.slice(param.gradient, param.len))
     }
+}
+
+/// `len` elements from `first` on, counted in those of the arena; `wide` ones are f32 ([`Param::wide`]).
+fn weights_of(weights: Buffer, first: usize, len: usize, wide: bool) -> Buffer {
+    if wide { weights.slice(first, 2 * len).view(DType::F32) } else { weights.slice(first, len) }
 }
 
 /// The place of a piece on the device.

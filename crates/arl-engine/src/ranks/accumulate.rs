@@ -2,7 +2,9 @@
 
 use arl_model::{Error, ErrorCode, Result};
 
-use super::{PART, Ranks, read, read_f32};
+use super::gather::Turn;
+use super::{PART, Ranks, read};
+use crate::backend::comm::Part;
 use crate::backend::{Backend, Buffer};
 use crate::batch::MicroBatch;
 use crate::engine::Engine;
@@ -11,15 +13,15 @@ use crate::statistics::{MicroBatchStats, Statistics, weight_of};
 /// What other ranks know of a micro-batch: tokens, sequences, targets, the bits of the targets' weight, and images.
 type Counted = [u64; 5];
 
-/// What is known of all micro-batches of a step: their figures, their sequences, and whether any that has targets has images.
-type All = (Vec<MicroBatchStats>, Vec<usize>, bool);
+/// What is known of all micro-batches of a step: their figures, their sequences, and which of those that have targets have images.
+type All = (Vec<MicroBatchStats>, Vec<usize>, Vec<bool>);
 
 impl<B: Backend + ?Sized> Engine<B> {
-    /// Queues the gradients of a step, of which `own` are this rank's micro-batches.
+    /// Queues the gradients of a step, of which `own` are this rank's micro-batches. Leaves the ranks together.
     pub(crate) fn accumulate_in_order(&mut self, own: &[MicroBatch], sums: Buffer) -> Result<Statistics> {
         self.check_joined()?;
         let (own_stats, largest, positions) = self.count(own)?;
-        let (stats, sequences, sees) = self.all_stats(own, &own_stats)?;
+        let (stats, sequences, seeing) = self.all_stats(own, &own_stats)?;
         self.make_room(largest, positions, stats.len())?;
         self.clear_arena();
         let weight = weight_of(&stats)?;
@@ -31,8 +33,10 @@ impl<B: Backend + ?Sized> Engine<B> {
         // It reads gradients, and a rank without a micro-batch has no forward pass that completes it.
         self.complete_update();
         self.backend.zero(sums);
+        self.ranks.begin_together();
         for round in 0..stats.len().div_ceil(self.ranks.size) {
             let m = round * self.ranks.size + self.ranks.rank;
+            self.ranks.round_sees = seeing.iter().skip(round * self.ranks.size).take(self.ranks.size).any(|sees| *sees);
             match own.get(round).filter(|_| stats[m].target_tokens > 0) {
                 Some(batch) => {
                     let own = figures.of(m, stats.len());
@@ -46,7 +50,7 @@ impl<B: Backend + ?Sized> Engine<B> {
                 }
                 None => {
                     self.backend.zero(gradients);
-                    self.collect_nothing()?;
+                    self.take_turns()?;
                 }
             }
             if !self.model.divides_gradients() {
@@ -59,14 +63,15 @@ impl<B: Backend + ?Sized> Engine<B> {
         for buffer in figures.buffers() {
             self.gather_figures(buffer, stats.len())?;
         }
-        Ok(Statistics { stats, sequences, figures, sees })
+        Ok(Statistics { stats, sequences, figures, sees: seeing.contains(&true) })
     }
 
-    /// Takes part in a round with gradients that are zero.
-    fn collect_nothing(&mut self) -> Result<()> {
-        let points = self.model.cut.as_ref().filter(|cut| cut.gradients).map(|cut| cut.points());
-        let mut points = points.unwrap_or_default().into_iter();
-        points.try_for_each(|point| self.ranks.collect(&mut *self.backend, &self.model, point))
+    /// Takes part in a round without a micro-batch, with gradients that are zero.
+    fn take_turns(&mut self) -> Result<()> {
+        self.model.turns(self.ranks.sees(false)).into_iter().try_for_each(|turn| match turn {
+            Turn::Gather(part) => self.ranks.need(&mut *self.backend, &self.model, part),
+            Turn::Collect(point) => self.ranks.collect(&mut *self.backend, &self.model, point),
+        })
     }
 
     /// What is known of all micro-batches of a step, in their order, and their sequences; of this rank's own it is `own_stats`.
@@ -97,21 +102,20 @@ impl<B: Backend + ?Sized> Engine<B> {
             target_weight: f64::from_bits(weight),
             ..MicroBatchStats::default()
         };
-        let sees = (0..total).map(place).any(|[_, _, targets, _, images]| targets > 0 && images > 0);
+        let seeing = (0..total).map(place).map(|[_, _, targets, _, images]| targets > 0 && images > 0).collect();
         let (stats, sequences) = (0..total).map(|m| (stat(place(m)), place(m)[1] as usize)).unzip();
-        Ok((stats, sequences, sees))
+        Ok((stats, sequences, seeing))
     }
 
     /// Makes the gradients the sums of all ranks.
     fn gather_sums(&mut self, gradients: Buffer, sums: Buffer) -> Result<()> {
         for start in (0..sums.len).step_by(PART) {
             // The last rank's piece may be shorter: all give equally many, and what is beyond the end is left out.
-            let part = read_f32(&mut *self.backend, sums.slice(start, PART.min(sums.len - start)))?;
-            let all = self.ranks.gather(bytemuck::cast_slice(&part), |sent| &mut sent.sums)?;
-            for (rank, bytes) in all.chunks_exact(size_of_val(part.as_slice())).enumerate() {
-                let place = self.ranks.part(gradients, sums.len, rank, start);
-                self.backend.upload(&bytes[..place.bytes()], place);
-            }
+            let own = Part { buffer: sums.slice(start, PART.min(sums.len - start)), at: 0 };
+            let of = |rank| vec![Part { buffer: self.ranks.part(gradients, sums.len, rank, start), at: 0 }];
+            let all: Vec<_> = (0..self.ranks.size).map(of).collect();
+            let bytes = own.buffer.bytes();
+            self.ranks.gather_parts(&mut *self.backend, bytes, &[own], &all, |sent| &mut sent.sums)?;
         }
         Ok(())
     }

@@ -4,22 +4,26 @@
 
 mod accumulate;
 mod export;
+mod fingerprint;
+mod gather;
 mod norm;
 mod traffic;
 mod weights;
 
-use arl_comm::{Group, add_parts};
+use arl_comm::{Alone, Group};
 use arl_model::{Error, ErrorCode, Result};
 
+use crate::backend::comm::{EXCHANGED, Part};
 use crate::backend::{Backend, Buffer};
 use crate::engine::Engine;
 use crate::model::Model;
 use crate::placement::cut::Complete;
+use crate::placement::shards::Held;
 
 pub use traffic::{Traffic, plan_traffic};
 
 /// Elements of each rank's piece that are exchanged at a time.
-const PART: usize = 1 << 20;
+const PART: usize = EXCHANGED;
 
 /// The ranks of an engine.
 pub(crate) struct Ranks {
@@ -31,12 +35,26 @@ pub(crate) struct Ranks {
     rank: usize,
     /// Bytes sent to others.
     sent: Traffic,
+    /// All ranks compute a step, and gather weights for it at once; else rank 0 gathers them alone.
+    together: bool,
+    /// Any of the round's micro-batches has images.
+    round_sees: bool,
+    /// Gathered weights.
+    held: Held,
 }
 
 impl Ranks {
     /// This rank, before any other has joined it.
     pub(crate) fn alone(size: usize, rank: usize) -> Self {
-        Ranks { group: None, size, rank, sent: Traffic::default() }
+        Ranks {
+            group: None,
+            size,
+            rank,
+            sent: Traffic::default(),
+            together: false,
+            round_sees: false,
+            held: Held::default(),
+        }
     }
 
     /// Elements `[start, start + PART)` of a rank's piece, `piece` long, of the gradients; the last pieces may be shorter.
@@ -44,6 +62,24 @@ impl Ranks {
         let (first, end) = (rank * piece + start, rank * piece + piece.min(start + PART));
         let (first, end) = (gradients.len.min(first), gradients.len.min(end));
         gradients.slice(first, end - first)
+    }
+
+    fn group(&self) -> &dyn Group {
+        self.group.as_deref().unwrap_or(&Alone)
+    }
+
+    /// As [`crate::backend::comm::Collectives::all_gather`]. `sent`: where bytes are counted.
+    fn gather_parts<B: Backend + ?Sized>(
+        &mut self,
+        backend: &mut B,
+        bytes: usize,
+        own: &[Part],
+        all: &[Vec<Part>],
+        sent: fn(&mut Traffic) -> &mut u64,
+    ) -> Result<()> {
+        backend.all_gather(self.group(), bytes, own, all)?;
+        *sent(&mut self.sent) += ((self.size - 1) * bytes) as u64;
+        Ok(())
     }
 
     /// The bytes of every rank, in their order; all give equally many. `sent`: where they are counted.
@@ -91,18 +127,11 @@ impl Ranks {
         sums: Buffer,
     ) -> Result<()> {
         for start in (0..piece).step_by(PART) {
-            let parts = (0..self.size)
-                .map(|rank| read_f32(backend, self.part(gradients, piece, rank, start)))
-                .collect::<Result<Vec<_>>>()?;
-            let sends: Vec<&[u8]> = parts.iter().map(|part| bytemuck::cast_slice(part)).collect();
-            let own = sends[self.rank].len();
-            let received = self.exchange(&sends, &vec![own; self.size], |sent| &mut sent.gradients)?;
-            let received: Vec<Vec<f32>> = received.iter().map(|bytes| read(bytes)).collect();
-            let received: Vec<&[f32]> = received.iter().map(Vec::as_slice).collect();
-            let place = sums.slice(start, received[0].len());
-            let mut sum = read_f32(backend, place)?;
-            add_parts(&mut sum, &received);
-            backend.upload(bytemuck::cast_slice(&sum), place);
+            let parts: Vec<Buffer> = (0..self.size).map(|rank| self.part(gradients, piece, rank, start)).collect();
+            let own = parts[self.rank].len;
+            backend.exchange_sum(self.group(), &parts, sums.slice(start, own))?;
+            let others = parts.iter().enumerate().filter(|(rank, _)| *rank != self.rank);
+            self.sent.gradients += others.map(|(_, part)| part.bytes() as u64).sum::<u64>();
         }
         Ok(())
     }
@@ -130,8 +159,8 @@ impl Ranks {
 
 impl<B: Backend + ?Sized> Engine<B> {
     /// Has the ranks of `group` compute each step together with this one, from [`Engine::submit`] on: each is given its own
-    /// micro-batches, in the order of the step, and all return the figures of the whole step. All hold all weights, which
-    /// must be equal. The number of ranks is [`EngineOptions::data_parallel`](crate::EngineOptions::data_parallel).
+    /// micro-batches, in the order of the step, and all return the figures of the whole step. Their weights, or where they divide
+    /// these the folders that they have read, must be equal. The number of ranks is [`EngineOptions::data_parallel`](crate::EngineOptions::data_parallel).
     pub fn join(&mut self, group: Box<dyn Group>) -> Result<()> {
         let planned = self.training()?.sums.map_or(0, |_| self.ranks.size);
         if group.size() != planned {
@@ -143,6 +172,7 @@ impl<B: Backend + ?Sized> Engine<B> {
                 format!("rank {} joins with an engine that was opened for rank {}", group.rank(), self.ranks.rank);
             return Err(Error::new(ErrorCode::Internal, message));
         }
+        self.backend.join_ranks(&*group)?;
         self.ranks.rank = group.rank();
         self.ranks.group = Some(group);
         Ok(())
@@ -164,31 +194,6 @@ impl<B: Backend + ?Sized> Engine<B> {
             return Err(Error::new(ErrorCode::Internal, "the other ranks have not joined this engine"));
         }
         Ok(())
-    }
-
-    /// A hash of all that ranks that train together have in common: weights, step count and loss scale, and moments and masters
-    /// where they do not divide them.
-    pub fn fingerprint(&mut self) -> Result<String> {
-        self.settle();
-        self.complete_update();
-        let (store, training) = (self.model.store, self.training()?);
-        let mut hash = blake3::Hasher::new();
-        let whole = [store.masters, Some(training.moment1), Some(training.moment2)];
-        let whole = whole.into_iter().flatten().filter(|_| self.model.cut.is_none());
-        for array in std::iter::once(store.weights).chain(whole) {
-            for start in (0..array.len).step_by(PART) {
-                let piece = array.slice(start, PART.min(array.len - start));
-                let mut bytes = vec![0; piece.bytes()];
-                self.backend.read_back(piece, &mut bytes)?;
-                hash.update(&bytes);
-            }
-        }
-        let scale = self.loss_scale.map(|scale| scale.scale());
-        hash.update(format!("{} {scale:?}", self.steps).as_bytes());
-        if self.model.tower.is_some() {
-            hash.update(&self.vision_steps.to_le_bytes());
-        }
-        Ok(hash.finalize().to_hex().to_string())
     }
 }
 

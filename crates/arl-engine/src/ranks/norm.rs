@@ -6,7 +6,7 @@ use std::ops::Range;
 use arl_model::Result;
 
 use super::{read, read_f32};
-use crate::backend::cpu::{DOT_BLOCK, squares};
+use crate::backend::cpu::DOT_BLOCK;
 use crate::backend::{Backend, Buffer};
 use crate::engine::Engine;
 use crate::placement::cut::Cut;
@@ -73,22 +73,30 @@ impl<B: Backend + ?Sized> Engine<B> {
                 continue;
             }
             let (start, len) = (first - piece.elements.start, piece.elements.end - first);
-            let mut own = read_f32(&mut *self.backend, sums.slice(piece.own + start, len))?;
+            let own = sums.slice(piece.own + start, len);
+            let mut tail = Vec::new();
             // What is left of its last block is in the pieces that follow.
             let end = piece.elements.end.next_multiple_of(DOT_BLOCK);
             for other in pieces[i + 1..].iter().take_while(|other| other.elements.start < end) {
                 let head = end.min(other.elements.end) - other.elements.start;
                 if other.rank == cut.rank {
-                    own.extend(read_f32(&mut *self.backend, sums.slice(other.own, head))?);
+                    tail.extend(read_f32(&mut *self.backend, sums.slice(other.own, head))?);
                 } else {
-                    own.extend_from_slice(&received[other.rank][taken[other.rank]..][..head]);
+                    tail.extend_from_slice(&received[other.rank][taken[other.rank]..][..head]);
                     taken[other.rank] += head;
                 }
             }
-            values.extend(squares(&own));
+            values.extend(self.backend.block_squares(own, &tail)?);
         }
         let total = self.sum_blocks(&pieces, &values)?;
         self.backend.upload(&total.to_ne_bytes(), norm_squared);
+        Ok(())
+    }
+
+    /// Sets `norm_squared` to the sum of squares of whole gradients, block by block, as of pieces.
+    pub(crate) fn norm_of_whole(&mut self, gradients: Buffer, norm_squared: Buffer) -> Result<()> {
+        let blocks = self.backend.block_squares(gradients, &[])?;
+        self.backend.upload(&(0.0 + blocks.iter().sum::<f64>()).to_ne_bytes(), norm_squared);
         Ok(())
     }
 

@@ -14,13 +14,14 @@ pub struct Traffic {
     pub gradients: u64,
     /// Sums of gradients, to all: once a step, with zero 0 and 1.
     pub sums: u64,
-    /// Updated weights, to all: once a step, with zero 1 and 2.
+    /// Updated weights, to all: once a step, with zero 1 and 2. With zero 3 weights, to all, in every pass over a layer.
     pub weights: u64,
     /// Losses, sums of squares, and other figures.
     pub figures: u64,
 }
 
-/// Bytes of tensors that rank [`EngineOptions::rank`] sends in a step of `rounds` micro-batches a rank; nothing but figures
+/// Bytes of tensors that rank [`EngineOptions::rank`] sends in a step of `rounds` micro-batches a rank, in each of which some have
+/// images if [`EngineOptions::max_batch`] has; nothing but figures
 /// comes on top, a few hundred bytes a micro-batch and 8 for each 16,384 parameters.
 pub fn plan_traffic(config: &ModelConfig, options: &EngineOptions, kind: DeviceKind, rounds: u64) -> Result<Traffic> {
     let model = Model::new(config, options, kind)?;
@@ -29,7 +30,7 @@ pub fn plan_traffic(config: &ModelConfig, options: &EngineOptions, kind: DeviceK
     };
     let others = (ranks - 1) as u64;
     let len = model.placement.optimizer;
-    let width = model.store.weights.dtype.bytes() as u64;
+    let width = model.weight_bytes() as u64;
     let sums = training.sums.map_or(0, |sums| sums.bytes() as u64);
     // All but what this rank sums itself.
     let contiguous = |rank: usize| {
@@ -44,7 +45,10 @@ pub fn plan_traffic(config: &ModelConfig, options: &EngineOptions, kind: DeviceK
     Ok(Traffic {
         gradients: rounds * 4 * (len - own) as u64,
         sums: if model.divides_gradients() { 0 } else { others * sums },
-        weights: model.cut.as_ref().map_or(0, |cut| others * width * cut.own_len as u64),
+        weights: match (&model.cut, model.shards()) {
+            (_, Some(_)) => model.gathered_bytes(rounds, options.max_batch.patches > 0),
+            (cut, None) => cut.as_ref().map_or(0, |cut| others * width * cut.own_len as u64),
+        },
         figures: 0,
     })
 }

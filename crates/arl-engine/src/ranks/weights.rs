@@ -3,53 +3,50 @@
 use arl_model::Result;
 
 use super::PART;
-use crate::backend::{Backend, Buffer};
+use crate::backend::Backend;
+use crate::backend::comm::Part;
 use crate::engine::Engine;
 use crate::placement::Param;
 use crate::placement::cut::{Bucket, Cut, owned};
-
-/// Weights of a part of a rank's piece.
-struct Place {
-    weights: Buffer,
-    /// First byte among those of the part.
-    at: usize,
-}
+use crate::placement::shards;
+use crate::placement::store::Store;
 
 impl<B: Backend + ?Sized> Engine<B> {
-    /// Gives every rank the weights that the others have updated, where ranks divide moments.
+    /// Gives every rank the weights that the others have updated, where ranks divide moments; where they divide weights too, of what
+    /// stays whole.
     pub(crate) fn gather_weights(&mut self) -> Result<()> {
         let Some(cut) = self.model.cut.clone() else { return Ok(()) };
         self.check_joined()?;
         self.complete_update();
-        let width = self.model.store.weights.dtype.bytes();
+        if let Some(shards) = &cut.weights {
+            self.ranks.forget_gathered();
+            let (backend, weights) = (&mut *self.backend, self.model.store.weights);
+            let mut updated = shards.of(shards::Part::Whole).filter(|shard| shard.trained);
+            return updated.try_for_each(|shard| self.ranks.gather_shard(backend, weights, *shard, true));
+        }
+        let width = self.model.weight_bytes();
         for bucket in &cut.buckets {
             let piece = cut.piece_len(bucket);
             for start in (0..piece).step_by(PART) {
-                let mut own = vec![0; PART.min(piece - start) * width];
-                for Place { weights, at } in self.places(&cut, bucket, cut.rank, start) {
-                    self.backend.read_back(weights, &mut own[at..at + weights.bytes()])?;
-                }
-                let all = self.ranks.gather(&own, |sent| &mut sent.weights)?;
-                for (rank, bytes) in all.chunks_exact(own.len()).enumerate().filter(|(rank, _)| *rank != cut.rank) {
-                    for Place { weights, at } in self.places(&cut, bucket, rank, start) {
-                        self.backend.upload(&bytes[at..at + weights.bytes()], weights);
-                    }
-                }
+                let bytes = PART.min(piece - start) * width;
+                let all: Vec<_> = (0..cut.ranks).map(|rank| self.places(&cut, bucket, rank, start)).collect();
+                let ranks = &mut self.ranks;
+                ranks.gather_parts(&mut *self.backend, bytes, &all[cut.rank], &all, |sent| &mut sent.weights)?;
             }
         }
         Ok(())
     }
 
     /// The weights of elements `[start, start + PART)` of a rank's piece of a bucket.
-    fn places(&self, cut: &Cut, bucket: &Bucket, rank: usize, start: usize) -> Vec<Place> {
+    fn places(&self, cut: &Cut, bucket: &Bucket, rank: usize, start: usize) -> Vec<Part> {
         let piece = cut.piece(bucket, rank);
         let (first, end) = ((piece.start + start).min(piece.end), (piece.start + start + PART).min(piece.end));
-        let store = self.model.store;
+        let (store, width) = (self.model.store, self.model.weight_bytes());
         let part = |run: &crate::placement::Run| {
             let (from, to) = (run.optimizer.max(first), (run.optimizer + run.len).min(end));
-            (from < to).then(|| Place {
-                weights: store.weights.slice(run.weights + from - run.optimizer, to - from),
-                at: (from - first) * store.weights.dtype.bytes(),
+            (from < to).then(|| Part {
+                buffer: Store::of_run(store.weights, run.part(from - run.optimizer, to - from)),
+                at: (from - first) * width,
             })
         };
         self.model.placement.runs.iter().filter_map(part).collect()

@@ -36,6 +36,8 @@ const ALGORITHMS: &str = "matmul_algorithms";
 const VISION_STEPS: &str = "vision_steps";
 /// The name of weights in a state's file.
 const WEIGHTS: &str = "weights";
+/// The name of what is left of exact f32 masters next to weights in bf16.
+const WEIGHTS_LOW: &str = "weights_low";
 /// The name of f32 masters.
 const MASTERS: &str = "master_weights";
 
@@ -73,7 +75,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         let mut arrays = match (store.weights.dtype, store.masters) {
             (DType::F16, Some(masters)) => vec![(MASTERS, masters)],
             (_, masters) => {
-                let low = masters.map(|low| ("weights_low", low));
+                let low = masters.map(|low| (WEIGHTS_LOW, low));
                 [(WEIGHTS, store.weights)].into_iter().chain(low).collect()
             }
         };
@@ -85,20 +87,27 @@ impl<B: Backend + ?Sized> Engine<B> {
     fn entry(&self, array: &str, buffer: Buffer, parameter: &str, param: Param, shape: &[usize]) -> Entry {
         let owned = self.model.owned(param);
         let of_own = |&Owned { start, own, len }: &Owned| Part { start, buffer: buffer.slice(own, len) };
-        let of_weights = |start: usize, len: usize| Part { start, buffer: buffer.slice(param.offset + start, len) };
+        let of_weights = |first: usize, param: Param| {
+            let part = move |(start, buffer): (usize, Buffer)| Part { start: first + start, buffer };
+            self.model.weight_parts(param).into_iter().map(part)
+        };
         let own = owned.iter().map(of_own);
         let (owned, wanted) = match array {
             WEIGHTS => {
-                (owned.iter().map(|part| of_weights(part.start, part.len)).collect(), vec![of_weights(0, param.len)])
+                let of_part = |part: &Owned| of_weights(part.start, param.part(part.start, part.len));
+                (owned.iter().flat_map(of_part).collect(), of_weights(0, param).collect())
             }
-            MASTERS => (own.collect(), vec![Part { start: 0, buffer: Buffer { len: param.len, ..buffer } }]),
+            MASTERS => {
+                let of_rounded = |part: Part| Part { buffer: Buffer { len: part.buffer.len, ..buffer }, ..part };
+                (own.collect(), of_weights(0, param).map(of_rounded).collect())
+            }
             _ => (own.clone().collect(), own.collect()),
         };
         Entry {
             name: if parameter.is_empty() { array.to_owned() } else { format!("{array}/{parameter}") },
             parameter: parameter.to_owned(),
             shape: shape.to_vec(),
-            dtype: buffer.dtype,
+            dtype: if array == WEIGHTS { self.model.store.weight(param).dtype } else { buffer.dtype },
             owned,
             wanted,
             masters_of: (array == MASTERS).then_some(param),
@@ -107,10 +116,20 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// The tensors of a state, array by array, in the order of the parameters.
     fn state_entries(&self) -> Result<Vec<Entry>> {
-        let arrays = self.state_arrays()?;
+        let mut arrays = self.state_arrays()?;
+        let store = self.model.store;
+        // Magnitudes have no masters, in any type.
+        let narrow = store.weights.dtype == DType::F16;
+        arrays.extend(narrow.then_some((WEIGHTS, store.weights)));
+        let has = move |array: &str, param: Param| match array {
+            WEIGHTS => param.wide || !narrow,
+            MASTERS | WEIGHTS_LOW => !param.wide,
+            _ => true,
+        };
         let of_array = |&(array, buffer): &(&'static str, Buffer)| {
             let trained = self.model.placement.tensors.iter().filter(|tensor| tensor.param.trained.is_some());
-            trained.map(move |tensor| self.entry(array, buffer, &tensor.spec.name, tensor.param, &tensor.spec.shape))
+            let here = trained.filter(move |tensor| has(array, tensor.param));
+            here.map(move |tensor| self.entry(array, buffer, &tensor.spec.name, tensor.param, &tensor.spec.shape))
         };
         Ok(arrays.iter().flat_map(of_array).collect())
     }
@@ -271,6 +290,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         // It updates weights that are written over.
         self.pending = None;
         self.kept.forget();
+        self.ranks.forget_gathered();
         for entry in &entries {
             for part in &entry.wanted {
                 for (first, bytes) in saved.read(&entry.name, part.start, part.buffer.len)? {

@@ -8,6 +8,7 @@ use crate::backend::{Backend, Buffer, DType};
 use crate::blocks::Run;
 use crate::placement::Param;
 use crate::placement::cut::Complete;
+use crate::placement::shards::Part;
 
 impl<B: Backend + ?Sized> Step<'_, B> {
     /// From `d_norm` `[T, H]`, the gradient of the head's input, to that of every parameter but the head's, down to the
@@ -17,6 +18,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         self.norm_backward(self.model.final_norm, d_norm, run.delta, run.final_inverse_rms, d_x);
         for l in (self.model.lowest_layer..self.model.layers.len()).rev() {
             self.check_interrupt()?;
+            self.need(Part::Layer(l))?;
             self.await_input(l);
             self.add_seen_backward(l, run, d_x);
             self.clear_added(run, Complete::Layer(l));
@@ -36,8 +38,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         }
         self.clear_added(run, Complete::End);
         self.embed_images_backward(run, d_x);
-        self.embedding_backward(run, d_x);
-        Ok(())
+        self.embedding_backward(run, d_x)
     }
 
     /// From the gradient of a norm's output to that of its weight, and added to that of the residual stream.
@@ -49,15 +50,17 @@ impl<B: Backend + ?Sized> Step<'_, B> {
     }
 
     /// The look-up's part of the embedding's gradient; the padding row, if the model has one, gets none.
-    fn embedding_backward(&mut self, run: &Run, d_x: Buffer) {
+    fn embedding_backward(&mut self, run: &Run, d_x: Buffer) -> Result<()> {
         let h = self.model.shape.hidden;
         if let Some(adapter) = self.model.embedding_adapter {
+            self.need(Part::Embedding)?;
             let padding = self.model.shape.padding_idx;
             adapter.backward(&mut self.context(), run.inputs.ids, d_x, padding);
         }
-        let Some(d_table) = self.model.store.gradient(self.model.embedding) else { return };
+        let Some(d_table) = self.model.store.gradient(self.model.embedding) else { return Ok(()) };
         let Some(row) = self.model.shape.padding_idx else {
-            return self.backend.embedding_backward(run.inputs.ids, d_x, h, d_table);
+            self.backend.embedding_backward(run.inputs.ids, d_x, h, d_table);
+            return Ok(());
         };
         // A tied head has a part in this row, which stays.
         let top = self.arena.mark();
@@ -66,5 +69,6 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         self.backend.embedding_backward(run.inputs.ids, d_x, h, d_table);
         self.backend.copy(kept, d_table.slice(row * h, h));
         self.arena.release(top);
+        Ok(())
     }
 }

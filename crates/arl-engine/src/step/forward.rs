@@ -7,6 +7,7 @@ use crate::backend::Backend;
 use crate::blocks::Run;
 use crate::blocks::cache::{Cached, NewTokens};
 use crate::options::Recompute;
+use crate::placement::shards::Part;
 
 /// What tokens of sequences that are being generated see and join.
 #[derive(Clone, Copy)]
@@ -24,6 +25,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         }
         let embedding = self.model.embedding;
         self.update_to(embedding.offset + embedding.len);
+        self.need(Part::Embedding)?;
         let table = self.model.store.weight(embedding);
         self.backend.embedding(run.inputs.ids, table, self.model.shape.hidden, self.stages.streams[0]);
         if let Some(adapter) = self.model.embedding_adapter {
@@ -35,6 +37,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         for l in 0..self.model.layers.len() {
             self.check_interrupt()?;
             self.update_to(self.model.placement.layer_ends[l]);
+            self.need(Part::Layer(l))?;
             for b in self.model.layers[l].clone() {
                 self.enter(b, l, run);
                 let stage = self.stages.blocks[b];

@@ -1,5 +1,7 @@
 //! The classifier: chunks of logits over the positions that have a target, never `[T, vocab]`.
 
+use arl_model::Result;
+
 use super::Step;
 use crate::backend::{Backend, Buffer, CrossEntropy, DType, Rows};
 use crate::batch::MicroBatch;
@@ -22,7 +24,7 @@ pub(crate) enum LossMode {
 
 impl<B: Backend + ?Sized> Step<'_, B> {
     /// From the head's input to `run.sums`, and in training to `d_norm` and the head's gradient.
-    pub(crate) fn loss(&mut self, run: &Run, mode: LossMode) {
+    pub(crate) fn loss(&mut self, run: &Run, mode: LossMode) -> Result<()> {
         let (h, v) = (self.model.shape.hidden, self.model.shape.vocab);
         let (inputs, r) = (&run.inputs, run.inputs.target_rows);
         self.backend.zero(run.sums);
@@ -30,8 +32,9 @@ impl<B: Backend + ?Sized> Step<'_, B> {
             self.backend.zero(d_norm);
         }
         if r == 0 {
-            return;
+            return Ok(());
         }
+        self.need(self.model.head_part())?;
 
         let chunk = self.model.loss_chunk.min(r);
         let top = self.arena.mark();
@@ -86,6 +89,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         self.backend.dot(inputs.nll, inputs.weights, run.sums.slice(0, 1));
         self.backend.dot(inputs.correct, inputs.ones, run.sums.slice(1, 1));
         self.backend.dot(inputs.entropy, inputs.ones, run.sums.slice(2, 1));
+        Ok(())
     }
 
     /// The loss of each sequence of a micro-batch whose classifier pass is queued, into `losses` f64 `[sequences]`, which is
@@ -103,11 +107,13 @@ impl<B: Backend + ?Sized> Step<'_, B> {
     }
 
     /// Logits of `rows` consecutive rows of `hidden` `[rows, H]`.
-    pub(crate) fn logits(&mut self, hidden: Buffer, rows: usize, logits: Buffer) {
+    pub(crate) fn logits(&mut self, hidden: Buffer, rows: usize, logits: Buffer) -> Result<()> {
+        self.need(self.model.head_part())?;
         let top = self.arena.mark();
         let low = self.take(Category::Workspace, self.model.dtype, rows * self.model.head.kept());
         self.logits_keeping(hidden, rows, low, logits);
         self.arena.release(top);
+        Ok(())
     }
 
     /// [`Step::logits`], with what the backward pass needs of them in `low`.

@@ -24,6 +24,7 @@ use crate::options::Recompute;
 use crate::placement::Param;
 use crate::placement::arena::{Arena, Category, higher};
 use crate::placement::cut::Complete;
+use crate::placement::shards::Part;
 use crate::ranks::Ranks;
 use crate::statistics::Figures;
 use crate::update::Pending;
@@ -219,7 +220,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
 
         let (t, h) = (run.size().tokens, self.model.shape.hidden);
         let d_norm = self.take(Category::Workspace, self.model.dtype, t * h);
-        self.loss(run, LossMode::Train { scale, d_norm });
+        self.loss(run, LossMode::Train { scale, d_norm })?;
         self.collect(Complete::Loss)?;
 
         let d_x = self.take(Category::Workspace, self.model.dtype, t * h);
@@ -251,8 +252,20 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         self.take_scratch(run);
         self.forward(run, None)?;
         self.arena.release(top);
-        self.loss(run, LossMode::Evaluate);
-        Ok(())
+        self.loss(run, LossMode::Evaluate)
+    }
+
+    /// Called before the weights of a part are used: gathers them, where ranks divide weights. What it is called for is what
+    /// [`Model::turns`] lists.
+    pub(crate) fn need(&mut self, part: Part) -> Result<()> {
+        let Some(ranks) = &mut self.ranks else { return Ok(()) };
+        ranks.need(self.backend, self.model, part)
+    }
+
+    /// Called before the tower's weights would be used, also where this micro-batch has no images and another of its round may.
+    pub(crate) fn need_tower(&mut self, run: &Run) -> Result<()> {
+        let own = run.seen.is_some();
+        if self.ranks.as_ref().is_some_and(|ranks| ranks.sees(own)) { self.need(Part::Tower) } else { Ok(()) }
     }
 
     /// Called before decayed parameters up to element `end` of the weights' arena, or any others, are used.

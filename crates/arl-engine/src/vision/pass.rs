@@ -128,6 +128,7 @@ impl<'a, B: Backend + ?Sized> Step<'a, B> {
 
     /// From the pixels to the rows that take the place of the image tokens' embeddings, and to DeepStack's.
     pub(crate) fn see(&mut self, run: &Run) -> Result<()> {
+        self.need_tower(run)?;
         let Some((tower, images, seen)) = self.seeing(run) else { return Ok(()) };
         self.update_to(tower.end);
         let bottom = self.arena.mark();
@@ -215,9 +216,11 @@ impl<'a, B: Backend + ?Sized> Step<'a, B> {
 
     /// From the gradients of the mergers' rows to those of the tower's parameters, down to the lowest part that is trained.
     pub(crate) fn see_backward(&mut self, run: &Run) -> Result<()> {
-        let Some((tower, images, seen)) = self.seeing(run).filter(|(tower, ..)| tower.is_trained()) else {
+        if self.model.tower.as_ref().is_none_or(|tower| !tower.is_trained()) {
             return Ok(());
-        };
+        }
+        self.need_tower(run)?;
+        let Some((tower, images, seen)) = self.seeing(run) else { return Ok(()) };
         let bottom = self.arena.mark();
         let (first, depth, level) = (tower.first_kept(), tower.blocks.len(), self.model.recompute);
         let len = images.patches * tower.config.hidden_size;

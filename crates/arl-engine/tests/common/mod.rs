@@ -3,12 +3,15 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 
 pub mod adapters;
+pub mod ranks;
+pub mod vision;
 
 use std::path::{Path, PathBuf};
 
 use arl_engine::backend::DType;
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::{Adam, BatchSize, Engine, EngineOptions, Hyper, IGNORED, Kind, MicroBatch, Recompute, Weights};
+use serde_json::{Value, json};
 
 pub const HYPER: Hyper = Hyper { learning_rate: 1e-2, max_grad_norm: 1.0 };
 
@@ -110,4 +113,31 @@ pub fn deeper(name: &str, layers: usize) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
     dir
+}
+
+/// What the two hybrids have in common: three layers of the delta rule and one of attention, value heads that share key heads.
+pub fn hybrid_config(model_type: &str, more: Value) -> Value {
+    let mut config = json!({
+        "model_type": model_type, "vocab_size": 32, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 4096,
+        "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 12, "linear_value_head_dim": 20,
+        "linear_conv_kernel_dim": 4, "rms_norm_eps": 1e-6, "tie_word_embeddings": true, "hidden_act": "silu",
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
+    });
+    config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    config
+}
+
+/// A dense hybrid, and one with experts, of which one is shared.
+pub fn hybrids() -> [(&'static str, tempfile::TempDir); 2] {
+    let experts = json!({
+        "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 16,
+        "norm_topk_prob": true, "mlp_only_layers": [1], "decoder_sparse_step": 1, "tie_word_embeddings": false,
+    });
+    let dense = ("dense", hybrid_config("qwen3_5_text", json!({})));
+    [dense, ("experts", hybrid_config("qwen3_next", experts))].map(|(name, config)| {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        (name, dir)
+    })
 }

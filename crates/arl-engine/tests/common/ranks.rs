@@ -1,7 +1,5 @@
 //! Ranks that are threads, each with an engine: for tests of what they divide.
 
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
-
 use std::path::Path;
 
 use arl_comm::{Group, local_groups};
@@ -9,7 +7,7 @@ use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::{Engine, EngineOptions, IGNORED, Kind, LoraOptions, MicroBatch, Weights};
 use arl_model::LoraConfig;
 
-use super::common::{HYPER, batch, model};
+use super::{HYPER, batch, model};
 
 pub type Cpu = Engine<CpuBackend>;
 
@@ -69,6 +67,11 @@ pub fn with_adapters(name: &str, base: EngineOptions) -> EngineOptions {
     } else {
         r#"{"target_modules": "all-linear", "r": 3, "lora_alpha": 6, "lora_dropout": 0.1, "modules_to_save": ["lm_head"]}"#
     };
+    adapted(text, base)
+}
+
+/// Adapters as a configuration of PEFT's has them.
+pub fn adapted(text: &str, base: EngineOptions) -> EngineOptions {
     let config = LoraConfig::from_json(text, Path::new("adapter_config.json")).unwrap();
     EngineOptions { lora: Some(LoraOptions { config, seed: 9 }), ..base }
 }

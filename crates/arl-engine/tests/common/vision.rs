@@ -1,16 +1,17 @@
 //! Small models that see, drawn at random, and batches with images.
 
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
-
 use arl_engine::backend::DType;
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::{Engine, EngineOptions, IGNORED, Images, Kind, LossScaling, MicroBatch, Recompute, Weights};
 use serde_json::{Value, json};
 
-use super::common::options;
+use super::options;
 
 /// One of each kind: DeepStack; a hybrid decoder; windows.
 pub const SEEING: [&str; 3] = ["qwen3_vl", "qwen3_5", "qwen2_5_vl"];
+
+/// Those with experts: DeepStack and a dense layer; a hybrid decoder with a shared expert.
+pub const SEEING_EXPERTS: [&str; 2] = ["qwen3_vl_moe", "qwen3_5_moe"];
 
 /// The token of a merged patch.
 pub const IMAGE: i32 = 40;
@@ -21,13 +22,18 @@ const TEXT: usize = 40;
 /// Numbers of a patch: three colours, two frames, 2 x 2 pixels.
 const PATCH: usize = 24;
 
+/// A kind without its experts.
+fn dense(name: &str) -> &str {
+    name.strip_suffix("_moe").unwrap_or(name)
+}
+
 fn vision(name: &str) -> Value {
     let mut config = json!({
         "depth": 3, "hidden_size": 24, "in_channels": 3, "initializer_range": 0.3, "intermediate_size": 20,
         "num_heads": 3, "out_hidden_size": 32, "patch_size": 2, "spatial_merge_size": 2, "temporal_patch_size": 2,
         "model_type": format!("{name}_vision"),
     });
-    match name {
+    match dense(name) {
         "qwen2_5_vl" => {
             config["hidden_act"] = "silu".into();
             config["window_size"] = 8.into();
@@ -39,7 +45,7 @@ fn vision(name: &str) -> Value {
             config["num_position_embeddings"] = 25.into();
         }
     }
-    if name == "qwen3_vl" {
+    if dense(name) == "qwen3_vl" {
         config["deepstack_visual_indexes"] = json!([0, 2]);
     }
     config
@@ -53,7 +59,7 @@ fn text(name: &str) -> Value {
         "vocab_size": 48,
     });
     let mut rope = json!({ "rope_theta": 10000.0, "rope_type": "default", "mrope_section": [2, 1, 1] });
-    match name {
+    match dense(name) {
         "qwen2_5_vl" => {
             config["use_sliding_window"] = false.into();
             config["sliding_window"] = Value::Null;
@@ -77,6 +83,22 @@ fn text(name: &str) -> Value {
         _ => rope["mrope_interleaved"] = true.into(),
     }
     config["rope_parameters"] = rope;
+    if name != dense(name) {
+        for (key, value) in [
+            ("num_experts", json!(4)),
+            ("num_experts_per_tok", json!(2)),
+            ("moe_intermediate_size", json!(16)),
+            ("output_router_logits", json!(true)),
+            ("router_aux_loss_coef", json!(0.05)),
+        ] {
+            config[key] = value;
+        }
+    }
+    if name == "qwen3_vl_moe" {
+        config["mlp_only_layers"] = json!([1]);
+    } else if name == "qwen3_5_moe" {
+        config["shared_expert_intermediate_size"] = json!(12);
+    }
     config
 }
 
@@ -85,6 +107,8 @@ pub fn folder(name: &str) -> tempfile::TempDir {
     let class = match name {
         "qwen3_vl" => "Qwen3VLForConditionalGeneration",
         "qwen3_5" => "Qwen3_5ForConditionalGeneration",
+        "qwen3_vl_moe" => "Qwen3VLMoeForConditionalGeneration",
+        "qwen3_5_moe" => "Qwen3_5MoeForConditionalGeneration",
         _ => "Qwen2_5_VLForConditionalGeneration",
     };
     let config = json!({

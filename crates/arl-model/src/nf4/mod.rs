@@ -6,6 +6,7 @@ mod stored;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
 use std::sync::LazyLock;
 
 use rayon::prelude::*;
@@ -172,6 +173,30 @@ impl Nf4 {
                 DYNAMIC[usize::from(codes[block])] * largest[block / NF4_NESTED_BLOCK] + offset
             }
         }
+    }
+
+    /// The same with its blocks' scales as they are.
+    #[must_use]
+    pub fn plain(self) -> Self {
+        let scales = match self.scales {
+            Nf4Scales::Plain(scales) => scales,
+            Nf4Scales::Nested { ref codes, .. } => (0..codes.len()).map(|block| self.scale(block)).collect(),
+        };
+        Nf4 { codes: self.codes, scales: Nf4Scales::Plain(scales) }
+    }
+
+    /// The elements of these ranges, one behind the other, with their blocks' scales as they are; `None` where a range does not
+    /// consist of whole blocks.
+    pub fn gathered(&self, ranges: impl IntoIterator<Item = Range<usize>>) -> Option<Self> {
+        let (mut codes, mut scales) = (Vec::new(), Vec::new());
+        for Range { start, end } in ranges {
+            if start % NF4_BLOCK != 0 || end % NF4_BLOCK != 0 {
+                return None;
+            }
+            codes.extend_from_slice(self.codes.get(start / 2..end / 2)?);
+            scales.extend((start / NF4_BLOCK..end / NF4_BLOCK).map(|block| self.scale(block)));
+        }
+        Some(Nf4 { codes, scales: Nf4Scales::Plain(scales) })
     }
 
     /// The values from element `start` on.

@@ -11,7 +11,7 @@ use super::file::{SafetensorsFile, TensorView};
 use super::shards::{find, list};
 use crate::config::{ModelConfig, WeightDtype};
 use crate::format::{Carried, CheckpointFormat, Other, Row, StoredTensor, StridedView};
-use crate::nf4::{Nf4, StoredNf4, is_companion};
+use crate::nf4::{NF4_BLOCK, Nf4, Nf4Builder, StoredNf4, is_companion};
 use crate::tensors::{Role, TensorSpec, tensor_table};
 use crate::{Error, ErrorCode, Result};
 
@@ -34,6 +34,34 @@ struct Place {
     /// The tensor that holds it.
     tensor: String,
     views: Vec<StridedView>,
+}
+
+/// Elements that are quantized at a time.
+const QUANTIZED: usize = 1 << 20;
+
+impl Place {
+    /// Whether the tensor, of so many elements, holds nothing else.
+    fn is_whole(&self, elements: usize) -> bool {
+        matches!(self.views.as_slice(), [StridedView { start: 0, rows: 1, column_stride: 1, columns, .. }] if *columns == elements)
+    }
+
+    /// Its part of the tensor, which has so many elements.
+    fn of(&self, nf4: Nf4, elements: usize) -> Result<Nf4> {
+        if self.is_whole(elements) {
+            return Ok(nf4);
+        }
+        let rows = self.views.iter().flat_map(|view| {
+            let &StridedView { start, rows, columns, row_stride, .. } = view;
+            (0..rows).map(move |row| start + row * row_stride..start + row * row_stride + columns)
+        });
+        let along = self.views.iter().all(|view| view.column_stride == 1);
+        let parts = if along { nf4.gathered(rows) } else { None };
+        parts.ok_or_else(|| {
+            let what =
+                format!("`{}` holds several parameters whose rows are no whole blocks of {NF4_BLOCK}", self.tensor);
+            Error::new(ErrorCode::Weights, what).hint("take the weights in 16 bits, without load_in_4bit")
+        })
+    }
 }
 
 /// What is wrong with the tensors of the files.
@@ -82,13 +110,35 @@ impl Checkpoint {
         &self.format
     }
 
-    /// A parameter that the files have in NF4, as it is there; `None`: they have its values.
+    /// A parameter that the files have in NF4, as it is there; `None`: they have its values. Of a tensor that holds others too, its
+    /// rows' blocks, with scales of 32 bits.
     pub fn read_nf4(&self, name: &str) -> Result<Option<Nf4>> {
-        let tensor = &self.place(name)?.tensor;
-        match (self.quantized.get(tensor), self.file_of(tensor)) {
-            (Some(shape), Some(file)) => StoredNf4::open(file, tensor, shape)?.read().map(Some),
+        let place = self.place(name)?;
+        match (self.quantized.get(&place.tensor), self.file_of(&place.tensor)) {
+            (Some(shape), Some(file)) => {
+                let nf4 = StoredNf4::open(file, &place.tensor, shape)?.read()?;
+                place.of(nf4, shape.iter().product()).map(Some)
+            }
             _ => Ok(None),
         }
+    }
+
+    /// A parameter quantized together with the others of the tensor that holds it, as bitsandbytes does that; `None`: it has a tensor
+    /// of its own. `nested`: with the values of scales in 8 bits.
+    pub fn quantize_shared(&self, name: &str, nested: bool) -> Result<Option<Nf4>> {
+        let place = self.place(name)?;
+        let elements = self.info(&place.tensor).map_or(0, |(_, shape)| shape.iter().product());
+        if place.is_whole(elements) {
+            return Ok(None);
+        }
+        let tensor = self.view(&place.tensor)?;
+        let (mut staging, mut builder) = (vec![0f32; QUANTIZED.min(elements)], Nf4Builder::default());
+        for start in (0..elements).step_by(QUANTIZED) {
+            let piece = &mut staging[..QUANTIZED.min(elements - start)];
+            tensor.read(start, 1, piece)?;
+            builder.push(piece);
+        }
+        place.of(builder.finish(nested), elements).map(Some)
     }
 
     /// Reads a parameter, by its name in the table. A value that is not finite is an error that names tensor and place.
@@ -105,9 +155,9 @@ impl Checkpoint {
     pub fn read_f32_part(&self, name: &str, start: usize, out: &mut [f32]) -> Result<()> {
         let place = self.place(name)?;
         let end = start + out.len();
-        if let Some(shape) = self.quantized.get(&place.tensor) {
-            let elements: usize = shape.iter().product();
-            let nf4 = self.read_nf4(name)?.filter(|_| end <= elements && place.views.len() == 1);
+        if self.quantized.contains_key(&place.tensor) {
+            let elements: usize = place.views.iter().map(StridedView::len).sum();
+            let nf4 = self.read_nf4(name)?.filter(|_| end <= elements);
             let outside = || Error::new(ErrorCode::Internal, format!("tensor `{name}` in NF4 has {elements} elements"));
             nf4.ok_or_else(outside)?.read(start, out);
             return Ok(());

@@ -1,6 +1,6 @@
-//! What is around a delta rule: the convolution before it, and the gated norm behind it.
+//! The gated delta rule, the convolution before it, and the gated norm behind it.
 
-use arl_engine::backend::{CausalConv, DType, GatedNorm, Rows, Sequences};
+use arl_engine::backend::{Buffer, CausalConv, DType, DeltaHeads, DeviceKind, GatedDelta, GatedNorm, Rows, Sequences};
 
 use super::super::draw::TOKENS;
 use super::super::trial::{Scene, Trial};
@@ -63,6 +63,86 @@ pub(super) fn causal_conv_step(mut s: Scene) -> Trial {
     let out = s.output("out", op.tokens * op.channels, s.dtype);
     let what = format!("{} sequences, {} channels, {} taps", op.tokens, op.channels, op.taps);
     s.trial(what, move |backend| backend.causal_conv_step(&op, inputs, out))
+}
+
+/// Key heads, value heads, and the elements of each; those of released models in a step.
+fn heads(s: &mut Scene) -> DeltaHeads {
+    if s.draw.as_in_a_step() {
+        return DeltaHeads { key: 16, value: 32, key_dim: 128, value_dim: 128 };
+    }
+    let (key, group) = (s.draw.between(1, 2), s.draw.between(1, 2));
+    let most = s.draw.scaled(4, 6, 6);
+    let dims = [(16, 16), (12, 20), (32, 40), (64, 64), (128, 128), (128, 128)];
+    let (key_dim, value_dim) = s.draw.pick(&dims[..most]);
+    DeltaHeads { key, value: key * group, key_dim, value_dim }
+}
+
+/// The rule over sequences of these bounds; queries, keys and values, and the rows of the gates, are put into the scene by others.
+fn rule(
+    s: &mut Scene,
+    heads: DeltaHeads,
+    bounds: &[usize],
+    qkv: impl FnOnce(&mut Scene, usize) -> Buffer,
+    gates: impl FnOnce(&mut Scene, usize, usize) -> Rows,
+) -> (GatedDelta, String) {
+    let (tokens, count) = (bounds[bounds.len() - 1], bounds.len() - 1);
+    let room = [DeviceKind::Cpu, DeviceKind::Cuda]
+        .map(|kind| GatedDelta::backward_scratch(kind, heads, tokens, count))
+        .into_iter()
+        .fold(0, usize::max);
+    let max_len = bounds.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
+    let op = GatedDelta {
+        heads,
+        sequences: Sequences { cu_seqlens: s.ints(bounds), count, max_len },
+        tokens,
+        qkv: qkv(s, tokens * heads.channels()),
+        gates: gates(s, tokens, 2 * heads.value),
+        a_log: s.anywhere(heads.value),
+        dt_bias: s.anywhere(heads.value),
+        scratch: s.scratch(room, DType::F32),
+    };
+    (op, format!("sequences {bounds:?}, {heads:?}"))
+}
+
+/// Bounds of the sequences of a rule: fewer tokens than of other leaves, because its scratch, which is compared too, is large.
+fn rule_bounds(s: &mut Scene) -> Vec<usize> {
+    let most = s.draw.scaled(150, 700, TOKENS / 4);
+    s.draw.sequences(most)
+}
+
+pub(super) fn gated_delta(mut s: Scene) -> Trial {
+    let (heads, bounds) = (heads(&mut s), rule_bounds(&mut s));
+    let (op, what) = rule(&mut s, heads, &bounds, Scene::anywhere, apart);
+    let out = s.output("out", op.tokens * heads.value_columns(), s.dtype);
+    let states = s.output("states", op.sequences.count * heads.state(), DType::F32);
+    s.trial(what, move |backend| backend.gated_delta(&op, out, Some(states)))
+}
+
+pub(super) fn gated_delta_backward(mut s: Scene) -> Trial {
+    let dtype = s.dtype;
+    let (heads, bounds) = (heads(&mut s), rule_bounds(&mut s));
+    let in_place = |s: &mut Scene, len: usize| {
+        let before = s.anywhere(len);
+        s.updated("d_qkv", before)
+    };
+    let gates = |s: &mut Scene, rows: usize, width: usize| s.matrix("d_gates", rows, width, 8, dtype, false);
+    let (op, what) = rule(&mut s, heads, &bounds, in_place, gates);
+    let d_out = s.anywhere(op.tokens * heads.value_columns());
+    let [of_log, of_bias] = [(); 2].map(|()| s.random_of(heads.value, DType::F32));
+    let (d_a_log, d_dt_bias) = (s.updated("d_a_log", of_log), s.updated("d_dt_bias", of_bias));
+    s.trial(what, move |backend| backend.gated_delta_backward(&op, d_out, d_a_log, d_dt_bias))
+}
+
+pub(super) fn gated_delta_step(mut s: Scene) -> Trial {
+    let heads = heads(&mut s);
+    let most = s.draw.scaled(6, 40, 64);
+    // One new token each.
+    let bounds: Vec<usize> = (0..=s.draw.between(1, most)).collect();
+    let (op, _) = rule(&mut s, heads, &bounds, Scene::anywhere, apart);
+    let before = s.random_of(op.tokens * heads.state(), DType::F32);
+    let states = s.updated("states", before);
+    let out = s.output("out", op.tokens * heads.value_columns(), s.dtype);
+    s.trial(format!("{} sequences, {heads:?}", op.tokens), move |backend| backend.gated_delta_step(&op, states, out))
 }
 
 /// The norm; its gate is put into the scene by `rows`, which gets the number of tokens and a token's columns.

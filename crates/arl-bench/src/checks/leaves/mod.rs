@@ -36,7 +36,9 @@ pub(crate) const LEAVES: &[Leaf] = leaves![
     rows::zero,
     rows::copy,
     rows::dequantize,
+    products::magnitude,
     products::matmul,
+    products::matmul_nf4,
     products::grouped_matmul,
     products::sum_rows,
     rows::embedding,
@@ -83,6 +85,9 @@ pub(crate) const LEAVES: &[Leaf] = leaves![
     delta::causal_conv_backward,
     delta::causal_conv_keep,
     delta::causal_conv_step,
+    delta::gated_delta,
+    delta::gated_delta_backward,
+    delta::gated_delta_step,
     delta::gated_norm,
     delta::gated_norm_backward,
 ];
@@ -149,9 +154,7 @@ mod tests {
             signature.contains("&mut self") && !signature.contains("->")
         });
         let others = ["expect_attention", "upload", "queue_read", "transfer", "record", "wait", "discard"];
-        // The CPU alone computes magnitudes and the delta rule.
-        let of_the_cpu = ["magnitude", "gated_delta", "gated_delta_backward", "gated_delta_step"];
-        let here = |name: &&str| !others.contains(name) && !of_the_cpu.contains(name);
+        let here = |name: &&str| !others.contains(name);
         let names: Vec<&str> = names.filter_map(|item| item.split('(').next()).filter(here).collect();
         assert_eq!(names, LEAVES.iter().map(|leaf| leaf.name).collect::<Vec<_>>());
     }

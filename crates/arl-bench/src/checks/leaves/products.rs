@@ -1,9 +1,10 @@
 //! Matrix products, alone and by experts; sums and scalar products.
 
-use arl_engine::backend::{Buffer, DType, GroupedMatmul, Layout, Matmul, Rows};
+use arl_engine::backend::{Buffer, DType, DeviceKind, GroupedMatmul, Layout, Magnitude, Matmul, Nf4Matmul, Rows};
 
 use super::super::draw::{Size, TOKENS};
 use super::super::trial::{Scene, Trial};
+use super::rows;
 
 const LAYOUTS: [Layout; 3] = [Layout::Nt, Layout::Nn, Layout::Tn];
 
@@ -39,6 +40,62 @@ pub(super) fn matmul(mut s: Scene) -> Trial {
     let what =
         format!("{layout:?} m={m} n={n} k={k} gap={gap} {a_type:?} {b_type:?} {c_type:?} +={accumulate} {biased}");
     s.trial(what, move |backend| backend.matmul(&op))
+}
+
+/// Weights in 4 bits of two tensors, one below the other; rows of whole blocks half of the time.
+pub(super) fn matmul_nf4(mut s: Scene) -> Trial {
+    let layout = s.draw.pick(&LAYOUTS[..2]);
+    let most = s.draw.scaled(120, 700, 3072);
+    let (above, below) = (s.draw.extent(1, most), s.draw.extent(1, most));
+    let width = s.draw.extent(6, most);
+    let width = if s.draw.coin() { width.next_multiple_of(64) } else { width };
+    let m = if s.draw.coin() { s.draw.between(1, 4) } else { s.draw.scaled(40, 300, TOKENS) };
+    let weights = [above, below].map(|rows| rows::nf4(&mut s, rows * width));
+    let (n, k) = if layout == Layout::Nt { (above + below, width) } else { (width, above + below) };
+    let stride = k + s.draw.pick(&[0, 8, 3]);
+    let a = Rows { buffer: s.random(m * stride), stride };
+    let accumulate = layout == Layout::Nn && s.draw.coin();
+    let gap = s.draw.pick(&[0, 8]);
+    let c = s.matrix("c", m, n, gap, s.dtype, !accumulate);
+    let bias = (layout == Layout::Nt && s.draw.coin()).then(|| s.random(n));
+    let dtype = s.dtype;
+    let tile = s.scratch(DeviceKind::Cuda.nf4_tile(dtype, above + below, width), dtype);
+    let what = format!("{layout:?} m={m} rows={above}+{below} width={width} +={accumulate} {}", bias.is_some());
+    s.trial(what, move |backend| {
+        let weights = weights.as_slice();
+        backend.matmul_nf4(&Nf4Matmul { layout, m, n, k, a, weights, dtype, c, accumulate, bias, tile });
+    })
+}
+
+/// Norms, scaling or gradient.
+pub(super) fn magnitude(mut s: Scene) -> Trial {
+    let most = s.draw.scaled(100, 700, 4096);
+    let (rows, n) = (s.draw.extent(1, most), s.draw.extent(6, most));
+    let stride = n + s.draw.pick(&[0, 8, 3]);
+    let norms = s.put(&vec![1.5; n], DType::F32);
+    match s.draw.below(3) {
+        0 => {
+            let (k, rank) = (s.draw.extent(6, most), s.draw.between(1, 16));
+            let (weight, a, b) = (s.random(n * k), s.random(rank * k), s.random(n * rank));
+            let out = s.output("out", n, DType::F32);
+            let op = Magnitude::Norms { weight, a, b, factor: 0.5, out };
+            s.trial(format!("norms of {n} rows of {k}, rank {rank}"), move |backend| backend.magnitude(&op))
+        }
+        1 => {
+            let magnitude = s.random_of(n, DType::F32);
+            let bias = s.draw.coin().then(|| s.random(n));
+            let x = s.matrix("x", rows, n, stride - n, s.dtype, false);
+            let op = Magnitude::Rescale { x, rows, magnitude, norms, bias };
+            s.trial(format!("{rows} rows of {n} of {stride} scaled"), move |backend| backend.magnitude(&op))
+        }
+        _ => {
+            let [d_out, x] = [0, 0].map(|_| Rows { buffer: s.random(rows * stride), stride });
+            let before = s.random_of(n, DType::F32);
+            let out = s.updated("out", before);
+            let op = Magnitude::Gradient { d_out, x, rows, norms, out };
+            s.trial(format!("gradient of {rows} rows of {n} of {stride}"), move |backend| backend.magnitude(&op))
+        }
+    }
 }
 
 fn product(a: Buffer, b: Buffer, c: Rows, [m, n, k]: [usize; 3]) -> Matmul {

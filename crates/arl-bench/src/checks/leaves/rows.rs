@@ -26,26 +26,33 @@ pub(super) fn copy(mut s: Scene) -> Trial {
     s.trial(format!("{len} elements to {to:?}"), move |backend| backend.copy(source, target))
 }
 
-pub(super) fn dequantize(mut s: Scene) -> Trial {
-    let len = len(&mut s);
+/// So many weights in 4 bits, with scales of either kind.
+pub(super) fn nf4(s: &mut Scene, len: usize) -> Nf4Weights {
     let blocks = len.div_ceil(NF4_BLOCK);
     let bytes = |s: &mut Scene, count: usize| {
         let values: Vec<f64> = (0..count).map(|_| s.draw.below(256) as f64).collect();
         s.put(&values, DType::U8)
     };
-    let codes = bytes(&mut s, len.div_ceil(2));
+    let codes = bytes(s, len.div_ceil(2));
     let is_nested = s.draw.below(2) == 0;
     let (scales, nested) = if is_nested {
-        let scales = bytes(&mut s, blocks);
+        let scales = bytes(s, blocks);
         let largest = s.random_of(1 + blocks.div_ceil(NF4_NESTED_BLOCK), DType::F32);
         let values: Vec<f64> = nf4_scale_values().iter().map(|x| f64::from(*x)).collect();
         (scales, Some(Nf4Nested { largest, values: s.put(&values, DType::F32) }))
     } else {
         (s.random_of(blocks, DType::F32), None)
     };
-    let out = s.exact("out", len, s.dtype);
-    let what = format!("{len} elements{}", if is_nested { " with scales in 8 bits" } else { "" });
-    s.trial(what, move |backend| backend.dequantize(&Nf4Weights { len, codes, scales, nested }, out))
+    Nf4Weights { len, codes, scales, nested }
+}
+
+pub(super) fn dequantize(mut s: Scene) -> Trial {
+    let len = len(&mut s);
+    let weights = nf4(&mut s, len);
+    let first = s.draw.below(len);
+    let out = s.exact("out", len - first, s.dtype);
+    let kind = if weights.nested.is_some() { " with scales in 8 bits" } else { "" };
+    s.trial(format!("{len} elements from {first} on{kind}"), move |backend| backend.dequantize(&weights, first, out))
 }
 
 pub(super) fn add(mut s: Scene) -> Trial {

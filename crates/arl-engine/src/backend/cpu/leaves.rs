@@ -11,7 +11,7 @@ use super::{
 };
 use crate::backend::{
     AdamW, Attention, Backend, Buffer, CrossEntropy, DType, Dropout, Event, GroupedMatmul, Heads, Magnitude, Matmul,
-    Nf4Weights, NormRope, NormWeight, Permutation, Pool, Router, Rows, Stream,
+    Nf4Matmul, Nf4Weights, NormRope, NormWeight, Permutation, Pool, Router, Rows, Stream,
 };
 
 /// [`Backend::adamw`] with moments of a type.
@@ -91,12 +91,16 @@ impl Backend for CpuBackend {
         magnitude::magnitude(&mut self.memory.lease(), op);
     }
 
-    fn dequantize(&mut self, weights: &Nf4Weights, out: Buffer) {
-        nf4::dequantize(&mut self.memory.lease(), weights, out);
+    fn dequantize(&mut self, weights: &Nf4Weights, first: usize, out: Buffer) {
+        nf4::dequantize(&mut self.memory.lease(), weights, first, out);
     }
 
     fn matmul(&mut self, op: &Matmul) {
         matmul::matmul(&mut self.memory.lease(), op);
+    }
+
+    fn matmul_nf4(&mut self, op: &Nf4Matmul<'_>) {
+        matmul::matmul_nf4(&mut self.memory.lease(), op);
     }
 
     fn grouped_matmul(&mut self, op: &GroupedMatmul) {

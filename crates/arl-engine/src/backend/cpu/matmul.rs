@@ -4,9 +4,10 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::embedding::index;
-use super::gemm::{self, Elements, ElementsMut, MatMut, MatRef};
+use super::gemm::{self, Elements, ElementsMut, MatMut, MatRef, Nf4Matrix, Nf4Tensor};
 use super::memory::Lease;
-use crate::backend::{Buffer, DType, GroupedMatmul, Layout, Matmul, Rows};
+use super::nf4;
+use crate::backend::{Buffer, DType, GroupedMatmul, Layout, Matmul, Nf4Matmul, Rows};
 
 fn elements<'m>(lease: &mut Lease<'m>, buffer: Buffer) -> Elements<'m> {
     match buffer.dtype {
@@ -31,6 +32,17 @@ pub(super) fn matmul(lease: &mut Lease<'_>, op: &Matmul) {
     let bias = op.bias.map(|bias| elements(lease, bias));
     let c = MatMut { data: elements_mut(lease, op.c.buffer), stride: op.c.stride };
     gemm::matmul(op.layout, op.m, op.n, op.k, a, b, c, op.accumulate, bias);
+}
+
+/// One with weights in NF4.
+pub(super) fn matmul_nf4(lease: &mut Lease<'_>, op: &Nf4Matmul<'_>) {
+    let a = MatRef { data: elements(lease, op.a.buffer), stride: op.a.stride };
+    let tensors: Vec<Nf4Tensor<'_>> = op.weights.iter().map(|weights| nf4::tensor(lease, weights)).collect();
+    let bias = op.bias.map(|bias| elements(lease, bias));
+    let c = MatMut { data: elements_mut(lease, op.c.buffer), stride: op.c.stride };
+    let (_, width) = op.shape();
+    let matrix = Nf4Matrix { tensors: &tensors, width, dtype: op.dtype };
+    gemm::matmul_nf4(op.layout, op.m, op.n, op.k, a, &matrix, c, op.accumulate, bias);
 }
 
 /// The matrix products of all experts, side by side: the pool's threads share each product and all of them.

@@ -109,6 +109,7 @@ pub(super) struct Memory {
     kept: Mapping,
     angles: Mapping,
     scratch: Mapping,
+    exchange: Mapping,
     host_state: Mapping,
     host_step: Mapping,
 }
@@ -123,6 +124,7 @@ impl Memory {
             kept: empty(),
             angles: empty(),
             scratch: empty(),
+            exchange: empty(),
             host_state: empty(),
             host_step: empty(),
         }
@@ -136,6 +138,7 @@ impl Memory {
             Pool::Kept => &mut self.kept,
             Pool::Angles => &mut self.angles,
             Pool::Scratch => &mut self.scratch,
+            Pool::Exchange => &mut self.exchange,
             Pool::HostState => &mut self.host_state,
             Pool::HostStep => &mut self.host_step,
         };
@@ -161,6 +164,7 @@ impl Memory {
             Pool::Kept => &self.kept,
             Pool::Angles => &self.angles,
             Pool::Scratch => &self.scratch,
+            Pool::Exchange => &self.exchange,
             Pool::HostState => &self.host_state,
             Pool::HostStep => &self.host_step,
         }

@@ -1,6 +1,7 @@
 //! The leaf operations on the host's processor: `leaves` has them all, and a file of each family computes.
 
 mod attention;
+mod comm;
 mod conv;
 mod delta;
 mod element;
@@ -31,7 +32,7 @@ mod tests;
 mod vector;
 mod vision;
 
-pub(crate) use self::elementwise::{BLOCK as DOT_BLOCK, squares};
+pub(crate) use self::elementwise::BLOCK as DOT_BLOCK;
 use self::memory::Memory;
 #[cfg(any(test, feature = "emulation"))]
 use super::Buffer;

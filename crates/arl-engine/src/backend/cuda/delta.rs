@@ -1,12 +1,11 @@
 //! The leaves of the delta rule's family: the convolution before it and the gated norm behind it. Kernels: `cuda/conv.cu`,
-//! `cuda/gated_norm.cu`. The rule itself has no kernels: [`super::check`] refuses the families that have it before anything is queued.
-//! Should it be queued all the same, the device finds no such kernel, and says so when something is read.
+//! `cuda/gated_norm.cu`. The rule itself is in `gated_delta.rs`.
 
 use arl_kernels::constants::{conv, gated_norm};
 
 use super::device::{Arg, Device, Launch, int, kernel, long, scratch_of};
 use super::elementwise::add_parts;
-use super::{CudaBackend, PARTS};
+use super::{CudaBackend, PARTS, gated_delta};
 use crate::backend::{Buffer, CausalConv, DType, DeltaRule, GatedDelta, GatedNorm};
 
 /// Rows of f32 that a tile of the convolution's backward pass has in the scratch: of x on both sides of it, and of the gradient of
@@ -17,21 +16,6 @@ const TILES: usize = 2 * PARTS / ROWS_A_TILE;
 
 /// Heads of a block of the gated norm.
 const HEADS: usize = gated_norm::THREADS / 32;
-
-macro_rules! no_kernel {
-    ($($name:ident($($arg:ident: $type:ty),*);)*) => {
-        $(fn $name(&mut self, $($arg: $type),*) {
-            $(let _ = $arg;)*
-            self.device.launch(&Launch {
-                kernel: stringify!($name),
-                grid: [1, 1, 1],
-                threads: 32,
-                shared_bytes: 0,
-                args: &[],
-            });
-        })*
-    };
-}
 
 fn check_conv(op: &CausalConv) {
     let (most, taps) = (conv::TAPS, op.taps);
@@ -212,9 +196,15 @@ impl<D: Device> DeltaRule for CudaBackend<D> {
         add_parts(&mut self.device, partial, parts, d_weight);
     }
 
-    no_kernel! {
-        gated_delta(op: &GatedDelta, out: Buffer, states: Option<Buffer>);
-        gated_delta_backward(op: &GatedDelta, d_out: Buffer, d_a_log: Buffer, d_dt_bias: Buffer);
-        gated_delta_step(op: &GatedDelta, states: Buffer, out: Buffer);
+    fn gated_delta(&mut self, op: &GatedDelta, out: Buffer, states: Option<Buffer>) {
+        gated_delta::forward(&mut self.device, op, out, states);
+    }
+
+    fn gated_delta_backward(&mut self, op: &GatedDelta, d_out: Buffer, d_a_log: Buffer, d_dt_bias: Buffer) {
+        gated_delta::backward(&mut self.device, op, d_out, d_a_log, d_dt_bias);
+    }
+
+    fn gated_delta_step(&mut self, op: &GatedDelta, states: Buffer, out: Buffer) {
+        gated_delta::step(&mut self.device, op, states, out);
     }
 }

@@ -1,7 +1,8 @@
 //! What the CUDA leaves need of a device: memory, kernels by name, matrix products, streams. The GPU is one; the host,
 //! running the same kernels, is another, and one that only checks the order of things is a third.
 
-use arl_model::Result;
+use arl_comm::{Collective, Gpus};
+use arl_model::{Error, ErrorCode, Result};
 
 use super::packed::{PackedAttention, PackedShape};
 use crate::backend::{Buffer, DType, Event, Matmul, MatmulAlgorithms, Pool, Stream};
@@ -113,6 +114,17 @@ pub trait Device: Send {
 
     /// Queues a matrix product whose operands `a` and `b` are of one type (`c` is of that type or f32).
     fn matmul(&mut self, op: &Matmul);
+
+    /// Makes a communicator with the devices of the other ranks, which all do the same.
+    fn join_ranks(&mut self, gpus: Gpus, rank: usize, size: usize) -> Result<()> {
+        let _ = (gpus, rank, size);
+        Err(Error::new(ErrorCode::Device, format!("{} exchanges nothing with other devices", self.name())))
+    }
+
+    /// Queues an exchange with the devices of the ranks that were joined, behind the leaves so far. Fails where a rank has failed.
+    fn collective(&mut self, collective: &Collective<Buffer>) -> Result<()> {
+        Err(Error::new(ErrorCode::Internal, format!("no rank was joined that {collective:?} is for")))
+    }
 
     /// Begins to make the plans that [`Device::plan_attention`] will be asked for, where they take long; does not wait.
     fn expect_attention(&mut self, shape: &PackedShape) {

@@ -3,8 +3,9 @@
 use std::cell::Cell;
 use std::collections::BTreeSet;
 
+use arl_comm::{Collective, Communicator, Gpus, Place};
 use arl_kernels::emulation::{self, Element, Shape, Value};
-use arl_model::Result;
+use arl_model::{Error, ErrorCode, Result};
 
 use super::device::{Arg, Device, Launch};
 use super::emulated_library;
@@ -28,6 +29,8 @@ pub struct EmulatedDevice {
     pub(super) packed_passes: usize,
     /// A choice of algorithms, which changes no number here.
     pub(super) algorithms: Option<Box<dyn MatmulAlgorithms + Send>>,
+    /// The other ranks' devices.
+    communicator: Option<Communicator>,
 }
 
 impl Default for EmulatedDevice {
@@ -40,6 +43,7 @@ impl Default for EmulatedDevice {
             library: None,
             packed_passes: 0,
             algorithms: None,
+            communicator: None,
         }
     }
 }
@@ -147,6 +151,23 @@ impl Device for EmulatedDevice {
 
     fn matmul(&mut self, op: &Matmul) {
         self.memory.matmul(op);
+    }
+
+    fn join_ranks(&mut self, gpus: Gpus, rank: usize, size: usize) -> Result<()> {
+        self.communicator = Some(Communicator::new(gpus, rank, size)?);
+        Ok(())
+    }
+
+    fn collective(&mut self, collective: &Collective<Buffer>) -> Result<()> {
+        let memory = std::cell::RefCell::new(&mut self.memory);
+        let places = collective.map(|buffer| Place {
+            address: memory.borrow_mut().address(buffer).expose_provenance() as u64,
+            bytes: buffer.bytes(),
+        });
+        let joined = self.communicator.as_mut();
+        let joined = joined.ok_or_else(|| Error::new(ErrorCode::Internal, "no rank was joined"))?;
+        // SAFETY: the places are within pools that live as long as `self`; the library of tests moves the bytes before it returns.
+        unsafe { joined.queue(&places, std::ptr::null_mut()) }
     }
 
     fn plan_attention(&mut self, shape: &PackedShape) -> std::result::Result<(), String> {

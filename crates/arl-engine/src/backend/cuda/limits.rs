@@ -3,7 +3,7 @@
 
 use arl_model::{Error, ErrorCode, Result};
 
-use super::{attention, matmul, moe, norm, packed};
+use super::{attention, gated_delta, matmul, moe, norm, packed};
 use crate::backend::{DType, Heads};
 use crate::shape::Shape;
 
@@ -16,14 +16,14 @@ pub(crate) const LIBRARY_BYTES: usize = 32 << 20;
 /// The largest head that the kernels of attention and of rotary embedding have.
 pub(super) const MOST_HEAD: usize = 256;
 
-/// Refuses a model that the kernels do not have: its sizes, an offset of its norms, or heads that are rotated in part.
-pub(crate) fn check(shape: &Shape) -> Result<()> {
+/// Refuses a model whose sizes the kernels do not have.
+pub(crate) fn check(shape: &Shape, activations: DType) -> Result<()> {
     let refused = |what: String| {
         Err(Error::new(ErrorCode::Config, format!("{what} on a CUDA device"))
             .hint("use device cpu, which has no such bound"))
     };
-    if shape.family.is_hybrid() {
-        return refused(format!("{} is not built: the gated delta rule has no kernels", shape.family));
+    if let Some(what) = shape.delta.and_then(|delta| gated_delta::refused(delta, activations)) {
+        return refused(what);
     }
     let dim = shape.heads.dim;
     if dim > MOST_HEAD {
@@ -31,12 +31,6 @@ pub(crate) fn check(shape: &Shape) -> Result<()> {
     }
     if shape.hidden > norm::MOST_WIDTH {
         return refused(format!("hidden_size is {}; at most {} is possible", shape.hidden, norm::MOST_WIDTH));
-    }
-    if shape.norm_offset != 0.0 {
-        return refused(format!("norms add {} to their weights, which is not built", shape.norm_offset));
-    }
-    if shape.rotary != dim {
-        return refused(format!("{} of the {dim} elements of a head are rotated, which is not built", shape.rotary));
     }
     if shape.experts > moe::MOST_EXPERTS {
         return refused(format!("num_experts is {}; at most {} are possible", shape.experts, moe::MOST_EXPERTS));

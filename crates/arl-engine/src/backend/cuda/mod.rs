@@ -4,6 +4,9 @@
 mod algorithms;
 mod attention;
 mod classifier;
+mod comm;
+#[cfg(test)]
+mod comm_tests;
 mod delta;
 mod device;
 mod elementwise;
@@ -13,15 +16,19 @@ mod emulated;
 #[cfg(any(test, feature = "emulation"))]
 #[allow(clippy::unwrap_used, clippy::panic, reason = "the part of a library on a device for checks")]
 mod emulated_library;
+mod gated_delta;
 mod gates;
 #[cfg(feature = "cuda")]
 mod gpu;
 mod guard;
 #[cfg(test)]
+mod hybrid_tests;
+#[cfg(test)]
 mod kept_tests;
 #[cfg(any(test, feature = "cuda"))]
 mod least_recent;
 mod limits;
+mod magnitude;
 mod matmul;
 mod moe;
 mod nf4;
@@ -53,15 +60,20 @@ use arl_model::Result;
 pub use self::device::{Arg, Device, Launch};
 #[cfg(any(test, feature = "emulation"))]
 pub use self::emulated::EmulatedDevice;
+pub(crate) use self::gated_delta::{
+    backward_scratch as delta_backward_scratch, forward_scratch as delta_forward_scratch,
+    step_scratch as delta_step_scratch,
+};
 #[cfg(feature = "cuda")]
 pub use self::gpu::GpuDevice;
 pub(crate) use self::limits::{LIBRARY_BYTES, check, notice, scratch_bytes};
 use self::limits::{MOST_HEAD, PARTS};
+pub(crate) use self::nf4::nf4_tile;
 pub use self::packed::{PackedAttention, PackedShape, attention_library_scratch};
 use super::{
     AdamW, Attention, AttentionLibrary, Backend, Buffer, CrossEntropy, DType, DeviceKind, Dropout, Event,
-    GroupedMatmul, Heads, Magnitude, Matmul, MatmulAlgorithms, Nf4Weights, NormRope, NormWeight, Permutation, Pool,
-    Router, Rows, Stream,
+    GroupedMatmul, Heads, Magnitude, Matmul, MatmulAlgorithms, Nf4Matmul, Nf4Weights, NormRope, NormWeight,
+    Permutation, Pool, Router, Rows, Stream,
 };
 
 /// The leaf operations on a CUDA device. They are queued, and done when something is read back.
@@ -200,16 +212,20 @@ impl<D: Device> Backend for CudaBackend<D> {
         }
     }
 
-    fn dequantize(&mut self, weights: &Nf4Weights, out: Buffer) {
-        nf4::dequantize(&mut self.device, weights, out);
+    fn dequantize(&mut self, weights: &Nf4Weights, first: usize, out: Buffer) {
+        nf4::dequantize(&mut self.device, weights, first, out);
     }
 
     fn magnitude(&mut self, op: &Magnitude) {
-        unreachable!("magnitudes are refused on a CUDA device: {op:?}");
+        magnitude::magnitude(&mut self.device, self.scratch, op);
     }
 
     fn matmul(&mut self, op: &Matmul) {
         matmul::matmul(&mut self.device, self.scratch, op);
+    }
+
+    fn matmul_nf4(&mut self, op: &Nf4Matmul<'_>) {
+        nf4::matmul(&mut self.device, self.scratch, op);
     }
 
     fn grouped_matmul(&mut self, op: &GroupedMatmul) {
@@ -229,7 +245,7 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn rms_norm(&mut self, x: Buffer, weight: NormWeight, epsilon: f32, out: Buffer, inverse_rms: Buffer) {
-        norm::rms_norm(&mut self.device, x, norm::plain(weight), epsilon, out, inverse_rms);
+        norm::rms_norm(&mut self.device, x, weight, epsilon, out, inverse_rms);
     }
 
     fn add_rms_norm(
@@ -242,11 +258,11 @@ impl<D: Device> Backend for CudaBackend<D> {
         out: Buffer,
         inverse_rms: Buffer,
     ) {
-        norm::add_rms_norm(&mut self.device, x, delta, sum, norm::plain(weight), epsilon, out, inverse_rms);
+        norm::add_rms_norm(&mut self.device, x, delta, sum, weight, epsilon, out, inverse_rms);
     }
 
     fn rms_norm_recompute(&mut self, x: Buffer, weight: NormWeight, inverse_rms: Buffer, out: Buffer) {
-        norm::rms_norm_recompute(&mut self.device, x, norm::plain(weight), inverse_rms, out);
+        norm::rms_norm_recompute(&mut self.device, x, weight, inverse_rms, out);
     }
 
     fn rms_norm_backward(
@@ -258,7 +274,6 @@ impl<D: Device> Backend for CudaBackend<D> {
         d_x: Buffer,
         d_weight: Buffer,
     ) {
-        let weight = norm::plain(weight);
         norm::rms_norm_backward(&mut self.device, self.scratch, d_out, x, weight, inverse_rms, d_x, d_weight);
     }
 

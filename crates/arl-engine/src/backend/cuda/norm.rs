@@ -36,27 +36,24 @@ macro_rules! norm_kernel {
     };
 }
 
-/// A weight without an offset; a model with one was refused when the engine was opened.
-pub(super) fn plain(weight: NormWeight) -> Buffer {
-    assert!(weight.offset == 0.0, "an offset of {} is not built on CUDA", weight.offset);
-    weight.weight
-}
-
-fn check(x: Buffer, weight: Buffer, inverse_rms: Buffer) {
+/// The weight, after a check of the sizes.
+fn check(x: Buffer, NormWeight { weight, .. }: NormWeight, inverse_rms: Buffer) -> Buffer {
     assert_eq!((x.len, x.dtype), (inverse_rms.len * weight.len, weight.dtype), "RMSNorm of rows of {}", weight.len);
     assert!(weight.len <= MOST_WIDTH, "RMSNorm of rows of {}, at most {MOST_WIDTH}", weight.len);
+    weight
 }
 
 /// As [`crate::backend::Backend::rms_norm`].
 pub(super) fn rms_norm<D: Device>(
     device: &mut D,
     x: Buffer,
-    weight: Buffer,
+    weight: NormWeight,
     epsilon: f32,
     out: Buffer,
     inverse_rms: Buffer,
 ) {
-    check(x, weight, inverse_rms);
+    let offset = Arg::Float(weight.offset);
+    let weight = check(x, weight, inverse_rms);
     device.launch(&Launch {
         kernel: norm_kernel!(x.dtype, "rms_norm", "rms_norm_unaligned", aligned(weight.len, &[x, weight, out])),
         grid: [inverse_rms.len, 1, 1],
@@ -65,6 +62,7 @@ pub(super) fn rms_norm<D: Device>(
         args: &[
             Arg::Read(x),
             Arg::Read(weight),
+            offset,
             Arg::Float(epsilon),
             Arg::Write(out),
             Arg::Write(inverse_rms),
@@ -80,12 +78,13 @@ pub(super) fn add_rms_norm<D: Device>(
     x: Buffer,
     delta: Buffer,
     sum: Buffer,
-    weight: Buffer,
+    weight: NormWeight,
     epsilon: f32,
     out: Buffer,
     inverse_rms: Buffer,
 ) {
-    check(x, weight, inverse_rms);
+    let offset = Arg::Float(weight.offset);
+    let weight = check(x, weight, inverse_rms);
     assert_eq!((x.len, x.len), (delta.len, sum.len), "the sum is as long as its terms");
     device.launch(&Launch {
         kernel: norm_kernel!(
@@ -102,6 +101,7 @@ pub(super) fn add_rms_norm<D: Device>(
             Arg::Read(delta),
             Arg::Write(sum),
             Arg::Read(weight),
+            offset,
             Arg::Float(epsilon),
             Arg::Write(out),
             Arg::Write(inverse_rms),
@@ -114,11 +114,12 @@ pub(super) fn add_rms_norm<D: Device>(
 pub(super) fn rms_norm_recompute<D: Device>(
     device: &mut D,
     x: Buffer,
-    weight: Buffer,
+    weight: NormWeight,
     inverse_rms: Buffer,
     out: Buffer,
 ) {
-    check(x, weight, inverse_rms);
+    let offset = Arg::Float(weight.offset);
+    let weight = check(x, weight, inverse_rms);
     device.launch(&Launch {
         kernel: norm_kernel!(
             x.dtype,
@@ -129,7 +130,7 @@ pub(super) fn rms_norm_recompute<D: Device>(
         grid: [inverse_rms.len, 1, 1],
         threads: threads(weight.len, x.dtype),
         shared_bytes: 0,
-        args: &[Arg::Read(x), Arg::Read(weight), Arg::Read(inverse_rms), Arg::Write(out), int(weight.len)],
+        args: &[Arg::Read(x), Arg::Read(weight), offset, Arg::Read(inverse_rms), Arg::Write(out), int(weight.len)],
     });
 }
 
@@ -140,12 +141,13 @@ pub(super) fn rms_norm_backward<D: Device>(
     scratch: Buffer,
     d_out: Buffer,
     x: Buffer,
-    weight: Buffer,
+    weight: NormWeight,
     inverse_rms: Buffer,
     d_x: Buffer,
     d_weight: Buffer,
 ) {
-    check(x, weight, inverse_rms);
+    let offset = Arg::Float(weight.offset);
+    let weight = check(x, weight, inverse_rms);
     let (rows, width) = (inverse_rms.len, weight.len);
     assert_eq!((d_out.len, d_x.len, d_weight.len), (x.len, x.len, width), "gradients of rows of {width}");
     let warps = width.div_ceil(32 * BACKWARD_ELEMENTS);
@@ -167,6 +169,7 @@ pub(super) fn rms_norm_backward<D: Device>(
             Arg::Read(d_out),
             Arg::Read(x),
             Arg::Read(weight),
+            offset,
             Arg::Read(inverse_rms),
             Arg::Update(d_x),
             Arg::Write(partial),

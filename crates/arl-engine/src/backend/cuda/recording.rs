@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use arl_comm::{Collective, Gpus};
 use arl_model::Result;
 
 use super::device::{Arg, Device, Launch};
@@ -39,6 +40,8 @@ pub(super) struct RecordingDevice<D> {
     pub(super) transfers: usize,
     /// Waits that were queued for events that had been recorded.
     pub(super) waits: usize,
+    /// Exchanges with other ranks' devices.
+    pub(super) collectives: usize,
     /// The kernels, in the order in which they were queued.
     pub(super) kernels: Vec<&'static str>,
     /// Blocks of each kernel.
@@ -69,6 +72,7 @@ impl<D: Device> RecordingDevice<D> {
             uploaded: 0,
             transfers: 0,
             waits: 0,
+            collectives: 0,
             kernels: Vec::new(),
             blocks: HashMap::new(),
             expected: Vec::new(),
@@ -160,7 +164,7 @@ impl<D: Device> Device for RecordingDevice<D> {
     fn reserve(&mut self, pool: Pool, bytes: usize) -> Result<()> {
         self.wait_for_all();
         // Memory comes zeroed; of a run's state every byte is one that was written.
-        let written = matches!(pool, Pool::State | Pool::HostState).then_some((0, 0));
+        let written = matches!(pool, Pool::State | Pool::HostState | Pool::Exchange).then_some((0, 0));
         self.pools.insert(pool, BTreeMap::from([(0, Bytes { written, read: [0; 3] })]));
         self.inner.reserve(pool, bytes)
     }
@@ -292,6 +296,29 @@ impl<D: Device> Device for RecordingDevice<D> {
         }
         self.write("matmul", Stream::Compute, op.c.buffer);
         self.inner.matmul(op);
+    }
+
+    fn join_ranks(&mut self, gpus: Gpus, rank: usize, size: usize) -> Result<()> {
+        self.inner.join_ranks(gpus, rank, size)
+    }
+
+    fn collective(&mut self, collective: &Collective<Buffer>) -> Result<()> {
+        self.queue(Stream::Compute);
+        let (read, written): (Vec<Buffer>, Vec<Buffer>) = match collective {
+            Collective::AllGather { source, target } => (vec![*source], vec![*target]),
+            Collective::Exchange { sends, receives } => {
+                (sends.iter().map(|sent| sent.1).collect(), receives.iter().map(|received| received.1).collect())
+            }
+            Collective::Broadcast { place, .. } => (vec![*place], vec![*place]),
+        };
+        for buffer in read {
+            self.read("collective", Stream::Compute, buffer);
+        }
+        for buffer in written {
+            self.write("collective", Stream::Compute, buffer);
+        }
+        self.collectives += 1;
+        self.inner.collective(collective)
     }
 
     fn expect_attention(&mut self, shape: &PackedShape) {

@@ -5,8 +5,7 @@ use arl_kernels::constants::rope::THREADS;
 use super::PARTS;
 use super::device::{Arg, Device, Launch, int, kernel, read_or_null, scratch_of};
 use super::elementwise::add_parts;
-use super::norm::plain;
-use crate::backend::{Angles, Buffer, DType, NormRope};
+use crate::backend::{Angles, Buffer, DType, NormRope, NormWeight};
 
 const WARPS: usize = THREADS / 32;
 /// Rounds of heads that a block takes at least, before it sums what its lanes have.
@@ -23,7 +22,7 @@ fn check(op: &NormRope, qkv: Buffer) {
     let heads = op.heads;
     assert!(heads.dim.is_multiple_of(2) && heads.dim <= super::MOST_HEAD, "rotary embedding of heads of {}", heads.dim);
     let width = (heads.query + 2 * heads.key_value) * heads.dim;
-    assert_eq!(op.rotary, heads.dim, "a model whose heads are rotated in part was refused when the engine was opened");
+    assert!(op.rotary.is_multiple_of(2) && op.rotary <= heads.dim, "{} of {} rotated", op.rotary, heads.dim);
     assert_eq!(qkv.len, op.tokens * width, "queries, keys and values of {} tokens", op.tokens);
     let axes = if op.angles.axes.is_some() { 3 } else { 1 };
     assert_eq!(op.angles.rows.len, axes * op.tokens, "angles of {} tokens", op.tokens);
@@ -34,15 +33,21 @@ fn angles(Angles { cos, sin, rows, axes }: Angles) -> [Arg; 4] {
     [Arg::Read(cos), Arg::Read(sin), Arg::Read(rows), read_or_null(axes)]
 }
 
+/// The weights of both norms, and what is added to them.
+fn weights(query: NormWeight, key: NormWeight) -> [Arg; 3] {
+    assert_eq!(query.offset.to_bits(), key.offset.to_bits(), "norms of queries and keys of one kind");
+    [Arg::Read(query.weight), Arg::Read(key.weight), Arg::Float(query.offset)]
+}
+
 /// As [`crate::backend::Backend::norm_rope`].
 pub(super) fn norm_rope<D: Device>(device: &mut D, op: &NormRope, qkv: Buffer, qk: Buffer) {
     check(op, qkv);
     let heads = op.heads;
     let rotated = heads.query + heads.key_value;
     assert_eq!((qk.len, qk.dtype), (op.tokens * rotated * heads.dim, qkv.dtype), "norm_rope into another shape");
-    let (query, key, epsilon) = match op.norm {
-        Some((query, key, epsilon)) => (Arg::Read(plain(query)), Arg::Read(plain(key)), epsilon),
-        None => (Arg::Null, Arg::Null, 0.0),
+    let ([query, key, offset], epsilon) = match op.norm {
+        Some((query, key, epsilon)) => (weights(query, key), epsilon),
+        None => ([Arg::Null, Arg::Null, Arg::Float(0.0)], 0.0),
     };
     let [cos, sin, rows, axes] = angles(op.angles);
     device.launch(&Launch {
@@ -55,6 +60,7 @@ pub(super) fn norm_rope<D: Device>(device: &mut D, op: &NormRope, qkv: Buffer, q
             Arg::Write(qk),
             query,
             key,
+            offset,
             Arg::Float(epsilon),
             cos,
             sin,
@@ -64,6 +70,7 @@ pub(super) fn norm_rope<D: Device>(device: &mut D, op: &NormRope, qkv: Buffer, q
             int(heads.query),
             int(heads.key_value),
             int(heads.dim),
+            int(op.rotary),
         ],
     });
 }
@@ -83,8 +90,8 @@ pub(super) fn norm_rope_backward<D: Device>(
     assert_eq!(op.norm.is_some(), d_norm.is_some(), "gradients of the norms, if there are norms");
     let at_once = heads_at_once(heads.dim, qkv.dtype);
     let rotated = op.tokens * (heads.query + heads.key_value);
-    let sizes = [int(op.tokens), int(heads.query), int(heads.key_value), int(heads.dim)];
-    let [tokens, query, key_value, dim] = sizes;
+    let sizes = [op.tokens, heads.query, heads.key_value, heads.dim, op.rotary];
+    let [tokens, query, key_value, dim, rotary] = sizes.map(int);
     let [cos, sin, rows, axes] = angles(op.angles);
     let (Some((query_norm, key_norm, epsilon)), Some((d_query_norm, d_key_norm))) = (op.norm, d_norm) else {
         device.launch(&Launch {
@@ -92,7 +99,7 @@ pub(super) fn norm_rope_backward<D: Device>(
             grid: [rotated.div_ceil(at_once), 1, 1],
             threads: THREADS,
             shared_bytes: 0,
-            args: &[Arg::Update(d_qkv), cos, sin, rows, axes, tokens, query, key_value, dim],
+            args: &[Arg::Update(d_qkv), cos, sin, rows, axes, tokens, query, key_value, dim, rotary],
         });
         return;
     };
@@ -102,6 +109,7 @@ pub(super) fn norm_rope_backward<D: Device>(
     let of_both = scratch_of(scratch, DType::F32, 2 * parts * heads.dim);
     let of_queries = of_both.slice(0, parts * heads.dim);
     let of_keys = of_both.slice(parts * heads.dim, parts * heads.dim);
+    let [query_weight, key_weight, offset] = weights(query_norm, key_norm);
     device.launch(&Launch {
         kernel: kernel!(qkv.dtype, "norm_rope_backward"),
         grid: [parts, 1, 1],
@@ -110,8 +118,9 @@ pub(super) fn norm_rope_backward<D: Device>(
         args: &[
             Arg::Read(qkv),
             Arg::Update(d_qkv),
-            Arg::Read(plain(query_norm)),
-            Arg::Read(plain(key_norm)),
+            query_weight,
+            key_weight,
+            offset,
             Arg::Float(epsilon),
             cos,
             sin,
@@ -121,6 +130,7 @@ pub(super) fn norm_rope_backward<D: Device>(
             query,
             key_value,
             dim,
+            rotary,
             Arg::Write(of_queries),
             Arg::Write(of_keys),
         ],

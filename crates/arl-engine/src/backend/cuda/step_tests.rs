@@ -100,6 +100,11 @@ fn adapters_train_as_on_the_cpu_and_keep_the_order() {
     let configs = [
         ("window-bias", r#"{ "target_modules": "all-linear", "r": 3 }"#, Some(Nf4Options { nested: true })),
         ("window-bias", r#"{ "target_modules": "all-linear", "r": 3, "lora_dropout": 0.25 }"#, None),
+        (
+            "window-bias",
+            r#"{ "target_modules": "all-linear", "r": 3, "use_dora": true }"#,
+            Some(Nf4Options { nested: false }),
+        ),
         // Attention, experts and the router.
         ("moe-balance", r#"{ "target_modules": "all-linear", "r": 3 }"#, Some(Nf4Options { nested: false })),
         ("qwen2-window", r#"{ "target_modules": ["lm_head", "embed_tokens", "v_proj"], "r": 3 }"#, None),

@@ -1,17 +1,14 @@
 //! Whole steps of models that see on the CUDA leaves, whose kernels run on the host: their numbers against the CPU backend's.
 
-#[path = "../../../tests/common/vision.rs"]
-mod vision;
-
 use super::emulated::EmulatedDevice;
 use super::recording::RecordingDevice;
-use super::step_tests::common::{self, HYPER, difference};
+use super::step_tests::common::vision::{batches, folder, room};
+use super::step_tests::common::{HYPER, difference};
 use super::*;
 use crate::backend::cpu::CpuBackend;
 use crate::engine::Engine;
 use crate::options::{EngineOptions, Recompute, Weights};
 use crate::weights::Kind;
-use vision::{batches, folder, room};
 
 fn open<B: Backend>(backend: B, name: &str, options: &EngineOptions) -> Engine<B> {
     Engine::open(Box::new(backend), folder(name).path(), Weights::Random(7), options).unwrap()

@@ -1,6 +1,10 @@
 //! The leaves that some families of models have besides the common ones: gates, the delta rule, vision towers.
 
+use arl_comm::Group;
+use arl_model::Result;
+
 use super::{ProfileBackend, all, rows_of};
+use crate::backend::comm;
 use crate::backend::gates::Gates;
 use crate::backend::{Backend, Buffer, CausalConv, DeltaRule, GatedDelta, GatedNorm, Gelu, Heads, LayerNorm, Vision};
 
@@ -20,6 +24,11 @@ fn delta_flops(op: &GatedDelta) -> f64 {
     6.0 * (op.tokens * op.heads.state()) as f64
 }
 
+/// Bytes of the rule's gates, read or written so many times, and of their parameters.
+fn gate_bytes(op: &GatedDelta, times: f64) -> f64 {
+    times * rows_of(op.gates, op.tokens, 2 * op.heads.value) + all(&[op.a_log, op.dt_bias])
+}
+
 /// Bytes of the convolution's rows, in and out.
 fn conv_bytes(op: &CausalConv, rows: f64) -> f64 {
     rows * rows_of(op.x, op.tokens, op.channels) + all(&[op.weight])
@@ -27,12 +36,13 @@ fn conv_bytes(op: &CausalConv, rows: f64) -> f64 {
 
 impl<B: Backend + ?Sized> DeltaRule for ProfileBackend<B> {
     fn gated_delta(&mut self, op: &GatedDelta, out: Buffer, states: Option<Buffer>) {
-        let bytes = all(&[op.qkv, out]);
+        let bytes = all(&[op.qkv, out]) + gate_bytes(op, 1.0) + states.map_or(0.0, |states| all(&[states]));
         self.measure(|| "gated_delta".into(), delta_flops(op), bytes, |inner| inner.gated_delta(op, out, states));
     }
 
     fn gated_delta_backward(&mut self, op: &GatedDelta, d_out: Buffer, d_a_log: Buffer, d_dt_bias: Buffer) {
-        let (flops, bytes) = (2.0 * delta_flops(op), all(&[op.qkv, op.qkv, d_out]));
+        let bytes = all(&[op.qkv, op.qkv, d_out]) + gate_bytes(op, 2.0) + 2.0 * all(&[d_a_log, d_dt_bias]);
+        let flops = 2.0 * delta_flops(op);
         let leaf = |inner: &mut B| inner.gated_delta_backward(op, d_out, d_a_log, d_dt_bias);
         self.measure(|| "gated_delta_backward".into(), flops, bytes, leaf);
     }
@@ -63,5 +73,42 @@ impl<B: Backend + ?Sized> Vision for ProfileBackend<B> {
         interpolate_backward(d_out: Buffer, taps: Buffer, weights: Buffer, width: usize, d_table: Buffer) = all(&[d_out, taps, weights]) + 2.0 * tapped_bytes(taps, width, d_table);
         add_rows(x: Buffer, rows: Buffer, width: usize, out: Buffer) = all(&[x, x, x, rows]);
         zero_rows(rows: Buffer, width: usize, x: Buffer) = all(&[rows]) + (rows.len * width * x.dtype.bytes()) as f64;
+    }
+}
+
+impl<B: Backend + ?Sized> comm::Collectives for ProfileBackend<B> {
+    fn join_ranks(&mut self, group: &dyn Group) -> Result<()> {
+        self.inner.join_ranks(group)
+    }
+
+    fn exchange_sum(&mut self, group: &dyn Group, parts: &[Buffer], sum: Buffer) -> Result<()> {
+        let (mut result, bytes) = (Ok(()), all(&[sum, sum]) + (group.size() * sum.bytes()) as f64);
+        self.measure(|| "exchange_sum".into(), 0.0, bytes, |inner| result = inner.exchange_sum(group, parts, sum));
+        result
+    }
+
+    fn all_gather(
+        &mut self,
+        group: &dyn Group,
+        bytes: usize,
+        own: &[comm::Part],
+        parts: &[Vec<comm::Part>],
+    ) -> Result<()> {
+        let (mut result, moved) = (Ok(()), 2.0 * (group.size() * bytes) as f64);
+        self.measure(
+            || "all_gather".into(),
+            0.0,
+            moved,
+            |inner| {
+                result = inner.all_gather(group, bytes, own, parts);
+            },
+        );
+        result
+    }
+
+    fn block_squares(&mut self, a: Buffer, tail: &[f32]) -> Result<Vec<f64>> {
+        let mut result = Ok(Vec::new());
+        self.measure(|| "block_squares".into(), 0.0, all(&[a]), |inner| result = inner.block_squares(a, tail));
+        result
     }
 }

@@ -3,6 +3,7 @@
 
 mod kernel;
 mod lanes;
+mod nf4;
 mod operand;
 mod pack;
 mod panels;
@@ -11,14 +12,15 @@ mod product;
 mod tests;
 mod workspace;
 
+pub use nf4::{Nf4Matrix, Nf4Scales, Nf4Tensor};
 pub use operand::{Elements, ElementsMut, MatMut, MatRef};
 pub use panels::{Left, Products, Right};
 pub(super) use workspace::{Workspace, carve};
 
 use self::kernel::Kernel;
 use self::pack::Source;
-use self::product::{Operand, Product, Target};
-use super::super::Layout;
+use self::product::{Operand, Product, RightOperand, Target};
+use super::super::{DType, Layout};
 use super::simd;
 
 /// `c[m, n] = a b` (plus `c` where `accumulate`, plus `bias[n]` in each row), `a` and `b` as `layout` says. Runs on
@@ -42,10 +44,46 @@ pub fn matmul(
     accumulate: bool,
     bias: Option<Elements<'_>>,
 ) {
-    let data = [a.data, b.data];
-    let is_bf16 = |data: &Elements<'_>| matches!(data, Elements::Bf16(_));
-    let narrow = data.iter().any(is_bf16) && !data.iter().any(|data| matches!(data, Elements::F16(_)));
-    matmul_with(Kernel::choose(simd::level(), narrow), layout, m, n, k, a, b, c, accumulate, bias);
+    matmul_with(kernel_for([dtype_of(a.data), dtype_of(b.data)]), layout, m, n, k, a, b, c, accumulate, bias);
+}
+
+/// [`matmul`] whose right operand is weights in NF4, `[n, k]` (`Nt`) or `[k, n]` (`Nn`): the bits are those of the product with what
+/// they stand for, in the matrix's type.
+///
+/// # Panics
+/// If an operand is smaller than its shape.
+#[allow(clippy::too_many_arguments, reason = "the arguments of BLAS")]
+pub fn matmul_nf4(
+    layout: Layout,
+    m: usize,
+    n: usize,
+    k: usize,
+    a: MatRef<'_>,
+    b: &Nf4Matrix<'_>,
+    c: MatMut<'_>,
+    accumulate: bool,
+    bias: Option<Elements<'_>>,
+) {
+    assert!(layout != Layout::Tn, "weights in NF4 are no rows of tokens");
+    let along_k = layout == Layout::Nt;
+    assert_eq!(b.width, if along_k { k } else { n }, "columns of weights in NF4");
+    check(layout, m, n, k, (a.data.len(), a.stride), (b.len(), b.width), (c.data.len(), c.stride));
+    let kernel = kernel_for([dtype_of(a.data), b.dtype]);
+    multiply(kernel, layout, m, n, k, a, RightOperand::Nf4 { matrix: b, along_k }, c, accumulate, bias);
+}
+
+fn dtype_of(data: Elements<'_>) -> DType {
+    match data {
+        Elements::F32(_) => DType::F32,
+        Elements::Bf16(_) => DType::Bf16,
+        Elements::F16(_) => DType::F16,
+    }
+}
+
+/// The kernel for operands of these types.
+fn kernel_for(types: [DType; 2]) -> &'static Kernel {
+    let narrow = types.contains(&DType::Bf16) && !types.contains(&DType::F16);
+    Kernel::choose(simd::level(), narrow)
 }
 
 #[allow(clippy::too_many_arguments, reason = "the arguments of BLAS")]
@@ -62,17 +100,38 @@ fn matmul_with(
     bias: Option<Elements<'_>>,
 ) {
     check(layout, m, n, k, (a.data.len(), a.stride), (b.data.len(), b.stride), (c.data.len(), c.stride));
+    let b = RightOperand::Plain(Operand { source: source(b.data), stride: b.stride, along_k: layout == Layout::Nt });
+    multiply(kernel, layout, m, n, k, a, b, c, accumulate, bias);
+}
+
+fn source(data: Elements<'_>) -> Source {
+    match data {
+        Elements::F32(x) => Source::F32(x.as_ptr()),
+        Elements::Bf16(x) => Source::Bf16(x.as_ptr()),
+        Elements::F16(x) => Source::F16(x.as_ptr()),
+    }
+}
+
+/// A product whose operands were checked against their shapes.
+#[allow(clippy::too_many_arguments, reason = "the arguments of BLAS")]
+fn multiply(
+    kernel: &'static Kernel,
+    layout: Layout,
+    m: usize,
+    n: usize,
+    k: usize,
+    a: MatRef<'_>,
+    b: RightOperand<'_>,
+    c: MatMut<'_>,
+    accumulate: bool,
+    bias: Option<Elements<'_>>,
+) {
     if let Some(bias) = bias {
         operand::check("bias", bias.len(), 1, n, n);
     }
     if m == 0 || n == 0 {
         return;
     }
-    let source = |data: Elements<'_>| match data {
-        Elements::F32(x) => Source::F32(x.as_ptr()),
-        Elements::Bf16(x) => Source::Bf16(x.as_ptr()),
-        Elements::F16(x) => Source::F16(x.as_ptr()),
-    };
     let bias = bias.map(|bias| move |j| bias.get(j));
     let product = Product {
         kernel,
@@ -80,7 +139,7 @@ fn matmul_with(
         n,
         k,
         a: Operand { source: source(a.data), stride: a.stride, along_k: layout != Layout::Tn },
-        b: Operand { source: source(b.data), stride: b.stride, along_k: layout == Layout::Nt },
+        b,
         c: match c.data {
             ElementsMut::F32(x) => Target::F32(x.as_mut_ptr()),
             ElementsMut::Bf16(x) => Target::Bf16(x.as_mut_ptr()),

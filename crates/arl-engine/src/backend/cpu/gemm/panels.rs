@@ -3,9 +3,9 @@
 
 use super::super::simd;
 use super::kernel::{Block, Kernel};
-use super::operand::{Elements, MatRef, check};
-use super::pack::Source;
+use super::operand::{MatRef, check};
 use super::product::Operand;
+use super::source;
 
 /// The small products of this CPU.
 #[derive(Clone, Copy)]
@@ -186,10 +186,5 @@ impl Default for Products {
 fn operand(source: MatRef<'_>, along: bool, rows: usize, steps: usize) -> Operand {
     let (outer, inner) = if along { (rows, steps) } else { (steps, rows) };
     check("source", source.data.len(), outer, inner, source.stride);
-    let pointer = match source.data {
-        Elements::F32(x) => Source::F32(x.as_ptr()),
-        Elements::Bf16(x) => Source::Bf16(x.as_ptr()),
-        Elements::F16(x) => Source::F16(x.as_ptr()),
-    };
-    Operand { source: pointer, stride: source.stride, along_k: along }
+    Operand { source: self::source(source.data), stride: source.stride, along_k: along }
 }

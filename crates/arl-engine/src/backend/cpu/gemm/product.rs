@@ -5,6 +5,7 @@
 
 use super::super::element::Element;
 use super::kernel::{Block, Kernel};
+use super::nf4::Nf4Matrix;
 use super::pack::{Panels, Source};
 use super::workspace::Workspace;
 use half::{bf16, f16};
@@ -43,6 +44,17 @@ impl Operand {
     }
 }
 
+/// What `b` is.
+#[derive(Clone, Copy)]
+pub(super) enum RightOperand<'a> {
+    Plain(Operand),
+    /// Its rows are columns of `c` where they run along `k`.
+    Nf4 {
+        matrix: &'a Nf4Matrix<'a>,
+        along_k: bool,
+    },
+}
+
 /// Where the result goes.
 #[derive(Clone, Copy)]
 pub(super) enum Target {
@@ -58,7 +70,7 @@ pub(super) struct Product<'a> {
     pub(super) n: usize,
     pub(super) k: usize,
     pub(super) a: Operand,
-    pub(super) b: Operand,
+    pub(super) b: RightOperand<'a>,
     pub(super) c: Target,
     pub(super) c_stride: usize,
     pub(super) accumulate: bool,
@@ -173,7 +185,15 @@ impl Product<'_> {
         let length = stage.block.min(stage.k.1 - start);
         let before = width * Panels::steps(block * stage.block, pairs) + panel * nr * Panels::steps(length, pairs);
         // SAFETY: blocks of `width * steps` words follow each other; the panels' places are within their block.
-        unsafe { (self.kernel.pack_b)(&self.b.panels(column, columns, start, length), stage.packed.add(before)) }
+        unsafe {
+            let target = stage.packed.add(before);
+            match self.b {
+                RightOperand::Plain(b) => (self.kernel.pack_b)(&b.panels(column, columns, start, length), target),
+                RightOperand::Nf4 { matrix, along_k } => {
+                    matrix.pack(self.kernel, along_k, (column, columns), (start, length), target);
+                }
+            }
+        }
     }
 
     /// # Safety

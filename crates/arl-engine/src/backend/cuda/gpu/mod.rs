@@ -4,6 +4,7 @@
 
 mod attention;
 mod clock;
+mod comm;
 mod cublaslt;
 mod kernels;
 mod memory;
@@ -11,6 +12,7 @@ mod memory;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use arl_comm::{Collective, Communicator, Gpus};
 use arl_model::{Error, ErrorCode, Result};
 use candle_core::cuda_backend::cudarc;
 use candle_core::{CudaDevice as CandleDevice, Device as Candle};
@@ -38,6 +40,8 @@ static CONTEXTS: Mutex<Vec<Arc<CudaContext>>> = Mutex::new(Vec::new());
 
 /// A GPU.
 pub struct GpuDevice {
+    /// The other ranks' GPUs; goes first.
+    communicator: Option<Communicator>,
     name: String,
     multiprocessors: usize,
     context: Arc<CudaContext>,
@@ -126,6 +130,7 @@ impl GpuDevice {
         let streams = [Arc::clone(&compute), stream()?, stream()?];
         let kernels = Kernels::load(&context)?;
         Ok(GpuDevice {
+            communicator: None,
             staging: Staging::new(&context)?,
             outgoing: Outgoing::new(&context)?,
             outgoing_failure: None,
@@ -173,14 +178,6 @@ impl GpuDevice {
     /// The address of a buffer, of the device or of pinned host memory.
     fn address(&self, buffer: Buffer) -> u64 {
         address_in(&self.pools, buffer)
-    }
-
-    /// Waits for all streams.
-    fn synchronize(&self) -> Result<()> {
-        for stream in &self.streams {
-            stream.synchronize().map_err(|error| failed("the device stopped", error))?;
-        }
-        Ok(())
     }
 
     fn event(&mut self, event: Event) -> Result<usize> {
@@ -275,7 +272,7 @@ impl Device for GpuDevice {
                 self.failure = None;
                 Err(error)
             }
-            None => self.outgoing.finish(target),
+            None => self.await_outgoing().and_then(|()| self.outgoing.finish(target)),
         }
     }
 
@@ -361,6 +358,14 @@ impl Device for GpuDevice {
         let stream = Arc::clone(self.stream(Stream::Compute));
         let result = self.cublaslt.matmul(op, addresses, &stream);
         self.queued(result, op);
+    }
+
+    fn join_ranks(&mut self, gpus: Gpus, rank: usize, size: usize) -> Result<()> {
+        self.communicate(gpus, rank, size)
+    }
+
+    fn collective(&mut self, collective: &Collective<Buffer>) -> Result<()> {
+        self.queue_collective(collective)
     }
 
     fn expect_attention(&mut self, shape: &PackedShape) {

@@ -4,13 +4,13 @@ use std::path::PathBuf;
 
 use safetensors::SafeTensors;
 
-use super::recurrence::Inputs;
 use super::{by_heads, by_tokens, run, widened};
 use crate::backend::DeltaHeads;
 use crate::backend::cpu::conv;
 use crate::backend::cpu::delta::decay::{Gates, Rates, gates, gates_backward};
 use crate::backend::cpu::gated_norm::{gated_norm, gated_norm_backward};
 use crate::backend::cpu::tests::assert_close;
+use crate::backend::cpu::tests::recurrence::Inputs;
 
 /// What rounding to f32 leaves of results that were computed in f64, with room for the sums.
 const TOLERANCE: f64 = 3e-6;

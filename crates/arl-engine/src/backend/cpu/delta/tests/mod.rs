@@ -1,14 +1,12 @@
 //! The chunked form against the recurrence in f64, both passes; and what must not change a bit.
 
 mod golden;
-mod leaves;
-mod recurrence;
 
-use self::recurrence::Inputs;
 use super::decay::Gates;
 use super::{Shape, backward, forward};
 use crate::backend::cpu::element::Element;
 use crate::backend::cpu::gemm::Products;
+use crate::backend::cpu::tests::recurrence::{Inputs, inputs};
 use crate::backend::cpu::tests::{Random, assert_close};
 use crate::backend::{DType, DeltaHeads};
 
@@ -22,39 +20,6 @@ struct Outcome<T> {
     /// `[value, T]` each.
     d_g: Vec<f32>,
     d_beta: Vec<f32>,
-}
-
-impl Inputs {
-    fn tokens(&self) -> usize {
-        self.bounds[self.bounds.len() - 1]
-    }
-
-    /// `[T, channels]`.
-    fn qkv<T: Element>(&self) -> Vec<T> {
-        let heads = self.heads;
-        let (keys, values) = (heads.key_columns(), heads.value_columns());
-        let row = |t: usize| {
-            let [q, k] = [&self.q, &self.k].map(|x| &x[t * keys..(t + 1) * keys]);
-            q.iter().chain(k).chain(&self.v[t * values..(t + 1) * values])
-        };
-        (0..self.tokens()).flat_map(row).map(|x| T::store(*x as f32)).collect()
-    }
-
-    /// Some of the sequences as inputs of their own.
-    fn sequence(&self, number: usize) -> Inputs {
-        let (first, end) = (self.bounds[number], self.bounds[number + 1]);
-        let part = |x: &[f64], width: usize| x[first * width..end * width].to_vec();
-        let (keys, values) = (self.heads.key_columns(), self.heads.value_columns());
-        Inputs {
-            heads: self.heads,
-            bounds: vec![0, end - first],
-            q: part(&self.q, keys),
-            k: part(&self.k, keys),
-            v: part(&self.v, values),
-            g: part(&self.g, self.heads.value),
-            beta: part(&self.beta, self.heads.value),
-        }
-    }
 }
 
 /// `[T, heads]` as `[heads, T]`.
@@ -73,26 +38,13 @@ fn widened<T: Element>(x: &[T]) -> Vec<f64> {
     x.iter().map(|x| f64::from(x.load())).collect()
 }
 
-/// One head hardly forgets, one forgets at once.
-fn inputs(random: &mut Random, heads: DeltaHeads, bounds: &[usize]) -> Inputs {
-    let tokens = bounds[bounds.len() - 1];
-    let mut values = |len: usize| random.values(len, DType::F32);
-    let (q, k) = (values(tokens * heads.key_columns()), values(tokens * heads.key_columns()));
-    let v = values(tokens * heads.value_columns());
-    let mut unit = |len: usize| values(len).into_iter().map(|x| f64::from((x / 3.46 + 0.5) as f32)).collect::<Vec<_>>();
-    let (g, beta) = (unit(tokens * heads.value), unit(tokens * heads.value));
-    let rate = |head: usize| 10f64.powf(-2.0 + 3.3 * head as f64 / (heads.value as f64 - 1.0).max(1.0));
-    let g = g.iter().enumerate().map(|(i, g)| f64::from((-rate(i % heads.value) * g) as f32)).collect();
-    Inputs { heads, bounds: bounds.to_vec(), q, k, v, g, beta }
-}
-
 fn run<T: Element>(inputs: &Inputs, d_out: &[f64], chunk: usize) -> Outcome<T> {
     let (heads, tokens) = (inputs.heads, inputs.tokens());
     let cu_seqlens: Vec<i32> = inputs.bounds.iter().map(|bound| *bound as i32).collect();
     let shape = Shape::new(heads, tokens, &cu_seqlens, chunk);
     let (g, beta) = (by_heads(&inputs.g, heads.value), by_heads(&inputs.beta, heads.value));
     let gates = Gates { g: &g, beta: &beta };
-    let mut qkv: Vec<T> = inputs.qkv();
+    let mut qkv: Vec<T> = inputs.qkv().into_iter().map(|x| T::store(x as f32)).collect();
     let mut out = vec![T::store(f32::NAN); tokens * heads.value_columns()];
     let mut states = vec![f32::NAN; (cu_seqlens.len() - 1) * heads.state()];
     forward::forward(&shape, &qkv, gates, &mut out, Some(&mut states));
@@ -208,11 +160,12 @@ fn chunks_of_every_size_leave_one_state_after_eight_thousand_tokens() {
     let size = (expected.iter().map(|x| x * x).sum::<f64>() / expected.len() as f64).sqrt();
     let cu_seqlens = [0, 8192];
     let (g, beta) = (by_heads(&inputs.g, 2), by_heads(&inputs.beta, 2));
+    let qkv: Vec<f32> = inputs.qkv().into_iter().map(|x| x as f32).collect();
     for chunk in [16, 32, 64, 128] {
         let shape = Shape::new(heads, 8192, &cu_seqlens, chunk);
         let mut states = vec![0.0; heads.state()];
         let mut out = vec![0.0; 8192 * heads.value_columns()];
-        forward::forward(&shape, &inputs.qkv::<f32>(), Gates { g: &g, beta: &beta }, &mut out, Some(&mut states));
+        forward::forward(&shape, &qkv, Gates { g: &g, beta: &beta }, &mut out, Some(&mut states));
         let errors = states.iter().zip(&expected).map(|(state, expected)| (f64::from(*state) - expected).abs());
         let worst = errors.fold(0.0, f64::max) / size;
         assert!(worst < 4e-6, "chunks of {chunk}: {worst:e} of the state's root mean square");

@@ -1,32 +1,33 @@
-//! The rule as it is defined, token by token, in f64, and its backward pass: what the chunked form is measured against.
+//! The gated delta rule as it is defined, token by token, in f64, and its backward pass: what the chunked form is measured against.
 
-use crate::backend::DeltaHeads;
+use super::Random;
+use crate::backend::{DType, DeltaHeads};
 
 /// The inputs: `q`, `k` `[T, key, K]` as they come, `v` `[T, value, V]`, `g`, `beta` `[T, value]`.
 #[derive(Clone)]
-pub(super) struct Inputs {
-    pub(super) heads: DeltaHeads,
-    pub(super) bounds: Vec<usize>,
-    pub(super) q: Vec<f64>,
-    pub(super) k: Vec<f64>,
-    pub(super) v: Vec<f64>,
-    pub(super) g: Vec<f64>,
-    pub(super) beta: Vec<f64>,
+pub(in super::super) struct Inputs {
+    pub(in super::super) heads: DeltaHeads,
+    pub(in super::super) bounds: Vec<usize>,
+    pub(in super::super) q: Vec<f64>,
+    pub(in super::super) k: Vec<f64>,
+    pub(in super::super) v: Vec<f64>,
+    pub(in super::super) g: Vec<f64>,
+    pub(in super::super) beta: Vec<f64>,
 }
 
 /// What follows: `out` as `v`, and the states `[sequences, value, K, V]`.
-pub(super) struct Results {
-    pub(super) out: Vec<f64>,
-    pub(super) states: Vec<f64>,
+pub(in super::super) struct Results {
+    pub(in super::super) out: Vec<f64>,
+    pub(in super::super) states: Vec<f64>,
 }
 
 /// Gradients, laid out as [`Inputs`].
-pub(super) struct Gradients {
-    pub(super) q: Vec<f64>,
-    pub(super) k: Vec<f64>,
-    pub(super) v: Vec<f64>,
-    pub(super) g: Vec<f64>,
-    pub(super) beta: Vec<f64>,
+pub(in super::super) struct Gradients {
+    pub(in super::super) q: Vec<f64>,
+    pub(in super::super) k: Vec<f64>,
+    pub(in super::super) v: Vec<f64>,
+    pub(in super::super) g: Vec<f64>,
+    pub(in super::super) beta: Vec<f64>,
 }
 
 fn unit(x: &[f64]) -> (Vec<f64>, f64) {
@@ -39,7 +40,50 @@ fn unit_backward(y: &[f64], factor: f64, d: &[f64]) -> Vec<f64> {
     y.iter().zip(d).map(|(y, d)| factor * (d - y * along)).collect()
 }
 
+/// One head hardly forgets, one forgets at once.
+pub(in super::super) fn inputs(random: &mut Random, heads: DeltaHeads, bounds: &[usize]) -> Inputs {
+    let tokens = bounds[bounds.len() - 1];
+    let mut values = |len: usize| random.values(len, DType::F32);
+    let (q, k) = (values(tokens * heads.key_columns()), values(tokens * heads.key_columns()));
+    let v = values(tokens * heads.value_columns());
+    let mut unit = |len: usize| values(len).into_iter().map(|x| f64::from((x / 3.46 + 0.5) as f32)).collect::<Vec<_>>();
+    let (g, beta) = (unit(tokens * heads.value), unit(tokens * heads.value));
+    let rate = |head: usize| 10f64.powf(-2.0 + 3.3 * head as f64 / (heads.value as f64 - 1.0).max(1.0));
+    let g = g.iter().enumerate().map(|(i, g)| f64::from((-rate(i % heads.value) * g) as f32)).collect();
+    Inputs { heads, bounds: bounds.to_vec(), q, k, v, g, beta }
+}
+
 impl Inputs {
+    pub(in super::super) fn tokens(&self) -> usize {
+        self.bounds[self.bounds.len() - 1]
+    }
+
+    /// `[T, channels]`.
+    pub(in super::super) fn qkv(&self) -> Vec<f64> {
+        let (keys, values) = (self.heads.key_columns(), self.heads.value_columns());
+        let row = |t: usize| {
+            let [q, k] = [&self.q, &self.k].map(|x| &x[t * keys..(t + 1) * keys]);
+            q.iter().chain(k).chain(&self.v[t * values..(t + 1) * values])
+        };
+        (0..self.tokens()).flat_map(row).copied().collect()
+    }
+
+    /// Some of the sequences as inputs of their own.
+    pub(in super::super) fn sequence(&self, number: usize) -> Inputs {
+        let (first, end) = (self.bounds[number], self.bounds[number + 1]);
+        let part = |x: &[f64], width: usize| x[first * width..end * width].to_vec();
+        let (keys, values) = (self.heads.key_columns(), self.heads.value_columns());
+        Inputs {
+            heads: self.heads,
+            bounds: vec![0, end - first],
+            q: part(&self.q, keys),
+            k: part(&self.k, keys),
+            v: part(&self.v, values),
+            g: part(&self.g, self.heads.value),
+            beta: part(&self.beta, self.heads.value),
+        }
+    }
+
     fn token(&self, t: usize, head: usize) -> Token {
         let DeltaHeads { key, value, key_dim, value_dim } = self.heads;
         let at = (t * key + head / (value / key)) * key_dim;
@@ -71,7 +115,7 @@ impl Inputs {
         passed
     }
 
-    pub(super) fn forward(&self) -> Results {
+    pub(in super::super) fn forward(&self) -> Results {
         let DeltaHeads { value, key_dim, value_dim, .. } = self.heads;
         let scale = 1.0 / (key_dim as f64).sqrt();
         let mut results = Results { out: vec![0.0; self.v.len()], states: Vec::new() };
@@ -92,7 +136,7 @@ impl Inputs {
         results
     }
 
-    pub(super) fn backward(&self, d_out: &[f64]) -> Gradients {
+    pub(in super::super) fn backward(&self, d_out: &[f64]) -> Gradients {
         let DeltaHeads { key, value, key_dim, value_dim } = self.heads;
         let scale = 1.0 / (key_dim as f64).sqrt();
         let zeros = |x: &[f64]| vec![0.0; x.len()];

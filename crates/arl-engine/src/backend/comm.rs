@@ -1,0 +1,85 @@
+//! What ranks do with buffers of their devices. Bytes are moved by whatever the device has for it; every sum is made here, in the
+//! order of the ranks. May import what leaves work on.
+
+use arl_comm::{Group, add_parts};
+use arl_model::Result;
+
+use super::{Backend, Buffer};
+
+/// Elements of each rank's part that [`Collectives::exchange_sum`] takes at a time, and of four bytes each the most that
+/// [`Collectives::all_gather`] does.
+pub const EXCHANGED: usize = 1 << 20;
+
+/// A buffer whose bytes are some of what a rank gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Where they are on this device.
+    pub buffer: Buffer,
+    /// The first one's place in what is given.
+    pub at: usize,
+}
+
+/// Exchange between the devices of ranks. All ranks call the same, in the same order.
+pub trait Collectives {
+    /// Has the devices of the ranks of `group` exchange buffers with this one from here on, if they can; else they go through
+    /// host memory. Reserves what is needed for it.
+    fn join_ranks(&mut self, group: &dyn Group) -> Result<()>;
+
+    /// `sum = ((sum + part of rank 0) + part of rank 1) + ...`, element by element, all f32. `parts[r]` is what this rank has for
+    /// rank `r`, at most [`EXCHANGED`] elements; what all have for this one is as long as `sum`.
+    fn exchange_sum(&mut self, group: &dyn Group, parts: &[Buffer], sum: Buffer) -> Result<()>;
+
+    /// Each rank gives `bytes` bytes, at most four times [`EXCHANGED`], of which `own` are this one's; bytes that are in no part
+    /// are of no use. `all[r]` become what rank `r` gives; a buffer that this rank gives from may be among its own there.
+    fn all_gather(&mut self, group: &dyn Group, bytes: usize, own: &[Part], all: &[Vec<Part>]) -> Result<()>;
+
+    /// The sums of squares, in f64, of each 16,384 elements of f32 `a` with `tail` behind it, which is not longer than the block
+    /// that it begins in. Those of a block depend on its elements alone. Waits for the device.
+    fn block_squares(&mut self, a: Buffer, tail: &[f32]) -> Result<Vec<f64>>;
+}
+
+/// [`Collectives::exchange_sum`] through host memory.
+pub(crate) fn exchange_sum<B: Backend + ?Sized>(
+    backend: &mut B,
+    group: &dyn Group,
+    parts: &[Buffer],
+    sum: Buffer,
+) -> Result<()> {
+    let parts = parts.iter().map(|part| read(backend, *part)).collect::<Result<Vec<_>>>()?;
+    let mut received = vec![vec![0; sum.bytes()]; group.size()];
+    group.exchange(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>(), &mut received)?;
+    let floats = |bytes: &Vec<u8>| bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned::<f32>).collect();
+    let received: Vec<Vec<f32>> = received.iter().map(floats).collect();
+    let mut total: Vec<f32> = floats(&read(backend, sum)?);
+    add_parts(&mut total, &received.iter().map(Vec::as_slice).collect::<Vec<_>>());
+    backend.upload(bytemuck::cast_slice(&total), sum);
+    Ok(())
+}
+
+/// [`Collectives::all_gather`] through host memory.
+pub(crate) fn all_gather<B: Backend + ?Sized>(
+    backend: &mut B,
+    group: &dyn Group,
+    bytes: usize,
+    own: &[Part],
+    all: &[Vec<Part>],
+) -> Result<()> {
+    let mut given = vec![0; bytes];
+    for Part { buffer, at } in own {
+        backend.read_back(*buffer, &mut given[*at..at + buffer.bytes()])?;
+    }
+    let mut gathered = vec![0; bytes * group.size()];
+    group.all_gather(&given, &mut gathered)?;
+    for (given, parts) in gathered.chunks_exact(bytes.max(1)).zip(all) {
+        for Part { buffer, at } in parts.iter().filter(|part| !own.contains(part)) {
+            backend.upload(&given[*at..at + buffer.bytes()], *buffer);
+        }
+    }
+    Ok(())
+}
+
+fn read<B: Backend + ?Sized>(backend: &mut B, buffer: Buffer) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; buffer.bytes()];
+    backend.read_back(buffer, &mut bytes)?;
+    Ok(bytes)
+}

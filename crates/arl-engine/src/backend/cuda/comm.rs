@@ -1,0 +1,132 @@
+//! Ranks on CUDA devices: buffers go from device to device, and sums are a kernel's, on the stream of the leaves. Kernels:
+//! `cuda/ranks.cu`.
+
+use arl_comm::{Collective, Group};
+use arl_kernels::constants::ranks::{BLOCK, THREADS};
+use arl_model::Result;
+
+use super::CudaBackend;
+use super::device::{Arg, Device, Launch, int, long, scratch_of};
+use crate::backend::comm::{self, Collectives, EXCHANGED, Part};
+use crate::backend::{Buffer, DType, Pool};
+
+/// Bytes of what each rank gives at most.
+const ROW: usize = EXCHANGED * size_of::<f32>();
+
+/// Elements that a block of the sum over ranks takes.
+const STEP: usize = 4 * THREADS;
+
+/// Bytes from `offset` on of the memory that other ranks' parts come to.
+fn staged(offset: usize, bytes: usize) -> Buffer {
+    Buffer { pool: Pool::Exchange, offset, len: bytes, dtype: DType::U8 }
+}
+
+impl<D: Device> Collectives for CudaBackend<D> {
+    fn join_ranks(&mut self, group: &dyn Group) -> Result<()> {
+        let Some(gpus) = group.gpus() else { return Ok(()) };
+        self.device.reserve(Pool::Exchange, group.size() * ROW)?;
+        self.device.join_ranks(gpus.clone(), group.rank(), group.size())
+    }
+
+    fn exchange_sum(&mut self, group: &dyn Group, parts: &[Buffer], sum: Buffer) -> Result<()> {
+        let (rank, size) = (group.rank(), group.size());
+        if size > 1 && group.gpus().is_none() {
+            return comm::exchange_sum(self, group, parts, sum);
+        }
+        assert!(parts.iter().all(|part| part.len <= EXCHANGED) && sum.len == parts[rank].len, "parts of a sum");
+        let others = || (0..size).filter(|&other| other != rank);
+        let came = |from: usize| staged(from * sum.bytes(), sum.bytes()).view(DType::F32);
+        if size > 1 {
+            let sends = others().map(|to| (to, parts[to])).collect();
+            let receives = others().map(|from| (from, came(from))).collect();
+            self.device.collective(&Collective::Exchange { sends, receives })?;
+        }
+        if sum.len > 0 {
+            // Every rank's, this one's place not written: the kernel reads it where it is.
+            let all = Buffer { len: size * sum.len, ..staged(0, 0).view(DType::F32) };
+            let [before, behind] =
+                [all.slice(0, rank * sum.len), all.slice((rank + 1) * sum.len, (size - rank - 1) * sum.len)];
+            let read = |buffer: Buffer| if buffer.len == 0 { Arg::Null } else { Arg::Read(buffer) };
+            self.device.launch(&Launch {
+                kernel: "sum_ranks",
+                grid: [sum.len.div_ceil(STEP), 1, 1],
+                threads: THREADS,
+                shared_bytes: 0,
+                args: &[
+                    Arg::Update(sum),
+                    read(before),
+                    Arg::Read(parts[rank]),
+                    read(behind),
+                    int(rank),
+                    int(size - rank - 1),
+                    long(sum.len),
+                ],
+            });
+        }
+        Ok(())
+    }
+
+    fn all_gather(&mut self, group: &dyn Group, bytes: usize, own: &[Part], all: &[Vec<Part>]) -> Result<()> {
+        let (rank, size) = (group.rank(), group.size());
+        if size == 1 {
+            for (given, part) in own.iter().zip(&all[0]).filter(|(given, part)| given != part) {
+                assert_eq!(given.at, part.at, "parts of a rank that is alone");
+                self.device.copy(given.buffer.slice(0, part.buffer.len), part.buffer);
+            }
+            return Ok(());
+        }
+        if group.gpus().is_none() {
+            return comm::all_gather(self, group, bytes, own, all);
+        }
+        assert!(bytes <= ROW, "{bytes} bytes of a rank at once");
+        let place = |of: usize, part: &Part| staged(of * bytes + part.at, part.buffer.bytes());
+        for part in own.iter().filter(|part| part.buffer.len > 0) {
+            self.device.copy(part.buffer.view(DType::U8), place(rank, part));
+        }
+        let (source, target) = (staged(rank * bytes, bytes), staged(0, size * bytes));
+        self.device.collective(&Collective::AllGather { source, target })?;
+        for (of, parts) in all.iter().enumerate() {
+            for part in parts.iter().filter(|part| part.buffer.len > 0 && !own.contains(part)) {
+                self.device.copy(place(of, part), part.buffer.view(DType::U8));
+            }
+        }
+        Ok(())
+    }
+
+    fn block_squares(&mut self, a: Buffer, tail: &[f32]) -> Result<Vec<f64>> {
+        // The block that `tail` completes is put together in front of the sums.
+        let block = scratch_of(self.scratch, DType::F32, BLOCK);
+        let sums = self.scratch.slice(BLOCK, (self.scratch.len - BLOCK) / 2 * 2).view(DType::F64);
+        let whole = if tail.is_empty() { a.len } else { a.len / BLOCK * BLOCK };
+        let mut squares = Vec::with_capacity(whole.div_ceil(BLOCK) + 1);
+        for start in (0..whole).step_by(sums.len * BLOCK) {
+            let part = a.slice(start, (sums.len * BLOCK).min(whole - start));
+            squares.extend(self.squares_of(part, sums)?);
+        }
+        if !tail.is_empty() {
+            let rest = a.len - whole;
+            if rest > 0 {
+                self.device.copy(a.slice(whole, rest), block.slice(0, rest));
+            }
+            self.device.upload(bytemuck::cast_slice(tail), block.slice(rest, tail.len()));
+            squares.extend(self.squares_of(block.slice(0, rest + tail.len()), sums)?);
+        }
+        Ok(squares)
+    }
+}
+
+impl<D: Device> CudaBackend<D> {
+    fn squares_of(&mut self, a: Buffer, sums: Buffer) -> Result<Vec<f64>> {
+        let sums = sums.slice(0, a.len.div_ceil(BLOCK));
+        self.device.launch(&Launch {
+            kernel: "block_squares",
+            grid: [sums.len, 1, 1],
+            threads: THREADS,
+            shared_bytes: 0,
+            args: &[Arg::Read(a), Arg::Write(sums), long(a.len)],
+        });
+        let mut host = vec![0f64; sums.len];
+        self.device.read_back(sums, bytemuck::cast_slice_mut(&mut host))?;
+        Ok(host)
+    }
+}

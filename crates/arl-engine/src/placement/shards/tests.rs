@@ -1,0 +1,128 @@
+//! Every rank's pieces and places together are the model.
+
+use std::path::Path;
+
+use arl_model::ModelConfig;
+
+use super::*;
+use crate::backend::{DType, Pool};
+use crate::placement::cut::owned;
+
+/// Placements of models of which all is trained, or some, and their cuts, by ranks.
+fn cuts() -> Vec<(Placement, Vec<Cut>)> {
+    let mut all = Vec::new();
+    for name in ["moe-balance", "window-bias", "qwen2-window"] {
+        for frozen in [&[][..], &["*embed*", "model.layers.0.*", "*.o_proj.weight"]] {
+            for ranks in [1, 2, 3, 7] {
+                let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../__test__/golden").join(name);
+                let frozen: Vec<String> = frozen.iter().map(|pattern| (*pattern).to_owned()).collect();
+                let config = ModelConfig::from_dir(&dir).unwrap();
+                let placement = Placement::new(&config, &frozen, false).unwrap();
+                let cut = |rank| Cut::new(&placement, ranks, rank, true).with_weights(&placement);
+                let cuts = (0..ranks).map(cut).collect();
+                all.push((placement, cuts));
+            }
+        }
+    }
+    all
+}
+
+fn array(shards: &Shards) -> Buffer {
+    Buffer { pool: Pool::State, offset: 0, len: shards.len, dtype: DType::U8 }
+}
+
+#[test]
+fn what_is_gathered_from_the_pieces_of_all_ranks_is_every_parameter() {
+    for (placement, cuts) in cuts() {
+        // The arrays of all ranks, with the number of each element where a rank keeps it.
+        let mut arrays: Vec<Vec<usize>> = Vec::new();
+        for cut in &cuts {
+            let shards = cut.weights.as_ref().unwrap();
+            let mut values = vec![usize::MAX; shards.len];
+            for tensor in &placement.tensors {
+                for (start, part) in shards.parts(tensor.param, array(shards)) {
+                    assert!(part.offset + part.len <= shards.kept, "what is kept is apart from what is gathered");
+                    for i in 0..part.len {
+                        let value = std::mem::replace(&mut values[part.offset + i], tensor.param.offset + start + i);
+                        assert_eq!(value, usize::MAX, "{}: a place of its own", tensor.spec.name);
+                    }
+                }
+            }
+            arrays.push(values);
+        }
+        let shards = cuts[0].weights.as_ref().unwrap();
+        for tensor in &placement.tensors {
+            let mut gathered = arrays[0].clone();
+            for shard in shards.of(Part::of(&tensor.spec)) {
+                for (rank, cut) in cuts.iter().enumerate() {
+                    let same = |other: &&Shard| (other.trained, other.start) == (shard.trained, shard.start);
+                    let from = cut.weights.as_ref().unwrap().all.iter().find(same).unwrap();
+                    let piece = arrays[rank][from.own..from.own + shard.piece].to_vec();
+                    let to = shard.place + rank * shard.piece;
+                    gathered[to..to + shard.piece].copy_from_slice(&piece);
+                }
+            }
+            let place = shards.place(tensor.param);
+            let found = &gathered[place..place + tensor.param.len];
+            assert!(found.iter().copied().eq(tensor.param.offset..tensor.param.offset + tensor.param.len));
+            // Places are aligned as those in the arena are.
+            assert_eq!(place % STEP, tensor.param.offset % STEP, "{}", tensor.spec.name);
+        }
+    }
+}
+
+#[test]
+fn every_element_is_owned_by_one_rank_which_keeps_it() {
+    for (placement, cuts) in cuts() {
+        for tensor in &placement.tensors {
+            let mut covered = vec![0; tensor.param.len];
+            for (rank, cut) in cuts.iter().enumerate() {
+                let shards = cut.weights.as_ref().unwrap();
+                for part in owned(Some(cut), tensor.param, rank) {
+                    covered[part.start..part.start + part.len].iter_mut().for_each(|count| *count += 1);
+                    let kept = shards.parts(tensor.param.part(part.start, part.len), array(shards));
+                    let [(0, place)] = kept[..] else { panic!("{}: {kept:?}", tensor.spec.name) };
+                    assert_eq!(place.len, part.len);
+                    if let Some(first) = tensor.param.trained {
+                        assert_eq!(shards.own_place(first + part.start), place.offset);
+                    }
+                }
+            }
+            assert!(covered.iter().all(|&count| count == 1), "{}", tensor.spec.name);
+        }
+    }
+}
+
+#[test]
+fn parts_that_are_needed_at_once_have_places_of_their_own() {
+    for (_, cuts) in cuts() {
+        let shards = cuts[0].weights.as_ref().unwrap();
+        let apart = |a: Part, b: Part| match (a, b) {
+            (Part::Layer(a), Part::Layer(b)) => a % WEIGHT_SLOTS != b % WEIGHT_SLOTS,
+            (Part::Layer(_) | Part::Whole, _) | (_, Part::Layer(_) | Part::Whole) => a != b,
+            _ => false,
+        };
+        for (i, a) in shards.all.iter().enumerate() {
+            let end = |shard: &Shard| shard.place + cuts.len() * shard.piece;
+            assert!(end(a) <= shards.len);
+            for b in &shards.all[..i] {
+                if a.part == b.part || apart(a.part, b.part) {
+                    assert!(end(a) <= b.place || end(b) <= a.place, "{a:?} {b:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_part_is_gathered_where_another_one_was_in_its_place() {
+    let mut held = Held::default();
+    let layers = [0, 1, 2, 2, 1, 0];
+    assert_eq!(layers.map(|layer| held.claim(Part::Layer(layer))), [true, true, true, false, false, true]);
+    let parts = [Part::Embedding, Part::Embedding, Part::Head, Part::Tower, Part::Embedding, Part::Whole];
+    assert_eq!(parts.map(|part| held.claim(part)), [true, false, true, true, true, false]);
+    for part in [Part::Whole, Part::Tower, Part::Embedding, Part::Head, Part::Layer(0), Part::Layer(77)] {
+        assert_eq!(Part::from_number(part.number()), Some(part));
+    }
+    assert_eq!(Part::from_number(0), None);
+}

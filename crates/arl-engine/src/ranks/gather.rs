@@ -1,0 +1,194 @@
+//! Weights of which each rank has a piece, put together where a pass needs them. In a step all ranks ask for the same parts in the
+//! same order ([`Turn`]), also one without a micro-batch. Beyond that, rank 0 alone computes: it asks for a part when it needs it,
+//! and the others send theirs until it says that it needs no more.
+
+use arl_model::{Error, ErrorCode, Result};
+
+use super::{PART, Ranks};
+use crate::backend::{Backend, Buffer, comm};
+use crate::engine::Engine;
+use crate::model::Model;
+use crate::placement::cut::Complete;
+use crate::placement::shards::{Held, Part, Shard};
+use crate::vision::Tower;
+
+/// What the passes over a micro-batch ask of all ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// To gather weights, where they are not held from before.
+    Gather(Part),
+    /// To add gradients that are complete.
+    Collect(Complete),
+}
+
+impl Model {
+    /// What the passes over a micro-batch ask of all ranks, in their order. `sees`: any of the round's has images.
+    pub(crate) fn turns(&self, sees: bool) -> Vec<Turn> {
+        let layers = 0..self.layers.len();
+        let mut turns = Vec::new();
+        turns.extend(sees.then_some(Turn::Gather(Part::Tower)));
+        turns.push(Turn::Gather(Part::Embedding));
+        turns.extend(layers.clone().map(|layer| Turn::Gather(Part::Layer(layer))));
+        turns.extend([Turn::Gather(self.head_part()), Turn::Collect(Complete::Loss)]);
+        for layer in layers.rev().take_while(|layer| *layer >= self.lowest_layer) {
+            turns.extend([Turn::Gather(Part::Layer(layer)), Turn::Collect(Complete::Layer(layer))]);
+        }
+        turns.extend(self.embedding_adapter.map(|_| Turn::Gather(Part::Embedding)));
+        let trained = self.tower.as_ref().is_some_and(Tower::is_trained);
+        turns.extend((sees && trained).then_some(Turn::Gather(Part::Tower)));
+        turns.push(Turn::Collect(Complete::End));
+        turns
+    }
+
+    /// The part that the head's weights belong to.
+    pub(crate) fn head_part(&self) -> Part {
+        if self.shards().is_some_and(|shards| shards.tied) { Part::Embedding } else { Part::Head }
+    }
+
+    /// Bytes that a rank sends for the weights of a step of `rounds` micro-batches a rank, and behind its update. `sees`: each round
+    /// has images.
+    pub(super) fn gathered_bytes(&self, rounds: u64, sees: bool) -> u64 {
+        let Some((cut, shards)) = self.cut.as_ref().zip(self.shards()) else { return 0 };
+        let mut held = Held::default();
+        let turns = self.turns(sees);
+        let all = (0..rounds).flat_map(|_| turns.iter());
+        let gathered = all.filter_map(|turn| match *turn {
+            Turn::Gather(part) if shards.claim(&mut held, part) => Some(part),
+            _ => None,
+        });
+        let in_passes: usize = gathered.flat_map(|part| shards.of(part)).map(|shard| shard.piece).sum();
+        let updated: usize = shards.of(Part::Whole).filter(|shard| shard.trained).map(|shard| shard.piece).sum();
+        ((cut.ranks - 1) * (in_passes + updated) * self.store.weights.dtype.bytes()) as u64
+    }
+}
+
+impl Ranks {
+    /// From here on all ranks compute a step together. No part counts as held, because rank 0 may hold others than the rest.
+    pub(super) fn begin_together(&mut self) {
+        (self.together, self.held) = (true, Held::default());
+    }
+
+    /// Whether a pass over a micro-batch gathers the tower: in a step, where any of the round's has images; `own`: this one has.
+    pub(crate) fn sees(&self, own: bool) -> bool {
+        own || (self.together && self.round_sees)
+    }
+
+    /// What this rank computes from here on it computes alone.
+    pub(crate) fn end_together(&mut self) {
+        self.together = false;
+    }
+
+    /// Weights have changed: what was gathered is not theirs any more.
+    pub(crate) fn forget_gathered(&mut self) {
+        self.held = Held::default();
+    }
+
+    /// Puts the weights of a part together, where ranks divide weights and it is not there from before.
+    pub(crate) fn need<B: Backend + ?Sized>(&mut self, backend: &mut B, model: &Model, part: Part) -> Result<()> {
+        let Some(shards) = model.shards() else { return Ok(()) };
+        if !shards.claim(&mut self.held, part) {
+            return Ok(());
+        }
+        let gathered = self.gather_asked(backend, model, part);
+        if gathered.is_err() {
+            self.forget_gathered();
+        }
+        gathered
+    }
+
+    fn gather_asked<B: Backend + ?Sized>(&mut self, backend: &mut B, model: &Model, part: Part) -> Result<()> {
+        if !self.together {
+            self.check_first()?;
+            self.ask(part.number())?;
+        }
+        self.gather_part(backend, model, part, self.together)
+    }
+
+    /// Sends pieces to all ranks, and takes theirs; or to rank 0 alone.
+    fn gather_part<B: Backend + ?Sized>(
+        &mut self,
+        backend: &mut B,
+        model: &Model,
+        part: Part,
+        all: bool,
+    ) -> Result<()> {
+        let shards = model.shards().into_iter().flat_map(|shards| shards.of(part));
+        shards.copied().try_for_each(|shard| self.gather_shard(backend, model.store.weights, shard, all))
+    }
+
+    pub(super) fn gather_shard<B: Backend + ?Sized>(
+        &mut self,
+        backend: &mut B,
+        weights: Buffer,
+        shard: Shard,
+        all: bool,
+    ) -> Result<()> {
+        for start in (0..shard.piece).step_by(PART) {
+            let own = weights.slice(shard.own + start, PART.min(shard.piece - start));
+            let place = |rank: usize| weights.slice(shard.place + rank * shard.piece + start, own.len);
+            if all {
+                let places: Vec<_> =
+                    (0..self.size).map(|rank| vec![comm::Part { buffer: place(rank), at: 0 }]).collect();
+                let own = comm::Part { buffer: own, at: 0 };
+                self.gather_parts(backend, own.buffer.bytes(), &[own], &places, |sent| &mut sent.weights)?;
+                continue;
+            }
+            let mut bytes = vec![0; own.bytes()];
+            backend.read_back(own, &mut bytes)?;
+            for (rank, piece) in self.gather_to_first(&bytes)?.chunks_exact(bytes.len()).enumerate() {
+                backend.upload(piece, place(rank));
+            }
+        }
+        Ok(())
+    }
+
+    /// The bytes of every rank, at rank 0; at the others nothing.
+    fn gather_to_first(&mut self, bytes: &[u8]) -> Result<Vec<u8>> {
+        let mut sends = vec![&[][..]; self.size];
+        sends[0] = bytes;
+        let lengths = vec![if self.rank == 0 { bytes.len() } else { 0 }; self.size];
+        Ok(self.exchange(&sends, &lengths, |sent| &mut sent.weights)?.concat())
+    }
+
+    fn check_first(&self) -> Result<()> {
+        let what = match (self.group.is_none() && self.size > 1, self.rank) {
+            (true, _) => "the other ranks have not joined this engine".to_owned(),
+            (false, 0) => return Ok(()),
+            (false, rank) => format!("rank {rank} computes alone with weights that ranks divide; only rank 0 may"),
+        };
+        Err(Error::new(ErrorCode::Internal, what))
+    }
+
+    /// Tells the other ranks the number of the part that rank 0 needs, or 0; gives what rank 0 has told.
+    fn ask(&self, number: u64) -> Result<u64> {
+        let mut bytes = number.to_ne_bytes();
+        if let Some(group) = &self.group {
+            group.broadcast(0, &mut bytes)?;
+        }
+        Ok(u64::from_ne_bytes(bytes))
+    }
+}
+
+impl<B: Backend + ?Sized> Engine<B> {
+    /// Has rank 0 compute something of its own with weights that ranks divide: evaluate, generate, inspect. Every other rank calls
+    /// it meanwhile, and sends the weights that rank 0 asks for until [`Engine::end_serving`].
+    pub fn serve_weights(&mut self) -> Result<()> {
+        if self.model.shards().is_none() || self.ranks.size == 1 {
+            return Ok(());
+        }
+        self.check_joined()?;
+        while let Some(part) = Part::from_number(self.ranks.ask(0)?) {
+            self.ranks.gather_part(&mut *self.backend, &self.model, part, false)?;
+        }
+        Ok(())
+    }
+
+    /// Ends [`Engine::serve_weights`] on the other ranks; rank 0 calls it, whatever has become of its own computation.
+    pub fn end_serving(&mut self) -> Result<()> {
+        if self.model.shards().is_none() || self.ranks.size == 1 {
+            return Ok(());
+        }
+        self.ranks.check_first()?;
+        self.ranks.ask(0).map(drop)
+    }
+}
