@@ -17,14 +17,17 @@ __device__ __forceinline__ void add_part(Pack<float> &sum, const float *part, in
     for (int j = 0; j < SIZE; j++) sum.at[j] += pack.at[j];
 }
 
+// Loops over ranks are not unrolled: the memory is waited for, and addresses of several parts at once spill registers.
 template <bool ALIGNED>
 __device__ __forceinline__ void sum(float *out, const float *before, const float *own, const float *behind, int first,
-                                    int last, long long len, long long start, int valid) {
-    Pack<float> sum = load_pack<ALIGNED>(out + start, valid);
-    for (int r = 0; r < first; r++) add_part<ALIGNED>(sum, before + r * len + start, valid);
-    add_part<ALIGNED>(sum, own + start, valid);
-    for (int r = 0; r < last; r++) add_part<ALIGNED>(sum, behind + r * len + start, valid);
-    store_pack<ALIGNED>(out + start, sum, valid);
+                                    int last, long long len, int valid) {
+    Pack<float> sum = load_pack<ALIGNED>(out, valid);
+#pragma unroll 1
+    for (int r = 0; r < first; r++, before += len) add_part<ALIGNED>(sum, before, valid);
+    add_part<ALIGNED>(sum, own, valid);
+#pragma unroll 1
+    for (int r = 0; r < last; r++, behind += len) add_part<ALIGNED>(sum, behind, valid);
+    store_pack<ALIGNED>(out, sum, valid);
 }
 
 template <bool ALIGNED> __device__ __forceinline__ double thread_squares(const float *a, long long start, long long end) {
@@ -47,8 +50,9 @@ ARL_KERNEL(sum_ranks, ranks::THREADS, float *out, const float *before, const flo
     const long long start = (blockIdx.x * (long long)ranks::THREADS + threadIdx.x) * ranks::SIZE;
     const bool aligned = vectorizable(out, len) && vectorizable(before, len) && vectorizable(own, len) && vectorizable(behind, len);
     if (start >= len) return;
-    if (aligned) ranks::sum<true>(out, before, own, behind, first, last, len, start, ranks::SIZE);
-    else ranks::sum<false>(out, before, own, behind, first, last, len, start, int(min(len - start, (long long)ranks::SIZE)));
+    out += start, before += start, own += start, behind += start;
+    if (aligned) ranks::sum<true>(out, before, own, behind, first, last, len, ranks::SIZE);
+    else ranks::sum<false>(out, before, own, behind, first, last, len, int(min(len - start, (long long)ranks::SIZE)));
 }
 
 ARL_KERNEL(block_squares, ranks::THREADS, const float *a, double *sums, long long len) {
