@@ -12,7 +12,7 @@ export interface Published {
 	close(): void;
 }
 
-/** What rank 0 sends first to whoever connects to its port. */
+/** What rank 0 sends first over each connection to its port. */
 const GREETING = "arl ranks 1\n";
 /** How often a rank looks for rank 0's port. */
 const RETRY_MILLISECONDS = 100;

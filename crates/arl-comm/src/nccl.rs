@@ -275,7 +275,7 @@ impl Communicator {
     }
 
     /// Fails where a rank has failed, or NCCL; then everything that was queued is aborted, and the stream comes to its end. To
-    /// be asked again and again by whoever waits for the stream.
+    /// be polled by the caller that waits for the stream.
     pub fn poll(&mut self) -> Result<()> {
         let result = self.gpus.watch.check().and_then(|()| self.state().map(|_| ()));
         if result.is_err() {

@@ -63,7 +63,7 @@ fn sums_over_ranks_are_those_of_a_loop_in_their_order() {
     for (size, len) in [(1, 5), (2, 1), (2, 4099), (3, 64), (3, 1000), (4, 257)] {
         on_ranks(size, |mut backend, group| {
             let rank = group.rank();
-            // The last rank's piece is one shorter, or empty, and lies where packs of 16 bytes do not.
+            // The last rank's piece is one shorter, or empty, and begins where no pack of 16 bytes does.
             let of = |to: usize| if to + 1 == size && size > 1 { len - 1 } else { len };
             backend.reserve(Pool::State, 4 * (size + 2) * (len + 1)).unwrap();
             backend.join_ranks(&*group).unwrap();
