@@ -203,7 +203,7 @@ fn steps_of_several_ranks_have_the_bits_of_one_and_the_numbers_of_the_cpu() {
         }
         let apart = difference(&one.state, &cpu.state);
         assert!(apart <= bound, "{name} {dtype:?}: {apart:e} apart from the CPU's");
-        for (size, zero) in [(2, 0), (2, 1), (2, 2), (3, 2)] {
+        for (size, zero) in [(2, 0), (2, 1), (2, 2), (3, 2), (2, 3), (3, 3)] {
             let found = on_ranks(size, |backend, group| {
                 let rank = group.rank();
                 let options = EngineOptions { data_parallel: Some(size), rank, zero, ..base.clone() };
