@@ -11,6 +11,8 @@ use super::pack::{Panels, pack};
 const LARGEST_TILE: usize = 12 * 32;
 /// Steps that are written out one after the other.
 const UNROLLED: usize = 4;
+/// Steps that rows of memory are asked for in advance.
+const AHEAD: usize = 32;
 
 /// `c[rows, columns] (+)= a b` over `steps` words of `k`.
 pub(super) struct Block {
@@ -116,10 +118,17 @@ unsafe fn block_of<L: Lanes, const MR: usize, const VECTORS: usize>(block: &Bloc
                 let a = block.a.add(row / MR * block.a_panel);
                 let c = block.c.add(row * block.c_stride + column);
                 if columns == nr {
-                    tile_of_rows::<L, MR, VECTORS>(rows, block, a, b, c, block.c_stride, block.add);
+                    tile_of_rows::<L, MR, VECTORS, VECTORS>(rows, block, a, b, c, block.c_stride, block.add);
+                } else if columns == L::N {
+                    // Adapters of rank 16 have no more: half of a wide tile would be zeros.
+                    tile_of_rows::<L, MR, 1, VECTORS>(rows, block, a, b, c, block.c_stride, block.add);
                 } else {
                     let mut tile = [0f32; LARGEST_TILE];
-                    tile_of_rows::<L, MR, VECTORS>(rows, block, a, b, tile.as_mut_ptr(), nr, false);
+                    if columns < L::N {
+                        tile_of_rows::<L, MR, 1, VECTORS>(rows, block, a, b, tile.as_mut_ptr(), nr, false);
+                    } else {
+                        tile_of_rows::<L, MR, VECTORS, VECTORS>(rows, block, a, b, tile.as_mut_ptr(), nr, false);
+                    }
                     for i in 0..rows {
                         for j in 0..columns {
                             let target = c.add(i * block.c_stride + j);
@@ -133,10 +142,10 @@ unsafe fn block_of<L: Lanes, const MR: usize, const VECTORS: usize>(block: &Bloc
 }
 
 /// # Safety
-/// As [`Kernel::block`]; `c` is valid for `rows` rows of a tile's columns.
+/// As [`Kernel::block`]; `c` is valid for `rows` rows of `VECTORS` vectors, of the `PANEL` that a step of `b` has.
 #[allow(clippy::too_many_arguments, reason = "one caller; inlined")]
 #[inline(always)]
-unsafe fn tile_of_rows<L: Lanes, const MR: usize, const VECTORS: usize>(
+unsafe fn tile_of_rows<L: Lanes, const MR: usize, const VECTORS: usize, const PANEL: usize>(
     rows: usize,
     block: &Block,
     a: *const u32,
@@ -149,9 +158,9 @@ unsafe fn tile_of_rows<L: Lanes, const MR: usize, const VECTORS: usize>(
         ($($count:literal)*) => {
             match rows {
                 // SAFETY: the caller's promise.
-                $($count if $count < MR => unsafe { tile::<L, $count, MR, VECTORS>(block, a, b, c, c_stride, add) },)*
+                $($count if $count < MR => unsafe { tile::<L, $count, MR, VECTORS, PANEL>(block, a, b, c, c_stride, add) },)*
                 // SAFETY: as above.
-                _ => unsafe { tile::<L, MR, MR, VECTORS>(block, a, b, c, c_stride, add) },
+                _ => unsafe { tile::<L, MR, MR, VECTORS, PANEL>(block, a, b, c, c_stride, add) },
             }
         };
     }
@@ -159,9 +168,9 @@ unsafe fn tile_of_rows<L: Lanes, const MR: usize, const VECTORS: usize>(
 }
 
 /// # Safety
-/// As [`Kernel::block`]; `c` is valid for `R` rows of a tile's columns.
+/// As [`tile_of_rows`], of `R` rows.
 #[inline(always)]
-unsafe fn tile<L: Lanes, const R: usize, const MR: usize, const VECTORS: usize>(
+unsafe fn tile<L: Lanes, const R: usize, const MR: usize, const VECTORS: usize, const PANEL: usize>(
     block: &Block,
     a: *const u32,
     mut b: *const u32,
@@ -181,13 +190,13 @@ unsafe fn tile<L: Lanes, const R: usize, const MR: usize, const VECTORS: usize>(
             let mut a = a;
             for _ in 0..block.steps / UNROLLED {
                 for p in 0..UNROLLED {
-                    step::<L, R, VECTORS>(&mut sums, |i| a.add(p * MR + i), b.add(p * VECTORS * L::N));
+                    step::<L, R, VECTORS>(&mut sums, |i| a.add(p * MR + i), b.add(p * PANEL * L::N));
                 }
                 a = a.wrapping_add(UNROLLED * MR);
-                b = b.wrapping_add(UNROLLED * VECTORS * L::N);
+                b = b.wrapping_add(UNROLLED * PANEL * L::N);
             }
             for p in 0..block.steps % UNROLLED {
-                step::<L, R, VECTORS>(&mut sums, |i| a.add(p * MR + i), b.add(p * VECTORS * L::N));
+                step::<L, R, VECTORS>(&mut sums, |i| a.add(p * MR + i), b.add(p * PANEL * L::N));
             }
         } else {
             // A pointer for every three rows, which the compiler may not derive from each other: one after the other
@@ -195,9 +204,15 @@ unsafe fn tile<L: Lanes, const R: usize, const MR: usize, const VECTORS: usize>(
             let (a_row, a_step) = (block.a_row, block.a_step);
             let mut rows: [*const u32; 4] = std::array::from_fn(|i| opaque(a.wrapping_add(3 * i * a_row)));
             for _ in 0..block.steps {
+                if a_row == 1 {
+                    // Each step is a row of memory of its own, whose place the processor does not foresee.
+                    let later = rows[0].wrapping_add(AHEAD * a_step);
+                    prefetch(later);
+                    prefetch(later.wrapping_add(R - 1));
+                }
                 step::<L, R, VECTORS>(&mut sums, |i| rows[i / 3].add(i % 3 * a_row), b);
                 rows = rows.map(|row| row.wrapping_add(a_step));
-                b = b.wrapping_add(VECTORS * L::N);
+                b = b.wrapping_add(PANEL * L::N);
             }
         }
         for (i, sums) in sums.iter().enumerate() {
