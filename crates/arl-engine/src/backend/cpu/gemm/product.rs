@@ -147,28 +147,23 @@ impl Product<'_> {
         // SAFETY: each block's panels are packed to their own place.
         each(groups * blocks, threads, |i| unsafe { self.pack_b(stage, i / groups, i % groups * PANELS) });
 
-        // Tasks of equal size, a multiple of the threads where there are rows enough; columns are divided only for want
-        // of rows, because each division packs `a` once more.
+        // Tasks of equal size, within a panel, and a multiple of the threads where there are rows enough; columns are divided only for
+        // want of rows, because each division packs `a` once more.
         let rows = self.m.div_ceil(mr);
         let mut row_tasks = self.m.div_ceil(ROWS);
         if threads > 1 {
             row_tasks = row_tasks.next_multiple_of(threads).min(self.m.div_ceil(4 * mr));
         }
-        let per_row_task = rows.div_ceil(row_tasks);
-        let row_tasks = rows.div_ceil(per_row_task);
         let column_tasks = if threads > 1 && row_tasks < 2 * threads {
             (2 * threads).div_ceil(row_tasks).min(panels.div_ceil(4))
         } else {
             1
         };
-        let per_column_task = panels.div_ceil(column_tasks);
-        let column_tasks = panels.div_ceil(per_column_task);
         each(row_tasks * column_tasks, threads, |task| {
-            let (row, column) = (task / column_tasks * per_row_task * mr, task % column_tasks * per_column_task);
-            let rows = (row, (row + per_row_task * mr).min(self.m));
-            let panels = (column, (column + per_column_task).min(panels));
+            let (row, column) =
+                (share(rows, row_tasks, task / column_tasks), share(panels, column_tasks, task % column_tasks));
             // SAFETY: tasks own disjoint parts of `c`; all panels of `b` have been packed.
-            unsafe { self.task(stage, rows, panels) }
+            unsafe { self.task(stage, (row.0 * mr, (row.1 * mr).min(self.m)), column) }
         });
     }
 
@@ -311,6 +306,11 @@ impl Stage {
         let count = (end - start).div_ceil(self.block).max(1);
         (0..count).map(move |i| start + i * self.block).map(move |at| (at, self.block.min(end - at)))
     }
+}
+
+/// Part `i` of `parts`, as equal as they can be, of `0 .. count`.
+fn share(count: usize, parts: usize, i: usize) -> (usize, usize) {
+    (i * count / parts, (i + 1) * count / parts)
 }
 
 /// Runs tasks `0 .. count`.
