@@ -159,6 +159,19 @@ impl MicroBatch {
     }
 }
 
+/// The micro-batch of which an [`Inputs`] is this rank's slice.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shared {
+    /// Tokens that the ranks along [`Axis::Tensor`](crate::mesh::Axis) have together.
+    pub(crate) tensor_tokens: usize,
+    /// Of those tokens.
+    pub(crate) angles: Angles,
+    /// Tokens of the whole micro-batch, which the ranks along [`Axis::Tokens`](crate::mesh::Axis) have together.
+    pub(crate) tokens: usize,
+    /// Those of the whole micro-batch.
+    pub(crate) sequences: Sequences,
+}
+
 /// A micro-batch in the step's memory. `R` is the number of positions that have a target.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Inputs {
@@ -169,6 +182,8 @@ pub(crate) struct Inputs {
     /// i32 `[T]`.
     pub(crate) ids: Buffer,
     pub(crate) angles: Angles,
+    /// What ranks of which each has a slice of the micro-batch have together; without slices the same as above.
+    pub(crate) shared: Shared,
     /// i32 `[R]`: the positions that have a target, ascending.
     pub(crate) rows: Buffer,
     /// i32 `[R]`.
@@ -199,12 +214,17 @@ impl Inputs {
         let images = tower.and_then(|tower| ImageInputs::take(arena, tower, size));
         let mut take = |dtype, len| arena.take(Category::Inputs, dtype, len);
         let (t, r) = (size.tokens, target_rows);
+        let cu_seqlens = take(DType::I32, size.sequences + 1);
+        let sequences = Sequences { cu_seqlens, count: size.sequences, max_len };
+        let ids = take(DType::I32, t);
+        let angles = tables.with_rows(take(DType::I32, tables.rows_a_token() * t));
         Inputs {
             size,
             target_rows,
-            sequences: Sequences { cu_seqlens: take(DType::I32, size.sequences + 1), count: size.sequences, max_len },
-            ids: take(DType::I32, t),
-            angles: tables.with_rows(take(DType::I32, tables.rows_a_token() * t)),
+            sequences,
+            ids,
+            angles,
+            shared: Shared { tensor_tokens: t, angles, tokens: t, sequences },
             rows: take(DType::I32, r),
             targets: take(DType::I32, r),
             weights: take(DType::F32, r),

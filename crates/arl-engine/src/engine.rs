@@ -129,7 +129,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             loss_scale: LossScale::new(options.dtype, options.loss_scaling)?,
             gradient_scale: 1.0,
             rounding_seed: options.rounding_seed,
-            ranks: Ranks::alone(options.data_parallel.unwrap_or(1), options.rank),
+            ranks: Ranks::alone(options.place()?),
             loaded: blake3::Hasher::new(),
         })
     }
@@ -222,6 +222,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             interrupt: &self.interrupt,
             pending: &mut self.pending,
             ranks: Some(&mut self.ranks),
+            failure: None,
         }
     }
 

@@ -58,6 +58,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             interrupt: &AtomicBool::new(false),
             pending: &mut None,
             ranks: None,
+            failure: None,
         };
         let (run, _) = room(&mut step, inputs);
         step.see(&run)?;
@@ -82,6 +83,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             interrupt: &self.interrupt,
             pending: &mut self.pending,
             ranks: Some(&mut self.ranks),
+            failure: None,
         };
         let (run, chunk) = room(&mut step, inputs);
         step.see(&run)?;

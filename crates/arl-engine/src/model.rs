@@ -10,6 +10,7 @@ use crate::backend::{Buffer, DType, DeviceKind, NormWeight};
 use crate::batch::MicroBatch;
 use crate::blocks::linear::Linear;
 use crate::blocks::{self, Adapters, EmbeddingAdapter, LowRankDropout, blocks};
+use crate::mesh::Place;
 use crate::options::{EngineOptions, LoraOptions, Nf4Options, Recompute};
 use crate::placement::cut::{Complete, Cut, Owned, owned};
 use crate::placement::shards::Shards;
@@ -23,6 +24,8 @@ use crate::vision::Tower;
 pub(crate) struct Model {
     /// The kind of device, on which what leaves work in depends.
     pub(crate) kind: DeviceKind,
+    /// Of this rank.
+    pub(crate) place: Place,
     pub(crate) shape: Shape,
     /// Frequencies of the rotary embedding.
     pub(crate) rope: RopeTable,
@@ -139,6 +142,7 @@ impl Model {
         let assigned: Vec<Param> = blocks.iter().flat_map(blocks::Block::assigned).chain(head.assigned()).collect();
         Ok(Model {
             kind,
+            place: options.place()?,
             attention_library: attention::planned(options.attention, kind, shape.heads, options.dtype, training)?,
             loss_chunk: options.loss_seq_chunk_size.unwrap_or(kind.default_logits_rows(config.vocab_size)),
             logits_dtype: if options.logits_16bit { options.dtype } else { DType::F32 },

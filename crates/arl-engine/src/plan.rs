@@ -196,6 +196,7 @@ fn dry_run(model: &Model, size: BatchSize, micro_batches: usize, training: bool)
         interrupt: &AtomicBool::new(false),
         pending: &mut None,
         ranks: None,
+        failure: None,
     };
     let mut run = step.begin(inputs, training.then_some(model.recompute), figures);
     if training {

@@ -78,6 +78,23 @@ pub(crate) fn all_gather<B: Backend + ?Sized>(
     Ok(())
 }
 
+/// Sends each of `sends` to the rank of its number, and fills each of `receives` by what that rank sends, through host memory. Those
+/// of a pair are equally long.
+pub(crate) fn exchange<B: Backend + ?Sized>(
+    backend: &mut B,
+    group: &dyn Group,
+    sends: &[Buffer],
+    receives: &[Buffer],
+) -> Result<()> {
+    let sends = sends.iter().map(|buffer| read(backend, *buffer)).collect::<Result<Vec<_>>>()?;
+    let mut received: Vec<Vec<u8>> = receives.iter().map(|buffer| vec![0; buffer.bytes()]).collect();
+    group.exchange(&sends.iter().map(Vec::as_slice).collect::<Vec<_>>(), &mut received)?;
+    for (bytes, buffer) in received.iter().zip(receives) {
+        backend.upload(bytes, *buffer);
+    }
+    Ok(())
+}
+
 fn read<B: Backend + ?Sized>(backend: &mut B, buffer: Buffer) -> Result<Vec<u8>> {
     let mut bytes = vec![0; buffer.bytes()];
     backend.read_back(buffer, &mut bytes)?;

@@ -88,6 +88,7 @@ impl Group {
                 interrupt: &AtomicBool::new(false),
                 pending: &mut None,
                 ranks: None,
+                failure: None,
             };
             let (run, new) = room(&mut step, size, size.tokens, (0, false), tables);
             step.see(&run)?;

@@ -7,15 +7,17 @@ mod export;
 mod fingerprint;
 mod gather;
 mod norm;
+mod tokens;
 mod traffic;
 mod weights;
 
-use arl_comm::{Alone, Group};
+use arl_comm::{Alone, Group, Part as GroupPart};
 use arl_model::{Error, ErrorCode, Result};
 
 use crate::backend::comm::{EXCHANGED, Part};
 use crate::backend::{Backend, Buffer};
 use crate::engine::Engine;
+use crate::mesh::{Axis, Mesh, Place};
 use crate::model::Model;
 use crate::placement::cut::Complete;
 use crate::placement::shards::Held;
@@ -27,8 +29,10 @@ const PART: usize = EXCHANGED;
 
 /// The ranks of an engine.
 pub(crate) struct Ranks {
-    /// None: this one alone, or the others have not joined yet.
+    /// All ranks. None: this one alone, or the others have not joined yet.
     group: Option<Box<dyn Group>>,
+    /// Where this one is among them.
+    place: Place,
     /// How many there must be.
     size: usize,
     /// The number of this one.
@@ -45,11 +49,12 @@ pub(crate) struct Ranks {
 
 impl Ranks {
     /// This rank, before any other has joined it.
-    pub(crate) fn alone(size: usize, rank: usize) -> Self {
+    pub(crate) fn alone(place: Place) -> Self {
         Ranks {
             group: None,
-            size,
-            rank,
+            place,
+            size: place.stage(),
+            rank: place.rank,
             sent: Traffic::default(),
             together: false,
             round_sees: false,
@@ -66,6 +71,11 @@ impl Ranks {
 
     fn group(&self) -> &dyn Group {
         self.group.as_deref().unwrap_or(&Alone)
+    }
+
+    /// The ranks along an axis.
+    fn part_of(&self, axis: Axis) -> Result<GroupPart<'_>> {
+        GroupPart::new(self.group(), self.place.members(axis))
     }
 
     /// As [`crate::backend::comm::Collectives::all_gather`]. `sent`: where bytes are counted.
@@ -162,12 +172,13 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// micro-batches, in the order of the step, and all return the figures of the whole step. Their weights, or where they divide
     /// these the folders that they have read, must be equal. The number of ranks is [`EngineOptions::data_parallel`](crate::EngineOptions::data_parallel).
     pub fn join(&mut self, group: Box<dyn Group>) -> Result<()> {
-        let planned = self.training()?.sums.map_or(0, |_| self.ranks.size);
+        let planned = self.training()?.sums.map_or(0, |_| self.ranks.place.world());
         if group.size() != planned {
             let message = format!("{} ranks join an engine that was opened for {planned}", group.size());
             return Err(Error::new(ErrorCode::Internal, message));
         }
-        if self.model.cut.is_some() && group.rank() != self.ranks.rank {
+        let numbered = self.model.cut.is_some() || self.ranks.place.mesh != Mesh::default();
+        if numbered && group.rank() != self.ranks.rank {
             let message =
                 format!("rank {} joins with an engine that was opened for rank {}", group.rank(), self.ranks.rank);
             return Err(Error::new(ErrorCode::Internal, message));

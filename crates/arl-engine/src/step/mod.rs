@@ -88,6 +88,8 @@ pub(crate) struct Step<'a, B: ?Sized> {
     pub(crate) pending: &'a mut Option<Pending>,
     /// The ranks that train with this one; none in a dry run.
     pub(crate) ranks: Option<&'a mut Ranks>,
+    /// The first failure of an exchange with them.
+    pub(crate) failure: Option<Error>,
 }
 
 /// Whether layer `l` keeps for the backward pass what is last kept at `level`.
@@ -190,6 +192,9 @@ impl<B: Backend + ?Sized> Step<'_, B> {
             arena: self.arena,
             store: &self.model.store,
             quantized: &self.model.placement.quantized,
+            place: &self.model.place,
+            ranks: self.ranks.as_deref_mut(),
+            failure: &mut self.failure,
             dtype: self.model.dtype,
             norm_offset: self.model.shape.norm_offset,
             attention_library: self.model.attention_library,
@@ -275,6 +280,11 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         {
             *self.pending = None;
         }
+    }
+
+    /// Fails where an exchange between ranks has failed since it was called last.
+    pub(crate) fn check_exchanges(&mut self) -> Result<()> {
+        self.failure.take().map_or(Ok(()), Err)
     }
 
     pub(crate) fn check_interrupt(&self) -> Result<()> {
