@@ -7,6 +7,7 @@ mod export;
 mod fingerprint;
 mod gather;
 mod norm;
+mod stages;
 mod tokens;
 mod traffic;
 mod weights;
