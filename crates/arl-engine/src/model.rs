@@ -134,7 +134,7 @@ impl Model {
             adapters: Adapters::new(&[(placement.adapter(Block::Head, Projection::Head), config.vocab_size)]),
             ..Linear::new(placement.span(Block::Head, Role::LmHead, Role::LmHead).unwrap_or(embedding))
         };
-        let blocks = blocks(config, &placement);
+        let blocks = blocks(config, &placement, options.mesh.tp);
         let layer =
             |l| blocks.partition_point(|block| block.layer < l)..blocks.partition_point(|block| block.layer <= l);
         let tower = Tower::new(config, &placement, options.dtype);
