@@ -59,6 +59,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             pending: &mut None,
             ranks: None,
             failure: None,
+            planned: 0,
         };
         let (run, _) = room(&mut step, inputs);
         step.see(&run)?;
@@ -70,7 +71,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         let inputs = self.staging.upload(
             &mut *self.backend,
             &mut self.arena,
-            batch,
+            batch.whole(),
             &self.model.rope,
             model.tower.as_ref(),
             &mut self.tables,
@@ -84,6 +85,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             pending: &mut self.pending,
             ranks: Some(&mut self.ranks),
             failure: None,
+            planned: 0,
         };
         let (run, chunk) = room(&mut step, inputs);
         step.see(&run)?;

@@ -11,6 +11,7 @@ use crate::batch::MicroBatch;
 use crate::blocks::linear::Linear;
 use crate::blocks::{self, Adapters, EmbeddingAdapter, LowRankDropout, blocks};
 use crate::mesh::Place;
+use crate::mesh_refusals;
 use crate::options::{EngineOptions, LoraOptions, Nf4Options, Recompute};
 use crate::placement::cut::{Complete, Cut, Owned, owned};
 use crate::placement::shards::Shards;
@@ -94,6 +95,7 @@ impl Model {
         let config = lora.as_ref().map_or(config, |(lora, _)| &lora.model);
         let shape = Shape::new(config);
         kind.check(&shape, options.dtype)?;
+        mesh_refusals::check(options.mesh, config, kind)?;
         let nested_scales = load_in_4bit.is_some_and(|nf4| nf4.nested);
         let fused = load_in_4bit.is_some() && config.family == Family::Qwen3Next;
         if fused && !config.hidden_size.is_multiple_of(NF4_BLOCK) {
@@ -115,8 +117,10 @@ impl Model {
             let what = "zero 3 divides weights of one type, and use_dora in 16 bits keeps magnitudes in 32";
             return Err(Error::new(ErrorCode::Config, what).hint("set zero to 2, or bf16 and fp16 to false"));
         }
+        let place = options.place()?;
         let ranks = options.data_parallel.filter(|_| options.zero > 0 && !options.inference_only);
-        let cut = ranks.map(|ranks| {
+        let cut = ranks.map(|_| {
+            let ranks = place.stage();
             let cut = Cut::new(&placement, ranks, options.rank, options.zero > 1);
             Arc::new(if options.zero > 2 { cut.with_weights(&placement) } else { cut })
         });
@@ -142,7 +146,7 @@ impl Model {
         let assigned: Vec<Param> = blocks.iter().flat_map(blocks::Block::assigned).chain(head.assigned()).collect();
         Ok(Model {
             kind,
-            place: options.place()?,
+            place,
             attention_library: attention::planned(options.attention, kind, shape.heads, options.dtype, training)?,
             loss_chunk: options.loss_seq_chunk_size.unwrap_or(kind.default_logits_rows(config.vocab_size)),
             logits_dtype: if options.logits_16bit { options.dtype } else { DType::F32 },

@@ -15,6 +15,8 @@ mod low_rank;
 mod magnitude;
 mod mlp;
 mod shared_expert;
+mod ulysses;
+mod ulysses_delta;
 
 use arl_model::{self as model, ModelConfig, Role};
 

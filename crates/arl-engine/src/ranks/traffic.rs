@@ -6,6 +6,7 @@ use crate::backend::DeviceKind;
 use crate::model::Model;
 use crate::options::EngineOptions;
 use crate::placement::cut::Cut;
+use crate::plan::exchanged_bytes;
 
 /// Bytes that a rank sends to others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,7 +28,8 @@ pub struct Traffic {
 /// comes on top, a few hundred bytes a micro-batch and 8 for each 16,384 parameters.
 pub fn plan_traffic(config: &ModelConfig, options: &EngineOptions, kind: DeviceKind, rounds: u64) -> Result<Traffic> {
     let model = Model::new(config, options, kind)?;
-    let (Some(ranks), Some(training)) = (options.data_parallel, model.store.training) else {
+    let (Some(ranks), Some(training)) = (options.data_parallel.map(|_| model.place.stage()), model.store.training)
+    else {
         return Ok(Traffic::default());
     };
     let others = (ranks - 1) as u64;
@@ -51,7 +53,7 @@ pub fn plan_traffic(config: &ModelConfig, options: &EngineOptions, kind: DeviceK
             (_, Some(_)) => model.gathered_bytes(rounds, options.max_batch.patches > 0),
             (cut, None) => cut.as_ref().map_or(0, |cut| others * width * cut.own_len as u64),
         },
-        tokens: 0,
+        tokens: rounds * exchanged_bytes(&model, options.max_batch)?,
         figures: 0,
     })
 }
