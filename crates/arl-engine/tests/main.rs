@@ -14,6 +14,7 @@ mod common;
 mod delta;
 mod engine;
 mod evaluate;
+mod expert_parallel;
 mod fp16;
 mod frozen;
 mod golden;

@@ -8,6 +8,7 @@ use crate::backend::comm::Part;
 use crate::backend::{Backend, Buffer};
 use crate::batch::MicroBatch;
 use crate::engine::Engine;
+use crate::mesh::Axis;
 use crate::statistics::{MicroBatchStats, Statistics, weight_of};
 
 /// What other ranks know of a micro-batch: tokens, sequences, targets, the bits of the targets' weight, and images.
@@ -20,8 +21,12 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// Queues the gradients of a step, of which `own` are this rank's micro-batches. Leaves the ranks together.
     pub(crate) fn accumulate_in_order(&mut self, own: &[MicroBatch], sums: Buffer) -> Result<Statistics> {
         self.check_joined()?;
-        let (own_stats, largest, positions) = self.count(own)?;
+        let (own_stats, mut largest, positions) = self.count(own)?;
         let (stats, sequences, seeing) = self.all_stats(own, &own_stats)?;
+        if self.model.place.size(Axis::Expert) > 1 {
+            // Own experts compute the rows of others' tokens.
+            largest.tokens = stats.iter().map(|stats| stats.tokens).max().unwrap_or(0);
+        }
         self.make_room(largest, positions, stats.len())?;
         self.clear_arena();
         let weight = weight_of(&stats)?;
@@ -37,6 +42,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         for round in 0..stats.len().div_ceil(self.ranks.size) {
             let m = round * self.ranks.size + self.ranks.rank;
             self.ranks.round_sees = seeing.iter().skip(round * self.ranks.size).take(self.ranks.size).any(|sees| *sees);
+            self.ranks.round_tokens = self.ranks.tokens_in_round(round, &stats);
             match own.get(round).filter(|_| stats[m].target_tokens > 0) {
                 Some(batch) => {
                     let own = figures.of(m, stats.len());
@@ -68,6 +74,9 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// Takes part in a round without a micro-batch, with gradients that are zero.
     fn take_turns(&mut self) -> Result<()> {
+        if self.model.place.size(Axis::Expert) > 1 {
+            return self.serve_experts();
+        }
         self.model.turns(self.ranks.sees(false)).into_iter().try_for_each(|turn| match turn {
             Turn::Gather(part) => self.ranks.need(&mut *self.backend, &self.model, part),
             Turn::Collect(point) => self.ranks.collect(&mut *self.backend, &self.model, point),

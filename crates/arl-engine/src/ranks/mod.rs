@@ -3,6 +3,7 @@
 //! the order of the step, and has the same bits for any number of ranks. Knows nothing of what moves the bytes.
 
 mod accumulate;
+mod experts;
 mod export;
 mod fingerprint;
 mod gather;
@@ -43,6 +44,8 @@ pub(crate) struct Ranks {
     together: bool,
     /// Any of the round's micro-batches has images.
     round_sees: bool,
+    /// Tokens that the ranks which divide experts have together in the round.
+    pub(crate) round_tokens: usize,
     /// Gathered weights.
     held: Held,
 }
@@ -58,6 +61,7 @@ impl Ranks {
             sent: Traffic::default(),
             together: false,
             round_sees: false,
+            round_tokens: 0,
             held: Held::default(),
         }
     }

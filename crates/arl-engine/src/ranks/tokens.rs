@@ -34,7 +34,7 @@ impl<B: Backend + ?Sized> Context<'_, B> {
     }
 
     /// Nothing is exchanged in a dry run, and by a rank that computes alone.
-    fn exchanging(&mut self, call: impl FnOnce(&mut B, &mut Ranks) -> Result<()>) {
+    pub(super) fn exchanging(&mut self, call: impl FnOnce(&mut B, &mut Ranks) -> Result<()>) {
         let Some(ranks) = self.ranks.as_deref_mut().filter(|_| self.failure.is_none()) else { return };
         *self.failure = call(self.backend, ranks).err();
     }

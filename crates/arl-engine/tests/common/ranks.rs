@@ -19,8 +19,19 @@ pub fn on_ranks<T: Send>(
     weights: Weights,
     work: impl Fn(&mut Cpu, usize) -> T + Sync,
 ) -> Vec<T> {
+    on_mesh(name, &EngineOptions { data_parallel: Some(size), ..options.clone() }, weights, work)
+}
+
+/// [`on_ranks`] of all the ranks that the options imply.
+pub fn on_mesh<T: Send>(
+    name: &str,
+    options: &EngineOptions,
+    weights: Weights,
+    work: impl Fn(&mut Cpu, usize) -> T + Sync,
+) -> Vec<T> {
+    let size = options.data_parallel.unwrap_or(1) * options.mesh.slices() * options.mesh.pp;
     let run = |rank: usize, group: Box<dyn Group>| {
-        let options = EngineOptions { data_parallel: Some(size), rank, ..options.clone() };
+        let options = EngineOptions { rank, ..options.clone() };
         let mut engine = Engine::open(Box::new(CpuBackend::new()), &model(name), weights, &options).unwrap();
         engine.join(group).unwrap();
         work(&mut engine, rank)

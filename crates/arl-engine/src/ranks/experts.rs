@@ -1,0 +1,66 @@
+//! Rows of tokens between ranks that divide experts, and a rank's part in a round in which it has no tokens itself.
+
+use arl_model::Result;
+
+use super::Ranks;
+use super::gather::Turn;
+use crate::backend::{Backend, Buffer, comm};
+use crate::blocks::Context;
+use crate::engine::Engine;
+use crate::mesh::Axis;
+use crate::placement::cut::Complete;
+use crate::placement::shards::Part;
+use crate::statistics::MicroBatchStats;
+
+impl<B: Backend + ?Sized> Context<'_, B> {
+    /// [`Context::exchange`] of several buffers for each rank, one behind the other.
+    pub(crate) fn exchange_parts(&mut self, axis: Axis, sends: &[Vec<Buffer>], receives: &[Vec<Buffer>]) {
+        self.exchanging(|backend, ranks| {
+            comm::exchange_parts(backend, &ranks.part_of(axis)?, sends, receives)?;
+            let own = ranks.place.index(axis);
+            let others = sends.iter().enumerate().filter(|(rank, _)| *rank != own);
+            let bytes = others.flat_map(|(_, parts)| parts).map(|part| part.bytes() as u64);
+            ranks.sent.tokens += bytes.sum::<u64>();
+            Ok(())
+        });
+    }
+}
+
+impl Ranks {
+    /// Tokens that the ranks which divide experts with this one have together in a round; `stats` are those of all micro-batches of
+    /// the step.
+    pub(super) fn tokens_in_round(&self, round: usize, stats: &[MicroBatchStats]) -> usize {
+        let of = |rank: usize| stats.get(round * self.size + rank % self.size).map_or(0, |stats| stats.tokens);
+        self.place.members(Axis::Expert).into_iter().map(of).sum()
+    }
+}
+
+impl<B: Backend + ?Sized> Engine<B> {
+    /// Takes part in a round without a micro-batch: has own experts compute the rows of others, and what ranks ask of all. Gradients are
+    /// zero.
+    pub(super) fn serve_experts(&mut self) -> Result<()> {
+        let turns = self.model.turns(self.ranks.sees(false));
+        let bottom = self.arena.mark();
+        let mut step = self.parts();
+        step.begin_serving();
+        let mut behind_loss = false;
+        for turn in turns {
+            match turn {
+                Turn::Gather(part) => {
+                    step.need(part)?;
+                    match part {
+                        Part::Layer(l) if behind_loss => step.serve_backward(l)?,
+                        Part::Layer(l) => step.serve(l)?,
+                        _ => {}
+                    }
+                }
+                Turn::Collect(point) => {
+                    step.collect(point)?;
+                    behind_loss |= point == Complete::Loss;
+                }
+            }
+        }
+        self.arena.release(bottom);
+        Ok(())
+    }
+}
