@@ -38,9 +38,10 @@ impl Mesh {
 }
 
 /// Ranks that do something together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) enum Axis {
     /// All of a stage of the pipeline.
+    #[default]
     Stage,
     /// Those that have slices of one micro-batch.
     Tokens,
@@ -95,6 +96,16 @@ impl Place {
     /// Ranks of a stage of the pipeline.
     pub(crate) fn stage(&self) -> usize {
         self.data * self.mesh.slices()
+    }
+
+    /// Whether this rank's stage of the pipeline has the embedding.
+    pub(crate) fn is_first_stage(&self) -> bool {
+        self.index(Axis::Pipeline) == 0
+    }
+
+    /// Whether this rank's stage of the pipeline has the final norm and the head, and so the losses.
+    pub(crate) fn is_last_stage(&self) -> bool {
+        self.index(Axis::Pipeline) + 1 == self.mesh.pp
     }
 
     /// The ranks along an axis that this one is on, ascending.

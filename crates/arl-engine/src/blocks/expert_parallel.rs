@@ -29,7 +29,7 @@ impl Division {
     /// None: every rank has all of them.
     pub(super) fn new(place: &Place, experts: usize) -> Option<Self> {
         let (ranks, rank) = (place.size(Axis::Expert), place.index(Axis::Expert));
-        (ranks > 1).then_some(Division { ranks, rank, own: experts / ranks })
+        (ranks > 1).then_some(Division { ranks, rank, own: place.experts(experts).len() })
     }
 
     /// The first and the last expert of this rank.

@@ -2,7 +2,6 @@
 
 use arl_model::Result;
 
-use super::Ranks;
 use super::gather::Turn;
 use crate::backend::{Backend, Buffer, comm};
 use crate::blocks::Context;
@@ -26,23 +25,33 @@ impl<B: Backend + ?Sized> Context<'_, B> {
     }
 }
 
-impl Ranks {
-    /// Tokens that the ranks which divide experts with this one have together in a round; `stats` are those of all micro-batches of
-    /// the step.
-    pub(super) fn tokens_in_round(&self, round: usize, stats: &[MicroBatchStats]) -> usize {
-        let of = |rank: usize| stats.get(round * self.size + rank % self.size).map_or(0, |stats| stats.tokens);
-        self.place.members(Axis::Expert).into_iter().map(of).sum()
-    }
-}
-
 impl<B: Backend + ?Sized> Engine<B> {
+    /// Counts the tokens that the ranks which divide experts with this one have together in a round; `stats` are those of all
+    /// micro-batches of the step.
+    pub(crate) fn begin_round(&mut self, round: usize, stats: &[MicroBatchStats]) {
+        let size = self.ranks.size;
+        let of = |rank: usize| stats.get(round * size + rank % size).map_or(0, |stats| stats.tokens);
+        self.ranks.round_tokens = self.model.place.members(Axis::Expert).into_iter().map(of).sum();
+    }
+
+    /// The forward pass of a rank without a micro-batch, whose experts others have rows for.
+    pub(crate) fn serve_forward(&mut self) -> Result<()> {
+        let layers = self.model.layers.len();
+        if self.model.place.size(Axis::Expert) == 1 {
+            return Ok(());
+        }
+        let mut step = self.parts();
+        step.begin_serving(None);
+        (0..layers).try_for_each(|l| step.serve(l))
+    }
+
     /// Takes part in a round without a micro-batch: has own experts compute the rows of others, and what ranks ask of all. Gradients are
     /// zero.
     pub(super) fn serve_experts(&mut self) -> Result<()> {
         let turns = self.model.turns(self.ranks.sees(false));
-        let bottom = self.arena.mark();
+        let (bottom, keep) = (self.arena.mark(), Some(self.model.recompute));
         let mut step = self.parts();
-        step.begin_serving();
+        step.begin_serving(keep);
         let mut behind_loss = false;
         for turn in turns {
             match turn {

@@ -13,13 +13,13 @@ use crate::rotary::Tables;
 use crate::statistics::Figures;
 
 impl<B: Backend + ?Sized> Step<'_, B> {
-    /// Takes the memory of a micro-batch without tokens, for both passes.
-    pub(crate) fn begin_serving(&mut self) {
+    /// Takes the memory of a micro-batch without tokens; `keep`: what layers keep for the backward pass, if there is one.
+    pub(crate) fn begin_serving(&mut self, keep: Option<Recompute>) {
         let (model, nothing) = (self.model, BatchSize::default());
         let tower = model.tower.as_ref();
         let inputs = Inputs::take(self.arena, tower, nothing, 0, 0, Tables::dry(&model.rope));
         let nowhere = Figures::take(&mut Arena::new(usize::MAX), &model.shape, 0, 0);
-        let run = self.begin(inputs, Some(model.recompute), nowhere);
+        let run = self.begin(inputs, keep, nowhere);
         self.take_scratch(&run);
     }
 
