@@ -2,7 +2,8 @@
 
 use crate::common;
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use arl_engine::backend::DType;
@@ -33,17 +34,32 @@ impl Case {
 
     /// A golden model.
     fn golden(name: &str) -> Self {
+        Self::copied(&model(name))
+    }
+
+    /// One of the golden models that projects share, where they are.
+    fn shared(name: &str) -> Option<Self> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let shared = std::env::var_os("ARL_SHARED").map_or_else(|| root.join("../shared"), PathBuf::from);
+        let folder = shared.join("golden").join(name);
+        if !folder.is_dir() {
+            eprintln!("SKIPPED: {} is not there", folder.display());
+            return None;
+        }
+        Some(Self::copied(&folder))
+    }
+
+    fn copied(folder: &Path) -> Self {
         let dir = tempfile::tempdir().unwrap();
         for file in ["config.json", "model.safetensors"] {
-            std::fs::copy(model(name).join(file), dir.path().join(file)).unwrap();
+            std::fs::write(dir.path().join(file), std::fs::read(folder.join(file)).unwrap()).unwrap();
         }
         Case { dir, weights: Weights::Checkpoint }
     }
 
-    /// One whose routers find all experts equal, so that every token gets the first ones.
-    fn crowded(name: &str) -> Self {
-        let case = Self::golden(name);
-        let path = case.dir.path().join("model.safetensors");
+    /// The model with routers that find all experts equal, so that every token gets the first ones.
+    fn crowded(self) -> Self {
+        let path = self.dir.path().join("model.safetensors");
         let mut bytes = std::fs::read(&path).unwrap();
         let start = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
         let header: serde_json::Value = serde_json::from_slice(&bytes[8..start]).unwrap();
@@ -56,7 +72,7 @@ impl Case {
         }
         assert!(found > 0);
         std::fs::write(path, bytes).unwrap();
-        case
+        self
     }
 
     /// A hybrid with so many experts, one of which is shared, and a balance loss.
@@ -155,6 +171,24 @@ fn numbers_are_those_of_one_rank_and_have_the_same_bits_twice_and_at_every_level
     }
 }
 
+/// Ranks with some of the experts are also those with some of the heads, of the tokens of a micro-batch, or of the layers.
+#[test]
+fn experts_heads_tokens_and_layers_are_divided_at_once() {
+    let case = Case::hybrid(4, 2);
+    let mesh = |tp, cp, ep, pp| Mesh { tp, cp, ep, pp };
+    let meshes = [(2, mesh(1, 1, 2, 2)), (4, mesh(1, 1, 2, 2))];
+    for (data, mesh) in meshes {
+        let base = options(DType::F32, Recompute::Norms, 33);
+        let one = alone(&case, &base, &uneven_steps());
+        let all = train(&case, &with_mesh(base.clone(), data, mesh, 2), &uneven_steps());
+        expect_close(&format!("{data} x {mesh:?}"), &all, &one, 1e-5);
+        for recompute in [Recompute::Off, Recompute::Block] {
+            let base = EngineOptions { recompute, ..base.clone() };
+            assert!(train(&case, &with_mesh(base, data, mesh, 2), &uneven_steps()) == all, "{mesh:?}: {recompute:?}");
+        }
+    }
+}
+
 /// In 16 bits every token's numbers are rounded as on one rank.
 #[test]
 fn in_16_bits_the_first_losses_have_the_bits_of_one_rank() {
@@ -170,21 +204,59 @@ fn in_16_bits_the_first_losses_have_the_bits_of_one_rank() {
     }
 }
 
-/// All rows go to the first rank, and with three ranks in two rounds, as it has room for two thirds of them.
+/// All rows go to the first rank, which has room for two thirds of them with three ranks, and half of them with four.
 #[test]
 fn one_expert_with_all_tokens_and_others_without_any_change_no_number() {
-    for (name, data, size) in [("moe-balance", 2, 2), ("moe-top1", 3, 3), ("moe-top1", 6, 3)] {
-        let case = Case::crowded(name);
-        for zero in [1, 2] {
-            let base = options(DType::F32, Recompute::Norms, 33);
-            let one = alone(&case, &base, &uneven_steps());
-            let all = train(&case, &with_mesh(base.clone(), data, ep(size), zero), &uneven_steps());
-            expect_close(&format!("{name} on {size}"), &all, &one, 1e-5);
-            for recompute in LEVELS {
-                let base = EngineOptions { recompute, ..base.clone() };
-                assert!(train(&case, &with_mesh(base, data, ep(size), zero), &uneven_steps()) == all, "{recompute:?}");
-            }
+    let [balance, top1] = ["moe-balance", "moe-top1"].map(|name| Case::golden(name).crowded());
+    let eight = Case::shared("qwen3-moe").map(Case::crowded);
+    let cases = [(Some(&balance), 2, 2), (Some(&top1), 3, 3), (Some(&top1), 6, 3), (eight.as_ref(), 4, 4)];
+    for (case, data, size) in cases.into_iter().filter_map(|(case, data, size)| Some((case?, data, size))) {
+        let base = options(DType::F32, Recompute::Norms, 33);
+        let one = alone(case, &base, &uneven_steps());
+        let all = train(case, &with_mesh(base.clone(), data, ep(size), 2), &uneven_steps());
+        expect_close(&format!("all on one of {size}"), &all, &one, 1e-5);
+        for recompute in LEVELS {
+            let base = EngineOptions { recompute, ..base.clone() };
+            assert!(train(case, &with_mesh(base, data, ep(size), 2), &uneven_steps()) == all, "{recompute:?}");
         }
+    }
+}
+
+/// The files of a folder, by name.
+fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries.map(|path| (path.file_name().unwrap().display().to_string(), std::fs::read(&path).unwrap())).collect()
+}
+
+/// Experts one by one, and all of a layer in one tensor.
+#[test]
+fn a_saved_model_has_the_bytes_of_one_ranks_and_a_state_is_read_by_one_rank() {
+    let cases = [Some(Case::golden("moe-balance")), Case::shared("qwen3-moe"), Case::shared("hybrid/qwen3_5-moe")];
+    for case in cases.iter().flatten() {
+        let base = options(DType::F32, Recompute::Norms, 33);
+        let (one, two) = (with_mesh(base.clone(), 1, Mesh::default(), 1), with_mesh(base, 2, ep(2), 2));
+        let state_dir = tempfile::tempdir().unwrap();
+        let export = |options: &EngineOptions, weights: Weights, steps: usize| {
+            let dir = tempfile::tempdir().unwrap();
+            on_mesh(&case.name(), options, weights, |engine, rank| {
+                for seed in 0..steps as u64 {
+                    engine.step(&[batch(&[9], 2 * seed + rank as u64)], HYPER).unwrap();
+                }
+                if steps > 0 {
+                    engine.save_state(state_dir.path()).unwrap();
+                } else if matches!(weights, Weights::Restored) {
+                    engine.restore_state(state_dir.path()).unwrap();
+                }
+                engine.export_model(dir.path(), None).unwrap();
+            });
+            files(dir.path())
+        };
+        let before = export(&one, Weights::Checkpoint, 0);
+        assert!(export(&two, Weights::Checkpoint, 0) == before);
+        let behind = export(&two, Weights::Checkpoint, 2);
+        assert!(behind != before);
+        assert!(export(&one, Weights::Restored, 0) == behind);
+        assert!(export(&two, Weights::Restored, 0) == behind);
     }
 }
 
