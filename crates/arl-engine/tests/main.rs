@@ -11,6 +11,7 @@
 
 mod bits;
 mod common;
+mod context_parallel;
 mod delta;
 mod engine;
 mod evaluate;
@@ -31,6 +32,7 @@ mod queue;
 mod ranks;
 mod state;
 mod stochastic_rounding;
+mod tensor_parallel;
 mod vision;
 mod vision_frozen;
 mod vision_ranks;

@@ -12,6 +12,7 @@ use crate::mesh::Axis;
 use crate::options::Recompute;
 use crate::statistics::{Figures, MicroBatchStats};
 use crate::step::Step;
+use crate::token_slice::{Sliced, Slicing};
 
 /// The micro-batches of a step.
 pub(crate) struct Rounds<'a> {
@@ -54,15 +55,16 @@ impl<B: Backend + ?Sized> Engine<B> {
     }
 
     /// The micro-batch of a round, and its number; none: this rank has none, or it has no targets.
-    fn batch_of<'a>(&self, rounds: &Rounds<'a>, round: usize) -> Option<(&'a MicroBatch, usize)> {
+    fn batch_of<'a>(&self, rounds: &Rounds<'a>, round: usize) -> Option<(Sliced<'a>, usize)> {
         let m = round * self.model.place.stage() + self.model.place.index(Axis::Stage);
-        rounds.own.get(round).filter(|_| rounds.stats[m].target_tokens > 0).map(|batch| (batch, m))
+        let slicing = Slicing::of(&self.model.place);
+        rounds.own.get(round).filter(|batch| batch.has_targets()).map(|batch| (Sliced { batch, slicing }, m))
     }
 
     /// What is passed of the micro-batch of a round.
     fn passed(&self, rounds: &Rounds<'_>, passing: &Passing, round: Option<usize>) -> Option<Passed> {
         let (batch, _) = self.batch_of(rounds, round?)?;
-        Some(passing.of(&self.model, round?, batch.size().tokens))
+        Some(passing.of(&self.model, round?, batch.padded().len()))
     }
 
     /// Begins a pass over the micro-batch of a round.
@@ -77,7 +79,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         let own = rounds.figures.of(m, rounds.stats.len());
         let mut run = self.begin(batch, keep, own);
         (run.loss_scale, run.first) = (self.gradient_scale, true);
-        run.passed = Some(passing.of(&self.model, round, batch.size().tokens));
+        run.passed = Some(passing.of(&self.model, round, batch.padded().len()));
         Some((run, own))
     }
 

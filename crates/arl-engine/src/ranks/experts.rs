@@ -14,23 +14,28 @@ use crate::statistics::MicroBatchStats;
 impl<B: Backend + ?Sized> Context<'_, B> {
     /// [`Context::exchange`] of several buffers for each rank, one behind the other.
     pub(crate) fn exchange_parts(&mut self, axis: Axis, sends: &[Vec<Buffer>], receives: &[Vec<Buffer>]) {
-        self.exchanging(|backend, ranks| {
-            comm::exchange_parts(backend, &ranks.part_of(axis)?, sends, receives)?;
-            let own = ranks.place.index(axis);
-            let others = sends.iter().enumerate().filter(|(rank, _)| *rank != own);
-            let bytes = others.flat_map(|(_, parts)| parts).map(|part| part.bytes() as u64);
-            ranks.sent.tokens += bytes.sum::<u64>();
-            Ok(())
-        });
+        let own = self.place.index(axis);
+        let others = sends.iter().enumerate().filter(|(rank, _)| *rank != own);
+        let bytes = others.flat_map(|(_, parts)| parts).map(|part| part.bytes()).sum();
+        self.exchanging(bytes, |backend, ranks| comm::exchange_parts(backend, &ranks.part_of(axis)?, sends, receives));
     }
+}
+
+/// Of all slices of a micro-batch.
+pub(super) fn tokens(slices: &[MicroBatchStats]) -> usize {
+    slices.iter().map(|slice| slice.tokens).sum()
 }
 
 impl<B: Backend + ?Sized> Engine<B> {
     /// Counts the tokens that the ranks which divide experts with this one have together in a round; `stats` are those of all
     /// micro-batches of the step.
     pub(crate) fn begin_round(&mut self, round: usize, stats: &[MicroBatchStats]) {
-        let size = self.ranks.size;
-        let of = |rank: usize| stats.get(round * size + rank % size).map_or(0, |stats| stats.tokens);
+        let (size, slices) = (self.ranks.size, self.model.place.mesh.slices());
+        let of = |rank: usize| {
+            // Slices of a micro-batch are equally long.
+            let first = round * size + rank % size / slices * slices;
+            stats.get(first..first + slices).map_or(0, tokens).div_ceil(slices)
+        };
         self.ranks.round_tokens = self.model.place.members(Axis::Expert).into_iter().map(of).sum();
     }
 

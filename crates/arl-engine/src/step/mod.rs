@@ -92,6 +92,8 @@ pub(crate) struct Step<'a, B: ?Sized> {
     pub(crate) ranks: Option<&'a mut Ranks>,
     /// The first failure of an exchange with them.
     pub(crate) failure: Option<Error>,
+    /// Bytes that a dry run would have exchanged with them.
+    pub(crate) planned: u64,
 }
 
 /// Whether layer `l` keeps for the backward pass what is last kept at `level`.
@@ -207,6 +209,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
             place: &self.model.place,
             ranks: self.ranks.as_deref_mut(),
             failure: &mut self.failure,
+            planned: &mut self.planned,
             dtype: self.model.dtype,
             norm_offset: self.model.shape.norm_offset,
             attention_library: self.model.attention_library,
@@ -232,6 +235,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         self.take_scratch(run);
         self.forward(run, None)?;
         self.arena.release(top);
+        self.add_balances(run);
         // Not before: the forward pass may have completed the last update, which reads gradients.
         self.clear_added(run, Complete::Loss);
 
@@ -254,6 +258,13 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         self.see_backward(run)?;
         self.check_exchanges()?;
         self.collect(Complete::End)
+    }
+
+    /// Adds up what the routers of all slices of a micro-batch chose: the balance loss is of the whole.
+    fn add_balances(&mut self, run: &Run) {
+        if let Some(balance) = run.balance.filter(|_| run.inputs.is_slice()) {
+            self.context().sum_over(Axis::Tokens, balance);
+        }
     }
 
     /// Zeroes what the backward pass only ever adds to from here on, where a step's gradients begin with this micro-batch.
