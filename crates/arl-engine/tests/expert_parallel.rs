@@ -113,7 +113,8 @@ fn train(case: &Case, options: &EngineOptions, steps: &[Vec<MicroBatch>]) -> Vec
             step.iter().skip(rank / slices % data).step_by(data).cloned().collect()
         };
         engine.gradients(&dealt(&steps[0])).unwrap();
-        let gradients = engine.tensor_names().iter().map(|name| engine.read_tensor(name, Kind::Gradients).unwrap());
+        let gradients =
+            engine.tensor_names().into_iter().map(|name| engine.read_tensor(&name, Kind::Gradients).unwrap());
         let gradients = gradients.collect();
         let step = |step: &Vec<MicroBatch>| StepStats { seconds: 0.0, ..engine.step(&dealt(step), HYPER).unwrap() };
         let figures = steps.iter().map(step).collect();
