@@ -4,6 +4,7 @@
 
 use arl_model::{Error, ErrorCode, Result};
 
+use super::experts::tokens;
 use super::gather::Turn;
 use super::{PART, Ranks, read};
 use crate::backend::comm::Part;
@@ -30,7 +31,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         let (stats, sequences, seeing) = self.all_stats(own, &own_stats)?;
         if self.model.place.size(Axis::Expert) > 1 {
             // Own experts compute the rows of others' tokens.
-            largest.tokens = slicing.count * stats.iter().map(|stats| stats.tokens).max().unwrap_or(0);
+            largest.tokens = stats.chunks(slicing.count).map(tokens).max().unwrap_or(0);
         }
         self.make_room(largest, positions, stats.len() / slicing.count)?;
         self.clear_arena();
