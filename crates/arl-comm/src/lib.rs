@@ -10,6 +10,7 @@ mod local;
 mod mpi;
 mod nccl;
 mod nccl_abi;
+mod part;
 mod star;
 mod sums;
 mod watch;
@@ -19,6 +20,7 @@ pub use local::local_groups;
 pub use mpi::World;
 pub use nccl::{Collective, Communicator, Gpus, INSTALL_NCCL, Nccl, Place};
 pub use nccl_abi::ID_BYTES;
+pub use part::Part;
 pub use star::{Listener, Star};
 pub use sums::add_parts;
 pub use watch::Watch;
@@ -26,7 +28,7 @@ pub use watch::Watch;
 use arl_model::Result;
 
 /// Ranks that call the same operations in the same order. A failure leaves the group unusable: the ranks end.
-pub trait Group: Send {
+pub trait Group: Send + Sync {
     /// The number of this rank, from 0.
     fn rank(&self) -> usize;
 

@@ -36,7 +36,12 @@ impl Local {
 
     fn receive(&self, from: usize, bytes: &mut [u8]) -> Result<()> {
         let receiver = self.from[from].lock().unwrap_or_else(PoisonError::into_inner);
-        bytes.copy_from_slice(&receiver.recv().map_err(|_| gone(from))?);
+        let received = receiver.recv().map_err(|_| gone(from))?;
+        if received.len() != bytes.len() {
+            let message = format!("rank {from} sends {} bytes where {} are expected", received.len(), bytes.len());
+            return Err(Error::new(ErrorCode::Internal, message));
+        }
+        bytes.copy_from_slice(&received);
         Ok(())
     }
 }
@@ -55,8 +60,10 @@ impl Group for Local {
     }
 
     fn exchange(&self, sends: &[&[u8]], receives: &mut [Vec<u8>]) -> Result<()> {
-        sends.iter().enumerate().try_for_each(|(to, bytes)| self.send(to, bytes))?;
-        receives.iter_mut().enumerate().try_for_each(|(from, bytes)| self.receive(from, bytes))
+        let mut sends = sends.iter().enumerate().filter(|(_, bytes)| !bytes.is_empty());
+        sends.try_for_each(|(to, bytes)| self.send(to, bytes))?;
+        let mut receives = receives.iter_mut().enumerate().filter(|(_, bytes)| !bytes.is_empty());
+        receives.try_for_each(|(from, bytes)| self.receive(from, bytes))
     }
 
     fn all_gather(&self, source: &[u8], target: &mut [u8]) -> Result<()> {

@@ -43,6 +43,7 @@ fn room<B: Backend + ?Sized>(step: &mut Step<'_, B>, inputs: Inputs) -> (Run, Bu
 impl<B: Backend + ?Sized> Engine<B> {
     /// Runs the forward pass and reads back what training never looks at.
     pub fn inspect(&mut self, batch: &MicroBatch) -> Result<Inspection> {
+        self.check_undivided("inspection")?;
         self.model.check(0, batch)?;
         let size = batch.size();
         // What is looked at stays on the device, of frozen layers too.
@@ -58,6 +59,8 @@ impl<B: Backend + ?Sized> Engine<B> {
             interrupt: &AtomicBool::new(false),
             pending: &mut None,
             ranks: None,
+            failure: None,
+            planned: 0,
         };
         let (run, _) = room(&mut step, inputs);
         step.see(&run)?;
@@ -69,7 +72,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         let inputs = self.staging.upload(
             &mut *self.backend,
             &mut self.arena,
-            batch,
+            batch.whole(),
             &self.model.rope,
             model.tower.as_ref(),
             &mut self.tables,
@@ -82,6 +85,8 @@ impl<B: Backend + ?Sized> Engine<B> {
             interrupt: &self.interrupt,
             pending: &mut self.pending,
             ranks: Some(&mut self.ranks),
+            failure: None,
+            planned: 0,
         };
         let (run, chunk) = room(&mut step, inputs);
         step.see(&run)?;

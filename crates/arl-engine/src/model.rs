@@ -10,8 +10,12 @@ use crate::backend::{Buffer, DType, DeviceKind, NormWeight};
 use crate::batch::MicroBatch;
 use crate::blocks::linear::Linear;
 use crate::blocks::{self, Adapters, EmbeddingAdapter, LowRankDropout, blocks};
+use crate::mesh::{Axis, Place};
+use crate::mesh_refusals;
 use crate::options::{EngineOptions, LoraOptions, Nf4Options, Recompute};
+use crate::pipeline_parallel::layers_of_stage;
 use crate::placement::cut::{Complete, Cut, Owned, owned};
+use crate::placement::division;
 use crate::placement::shards::Shards;
 use crate::placement::store::Store;
 use crate::placement::{Param, Placement, Run};
@@ -23,6 +27,8 @@ use crate::vision::Tower;
 pub(crate) struct Model {
     /// The kind of device, on which what leaves work in depends.
     pub(crate) kind: DeviceKind,
+    /// Of this rank.
+    pub(crate) place: Place,
     pub(crate) shape: Shape,
     /// Frequencies of the rotary embedding.
     pub(crate) rope: RopeTable,
@@ -37,8 +43,10 @@ pub(crate) struct Model {
     pub(crate) embedding_adapter: Option<EmbeddingAdapter>,
     /// In the order of the forward pass.
     pub(crate) blocks: Vec<blocks::Block>,
-    /// Which blocks each layer has.
+    /// Which blocks each layer has; those of other stages of a pipeline have none.
     pub(crate) layers: Vec<Range<usize>>,
+    /// The layers of this rank's stage of the pipeline: all, where there is one.
+    pub(crate) own_layers: Range<usize>,
     /// What makes rows of images.
     pub(crate) tower: Option<Tower>,
     /// `[hidden]`.
@@ -89,8 +97,12 @@ impl Model {
         options.check()?;
         let lora = options.lora.as_ref().map(|lora| adapted(config, lora)).transpose()?;
         let config = lora.as_ref().map_or(config, |(lora, _)| &lora.model);
+        division::check(config, options)?;
+        let place = options.place()?;
+        let own_layers = layers_of_stage(config, place.mesh.pp, place.index(Axis::Pipeline));
         let shape = Shape::new(config);
         kind.check(&shape, options.dtype)?;
+        mesh_refusals::check(options.mesh, config, kind)?;
         let nested_scales = load_in_4bit.is_some_and(|nf4| nf4.nested);
         let fused = load_in_4bit.is_some() && config.family == Family::Qwen3Next;
         if fused && !config.hidden_size.is_multiple_of(NF4_BLOCK) {
@@ -103,9 +115,10 @@ impl Model {
         // Scales in 8 bits share one by 256 along the fused tensor, not along its parts.
         let load_in_4bit = load_in_4bit.map(|nf4| Nf4Options { nested: nf4.nested && !fused });
         let options = &EngineOptions { load_in_4bit, ..options.clone() };
+        let nf4 = load_in_4bit.is_some();
         let mut placement = match &lora {
-            None => Placement::new(config, &options.frozen, load_in_4bit.is_some())?,
-            Some((lora, _)) => Placement::adapted(lora, load_in_4bit.is_some(), options.dtype != DType::F32)?,
+            None => Placement::new(config, &options.frozen, nf4, &place)?,
+            Some((lora, _)) => Placement::adapted(lora, nf4, options.dtype != DType::F32, &place)?,
         };
         placement.quantized.kind = kind;
         if options.zero > 2 && placement.runs.iter().any(|run| run.wide) {
@@ -113,14 +126,15 @@ impl Model {
             return Err(Error::new(ErrorCode::Config, what).hint("set zero to 2, or bf16 and fp16 to false"));
         }
         let ranks = options.data_parallel.filter(|_| options.zero > 0 && !options.inference_only);
-        let cut = ranks.map(|ranks| {
-            let cut = Cut::new(&placement, ranks, options.rank, options.zero > 1);
+        let cut = ranks.map(|_| {
+            // Sums over all ranks of a stage are of no use to parameters that not all of them have.
+            let cut = Cut::new(&placement, options.zero > 1 || place.mesh.divides_model());
             Arc::new(if options.zero > 2 { cut.with_weights(&placement) } else { cut })
         });
         if let Some(cut) = &cut {
             placement.cut(cut);
         }
-        let runs = cut.as_ref().map_or_else(|| placement.runs.clone(), |cut| cut.runs(&placement.runs, cut.rank));
+        let runs = cut.as_ref().map_or_else(|| placement.runs.clone(), |cut| cut.runs(&placement.runs, place.rank));
         let store = Store::new(&placement, cut.as_deref(), options);
         let training = store.training.is_some();
         if let (true, Some((lora, _))) = (training, &lora) {
@@ -131,14 +145,17 @@ impl Model {
             adapters: Adapters::new(&[(placement.adapter(Block::Head, Projection::Head), config.vocab_size)]),
             ..Linear::new(placement.span(Block::Head, Role::LmHead, Role::LmHead).unwrap_or(embedding))
         };
-        let blocks = blocks(config, &placement);
+        let mut blocks = blocks(config, &placement, &place);
+        blocks.retain(|block| own_layers.contains(&block.layer));
         let layer =
             |l| blocks.partition_point(|block| block.layer < l)..blocks.partition_point(|block| block.layer <= l);
         let tower = Tower::new(config, &placement, options.dtype);
         let sees = tower.as_ref().is_some_and(Tower::is_trained);
-        let assigned: Vec<Param> = blocks.iter().flat_map(blocks::Block::assigned).chain(head.assigned()).collect();
+        let of_head = place.is_last_stage().then(|| head.assigned()).into_iter().flatten();
+        let assigned: Vec<Param> = blocks.iter().flat_map(blocks::Block::assigned).chain(of_head).collect();
         Ok(Model {
             kind,
+            place,
             attention_library: attention::planned(options.attention, kind, shape.heads, options.dtype, training)?,
             loss_chunk: options.loss_seq_chunk_size.unwrap_or(kind.default_logits_rows(config.vocab_size)),
             logits_dtype: if options.logits_16bit { options.dtype } else { DType::F32 },
@@ -151,12 +168,13 @@ impl Model {
             layers: (0..config.layers.len()).map(layer).collect(),
             final_norm: placement.one(Block::FinalNorm, Role::FinalNorm),
             head,
-            lowest_layer: placement.lowest_layer,
+            lowest_layer: placement.lowest_layer.max(own_layers.start),
             lowest_block: if sees { (0, false) } else { lowest_block(&blocks, &placement) },
             added: added(&placement, cut.as_deref(), &assigned),
             cut,
             runs,
             tower,
+            own_layers,
             blocks,
             placement,
             dtype: options.dtype,
@@ -188,7 +206,7 @@ impl Model {
     /// What this rank owns of a parameter's moments and masters; of a frozen one, what it writes to files.
     pub(crate) fn owned(&self, param: Param) -> Vec<Owned> {
         let cut = self.cut.as_deref();
-        owned(cut, param, cut.map_or(0, |cut| cut.rank))
+        owned(cut, param, self.place.rank)
     }
 
     /// How ranks divide weights; none: every one has all of them.
@@ -235,7 +253,9 @@ fn added(placement: &Placement, cut: Option<&Cut>, assigned: &[Param]) -> Vec<Ad
 
 /// The lowest block that the backward pass enters, and whether it ends there.
 fn lowest_block(blocks: &[blocks::Block], placement: &Placement) -> (usize, bool) {
-    if placement.trains(Block::Embedding) {
+    // What an earlier stage trains needs the gradient of this one's input.
+    let below = blocks.first().is_some_and(|first| placement.lowest_layer < first.layer);
+    if below || placement.trains(Block::Embedding) {
         return (0, false);
     }
     let lowest = blocks.iter().position(|block| placement.trains(block.name));

@@ -8,6 +8,7 @@ use crate::backend::DType;
 use crate::batch::BatchSize;
 use crate::generate::GenerateSize;
 use crate::loss_scale::LossScaling;
+use crate::mesh::{Mesh, Place};
 
 /// What the backward pass computes again instead of finding it in memory. Results are equal in bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,6 +93,9 @@ pub struct EngineOptions {
     /// What these ranks divide, on CPUs: 0 nothing; 1 moments and masters; 2 also gradients; 3 also weights. Results
     /// are equal in bits.
     pub zero: u8,
+    /// What ranks divide besides micro-batches: there are `data_parallel` times the product of `tp`, `cp` and `pp`. Needs
+    /// `data_parallel`, which may be 1.
+    pub mesh: Mesh,
     /// The number of this rank, from 0.
     pub rank: usize,
 }
@@ -123,6 +127,7 @@ impl Default for EngineOptions {
             inference_only: false,
             data_parallel: None,
             zero: 0,
+            mesh: Mesh::default(),
             rank: 0,
         }
     }
@@ -192,6 +197,11 @@ impl EngineOptions {
         if self.vision { config } else { config.text_alone() }
     }
 
+    /// The place of this rank in its mesh.
+    pub(crate) fn place(&self) -> Result<Place> {
+        Place::new(self.mesh, self.data_parallel.unwrap_or(1), self.rank)
+    }
+
     /// Refuses values that no engine can work with.
     pub(crate) fn check(&self) -> Result<()> {
         let option = |what: &str, hint: &str| Err(Error::new(ErrorCode::Config, what.to_string()).hint(hint));
@@ -234,9 +244,10 @@ impl EngineOptions {
         if self.zero > 0 && self.data_parallel.is_none() {
             return option("zero divides among data-parallel ranks, and there are none", "take zero 0");
         }
-        if let Some(ranks) = self.data_parallel.filter(|&ranks| self.rank >= ranks) {
-            return option(&format!("rank {} of {ranks} ranks", self.rank), "ranks count from 0");
+        if self.mesh != Mesh::default() && self.data_parallel.is_none() {
+            return option("a mesh is of data-parallel ranks too, and there are none", "say that there is one");
         }
+        self.place()?;
         if self.loss_seq_chunk_size == Some(0) {
             return option("loss_seq_chunk_size is 0", "it is the number of rows of logits at a time");
         }

@@ -78,6 +78,43 @@ pub(crate) fn all_gather<B: Backend + ?Sized>(
     Ok(())
 }
 
+/// Sends each of `sends` to the rank of its number, and fills each of `receives` by what that rank sends, through host memory. Those
+/// of a pair are equally long.
+pub(crate) fn exchange<B: Backend + ?Sized>(
+    backend: &mut B,
+    group: &dyn Group,
+    sends: &[Buffer],
+    receives: &[Buffer],
+) -> Result<()> {
+    let each = |buffers: &[Buffer]| buffers.iter().map(|&buffer| vec![buffer]).collect::<Vec<_>>();
+    exchange_parts(backend, group, &each(sends), &each(receives))
+}
+
+/// [`exchange`] of several buffers for each rank, one behind the other.
+pub(crate) fn exchange_parts<B: Backend + ?Sized>(
+    backend: &mut B,
+    group: &dyn Group,
+    sends: &[Vec<Buffer>],
+    receives: &[Vec<Buffer>],
+) -> Result<()> {
+    let mut message = |parts: &Vec<Buffer>| -> Result<Vec<u8>> {
+        Ok(parts.iter().map(|part| read(backend, *part)).collect::<Result<Vec<_>>>()?.concat())
+    };
+    let sends = sends.iter().map(&mut message).collect::<Result<Vec<_>>>()?;
+    let bytes = |parts: &Vec<Buffer>| parts.iter().map(|part| part.bytes()).sum::<usize>();
+    let mut received: Vec<Vec<u8>> = receives.iter().map(|parts| vec![0; bytes(parts)]).collect();
+    group.exchange(&sends.iter().map(Vec::as_slice).collect::<Vec<_>>(), &mut received)?;
+    for (message, parts) in received.iter().zip(receives) {
+        let mut rest = message.as_slice();
+        for part in parts {
+            let (bytes, behind) = rest.split_at(part.bytes());
+            backend.upload(bytes, *part);
+            rest = behind;
+        }
+    }
+    Ok(())
+}
+
 fn read<B: Backend + ?Sized>(backend: &mut B, buffer: Buffer) -> Result<Vec<u8>> {
     let mut bytes = vec![0; buffer.bytes()];
     backend.read_back(buffer, &mut bytes)?;

@@ -1,13 +1,18 @@
 //! What every block computes with: the device, memory, weights and gradients, and the micro-batch.
 
+use arl_model::Error;
+
 use super::low_rank::LowRankDropout;
 use crate::backend::{Backend, Buffer, DType, Layout, Matmul, Nf4Matmul, Nf4Weights, NormWeight, Rows};
 use crate::batch::{BatchSize, Inputs};
+use crate::mesh::Place;
 use crate::options::Recompute;
+use crate::pipeline_parallel::Passed;
 use crate::placement::Param;
 use crate::placement::arena::{Arena, Category};
 use crate::placement::quantized::Quantized;
 use crate::placement::store::Store;
+use crate::ranks::Ranks;
 use crate::vision::Seen;
 
 /// The device and its memory, during one micro-batch.
@@ -16,6 +21,14 @@ pub(crate) struct Context<'a, B: ?Sized> {
     pub(crate) arena: &'a mut Arena,
     pub(crate) store: &'a Store,
     pub(crate) quantized: &'a Quantized,
+    /// Of this rank among all.
+    pub(crate) place: &'a Place,
+    /// Those that compute with this one; none in a dry run, and where this one computes alone.
+    pub(crate) ranks: Option<&'a mut Ranks>,
+    /// The first failure of an exchange with them.
+    pub(crate) failure: &'a mut Option<Error>,
+    /// Bytes that a dry run would have exchanged with them.
+    pub(crate) planned: &'a mut u64,
     /// Of activations.
     pub(crate) dtype: DType,
     /// What norms add to their weights.
@@ -48,6 +61,8 @@ pub(crate) struct Run {
     pub(crate) loss_scale: f32,
     /// Of adapters' inputs.
     pub(crate) dropout: Option<LowRankDropout>,
+    /// What neighbouring stages of a pipeline pass of it; none where there is one stage.
+    pub(crate) passed: Option<Passed>,
     /// Whether a step's gradients begin with this micro-batch: products assign them, and what is only ever added to was
     /// zeroed.
     pub(crate) first: bool,

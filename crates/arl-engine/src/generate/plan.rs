@@ -88,6 +88,8 @@ impl Group {
                 interrupt: &AtomicBool::new(false),
                 pending: &mut None,
                 ranks: None,
+                failure: None,
+                planned: 0,
             };
             let (run, new) = room(&mut step, size, size.tokens, (0, false), tables);
             step.see(&run)?;
