@@ -215,10 +215,13 @@ fn dry_run(
         failure: None,
         planned: 0,
     };
+    let passed = passing.map(|passing| passing.of(model, 0, targets));
+    if let Some(passed) = passed {
+        step.pass_round(inputs, figures, passed)?;
+    }
     let mut run = step.begin(inputs, training.then_some(model.recompute), figures);
     if training {
-        run.dropout = model.dropout(0, 0);
-        run.passed = passing.map(|passing| passing.of(model, 0, targets));
+        (run.dropout, run.passed) = (model.dropout(0, 0), passed);
         step.train(&run, 1.0)?;
     } else {
         step.evaluate(&run)?;

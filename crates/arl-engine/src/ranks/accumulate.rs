@@ -4,7 +4,6 @@
 
 use arl_model::{Error, ErrorCode, Result};
 
-use super::experts::tokens;
 use super::gather::Turn;
 use super::{PART, Ranks, read};
 use crate::backend::comm::Part;
@@ -13,7 +12,6 @@ use crate::batch::MicroBatch;
 use crate::engine::Engine;
 use crate::mesh::Axis;
 use crate::pipeline_parallel::Rounds;
-
 use crate::statistics::{MicroBatchStats, Statistics, weight_of};
 use crate::token_slice::{Sliced, Slicing};
 
@@ -32,7 +30,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         let (stats, sequences, seeing) = self.all_stats(own, &own_stats)?;
         if self.model.place.size(Axis::Expert) > 1 {
             // Own experts compute the rows of others' tokens.
-            largest.tokens = stats.chunks(slicing.count).map(tokens).max().unwrap_or(0);
+            largest.tokens = slicing.count * stats.iter().map(|stats| stats.tokens).max().unwrap_or(0);
         }
         self.make_room(largest, positions, stats.len() / slicing.count)?;
         self.clear_arena();
@@ -48,7 +46,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         self.ranks.begin_together();
         if self.model.place.mesh.pp > 1 {
             let tokens = slicing.own(largest.tokens);
-            self.accumulate_in_stages(&Rounds { own, stats: &stats, figures, weight, tokens, sums })?;
+            self.accumulate_in_stages(&Rounds { own, stats: &stats, slicing, figures, weight, tokens, sums })?;
         } else {
             for round in 0..stats.len().div_ceil(self.ranks.size) {
                 let m = round * self.ranks.size + self.ranks.rank;

@@ -21,21 +21,14 @@ impl<B: Backend + ?Sized> Context<'_, B> {
     }
 }
 
-/// Of all slices of a micro-batch.
-pub(super) fn tokens(slices: &[MicroBatchStats]) -> usize {
-    slices.iter().map(|slice| slice.tokens).sum()
-}
-
 impl<B: Backend + ?Sized> Engine<B> {
     /// Counts the tokens that the ranks which divide experts with this one have together in a round; `stats` are those of all
     /// micro-batches of the step.
     pub(crate) fn begin_round(&mut self, round: usize, stats: &[MicroBatchStats]) {
         let (size, slices) = (self.ranks.size, self.model.place.mesh.slices());
-        let of = |rank: usize| {
-            // Slices of a micro-batch are equally long.
-            let first = round * size + rank % size / slices * slices;
-            stats.get(first..first + slices).map_or(0, tokens).div_ceil(slices)
-        };
+        // Slices of a micro-batch are as long as its first one, filled up if need be.
+        let first = |slice: usize| slice / slices * slices;
+        let of = |rank: usize| stats.get(first(round * size + rank % size)).map_or(0, |stats| stats.tokens);
         self.ranks.round_tokens = self.model.place.members(Axis::Expert).into_iter().map(of).sum();
     }
 

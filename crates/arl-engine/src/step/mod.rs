@@ -235,13 +235,13 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         self.take_scratch(run);
         self.forward(run, None)?;
         self.arena.release(top);
-        self.add_balances(run);
         // Not before: the forward pass may have completed the last update, which reads gradients.
         self.clear_added(run, Complete::Loss);
 
         let (t, h) = (run.size().tokens, self.model.shape.hidden);
         let d_norm = self.take(Category::Workspace, self.model.dtype, t * h);
         if self.model.place.is_last_stage() {
+            self.add_balances(run);
             self.loss(run, LossMode::Train { scale, d_norm })?;
         } else {
             self.take_balance(run);
