@@ -148,7 +148,9 @@ fn continues(before: Option<&TensorSpec>, spec: &TensorSpec) -> bool {
             true
         }
         Role::InProjZ | Role::InProjB | Role::InProjA | Role::VisionUpWeight | Role::VisionUpBias => true,
-        Role::ExpertGate(expert) | Role::ExpertDown(expert) => expert > 0,
+        // A rank's first expert need not be the model's.
+        Role::ExpertGate(_) => before.is_some_and(|before| matches!(before.role, Role::ExpertUp(_))),
+        Role::ExpertDown(_) => before.is_some_and(|before| matches!(before.role, Role::ExpertDown(_))),
         // Which layers have an adapter is the run's choice.
         Role::LoraA(projection) => before.is_some_and(|before| {
             let same = |other: Projection| other.product() == projection.product();
