@@ -119,7 +119,7 @@ fn a_mesh_that_does_not_fit_the_model_is_refused_with_both_numbers() {
     let message = |model: &Value, mesh: Mesh, base: &EngineOptions| {
         let options = EngineOptions { mesh, ..base.clone() };
         let error = check(&config(model), &options).unwrap_err();
-        assert!(error.code == ErrorCode::Config && error.hint.is_some());
+        assert!(error.code == ErrorCode::Config && !error.hint.is_empty());
         error.message
     };
     let base = EngineOptions { data_parallel: Some(12), zero: 2, ..EngineOptions::default() };
