@@ -3,6 +3,7 @@
 use crate::common;
 use crate::common::ranks;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use arl_engine::backend::cpu::CpuBackend;
@@ -59,38 +60,50 @@ fn models() -> Vec<(&'static str, TempDir)> {
     all
 }
 
-/// The gradients of the first step, by tensors; losses and norms of all steps; and what the weights are then.
+/// Values by tensors' names.
+type Values = BTreeMap<String, Vec<f32>>;
+
+fn read(engine: &mut Cpu, kind: Kind) -> Values {
+    let names = engine.tensor_names();
+    names.into_iter().map(|name| (name.clone(), engine.read_tensor(&name, kind).unwrap())).collect()
+}
+
+/// The gradients of the first step; losses and norms of all steps; and what the weights are then.
 #[derive(Clone, PartialEq)]
 struct Outcome {
-    gradients: Vec<(String, Vec<f32>)>,
+    gradients: Values,
     figures: Vec<[f64; 2]>,
-    weights: Vec<f32>,
+    weights: Values,
 }
 
 fn train(dir: &TempDir, options: &EngineOptions, data: usize) -> Vec<Outcome> {
     on_mesh(&dir.path().display().to_string(), options, data, Weights::Checkpoint, |engine: &mut Cpu, rank| {
         let steps = uneven_steps();
         engine.gradients(&dealt(&steps[0], rank, data, options.mesh)).unwrap();
-        let names = engine.tensor_names();
-        let gradients =
-            names.into_iter().map(|name| (name.clone(), engine.read_tensor(&name, Kind::Gradients).unwrap())).collect();
+        let gradients = read(engine, Kind::Gradients);
         let figures = steps.iter().map(|step| mesh_step(engine, step, rank, data, options.mesh));
         let figures = figures.map(|stats| [stats.loss, stats.grad_norm]).collect();
-        Outcome { gradients, figures, weights: common::all(engine, Kind::Weights) }
+        Outcome { gradients, figures, weights: read(engine, Kind::Weights) }
     })
+}
+
+fn joined(values: &Values) -> Vec<f32> {
+    values.values().flatten().copied().collect()
 }
 
 /// The largest relative difference of a loss, a norm or a tensor's gradients; of one that is next to nothing, by all gradients.
 fn worst(found: &Outcome, expected: &Outcome) -> (f64, String) {
     let length = |values: &[f32]| values.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-    let all: Vec<f32> = expected.gradients.iter().flat_map(|(_, values)| values.clone()).collect();
+    let all = joined(&expected.gradients);
+    assert!(found.gradients.keys().eq(expected.gradients.keys()));
     let mut worst = (0.0, String::new());
     let mut note = |value: f64, what: String| {
         if value.is_nan() || value > worst.0 {
             worst = (value, what);
         }
     };
-    for ((name, found), (_, expected)) in found.gradients.iter().zip(&expected.gradients) {
+    for ((name, found), expected) in found.gradients.iter().zip(expected.gradients.values()) {
+        assert_eq!(found.len(), expected.len(), "{name}");
         let apart: Vec<f32> = found.iter().zip(expected).map(|(a, b)| a - b).collect();
         note(length(&apart) / length(expected).max(1e-3 * length(&all)), name.clone());
     }
@@ -106,7 +119,7 @@ fn worst(found: &Outcome, expected: &Outcome) -> (f64, String) {
 fn losses_norms_and_gradients_are_those_of_one_rank() {
     for (name, dir) in models() {
         // In 16 bits what is gathered was rounded where one rank rounds too, and sums are rounded once.
-        for (dtype, bound) in [(DType::F32, 1e-5), (DType::Bf16, 2e-2)] {
+        for (dtype, bound) in [(DType::F32, 1e-5), (DType::Bf16, 5e-3)] {
             let base = EngineOptions { zero: 2, ..options(dtype, Recompute::Norms, 33) };
             let one = train(&dir, &base, 1).remove(0);
             let four = (dtype == DType::F32).then_some((1, tensor(4, 1)));
@@ -114,9 +127,8 @@ fn losses_norms_and_gradients_are_those_of_one_rank() {
                 let ranks = train(&dir, &EngineOptions { mesh, ..base.clone() }, data);
                 assert!(ranks.iter().all(|rank| *rank == ranks[0]), "{name} {dtype:?} {mesh:?}: ranks differ");
                 let (apart, what) = worst(&ranks[0], &one);
-                println!("{name} {dtype:?} dp {data} tp {} cp {}: {what} {apart:e}", mesh.tp, mesh.cp);
                 assert!(apart < bound, "{name} {dtype:?} {data} x {mesh:?}: {what} is {apart:e} apart");
-                let weights = difference(&ranks[0].weights, &one.weights);
+                let weights = difference(&joined(&ranks[0].weights), &joined(&one.weights));
                 assert!(weights < 10.0 * bound, "{name} {dtype:?} {mesh:?}: weights are {weights:e} apart");
             }
         }
