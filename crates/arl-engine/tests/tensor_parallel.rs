@@ -8,7 +8,7 @@ use std::path::Path;
 
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::backend::{DType, DeviceKind};
-use arl_engine::{Engine, EngineOptions, Kind, Mesh, Recompute, Weights, plan_memory, plan_traffic};
+use arl_engine::{Engine, EngineOptions, Kind, Mesh, MicroBatch, Recompute, Weights, plan_memory, plan_traffic};
 use arl_model::ModelConfig;
 use common::{HYPER, altered, batch, difference, hybrids, options};
 use ranks::{Cpu, dealt, mesh_step, on_mesh, uneven_steps};
@@ -60,12 +60,12 @@ fn models() -> Vec<(&'static str, TempDir)> {
     all
 }
 
-/// Values by tensors' names.
+/// Values by tensors' names; none of what is frozen has a gradient.
 type Values = BTreeMap<String, Vec<f32>>;
 
 fn read(engine: &mut Cpu, kind: Kind) -> Values {
     let names = engine.tensor_names();
-    names.into_iter().map(|name| (name.clone(), engine.read_tensor(&name, kind).unwrap())).collect()
+    names.into_iter().map(|name| (name.clone(), engine.read_tensor(&name, kind).unwrap_or_default())).collect()
 }
 
 /// The gradients of the first step; losses and norms of all steps; and what the weights are then.
@@ -76,9 +76,14 @@ struct Outcome {
     weights: Values,
 }
 
+/// Uneven steps; behind them micro-batches of fewer tokens than ranks.
+fn steps() -> Vec<Vec<MicroBatch>> {
+    uneven_steps().into_iter().chain([vec![batch(&[3], 22), batch(&[2], 23)]]).collect()
+}
+
 fn train(dir: &TempDir, options: &EngineOptions, data: usize) -> Vec<Outcome> {
     on_mesh(&dir.path().display().to_string(), options, data, Weights::Checkpoint, |engine: &mut Cpu, rank| {
-        let steps = uneven_steps();
+        let steps = steps();
         engine.gradients(&dealt(&steps[0], rank, data, options.mesh)).unwrap();
         let gradients = read(engine, Kind::Gradients);
         let figures = steps.iter().map(|step| mesh_step(engine, step, rank, data, options.mesh));
@@ -145,11 +150,33 @@ fn every_level_of_recomputation_and_each_way_of_dividing_moments_gives_the_same_
             };
             let first = run(Recompute::Norms, 2);
             assert!(run(Recompute::Norms, 2) == first, "{name} {dtype:?}: twice");
-            for (recompute, zero) in [(Recompute::Off, 2), (Recompute::Mlp, 2), (Recompute::Block, 1)] {
+            for (recompute, zero) in [(Recompute::Off, 2), (Recompute::Mlp, 3), (Recompute::Block, 1)] {
                 assert!(run(recompute, zero) == first, "{name} {dtype:?} {recompute:?}, zero {zero}");
             }
+            let offloaded = EngineOptions {
+                zero: 2,
+                mesh: tensor(2, 1),
+                optimizer_offload: true,
+                activation_offloading: true,
+                ..options(dtype, Recompute::Block, 33)
+            };
+            assert!(train(&dir, &offloaded, 1).remove(0) == first, "{name} {dtype:?}: offloaded");
         }
     }
+}
+
+/// Products whose weights are frozen, and a backward pass that ends before the lowest trained block's input.
+#[test]
+fn what_is_frozen_ends_the_backward_pass_on_every_rank() {
+    let (_, dir) = models().swap_remove(0);
+    let frozen = ["*embed*", "model.layers.0.*", "model.layers.1.input_layernorm*", "*.o_proj.*", "*.k_norm.*"];
+    let frozen = frozen.map(str::to_owned).to_vec();
+    let base = EngineOptions { zero: 2, frozen, ..options(DType::F32, Recompute::Norms, 33) };
+    let one = train(&dir, &base, 1).remove(0);
+    let two = train(&dir, &EngineOptions { mesh: tensor(2, 1), ..base }, 1).remove(0);
+    let (apart, what) = worst(&two, &one);
+    assert!(one.gradients["model.layers.0.mlp.up_proj.weight"].is_empty());
+    assert!(apart < 1e-5, "{what} is {apart:e} apart");
 }
 
 #[test]
