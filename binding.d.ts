@@ -528,6 +528,14 @@ export interface EngineOptions {
   dataParallel?: number
   /** What those ranks divide: 0 nothing (absent: that), 1 moments and masters, 2 also gradients, 3 also weights. */
   zero?: number
+  /** Ranks that divide heads and feed-forward columns; absent: 1, as of the three below. */
+  tpSize?: number
+  /** Ranks that divide the tokens of a micro-batch, and in attention its heads. */
+  cpSize?: number
+  /** Ranks that divide experts; they are among those that the other sizes count. */
+  epSize?: number
+  /** Ranks that divide layers. */
+  ppSize?: number
   /** The number of this rank; absent: 0. */
   rank?: number
   /** `restoreState` follows: the weights of the folder are not read, only their type and how they are named. */
@@ -934,6 +942,8 @@ export interface Traffic {
   sums: number
   /** Weights, to all: those that were updated, or with zero 3 those that a pass needs. */
   weights: number
+  /** Activations and their gradients, to ranks that have other tokens, heads, experts or layers. */
+  tokens: number
 }
 
 /** Version of the addon. */
