@@ -670,6 +670,10 @@ export interface MemoryPlan {
   parameters: number
   /** Those that are trained: all, or those of adapters and whole copies. */
   trainedParameters: number
+  /** Model FLOPs a token without attention's share, as of an open engine. */
+  flopsPerToken: number
+  /** Attention's FLOPs for a token of a sequence of length n are `attentionFlops * n` (causal). */
+  attentionFlops: number
   /** The layers that have adapters, by their names; absent: adapters were not asked for. */
   adapted?: Array<AdaptedLayers>
   /** Categories that are not empty. */

@@ -123,6 +123,8 @@ export interface Planned {
 	info: DeviceInfo | undefined;
 	host: DeviceInfo | undefined;
 	size: BatchSize;
+	/** Those that the plan is of. */
+	options: EngineOptions;
 	/** What ranks divide. */
 	zero: number;
 	plan: NativePlan;
@@ -203,7 +205,7 @@ export async function planRun(native: Native, asked: AgentTrainingConfig, wanted
 	const all = [found.notice, notice, unseen].filter((one) => one !== null).concat(notices);
 	const sent = worldOf(args) === 1 ? null : sentBytes(native, options, args.gradient_accumulation_steps);
 	const zero = options.zero ?? 0;
-	return { model, args, device, info, host: hostInfo(native), size, zero, plan, sent, advice, notices: all };
+	return { model, args, device, info, host: hostInfo(native), size, options, zero, plan, sent, advice, notices: all };
 }
 
 /** What rank 0 sends in a step; others send as much, but for the last piece of what they divide, and stages of a pipeline. */

@@ -10,6 +10,7 @@ import {
 	roomOf,
 	type SentBytes,
 } from "../api/plan-memory.js";
+import { planTime } from "../api/plan-time.js";
 import { integerOrNone } from "../config/index.js";
 import { meshText, worldOf } from "../config/mesh.js";
 import { type DeviceInfo, loadNative, type MemoryPlan, type Native } from "../native.js";
@@ -19,6 +20,7 @@ import { adaptedText } from "../run/setup/lora.js";
 import { CONTEXT_BYTES } from "../run/setup/memory.js";
 import { dtypeOf, zeroText } from "../run/setup/options.js";
 import { JSON_FLAG } from "./command.js";
+import { timeJson, timeText } from "./plan-time.js";
 import { resolveCommand, withOptions } from "./resolve.js";
 
 export const COMMAND = withOptions({
@@ -62,6 +64,12 @@ with eval_file or eval_split those on evaluation. The model's folder needs no mo
 			max: 65536,
 			description: "Ranks that train together; none: dp_size times tp_size, cp_size and pp_size.",
 		}),
+		nodes: integerOrNone({
+			min: 1,
+			max: 65536,
+			description:
+				"Show also what a model of time says of the ranks as GPUs (H100) on so many nodes: computation, communication that does not hide behind it, and the fastest meshes. No measurement.",
+		}),
 		json: JSON_FLAG,
 	},
 });
@@ -71,10 +79,14 @@ export async function run(words: readonly string[], core: () => Native = loadNat
 	const found = await resolveCommand(COMMAND, words, { output_dir: "." }, ({ world }) => world);
 	if (found === null) return 0;
 	const { resolved, flags } = found;
-	const { tokens, sequences, patches, pictures } = flags;
-	const planned = await planRun(core(), resolved.args, { tokens, sequences, patches, pictures });
+	const { tokens, sequences, patches, pictures, nodes } = flags;
+	const native = core();
+	const planned = await planRun(native, resolved.args, { tokens, sequences, patches, pictures });
+	const { args, options, model } = planned;
+	const time = nodes === null ? null : planTime({ native, args, options, modelType: model.modelType, nodes });
 	for (const line of [...resolved.notices, ...planned.notices]) process.stderr.write(`${line}\n`);
-	process.stdout.write(flags.json ? `${jsonLine(asJson(planned))}\n` : asText(planned));
+	if (flags.json) process.stdout.write(`${jsonLine({ ...asJson(planned), time: time && timeJson(time) })}\n`);
+	else process.stdout.write(`${asText(planned)}${time === null ? "" : timeText(time)}`);
 	return 0;
 }
 
@@ -99,6 +111,8 @@ function asJson(planned: Planned): Record<string, unknown> {
 		modelType: model.modelType,
 		parameters: plan.parameters,
 		trainedParameters: plan.trainedParameters,
+		flopsPerToken: plan.flopsPerToken,
+		attentionFlops: plan.attentionFlops,
 		adapted: plan.adapted ?? null,
 		device,
 		dtype: dtypeOf(args),

@@ -147,6 +147,10 @@ pub struct MemoryPlan {
     pub parameters: f64,
     /// Those that are trained: all, or those of adapters and whole copies.
     pub trained_parameters: f64,
+    /// Model FLOPs a token without attention's share, as of an open engine.
+    pub flops_per_token: f64,
+    /// Attention's FLOPs for a token of a sequence of length n are `attentionFlops * n` (causal).
+    pub attention_flops: f64,
     /// The layers that have adapters, by their names; absent: adapters were not asked for.
     pub adapted: Option<Vec<AdaptedLayers>>,
     /// Categories that are not empty.
@@ -359,6 +363,8 @@ pub(crate) fn plan_to_js(
     MemoryPlan {
         parameters: flops.parameters as f64,
         trained_parameters: flops.trained as f64,
+        flops_per_token: flops.per_token,
+        attention_flops: flops.attention,
         adapted,
         categories: plan.categories.into_iter().map(category).collect(),
         total_bytes: plan.total_bytes as f64,

@@ -193,7 +193,7 @@ export function engineOptions(args: ResolvedConfig, device: string, size: BatchS
 }
 
 /** The engine's options of a mesh: what is 1 is left out. */
-function meshOptions({ tp_size: tp, cp_size: cp, ep_size: ep, pp_size: pp }: MeshSizes): EngineMesh {
+export function meshOptions({ tp_size: tp, cp_size: cp, ep_size: ep, pp_size: pp }: MeshSizes): EngineMesh {
 	return {
 		...(tp > 1 && { tpSize: tp }),
 		...(cp > 1 && { cpSize: cp }),
