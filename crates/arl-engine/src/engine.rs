@@ -20,7 +20,7 @@ use crate::placement::arena::Arena;
 use crate::placement::store::TrainingStore;
 use crate::plan::{MemoryPlan, StepPlan};
 use crate::queue::Queue;
-use crate::ranks::Ranks;
+use crate::ranks::{Hashes, Ranks};
 use crate::rotary::RotaryTables;
 use crate::statistics::{Figures, MicroBatchStats, Statistics, weight_of};
 use crate::step::{Stages, Step};
@@ -63,7 +63,7 @@ pub struct Engine<B: Backend + ?Sized> {
     /// The ranks that train with this one; of one, where it trains alone.
     pub(crate) ranks: Ranks,
     /// Of the values that were read when it was opened, where ranks divide weights: they have few others in common.
-    pub(crate) loaded: blake3::Hasher,
+    pub(crate) loaded: Hashes,
 }
 
 impl<B: Backend + ?Sized> Engine<B> {
@@ -130,7 +130,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             gradient_scale: 1.0,
             rounding_seed: options.rounding_seed,
             ranks: Ranks::alone(options.place()?),
-            loaded: blake3::Hasher::new(),
+            loaded: Hashes::default(),
         })
     }
 
@@ -253,7 +253,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         if let Some(sums) = self.training()?.sums {
             let result = self.accumulate_in_order(batches, sums);
             self.ranks.end_together();
-            return result;
+            return result.and_then(|statistics| self.add_tied(sums).map(|()| statistics));
         }
         let stats = self.prepare(batches)?;
         let weight = weight_of(&stats)?;
@@ -280,6 +280,7 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// The loss of each micro-batch, with the weights as they are.
     pub fn evaluate(&mut self, batches: &[MicroBatch]) -> Result<Vec<MicroBatchStats>> {
+        self.check_undivided("evaluation")?;
         let stats = self.prepare(batches)?;
         if batches.is_empty() {
             return Ok(stats);

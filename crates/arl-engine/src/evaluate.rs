@@ -13,6 +13,7 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// order. Each is the f64 sum over the sequence's targets from the first to the last. `balance_loss`, which belongs to a
     /// micro-batch, is 0. Gives up a step that was submitted and not applied.
     pub fn evaluate_sequences(&mut self, batch: &MicroBatch) -> Result<Vec<MicroBatchStats>> {
+        self.check_undivided("evaluation")?;
         self.model.check(0, batch)?;
         if (0..batch.input_ids.len()).all(|t| batch.weight(t) == 0.0) {
             return Ok(Targets::default().by_sequence(batch));

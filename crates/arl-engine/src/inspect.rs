@@ -43,6 +43,7 @@ fn room<B: Backend + ?Sized>(step: &mut Step<'_, B>, inputs: Inputs) -> (Run, Bu
 impl<B: Backend + ?Sized> Engine<B> {
     /// Runs the forward pass and reads back what training never looks at.
     pub fn inspect(&mut self, batch: &MicroBatch) -> Result<Inspection> {
+        self.check_undivided("inspection")?;
         self.model.check(0, batch)?;
         let size = batch.size();
         // What is looked at stays on the device, of frozen layers too.

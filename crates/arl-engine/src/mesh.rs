@@ -38,9 +38,10 @@ impl Mesh {
 }
 
 /// Ranks that do something together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) enum Axis {
     /// All of a stage of the pipeline.
+    #[default]
     Stage,
     /// Those that have slices of one micro-batch.
     Tokens,

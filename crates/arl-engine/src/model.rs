@@ -13,6 +13,7 @@ use crate::blocks::{self, Adapters, EmbeddingAdapter, LowRankDropout, blocks};
 use crate::mesh::Place;
 use crate::options::{EngineOptions, LoraOptions, Nf4Options, Recompute};
 use crate::placement::cut::{Complete, Cut, Owned, owned};
+use crate::placement::division;
 use crate::placement::shards::Shards;
 use crate::placement::store::Store;
 use crate::placement::{Param, Placement, Run};
@@ -106,9 +107,11 @@ impl Model {
         // Scales in 8 bits share one by 256 along the fused tensor, not along its parts.
         let load_in_4bit = load_in_4bit.map(|nf4| Nf4Options { nested: nf4.nested && !fused });
         let options = &EngineOptions { load_in_4bit, ..options.clone() };
+        division::check(config, options)?;
+        let (place, nf4) = (options.place()?, load_in_4bit.is_some());
         let mut placement = match &lora {
-            None => Placement::new(config, &options.frozen, load_in_4bit.is_some())?,
-            Some((lora, _)) => Placement::adapted(lora, load_in_4bit.is_some(), options.dtype != DType::F32)?,
+            None => Placement::new(config, &options.frozen, nf4, &place)?,
+            Some((lora, _)) => Placement::adapted(lora, nf4, options.dtype != DType::F32, &place)?,
         };
         placement.quantized.kind = kind;
         if options.zero > 2 && placement.runs.iter().any(|run| run.wide) {
@@ -116,14 +119,15 @@ impl Model {
             return Err(Error::new(ErrorCode::Config, what).hint("set zero to 2, or bf16 and fp16 to false"));
         }
         let ranks = options.data_parallel.filter(|_| options.zero > 0 && !options.inference_only);
-        let cut = ranks.map(|ranks| {
-            let cut = Cut::new(&placement, ranks, options.rank, options.zero > 1);
+        let cut = ranks.map(|_| {
+            // Sums over all ranks of a stage are of no use to parameters that not all of them have.
+            let cut = Cut::new(&placement, options.zero > 1 || place.mesh.divides_model());
             Arc::new(if options.zero > 2 { cut.with_weights(&placement) } else { cut })
         });
         if let Some(cut) = &cut {
             placement.cut(cut);
         }
-        let runs = cut.as_ref().map_or_else(|| placement.runs.clone(), |cut| cut.runs(&placement.runs, cut.rank));
+        let runs = cut.as_ref().map_or_else(|| placement.runs.clone(), |cut| cut.runs(&placement.runs, place.rank));
         let store = Store::new(&placement, cut.as_deref(), options);
         let training = store.training.is_some();
         if let (true, Some((lora, _))) = (training, &lora) {
@@ -134,7 +138,7 @@ impl Model {
             adapters: Adapters::new(&[(placement.adapter(Block::Head, Projection::Head), config.vocab_size)]),
             ..Linear::new(placement.span(Block::Head, Role::LmHead, Role::LmHead).unwrap_or(embedding))
         };
-        let blocks = blocks(config, &placement);
+        let blocks = blocks(config, &placement, options.mesh.tp);
         let layer =
             |l| blocks.partition_point(|block| block.layer < l)..blocks.partition_point(|block| block.layer <= l);
         let tower = Tower::new(config, &placement, options.dtype);
@@ -142,7 +146,7 @@ impl Model {
         let assigned: Vec<Param> = blocks.iter().flat_map(blocks::Block::assigned).chain(head.assigned()).collect();
         Ok(Model {
             kind,
-            place: options.place()?,
+            place,
             attention_library: attention::planned(options.attention, kind, shape.heads, options.dtype, training)?,
             loss_chunk: options.loss_seq_chunk_size.unwrap_or(kind.default_logits_rows(config.vocab_size)),
             logits_dtype: if options.logits_16bit { options.dtype } else { DType::F32 },
@@ -192,7 +196,7 @@ impl Model {
     /// What this rank owns of a parameter's moments and masters; of a frozen one, what it writes to files.
     pub(crate) fn owned(&self, param: Param) -> Vec<Owned> {
         let cut = self.cut.as_deref();
-        owned(cut, param, cut.map_or(0, |cut| cut.rank))
+        owned(cut, param, self.place.rank)
     }
 
     /// How ranks divide weights; none: every one has all of them.
@@ -239,7 +243,9 @@ fn added(placement: &Placement, cut: Option<&Cut>, assigned: &[Param]) -> Vec<Ad
 
 /// The lowest block that the backward pass enters, and whether it ends there.
 fn lowest_block(blocks: &[blocks::Block], placement: &Placement) -> (usize, bool) {
-    if placement.trains(Block::Embedding) {
+    // What an earlier stage trains needs the gradient of this one's input.
+    let below = blocks.first().is_some_and(|first| placement.lowest_layer < first.layer);
+    if below || placement.trains(Block::Embedding) {
         return (0, false);
     }
     let lowest = blocks.iter().position(|block| placement.trains(block.name));

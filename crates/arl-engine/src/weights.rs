@@ -39,13 +39,13 @@ impl<B: Backend + ?Sized> Engine<B> {
         Ok(checkpoint)
     }
 
-    /// Reads all weights from the mapped checkpoint, or the frozen ones alone, a piece at a time. Adapters are drawn. Where ranks
-    /// divide weights, each reads all of them, so that it knows whether the others have read the same.
+    /// Reads this rank's weights from the mapped checkpoint, or the frozen ones alone, a piece at a time. Adapters are drawn. Where
+    /// ranks divide weights, each reads all of what several have the same of, so that it knows whether the others have read the same.
     pub(crate) fn load_checkpoint(&mut self, dir: &Path, frozen_alone: bool) -> Result<()> {
         let checkpoint = self.open_checkpoint(dir)?;
         let mut staging = vec![0f32; PIECE];
         for i in 0..self.model.placement.tensors.len() {
-            let Tensor { spec, param } = &self.model.placement.tensors[i];
+            let Tensor { spec, param, .. } = &self.model.placement.tensors[i];
             if frozen_alone && param.trained.is_some() {
                 continue;
             }
@@ -58,11 +58,12 @@ impl<B: Backend + ?Sized> Engine<B> {
                 self.load_nf4(&checkpoint, &name, param)?;
                 continue;
             }
+            let slice = self.model.placement.tensors[i].slice.clone();
             for start in (0..param.len).step_by(PIECE) {
                 let len = PIECE.min(param.len - start);
-                checkpoint.read_f32_part(&name, start, &mut staging[..len])?;
+                checkpoint.read_f32_slice(&name, &slice, start, &mut staging[..len])?;
                 if self.model.shards().is_some() {
-                    self.loaded.update(bytemuck::cast_slice(&staging[..len]));
+                    self.loaded.of(param.axis).update(bytemuck::cast_slice(&staging[..len]));
                 }
                 self.write_weights(param.part(start, len), &staging[..len]);
             }
@@ -108,11 +109,14 @@ impl<B: Backend + ?Sized> Engine<B> {
         })
     }
 
-    /// Draws the values of a tensor.
+    /// Draws the values of a tensor: of all of it, whatever this rank has.
     fn draw(&mut self, tensor: usize, seed: u64) -> Result<()> {
-        let param = self.model.placement.tensors[tensor].param;
-        let mut values = vec![0f32; param.len];
+        let Tensor { spec, slice, param, .. } = &self.model.placement.tensors[tensor];
+        let (param, mut values) = (*param, vec![0f32; spec.elements()]);
         init_f32(&self.config, self.source(tensor), seed, &mut values);
+        if param.len < values.len() {
+            values = slice.runs(0..param.len).into_iter().flat_map(|run| values[run].to_vec()).collect();
+        }
         if param.quantized {
             return self.quantize(param, &values);
         }
@@ -222,20 +226,24 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// Names of all tensors, as in a checkpoint.
     pub fn tensor_names(&self) -> Vec<String> {
-        self.model.placement.tensors.iter().map(|t| t.spec.name.clone()).collect()
+        self.model.placement.table().iter().map(|spec| spec.name.clone()).collect()
     }
 
     /// Reads one tensor back by its name in a checkpoint, row-major. Where ranks divide moments, all of them call it, for the
     /// same tensors in the same order.
     pub fn read_tensor(&mut self, name: &str, kind: Kind) -> Result<Vec<f32>> {
-        let Some(tensor) = self.model.placement.tensors.iter().find(|t| t.spec.name == name) else {
+        let table = self.model.placement.table();
+        let Some(spec) = table.iter().find(|spec| spec.name == name) else {
             return Err(Error::new(ErrorCode::Internal, format!("the model has no tensor `{name}`")));
         };
-        let param = tensor.param;
+        let (elements, trained) = (spec.elements(), spec.trainable);
+        let tensor = self.model.placement.tensors.iter().find(|tensor| tensor.spec.name == name);
+        let param = tensor.map_or_else(Param::default, |tensor| tensor.param);
         self.complete_update_in_host();
         let array = match (kind, self.model.store.training) {
             (Kind::Weights, _) => {
-                return self.gather_values(param, |engine, part, _, out| engine.read_weights(part, out));
+                return self
+                    .gather_tensor(name, elements, param, |engine, part, _, out| engine.read_weights(part, out));
             }
             (_, None) => return Err(Error::new(ErrorCode::Internal, "an engine for inference only has weights alone")),
             (Kind::Gradients, Some(training)) if !self.model.divides_gradients() => {
@@ -247,11 +255,11 @@ impl<B: Backend + ?Sized> Engine<B> {
             (Kind::Moment1, Some(training)) => training.moment1,
             (Kind::Moment2, Some(training)) => training.moment2,
         };
-        if param.trained.is_none() {
+        if !trained {
             return Err(frozen(name));
         }
         let scale = if kind == Kind::Gradients { self.gradient_scale } else { 1.0 };
-        self.gather_values(param, |engine, part, own, out| {
+        self.gather_tensor(name, elements, param, |engine, part, own, out| {
             let values = match array.slice(own, part.len) {
                 narrow if narrow.dtype == DType::Bf16 => {
                     engine.read_back::<bf16>(narrow)?.into_iter().map(bf16::to_f32).collect()

@@ -29,6 +29,7 @@ mod queue;
 mod ranks;
 mod state;
 mod stochastic_rounding;
+mod tensor_parallel;
 mod vision;
 mod vision_frozen;
 mod vision_ranks;

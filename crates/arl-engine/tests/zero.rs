@@ -346,6 +346,7 @@ fn a_rank_sends_what_is_planned() {
                         gradients: two.gradients + one.gradients,
                         sums: two.sums + one.sums,
                         weights: two.weights + one.weights,
+                        tokens: 0,
                         figures: found.figures,
                     };
                     assert_eq!(found, planned, "{name} zero {zero}: rank {rank} of {size}");

@@ -18,32 +18,35 @@ fn table(extra: &Value, gate: bool) -> Vec<TensorSpec> {
     tensor_table(&ModelConfig { attention_gate: gate, ..config })
 }
 
+/// A hybrid model, with layers of the delta rule.
+fn hybrid() -> Vec<TensorSpec> {
+    let hybrid = json!({
+        "model_type": "qwen3_next", "linear_num_key_heads": 4, "linear_num_value_heads": 8, "linear_key_head_dim": 6,
+        "linear_value_head_dim": 10, "shared_expert_intermediate_size": 8, "num_hidden_layers": 4, "attention_bias": false,
+    });
+    table(&hybrid, true)
+}
+
 /// How often each element of a parameter is in one of the ranks' slices.
 fn covered(spec: &TensorSpec, ranks: usize) -> Vec<usize> {
-    let columns = *spec.shape.last().unwrap();
     let mut count = vec![0; spec.elements()];
     for rank in 0..ranks {
         let slice = spec.slice(rank, ranks).unwrap();
-        let ranges: Vec<_> = slice.start.iter().zip(&slice.shape).map(|(&start, &len)| start..start + len).collect();
-        match ranges.as_slice() {
-            [elements] => elements.clone().for_each(|i| count[i] += 1),
-            [rows, within] => {
-                rows.clone().for_each(|row| within.clone().for_each(|column| count[row * columns + column] += 1));
-            }
-            _ => assert_eq!(ranges.len(), 2, "{}", spec.name),
-        }
+        // Counted in two parts, as pieces of it are.
+        let (len, third) = (slice.elements(), slice.elements() / 3);
+        let runs = [slice.runs(0..third), slice.runs(third..len)].concat();
+        assert_eq!(runs.iter().map(std::ops::Range::len).sum::<usize>(), len);
+        runs.into_iter().flatten().for_each(|i| count[i] += 1);
     }
     count
 }
 
 #[test]
 fn the_ranks_slices_cover_each_parameter_once_and_whole_ones_on_every_rank() {
-    for gate in [false, true] {
-        for spec in table(&json!({}), gate) {
-            for ranks in [1, 2, 4] {
-                let times = if spec.shard == Shard::Whole { ranks } else { 1 };
-                assert!(covered(&spec, ranks).iter().all(|&count| count == times), "{} over {ranks}", spec.name);
-            }
+    for spec in [table(&json!({}), false), table(&json!({}), true), hybrid()].concat() {
+        for ranks in [1, 2, 4] {
+            let times = if spec.shard == Shard::Whole { ranks } else { 1 };
+            assert!(covered(&spec, ranks).iter().all(|&count| count == times), "{} over {ranks}", spec.name);
         }
     }
 }
@@ -54,12 +57,18 @@ fn heads_stay_whole_and_products_meet_the_same_channels() {
     let find = |role: Role| gated.iter().find(|spec| spec.role == role).unwrap();
     // Two heads of 4 query rows and 4 gate rows; the columns of the output projection are the same two heads.
     let (query, output) = (find(Role::QWeight).slice(1, 4).unwrap(), find(Role::OWeight).slice(1, 4).unwrap());
-    assert_eq!((query.start, query.shape), (vec![16, 0], vec![16, 16]));
-    assert_eq!((output.start, output.shape), (vec![0, 8], vec![16, 8]));
+    assert_eq!((&query.rows[0], query.columns), (&(16..32), 0..16));
+    assert_eq!((&output.rows[0], output.columns), (&(0..16), 8..16));
     let (up, down) = (find(Role::Up).slice(1, 2).unwrap(), find(Role::Down).slice(1, 2).unwrap());
-    assert_eq!((up.start[0], up.shape[0]), (down.start[1], down.shape[1]));
-    assert_eq!(find(Role::ExpertDown(2)).slice(0, 2).unwrap().shape, [0, 0]);
-    assert_eq!(find(Role::ExpertDown(2)).slice(1, 2).unwrap().shape, [16, 8]);
+    assert_eq!(up.rows, [down.columns]);
+    assert_eq!(find(Role::ExpertDown(2)).slice(0, 2).unwrap().elements(), 0);
+    assert_eq!(find(Role::ExpertDown(2)).slice(1, 2).unwrap().elements(), 16 * 8);
+    // Of the delta rule, the second pair of key heads and what belongs to it: its queries, keys, values and decays.
+    let hybrid = hybrid();
+    let find = |role: Role| hybrid.iter().find(|spec| spec.role == role).unwrap().slice(1, 2).unwrap();
+    assert_eq!(find(Role::InProjQkv).rows, vec![12..24, 36..48, 88..128]);
+    assert_eq!(find(Role::Conv1d).rows, vec![12..24, 36..48, 88..128]);
+    assert_eq!((&find(Role::ALog).rows[0], find(Role::OutProj).columns), (&(4..8), 40..80));
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod low_rank;
 mod magnitude;
 mod mlp;
 mod shared_expert;
+mod tensor_parallel;
 
 use arl_model::{self as model, ModelConfig, Role};
 
@@ -61,25 +62,25 @@ pub(crate) enum Active {
     Experts(Experts, experts::Buffers),
 }
 
-/// The blocks of all layers, in the order of the forward pass.
-pub(crate) fn blocks(config: &ModelConfig, placement: &Placement) -> Vec<Block> {
+/// The blocks of all layers, in the order of the forward pass. `ranks` divide heads and columns, and the placement has one's.
+pub(crate) fn blocks(config: &ModelConfig, placement: &Placement, ranks: usize) -> Vec<Block> {
     let mut blocks = Vec::with_capacity(2 * config.layers.len());
     for (layer, shape) in config.layers.iter().enumerate() {
         let mut add =
             |block, norm, kind| blocks.push(Block { layer, name: block, norm: placement.one(block, norm), kind });
         match shape.mixer {
             model::Mixer::Attention { window } => {
-                let attention = Attention::new(config, placement, layer, window);
+                let attention = Attention::new(config, placement, layer, window, ranks);
                 add(model::Block::Attention(layer), Role::InputNorm, Kind::Attention(attention));
             }
             model::Mixer::Delta(delta) => {
-                let delta = Delta::new(config, placement, layer, &delta);
+                let delta = Delta::new(config, placement, layer, &delta, ranks);
                 add(model::Block::Delta(layer), Role::InputNorm, Kind::Delta(delta));
             }
         }
         match &shape.mlp {
             model::Mlp::Dense { intermediate } => {
-                let mlp = Mlp::new(placement, layer, config.hidden_size, *intermediate);
+                let mlp = Mlp::new(placement, layer, config.hidden_size, *intermediate, ranks);
                 add(model::Block::Mlp(layer), Role::PostAttentionNorm, Kind::Mlp(mlp));
             }
             model::Mlp::Moe(moe) => {

@@ -56,6 +56,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         options: &GenerateOptions,
         on_token: &mut dyn FnMut(usize, i32),
     ) -> Result<Vec<Vec<i32>>> {
+        self.check_undivided("generation")?;
         check(options)?;
         prompts.iter().enumerate().try_for_each(|(i, prompt)| prompt.check(i, &self.model))?;
         let mut out = vec![Vec::new(); prompts.len()];

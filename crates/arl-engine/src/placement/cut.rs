@@ -1,14 +1,15 @@
-//! How data-parallel ranks divide what they train. The optimizer's arena is cut into buckets, one after the other, and each rank
-//! owns a piece of every bucket: moments, masters and sums of gradients exist for a rank's own pieces alone. Pure; knows places
-//! and the ranks' numbers, no values and no messages. May import placements.
+//! How ranks divide what they train. The optimizer's arena is cut into buckets, one after the other, of parameters of which the same
+//! ranks have the same, and each of these ranks owns a piece of the bucket: moments, masters and sums of gradients exist for a rank's
+//! own pieces alone. Pure; knows places and the ranks' numbers, no values and no messages. May import placements.
 
 use std::ops::Range;
 
-use arl_model::{Block, Role};
+use arl_model::Block;
 
 use super::arena::ALIGNMENT;
 use super::shards::{Part, Shards};
 use super::{Param, Placement, Run};
+use crate::mesh::{Axis, Place};
 
 /// Pieces are multiples of so many elements, which are at least two bytes each.
 const STEP: usize = ALIGNMENT / 2;
@@ -32,7 +33,11 @@ pub(crate) struct Bucket {
     pub(crate) len: usize,
     pub(crate) complete: Complete,
     /// What its weights are gathered with.
-    pub(super) part: Part,
+    pub(crate) part: Part,
+    /// The ranks that have the same of it: they add its gradients, and each owns a piece.
+    pub(crate) axis: Axis,
+    /// The first stage has it too, and counts for both.
+    pub(crate) copied: bool,
     /// Others have its place in the array of gradients before and after it.
     pub(crate) shared: bool,
     /// First element in the array of gradients.
@@ -54,42 +59,44 @@ pub(crate) struct Owned {
 /// The division of the optimizer's arena among ranks.
 #[derive(Clone, Debug)]
 pub(crate) struct Cut {
-    pub(crate) ranks: usize,
-    pub(crate) rank: usize,
+    /// Of this rank.
+    pub(crate) place: Place,
     pub(crate) buckets: Vec<Bucket>,
     /// Gradients too are divided: only what several layers add to exists as a whole, buckets take turns in the rest of their
     /// array, and sums exist for own pieces alone.
     pub(crate) gradients: bool,
     /// Elements of the array of gradients.
     pub(crate) gradient_len: usize,
-    /// Elements of a rank's own arrays; the same for every rank.
+    /// Elements of a rank's own arrays; the same for every rank of a stage.
     pub(crate) own_len: usize,
     /// How weights are divided; none: every rank has all of them.
     pub(crate) weights: Option<Shards>,
 }
 
 impl Cut {
-    /// Divides among `ranks`, for one of them. `gradients`: these too.
-    pub(crate) fn new(placement: &Placement, ranks: usize, rank: usize, gradients: bool) -> Self {
-        let tied = placement.span(Block::Head, Role::LmHead, Role::LmHead).is_none();
+    /// Divides for the rank of the placement. `gradients`: these too.
+    pub(crate) fn new(placement: &Placement, gradients: bool) -> Self {
         let mut buckets: Vec<Bucket> = Vec::new();
         for tensor in &placement.tensors {
             let Some(start) = tensor.param.trained else { continue };
             let (complete, shared) = match tensor.spec.block {
                 // Every layer adds to norms and biases, and a tied head to the embedding.
                 _ if !tensor.spec.decay || tensor.param.wide => (Complete::End, false),
-                Block::Embedding => (Complete::End, !tied),
+                Block::Embedding => (Complete::End, !placement.tied),
                 Block::Head => (Complete::Loss, true),
                 block => block.layer().map_or((Complete::End, false), |layer| (Complete::Layer(layer), true)),
             };
-            let part = Part::of(&tensor.spec);
-            if buckets.last().is_none_or(|last| (last.complete, last.shared, last.part) != (complete, shared, part)) {
+            let (part, axis, copied) = (Part::of(&tensor.spec), tensor.param.axis, tensor.copied);
+            let alike =
+                |last: &Bucket| (last.complete, last.shared, last.part, last.axis) == (complete, shared, part, axis);
+            if !buckets.last().is_some_and(alike) {
                 let start = if buckets.is_empty() { 0 } else { start };
-                buckets.push(Bucket { start, len: 0, complete, part, shared, gradient: start, own: 0 });
+                let bucket = Bucket { start, len: 0, complete, part, axis, copied, shared, gradient: start, own: 0 };
+                buckets.push(bucket);
             }
         }
-        let gradient_len = placement.optimizer;
-        let mut cut = Cut { ranks, rank, buckets, gradients, gradient_len, own_len: 0, weights: None };
+        let (place, gradient_len) = (placement.place, placement.optimizer);
+        let mut cut = Cut { place, buckets, gradients, gradient_len, own_len: 0, weights: None };
         cut.measure(placement.optimizer);
         cut
     }
@@ -131,21 +138,33 @@ impl Cut {
         self.gradient_len = whole + most;
     }
 
-    /// Elements of each rank's piece of a bucket, padding included.
-    pub(crate) fn piece_len(&self, bucket: &Bucket) -> usize {
-        bucket.len.div_ceil(self.ranks).next_multiple_of(STEP)
+    /// How many ranks have pieces of a bucket.
+    pub(crate) fn ranks(&self, bucket: &Bucket) -> usize {
+        self.place.size(bucket.axis)
     }
 
-    /// A rank's piece of a bucket in the optimizer's arena; the last ones may be shorter, or empty.
+    /// Elements of each rank's piece of a bucket, padding included.
+    pub(crate) fn piece_len(&self, bucket: &Bucket) -> usize {
+        bucket.len.div_ceil(self.ranks(bucket)).next_multiple_of(STEP)
+    }
+
+    /// The piece of a bucket, in the optimizer's arena, of the rank of a number along the bucket's axis; the last ones may be
+    /// shorter, or empty.
     pub(crate) fn piece(&self, bucket: &Bucket, rank: usize) -> Range<usize> {
         let (piece, end) = (self.piece_len(bucket), bucket.start + bucket.len);
         (bucket.start + rank * piece).min(end)..(bucket.start + (rank + 1) * piece).min(end)
     }
 
-    /// What a rank owns of elements of the optimizer's arena.
+    /// This rank's piece of a bucket.
+    pub(crate) fn own_piece(&self, bucket: &Bucket) -> Range<usize> {
+        self.piece(bucket, self.place.index(bucket.axis))
+    }
+
+    /// What a rank, of those that have the same elements, owns of elements of the optimizer's arena.
     pub(crate) fn owned(&self, elements: Range<usize>, rank: usize) -> Vec<Owned> {
+        let place = Place { rank, ..self.place };
         let part = |bucket: &Bucket| {
-            let piece = self.piece(bucket, rank);
+            let piece = self.piece(bucket, place.index(bucket.axis));
             let (start, end) = (piece.start.max(elements.start), piece.end.min(elements.end));
             (start < end).then(|| Owned {
                 start: start - elements.start,
@@ -153,7 +172,8 @@ impl Cut {
                 len: end - start,
             })
         };
-        self.buckets.iter().filter_map(part).collect()
+        let first = self.buckets.partition_point(|bucket| bucket.start + bucket.len <= elements.start);
+        self.buckets[first..].iter().take_while(|bucket| bucket.start < elements.end).filter_map(part).collect()
     }
 
     /// The parts of runs that a rank updates.
@@ -182,14 +202,16 @@ impl Cut {
     }
 }
 
-/// What a rank owns of a parameter: with a cut, that of the cut; without, all of it. Rank 0 owns what is frozen, unless weights are
-/// cut.
+/// What a rank, of those that have the same of a parameter, owns of it: with a cut, that of the cut; without, all of it. The first of
+/// them owns what is frozen, unless weights are cut.
 pub(crate) fn owned(cut: Option<&Cut>, param: Param, rank: usize) -> Vec<Owned> {
     match (cut, param.trained) {
         (None, trained) => vec![Owned { start: 0, own: trained.unwrap_or(0), len: param.len }],
         (Some(cut), Some(first)) => cut.owned(first..first + param.len, rank),
         (Some(Cut { weights: Some(shards), .. }), None) if !param.quantized => shards.owned_frozen(param, rank),
-        (Some(_), None) if rank == 0 => vec![Owned { start: 0, own: 0, len: param.len }],
+        (Some(cut), None) if (Place { rank, ..cut.place }).index(param.axis) == 0 => {
+            vec![Owned { start: 0, own: 0, len: param.len }]
+        }
         (Some(_), None) => Vec::new(),
     }
 }
@@ -201,11 +223,13 @@ mod tests {
     use arl_model::ModelConfig;
 
     use super::*;
+    use crate::mesh::Mesh;
 
-    fn placement(name: &str, frozen: &[&str]) -> Placement {
+    fn placement(name: &str, frozen: &[&str], ranks: usize) -> Placement {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../__test__/golden").join(name);
         let frozen: Vec<String> = frozen.iter().map(|pattern| (*pattern).to_owned()).collect();
-        Placement::new(&ModelConfig::from_dir(&dir).unwrap(), &frozen, false).unwrap()
+        let place = Place::new(Mesh::default(), ranks, 0).unwrap();
+        Placement::new(&ModelConfig::from_dir(&dir).unwrap(), &frozen, false, &place).unwrap()
     }
 
     fn cuts() -> Vec<(Placement, Cut)> {
@@ -213,8 +237,8 @@ mod tests {
         for name in ["moe-balance", "window-bias", "qwen2-window"] {
             for frozen in [&[][..], &["*embed*", "model.layers.0.*", "*.o_proj.weight"]] {
                 for (ranks, gradients) in [(1, true), (2, false), (2, true), (3, true), (7, true), (4096, false)] {
-                    let placement = placement(name, frozen);
-                    let cut = Cut::new(&placement, ranks, 0, gradients);
+                    let placement = placement(name, frozen, ranks);
+                    let cut = Cut::new(&placement, gradients);
                     all.push((placement, cut));
                 }
             }
@@ -226,7 +250,7 @@ mod tests {
     fn every_element_is_owned_once_and_has_a_place_of_its_own_there() {
         for (placement, cut) in cuts() {
             let mut owners = vec![0; placement.optimizer];
-            for rank in 0..cut.ranks {
+            for rank in 0..cut.place.data {
                 let mut used = vec![false; cut.own_len];
                 for Owned { start, own, len } in cut.owned(0..placement.optimizer, rank) {
                     owners[start..start + len].iter_mut().for_each(|count| *count += 1);
@@ -250,7 +274,7 @@ mod tests {
                 }
                 of
             };
-            let parts: Vec<Run> = (0..cut.ranks).flat_map(|rank| cut.runs(&placement.runs, rank)).collect();
+            let parts: Vec<Run> = (0..cut.place.data).flat_map(|rank| cut.runs(&placement.runs, rank)).collect();
             assert_eq!(decay(&parts), decay(&placement.runs));
         }
     }
@@ -260,7 +284,7 @@ mod tests {
         for (placement, cut) in cuts() {
             for tensor in &placement.tensors {
                 let mut covered = vec![0; tensor.param.len];
-                for rank in 0..cut.ranks {
+                for rank in 0..cut.place.data {
                     for part in owned(Some(&cut), tensor.param, rank) {
                         covered[part.start..part.start + part.len].iter_mut().for_each(|count| *count += 1);
                     }
@@ -291,10 +315,10 @@ mod tests {
 
     #[test]
     fn gradients_of_one_layer_at_a_time_take_less_than_those_of_all() {
-        let placement = placement("moe-balance", &[]);
-        let cut = Cut::new(&placement, 2, 0, true);
+        let placement = placement("moe-balance", &[], 2);
+        let cut = Cut::new(&placement, true);
         assert!(cut.gradient_len < placement.optimizer, "{} of {}", cut.gradient_len, placement.optimizer);
-        let whole = Cut::new(&placement, 2, 0, false);
+        let whole = Cut::new(&placement, false);
         assert_eq!(whole.gradient_len, placement.optimizer);
         assert_eq!(whole.gradient(77), 77);
     }

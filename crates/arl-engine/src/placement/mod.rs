@@ -4,17 +4,22 @@
 
 pub(crate) mod arena;
 pub(crate) mod cut;
+pub(crate) mod division;
+mod freeze;
 pub(crate) mod quantized;
 pub(crate) mod shards;
 pub(crate) mod store;
 
 use std::collections::HashMap;
 
-use arl_model::{Block, Error, ErrorCode, Lora, ModelConfig, Projection, Result, Role, TensorSpec, tensor_table};
+use arl_model::{Block, Lora, ModelConfig, Projection, Result, Role, Slice, TensorSpec, tensor_table};
 
 use arena::ALIGNMENT;
 use cut::Cut;
+use freeze::{check_products, freeze};
 use quantized::{Quantized, is_linear};
+
+use crate::mesh::{Axis, Place};
 
 /// Elements between which parameters begin, at most two bytes each.
 const STEP: usize = ALIGNMENT / 2;
@@ -38,6 +43,8 @@ pub(crate) struct Param {
     pub(crate) quantized: bool,
     /// Whether it is f32 in a weights' arena of 16 bits, two elements of which each of its own takes.
     pub(crate) wide: bool,
+    /// The ranks that have the same of it: they add its gradients, and divide what is divided.
+    pub(crate) axis: Axis,
 }
 
 impl Param {
@@ -49,11 +56,15 @@ impl Param {
     }
 }
 
-/// A parameter of the table and its place.
+/// A parameter of the table, what this rank has of it, and the place of that.
 #[derive(Clone, Debug)]
 pub(crate) struct Tensor {
+    /// Of the whole parameter.
     pub(crate) spec: TensorSpec,
+    pub(crate) slice: Slice,
     pub(crate) param: Param,
+    /// The first stage has it too, and counts for both: an embedding that is the head as well.
+    pub(crate) copied: bool,
 }
 
 /// Elements that are contiguous in both arenas and are updated alike, gaps between parameters included.
@@ -105,8 +116,14 @@ pub(crate) struct AdapterPlace {
 /// The places of a model's parameters.
 #[derive(Clone, Debug)]
 pub(crate) struct Placement {
-    /// Every parameter of the table, in the order of the arenas.
+    /// Every parameter of the table of which this rank has something, in the order of the arenas.
     pub(crate) tensors: Vec<Tensor>,
+    /// Every parameter of the table, in an order that all ranks have; empty where a rank has all of them.
+    whole: Vec<TensorSpec>,
+    /// Of this rank.
+    pub(crate) place: Place,
+    /// The head is the embedding.
+    pub(crate) tied: bool,
     /// Elements of the weights' arena; those between parameters are zero and stay zero.
     pub(crate) weights: usize,
     /// Elements of the optimizer's arena.
@@ -115,7 +132,7 @@ pub(crate) struct Placement {
     pub(crate) runs: Vec<Run>,
     /// By layers: where its decayed parameters end in the weights' arena.
     pub(crate) layer_ends: Vec<usize>,
-    /// The lowest layer that the backward pass has to reach; the number of layers where it need not enter any.
+    /// The lowest layer, of any stage, that the backward pass has to reach; the number of layers where it need not enter any.
     pub(crate) lowest_layer: usize,
     /// The frozen weights that are in NF4.
     pub(crate) quantized: Quantized,
@@ -141,18 +158,18 @@ fn continues(before: Option<&TensorSpec>, spec: &TensorSpec) -> bool {
 }
 
 impl Placement {
-    /// The places of a configuration's parameters; those whose names match a pattern of `frozen` are not trained. `nf4`: linear
-    /// layers are in NF4, and not trained either.
+    /// The places of a configuration's parameters on a rank of a mesh; those whose names match a pattern of `frozen` are not trained.
+    /// `nf4`: linear layers are in NF4, and not trained either.
     ///
     /// # Errors
     /// `ARL_CONFIG` for a pattern that matches nothing, for a part of what one product computes, and for a model of
     /// which nothing would be trained.
-    pub(crate) fn new(config: &ModelConfig, frozen: &[String], nf4: bool) -> Result<Self> {
+    pub(crate) fn new(config: &ModelConfig, frozen: &[String], nf4: bool, place: &Place) -> Result<Self> {
         let mut table = tensor_table(config);
         freeze(&mut table, frozen)?;
         check_products(&table)?;
         table.iter_mut().filter(|spec| nf4 && is_linear(spec)).for_each(|spec| spec.trainable = false);
-        Ok(Self::of(table, config.layers.len(), nf4, false))
+        Ok(Self::of(table, config.layers.len(), nf4, false, place))
     }
 
     /// The places of an adapted model's parameters. `nf4`: linear layers that are frozen are in NF4. `narrow`: weights are of 16 bits,
@@ -160,9 +177,9 @@ impl Placement {
     ///
     /// # Errors
     /// `ARL_CONFIG` where a part of what one product computes is trained.
-    pub(crate) fn adapted(lora: &Lora, nf4: bool, narrow: bool) -> Result<Self> {
+    pub(crate) fn adapted(lora: &Lora, nf4: bool, narrow: bool, place: &Place) -> Result<Self> {
         check_products(&lora.table)?;
-        let mut placement = Self::of(lora.table.clone(), lora.model.layers.len(), nf4, narrow);
+        let mut placement = Self::of(lora.table.clone(), lora.model.layers.len(), nf4, narrow, place);
         for (adapter, number) in lora.adapters.iter().zip(0..) {
             let (block, projection) = (adapter.block, adapter.projection);
             let place = AdapterPlace {
@@ -178,14 +195,22 @@ impl Placement {
         Ok(placement)
     }
 
-    fn of(table: Vec<TensorSpec>, layers: usize, nf4: bool, narrow: bool) -> Self {
+    fn of(table: Vec<TensorSpec>, layers: usize, nf4: bool, narrow: bool, place: &Place) -> Self {
+        let lowest = |spec: &TensorSpec| match spec.block {
+            Block::Embedding => 0,
+            block if block.is_vision() => 0,
+            block => block.layer().unwrap_or(layers),
+        };
         let mut placement = Placement {
             tensors: Vec::with_capacity(table.len()),
+            whole: Vec::new(),
+            place: *place,
+            tied: table.iter().all(|spec| spec.role != Role::LmHead),
             weights: 0,
             optimizer: 0,
             runs: Vec::new(),
             layer_ends: vec![0; layers],
-            lowest_layer: layers,
+            lowest_layer: table.iter().filter(|spec| spec.trainable).map(lowest).min().unwrap_or(layers).min(layers),
             quantized: Quantized::default(),
             places: HashMap::with_capacity(table.len()),
             adapters: HashMap::new(),
@@ -194,19 +219,23 @@ impl Placement {
         let (seeing, text) = table.into_iter().partition::<Vec<_>, _>(|spec| spec.block.is_vision());
         let table = seeing.into_iter().chain(text);
         let (decayed, others) = table.partition::<Vec<_>, _>(|spec| spec.decay);
+        // What different ranks have the same of is apart, so that few buckets are made of it.
+        let (copies, cut) = others.into_iter().partition::<Vec<_>, _>(|spec| place.axis_of(spec.role) == Axis::Stage);
         // Magnitudes apart from the others, so that these are updated together.
         let is_wide = |spec: &TensorSpec| narrow && matches!(spec.role, Role::LoraMagnitude(_));
         let (wide, decayed) = decayed.into_iter().partition::<Vec<_>, _>(is_wide);
-        for specs in [decayed, wide, others] {
-            specs.into_iter().for_each(|spec| {
+        for specs in [decayed, wide, copies.into_iter().chain(cut).collect()] {
+            for spec in specs {
+                placement.whole.extend(place.mesh.divides_model().then(|| spec.clone()));
+                let Some(slice) = place.slice(&spec, layers, placement.tied) else { continue };
                 if nf4 && is_linear(&spec) && !spec.trainable {
-                    let param = placement.quantized.place(spec.elements());
-                    placement.add(spec, param);
+                    let param = placement.quantized.place(slice.elements());
+                    placement.add(spec, slice, param);
                 } else {
                     let wide = is_wide(&spec);
-                    placement.place(spec, wide);
+                    placement.place(spec, slice, wide);
                 }
-            });
+            }
             placement.align();
         }
         placement
@@ -217,14 +246,14 @@ impl Placement {
         self.optimizer = self.optimizer.next_multiple_of(STEP);
     }
 
-    fn place(&mut self, spec: TensorSpec, wide: bool) {
+    fn place(&mut self, spec: TensorSpec, slice: Slice, wide: bool) {
         if !continues(self.tensors.last().map(|before| &before.spec), &spec) {
             self.align();
         }
-        let len = spec.elements();
+        let (len, axis) = (slice.elements(), self.place.axis_of(spec.role));
         let trained = spec.trainable.then_some(self.optimizer);
         let (offset, gradient) = (self.weights, self.optimizer);
-        let param = Param { offset, len, weight: offset, trained, gradient, quantized: false, wide };
+        let param = Param { offset, len, weight: offset, trained, gradient, quantized: false, wide, axis };
         // Runs go on to the next multiple in both arenas.
         self.weights += if wide { len.next_multiple_of(STEP) * width(wide) } else { len };
         if let (Some(layer), true) = (spec.block.layer(), spec.decay && !wide) {
@@ -242,19 +271,22 @@ impl Placement {
                 wide,
             };
             self.extend_runs(run, len);
-            let lowest = match spec.block {
-                Block::Embedding => 0,
-                block if block.is_vision() => 0,
-                block => block.layer().unwrap_or(self.lowest_layer),
-            };
-            self.lowest_layer = self.lowest_layer.min(lowest);
         }
-        self.add(spec, param);
+        self.add(spec, slice, param);
     }
 
-    fn add(&mut self, spec: TensorSpec, param: Param) {
+    fn add(&mut self, spec: TensorSpec, slice: Slice, param: Param) {
         self.places.insert((spec.block, spec.role), param);
-        self.tensors.push(Tensor { spec, param });
+        let copied = spec.block == Block::Embedding && self.place.index(Axis::Pipeline) > 0;
+        self.tensors.push(Tensor { spec, slice, param, copied });
+    }
+
+    /// Every parameter of the model, in the same order on all ranks.
+    pub(crate) fn table(&self) -> Vec<&TensorSpec> {
+        match self.whole.as_slice() {
+            [] => self.tensors.iter().map(|tensor| &tensor.spec).collect(),
+            whole => whole.iter().collect(),
+        }
     }
 
     /// Adds a trained parameter of `len` elements to the last run if it is as far behind it in both arenas, else to a new one.
@@ -293,9 +325,9 @@ impl Placement {
         self.adapters.get(&(block, projection)).copied()
     }
 
-    /// Whether a block has something to train.
+    /// Whether a block, on any rank, has something to train.
     pub(crate) fn trains(&self, block: Block) -> bool {
-        self.tensors.iter().any(|tensor| tensor.spec.block == block && tensor.spec.trainable)
+        self.table().into_iter().any(|spec| spec.block == block && spec.trainable)
     }
 
     /// A parameter that every such block has.
@@ -343,51 +375,6 @@ impl Placement {
             at = first + len;
         }
         rest
-    }
-}
-
-/// Marks what is not trained.
-fn freeze(table: &mut [TensorSpec], frozen: &[String]) -> Result<()> {
-    let refused = |what: String, hint: &str| Err(Error::new(ErrorCode::Config, what).hint(hint));
-    for pattern in frozen {
-        let mut matched = table.iter_mut().filter(|spec| matches(pattern, &spec.name)).peekable();
-        if matched.peek().is_none() {
-            return refused(
-                format!("frozen: no parameter is called `{pattern}`"),
-                "names are those of the table of tensors, as in model.safetensors; `*` stands for any characters",
-            );
-        }
-        matched.for_each(|spec| spec.trainable = false);
-    }
-    if table.iter().all(|spec| !spec.trainable) {
-        return refused("frozen: no parameter is left to train".into(), "leave some parameter out of the patterns");
-    }
-    Ok(())
-}
-
-/// What one matrix product takes together is trained or frozen as a whole.
-fn check_products(table: &[TensorSpec]) -> Result<()> {
-    for pair in table.windows(2) {
-        let (before, spec) = (&pair[0], &pair[1]);
-        if continues(Some(before), spec) && before.trainable != spec.trainable {
-            let (one, other) = if spec.trainable { (before, spec) } else { (spec, before) };
-            let what = format!(
-                "frozen: `{}` is frozen and `{}` is not, but one matrix product takes both",
-                one.name, other.name
-            );
-            return Err(Error::new(ErrorCode::Config, what).hint("freeze both or neither"));
-        }
-    }
-    Ok(())
-}
-
-/// Whether a name is a pattern's, in which `*` stands for any characters.
-fn matches(pattern: &str, name: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == name,
-        Some((start, rest)) => name.strip_prefix(start).is_some_and(|name| {
-            name.char_indices().map(|(at, _)| at).chain([name.len()]).any(|at| matches(rest, &name[at..]))
-        }),
     }
 }
 

@@ -1,12 +1,13 @@
 //! How data-parallel ranks divide weights, trained and frozen ones. Each rank keeps a piece of every shard for good; all pieces
 //! are gathered, one behind the other, into a place that shards take turns in, when a pass needs them. What is small stays whole. Pure; knows places, no values and no messages. May import placements.
 
-use arl_model::{Block, Role, TensorSpec};
+use arl_model::{Block, TensorSpec};
 
 use super::arena::ALIGNMENT;
 use super::cut::{Cut, Owned};
 use super::{Param, Placement};
 use crate::backend::Buffer;
+use crate::mesh::{Axis, Place};
 
 /// Pieces are multiples of so many elements, which are at least two bytes each.
 const STEP: usize = ALIGNMENT / 2;
@@ -72,6 +73,10 @@ impl Part {
 pub(crate) struct Shard {
     pub(crate) part: Part,
     pub(crate) trained: bool,
+    /// The ranks that have pieces of it, how many they are, and the number of this one among them.
+    pub(crate) axis: Axis,
+    pub(crate) ranks: usize,
+    rank: usize,
     /// First element in the optimizer's arena; of frozen ones, counted over all that are frozen.
     start: usize,
     len: usize,
@@ -115,7 +120,7 @@ pub(crate) struct Shards {
     frozen: Vec<Frozen>,
     /// The head is the embedding, which stays in its place from the look-up to the loss.
     pub(crate) tied: bool,
-    rank: usize,
+    place: Place,
     /// Elements of this rank's pieces.
     pub(crate) pieces: usize,
     /// Elements of these and of what stays whole.
@@ -130,6 +135,9 @@ impl Shards {
         let trained = cut.buckets.iter().map(|bucket| Shard {
             part: bucket.part,
             trained: true,
+            axis: bucket.axis,
+            ranks: cut.ranks(bucket),
+            rank: cut.place.index(bucket.axis),
             start: bucket.start,
             len: bucket.len,
             piece: cut.piece_len(bucket),
@@ -139,22 +147,22 @@ impl Shards {
         let mut shards = Shards {
             all: trained.collect(),
             frozen: Vec::new(),
-            tied: placement.span(Block::Head, Role::LmHead, Role::LmHead).is_none(),
-            rank: cut.rank,
+            tied: placement.tied,
+            place: cut.place,
             pieces: 0,
             kept: 0,
             len: 0,
         };
-        shards.add_frozen(placement, cut.ranks);
-        shards.place_all(cut.ranks);
+        shards.add_frozen(placement);
+        shards.place_all();
         shards
     }
 
     /// Counts what is frozen. What one product takes stays together, and begins as well aligned as in the weights' arena.
-    fn add_frozen(&mut self, placement: &Placement, ranks: usize) {
+    fn add_frozen(&mut self, placement: &Placement) {
         let (mut next, mut behind) = (0, None);
         for tensor in &placement.tensors {
-            let Param { offset, len, trained, quantized, .. } = tensor.param;
+            let Param { offset, len, trained, quantized, axis, .. } = tensor.param;
             if trained.is_some() || quantized {
                 continue;
             }
@@ -162,9 +170,11 @@ impl Shards {
                 next = usize::next_multiple_of(next, STEP);
             }
             let part = Part::of(&tensor.spec);
-            if self.all.last().is_none_or(|last| last.trained || last.part != part) {
-                let shard = Shard { part, trained: false, start: next, len: 0, piece: 0, own: 0, place: 0 };
-                self.all.push(shard);
+            if self.all.last().is_none_or(|last| last.trained || (last.part, last.axis) != (part, axis)) {
+                let (ranks, rank) = (self.place.size(axis), self.place.index(axis));
+                let at =
+                    Shard { part, trained: false, axis, ranks, rank, start: next, len: 0, piece: 0, own: 0, place: 0 };
+                self.all.push(at);
             }
             self.frozen.push(Frozen { offset, len, first: next });
             (next, behind) = (next + len, Some(offset + len));
@@ -173,28 +183,28 @@ impl Shards {
             }
         }
         for shard in self.all.iter_mut().filter(|shard| !shard.trained) {
-            shard.piece = shard.len.div_ceil(ranks).next_multiple_of(STEP);
+            shard.piece = shard.len.div_ceil(shard.ranks).next_multiple_of(STEP);
         }
     }
 
     /// Gives every shard its places.
-    fn place_all(&mut self, ranks: usize) {
+    fn place_all(&mut self) {
         for shard in self.all.iter_mut().filter(|shard| shard.part != Part::Whole) {
             shard.own = self.pieces;
             self.pieces += shard.piece;
         }
-        self.kept = self.place_part(Part::Whole, self.pieces, ranks);
+        self.kept = self.place_part(Part::Whole, self.pieces);
         for shard in self.all.iter_mut().filter(|shard| shard.part == Part::Whole) {
-            shard.own = shard.place + self.rank * shard.piece;
+            shard.own = shard.place + shard.rank * shard.piece;
         }
         // The tower sees before the look-up, and again behind everything else; a head of its own is needed behind the look-up.
-        let ends = [Part::Tower, Part::Embedding, Part::Head].map(|part| self.place_part(part, self.kept, ranks));
+        let ends = [Part::Tower, Part::Embedding, Part::Head].map(|part| self.place_part(part, self.kept));
         let first = ends.into_iter().max().unwrap_or(self.kept);
         let layers: Vec<usize> = self.layers();
-        let slot = layers.iter().map(|&layer| self.place_part(Part::Layer(layer), 0, ranks)).max().unwrap_or(0);
+        let slot = layers.iter().map(|&layer| self.place_part(Part::Layer(layer), 0)).max().unwrap_or(0);
         let slots = WEIGHT_SLOTS.min(layers.len());
         for layer in layers {
-            self.place_part(Part::Layer(layer), first + layer % WEIGHT_SLOTS * slot, ranks);
+            self.place_part(Part::Layer(layer), first + layer % WEIGHT_SLOTS * slot);
         }
         self.len = first + slots * slot;
     }
@@ -209,10 +219,10 @@ impl Shards {
     }
 
     /// Places the shards of a part from `next` on; gives the place behind them.
-    fn place_part(&mut self, part: Part, mut next: usize, ranks: usize) -> usize {
+    fn place_part(&mut self, part: Part, mut next: usize) -> usize {
         for shard in self.all.iter_mut().filter(|shard| shard.part == part) {
             shard.place = next;
-            next += ranks * shard.piece;
+            next += shard.ranks * shard.piece;
         }
         next
     }
@@ -266,7 +276,7 @@ impl Shards {
         let Some((first, end)) = self.elements(param) else { return Vec::new() };
         let part = |shard: &Shard| {
             let whole = shard.part == Part::Whole;
-            let (from, to) = shard.within((first, end), (!whole).then_some(self.rank))?;
+            let (from, to) = shard.within((first, end), (!whole).then_some(shard.rank))?;
             let in_shard = from - shard.start;
             let place = if whole { shard.place + in_shard } else { shard.own + in_shard % shard.piece };
             Some((from - first, weights.slice(place, to - from)))
@@ -278,11 +288,12 @@ impl Shards {
         self.starting_at(param.trained.is_some(), first).iter().take_while(move |shard| shard.start < end)
     }
 
-    /// What a rank owns of a frozen parameter.
+    /// What a rank, of those that have the same of a frozen parameter, owns of it.
     pub(super) fn owned_frozen(&self, param: Param, rank: usize) -> Vec<Owned> {
         let Some((first, end)) = self.elements(param) else { return Vec::new() };
+        let place = Place { rank, ..self.place };
         let owned = |shard: &Shard| {
-            let (from, to) = shard.within((first, end), Some(rank))?;
+            let (from, to) = shard.within((first, end), Some(place.index(shard.axis)))?;
             Some(Owned { start: from - first, own: 0, len: to - from })
         };
         self.overlapping(param, (first, end)).filter_map(owned).collect()

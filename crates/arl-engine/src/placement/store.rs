@@ -83,7 +83,7 @@ impl Store {
             moment1: take(optimizer, moments, len),
             moment2: take(optimizer, moments, len),
             norm_squared: take(Pool::State, DType::F64, 1),
-            sums: options.data_parallel.map(|ranks| take(Pool::State, DType::F32, sums(ranks))),
+            sums: options.data_parallel.map(|data| take(Pool::State, DType::F32, sums(data * options.mesh.slices()))),
         });
         let slots = (optimizer_offload && !inference_only).then(|| {
             let masters = masters.map(|masters| masters.dtype);

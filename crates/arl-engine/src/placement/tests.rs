@@ -2,13 +2,19 @@
 
 use std::path::Path;
 
-use arl_model::{Block, Mlp, Role, Shard};
+use arl_model::{Block, ErrorCode, Mlp, Role, Shard};
 
+use super::freeze::matches;
 use super::*;
+use crate::mesh::Mesh;
 
 fn config(name: &str) -> ModelConfig {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../__test__/golden").join(name);
     ModelConfig::from_dir(&dir).unwrap()
+}
+
+fn alone() -> Place {
+    Place::new(Mesh::default(), 1, 0).unwrap()
 }
 
 fn frozen(patterns: &[&str]) -> Vec<String> {
@@ -20,7 +26,7 @@ const MODELS: [&str; 3] = ["moe-balance", "window-bias", "qwen2-window"];
 #[test]
 fn parameters_and_gaps_fill_both_arenas_alike_where_all_are_trained() {
     for name in MODELS {
-        let placement = Placement::new(&config(name), &[], false).unwrap();
+        let placement = Placement::new(&config(name), &[], false, &alone()).unwrap();
         let gaps: usize = placement.gaps().iter().map(|gap| gap.len).sum();
         assert_eq!(placement.tensors.iter().map(|tensor| tensor.param.len).sum::<usize>() + gaps, placement.weights);
         assert_eq!((placement.weights, placement.lowest_layer), (placement.optimizer, 0));
@@ -42,7 +48,7 @@ fn parameters_and_gaps_fill_both_arenas_alike_where_all_are_trained() {
 fn what_one_product_takes_is_one_span() {
     for name in MODELS {
         let config = config(name);
-        let placement = Placement::new(&config, &[], false).unwrap();
+        let placement = Placement::new(&config, &[], false, &alone()).unwrap();
         let (h, d) = (config.hidden_size, config.head_dim);
         let len = |block, first, last| placement.span(block, first, last).map(|param| param.len);
         for (l, layer) in config.layers.iter().enumerate() {
@@ -66,9 +72,9 @@ fn what_one_product_takes_is_one_span() {
 #[test]
 fn frozen_parameters_have_no_place_in_the_optimizers_arena() {
     for name in MODELS {
-        let whole = Placement::new(&config(name), &[], false).unwrap();
+        let whole = Placement::new(&config(name), &[], false, &alone()).unwrap();
         let patterns = frozen(&["*embed*", "model.layers.0.*", "*.o_proj.weight"]);
-        let placement = Placement::new(&config(name), &patterns, false).unwrap();
+        let placement = Placement::new(&config(name), &patterns, false, &alone()).unwrap();
         assert_eq!((placement.weights, placement.lowest_layer), (whole.weights, 1), "{name}");
         let mut covered = vec![0; placement.optimizer];
         for (Tensor { spec, param }, before) in placement.tensors.iter().zip(&whole.tensors) {
@@ -101,7 +107,7 @@ fn frozen_parameters_have_no_place_in_the_optimizers_arena() {
 
 #[test]
 fn the_rest_of_some_parameters_is_everything_else() {
-    let placement = Placement::new(&config("window-bias"), &frozen(&["*embed*"]), false).unwrap();
+    let placement = Placement::new(&config("window-bias"), &frozen(&["*embed*"]), false, &alone()).unwrap();
     let products: Vec<Param> =
         placement.tensors.iter().filter(|tensor| tensor.spec.shape.len() == 2).map(|tensor| tensor.param).collect();
     let mut covered = vec![0; placement.optimizer];
@@ -115,7 +121,7 @@ fn the_rest_of_some_parameters_is_everything_else() {
 #[test]
 fn patterns_that_match_nothing_or_a_part_of_a_product_or_everything_are_refused() {
     let refused = |patterns: &[&str]| {
-        let error = Placement::new(&config("window-bias"), &frozen(patterns), false).unwrap_err();
+        let error = Placement::new(&config("window-bias"), &frozen(patterns), false, &alone()).unwrap_err();
         assert_eq!(error.code, ErrorCode::Config);
         error.message
     };

@@ -8,7 +8,22 @@ use arl_model::{Error, ErrorCode, Lora, MAX_SHARD_BYTES, Result, SharedModel, We
 
 use crate::backend::Backend;
 use crate::engine::Engine;
-use crate::placement::Param;
+use crate::placement::{Param, Tensor};
+
+/// What a rank owns of a parameter.
+struct OwnedRuns {
+    param: Param,
+    /// Ranges of the whole parameter, ascending, and the first element of each within what the rank has.
+    runs: Vec<(Range<usize>, usize)>,
+}
+
+impl OwnedRuns {
+    /// `len` elements of the whole parameter from `start` on, which are in one run.
+    fn part(&self, start: usize, len: usize) -> Option<Param> {
+        let (run, first) = self.runs.get(self.runs.partition_point(|(run, _)| run.end <= start))?;
+        (run.start <= start && start + len <= run.end).then(|| self.param.part(first + start - run.start, len))
+    }
+}
 
 impl<B: Backend + ?Sized> Engine<B> {
     /// As [`Engine::export_model`], by all ranks at once: rank 0 makes the files, and each writes what it owns.
@@ -23,25 +38,36 @@ impl<B: Backend + ?Sized> Engine<B> {
             dtype,
             max_shard_bytes: MAX_SHARD_BYTES,
         };
-        let laid_out = match self.ranks.rank {
+        let laid_out = match self.ranks.place.rank {
             0 => std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, &e)).and_then(|()| model.lay_out()),
             _ => Ok(()),
         };
         self.ranks.agree(laid_out)?;
-        let places: HashMap<String, Param> =
-            self.model.placement.tensors.iter().map(|t| (t.spec.name.clone(), t.param)).collect();
-        let owned: HashMap<String, Vec<Range<usize>>> =
-            places.iter().map(|(name, &param)| (name.clone(), self.owned_ranges(param))).collect();
-        let of = |name: &str| owned.get(name).cloned().unwrap_or_default();
-        let filled = model.fill(of, |name, start, out| match places.get(name) {
-            Some(param) => self.read_weights(param.part(start, out.len()), out),
-            None => Err(Error::new(ErrorCode::Internal, format!("the model has no tensor `{name}`"))),
+        let tensors = self.model.placement.tensors.iter().filter(|tensor| !tensor.copied);
+        let owned: HashMap<String, OwnedRuns> =
+            tensors.map(|tensor| (tensor.spec.name.clone(), self.owned_runs(tensor))).collect();
+        let runs = |name: &str| owned.get(name).into_iter().flat_map(|owned| owned.runs.iter());
+        let of = |name: &str| runs(name).map(|(run, _)| run.clone()).collect();
+        let filled = model.fill(of, |name, start, out| {
+            let held = owned.get(name).and_then(|owned| owned.part(start, out.len()));
+            let missing =
+                || Error::new(ErrorCode::Internal, format!("this rank does not own what is read of `{name}`"));
+            self.read_weights(held.ok_or_else(missing)?, out)
         });
         self.ranks.agree(filled)
     }
 
-    fn owned_ranges(&self, param: Param) -> Vec<Range<usize>> {
-        self.model.owned(param).into_iter().map(|part| part.start..part.start + part.len).collect()
+    fn owned_runs(&self, tensor: &Tensor) -> OwnedRuns {
+        let mut runs = Vec::new();
+        for part in self.model.owned(tensor.param) {
+            let mut at = part.start;
+            for run in tensor.slice.runs(part.start..part.start + part.len) {
+                let len = run.len();
+                runs.push((run, at));
+                at += len;
+            }
+        }
+        OwnedRuns { param: tensor.param, runs }
     }
 
     /// As [`Engine::export_adapter`], by all ranks at once: rank 0 writes it, for an adapter is small.
@@ -57,7 +83,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             let gathered = self.gather_values(*param, |engine, part, _, out| engine.read_weights(part, out))?;
             values.insert(name, gathered);
         }
-        let written = match self.ranks.rank {
+        let written = match self.ranks.place.rank {
             0 => std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, &e)).and_then(|()| {
                 save_adapter(dir, &self.files, lora, base, |name, out| match values.get(name) {
                     Some(values) => {

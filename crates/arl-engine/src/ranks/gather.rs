@@ -48,7 +48,7 @@ impl Model {
     /// Bytes that a rank sends for the weights of a step of `rounds` micro-batches a rank, and behind its update. `sees`: each round
     /// has images.
     pub(super) fn gathered_bytes(&self, rounds: u64, sees: bool) -> u64 {
-        let Some((cut, shards)) = self.cut.as_ref().zip(self.shards()) else { return 0 };
+        let Some(shards) = self.shards() else { return 0 };
         let mut held = Held::default();
         let turns = self.turns(sees);
         let all = (0..rounds).flat_map(|_| turns.iter());
@@ -56,9 +56,10 @@ impl Model {
             Turn::Gather(part) if shards.claim(&mut held, part) => Some(part),
             _ => None,
         });
-        let in_passes: usize = gathered.flat_map(|part| shards.of(part)).map(|shard| shard.piece).sum();
-        let updated: usize = shards.of(Part::Whole).filter(|shard| shard.trained).map(|shard| shard.piece).sum();
-        ((cut.ranks - 1) * (in_passes + updated) * self.store.weights.dtype.bytes()) as u64
+        let sent = |shard: &Shard| (shard.ranks - 1) * shard.piece;
+        let in_passes: usize = gathered.flat_map(|part| shards.of(part)).map(sent).sum();
+        let updated: usize = shards.of(Part::Whole).filter(|shard| shard.trained).map(sent).sum();
+        ((in_passes + updated) * self.store.weights.dtype.bytes()) as u64
     }
 }
 
@@ -127,10 +128,10 @@ impl Ranks {
             let own = weights.slice(shard.own + start, PART.min(shard.piece - start));
             let place = |rank: usize| weights.slice(shard.place + rank * shard.piece + start, own.len);
             if all {
-                let places: Vec<_> =
-                    (0..self.size).map(|rank| vec![comm::Part { buffer: place(rank), at: 0 }]).collect();
-                let own = comm::Part { buffer: own, at: 0 };
-                self.gather_parts(backend, own.buffer.bytes(), &[own], &places, |sent| &mut sent.weights)?;
+                let part = |buffer| comm::Part { buffer, at: 0 };
+                let places: Vec<_> = (0..shard.ranks).map(|rank| vec![part(place(rank))]).collect();
+                let (axis, bytes, own) = (shard.axis, own.bytes(), [part(own)]);
+                self.gather_parts_along(axis, backend, bytes, &own, &places, |sent| &mut sent.weights)?;
                 continue;
             }
             let mut bytes = vec![0; own.bytes()];

@@ -1,15 +1,20 @@
 //! Data parallelism: micro-batch `m` of a step is computed by rank `m % size`, in round `m / size`. After each round every
 //! rank adds the round's gradients to its piece of their sums, in the order of the ranks: a sum is `((g0 + g1) + g2) + ...` in
-//! the order of the step, and has the same bits for any number of ranks. Knows nothing of what moves the bytes.
+//! the order of the step, and has the same bits for any number of ranks. Where a mesh divides the model, each parameter's gradients
+//! are added over the ranks that have the same of it. Knows nothing of what moves the bytes.
 
 mod accumulate;
 mod export;
 mod fingerprint;
 mod gather;
 mod norm;
+mod slices;
+mod tied;
 mod tokens;
 mod traffic;
 mod weights;
+
+use std::ops::Deref;
 
 use arl_comm::{Alone, Group, Part as GroupPart};
 use arl_model::{Error, ErrorCode, Result};
@@ -22,10 +27,28 @@ use crate::model::Model;
 use crate::placement::cut::Complete;
 use crate::placement::shards::Held;
 
+pub(crate) use fingerprint::Hashes;
 pub use traffic::{Traffic, plan_traffic};
 
 /// Elements of each rank's piece that are exchanged at a time.
 const PART: usize = EXCHANGED;
+
+/// The ranks along an axis, as a group.
+enum Along<'a> {
+    All(&'a dyn Group),
+    Some(GroupPart<'a>),
+}
+
+impl<'a> Deref for Along<'a> {
+    type Target = dyn Group + 'a;
+
+    fn deref(&self) -> &(dyn Group + 'a) {
+        match self {
+            Along::All(group) => *group,
+            Along::Some(part) => part,
+        }
+    }
+}
 
 /// The ranks of an engine.
 pub(crate) struct Ranks {
@@ -33,9 +56,9 @@ pub(crate) struct Ranks {
     group: Option<Box<dyn Group>>,
     /// Where this one is among them.
     place: Place,
-    /// How many there must be.
+    /// How many there must be in this one's stage.
     size: usize,
-    /// The number of this one.
+    /// The number of this one in its stage.
     rank: usize,
     /// Bytes sent to others.
     sent: Traffic,
@@ -54,7 +77,7 @@ impl Ranks {
             group: None,
             place,
             size: place.stage(),
-            rank: place.rank,
+            rank: place.index(Axis::Stage),
             sent: Traffic::default(),
             together: false,
             round_sees: false,
@@ -78,7 +101,13 @@ impl Ranks {
         GroupPart::new(self.group(), self.place.members(axis))
     }
 
-    /// As [`crate::backend::comm::Collectives::all_gather`]. `sent`: where bytes are counted.
+    /// As [`Ranks::part_of`]; where these are all ranks, as their own group has its operations.
+    fn along(&self, axis: Axis) -> Result<Along<'_>> {
+        let group = self.group();
+        Ok(if self.place.size(axis) == group.size() { Along::All(group) } else { Along::Some(self.part_of(axis)?) })
+    }
+
+    /// As [`crate::backend::comm::Collectives::all_gather`], over a stage. `sent`: where bytes are counted.
     fn gather_parts<B: Backend + ?Sized>(
         &mut self,
         backend: &mut B,
@@ -87,17 +116,30 @@ impl Ranks {
         all: &[Vec<Part>],
         sent: fn(&mut Traffic) -> &mut u64,
     ) -> Result<()> {
-        backend.all_gather(self.group(), bytes, own, all)?;
-        *sent(&mut self.sent) += ((self.size - 1) * bytes) as u64;
+        self.gather_parts_along(Axis::Stage, backend, bytes, own, all, sent)
+    }
+
+    /// As [`Ranks::gather_parts`], over the ranks along an axis.
+    fn gather_parts_along<B: Backend + ?Sized>(
+        &mut self,
+        axis: Axis,
+        backend: &mut B,
+        bytes: usize,
+        own: &[Part],
+        all: &[Vec<Part>],
+        sent: fn(&mut Traffic) -> &mut u64,
+    ) -> Result<()> {
+        backend.all_gather(&*self.along(axis)?, bytes, own, all)?;
+        *sent(&mut self.sent) += ((self.place.size(axis) - 1) * bytes) as u64;
         Ok(())
     }
 
     /// The bytes of every rank, in their order; all give equally many. `sent`: where they are counted.
     pub(crate) fn gather(&mut self, bytes: &[u8], sent: fn(&mut Traffic) -> &mut u64) -> Result<Vec<u8>> {
         let Some(group) = &self.group else { return Ok(bytes.to_vec()) };
-        let mut all = vec![0; self.size * bytes.len()];
+        let mut all = vec![0; group.size() * bytes.len()];
         group.all_gather(bytes, &mut all)?;
-        *sent(&mut self.sent) += ((self.size - 1) * bytes.len()) as u64;
+        *sent(&mut self.sent) += ((group.size() - 1) * bytes.len()) as u64;
         Ok(all)
     }
 
@@ -128,7 +170,7 @@ impl Ranks {
         }
     }
 
-    /// Adds the gradients of all ranks to this one's piece of their sums; `piece` is the length of all but the last pieces.
+    /// Adds the gradients of all ranks of a stage to this one's piece of their sums; `piece` is the length of all but the last pieces.
     fn add_round<B: Backend + ?Sized>(
         &mut self,
         backend: &mut B,
@@ -136,11 +178,23 @@ impl Ranks {
         piece: usize,
         sums: Buffer,
     ) -> Result<()> {
+        self.add_along(Axis::Stage, backend, gradients, piece, sums)
+    }
+
+    /// As [`Ranks::add_round`], over the ranks along an axis.
+    fn add_along<B: Backend + ?Sized>(
+        &mut self,
+        axis: Axis,
+        backend: &mut B,
+        gradients: Buffer,
+        piece: usize,
+        sums: Buffer,
+    ) -> Result<()> {
+        let (size, own) = (self.place.size(axis), self.place.index(axis));
         for start in (0..piece).step_by(PART) {
-            let parts: Vec<Buffer> = (0..self.size).map(|rank| self.part(gradients, piece, rank, start)).collect();
-            let own = parts[self.rank].len;
-            backend.exchange_sum(self.group(), &parts, sums.slice(start, own))?;
-            let others = parts.iter().enumerate().filter(|(rank, _)| *rank != self.rank);
+            let parts: Vec<Buffer> = (0..size).map(|rank| self.part(gradients, piece, rank, start)).collect();
+            backend.exchange_sum(&*self.along(axis)?, &parts, sums.slice(start, parts[own].len))?;
+            let others = parts.iter().enumerate().filter(|(rank, _)| *rank != own);
             self.sent.gradients += others.map(|(_, part)| part.bytes() as u64).sum::<u64>();
         }
         Ok(())
@@ -161,7 +215,7 @@ impl Ranks {
         for bucket in cut.completed(complete) {
             let piece = cut.piece_len(bucket);
             let (gradients, sums) = (gradients.slice(bucket.gradient, bucket.len), sums.slice(bucket.own, piece));
-            self.add_round(backend, gradients, piece, sums)?;
+            self.add_along(bucket.axis, backend, gradients, piece, sums)?;
         }
         Ok(())
     }
@@ -178,13 +232,14 @@ impl<B: Backend + ?Sized> Engine<B> {
             return Err(Error::new(ErrorCode::Internal, message));
         }
         let numbered = self.model.cut.is_some() || self.ranks.place.mesh != Mesh::default();
-        if numbered && group.rank() != self.ranks.rank {
-            let message =
-                format!("rank {} joins with an engine that was opened for rank {}", group.rank(), self.ranks.rank);
+        let opened = self.ranks.place.rank;
+        if numbered && group.rank() != opened {
+            let message = format!("rank {} joins with an engine that was opened for rank {opened}", group.rank());
             return Err(Error::new(ErrorCode::Internal, message));
         }
         self.backend.join_ranks(&*group)?;
-        self.ranks.rank = group.rank();
+        self.ranks.place.rank = group.rank();
+        self.ranks.rank = self.ranks.place.index(Axis::Stage);
         self.ranks.group = Some(group);
         Ok(())
     }
@@ -194,6 +249,15 @@ impl<B: Backend + ?Sized> Engine<B> {
         self.model.cut.is_some()
     }
 
+    /// Fails where the mesh divides the model: no rank computes `what` alone then.
+    pub(crate) fn check_undivided(&self, what: &str) -> Result<()> {
+        if !self.ranks.place.mesh.divides_model() {
+            return Ok(());
+        }
+        Err(Error::new(ErrorCode::Config, format!("{what} with tp_size, ep_size or pp_size above 1 is not supported"))
+            .hint("save the model, and evaluate or generate from its folder on ranks without them"))
+    }
+
     /// Bytes that this rank has sent to others since it was opened.
     pub fn sent(&self) -> Traffic {
         self.ranks.sent
@@ -201,7 +265,7 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// Fails where the other ranks have not joined yet.
     pub(crate) fn check_joined(&self) -> Result<()> {
-        if self.ranks.size > 1 && self.ranks.group.is_none() {
+        if self.ranks.place.world() > 1 && self.ranks.group.is_none() {
             return Err(Error::new(ErrorCode::Internal, "the other ranks have not joined this engine"));
         }
         Ok(())

@@ -22,11 +22,11 @@ pub(super) struct Piece {
     away: Option<(usize, usize)>,
 }
 
-/// All pieces in the order of the arena.
+/// All pieces in the order of the arena, where all ranks have the same parameters.
 pub(super) fn pieces(cut: &Cut, block: usize) -> Vec<Piece> {
     let mut pieces: Vec<Piece> = Vec::new();
     for bucket in &cut.buckets {
-        for rank in 0..cut.ranks {
+        for rank in 0..cut.ranks(bucket) {
             let elements = cut.piece(bucket, rank);
             if elements.is_empty() {
                 continue;
@@ -63,11 +63,15 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// Sets `norm_squared` to the sum of squares of all gradients, of which `sums` are this rank's pieces.
     pub(crate) fn norm_of_pieces(&mut self, sums: Buffer, norm_squared: Buffer) -> Result<()> {
         let Some(cut) = self.model.cut.clone() else { return Ok(()) };
+        if cut.place.mesh.divides_model() {
+            return self.norm_of_slices(&cut, sums, norm_squared);
+        }
         let pieces = pieces(&cut, DOT_BLOCK);
         let received = self.exchange_heads(&pieces, sums)?;
-        let mut taken = vec![0; cut.ranks];
+        let own_rank = cut.place.rank;
+        let mut taken = vec![0; cut.place.world()];
         let mut values: Vec<f64> = Vec::new();
-        for (i, piece) in pieces.iter().enumerate().filter(|(_, piece)| piece.rank == cut.rank) {
+        for (i, piece) in pieces.iter().enumerate().filter(|(_, piece)| piece.rank == own_rank) {
             let first = piece.elements.start.next_multiple_of(DOT_BLOCK).min(piece.elements.end);
             if first == piece.elements.end {
                 continue;
@@ -79,7 +83,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             let end = piece.elements.end.next_multiple_of(DOT_BLOCK);
             for other in pieces[i + 1..].iter().take_while(|other| other.elements.start < end) {
                 let head = end.min(other.elements.end) - other.elements.start;
-                if other.rank == cut.rank {
+                if other.rank == own_rank {
                     tail.extend(read_f32(&mut *self.backend, sums.slice(other.own, head))?);
                 } else {
                     tail.extend_from_slice(&received[other.rank][taken[other.rank]..][..head]);
@@ -90,6 +94,21 @@ impl<B: Backend + ?Sized> Engine<B> {
         }
         let total = self.sum_blocks(&pieces, &values)?;
         self.backend.upload(&total.to_ne_bytes(), norm_squared);
+        Ok(())
+    }
+
+    /// As [`Engine::norm_of_pieces`], where ranks have different parameters: each adds the squares of its own pieces, which together
+    /// are every element once.
+    fn norm_of_slices(&mut self, cut: &Cut, sums: Buffer, norm_squared: Buffer) -> Result<()> {
+        let mut own = 0.0;
+        for bucket in cut.buckets.iter().filter(|bucket| !bucket.copied) {
+            let len = cut.own_piece(bucket).len();
+            if len > 0 {
+                own += self.backend.block_squares(sums.slice(bucket.own, len), &[])?.iter().sum::<f64>();
+            }
+        }
+        let all: Vec<f64> = read(&self.ranks.gather(&own.to_ne_bytes(), |sent| &mut sent.figures)?);
+        self.backend.upload(&(0.0 + all.iter().sum::<f64>()).to_ne_bytes(), norm_squared);
         Ok(())
     }
 
@@ -140,15 +159,18 @@ mod tests {
     use arl_model::ModelConfig;
 
     use super::*;
+    use crate::mesh::{Mesh, Place};
     use crate::placement::Placement;
 
     #[test]
     fn every_block_is_summed_once_and_from_all_its_elements() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../__test__/golden/moe-balance");
-        let placement = Placement::new(&ModelConfig::from_dir(&dir).unwrap(), &[], false).unwrap();
+        let config = ModelConfig::from_dir(&dir).unwrap();
         for ranks in [1, 2, 3, 4, 7] {
+            let place = Place::new(Mesh::default(), ranks, 0).unwrap();
+            let placement = Placement::new(&config, &[], false, &place).unwrap();
             for block in [32, 96, 1000, 16_384, 1 << 20] {
-                let cut = Cut::new(&placement, ranks, 0, true);
+                let cut = Cut::new(&placement, true);
                 let pieces = pieces(&cut, block);
                 let mut blocks: Vec<usize> = (0..ranks).flat_map(|rank| blocks_of(&pieces, rank, block)).collect();
                 blocks.sort_unstable();

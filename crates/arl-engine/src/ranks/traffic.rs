@@ -3,14 +3,16 @@
 use arl_model::{ModelConfig, Result};
 
 use crate::backend::DeviceKind;
+use crate::mesh::Axis;
 use crate::model::Model;
 use crate::options::EngineOptions;
-use crate::placement::cut::Cut;
+use crate::placement::cut::{Bucket, Cut};
 
 /// Bytes that a rank sends to others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Gradients, to those that sum them: after each round of one micro-batch a rank.
+    /// Gradients, to those that sum them: after each round of one micro-batch a rank; and once a step those of a tied embedding, from
+    /// the first to the last stage and back.
     pub gradients: u64,
     /// Sums of gradients, to all: once a step, with zero 0 and 1.
     pub sums: u64,
@@ -27,9 +29,10 @@ pub struct Traffic {
 /// comes on top, a few hundred bytes a micro-batch and 8 for each 16,384 parameters.
 pub fn plan_traffic(config: &ModelConfig, options: &EngineOptions, kind: DeviceKind, rounds: u64) -> Result<Traffic> {
     let model = Model::new(config, options, kind)?;
-    let (Some(ranks), Some(training)) = (options.data_parallel, model.store.training) else {
+    let (Some(_), Some(training)) = (options.data_parallel, model.store.training) else {
         return Ok(Traffic::default());
     };
+    let ranks = model.place.stage();
     let others = (ranks - 1) as u64;
     let len = model.placement.optimizer;
     let width = model.weight_bytes() as u64;
@@ -39,17 +42,22 @@ pub fn plan_traffic(config: &ModelConfig, options: &EngineOptions, kind: DeviceK
         let piece = len.div_ceil(ranks);
         ((rank + 1) * piece).min(len) - (rank * piece).min(len)
     };
-    let own_of = |cut: &Cut| cut.buckets.iter().map(|bucket| cut.piece(bucket, cut.rank).len()).sum::<usize>();
+    let own_of = |cut: &Cut| cut.buckets.iter().map(|bucket| cut.own_piece(bucket).len()).sum::<usize>();
+    let updated = |cut: &Cut| {
+        let sent = |bucket: &Bucket| (cut.ranks(bucket) - 1) * cut.piece_len(bucket);
+        cut.buckets.iter().map(sent).sum::<usize>() as u64
+    };
+    let tied = model.cut.as_ref().zip(model.tied_bucket()).map_or(0, |(cut, bucket)| cut.piece_len(bucket));
     let own = match model.cut.as_deref() {
         Some(cut) if cut.gradients => own_of(cut),
-        _ => contiguous(options.rank),
+        _ => contiguous(model.place.index(Axis::Stage)),
     };
     Ok(Traffic {
-        gradients: rounds * 4 * (len - own) as u64,
+        gradients: 4 * (rounds * (len - own) as u64 + tied as u64),
         sums: if model.divides_gradients() { 0 } else { others * sums },
         weights: match (&model.cut, model.shards()) {
             (_, Some(_)) => model.gathered_bytes(rounds, options.max_batch.patches > 0),
-            (cut, None) => cut.as_ref().map_or(0, |cut| others * width * cut.own_len as u64),
+            (cut, None) => cut.as_ref().map_or(0, |cut| width * updated(cut)),
         },
         tokens: 0,
         figures: 0,

@@ -29,9 +29,9 @@ impl<B: Backend + ?Sized> Engine<B> {
             let piece = cut.piece_len(bucket);
             for start in (0..piece).step_by(PART) {
                 let bytes = PART.min(piece - start) * width;
-                let all: Vec<_> = (0..cut.ranks).map(|rank| self.places(&cut, bucket, rank, start)).collect();
-                let ranks = &mut self.ranks;
-                ranks.gather_parts(&mut *self.backend, bytes, &all[cut.rank], &all, |sent| &mut sent.weights)?;
+                let all: Vec<_> = (0..cut.ranks(bucket)).map(|rank| self.places(&cut, bucket, rank, start)).collect();
+                let (axis, backend, own) = (bucket.axis, &mut *self.backend, &all[cut.place.index(bucket.axis)]);
+                self.ranks.gather_parts_along(axis, backend, bytes, own, &all, |sent| &mut sent.weights)?;
             }
         }
         Ok(())
@@ -52,7 +52,22 @@ impl<B: Backend + ?Sized> Engine<B> {
         self.model.placement.runs.iter().filter_map(part).collect()
     }
 
-    /// The values of a parameter of which every rank reads what it owns. All ranks call it, for the same parameters in the same
+    /// The values of the parameter of a name, which has so many elements and of which this rank has `param`, possibly nothing. All
+    /// ranks call it, for the same parameters in the same order. `read` as in [`Engine::gather_values`].
+    pub(crate) fn gather_tensor(
+        &mut self,
+        name: &str,
+        elements: usize,
+        param: Param,
+        read: impl FnMut(&mut Self, Param, usize, &mut [f32]) -> Result<()>,
+    ) -> Result<Vec<f32>> {
+        if self.model.place.mesh.divides_model() {
+            return self.gather_slices(name, elements, read);
+        }
+        self.gather_values(param, read)
+    }
+
+    /// The values of a parameter, all of which every rank has or divides, of which each reads what it owns. All ranks call it, for the same parameters in the same
     /// order. `read` fills in the values of a part of the parameter, which begins at the given place in this rank's own arrays.
     pub(crate) fn gather_values(
         &mut self,
@@ -68,15 +83,16 @@ impl<B: Backend + ?Sized> Engine<B> {
         let parts = |rank: usize| owned(Some(&*cut), param, rank);
         let len = |rank: usize| parts(rank).iter().map(|part| part.len).sum::<usize>();
         let mut own = Vec::new();
-        for part in parts(cut.rank) {
+        for part in parts(cut.place.rank) {
             let start = own.len();
             own.resize(start + part.len, 0f32);
             read(self, param.part(part.start, part.len), part.own, &mut own[start..])?;
         }
-        let most = (0..cut.ranks).map(len).max().unwrap_or(0);
+        let ranks = cut.place.world();
+        let most = (0..ranks).map(len).max().unwrap_or(0);
         own.resize(most, 0.0);
         let all: Vec<f32> = super::read(&self.ranks.gather(bytemuck::cast_slice(&own), |sent| &mut sent.figures)?);
-        for rank in 0..cut.ranks {
+        for rank in 0..ranks {
             let mut at = rank * most;
             for part in parts(rank) {
                 values[part.start..part.start + part.len].copy_from_slice(&all[at..at + part.len]);

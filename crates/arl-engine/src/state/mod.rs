@@ -2,9 +2,11 @@
 //! restores it computes equal bits from there on. Tensors are saved by name, each with its place in the whole parameter, so
 //! that a state depends neither on places in memory nor on how parameters were divided.
 
+mod arrays;
 mod ranges;
 mod saved;
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use arl_model::{Dtype, Error, ErrorCode, Result, SafetensorsWriter, Slice, TensorDecl, TensorSpec, sync_folder};
@@ -14,8 +16,8 @@ use self::saved::{Saved, file_of};
 use crate::backend::{Backend, Buffer, DType};
 use crate::engine::Engine;
 use crate::loss_scale::LossScale;
-use crate::placement::Param;
 use crate::placement::cut::Owned;
+use crate::placement::{Param, Tensor};
 use crate::weights::PIECE;
 
 /// The file that [`Engine::save_state`] writes into its folder, where one rank has everything.
@@ -26,6 +28,9 @@ const FORMAT: &str = "arl engine state 3";
 /// One of several files, each with the elements that a rank owns, as lists. The metadata `pieces` has by parameters where they
 /// begin in the whole, row-major, and the whole's shape.
 const FORMAT_PIECES: &str = "arl engine state 4";
+/// As [`FORMAT_PIECES`] where a mesh divides the model: pieces begin in the rows and columns of the whole that a rank has, which
+/// `pieces` names too.
+const FORMAT_SLICES: &str = "arl engine state 5";
 /// As [`FORMAT`] without slices: every tensor is a whole parameter. Read, and no longer written.
 const FORMAT_2: &str = "arl engine state 2";
 /// Whole arrays, whose order a hash names. Read, and no longer written.
@@ -44,7 +49,7 @@ const MASTERS: &str = "master_weights";
 /// Elements of a tensor, and their place in memory.
 #[derive(Clone, Copy, Debug)]
 struct Part {
-    /// First element within the tensor.
+    /// First element within what this rank has of the tensor.
     start: usize,
     buffer: Buffer,
 }
@@ -55,7 +60,8 @@ struct Entry {
     name: String,
     /// The parameter's name.
     parameter: String,
-    shape: Vec<usize>,
+    /// What this rank has of the parameter; of one that it has nothing of, all.
+    slice: Slice,
     dtype: DType,
     /// What this rank writes of it.
     owned: Vec<Part>,
@@ -83,8 +89,9 @@ impl<B: Backend + ?Sized> Engine<B> {
         Ok(arrays)
     }
 
-    /// A tensor of an array: a parameter's, or, in format 1, the whole array's.
-    fn entry(&self, array: &str, buffer: Buffer, parameter: &str, param: Param, shape: &[usize]) -> Entry {
+    /// A parameter's tensor of an array.
+    fn entry(&self, array: &str, buffer: Buffer, tensor: &Tensor) -> Entry {
+        let param = tensor.param;
         let owned = self.model.owned(param);
         let of_own = |&Owned { start, own, len }: &Owned| Part { start, buffer: buffer.slice(own, len) };
         let of_weights = |first: usize, param: Param| {
@@ -104,17 +111,17 @@ impl<B: Backend + ?Sized> Engine<B> {
             _ => (own.clone().collect(), own.collect()),
         };
         Entry {
-            name: if parameter.is_empty() { array.to_owned() } else { format!("{array}/{parameter}") },
-            parameter: parameter.to_owned(),
-            shape: shape.to_vec(),
+            name: format!("{array}/{}", tensor.spec.name),
+            parameter: tensor.spec.name.clone(),
+            slice: tensor.slice.clone(),
             dtype: if array == WEIGHTS { self.model.store.weight(param).dtype } else { buffer.dtype },
-            owned,
+            owned: if tensor.copied { Vec::new() } else { owned },
             wanted,
             masters_of: (array == MASTERS).then_some(param),
         }
     }
 
-    /// The tensors of a state, array by array, in the order of the parameters.
+    /// The tensors of a state, array by array, in the order of the parameters; also those that this rank has nothing of.
     fn state_entries(&self) -> Result<Vec<Entry>> {
         let mut arrays = self.state_arrays()?;
         let store = self.model.store;
@@ -126,59 +133,39 @@ impl<B: Backend + ?Sized> Engine<B> {
             MASTERS | WEIGHTS_LOW => !param.wide,
             _ => true,
         };
-        let of_array = |&(array, buffer): &(&'static str, Buffer)| {
-            let trained = self.model.placement.tensors.iter().filter(|tensor| tensor.param.trained.is_some());
-            let here = trained.filter(move |tensor| has(array, tensor.param));
-            here.map(move |tensor| self.entry(array, buffer, &tensor.spec.name, tensor.param, &tensor.spec.shape))
-        };
-        Ok(arrays.iter().flat_map(of_array).collect())
+        let tensors: HashMap<&str, &Tensor> =
+            self.model.placement.tensors.iter().map(|tensor| (tensor.spec.name.as_str(), tensor)).collect();
+        let trained: Vec<&TensorSpec> =
+            self.model.placement.table().into_iter().filter(|spec| spec.trainable).collect();
+        let mut entries = Vec::with_capacity(arrays.len() * trained.len());
+        for &(array, buffer) in &arrays {
+            for spec in &trained {
+                let tensor = tensors.get(spec.name.as_str());
+                if !has(array, tensor.map_or_else(Param::default, |tensor| tensor.param)) {
+                    continue;
+                }
+                entries.push(match tensor {
+                    Some(tensor) => self.entry(array, buffer, tensor),
+                    None => Entry {
+                        name: format!("{array}/{}", spec.name),
+                        parameter: spec.name.clone(),
+                        slice: Slice::whole(&spec.shape),
+                        dtype: buffer.dtype,
+                        owned: Vec::new(),
+                        wanted: Vec::new(),
+                        masters_of: None,
+                    },
+                });
+            }
+        }
+        Ok(entries)
     }
 
-    /// By trained parameters, where what this engine has of them begins in the whole, and the whole's shape.
+    /// By trained parameters, where they begin in the whole, and the whole's shape.
     fn slices(&self) -> Map<String, Value> {
-        let trained = self.model.placement.tensors.iter().filter(|tensor| tensor.param.trained.is_some());
-        let slice = |spec: &TensorSpec| json!({ "start": Slice::whole(&spec.shape).start, "of": spec.shape });
-        trained.map(|tensor| (tensor.spec.name.clone(), slice(&tensor.spec))).collect()
-    }
-
-    /// The arrays of a state of format 1.
-    fn whole_arrays(&self) -> Result<Vec<Entry>> {
-        let len = self.model.placement.optimizer;
-        let all = Param { len, trained: Some(0), ..Param::default() };
-        let entry = |(array, buffer): (&'static str, Buffer)| self.entry(array, buffer, "", all, &[len]);
-        Ok(self.state_arrays()?.into_iter().map(entry).collect())
-    }
-
-    /// What format 1 identified a model by: order, names, shapes and types of the flat arrays.
-    fn layout(&self) -> String {
-        let mut hash = 0xcbf2_9ce4_8422_2325u64;
-        let mut add = |bytes: &[u8]| {
-            for &byte in bytes {
-                hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-            }
-        };
-        add(&[self.model.dtype.bytes() as u8]);
-        let store = &self.model.store;
-        match (self.model.dtype, store.masters) {
-            (DType::F16, _) => add(b"f16"),
-            (DType::Bf16, None) => add(b"stochastic rounding"),
-            _ => {}
-        }
-        if store.training.is_some_and(|training| training.moment1.dtype == DType::Bf16) {
-            add(b"bf16 moments");
-        }
-        for tensor in &self.model.placement.tensors {
-            add(tensor.spec.name.as_bytes());
-            add(&(tensor.param.offset as u64).to_le_bytes());
-            for &side in &tensor.spec.shape {
-                add(&(side as u64).to_le_bytes());
-            }
-        }
-        format!("{hash:016x}")
-    }
-
-    fn trains_all(&self) -> bool {
-        self.model.placement.optimizer == self.model.placement.weights
+        let trained = self.model.placement.table().into_iter().filter(|spec| spec.trainable);
+        let slice = |spec: &TensorSpec| json!({ "start": vec![0; spec.shape.len()], "of": spec.shape });
+        trained.map(|spec| (spec.name.clone(), slice(spec))).collect()
     }
 
     /// Writes exact weights, moments, step count and loss scale to `dir/engine.safetensors`, under another name until the
@@ -188,7 +175,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         self.state_arrays()?;
         self.settle();
         self.complete_update_in_host();
-        let Some((rank, ranks)) = self.model.cut.as_ref().map(|cut| (cut.rank, cut.ranks)) else {
+        let Some((rank, ranks)) = self.model.cut.as_ref().map(|cut| (cut.place.rank, cut.place.world())) else {
             return self.write_state_in(dir, STATE_FILE);
         };
         self.check_joined()?;
@@ -218,16 +205,15 @@ impl<B: Backend + ?Sized> Engine<B> {
         let declare = |entry: &Entry| TensorDecl {
             name: entry.name.clone(),
             dtype: file_dtype(entry.dtype),
-            shape: if divided { vec![entry.elements()] } else { entry.shape.clone() },
+            shape: if divided { vec![entry.elements()] } else { entry.slice.of.clone() },
         };
         let declared: Vec<TensorDecl> = entries.iter().map(declare).collect();
         let steps = self.steps.to_string();
         let loss_scale = self.loss_scale.map(LossScale::to_text);
-        let pieces = entries.iter().map(|entry| {
-            let piece = json!({ "start": entry.owned.first().map_or(0, |part| part.start), "of": entry.shape });
-            (entry.parameter.clone(), piece)
-        });
+        let by_slices = self.model.place.mesh.divides_model();
+        let pieces = entries.iter().map(|entry| (entry.parameter.clone(), entry.piece(by_slices)));
         let (format, places) = match divided {
+            true if by_slices => ((FORMAT_SLICES, "pieces"), Value::Object(pieces.collect()).to_string()),
             true => ((FORMAT_PIECES, "pieces"), Value::Object(pieces.collect()).to_string()),
             false => ((FORMAT, "slices"), Value::Object(self.slices()).to_string()),
         };
@@ -255,15 +241,12 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// user should know: why results will differ in bits from what they would have been.
     pub fn restore_state(&mut self, dir: &Path) -> Result<Option<String>> {
         self.state_arrays()?;
-        let saved = Saved::open(dir)?;
+        let mut saved = Saved::open(dir)?;
         let path = saved.path.clone();
-        let entries = match saved.metadata("format") {
-            Some(FORMAT_1) if saved.metadata("layout") == Some(self.layout().as_str()) && self.trains_all() => {
-                self.whole_arrays()?
-            }
-            Some(FORMAT_1) => return Err(damaged(&path, ANOTHER)),
-            _ => self.state_entries()?,
-        };
+        let entries = self.state_entries()?;
+        if saved.metadata("format") == Some(FORMAT_1) {
+            self.split_arrays(&mut saved)?;
+        }
         let Some(steps) = saved.metadata("steps").and_then(|s| s.parse().ok()) else {
             return Err(damaged(&path, "its step count is missing"));
         };
@@ -293,8 +276,12 @@ impl<B: Backend + ?Sized> Engine<B> {
         self.ranks.forget_gathered();
         for entry in &entries {
             for part in &entry.wanted {
-                for (first, bytes) in saved.read(&entry.name, part.start, part.buffer.len)? {
-                    self.restore_elements(entry, part, first, bytes);
+                let mut at = part.start;
+                for run in entry.slice.runs(part.start..part.start + part.buffer.len) {
+                    for (first, bytes) in saved.read(&entry.name, run.start, run.len())? {
+                        self.restore_elements(entry, part, at + first - run.start, bytes);
+                    }
+                    at += run.len();
                 }
             }
         }
@@ -321,6 +308,16 @@ impl<B: Backend + ?Sized> Engine<B> {
 }
 
 impl Entry {
+    /// Where what this rank writes is in the whole, for the metadata.
+    fn piece(&self, by_slices: bool) -> Value {
+        let (start, Slice { of, rows, columns }) = (self.owned.first().map_or(0, |part| part.start), &self.slice);
+        if !by_slices {
+            return json!({ "start": start, "of": of });
+        }
+        let rows: Vec<[usize; 2]> = rows.iter().map(|rows| [rows.start, rows.end]).collect();
+        json!({ "start": start, "of": of, "rows": rows, "columns": [columns.start, columns.end] })
+    }
+
     /// How many this rank writes.
     fn elements(&self) -> usize {
         self.owned.iter().map(|part| part.buffer.len).sum()

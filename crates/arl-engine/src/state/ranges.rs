@@ -10,6 +10,8 @@ pub(super) struct Held {
     /// First element within the tensor.
     pub(super) start: usize,
     pub(super) len: usize,
+    /// First element within what the place has of the tensor.
+    pub(super) from: usize,
 }
 
 /// Elements that are copied from a place.
@@ -23,24 +25,44 @@ pub(super) struct Copied {
     pub(super) len: usize,
 }
 
-/// What to copy for the elements `wanted` of a tensor, of which `held` are known; in the order of the elements. Fails with the
-/// first elements that no place has.
-pub(super) fn intersect(wanted: Range<usize>, held: &[Held]) -> Result<Vec<Copied>, Range<usize>> {
-    let mut in_order: Vec<&Held> = held.iter().collect();
-    in_order.sort_unstable_by_key(|held| held.start);
-    let (mut copies, mut at) = (Vec::new(), wanted.start);
-    for &Held { place, start, len } in in_order {
-        let end = (start + len).min(wanted.end);
-        if end <= at {
-            continue;
-        }
-        if start > at {
-            return Err(at..start.min(wanted.end));
-        }
-        copies.push(Copied { place, from: at - start, to: at - wanted.start, len: end - at });
-        at = end;
+/// All that places have of a tensor: in the order of the elements, each once.
+#[derive(Debug, Default)]
+pub(super) struct Cover(Vec<Held>);
+
+impl Cover {
+    /// Of what places have, in any order; some of it may be in several.
+    pub(super) fn new(mut held: Vec<Held>) -> Self {
+        held.sort_unstable_by_key(|held| held.start);
+        let mut next = 0;
+        held.retain_mut(|held| {
+            let known = next.max(held.start) - held.start;
+            if held.len <= known {
+                return false;
+            }
+            (held.start, held.from, held.len) = (held.start + known, held.from + known, held.len - known);
+            next = held.start + held.len;
+            true
+        });
+        Cover(held)
     }
-    if at < wanted.end { Err(at..wanted.end) } else { Ok(copies) }
+
+    /// What to copy for the elements `wanted`, in their order. Fails with the first elements that no place has.
+    pub(super) fn intersect(&self, wanted: Range<usize>) -> Result<Vec<Copied>, Range<usize>> {
+        let (mut copies, mut at) = (Vec::new(), wanted.start);
+        let first = self.0.partition_point(|held| held.start + held.len <= wanted.start);
+        for &Held { place, start, len, from } in &self.0[first..] {
+            if at >= wanted.end {
+                break;
+            }
+            if start > at {
+                return Err(at..start.min(wanted.end));
+            }
+            let end = (start + len).min(wanted.end);
+            copies.push(Copied { place, from: from + at - start, to: at - wanted.start, len: end - at });
+            at = end;
+        }
+        if at < wanted.end { Err(at..wanted.end) } else { Ok(copies) }
+    }
 }
 
 #[cfg(test)]
@@ -60,7 +82,7 @@ mod tests {
     fn cut(len: usize, random: &mut impl FnMut(usize) -> usize) -> Vec<Held> {
         let mut ends: Vec<usize> = (0..random(7)).map(|_| random(len + 1)).chain([0, len]).collect();
         ends.sort_unstable();
-        let piece = |(place, pair): (usize, &[usize])| Held { place, start: pair[0], len: pair[1] - pair[0] };
+        let piece = |(place, pair): (usize, &[usize])| Held { place, start: pair[0], len: pair[1] - pair[0], from: 0 };
         ends.windows(2).enumerate().map(piece).collect()
     }
 
@@ -79,10 +101,10 @@ mod tests {
             if random(2) == 0 {
                 held.push(held[random(held.len())]);
             }
+            let cover = Cover::new(held);
             for wanted in cut(len, &mut random) {
                 let mut read = vec![usize::MAX; wanted.len];
-                for Copied { place, from, to, len } in
-                    intersect(wanted.start..wanted.start + wanted.len, &held).unwrap()
+                for Copied { place, from, to, len } in cover.intersect(wanted.start..wanted.start + wanted.len).unwrap()
                 {
                     read[to..to + len].copy_from_slice(&written[place][from..from + len]);
                 }
@@ -100,8 +122,9 @@ mod tests {
             held.retain(|held| held.len > 0);
             let lost = held.remove(random(held.len()));
             let gap = lost.start..lost.start + lost.len;
-            assert_eq!(intersect(0..len, &held), Err(gap.clone()), "seed {seed}");
-            assert!(intersect(0..gap.start, &held).is_ok() && intersect(gap.end..len, &held).is_ok());
+            let cover = Cover::new(held);
+            assert_eq!(cover.intersect(0..len), Err(gap.clone()), "seed {seed}");
+            assert!(cover.intersect(0..gap.start).is_ok() && cover.intersect(gap.end..len).is_ok());
         }
     }
 }

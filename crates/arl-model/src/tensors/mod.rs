@@ -6,6 +6,8 @@ mod vision;
 
 pub use role::{Projection, Role};
 
+use std::ops::Range;
+
 use crate::config::{DeltaConfig, LayerConfig, Mixer, Mlp, ModelConfig, MoeConfig};
 
 /// The part of a model that owns a parameter; those within layers have the layer's number.
@@ -61,6 +63,13 @@ pub enum Shard {
         /// Rows that stay together.
         group: usize,
     },
+    /// Rows are in three sections, and each rank has as many consecutive groups of rows of each.
+    Sections {
+        /// Rows of each section.
+        rows: [usize; 3],
+        /// Rows of each that stay together.
+        groups: [usize; 3],
+    },
     /// Each rank has as many consecutive groups of columns.
     Columns {
         /// Columns that stay together.
@@ -75,19 +84,50 @@ pub enum Shard {
     },
 }
 
-/// A box of a tensor.
+/// A part of a tensor, seen as a matrix of its first axis and all others: some rows, and the same columns of each. Its elements are
+/// counted row by row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slice {
-    /// First index along each axis.
-    pub start: Vec<usize>,
-    /// Length along each axis.
-    pub shape: Vec<usize>,
+    /// The tensor's shape.
+    pub of: Vec<usize>,
+    /// Ranges of rows, ascending.
+    pub rows: Vec<Range<usize>>,
+    /// Columns.
+    pub columns: Range<usize>,
 }
 
 impl Slice {
     /// All of a tensor of this shape.
     pub fn whole(shape: &[usize]) -> Self {
-        Slice { start: vec![0; shape.len()], shape: shape.to_vec() }
+        let (rows, columns) = shape.split_first().map_or((1, 1), |(rows, rest)| (*rows, rest.iter().product()));
+        Slice { of: shape.to_vec(), rows: std::iter::once(0..rows).collect(), columns: 0..columns }
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.rows.iter().map(Range::len).sum::<usize>() * self.columns.len()
+    }
+
+    /// Where elements of it are in the whole tensor, counted row-major: in their order, and adjacent ones together.
+    pub fn runs(&self, elements: Range<usize>) -> Vec<Range<usize>> {
+        let (width, taken) = (self.of.iter().skip(1).product::<usize>(), self.columns.len());
+        let (mut runs, mut first): (Vec<Range<usize>>, usize) = (Vec::new(), 0);
+        for rows in &self.rows {
+            let end = first + rows.len() * taken;
+            let (mut at, last) = (elements.start.max(first), elements.end.min(end));
+            while at < last {
+                let (row, column) = ((at - first) / taken, (at - first) % taken);
+                let len = if taken == width { last - at } else { (taken - column).min(last - at) };
+                let start = (rows.start + row) * width + self.columns.start + column;
+                match runs.last_mut().filter(|run| run.end == start) {
+                    Some(run) => run.end += len,
+                    None => runs.push(start..start + len),
+                }
+                at += len;
+            }
+            first = end;
+        }
+        runs
     }
 }
 
@@ -118,19 +158,24 @@ impl TensorSpec {
 
     /// What `rank` of `ranks` has of it, possibly nothing; none where it cannot be divided evenly.
     pub fn slice(&self, rank: usize, ranks: usize) -> Option<Slice> {
-        let mut slice = Slice::whole(&self.shape);
-        let (axis, group) = match self.shard {
-            Shard::Whole => return Some(slice),
-            Shard::Rows { group } => (0, group),
-            Shard::Columns { group } => (1, group),
-            Shard::Expert { index, of } => {
-                let mine = of.is_multiple_of(ranks).then(|| index / (of / ranks) == rank)?;
-                return Some(if mine { slice } else { Slice { shape: vec![0; self.shape.len()], ..slice } });
-            }
+        let whole = Slice::whole(&self.shape);
+        let part = |first: usize, len: usize, group: usize| {
+            let each = len.is_multiple_of(group * ranks).then(|| len / ranks)?;
+            Some(first + rank * each..first + (rank + 1) * each)
         };
-        let len = self.shape[axis].is_multiple_of(group * ranks).then(|| self.shape[axis] / ranks)?;
-        (slice.start[axis], slice.shape[axis]) = (rank * len, len);
-        Some(slice)
+        match self.shard {
+            Shard::Whole => Some(whole),
+            Shard::Rows { group } => Some(Slice { rows: vec![part(0, self.shape[0], group)?], ..whole }),
+            Shard::Sections { rows: [a, b, c], groups } => {
+                let rows = [part(0, a, groups[0])?, part(a, b, groups[1])?, part(a + b, c, groups[2])?];
+                Some(Slice { rows: rows.to_vec(), ..whole })
+            }
+            Shard::Columns { group } => Some(Slice { columns: part(0, self.shape[1], group)?, ..whole }),
+            Shard::Expert { index, of } => {
+                let mine = part(0, of, 1)?.contains(&index);
+                Some(if mine { whole } else { Slice { rows: Vec::new(), ..whole } })
+            }
+        }
     }
 }
 
@@ -234,20 +279,24 @@ fn visit_attention(config: &ModelConfig, block: Block, add: &mut Visitor<'_>) {
     }
 }
 
-/// Ranks do not divide it: the rows of queries, keys and values of one tensor are not groups of one size.
+/// Ranks divide key heads, each with its value heads.
 fn visit_delta(hidden: usize, delta: &DeltaConfig, block: Block, add: &mut Visitor<'_>) {
     let (channels, heads, values) = (delta.channels(), delta.linear_num_value_heads, delta.value_columns());
-    let mut add = |role, shape: &[usize]| add(role, block, shape, Shard::Whole);
-    add(Role::InputNorm, &[hidden]);
-    add(Role::InProjQkv, &[channels, hidden]);
-    add(Role::InProjZ, &[values, hidden]);
-    add(Role::InProjB, &[heads, hidden]);
-    add(Role::InProjA, &[heads, hidden]);
-    add(Role::Conv1d, &[channels, 1, delta.linear_conv_kernel_dim]);
-    add(Role::ALog, &[heads]);
-    add(Role::DtBias, &[heads]);
-    add(Role::Norm, &[delta.linear_value_head_dim]);
-    add(Role::OutProj, &[hidden, values]);
+    let (keys, each) = (delta.key_columns(), heads / delta.linear_num_key_heads);
+    let (key_dim, value_dim) = (delta.linear_key_head_dim, delta.linear_value_head_dim);
+    let qkv = Shard::Sections { rows: [keys, keys, values], groups: [key_dim, key_dim, each * value_dim] };
+    let (of_heads, of_values) = (Shard::Rows { group: each }, Shard::Rows { group: each * value_dim });
+    let mut add = |role, shape: &[usize], shard| add(role, block, shape, shard);
+    add(Role::InputNorm, &[hidden], Shard::Whole);
+    add(Role::InProjQkv, &[channels, hidden], qkv);
+    add(Role::InProjZ, &[values, hidden], of_values);
+    add(Role::InProjB, &[heads, hidden], of_heads);
+    add(Role::InProjA, &[heads, hidden], of_heads);
+    add(Role::Conv1d, &[channels, 1, delta.linear_conv_kernel_dim], qkv);
+    add(Role::ALog, &[heads], of_heads);
+    add(Role::DtBias, &[heads], of_heads);
+    add(Role::Norm, &[value_dim], Shard::Whole);
+    add(Role::OutProj, &[hidden, values], Shard::Columns { group: each * value_dim });
 }
 
 fn visit_mlp(hidden: usize, intermediate: usize, block: Block, add: &mut Visitor<'_>) {

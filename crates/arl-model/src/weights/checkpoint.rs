@@ -12,7 +12,7 @@ use super::shards::{find, list};
 use crate::config::{ModelConfig, WeightDtype};
 use crate::format::{Carried, CheckpointFormat, Other, Row, StoredTensor, StridedView};
 use crate::nf4::{NF4_BLOCK, Nf4, Nf4Builder, StoredNf4, is_companion};
-use crate::tensors::{Role, TensorSpec, tensor_table};
+use crate::tensors::{Role, Slice, TensorSpec, tensor_table};
 use crate::{Error, ErrorCode, Result};
 
 /// The weights of a model: mapped files whose tensors are exactly those of the configuration.
@@ -176,6 +176,25 @@ impl Checkpoint {
         if read < end {
             let what = format!("tensor `{name}` has {first} elements; {start} to {end} are read");
             return Err(Error::new(ErrorCode::Internal, what));
+        }
+        Ok(())
+    }
+
+    /// [`Checkpoint::read_f32_part`] of a part of a tensor: `out.len()` of the slice's elements from `start` on.
+    pub fn read_f32_slice(&self, name: &str, slice: &Slice, start: usize, out: &mut [f32]) -> Result<()> {
+        let (runs, mut rest) = (slice.runs(start..start + out.len()), out);
+        for run in &runs {
+            let (part, behind) = rest.split_at_mut(run.len());
+            self.read_f32_part(name, run.start, part)?;
+            rest = behind;
+        }
+        let place = self.place(name)?;
+        if let ([first, .., last], [view]) = (runs.as_slice(), place.views.as_slice())
+            && view.rows == 1
+            && !self.quantized.contains_key(&place.tensor)
+        {
+            // Runs shorter than a page have released none.
+            self.view(&place.tensor)?.release(view.start + first.start..view.start + last.end);
         }
         Ok(())
     }

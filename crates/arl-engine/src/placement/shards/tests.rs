@@ -6,6 +6,7 @@ use arl_model::ModelConfig;
 
 use super::*;
 use crate::backend::{DType, Pool};
+use crate::mesh::Mesh;
 use crate::placement::cut::owned;
 
 /// Placements of models of which all is trained, or some, and their cuts, by ranks.
@@ -17,10 +18,12 @@ fn cuts() -> Vec<(Placement, Vec<Cut>)> {
                 let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../__test__/golden").join(name);
                 let frozen: Vec<String> = frozen.iter().map(|pattern| (*pattern).to_owned()).collect();
                 let config = ModelConfig::from_dir(&dir).unwrap();
-                let placement = Placement::new(&config, &frozen, false).unwrap();
-                let cut = |rank| Cut::new(&placement, ranks, rank, true).with_weights(&placement);
-                let cuts = (0..ranks).map(cut).collect();
-                all.push((placement, cuts));
+                let placement = |rank| {
+                    let place = Place::new(Mesh::default(), ranks, rank).unwrap();
+                    Placement::new(&config, &frozen, false, &place).unwrap()
+                };
+                let cut = |rank| Cut::new(&placement(rank), true).with_weights(&placement(rank));
+                all.push((placement(0), (0..ranks).map(cut).collect()));
             }
         }
     }
