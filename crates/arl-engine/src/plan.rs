@@ -11,6 +11,7 @@ use crate::batch::{BatchSize, Inputs};
 use crate::generate::GenerateSize;
 use crate::model::Model;
 use crate::options::EngineOptions;
+use crate::pipeline_parallel::Passing;
 use crate::placement::arena::{Arena, Category};
 use crate::rotary::{Tables, table_bytes};
 use crate::statistics::Figures;
@@ -53,7 +54,7 @@ impl StepPlan {
         let arena = dry_run(model, size, micro_batches, model.store.training.is_some())?;
         let offloading = model.activation_offloading && model.store.training.is_some();
         let input_bytes = if offloading { size.tokens * model.shape.hidden * model.dtype.bytes() } else { 0 };
-        let host_bytes = host_bytes(model.layers.len() - model.lowest_layer, input_bytes);
+        let host_bytes = host_bytes(model.own_layers.end.saturating_sub(model.lowest_layer), input_bytes);
         Ok(StepPlan {
             size,
             evaluation: BatchSize::default(),
@@ -185,6 +186,8 @@ fn larger(a: BatchSize, b: BatchSize) -> BatchSize {
 fn dry_run(model: &Model, size: BatchSize, micro_batches: usize, training: bool) -> Result<Arena> {
     let mut arena = Arena::new(usize::MAX);
     Figures::take(&mut arena, &model.shape, micro_batches, if training { size.sequences } else { 0 });
+    // What stages pass each other; the forward pass alone takes less than the one with the backward pass behind it.
+    let passing = (training && model.place.mesh.pp > 1).then(|| Passing::take(&mut arena, model, size.tokens));
     let inputs =
         Inputs::take(&mut arena, model.tower.as_ref(), size, size.tokens, size.tokens, Tables::dry(&model.rope));
     let figures = Figures::take(&mut Arena::new(usize::MAX), &model.shape, 1, 0);
@@ -201,6 +204,7 @@ fn dry_run(model: &Model, size: BatchSize, micro_batches: usize, training: bool)
     let mut run = step.begin(inputs, training.then_some(model.recompute), figures);
     if training {
         run.dropout = model.dropout(0, 0);
+        run.passed = passing.map(|passing| passing.of(model, 0, size.tokens));
         step.train(&run, 1.0)?;
     } else {
         step.evaluate(&run)?;

@@ -8,6 +8,7 @@ use crate::backend::comm::Part;
 use crate::backend::{Backend, Buffer};
 use crate::batch::MicroBatch;
 use crate::engine::Engine;
+use crate::pipeline_parallel::Rounds;
 use crate::statistics::{MicroBatchStats, Statistics, weight_of};
 
 /// What other ranks know of a micro-batch: tokens, sequences, targets, the bits of the targets' weight, and images.
@@ -34,40 +35,46 @@ impl<B: Backend + ?Sized> Engine<B> {
         self.complete_update();
         self.backend.zero(sums);
         self.ranks.begin_together();
-        for round in 0..stats.len().div_ceil(self.ranks.size) {
-            let m = round * self.ranks.size + self.ranks.rank;
-            self.ranks.round_sees = seeing.iter().skip(round * self.ranks.size).take(self.ranks.size).any(|sees| *sees);
-            match own.get(round).filter(|_| stats[m].target_tokens > 0) {
-                Some(batch) => {
-                    let own = figures.of(m, stats.len());
-                    let mut run = self.begin(batch, Some(self.model.recompute), own);
-                    (run.loss_scale, run.first) = (self.gradient_scale, true);
-                    run.dropout = self.model.dropout(step, m);
-                    // Where ranks divide gradients, it adds each layer's as soon as it has them.
-                    self.parts().train(&run, weight)?;
-                    self.parts().sum_sequences(batch, &run, own.sequence_losses);
-                    self.arena.release(bottom);
+        if self.model.place.mesh.pp > 1 {
+            let tokens = largest.tokens;
+            self.accumulate_in_stages(&Rounds { own, stats: &stats, figures, weight, tokens, sums })?;
+        } else {
+            for round in 0..stats.len().div_ceil(self.ranks.size) {
+                let m = round * self.ranks.size + self.ranks.rank;
+                self.ranks.round_sees =
+                    seeing.iter().skip(round * self.ranks.size).take(self.ranks.size).any(|sees| *sees);
+                match own.get(round).filter(|_| stats[m].target_tokens > 0) {
+                    Some(batch) => {
+                        let own = figures.of(m, stats.len());
+                        let mut run = self.begin(batch, Some(self.model.recompute), own);
+                        (run.loss_scale, run.first) = (self.gradient_scale, true);
+                        run.dropout = self.model.dropout(step, m);
+                        // Where ranks divide gradients, it adds each layer's as soon as it has them.
+                        self.parts().train(&run, weight)?;
+                        self.parts().sum_sequences(batch, &run, own.sequence_losses);
+                        self.arena.release(bottom);
+                    }
+                    None => self.take_part()?,
                 }
-                None => {
-                    self.backend.zero(gradients);
-                    self.take_turns()?;
-                }
-            }
-            if !self.model.divides_gradients() {
-                self.ranks.add_round(&mut *self.backend, gradients, sums.len, sums)?;
+                self.add_whole_round(sums)?;
             }
         }
         if !self.model.divides_gradients() {
             self.gather_sums(gradients, sums)?;
         }
-        for buffer in figures.buffers() {
-            self.gather_figures(buffer, stats.len())?;
+        if self.model.place.is_last_stage() {
+            for buffer in figures.buffers() {
+                self.gather_figures(buffer, stats.len())?;
+            }
+        }
+        if self.model.place.mesh.pp > 1 {
+            self.share_figures(&figures)?;
         }
         Ok(Statistics { stats, sequences, figures, sees: seeing.contains(&true) })
     }
 
     /// Takes part in a round without a micro-batch, with gradients that are zero.
-    fn take_turns(&mut self) -> Result<()> {
+    pub(super) fn take_turns(&mut self) -> Result<()> {
         self.model.turns(self.ranks.sees(false)).into_iter().try_for_each(|turn| match turn {
             Turn::Gather(part) => self.ranks.need(&mut *self.backend, &self.model, part),
             Turn::Collect(point) => self.ranks.collect(&mut *self.backend, &self.model, point),
@@ -134,8 +141,8 @@ impl<B: Backend + ?Sized> Engine<B> {
 }
 
 impl Ranks {
-    /// The figures of every rank.
+    /// The figures of every rank of the stage.
     pub(super) fn figures(&mut self, own: &[u8]) -> Result<Vec<u8>> {
-        self.gather(own, |sent| &mut sent.figures)
+        self.gather_in_stage(own, |sent| &mut sent.figures)
     }
 }
