@@ -56,6 +56,7 @@ describe("a mesh is refused, with both numbers and what to do,", () => {
 			"ep_size 4 (a flag) does not divide the ranks of a stage, dp_size 3 x cp_size 2 x tp_size 1 = 6",
 		],
 		["with zero 0", 2, { tp_size: 2, zero: 0 }, "zero 0 (a flag) contradicts tp_size 2 (a flag)"],
+		["with zero 3", 2, { pp_size: 2, zero: 3 }, "zero 3 (a flag) contradicts pp_size 2 (a flag)"],
 		["with adapters", 2, { pp_size: 2, use_peft: true }, "use_peft true (a flag) contradicts pp_size 2 (a flag)"],
 		[
 			"with an adapter that exists",
@@ -94,7 +95,7 @@ describe("a mesh is refused, with both numbers and what to do,", () => {
 		const evaluates: Options = { eval_file: ["h.jsonl"], eval_strategy: "epoch", use_peft: true, zero: 0 };
 		expect(resolved({ ...evaluates, cp_size: 2 }, 4).args.dp_size).toBe(2);
 		expect(resolved({ ...evaluates, tp_size: 2, ep_size: 3 }).args.tp_size).toBe(2);
-		expect(resolved({ tp_size: 2, device: "cpu", images: "drop" }, 2).notices).toEqual([]);
+		expect(resolved({ tp_size: 2, zero: 3, device: "cpu", images: "drop" }, 2).notices).toEqual([]);
 	});
 
 	it("where `auto` turns out to be a GPU, and where rows turn out to have images", () => {

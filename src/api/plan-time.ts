@@ -25,7 +25,10 @@ export const CONSTANTS = {
 	gigabytes: 80,
 } as const;
 
-/** Computation, as a multiple of that without recomputation: `block` repeats the forward pass, `mlp` most of it. */
+/**
+ * Computation, as a multiple of that without recomputation: `block` repeats the forward pass, as all stages of a pipeline but the
+ * last do anyway; `mlp` most of it.
+ */
 const RECOMPUTED = { off: 1, norms: 1, mlp: 1.2, block: 4 / 3 } as const;
 
 /** The most ranks along an axis that is tried. */
@@ -123,7 +126,8 @@ function meshTime(
 		const flops = maxTokens * (plan.flopsPerToken + (plan.attentionFlops * maxTokens) / maxSequences);
 		const mine = (rounds * flops) / (slicesOf(args) * args.pp_size);
 		const part = modelType.includes("moe") ? reached.experts : reached.dense;
-		const computeSeconds = (mine * RECOMPUTED[args.gradient_checkpointing]) / (peak * part);
+		const recomputed = RECOMPUTED[args.pp_size > 1 ? "block" : args.gradient_checkpointing];
+		const computeSeconds = (mine * recomputed) / (peak * part);
 		const stageInNode = stageOf(args) <= perNode && perNode % stageOf(args) === 0;
 		const all = stageInNode ? withinNode : betweenNodes * perNode;
 		const near = slicesOf(args) <= perNode && args.ep_size <= perNode && (args.pp_size === 1 || world <= perNode);

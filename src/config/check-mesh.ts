@@ -31,6 +31,11 @@ export function checkMesh({ args, shown, add }: Checks, world: number | null): v
 			`${shown("zero")} contradicts ${model}: ranks that divide a model divide its gradients and moments too`,
 			"Leave zero out, or set it to 1 or 2.",
 		);
+	if (args.zero === 3 && args.pp_size > 1)
+		add(
+			`${shown("zero")} contradicts ${shown("pp_size")}: each micro-batch would gather the weights of its stage again`,
+			"Leave zero out, or set it to 2.",
+		);
 	for (const name of ["use_peft", "adapter_name_or_path", "load_in_4bit"] as const) {
 		if (args[name] === false || args[name] === null) continue;
 		add(
