@@ -11,6 +11,7 @@
 
 mod bits;
 mod common;
+mod context_parallel;
 mod delta;
 mod engine;
 mod evaluate;

@@ -46,7 +46,7 @@ pub(crate) struct Buffers {
     qk: Buffer,
     /// `[T, Q]`: what attention gives.
     attention: Buffer,
-    /// f32 `[query heads, T]`.
+    /// f32 `[query heads, T]`; under context parallelism of the heads and tokens that are exchanged.
     log_sum_exp: Buffer,
     gate: Option<GateBuffers>,
     /// What the adapters of both products leave for the backward pass.
@@ -152,7 +152,7 @@ impl Attention {
     pub(super) fn compute<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, at: &Buffers, input: Buffer, run: &Run) {
         let input = cx.gather_tokens(input, at.input);
         self.queries_keys_values(cx, at, input, run);
-        cx.backend.attention(&self.op(at, run));
+        cx.context_attention(&self.op(at, run), run);
         apply_gate(cx, at);
     }
 
@@ -258,7 +258,7 @@ impl Attention {
         if let Some(GateBuffers { gates, .. }) = at.gate {
             cx.backend.gate_backward(d_attention, at.attention, gates);
         }
-        cx.backend.attention_backward(&self.op(at, run), packed(d_attention, t), d_qkv, scratch);
+        cx.context_attention_backward(&self.op(at, run), packed(d_attention, t), d_qkv, scratch, run);
         let d_norms = self.qk_norm.map(|(query, key, _)| (cx.norm_gradient(query), cx.norm_gradient(key)));
         cx.backend.norm_rope_backward(&self.norm_rope(cx, run), at.qkv, d_qkv, d_norms);
         let d_product = match at.gate {

@@ -19,20 +19,20 @@ use crate::placement::{Param, Placement};
 /// Its parameters and sizes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Delta {
-    heads: DeltaHeads,
+    pub(super) heads: DeltaHeads,
     hidden: usize,
     /// Ranks that divide heads.
     ranks: usize,
     /// Taps of the convolution.
-    taps: usize,
+    pub(super) taps: usize,
     epsilon: f32,
     /// `[C + V + 2 value heads, hidden]`: queries, keys, values; output gates; strengths of writes; decays.
     input: Linear,
     /// `[C, taps]`.
-    conv: Param,
+    pub(super) conv: Param,
     /// `[value heads]` each.
-    a_log: Param,
-    dt_bias: Param,
+    pub(super) a_log: Param,
+    pub(super) dt_bias: Param,
     /// `[value_dim]`.
     norm: Param,
     /// `[hidden, V]`.
@@ -45,11 +45,12 @@ pub(crate) struct Buffers {
     /// `[T, H]`: the normed input of all tokens, where ranks divide heads; else empty.
     input: Buffer,
     /// `[T, C + V + 2 value heads]`: what the projection gives.
-    projected: Buffer,
-    /// `[T, C]`: queries, keys and values behind the convolution.
-    qkv: Buffer,
+    pub(super) projected: Buffer,
+    /// `[T, C]`: queries, keys and values behind the convolution; under context parallelism of the heads and tokens that are
+    /// exchanged.
+    pub(super) qkv: Buffer,
     /// `[T, V]`: what the rule gives.
-    out: Buffer,
+    pub(super) out: Buffer,
     /// `[T, V]`: normed, through the output gate.
     gated: Buffer,
     /// What the adapters of both products leave for the backward pass.
@@ -129,9 +130,13 @@ impl Delta {
     pub(super) fn compute<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, at: &Buffers, input: Buffer, run: &Run) {
         let input = cx.gather_tokens(input, at.input);
         self.input.forward(cx, input, at.projected, at.low[0], run.inputs.shared.tensor_tokens);
-        cx.backend.causal_conv(&self.conv(cx, at, run), at.qkv);
-        let scratch = self.forward_scratch(cx, run);
-        self.rule(cx, at, run, scratch, |backend, op| backend.gated_delta(op, at.out, None));
+        if run.inputs.shared.contexts() > 1 {
+            self.exchanged_rule(cx, at, run);
+        } else {
+            cx.backend.causal_conv(&self.conv(cx, at, run), at.qkv);
+            let scratch = self.forward_scratch(cx, run);
+            self.rule(cx, at, run, scratch, |backend, op| backend.gated_delta(op, at.out, None));
+        }
         cx.backend.gated_norm(&self.gated_norm(cx, at, run), at.gated);
     }
 
@@ -180,7 +185,10 @@ impl Delta {
             Recompute::Block => self.compute(cx, at, input, run),
             _ => {
                 cx.gather_tokens(input, at.input);
-                cx.backend.causal_conv(&self.conv(cx, at, run), at.qkv);
+                // What was exchanged for the convolution is exchanged again in the backward pass.
+                if run.inputs.shared.contexts() == 1 {
+                    cx.backend.causal_conv(&self.conv(cx, at, run), at.qkv);
+                }
                 cx.backend.gated_norm(&self.gated_norm(cx, at, run), at.gated);
             }
         }
@@ -201,15 +209,19 @@ impl Delta {
         let top = cx.arena.mark();
         // [T, V]: of what the norm gives, then of what the rule gives.
         let d = cx.workspace(cx.dtype, t * self.heads.value_columns());
-        let scratch = GatedDelta::backward_scratch(cx.backend.kind(), self.heads, t, sequences.count);
-        let scratch = cx.workspace(DType::F32, scratch);
         let [d_norm, d_a_log, d_dt_bias, d_conv] =
             [self.norm, self.a_log, self.dt_bias, self.conv].map(|param| cx.norm_gradient(param));
 
         self.output.backward_gathered(cx, d_x, at.gated, at.low[1], d, t, !run.first);
         cx.backend.gated_norm_backward(&self.gated_norm(cx, at, run), d, d_norm);
-        cx.backend.gated_delta_backward(&self.op(cx, at, run, scratch), d, d_a_log, d_dt_bias);
-        cx.backend.causal_conv_backward(&self.conv(cx, at, run), at.qkv, d_conv);
+        if run.inputs.shared.contexts() > 1 {
+            self.exchanged_backward(cx, at, run, d, [d_a_log, d_dt_bias, d_conv]);
+        } else {
+            let scratch = GatedDelta::backward_scratch(cx.backend.kind(), self.heads, t, sequences.count);
+            let scratch = cx.workspace(DType::F32, scratch);
+            cx.backend.gated_delta_backward(&self.op(cx, at, run, scratch), d, d_a_log, d_dt_bias);
+            cx.backend.causal_conv_backward(&self.conv(cx, at, run), at.qkv, d_conv);
+        }
         let (input, d_projected) = (all_tokens(input, at.input), packed(at.projected, t));
         self.input.backward_scattered(cx, d_projected, input, at.low[0], d_input, t, !run.first);
         cx.arena.release(top);

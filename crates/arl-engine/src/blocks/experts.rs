@@ -1,6 +1,8 @@
 //! A mixture of experts: the router, the rows sorted by expert, their products, and back. `W` is an expert's inner width;
 //! each token has `top_k` rows.
 
+use std::ops::Range;
+
 use arl_model::{Block, ModelConfig, MoeConfig, Projection, Role};
 
 use super::context::{Context, Run, Take};
@@ -133,7 +135,10 @@ impl Experts {
     ) {
         self.router.forward(cx, input, at.logits, at.low, run.size().tokens);
         let op = self.router_op(at, run);
-        cx.backend.router(&op, at.logits, balance);
+        for (tokens, counted) in self.counted(run) {
+            let logits = at.logits.slice(tokens.start * self.experts, tokens.len() * self.experts);
+            cx.backend.router(&op.part(tokens), logits, balance.filter(|_| counted));
+        }
         cx.backend.permute(&op, &at.permutation);
         self.gather(cx, at, input);
         let (gate_up, down) = (cx.store.weight(self.gate_up), cx.store.weight(self.down));
@@ -234,7 +239,12 @@ impl Experts {
         let balance = run.balance.map(|balance| (balance.slice(0, self.experts), self.balance_factor(run)));
         // The logits are not needed any more.
         let d_logits = at.logits;
-        cx.backend.router_backward(&self.router_op(at, run), d_weights, balance, d_logits);
+        for (tokens, counted) in self.counted(run) {
+            let part = |buffer: Buffer, width: usize| buffer.slice(tokens.start * width, tokens.len() * width);
+            let (d_weights, d_logits) = (part(d_weights, self.top_k), part(d_logits, self.experts));
+            let op = self.router_op(at, run).part(tokens.clone());
+            cx.backend.router_backward(&op, d_weights, balance.filter(|_| counted), d_logits);
+        }
         self.router.backward_weight(cx, packed(d_logits, t), input, t, !run.first);
         self.router.backward_input(cx, packed(d_logits, t), d_input, t, true);
         self.router.adapters.backward(cx, packed(d_logits, t), input, at.low, d_input, t, !run.first);
@@ -248,9 +258,15 @@ impl Experts {
     /// all layers' routers together (`load_balancing_loss_func` of transformers' `modeling_qwen3_moe`); this is its
     /// derivative by a probability, without `counts_e`, times the loss scale.
     fn balance_factor(&self, run: &Run) -> f32 {
-        let n = (run.size().tokens * self.layers) as f64;
+        let n = (run.inputs.shared.counted * self.layers) as f64;
         let factor = f64::from(self.coefficient) * f64::from(run.loss_scale);
         (factor * self.experts as f64 / (n * n)) as f32
+    }
+
+    /// Tokens, and whether the balance loss counts their choices: not those of tokens that fill a slice up.
+    fn counted(&self, run: &Run) -> impl Iterator<Item = (Range<usize>, bool)> + use<> {
+        let (counted, tokens) = (run.inputs.counted, run.size().tokens);
+        [(0..counted, true), (counted..tokens, false)].into_iter().filter(|(tokens, _)| !tokens.is_empty())
     }
 
     fn router_op(&self, at: &Buffers, run: &Run) -> Router {

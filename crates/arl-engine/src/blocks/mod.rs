@@ -16,6 +16,8 @@ mod magnitude;
 mod mlp;
 mod shared_expert;
 mod tensor_parallel;
+mod ulysses;
+mod ulysses_delta;
 
 use arl_model::{self as model, ModelConfig, Role};
 

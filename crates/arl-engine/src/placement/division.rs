@@ -101,7 +101,8 @@ pub(crate) fn check_device(mesh: Mesh, kind: DeviceKind) -> Result<()> {
         return Ok(());
     }
     let Mesh { tp, cp, ep, pp } = mesh;
-    let what = format!("tp_size {tp}, cp_size {cp}, ep_size {ep} and pp_size {pp} are for CPUs: on GPUs all of them are 1");
+    let what =
+        format!("tp_size {tp}, cp_size {cp}, ep_size {ep} and pp_size {pp} are for CPUs: on GPUs all of them are 1");
     Err(Error::new(ErrorCode::Config, what).hint("divide micro-batches and weights alone: dp_size, with zero 2 or 3"))
 }
 

@@ -100,10 +100,13 @@ fn take_step(engine: &mut Cpu) -> f64 {
         for i in 0..engine.model.placement.tensors.len() {
             let param = engine.model.placement.tensors[i].param;
             let first = param.trained.unwrap();
-            let inside = |bucket: &&crate::placement::cut::Bucket| (bucket.start..bucket.start + bucket.len).contains(&first);
+            let inside =
+                |bucket: &&crate::placement::cut::Bucket| (bucket.start..bucket.start + bucket.len).contains(&first);
             if cut.completed(point).any(|bucket| inside(&bucket)) {
                 let values = gradients(engine, i);
-                engine.backend.upload(bytemuck::cast_slice(&values), training.gradients.slice(param.gradient, param.len));
+                engine
+                    .backend
+                    .upload(bytemuck::cast_slice(&values), training.gradients.slice(param.gradient, param.len));
             }
         }
         engine.ranks.collect(&mut *engine.backend, &engine.model, point).unwrap();
@@ -140,14 +143,20 @@ fn steps_and_files_of_a_mesh_are_those_of_one_rank_and_any_mesh_reads_them() {
         let mut one = None;
         for &case in &cases {
             let (state_dir, export) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-            let all = on_mesh(dir.path(), dtype, case, |_| Weights::Random(3), |engine| {
-                let norm = take_step(engine);
-                let sent = engine.sent();
-                let found = (norm, state(engine));
-                engine.save_state(state_dir.path()).unwrap();
-                engine.export_model(export.path(), None).unwrap();
-                (found, sent, engine.fingerprint().unwrap())
-            });
+            let all = on_mesh(
+                dir.path(),
+                dtype,
+                case,
+                |_| Weights::Random(3),
+                |engine| {
+                    let norm = take_step(engine);
+                    let sent = engine.sent();
+                    let found = (norm, state(engine));
+                    engine.save_state(state_dir.path()).unwrap();
+                    engine.export_model(export.path(), None).unwrap();
+                    (found, sent, engine.fingerprint().unwrap())
+                },
+            );
             let config = ModelConfig::from_dir(dir.path()).unwrap();
             let (found, exported) = (all[0].0.clone(), files(export.path()));
             let (first, written) = one.get_or_insert_with(|| (found.clone(), exported.clone()));
@@ -170,10 +179,16 @@ fn steps_and_files_of_a_mesh_are_those_of_one_rank_and_any_mesh_reads_them() {
         let (_, first) = one.map(|(found, _)| found).unwrap();
         for (from, writer) in saved.iter().zip(&cases) {
             for &reader in &cases {
-                let read = on_mesh(dir.path(), dtype, reader, |_| Weights::Unset, |engine| {
-                    engine.restore_state(from.path()).unwrap();
-                    state(engine)
-                });
+                let read = on_mesh(
+                    dir.path(),
+                    dtype,
+                    reader,
+                    |_| Weights::Unset,
+                    |engine| {
+                        engine.restore_state(from.path()).unwrap();
+                        state(engine)
+                    },
+                );
                 assert!(read.iter().all(|state| *state == first), "{name}: {writer:?} to {reader:?}");
             }
         }
@@ -186,18 +201,26 @@ fn what_a_rank_reserves_and_reads_is_its_part_and_a_difference_is_noticed() {
     let dir = folder(&model);
     let case = (Mesh { tp: 2, ep: 2, ..ONE }, 2, 2);
     let open = |seeds: [u64; 4]| {
-        on_mesh(dir.path(), DType::F32, case, |rank| Weights::Random(seeds[rank]), |engine| {
-            let options = options(DType::F32, case, engine.ranks.place.rank);
-            assert_eq!(engine.memory(), plan_memory(dir.path(), &options, DeviceKind::Cpu).unwrap());
-            for error in [engine.evaluate(&[]).unwrap_err(), engine.generate(&[], &Default::default()).unwrap_err()] {
-                assert!(error.message.contains("with tp_size, ep_size or pp_size above 1"), "{error}");
-            }
-            (engine.fingerprint().unwrap(), engine.memory().categories[0].1)
-        })
+        on_mesh(
+            dir.path(),
+            DType::F32,
+            case,
+            |rank| Weights::Random(seeds[rank]),
+            |engine| {
+                let options = options(DType::F32, case, engine.ranks.place.rank);
+                assert_eq!(engine.memory(), plan_memory(dir.path(), &options, DeviceKind::Cpu).unwrap());
+                for error in [engine.evaluate(&[]).unwrap_err(), engine.generate(&[], &Default::default()).unwrap_err()]
+                {
+                    assert!(error.message.contains("with tp_size, ep_size or pp_size above 1"), "{error}");
+                }
+                (engine.fingerprint().unwrap(), engine.memory().categories[0].1)
+            },
+        )
     };
     let same = open([1; 4]);
     assert!(same.windows(2).all(|pair| pair[0] == pair[1]));
-    let one = on_mesh(dir.path(), DType::F32, (ONE, 1, 2), |_| Weights::Random(1), |engine| engine.memory().categories[0].1);
+    let one =
+        on_mesh(dir.path(), DType::F32, (ONE, 1, 2), |_| Weights::Random(1), |engine| engine.memory().categories[0].1);
     assert!(same[0].1 * 10 < one[0] * 7, "{} of {}", same[0].1, one[0]);
     for rank in 0..4 {
         let mut seeds = [1; 4];

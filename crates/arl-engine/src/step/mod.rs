@@ -19,6 +19,7 @@ use crate::backend::{Backend, Buffer, DType, Pool};
 use crate::batch::Inputs;
 use crate::blocks::{Active, Context, LowRankDropout, Run, Take};
 use crate::events::ACTIVATION_SLOTS;
+use crate::mesh::Axis;
 use crate::model::Model;
 use crate::options::Recompute;
 use crate::placement::Param;
@@ -90,6 +91,8 @@ pub(crate) struct Step<'a, B: ?Sized> {
     pub(crate) ranks: Option<&'a mut Ranks>,
     /// The first failure of an exchange with them.
     pub(crate) failure: Option<Error>,
+    /// Bytes that a dry run would have exchanged with them.
+    pub(crate) planned: u64,
 }
 
 /// Whether layer `l` keeps for the backward pass what is last kept at `level`.
@@ -198,6 +201,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
             place: &self.model.place,
             ranks: self.ranks.as_deref_mut(),
             failure: &mut self.failure,
+            planned: &mut self.planned,
             dtype: self.model.dtype,
             norm_offset: self.model.shape.norm_offset,
             attention_library: self.model.attention_library,
@@ -229,6 +233,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         let (t, h) = (run.size().tokens, self.model.shape.hidden);
         let d_norm = self.take(Category::Workspace, self.model.dtype, t * h);
         if self.model.place.is_last_stage() {
+            self.add_balances(run);
             self.loss(run, LossMode::Train { scale, d_norm })?;
         } else {
             self.take_balance(run);
@@ -243,7 +248,15 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         self.backward(run, d_norm, d_x)?;
         self.arena.release(top);
         self.see_backward(run)?;
+        self.check_exchanges()?;
         self.collect(Complete::End)
+    }
+
+    /// Adds up what the routers of all slices of a micro-batch chose: the balance loss is of the whole.
+    fn add_balances(&mut self, run: &Run) {
+        if let Some(balance) = run.balance.filter(|_| run.inputs.is_slice()) {
+            self.context().sum_over(Axis::Tokens, balance);
+        }
     }
 
     /// Zeroes what the backward pass only ever adds to from here on, where a step's gradients begin with this micro-batch.
