@@ -1,6 +1,8 @@
 //! Model FLOPs of training, by the formula that figures of speed are quoted with. Recomputation is not counted.
 
-use arl_model::{Adapter, Lora, Mixer, Mlp, ModelConfig, Projection, VisionConfig, VisionKind, tensor_table};
+use arl_model::{
+    Adapter, LayerConfig, Lora, Mixer, Mlp, ModelConfig, Projection, VisionConfig, VisionKind, tensor_table,
+};
 
 /// Parameters and FLOPs of a model.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,35 +36,43 @@ fn patch_products(vision: &VisionConfig) -> f64 {
     (vision.patch_elements() * width + blocks) as f64 + mergers as f64 / vision.merge_unit() as f64
 }
 
+/// Parameters of a layer's matrix products that a token meets; of the delta rule also what its recurrence comes to in
+/// multiplications with additions.
+pub(crate) fn layer_products(config: &ModelConfig, layer: &LayerConfig) -> usize {
+    let hidden = config.hidden_size;
+    let mixer = match &layer.mixer {
+        Mixer::Attention { .. } => {
+            let heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads;
+            let heads = if config.attention_gate { heads + config.num_attention_heads } else { heads };
+            hidden * config.head_dim * heads
+        }
+        Mixer::Delta(delta) => {
+            let (heads, values) = (delta.linear_num_value_heads, delta.value_columns());
+            let products = hidden * (delta.channels() + 2 * values + 2 * heads);
+            products + 3 * values * delta.linear_key_head_dim
+        }
+    };
+    let mlp = match &layer.mlp {
+        Mlp::Dense { intermediate } => 3 * hidden * intermediate,
+        Mlp::Moe(moe) => {
+            let shared = moe.shared_expert_intermediate_size.map_or(0, |width| 3 * width + 1);
+            hidden * (moe.num_experts + 3 * moe.num_experts_per_tok * moe.moe_intermediate_size + shared)
+        }
+    };
+    mixer + mlp
+}
+
+/// Parameters of the head, all of which a token meets.
+pub(crate) fn head_products(config: &ModelConfig) -> usize {
+    config.vocab_size * config.hidden_size
+}
+
 impl Flops {
     /// Those of a configuration.
     pub fn of(config: &ModelConfig) -> Self {
-        let hidden = config.hidden_size;
-        let heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads;
-        let heads = if config.attention_gate { heads + config.num_attention_heads } else { heads };
-        let attention = hidden * config.head_dim * heads;
-        // Of the delta rule: its products, and what its recurrence comes to in multiplications with additions.
-        let mixers = config.layers.iter().map(|layer| match &layer.mixer {
-            Mixer::Attention { .. } => attention,
-            Mixer::Delta(delta) => {
-                let (heads, values) = (delta.linear_num_value_heads, delta.value_columns());
-                let products = hidden * (delta.channels() + 2 * values + 2 * heads);
-                products + 3 * values * delta.linear_key_head_dim
-            }
-        });
         let attentions = config.layers.iter().filter(|layer| matches!(layer.mixer, Mixer::Attention { .. })).count();
-        let mlps: usize = config
-            .layers
-            .iter()
-            .map(|layer| match &layer.mlp {
-                Mlp::Dense { intermediate } => 3 * hidden * intermediate,
-                Mlp::Moe(moe) => {
-                    let shared = moe.shared_expert_intermediate_size.map_or(0, |width| 3 * width + 1);
-                    hidden * (moe.num_experts + 3 * moe.num_experts_per_tok * moe.moe_intermediate_size + shared)
-                }
-            })
-            .sum();
-        let products = mixers.sum::<usize>() + mlps + config.vocab_size * hidden;
+        let layers = config.layers.iter().map(|layer| layer_products(config, layer));
+        let products = layers.sum::<usize>() + head_products(config);
         let parameters = tensor_table(config).iter().map(arl_model::TensorSpec::elements).sum();
         Flops {
             parameters,

@@ -26,6 +26,7 @@ mod model;
 mod nf4;
 mod options;
 mod pipeline;
+mod pipeline_parallel;
 mod placement;
 mod plan;
 mod queue;

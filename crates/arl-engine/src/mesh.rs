@@ -99,6 +99,16 @@ impl Place {
         self.data * self.mesh.slices()
     }
 
+    /// Whether this rank's stage of the pipeline has the embedding.
+    pub(crate) fn is_first_stage(&self) -> bool {
+        self.index(Axis::Pipeline) == 0
+    }
+
+    /// Whether this rank's stage of the pipeline has the final norm and the head, and so the losses.
+    pub(crate) fn is_last_stage(&self) -> bool {
+        self.index(Axis::Pipeline) + 1 == self.mesh.pp
+    }
+
     /// The ranks along an axis that this one is on, ascending.
     pub(crate) fn members(&self, axis: Axis) -> Vec<usize> {
         let Mesh { tp, ep, pp, .. } = self.mesh;

@@ -10,9 +10,10 @@ use crate::backend::{Buffer, DType, DeviceKind, NormWeight};
 use crate::batch::MicroBatch;
 use crate::blocks::linear::Linear;
 use crate::blocks::{self, Adapters, EmbeddingAdapter, LowRankDropout, blocks};
-use crate::mesh::Place;
+use crate::mesh::{Axis, Place};
 use crate::mesh_refusals;
 use crate::options::{EngineOptions, LoraOptions, Nf4Options, Recompute};
+use crate::pipeline_parallel::layers_of_stage;
 use crate::placement::cut::{Complete, Cut, Owned, owned};
 use crate::placement::division;
 use crate::placement::shards::Shards;
@@ -42,8 +43,10 @@ pub(crate) struct Model {
     pub(crate) embedding_adapter: Option<EmbeddingAdapter>,
     /// In the order of the forward pass.
     pub(crate) blocks: Vec<blocks::Block>,
-    /// Which blocks each layer has.
+    /// Which blocks each layer has; those of other stages of a pipeline have none.
     pub(crate) layers: Vec<Range<usize>>,
+    /// The layers of this rank's stage of the pipeline: all, where there is one.
+    pub(crate) own_layers: Range<usize>,
     /// What makes rows of images.
     pub(crate) tower: Option<Tower>,
     /// `[hidden]`.
@@ -94,6 +97,9 @@ impl Model {
         options.check()?;
         let lora = options.lora.as_ref().map(|lora| adapted(config, lora)).transpose()?;
         let config = lora.as_ref().map_or(config, |(lora, _)| &lora.model);
+        division::check(config, options)?;
+        let place = options.place()?;
+        let own_layers = layers_of_stage(config, place.mesh.pp, place.index(Axis::Pipeline));
         let shape = Shape::new(config);
         kind.check(&shape, options.dtype)?;
         mesh_refusals::check(options.mesh, config, kind)?;
@@ -109,8 +115,7 @@ impl Model {
         // Scales in 8 bits share one by 256 along the fused tensor, not along its parts.
         let load_in_4bit = load_in_4bit.map(|nf4| Nf4Options { nested: nf4.nested && !fused });
         let options = &EngineOptions { load_in_4bit, ..options.clone() };
-        division::check(config, options)?;
-        let (place, nf4) = (options.place()?, load_in_4bit.is_some());
+        let nf4 = load_in_4bit.is_some();
         let mut placement = match &lora {
             None => Placement::new(config, &options.frozen, nf4, &place)?,
             Some((lora, _)) => Placement::adapted(lora, nf4, options.dtype != DType::F32, &place)?,
@@ -140,12 +145,14 @@ impl Model {
             adapters: Adapters::new(&[(placement.adapter(Block::Head, Projection::Head), config.vocab_size)]),
             ..Linear::new(placement.span(Block::Head, Role::LmHead, Role::LmHead).unwrap_or(embedding))
         };
-        let blocks = blocks(config, &placement, options.mesh.tp);
+        let mut blocks = blocks(config, &placement, options.mesh.tp);
+        blocks.retain(|block| own_layers.contains(&block.layer));
         let layer =
             |l| blocks.partition_point(|block| block.layer < l)..blocks.partition_point(|block| block.layer <= l);
         let tower = Tower::new(config, &placement, options.dtype);
         let sees = tower.as_ref().is_some_and(Tower::is_trained);
-        let assigned: Vec<Param> = blocks.iter().flat_map(blocks::Block::assigned).chain(head.assigned()).collect();
+        let of_head = place.is_last_stage().then(|| head.assigned()).into_iter().flatten();
+        let assigned: Vec<Param> = blocks.iter().flat_map(blocks::Block::assigned).chain(of_head).collect();
         Ok(Model {
             kind,
             place,
@@ -161,12 +168,13 @@ impl Model {
             layers: (0..config.layers.len()).map(layer).collect(),
             final_norm: placement.one(Block::FinalNorm, Role::FinalNorm),
             head,
-            lowest_layer: placement.lowest_layer,
+            lowest_layer: placement.lowest_layer.max(own_layers.start),
             lowest_block: if sees { (0, false) } else { lowest_block(&blocks, &placement) },
             added: added(&placement, cut.as_deref(), &assigned),
             cut,
             runs,
             tower,
+            own_layers,
             blocks,
             placement,
             dtype: options.dtype,

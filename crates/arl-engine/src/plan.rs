@@ -11,6 +11,7 @@ use crate::batch::{BatchSize, Inputs};
 use crate::generate::GenerateSize;
 use crate::model::Model;
 use crate::options::EngineOptions;
+use crate::pipeline_parallel::Passing;
 use crate::placement::arena::{Arena, Category};
 use crate::rotary::{Tables, table_bytes};
 use crate::statistics::Figures;
@@ -59,7 +60,7 @@ impl StepPlan {
         let offloading = model.activation_offloading && model.store.training.is_some();
         let input_bytes =
             if offloading { slicing.own(size.tokens) * model.shape.hidden * model.dtype.bytes() } else { 0 };
-        let host_bytes = host_bytes(model.layers.len() - model.lowest_layer, input_bytes);
+        let host_bytes = host_bytes(model.own_layers.end.saturating_sub(model.lowest_layer), input_bytes);
         Ok(StepPlan {
             size,
             sliced: slicing.divides(),
@@ -200,6 +201,7 @@ fn dry_run(
     let sequences = if training { size.sequences } else { 0 };
     Figures::take(&mut arena, &model.shape, micro_batches * slicing.count, sequences);
     let (targets, tables) = (slicing.own(size.tokens), Tables::dry(&model.rope));
+    let passing = (training && model.place.mesh.pp > 1).then(|| Passing::take(&mut arena, model, targets));
     let inputs = Inputs::take_slice(&mut arena, model.tower.as_ref(), (size, slicing), targets, size.tokens, tables);
     let figures = Figures::take(&mut Arena::new(usize::MAX), &model.shape, 1, 0);
     let mut step = Step {
@@ -213,9 +215,13 @@ fn dry_run(
         failure: None,
         planned: 0,
     };
+    let passed = passing.map(|passing| passing.of(model, 0, targets));
+    if let Some(passed) = passed {
+        step.pass_round(inputs, figures, passed)?;
+    }
     let mut run = step.begin(inputs, training.then_some(model.recompute), figures);
     if training {
-        run.dropout = model.dropout(0, 0);
+        (run.dropout, run.passed) = (model.dropout(0, 0), passed);
         step.train(&run, 1.0)?;
     } else {
         step.evaluate(&run)?;

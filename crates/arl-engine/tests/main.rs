@@ -25,6 +25,7 @@ mod lora;
 mod lora_kinds;
 mod model_folder;
 mod nf4;
+mod pipeline_parallel;
 mod plan;
 mod queue;
 mod ranks;

@@ -7,6 +7,7 @@ use crate::backend::{Backend, Buffer, DType, Layout, Matmul, Nf4Matmul, Nf4Weigh
 use crate::batch::{BatchSize, Inputs};
 use crate::mesh::Place;
 use crate::options::Recompute;
+use crate::pipeline_parallel::Passed;
 use crate::placement::Param;
 use crate::placement::arena::{Arena, Category};
 use crate::placement::quantized::Quantized;
@@ -60,6 +61,8 @@ pub(crate) struct Run {
     pub(crate) loss_scale: f32,
     /// Of adapters' inputs.
     pub(crate) dropout: Option<LowRankDropout>,
+    /// What neighbouring stages of a pipeline pass of it; none where there is one stage.
+    pub(crate) passed: Option<Passed>,
     /// Whether a step's gradients begin with this micro-batch: products assign them, and what is only ever added to was
     /// zeroed.
     pub(crate) first: bool,

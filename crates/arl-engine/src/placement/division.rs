@@ -5,19 +5,11 @@ use std::ops::Range;
 
 use arl_model::{Block, Error, ErrorCode, Mixer, Mlp, ModelConfig, Result, Role, Slice, TensorSpec};
 
-use crate::mesh::{Axis, Place};
+use crate::backend::DeviceKind;
+use crate::mesh::{Axis, Mesh, Place};
 use crate::options::EngineOptions;
 
 impl Place {
-    /// The layers of this rank's stage, of so many: as many as those of any other stage, or one more or less.
-    pub(crate) fn layers(&self, layers: usize) -> Range<usize> {
-        let (stage, stages) = (self.index(Axis::Pipeline), self.mesh.pp);
-        let (each, rest) = (layers / stages, layers % stages);
-        // The last stage has the head, and so none of those that are left.
-        let first = |stage: usize| stage * each + stage.min(rest);
-        first(stage)..first(stage + 1)
-    }
-
     /// The experts of a layer, of so many, that this rank has.
     pub(crate) fn experts(&self, experts: usize) -> Range<usize> {
         let each = experts / self.mesh.ep;
@@ -34,13 +26,13 @@ impl Place {
         }
     }
 
-    /// What this rank has of a parameter of a model of so many layers; none: nothing. `tied`: the head is the embedding.
-    pub(crate) fn slice(&self, spec: &TensorSpec, layers: usize, tied: bool) -> Option<Slice> {
-        let (stage, last) = (self.index(Axis::Pipeline), self.mesh.pp - 1);
+    /// What this rank has of a parameter; none: nothing. `layers`: those of its stage; `tied`: the head is the embedding.
+    pub(crate) fn slice(&self, spec: &TensorSpec, layers: &Range<usize>, tied: bool) -> Option<Slice> {
+        let (first, last) = (self.is_first_stage(), self.is_last_stage());
         let here = match spec.block {
-            Block::Embedding => stage == 0 || tied && stage == last,
-            Block::FinalNorm | Block::Head => stage == last,
-            block => block.layer().map_or(stage == 0, |layer| self.layers(layers).contains(&layer)),
+            Block::Embedding => first || tied && last,
+            Block::FinalNorm | Block::Head => last,
+            block => block.layer().map_or(first, |layer| layers.contains(&layer)),
         };
         let slice = match self.axis_of(spec.role) {
             Axis::SameTensor => spec.slice(self.index(Axis::Tensor), self.mesh.tp),
@@ -103,6 +95,17 @@ pub(crate) fn check(config: &ModelConfig, options: &EngineOptions) -> Result<()>
     Ok(())
 }
 
+/// Refuses a mesh on a device whose ranks exchange nothing between blocks.
+pub(crate) fn check_device(mesh: Mesh, kind: DeviceKind) -> Result<()> {
+    if mesh == Mesh::default() || kind == DeviceKind::Cpu {
+        return Ok(());
+    }
+    let Mesh { tp, cp, ep, pp } = mesh;
+    let what =
+        format!("tp_size {tp}, cp_size {cp}, ep_size {ep} and pp_size {pp} are for CPUs: on GPUs all of them are 1");
+    Err(Error::new(ErrorCode::Config, what).hint("divide micro-batches and weights alone: dp_size, with zero 2 or 3"))
+}
+
 /// Refuses a mesh that does not divide heads, columns, experts or layers evenly.
 fn check_sizes(config: &ModelConfig, options: &EngineOptions) -> Result<()> {
     let mesh = options.mesh;
@@ -139,3 +142,6 @@ fn check_sizes(config: &ModelConfig, options: &EngineOptions) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -20,6 +20,7 @@ use freeze::{check_products, freeze};
 use quantized::{Quantized, is_linear};
 
 use crate::mesh::{Axis, Place};
+use crate::pipeline_parallel::layers_of_stage;
 
 /// Elements between which parameters begin, at most two bytes each.
 const STEP: usize = ALIGNMENT / 2;
@@ -169,7 +170,7 @@ impl Placement {
         freeze(&mut table, frozen)?;
         check_products(&table)?;
         table.iter_mut().filter(|spec| nf4 && is_linear(spec)).for_each(|spec| spec.trainable = false);
-        Ok(Self::of(table, config.layers.len(), nf4, false, place))
+        Ok(Self::of(table, config, nf4, false, place))
     }
 
     /// The places of an adapted model's parameters. `nf4`: linear layers that are frozen are in NF4. `narrow`: weights are of 16 bits,
@@ -179,7 +180,7 @@ impl Placement {
     /// `ARL_CONFIG` where a part of what one product computes is trained.
     pub(crate) fn adapted(lora: &Lora, nf4: bool, narrow: bool, place: &Place) -> Result<Self> {
         check_products(&lora.table)?;
-        let mut placement = Self::of(lora.table.clone(), lora.model.layers.len(), nf4, narrow, place);
+        let mut placement = Self::of(lora.table.clone(), &lora.model, nf4, narrow, place);
         for (adapter, number) in lora.adapters.iter().zip(0..) {
             let (block, projection) = (adapter.block, adapter.projection);
             let place = AdapterPlace {
@@ -195,7 +196,9 @@ impl Placement {
         Ok(placement)
     }
 
-    fn of(table: Vec<TensorSpec>, layers: usize, nf4: bool, narrow: bool, place: &Place) -> Self {
+    fn of(table: Vec<TensorSpec>, config: &ModelConfig, nf4: bool, narrow: bool, place: &Place) -> Self {
+        let layers = config.layers.len();
+        let of_stage = layers_of_stage(config, place.mesh.pp, place.index(Axis::Pipeline));
         let lowest = |spec: &TensorSpec| match spec.block {
             Block::Embedding => 0,
             block if block.is_vision() => 0,
@@ -227,7 +230,7 @@ impl Placement {
         for specs in [decayed, wide, copies.into_iter().chain(cut).collect()] {
             for spec in specs {
                 placement.whole.extend(place.mesh.divides_model().then(|| spec.clone()));
-                let Some(slice) = place.slice(&spec, layers, placement.tied) else { continue };
+                let Some(slice) = place.slice(&spec, &of_stage, placement.tied) else { continue };
                 if nf4 && is_linear(&spec) && !spec.trainable {
                     let param = placement.quantized.place(slice.elements());
                     placement.add(spec, slice, param);
@@ -277,7 +280,7 @@ impl Placement {
 
     fn add(&mut self, spec: TensorSpec, slice: Slice, param: Param) {
         self.places.insert((spec.block, spec.role), param);
-        let copied = spec.block == Block::Embedding && self.place.index(Axis::Pipeline) > 0;
+        let copied = spec.block == Block::Embedding && !self.place.is_first_stage();
         self.tensors.push(Tensor { spec, slice, param, copied });
     }
 

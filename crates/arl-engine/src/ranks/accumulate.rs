@@ -10,6 +10,7 @@ use crate::backend::comm::Part;
 use crate::backend::{Backend, Buffer};
 use crate::batch::MicroBatch;
 use crate::engine::Engine;
+use crate::pipeline_parallel::Rounds;
 use crate::statistics::{MicroBatchStats, Statistics, weight_of};
 use crate::token_slice::{Sliced, Slicing};
 
@@ -38,42 +39,48 @@ impl<B: Backend + ?Sized> Engine<B> {
         self.complete_update();
         self.backend.zero(sums);
         self.ranks.begin_together();
-        for round in 0..stats.len().div_ceil(self.ranks.size) {
-            let m = round * self.ranks.size + self.ranks.rank;
-            self.ranks.round_sees = seeing.iter().skip(round * self.ranks.size).take(self.ranks.size).any(|sees| *sees);
-            // A slice without targets takes part where others of its micro-batch have some.
-            match own.get(round).filter(|batch| batch.has_targets()) {
-                Some(batch) => {
-                    let (batch, own) = (Sliced { batch, slicing }, figures.of(m, stats.len()));
-                    let mut run = self.begin(batch, Some(self.model.recompute), own);
-                    (run.loss_scale, run.first) = (self.gradient_scale, true);
-                    run.dropout = self.model.dropout(step, m);
-                    // Where ranks divide gradients, it adds each layer's as soon as it has them.
-                    self.parts().train(&run, weight)?;
-                    self.parts().sum_sequences(batch, &run, own.sequence_losses);
-                    self.arena.release(bottom);
+        if self.model.place.mesh.pp > 1 {
+            let tokens = slicing.own(largest.tokens);
+            self.accumulate_in_stages(&Rounds { own, count: stats.len(), slicing, figures, weight, tokens, sums })?;
+        } else {
+            for round in 0..stats.len().div_ceil(self.ranks.size) {
+                let m = round * self.ranks.size + self.ranks.rank;
+                self.ranks.round_sees =
+                    seeing.iter().skip(round * self.ranks.size).take(self.ranks.size).any(|sees| *sees);
+                // A slice without targets takes part where others of its micro-batch have some.
+                match own.get(round).filter(|batch| batch.has_targets()) {
+                    Some(batch) => {
+                        let (batch, own) = (Sliced { batch, slicing }, figures.of(m, stats.len()));
+                        let mut run = self.begin(batch, Some(self.model.recompute), own);
+                        (run.loss_scale, run.first) = (self.gradient_scale, true);
+                        run.dropout = self.model.dropout(step, m);
+                        // Where ranks divide gradients, it adds each layer's as soon as it has them.
+                        self.parts().train(&run, weight)?;
+                        self.parts().sum_sequences(batch, &run, own.sequence_losses);
+                        self.arena.release(bottom);
+                    }
+                    None => self.take_part()?,
                 }
-                None => {
-                    self.backend.zero(gradients);
-                    self.take_turns()?;
-                }
-            }
-            if !self.model.divides_gradients() {
-                self.ranks.add_round(&mut *self.backend, gradients, sums.len, sums)?;
+                self.add_whole_round(sums)?;
             }
         }
         if !self.model.divides_gradients() {
             self.gather_sums(gradients, sums)?;
         }
-        for buffer in figures.buffers() {
-            self.gather_figures(buffer, stats.len())?;
+        if self.model.place.is_last_stage() {
+            for buffer in figures.buffers() {
+                self.gather_figures(buffer, stats.len())?;
+            }
+        }
+        if self.model.place.mesh.pp > 1 {
+            self.share_figures(&figures)?;
         }
         let sequences = sequences.into_iter().step_by(slicing.count).collect();
         Ok(Statistics { stats, slices: slicing.count, sequences, figures, sees: seeing.contains(&true) })
     }
 
     /// Takes part in a round without a micro-batch, with gradients that are zero.
-    fn take_turns(&mut self) -> Result<()> {
+    pub(super) fn take_turns(&mut self) -> Result<()> {
         self.model.turns(self.ranks.sees(false)).into_iter().try_for_each(|turn| match turn {
             Turn::Gather(part) => self.ranks.need(&mut *self.backend, &self.model, part),
             Turn::Collect(point) => self.ranks.collect(&mut *self.backend, &self.model, point),
@@ -140,8 +147,8 @@ impl<B: Backend + ?Sized> Engine<B> {
 }
 
 impl Ranks {
-    /// The figures of every rank.
+    /// The figures of every rank of the stage.
     pub(super) fn figures(&mut self, own: &[u8]) -> Result<Vec<u8>> {
-        self.gather(own, |sent| &mut sent.figures)
+        self.gather_in_stage(own, |sent| &mut sent.figures)
     }
 }

@@ -40,7 +40,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         if let Some((pieces, _)) = kept {
             let mut own = blake3::Hasher::new();
             self.hash_array(&mut own, store.weights.slice(0, pieces))?;
-            hash.update(&self.ranks.figures(own.finalize().as_bytes())?);
+            hash.update(&self.ranks.gather(own.finalize().as_bytes(), |sent| &mut sent.figures)?);
         }
         match kept {
             _ if self.model.place.mesh.divides_model() => self.hash_slices(&mut hash)?,
@@ -72,7 +72,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             self.hash_array(hashes.of(param.axis), weights)?;
         }
         let own = AXES.map(|axis| *hashes.of(axis).finalize().as_bytes());
-        let all: Vec<[u8; 32]> = read(&self.ranks.figures(own.as_flattened())?);
+        let all: Vec<[u8; 32]> = read(&self.ranks.gather(own.as_flattened(), |sent| &mut sent.figures)?);
         for rank in 0..self.model.place.world() {
             let place = Place { rank, ..self.model.place };
             for (i, axis) in AXES.into_iter().enumerate() {

@@ -9,6 +9,7 @@ mod fingerprint;
 mod gather;
 mod norm;
 mod slices;
+mod stages;
 mod tied;
 mod tokens;
 mod traffic;
@@ -140,6 +141,14 @@ impl Ranks {
         let mut all = vec![0; group.size() * bytes.len()];
         group.all_gather(bytes, &mut all)?;
         *sent(&mut self.sent) += ((group.size() - 1) * bytes.len()) as u64;
+        Ok(all)
+    }
+
+    /// As [`Ranks::gather`], of the ranks of this one's stage.
+    fn gather_in_stage(&mut self, bytes: &[u8], sent: fn(&mut Traffic) -> &mut u64) -> Result<Vec<u8>> {
+        let mut all = vec![0; self.size * bytes.len()];
+        self.along(Axis::Stage)?.all_gather(bytes, &mut all)?;
+        *sent(&mut self.sent) += ((self.size - 1) * bytes.len()) as u64;
         Ok(all)
     }
 
@@ -282,3 +291,6 @@ fn read_f32<B: Backend + ?Sized>(backend: &mut B, buffer: Buffer) -> Result<Vec<
     backend.read_back(buffer, bytemuck::cast_slice_mut(&mut values))?;
     Ok(values)
 }
+
+#[cfg(test)]
+mod tests;

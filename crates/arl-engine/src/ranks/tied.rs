@@ -15,8 +15,8 @@ use crate::placement::shards;
 impl Model {
     /// The table's bucket, on a rank that has to add its gradients to those of another stage.
     pub(super) fn tied_bucket(&self) -> Option<&Bucket> {
-        let stages = self.place.mesh.pp;
-        let tied = self.placement.tied && stages > 1 && [0, stages - 1].contains(&self.place.index(Axis::Pipeline));
+        let at_end = self.place.is_first_stage() != self.place.is_last_stage();
+        let tied = self.placement.tied && at_end;
         self.cut.as_ref().filter(|_| tied)?.buckets.iter().find(|bucket| bucket.part == shards::Part::Embedding)
     }
 }

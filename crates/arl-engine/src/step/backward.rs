@@ -12,11 +12,15 @@ use crate::placement::shards::Part;
 
 impl<B: Backend + ?Sized> Step<'_, B> {
     /// From `d_norm` `[T, H]`, the gradient of the head's input, to that of every parameter but the head's, down to the
-    /// lowest of the decoder that is trained, and of the tower's rows. `d_x` `[T, H]` is the residual stream's.
+    /// lowest of the decoder that is trained, and of the tower's rows. `d_x` `[T, H]` is the residual stream's; of a stage of a
+    /// pipeline, first the one that was passed back, then the one to pass back.
     pub(super) fn backward(&mut self, run: &Run, d_norm: Buffer, d_x: Buffer) -> Result<()> {
-        self.backend.zero(d_x);
-        self.norm_backward(self.model.final_norm, d_norm, run.delta, run.final_inverse_rms, d_x);
-        for l in (self.model.lowest_layer..self.model.layers.len()).rev() {
+        if self.model.place.is_last_stage() {
+            self.backend.zero(d_x);
+            self.norm_backward(self.model.final_norm, d_norm, run.delta, run.final_inverse_rms, d_x);
+            self.pass_balance(run);
+        }
+        for l in (self.model.lowest_layer..self.model.own_layers.end).rev() {
             self.check_interrupt()?;
             self.need(Part::Layer(l))?;
             self.await_input(l);
@@ -39,7 +43,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         }
         self.clear_added(run, Complete::End);
         self.embed_images_backward(run, d_x);
-        self.embedding_backward(run, d_x)
+        if self.model.place.is_first_stage() { self.embedding_backward(run, d_x) } else { Ok(()) }
     }
 
     /// From the gradient of a norm's output to that of its weight, and added to that of the residual stream.

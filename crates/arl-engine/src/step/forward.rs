@@ -18,29 +18,27 @@ pub(crate) struct Generation<'a> {
 }
 
 impl<B: Backend + ?Sized> Step<'_, B> {
-    /// From ids, and what the tower made of images, to the head's input `run.final_norm`.
+    /// From ids, and what the tower made of images, to the head's input `run.final_norm`; of a stage of a pipeline, from the stream
+    /// that was passed to the one that is passed on.
     pub(crate) fn forward(&mut self, run: &Run, generation: Option<Generation<'_>>) -> Result<()> {
         if let Some(balance) = run.balance {
             self.backend.zero(balance);
         }
-        let embedding = self.model.embedding;
-        self.update_to(embedding.offset + embedding.len);
-        self.need(Part::Embedding)?;
-        let table = self.model.store.weight(embedding);
-        self.backend.embedding(run.inputs.ids, table, self.model.shape.hidden, self.stages.streams[0]);
-        if let Some(adapter) = self.model.embedding_adapter {
-            self.update_to(adapter.0.b.offset + adapter.0.b.len);
-            let stream = self.stages.streams[0];
-            adapter.forward(&mut self.context(), run.inputs.ids, stream);
+        if self.model.place.is_first_stage() {
+            self.embed(run)?;
+        } else {
+            self.take_over(run, self.stages.streams[0]);
         }
-        self.embed_images(run, self.stages.streams[0]);
-        for l in 0..self.model.layers.len() {
+        // What a stage passes on it has passed on already where a backward pass follows.
+        let passes_on = run.keep.is_none() || self.model.place.is_last_stage();
+        for l in self.model.own_layers.clone() {
             self.check_interrupt()?;
             self.update_to(self.model.placement.layer_ends[l]);
             self.need(Part::Layer(l))?;
             for b in self.model.layers[l].clone() {
                 self.enter(b, l, run);
                 let stage = self.stages.blocks[b];
+                let adds = b + 1 < self.model.blocks.len() || passes_on;
                 let cx = &mut self.context();
                 match &generation {
                     None => stage.block.compute(cx, stage.input, run),
@@ -48,13 +46,34 @@ impl<B: Backend + ?Sized> Step<'_, B> {
                         stage.block.compute_cached(cx, stage.input, run, caches[b].as_ref(), new);
                     }
                 }
-                stage.block.output(cx, run);
+                if adds {
+                    stage.block.output(cx, run);
+                }
             }
             self.check_exchanges()?;
             self.add_seen(l, run, run.delta);
         }
         self.update_to(usize::MAX);
-        self.final_norm(run);
+        match self.stages.streams.last() {
+            _ if self.model.place.is_last_stage() => self.final_norm(run),
+            Some(&before) if run.keep.is_none() => self.pass_on(run, before),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The residual stream before the first layer.
+    fn embed(&mut self, run: &Run) -> Result<()> {
+        let (embedding, stream) = (self.model.embedding, self.stages.streams[0]);
+        self.update_to(embedding.offset + embedding.len);
+        self.need(Part::Embedding)?;
+        let table = self.model.store.weight(embedding);
+        self.backend.embedding(run.inputs.ids, table, self.model.shape.hidden, stream);
+        if let Some(adapter) = self.model.embedding_adapter {
+            self.update_to(adapter.0.b.offset + adapter.0.b.len);
+            adapter.forward(&mut self.context(), run.inputs.ids, stream);
+        }
+        self.embed_images(run, stream);
         Ok(())
     }
 

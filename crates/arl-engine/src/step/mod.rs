@@ -136,17 +136,20 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         }
         self.stages.kept = kept;
         let seen = self.begin_seeing(&inputs, keep);
+        // The head's input, of a stage that has a head.
+        let (ends, end) = if model.place.is_last_stage() { (t, stream) } else { (0, 0) };
         Run {
             inputs,
             seen,
             keep,
             delta: self.take(Category::Activations, model.dtype, stream),
-            final_inverse_rms: self.take(Category::Activations, DType::F32, t),
-            final_norm: self.take(Category::Activations, model.dtype, stream),
+            final_inverse_rms: self.take(Category::Activations, DType::F32, ends),
+            final_norm: self.take(Category::Activations, model.dtype, end),
             sums: figures.sums,
             balance: figures.balances,
             loss_scale: 1.0,
             dropout: None,
+            passed: None,
             first: true,
         }
     }
@@ -224,16 +227,23 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         self.take_scratch(run);
         self.forward(run, None)?;
         self.arena.release(top);
-        self.add_balances(run);
         // Not before: the forward pass may have completed the last update, which reads gradients.
         self.clear_added(run, Complete::Loss);
 
         let (t, h) = (run.size().tokens, self.model.shape.hidden);
         let d_norm = self.take(Category::Workspace, self.model.dtype, t * h);
-        self.loss(run, LossMode::Train { scale, d_norm })?;
+        if self.model.place.is_last_stage() {
+            self.add_balances(run);
+            self.loss(run, LossMode::Train { scale, d_norm })?;
+        } else {
+            self.take_balance(run);
+        }
         self.collect(Complete::Loss)?;
 
-        let d_x = self.take(Category::Workspace, self.model.dtype, t * h);
+        let d_x = match run.passed {
+            Some(passed) => passed.link.stream,
+            None => self.take(Category::Workspace, self.model.dtype, t * h),
+        };
         self.take_scratch(run);
         self.backward(run, d_norm, d_x)?;
         self.arena.release(top);

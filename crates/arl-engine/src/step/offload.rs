@@ -23,7 +23,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
 
     /// Where layer `l`'s input waits in host memory; `None` for those that stay.
     fn waiting_place(&self, l: usize) -> Option<Buffer> {
-        let leaves = self.model.activation_offloading && l + ACTIVATION_SLOTS < self.model.layers.len();
+        let leaves = self.model.activation_offloading && l + ACTIVATION_SLOTS < self.model.own_layers.end;
         let place = l.checked_sub(self.model.lowest_layer).filter(|_| leaves)?;
         let x = self.input(l);
         Some(Buffer { pool: Pool::HostStep, offset: place * x.bytes().next_multiple_of(ALIGNMENT), ..x })

@@ -1,0 +1,148 @@
+//! Together the ranks of a mesh have every element of a model, each as often as it should be, and own it once.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use arl_model::{ModelConfig, tensor_table};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::placement::Placement;
+use crate::placement::cut::{Cut, owned};
+
+/// A dense model with biases whose head is its embedding, and a hybrid with experts.
+pub(crate) fn models() -> [(&'static str, Value); 2] {
+    let dense = json!({
+        "model_type": "qwen2", "vocab_size": 32, "hidden_size": 12, "intermediate_size": 10, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": true,
+    });
+    let hybrid = json!({
+        "model_type": "qwen3_next", "vocab_size": 32, "hidden_size": 12, "intermediate_size": 10, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": false,
+        "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 10,
+        "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 6, "shared_expert_intermediate_size": 5,
+        "norm_topk_prob": true, "mlp_only_layers": [1], "decoder_sparse_step": 1,
+    });
+    [("dense", dense), ("hybrid", hybrid)]
+}
+
+pub(crate) fn config(model: &Value) -> ModelConfig {
+    ModelConfig::from_json(&model.to_string(), Path::new("config.json")).unwrap()
+}
+
+/// Meshes and data-parallel ranks that divide a model; experts where it has some.
+fn meshes(experts: bool) -> Vec<(Mesh, usize)> {
+    let ep = |ep: usize| if experts { ep } else { 1 };
+    let one = Mesh::default();
+    vec![
+        (one, 1),
+        (Mesh { tp: 2, ..one }, 3),
+        (Mesh { ep: ep(4), ..one }, 4),
+        (Mesh { tp: 2, cp: 2, ep: ep(2), ..one }, 1),
+        (Mesh { pp: 3, ..one }, 2),
+        (Mesh { tp: 2, cp: 1, ep: ep(2), pp: 2 }, 2),
+    ]
+}
+
+#[test]
+fn every_element_is_held_by_the_ranks_that_should_and_owned_by_one() {
+    for (name, model) in models() {
+        let config = config(&model);
+        let frozen = ["*embed*", "model.layers.0.*", "*.experts.1.*", "*.experts.0.*", "*o_proj*"];
+        let frozen = frozen.iter().take(if name == "hybrid" { 5 } else { 2 }).map(|pattern| (*pattern).to_owned());
+        let some: Vec<String> = frozen.collect();
+        for (mesh, data) in meshes(name == "hybrid") {
+            for frozen in [&[][..], &some] {
+                for divides_weights in [false, true] {
+                    check_mesh(&config, frozen, (mesh, data), divides_weights && mesh.pp == 1);
+                }
+            }
+        }
+    }
+}
+
+fn check_mesh(config: &ModelConfig, frozen: &[String], (mesh, data): (Mesh, usize), divides_weights: bool) {
+    let zeros = || tensor_table(config).into_iter().map(|spec| (spec.name.clone(), vec![0; spec.elements()]));
+    let (mut held, mut owners): (HashMap<String, Vec<usize>>, HashMap<String, Vec<usize>>) =
+        (zeros().collect(), zeros().collect());
+    let place = Place::new(mesh, data, 0).unwrap();
+    let ranks: Vec<(Placement, Cut)> = (0..place.world())
+        .map(|rank| {
+            let placement = Placement::new(config, frozen, false, &Place { rank, ..place }).unwrap();
+            let cut = Cut::new(&placement, true);
+            let cut = if divides_weights { cut.with_weights(&placement) } else { cut };
+            (placement, cut)
+        })
+        .collect();
+    for (placement, cut) in &ranks {
+        let names: Vec<&String> = ranks[0].0.table().into_iter().map(|spec| &spec.name).collect();
+        assert_eq!(placement.table().into_iter().map(|spec| &spec.name).collect::<Vec<_>>(), names);
+        for tensor in &placement.tensors {
+            let len = tensor.param.len;
+            assert_eq!(tensor.slice.elements(), len);
+            let held = held.get_mut(&tensor.spec.name).unwrap();
+            tensor.slice.runs(0..len).into_iter().flatten().for_each(|i| held[i] += 1);
+            if tensor.copied {
+                continue;
+            }
+            let owners = owners.get_mut(&tensor.spec.name).unwrap();
+            for part in owned(Some(cut), tensor.param, placement.place.rank) {
+                let runs = tensor.slice.runs(part.start..part.start + part.len);
+                runs.into_iter().flatten().for_each(|i| owners[i] += 1);
+            }
+        }
+        // Ranks of an axis have equal pieces of a bucket, and a bucket is of one axis.
+        for (i, bucket) in cut.buckets.iter().enumerate() {
+            for rank in placement.place.members(bucket.axis) {
+                let other = &ranks[rank].1.buckets[i];
+                assert_eq!((other.axis, other.len, other.own), (bucket.axis, bucket.len, bucket.own));
+            }
+            let inside = |param: &crate::placement::Param| {
+                param.trained.is_some_and(|first| (bucket.start..bucket.start + bucket.len).contains(&first))
+            };
+            let mut within = placement.tensors.iter().filter(|tensor| inside(&tensor.param));
+            assert!(within.all(|tensor| tensor.param.axis == bucket.axis && tensor.copied == bucket.copied));
+        }
+    }
+    for spec in tensor_table(config) {
+        let axis = place.axis_of(spec.role);
+        let copies = if config.tie_word_embeddings && spec.block == Block::Embedding && mesh.pp > 1 { 2 } else { 1 };
+        let times = place.size(axis) * copies;
+        assert!(held[&spec.name].iter().all(|&count| count == times), "{mesh:?} {data}: {} {times}", spec.name);
+        assert!(owners[&spec.name].iter().all(|&count| count == 1), "{mesh:?} {data}: {}", spec.name);
+    }
+}
+
+#[test]
+fn a_mesh_that_does_not_fit_the_model_is_refused_with_both_numbers() {
+    let [(_, dense), (_, hybrid)] = models();
+    let message = |model: &Value, mesh: Mesh, base: &EngineOptions| {
+        let options = EngineOptions { mesh, ..base.clone() };
+        let error = check(&config(model), &options).unwrap_err();
+        assert!(error.code == ErrorCode::Config && error.hint.is_some());
+        error.message
+    };
+    let base = EngineOptions { data_parallel: Some(12), zero: 2, ..EngineOptions::default() };
+    let one = Mesh::default();
+    assert_eq!(message(&dense, Mesh { tp: 4, ..one }, &base), "tp_size is 4, and does not divide the 2 key heads");
+    let of_rule = message(&hybrid, Mesh { tp: 4, ..one }, &base);
+    assert_eq!(of_rule, "tp_size is 4, and does not divide the 2 key heads of the delta rule");
+    let mut narrow = dense.clone();
+    narrow["intermediate_size"] = 9.into();
+    let columns = message(&narrow, Mesh { tp: 2, ..one }, &base);
+    assert_eq!(columns, "tp_size is 2, and does not divide the 9 columns of intermediate_size");
+    let experts = message(&hybrid, Mesh { ep: 3, ..one }, &base);
+    assert_eq!(experts, "ep_size is 3, and does not divide the 4 experts of a layer");
+    assert_eq!(message(&dense, Mesh { ep: 2, ..one }, &base), "ep_size is 2, and the model has no experts");
+    assert_eq!(message(&dense, Mesh { pp: 4, ..one }, &base), "pp_size is 4, and the model has 3 layers");
+    let (two, stages) = (Mesh { tp: 2, ..one }, Mesh { tp: 2, pp: 2, ..one });
+    let zero = |zero| EngineOptions { zero, ..base.clone() };
+    assert_eq!(message(&dense, two, &zero(0)), "zero 0 cannot be combined with tp_size 2");
+    assert_eq!(message(&dense, stages, &zero(3)), "zero 3 cannot be combined with tp_size 2 and pp_size 2");
+    let nf4 = Some(crate::options::Nf4Options { nested: true });
+    let nf4 = EngineOptions { load_in_4bit: nf4, ..base.clone() };
+    assert_eq!(message(&dense, two, &nf4), "weights in 4 bits cannot be combined with tp_size 2");
+    assert!(check(&config(&dense), &EngineOptions { mesh: Mesh { cp: 2, ..one }, ..zero(0) }).is_ok());
+    let error = check_device(Mesh { cp: 2, ..one }, DeviceKind::Cuda).unwrap_err();
+    assert!(error.message.contains("cp_size 2"), "{error}");
+}
