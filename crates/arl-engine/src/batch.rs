@@ -1,10 +1,11 @@
 //! A micro-batch: what a caller hands in, what is demanded of it, and its way into the step's memory.
 
-use arl_model::{Error, ErrorCode, Result, RopeTable};
+use arl_model::{Error, ErrorCode, Result};
 
 use crate::backend::{Angles, Backend, Buffer, DType, Sequences};
 use crate::placement::arena::{Arena, Category};
-use crate::rotary::{RotaryTables, Span, Tables};
+use crate::rotary::{Span, Tables};
+use crate::token_slice::Slicing;
 use crate::vision::{ImageInputs, Images, Tower};
 
 /// Target of a position that is not trained.
@@ -168,16 +169,21 @@ pub(crate) struct Shared {
     pub(crate) angles: Angles,
     /// Tokens of the whole micro-batch, which the ranks along [`Axis::Tokens`](crate::mesh::Axis) have together.
     pub(crate) tokens: usize,
+    /// Without those that fill the last slices up, which are behind them.
+    pub(crate) counted: usize,
     /// Those of the whole micro-batch.
     pub(crate) sequences: Sequences,
 }
 
-/// A micro-batch in the step's memory. `R` is the number of positions that have a target.
+/// A micro-batch, or this rank's slice of one, in the step's memory. `R` is the number of positions that have a target.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Inputs {
     pub(crate) size: BatchSize,
+    /// Tokens without those that fill a slice up, which are behind them.
+    pub(crate) counted: usize,
     /// `R`.
     pub(crate) target_rows: usize,
+    /// Those of the whole micro-batch.
     pub(crate) sequences: Sequences,
     /// i32 `[T]`.
     pub(crate) ids: Buffer,
@@ -211,20 +217,38 @@ impl Inputs {
         max_len: usize,
         tables: Tables,
     ) -> Self {
+        Inputs::take_slice(arena, tower, (size, Slicing::WHOLE), target_rows, max_len, tables)
+    }
+
+    /// As [`Inputs::take`], for one slice of a micro-batch of `size`.
+    pub(crate) fn take_slice(
+        arena: &mut Arena,
+        tower: Option<&Tower>,
+        (size, slicing): (BatchSize, Slicing),
+        target_rows: usize,
+        max_len: usize,
+        tables: Tables,
+    ) -> Self {
         let images = tower.and_then(|tower| ImageInputs::take(arena, tower, size));
         let mut take = |dtype, len| arena.take(Category::Inputs, dtype, len);
-        let (t, r) = (size.tokens, target_rows);
-        let cu_seqlens = take(DType::I32, size.sequences + 1);
-        let sequences = Sequences { cu_seqlens, count: size.sequences, max_len };
+        let (t, r) = (slicing.own(size.tokens), target_rows);
+        let (tensor_tokens, tokens) = slicing.shared(size.tokens);
+        let count = size.sequences + usize::from(tokens > size.tokens);
+        // One more may fill the slices up, of some micro-batches of no more tokens and sequences than these.
+        let room = size.sequences + 1 + usize::from(slicing.divides());
+        let cu_seqlens = take(DType::I32, room).slice(0, count + 1);
+        let sequences = Sequences { cu_seqlens, count, max_len };
         let ids = take(DType::I32, t);
-        let angles = tables.with_rows(take(DType::I32, tables.rows_a_token() * t));
+        let mut angles = |tokens: usize| tables.with_rows(take(DType::I32, tables.rows_a_token() * tokens));
+        let shared = Shared { tensor_tokens, angles: angles(tensor_tokens), tokens, counted: size.tokens, sequences };
         Inputs {
-            size,
+            size: BatchSize { tokens: t, ..size },
+            counted: t,
             target_rows,
             sequences,
             ids,
-            angles,
-            shared: Shared { tensor_tokens: t, angles, tokens: t, sequences },
+            angles: if tensor_tokens == t { shared.angles } else { angles(t) },
+            shared,
             rows: take(DType::I32, r),
             targets: take(DType::I32, r),
             weights: take(DType::F32, r),
@@ -234,6 +258,11 @@ impl Inputs {
             entropy: take(DType::F32, r),
             images,
         }
+    }
+
+    /// Whether other ranks have other tokens of the micro-batch.
+    pub(crate) fn is_slice(&self) -> bool {
+        self.shared.tokens > self.size.tokens
     }
 
     /// Uploads the images of a valid micro-batch.
@@ -247,60 +276,6 @@ impl Inputs {
         if let (Some((images, place)), Some(tower)) = (images, tower) {
             place.upload(backend, tower, images, &batch.image_tokens(tower.config.image_token_id));
         }
-    }
-}
-
-/// Host memory from which micro-batches are uploaded; used again for each.
-#[derive(Debug, Default)]
-pub(crate) struct Staging {
-    rows: Vec<i32>,
-    targets: Vec<i32>,
-    weights: Vec<f32>,
-    ones: Vec<f32>,
-    spans: Vec<Span>,
-    angle_rows: Vec<i32>,
-}
-
-impl Staging {
-    /// Compacts the targets of a valid micro-batch, takes its memory and uploads it.
-    pub(crate) fn upload<B: Backend + ?Sized>(
-        &mut self,
-        backend: &mut B,
-        arena: &mut Arena,
-        batch: &MicroBatch,
-        rope: &RopeTable,
-        tower: Option<&Tower>,
-        tables: &mut RotaryTables,
-    ) -> Inputs {
-        self.rows.clear();
-        self.targets.clear();
-        self.weights.clear();
-        for t in 0..batch.input_ids.len() {
-            let weight = batch.weight(t);
-            if weight > 0.0 {
-                self.rows.push(t as i32);
-                self.targets.push(batch.targets[t]);
-                self.weights.push(weight);
-            }
-        }
-        self.ones.resize(self.rows.len(), 1.0);
-        self.spans.clear();
-        self.spans.extend(batch.spans());
-        let (tables, offsets) = tables.provide(backend, rope, &self.spans);
-        batch.angle_rows(&offsets, &mut self.angle_rows);
-        let one_axis = self.angle_rows.len() == batch.input_ids.len();
-        let tables = if one_axis { tables.one_axis() } else { tables };
-
-        let mut inputs = Inputs::take(arena, tower, batch.size(), self.rows.len(), batch.max_len(), tables);
-        backend.upload(bytemuck::cast_slice(&batch.cu_seqlens), inputs.sequences.cu_seqlens);
-        backend.upload(bytemuck::cast_slice(&batch.input_ids), inputs.ids);
-        backend.upload(bytemuck::cast_slice(&self.angle_rows), inputs.angles.rows);
-        backend.upload(bytemuck::cast_slice(&self.rows), inputs.rows);
-        backend.upload(bytemuck::cast_slice(&self.targets), inputs.targets);
-        backend.upload(bytemuck::cast_slice(&self.weights), inputs.weights);
-        backend.upload(bytemuck::cast_slice(&self.ones), inputs.ones);
-        inputs.upload_images(backend, batch, tower);
-        inputs
     }
 }
 

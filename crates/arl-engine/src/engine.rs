@@ -9,7 +9,7 @@ use arl_model::{CheckpointFormat, Error, ErrorCode, ExportOverrides, ModelConfig
 
 use crate::attention;
 use crate::backend::{Backend, DType, Pool, split_master};
-use crate::batch::{BatchSize, MicroBatch, Staging};
+use crate::batch::{BatchSize, MicroBatch};
 use crate::blocks::Run;
 use crate::kept::Kept;
 use crate::logits_rows::with_logits_rows;
@@ -18,12 +18,14 @@ use crate::model::Model;
 use crate::options::{Adam, EngineOptions, Hyper, Recompute, Weights};
 use crate::placement::arena::Arena;
 use crate::placement::store::TrainingStore;
-use crate::plan::{MemoryPlan, StepPlan};
+use crate::plan::{MemoryPlan, StepPlan, larger};
 use crate::queue::Queue;
 use crate::ranks::{Hashes, Ranks};
 use crate::rotary::RotaryTables;
+use crate::staging::Staging;
 use crate::statistics::{Figures, MicroBatchStats, Statistics, weight_of};
 use crate::step::{Stages, Step};
+use crate::token_slice::{Sliced, Slicing};
 use crate::update::{Numbers, Pending, Update};
 
 /// A model on a device.
@@ -224,11 +226,12 @@ impl<B: Backend + ?Sized> Engine<B> {
             pending: &mut self.pending,
             ranks: Some(&mut self.ranks),
             failure: None,
+            planned: 0,
         }
     }
 
-    /// Uploads a micro-batch and takes its memory.
-    pub(crate) fn begin(&mut self, batch: &MicroBatch, keep: Option<Recompute>, figures: Figures) -> Run {
+    /// Uploads a slice of a micro-batch and takes its memory.
+    pub(crate) fn begin(&mut self, batch: Sliced<'_>, keep: Option<Recompute>, figures: Figures) -> Run {
         let (backend, model) = (&mut *self.backend, &self.model);
         let (rope, tower) = (&model.rope, model.tower.as_ref());
         let inputs = self.staging.upload(backend, &mut self.arena, batch, rope, tower, &mut self.tables);
@@ -267,36 +270,16 @@ impl<B: Backend + ?Sized> Engine<B> {
         for (i, batch) in batches.iter().enumerate() {
             if stats[i].target_tokens > 0 {
                 let own = figures.of(i, batches.len());
-                let mut run = self.begin(batch, Some(self.model.recompute), own);
+                let mut run = self.begin(batch.whole(), Some(self.model.recompute), own);
                 (run.loss_scale, run.first) = (self.gradient_scale, first);
                 run.dropout = self.model.dropout(step, i);
                 self.parts().train(&run, weight)?;
-                self.parts().sum_sequences(batch, &run, own.sequence_losses);
+                self.parts().sum_sequences(batch.whole(), &run, own.sequence_losses);
                 (first, sees) = (false, sees || run.seen.is_some());
                 self.arena.release(bottom);
             }
         }
-        Ok(Statistics { stats, sequences, figures, sees })
-    }
-
-    /// The loss of each micro-batch, with the weights as they are.
-    pub fn evaluate(&mut self, batches: &[MicroBatch]) -> Result<Vec<MicroBatchStats>> {
-        self.check_undivided("evaluation")?;
-        let stats = self.prepare(batches)?;
-        if batches.is_empty() {
-            return Ok(stats);
-        }
-        let figures = self.take_figures(batches.len(), 0);
-        let bottom = self.arena.mark();
-        for (i, batch) in batches.iter().enumerate() {
-            if stats[i].target_tokens > 0 {
-                let run = self.begin(batch, None, figures.of(i, batches.len()));
-                let result = self.parts().evaluate(&run);
-                self.settle_interrupt(result)?;
-                self.arena.release(bottom);
-            }
-        }
-        self.read_statistics(Statistics { stats, sequences: Vec::new(), figures, sees: false })
+        Ok(Statistics { stats, slices: 1, sequences, figures, sees })
     }
 
     /// The number of the step whose gradients come next. The one before may be applied and not yet known to have been taken.
@@ -305,37 +288,35 @@ impl<B: Backend + ?Sized> Engine<B> {
     }
 
     /// Checks all micro-batches, counts their targets and makes room for the largest.
-    fn prepare(&mut self, batches: &[MicroBatch]) -> Result<Vec<MicroBatchStats>> {
-        let (stats, largest, positions) = self.count(batches)?;
+    pub(crate) fn prepare(&mut self, batches: &[MicroBatch]) -> Result<Vec<MicroBatchStats>> {
+        let (stats, largest, positions) = self.count(batches, Slicing::WHOLE)?;
         if self.model.attention_library {
             let asked = |batch: &MicroBatch| attention::asked(&self.model.blocks, batch.size(), batch.max_len());
             self.backend.expect_attention(&batches.iter().flat_map(asked).collect::<Vec<_>>());
         }
-        self.make_room(largest, positions, batches.len())?;
+        if Slicing::of(&self.model.place).divides() {
+            self.make_room_to_evaluate(largest, positions)?;
+        } else {
+            self.make_room(largest, positions, batches.len())?;
+        }
         self.clear_arena();
         Ok(stats)
     }
 
-    /// Checks all micro-batches, counts their targets and finds the size of the largest, and the most positions of one.
-    pub(crate) fn count(&self, batches: &[MicroBatch]) -> Result<(Vec<MicroBatchStats>, BatchSize, usize)> {
-        let mut stats = Vec::with_capacity(batches.len());
+    /// Checks all micro-batches, counts the targets of this rank's slices of them, and finds the size of the largest, and the most
+    /// positions of one.
+    pub(crate) fn count(
+        &self,
+        batches: &[MicroBatch],
+        slicing: Slicing,
+    ) -> Result<(Vec<MicroBatchStats>, BatchSize, usize)> {
         let (mut largest, mut positions) = (BatchSize::default(), 0);
         for (i, batch) in batches.iter().enumerate() {
             self.model.check(i, batch)?;
-            let size = batch.size();
-            largest.tokens = largest.tokens.max(size.tokens);
-            largest.sequences = largest.sequences.max(size.sequences);
-            largest.patches = largest.patches.max(size.patches);
-            largest.images = largest.images.max(size.images);
+            largest = larger(largest, batch.size());
             positions = positions.max(batch.positions());
-            let weights = || (0..size.tokens).map(|t| batch.weight(t)).filter(|&w| w > 0.0);
-            stats.push(MicroBatchStats {
-                tokens: size.tokens,
-                target_tokens: weights().count(),
-                target_weight: weights().map(f64::from).sum(),
-                ..MicroBatchStats::default()
-            });
         }
+        let stats = batches.iter().map(|batch| Sliced { batch, slicing }.stats()).collect();
         Ok((stats, largest, positions))
     }
 

@@ -6,22 +6,47 @@ use arl_model::Result;
 use crate::backend::{Backend, Buffer};
 use crate::batch::{BatchSize, MicroBatch};
 use crate::engine::Engine;
-use crate::statistics::MicroBatchStats;
+use crate::statistics::{MicroBatchStats, Statistics};
+use crate::token_slice::Slicing;
 
 impl<B: Backend + ?Sized> Engine<B> {
+    /// The loss of each micro-batch, with the weights as they are.
+    pub fn evaluate(&mut self, batches: &[MicroBatch]) -> Result<Vec<MicroBatchStats>> {
+        if Slicing::of(&self.model.place).divides() && batches.len() > 1 {
+            // The plan of a step over slices has room for one whole micro-batch at a time.
+            let each = batches.iter().map(|batch| self.evaluate(std::slice::from_ref(batch)));
+            return Ok(each.collect::<Result<Vec<_>>>()?.concat());
+        }
+        let stats = self.prepare(batches)?;
+        if batches.is_empty() {
+            return Ok(stats);
+        }
+        let figures = self.take_figures(batches.len(), 0);
+        let bottom = self.arena.mark();
+        for (i, batch) in batches.iter().enumerate() {
+            if stats[i].target_tokens > 0 {
+                let run = self.begin(batch.whole(), None, figures.of(i, batches.len()));
+                let result = self.parts().evaluate(&run);
+                self.settle_interrupt(result)?;
+                self.arena.release(bottom);
+            }
+        }
+        self.read_statistics(Statistics { stats, slices: 1, sequences: Vec::new(), figures, sees: false })
+    }
+
     /// The loss, the correct targets and the entropy of each sequence of a micro-batch, with the weights as they are, in its
     /// order. Each is the f64 sum over the sequence's targets from the first to the last. `balance_loss`, which belongs to a
     /// micro-batch, is 0. Gives up a step that was submitted and not applied.
     pub fn evaluate_sequences(&mut self, batch: &MicroBatch) -> Result<Vec<MicroBatchStats>> {
         self.check_undivided("evaluation")?;
         self.model.check(0, batch)?;
-        if (0..batch.input_ids.len()).all(|t| batch.weight(t) == 0.0) {
+        if !batch.has_targets() {
             return Ok(Targets::default().by_sequence(batch));
         }
         self.make_room_to_evaluate(batch.size(), batch.positions())?;
         self.clear_arena();
         let figures = self.take_figures(1, 0);
-        let run = self.begin(batch, None, figures);
+        let run = self.begin(batch.whole(), None, figures);
         let result = self.parts().evaluate(&run);
         self.settle_interrupt(result)?;
         let targets = Targets {
@@ -33,7 +58,7 @@ impl<B: Backend + ?Sized> Engine<B> {
     }
 
     /// Makes room for the loss of a micro-batch of `size` and so many positions. Nothing happens where there is room already.
-    fn make_room_to_evaluate(&mut self, size: BatchSize, positions: usize) -> Result<()> {
+    pub(crate) fn make_room_to_evaluate(&mut self, size: BatchSize, positions: usize) -> Result<()> {
         if self.plan.holds_evaluation(size, positions) {
             return Ok(());
         }

@@ -60,6 +60,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             pending: &mut None,
             ranks: None,
             failure: None,
+            planned: 0,
         };
         let (run, _) = room(&mut step, inputs);
         step.see(&run)?;
@@ -71,7 +72,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         let inputs = self.staging.upload(
             &mut *self.backend,
             &mut self.arena,
-            batch,
+            batch.whole(),
             &self.model.rope,
             model.tower.as_ref(),
             &mut self.tables,
@@ -85,6 +86,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             pending: &mut self.pending,
             ranks: Some(&mut self.ranks),
             failure: None,
+            planned: 0,
         };
         let (run, chunk) = room(&mut step, inputs);
         step.see(&run)?;

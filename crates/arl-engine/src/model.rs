@@ -11,6 +11,7 @@ use crate::batch::MicroBatch;
 use crate::blocks::linear::Linear;
 use crate::blocks::{self, Adapters, EmbeddingAdapter, LowRankDropout, blocks};
 use crate::mesh::{Axis, Place};
+use crate::mesh_refusals;
 use crate::options::{EngineOptions, LoraOptions, Nf4Options, Recompute};
 use crate::pipeline_parallel::layers_of_stage;
 use crate::placement::cut::{Complete, Cut, Owned, owned};
@@ -101,6 +102,7 @@ impl Model {
         let own_layers = layers_of_stage(config, place.mesh.pp, place.index(Axis::Pipeline));
         let shape = Shape::new(config);
         kind.check(&shape, options.dtype)?;
+        mesh_refusals::check(options.mesh, config, kind)?;
         let nested_scales = load_in_4bit.is_some_and(|nf4| nf4.nested);
         let fused = load_in_4bit.is_some() && config.family == Family::Qwen3Next;
         if fused && !config.hidden_size.is_multiple_of(NF4_BLOCK) {
@@ -143,7 +145,7 @@ impl Model {
             adapters: Adapters::new(&[(placement.adapter(Block::Head, Projection::Head), config.vocab_size)]),
             ..Linear::new(placement.span(Block::Head, Role::LmHead, Role::LmHead).unwrap_or(embedding))
         };
-        let mut blocks = blocks(config, &placement);
+        let mut blocks = blocks(config, &placement, &place);
         blocks.retain(|block| own_layers.contains(&block.layer));
         let layer =
             |l| blocks.partition_point(|block| block.layer < l)..blocks.partition_point(|block| block.layer <= l);

@@ -16,6 +16,7 @@ use crate::placement::arena::{Arena, Category};
 use crate::rotary::{Tables, table_bytes};
 use crate::statistics::Figures;
 use crate::step::{Stages, Step, host_bytes};
+use crate::token_slice::Slicing;
 
 /// Micro-batches of a step for whose statistics room is reserved from the start.
 pub(crate) const MICRO_BATCHES: usize = 64;
@@ -37,6 +38,8 @@ pub struct MemoryPlan {
 #[derive(Clone, Debug)]
 pub(crate) struct StepPlan {
     pub(crate) size: BatchSize,
+    /// The step has room for slices of micro-batches of `size` alone.
+    sliced: bool,
     /// Of micro-batches of which the loss alone is computed; those of `size` have room too.
     evaluation: BatchSize,
     pub(crate) micro_batches: usize,
@@ -51,12 +54,16 @@ impl StepPlan {
     /// Runs the step dry. Every position counts as a target: then it needs most.
     pub(crate) fn new(model: &Model, size: BatchSize, micro_batches: usize) -> Result<Self> {
         let size = at_least_one(size);
-        let arena = dry_run(model, size, micro_batches, model.store.training.is_some())?;
+        let training = model.store.training.is_some();
+        let slicing = if training { Slicing::of(&model.place) } else { Slicing::WHOLE };
+        let (arena, _) = dry_run(model, (size, slicing), micro_batches, training)?;
         let offloading = model.activation_offloading && model.store.training.is_some();
-        let input_bytes = if offloading { size.tokens * model.shape.hidden * model.dtype.bytes() } else { 0 };
+        let input_bytes =
+            if offloading { slicing.own(size.tokens) * model.shape.hidden * model.dtype.bytes() } else { 0 };
         let host_bytes = host_bytes(model.own_layers.end.saturating_sub(model.lowest_layer), input_bytes);
         Ok(StepPlan {
             size,
+            sliced: slicing.divides(),
             evaluation: BatchSize::default(),
             micro_batches,
             positions: size.tokens,
@@ -71,7 +78,7 @@ impl StepPlan {
             return Ok(self);
         }
         let evaluation = at_least_one(size);
-        let arena = dry_run(model, evaluation, 1, false)?;
+        let (arena, _) = dry_run(model, (evaluation, Slicing::WHOLE), 1, false)?;
         let arena = if arena.peak() > self.arena.peak() { arena } else { self.arena };
         Ok(StepPlan { evaluation, positions: self.positions.max(evaluation.tokens), arena, ..self })
     }
@@ -98,6 +105,7 @@ impl StepPlan {
         let nothing = BatchSize::default();
         StepPlan {
             size: nothing,
+            sliced: false,
             evaluation: nothing,
             micro_batches: 0,
             positions: 0,
@@ -141,7 +149,7 @@ impl StepPlan {
 
     /// Whether there is room for the loss alone of a micro-batch of `size` and so many positions.
     pub(crate) fn holds_evaluation(&self, size: BatchSize, positions: usize) -> bool {
-        self.holds(size, positions, 1) || fits(size, self.evaluation) && positions <= self.positions
+        !self.sliced && self.holds(size, positions, 1) || fits(size, self.evaluation) && positions <= self.positions
     }
 
     /// The plan of a step that holds both this one's and `count` micro-batches of `size` and so many positions.
@@ -172,7 +180,7 @@ fn fits(size: BatchSize, room: BatchSize) -> bool {
 }
 
 /// The least size that holds both.
-fn larger(a: BatchSize, b: BatchSize) -> BatchSize {
+pub(crate) fn larger(a: BatchSize, b: BatchSize) -> BatchSize {
     BatchSize {
         tokens: a.tokens.max(b.tokens),
         sequences: a.sequences.max(b.sequences),
@@ -181,15 +189,20 @@ fn larger(a: BatchSize, b: BatchSize) -> BatchSize {
     }
 }
 
-/// The memory of a micro-batch of `size`, with room for the statistics of `micro_batches`: of a training step, or of the loss
-/// alone.
-fn dry_run(model: &Model, size: BatchSize, micro_batches: usize, training: bool) -> Result<Arena> {
+/// The memory of a slice of a micro-batch of `size`, with room for the statistics of `micro_batches`: of a training step, or of the
+/// loss alone; and the bytes that ranks exchange in it.
+fn dry_run(
+    model: &Model,
+    (size, slicing): (BatchSize, Slicing),
+    micro_batches: usize,
+    training: bool,
+) -> Result<(Arena, u64)> {
     let mut arena = Arena::new(usize::MAX);
-    Figures::take(&mut arena, &model.shape, micro_batches, if training { size.sequences } else { 0 });
-    // What stages pass each other; the forward pass alone takes less than the one with the backward pass behind it.
-    let passing = (training && model.place.mesh.pp > 1).then(|| Passing::take(&mut arena, model, size.tokens));
-    let inputs =
-        Inputs::take(&mut arena, model.tower.as_ref(), size, size.tokens, size.tokens, Tables::dry(&model.rope));
+    let sequences = if training { size.sequences } else { 0 };
+    Figures::take(&mut arena, &model.shape, micro_batches * slicing.count, sequences);
+    let (targets, tables) = (slicing.own(size.tokens), Tables::dry(&model.rope));
+    let passing = (training && model.place.mesh.pp > 1).then(|| Passing::take(&mut arena, model, targets));
+    let inputs = Inputs::take_slice(&mut arena, model.tower.as_ref(), (size, slicing), targets, size.tokens, tables);
     let figures = Figures::take(&mut Arena::new(usize::MAX), &model.shape, 1, 0);
     let mut step = Step {
         backend: &mut PlanBackend::of(model.kind),
@@ -200,16 +213,26 @@ fn dry_run(model: &Model, size: BatchSize, micro_batches: usize, training: bool)
         pending: &mut None,
         ranks: None,
         failure: None,
+        planned: 0,
     };
+    let passed = passing.map(|passing| passing.of(model, 0, targets));
+    if let Some(passed) = passed {
+        step.pass_round(inputs, figures, passed)?;
+    }
     let mut run = step.begin(inputs, training.then_some(model.recompute), figures);
     if training {
-        run.dropout = model.dropout(0, 0);
-        run.passed = passing.map(|passing| passing.of(model, 0, size.tokens));
+        (run.dropout, run.passed) = (model.dropout(0, 0), passed);
         step.train(&run, 1.0)?;
     } else {
         step.evaluate(&run)?;
     }
-    Ok(arena)
+    let exchanged = step.planned;
+    Ok((arena, exchanged))
+}
+
+/// Bytes of activations and their gradients that a rank sends in a step for a micro-batch of `size`.
+pub(crate) fn exchanged_bytes(model: &Model, size: BatchSize) -> Result<u64> {
+    Ok(dry_run(model, (at_least_one(size), Slicing::of(&model.place)), 1, true)?.1)
 }
 
 impl MemoryPlan {

@@ -6,8 +6,9 @@ use arl_model::{ModelConfig, RopeAxes};
 
 use super::*;
 use crate::backend::cpu::CpuBackend;
-use crate::batch::{MicroBatch, Staging};
+use crate::batch::MicroBatch;
 use crate::placement::arena::Arena;
+use crate::staging::Staging;
 
 fn rope(name: &str, axes: Option<RopeAxes>) -> RopeTable {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../__test__/golden").join(name);
@@ -80,7 +81,7 @@ fn tokens_read_the_angles_of_their_own_sequences_in_bits() {
                     batch.validate(0, 32, axes.is_some()).unwrap();
                     tables.reserve(backend, &rope, batch.positions().max(40)).unwrap();
                     let mut arena = Arena::new(1 << 16);
-                    let inputs = staging.upload(backend, &mut arena, &batch, &rope, None, tables);
+                    let inputs = staging.upload(backend, &mut arena, batch.whole(), &rope, None, tables);
                     assert_eq!(inputs.angles.axes.is_some(), three);
                     let tokens = batch.input_ids.len();
                     let actual = read(backend, inputs.angles, tokens, rope.half());

@@ -48,9 +48,11 @@ pub struct StepStats {
 /// Micro-batches' statistics that the device still computes.
 #[derive(Debug)]
 pub(crate) struct Statistics {
-    /// What is known of them without the device.
+    /// What is known without the device of them, or of the slices that ranks have of them.
     pub(crate) stats: Vec<MicroBatchStats>,
-    /// Sequences of each; empty: their losses are not asked for.
+    /// Slices of a micro-batch, one behind the other.
+    pub(crate) slices: usize,
+    /// Sequences of each micro-batch; empty: their losses are not asked for.
     pub(crate) sequences: Vec<usize>,
     pub(crate) figures: Figures,
     /// Whether any of those that have targets has images.
@@ -64,7 +66,7 @@ pub(crate) struct Figures {
     pub(crate) sums: Buffer,
     /// f64 `[count, sequences]`: the loss of each sequence; `sequences`: of the micro-batch that has most, or 0.
     pub(crate) sequence_losses: Buffer,
-    /// f32 `[count, 2, experts]`.
+    /// f32 `[count, 2, experts]`; of a slice those of its whole micro-batch.
     pub(crate) balances: Option<Buffer>,
 }
 
@@ -106,30 +108,50 @@ impl Statistics {
         let Figures { sums, sequence_losses, .. } = self.figures;
         let losses = read(&bytes[sums.bytes()..][..sequence_losses.bytes()]);
         let most = sequence_losses.len / self.stats.len().max(1);
-        self.sequences.iter().enumerate().map(|(m, &count)| losses[m * most..][..count].to_vec()).collect()
+        let loss = |m: usize, s: usize| {
+            let slices = m * self.slices..(m + 1) * self.slices;
+            slices.map(|slice| losses[slice * most + s]).reduce(|sum, loss| sum + loss).unwrap_or(0.0)
+        };
+        self.sequences.iter().enumerate().map(|(m, &count)| (0..count).map(|s| loss(m, s)).collect()).collect()
     }
 
-    /// Completed with the bytes of all figures, one behind the other.
+    /// Completed with the bytes of all figures, one behind the other; of whole micro-batches.
     pub(crate) fn complete(mut self, shape: &Shape, bytes: &[u8]) -> Vec<MicroBatchStats> {
         let (sums, rest) = bytes.split_at(self.figures.sums.bytes());
         let balances = &rest[self.figures.sequence_losses.bytes()..];
         for (stat, sums) in self.stats.iter_mut().zip(read(sums).chunks_exact(3)) {
             (stat.loss_sum, stat.correct, stat.entropy_sum) = (sums[0], sums[1] as usize, sums[2]);
         }
+        let mut stats: Vec<MicroBatchStats> = self.stats.chunks(self.slices).map(merged).collect();
         if self.figures.balances.is_some() {
             let balances: Vec<f32> =
                 balances.chunks_exact(size_of::<f32>()).map(bytemuck::pod_read_unaligned).collect();
             let experts = shape.experts;
             let coefficient = f64::from(shape.balance.unwrap_or(0.0));
-            for (stat, balance) in self.stats.iter_mut().zip(balances.chunks_exact(2 * experts)) {
+            let firsts = balances.chunks_exact(2 * experts).step_by(self.slices);
+            for (stat, balance) in stats.iter_mut().zip(firsts) {
                 let n = (stat.tokens * shape.expert_layers) as f64;
                 let (counts, probabilities) = balance.split_at(experts);
                 let products = counts.iter().zip(probabilities).map(|(&c, &p)| f64::from(c) * f64::from(p));
                 stat.balance_loss = coefficient * experts as f64 * products.sum::<f64>() / (n * n);
             }
         }
-        self.stats
+        stats
     }
+}
+
+/// The statistics of a micro-batch from those of its slices.
+fn merged(slices: &[MicroBatchStats]) -> MicroBatchStats {
+    let mut whole = slices[0];
+    for slice in &slices[1..] {
+        whole.tokens += slice.tokens;
+        whole.target_tokens += slice.target_tokens;
+        whole.target_weight += slice.target_weight;
+        whole.loss_sum += slice.loss_sum;
+        whole.correct += slice.correct;
+        whole.entropy_sum += slice.entropy_sum;
+    }
+    whole
 }
 
 fn read(bytes: &[u8]) -> Vec<f64> {

@@ -11,9 +11,11 @@
 
 mod bits;
 mod common;
+mod context_parallel;
 mod delta;
 mod engine;
 mod evaluate;
+mod expert_parallel;
 mod fp16;
 mod frozen;
 mod golden;
@@ -30,6 +32,7 @@ mod queue;
 mod ranks;
 mod state;
 mod stochastic_rounding;
+mod tensor_parallel;
 mod vision;
 mod vision_frozen;
 mod vision_ranks;

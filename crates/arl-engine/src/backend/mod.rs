@@ -260,6 +260,12 @@ pub trait Backend: DeltaRule + gates::Gates + Vision + comm::Collectives + Send 
     /// `out[rows[r]] = x[r]` for distinct rows; the others are left.
     fn scatter_rows(&mut self, x: Buffer, rows: Buffer, width: usize, out: Buffer);
 
+    /// The first `columns` elements of each of so many rows of `source` to those of `target`, of the same type.
+    fn copy_columns(&mut self, source: Rows, target: Rows, rows: usize, columns: usize) {
+        let row = |of: Rows, r: usize| of.buffer.slice(r * of.stride, columns);
+        (0..rows).for_each(|r| self.copy(row(source, r), row(target, r)));
+    }
+
     /// The classifier pass: loss, gradient, accuracy and entropy in one reading of the logits.
     fn cross_entropy(&mut self, op: &CrossEntropy);
 

@@ -1,5 +1,7 @@
 //! What the leaves work on: one struct for each operation that has more to it than a few buffers.
 
+use std::ops::Range;
+
 use super::{Buffer, Rows, StochasticRounding};
 
 /// Which operands of a matrix product are transposed, named as BLAS does.
@@ -225,6 +227,20 @@ pub struct Router {
     pub experts_chosen: Buffer,
     /// f32 `[T, top_k]`: their weights.
     pub weights: Buffer,
+}
+
+impl Router {
+    /// The same for some of its tokens.
+    pub(crate) fn part(&self, tokens: Range<usize>) -> Self {
+        let rows = |buffer: Buffer, width: usize| buffer.slice(tokens.start * width, tokens.len() * width);
+        Router {
+            tokens: tokens.len(),
+            probabilities: rows(self.probabilities, self.experts),
+            experts_chosen: rows(self.experts_chosen, self.top_k),
+            weights: rows(self.weights, self.top_k),
+            ..*self
+        }
+    }
 }
 
 /// The place of each chosen (token, expert) pair once pairs are sorted by expert. Pair `p` is slot `p % top_k` of

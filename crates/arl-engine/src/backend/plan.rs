@@ -119,6 +119,7 @@ impl Backend for PlanBackend {
         swiglu_backward(gate_up: Buffer, width: usize, d_out: Buffer);
         gather_rows(x: Buffer, rows: Buffer, divisor: usize, width: usize, out: Buffer);
         scatter_rows(x: Buffer, rows: Buffer, width: usize, out: Buffer);
+        copy_columns(source: Rows, target: Rows, rows: usize, columns: usize);
         cross_entropy(op: &CrossEntropy);
         dot(a: Buffer, b: Buffer, out: Buffer);
         guard(losses: Rows, balances: Option<Buffer>, norm_squared: Buffer);

@@ -349,6 +349,7 @@ impl<B: Backend + ?Sized> Backend for ProfileBackend<B> {
         swiglu_backward(gate_up: Buffer, width: usize, d_out: Buffer) = all(&[gate_up, gate_up, d_out]);
         gather_rows(x: Buffer, rows: Buffer, divisor: usize, width: usize, out: Buffer) = all(&[rows, out, out]);
         scatter_rows(x: Buffer, rows: Buffer, width: usize, out: Buffer) = all(&[rows, x, x]);
+        copy_columns(source: Rows, target: Rows, rows: usize, columns: usize) = rows_of(source, rows, columns) + rows_of(target, rows, columns);
         cross_entropy(op: &CrossEntropy) = cross_entropy_bytes(op);
         dot(a: Buffer, b: Buffer, out: Buffer) = if a == b { all(&[a]) } else { all(&[a, b]) };
         guard(losses: Rows, balances: Option<Buffer>, norm_squared: Buffer) = all(&[losses.buffer, norm_squared]);

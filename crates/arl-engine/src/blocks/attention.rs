@@ -1,5 +1,6 @@
 //! Attention: the fused projection to queries, keys and values, their norms and rotation, attention within each sequence, and
-//! the output projection. `Q` and `K` are the columns of all query and key heads.
+//! the output projection. `Q` and `K` are the columns of all query and key heads. Where ranks divide heads, they are those of this
+//! rank's, and `T` are the tokens that these ranks have together, of which the residual stream has this one's.
 
 use arl_model::{Block, ModelConfig, Projection, Role};
 
@@ -7,8 +8,9 @@ use super::cache::{CachedKeys, NewTokens};
 use super::context::{Context, Run, Take};
 use super::linear::{Linear, packed};
 use super::low_rank::Adapters;
+use super::tensor_parallel::{all_tokens, gathered_len};
 use crate::backend::{self, Backend, Buffer, DType, DeviceKind, Heads, NormRope, Rows, attention_library_scratch};
-use crate::batch::BatchSize;
+use crate::batch::Shared;
 use crate::options::Recompute;
 use crate::placement::{Param, Placement};
 
@@ -16,6 +18,9 @@ use crate::placement::{Param, Placement};
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Attention {
     pub(crate) heads: Heads,
+    hidden: usize,
+    /// Ranks that divide heads.
+    ranks: usize,
     /// Keys that a query may see, itself included.
     pub(crate) window: Option<usize>,
     /// Elements of a head that are rotated.
@@ -33,13 +38,15 @@ pub(crate) struct Attention {
 /// What it computes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Buffers {
+    /// `[T, H]`: the normed input of all tokens, where ranks divide heads; else empty.
+    input: Buffer,
     /// `[T, Q + 2 K]`: queries, keys, values.
     qkv: Buffer,
     /// `[T, Q + K]`: queries and keys, normed and rotated.
     qk: Buffer,
     /// `[T, Q]`: what attention gives.
     attention: Buffer,
-    /// f32 `[query heads, T]`.
+    /// f32 `[query heads, T]`; under context parallelism of the heads and tokens that are exchanged.
     log_sum_exp: Buffer,
     gate: Option<GateBuffers>,
     /// What the adapters of both products leave for the backward pass.
@@ -70,19 +77,31 @@ fn apply_gate<B: Backend + ?Sized>(cx: &mut Context<'_, B>, at: &Buffers) {
 }
 
 impl Attention {
-    pub(super) fn new(config: &ModelConfig, placement: &Placement, layer: usize, window: Option<usize>) -> Self {
+    /// `ranks` divide heads.
+    pub(super) fn new(
+        config: &ModelConfig,
+        placement: &Placement,
+        layer: usize,
+        window: Option<usize>,
+        ranks: usize,
+    ) -> Self {
         let block = Block::Attention(layer);
         // Which parameters a layer has follows from the configuration, as the table does.
         let span = |first, last| placement.span(block, first, last);
         let norm = |role| placement.span(block, role, role);
         let epsilon = config.rms_norm_eps as f32;
-        let heads =
-            Heads { query: config.num_attention_heads, key_value: config.num_key_value_heads, dim: config.head_dim };
+        let heads = Heads {
+            query: config.num_attention_heads / ranks,
+            key_value: config.num_key_value_heads / ranks,
+            dim: config.head_dim,
+        };
         let (q, k) = (heads.query_columns(), heads.key_columns());
         let gated = config.attention_gate;
         let adapter = |projection, columns| (placement.adapter(block, projection), columns);
         Attention {
             heads,
+            hidden: config.hidden_size,
+            ranks,
             window,
             rotary: config.rope.rotary_dim,
             qkv: Linear {
@@ -109,9 +128,13 @@ impl Attention {
         self.qkv.assigned().chain(self.output.assigned()).collect()
     }
 
+    /// Those of `tokens` of this rank's.
     pub(super) fn buffers(&self, dtype: DType, tokens: usize, take: &mut Take<'_>) -> Buffers {
         use Recompute::{Mlp, Off};
+        let own = tokens;
+        let tokens = self.ranks * own;
         Buffers {
+            input: take(Off, dtype, gathered_len(self.ranks, own * self.hidden)),
             qkv: take(Mlp, dtype, tokens * self.heads.qkv_columns()),
             qk: take(Off, dtype, tokens * self.heads.qk_columns()),
             attention: take(Mlp, dtype, tokens * self.heads.query_columns()),
@@ -125,10 +148,11 @@ impl Attention {
         }
     }
 
-    /// From the normed input `[T, H]` to what attention gives.
+    /// From the normed input to what attention gives.
     pub(super) fn compute<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, at: &Buffers, input: Buffer, run: &Run) {
+        let input = cx.gather_tokens(input, at.input);
         self.queries_keys_values(cx, at, input, run);
-        cx.backend.attention(&self.op(at, run));
+        cx.context_attention(&self.op(at, run), run);
         apply_gate(cx, at);
     }
 
@@ -139,7 +163,7 @@ impl Attention {
         input: Buffer,
         run: &Run,
     ) {
-        let (heads, t) = (self.heads, run.size().tokens);
+        let (heads, t) = (self.heads, run.inputs.shared.tensor_tokens);
         match at.gate {
             None => self.qkv.forward(cx, input, at.qkv, at.low[0], t),
             Some(gate) => {
@@ -191,7 +215,7 @@ impl Attention {
 
     /// What the block adds to the residual stream, into `run.delta`.
     pub(super) fn output<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, at: &Buffers, run: &Run) {
-        self.output.forward(cx, at.result(), run.delta, at.low[1], run.size().tokens);
+        self.output.forward_scattered(cx, at.result(), run.delta, at.low[1], run.inputs.shared.tensor_tokens);
     }
 
     /// Computes again what was not kept: the same leaves on the same values.
@@ -206,6 +230,7 @@ impl Attention {
         match level {
             Recompute::Block => self.compute(cx, at, input, run),
             _ => {
+                cx.gather_tokens(input, at.input);
                 cx.backend.norm_rope(&self.norm_rope(cx, run), at.qkv, at.qk);
                 apply_gate(cx, at);
             }
@@ -222,18 +247,18 @@ impl Attention {
         d_x: Buffer,
         d_input: Buffer,
     ) {
-        let (heads, t) = (self.heads, run.size().tokens);
+        let (heads, t) = (self.heads, run.inputs.shared.tensor_tokens);
         let top = cx.arena.mark();
         // [T, Q], [T, Q + 2 K], and what the device takes
         let d_attention = cx.workspace(cx.dtype, t * heads.query_columns());
         let d_qkv = cx.workspace(cx.dtype, t * heads.qkv_columns());
-        let scratch = cx.workspace(DType::F32, self.scratch(cx.backend.kind(), cx.attention_library, run.size()));
+        let scratch = cx.workspace(DType::F32, self.scratch(cx.backend.kind(), cx.attention_library, run));
 
-        self.output.backward(cx, packed(d_x, t), at.result(), at.low[1], d_attention, t, !run.first);
+        self.output.backward_gathered(cx, d_x, at.result(), at.low[1], d_attention, t, !run.first);
         if let Some(GateBuffers { gates, .. }) = at.gate {
             cx.backend.gate_backward(d_attention, at.attention, gates);
         }
-        cx.backend.attention_backward(&self.op(at, run), packed(d_attention, t), d_qkv, scratch);
+        cx.context_attention_backward(&self.op(at, run), packed(d_attention, t), d_qkv, scratch, run);
         let d_norms = self.qk_norm.map(|(query, key, _)| (cx.norm_gradient(query), cx.norm_gradient(key)));
         cx.backend.norm_rope_backward(&self.norm_rope(cx, run), at.qkv, d_qkv, d_norms);
         let d_product = match at.gate {
@@ -244,16 +269,18 @@ impl Attention {
                 joined
             }
         };
-        self.qkv.backward(cx, packed(d_product, t), input, at.low[0], d_input, t, !run.first);
+        let input = all_tokens(input, at.input);
+        self.qkv.backward_scattered(cx, packed(d_product, t), input, at.low[0], d_input, t, !run.first);
         cx.arena.release(top);
     }
 
     /// f32 elements of the scratch of attention's backward pass.
-    fn scratch(&self, kind: DeviceKind, library: bool, size: BatchSize) -> usize {
+    fn scratch(&self, kind: DeviceKind, library: bool, run: &Run) -> usize {
+        let Shared { tensor_tokens: tokens, sequences, .. } = run.inputs.shared;
         if library {
-            attention_library_scratch(self.heads, size.tokens, size.sequences)
+            attention_library_scratch(self.heads, tokens, sequences.count)
         } else {
-            kind.attention_scratch(self.heads, size.tokens)
+            kind.attention_scratch(self.heads, tokens)
         }
     }
 
@@ -261,9 +288,9 @@ impl Attention {
         NormRope {
             heads: self.heads,
             rotary: self.rotary,
-            tokens: run.size().tokens,
+            tokens: run.inputs.shared.tensor_tokens,
             norm: self.qk_norm.map(|(query, key, epsilon)| (cx.norm(query), cx.norm(key), epsilon)),
-            angles: run.inputs.angles,
+            angles: run.inputs.shared.angles,
         }
     }
 
@@ -271,7 +298,7 @@ impl Attention {
         let (q, qk) = (self.heads.query_columns(), self.heads.qk_columns());
         backend::Attention {
             heads: self.heads,
-            sequences: run.inputs.sequences,
+            sequences: run.inputs.shared.sequences,
             causal: true,
             window: self.window,
             scale: self.heads.scale(),

@@ -27,6 +27,8 @@ pub(crate) struct Context<'a, B: ?Sized> {
     pub(crate) ranks: Option<&'a mut Ranks>,
     /// The first failure of an exchange with them.
     pub(crate) failure: &'a mut Option<Error>,
+    /// Bytes that a dry run would have exchanged with them.
+    pub(crate) planned: &'a mut u64,
     /// Of activations.
     pub(crate) dtype: DType,
     /// What norms add to their weights.

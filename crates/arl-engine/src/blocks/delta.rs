@@ -1,6 +1,8 @@
 //! The gated delta rule: one projection to queries, keys, values, output gates and what gates of the state are computed from; a
 //! causal convolution over queries, keys and values; the rule within each sequence; a norm with the output gate; and the
-//! output projection. `C` are the columns of queries, keys and values together, `V` those of all value heads.
+//! output projection. `C` are the columns of queries, keys and values together, `V` those of all value heads. Where ranks divide
+//! heads, they are those of this rank's, and `T` are the tokens that these ranks have together, of which the residual stream has
+//! this one's.
 
 use arl_model::{Block, DeltaConfig, ModelConfig, Projection, Role};
 
@@ -8,25 +10,29 @@ use super::cache::{CachedState, NewTokens};
 use super::context::{Context, Run, Take};
 use super::linear::{Linear, packed};
 use super::low_rank::Adapters;
+use super::tensor_parallel::{all_tokens, gathered_len};
 use crate::backend::{Backend, Buffer, CausalConv, DType, DeltaHeads, GatedDelta, GatedNorm, Rows};
-use crate::batch::BatchSize;
+use crate::batch::Shared;
 use crate::options::Recompute;
 use crate::placement::{Param, Placement};
 
 /// Its parameters and sizes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Delta {
-    heads: DeltaHeads,
+    pub(super) heads: DeltaHeads,
+    hidden: usize,
+    /// Ranks that divide heads.
+    ranks: usize,
     /// Taps of the convolution.
-    taps: usize,
+    pub(super) taps: usize,
     epsilon: f32,
     /// `[C + V + 2 value heads, hidden]`: queries, keys, values; output gates; strengths of writes; decays.
     input: Linear,
     /// `[C, taps]`.
-    conv: Param,
+    pub(super) conv: Param,
     /// `[value heads]` each.
-    a_log: Param,
-    dt_bias: Param,
+    pub(super) a_log: Param,
+    pub(super) dt_bias: Param,
     /// `[value_dim]`.
     norm: Param,
     /// `[hidden, V]`.
@@ -36,12 +42,15 @@ pub(crate) struct Delta {
 /// What it computes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Buffers {
+    /// `[T, H]`: the normed input of all tokens, where ranks divide heads; else empty.
+    input: Buffer,
     /// `[T, C + V + 2 value heads]`: what the projection gives.
-    projected: Buffer,
-    /// `[T, C]`: queries, keys and values behind the convolution.
-    qkv: Buffer,
+    pub(super) projected: Buffer,
+    /// `[T, C]`: queries, keys and values behind the convolution; under context parallelism of the heads and tokens that are
+    /// exchanged.
+    pub(super) qkv: Buffer,
     /// `[T, V]`: what the rule gives.
-    out: Buffer,
+    pub(super) out: Buffer,
     /// `[T, V]`: normed, through the output gate.
     gated: Buffer,
     /// What the adapters of both products leave for the backward pass.
@@ -49,12 +58,22 @@ pub(crate) struct Buffers {
 }
 
 impl Delta {
-    pub(super) fn new(config: &ModelConfig, placement: &Placement, layer: usize, delta: &DeltaConfig) -> Self {
+    /// `ranks` divide heads.
+    pub(super) fn new(
+        config: &ModelConfig,
+        placement: &Placement,
+        layer: usize,
+        delta: &DeltaConfig,
+        ranks: usize,
+    ) -> Self {
         let block = Block::Delta(layer);
         let adapter = |projection, columns| (placement.adapter(block, projection), columns);
         let (values, heads) = (delta.value_columns(), delta.linear_num_value_heads);
+        let all = DeltaHeads::from(delta);
         Delta {
-            heads: delta.into(),
+            heads: DeltaHeads { key: all.key / ranks, value: all.value / ranks, ..all },
+            hidden: config.hidden_size,
+            ranks,
             taps: delta.linear_conv_kernel_dim,
             epsilon: config.rms_norm_eps as f32,
             input: Linear {
@@ -92,9 +111,13 @@ impl Delta {
         ((self.taps - 1) * self.heads.channels(), self.heads.state())
     }
 
+    /// Those of `tokens` of this rank's.
     pub(super) fn buffers(&self, dtype: DType, tokens: usize, take: &mut Take<'_>) -> Buffers {
         use Recompute::{Mlp, Off};
+        let own = tokens;
+        let tokens = self.ranks * own;
         Buffers {
+            input: take(Off, dtype, gathered_len(self.ranks, own * self.hidden)),
             projected: take(Mlp, dtype, tokens * self.width()),
             qkv: take(Off, dtype, tokens * self.heads.channels()),
             out: take(Mlp, dtype, tokens * self.heads.value_columns()),
@@ -103,12 +126,17 @@ impl Delta {
         }
     }
 
-    /// From the normed input `[T, H]` to what the output projection takes.
+    /// From the normed input to what the output projection takes.
     pub(super) fn compute<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, at: &Buffers, input: Buffer, run: &Run) {
-        self.input.forward(cx, input, at.projected, at.low[0], run.size().tokens);
-        cx.backend.causal_conv(&self.conv(cx, at, run), at.qkv);
-        let scratch = self.forward_scratch(cx, run);
-        self.rule(cx, at, run, scratch, |backend, op| backend.gated_delta(op, at.out, None));
+        let input = cx.gather_tokens(input, at.input);
+        self.input.forward(cx, input, at.projected, at.low[0], run.inputs.shared.tensor_tokens);
+        if run.inputs.shared.contexts() > 1 {
+            self.exchanged_rule(cx, at, run);
+        } else {
+            cx.backend.causal_conv(&self.conv(cx, at, run), at.qkv);
+            let scratch = self.forward_scratch(cx, run);
+            self.rule(cx, at, run, scratch, |backend, op| backend.gated_delta(op, at.out, None));
+        }
         cx.backend.gated_norm(&self.gated_norm(cx, at, run), at.gated);
     }
 
@@ -141,7 +169,7 @@ impl Delta {
 
     /// What the block adds to the residual stream, into `run.delta`.
     pub(super) fn output<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, at: &Buffers, run: &Run) {
-        self.output.forward(cx, at.gated, run.delta, at.low[1], run.size().tokens);
+        self.output.forward_scattered(cx, at.gated, run.delta, at.low[1], run.inputs.shared.tensor_tokens);
     }
 
     /// Computes again what was not kept: the same leaves on the same values.
@@ -156,7 +184,11 @@ impl Delta {
         match level {
             Recompute::Block => self.compute(cx, at, input, run),
             _ => {
-                cx.backend.causal_conv(&self.conv(cx, at, run), at.qkv);
+                cx.gather_tokens(input, at.input);
+                // What was exchanged for the convolution is exchanged again in the backward pass.
+                if run.inputs.shared.contexts() == 1 {
+                    cx.backend.causal_conv(&self.conv(cx, at, run), at.qkv);
+                }
                 cx.backend.gated_norm(&self.gated_norm(cx, at, run), at.gated);
             }
         }
@@ -173,26 +205,31 @@ impl Delta {
         d_x: Buffer,
         d_input: Buffer,
     ) {
-        let t = run.size().tokens;
+        let Shared { tensor_tokens: t, sequences, .. } = run.inputs.shared;
         let top = cx.arena.mark();
         // [T, V]: of what the norm gives, then of what the rule gives.
         let d = cx.workspace(cx.dtype, t * self.heads.value_columns());
-        let scratch = GatedDelta::backward_scratch(cx.backend.kind(), self.heads, t, run.size().sequences);
-        let scratch = cx.workspace(DType::F32, scratch);
         let [d_norm, d_a_log, d_dt_bias, d_conv] =
             [self.norm, self.a_log, self.dt_bias, self.conv].map(|param| cx.norm_gradient(param));
 
-        self.output.backward(cx, packed(d_x, t), at.gated, at.low[1], d, t, !run.first);
+        self.output.backward_gathered(cx, d_x, at.gated, at.low[1], d, t, !run.first);
         cx.backend.gated_norm_backward(&self.gated_norm(cx, at, run), d, d_norm);
-        cx.backend.gated_delta_backward(&self.op(cx, at, run, scratch), d, d_a_log, d_dt_bias);
-        cx.backend.causal_conv_backward(&self.conv(cx, at, run), at.qkv, d_conv);
-        self.input.backward(cx, packed(at.projected, t), input, at.low[0], d_input, t, !run.first);
+        if run.inputs.shared.contexts() > 1 {
+            self.exchanged_backward(cx, at, run, d, [d_a_log, d_dt_bias, d_conv]);
+        } else {
+            let scratch = GatedDelta::backward_scratch(cx.backend.kind(), self.heads, t, sequences.count);
+            let scratch = cx.workspace(DType::F32, scratch);
+            cx.backend.gated_delta_backward(&self.op(cx, at, run, scratch), d, d_a_log, d_dt_bias);
+            cx.backend.causal_conv_backward(&self.conv(cx, at, run), at.qkv, d_conv);
+        }
+        let (input, d_projected) = (all_tokens(input, at.input), packed(at.projected, t));
+        self.input.backward_scattered(cx, d_projected, input, at.low[0], d_input, t, !run.first);
         cx.arena.release(top);
     }
 
     fn forward_scratch<B: Backend + ?Sized>(&self, cx: &Context<'_, B>, run: &Run) -> usize {
-        let BatchSize { tokens, sequences, .. } = run.size();
-        GatedDelta::forward_scratch(cx.backend.kind(), self.heads, tokens, sequences)
+        let Shared { tensor_tokens, sequences, .. } = run.inputs.shared;
+        GatedDelta::forward_scratch(cx.backend.kind(), self.heads, tensor_tokens, sequences.count)
     }
 
     /// Runs a forward leaf of the rule with so many elements of scratch.
@@ -218,8 +255,8 @@ impl Delta {
 
     fn conv<B: Backend + ?Sized>(&self, cx: &Context<'_, B>, at: &Buffers, run: &Run) -> CausalConv {
         CausalConv {
-            sequences: run.inputs.sequences,
-            tokens: run.size().tokens,
+            sequences: run.inputs.shared.sequences,
+            tokens: run.inputs.shared.tensor_tokens,
             channels: self.heads.channels(),
             taps: self.taps,
             x: self.columns(at, 0),
@@ -230,8 +267,8 @@ impl Delta {
     fn op<B: Backend + ?Sized>(&self, cx: &Context<'_, B>, at: &Buffers, run: &Run, scratch: Buffer) -> GatedDelta {
         GatedDelta {
             heads: self.heads,
-            sequences: run.inputs.sequences,
-            tokens: run.size().tokens,
+            sequences: run.inputs.shared.sequences,
+            tokens: run.inputs.shared.tensor_tokens,
             qkv: at.qkv,
             gates: self.columns(at, self.heads.channels() + self.heads.value_columns()),
             a_log: cx.store.weight(self.a_log),
@@ -242,7 +279,7 @@ impl Delta {
 
     fn gated_norm<B: Backend + ?Sized>(&self, cx: &Context<'_, B>, at: &Buffers, run: &Run) -> GatedNorm {
         GatedNorm {
-            tokens: run.size().tokens,
+            tokens: run.inputs.shared.tensor_tokens,
             heads: self.heads.value,
             x: at.out,
             gate: self.columns(at, self.heads.channels()),

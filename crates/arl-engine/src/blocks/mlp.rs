@@ -1,10 +1,12 @@
-//! The dense MLP: gate and up in one product, SwiGLU, and down. `W` is its inner width.
+//! The dense MLP: gate and up in one product, SwiGLU, and down. `W` is its inner width. Where ranks divide its columns, they are those of
+//! this rank's, and `T` are the tokens that these ranks have together, of which the residual stream has this one's.
 
 use arl_model::{Block, Projection, Role};
 
 use super::context::{Context, Run, Take};
 use super::linear::{Linear, packed};
 use super::low_rank::Adapters;
+use super::tensor_parallel::{all_tokens, gathered_len};
 use crate::backend::{Backend, Buffer, DType};
 use crate::options::Recompute;
 use crate::placement::{Param, Placement};
@@ -12,7 +14,10 @@ use crate::placement::{Param, Placement};
 /// Its parameters and sizes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mlp {
+    hidden: usize,
     width: usize,
+    /// Ranks that divide columns.
+    ranks: usize,
     /// `[2 W, hidden]`: gate, then up.
     gate_up: Linear,
     /// `[hidden, W]`.
@@ -22,6 +27,8 @@ pub(crate) struct Mlp {
 /// What it computes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Buffers {
+    /// `[T, H]`: the normed input of all tokens, where ranks divide columns; else empty.
+    input: Buffer,
     /// `[T, 2 W]`.
     gate_up: Buffer,
     /// `[T, W]`: after SwiGLU.
@@ -31,11 +38,14 @@ pub(crate) struct Buffers {
 }
 
 impl Mlp {
-    pub(super) fn new(placement: &Placement, layer: usize, hidden: usize, width: usize) -> Self {
-        let block = Block::Mlp(layer);
+    /// Of `width` columns, which `ranks` divide.
+    pub(super) fn new(placement: &Placement, layer: usize, hidden: usize, width: usize, ranks: usize) -> Self {
+        let (block, width) = (Block::Mlp(layer), width / ranks);
         let adapter = |projection, columns| (placement.adapter(block, projection), columns);
         Mlp {
+            hidden,
             width,
+            ranks,
             gate_up: Linear {
                 adapters: Adapters::new(&[adapter(Projection::Gate, width), adapter(Projection::Up, width)]),
                 ..Linear::new(placement.span(block, Role::Gate, Role::Up).unwrap_or_default())
@@ -52,8 +62,12 @@ impl Mlp {
         self.gate_up.assigned().chain(self.down.assigned()).collect()
     }
 
+    /// Those of `tokens` of this rank's.
     pub(super) fn buffers(&self, dtype: DType, tokens: usize, take: &mut Take<'_>) -> Buffers {
+        let own = tokens;
+        let tokens = self.ranks * own;
         Buffers {
+            input: take(Recompute::Off, dtype, gathered_len(self.ranks, own * self.hidden)),
             gate_up: take(Recompute::Norms, dtype, tokens * 2 * self.width),
             act: take(Recompute::Off, dtype, tokens * self.width),
             low: [
@@ -64,15 +78,16 @@ impl Mlp {
         }
     }
 
-    /// From the normed input `[T, H]` to what SwiGLU gives.
+    /// From the normed input to what SwiGLU gives.
     pub(super) fn compute<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, at: &Buffers, input: Buffer, run: &Run) {
-        self.gate_up.forward(cx, input, at.gate_up, at.low[0], run.size().tokens);
+        let input = cx.gather_tokens(input, at.input);
+        self.gate_up.forward(cx, input, at.gate_up, at.low[0], run.inputs.shared.tensor_tokens);
         cx.backend.swiglu(at.gate_up, self.width, at.act);
     }
 
     /// What the block adds to the residual stream, into `run.delta`.
     pub(super) fn output<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, at: &Buffers, run: &Run) {
-        self.down.forward(cx, at.act, run.delta, at.low[1], run.size().tokens);
+        self.down.forward_scattered(cx, at.act, run.delta, at.low[1], run.inputs.shared.tensor_tokens);
     }
 
     /// Computes again what was not kept: the same leaves on the same values.
@@ -85,7 +100,10 @@ impl Mlp {
         level: Recompute,
     ) {
         match level {
-            Recompute::Norms => cx.backend.swiglu(at.gate_up, self.width, at.act),
+            Recompute::Norms => {
+                cx.gather_tokens(input, at.input);
+                cx.backend.swiglu(at.gate_up, self.width, at.act);
+            }
             _ => self.compute(cx, at, input, run),
         }
     }
@@ -100,14 +118,15 @@ impl Mlp {
         d_x: Buffer,
         d_input: Buffer,
     ) {
-        let t = run.size().tokens;
+        let t = run.inputs.shared.tensor_tokens;
         let top = cx.arena.mark();
         // [T, W]
         let d_act = cx.workspace(cx.dtype, t * self.width);
-        self.down.backward(cx, packed(d_x, t), at.act, at.low[1], d_act, t, !run.first);
+        self.down.backward_gathered(cx, d_x, at.act, at.low[1], d_act, t, !run.first);
         cx.backend.swiglu_backward(at.gate_up, self.width, d_act);
         let d_gate_up = packed(at.gate_up, t);
-        self.gate_up.backward(cx, d_gate_up, input, at.low[0], d_input, t, !run.first);
+        let input = all_tokens(input, at.input);
+        self.gate_up.backward_scattered(cx, d_gate_up, input, at.low[0], d_input, t, !run.first);
         cx.arena.release(top);
     }
 }

@@ -89,6 +89,7 @@ impl Group {
                 pending: &mut None,
                 ranks: None,
                 failure: None,
+                planned: 0,
             };
             let (run, new) = room(&mut step, size, size.tokens, (0, false), tables);
             step.see(&run)?;

@@ -5,24 +5,27 @@ use arl_model::Result;
 use super::passing::{Passed, Passing};
 use super::schedule::{Action, schedule};
 use crate::backend::{Backend, Buffer};
-use crate::batch::MicroBatch;
+use crate::batch::{Inputs, MicroBatch};
 use crate::blocks::Run;
 use crate::engine::Engine;
 use crate::mesh::Axis;
 use crate::options::Recompute;
 use crate::statistics::{Figures, MicroBatchStats};
 use crate::step::Step;
+use crate::token_slice::{Sliced, Slicing};
 
 /// The micro-batches of a step.
 pub(crate) struct Rounds<'a> {
     /// Those of this rank, one a round; the last round may have none.
     pub(crate) own: &'a [MicroBatch],
-    /// Of all of the step.
+    /// This rank's slices of them.
+    pub(crate) slicing: Slicing,
+    /// Of the slices of all micro-batches of the step.
     pub(crate) stats: &'a [MicroBatchStats],
     pub(crate) figures: Figures,
     /// Of all targets.
     pub(crate) weight: f64,
-    /// Most tokens of one.
+    /// Most tokens of a slice.
     pub(crate) tokens: usize,
     pub(crate) sums: Buffer,
 }
@@ -53,16 +56,16 @@ impl<B: Backend + ?Sized> Engine<B> {
         Ok(())
     }
 
-    /// The micro-batch of a round, and its number; none: this rank has none, or it has no targets.
-    fn batch_of<'a>(&self, rounds: &Rounds<'a>, round: usize) -> Option<(&'a MicroBatch, usize)> {
-        let m = round * self.model.place.stage() + self.model.place.index(Axis::Stage);
-        rounds.own.get(round).filter(|_| rounds.stats[m].target_tokens > 0).map(|batch| (batch, m))
+    /// This rank's slice of the micro-batch of a round; none: it has none, or one without targets.
+    fn batch_of<'a>(&self, rounds: &Rounds<'a>, round: usize) -> Option<Sliced<'a>> {
+        let batch = rounds.own.get(round).filter(|batch| batch.has_targets())?;
+        Some(Sliced { batch, slicing: rounds.slicing })
     }
 
     /// What is passed of the micro-batch of a round.
     fn passed(&self, rounds: &Rounds<'_>, passing: &Passing, round: Option<usize>) -> Option<Passed> {
-        let (batch, _) = self.batch_of(rounds, round?)?;
-        Some(passing.of(&self.model, round?, batch.size().tokens))
+        let batch = self.batch_of(rounds, round?)?;
+        Some(passing.of(&self.model, round?, batch.padded().len()))
     }
 
     /// Begins a pass over the micro-batch of a round.
@@ -73,27 +76,31 @@ impl<B: Backend + ?Sized> Engine<B> {
         round: usize,
         keep: Option<Recompute>,
     ) -> Option<(Run, Figures)> {
-        let (batch, m) = self.batch_of(rounds, round)?;
+        let batch = self.batch_of(rounds, round)?;
+        let m = round * self.model.place.stage() + self.model.place.index(Axis::Stage);
         let own = rounds.figures.of(m, rounds.stats.len());
         let mut run = self.begin(batch, keep, own);
         (run.loss_scale, run.first) = (self.gradient_scale, true);
-        run.passed = Some(passing.of(&self.model, round, batch.size().tokens));
+        run.passed = Some(passing.of(&self.model, round, batch.padded().len()));
         Some((run, own))
     }
 
     fn forward_of(&mut self, rounds: &Rounds<'_>, passing: &Passing, round: usize) -> Result<()> {
         let bottom = self.arena.mark();
-        if let Some((run, _)) = self.begin_of(rounds, passing, round, None) {
-            self.parts().forward_alone(&run)?;
-            self.arena.release(bottom);
+        self.begin_round(round, rounds.stats);
+        match self.begin_of(rounds, passing, round, None) {
+            Some((run, _)) => self.parts().forward_alone(&run)?,
+            None => self.serve_forward()?,
         }
+        self.arena.release(bottom);
         Ok(())
     }
 
     fn backward_of(&mut self, rounds: &Rounds<'_>, passing: &Passing, round: usize) -> Result<()> {
         let (bottom, keep) = (self.arena.mark(), Some(self.model.recompute));
+        self.begin_round(round, rounds.stats);
         match self.begin_of(rounds, passing, round, keep).zip(self.batch_of(rounds, round)) {
-            Some(((run, own), (batch, _))) => {
+            Some(((run, own), batch)) => {
                 self.parts().train(&run, rounds.weight)?;
                 if self.model.place.is_last_stage() {
                     self.parts().sum_sequences(batch, &run, own.sequence_losses);
@@ -107,6 +114,23 @@ impl<B: Backend + ?Sized> Engine<B> {
 }
 
 impl<B: Backend + ?Sized> Step<'_, B> {
+    /// What a dry run does of a round besides the pass that the backward pass follows.
+    pub(crate) fn pass_round(&mut self, inputs: Inputs, figures: Figures, passed: Passed) -> Result<()> {
+        let (place, bottom) = (self.model.place, self.arena.mark());
+        let stage = place.index(Axis::Pipeline);
+        if !place.is_last_stage() {
+            let mut run = self.begin(inputs, None, figures);
+            run.passed = Some(passed);
+            self.forward_alone(&run)?;
+            self.arena.release(bottom);
+            self.pass(stage + 1, Some(passed.link), None)?;
+        }
+        if !place.is_first_stage() {
+            self.pass(stage - 1, Some(passed.link), None)?;
+        }
+        Ok(())
+    }
+
     /// The forward pass whose output is passed on, and of which nothing else is left.
     pub(crate) fn forward_alone(&mut self, run: &Run) -> Result<()> {
         let top = self.arena.mark();

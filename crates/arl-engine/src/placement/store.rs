@@ -72,6 +72,7 @@ impl Store {
             Some(cut) if cut.gradients => cut.own_len,
             _ => placement.optimizer.div_ceil(ranks),
         };
+        let ranks = options.data_parallel.map(|data| data * options.mesh.slices());
         let masters = match dtype {
             _ if inference_only => None,
             DType::Bf16 if !stochastic_rounding => Some(take(optimizer, DType::U16, len)),
@@ -83,7 +84,7 @@ impl Store {
             moment1: take(optimizer, moments, len),
             moment2: take(optimizer, moments, len),
             norm_squared: take(Pool::State, DType::F64, 1),
-            sums: options.data_parallel.map(|data| take(Pool::State, DType::F32, sums(data * options.mesh.slices()))),
+            sums: ranks.map(|ranks| take(Pool::State, DType::F32, sums(ranks))),
         });
         let slots = (optimizer_offload && !inference_only).then(|| {
             let masters = masters.map(|masters| masters.dtype);

@@ -1,4 +1,6 @@
 //! The gradients of a step over all ranks: which micro-batches there are, each rank's own, and the sums in the order of the step.
+//! Where ranks have slices of micro-batches, a slice is what is called a micro-batch here: number `m s + i` is slice `i` of the `s`
+//! of micro-batch `m`. Then the rank of slice number `n` is `n % size`, as that of a micro-batch is.
 
 use arl_model::{Error, ErrorCode, Result};
 
@@ -8,8 +10,10 @@ use crate::backend::comm::Part;
 use crate::backend::{Backend, Buffer};
 use crate::batch::MicroBatch;
 use crate::engine::Engine;
+use crate::mesh::Axis;
 use crate::pipeline_parallel::Rounds;
 use crate::statistics::{MicroBatchStats, Statistics, weight_of};
+use crate::token_slice::{Sliced, Slicing};
 
 /// What other ranks know of a micro-batch: tokens, sequences, targets, the bits of the targets' weight, and images.
 type Counted = [u64; 5];
@@ -18,12 +22,17 @@ type Counted = [u64; 5];
 type All = (Vec<MicroBatchStats>, Vec<usize>, Vec<bool>);
 
 impl<B: Backend + ?Sized> Engine<B> {
-    /// Queues the gradients of a step, of which `own` are this rank's micro-batches. Leaves the ranks together.
+    /// Queues the gradients of a step, of which `own` are this rank's micro-batches, whole. Leaves the ranks together.
     pub(crate) fn accumulate_in_order(&mut self, own: &[MicroBatch], sums: Buffer) -> Result<Statistics> {
         self.check_joined()?;
-        let (own_stats, largest, positions) = self.count(own)?;
+        let slicing = Slicing::of(&self.model.place);
+        let (own_stats, mut largest, positions) = self.count(own, slicing)?;
         let (stats, sequences, seeing) = self.all_stats(own, &own_stats)?;
-        self.make_room(largest, positions, stats.len())?;
+        if self.model.place.size(Axis::Expert) > 1 {
+            // Own experts compute the rows of others' tokens.
+            largest.tokens = slicing.count * stats.iter().map(|stats| stats.tokens).max().unwrap_or(0);
+        }
+        self.make_room(largest, positions, stats.len() / slicing.count)?;
         self.clear_arena();
         let weight = weight_of(&stats)?;
         self.gradient_scale = self.loss_scale.map_or(1.0, |scale| scale.scale());
@@ -36,16 +45,18 @@ impl<B: Backend + ?Sized> Engine<B> {
         self.backend.zero(sums);
         self.ranks.begin_together();
         if self.model.place.mesh.pp > 1 {
-            let tokens = largest.tokens;
-            self.accumulate_in_stages(&Rounds { own, stats: &stats, figures, weight, tokens, sums })?;
+            let tokens = slicing.own(largest.tokens);
+            self.accumulate_in_stages(&Rounds { own, stats: &stats, slicing, figures, weight, tokens, sums })?;
         } else {
             for round in 0..stats.len().div_ceil(self.ranks.size) {
                 let m = round * self.ranks.size + self.ranks.rank;
                 self.ranks.round_sees =
                     seeing.iter().skip(round * self.ranks.size).take(self.ranks.size).any(|sees| *sees);
-                match own.get(round).filter(|_| stats[m].target_tokens > 0) {
+                self.begin_round(round, &stats);
+                // A slice without targets takes part where others of its micro-batch have some.
+                match own.get(round).filter(|batch| batch.has_targets()) {
                     Some(batch) => {
-                        let own = figures.of(m, stats.len());
+                        let (batch, own) = (Sliced { batch, slicing }, figures.of(m, stats.len()));
                         let mut run = self.begin(batch, Some(self.model.recompute), own);
                         (run.loss_scale, run.first) = (self.gradient_scale, true);
                         run.dropout = self.model.dropout(step, m);
@@ -70,11 +81,15 @@ impl<B: Backend + ?Sized> Engine<B> {
         if self.model.place.mesh.pp > 1 {
             self.share_figures(&figures)?;
         }
-        Ok(Statistics { stats, sequences, figures, sees: seeing.contains(&true) })
+        let sequences = sequences.into_iter().step_by(slicing.count).collect();
+        Ok(Statistics { stats, slices: slicing.count, sequences, figures, sees: seeing.contains(&true) })
     }
 
     /// Takes part in a round without a micro-batch, with gradients that are zero.
     pub(super) fn take_turns(&mut self) -> Result<()> {
+        if self.model.place.size(Axis::Expert) > 1 {
+            return self.serve_experts();
+        }
         self.model.turns(self.ranks.sees(false)).into_iter().try_for_each(|turn| match turn {
             Turn::Gather(part) => self.ranks.need(&mut *self.backend, &self.model, part),
             Turn::Collect(point) => self.ranks.collect(&mut *self.backend, &self.model, point),

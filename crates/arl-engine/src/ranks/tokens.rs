@@ -6,7 +6,7 @@ use arl_model::Result;
 
 use super::Ranks;
 use crate::backend::comm::{EXCHANGED, Part};
-use crate::backend::{Backend, Buffer, comm};
+use crate::backend::{Backend, Buffer, DType, comm};
 use crate::blocks::Context;
 use crate::mesh::Axis;
 
@@ -18,25 +18,49 @@ impl<B: Backend + ?Sized> Context<'_, B> {
 
     /// `all` becomes the `own` of every rank along an axis, in their order; all are equally long.
     pub(crate) fn all_gather(&mut self, axis: Axis, own: Buffer, all: Buffer) {
-        self.exchanging(|backend, ranks| ranks.gather_along(backend, axis, own, all));
+        let others = self.place.size(axis) - 1;
+        self.exchanging(others * own.bytes(), |backend, ranks| ranks.gather_along(backend, axis, own, all));
     }
 
     /// `sum`, f32, becomes the sum over the ranks along an axis, in their order, of what each has for this one: `partial`, f32, has
     /// this rank's for all of them, one behind the other.
+    #[allow(dead_code, reason = "for tensor parallelism, which is not built yet")]
     pub(crate) fn sum_scattered(&mut self, axis: Axis, partial: Buffer, sum: Buffer) {
         self.backend.zero(sum);
-        self.exchanging(|backend, ranks| ranks.sum_along(backend, axis, partial, sum));
+        let others = self.place.size(axis) - 1;
+        self.exchanging(others * sum.bytes(), |backend, ranks| ranks.sum_along(backend, axis, partial, sum));
+    }
+
+    /// `values`, f32, become their sums over the ranks along an axis, in the order of these.
+    pub(crate) fn sum_over(&mut self, axis: Axis, values: Buffer) {
+        let top = self.arena.mark();
+        let all = self.workspace(DType::F32, self.place.size(axis) * values.len);
+        self.all_gather(axis, values, all);
+        self.backend.zero(values);
+        for start in (0..all.len).step_by(values.len.max(1)) {
+            self.backend.add(values, all.slice(start, values.len));
+        }
+        self.arena.release(top);
     }
 
     /// `receives[r]` becomes what rank `r` along an axis has for this one: its `sends` of that number, which is as long.
     pub(crate) fn exchange(&mut self, axis: Axis, sends: &[Buffer], receives: &[Buffer]) {
-        self.exchanging(|backend, ranks| ranks.exchange_along(backend, axis, sends, receives));
+        let own = self.place.index(axis);
+        let others = sends.iter().enumerate().filter(|(rank, _)| *rank != own);
+        let bytes = others.map(|(_, buffer)| buffer.bytes()).sum();
+        self.exchanging(bytes, |backend, ranks| ranks.exchange_along(backend, axis, sends, receives));
     }
 
-    /// Nothing is exchanged in a dry run, and by a rank that computes alone.
-    fn exchanging(&mut self, call: impl FnOnce(&mut B, &mut Ranks) -> Result<()>) {
-        let Some(ranks) = self.ranks.as_deref_mut().filter(|_| self.failure.is_none()) else { return };
-        *self.failure = call(self.backend, ranks).err();
+    /// Counts the bytes that this rank sends; in a dry run it sends none.
+    pub(super) fn exchanging(&mut self, bytes: usize, call: impl FnOnce(&mut B, &mut Ranks) -> Result<()>) {
+        let Some(ranks) = self.ranks.as_deref_mut() else {
+            *self.planned += bytes as u64;
+            return;
+        };
+        if self.failure.is_none() {
+            ranks.sent.tokens += bytes as u64;
+            *self.failure = call(self.backend, ranks).err();
+        }
     }
 }
 
@@ -57,10 +81,10 @@ impl Ranks {
             let own = own.slice(start, len);
             backend.all_gather(&group, own.bytes(), &[part(own)], &places)?;
         }
-        self.sent.tokens += ((size - 1) * own.bytes()) as u64;
         Ok(())
     }
 
+    #[allow(dead_code, reason = "as above")]
     fn sum_along<B: Backend + ?Sized>(
         &mut self,
         backend: &mut B,
@@ -75,7 +99,6 @@ impl Ranks {
             let parts: Vec<Buffer> = (0..size).map(|rank| partial.slice(rank * sum.len + start, len)).collect();
             backend.exchange_sum(&group, &parts, sum.slice(start, len))?;
         }
-        self.sent.tokens += ((size - 1) * sum.bytes()) as u64;
         Ok(())
     }
 
@@ -86,10 +109,6 @@ impl Ranks {
         sends: &[Buffer],
         receives: &[Buffer],
     ) -> Result<()> {
-        let own = self.place.index(axis);
-        comm::exchange(backend, &self.part_of(axis)?, sends, receives)?;
-        let others = sends.iter().enumerate().filter(|(rank, _)| *rank != own);
-        self.sent.tokens += others.map(|(_, buffer)| buffer.bytes() as u64).sum::<u64>();
-        Ok(())
+        comm::exchange(backend, &self.part_of(axis)?, sends, receives)
     }
 }

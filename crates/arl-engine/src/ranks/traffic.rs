@@ -7,6 +7,7 @@ use crate::mesh::Axis;
 use crate::model::Model;
 use crate::options::EngineOptions;
 use crate::placement::cut::{Bucket, Cut};
+use crate::plan::exchanged_bytes;
 
 /// Bytes that a rank sends to others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,7 +60,7 @@ pub fn plan_traffic(config: &ModelConfig, options: &EngineOptions, kind: DeviceK
             (_, Some(_)) => model.gathered_bytes(rounds, options.max_batch.patches > 0),
             (cut, None) => cut.as_ref().map_or(0, |cut| width * updated(cut)),
         },
-        tokens: 0,
+        tokens: rounds * exchanged_bytes(&model, options.max_batch)?,
         figures: 0,
     })
 }

@@ -38,6 +38,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
                 self.norm_backward(stage.norm, d_norm, self.stages.streams[b], stage.inverse_rms, d_x);
             }
             self.fetch_input(l);
+            self.check_exchanges()?;
             self.collect(Complete::Layer(l))?;
         }
         self.clear_added(run, Complete::End);

@@ -50,6 +50,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
                     stage.block.output(cx, run);
                 }
             }
+            self.check_exchanges()?;
             self.add_seen(l, run, run.delta);
         }
         self.update_to(usize::MAX);

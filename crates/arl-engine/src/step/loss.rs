@@ -4,9 +4,10 @@ use arl_model::Result;
 
 use super::Step;
 use crate::backend::{Backend, Buffer, CrossEntropy, DType, Rows};
-use crate::batch::MicroBatch;
 use crate::blocks::Run;
+use crate::placement::Param;
 use crate::placement::arena::Category;
+use crate::token_slice::Sliced;
 
 /// What the classifier pass is for.
 #[derive(Clone, Copy, Debug)]
@@ -31,10 +32,15 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         if let LossMode::Train { d_norm, .. } = mode {
             self.backend.zero(d_norm);
         }
+        if r > 0 || run.inputs.is_slice() {
+            self.need(self.model.head_part())?;
+        }
         if r == 0 {
+            if matches!(mode, LossMode::Train { .. }) && run.first {
+                self.clear_head();
+            }
             return Ok(());
         }
-        self.need(self.model.head_part())?;
 
         let chunk = self.model.loss_chunk.min(r);
         let top = self.arena.mark();
@@ -92,12 +98,20 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         Ok(())
     }
 
-    /// The loss of each sequence of a micro-batch whose classifier pass is queued, into `losses` f64 `[sequences]`, which is
-    /// zero.
-    pub(crate) fn sum_sequences(&mut self, batch: &MicroBatch, run: &Run, losses: Buffer) {
-        let mut first = 0;
-        for (s, ends) in batch.cu_seqlens.windows(2).enumerate() {
-            let count = (ends[0] as usize..ends[1] as usize).filter(|&t| batch.weight(t) > 0.0).count();
+    /// Zeroes the gradients that the head's products would assign, for a slice without targets.
+    fn clear_head(&mut self) {
+        let assigned: Vec<Param> = self.model.head.assigned().collect();
+        for gradient in assigned.into_iter().filter_map(|param| self.model.store.gradient(param)) {
+            self.backend.zero(gradient);
+        }
+    }
+
+    /// The loss of each sequence of a slice of a micro-batch whose classifier pass is queued, as far as the slice has the sequence,
+    /// into `losses` f64 `[sequences]`, which is zero.
+    pub(crate) fn sum_sequences(&mut self, sliced: Sliced<'_>, run: &Run, losses: Buffer) {
+        let (mut first, own) = (0, sliced.tokens());
+        for (s, ends) in sliced.batch.cu_seqlens.windows(2).enumerate() {
+            let count = sliced.targets(own.start.max(ends[0] as usize)..own.end.min(ends[1] as usize));
             if count > 0 {
                 let part = |buffer: Buffer| buffer.slice(first, count);
                 self.backend.dot(part(run.inputs.nll), part(run.inputs.weights), losses.slice(s, 1));

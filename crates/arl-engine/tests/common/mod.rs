@@ -115,6 +115,16 @@ pub fn deeper(name: &str, layers: usize) -> tempfile::TempDir {
     dir
 }
 
+/// A folder with a model's configuration, some values of which are others; it has no weights.
+pub fn altered(name: &str, values: Value) -> tempfile::TempDir {
+    let text = std::fs::read_to_string(model(name).join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&text).unwrap();
+    config.as_object_mut().unwrap().extend(values.as_object().unwrap().clone());
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    dir
+}
+
 /// What the two hybrids have in common: three layers of the delta rule and one of attention, value heads that share key heads.
 pub fn hybrid_config(model_type: &str, more: Value) -> Value {
     let mut config = json!({

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use arl_comm::{Group, local_groups};
 use arl_engine::backend::cpu::CpuBackend;
-use arl_engine::{Engine, EngineOptions, IGNORED, Kind, LoraOptions, MicroBatch, Weights};
+use arl_engine::{Engine, EngineOptions, IGNORED, Kind, LoraOptions, Mesh, MicroBatch, StepStats, Weights};
 use arl_model::LoraConfig;
 
 use super::{HYPER, batch, model};
@@ -19,8 +19,21 @@ pub fn on_ranks<T: Send>(
     weights: Weights,
     work: impl Fn(&mut Cpu, usize) -> T + Sync,
 ) -> Vec<T> {
+    on_mesh(name, &EngineOptions { mesh: Mesh::default(), ..options.clone() }, size, weights, work)
+}
+
+/// As [`on_ranks`], with `data` data-parallel ranks times those of the options' mesh.
+pub fn on_mesh<T: Send>(
+    name: &str,
+    options: &EngineOptions,
+    data: usize,
+    weights: Weights,
+    work: impl Fn(&mut Cpu, usize) -> T + Sync,
+) -> Vec<T> {
+    let Mesh { tp, cp, pp, .. } = options.mesh;
+    let size = data * tp * cp * pp;
     let run = |rank: usize, group: Box<dyn Group>| {
-        let options = EngineOptions { data_parallel: Some(size), rank, ..options.clone() };
+        let options = EngineOptions { data_parallel: Some(data), rank, ..options.clone() };
         let mut engine = Engine::open(Box::new(CpuBackend::new()), &model(name), weights, &options).unwrap();
         engine.join(group).unwrap();
         work(&mut engine, rank)
@@ -49,6 +62,18 @@ pub fn step(engine: &mut Cpu, batches: &[MicroBatch], rank: usize, size: usize) 
     let own: Vec<MicroBatch> = batches.iter().skip(rank).step_by(size).cloned().collect();
     let stats = engine.step(&own, HYPER).unwrap();
     format!("{:?}", arl_engine::StepStats { seconds: 0.0, ..stats })
+}
+
+/// A step of which `rank` has the micro-batches that it shares with those that have other slices of them.
+pub fn mesh_step(engine: &mut Cpu, batches: &[MicroBatch], rank: usize, data: usize, mesh: Mesh) -> StepStats {
+    let stats = engine.step(&dealt(batches, rank, data, mesh), HYPER).unwrap();
+    StepStats { seconds: 0.0, ..stats }
+}
+
+/// The whole micro-batches of which `rank` has a slice.
+pub fn dealt(batches: &[MicroBatch], rank: usize, data: usize, mesh: Mesh) -> Vec<MicroBatch> {
+    let first = rank / (mesh.tp * mesh.cp) % data;
+    batches.iter().skip(first).step_by(data).cloned().collect()
 }
 
 /// Steps of 5, 1 and 4 micro-batches, of which one has no target: ranks are dealt unequally many, or none.

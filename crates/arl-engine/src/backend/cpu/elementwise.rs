@@ -3,8 +3,9 @@
 use rayon::prelude::*;
 
 use super::element::Element;
+use super::memory::Lease;
 use super::vector::vectorise;
-use crate::backend::Dropout;
+use crate::backend::{Dropout, Rows};
 
 /// Elements that one task takes.
 pub(crate) const BLOCK: usize = 16_384;
@@ -20,6 +21,19 @@ pub(super) fn copy_bytes(source: &[u8], target: &mut [u8]) {
     target.par_chunks_mut(4 * BLOCK).zip(source.par_chunks(4 * BLOCK)).for_each(|(target, source)| {
         target.copy_from_slice(source);
     });
+}
+
+/// Copies the first `columns` elements of rows, of any type.
+pub(super) fn copy_columns(lease: &mut Lease<'_>, source: Rows, target: Rows, rows: usize, columns: usize) {
+    assert_eq!(source.buffer.dtype, target.buffer.dtype, "copy of columns of one type");
+    let size = source.buffer.dtype.bytes();
+    let targets = lease.write_bytes(target.buffer).par_chunks_mut(target.stride * size).take(rows);
+    let sources = lease.read_bytes(source.buffer).par_chunks(source.stride * size);
+    assert!(targets.len() == rows && sources.len() >= rows, "{rows} rows of {source:?} to {target:?}");
+    let row = |(target, source): (&mut [u8], &[u8])| {
+        target[..columns * size].copy_from_slice(&source[..columns * size]);
+    };
+    targets.zip(sources).with_min_len(64).for_each(row);
 }
 
 /// Copies and converts.

@@ -276,6 +276,11 @@ impl Backend for CpuBackend {
         }));
     }
 
+    fn copy_columns(&mut self, source: Rows, target: Rows, rows: usize, columns: usize) {
+        let mut lease = self.memory.lease();
+        elementwise::copy_columns(&mut lease, source, target, rows, columns);
+    }
+
     fn cross_entropy(&mut self, op: &CrossEntropy) {
         let mut lease = self.memory.lease();
         let input = loss::Targets {

@@ -140,6 +140,27 @@ fn gather_and_scatter(random: &mut Random, dtype: DType, width: usize) {
 }
 
 #[test]
+fn columns_of_rows_are_copied_and_the_others_left() {
+    let mut random = Random(23);
+    for dtype in TYPES {
+        let (rows, columns, wide, narrow) = (70, 5, 19, 7);
+        let mut fixture = Fixture::new();
+        let x = random.values(rows * wide, dtype);
+        let source = fixture.put(&x, dtype);
+        let target = fixture.put(&vec![7.0; rows * narrow], dtype);
+        // From column 11 to column 2, so that the buffers end within the last row.
+        let from = Rows { buffer: source.slice(11, (rows - 1) * wide + columns), stride: wide };
+        let to = Rows { buffer: target.slice(2, (rows - 1) * narrow + columns), stride: narrow };
+        fixture.backend.copy_columns(from, to, rows, columns);
+        let mut expected = vec![7.0; rows * narrow];
+        for r in 0..rows {
+            expected[r * narrow + 2..][..columns].copy_from_slice(&x[r * wide + 11..][..columns]);
+        }
+        assert_eq!(fixture.get(target), expected);
+    }
+}
+
+#[test]
 #[should_panic(expected = "twice")]
 fn rows_scattered_twice_are_refused() {
     let mut fixture = Fixture::new();
