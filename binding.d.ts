@@ -528,6 +528,14 @@ export interface EngineOptions {
   dataParallel?: number
   /** What those ranks divide: 0 nothing (absent: that), 1 moments and masters, 2 also gradients, 3 also weights. */
   zero?: number
+  /** Ranks that divide heads and feed-forward columns; absent: 1, as of the three below. */
+  tpSize?: number
+  /** Ranks that divide the tokens of a micro-batch, and in attention its heads. */
+  cpSize?: number
+  /** Ranks that divide experts; they are among those that the other sizes count. */
+  epSize?: number
+  /** Ranks that divide layers. */
+  ppSize?: number
   /** The number of this rank; absent: 0. */
   rank?: number
   /** `restoreState` follows: the weights of the folder are not read, only their type and how they are named. */
@@ -662,6 +670,10 @@ export interface MemoryPlan {
   parameters: number
   /** Those that are trained: all, or those of adapters and whole copies. */
   trainedParameters: number
+  /** Model FLOPs a token without attention's share, as of an open engine. */
+  flopsPerToken: number
+  /** Attention's FLOPs for a token of a sequence of length n are `attentionFlops * n` (causal). */
+  attentionFlops: number
   /** The layers that have adapters, by their names; absent: adapters were not asked for. */
   adapted?: Array<AdaptedLayers>
   /** Categories that are not empty. */
@@ -934,6 +946,8 @@ export interface Traffic {
   sums: number
   /** Weights, to all: those that were updated, or with zero 3 those that a pass needs. */
   weights: number
+  /** Activations and their gradients, to ranks that have other tokens, heads, experts or layers. */
+  tokens: number
 }
 
 /** Version of the addon. */

@@ -27,7 +27,7 @@ type PlanJson = MemoryPlan & {
 	dtype: string;
 	world: number;
 	zero: number;
-	sent: { gradients: number; sums: number; weights: number; total: number } | null;
+	sent: { gradients: number; sums: number; weights: number; tokens: number; total: number } | null;
 	tokens: number;
 	sequences: number;
 	evalTokens: number | null;
@@ -112,6 +112,7 @@ describe("arl plan", () => {
 			expect(planned).toMatchObject({ world: 4, zero: Number(planned.zero), ...core(model, options) });
 			const sent = loadNative().planTraffic(coreOptions(model, options), 3);
 			expect(planned.sent).toEqual({ ...sent, total: sent.gradients + sent.sums + sent.weights });
+			expect(sent.tokens).toBe(0);
 			// A rank sends all gradients but its own part, which is a quarter.
 			const all = 12 * planned.parameters;
 			expect(sent.gradients / all).toBeGreaterThan(0.74);
@@ -130,6 +131,30 @@ describe("arl plan", () => {
 		expect(await planOf([...large, "--world", "64"])).toMatchObject({ zero: 3 });
 		const gpus = await planOf(["--model_name_or_path", model, "--device", "cuda", "--world", "2"]);
 		expect(gpus).toMatchObject({ world: 2, zero: 2 });
+	});
+
+	it("plans for the ranks of a mesh, and what they send of activations", async () => {
+		const words = [
+			"--model_name_or_path",
+			model,
+			"--device",
+			"cpu",
+			"--tokens",
+			"4096",
+			"--sequences",
+			"4",
+			"--world",
+			"4",
+		];
+		const heads = await planOf([...words, "--tp_size", "2"]);
+		expect(heads).toMatchObject({ world: 4, dp_size: 2, tp_size: 2, zero: 2 });
+		expect(heads).toMatchObject(core(model, { device: "cpu", dtype: "f32", dataParallel: 2, tpSize: 2, zero: 2 }));
+		const alone = await planOf(words);
+		expect(heads.totalBytes).toBeLessThan(0.8 * alone.totalBytes);
+		expect([alone.sent?.tokens, (heads.sent?.tokens ?? 0) > 0]).toEqual([0, true]);
+		const { stdout } = await plan([...words, "--tp_size", "2"]);
+		expect(stdout).toContain("a mesh of 4 ranks: dp_size 2 x tp_size 2\n");
+		expect(stdout).toMatch(/^ +activations +\d/m);
 	});
 
 	it("plans for the largest micro-batch that the options allow", async () => {

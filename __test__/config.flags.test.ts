@@ -228,7 +228,7 @@ describe("values that are refused", () => {
 		["attention", "flash", "one of auto, cudnn, own"],
 		["truncation", "middle", "one of error, drop, left, right"],
 		["seed", "99999999999999999999", "a whole number, 0 or more and at most 4294967295"],
-		["tp_size", "8", "1 (ranks are data-parallel"],
+		["tp_size", "0", "a whole number, 1 or more and at most 65536"],
 		["fp16", "maybe", "true or false"],
 		["eval_strategy", "sometimes", "one of no, steps, epoch"],
 		["device", "gpu", "auto, cpu, cuda or cuda:N"],

@@ -47,7 +47,7 @@ describe("what is shown", () => {
 		};
 		for (const name of OPTION_NAMES) expect(schema.properties[name]?.description, name).toBeTruthy();
 		expect(schema.additionalProperties).toBe(false);
-		expect(schema.properties.tp_size).toMatchObject({ const: 1, default: 1 });
+		expect(schema.properties.enable_sampling).toMatchObject({ const: false, default: false });
 		expect(schema.properties.optim).toMatchObject({ enum: ["adamw_torch", "adamw_torch_fused"] });
 	});
 });
@@ -71,7 +71,7 @@ describe("the type of options", () => {
 		const own: [Parameters<typeof defineConfig>, QwenTrainerOptions["args"]] = [[options], options];
 		expect(own).toHaveLength(2);
 		// @ts-expect-error what is not built is refused by the compiler already
-		defineConfig({ ...options, tp_size: 8 });
+		defineConfig({ ...options, enable_sampling: true });
 		// @ts-expect-error so is an unknown name
 		defineConfig({ ...options, learning_rat: 1 });
 	});

@@ -1,7 +1,7 @@
 /** Micro-batches on their way to ranks, and who is named when one holds the others up. */
 import { describe, expect, it } from "vitest";
 import type { MicroBatch } from "../src/native.js";
-import { dealt, packBatches, unpackBatches } from "../src/ranks/batches.js";
+import { dataPlace, dealt, type EngineMesh, packBatches, unpackBatches } from "../src/ranks/batches.js";
 import { holdUp, type Sign } from "../src/ranks/watch.js";
 
 const batch = (length: number, weights = false): MicroBatch => {
@@ -36,6 +36,20 @@ describe("micro-batches", () => {
 		const batches = [1, 2, 3, 4, 5].map((length) => batch(length));
 		const lengths = (rank: number, world: number) => dealt(batches, rank, world).map(({ inputIds }) => inputIds.length);
 		expect([lengths(0, 2), lengths(1, 2), lengths(6, 8)]).toEqual([[1, 3, 5], [2, 4], []]);
+	});
+
+	it("are the same for ranks of one data place: those that divide tokens or heads, and those of other stages", () => {
+		const places = (world: number, mesh: EngineMesh) => {
+			const all = Array.from({ length: world }, (_, rank) => dataPlace(rank, world, mesh));
+			expect(new Set(all.map(({ size }) => size)).size).toBe(1);
+			return [all[0]?.size, all.map(({ place }) => place).join("")];
+		};
+		expect(places(4, {})).toEqual([4, "0123"]);
+		expect(places(4, { epSize: 2 })).toEqual([4, "0123"]);
+		expect(places(4, { tpSize: 2 })).toEqual([2, "0011"]);
+		expect(places(4, { ppSize: 2 })).toEqual([2, "0101"]);
+		expect(places(12, { tpSize: 2, ppSize: 3 })).toEqual([2, "001100110011"]);
+		expect(places(8, { cpSize: 2, tpSize: 2, ppSize: 2 })).toEqual([1, "00000000"]);
 	});
 });
 

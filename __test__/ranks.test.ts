@@ -12,7 +12,7 @@ import { checkShared, deviceOfRank } from "../src/ranks/gpus.js";
 import { Hub } from "../src/ranks/hub.js";
 import { checkDevice, checkRanks } from "../src/ranks/ranks.js";
 import { Worker } from "../src/ranks/worker.js";
-import { divideToFit } from "../src/run/setup/memory.js";
+import { divideToFit, ofEveryStage } from "../src/run/setup/memory.js";
 import { zeroOf, zeroText } from "../src/run/setup/options.js";
 import { errorOf } from "./support/folder.js";
 import { root } from "./support/real.js";
@@ -73,6 +73,20 @@ describe("rank 0 and another rank", () => {
 		const before = ["joinRanks", "fingerprint"];
 		expect(calls[0]).toEqual([...before, "submitStep 2", "finishStep", "fingerprint", "saveState", "close"]);
 		expect(calls[1]).toEqual([...before, "submitStep 1", "finishStep", "fingerprint", "close"]);
+	});
+
+	it("compute the same micro-batches where they divide a model, and save together", async () => {
+		const { hub, worker, calls, open } = await two();
+		const verdict = worker.serve(async () => ({}));
+		const engine = await open({ dataParallel: 1, tpSize: 2, zero: 2 });
+		const ticket = await engine.submitStep([batch(1), batch(2), batch(3)], { learningRate: 1, maxGradNorm: 1 });
+		await engine.finishStep(ticket);
+		await engine.saveState("somewhere");
+		await engine.close();
+		await hub.end(0);
+		expect(await verdict).toEqual({ code: 0, error: null });
+		const both = ["joinRanks", "fingerprint", "submitStep 3", "finishStep", "fingerprint", "saveState", "close"];
+		expect(calls).toEqual([both, both]);
 	});
 
 	it("save together where they divide moments, each what it has", async () => {
@@ -221,6 +235,7 @@ describe("a signal to any rank", () => {
 });
 
 describe("what a run of several ranks needs", () => {
+	const sizes = (dp_size: number) => ({ dp_size, tp_size: 1, cp_size: 1, ep_size: 1, pp_size: 1 });
 	const ranks = (world: number) => ({
 		world,
 		localWorld: world,
@@ -241,9 +256,13 @@ describe("what a run of several ranks needs", () => {
 	});
 
 	it("is as many as dp_size", async () => {
-		expect((await errorOf(() => checkRanks(ranks(1), 2))).message).toBe("dp_size is 2, and this process trains alone");
-		expect((await errorOf(() => checkRanks(ranks(4), 2))).message).toBe("dp_size is 2, and 4 ranks were started");
-		checkRanks(ranks(4), 4);
+		const message = async (world: number, dp: number, mesh = {}) =>
+			(await errorOf(() => checkRanks(ranks(world), { ...sizes(dp), ...mesh }))).message;
+		expect(await message(1, 2)).toBe("dp_size is 2, and this process trains alone");
+		expect(await message(4, 2)).toBe("dp_size is 2, and 4 ranks were started");
+		expect(await message(1, 1, { tp_size: 2 })).toBe("tp_size 2 makes 2 ranks, and this process trains alone");
+		checkRanks(ranks(4), sizes(4));
+		checkRanks(ranks(24), { dp_size: 2, tp_size: 2, cp_size: 3, ep_size: 4, pp_size: 2 });
 	});
 
 	it("is MPI on CPUs, and NCCL on GPUs, of which each rank has one", async () => {
@@ -299,16 +318,18 @@ describe("what a run of several ranks needs", () => {
 	});
 
 	it("is divided as zero says, and by itself as far as that is built", () => {
-		expect(zeroOf({ dp_size: 1, zero: 2 })).toBe(0);
-		expect(zeroOf({ dp_size: 2, zero: "auto" })).toBe(2);
-		expect(zeroOf({ dp_size: 2, zero: 1 })).toBe(1);
-		expect(zeroText({ dp_size: 1, zero: "auto" }, 0)).toBeNull();
-		expect(zeroText({ dp_size: 1, zero: 1 }, 0)).toContain("no effect");
-		expect(zeroText({ dp_size: 4, zero: "auto" }, 2)).toBe(
+		expect(zeroOf({ ...sizes(1), zero: 2 })).toBe(0);
+		expect(zeroOf({ ...sizes(2), zero: "auto" })).toBe(2);
+		expect(zeroOf({ ...sizes(2), zero: 1 })).toBe(1);
+		expect(zeroText({ ...sizes(1), zero: "auto" }, 0)).toBeNull();
+		expect(zeroText({ ...sizes(1), zero: 1 }, 0)).toContain("no effect");
+		expect(zeroText({ ...sizes(4), zero: "auto" }, 2)).toBe(
 			"zero 2 (auto): 4 ranks divide gradients, moments and master weights among them",
 		);
-		expect(zeroText({ dp_size: 4, zero: "auto" }, 3)).toContain("zero 3 (auto: 2 does not fit a rank's share of the");
-		expect(zeroText({ dp_size: 2, zero: 0 }, 0)).toBe("zero 0: 2 ranks divide nothing among them");
+		expect(zeroText({ ...sizes(4), zero: "auto" }, 3)).toContain("zero 3 (auto: 2 does not fit a rank's share of the");
+		expect(zeroText({ ...sizes(2), zero: 0 }, 0)).toBe("zero 0: 2 ranks divide nothing among them");
+		const cut = { ...sizes(1), tp_size: 2, zero: "auto" as const };
+		expect(zeroText(cut, zeroOf(cut))).toMatch(/^zero 2 \(auto\): ranks with the same weights divide gradients, /);
 		const parse = (zero: unknown) => trainingSchema.shape.zero.safeParse(zero).success;
 		expect(["auto", 0, 1, 2, 3, 4, -1, "2"].map(parse)).toEqual([true, true, true, true, true, false, false, false]);
 	});
@@ -324,6 +345,20 @@ describe("what a run of several ranks needs", () => {
 		};
 		expect([taken("auto", 100), taken("auto", 99), taken("auto", 10), taken("auto")]).toEqual([2, 3, 3, 2]);
 		expect([taken(2, 99), taken("auto", 99, 0), taken("auto", 99, 2, 60)]).toEqual([2, 0, 2]);
+		const cut = (mesh: Partial<EngineOptions>) =>
+			divideToFit({ zero: 2, ...mesh } as EngineOptions, "auto", plan, 99).zero;
+		expect([cut({ tpSize: 2 }), cut({ epSize: 2 }), cut({ ppSize: 2 }), cut({ cpSize: 2 })]).toEqual([2, 2, 2, 3]);
+	});
+
+	it("is the memory of the stage that needs most", () => {
+		const asked: (number | undefined)[] = [];
+		const plan = ofEveryStage(({ rank }) => {
+			asked.push(rank);
+			return { totalBytes: rank === 6 ? 9 : 5 } as MemoryPlan;
+		});
+		const options = { dataParallel: 1, tpSize: 2, cpSize: 3, ppSize: 3 } as EngineOptions;
+		expect([plan(options).totalBytes, asked]).toEqual([9, [0, 6, 12]]);
+		expect([plan({ ...options, ppSize: 1 }).totalBytes, asked.length]).toEqual([5, 4]);
 	});
 
 	it("is what arl doctor shows", () => {
@@ -349,7 +384,20 @@ describe("what a run of several ranks needs", () => {
 
 	it("is described: docs/distributed.md names every row of the launch table and every option", () => {
 		const text = readFileSync(join(root, "docs", "distributed.md"), "utf8");
-		for (const name of ["torchrun", "Open MPI", "MPICH", "srun", "RANK", "dp_size", "ddp_timeout", "nproc_per_node"]) {
+		for (const name of [
+			"torchrun",
+			"Open MPI",
+			"MPICH",
+			"srun",
+			"RANK",
+			"dp_size",
+			"ddp_timeout",
+			"nproc_per_node",
+			"tp_size",
+			"cp_size",
+			"ep_size",
+			"pp_size",
+		]) {
 			expect(text).toContain(name);
 		}
 	});

@@ -45,6 +45,8 @@ function plan(options: EngineOptions): MemoryPlan {
 	return {
 		parameters: 1e9,
 		trainedParameters: 1e9,
+		flopsPerToken: 24,
+		attentionFlops: 1,
 		categories: onDevice,
 		totalBytes: sum(onDevice),
 		hostCategories: inHost,

@@ -8,6 +8,8 @@ import type { Faults } from "./fake-native.js";
 const EMPTY_PLAN = {
 	parameters: 4,
 	trainedParameters: 4,
+	flopsPerToken: 24,
+	attentionFlops: 1,
 	categories: [],
 	totalBytes: 0,
 	hostCategories: [],

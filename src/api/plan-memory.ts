@@ -1,5 +1,6 @@
 /** The memory that a run takes, by category, before anything is loaded: from the options and the model's `config.json` alone. */
 import { namesHeldOut } from "../config/eval-sources.js";
+import { worldOf } from "../config/mesh.js";
 import type { AgentTrainingConfig } from "../config/schema.js";
 import { deviceToPlan, hostInfo } from "../device/index.js";
 import { ArlError } from "../errors.js";
@@ -12,7 +13,7 @@ import {
 	type MemoryPlan as NativePlan,
 } from "../native.js";
 import { SPARE_TOKENS } from "../run/eval/replies.js";
-import { type Advice, advise, CONTEXT_BYTES, divideToFit } from "../run/setup/memory.js";
+import { type Advice, advise, CONTEXT_BYTES, divideToFit, ofEveryStage } from "../run/setup/memory.js";
 import { type ModelFacts, readModelFacts } from "../run/setup/model.js";
 import {
 	type BatchSize,
@@ -108,6 +109,8 @@ export interface SentBytes {
 	sums: number;
 	/** Weights, to all ranks: those that were updated, or with zero 3 those that a pass needs. */
 	weights: number;
+	/** Activations and their gradients, to ranks that have other tokens, heads, experts or layers. */
+	tokens: number;
 	/** All of them. */
 	total: number;
 }
@@ -120,6 +123,8 @@ export interface Planned {
 	info: DeviceInfo | undefined;
 	host: DeviceInfo | undefined;
 	size: BatchSize;
+	/** Those that the plan is of. */
+	options: EngineOptions;
 	/** What ranks divide. */
 	zero: number;
 	plan: NativePlan;
@@ -188,24 +193,25 @@ export async function planRun(native: Native, asked: AgentTrainingConfig, wanted
 	const size = { ...batchSize(args, model, wanted), ...imagesSize(native, args, model, wanted) };
 	// Each rank has a GPU of its own.
 	const share = info && info.availableBytes / (device === "cpu" ? args.nproc_per_node : 1);
-	const options = divideToFit(engineOptions(args, device, size), args.zero, native.planMemory, share);
-	const plan = native.planMemory(options);
+	const planner = ofEveryStage(native.planMemory);
+	const options = divideToFit(engineOptions(args, device, size), args.zero, planner, share);
+	const plan = planner(options);
 	const freedom = { packed: args.max_tokens_per_micro_batch !== null, resumed: false };
-	const advice = fits(plan, device, info) ? null : advise(options, native.planMemory, freedom);
+	const advice = fits(plan, device, info) ? null : advise(options, planner, freedom);
 	const unseen =
 		model.vision && args.images === "auto"
 			? "no images are planned for: rows decide whether they are trained; --images train or --patches N counts them"
 			: null;
 	const all = [found.notice, notice, unseen].filter((one) => one !== null).concat(notices);
-	const sent = args.dp_size === 1 ? null : sentBytes(native, options, args.gradient_accumulation_steps);
+	const sent = worldOf(args) === 1 ? null : sentBytes(native, options, args.gradient_accumulation_steps);
 	const zero = options.zero ?? 0;
-	return { model, args, device, info, host: hostInfo(native), size, zero, plan, sent, advice, notices: all };
+	return { model, args, device, info, host: hostInfo(native), size, options, zero, plan, sent, advice, notices: all };
 }
 
-/** What rank 0 sends in a step; others send as much, but for the last piece of what they divide. */
+/** What rank 0 sends in a step; others send as much, but for the last piece of what they divide, and stages of a pipeline. */
 function sentBytes(native: Native, options: EngineOptions, rounds: number): SentBytes {
 	const sent = native.planTraffic(options, rounds);
-	return { ...sent, total: sent.gradients + sent.sums + sent.weights };
+	return { ...sent, total: sent.gradients + sent.sums + sent.weights + sent.tokens };
 }
 
 /** The largest micro-batches, trained and evaluated: as they are given, else as the options bound them. */

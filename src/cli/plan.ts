@@ -10,7 +10,9 @@ import {
 	roomOf,
 	type SentBytes,
 } from "../api/plan-memory.js";
+import { planTime } from "../api/plan-time.js";
 import { integerOrNone } from "../config/index.js";
+import { meshText, worldOf } from "../config/mesh.js";
 import { type DeviceInfo, loadNative, type MemoryPlan, type Native } from "../native.js";
 import { bytes, count, jsonLine, percent } from "../report/index.js";
 import { wantsColor } from "../report/terminal.js";
@@ -18,6 +20,7 @@ import { adaptedText } from "../run/setup/lora.js";
 import { CONTEXT_BYTES } from "../run/setup/memory.js";
 import { dtypeOf, zeroText } from "../run/setup/options.js";
 import { JSON_FLAG } from "./command.js";
+import { timeJson, timeText } from "./plan-time.js";
 import { resolveCommand, withOptions } from "./resolve.js";
 
 export const COMMAND = withOptions({
@@ -26,8 +29,9 @@ export const COMMAND = withOptions({
 	about: `Shows the memory that a run takes, by category, and what would save some:
   arl plan --model_name_or_path DIR --device cuda --max_length 4096 --per_device_train_batch_size 1
 
-With \`--world N\` it plans for each of N data-parallel ranks on CPUs, and shows what a rank sends in a step:
+With \`--world N\` it plans for each of N ranks, and shows what a rank sends in a step; with pp_size for the stage that needs most:
   arl plan --model_name_or_path DIR --device cpu --world 4 --zero 2
+  arl plan --model_name_or_path DIR --device cpu --world 4 --tp_size 2
 
 Takes the options of \`arl train\` (\`arl train --help\`); those on device, batch, precision and memory count, and
 with eval_file or eval_split those on evaluation. The model's folder needs no more than config.json. \`--device cuda\` plans for a GPU even on a machine without one.`,
@@ -58,7 +62,13 @@ with eval_file or eval_split those on evaluation. The model's folder needs no mo
 		world: integerOrNone({
 			min: 1,
 			max: 65536,
-			description: "Ranks that train together; none: dp_size.",
+			description: "Ranks that train together; none: dp_size times tp_size, cp_size and pp_size.",
+		}),
+		nodes: integerOrNone({
+			min: 1,
+			max: 65536,
+			description:
+				"Show also what a model of time says of the ranks as GPUs (H100) on so many nodes: computation, communication that does not hide behind it, and the fastest meshes. No measurement.",
 		}),
 		json: JSON_FLAG,
 	},
@@ -66,14 +76,17 @@ with eval_file or eval_split those on evaluation. The model's folder needs no mo
 
 /** Runs the command; gives the exit code. `core`: the native part; only tests give another one. */
 export async function run(words: readonly string[], core: () => Native = loadNative): Promise<number> {
-	const found = await resolveCommand(COMMAND, words, { output_dir: "." });
+	const found = await resolveCommand(COMMAND, words, { output_dir: "." }, ({ world }) => world);
 	if (found === null) return 0;
 	const { resolved, flags } = found;
-	const { tokens, sequences, patches, pictures, world } = flags;
-	const args = { ...resolved.args, dp_size: world ?? resolved.args.dp_size };
-	const planned = await planRun(core(), args, { tokens, sequences, patches, pictures });
+	const { tokens, sequences, patches, pictures, nodes } = flags;
+	const native = core();
+	const planned = await planRun(native, resolved.args, { tokens, sequences, patches, pictures });
+	const { args, options, model } = planned;
+	const time = nodes === null ? null : planTime({ native, args, options, modelType: model.modelType, nodes });
 	for (const line of [...resolved.notices, ...planned.notices]) process.stderr.write(`${line}\n`);
-	process.stdout.write(flags.json ? `${jsonLine(asJson(planned))}\n` : asText(planned));
+	if (flags.json) process.stdout.write(`${jsonLine({ ...asJson(planned), time: time && timeJson(time) })}\n`);
+	else process.stdout.write(`${asText(planned)}${time === null ? "" : timeText(time)}`);
 	return 0;
 }
 
@@ -98,6 +111,8 @@ function asJson(planned: Planned): Record<string, unknown> {
 		modelType: model.modelType,
 		parameters: plan.parameters,
 		trainedParameters: plan.trainedParameters,
+		flopsPerToken: plan.flopsPerToken,
+		attentionFlops: plan.attentionFlops,
 		adapted: plan.adapted ?? null,
 		device,
 		dtype: dtypeOf(args),
@@ -106,7 +121,12 @@ function asJson(planned: Planned): Record<string, unknown> {
 		gradient_checkpointing: args.gradient_checkpointing,
 		activation_offloading: args.activation_offloading,
 		optimizer_offload: args.optimizer_offload,
-		world: args.dp_size,
+		world: worldOf(args),
+		dp_size: args.dp_size,
+		tp_size: args.tp_size,
+		cp_size: args.cp_size,
+		ep_size: args.ep_size,
+		pp_size: args.pp_size,
 		zero: planned.zero,
 		tokens: size.maxTokens,
 		sequences: size.maxSequences,
@@ -140,6 +160,7 @@ function asText(planned: Planned): string {
 	const { model, args, device, info, host, size, plan } = planned;
 	const { bold } = pc.createColors(wantsColor(process.stdout));
 	const { evalReplies, evalPromptTokens } = generatedSize(size);
+	const several = worldOf(args) > 1;
 	const where = info === undefined ? device : device === "cpu" ? info.name : `${device} (${info.name})`;
 	const kept = [
 		dtypeOf(args),
@@ -157,11 +178,11 @@ function asText(planned: Planned): string {
 			: [`evaluation of up to ${batchText(size.evalMaxTokens, size.evalMaxSequences ?? 1)} at a time`]),
 		...(evalReplies === null || evalPromptTokens === null ? [] : [repliesText(evalReplies, evalPromptTokens)]),
 		"",
-		bold(heading(args.dp_size > 1 ? "memory of each rank" : device === "cpu" ? "memory" : "GPU memory")),
+		bold(heading(several ? "memory of each rank" : device === "cpu" ? "memory" : "GPU memory")),
 		...table(plan.categories, plan.totalBytes),
 	];
-	const divided = zeroText(args, planned.zero);
-	if (divided !== null) lines.splice(2, 0, divided);
+	const divided = [meshText(args), zeroText(args, planned.zero)].filter((line) => line !== null);
+	lines.splice(2, 0, ...divided);
 	const adapted = adaptedText(plan);
 	if (adapted !== null) lines.splice(1, 0, adapted);
 	if (plan.hostBytes > 0) {
@@ -201,7 +222,12 @@ function table(categories: MemoryPlan["categories"], total: number, text = gib):
 }
 
 function sentTable({ total, ...parts }: SentBytes): string[] {
-	const names = { gradients: "gradients", sums: "sums of gradients", weights: "weights" } as const;
+	const names = {
+		gradients: "gradients",
+		sums: "sums of gradients",
+		weights: "weights",
+		tokens: "activations",
+	} as const;
 	const categories = Object.entries(parts).map(([name, size]) => ({
 		name: names[name as keyof typeof names],
 		bytes: size,

@@ -29,12 +29,13 @@ export function withOptions<F extends Fields>(command: Command<F>) {
 
 /**
  * The options and the command's own flags; null: the words ask for help, which is printed. `assumed`: options that the
- * command does not ask its user for.
+ * command does not ask its user for. `world`: of a command that trains or plans, the ranks as `resolveConfig` takes them.
  */
 export async function resolveCommand<F extends Fields & { config: typeof CONFIG }>(
 	command: Command<F>,
 	given: readonly string[],
 	assumed: Readonly<Record<string, unknown>> = {},
+	world: (flags: Values<F>) => number | null | undefined = () => undefined,
 ): Promise<{ resolved: Resolved; flags: Values<F> } | null> {
 	const parsed = parseCommand(command, given);
 	if (parsed === null) return null;
@@ -51,7 +52,7 @@ export async function resolveCommand<F extends Fields & { config: typeof CONFIG 
 	const layers: Layer[] = [{ origin: "default", values: Object.entries(assumed) }];
 	if (path !== undefined) layers.push(await loadConfigFile(path));
 	layers.push({ origin: "flag", values: options });
-	const resolved = resolveConfig([...environmentLayer(layers), ...layers]);
+	const resolved = resolveConfig([...environmentLayer(layers), ...layers], world(flags));
 	if (path !== undefined && named.length === 0) resolved.notices.unshift(`options are read from ${path}`);
 	return { resolved, flags };
 }

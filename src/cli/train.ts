@@ -86,7 +86,7 @@ export async function run(words: readonly string[], core?: () => Native): Promis
 
 /** The options of the run, on as many ranks as were started. */
 function resolveRun(words: readonly string[], world: number) {
-	return resolveCommand(COMMAND, words, world > 1 ? { dp_size: world } : {});
+	return resolveCommand(COMMAND, words, {}, () => world);
 }
 
 /** Whether the command line itself says `--device cpu`: the configuration is read only when ranks are connected. */

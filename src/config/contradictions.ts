@@ -1,6 +1,7 @@
 /** Options that contradict each other, and options that have no effect next to others. Reads valid values only. */
 import { checkEvaluation } from "./check-evaluation.js";
 import { checkImages } from "./check-images.js";
+import { checkMesh } from "./check-mesh.js";
 import type { AgentTrainingConfig, OptionName } from "./schema.js";
 import { show } from "./values.js";
 
@@ -10,13 +11,14 @@ type Shown = (name: OptionName) => string;
 
 /**
  * Reports each contradiction to `add`, and appends options without effect to `notices`. `origin`: where an option was given,
- * in words; undefined: nowhere.
+ * in words; undefined: nowhere. `world`: the ranks that train, null where their number is not known; undefined: none does.
  */
 export function checkTogether(
 	args: AgentTrainingConfig,
 	origin: (name: OptionName) => string | undefined,
 	add: Report,
 	notices: string[],
+	world?: number | null,
 ): void {
 	const given = (name: OptionName) => origin(name) !== undefined;
 	const from = (name: OptionName) => origin(name) ?? "the default";
@@ -60,6 +62,7 @@ export function checkTogether(
 	checkEvaluation({ args, given, shown, add, notices });
 	checkAdapters(args, given, shown, add);
 	checkImages({ args, given, shown, add, notices });
+	if (world !== undefined) checkMesh({ args, given, shown, add, notices }, world);
 	if (args.overwrite_output_dir && args.resume_from_checkpoint !== null) {
 		add(
 			`${shown("overwrite_output_dir")} contradicts ${shown("resume_from_checkpoint")}: one starts again, the other resumes`,

@@ -7,6 +7,7 @@ import { ArlError } from "../errors.js";
 import { ALIASES, KNOWN_VALUES, NOT_BUILT } from "./compat.js";
 import { checkTogether } from "./contradictions.js";
 import { metaOf } from "./fields.js";
+import { dataParallelOf } from "./mesh.js";
 import { type AgentTrainingConfig, OPTION_NAMES, type OptionName, trainingSchema } from "./schema.js";
 import { nearest, show, soundsSecret } from "./values.js";
 
@@ -65,11 +66,12 @@ class Problems {
 }
 
 /**
- * Resolves `layers`, the strongest last.
+ * Resolves `layers`, the strongest last. `world`: the ranks that a launcher has started, 1 where there is none, null where their
+ * number is not known; undefined: nothing is trained, and what ranks would divide does not matter.
  *
  * @throws ArlError `ARL_CONFIG` with a line for each problem.
  */
-export function resolveConfig(layers: readonly Layer[]): Resolved {
+export function resolveConfig(layers: readonly Layer[], world?: number | null): Resolved {
 	const problems = new Problems();
 	const notices: string[] = [];
 	const given = new Map<OptionName, Given>();
@@ -79,20 +81,25 @@ export function resolveConfig(layers: readonly Layer[]): Resolved {
 	// Only valid values can contradict each other.
 	problems.throwIfAny();
 	if (!result.success) throw new ArlError("ARL_INTERNAL", "a configuration was refused without a reason");
+	const args = result.data;
+	const started = world === 1 ? args.nproc_per_node : world;
+	if (typeof started === "number" && !given.has("dp_size"))
+		args.dp_size = dataParallelOf(args, started) ?? args.dp_size;
 	checkTogether(
-		result.data,
+		args,
 		(name) => {
 			const found = given.get(name);
 			return found && where(found.origin);
 		},
 		(line, hint) => problems.add(line, hint),
 		notices,
+		started,
 	);
 	problems.throwIfAny();
-	freeze(result.data);
-	RESOLVED.add(result.data);
+	freeze(args);
+	RESOLVED.add(args);
 	const origins = Object.fromEntries(OPTION_NAMES.map((name) => [name, given.get(name)?.origin ?? "default"]));
-	return { args: result.data, origins: origins as Record<OptionName, string>, notices };
+	return { args, origins: origins as Record<OptionName, string>, notices };
 }
 
 function readLayer(layer: Layer, given: Map<OptionName, Given>, problems: Problems, notices: string[]): void {

@@ -733,15 +733,17 @@ export interface TrainingOptions {
 	 */
 	nproc_per_node?: number;
 	/**
-	 * Data-parallel ranks; by itself as many as were started. A step has this many times `gradient_accumulation_steps`
-	 * micro-batches. Expected: a whole number, 1 or more and at most 65536.
+	 * Data-parallel ranks; by itself what `tp_size`, `cp_size` and `pp_size` leave of those that were started: all,
+	 * where these are 1. A step has this many times `gradient_accumulation_steps` micro-batches. Expected: a whole
+	 * number, 1 or more and at most 65536.
 	 * @default 1
 	 */
 	dp_size?: number;
 	/**
-	 * What data-parallel ranks divide among them: 0 nothing; 1 moments and master weights; 2 also gradients; 3 also
-	 * weights, frozen ones too, which are gathered layer by layer. Results are equal in bits. Auto: 2, or 3 where 2 does
-	 * not fit a rank's share of the memory. Expected: auto, 0, 1, 2 or 3.
+	 * What ranks with the same weights divide among them: 0 nothing; 1 moments and master weights; 2 also gradients; 3
+	 * also weights, frozen ones too, which are gathered layer by layer. Results are equal in bits. Auto: 2, or 3 where 2
+	 * does not fit a rank's share of the memory and `tp_size`, `ep_size` and `pp_size` are 1. Expected: auto, 0, 1, 2 or
+	 * 3.
 	 * @default "auto"
 	 */
 	zero?: "auto" | 0 | 1 | 2 | 3;
@@ -759,25 +761,30 @@ export interface TrainingOptions {
 	 */
 	full_determinism?: boolean;
 	/**
-	 * Tensor-parallel ranks. Expected: 1 (ranks are data-parallel; other ways to divide a model are not built yet).
+	 * Tensor-parallel ranks: they divide the heads and the feed-forward columns of every layer, and between these the
+	 * tokens of a micro-batch. On CPUs. Expected: a whole number, 1 or more and at most 65536.
 	 * @default 1
 	 */
-	tp_size?: 1;
+	tp_size?: number;
 	/**
-	 * Pipeline-parallel ranks. Expected: 1 (ranks are data-parallel; other ways to divide a model are not built yet).
+	 * Pipeline-parallel ranks, or stages: each has a part of the layers. On CPUs. Expected: a whole number, 1 or more
+	 * and at most 65536.
 	 * @default 1
 	 */
-	pp_size?: 1;
+	pp_size?: number;
 	/**
-	 * Expert-parallel ranks. Expected: 1 (ranks are data-parallel; other ways to divide a model are not built yet).
+	 * Expert-parallel ranks: they divide the experts of every layer. They are among the ranks that the other sizes
+	 * count: `ep_size` divides `dp_size` x `cp_size` x `tp_size`. On CPUs. Expected: a whole number, 1 or more and at
+	 * most 65536.
 	 * @default 1
 	 */
-	ep_size?: 1;
+	ep_size?: number;
 	/**
-	 * Context-parallel ranks. Expected: 1 (ranks are data-parallel; other ways to divide a model are not built yet).
+	 * Context-parallel ranks: they divide the tokens of a micro-batch, and its heads where attention needs all tokens.
+	 * On CPUs. Expected: a whole number, 1 or more and at most 65536.
 	 * @default 1
 	 */
-	cp_size?: 1;
+	cp_size?: number;
 
 	// AgentRL
 

@@ -1,5 +1,5 @@
 /** Micro-batches as bytes, for the ranks that compute them. */
-import type { MicroBatch } from "../native.js";
+import type { EngineOptions, MicroBatch } from "../native.js";
 
 /**
  * Elements of each array of a micro-batch, in the order of their bytes; weights may be absent. Behind them are the pixels of its
@@ -52,7 +52,20 @@ export function unpackBatches(lengths: readonly Lengths[], bytes: Uint8Array): M
 	}));
 }
 
-/** The micro-batches of `rank`: the `m`-th of a step is that of rank `m % world`. */
-export function dealt(batches: readonly MicroBatch[], rank: number, world: number): MicroBatch[] {
-	return batches.filter((_, m) => m % world === rank);
+/** The micro-batches of data place `place` of `size`: the `m`-th of a step is that of place `m % size`. */
+export function dealt(batches: readonly MicroBatch[], place: number, size: number): MicroBatch[] {
+	return batches.filter((_, m) => m % size === place);
+}
+
+/** What an engine's options say of its mesh; absent: 1. */
+export type EngineMesh = Pick<EngineOptions, "tpSize" | "cpSize" | "epSize" | "ppSize">;
+
+/**
+ * The data place of a rank, and how many there are: rank `((p D + d) C + c) T + t` has place `d` of `D`. Ranks of one place compute
+ * the same micro-batches together.
+ */
+export function dataPlace(rank: number, world: number, mesh: EngineMesh): { place: number; size: number } {
+	const { tpSize = 1, cpSize = 1, ppSize = 1 } = mesh;
+	const [slices, stage] = [tpSize * cpSize, world / ppSize];
+	return { place: Math.floor((rank % stage) / slices), size: stage / slices };
 }

@@ -4,8 +4,8 @@
  * send them meanwhile. Where ranks divide moments, all of them save at once, each what it has.
  */
 import { ArlError, toArlError } from "../errors.js";
-import type { NativeEngine } from "../native.js";
-import { dealt, packBatches } from "./batches.js";
+import type { EngineOptions, MicroBatch, NativeEngine } from "../native.js";
+import { dataPlace, dealt, packBatches } from "./batches.js";
 import type { Message } from "./channel.js";
 
 /** How the engine reaches the other ranks. */
@@ -20,13 +20,19 @@ export interface Others {
 	cause(error: ArlError, follows?: boolean): Promise<ArlError>;
 }
 
-/** The engine of all ranks. `local`: rank 0's own; `zero`: what ranks divide. */
-export function sharedEngine(local: NativeEngine, others: Others, zero: number): NativeEngine {
-	const divided = zero > 0;
+/** The engine of all ranks. `local`: rank 0's own; `options`: those that each rank has opened its engine with. */
+export function sharedEngine(local: NativeEngine, others: Others, options: EngineOptions): NativeEngine {
 	const { world } = others;
+	const { zero = 0, tpSize = 1, epSize = 1, ppSize = 1 } = options;
+	/** Each rank then has something that no other can save. */
+	const divided = zero > 0 || tpSize * epSize * ppSize > 1;
 	const peers = Array.from({ length: world - 1 }, (_, i) => i + 1);
 	const tell = (message: Message) => {
 		for (const rank of peers) others.send(rank, message);
+	};
+	const dealtTo = (rank: number, batches: readonly MicroBatch[]) => {
+		const { place, size } = dataPlace(rank, world, options);
+		return dealt(batches, place, size);
 	};
 	const settled = async <T>(result: Promise<T>): Promise<T> => {
 		try {
@@ -73,10 +79,10 @@ export function sharedEngine(local: NativeEngine, others: Others, zero: number):
 		...(zero === 3 && alone),
 		submitStep: (batches, hyper) => {
 			for (const rank of peers) {
-				const { lengths, parts } = packBatches(dealt(batches, rank, world));
+				const { lengths, parts } = packBatches(dealtTo(rank, batches));
 				others.send(rank, { type: "submit", lengths, hyper }, parts);
 			}
-			return settled(local.submitStep(dealt(batches, 0, world), hyper));
+			return settled(local.submitStep(dealtTo(0, batches), hyper));
 		},
 		finishStep: (ticket) => {
 			tell({ type: "finish" });

@@ -286,7 +286,7 @@ export class Hub implements Ranks {
 			: this.openOnCpus(native, options));
 		// A state that is read next brings its own weights.
 		if (options.restored !== true) await checkEqual(local, others, "after opening the model");
-		return sharedEngine(local, others, options.zero ?? 0);
+		return sharedEngine(local, others, options);
 	}
 
 	private async openOnCpus(native: Native, options: OpenOptions): Promise<NativeEngine> {

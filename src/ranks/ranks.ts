@@ -1,5 +1,6 @@
 /** The ranks of a run, as the run sees them: those that open and use an engine together. Alone is a rank, too. */
 import { availableParallelism, cpus } from "node:os";
+import { type MeshSizes, wrongWorld } from "../config/mesh.js";
 import { ArlError } from "../errors.js";
 import type { EngineOptions, Native, NativeEngine } from "../native.js";
 import { deviceOfRank } from "./gpus.js";
@@ -35,14 +36,9 @@ export function threadsOf(localWorld: number): number {
 }
 
 /** Checks that as many ranks run as the options say. */
-export function checkRanks({ world }: Ranks, dpSize: number): void {
-	if (dpSize === world) return;
-	const found = world === 1 ? "this process trains alone" : `${world} ranks were started`;
-	throw new ArlError(
-		"ARL_CONFIG",
-		`dp_size is ${dpSize}, and ${found}`,
-		`Start ${dpSize} ranks, for example with mpirun -n ${dpSize} npx arl train, or leave dp_size out.`,
-	);
+export function checkRanks({ world }: Ranks, sizes: MeshSizes): void {
+	const wrong = wrongWorld(sizes, world);
+	if (wrong !== null) throw new ArlError("ARL_CONFIG", wrong.line, wrong.hint);
 }
 
 /**

@@ -90,7 +90,6 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// An engine whose memory is reserved and zero.
     pub(crate) fn reserve(mut backend: Box<B>, files: ModelFiles, options: &EngineOptions) -> Result<Self> {
-        crate::placement::division::check_device(options.mesh, backend.kind())?;
         let config = options.seeing(files.config()?);
         let options = &with_logits_rows(&config, options, backend.kind(), backend.memory()?)?;
         let mut model = Model::new(&config, options, backend.kind())?;

@@ -30,6 +30,8 @@ pub struct Traffic {
     pub sums: f64,
     /// Weights, to all: those that were updated, or with zero 3 those that a pass needs.
     pub weights: f64,
+    /// Activations and their gradients, to ranks that have other tokens, heads, experts or layers.
+    pub tokens: f64,
 }
 
 /// What rank `options.rank` sends in a step of `rounds` micro-batches a rank, from formulas.
@@ -39,7 +41,12 @@ pub fn plan_traffic(options: EngineOptions, rounds: u32) -> napi::Result<Traffic
         let config = config(&options)?;
         let (core, kind) = (core_options(&options)?, device_kind(&options.device)?);
         let sent = arl_engine::plan_traffic(&config, &core, kind, u64::from(rounds))?;
-        Ok(Traffic { gradients: sent.gradients as f64, sums: sent.sums as f64, weights: sent.weights as f64 })
+        Ok(Traffic {
+            gradients: sent.gradients as f64,
+            sums: sent.sums as f64,
+            weights: sent.weights as f64,
+            tokens: sent.tokens as f64,
+        })
     })
 }
 

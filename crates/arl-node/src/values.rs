@@ -2,7 +2,7 @@
 
 use arl_cuda_libraries::places::{Machine, cache_folder};
 use arl_engine::backend::DType;
-use arl_engine::{Adam, AttentionChoice, BatchSize, GenerateSize, Hyper, LossScaling, Nf4Options, Recompute};
+use arl_engine::{Adam, AttentionChoice, BatchSize, GenerateSize, Hyper, LossScaling, Mesh, Nf4Options, Recompute};
 use arl_model::{Error, ErrorCode, Result};
 use napi_derive::napi;
 
@@ -92,6 +92,14 @@ pub struct EngineOptions {
     pub data_parallel: Option<u32>,
     /// What those ranks divide: 0 nothing (absent: that), 1 moments and masters, 2 also gradients, 3 also weights.
     pub zero: Option<u32>,
+    /// Ranks that divide heads and feed-forward columns; absent: 1, as of the three below.
+    pub tp_size: Option<u32>,
+    /// Ranks that divide the tokens of a micro-batch, and in attention its heads.
+    pub cp_size: Option<u32>,
+    /// Ranks that divide experts; they are among those that the other sizes count.
+    pub ep_size: Option<u32>,
+    /// Ranks that divide layers.
+    pub pp_size: Option<u32>,
     /// The number of this rank; absent: 0.
     pub rank: Option<u32>,
     /// `restoreState` follows: the weights of the folder are not read, only their type and how they are named.
@@ -139,6 +147,10 @@ pub struct MemoryPlan {
     pub parameters: f64,
     /// Those that are trained: all, or those of adapters and whole copies.
     pub trained_parameters: f64,
+    /// Model FLOPs a token without attention's share, as of an open engine.
+    pub flops_per_token: f64,
+    /// Attention's FLOPs for a token of a sequence of length n are `attentionFlops * n` (causal).
+    pub attention_flops: f64,
     /// The layers that have adapters, by their names; absent: adapters were not asked for.
     pub adapted: Option<Vec<AdaptedLayers>>,
     /// Categories that are not empty.
@@ -333,8 +345,14 @@ pub(crate) fn core_options(options: &EngineOptions) -> Result<arl_engine::Engine
         inference_only: options.inference_only.unwrap_or(false),
         data_parallel: options.data_parallel.map(|ranks| ranks as usize),
         zero: u8::try_from(options.zero.unwrap_or(0)).unwrap_or(u8::MAX),
+        mesh: mesh(options),
         rank: options.rank.unwrap_or(0) as usize,
     })
+}
+
+fn mesh(options: &EngineOptions) -> Mesh {
+    let size = |given: Option<u32>| given.map_or(1, |ranks| ranks as usize);
+    Mesh { tp: size(options.tp_size), cp: size(options.cp_size), ep: size(options.ep_size), pp: size(options.pp_size) }
 }
 
 pub(crate) fn plan_to_js(
@@ -345,6 +363,8 @@ pub(crate) fn plan_to_js(
     MemoryPlan {
         parameters: flops.parameters as f64,
         trained_parameters: flops.trained as f64,
+        flops_per_token: flops.per_token,
+        attention_flops: flops.attention,
         adapted,
         categories: plan.categories.into_iter().map(category).collect(),
         total_bytes: plan.total_bytes as f64,

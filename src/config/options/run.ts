@@ -88,9 +88,7 @@ export const output = {
 	}),
 };
 
-const NO_RANKS = "ranks are data-parallel; other ways to divide a model are not built yet";
-
-const ranks = (description: string) => only(1, { why: NO_RANKS, description });
+const sizeOf = (description: string) => integer({ default: 1, min: 1, max: 65536, description });
 
 export const devices = {
 	nproc_per_node: integer({
@@ -105,13 +103,13 @@ export const devices = {
 		min: 1,
 		max: 65536,
 		description:
-			"Data-parallel ranks; by itself as many as were started. A step has this many times `gradient_accumulation_steps` micro-batches.",
+			"Data-parallel ranks; by itself what `tp_size`, `cp_size` and `pp_size` leave of those that were started: all, where these are 1. A step has this many times `gradient_accumulation_steps` micro-batches.",
 	}),
 	zero: custom(z.union([z.literal("auto"), z.literal(0), z.literal(1), z.literal(2), z.literal(3)]).default("auto"), {
 		kind: "integer",
 		expects: "auto, 0, 1, 2 or 3",
 		description:
-			"What data-parallel ranks divide among them: 0 nothing; 1 moments and master weights; 2 also gradients; 3 also weights, frozen ones too, which are gathered layer by layer. Results are equal in bits. Auto: 2, or 3 where 2 does not fit a rank's share of the memory.",
+			"What ranks with the same weights divide among them: 0 nothing; 1 moments and master weights; 2 also gradients; 3 also weights, frozen ones too, which are gathered layer by layer. Results are equal in bits. Auto: 2, or 3 where 2 does not fit a rank's share of the memory and `tp_size`, `ep_size` and `pp_size` are 1.",
 	}),
 	ddp_timeout: integer({
 		default: 600,
@@ -125,10 +123,16 @@ export const devices = {
 		description:
 			"Equal bits every time: `attention` is own, no algorithm is chosen by measurement (`matmul_autotune`), and on the CPU gradients are summed micro-batch by micro-batch in the order of the step, so that one rank has the bits of several, which always sum so. It takes memory for the gradients once more.",
 	}),
-	tp_size: ranks("Tensor-parallel ranks."),
-	pp_size: ranks("Pipeline-parallel ranks."),
-	ep_size: ranks("Expert-parallel ranks."),
-	cp_size: ranks("Context-parallel ranks."),
+	tp_size: sizeOf(
+		"Tensor-parallel ranks: they divide the heads and the feed-forward columns of every layer, and between these the tokens of a micro-batch. On CPUs.",
+	),
+	pp_size: sizeOf("Pipeline-parallel ranks, or stages: each has a part of the layers. On CPUs."),
+	ep_size: sizeOf(
+		"Expert-parallel ranks: they divide the experts of every layer. They are among the ranks that the other sizes count: `ep_size` divides `dp_size` x `cp_size` x `tp_size`. On CPUs.",
+	),
+	cp_size: sizeOf(
+		"Context-parallel ranks: they divide the tokens of a micro-batch, and its heads where attention needs all tokens. On CPUs.",
+	),
 };
 
 export const agentrl = {

@@ -3,6 +3,7 @@
  * Weights, moments and random state are the engine's part; the order of rows follows from seed and step.
  */
 import { followsEvaluations } from "../../config/check-evaluation.js";
+import { above1, MESH_NAMES, worldOf } from "../../config/mesh.js";
 import type { AgentTrainingConfig } from "../../config/schema.js";
 import { ArlError, messageOf } from "../../errors.js";
 import type { EvaluationState } from "../eval/best.js";
@@ -201,11 +202,20 @@ const FREE_OPTIONS = [
 export function freeOf(args: AgentTrainingConfig): Fingerprint {
 	// Only where they differ from the default: checkpoints of earlier versions do not have them.
 	const ranks = args.dp_size === 1 && !args.full_determinism ? [] : (["dp_size", "full_determinism"] as const);
-	const divided = args.dp_size === 1 ? [] : (["zero"] as const);
+	const divided = worldOf(args) === 1 ? [] : (["zero"] as const);
+	const mesh = above1(args, MESH_NAMES);
 	const measured = args.matmul_autotune ? [] : (["matmul_autotune"] as const);
 	return Object.fromEntries(
-		[...FREE_OPTIONS, ...ranks, ...divided, ...measured].map((name) => [name, shown(args[name])]),
+		[...FREE_OPTIONS, ...ranks, ...divided, ...mesh, ...measured].map((name) => [name, shown(args[name])]),
 	);
+}
+
+/** What a run that resumes on another mesh should know; null: its mesh is the old one. */
+export function meshChange(old: Fingerprint, now: Fingerprint): string | null {
+	const changed = MESH_NAMES.filter((name) => old[name] !== now[name]);
+	if (changed.length === 0) return null;
+	const text = changed.map((name) => `${name} ${old[name] ?? 1} -> ${now[name] ?? 1}`).join(", ");
+	return `the run resumes on another mesh (${text}): its sums have another order, so that results are within rounding of those of the old one, not equal in bits`;
 }
 
 function shown(value: unknown): string {

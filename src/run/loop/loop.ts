@@ -18,7 +18,7 @@ import {
 	type TrainEvent,
 } from "../../events.js";
 import { setBranchAside, setOldRunAside, settleOldRun } from "../checkpoint/old-run.js";
-import { differences, freeOf } from "../checkpoint/state.js";
+import { differences, freeOf, meshChange } from "../checkpoint/state.js";
 import { microBatchesOfStep } from "../setup/options.js";
 import type { PreparedRun } from "../setup/prepare.js";
 import type { Resources } from "../setup/resources.js";
@@ -152,6 +152,8 @@ async function* begin(prepared: PreparedRun, saves: Saves, evaluates: boolean): 
 		await saves.link();
 		const changed = differences(resumed.state.free, freeOf(args));
 		const again = evaluates && { evaluates };
+		const mesh = meshChange(resumed.state.free, freeOf(args));
+		if (mesh !== null) yield notice("info", mesh);
 		yield { type: "resumed", step: counters.step, checkpoint: resumed.path, changed, ...again };
 	}
 	await hooks?.begin();

@@ -1,5 +1,6 @@
 /** Opens the engine of a run, after checking that its memory is available. */
 import { resolve } from "node:path";
+import { meshText } from "../../config/mesh.js";
 import { hostInfo } from "../../device/index.js";
 import { toArlError } from "../../errors.js";
 import { notice, type TrainEvent } from "../../events.js";
@@ -7,7 +8,7 @@ import type { DeviceInfo, EngineOptions, MemoryPlan, Native, NativeEngine } from
 import type { Ranks } from "../../ranks/ranks.js";
 import type { SavingEngine } from "../checkpoint/checkpoint.js";
 import { hasAdapters } from "./lora.js";
-import { type Advice, advise, checkMemory, divideToFit, type Planner, withPlan } from "./memory.js";
+import { type Advice, advise, checkMemory, divideToFit, ofEveryStage, type Planner, withPlan } from "./memory.js";
 import { type BatchSize, engineOptions, zeroText } from "./options.js";
 import type { Resources } from "./resources.js";
 import type { Start } from "./start.js";
@@ -42,12 +43,12 @@ export async function* openEngine(
 	resources: Resources,
 	ranks: Ranks,
 ): AsyncGenerator<TrainEvent, Engine> {
-	const plan = device.native.planMemory;
+	const plan = ofEveryStage(device.native.planMemory);
 	const share = shareOf(device.info, ranks);
 	const asked = { ...engineOptions(args, device.device, size), modelDir: model.path };
 	const options = divideToFit(asked, args.zero, plan, share?.availableBytes);
-	const divided = zeroText(args, options.zero ?? 0);
-	if (divided !== null) yield notice("info", divided);
+	for (const message of [meshText(args), zeroText(args, options.zero ?? 0)])
+		if (message !== null) yield notice("info", message);
 	const memory = plan(options);
 	const freedom = { packed: args.max_tokens_per_micro_batch !== null, resumed: resumed !== null };
 	const adviseFor = (other: EngineOptions) => advise(other, plan, freedom);

@@ -56,8 +56,22 @@ export function advise(options: EngineOptions, plan: Planner, freedom: Freedom):
 }
 
 /**
+ * The plan of the rank that needs most, as `plan` makes them one by one: stages of a pipeline have different layers, and the first
+ * one the embedding, the last one the head. Elsewhere the first rank needs as much as any.
+ */
+export function ofEveryStage(plan: Planner): Planner {
+	return (options) => {
+		const { dataParallel = 1, cpSize = 1, tpSize = 1, ppSize = 1 } = options;
+		if (ppSize === 1) return plan(options);
+		const stage = dataParallel * cpSize * tpSize;
+		const plans = Array.from({ length: ppSize }, (_, place) => plan({ ...options, rank: place * stage }));
+		return plans.reduce((most, one) => (one.totalBytes > most.totalBytes ? one : most));
+	};
+}
+
+/**
  * The options with weights divided among ranks too, where the plan does not fit without that. `asked`: the option `zero`; `room`:
- * bytes that a rank may take, 0 or undefined where that is not known.
+ * bytes that a rank may take, 0 or undefined where that is not known. Ranks that divide a model already keep their weights whole.
  */
 export function divideToFit(
 	options: EngineOptions,
@@ -65,10 +79,15 @@ export function divideToFit(
 	plan: Planner,
 	room: number | undefined,
 ): EngineOptions {
-	if (asked !== "auto" || (options.zero ?? 0) === 0 || !room) return options;
+	if (asked !== "auto" || (options.zero ?? 0) === 0 || !room || cutsModel(options)) return options;
 	const needed = plan(options).totalBytes;
 	const divided = { ...options, zero: 3 };
 	return needed > room && plan(divided).totalBytes < needed ? divided : options;
+}
+
+/** Whether ranks divide weights by what they are: heads and columns, experts, layers. */
+function cutsModel({ tpSize = 1, epSize = 1, ppSize = 1 }: EngineOptions): boolean {
+	return tpSize * epSize * ppSize > 1;
 }
 
 function possibleChanges(options: EngineOptions, freedom: Freedom) {
@@ -81,8 +100,8 @@ function possibleChanges(options: EngineOptions, freedom: Freedom) {
 		if (!options.optimizerOffload) found.push({ flags: "--optimizer_offload", other: { optimizerOffload: true } });
 		if (options.attention !== "own") found.push({ flags: "--attention own", other: { attention: "own" } });
 	}
-	const { dataParallel: ranks = 1, zero = 0 } = options;
-	if (ranks > 1 && zero < 3) found.push({ flags: "--zero 3", other: { zero: 3 } });
+	const { dataParallel: ranks = 1, cpSize = 1, zero = 0 } = options;
+	if (ranks * cpSize > 1 && zero < 3 && !cutsModel(options)) found.push({ flags: "--zero 3", other: { zero: 3 } });
 	const { evalMaxTokens = 0, evalMaxSequences = 0 } = options;
 	if (evalMaxSequences > 1 && !freedom.packed) {
 		const sequences = Math.ceil(evalMaxSequences / 2);

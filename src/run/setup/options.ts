@@ -1,6 +1,7 @@
 /** Options from code, resolved; and options as the core expects them. */
 import { isDeepStrictEqual } from "node:util";
 import { environmentLayer } from "../../config/environment.js";
+import { above1, dividesModel, MESH_NAMES, type MeshSizes, worldOf } from "../../config/mesh.js";
 import { isResolved, resolveConfig } from "../../config/resolve.js";
 import {
 	type AgentTrainingConfig,
@@ -11,6 +12,7 @@ import {
 } from "../../config/schema.js";
 import { ArlError } from "../../errors.js";
 import type { EngineOptions, TextOptions } from "../../native.js";
+import type { EngineMesh } from "../../ranks/batches.js";
 import { loraOptions } from "./lora.js";
 
 /**
@@ -80,13 +82,25 @@ export function dtypeOf(args: ResolvedConfig): EngineOptions["dtype"] {
 	return args.fp16 ? "f16" : args.bf16 ? "bf16" : "f32";
 }
 
-/** Resolves what depends on the device. `notices`: options that have no effect there. */
+/**
+ * Resolves what depends on the device. `notices`: options that have no effect there.
+ *
+ * @throws ArlError `ARL_CONFIG` where ranks on GPUs would divide what only ranks on CPUs do.
+ */
 export function resolveForDevice(
 	args: AgentTrainingConfig,
 	device: string,
 ): { args: ResolvedConfig; notices: string[] } {
 	const settled = { ...args, bf16: !args.fp16 && resolveBf16(args.bf16, device) };
-	if (device !== "cpu") return { args: settled, notices: [] };
+	if (device !== "cpu") {
+		const [name] = above1(args, MESH_NAMES);
+		if (name === undefined) return { args: settled, notices: [] };
+		throw new ArlError(
+			"ARL_CONFIG",
+			`${name} is ${args[name]}, and ranks on GPUs (device ${device}) are data-parallel`,
+			"Add --device cpu; or leave it out, and divide weights on GPUs with --zero 3.",
+		);
+	}
 	const moot = (["activation_offloading", "optimizer_offload"] as const).filter((name) => args[name]);
 	return {
 		args: { ...settled, activation_offloading: false, optimizer_offload: false },
@@ -119,10 +133,12 @@ export function mostImages(
 	return maxPatches === 0 ? {} : { maxPatches, maxImages };
 }
 
+type Divided = MeshSizes & Pick<AgentTrainingConfig, "zero">;
+
 /** What the ranks divide among them; by itself, as long as memory does not ask for more (`divideToFit`). */
-export function zeroOf({ dp_size: ranks, zero }: Pick<AgentTrainingConfig, "dp_size" | "zero">): 0 | 1 | 2 | 3 {
-	if (ranks === 1) return 0;
-	return zero === "auto" ? 2 : zero;
+export function zeroOf(args: Divided): 0 | 1 | 2 | 3 {
+	if (worldOf(args) === 1) return 0;
+	return args.zero === "auto" ? 2 : args.zero;
 }
 
 const DIVIDED = [
@@ -133,11 +149,13 @@ const DIVIDED = [
 ];
 
 /** A sentence about what the ranks divide, which is `taken`; null: there is one, and nobody has asked. */
-export function zeroText(args: Pick<AgentTrainingConfig, "dp_size" | "zero">, taken: number): string | null {
-	const { dp_size: ranks, zero } = args;
-	if (ranks === 1) return zero === "auto" ? null : "zero has no effect: one rank has nothing to divide";
+export function zeroText(args: Divided, taken: number): string | null {
+	const { zero } = args;
+	const world = worldOf(args);
+	const ranks = dividesModel(args) ? "ranks with the same weights" : `${world} ranks`;
+	if (world === 1) return zero === "auto" ? null : "zero has no effect: one rank has nothing to divide";
 	const why = zero !== "auto" ? "" : taken === 3 ? " (auto: 2 does not fit a rank's share of the memory)" : " (auto)";
-	return `zero ${taken}${why}: ${ranks} ranks divide ${DIVIDED[taken]} among them`;
+	return `zero ${taken}${why}: ${ranks} divide ${DIVIDED[taken]} among them`;
 }
 
 /** Options of the engine. */
@@ -166,10 +184,21 @@ export function engineOptions(args: ResolvedConfig, device: string, size: BatchS
 		...loraOptions(args),
 		...(args.load_in_4bit && { loadIn4bit: true, nestedQuant: args.use_bnb_nested_quant }),
 		// Several ranks always sum so; one on a GPU never does.
-		...((args.dp_size > 1 || (device === "cpu" && args.full_determinism)) && { dataParallel: args.dp_size }),
+		...((worldOf(args) > 1 || (device === "cpu" && args.full_determinism)) && { dataParallel: args.dp_size }),
+		...meshOptions(args),
 		...(zeroOf(args) > 0 && { zero: zeroOf(args) }),
 		...(args.loss_seq_chunk_size !== null && { lossSeqChunkSize: args.loss_seq_chunk_size }),
 		...(args.threads !== null && { threads: args.threads }),
+	};
+}
+
+/** The engine's options of a mesh: what is 1 is left out. */
+export function meshOptions({ tp_size: tp, cp_size: cp, ep_size: ep, pp_size: pp }: MeshSizes): EngineMesh {
+	return {
+		...(tp > 1 && { tpSize: tp }),
+		...(cp > 1 && { cpSize: cp }),
+		...(ep > 1 && { epSize: ep }),
+		...(pp > 1 && { ppSize: pp }),
 	};
 }
 
@@ -192,7 +221,7 @@ export function samplesOfStep(args: AgentTrainingConfig): number {
 	return args.per_device_train_batch_size * microBatchesOfStep(args);
 }
 
-/** Micro-batches of a whole optimizer step, on all ranks. */
+/** Micro-batches of a whole optimizer step, on all ranks. Ranks that divide a model or its tokens compute the same ones together. */
 export function microBatchesOfStep(args: Pick<AgentTrainingConfig, "dp_size" | "gradient_accumulation_steps">): number {
 	return args.dp_size * args.gradient_accumulation_steps;
 }

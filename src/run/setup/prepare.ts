@@ -51,7 +51,7 @@ export interface PrepareInput {
 /** Checks and opens everything. If it throws, nothing of the run is on the disk once `resources` are closed. */
 export async function* prepareRun(input: PrepareInput): AsyncGenerator<TrainEvent, PreparedRun> {
 	const { native, args, resources, ranks } = input;
-	checkRanks(ranks, args.dp_size);
+	checkRanks(ranks, args);
 	// A schedule's arguments can be wrong whatever the length of the run is.
 	scheduleOf(args, 1_000_000);
 	checkHeldOutGiven(args, input.code);

@@ -179,8 +179,8 @@ mod tests {
                         assert!(round.rows() <= capacity);
                         assert_eq!(round.longest, longest);
                         let mut places = vec![None; round.rows()];
-                        for from in 0..counts.len() {
-                            let rows = rounds[from].sends[to].iter().cloned().flatten();
+                        for (from, other) in rounds.iter().enumerate() {
+                            let rows = other.sends[to].iter().cloned().flatten();
                             let into: Vec<usize> = round.receives[from].iter().cloned().flatten().collect();
                             assert_eq!(into.len(), messages(to, from));
                             for (place, row) in into.into_iter().zip(rows) {

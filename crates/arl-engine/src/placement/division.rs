@@ -5,8 +5,7 @@ use std::ops::Range;
 
 use arl_model::{Block, Error, ErrorCode, Mixer, Mlp, ModelConfig, Result, Role, Slice, TensorSpec};
 
-use crate::backend::DeviceKind;
-use crate::mesh::{Axis, Mesh, Place};
+use crate::mesh::{Axis, Place};
 use crate::options::EngineOptions;
 
 impl Place {
@@ -93,17 +92,6 @@ pub(crate) fn check(config: &ModelConfig, options: &EngineOptions) -> Result<()>
         return alone("a vision tower", "set pp_size to 1");
     }
     Ok(())
-}
-
-/// Refuses a mesh on a device whose ranks exchange nothing between blocks.
-pub(crate) fn check_device(mesh: Mesh, kind: DeviceKind) -> Result<()> {
-    if mesh == Mesh::default() || kind == DeviceKind::Cpu {
-        return Ok(());
-    }
-    let Mesh { tp, cp, ep, pp } = mesh;
-    let what =
-        format!("tp_size {tp}, cp_size {cp}, ep_size {ep} and pp_size {pp} are for CPUs: on GPUs all of them are 1");
-    Err(Error::new(ErrorCode::Config, what).hint("divide micro-batches and weights alone: dp_size, with zero 2 or 3"))
 }
 
 /// Refuses a mesh that does not divide heads, columns, experts or layers evenly.

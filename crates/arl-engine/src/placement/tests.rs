@@ -34,7 +34,7 @@ fn parameters_and_gaps_fill_both_arenas_alike_where_all_are_trained() {
         assert_eq!((decayed.weights, decayed.optimizer, decayed.decay), (0, 0, true));
         assert_eq!((others.weights, others.optimizer, others.decay), (decayed.len, decayed.len, false));
         assert_eq!(decayed.len + others.len, placement.weights);
-        for Tensor { spec, param } in &placement.tensors {
+        for Tensor { spec, param, .. } in &placement.tensors {
             assert_eq!(param.trained, Some(param.offset), "{}", spec.name);
             assert_eq!(spec.decay, param.offset < decayed.len, "{}", spec.name);
         }
@@ -77,7 +77,7 @@ fn frozen_parameters_have_no_place_in_the_optimizers_arena() {
         let placement = Placement::new(&config(name), &patterns, false, &alone()).unwrap();
         assert_eq!((placement.weights, placement.lowest_layer), (whole.weights, 1), "{name}");
         let mut covered = vec![0; placement.optimizer];
-        for (Tensor { spec, param }, before) in placement.tensors.iter().zip(&whole.tensors) {
+        for (Tensor { spec, param, .. }, before) in placement.tensors.iter().zip(&whole.tensors) {
             assert_eq!((param.offset, param.len), (before.param.offset, before.param.len), "{}", spec.name);
             let matched =
                 spec.name.contains("embed") || spec.name.contains("layers.0.") || spec.name.contains("o_proj.w");
@@ -97,7 +97,7 @@ fn frozen_parameters_have_no_place_in_the_optimizers_arena() {
         assert!(covered.iter().all(|&count| count == 1), "{name}");
         // A run touches no frozen weight.
         for run in &placement.runs {
-            for Tensor { spec, param } in placement.tensors.iter().filter(|tensor| tensor.param.trained.is_none()) {
+            for Tensor { spec, param, .. } in placement.tensors.iter().filter(|tensor| tensor.param.trained.is_none()) {
                 let apart = param.offset >= run.weights + run.len || param.offset + param.len <= run.weights;
                 assert!(apart, "{name}: an update would touch {}", spec.name);
             }

@@ -11,8 +11,8 @@ use crate::backend::cpu::CpuBackend;
 use crate::backend::{DType, DeviceKind};
 use crate::options::{Adam, EngineOptions, Hyper, Weights};
 use crate::placement::division::tests::models;
-use crate::plan_memory;
 use crate::weights::Kind;
+use crate::{GenerateOptions, plan_memory};
 
 type Cpu = Engine<CpuBackend>;
 
@@ -209,7 +209,8 @@ fn what_a_rank_reserves_and_reads_is_its_part_and_a_difference_is_noticed() {
             |engine| {
                 let options = options(DType::F32, case, engine.ranks.place.rank);
                 assert_eq!(engine.memory(), plan_memory(dir.path(), &options, DeviceKind::Cpu).unwrap());
-                for error in [engine.evaluate(&[]).unwrap_err(), engine.generate(&[], &Default::default()).unwrap_err()]
+                for error in
+                    [engine.evaluate(&[]).unwrap_err(), engine.generate(&[], &GenerateOptions::greedy(1)).unwrap_err()]
                 {
                     assert!(error.message.contains("with tp_size, ep_size or pp_size above 1"), "{error}");
                 }

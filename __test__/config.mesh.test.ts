@@ -1,0 +1,111 @@
+/** Options of a mesh: what is left for data parallelism, and what is refused before anything is opened. */
+import { describe, expect, it } from "vitest";
+import { resolveConfig } from "../src/config/resolve.js";
+import type { AgentTrainingConfigInput } from "../src/config/schema.js";
+import { ArlError } from "../src/errors.js";
+import { resolveForDevice } from "../src/run/setup/options.js";
+import { checkMeshSees } from "../src/run/setup/vision.js";
+
+type Options = Partial<AgentTrainingConfigInput>;
+
+const REQUIRED = { model_name_or_path: "m", output_dir: "o", train_file: "f" };
+
+function resolved(options: Options, world?: number | null) {
+	return resolveConfig([{ origin: "flag", values: Object.entries({ ...REQUIRED, ...options }) }], world);
+}
+
+function refusal(options: Options, world: number | null): ArlError {
+	try {
+		resolved(options, world);
+	} catch (error) {
+		if (error instanceof ArlError) return error;
+	}
+	throw new Error("nothing was refused");
+}
+
+describe("dp_size", () => {
+	it("is what the other sizes leave of the ranks that were started", () => {
+		const left = (world: number | null, options: Options) => resolved(options, world).args.dp_size;
+		expect(left(8, {})).toBe(8);
+		expect(left(8, { tp_size: 2 })).toBe(4);
+		expect(left(12, { tp_size: 2, cp_size: 3, pp_size: 2, ep_size: 6 })).toBe(1);
+		expect(left(8, { ep_size: 4 })).toBe(8);
+		expect(left(8, { dp_size: 4, pp_size: 2 })).toBe(4);
+		// One command starts them.
+		expect(left(1, { nproc_per_node: 4, cp_size: 2 })).toBe(2);
+		// Where nobody knows how many there will be.
+		expect(left(null, { tp_size: 2 })).toBe(1);
+	});
+});
+
+describe("a mesh is refused, with both numbers and what to do,", () => {
+	it.each<[string, number | null, Options, string]>([
+		["for another number of ranks", 4, { dp_size: 3 }, "dp_size is 3, and 4 ranks were started"],
+		["where they are not divided", 4, { tp_size: 3 }, "tp_size 3 makes 3 ranks, and 4 ranks were started"],
+		["where one is alone", 1, { pp_size: 2 }, "pp_size 2 makes 2 ranks, and this process trains alone"],
+		[
+			"where all sizes are given and are others",
+			4,
+			{ dp_size: 2, tp_size: 2, pp_size: 2 },
+			"pp_size 2 x dp_size 2 x tp_size 2 makes 8 ranks, and 4 ranks were started",
+		],
+		[
+			"where experts do not divide a stage",
+			6,
+			{ ep_size: 4, cp_size: 2 },
+			"ep_size 4 (a flag) does not divide the ranks of a stage, dp_size 3 x cp_size 2 x tp_size 1 = 6",
+		],
+		["with zero 0", 2, { tp_size: 2, zero: 0 }, "zero 0 (a flag) contradicts tp_size 2 (a flag)"],
+		["with zero 3", 2, { pp_size: 2, zero: 3 }, "zero 3 (a flag) contradicts pp_size 2 (a flag)"],
+		["with adapters", 2, { pp_size: 2, use_peft: true }, "use_peft true (a flag) contradicts pp_size 2 (a flag)"],
+		[
+			"with an adapter that exists",
+			2,
+			{ tp_size: 2, adapter_name_or_path: "a" },
+			'adapter_name_or_path "a" (a flag) contradicts tp_size 2 (a flag)',
+		],
+		[
+			"with weights in 4 bits",
+			2,
+			{ ep_size: 2, use_peft: true, load_in_4bit: true },
+			"load_in_4bit true (a flag) contradicts ep_size 2 (a flag)",
+		],
+		[
+			"with evaluations",
+			2,
+			{ tp_size: 2, eval_file: ["h.jsonl"], eval_strategy: "epoch" },
+			'eval_file ["h.jsonl"] (a flag) and eval_strategy "epoch" (a flag) contradict tp_size 2 (a flag)',
+		],
+		["with images", 2, { cp_size: 2, images: "train" }, 'images "train" (a flag) contradicts cp_size 2 (a flag)'],
+		[
+			"on GPUs",
+			2,
+			{ cp_size: 2, device: "cuda" },
+			'cp_size 2 (a flag) contradicts device "cuda" (a flag): ranks on GPUs are data-parallel',
+		],
+	])("%s", (_, world, options, message) => {
+		const error = refusal(options, world);
+		expect(error.code).toBe("ARL_CONFIG");
+		expect(error.message).toContain(message);
+		expect(error.message.split("\n").length).toBeLessThanOrEqual(options.load_in_4bit ? 2 : 1);
+		expect(error.hint.length).toBeGreaterThan(20);
+	});
+
+	it("but not where ranks divide tokens alone, nor by a command that trains nothing", () => {
+		const evaluates: Options = { eval_file: ["h.jsonl"], eval_strategy: "epoch", use_peft: true, zero: 0 };
+		expect(resolved({ ...evaluates, cp_size: 2 }, 4).args.dp_size).toBe(2);
+		expect(resolved({ ...evaluates, tp_size: 2, ep_size: 3 }).args.tp_size).toBe(2);
+		expect(resolved({ tp_size: 2, zero: 3, device: "cpu", images: "drop" }, 2).notices).toEqual([]);
+	});
+
+	it("where `auto` turns out to be a GPU, and where rows turn out to have images", () => {
+		const { args } = resolved({ cp_size: 2, ep_size: 2 }, 2);
+		expect(resolveForDevice(args, "cpu").notices).toEqual([]);
+		expect(() => resolveForDevice(args, "cuda:0")).toThrow(
+			"cp_size is 2, and ranks on GPUs (device cuda:0) are data-parallel",
+		);
+		checkMeshSees(args, "error");
+		checkMeshSees(resolved({ ep_size: 2 }, 2).args, "train");
+		expect(() => checkMeshSees(args, "train")).toThrow("images train contradicts cp_size 2");
+	});
+});
