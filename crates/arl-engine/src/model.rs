@@ -145,7 +145,7 @@ impl Model {
             adapters: Adapters::new(&[(placement.adapter(Block::Head, Projection::Head), config.vocab_size)]),
             ..Linear::new(placement.span(Block::Head, Role::LmHead, Role::LmHead).unwrap_or(embedding))
         };
-        let mut blocks = blocks(config, &placement, options.mesh.tp);
+        let mut blocks = blocks(config, &placement, &place);
         blocks.retain(|block| own_layers.contains(&block.layer));
         let layer =
             |l| blocks.partition_point(|block| block.layer < l)..blocks.partition_point(|block| block.layer <= l);

@@ -15,6 +15,7 @@ mod context_parallel;
 mod delta;
 mod engine;
 mod evaluate;
+mod expert_parallel;
 mod fp16;
 mod frozen;
 mod golden;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use arl_comm::{Group, local_groups};
+use arl_comm::local_groups;
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::backend::{DType, DeviceKind};
 use arl_engine::{
@@ -11,33 +11,18 @@ use arl_engine::{
 };
 use arl_model::{ErrorCode, ModelConfig};
 
-use crate::common::ranks::{Cpu, state, uneven_steps};
+use crate::common::ranks::{Cpu, dealt, on_mesh, state, uneven_steps};
 use crate::common::{HYPER, batch, deeper, difference, options};
 
-/// What `work` gives on each rank of `stages` stages of `data` ranks each; it is given the rank's place in its stage.
+/// What `work` gives on each rank of `stages` stages of `data` ranks each.
 fn on_stages<T: Send>(
     dir: &Path,
     base: &EngineOptions,
     [stages, data]: [usize; 2],
     work: impl Fn(&mut Cpu, usize) -> T + Sync,
 ) -> Vec<T> {
-    let run = |rank: usize, group: Box<dyn Group>| {
-        let mesh = Mesh { pp: stages, ..base.mesh };
-        let options = EngineOptions { data_parallel: Some(data), rank, mesh, ..base.clone() };
-        let mut engine = Engine::open(Box::new(CpuBackend::new()), dir, Weights::Random(7), &options).unwrap();
-        engine.join(group).unwrap();
-        work(&mut engine, rank % data)
-    };
-    std::thread::scope(|scope| {
-        let run = &run;
-        let groups = local_groups(stages * data).into_iter().enumerate();
-        let ranks: Vec<_> = groups.map(|(rank, group)| scope.spawn(move || run(rank, group))).collect();
-        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
-    })
-}
-
-fn dealt(step: &[MicroBatch], rank: usize, data: usize) -> Vec<MicroBatch> {
-    step.iter().skip(rank).step_by(data).cloned().collect()
+    let options = EngineOptions { mesh: Mesh { pp: stages, ..base.mesh }, ..base.clone() };
+    on_mesh(&dir.display().to_string(), &options, data, Weights::Random(7), work)
 }
 
 /// Eight steps, three of them uneven, with a micro-batch without targets, and fewer micro-batches than ranks.
@@ -49,7 +34,7 @@ fn steps() -> Vec<Vec<MicroBatch>> {
 /// The figures of eight steps, and what they leave, on every rank.
 fn train(dir: &Path, base: &EngineOptions, mesh: [usize; 2]) -> Vec<(Vec<StepStats>, Vec<u32>)> {
     on_stages(dir, base, mesh, |engine, rank| {
-        let take = |step: Vec<MicroBatch>| engine.step(&dealt(&step, rank, mesh[1]), HYPER).unwrap();
+        let take = |step: Vec<MicroBatch>| engine.step(&dealt(&step, rank, mesh[1], base.mesh), HYPER).unwrap();
         let figures = steps().into_iter().map(take).map(|stats| StepStats { seconds: 0.0, ..stats }).collect();
         (figures, state(engine))
     })
@@ -143,7 +128,7 @@ fn gradients_and_saved_models_have_the_bits_of_one_rank() {
     let read = |mesh: [usize; 2]| {
         let saved = tempfile::tempdir().unwrap();
         let bits = on_stages(dir.path(), &base(DType::F32, Recompute::Norms), mesh, |engine, rank| {
-            let own = dealt(&uneven_steps()[0], rank, mesh[1]);
+            let own = dealt(&uneven_steps()[0], rank, mesh[1], Mesh::default());
             engine.gradients(&own).unwrap();
             let names = engine.tensor_names();
             let values = names.iter().flat_map(|name| engine.read_tensor(name, Kind::Gradients).unwrap());
@@ -171,7 +156,7 @@ fn a_stage_reserves_and_sends_what_is_planned() {
         let mesh = [3, 2];
         let sent = on_stages(dir.path(), &base, mesh, |engine, rank| {
             let batches: Vec<MicroBatch> = (0..4).map(|seed| batch(&[33], seed + 1)).collect();
-            engine.step(&dealt(&batches, rank, mesh[1]), HYPER).unwrap();
+            engine.step(&dealt(&batches, rank, mesh[1], base.mesh), HYPER).unwrap();
             (engine.sent(), engine.memory())
         });
         for (rank, (found, memory)) in sent.into_iter().enumerate() {

@@ -86,11 +86,31 @@ pub(crate) fn exchange<B: Backend + ?Sized>(
     sends: &[Buffer],
     receives: &[Buffer],
 ) -> Result<()> {
-    let sends = sends.iter().map(|buffer| read(backend, *buffer)).collect::<Result<Vec<_>>>()?;
-    let mut received: Vec<Vec<u8>> = receives.iter().map(|buffer| vec![0; buffer.bytes()]).collect();
+    let each = |buffers: &[Buffer]| buffers.iter().map(|&buffer| vec![buffer]).collect::<Vec<_>>();
+    exchange_parts(backend, group, &each(sends), &each(receives))
+}
+
+/// [`exchange`] of several buffers for each rank, one behind the other.
+pub(crate) fn exchange_parts<B: Backend + ?Sized>(
+    backend: &mut B,
+    group: &dyn Group,
+    sends: &[Vec<Buffer>],
+    receives: &[Vec<Buffer>],
+) -> Result<()> {
+    let mut message = |parts: &Vec<Buffer>| -> Result<Vec<u8>> {
+        Ok(parts.iter().map(|part| read(backend, *part)).collect::<Result<Vec<_>>>()?.concat())
+    };
+    let sends = sends.iter().map(&mut message).collect::<Result<Vec<_>>>()?;
+    let bytes = |parts: &Vec<Buffer>| parts.iter().map(|part| part.bytes()).sum::<usize>();
+    let mut received: Vec<Vec<u8>> = receives.iter().map(|parts| vec![0; bytes(parts)]).collect();
     group.exchange(&sends.iter().map(Vec::as_slice).collect::<Vec<_>>(), &mut received)?;
-    for (bytes, buffer) in received.iter().zip(receives) {
-        backend.upload(bytes, *buffer);
+    for (message, parts) in received.iter().zip(receives) {
+        let mut rest = message.as_slice();
+        for part in parts {
+            let (bytes, behind) = rest.split_at(part.bytes());
+            backend.upload(bytes, *part);
+            rest = behind;
+        }
     }
     Ok(())
 }

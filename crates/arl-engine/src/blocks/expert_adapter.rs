@@ -73,7 +73,7 @@ impl ExpertAdapter {
 }
 
 /// A product over the rows of each expert; operands with the lengths of their rows.
-fn product<B: Backend + ?Sized>(
+pub(super) fn product<B: Backend + ?Sized>(
     cx: &mut Context<'_, B>,
     sorted: Sorted,
     layout: Layout,

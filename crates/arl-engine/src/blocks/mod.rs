@@ -9,11 +9,13 @@ mod context;
 mod delta;
 mod embedding_adapter;
 mod expert_adapter;
+mod expert_parallel;
 mod experts;
 pub(crate) mod linear;
 mod low_rank;
 mod magnitude;
 mod mlp;
+mod routes;
 mod shared_expert;
 mod tensor_parallel;
 mod ulysses;
@@ -27,6 +29,7 @@ pub(crate) use embedding_adapter::EmbeddingAdapter;
 pub(crate) use low_rank::{Adapters, LowRankDropout};
 
 use crate::backend::{Backend, Buffer, DType};
+use crate::mesh::Place;
 use crate::options::Recompute;
 use crate::placement::{Param, Placement};
 use cache::{Cached, NewTokens};
@@ -64,8 +67,9 @@ pub(crate) enum Active {
     Experts(Experts, experts::Buffers),
 }
 
-/// The blocks of all layers, in the order of the forward pass. `ranks` divide heads and columns, and the placement has one's.
-pub(crate) fn blocks(config: &ModelConfig, placement: &Placement, ranks: usize) -> Vec<Block> {
+/// The blocks of all layers, in the order of the forward pass. The placement has what the rank at `place` has of heads and columns.
+pub(crate) fn blocks(config: &ModelConfig, placement: &Placement, place: &Place) -> Vec<Block> {
+    let ranks = place.mesh.tp;
     let mut blocks = Vec::with_capacity(2 * config.layers.len());
     for (layer, shape) in config.layers.iter().enumerate() {
         let mut add =
@@ -86,7 +90,7 @@ pub(crate) fn blocks(config: &ModelConfig, placement: &Placement, ranks: usize) 
                 add(model::Block::Mlp(layer), Role::PostAttentionNorm, Kind::Mlp(mlp));
             }
             model::Mlp::Moe(moe) => {
-                let experts = Experts::new(config, placement, layer, moe);
+                let experts = Experts::new(config, placement, place, layer, moe);
                 add(model::Block::Experts(layer), Role::PostAttentionNorm, Kind::Experts(experts));
             }
         }
@@ -120,13 +124,13 @@ impl Block {
         }
     }
 
-    /// Takes its buffers for so many tokens.
-    pub(crate) fn activate(&self, dtype: DType, tokens: usize, take: &mut Take<'_>) -> Active {
+    /// Takes its buffers for so many tokens; `of_all`: of all ranks together that divide experts.
+    pub(crate) fn activate(&self, dtype: DType, tokens: usize, of_all: usize, take: &mut Take<'_>) -> Active {
         match self.kind {
             Kind::Attention(attention) => Active::Attention(attention, attention.buffers(dtype, tokens, take)),
             Kind::Delta(delta) => Active::Delta(delta, delta.buffers(dtype, tokens, take)),
             Kind::Mlp(mlp) => Active::Mlp(mlp, mlp.buffers(dtype, tokens, take)),
-            Kind::Experts(experts) => Active::Experts(experts, experts.buffers(dtype, tokens, take)),
+            Kind::Experts(experts) => Active::Experts(experts, experts.buffers(dtype, tokens, of_all, take)),
         }
     }
 }
@@ -138,7 +142,7 @@ impl Active {
             Active::Attention(attention, at) => attention.compute(cx, at, input, run),
             Active::Delta(delta, at) => delta.compute(cx, at, input, run),
             Active::Mlp(mlp, at) => mlp.compute(cx, at, input, run),
-            Active::Experts(experts, at) => experts.compute(cx, at, input, run, run.balance),
+            Active::Experts(experts, at) => experts.compute(cx, at, input, run),
         }
     }
 
@@ -203,6 +207,27 @@ impl Active {
             Active::Delta(delta, at) => delta.backward(cx, at, input, run, d_x, d_input),
             Active::Mlp(mlp, at) => mlp.backward(cx, at, input, run, d_x, d_input),
             Active::Experts(experts, at) => experts.backward(cx, at, input, run, d_x, d_input),
+        }
+    }
+
+    /// What the forward pass of a rank without tokens does for others'.
+    pub(crate) fn serve<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>) {
+        if let Active::Experts(experts, at) = self {
+            experts.serve(cx, at);
+        }
+    }
+
+    /// What computing again by a rank without tokens does for others'.
+    pub(crate) fn serve_again<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, level: Recompute) {
+        if let Active::Experts(experts, at) = self {
+            experts.serve_again(cx, at, level);
+        }
+    }
+
+    /// What the backward pass of a rank without tokens does for others'.
+    pub(crate) fn serve_backward<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>) {
+        if let Active::Experts(experts, at) = self {
+            experts.serve_backward(cx, at);
         }
     }
 

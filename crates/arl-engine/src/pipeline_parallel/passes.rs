@@ -10,7 +10,7 @@ use crate::blocks::Run;
 use crate::engine::Engine;
 use crate::mesh::Axis;
 use crate::options::Recompute;
-use crate::statistics::Figures;
+use crate::statistics::{Figures, MicroBatchStats};
 use crate::step::Step;
 use crate::token_slice::{Sliced, Slicing};
 
@@ -20,8 +20,8 @@ pub(crate) struct Rounds<'a> {
     pub(crate) own: &'a [MicroBatch],
     /// This rank's slices of them.
     pub(crate) slicing: Slicing,
-    /// Slices of all micro-batches of the step.
-    pub(crate) count: usize,
+    /// Of the slices of all micro-batches of the step.
+    pub(crate) stats: &'a [MicroBatchStats],
     pub(crate) figures: Figures,
     /// Of all targets.
     pub(crate) weight: f64,
@@ -36,7 +36,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         let place = self.model.place;
         let (stages, stage) = (place.size(Axis::Pipeline), place.index(Axis::Pipeline));
         let passing = Passing::take(&mut self.arena, &self.model, rounds.tokens);
-        let count = rounds.count.div_ceil(place.stage());
+        let count = rounds.stats.len().div_ceil(place.stage());
         for action in schedule(stages, stage, count) {
             match action {
                 Action::Forward(round) => self.forward_of(rounds, &passing, round)?,
@@ -78,7 +78,7 @@ impl<B: Backend + ?Sized> Engine<B> {
     ) -> Option<(Run, Figures)> {
         let batch = self.batch_of(rounds, round)?;
         let m = round * self.model.place.stage() + self.model.place.index(Axis::Stage);
-        let own = rounds.figures.of(m, rounds.count);
+        let own = rounds.figures.of(m, rounds.stats.len());
         let mut run = self.begin(batch, keep, own);
         (run.loss_scale, run.first) = (self.gradient_scale, true);
         run.passed = Some(passing.of(&self.model, round, batch.padded().len()));
@@ -87,15 +87,18 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     fn forward_of(&mut self, rounds: &Rounds<'_>, passing: &Passing, round: usize) -> Result<()> {
         let bottom = self.arena.mark();
-        if let Some((run, _)) = self.begin_of(rounds, passing, round, None) {
-            self.parts().forward_alone(&run)?;
-            self.arena.release(bottom);
+        self.begin_round(round, rounds.stats);
+        match self.begin_of(rounds, passing, round, None) {
+            Some((run, _)) => self.parts().forward_alone(&run)?,
+            None => self.serve_forward()?,
         }
+        self.arena.release(bottom);
         Ok(())
     }
 
     fn backward_of(&mut self, rounds: &Rounds<'_>, passing: &Passing, round: usize) -> Result<()> {
         let (bottom, keep) = (self.arena.mark(), Some(self.model.recompute));
+        self.begin_round(round, rounds.stats);
         match self.begin_of(rounds, passing, round, keep).zip(self.batch_of(rounds, round)) {
             Some(((run, own), batch)) => {
                 self.parts().train(&run, rounds.weight)?;

@@ -10,6 +10,7 @@ use crate::backend::comm::Part;
 use crate::backend::{Backend, Buffer};
 use crate::batch::MicroBatch;
 use crate::engine::Engine;
+use crate::mesh::Axis;
 use crate::pipeline_parallel::Rounds;
 use crate::statistics::{MicroBatchStats, Statistics, weight_of};
 use crate::token_slice::{Sliced, Slicing};
@@ -25,8 +26,12 @@ impl<B: Backend + ?Sized> Engine<B> {
     pub(crate) fn accumulate_in_order(&mut self, own: &[MicroBatch], sums: Buffer) -> Result<Statistics> {
         self.check_joined()?;
         let slicing = Slicing::of(&self.model.place);
-        let (own_stats, largest, positions) = self.count(own, slicing)?;
+        let (own_stats, mut largest, positions) = self.count(own, slicing)?;
         let (stats, sequences, seeing) = self.all_stats(own, &own_stats)?;
+        if self.model.place.size(Axis::Expert) > 1 {
+            // Own experts compute the rows of others' tokens.
+            largest.tokens = slicing.count * stats.iter().map(|stats| stats.tokens).max().unwrap_or(0);
+        }
         self.make_room(largest, positions, stats.len() / slicing.count)?;
         self.clear_arena();
         let weight = weight_of(&stats)?;
@@ -41,12 +46,13 @@ impl<B: Backend + ?Sized> Engine<B> {
         self.ranks.begin_together();
         if self.model.place.mesh.pp > 1 {
             let tokens = slicing.own(largest.tokens);
-            self.accumulate_in_stages(&Rounds { own, count: stats.len(), slicing, figures, weight, tokens, sums })?;
+            self.accumulate_in_stages(&Rounds { own, stats: &stats, slicing, figures, weight, tokens, sums })?;
         } else {
             for round in 0..stats.len().div_ceil(self.ranks.size) {
                 let m = round * self.ranks.size + self.ranks.rank;
                 self.ranks.round_sees =
                     seeing.iter().skip(round * self.ranks.size).take(self.ranks.size).any(|sees| *sees);
+                self.begin_round(round, &stats);
                 // A slice without targets takes part where others of its micro-batch have some.
                 match own.get(round).filter(|batch| batch.has_targets()) {
                     Some(batch) => {
@@ -81,6 +87,9 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// Takes part in a round without a micro-batch, with gradients that are zero.
     pub(super) fn take_turns(&mut self) -> Result<()> {
+        if self.model.place.size(Axis::Expert) > 1 {
+            return self.serve_experts();
+        }
         self.model.turns(self.ranks.sees(false)).into_iter().try_for_each(|turn| match turn {
             Turn::Gather(part) => self.ranks.need(&mut *self.backend, &self.model, part),
             Turn::Collect(point) => self.ranks.collect(&mut *self.backend, &self.model, point),

@@ -4,6 +4,7 @@
 //! are added over the ranks that have the same of it. Knows nothing of what moves the bytes.
 
 mod accumulate;
+mod experts;
 mod export;
 mod fingerprint;
 mod gather;
@@ -67,6 +68,8 @@ pub(crate) struct Ranks {
     together: bool,
     /// Any of the round's micro-batches has images.
     round_sees: bool,
+    /// Tokens that the ranks which divide experts have together in the round.
+    pub(crate) round_tokens: usize,
     /// Gathered weights.
     held: Held,
 }
@@ -82,6 +85,7 @@ impl Ranks {
             sent: Traffic::default(),
             together: false,
             round_sees: false,
+            round_tokens: 0,
             held: Held::default(),
         }
     }

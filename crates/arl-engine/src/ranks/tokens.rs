@@ -52,7 +52,7 @@ impl<B: Backend + ?Sized> Context<'_, B> {
     }
 
     /// Counts the bytes that this rank sends; in a dry run it sends none.
-    fn exchanging(&mut self, bytes: usize, call: impl FnOnce(&mut B, &mut Ranks) -> Result<()>) {
+    pub(super) fn exchanging(&mut self, bytes: usize, call: impl FnOnce(&mut B, &mut Ranks) -> Result<()>) {
         let Some(ranks) = self.ranks.as_deref_mut() else {
             *self.planned += bytes as u64;
             return;

@@ -7,6 +7,7 @@ mod backward;
 mod forward;
 mod loss;
 mod offload;
+mod serve;
 #[cfg(test)]
 mod tests;
 
@@ -65,14 +66,14 @@ pub(crate) struct Stages {
 }
 
 impl Stages {
-    /// Adds the blocks of layer `l`.
-    fn add(&mut self, model: &Model, l: usize, tokens: usize, take: &mut Take<'_>) {
+    /// Adds the blocks of layer `l`, for so many tokens; `of_all`: of all ranks together that divide experts.
+    fn add(&mut self, model: &Model, l: usize, tokens: usize, of_all: usize, take: &mut Take<'_>) {
         for block in &model.blocks[model.layers[l].clone()] {
             self.blocks.push(Stage {
                 norm: block.norm,
                 inverse_rms: take(Recompute::Mlp, DType::F32, tokens),
                 input: take(Recompute::Off, model.dtype, tokens * model.shape.hidden),
-                block: block.activate(model.dtype, tokens, take),
+                block: block.activate(model.dtype, tokens, of_all, take),
             });
         }
     }
@@ -125,9 +126,9 @@ impl<B: Backend + ?Sized> Step<'_, B> {
             };
             self.stages.streams.push(place);
         }
-        let (mut unused, mut kept) = (Stages::default(), Vec::new());
+        let (mut unused, mut kept, of_all) = (Stages::default(), Vec::new(), self.tokens_of_all(t));
         for l in 0..model.layers.len() {
-            unused.add(model, l, t, &mut |level, dtype, len| {
+            unused.add(model, l, t, of_all, &mut |level, dtype, len| {
                 if keeps(model, keep, l, level) {
                     kept.push(self.take(Category::Activations, dtype, len));
                 }
@@ -158,6 +159,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
     /// that any one of them needs.
     pub(crate) fn take_scratch(&mut self, run: &Run) {
         let (model, t) = (self.model, run.size().tokens);
+        let of_all = self.tokens_of_all(t);
         let mut stages = std::mem::take(self.stages);
         // A layer's first block reads the stream before the last one of the layer below: what is computed with it is elsewhere.
         let passing = |blocks: &Range<usize>| blocks.clone().filter(|b| !keeps_stream(model, run.keep, *b));
@@ -172,7 +174,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         stages.blocks.clear();
         let kept = std::mem::take(&mut stages.kept);
         for l in 0..model.layers.len() {
-            stages.add(model, l, t, &mut |level, dtype, len| {
+            stages.add(model, l, t, of_all, &mut |level, dtype, len| {
                 if !keeps(model, run.keep, l, level) {
                     return self.take(Category::Workspace, dtype, len);
                 }
@@ -184,6 +186,12 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         }
         self.arena.release(top);
         *self.stages = Stages { kept, ..stages };
+    }
+
+    /// Tokens of all ranks together that divide experts, where this one has `own`; a dry run has them have equally many.
+    fn tokens_of_all(&self, own: usize) -> usize {
+        let ranks = self.model.place.size(Axis::Expert);
+        self.ranks.as_ref().filter(|_| ranks > 1).map_or(ranks * own, |all| all.round_tokens)
     }
 
     /// Takes memory whose contents are of no use.
@@ -268,7 +276,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
     }
 
     /// Adds the gradients that are complete to their sums, where ranks divide these: their place is needed for others.
-    fn collect(&mut self, complete: Complete) -> Result<()> {
+    pub(crate) fn collect(&mut self, complete: Complete) -> Result<()> {
         let Some(ranks) = &mut self.ranks else { return Ok(()) };
         ranks.collect(self.backend, self.model, complete)
     }
