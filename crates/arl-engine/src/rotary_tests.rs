@@ -6,8 +6,9 @@ use arl_model::{ModelConfig, RopeAxes};
 
 use super::*;
 use crate::backend::cpu::CpuBackend;
-use crate::batch::{MicroBatch, Staging};
+use crate::batch::MicroBatch;
 use crate::placement::arena::Arena;
+use crate::staging::Staging;
 
 fn rope(name: &str, axes: Option<RopeAxes>) -> RopeTable {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../__test__/golden").join(name);

@@ -101,14 +101,20 @@ fn with_mesh(base: EngineOptions, data: usize, mesh: Mesh, zero: u8) -> EngineOp
     EngineOptions { data_parallel: Some(data), mesh, zero, ..base }
 }
 
+/// Data-parallel ranks.
+fn data_of(options: &EngineOptions) -> usize {
+    options.data_parallel.unwrap()
+}
+
 fn train(case: &Case, options: &EngineOptions, steps: &[Vec<MicroBatch>]) -> Vec<Outcome> {
-    let (data, slices) = (options.data_parallel.unwrap(), options.mesh.slices());
-    on_mesh(&case.name(), options, data, case.weights, |engine, rank| {
+    let (data, slices) = (data_of(options), options.mesh.slices());
+    on_mesh(&case.name(), options, data_of(options), case.weights, |engine, rank| {
         let dealt = |step: &[MicroBatch]| -> Vec<MicroBatch> {
             step.iter().skip(rank / slices % data).step_by(data).cloned().collect()
         };
         engine.gradients(&dealt(&steps[0])).unwrap();
-        let gradients = engine.tensor_names().iter().map(|name| engine.read_tensor(name, Kind::Gradients).unwrap());
+        let gradients =
+            engine.tensor_names().into_iter().map(|name| engine.read_tensor(&name, Kind::Gradients).unwrap());
         let gradients = gradients.collect();
         let step = |step: &Vec<MicroBatch>| StepStats { seconds: 0.0, ..engine.step(&dealt(step), HYPER).unwrap() };
         let figures = steps.iter().map(step).collect();
@@ -176,7 +182,13 @@ fn numbers_are_those_of_one_rank_and_have_the_same_bits_twice_and_at_every_level
 fn experts_heads_tokens_and_layers_are_divided_at_once() {
     let case = Case::hybrid(4, 2);
     let mesh = |tp, cp, ep, pp| Mesh { tp, cp, ep, pp };
-    let meshes = [(2, mesh(1, 1, 2, 2)), (4, mesh(1, 1, 2, 2))];
+    let meshes = [
+        (1, mesh(1, 2, 2, 1)),
+        (1, mesh(2, 1, 2, 1)),
+        (2, mesh(1, 2, 4, 1)),
+        (2, mesh(2, 1, 2, 1)),
+        (2, mesh(1, 1, 2, 2)),
+    ];
     for (data, mesh) in meshes {
         let base = options(DType::F32, Recompute::Norms, 33);
         let one = alone(&case, &base, &uneven_steps());
@@ -238,7 +250,7 @@ fn a_saved_model_has_the_bytes_of_one_ranks_and_a_state_is_read_by_one_rank() {
         let state_dir = tempfile::tempdir().unwrap();
         let export = |options: &EngineOptions, weights: Weights, steps: usize| {
             let dir = tempfile::tempdir().unwrap();
-            on_mesh(&case.name(), options, options.data_parallel.unwrap(), weights, |engine, rank| {
+            on_mesh(&case.name(), options, data_of(options), weights, |engine, rank| {
                 for seed in 0..steps as u64 {
                     engine.step(&[batch(&[9], 2 * seed + rank as u64)], HYPER).unwrap();
                 }
@@ -271,7 +283,7 @@ fn a_rank_reserves_what_is_planned_and_more_where_another_has_more_tokens() {
             plan_memory(case.dir.path(), &EngineOptions { max_batch, ..base.clone() }, DeviceKind::Cpu).unwrap()
         };
         let step = [batch(&[8], 1), batch(&[20], 2), batch(&[3], 3)];
-        let found = on_mesh(&case.name(), &base, 3, case.weights, |engine, rank| {
+        let found = on_mesh(&case.name(), &base, data_of(&base), case.weights, |engine, rank| {
             let before = engine.memory();
             engine.step(&step[rank..=rank], HYPER).unwrap();
             (before, engine.memory())
@@ -295,7 +307,7 @@ fn a_rank_sends_what_is_planned_for_even_routing() {
         for recompute in LEVELS {
             for (data, size) in [(2, 2), (4, 4)] {
                 let base = with_mesh(options(dtype, recompute, 9), data, ep(size), 2);
-                let sent = on_mesh(&case.name(), &base, data, case.weights, |engine, rank| {
+                let sent = on_mesh(&case.name(), &base, data_of(&base), case.weights, |engine, rank| {
                     for _ in 0..2 {
                         engine.step(&[batch(&[9], 1 + rank as u64)], HYPER).unwrap();
                     }
@@ -317,7 +329,7 @@ fn a_rank_sends_what_is_planned_for_even_routing() {
 fn a_rank_that_leaves_a_step_ends_it_for_the_others() {
     let case = Case::golden("moe-balance");
     let base = with_mesh(options(DType::F32, Recompute::Norms, 33), 2, ep(2), 2);
-    let found = on_mesh(&case.name(), &base, 2, case.weights, |engine, rank| {
+    let found = on_mesh(&case.name(), &base, data_of(&base), case.weights, |engine, rank| {
         engine.interrupt_flag().store(rank == 1, Ordering::Relaxed);
         let error = engine.step(&[batch(&[9], 1)], HYPER).unwrap_err();
         // Its channels close with it.
