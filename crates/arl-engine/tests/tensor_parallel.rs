@@ -3,11 +3,12 @@
 use crate::common;
 use crate::common::ranks;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::backend::{DType, DeviceKind};
-use arl_engine::{Engine, EngineOptions, Kind, Mesh, Recompute, Weights, plan_memory, plan_traffic};
+use arl_engine::{Engine, EngineOptions, Kind, Mesh, MicroBatch, Recompute, Weights, plan_memory, plan_traffic};
 use arl_model::ModelConfig;
 use common::{HYPER, altered, batch, difference, hybrids, options};
 use ranks::{Cpu, dealt, mesh_step, on_mesh, uneven_steps};
@@ -59,38 +60,55 @@ fn models() -> Vec<(&'static str, TempDir)> {
     all
 }
 
-/// The gradients of the first step, by tensors; losses and norms of all steps; and what the weights are then.
+/// Values by tensors' names; none of what is frozen has a gradient.
+type Values = BTreeMap<String, Vec<f32>>;
+
+fn read(engine: &mut Cpu, kind: Kind) -> Values {
+    let names = engine.tensor_names();
+    names.into_iter().map(|name| (name.clone(), engine.read_tensor(&name, kind).unwrap_or_default())).collect()
+}
+
+/// The gradients of the first step; losses and norms of all steps; and what the weights are then.
 #[derive(Clone, PartialEq)]
 struct Outcome {
-    gradients: Vec<(String, Vec<f32>)>,
+    gradients: Values,
     figures: Vec<[f64; 2]>,
-    weights: Vec<f32>,
+    weights: Values,
+}
+
+/// Uneven steps; behind them micro-batches of fewer tokens than ranks.
+fn steps() -> Vec<Vec<MicroBatch>> {
+    uneven_steps().into_iter().chain([vec![batch(&[3], 22), batch(&[2], 23)]]).collect()
 }
 
 fn train(dir: &TempDir, options: &EngineOptions, data: usize) -> Vec<Outcome> {
     on_mesh(&dir.path().display().to_string(), options, data, Weights::Checkpoint, |engine: &mut Cpu, rank| {
-        let steps = uneven_steps();
+        let steps = steps();
         engine.gradients(&dealt(&steps[0], rank, data, options.mesh)).unwrap();
-        let names = engine.tensor_names();
-        let gradients =
-            names.into_iter().map(|name| (name.clone(), engine.read_tensor(&name, Kind::Gradients).unwrap())).collect();
+        let gradients = read(engine, Kind::Gradients);
         let figures = steps.iter().map(|step| mesh_step(engine, step, rank, data, options.mesh));
         let figures = figures.map(|stats| [stats.loss, stats.grad_norm]).collect();
-        Outcome { gradients, figures, weights: common::all(engine, Kind::Weights) }
+        Outcome { gradients, figures, weights: read(engine, Kind::Weights) }
     })
+}
+
+fn joined(values: &Values) -> Vec<f32> {
+    values.values().flatten().copied().collect()
 }
 
 /// The largest relative difference of a loss, a norm or a tensor's gradients; of one that is next to nothing, by all gradients.
 fn worst(found: &Outcome, expected: &Outcome) -> (f64, String) {
     let length = |values: &[f32]| values.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-    let all: Vec<f32> = expected.gradients.iter().flat_map(|(_, values)| values.clone()).collect();
+    let all = joined(&expected.gradients);
+    assert!(found.gradients.keys().eq(expected.gradients.keys()));
     let mut worst = (0.0, String::new());
     let mut note = |value: f64, what: String| {
         if value.is_nan() || value > worst.0 {
             worst = (value, what);
         }
     };
-    for ((name, found), (_, expected)) in found.gradients.iter().zip(&expected.gradients) {
+    for ((name, found), expected) in found.gradients.iter().zip(expected.gradients.values()) {
+        assert_eq!(found.len(), expected.len(), "{name}");
         let apart: Vec<f32> = found.iter().zip(expected).map(|(a, b)| a - b).collect();
         note(length(&apart) / length(expected).max(1e-3 * length(&all)), name.clone());
     }
@@ -106,17 +124,20 @@ fn worst(found: &Outcome, expected: &Outcome) -> (f64, String) {
 fn losses_norms_and_gradients_are_those_of_one_rank() {
     for (name, dir) in models() {
         // In 16 bits what is gathered was rounded where one rank rounds too, and sums are rounded once.
-        for (dtype, bound) in [(DType::F32, 1e-5), (DType::Bf16, 2e-2)] {
+        for (dtype, bound) in [(DType::F32, 1e-5), (DType::Bf16, 5e-3)] {
             let base = EngineOptions { zero: 2, ..options(dtype, Recompute::Norms, 33) };
             let one = train(&dir, &base, 1).remove(0);
             let four = (dtype == DType::F32).then_some((1, tensor(4, 1)));
-            for (data, mesh) in [(1, tensor(2, 1)), (2, tensor(2, 1)), (1, tensor(2, 2))].into_iter().chain(four) {
+            // The other one has one layer.
+            let stages = (name != "qwen2-window").then_some((1, Mesh { pp: 2, ..tensor(2, 1) }));
+            for (data, mesh) in
+                [(1, tensor(2, 1)), (2, tensor(2, 1)), (1, tensor(2, 2))].into_iter().chain(four).chain(stages)
+            {
                 let ranks = train(&dir, &EngineOptions { mesh, ..base.clone() }, data);
                 assert!(ranks.iter().all(|rank| *rank == ranks[0]), "{name} {dtype:?} {mesh:?}: ranks differ");
                 let (apart, what) = worst(&ranks[0], &one);
-                println!("{name} {dtype:?} dp {data} tp {} cp {}: {what} {apart:e}", mesh.tp, mesh.cp);
                 assert!(apart < bound, "{name} {dtype:?} {data} x {mesh:?}: {what} is {apart:e} apart");
-                let weights = difference(&ranks[0].weights, &one.weights);
+                let weights = difference(&joined(&ranks[0].weights), &joined(&one.weights));
                 assert!(weights < 10.0 * bound, "{name} {dtype:?} {mesh:?}: weights are {weights:e} apart");
             }
         }
@@ -133,11 +154,33 @@ fn every_level_of_recomputation_and_each_way_of_dividing_moments_gives_the_same_
             };
             let first = run(Recompute::Norms, 2);
             assert!(run(Recompute::Norms, 2) == first, "{name} {dtype:?}: twice");
-            for (recompute, zero) in [(Recompute::Off, 2), (Recompute::Mlp, 2), (Recompute::Block, 1)] {
+            for (recompute, zero) in [(Recompute::Off, 2), (Recompute::Mlp, 3), (Recompute::Block, 1)] {
                 assert!(run(recompute, zero) == first, "{name} {dtype:?} {recompute:?}, zero {zero}");
             }
+            let offloaded = EngineOptions {
+                zero: 2,
+                mesh: tensor(2, 1),
+                optimizer_offload: true,
+                activation_offloading: true,
+                ..options(dtype, Recompute::Block, 33)
+            };
+            assert!(train(&dir, &offloaded, 1).remove(0) == first, "{name} {dtype:?}: offloaded");
         }
     }
+}
+
+/// Products whose weights are frozen, and a backward pass that ends before the lowest trained block's input.
+#[test]
+fn what_is_frozen_ends_the_backward_pass_on_every_rank() {
+    let (_, dir) = models().swap_remove(0);
+    let frozen = ["*embed*", "model.layers.0.*", "model.layers.1.input_layernorm*", "*.o_proj.*", "*.k_norm.*"];
+    let frozen = frozen.map(str::to_owned).to_vec();
+    let base = EngineOptions { zero: 2, frozen, ..options(DType::F32, Recompute::Norms, 33) };
+    let one = train(&dir, &base, 1).remove(0);
+    let two = train(&dir, &EngineOptions { mesh: tensor(2, 1), ..base }, 1).remove(0);
+    let (apart, what) = worst(&two, &one);
+    assert!(one.gradients["model.layers.0.mlp.up_proj.weight"].is_empty());
+    assert!(apart < 1e-5, "{what} is {apart:e} apart");
 }
 
 #[test]
