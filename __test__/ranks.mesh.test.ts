@@ -19,7 +19,7 @@ const config = JSON.parse(readFileSync(join(place.model, "config.json"), "utf8")
 const heads = { num_attention_heads: 4, num_key_value_heads: 2 };
 const experts = { num_experts: 4, num_experts_per_tok: 2, moe_intermediate_size: 16, norm_topk_prob: true };
 const sparse = { decoder_sparse_step: 1, mlp_only_layers: [0], router_aux_loss_coef: 0.01, output_router_logits: true };
-const kind = { model_type: "qwen3_moe", architectures: ["Qwen3MoeForCausalLM"] };
+const kind = { model_type: "qwen3_moe", architectures: ["Qwen3MoeForCausalLM"], dtype: "float32" };
 writeFileSync(
 	join(place.model, "config.json"),
 	JSON.stringify({ ...config, ...heads, ...experts, ...sparse, ...kind }),
