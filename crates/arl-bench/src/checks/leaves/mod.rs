@@ -58,6 +58,7 @@ pub(crate) const LEAVES: &[Leaf] = leaves![
     rows::swiglu_backward,
     rows::gather_rows,
     rows::scatter_rows,
+    rows::copy_columns,
     training::cross_entropy,
     products::dot,
     training::guard,

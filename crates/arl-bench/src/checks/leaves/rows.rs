@@ -1,6 +1,6 @@
 //! Zero, copy, weights in 4 bits, add, scale; rows by index; the gated activation.
 
-use arl_engine::backend::{DType, Dropout, Nf4Nested, Nf4Weights};
+use arl_engine::backend::{DType, Dropout, Nf4Nested, Nf4Weights, Rows};
 use arl_model::{NF4_BLOCK, NF4_NESTED_BLOCK, nf4_scale_values};
 
 use super::super::draw::TOKENS;
@@ -121,6 +121,16 @@ pub(super) fn scatter_rows(mut s: Scene) -> Trial {
     let before = s.random(rows * width);
     let out = s.updated_exactly("out", before);
     s.trial(format!("{count} of {rows} rows of {width}"), move |backend| backend.scatter_rows(x, places, width, out))
+}
+
+pub(super) fn copy_columns(mut s: Scene) -> Trial {
+    let (rows, width, _) = table(&mut s);
+    let (columns, stride) = (s.draw.between(1, width), width + s.draw.below(9));
+    let source = Rows { buffer: s.anywhere(rows * width), stride: width };
+    let before = s.random(rows * stride);
+    let target = Rows { buffer: s.updated_exactly("out", before), stride };
+    let what = format!("{columns} columns of {rows} rows of {width}");
+    s.trial(what, move |backend| backend.copy_columns(source, target, rows, columns))
 }
 
 /// Rows and columns of what SwiGLU gives.
