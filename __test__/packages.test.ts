@@ -133,6 +133,19 @@ describe("what a shared object asks of a system", () => {
 		]);
 	});
 
+	it("is refused where it asks for NVIDIA's libraries, but in the CUDA package, which opens them first", (context) => {
+		const file = join(root, CUDA.file);
+		if (!existsSync(file)) {
+			skipped("the libraries that the CUDA addon asks for", "`npm run build:cuda` builds it");
+			return context.skip();
+		}
+		const [own] = PLATFORMS;
+		expect([faultsOf(file, CUDA), own && faultsOf(file, own)]).toEqual([
+			[],
+			[expect.stringMatching(/^it needs .*libcublas\.so\.\d+.*, which users may not have$/)],
+		]);
+	});
+
 	it("compares versions by their parts, and refuses what is no such file", () => {
 		expect([
 			isNewer("2.28", "2.3.4"),
