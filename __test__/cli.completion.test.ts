@@ -138,12 +138,12 @@ describe("arl completion", () => {
 		for line in "arl tra" "arl mongo " "arl train --train_file ro" "arl train '\\$(touch evaluated)' --optimizer"
 			complete -C $line
 		end`;
-	it.each([
+	it.for([
 		["zsh", ["-f", "-c", ZSH]],
 		["fish", ["--no-config", "-c", FISH]],
 	] as const)(
-		"completes in a real %s, and evaluates nothing that was typed",
-		async (shell, args, context) => {
+		"completes in a real $0, and evaluates nothing that was typed",
+		async ([shell, args], context) => {
 			if (spawnSync(shell, ["--version"]).error !== undefined) {
 				process.stderr.write(`SKIPPED: completion in ${shell}: it is not on the path\n`);
 				return context.skip();

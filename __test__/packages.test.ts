@@ -38,12 +38,12 @@ describe("the packages of the platforms", () => {
 			"darwin-arm64",
 			"win32-x64-msvc",
 		]);
-		const zig = PLATFORMS.flatMap(({ zig }) => zig ?? []);
-		expect(zig).toEqual([
+		expect(PLATFORMS.map(({ zig }) => zig)).toEqual([
 			"x86_64-unknown-linux-gnu.2.17",
 			"x86_64-unknown-linux-musl",
 			"aarch64-unknown-linux-gnu.2.17",
 			"aarch64-apple-darwin",
+			"x86_64-pc-windows-gnu",
 		]);
 	});
 

@@ -10,7 +10,7 @@ import { requirementsOf as readPe } from "./pe.mjs";
 import { CUDA, MACOS } from "./platforms.mjs";
 
 /** What Node calls when it loads an addon. */
-const ENTRY = "napi_register_module_v1";
+export const ENTRY = "napi_register_module_v1";
 
 const GLIBC_PARTS = /^(lib(c|m|pthread|dl|rt|util|gcc_s)\.so\.\d+|ld-linux-[\w-]+\.so\.\d+)$/;
 
