@@ -1,6 +1,6 @@
-/** Completion: what is offered where, from the table of commands, and in a real bash. */
+/** Completion: what is offered where, from the table of commands, and in real shells. */
 import { spawnSync } from "node:child_process";
-import { chmodSync, mkdirSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdirSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { main } from "../src/cli/commands.js";
@@ -66,6 +66,17 @@ describe("completion offers", () => {
 	});
 });
 
+/** A folder with the program `arl`. */
+function programFolder(): string {
+	const bin = join(folder, "bin");
+	mkdirSync(bin, { recursive: true });
+	const program = join(bin, "arl");
+	const main = join(root, "dist", "cli", "main.js");
+	writeFileSync(program, `#!/bin/sh\nexec ${JSON.stringify(process.execPath)} ${JSON.stringify(main)} "$@"\n`);
+	chmodSync(program, 0o755);
+	return bin;
+}
+
 describe("arl completion", () => {
 	it("prints a script for each shell, and refuses others by name", async () => {
 		for (const shell of ["bash", "zsh", "fish", "powershell"]) {
@@ -81,14 +92,6 @@ describe("arl completion", () => {
 	it.runIf(bash)(
 		"completes in a real bash, twice sourced, and evaluates nothing that was typed",
 		async () => {
-			const bin = join(folder, "bin");
-			mkdirSync(bin);
-			const program = join(bin, "arl");
-			writeFileSync(
-				program,
-				`#!/bin/sh\nexec ${JSON.stringify(process.execPath)} ${JSON.stringify(join(root, "dist", "cli", "main.js"))} "$@"\n`,
-			);
-			chmodSync(program, 0o755);
 			writeFileSync(join(folder, "rows one.jsonl"), "");
 			await main(["completion", "bash"]);
 			writeFileSync(join(folder, "completion.bash"), output.stdout);
@@ -107,7 +110,7 @@ describe("arl completion", () => {
 				"ls evaluated 2>/dev/null",
 			];
 			writeFileSync(join(folder, "try.bash"), lines.join("\n"));
-			const env = { ...process.env, PATH: `${bin}:${process.env.PATH}` };
+			const env = { ...process.env, PATH: `${programFolder()}:${process.env.PATH}` };
 			const { stdout, stderr } = spawnSync("bash", ["try.bash"], { cwd: folder, env, encoding: "utf8" });
 			expect(stderr).toBe("");
 			const optim = OPTION_NAMES.filter((name) => name.startsWith("optim")).map((name) => `--${name}`);
@@ -122,6 +125,47 @@ describe("arl completion", () => {
 				"rows one.jsonl|",
 				`${optim.join("|")}|`,
 			]);
+		},
+		60_000,
+	);
+
+	// What zsh's own functions would show, without a terminal.
+	const ZSH = `compdef() { :; }; _describe() { print -rl -- "\${(@P)2}"; }; _files() { print -rl -- *(.) }
+		source ./completion.zsh; source ./completion.zsh
+		try() { words=("$@"); CURRENT=$#; _arl; }
+		try arl tra; try arl mongo ""; try arl train --train_file ro; try arl train '$(touch evaluated)' --optimizer`;
+	const FISH = `source completion.fish; source completion.fish
+		for line in "arl tra" "arl mongo " "arl train --train_file ro" "arl train '\\$(touch evaluated)' --optimizer"
+			complete -C $line
+		end`;
+	it.for([
+		["zsh", ["-f", "-c", ZSH]],
+		["fish", ["--no-config", "-c", FISH]],
+	] as const)(
+		"completes in a real $0, and evaluates nothing that was typed",
+		async ([shell, args], context) => {
+			if (spawnSync(shell, ["--version"]).error !== undefined) {
+				process.stderr.write(`SKIPPED: completion in ${shell}: it is not on the path\n`);
+				return context.skip();
+			}
+			const place = join(folder, shell);
+			mkdirSync(place);
+			writeFileSync(join(place, "rows one.jsonl"), "");
+			await main(["completion", shell]);
+			writeFileSync(join(place, `completion.${shell}`), output.stdout);
+			const env = { ...process.env, HOME: place, PATH: `${programFolder()}:${process.env.PATH}` };
+			const { stdout, stderr } = spawnSync(shell, args, { cwd: place, env, encoding: "utf8" });
+			expect(stderr).toBe("");
+			const names = stdout.split("\n").map((line) => line.split(/\t|:/)[0]);
+			expect(names.filter((name) => name !== "" && name !== "completion.zsh").sort()).toEqual([
+				"--optimizer_offload",
+				"export",
+				"import",
+				"rows one.jsonl",
+				"status",
+				"train",
+			]);
+			expect(readdirSync(place)).not.toContain("evaluated");
 		},
 		60_000,
 	);

@@ -48,13 +48,15 @@ const CRASHES = "#include <stdlib.h>\n__attribute__((constructor)) static void c
 
 describe.runIf(cudaSystem)("arl doctor", () => {
 	it("says that a machine without a driver runs on the CPU, and that this is no failure", async (context) => {
-		const { code, found } = await doctor([]);
+		const { code, found } = await doctor([], { ARL_CUDA_ADDON: "/packages/cuda.node" });
 		if (found("cuda driver")) return skip(context, "a machine without a driver: this one has one");
 		expect(found("cuda")).toEqual({
 			name: "cuda",
 			value: "no NVIDIA driver (libcuda.so.1): runs on the CPU",
 			ok: true,
 		});
+		// Who has installed it sees that it is found.
+		expect(found("cuda addon")?.value).toBe("/packages/cuda.node");
 		expect(code).toBe(0);
 	});
 

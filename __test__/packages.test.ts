@@ -38,12 +38,12 @@ describe("the packages of the platforms", () => {
 			"darwin-arm64",
 			"win32-x64-msvc",
 		]);
-		const zig = PLATFORMS.flatMap(({ zig }) => zig ?? []);
-		expect(zig).toEqual([
+		expect(PLATFORMS.map(({ zig }) => zig)).toEqual([
 			"x86_64-unknown-linux-gnu.2.17",
 			"x86_64-unknown-linux-musl",
 			"aarch64-unknown-linux-gnu.2.17",
 			"aarch64-apple-darwin",
+			"x86_64-pc-windows-gnu",
 		]);
 	});
 
@@ -130,6 +130,19 @@ describe("what a shared object asks of a system", () => {
 			"it is for x64, not arm64",
 			"it is not for darwin-arm64: no 64-bit little-endian Mach-O file",
 			"it is not for win32-x64-msvc: no 64-bit PE file",
+		]);
+	});
+
+	it("is refused where it asks for NVIDIA's libraries, but in the CUDA package, which opens them first", (context) => {
+		const file = join(root, CUDA.file);
+		if (!existsSync(file)) {
+			skipped("the libraries that the CUDA addon asks for", "`npm run build:cuda` builds it");
+			return context.skip();
+		}
+		const [own] = PLATFORMS;
+		expect([faultsOf(file, CUDA), own && faultsOf(file, own)]).toEqual([
+			[],
+			[expect.stringMatching(/^it needs .*libcublas\.so\.\d+.*, which users may not have$/)],
 		]);
 	});
 

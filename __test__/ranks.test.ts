@@ -376,6 +376,7 @@ describe("what a run of several ranks needs", () => {
 			throw new ArlError("ARL_DEVICE", "no core");
 		};
 		expect(ranksFindings(noCore, {})).toHaveLength(3);
+		expect(ranksFindings(noCore, {}, "win32").map(({ name }) => name)).toEqual(["ranks"]);
 		expect(launcher?.value).toMatch(/^Open MPI: rank 1 of 2, 1 of 2 on this host; MPI library .*libmpi/);
 		expect(mpirun).toMatchObject({ ok: true, hint: expect.stringContaining("apt-get install openmpi-bin") });
 		expect(ranksFindings(none, env)[0]).toMatchObject({ ok: false });

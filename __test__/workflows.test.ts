@@ -45,7 +45,7 @@ describe("a workflow", () => {
 
 	it("runs scripts of package.json and files that are there", () => {
 		const scripts = lines.flatMap((line) => /\bnpm (?:run )?([a-z][\w:-]*)/.exec(line)?.[1] ?? []);
-		expect(scripts.length).toBeGreaterThan(4);
+		expect(scripts).toEqual(expect.arrayContaining(["test", "test:packages", "docs:build", "pack", "build:cuda"]));
 		expect(scripts.filter((name) => manifest.scripts[name] === undefined)).toEqual([]);
 		const named = lines.flatMap((line) => [...line.matchAll(/scripts\/[\w./-]+/g)].map(([path]) => path));
 		expect(named.length).toBeGreaterThan(1);

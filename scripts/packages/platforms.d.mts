@@ -6,8 +6,8 @@ export interface Platform {
 	platform: NodeJS.Platform;
 	arch: string;
 	abi: string | null;
-	/** The target as zig names it; null: zig does not build it. */
-	zig: string | null;
+	/** The target as zig names it. */
+	zig: string;
 	package: string;
 	file: string;
 }

@@ -25,11 +25,11 @@ export const MOST_CUDA_BYTES = 60_000_000;
 
 /**
  * One package for each platform. `id`: the last part of its name and its file's; `zig`: the target by which zig builds it
- * on any Linux machine, null where only a machine of that platform can: Microsoft's libraries are not zig's to give.
+ * on any Linux machine. Microsoft's libraries are not zig's to give: for Windows it has MinGW's in their place.
  */
 export const PLATFORMS = manifest.napi.targets.map((triple) => {
 	const { platformArchABI: id, platform, arch, abi } = parseTriple(triple);
-	const zig = platform === "win32" ? null : abi === "gnu" ? `${triple}.${GLIBC}` : triple;
+	const zig = platform === "win32" ? triple.replace(/msvc$/, "gnu") : abi === "gnu" ? `${triple}.${GLIBC}` : triple;
 	return {
 		id,
 		triple,

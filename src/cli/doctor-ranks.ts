@@ -9,7 +9,13 @@ import type { Finding } from "./doctor-cuda.js";
 type Environment = Readonly<Record<string, string | undefined>>;
 
 /** All findings. None is needed for one rank, so that none counts as missing unless the environment contradicts itself. */
-export function ranksFindings(core: () => Native, env: Environment = process.env): Finding[] {
+export function ranksFindings(
+	core: () => Native,
+	env: Environment = process.env,
+	system: NodeJS.Platform = process.platform,
+): Finding[] {
+	// No program that could be installed would help there.
+	if (system === "win32") return [{ name: "ranks", value: "one: several need Linux or macOS (or WSL)", ok: true }];
 	return [launcherFinding(env), mpirunFinding(env), torchrunFinding(env), ...ncclFindings(core)];
 }
 

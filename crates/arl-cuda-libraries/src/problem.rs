@@ -156,7 +156,8 @@ pub fn not_working(message: &str) -> Problem {
 /// A system that has no CUDA, or for which no addon with it is made.
 pub fn other_system() -> Problem {
     let (system, processor) = (std::env::consts::OS, std::env::consts::ARCH);
-    let message = format!("CUDA is supported on Linux x64 with glibc; this is {system} on {processor}");
+    let library = if cfg!(target_env = "musl") { " with musl" } else { "" };
+    let message = format!("CUDA is supported on Linux x64 with glibc; this is {system}{library} on {processor}");
     problem(ProblemKind::System, message, "Use the CPU.")
 }
 
