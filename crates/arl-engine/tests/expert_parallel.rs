@@ -14,7 +14,7 @@ use arl_engine::{
     plan_traffic,
 };
 use arl_model::{ErrorCode, ModelConfig};
-use common::ranks::{on_mesh, state, uneven_steps};
+use common::ranks::{Cpu, on_mesh, uneven_steps};
 use common::{HYPER, batch, difference, model, options};
 use serde_json::json;
 use tempfile::TempDir;
@@ -106,6 +106,24 @@ fn data_of(options: &EngineOptions) -> usize {
     options.data_parallel.unwrap()
 }
 
+/// In an order that every mesh has.
+fn sorted_names(engine: &mut Cpu) -> Vec<String> {
+    let mut names = engine.tensor_names();
+    names.sort();
+    names
+}
+
+/// Weights and moments, in bits. All ranks call it.
+fn state(engine: &mut Cpu, names: &[String]) -> Vec<u32> {
+    let mut bits = Vec::new();
+    for name in names {
+        for kind in [Kind::Weights, Kind::Moment1, Kind::Moment2] {
+            bits.extend(engine.read_tensor(name, kind).unwrap_or_default().into_iter().map(f32::to_bits));
+        }
+    }
+    bits
+}
+
 fn train(case: &Case, options: &EngineOptions, steps: &[Vec<MicroBatch>]) -> Vec<Outcome> {
     let (data, slices) = (data_of(options), options.mesh.slices());
     on_mesh(&case.name(), options, data_of(options), case.weights, |engine, rank| {
@@ -113,12 +131,11 @@ fn train(case: &Case, options: &EngineOptions, steps: &[Vec<MicroBatch>]) -> Vec
             step.iter().skip(rank / slices % data).step_by(data).cloned().collect()
         };
         engine.gradients(&dealt(&steps[0])).unwrap();
-        let gradients =
-            engine.tensor_names().into_iter().map(|name| engine.read_tensor(&name, Kind::Gradients).unwrap());
-        let gradients = gradients.collect();
+        let names = sorted_names(engine);
+        let gradients = names.iter().map(|name| engine.read_tensor(name, Kind::Gradients).unwrap()).collect();
         let step = |step: &Vec<MicroBatch>| StepStats { seconds: 0.0, ..engine.step(&dealt(step), HYPER).unwrap() };
         let figures = steps.iter().map(step).collect();
-        Outcome { figures, gradients, state: state(engine) }
+        Outcome { figures, gradients, state: state(engine, &names) }
     })
 }
 
