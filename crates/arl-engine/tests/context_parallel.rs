@@ -279,7 +279,8 @@ fn rank_0_evaluates_and_generates_as_one_rank_does() {
 #[test]
 fn what_context_parallelism_cannot_divide_is_refused_by_name() {
     let refused = |dir: &std::path::Path, mesh, kind| {
-        let options = EngineOptions { data_parallel: Some(1), mesh, ..options(DType::F32, Recompute::Norms, 33) };
+        let base = options(DType::F32, Recompute::Norms, 33);
+        let options = EngineOptions { data_parallel: Some(1), mesh, zero: 2, ..base };
         let error = plan_memory(dir, &options, kind).unwrap_err();
         assert_eq!(error.code, ErrorCode::Config);
         assert!(!error.hint.is_empty());

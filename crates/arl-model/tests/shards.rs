@@ -23,6 +23,7 @@ fn hybrid() -> Vec<TensorSpec> {
     let hybrid = json!({
         "model_type": "qwen3_next", "linear_num_key_heads": 4, "linear_num_value_heads": 8, "linear_key_head_dim": 6,
         "linear_value_head_dim": 10, "shared_expert_intermediate_size": 8, "num_hidden_layers": 4, "attention_bias": false,
+        "partial_rotary_factor": 0.5,
     });
     table(&hybrid, true)
 }
