@@ -138,12 +138,12 @@ describe("arl completion", () => {
 		for line in "arl tra" "arl mongo " "arl train --train_file ro" "arl train '\\$(touch evaluated)' --optimizer"
 			complete -C $line
 		end`;
-	it.for([
+	const shells: [string, string[]][] = [
 		["zsh", ["-f", "-c", ZSH]],
 		["fish", ["--no-config", "-c", FISH]],
-	] as const)(
-		"completes in a real $0, and evaluates nothing that was typed",
-		async ([shell, args], context) => {
+	];
+	for (const [shell, args] of shells) {
+		it(`completes in a real ${shell}, and evaluates nothing that was typed`, async (context) => {
 			if (spawnSync(shell, ["--version"]).error !== undefined) {
 				process.stderr.write(`SKIPPED: completion in ${shell}: it is not on the path\n`);
 				return context.skip();
@@ -166,7 +166,6 @@ describe("arl completion", () => {
 				"train",
 			]);
 			expect(readdirSync(place)).not.toContain("evaluated");
-		},
-		60_000,
-	);
+		}, 60_000);
+	}
 });

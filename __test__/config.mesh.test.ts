@@ -3,6 +3,8 @@ import { describe, expect, it } from "vitest";
 import { resolveConfig } from "../src/config/resolve.js";
 import type { AgentTrainingConfigInput } from "../src/config/schema.js";
 import { ArlError } from "../src/errors.js";
+import type { EngineOptions, MemoryPlan } from "../src/native.js";
+import { ofEveryStage } from "../src/run/setup/memory.js";
 import { resolveForDevice } from "../src/run/setup/options.js";
 import { checkMeshSees } from "../src/run/setup/vision.js";
 
@@ -107,5 +109,18 @@ describe("a mesh is refused, with both numbers and what to do,", () => {
 		checkMeshSees(args, "error");
 		checkMeshSees(resolved({ ep_size: 2 }, 2).args, "train");
 		expect(() => checkMeshSees(args, "train")).toThrow("images train contradicts cp_size 2");
+	});
+});
+
+describe("memory", () => {
+	it("is that of the stage that needs most", () => {
+		const asked: (number | undefined)[] = [];
+		const plan = ofEveryStage(({ rank }) => {
+			asked.push(rank);
+			return { totalBytes: rank === 6 ? 9 : 5 } as MemoryPlan;
+		});
+		const options = { dataParallel: 1, tpSize: 2, cpSize: 3, ppSize: 3 } as EngineOptions;
+		expect([plan(options).totalBytes, asked]).toEqual([9, [0, 6, 12]]);
+		expect([plan({ ...options, ppSize: 1 }).totalBytes, asked.length]).toEqual([5, 4]);
 	});
 });

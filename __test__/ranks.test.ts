@@ -12,7 +12,7 @@ import { checkShared, deviceOfRank } from "../src/ranks/gpus.js";
 import { Hub } from "../src/ranks/hub.js";
 import { checkDevice, checkRanks } from "../src/ranks/ranks.js";
 import { Worker } from "../src/ranks/worker.js";
-import { divideToFit, ofEveryStage } from "../src/run/setup/memory.js";
+import { divideToFit } from "../src/run/setup/memory.js";
 import { zeroOf, zeroText } from "../src/run/setup/options.js";
 import { errorOf } from "./support/folder.js";
 import { root } from "./support/real.js";
@@ -348,17 +348,6 @@ describe("what a run of several ranks needs", () => {
 		const cut = (mesh: Partial<EngineOptions>) =>
 			divideToFit({ zero: 2, ...mesh } as EngineOptions, "auto", plan, 99).zero;
 		expect([cut({ tpSize: 2 }), cut({ epSize: 2 }), cut({ ppSize: 2 }), cut({ cpSize: 2 })]).toEqual([2, 2, 2, 3]);
-	});
-
-	it("is the memory of the stage that needs most", () => {
-		const asked: (number | undefined)[] = [];
-		const plan = ofEveryStage(({ rank }) => {
-			asked.push(rank);
-			return { totalBytes: rank === 6 ? 9 : 5 } as MemoryPlan;
-		});
-		const options = { dataParallel: 1, tpSize: 2, cpSize: 3, ppSize: 3 } as EngineOptions;
-		expect([plan(options).totalBytes, asked]).toEqual([9, [0, 6, 12]]);
-		expect([plan({ ...options, ppSize: 1 }).totalBytes, asked.length]).toEqual([5, 4]);
 	});
 
 	it("is what arl doctor shows", () => {

@@ -1,7 +1,8 @@
-//! Which parts of a model an engine has, and which of them it trains.
+//! Which parts of a model an engine has, which of them it trains, and which ranks divide.
 
 use std::path::PathBuf;
 
+use arl_engine::Mesh;
 use arl_model::{Error, ErrorCode, FreezePart, ModelConfig, Result, freeze_patterns};
 
 use crate::values::EngineOptions;
@@ -24,4 +25,10 @@ pub(crate) fn frozen(options: &EngineOptions) -> Result<Vec<String>> {
 pub(crate) fn config(options: &EngineOptions) -> Result<ModelConfig> {
     let config = ModelConfig::from_dir(&PathBuf::from(&options.model_dir))?;
     Ok(if options.vision.unwrap_or(false) { config } else { config.text_alone() })
+}
+
+/// How ranks divide a model and its tokens.
+pub(crate) fn mesh(options: &EngineOptions) -> Mesh {
+    let size = |given: Option<u32>| given.map_or(1, |ranks| ranks as usize);
+    Mesh { tp: size(options.tp_size), cp: size(options.cp_size), ep: size(options.ep_size), pp: size(options.pp_size) }
 }

@@ -2,7 +2,7 @@
 
 use arl_cuda_libraries::places::{Machine, cache_folder};
 use arl_engine::backend::DType;
-use arl_engine::{Adam, AttentionChoice, BatchSize, GenerateSize, Hyper, LossScaling, Mesh, Nf4Options, Recompute};
+use arl_engine::{Adam, AttentionChoice, BatchSize, GenerateSize, Hyper, LossScaling, Nf4Options, Recompute};
 use arl_model::{Error, ErrorCode, Result};
 use napi_derive::napi;
 
@@ -329,10 +329,7 @@ pub(crate) fn core_options(options: &EngineOptions) -> Result<arl_engine::Engine
         vision: options.vision.unwrap_or(false),
         frozen: frozen(options)?,
         lora: lora_options(options)?,
-        load_in_4bit: options
-            .load_in_4bit
-            .unwrap_or(false)
-            .then(|| Nf4Options { nested: options.nested_quant.unwrap_or(false) }),
+        load_in_4bit: nf4(options),
         attention: attention(options.attention.as_deref())?,
         matmul_autotune: options.matmul_autotune.unwrap_or(true),
         matmul_cache: cache_folder(&Machine).map(|folder| folder.join("algorithms")),
@@ -345,14 +342,13 @@ pub(crate) fn core_options(options: &EngineOptions) -> Result<arl_engine::Engine
         inference_only: options.inference_only.unwrap_or(false),
         data_parallel: options.data_parallel.map(|ranks| ranks as usize),
         zero: u8::try_from(options.zero.unwrap_or(0)).unwrap_or(u8::MAX),
-        mesh: mesh(options),
+        mesh: crate::parts::mesh(options),
         rank: options.rank.unwrap_or(0) as usize,
     })
 }
 
-fn mesh(options: &EngineOptions) -> Mesh {
-    let size = |given: Option<u32>| given.map_or(1, |ranks| ranks as usize);
-    Mesh { tp: size(options.tp_size), cp: size(options.cp_size), ep: size(options.ep_size), pp: size(options.pp_size) }
+fn nf4(options: &EngineOptions) -> Option<Nf4Options> {
+    (options.load_in_4bit == Some(true)).then(|| Nf4Options { nested: options.nested_quant == Some(true) })
 }
 
 pub(crate) fn plan_to_js(
