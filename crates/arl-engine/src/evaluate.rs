@@ -12,6 +12,7 @@ use crate::token_slice::Slicing;
 impl<B: Backend + ?Sized> Engine<B> {
     /// The loss of each micro-batch, with the weights as they are.
     pub fn evaluate(&mut self, batches: &[MicroBatch]) -> Result<Vec<MicroBatchStats>> {
+        self.check_undivided("evaluation")?;
         if Slicing::of(&self.model.place).divides() && batches.len() > 1 {
             // The plan of a step over slices has room for one whole micro-batch at a time.
             let each = batches.iter().map(|batch| self.evaluate(std::slice::from_ref(batch)));
