@@ -38,7 +38,6 @@ impl Mesh {
 }
 
 /// Ranks that do something together.
-#[allow(dead_code, reason = "some axes are of parts of the mesh that are not built yet")]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) enum Axis {
     /// All of a stage of the pipeline.

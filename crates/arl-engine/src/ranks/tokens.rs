@@ -24,7 +24,6 @@ impl<B: Backend + ?Sized> Context<'_, B> {
 
     /// `sum`, f32, becomes the sum over the ranks along an axis, in their order, of what each has for this one: `partial`, f32, has
     /// this rank's for all of them, one behind the other.
-    #[allow(dead_code, reason = "for tensor parallelism, which is not built yet")]
     pub(crate) fn sum_scattered(&mut self, axis: Axis, partial: Buffer, sum: Buffer) {
         self.backend.zero(sum);
         let others = self.place.size(axis) - 1;
@@ -84,7 +83,6 @@ impl Ranks {
         Ok(())
     }
 
-    #[allow(dead_code, reason = "as above")]
     fn sum_along<B: Backend + ?Sized>(
         &mut self,
         backend: &mut B,
