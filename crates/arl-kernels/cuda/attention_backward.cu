@@ -9,7 +9,7 @@
 //
 // A block's own tile is operand A, the tiles that it loops over are operand B: a warp's accumulators are then operand A of the
 // next product, and no probabilities go through shared memory.
-#include "attention_backward_tensor.cuh"
+#include "attention_backward_256.cuh"
 
 namespace attention {
 
@@ -155,9 +155,9 @@ ARL_FOR_TYPES(DELTA)
 #undef DELTA
 
 // The blocks from `key_blocks` on own queries. `...` are the arguments of both templates.
-#define BACKWARD(KERNEL, name, T, kind, ...)                                                                           \
-    KERNEL(name, attention::THREADS, ATTENTION_INPUTS(T), const T *d_out, long long d_out_stride,                      \
-           const float *log_sum_exp, const float *delta, T *d_qkv, int key_blocks) {                                   \
+#define BACKWARD(KERNEL, name, T, threads, kind, ...)                                                                  \
+    KERNEL(name, threads, ATTENTION_INPUTS(T), const T *d_out, long long d_out_stride, const float *log_sum_exp,       \
+           const float *delta, T *d_qkv, int key_blocks) {                                                             \
         attention::BackwardInputs<T> inputs = {{d_out, d_out_stride}, log_sum_exp, delta};                             \
         attention::Matrix<T> d = {d_qkv, (long long)(query_heads + 2 * key_heads) * dim};                              \
         int block = blockIdx.x;                                                                                        \
@@ -172,15 +172,20 @@ ARL_FOR_TYPES(DELTA)
     }
 // With `_full` a query sees the whole of its sequence.
 #define BACKWARDS(name, T)                                                                                             \
-    BACKWARD(ARL_KERNEL, attention_backward_##name, T, backward, true, T)                                              \
-    BACKWARD(ARL_KERNEL, attention_backward_full_##name, T, backward, false, T)
+    BACKWARD(ARL_KERNEL, attention_backward_##name, T, attention::THREADS, backward, true, T)                          \
+    BACKWARD(ARL_KERNEL, attention_backward_full_##name, T, attention::THREADS, backward, false, T)
 ARL_FOR_TYPES(BACKWARDS)
 #undef BACKWARDS
+#define ALONE(name, T, threads, ...) BACKWARD(ARL_KERNEL_ALONE, attention_backward_##name, T, threads, __VA_ARGS__)
 #define BACKWARDS_OF(N, name, T)                                                                                       \
-    BACKWARD(ARL_KERNEL_ALONE, attention_backward_##N##_##name, T, backward_tensor, N, true, T)                        \
-    BACKWARD(ARL_KERNEL_ALONE, attention_backward_full_##N##_##name, T, backward_tensor, N, false, T)
-#define BACKWARDS(name, T) BACKWARDS_OF(64, name, T) BACKWARDS_OF(80, name, T) BACKWARDS_OF(128, name, T)
+    ALONE(N##_##name, T, attention::THREADS, backward_tensor, N, true, T)                                              \
+    ALONE(full_##N##_##name, T, attention::THREADS, backward_tensor, N, false, T)
+#define BACKWARDS(name, T)                                                                                             \
+    BACKWARDS_OF(64, name, T) BACKWARDS_OF(80, name, T) BACKWARDS_OF(128, name, T)                                     \
+    ALONE(256_##name, T, attention::THREADS_256, backward_256, true, T)                                                \
+    ALONE(full_256_##name, T, attention::THREADS_256, backward_256, false, T)
 ARL_FOR_NARROW(BACKWARDS)
 #undef BACKWARDS
 #undef BACKWARDS_OF
+#undef ALONE
 #undef BACKWARD
