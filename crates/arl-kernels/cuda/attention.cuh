@@ -109,9 +109,11 @@ __device__ __forceinline__ float exp2_fast(float x) {
 // that it reads of a tile.
 template <int D> __device__ __forceinline__ int swizzled(int row, int chunk) { return row * D + (chunk ^ (row & 7)) * 8; }
 
-// The offset of `chunk ^ x`, where `offset` is that of a chunk below eight. Rows permute eight chunks among themselves; the eights
-// are added, as constants of addresses, which take no registers.
-__device__ __forceinline__ int chunk_at(int offset, int x) { return (offset ^ x % 8 * 8) + x / 8 * 64; }
+// The offset of `chunk ^ x`, where `offset` is that of a chunk below eight. Rows permute eight chunks among themselves, so that eights
+// can be added, as constants of addresses, which take no registers: those that heads of 256 lack.
+template <int D> __device__ __forceinline__ int chunk_at(int offset, int x) {
+    return D == 256 ? (offset ^ x % 8 * 8) + x / 8 * 64 : offset ^ x * 8;
+}
 
 // The order of the steps of 16 columns over heads of 256: those that read at one permuted chunk, four constants apart, follow each
 // other, so that its offset need not be kept.
@@ -139,7 +141,7 @@ __device__ __forceinline__ void stage_async(T *tile, const T *source, long long 
 // The fragments of operand A: rows `row ..` (a multiple of 16) of a tile, columns `16 step .. 16 step + 16`.
 template <int D, typename T, int FRAGMENTS>
 __device__ __forceinline__ void load_a_fragments(unsigned (&a)[FRAGMENTS][4], const T *tile, int row, int step) {
-    int lane = threadIdx.x % 32, from = row * D + chunk_at(swizzled<D>(lane % 16, lane / 16), 2 * step);
+    int lane = threadIdx.x % 32, from = row * D + chunk_at<D>(swizzled<D>(lane % 16, lane / 16), 2 * step);
 #pragma unroll
     for (int m = 0; m < FRAGMENTS; m++) ldmatrix_x4(a[m], tile + from + m * 16 * D);
 }
@@ -148,7 +150,7 @@ __device__ __forceinline__ void load_a_fragments(unsigned (&a)[FRAGMENTS][4], co
 template <int D, typename T, int FRAGMENTS, int COLUMNS>
 __device__ __forceinline__ void gemm_abt(float (&s)[FRAGMENTS][COLUMNS][4], const unsigned (&a)[FRAGMENTS][4],
                                               const T *b, int step) {
-    int lane = threadIdx.x % 32, from = chunk_at(swizzled<D>(lane / 16 * 8 + lane % 8, lane / 8 % 2), 2 * step);
+    int lane = threadIdx.x % 32, from = chunk_at<D>(swizzled<D>(lane / 16 * 8 + lane % 8, lane / 8 % 2), 2 * step);
 #pragma unroll
     for (int n = 0; n < COLUMNS; n += 2) {
         unsigned b_fragments[4];
@@ -181,7 +183,7 @@ __device__ __forceinline__ void gemm_ab(float (&o)[FRAGMENTS][WIDTH][4], const f
 #pragma unroll
         for (int n = 0; n < WIDTH; n += 2) {
             unsigned b_fragments[4];
-            ldmatrix_x4_transposed(b_fragments, b + chunk_at(from, n) + step * 16 * D);
+            ldmatrix_x4_transposed(b_fragments, b + chunk_at<D>(from, n) + step * 16 * D);
             unsigned low[2] = {b_fragments[0], b_fragments[1]}, high[2] = {b_fragments[2], b_fragments[3]};
 #pragma unroll
             for (int m = 0; m < FRAGMENTS; m++) {
@@ -249,7 +251,7 @@ __device__ __forceinline__ void store_tile(const float (&o)[FRAGMENTS][N / 8][4]
             for (int half = 0; half < 2; half++) {
                 const float *values = &o[m][n][2 * half];
                 unsigned bits = pair<T>(values[0] * factor[m][half], values[1] * factor[m][half]);
-                int to = chunk_at(swizzled<D>(lane / 4, 0), n) + (row + m * 16 + half * 8) * D + lane % 4 * 2;
+                int to = chunk_at<D>(swizzled<D>(lane / 4, 0), n) + (row + m * 16 + half * 8) * D + lane % 4 * 2;
                 memcpy(tile + to, &bits, 4);
             }
     __syncwarp();
