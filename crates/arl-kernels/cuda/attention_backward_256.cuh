@@ -1,6 +1,6 @@
 // The backward pass of attention on tensor cores for heads of 256 elements: the two kinds of blocks that `attention_backward.cu`
-// describes, with 64 rows of their own. The gradients of 16 keys and values would fill a warp's registers, and its operands a
-// second time, so two warps share 16 rows and divide the work by operand:
+// describes, as kernels of their own, with 64 rows a block. The gradients of 16 keys and values would fill a warp's registers, and
+// its operands a second time, so two warps share 16 rows and divide the work by operand:
 //
 //   keys:    warp 0 has K, computes P^T = exp(K Q^T) and sums dV += P^T dO;  warp 1 has V, computes V dO^T and sums dK += dS^T Q
 //   queries: warp 0 has Q, computes P = exp(Q K^T);  warp 1 has dO, computes dO V^T;  each sums half of the columns of dQ += dS K

@@ -9,26 +9,25 @@ use arl_kernels::constants::attention::{
 use super::device::{Arg, Device, Launch, int, kernel, long};
 use crate::backend::{Attention, Buffer, DType, Heads, Rows};
 
-/// A kernel of the tensor cores over so many columns of 16 bits, for causal attention or for that of whole sequences.
+/// A kernel of the tensor cores, for causal attention or for that of whole sequences.
+macro_rules! on_tensors {
+    ($columns:literal, $causal:expr, $dtype:expr, $name:literal) => {
+        match ($causal, $dtype) {
+            (true, DType::Bf16) => concat!($name, "_", $columns, "_bf16"),
+            (true, _) => concat!($name, "_", $columns, "_f16"),
+            (false, DType::Bf16) => concat!($name, "_full_", $columns, "_bf16"),
+            (false, _) => concat!($name, "_full_", $columns, "_f16"),
+        }
+    };
+}
+
+/// As [`on_tensors`], over so many columns, but not 256.
 macro_rules! of_columns {
     ($columns:expr, $causal:expr, $dtype:expr, $name:literal) => {
-        match ($columns, $causal, $dtype) {
-            (64, true, DType::Bf16) => concat!($name, "_64_bf16"),
-            (64, true, _) => concat!($name, "_64_f16"),
-            (80, true, DType::Bf16) => concat!($name, "_80_bf16"),
-            (80, true, _) => concat!($name, "_80_f16"),
-            (128, true, DType::Bf16) => concat!($name, "_128_bf16"),
-            (128, true, _) => concat!($name, "_128_f16"),
-            (_, true, DType::Bf16) => concat!($name, "_256_bf16"),
-            (_, true, _) => concat!($name, "_256_f16"),
-            (64, false, DType::Bf16) => concat!($name, "_full_64_bf16"),
-            (64, false, _) => concat!($name, "_full_64_f16"),
-            (80, false, DType::Bf16) => concat!($name, "_full_80_bf16"),
-            (80, false, _) => concat!($name, "_full_80_f16"),
-            (128, false, DType::Bf16) => concat!($name, "_full_128_bf16"),
-            (128, false, _) => concat!($name, "_full_128_f16"),
-            (_, false, DType::Bf16) => concat!($name, "_full_256_bf16"),
-            (_, false, _) => concat!($name, "_full_256_f16"),
+        match $columns {
+            64 => on_tensors!("64", $causal, $dtype, $name),
+            80 => on_tensors!("80", $causal, $dtype, $name),
+            _ => on_tensors!("128", $causal, $dtype, $name),
         }
     };
 }
@@ -169,7 +168,11 @@ pub(super) fn forward<D: Device>(device: &mut D, op: &Attention) {
     let args = args(op, &[out, long(op.out.stride), Arg::Write(op.log_sum_exp)]);
     let (causal, dtype) = (op.causal, op.q.buffer.dtype);
     let (kernel, block) = if let Some((columns, row)) = on_tensor_cores(op) {
-        (of_columns!(columns, causal, dtype, "attention_forward"), forward_on_tensor_cores(row))
+        let kernel = match columns {
+            256 => on_tensors!("256", causal, dtype, "attention_forward"),
+            _ => of_columns!(columns, causal, dtype, "attention_forward"),
+        };
+        (kernel, forward_on_tensor_cores(row))
     } else {
         let kernel = on_cores!(causal, dtype, "attention_forward", "attention_forward_full");
         (kernel, on_cuda_cores(dim, 1, 2))
@@ -206,24 +209,38 @@ pub(super) fn backward<D: Device>(device: &mut D, op: &Attention, d_out: Rows, d
     let d_rows = Rows { buffer: d_qkv, stride: (query + 2 * key_value) * dim };
     let (causal, dtype) = (op.causal, op.q.buffer.dtype);
     let tensor = on_tensor_cores(op).filter(|_| aligned(d_out) && aligned(d_rows));
-    let (kernel, block) = if let Some((columns, row)) = tensor {
-        (of_columns!(columns, causal, dtype, "attention_backward"), backward_on_tensor_cores(row))
-    } else {
-        let kernel = on_cores!(causal, dtype, "attention_backward", "attention_backward_full");
-        (kernel, on_cuda_cores(dim, 2, 2))
+    let block = tensor.map_or_else(|| on_cuda_cores(dim, 2, 2), |(_, row)| backward_on_tensor_cores(row));
+    let (key_blocks, query_blocks) = (blocks(op, block.rows, key_value), blocks(op, block.rows, query));
+    let mut launch = |kernel: &'static str, key_blocks: usize, query_blocks: usize, gradient: Arg| {
+        let more = [
+            Arg::Read(d_out.buffer),
+            long(d_out.stride),
+            Arg::Read(op.log_sum_exp),
+            Arg::Read(scratch),
+            gradient,
+            int(key_blocks),
+        ];
+        let grid = [key_blocks + query_blocks, 1, 1];
+        let Block { threads, shared_bytes, .. } = block;
+        device.launch(&Launch { kernel, grid, threads, shared_bytes, args: &args(op, &more) });
     };
-    let Block { rows, threads, shared_bytes } = block;
-    let key_blocks = blocks(op, rows, key_value);
-    let more = [
-        Arg::Read(d_out.buffer),
-        long(d_out.stride),
-        Arg::Read(op.log_sum_exp),
-        Arg::Read(scratch),
-        Arg::Write(d_qkv),
-        int(key_blocks),
-    ];
-    let grid = [key_blocks + blocks(op, rows, query), 1, 1];
-    device.launch(&Launch { kernel, grid, threads, shared_bytes, args: &args(op, &more) });
+    match tensor {
+        // The first of the two leaves the columns of queries to the second.
+        Some((256, _)) => {
+            let kernel = on_tensors!("256", causal, dtype, "attention_backward_keys");
+            launch(kernel, key_blocks, 0, Arg::Write(d_qkv));
+            let kernel = on_tensors!("256", causal, dtype, "attention_backward_queries");
+            launch(kernel, 0, query_blocks, Arg::Update(d_qkv));
+        }
+        Some((columns, _)) => {
+            let kernel = of_columns!(columns, causal, dtype, "attention_backward");
+            launch(kernel, key_blocks, query_blocks, Arg::Write(d_qkv));
+        }
+        None => {
+            let kernel = on_cores!(causal, dtype, "attention_backward", "attention_backward_full");
+            launch(kernel, key_blocks, query_blocks, Arg::Write(d_qkv));
+        }
+    }
 }
 
 /// As the leaf of [`crate::backend::Backend`].
@@ -309,8 +326,6 @@ mod tests {
         assert_eq!(causal(f16, 128, 8), ["attention_backward_128_f16", "attention_forward_128_f16"]);
         assert_eq!(causal(bf16, 80, 0), ["attention_backward_80_bf16", "attention_forward_80_bf16"]);
         assert_eq!(causal(f16, 72, 8), ["attention_backward_80_f16", "attention_forward_80_f16"]);
-        assert_eq!(causal(bf16, 256, 0), ["attention_backward_256_bf16", "attention_forward_256_bf16"]);
-        assert_eq!(causal(f16, 256, 8), ["attention_backward_256_f16", "attention_forward_256_f16"]);
         assert_eq!(causal(bf16, 256, 2), ["attention_backward_bf16", "attention_forward_bf16"]);
         assert_eq!(causal(bf16, 248, 0), ["attention_backward_bf16", "attention_forward_bf16"]);
         assert_eq!(causal(f16, 96, 0), ["attention_backward_f16", "attention_forward_f16"]);
@@ -327,9 +342,24 @@ mod tests {
         assert_eq!(full(bf16, 72, 0), ["attention_backward_full_80_bf16", "attention_forward_full_80_bf16"]);
         assert_eq!(full(f16, 80, 8), ["attention_backward_full_80_f16", "attention_forward_full_80_f16"]);
         assert_eq!(full(f16, 128, 0), ["attention_backward_full_128_f16", "attention_forward_full_128_f16"]);
-        assert_eq!(full(bf16, 256, 8), ["attention_backward_full_256_bf16", "attention_forward_full_256_bf16"]);
         assert_eq!(full(bf16, 72, 2), ["attention_backward_full_bf16", "attention_forward_full_bf16"]);
         assert_eq!(full(bf16, 8, 0), ["attention_backward_full_bf16", "attention_forward_full_bf16"]);
         assert_eq!(full(DType::F32, 72, 0), ["attention_backward_full_f32", "attention_forward_full_f32"]);
+    }
+
+    #[test]
+    fn the_backward_pass_over_heads_of_256_is_a_kernel_for_keys_and_one_for_queries() {
+        for (dtype, gap, causal, suffix) in [
+            (DType::Bf16, 0, true, "256_bf16"),
+            (DType::F16, 8, true, "256_f16"),
+            (DType::Bf16, 8, false, "full_256_bf16"),
+            (DType::F16, 0, false, "full_256_f16"),
+        ] {
+            let of_suffix = |name| format!("attention_{name}_{suffix}");
+            assert_eq!(
+                kernels(dtype, 256, gap, causal),
+                ["backward_keys", "backward_queries", "forward"].map(of_suffix)
+            );
+        }
     }
 }
