@@ -87,10 +87,10 @@ __device__ __forceinline__ void keys_backward_256(Matrix<const T> q, Matrix<cons
         return is_delta ? inputs.delta[at] : inputs.log_sum_exp[at] * LOG2_E;
     };
     int warp = warp_number(), role = warp / PAIRS, warp_row = warp % PAIRS * 16, row = first + warp_row;
-    int lane = threadIdx.x % 32;
+    // Not the number of a token, so that the loop has a register less to keep.
+    int lane = threadIdx.x % 32, rows = end - first;
     unsigned own[D / 16][1][4];
-    load_own<T>(own, tiles, {k.at(first, key_head * D), k.stride}, {v.at(first, key_head * D), v.stride}, end - first, warp_row,
-                role);
+    load_own<T>(own, tiles, {k.at(first, key_head * D), k.stride}, {v.at(first, key_head * D), v.stride}, rows, warp_row, role);
     stage_queries(0);
     if (threadIdx.x < 2 * N) statistics[threadIdx.x] = load_statistic();
 
@@ -115,7 +115,7 @@ __device__ __forceinline__ void keys_backward_256(Matrix<const T> q, Matrix<cons
         }
         const T *tile_of_role = tiles + (half * 2 + role) * N * D, *other_tile = tiles + (half * 2 + 1 - role) * N * D;
         const float *lse_log2 = statistics + half * 2 * N, *delta = lse_log2 + N;
-        bool needed = row < end && any_visible<CAUSAL>(shape, current, current + N, row, row + 16);
+        bool needed = warp_row < rows && any_visible<CAUSAL>(shape, current, current + N, row, row + 16);
         // Transposed: [keys, queries].
         float s[1][COLUMNS][4];
         if (needed) {
