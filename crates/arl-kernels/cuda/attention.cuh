@@ -93,7 +93,7 @@ template <typename A, int N> __device__ __forceinline__ void fill(A (&target)[N]
 // 80 of 128, and has zeroes behind its end.
 
 // Columns of a tile's rows whose products take N.
-template <int N> constexpr int ROW_OF = N <= 64 ? 64 : 128;
+template <int N> constexpr int ROW_OF = N <= 64 ? 64 : N <= 128 ? 128 : 256;
 
 #ifdef ARL_EMULATION
 inline float exp2_fast(float x) { return exp2f(x); }
@@ -105,16 +105,26 @@ __device__ __forceinline__ float exp2_fast(float x) {
 }
 #endif
 
-// The offset of chunk `chunk` of row `row` in a tile. That of `chunk ^ x` is `offset ^ 8 x`, that of `row + 8 y` is
-// `offset + 8 y D`: so a lane needs one offset for all that it reads of a tile.
+// The offset of chunk `chunk` of row `row` in a tile. That of `row + 8 y` is `offset + 8 y D`: so a lane needs one offset for all
+// that it reads of a tile.
 template <int D> __device__ __forceinline__ int swizzled(int row, int chunk) { return row * D + (chunk ^ (row & 7)) * 8; }
 
-// Begins to copy `ROWS` rows from global memory to a tile (cp.async); those from `valid` on become zeroes, as do columns from `dim`
-// on, which only a tile with N < D has.
-template <int N, int ROWS, typename T>
+// The offset of `chunk ^ x`, where `offset` is that of a chunk below eight. Rows permute eight chunks among themselves, so that eights
+// can be added, as constants of addresses, which take no registers: those that heads of 256 lack.
+template <int D> __device__ __forceinline__ int chunk_at(int offset, int x) {
+    return D == 256 ? (offset ^ x % 8 * 8) + x / 8 * 64 : offset ^ x * 8;
+}
+
+// The order of the steps of 16 columns over heads of 256: those that read at one permuted chunk, four constants apart, follow each
+// other, so that its offset need not be kept.
+__device__ __forceinline__ constexpr int step_256(int i) { return i / 4 + i % 4 * 4; }
+
+// Begins to copy `ROWS` rows from global memory to a tile (cp.async), by a block of BLOCK_THREADS; those from `valid` on become
+// zeroes, as do columns from `dim` on, which only a tile with N < D has.
+template <int N, int ROWS, int BLOCK_THREADS = THREADS, typename T>
 __device__ __forceinline__ void stage_async(T *tile, const T *source, long long stride, int valid, int dim) {
     constexpr int D = ROW_OF<N>;
-    constexpr int CHUNKS = D / 8, AT_ONCE = THREADS / CHUNKS;
+    constexpr int CHUNKS = D / 8, AT_ONCE = BLOCK_THREADS / CHUNKS;
     static_assert(ROWS % AT_ONCE == 0 && AT_ONCE % 8 == 0, "whole rounds of copies, of whole groups of rows");
     int row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
     T *to = tile + swizzled<D>(row, chunk);
@@ -131,7 +141,7 @@ __device__ __forceinline__ void stage_async(T *tile, const T *source, long long 
 // The fragments of operand A: rows `row ..` (a multiple of 16) of a tile, columns `16 step .. 16 step + 16`.
 template <int D, typename T, int FRAGMENTS>
 __device__ __forceinline__ void load_a_fragments(unsigned (&a)[FRAGMENTS][4], const T *tile, int row, int step) {
-    int lane = threadIdx.x % 32, from = row * D + (swizzled<D>(lane % 16, lane / 16) ^ step * 16);
+    int lane = threadIdx.x % 32, from = row * D + chunk_at<D>(swizzled<D>(lane % 16, lane / 16), 2 * step);
 #pragma unroll
     for (int m = 0; m < FRAGMENTS; m++) ldmatrix_x4(a[m], tile + from + m * 16 * D);
 }
@@ -140,7 +150,7 @@ __device__ __forceinline__ void load_a_fragments(unsigned (&a)[FRAGMENTS][4], co
 template <int D, typename T, int FRAGMENTS, int COLUMNS>
 __device__ __forceinline__ void gemm_abt(float (&s)[FRAGMENTS][COLUMNS][4], const unsigned (&a)[FRAGMENTS][4],
                                               const T *b, int step) {
-    int lane = threadIdx.x % 32, from = swizzled<D>(lane / 16 * 8 + lane % 8, lane / 8 % 2) ^ step * 16;
+    int lane = threadIdx.x % 32, from = chunk_at<D>(swizzled<D>(lane / 16 * 8 + lane % 8, lane / 8 % 2), 2 * step);
 #pragma unroll
     for (int n = 0; n < COLUMNS; n += 2) {
         unsigned b_fragments[4];
@@ -173,7 +183,7 @@ __device__ __forceinline__ void gemm_ab(float (&o)[FRAGMENTS][WIDTH][4], const f
 #pragma unroll
         for (int n = 0; n < WIDTH; n += 2) {
             unsigned b_fragments[4];
-            ldmatrix_x4_transposed(b_fragments, b + (from ^ n * 8) + step * 16 * D);
+            ldmatrix_x4_transposed(b_fragments, b + chunk_at<D>(from, n) + step * 16 * D);
             unsigned low[2] = {b_fragments[0], b_fragments[1]}, high[2] = {b_fragments[2], b_fragments[3]};
 #pragma unroll
             for (int m = 0; m < FRAGMENTS; m++) {
@@ -182,6 +192,47 @@ __device__ __forceinline__ void gemm_ab(float (&o)[FRAGMENTS][WIDTH][4], const f
             }
         }
     }
+}
+
+// The online softmax: turns masked scores into exp(scale (score - maximum)), and rescales this thread's part of the sums and the
+// accumulators by the change of the maximum.
+template <int FRAGMENTS, int COLUMNS, int WIDTH>
+__device__ __forceinline__ void online_softmax(float (&s)[FRAGMENTS][COLUMNS][4], float (&o)[FRAGMENTS][WIDTH][4],
+                                               float (&row_max)[FRAGMENTS][2], float (&row_sum)[FRAGMENTS][2],
+                                               float scale_log2) {
+    float factor[FRAGMENTS][2];
+    bool changed = false;
+#pragma unroll
+    for (int m = 0; m < FRAGMENTS; m++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            float now = row_max[m][half];
+#pragma unroll
+            for (int n = 0; n < COLUMNS; n++)
+                now = fmaxf(now, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
+            now = fmaxf(now, __shfl_xor_sync(FULL, now, 1));
+            now = fmaxf(now, __shfl_xor_sync(FULL, now, 2));
+            changed |= now != row_max[m][half];
+            factor[m][half] = exp2_fast((row_max[m][half] - now) * scale_log2);
+            row_max[m][half] = now;
+            float offset = now * scale_log2, sum = 0;
+#pragma unroll
+            for (int n = 0; n < COLUMNS; n++)
+#pragma unroll
+                for (int i = 2 * half; i < 2 * half + 2; i++) {
+                    s[m][n][i] = exp2_fast(s[m][n][i] * scale_log2 - offset);
+                    sum += s[m][n][i];
+                }
+            row_sum[m][half] = row_sum[m][half] * factor[m][half] + sum;
+        }
+    // Most tiles after the first few bring no new maximum.
+    if (!__any_sync(FULL, changed)) return;
+#pragma unroll
+    for (int m = 0; m < FRAGMENTS; m++)
+#pragma unroll
+        for (int n = 0; n < WIDTH; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) o[m][n][i] *= factor[m][i / 2];
 }
 
 // The epilogue: writes `dim` columns of `o`, times `factor` of its row, to those of the rows `row .. row + 16 FRAGMENTS` that are
@@ -200,7 +251,7 @@ __device__ __forceinline__ void store_tile(const float (&o)[FRAGMENTS][N / 8][4]
             for (int half = 0; half < 2; half++) {
                 const float *values = &o[m][n][2 * half];
                 unsigned bits = pair<T>(values[0] * factor[m][half], values[1] * factor[m][half]);
-                int to = (swizzled<D>(lane / 4, 0) ^ n * 8) + (row + m * 16 + half * 8) * D + lane % 4 * 2;
+                int to = chunk_at<D>(swizzled<D>(lane / 4, 0), n) + (row + m * 16 + half * 8) * D + lane % 4 * 2;
                 memcpy(tile + to, &bits, 4);
             }
     __syncwarp();

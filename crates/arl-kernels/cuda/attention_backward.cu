@@ -5,11 +5,12 @@
 // the first ones own the gradients of a tile of keys and values of one key head, and loop over the queries that see them,
 // of all query heads of the group; the others own the gradients of a tile of queries and loop over the keys that they
 // see. Both compute the scores (seven products a pair of tiles instead of five), and share no sum. In either kind the
-// blocks with the most to do go first.
+// blocks with the most to do go first. Heads of 256 have a launch for each kind: as one kernel the two need more registers than
+// a thread has, though either alone does not.
 //
 // A block's own tile is operand A, the tiles that it loops over are operand B: a warp's accumulators are then operand A of the
 // next product, and no probabilities go through shared memory.
-#include "attention_backward_tensor.cuh"
+#include "attention_backward_256.cuh"
 
 namespace attention {
 
@@ -154,14 +155,20 @@ __device__ __forceinline__ void queries_backward(Matrix<const T> q, Matrix<const
 ARL_FOR_TYPES(DELTA)
 #undef DELTA
 
-// The blocks from `key_blocks` on own queries. `...` are the arguments of both templates.
-#define BACKWARD(KERNEL, name, T, kind, ...)                                                                           \
-    KERNEL(name, attention::THREADS, ATTENTION_INPUTS(T), const T *d_out, long long d_out_stride,                      \
-           const float *log_sum_exp, const float *delta, T *d_qkv, int key_blocks) {                                   \
+namespace attention {
+// What the blocks of a kernel own. Of both, those from `key_blocks` on own queries.
+enum class Owned { KEYS, QUERIES, BOTH };
+} // namespace attention
+
+// `...` are the arguments of both templates.
+#define BACKWARD(KERNEL, name, T, threads, owned, kind, ...)                                                           \
+    KERNEL(name, threads, ATTENTION_INPUTS(T), const T *d_out, long long d_out_stride, const float *log_sum_exp,       \
+           const float *delta, T *d_qkv, int key_blocks) {                                                             \
         attention::BackwardInputs<T> inputs = {{d_out, d_out_stride}, log_sum_exp, delta};                             \
         attention::Matrix<T> d = {d_qkv, (long long)(query_heads + 2 * key_heads) * dim};                              \
+        constexpr attention::Owned OWNED = attention::Owned::owned;                                                    \
         int block = blockIdx.x;                                                                                        \
-        if (block < key_blocks) {                                                                                      \
+        if (OWNED == attention::Owned::BOTH ? block < key_blocks : OWNED == attention::Owned::KEYS) {                  \
             attention::keys_##kind<__VA_ARGS__>(ATTENTION_INPUT_VALUES, inputs, d, block % key_heads,                  \
                                                 block / key_heads);                                                    \
         } else {                                                                                                       \
@@ -172,15 +179,22 @@ ARL_FOR_TYPES(DELTA)
     }
 // With `_full` a query sees the whole of its sequence.
 #define BACKWARDS(name, T)                                                                                             \
-    BACKWARD(ARL_KERNEL, attention_backward_##name, T, backward, true, T)                                              \
-    BACKWARD(ARL_KERNEL, attention_backward_full_##name, T, backward, false, T)
+    BACKWARD(ARL_KERNEL, attention_backward_##name, T, attention::THREADS, BOTH, backward, true, T)                    \
+    BACKWARD(ARL_KERNEL, attention_backward_full_##name, T, attention::THREADS, BOTH, backward, false, T)
 ARL_FOR_TYPES(BACKWARDS)
 #undef BACKWARDS
+#define ALONE(name, T, threads, ...) BACKWARD(ARL_KERNEL_ALONE, attention_backward_##name, T, threads, __VA_ARGS__)
 #define BACKWARDS_OF(N, name, T)                                                                                       \
-    BACKWARD(ARL_KERNEL_ALONE, attention_backward_##N##_##name, T, backward_tensor, N, true, T)                        \
-    BACKWARD(ARL_KERNEL_ALONE, attention_backward_full_##N##_##name, T, backward_tensor, N, false, T)
-#define BACKWARDS(name, T) BACKWARDS_OF(64, name, T) BACKWARDS_OF(80, name, T) BACKWARDS_OF(128, name, T)
+    ALONE(N##_##name, T, attention::THREADS, BOTH, backward_tensor, N, true, T)                                        \
+    ALONE(full_##N##_##name, T, attention::THREADS, BOTH, backward_tensor, N, false, T)
+#define BACKWARDS(name, T)                                                                                             \
+    BACKWARDS_OF(64, name, T) BACKWARDS_OF(80, name, T) BACKWARDS_OF(128, name, T)                                     \
+    ALONE(keys_256_##name, T, attention::THREADS_256, KEYS, backward_256, true, T)                                     \
+    ALONE(keys_full_256_##name, T, attention::THREADS_256, KEYS, backward_256, false, T)                               \
+    ALONE(queries_256_##name, T, attention::THREADS_256, QUERIES, backward_256, true, T)                               \
+    ALONE(queries_full_256_##name, T, attention::THREADS_256, QUERIES, backward_256, false, T)
 ARL_FOR_NARROW(BACKWARDS)
 #undef BACKWARDS
 #undef BACKWARDS_OF
+#undef ALONE
 #undef BACKWARD

@@ -4,52 +4,12 @@
 // A block owns a tile of queries of one head; the last tiles of a causal sequence, which see the most keys, go first. It reads its
 // queries once and the keys and values that they see once a tile (of one key head for all query heads of its group, which run side
 // by side and find them in the second-level cache); it writes its rows of `out` and of `log_sum_exp`.
-#include "attention.cuh"
+#include "attention_forward_256.cuh"
 
 namespace attention {
 
 // Fragments of 16 queries, of a warp.
 constexpr int FRAGMENTS = BLOCK_M / WARPS / 16;
-
-// The online softmax: turns masked scores into exp(scale (score - maximum)), and rescales this thread's part of the sums and the
-// accumulators by the change of the maximum.
-template <int N>
-__device__ __forceinline__ void online_softmax(float (&s)[FRAGMENTS][BLOCK_N / 8][4], float (&o)[FRAGMENTS][N / 8][4],
-                                       float (&row_max)[FRAGMENTS][2], float (&row_sum)[FRAGMENTS][2], float scale_log2) {
-    float factor[FRAGMENTS][2];
-    bool changed = false;
-#pragma unroll
-    for (int m = 0; m < FRAGMENTS; m++)
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            float now = row_max[m][half];
-#pragma unroll
-            for (int n = 0; n < BLOCK_N / 8; n++)
-                now = fmaxf(now, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
-            now = fmaxf(now, __shfl_xor_sync(FULL, now, 1));
-            now = fmaxf(now, __shfl_xor_sync(FULL, now, 2));
-            changed |= now != row_max[m][half];
-            factor[m][half] = exp2_fast((row_max[m][half] - now) * scale_log2);
-            row_max[m][half] = now;
-            float offset = now * scale_log2, sum = 0;
-#pragma unroll
-            for (int n = 0; n < BLOCK_N / 8; n++)
-#pragma unroll
-                for (int i = 2 * half; i < 2 * half + 2; i++) {
-                    s[m][n][i] = exp2_fast(s[m][n][i] * scale_log2 - offset);
-                    sum += s[m][n][i];
-                }
-            row_sum[m][half] = row_sum[m][half] * factor[m][half] + sum;
-        }
-    // Most tiles after the first few bring no new maximum.
-    if (!__any_sync(FULL, changed)) return;
-#pragma unroll
-    for (int m = 0; m < FRAGMENTS; m++)
-#pragma unroll
-        for (int n = 0; n < N / 8; n++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) o[m][n][i] *= factor[m][i / 2];
-}
 
 template <int N, bool CAUSAL, typename T>
 __device__ __forceinline__ void forward_tensor(Matrix<const T> q, Matrix<const T> k, Matrix<const T> v,
@@ -115,7 +75,7 @@ __device__ __forceinline__ void forward_tensor(Matrix<const T> q, Matrix<const T
                         if (!is_visible<CAUSAL>(shape, distance + (m * 16 + i / 2 * 8 - n * 8 - i % 2), left - n * 8 - i % 2))
                             s[m][n][i] = -INFINITY;
         }
-        online_softmax<N>(s, o, row_max, row_sum, scale_log2);
+        online_softmax(s, o, row_max, row_sum, scale_log2);
         gemm_ab<D>(o, s, v_tile);
     }
 
@@ -192,24 +152,24 @@ __device__ __forceinline__ void forward(Matrix<const T> q, Matrix<const T> k, Ma
 
 } // namespace attention
 
-// With `_full` a query sees the whole of its sequence.
-#define FORWARD(name, T, CAUSAL)                                                                                       \
-    ARL_KERNEL(attention_forward_##name, attention::THREADS, ATTENTION_INPUTS(T), T *out, long long out_stride,        \
-               float *log_sum_exp) {                                                                                   \
-        attention::forward<CAUSAL, T>(ATTENTION_INPUT_VALUES, {out, out_stride}, log_sum_exp);                         \
+// `...` are the arguments of the template `pass`.
+#define FORWARD(KERNEL, name, T, threads, pass, ...)                                                                   \
+    KERNEL(attention_forward_##name, threads, ATTENTION_INPUTS(T), T *out, long long out_stride, float *log_sum_exp) { \
+        attention::pass<__VA_ARGS__>(ATTENTION_INPUT_VALUES, {out, out_stride}, log_sum_exp);                          \
     }
-#define FORWARDS(name, T) FORWARD(name, T, true) FORWARD(full_##name, T, false)
+// With `_full` a query sees the whole of its sequence.
+#define FORWARDS(name, T)                                                                                              \
+    FORWARD(ARL_KERNEL, name, T, attention::THREADS, forward, true, T)                                                 \
+    FORWARD(ARL_KERNEL, full_##name, T, attention::THREADS, forward, false, T)
 ARL_FOR_TYPES(FORWARDS)
 #undef FORWARDS
-#undef FORWARD
-
-#define FORWARD(name, N, T, CAUSAL)                                                                                    \
-    ARL_KERNEL(attention_forward_##name, attention::THREADS, ATTENTION_INPUTS(T), T *out, long long out_stride,        \
-               float *log_sum_exp) {                                                                                   \
-        attention::forward_tensor<N, CAUSAL, T>(ATTENTION_INPUT_VALUES, {out, out_stride}, log_sum_exp);               \
-    }
-#define FORWARDS_OF(N, name, T) FORWARD(N##_##name, N, T, true) FORWARD(full_##N##_##name, N, T, false)
-#define FORWARDS(name, T) FORWARDS_OF(64, name, T) FORWARDS_OF(80, name, T) FORWARDS_OF(128, name, T)
+#define FORWARDS_OF(N, name, T)                                                                                        \
+    FORWARD(ARL_KERNEL, N##_##name, T, attention::THREADS, forward_tensor, N, true, T)                                 \
+    FORWARD(ARL_KERNEL, full_##N##_##name, T, attention::THREADS, forward_tensor, N, false, T)
+#define FORWARDS(name, T)                                                                                              \
+    FORWARDS_OF(64, name, T) FORWARDS_OF(80, name, T) FORWARDS_OF(128, name, T)                                        \
+    FORWARD(ARL_KERNEL_ALONE, 256_##name, T, attention::THREADS_256, forward_256, true, T)                             \
+    FORWARD(ARL_KERNEL_ALONE, full_256_##name, T, attention::THREADS_256, forward_256, false, T)
 ARL_FOR_NARROW(FORWARDS)
 #undef FORWARDS
 #undef FORWARDS_OF

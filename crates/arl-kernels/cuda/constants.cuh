@@ -12,6 +12,14 @@ constexpr int BLOCK_N = 64;
 constexpr int BACKWARD_BLOCK_M_64 = 128;
 constexpr int BACKWARD_BLOCK_M_128 = 64;
 constexpr int BACKWARD_BLOCK_N = 32;
+// On tensor cores with heads of 256: threads of a block; rows of its own tile forward and backward; rows of the tiles that it loops
+// over, and how many of these it has in shared memory.
+constexpr int THREADS_256 = 256;
+constexpr int BLOCK_M_256 = 128;
+constexpr int BACKWARD_BLOCK_M_256 = 64;
+constexpr int BLOCK_N_256 = 32;
+constexpr int STAGES_256 = 3;
+constexpr int BACKWARD_STAGES_256 = 2;
 // On CUDA cores: rows of a warp, and from one row of probabilities to the next.
 constexpr int ROWS = 8;
 constexpr int WEIGHTS_STRIDE = 36;

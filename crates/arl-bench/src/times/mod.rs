@@ -4,6 +4,7 @@ mod algorithms;
 mod context;
 pub(crate) mod count;
 mod goal;
+mod heads;
 mod loss;
 mod offload;
 mod peer;
@@ -28,6 +29,8 @@ enum Work {
     Step(Step),
     /// The loss next to its bare matrix products.
     Loss,
+    /// Attention over heads of each size.
+    Heads,
     /// A step with activation offloading next to one without.
     Offload,
     /// One long sequence.
@@ -65,7 +68,7 @@ const fn case(name: &'static str, limit: f64, work: Work, goals: &'static [Goal]
 
 /// All cases: bf16, full fine-tuning, one GPU, random weights. On one H100 llmq has reached 149,500, 58,900, 30,900 and 13,850
 /// tokens/s with its four models, and prime-rl 26,005 with Qwen3-0.6B at 8,192 tokens; at 65,536 it was out of memory.
-const CASES: [Case; 19] = [
+const CASES: [Case; 20] = [
     case(
         "qwen2.5-0.5b",
         90.0,
@@ -90,6 +93,7 @@ const CASES: [Case; 19] = [
     case("qwen2.5-7b-llmq", 240.0, as_llmq("qwen2.5-7b", 64, 4096), &[Goal::TokensPerS(14_500.0)]),
     case("qwen3-30b-a3b-4-layers", 120.0, Work::Step(Step::of("qwen3-30b-a3b-4-layers")), &[]),
     case("hybrid-8-layers", 120.0, Work::Step(Step::of("hybrid-8-layers")), &[]),
+    case("attention-heads", 60.0, Work::Heads, &[]),
     case("activation-offload", 180.0, Work::Offload, &[Goal::AtMost("times_without", 1.03)]),
     case(
         "qwen3-8b-offload",
@@ -177,6 +181,7 @@ fn one(run: &mut Run<'_>, times: &mut Times, case: &Case) -> Result<Option<step:
         (_, true) => {}
         (Work::Step(step), false) => return step::case(run, times, (name, goals), step, seconds),
         (Work::Loss, _) => loss::case(run, name, goals)?,
+        (Work::Heads, _) => heads::case(run, times, name)?,
         (Work::Offload, _) => offload::case(run, times, (name, goals), seconds / 2.0)?,
         (Work::Context, _) => context::case(run, name, goals)?,
         (Work::Plan, _) => context::plan_case(run, name)?,

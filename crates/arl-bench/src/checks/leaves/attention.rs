@@ -1,5 +1,5 @@
 //! Attention: forward, backward, with a cache, and by a device's own library. Sequences are ragged, some empty; heads
-//! grouped; half have windows, and a third is not causal.
+//! grouped; half have windows, and a third is not causal. At a step's sizes once more with heads of 256.
 
 use arl_engine::backend::{
     Attention, AttentionLibrary, Buffer, DType, DeviceKind, Heads, Rows, Sequences, attention_library_scratch,
@@ -9,8 +9,7 @@ use super::super::draw::TOKENS;
 use super::super::trial::{Scene, Trial};
 
 /// The operation without its outputs, over queries, keys and values side by side.
-fn inputs(s: &mut Scene) -> (Attention, Buffer, String) {
-    let heads = s.draw.heads();
+fn inputs(s: &mut Scene, heads: Heads) -> (Attention, Buffer, String) {
     let Heads { query, key_value, dim } = heads;
     let most = s.draw.scaled(150, 700, TOKENS);
     let bounds = s.draw.sequences(most);
@@ -39,7 +38,23 @@ fn inputs(s: &mut Scene) -> (Attention, Buffer, String) {
 }
 
 pub(super) fn attention(mut s: Scene) -> Trial {
-    let (mut op, _, what) = inputs(&mut s);
+    let heads = s.draw.heads();
+    forward(s, heads)
+}
+
+/// As [`attention`], with the heads of a hybrid.
+pub(super) fn attention_of_256(s: Scene) -> Trial {
+    let heads = of_256(&s);
+    forward(s, heads)
+}
+
+/// Heads of 256, in a step those of Qwen3-Next.
+fn of_256(s: &Scene) -> Heads {
+    Heads { query: s.draw.scaled(2, 8, 16), key_value: s.draw.scaled(1, 2, 2), dim: 256 }
+}
+
+fn forward(mut s: Scene, heads: Heads) -> Trial {
+    let (mut op, _, what) = inputs(&mut s, heads);
     op.out.buffer = s.output("out", op.out.buffer.len, s.dtype);
     op.log_sum_exp = s.output("log_sum_exp", op.log_sum_exp.len, DType::F32);
     s.trial(what, move |backend| backend.attention(&op))
@@ -47,7 +62,18 @@ pub(super) fn attention(mut s: Scene) -> Trial {
 
 /// From the forward pass of the same backend, as in a step.
 pub(super) fn attention_backward(mut s: Scene) -> Trial {
-    let (op, qkv, what) = inputs(&mut s);
+    let heads = s.draw.heads();
+    backward(s, heads)
+}
+
+/// As [`attention_backward`], with the heads of a hybrid.
+pub(super) fn attention_backward_of_256(s: Scene) -> Trial {
+    let heads = of_256(&s);
+    backward(s, heads)
+}
+
+fn backward(mut s: Scene, heads: Heads) -> Trial {
+    let (op, qkv, what) = inputs(&mut s, heads);
     let d_out = Rows { buffer: s.random(op.out.buffer.len), stride: op.out.stride };
     let d_qkv = s.output("d_qkv", qkv.len, s.dtype);
     let tokens = op.log_sum_exp.len / op.heads.query;

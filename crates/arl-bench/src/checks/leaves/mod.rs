@@ -99,9 +99,15 @@ const PRODUCTS: [(Leaf, DType); 2] = [
     (Leaf { name: "exact_products", trial: products::exact_products }, DType::F32),
 ];
 
-/// The leaves at the very sizes of a step, in bf16, and the [`PRODUCTS`].
+/// Attention with the heads of hybrids, which have kernels of their own; [`LEAVES`] draw them now and then.
+const HEADS_OF_256: [Leaf; 2] = [
+    Leaf { name: "attention_of_256", trial: attention::attention_of_256 },
+    Leaf { name: "attention_backward_of_256", trial: attention::attention_backward_of_256 },
+];
+
+/// The leaves at the very sizes of a step, in bf16, attention's with heads of 256 too, and the [`PRODUCTS`].
 pub(crate) fn of_a_step() -> impl Iterator<Item = (Leaf, DType)> {
-    LEAVES.iter().map(|leaf| (*leaf, DType::Bf16)).chain(PRODUCTS)
+    LEAVES.iter().chain(&HEADS_OF_256).map(|leaf| (*leaf, DType::Bf16)).chain(PRODUCTS)
 }
 
 /// The types of activations.

@@ -1,29 +1,33 @@
-//! Attention. Kernels: `cuda/attention_*.cu`. Tensor cores take heads of 64, 72, 80 and 128 elements of 16 bits whose rows are at
-//! multiples of 16 bytes; everything else goes to CUDA cores. Each kernel exists for causal attention and for that of whole sequences.
+//! Attention. Kernels: `cuda/attention_*.cu`. Tensor cores take heads of 64, 72, 80, 128 and 256 elements of 16 bits whose rows are
+//! at multiples of 16 bytes; everything else goes to CUDA cores. Each kernel exists for causal attention and for that of whole sequences.
 
 use arl_kernels::constants::attention::{
-    BACKWARD_BLOCK_M_64, BACKWARD_BLOCK_M_128, BACKWARD_BLOCK_N, BLOCK_M, BLOCK_N, ROWS, THREADS, WEIGHTS_STRIDE,
+    BACKWARD_BLOCK_M_64, BACKWARD_BLOCK_M_128, BACKWARD_BLOCK_M_256, BACKWARD_BLOCK_N, BACKWARD_STAGES_256, BLOCK_M,
+    BLOCK_M_256, BLOCK_N, BLOCK_N_256, ROWS, STAGES_256, THREADS, THREADS_256, WEIGHTS_STRIDE,
 };
 
 use super::device::{Arg, Device, Launch, int, kernel, long};
 use crate::backend::{Attention, Buffer, DType, Heads, Rows};
 
-/// A kernel of the tensor cores over so many columns of 16 bits, for causal attention or for that of whole sequences.
+/// A kernel of the tensor cores, for causal attention or for that of whole sequences.
+macro_rules! on_tensors {
+    ($columns:literal, $causal:expr, $dtype:expr, $name:literal) => {
+        match ($causal, $dtype) {
+            (true, DType::Bf16) => concat!($name, "_", $columns, "_bf16"),
+            (true, _) => concat!($name, "_", $columns, "_f16"),
+            (false, DType::Bf16) => concat!($name, "_full_", $columns, "_bf16"),
+            (false, _) => concat!($name, "_full_", $columns, "_f16"),
+        }
+    };
+}
+
+/// As [`on_tensors`], over so many columns, but not 256.
 macro_rules! of_columns {
     ($columns:expr, $causal:expr, $dtype:expr, $name:literal) => {
-        match ($columns, $causal, $dtype) {
-            (64, true, DType::Bf16) => concat!($name, "_64_bf16"),
-            (64, true, _) => concat!($name, "_64_f16"),
-            (80, true, DType::Bf16) => concat!($name, "_80_bf16"),
-            (80, true, _) => concat!($name, "_80_f16"),
-            (_, true, DType::Bf16) => concat!($name, "_128_bf16"),
-            (_, true, _) => concat!($name, "_128_f16"),
-            (64, false, DType::Bf16) => concat!($name, "_full_64_bf16"),
-            (64, false, _) => concat!($name, "_full_64_f16"),
-            (80, false, DType::Bf16) => concat!($name, "_full_80_bf16"),
-            (80, false, _) => concat!($name, "_full_80_f16"),
-            (_, false, DType::Bf16) => concat!($name, "_full_128_bf16"),
-            (_, false, _) => concat!($name, "_full_128_f16"),
+        match $columns {
+            64 => on_tensors!("64", $causal, $dtype, $name),
+            80 => on_tensors!("80", $causal, $dtype, $name),
+            _ => on_tensors!("128", $causal, $dtype, $name),
         }
     };
 }
@@ -38,13 +42,51 @@ macro_rules! on_cores {
 /// What a block may have of shared memory on every GPU.
 const SHARED_BYTES: usize = 99 << 10;
 
-/// Warps of a block on CUDA cores and its bytes of shared memory, with so many tiles of its own and of the other side.
-fn on_cuda_cores(dim: usize, own: usize, others: usize) -> (usize, usize) {
+/// What a block has: rows of its own tile, threads, bytes of shared memory.
+struct Block {
+    rows: usize,
+    threads: usize,
+    shared_bytes: usize,
+}
+
+/// On CUDA cores, with so many tiles of its own and of the other side.
+fn on_cuda_cores(dim: usize, own: usize, others: usize) -> Block {
     // As `row_stride` in `attention.cuh`.
     let stride = (dim.div_ceil(4) | 1) * 4;
     let bytes = |warps: usize| 4 * ((own * warps * ROWS + others * 32) * stride + warps * ROWS * WEIGHTS_STRIDE);
     let warps = [4, 2].into_iter().find(|warps| bytes(*warps) <= SHARED_BYTES).unwrap_or(1);
-    (warps, bytes(warps))
+    Block { rows: ROWS * warps, threads: 32 * warps, shared_bytes: bytes(warps) }
+}
+
+/// Bytes of an element on tensor cores.
+const NARROW: usize = 2;
+
+/// Forward on tensor cores, whose tiles have rows of `row` elements.
+fn forward_on_tensor_cores(row: usize) -> Block {
+    match row {
+        // Keys and values of each stage.
+        256 => {
+            Block { rows: BLOCK_M_256, threads: THREADS_256, shared_bytes: STAGES_256 * 2 * BLOCK_N_256 * row * NARROW }
+        }
+        _ => Block { rows: BLOCK_M, threads: THREADS, shared_bytes: (BLOCK_M + 2 * BLOCK_N) * row * NARROW },
+    }
+}
+
+/// As [`forward_on_tensor_cores`], backward: two tiles of each stage and what two warps give each other, or the block's own two tiles
+/// and two stages; then the statistics of two tiles of queries.
+fn backward_on_tensor_cores(row: usize) -> Block {
+    let (rows, threads, others, bytes) = match row {
+        256 => {
+            let stages = BACKWARD_STAGES_256 * 2 * BLOCK_N_256 * row * NARROW;
+            let given = 2 * BACKWARD_BLOCK_M_256 * BLOCK_N_256 * DType::F32.bytes();
+            (BACKWARD_BLOCK_M_256, THREADS_256, BLOCK_N_256, stages + given)
+        }
+        _ => {
+            let rows = if row == 64 { BACKWARD_BLOCK_M_64 } else { BACKWARD_BLOCK_M_128 };
+            (rows, THREADS, BACKWARD_BLOCK_N, (2 * rows + 4 * BACKWARD_BLOCK_N) * row * NARROW)
+        }
+    };
+    Block { rows, threads, shared_bytes: bytes + 4 * others * DType::F32.bytes() }
 }
 
 /// Blocks of all tiles of `size` rows, each of them once a head (see `tile_at`).
@@ -64,7 +106,7 @@ pub(super) fn tensor_columns(dim: usize) -> Option<(usize, usize)> {
     match dim {
         64 => Some((64, 64)),
         72 | 80 => Some((80, 128)),
-        128 => Some((128, 128)),
+        128 | 256 => Some((dim, dim)),
         _ => None,
     }
 }
@@ -125,15 +167,18 @@ pub(super) fn forward<D: Device>(device: &mut D, op: &Attention) {
     let out = if op.out.stride == query * dim { Arg::Write(op.out.buffer) } else { Arg::Update(op.out.buffer) };
     let args = args(op, &[out, long(op.out.stride), Arg::Write(op.log_sum_exp)]);
     let (causal, dtype) = (op.causal, op.q.buffer.dtype);
-    let (kernel, size, threads, shared_bytes) = if let Some((columns, row)) = on_tensor_cores(op) {
-        let kernel = of_columns!(columns, causal, dtype, "attention_forward");
-        (kernel, BLOCK_M, THREADS, (BLOCK_M + 2 * BLOCK_N) * row * dtype.bytes())
+    let (kernel, block) = if let Some((columns, row)) = on_tensor_cores(op) {
+        let kernel = match columns {
+            256 => on_tensors!("256", causal, dtype, "attention_forward"),
+            _ => of_columns!(columns, causal, dtype, "attention_forward"),
+        };
+        (kernel, forward_on_tensor_cores(row))
     } else {
-        let (warps, shared_bytes) = on_cuda_cores(dim, 1, 2);
         let kernel = on_cores!(causal, dtype, "attention_forward", "attention_forward_full");
-        (kernel, ROWS * warps, 32 * warps, shared_bytes)
+        (kernel, on_cuda_cores(dim, 1, 2))
     };
-    device.launch(&Launch { kernel, grid: [blocks(op, size, query), 1, 1], threads, shared_bytes, args: &args });
+    let Block { rows, threads, shared_bytes } = block;
+    device.launch(&Launch { kernel, grid: [blocks(op, rows, query), 1, 1], threads, shared_bytes, args: &args });
 }
 
 /// As [`crate::backend::Backend::attention_backward`].
@@ -164,27 +209,38 @@ pub(super) fn backward<D: Device>(device: &mut D, op: &Attention, d_out: Rows, d
     let d_rows = Rows { buffer: d_qkv, stride: (query + 2 * key_value) * dim };
     let (causal, dtype) = (op.causal, op.q.buffer.dtype);
     let tensor = on_tensor_cores(op).filter(|_| aligned(d_out) && aligned(d_rows));
-    let (kernel, size, threads, shared_bytes) = if let Some((columns, row)) = tensor {
-        let block_m = if row == 64 { BACKWARD_BLOCK_M_64 } else { BACKWARD_BLOCK_M_128 };
-        let kernel = of_columns!(columns, causal, dtype, "attention_backward");
-        let tiles = (2 * block_m + 4 * BACKWARD_BLOCK_N) * row * dtype.bytes();
-        (kernel, block_m, THREADS, tiles + 4 * BACKWARD_BLOCK_N * DType::F32.bytes())
-    } else {
-        let (warps, shared_bytes) = on_cuda_cores(dim, 2, 2);
-        let kernel = on_cores!(causal, dtype, "attention_backward", "attention_backward_full");
-        (kernel, ROWS * warps, 32 * warps, shared_bytes)
+    let block = tensor.map_or_else(|| on_cuda_cores(dim, 2, 2), |(_, row)| backward_on_tensor_cores(row));
+    let (key_blocks, query_blocks) = (blocks(op, block.rows, key_value), blocks(op, block.rows, query));
+    let mut launch = |kernel: &'static str, key_blocks: usize, query_blocks: usize, gradient: Arg| {
+        let more = [
+            Arg::Read(d_out.buffer),
+            long(d_out.stride),
+            Arg::Read(op.log_sum_exp),
+            Arg::Read(scratch),
+            gradient,
+            int(key_blocks),
+        ];
+        let grid = [key_blocks + query_blocks, 1, 1];
+        let Block { threads, shared_bytes, .. } = block;
+        device.launch(&Launch { kernel, grid, threads, shared_bytes, args: &args(op, &more) });
     };
-    let key_blocks = blocks(op, size, key_value);
-    let more = [
-        Arg::Read(d_out.buffer),
-        long(d_out.stride),
-        Arg::Read(op.log_sum_exp),
-        Arg::Read(scratch),
-        Arg::Write(d_qkv),
-        int(key_blocks),
-    ];
-    let grid = [key_blocks + blocks(op, size, query), 1, 1];
-    device.launch(&Launch { kernel, grid, threads, shared_bytes, args: &args(op, &more) });
+    match tensor {
+        // The first of the two leaves the columns of queries to the second.
+        Some((256, _)) => {
+            let kernel = on_tensors!("256", causal, dtype, "attention_backward_keys");
+            launch(kernel, key_blocks, 0, Arg::Write(d_qkv));
+            let kernel = on_tensors!("256", causal, dtype, "attention_backward_queries");
+            launch(kernel, 0, query_blocks, Arg::Update(d_qkv));
+        }
+        Some((columns, _)) => {
+            let kernel = of_columns!(columns, causal, dtype, "attention_backward");
+            launch(kernel, key_blocks, query_blocks, Arg::Write(d_qkv));
+        }
+        None => {
+            let kernel = on_cores!(causal, dtype, "attention_backward", "attention_backward_full");
+            launch(kernel, key_blocks, query_blocks, Arg::Write(d_qkv));
+        }
+    }
 }
 
 /// As the leaf of [`crate::backend::Backend`].
@@ -261,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn heads_of_64_to_80_and_128_in_16_bits_run_on_tensor_cores_where_rows_are_aligned() {
+    fn heads_of_64_to_80_128_and_256_in_16_bits_run_on_tensor_cores_where_rows_are_aligned() {
         let (bf16, f16) = (DType::Bf16, DType::F16);
         let causal = |dtype, dim, gap| kernels(dtype, dim, gap, true);
         assert_eq!(causal(bf16, 64, 0), ["attention_backward_64_bf16", "attention_forward_64_bf16"]);
@@ -270,6 +326,8 @@ mod tests {
         assert_eq!(causal(f16, 128, 8), ["attention_backward_128_f16", "attention_forward_128_f16"]);
         assert_eq!(causal(bf16, 80, 0), ["attention_backward_80_bf16", "attention_forward_80_bf16"]);
         assert_eq!(causal(f16, 72, 8), ["attention_backward_80_f16", "attention_forward_80_f16"]);
+        assert_eq!(causal(bf16, 256, 2), ["attention_backward_bf16", "attention_forward_bf16"]);
+        assert_eq!(causal(bf16, 248, 0), ["attention_backward_bf16", "attention_forward_bf16"]);
         assert_eq!(causal(f16, 96, 0), ["attention_backward_f16", "attention_forward_f16"]);
         assert_eq!(causal(bf16, 128, 2), ["attention_backward_bf16", "attention_forward_bf16"]);
         assert_eq!(causal(bf16, 96, 0), ["attention_backward_bf16", "attention_forward_bf16"]);
@@ -287,5 +345,21 @@ mod tests {
         assert_eq!(full(bf16, 72, 2), ["attention_backward_full_bf16", "attention_forward_full_bf16"]);
         assert_eq!(full(bf16, 8, 0), ["attention_backward_full_bf16", "attention_forward_full_bf16"]);
         assert_eq!(full(DType::F32, 72, 0), ["attention_backward_full_f32", "attention_forward_full_f32"]);
+    }
+
+    #[test]
+    fn the_backward_pass_over_heads_of_256_is_a_kernel_for_keys_and_one_for_queries() {
+        for (dtype, gap, causal, suffix) in [
+            (DType::Bf16, 0, true, "256_bf16"),
+            (DType::F16, 8, true, "256_f16"),
+            (DType::Bf16, 8, false, "full_256_bf16"),
+            (DType::F16, 0, false, "full_256_f16"),
+        ] {
+            let of_suffix = |name| format!("attention_{name}_{suffix}");
+            assert_eq!(
+                kernels(dtype, 256, gap, causal),
+                ["backward_keys", "backward_queries", "forward"].map(of_suffix)
+            );
+        }
     }
 }

@@ -43,7 +43,7 @@ pub(crate) fn notice(heads: Heads, activations: DType) -> Option<String> {
     let slow = activations != DType::F32 && attention::tensor_columns(heads.dim).is_none();
     slow.then(|| {
         format!(
-            "attention over heads of {} elements runs without tensor cores; those of 64, 72, 80 and 128 are fast",
+            "attention over heads of {} elements runs without tensor cores; those of 64, 72, 80, 128 and 256 are fast",
             heads.dim
         )
     })
