@@ -1,4 +1,4 @@
-//! Ranks that divide experts: numbers are those of one rank with all of them, whatever the router chooses and whoever has tokens.
+//! Ranks that divide experts: numbers are those of one rank with all of them, whatever the router chooses and whichever ranks have tokens.
 
 use crate::common;
 
