@@ -100,6 +100,7 @@ impl Backend for PlanBackend {
         dequantize(weights: &Nf4Weights, first: usize, out: Buffer);
         matmul(op: &Matmul);
         matmul_nf4(op: &Nf4Matmul<'_>);
+        matmul_low_rank(op: &LowRankMatmul<'_>);
         grouped_matmul(op: &GroupedMatmul);
         sum_rows(x: Rows, rows: usize, columns: usize, out: Buffer);
         embedding(ids: Buffer, table: Buffer, width: usize, out: Buffer);
