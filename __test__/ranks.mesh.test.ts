@@ -147,6 +147,21 @@ describe.skipIf(found.length === 0)("ranks of a mesh", () => {
 		}
 	});
 
+	it("have the losses of one rank in f16 too", { timeout: LIMIT }, async () => {
+		const one = train({ fp16: true });
+		succeeded(await arl(one.args));
+		const meshes: [number, Options][] = [
+			[2, { tp_size: 2 }],
+			[2, { ep_size: 2, gradient_accumulation_steps: 2 }],
+			[4, { cp_size: 2, pp_size: 2 }],
+		];
+		for (const [ranks, options] of meshes) {
+			const several = train({ fp16: true, ...options });
+			succeeded(await arlOnRanks(first, ranks, several.args));
+			sameSteps(several.out, one.out);
+		}
+	});
+
 	it("are refused once, by rank 0, before anything is opened", { timeout: LIMIT }, async () => {
 		const { out, args } = train({ tp_size: 2, zero: 0 });
 		const run = await arlOnRanks(first, 2, args);
