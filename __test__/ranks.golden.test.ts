@@ -189,6 +189,7 @@ describe.skipIf(golden === null)("shared golden models on meshes match transform
 			["qwen2-untied", { ...CP, ...TP }],
 			["qwen2-untied", PP],
 			["qwen3-moe", { ...CP, ...PP }],
+			["qwen3-moe", { ...TP, ...EP, ...PP }],
 		]);
 	});
 
@@ -202,5 +203,12 @@ describe.skipIf(golden === null)("shared golden models on meshes match transform
 		);
 		cases.push(...sparse.map((name): [string, Mesh, number] => [name, EP, world === 4 ? 3 : 2]));
 		await match(golden as string, world, cases);
+	});
+
+	it.skipIf(process.env.ARL_LONG !== "1")("8 ranks, three axes at once", { timeout: LIMIT }, async () => {
+		await match(golden as string, 8, [
+			["qwen2-untied", { ...TP, ...CP, ...PP }],
+			["qwen3-moe", { ...CP, epSize: 4, ...PP }],
+		]);
 	});
 });
