@@ -91,9 +91,13 @@ const MESHES: [number, Options][] = [
 	[2, { cp_size: 2 }],
 	[2, { tp_size: 2 }],
 	[2, { ep_size: 2, gradient_accumulation_steps: 2 }],
+	[2, { ep_size: 2, gradient_accumulation_steps: 2, zero: 3 }],
 	[2, { pp_size: 2 }],
+	[4, { cp_size: 2, pp_size: 2 }],
 	[4, { tp_size: 2, gradient_accumulation_steps: 2 }],
 ];
+// Two cores run so many ranks too, but not in a few seconds.
+if (process.env.ARL_LONG === "1") MESHES.push([8, { cp_size: 2, pp_size: 2, gradient_accumulation_steps: 2 }]);
 
 describe.skipIf(found.length === 0)("ranks of a mesh", () => {
 	const reference = train({});
@@ -127,11 +131,35 @@ describe.skipIf(found.length === 0)("ranks of a mesh", () => {
 			sameSteps(out, reference.out, 5);
 			sameModel(out, reference.out, 1e-3);
 		}
-		// What one rank has saved, two that divide experts read.
-		const again = { resume_from_checkpoint: join(reference.out, "checkpoint-4"), gradient_accumulation_steps: 2 };
-		const experts = train({ ...again, ep_size: 2 });
-		succeeded(await arlOnRanks(first, 2, experts.args));
-		sameSteps(experts.out, reference.out, 5);
+		// What one rank or stages have saved, two that divide experts read; and data-parallel ranks what two with half of the heads have.
+		const saved = (options: Options) => outs.get(key(options)) as string;
+		const readers: [string, Options][] = [
+			[reference.out, { ep_size: 2 }],
+			[saved({ pp_size: 2 }), { ep_size: 2 }],
+			[saved({ tp_size: 2 }), {}],
+		];
+		for (const [writer, reader] of readers) {
+			const state = { resume_from_checkpoint: join(writer, "checkpoint-4"), gradient_accumulation_steps: 2 };
+			const other = train({ ...reader, ...state });
+			succeeded(await arlOnRanks(first, 2, other.args));
+			sameSteps(other.out, reference.out, 5);
+			sameModel(other.out, reference.out, 1e-3);
+		}
+	});
+
+	it("have the losses of one rank in f16 too", { timeout: LIMIT }, async () => {
+		const one = train({ fp16: true });
+		succeeded(await arl(one.args));
+		const meshes: [number, Options][] = [
+			[2, { tp_size: 2 }],
+			[2, { ep_size: 2, gradient_accumulation_steps: 2 }],
+			[4, { cp_size: 2, pp_size: 2 }],
+		];
+		for (const [ranks, options] of meshes) {
+			const several = train({ fp16: true, ...options });
+			succeeded(await arlOnRanks(first, ranks, several.args));
+			sameSteps(several.out, one.out);
+		}
 	});
 
 	it("are refused once, by rank 0, before anything is opened", { timeout: LIMIT }, async () => {

@@ -117,7 +117,7 @@ async function rust() {
 function longTests() {
 	const folder = join(root, "__test__");
 	const isLong = (name) =>
-		name.endsWith(".kill.test.ts") || readFileSync(join(folder, name), "utf8").includes("support/properties.js");
+		name.endsWith(".kill.test.ts") || /support\/properties\.js|ARL_LONG/.test(readFileSync(join(folder, name), "utf8"));
 	return readdirSync(folder).filter((name) => name.endsWith(".test.ts") && isLong(name));
 }
 
@@ -220,7 +220,7 @@ if (!onlyCuda && !onlyLong) {
 	await single("TypeScript types", ...tool("typescript/bin/tsc", "--noEmit"));
 	await rustLints();
 }
-if (!onlyCuda && !onlyLong) {
+if (!onlyCuda) {
 	const { mpiruns, reason } = installMpi();
 	if (mpiruns.length > 0) process.env.ARL_TEST_MPIRUN = mpiruns.join(delimiter);
 	if (reason !== null) notices.push(`tests of several ranks with every MPI: ${reason}`);
