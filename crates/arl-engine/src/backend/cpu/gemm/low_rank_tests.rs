@@ -151,3 +151,24 @@ fn a_product_with_adapters_is_the_products_one_after_the_other() {
         }
     }
 }
+
+#[test]
+fn gradients_of_small_factors_are_within_the_bound() {
+    let mut random = Random(98);
+    // One factor's rows are far apart in memory, on either side; several blocks of `k`, whole and not.
+    for (m, n, k) in [(16, 700, 100), (700, 20, 70), (3, 513, 33), (600, 64, 1)] {
+        let (a, b) = (random.vector(k * m), random.vector(k * n));
+        let before = random.vector(m * n);
+        for accumulate in [false, true] {
+            let mut c = before.clone();
+            matmul(Layout::Tn, m, n, k, plain(&a, m), plain(&b, n), result(&mut c, n), accumulate, None);
+            for (at, &c) in c.iter().enumerate() {
+                let products = (0..k).map(|p| f64::from(a[p * m + at / n]) * f64::from(b[p * n + at % n]));
+                let terms: Vec<f64> = products.chain(accumulate.then(|| f64::from(before[at]))).collect();
+                let (sum, size): (f64, f64) = (terms.iter().sum(), terms.iter().map(|term| term.abs()).sum());
+                let bound = (k as f64 + 2.0) * 2f64.powi(-24) * size;
+                assert!((f64::from(c) - sum).abs() <= bound, "{m}x{n}x{k} at {at}: {c}, not {sum}");
+            }
+        }
+    }
+}

@@ -24,7 +24,7 @@ pub(super) use workspace::{Workspace, carve};
 use self::kernel::Kernel;
 use self::low_rank::Packed;
 use self::pack::Source;
-use self::product::{IN_PLACE_ACROSS, Operand, Product, RightOperand, Target};
+use self::product::{FAR, IN_PLACE_ACROSS, Operand, Product, RightOperand, Target};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -188,7 +188,7 @@ fn multiply(
         return;
     }
     if let (Layout::Tn, RightOperand::Plain(right), ElementsMut::F32(data), None) = (layout, b, &mut c.data, bias)
-        && few_rows(kernel, m, n)
+        && few_rows(kernel, m, n, right.stride)
         && let (Source::F32(_), left @ Elements::F32(_)) = (right.source, a.data)
     {
         let left = Operand { source: source(left), stride: a.stride, along_k: false };
@@ -225,8 +225,8 @@ fn multiply(
 
 /// Whether a product over rows of memory (`Tn`) has few rows and many columns: then its right operand, which is the larger one, had
 /// better be the left one, which is read where it is.
-fn few_rows(kernel: &Kernel, m: usize, n: usize) -> bool {
-    m.div_ceil(kernel.nr) <= IN_PLACE_ACROSS && n.div_ceil(kernel.nr) > IN_PLACE_ACROSS
+fn few_rows(kernel: &Kernel, m: usize, n: usize, stride: usize) -> bool {
+    stride >= FAR && m.div_ceil(kernel.nr) <= IN_PLACE_ACROSS && n.div_ceil(kernel.nr) > IN_PLACE_ACROSS
 }
 
 /// `c[m, n] = a^T b` (plus `c`) from its transpose, `b^T a`.

@@ -1,6 +1,6 @@
 //! Blocking: `b` is packed once for all threads, each task packs its rows of `a`, and `c` is split among tasks.
 //!
-//! An element of `c` is the same sum in the same order whatever the split: blocks of `k` depend on `k` alone, and only
+//! An element of `c` is the same sum in the same order whatever the split: blocks of `k` depend on columns alone, and only
 //! rows and columns are divided. So neither the number of threads nor the number of rows changes a bit of it.
 
 use super::super::element::Element;
@@ -27,6 +27,8 @@ pub(super) const IN_PLACE_ACROSS: usize = 2;
 /// Steps of a block where `a` is read across `k` in place: each step is a row of memory, and so many rows stay in the first-level cache
 /// and in the address translation buffer while all their columns are used.
 const FEW_STEPS: usize = 32;
+/// Elements from one row of memory to the next from which on that is so; rows that are closer stay there by themselves.
+pub(super) const FAR: usize = 512;
 /// Multiplications below which threads cost more than they save.
 const SMALL: usize = 1 << 18;
 
@@ -168,7 +170,7 @@ impl Product<'_> {
         });
     }
 
-    /// Elements of a block of `k`: equal blocks of whole words, which depend on `k` and `n` alone.
+    /// Elements of a block of `k`: equal blocks of whole words, which depend on `k`, and on `n` and the stride of `a`.
     pub(super) fn block(&self) -> usize {
         let steps = if self.reads_across() { FEW_STEPS } else { STEPS };
         let blocks = self.k.div_ceil(steps * if self.kernel.pairs { 2 } else { 1 }).max(1);
@@ -178,7 +180,7 @@ impl Product<'_> {
     /// Whether `a` is read in place across `k`.
     fn reads_across(&self) -> bool {
         let in_place = matches!(self.a.source, Source::F32(_)) && !self.kernel.pairs && !self.a.along_k;
-        in_place && self.n.div_ceil(self.kernel.nr) <= IN_PLACE_ACROSS
+        in_place && self.a.stride >= FAR && self.n.div_ceil(self.kernel.nr) <= IN_PLACE_ACROSS
     }
 
     /// How many tasks divide the rows, and how many the columns of so many panels: of equal size, within a panel, and a multiple of the
@@ -323,7 +325,7 @@ impl Product<'_> {
     /// and steps. None where they are packed: that costs as much as one panel of `b` takes to use them.
     fn in_place(&self, row: usize, start: usize, panels: (usize, usize)) -> Option<(*const u32, usize, usize, usize)> {
         let Source::F32(a) = self.a.source else { return None };
-        let few = self.a.along_k && !self.kernel.pairs && panels.1 - panels.0 <= IN_PLACE;
+        let few = !self.kernel.pairs && panels.1 - panels.0 <= IN_PLACE;
         if !few && !self.reads_across() {
             return None;
         }
