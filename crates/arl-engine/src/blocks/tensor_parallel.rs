@@ -63,7 +63,10 @@ impl Linear {
         let bias = self.bias.filter(|_| rank == 0).map(|bias| cx.store.weight(bias));
         let size = [m, partial.len / m, x.len / m];
         cx.multiply(Layout::Nt, size, packed(x, m), self.weight, packed(partial, m), false, bias);
+        // A has this rank's columns: what its adapter adds is partial as well.
+        self.adapters.forward(cx, x, partial, low, m);
         cx.sum_tokens(partial, out);
+        self.rescale(cx, out, m / ranks);
         cx.arena.release(top);
     }
 
