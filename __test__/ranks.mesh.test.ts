@@ -69,16 +69,16 @@ function sameSteps(out: string, reference: string, from = 1): void {
 }
 
 /** Layout and values of a file of tensors, all of which are f32. */
-function tensors(out: string): { header: string; values: Float32Array } {
-	const bytes = readFileSync(join(out, "model.safetensors"));
+function tensors(out: string, file: string): { header: string; values: Float32Array } {
+	const bytes = readFileSync(join(out, file));
 	const length = Number(bytes.readBigUInt64LE(0));
 	const values = new Uint8Array(bytes.subarray(8 + length)).buffer;
 	return { header: bytes.toString("utf8", 8, 8 + length), values: new Float32Array(values) };
 }
 
 /** Expects the same layout, and values within `bound` of the reference's: `||a - b|| / ||b||`. */
-function sameModel(out: string, reference: string, bound: number): void {
-	const [a, b] = [tensors(out), tensors(reference)];
+function sameModel(out: string, reference: string, bound: number, file = "model.safetensors"): void {
+	const [a, b] = [tensors(out, file), tensors(reference, file)];
 	expect(a.header).toBe(b.header);
 	const norm = (values: Float32Array) => Math.sqrt(values.reduce((sum, value) => sum + value * value, 0));
 	const off = norm(a.values.map((value, i) => value - (b.values[i] as number))) / norm(b.values);
@@ -160,6 +160,16 @@ describe.skipIf(found.length === 0)("ranks of a mesh", () => {
 			succeeded(await arlOnRanks(first, ranks, several.args));
 			sameSteps(several.out, one.out);
 		}
+	});
+
+	it("train adapters as one rank does", { timeout: LIMIT }, async () => {
+		const layers = { use_peft: true, lora_r: 4, lora_target_modules: "all-linear", lora_dropout: 0 };
+		const model = { model_name_or_path: reference.out, init_from_config: false, num_train_epochs: 1 };
+		const [one, several] = [train({ ...layers, ...model }), train({ ...layers, ...model, tp_size: 2, pp_size: 2 })];
+		succeeded(await arl(one.args));
+		succeeded(await arlOnRanks(first, 4, several.args));
+		sameSteps(several.out, one.out);
+		sameModel(several.out, one.out, 1e-3, "adapter_model.safetensors");
 	});
 
 	it("are refused once, by rank 0, before anything is opened", { timeout: LIMIT }, async () => {

@@ -36,13 +36,6 @@ export function checkMesh({ args, shown, add }: Checks, world: number | null): v
 			`${shown("zero")} contradicts ${shown("pp_size")}: each micro-batch would gather the weights of its stage again`,
 			"Leave zero out, or set it to 2.",
 		);
-	for (const name of ["use_peft", "adapter_name_or_path", "load_in_4bit"] as const) {
-		if (args[name] === false || args[name] === null) continue;
-		add(
-			`${shown(name)} contradicts ${model}: adapters and weights in 4 bits are not divided so`,
-			"Train adapters with data-parallel ranks, which --zero 3 has divide the weights below them, or with cp_size.",
-		);
-	}
 	const evaluates = args.eval_strategy !== "no" || args.eval_on_start || namesHeldOut(args);
 	if (!evaluates) return;
 	const names = ["eval_file", "eval_split", "eval_strategy", "eval_on_start"] as const;

@@ -271,7 +271,7 @@ impl<B: Backend + ?Sized> Engine<B> {
                 let own = figures.of(i, batches.len());
                 let mut run = self.begin(batch.whole(), Some(self.model.recompute), own);
                 (run.loss_scale, run.first) = (self.gradient_scale, first);
-                run.dropout = self.model.dropout(step, i);
+                run.dropout = self.model.dropout(step, i, batch.whole().first());
                 self.parts().train(&run, weight)?;
                 self.parts().sum_sequences(batch.whole(), &run, own.sequence_losses);
                 (first, sees) = (false, sees || run.seen.is_some());

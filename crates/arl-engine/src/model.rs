@@ -112,8 +112,9 @@ impl Model {
             );
             return Err(Error::new(ErrorCode::Config, what).hint("leave load_in_4bit out"));
         }
-        // Scales in 8 bits share one by 256 along the fused tensor, not along its parts.
-        let load_in_4bit = load_in_4bit.map(|nf4| Nf4Options { nested: nf4.nested && !fused });
+        // Scales in 8 bits share one by 256 along the whole tensor, fused or divided, not along its parts.
+        let parts = fused || place.mesh.tp > 1;
+        let load_in_4bit = load_in_4bit.map(|nf4| Nf4Options { nested: nf4.nested && !parts });
         let options = &EngineOptions { load_in_4bit, ..options.clone() };
         let nf4 = load_in_4bit.is_some();
         let mut placement = match &lora {
@@ -121,6 +122,7 @@ impl Model {
             Some((lora, _)) => Placement::adapted(lora, nf4, options.dtype != DType::F32, &place)?,
         };
         placement.quantized.kind = kind;
+        division::check_blocks(&placement)?;
         if options.zero > 2 && placement.runs.iter().any(|run| run.wide) {
             let what = "zero 3 divides weights of one type, and use_dora in 16 bits keeps magnitudes in 32";
             return Err(Error::new(ErrorCode::Config, what).hint("set zero to 2, or bf16 and fp16 to false"));
@@ -184,12 +186,15 @@ impl Model {
         })
     }
 
-    /// Dropout of a micro-batch of a step; none where nothing is dropped.
-    pub(crate) fn dropout(&self, step: u64, micro_batch: usize) -> Option<LowRankDropout> {
+    /// Dropout of a micro-batch of a step, of which this rank has the tokens `first` on ([`Sliced::first`]); none where nothing is
+    /// dropped.
+    ///
+    /// [`Sliced::first`]: crate::token_slice::Sliced::first
+    pub(crate) fn dropout(&self, step: u64, micro_batch: usize, first: [usize; 2]) -> Option<LowRankDropout> {
         let (lora, seed) = self.lora.as_ref()?;
         let probability = lora.config.lora_dropout;
         let words = [*seed, step, micro_batch as u64];
-        (probability > 0.0).then_some(LowRankDropout { probability, words })
+        (probability > 0.0).then_some(LowRankDropout { probability, words, first })
     }
 
     /// Refuses a micro-batch that the model cannot take; `index` names it in errors.
@@ -227,6 +232,11 @@ impl Model {
     pub(crate) fn weight_bytes(&self) -> usize {
         let wide = self.placement.runs.iter().any(|run| run.wide);
         if wide { DType::F32.bytes() } else { self.dtype.bytes() }
+    }
+
+    /// Whether parameters of a role are f32 in a weights' arena of 16 bits ([`Param::wide`]).
+    pub(crate) fn is_wide(&self, role: Role) -> bool {
+        self.dtype != DType::F32 && matches!(role, Role::LoraMagnitude(_))
     }
 
     /// The weight of a norm.

@@ -215,13 +215,13 @@ fn dry_run(
         failure: None,
         planned: 0,
     };
-    let passed = passing.map(|passing| passing.of(model, 0, targets));
+    let (passed, dropout) = (passing.map(|passing| passing.of(model, 0, targets)), model.dropout(0, 0, [0; 2]));
     if let Some(passed) = passed {
-        step.pass_round(inputs, figures, passed)?;
+        step.pass_round(inputs, figures, passed, dropout)?;
     }
     let mut run = step.begin(inputs, training.then_some(model.recompute), figures);
     if training {
-        (run.dropout, run.passed) = (model.dropout(0, 0), passed);
+        (run.dropout, run.passed) = (dropout, passed);
         step.train(&run, 1.0)?;
     } else {
         step.evaluate(&run)?;

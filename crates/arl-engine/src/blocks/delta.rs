@@ -68,20 +68,20 @@ impl Delta {
     ) -> Self {
         let block = Block::Delta(layer);
         let adapter = |projection, columns| (placement.adapter(block, projection), columns);
-        let (values, heads) = (delta.value_columns(), delta.linear_num_value_heads);
         let all = DeltaHeads::from(delta);
+        let own = DeltaHeads { key: all.key / ranks, value: all.value / ranks, ..all };
         Delta {
-            heads: DeltaHeads { key: all.key / ranks, value: all.value / ranks, ..all },
+            heads: own,
             hidden: config.hidden_size,
             ranks,
             taps: delta.linear_conv_kernel_dim,
             epsilon: config.rms_norm_eps as f32,
             input: Linear {
                 adapters: Adapters::new(&[
-                    adapter(Projection::InProjQkv, delta.channels()),
-                    adapter(Projection::InProjZ, values),
-                    adapter(Projection::InProjB, heads),
-                    adapter(Projection::InProjA, heads),
+                    adapter(Projection::InProjQkv, own.channels()),
+                    adapter(Projection::InProjZ, own.value_columns()),
+                    adapter(Projection::InProjB, own.value),
+                    adapter(Projection::InProjA, own.value),
                 ]),
                 ..Linear::new(placement.span(block, Role::InProjQkv, Role::InProjA).unwrap_or_default())
             },

@@ -214,7 +214,7 @@ impl Experts {
         cx.backend.upload(bytemuck::cast_slice(&round.offsets), offsets);
         let part = |buffer: Buffer, width: usize| buffer.slice(0, rows * width);
         (rows > 0).then(|| Rows {
-            sorted: Sorted { experts: offsets.len - 1, offsets, rows },
+            sorted: Sorted { experts: offsets.len - 1, offsets, rows, room: at.routed.len / self.hidden },
             routed: part(at.routed, self.hidden),
             gate_up: part(at.gate_up, 2 * self.width),
             act: part(at.act, self.width),

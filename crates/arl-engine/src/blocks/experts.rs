@@ -185,7 +185,7 @@ impl Experts {
     /// The rows of a rank that has all experts.
     fn all_rows(&self, at: &Buffers) -> Rows {
         let Permutation { offsets, pairs, .. } = at.permutation;
-        let sorted = Sorted { experts: self.experts, offsets, rows: pairs.len };
+        let sorted = Sorted { experts: self.experts, offsets, rows: pairs.len, room: pairs.len };
         Rows { sorted, routed: at.routed, gate_up: at.gate_up, act: at.act }
     }
 

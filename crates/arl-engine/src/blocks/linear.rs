@@ -44,7 +44,13 @@ impl Linear {
     ) {
         let bias = self.bias.map(|bias| cx.store.weight(bias));
         self.adapters.forward(cx, &self, x, bias, out, low, m);
+        self.rescale(cx, out, m);
+    }
+
+    /// Scales `out[m, n]`, which is complete otherwise, by the magnitudes of the adapters that have some.
+    pub(super) fn rescale<B: Backend + ?Sized>(self, cx: &mut Context<'_, B>, out: Buffer, m: usize) {
         if self.adapters.has_magnitudes() {
+            let bias = self.bias.map(|bias| cx.store.weight(bias));
             self.adapters.scale(cx, self.weight, bias, Product { rows: packed(out, m), m });
         }
     }

@@ -4,6 +4,7 @@
 use super::Context;
 use super::linear::{Linear, packed};
 use crate::backend::{Backend, Buffer, Dropout, Layout, LowRankFactor, LowRankMatmul, Matmul, Rows};
+use crate::mesh::Axis;
 use crate::placement::{AdapterPlace, Param};
 
 /// Most layers that one product computes: the four of the delta rule's input.
@@ -15,12 +16,22 @@ pub(crate) struct LowRankDropout {
     pub(crate) probability: f32,
     /// Seed, step and micro-batch.
     pub(crate) words: [u64; 3],
+    /// In the micro-batch, the first token that this rank has, and the first that ranks along [`Axis::Tensor`] have.
+    pub(crate) first: [usize; 2],
 }
 
 impl LowRankDropout {
-    fn of(self, adapter: &Adapter) -> Dropout {
+    /// Of an adapter's input with so many columns: where ranks divide tokens or columns, the mask of what this one has.
+    fn of(self, adapter: &Adapter, own: usize, (ranks, rank): (usize, usize)) -> Dropout {
         let [seed, step, micro_batch] = self.words;
-        Dropout::new(self.probability, &[seed, step, micro_batch, u64::from(adapter.place.number)])
+        let AdapterPlace { a, b, number, .. } = adapter.place;
+        let [cuts_columns, cuts_rows] = [a, b].map(|param| param.axis == Axis::SameTensor);
+        let whole = if cuts_columns { ranks * own } else { own };
+        // What ranks divide between products has the tokens of all of them.
+        let token = self.first[usize::from(cuts_columns || cuts_rows)];
+        let first = token * whole + if cuts_columns { rank * own } else { 0 };
+        let mask = Dropout::new(self.probability, &[seed, step, micro_batch, u64::from(number)]);
+        Dropout { first, columns: [own, whole], ..mask }
     }
 
     /// What is left is as large on average.
@@ -132,7 +143,7 @@ impl Adapters {
         product.multiply(cx, x, bias, out, m);
         for group in self.groups(cx.dropout.is_some()) {
             let top = cx.arena.mark();
-            let input = group.input(cx, x);
+            let input = group.input(cx, x, m);
             let low = group.project(cx, input, low, m);
             group.add(cx, low, out, m);
             cx.arena.release(top);
@@ -175,7 +186,7 @@ impl Adapters {
         }
         for group in self.groups(cx.dropout.is_some()) {
             let top = cx.arena.mark();
-            let input = group.input(cx, x);
+            let input = group.input(cx, x, m);
             let d_low = group.d_low(cx, d_out, m);
             group.gradients(cx, d_out, input, group.low(low, m), d_low, m, accumulate);
             if d_x.len > 0 {
@@ -286,10 +297,11 @@ impl Group {
     }
 
     /// What A takes: `x`, or in workspace what dropout leaves of it.
-    fn input<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, x: Buffer) -> Buffer {
+    fn input<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, x: Buffer, m: usize) -> Buffer {
         let Some(dropout) = cx.dropout else { return x };
         let dropped = cx.workspace(x.dtype, x.len);
-        cx.backend.scale(x, dropout.factor(), Some(dropout.of(&self.adapters[0])), dropped);
+        let mask = dropout.of(&self.adapters[0], x.len / m, cx.along(Axis::Tensor));
+        cx.backend.scale(x, dropout.factor(), Some(mask), dropped);
         dropped
     }
 
@@ -344,7 +356,8 @@ impl Group {
         let out = Rows { buffer: d_input, stride: k };
         product(cx, Layout::Nn, [m, k, self.rank], d_low, weight, out, false);
         let dropped = cx.workspace(d_x.dtype, d_x.len);
-        cx.backend.scale(d_input, dropout.factor(), Some(dropout.of(&self.adapters[0])), dropped);
+        let mask = dropout.of(&self.adapters[0], k, cx.along(Axis::Tensor));
+        cx.backend.scale(d_input, dropout.factor(), Some(mask), dropped);
         cx.backend.add(d_x, dropped);
     }
 }

@@ -225,16 +225,21 @@ impl Placement {
         let table = seeing.into_iter().chain(text);
         let (decayed, others) = table.partition::<Vec<_>, _>(|spec| spec.decay);
         // What different ranks have the same of is apart, so that few buckets are made of it.
-        let (copies, cut) = others.into_iter().partition::<Vec<_>, _>(|spec| place.axis_of(spec.role) == Axis::Stage);
+        let by_axis = |specs: Vec<TensorSpec>| -> Vec<TensorSpec> {
+            let (copies, cut): (Vec<_>, Vec<_>) =
+                specs.into_iter().partition(|spec| place.axis_of(spec.role) == Axis::Stage);
+            copies.into_iter().chain(cut).collect()
+        };
         // Magnitudes apart from the others, so that these are updated together.
         let is_wide = |spec: &TensorSpec| narrow && matches!(spec.role, Role::LoraMagnitude(_));
         let (wide, decayed) = decayed.into_iter().partition::<Vec<_>, _>(is_wide);
-        for specs in [decayed, wide, copies.into_iter().chain(cut).collect()] {
+        for specs in [decayed, by_axis(wide), by_axis(others)] {
             for spec in specs {
                 placement.whole.extend(place.mesh.divides_model().then(|| spec.clone()));
                 let Some(slice) = place.slice(&spec, &of_stage, placement.tied) else { continue };
                 if nf4 && is_linear(&spec) && !spec.trainable {
-                    let param = placement.quantized.place(slice.elements());
+                    let axis = place.axis_of(spec.role);
+                    let param = Param { axis, ..placement.quantized.place(slice.elements()) };
                     placement.add(spec, slice, param);
                 } else {
                     let wide = is_wide(&spec);

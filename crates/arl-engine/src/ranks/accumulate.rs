@@ -47,7 +47,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         self.ranks.begin_together();
         if self.model.place.mesh.pp > 1 {
             let tokens = slicing.own(largest.tokens);
-            self.accumulate_in_stages(&Rounds { own, stats: &stats, slicing, figures, weight, tokens, sums })?;
+            self.accumulate_in_stages(&Rounds { own, stats: &stats, slicing, figures, weight, tokens, step, sums })?;
         } else {
             for round in 0..stats.len().div_ceil(self.ranks.size) {
                 let m = round * self.ranks.size + self.ranks.rank;
@@ -60,7 +60,7 @@ impl<B: Backend + ?Sized> Engine<B> {
                         let (batch, own) = (Sliced { batch, slicing }, figures.of(m, stats.len()));
                         let mut run = self.begin(batch, Some(self.model.recompute), own);
                         (run.loss_scale, run.first) = (self.gradient_scale, true);
-                        run.dropout = self.model.dropout(step, m);
+                        run.dropout = self.model.dropout(step, m / slicing.count, batch.first());
                         // Where ranks divide gradients, it adds each layer's as soon as it has them.
                         self.parts().train(&run, weight)?;
                         self.parts().sum_sequences(batch, &run, own.sequence_losses);
