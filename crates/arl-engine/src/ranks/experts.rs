@@ -69,6 +69,10 @@ impl<B: Backend + ?Sized> Engine<B> {
                     }
                 }
                 Turn::Collect(point) => {
+                    if point == Complete::End {
+                        // Layers had its place, and this rank has no gradients of an embedding.
+                        step.clear_buckets(point);
+                    }
                     step.collect(point)?;
                     behind_loss |= point == Complete::Loss;
                 }
