@@ -72,12 +72,6 @@ describe("a mesh is refused, with both numbers and what to do,", () => {
 			{ ep_size: 2, use_peft: true, load_in_4bit: true },
 			"load_in_4bit true (a flag) contradicts ep_size 2 (a flag)",
 		],
-		[
-			"with evaluations",
-			2,
-			{ tp_size: 2, eval_file: ["h.jsonl"], eval_strategy: "epoch" },
-			'eval_file ["h.jsonl"] (a flag) and eval_strategy "epoch" (a flag) contradict tp_size 2 (a flag)',
-		],
 		["with images", 2, { cp_size: 2, images: "train" }, 'images "train" (a flag) contradicts cp_size 2 (a flag)'],
 		[
 			"on GPUs",
@@ -93,10 +87,12 @@ describe("a mesh is refused, with both numbers and what to do,", () => {
 		expect(error.hint.length).toBeGreaterThan(20);
 	});
 
-	it("but not where ranks divide tokens alone, nor by a command that trains nothing", () => {
+	it("but not where ranks divide tokens alone or evaluate, nor by a command that trains nothing", () => {
 		const evaluates: Options = { eval_file: ["h.jsonl"], eval_strategy: "epoch", use_peft: true, zero: 0 };
 		expect(resolved({ ...evaluates, cp_size: 2 }, 4).args.dp_size).toBe(2);
 		expect(resolved({ ...evaluates, tp_size: 2, ep_size: 3 }).args.tp_size).toBe(2);
+		const generates: Options = { eval_file: ["h.jsonl"], eval_strategy: "epoch", eval_generate: 2 };
+		expect(resolved({ ...generates, tp_size: 2, pp_size: 2 }, 4).args.eval_generate).toBe(2);
 		expect(resolved({ tp_size: 2, zero: 3, device: "cpu", images: "drop" }, 2).notices).toEqual([]);
 	});
 

@@ -1,6 +1,5 @@
 /** Options of a run whose ranks divide a model or its tokens, and what does not go with them yet. Reads valid values only. */
 import type { Checks } from "./check-evaluation.js";
-import { namesHeldOut } from "./eval-sources.js";
 import { above1, dividesModel, MESH_NAMES, MODEL_NAMES, stageOf, wrongWorld } from "./mesh.js";
 
 /** Reports each contradiction. `world`: the ranks that were started, or will be; null: not known. */
@@ -43,14 +42,6 @@ export function checkMesh({ args, shown, add }: Checks, world: number | null): v
 			"Train adapters with data-parallel ranks, which --zero 3 has divide the weights below them, or with cp_size.",
 		);
 	}
-	const evaluates = args.eval_strategy !== "no" || args.eval_on_start || namesHeldOut(args);
-	if (!evaluates) return;
-	const names = ["eval_file", "eval_split", "eval_strategy", "eval_on_start"] as const;
-	const given = names.filter((name) => !["no", "false", "", "none"].includes(String(args[name] ?? "none")));
-	add(
-		`${given.map(shown).join(" and ")} ${given.length > 1 ? "contradict" : "contradicts"} ${model}: rank 0 evaluates and generates alone, with all weights, of which it has a part`,
-		"Evaluate checkpoints with `arl eval`; or divide with --zero 3 or cp_size, with which a run evaluates.",
-	);
 }
 
 /** What is said of images on ranks that do not have whole micro-batches or models. */
