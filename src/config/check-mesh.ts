@@ -21,8 +21,6 @@ export function checkMesh({ args, shown, add }: Checks, world: number | null): v
 			`${all} contradicts ${shown("device")}: ranks on GPUs are data-parallel`,
 			"Take --device cpu; or leave it out, and divide weights on GPUs with --zero 3.",
 		);
-	const unseeing = above1(args, ["tp_size", "cp_size", "pp_size"]).map(shown).join(" and ");
-	if (unseeing !== "" && args.images === "train") add(noImages(unseeing, shown("images")), IMAGES_HINT);
 	if (!dividesModel(args)) return;
 	const model = above1(args, MODEL_NAMES).map(shown).join(" and ");
 	if (args.zero === 0)
@@ -43,11 +41,3 @@ export function checkMesh({ args, shown, add }: Checks, world: number | null): v
 		);
 	}
 }
-
-/** What is said of images on ranks that do not have whole micro-batches or models. */
-export function noImages(sizes: string, images: string): string {
-	return `${images} contradicts ${sizes}: a vision tower is not divided so`;
-}
-
-export const IMAGES_HINT =
-	"Divide weights with --zero 3 instead; or leave images out with --images drop, if the rows make sense without.";

@@ -145,7 +145,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         backend.upload(bytemuck::cast_slice(&batch.input_ids), run.inputs.ids);
         backend.upload(bytemuck::cast_slice(&angle_rows), run.inputs.angles.rows);
         backend.upload(bytemuck::cast_slice(&batch.cu_seqlens), run.inputs.sequences.cu_seqlens);
-        run.inputs.upload_images(backend, &batch, self.model.tower.as_ref());
+        run.inputs.upload_images(backend, &batch, self.model.tower.as_ref(), &(0..batch.input_ids.len()));
         upload_new(backend, &new, heads, &slots);
         self.parts().see(&run)?;
         self.parts().forward(&run, Some(Generation { caches: &cache.blocks, new: &new }))?;

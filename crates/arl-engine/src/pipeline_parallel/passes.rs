@@ -134,6 +134,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
     /// The forward pass whose output is passed on, and of which nothing else is left.
     pub(crate) fn forward_alone(&mut self, run: &Run) -> Result<()> {
         let top = self.arena.mark();
+        self.see(run)?;
         self.take_scratch(run);
         self.forward(run, None)?;
         self.arena.release(top);

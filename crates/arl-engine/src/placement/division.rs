@@ -7,6 +7,7 @@ use arl_model::{Block, Error, ErrorCode, Mixer, Mlp, ModelConfig, Result, Role, 
 
 use crate::mesh::{Axis, Place};
 use crate::options::EngineOptions;
+use crate::pipeline_parallel::layers_of_stage;
 
 impl Place {
     /// The experts of a layer, of so many, that this rank has.
@@ -88,9 +89,6 @@ pub(crate) fn check(config: &ModelConfig, options: &EngineOptions) -> Result<()>
     if options.load_in_4bit.is_some() {
         return alone("weights in 4 bits", "divide micro-batches alone: dp_size, with zero 2 or 3");
     }
-    if config.vision.is_some() && mesh.pp > 1 {
-        return alone("a vision tower", "set pp_size to 1");
-    }
     Ok(())
 }
 
@@ -127,6 +125,12 @@ fn check_sizes(config: &ModelConfig, options: &EngineOptions) -> Result<()> {
     if mesh.pp > config.layers.len() {
         let what = format!("pp_size is {}, and the model has {} layers", mesh.pp, config.layers.len());
         return refused(what, "each stage has a layer at least");
+    }
+    let added = config.vision.as_ref().map_or(0, |vision| vision.deepstack_visual_indexes.len());
+    let first = layers_of_stage(config, mesh.pp, 0).len();
+    if first < added {
+        let what = format!("pp_size is {}, and the first of its stages has {first} layers", mesh.pp);
+        return refused(what, &format!("rows of images are added to the first {added} layers: take fewer stages"));
     }
     Ok(())
 }
