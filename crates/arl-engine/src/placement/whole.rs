@@ -101,7 +101,6 @@ mod tests {
             let mut placement = Placement::new(&config, &[], false, &place).unwrap();
             let before: Vec<Param> = placement.tensors.iter().map(|tensor| tensor.param).collect();
             let parts = placement.take_turns();
-            assert!(parts.len <= placement.weights, "{name}: {} of {}", parts.len, placement.weights);
             let layer = |part: Part| if let Part::Layer(layer) = part { Some(layer) } else { None };
             let ends = |part: Part| matches!(part, Part::Tower | Part::Embedding | Part::Head);
             for (i, (a, was)) in placement.tensors.iter().zip(&before).enumerate() {
