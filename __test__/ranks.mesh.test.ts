@@ -5,7 +5,7 @@ import { beforeAll, describe, expect, it } from "vitest";
 import type { Mpirun } from "../src/launch/mpi.js";
 import { temporaryFolder } from "./support/folder.js";
 import { arlOnRanks, mpiruns } from "./support/ranks.js";
-import { arl, type Ended, flags, metricsOf, tinyPlace } from "./support/real.js";
+import { arl, type Ended, flags, metricsOf, root, tinyPlace } from "./support/real.js";
 
 const found = mpiruns();
 const first = found[0] as Mpirun;
@@ -26,6 +26,18 @@ writeFileSync(
 );
 
 type Options = Record<string, string | number | boolean>;
+
+/** A few held-out rows, whose loss and replies are of the middle and of the end of a run. */
+const heldout = readFileSync(join(root, "assets", "heldout.jsonl"), "utf8")
+	.split("\n")
+	.slice(0, 5);
+writeFileSync(join(folder, "heldout.jsonl"), heldout.join("\n"));
+const EVALUATES: Options = {
+	eval_file: join(folder, "heldout.jsonl"),
+	eval_strategy: "steps",
+	eval_steps: 4,
+	eval_generate: 1,
+};
 
 /** 8 steps: 26 rows in micro-batches of 2, four of them a step, the last step of an epoch with one alone. */
 const COMMON: Options = {
@@ -54,9 +66,29 @@ function succeeded(run: Ended): void {
 	expect(run.code, run.stderr).toBe(0);
 }
 
+/** The lines of a run's steps. */
+const stepsOf = (out: string) => metricsOf(out).filter((line) => line.loss !== undefined);
+
+/** Expects the evaluations of one rank, within 1e-4. Replies of a model that has learned next to nothing are all wrong. */
+function sameEvaluations(out: string, reference: string): void {
+	const of = (folder: string) => metricsOf(folder).filter((line) => line.eval_loss !== undefined);
+	const [ours, theirs] = [of(out), of(reference)];
+	expect(ours.map(({ step, eval_exact_match }) => [step, eval_exact_match])).toEqual([
+		[4, 0],
+		[8, 0],
+	]);
+	for (const [i, line] of ours.entries()) {
+		for (const name of ["eval_loss", "eval_entropy"])
+			expect(Math.abs((line[name] ?? Number.NaN) - (theirs[i]?.[name] ?? Number.NaN))).toBeLessThan(1e-4);
+	}
+	const samples = (folder: string) => metricsOf(folder).filter((line) => line.reply !== undefined).length;
+	expect(samples(out)).toBe(samples(reference));
+	expect(samples(out)).toBeGreaterThan(1);
+}
+
 /** Expects the steps of one rank from step `from` on, within 1e-4. */
 function sameSteps(out: string, reference: string, from = 1): void {
-	const [ours, theirs] = [metricsOf(out), metricsOf(reference).slice(from - 1)];
+	const [ours, theirs] = [stepsOf(out), stepsOf(reference).slice(from - 1)];
 	expect(ours.map(({ step, num_tokens }) => [step, num_tokens])).toEqual(
 		theirs.map(({ step, num_tokens }) => [step, num_tokens]),
 	);
@@ -94,13 +126,13 @@ const MESHES: [number, Options][] = [
 	[2, { ep_size: 2, gradient_accumulation_steps: 2, zero: 3 }],
 	[2, { pp_size: 2 }],
 	[4, { cp_size: 2, pp_size: 2 }],
-	[4, { tp_size: 2, gradient_accumulation_steps: 2 }],
+	[4, { tp_size: 2, gradient_accumulation_steps: 2, ...EVALUATES }],
 ];
 // Two cores run so many ranks too, but not in a few seconds.
 if (process.env.ARL_LONG === "1") MESHES.push([8, { cp_size: 2, pp_size: 2, gradient_accumulation_steps: 2 }]);
 
 describe.skipIf(found.length === 0)("ranks of a mesh", () => {
-	const reference = train({});
+	const reference = train(EVALUATES);
 	const outs = new Map<string, string>();
 	const key = (options: Options) => JSON.stringify(options);
 
@@ -116,6 +148,7 @@ describe.skipIf(found.length === 0)("ranks of a mesh", () => {
 		expect(run.stderr).toContain(`a mesh of ${ranks} ranks: `);
 		sameSteps(several.out, reference.out);
 		sameModel(several.out, reference.out, 1e-3);
+		if (options.eval_file !== undefined) sameEvaluations(several.out, reference.out);
 	});
 
 	it("read what another mesh has saved, and say that results are within rounding", { timeout: LIMIT }, async () => {

@@ -37,6 +37,8 @@ pub struct Engine<B: Backend + ?Sized> {
     /// How that folder holds the weights.
     pub(crate) format: CheckpointFormat,
     pub(crate) model: Model,
+    /// What rank 0 computes alone with, where a mesh divides the model.
+    pub(crate) whole: Option<Model>,
     pub(crate) adam: Adam,
     pub(crate) arena: Arena,
     pub(crate) stages: Stages,
@@ -101,7 +103,8 @@ impl<B: Backend + ?Sized> Engine<B> {
         model.attention_library &= attention_notice.is_none();
         let algorithms = backend.matmul_algorithms().filter(|_| options.matmul_autotune && !options.inference_only);
         let algorithms_notice = algorithms.and_then(|algorithms| algorithms.autotune(options.matmul_cache.as_deref()));
-        let plan = StepPlan::of(&model, options)?;
+        let whole = model.whole_model(&config, options, backend.kind())?;
+        let plan = StepPlan::of(&model, whole.as_ref(), options)?;
         backend.reserve(Pool::State, model.store.bytes)?;
         backend.reserve(Pool::HostState, model.store.host_bytes)?;
         plan.reserve(&mut *backend, &model)?;
@@ -115,6 +118,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             files,
             config,
             model,
+            whole,
             adam: options.adam,
             arena: Arena::new(plan.bytes()),
             stages: Stages::default(),
@@ -181,7 +185,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         if self.plan.holds(size, positions, count) {
             return Ok(());
         }
-        let plan = self.plan.grown(&self.model, size, positions, count)?;
+        let plan = self.plan.grown(&self.model, self.whole.as_ref(), size, positions, count)?;
         self.make_room_for(plan)
     }
 
@@ -202,9 +206,10 @@ impl<B: Backend + ?Sized> Engine<B> {
         self.plan = StepPlan::nothing();
         plan.reserve(&mut *self.backend, &self.model)?;
         self.tables.reserve(&mut *self.backend, &self.model.rope, plan.positions)?;
+        self.ranks.forget_gathered();
         self.arena = Arena::new(plan.bytes());
         self.plan = plan;
-        self.kept = Kept::reserve(&mut *self.backend, &self.model)?;
+        self.kept = Kept::reserve(&mut *self.backend, self.model.trained())?;
         Ok(())
     }
 
@@ -212,6 +217,10 @@ impl<B: Backend + ?Sized> Engine<B> {
     pub(crate) fn clear_arena(&mut self) {
         self.give_up_submitted();
         self.arena.clear();
+        if self.model.whole.is_none() {
+            self.ranks.forget_whole();
+        }
+        self.model.take_weights(&mut self.arena);
     }
 
     /// The parts of one micro-batch's computation.
@@ -293,7 +302,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             let asked = |batch: &MicroBatch| attention::asked(&self.model.blocks, batch.size(), batch.max_len());
             self.backend.expect_attention(&batches.iter().flat_map(asked).collect::<Vec<_>>());
         }
-        if Slicing::of(&self.model.place).divides() {
+        if self.evaluates_one_by_one() {
             self.make_room_to_evaluate(largest, positions)?;
         } else {
             self.make_room(largest, positions, batches.len())?;

@@ -17,10 +17,6 @@ pub(crate) fn check(mesh: Mesh, config: &ModelConfig, kind: DeviceKind) -> Resul
         let what = format!("tp_size {tp}, cp_size {cp}, ep_size {ep} and pp_size {pp} divide a model among GPUs");
         return refused(what, "that is built for CPUs alone: set them to 1, and divide with dp_size and zero");
     }
-    if mesh.slices() > 1 && config.vision.is_some() {
-        let what = format!("cp_size {cp} and tp_size {tp} divide the tokens of a model that sees images");
-        return refused(what, "images are for ranks with whole micro-batches: set both to 1, and raise dp_size");
-    }
     if cp == 1 {
         return Ok(());
     }

@@ -21,6 +21,7 @@ use crate::placement::store::Store;
 use crate::placement::{Param, Placement, Run};
 use crate::shape::Shape;
 use crate::vision::Tower;
+use crate::whole::Whole;
 
 /// A model on a kind of device; needs no memory of it.
 #[derive(Clone, Debug)]
@@ -75,6 +76,8 @@ pub(crate) struct Model {
     pub(crate) nested_scales: bool,
     /// Its adapters, and the seed of their dropout.
     pub(crate) lora: Option<(Arc<Lora>, u64)>,
+    /// What it is put together from, where no rank has all of it.
+    pub(crate) whole: Option<Arc<Whole>>,
 }
 
 /// Gradients that are zero before anything is added to them.
@@ -91,8 +94,19 @@ impl Model {
     /// # Errors
     /// `ARL_CONFIG` for options that contradict the model or the kind of device.
     pub(crate) fn new(config: &ModelConfig, options: &EngineOptions, kind: DeviceKind) -> Result<Self> {
-        // A folder in NF4 says itself how its scales are kept.
+        Self::of(config, options, kind, None)
+    }
+
+    /// As [`Model::new`]; with `divided`, put together from that one and what other ranks have.
+    pub(crate) fn of(
+        config: &ModelConfig,
+        options: &EngineOptions,
+        kind: DeviceKind,
+        divided: Option<&Self>,
+    ) -> Result<Self> {
+        // A folder in NF4 says itself how its scales are kept. What is put together has no weights in 4 bits.
         let load_in_4bit = config.nf4.map(|nested| Nf4Options { nested }).or(options.load_in_4bit);
+        let load_in_4bit = load_in_4bit.filter(|_| divided.is_none());
         let options = &EngineOptions { load_in_4bit, ..options.clone() };
         options.check()?;
         let lora = options.lora.as_ref().map(|lora| adapted(config, lora)).transpose()?;
@@ -137,6 +151,7 @@ impl Model {
             placement.cut(cut);
         }
         let runs = cut.as_ref().map_or_else(|| placement.runs.clone(), |cut| cut.runs(&placement.runs, place.rank));
+        let whole = divided.map(|divided| Whole::new(divided, &mut placement));
         let store = Store::new(&placement, cut.as_deref(), options);
         let training = store.training.is_some();
         if let (true, Some((lora, _))) = (training, &lora) {
@@ -155,7 +170,7 @@ impl Model {
         let sees = tower.as_ref().is_some_and(Tower::is_trained);
         let of_head = place.is_last_stage().then(|| head.assigned()).into_iter().flatten();
         let assigned: Vec<Param> = blocks.iter().flat_map(blocks::Block::assigned).chain(of_head).collect();
-        Ok(Model {
+        let mut model = Model {
             kind,
             place,
             attention_library: attention::planned(options.attention, kind, shape.heads, options.dtype, training)?,
@@ -183,7 +198,10 @@ impl Model {
             recompute: options.recompute,
             activation_offloading: options.activation_offloading,
             lora: lora.clone(),
-        })
+            whole,
+        };
+        model.place_weights();
+        Ok(model)
     }
 
     /// Dropout of a micro-batch of a step, of which this rank has the tokens `first` on ([`Sliced::first`]); none where nothing is

@@ -38,22 +38,7 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// A parameter's values; it is one tensor.
     pub(crate) fn read_nf4(&mut self, param: Param, out: &mut [f32]) -> Result<()> {
         for (first, part) in self.nf4_parts(param) {
-            let mut nf4 = Nf4::zeros(part.len, part.nested.is_some());
-            self.backend.read_back(part.codes, &mut nf4.codes)?;
-            match (&mut nf4.scales, part.nested) {
-                (Nf4Scales::Nested { codes, largest, offset }, Some(nested)) => {
-                    self.backend.read_back(part.scales, codes)?;
-                    let mut stored = vec![0f32; 1 + largest.len()];
-                    self.backend.read_back(nested.largest, bytemuck::cast_slice_mut(&mut stored))?;
-                    *offset = stored[0];
-                    largest.copy_from_slice(&stored[1..]);
-                }
-                (Nf4Scales::Plain(scales), _) => {
-                    self.backend.read_back(part.scales, bytemuck::cast_slice_mut(scales))?;
-                }
-                (Nf4Scales::Nested { .. }, None) => {}
-            }
-            nf4.read(0, &mut out[first..first + part.len]);
+            read_back_nf4(&mut *self.backend, part)?.read(0, &mut out[first..first + part.len]);
         }
         Ok(())
     }
@@ -91,6 +76,26 @@ impl<B: Backend + ?Sized> Engine<B> {
         let model = &self.model;
         model.store.quantized.map_or_else(Vec::new, |store| model.placement.quantized.parts(&store, param))
     }
+}
+
+/// Codes and scales of a tensor that the device has in NF4.
+pub(crate) fn read_back_nf4<B: Backend + ?Sized>(backend: &mut B, part: Nf4Weights) -> Result<Nf4> {
+    let mut nf4 = Nf4::zeros(part.len, part.nested.is_some());
+    backend.read_back(part.codes, &mut nf4.codes)?;
+    match (&mut nf4.scales, part.nested) {
+        (Nf4Scales::Nested { codes, largest, offset }, Some(nested)) => {
+            backend.read_back(part.scales, codes)?;
+            let mut stored = vec![0f32; 1 + largest.len()];
+            backend.read_back(nested.largest, bytemuck::cast_slice_mut(&mut stored))?;
+            *offset = stored[0];
+            largest.copy_from_slice(&stored[1..]);
+        }
+        (Nf4Scales::Plain(scales), _) => {
+            backend.read_back(part.scales, bytemuck::cast_slice_mut(scales))?;
+        }
+        (Nf4Scales::Nested { .. }, None) => {}
+    }
+    Ok(nf4)
 }
 
 fn mixed() -> Error {

@@ -144,6 +144,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
     pub(crate) fn forward_alone(&mut self, run: &Run) -> Result<()> {
         let top = self.arena.mark();
         self.use_dropout(run);
+        self.see(run)?;
         self.take_scratch(run);
         self.forward(run, None)?;
         self.arena.release(top);

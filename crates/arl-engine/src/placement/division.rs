@@ -9,6 +9,7 @@ use arl_model::{
 
 use crate::mesh::{Axis, Place};
 use crate::options::EngineOptions;
+use crate::pipeline_parallel::layers_of_stage;
 use crate::placement::{Placement, Tensor};
 
 impl Place {
@@ -106,9 +107,6 @@ pub(crate) fn check(config: &ModelConfig, options: &EngineOptions) -> Result<()>
     if options.zero > 2 && mesh.pp > 1 {
         return alone("zero 3", "set zero to 2: each micro-batch would gather the weights of its stage again");
     }
-    if config.vision.is_some() && mesh.pp > 1 {
-        return alone("a vision tower", "set pp_size to 1");
-    }
     Ok(())
 }
 
@@ -163,6 +161,12 @@ fn check_sizes(config: &ModelConfig, options: &EngineOptions) -> Result<()> {
     if mesh.pp > config.layers.len() {
         let what = format!("pp_size is {}, and the model has {} layers", mesh.pp, config.layers.len());
         return refused(what, "each stage has a layer at least");
+    }
+    let added = config.vision.as_ref().map_or(0, |vision| vision.deepstack_visual_indexes.len());
+    let first = layers_of_stage(config, mesh.pp, 0).len();
+    if first < added {
+        let what = format!("pp_size is {}, and the first of its stages has {first} layers", mesh.pp);
+        return refused(what, &format!("rows of images are added to the first {added} layers: take fewer stages"));
     }
     Ok(())
 }

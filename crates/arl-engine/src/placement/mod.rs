@@ -9,6 +9,7 @@ mod freeze;
 pub(crate) mod quantized;
 pub(crate) mod shards;
 pub(crate) mod store;
+pub(crate) mod whole;
 
 use std::collections::HashMap;
 
@@ -311,16 +312,19 @@ impl Placement {
 
     /// Places the gradients of every trained parameter, and all weights where they are divided, where a cut has them.
     pub(crate) fn cut(&mut self, cut: &Cut) {
-        let move_one = |param: &mut Param| {
+        self.move_params(|param| {
             param.gradient = param.trained.map_or(0, |first| cut.gradient(first));
             param.weight = cut.weights.as_ref().map_or(param.weight, |shards| shards.place(*param));
-        };
+        });
+    }
+
+    fn move_params(&mut self, move_one: impl Fn(&mut Param)) {
         self.tensors.iter_mut().for_each(|tensor| move_one(&mut tensor.param));
-        self.places.values_mut().for_each(move_one);
+        self.places.values_mut().for_each(&move_one);
         for adapter in self.adapters.values_mut() {
             move_one(&mut adapter.a);
             move_one(&mut adapter.b);
-            adapter.magnitude.iter_mut().for_each(move_one);
+            adapter.magnitude.iter_mut().for_each(&move_one);
         }
     }
 

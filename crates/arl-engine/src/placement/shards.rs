@@ -34,7 +34,7 @@ pub(crate) enum Part {
 
 impl Part {
     /// The part that a parameter belongs to.
-    pub(super) fn of(spec: &TensorSpec) -> Self {
+    pub(crate) fn of(spec: &TensorSpec) -> Self {
         match spec.block {
             _ if !spec.decay => Part::Whole,
             Block::Embedding => Part::Embedding,
@@ -118,8 +118,6 @@ pub(crate) struct Shards {
     pub(crate) all: Vec<Shard>,
     /// In the order of the weights' arena. Those in NF4 are none of them.
     frozen: Vec<Frozen>,
-    /// The head is the embedding, which stays in its place from the look-up to the loss.
-    pub(crate) tied: bool,
     place: Place,
     /// Elements of this rank's pieces.
     pub(crate) pieces: usize,
@@ -144,15 +142,8 @@ impl Shards {
             own: 0,
             place: 0,
         });
-        let mut shards = Shards {
-            all: trained.collect(),
-            frozen: Vec::new(),
-            tied: placement.tied,
-            place: cut.place,
-            pieces: 0,
-            kept: 0,
-            len: 0,
-        };
+        let mut shards =
+            Shards { all: trained.collect(), frozen: Vec::new(), place: cut.place, pieces: 0, kept: 0, len: 0 };
         shards.add_frozen(placement);
         shards.place_all();
         shards
@@ -306,13 +297,15 @@ pub(crate) struct Held {
     layers: [Option<usize>; WEIGHT_SLOTS],
     /// Of the tower, the embedding and the head, which share a place.
     end: Option<Part>,
+    /// What is whole.
+    whole: bool,
 }
 
 impl Held {
     /// Whether a part has to be gathered. From now on it counts as being in its place, and what was there before does not.
-    fn claim(&mut self, part: Part) -> bool {
+    pub(crate) fn claim(&mut self, part: Part) -> bool {
         match part {
-            Part::Whole => false,
+            Part::Whole => !std::mem::replace(&mut self.whole, true),
             Part::Layer(layer) => self.layers[layer % WEIGHT_SLOTS].replace(layer) != Some(layer),
             Part::Tower | Part::Embedding | Part::Head => self.end.replace(part) != Some(part),
         }

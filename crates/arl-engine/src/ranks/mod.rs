@@ -15,6 +15,7 @@ mod tied;
 mod tokens;
 mod traffic;
 mod weights;
+mod whole;
 
 use std::ops::Deref;
 
@@ -72,6 +73,8 @@ pub(crate) struct Ranks {
     pub(crate) round_tokens: usize,
     /// Gathered weights.
     held: Held,
+    /// Those of the whole model, where a mesh divides it.
+    whole: Held,
 }
 
 impl Ranks {
@@ -87,6 +90,7 @@ impl Ranks {
             round_sees: false,
             round_tokens: 0,
             held: Held::default(),
+            whole: Held::default(),
         }
     }
 
@@ -166,7 +170,7 @@ impl Ranks {
         let Some(group) = &self.group else { return Ok(sends.iter().map(|bytes| bytes.to_vec()).collect()) };
         let mut receives: Vec<Vec<u8>> = lengths.iter().map(|&length| vec![0; length]).collect();
         group.exchange(sends, &mut receives)?;
-        let others = sends.iter().enumerate().filter(|(rank, _)| *rank != self.rank);
+        let others = sends.iter().enumerate().filter(|(rank, _)| *rank != self.place.rank);
         *sent(&mut self.sent) += others.map(|(_, bytes)| bytes.len() as u64).sum::<u64>();
         Ok(receives)
     }
@@ -260,15 +264,6 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// Whether ranks divide moments and masters: then saving, too, is done by all of them at once.
     pub fn is_divided(&self) -> bool {
         self.model.cut.is_some()
-    }
-
-    /// Fails where the mesh divides the model: no rank computes `what` alone then.
-    pub(crate) fn check_undivided(&self, what: &str) -> Result<()> {
-        if !self.ranks.place.mesh.divides_model() {
-            return Ok(());
-        }
-        Err(Error::new(ErrorCode::Config, format!("{what} with tp_size, ep_size or pp_size above 1 is not supported"))
-            .hint("save the model, and evaluate or generate from its folder on ranks without them"))
     }
 
     /// Bytes that this rank has sent to others since it was opened.
