@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::common::adapters::{adapter_of, scattered, trained, with};
+use crate::common::alone::{expect_alone, with_room};
 use crate::common::ranks::{Cpu, dealt, mesh_step, on_mesh, uneven_steps};
 use crate::common::{HYPER, altered, batch, difference, hybrid_config, options};
 
@@ -356,4 +357,19 @@ fn weights_in_4_bits_below_adapters_are_those_of_one_rank() {
         }
     }
     expect_none(&faults);
+}
+
+/// What rank 0 computes alone it computes with the adapters of all ranks, over weights in 4 bits too.
+#[test]
+fn rank_0_evaluates_and_generates_with_adapters() {
+    let mesh = |tp, ep, pp| Mesh { tp, ep, pp, ..ONE };
+    let alone = |case: &Case, load_in_4bit, at| {
+        let options = EngineOptions { load_in_4bit, ..with_room(case.options(DType::F32, ONE)) };
+        expect_alone(&case.folder(), &options, Weights::Checkpoint, at, 1e-4);
+    };
+    dense().iter().for_each(|case| alone(case, None, (1, mesh(2, 1, 2))));
+    for case in experts() {
+        alone(&case, None, (2, mesh(1, 2, 1)));
+        alone(&case, Some(Nf4Options { nested: true }), (1, mesh(1, 1, 2)));
+    }
 }
