@@ -58,12 +58,6 @@ describe("a mesh is refused, with both numbers and what to do,", () => {
 		],
 		["with zero 0", 2, { tp_size: 2, zero: 0 }, "zero 0 (a flag) contradicts tp_size 2 (a flag)"],
 		["with zero 3", 2, { pp_size: 2, zero: 3 }, "zero 3 (a flag) contradicts pp_size 2 (a flag)"],
-		[
-			"on GPUs",
-			2,
-			{ cp_size: 2, device: "cuda" },
-			'cp_size 2 (a flag) contradicts device "cuda" (a flag): ranks on GPUs are data-parallel',
-		],
 	])("%s", (_, world, options, message) => {
 		const error = refusal(options, world);
 		expect(error.code).toBe("ARL_CONFIG");
@@ -84,11 +78,8 @@ describe("a mesh is refused, with both numbers and what to do,", () => {
 	});
 
 	it("where `auto` turns out to be a GPU", () => {
-		const { args } = resolved({ cp_size: 2, ep_size: 2 }, 2);
-		expect(resolveForDevice(args, "cpu").notices).toEqual([]);
-		expect(() => resolveForDevice(args, "cuda:0")).toThrow(
-			"cp_size is 2, and ranks on GPUs (device cuda:0) are data-parallel",
-		);
+		const { args } = resolved({ cp_size: 2, ep_size: 2, device: "cuda" }, 2);
+		expect(resolveForDevice(args, "cuda:0").args).toMatchObject({ cp_size: 2, ep_size: 2, bf16: true });
 	});
 });
 

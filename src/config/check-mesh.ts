@@ -1,6 +1,6 @@
 /** Options of a run whose ranks divide a model or its tokens, and what does not go with them yet. Reads valid values only. */
 import type { Checks } from "./check-evaluation.js";
-import { above1, dividesModel, MESH_NAMES, MODEL_NAMES, stageOf, wrongWorld } from "./mesh.js";
+import { above1, dividesModel, MODEL_NAMES, stageOf, wrongWorld } from "./mesh.js";
 
 /** Reports each contradiction. `world`: the ranks that were started, or will be; null: not known. */
 export function checkMesh({ args, shown, add }: Checks, world: number | null): void {
@@ -14,13 +14,6 @@ export function checkMesh({ args, shown, add }: Checks, world: number | null): v
 			"Expert-parallel ranks are among those that the other sizes count, so that ep_size divides their product: start more ranks, or take a smaller ep_size.",
 		);
 	}
-	const all = above1(args, MESH_NAMES).map(shown).join(" and ");
-	if (all === "") return;
-	if (args.device.startsWith("cuda"))
-		add(
-			`${all} contradicts ${shown("device")}: ranks on GPUs are data-parallel`,
-			"Take --device cpu; or leave it out, and divide weights on GPUs with --zero 3.",
-		);
 	if (!dividesModel(args)) return;
 	const model = above1(args, MODEL_NAMES).map(shown).join(" and ");
 	if (args.zero === 0)

@@ -267,6 +267,12 @@ impl Inputs {
         self.shared.tokens > self.size.tokens
     }
 
+    /// Sequences of the whole micro-batch, with one that fills slices up even where it has none: another one of its size may.
+    pub(crate) fn most_sequences(&self) -> usize {
+        let Shared { tokens, counted, sequences, .. } = self.shared;
+        sequences.count + usize::from(self.is_slice() && tokens == counted)
+    }
+
     /// Uploads the images of a valid micro-batch, of whose tokens this rank has `own`.
     pub(crate) fn upload_images<B: Backend + ?Sized>(
         &mut self,

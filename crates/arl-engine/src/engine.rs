@@ -14,6 +14,7 @@ use crate::blocks::Run;
 use crate::kept::Kept;
 use crate::logits_rows::with_logits_rows;
 use crate::loss_scale::LossScale;
+use crate::mesh::Axis;
 use crate::model::Model;
 use crate::options::{Adam, EngineOptions, Hyper, Recompute, Weights};
 use crate::placement::arena::Arena;
@@ -96,7 +97,8 @@ impl<B: Backend + ?Sized> Engine<B> {
         let options = &with_logits_rows(&config, options, backend.kind(), backend.memory()?)?;
         let mut model = Model::new(&config, options, backend.kind())?;
         let attention_notice = if model.attention_library {
-            attention::settle(options.attention, &mut *backend, &model.blocks, options.max_batch)?
+            let contexts = model.place.size(Axis::Context);
+            attention::settle(options.attention, &mut *backend, &model.blocks, options.max_batch, contexts)?
         } else {
             None
         };
@@ -299,7 +301,7 @@ impl<B: Backend + ?Sized> Engine<B> {
     pub(crate) fn prepare(&mut self, batches: &[MicroBatch]) -> Result<Vec<MicroBatchStats>> {
         let (stats, largest, positions) = self.count(batches, Slicing::WHOLE)?;
         if self.model.attention_library {
-            let asked = |batch: &MicroBatch| attention::asked(&self.model.blocks, batch.size(), batch.max_len());
+            let asked = |batch: &MicroBatch| attention::asked(&self.model.blocks, batch.size(), batch.max_len(), 1);
             self.backend.expect_attention(&batches.iter().flat_map(asked).collect::<Vec<_>>());
         }
         if self.evaluates_one_by_one() {

@@ -116,7 +116,7 @@ impl Model {
         let own_layers = layers_of_stage(config, place.mesh.pp, place.index(Axis::Pipeline));
         let shape = Shape::new(config);
         kind.check(&shape, options.dtype)?;
-        mesh_refusals::check(options.mesh, config, kind)?;
+        mesh_refusals::check(options.mesh, config)?;
         let nested_scales = load_in_4bit.is_some_and(|nf4| nf4.nested);
         let fused = load_in_4bit.is_some() && config.family == Family::Qwen3Next;
         if fused && !config.hidden_size.is_multiple_of(NF4_BLOCK) {

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use arl_model::{Error, ErrorCode, ModelConfig, Result};
 
 use crate::backend::plan::PlanBackend;
-use crate::backend::{Backend, DeviceKind, Pool};
+use crate::backend::{Backend, DType, DeviceKind, Pool};
 use crate::batch::{BatchSize, Inputs};
 use crate::generate::GenerateSize;
 use crate::model::Model;
@@ -219,6 +219,11 @@ fn dry_run(
     Figures::take(&mut arena, &model.shape, micro_batches * slicing.count, sequences);
     let (targets, tables) = (slicing.own(size.tokens), Tables::dry(&model.rope));
     let passing = (training && model.place.mesh.pp > 1).then(|| Passing::take(&mut arena, model, targets));
+    if training {
+        let top = arena.mark();
+        arena.take(Category::Workspace, DType::F32, model.tied_workspace());
+        arena.release(top);
+    }
     let inputs = Inputs::take_slice(&mut arena, model.tower.as_ref(), (size, slicing), targets, size.tokens, tables);
     let figures = Figures::take(&mut Arena::new(usize::MAX), &model.shape, 1, 0);
     let mut step = Step {
@@ -279,6 +284,7 @@ impl MemoryPlan {
         host_categories.push(("activations", plan.host_bytes));
         host_categories.retain(|(_, bytes)| *bytes > 0);
         let tables = table_bytes(&model.rope, plan.positions);
+        let exchange = if store.training.is_some() { kind.exchange_bytes(model.place.world()) } else { 0 };
         let rest = store.bytes - categories.iter().map(|(_, bytes)| bytes).sum::<usize>();
         let step = Category::ALL.iter().zip(plan.arena.at_peak());
         categories.extend(step.map(|(category, bytes)| (category.name(), bytes)));
@@ -289,9 +295,10 @@ impl MemoryPlan {
         }
         categories.push(("rotary tables", tables));
         categories.push(("scratch and libraries", own));
+        categories.push(("parts from other ranks", exchange));
         categories.retain(|(_, bytes)| *bytes > 0);
         MemoryPlan {
-            total_bytes: store.bytes + plan.bytes() + tables + own,
+            total_bytes: store.bytes + plan.bytes() + tables + own + exchange,
             categories,
             host_bytes: store.host_bytes + plan.host_bytes,
             host_categories,

@@ -74,13 +74,8 @@ impl<B: Backend + ?Sized> Engine<B> {
         if !self.model.divides_gradients() {
             self.gather_sums(gradients, sums)?;
         }
-        if self.model.place.is_last_stage() {
-            for buffer in figures.buffers() {
-                self.gather_figures(buffer, stats.len())?;
-            }
-        }
-        if self.model.place.mesh.pp > 1 {
-            self.share_figures(&figures)?;
+        for buffer in figures.buffers() {
+            self.gather_figures(buffer, stats.len())?;
         }
         let sequences = sequences.into_iter().step_by(slicing.count).collect();
         Ok(Statistics { stats, slices: slicing.count, sequences, figures, sees: seeing.contains(&true) })
@@ -140,18 +135,6 @@ impl<B: Backend + ?Sized> Engine<B> {
             let bytes = own.buffer.bytes();
             self.ranks.gather_parts(&mut *self.backend, bytes, &[own], &all, |sent| &mut sent.sums)?;
         }
-        Ok(())
-    }
-
-    /// Gives every rank the figures of all `count` micro-batches: each has computed those of its own.
-    fn gather_figures(&mut self, figures: Buffer, count: usize) -> Result<()> {
-        let mut own = vec![0; figures.bytes()];
-        self.backend.read_back(figures, &mut own)?;
-        let all = self.ranks.figures(&own)?;
-        let of_one = own.len() / count;
-        let of = |m: usize| &all[m % self.ranks.size * own.len() + m * of_one..][..of_one];
-        let merged: Vec<u8> = (0..count).flat_map(of).copied().collect();
-        self.backend.upload(&merged, figures);
         Ok(())
     }
 }

@@ -17,6 +17,7 @@ mod traffic;
 mod weights;
 mod whole;
 
+use std::collections::HashMap;
 use std::ops::Deref;
 
 use arl_comm::{Alone, Group, Part as GroupPart};
@@ -71,6 +72,9 @@ pub(crate) struct Ranks {
     round_sees: bool,
     /// Tokens that the ranks which divide experts have together in the round.
     pub(crate) round_tokens: usize,
+    /// How many rows each rank that divides experts has for each, of the layers of the round's micro-batch: by the places of these
+    /// numbers on the device.
+    pub(crate) routes: HashMap<usize, Vec<Vec<usize>>>,
     /// Gathered weights.
     held: Held,
     /// Those of the whole model, where a mesh divides it.
@@ -89,6 +93,7 @@ impl Ranks {
             together: false,
             round_sees: false,
             round_tokens: 0,
+            routes: HashMap::new(),
             held: Held::default(),
             whole: Held::default(),
         }
@@ -256,6 +261,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         }
         self.backend.join_ranks(&*group)?;
         self.ranks.place.rank = group.rank();
+        self.backend.join_groups(&*group, &self.ranks.place.groups())?;
         self.ranks.rank = self.ranks.place.index(Axis::Stage);
         self.ranks.group = Some(group);
         Ok(())

@@ -78,7 +78,7 @@ fn gradient(name: &str, element: usize) -> f32 {
 fn gradients(engine: &Cpu, tensor: usize) -> Vec<f32> {
     let (tensor, place) = (&engine.model.placement.tensors[tensor], engine.ranks.place);
     let (ranks, rank) = (place.size(tensor.param.axis), place.index(tensor.param.axis));
-    let both = engine.model.tied_bucket().is_some() && tensor.spec.block == arl_model::Block::Embedding;
+    let both = engine.model.tied_elements() > 0 && tensor.spec.block == arl_model::Block::Embedding;
     let own = |element: usize| match (gradient(&tensor.spec.name, element), both, tensor.copied) {
         _ if rank > 0 => 1.0,
         (_, true, true) => 4.0 - (ranks - 1) as f32,

@@ -16,6 +16,8 @@ pub enum Arg {
     Write(Buffer),
     /// A buffer that is read and written, or written in part.
     Update(Buffer),
+    /// A buffer of which some columns are written, and nothing is read. What is between these counts as written too.
+    Columns(Buffer),
     /// A buffer that is left out.
     Null,
     /// `int`.
@@ -124,6 +126,18 @@ pub trait Device: Send {
     /// Queues an exchange with the devices of the ranks that were joined, behind the leaves so far. Fails where a rank has failed.
     fn collective(&mut self, collective: &Collective<Buffer>) -> Result<()> {
         Err(Error::new(ErrorCode::Internal, format!("no rank was joined that {collective:?} is for")))
+    }
+
+    /// Makes a communicator with the devices of `members`, some of the ranks that were joined, which all do the same; `rank` is this one.
+    fn join_group(&mut self, gpus: Gpus, members: &[usize], rank: usize) -> Result<()> {
+        let _ = (gpus, members, rank);
+        Err(Error::new(ErrorCode::Device, format!("{} exchanges nothing with other devices", self.name())))
+    }
+
+    /// As [`Device::collective`], among the ranks of a group, who count by their places in it.
+    fn collective_among(&mut self, members: &[usize], collective: &Collective<Buffer>) -> Result<()> {
+        let message = format!("ranks {members:?} were not joined by themselves that {collective:?} is for");
+        Err(Error::new(ErrorCode::Internal, message))
     }
 
     /// Begins to make the plans that [`Device::plan_attention`] will be asked for, where they take long; does not wait.

@@ -140,6 +140,15 @@ impl<D: Device> RecordingDevice<D> {
         }
     }
 
+    /// Notes an exchange with other ranks' devices.
+    fn exchanges(&mut self, collective: &Collective<Buffer>) {
+        self.queue(Stream::Compute);
+        let (read, written) = collective.uses();
+        read.into_iter().for_each(|buffer| self.read("collective", Stream::Compute, buffer));
+        written.into_iter().for_each(|buffer| self.write("collective", Stream::Compute, buffer));
+        self.collectives += 1;
+    }
+
     fn queue(&mut self, stream: Stream) {
         self.clocks[stream as usize][stream as usize] += 1;
     }
@@ -281,7 +290,7 @@ impl<D: Device> Device for RecordingDevice<D> {
             }
         }
         for arg in launch.args {
-            if let Arg::Write(buffer) | Arg::Update(buffer) = *arg {
+            if let Arg::Write(buffer) | Arg::Update(buffer) | Arg::Columns(buffer) = *arg {
                 self.write(launch.kernel, Stream::Compute, buffer);
             }
         }
@@ -303,22 +312,17 @@ impl<D: Device> Device for RecordingDevice<D> {
     }
 
     fn collective(&mut self, collective: &Collective<Buffer>) -> Result<()> {
-        self.queue(Stream::Compute);
-        let (read, written): (Vec<Buffer>, Vec<Buffer>) = match collective {
-            Collective::AllGather { source, target } => (vec![*source], vec![*target]),
-            Collective::Exchange { sends, receives } => {
-                (sends.iter().map(|sent| sent.1).collect(), receives.iter().map(|received| received.1).collect())
-            }
-            Collective::Broadcast { place, .. } => (vec![*place], vec![*place]),
-        };
-        for buffer in read {
-            self.read("collective", Stream::Compute, buffer);
-        }
-        for buffer in written {
-            self.write("collective", Stream::Compute, buffer);
-        }
-        self.collectives += 1;
+        self.exchanges(collective);
         self.inner.collective(collective)
+    }
+
+    fn join_group(&mut self, gpus: Gpus, members: &[usize], rank: usize) -> Result<()> {
+        self.inner.join_group(gpus, members, rank)
+    }
+
+    fn collective_among(&mut self, members: &[usize], collective: &Collective<Buffer>) -> Result<()> {
+        self.exchanges(collective);
+        self.inner.collective_among(members, collective)
     }
 
     fn expect_attention(&mut self, shape: &PackedShape) {

@@ -81,6 +81,10 @@ impl<B: Backend + ?Sized> comm::Collectives for ProfileBackend<B> {
         self.inner.join_ranks(group)
     }
 
+    fn join_groups(&mut self, group: &dyn Group, groups: &[Vec<usize>]) -> Result<()> {
+        self.inner.join_groups(group, groups)
+    }
+
     fn exchange_sum(&mut self, group: &dyn Group, parts: &[Buffer], sum: Buffer) -> Result<()> {
         let (mut result, bytes) = (Ok(()), all(&[sum, sum]) + (group.size() * sum.bytes()) as f64);
         self.measure(|| "exchange_sum".into(), 0.0, bytes, |inner| result = inner.exchange_sum(group, parts, sum));
@@ -103,6 +107,18 @@ impl<B: Backend + ?Sized> comm::Collectives for ProfileBackend<B> {
                 result = inner.all_gather(group, bytes, own, parts);
             },
         );
+        result
+    }
+
+    fn gather(&mut self, group: &dyn Group, own: Buffer, every: Buffer) -> Result<()> {
+        let (mut result, bytes) = (Ok(()), all(&[own, every]));
+        self.measure(|| "gather".into(), 0.0, bytes, |inner| result = inner.gather(group, own, every));
+        result
+    }
+
+    fn exchange(&mut self, group: &dyn Group, sends: &[Vec<Buffer>], receives: &[Vec<Buffer>]) -> Result<()> {
+        let (mut result, bytes) = (Ok(()), all(&sends.concat()) + all(&receives.concat()));
+        self.measure(|| "exchange".into(), 0.0, bytes, |inner| result = inner.exchange(group, sends, receives));
         result
     }
 
