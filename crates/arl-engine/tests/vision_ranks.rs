@@ -81,7 +81,9 @@ fn on_slices(dir: &Path, options: &EngineOptions, data: usize, steps: &[Vec<Micr
         let mesh = options.mesh;
         engine.gradients(&dealt(&steps[0], rank, data, mesh)).unwrap();
         let (tower, rest) = names(engine);
-        let mut read = |names: Vec<String>| {
+        let mut read = |mut names: Vec<String>| {
+            // Meshes have different orders.
+            names.sort();
             let values = names.iter().flat_map(|name| engine.read_tensor(name, Kind::Gradients).unwrap());
             values.collect::<Vec<f32>>()
         };
@@ -128,7 +130,7 @@ fn a_first_stage_without_the_layers_that_rows_are_added_to_is_refused() {
 /// Each rank sees all images of a micro-batch, and has the rows of its own tokens: what the tower's gradients are on all together.
 #[test]
 fn ranks_with_slices_of_tokens_see_as_one_rank_does() {
-    for name in ["qwen3_vl"] {
+    for name in SEEING {
         let dir = deep(name);
         let base = room(DType::F32, Recompute::Norms, &steps().concat());
         let base = EngineOptions { zero: 2, eval_batch: base.max_batch, ..base };
@@ -136,7 +138,10 @@ fn ranks_with_slices_of_tokens_see_as_one_rank_does() {
         let one = on_slices(dir.path(), &base, 1, &steps());
         let mesh = |tp, cp| Mesh { tp, cp, ..Mesh::default() };
         let stages = Mesh { pp: 2, ..mesh(2, 1) };
-        for (data, mesh, zero) in [(1, mesh(2, 1), 2), (1, mesh(1, 2), 3), (2, mesh(2, 1), 1), (1, stages, 2)] {
+        let all = [(1, mesh(1, 2), 3), (1, mesh(2, 1), 2), (2, mesh(2, 1), 1), (1, stages, 2)];
+        // The delta rule with weights drawn so widely magnifies the rounding of partial sums, images or not: `tensor_parallel` has it.
+        let meshes = if name == "qwen3_5" { &all[..1] } else { &all[..] };
+        for &(data, mesh, zero) in meshes {
             for recompute in [Recompute::Norms, Recompute::Block] {
                 let options = EngineOptions { mesh, zero, recompute, ..base.clone() };
                 let found = on_slices(dir.path(), &options, data, &steps());
