@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use arl_comm::{Listener, Star};
-use arl_model::{Error, ModelConfig, Result};
+use arl_model::{Error, LoraConfig, ModelConfig, Result};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -13,7 +13,7 @@ use super::*;
 use crate::backend::cuda::step_tests::common::ranks::dealt;
 use crate::backend::cuda::step_tests::common::{altered, deeper, hybrids};
 use crate::mesh::{Mesh, Place};
-use crate::options::AttentionChoice;
+use crate::options::{AttentionChoice, LoraOptions};
 use crate::{plan_memory, plan_traffic};
 
 /// As [`on_ranks`], over hosts that are connected to rank 0 alone.
@@ -48,11 +48,13 @@ struct Case {
     recompute: Recompute,
     /// Attention is the device's own library's.
     library: bool,
+    /// Adapters are trained, with dropout.
+    adapted: bool,
 }
 
 impl Case {
     fn new(mesh: Mesh) -> Self {
-        Case { mesh, data: 1, zero: 2, dtype: DType::F32, recompute: Recompute::Norms, library: false }
+        Case { mesh, data: 1, zero: 2, dtype: DType::F32, recompute: Recompute::Norms, library: false, adapted: false }
     }
 
     fn world(self) -> usize {
@@ -60,9 +62,12 @@ impl Case {
     }
 
     fn options(self, rank: usize) -> EngineOptions {
-        let Case { mesh, data, zero, dtype, recompute, library } = self;
+        let Case { mesh, data, zero, dtype, recompute, library, adapted } = self;
         let attention = if library { AttentionChoice::Cudnn } else { AttentionChoice::Own };
-        EngineOptions { data_parallel: Some(data), mesh, zero, rank, attention, ..options(dtype, recompute, 70) }
+        let text = r#"{ "target_modules": "all-linear", "r": 3, "lora_dropout": 0.25 }"#;
+        let config = LoraConfig::from_json(text, Path::new("adapter_config.json")).unwrap();
+        let lora = adapted.then_some(LoraOptions { config, seed: 7 });
+        EngineOptions { data_parallel: Some(data), mesh, zero, rank, attention, lora, ..options(dtype, recompute, 70) }
     }
 }
 
@@ -72,6 +77,8 @@ struct Found {
     gradients: Vec<f32>,
     figures: Vec<[f64; 2]>,
     state: Vec<f32>,
+    /// The loss of held-out rows, which rank 0 finds alone.
+    held_out: f64,
 }
 
 /// Uneven micro-batches, longer ones than a chunk of the delta rule; then fewer than ranks.
@@ -82,6 +89,9 @@ fn batches() -> [Vec<MicroBatch>; 2] {
 fn find<B: Backend>(engine: &mut Engine<B>, case: Case, rank: usize) -> Result<Found> {
     let own = batches().map(|step| dealt(&step, rank, case.data, case.mesh));
     let mut names = engine.tensor_names();
+    if let Some(lora) = engine.lora() {
+        names = lora.stored().into_iter().map(|(_, spec)| spec.name.clone()).collect();
+    }
     names.sort();
     engine.gradients(&own[0])?;
     let all = |engine: &mut Engine<B>, kind| -> Result<Vec<f32>> {
@@ -96,7 +106,15 @@ fn find<B: Backend>(engine: &mut Engine<B>, case: Case, rank: usize) -> Result<F
     }
     let mut state = all(engine, Kind::Weights)?;
     state.extend(all(engine, Kind::Moment1)?);
-    Ok(Found { gradients, figures, state })
+    let held_out = if rank == 0 {
+        let figures = engine.evaluate(&[batch(&[9, 4], 6)])?;
+        engine.end_serving()?;
+        figures[0].loss_sum
+    } else {
+        engine.serve_weights()?;
+        0.0
+    };
+    Ok(Found { gradients, figures, state, held_out })
 }
 
 fn on_devices(dir: &Path, case: Case) -> Vec<Found> {
@@ -131,16 +149,22 @@ fn on_cpus(dir: &Path, case: Case) -> Found {
 /// Two runs have the same bits on every rank, and are within the bounds of one device's tests of the same mesh on CPUs.
 fn check(dir: &Path, case: Case) {
     let found = on_devices(dir, case);
-    assert!(found.iter().all(|rank| *rank == found[0]), "{case:?}: ranks differ");
+    let alike = |rank: &Found| Found { held_out: found[0].held_out, ..rank.clone() } == found[0];
+    assert!(found.iter().all(alike), "{case:?}: ranks differ");
     assert!(on_devices(dir, case) == found, "{case:?}: two runs differ");
     let (gradient_bound, loss_bound) = if case.dtype == DType::F32 { (1e-5, 1e-6) } else { (1e-2, 1e-3) };
     let (found, expected) = (&found[0], on_cpus(dir, case));
     let apart = difference(&found.gradients, &expected.gradients);
     assert!(apart <= gradient_bound, "{case:?}: gradients {apart:e} apart");
-    for ([loss, norm], expected) in found.figures.iter().zip(&expected.figures) {
+    for (step, ([loss, norm], expected)) in found.figures.iter().zip(&expected.figures).enumerate() {
+        // The devices round differently in 16 bits: behind an update their weights are as far apart as is asked of them below, and
+        // with them the norm. Devices of one kind are not (`heads_and_columns`).
+        let bound = if step == 0 { gradient_bound } else { 10.0 * gradient_bound };
         assert!((loss - expected[0]).abs() <= 10.0 * loss_bound * expected[0], "{case:?}: {loss} {expected:?}");
-        assert!((norm - expected[1]).abs() <= gradient_bound * expected[1], "{case:?}: {norm} {expected:?}");
+        assert!((norm - expected[1]).abs() <= bound * expected[1], "{case:?}: {norm} {expected:?}");
     }
+    let apart = (found.held_out - expected.held_out).abs() / expected.held_out;
+    assert!(apart <= 10.0 * loss_bound, "{case:?}: held-out rows {apart:e} apart");
     let apart = difference(&found.state, &expected.state);
     assert!(apart <= 10.0 * gradient_bound, "{case:?}: weights and moments {apart:e} apart");
 }
@@ -157,8 +181,16 @@ fn heads_and_columns() {
     let mesh = Mesh { tp: 2, ..Mesh::default() };
     let dir = with_heads("window-bias", json!({}));
     check(dir.path(), Case::new(mesh));
-    check(dir.path(), Case { dtype: DType::Bf16, recompute: Recompute::Block, ..Case::new(mesh) });
+    let bf16 = Case { dtype: DType::Bf16, recompute: Recompute::Block, ..Case::new(mesh) };
+    check(dir.path(), bf16);
     check(dir.path(), Case { data: 2, zero: 3, ..Case::new(mesh) });
+    check(dir.path(), Case { adapted: true, ..Case::new(Mesh { pp: 2, ..mesh }) });
+    // Data-parallel ranks have the bits of one device.
+    let [divided, one] =
+        [bf16, Case { data: 2, mesh: Mesh::default(), ..bf16 }].map(|case| on_devices(dir.path(), case));
+    for (a, b) in divided[0].figures.iter().flatten().zip(one[0].figures.iter().flatten()) {
+        assert!((a - b).abs() <= 1e-6 * b, "{a}, of one device {b}");
+    }
 }
 
 #[test]
