@@ -2,12 +2,16 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::panic, reason = "tests")]
 
+mod sequences;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arl_comm::{Group, World, add_parts};
+use arl_comm::{Group, World, add_parts, local_groups};
+
+use self::sequences::{follow, noise};
 
 /// What the ranks do, if this process is one of them.
 const CASE: &str = "ARL_COMM_CASE";
@@ -93,16 +97,6 @@ fn place() -> (usize, usize) {
     (number(["OMPI_COMM_WORLD_RANK", "PMI_RANK"]), number(["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"]))
 }
 
-/// Numbers that all ranks can compute: what `from` sends to `to`.
-fn noise(from: usize, to: usize, length: usize) -> Vec<u8> {
-    let mut state = (from * 31 + to * 7 + length) as u64 | 1;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 56) as u8
-    };
-    (0..length).map(|_| next()).collect()
-}
-
 /// What a rank does; without [`CASE`] there is nothing to do.
 #[test]
 fn one_rank() {
@@ -120,6 +114,7 @@ fn one_rank() {
     match case.as_str() {
         "leaves" => leaves(&world),
         "sums" => sums(&world),
+        "sequences" => follow(&*world),
         "failure" => failure(&world),
         _ => panic!("{case} is no case"),
     }
@@ -217,6 +212,18 @@ fn leaves_move_the_right_bytes() {
 #[test]
 fn sums_are_those_of_a_loop_over_the_ranks() {
     everywhere(&[4], "sums");
+}
+
+#[test]
+fn sequences_of_calls_among_changing_ranks_finish_with_the_right_bytes() {
+    for size in [3, 5] {
+        std::thread::scope(|scope| {
+            for group in local_groups(size) {
+                scope.spawn(move || follow(&*group));
+            }
+        });
+    }
+    everywhere(&[4], "sequences");
 }
 
 #[test]

@@ -7,6 +7,7 @@
 mod fake;
 #[path = "nccl/groups.rs"]
 mod groups;
+mod sequences;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -15,6 +16,8 @@ use std::time::{Duration, Instant};
 
 use arl_comm::{Collective, Communicator, Gpus, Group, Listener, Nccl, Place, Star, Watch, local_groups, with_gpus};
 use arl_model::{Error, ErrorCode, Result};
+
+use self::sequences::{Call, Kind, SEQUENCES, noise, sequence};
 
 /// The library of tests, made once.
 fn fake() -> Arc<Nccl> {
@@ -50,16 +53,6 @@ fn place(bytes: &mut [u8]) -> Place {
 fn queue(communicator: &mut Communicator, collective: &Collective) -> Result<()> {
     // SAFETY: the places are vectors of the caller's that outlive the call, and the library of tests moves bytes within it.
     unsafe { communicator.queue(collective, std::ptr::null_mut()) }
-}
-
-/// Numbers that all ranks can compute: what `from` sends to `to`.
-fn noise(from: usize, to: usize, length: usize) -> Vec<u8> {
-    let mut state = (from * 31 + to * 7 + length) as u64 | 1;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 56) as u8
-    };
-    (0..length).map(|_| next()).collect()
 }
 
 /// Sizes at the edges of what the library moves at a time, and of nothing.

@@ -46,6 +46,62 @@ fn some_of_the_ranks_move_bytes_without_the_rest() {
     });
 }
 
+/// Queues a call of ranks that have a communicator of their own, and checks what comes.
+fn call(communicator: &mut Communicator, rank: usize, call: &Call, what: &str) {
+    let (members, length) = (&call.members, call.length);
+    let own = members.iter().position(|&member| member == rank).unwrap();
+    match call.kind {
+        Kind::Gather => {
+            let (mut bytes, mut all) = (noise(rank, 0, length), vec![0; members.len() * length]);
+            let gather = Collective::AllGather { source: place(&mut bytes), target: place(&mut all) };
+            queue(communicator, &gather).unwrap();
+            assert!(all == members.iter().flat_map(|&from| noise(from, 0, length)).collect::<Vec<_>>(), "{what}");
+        }
+        Kind::Broadcast => {
+            let root = length % members.len();
+            let mut bytes = if own == root { noise(rank, 1, length) } else { vec![0; length] };
+            queue(communicator, &Collective::Broadcast { root, place: place(&mut bytes) }).unwrap();
+            assert!(bytes == noise(members[root], 1, length), "{what}");
+        }
+        Kind::Exchange => {
+            let others: Vec<usize> = (0..members.len()).filter(|&other| other != own).collect();
+            let mut outgoing: Vec<Vec<u8>> =
+                others.iter().map(|&to| noise(rank, members[to], call.of_pair(rank, members[to]))).collect();
+            let mut incoming: Vec<Vec<u8>> =
+                others.iter().map(|&from| vec![0; call.of_pair(members[from], rank)]).collect();
+            let list = |all: &mut [Vec<u8>]| others.iter().copied().zip(all.iter_mut().map(|one| place(one))).collect();
+            let (sends, receives) = (list(&mut outgoing), list(&mut incoming));
+            queue(communicator, &Collective::Exchange { sends, receives }).unwrap();
+            for (&from, bytes) in others.iter().zip(&incoming) {
+                assert!(*bytes == noise(members[from], rank, call.of_pair(members[from], rank)), "{what}: from {from}");
+            }
+        }
+    }
+}
+
+#[test]
+fn sequences_of_calls_among_changing_ranks_finish_with_the_right_bytes() {
+    let (nccl, size) = (fake(), 4);
+    let several: Vec<Vec<usize>> = (1..1 << size)
+        .map(|among: usize| (0..size).filter(|rank| among >> rank & 1 == 1).collect::<Vec<_>>())
+        .filter(|members| members.len() > 1)
+        .collect();
+    let ids: Vec<[u8; 128]> = several.iter().map(|_| nccl.unique_id().unwrap()).collect();
+    ranks(size, |_, rank| {
+        let mut groups = Groups::default();
+        for (members, id) in several.iter().zip(&ids).filter(|(members, _)| members.contains(&rank)) {
+            groups.join(gpus(&nccl, *id), members, rank).unwrap();
+        }
+        for seed in 0..SEQUENCES {
+            let own = |call: &Call| call.members.len() > 1 && call.members.contains(&rank);
+            for one in sequence(seed, size).iter().filter(|call| own(call)) {
+                call(groups.of(&one.members).unwrap(), rank, one, &format!("sequence {seed}, {one:?}"));
+            }
+        }
+        groups.poll().unwrap();
+    });
+}
+
 #[test]
 fn calls_of_some_of_the_ranks_that_do_not_fit_are_an_error_of_these_alone() {
     let errors = in_pairs(|groups, rank| {

@@ -1,5 +1,7 @@
 //! Ranks of a mesh, as threads, whose gradients are given: their sums, norms, updates, files and messages are those of one rank.
 
+mod random;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 

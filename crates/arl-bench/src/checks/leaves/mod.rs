@@ -39,6 +39,7 @@ pub(crate) const LEAVES: &[Leaf] = leaves![
     products::magnitude,
     products::matmul,
     products::matmul_nf4,
+    products::matmul_low_rank,
     products::grouped_matmul,
     products::sum_rows,
     rows::embedding,

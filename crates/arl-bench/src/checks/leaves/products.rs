@@ -1,6 +1,11 @@
 //! Matrix products, alone and by experts; sums and scalar products.
 
-use arl_engine::backend::{Buffer, DType, DeviceKind, GroupedMatmul, Layout, Magnitude, Matmul, Nf4Matmul, Rows};
+use std::ops::Range;
+
+use arl_engine::backend::{
+    Buffer, DType, DeviceKind, GroupedMatmul, Layout, LowRankFactor, LowRankMatmul, Magnitude, Matmul, Nf4Matmul,
+    Product, Rows,
+};
 
 use super::super::draw::{Size, TOKENS};
 use super::super::trial::{Scene, Trial};
@@ -64,6 +69,44 @@ pub(super) fn matmul_nf4(mut s: Scene) -> Trial {
     s.trial(what, move |backend| {
         let weights = weights.as_slice();
         backend.matmul_nf4(&Nf4Matmul { layout, m, n, k, a, weights, dtype, c, accumulate, bias, tile });
+    })
+}
+
+/// Adapters next to each other, of ranks of their own, one for each part of the output of a layer.
+pub(super) fn matmul_low_rank(mut s: Scene) -> Trial {
+    let layout = s.draw.pick(&LAYOUTS[..2]);
+    let most = s.draw.scaled(120, 700, 3072);
+    let m = s.draw.scaled(40, 700, TOKENS);
+    let (inputs, mut outputs, mut rank) = (s.draw.extent(6, most), 0, 0);
+    let mut parts: Vec<[Range<usize>; 2]> = Vec::new();
+    for _ in 0..s.draw.between(1, 3) {
+        let ends = [outputs + s.draw.extent(6, most), rank + s.draw.between(1, 16)];
+        parts.push([outputs..ends[0], rank..ends[1]]);
+        [outputs, rank] = ends;
+    }
+    let factor = |[columns, low]: &[Range<usize>; 2]| {
+        let (columns, low) = (columns.clone(), low.clone());
+        LowRankFactor { weight: s.random(columns.len() * low.len()), columns, low }
+    };
+    let up: Vec<LowRankFactor> = parts.iter().map(factor).collect();
+    let down = vec![LowRankFactor { columns: 0..inputs, low: 0..rank, weight: s.random(rank * inputs) }];
+    let (n, k) = if layout == Layout::Nt { (outputs, inputs) } else { (inputs, outputs) };
+    let (projections, additions) = if layout == Layout::Nt { (down, up) } else { (up, down) };
+    let gap = s.draw.pick(&[0, 0, 8, 3]);
+    let accumulate = layout == Layout::Nn && s.draw.coin();
+    let a = Rows { buffer: s.random(m * (k + gap)), stride: k + gap };
+    let b = Rows { buffer: s.random(n * k), stride: inputs };
+    let c = s.matrix("c", m, n, gap, s.dtype, !accumulate);
+    let bias = (layout == Layout::Nt && s.draw.coin()).then(|| s.random(n));
+    let product = Matmul { layout, m, n, k, a, b, c, accumulate, bias };
+    let low = s.output("low", m * rank, s.dtype);
+    let factor = s.draw.pick(&[1.0, 0.5, 2.0]);
+    let scratch = s.scratch(if factor == 1.0 { 0 } else { m * rank }, s.dtype);
+    let what =
+        format!("{layout:?} m={m} n={n} k={k} gap={gap} {parts:?} times {factor} +={accumulate} {}", bias.is_some());
+    s.trial(what, move |backend| {
+        let (product, projections, additions) = (Product::Plain(product), projections.as_slice(), additions.as_slice());
+        backend.matmul_low_rank(&LowRankMatmul { product, projections, low, rank, factor, scratch, additions });
     })
 }
 
