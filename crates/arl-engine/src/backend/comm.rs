@@ -33,9 +33,44 @@ pub trait Collectives {
     /// are of no use. `all[r]` become what rank `r` gives; a buffer that this rank gives from may be among its own there.
     fn all_gather(&mut self, group: &dyn Group, bytes: usize, own: &[Part], all: &[Vec<Part>]) -> Result<()>;
 
+    /// [`Collectives::exchange_sum`], of which a device with [`Stream::Comm`](super::Stream::Comm) queues all on that stream, in the order
+    /// of the calls: what it is to come behind, and what behind it, is for the caller to say by [`Backend::record`] and
+    /// [`Backend::wait`]. On other devices it is done on return.
+    fn start_exchange_sum(&mut self, group: &dyn Group, parts: &[Buffer], sum: Buffer) -> Result<()> {
+        self.exchange_sum(group, parts, sum)
+    }
+
+    /// `all` becomes the `own` of every rank, of any length that is the same for all, in their order; `own` may be its place there. As
+    /// [`Collectives::start_exchange_sum`] is ordered.
+    fn start_gather(&mut self, group: &dyn Group, own: Buffer, all: Buffer) -> Result<()> {
+        gather_in_parts(self, group, own, all)
+    }
+
+    /// [`Collectives::all_gather`], ordered as [`Collectives::start_exchange_sum`] is.
+    fn start_all_gather(&mut self, group: &dyn Group, bytes: usize, own: &[Part], all: &[Vec<Part>]) -> Result<()> {
+        self.all_gather(group, bytes, own, all)
+    }
+
     /// The sums of squares, in f64, of each 16,384 elements of f32 `a` with `tail` behind it, which is not longer than the block
     /// that it begins in. Those of a block depend on its elements alone. Waits for the device.
     fn block_squares(&mut self, a: Buffer, tail: &[f32]) -> Result<Vec<f64>>;
+}
+
+/// [`Collectives::start_gather`] by [`Collectives::all_gather`].
+pub(crate) fn gather_in_parts<C: Collectives + ?Sized>(
+    collectives: &mut C,
+    group: &dyn Group,
+    own: Buffer,
+    all: Buffer,
+) -> Result<()> {
+    let part = |buffer| Part { buffer, at: 0 };
+    for start in (0..own.len).step_by(EXCHANGED) {
+        let len = EXCHANGED.min(own.len - start);
+        let places: Vec<_> = (0..group.size()).map(|rank| vec![part(all.slice(rank * own.len + start, len))]).collect();
+        let own = own.slice(start, len);
+        collectives.all_gather(group, own.bytes(), &[part(own)], &places)?;
+    }
+    Ok(())
 }
 
 /// [`Collectives::exchange_sum`] through host memory.

@@ -45,6 +45,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         if self.model.place.size(Axis::Expert) == 1 {
             return Ok(());
         }
+        self.ranks.settle_exchanges(&mut *self.backend);
         let mut step = self.parts();
         step.begin_serving(None);
         (0..layers).try_for_each(|l| step.serve(l))
@@ -69,6 +70,10 @@ impl<B: Backend + ?Sized> Engine<B> {
                     }
                 }
                 Turn::Collect(point) => {
+                    if point == Complete::End {
+                        // Layers had its place, and this rank has no gradients of an embedding.
+                        step.clear_buckets(point);
+                    }
                     step.collect(point)?;
                     behind_loss |= point == Complete::Loss;
                 }

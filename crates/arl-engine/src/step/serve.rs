@@ -36,7 +36,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
     /// The backward pass of layer `l`.
     pub(crate) fn serve_backward(&mut self, l: usize) -> Result<()> {
         self.check_interrupt()?;
-        self.clear_bucket(Complete::Layer(l));
+        self.clear_buckets(Complete::Layer(l));
         let (blocks, level) = (self.model.layers[l].clone(), self.model.recompute);
         for b in blocks.clone().filter(|_| level != Recompute::Off) {
             let block = self.stages.blocks[b].block;
@@ -51,10 +51,13 @@ impl<B: Backend + ?Sized> Step<'_, B> {
     }
 
     /// Zeroes gradients whose place others had before.
-    fn clear_bucket(&mut self, complete: Complete) {
+    pub(crate) fn clear_buckets(&mut self, complete: Complete) {
         let (model, training) = (self.model, self.model.store.training);
         let Some((cut, training)) = model.cut.as_ref().filter(|cut| cut.gradients).zip(training) else { return };
-        for bucket in cut.completed(complete) {
+        if let Some(ranks) = &mut self.ranks {
+            ranks.claim_gradients(self.backend, model, complete);
+        }
+        for bucket in cut.completed(complete).filter(|bucket| bucket.shared) {
             self.backend.zero(training.gradients.slice(bucket.gradient, bucket.len));
         }
     }

@@ -1,4 +1,4 @@
-//! Ranks on CUDA devices: buffers go from device to device, and sums are a kernel's, on the stream of the leaves. Kernels:
+//! Ranks on CUDA devices: buffers go from device to device, and sums are a kernel's, all of it on a stream of its own. Kernels:
 //! `cuda/ranks.cu`.
 
 use arl_comm::{Collective, Group};
@@ -8,7 +8,8 @@ use arl_model::Result;
 use super::CudaBackend;
 use super::device::{Arg, Device, Launch, int, long, scratch_of};
 use crate::backend::comm::{self, Collectives, EXCHANGED, Part};
-use crate::backend::{Buffer, DType, Pool};
+use crate::backend::{Buffer, DType, Pool, Stream};
+use crate::events::IN_LINE;
 
 /// Bytes of what each rank gives at most.
 const ROW: usize = EXCHANGED * size_of::<f32>();
@@ -29,68 +30,45 @@ impl<D: Device> Collectives for CudaBackend<D> {
     }
 
     fn exchange_sum(&mut self, group: &dyn Group, parts: &[Buffer], sum: Buffer) -> Result<()> {
-        let (rank, size) = (group.rank(), group.size());
-        if size > 1 && group.gpus().is_none() {
+        if group.size() > 1 && group.gpus().is_none() {
             return comm::exchange_sum(self, group, parts, sum);
         }
-        assert!(parts.iter().all(|part| part.len <= EXCHANGED) && sum.len == parts[rank].len, "parts of a sum");
-        let others = || (0..size).filter(|&other| other != rank);
-        let came = |from: usize| staged(from * sum.bytes(), sum.bytes()).view(DType::F32);
-        if size > 1 {
-            let sends = others().map(|to| (to, parts[to])).collect();
-            let receives = others().map(|from| (from, came(from))).collect();
-            self.device.collective(&Collective::Exchange { sends, receives })?;
+        self.in_line(|backend| backend.queue_sum(group, parts, sum))
+    }
+
+    fn start_exchange_sum(&mut self, group: &dyn Group, parts: &[Buffer], sum: Buffer) -> Result<()> {
+        if group.size() > 1 && group.gpus().is_none() {
+            return comm::exchange_sum(self, group, parts, sum);
         }
-        if sum.len > 0 {
-            // Every rank's, this one's place not written: the kernel reads it where it is.
-            let all = Buffer { len: size * sum.len, ..staged(0, 0).view(DType::F32) };
-            let [before, behind] =
-                [all.slice(0, rank * sum.len), all.slice((rank + 1) * sum.len, (size - rank - 1) * sum.len)];
-            let read = |buffer: Buffer| if buffer.len == 0 { Arg::Null } else { Arg::Read(buffer) };
-            self.device.launch(&Launch {
-                kernel: "sum_ranks",
-                grid: [sum.len.div_ceil(STEP), 1, 1],
-                threads: THREADS,
-                shared_bytes: 0,
-                args: &[
-                    Arg::Update(sum),
-                    read(before),
-                    Arg::Read(parts[rank]),
-                    read(behind),
-                    int(rank),
-                    int(size - rank - 1),
-                    long(sum.len),
-                ],
-            });
-        }
-        Ok(())
+        self.queue_sum(group, parts, sum)
     }
 
     fn all_gather(&mut self, group: &dyn Group, bytes: usize, own: &[Part], all: &[Vec<Part>]) -> Result<()> {
-        let (rank, size) = (group.rank(), group.size());
-        if size == 1 {
-            for (given, part) in own.iter().zip(&all[0]).filter(|(given, part)| given != part) {
-                assert_eq!(given.at, part.at, "parts of a rank that is alone");
-                self.device.copy(given.buffer.slice(0, part.buffer.len), part.buffer);
-            }
-            return Ok(());
-        }
-        if group.gpus().is_none() {
+        if group.size() > 1 && group.gpus().is_none() {
             return comm::all_gather(self, group, bytes, own, all);
         }
-        assert!(bytes <= ROW, "{bytes} bytes of a rank at once");
-        let place = |of: usize, part: &Part| staged(of * bytes + part.at, part.buffer.bytes());
-        for part in own.iter().filter(|part| part.buffer.len > 0) {
-            self.device.copy(part.buffer.view(DType::U8), place(rank, part));
+        self.in_line(|backend| backend.queue_gather(group, bytes, own, all))
+    }
+
+    fn start_all_gather(&mut self, group: &dyn Group, bytes: usize, own: &[Part], all: &[Vec<Part>]) -> Result<()> {
+        if group.size() > 1 && group.gpus().is_none() {
+            return comm::all_gather(self, group, bytes, own, all);
         }
-        let (source, target) = (staged(rank * bytes, bytes), staged(0, size * bytes));
-        self.device.collective(&Collective::AllGather { source, target })?;
-        for (of, parts) in all.iter().enumerate() {
-            for part in parts.iter().filter(|part| part.buffer.len > 0 && !own.contains(part)) {
-                self.device.copy(place(of, part), part.buffer.view(DType::U8));
-            }
+        self.queue_gather(group, bytes, own, all)
+    }
+
+    fn start_gather(&mut self, group: &dyn Group, own: Buffer, all: Buffer) -> Result<()> {
+        let place = all.slice(group.rank() * own.len, own.len);
+        if group.size() > 1 && group.gpus().is_none() {
+            comm::gather_in_parts(self, group, own, all)
+        } else if group.size() > 1 {
+            self.device.start_collective(&Collective::AllGather { source: own, target: all })
+        } else if own != place {
+            self.device.transfer(Stream::Comm, own, place);
+            Ok(())
+        } else {
+            Ok(())
         }
-        Ok(())
     }
 
     fn block_squares(&mut self, a: Buffer, tail: &[f32]) -> Result<Vec<f64>> {
@@ -116,6 +94,80 @@ impl<D: Device> Collectives for CudaBackend<D> {
 }
 
 impl<D: Device> CudaBackend<D> {
+    /// Has what `work` queues on [`Stream::Comm`] come behind the leaves so far, and in front of those that follow.
+    fn in_line(&mut self, work: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        let [begun, done] = IN_LINE;
+        self.device.record(Stream::Compute, begun);
+        self.device.wait(Stream::Comm, begun);
+        work(self)?;
+        self.device.record(Stream::Comm, done);
+        self.device.wait(Stream::Compute, done);
+        Ok(())
+    }
+
+    /// [`Collectives::exchange_sum`] on [`Stream::Comm`], the sum too: the memory that parts come to is of use again without a wait
+    /// of either stream for the other.
+    fn queue_sum(&mut self, group: &dyn Group, parts: &[Buffer], sum: Buffer) -> Result<()> {
+        let (rank, size) = (group.rank(), group.size());
+        assert!(parts.iter().all(|part| part.len <= EXCHANGED) && sum.len == parts[rank].len, "parts of a sum");
+        let others = || (0..size).filter(|&other| other != rank);
+        let came = |from: usize| staged(from * sum.bytes(), sum.bytes()).view(DType::F32);
+        if size > 1 {
+            let sends = others().map(|to| (to, parts[to])).collect();
+            let receives = others().map(|from| (from, came(from))).collect();
+            self.device.start_collective(&Collective::Exchange { sends, receives })?;
+        }
+        if sum.len > 0 {
+            // Every rank's, this one's place not written: the kernel reads it where it is.
+            let all = Buffer { len: size * sum.len, ..staged(0, 0).view(DType::F32) };
+            let [before, behind] =
+                [all.slice(0, rank * sum.len), all.slice((rank + 1) * sum.len, (size - rank - 1) * sum.len)];
+            let read = |buffer: Buffer| if buffer.len == 0 { Arg::Null } else { Arg::Read(buffer) };
+            let launch = Launch {
+                kernel: "sum_ranks",
+                grid: [sum.len.div_ceil(STEP), 1, 1],
+                threads: THREADS,
+                shared_bytes: 0,
+                args: &[
+                    Arg::Update(sum),
+                    read(before),
+                    Arg::Read(parts[rank]),
+                    read(behind),
+                    int(rank),
+                    int(size - rank - 1),
+                    long(sum.len),
+                ],
+            };
+            self.device.launch_on(Stream::Comm, &launch);
+        }
+        Ok(())
+    }
+
+    /// [`Collectives::all_gather`] on [`Stream::Comm`].
+    fn queue_gather(&mut self, group: &dyn Group, bytes: usize, own: &[Part], all: &[Vec<Part>]) -> Result<()> {
+        let (rank, size) = (group.rank(), group.size());
+        if size == 1 {
+            for (given, part) in own.iter().zip(&all[0]).filter(|(given, part)| given != part) {
+                assert_eq!(given.at, part.at, "parts of a rank that is alone");
+                self.device.transfer(Stream::Comm, given.buffer.slice(0, part.buffer.len), part.buffer);
+            }
+            return Ok(());
+        }
+        assert!(bytes <= ROW, "{bytes} bytes of a rank at once");
+        let place = |of: usize, part: &Part| staged(of * bytes + part.at, part.buffer.bytes());
+        for part in own.iter().filter(|part| part.buffer.len > 0) {
+            self.device.transfer(Stream::Comm, part.buffer.view(DType::U8), place(rank, part));
+        }
+        let (source, target) = (staged(rank * bytes, bytes), staged(0, size * bytes));
+        self.device.start_collective(&Collective::AllGather { source, target })?;
+        for (of, parts) in all.iter().enumerate() {
+            for part in parts.iter().filter(|part| part.buffer.len > 0 && !own.contains(part)) {
+                self.device.transfer(Stream::Comm, place(of, part), part.buffer.view(DType::U8));
+            }
+        }
+        Ok(())
+    }
+
     fn squares_of(&mut self, a: Buffer, sums: Buffer) -> Result<Vec<f64>> {
         let sums = sums.slice(0, a.len.div_ceil(BLOCK));
         self.device.launch(&Launch {

@@ -6,6 +6,7 @@ use arl_model::{Error, ErrorCode, Result};
 
 use super::packed::{PackedAttention, PackedShape};
 use crate::backend::{Buffer, DType, Event, Matmul, MatmulAlgorithms, Pool, Stream};
+use crate::events::IN_LINE;
 
 /// An argument of a kernel. Buffers say how the kernel uses them, so that a device can check it.
 #[derive(Clone, Copy, Debug)]
@@ -112,6 +113,12 @@ pub trait Device: Send {
     /// Queues a kernel. A grid without blocks is nothing to do.
     fn launch(&mut self, launch: &Launch<'_>);
 
+    /// Queues a kernel on a stream. By itself as [`Device::launch`]: for devices that run at once what is queued.
+    fn launch_on(&mut self, stream: Stream, launch: &Launch<'_>) {
+        let _ = stream;
+        self.launch(launch);
+    }
+
     /// Queues a matrix product whose operands `a` and `b` are of one type (`c` is of that type or f32).
     fn matmul(&mut self, op: &Matmul);
 
@@ -121,8 +128,22 @@ pub trait Device: Send {
         Err(Error::new(ErrorCode::Device, format!("{} exchanges nothing with other devices", self.name())))
     }
 
-    /// Queues an exchange with the devices of the ranks that were joined, behind the leaves so far. Fails where a rank has failed.
+    /// Queues an exchange with the devices of the ranks that were joined, behind the leaves so far and in front of those that
+    /// follow. Fails where a rank has failed.
     fn collective(&mut self, collective: &Collective<Buffer>) -> Result<()> {
+        let [begun, done] = IN_LINE;
+        self.record(Stream::Compute, begun);
+        self.wait(Stream::Comm, begun);
+        self.start_collective(collective)?;
+        self.record(Stream::Comm, done);
+        self.wait(Stream::Compute, done);
+        Ok(())
+    }
+
+    /// Queues an exchange on [`Stream::Comm`], which has all of them, so that their order is the same on every rank. What it is to
+    /// come behind, and what behind it, is for the caller to say by [`Device::record`] and [`Device::wait`]. Fails where a rank has
+    /// failed.
+    fn start_collective(&mut self, collective: &Collective<Buffer>) -> Result<()> {
         Err(Error::new(ErrorCode::Internal, format!("no rank was joined that {collective:?} is for")))
     }
 

@@ -158,7 +158,7 @@ impl Device for EmulatedDevice {
         Ok(())
     }
 
-    fn collective(&mut self, collective: &Collective<Buffer>) -> Result<()> {
+    fn start_collective(&mut self, collective: &Collective<Buffer>) -> Result<()> {
         let memory = std::cell::RefCell::new(&mut self.memory);
         let places = collective.map(|buffer| Place {
             address: memory.borrow_mut().address(buffer).expose_provenance() as u64,

@@ -32,6 +32,8 @@ mod magnitude;
 mod matmul;
 mod moe;
 mod nf4;
+#[cfg(test)]
+mod no_device;
 mod norm;
 mod optimizer;
 mod packed;

@@ -10,6 +10,7 @@ use arl_comm::{Collective, Gpus};
 use arl_model::Result;
 
 use super::device::{Arg, Device, Launch};
+pub(super) use super::no_device::NoDevice;
 use super::packed::{PackedAttention, PackedShape};
 use crate::backend::{Buffer, Event, Matmul, Pool, Stream};
 
@@ -40,6 +41,8 @@ pub(super) struct RecordingDevice<D> {
     pub(super) transfers: usize,
     /// Waits that were queued for events that had been recorded.
     pub(super) waits: usize,
+    /// The numbers of those from which a stream learned something, counted from 1.
+    pub(super) telling: Vec<usize>,
     /// Exchanges with other ranks' devices.
     pub(super) collectives: usize,
     /// The kernels, in the order in which they were queued.
@@ -66,12 +69,13 @@ impl<D: Device> RecordingDevice<D> {
     pub(super) fn new(inner: D) -> Self {
         RecordingDevice {
             inner,
-            clocks: [[1; 3]; 3],
+            clocks: [[1; Stream::ALL.len()]; Stream::ALL.len()],
             events: HashMap::new(),
             pools: HashMap::new(),
             uploaded: 0,
             transfers: 0,
             waits: 0,
+            telling: Vec::new(),
             collectives: 0,
             kernels: Vec::new(),
             blocks: HashMap::new(),
@@ -130,7 +134,7 @@ impl<D: Device> RecordingDevice<D> {
         for (_, bytes) in runs.range_mut(range) {
             before_write |= bytes.written.is_some_and(|(writer, clock)| known[writer] < clock);
             before_read |= bytes.read.iter().zip(known).any(|(read, known)| *read > known);
-            *bytes = Bytes { written: Some((number, known[number])), read: [0; 3] };
+            *bytes = Bytes { written: Some((number, known[number])), read: Clocks::default() };
         }
         if before_write {
             self.fault("writes what another stream may still write", operation, stream, buffer);
@@ -148,7 +152,7 @@ impl<D: Device> RecordingDevice<D> {
     fn wait_for_all(&mut self) {
         self.host_waits += 1;
         let now = std::array::from_fn(|i| self.clocks[i][i]);
-        self.clocks = [now; 3];
+        self.clocks = [now; Stream::ALL.len()];
     }
 }
 
@@ -165,7 +169,7 @@ impl<D: Device> Device for RecordingDevice<D> {
         self.wait_for_all();
         // Memory comes zeroed; of a run's state every byte is one that was written.
         let written = matches!(pool, Pool::State | Pool::HostState | Pool::Exchange).then_some((0, 0));
-        self.pools.insert(pool, BTreeMap::from([(0, Bytes { written, read: [0; 3] })]));
+        self.pools.insert(pool, BTreeMap::from([(0, Bytes { written, read: Clocks::default() })]));
         self.inner.reserve(pool, bytes)
     }
 
@@ -234,7 +238,11 @@ impl<D: Device> Device for RecordingDevice<D> {
             if self.waits == self.forgotten {
                 return;
             }
-            for (known, told) in self.clocks[stream as usize].iter_mut().zip(told) {
+            let known = &mut self.clocks[stream as usize];
+            if known.iter().zip(told).any(|(known, told)| known < told) {
+                self.telling.push(self.waits);
+            }
+            for (known, told) in known.iter_mut().zip(told) {
                 *known = (*known).max(*told);
             }
         }
@@ -269,23 +277,27 @@ impl<D: Device> Device for RecordingDevice<D> {
     }
 
     fn launch(&mut self, launch: &Launch<'_>) {
+        self.launch_on(Stream::Compute, launch);
+    }
+
+    fn launch_on(&mut self, stream: Stream, launch: &Launch<'_>) {
         if launch.grid.contains(&0) {
             return;
         }
-        self.queue(Stream::Compute);
+        self.queue(stream);
         self.kernels.push(launch.kernel);
         *self.blocks.entry(launch.kernel).or_default() += launch.grid.iter().product::<usize>();
         for arg in launch.args {
             if let Arg::Read(buffer) | Arg::Update(buffer) = *arg {
-                self.read(launch.kernel, Stream::Compute, buffer);
+                self.read(launch.kernel, stream, buffer);
             }
         }
         for arg in launch.args {
             if let Arg::Write(buffer) | Arg::Update(buffer) = *arg {
-                self.write(launch.kernel, Stream::Compute, buffer);
+                self.write(launch.kernel, stream, buffer);
             }
         }
-        self.inner.launch(launch);
+        self.inner.launch_on(stream, launch);
     }
 
     fn matmul(&mut self, op: &Matmul) {
@@ -302,8 +314,8 @@ impl<D: Device> Device for RecordingDevice<D> {
         self.inner.join_ranks(gpus, rank, size)
     }
 
-    fn collective(&mut self, collective: &Collective<Buffer>) -> Result<()> {
-        self.queue(Stream::Compute);
+    fn start_collective(&mut self, collective: &Collective<Buffer>) -> Result<()> {
+        self.queue(Stream::Comm);
         let (read, written): (Vec<Buffer>, Vec<Buffer>) = match collective {
             Collective::AllGather { source, target } => (vec![*source], vec![*target]),
             Collective::Exchange { sends, receives } => {
@@ -312,13 +324,13 @@ impl<D: Device> Device for RecordingDevice<D> {
             Collective::Broadcast { place, .. } => (vec![*place], vec![*place]),
         };
         for buffer in read {
-            self.read("collective", Stream::Compute, buffer);
+            self.read("collective", Stream::Comm, buffer);
         }
         for buffer in written {
-            self.write("collective", Stream::Compute, buffer);
+            self.write("collective", Stream::Comm, buffer);
         }
         self.collectives += 1;
-        self.inner.collective(collective)
+        self.inner.start_collective(collective)
     }
 
     fn expect_attention(&mut self, shape: &PackedShape) {
@@ -341,48 +353,6 @@ impl<D: Device> Device for RecordingDevice<D> {
             self.write("packed_attention", Stream::Compute, buffer);
         }
         self.inner.packed_attention(pass);
-    }
-}
-
-/// A device that computes nothing: for the order of things alone.
-pub(super) struct NoDevice;
-
-impl Device for NoDevice {
-    fn name(&self) -> String {
-        "nothing".into()
-    }
-
-    fn multiprocessors(&self) -> usize {
-        1
-    }
-
-    fn reserve(&mut self, _pool: Pool, _bytes: usize) -> Result<()> {
-        Ok(())
-    }
-
-    fn read_back(&mut self, _source: Buffer, target: &mut [u8]) -> Result<()> {
-        target.fill(0);
-        Ok(())
-    }
-
-    fn finish_read(&mut self, target: &mut [u8]) -> Result<()> {
-        target.fill(0);
-        Ok(())
-    }
-
-    fn upload(&mut self, _source: &[u8], _target: Buffer) {}
-    fn queue_read(&mut self, _sources: &[Buffer]) {}
-    fn transfer(&mut self, _stream: Stream, _source: Buffer, _target: Buffer) {}
-    fn record(&mut self, _stream: Stream, _event: Event) {}
-    fn wait(&mut self, _stream: Stream, _event: Event) {}
-    fn zero(&mut self, _target: Buffer) {}
-    fn copy(&mut self, _source: Buffer, _target: Buffer) {}
-    fn launch(&mut self, _launch: &Launch<'_>) {}
-    fn matmul(&mut self, _op: &Matmul) {}
-    fn packed_attention(&mut self, _pass: &PackedAttention) {}
-
-    fn plan_attention(&mut self, _shape: &PackedShape) -> std::result::Result<(), String> {
-        Ok(())
     }
 }
 
