@@ -43,7 +43,7 @@ export declare class Engine {
   fingerprint(): Promise<string>
   /**
    * Sends rank 0 the weights that it asks for while it evaluates or generates alone, until it calls `endServing`. Does nothing
-   * where ranks do not divide weights.
+   * where every rank has all weights.
    */
   serveWeights(): Promise<void>
   /** Ends `serveWeights` on the other ranks. */

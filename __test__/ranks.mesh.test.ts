@@ -5,7 +5,7 @@ import { beforeAll, describe, expect, it } from "vitest";
 import type { Mpirun } from "../src/launch/mpi.js";
 import { temporaryFolder } from "./support/folder.js";
 import { arlOnRanks, mpiruns } from "./support/ranks.js";
-import { arl, type Ended, flags, metricsOf, tinyPlace } from "./support/real.js";
+import { arl, type Ended, flags, metricsOf, root, tinyPlace } from "./support/real.js";
 
 const found = mpiruns();
 const first = found[0] as Mpirun;
@@ -26,6 +26,18 @@ writeFileSync(
 );
 
 type Options = Record<string, string | number | boolean>;
+
+/** A few held-out rows, whose loss and replies are of the middle and of the end of a run. */
+const heldout = readFileSync(join(root, "assets", "heldout.jsonl"), "utf8")
+	.split("\n")
+	.slice(0, 5);
+writeFileSync(join(folder, "heldout.jsonl"), heldout.join("\n"));
+const EVALUATES: Options = {
+	eval_file: join(folder, "heldout.jsonl"),
+	eval_strategy: "steps",
+	eval_steps: 4,
+	eval_generate: 1,
+};
 
 /** 8 steps: 26 rows in micro-batches of 2, four of them a step, the last step of an epoch with one alone. */
 const COMMON: Options = {
@@ -54,9 +66,29 @@ function succeeded(run: Ended): void {
 	expect(run.code, run.stderr).toBe(0);
 }
 
+/** The lines of a run's steps. */
+const stepsOf = (out: string) => metricsOf(out).filter((line) => line.loss !== undefined);
+
+/** Expects the evaluations of one rank, within 1e-4. Replies of a model that has learned next to nothing are all wrong. */
+function sameEvaluations(out: string, reference: string): void {
+	const of = (folder: string) => metricsOf(folder).filter((line) => line.eval_loss !== undefined);
+	const [ours, theirs] = [of(out), of(reference)];
+	expect(ours.map(({ step, eval_exact_match }) => [step, eval_exact_match])).toEqual([
+		[4, 0],
+		[8, 0],
+	]);
+	for (const [i, line] of ours.entries()) {
+		for (const name of ["eval_loss", "eval_entropy"])
+			expect(Math.abs((line[name] ?? Number.NaN) - (theirs[i]?.[name] ?? Number.NaN))).toBeLessThan(1e-4);
+	}
+	const samples = (folder: string) => metricsOf(folder).filter((line) => line.reply !== undefined).length;
+	expect(samples(out)).toBe(samples(reference));
+	expect(samples(out)).toBeGreaterThan(1);
+}
+
 /** Expects the steps of one rank from step `from` on, within 1e-4. */
 function sameSteps(out: string, reference: string, from = 1): void {
-	const [ours, theirs] = [metricsOf(out), metricsOf(reference).slice(from - 1)];
+	const [ours, theirs] = [stepsOf(out), stepsOf(reference).slice(from - 1)];
 	expect(ours.map(({ step, num_tokens }) => [step, num_tokens])).toEqual(
 		theirs.map(({ step, num_tokens }) => [step, num_tokens]),
 	);
@@ -69,16 +101,16 @@ function sameSteps(out: string, reference: string, from = 1): void {
 }
 
 /** Layout and values of a file of tensors, all of which are f32. */
-function tensors(out: string): { header: string; values: Float32Array } {
-	const bytes = readFileSync(join(out, "model.safetensors"));
+function tensors(out: string, file: string): { header: string; values: Float32Array } {
+	const bytes = readFileSync(join(out, file));
 	const length = Number(bytes.readBigUInt64LE(0));
 	const values = new Uint8Array(bytes.subarray(8 + length)).buffer;
 	return { header: bytes.toString("utf8", 8, 8 + length), values: new Float32Array(values) };
 }
 
 /** Expects the same layout, and values within `bound` of the reference's: `||a - b|| / ||b||`. */
-function sameModel(out: string, reference: string, bound: number): void {
-	const [a, b] = [tensors(out), tensors(reference)];
+function sameModel(out: string, reference: string, bound: number, file = "model.safetensors"): void {
+	const [a, b] = [tensors(out, file), tensors(reference, file)];
 	expect(a.header).toBe(b.header);
 	const norm = (values: Float32Array) => Math.sqrt(values.reduce((sum, value) => sum + value * value, 0));
 	const off = norm(a.values.map((value, i) => value - (b.values[i] as number))) / norm(b.values);
@@ -91,12 +123,16 @@ const MESHES: [number, Options][] = [
 	[2, { cp_size: 2 }],
 	[2, { tp_size: 2 }],
 	[2, { ep_size: 2, gradient_accumulation_steps: 2 }],
+	[2, { ep_size: 2, gradient_accumulation_steps: 2, zero: 3 }],
 	[2, { pp_size: 2 }],
-	[4, { tp_size: 2, gradient_accumulation_steps: 2 }],
+	[4, { cp_size: 2, pp_size: 2 }],
+	[4, { tp_size: 2, gradient_accumulation_steps: 2, ...EVALUATES }],
 ];
+// Two cores run so many ranks too, but not in a few seconds.
+if (process.env.ARL_LONG === "1") MESHES.push([8, { cp_size: 2, pp_size: 2, gradient_accumulation_steps: 2 }]);
 
 describe.skipIf(found.length === 0)("ranks of a mesh", () => {
-	const reference = train({});
+	const reference = train(EVALUATES);
 	const outs = new Map<string, string>();
 	const key = (options: Options) => JSON.stringify(options);
 
@@ -112,6 +148,7 @@ describe.skipIf(found.length === 0)("ranks of a mesh", () => {
 		expect(run.stderr).toContain(`a mesh of ${ranks} ranks: `);
 		sameSteps(several.out, reference.out);
 		sameModel(several.out, reference.out, 1e-3);
+		if (options.eval_file !== undefined) sameEvaluations(several.out, reference.out);
 	});
 
 	it("read what another mesh has saved, and say that results are within rounding", { timeout: LIMIT }, async () => {
@@ -127,11 +164,45 @@ describe.skipIf(found.length === 0)("ranks of a mesh", () => {
 			sameSteps(out, reference.out, 5);
 			sameModel(out, reference.out, 1e-3);
 		}
-		// What one rank has saved, two that divide experts read.
-		const again = { resume_from_checkpoint: join(reference.out, "checkpoint-4"), gradient_accumulation_steps: 2 };
-		const experts = train({ ...again, ep_size: 2 });
-		succeeded(await arlOnRanks(first, 2, experts.args));
-		sameSteps(experts.out, reference.out, 5);
+		// What one rank or stages have saved, two that divide experts read; and data-parallel ranks what two with half of the heads have.
+		const saved = (options: Options) => outs.get(key(options)) as string;
+		const readers: [string, Options][] = [
+			[reference.out, { ep_size: 2 }],
+			[saved({ pp_size: 2 }), { ep_size: 2 }],
+			[saved({ tp_size: 2 }), {}],
+		];
+		for (const [writer, reader] of readers) {
+			const state = { resume_from_checkpoint: join(writer, "checkpoint-4"), gradient_accumulation_steps: 2 };
+			const other = train({ ...reader, ...state });
+			succeeded(await arlOnRanks(first, 2, other.args));
+			sameSteps(other.out, reference.out, 5);
+			sameModel(other.out, reference.out, 1e-3);
+		}
+	});
+
+	it("have the losses of one rank in f16 too", { timeout: LIMIT }, async () => {
+		const one = train({ fp16: true });
+		succeeded(await arl(one.args));
+		const meshes: [number, Options][] = [
+			[2, { tp_size: 2 }],
+			[2, { ep_size: 2, gradient_accumulation_steps: 2 }],
+			[4, { cp_size: 2, pp_size: 2 }],
+		];
+		for (const [ranks, options] of meshes) {
+			const several = train({ fp16: true, ...options });
+			succeeded(await arlOnRanks(first, ranks, several.args));
+			sameSteps(several.out, one.out);
+		}
+	});
+
+	it("train adapters as one rank does", { timeout: LIMIT }, async () => {
+		const layers = { use_peft: true, lora_r: 4, lora_target_modules: "all-linear", lora_dropout: 0 };
+		const model = { model_name_or_path: reference.out, init_from_config: false, num_train_epochs: 1 };
+		const [one, several] = [train({ ...layers, ...model }), train({ ...layers, ...model, tp_size: 2, pp_size: 2 })];
+		succeeded(await arl(one.args));
+		succeeded(await arlOnRanks(first, 4, several.args));
+		sameSteps(several.out, one.out);
+		sameModel(several.out, one.out, 1e-3, "adapter_model.safetensors");
 	});
 
 	it("are refused once, by rank 0, before anything is opened", { timeout: LIMIT }, async () => {

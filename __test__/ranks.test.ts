@@ -104,23 +104,25 @@ describe("rank 0 and another rank", () => {
 	});
 
 	it("evaluate and generate on rank 0 alone, to which the other sends weights where they divide these", async () => {
-		for (const zero of [2, 3]) {
+		const divided: Partial<EngineOptions>[] = [{ zero: 2 }, { zero: 3 }, { zero: 2, tpSize: 2, dataParallel: 1 }];
+		for (const options of divided) {
+			const serving = options.zero === 3 || options.tpSize !== undefined;
 			const thrown = () => {
 				throw new ArlError("ARL_DATA", "no prompt");
 			};
 			const { hub, worker, calls, open } = await two([{ generate: thrown, evaluateSequences: async () => [] }, {}]);
 			const verdict = worker.serve(async () => ({}));
-			const engine = await open({ zero });
+			const engine = await open(options);
 			await engine.evaluateSequences(batch(1));
 			// What fails before the engine has it leaves no rank behind.
 			expect((await errorOf(() => engine.generate([], { maxNewTokens: 1, stopIds: [] }))).message).toBe("no prompt");
 			await engine.close();
 			await hub.end(0);
 			expect(await verdict).toEqual({ code: 0, error: null });
-			const ends = zero === 3 ? ["endServing"] : [];
+			const ends = serving ? ["endServing"] : [];
 			const before = ["joinRanks", "fingerprint"];
 			expect(calls[0]).toEqual([...before, "evaluateSequences", ...ends, "generate", ...ends, "close"]);
-			const serves = zero === 3 ? ["serveWeights", "serveWeights"] : [];
+			const serves = serving ? ["serveWeights", "serveWeights"] : [];
 			expect(calls[1]).toEqual([...before, ...serves, "close"]);
 		}
 	});

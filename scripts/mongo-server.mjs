@@ -2,7 +2,7 @@
 // its own (secantusd-rs, GPL), built once into the build cache; nothing of it is linked or shipped.
 
 import { spawn, spawnSync } from "node:child_process";
-import { existsSync, mkdirSync, rmSync } from "node:fs";
+import { existsSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { cache } from "./setup.mjs";
@@ -23,6 +23,9 @@ const QUICK_BUILD = {
 	CARGO_PROFILE_RELEASE_OPT_LEVEL: "0",
 };
 
+/** What CMake reads first in the build of the storage engine, which is in C: WiredTiger's own option, at its lowest level too. */
+const QUICK_TOOLCHAIN = 'if(NOT CMAKE_HOST_WIN32)\n  set(CC_OPTIMIZE_LEVEL "-O0" CACHE STRING "")\nendif()\n';
+
 function runs(command) {
 	const result = spawnSync(command, ["--version"], { stdio: "ignore" });
 	return result.error === undefined && result.status === 0;
@@ -40,11 +43,14 @@ export async function installServer({ quiet = false } = {}) {
 	// A target folder of its own: a build that was broken off goes on where it was.
 	const target = join(cache, "secantusd", "target");
 	mkdirSync(home, { recursive: true });
+	mkdirSync(target, { recursive: true });
+	const toolchain = join(target, "quick.cmake");
+	writeFileSync(toolchain, QUICK_TOOLCHAIN);
 	const args = ["install", "secantus-mdb", "--version", version, "--locked", "--ignore-rust-version", "--root", home];
 	const child = spawn("cargo", quiet ? [...args, "--quiet"] : args, {
 		cwd: home,
 		stdio: ["ignore", 2, 2],
-		env: { ...process.env, ...QUICK_BUILD, CARGO_TARGET_DIR: target },
+		env: { ...process.env, ...QUICK_BUILD, CMAKE_TOOLCHAIN_FILE: toolchain, CARGO_TARGET_DIR: target },
 	});
 	const stop = () => child.kill();
 	process.once("exit", stop);

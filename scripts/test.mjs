@@ -4,7 +4,7 @@
 // What needs NVIDIA's compiler, a download of more than a gigabyte, is in `npm test` with ARL_TEST_CUDA=1 alone: so CI calls it.
 // A check that needs what is not there prints a line `SKIPPED: ...`; these are counted and named at the end.
 
-import { spawn } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { delimiter, join } from "node:path";
@@ -69,6 +69,15 @@ function lintingEnv() {
 	return { ...cargoEnv(), RUSTC_WORKSPACE_WRAPPER: "clippy-driver", CLIPPY_ARGS: "-D__CLIPPY_HACKERY__warnings" };
 }
 
+/**
+ * Has cargo build where the addon was built, for the triple that it was built for, so that crates of others are the addon's; the
+ * workspace's own as `test-profile.toml` says.
+ */
+function testProfile() {
+	const host = /^host: (.*)$/m.exec(spawnSync("rustc", ["-vV"], { encoding: "utf8" }).stdout ?? "")?.[1];
+	return ["--release", "--config", join(root, "scripts", "test-profile.toml"), ...(host ? ["--target", host] : [])];
+}
+
 /** Whether Rust's lints have passed and its tests are built. */
 let linted = false;
 
@@ -81,7 +90,7 @@ async function rustLints() {
 		["build", "--workspace", "--examples"],
 	];
 	for (const build of builds) {
-		const { code } = await capture("cargo", [...build, "--locked", "--quiet"], { env: lintingEnv() });
+		const { code } = await capture("cargo", [...build, ...testProfile(), "--locked", "--quiet"], { env: lintingEnv() });
 		if (code !== 0) return count(name, { failed: 1 });
 	}
 	linted = true;
@@ -96,16 +105,19 @@ async function rust() {
 		: onlyLong
 			? ["-p", "arl-text"]
 			: ["--workspace"];
-	const args = ["test", ...parts, "--lib", "--bins", "--tests", "--locked", "--quiet", "--", "--show-output"];
+	const args = ["test", ...parts, "--lib", "--bins", "--tests", ...testProfile(), "--locked", "--quiet"];
 	// What a lint refuses is tested all the same.
-	countRust(name, await capture("cargo", args, { env: linted ? lintingEnv() : cargoEnv() }));
+	countRust(
+		name,
+		await capture("cargo", [...args, "--", "--show-output"], { env: linted ? lintingEnv() : cargoEnv() }),
+	);
 }
 
 /** The TypeScript tests that take as long as they are allowed to: of kills, and of generated cases. */
 function longTests() {
 	const folder = join(root, "__test__");
 	const isLong = (name) =>
-		name.endsWith(".kill.test.ts") || readFileSync(join(folder, name), "utf8").includes("support/properties.js");
+		name.endsWith(".kill.test.ts") || /support\/properties\.js|ARL_LONG/.test(readFileSync(join(folder, name), "utf8"));
 	return readdirSync(folder).filter((name) => name.endsWith(".test.ts") && isLong(name));
 }
 
@@ -170,7 +182,18 @@ async function cuda() {
 		notices.push(`the CUDA addon is not built, cuDNN makes no plans: ${toolkit.reason}`);
 		return;
 	}
-	const plans = ["test", "-p", "arl-cudnn", "--features", "shim", "--test", "plans", "--locked", "--quiet"];
+	const plans = [
+		"test",
+		"-p",
+		"arl-cudnn",
+		"--features",
+		"shim",
+		"--test",
+		"plans",
+		...testProfile(),
+		"--locked",
+		"--quiet",
+	];
 	const env = { ...cargoEnv(), CUDA_HOME: toolkit.home };
 	countRust("cuDNN's plans", await capture("cargo", [...plans, "--", "--show-output"], { env }));
 	try {
@@ -197,7 +220,7 @@ if (!onlyCuda && !onlyLong) {
 	await single("TypeScript types", ...tool("typescript/bin/tsc", "--noEmit"));
 	await rustLints();
 }
-if (!onlyCuda && !onlyLong) {
+if (!onlyCuda) {
 	const { mpiruns, reason } = installMpi();
 	if (mpiruns.length > 0) process.env.ARL_TEST_MPIRUN = mpiruns.join(delimiter);
 	if (reason !== null) notices.push(`tests of several ranks with every MPI: ${reason}`);

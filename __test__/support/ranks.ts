@@ -29,6 +29,8 @@ export interface RankedOptions {
 	during?: (stderr: string, pid: number) => void;
 	/** Further words of one rank, by its number. */
 	words?: Record<number, string>;
+	/** What the shell does first that starts one rank, by its number. */
+	before?: Record<number, string>;
 }
 
 /**
@@ -48,8 +50,9 @@ export async function arlOnRanks(
 
 function oneRun(mpirun: Mpirun, ranks: number, args: string[], options: RankedOptions): Promise<Ended> {
 	const command = [process.execPath, join(root, "dist", "cli", "main.js"), ...args];
-	const { words = {} } = options;
-	const cases = Object.entries(words).map(([rank, text]) => `${rank}) exec "$@" ${text} ;;`);
+	const { words = {}, before = {} } = options;
+	const different = Object.keys({ ...words, ...before }).map(Number);
+	const cases = different.map((rank) => `${rank}) ${before[rank] ?? ":"}; exec "$@" ${words[rank] ?? ""} ;;`);
 	const byRank = [
 		"sh",
 		"-c",

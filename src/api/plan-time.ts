@@ -115,7 +115,7 @@ function meshTime(
 	const world = worldOf(args);
 	const rounds = args.gradient_accumulation_steps;
 	const { tpSize: _t, cpSize: _c, epSize: _e, ppSize: _p, ...rest } = options;
-	const divided = { ...rest, device: "cpu", dataParallel: args.dp_size, ...meshOptions(args) };
+	const divided = { ...rest, device: "cuda", dataParallel: args.dp_size, ...meshOptions(args) };
 	const zeros = args.zero === "auto" && args.ep_size * args.tp_size * args.pp_size === 1 ? [2, 3] : [zeroOf(args)];
 	const times = zeros.map((zero) => {
 		const engine = { ...divided, zero };

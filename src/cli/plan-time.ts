@@ -25,7 +25,7 @@ export function timeText({ nodes, asked, best }: TimePlan): string {
 		...(best.length === 0 ? [`  no mesh that was tried fits GPUs of ${gigabytes} GB`] : []),
 		`It assumes ${peak / 1e12} TFLOP/s, of which ${reached.dense} are reached (with experts ${reached.experts}); ${gigabytesPerSecond(withinNode)} within a node and`,
 		`${gigabytesPerSecond(betweenNodes)} a GPU between nodes; gradients and weights that hide behind ${hides} of the computation, activations that`,
-		"do not hide. tokens/s are those of each GPU. Today ranks on GPUs are data-parallel, and exchange and computation take turns.",
+		"do not hide. tokens/s are those of each GPU. No GPU has run ranks yet; today exchange and computation take turns.",
 	];
 	return `${lines.join("\n")}\n`;
 }

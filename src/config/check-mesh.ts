@@ -1,7 +1,6 @@
 /** Options of a run whose ranks divide a model or its tokens, and what does not go with them yet. Reads valid values only. */
 import type { Checks } from "./check-evaluation.js";
-import { namesHeldOut } from "./eval-sources.js";
-import { above1, dividesModel, MESH_NAMES, MODEL_NAMES, stageOf, wrongWorld } from "./mesh.js";
+import { above1, dividesModel, MODEL_NAMES, stageOf, wrongWorld } from "./mesh.js";
 
 /** Reports each contradiction. `world`: the ranks that were started, or will be; null: not known. */
 export function checkMesh({ args, shown, add }: Checks, world: number | null): void {
@@ -15,15 +14,6 @@ export function checkMesh({ args, shown, add }: Checks, world: number | null): v
 			"Expert-parallel ranks are among those that the other sizes count, so that ep_size divides their product: start more ranks, or take a smaller ep_size.",
 		);
 	}
-	const all = above1(args, MESH_NAMES).map(shown).join(" and ");
-	if (all === "") return;
-	if (args.device.startsWith("cuda"))
-		add(
-			`${all} contradicts ${shown("device")}: ranks on GPUs are data-parallel`,
-			"Take --device cpu; or leave it out, and divide weights on GPUs with --zero 3.",
-		);
-	const unseeing = above1(args, ["tp_size", "cp_size", "pp_size"]).map(shown).join(" and ");
-	if (unseeing !== "" && args.images === "train") add(noImages(unseeing, shown("images")), IMAGES_HINT);
 	if (!dividesModel(args)) return;
 	const model = above1(args, MODEL_NAMES).map(shown).join(" and ");
 	if (args.zero === 0)
@@ -36,27 +26,4 @@ export function checkMesh({ args, shown, add }: Checks, world: number | null): v
 			`${shown("zero")} contradicts ${shown("pp_size")}: each micro-batch would gather the weights of its stage again`,
 			"Leave zero out, or set it to 2.",
 		);
-	for (const name of ["use_peft", "adapter_name_or_path", "load_in_4bit"] as const) {
-		if (args[name] === false || args[name] === null) continue;
-		add(
-			`${shown(name)} contradicts ${model}: adapters and weights in 4 bits are not divided so`,
-			"Train adapters with data-parallel ranks, which --zero 3 has divide the weights below them, or with cp_size.",
-		);
-	}
-	const evaluates = args.eval_strategy !== "no" || args.eval_on_start || namesHeldOut(args);
-	if (!evaluates) return;
-	const names = ["eval_file", "eval_split", "eval_strategy", "eval_on_start"] as const;
-	const given = names.filter((name) => !["no", "false", "", "none"].includes(String(args[name] ?? "none")));
-	add(
-		`${given.map(shown).join(" and ")} ${given.length > 1 ? "contradict" : "contradicts"} ${model}: rank 0 evaluates and generates alone, with all weights, of which it has a part`,
-		"Evaluate checkpoints with `arl eval`; or divide with --zero 3 or cp_size, with which a run evaluates.",
-	);
 }
-
-/** What is said of images on ranks that do not have whole micro-batches or models. */
-export function noImages(sizes: string, images: string): string {
-	return `${images} contradicts ${sizes}: a vision tower is not divided so`;
-}
-
-export const IMAGES_HINT =
-	"Divide weights with --zero 3 instead; or leave images out with --images drop, if the rows make sense without.";

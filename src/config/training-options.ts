@@ -762,26 +762,25 @@ export interface TrainingOptions {
 	full_determinism?: boolean;
 	/**
 	 * Tensor-parallel ranks: they divide the heads and the feed-forward columns of every layer, and between these the
-	 * tokens of a micro-batch. On CPUs. Expected: a whole number, 1 or more and at most 65536.
+	 * tokens of a micro-batch. Expected: a whole number, 1 or more and at most 65536.
 	 * @default 1
 	 */
 	tp_size?: number;
 	/**
-	 * Pipeline-parallel ranks, or stages: each has a part of the layers. On CPUs. Expected: a whole number, 1 or more
-	 * and at most 65536.
+	 * Pipeline-parallel ranks, or stages: each has a part of the layers. Expected: a whole number, 1 or more and at most
+	 * 65536.
 	 * @default 1
 	 */
 	pp_size?: number;
 	/**
 	 * Expert-parallel ranks: they divide the experts of every layer. They are among the ranks that the other sizes
-	 * count: `ep_size` divides `dp_size` x `cp_size` x `tp_size`. On CPUs. Expected: a whole number, 1 or more and at
-	 * most 65536.
+	 * count: `ep_size` divides `dp_size` x `cp_size` x `tp_size`. Expected: a whole number, 1 or more and at most 65536.
 	 * @default 1
 	 */
 	ep_size?: number;
 	/**
 	 * Context-parallel ranks: they divide the tokens of a micro-batch, and its heads where attention needs all tokens.
-	 * On CPUs. Expected: a whole number, 1 or more and at most 65536.
+	 * Expected: a whole number, 1 or more and at most 65536.
 	 * @default 1
 	 */
 	cp_size?: number;

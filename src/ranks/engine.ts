@@ -1,7 +1,7 @@
 /**
  * The engine of rank 0 that the others compute with: calls that concern all ranks are sent to them in the order in which
- * this rank's engine gets them. Everything else is done by this rank alone, with all weights: where ranks divide these, the others
- * send them meanwhile. Where ranks divide moments, all of them save at once, each what it has.
+ * this rank's engine gets them. Everything else is done by this rank alone, with all weights: where ranks divide these or the model,
+ * the others send them meanwhile. Where ranks divide moments, all of them save at once, each what it has.
  */
 import { ArlError, toArlError } from "../errors.js";
 import type { EngineOptions, MicroBatch, NativeEngine } from "../native.js";
@@ -24,8 +24,10 @@ export interface Others {
 export function sharedEngine(local: NativeEngine, others: Others, options: EngineOptions): NativeEngine {
 	const { world } = others;
 	const { zero = 0, tpSize = 1, epSize = 1, ppSize = 1 } = options;
+	/** No rank has all of the model. */
+	const cut = tpSize * epSize * ppSize > 1;
 	/** Each rank then has something that no other can save. */
-	const divided = zero > 0 || tpSize * epSize * ppSize > 1;
+	const divided = zero > 0 || cut;
 	const peers = Array.from({ length: world - 1 }, (_, i) => i + 1);
 	const tell = (message: Message) => {
 		for (const rank of peers) others.send(rank, message);
@@ -76,7 +78,7 @@ export function sharedEngine(local: NativeEngine, others: Others, options: Engin
 	} satisfies Partial<NativeEngine>;
 	const own = {
 		...(divided && saving),
-		...(zero === 3 && alone),
+		...((zero === 3 || cut) && alone),
 		submitStep: (batches, hyper) => {
 			for (const rank of peers) {
 				const { lengths, parts } = packBatches(dealtTo(rank, batches));

@@ -4,6 +4,7 @@
 
 mod abi;
 mod alone;
+mod groups;
 mod library;
 mod loader;
 mod local;
@@ -16,6 +17,7 @@ mod sums;
 mod watch;
 
 pub use alone::Alone;
+pub use groups::Groups;
 pub use local::local_groups;
 pub use mpi::World;
 pub use nccl::{Collective, Communicator, Gpus, INSTALL_NCCL, Nccl, Place};
@@ -48,6 +50,11 @@ pub trait Group: Send + Sync {
 
     /// What makes the communicator of the ranks' GPUs; `None`: ranks exchange host memory alone.
     fn gpus(&self) -> Option<&Gpus> {
+        None
+    }
+
+    /// Which of the ranks that [`Group::gpus`] is of these are, ascending; `None`: all.
+    fn members(&self) -> Option<&[usize]> {
         None
     }
 }

@@ -161,9 +161,19 @@ impl<P: Copy> Collective<P> {
             Collective::Broadcast { root, place: one } => Collective::Broadcast { root: *root, place: place(*one) },
         }
     }
+
+    /// What is read, and what is written.
+    pub fn uses(&self) -> (Vec<P>, Vec<P>) {
+        let list = |all: &[(usize, P)]| all.iter().map(|&(_, place)| place).collect();
+        match self {
+            Collective::AllGather { source, target } => (vec![*source], vec![*target]),
+            Collective::Exchange { sends, receives } => (list(sends), list(receives)),
+            Collective::Broadcast { place, .. } => (vec![*place], vec![*place]),
+        }
+    }
 }
 
-/// All ranks, each with a device of its own. One thread uses it, in whose context the device is.
+/// Ranks with a device each. One thread uses it, in whose context the device is.
 pub struct Communicator {
     gpus: Gpus,
     handle: Option<NonNull<c_void>>,
@@ -322,7 +332,8 @@ impl Communicator {
         Ok(state == IN_PROGRESS)
     }
 
-    fn abort(&mut self) {
+    /// Aborts everything that was queued, so that the stream comes to its end; nothing can be queued any more.
+    pub fn abort(&mut self) {
         if let Some(handle) = self.handle.take() {
             // SAFETY: a communicator of the library's own, which is not used any more. No caller is left to report to.
             let _ = unsafe { (self.gpus.nccl.functions.abort)(handle.as_ptr()) };

@@ -2,7 +2,7 @@
 
 use arl_model::{Error, ErrorCode, Result};
 
-use crate::Group;
+use crate::{Gpus, Group};
 
 /// Ranks of another group that call operations without the rest. What they exchange is sent from rank to rank; the others need not
 /// know of it.
@@ -67,5 +67,13 @@ impl Group for Part<'_> {
         self.exchange(&sends, &mut receives)?;
         buffer.copy_from_slice(&receives[root]);
         Ok(())
+    }
+
+    fn gpus(&self) -> Option<&Gpus> {
+        self.whole.gpus()
+    }
+
+    fn members(&self) -> Option<&[usize]> {
+        (self.members.len() < self.whole.size()).then_some(self.members.as_slice())
     }
 }

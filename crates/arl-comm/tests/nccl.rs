@@ -5,6 +5,8 @@
 #![cfg(target_os = "linux")]
 
 mod fake;
+#[path = "nccl/groups.rs"]
+mod groups;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

@@ -1,5 +1,6 @@
 //! An engine's adapters: from a folder, and to one. Their gradients, moments and masters are those of any trained parameter.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use arl_model::{AdapterFile, Error, ErrorCode, Lora, Result, save_adapter};
 
 use crate::backend::Backend;
 use crate::engine::Engine;
-use crate::placement::Param;
+use crate::placement::{Param, Tensor};
 
 impl<B: Backend + ?Sized> Engine<B> {
     /// What is adapted; none where the engine has no adapters.
@@ -25,10 +26,11 @@ impl<B: Backend + ?Sized> Engine<B> {
         let file = AdapterFile::open(dir, &*self.adapted()?)?;
         self.settle();
         self.complete_update();
-        for (name, param) in self.trained() {
-            let mut values = vec![0f32; param.len];
-            file.read_f32(&name, &mut values)?;
-            self.write_weights(param, &values);
+        let trained = self.model.placement.tensors.iter().filter(|tensor| tensor.spec.trainable);
+        for Tensor { spec, slice, param, .. } in trained.cloned().collect::<Vec<_>>() {
+            let mut values = vec![0f32; spec.elements()];
+            file.read_f32(&spec.name, &mut values)?;
+            self.write_weights(param, &slice.of_whole(values));
         }
         Ok(())
     }
@@ -38,19 +40,14 @@ impl<B: Backend + ?Sized> Engine<B> {
     pub fn export_adapter(&mut self, dir: &Path, base: Option<&str>) -> Result<()> {
         let lora = self.adapted()?;
         if self.is_divided() {
-            return self.export_gathered(dir, &lora, base, &self.trained());
+            return self.export_gathered(dir, &lora, base);
         }
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, &e))?;
-        let (places, files) = (self.trained(), self.files.clone());
-        save_adapter(dir, &files, &lora, base, |name, out| match places.iter().find(|(other, _)| other == name) {
-            Some(&(_, param)) => self.read_weights(param, out),
+        let trained = self.model.placement.tensors.iter().filter(|tensor| tensor.spec.trainable);
+        let places: HashMap<String, Param> = trained.map(|tensor| (tensor.spec.name.clone(), tensor.param)).collect();
+        save_adapter(dir, &self.files.clone(), &lora, base, |name, out| match places.get(name) {
+            Some(&param) => self.read_weights(param, out),
             None => Err(Error::new(ErrorCode::Internal, format!("the engine trains no tensor `{name}`"))),
         })
-    }
-
-    /// Names and places of what an adapter's folder holds, also where the engine is for inference only.
-    fn trained(&self) -> Vec<(String, Param)> {
-        let trained = self.model.placement.tensors.iter().filter(|tensor| tensor.spec.trainable);
-        trained.map(|tensor| (tensor.spec.name.clone(), tensor.param)).collect()
     }
 }

@@ -30,15 +30,17 @@ pub(crate) fn planned(
     Ok(possible && training && choice != AttentionChoice::Own)
 }
 
-/// Turns the library on, for micro-batches of about `size`. Where `Auto` falls back, returns what a user should know.
+/// Turns the library on, for micro-batches of about `size`, whose tokens `contexts` ranks exchange for heads. Where `Auto` falls
+/// back, returns what a user should know.
 pub(crate) fn settle<B: Backend + ?Sized>(
     choice: AttentionChoice,
     backend: &mut B,
     blocks: &[Block],
     size: BatchSize,
+    contexts: usize,
 ) -> Result<Option<String>> {
     let max_len = size.tokens.div_ceil(size.sequences.max(1));
-    let Err(reason) = backend.use_attention_library(&asked(blocks, size, max_len)) else { return Ok(None) };
+    let Err(reason) = backend.use_attention_library(&asked(blocks, size, max_len, contexts)) else { return Ok(None) };
     if choice == AttentionChoice::Cudnn {
         return Err(Error::new(ErrorCode::Device, format!("attention cudnn: {reason}"))
             .hint("use attention auto or own; `arl doctor` shows which cuDNN was found"));
@@ -46,20 +48,26 @@ pub(crate) fn settle<B: Backend + ?Sized>(
     Ok(Some(format!("attention runs on arl's own kernels: {reason}")))
 }
 
-/// Attention over micro-batches of `size`, whose longest sequence has `max_len` tokens: once for each window that layers have.
-pub(crate) fn asked(blocks: &[Block], size: BatchSize, max_len: usize) -> Vec<AttentionLibrary> {
+/// Attention over micro-batches of `size`, whose longest sequence has `max_len` tokens: once for each window that layers have. Each
+/// of `contexts` ranks has some of the heads.
+pub(crate) fn asked(blocks: &[Block], size: BatchSize, max_len: usize, contexts: usize) -> Vec<AttentionLibrary> {
     let mut attentions: Vec<&Attention> = blocks.iter().filter_map(Block::attention).collect();
     attentions.sort_unstable_by_key(|attention| attention.window);
     attentions.dedup_by_key(|attention| attention.window);
     let sequences = size.sequences.clamp(1, size.tokens.max(1));
-    let asked = |&Attention { heads, window, .. }: &Attention| AttentionLibrary {
-        heads,
-        window,
-        scale: heads.scale(),
-        tokens: size.tokens.max(1),
-        sequences,
-        max_len: max_len.max(1),
-        strides: [heads.qk_columns(), heads.qk_columns(), heads.qkv_columns(), heads.query_columns()],
+    let asked = |&Attention { heads, window, .. }: &Attention| {
+        let heads = Heads { query: heads.query / contexts, key_value: heads.key_value / contexts, ..heads };
+        // What is exchanged comes in rows of all three.
+        let normed = if contexts > 1 { heads.qkv_columns() } else { heads.qk_columns() };
+        AttentionLibrary {
+            heads,
+            window,
+            scale: heads.scale(),
+            tokens: size.tokens.max(1),
+            sequences,
+            max_len: max_len.max(1),
+            strides: [normed, normed, heads.qkv_columns(), heads.query_columns()],
+        }
     };
     attentions.into_iter().map(asked).collect()
 }

@@ -1,5 +1,7 @@
 //! A micro-batch: what a caller hands in, what is demanded of it, and its way into the step's memory.
 
+use std::ops::Range;
+
 use arl_model::{Error, ErrorCode, Result};
 
 use crate::backend::{Angles, Backend, Buffer, DType, Sequences};
@@ -229,7 +231,7 @@ impl Inputs {
         max_len: usize,
         tables: Tables,
     ) -> Self {
-        let images = tower.and_then(|tower| ImageInputs::take(arena, tower, size));
+        let images = tower.and_then(|tower| ImageInputs::take(arena, tower, size, slicing));
         let mut take = |dtype, len| arena.take(Category::Inputs, dtype, len);
         let (t, r) = (slicing.own(size.tokens), target_rows);
         let (tensor_tokens, tokens) = slicing.shared(size.tokens);
@@ -265,16 +267,23 @@ impl Inputs {
         self.shared.tokens > self.size.tokens
     }
 
-    /// Uploads the images of a valid micro-batch.
+    /// Sequences of the whole micro-batch, with one that fills slices up even where it has none: another one of its size may.
+    pub(crate) fn most_sequences(&self) -> usize {
+        let Shared { tokens, counted, sequences, .. } = self.shared;
+        sequences.count + usize::from(self.is_slice() && tokens == counted)
+    }
+
+    /// Uploads the images of a valid micro-batch, of whose tokens this rank has `own`.
     pub(crate) fn upload_images<B: Backend + ?Sized>(
         &mut self,
         backend: &mut B,
         batch: &MicroBatch,
         tower: Option<&Tower>,
+        own: &Range<usize>,
     ) {
         let images = batch.images.as_ref().zip(self.images.as_mut());
         if let (Some((images, place)), Some(tower)) = (images, tower) {
-            place.upload(backend, tower, images, &batch.image_tokens(tower.config.image_token_id));
+            place.upload(backend, tower, images, &batch.image_tokens(tower.config.image_token_id), own);
         }
     }
 }

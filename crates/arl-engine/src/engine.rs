@@ -14,6 +14,7 @@ use crate::blocks::Run;
 use crate::kept::Kept;
 use crate::logits_rows::with_logits_rows;
 use crate::loss_scale::LossScale;
+use crate::mesh::Axis;
 use crate::model::Model;
 use crate::options::{Adam, EngineOptions, Hyper, Recompute, Weights};
 use crate::placement::arena::Arena;
@@ -37,6 +38,8 @@ pub struct Engine<B: Backend + ?Sized> {
     /// How that folder holds the weights.
     pub(crate) format: CheckpointFormat,
     pub(crate) model: Model,
+    /// What rank 0 computes alone with, where a mesh divides the model.
+    pub(crate) whole: Option<Model>,
     pub(crate) adam: Adam,
     pub(crate) arena: Arena,
     pub(crate) stages: Stages,
@@ -94,14 +97,16 @@ impl<B: Backend + ?Sized> Engine<B> {
         let options = &with_logits_rows(&config, options, backend.kind(), backend.memory()?)?;
         let mut model = Model::new(&config, options, backend.kind())?;
         let attention_notice = if model.attention_library {
-            attention::settle(options.attention, &mut *backend, &model.blocks, options.max_batch)?
+            let contexts = model.place.size(Axis::Context);
+            attention::settle(options.attention, &mut *backend, &model.blocks, options.max_batch, contexts)?
         } else {
             None
         };
         model.attention_library &= attention_notice.is_none();
         let algorithms = backend.matmul_algorithms().filter(|_| options.matmul_autotune && !options.inference_only);
         let algorithms_notice = algorithms.and_then(|algorithms| algorithms.autotune(options.matmul_cache.as_deref()));
-        let plan = StepPlan::of(&model, options)?;
+        let whole = model.whole_model(&config, options, backend.kind())?;
+        let plan = StepPlan::of(&model, whole.as_ref(), options)?;
         backend.reserve(Pool::State, model.store.bytes)?;
         backend.reserve(Pool::HostState, model.store.host_bytes)?;
         plan.reserve(&mut *backend, &model)?;
@@ -115,6 +120,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             files,
             config,
             model,
+            whole,
             adam: options.adam,
             arena: Arena::new(plan.bytes()),
             stages: Stages::default(),
@@ -181,7 +187,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         if self.plan.holds(size, positions, count) {
             return Ok(());
         }
-        let plan = self.plan.grown(&self.model, size, positions, count)?;
+        let plan = self.plan.grown(&self.model, self.whole.as_ref(), size, positions, count)?;
         self.make_room_for(plan)
     }
 
@@ -202,9 +208,10 @@ impl<B: Backend + ?Sized> Engine<B> {
         self.plan = StepPlan::nothing();
         plan.reserve(&mut *self.backend, &self.model)?;
         self.tables.reserve(&mut *self.backend, &self.model.rope, plan.positions)?;
+        self.ranks.forget_gathered();
         self.arena = Arena::new(plan.bytes());
         self.plan = plan;
-        self.kept = Kept::reserve(&mut *self.backend, &self.model)?;
+        self.kept = Kept::reserve(&mut *self.backend, self.model.trained())?;
         Ok(())
     }
 
@@ -212,6 +219,10 @@ impl<B: Backend + ?Sized> Engine<B> {
     pub(crate) fn clear_arena(&mut self) {
         self.give_up_submitted();
         self.arena.clear();
+        if self.model.whole.is_none() {
+            self.ranks.forget_whole();
+        }
+        self.model.take_weights(&mut self.arena);
     }
 
     /// The parts of one micro-batch's computation.
@@ -271,7 +282,7 @@ impl<B: Backend + ?Sized> Engine<B> {
                 let own = figures.of(i, batches.len());
                 let mut run = self.begin(batch.whole(), Some(self.model.recompute), own);
                 (run.loss_scale, run.first) = (self.gradient_scale, first);
-                run.dropout = self.model.dropout(step, i);
+                run.dropout = self.model.dropout(step, i, batch.whole().first());
                 self.parts().train(&run, weight)?;
                 self.parts().sum_sequences(batch.whole(), &run, own.sequence_losses);
                 (first, sees) = (false, sees || run.seen.is_some());
@@ -290,10 +301,10 @@ impl<B: Backend + ?Sized> Engine<B> {
     pub(crate) fn prepare(&mut self, batches: &[MicroBatch]) -> Result<Vec<MicroBatchStats>> {
         let (stats, largest, positions) = self.count(batches, Slicing::WHOLE)?;
         if self.model.attention_library {
-            let asked = |batch: &MicroBatch| attention::asked(&self.model.blocks, batch.size(), batch.max_len());
+            let asked = |batch: &MicroBatch| attention::asked(&self.model.blocks, batch.size(), batch.max_len(), 1);
             self.backend.expect_attention(&batches.iter().flat_map(asked).collect::<Vec<_>>());
         }
-        if Slicing::of(&self.model.place).divides() {
+        if self.evaluates_one_by_one() {
             self.make_room_to_evaluate(largest, positions)?;
         } else {
             self.make_room(largest, positions, batches.len())?;

@@ -12,16 +12,23 @@ use crate::token_slice::Slicing;
 impl<B: Backend + ?Sized> Engine<B> {
     /// The loss of each micro-batch, with the weights as they are.
     pub fn evaluate(&mut self, batches: &[MicroBatch]) -> Result<Vec<MicroBatchStats>> {
-        self.check_undivided("evaluation")?;
-        if Slicing::of(&self.model.place).divides() && batches.len() > 1 {
-            // The plan of a step over slices has room for one whole micro-batch at a time.
-            let each = batches.iter().map(|batch| self.evaluate(std::slice::from_ref(batch)));
+        self.alone("evaluation", |engine| engine.evaluate_alone(batches))
+    }
+
+    /// Whether the plan of a step, which is over slices or a part of the model, has room for one whole micro-batch at a time.
+    pub(crate) fn evaluates_one_by_one(&self) -> bool {
+        self.model.whole.is_some() || Slicing::of(&self.model.place).divides()
+    }
+
+    fn evaluate_alone(&mut self, batches: &[MicroBatch]) -> Result<Vec<MicroBatchStats>> {
+        if self.evaluates_one_by_one() && batches.len() > 1 {
+            let each = batches.iter().map(|batch| self.evaluate_alone(std::slice::from_ref(batch)));
             return Ok(each.collect::<Result<Vec<_>>>()?.concat());
         }
-        let stats = self.prepare(batches)?;
         if batches.is_empty() {
-            return Ok(stats);
+            return Ok(Vec::new());
         }
+        let stats = self.prepare(batches)?;
         let figures = self.take_figures(batches.len(), 0);
         let bottom = self.arena.mark();
         for (i, batch) in batches.iter().enumerate() {
@@ -39,7 +46,10 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// order. Each is the f64 sum over the sequence's targets from the first to the last. `balance_loss`, which belongs to a
     /// micro-batch, is 0. Gives up a step that was submitted and not applied.
     pub fn evaluate_sequences(&mut self, batch: &MicroBatch) -> Result<Vec<MicroBatchStats>> {
-        self.check_undivided("evaluation")?;
+        self.alone("evaluation", |engine| engine.sequences_alone(batch))
+    }
+
+    fn sequences_alone(&mut self, batch: &MicroBatch) -> Result<Vec<MicroBatchStats>> {
         self.model.check(0, batch)?;
         if !batch.has_targets() {
             return Ok(Targets::default().by_sequence(batch));

@@ -43,12 +43,16 @@ fn room<B: Backend + ?Sized>(step: &mut Step<'_, B>, inputs: Inputs) -> (Run, Bu
 impl<B: Backend + ?Sized> Engine<B> {
     /// Runs the forward pass and reads back what training never looks at.
     pub fn inspect(&mut self, batch: &MicroBatch) -> Result<Inspection> {
-        self.check_undivided("inspection")?;
+        self.alone("inspection", |engine| engine.inspect_alone(batch))
+    }
+
+    fn inspect_alone(&mut self, batch: &MicroBatch) -> Result<Inspection> {
         self.model.check(0, batch)?;
         let size = batch.size();
         // What is looked at stays on the device, of frozen layers too.
         let model = Model { activation_offloading: false, lowest_layer: 0, ..self.model.clone() };
         let mut dry = Arena::new(usize::MAX);
+        model.take_weights(&mut dry);
         let inputs =
             Inputs::take(&mut dry, model.tower.as_ref(), size, size.tokens, size.tokens, Tables::dry(&self.model.rope));
         let mut step = Step {

@@ -144,10 +144,11 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// As [`Engine::complete_update`], for callers that read moments or masters: host memory has all of them.
     pub(crate) fn complete_update_in_host(&mut self) {
         self.complete_update();
-        let store = &self.model.store;
+        let model = self.model.trained();
+        let store = &model.store;
         let (true, Some(slots), Some(training)) = (self.kept.changed, store.slots, store.training) else { return };
         let host = Slot { moment1: training.moment1, moment2: training.moment2, masters: store.masters };
-        let pieces = Pieces::new(host, &self.model.runs, slots, self.kept.count);
+        let pieces = Pieces::new(host, &model.runs, slots, self.kept.count);
         pieces.copy_kept(&mut *self.backend, Stream::ToHost);
         self.kept.changed = false;
     }

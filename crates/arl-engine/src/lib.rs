@@ -41,6 +41,7 @@ mod token_slice;
 mod update;
 mod vision;
 mod weights;
+mod whole;
 
 pub use batch::{BatchSize, IGNORED, MicroBatch};
 pub use engine::Engine;

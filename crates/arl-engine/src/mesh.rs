@@ -59,6 +59,19 @@ pub(crate) enum Axis {
     Pipeline,
 }
 
+impl Axis {
+    const ALL: [Axis; 8] = [
+        Axis::Stage,
+        Axis::Tokens,
+        Axis::Context,
+        Axis::Tensor,
+        Axis::SameTensor,
+        Axis::Expert,
+        Axis::SameExperts,
+        Axis::Pipeline,
+    ];
+}
+
 /// A rank's place in a mesh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
@@ -129,6 +142,19 @@ impl Place {
         }
     }
 
+    /// The ranks that do something together and are not all, this one among them, each list once. Every rank has as many lists, and
+    /// those of one place in them divide all ranks.
+    pub(crate) fn groups(&self) -> Vec<Vec<usize>> {
+        let mut groups: Vec<Vec<usize>> = Vec::new();
+        for axis in Axis::ALL {
+            let members = self.members(axis);
+            if members.len() > 1 && members.len() < self.world() && !groups.contains(&members) {
+                groups.push(members);
+            }
+        }
+        groups
+    }
+
     /// How many ranks there are along an axis.
     pub(crate) fn size(&self, axis: Axis) -> usize {
         let Mesh { tp, cp, ep, pp } = self.mesh;
@@ -165,17 +191,6 @@ impl Place {
 mod tests {
     use super::*;
 
-    const ALL: [Axis; 8] = [
-        Axis::Stage,
-        Axis::Tokens,
-        Axis::Context,
-        Axis::Tensor,
-        Axis::SameTensor,
-        Axis::Expert,
-        Axis::SameExperts,
-        Axis::Pipeline,
-    ];
-
     #[test]
     fn ranks_agree_on_who_is_with_them_and_each_knows_its_place() {
         let mesh = Mesh { tp: 2, cp: 3, ep: 4, pp: 2 };
@@ -183,7 +198,7 @@ mod tests {
         for rank in 0..world {
             let place = Place::new(mesh, 4, rank).unwrap();
             assert_eq!(place.world(), world);
-            for axis in ALL {
+            for axis in Axis::ALL {
                 let members = place.members(axis);
                 assert_eq!((members.len(), members[place.index(axis)]), (place.size(axis), rank), "{axis:?}");
                 assert!(members.is_sorted());
@@ -198,6 +213,29 @@ mod tests {
         assert_eq!(place.members(Axis::Tensor), [34, 35]);
         assert_eq!(place.members(Axis::Expert), [32, 33, 34, 35]);
         assert_eq!(place.members(Axis::Pipeline), [11, 35]);
+    }
+
+    #[test]
+    fn the_groups_of_a_place_in_the_lists_divide_all_ranks() {
+        let mesh = |tp, cp, ep, pp| Mesh { tp, cp, ep, pp };
+        for (mesh, data, count) in [
+            (mesh(1, 1, 1, 1), 4, 0),
+            (mesh(2, 1, 1, 1), 1, 0),
+            (mesh(2, 1, 1, 1), 2, 2),
+            (mesh(1, 2, 2, 2), 2, 4),
+            (mesh(2, 3, 4, 2), 4, 8),
+            (mesh(2, 2, 4, 3), 1, 4),
+        ] {
+            let groups = |rank| Place::new(mesh, data, rank).unwrap().groups();
+            let world = Place::new(mesh, data, 0).unwrap().world();
+            assert_eq!(groups(0).len(), count, "{mesh:?}");
+            for number in 0..count {
+                for rank in 0..world {
+                    let own = &groups(rank)[number];
+                    assert!(own.contains(&rank) && own.iter().all(|&other| groups(other)[number] == *own), "{mesh:?}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -2,25 +2,13 @@
 
 use arl_model::{Error, ErrorCode, LayerConfig, Mixer, ModelConfig, Result};
 
-use crate::backend::DeviceKind;
 use crate::mesh::Mesh;
 
 /// # Errors
-/// `ARL_CONFIG` where a model cannot be divided as the mesh says, or not on such a device.
-pub(crate) fn check(mesh: Mesh, config: &ModelConfig, kind: DeviceKind) -> Result<()> {
+/// `ARL_CONFIG` where a model cannot be divided as the mesh says.
+pub(crate) fn check(mesh: Mesh, config: &ModelConfig) -> Result<()> {
     let refused = |what: String, hint: &str| Err(Error::new(ErrorCode::Config, what).hint(hint));
-    let Mesh { tp, cp, ep, pp } = mesh;
-    if mesh == Mesh::default() {
-        return Ok(());
-    }
-    if kind == DeviceKind::Cuda {
-        let what = format!("tp_size {tp}, cp_size {cp}, ep_size {ep} and pp_size {pp} divide a model among GPUs");
-        return refused(what, "that is built for CPUs alone: set them to 1, and divide with dp_size and zero");
-    }
-    if mesh.slices() > 1 && config.vision.is_some() {
-        let what = format!("cp_size {cp} and tp_size {tp} divide the tokens of a model that sees images");
-        return refused(what, "images are for ranks with whole micro-batches: set both to 1, and raise dp_size");
-    }
+    let Mesh { tp, cp, .. } = mesh;
     if cp == 1 {
         return Ok(());
     }

@@ -21,6 +21,7 @@ use crate::placement::store::Store;
 use crate::placement::{Param, Placement, Run};
 use crate::shape::Shape;
 use crate::vision::Tower;
+use crate::whole::Whole;
 
 /// A model on a kind of device; needs no memory of it.
 #[derive(Clone, Debug)]
@@ -75,6 +76,8 @@ pub(crate) struct Model {
     pub(crate) nested_scales: bool,
     /// Its adapters, and the seed of their dropout.
     pub(crate) lora: Option<(Arc<Lora>, u64)>,
+    /// What it is put together from, where no rank has all of it.
+    pub(crate) whole: Option<Arc<Whole>>,
 }
 
 /// Gradients that are zero before anything is added to them.
@@ -91,8 +94,19 @@ impl Model {
     /// # Errors
     /// `ARL_CONFIG` for options that contradict the model or the kind of device.
     pub(crate) fn new(config: &ModelConfig, options: &EngineOptions, kind: DeviceKind) -> Result<Self> {
-        // A folder in NF4 says itself how its scales are kept.
+        Self::of(config, options, kind, None)
+    }
+
+    /// As [`Model::new`]; with `divided`, put together from that one and what other ranks have.
+    pub(crate) fn of(
+        config: &ModelConfig,
+        options: &EngineOptions,
+        kind: DeviceKind,
+        divided: Option<&Self>,
+    ) -> Result<Self> {
+        // A folder in NF4 says itself how its scales are kept. What is put together has no weights in 4 bits.
         let load_in_4bit = config.nf4.map(|nested| Nf4Options { nested }).or(options.load_in_4bit);
+        let load_in_4bit = load_in_4bit.filter(|_| divided.is_none());
         let options = &EngineOptions { load_in_4bit, ..options.clone() };
         options.check()?;
         let lora = options.lora.as_ref().map(|lora| adapted(config, lora)).transpose()?;
@@ -102,7 +116,7 @@ impl Model {
         let own_layers = layers_of_stage(config, place.mesh.pp, place.index(Axis::Pipeline));
         let shape = Shape::new(config);
         kind.check(&shape, options.dtype)?;
-        mesh_refusals::check(options.mesh, config, kind)?;
+        mesh_refusals::check(options.mesh, config)?;
         let nested_scales = load_in_4bit.is_some_and(|nf4| nf4.nested);
         let fused = load_in_4bit.is_some() && config.family == Family::Qwen3Next;
         if fused && !config.hidden_size.is_multiple_of(NF4_BLOCK) {
@@ -112,8 +126,9 @@ impl Model {
             );
             return Err(Error::new(ErrorCode::Config, what).hint("leave load_in_4bit out"));
         }
-        // Scales in 8 bits share one by 256 along the fused tensor, not along its parts.
-        let load_in_4bit = load_in_4bit.map(|nf4| Nf4Options { nested: nf4.nested && !fused });
+        // Scales in 8 bits share one by 256 along the whole tensor, fused or divided, not along its parts.
+        let parts = fused || place.mesh.tp > 1;
+        let load_in_4bit = load_in_4bit.map(|nf4| Nf4Options { nested: nf4.nested && !parts });
         let options = &EngineOptions { load_in_4bit, ..options.clone() };
         let nf4 = load_in_4bit.is_some();
         let mut placement = match &lora {
@@ -121,6 +136,7 @@ impl Model {
             Some((lora, _)) => Placement::adapted(lora, nf4, options.dtype != DType::F32, &place)?,
         };
         placement.quantized.kind = kind;
+        division::check_blocks(&placement)?;
         if options.zero > 2 && placement.runs.iter().any(|run| run.wide) {
             let what = "zero 3 divides weights of one type, and use_dora in 16 bits keeps magnitudes in 32";
             return Err(Error::new(ErrorCode::Config, what).hint("set zero to 2, or bf16 and fp16 to false"));
@@ -136,6 +152,7 @@ impl Model {
             placement.cut(cut);
         }
         let runs = cut.as_ref().map_or_else(|| placement.runs.clone(), |cut| cut.runs(&placement.runs, place.rank));
+        let whole = divided.map(|divided| Whole::new(divided, &mut placement));
         let store = Store::new(&placement, cut.as_deref(), options);
         let training = store.training.is_some();
         if let (true, Some((lora, _))) = (training, &lora) {
@@ -154,7 +171,7 @@ impl Model {
         let sees = tower.as_ref().is_some_and(Tower::is_trained);
         let of_head = place.is_last_stage().then(|| head.assigned()).into_iter().flatten();
         let assigned: Vec<Param> = blocks.iter().flat_map(blocks::Block::assigned).chain(of_head).collect();
-        Ok(Model {
+        let mut model = Model {
             kind,
             place,
             attention_library: attention::planned(options.attention, kind, shape.heads, options.dtype, training)?,
@@ -182,15 +199,21 @@ impl Model {
             recompute: options.recompute,
             activation_offloading: options.activation_offloading,
             lora: lora.clone(),
-        })
+            whole,
+        };
+        model.place_weights();
+        Ok(model)
     }
 
-    /// Dropout of a micro-batch of a step; none where nothing is dropped.
-    pub(crate) fn dropout(&self, step: u64, micro_batch: usize) -> Option<LowRankDropout> {
+    /// Dropout of a micro-batch of a step, of which this rank has the tokens `first` on ([`Sliced::first`]); none where nothing is
+    /// dropped.
+    ///
+    /// [`Sliced::first`]: crate::token_slice::Sliced::first
+    pub(crate) fn dropout(&self, step: u64, micro_batch: usize, first: [usize; 2]) -> Option<LowRankDropout> {
         let (lora, seed) = self.lora.as_ref()?;
         let probability = lora.config.lora_dropout;
         let words = [*seed, step, micro_batch as u64];
-        (probability > 0.0).then_some(LowRankDropout { probability, words })
+        (probability > 0.0).then_some(LowRankDropout { probability, words, first })
     }
 
     /// Refuses a micro-batch that the model cannot take; `index` names it in errors.
@@ -228,6 +251,11 @@ impl Model {
     pub(crate) fn weight_bytes(&self) -> usize {
         let wide = self.placement.runs.iter().any(|run| run.wide);
         if wide { DType::F32.bytes() } else { self.dtype.bytes() }
+    }
+
+    /// Whether parameters of a role are f32 in a weights' arena of 16 bits ([`Param::wide`]).
+    pub(crate) fn is_wide(&self, role: Role) -> bool {
+        self.dtype != DType::F32 && matches!(role, Role::LoraMagnitude(_))
     }
 
     /// The weight of a norm.

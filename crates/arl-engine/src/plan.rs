@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use arl_model::{Error, ErrorCode, ModelConfig, Result};
 
 use crate::backend::plan::PlanBackend;
-use crate::backend::{Backend, DeviceKind, Pool};
+use crate::backend::{Backend, DType, DeviceKind, Pool};
 use crate::batch::{BatchSize, Inputs};
 use crate::generate::GenerateSize;
 use crate::model::Model;
@@ -38,8 +38,8 @@ pub struct MemoryPlan {
 #[derive(Clone, Debug)]
 pub(crate) struct StepPlan {
     pub(crate) size: BatchSize,
-    /// The step has room for slices of micro-batches of `size` alone.
-    sliced: bool,
+    /// The step has room for slices of micro-batches of `size` alone, or for a part of the model.
+    partial: bool,
     /// Of micro-batches of which the loss alone is computed; those of `size` have room too.
     evaluation: BatchSize,
     pub(crate) micro_batches: usize,
@@ -63,7 +63,7 @@ impl StepPlan {
         let host_bytes = host_bytes(model.own_layers.end.saturating_sub(model.lowest_layer), input_bytes);
         Ok(StepPlan {
             size,
-            sliced: slicing.divides(),
+            partial: slicing.divides() || model.place.mesh.divides_model(),
             evaluation: BatchSize::default(),
             micro_batches,
             positions: size.tokens,
@@ -94,10 +94,11 @@ impl StepPlan {
         Ok(self)
     }
 
-    /// The plan of an engine with these options.
-    pub(crate) fn of(model: &Model, options: &EngineOptions) -> Result<Self> {
+    /// The plan of an engine with these options. `whole`: what rank 0 computes alone with, where a mesh divides the model.
+    pub(crate) fn of(model: &Model, whole: Option<&Model>, options: &EngineOptions) -> Result<Self> {
         let plan = StepPlan::new(model, options.max_batch, MICRO_BATCHES)?;
-        plan.with_evaluation(model, options.eval_batch)?.with_generation(model, &options.generate)
+        let Some(alone) = alone(model, whole) else { return Ok(plan) };
+        plan.with_evaluation(alone, options.eval_batch)?.with_generation(alone, &options.generate)
     }
 
     /// The plan of an engine that has no memory.
@@ -105,7 +106,7 @@ impl StepPlan {
         let nothing = BatchSize::default();
         StepPlan {
             size: nothing,
-            sliced: false,
+            partial: false,
             evaluation: nothing,
             micro_batches: 0,
             positions: 0,
@@ -149,13 +150,23 @@ impl StepPlan {
 
     /// Whether there is room for the loss alone of a micro-batch of `size` and so many positions.
     pub(crate) fn holds_evaluation(&self, size: BatchSize, positions: usize) -> bool {
-        !self.sliced && self.holds(size, positions, 1) || fits(size, self.evaluation) && positions <= self.positions
+        !self.partial && self.holds(size, positions, 1) || fits(size, self.evaluation) && positions <= self.positions
     }
 
     /// The plan of a step that holds both this one's and `count` micro-batches of `size` and so many positions.
-    pub(crate) fn grown(&self, model: &Model, size: BatchSize, positions: usize, count: usize) -> Result<Self> {
-        let plan = StepPlan::new(model, larger(size, self.size), self.micro_batches.max(count))?;
-        Ok(plan.with_evaluation(model, self.evaluation)?.with_positions(positions.max(self.positions)))
+    pub(crate) fn grown(
+        &self,
+        model: &Model,
+        whole: Option<&Model>,
+        size: BatchSize,
+        positions: usize,
+        count: usize,
+    ) -> Result<Self> {
+        let mut plan = StepPlan::new(model, larger(size, self.size), self.micro_batches.max(count))?;
+        if let Some(alone) = alone(model, whole) {
+            plan = plan.with_evaluation(alone, self.evaluation)?;
+        }
+        Ok(plan.with_positions(positions.max(self.positions)))
     }
 
     /// The plan with room for the loss alone of a micro-batch of `size` and so many positions.
@@ -163,6 +174,11 @@ impl StepPlan {
         let plan = self.clone().with_evaluation(model, larger(size, self.evaluation))?;
         Ok(plan.with_positions(positions))
     }
+}
+
+/// What this rank computes alone with; none: it computes nothing alone.
+fn alone<'a>(model: &'a Model, whole: Option<&'a Model>) -> Option<&'a Model> {
+    if model.place.mesh.divides_model() { whole } else { Some(model) }
 }
 
 fn at_least_one(size: BatchSize) -> BatchSize {
@@ -198,10 +214,16 @@ fn dry_run(
     training: bool,
 ) -> Result<(Arena, u64)> {
     let mut arena = Arena::new(usize::MAX);
+    model.take_weights(&mut arena);
     let sequences = if training { size.sequences } else { 0 };
     Figures::take(&mut arena, &model.shape, micro_batches * slicing.count, sequences);
     let (targets, tables) = (slicing.own(size.tokens), Tables::dry(&model.rope));
     let passing = (training && model.place.mesh.pp > 1).then(|| Passing::take(&mut arena, model, targets));
+    if training {
+        let top = arena.mark();
+        arena.take(Category::Workspace, DType::F32, model.tied_workspace());
+        arena.release(top);
+    }
     let inputs = Inputs::take_slice(&mut arena, model.tower.as_ref(), (size, slicing), targets, size.tokens, tables);
     let figures = Figures::take(&mut Arena::new(usize::MAX), &model.shape, 1, 0);
     let mut step = Step {
@@ -215,13 +237,13 @@ fn dry_run(
         failure: None,
         planned: 0,
     };
-    let passed = passing.map(|passing| passing.of(model, 0, targets));
+    let (passed, dropout) = (passing.map(|passing| passing.of(model, 0, targets)), model.dropout(0, 0, [0; 2]));
     if let Some(passed) = passed {
-        step.pass_round(inputs, figures, passed)?;
+        step.pass_round(inputs, figures, passed, dropout)?;
     }
     let mut run = step.begin(inputs, training.then_some(model.recompute), figures);
     if training {
-        (run.dropout, run.passed) = (model.dropout(0, 0), passed);
+        (run.dropout, run.passed) = (dropout, passed);
         step.train(&run, 1.0)?;
     } else {
         step.evaluate(&run)?;
@@ -262,6 +284,7 @@ impl MemoryPlan {
         host_categories.push(("activations", plan.host_bytes));
         host_categories.retain(|(_, bytes)| *bytes > 0);
         let tables = table_bytes(&model.rope, plan.positions);
+        let exchange = if store.training.is_some() { kind.exchange_bytes(model.place.world()) } else { 0 };
         let rest = store.bytes - categories.iter().map(|(_, bytes)| bytes).sum::<usize>();
         let step = Category::ALL.iter().zip(plan.arena.at_peak());
         categories.extend(step.map(|(category, bytes)| (category.name(), bytes)));
@@ -272,9 +295,10 @@ impl MemoryPlan {
         }
         categories.push(("rotary tables", tables));
         categories.push(("scratch and libraries", own));
+        categories.push(("parts from other ranks", exchange));
         categories.retain(|(_, bytes)| *bytes > 0);
         MemoryPlan {
-            total_bytes: store.bytes + plan.bytes() + tables + own,
+            total_bytes: store.bytes + plan.bytes() + tables + own + exchange,
             categories,
             host_bytes: store.host_bytes + plan.host_bytes,
             host_categories,
@@ -291,10 +315,12 @@ pub fn plan_memory(dir: &Path, options: &EngineOptions, kind: DeviceKind) -> Res
 
 /// [`plan_memory`] of a configuration that was read already.
 pub fn plan_memory_of(config: &ModelConfig, options: &EngineOptions, kind: DeviceKind) -> Result<MemoryPlan> {
-    let model = Model::new(&options.seeing(config.clone()), options, kind)?;
+    let config = options.seeing(config.clone());
+    let model = Model::new(&config, options, kind)?;
     if options.max_batch.tokens == 0 {
         return Err(Error::new(ErrorCode::Config, "a micro-batch has at least one token"));
     }
-    let plan = StepPlan::of(&model, options)?;
+    let whole = model.whole_model(&config, options, kind)?;
+    let plan = StepPlan::of(&model, whole.as_ref(), options)?;
     Ok(MemoryPlan::of(&model, &plan, kind))
 }

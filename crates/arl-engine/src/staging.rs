@@ -67,7 +67,7 @@ impl Staging {
         backend.upload(bytemuck::cast_slice(&self.targets), inputs.targets);
         backend.upload(bytemuck::cast_slice(&self.weights), inputs.weights);
         backend.upload(bytemuck::cast_slice(&self.ones), inputs.ones);
-        inputs.upload_images(backend, batch, tower);
+        inputs.upload_images(backend, batch, tower, &own);
         inputs
     }
 }

@@ -77,6 +77,11 @@ impl Sliced<'_> {
         first..first + tensor * own
     }
 
+    /// The first of this rank's tokens, and of those that it and its neighbours along [`Axis::Tensor`] have together.
+    pub(crate) fn first(&self) -> [usize; 2] {
+        [self.padded().start, self.of_neighbours().start]
+    }
+
     /// Ends of the sequences of the whole micro-batch, filled up, from 0 on; and the tokens of the longest.
     pub(crate) fn sequences(&self) -> (Vec<i32>, usize) {
         let (_, filled) = self.slicing.shared(self.len());

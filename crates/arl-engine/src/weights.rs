@@ -55,7 +55,8 @@ impl<B: Backend + ?Sized> Engine<B> {
             }
             let (name, param) = (self.source(i).name.clone(), *param);
             if param.quantized {
-                self.load_nf4(&checkpoint, &name, param)?;
+                let nf4 = self.stored_nf4(&checkpoint, i)?;
+                self.write_nf4(i, nf4)?;
                 continue;
             }
             let slice = self.model.placement.tensors[i].slice.clone();
@@ -71,31 +72,41 @@ impl<B: Backend + ?Sized> Engine<B> {
         if frozen_alone {
             return Ok(());
         }
-        self.begin_magnitudes(|_, source, out| checkpoint.read_f32_part(&source.name, 0, out))
+        self.begin_magnitudes(|engine, tensor, out| {
+            if engine.model.placement.tensors[tensor].param.quantized {
+                engine.stored_nf4(&checkpoint, tensor)?.read(0, out);
+                return Ok(());
+            }
+            checkpoint.read_f32_part(&engine.source(tensor).name, 0, out)
+        })
     }
 
-    /// Magnitudes of layers with fresh adapters are the norms of their weights' rows. `read` gives the values of a tensor, which are
-    /// read from the device where it has all of them.
-    fn begin_magnitudes(&mut self, read: impl Fn(&Self, &TensorSpec, &mut [f32]) -> Result<()>) -> Result<()> {
+    /// Magnitudes of layers with fresh adapters are the norms of their weights' rows. `read` gives all values of the tensor of a
+    /// number; they are read from the device where it has whole rows.
+    fn begin_magnitudes(&mut self, read: impl Fn(&Self, usize, &mut [f32]) -> Result<()>) -> Result<()> {
         let tensors = &self.model.placement.tensors;
         let of = |tensor: &Tensor| {
             let module = tensor.spec.name.strip_suffix(".lora_magnitude_vector")?;
             let weight = tensors.iter().position(|other| other.spec.name.strip_suffix(".weight") == Some(module))?;
-            Some((tensor.param, weight))
+            Some((tensor.clone(), weight))
         };
-        let pairs: Vec<(Param, usize)> = tensors.iter().filter_map(of).collect();
+        let pairs: Vec<(Tensor, usize)> = tensors.iter().filter_map(of).collect();
         for (magnitude, tensor) in pairs {
-            let weight = self.model.placement.tensors[tensor].param;
-            let (mut values, mut norms) = (vec![0f32; weight.len], vec![0f32; magnitude.len]);
-            if self.model.shards().is_some() && !weight.quantized {
-                read(self, self.source(tensor), &mut values)?;
-            } else {
+            let Tensor { spec, slice, param: weight, .. } = &self.model.placement.tensors[tensor];
+            let (weight, whole_rows) = (*weight, slice.columns.len() == spec.elements() / spec.shape[0].max(1));
+            let here = whole_rows && (weight.quantized || self.model.shards().is_none());
+            let (len, rows) = if here { (weight.len, magnitude.param.len) } else { (spec.elements(), spec.shape[0]) };
+            let (mut values, mut norms) = (vec![0f32; len], vec![0f32; rows]);
+            if here {
                 self.read_weights(weight, &mut values)?;
+            } else {
+                read(self, tensor, &mut values)?;
             }
             // As products see them: those in NF4, and those that another rank has, are exact until here.
             round(self.model.dtype, &mut values);
             Lora::row_norms(&values, &mut norms);
-            self.write_weights(magnitude, &norms);
+            let norms = if here { norms } else { magnitude.slice.of_whole(norms) };
+            self.write_weights(magnitude.param, &norms);
         }
         Ok(())
     }
@@ -103,8 +114,11 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// Draws all weights.
     pub(crate) fn load_random(&mut self, seed: u64) -> Result<()> {
         (0..self.model.placement.tensors.len()).try_for_each(|i| self.draw(i, seed))?;
-        self.begin_magnitudes(|engine, source, out| {
-            init_f32(&engine.config, source, seed, out);
+        self.begin_magnitudes(|engine, tensor, out| {
+            init_f32(&engine.config, engine.source(tensor), seed, out);
+            if engine.model.placement.tensors[tensor].param.quantized {
+                engine.quantized(out).read(0, out);
+            }
             Ok(())
         })
     }
@@ -113,27 +127,24 @@ impl<B: Backend + ?Sized> Engine<B> {
     fn draw(&mut self, tensor: usize, seed: u64) -> Result<()> {
         let Tensor { spec, slice, param, .. } = &self.model.placement.tensors[tensor];
         let (param, mut values) = (*param, vec![0f32; spec.elements()]);
+        let slice = slice.clone();
         init_f32(&self.config, self.source(tensor), seed, &mut values);
-        if param.len < values.len() {
-            values = slice.runs(0..param.len).into_iter().flat_map(|run| values[run].to_vec()).collect();
-        }
         if param.quantized {
-            return self.quantize(param, &values);
+            return self.write_nf4(tensor, self.quantized(&values));
         }
-        self.write_weights(param, &values);
+        self.write_weights(param, &slice.of_whole(values));
         Ok(())
     }
 
     /// The tensor whose values another one begins with: its own, but for a head that is trained as a whole and was tied to
     /// the embedding, of which it is a copy.
     fn source(&self, tensor: usize) -> &TensorSpec {
-        let tensors = &self.model.placement.tensors;
-        let spec = &tensors[tensor].spec;
-        let tied = spec.role == Role::LmHead && self.config.tie_word_embeddings;
-        tensors
-            .iter()
-            .find(|other| tied && other.spec.role == Role::Embedding)
-            .map_or(spec, |embedding| &embedding.spec)
+        let spec = &self.model.placement.tensors[tensor].spec;
+        if spec.role != Role::LmHead || !self.config.tie_word_embeddings {
+            return spec;
+        }
+        // Another stage may have the embedding.
+        self.model.placement.table().into_iter().find(|other| other.role == Role::Embedding).unwrap_or(spec)
     }
 
     /// Uploads a parameter's weights, and the masters of a trained one; where ranks divide them, this rank's own.

@@ -295,8 +295,8 @@ fn what_context_parallelism_cannot_divide_is_refused_by_name() {
     let dir = altered_hybrid();
     let hybrid = cpu(dir.path(), context(2));
     assert_eq!(hybrid, "cp_size is 2, and does not divide the model's 3 key heads of linear attention");
-    let cuda = refused(heads.path(), context(2), DeviceKind::Cuda);
-    assert_eq!(cuda, "tp_size 1, cp_size 2, ep_size 1 and pp_size 1 divide a model among GPUs");
+    let cuda = refused(&golden, context(2), DeviceKind::Cuda);
+    assert_eq!(cuda, "cp_size is 2, and does not divide the model's 1 key heads");
     let options = EngineOptions { mesh: context(2), ..options(DType::F32, Recompute::Norms, 33) };
     let opened = Engine::open(Box::new(CpuBackend::new()), heads.path(), SEED, &options);
     assert!(opened.err().unwrap().message.contains("there are none"));

@@ -14,6 +14,7 @@ use arl_engine::{
     plan_traffic,
 };
 use arl_model::{ErrorCode, ModelConfig};
+use common::alone::{expect_alone, with_room};
 use common::ranks::{Cpu, on_mesh, uneven_steps};
 use common::{HYPER, batch, difference, model, options};
 use serde_json::json;
@@ -249,6 +250,16 @@ fn in_16_bits_the_first_losses_have_the_bits_of_one_rank() {
 }
 
 /// All rows go to the first rank, which has room for two thirds of them with three ranks, and half of them with four.
+#[test]
+fn rank_0_evaluates_and_generates_with_the_experts_of_all_ranks() {
+    let case = Case::hybrid(4, 2);
+    let all = Mesh { tp: 2, ep: 2, pp: 2, ..Mesh::default() };
+    for (data, mesh, zero) in [(2, ep(2), 2), (4, ep(4), 1), (4, ep(2), 3), (1, all, 2)] {
+        let options = EngineOptions { zero, ..options(DType::F32, Recompute::Norms, 33) };
+        expect_alone(&case.name(), &with_room(options), case.weights, (data, mesh), 1e-5);
+    }
+}
+
 #[test]
 fn one_expert_with_all_tokens_and_others_without_any_change_no_number() {
     let [balance, top1] = ["moe-balance", "moe-top1"].map(|name| Case::golden(name).crowded());

@@ -24,6 +24,7 @@ mod invariance;
 mod logits_16bit;
 mod lora;
 mod lora_kinds;
+mod mesh_adapters;
 mod model_folder;
 mod nf4;
 mod pipeline_parallel;

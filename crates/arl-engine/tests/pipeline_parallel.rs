@@ -11,6 +11,7 @@ use arl_engine::{
 };
 use arl_model::{ErrorCode, ModelConfig};
 
+use crate::common::alone::{expect_alone, with_room};
 use crate::common::ranks::{Cpu, dealt, on_mesh, state, uneven_steps};
 use crate::common::{HYPER, batch, deeper, difference, options};
 
@@ -166,6 +167,21 @@ fn a_stage_reserves_and_sends_what_is_planned() {
             assert_eq!(found, Traffic { figures: found.figures, ..planned }, "{name}: rank {rank}");
             assert!(found.tokens > 0);
             assert_eq!(memory, plan_memory(dir.path(), &options, DeviceKind::Cpu).unwrap(), "{name}: rank {rank}");
+        }
+    }
+}
+
+#[test]
+fn rank_0_evaluates_and_generates_with_the_layers_of_all_stages() {
+    for (name, layers) in [("qwen2-window", 5), ("moe-top1", 4)] {
+        let (dir, bits) = (deeper(name, layers), 0.0);
+        let folder = dir.path().display().to_string();
+        for (dtype, data, pp) in [(DType::F32, 1, 2), (DType::Bf16, 1, 4), (DType::F32, 2, 3)] {
+            let mesh = Mesh { pp, ..Mesh::default() };
+            // The last one has planned no room for it.
+            let planned =
+                if data == 1 { with_room(base(dtype, Recompute::Norms)) } else { base(dtype, Recompute::Norms) };
+            expect_alone(&folder, &planned, Weights::Random(7), (data, mesh), bits);
         }
     }
 }

@@ -10,6 +10,7 @@ use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::backend::{DType, DeviceKind};
 use arl_engine::{Engine, EngineOptions, Kind, Mesh, MicroBatch, Recompute, Weights, plan_memory, plan_traffic};
 use arl_model::ModelConfig;
+use common::alone::{expect_alone, with_room};
 use common::{HYPER, altered, batch, difference, hybrids, options};
 use ranks::{Cpu, dealt, mesh_step, on_mesh, uneven_steps};
 use serde_json::{Value, json};
@@ -222,6 +223,25 @@ fn a_rank_reserves_and_sends_what_is_planned() {
                 let planned = plan_traffic(&config, &of(mesh, rank), DeviceKind::Cpu, 2).unwrap().tokens;
                 assert_eq!(tokens, planned, "{name} {mesh:?} {recompute:?}: rank {rank}");
             }
+        }
+    }
+}
+
+#[test]
+fn rank_0_evaluates_and_generates_with_all_weights() {
+    for (name, dir) in models() {
+        let folder = dir.path().display().to_string();
+        let base = EngineOptions { zero: 2, ..options(DType::F32, Recompute::Norms, 33) };
+        let zero_3 = EngineOptions { zero: 3, ..base.clone() };
+        let of = |options: EngineOptions, data, mesh| {
+            expect_alone(&folder, &with_room(options), Weights::Checkpoint, (data, mesh), 1e-5);
+        };
+        of(base.clone(), 1, tensor(2, 1));
+        of(zero_3, 2, tensor(2, 1));
+        of(base, 1, tensor(2, 2));
+        let bf16 = EngineOptions { zero: 1, ..options(DType::Bf16, Recompute::Norms, 33) };
+        if name == "window-bias" {
+            expect_alone(&folder, &bf16, Weights::Checkpoint, (1, tensor(4, 1)), 1e-2);
         }
     }
 }

@@ -66,23 +66,31 @@ template <typename T> __device__ __forceinline__ void add(T *x, const T *delta, 
     }
 }
 
-// `key_low`, `key_high`: the hash's key. An element whose hash is below `threshold` is dropped. `place`: of the first one.
-template <bool ALIGNED, typename T>
-__device__ __forceinline__ void scale_pack(const T *x, float factor, unsigned key_low, unsigned key_high,
-                                           unsigned threshold, T *out, long long place, int valid) {
-    Pack<T> pack = load_pack<ALIGNED>(x + place, valid);
-#pragma unroll
-    for (int j = 0; j < Pack<T>::SIZE; j++) {
-        const unsigned long long at = place + j;
-        const unsigned hash = mix(mix((unsigned)at ^ key_low) ^ (unsigned)(at >> 32) ^ key_high);
-        pack.at[j] = store<T>(hash < threshold ? 0.0f : factor * load(pack.at[j]));
+// `low`, `high`: the hash's key. An element whose hash is below `threshold` is dropped. `first`: the place of the first element; rows
+// of `own` elements are parts of rows of `whole`.
+struct Mask {
+    unsigned low, high, threshold;
+    long long first, own, whole;
+
+    __device__ __forceinline__ bool drops(long long element) const {
+        const long long place = own == whole ? element : element / own * whole + element % own;
+        const unsigned long long at = first + place;
+        return mix(mix((unsigned)at ^ low) ^ (unsigned)(at >> 32) ^ high) < threshold;
     }
-    store_pack<ALIGNED>(out + place, pack, valid);
+};
+
+// `start`: the first element.
+template <bool ALIGNED, typename T>
+__device__ __forceinline__ void scale_pack(const T *x, float factor, const Mask &mask, T *out, long long start, int valid) {
+    Pack<T> pack = load_pack<ALIGNED>(x + start, valid);
+#pragma unroll
+    for (int j = 0; j < Pack<T>::SIZE; j++)
+        pack.at[j] = store<T>(mask.drops(start + j) ? 0.0f : factor * load(pack.at[j]));
+    store_pack<ALIGNED>(out + start, pack, valid);
 }
 
 template <typename T>
-__device__ __forceinline__ void scale(const T *x, float factor, unsigned key_low, unsigned key_high, unsigned threshold,
-                                      T *out, long long len) {
+__device__ __forceinline__ void scale(const T *x, float factor, const Mask &mask, T *out, long long len) {
     constexpr int SIZE = Pack<T>::SIZE;
     const bool aligned = vectorizable(x, SIZE) && vectorizable(out, SIZE);
     const long long block = blockIdx.x * (long long)THREADS * STEP;
@@ -90,10 +98,10 @@ __device__ __forceinline__ void scale(const T *x, float factor, unsigned key_low
     for (int i = 0; i < STEP / SIZE; i++) {
         const long long start = block + (i * THREADS + threadIdx.x) * SIZE;
         if (aligned && start + SIZE <= len) {
-            scale_pack<true>(x, factor, key_low, key_high, threshold, out, start, SIZE);
+            scale_pack<true>(x, factor, mask, out, start, SIZE);
         } else if (start < len) {
             const int valid = int(min(len - start, (long long)SIZE));
-            scale_pack<false>(x, factor, key_low, key_high, threshold, out, start, valid);
+            scale_pack<false>(x, factor, mask, out, start, valid);
         }
     }
 }
@@ -186,8 +194,9 @@ ARL_FOR_NARROW(CONVERT)
         elementwise::add(x, delta, len);                                                                               \
     }                                                                                                                  \
     ARL_KERNEL(scale_##name, elementwise::THREADS, const T *x, float factor, int key_low, int key_high, int threshold, \
-               T *out, long long len) {                                                                                \
-        elementwise::scale(x, factor, (unsigned)key_low, (unsigned)key_high, (unsigned)threshold, out, len);           \
+               long long first, long long own, long long whole, T *out, long long len) {                               \
+        const elementwise::Mask mask = {(unsigned)key_low, (unsigned)key_high, (unsigned)threshold, first, own, whole}; \
+        elementwise::scale(x, factor, mask, out, len);                                                                 \
     }                                                                                                                  \
     ARL_KERNEL(sum_rows_##name, elementwise::THREADS, const T *x, long long stride, float *parts, int rows,            \
                int columns) {                                                                                          \

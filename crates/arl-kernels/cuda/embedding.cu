@@ -1,5 +1,5 @@
-// Rows by index. Gathering and scattering: one warp a row, 16 bytes (8 of a value of 16 bits that is converted) a lane.
-// Bytes: each row once in, once out.
+// Rows by index, and columns of rows. Gathering, scattering and copying: one warp a row, 16 bytes (8 of a value of 16 bits that
+// is converted) a lane. Bytes: each row once in, once out.
 //
 // The embedding's gradient, without atomics: first the tokens are put in order of their ids (those of one id in the
 // order of t), each finding its own place by counting the tokens before it: T^2 comparisons of two instructions,
@@ -77,6 +77,21 @@ __device__ void scatter(const A *x, const int *rows, B *out, long long count, lo
         for (long long i = threadIdx.x % 32; i < row; i += 32) ARL_REFUSE(rows[i] == to, "a row is scattered to twice");
     }
     copy_row(x, row, out, to, width);
+}
+
+// The first `width` elements of one row a warp; rows are `from` elements apart in x, and `to` in out.
+template <typename T> __device__ void copy_columns(const T *x, long long from, T *out, long long to, long long rows, int width) {
+    constexpr int N = Pack<T>::SIZE;
+    long long row = blockIdx.x * (long long)WARPS + threadIdx.x / 32;
+    if (row >= rows) return;
+    bool aligned = width % N == 0 && vectorizable<N>(x, from) && vectorizable<N>(out, to);
+    x += row * from;
+    out += row * to;
+    if (aligned) {
+        copy_groups<true>(x, out, width);
+    } else {
+        copy_groups<false>(x, out, width);
+    }
 }
 
 // Threads that split the comparisons of one token.
@@ -181,6 +196,14 @@ GATHER(f32, float, float)
 ARL_FOR_NARROW(GATHER_WITH)
 #undef GATHER_WITH
 #undef GATHER
+
+#define COPY_COLUMNS(name, T)                                                                                          \
+    ARL_KERNEL(copy_columns_##name, embedding::THREADS, const T *x, long long from, T *out, long long to,              \
+               long long rows, int width) {                                                                            \
+        embedding::copy_columns(x, from, out, to, rows, width);                                                        \
+    }
+ARL_FOR_TYPES(COPY_COLUMNS)
+#undef COPY_COLUMNS
 
 ARL_KERNEL(sort_ids, embedding::THREADS, const int *ids, int *order, int count, long long vocab) {
     if (vectorizable(ids, 0)) {

@@ -251,7 +251,7 @@ impl Engine {
     }
 
     /// Sends rank 0 the weights that it asks for while it evaluates or generates alone, until it calls `endServing`. Does nothing
-    /// where ranks do not divide weights.
+    /// where every rank has all weights.
     #[napi(ts_return_type = "Promise<void>")]
     pub fn serve_weights<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
         self.submit(env, |engine| engine.serve_weights(), |()| ())

@@ -124,14 +124,14 @@ export const devices = {
 			"Equal bits every time: `attention` is own, no algorithm is chosen by measurement (`matmul_autotune`), and on the CPU gradients are summed micro-batch by micro-batch in the order of the step, so that one rank has the bits of several, which always sum so. It takes memory for the gradients once more.",
 	}),
 	tp_size: sizeOf(
-		"Tensor-parallel ranks: they divide the heads and the feed-forward columns of every layer, and between these the tokens of a micro-batch. On CPUs.",
+		"Tensor-parallel ranks: they divide the heads and the feed-forward columns of every layer, and between these the tokens of a micro-batch.",
 	),
-	pp_size: sizeOf("Pipeline-parallel ranks, or stages: each has a part of the layers. On CPUs."),
+	pp_size: sizeOf("Pipeline-parallel ranks, or stages: each has a part of the layers."),
 	ep_size: sizeOf(
-		"Expert-parallel ranks: they divide the experts of every layer. They are among the ranks that the other sizes count: `ep_size` divides `dp_size` x `cp_size` x `tp_size`. On CPUs.",
+		"Expert-parallel ranks: they divide the experts of every layer. They are among the ranks that the other sizes count: `ep_size` divides `dp_size` x `cp_size` x `tp_size`.",
 	),
 	cp_size: sizeOf(
-		"Context-parallel ranks: they divide the tokens of a micro-batch, and its heads where attention needs all tokens. On CPUs.",
+		"Context-parallel ranks: they divide the tokens of a micro-batch, and its heads where attention needs all tokens.",
 	),
 };
 

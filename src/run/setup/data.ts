@@ -14,7 +14,7 @@ import { stopTokenWarning } from "./preflight.js";
 import type { Resources } from "./resources.js";
 import { noteEvents, openCache, prefetchFirst } from "./rows.js";
 import type { Start } from "./start.js";
-import { checkFreeze, checkMeshSees, type ImageMode } from "./vision.js";
+import { checkFreeze, type ImageMode } from "./vision.js";
 
 export interface DataInput {
 	native: Native;
@@ -60,7 +60,6 @@ export async function* openData(
 		text,
 		textOptions: opened.textOptions,
 	};
-	checkMeshSees(args, opened.images);
 	for (const message of checkFreeze(args, start.model, opened.images)) yield notice("info", message);
 	yield { type: "check", name: "rows", message: rowsFound(source, shape) };
 	const again = resumed && readAgain(rows, code, openSeconds);

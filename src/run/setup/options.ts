@@ -1,7 +1,7 @@
 /** Options from code, resolved; and options as the core expects them. */
 import { isDeepStrictEqual } from "node:util";
 import { environmentLayer } from "../../config/environment.js";
-import { above1, dividesModel, MESH_NAMES, type MeshSizes, worldOf } from "../../config/mesh.js";
+import { dividesModel, type MeshSizes, worldOf } from "../../config/mesh.js";
 import { isResolved, resolveConfig } from "../../config/resolve.js";
 import {
 	type AgentTrainingConfig,
@@ -82,25 +82,13 @@ export function dtypeOf(args: ResolvedConfig): EngineOptions["dtype"] {
 	return args.fp16 ? "f16" : args.bf16 ? "bf16" : "f32";
 }
 
-/**
- * Resolves what depends on the device. `notices`: options that have no effect there.
- *
- * @throws ArlError `ARL_CONFIG` where ranks on GPUs would divide what only ranks on CPUs do.
- */
+/** Resolves what depends on the device. `notices`: options that have no effect there. */
 export function resolveForDevice(
 	args: AgentTrainingConfig,
 	device: string,
 ): { args: ResolvedConfig; notices: string[] } {
 	const settled = { ...args, bf16: !args.fp16 && resolveBf16(args.bf16, device) };
-	if (device !== "cpu") {
-		const [name] = above1(args, MESH_NAMES);
-		if (name === undefined) return { args: settled, notices: [] };
-		throw new ArlError(
-			"ARL_CONFIG",
-			`${name} is ${args[name]}, and ranks on GPUs (device ${device}) are data-parallel`,
-			"Add --device cpu; or leave it out, and divide weights on GPUs with --zero 3.",
-		);
-	}
+	if (device !== "cpu") return { args: settled, notices: [] };
 	const moot = (["activation_offloading", "optimizer_offload"] as const).filter((name) => args[name]);
 	return {
 		args: { ...settled, activation_offloading: false, optimizer_offload: false },

@@ -1,8 +1,6 @@
 /** What a run needs to train images: the model's image processor, and how images are loaded. */
 import { availableParallelism } from "node:os";
 import { join } from "node:path";
-import { IMAGES_HINT, noImages } from "../../config/check-mesh.js";
-import { above1, type MeshSizes } from "../../config/mesh.js";
 import type { AgentTrainingConfig } from "../../config/schema.js";
 import { Gate } from "../../data/gate.js";
 import type { PictureLoader, WantedImage } from "../../data/tokens/pictures.js";
@@ -240,11 +238,4 @@ export function checkFreeze(
 			"None of the first rows has an image. If later ones have, add --images train; else leave freeze out.",
 		);
 	return [`${shown} has no effect: no images are trained, and the vision tower comes out as it went in`];
-}
-
-/** Checks that ranks have whole micro-batches and models where images are trained: rows may have decided that they are. */
-export function checkMeshSees(args: MeshSizes, mode: ImageMode): void {
-	const named = above1(args, ["tp_size", "cp_size", "pp_size"]).map((name) => `${name} ${args[name]}`);
-	if (mode !== "train" || named.length === 0) return;
-	throw new ArlError("ARL_CONFIG", noImages(named.join(" and "), "images train"), IMAGES_HINT);
 }

@@ -1,8 +1,9 @@
 /* NCCL for tests: ranks are threads or processes of one machine, devices are the host's memory, and streams are not looked at.
  * A call returns ncclInProgress; a thread moves the bytes through shared memory, and ncclCommGetAsyncError says when it is done.
- * All ranks make the same calls in the same order, each a collective or a group of sends and receives that fit together, of
- * bytes; what does not fit is an error with both calls, on every rank that took part. A rank that does not come is named after
- * FAKE_NCCL_SECONDS (20). FAKE_VERSION is the version that the library says it is. */
+ * All ranks make the same collectives in the same order; sends and receives are in groups, and concern a communicator's ranks pair
+ * by pair: those that a group does not name need not call. What does not fit together, of bytes, is an error with both calls, on
+ * every rank that took part. A rank that does not come is named after FAKE_NCCL_SECONDS (20). FAKE_VERSION is the version that
+ * the library says it is. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <limits.h>
@@ -20,7 +21,7 @@
 #endif
 
 enum { SUCCESS, CUDA_ERROR, SYSTEM_ERROR, INTERNAL_ERROR, INVALID_ARGUMENT, INVALID_USAGE, REMOTE_ERROR, IN_PROGRESS };
-enum { MAX_RANKS = 16, MAX_OPS = 128, CHUNK = 1 << 20, TEXT = 512 };
+enum { MAX_RANKS = 16, MAX_OPS = 256, CHUNK = 1 << 20, TEXT = 512 };
 
 typedef struct {
 	char name[128];
@@ -40,9 +41,10 @@ struct call {
 };
 
 struct shared {
-	atomic_int joined, ready, failed;
+	atomic_int failed;
 	char failure[TEXT];
-	atomic_ulong phase[MAX_RANKS];
+	/* How often a rank has met another one. */
+	atomic_ulong phase[MAX_RANKS][MAX_RANKS];
 	struct call calls[MAX_RANKS];
 	char data[MAX_RANKS][CHUNK];
 };
@@ -51,7 +53,7 @@ struct comm {
 	struct shared *shared;
 	char name[128];
 	int rank, size;
-	unsigned long phase;
+	unsigned long phase[MAX_RANKS];
 	atomic_int state, aborted;
 	char error[TEXT];
 	pthread_t thread;
@@ -120,15 +122,21 @@ static int fail(struct comm *comm, int code, const char *text) {
 	return say(comm, atomic_load(&shared->failed), shared->failure);
 }
 
-/* Waits until all ranks have come to this point. */
-static int barrier(struct comm *comm) {
+/* All ranks, in the place of one that this one meets. */
+enum { ALL = -1 };
+
+static int meets(const struct comm *comm, int peer, int rank) { return rank != comm->rank && (peer == ALL || peer == rank); }
+
+/* Waits until the peer, or all ranks, have come to this point of what they do with this one. */
+static int barrier(struct comm *comm, int peer) {
 	struct shared *shared = comm->shared;
-	atomic_store(&shared->phase[comm->rank], ++comm->phase);
+	for (int rank = 0; rank < comm->size; rank++)
+		if (meets(comm, peer, rank)) atomic_store(&shared->phase[comm->rank][rank], ++comm->phase[rank]);
 	time_t begun = time(NULL);
 	for (int polls = 0;; polls++) {
 		int missing = -1;
 		for (int rank = 0; rank < comm->size; rank++)
-			if (atomic_load(&shared->phase[rank]) < comm->phase) missing = rank;
+			if (meets(comm, peer, rank) && atomic_load(&shared->phase[rank][comm->rank]) < comm->phase[rank]) missing = rank;
 		if (missing < 0) return SUCCESS;
 		if (atomic_load(&comm->aborted)) return say(comm, INVALID_USAGE, "aborted");
 		if (atomic_load(&shared->failed)) return fail(comm, REMOTE_ERROR, "");
@@ -164,14 +172,16 @@ static int fits(const struct call *a, int rank_a, const struct call *b, int rank
 	}
 }
 
+/* Whether `rank` gives bytes away in an op: to `peer`, or to all. */
+static int gives(const struct op *op, int rank, int peer) {
+	if (!strcmp(op->kind, "send")) return op->peer == peer;
+	return !strcmp(op->kind, "all_gather") || (!strcmp(op->kind, "broadcast") && op->peer == rank);
+}
+
 /* The bytes that a rank gives away in a call, one op behind the other. */
-static size_t stream_bytes(const struct call *call, int rank) {
+static size_t stream_bytes(const struct call *call, int rank, int peer) {
 	size_t bytes = 0;
-	for (int i = 0; i < call->count; i++) {
-		const struct op *op = &call->ops[i];
-		int gives = !strcmp(op->kind, "send") || !strcmp(op->kind, "all_gather") || (!strcmp(op->kind, "broadcast") && op->peer == rank);
-		bytes += gives ? op->bytes : 0;
-	}
+	for (int i = 0; i < call->count; i++) bytes += gives(&call->ops[i], rank, peer) ? call->ops[i].bytes : 0;
 	return bytes;
 }
 
@@ -184,8 +194,10 @@ static void part(char *chunk, size_t start, size_t first, size_t length, char *p
 	else memcpy(outside, inside, end - from);
 }
 
-static void take(struct comm *comm, size_t start) {
+/* Takes what the peer, or all, have given of their streams from `start` on. */
+static void take(struct comm *comm, int peer, size_t start) {
 	const struct call *own = &comm->call;
+	size_t first = 0;
 	for (int i = 0; i < own->count; i++) {
 		const struct op *op = &own->ops[i];
 		if (!strcmp(op->kind, "all_gather")) {
@@ -193,51 +205,58 @@ static void take(struct comm *comm, size_t start) {
 				part(comm->shared->data[rank], start, 0, op->bytes, comm->target + rank * op->bytes, 0);
 		} else if (!strcmp(op->kind, "broadcast")) {
 			if (op->peer != comm->rank) part(comm->shared->data[op->peer], start, 0, op->bytes, comm->places[i], 0);
-		} else if (!strcmp(op->kind, "receive")) {
-			const struct call *theirs = &comm->shared->calls[op->peer];
-			int number = 0;
-			for (int j = 0; j < i; j++) number += !strcmp(own->ops[j].kind, "receive") && own->ops[j].peer == op->peer;
-			int sent = find(theirs, "send", comm->rank, number);
-			size_t first = 0;
-			for (int j = 0; j < sent; j++) first += !strcmp(theirs->ops[j].kind, "send") ? theirs->ops[j].bytes : 0;
-			part(comm->shared->data[op->peer], start, first, op->bytes, comm->places[i], 0);
+		} else if (!strcmp(op->kind, "receive") && op->peer == peer) {
+			/* The peer's sends to this rank are in the order of these. */
+			part(comm->shared->data[peer], start, first, op->bytes, comm->places[i], 0);
+			first += op->bytes;
 		}
 	}
 }
 
-static int run(struct comm *comm) {
+/* What this rank and the peer, or all, do in the call. */
+static int run_with(struct comm *comm, int peer) {
 	struct shared *shared = comm->shared;
 	int code;
-	shared->calls[comm->rank] = comm->call;
-	if ((code = barrier(comm))) return code;
-	size_t longest = 0;
+	if ((code = barrier(comm, peer))) return code;
+	size_t longest = stream_bytes(&comm->call, comm->rank, peer);
 	for (int rank = 0; rank < comm->size; rank++) {
+		if (!meets(comm, peer, rank)) continue;
 		const struct call *other = &shared->calls[rank];
-		if (rank != comm->rank && (!fits(&comm->call, comm->rank, other, rank) || !fits(other, rank, &comm->call, comm->rank))) {
+		if (!fits(&comm->call, comm->rank, other, rank) || !fits(other, rank, &comm->call, comm->rank)) {
 			char text[TEXT], own[TEXT / 3], theirs[TEXT / 3];
 			describe(own, &comm->call);
 			describe(theirs, other);
 			snprintf(text, TEXT, "rank %d calls %s, and rank %d calls %s", comm->rank, own, rank, theirs);
 			return fail(comm, INVALID_USAGE, text);
 		}
-		size_t bytes = stream_bytes(other, rank);
+		size_t bytes = stream_bytes(other, rank, comm->rank);
 		longest = bytes > longest ? bytes : longest;
 	}
 	/* A rank that found a mismatch does not come here. */
-	if ((code = barrier(comm))) return code;
+	if ((code = barrier(comm, peer))) return code;
 	for (size_t start = 0; start < longest; start += CHUNK) {
 		size_t first = 0;
 		for (int i = 0; i < comm->call.count; i++) {
 			const struct op *op = &comm->call.ops[i];
-			if (!strcmp(op->kind, "receive") || (!strcmp(op->kind, "broadcast") && op->peer != comm->rank)) continue;
+			if (!gives(op, comm->rank, peer)) continue;
 			part(shared->data[comm->rank], start, first, op->bytes, comm->places[i], 1);
 			first += op->bytes;
 		}
-		if ((code = barrier(comm))) return code;
-		take(comm, start);
-		if ((code = barrier(comm))) return code;
+		if ((code = barrier(comm, peer))) return code;
+		take(comm, peer, start);
+		if ((code = barrier(comm, peer))) return code;
 	}
 	return SUCCESS;
+}
+
+/* A group's peers come in ascending order, so that of all pairs the first has both of its ranks. */
+static int run(struct comm *comm) {
+	int code = SUCCESS;
+	comm->shared->calls[comm->rank] = comm->call;
+	if (!is_group(&comm->call)) return run_with(comm, ALL);
+	for (int peer = 0; peer < comm->size && !code; peer++)
+		if (find(&comm->call, "send", peer, 0) >= 0 || find(&comm->call, "receive", peer, 0) >= 0) code = run_with(comm, peer);
+	return code;
 }
 
 static void *work(void *given) {
@@ -248,7 +267,7 @@ static void *work(void *given) {
 
 static void *join(void *given) {
 	struct comm *comm = given;
-	int code = barrier(comm);
+	int code = barrier(comm, ALL);
 	if (!code && comm->rank == 0) shm_unlink(comm->name);
 	return atomic_store(&comm->state, code), NULL;
 }

@@ -25,6 +25,10 @@ pub trait Collectives {
     /// host memory. Reserves what is needed for it.
     fn join_ranks(&mut self, group: &dyn Group) -> Result<()>;
 
+    /// Has the devices of the ranks of each of `groups` exchange buffers without the rest of `group`, which was joined before. This
+    /// rank is one of each, by its number in `group`; every rank names as many, and those of one place in the list divide all ranks.
+    fn join_groups(&mut self, group: &dyn Group, groups: &[Vec<usize>]) -> Result<()>;
+
     /// `sum = ((sum + part of rank 0) + part of rank 1) + ...`, element by element, all f32. `parts[r]` is what this rank has for
     /// rank `r`, at most [`EXCHANGED`] elements; what all have for this one is as long as `sum`.
     fn exchange_sum(&mut self, group: &dyn Group, parts: &[Buffer], sum: Buffer) -> Result<()>;
@@ -33,6 +37,13 @@ pub trait Collectives {
     /// are of no use. `all[r]` become what rank `r` gives; a buffer that this rank gives from may be among its own there.
     fn all_gather(&mut self, group: &dyn Group, bytes: usize, own: &[Part], all: &[Vec<Part>]) -> Result<()>;
 
+    /// `all` becomes the `own` of every rank, in their order; these are equally long, and `own` may be its place there.
+    fn gather(&mut self, group: &dyn Group, own: Buffer, all: Buffer) -> Result<()>;
+
+    /// Sends `sends[r]` to each rank `r`, and fills `receives[r]` by what rank `r` sends to this one. Those of two ranks are as many
+    /// and as long on both sides, one by one. What a rank has for itself is copied.
+    fn exchange(&mut self, group: &dyn Group, sends: &[Vec<Buffer>], receives: &[Vec<Buffer>]) -> Result<()>;
+
     /// [`Collectives::exchange_sum`], of which a device with [`Stream::Comm`](super::Stream::Comm) queues all on that stream, in the order
     /// of the calls: what it is to come behind, and what behind it, is for the caller to say by [`Backend::record`] and
     /// [`Backend::wait`]. On other devices it is done on return.
@@ -40,37 +51,19 @@ pub trait Collectives {
         self.exchange_sum(group, parts, sum)
     }
 
-    /// `all` becomes the `own` of every rank, of any length that is the same for all, in their order; `own` may be its place there. As
-    /// [`Collectives::start_exchange_sum`] is ordered.
-    fn start_gather(&mut self, group: &dyn Group, own: Buffer, all: Buffer) -> Result<()> {
-        gather_in_parts(self, group, own, all)
-    }
-
     /// [`Collectives::all_gather`], ordered as [`Collectives::start_exchange_sum`] is.
     fn start_all_gather(&mut self, group: &dyn Group, bytes: usize, own: &[Part], all: &[Vec<Part>]) -> Result<()> {
         self.all_gather(group, bytes, own, all)
     }
 
+    /// [`Collectives::gather`], ordered as [`Collectives::start_exchange_sum`] is.
+    fn start_gather(&mut self, group: &dyn Group, own: Buffer, all: Buffer) -> Result<()> {
+        self.gather(group, own, all)
+    }
+
     /// The sums of squares, in f64, of each 16,384 elements of f32 `a` with `tail` behind it, which is not longer than the block
     /// that it begins in. Those of a block depend on its elements alone. Waits for the device.
     fn block_squares(&mut self, a: Buffer, tail: &[f32]) -> Result<Vec<f64>>;
-}
-
-/// [`Collectives::start_gather`] by [`Collectives::all_gather`].
-pub(crate) fn gather_in_parts<C: Collectives + ?Sized>(
-    collectives: &mut C,
-    group: &dyn Group,
-    own: Buffer,
-    all: Buffer,
-) -> Result<()> {
-    let part = |buffer| Part { buffer, at: 0 };
-    for start in (0..own.len).step_by(EXCHANGED) {
-        let len = EXCHANGED.min(own.len - start);
-        let places: Vec<_> = (0..group.size()).map(|rank| vec![part(all.slice(rank * own.len + start, len))]).collect();
-        let own = own.slice(start, len);
-        collectives.all_gather(group, own.bytes(), &[part(own)], &places)?;
-    }
-    Ok(())
 }
 
 /// [`Collectives::exchange_sum`] through host memory.
@@ -113,27 +106,28 @@ pub(crate) fn all_gather<B: Backend + ?Sized>(
     Ok(())
 }
 
-/// Sends each of `sends` to the rank of its number, and fills each of `receives` by what that rank sends, through host memory. Those
-/// of a pair are equally long.
-pub(crate) fn exchange<B: Backend + ?Sized>(
-    backend: &mut B,
-    group: &dyn Group,
-    sends: &[Buffer],
-    receives: &[Buffer],
-) -> Result<()> {
-    let each = |buffers: &[Buffer]| buffers.iter().map(|&buffer| vec![buffer]).collect::<Vec<_>>();
-    exchange_parts(backend, group, &each(sends), &each(receives))
+/// [`Collectives::gather`] through host memory, some at a time.
+pub(crate) fn gather<B: Backend + ?Sized>(backend: &mut B, group: &dyn Group, own: Buffer, all: Buffer) -> Result<()> {
+    let step = EXCHANGED * size_of::<f32>() / own.dtype.bytes();
+    for start in (0..own.len).step_by(step) {
+        let len = step.min(own.len - start);
+        let part = |buffer| Part { buffer, at: 0 };
+        let places: Vec<_> = (0..group.size()).map(|rank| vec![part(all.slice(rank * own.len + start, len))]).collect();
+        let own = own.slice(start, len);
+        backend.all_gather(group, own.bytes(), &[part(own)], &places)?;
+    }
+    Ok(())
 }
 
-/// [`exchange`] of several buffers for each rank, one behind the other.
-pub(crate) fn exchange_parts<B: Backend + ?Sized>(
+/// [`Collectives::exchange`] through host memory.
+pub(crate) fn exchange<B: Backend + ?Sized>(
     backend: &mut B,
     group: &dyn Group,
     sends: &[Vec<Buffer>],
     receives: &[Vec<Buffer>],
 ) -> Result<()> {
     let mut message = |parts: &Vec<Buffer>| -> Result<Vec<u8>> {
-        Ok(parts.iter().map(|part| read(backend, *part)).collect::<Result<Vec<_>>>()?.concat())
+        Ok(joined(parts).iter().map(|part| read(backend, *part)).collect::<Result<Vec<_>>>()?.concat())
     };
     let sends = sends.iter().map(&mut message).collect::<Result<Vec<_>>>()?;
     let bytes = |parts: &Vec<Buffer>| parts.iter().map(|part| part.bytes()).sum::<usize>();
@@ -141,13 +135,26 @@ pub(crate) fn exchange_parts<B: Backend + ?Sized>(
     group.exchange(&sends.iter().map(Vec::as_slice).collect::<Vec<_>>(), &mut received)?;
     for (message, parts) in received.iter().zip(receives) {
         let mut rest = message.as_slice();
-        for part in parts {
+        for part in joined(parts) {
             let (bytes, behind) = rest.split_at(part.bytes());
-            backend.upload(bytes, *part);
+            backend.upload(bytes, part);
             rest = behind;
         }
     }
     Ok(())
+}
+
+/// Buffers of which each that follows the one before it in memory is a part of that one.
+fn joined(parts: &[Buffer]) -> Vec<Buffer> {
+    let mut all: Vec<Buffer> = Vec::with_capacity(parts.len());
+    for part in parts {
+        let follows = |last: &Buffer| Buffer { offset: last.offset + last.bytes(), len: part.len, ..*last } == *part;
+        match all.last_mut().filter(|last| follows(last)) {
+            Some(last) => last.len += part.len,
+            None => all.push(*part),
+        }
+    }
+    all
 }
 
 fn read<B: Backend + ?Sized>(backend: &mut B, buffer: Buffer) -> Result<Vec<u8>> {

@@ -11,6 +11,10 @@ pub struct Dropout {
     pub key: [u32; 2],
     /// An element is dropped where its hash is below; `probability 2^32`.
     pub threshold: u32,
+    /// The place of a buffer's first element.
+    pub first: usize,
+    /// Elements of the buffer's rows, and of the rows that they are parts of: a row begins so many places behind the one before.
+    pub columns: [usize; 2],
 }
 
 impl Dropout {
@@ -20,7 +24,18 @@ impl Dropout {
             finalise(finalise(key ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15))
         });
         let threshold = (f64::from(probability) * 4_294_967_296.0) as u32;
-        Dropout { key: [key as u32, (key >> 32) as u32], threshold }
+        Dropout { key: [key as u32, (key >> 32) as u32], threshold, first: 0, columns: [1; 2] }
+    }
+
+    /// The places of an element of a buffer and of those that follow it there: the first one, and of how many they are consecutive.
+    #[inline(always)]
+    pub(crate) fn run(self, element: usize) -> (usize, usize) {
+        let [own, whole] = self.columns;
+        if own == whole {
+            return (self.first + element, usize::MAX);
+        }
+        let (row, column) = (element / own, element % own);
+        (self.first + row * whole + column, own - column)
     }
 
     /// Whether the element at a place is dropped.
@@ -56,6 +71,18 @@ mod tests {
                 let dropped = count(&mask(probability, &[seed, 3, 0, 7]));
                 assert!((dropped - n * p).abs() <= 5.0 * (n * p * (1.0 - p)).sqrt(), "{probability} {seed}: {dropped}");
             }
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_tensor_has_the_mask_of_its_places_in_the_whole() {
+        let whole = Dropout::new(0.5, &[3]);
+        // Columns 4 to 7 of rows of 12, from the third row on.
+        let part = Dropout { first: 2 * 12 + 4, columns: [3, 12], ..whole };
+        let places: Vec<usize> = (2..6).flat_map(|row| (4..7).map(move |column| row * 12 + column)).collect();
+        for (element, &place) in places.iter().enumerate() {
+            assert_eq!(part.run(element), (place, 3 - element % 3));
+            assert_eq!(Dropout { first: 7, ..whole }.run(element), (7 + element, usize::MAX));
         }
     }
 

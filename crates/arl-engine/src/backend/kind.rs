@@ -68,6 +68,14 @@ impl DeviceKind {
         }
     }
 
+    /// Bytes of [`Pool::Exchange`](super::Pool) on each of so many ranks with such a device.
+    pub(crate) fn exchange_bytes(self, ranks: usize) -> usize {
+        match self {
+            DeviceKind::Cpu => 0,
+            DeviceKind::Cuda => cuda::comm::exchange_bytes(ranks),
+        }
+    }
+
     /// Bytes that the device's leaves need for themselves, over matrices of at most so many columns and micro-batches
     /// of at most so many tokens; its libraries' included.
     pub(crate) fn own_bytes(self, columns: usize, tokens: usize) -> usize {

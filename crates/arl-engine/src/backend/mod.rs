@@ -18,6 +18,7 @@ mod delta;
 mod dropout;
 pub mod gates;
 mod kind;
+mod low_rank;
 mod operations;
 pub mod plan;
 pub mod profile;
@@ -31,6 +32,7 @@ pub use self::cuda::attention_library_scratch;
 pub use self::delta::{CausalConv, DeltaHeads, DeltaRule, GatedDelta, GatedNorm};
 pub use self::dropout::Dropout;
 pub use self::kind::DeviceKind;
+pub use self::low_rank::{LowRankFactor, LowRankMatmul, Product};
 pub use self::operations::{
     AdamW, Angles, Attention, AttentionLibrary, CrossEntropy, GroupedMatmul, Heads, Layout, Matmul, NormRope,
     NormWeight, Permutation, Router, Sequences, join_master, split_master,
@@ -168,6 +170,11 @@ pub trait Backend: DeltaRule + gates::Gates + Vision + comm::Collectives + Send 
 
     /// A matrix product with weights in NF4.
     fn matmul_nf4(&mut self, op: &Nf4Matmul<'_>);
+
+    /// A matrix product with weights, and what adapters add to it.
+    fn matmul_low_rank(&mut self, op: &LowRankMatmul<'_>) {
+        low_rank::apart(self, op);
+    }
 
     /// The matrix products of all experts.
     fn grouped_matmul(&mut self, op: &GroupedMatmul);

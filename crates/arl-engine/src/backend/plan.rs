@@ -100,6 +100,7 @@ impl Backend for PlanBackend {
         dequantize(weights: &Nf4Weights, first: usize, out: Buffer);
         matmul(op: &Matmul);
         matmul_nf4(op: &Nf4Matmul<'_>);
+        matmul_low_rank(op: &LowRankMatmul<'_>);
         grouped_matmul(op: &GroupedMatmul);
         sum_rows(x: Rows, rows: usize, columns: usize, out: Buffer);
         embedding(ids: Buffer, table: Buffer, width: usize, out: Buffer);
@@ -164,6 +165,10 @@ impl comm::Collectives for PlanBackend {
         Ok(())
     }
 
+    fn join_groups(&mut self, _group: &dyn Group, _groups: &[Vec<usize>]) -> Result<()> {
+        Ok(())
+    }
+
     fn exchange_sum(&mut self, _group: &dyn Group, _parts: &[Buffer], _sum: Buffer) -> Result<()> {
         self.leaves += 1;
         Ok(())
@@ -176,6 +181,16 @@ impl comm::Collectives for PlanBackend {
         _own: &[comm::Part],
         _all: &[Vec<comm::Part>],
     ) -> Result<()> {
+        self.leaves += 1;
+        Ok(())
+    }
+
+    fn gather(&mut self, _group: &dyn Group, _own: Buffer, _all: Buffer) -> Result<()> {
+        self.leaves += 1;
+        Ok(())
+    }
+
+    fn exchange(&mut self, _group: &dyn Group, _sends: &[Vec<Buffer>], _receives: &[Vec<Buffer>]) -> Result<()> {
         self.leaves += 1;
         Ok(())
     }

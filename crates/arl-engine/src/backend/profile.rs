@@ -310,6 +310,16 @@ impl<B: Backend + ?Sized> Backend for ProfileBackend<B> {
         self.measure(name, flops, bytes, |inner| inner.matmul_nf4(op));
     }
 
+    fn matmul_low_rank(&mut self, op: &LowRankMatmul<'_>) {
+        let Matmul { layout, m, n, k, .. } = op.product.shape();
+        let name = || format!("matmul_low_rank {layout:?} m={m} n={n} k={k} rank={}", op.rank);
+        let factors = op.projections.iter().chain(op.additions);
+        let added: usize = factors.map(|part| part.columns.len() * part.low.len()).sum();
+        let flops = 2.0 * m as f64 * (n * k + added) as f64;
+        let bytes = matmul_bytes(&op.product.shape());
+        self.measure(name, flops, bytes, |inner| inner.matmul_low_rank(op));
+    }
+
     fn grouped_matmul(&mut self, op: &GroupedMatmul) {
         let name = || format!("grouped_matmul {:?} rows={} n={} k={}", op.layout, op.rows, op.n, op.k);
         let flops = 2.0 * op.rows as f64 * op.n as f64 * op.k as f64;

@@ -276,11 +276,15 @@ impl Attention {
 
     /// f32 elements of the scratch of attention's backward pass.
     fn scratch(&self, kind: DeviceKind, library: bool, run: &Run) -> usize {
-        let Shared { tensor_tokens: tokens, sequences, .. } = run.inputs.shared;
+        let (Shared { tensor_tokens, .. }, ranks) = (run.inputs.shared, run.inputs.shared.contexts());
+        // Ranks that exchange tokens for heads.
+        let Heads { query, key_value, dim } = self.heads;
+        let heads = Heads { query: query / ranks, key_value: key_value / ranks, dim };
+        let tokens = ranks * tensor_tokens;
         if library {
-            attention_library_scratch(self.heads, tokens, sequences.count)
+            attention_library_scratch(heads, tokens, run.inputs.most_sequences())
         } else {
-            kind.attention_scratch(self.heads, tokens)
+            kind.attention_scratch(heads, tokens)
         }
     }
 

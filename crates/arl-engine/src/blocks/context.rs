@@ -3,7 +3,7 @@
 use arl_model::Error;
 
 use super::low_rank::LowRankDropout;
-use crate::backend::{Backend, Buffer, DType, Layout, Matmul, Nf4Matmul, Nf4Weights, NormWeight, Rows};
+use crate::backend::{Backend, Buffer, DType, Layout, Matmul, Nf4Matmul, Nf4Weights, NormWeight, Product, Rows};
 use crate::batch::{BatchSize, Inputs};
 use crate::mesh::Place;
 use crate::options::Recompute;
@@ -94,17 +94,36 @@ impl<B: Backend + ?Sized> Context<'_, B> {
     pub(crate) fn multiply(
         &mut self,
         layout: Layout,
-        [m, n, k]: [usize; 3],
+        size: [usize; 3],
         a: Rows,
         weight: Param,
         c: Rows,
         accumulate: bool,
         bias: Option<Buffer>,
     ) {
+        self.with_product(layout, size, a, weight, c, accumulate, bias, |backend, product| match product {
+            Product::Plain(product) => backend.matmul(&product),
+            Product::Nf4(product) => backend.matmul_nf4(&product),
+        });
+    }
+
+    /// Has `compute` do [`Context::multiply`]'s product.
+    #[allow(clippy::too_many_arguments, reason = "the arguments of BLAS")]
+    pub(super) fn with_product(
+        &mut self,
+        layout: Layout,
+        [m, n, k]: [usize; 3],
+        a: Rows,
+        weight: Param,
+        c: Rows,
+        accumulate: bool,
+        bias: Option<Buffer>,
+        compute: impl FnOnce(&mut B, Product<'_>),
+    ) {
         let (rows, columns) = if layout == Layout::Nt { (n, k) } else { (k, n) };
         let Some(store) = self.store.quantized.filter(|_| weight.quantized) else {
             let b = Rows { buffer: self.store.weight(weight), stride: columns };
-            return self.backend.matmul(&Matmul { layout, m, n, k, a, b, c, accumulate, bias });
+            return compute(self.backend, Product::Plain(Matmul { layout, m, n, k, a, b, c, accumulate, bias }));
         };
         let parts = self.quantized.parts(&store, weight);
         let weights: Vec<Nf4Weights> = parts.into_iter().map(|(_, part)| part).collect();
@@ -112,7 +131,8 @@ impl<B: Backend + ?Sized> Context<'_, B> {
         let (dtype, tile) = (self.dtype, self.quantized.kind.nf4_tile(self.dtype, rows, columns));
         let tile = self.workspace(dtype, tile);
         let weights = weights.as_slice();
-        self.backend.matmul_nf4(&Nf4Matmul { layout, m, n, k, a, weights, dtype, c, accumulate, bias, tile });
+        let product = Nf4Matmul { layout, m, n, k, a, weights, dtype, c, accumulate, bias, tile };
+        compute(self.backend, Product::Nf4(product));
         self.arena.release(top);
     }
 

@@ -12,7 +12,6 @@ use super::linear::{Linear, packed};
 use super::low_rank::Adapters;
 use super::tensor_parallel::{all_tokens, gathered_len};
 use crate::backend::{Backend, Buffer, CausalConv, DType, DeltaHeads, GatedDelta, GatedNorm, Rows};
-use crate::batch::Shared;
 use crate::options::Recompute;
 use crate::placement::{Param, Placement};
 
@@ -68,20 +67,20 @@ impl Delta {
     ) -> Self {
         let block = Block::Delta(layer);
         let adapter = |projection, columns| (placement.adapter(block, projection), columns);
-        let (values, heads) = (delta.value_columns(), delta.linear_num_value_heads);
         let all = DeltaHeads::from(delta);
+        let own = DeltaHeads { key: all.key / ranks, value: all.value / ranks, ..all };
         Delta {
-            heads: DeltaHeads { key: all.key / ranks, value: all.value / ranks, ..all },
+            heads: own,
             hidden: config.hidden_size,
             ranks,
             taps: delta.linear_conv_kernel_dim,
             epsilon: config.rms_norm_eps as f32,
             input: Linear {
                 adapters: Adapters::new(&[
-                    adapter(Projection::InProjQkv, delta.channels()),
-                    adapter(Projection::InProjZ, values),
-                    adapter(Projection::InProjB, heads),
-                    adapter(Projection::InProjA, heads),
+                    adapter(Projection::InProjQkv, own.channels()),
+                    adapter(Projection::InProjZ, own.value_columns()),
+                    adapter(Projection::InProjB, own.value),
+                    adapter(Projection::InProjA, own.value),
                 ]),
                 ..Linear::new(placement.span(block, Role::InProjQkv, Role::InProjA).unwrap_or_default())
             },
@@ -205,7 +204,7 @@ impl Delta {
         d_x: Buffer,
         d_input: Buffer,
     ) {
-        let Shared { tensor_tokens: t, sequences, .. } = run.inputs.shared;
+        let t = run.inputs.shared.tensor_tokens;
         let top = cx.arena.mark();
         // [T, V]: of what the norm gives, then of what the rule gives.
         let d = cx.workspace(cx.dtype, t * self.heads.value_columns());
@@ -217,7 +216,7 @@ impl Delta {
         if run.inputs.shared.contexts() > 1 {
             self.exchanged_backward(cx, at, run, d, [d_a_log, d_dt_bias, d_conv]);
         } else {
-            let scratch = GatedDelta::backward_scratch(cx.backend.kind(), self.heads, t, sequences.count);
+            let scratch = GatedDelta::backward_scratch(cx.backend.kind(), self.heads, t, run.inputs.most_sequences());
             let scratch = cx.workspace(DType::F32, scratch);
             cx.backend.gated_delta_backward(&self.op(cx, at, run, scratch), d, d_a_log, d_dt_bias);
             cx.backend.causal_conv_backward(&self.conv(cx, at, run), at.qkv, d_conv);
@@ -228,8 +227,8 @@ impl Delta {
     }
 
     fn forward_scratch<B: Backend + ?Sized>(&self, cx: &Context<'_, B>, run: &Run) -> usize {
-        let Shared { tensor_tokens, sequences, .. } = run.inputs.shared;
-        GatedDelta::forward_scratch(cx.backend.kind(), self.heads, tensor_tokens, sequences.count)
+        let tokens = run.inputs.shared.tensor_tokens;
+        GatedDelta::forward_scratch(cx.backend.kind(), self.heads, tokens, run.inputs.most_sequences())
     }
 
     /// Runs a forward leaf of the rule with so many elements of scratch.

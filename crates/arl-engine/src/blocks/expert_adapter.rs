@@ -12,6 +12,15 @@ pub(super) struct Sorted {
     /// i32 `[experts + 1]`.
     pub(super) offsets: Buffer,
     pub(super) rows: usize,
+    /// Most of them: what rows need is taken for so many, as a plan does not know how many come.
+    pub(super) room: usize,
+}
+
+impl Sorted {
+    /// Workspace for the rows that there are, each of so many elements.
+    fn workspace<B: Backend + ?Sized>(self, cx: &mut Context<'_, B>, width: usize) -> Buffer {
+        cx.workspace(cx.dtype, self.room * width).slice(0, self.rows * width)
+    }
 }
 
 /// The adapters of one product: `out[rows e] += factor x[rows e] A_e^T B_e^T`.
@@ -23,9 +32,10 @@ impl ExpertAdapter {
     pub(super) fn forward<B: Backend + ?Sized>(self, cx: &mut Context<'_, B>, sorted: Sorted, x: Buffer, out: Buffer) {
         let top = cx.arena.mark();
         let low = self.project(cx, sorted, x);
-        let added = cx.workspace(out.dtype, out.len);
+        let n = out.len / sorted.rows;
+        let added = sorted.workspace(cx, n);
         let b = cx.store.weight(self.0.b);
-        product(cx, sorted, Layout::Nt, low, (b, self.0.rank), (added, out.len / sorted.rows));
+        product(cx, sorted, Layout::Nt, low, (b, self.0.rank), (added, n));
         cx.backend.add(out, added);
         cx.arena.release(top);
     }
@@ -46,15 +56,15 @@ impl ExpertAdapter {
         if let Some(d_b) = cx.store.gradient(b) {
             product(cx, sorted, Layout::Tn, (d_out, n), low, (d_b, rank));
         }
-        let d_product = cx.workspace(cx.dtype, sorted.rows * rank);
+        let d_product = sorted.workspace(cx, rank);
         let weight = cx.store.weight(b);
         product(cx, sorted, Layout::Nn, (d_out, n), (weight, rank), (d_product, rank));
-        let d_low = cx.workspace(cx.dtype, d_product.len);
+        let d_low = sorted.workspace(cx, rank);
         cx.backend.scale(d_product, factor, None, d_low);
         if let Some(d_a) = cx.store.gradient(a) {
             product(cx, sorted, Layout::Tn, (d_low, rank), (x, k), (d_a, k));
         }
-        let added = cx.workspace(d_x.dtype, d_x.len);
+        let added = sorted.workspace(cx, k);
         let weight = cx.store.weight(a);
         product(cx, sorted, Layout::Nn, (d_low, rank), (weight, k), (added, k));
         cx.backend.add(d_x, added);
@@ -64,7 +74,7 @@ impl ExpertAdapter {
     /// `factor x A^T`, `[rows, rank]`.
     fn project<B: Backend + ?Sized>(self, cx: &mut Context<'_, B>, sorted: Sorted, x: Buffer) -> (Buffer, usize) {
         let AdapterPlace { a, rank, factor, .. } = self.0;
-        let (low, scaled) = (cx.workspace(cx.dtype, sorted.rows * rank), cx.workspace(cx.dtype, sorted.rows * rank));
+        let [low, scaled] = [(); 2].map(|()| sorted.workspace(cx, rank));
         let (k, weight) = (x.len / sorted.rows, cx.store.weight(a));
         product(cx, sorted, Layout::Nt, (x, k), (weight, k), (low, rank));
         cx.backend.scale(low, factor, None, scaled);

@@ -11,7 +11,7 @@ use super::expert_adapter::Sorted;
 use super::experts::{Buffers, Experts, Rows};
 use super::routes::{Round, Routes, part};
 use crate::backend::comm::EXCHANGED;
-use crate::backend::{Backend, Buffer, DType};
+use crate::backend::{Backend, Buffer, DType, DeviceKind};
 use crate::mesh::{Axis, Place};
 use crate::options::Recompute;
 
@@ -84,7 +84,7 @@ impl Experts {
         if first {
             cx.all_gather(Axis::Expert, at.permutation.offsets, divided.offsets);
         }
-        let routes = self.routes(cx, at, divided);
+        let routes = self.routes(cx, at, divided, first);
         let top = cx.arena.mark();
         let results = cx.workspace(cx.dtype, at.routed.len);
         let offsets = cx.workspace(DType::I32, routes.own + 1);
@@ -109,7 +109,7 @@ impl Experts {
         divided: Divided,
         routed: Buffer,
     ) {
-        let routes = self.routes(cx, at, divided);
+        let routes = self.routes(cx, at, divided, false);
         let top = cx.arena.mark();
         let offsets = cx.workspace(DType::I32, routes.own + 1);
         if routes.rounds() == 1 {
@@ -132,7 +132,7 @@ impl Experts {
         input: Buffer,
         d_rows: Buffer,
     ) {
-        let routes = self.routes(cx, at, divided);
+        let routes = self.routes(cx, at, divided, false);
         let top = cx.arena.mark();
         let d_received = cx.workspace(cx.dtype, at.routed.len);
         let d_act = cx.workspace(cx.dtype, at.act.len);
@@ -183,13 +183,25 @@ impl Experts {
         self.backward_divided(cx, at, divided, at.out, at.out);
     }
 
-    /// Who sends what. Nothing is sent once an exchange has failed; in a dry run all experts get equally many rows.
-    fn routes<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, at: &Buffers, divided: Divided) -> Routes {
+    /// Who sends what. Nothing is sent once an exchange has failed; in a dry run all experts get equally many rows. The host waits
+    /// for the device to know it, and so asks once in a micro-batch, the `first` time.
+    fn routes<B: Backend + ?Sized>(
+        &self,
+        cx: &mut Context<'_, B>,
+        at: &Buffers,
+        divided: Divided,
+        first: bool,
+    ) -> Routes {
         let Room { division: Division { ranks, rank, own }, capacity, .. } = divided.room;
-        if cx.ranks.is_none() {
+        let Some(all) = cx.ranks.as_deref_mut() else {
             let rows = at.out.len / self.hidden;
             let even: Vec<usize> = (0..=self.experts).map(|expert| rows * expert / self.experts).collect();
             return Routes { rank, own, offsets: vec![even; ranks], capacity };
+        };
+        // Each layer has a place of its own for its offsets.
+        let key = divided.offsets.offset;
+        if let Some(offsets) = all.routes.get(&key).filter(|_| !first && cx.failure.is_none()) {
+            return Routes { rank, own, offsets: offsets.clone(), capacity };
         }
         let mut offsets = vec![0_i32; divided.offsets.len];
         if cx.failure.is_none()
@@ -198,7 +210,8 @@ impl Experts {
             *cx.failure = Some(error);
         }
         let of_rank = |offsets: &[i32]| offsets.iter().map(|&row| row as usize).collect();
-        let offsets = offsets.chunks_exact(divided.offsets.len / ranks).map(of_rank).collect();
+        let offsets: Vec<Vec<usize>> = offsets.chunks_exact(divided.offsets.len / ranks).map(of_rank).collect();
+        all.routes.insert(key, offsets.clone());
         Routes { rank, own, offsets, capacity }
     }
 
@@ -214,7 +227,7 @@ impl Experts {
         cx.backend.upload(bytemuck::cast_slice(&round.offsets), offsets);
         let part = |buffer: Buffer, width: usize| buffer.slice(0, rows * width);
         (rows > 0).then(|| Rows {
-            sorted: Sorted { experts: offsets.len - 1, offsets, rows },
+            sorted: Sorted { experts: offsets.len - 1, offsets, rows, room: at.routed.len / self.hidden },
             routed: part(at.routed, self.hidden),
             gate_up: part(at.gate_up, 2 * self.width),
             act: part(at.act, self.width),
@@ -231,8 +244,8 @@ impl Experts {
         self.exchange(cx, round.longest, (received, &round.receives), (rows, &round.sends));
     }
 
-    /// Exchanges rows of the hidden size, by rank; no message has more than `longest`. They travel through host memory, some at a
-    /// time.
+    /// Exchanges rows of the hidden size, by rank; no message has more than `longest`. Where they travel through host memory, some at
+    /// a time.
     fn exchange<B: Backend + ?Sized>(
         &self,
         cx: &mut Context<'_, B>,
@@ -241,7 +254,10 @@ impl Experts {
         (to, receives): (Buffer, &[Vec<Range<usize>>]),
     ) {
         let h = self.hidden;
-        let step = (4 * EXCHANGED / (h * from.dtype.bytes())).max(1);
+        let step = match cx.backend.kind() {
+            DeviceKind::Cpu => (4 * EXCHANGED / (h * from.dtype.bytes())).max(1),
+            DeviceKind::Cuda => longest.max(1),
+        };
         for start in (0..longest).step_by(step) {
             let parts = |buffer: Buffer, rows: &[Range<usize>]| -> Vec<Buffer> {
                 part(rows, start, step).into_iter().map(|rows| buffer.slice(rows.start * h, rows.len() * h)).collect()

@@ -185,7 +185,7 @@ impl Experts {
     /// The rows of a rank that has all experts.
     fn all_rows(&self, at: &Buffers) -> Rows {
         let Permutation { offsets, pairs, .. } = at.permutation;
-        let sorted = Sorted { experts: self.experts, offsets, rows: pairs.len };
+        let sorted = Sorted { experts: self.experts, offsets, rows: pairs.len, room: pairs.len };
         Rows { sorted, routed: at.routed, gate_up: at.gate_up, act: at.act }
     }
 
@@ -338,8 +338,8 @@ impl Experts {
             cx.backend.router_backward(&op, d_weights, balance.filter(|_| counted), d_logits);
         }
         self.router.backward_weight(cx, packed(d_logits, t), input, t, !run.first);
-        self.router.backward_input(cx, packed(d_logits, t), d_input, t, true);
-        self.router.adapters.backward(cx, packed(d_logits, t), input, at.low, d_input, t, !run.first);
+        let router = Some((&self.router, true));
+        self.router.adapters.backward(cx, router, packed(d_logits, t), input, at.low, d_input, t, !run.first);
         cx.arena.release(top);
         if let Some((shared, at)) = self.shared(at) {
             shared.backward(cx, at, input, run, d_x, d_input);

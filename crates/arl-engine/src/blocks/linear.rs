@@ -43,15 +43,20 @@ impl Linear {
         m: usize,
     ) {
         let bias = self.bias.map(|bias| cx.store.weight(bias));
-        self.multiply(cx, x, bias, out, m);
-        self.adapters.forward(cx, x, out, low, m);
+        self.adapters.forward(cx, &self, x, bias, out, low, m);
+        self.rescale(cx, out, m);
+    }
+
+    /// Scales `out[m, n]`, which is complete otherwise, by the magnitudes of the adapters that have some.
+    pub(super) fn rescale<B: Backend + ?Sized>(self, cx: &mut Context<'_, B>, out: Buffer, m: usize) {
         if self.adapters.has_magnitudes() {
+            let bias = self.bias.map(|bias| cx.store.weight(bias));
             self.adapters.scale(cx, self.weight, bias, Product { rows: packed(out, m), m });
         }
     }
 
     /// `out[m, n] = x[m, k] weight[n, k]^T + bias`.
-    fn multiply<B: Backend + ?Sized>(
+    pub(super) fn multiply<B: Backend + ?Sized>(
         self,
         cx: &mut Context<'_, B>,
         x: Buffer,
@@ -79,10 +84,7 @@ impl Linear {
         self.backward_weight(cx, d_out, x, m, accumulate);
         let top = cx.arena.mark();
         let d_out = if self.adapters.has_magnitudes() { self.unscaled(cx, d_out, x, low, m) } else { d_out };
-        if d_x.len > 0 {
-            self.backward_input(cx, d_out, d_x, m, false);
-        }
-        self.adapters.backward(cx, d_out, x, low, d_x, m, accumulate);
+        self.adapters.backward(cx, Some((&self, false)), d_out, x, low, d_x, m, accumulate);
         cx.arena.release(top);
     }
 
@@ -118,10 +120,7 @@ impl Linear {
         self.backward_weight(cx, d_out, x, m, accumulate);
         let top = cx.arena.mark();
         let d_out = if self.adapters.has_magnitudes() { self.unscaled(cx, d_out, x, low, m) } else { d_out };
-        if d_x.len > 0 {
-            self.backward_input(cx, d_out, d_x, m, true);
-        }
-        self.adapters.backward(cx, d_out, x, low, d_x, m, accumulate);
+        self.adapters.backward(cx, Some((&self, true)), d_out, x, low, d_x, m, accumulate);
         cx.arena.release(top);
     }
 

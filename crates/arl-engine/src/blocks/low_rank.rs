@@ -2,7 +2,9 @@
 //! `t = factor drop(x) A^T`, of `rank` columns, is kept from the forward pass for the backward pass.
 
 use super::Context;
-use crate::backend::{Backend, Buffer, Dropout, Layout, Matmul, Rows};
+use super::linear::{Linear, packed};
+use crate::backend::{Backend, Buffer, Dropout, Layout, LowRankFactor, LowRankMatmul, Matmul, Rows};
+use crate::mesh::Axis;
 use crate::placement::{AdapterPlace, Param};
 
 /// Most layers that one product computes: the four of the delta rule's input.
@@ -14,12 +16,22 @@ pub(crate) struct LowRankDropout {
     pub(crate) probability: f32,
     /// Seed, step and micro-batch.
     pub(crate) words: [u64; 3],
+    /// In the micro-batch, the first token that this rank has, and the first that ranks along [`Axis::Tensor`] have.
+    pub(crate) first: [usize; 2],
 }
 
 impl LowRankDropout {
-    fn of(self, adapter: &Adapter) -> Dropout {
+    /// Of an adapter's input with so many columns: where ranks divide tokens or columns, the mask of what this one has.
+    fn of(self, adapter: &Adapter, own: usize, (ranks, rank): (usize, usize)) -> Dropout {
         let [seed, step, micro_batch] = self.words;
-        Dropout::new(self.probability, &[seed, step, micro_batch, u64::from(adapter.place.number)])
+        let AdapterPlace { a, b, number, .. } = adapter.place;
+        let [cuts_columns, cuts_rows] = [a, b].map(|param| param.axis == Axis::SameTensor);
+        let whole = if cuts_columns { ranks * own } else { own };
+        // What ranks divide between products has the tokens of all of them.
+        let token = self.first[usize::from(cuts_columns || cuts_rows)];
+        let first = token * whole + if cuts_columns { rank * own } else { 0 };
+        let mask = Dropout::new(self.probability, &[seed, step, micro_batch, u64::from(number)]);
+        Dropout { first, columns: [own, whole], ..mask }
     }
 
     /// What is left is as large on average.
@@ -96,18 +108,42 @@ impl Adapters {
         self.0.iter().flatten().map(|adapter| adapter.place.rank).sum()
     }
 
-    /// Adds to `out[m, n]` what the adapters make of `x[m, k]`, and leaves `t` in `low`, of `m * rank` elements.
-    pub(crate) fn forward<B: Backend + ?Sized>(
+    /// The adapters as one group, where they are: then a device may compute them together with the product.
+    fn together(&self, dropout: bool) -> Option<Group> {
+        let mut groups = self.groups(dropout);
+        groups.pop().filter(|_| groups.is_empty() && !dropout)
+    }
+
+    /// `out[m, n] = x[m, k] weight[n, k]^T + bias` and what the adapters add; leaves `t` in `low`, of `m * rank` elements.
+    #[allow(clippy::too_many_arguments, reason = "what a layer has")]
+    pub(super) fn forward<B: Backend + ?Sized>(
         self,
         cx: &mut Context<'_, B>,
+        product: &Linear,
         x: Buffer,
+        bias: Option<Buffer>,
         out: Buffer,
         low: Buffer,
         m: usize,
     ) {
+        let top = cx.arena.mark();
+        if let Some(group) = self.together(cx.dropout.is_some()) {
+            let (down, up) = (group.down(cx), group.up(cx));
+            let scratch = group.scratch(cx, m);
+            let low = group.low(low, m).buffer;
+            let size = [m, out.len / m, x.len / m];
+            let (rank, factor) = (group.rank, group.factor());
+            let (x, out) = (packed(x, m), packed(out, m));
+            cx.with_product(Layout::Nt, size, x, product.weight, out, false, bias, |backend, product| {
+                let (projections, additions) = (down.as_slice(), up.as_slice());
+                backend.matmul_low_rank(&LowRankMatmul { product, projections, low, rank, factor, scratch, additions });
+            });
+            return cx.arena.release(top);
+        }
+        product.multiply(cx, x, bias, out, m);
         for group in self.groups(cx.dropout.is_some()) {
             let top = cx.arena.mark();
-            let input = group.input(cx, x);
+            let input = group.input(cx, x, m);
             let low = group.project(cx, input, low, m);
             group.add(cx, low, out, m);
             cx.arena.release(top);
@@ -121,12 +157,14 @@ impl Adapters {
         }
     }
 
-    /// From `d_out[m, n]`, the input `x[m, k]` and `t` the gradients of A and B, assigned or added to, and `d_x[m, k]`, which
-    /// is added to; empty: not wanted.
+    /// From `d_out[m, n]`, the input `x[m, k]` and `t` the gradients of A and B, assigned or added to where `accumulate` says so, and
+    /// `d_x[m, k]`: where there is a `product`, with its part, which is assigned or, where `added`, added to; else what is there is
+    /// added to. Empty: not wanted.
     #[allow(clippy::too_many_arguments, reason = "a layer's backward pass has as many, and what the forward pass left")]
     pub(crate) fn backward<B: Backend + ?Sized>(
         self,
         cx: &mut Context<'_, B>,
+        product: Option<(&Linear, bool)>,
         d_out: Rows,
         x: Buffer,
         low: Buffer,
@@ -134,29 +172,23 @@ impl Adapters {
         m: usize,
         accumulate: bool,
     ) {
+        let product = product.filter(|_| d_x.len > 0);
+        let together =
+            product.and_then(|(product, added)| Some((self.together(cx.dropout.is_some())?, product, added)));
+        if let Some((group, product, added)) = together {
+            let top = cx.arena.mark();
+            let d_low = group.input_gradient_together(cx, product, d_out, d_x, m, added);
+            group.gradients(cx, d_out, x, group.low(low, m), d_low, m, accumulate);
+            return cx.arena.release(top);
+        }
+        if let Some((product, added)) = product {
+            product.backward_input(cx, d_out, d_x, m, added);
+        }
         for group in self.groups(cx.dropout.is_some()) {
             let top = cx.arena.mark();
-            let input = group.input(cx, x);
-            let low = group.low(low, m);
-            let d_product = cx.workspace(cx.dtype, m * group.rank);
-            for (adapter, from) in group.parts() {
-                let AdapterPlace { b, rank, .. } = adapter.place;
-                let d_out = part(d_out, adapter.first);
-                if let Some(d_b) = cx.store.gradient(b) {
-                    let d_b = Rows { buffer: d_b, stride: rank };
-                    let low = part(low, from);
-                    matmul(cx, Layout::Tn, [adapter.columns, rank, m], d_out, low, d_b, accumulate);
-                }
-                let d_product = part(Rows { buffer: d_product, stride: group.rank }, from);
-                let weight = cx.store.weight(b);
-                product(cx, Layout::Nn, [m, rank, adapter.columns], d_out, weight, d_product, false);
-            }
-            let d_low = group.scaled(cx, d_product);
-            let k = x.len / m;
-            if let Some(d_a) = cx.store.gradient(group.a) {
-                let (input, d_a) = (Rows { buffer: input, stride: k }, Rows { buffer: d_a, stride: k });
-                matmul(cx, Layout::Tn, [group.rank, k, m], d_low, input, d_a, accumulate);
-            }
+            let input = group.input(cx, x, m);
+            let d_low = group.d_low(cx, d_out, m);
+            group.gradients(cx, d_out, input, group.low(low, m), d_low, m, accumulate);
             if d_x.len > 0 {
                 group.input_gradient(cx, d_low, d_x, m);
             }
@@ -175,11 +207,101 @@ impl Group {
         })
     }
 
+    /// A, which all of `low` is made with.
+    fn down<B: Backend + ?Sized>(&self, cx: &Context<'_, B>) -> Vec<LowRankFactor> {
+        let weight = cx.store.weight(self.a);
+        vec![LowRankFactor { columns: 0..weight.len / self.rank, low: 0..self.rank, weight }]
+    }
+
+    /// The adapters' Bs, each with its columns of the output.
+    fn up<B: Backend + ?Sized>(&self, cx: &Context<'_, B>) -> Vec<LowRankFactor> {
+        let factor = |(adapter, from): (&Adapter, usize)| LowRankFactor {
+            columns: adapter.first..adapter.first + adapter.columns,
+            low: from..from + adapter.place.rank,
+            weight: cx.store.weight(adapter.place.b),
+        };
+        self.parts().map(factor).collect()
+    }
+
+    fn factor(&self) -> f32 {
+        self.adapters[0].place.factor
+    }
+
+    /// What a product of `m` rows needs for `t` before the factor.
+    fn scratch<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, m: usize) -> Buffer {
+        let len = if self.factor() == 1.0 { 0 } else { m * self.rank };
+        cx.workspace(cx.dtype, len)
+    }
+
+    /// The gradient of `factor x A^T` by that of the output, times the factor, in workspace; `d_x` becomes the gradient of the
+    /// input, or it is added to.
+    fn input_gradient_together<B: Backend + ?Sized>(
+        &self,
+        cx: &mut Context<'_, B>,
+        product: &Linear,
+        d_out: Rows,
+        d_x: Buffer,
+        m: usize,
+        added: bool,
+    ) -> Rows {
+        let (down, up) = (self.down(cx), self.up(cx));
+        let low = cx.workspace(cx.dtype, m * self.rank);
+        let scratch = self.scratch(cx, m);
+        let (rank, factor, k) = (self.rank, self.factor(), d_x.len / m);
+        let (size, d_x) = ([m, k, product.weight.len / k], packed(d_x, m));
+        cx.with_product(Layout::Nn, size, d_out, product.weight, d_x, added, None, |backend, product| {
+            let (projections, additions) = (up.as_slice(), down.as_slice());
+            backend.matmul_low_rank(&LowRankMatmul { product, projections, low, rank, factor, scratch, additions });
+        });
+        Rows { buffer: low, stride: rank }
+    }
+
+    /// As [`Group::input_gradient_together`], without the input's.
+    fn d_low<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, d_out: Rows, m: usize) -> Rows {
+        let d_product = cx.workspace(cx.dtype, m * self.rank);
+        for (adapter, from) in self.parts() {
+            let AdapterPlace { b, rank, .. } = adapter.place;
+            let d_out = part(d_out, adapter.first);
+            let d_product = part(Rows { buffer: d_product, stride: self.rank }, from);
+            let weight = cx.store.weight(b);
+            product(cx, Layout::Nn, [m, rank, adapter.columns], d_out, weight, d_product, false);
+        }
+        self.scaled(cx, d_product)
+    }
+
+    /// The gradients of A and B, assigned or added to.
+    #[allow(clippy::too_many_arguments, reason = "what the passes left")]
+    fn gradients<B: Backend + ?Sized>(
+        &self,
+        cx: &mut Context<'_, B>,
+        d_out: Rows,
+        input: Buffer,
+        low: Rows,
+        d_low: Rows,
+        m: usize,
+        accumulate: bool,
+    ) {
+        for (adapter, from) in self.parts() {
+            let AdapterPlace { b, rank, .. } = adapter.place;
+            if let Some(d_b) = cx.store.gradient(b) {
+                let d_b = Rows { buffer: d_b, stride: rank };
+                let (d_out, low) = (part(d_out, adapter.first), part(low, from));
+                matmul(cx, Layout::Tn, [adapter.columns, rank, m], d_out, low, d_b, accumulate);
+            }
+        }
+        let k = input.len / m;
+        if let Some(d_a) = cx.store.gradient(self.a) {
+            let (input, d_a) = (Rows { buffer: input, stride: k }, Rows { buffer: d_a, stride: k });
+            matmul(cx, Layout::Tn, [self.rank, k, m], d_low, input, d_a, accumulate);
+        }
+    }
+
     /// What A takes: `x`, or in workspace what dropout leaves of it.
-    fn input<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, x: Buffer) -> Buffer {
+    fn input<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, x: Buffer, m: usize) -> Buffer {
         let Some(dropout) = cx.dropout else { return x };
         let dropped = cx.workspace(x.dtype, x.len);
-        cx.backend.scale(x, dropout.factor(), Some(dropout.of(&self.adapters[0])), dropped);
+        let mask = dropout.of(&self.adapters[0], x.len / m, cx.along(Axis::Tensor));
+        cx.backend.scale(x, dropout.factor(), Some(mask), dropped);
         dropped
     }
 
@@ -234,7 +356,8 @@ impl Group {
         let out = Rows { buffer: d_input, stride: k };
         product(cx, Layout::Nn, [m, k, self.rank], d_low, weight, out, false);
         let dropped = cx.workspace(d_x.dtype, d_x.len);
-        cx.backend.scale(d_input, dropout.factor(), Some(dropout.of(&self.adapters[0])), dropped);
+        let mask = dropout.of(&self.adapters[0], k, cx.along(Axis::Tensor));
+        cx.backend.scale(d_input, dropout.factor(), Some(mask), dropped);
         cx.backend.add(d_x, dropped);
     }
 }

@@ -4,6 +4,7 @@
 use super::Context;
 use super::low_rank::Adapters;
 use crate::backend::{Backend, Buffer, DType, Magnitude, Rows};
+use crate::mesh::Axis;
 use crate::placement::{AdapterPlace, Param};
 
 /// Elements of weights in NF4 that are decoded at a time for their norms.
@@ -86,7 +87,8 @@ impl Part {
         Rows { buffer: rows.buffer.slice(self.first, rows.buffer.len - self.first), stride: rows.stride }
     }
 
-    /// f32 `[columns]`, in workspace; `weight` is that of all `n` columns. Weights in NF4 are taken some rows at a time.
+    /// f32 `[columns]`, in workspace; `weight` is that of all `n` columns. Weights in NF4 are taken some rows at a time. Of a layer
+    /// whose own columns ranks divide, whole rows' norms are those of the norms of what each has of them.
     fn norms<B: Backend + ?Sized>(&self, cx: &mut Context<'_, B>, weight: Param, n: usize) -> Buffer {
         let out = cx.workspace(DType::F32, self.columns);
         let k = weight.len / n;
@@ -101,6 +103,9 @@ impl Part {
             cx.backend.magnitude(&Magnitude::Norms { weight, a, b, factor, out });
             cx.arena.release(top);
         }
+        if self.place.a.axis == Axis::SameTensor {
+            join_norms(cx, out);
+        }
         out
     }
 
@@ -109,4 +114,22 @@ impl Part {
         let bias = bias.map(|bias| bias.slice(self.first, self.columns));
         cx.backend.magnitude(&Magnitude::Rescale { x: self.of(out.rows), rows: out.m, magnitude, norms, bias });
     }
+}
+
+/// Makes norms of the columns that each rank along [`Axis::Tensor`] has those of all columns: the norms of rows of norms.
+fn join_norms<B: Backend + ?Sized>(cx: &mut Context<'_, B>, norms: Buffer) {
+    let ((ranks, _), n) = (cx.along(Axis::Tensor), norms.len);
+    let top = cx.arena.mark();
+    let [all, by_row] = [(); 2].map(|()| cx.workspace(DType::F32, ranks * n));
+    let none = cx.workspace(DType::F32, ranks + n);
+    cx.all_gather(Axis::Tensor, norms, all);
+    for rank in 0..ranks {
+        let source = Rows { buffer: all.slice(rank * n, n), stride: 1 };
+        let target = Rows { buffer: by_row.slice(rank, ranks * n - rank), stride: ranks };
+        cx.backend.copy_columns(source, target, n, 1);
+    }
+    cx.backend.zero(none);
+    let (a, b) = (none.slice(0, ranks), none.slice(ranks, n));
+    cx.backend.magnitude(&Magnitude::Norms { weight: by_row, a, b, factor: 0.0, out: norms });
+    cx.arena.release(top);
 }

@@ -90,6 +90,11 @@ impl Mlp {
         self.down.forward_scattered(cx, at.act, run.delta, at.low[1], run.inputs.shared.tensor_tokens);
     }
 
+    /// Whether its output's adapter leaves anything for the backward pass.
+    pub(super) fn output_is_kept(&self) -> bool {
+        self.down.kept() > 0
+    }
+
     /// Computes again what was not kept: the same leaves on the same values.
     pub(super) fn recompute<B: Backend + ?Sized>(
         &self,

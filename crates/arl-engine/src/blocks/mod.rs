@@ -176,6 +176,12 @@ impl Active {
         }
     }
 
+    /// Whether [`Active::output`] leaves anything for the backward pass.
+    pub(crate) fn output_is_kept(&self) -> bool {
+        // The last block of a layer is a feed-forward part.
+        matches!(self, Active::Mlp(mlp, _) if mlp.output_is_kept())
+    }
+
     /// Computes again what was not kept at a level.
     pub(crate) fn recompute<B: Backend + ?Sized>(
         &self,

@@ -20,9 +20,9 @@ pub(super) struct Routes {
 /// What a rank sends, receives and computes at a time.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Round {
-    /// By rank: which of this one's rows it is sent, in their order.
+    /// By rank: which of this one's rows it is sent, in their order: a range for each of its experts that gets any.
     pub(super) sends: Vec<Vec<Range<usize>>>,
-    /// By rank: places in the round of the rows that come from it, in the order in which it sends them.
+    /// By rank: places in the round of the rows that come from it, in the order in which it sends them, and in as many ranges.
     pub(super) receives: Vec<Vec<Range<usize>>>,
     /// `[own + 1]`: where the rows of each of this rank's experts begin in the round.
     pub(super) offsets: Vec<i32>,
@@ -70,10 +70,10 @@ impl Routes {
                 lengths[from] += rows.len();
                 if to == self.rank {
                     round.offsets[expert + 1] += rows.len() as i32;
-                    extend(&mut round.receives[from], place);
+                    round.receives[from].push(place);
                 }
                 if from == self.rank {
-                    extend(&mut round.sends[to], rows);
+                    round.sends[to].push(rows);
                 }
             }
             round.longest = lengths.into_iter().max().unwrap_or(0).max(round.longest);
@@ -105,14 +105,6 @@ impl Routes {
                 || Piece { expert, from, rows: first + low - at..first + high - at, place: low - start..high - start };
             (low < high).then(piece)
         })
-    }
-}
-
-/// Adds a range, to the last one where it follows that.
-fn extend(ranges: &mut Vec<Range<usize>>, next: Range<usize>) {
-    match ranges.last_mut().filter(|last| last.end == next.start) {
-        Some(last) => last.end = next.end,
-        None => ranges.push(next),
     }
 }
 
@@ -183,6 +175,9 @@ mod tests {
                             let rows = other.sends[to].iter().cloned().flatten();
                             let into: Vec<usize> = round.receives[from].iter().cloned().flatten().collect();
                             assert_eq!(into.len(), messages(to, from));
+                            // What goes from device to device is a message for each range.
+                            let lengths = |ranges: &[Range<usize>]| ranges.iter().map(Range::len).collect::<Vec<_>>();
+                            assert_eq!(lengths(&round.receives[from]), lengths(&other.sends[to]));
                             for (place, row) in into.into_iter().zip(rows) {
                                 assert_eq!(places[place].replace((from, row)), None);
                             }

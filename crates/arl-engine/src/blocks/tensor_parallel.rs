@@ -5,7 +5,7 @@
 
 use super::context::Context;
 use super::linear::{Linear, packed};
-use crate::backend::{Backend, Buffer, DType, Layout, Rows};
+use crate::backend::{Backend, Buffer, DType, Rows};
 use crate::mesh::Axis;
 
 /// Elements of a block's input, `own` of which are of this rank's tokens, that one of so many ranks gathers: none where it is
@@ -61,9 +61,10 @@ impl Linear {
         let partial = cx.workspace(DType::F32, ranks * out.len);
         // Once in the sum: every rank has all of the bias.
         let bias = self.bias.filter(|_| rank == 0).map(|bias| cx.store.weight(bias));
-        let size = [m, partial.len / m, x.len / m];
-        cx.multiply(Layout::Nt, size, packed(x, m), self.weight, packed(partial, m), false, bias);
+        // A has this rank's columns: what its adapter adds is partial as well.
+        self.adapters.forward(cx, &self, x, bias, partial, low, m);
         cx.sum_tokens(partial, out);
+        self.rescale(cx, out, m / ranks);
         cx.arena.release(top);
     }
 

@@ -100,8 +100,7 @@ impl<B: Backend + ?Sized> Context<'_, B> {
         self.arena.release(top);
     }
 
-    /// As [`Backend::attention_backward`], of attention over the whole micro-batch. `scratch` is of this rank's tokens and all heads,
-    /// which is as long as that of all tokens and some heads.
+    /// As [`Backend::attention_backward`], of attention over the whole micro-batch. `scratch` is of all tokens and this rank's heads.
     pub(super) fn context_attention_backward(
         &mut self,
         op: &Attention,

@@ -23,9 +23,9 @@ impl Delta {
         let exchanged = self.exchanged(cx, at, run);
         let heads = exchanged.heads;
         cx.backend.causal_conv(&exchanged.conv, at.qkv);
-        let (tokens, sequences) = (exchanged.conv.tokens, exchanged.conv.sequences.count);
+        let tokens = exchanged.conv.tokens;
         let out = cx.workspace(cx.dtype, tokens * heads.value_columns());
-        let scratch = GatedDelta::forward_scratch(cx.backend.kind(), heads, tokens, sequences);
+        let scratch = GatedDelta::forward_scratch(cx.backend.kind(), heads, tokens, run.inputs.most_sequences());
         let scratch = cx.workspace(DType::F32, scratch);
         cx.backend.gated_delta(&self.exchanged_op(cx, at, &exchanged, scratch), out, None);
         cx.heads_for_tokens(out, &[self.values(at.out, run)]);
@@ -47,10 +47,10 @@ impl Delta {
         let exchanged = self.exchanged(cx, at, run);
         let heads = exchanged.heads;
         cx.backend.causal_conv(&exchanged.conv, at.qkv);
-        let (tokens, sequences) = (exchanged.conv.tokens, exchanged.conv.sequences.count);
+        let tokens = exchanged.conv.tokens;
         let d_out = cx.workspace(cx.dtype, tokens * heads.value_columns());
         cx.tokens_for_heads(&[self.values(d, run)], d_out);
-        let scratch = GatedDelta::backward_scratch(cx.backend.kind(), heads, tokens, sequences);
+        let scratch = GatedDelta::backward_scratch(cx.backend.kind(), heads, tokens, run.inputs.most_sequences());
         let scratch = cx.workspace(DType::F32, scratch);
         let op = self.exchanged_op(cx, at, &exchanged, scratch);
         let own = |all: Buffer| of_rank(cx, all, heads.value);

@@ -46,8 +46,10 @@ impl<B: Backend + ?Sized> Engine<B> {
         options: &GenerateOptions,
         on_token: &mut dyn FnMut(usize, i32),
     ) -> Result<Vec<Vec<i32>>> {
-        let result = self.generate_groups(prompts, options, on_token);
-        self.settle_interrupt(result)
+        self.alone("generation", |engine| {
+            let result = engine.generate_groups(prompts, options, on_token);
+            engine.settle_interrupt(result)
+        })
     }
 
     fn generate_groups(
@@ -56,7 +58,6 @@ impl<B: Backend + ?Sized> Engine<B> {
         options: &GenerateOptions,
         on_token: &mut dyn FnMut(usize, i32),
     ) -> Result<Vec<Vec<i32>>> {
-        self.check_undivided("generation")?;
         check(options)?;
         prompts.iter().enumerate().try_for_each(|(i, prompt)| prompt.check(i, &self.model))?;
         let mut out = vec![Vec::new(); prompts.len()];
@@ -144,7 +145,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         backend.upload(bytemuck::cast_slice(&batch.input_ids), run.inputs.ids);
         backend.upload(bytemuck::cast_slice(&angle_rows), run.inputs.angles.rows);
         backend.upload(bytemuck::cast_slice(&batch.cu_seqlens), run.inputs.sequences.cu_seqlens);
-        run.inputs.upload_images(backend, &batch, self.model.tower.as_ref());
+        run.inputs.upload_images(backend, &batch, self.model.tower.as_ref(), &(0..batch.input_ids.len()));
         upload_new(backend, &new, heads, &slots);
         self.parts().see(&run)?;
         self.parts().forward(&run, Some(Generation { caches: &cache.blocks, new: &new }))?;

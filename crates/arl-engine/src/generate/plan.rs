@@ -74,6 +74,7 @@ impl Group {
     pub(super) fn dry_run(&self, model: &Model) -> Result<(Arena, usize)> {
         let (mut dry, tables) = (Arena::new(usize::MAX), Tables::dry(&model.rope));
         let (sequences, mut positions) = (self.range.len(), self.positions);
+        model.take_weights(&mut dry);
         let cache = Cache::take(&mut dry, model, sequences, self.capacity);
         let bottom = dry.mark();
         for part in self.sizes.iter().chain([&PartSize::of_new_tokens(sequences)]) {

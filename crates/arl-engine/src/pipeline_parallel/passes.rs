@@ -6,7 +6,7 @@ use super::passing::{Passed, Passing};
 use super::schedule::{Action, schedule};
 use crate::backend::{Backend, Buffer};
 use crate::batch::{Inputs, MicroBatch};
-use crate::blocks::Run;
+use crate::blocks::{LowRankDropout, Run};
 use crate::engine::Engine;
 use crate::mesh::Axis;
 use crate::options::Recompute;
@@ -27,6 +27,8 @@ pub(crate) struct Rounds<'a> {
     pub(crate) weight: f64,
     /// Most tokens of a slice.
     pub(crate) tokens: usize,
+    /// The number of the step.
+    pub(crate) step: u64,
     pub(crate) sums: Buffer,
 }
 
@@ -81,6 +83,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         let own = rounds.figures.of(m, rounds.stats.len());
         let mut run = self.begin(batch, keep, own);
         (run.loss_scale, run.first) = (self.gradient_scale, true);
+        run.dropout = self.model.dropout(rounds.step, m / rounds.slicing.count, batch.first());
         run.passed = Some(passing.of(&self.model, round, batch.padded().len()));
         Some((run, own))
     }
@@ -115,12 +118,18 @@ impl<B: Backend + ?Sized> Engine<B> {
 
 impl<B: Backend + ?Sized> Step<'_, B> {
     /// What a dry run does of a round besides the pass that the backward pass follows.
-    pub(crate) fn pass_round(&mut self, inputs: Inputs, figures: Figures, passed: Passed) -> Result<()> {
+    pub(crate) fn pass_round(
+        &mut self,
+        inputs: Inputs,
+        figures: Figures,
+        passed: Passed,
+        dropout: Option<LowRankDropout>,
+    ) -> Result<()> {
         let (place, bottom) = (self.model.place, self.arena.mark());
         let stage = place.index(Axis::Pipeline);
         if !place.is_last_stage() {
             let mut run = self.begin(inputs, None, figures);
-            run.passed = Some(passed);
+            (run.passed, run.dropout) = (Some(passed), dropout);
             self.forward_alone(&run)?;
             self.arena.release(bottom);
             self.pass(stage + 1, Some(passed.link), None)?;
@@ -134,6 +143,8 @@ impl<B: Backend + ?Sized> Step<'_, B> {
     /// The forward pass whose output is passed on, and of which nothing else is left.
     pub(crate) fn forward_alone(&mut self, run: &Run) -> Result<()> {
         let top = self.arena.mark();
+        self.use_dropout(run);
+        self.see(run)?;
         self.take_scratch(run);
         self.forward(run, None)?;
         self.arena.release(top);

@@ -19,12 +19,20 @@ pub enum Category {
     Workspace,
     /// Keys and values of earlier tokens, in generation.
     Cache,
+    /// Weights that rank 0 computes alone with, where no rank has all of them.
+    WholeLayers,
 }
 
 impl Category {
     /// All categories, in the order in which a plan lists them.
-    pub const ALL: [Category; 5] =
-        [Category::Inputs, Category::Activations, Category::LogitsChunk, Category::Workspace, Category::Cache];
+    pub const ALL: [Category; 6] = [
+        Category::Inputs,
+        Category::Activations,
+        Category::LogitsChunk,
+        Category::Workspace,
+        Category::Cache,
+        Category::WholeLayers,
+    ];
 
     /// The category's name in a plan.
     pub fn name(self) -> &'static str {
@@ -34,6 +42,7 @@ impl Category {
             Category::LogitsChunk => "logits chunk",
             Category::Workspace => "workspace",
             Category::Cache => "key-value cache",
+            Category::WholeLayers => "whole layers",
         }
     }
 }
@@ -58,7 +67,7 @@ pub(crate) struct Mark {
 impl Arena {
     /// An empty stack over `capacity` bytes; `usize::MAX` for a dry run.
     pub(crate) fn new(capacity: usize) -> Self {
-        Self { used: 0, capacity, current: [0; 5], peak: 0, at_peak: [0; 5] }
+        Self { used: 0, capacity, current: [0; Category::ALL.len()], peak: 0, at_peak: [0; Category::ALL.len()] }
     }
 
     /// `len` elements of `dtype` on top of the stack.
@@ -90,7 +99,7 @@ impl Arena {
 
     /// Empties the stack. The peak stays.
     pub(crate) fn clear(&mut self) {
-        self.release(Mark { used: 0, current: [0; 5] });
+        self.release(Mark { used: 0, current: [0; Category::ALL.len()] });
     }
 
     /// Bytes at the highest point so far.
@@ -123,7 +132,7 @@ mod tests {
         let second = arena.take(Category::Workspace, DType::Bf16, 3);
         assert_eq!((kept.offset, first.offset, second.offset), (0, 64, 64));
         assert_eq!(arena.peak(), 64 + 448);
-        assert_eq!(arena.at_peak(), [0, 64, 448, 0, 0]);
+        assert_eq!(arena.at_peak(), [0, 64, 448, 0, 0, 0]);
     }
 
     #[test]

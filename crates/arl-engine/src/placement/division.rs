@@ -3,10 +3,14 @@
 
 use std::ops::Range;
 
-use arl_model::{Block, Error, ErrorCode, Mixer, Mlp, ModelConfig, Result, Role, Slice, TensorSpec};
+use arl_model::{
+    Block, Error, ErrorCode, Mixer, Mlp, ModelConfig, NF4_BLOCK, Projection, Result, Role, Slice, TensorSpec,
+};
 
 use crate::mesh::{Axis, Place};
 use crate::options::EngineOptions;
+use crate::pipeline_parallel::layers_of_stage;
+use crate::placement::{Placement, Tensor};
 
 impl Place {
     /// The experts of a layer, of so many, that this rank has.
@@ -49,11 +53,32 @@ fn is_cut(role: Role) -> bool {
     let biases = matches!(role, Role::QBias | Role::KBias | Role::VBias);
     let mlp = matches!(role, Role::Gate | Role::Up | Role::Down);
     let projections = matches!(role, Role::InProjQkv | Role::InProjZ | Role::InProjB | Role::InProjA | Role::OutProj);
-    attention || biases || mlp || projections || matches!(role, Role::Conv1d | Role::ALog | Role::DtBias)
+    let adapters = match role {
+        Role::LoraA(projection) => has_columns_cut(projection),
+        Role::LoraB(projection) | Role::LoraMagnitude(projection) => has_rows_cut(projection),
+        _ => false,
+    };
+    let delta = matches!(role, Role::Conv1d | Role::ALog | Role::DtBias);
+    attention || biases || mlp || projections || delta || adapters
+}
+
+/// Whether tensor parallelism cuts the columns of a layer: then it cuts those of its A.
+fn has_columns_cut(projection: Projection) -> bool {
+    matches!(projection, Projection::Output | Projection::Down | Projection::OutProj)
+}
+
+/// Whether it cuts the rows of a layer: then it cuts those of its B, and its magnitudes.
+fn has_rows_cut(projection: Projection) -> bool {
+    use Projection::{Gate, InProjA, InProjB, InProjQkv, InProjZ, Key, Query, Up, Value};
+    matches!(projection, Query | Key | Value | Gate | Up | InProjQkv | InProjZ | InProjB | InProjA)
 }
 
 fn is_expert(role: Role) -> bool {
-    matches!(role, Role::ExpertGate(_) | Role::ExpertUp(_) | Role::ExpertDown(_))
+    let adapted = |projection| matches!(projection, Projection::ExpertsGateUp | Projection::ExpertsDown);
+    match role {
+        Role::LoraA(projection) | Role::LoraB(projection) => adapted(projection),
+        role => matches!(role, Role::ExpertGate(_) | Role::ExpertUp(_) | Role::ExpertDown(_)),
+    }
 }
 
 /// Refuses a mesh that does not divide a model evenly, and what cannot be had together with one.
@@ -82,16 +107,25 @@ pub(crate) fn check(config: &ModelConfig, options: &EngineOptions) -> Result<()>
     if options.zero > 2 && mesh.pp > 1 {
         return alone("zero 3", "set zero to 2: each micro-batch would gather the weights of its stage again");
     }
-    if options.lora.is_some() {
-        return alone("adapters", "divide micro-batches alone: dp_size, with zero 2 or 3");
-    }
-    if options.load_in_4bit.is_some() {
-        return alone("weights in 4 bits", "divide micro-batches alone: dp_size, with zero 2 or 3");
-    }
-    if config.vision.is_some() && mesh.pp > 1 {
-        return alone("a vision tower", "set pp_size to 1");
-    }
     Ok(())
+}
+
+/// Refuses to cut blocks of weights in 4 bits: they are quantized as one rank does it.
+pub(crate) fn check_blocks(placement: &Placement) -> Result<()> {
+    let whole = |run: &Range<usize>| run.start.is_multiple_of(NF4_BLOCK) && run.end.is_multiple_of(NF4_BLOCK);
+    let is_cut = |tensor: &&Tensor| {
+        let Tensor { spec, slice, param, .. } = tensor;
+        param.quantized && param.len < spec.elements() && !slice.runs(0..param.len).iter().all(whole)
+    };
+    let Some(Tensor { spec, slice, .. }) = placement.tensors.iter().find(is_cut) else { return Ok(()) };
+    let rows: usize = slice.rows.iter().map(Range::len).sum();
+    let what = format!(
+        "load_in_4bit with tp_size {} gives a rank {rows} x {} of `{}`, which are no whole blocks of {NF4_BLOCK}",
+        placement.place.mesh.tp,
+        slice.columns.len(),
+        spec.name
+    );
+    Err(Error::new(ErrorCode::Config, what).hint("take a smaller tp_size, or leave load_in_4bit out"))
 }
 
 /// Refuses a mesh that does not divide heads, columns, experts or layers evenly.
@@ -127,6 +161,12 @@ fn check_sizes(config: &ModelConfig, options: &EngineOptions) -> Result<()> {
     if mesh.pp > config.layers.len() {
         let what = format!("pp_size is {}, and the model has {} layers", mesh.pp, config.layers.len());
         return refused(what, "each stage has a layer at least");
+    }
+    let added = config.vision.as_ref().map_or(0, |vision| vision.deepstack_visual_indexes.len());
+    let first = layers_of_stage(config, mesh.pp, 0).len();
+    if first < added {
+        let what = format!("pp_size is {}, and the first of its stages has {first} layers", mesh.pp);
+        return refused(what, &format!("rows of images are added to the first {added} layers: take fewer stages"));
     }
     Ok(())
 }

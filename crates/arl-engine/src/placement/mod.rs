@@ -9,6 +9,7 @@ mod freeze;
 pub(crate) mod quantized;
 pub(crate) mod shards;
 pub(crate) mod store;
+pub(crate) mod whole;
 
 use std::collections::HashMap;
 
@@ -225,16 +226,21 @@ impl Placement {
         let table = seeing.into_iter().chain(text);
         let (decayed, others) = table.partition::<Vec<_>, _>(|spec| spec.decay);
         // What different ranks have the same of is apart, so that few buckets are made of it.
-        let (copies, cut) = others.into_iter().partition::<Vec<_>, _>(|spec| place.axis_of(spec.role) == Axis::Stage);
+        let by_axis = |specs: Vec<TensorSpec>| -> Vec<TensorSpec> {
+            let (copies, cut): (Vec<_>, Vec<_>) =
+                specs.into_iter().partition(|spec| place.axis_of(spec.role) == Axis::Stage);
+            copies.into_iter().chain(cut).collect()
+        };
         // Magnitudes apart from the others, so that these are updated together.
         let is_wide = |spec: &TensorSpec| narrow && matches!(spec.role, Role::LoraMagnitude(_));
         let (wide, decayed) = decayed.into_iter().partition::<Vec<_>, _>(is_wide);
-        for specs in [decayed, wide, copies.into_iter().chain(cut).collect()] {
+        for specs in [decayed, by_axis(wide), by_axis(others)] {
             for spec in specs {
                 placement.whole.extend(place.mesh.divides_model().then(|| spec.clone()));
                 let Some(slice) = place.slice(&spec, &of_stage, placement.tied) else { continue };
                 if nf4 && is_linear(&spec) && !spec.trainable {
-                    let param = placement.quantized.place(slice.elements());
+                    let axis = place.axis_of(spec.role);
+                    let param = Param { axis, ..placement.quantized.place(slice.elements()) };
                     placement.add(spec, slice, param);
                 } else {
                     let wide = is_wide(&spec);
@@ -306,16 +312,19 @@ impl Placement {
 
     /// Places the gradients of every trained parameter, and all weights where they are divided, where a cut has them.
     pub(crate) fn cut(&mut self, cut: &Cut) {
-        let move_one = |param: &mut Param| {
+        self.move_params(|param| {
             param.gradient = param.trained.map_or(0, |first| cut.gradient(first));
             param.weight = cut.weights.as_ref().map_or(param.weight, |shards| shards.place(*param));
-        };
+        });
+    }
+
+    fn move_params(&mut self, move_one: impl Fn(&mut Param)) {
         self.tensors.iter_mut().for_each(|tensor| move_one(&mut tensor.param));
-        self.places.values_mut().for_each(move_one);
+        self.places.values_mut().for_each(&move_one);
         for adapter in self.adapters.values_mut() {
             move_one(&mut adapter.a);
             move_one(&mut adapter.b);
-            adapter.magnitude.iter_mut().for_each(move_one);
+            adapter.magnitude.iter_mut().for_each(&move_one);
         }
     }
 

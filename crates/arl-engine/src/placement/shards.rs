@@ -15,7 +15,7 @@ const STEP: usize = ALIGNMENT / 2;
 /// Places for the weights of a layer, of which layer `l` has number `l % slots`, without and with gathers that run while a layer is
 /// computed: the next one's weights then come to a third place, without waiting for the layer before to give up its own. The last
 /// layers of the forward pass are still there when the backward pass begins.
-const WEIGHT_SLOTS: [usize; 2] = [2, 3];
+pub(super) const WEIGHT_SLOTS: [usize; 2] = [2, 3];
 
 /// Places for what is gathered: those of layers, and one for tower, embedding and head.
 pub(crate) const WEIGHT_PLACES: usize = WEIGHT_SLOTS[1] + 1;
@@ -37,7 +37,7 @@ pub(crate) enum Part {
 
 impl Part {
     /// The part that a parameter belongs to.
-    pub(super) fn of(spec: &TensorSpec) -> Self {
+    pub(crate) fn of(spec: &TensorSpec) -> Self {
         match spec.block {
             _ if !spec.decay => Part::Whole,
             Block::Embedding => Part::Embedding,
@@ -121,8 +121,6 @@ pub(crate) struct Shards {
     pub(crate) all: Vec<Shard>,
     /// In the order of the weights' arena. Those in NF4 are none of them.
     frozen: Vec<Frozen>,
-    /// The head is the embedding, which stays in its place from the look-up to the loss.
-    pub(crate) tied: bool,
     /// Places for layers.
     slots: usize,
     place: Place,
@@ -152,7 +150,6 @@ impl Shards {
         let mut shards = Shards {
             all: trained.collect(),
             frozen: Vec::new(),
-            tied: placement.tied,
             slots: WEIGHT_SLOTS[usize::from(cut.overlaps)],
             place: cut.place,
             pieces: 0,
@@ -240,12 +237,12 @@ impl Shards {
 
     /// Whether a part has to be gathered; from now on it counts as held.
     pub(crate) fn claim(&self, held: &mut Held, part: Part) -> bool {
-        self.of(part).next().is_some() && held.claim(part, self.place_of(part))
+        part != Part::Whole && self.of(part).next().is_some() && held.claim(part, self.slots)
     }
 
     /// The number of the place that a part is gathered in.
     pub(crate) fn place_of(&self, part: Part) -> usize {
-        if let Part::Layer(layer) = part { layer % self.slots } else { WEIGHT_PLACES - 1 }
+        place_of(part, self.slots)
     }
 
     /// A parameter's elements in its arena; none: it is in NF4.
@@ -311,14 +308,23 @@ impl Shards {
     }
 }
 
+/// The number of a part's place, where layers have so many; what stays whole has the last one.
+fn place_of(part: Part, slots: usize) -> usize {
+    match part {
+        Part::Layer(layer) => layer % slots,
+        Part::Tower | Part::Embedding | Part::Head => WEIGHT_PLACES - 1,
+        Part::Whole => WEIGHT_PLACES,
+    }
+}
+
 /// Which parts are in their places.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Held([Option<Part>; WEIGHT_PLACES]);
+pub(crate) struct Held([Option<Part>; WEIGHT_PLACES + 1]);
 
 impl Held {
     /// Whether a part has to be gathered. From now on it counts as being in its place, and what was there before does not.
-    fn claim(&mut self, part: Part, place: usize) -> bool {
-        part != Part::Whole && self.0[place].replace(part) != Some(part)
+    pub(super) fn claim(&mut self, part: Part, slots: usize) -> bool {
+        self.0[place_of(part, slots)].replace(part) != Some(part)
     }
 }
 

@@ -47,7 +47,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         self.ranks.begin_together(&mut *self.backend, &self.model);
         if self.model.place.mesh.pp > 1 {
             let tokens = slicing.own(largest.tokens);
-            self.accumulate_in_stages(&Rounds { own, stats: &stats, slicing, figures, weight, tokens, sums })?;
+            self.accumulate_in_stages(&Rounds { own, stats: &stats, slicing, figures, weight, tokens, step, sums })?;
         } else {
             for round in 0..stats.len().div_ceil(self.ranks.size) {
                 let m = round * self.ranks.size + self.ranks.rank;
@@ -61,7 +61,7 @@ impl<B: Backend + ?Sized> Engine<B> {
                         let (batch, own) = (Sliced { batch, slicing }, figures.of(m, stats.len()));
                         let mut run = self.begin(batch, Some(self.model.recompute), own);
                         (run.loss_scale, run.first) = (self.gradient_scale, true);
-                        run.dropout = self.model.dropout(step, m);
+                        run.dropout = self.model.dropout(step, m / slicing.count, batch.first());
                         // Where ranks divide gradients, it adds each layer's as soon as it has them.
                         self.parts().train(&run, weight)?;
                         self.parts().sum_sequences(batch, &run, own.sequence_losses);
@@ -75,13 +75,8 @@ impl<B: Backend + ?Sized> Engine<B> {
         if !self.model.divides_gradients() {
             self.gather_sums(gradients, sums)?;
         }
-        if self.model.place.is_last_stage() {
-            for buffer in figures.buffers() {
-                self.gather_figures(buffer, stats.len())?;
-            }
-        }
-        if self.model.place.mesh.pp > 1 {
-            self.share_figures(&figures)?;
+        for buffer in figures.buffers() {
+            self.gather_figures(buffer, stats.len())?;
         }
         let sequences = sequences.into_iter().step_by(slicing.count).collect();
         Ok(Statistics { stats, slices: slicing.count, sequences, figures, sees: seeing.contains(&true) })
@@ -142,18 +137,6 @@ impl<B: Backend + ?Sized> Engine<B> {
             let (axis, backend) = (Axis::Stage, &mut *self.backend);
             self.ranks.gather_parts_along(axis, backend, bytes, &[own], &all, |sent| &mut sent.sums)?;
         }
-        Ok(())
-    }
-
-    /// Gives every rank the figures of all `count` micro-batches: each has computed those of its own.
-    fn gather_figures(&mut self, figures: Buffer, count: usize) -> Result<()> {
-        let mut own = vec![0; figures.bytes()];
-        self.backend.read_back(figures, &mut own)?;
-        let all = self.ranks.figures(&own)?;
-        let of_one = own.len() / count;
-        let of = |m: usize| &all[m % self.ranks.size * own.len() + m * of_one..][..of_one];
-        let merged: Vec<u8> = (0..count).flat_map(of).copied().collect();
-        self.backend.upload(&merged, figures);
         Ok(())
     }
 }

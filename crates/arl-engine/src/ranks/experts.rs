@@ -3,7 +3,7 @@
 use arl_model::Result;
 
 use super::gather::Turn;
-use crate::backend::{Backend, Buffer, comm};
+use crate::backend::{Backend, Buffer};
 use crate::blocks::Context;
 use crate::engine::Engine;
 use crate::mesh::Axis;
@@ -12,12 +12,12 @@ use crate::placement::shards::Part;
 use crate::statistics::MicroBatchStats;
 
 impl<B: Backend + ?Sized> Context<'_, B> {
-    /// [`Context::exchange`] of several buffers for each rank, one behind the other.
+    /// [`Context::exchange`] of several buffers for each rank, which are as many and as long on both sides.
     pub(crate) fn exchange_parts(&mut self, axis: Axis, sends: &[Vec<Buffer>], receives: &[Vec<Buffer>]) {
         let own = self.place.index(axis);
         let others = sends.iter().enumerate().filter(|(rank, _)| *rank != own);
         let bytes = others.flat_map(|(_, parts)| parts).map(|part| part.bytes()).sum();
-        self.exchanging(bytes, |backend, ranks| comm::exchange_parts(backend, &ranks.part_of(axis)?, sends, receives));
+        self.exchanging(bytes, |backend, ranks| backend.exchange(&ranks.part_of(axis)?, sends, receives));
     }
 }
 
@@ -27,9 +27,10 @@ pub(super) fn tokens(slices: &[MicroBatchStats]) -> usize {
 }
 
 impl<B: Backend + ?Sized> Engine<B> {
-    /// Counts the tokens that the ranks which divide experts with this one have together in a round; `stats` are those of all
+    /// Counts the tokens that the ranks which divide experts with this one have together in a round, and forgets the last one's rows; `stats` are those of all
     /// micro-batches of the step.
     pub(crate) fn begin_round(&mut self, round: usize, stats: &[MicroBatchStats]) {
+        self.ranks.routes.clear();
         let (size, slices) = (self.ranks.size, self.model.place.mesh.slices());
         let of = |rank: usize| {
             // Slices of a micro-batch are equally long.

@@ -71,16 +71,17 @@ impl<B: Backend + ?Sized> Engine<B> {
     }
 
     /// As [`Engine::export_adapter`], by all ranks at once: rank 0 writes it, for an adapter is small.
-    pub(crate) fn export_gathered(
-        &mut self,
-        dir: &Path,
-        lora: &Lora,
-        base: Option<&str>,
-        places: &[(String, Param)],
-    ) -> Result<()> {
-        let mut values: HashMap<&str, Vec<f32>> = HashMap::with_capacity(places.len());
-        for (name, param) in places {
-            let gathered = self.gather_values(*param, |engine, part, _, out| engine.read_weights(part, out))?;
+    pub(crate) fn export_gathered(&mut self, dir: &Path, lora: &Lora, base: Option<&str>) -> Result<()> {
+        let trained = self.model.placement.table().into_iter().filter(|spec| spec.trainable);
+        let trained: Vec<(String, usize)> = trained.map(|spec| (spec.name.clone(), spec.elements())).collect();
+        let tensors = self.model.placement.tensors.iter();
+        let places: HashMap<String, Param> = tensors.map(|tensor| (tensor.spec.name.clone(), tensor.param)).collect();
+        let mut values: HashMap<&str, Vec<f32>> = HashMap::with_capacity(trained.len());
+        for (name, elements) in &trained {
+            // Of another stage's this rank has nothing.
+            let own = places.get(name).copied().unwrap_or_default();
+            let gathered =
+                self.gather_tensor(name, *elements, own, |engine, part, _, out| engine.read_weights(part, out))?;
             values.insert(name, gathered);
         }
         let written = match self.ranks.place.rank {

@@ -65,7 +65,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         let mut hashes = if divided { self.loaded.clone() } else { Hashes::default() };
         for i in 0..self.model.placement.tensors.len() {
             let tensor = &self.model.placement.tensors[i];
-            if divided && tensor.spec.decay {
+            if divided && tensor.spec.decay || tensor.param.quantized {
                 continue;
             }
             let (param, weights) = (tensor.param, self.model.store.weight(tensor.param));

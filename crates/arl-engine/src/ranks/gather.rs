@@ -42,7 +42,7 @@ impl Model {
 
     /// The part that the head's weights belong to.
     pub(crate) fn head_part(&self) -> Part {
-        if self.shards().is_some_and(|shards| shards.tied) { Part::Embedding } else { Part::Head }
+        if self.placement.tied { Part::Embedding } else { Part::Head }
     }
 
     /// Bytes that a rank sends for the weights of a step of `rounds` micro-batches a rank, and behind its update. `sees`: each round
@@ -66,7 +66,8 @@ impl Model {
 impl Ranks {
     /// From here on all ranks compute a step together. No part counts as held, because rank 0 may hold others than the rest.
     pub(super) fn begin_together<B: Backend + ?Sized>(&mut self, backend: &mut B, model: &Model) {
-        (self.together, self.held) = (true, Held::default());
+        self.together = true;
+        self.forget_gathered();
         if model.shards().is_some() {
             self.overlap.begin(backend);
         }
@@ -83,23 +84,28 @@ impl Ranks {
         self.overlap.end(backend);
     }
 
-    /// Weights have changed: what was gathered is not theirs any more.
+    /// Weights have changed, or the memory has that they are gathered in: what was gathered is not there any more.
     pub(crate) fn forget_gathered(&mut self) {
-        self.held = Held::default();
+        (self.held, self.whole) = (Held::default(), Held::default());
+    }
+
+    /// The memory has something else in it that the whole model's weights are put together in.
+    pub(crate) fn forget_whole(&mut self) {
+        self.whole = Held::default();
     }
 
     /// Called before the weights of a part are used. Waits for those that others have updated. Puts the part together, where ranks
     /// divide weights and it is not there from before: in a step on GPUs that was queued when the part before was needed; leaves wait for it
     /// here, and the part that comes next is queued.
     pub(crate) fn need<B: Backend + ?Sized>(&mut self, backend: &mut B, model: &Model, part: Part) -> Result<()> {
-        let Some(shards) = model.shards() else {
-            self.overlap.claim_updated(backend, part);
-            return Ok(());
-        };
-        let gathered = if self.together {
-            self.gather_in_turn(backend, model, shards, part)
-        } else {
-            self.gather_alone(backend, model, shards, part)
+        let gathered = match (&model.whole, model.shards()) {
+            (Some(whole), _) => self.need_whole(backend, model, whole, part),
+            (None, Some(shards)) if self.together => self.gather_in_turn(backend, model, shards, part),
+            (None, Some(shards)) => self.gather_alone(backend, model, shards, part),
+            (None, None) => {
+                self.overlap.claim_updated(backend, part);
+                Ok(())
+            }
         };
         if gathered.is_err() {
             self.forget_gathered();
@@ -196,16 +202,23 @@ impl Ranks {
         Ok(())
     }
 
-    /// The bytes of every rank, at rank 0; at the others nothing.
+    /// The bytes of every rank, all of which give equally many, at rank 0; at the others nothing.
     fn gather_to_first(&mut self, bytes: &[u8]) -> Result<Vec<u8>> {
-        let mut sends = vec![&[][..]; self.size];
-        sends[0] = bytes;
-        let lengths = vec![if self.rank == 0 { bytes.len() } else { 0 }; self.size];
-        Ok(self.exchange(&sends, &lengths, |sent| &mut sent.weights)?.concat())
+        let lengths = vec![bytes.len(); self.place.world()];
+        Ok(self.gather_lengths_to_first(bytes, &lengths)?.concat())
     }
 
-    fn check_first(&self) -> Result<()> {
-        let what = match (self.group.is_none() && self.size > 1, self.rank) {
+    /// The bytes of every rank, so many of each, at rank 0; at the others nothing, and lengths do not count.
+    pub(super) fn gather_lengths_to_first(&mut self, bytes: &[u8], lengths: &[usize]) -> Result<Vec<Vec<u8>>> {
+        let (first, world) = (self.place.rank == 0, self.place.world());
+        let mut sends = vec![&[][..]; world];
+        sends[0] = bytes;
+        let nothing = vec![0; world];
+        self.exchange(&sends, if first { lengths } else { &nothing }, |sent| &mut sent.weights)
+    }
+
+    pub(super) fn check_first(&self) -> Result<()> {
+        let what = match (self.group.is_none() && self.place.world() > 1, self.place.rank) {
             (true, _) => "the other ranks have not joined this engine".to_owned(),
             (false, 0) => return Ok(()),
             (false, rank) => format!("rank {rank} computes alone with weights that ranks divide; only rank 0 may"),
@@ -214,7 +227,7 @@ impl Ranks {
     }
 
     /// Tells the other ranks the number of the part that rank 0 needs, or 0; gives what rank 0 has told.
-    fn ask(&self, number: u64) -> Result<u64> {
+    pub(super) fn ask(&self, number: u64) -> Result<u64> {
         let mut bytes = number.to_ne_bytes();
         if let Some(group) = &self.group {
             group.broadcast(0, &mut bytes)?;
@@ -227,19 +240,32 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// Has rank 0 compute something of its own with weights that ranks divide: evaluate, generate, inspect. Every other rank calls
     /// it meanwhile, and sends the weights that rank 0 asks for until [`Engine::end_serving`].
     pub fn serve_weights(&mut self) -> Result<()> {
-        if self.model.shards().is_none() || self.ranks.size == 1 {
+        if !self.serves() {
             return Ok(());
         }
         self.check_joined()?;
+        self.complete_update();
         while let Some(part) = Part::from_number(self.ranks.ask(0)?) {
-            self.ranks.gather_part(&mut *self.backend, &self.model, part, false)?;
+            let (backend, model) = (&mut *self.backend, &self.model);
+            if model.place.mesh.divides_model() {
+                let nowhere = |_| Err(Error::new(ErrorCode::Internal, "weights are given to rank 0 alone"));
+                self.ranks.give(backend, model, part, nowhere)?;
+            } else {
+                self.ranks.gather_part(backend, model, part, false)?;
+            }
         }
         Ok(())
     }
 
+    /// Whether no rank has all weights.
+    fn serves(&self) -> bool {
+        let divides = self.model.shards().is_some() || self.model.place.mesh.divides_model();
+        divides && self.ranks.place.world() > 1
+    }
+
     /// Ends [`Engine::serve_weights`] on the other ranks; rank 0 calls it, whatever has become of its own computation.
     pub fn end_serving(&mut self) -> Result<()> {
-        if self.model.shards().is_none() || self.ranks.size == 1 {
+        if !self.serves() {
             return Ok(());
         }
         self.ranks.check_first()?;

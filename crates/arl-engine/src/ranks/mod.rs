@@ -16,7 +16,9 @@ mod tied;
 mod tokens;
 mod traffic;
 mod weights;
+mod whole;
 
+use std::collections::HashMap;
 use std::ops::Deref;
 
 use arl_comm::{Alone, Group, Part as GroupPart};
@@ -72,8 +74,13 @@ pub(crate) struct Ranks {
     round_sees: bool,
     /// Tokens that the ranks which divide experts have together in the round.
     pub(crate) round_tokens: usize,
+    /// How many rows each rank that divides experts has for each, of the layers of the round's micro-batch: by the places of these
+    /// numbers on the device.
+    pub(crate) routes: HashMap<usize, Vec<Vec<usize>>>,
     /// Gathered weights.
     held: Held,
+    /// Those of the whole model, where a mesh divides it.
+    whole: Held,
     /// What is on its way while leaves compute.
     overlap: Overlap,
 }
@@ -90,7 +97,9 @@ impl Ranks {
             together: false,
             round_sees: false,
             round_tokens: 0,
+            routes: HashMap::new(),
             held: Held::default(),
+            whole: Held::default(),
             overlap: Overlap::new(),
         }
     }
@@ -160,7 +169,7 @@ impl Ranks {
         let Some(group) = &self.group else { return Ok(sends.iter().map(|bytes| bytes.to_vec()).collect()) };
         let mut receives: Vec<Vec<u8>> = lengths.iter().map(|&length| vec![0; length]).collect();
         group.exchange(sends, &mut receives)?;
-        let others = sends.iter().enumerate().filter(|(rank, _)| *rank != self.rank);
+        let others = sends.iter().enumerate().filter(|(rank, _)| *rank != self.place.rank);
         *sent(&mut self.sent) += others.map(|(_, bytes)| bytes.len() as u64).sum::<u64>();
         Ok(receives)
     }
@@ -273,6 +282,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         }
         self.backend.join_ranks(&*group)?;
         self.ranks.place.rank = group.rank();
+        self.backend.join_groups(&*group, &self.ranks.place.groups())?;
         self.ranks.rank = self.ranks.place.index(Axis::Stage);
         self.ranks.group = Some(group);
         Ok(())
@@ -281,15 +291,6 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// Whether ranks divide moments and masters: then saving, too, is done by all of them at once.
     pub fn is_divided(&self) -> bool {
         self.model.cut.is_some()
-    }
-
-    /// Fails where the mesh divides the model: no rank computes `what` alone then.
-    pub(crate) fn check_undivided(&self, what: &str) -> Result<()> {
-        if !self.ranks.place.mesh.divides_model() {
-            return Ok(());
-        }
-        Err(Error::new(ErrorCode::Config, format!("{what} with tp_size, ep_size or pp_size above 1 is not supported"))
-            .hint("save the model, and evaluate or generate from its folder on ranks without them"))
     }
 
     /// Bytes that this rank has sent to others since it was opened.

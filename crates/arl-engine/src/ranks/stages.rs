@@ -1,12 +1,9 @@
 //! What stages of a pipeline do of a step's sums as ranks: rounds without a micro-batch, and the figures, which the last stage has.
 
-use arl_comm::Group;
 use arl_model::Result;
 
 use crate::backend::{Backend, Buffer};
 use crate::engine::Engine;
-use crate::mesh::Axis;
-use crate::statistics::Figures;
 
 impl<B: Backend + ?Sized> Engine<B> {
     /// Takes part in a round without a micro-batch, with gradients that are zero.
@@ -26,17 +23,17 @@ impl<B: Backend + ?Sized> Engine<B> {
         self.ranks.add_round(&mut *self.backend, gradients, sums.len, sums)
     }
 
-    /// Gives all stages the figures of the last one.
-    pub(super) fn share_figures(&mut self, figures: &Figures) -> Result<()> {
-        let place = self.model.place;
-        for buffer in figures.buffers() {
-            let mut bytes = vec![0; buffer.bytes()];
-            self.backend.read_back(buffer, &mut bytes)?;
-            self.ranks.part_of(Axis::Pipeline)?.broadcast(place.mesh.pp - 1, &mut bytes)?;
-            self.backend.upload(&bytes, buffer);
-            let others = if place.is_last_stage() { place.mesh.pp - 1 } else { 0 };
-            self.ranks.sent.figures += (others * bytes.len()) as u64;
-        }
+    /// Gives every rank the figures of all `count` micro-batches: each rank of the last stage has computed those of its own. All
+    /// ranks gather at once, because connections over TCP lead to rank 0 alone.
+    pub(super) fn gather_figures(&mut self, figures: Buffer, count: usize) -> Result<()> {
+        let mut own = vec![0; figures.bytes()];
+        self.backend.read_back(figures, &mut own)?;
+        let all = self.ranks.gather(&own, |sent| &mut sent.figures)?;
+        let (size, place, of_one) = (self.ranks.size, self.model.place, own.len() / count);
+        let last_stage = place.world() - place.stage();
+        let of = |m: usize| &all[(last_stage + m % size) * own.len() + m * of_one..][..of_one];
+        let merged: Vec<u8> = (0..count).flat_map(of).copied().collect();
+        self.backend.upload(&merged, figures);
         Ok(())
     }
 }

@@ -5,8 +5,8 @@
 use arl_model::Result;
 
 use super::Ranks;
-use crate::backend::comm::{EXCHANGED, Part};
-use crate::backend::{Backend, Buffer, DType, comm};
+use crate::backend::comm::EXCHANGED;
+use crate::backend::{Backend, Buffer, DType};
 use crate::blocks::Context;
 use crate::mesh::Axis;
 
@@ -19,7 +19,7 @@ impl<B: Backend + ?Sized> Context<'_, B> {
     /// `all` becomes the `own` of every rank along an axis, in their order; all are equally long.
     pub(crate) fn all_gather(&mut self, axis: Axis, own: Buffer, all: Buffer) {
         let others = self.place.size(axis) - 1;
-        self.exchanging(others * own.bytes(), |backend, ranks| ranks.gather_along(backend, axis, own, all));
+        self.exchanging(others * own.bytes(), |backend, ranks| backend.gather(&ranks.part_of(axis)?, own, all));
     }
 
     /// `sum`, f32, becomes the sum over the ranks along an axis, in their order, of what each has for this one: `partial`, f32, has
@@ -44,10 +44,8 @@ impl<B: Backend + ?Sized> Context<'_, B> {
 
     /// `receives[r]` becomes what rank `r` along an axis has for this one: its `sends` of that number, which is as long.
     pub(crate) fn exchange(&mut self, axis: Axis, sends: &[Buffer], receives: &[Buffer]) {
-        let own = self.place.index(axis);
-        let others = sends.iter().enumerate().filter(|(rank, _)| *rank != own);
-        let bytes = others.map(|(_, buffer)| buffer.bytes()).sum();
-        self.exchanging(bytes, |backend, ranks| ranks.exchange_along(backend, axis, sends, receives));
+        let each = |buffers: &[Buffer]| buffers.iter().map(|&buffer| vec![buffer]).collect::<Vec<_>>();
+        self.exchange_parts(axis, &each(sends), &each(receives));
     }
 
     /// Counts the bytes that this rank sends; in a dry run it sends none.
@@ -64,25 +62,6 @@ impl<B: Backend + ?Sized> Context<'_, B> {
 }
 
 impl Ranks {
-    fn gather_along<B: Backend + ?Sized>(
-        &mut self,
-        backend: &mut B,
-        axis: Axis,
-        own: Buffer,
-        all: Buffer,
-    ) -> Result<()> {
-        let (size, step) = (self.place.size(axis), EXCHANGED * 4 / own.dtype.bytes());
-        let group = self.part_of(axis)?;
-        for start in (0..own.len).step_by(step) {
-            let len = step.min(own.len - start);
-            let part = |buffer| Part { buffer, at: 0 };
-            let places: Vec<_> = (0..size).map(|rank| vec![part(all.slice(rank * own.len + start, len))]).collect();
-            let own = own.slice(start, len);
-            backend.all_gather(&group, own.bytes(), &[part(own)], &places)?;
-        }
-        Ok(())
-    }
-
     fn sum_along<B: Backend + ?Sized>(
         &mut self,
         backend: &mut B,
@@ -98,15 +77,5 @@ impl Ranks {
             backend.exchange_sum(&group, &parts, sum.slice(start, len))?;
         }
         Ok(())
-    }
-
-    fn exchange_along<B: Backend + ?Sized>(
-        &mut self,
-        backend: &mut B,
-        axis: Axis,
-        sends: &[Buffer],
-        receives: &[Buffer],
-    ) -> Result<()> {
-        comm::exchange(backend, &self.part_of(axis)?, sends, receives)
     }
 }

@@ -48,13 +48,12 @@ pub fn plan_traffic(config: &ModelConfig, options: &EngineOptions, kind: DeviceK
         let sent = |bucket: &Bucket| (cut.ranks(bucket) - 1) * cut.piece_len(bucket);
         cut.buckets.iter().map(sent).sum::<usize>() as u64
     };
-    let tied = model.cut.as_ref().zip(model.tied_bucket()).map_or(0, |(cut, bucket)| cut.piece_len(bucket));
     let own = match model.cut.as_deref() {
         Some(cut) if cut.gradients => own_of(cut),
         _ => contiguous(model.place.index(Axis::Stage)),
     };
     Ok(Traffic {
-        gradients: 4 * (rounds * (len - own) as u64 + tied as u64),
+        gradients: 4 * (rounds * (len - own) as u64 + model.tied_elements() as u64),
         sums: if model.divides_gradients() { 0 } else { others * sums },
         weights: match (&model.cut, model.shards()) {
             (_, Some(_)) => model.gathered_bytes(rounds, options.max_batch.patches > 0),

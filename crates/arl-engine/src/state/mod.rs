@@ -128,9 +128,9 @@ impl<B: Backend + ?Sized> Engine<B> {
         // Magnitudes have no masters, in any type.
         let narrow = store.weights.dtype == DType::F16;
         arrays.extend(narrow.then_some((WEIGHTS, store.weights)));
-        let has = move |array: &str, param: Param| match array {
-            WEIGHTS => param.wide || !narrow,
-            MASTERS | WEIGHTS_LOW => !param.wide,
+        let has = move |array: &str, wide: bool| match array {
+            WEIGHTS => wide || !narrow,
+            MASTERS | WEIGHTS_LOW => !wide,
             _ => true,
         };
         let tensors: HashMap<&str, &Tensor> =
@@ -140,8 +140,8 @@ impl<B: Backend + ?Sized> Engine<B> {
         let mut entries = Vec::with_capacity(arrays.len() * trained.len());
         for &(array, buffer) in &arrays {
             for spec in &trained {
-                let tensor = tensors.get(spec.name.as_str());
-                if !has(array, tensor.map_or_else(Param::default, |tensor| tensor.param)) {
+                let (tensor, wide) = (tensors.get(spec.name.as_str()), self.model.is_wide(spec.role));
+                if !has(array, wide) {
                     continue;
                 }
                 entries.push(match tensor {
@@ -150,7 +150,7 @@ impl<B: Backend + ?Sized> Engine<B> {
                         name: format!("{array}/{}", spec.name),
                         parameter: spec.name.clone(),
                         slice: Slice::whole(&spec.shape),
-                        dtype: buffer.dtype,
+                        dtype: if array == WEIGHTS && wide { DType::F32 } else { buffer.dtype },
                         owned: Vec::new(),
                         wanted: Vec::new(),
                         masters_of: None,

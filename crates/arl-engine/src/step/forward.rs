@@ -38,7 +38,7 @@ impl<B: Backend + ?Sized> Step<'_, B> {
             for b in self.model.layers[l].clone() {
                 self.enter(b, l, run);
                 let stage = self.stages.blocks[b];
-                let adds = b + 1 < self.model.blocks.len() || passes_on;
+                let adds = b + 1 < self.model.blocks.len() || passes_on || stage.block.output_is_kept();
                 let cx = &mut self.context();
                 match &generation {
                     None => stage.block.compute(cx, stage.input, run),

@@ -228,9 +228,14 @@ impl<B: Backend + ?Sized> Step<'_, B> {
         result
     }
 
+    /// Drops in adapters' inputs what a micro-batch drops, until another one begins.
+    pub(crate) fn use_dropout(&mut self, run: &Run) {
+        self.stages.dropout = run.dropout;
+    }
+
     fn passes(&mut self, run: &Run, scale: f32) -> Result<()> {
         let top = self.arena.mark();
-        self.stages.dropout = run.dropout;
+        self.use_dropout(run);
         self.see(run)?;
         self.take_scratch(run);
         self.forward(run, None)?;

@@ -1,5 +1,7 @@
 //! The images of a micro-batch in the step's memory, and their way there. `N` patches, `M` merge blocks.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 use rayon::prelude::*;
 
@@ -9,6 +11,7 @@ use super::images::Images;
 use crate::backend::{Angles, Backend, Buffer, DType, Sequences};
 use crate::batch::BatchSize;
 use crate::placement::arena::{Arena, Category};
+use crate::token_slice::Slicing;
 
 /// Images in the step's memory.
 #[derive(Clone, Copy, Debug)]
@@ -19,8 +22,11 @@ pub(crate) struct ImageInputs {
     pub(crate) tokens: usize,
     /// `[N, channels * frames * patch * patch]`, in the tower's order.
     pub(crate) pixels: Buffer,
-    /// i32 `[M]`: the token that each merge block of the tower's order stands for.
+    /// i32 `[M]`: the token that each merge block of the tower's order stands for; of a slice of a micro-batch, of those blocks
+    /// alone whose tokens are in it.
     pub(crate) rows: Buffer,
+    /// i32, as long: which blocks these are. None: all.
+    pub(crate) picks: Option<Buffer>,
     /// The images, in patches.
     pub(crate) segments: Sequences,
     /// The windows of attention, in patches.
@@ -32,9 +38,10 @@ pub(crate) struct ImageInputs {
 }
 
 impl ImageInputs {
-    /// Takes the memory for the images of a micro-batch of `size`; none: it has no images.
-    pub(crate) fn take(arena: &mut Arena, tower: &Tower, size: BatchSize) -> Option<Self> {
-        if size.patches == 0 {
+    /// Takes the memory for the images of a slice of a micro-batch of `size`, which are those of the whole; none: it has no images, or
+    /// another stage of the pipeline sees them.
+    pub(crate) fn take(arena: &mut Arena, tower: &Tower, size: BatchSize, slicing: Slicing) -> Option<Self> {
+        if size.patches == 0 || !tower.here {
             return None;
         }
         let mut take = |dtype, len| arena.take(Category::Inputs, dtype, len);
@@ -44,11 +51,13 @@ impl ImageInputs {
         let segments = sequences(size.images);
         let windows = tower.geometry.window.map(|_| sequences(tokens));
         let table = tower.most_places(n) * half;
+        let rows = if slicing.divides() { tokens.min(slicing.own(size.tokens)) } else { tokens };
         Some(ImageInputs {
             patches: n,
             tokens,
             pixels: take(tower.dtype, n * tower.config.patch_elements()),
-            rows: take(DType::I32, tokens),
+            rows: take(DType::I32, rows),
+            picks: slicing.divides().then(|| take(DType::I32, rows)),
             segments,
             windows,
             angles: Angles {
@@ -61,17 +70,27 @@ impl ImageInputs {
         })
     }
 
-    /// Fills it with valid `images`, whose tokens are at `places`.
+    /// Fills it with valid `images`, whose tokens are at `places`, of which this rank has those of `own`.
     pub(crate) fn upload<B: Backend + ?Sized>(
         &mut self,
         backend: &mut B,
         tower: &Tower,
         images: &Images,
         places: &[i32],
+        own: &Range<usize>,
     ) {
         let found = tower.geometry.places(&images.grids);
-        let rows: Vec<i32> = found.order.iter().map(|&block| places[block]).collect();
+        let blocks = found.order.iter().map(|&block| places[block] as usize).zip(0..);
+        let (rows, picks): (Vec<i32>, Vec<i32>) = blocks
+            .filter(|(token, _)| own.contains(token))
+            .map(|(token, pick)| ((token - own.start) as i32, pick))
+            .unzip();
+        self.rows = self.rows.slice(0, rows.len());
         backend.upload(bytemuck::cast_slice(&rows), self.rows);
+        self.picks = self.picks.map(|room| room.slice(0, picks.len()));
+        if let Some(target) = self.picks {
+            backend.upload(bytemuck::cast_slice(&picks), target);
+        }
         self.segments = upload_segments(backend, self.segments, &found.images);
         self.windows = self.windows.map(|windows| upload_segments(backend, windows, &found.windows));
         self.upload_angles(backend, tower, &found);

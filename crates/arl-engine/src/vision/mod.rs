@@ -41,6 +41,8 @@ pub(crate) struct Tower {
     lowest: Option<usize>,
     /// Where its parameters end in the weights' arena.
     pub(crate) end: usize,
+    /// This rank has it: the first stage of a pipeline, where its rows take the place of embeddings.
+    here: bool,
 }
 
 impl Tower {
@@ -60,6 +62,7 @@ impl Tower {
             deepstack: deepstack.map(|(i, &after)| (after, merger(model::Block::DeepStack(i)))).collect(),
             lowest: lowest(&config, placement),
             end: ends.map(|tensor| tensor.param.offset + tensor.param.len).max().unwrap_or(0),
+            here: placement.place.is_first_stage(),
             config,
         })
     }

@@ -181,16 +181,41 @@ impl<'a, B: Backend + ?Sized> Step<'a, B> {
     /// The merger's rows take the place of the embeddings `x` `[T, H]` of the image tokens.
     pub(crate) fn embed_images(&mut self, run: &Run, x: Buffer) {
         let Some((_, images, seen)) = self.seeing(run) else { return };
+        let (top, h) = (self.arena.mark(), self.model.shape.hidden);
+        let own = self.own_rows(&images, seen.features(&images, 0, h));
+        self.backend.scatter_rows(own, images.rows, h, x);
+        self.arena.release(top);
+    }
+
+    /// Those of a merger's rows that this rank has the tokens of.
+    fn own_rows(&mut self, images: &ImageInputs, features: Buffer) -> Buffer {
+        let (Some(picks), h) = (images.picks, self.model.shape.hidden) else { return features };
+        let own = self.take(Category::Workspace, features.dtype, picks.len * h);
+        self.backend.gather_rows(features, picks, 1, h, own);
+        own
+    }
+
+    /// From the gradient `d_x` `[T, H]` of the stream to that of a merger's rows. Other ranks have that of the rest: what the tower makes
+    /// of all of them is the sum of what it makes of each.
+    fn own_rows_backward(&mut self, images: &ImageInputs, d_x: Buffer, d_features: Buffer) {
         let h = self.model.shape.hidden;
-        self.backend.scatter_rows(seen.features(&images, 0, h), images.rows, h, x);
+        let Some(picks) = images.picks else { return self.backend.gather_rows(d_x, images.rows, 1, h, d_features) };
+        let top = self.arena.mark();
+        let own = self.take(Category::Workspace, d_features.dtype, picks.len * h);
+        self.backend.gather_rows(d_x, images.rows, 1, h, own);
+        self.backend.zero(d_features);
+        self.backend.scatter_rows(own, picks, h, d_features);
+        self.arena.release(top);
     }
 
     /// Adds DeepStack's rows to `delta` `[T, H]`, what the last block of layer `l` adds to the residual stream.
     pub(crate) fn add_seen(&mut self, l: usize, run: &Run, delta: Buffer) {
         let Some((tower, images, seen)) = self.seeing(run) else { return };
-        let h = self.model.shape.hidden;
         if l < tower.deepstack.len() {
-            self.backend.add_rows(seen.features(&images, 1 + l, h), images.rows, h, delta);
+            let (top, h) = (self.arena.mark(), self.model.shape.hidden);
+            let own = self.own_rows(&images, seen.features(&images, 1 + l, h));
+            self.backend.add_rows(own, images.rows, h, delta);
+            self.arena.release(top);
         }
     }
 
@@ -199,7 +224,7 @@ impl<'a, B: Backend + ?Sized> Step<'a, B> {
         let Some((tower, images, seen)) = self.seeing(run).filter(|(tower, ..)| tower.is_trained()) else { return };
         let h = self.model.shape.hidden;
         if l < tower.deepstack.len() {
-            self.backend.gather_rows(d_x, images.rows, 1, h, seen.features(&images, 1 + l, h));
+            self.own_rows_backward(&images, d_x, seen.features(&images, 1 + l, h));
         }
     }
 
@@ -209,7 +234,7 @@ impl<'a, B: Backend + ?Sized> Step<'a, B> {
         let Some((tower, images, seen)) = self.seeing(run) else { return };
         let h = self.model.shape.hidden;
         if tower.is_trained() {
-            self.backend.gather_rows(d_x, images.rows, 1, h, seen.features(&images, 0, h));
+            self.own_rows_backward(&images, d_x, seen.features(&images, 0, h));
         }
         self.backend.zero_rows(images.rows, h, d_x);
     }

@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 
 pub mod adapters;
+pub mod alone;
 pub mod ranks;
 pub mod vision;
 

@@ -20,6 +20,8 @@ pub use config::{LoraBias, LoraConfig, ModuleNames};
 pub use files::{AdapterFile, save_adapter};
 pub use merge::merge_adapter;
 
+use std::collections::HashMap;
+
 use crate::config::{Mlp, ModelConfig};
 use crate::tensors::{Block, Projection, Role, Shard, TensorSpec, tensor_table};
 use crate::{Error, ErrorCode, Result};
@@ -80,15 +82,19 @@ impl Lora {
         for (spec, saved) in table.iter_mut().zip(saved) {
             spec.trainable = saved || (config.bias == LoraBias::LoraOnly && is_bias_of(spec, &adapters));
         }
+        let shards: HashMap<&str, Shard> =
+            table.iter().filter_map(|spec| Some((spec.name.strip_suffix(".weight")?, spec.shard))).collect();
         // Products of queries, keys and values, and of gate and up, take their A's together.
+        let mut added = Vec::new();
         for (begin, end) in products(&adapters) {
-            let of_product = &adapters[begin..end];
-            table.extend(of_product.iter().map(|adapter| adapter.spec(&model, Matrix::A)));
-            table.extend(of_product.iter().map(|adapter| adapter.spec(&model, Matrix::B)));
-            if config.use_dora {
-                table.extend(of_product.iter().map(|adapter| adapter.spec(&model, Matrix::Magnitude)));
+            for matrix in [Matrix::A, Matrix::B, Matrix::Magnitude] {
+                if !matches!(matrix, Matrix::Magnitude) || config.use_dora {
+                    let of_product = adapters[begin..end].iter();
+                    added.extend(of_product.map(|adapter| adapter.spec(&model, matrix, &shards)));
+                }
             }
         }
+        table.extend(added);
         Ok(Lora { config: config.clone(), model, adapters, table })
     }
 
@@ -211,7 +217,19 @@ impl Adapter {
         format!("{}.{name}", self.module)
     }
 
-    fn spec(&self, model: &ModelConfig, matrix: Matrix) -> TensorSpec {
+    /// How ranks may divide one of its tensors: A as the columns of its layer's weight, of which `shards` has the division by modules,
+    /// B and magnitudes as its rows; of experts each rank has those of its own.
+    fn shard(&self, matrix: Matrix, output: usize, shards: &HashMap<&str, Shard>) -> Shard {
+        match (matrix, shards.get(self.module.as_str()).copied().unwrap_or(Shard::Whole)) {
+            (Matrix::A, _) if self.experts.is_some() => Shard::Rows { group: self.rank },
+            (_, _) if self.experts.is_some() => Shard::Rows { group: output },
+            (Matrix::A, columns @ Shard::Columns { .. }) => columns,
+            (Matrix::B | Matrix::Magnitude, rows @ (Shard::Rows { .. } | Shard::Sections { .. })) => rows,
+            _ => Shard::Whole,
+        }
+    }
+
+    fn spec(&self, model: &ModelConfig, matrix: Matrix, shards: &HashMap<&str, Shard>) -> TensorSpec {
         let (input, output) = self.sides(model);
         let experts = self.experts.unwrap_or(1);
         let (shape, role) = match matrix {
@@ -230,7 +248,7 @@ impl Adapter {
             block: self.block,
             decay: true,
             trainable: true,
-            shard: Shard::Whole,
+            shard: self.shard(matrix, output, shards),
         }
     }
 }

@@ -108,6 +108,16 @@ impl Slice {
         self.rows.iter().map(Range::len).sum::<usize>() * self.columns.len()
     }
 
+    /// Its elements, of all those of the tensor.
+    #[must_use]
+    pub fn of_whole(&self, values: Vec<f32>) -> Vec<f32> {
+        let len = self.elements();
+        if len == values.len() {
+            return values;
+        }
+        self.runs(0..len).into_iter().flat_map(|run| values[run].iter().copied()).collect()
+    }
+
     /// Where elements of it are in the whole tensor, counted row-major: in their order, and adjacent ones together.
     pub fn runs(&self, elements: Range<usize>) -> Vec<Range<usize>> {
         let (width, taken) = (self.of.iter().skip(1).product::<usize>(), self.columns.len());

@@ -13,12 +13,24 @@ impl Collectives for CpuBackend {
         Ok(())
     }
 
+    fn join_groups(&mut self, _group: &dyn Group, _groups: &[Vec<usize>]) -> Result<()> {
+        Ok(())
+    }
+
     fn exchange_sum(&mut self, group: &dyn Group, parts: &[Buffer], sum: Buffer) -> Result<()> {
         comm::exchange_sum(self, group, parts, sum)
     }
 
     fn all_gather(&mut self, group: &dyn Group, bytes: usize, own: &[Part], all: &[Vec<Part>]) -> Result<()> {
         comm::all_gather(self, group, bytes, own, all)
+    }
+
+    fn gather(&mut self, group: &dyn Group, own: Buffer, all: Buffer) -> Result<()> {
+        comm::gather(self, group, own, all)
+    }
+
+    fn exchange(&mut self, group: &dyn Group, sends: &[Vec<Buffer>], receives: &[Vec<Buffer>]) -> Result<()> {
+        comm::exchange(self, group, sends, receives)
     }
 
     fn block_squares(&mut self, a: Buffer, tail: &[f32]) -> Result<Vec<f64>> {

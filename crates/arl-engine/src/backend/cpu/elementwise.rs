@@ -71,12 +71,20 @@ pub(super) fn scale<T: Element>(x: &[T], factor: f32, dropout: Option<Dropout>, 
                 *out = T::store(factor * x.load());
             }
         }),
-        Some(dropout) => vectorise!({
-            for (i, (out, x)) in out.iter_mut().zip(x).enumerate() {
-                let scaled = factor * x.load();
-                *out = T::store(if dropout.drops(task * BLOCK + i) { 0.0 } else { scaled });
+        Some(dropout) => {
+            let mut start = 0;
+            while start < out.len() {
+                let (place, len) = dropout.run(task * BLOCK + start);
+                let end = start.saturating_add(len).min(out.len());
+                vectorise!({
+                    for (i, (out, x)) in out[start..end].iter_mut().zip(&x[start..end]).enumerate() {
+                        let scaled = factor * x.load();
+                        *out = T::store(if dropout.drops(place + i) { 0.0 } else { scaled });
+                    }
+                });
+                start = end;
             }
-        }),
+        }
     });
 }
 

@@ -1,36 +1,16 @@
 //! Each leaf turns its operation's buffers into slices and hands them to the family that computes.
 
 use arl_model::Result;
-use half::bf16;
 
 use super::element::with_element;
-use super::memory::Lease;
 use super::{
     CpuBackend, attention, elementwise, embedding, loss, magnitude, matmul, moe, nf4, norm, optimizer, rope, simd,
     swiglu,
 };
 use crate::backend::{
-    AdamW, Attention, Backend, Buffer, CrossEntropy, DType, Dropout, Event, GroupedMatmul, Heads, Magnitude, Matmul,
-    Nf4Matmul, Nf4Weights, NormRope, NormWeight, Permutation, Pool, Router, Rows, Stream,
+    AdamW, Attention, Backend, Buffer, CrossEntropy, Dropout, Event, GroupedMatmul, Heads, LowRankMatmul, Magnitude,
+    Matmul, Nf4Matmul, Nf4Weights, NormRope, NormWeight, Permutation, Pool, Router, Rows, Stream, low_rank,
 };
-
-/// [`Backend::adamw`] with moments of a type.
-fn adamw<M: optimizer::Moment>(lease: &mut Lease<'_>, op: &AdamW, step: optimizer::Step) {
-    let arrays = optimizer::Arrays::<M> {
-        gradients: lease.read(op.gradients),
-        moment1: lease.write(op.moment1),
-        moment2: lease.write(op.moment2),
-        rounding: op.rounding,
-    };
-    match op.masters {
-        Some(masters) if masters.dtype == DType::U16 => {
-            optimizer::adamw_split(step, lease.write(op.weights), lease.write(masters), arrays);
-        }
-        Some(masters) => optimizer::adamw_masters(step, lease.write(op.weights), lease.write(masters), arrays),
-        None if op.weights.dtype == DType::Bf16 => optimizer::adamw_rounded(step, lease.write(op.weights), arrays),
-        None => optimizer::adamw(step, lease.write(op.weights), arrays),
-    }
-}
 
 impl Backend for CpuBackend {
     fn name(&self) -> String {
@@ -101,6 +81,12 @@ impl Backend for CpuBackend {
 
     fn matmul_nf4(&mut self, op: &Nf4Matmul<'_>) {
         matmul::matmul_nf4(&mut self.memory.lease(), op);
+    }
+
+    fn matmul_low_rank(&mut self, op: &LowRankMatmul<'_>) {
+        if !matmul::low_rank(&mut self.memory.lease(), op) {
+            low_rank::apart(self, op);
+        }
     }
 
     fn grouped_matmul(&mut self, op: &GroupedMatmul) {
@@ -315,14 +301,7 @@ impl Backend for CpuBackend {
     }
 
     fn adamw(&mut self, op: &AdamW) {
-        let mut lease = self.memory.lease();
-        let Some(step) = optimizer::Step::new(op, lease.read::<f64>(op.grad_norm_squared)[0]) else {
-            return;
-        };
-        match op.moment1.dtype {
-            DType::Bf16 => adamw::<bf16>(&mut lease, op, step),
-            _ => adamw::<f32>(&mut lease, op, step),
-        }
+        optimizer::run(&mut self.memory.lease(), op);
     }
 
     fn router(&mut self, op: &Router, logits: Buffer, balance: Option<Buffer>) {

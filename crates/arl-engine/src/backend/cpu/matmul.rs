@@ -4,10 +4,14 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::embedding::index;
-use super::gemm::{self, Elements, ElementsMut, MatMut, MatRef, Nf4Matrix, Nf4Tensor};
+use super::gemm::{
+    self, Addition, Elements, ElementsMut, Factor, LowRank, MatMut, MatRef, Matrix, Nf4Matrix, Nf4Tensor, Projection,
+};
 use super::memory::Lease;
 use super::nf4;
-use crate::backend::{Buffer, DType, GroupedMatmul, Layout, Matmul, Nf4Matmul, Rows};
+use crate::backend::{
+    Buffer, DType, GroupedMatmul, Layout, LowRankFactor, LowRankMatmul, Matmul, Nf4Matmul, Product, Rows,
+};
 
 fn elements<'m>(lease: &mut Lease<'m>, buffer: Buffer) -> Elements<'m> {
     match buffer.dtype {
@@ -27,22 +31,65 @@ fn elements_mut<'m>(lease: &mut Lease<'m>, buffer: Buffer) -> ElementsMut<'m> {
 
 /// One matrix product.
 pub(super) fn matmul(lease: &mut Lease<'_>, op: &Matmul) {
+    multiply(lease, op, None);
+}
+
+fn multiply(lease: &mut Lease<'_>, op: &Matmul, low_rank: Option<&mut LowRank<'_>>) {
     let a = MatRef { data: elements(lease, op.a.buffer), stride: op.a.stride };
     let b = MatRef { data: elements(lease, op.b.buffer), stride: op.b.stride };
     let bias = op.bias.map(|bias| elements(lease, bias));
     let c = MatMut { data: elements_mut(lease, op.c.buffer), stride: op.c.stride };
-    gemm::matmul(op.layout, op.m, op.n, op.k, a, b, c, op.accumulate, bias);
+    gemm::matmul_low_rank(op.layout, op.m, op.n, op.k, a, Matrix::Plain(b), c, op.accumulate, bias, low_rank);
 }
 
 /// One with weights in NF4.
 pub(super) fn matmul_nf4(lease: &mut Lease<'_>, op: &Nf4Matmul<'_>) {
+    multiply_nf4(lease, op, None);
+}
+
+fn multiply_nf4(lease: &mut Lease<'_>, op: &Nf4Matmul<'_>, low_rank: Option<&mut LowRank<'_>>) {
     let a = MatRef { data: elements(lease, op.a.buffer), stride: op.a.stride };
     let tensors: Vec<Nf4Tensor<'_>> = op.weights.iter().map(|weights| nf4::tensor(lease, weights)).collect();
     let bias = op.bias.map(|bias| elements(lease, bias));
     let c = MatMut { data: elements_mut(lease, op.c.buffer), stride: op.c.stride };
     let (_, width) = op.shape();
     let matrix = Nf4Matrix { tensors: &tensors, width, dtype: op.dtype };
-    gemm::matmul_nf4(op.layout, op.m, op.n, op.k, a, &matrix, c, op.accumulate, bias);
+    gemm::matmul_low_rank(op.layout, op.m, op.n, op.k, a, Matrix::Nf4(&matrix), c, op.accumulate, bias, low_rank);
+}
+
+/// One with weights, and what adapters add to it, at once; false, and nothing computed, where they do not go together.
+pub(super) fn low_rank(lease: &mut Lease<'_>, op: &LowRankMatmul<'_>) -> bool {
+    let whole = op.product.shape();
+    let factors = || op.projections.iter().chain(op.additions);
+    let mut operands = [whole.a.buffer, whole.c.buffer, op.low].into_iter().chain(factors().map(|part| part.weight));
+    let additions = op.additions.iter().map(|part| part.columns.clone());
+    if operands.any(|buffer| buffer.dtype != DType::F32) || !gemm::takes_low_rank(whole.n, whole.k, additions) {
+        return false;
+    }
+    let along = whole.layout == Layout::Nt;
+    let mut factor = |part: &LowRankFactor, [n, k]: [usize; 2]| Factor {
+        matrix: MatRef { data: elements(lease, part.weight), stride: if along { k } else { n } },
+        along,
+    };
+    let projections = op.projections.iter().map(|part| {
+        let (columns, k) = (part.low.len(), part.columns.clone());
+        Projection { at: part.low.start, columns, b: factor(part, [columns, k.len()]), k }
+    });
+    let projections: Vec<_> = projections.collect();
+    let additions = op.additions.iter().map(|part| Addition {
+        columns: part.columns.clone(),
+        low: part.low.clone(),
+        b: factor(part, [part.columns.len(), part.low.len()]),
+    });
+    let additions: Vec<_> = additions.collect();
+    let low = lease.write(op.low);
+    let mut low_rank =
+        LowRank { low, rank: op.rank, factor: op.factor, projections: &projections, additions: &additions };
+    match &op.product {
+        Product::Plain(product) => multiply(lease, product, Some(&mut low_rank)),
+        Product::Nf4(product) => multiply_nf4(lease, product, Some(&mut low_rank)),
+    }
+    true
 }
 
 /// The matrix products of all experts, side by side: the pool's threads share each product and all of them.

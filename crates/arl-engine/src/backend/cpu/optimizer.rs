@@ -5,15 +5,45 @@ use rayon::prelude::*;
 
 use super::element::Element;
 use super::elementwise::convert;
+use super::memory::Lease;
 use super::vector::vectorise;
 use crate::backend::rounding::round;
-use crate::backend::{AdamW, StochasticRounding, join_master, split_master};
+use crate::backend::{AdamW, DType, StochasticRounding, join_master, split_master};
 
 /// Elements that one task takes.
 const BLOCK: usize = 16_384;
 
+/// [`Backend::adamw`](crate::backend::Backend::adamw).
+pub(super) fn run(lease: &mut Lease<'_>, op: &AdamW) {
+    let Some(step) = Step::new(op, lease.read::<f64>(op.grad_norm_squared)[0]) else {
+        return;
+    };
+    match op.moment1.dtype {
+        DType::Bf16 => run_with::<bf16>(lease, op, step),
+        _ => run_with::<f32>(lease, op, step),
+    }
+}
+
+/// With moments of a type.
+fn run_with<M: Moment>(lease: &mut Lease<'_>, op: &AdamW, step: Step) {
+    let arrays = Arrays::<M> {
+        gradients: lease.read(op.gradients),
+        moment1: lease.write(op.moment1),
+        moment2: lease.write(op.moment2),
+        rounding: op.rounding,
+    };
+    match op.masters {
+        Some(masters) if masters.dtype == DType::U16 => {
+            adamw_split(step, lease.write(op.weights), lease.write(masters), arrays);
+        }
+        Some(masters) => adamw_masters(step, lease.write(op.weights), lease.write(masters), arrays),
+        None if op.weights.dtype == DType::Bf16 => adamw_rounded(step, lease.write(op.weights), arrays),
+        None => adamw(step, lease.write(op.weights), arrays),
+    }
+}
+
 /// A type of the moments.
-pub(super) trait Moment: Element {
+trait Moment: Element {
     /// `value` as it is kept; what is cut off is rounded by 16 random bits.
     fn keep(value: f32, random: u32) -> Self;
 }
@@ -33,12 +63,12 @@ impl Moment for bf16 {
 }
 
 /// Gradients and moments of a run of parameters.
-pub(super) struct Arrays<'a, M> {
-    pub(super) gradients: &'a [f32],
-    pub(super) moment1: &'a mut [M],
-    pub(super) moment2: &'a mut [M],
+struct Arrays<'a, M> {
+    gradients: &'a [f32],
+    moment1: &'a mut [M],
+    moment2: &'a mut [M],
     /// Of what is rounded at random.
-    pub(super) rounding: StochasticRounding,
+    rounding: StochasticRounding,
 }
 
 impl<'a, M: Moment> Arrays<'a, M> {
@@ -61,7 +91,7 @@ impl<'a, M: Moment> Arrays<'a, M> {
 
 /// The numbers of one update.
 #[derive(Clone, Copy)]
-pub(super) struct Step {
+struct Step {
     /// Factor on the gradients: what clipping leaves of them, over the loss scale.
     clip: f32,
     /// See [`AdamW::keep`].
@@ -77,7 +107,7 @@ pub(super) struct Step {
 
 impl Step {
     /// The numbers for `op` where the gradients' sum of squares is `grad_norm_squared`; `None` where it is not finite.
-    pub(super) fn new(op: &AdamW, grad_norm_squared: f64) -> Option<Step> {
+    fn new(op: &AdamW, grad_norm_squared: f64) -> Option<Step> {
         if !grad_norm_squared.is_finite() {
             return None;
         }
@@ -170,7 +200,7 @@ fn update<W: Weight, M: Moment>(step: &Step, weights: impl Iterator<Item = W>, a
 }
 
 /// Updates f32 weights.
-pub(super) fn adamw<M: Moment>(step: Step, weights: &mut [f32], arrays: Arrays<'_, M>) {
+fn adamw<M: Moment>(step: Step, weights: &mut [f32], arrays: Arrays<'_, M>) {
     let len = weights.len();
     weights
         .par_chunks_mut(BLOCK)
@@ -179,7 +209,7 @@ pub(super) fn adamw<M: Moment>(step: Step, weights: &mut [f32], arrays: Arrays<'
 }
 
 /// Updates split masters: bf16 weights and the 16 bits that make them exact.
-pub(super) fn adamw_split<M: Moment>(step: Step, weights: &mut [bf16], masters: &mut [u16], arrays: Arrays<'_, M>) {
+fn adamw_split<M: Moment>(step: Step, weights: &mut [bf16], masters: &mut [u16], arrays: Arrays<'_, M>) {
     let len = weights.len();
     assert_eq!(masters.len(), len, "adamw of {len} weights");
     weights
@@ -190,14 +220,14 @@ pub(super) fn adamw_split<M: Moment>(step: Step, weights: &mut [bf16], masters: 
 }
 
 /// Updates f32 masters, and the f16 weights that are their roundings.
-pub(super) fn adamw_masters<M: Moment>(step: Step, weights: &mut [f16], masters: &mut [f32], arrays: Arrays<'_, M>) {
+fn adamw_masters<M: Moment>(step: Step, weights: &mut [f16], masters: &mut [f32], arrays: Arrays<'_, M>) {
     assert_eq!(weights.len(), masters.len(), "adamw of {} weights", masters.len());
     adamw(step, masters, arrays);
     convert(masters, weights);
 }
 
 /// Updates bf16 weights without masters.
-pub(super) fn adamw_rounded<M: Moment>(step: Step, weights: &mut [bf16], arrays: Arrays<'_, M>) {
+fn adamw_rounded<M: Moment>(step: Step, weights: &mut [bf16], arrays: Arrays<'_, M>) {
     let len = weights.len();
     weights
         .par_chunks_mut(BLOCK)

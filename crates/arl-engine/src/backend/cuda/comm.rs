@@ -1,7 +1,7 @@
 //! Ranks on CUDA devices: buffers go from device to device, and sums are a kernel's, all of it on a stream of its own. Kernels:
 //! `cuda/ranks.cu`.
 
-use arl_comm::{Collective, Group};
+use arl_comm::{Collective, Group, ID_BYTES};
 use arl_kernels::constants::ranks::{BLOCK, THREADS};
 use arl_model::Result;
 
@@ -17,6 +17,11 @@ const ROW: usize = EXCHANGED * size_of::<f32>();
 /// Elements that a block of the sum over ranks takes.
 const STEP: usize = 4 * THREADS;
 
+/// Bytes of [`Pool::Exchange`] on each of so many ranks: the parts of all of them.
+pub(crate) fn exchange_bytes(ranks: usize) -> usize {
+    if ranks > 1 { ranks * ROW } else { 0 }
+}
+
 /// Bytes from `offset` on of the memory that other ranks' parts come to.
 fn staged(offset: usize, bytes: usize) -> Buffer {
     Buffer { pool: Pool::Exchange, offset, len: bytes, dtype: DType::U8 }
@@ -25,8 +30,23 @@ fn staged(offset: usize, bytes: usize) -> Buffer {
 impl<D: Device> Collectives for CudaBackend<D> {
     fn join_ranks(&mut self, group: &dyn Group) -> Result<()> {
         let Some(gpus) = group.gpus() else { return Ok(()) };
-        self.device.reserve(Pool::Exchange, group.size() * ROW)?;
+        self.device.reserve(Pool::Exchange, exchange_bytes(group.size()))?;
         self.device.join_ranks(gpus.clone(), group.rank(), group.size())
+    }
+
+    fn join_groups(&mut self, group: &dyn Group, groups: &[Vec<usize>]) -> Result<()> {
+        let Some(gpus) = group.gpus() else { return Ok(()) };
+        for members in groups {
+            let first = members.first().copied().unwrap_or_default();
+            // Each group's first rank makes its id; what the others give is of no use.
+            let own = if group.rank() == first { gpus.nccl.unique_id()? } else { [0; ID_BYTES] };
+            let mut ids = vec![0; group.size() * ID_BYTES];
+            group.all_gather(&own, &mut ids)?;
+            let mut of_group = gpus.clone();
+            of_group.id.copy_from_slice(&ids[first * ID_BYTES..][..ID_BYTES]);
+            self.device.join_group(of_group, members, group.rank())?;
+        }
+        Ok(())
     }
 
     fn exchange_sum(&mut self, group: &dyn Group, parts: &[Buffer], sum: Buffer) -> Result<()> {
@@ -47,28 +67,36 @@ impl<D: Device> Collectives for CudaBackend<D> {
         if group.size() > 1 && group.gpus().is_none() {
             return comm::all_gather(self, group, bytes, own, all);
         }
-        self.in_line(|backend| backend.queue_gather(group, bytes, own, all))
+        self.in_line(|backend| backend.queue_all_gather(group, bytes, own, all))
     }
 
     fn start_all_gather(&mut self, group: &dyn Group, bytes: usize, own: &[Part], all: &[Vec<Part>]) -> Result<()> {
         if group.size() > 1 && group.gpus().is_none() {
             return comm::all_gather(self, group, bytes, own, all);
         }
-        self.queue_gather(group, bytes, own, all)
+        self.queue_all_gather(group, bytes, own, all)
+        }
+    }
+
+    fn gather(&mut self, group: &dyn Group, own: Buffer, all: Buffer) -> Result<()> {
+        if group.size() > 1 && group.gpus().is_none() {
+            return comm::gather(self, group, own, all);
+        }
+        self.in_line(|backend| backend.queue_gather(group, own, all))
     }
 
     fn start_gather(&mut self, group: &dyn Group, own: Buffer, all: Buffer) -> Result<()> {
-        let place = all.slice(group.rank() * own.len, own.len);
         if group.size() > 1 && group.gpus().is_none() {
-            comm::gather_in_parts(self, group, own, all)
-        } else if group.size() > 1 {
-            self.device.start_collective(&Collective::AllGather { source: own, target: all })
-        } else if own != place {
-            self.device.transfer(Stream::Comm, own, place);
-            Ok(())
-        } else {
-            Ok(())
+            return comm::gather(self, group, own, all);
         }
+        self.queue_gather(group, own, all)
+    }
+
+    fn exchange(&mut self, group: &dyn Group, sends: &[Vec<Buffer>], receives: &[Vec<Buffer>]) -> Result<()> {
+        if group.size() > 1 && group.gpus().is_none() {
+            return comm::exchange(self, group, sends, receives);
+        }
+        self.in_line(|backend| backend.queue_exchange(group, sends, receives))
     }
 
     fn block_squares(&mut self, a: Buffer, tail: &[f32]) -> Result<Vec<f64>> {
@@ -105,6 +133,14 @@ impl<D: Device> CudaBackend<D> {
         Ok(())
     }
 
+    /// Queues what the ranks of a group do on [`Stream::Comm`], who may be some of those that were joined.
+    fn among(&mut self, group: &dyn Group, collective: &Collective<Buffer>) -> Result<()> {
+        match group.members() {
+            None => self.device.start_collective(collective),
+            Some(members) => self.device.start_collective_among(members, collective),
+        }
+    }
+
     /// [`Collectives::exchange_sum`] on [`Stream::Comm`], the sum too: the memory that parts come to is of use again without a wait
     /// of either stream for the other.
     fn queue_sum(&mut self, group: &dyn Group, parts: &[Buffer], sum: Buffer) -> Result<()> {
@@ -115,7 +151,7 @@ impl<D: Device> CudaBackend<D> {
         if size > 1 {
             let sends = others().map(|to| (to, parts[to])).collect();
             let receives = others().map(|from| (from, came(from))).collect();
-            self.device.start_collective(&Collective::Exchange { sends, receives })?;
+            self.among(group, &Collective::Exchange { sends, receives })?;
         }
         if sum.len > 0 {
             // Every rank's, this one's place not written: the kernel reads it where it is.
@@ -144,7 +180,7 @@ impl<D: Device> CudaBackend<D> {
     }
 
     /// [`Collectives::all_gather`] on [`Stream::Comm`].
-    fn queue_gather(&mut self, group: &dyn Group, bytes: usize, own: &[Part], all: &[Vec<Part>]) -> Result<()> {
+    fn queue_all_gather(&mut self, group: &dyn Group, bytes: usize, own: &[Part], all: &[Vec<Part>]) -> Result<()> {
         let (rank, size) = (group.rank(), group.size());
         if size == 1 {
             for (given, part) in own.iter().zip(&all[0]).filter(|(given, part)| given != part) {
@@ -159,13 +195,45 @@ impl<D: Device> CudaBackend<D> {
             self.device.transfer(Stream::Comm, part.buffer.view(DType::U8), place(rank, part));
         }
         let (source, target) = (staged(rank * bytes, bytes), staged(0, size * bytes));
-        self.device.start_collective(&Collective::AllGather { source, target })?;
+        self.among(group, &Collective::AllGather { source, target })?;
         for (of, parts) in all.iter().enumerate() {
             for part in parts.iter().filter(|part| part.buffer.len > 0 && !own.contains(part)) {
                 self.device.transfer(Stream::Comm, place(of, part), part.buffer.view(DType::U8));
             }
         }
         Ok(())
+    }
+
+    /// [`Collectives::gather`] on [`Stream::Comm`].
+    fn queue_gather(&mut self, group: &dyn Group, own: Buffer, all: Buffer) -> Result<()> {
+        let size = group.size();
+        assert_eq!(all.bytes(), size * own.bytes(), "what {size} ranks gather");
+        if own.len == 0 || (size == 1 && own == all) {
+            return Ok(());
+        }
+        if size == 1 {
+            self.device.transfer(Stream::Comm, own, all);
+            return Ok(());
+        }
+        self.among(group, &Collective::AllGather { source: own, target: all })
+    }
+
+    /// [`Collectives::exchange`] on [`Stream::Comm`].
+    fn queue_exchange(&mut self, group: &dyn Group, sends: &[Vec<Buffer>], receives: &[Vec<Buffer>]) -> Result<()> {
+        let rank = group.rank();
+        for (own, place) in sends[rank].iter().zip(&receives[rank]).filter(|(own, _)| own.len > 0) {
+            self.device.transfer(Stream::Comm, *own, *place);
+        }
+        let of_others = |all: &[Vec<Buffer>]| -> Vec<(usize, Buffer)> {
+            let others = all.iter().enumerate().filter(|(other, _)| *other != rank);
+            let each = others.flat_map(|(other, parts)| parts.iter().map(move |part| (other, *part)));
+            each.filter(|(_, part)| part.len > 0).collect()
+        };
+        let (sends, receives) = (of_others(sends), of_others(receives));
+        if sends.is_empty() && receives.is_empty() {
+            return Ok(());
+        }
+        self.among(group, &Collective::Exchange { sends, receives })
     }
 
     fn squares_of(&mut self, a: Buffer, sums: Buffer) -> Result<Vec<f64>> {

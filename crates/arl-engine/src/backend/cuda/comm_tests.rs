@@ -2,6 +2,8 @@
 
 #[path = "../../../../arl-comm/tests/fake/mod.rs"]
 mod fake;
+#[path = "mesh_tests.rs"]
+mod mesh;
 #[path = "overlap_tests.rs"]
 mod overlap_tests;
 
@@ -127,6 +129,43 @@ fn what_ranks_give_in_parts_comes_to_its_places_on_all() {
             }
             let device = backend.device_mut();
             assert_eq!((device.faults.clone(), device.collectives), (Vec::new(), if size > 1 { 2 } else { 0 }));
+        });
+    }
+}
+
+#[test]
+fn what_ranks_send_each_other_comes_to_its_places_however_uneven_it_is() {
+    for size in [1, 2, 3] {
+        on_ranks(size, |mut backend, group| {
+            let rank = group.rank();
+            backend.reserve(Pool::State, 4 * 200 * size).unwrap();
+            backend.join_ranks(&*group).unwrap();
+            // Two buffers of each pair, of which some are empty.
+            let buffers = |first: usize, from: usize, to: usize, of: usize| {
+                let lens = [5 + from + 2 * to, 3 * ((from + to) % 2)];
+                [0, 1].map(|i| floats(first + 40 * of + 20 * i, lens[i])).to_vec()
+            };
+            let sends: Vec<_> = (0..size).map(|to| buffers(0, rank, to, to)).collect();
+            let receives: Vec<_> = (0..size).map(|from| buffers(40 * size, from, rank, from)).collect();
+            for (to, parts) in sends.iter().enumerate() {
+                for (i, part) in parts.iter().enumerate() {
+                    backend.upload(bytemuck::cast_slice(&values(rank, 10 * to + i, part.len)), *part);
+                }
+            }
+            backend.exchange(&*group, &sends, &receives).unwrap();
+            backend.gather(&*group, sends[0][0].slice(0, 5), floats(80 * size, 5 * size)).unwrap();
+            let mut read = |buffer: Buffer| {
+                let mut found = vec![0f32; buffer.len];
+                backend.read_back(buffer, bytemuck::cast_slice_mut(&mut found)).unwrap();
+                found
+            };
+            for (from, parts) in receives.iter().enumerate() {
+                for (i, part) in parts.iter().enumerate() {
+                    assert_eq!(read(*part), values(from, 10 * rank + i, part.len), "{i} from {from} of {size}");
+                }
+                assert_eq!(read(floats(80 * size + 5 * from, 5)), values(from, 0, 5));
+            }
+            assert_eq!(backend.device_mut().faults, Vec::<String>::new());
         });
     }
 }

@@ -6,7 +6,6 @@ use arl_model::{Error, ErrorCode, Result};
 
 use super::packed::{PackedAttention, PackedShape};
 use crate::backend::{Buffer, DType, Event, Matmul, MatmulAlgorithms, Pool, Stream};
-use crate::events::IN_LINE;
 
 /// An argument of a kernel. Buffers say how the kernel uses them, so that a device can check it.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +16,8 @@ pub enum Arg {
     Write(Buffer),
     /// A buffer that is read and written, or written in part.
     Update(Buffer),
+    /// A buffer of which some columns are written, and nothing is read. What is between these counts as written too.
+    Columns(Buffer),
     /// A buffer that is left out.
     Null,
     /// `int`.
@@ -128,23 +129,23 @@ pub trait Device: Send {
         Err(Error::new(ErrorCode::Device, format!("{} exchanges nothing with other devices", self.name())))
     }
 
-    /// Queues an exchange with the devices of the ranks that were joined, behind the leaves so far and in front of those that
-    /// follow. Fails where a rank has failed.
-    fn collective(&mut self, collective: &Collective<Buffer>) -> Result<()> {
-        let [begun, done] = IN_LINE;
-        self.record(Stream::Compute, begun);
-        self.wait(Stream::Comm, begun);
-        self.start_collective(collective)?;
-        self.record(Stream::Comm, done);
-        self.wait(Stream::Compute, done);
-        Ok(())
-    }
-
-    /// Queues an exchange on [`Stream::Comm`], which has all of them, so that their order is the same on every rank. What it is to
-    /// come behind, and what behind it, is for the caller to say by [`Device::record`] and [`Device::wait`]. Fails where a rank has
-    /// failed.
+    /// Queues an exchange with the devices of the ranks that were joined on [`Stream::Comm`], which has all of them, so that their order
+    /// is the same on every rank. What it is to come behind, and what behind it, is for the caller to say by [`Device::record`] and
+    /// [`Device::wait`]. Fails where a rank has failed.
     fn start_collective(&mut self, collective: &Collective<Buffer>) -> Result<()> {
         Err(Error::new(ErrorCode::Internal, format!("no rank was joined that {collective:?} is for")))
+    }
+
+    /// Makes a communicator with the devices of `members`, some of the ranks that were joined, which all do the same; `rank` is this one.
+    fn join_group(&mut self, gpus: Gpus, members: &[usize], rank: usize) -> Result<()> {
+        let _ = (gpus, members, rank);
+        Err(Error::new(ErrorCode::Device, format!("{} exchanges nothing with other devices", self.name())))
+    }
+
+    /// As [`Device::start_collective`], among the ranks of a group, who count by their places in it.
+    fn start_collective_among(&mut self, members: &[usize], collective: &Collective<Buffer>) -> Result<()> {
+        let message = format!("ranks {members:?} were not joined by themselves that {collective:?} is for");
+        Err(Error::new(ErrorCode::Internal, message))
     }
 
     /// Begins to make the plans that [`Device::plan_attention`] will be asked for, where they take long; does not wait.

@@ -47,7 +47,8 @@ pub(super) fn add<D: Device>(device: &mut D, x: Buffer, delta: Buffer) {
 pub(super) fn scale<D: Device>(device: &mut D, x: Buffer, factor: f32, dropout: Option<Dropout>, out: Buffer) {
     assert_eq!((x.len, x.dtype), (out.len, out.dtype), "scale of unlike buffers");
     // Nothing is below a threshold of 0.
-    let Dropout { key, threshold } = dropout.unwrap_or(Dropout { key: [0; 2], threshold: 0 });
+    let none = Dropout { key: [0; 2], threshold: 0, first: 0, columns: [1; 2] };
+    let Dropout { key, threshold, first, columns: [own, whole] } = dropout.unwrap_or(none);
     let word = |word: u32| Arg::Int(word.cast_signed());
     device.launch(&Launch {
         kernel: kernel!(x.dtype, "scale"),
@@ -60,6 +61,9 @@ pub(super) fn scale<D: Device>(device: &mut D, x: Buffer, factor: f32, dropout: 
             word(key[0]),
             word(key[1]),
             word(threshold),
+            long(first),
+            long(own),
+            long(whole),
             Arg::Write(out),
             long(x.len),
         ],

@@ -3,7 +3,7 @@
 use arl_kernels::constants::embedding::{ADD_THREADS, COLUMNS, ROWS, SORTED, THREADS};
 
 use super::device::{Arg, Device, Launch, int, kernel, long, scratch_of};
-use crate::backend::{Buffer, DType};
+use crate::backend::{Buffer, DType, Rows};
 
 /// `out[r] = x[rows[r] / divisor]`.
 pub(super) fn gather<D: Device>(device: &mut D, x: Buffer, rows: Buffer, divisor: usize, width: usize, out: Buffer) {
@@ -52,6 +52,31 @@ pub(super) fn scatter<D: Device>(device: &mut D, x: Buffer, rows: Buffer, width:
         threads: THREADS,
         shared_bytes: 0,
         args: &[Arg::Read(x), Arg::Read(rows), Arg::Update(out), long(rows.len), long(out.len / width), int(width)],
+    });
+}
+
+/// The first `columns` elements of each of so many rows.
+pub(super) fn copy_columns<D: Device>(device: &mut D, source: Rows, target: Rows, rows: usize, columns: usize) {
+    assert_eq!(source.buffer.dtype, target.buffer.dtype, "columns of one type as another");
+    assert!(columns <= source.stride.min(target.stride), "{columns} columns of {source:?} and {target:?}");
+    if rows * columns == 0 {
+        return;
+    }
+    // Up to the last element that is copied.
+    let used = |of: Rows| of.buffer.slice(0, (rows - 1) * of.stride + columns);
+    device.launch(&Launch {
+        kernel: kernel!(source.buffer.dtype, "copy_columns"),
+        grid: [rows.div_ceil(ROWS), 1, 1],
+        threads: THREADS,
+        shared_bytes: 0,
+        args: &[
+            Arg::Read(used(source)),
+            long(source.stride),
+            if columns == target.stride { Arg::Write(used(target)) } else { Arg::Columns(used(target)) },
+            long(target.stride),
+            long(rows),
+            int(columns),
+        ],
     });
 }
 

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::collections::BTreeSet;
 
-use arl_comm::{Collective, Communicator, Gpus, Place};
+use arl_comm::{Collective, Communicator, Gpus, Groups, Place};
 use arl_kernels::emulation::{self, Element, Shape, Value};
 use arl_model::{Error, ErrorCode, Result};
 
@@ -31,6 +31,7 @@ pub struct EmulatedDevice {
     pub(super) algorithms: Option<Box<dyn MatmulAlgorithms + Send>>,
     /// The other ranks' devices.
     communicator: Option<Communicator>,
+    groups: Groups,
 }
 
 impl Default for EmulatedDevice {
@@ -44,6 +45,7 @@ impl Default for EmulatedDevice {
             packed_passes: 0,
             algorithms: None,
             communicator: None,
+            groups: Groups::default(),
         }
     }
 }
@@ -54,6 +56,14 @@ impl EmulatedDevice {
         EmulatedDevice { library: Some(|_| true), ..EmulatedDevice::default() }
     }
 
+    fn places(&mut self, collective: &Collective<Buffer>) -> Collective {
+        let memory = std::cell::RefCell::new(&mut self.memory);
+        collective.map(|buffer| Place {
+            address: memory.borrow_mut().address(buffer).expose_provenance() as u64,
+            bytes: buffer.bytes(),
+        })
+    }
+
     fn value(&mut self, arg: Arg) -> Value {
         let (buffer, written) = match arg {
             Arg::Int(value) => return Value::I32(value),
@@ -61,7 +71,7 @@ impl EmulatedDevice {
             Arg::Float(value) => return Value::F32(value),
             Arg::Null => return Value::Pointer { address: std::ptr::null_mut(), element: None, written: false },
             Arg::Read(buffer) => (buffer, false),
-            Arg::Write(buffer) | Arg::Update(buffer) => (buffer, true),
+            Arg::Write(buffer) | Arg::Update(buffer) | Arg::Columns(buffer) => (buffer, true),
         };
         let element = match buffer.dtype {
             DType::F32 => Element::F32,
@@ -159,15 +169,21 @@ impl Device for EmulatedDevice {
     }
 
     fn start_collective(&mut self, collective: &Collective<Buffer>) -> Result<()> {
-        let memory = std::cell::RefCell::new(&mut self.memory);
-        let places = collective.map(|buffer| Place {
-            address: memory.borrow_mut().address(buffer).expose_provenance() as u64,
-            bytes: buffer.bytes(),
-        });
+        let places = self.places(collective);
         let joined = self.communicator.as_mut();
         let joined = joined.ok_or_else(|| Error::new(ErrorCode::Internal, "no rank was joined"))?;
         // SAFETY: the places are within pools that live as long as `self`; the library of tests moves the bytes before it returns.
         unsafe { joined.queue(&places, std::ptr::null_mut()) }
+    }
+
+    fn join_group(&mut self, gpus: Gpus, members: &[usize], rank: usize) -> Result<()> {
+        self.groups.join(gpus, members, rank)
+    }
+
+    fn start_collective_among(&mut self, members: &[usize], collective: &Collective<Buffer>) -> Result<()> {
+        let places = self.places(collective);
+        // SAFETY: as of all ranks.
+        unsafe { self.groups.of(members)?.queue(&places, std::ptr::null_mut()) }
     }
 
     fn plan_attention(&mut self, shape: &PackedShape) -> std::result::Result<(), String> {

@@ -4,7 +4,7 @@
 mod algorithms;
 mod attention;
 mod classifier;
-mod comm;
+pub(super) mod comm;
 #[cfg(test)]
 mod comm_tests;
 mod delta;
@@ -32,8 +32,6 @@ mod magnitude;
 mod matmul;
 mod moe;
 mod nf4;
-#[cfg(test)]
-mod no_device;
 mod norm;
 mod optimizer;
 mod packed;
@@ -340,6 +338,10 @@ impl<D: Device> Backend for CudaBackend<D> {
 
     fn scatter_rows(&mut self, x: Buffer, rows: Buffer, width: usize, out: Buffer) {
         embedding::scatter(&mut self.device, x, rows, width, out);
+    }
+
+    fn copy_columns(&mut self, source: Rows, target: Rows, rows: usize, columns: usize) {
+        embedding::copy_columns(&mut self.device, source, target, rows, columns);
     }
 
     fn cross_entropy(&mut self, op: &CrossEntropy) {

@@ -3,12 +3,12 @@
 use arl_comm::{Collective, Gpus};
 use arl_model::Result;
 
-use super::device::{Device, Launch};
-use super::packed::{PackedAttention, PackedShape};
+use super::super::device::{Device, Launch};
+use super::super::packed::{PackedAttention, PackedShape};
 use crate::backend::{Buffer, Event, Matmul, Pool, Stream};
 
 /// Computes nothing; what is read back is zero.
-pub(super) struct NoDevice;
+pub(in crate::backend::cuda) struct NoDevice;
 
 impl Device for NoDevice {
     fn name(&self) -> String {
@@ -49,6 +49,14 @@ impl Device for NoDevice {
     }
 
     fn start_collective(&mut self, _collective: &Collective<Buffer>) -> Result<()> {
+        Ok(())
+    }
+
+    fn join_group(&mut self, _gpus: Gpus, _members: &[usize], _rank: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn start_collective_among(&mut self, _members: &[usize], _collective: &Collective<Buffer>) -> Result<()> {
         Ok(())
     }
 

@@ -4,13 +4,16 @@
 //! Each stream has a clock that counts what was queued on it, and knows of the others' clocks what it learned from events. A write
 //! is visible on a stream whose knowledge of the writer's clock has reached it.
 
+#[path = "no_device.rs"]
+mod no_device;
+
 use std::collections::{BTreeMap, HashMap};
 
 use arl_comm::{Collective, Gpus};
 use arl_model::Result;
 
+pub(super) use self::no_device::NoDevice;
 use super::device::{Arg, Device, Launch};
-pub(super) use super::no_device::NoDevice;
 use super::packed::{PackedAttention, PackedShape};
 use crate::backend::{Buffer, Event, Matmul, Pool, Stream};
 
@@ -142,6 +145,15 @@ impl<D: Device> RecordingDevice<D> {
         if before_read {
             self.fault("overwrites what another stream may still read", operation, stream, buffer);
         }
+    }
+
+    /// Notes an exchange with other ranks' devices.
+    fn exchanges(&mut self, collective: &Collective<Buffer>) {
+        self.queue(Stream::Comm);
+        let (read, written) = collective.uses();
+        read.into_iter().for_each(|buffer| self.read("collective", Stream::Comm, buffer));
+        written.into_iter().for_each(|buffer| self.write("collective", Stream::Comm, buffer));
+        self.collectives += 1;
     }
 
     fn queue(&mut self, stream: Stream) {
@@ -293,7 +305,7 @@ impl<D: Device> Device for RecordingDevice<D> {
             }
         }
         for arg in launch.args {
-            if let Arg::Write(buffer) | Arg::Update(buffer) = *arg {
+            if let Arg::Write(buffer) | Arg::Update(buffer) | Arg::Columns(buffer) = *arg {
                 self.write(launch.kernel, stream, buffer);
             }
         }
@@ -315,22 +327,17 @@ impl<D: Device> Device for RecordingDevice<D> {
     }
 
     fn start_collective(&mut self, collective: &Collective<Buffer>) -> Result<()> {
-        self.queue(Stream::Comm);
-        let (read, written): (Vec<Buffer>, Vec<Buffer>) = match collective {
-            Collective::AllGather { source, target } => (vec![*source], vec![*target]),
-            Collective::Exchange { sends, receives } => {
-                (sends.iter().map(|sent| sent.1).collect(), receives.iter().map(|received| received.1).collect())
-            }
-            Collective::Broadcast { place, .. } => (vec![*place], vec![*place]),
-        };
-        for buffer in read {
-            self.read("collective", Stream::Comm, buffer);
-        }
-        for buffer in written {
-            self.write("collective", Stream::Comm, buffer);
-        }
-        self.collectives += 1;
+        self.exchanges(collective);
         self.inner.start_collective(collective)
+    }
+
+    fn join_group(&mut self, gpus: Gpus, members: &[usize], rank: usize) -> Result<()> {
+        self.inner.join_group(gpus, members, rank)
+    }
+
+    fn start_collective_among(&mut self, members: &[usize], collective: &Collective<Buffer>) -> Result<()> {
+        self.exchanges(collective);
+        self.inner.start_collective_among(members, collective)
     }
 
     fn expect_attention(&mut self, shape: &PackedShape) {

@@ -83,6 +83,10 @@ impl<B: Backend + ?Sized> comm::Collectives for ProfileBackend<B> {
         self.inner.join_ranks(group)
     }
 
+    fn join_groups(&mut self, group: &dyn Group, groups: &[Vec<usize>]) -> Result<()> {
+        self.inner.join_groups(group, groups)
+    }
+
     fn exchange_sum(&mut self, group: &dyn Group, parts: &[Buffer], sum: Buffer) -> Result<()> {
         let (mut result, bytes) = (Ok(()), all(&[sum, sum]) + (group.size() * sum.bytes()) as f64);
         self.measure(|| "exchange_sum".into(), 0.0, bytes, |inner| result = inner.exchange_sum(group, parts, sum));
@@ -108,6 +112,18 @@ impl<B: Backend + ?Sized> comm::Collectives for ProfileBackend<B> {
         result
     }
 
+    fn gather(&mut self, group: &dyn Group, own: Buffer, every: Buffer) -> Result<()> {
+        let (mut result, bytes) = (Ok(()), all(&[own, every]));
+        self.measure(|| "gather".into(), 0.0, bytes, |inner| result = inner.gather(group, own, every));
+        result
+    }
+
+    fn exchange(&mut self, group: &dyn Group, sends: &[Vec<Buffer>], receives: &[Vec<Buffer>]) -> Result<()> {
+        let (mut result, bytes) = (Ok(()), all(&sends.concat()) + all(&receives.concat()));
+        self.measure(|| "exchange".into(), 0.0, bytes, |inner| result = inner.exchange(group, sends, receives));
+        result
+    }
+
     fn start_exchange_sum(&mut self, group: &dyn Group, parts: &[Buffer], sum: Buffer) -> Result<()> {
         let (of_others, bytes) = ((group.size() - 1) * sum.bytes(), (group.size() + 2) * sum.bytes());
         self.started("exchange_sum", of_others, bytes, |inner| inner.start_exchange_sum(group, parts, sum))
@@ -125,11 +141,9 @@ impl<B: Backend + ?Sized> comm::Collectives for ProfileBackend<B> {
         self.started("all_gather", of_others, 2 * group.size() * bytes, leaf)
     }
 
-    fn start_gather(&mut self, group: &dyn Group, own: Buffer, gathered: Buffer) -> Result<()> {
-        let of_others = gathered.bytes() - own.bytes();
-        self.started("gather", of_others, own.bytes() + gathered.bytes(), |inner| {
-            inner.start_gather(group, own, gathered)
-        })
+    fn start_gather(&mut self, group: &dyn Group, own: Buffer, every: Buffer) -> Result<()> {
+        let of_others = every.bytes() - own.bytes();
+        self.started("gather", of_others, own.bytes() + every.bytes(), |inner| inner.start_gather(group, own, every))
     }
 
     fn block_squares(&mut self, a: Buffer, tail: &[f32]) -> Result<Vec<f64>> {

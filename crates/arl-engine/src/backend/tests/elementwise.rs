@@ -51,16 +51,18 @@ fn addition_is_rounded_once() {
 fn multiples_are_rounded_once_and_dropped_elements_are_zero() {
     let mut random = Random(38);
     let dropout = Dropout::new(0.3, &[1, 2]);
+    // Of all rows from the sixth element on, and of parts of longer rows.
+    let (later, part) = (Dropout { first: 5, ..dropout }, Dropout { first: 1 << 33, columns: [7, 19], ..dropout });
     for dtype in TYPES {
         for len in [0, 1, 7, 40_001] {
-            for dropout in [None, Some(dropout)] {
+            for dropout in [None, Some(dropout), Some(later), Some(part)] {
                 let mut fixture = Fixture::new();
                 let values = random.values(len, dtype);
                 let expected: Vec<f64> = values
                     .iter()
                     .enumerate()
                     .map(|(i, x)| {
-                        let dropped = dropout.is_some_and(|dropout| dropout.drops(i));
+                        let dropped = dropout.is_some_and(|dropout| dropout.drops(dropout.run(i).0));
                         if dropped { 0.0 } else { round(f64::from(*x as f32 * 1.7), dtype) }
                     })
                     .collect();

@@ -5,6 +5,7 @@ mod attention;
 mod autograd;
 pub(super) mod delta;
 mod delta_rule;
+mod dual;
 mod elementwise;
 mod embedding;
 mod gates;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use arl_model::{ModelConfig, tensor_table};
+use arl_model::{Lora, LoraConfig, ModelConfig, tensor_table};
 use serde_json::{Value, json};
 
 use super::*;
@@ -54,23 +54,50 @@ fn every_element_is_held_by_the_ranks_that_should_and_owned_by_one() {
         let frozen = frozen.iter().take(if name == "hybrid" { 4 } else { 2 }).map(|pattern| (*pattern).to_owned());
         let some: Vec<String> = frozen.collect();
         for (mesh, data) in meshes(name == "hybrid") {
-            for frozen in [&[][..], &some] {
-                for divides_weights in [false, true] {
-                    check_mesh(&config, frozen, (mesh, data), divides_weights && mesh.pp == 1);
+            for divides_weights in [false, mesh.pp == 1] {
+                for frozen in [&[][..], &some] {
+                    let placement = |place: &Place| Placement::new(&config, frozen, false, place).unwrap();
+                    check_mesh(&tensor_table(&config), &placement, (mesh, data), divides_weights);
+                }
+                for lora in loras(&config) {
+                    let placement = |place: &Place| Placement::adapted(&lora, false, true, place).unwrap();
+                    check_mesh(&lora.table, &placement, (mesh, data), divides_weights && !lora.config.use_dora);
                 }
             }
         }
     }
 }
 
-fn check_mesh(config: &ModelConfig, frozen: &[String], (mesh, data): (Mesh, usize), divides_weights: bool) {
-    let zeros = || tensor_table(config).into_iter().map(|spec| (spec.name.clone(), vec![0; spec.elements()]));
+/// Adapters of every kind of layer; and magnitudes, next to biases and a head of its own that are trained.
+fn loras(config: &ModelConfig) -> [Lora; 2] {
+    let experts = config.moe.is_some();
+    // Adapters of fused projections are none.
+    let modules = if experts { r".*(self_attn\.[qkvo]_proj|out_proj|shared_expert_gate)" } else { r".*_proj" };
+    let parameters: &[&str] = if experts { &["experts.gate_up_proj", "experts.down_proj", "gate.weight"] } else { &[] };
+    let all = json!({ "target_modules": modules, "target_parameters": parameters, "r": 3 });
+    let dora = json!({
+        "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"], "r": 2, "use_dora": true, "bias": "lora_only",
+        "modules_to_save": ["lm_head"],
+    });
+    [all, dora].map(|text| {
+        let text = LoraConfig::from_json(&text.to_string(), Path::new("adapter_config.json")).unwrap();
+        Lora::new(config, &text).unwrap()
+    })
+}
+
+fn check_mesh(
+    table: &[TensorSpec],
+    placement: &dyn Fn(&Place) -> Placement,
+    (mesh, data): (Mesh, usize),
+    divides_weights: bool,
+) {
+    let zeros = || table.iter().map(|spec| (spec.name.clone(), vec![0; spec.elements()]));
     let (mut held, mut owners): (HashMap<String, Vec<usize>>, HashMap<String, Vec<usize>>) =
         (zeros().collect(), zeros().collect());
     let place = Place::new(mesh, data, 0).unwrap();
     let ranks: Vec<(Placement, Cut)> = (0..place.world())
         .map(|rank| {
-            let placement = Placement::new(config, frozen, false, &Place { rank, ..place }).unwrap();
+            let placement = placement(&Place { rank, ..place });
             let cut = Cut::new(&placement, true);
             let cut = if divides_weights { cut.with_weights(&placement) } else { cut };
             (placement, cut)
@@ -106,9 +133,10 @@ fn check_mesh(config: &ModelConfig, frozen: &[String], (mesh, data): (Mesh, usiz
             assert!(within.all(|tensor| tensor.param.axis == bucket.axis && tensor.copied == bucket.copied));
         }
     }
-    for spec in tensor_table(config) {
+    let tied = table.iter().all(|spec| spec.role != Role::LmHead);
+    for spec in table {
         let axis = place.axis_of(spec.role);
-        let copies = if config.tie_word_embeddings && spec.block == Block::Embedding && mesh.pp > 1 { 2 } else { 1 };
+        let copies = if tied && spec.block == Block::Embedding && mesh.pp > 1 { 2 } else { 1 };
         let times = place.size(axis) * copies;
         assert!(held[&spec.name].iter().all(|&count| count == times), "{mesh:?} {data}: {} {times}", spec.name);
         assert!(owners[&spec.name].iter().all(|&count| count == 1), "{mesh:?} {data}: {}", spec.name);
@@ -141,8 +169,23 @@ fn a_mesh_that_does_not_fit_the_model_is_refused_with_both_numbers() {
     let zero = |zero| EngineOptions { zero, ..base.clone() };
     assert_eq!(message(&dense, two, &zero(0)), "zero 0 cannot be combined with tp_size 2");
     assert_eq!(message(&dense, stages, &zero(3)), "zero 3 cannot be combined with tp_size 2 and pp_size 2");
-    let nf4 = Some(crate::options::Nf4Options { nested: true });
-    let nf4 = EngineOptions { load_in_4bit: nf4, ..base.clone() };
-    assert_eq!(message(&dense, two, &nf4), "weights in 4 bits cannot be combined with tp_size 2");
     assert!(check(&config(&dense), &EngineOptions { mesh: Mesh { cp: 2, ..one }, ..zero(0) }).is_ok());
+}
+
+#[test]
+fn blocks_of_weights_in_4_bits_are_not_cut() {
+    let [(_, mut dense), _] = models();
+    let check = |dense: &Value, tp: usize| {
+        let place = Place::new(Mesh { tp, ..Mesh::default() }, 1, 0).unwrap();
+        let lora = LoraConfig::from_json(r#"{"target_modules": ["q_proj"]}"#, Path::new("a.json")).unwrap();
+        let lora = Lora::new(&config(dense), &lora).unwrap();
+        check_blocks(&Placement::adapted(&lora, true, false, &place).unwrap()).map_err(|error| error.message)
+    };
+    let message = "load_in_4bit with tp_size 2 gives a rank 16 x 8 of `model.layers.0.self_attn.o_proj.weight`, which are no whole \
+                   blocks of 64";
+    assert_eq!((check(&dense, 1), check(&dense, 2)), (Ok(()), Err(message.to_owned())));
+    for (key, value) in [("hidden_size", 128), ("intermediate_size", 128)] {
+        dense[key] = value.into();
+    }
+    assert_eq!(check(&dense, 2), Ok(()));
 }

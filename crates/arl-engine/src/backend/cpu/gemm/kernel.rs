@@ -32,6 +32,21 @@ pub(super) struct Block {
     pub(super) c_stride: usize,
     /// Add to `c`, or assign it.
     pub(super) add: bool,
+    pub(super) tail: Tail,
+}
+
+/// More steps of the same sums, from operands of their own; both are packed.
+#[derive(Clone, Copy)]
+pub(super) struct Tail {
+    pub(super) steps: usize,
+    /// Word of row `i`, step `p`: `a + (i / MR) MR steps + i % MR + p MR`.
+    pub(super) a: *const u32,
+    /// Word of column `j`, step `p`: `b + (j / NR) NR steps + j % NR + p NR`.
+    pub(super) b: *const u32,
+}
+
+impl Tail {
+    pub(super) const NONE: Tail = Tail { steps: 0, a: std::ptr::null(), b: std::ptr::null() };
 }
 
 /// What computes, for one set of instructions.
@@ -116,18 +131,31 @@ unsafe fn block_of<L: Lanes, const MR: usize, const VECTORS: usize>(block: &Bloc
             for row in (0..block.rows).step_by(MR) {
                 let rows = MR.min(block.rows - row);
                 let a = block.a.add(row / MR * block.a_panel);
+                let tail = Tail {
+                    steps: block.tail.steps,
+                    a: block.tail.a.wrapping_add(row * block.tail.steps),
+                    b: block.tail.b.wrapping_add(column * block.tail.steps),
+                };
                 let c = block.c.add(row * block.c_stride + column);
                 if columns == nr {
-                    tile_of_rows::<L, MR, VECTORS, VECTORS>(rows, block, a, b, c, block.c_stride, block.add);
+                    tile_of_rows::<L, MR, VECTORS, VECTORS>(rows, (block, tail), a, b, c, block.c_stride, block.add);
                 } else if columns == L::N {
                     // Adapters of rank 16 have no more: half of a wide tile would be zeros.
-                    tile_of_rows::<L, MR, 1, VECTORS>(rows, block, a, b, c, block.c_stride, block.add);
+                    tile_of_rows::<L, MR, 1, VECTORS>(rows, (block, tail), a, b, c, block.c_stride, block.add);
                 } else {
                     let mut tile = [0f32; LARGEST_TILE];
                     if columns < L::N {
-                        tile_of_rows::<L, MR, 1, VECTORS>(rows, block, a, b, tile.as_mut_ptr(), nr, false);
+                        tile_of_rows::<L, MR, 1, VECTORS>(rows, (block, tail), a, b, tile.as_mut_ptr(), nr, false);
                     } else {
-                        tile_of_rows::<L, MR, VECTORS, VECTORS>(rows, block, a, b, tile.as_mut_ptr(), nr, false);
+                        tile_of_rows::<L, MR, VECTORS, VECTORS>(
+                            rows,
+                            (block, tail),
+                            a,
+                            b,
+                            tile.as_mut_ptr(),
+                            nr,
+                            false,
+                        );
                     }
                     for i in 0..rows {
                         for j in 0..columns {
@@ -147,7 +175,7 @@ unsafe fn block_of<L: Lanes, const MR: usize, const VECTORS: usize>(block: &Bloc
 #[inline(always)]
 unsafe fn tile_of_rows<L: Lanes, const MR: usize, const VECTORS: usize, const PANEL: usize>(
     rows: usize,
-    block: &Block,
+    block: (&Block, Tail),
     a: *const u32,
     b: *const u32,
     c: *mut f32,
@@ -171,7 +199,7 @@ unsafe fn tile_of_rows<L: Lanes, const MR: usize, const VECTORS: usize, const PA
 /// As [`tile_of_rows`], of `R` rows.
 #[inline(always)]
 unsafe fn tile<L: Lanes, const R: usize, const MR: usize, const VECTORS: usize, const PANEL: usize>(
-    block: &Block,
+    (block, tail): (&Block, Tail),
     a: *const u32,
     mut b: *const u32,
     c: *mut f32,
@@ -214,6 +242,12 @@ unsafe fn tile<L: Lanes, const R: usize, const MR: usize, const VECTORS: usize, 
                 rows = rows.map(|row| row.wrapping_add(a_step));
                 b = b.wrapping_add(PANEL * L::N);
             }
+        }
+        let (mut a, mut b) = (tail.a, tail.b);
+        for _ in 0..tail.steps {
+            step::<L, R, VECTORS>(&mut sums, |i| a.add(i), b);
+            a = a.wrapping_add(MR);
+            b = b.wrapping_add(PANEL * L::N);
         }
         for (i, sums) in sums.iter().enumerate() {
             for (v, &sum) in sums.iter().enumerate() {

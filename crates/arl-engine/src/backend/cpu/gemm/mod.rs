@@ -3,6 +3,9 @@
 
 mod kernel;
 mod lanes;
+mod low_rank;
+#[cfg(test)]
+mod low_rank_tests;
 mod nf4;
 mod operand;
 mod pack;
@@ -12,14 +15,19 @@ mod product;
 mod tests;
 mod workspace;
 
+pub use low_rank::{Addition, Factor, LowRank, Projection};
 pub use nf4::{Nf4Matrix, Nf4Scales, Nf4Tensor};
 pub use operand::{Elements, ElementsMut, MatMut, MatRef};
 pub use panels::{Left, Products, Right};
 pub(super) use workspace::{Workspace, carve};
 
 use self::kernel::Kernel;
+use self::low_rank::Packed;
 use self::pack::Source;
-use self::product::{Operand, Product, RightOperand, Target};
+use self::product::{FAR, IN_PLACE_ACROSS, Operand, Product, RightOperand, Target};
+use rayon::prelude::*;
+use std::ops::Range;
+
 use super::super::{DType, Layout};
 use super::simd;
 
@@ -64,12 +72,58 @@ pub fn matmul_nf4(
     accumulate: bool,
     bias: Option<Elements<'_>>,
 ) {
-    assert!(layout != Layout::Tn, "weights in NF4 are no rows of tokens");
+    matmul_low_rank(layout, m, n, k, a, Matrix::Nf4(b), c, accumulate, bias, None);
+}
+
+/// A right operand of either kind.
+#[derive(Clone, Copy, Debug)]
+pub enum Matrix<'a> {
+    /// As [`matmul`] takes it.
+    Plain(MatRef<'a>),
+    /// As [`matmul_nf4`] does.
+    Nf4(&'a Nf4Matrix<'a>),
+}
+
+/// [`matmul`] or [`matmul_nf4`], and what is low-rank next to it, of which [`takes_low_rank`] holds. That is f32, as `a` and `c` are.
+///
+/// # Panics
+/// If an operand is smaller than its shape.
+#[allow(clippy::too_many_arguments, reason = "the arguments of BLAS")]
+pub fn matmul_low_rank(
+    layout: Layout,
+    m: usize,
+    n: usize,
+    k: usize,
+    a: MatRef<'_>,
+    b: Matrix<'_>,
+    c: MatMut<'_>,
+    accumulate: bool,
+    bias: Option<Elements<'_>>,
+    low_rank: Option<&mut LowRank<'_>>,
+) {
     let along_k = layout == Layout::Nt;
-    assert_eq!(b.width, if along_k { k } else { n }, "columns of weights in NF4");
-    check(layout, m, n, k, (a.data.len(), a.stride), (b.len(), b.width), (c.data.len(), c.stride));
-    let kernel = kernel_for([dtype_of(a.data), b.dtype]);
-    multiply(kernel, layout, m, n, k, a, RightOperand::Nf4 { matrix: b, along_k }, c, accumulate, bias);
+    let (a_type, a_shape, c_shape) = (dtype_of(a.data), (a.data.len(), a.stride), (c.data.len(), c.stride));
+    let (kernel, b) = match b {
+        Matrix::Plain(b) => {
+            check(layout, m, n, k, a_shape, (b.data.len(), b.stride), c_shape);
+            let operand = Operand { source: source(b.data), stride: b.stride, along_k };
+            (kernel_for([a_type, dtype_of(b.data)]), RightOperand::Plain(operand))
+        }
+        Matrix::Nf4(matrix) => {
+            assert!(layout != Layout::Tn, "weights in NF4 are no rows of tokens");
+            assert_eq!(matrix.width, if along_k { k } else { n }, "columns of weights in NF4");
+            check(layout, m, n, k, a_shape, (matrix.len(), matrix.width), c_shape);
+            (kernel_for([a_type, matrix.dtype]), RightOperand::Nf4 { matrix, along_k })
+        }
+    };
+    multiply(kernel, layout, m, n, k, a, b, c, accumulate, bias, low_rank);
+}
+
+/// Whether a product of `n` columns over `k`, all f32, takes additions to these columns in.
+pub fn takes_low_rank(n: usize, k: usize, additions: impl IntoIterator<Item = Range<usize>>) -> bool {
+    let nr = kernel_for([DType::F32; 2]).nr;
+    let whole = |column: usize| column.is_multiple_of(nr) || column == n;
+    k > 0 && additions.into_iter().all(|columns| whole(columns.start) && whole(columns.end))
 }
 
 fn dtype_of(data: Elements<'_>) -> DType {
@@ -101,7 +155,7 @@ fn matmul_with(
 ) {
     check(layout, m, n, k, (a.data.len(), a.stride), (b.data.len(), b.stride), (c.data.len(), c.stride));
     let b = RightOperand::Plain(Operand { source: source(b.data), stride: b.stride, along_k: layout == Layout::Nt });
-    multiply(kernel, layout, m, n, k, a, b, c, accumulate, bias);
+    multiply(kernel, layout, m, n, k, a, b, c, accumulate, bias, None);
 }
 
 fn source(data: Elements<'_>) -> Source {
@@ -122,9 +176,10 @@ fn multiply(
     k: usize,
     a: MatRef<'_>,
     b: RightOperand<'_>,
-    c: MatMut<'_>,
+    mut c: MatMut<'_>,
     accumulate: bool,
     bias: Option<Elements<'_>>,
+    low_rank: Option<&mut LowRank<'_>>,
 ) {
     if let Some(bias) = bias {
         operand::check("bias", bias.len(), 1, n, n);
@@ -132,8 +187,15 @@ fn multiply(
     if m == 0 || n == 0 {
         return;
     }
+    if let (Layout::Tn, RightOperand::Plain(right), ElementsMut::F32(data), None) = (layout, b, &mut c.data, bias)
+        && few_rows(kernel, m, n, right.stride)
+        && let (Source::F32(_), left @ Elements::F32(_)) = (right.source, a.data)
+    {
+        let left = Operand { source: source(left), stride: a.stride, along_k: false };
+        return by_columns(kernel, [m, n, k], left, right, (data, c.stride), accumulate);
+    }
     let bias = bias.map(|bias| move |j| bias.get(j));
-    let product = Product {
+    let mut product = Product {
         kernel,
         m,
         n,
@@ -148,10 +210,57 @@ fn multiply(
         c_stride: c.stride,
         accumulate,
         bias: bias.as_ref().map(|bias| bias as &(dyn Fn(usize) -> f32 + Sync)),
+        low_rank: None,
     };
+    let packed = low_rank.map(|low_rank| {
+        low_rank.check(m, n, k);
+        // SAFETY: the kernel is one that this CPU can run.
+        unsafe { Packed::new(kernel, low_rank, product.block()) }
+    });
+    product.low_rank = packed.as_ref();
     // SAFETY: the shapes were checked against the slices; `c` is borrowed mutably, so it overlaps nothing and no other
     // thread has it. The kernel is one that this CPU can run.
     unsafe { product.run(true) }
+}
+
+/// Whether a product over rows of memory (`Tn`) has few rows and many columns: then its right operand, which is the larger one, had
+/// better be the left one, which is read where it is.
+fn few_rows(kernel: &Kernel, m: usize, n: usize, stride: usize) -> bool {
+    stride >= FAR && m.div_ceil(kernel.nr) <= IN_PLACE_ACROSS && n.div_ceil(kernel.nr) > IN_PLACE_ACROSS
+}
+
+/// `c[m, n] = a^T b` (plus `c`) from its transpose, `b^T a`.
+fn by_columns(
+    kernel: &'static Kernel,
+    [m, n, k]: [usize; 3],
+    a: Operand,
+    b: Operand,
+    (c, c_stride): (&mut [f32], usize),
+    accumulate: bool,
+) {
+    let mut memory = Workspace::take(n * m);
+    let transposed = &mut memory.floats()[..n * m];
+    let product = Product {
+        kernel,
+        m: n,
+        n: m,
+        k,
+        a: b,
+        b: RightOperand::Plain(a),
+        c: Target::F32(transposed.as_mut_ptr()),
+        c_stride: m,
+        accumulate: false,
+        bias: None,
+        low_rank: None,
+    };
+    // SAFETY: the caller has checked both operands; the result is the workspace's.
+    unsafe { product.run(true) }
+    let transposed = &*transposed;
+    c.par_chunks_mut(c_stride).take(m).enumerate().for_each(|(i, row)| {
+        for (x, column) in row.iter_mut().zip(transposed.chunks_exact(m)) {
+            *x = if accumulate { *x + column[i] } else { column[i] };
+        }
+    });
 }
 
 /// Panics unless each operand, given as its number of elements and its stride, has its shape.

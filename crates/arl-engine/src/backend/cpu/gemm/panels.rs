@@ -2,7 +2,7 @@
 //! by many products. Knows slices and strides, nothing of what they stand for.
 
 use super::super::simd;
-use super::kernel::{Block, Kernel};
+use super::kernel::{Block, Kernel, Tail};
 use super::operand::{MatRef, check};
 use super::product::Operand;
 use super::source;
@@ -170,6 +170,7 @@ impl Products {
             c: c.as_mut_ptr(),
             c_stride,
             add: accumulate,
+            tail: Tail::NONE,
         };
         // SAFETY: just checked; `c` is borrowed mutably, so it overlaps nothing and no other thread has it.
         unsafe { (self.kernel.block)(&block) }

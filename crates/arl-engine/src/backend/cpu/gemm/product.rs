@@ -1,15 +1,17 @@
 //! Blocking: `b` is packed once for all threads, each task packs its rows of `a`, and `c` is split among tasks.
 //!
-//! An element of `c` is the same sum in the same order whatever the split: blocks of `k` depend on `k` alone, and only
+//! An element of `c` is the same sum in the same order whatever the split: blocks of `k` depend on columns alone, and only
 //! rows and columns are divided. So neither the number of threads nor the number of rows changes a bit of it.
 
 use super::super::element::Element;
-use super::kernel::{Block, Kernel};
+use super::kernel::{Block, Kernel, Tail};
+use super::low_rank::{LeftPanels, Packed};
 use super::nf4::Nf4Matrix;
 use super::pack::{Panels, Source};
 use super::workspace::Workspace;
 use half::{bf16, f16};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Words of a block of `k`: a panel of `b` (16 KiB with 16 columns) and one of `a` share the first-level cache.
 pub(super) const STEPS: usize = 256;
@@ -19,8 +21,14 @@ const ROWS: usize = 192;
 const PACKED_WORDS: usize = 1 << 20;
 /// Panels of `b` that are packed as one task.
 const PANELS: usize = 16;
-/// Panels of `b` up to which rows of `a` are not packed.
+/// Panels of `b` up to which rows of `a` are not packed: where they run along `k`, and across it.
 const IN_PLACE: usize = 1;
+pub(super) const IN_PLACE_ACROSS: usize = 2;
+/// Steps of a block where `a` is read across `k` in place: each step is a row of memory, and so many rows stay in the first-level cache
+/// and in the address translation buffer while all their columns are used.
+const FEW_STEPS: usize = 32;
+/// Elements from one row of memory to the next from which on that is so; rows that are closer stay there by themselves.
+pub(super) const FAR: usize = 512;
 /// Multiplications below which threads cost more than they save.
 const SMALL: usize = 1 << 18;
 
@@ -75,6 +83,8 @@ pub(super) struct Product<'a> {
     pub(super) c_stride: usize,
     pub(super) accumulate: bool,
     pub(super) bias: Option<&'a (dyn Fn(usize) -> f32 + Sync)>,
+    /// Of f32 alone.
+    pub(super) low_rank: Option<&'a Packed<'a>>,
 }
 
 // SAFETY: the pointers are read, or (`c`) written by tasks that each own a part of it; see `Product::run`.
@@ -87,6 +97,8 @@ struct Stage {
     /// Elements of `k` in a block.
     block: usize,
     packed: *mut u32,
+    /// Sums of [`Product::low_rank`]: of each task that divides the columns, all rows.
+    low_sums: *mut f32,
 }
 
 // SAFETY: tasks write disjoint panels of `packed`, or only read it.
@@ -102,9 +114,7 @@ impl Product<'_> {
         let threads = if parallel && self.m * self.n * self.k >= SMALL { rayon::current_num_threads() } else { 1 };
         let per_word = if self.kernel.pairs { 2 } else { 1 };
         let nr = self.kernel.nr;
-        // Equal blocks of whole words; a function of k alone.
-        let blocks = self.k.div_ceil(STEPS * per_word).max(1);
-        let block = self.k.div_ceil(blocks).next_multiple_of(2).max(2);
+        let block = self.block();
         // As many columns as fit with the whole of k, but not so few that packing `a` for them would cost; if they are
         // too few, part of k. A result of 16 bits keeps its sums in a task, and so needs the whole of k.
         let whole = PACKED_WORDS / self.k.div_ceil(per_word).max(1);
@@ -117,6 +127,8 @@ impl Product<'_> {
         let columns = self.n.div_ceil(self.n.div_ceil(columns)).next_multiple_of(nr).max(nr);
         let stage_words = columns * Panels::steps(k_length.min(self.k).next_multiple_of(2), self.kernel.pairs);
         let mut workspace = Workspace::take(stage_words);
+        let (_, column_tasks) = self.tasks(columns.min(self.n).div_ceil(nr), threads);
+        let mut low_sums = Workspace::take(self.low_rank.map_or(0, |low_rank| column_tasks * self.m * low_rank.rank));
         for column in (0..self.n).step_by(columns) {
             let mut start = 0;
             loop {
@@ -126,6 +138,7 @@ impl Product<'_> {
                     k: (start, end),
                     block,
                     packed: workspace.words(),
+                    low_sums: low_sums.words().cast(),
                 };
                 // SAFETY: the caller's promise; the workspace has room for the stage's words.
                 unsafe { self.stage(&stage, threads) };
@@ -147,24 +160,38 @@ impl Product<'_> {
         // SAFETY: each block's panels are packed to their own place.
         each(groups * blocks, threads, |i| unsafe { self.pack_b(stage, i / groups, i % groups * PANELS) });
 
-        // Tasks of equal size, within a panel, and a multiple of the threads where there are rows enough; columns are divided only for
-        // want of rows, because each division packs `a` once more.
         let rows = self.m.div_ceil(mr);
-        let mut row_tasks = self.m.div_ceil(ROWS);
-        if threads > 1 {
-            row_tasks = row_tasks.next_multiple_of(threads).min(self.m.div_ceil(4 * mr));
-        }
-        let column_tasks = if threads > 1 && row_tasks < 2 * threads {
-            (2 * threads).div_ceil(row_tasks).min(panels.div_ceil(4))
-        } else {
-            1
-        };
+        let (row_tasks, column_tasks) = self.tasks(panels, threads);
         each(row_tasks * column_tasks, threads, |task| {
-            let (row, column) =
-                (share(rows, row_tasks, task / column_tasks), share(panels, column_tasks, task % column_tasks));
+            let (row_task, column_task) = (task / column_tasks, task % column_tasks);
+            let (row, panels) = (share(rows, row_tasks, row_task), share(panels, column_tasks, column_task));
             // SAFETY: tasks own disjoint parts of `c`; all panels of `b` have been packed.
-            unsafe { self.task(stage, (row.0 * mr, (row.1 * mr).min(self.m)), column) }
+            unsafe { self.task((stage, column_task), (row.0 * mr, (row.1 * mr).min(self.m)), panels) }
         });
+    }
+
+    /// Elements of a block of `k`: equal blocks of whole words, which depend on `k`, and on `n` and the stride of `a`.
+    pub(super) fn block(&self) -> usize {
+        let steps = if self.reads_across() { FEW_STEPS } else { STEPS };
+        let blocks = self.k.div_ceil(steps * if self.kernel.pairs { 2 } else { 1 }).max(1);
+        self.k.div_ceil(blocks).next_multiple_of(2).max(2)
+    }
+
+    /// Whether `a` is read in place across `k`.
+    fn reads_across(&self) -> bool {
+        let in_place = matches!(self.a.source, Source::F32(_)) && !self.kernel.pairs && !self.a.along_k;
+        in_place && self.a.stride >= FAR && self.n.div_ceil(self.kernel.nr) <= IN_PLACE_ACROSS
+    }
+
+    /// How many tasks divide the rows, and how many the columns of so many panels: of equal size, within a panel, and a multiple of the
+    /// threads where there are rows enough; columns are divided only for want of rows, because each division packs `a` once more.
+    fn tasks(&self, panels: usize, threads: usize) -> (usize, usize) {
+        let mut rows = self.m.div_ceil(ROWS);
+        if threads > 1 {
+            rows = rows.next_multiple_of(threads).min(self.m.div_ceil(4 * self.kernel.mr));
+        }
+        let divides = threads > 1 && rows < 2 * threads;
+        (rows, if divides { (2 * threads).div_ceil(rows).min(panels.div_ceil(4)) } else { 1 })
     }
 
     /// Packs the panels from `panel` on, [`PANELS`] at most, of a block of `k`.
@@ -193,7 +220,7 @@ impl Product<'_> {
 
     /// # Safety
     /// As [`Self::stage`]; the panels are packed, and no other thread touches these rows and panels of `c`.
-    unsafe fn task(&self, stage: &Stage, rows: (usize, usize), panels: (usize, usize)) {
+    unsafe fn task(&self, (stage, column_task): (&Stage, usize), rows: (usize, usize), panels: (usize, usize)) {
         let Kernel { mr, nr, pairs, .. } = *self.kernel;
         let column = stage.columns.0 + panels.0 * nr;
         let columns = (stage.columns.1 - column).min((panels.1 - panels.0) * nr);
@@ -221,22 +248,33 @@ impl Product<'_> {
                     (packed_a.words().cast_const(), mr * steps, 1, mr)
                 }
             };
-            let block = Block {
+            let part = |part: Range<usize>, tail: Tail| Block {
                 rows: count,
-                columns,
+                columns: part.len(),
                 steps,
                 a,
                 a_panel,
                 a_row,
                 a_step,
-                b: packed_b.wrapping_add(panels.0 * nr * steps),
+                b: packed_b.wrapping_add((part.start - stage.columns.0) * steps),
                 b_panel: nr * steps,
-                c,
+                c: c.wrapping_add(part.start - column),
                 c_stride,
                 add: start > 0 || (self.accumulate && into_f32),
+                tail,
             };
-            // SAFETY: the packed panels, and this task's part of `c`.
-            unsafe { (self.kernel.block)(&block) }
+            let left = LeftPanels { words: a, panel: a_panel, row: a_row, step: a_step };
+            // SAFETY: the packed panels, and this task's part of `c` and of the sums of `low`.
+            unsafe {
+                self.with_low_rank(
+                    (stage, column_task),
+                    (start, length),
+                    rows,
+                    (column, column + columns),
+                    left,
+                    |columns, tail| (self.kernel.block)(&part(columns, tail)),
+                )
+            }
             packed_b = packed_b.wrapping_add(width * steps);
         }
         if stage.k.1 == self.k {
@@ -245,11 +283,50 @@ impl Product<'_> {
         }
     }
 
+    /// Calls `block` for the columns of a task, with a block of `k` from `start` on. What is low-rank takes its sums from the rows of
+    /// `a`; its additions come with the last block.
+    ///
+    /// # Safety
+    /// As [`Self::task`], which has these rows and columns; `a` has the rows over the block.
+    unsafe fn with_low_rank(
+        &self,
+        (stage, column_task): (&Stage, usize),
+        (start, length): (usize, usize),
+        rows: (usize, usize),
+        columns: (usize, usize),
+        a: LeftPanels,
+        mut block: impl FnMut(Range<usize>, Tail),
+    ) {
+        let Some(low_rank) = self.low_rank else { return block(columns.0..columns.1, Tail::NONE) };
+        let (count, last) = (rows.1 - rows.0, start + length == self.k);
+        // Every task that divides the first columns has sums of its own; behind these `low` is whole.
+        let low = if stage.columns.0 > 0 {
+            low_rank.rows(rows.0)
+        } else {
+            let sums = stage.low_sums.wrapping_add((column_task * self.m + rows.0) * low_rank.rank);
+            // SAFETY: the caller's promise; the sums are this task's.
+            unsafe {
+                low_rank.project(start / stage.block, a, count, sums);
+                if last {
+                    low_rank.finish(rows.0, count, sums, column_task == 0);
+                }
+            }
+            sums
+        };
+        if !last {
+            return block(columns.0..columns.1, Tail::NONE);
+        }
+        let mut packed = Workspace::take(count.next_multiple_of(self.kernel.mr) * low_rank.rank);
+        // SAFETY: `low` has these rows, and all of `k` is in them; the workspace has room for them.
+        unsafe { low_rank.each_part(columns, count, low, packed.words(), block) }
+    }
+
     /// Where rows of `a` are read as they lie, from a row and a step on: their first word, and the words between panels, rows
     /// and steps. None where they are packed: that costs as much as one panel of `b` takes to use them.
     fn in_place(&self, row: usize, start: usize, panels: (usize, usize)) -> Option<(*const u32, usize, usize, usize)> {
         let Source::F32(a) = self.a.source else { return None };
-        if self.kernel.pairs || panels.1 - panels.0 > IN_PLACE {
+        let few = !self.kernel.pairs && panels.1 - panels.0 <= IN_PLACE;
+        if !few && !self.reads_across() {
             return None;
         }
         let (mr, stride) = (self.kernel.mr, self.a.stride);

@@ -39,6 +39,24 @@ impl GpuDevice {
         unsafe { joined.queue(&places, stream) }
     }
 
+    /// As [`super::Device::join_group`].
+    pub(super) fn communicate_among(&mut self, gpus: Gpus, members: &[usize], rank: usize) -> Result<()> {
+        self.context.bind_to_thread().map_err(|error| failed("the device cannot be used", error))?;
+        self.groups.join(gpus, members, rank)
+    }
+
+    /// As [`super::Device::start_collective_among`].
+    pub(super) fn queue_among(&mut self, members: &[usize], collective: &Collective<Buffer>) -> Result<()> {
+        if let Some(error) = self.failure.take() {
+            return Err(error);
+        }
+        self.context.bind_to_thread().map_err(|error| failed("the device cannot be used", error))?;
+        let places = collective.map(|buffer| Place { address: self.address(buffer), bytes: buffer.bytes() });
+        let stream = self.stream(Stream::Comm).cu_stream().cast();
+        // SAFETY: as of all ranks.
+        unsafe { self.groups.of(members)?.queue(&places, stream) }
+    }
+
     /// Waits for all streams.
     pub(super) fn synchronize(&mut self) -> Result<()> {
         for i in 0..self.streams.len() {
@@ -68,8 +86,13 @@ impl GpuDevice {
         watch.during(|| {
             let mut looks = 0;
             while !done(self)? {
-                if let Some(joined) = &mut self.communicator {
-                    joined.poll()?;
+                if let Some(joined) = &mut self.communicator
+                    && let Err(error) = joined.poll().and_then(|()| self.groups.poll())
+                {
+                    // What waits for other ranks in any communicator would keep the stream from its end.
+                    joined.abort();
+                    self.groups.abort();
+                    return Err(error);
                 }
                 looks += 1;
                 if looks < EAGER_LOOKS { std::thread::yield_now() } else { std::thread::sleep(PAUSE) }

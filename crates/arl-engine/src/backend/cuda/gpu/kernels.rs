@@ -69,7 +69,9 @@ impl Kernels {
             .args
             .iter()
             .map(|arg| match *arg {
-                Arg::Read(buffer) | Arg::Write(buffer) | Arg::Update(buffer) => address(buffer).to_ne_bytes(),
+                Arg::Read(buffer) | Arg::Write(buffer) | Arg::Update(buffer) | Arg::Columns(buffer) => {
+                    address(buffer).to_ne_bytes()
+                }
                 Arg::Null => [0; 8],
                 Arg::Long(value) => value.to_ne_bytes(),
                 Arg::Int(value) => u64::from(value as u32).to_ne_bytes(),

@@ -6,22 +6,24 @@ mod attention;
 mod clock;
 mod comm;
 mod cublaslt;
+mod failure;
 mod kernels;
 mod memory;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arl_comm::{Collective, Communicator, Gpus};
+use arl_comm::{Collective, Communicator, Gpus, Groups};
 use arl_model::{Error, ErrorCode, Result};
 use candle_core::cuda_backend::cudarc;
 use candle_core::{CudaDevice as CandleDevice, Device as Candle};
 use cudarc::driver::sys::CUdevice_attribute;
-use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, result};
 
 use self::attention::Library;
 use self::clock::Clock;
 use self::cublaslt::{Addresses, CublasLt};
+use self::failure::failed;
 use self::kernels::Kernels;
 use self::memory::{Allocation, Outgoing, Staging};
 use super::device::{Device, Launch};
@@ -42,6 +44,8 @@ static CONTEXTS: Mutex<Vec<Arc<CudaContext>>> = Mutex::new(Vec::new());
 pub struct GpuDevice {
     /// The other ranks' GPUs; goes first.
     communicator: Option<Communicator>,
+    /// Some of them, and this one.
+    groups: Groups,
     name: String,
     multiprocessors: usize,
     context: Arc<CudaContext>,
@@ -63,28 +67,6 @@ pub struct GpuDevice {
     synchronous: bool,
     /// Keeps what candle holds of the device alive; dropped last.
     _candle: CandleDevice,
-}
-
-/// An error of the driver, by what was tried.
-fn failed(what: &str, error: DriverError) -> Error {
-    use cudarc::driver::sys::CUresult;
-    let (code, hint) = match error.0 {
-        CUresult::CUDA_ERROR_OUT_OF_MEMORY => (
-            ErrorCode::Oom,
-            "use fewer tokens a micro-batch, recompute block, activation_offloading or optimizer_offload, or free memory that other programs hold",
-        ),
-        CUresult::CUDA_ERROR_ASSERT => {
-            (ErrorCode::Device, "a kernel refused its input: standard error names the check")
-        }
-        CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
-        | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
-        | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
-        | CUresult::CUDA_ERROR_LAUNCH_FAILED => {
-            (ErrorCode::Device, "run it again with ARL_CUDA_SYNC=1, which names the operation that failed")
-        }
-        _ => (ErrorCode::Device, "run `arl doctor`; if the device is in a bad state, `nvidia-smi` shows it"),
-    };
-    Error::new(code, format!("{what}: {error:?}")).hint(hint)
 }
 
 fn address_in(pools: &HashMap<Pool, Allocation>, buffer: Buffer) -> u64 {
@@ -131,6 +113,7 @@ impl GpuDevice {
         let kernels = Kernels::load(&context)?;
         Ok(GpuDevice {
             communicator: None,
+            groups: Groups::default(),
             staging: Staging::new(&context)?,
             outgoing: Outgoing::new(&context)?,
             outgoing_failure: None,
@@ -370,6 +353,14 @@ impl Device for GpuDevice {
 
     fn start_collective(&mut self, collective: &Collective<Buffer>) -> Result<()> {
         self.queue_collective(collective)
+    }
+
+    fn join_group(&mut self, gpus: Gpus, members: &[usize], rank: usize) -> Result<()> {
+        self.communicate_among(gpus, members, rank)
+    }
+
+    fn start_collective_among(&mut self, members: &[usize], collective: &Collective<Buffer>) -> Result<()> {
+        self.queue_among(members, collective)
     }
 
     fn expect_attention(&mut self, shape: &PackedShape) {

@@ -1,0 +1,181 @@
+/** Ranks that are killed before they have met, that cannot write, and that are asked to stop at any moment: on the real core. */
+import { spawnSync } from "node:child_process";
+import { existsSync, readdirSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+import type { Mpirun } from "../src/launch/mpi.js";
+import { temporaryFolder } from "./support/folder.js";
+import { arlOnRanks, mpiruns, pidsOf, rankOf } from "./support/ranks.js";
+import { arl, differingFiles, type Ended, flags, tinyPlace } from "./support/real.js";
+import { SmallDisk } from "./support/small-disk.js";
+
+const found = mpiruns();
+const first = found[0] as Mpirun;
+const folder = temporaryFolder();
+const place = tinyPlace(folder, 26);
+/** A run takes a second or two on idle cores, and a launcher that does not start one gives up after a minute. */
+const LIMIT = 300_000;
+
+/** 8 steps: 26 rows in micro-batches of 2, four of them a step, the last step of an epoch with one alone; each step is saved. */
+const COMMON = {
+	model_name_or_path: place.model,
+	init_from_config: true,
+	train_file: place.file,
+	per_device_train_batch_size: 2,
+	num_train_epochs: 2,
+	learning_rate: 1e-3,
+	max_length: 96,
+	truncation: "left",
+	logging_steps: 1,
+	save_steps: 1,
+	save_total_limit: 3,
+	threads: 1,
+	device: "cpu",
+};
+
+let runs = 0;
+const train = (options: Record<string, string | number | boolean>, out = join(folder, `out-${runs++}`)) => ({
+	out,
+	args: ["train", ...flags({ ...COMMON, output_dir: out, ...options })],
+});
+
+/** Two ranks that divide moments, so that both write a part of each checkpoint. */
+const TWO = { gradient_accumulation_steps: 2, zero: 2 };
+/** A run long enough for something to happen in it. */
+const ENDLESS = { ...TWO, max_steps: 1_000_000, lr_scheduler_type: "constant" };
+
+/** The errors that a run has shown. */
+const errors = ({ stderr }: Ended) => stderr.split("\n").filter((line) => /^\S*ARL_[A-Z]+ /.test(line));
+
+const names = (out: string) => (existsSync(out) ? readdirSync(out) : []);
+const partialOf = (out: string) => names(out).find((name) => name.endsWith(".partial"));
+const lastSaved = (out: string) =>
+	Math.max(0, ...names(out).map((name) => Number(/^checkpoint-(\d+)$/.exec(name)?.[1] ?? 0)));
+
+/** Runs two ranks, and does something once, at the first moment that `when` sees. */
+async function at(args: string[], when: () => boolean, act: () => boolean): Promise<Ended> {
+	let done = false;
+	const timer = setInterval(() => {
+		if (!done && when()) done = act();
+	}, 1);
+	const run = await arlOnRanks(first, 2, args).finally(() => clearInterval(timer));
+	expect(done, run.stderr).toBe(true);
+	return run;
+}
+
+/** Sends a signal to all ranks. */
+function signalled(out: string): boolean {
+	const pids = pidsOf(out);
+	for (const pid of pids) process.kill(pid, "SIGTERM");
+	return pids.length > 0;
+}
+
+/** Expects that what is there is whole: the next run takes it, and leaves nothing partial. */
+async function goesOn(out: string): Promise<void> {
+	const saved = lastSaved(out);
+	const next = train({ ...ENDLESS, max_steps: saved + 1, resume_from_checkpoint: "latest" }, out);
+	const run = await arlOnRanks(first, 2, next.args);
+	expect(run.code, run.stderr).toBe(0);
+	expect(partialOf(out)).toBeUndefined();
+	expect(lastSaved(out)).toBe(saved + 1);
+}
+
+describe.skipIf(found.length === 0)("a rank", () => {
+	it.each(found)(
+		"that is killed before the ranks have met ends all, with its signal's code: $kind",
+		{
+			timeout: LIMIT,
+		},
+		async (mpirun) => {
+			const { out, args } = train(TWO);
+			const started = Date.now();
+			const run = await arlOnRanks(mpirun, 2, args, { before: { 1: "kill -9 $$" } });
+			expect(run.code, run.stderr).toBe(mpirun.kind === "MPICH" ? 9 : 137);
+			expect(Date.now() - started).toBeLessThan(30_000);
+			expect(pidsOf(out)).toEqual([]);
+			expect(names(out)).toEqual([]);
+		},
+	);
+
+	it("whose disk takes no byte more ends all with ARL_IO, its path and host; the last checkpoint is whole", {
+		timeout: LIMIT,
+	}, async () => {
+		const { out, args } = train(ENDLESS);
+		const run = await at(
+			args,
+			() => lastSaved(out) >= 2,
+			() => {
+				const pid = pidsOf(out).find((one) => rankOf(one) === "1");
+				// Files that this process writes may have no bytes from here on: of the two ranks it alone cannot save.
+				return pid !== undefined && spawnSync("prlimit", ["--pid", String(pid), "--fsize=0"]).status === 0;
+			},
+		);
+		expect([run.code, errors(run).length], run.stderr).toEqual([1, 1]);
+		expect(run.stderr).toMatch(/ARL_IO rank 1 \(host \S+, pid \d+\): .*File too large/);
+		expect(errors(run)[0]).toContain(join(out, ".checkpoint-"));
+		expect(pidsOf(out)).toEqual([]);
+		await goesOn(out);
+	});
+});
+
+const disk = found.length === 0 ? null : SmallDisk.make("ranks on a disk that is full");
+
+describe.skipIf(disk === null)("a disk that is full", () => {
+	it("ends all ranks with one ARL_IO and its path; the last checkpoint is whole", { timeout: LIMIT }, async () => {
+		const small = disk as SmallDisk;
+		const { out, args } = train(ENDLESS, join(small.path, "out"));
+		const run = await at(
+			args,
+			() => lastSaved(out) >= 2,
+			() => {
+				small.resize(small.usedKib() + 8);
+				return true;
+			},
+		);
+		expect([run.code, errors(run).length], run.stderr).toEqual([1, 1]);
+		expect(errors(run)[0]).toMatch(/ARL_IO .*(no space left on device|No space left on device|are free on this disk)/);
+		expect(errors(run)[0]).toContain(small.path);
+		small.resize(64 * 1024);
+		await goesOn(out);
+	});
+});
+
+describe.skipIf(found.length === 0)("ranks that are signalled", () => {
+	const inside = (file: string) => (out: string) => {
+		const partial = partialOf(out);
+		return lastSaved(out) >= 2 && partial !== undefined && existsSync(join(out, partial, file));
+	};
+	it.each([
+		["before the first step", (out: string) => existsSync(join(out, ".arl-lock"))],
+		["as a save begins", inside("")],
+		["as a save ends", inside("arl/trainer_state.json")],
+	] as [string, (out: string) => boolean][])(
+		"save the same step, %s, and resume with equal bits",
+		{ timeout: LIMIT },
+		async (_, when) => {
+			const { out, args } = train(ENDLESS);
+			const run = await at(
+				args,
+				() => when(out),
+				() => signalled(out),
+			);
+			expect([run.code, errors(run)], run.stderr).toEqual([130, []]);
+			expect(pidsOf(out)).toEqual([]);
+			expect(partialOf(out)).toBeUndefined();
+			await goesOn(out);
+			// One rank that nothing has stopped.
+			const step = `checkpoint-${lastSaved(out)}`;
+			const whole = { max_steps: lastSaved(out), save_steps: lastSaved(out), gradient_accumulation_steps: 4 };
+			const one = train({ ...ENDLESS, ...whole, full_determinism: true, zero: 0 });
+			const reference = await arl(one.args);
+			expect(reference.code, reference.stderr).toBe(0);
+			const differing = differingFiles(join(out, step), join(one.out, step));
+			const states = [
+				"arl/engine.safetensors",
+				"arl/state-00001-of-00002.safetensors",
+				"arl/state-00002-of-00002.safetensors",
+			];
+			expect(differing.sort()).toEqual(states);
+		},
+	);
+});
