@@ -266,7 +266,7 @@ impl<B: Backend + ?Sized> Engine<B> {
     pub(crate) fn accumulate(&mut self, batches: &[MicroBatch]) -> Result<Statistics> {
         if let Some(sums) = self.training()?.sums {
             let result = self.accumulate_in_order(batches, sums);
-            self.ranks.end_together();
+            self.ranks.end_together(&mut *self.backend);
             return result.and_then(|statistics| self.add_tied(sums).map(|()| statistics));
         }
         let stats = self.prepare(batches)?;
@@ -354,6 +354,8 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// AdamW on all trained parameters; on the vision tower's only where the step `sees` an image.
     pub(crate) fn update(&mut self, training: &TrainingStore, hyper: Hyper, sees: bool) -> Result<()> {
         let store = self.model.store;
+        // Others may still read, and send, what it is about to update.
+        self.ranks.settle_exchanges(&mut *self.backend);
         let numbers = Numbers {
             adam: self.adam,
             hyper,
@@ -371,8 +373,15 @@ impl<B: Backend + ?Sized> Engine<B> {
         self.gather_weights()
     }
 
-    /// Does what is left of the last update, for callers that read weights or moments without a forward pass.
+    /// Does what is left of the last update, and has leaves wait for what others have updated, for callers that read weights or
+    /// moments without a forward pass.
     pub(crate) fn complete_update(&mut self) {
+        self.complete_pending();
+        self.ranks.settle_exchanges(&mut *self.backend);
+    }
+
+    /// Does what is left of this rank's own last update.
+    pub(crate) fn complete_pending(&mut self) {
         if let Some(mut pending) = self.pending.take() {
             pending.advance(&mut *self.backend, usize::MAX);
         }

@@ -1,5 +1,5 @@
-//! The events of offloading, each with a number of its own. Activations and the optimizer may be offloaded at once, and a
-//! backend knows events by their numbers alone.
+//! The events of offloading and of what ranks exchange, each with a number of its own. Activations and the optimizer may be offloaded
+//! at once, and a backend knows events by their numbers alone.
 
 use crate::backend::Event;
 
@@ -63,7 +63,36 @@ pub(crate) enum KeptPoint {
 }
 
 impl KeptPoint {
+    const COUNT: u32 = 2;
+
+    const FIRST: u32 = OptimizerPoint::FIRST + OptimizerPoint::COUNT * OPTIMIZER_SLOTS as u32;
+
     pub(crate) fn event(self) -> Event {
-        Event(OptimizerPoint::FIRST + OptimizerPoint::COUNT * OPTIMIZER_SLOTS as u32 + self as u32)
+        Event(Self::FIRST + self as u32)
+    }
+}
+
+const FIRST_IN_LINE: u32 = KeptPoint::FIRST + KeptPoint::COUNT;
+
+/// Of an exchange between ranks that comes behind all leaves so far and in front of all that follow: when it may begin, and when it is done.
+pub(crate) const IN_LINE: [Event; 2] = [Event(FIRST_IN_LINE), Event(FIRST_IN_LINE + 1)];
+
+/// What happens to a place that leaves and exchanges between ranks use in turns.
+#[derive(Clone, Copy)]
+pub(crate) enum ExchangePoint {
+    /// The leaves that used it are done.
+    Given,
+    /// The exchange that used it is done.
+    Exchanged,
+}
+
+impl ExchangePoint {
+    const COUNT: u32 = 2;
+
+    const FIRST: u32 = FIRST_IN_LINE + IN_LINE.len() as u32;
+
+    /// The event of a place.
+    pub(crate) fn event(self, place: u32) -> Event {
+        Event(Self::FIRST + Self::COUNT * place + self as u32)
     }
 }

@@ -145,6 +145,7 @@ impl Model {
         let cut = ranks.map(|_| {
             // Sums over all ranks of a stage are of no use to parameters that not all of them have.
             let cut = Cut::new(&placement, options.zero > 1 || place.mesh.divides_model());
+            let cut = cut.overlapping(kind == DeviceKind::Cuda);
             Arc::new(if options.zero > 2 { cut.with_weights(&placement) } else { cut })
         });
         if let Some(cut) = &cut {

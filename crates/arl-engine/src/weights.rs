@@ -151,6 +151,7 @@ impl<B: Backend + ?Sized> Engine<B> {
     pub(crate) fn write_weights(&mut self, param: Param, values: &[f32]) {
         let store = self.model.store;
         self.ranks.forget_gathered();
+        self.ranks.settle_exchanges(&mut *self.backend);
         for (piece, values) in values.chunks(PIECE).enumerate() {
             let param = param.part(piece * PIECE, values.len());
             let weights = self.model.weight_parts(param);

@@ -44,7 +44,7 @@ pub enum Pool {
     Angles,
     /// A leaf's own, while it runs: partial sums. See [`Backend::scratch_bytes`].
     Scratch,
-    /// What other ranks' devices give, until it is used. See [`super::comm`].
+    /// What other ranks' devices give, until it is used; [`Stream::Comm`] alone uses it. See [`super::comm`].
     Exchange,
     /// Host memory that lasts as long as the engine: masters and moments that are not on the device. Only
     /// [`Backend::transfer`], [`Backend::upload`] and [`Backend::read_back`] reach it, as [`Pool::HostStep`].
@@ -53,7 +53,8 @@ pub enum Pool {
     HostStep,
 }
 
-/// A queue of work. Leaves run in order on [`Stream::Compute`], copies to and from host memory concurrently.
+/// A queue of work. Leaves run in order on [`Stream::Compute`]; copies to and from host memory, and what ranks exchange, run
+/// concurrently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
     /// All leaves.
@@ -62,11 +63,13 @@ pub enum Stream {
     ToHost,
     /// Copies from host memory.
     FromHost,
+    /// What the devices of ranks exchange, and the sums of it.
+    Comm,
 }
 
 impl Stream {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Stream; 3] = [Stream::Compute, Stream::ToHost, Stream::FromHost];
+    pub const ALL: [Stream; 4] = [Stream::Compute, Stream::ToHost, Stream::FromHost, Stream::Comm];
 }
 
 /// A point in a stream's work that another stream waits for. It may be recorded again; who waits, waits for the last

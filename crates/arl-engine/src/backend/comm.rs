@@ -37,12 +37,29 @@ pub trait Collectives {
     /// are of no use. `all[r]` become what rank `r` gives; a buffer that this rank gives from may be among its own there.
     fn all_gather(&mut self, group: &dyn Group, bytes: usize, own: &[Part], all: &[Vec<Part>]) -> Result<()>;
 
-    /// `all` becomes the `own` of every rank, in their order; these are equally long.
+    /// `all` becomes the `own` of every rank, in their order; these are equally long, and `own` may be its place there.
     fn gather(&mut self, group: &dyn Group, own: Buffer, all: Buffer) -> Result<()>;
 
     /// Sends `sends[r]` to each rank `r`, and fills `receives[r]` by what rank `r` sends to this one. Those of two ranks are as many
     /// and as long on both sides, one by one. What a rank has for itself is copied.
     fn exchange(&mut self, group: &dyn Group, sends: &[Vec<Buffer>], receives: &[Vec<Buffer>]) -> Result<()>;
+
+    /// [`Collectives::exchange_sum`], of which a device with [`Stream::Comm`](super::Stream::Comm) queues all on that stream, in the order
+    /// of the calls: what it is to come behind, and what behind it, is for the caller to say by [`Backend::record`] and
+    /// [`Backend::wait`]. On other devices it is done on return.
+    fn start_exchange_sum(&mut self, group: &dyn Group, parts: &[Buffer], sum: Buffer) -> Result<()> {
+        self.exchange_sum(group, parts, sum)
+    }
+
+    /// [`Collectives::all_gather`], ordered as [`Collectives::start_exchange_sum`] is.
+    fn start_all_gather(&mut self, group: &dyn Group, bytes: usize, own: &[Part], all: &[Vec<Part>]) -> Result<()> {
+        self.all_gather(group, bytes, own, all)
+    }
+
+    /// [`Collectives::gather`], ordered as [`Collectives::start_exchange_sum`] is.
+    fn start_gather(&mut self, group: &dyn Group, own: Buffer, all: Buffer) -> Result<()> {
+        self.gather(group, own, all)
+    }
 
     /// The sums of squares, in f64, of each 16,384 elements of f32 `a` with `tail` behind it, which is not longer than the block
     /// that it begins in. Those of a block depend on its elements alone. Waits for the device.

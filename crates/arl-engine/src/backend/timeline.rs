@@ -29,7 +29,7 @@ pub struct Timeline {
 impl Timeline {
     /// All streams are empty.
     pub fn new(rates: Rates) -> Self {
-        Timeline { rates, ends: [0.0; 3], events: HashMap::new(), waited: 0.0 }
+        Timeline { rates, ends: [0.0; Stream::ALL.len()], events: HashMap::new(), waited: 0.0 }
     }
 
     /// The end of the leaves so far.

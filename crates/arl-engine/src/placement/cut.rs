@@ -11,6 +11,10 @@ use super::shards::{Part, Shards};
 use super::{Param, Placement, Run};
 use crate::mesh::{Axis, Place};
 
+/// Places for gradients that are divided: one for those that stay until the backward pass ends, and two that buckets take turns in,
+/// so that the gradients of one layer travel while those of the next are computed.
+pub(crate) const GRADIENT_PLACES: usize = 3;
+
 /// Pieces are multiples of so many elements, which are at least two bytes each.
 const STEP: usize = ALIGNMENT / 2;
 
@@ -40,6 +44,8 @@ pub(crate) struct Bucket {
     pub(crate) copied: bool,
     /// Others have its place in the array of gradients before and after it.
     pub(crate) shared: bool,
+    /// The number of the place that has it, of [`GRADIENT_PLACES`].
+    pub(crate) place: usize,
     /// First element in the array of gradients.
     pub(crate) gradient: usize,
     /// First element in a rank's own arrays.
@@ -65,6 +71,8 @@ pub(crate) struct Cut {
     /// Gradients too are divided: only what several layers add to exists as a whole, buckets take turns in the rest of their
     /// array, and sums exist for own pieces alone.
     pub(crate) gradients: bool,
+    /// Weights and gradients travel while others are computed with: they have a place more.
+    pub(crate) overlaps: bool,
     /// Elements of the array of gradients.
     pub(crate) gradient_len: usize,
     /// Elements of a rank's own arrays; the same for every rank of a stage.
@@ -91,14 +99,23 @@ impl Cut {
                 |last: &Bucket| (last.complete, last.shared, last.part, last.axis) == (complete, shared, part, axis);
             if !buckets.last().is_some_and(alike) {
                 let start = if buckets.is_empty() { 0 } else { start };
-                let bucket = Bucket { start, len: 0, complete, part, axis, copied, shared, gradient: start, own: 0 };
+                let bucket =
+                    Bucket { start, len: 0, complete, part, axis, copied, shared, place: 0, gradient: start, own: 0 };
                 buckets.push(bucket);
             }
         }
         let (place, gradient_len) = (placement.place, placement.optimizer);
-        let mut cut = Cut { place, buckets, gradients, gradient_len, own_len: 0, weights: None };
+        let mut cut = Cut { place, buckets, gradients, overlaps: false, gradient_len, own_len: 0, weights: None };
         cut.measure(placement.optimizer);
+        cut.place_gradients();
         cut
+    }
+
+    /// With places for what travels while others are computed with, or without.
+    pub(crate) fn overlapping(mut self, overlaps: bool) -> Self {
+        self.overlaps = overlaps;
+        self.place_gradients();
+        self
     }
 
     /// Divides weights too.
@@ -116,26 +133,52 @@ impl Cut {
             self.buckets[i].own = self.own_len;
             self.own_len += self.piece_len(&self.buckets[i]);
         }
+    }
+
+    /// Gives buckets their places in the array of gradients, where these are divided.
+    fn place_gradients(&mut self) {
         if !self.gradients {
             return;
         }
-        let mut whole = 0;
+        let mut next = 0;
         for bucket in self.buckets.iter_mut().filter(|bucket| !bucket.shared) {
-            bucket.gradient = whole;
-            whole += bucket.len;
+            bucket.gradient = next;
+            next += bucket.len;
         }
-        // Behind them is the place of the others. What is completed at once is there at once.
-        let mut most = 0;
-        for i in 0..self.buckets.len() {
-            let Bucket { complete, shared, len, .. } = self.buckets[i];
-            if shared {
-                let together = |other: &&Bucket| other.shared && other.complete == complete;
-                let before: usize = self.buckets[..i].iter().filter(together).map(|bucket| bucket.len).sum();
-                self.buckets[i].gradient = whole + before;
-                most = most.max(before + len);
+        for place in 1..GRADIENT_PLACES {
+            // What is completed at once is there at once.
+            let mut most = 0;
+            for i in 0..self.buckets.len() {
+                let Bucket { complete, shared, len, .. } = self.buckets[i];
+                if shared && self.turn(complete) == place {
+                    let together = |other: &&Bucket| other.shared && other.complete == complete;
+                    let before: usize = self.buckets[..i].iter().filter(together).map(|bucket| bucket.len).sum();
+                    (self.buckets[i].place, self.buckets[i].gradient) = (place, next + before);
+                    most = most.max(before + len);
+                }
             }
+            next += most;
         }
-        self.gradient_len = whole + most;
+        self.gradient_len = next;
+    }
+
+    /// The place of buckets that take turns. Layers alternate; embedding and head, which are large, share the place of every second
+    /// layer.
+    fn turn(&self, complete: Complete) -> usize {
+        let Complete::Layer(layer) = complete else { return 1 };
+        let mut above: Vec<Complete> =
+            self.buckets.iter().filter(|bucket| bucket.shared).map(|bucket| bucket.complete).collect();
+        above.retain(|other| matches!(other, Complete::Layer(other) if *other > layer));
+        above.sort_unstable();
+        above.dedup();
+        if self.overlaps && above.len().is_multiple_of(2) { 2 } else { 1 }
+    }
+
+    /// The places of gradients that are written from a point of the backward pass on; [`Complete::Loss`]: from its beginning.
+    pub(crate) fn places(&self, from: Complete) -> impl Iterator<Item = usize> {
+        let begins =
+            move |bucket: &&Bucket| if bucket.shared { bucket.complete == from } else { from == Complete::Loss };
+        self.buckets.iter().filter(begins).map(|bucket| bucket.place)
     }
 
     /// How many ranks have pieces of a bucket.
@@ -239,7 +282,8 @@ mod tests {
                 for (ranks, gradients) in [(1, true), (2, false), (2, true), (3, true), (7, true), (4096, false)] {
                     let placement = placement(name, frozen, ranks);
                     let cut = Cut::new(&placement, gradients);
-                    all.push((placement, cut));
+                    let overlapping = cut.clone().overlapping(true);
+                    all.extend([(placement.clone(), cut), (placement, overlapping)]);
                 }
             }
         }
@@ -294,6 +338,21 @@ mod tests {
         }
     }
 
+    /// Whether one of them may travel while the other is computed: layers of which one follows the other, and the head and the layer behind it.
+    fn follow(cut: &Cut, a: &Bucket, b: &Bucket) -> bool {
+        let mut order: Vec<Complete> =
+            cut.buckets.iter().filter(|bucket| bucket.shared).map(|bucket| bucket.complete).collect();
+        order.sort_unstable_by_key(|complete| match complete {
+            Complete::Loss => 0,
+            Complete::Layer(layer) => 1000 - layer,
+            Complete::End => 2000,
+        });
+        order.dedup();
+        let at = |bucket: &Bucket| order.iter().position(|complete| *complete == bucket.complete);
+        let end = a.complete == Complete::End || b.complete == Complete::End;
+        cut.overlaps && !end && at(a).zip(at(b)).is_some_and(|(a, b)| a.abs_diff(b) == 1)
+    }
+
     #[test]
     fn gradients_that_are_wanted_at_once_are_apart_and_parameters_of_a_product_stay_together() {
         for (placement, cut) in cuts().into_iter().filter(|(_, cut)| cut.gradients) {
@@ -301,7 +360,7 @@ mod tests {
             for (i, a) in cut.buckets.iter().enumerate() {
                 assert!(places(a).end <= cut.gradient_len);
                 for b in &cut.buckets[..i] {
-                    let at_once = !a.shared || !b.shared || a.complete == b.complete;
+                    let at_once = !a.shared || !b.shared || a.complete == b.complete || follow(&cut, a, b);
                     let apart = places(a).end <= places(b).start || places(b).end <= places(a).start;
                     assert!(!at_once || apart, "{a:?} {b:?}");
                 }
@@ -318,6 +377,9 @@ mod tests {
         let placement = placement("moe-balance", &[], 2);
         let cut = Cut::new(&placement, true);
         assert!(cut.gradient_len < placement.optimizer, "{} of {}", cut.gradient_len, placement.optimizer);
+        let two = cut.clone().overlapping(true);
+        let (one, two) = (cut.gradient_len, two.gradient_len);
+        assert!(one < two && two <= placement.optimizer, "{one} {two} of {}", placement.optimizer);
         let whole = Cut::new(&placement, false);
         assert_eq!(whole.gradient_len, placement.optimizer);
         assert_eq!(whole.gradient(77), 77);

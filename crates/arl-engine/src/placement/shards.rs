@@ -12,13 +12,16 @@ use crate::mesh::{Axis, Place};
 /// Pieces are multiples of so many elements, which are at least two bytes each.
 const STEP: usize = ALIGNMENT / 2;
 
-/// Places for the weights of a layer; layer `l` has place `l % WEIGHT_SLOTS`. The last layers of the forward pass are still there
-/// when the backward pass begins. Ranks on CPUs wait for each gather, so that two suffice; a third is of use where the next
-/// layer's weights travel while one is computed.
-pub(crate) const WEIGHT_SLOTS: usize = 2;
+/// Places for the weights of a layer, of which layer `l` has number `l % slots`, without and with gathers that run while a layer is
+/// computed: the next one's weights then come to a third place, without waiting for the layer before to give up its own. The last
+/// layers of the forward pass are still there when the backward pass begins.
+pub(super) const WEIGHT_SLOTS: [usize; 2] = [2, 3];
 
-/// What a pass needs at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Places for what is gathered: those of layers, and one for tower, embedding and head.
+pub(crate) const WEIGHT_PLACES: usize = WEIGHT_SLOTS[1] + 1;
+
+/// What a pass needs at once; in the order in which a forward pass does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Part {
     /// Norms and biases: whole all the time.
     Whole,
@@ -118,6 +121,8 @@ pub(crate) struct Shards {
     pub(crate) all: Vec<Shard>,
     /// In the order of the weights' arena. Those in NF4 are none of them.
     frozen: Vec<Frozen>,
+    /// Places for layers.
+    slots: usize,
     place: Place,
     /// Elements of this rank's pieces.
     pub(crate) pieces: usize,
@@ -142,8 +147,15 @@ impl Shards {
             own: 0,
             place: 0,
         });
-        let mut shards =
-            Shards { all: trained.collect(), frozen: Vec::new(), place: cut.place, pieces: 0, kept: 0, len: 0 };
+        let mut shards = Shards {
+            all: trained.collect(),
+            frozen: Vec::new(),
+            slots: WEIGHT_SLOTS[usize::from(cut.overlaps)],
+            place: cut.place,
+            pieces: 0,
+            kept: 0,
+            len: 0,
+        };
         shards.add_frozen(placement);
         shards.place_all();
         shards
@@ -193,9 +205,9 @@ impl Shards {
         let first = ends.into_iter().max().unwrap_or(self.kept);
         let layers: Vec<usize> = self.layers();
         let slot = layers.iter().map(|&layer| self.place_part(Part::Layer(layer), 0)).max().unwrap_or(0);
-        let slots = WEIGHT_SLOTS.min(layers.len());
+        let slots = self.slots.min(layers.len());
         for layer in layers {
-            self.place_part(Part::Layer(layer), first + layer % WEIGHT_SLOTS * slot);
+            self.place_part(Part::Layer(layer), first + layer % self.slots * slot);
         }
         self.len = first + slots * slot;
     }
@@ -225,7 +237,12 @@ impl Shards {
 
     /// Whether a part has to be gathered; from now on it counts as held.
     pub(crate) fn claim(&self, held: &mut Held, part: Part) -> bool {
-        self.of(part).next().is_some() && held.claim(part)
+        part != Part::Whole && self.of(part).next().is_some() && held.claim(part, self.slots)
+    }
+
+    /// The number of the place that a part is gathered in.
+    pub(crate) fn place_of(&self, part: Part) -> usize {
+        place_of(part, self.slots)
     }
 
     /// A parameter's elements in its arena; none: it is in NF4.
@@ -291,24 +308,23 @@ impl Shards {
     }
 }
 
+/// The number of a part's place, where layers have so many; what stays whole has the last one.
+fn place_of(part: Part, slots: usize) -> usize {
+    match part {
+        Part::Layer(layer) => layer % slots,
+        Part::Tower | Part::Embedding | Part::Head => WEIGHT_PLACES - 1,
+        Part::Whole => WEIGHT_PLACES,
+    }
+}
+
 /// Which parts are in their places.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Held {
-    layers: [Option<usize>; WEIGHT_SLOTS],
-    /// Of the tower, the embedding and the head, which share a place.
-    end: Option<Part>,
-    /// What is whole.
-    whole: bool,
-}
+pub(crate) struct Held([Option<Part>; WEIGHT_PLACES + 1]);
 
 impl Held {
     /// Whether a part has to be gathered. From now on it counts as being in its place, and what was there before does not.
-    pub(crate) fn claim(&mut self, part: Part) -> bool {
-        match part {
-            Part::Whole => !std::mem::replace(&mut self.whole, true),
-            Part::Layer(layer) => self.layers[layer % WEIGHT_SLOTS].replace(layer) != Some(layer),
-            Part::Tower | Part::Embedding | Part::Head => self.end.replace(part) != Some(part),
-        }
+    pub(super) fn claim(&mut self, part: Part, slots: usize) -> bool {
+        self.0[place_of(part, slots)].replace(part) != Some(part)
     }
 }
 

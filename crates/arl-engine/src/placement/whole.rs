@@ -1,8 +1,11 @@
 //! Where whole parameters are while rank 0 computes alone and no rank has all of the model: norms and biases all the time, the rest,
 //! as in [`super::shards`], in places that parts take turns in. Pure; knows places, no values and no messages.
 
-use super::shards::{Part, WEIGHT_SLOTS};
+use super::shards::{Held, Part, WEIGHT_SLOTS};
 use super::{Param, Placement, STEP, Tensor, width};
+
+/// Places for layers: weights are waited for, so that none travel while a layer is computed.
+const SLOTS: usize = WEIGHT_SLOTS[0];
 
 /// Elements of the weights' arena, one behind the other, that belong to one part.
 #[derive(Clone, Copy, Debug)]
@@ -48,9 +51,9 @@ impl WholeParts {
         let first = ends.into_iter().max().unwrap_or(kept);
         let slot = (0..layers).map(|layer| self.place_part(Part::Layer(layer), 0)).max().unwrap_or(0);
         for layer in 0..layers {
-            self.place_part(Part::Layer(layer), first + layer % WEIGHT_SLOTS * slot);
+            self.place_part(Part::Layer(layer), first + layer % SLOTS * slot);
         }
-        first + WEIGHT_SLOTS.min(layers) * slot
+        first + SLOTS.min(layers) * slot
     }
 
     /// Places the segments of a part from `next` on; gives the place behind them.
@@ -68,9 +71,9 @@ impl WholeParts {
         self.segments[..behind].last().map_or(0, |segment| segment.place + param.offset - segment.start)
     }
 
-    /// Whether there is anything of a part.
-    pub(crate) fn has(&self, part: Part) -> bool {
-        self.segments.iter().any(|segment| segment.part == part)
+    /// Whether a part has to be put together; from now on it counts as held.
+    pub(crate) fn claim(&self, held: &mut Held, part: Part) -> bool {
+        self.segments.iter().any(|segment| segment.part == part) && held.claim(part, SLOTS)
     }
 }
 
@@ -109,7 +112,7 @@ mod tests {
                     let (of_a, of_b) = (Part::of(&a.spec), Part::of(&b.spec));
                     let takes_turns = of_a != of_b
                         && (ends(of_a) && ends(of_b)
-                            || layer(of_a).zip(layer(of_b)).is_some_and(|(a, b)| a % WEIGHT_SLOTS == b % WEIGHT_SLOTS));
+                            || layer(of_a).zip(layer(of_b)).is_some_and(|(a, b)| a % SLOTS == b % SLOTS));
                     let apart = a.param.weight + a.param.len <= b.param.weight
                         || b.param.weight + b.param.len <= a.param.weight;
                     assert!(takes_turns || apart, "{name}: {} and {}", a.spec.name, b.spec.name);

@@ -42,9 +42,9 @@ impl<B: Backend + ?Sized> Engine<B> {
         let gradients = self.training()?.gradients;
         let bottom = self.arena.mark();
         // It reads gradients, and a rank without a micro-batch has no forward pass that completes it.
-        self.complete_update();
+        self.complete_pending();
         self.backend.zero(sums);
-        self.ranks.begin_together();
+        self.ranks.begin_together(&mut *self.backend, &self.model);
         if self.model.place.mesh.pp > 1 {
             let tokens = slicing.own(largest.tokens);
             self.accumulate_in_stages(&Rounds { own, stats: &stats, slicing, figures, weight, tokens, step, sums })?;
@@ -53,6 +53,7 @@ impl<B: Backend + ?Sized> Engine<B> {
                 let m = round * self.ranks.size + self.ranks.rank;
                 self.ranks.round_sees =
                     seeing.iter().skip(round * self.ranks.size).take(self.ranks.size).any(|sees| *sees);
+                self.ranks.expect_gathers(&self.model);
                 self.begin_round(round, &stats);
                 // A slice without targets takes part where others of its micro-batch have some.
                 match own.get(round).filter(|batch| batch.has_targets()) {
@@ -125,7 +126,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         Ok((stats, sequences, seeing))
     }
 
-    /// Makes the gradients the sums of all ranks.
+    /// Makes the gradients the sums of all ranks. Comes behind the exchanges of all rounds, and leaves that follow wait for it with those.
     fn gather_sums(&mut self, gradients: Buffer, sums: Buffer) -> Result<()> {
         for start in (0..sums.len).step_by(PART) {
             // The last rank's piece may be shorter: all give equally many, and what is beyond the end is left out.
@@ -133,7 +134,8 @@ impl<B: Backend + ?Sized> Engine<B> {
             let of = |rank| vec![Part { buffer: self.ranks.part(gradients, sums.len, rank, start), at: 0 }];
             let all: Vec<_> = (0..self.ranks.size).map(of).collect();
             let bytes = own.buffer.bytes();
-            self.ranks.gather_parts(&mut *self.backend, bytes, &[own], &all, |sent| &mut sent.sums)?;
+            let (axis, backend) = (Axis::Stage, &mut *self.backend);
+            self.ranks.gather_parts_along(axis, backend, bytes, &[own], &all, |sent| &mut sent.sums)?;
         }
         Ok(())
     }

@@ -46,6 +46,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         if self.model.place.size(Axis::Expert) == 1 {
             return Ok(());
         }
+        self.ranks.settle_exchanges(&mut *self.backend);
         let mut step = self.parts();
         step.begin_serving(None);
         (0..layers).try_for_each(|l| step.serve(l))

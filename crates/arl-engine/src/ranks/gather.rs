@@ -5,11 +5,11 @@
 use arl_model::{Error, ErrorCode, Result};
 
 use super::{PART, Ranks};
-use crate::backend::{Backend, Buffer, comm};
+use crate::backend::{Backend, Buffer};
 use crate::engine::Engine;
 use crate::model::Model;
 use crate::placement::cut::Complete;
-use crate::placement::shards::{Held, Part, Shard};
+use crate::placement::shards::{Held, Part, Shard, Shards};
 use crate::vision::Tower;
 
 /// What the passes over a micro-batch ask of all ranks.
@@ -65,9 +65,12 @@ impl Model {
 
 impl Ranks {
     /// From here on all ranks compute a step together. No part counts as held, because rank 0 may hold others than the rest.
-    pub(super) fn begin_together(&mut self) {
+    pub(super) fn begin_together<B: Backend + ?Sized>(&mut self, backend: &mut B, model: &Model) {
         self.together = true;
         self.forget_gathered();
+        if model.shards().is_some() {
+            self.overlap.begin(backend);
+        }
     }
 
     /// Whether a pass over a micro-batch gathers the tower: in a step, where any of the round's has images; `own`: this one has.
@@ -75,9 +78,10 @@ impl Ranks {
         own || (self.together && self.round_sees)
     }
 
-    /// What this rank computes from here on it computes alone.
-    pub(crate) fn end_together(&mut self) {
+    /// What this rank computes from here on it computes alone, behind all that was exchanged.
+    pub(crate) fn end_together<B: Backend + ?Sized>(&mut self, backend: &mut B) {
         self.together = false;
+        self.overlap.end(backend);
     }
 
     /// Weights have changed, or the memory has that they are gathered in: what was gathered is not there any more.
@@ -90,12 +94,18 @@ impl Ranks {
         self.whole = Held::default();
     }
 
-    /// Puts the weights of a part together, where ranks divide weights and it is not there from before.
+    /// Called before the weights of a part are used. Waits for those that others have updated. Puts the part together, where ranks
+    /// divide weights and it is not there from before: in a step on GPUs that was queued when the part before was needed; leaves wait for it
+    /// here, and the part that comes next is queued.
     pub(crate) fn need<B: Backend + ?Sized>(&mut self, backend: &mut B, model: &Model, part: Part) -> Result<()> {
         let gathered = match (&model.whole, model.shards()) {
             (Some(whole), _) => self.need_whole(backend, model, whole, part),
-            (None, Some(shards)) if shards.claim(&mut self.held, part) => self.gather_asked(backend, model, part),
-            _ => Ok(()),
+            (None, Some(shards)) if self.together => self.gather_in_turn(backend, model, shards, part),
+            (None, Some(shards)) => self.gather_alone(backend, model, shards, part),
+            (None, None) => {
+                self.overlap.claim_updated(backend, part);
+                Ok(())
+            }
         };
         if gathered.is_err() {
             self.forget_gathered();
@@ -103,12 +113,54 @@ impl Ranks {
         gathered
     }
 
-    fn gather_asked<B: Backend + ?Sized>(&mut self, backend: &mut B, model: &Model, part: Part) -> Result<()> {
-        if !self.together {
-            self.check_first()?;
-            self.ask(part.number())?;
+    fn gather_in_turn<B: Backend + ?Sized>(
+        &mut self,
+        backend: &mut B,
+        model: &Model,
+        shards: &Shards,
+        part: Part,
+    ) -> Result<()> {
+        let place = shards.place_of(part);
+        self.overlap.need(backend, place);
+        self.start_gather(backend, model, shards, part)?;
+        self.overlap.weights[place].claim(backend);
+        match self.overlap.next(part) {
+            Some(next) if shards.place_of(next) != place => self.start_gather(backend, model, shards, next),
+            _ => Ok(()),
         }
-        self.gather_part(backend, model, part, self.together)
+    }
+
+    /// Queues the gathering of a part, where it is not there or on its way.
+    fn start_gather<B: Backend + ?Sized>(
+        &mut self,
+        backend: &mut B,
+        model: &Model,
+        shards: &Shards,
+        part: Part,
+    ) -> Result<()> {
+        if !shards.claim(&mut self.held, part) {
+            return Ok(());
+        }
+        let place = shards.place_of(part);
+        self.overlap.weights[place].begin(backend);
+        self.gather_part(backend, model, part, true)?;
+        self.overlap.weights[place].end(backend);
+        Ok(())
+    }
+
+    fn gather_alone<B: Backend + ?Sized>(
+        &mut self,
+        backend: &mut B,
+        model: &Model,
+        shards: &Shards,
+        part: Part,
+    ) -> Result<()> {
+        if !shards.claim(&mut self.held, part) {
+            return Ok(());
+        }
+        self.check_first()?;
+        self.ask(part.number())?;
+        self.gather_part(backend, model, part, false)
     }
 
     /// Sends pieces to all ranks, and takes theirs; or to rank 0 alone.
@@ -123,6 +175,7 @@ impl Ranks {
         shards.copied().try_for_each(|shard| self.gather_shard(backend, model.store.weights, shard, all))
     }
 
+    /// With `all` it is ordered by the caller.
     pub(super) fn gather_shard<B: Backend + ?Sized>(
         &mut self,
         backend: &mut B,
@@ -130,20 +183,20 @@ impl Ranks {
         shard: Shard,
         all: bool,
     ) -> Result<()> {
+        if all {
+            let (own, place) = (shard.own, shard.ranks * shard.piece);
+            let (own, place) = (weights.slice(own, shard.piece), weights.slice(shard.place, place));
+            backend.start_gather(&*self.along(shard.axis)?, own, place)?;
+            self.sent.weights += ((shard.ranks - 1) * own.bytes()) as u64;
+            return Ok(());
+        }
         for start in (0..shard.piece).step_by(PART) {
             let own = weights.slice(shard.own + start, PART.min(shard.piece - start));
-            let place = |rank: usize| weights.slice(shard.place + rank * shard.piece + start, own.len);
-            if all {
-                let part = |buffer| comm::Part { buffer, at: 0 };
-                let places: Vec<_> = (0..shard.ranks).map(|rank| vec![part(place(rank))]).collect();
-                let (axis, bytes, own) = (shard.axis, own.bytes(), [part(own)]);
-                self.gather_parts_along(axis, backend, bytes, &own, &places, |sent| &mut sent.weights)?;
-                continue;
-            }
             let mut bytes = vec![0; own.bytes()];
             backend.read_back(own, &mut bytes)?;
             for (rank, piece) in self.gather_to_first(&bytes)?.chunks_exact(bytes.len()).enumerate() {
-                backend.upload(piece, place(rank));
+                let place = shard.place + rank * shard.piece + start;
+                backend.upload(piece, weights.slice(place, own.len));
             }
         }
         Ok(())
@@ -191,6 +244,7 @@ impl<B: Backend + ?Sized> Engine<B> {
             return Ok(());
         }
         self.check_joined()?;
+        self.complete_update();
         while let Some(part) = Part::from_number(self.ranks.ask(0)?) {
             let (backend, model) = (&mut *self.backend, &self.model);
             if model.place.mesh.divides_model() {

@@ -9,6 +9,7 @@ mod export;
 mod fingerprint;
 mod gather;
 mod norm;
+mod overlap;
 mod slices;
 mod stages;
 mod tied;
@@ -23,6 +24,7 @@ use std::ops::Deref;
 use arl_comm::{Alone, Group, Part as GroupPart};
 use arl_model::{Error, ErrorCode, Result};
 
+use self::overlap::Overlap;
 use crate::backend::comm::{EXCHANGED, Part};
 use crate::backend::{Backend, Buffer};
 use crate::engine::Engine;
@@ -79,6 +81,8 @@ pub(crate) struct Ranks {
     held: Held,
     /// Those of the whole model, where a mesh divides it.
     whole: Held,
+    /// What is on its way while leaves compute.
+    overlap: Overlap,
 }
 
 impl Ranks {
@@ -96,6 +100,7 @@ impl Ranks {
             routes: HashMap::new(),
             held: Held::default(),
             whole: Held::default(),
+            overlap: Overlap::new(),
         }
     }
 
@@ -121,19 +126,8 @@ impl Ranks {
         Ok(if self.place.size(axis) == group.size() { Along::All(group) } else { Along::Some(self.part_of(axis)?) })
     }
 
-    /// As [`crate::backend::comm::Collectives::all_gather`], over a stage. `sent`: where bytes are counted.
-    fn gather_parts<B: Backend + ?Sized>(
-        &mut self,
-        backend: &mut B,
-        bytes: usize,
-        own: &[Part],
-        all: &[Vec<Part>],
-        sent: fn(&mut Traffic) -> &mut u64,
-    ) -> Result<()> {
-        self.gather_parts_along(Axis::Stage, backend, bytes, own, all, sent)
-    }
-
-    /// As [`Ranks::gather_parts`], over the ranks along an axis.
+    /// As [`crate::backend::comm::Collectives::start_all_gather`], over the ranks along an axis; the caller orders it. `sent`: where bytes
+    /// are counted.
     fn gather_parts_along<B: Backend + ?Sized>(
         &mut self,
         axis: Axis,
@@ -143,7 +137,7 @@ impl Ranks {
         all: &[Vec<Part>],
         sent: fn(&mut Traffic) -> &mut u64,
     ) -> Result<()> {
-        backend.all_gather(&*self.along(axis)?, bytes, own, all)?;
+        backend.start_all_gather(&*self.along(axis)?, bytes, own, all)?;
         *sent(&mut self.sent) += ((self.place.size(axis) - 1) * bytes) as u64;
         Ok(())
     }
@@ -193,6 +187,7 @@ impl Ranks {
     }
 
     /// Adds the gradients of all ranks of a stage to this one's piece of their sums; `piece` is the length of all but the last pieces.
+    /// On GPUs leaves that follow do not wait for it.
     fn add_round<B: Backend + ?Sized>(
         &mut self,
         backend: &mut B,
@@ -200,10 +195,14 @@ impl Ranks {
         piece: usize,
         sums: Buffer,
     ) -> Result<()> {
-        self.add_along(Axis::Stage, backend, gradients, piece, sums)
+        self.overlap.gradients[0].give(backend);
+        self.overlap.gradients[0].begin(backend);
+        self.add_along(Axis::Stage, backend, gradients, piece, sums)?;
+        self.overlap.gradients[0].end(backend);
+        Ok(())
     }
 
-    /// As [`Ranks::add_round`], over the ranks along an axis.
+    /// As [`Ranks::add_round`], over the ranks along an axis, and not ordered.
     fn add_along<B: Backend + ?Sized>(
         &mut self,
         axis: Axis,
@@ -215,14 +214,15 @@ impl Ranks {
         let (size, own) = (self.place.size(axis), self.place.index(axis));
         for start in (0..piece).step_by(PART) {
             let parts: Vec<Buffer> = (0..size).map(|rank| self.part(gradients, piece, rank, start)).collect();
-            backend.exchange_sum(&*self.along(axis)?, &parts, sums.slice(start, parts[own].len))?;
+            backend.start_exchange_sum(&*self.along(axis)?, &parts, sums.slice(start, parts[own].len))?;
             let others = parts.iter().enumerate().filter(|(rank, _)| *rank != own);
             self.sent.gradients += others.map(|(_, part)| part.bytes() as u64).sum::<u64>();
         }
         Ok(())
     }
 
-    /// Adds the gradients that the backward pass completes at a point to their sums, where ranks divide gradients.
+    /// Adds the gradients that the backward pass completes at a point to their sums, where ranks divide gradients. On GPUs leaves that
+    /// follow do not wait for it, until they need the place.
     pub(crate) fn collect<B: Backend + ?Sized>(
         &mut self,
         backend: &mut B,
@@ -234,11 +234,32 @@ impl Ranks {
         else {
             return Ok(());
         };
+        let mut places: Vec<usize> = cut.completed(complete).map(|bucket| bucket.place).collect();
+        places.sort_unstable();
+        places.dedup();
+        let Some(&first) = places.first() else { return Ok(()) };
+        self.overlap.gradients[first].give(backend);
+        self.overlap.gradients[first].begin(backend);
         for bucket in cut.completed(complete) {
             let piece = cut.piece_len(bucket);
             let (gradients, sums) = (gradients.slice(bucket.gradient, bucket.len), sums.slice(bucket.own, piece));
             self.add_along(bucket.axis, backend, gradients, piece, sums)?;
         }
+        places.into_iter().for_each(|place| self.overlap.gradients[place].end(backend));
+        Ok(())
+    }
+
+    /// Exchanges that come behind all leaves so far, and in front of all that follow.
+    fn in_line<B: Backend + ?Sized>(
+        &mut self,
+        backend: &mut B,
+        exchange: impl FnOnce(&mut Self, &mut B) -> Result<()>,
+    ) -> Result<()> {
+        self.overlap.all.give(backend);
+        self.overlap.all.begin(backend);
+        exchange(self, backend)?;
+        self.overlap.all.end(backend);
+        self.overlap.all.claim(backend);
         Ok(())
     }
 }

@@ -9,6 +9,7 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// Takes part in a round without a micro-batch, with gradients that are zero.
     pub(crate) fn take_part(&mut self) -> Result<()> {
         let gradients = self.training()?.gradients;
+        self.ranks.claim_all_gradients(&mut *self.backend);
         self.backend.zero(gradients);
         self.take_turns()
     }

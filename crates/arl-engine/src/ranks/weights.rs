@@ -13,25 +13,34 @@ use crate::placement::store::Store;
 
 impl<B: Backend + ?Sized> Engine<B> {
     /// Gives every rank the weights that the others have updated, where ranks divide moments; where they divide weights too, of what
-    /// stays whole.
+    /// stays whole. Parts come in the order in which a forward pass needs them, which on GPUs waits for each when it needs it; whatever else
+    /// reads weights calls [`Engine::complete_update`] first.
     pub(crate) fn gather_weights(&mut self) -> Result<()> {
         let Some(cut) = self.model.cut.clone() else { return Ok(()) };
         self.check_joined()?;
         self.complete_update();
         if let Some(shards) = &cut.weights {
             self.ranks.forget_gathered();
-            let (backend, weights) = (&mut *self.backend, self.model.store.weights);
+            let weights = self.model.store.weights;
             let mut updated = shards.of(shards::Part::Whole).filter(|shard| shard.trained);
-            return updated.try_for_each(|shard| self.ranks.gather_shard(backend, weights, *shard, true));
+            return self.ranks.in_line(&mut *self.backend, |ranks, backend| {
+                updated.try_for_each(|shard| ranks.gather_shard(backend, weights, *shard, true))
+            });
         }
         let width = self.model.weight_bytes();
-        for bucket in &cut.buckets {
+        let mut buckets: Vec<&Bucket> = cut.buckets.iter().collect();
+        buckets.sort_by_key(|bucket| bucket.part);
+        self.ranks.begin_exchanges(&mut *self.backend);
+        for (i, bucket) in buckets.iter().enumerate() {
             let piece = cut.piece_len(bucket);
             for start in (0..piece).step_by(PART) {
                 let bytes = PART.min(piece - start) * width;
                 let all: Vec<_> = (0..cut.ranks(bucket)).map(|rank| self.places(&cut, bucket, rank, start)).collect();
                 let (axis, backend, own) = (bucket.axis, &mut *self.backend, &all[cut.place.index(bucket.axis)]);
                 self.ranks.gather_parts_along(axis, backend, bytes, own, &all, |sent| &mut sent.weights)?;
+            }
+            if buckets.get(i + 1).is_none_or(|next| next.part != bucket.part) {
+                self.ranks.end_updated(&mut *self.backend, bucket.part);
             }
         }
         Ok(())

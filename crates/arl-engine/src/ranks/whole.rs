@@ -161,7 +161,7 @@ impl Ranks {
         part: Part,
     ) -> Result<()> {
         for part in [Part::Whole, part] {
-            if whole.parts.has(part) && self.whole.claim(part) {
+            if whole.parts.claim(&mut self.whole, part) {
                 self.check_first()?;
                 self.ask(part.number())?;
                 self.give(backend, &whole.divided, part, |place| model.target(whole, place))?;

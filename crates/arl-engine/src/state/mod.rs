@@ -274,6 +274,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         self.pending = None;
         self.kept.forget();
         self.ranks.forget_gathered();
+        self.ranks.settle_exchanges(&mut *self.backend);
         for entry in &entries {
             for part in &entry.wanted {
                 let mut at = part.start;

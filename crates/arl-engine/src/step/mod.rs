@@ -274,6 +274,9 @@ impl<B: Backend + ?Sized> Step<'_, B> {
 
     /// Zeroes what the backward pass only ever adds to from here on, where a step's gradients begin with this micro-batch.
     fn clear_added(&mut self, run: &Run, before: Complete) {
+        if let Some(ranks) = &mut self.ranks {
+            ranks.claim_gradients(self.backend, self.model, before);
+        }
         let Some(training) = self.model.store.training.filter(|_| run.first) else { return };
         for added in self.model.added.iter().filter(|added| added.before == before) {
             self.backend.zero(training.gradients.slice(added.first, added.len));

@@ -54,6 +54,9 @@ impl<B: Backend + ?Sized> Step<'_, B> {
     pub(crate) fn clear_buckets(&mut self, complete: Complete) {
         let (model, training) = (self.model, self.model.store.training);
         let Some((cut, training)) = model.cut.as_ref().filter(|cut| cut.gradients).zip(training) else { return };
+        if let Some(ranks) = &mut self.ranks {
+            ranks.claim_gradients(self.backend, model, complete);
+        }
         for bucket in cut.completed(complete).filter(|bucket| bucket.shared) {
             self.backend.zero(training.gradients.slice(bucket.gradient, bucket.len));
         }

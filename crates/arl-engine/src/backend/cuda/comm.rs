@@ -1,4 +1,4 @@
-//! Ranks on CUDA devices: buffers go from device to device, and sums are a kernel's, on the stream of the leaves. Kernels:
+//! Ranks on CUDA devices: buffers go from device to device, and sums are a kernel's, all of it on a stream of its own. Kernels:
 //! `cuda/ranks.cu`.
 
 use arl_comm::{Collective, Group, ID_BYTES};
@@ -8,7 +8,8 @@ use arl_model::Result;
 use super::CudaBackend;
 use super::device::{Arg, Device, Launch, int, long, scratch_of};
 use crate::backend::comm::{self, Collectives, EXCHANGED, Part};
-use crate::backend::{Buffer, DType, Pool};
+use crate::backend::{Buffer, DType, Pool, Stream};
+use crate::events::IN_LINE;
 
 /// Bytes of what each rank gives at most.
 const ROW: usize = EXCHANGED * size_of::<f32>();
@@ -49,104 +50,53 @@ impl<D: Device> Collectives for CudaBackend<D> {
     }
 
     fn exchange_sum(&mut self, group: &dyn Group, parts: &[Buffer], sum: Buffer) -> Result<()> {
-        let (rank, size) = (group.rank(), group.size());
-        if size > 1 && group.gpus().is_none() {
+        if group.size() > 1 && group.gpus().is_none() {
             return comm::exchange_sum(self, group, parts, sum);
         }
-        assert!(parts.iter().all(|part| part.len <= EXCHANGED) && sum.len == parts[rank].len, "parts of a sum");
-        let others = || (0..size).filter(|&other| other != rank);
-        let came = |from: usize| staged(from * sum.bytes(), sum.bytes()).view(DType::F32);
-        if size > 1 {
-            let sends = others().map(|to| (to, parts[to])).collect();
-            let receives = others().map(|from| (from, came(from))).collect();
-            self.among(group, &Collective::Exchange { sends, receives })?;
+        self.in_line(|backend| backend.queue_sum(group, parts, sum))
+    }
+
+    fn start_exchange_sum(&mut self, group: &dyn Group, parts: &[Buffer], sum: Buffer) -> Result<()> {
+        if group.size() > 1 && group.gpus().is_none() {
+            return comm::exchange_sum(self, group, parts, sum);
         }
-        if sum.len > 0 {
-            // Every rank's, this one's place not written: the kernel reads it where it is.
-            let all = Buffer { len: size * sum.len, ..staged(0, 0).view(DType::F32) };
-            let [before, behind] =
-                [all.slice(0, rank * sum.len), all.slice((rank + 1) * sum.len, (size - rank - 1) * sum.len)];
-            let read = |buffer: Buffer| if buffer.len == 0 { Arg::Null } else { Arg::Read(buffer) };
-            self.device.launch(&Launch {
-                kernel: "sum_ranks",
-                grid: [sum.len.div_ceil(STEP), 1, 1],
-                threads: THREADS,
-                shared_bytes: 0,
-                args: &[
-                    Arg::Update(sum),
-                    read(before),
-                    Arg::Read(parts[rank]),
-                    read(behind),
-                    int(rank),
-                    int(size - rank - 1),
-                    long(sum.len),
-                ],
-            });
-        }
-        Ok(())
+        self.queue_sum(group, parts, sum)
     }
 
     fn all_gather(&mut self, group: &dyn Group, bytes: usize, own: &[Part], all: &[Vec<Part>]) -> Result<()> {
-        let (rank, size) = (group.rank(), group.size());
-        if size == 1 {
-            for (given, part) in own.iter().zip(&all[0]).filter(|(given, part)| given != part) {
-                assert_eq!(given.at, part.at, "parts of a rank that is alone");
-                self.device.copy(given.buffer.slice(0, part.buffer.len), part.buffer);
-            }
-            return Ok(());
-        }
-        if group.gpus().is_none() {
+        if group.size() > 1 && group.gpus().is_none() {
             return comm::all_gather(self, group, bytes, own, all);
         }
-        assert!(bytes <= ROW, "{bytes} bytes of a rank at once");
-        let place = |of: usize, part: &Part| staged(of * bytes + part.at, part.buffer.bytes());
-        for part in own.iter().filter(|part| part.buffer.len > 0) {
-            self.device.copy(part.buffer.view(DType::U8), place(rank, part));
+        self.in_line(|backend| backend.queue_all_gather(group, bytes, own, all))
+    }
+
+    fn start_all_gather(&mut self, group: &dyn Group, bytes: usize, own: &[Part], all: &[Vec<Part>]) -> Result<()> {
+        if group.size() > 1 && group.gpus().is_none() {
+            return comm::all_gather(self, group, bytes, own, all);
         }
-        let (source, target) = (staged(rank * bytes, bytes), staged(0, size * bytes));
-        self.among(group, &Collective::AllGather { source, target })?;
-        for (of, parts) in all.iter().enumerate() {
-            for part in parts.iter().filter(|part| part.buffer.len > 0 && !own.contains(part)) {
-                self.device.copy(place(of, part), part.buffer.view(DType::U8));
-            }
+        self.queue_all_gather(group, bytes, own, all)
         }
-        Ok(())
     }
 
     fn gather(&mut self, group: &dyn Group, own: Buffer, all: Buffer) -> Result<()> {
-        let size = group.size();
-        assert_eq!(all.bytes(), size * own.bytes(), "what {size} ranks gather");
-        if own.len == 0 {
-            return Ok(());
-        }
-        if size == 1 {
-            self.device.copy(own, all);
-            return Ok(());
-        }
-        if group.gpus().is_none() {
+        if group.size() > 1 && group.gpus().is_none() {
             return comm::gather(self, group, own, all);
         }
-        self.among(group, &Collective::AllGather { source: own, target: all })
+        self.in_line(|backend| backend.queue_gather(group, own, all))
+    }
+
+    fn start_gather(&mut self, group: &dyn Group, own: Buffer, all: Buffer) -> Result<()> {
+        if group.size() > 1 && group.gpus().is_none() {
+            return comm::gather(self, group, own, all);
+        }
+        self.queue_gather(group, own, all)
     }
 
     fn exchange(&mut self, group: &dyn Group, sends: &[Vec<Buffer>], receives: &[Vec<Buffer>]) -> Result<()> {
-        let (rank, size) = (group.rank(), group.size());
-        if size > 1 && group.gpus().is_none() {
+        if group.size() > 1 && group.gpus().is_none() {
             return comm::exchange(self, group, sends, receives);
         }
-        for (own, place) in sends[rank].iter().zip(&receives[rank]).filter(|(own, _)| own.len > 0) {
-            self.device.copy(*own, *place);
-        }
-        let of_others = |all: &[Vec<Buffer>]| -> Vec<(usize, Buffer)> {
-            let others = all.iter().enumerate().filter(|(other, _)| *other != rank);
-            let each = others.flat_map(|(other, parts)| parts.iter().map(move |part| (other, *part)));
-            each.filter(|(_, part)| part.len > 0).collect()
-        };
-        let (sends, receives) = (of_others(sends), of_others(receives));
-        if sends.is_empty() && receives.is_empty() {
-            return Ok(());
-        }
-        self.among(group, &Collective::Exchange { sends, receives })
+        self.in_line(|backend| backend.queue_exchange(group, sends, receives))
     }
 
     fn block_squares(&mut self, a: Buffer, tail: &[f32]) -> Result<Vec<f64>> {
@@ -172,12 +122,118 @@ impl<D: Device> Collectives for CudaBackend<D> {
 }
 
 impl<D: Device> CudaBackend<D> {
-    /// Queues what the ranks of a group do, who may be some of those that were joined.
+    /// Has what `work` queues on [`Stream::Comm`] come behind the leaves so far, and in front of those that follow.
+    fn in_line(&mut self, work: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        let [begun, done] = IN_LINE;
+        self.device.record(Stream::Compute, begun);
+        self.device.wait(Stream::Comm, begun);
+        work(self)?;
+        self.device.record(Stream::Comm, done);
+        self.device.wait(Stream::Compute, done);
+        Ok(())
+    }
+
+    /// Queues what the ranks of a group do on [`Stream::Comm`], who may be some of those that were joined.
     fn among(&mut self, group: &dyn Group, collective: &Collective<Buffer>) -> Result<()> {
         match group.members() {
-            None => self.device.collective(collective),
-            Some(members) => self.device.collective_among(members, collective),
+            None => self.device.start_collective(collective),
+            Some(members) => self.device.start_collective_among(members, collective),
         }
+    }
+
+    /// [`Collectives::exchange_sum`] on [`Stream::Comm`], the sum too: the memory that parts come to is of use again without a wait
+    /// of either stream for the other.
+    fn queue_sum(&mut self, group: &dyn Group, parts: &[Buffer], sum: Buffer) -> Result<()> {
+        let (rank, size) = (group.rank(), group.size());
+        assert!(parts.iter().all(|part| part.len <= EXCHANGED) && sum.len == parts[rank].len, "parts of a sum");
+        let others = || (0..size).filter(|&other| other != rank);
+        let came = |from: usize| staged(from * sum.bytes(), sum.bytes()).view(DType::F32);
+        if size > 1 {
+            let sends = others().map(|to| (to, parts[to])).collect();
+            let receives = others().map(|from| (from, came(from))).collect();
+            self.among(group, &Collective::Exchange { sends, receives })?;
+        }
+        if sum.len > 0 {
+            // Every rank's, this one's place not written: the kernel reads it where it is.
+            let all = Buffer { len: size * sum.len, ..staged(0, 0).view(DType::F32) };
+            let [before, behind] =
+                [all.slice(0, rank * sum.len), all.slice((rank + 1) * sum.len, (size - rank - 1) * sum.len)];
+            let read = |buffer: Buffer| if buffer.len == 0 { Arg::Null } else { Arg::Read(buffer) };
+            let launch = Launch {
+                kernel: "sum_ranks",
+                grid: [sum.len.div_ceil(STEP), 1, 1],
+                threads: THREADS,
+                shared_bytes: 0,
+                args: &[
+                    Arg::Update(sum),
+                    read(before),
+                    Arg::Read(parts[rank]),
+                    read(behind),
+                    int(rank),
+                    int(size - rank - 1),
+                    long(sum.len),
+                ],
+            };
+            self.device.launch_on(Stream::Comm, &launch);
+        }
+        Ok(())
+    }
+
+    /// [`Collectives::all_gather`] on [`Stream::Comm`].
+    fn queue_all_gather(&mut self, group: &dyn Group, bytes: usize, own: &[Part], all: &[Vec<Part>]) -> Result<()> {
+        let (rank, size) = (group.rank(), group.size());
+        if size == 1 {
+            for (given, part) in own.iter().zip(&all[0]).filter(|(given, part)| given != part) {
+                assert_eq!(given.at, part.at, "parts of a rank that is alone");
+                self.device.transfer(Stream::Comm, given.buffer.slice(0, part.buffer.len), part.buffer);
+            }
+            return Ok(());
+        }
+        assert!(bytes <= ROW, "{bytes} bytes of a rank at once");
+        let place = |of: usize, part: &Part| staged(of * bytes + part.at, part.buffer.bytes());
+        for part in own.iter().filter(|part| part.buffer.len > 0) {
+            self.device.transfer(Stream::Comm, part.buffer.view(DType::U8), place(rank, part));
+        }
+        let (source, target) = (staged(rank * bytes, bytes), staged(0, size * bytes));
+        self.among(group, &Collective::AllGather { source, target })?;
+        for (of, parts) in all.iter().enumerate() {
+            for part in parts.iter().filter(|part| part.buffer.len > 0 && !own.contains(part)) {
+                self.device.transfer(Stream::Comm, place(of, part), part.buffer.view(DType::U8));
+            }
+        }
+        Ok(())
+    }
+
+    /// [`Collectives::gather`] on [`Stream::Comm`].
+    fn queue_gather(&mut self, group: &dyn Group, own: Buffer, all: Buffer) -> Result<()> {
+        let size = group.size();
+        assert_eq!(all.bytes(), size * own.bytes(), "what {size} ranks gather");
+        if own.len == 0 || (size == 1 && own == all) {
+            return Ok(());
+        }
+        if size == 1 {
+            self.device.transfer(Stream::Comm, own, all);
+            return Ok(());
+        }
+        self.among(group, &Collective::AllGather { source: own, target: all })
+    }
+
+    /// [`Collectives::exchange`] on [`Stream::Comm`].
+    fn queue_exchange(&mut self, group: &dyn Group, sends: &[Vec<Buffer>], receives: &[Vec<Buffer>]) -> Result<()> {
+        let rank = group.rank();
+        for (own, place) in sends[rank].iter().zip(&receives[rank]).filter(|(own, _)| own.len > 0) {
+            self.device.transfer(Stream::Comm, *own, *place);
+        }
+        let of_others = |all: &[Vec<Buffer>]| -> Vec<(usize, Buffer)> {
+            let others = all.iter().enumerate().filter(|(other, _)| *other != rank);
+            let each = others.flat_map(|(other, parts)| parts.iter().map(move |part| (other, *part)));
+            each.filter(|(_, part)| part.len > 0).collect()
+        };
+        let (sends, receives) = (of_others(sends), of_others(receives));
+        if sends.is_empty() && receives.is_empty() {
+            return Ok(());
+        }
+        self.among(group, &Collective::Exchange { sends, receives })
     }
 
     fn squares_of(&mut self, a: Buffer, sums: Buffer) -> Result<Vec<f64>> {

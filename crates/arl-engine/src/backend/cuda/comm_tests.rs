@@ -4,6 +4,8 @@
 mod fake;
 #[path = "mesh_tests.rs"]
 mod mesh;
+#[path = "overlap_tests.rs"]
+mod overlap_tests;
 
 use std::sync::{Arc, OnceLock};
 
@@ -30,18 +32,27 @@ fn nccl() -> Arc<Nccl> {
     Arc::clone(nccl)
 }
 
-type Recorded = CudaBackend<RecordingDevice<EmulatedDevice>>;
+type Recorded<D> = CudaBackend<RecordingDevice<D>>;
 
 /// What `work` gives on each of `size` threads, with a device and the group that it is to join.
-fn on_ranks<T: Send>(size: usize, work: impl Fn(Recorded, Box<dyn Group>) -> T + Sync) -> Vec<T> {
-    let (nccl, work) = (nccl(), &work);
+fn on_ranks<T: Send>(size: usize, work: impl Fn(Recorded<EmulatedDevice>, Box<dyn Group>) -> T + Sync) -> Vec<T> {
+    on_devices(size, EmulatedDevice::default, work)
+}
+
+/// As [`on_ranks`], with devices of another sort.
+fn on_devices<D: Device, T: Send>(
+    size: usize,
+    device: impl Fn() -> D + Sync,
+    work: impl Fn(Recorded<D>, Box<dyn Group>) -> T + Sync,
+) -> Vec<T> {
+    let (nccl, work, device) = (nccl(), &work, &device);
     let id = nccl.unique_id().unwrap();
     std::thread::scope(|scope| {
         let nccl = &nccl;
         let run = |host: Box<dyn Group>| {
             scope.spawn(move || {
                 let gpus = Gpus { nccl: Arc::clone(nccl), id, watch: Arc::new(Watch::new()) };
-                work(CudaBackend::new(RecordingDevice::new(EmulatedDevice::default())), with_gpus(host, gpus))
+                work(CudaBackend::new(RecordingDevice::new(device())), with_gpus(host, gpus))
             })
         };
         let ranks: Vec<_> = local_groups(size).into_iter().map(run).collect();

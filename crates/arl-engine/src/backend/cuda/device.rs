@@ -114,6 +114,12 @@ pub trait Device: Send {
     /// Queues a kernel. A grid without blocks is nothing to do.
     fn launch(&mut self, launch: &Launch<'_>);
 
+    /// Queues a kernel on a stream. By itself as [`Device::launch`]: for devices that run at once what is queued.
+    fn launch_on(&mut self, stream: Stream, launch: &Launch<'_>) {
+        let _ = stream;
+        self.launch(launch);
+    }
+
     /// Queues a matrix product whose operands `a` and `b` are of one type (`c` is of that type or f32).
     fn matmul(&mut self, op: &Matmul);
 
@@ -123,8 +129,10 @@ pub trait Device: Send {
         Err(Error::new(ErrorCode::Device, format!("{} exchanges nothing with other devices", self.name())))
     }
 
-    /// Queues an exchange with the devices of the ranks that were joined, behind the leaves so far. Fails where a rank has failed.
-    fn collective(&mut self, collective: &Collective<Buffer>) -> Result<()> {
+    /// Queues an exchange with the devices of the ranks that were joined on [`Stream::Comm`], which has all of them, so that their order
+    /// is the same on every rank. What it is to come behind, and what behind it, is for the caller to say by [`Device::record`] and
+    /// [`Device::wait`]. Fails where a rank has failed.
+    fn start_collective(&mut self, collective: &Collective<Buffer>) -> Result<()> {
         Err(Error::new(ErrorCode::Internal, format!("no rank was joined that {collective:?} is for")))
     }
 
@@ -134,8 +142,8 @@ pub trait Device: Send {
         Err(Error::new(ErrorCode::Device, format!("{} exchanges nothing with other devices", self.name())))
     }
 
-    /// As [`Device::collective`], among the ranks of a group, who count by their places in it.
-    fn collective_among(&mut self, members: &[usize], collective: &Collective<Buffer>) -> Result<()> {
+    /// As [`Device::start_collective`], among the ranks of a group, who count by their places in it.
+    fn start_collective_among(&mut self, members: &[usize], collective: &Collective<Buffer>) -> Result<()> {
         let message = format!("ranks {members:?} were not joined by themselves that {collective:?} is for");
         Err(Error::new(ErrorCode::Internal, message))
     }

@@ -168,7 +168,7 @@ impl Device for EmulatedDevice {
         Ok(())
     }
 
-    fn collective(&mut self, collective: &Collective<Buffer>) -> Result<()> {
+    fn start_collective(&mut self, collective: &Collective<Buffer>) -> Result<()> {
         let places = self.places(collective);
         let joined = self.communicator.as_mut();
         let joined = joined.ok_or_else(|| Error::new(ErrorCode::Internal, "no rank was joined"))?;
@@ -180,7 +180,7 @@ impl Device for EmulatedDevice {
         self.groups.join(gpus, members, rank)
     }
 
-    fn collective_among(&mut self, members: &[usize], collective: &Collective<Buffer>) -> Result<()> {
+    fn start_collective_among(&mut self, members: &[usize], collective: &Collective<Buffer>) -> Result<()> {
         let places = self.places(collective);
         // SAFETY: as of all ranks.
         unsafe { self.groups.of(members)?.queue(&places, std::ptr::null_mut()) }

@@ -4,11 +4,15 @@
 //! Each stream has a clock that counts what was queued on it, and knows of the others' clocks what it learned from events. A write
 //! is visible on a stream whose knowledge of the writer's clock has reached it.
 
+#[path = "no_device.rs"]
+mod no_device;
+
 use std::collections::{BTreeMap, HashMap};
 
 use arl_comm::{Collective, Gpus};
 use arl_model::Result;
 
+pub(super) use self::no_device::NoDevice;
 use super::device::{Arg, Device, Launch};
 use super::packed::{PackedAttention, PackedShape};
 use crate::backend::{Buffer, Event, Matmul, Pool, Stream};
@@ -40,6 +44,8 @@ pub(super) struct RecordingDevice<D> {
     pub(super) transfers: usize,
     /// Waits that were queued for events that had been recorded.
     pub(super) waits: usize,
+    /// The numbers of those from which a stream learned something, counted from 1.
+    pub(super) telling: Vec<usize>,
     /// Exchanges with other ranks' devices.
     pub(super) collectives: usize,
     /// The kernels, in the order in which they were queued.
@@ -66,12 +72,13 @@ impl<D: Device> RecordingDevice<D> {
     pub(super) fn new(inner: D) -> Self {
         RecordingDevice {
             inner,
-            clocks: [[1; 3]; 3],
+            clocks: [[1; Stream::ALL.len()]; Stream::ALL.len()],
             events: HashMap::new(),
             pools: HashMap::new(),
             uploaded: 0,
             transfers: 0,
             waits: 0,
+            telling: Vec::new(),
             collectives: 0,
             kernels: Vec::new(),
             blocks: HashMap::new(),
@@ -130,7 +137,7 @@ impl<D: Device> RecordingDevice<D> {
         for (_, bytes) in runs.range_mut(range) {
             before_write |= bytes.written.is_some_and(|(writer, clock)| known[writer] < clock);
             before_read |= bytes.read.iter().zip(known).any(|(read, known)| *read > known);
-            *bytes = Bytes { written: Some((number, known[number])), read: [0; 3] };
+            *bytes = Bytes { written: Some((number, known[number])), read: Clocks::default() };
         }
         if before_write {
             self.fault("writes what another stream may still write", operation, stream, buffer);
@@ -142,10 +149,10 @@ impl<D: Device> RecordingDevice<D> {
 
     /// Notes an exchange with other ranks' devices.
     fn exchanges(&mut self, collective: &Collective<Buffer>) {
-        self.queue(Stream::Compute);
+        self.queue(Stream::Comm);
         let (read, written) = collective.uses();
-        read.into_iter().for_each(|buffer| self.read("collective", Stream::Compute, buffer));
-        written.into_iter().for_each(|buffer| self.write("collective", Stream::Compute, buffer));
+        read.into_iter().for_each(|buffer| self.read("collective", Stream::Comm, buffer));
+        written.into_iter().for_each(|buffer| self.write("collective", Stream::Comm, buffer));
         self.collectives += 1;
     }
 
@@ -157,7 +164,7 @@ impl<D: Device> RecordingDevice<D> {
     fn wait_for_all(&mut self) {
         self.host_waits += 1;
         let now = std::array::from_fn(|i| self.clocks[i][i]);
-        self.clocks = [now; 3];
+        self.clocks = [now; Stream::ALL.len()];
     }
 }
 
@@ -174,7 +181,7 @@ impl<D: Device> Device for RecordingDevice<D> {
         self.wait_for_all();
         // Memory comes zeroed; of a run's state every byte is one that was written.
         let written = matches!(pool, Pool::State | Pool::HostState | Pool::Exchange).then_some((0, 0));
-        self.pools.insert(pool, BTreeMap::from([(0, Bytes { written, read: [0; 3] })]));
+        self.pools.insert(pool, BTreeMap::from([(0, Bytes { written, read: Clocks::default() })]));
         self.inner.reserve(pool, bytes)
     }
 
@@ -243,7 +250,11 @@ impl<D: Device> Device for RecordingDevice<D> {
             if self.waits == self.forgotten {
                 return;
             }
-            for (known, told) in self.clocks[stream as usize].iter_mut().zip(told) {
+            let known = &mut self.clocks[stream as usize];
+            if known.iter().zip(told).any(|(known, told)| known < told) {
+                self.telling.push(self.waits);
+            }
+            for (known, told) in known.iter_mut().zip(told) {
                 *known = (*known).max(*told);
             }
         }
@@ -278,23 +289,27 @@ impl<D: Device> Device for RecordingDevice<D> {
     }
 
     fn launch(&mut self, launch: &Launch<'_>) {
+        self.launch_on(Stream::Compute, launch);
+    }
+
+    fn launch_on(&mut self, stream: Stream, launch: &Launch<'_>) {
         if launch.grid.contains(&0) {
             return;
         }
-        self.queue(Stream::Compute);
+        self.queue(stream);
         self.kernels.push(launch.kernel);
         *self.blocks.entry(launch.kernel).or_default() += launch.grid.iter().product::<usize>();
         for arg in launch.args {
             if let Arg::Read(buffer) | Arg::Update(buffer) = *arg {
-                self.read(launch.kernel, Stream::Compute, buffer);
+                self.read(launch.kernel, stream, buffer);
             }
         }
         for arg in launch.args {
             if let Arg::Write(buffer) | Arg::Update(buffer) | Arg::Columns(buffer) = *arg {
-                self.write(launch.kernel, Stream::Compute, buffer);
+                self.write(launch.kernel, stream, buffer);
             }
         }
-        self.inner.launch(launch);
+        self.inner.launch_on(stream, launch);
     }
 
     fn matmul(&mut self, op: &Matmul) {
@@ -311,18 +326,18 @@ impl<D: Device> Device for RecordingDevice<D> {
         self.inner.join_ranks(gpus, rank, size)
     }
 
-    fn collective(&mut self, collective: &Collective<Buffer>) -> Result<()> {
+    fn start_collective(&mut self, collective: &Collective<Buffer>) -> Result<()> {
         self.exchanges(collective);
-        self.inner.collective(collective)
+        self.inner.start_collective(collective)
     }
 
     fn join_group(&mut self, gpus: Gpus, members: &[usize], rank: usize) -> Result<()> {
         self.inner.join_group(gpus, members, rank)
     }
 
-    fn collective_among(&mut self, members: &[usize], collective: &Collective<Buffer>) -> Result<()> {
+    fn start_collective_among(&mut self, members: &[usize], collective: &Collective<Buffer>) -> Result<()> {
         self.exchanges(collective);
-        self.inner.collective_among(members, collective)
+        self.inner.start_collective_among(members, collective)
     }
 
     fn expect_attention(&mut self, shape: &PackedShape) {
@@ -345,48 +360,6 @@ impl<D: Device> Device for RecordingDevice<D> {
             self.write("packed_attention", Stream::Compute, buffer);
         }
         self.inner.packed_attention(pass);
-    }
-}
-
-/// A device that computes nothing: for the order of things alone.
-pub(super) struct NoDevice;
-
-impl Device for NoDevice {
-    fn name(&self) -> String {
-        "nothing".into()
-    }
-
-    fn multiprocessors(&self) -> usize {
-        1
-    }
-
-    fn reserve(&mut self, _pool: Pool, _bytes: usize) -> Result<()> {
-        Ok(())
-    }
-
-    fn read_back(&mut self, _source: Buffer, target: &mut [u8]) -> Result<()> {
-        target.fill(0);
-        Ok(())
-    }
-
-    fn finish_read(&mut self, target: &mut [u8]) -> Result<()> {
-        target.fill(0);
-        Ok(())
-    }
-
-    fn upload(&mut self, _source: &[u8], _target: Buffer) {}
-    fn queue_read(&mut self, _sources: &[Buffer]) {}
-    fn transfer(&mut self, _stream: Stream, _source: Buffer, _target: Buffer) {}
-    fn record(&mut self, _stream: Stream, _event: Event) {}
-    fn wait(&mut self, _stream: Stream, _event: Event) {}
-    fn zero(&mut self, _target: Buffer) {}
-    fn copy(&mut self, _source: Buffer, _target: Buffer) {}
-    fn launch(&mut self, _launch: &Launch<'_>) {}
-    fn matmul(&mut self, _op: &Matmul) {}
-    fn packed_attention(&mut self, _pass: &PackedAttention) {}
-
-    fn plan_attention(&mut self, _shape: &PackedShape) -> std::result::Result<(), String> {
-        Ok(())
     }
 }
 

@@ -6,7 +6,9 @@ use arl_model::Result;
 use super::{ProfileBackend, all, rows_of};
 use crate::backend::comm;
 use crate::backend::gates::Gates;
-use crate::backend::{Backend, Buffer, CausalConv, DeltaRule, GatedDelta, GatedNorm, Gelu, Heads, LayerNorm, Vision};
+use crate::backend::{
+    Backend, Buffer, CausalConv, DeltaRule, GatedDelta, GatedNorm, Gelu, Heads, LayerNorm, Stream, Vision,
+};
 
 impl<B: Backend + ?Sized> Gates for ProfileBackend<B> {
     plain! {
@@ -122,9 +124,56 @@ impl<B: Backend + ?Sized> comm::Collectives for ProfileBackend<B> {
         result
     }
 
+    fn start_exchange_sum(&mut self, group: &dyn Group, parts: &[Buffer], sum: Buffer) -> Result<()> {
+        let (of_others, bytes) = ((group.size() - 1) * sum.bytes(), (group.size() + 2) * sum.bytes());
+        self.started("exchange_sum", of_others, bytes, |inner| inner.start_exchange_sum(group, parts, sum))
+    }
+
+    fn start_all_gather(
+        &mut self,
+        group: &dyn Group,
+        bytes: usize,
+        own: &[comm::Part],
+        parts: &[Vec<comm::Part>],
+    ) -> Result<()> {
+        let of_others = (group.size() - 1) * bytes;
+        let leaf = |inner: &mut B| inner.start_all_gather(group, bytes, own, parts);
+        self.started("all_gather", of_others, 2 * group.size() * bytes, leaf)
+    }
+
+    fn start_gather(&mut self, group: &dyn Group, own: Buffer, every: Buffer) -> Result<()> {
+        let of_others = every.bytes() - own.bytes();
+        self.started("gather", of_others, own.bytes() + every.bytes(), |inner| inner.start_gather(group, own, every))
+    }
+
     fn block_squares(&mut self, a: Buffer, tail: &[f32]) -> Result<Vec<f64>> {
         let mut result = Ok(Vec::new());
         self.measure(|| "block_squares".into(), 0.0, all(&[a]), |inner| result = inner.block_squares(a, tail));
+        result
+    }
+}
+
+impl<B: Backend + ?Sized> ProfileBackend<B> {
+    /// What runs concurrently with the leaves, and brings so many bytes of other ranks: two timestamps among those of the leaves would
+    /// not measure it.
+    fn started(
+        &mut self,
+        name: &str,
+        of_others: usize,
+        bytes: usize,
+        leaf: impl FnOnce(&mut B) -> Result<()>,
+    ) -> Result<()> {
+        if let Some(timeline) = &mut self.timeline {
+            timeline.transfer(Stream::Comm, of_others as f64);
+        }
+        if self.clocked {
+            if self.enabled {
+                self.count(name, 0.0, bytes as f64);
+            }
+            return leaf(&mut self.inner);
+        }
+        let mut result = Ok(());
+        self.timed(|| name.into(), 0.0, bytes as f64, |inner| result = leaf(inner));
         result
     }
 }

@@ -14,7 +14,7 @@ fn cuts() -> Vec<(Placement, Vec<Cut>)> {
     let mut all = Vec::new();
     for name in ["moe-balance", "window-bias", "qwen2-window"] {
         for frozen in [&[][..], &["*embed*", "model.layers.0.*", "*.o_proj.weight"]] {
-            for ranks in [1, 2, 3, 7] {
+            for (ranks, overlaps) in [(1, true), (2, false), (2, true), (3, false), (7, true)] {
                 let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../__test__/golden").join(name);
                 let frozen: Vec<String> = frozen.iter().map(|pattern| (*pattern).to_owned()).collect();
                 let config = ModelConfig::from_dir(&dir).unwrap();
@@ -22,7 +22,7 @@ fn cuts() -> Vec<(Placement, Vec<Cut>)> {
                     let place = Place::new(Mesh::default(), ranks, rank).unwrap();
                     Placement::new(&config, &frozen, false, &place).unwrap()
                 };
-                let cut = |rank| Cut::new(&placement(rank), true).with_weights(&placement(rank));
+                let cut = |rank| Cut::new(&placement(rank), true).overlapping(overlaps).with_weights(&placement(rank));
                 all.push((placement(0), (0..ranks).map(cut).collect()));
             }
         }
@@ -101,7 +101,7 @@ fn parts_that_are_needed_at_once_have_places_of_their_own() {
     for (_, cuts) in cuts() {
         let shards = cuts[0].weights.as_ref().unwrap();
         let apart = |a: Part, b: Part| match (a, b) {
-            (Part::Layer(a), Part::Layer(b)) => a % WEIGHT_SLOTS != b % WEIGHT_SLOTS,
+            (Part::Layer(a), Part::Layer(b)) => a % shards.slots != b % shards.slots,
             (Part::Layer(_) | Part::Whole, _) | (_, Part::Layer(_) | Part::Whole) => a != b,
             _ => false,
         };
@@ -121,10 +121,10 @@ fn parts_that_are_needed_at_once_have_places_of_their_own() {
 fn a_part_is_gathered_where_another_one_was_in_its_place() {
     let mut held = Held::default();
     let layers = [0, 1, 2, 2, 1, 0];
-    assert_eq!(layers.map(|layer| held.claim(Part::Layer(layer))), [true, true, true, false, false, true]);
+    assert_eq!(layers.map(|layer| held.claim(Part::Layer(layer), 2)), [true, true, true, false, false, true]);
     let parts = [Part::Embedding, Part::Embedding, Part::Head, Part::Tower, Part::Embedding];
-    assert_eq!(parts.map(|part| held.claim(part)), [true, false, true, true, true]);
-    assert_eq!([Part::Whole; 2].map(|part| held.claim(part)), [true, false]);
+    assert_eq!(parts.map(|part| held.claim(part, 2)), [true, false, true, true, true]);
+    assert_eq!([Part::Whole; 2].map(|part| held.claim(part, 2)), [true, false]);
     for part in [Part::Whole, Part::Tower, Part::Embedding, Part::Head, Part::Layer(0), Part::Layer(77)] {
         assert_eq!(Part::from_number(part.number()), Some(part));
     }

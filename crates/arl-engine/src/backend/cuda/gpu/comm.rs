@@ -24,14 +24,14 @@ impl GpuDevice {
         Ok(())
     }
 
-    /// As [`super::Device::collective`].
+    /// As [`super::Device::start_collective`].
     pub(super) fn queue_collective(&mut self, collective: &Collective<Buffer>) -> Result<()> {
         if let Some(error) = self.failure.take() {
             return Err(error);
         }
         self.context.bind_to_thread().map_err(|error| failed("the device cannot be used", error))?;
         let places = collective.map(|buffer| Place { address: self.address(buffer), bytes: buffer.bytes() });
-        let stream = self.stream(Stream::Compute).cu_stream().cast();
+        let stream = self.stream(Stream::Comm).cu_stream().cast();
         let joined = self.communicator.as_mut();
         let joined = joined.ok_or_else(|| Error::new(ErrorCode::Internal, "no rank was joined"))?;
         // SAFETY: the places are within pools, which are replaced only after the device was waited for; the stream is this
@@ -45,14 +45,14 @@ impl GpuDevice {
         self.groups.join(gpus, members, rank)
     }
 
-    /// As [`super::Device::collective_among`].
+    /// As [`super::Device::start_collective_among`].
     pub(super) fn queue_among(&mut self, members: &[usize], collective: &Collective<Buffer>) -> Result<()> {
         if let Some(error) = self.failure.take() {
             return Err(error);
         }
         self.context.bind_to_thread().map_err(|error| failed("the device cannot be used", error))?;
         let places = collective.map(|buffer| Place { address: self.address(buffer), bytes: buffer.bytes() });
-        let stream = self.stream(Stream::Compute).cu_stream().cast();
+        let stream = self.stream(Stream::Comm).cu_stream().cast();
         // SAFETY: as of all ranks.
         unsafe { self.groups.of(members)?.queue(&places, stream) }
     }

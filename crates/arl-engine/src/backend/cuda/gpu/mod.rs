@@ -50,7 +50,7 @@ pub struct GpuDevice {
     multiprocessors: usize,
     context: Arc<CudaContext>,
     /// In the order of [`Stream::ALL`].
-    streams: [Arc<CudaStream>; 3],
+    streams: [Arc<CudaStream>; Stream::ALL.len()],
     events: Vec<CudaEvent>,
     kernels: Kernels,
     pools: HashMap<Pool, Allocation>,
@@ -109,7 +109,7 @@ impl GpuDevice {
         }
         let count = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT).map_err(opening)?;
         let stream = || context.new_stream().map_err(opening);
-        let streams = [Arc::clone(&compute), stream()?, stream()?];
+        let streams = [Arc::clone(&compute), stream()?, stream()?, stream()?];
         let kernels = Kernels::load(&context)?;
         Ok(GpuDevice {
             communicator: None,
@@ -319,13 +319,17 @@ impl Device for GpuDevice {
     }
 
     fn launch(&mut self, launch: &Launch<'_>) {
+        self.launch_on(Stream::Compute, launch);
+    }
+
+    fn launch_on(&mut self, stream: Stream, launch: &Launch<'_>) {
         if launch.grid.contains(&0) || self.failure.is_some() {
             return;
         }
         let pools = &self.pools;
-        let address = |buffer: Buffer| address_in(pools, buffer);
-        let result = self.kernels.launch(launch, address, &self.streams[Stream::Compute as usize]);
-        self.queued(result, launch);
+        let result = self.kernels.launch(launch, |buffer| address_in(pools, buffer), &self.streams[stream as usize]);
+        // Other streams may wait for other ranks, which `synchronize` alone does without being stuck.
+        if stream == Stream::Compute { self.queued(result, launch) } else { self.keep(result) }
     }
 
     fn matmul(&mut self, op: &Matmul) {
@@ -347,7 +351,7 @@ impl Device for GpuDevice {
         self.communicate(gpus, rank, size)
     }
 
-    fn collective(&mut self, collective: &Collective<Buffer>) -> Result<()> {
+    fn start_collective(&mut self, collective: &Collective<Buffer>) -> Result<()> {
         self.queue_collective(collective)
     }
 
@@ -355,7 +359,7 @@ impl Device for GpuDevice {
         self.communicate_among(gpus, members, rank)
     }
 
-    fn collective_among(&mut self, members: &[usize], collective: &Collective<Buffer>) -> Result<()> {
+    fn start_collective_among(&mut self, members: &[usize], collective: &Collective<Buffer>) -> Result<()> {
         self.queue_among(members, collective)
     }
 
