@@ -27,6 +27,11 @@ fn staged(offset: usize, bytes: usize) -> Buffer {
     Buffer { pool: Pool::Exchange, offset, len: bytes, dtype: DType::U8 }
 }
 
+/// Whether ranks have no way from device to device.
+fn by_host(group: &dyn Group) -> bool {
+    group.size() > 1 && group.gpus().is_none()
+}
+
 impl<D: Device> Collectives for CudaBackend<D> {
     fn join_ranks(&mut self, group: &dyn Group) -> Result<()> {
         let Some(gpus) = group.gpus() else { return Ok(()) };
@@ -50,50 +55,49 @@ impl<D: Device> Collectives for CudaBackend<D> {
     }
 
     fn exchange_sum(&mut self, group: &dyn Group, parts: &[Buffer], sum: Buffer) -> Result<()> {
-        if group.size() > 1 && group.gpus().is_none() {
+        if by_host(group) {
             return comm::exchange_sum(self, group, parts, sum);
         }
         self.in_line(|backend| backend.queue_sum(group, parts, sum))
     }
 
     fn start_exchange_sum(&mut self, group: &dyn Group, parts: &[Buffer], sum: Buffer) -> Result<()> {
-        if group.size() > 1 && group.gpus().is_none() {
+        if by_host(group) {
             return comm::exchange_sum(self, group, parts, sum);
         }
         self.queue_sum(group, parts, sum)
     }
 
     fn all_gather(&mut self, group: &dyn Group, bytes: usize, own: &[Part], all: &[Vec<Part>]) -> Result<()> {
-        if group.size() > 1 && group.gpus().is_none() {
+        if by_host(group) {
             return comm::all_gather(self, group, bytes, own, all);
         }
         self.in_line(|backend| backend.queue_all_gather(group, bytes, own, all))
     }
 
     fn start_all_gather(&mut self, group: &dyn Group, bytes: usize, own: &[Part], all: &[Vec<Part>]) -> Result<()> {
-        if group.size() > 1 && group.gpus().is_none() {
+        if by_host(group) {
             return comm::all_gather(self, group, bytes, own, all);
         }
         self.queue_all_gather(group, bytes, own, all)
-        }
     }
 
     fn gather(&mut self, group: &dyn Group, own: Buffer, all: Buffer) -> Result<()> {
-        if group.size() > 1 && group.gpus().is_none() {
+        if by_host(group) {
             return comm::gather(self, group, own, all);
         }
         self.in_line(|backend| backend.queue_gather(group, own, all))
     }
 
     fn start_gather(&mut self, group: &dyn Group, own: Buffer, all: Buffer) -> Result<()> {
-        if group.size() > 1 && group.gpus().is_none() {
+        if by_host(group) {
             return comm::gather(self, group, own, all);
         }
         self.queue_gather(group, own, all)
     }
 
     fn exchange(&mut self, group: &dyn Group, sends: &[Vec<Buffer>], receives: &[Vec<Buffer>]) -> Result<()> {
-        if group.size() > 1 && group.gpus().is_none() {
+        if by_host(group) {
             return comm::exchange(self, group, sends, receives);
         }
         self.in_line(|backend| backend.queue_exchange(group, sends, receives))
