@@ -114,7 +114,7 @@ fn one_rank() {
     match case.as_str() {
         "leaves" => leaves(&world),
         "sums" => sums(&world),
-        "sequences" => follow(&*world),
+        "sequences" => follow(&world),
         "failure" => failure(&world),
         _ => panic!("{case} is no case"),
     }

@@ -4,27 +4,27 @@
 use arl_comm::{Group, Part};
 
 /// Numbers that follow from a seed.
-pub struct Numbers(u64);
+pub(crate) struct Numbers(u64);
 
 impl Numbers {
-    pub fn of(seed: u64) -> Self {
+    pub(crate) fn of(seed: u64) -> Self {
         Numbers(seed | 1)
     }
 
-    pub fn below(&mut self, limit: usize) -> usize {
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) as usize % limit
     }
 }
 
 /// What `from` sends to `to`.
-pub fn noise(from: usize, to: usize, length: usize) -> Vec<u8> {
+pub(crate) fn noise(from: usize, to: usize, length: usize) -> Vec<u8> {
     let mut numbers = Numbers::of((from * 31 + to * 7 + length) as u64);
     (0..length).map(|_| numbers.below(256) as u8).collect()
 }
 
 #[derive(Clone, Copy, Debug)]
-pub enum Kind {
+pub(crate) enum Kind {
     Gather,
     Broadcast,
     Exchange,
@@ -32,25 +32,25 @@ pub enum Kind {
 
 /// What some of the ranks do together.
 #[derive(Clone, Debug)]
-pub struct Call {
-    pub kind: Kind,
+pub(crate) struct Call {
+    pub(crate) kind: Kind,
     /// Ascending.
-    pub members: Vec<usize>,
-    pub length: usize,
+    pub(crate) members: Vec<usize>,
+    pub(crate) length: usize,
 }
 
 impl Call {
     /// Bytes from one member to another: every pair has a length of its own, some nothing at all.
-    pub fn of_pair(&self, from: usize, to: usize) -> usize {
+    pub(crate) fn of_pair(&self, from: usize, to: usize) -> usize {
         self.length * ((from + 2 * to) % 3) / 2
     }
 }
 
 /// How many sequences are followed.
-pub const SEQUENCES: u64 = 1000;
+pub(crate) const SEQUENCES: u64 = 1000;
 
 /// A sequence of calls of `size` ranks.
-pub fn sequence(seed: u64, size: usize) -> Vec<Call> {
+pub(crate) fn sequence(seed: u64, size: usize) -> Vec<Call> {
     let mut numbers = Numbers::of(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let calls = 2 + numbers.below(9);
     let mut call = || {
@@ -65,7 +65,7 @@ pub fn sequence(seed: u64, size: usize) -> Vec<Call> {
 
 /// Follows all sequences, and checks what comes.
 #[allow(dead_code, reason = "devices follow them in their own way")]
-pub fn follow(whole: &dyn Group) {
+pub(crate) fn follow(whole: &dyn Group) {
     let rank = whole.rank();
     for seed in 0..SEQUENCES {
         for call in sequence(seed, whole.size()) {

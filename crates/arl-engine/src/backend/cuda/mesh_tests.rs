@@ -17,7 +17,7 @@ use crate::options::{AttentionChoice, LoraOptions};
 use crate::{plan_memory, plan_traffic};
 
 /// As [`on_ranks`], over hosts that are connected to rank 0 alone.
-fn on_gpus<T: Send>(case: Case, work: impl Fn(Recorded, Box<dyn Group>) -> T + Sync) -> Vec<T> {
+fn on_gpus<T: Send>(case: Case, work: impl Fn(Recorded<EmulatedDevice>, Box<dyn Group>) -> T + Sync) -> Vec<T> {
     let size = case.world();
     let (nccl, work) = (nccl(), &work);
     let id = nccl.unique_id().unwrap();
