@@ -4,48 +4,22 @@ import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { Mpirun } from "../src/launch/mpi.js";
+import { eightSteps, errorsOf, LIMIT } from "./support/eight-steps.js";
 import { temporaryFolder } from "./support/folder.js";
 import { arlOnRanks, mpiruns, pidsOf, rankOf } from "./support/ranks.js";
-import { arl, differingFiles, type Ended, flags, tinyPlace } from "./support/real.js";
+import { arl, differingFiles, type Ended } from "./support/real.js";
 import { SmallDisk } from "./support/small-disk.js";
 
 const found = mpiruns();
 const first = found[0] as Mpirun;
 const folder = temporaryFolder();
-const place = tinyPlace(folder, 26);
-/** A run takes a second or two on idle cores, and a launcher that does not start one gives up after a minute. */
-const LIMIT = 300_000;
-
-/** 8 steps: 26 rows in micro-batches of 2, four of them a step, the last step of an epoch with one alone; each step is saved. */
-const COMMON = {
-	model_name_or_path: place.model,
-	init_from_config: true,
-	train_file: place.file,
-	per_device_train_batch_size: 2,
-	num_train_epochs: 2,
-	learning_rate: 1e-3,
-	max_length: 96,
-	truncation: "left",
-	logging_steps: 1,
-	save_steps: 1,
-	save_total_limit: 3,
-	threads: 1,
-	device: "cpu",
-};
-
-let runs = 0;
-const train = (options: Record<string, string | number | boolean>, out = join(folder, `out-${runs++}`)) => ({
-	out,
-	args: ["train", ...flags({ ...COMMON, output_dir: out, ...options })],
-});
+/** Each step is saved. */
+const { train } = eightSteps(folder, { save_steps: 1, save_total_limit: 3 });
 
 /** Two ranks that divide moments, so that both write a part of each checkpoint. */
 const TWO = { gradient_accumulation_steps: 2, zero: 2 };
 /** A run long enough for something to happen in it. */
 const ENDLESS = { ...TWO, max_steps: 1_000_000, lr_scheduler_type: "constant" };
-
-/** The errors that a run has shown. */
-const errors = ({ stderr }: Ended) => stderr.split("\n").filter((line) => /^\S*ARL_[A-Z]+ /.test(line));
 
 const names = (out: string) => (existsSync(out) ? readdirSync(out) : []);
 const partialOf = (out: string) => names(out).find((name) => name.endsWith(".partial"));
@@ -110,9 +84,9 @@ describe.skipIf(found.length === 0)("a rank", () => {
 				return pid !== undefined && spawnSync("prlimit", ["--pid", String(pid), "--fsize=0"]).status === 0;
 			},
 		);
-		expect([run.code, errors(run).length], run.stderr).toEqual([1, 1]);
+		expect([run.code, errorsOf(run).length], run.stderr).toEqual([1, 1]);
 		expect(run.stderr).toMatch(/ARL_IO rank 1 \(host \S+, pid \d+\): .*File too large/);
-		expect(errors(run)[0]).toContain(join(out, ".checkpoint-"));
+		expect(errorsOf(run)[0]).toContain(join(out, ".checkpoint-"));
 		expect(pidsOf(out)).toEqual([]);
 		await goesOn(out);
 	});
@@ -132,9 +106,11 @@ describe.skipIf(disk === null)("a disk that is full", () => {
 				return true;
 			},
 		);
-		expect([run.code, errors(run).length], run.stderr).toEqual([1, 1]);
-		expect(errors(run)[0]).toMatch(/ARL_IO .*(no space left on device|No space left on device|are free on this disk)/);
-		expect(errors(run)[0]).toContain(small.path);
+		expect([run.code, errorsOf(run).length], run.stderr).toEqual([1, 1]);
+		expect(errorsOf(run)[0]).toMatch(
+			/ARL_IO .*(no space left on device|No space left on device|are free on this disk)/,
+		);
+		expect(errorsOf(run)[0]).toContain(small.path);
 		small.resize(64 * 1024);
 		await goesOn(out);
 	});
@@ -159,7 +135,7 @@ describe.skipIf(found.length === 0)("ranks that are signalled", () => {
 				() => when(out),
 				() => signalled(out),
 			);
-			expect([run.code, errors(run)], run.stderr).toEqual([130, []]);
+			expect([run.code, errorsOf(run)], run.stderr).toEqual([130, []]);
 			expect(pidsOf(out)).toEqual([]);
 			expect(partialOf(out)).toBeUndefined();
 			await goesOn(out);

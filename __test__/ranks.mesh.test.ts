@@ -3,16 +3,15 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, describe, expect, it } from "vitest";
 import type { Mpirun } from "../src/launch/mpi.js";
+import { eightSteps, LIMIT, type Options } from "./support/eight-steps.js";
 import { temporaryFolder } from "./support/folder.js";
 import { arlOnRanks, mpiruns } from "./support/ranks.js";
-import { arl, type Ended, flags, metricsOf, root, tinyPlace } from "./support/real.js";
+import { arl, type Ended, flags, metricsOf, root } from "./support/real.js";
 
 const found = mpiruns();
 const first = found[0] as Mpirun;
 const folder = temporaryFolder();
-const place = tinyPlace(folder, 26);
-/** A run takes a second or two on idle cores, and a launcher that does not start one gives up after a minute. */
-const LIMIT = 300_000;
+const { place, train } = eightSteps(folder, { gradient_accumulation_steps: 4, save_steps: 4 });
 
 /** A layer with a dense MLP and one with experts; each axis of a mesh divides something by two. */
 const config = JSON.parse(readFileSync(join(place.model, "config.json"), "utf8"));
@@ -25,8 +24,6 @@ writeFileSync(
 	JSON.stringify({ ...config, ...heads, ...experts, ...sparse, ...kind }),
 );
 
-type Options = Record<string, string | number | boolean>;
-
 /** A few held-out rows, whose loss and replies are of the middle and of the end of a run. */
 const heldout = readFileSync(join(root, "assets", "heldout.jsonl"), "utf8")
 	.split("\n")
@@ -37,29 +34,6 @@ const EVALUATES: Options = {
 	eval_strategy: "steps",
 	eval_steps: 4,
 	eval_generate: 1,
-};
-
-/** 8 steps: 26 rows in micro-batches of 2, four of them a step, the last step of an epoch with one alone. */
-const COMMON: Options = {
-	model_name_or_path: place.model,
-	init_from_config: true,
-	train_file: place.file,
-	per_device_train_batch_size: 2,
-	gradient_accumulation_steps: 4,
-	num_train_epochs: 2,
-	learning_rate: 1e-3,
-	max_length: 96,
-	truncation: "left",
-	logging_steps: 1,
-	save_steps: 4,
-	threads: 1,
-	device: "cpu",
-};
-
-let runs = 0;
-const train = (options: Options) => {
-	const out = join(folder, `out-${runs++}`);
-	return { out, args: ["train", ...flags({ ...COMMON, output_dir: out, ...options })] };
 };
 
 function succeeded(run: Ended): void {

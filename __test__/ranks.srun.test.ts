@@ -3,33 +3,16 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Mpirun } from "../src/launch/mpi.js";
+import { eightSteps, errorsOf, LIMIT, type Options } from "./support/eight-steps.js";
 import { temporaryFolder } from "./support/folder.js";
 import { ended, libraryOf, mpiruns, pidsOf } from "./support/ranks.js";
-import { arl, differingFiles, type Ended, flags, root, tinyPlace } from "./support/real.js";
+import { arl, differingFiles, flags, root } from "./support/real.js";
 import { hasSlurm, type Slurm, startSlurm } from "./support/slurm.js";
 
 const mpich = mpiruns().find(({ kind }) => kind === "MPICH");
 const isThere = mpich !== undefined && hasSlurm("ranks under srun");
 const folder = temporaryFolder();
-const place = tinyPlace(folder, 26);
-const LIMIT = 300_000;
-
-type Options = Record<string, string | number | boolean>;
-
-const COMMON = {
-	model_name_or_path: place.model,
-	init_from_config: true,
-	train_file: place.file,
-	per_device_train_batch_size: 2,
-	num_train_epochs: 2,
-	learning_rate: 1e-3,
-	max_length: 96,
-	truncation: "left",
-	logging_steps: 1,
-	threads: 1,
-	device: "cpu",
-	zero: 0,
-};
+const { common } = eightSteps(folder, { zero: 0 });
 
 describe.skipIf(!isThere)("under srun", () => {
 	let slurm: Slurm;
@@ -38,14 +21,13 @@ describe.skipIf(!isThere)("under srun", () => {
 	const srun = async (words: string[], options: Options, out: string, during?: () => void) => {
 		const command = [process.execPath, join(root, "dist", "cli", "main.js"), "train"];
 		const env = { ...slurm.env, ARL_MPI: String(libraryOf(mpich as Mpirun)) };
-		const all = flags({ ...COMMON, ...options, output_dir: out });
+		const all = flags({ ...common, ...options, output_dir: out });
 		const args = ["-n", "2", "--overcommit", ...words, ...command, ...all];
 		for (let tries = 1; ; tries++) {
 			const run = await ended(slurm.srun, args, env, during);
 			if (tries === 8 || !run.stderr.includes("Fatal error in internal_Init_thread")) return run;
 		}
 	};
-	const errors = ({ stderr }: Ended) => stderr.split("\n").filter((line) => /^\S*ARL_[A-Z]+ /.test(line));
 
 	beforeAll(async () => {
 		slurm = await startSlurm(folder);
@@ -55,7 +37,7 @@ describe.skipIf(!isThere)("under srun", () => {
 
 	it("two ranks have the bits of one", { timeout: LIMIT }, async () => {
 		const [one, two] = [join(folder, "one"), join(folder, "two")];
-		const alone = { ...COMMON, full_determinism: true, gradient_accumulation_steps: 4, output_dir: one };
+		const alone = { ...common, full_determinism: true, gradient_accumulation_steps: 4, output_dir: one };
 		const reference = await arl(["train", ...flags(alone)]);
 		expect(reference.code, reference.stderr).toBe(0);
 		const run = await srun(["--mpi=pmi2"], { gradient_accumulation_steps: 2 }, two);
@@ -85,7 +67,7 @@ describe.skipIf(!isThere)("under srun", () => {
 		expect(struck, run.stderr).toBeGreaterThan(0);
 		expect(Date.now() - struck).toBeLessThan(15_000);
 		expect([1, 137, 143], run.stderr).toContain(run.code);
-		expect(errors(run).length, run.stderr).toBeLessThanOrEqual(1);
+		expect(errorsOf(run).length, run.stderr).toBeLessThanOrEqual(1);
 		expect(run.stderr).toMatch(/rank \d( \(host \S+, pid \d+\))? was killed|Killed/);
 		expect(pidsOf(out)).toEqual([]);
 	});

@@ -3,43 +3,20 @@ import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { delimiter, dirname, join } from "node:path";
 import { beforeAll, describe, expect, it } from "vitest";
 import type { Mpirun } from "../src/launch/mpi.js";
+import { eightSteps, errorsOf, LIMIT } from "./support/eight-steps.js";
 import { temporaryFolder } from "./support/folder.js";
 import { arlOnRanks, ended, libraryOf, mpiruns, pidsOf, rankOf } from "./support/ranks.js";
-import { arl, differingFiles, type Ended, flags, metricsOf, root, sharedPath, tinyPlace } from "./support/real.js";
+import { arl, differingFiles, type Ended, metricsOf, root, sharedPath } from "./support/real.js";
 
 const found = mpiruns();
 const first = found[0] as Mpirun;
 const folder = temporaryFolder();
-const place = tinyPlace(folder, 26);
 const SECONDS = 1000;
-/** A run takes a second or two on idle cores, and a launcher that does not start one gives up after a minute. */
-const LIMIT = 300 * SECONDS;
-
-/** 8 steps: 26 rows in micro-batches of 2, four of them a step, the last step of an epoch with one alone. */
-const COMMON = {
-	model_name_or_path: place.model,
-	init_from_config: true,
-	train_file: place.file,
-	per_device_train_batch_size: 2,
-	num_train_epochs: 2,
-	learning_rate: 1e-3,
-	max_length: 96,
-	truncation: "left",
-	logging_steps: 1,
-	threads: 1,
-	device: "cpu",
-	// Each checkpoint then has the files of one rank; what ranks divide is tested in ranks.zero.test.ts.
-	zero: 0,
-};
+// Each checkpoint then has the files of one rank; what ranks divide is tested in ranks.zero.test.ts.
+const { place, train } = eightSteps(folder, { zero: 0 });
 
 /** A run long enough for something to happen in it. */
 const LONG = { gradient_accumulation_steps: 2, max_steps: 1_000_000, save_strategy: "no", ddp_timeout: 4 };
-
-let runs = 0;
-const train = (options: Record<string, string | number | boolean>, out = join(folder, `out-${runs++}`)) => ({
-	out,
-	args: ["train", ...flags({ ...COMMON, output_dir: out, ...options })],
-});
 
 /** What does not depend on time. */
 const figures = (out: string) =>
@@ -161,9 +138,6 @@ async function strike(mpirun: Mpirun, signal: NodeJS.Signals) {
 	return run;
 }
 
-/** The errors that a run has shown. */
-const errors = ({ stderr }: Ended) => stderr.split("\n").filter((line) => /^\S*ARL_[A-Z]+ /.test(line));
-
 const golden = found.length === 0 ? null : sharedPath("golden/sft-curve", "TRL's curve on several ranks");
 
 describe.skipIf(golden === null)("TRL's run, cut between ranks", () => {
@@ -198,18 +172,18 @@ describe.skipIf(found.length === 0)("a rank that fails", () => {
 		expect(run.code).not.toBe(0);
 		expect(run.stderr).not.toContain("saving");
 		// MPICH's launcher kills the other ranks in the same moment, and names the signal itself.
-		if (mpirun.kind === "MPICH" && errors(run).length === 0) {
+		if (mpirun.kind === "MPICH" && errorsOf(run).length === 0) {
 			expect(`${run.stdout}${run.stderr}`).toMatch(/BAD TERMINATION[\s\S]*EXIT CODE: 9/);
 			return;
 		}
-		expect(errors(run), run.stderr).toHaveLength(1);
+		expect(errorsOf(run), run.stderr).toHaveLength(1);
 		expect(run.stderr).toMatch(/ARL_DEVICE rank 1 \(host \S+, pid \d+\) was killed, or its host is gone/);
 	});
 
 	it("by a stop of its process is named after ddp_timeout, with its phase", { timeout: LIMIT }, async () => {
 		const run = await strike(first, "SIGSTOP");
 		expect(run.code).toBe(1);
-		expect(errors(run), run.stderr).toHaveLength(1);
+		expect(errorsOf(run), run.stderr).toHaveLength(1);
 		expect(run.stderr).toMatch(/ARL_DEVICE rank 1 \(.*\) has sent no sign of life for \d+ s; its last phase: /);
 		expect(run.stderr).toContain("(ddp_timeout 4)");
 	});
@@ -220,11 +194,11 @@ describe.skipIf(found.length === 0)("a rank that fails", () => {
 		const rows = join(folder, "bad.jsonl");
 		writeFileSync(rows, `${readFileSync(place.file, "utf8").split("\n").slice(0, 8).join("\n")}\n{"messages": 7}\n`);
 		const bad = await arlOnRanks(first, 2, train({ train_file: rows }).args);
-		expect([bad.code, errors(bad).length], bad.stderr).toEqual([3, 1]);
+		expect([bad.code, errorsOf(bad).length], bad.stderr).toEqual([3, 1]);
 		expect(bad.stderr).toContain("bad.jsonl:9");
 		const diverging = train({ learning_rate: 1e30, max_grad_norm: 0, max_steps: 9, save_strategy: "no" });
 		const wild = await arlOnRanks(first, 2, diverging.args);
-		expect([wild.code, errors(wild).length], wild.stderr).toEqual([5, 1]);
+		expect([wild.code, errorsOf(wild).length], wild.stderr).toEqual([5, 1]);
 		const kept = readdirSync(diverging.out).filter((name) => name.startsWith("nonfinite-step-"));
 		expect(kept).toHaveLength(1);
 	});
@@ -233,18 +207,18 @@ describe.skipIf(found.length === 0)("a rank that fails", () => {
 		const options = train({ gradient_accumulation_steps: 2 });
 		const words = { 1: "--learning_rate 0.5 --seed 9" };
 		const run = await arlOnRanks(first, 2, options.args, { words });
-		expect([run.code, errors(run).length], run.stderr).toEqual([2, 1]);
+		expect([run.code, errorsOf(run).length], run.stderr).toEqual([2, 1]);
 		expect(run.stderr).toMatch(/rank 1 \(.*\) was started differently from rank 0:/);
 		expect(run.stderr).toContain("learning_rate: 0.001 on rank 0, 0.5 there");
 		expect(run.stderr).toContain("seed: 42 on rank 0, 9 there");
 		const unknown = await arlOnRanks(first, 2, options.args, { words: { 1: "--no_such_option 1" } });
-		expect([unknown.code, errors(unknown).length], unknown.stderr).toEqual([2, 1]);
+		expect([unknown.code, errorsOf(unknown).length], unknown.stderr).toEqual([2, 1]);
 		expect(unknown.stderr).toMatch(/ARL_USAGE rank 1 \(.*\): .*no_such_option/);
 	});
 
 	it("because there are others than dp_size says is refused", { timeout: LIMIT }, async () => {
 		const other = await arlOnRanks(first, 2, train({ dp_size: 3 }).args);
-		expect([other.code, errors(other).length], other.stderr).toEqual([2, 1]);
+		expect([other.code, errorsOf(other).length], other.stderr).toEqual([2, 1]);
 		expect(other.stderr).toContain("dp_size is 3, and 2 ranks were started");
 	});
 });

@@ -3,38 +3,15 @@ import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, describe, expect, it } from "vitest";
 import type { Mpirun } from "../src/launch/mpi.js";
+import { eightSteps, LIMIT } from "./support/eight-steps.js";
 import { temporaryFolder } from "./support/folder.js";
 import { arlOnRanks, mpiruns, pidsOf, rankOf } from "./support/ranks.js";
-import { arl, differingFiles, type Ended, flags, metricsOf, tinyPlace } from "./support/real.js";
+import { arl, differingFiles, type Ended, metricsOf } from "./support/real.js";
 
 const found = mpiruns();
 const first = found[0] as Mpirun;
 const folder = temporaryFolder();
-const place = tinyPlace(folder, 26);
-/** A run takes a second or two on idle cores, and a launcher that does not start one gives up after a minute. */
-const LIMIT = 300_000;
-
-/** 8 steps: 26 rows in micro-batches of 2, four of them a step, the last step of an epoch with one alone. */
-const COMMON = {
-	model_name_or_path: place.model,
-	init_from_config: true,
-	train_file: place.file,
-	per_device_train_batch_size: 2,
-	num_train_epochs: 2,
-	learning_rate: 1e-3,
-	max_length: 96,
-	truncation: "left",
-	logging_steps: 1,
-	save_steps: 3,
-	threads: 1,
-	device: "cpu",
-};
-
-let runs = 0;
-const train = (options: Record<string, string | number | boolean>, out = join(folder, `out-${runs++}`)) => ({
-	out,
-	args: ["train", ...flags({ ...COMMON, output_dir: out, ...options })],
-});
+const { train } = eightSteps(folder, { save_steps: 3 });
 
 const figures = (out: string) => metricsOf(out).map(({ step, loss, grad_norm }) => [step, loss, grad_norm]);
 

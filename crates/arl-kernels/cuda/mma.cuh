@@ -36,10 +36,10 @@ struct Fragments {
 } // namespace emulation
 
 template <typename T> void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-    emulation::Fragments own, all[32];
+    emulation::Fragments own;
     memcpy(own.a, a, sizeof own.a);
     memcpy(own.b, b, sizeof own.b);
-    emulation::exchange(FULL, own, all);
+    const auto all = emulation::exchange(FULL, own);
     unsigned g = emulation::lane() / 4, t = emulation::lane() % 4;
     for (int i = 0; i < 4; i++) {
         unsigned row = g + (i / 2) * 8, column = 2 * t + i % 2;
@@ -60,10 +60,10 @@ inline unsigned tf32(float x) {
 
 // As the tensor cores, it does not look at the bits that TF32 has not.
 inline void mma_tf32(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-    emulation::Fragments own, all[32];
+    emulation::Fragments own;
     memcpy(own.a, a, sizeof own.a);
     memcpy(own.b, b, sizeof own.b);
-    emulation::exchange(FULL, own, all);
+    const auto all = emulation::exchange(FULL, own);
     unsigned g = emulation::lane() / 4, t = emulation::lane() % 4;
     for (int i = 0; i < 4; i++) {
         unsigned row = g + (i / 2) * 8, column = 2 * t + i % 2;
@@ -77,9 +77,8 @@ inline void mma_tf32(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[
 namespace emulation {
 
 inline void load_matrices(unsigned (&d)[4], const void *row, bool transposed) {
-    const void *rows[32];
     if (reinterpret_cast<uintptr_t>(row) % 16 != 0) fail("ldmatrix from an address that is no multiple of 16");
-    exchange(FULL, row, rows);
+    const auto rows = exchange(FULL, row);
     for (int matrix = 0; matrix < 4; matrix++) {
         uint16_t halves[2];
         for (unsigned i = 0; i < 2; i++) {

@@ -87,16 +87,17 @@ struct Thread {
     unsigned mask;
     // Which half of the warp's slots its next exchange uses.
     unsigned turn;
-    // cp.async copies that were asked for, and the groups they were committed in.
+    // cp.async copies that were asked for, and the groups they were committed in. They are elsewhere, so that the states of all
+    // threads are near each other.
     struct Copy {
         void *target;
         const void *source;
         unsigned bytes, filled;
     };
     static constexpr unsigned MOST_COPIES = 512, MOST_GROUPS = 32;
-    Copy copies[MOST_COPIES];
+    Copy *copies;
     unsigned copy_count;
-    unsigned groups[MOST_GROUPS];
+    unsigned *groups;
     unsigned group_count;
 };
 
@@ -124,16 +125,20 @@ void wait_for_warp(unsigned mask);
 
 inline unsigned lane() { return thread->linear % 32; }
 
-// Shows `value` to the lanes of `mask` and returns what each lane showed.
-template <typename T> const T *exchange(unsigned mask, const T &value, T (&all)[32]) {
-    static_assert(sizeof(T) <= 64 && std::is_trivially_copyable_v<T>);
+// What the lanes of a warp have shown, until the exchange after the next one.
+template <typename T> struct Shown {
+    const unsigned char (&lanes)[32][64];
+    const T &operator[](unsigned lane) const { return *reinterpret_cast<const T *>(lanes[lane]); }
+};
+
+// Shows `value` to the lanes of `mask` and returns what each of them showed.
+template <typename T> Shown<T> exchange(unsigned mask, const T &value) {
+    static_assert(sizeof(T) <= 64 && alignof(T) <= 16 && std::is_trivially_copyable_v<T>);
     auto &half = block->warps[thread->linear / 32].lanes[thread->turn];
     thread->turn ^= 1;
     memcpy(half[lane()], &value, sizeof(T));
     wait_for_warp(mask);
-    for (unsigned i = 0; i < 32; i++)
-        if (mask >> i & 1) memcpy(&all[i], half[i], sizeof(T));
-    return all;
+    return {half};
 }
 
 // The kinds of a kernel's arguments, one letter each; pointers to what is only read in lower case, to what is written in
@@ -193,24 +198,20 @@ inline void __syncthreads() { emulation::wait_for_block(); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) { emulation::wait_for_warp(mask); }
 
 template <typename T> T __shfl_sync(unsigned mask, T value, int lane) {
-    T all[32];
-    return emulation::exchange(mask, value, all)[lane & 31];
+    return emulation::exchange(mask, value)[lane & 31];
 }
 
 template <typename T> T __shfl_xor_sync(unsigned mask, T value, int distance) {
-    T all[32];
-    return emulation::exchange(mask, value, all)[(emulation::lane() ^ unsigned(distance)) & 31];
+    return emulation::exchange(mask, value)[(emulation::lane() ^ unsigned(distance)) & 31];
 }
 
 template <typename T> T __shfl_up_sync(unsigned mask, T value, unsigned distance) {
-    T all[32];
     unsigned from = emulation::lane();
-    return emulation::exchange(mask, value, all)[from >= distance ? from - distance : from];
+    return emulation::exchange(mask, value)[from >= distance ? from - distance : from];
 }
 
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
-    int all[32];
-    emulation::exchange(mask, predicate, all);
+    const auto all = emulation::exchange(mask, predicate);
     unsigned bits = 0;
     for (unsigned i = 0; i < 32; i++)
         if ((mask >> i & 1) && all[i]) bits |= 1u << i;
@@ -219,8 +220,7 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
 
 // The lanes that hold what this one holds.
 template <typename T> unsigned __match_any_sync(unsigned mask, T value) {
-    T all[32];
-    emulation::exchange(mask, value, all);
+    const auto all = emulation::exchange(mask, value);
     unsigned bits = 0;
     for (unsigned i = 0; i < 32; i++)
         if ((mask >> i & 1) && all[i] == value) bits |= 1u << i;

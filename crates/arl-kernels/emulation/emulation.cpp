@@ -26,6 +26,8 @@ Kernel::Kernel(const char *name, const char *signature, unsigned most_threads, v
 }
 
 static constexpr size_t STACK = 64 << 10;
+// From one stack to the next: tops that are a power of two apart would take turns in a few lines of the cache.
+static constexpr size_t STRIDE = STACK + 17 * 64;
 
 #if defined(__x86_64__) && defined(__linux__)
 
@@ -92,6 +94,10 @@ struct Launch {
     std::vector<unsigned> order;
     // A warp runs to the next barrier of the block before another one starts, or else all threads advance together.
     bool by_warps;
+    // Of the room of this thread of the host.
+    Thread *threads;
+    Context *contexts;
+    unsigned char *stacks;
     Context scheduler;
     std::string error;
 };
@@ -103,13 +109,21 @@ struct Room {
     std::unique_ptr<Context[]> contexts;
     std::unique_ptr<unsigned char[]> stacks;
     std::unique_ptr<Slots[]> warps;
+    std::unique_ptr<Thread::Copy[]> copies;
+    std::unique_ptr<unsigned[]> groups;
 
     void fit(unsigned wanted) {
         if (wanted <= count) return;
         threads.reset(new Thread[wanted]);
         contexts.reset(new Context[wanted]);
-        stacks.reset(new unsigned char[wanted * STACK]);
+        stacks.reset(new unsigned char[wanted * STRIDE]);
         warps.reset(new Slots[(wanted + 31) / 32]);
+        copies.reset(new Thread::Copy[wanted * Thread::MOST_COPIES]);
+        groups.reset(new unsigned[wanted * Thread::MOST_GROUPS]);
+        for (unsigned i = 0; i < wanted; i++) {
+            threads[i].copies = &copies[i * Thread::MOST_COPIES];
+            threads[i].groups = &groups[i * Thread::MOST_GROUPS];
+        }
         count = wanted;
     }
 };
@@ -118,7 +132,7 @@ static thread_local Room room;
 
 static thread_local Launch *launch;
 
-static void leave() { switch_to(room.contexts[thread->linear], launch->scheduler); }
+static void leave() { switch_to(launch->contexts[thread->linear], launch->scheduler); }
 
 void wait_for_block() {
     thread->state = State::AtBlockBarrier;
@@ -146,8 +160,7 @@ static void enter() {
 }
 
 // Lets the warp of thread `first` continue if all lanes of one mask are here.
-static bool release_warp(unsigned first) {
-    Thread *threads = room.threads.get();
+static bool release_warp(Thread *threads, unsigned first) {
     unsigned end = first + 32;
     for (unsigned i = first; i < end; i++) {
         if (threads[i].state != State::AtWarpBarrier) continue;
@@ -162,17 +175,16 @@ static bool release_warp(unsigned first) {
     return false;
 }
 
-// Runs thread `i` to its next wait, if it is ready.
-static void run(unsigned i) {
-    if (room.threads[i].state != State::Ready || !launch->error.empty()) return;
-    thread = &room.threads[i];
-    switch_to(launch->scheduler, room.contexts[i]);
+// Runs thread `i`, which is ready, to its next wait.
+static void run(Launch &present, unsigned i) {
+    thread = &present.threads[i];
+    switch_to(present.scheduler, present.contexts[i]);
 }
 
 // Runs all threads of the present block to their ends.
-static void run_block() {
-    Thread *threads = room.threads.get();
-    unsigned count = launch->order.size();
+static void run_block(Launch &present) {
+    Thread *threads = present.threads;
+    unsigned count = present.order.size();
     for (unsigned i = 0; i < count; i++) {
         Thread &t = threads[i];
         t.index = {i % block->threads.x, i / block->threads.x % block->threads.y,
@@ -180,24 +192,25 @@ static void run_block() {
         t.linear = i;
         t.state = State::Ready;
         t.turn = t.copy_count = t.group_count = 0;
-        prepare(room.contexts[i], room.stacks.get() + i * STACK, enter);
+        prepare(present.contexts[i], present.stacks + i * STRIDE, enter);
     }
     for (;;) {
         bool ran = false;
-        for (unsigned i : launch->order) {
+        for (unsigned i : present.order) {
             if (threads[i].state != State::Ready) continue;
-            run(i);
-            if (launch->by_warps) {
+            run(present, i);
+            if (present.by_warps) {
                 unsigned first = i / 32 * 32;
                 do {
-                    for (unsigned lane = 0; lane < 32; lane++) run(first + lane);
-                } while (release_warp(first));
+                    for (unsigned lane = first; lane < first + 32 && present.error.empty(); lane++)
+                        if (threads[lane].state == State::Ready) run(present, lane);
+                } while (present.error.empty() && release_warp(threads, first));
             }
-            if (!launch->error.empty()) return;
+            if (!present.error.empty()) return;
             ran = true;
         }
         bool released = false;
-        for (unsigned first = 0; first < count; first += 32) released |= release_warp(first);
+        for (unsigned first = 0; first < count; first += 32) released |= release_warp(threads, first);
         if (ran || released) continue;
         unsigned done = 0, waiting = 0;
         for (unsigned i = 0; i < count; i++) {
@@ -206,7 +219,7 @@ static void run_block() {
         }
         if (done == count) return;
         if (waiting != count) {
-            launch->error = done > 0 && done + waiting == count
+            present.error = done > 0 && done + waiting == count
                                 ? "a barrier is not reached by threads that ended before it"
                                 : "threads wait for each other at different barriers";
             return;
@@ -264,6 +277,9 @@ extern "C" int arl_emulation_launch(const Kernel *kernel, const unsigned *grid, 
         launch->error = "a block is no whole number of warps";
     } else {
         room.fit(count);
+        launch->threads = room.threads.get();
+        launch->contexts = room.contexts.get();
+        launch->stacks = room.stacks.get();
         for (unsigned i = 0; i < count; i++) launch->order.push_back(nth(i, count, order));
     }
     // On a GPU, dynamic shared memory is aligned and holds whatever was there.
@@ -280,7 +296,7 @@ extern "C" int arl_emulation_launch(const Kernel *kernel, const unsigned *grid, 
         unsigned b = nth(i, blocks, order);
         present.index = {b % grid[0], b / grid[0] % grid[1], b / (grid[0] * grid[1])};
         memset(shared.get(), 0xff, shared_bytes);
-        run_block();
+        run_block(*launch);
     }
     bool failed = !launch->error.empty();
     if (failed) snprintf(error, error_room, "%s", launch->error.c_str());

@@ -122,7 +122,9 @@ fn take_step(engine: &mut Cpu) -> f64 {
 }
 
 /// Weights and moments, in bits, by name.
-fn state(engine: &mut Cpu) -> BTreeMap<String, Vec<u32>> {
+type State = BTreeMap<String, Vec<u32>>;
+
+fn state(engine: &mut Cpu) -> State {
     let mut found: Vec<String> = engine.tensor_names();
     let mut of = |name: String| {
         let kinds = [Kind::Weights, Kind::Moment1, Kind::Moment2];
@@ -137,6 +139,39 @@ fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     entries.map(|path| (path.file_name().unwrap().display().to_string(), std::fs::read(&path).unwrap())).collect()
 }
 
+/// Of each rank of a mesh: the norm and the state behind a step, what was sent, and the fingerprint. Saves state and model in a folder
+/// each.
+fn write(dir: &Path, dtype: DType, case: Case, saved: [&Path; 2]) -> Vec<((f64, State), Traffic, String)> {
+    on_mesh(
+        dir,
+        dtype,
+        case,
+        |_| Weights::Random(3),
+        |engine| {
+            let norm = take_step(engine);
+            let sent = engine.sent();
+            let found = (norm, state(engine));
+            engine.save_state(saved[0]).unwrap();
+            engine.export_model(saved[1], None).unwrap();
+            (found, sent, engine.fingerprint().unwrap())
+        },
+    )
+}
+
+/// The state that each rank of a mesh reads.
+fn read_by(dir: &Path, dtype: DType, case: Case, saved: &Path) -> Vec<State> {
+    on_mesh(
+        dir,
+        dtype,
+        case,
+        |_| Weights::Unset,
+        |engine| {
+            engine.restore_state(saved).unwrap();
+            state(engine)
+        },
+    )
+}
+
 #[test]
 fn steps_and_files_of_a_mesh_are_those_of_one_rank_and_any_mesh_reads_them() {
     for ((name, model), dtype) in models().into_iter().zip([DType::F32, DType::Bf16]) {
@@ -145,20 +180,7 @@ fn steps_and_files_of_a_mesh_are_those_of_one_rank_and_any_mesh_reads_them() {
         let mut one = None;
         for &case in &cases {
             let (state_dir, export) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-            let all = on_mesh(
-                dir.path(),
-                dtype,
-                case,
-                |_| Weights::Random(3),
-                |engine| {
-                    let norm = take_step(engine);
-                    let sent = engine.sent();
-                    let found = (norm, state(engine));
-                    engine.save_state(state_dir.path()).unwrap();
-                    engine.export_model(export.path(), None).unwrap();
-                    (found, sent, engine.fingerprint().unwrap())
-                },
-            );
+            let all = write(dir.path(), dtype, case, [state_dir.path(), export.path()]);
             let config = ModelConfig::from_dir(dir.path()).unwrap();
             let (found, exported) = (all[0].0.clone(), files(export.path()));
             let (first, written) = one.get_or_insert_with(|| (found.clone(), exported.clone()));
@@ -181,16 +203,7 @@ fn steps_and_files_of_a_mesh_are_those_of_one_rank_and_any_mesh_reads_them() {
         let (_, first) = one.map(|(found, _)| found).unwrap();
         for (from, writer) in saved.iter().zip(&cases) {
             for &reader in &cases {
-                let read = on_mesh(
-                    dir.path(),
-                    dtype,
-                    reader,
-                    |_| Weights::Unset,
-                    |engine| {
-                        engine.restore_state(from.path()).unwrap();
-                        state(engine)
-                    },
-                );
+                let read = read_by(dir.path(), dtype, reader, from.path());
                 assert!(read.iter().all(|state| *state == first), "{name}: {writer:?} to {reader:?}");
             }
         }

@@ -90,35 +90,16 @@ fn random_meshes_write_and_read_random_models_as_one_rank_does() {
         let mut written = Vec::new();
         for &case in &cases {
             let (state_dir, export) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-            let steps = on_mesh(
-                dir.path(),
-                dtype,
-                case,
-                |_| Weights::Random(3),
-                |engine| {
-                    let norm = take_step(engine);
-                    engine.save_state(state_dir.path()).unwrap();
-                    engine.export_model(export.path(), None).unwrap();
-                    (norm, state(engine))
-                },
-            );
-            written.push((steps[0].clone(), files(export.path()), state_dir));
-            let ((first, exported, _), (found, own, _)) = (&written[0], &written[written.len() - 1]);
-            assert!(found == first && own == exported, "model {number}, {model}: {case:?}");
+            let steps = write(dir.path(), dtype, case, [state_dir.path(), export.path()]);
+            written.push((steps[0].0.clone(), files(export.path()), state_dir));
+            let ((first, exported, _), (_, own, _)) = (&written[0], &written[written.len() - 1]);
+            let same = steps.iter().all(|(found, ..)| found == first) && own == exported;
+            assert!(same, "model {number}, {model}: {case:?}");
         }
         let (_, state_of_one) = &written[0].0;
         for ((_, _, from), writer) in written.iter().zip(&cases) {
             let reader = numbers.of(&cases);
-            let read = on_mesh(
-                dir.path(),
-                dtype,
-                reader,
-                |_| Weights::Unset,
-                |engine| {
-                    engine.restore_state(from.path()).unwrap();
-                    state(engine)
-                },
-            );
+            let read = read_by(dir.path(), dtype, reader, from.path());
             assert!(
                 read.iter().all(|state| state == state_of_one),
                 "model {number}, {model}: {writer:?} to {reader:?}"
