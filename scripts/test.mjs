@@ -105,7 +105,17 @@ async function rust() {
 		: onlyLong
 			? ["-p", "arl-text"]
 			: ["--workspace"];
-	const args = ["test", "--no-fail-fast", ...parts, "--lib", "--bins", "--tests", ...testProfile(), "--locked", "--quiet"];
+	const args = [
+		"test",
+		"--no-fail-fast",
+		...parts,
+		"--lib",
+		"--bins",
+		"--tests",
+		...testProfile(),
+		"--locked",
+		"--quiet",
+	];
 	// What a lint refuses is tested all the same.
 	countRust(
 		name,
