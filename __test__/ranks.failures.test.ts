@@ -85,7 +85,7 @@ describe.skipIf(found.length === 0)("a rank", () => {
 			},
 		);
 		expect([run.code, errorsOf(run).length], run.stderr).toEqual([1, 1]);
-		expect(run.stderr).toMatch(/ARL_IO rank 1 \(host \S+, pid \d+\): .*File too large/);
+		expect(run.stderr).toMatch(/ARL_IO .*rank 1 \(host \S+, pid \d+\): .*File too large/);
 		expect(errorsOf(run)[0]).toContain(join(out, ".checkpoint-"));
 		expect(pidsOf(out)).toEqual([]);
 		await goesOn(out);
