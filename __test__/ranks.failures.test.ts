@@ -1,13 +1,14 @@
-/** Ranks that are killed before they have met, that cannot write, and that are asked to stop at any moment: on the real core. */
+/** Ranks that are killed before they have met, that cannot write, that get no memory, and that are asked to stop at any moment: on the real core. */
 import { spawnSync } from "node:child_process";
-import { existsSync, readdirSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { totalmem } from "node:os";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { Mpirun } from "../src/launch/mpi.js";
 import { eightSteps, errorsOf, LIMIT } from "./support/eight-steps.js";
 import { temporaryFolder } from "./support/folder.js";
 import { arlOnRanks, mpiruns, pidsOf, rankOf } from "./support/ranks.js";
-import { arl, differingFiles, type Ended } from "./support/real.js";
+import { arl, differingFiles, type Ended, tinyPlace } from "./support/real.js";
 import { SmallDisk } from "./support/small-disk.js";
 
 const found = mpiruns();
@@ -20,6 +21,10 @@ const { train } = eightSteps(folder, { save_steps: 1, save_total_limit: 3 });
 const TWO = { gradient_accumulation_steps: 2, zero: 2 };
 /** A run long enough for something to happen in it. */
 const ENDLESS = { ...TWO, max_steps: 1_000_000, lr_scheduler_type: "constant" };
+
+/** Two ranks that plan 3.3 GiB each, and use next to none of it. */
+const isSmall = totalmem() < 12 * 2 ** 30;
+if (isSmall) process.stderr.write("SKIPPED: a rank that gets no memory: this machine has less than 12 GiB\n");
 
 const names = (out: string) => (existsSync(out) ? readdirSync(out) : []);
 const partialOf = (out: string) => names(out).find((name) => name.endsWith(".partial"));
@@ -68,6 +73,25 @@ describe.skipIf(found.length === 0)("a rank", () => {
 			expect(Date.now() - started).toBeLessThan(30_000);
 			expect(pidsOf(out)).toEqual([]);
 			expect(names(out)).toEqual([]);
+		},
+	);
+
+	it.skipIf(isSmall).each(found)(
+		"that gets no memory ends all with ARL_OOM, and its code: $kind",
+		{ timeout: LIMIT },
+		async (mpirun) => {
+			const model = tinyPlace(folder).model;
+			const config = JSON.parse(readFileSync(join(model, "config.json"), "utf8"));
+			// Activations of more bytes than rank 1 may have addresses, which no rank comes to use.
+			writeFileSync(join(model, "config.json"), JSON.stringify({ ...config, intermediate_size: 112_000 }));
+			const { out, args } = train({ model_name_or_path: model, zero: 2, per_device_train_batch_size: 13 });
+			const run = await arlOnRanks(mpirun, 2, args, { before: { 1: `ulimit -v ${3 << 20}` } });
+			expect([run.code, errorsOf(run).length], run.stderr).toEqual([4, 1]);
+			expect(run.stderr).toMatch(
+				/ARL_OOM rank 1 \(host \S+, pid \d+\): the system refused \d+ MiB of memory for the Step pool/,
+			);
+			expect(pidsOf(out)).toEqual([]);
+			expect(lastSaved(out)).toBe(0);
 		},
 	);
 
