@@ -101,9 +101,8 @@ const MESHES: [number, Options][] = [
 	[2, { pp_size: 2 }],
 	[4, { cp_size: 2, pp_size: 2 }],
 	[4, { tp_size: 2, gradient_accumulation_steps: 2, ...EVALUATES }],
+	[8, { cp_size: 2, pp_size: 2, gradient_accumulation_steps: 2 }],
 ];
-// Two cores run so many ranks too, but not in a few seconds.
-if (process.env.ARL_LONG === "1") MESHES.push([8, { cp_size: 2, pp_size: 2, gradient_accumulation_steps: 2 }]);
 
 describe.skipIf(found.length === 0)("ranks of a mesh", () => {
 	const reference = train(EVALUATES);

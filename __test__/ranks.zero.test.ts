@@ -23,20 +23,17 @@ function succeeded(run: Ended): void {
 const pieces = (ranks: number) =>
 	Array.from({ length: ranks }, (_, i) => `arl/state-0000${i + 1}-of-0000${ranks}.safetensors`);
 
-/** Files that a save writes one after the other; ten moments of it in `npm run test:long`. */
-const KILL_POINTS =
-	process.env.ARL_LONG === "1"
-		? [
-				"the folder",
-				"config.json",
-				"tokenizer.json",
-				"model.safetensors",
-				...pieces(2).map((name) => `${name}.partial`),
-				...pieces(2),
-				"arl/trainer_state.json",
-				"arl/manifest.json",
-			]
-		: ["the folder", "model.safetensors", "arl/state-00001-of-00002.safetensors"];
+/** Files that a save writes one after the other. */
+const KILL_POINTS = [
+	"the folder",
+	"config.json",
+	"tokenizer.json",
+	"model.safetensors",
+	...pieces(2).map((name) => `${name}.partial`),
+	...pieces(2),
+	"arl/trainer_state.json",
+	"arl/manifest.json",
+];
 
 describe.skipIf(found.length === 0)("ranks that divide moments and gradients", () => {
 	const bf16 = { bf16: true };
