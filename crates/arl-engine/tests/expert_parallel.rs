@@ -38,11 +38,6 @@ impl Case {
         Self::copied(&model(name))
     }
 
-    /// A golden model whose embedding, with so many rows, is larger than a layer.
-    fn of_many_words(name: &str, rows: usize) -> Self {
-        Case { dir: common::altered(name, json!({"vocab_size": rows})), weights: Weights::Random(3) }
-    }
-
     /// One of the golden models that projects share, where they are.
     fn shared(name: &str) -> Option<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
@@ -203,7 +198,8 @@ fn numbers_are_those_of_one_rank_and_have_the_same_bits_twice_and_at_every_level
 /// The embedding's gradients have a place that layers had before, in which a rank without a micro-batch has those of its experts.
 #[test]
 fn an_embedding_gets_nothing_from_a_rank_that_only_its_experts_have_work_for() {
-    let case = Case::of_many_words("moe-top1", 600);
+    // Its embedding is larger than a layer.
+    let case = Case { dir: common::altered("moe-top1", json!({"vocab_size": 600})), weights: Weights::Random(3) };
     let base = options(DType::F32, Recompute::Norms, 33);
     let one = alone(&case, &base, &uneven_steps());
     let all = train(&case, &with_mesh(base, 3, ep(3), 2), &uneven_steps());

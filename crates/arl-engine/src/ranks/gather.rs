@@ -113,6 +113,7 @@ impl Ranks {
         gathered
     }
 
+    /// Puts a part together in a step, where all ranks ask for the same parts.
     fn gather_in_turn<B: Backend + ?Sized>(
         &mut self,
         backend: &mut B,
@@ -148,6 +149,7 @@ impl Ranks {
         Ok(())
     }
 
+    /// Puts a part together for what rank 0 computes alone.
     fn gather_alone<B: Backend + ?Sized>(
         &mut self,
         backend: &mut B,

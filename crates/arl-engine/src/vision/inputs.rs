@@ -22,7 +22,7 @@ pub(crate) struct ImageInputs {
     pub(crate) tokens: usize,
     /// `[N, channels * frames * patch * patch]`, in the tower's order.
     pub(crate) pixels: Buffer,
-    /// i32 `[M]`: the token that each merge block of the tower's order stands for; of a slice of a micro-batch, of those blocks
+    /// i32 `[M]`: the token of each merge block, in the tower's order; of a slice of a micro-batch, of those blocks
     /// alone whose tokens are in it.
     pub(crate) rows: Buffer,
     /// i32, as long: which blocks these are. None: all.
