@@ -4,6 +4,7 @@ use arl_model::{Checkpoint, Error, ErrorCode, Nf4, Nf4Builder, Nf4Scales, Result
 
 use crate::backend::{Backend, Nf4Weights};
 use crate::engine::Engine;
+use crate::placement::shards::Part;
 use crate::placement::{Param, Tensor};
 use crate::weights::PIECE;
 
@@ -35,7 +36,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         builder.finish(self.model.nested_scales)
     }
 
-    /// A parameter's values; it is one tensor.
+    /// A parameter's values; it is one tensor, and, where ranks divide it, gathered.
     pub(crate) fn read_nf4(&mut self, param: Param, out: &mut [f32]) -> Result<()> {
         for (first, part) in self.nf4_parts(param) {
             read_back_nf4(&mut *self.backend, part)?.read(0, &mut out[first..first + part.len]);
@@ -54,22 +55,42 @@ impl<B: Backend + ?Sized> Engine<B> {
             let cut = || Error::new(ErrorCode::Internal, format!("blocks of `{}` are cut", spec.name));
             nf4.gathered(slice.runs(0..param.len)).ok_or_else(cut)?
         };
-        let nested = self.model.store.quantized.is_some_and(|store| store.is_nested());
-        let nf4 = if nested { nf4 } else { nf4.plain() };
-        for (_, part) in self.nf4_parts(param) {
-            self.backend.upload(&nf4.codes, part.codes);
-            match (&nf4.scales, part.nested) {
-                (Nf4Scales::Nested { codes, largest, offset }, Some(nested)) => {
-                    let stored = [&[*offset], largest.as_slice()].concat();
-                    self.backend.upload(codes, part.scales);
-                    self.backend.upload(bytemuck::cast_slice(&stored), nested.largest);
-                    self.backend.upload(bytemuck::cast_slice(nf4_scale_values()), nested.values);
-                }
-                (Nf4Scales::Plain(scales), None) => self.backend.upload(bytemuck::cast_slice(scales), part.scales),
-                _ => return Err(mixed()),
+        let Some(store) = self.model.store.quantized else { return Ok(()) };
+        let nf4 = if store.is_nested() { nf4 } else { nf4.plain() };
+        let (scales, factors) = match &nf4.scales {
+            Nf4Scales::Nested { codes, largest, offset } if store.is_nested() => {
+                (codes.as_slice(), [&[*offset], largest.as_slice()].concat())
+            }
+            Nf4Scales::Plain(scales) if !store.is_nested() => (bytemuck::cast_slice(scales), Vec::new()),
+            _ => return Err(mixed()),
+        };
+        let arrays = [nf4.codes.as_slice(), scales, bytemuck::cast_slice(&factors)];
+        let loaded = self.loaded.of(param.axis);
+        for bytes in arrays {
+            loaded.update(bytes);
+        }
+        let shards = self.model.shards().map(|shards| &shards.quantized);
+        let kept = self.model.placement.quantized.kept(&store, shards, param);
+        self.ranks.forget_gathered();
+        self.ranks.settle_exchanges(&mut *self.backend);
+        for (bytes, parts) in arrays.into_iter().zip(kept) {
+            for (start, place) in parts {
+                let first = start * place.dtype.bytes();
+                self.backend.upload(&bytes[first..first + place.bytes()], place);
             }
         }
+        let values = store.scale_values();
+        values.into_iter().for_each(|place| self.backend.upload(bytemuck::cast_slice(nf4_scale_values()), place));
         Ok(())
+    }
+
+    /// Puts the tensors in NF4 of a part together on every rank, where ranks divide them. All of them call it.
+    pub(crate) fn gather_nf4(&mut self, part: Part) -> Result<()> {
+        if self.model.shards().is_none() || self.model.store.quantized.is_none() {
+            return Ok(());
+        }
+        self.check_joined()?;
+        self.ranks.gather_quantized(&mut *self.backend, &self.model, part)
     }
 
     fn nf4_parts(&self, param: Param) -> Vec<(usize, Nf4Weights)> {

@@ -268,10 +268,14 @@ impl MemoryPlan {
     pub(crate) fn of(model: &Model, plan: &StepPlan, kind: DeviceKind) -> Self {
         let store = &model.store;
         let own = kind.own_bytes(model.shape.widest(), plan.rows());
-        let kept = model.shards().map_or(store.weights.len, |shards| shards.kept);
+        let kept = model.shards().map_or(store.weights.len, |shards| shards.weights.kept);
         let mut categories = vec![("weights", store.weights.slice(0, kept).bytes())];
         categories.push(("gathered weights", store.weights.slice(kept, store.weights.len - kept).bytes()));
-        categories.extend(store.quantized.map(|nf4| ("weights in 4 bits", nf4.bytes())));
+        if let Some(nf4) = store.quantized {
+            let gathered = nf4.gathered_bytes(model.shards().map(|shards| &shards.quantized));
+            categories.push(("weights in 4 bits", nf4.bytes() - gathered));
+            categories.push(("gathered weights in 4 bits", gathered));
+        }
         let mut host_categories = Vec::new();
         if let Some(training) = &store.training {
             categories.push(("gradients", training.gradients.bytes()));

@@ -12,6 +12,7 @@ use arl_model::{
 use crate::backend::{Backend, Buffer, DType, join_master, split_master};
 use crate::engine::Engine;
 use crate::placement::cut::Owned;
+use crate::placement::shards::Part;
 use crate::placement::store::Store;
 use crate::placement::{Param, Tensor};
 
@@ -94,7 +95,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         for (magnitude, tensor) in pairs {
             let Tensor { spec, slice, param: weight, .. } = &self.model.placement.tensors[tensor];
             let (weight, whole_rows) = (*weight, slice.columns.len() == spec.elements() / spec.shape[0].max(1));
-            let here = whole_rows && (weight.quantized || self.model.shards().is_none());
+            let here = whole_rows && self.model.shards().is_none();
             let (len, rows) = if here { (weight.len, magnitude.param.len) } else { (spec.elements(), spec.shape[0]) };
             let (mut values, mut norms) = (vec![0f32; len], vec![0f32; rows]);
             if here {
@@ -251,9 +252,11 @@ impl<B: Backend + ?Sized> Engine<B> {
         let (elements, trained) = (spec.elements(), spec.trainable);
         let tensor = self.model.placement.tensors.iter().find(|tensor| tensor.spec.name == name);
         let param = tensor.map_or_else(Param::default, |tensor| tensor.param);
+        let in_nf4 = tensor.filter(|tensor| tensor.param.quantized).map(|tensor| Part::of(&tensor.spec));
         self.complete_update_in_host();
         let array = match (kind, self.model.store.training) {
             (Kind::Weights, _) => {
+                in_nf4.map_or(Ok(()), |part| self.gather_nf4(part))?;
                 return self
                     .gather_tensor(name, elements, param, |engine, part, _, out| engine.read_weights(part, out));
             }

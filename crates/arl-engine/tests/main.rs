@@ -27,6 +27,7 @@ mod lora_kinds;
 mod mesh_adapters;
 mod model_folder;
 mod nf4;
+mod nf4_ranks;
 mod pipeline_parallel;
 mod plan;
 mod queue;

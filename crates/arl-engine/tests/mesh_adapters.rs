@@ -333,26 +333,30 @@ fn weights_in_4_bits_below_adapters_are_those_of_one_rank() {
     let wide = json!({ "hidden_size": 64, "head_dim": 16, "intermediate_size": 128 });
     let text = json!({ "target_modules": "all-linear", "r": 3, "lora_alpha": 6, "use_dora": true });
     let dense = Case::new("dense", divisible("window-bias", wide).path(), text);
-    let cases = [(dense, vec![(1, mesh(2, 1, 1)), (1, mesh(2, 1, 2))])];
-    let experts = experts().into_iter().map(|case| (case, vec![(2, mesh(1, 2, 1)), (1, mesh(1, 1, 2))]));
+    let cases = [(dense, vec![(1, 2, mesh(2, 1, 1)), (1, 2, mesh(2, 1, 2)), (2, 3, mesh(2, 1, 1))])];
+    let experts = experts()
+        .into_iter()
+        .map(|case| (case, vec![(2, 2, mesh(1, 2, 1)), (2, 3, mesh(1, 2, 1)), (1, 2, mesh(1, 1, 2))]));
     let mut faults = Vec::new();
     for (case, meshes) in cases.into_iter().chain(experts) {
         for nested in [false, true] {
-            let options =
-                |mesh| EngineOptions { load_in_4bit: Some(Nf4Options { nested }), ..case.options(DType::F32, mesh) };
-            let weights = |data, mesh| {
-                on_mesh(&case.folder(), &options(mesh), data, Weights::Checkpoint, |engine: &mut Cpu, _| {
+            let options = |zero, mesh| {
+                let load_in_4bit = Some(Nf4Options { nested });
+                EngineOptions { load_in_4bit, zero, ..case.options(DType::F32, mesh) }
+            };
+            let weights = |data, zero, mesh| {
+                on_mesh(&case.folder(), &options(zero, mesh), data, Weights::Checkpoint, |engine: &mut Cpu, _| {
                     let mut names = engine.tensor_names();
                     names.sort();
                     let read = |name: &String| engine.read_tensor(name, Kind::Weights).unwrap();
                     names.iter().map(read).collect::<Vec<_>>()
                 })
             };
-            let (one, values) = (train(&case, &options(ONE), 1).remove(0), weights(1, ONE).remove(0));
-            for &(data, mesh) in &meshes {
-                let what = format!("{} {nested} {mesh:?}", case.name);
-                assert!(weights(data, mesh).into_iter().all(|found| found == values), "{what}: weights differ");
-                faults.extend(apart(&what, &train(&case, &options(mesh), data), &one, 1e-5));
+            let (one, values) = (train(&case, &options(2, ONE), 1).remove(0), weights(1, 2, ONE).remove(0));
+            for &(data, zero, mesh) in &meshes {
+                let what = format!("{} {nested} {mesh:?}, zero {zero}", case.name);
+                assert!(weights(data, zero, mesh).into_iter().all(|found| found == values), "{what}: weights differ");
+                faults.extend(apart(&what, &train(&case, &options(zero, mesh), data), &one, 1e-5));
             }
         }
     }

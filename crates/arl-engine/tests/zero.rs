@@ -123,15 +123,6 @@ fn layers_of_the_delta_rule_and_shared_experts_keep_the_bits() {
     }
 }
 
-#[test]
-fn adapters_of_weights_in_4_bits_keep_the_bits() {
-    let base = EngineOptions {
-        load_in_4bit: Some(Nf4Options { nested: true }),
-        ..with_adapters("window-bias", options(DType::Bf16, Recompute::Norms, 33))
-    };
-    expect_bits_of_one("window-bias", &base, &[2, 3]);
-}
-
 /// Blocks of the norm's sum are longer than these models: a larger one has blocks that one rank has wholly, and others.
 #[test]
 fn the_norm_of_a_model_of_several_blocks_has_the_bits_of_one_rank() {

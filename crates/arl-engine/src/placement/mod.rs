@@ -4,6 +4,7 @@
 
 pub(crate) mod arena;
 pub(crate) mod cut;
+pub(crate) mod divided;
 pub(crate) mod division;
 mod freeze;
 pub(crate) mod quantized;
@@ -316,6 +317,7 @@ impl Placement {
             param.gradient = param.trained.map_or(0, |first| cut.gradient(first));
             param.weight = cut.weights.as_ref().map_or(param.weight, |shards| shards.place(*param));
         });
+        cut.weights.iter().for_each(|shards| self.quantized.divide(&shards.quantized));
     }
 
     fn move_params(&mut self, move_one: impl Fn(&mut Param)) {

@@ -1,13 +1,17 @@
 //! How data-parallel ranks divide weights, trained and frozen ones. Each rank keeps a piece of every shard for good; all pieces
 //! are gathered, one behind the other, into a place that shards take turns in, when a pass needs them. What is small stays whole. Pure; knows places, no values and no messages. May import placements.
 
+use std::iter;
+
 use arl_model::{Block, TensorSpec};
 
 use super::arena::ALIGNMENT;
 use super::cut::{Cut, Owned};
+use super::divided::{Divided, Shard, extend};
+use super::quantized::NF4_ARRAYS;
 use super::{Param, Placement};
 use crate::backend::Buffer;
-use crate::mesh::{Axis, Place};
+use crate::mesh::Place;
 
 /// Pieces are multiples of so many elements, which are at least two bytes each.
 const STEP: usize = ALIGNMENT / 2;
@@ -71,39 +75,6 @@ impl Part {
     }
 }
 
-/// Weights of a part that are all trained, or all frozen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Shard {
-    pub(crate) part: Part,
-    pub(crate) trained: bool,
-    /// The ranks that have pieces of it, how many they are, and the number of this one among them.
-    pub(crate) axis: Axis,
-    pub(crate) ranks: usize,
-    rank: usize,
-    /// First element in the optimizer's arena; of frozen ones, counted over all that are frozen.
-    start: usize,
-    len: usize,
-    /// Elements of each rank's piece, padding included.
-    pub(crate) piece: usize,
-    /// First element of this rank's piece in the array of weights.
-    pub(crate) own: usize,
-    /// Where the pieces of all ranks are gathered in the array of weights. That of what stays whole has this rank's own in it.
-    pub(crate) place: usize,
-}
-
-impl Shard {
-    /// Its elements within `[first, end)` of its arena: all of them, or those in a rank's piece.
-    fn within(&self, (first, end): (usize, usize), rank: Option<usize>) -> Option<(usize, usize)> {
-        let (start, last) = (self.start, self.start + self.len);
-        let (start, last) = match rank {
-            None => (start, last),
-            Some(rank) => ((start + rank * self.piece).min(last), (start + (rank + 1) * self.piece).min(last)),
-        };
-        let (from, to) = (start.max(first), last.min(end));
-        (from < to).then_some((from, to))
-    }
-}
-
 /// A parameter that is frozen.
 #[derive(Clone, Copy, Debug)]
 struct Frozen {
@@ -114,22 +85,18 @@ struct Frozen {
     first: usize,
 }
 
-/// The division of weights among ranks: the array of weights has this rank's pieces, then what stays whole, then the places for
-/// what is gathered.
+/// The division of weights among ranks.
 #[derive(Clone, Debug)]
 pub(crate) struct Shards {
-    pub(crate) all: Vec<Shard>,
+    /// The array of all weights but those in NF4.
+    pub(crate) weights: Divided,
+    /// The arrays of those in NF4.
+    pub(crate) quantized: [Divided; NF4_ARRAYS],
     /// In the order of the weights' arena. Those in NF4 are none of them.
     frozen: Vec<Frozen>,
     /// Places for layers.
     slots: usize,
     place: Place,
-    /// Elements of this rank's pieces.
-    pub(crate) pieces: usize,
-    /// Elements of these and of what stays whole.
-    pub(crate) kept: usize,
-    /// Elements of the array of weights.
-    pub(crate) len: usize,
 }
 
 impl Shards {
@@ -147,97 +114,21 @@ impl Shards {
             own: 0,
             place: 0,
         });
-        let mut shards = Shards {
-            all: trained.collect(),
-            frozen: Vec::new(),
-            slots: WEIGHT_SLOTS[usize::from(cut.overlaps)],
+        let (frozen, of_frozen) = frozen(placement);
+        let slots = WEIGHT_SLOTS[usize::from(cut.overlaps)];
+        Shards {
+            weights: Divided::placed(trained.chain(of_frozen).collect(), slots),
+            quantized: placement.quantized.shards(placement).map(|shards| Divided::placed(shards, slots)),
+            frozen,
+            slots,
             place: cut.place,
-            pieces: 0,
-            kept: 0,
-            len: 0,
-        };
-        shards.add_frozen(placement);
-        shards.place_all();
-        shards
-    }
-
-    /// Counts what is frozen. What one product takes stays together, and begins as well aligned as in the weights' arena.
-    fn add_frozen(&mut self, placement: &Placement) {
-        let (mut next, mut behind) = (0, None);
-        for tensor in &placement.tensors {
-            let Param { offset, len, trained, quantized, axis, .. } = tensor.param;
-            if trained.is_some() || quantized {
-                continue;
-            }
-            if behind != Some(offset) {
-                next = usize::next_multiple_of(next, STEP);
-            }
-            let part = Part::of(&tensor.spec);
-            if self.all.last().is_none_or(|last| last.trained || (last.part, last.axis) != (part, axis)) {
-                let (ranks, rank) = (self.place.size(axis), self.place.index(axis));
-                let at =
-                    Shard { part, trained: false, axis, ranks, rank, start: next, len: 0, piece: 0, own: 0, place: 0 };
-                self.all.push(at);
-            }
-            self.frozen.push(Frozen { offset, len, first: next });
-            (next, behind) = (next + len, Some(offset + len));
-            if let Some(shard) = self.all.last_mut() {
-                shard.len = next - shard.start;
-            }
         }
-        for shard in self.all.iter_mut().filter(|shard| !shard.trained) {
-            shard.piece = shard.len.div_ceil(shard.ranks).next_multiple_of(STEP);
-        }
-    }
-
-    /// Gives every shard its places.
-    fn place_all(&mut self) {
-        for shard in self.all.iter_mut().filter(|shard| shard.part != Part::Whole) {
-            shard.own = self.pieces;
-            self.pieces += shard.piece;
-        }
-        self.kept = self.place_part(Part::Whole, self.pieces);
-        for shard in self.all.iter_mut().filter(|shard| shard.part == Part::Whole) {
-            shard.own = shard.place + shard.rank * shard.piece;
-        }
-        // The tower sees before the look-up, and again behind everything else; a head of its own is needed behind the look-up.
-        let ends = [Part::Tower, Part::Embedding, Part::Head].map(|part| self.place_part(part, self.kept));
-        let first = ends.into_iter().max().unwrap_or(self.kept);
-        let layers: Vec<usize> = self.layers();
-        let slot = layers.iter().map(|&layer| self.place_part(Part::Layer(layer), 0)).max().unwrap_or(0);
-        let slots = self.slots.min(layers.len());
-        for layer in layers {
-            self.place_part(Part::Layer(layer), first + layer % self.slots * slot);
-        }
-        self.len = first + slots * slot;
-    }
-
-    /// The layers that have shards.
-    fn layers(&self) -> Vec<usize> {
-        let layer = |shard: &Shard| if let Part::Layer(layer) = shard.part { Some(layer) } else { None };
-        let mut layers: Vec<usize> = self.all.iter().filter_map(layer).collect();
-        layers.sort_unstable();
-        layers.dedup();
-        layers
-    }
-
-    /// Places the shards of a part from `next` on; gives the place behind them.
-    fn place_part(&mut self, part: Part, mut next: usize) -> usize {
-        for shard in self.all.iter_mut().filter(|shard| shard.part == part) {
-            shard.place = next;
-            next += shard.ranks * shard.piece;
-        }
-        next
-    }
-
-    /// The shards of a part.
-    pub(crate) fn of(&self, part: Part) -> impl Iterator<Item = &Shard> {
-        self.all.iter().filter(move |shard| shard.part == part)
     }
 
     /// Whether a part has to be gathered; from now on it counts as held.
     pub(crate) fn claim(&self, held: &mut Held, part: Part) -> bool {
-        part != Part::Whole && self.of(part).next().is_some() && held.claim(part, self.slots)
+        let mut arrays = iter::once(&self.weights).chain(&self.quantized);
+        part != Part::Whole && arrays.any(|array| array.of(part).next().is_some()) && held.claim(part, self.slots)
     }
 
     /// The number of the place that a part is gathered in.
@@ -245,7 +136,7 @@ impl Shards {
         place_of(part, self.slots)
     }
 
-    /// A parameter's elements in its arena; none: it is in NF4.
+    /// A parameter's elements, as shards count them; none: it is in NF4.
     fn elements(&self, param: Param) -> Option<(usize, usize)> {
         let first = match param.trained {
             _ if param.quantized => return None,
@@ -259,41 +150,23 @@ impl Shards {
         Some((first, first + param.len))
     }
 
-    /// The shards of an arena from the one with an element on: they are in the order of their elements, trained ones first.
-    fn starting_at(&self, trained: bool, element: usize) -> &[Shard] {
-        let (of_trained, of_frozen) = self.all.split_at(self.all.partition_point(|shard| shard.trained));
-        let shards = if trained { of_trained } else { of_frozen };
-        &shards[shards.partition_point(|shard| shard.start + shard.len <= element)..]
-    }
-
     /// Where a parameter is while its part is gathered.
     pub(super) fn place(&self, param: Param) -> usize {
         let Some((first, _)) = self.elements(param) else { return 0 };
-        let shard = self.starting_at(param.trained.is_some(), first).first();
-        shard.map_or(0, |shard| shard.place + first - shard.start)
+        let shard = self.weights.starting_at(param.trained.is_some(), first).first();
+        shard.map_or(0, |shard| shard.gathered(first))
     }
 
     /// Where an element of the optimizer's arena is that this rank owns.
     pub(super) fn own_place(&self, element: usize) -> usize {
-        let shard = self.starting_at(true, element).first();
+        let shard = self.weights.starting_at(true, element).first();
         shard.map_or(0, |shard| shard.own + (element - shard.start) % shard.piece)
     }
 
     /// What this rank has of a parameter for good: first elements within it, and their places in the array of weights.
     pub(crate) fn parts(&self, param: Param, weights: Buffer) -> Vec<(usize, Buffer)> {
-        let Some((first, end)) = self.elements(param) else { return Vec::new() };
-        let part = |shard: &Shard| {
-            let whole = shard.part == Part::Whole;
-            let (from, to) = shard.within((first, end), (!whole).then_some(shard.rank))?;
-            let in_shard = from - shard.start;
-            let place = if whole { shard.place + in_shard } else { shard.own + in_shard % shard.piece };
-            Some((from - first, weights.slice(place, to - from)))
-        };
-        self.overlapping(param, (first, end)).filter_map(part).collect()
-    }
-
-    fn overlapping(&self, param: Param, (first, end): (usize, usize)) -> impl Iterator<Item = &Shard> {
-        self.starting_at(param.trained.is_some(), first).iter().take_while(move |shard| shard.start < end)
+        let Some(elements) = self.elements(param) else { return Vec::new() };
+        self.weights.kept_of(param.trained.is_some(), elements, weights)
     }
 
     /// What a rank, of those that have the same of a frozen parameter, owns of it.
@@ -304,8 +177,28 @@ impl Shards {
             let (from, to) = shard.within((first, end), Some(place.index(shard.axis)))?;
             Some(Owned { start: from - first, own: 0, len: to - from })
         };
-        self.overlapping(param, (first, end)).filter_map(owned).collect()
+        self.weights.overlapping(false, (first, end)).filter_map(owned).collect()
     }
+}
+
+/// Counts what is frozen, and divides it. What one product takes stays together, and begins as well aligned as in the weights' arena.
+fn frozen(placement: &Placement) -> (Vec<Frozen>, Vec<Shard>) {
+    let (mut frozen, mut shards): (Vec<Frozen>, Vec<Shard>) = (Vec::new(), Vec::new());
+    let (mut next, mut behind) = (0, None);
+    for tensor in &placement.tensors {
+        let Param { offset, len, trained, quantized, axis, .. } = tensor.param;
+        if trained.is_some() || quantized {
+            continue;
+        }
+        if behind != Some(offset) {
+            next = usize::next_multiple_of(next, STEP);
+        }
+        frozen.push(Frozen { offset, len, first: next });
+        extend(&mut shards, &placement.place, (Part::of(&tensor.spec), axis), (next, next + len));
+        (next, behind) = (next + len, Some(offset + len));
+    }
+    let divided = shards.into_iter().map(|shard| shard.in_pieces(STEP));
+    (frozen, divided.collect())
 }
 
 /// The number of a part's place, where layers have so many; what stays whole has the last one.

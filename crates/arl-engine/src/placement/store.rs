@@ -63,9 +63,11 @@ impl Store {
         };
         let optimizer = if optimizer_offload { Pool::HostState } else { Pool::State };
         let nested = options.load_in_4bit.is_some_and(|nf4| nf4.nested);
-        let quantized = placement.quantized.store(nested, |dtype, len| take(Pool::State, dtype, len));
         let shards = cut.and_then(|cut| cut.weights.as_ref());
-        let weights = take(Pool::State, dtype, shards.map_or(placement.weights, |shards| shards.len));
+        let quantized_shards = shards.map(|shards| &shards.quantized);
+        let take_quantized = |dtype, len| take(Pool::State, dtype, len);
+        let quantized = placement.quantized.store(quantized_shards, nested, take_quantized);
+        let weights = take(Pool::State, dtype, shards.map_or(placement.weights, |shards| shards.weights.len));
         let len = cut.map_or(placement.optimizer, |cut| cut.own_len);
         let gradients = cut.map_or(placement.optimizer, |cut| cut.gradient_len);
         let sums = |ranks: usize| match cut {

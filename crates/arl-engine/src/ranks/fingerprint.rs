@@ -36,7 +36,7 @@ impl<B: Backend + ?Sized> Engine<B> {
                 self.hash_array(&mut hash, array)?;
             }
         }
-        let kept = self.model.shards().map(|shards| (shards.pieces, shards.kept));
+        let kept = self.model.shards().map(|shards| (shards.weights.pieces, shards.weights.kept));
         if let Some((pieces, _)) = kept {
             let mut own = blake3::Hasher::new();
             self.hash_array(&mut own, store.weights.slice(0, pieces))?;
@@ -44,8 +44,8 @@ impl<B: Backend + ?Sized> Engine<B> {
         }
         match kept {
             _ if self.model.place.mesh.divides_model() => self.hash_slices(&mut hash)?,
-            None => self.hash_array(&mut hash, store.weights)?,
-            Some((pieces, kept)) => {
+            kept => {
+                let (pieces, kept) = kept.unwrap_or((0, store.weights.len));
                 self.hash_array(&mut hash, store.weights.slice(pieces, kept - pieces))?;
                 hash.update(self.loaded.of(Axis::Stage).finalize().as_bytes());
             }
@@ -62,7 +62,7 @@ impl<B: Backend + ?Sized> Engine<B> {
     /// differ where its weights do. Of divided weights, those that are whole count, and the values that were read.
     fn hash_slices(&mut self, hash: &mut blake3::Hasher) -> Result<()> {
         let divided = self.model.shards().is_some();
-        let mut hashes = if divided { self.loaded.clone() } else { Hashes::default() };
+        let mut hashes = self.loaded.clone();
         for i in 0..self.model.placement.tensors.len() {
             let tensor = &self.model.placement.tensors[i];
             if divided && tensor.spec.decay || tensor.param.quantized {

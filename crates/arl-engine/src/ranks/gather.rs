@@ -4,12 +4,13 @@
 
 use arl_model::{Error, ErrorCode, Result};
 
-use super::{PART, Ranks};
+use super::{PART, Ranks, Traffic};
 use crate::backend::{Backend, Buffer};
 use crate::engine::Engine;
 use crate::model::Model;
 use crate::placement::cut::Complete;
-use crate::placement::shards::{Held, Part, Shard, Shards};
+use crate::placement::divided::Shard;
+use crate::placement::shards::{Held, Part, Shards};
 use crate::vision::Tower;
 
 /// What the passes over a micro-batch ask of all ranks.
@@ -56,10 +57,23 @@ impl Model {
             Turn::Gather(part) if shards.claim(&mut held, part) => Some(part),
             _ => None,
         });
-        let sent = |shard: &Shard| (shard.ranks - 1) * shard.piece;
-        let in_passes: usize = gathered.flat_map(|part| shards.of(part)).map(sent).sum();
-        let updated: usize = shards.of(Part::Whole).filter(|shard| shard.trained).map(sent).sum();
-        ((in_passes + updated) * self.store.weights.dtype.bytes()) as u64
+        let updated = self.shards_of(Part::Whole).into_iter().filter(|(_, shard)| shard.trained);
+        let sent = |(array, shard): (Buffer, Shard)| shard.sent() * array.dtype.bytes();
+        gathered.flat_map(|part| self.shards_of(part)).chain(updated).map(sent).sum::<usize>() as u64
+    }
+
+    /// The shards of a part, each with the array that it is in.
+    fn shards_of(&self, part: Part) -> Vec<(Buffer, Shard)> {
+        let Some(shards) = self.shards() else { return Vec::new() };
+        let weights = shards.weights.of(part).map(|shard| (self.store.weights, *shard));
+        weights.chain(self.quantized_shards_of(part)).collect()
+    }
+
+    /// Those of them that are in NF4.
+    fn quantized_shards_of(&self, part: Part) -> Vec<(Buffer, Shard)> {
+        let (Some(shards), Some(store)) = (self.shards(), self.store.quantized) else { return Vec::new() };
+        let arrays = store.arrays().zip(&shards.quantized);
+        arrays.flat_map(|(array, divided)| divided.of(part).map(move |shard| (array, *shard))).collect()
     }
 }
 
@@ -173,32 +187,53 @@ impl Ranks {
         part: Part,
         all: bool,
     ) -> Result<()> {
-        let shards = model.shards().into_iter().flat_map(|shards| shards.of(part));
-        shards.copied().try_for_each(|shard| self.gather_shard(backend, model.store.weights, shard, all))
+        let mut shards = model.shards_of(part).into_iter();
+        shards.try_for_each(|(array, shard)| self.gather_shard(backend, array, shard, all))
+    }
+
+    /// Puts what is in NF4 of a part together on every rank, outside of steps, which counts as figures; all ranks call it.
+    pub(crate) fn gather_quantized<B: Backend + ?Sized>(
+        &mut self,
+        backend: &mut B,
+        model: &Model,
+        part: Part,
+    ) -> Result<()> {
+        let mut shards = model.quantized_shards_of(part).into_iter().peekable();
+        if shards.peek().is_none() {
+            return Ok(());
+        }
+        // They come where those of other parts may have been.
+        self.held = Held::default();
+        let Traffic { weights, .. } = self.sent;
+        let gathered = self.in_line(backend, |ranks, backend| {
+            shards.try_for_each(|(array, shard)| ranks.gather_shard(backend, array, shard, true))
+        });
+        self.sent.figures += self.sent.weights - weights;
+        self.sent.weights = weights;
+        gathered
     }
 
     /// With `all` it is ordered by the caller.
     pub(super) fn gather_shard<B: Backend + ?Sized>(
         &mut self,
         backend: &mut B,
-        weights: Buffer,
+        array: Buffer,
         shard: Shard,
         all: bool,
     ) -> Result<()> {
         if all {
-            let (own, place) = (shard.own, shard.ranks * shard.piece);
-            let (own, place) = (weights.slice(own, shard.piece), weights.slice(shard.place, place));
+            let (own, place) = shard.buffers(array);
             backend.start_gather(&*self.along(shard.axis)?, own, place)?;
-            self.sent.weights += ((shard.ranks - 1) * own.bytes()) as u64;
+            self.sent.weights += (shard.sent() * array.dtype.bytes()) as u64;
             return Ok(());
         }
         for start in (0..shard.piece).step_by(PART) {
-            let own = weights.slice(shard.own + start, PART.min(shard.piece - start));
+            let own = array.slice(shard.own + start, PART.min(shard.piece - start));
             let mut bytes = vec![0; own.bytes()];
             backend.read_back(own, &mut bytes)?;
             for (rank, piece) in self.gather_to_first(&bytes)?.chunks_exact(bytes.len()).enumerate() {
                 let place = shard.place + rank * shard.piece + start;
-                backend.upload(piece, weights.slice(place, own.len));
+                backend.upload(piece, array.slice(place, own.len));
             }
         }
         Ok(())

@@ -22,7 +22,7 @@ impl<B: Backend + ?Sized> Engine<B> {
         if let Some(shards) = &cut.weights {
             self.ranks.forget_gathered();
             let weights = self.model.store.weights;
-            let mut updated = shards.of(shards::Part::Whole).filter(|shard| shard.trained);
+            let mut updated = shards.weights.of(shards::Part::Whole).filter(|shard| shard.trained);
             return self.ranks.in_line(&mut *self.backend, |ranks, backend| {
                 updated.try_for_each(|shard| ranks.gather_shard(backend, weights, *shard, true))
             });

@@ -34,7 +34,7 @@ impl Model {
         for Tensor { spec, slice, param, copied } in &self.placement.tensors {
             // Tensors of this rank are in the order of the table.
             let Some((_, number)) = table.find(|(other, _)| other.name == spec.name) else { break };
-            // Where ranks divide weights, each has a piece; what stays whole, or is in NF4, all of them have.
+            // Where ranks divide weights, each has a piece; what stays whole, all of them have, and now what is in NF4.
             let pieces = self.shards().is_some() && part != Part::Whole && !param.quantized;
             if Part::of(spec) != part || *copied || !pieces && self.place.index(param.axis) > 0 {
                 continue;
@@ -178,6 +178,7 @@ impl Ranks {
         part: Part,
         target: impl Fn(Place) -> Result<Buffer>,
     ) -> Result<()> {
+        self.gather_quantized(backend, model, part)?;
         let (places, sources): (Vec<Place>, Vec<Source>) = model.given(part).into_iter().unzip();
         let size = |source: &Source| match source {
             Source::Weights(buffer) => buffer.bytes(),

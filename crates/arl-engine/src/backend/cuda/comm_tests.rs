@@ -224,7 +224,8 @@ fn take<B: Backend>(
     let mut state = Vec::new();
     for name in engine.tensor_names() {
         for kind in [Kind::Weights, Kind::Moment1, Kind::Moment2] {
-            state.extend(engine.read_tensor(&name, kind).unwrap());
+            // What is frozen has weights alone.
+            state.extend(engine.read_tensor(&name, kind).unwrap_or_default());
         }
     }
     (engine, Outcome { figures, state })

@@ -1,6 +1,8 @@
 //! What ranks exchange while something is computed: the bits of one rank, the order of the streams, and how much of it a step waits for.
 
-use arl_model::{ModelConfig, ModelFiles};
+use std::path::Path;
+
+use arl_model::{LoraConfig, ModelConfig, ModelFiles};
 
 use super::super::recording::NoDevice;
 use super::super::step_tests::common::deeper;
@@ -8,6 +10,7 @@ use super::*;
 use crate::backend::plan::PlanBackend;
 use crate::backend::profile::ProfileBackend;
 use crate::backend::timeline::Rates;
+use crate::options::{LoraOptions, Nf4Options};
 use crate::plan::plan_memory;
 use crate::ranks::{Traffic, plan_traffic};
 
@@ -26,9 +29,17 @@ fn uneven(size: usize) -> Vec<Vec<MicroBatch>> {
 
 #[test]
 fn what_overlaps_changes_no_bit_and_takes_what_is_planned() {
-    for (name, dtype) in MODELS {
+    let plain = MODELS.map(|(name, dtype)| (name, options(dtype, Recompute::Block, 9)));
+    let (name, dtype) = MODELS[0];
+    let text = r#"{ "target_modules": ["q_proj", "down_proj"], "r": 3, "layers_to_transform": [1, 2] }"#;
+    let config = LoraConfig::from_json(text, Path::new("adapter_config.json")).unwrap();
+    let in_4_bits = EngineOptions {
+        lora: Some(LoraOptions { config, seed: 7 }),
+        load_in_4bit: Some(Nf4Options { nested: true }),
+        ..options(dtype, Recompute::Block, 9)
+    };
+    for (name, base) in plain.into_iter().chain([(name, in_4_bits)]) {
         let (dir, size) = (deeper(name, 5), 2);
-        let base = options(dtype, Recompute::Block, 9);
         let open = |backend: Recorded<EmulatedDevice>, options: &EngineOptions| {
             Engine::open(Box::new(backend), dir.path(), Weights::Random(7), options).unwrap()
         };

@@ -31,7 +31,7 @@ fn cuts() -> Vec<(Placement, Vec<Cut>)> {
 }
 
 fn array(shards: &Shards) -> Buffer {
-    Buffer { pool: Pool::State, offset: 0, len: shards.len, dtype: DType::U8 }
+    Buffer { pool: Pool::State, offset: 0, len: shards.weights.len, dtype: DType::U8 }
 }
 
 #[test]
@@ -41,10 +41,13 @@ fn what_is_gathered_from_the_pieces_of_all_ranks_is_every_parameter() {
         let mut arrays: Vec<Vec<usize>> = Vec::new();
         for cut in &cuts {
             let shards = cut.weights.as_ref().unwrap();
-            let mut values = vec![usize::MAX; shards.len];
+            let mut values = vec![usize::MAX; shards.weights.len];
             for tensor in &placement.tensors {
                 for (start, part) in shards.parts(tensor.param, array(shards)) {
-                    assert!(part.offset + part.len <= shards.kept, "what is kept is apart from what is gathered");
+                    assert!(
+                        part.offset + part.len <= shards.weights.kept,
+                        "what is kept is apart from what is gathered"
+                    );
                     for i in 0..part.len {
                         let value = std::mem::replace(&mut values[part.offset + i], tensor.param.offset + start + i);
                         assert_eq!(value, usize::MAX, "{}: a place of its own", tensor.spec.name);
@@ -56,10 +59,10 @@ fn what_is_gathered_from_the_pieces_of_all_ranks_is_every_parameter() {
         let shards = cuts[0].weights.as_ref().unwrap();
         for tensor in &placement.tensors {
             let mut gathered = arrays[0].clone();
-            for shard in shards.of(Part::of(&tensor.spec)) {
+            for shard in shards.weights.of(Part::of(&tensor.spec)) {
                 for (rank, cut) in cuts.iter().enumerate() {
                     let same = |other: &&Shard| (other.trained, other.start) == (shard.trained, shard.start);
-                    let from = cut.weights.as_ref().unwrap().all.iter().find(same).unwrap();
+                    let from = cut.weights.as_ref().unwrap().weights.all.iter().find(same).unwrap();
                     let piece = arrays[rank][from.own..from.own + shard.piece].to_vec();
                     let to = shard.place + rank * shard.piece;
                     gathered[to..to + shard.piece].copy_from_slice(&piece);
@@ -70,6 +73,78 @@ fn what_is_gathered_from_the_pieces_of_all_ranks_is_every_parameter() {
             assert!(found.iter().copied().eq(tensor.param.offset..tensor.param.offset + tensor.param.len));
             // Places are aligned as those in the arena are.
             assert_eq!(place % STEP, tensor.param.offset % STEP, "{}", tensor.spec.name);
+        }
+    }
+}
+
+#[test]
+fn what_is_gathered_of_arrays_of_nf4_is_every_tensor() {
+    let take = |dtype, len| Buffer { pool: Pool::State, offset: 0, len, dtype };
+    for name in ["moe-balance", "window-bias", "qwen2-window"] {
+        for (ranks, overlaps) in [(1, true), (2, false), (3, true), (7, false)] {
+            let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../__test__/golden").join(name);
+            let config = ModelConfig::from_dir(&dir).unwrap();
+            let placement = |rank| {
+                let place = Place::new(Mesh::default(), ranks, rank).unwrap();
+                Placement::new(&config, &[], true, &place).unwrap()
+            };
+            let undivided = placement(0);
+            let whole = undivided.quantized.store(None, true, take).unwrap();
+            let places = |found: Vec<(usize, crate::backend::Nf4Weights)>| {
+                let [(0, part)] = found[..] else { panic!("one tensor") };
+                [part.codes, part.scales, part.nested.unwrap().largest]
+                    .map(|buffer| (buffer.offset / buffer.dtype.bytes(), buffer.len))
+            };
+            // Of each rank, arrays with the number of each element where it keeps it.
+            let mut cut = None;
+            let kept: Vec<Vec<Vec<usize>>> = (0..ranks)
+                .map(|rank| {
+                    let of_rank = Cut::new(&placement(rank), true).overlapping(overlaps).with_weights(&placement(rank));
+                    let shards = &of_rank.weights.as_ref().unwrap().quantized;
+                    let store = undivided.quantized.store(Some(shards), true, take).unwrap();
+                    let mut arrays: Vec<_> = store.arrays().map(|array| vec![usize::MAX; array.len]).collect();
+                    for tensor in undivided.tensors.iter().filter(|tensor| tensor.param.quantized) {
+                        let before = places(undivided.quantized.parts(&whole, tensor.param));
+                        let kept = undivided.quantized.kept(&store, Some(shards), tensor.param);
+                        for (i, (start, place)) in kept
+                            .into_iter()
+                            .enumerate()
+                            .flat_map(|(i, parts)| parts.into_iter().map(move |part| (i, part)))
+                        {
+                            let at = place.offset / place.dtype.bytes();
+                            assert!(at + place.len <= shards[i].kept, "what is kept is apart from what is gathered");
+                            for element in 0..place.len {
+                                let number = before[i].0 + start + element;
+                                assert_eq!(std::mem::replace(&mut arrays[i][at + element], number), usize::MAX);
+                            }
+                        }
+                    }
+                    cut = Some(of_rank);
+                    arrays
+                })
+                .collect();
+            let shards = cut.unwrap().weights.unwrap().quantized;
+            let mut divided = undivided.quantized.clone();
+            divided.divide(&shards);
+            let store = divided.store(Some(&shards), true, take).unwrap();
+            for tensor in undivided.tensors.iter().filter(|tensor| tensor.param.quantized) {
+                let before = places(undivided.quantized.parts(&whole, tensor.param));
+                let behind = places(divided.parts(&store, tensor.param));
+                for (i, (before, behind)) in before.into_iter().zip(behind).enumerate() {
+                    let mut gathered = kept[ranks - 1][i].clone();
+                    for shard in shards[i].of(Part::of(&tensor.spec)) {
+                        for (rank, arrays) in kept.iter().enumerate() {
+                            // Pieces of a shard are in the same place on every rank.
+                            let to = shard.place + rank * shard.piece;
+                            gathered[to..to + shard.piece]
+                                .copy_from_slice(&arrays[i][shard.own..shard.own + shard.piece]);
+                        }
+                    }
+                    let found = gathered[behind.0..behind.0 + behind.1].iter().copied();
+                    assert!(found.eq(before.0..before.0 + before.1), "{}, array {i}", tensor.spec.name);
+                    assert_eq!(behind.0 % 16, 0, "aligned to 64 bytes");
+                }
+            }
         }
     }
 }
@@ -105,10 +180,10 @@ fn parts_that_are_needed_at_once_have_places_of_their_own() {
             (Part::Layer(_) | Part::Whole, _) | (_, Part::Layer(_) | Part::Whole) => a != b,
             _ => false,
         };
-        for (i, a) in shards.all.iter().enumerate() {
+        for (i, a) in shards.weights.all.iter().enumerate() {
             let end = |shard: &Shard| shard.place + cuts.len() * shard.piece;
-            assert!(end(a) <= shards.len);
-            for b in &shards.all[..i] {
+            assert!(end(a) <= shards.weights.len);
+            for b in &shards.weights.all[..i] {
                 if a.part == b.part || apart(a.part, b.part) {
                     assert!(end(a) <= b.place || end(b) <= a.place, "{a:?} {b:?}");
                 }

@@ -1,0 +1,139 @@
+//! Weights in 4 bits that ranks divide: bits are those of one rank, and each rank has its piece and what is gathered.
+
+use std::path::Path;
+
+use arl_comm::local_groups;
+use arl_engine::backend::cpu::CpuBackend;
+use arl_engine::backend::{DType, DeviceKind};
+use arl_engine::{Engine, EngineOptions, Mesh, Nf4Options, Recompute, Weights, plan_memory};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::common::alone::{expect_alone, with_room};
+use crate::common::ranks::{adapted, on_ranks, state, step, uneven_steps, with_adapters};
+use crate::common::{altered, hybrid_config, model, options};
+
+fn in_nf4(base: EngineOptions, nested: bool, zero: u8) -> EngineOptions {
+    EngineOptions { load_in_4bit: Some(Nf4Options { nested }), zero, ..base }
+}
+
+/// Every kind of layer, and heads and columns that two ranks can have halves of.
+fn hybrid() -> TempDir {
+    let more = json!({
+        "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 16,
+        "linear_num_key_heads": 4, "linear_num_value_heads": 8, "linear_value_head_dim": 16, "num_experts": 4,
+        "num_experts_per_tok": 2, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 64,
+    });
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), hybrid_config("qwen3_5_moe_text", more).to_string()).unwrap();
+    dir
+}
+
+#[test]
+fn training_keeps_the_bits_of_one_rank() {
+    let hybrid = hybrid();
+    let hybrid = hybrid.path().display().to_string();
+    let base = |dtype| options(dtype, Recompute::Norms, 33);
+    // The first layer has none but frozen weights; magnitudes begin with rows that no rank has all of.
+    let last = r#"{"target_modules": ["q_proj", "up_proj"], "r": 3, "lora_alpha": 6, "layers_to_transform": [1]}"#;
+    let magnitudes = r#"{"target_modules": "all-linear", "r": 3, "lora_alpha": 6, "use_dora": true}"#;
+    let cases = [
+        ("window-bias", with_adapters("window-bias", base(DType::Bf16))),
+        ("window-bias", adapted(last, base(DType::F32))),
+        ("window-bias", adapted(magnitudes, base(DType::F32))),
+        (hybrid.as_str(), with_adapters("hybrid", base(DType::F32))),
+    ];
+    for (name, base) in cases {
+        for nested in [false, true] {
+            let run = |size: usize, zero: u8| {
+                let options = in_nf4(base.clone(), nested, zero);
+                on_ranks(name, &options, size, Weights::Random(7), |engine, rank| {
+                    let figures: Vec<String> =
+                        uneven_steps().iter().map(|batches| step(engine, batches, rank, size)).collect();
+                    (figures, state(engine))
+                })
+            };
+            let one = run(1, 0).remove(0);
+            for (size, zero) in [(1, 3), (2, 2), (2, 3), (3, 3), (4, 3)] {
+                let same = run(size, zero).iter().all(|found| *found == one);
+                assert!(same, "{name} {:?} {nested}: {size} ranks, zero {zero}", base.dtype);
+            }
+        }
+    }
+}
+
+/// Of a model of many layers a rank has its share, and places for two.
+#[test]
+fn a_rank_has_its_piece_and_two_layers() {
+    let dir = altered(
+        "window-bias",
+        json!({ "num_hidden_layers": 16, "hidden_size": 256, "intermediate_size": 1024, "layer_types": null }),
+    );
+    let base = with_adapters("window-bias", options(DType::Bf16, Recompute::Norms, 33));
+    for nested in [false, true] {
+        let deep = |size: usize, zero: u8| {
+            let options = EngineOptions { data_parallel: Some(size), ..in_nf4(base.clone(), nested, zero) };
+            let plan = plan_memory(dir.path(), &options, DeviceKind::Cpu).unwrap();
+            let of = |name: &str| plan.categories.iter().find(|(other, _)| *other == name).map_or(0, |found| found.1);
+            (of("weights in 4 bits"), of("gathered weights in 4 bits"))
+        };
+        let (whole, none) = deep(4, 2);
+        assert_eq!(none, 0);
+        let (piece, places) = deep(4, 3);
+        let share = |bytes: usize, of: usize| bytes as f64 * of as f64 / whole as f64;
+        assert!((1.0..1.02).contains(&share(piece, 4)), "{nested}: a piece is {piece} bytes of {whole}");
+        assert!((1.0..1.05).contains(&share(places, 8)), "{nested}: places are {places} bytes of {whole}");
+    }
+}
+
+/// A copy of a model in which the first weight of a linear layer has another sign.
+fn with_another_sign(name: &str) -> TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(model(name)).unwrap().map(Result::unwrap).filter(|file| file.path().is_file()) {
+        std::fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
+    }
+    let weights = copy.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let data = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..data]).unwrap();
+    let first = header["model.layers.1.mlp.up_proj.weight"]["data_offsets"][0].as_u64().unwrap();
+    bytes[data + first as usize + 3] ^= 0x80;
+    std::fs::write(&weights, bytes).unwrap();
+    copy
+}
+
+#[test]
+fn ranks_that_have_quantized_other_weights_know_it() {
+    let other = with_another_sign("window-bias");
+    let base = with_adapters("window-bias", options(DType::F32, Recompute::Norms, 33));
+    for zero in [0, 3] {
+        let hashes = |second: &Path| {
+            let open = |rank: usize, group, dir: &Path| {
+                let options = EngineOptions { data_parallel: Some(2), rank, ..in_nf4(base.clone(), true, zero) };
+                let mut engine = Engine::open(Box::new(CpuBackend::new()), dir, Weights::Checkpoint, &options).unwrap();
+                engine.join(group).unwrap();
+                engine.fingerprint().unwrap()
+            };
+            let [first, last] = <[_; 2]>::try_from(local_groups(2)).map_err(|_| ()).unwrap();
+            std::thread::scope(|scope| {
+                let other = scope.spawn(|| open(1, last, second));
+                [open(0, first, &model("window-bias")), other.join().unwrap()]
+            })
+        };
+        let [one, same] = hashes(&model("window-bias"));
+        assert_eq!(one, same, "zero {zero}");
+        let [one, differs] = hashes(other.path());
+        assert_ne!(one, differs, "zero {zero}");
+    }
+}
+
+/// Alone or in a mesh that divides the model too.
+#[test]
+fn rank_0_computes_alone_with_pieces_of_all() {
+    let hybrid = hybrid();
+    let base = |zero| with_room(in_nf4(with_adapters("hybrid", options(DType::F32, Recompute::Norms, 33)), true, zero));
+    let mesh = |tp, ep, pp| Mesh { tp, ep, pp, ..Mesh::default() };
+    for at in [(2, mesh(1, 1, 1)), (3, mesh(1, 1, 1)), (2, mesh(2, 1, 1)), (2, mesh(1, 2, 1))] {
+        expect_alone(&hybrid.path().display().to_string(), &base(3), Weights::Random(7), at, 1e-4);
+    }
+}
