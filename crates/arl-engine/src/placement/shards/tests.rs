@@ -8,6 +8,7 @@ use super::*;
 use crate::backend::{DType, Pool};
 use crate::mesh::Mesh;
 use crate::placement::cut::owned;
+use crate::placement::quantized::{Quantized, QuantizedStore};
 
 /// Placements of models of which all is trained, or some, and their cuts, by ranks.
 fn cuts() -> Vec<(Placement, Vec<Cut>)> {
@@ -77,72 +78,70 @@ fn what_is_gathered_from_the_pieces_of_all_ranks_is_every_parameter() {
     }
 }
 
-#[test]
-fn what_is_gathered_of_arrays_of_nf4_is_every_tensor() {
+/// The arrays of a model in NF4, or of a rank of it, from offset 0 each.
+fn nf4_arrays(quantized: &Quantized, shards: Option<&Shards>) -> QuantizedStore {
     let take = |dtype, len| Buffer { pool: Pool::State, offset: 0, len, dtype };
+    quantized.store(shards.map(|shards| &shards.quantized), true, take).unwrap()
+}
+
+/// First elements and lengths of a tensor in NF4 in the arrays.
+fn nf4_places(quantized: &Quantized, store: &QuantizedStore, param: Param) -> [(usize, usize); NF4_ARRAYS] {
+    let [(0, part)] = quantized.parts(store, param)[..] else { panic!("one tensor") };
+    [part.codes, part.scales, part.nested.unwrap().largest].map(|place| (place.offset / place.dtype.bytes(), place.len))
+}
+
+/// The arrays of a rank, with the number of each element, counted before they are divided, where the rank keeps it.
+fn nf4_kept(placement: &Placement, shards: &Shards) -> Vec<Vec<usize>> {
+    let (quantized, store) = (&placement.quantized, nf4_arrays(&placement.quantized, Some(shards)));
+    let mut arrays: Vec<_> = store.arrays().map(|array| vec![usize::MAX; array.len]).collect();
+    for tensor in placement.tensors.iter().filter(|tensor| tensor.param.quantized) {
+        let before = nf4_places(quantized, &nf4_arrays(quantized, None), tensor.param);
+        let kept = quantized.kept(&store, Some(&shards.quantized), tensor.param);
+        for (i, (start, place)) in (0..).zip(kept).flat_map(|(i, parts)| parts.into_iter().map(move |part| (i, part))) {
+            let at = place.offset / place.dtype.bytes();
+            assert!(at + place.len <= shards.quantized[i].kept, "what is kept is apart from what is gathered");
+            for element in 0..place.len {
+                let number = before[i].0 + start + element;
+                assert_eq!(std::mem::replace(&mut arrays[i][at + element], number), usize::MAX);
+            }
+        }
+    }
+    arrays
+}
+
+#[test]
+fn what_is_gathered_of_arrays_in_nf4_is_every_tensor() {
     for name in ["moe-balance", "window-bias", "qwen2-window"] {
         for (ranks, overlaps) in [(1, true), (2, false), (3, true), (7, false)] {
             let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../__test__/golden").join(name);
             let config = ModelConfig::from_dir(&dir).unwrap();
-            let placement = |rank| {
+            let of_rank = |rank| {
                 let place = Place::new(Mesh::default(), ranks, rank).unwrap();
-                Placement::new(&config, &[], true, &place).unwrap()
+                let placement = Placement::new(&config, &[], true, &place).unwrap();
+                let cut = Cut::new(&placement, true).overlapping(overlaps).with_weights(&placement);
+                (placement, cut.weights.unwrap())
             };
-            let undivided = placement(0);
-            let whole = undivided.quantized.store(None, true, take).unwrap();
-            let places = |found: Vec<(usize, crate::backend::Nf4Weights)>| {
-                let [(0, part)] = found[..] else { panic!("one tensor") };
-                [part.codes, part.scales, part.nested.unwrap().largest]
-                    .map(|buffer| (buffer.offset / buffer.dtype.bytes(), buffer.len))
-            };
-            // Of each rank, arrays with the number of each element where it keeps it.
-            let mut cut = None;
-            let kept: Vec<Vec<Vec<usize>>> = (0..ranks)
-                .map(|rank| {
-                    let of_rank = Cut::new(&placement(rank), true).overlapping(overlaps).with_weights(&placement(rank));
-                    let shards = &of_rank.weights.as_ref().unwrap().quantized;
-                    let store = undivided.quantized.store(Some(shards), true, take).unwrap();
-                    let mut arrays: Vec<_> = store.arrays().map(|array| vec![usize::MAX; array.len]).collect();
-                    for tensor in undivided.tensors.iter().filter(|tensor| tensor.param.quantized) {
-                        let before = places(undivided.quantized.parts(&whole, tensor.param));
-                        let kept = undivided.quantized.kept(&store, Some(shards), tensor.param);
-                        for (i, (start, place)) in kept
-                            .into_iter()
-                            .enumerate()
-                            .flat_map(|(i, parts)| parts.into_iter().map(move |part| (i, part)))
-                        {
-                            let at = place.offset / place.dtype.bytes();
-                            assert!(at + place.len <= shards[i].kept, "what is kept is apart from what is gathered");
-                            for element in 0..place.len {
-                                let number = before[i].0 + start + element;
-                                assert_eq!(std::mem::replace(&mut arrays[i][at + element], number), usize::MAX);
-                            }
-                        }
-                    }
-                    cut = Some(of_rank);
-                    arrays
-                })
-                .collect();
-            let shards = cut.unwrap().weights.unwrap().quantized;
-            let mut divided = undivided.quantized.clone();
-            divided.divide(&shards);
-            let store = divided.store(Some(&shards), true, take).unwrap();
-            for tensor in undivided.tensors.iter().filter(|tensor| tensor.param.quantized) {
-                let before = places(undivided.quantized.parts(&whole, tensor.param));
-                let behind = places(divided.parts(&store, tensor.param));
-                for (i, (before, behind)) in before.into_iter().zip(behind).enumerate() {
-                    let mut gathered = kept[ranks - 1][i].clone();
-                    for shard in shards[i].of(Part::of(&tensor.spec)) {
+            let kept: Vec<_> =
+                (0..ranks).map(of_rank).map(|(placement, shards)| nf4_kept(&placement, &shards)).collect();
+            let (placement, shards) = of_rank(0);
+            let mut divided = placement.quantized.clone();
+            divided.divide(&shards.quantized);
+            for tensor in placement.tensors.iter().filter(|tensor| tensor.param.quantized) {
+                let whole = nf4_arrays(&placement.quantized, None);
+                let before = nf4_places(&placement.quantized, &whole, tensor.param);
+                let found = nf4_places(&divided, &nf4_arrays(&divided, Some(&shards)), tensor.param);
+                for (i, (before, found)) in before.into_iter().zip(found).enumerate() {
+                    let mut gathered = kept[0][i].clone();
+                    for shard in shards.quantized[i].of(Part::of(&tensor.spec)) {
+                        // Pieces of a shard are in the same place on every rank.
                         for (rank, arrays) in kept.iter().enumerate() {
-                            // Pieces of a shard are in the same place on every rank.
-                            let to = shard.place + rank * shard.piece;
-                            gathered[to..to + shard.piece]
-                                .copy_from_slice(&arrays[i][shard.own..shard.own + shard.piece]);
+                            let (own, to) = (shard.own, shard.place + rank * shard.piece);
+                            gathered[to..to + shard.piece].copy_from_slice(&arrays[i][own..own + shard.piece]);
                         }
                     }
-                    let found = gathered[behind.0..behind.0 + behind.1].iter().copied();
-                    assert!(found.eq(before.0..before.0 + before.1), "{}, array {i}", tensor.spec.name);
-                    assert_eq!(behind.0 % 16, 0, "aligned to 64 bytes");
+                    let elements = gathered[found.0..found.0 + found.1].iter().copied();
+                    assert!(elements.eq(before.0..before.0 + before.1), "{}, array {i}", tensor.spec.name);
+                    assert_eq!(found.0 % 16, 0, "aligned to 64 bytes");
                 }
             }
         }
