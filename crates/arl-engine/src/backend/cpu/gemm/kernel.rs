@@ -231,8 +231,11 @@ unsafe fn tile<L: Lanes, const R: usize, const MR: usize, const VECTORS: usize, 
             // they would be a chain of additions longer than the arithmetic.
             let (a_row, a_step) = (block.a_row, block.a_step);
             let mut rows: [*const u32; 4] = std::array::from_fn(|i| opaque(a.wrapping_add(3 * i * a_row)));
-            for _ in 0..block.steps {
-                if a_row == 1 {
+            // Steps that ask for a later one. None asks for what is behind the last: where that is no memory of this process, the
+            // processor walks the page tables for each request, which takes longer than the step.
+            let asking = if a_row == 1 { block.steps.saturating_sub(AHEAD) } else { 0 };
+            for p in 0..block.steps {
+                if p < asking {
                     // Each step is a row of memory of its own, whose place the processor does not foresee.
                     let later = rows[0].wrapping_add(AHEAD * a_step);
                     prefetch(later);
