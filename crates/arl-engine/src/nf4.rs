@@ -86,7 +86,7 @@ impl<B: Backend + ?Sized> Engine<B> {
 
     /// Puts the tensors in NF4 of a part together on every rank, where ranks divide them. All of them call it.
     pub(crate) fn gather_nf4(&mut self, part: Part) -> Result<()> {
-        if self.model.shards().is_none() || self.model.store.quantized.is_none() {
+        if self.model.shards().is_none() {
             return Ok(());
         }
         self.check_joined()?;

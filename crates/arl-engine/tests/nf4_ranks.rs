@@ -1,16 +1,14 @@
 //! Weights in 4 bits that ranks divide: bits are those of one rank, and each rank has its piece and what is gathered.
 
-use std::path::Path;
-
-use arl_comm::local_groups;
-use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::backend::{DType, DeviceKind};
-use arl_engine::{Engine, EngineOptions, Mesh, Nf4Options, Recompute, Weights, plan_memory};
+use arl_engine::{EngineOptions, Mesh, Nf4Options, Recompute, Weights, plan_memory};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::common::alone::{expect_alone, with_room};
-use crate::common::ranks::{adapted, on_ranks, state, step, uneven_steps, with_adapters};
+use crate::common::ranks::{
+    adapted, fingerprints, on_ranks, state, step, uneven_steps, with_adapters, with_other_weights,
+};
 use crate::common::{altered, hybrid_config, model, options};
 
 fn in_nf4(base: EngineOptions, nested: bool, zero: u8) -> EngineOptions {
@@ -86,43 +84,23 @@ fn a_rank_has_its_piece_and_two_layers() {
     }
 }
 
-/// A copy of a model in which the first weight of a linear layer has another sign.
-fn with_another_sign(name: &str) -> TempDir {
-    let copy = tempfile::tempdir().unwrap();
-    for file in std::fs::read_dir(model(name)).unwrap().map(Result::unwrap).filter(|file| file.path().is_file()) {
-        std::fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
-    }
-    let weights = copy.path().join("model.safetensors");
-    let mut bytes = std::fs::read(&weights).unwrap();
+/// Changes the sign of a linear layer's first weight, in the bytes of a file of weights.
+fn change_a_sign(bytes: &mut [u8]) {
     let data = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let header: Value = serde_json::from_slice(&bytes[8..data]).unwrap();
     let first = header["model.layers.1.mlp.up_proj.weight"]["data_offsets"][0].as_u64().unwrap();
     bytes[data + first as usize + 3] ^= 0x80;
-    std::fs::write(&weights, bytes).unwrap();
-    copy
 }
 
 #[test]
 fn ranks_that_have_quantized_other_weights_know_it() {
-    let other = with_another_sign("window-bias");
-    let base = with_adapters("window-bias", options(DType::F32, Recompute::Norms, 33));
+    let (own, other) = (model("window-bias"), with_other_weights("window-bias", change_a_sign));
     for zero in [0, 3] {
-        let hashes = |second: &Path| {
-            let open = |rank: usize, group, dir: &Path| {
-                let options = EngineOptions { data_parallel: Some(2), rank, ..in_nf4(base.clone(), true, zero) };
-                let mut engine = Engine::open(Box::new(CpuBackend::new()), dir, Weights::Checkpoint, &options).unwrap();
-                engine.join(group).unwrap();
-                engine.fingerprint().unwrap()
-            };
-            let [first, last] = <[_; 2]>::try_from(local_groups(2)).map_err(|_| ()).unwrap();
-            std::thread::scope(|scope| {
-                let other = scope.spawn(|| open(1, last, second));
-                [open(0, first, &model("window-bias")), other.join().unwrap()]
-            })
-        };
-        let [one, same] = hashes(&model("window-bias"));
+        let base = with_adapters("window-bias", options(DType::F32, Recompute::Norms, 33));
+        let options = in_nf4(base, true, zero);
+        let [one, same] = fingerprints(&options, [&own, &own]);
         assert_eq!(one, same, "zero {zero}");
-        let [one, differs] = hashes(other.path());
+        let [one, differs] = fingerprints(&options, [&own, other.path()]);
         assert_ne!(one, differs, "zero {zero}");
     }
 }
@@ -131,9 +109,10 @@ fn ranks_that_have_quantized_other_weights_know_it() {
 #[test]
 fn rank_0_computes_alone_with_pieces_of_all() {
     let hybrid = hybrid();
-    let base = |zero| with_room(in_nf4(with_adapters("hybrid", options(DType::F32, Recompute::Norms, 33)), true, zero));
+    let options = with_adapters("hybrid", options(DType::F32, Recompute::Norms, 33));
+    let options = with_room(in_nf4(options, true, 3));
     let mesh = |tp, ep, pp| Mesh { tp, ep, pp, ..Mesh::default() };
     for at in [(2, mesh(1, 1, 1)), (3, mesh(1, 1, 1)), (2, mesh(2, 1, 1)), (2, mesh(1, 2, 1))] {
-        expect_alone(&hybrid.path().display().to_string(), &base(3), Weights::Random(7), at, 1e-4);
+        expect_alone(&hybrid.path().display().to_string(), &options, Weights::Random(7), at, 1e-4);
     }
 }

@@ -15,7 +15,7 @@ use arl_engine::{
 };
 use arl_model::ModelConfig;
 use common::{HYPER, MODELS, TYPES, batch, model, options};
-use ranks::{adapted, on_ranks, state, step, uneven_steps, with_adapters};
+use ranks::{adapted, fingerprints, on_ranks, state, step, uneven_steps, with_adapters, with_other_weights};
 
 /// Tied and untied, dense and with experts.
 const ALL: [&str; 4] = [MODELS[0], MODELS[1], "qwen2-window", "moe-top1"];
@@ -272,33 +272,12 @@ fn what_rank_0_evaluates_generates_and_inspects_has_the_bits_of_one_rank() {
 
 #[test]
 fn ranks_that_have_read_other_weights_know_it_though_each_has_a_part_alone() {
-    let other = tempfile::tempdir().unwrap();
-    for file in std::fs::read_dir(model("window-bias")).unwrap().map(Result::unwrap) {
-        if file.path().is_file() {
-            std::fs::copy(file.path(), other.path().join(file.file_name())).unwrap();
-        }
-    }
-    let weights = other.path().join("model.safetensors");
-    let mut bytes = std::fs::read(&weights).unwrap();
-    *bytes.last_mut().unwrap() ^= 1;
-    std::fs::write(&weights, bytes).unwrap();
-    let hashes = |second: &Path| {
-        let open = |rank: usize, group, dir: &Path| {
-            let base = options(DType::F32, Recompute::Norms, 33);
-            let options = EngineOptions { data_parallel: Some(2), zero: 3, rank, ..base };
-            let mut engine = Engine::open(Box::new(CpuBackend::new()), dir, Weights::Checkpoint, &options).unwrap();
-            engine.join(group).unwrap();
-            engine.fingerprint().unwrap()
-        };
-        let [first, last] = <[_; 2]>::try_from(local_groups(2)).map_err(|_| ()).unwrap();
-        std::thread::scope(|scope| {
-            let other = scope.spawn(|| open(1, last, second));
-            (open(0, first, &model("window-bias")), other.join().unwrap())
-        })
-    };
-    let (one, same) = hashes(&model("window-bias"));
+    let own = model("window-bias");
+    let other = with_other_weights("window-bias", |bytes| *bytes.last_mut().unwrap() ^= 1);
+    let options = EngineOptions { zero: 3, ..options(DType::F32, Recompute::Norms, 33) };
+    let [one, same] = fingerprints(&options, [&own, &own]);
     assert_eq!(one, same);
-    let (one, differs) = hashes(other.path());
+    let [one, differs] = fingerprints(&options, [&own, other.path()]);
     assert_ne!(one, differs);
 }
 

@@ -62,9 +62,9 @@ impl Shard {
         (array.slice(self.own, self.piece), array.slice(self.place, self.ranks * self.piece))
     }
 
-    /// Elements that this rank sends when all ranks gather it.
-    pub(crate) fn sent(&self) -> usize {
-        (self.ranks - 1) * self.piece
+    /// Bytes that this rank sends when all ranks gather it in `array`.
+    pub(crate) fn sent_bytes(&self, array: Buffer) -> u64 {
+        ((self.ranks - 1) * self.piece * array.dtype.bytes()) as u64
     }
 }
 

@@ -4,7 +4,7 @@
 
 use arl_model::{Error, ErrorCode, Result};
 
-use super::{PART, Ranks, Traffic};
+use super::{PART, Ranks};
 use crate::backend::{Backend, Buffer};
 use crate::engine::Engine;
 use crate::model::Model;
@@ -58,8 +58,8 @@ impl Model {
             _ => None,
         });
         let updated = self.shards_of(Part::Whole).into_iter().filter(|(_, shard)| shard.trained);
-        let sent = |(array, shard): (Buffer, Shard)| shard.sent() * array.dtype.bytes();
-        gathered.flat_map(|part| self.shards_of(part)).chain(updated).map(sent).sum::<usize>() as u64
+        let sent = |(array, shard): (Buffer, Shard)| shard.sent_bytes(array);
+        gathered.flat_map(|part| self.shards_of(part)).chain(updated).map(sent).sum()
     }
 
     /// The shards of a part, each with the array that it is in.
@@ -204,13 +204,14 @@ impl Ranks {
         }
         // They come where those of other parts may have been.
         self.held = Held::default();
-        let Traffic { weights, .. } = self.sent;
-        let gathered = self.in_line(backend, |ranks, backend| {
-            shards.try_for_each(|(array, shard)| ranks.gather_shard(backend, array, shard, true))
-        });
-        self.sent.figures += self.sent.weights - weights;
-        self.sent.weights = weights;
-        gathered
+        self.in_line(backend, |ranks, backend| {
+            shards.try_for_each(|(array, shard)| {
+                let (own, place) = shard.buffers(array);
+                backend.start_gather(&*ranks.along(shard.axis)?, own, place)?;
+                ranks.sent.figures += shard.sent_bytes(array);
+                Ok(())
+            })
+        })
     }
 
     /// With `all` it is ordered by the caller.
@@ -224,7 +225,7 @@ impl Ranks {
         if all {
             let (own, place) = shard.buffers(array);
             backend.start_gather(&*self.along(shard.axis)?, own, place)?;
-            self.sent.weights += (shard.sent() * array.dtype.bytes()) as u64;
+            self.sent.weights += shard.sent_bytes(array);
             return Ok(());
         }
         for start in (0..shard.piece).step_by(PART) {

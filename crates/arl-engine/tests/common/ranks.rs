@@ -6,6 +6,7 @@ use arl_comm::{Group, local_groups};
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::{Engine, EngineOptions, IGNORED, Kind, LoraOptions, Mesh, MicroBatch, StepStats, Weights};
 use arl_model::LoraConfig;
+use tempfile::TempDir;
 
 use super::{HYPER, batch, model};
 
@@ -43,6 +44,35 @@ pub fn on_mesh<T: Send>(
         let groups = local_groups(size).into_iter().enumerate();
         let ranks: Vec<_> = groups.map(|(rank, group)| scope.spawn(move || run(rank, group))).collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
+}
+
+/// A copy of a model's folder in which `change` has changed the bytes of the file of weights.
+pub fn with_other_weights(name: &str, change: impl FnOnce(&mut [u8])) -> TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(model(name)).unwrap().map(Result::unwrap).filter(|file| file.path().is_file()) {
+        std::fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
+    }
+    let weights = copy.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    change(&mut bytes);
+    std::fs::write(&weights, bytes).unwrap();
+    copy
+}
+
+/// The fingerprints of two data-parallel ranks, each of which has read a folder of its own.
+pub fn fingerprints(options: &EngineOptions, folders: [&Path; 2]) -> [String; 2] {
+    let open = |rank: usize, group: Box<dyn Group>| {
+        let options = EngineOptions { data_parallel: Some(2), rank, ..options.clone() };
+        let backend = Box::new(CpuBackend::new());
+        let mut engine = Engine::open(backend, folders[rank], Weights::Checkpoint, &options).unwrap();
+        engine.join(group).unwrap();
+        engine.fingerprint().unwrap()
+    };
+    let [first, last] = <[_; 2]>::try_from(local_groups(2)).map_err(|_| ()).unwrap();
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| open(1, last));
+        [open(0, first), other.join().unwrap()]
     })
 }
 
