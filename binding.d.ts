@@ -528,7 +528,9 @@ export interface EngineOptions {
   dataParallel?: number
   /** What those ranks divide: 0 nothing (absent: that), 1 moments and masters, 2 also gradients, 3 also weights. */
   zero?: number
-  /** Ranks that divide heads and feed-forward columns; absent: 1, as of the three below. */
+  /** Groups of data-parallel ranks that each have all weights, with `zero` 3; absent: 1, as of the four below. */
+  dpReplicateSize?: number
+  /** Ranks that divide heads and feed-forward columns. */
   tpSize?: number
   /** Ranks that divide the tokens of a micro-batch, and in attention its heads. */
   cpSize?: number
@@ -946,6 +948,8 @@ export interface Traffic {
   sums: number
   /** Weights, to all: those that were updated, or with zero 3 those that a pass needs. */
   weights: number
+  /** Updated weights, to those that keep the same ones in other replicas. */
+  replicas: number
   /** Activations and their gradients, to ranks that have other tokens, heads, experts or layers. */
   tokens: number
 }

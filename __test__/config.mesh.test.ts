@@ -1,11 +1,12 @@
 /** Options of a mesh: what is left for data parallelism, and what is refused before anything is opened. */
 import { describe, expect, it } from "vitest";
+import { meshText } from "../src/config/mesh.js";
 import { resolveConfig } from "../src/config/resolve.js";
 import type { AgentTrainingConfigInput } from "../src/config/schema.js";
 import { ArlError } from "../src/errors.js";
 import type { EngineOptions, MemoryPlan } from "../src/native.js";
 import { ofEveryStage } from "../src/run/setup/memory.js";
-import { resolveForDevice } from "../src/run/setup/options.js";
+import { resolveForDevice, zeroOf, zeroText } from "../src/run/setup/options.js";
 
 type Options = Partial<AgentTrainingConfigInput>;
 
@@ -57,6 +58,20 @@ describe("a mesh is refused, with both numbers and what to do,", () => {
 			"ep_size 4 (a flag) does not divide the ranks of a stage, dp_size 3 x cp_size 2 x tp_size 1 = 6",
 		],
 		["with zero 0", 2, { tp_size: 2, zero: 0 }, "zero 0 (a flag) contradicts tp_size 2 (a flag)"],
+		["with zero 2", 4, { dp_replicate_size: 2, zero: 2 }, "zero 2 (a flag) contradicts dp_replicate_size 2 (a flag)"],
+		[
+			"with stages",
+			4,
+			{ dp_replicate_size: 2, pp_size: 2 },
+			"pp_size 2 (a flag) contradicts dp_replicate_size 2 (a flag)",
+		],
+		["where replicas differ", 3, { dp_replicate_size: 2 }, "dp_replicate_size 2 (a flag) does not divide dp_size 3"],
+		[
+			"where a replica lacks experts",
+			4,
+			{ dp_replicate_size: 2, ep_size: 4 },
+			"ep_size 4 (a flag) does not divide the 2 ranks of a replica",
+		],
 		["with zero 3", 2, { pp_size: 2, zero: 3 }, "zero 3 (a flag) contradicts pp_size 2 (a flag)"],
 	])("%s", (_, world, options, message) => {
 		const error = refusal(options, world);
@@ -75,6 +90,16 @@ describe("a mesh is refused, with both numbers and what to do,", () => {
 		expect(resolved({ tp_size: 2, zero: 3, device: "cpu", images: "train" }, 2).notices).toEqual([]);
 		const adapted = resolved({ tp_size: 2, pp_size: 2, use_peft: true, load_in_4bit: true, device: "cpu" }, 4);
 		expect(adapted.notices).toEqual([]);
+	});
+
+	it("divides weights where there are replicas, and nobody has said otherwise", () => {
+		const taken = (options: Options) => zeroOf(resolved(options, 4).args);
+		expect([taken({}), taken({ dp_replicate_size: 2 }), taken({ dp_replicate_size: 2, zero: 3 })]).toEqual([2, 3, 3]);
+		const { args } = resolved({ dp_replicate_size: 2, ep_size: 2 }, 8);
+		expect(meshText(args)).toBe(
+			"a mesh of 8 ranks: dp_size 8; ep_size 2 of the 8 ranks of a stage; 2 replicas of 4 ranks",
+		);
+		expect(zeroText(args, 3)).toMatch(/^zero 3 \(auto\): .* among them, weights within each of 2 replicas$/);
 	});
 
 	it("where `auto` turns out to be a GPU", () => {

@@ -9,8 +9,11 @@ import { engineOptions, resolveForDevice } from "../src/run/setup/options.js";
 
 const FLOPS = 6e9;
 
-/** `sent`: bytes of gradients; `tokens`: of activations, where ranks divide heads. */
-function timesOf(options: Record<string, unknown>, { nodes = 1, sent = 0, tokens = 0, memory = 1e9, world = 8 }) {
+/** `sent`: bytes of gradients; `weights`: of a replica's ranks, with zero 3; `tokens`: of activations, where ranks divide heads. */
+function timesOf(
+	options: Record<string, unknown>,
+	{ nodes = 1, sent = 0, weights = 0, tokens = 0, memory = 1e9, world = 8 },
+) {
 	const given = { model_name_or_path: "m", output_dir: "o", device: "cpu", bf16: true, ...options };
 	const { args } = resolveForDevice(
 		resolveConfig([{ origin: "code", values: Object.entries(given) }], world).args,
@@ -23,10 +26,11 @@ function timesOf(options: Record<string, unknown>, { nodes = 1, sent = 0, tokens
 			const totalBytes = memory / (tpSize * ppSize);
 			return { totalBytes, flopsPerToken: FLOPS, attentionFlops: 0 } as MemoryPlan;
 		},
-		planTraffic: ({ tpSize = 1 }: EngineOptions, rounds: number) => ({
+		planTraffic: ({ tpSize = 1, zero, dpReplicateSize = 1 }: EngineOptions, rounds: number) => ({
 			gradients: rounds * sent,
 			sums: 0,
-			weights: 0,
+			weights: zero === 3 ? rounds * weights : 0,
+			replicas: dpReplicateSize > 1 ? weights / 8 : 0,
 			tokens: tpSize > 1 ? rounds * tokens : 0,
 		}),
 	};
@@ -75,6 +79,21 @@ describe("the model of a step's time", () => {
 		expect(fastest?.sizes).toMatchObject({ dp_size: 4, tp_size: 2, cp_size: 1, ep_size: 1, pp_size: 1 });
 		expect(best.every(({ fits, sizes }) => fits && sizes.tp_size * sizes.pp_size > 1)).toBe(true);
 		expect(timesOf({}, { memory: 1e12 }).best).toEqual([]);
+	});
+
+	it("has replicas gather weights within a node, and says which meshes have one a node", () => {
+		const weights = 2 * CONSTANTS.withinNode * MICRO_BATCH;
+		const given = { gradient_accumulation_steps: 4, zero: 3 };
+		const sizes = { nodes: 2, weights };
+		const across = timesOf(given, sizes).asked;
+		const { asked: within, best } = timesOf({ ...given, dp_replicate_size: 2 }, sizes);
+		const wires = CONSTANTS.withinNode / CONSTANTS.betweenNodes;
+		const exposed = (multiple: number) => 4 * MICRO_BATCH * (multiple - CONSTANTS.hides);
+		expect(across.exposedSeconds).toBeCloseTo(exposed((2 * wires) / 4), 9);
+		expect(within.exposedSeconds).toBeCloseTo(exposed(2 + (2 * wires) / 32), 9);
+		expect(best[0]?.sizes).toMatchObject({ dp_size: 8, dp_replicate_size: 2 });
+		expect(timeText({ nodes: 2, asked: within, best })).toContain("dp_size 8, 2 replicas");
+		expect(timesOf({ gradient_accumulation_steps: 4, dp_replicate_size: 2 }, sizes).asked.zero).toBe(3);
 	});
 
 	it("says that it is none, and what it assumes", () => {

@@ -102,6 +102,7 @@ const MESHES: [number, Options][] = [
 	[4, { cp_size: 2, pp_size: 2 }],
 	[4, { tp_size: 2, gradient_accumulation_steps: 2, ...EVALUATES }],
 	[8, { cp_size: 2, pp_size: 2, gradient_accumulation_steps: 2 }],
+	[4, { dp_replicate_size: 2, gradient_accumulation_steps: 1, ...EVALUATES }],
 ];
 
 describe.skipIf(found.length === 0)("ranks of a mesh", () => {
@@ -143,6 +144,7 @@ describe.skipIf(found.length === 0)("ranks of a mesh", () => {
 			[reference.out, { ep_size: 2 }],
 			[saved({ pp_size: 2 }), { ep_size: 2 }],
 			[saved({ tp_size: 2 }), {}],
+			[saved({ pp_size: 2 }), { dp_replicate_size: 2 }],
 		];
 		for (const [writer, reader] of readers) {
 			const state = { resume_from_checkpoint: join(writer, "checkpoint-4"), gradient_accumulation_steps: 2 };

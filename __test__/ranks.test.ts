@@ -237,7 +237,14 @@ describe("a signal to any rank", () => {
 });
 
 describe("what a run of several ranks needs", () => {
-	const sizes = (dp_size: number) => ({ dp_size, tp_size: 1, cp_size: 1, ep_size: 1, pp_size: 1 });
+	const sizes = (dp_size: number) => ({
+		dp_size,
+		dp_replicate_size: 1,
+		tp_size: 1,
+		cp_size: 1,
+		ep_size: 1,
+		pp_size: 1,
+	});
 	const ranks = (world: number) => ({
 		world,
 		localWorld: world,
@@ -264,7 +271,7 @@ describe("what a run of several ranks needs", () => {
 		expect(await message(4, 2)).toBe("dp_size is 2, and 4 ranks were started");
 		expect(await message(1, 1, { tp_size: 2 })).toBe("tp_size 2 makes 2 ranks, and this process trains alone");
 		checkRanks(ranks(4), sizes(4));
-		checkRanks(ranks(24), { dp_size: 2, tp_size: 2, cp_size: 3, ep_size: 4, pp_size: 2 });
+		checkRanks(ranks(24), { ...sizes(2), tp_size: 2, cp_size: 3, ep_size: 4, pp_size: 2 });
 	});
 
 	it("is MPI on CPUs, and NCCL on GPUs, of which each rank has one", async () => {
@@ -383,6 +390,7 @@ describe("what a run of several ranks needs", () => {
 			"srun",
 			"RANK",
 			"dp_size",
+			"dp_replicate_size",
 			"ddp_timeout",
 			"nproc_per_node",
 			"tp_size",

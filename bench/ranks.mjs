@@ -154,7 +154,7 @@ async function one() {
 		step_s: round(median(seconds)),
 		tokens_per_s: round(ofStep / median(seconds)),
 		communication_s: round(median(spent)),
-		sent_mib: round((sent.gradients + sent.sums + sent.weights + sent.tokens) / 2 ** 20),
+		sent_mib: round((sent.gradients + sent.sums + sent.weights + sent.replicas + sent.tokens) / 2 ** 20),
 		memory_mib: round((await engine.memory()).totalBytes / 2 ** 20),
 	};
 	if (rank === 0) console.log(JSON.stringify(figures));

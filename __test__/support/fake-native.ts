@@ -305,6 +305,7 @@ export function fakeNative(faults: Faults = {}, disk: Disk = new Map()): Native 
 			gradients: 4 * rounds,
 			sums: options.zero === 2 ? 0 : 4,
 			weights: options.zero ? 2 : 0,
+			replicas: options.dpReplicateSize ? 2 : 0,
 			tokens: options.tpSize ? 8 * rounds : 0,
 		}),
 		TextEncoder: { open: (options) => new FakeEncoder(options, faults) },

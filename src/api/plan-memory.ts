@@ -109,6 +109,8 @@ export interface SentBytes {
 	sums: number;
 	/** Weights, to all ranks: those that were updated, or with zero 3 those that a pass needs. */
 	weights: number;
+	/** Updated weights, to the ranks that keep the same ones in other replicas. */
+	replicas: number;
 	/** Activations and their gradients, to ranks that have other tokens, heads, experts or layers. */
 	tokens: number;
 	/** All of them. */
@@ -211,7 +213,7 @@ export async function planRun(native: Native, asked: AgentTrainingConfig, wanted
 /** What rank 0 sends in a step; others send as much, but for the last piece of what they divide, and stages of a pipeline. */
 function sentBytes(native: Native, options: EngineOptions, rounds: number): SentBytes {
 	const sent = native.planTraffic(options, rounds);
-	return { ...sent, total: sent.gradients + sent.sums + sent.weights + sent.tokens };
+	return { ...sent, total: sent.gradients + sent.sums + sent.weights + sent.replicas + sent.tokens };
 }
 
 /** The largest micro-batches, trained and evaluated: as they are given, else as the options bound them. */

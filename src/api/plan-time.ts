@@ -2,7 +2,7 @@
  * A model of the time of a step on GPUs, for `arl plan --nodes`: from what the engine plans for each rank (memory, bytes that it
  * sends) and a few constants. It has been held against no measurement: it says which of two meshes is likely to be faster, and why.
  */
-import { above1, MESH_NAMES, type MeshSizes, slicesOf, stageOf, worldOf } from "../config/mesh.js";
+import { above1, MESH_NAMES, type MeshSizes, replicaOf, slicesOf, stageOf, worldOf } from "../config/mesh.js";
 import { ArlError } from "../errors.js";
 import type { EngineOptions, Native } from "../native.js";
 import { ofEveryStage } from "../run/setup/memory.js";
@@ -77,7 +77,7 @@ export function planTime({ native, args, options, modelType, nodes }: TimeInput)
 		throw new ArlError("ARL_CONFIG", `nodes is ${nodes}, and does not divide ${world} ranks`, "Give a divisor.");
 	const timeOf = (sizes: MeshSizes) => meshTime(native, { ...args, ...sizes }, options, modelType, world / nodes);
 	const asked = timeOf(args);
-	const found = candidates(world).flatMap((sizes) => {
+	const found = candidates(world, nodes).flatMap((sizes) => {
 		try {
 			return [timeOf(sizes)];
 		} catch (error) {
@@ -90,17 +90,22 @@ export function planTime({ native, args, options, modelType, nodes }: TimeInput)
 	return { nodes, asked, best: fitting.sort((a, b) => b.tokensPerSecond - a.tokensPerSecond).slice(0, 3) };
 }
 
-/** Meshes of so many ranks that are worth a look: few ranks along each axis, and not all axes at once. */
-function candidates(world: number): MeshSizes[] {
+/** Meshes of so many ranks that are worth a look: few ranks along each axis, not all axes at once, and a replica a node or one in all. */
+function candidates(world: number, nodes: number): MeshSizes[] {
 	const sizes = [1, 2, 4, MOST];
 	const found: MeshSizes[] = [];
 	for (const tp_size of sizes)
 		for (const cp_size of sizes)
 			for (const ep_size of sizes)
 				for (const pp_size of sizes) {
-					const mesh = { dp_size: world / (tp_size * cp_size * pp_size), tp_size, cp_size, ep_size, pp_size };
-					const whole = Number.isInteger(mesh.dp_size) && stageOf(mesh) % ep_size === 0;
-					if (whole && above1(mesh, MESH_NAMES).length <= 2) found.push(mesh);
+					const dp_size = world / (tp_size * cp_size * pp_size);
+					const mesh = { dp_size, dp_replicate_size: 1, tp_size, cp_size, ep_size, pp_size };
+					const whole = Number.isInteger(dp_size) && stageOf(mesh) % ep_size === 0;
+					if (!whole || above1(mesh, MESH_NAMES).length > 2) continue;
+					found.push(mesh);
+					const replicated = { ...mesh, dp_replicate_size: nodes };
+					const divides = dp_size % nodes === 0 && replicaOf(replicated) % ep_size === 0;
+					if (nodes > 1 && pp_size === 1 && divides) found.push(replicated);
 				}
 	return found;
 }
@@ -114,9 +119,10 @@ function meshTime(
 ): MeshTime {
 	const world = worldOf(args);
 	const rounds = args.gradient_accumulation_steps;
-	const { tpSize: _t, cpSize: _c, epSize: _e, ppSize: _p, ...rest } = options;
+	const { dpReplicateSize: _r, tpSize: _t, cpSize: _c, epSize: _e, ppSize: _p, ...rest } = options;
 	const divided = { ...rest, device: "cuda", dataParallel: args.dp_size, ...meshOptions(args) };
-	const zeros = args.zero === "auto" && args.ep_size * args.tp_size * args.pp_size === 1 ? [2, 3] : [zeroOf(args)];
+	const either = args.zero === "auto" && args.ep_size * args.tp_size * args.pp_size * args.dp_replicate_size === 1;
+	const zeros = either ? [2, 3] : [zeroOf(args)];
 	const times = zeros.map((zero) => {
 		const engine = { ...divided, zero };
 		const plan = ofEveryStage(native.planMemory)(engine);
@@ -130,8 +136,10 @@ function meshTime(
 		const computeSeconds = (mine * recomputed) / (peak * part);
 		const stageInNode = stageOf(args) <= perNode && perNode % stageOf(args) === 0;
 		const all = stageInNode ? withinNode : betweenNodes * perNode;
+		const replica = replicaOf(args) <= perNode && perNode % replicaOf(args) === 0 ? withinNode : all;
+		const replicas = stageInNode ? withinNode : betweenNodes;
 		const near = slicesOf(args) <= perNode && args.ep_size <= perNode && (args.pp_size === 1 || world <= perNode);
-		const updates = (sent.gradients + sent.sums + sent.weights) / all;
+		const updates = (sent.gradients + sent.sums) / all + sent.weights / replica + sent.replicas / replicas;
 		const hidden = Math.max(0, updates - hides * computeSeconds);
 		const exposedSeconds = hidden + sent.tokens / (near ? withinNode : betweenNodes);
 		const bubbleSeconds = (computeSeconds * (args.pp_size - 1)) / rounds;

@@ -9,8 +9,8 @@ export function timeJson({ nodes, asked, best }: TimePlan): Record<string, unkno
 }
 
 function asJson({ sizes, ...time }: MeshTime): Record<string, unknown> {
-	const { dp_size, tp_size, cp_size, ep_size, pp_size } = sizes;
-	return { dp_size, tp_size, cp_size, ep_size, pp_size, ...time };
+	const { dp_size, dp_replicate_size, tp_size, cp_size, ep_size, pp_size } = sizes;
+	return { dp_size, dp_replicate_size, tp_size, cp_size, ep_size, pp_size, ...time };
 }
 
 export function timeText({ nodes, asked, best }: TimePlan): string {
@@ -33,8 +33,9 @@ export function timeText({ nodes, asked, best }: TimePlan): string {
 function timeRow(name: string, time: MeshTime): string {
 	const { sizes, zero, memoryBytes, computeSeconds, exposedSeconds, bubbleSeconds, tokensPerSecond, mfu } = time;
 	const experts = sizes.ep_size > 1 ? `, ep_size ${sizes.ep_size}` : "";
+	const replicas = sizes.dp_replicate_size > 1 ? `, ${sizes.dp_replicate_size} replicas` : "";
 	const milliseconds = (seconds: number) => (1000 * seconds).toFixed(seconds < 0.01 ? 2 : 0);
-	return row(`${name} ${productText(sizes)}${experts}`, [
+	return row(`${name} ${productText(sizes)}${experts}${replicas}`, [
 		String(zero),
 		`${(memoryBytes / 2 ** 30).toFixed(1)}${time.fits ? "" : "!"}`,
 		...[computeSeconds, exposedSeconds, bubbleSeconds].map(milliseconds),

@@ -123,6 +123,7 @@ function asJson(planned: Planned): Record<string, unknown> {
 		optimizer_offload: args.optimizer_offload,
 		world: worldOf(args),
 		dp_size: args.dp_size,
+		dp_replicate_size: args.dp_replicate_size,
 		tp_size: args.tp_size,
 		cp_size: args.cp_size,
 		ep_size: args.ep_size,
@@ -226,6 +227,7 @@ function sentTable({ total, ...parts }: SentBytes): string[] {
 		gradients: "gradients",
 		sums: "sums of gradients",
 		weights: "weights",
+		replicas: "weights to replicas",
 		tokens: "activations",
 	} as const;
 	const categories = Object.entries(parts).map(([name, size]) => ({

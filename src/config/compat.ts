@@ -130,9 +130,6 @@ export const NOT_BUILT: Readonly<Record<string, NotBuilt>> = {
 		log_on_each_node: [true, false],
 		sp_size: [1],
 	}),
-	...notBuilt("ranks divide gradients and weights among all that have the same ones; `zero 0` and `1` keep copies", {
-		dp_replicate_size: [1],
-	}),
 	...notBuilt(NO_DATALOADER, {
 		dataloader_drop_last: [false],
 		dataloader_num_workers: [0],

@@ -1,8 +1,11 @@
 /** The mesh of a run: what its ranks divide, as its options say it. Pure: numbers of ranks, and how messages name them. */
 import type { AgentTrainingConfig } from "./schema.js";
 
-/** How many ranks divide what. `ep_size` ranks are among those that the others count. */
-export type MeshSizes = Pick<AgentTrainingConfig, "dp_size" | "tp_size" | "cp_size" | "ep_size" | "pp_size">;
+/** How many ranks divide what. Those of `ep_size` and `dp_replicate_size` are among those that the others count. */
+export type MeshSizes = Pick<
+	AgentTrainingConfig,
+	"dp_size" | "dp_replicate_size" | "tp_size" | "cp_size" | "ep_size" | "pp_size"
+>;
 
 /** The options that divide more than the micro-batches of a step. */
 export const MESH_NAMES = ["tp_size", "cp_size", "ep_size", "pp_size"] as const;
@@ -20,13 +23,18 @@ export function stageOf(sizes: MeshSizes): number {
 	return sizes.dp_size * slicesOf(sizes);
 }
 
+/** Ranks of a stage that have all of its weights together, where they divide these. */
+export function replicaOf(sizes: MeshSizes): number {
+	return stageOf(sizes) / sizes.dp_replicate_size;
+}
+
 /** All ranks. */
 export function worldOf(sizes: MeshSizes): number {
 	return stageOf(sizes) * sizes.pp_size;
 }
 
 /** Of `names`, those of which the mesh has more than one rank. */
-export function above1<Name extends (typeof MESH_NAMES)[number]>(sizes: MeshSizes, names: readonly Name[]): Name[] {
+export function above1<Name extends keyof MeshSizes>(sizes: MeshSizes, names: readonly Name[]): Name[] {
 	return names.filter((name) => sizes[name] > 1);
 }
 
@@ -68,7 +76,9 @@ export function wrongWorld(sizes: MeshSizes, world: number): { line: string; hin
 
 /** A line about a mesh; null: its ranks divide micro-batches alone. */
 export function meshText(sizes: MeshSizes): string | null {
-	if (above1(sizes, MESH_NAMES).length === 0) return null;
+	const { dp_replicate_size: replicas } = sizes;
+	if (above1(sizes, MESH_NAMES).length === 0 && replicas === 1) return null;
+	const groups = replicas > 1 ? `; ${replicas} replicas of ${replicaOf(sizes)} ranks` : "";
 	const experts = sizes.ep_size > 1 ? `; ep_size ${sizes.ep_size} of the ${stageOf(sizes)} ranks of a stage` : "";
-	return `a mesh of ${worldOf(sizes)} ranks: ${productText(sizes)}${experts}`;
+	return `a mesh of ${worldOf(sizes)} ranks: ${productText(sizes)}${experts}${groups}`;
 }

@@ -741,9 +741,9 @@ export interface TrainingOptions {
 	dp_size?: number;
 	/**
 	 * What ranks with the same weights divide among them: 0 nothing; 1 moments and master weights; 2 also gradients; 3
-	 * also weights, frozen ones too, which are gathered layer by layer. Results are equal in bits. Auto: 2, or 3 where 2
-	 * does not fit a rank's share of the memory and `tp_size`, `ep_size` and `pp_size` are 1. Expected: auto, 0, 1, 2 or
-	 * 3.
+	 * also weights, frozen ones too, which are gathered layer by layer. Results are equal in bits. Auto: 2, or 3 with
+	 * `dp_replicate_size`, and where 2 does not fit a rank's share of the memory and `tp_size`, `ep_size` and `pp_size`
+	 * are 1. Expected: auto, 0, 1, 2 or 3.
 	 * @default "auto"
 	 */
 	zero?: "auto" | 0 | 1 | 2 | 3;
@@ -760,6 +760,14 @@ export interface TrainingOptions {
 	 * @default false
 	 */
 	full_determinism?: boolean;
+	/**
+	 * Replicas: groups of neighbours among the data-parallel ranks, each of which has all weights. With `zero` 3, which
+	 * it asks for, a pass then gathers weights within a group, for example within a machine. Gradients, moments and
+	 * master weights are divided among all ranks. It divides `dp_size`. Expected: a whole number, 1 or more and at most
+	 * 65536.
+	 * @default 1
+	 */
+	dp_replicate_size?: number;
 	/**
 	 * Tensor-parallel ranks: they divide the heads and the feed-forward columns of every layer, and between these the
 	 * tokens of a micro-batch. Expected: a whole number, 1 or more and at most 65536.

@@ -58,7 +58,7 @@ export function dealt(batches: readonly MicroBatch[], place: number, size: numbe
 }
 
 /** What an engine's options say of its mesh; absent: 1. */
-export type EngineMesh = Pick<EngineOptions, "tpSize" | "cpSize" | "epSize" | "ppSize">;
+export type EngineMesh = Pick<EngineOptions, "dpReplicateSize" | "tpSize" | "cpSize" | "epSize" | "ppSize">;
 
 /**
  * The data place of a rank, and how many there are: rank `((p D + d) C + c) T + t` has place `d` of `D`. Ranks of one place compute

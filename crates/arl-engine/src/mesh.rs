@@ -17,11 +17,14 @@ pub struct Mesh {
     pub ep: usize,
     /// Ranks that divide layers.
     pub pp: usize,
+    /// Replicas: groups of neighbours among the data-parallel ranks. Where ranks divide weights, each group has all of them. Gradients,
+    /// moments and masters are divided among the ranks of all groups.
+    pub dp_replicate: usize,
 }
 
 impl Default for Mesh {
     fn default() -> Self {
-        Mesh { tp: 1, cp: 1, ep: 1, pp: 1 }
+        Mesh { tp: 1, cp: 1, ep: 1, pp: 1, dp_replicate: 1 }
     }
 }
 
@@ -60,6 +63,9 @@ pub(crate) enum Axis {
 }
 
 impl Axis {
+    /// Those whose ranks have the same of a parameter.
+    pub(crate) const SAME: [Axis; 3] = [Axis::Stage, Axis::SameTensor, Axis::SameExperts];
+
     const ALL: [Axis; 8] = [
         Axis::Stage,
         Axis::Tokens,
@@ -88,12 +94,22 @@ impl Place {
     pub(crate) fn new(mesh: Mesh, data: usize, rank: usize) -> Result<Self> {
         let refused = |what: String, hint: &str| Err(Error::new(ErrorCode::Config, what).hint(hint));
         let place = Place { mesh, data, rank };
-        if [data, mesh.tp, mesh.cp, mesh.ep, mesh.pp].contains(&0) {
+        if [data, mesh.tp, mesh.cp, mesh.ep, mesh.pp, mesh.dp_replicate].contains(&0) {
             return refused("a mesh has 0 ranks along an axis".into(), "one is the least");
         }
         if !place.stage().is_multiple_of(mesh.ep) {
             let what = format!("ep_size is {}, and does not divide the {} ranks of a stage", mesh.ep, place.stage());
             return refused(what, "ranks of a stage: dp_size x cp_size x tp_size");
+        }
+        let replicas = mesh.dp_replicate;
+        if !data.is_multiple_of(replicas) {
+            let what = format!("dp_replicate_size is {replicas}, and does not divide dp_size {data}");
+            return refused(what, "take a divisor, or start more ranks");
+        }
+        if !(place.stage() / replicas).is_multiple_of(mesh.ep) {
+            let ranks = place.stage() / replicas;
+            let what = format!("ep_size is {}, and does not divide the {ranks} ranks of a replica", mesh.ep);
+            return refused(what, "ranks of a replica: dp_size / dp_replicate_size x cp_size x tp_size");
         }
         if rank >= place.world() {
             return refused(format!("rank {rank} of {} ranks", place.world()), "ranks count from 0");
@@ -142,12 +158,49 @@ impl Place {
         }
     }
 
+    /// The ranks along an axis that divide weights with this one: those of its replica.
+    pub(crate) fn sharers(&self, axis: Axis) -> Vec<usize> {
+        let sharing = self.sharing(axis);
+        self.members(axis)[self.replica() * sharing..][..sharing].to_vec()
+    }
+
+    /// The ranks along an axis that keep the same weights as this one: one of each replica.
+    pub(crate) fn counterparts(&self, axis: Axis) -> Vec<usize> {
+        self.members(axis).into_iter().skip(self.share(axis)).step_by(self.sharing(axis)).collect()
+    }
+
+    /// How many ranks along an axis divide weights among them.
+    pub(crate) fn sharing(&self, axis: Axis) -> usize {
+        self.size(axis) / self.mesh.dp_replicate
+    }
+
+    /// The place of this rank among them.
+    pub(crate) fn share(&self, axis: Axis) -> usize {
+        self.index(axis) % self.sharing(axis)
+    }
+
+    /// The number of this rank's replica.
+    pub(crate) fn replica(&self) -> usize {
+        self.index(Axis::Stage) / self.sharing(Axis::Stage)
+    }
+
+    /// The number of the piece that a rank owns of what those along an axis divide, by its place there: pieces of counterparts are
+    /// neighbours, and together what each of these keeps.
+    pub(crate) fn piece(&self, axis: Axis, index: usize) -> usize {
+        index % self.sharing(axis) * self.mesh.dp_replicate + index / self.sharing(axis)
+    }
+
+    /// The place along an axis of the rank that owns a piece.
+    pub(crate) fn owner(&self, axis: Axis, piece: usize) -> usize {
+        piece % self.mesh.dp_replicate * self.sharing(axis) + piece / self.mesh.dp_replicate
+    }
+
     /// The ranks that do something together and are not all, this one among them, each list once. Every rank has as many lists, and
     /// those of one place in them divide all ranks.
     pub(crate) fn groups(&self) -> Vec<Vec<usize>> {
         let mut groups: Vec<Vec<usize>> = Vec::new();
-        for axis in Axis::ALL {
-            let members = self.members(axis);
+        let replicas = Axis::SAME.iter().flat_map(|axis| [self.sharers(*axis), self.counterparts(*axis)]);
+        for members in Axis::ALL.iter().map(|axis| self.members(*axis)).chain(replicas) {
             if members.len() > 1 && members.len() < self.world() && !groups.contains(&members) {
                 groups.push(members);
             }
@@ -157,7 +210,7 @@ impl Place {
 
     /// How many ranks there are along an axis.
     pub(crate) fn size(&self, axis: Axis) -> usize {
-        let Mesh { tp, cp, ep, pp } = self.mesh;
+        let Mesh { tp, cp, ep, pp, .. } = self.mesh;
         match axis {
             Axis::Stage => self.stage(),
             Axis::Tokens => self.mesh.slices(),
@@ -193,7 +246,7 @@ mod tests {
 
     #[test]
     fn ranks_agree_on_who_is_with_them_and_each_knows_its_place() {
-        let mesh = Mesh { tp: 2, cp: 3, ep: 4, pp: 2 };
+        let mesh = Mesh { tp: 2, cp: 3, ep: 4, pp: 2, dp_replicate: 2 };
         let world = 2 * 4 * 3 * 2;
         for rank in 0..world {
             let place = Place::new(mesh, 4, rank).unwrap();
@@ -206,7 +259,16 @@ mod tests {
                     assert_eq!(Place { rank: other, ..place }.members(axis), members, "{axis:?} of {rank} and {other}");
                 }
             }
+            for axis in Axis::SAME {
+                let (sharers, counterparts) = (place.sharers(axis), place.counterparts(axis));
+                assert_eq!((sharers.len(), sharers[place.share(axis)]), (place.sharing(axis), rank), "{axis:?}");
+                assert_eq!((counterparts.len(), counterparts[place.replica()]), (2, rank), "{axis:?}");
+                assert_eq!(place.owner(axis, place.piece(axis, place.index(axis))), place.index(axis), "{axis:?}");
+            }
         }
+        let place = Place::new(mesh, 4, 24 + 12 + 5).unwrap();
+        assert_eq!(place.sharers(Axis::SameTensor), [37, 39, 41, 43, 45, 47]);
+        assert_eq!(place.counterparts(Axis::SameTensor), [29, 41]);
         let place = Place::new(mesh, 4, 24 + 6 + 5).unwrap();
         assert_eq!(place.members(Axis::Tokens), (30..36).collect::<Vec<_>>());
         assert_eq!(place.members(Axis::Context), [31, 33, 35]);
@@ -217,7 +279,8 @@ mod tests {
 
     #[test]
     fn the_groups_of_a_place_in_the_lists_divide_all_ranks() {
-        let mesh = |tp, cp, ep, pp| Mesh { tp, cp, ep, pp };
+        let mesh = |tp, cp, ep, pp| Mesh { tp, cp, ep, pp, dp_replicate: 1 };
+        let replicated = |mesh| Mesh { dp_replicate: 2, ..mesh };
         for (mesh, data, count) in [
             (mesh(1, 1, 1, 1), 4, 0),
             (mesh(2, 1, 1, 1), 1, 0),
@@ -225,6 +288,9 @@ mod tests {
             (mesh(1, 2, 2, 2), 2, 4),
             (mesh(2, 3, 4, 2), 4, 8),
             (mesh(2, 2, 4, 3), 1, 4),
+            (replicated(mesh(1, 1, 1, 1)), 4, 2),
+            (replicated(mesh(1, 1, 1, 1)), 2, 0),
+            (replicated(mesh(2, 1, 1, 1)), 4, 5),
         ] {
             let groups = |rank| Place::new(mesh, data, rank).unwrap().groups();
             let world = Place::new(mesh, data, 0).unwrap().world();

@@ -210,7 +210,7 @@ fn an_embedding_gets_nothing_from_a_rank_that_only_its_experts_have_work_for() {
 #[test]
 fn experts_heads_tokens_and_layers_are_divided_at_once() {
     let case = Case::hybrid(4, 2);
-    let mesh = |tp, cp, ep, pp| Mesh { tp, cp, ep, pp };
+    let mesh = |tp, cp, ep, pp| Mesh { tp, cp, ep, pp, ..Mesh::default() };
     let meshes = [
         (1, mesh(1, 2, 2, 1)),
         (1, mesh(2, 1, 2, 1)),

@@ -32,6 +32,7 @@ mod pipeline_parallel;
 mod plan;
 mod queue;
 mod ranks;
+mod replicas;
 mod state;
 mod stochastic_rounding;
 mod tensor_parallel;

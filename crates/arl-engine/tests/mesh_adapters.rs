@@ -17,7 +17,7 @@ use crate::common::alone::{expect_alone, with_room};
 use crate::common::ranks::{Cpu, dealt, mesh_step, on_mesh, uneven_steps};
 use crate::common::{HYPER, altered, batch, difference, hybrid_config, options};
 
-const ONE: Mesh = Mesh { tp: 1, cp: 1, ep: 1, pp: 1 };
+const ONE: Mesh = Mesh { tp: 1, cp: 1, ep: 1, pp: 1, dp_replicate: 1 };
 
 /// A model, its adapters, and the adapters' values.
 struct Case {

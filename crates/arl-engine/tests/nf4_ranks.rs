@@ -3,28 +3,15 @@
 use arl_engine::backend::{DType, DeviceKind};
 use arl_engine::{EngineOptions, Mesh, Nf4Options, Recompute, Weights, plan_memory};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use crate::common::alone::{expect_alone, with_room};
 use crate::common::ranks::{
-    adapted, fingerprints, on_ranks, state, step, uneven_steps, with_adapters, with_other_weights,
+    adapted, fingerprints, hybrid, on_ranks, state, step, uneven_steps, with_adapters, with_other_weights,
 };
-use crate::common::{altered, hybrid_config, model, options};
+use crate::common::{altered, model, options};
 
 fn in_nf4(base: EngineOptions, nested: bool, zero: u8) -> EngineOptions {
     EngineOptions { load_in_4bit: Some(Nf4Options { nested }), zero, ..base }
-}
-
-/// Every kind of layer, and heads and columns that two ranks can have halves of.
-fn hybrid() -> TempDir {
-    let more = json!({
-        "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 16,
-        "linear_num_key_heads": 4, "linear_num_value_heads": 8, "linear_value_head_dim": 16, "num_experts": 4,
-        "num_experts_per_tok": 2, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 64,
-    });
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("config.json"), hybrid_config("qwen3_5_moe_text", more).to_string()).unwrap();
-    dir
 }
 
 #[test]

@@ -316,6 +316,7 @@ fn a_rank_sends_what_is_planned() {
                         gradients: two.gradients + one.gradients,
                         sums: two.sums + one.sums,
                         weights: two.weights + one.weights,
+                        replicas: 0,
                         tokens: 0,
                         figures: found.figures,
                     };

@@ -30,5 +30,11 @@ pub(crate) fn config(options: &EngineOptions) -> Result<ModelConfig> {
 /// How ranks divide a model and its tokens.
 pub(crate) fn mesh(options: &EngineOptions) -> Mesh {
     let size = |given: Option<u32>| given.map_or(1, |ranks| ranks as usize);
-    Mesh { tp: size(options.tp_size), cp: size(options.cp_size), ep: size(options.ep_size), pp: size(options.pp_size) }
+    Mesh {
+        tp: size(options.tp_size),
+        cp: size(options.cp_size),
+        ep: size(options.ep_size),
+        pp: size(options.pp_size),
+        dp_replicate: size(options.dp_replicate_size),
+    }
 }

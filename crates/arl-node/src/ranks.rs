@@ -30,6 +30,8 @@ pub struct Traffic {
     pub sums: f64,
     /// Weights, to all: those that were updated, or with zero 3 those that a pass needs.
     pub weights: f64,
+    /// Updated weights, to those that keep the same ones in other replicas.
+    pub replicas: f64,
     /// Activations and their gradients, to ranks that have other tokens, heads, experts or layers.
     pub tokens: f64,
 }
@@ -45,6 +47,7 @@ pub fn plan_traffic(options: EngineOptions, rounds: u32) -> napi::Result<Traffic
             gradients: sent.gradients as f64,
             sums: sent.sums as f64,
             weights: sent.weights as f64,
+            replicas: sent.replicas as f64,
             tokens: sent.tokens as f64,
         })
     })

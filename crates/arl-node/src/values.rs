@@ -92,7 +92,9 @@ pub struct EngineOptions {
     pub data_parallel: Option<u32>,
     /// What those ranks divide: 0 nothing (absent: that), 1 moments and masters, 2 also gradients, 3 also weights.
     pub zero: Option<u32>,
-    /// Ranks that divide heads and feed-forward columns; absent: 1, as of the three below.
+    /// Groups of data-parallel ranks that each have all weights, with `zero` 3; absent: 1, as of the four below.
+    pub dp_replicate_size: Option<u32>,
+    /// Ranks that divide heads and feed-forward columns.
     pub tp_size: Option<u32>,
     /// Ranks that divide the tokens of a micro-batch, and in attention its heads.
     pub cp_size: Option<u32>,

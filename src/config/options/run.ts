@@ -109,7 +109,7 @@ export const devices = {
 		kind: "integer",
 		expects: "auto, 0, 1, 2 or 3",
 		description:
-			"What ranks with the same weights divide among them: 0 nothing; 1 moments and master weights; 2 also gradients; 3 also weights, frozen ones too, which are gathered layer by layer. Results are equal in bits. Auto: 2, or 3 where 2 does not fit a rank's share of the memory and `tp_size`, `ep_size` and `pp_size` are 1.",
+			"What ranks with the same weights divide among them: 0 nothing; 1 moments and master weights; 2 also gradients; 3 also weights, frozen ones too, which are gathered layer by layer. Results are equal in bits. Auto: 2, or 3 with `dp_replicate_size`, and where 2 does not fit a rank's share of the memory and `tp_size`, `ep_size` and `pp_size` are 1.",
 	}),
 	ddp_timeout: integer({
 		default: 600,
@@ -123,6 +123,9 @@ export const devices = {
 		description:
 			"Equal bits every time: `attention` is own, no algorithm is chosen by measurement (`matmul_autotune`), and on the CPU gradients are summed micro-batch by micro-batch in the order of the step, so that one rank has the bits of several, which always sum so. It takes memory for the gradients once more.",
 	}),
+	dp_replicate_size: sizeOf(
+		"Replicas: groups of neighbours among the data-parallel ranks, each of which has all weights. With `zero` 3, which it asks for, a pass then gathers weights within a group, for example within a machine. Gradients, moments and master weights are divided among all ranks. It divides `dp_size`.",
+	),
 	tp_size: sizeOf(
 		"Tensor-parallel ranks: they divide the heads and the feed-forward columns of every layer, and between these the tokens of a micro-batch.",
 	),

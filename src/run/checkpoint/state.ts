@@ -203,7 +203,7 @@ export function freeOf(args: AgentTrainingConfig): Fingerprint {
 	// Only where they differ from the default: checkpoints of earlier versions do not have them.
 	const ranks = args.dp_size === 1 && !args.full_determinism ? [] : (["dp_size", "full_determinism"] as const);
 	const divided = worldOf(args) === 1 ? [] : (["zero"] as const);
-	const mesh = above1(args, MESH_NAMES);
+	const mesh = above1(args, [...MESH_NAMES, "dp_replicate_size"]);
 	const measured = args.matmul_autotune ? [] : (["matmul_autotune"] as const);
 	return Object.fromEntries(
 		[...FREE_OPTIONS, ...ranks, ...divided, ...mesh, ...measured].map((name) => [name, shown(args[name])]),

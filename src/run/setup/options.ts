@@ -126,7 +126,8 @@ type Divided = MeshSizes & Pick<AgentTrainingConfig, "zero">;
 /** What the ranks divide among them; by itself, as long as memory does not ask for more (`divideToFit`). */
 export function zeroOf(args: Divided): 0 | 1 | 2 | 3 {
 	if (worldOf(args) === 1) return 0;
-	return args.zero === "auto" ? 2 : args.zero;
+	if (args.zero !== "auto") return args.zero;
+	return args.dp_replicate_size > 1 ? 3 : 2;
 }
 
 const DIVIDED = [
@@ -142,8 +143,11 @@ export function zeroText(args: Divided, taken: number): string | null {
 	const world = worldOf(args);
 	const ranks = dividesModel(args) ? "ranks with the same weights" : `${world} ranks`;
 	if (world === 1) return zero === "auto" ? null : "zero has no effect: one rank has nothing to divide";
-	const why = zero !== "auto" ? "" : taken === 3 ? " (auto: 2 does not fit a rank's share of the memory)" : " (auto)";
-	return `zero ${taken}${why}: ${ranks} divide ${DIVIDED[taken]} among them`;
+	const replicas = args.dp_replicate_size;
+	const fits = taken < 3 || replicas > 1;
+	const why = zero !== "auto" ? "" : fits ? " (auto)" : " (auto: 2 does not fit a rank's share of the memory)";
+	const within = replicas > 1 ? `, weights within each of ${replicas} replicas` : "";
+	return `zero ${taken}${why}: ${ranks} divide ${DIVIDED[taken]} among them${within}`;
 }
 
 /** Options of the engine. */
@@ -181,8 +185,10 @@ export function engineOptions(args: ResolvedConfig, device: string, size: BatchS
 }
 
 /** The engine's options of a mesh: what is 1 is left out. */
-export function meshOptions({ tp_size: tp, cp_size: cp, ep_size: ep, pp_size: pp }: MeshSizes): EngineMesh {
+export function meshOptions(sizes: MeshSizes): EngineMesh {
+	const { dp_replicate_size: replicas, tp_size: tp, cp_size: cp, ep_size: ep, pp_size: pp } = sizes;
 	return {
+		...(replicas > 1 && { dpReplicateSize: replicas }),
 		...(tp > 1 && { tpSize: tp }),
 		...(cp > 1 && { cpSize: cp }),
 		...(ep > 1 && { epSize: ep }),

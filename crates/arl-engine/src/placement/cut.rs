@@ -191,11 +191,12 @@ impl Cut {
         bucket.len.div_ceil(self.ranks(bucket)).next_multiple_of(STEP)
     }
 
-    /// The piece of a bucket, in the optimizer's arena, of the rank of a number along the bucket's axis; the last ones may be
-    /// shorter, or empty.
-    pub(crate) fn piece(&self, bucket: &Bucket, rank: usize) -> Range<usize> {
-        let (piece, end) = (self.piece_len(bucket), bucket.start + bucket.len);
-        (bucket.start + rank * piece).min(end)..(bucket.start + (rank + 1) * piece).min(end)
+    /// The piece of a bucket, in the optimizer's arena, of the rank that has this place along the bucket's axis; some may be shorter,
+    /// or empty.
+    pub(crate) fn piece(&self, bucket: &Bucket, index: usize) -> Range<usize> {
+        let (len, end) = (self.piece_len(bucket), bucket.start + bucket.len);
+        let start = bucket.start + self.place.piece(bucket.axis, index) * len;
+        start.min(end)..(start + len).min(end)
     }
 
     /// This rank's piece of a bucket.

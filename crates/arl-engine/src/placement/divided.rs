@@ -11,7 +11,7 @@ pub(crate) struct Shard {
     pub(crate) part: Part,
     /// Whether they are trained: they are counted in the optimizer's arena then.
     pub(crate) trained: bool,
-    /// The ranks that have pieces of it, how many they are, and the number of this one among them.
+    /// The ranks that have the same of it; how many of them, those of a replica, have pieces, and the number of this one among these.
     pub(crate) axis: Axis,
     pub(crate) ranks: usize,
     pub(super) rank: usize,
@@ -62,6 +62,13 @@ impl Shard {
         (array.slice(self.own, self.piece), array.slice(self.place, self.ranks * self.piece))
     }
 
+    /// In `array`, where there are so many replicas, of which this rank's has this number: what this rank updates of its piece, and the
+    /// piece.
+    pub(crate) fn updated(&self, array: Buffer, (replicas, replica): (usize, usize)) -> (Buffer, Buffer) {
+        let len = self.piece / replicas;
+        (array.slice(self.own + replica * len, len), array.slice(self.own, self.piece))
+    }
+
     /// Bytes that this rank sends when all ranks gather it in `array`.
     pub(crate) fn sent_bytes(&self, array: Buffer) -> u64 {
         ((self.ranks - 1) * self.piece * array.dtype.bytes()) as u64
@@ -73,7 +80,7 @@ pub(super) fn extend(shards: &mut Vec<Shard>, place: &Place, (part, axis): (Part
     match shards.last_mut().filter(|last| (last.part, last.axis) == (part, axis)) {
         Some(last) => last.len = end - last.start,
         None => {
-            let (ranks, rank) = (place.size(axis), place.index(axis));
+            let (ranks, rank) = (place.sharing(axis), place.share(axis));
             let len = end - start;
             shards.push(Shard { part, trained: false, axis, ranks, rank, start, len, piece: 0, own: 0, place: 0 });
         }

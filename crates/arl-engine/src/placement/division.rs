@@ -84,6 +84,11 @@ fn is_expert(role: Role) -> bool {
 /// Refuses a mesh that does not divide a model evenly, and what cannot be had together with one.
 pub(crate) fn check(config: &ModelConfig, options: &EngineOptions) -> Result<()> {
     let mesh = options.mesh;
+    if mesh.dp_replicate > 1 && options.zero < 3 {
+        let what = format!("dp_replicate_size {} cannot be combined with zero {}", mesh.dp_replicate, options.zero);
+        return Err(Error::new(ErrorCode::Config, what)
+            .hint("set zero to 3: with less every rank has all weights, and there is nothing to replicate"));
+    }
     if !mesh.divides_model() {
         return Ok(());
     }

@@ -1,4 +1,4 @@
-//! How data-parallel ranks divide weights, trained and frozen ones. Each rank keeps a piece of every shard for good; all pieces
+//! How the ranks of a replica divide weights, trained and frozen ones. Each rank keeps a piece of every shard for good; all pieces
 //! are gathered, one behind the other, into a place that shards take turns in, when a pass needs them. What is small stays whole. Pure; knows places, no values and no messages. May import placements.
 
 use std::iter;
@@ -106,11 +106,12 @@ impl Shards {
             part: bucket.part,
             trained: true,
             axis: bucket.axis,
-            ranks: cut.ranks(bucket),
-            rank: cut.place.index(bucket.axis),
+            ranks: cut.place.sharing(bucket.axis),
+            rank: cut.place.share(bucket.axis),
             start: bucket.start,
             len: bucket.len,
-            piece: cut.piece_len(bucket),
+            // What its counterparts update is kept with what this rank does.
+            piece: cut.place.mesh.dp_replicate * cut.piece_len(bucket),
             own: 0,
             place: 0,
         });
@@ -174,8 +175,8 @@ impl Shards {
         let Some((first, end)) = self.elements(param) else { return Vec::new() };
         let place = Place { rank, ..self.place };
         let owned = |shard: &Shard| {
-            let (from, to) = shard.within((first, end), Some(place.index(shard.axis)))?;
-            Some(Owned { start: from - first, own: 0, len: to - from })
+            let (from, to) = shard.within((first, end), Some(place.share(shard.axis)))?;
+            (place.replica() == 0).then_some(Owned { start: from - first, own: 0, len: to - from })
         };
         self.weights.overlapping(false, (first, end)).filter_map(owned).collect()
     }

@@ -8,7 +8,7 @@ use crate::engine::Engine;
 use crate::mesh::{Axis, Place};
 
 /// The axes whose ranks have the same of a parameter.
-const AXES: [Axis; 3] = [Axis::Stage, Axis::SameTensor, Axis::SameExperts];
+const AXES: [Axis; 3] = Axis::SAME;
 
 /// Hashes of values, by the axis whose ranks have the same.
 #[derive(Clone, Default)]
@@ -40,7 +40,14 @@ impl<B: Backend + ?Sized> Engine<B> {
         if let Some((pieces, _)) = kept {
             let mut own = blake3::Hasher::new();
             self.hash_array(&mut own, store.weights.slice(0, pieces))?;
-            hash.update(&self.ranks.gather(own.finalize().as_bytes(), |sent| &mut sent.figures)?);
+            let own = own.finalize();
+            let all: Vec<[u8; 32]> = read(&self.ranks.gather(own.as_bytes(), |sent| &mut sent.figures)?);
+            // Of a rank's pieces those of its first counterpart count: then a rank whose own are others has another hash.
+            let place = self.model.place;
+            for rank in 0..all.len() {
+                let first = Place { rank, ..place }.counterparts(Axis::Stage)[0];
+                hash.update(if rank == place.rank { own.as_bytes() } else { &all[first] });
+            }
         }
         match kept {
             _ if self.model.place.mesh.divides_model() => self.hash_slices(&mut hash)?,

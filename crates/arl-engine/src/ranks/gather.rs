@@ -4,9 +4,10 @@
 
 use arl_model::{Error, ErrorCode, Result};
 
-use super::{PART, Ranks};
+use super::{Along, PART, Ranks};
 use crate::backend::{Backend, Buffer};
 use crate::engine::Engine;
+use crate::mesh::Axis;
 use crate::model::Model;
 use crate::placement::cut::Complete;
 use crate::placement::divided::Shard;
@@ -60,6 +61,18 @@ impl Model {
         let updated = self.shards_of(Part::Whole).into_iter().filter(|(_, shard)| shard.trained);
         let sent = |(array, shard): (Buffer, Shard)| shard.sent_bytes(array);
         gathered.flat_map(|part| self.shards_of(part)).chain(updated).map(sent).sum()
+    }
+
+    /// Bytes that a rank sends to its counterparts behind an update.
+    pub(super) fn replicated_bytes(&self) -> u64 {
+        let trained = self.shards().into_iter().flat_map(|shards| &shards.weights.all).filter(|shard| shard.trained);
+        let others = self.place.mesh.dp_replicate - 1;
+        trained.map(|shard| (others * self.updated(shard).0.bytes()) as u64).sum()
+    }
+
+    /// What this rank updates of a shard's weights, and what it keeps of them.
+    pub(super) fn updated(&self, shard: &Shard) -> (Buffer, Buffer) {
+        shard.updated(self.store.weights, (self.place.mesh.dp_replicate, self.place.replica()))
     }
 
     /// The shards of a part, each with the array that it is in.
@@ -207,7 +220,7 @@ impl Ranks {
         self.in_line(backend, |ranks, backend| {
             shards.try_for_each(|(array, shard)| {
                 let (own, place) = shard.buffers(array);
-                backend.start_gather(&*ranks.along(shard.axis)?, own, place)?;
+                backend.start_gather(&*ranks.sharers(shard.axis)?, own, place)?;
                 ranks.sent.figures += shard.sent_bytes(array);
                 Ok(())
             })
@@ -224,7 +237,7 @@ impl Ranks {
     ) -> Result<()> {
         if all {
             let (own, place) = shard.buffers(array);
-            backend.start_gather(&*self.along(shard.axis)?, own, place)?;
+            backend.start_gather(&*self.sharers(shard.axis)?, own, place)?;
             self.sent.weights += shard.sent_bytes(array);
             return Ok(());
         }
@@ -232,7 +245,7 @@ impl Ranks {
             let own = array.slice(shard.own + start, PART.min(shard.piece - start));
             let mut bytes = vec![0; own.bytes()];
             backend.read_back(own, &mut bytes)?;
-            for (rank, piece) in self.gather_to_first(&bytes)?.chunks_exact(bytes.len()).enumerate() {
+            for (rank, piece) in self.gather_to_first(shard.ranks, &bytes)?.chunks_exact(bytes.len()).enumerate() {
                 let place = shard.place + rank * shard.piece + start;
                 backend.upload(piece, array.slice(place, own.len));
             }
@@ -240,10 +253,33 @@ impl Ranks {
         Ok(())
     }
 
-    /// The bytes of every rank, all of which give equally many, at rank 0; at the others nothing.
-    fn gather_to_first(&mut self, bytes: &[u8]) -> Result<Vec<u8>> {
-        let lengths = vec![bytes.len(); self.place.world()];
-        Ok(self.gather_lengths_to_first(bytes, &lengths)?.concat())
+    /// The bytes of so many ranks, the first ones, all of which give equally many, at rank 0; at the others nothing.
+    fn gather_to_first(&mut self, ranks: usize, bytes: &[u8]) -> Result<Vec<u8>> {
+        let given = |rank: usize| if rank < ranks { bytes.len() } else { 0 };
+        let lengths: Vec<usize> = (0..self.place.world()).map(given).collect();
+        let own = &bytes[..given(self.place.rank)];
+        Ok(self.gather_lengths_to_first(own, &lengths)?.concat())
+    }
+
+    /// The ranks along an axis that divide weights with this one.
+    fn sharers(&self, axis: Axis) -> Result<Along<'_>> {
+        self.among(self.place.sharers(axis))
+    }
+
+    /// Gives this rank's counterparts what it has updated of a shard, and takes what they have; the caller orders it.
+    pub(super) fn gather_updated<B: Backend + ?Sized>(
+        &mut self,
+        backend: &mut B,
+        model: &Model,
+        shard: &Shard,
+    ) -> Result<()> {
+        let counterparts = self.place.counterparts(shard.axis);
+        if counterparts.len() > 1 {
+            let (own, kept) = model.updated(shard);
+            self.sent.replicas += ((counterparts.len() - 1) * own.bytes()) as u64;
+            backend.start_gather(&*self.among(counterparts)?, own, kept)?;
+        }
+        Ok(())
     }
 
     /// The bytes of every rank, so many of each, at rank 0; at the others nothing, and lengths do not count.

@@ -104,9 +104,9 @@ impl Ranks {
         }
     }
 
-    /// Elements `[start, start + PART)` of a rank's piece, `piece` long, of the gradients; the last pieces may be shorter.
-    fn part(&self, gradients: Buffer, piece: usize, rank: usize, start: usize) -> Buffer {
-        let (first, end) = (rank * piece + start, rank * piece + piece.min(start + PART));
+    /// Elements `[start, start + PART)` of the piece of a number, `piece` long, of the gradients; the last pieces may be shorter.
+    fn part(&self, gradients: Buffer, piece: usize, number: usize, start: usize) -> Buffer {
+        let (first, end) = (number * piece + start, number * piece + piece.min(start + PART));
         let (first, end) = (gradients.len.min(first), gradients.len.min(end));
         gradients.slice(first, end - first)
     }
@@ -122,8 +122,14 @@ impl Ranks {
 
     /// As [`Ranks::part_of`]; where these are all ranks, as their own group has its operations.
     fn along(&self, axis: Axis) -> Result<Along<'_>> {
+        self.among(self.place.members(axis))
+    }
+
+    /// These ranks, as [`Ranks::along`] has them.
+    fn among(&self, members: Vec<usize>) -> Result<Along<'_>> {
         let group = self.group();
-        Ok(if self.place.size(axis) == group.size() { Along::All(group) } else { Along::Some(self.part_of(axis)?) })
+        let all = members.len() == group.size();
+        Ok(if all { Along::All(group) } else { Along::Some(GroupPart::new(group, members)?) })
     }
 
     /// As [`crate::backend::comm::Collectives::start_all_gather`], over the ranks along an axis; the caller orders it. `sent`: where bytes
@@ -213,7 +219,8 @@ impl Ranks {
     ) -> Result<()> {
         let (size, own) = (self.place.size(axis), self.place.index(axis));
         for start in (0..piece).step_by(PART) {
-            let parts: Vec<Buffer> = (0..size).map(|rank| self.part(gradients, piece, rank, start)).collect();
+            let part = |index| self.part(gradients, piece, self.place.piece(axis, index), start);
+            let parts: Vec<Buffer> = (0..size).map(part).collect();
             backend.start_exchange_sum(&*self.along(axis)?, &parts, sums.slice(start, parts[own].len))?;
             let others = parts.iter().enumerate().filter(|(rank, _)| *rank != own);
             self.sent.gradients += others.map(|(_, part)| part.bytes() as u64).sum::<u64>();

@@ -26,7 +26,8 @@ pub(super) struct Piece {
 pub(super) fn pieces(cut: &Cut, block: usize) -> Vec<Piece> {
     let mut pieces: Vec<Piece> = Vec::new();
     for bucket in &cut.buckets {
-        for rank in 0..cut.ranks(bucket) {
+        let owners = (0..cut.ranks(bucket)).map(|piece| cut.place.owner(bucket.axis, piece));
+        for rank in owners {
             let elements = cut.piece(bucket, rank);
             if elements.is_empty() {
                 continue;

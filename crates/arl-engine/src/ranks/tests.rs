@@ -21,7 +21,7 @@ type Cpu = Engine<CpuBackend>;
 /// A mesh, its data-parallel ranks, and `zero`.
 type Case = (Mesh, usize, u8);
 
-const ONE: Mesh = Mesh { tp: 1, cp: 1, ep: 1, pp: 1 };
+const ONE: Mesh = Mesh { tp: 1, cp: 1, ep: 1, pp: 1, dp_replicate: 1 };
 
 /// One rank, then meshes.
 fn cases(experts: bool) -> Vec<Case> {
@@ -31,9 +31,12 @@ fn cases(experts: bool) -> Vec<Case> {
         (Mesh { tp: 2, ..ONE }, 1, 1),
         (Mesh { tp: 2, ..ONE }, 2, 3),
         (Mesh { ep: ep(2), tp: 3 - ep(2), ..ONE }, 2, 2),
-        (Mesh { tp: 2, cp: 2, ep: ep(4), pp: 1 }, 1, 3),
+        (Mesh { tp: 2, cp: 2, ep: ep(4), ..ONE }, 1, 3),
         (Mesh { tp: 2, ep: ep(2), pp: 2, ..ONE }, 1, 2),
         (Mesh { pp: 3, ..ONE }, 2, 1),
+        (Mesh { dp_replicate: 2, ..ONE }, 4, 3),
+        (Mesh { tp: 2, ep: ep(2), dp_replicate: 2, ..ONE }, 2, 3),
+        (Mesh { cp: 2, dp_replicate: 3, ..ONE }, 3, 3),
     ]
 }
 
@@ -192,7 +195,7 @@ fn steps_and_files_of_a_mesh_are_those_of_one_rank_and_any_mesh_reads_them() {
                 }
                 assert_eq!(fingerprint, &all[0].2, "{what}");
                 let planned = plan_traffic(&config, &options(dtype, case, rank), DeviceKind::Cpu, 1).unwrap();
-                assert_eq!(sent.gradients, planned.gradients, "{what}");
+                assert_eq!([sent.gradients, sent.replicas], [planned.gradients, planned.replicas], "{what}");
                 if case.2 < 3 {
                     assert_eq!(sent.weights, planned.weights, "{what}");
                 }
@@ -245,5 +248,28 @@ fn what_a_rank_reserves_and_reads_is_its_part_and_a_difference_is_noticed() {
         seeds[rank] = 2;
         let found = open(seeds);
         assert!(found.iter().any(|other| other.0 != found[0].0), "rank {rank}");
+    }
+}
+
+/// Pieces that several ranks keep can come to differ, as whole weights can.
+#[test]
+fn a_replica_whose_pieces_have_come_to_differ_is_noticed() {
+    let [(_, model), _] = models();
+    let dir = folder(&model);
+    let case = (Mesh { dp_replicate: 2, ..ONE }, 4, 3);
+    let found = |changed: Option<usize>| {
+        let work = |engine: &mut Cpu| {
+            if changed == Some(engine.ranks.place.rank) {
+                let own = engine.model.store.weights.slice(0, 1);
+                engine.backend.upload(&7f32.to_ne_bytes(), own);
+            }
+            engine.fingerprint().unwrap()
+        };
+        on_mesh(dir.path(), DType::F32, case, |_| Weights::Random(3), work)
+    };
+    assert!(found(None).windows(2).all(|pair| pair[0] == pair[1]));
+    for rank in 0..4 {
+        let found = found(Some(rank));
+        assert!(found.iter().any(|other| *other != found[0]), "rank {rank}");
     }
 }

@@ -19,6 +19,8 @@ pub struct Traffic {
     pub sums: u64,
     /// Updated weights, to all: once a step, with zero 1 and 2. With zero 3 weights, to all, in every pass over a layer.
     pub weights: u64,
+    /// Updated weights, to those that keep the same ones in other replicas: once a step, where there are several.
+    pub replicas: u64,
     /// Activations and their gradients, to those that have other slices of a micro-batch, other heads or other experts.
     pub tokens: u64,
     /// Losses, sums of squares, and other figures.
@@ -59,6 +61,7 @@ pub fn plan_traffic(config: &ModelConfig, options: &EngineOptions, kind: DeviceK
             (_, Some(_)) => model.gathered_bytes(rounds, options.max_batch.patches > 0),
             (cut, None) => cut.as_ref().map_or(0, |cut| width * updated(cut)),
         },
+        replicas: model.replicated_bytes(),
         tokens: rounds * exchanged_bytes(&model, options.max_batch)?,
         figures: 0,
     })

@@ -12,8 +12,8 @@ use crate::placement::shards;
 use crate::placement::store::Store;
 
 impl<B: Backend + ?Sized> Engine<B> {
-    /// Gives every rank the weights that the others have updated, where ranks divide moments; where they divide weights too, of what
-    /// stays whole. Parts come in the order in which a forward pass needs them, which on GPUs waits for each when it needs it; whatever else
+    /// Gives every rank the weights that the others have updated, where ranks divide moments; where they divide weights too, what it
+    /// keeps and its counterparts have updated, and of what stays whole all. Parts come in the order in which a forward pass needs them, which on GPUs waits for each when it needs it; whatever else
     /// reads weights calls [`Engine::complete_update`] first.
     pub(crate) fn gather_weights(&mut self) -> Result<()> {
         let Some(cut) = self.model.cut.clone() else { return Ok(()) };
@@ -22,9 +22,12 @@ impl<B: Backend + ?Sized> Engine<B> {
         if let Some(shards) = &cut.weights {
             self.ranks.forget_gathered();
             let weights = self.model.store.weights;
-            let mut updated = shards.weights.of(shards::Part::Whole).filter(|shard| shard.trained);
+            let model = &self.model;
             return self.ranks.in_line(&mut *self.backend, |ranks, backend| {
-                updated.try_for_each(|shard| ranks.gather_shard(backend, weights, *shard, true))
+                let mut trained = shards.weights.all.iter().filter(|shard| shard.trained);
+                trained.try_for_each(|shard| ranks.gather_updated(backend, model, shard))?;
+                let mut whole = shards.weights.of(shards::Part::Whole).filter(|shard| shard.trained);
+                whole.try_for_each(|shard| ranks.gather_shard(backend, weights, *shard, true))
             });
         }
         let width = self.model.weight_bytes();

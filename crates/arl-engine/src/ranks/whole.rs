@@ -34,9 +34,10 @@ impl Model {
         for Tensor { spec, slice, param, copied } in &self.placement.tensors {
             // Tensors of this rank are in the order of the table.
             let Some((_, number)) = table.find(|(other, _)| other.name == spec.name) else { break };
-            // Where ranks divide weights, each has a piece; what stays whole, all of them have, and now what is in NF4.
+            // Where ranks divide weights, each of a replica has a piece; what stays whole, all of them have, and now what is in NF4.
             let pieces = self.shards().is_some() && part != Part::Whole && !param.quantized;
-            if Part::of(spec) != part || *copied || !pieces && self.place.index(param.axis) > 0 {
+            let first = if pieces { self.place.replica() == 0 } else { self.place.index(param.axis) == 0 };
+            if Part::of(spec) != part || *copied || !first {
                 continue;
             }
             let mut give = |start: usize, len: usize, source: &dyn Fn(usize, usize) -> Source| {

@@ -6,9 +6,10 @@ use arl_comm::{Group, local_groups};
 use arl_engine::backend::cpu::CpuBackend;
 use arl_engine::{Engine, EngineOptions, IGNORED, Kind, LoraOptions, Mesh, MicroBatch, StepStats, Weights};
 use arl_model::LoraConfig;
+use serde_json::json;
 use tempfile::TempDir;
 
-use super::{HYPER, batch, model};
+use super::{HYPER, batch, hybrid_config, model};
 
 pub type Cpu = Engine<CpuBackend>;
 
@@ -45,6 +46,18 @@ pub fn on_mesh<T: Send>(
         let ranks: Vec<_> = groups.map(|(rank, group)| scope.spawn(move || run(rank, group))).collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
     })
+}
+
+/// A model of every kind of layer, with heads, columns and experts that two ranks can have halves of.
+pub fn hybrid() -> TempDir {
+    let more = json!({
+        "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 16,
+        "linear_num_key_heads": 4, "linear_num_value_heads": 8, "linear_value_head_dim": 16, "num_experts": 4,
+        "num_experts_per_tok": 2, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 64,
+    });
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), hybrid_config("qwen3_5_moe_text", more).to_string()).unwrap();
+    dir
 }
 
 /// A copy of a model's folder in which `change` has changed the bytes of the file of weights.

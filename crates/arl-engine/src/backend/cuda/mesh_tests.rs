@@ -219,6 +219,16 @@ fn layers() {
     check(dir.path(), Case { data: 2, dtype: DType::Bf16, ..Case::new(Mesh { pp: 2, ..Mesh::default() }) });
 }
 
+/// Groups that each have all weights: gradients still are those of all.
+#[test]
+fn replicas() {
+    let dir = with_heads("window-bias", json!({}));
+    let four = Case { data: 4, zero: 3, dtype: DType::Bf16, ..Case::new(Mesh::default()) };
+    let replicas = Case { mesh: Mesh { dp_replicate: 2, ..four.mesh }, ..four };
+    check(dir.path(), replicas);
+    assert!(on_devices(dir.path(), replicas) == on_devices(dir.path(), four), "replicas have other bits");
+}
+
 #[test]
 fn a_rank_takes_and_sends_what_is_planned() {
     let dir = with_heads("window-bias", json!({}));

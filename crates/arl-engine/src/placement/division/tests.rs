@@ -41,7 +41,9 @@ fn meshes(experts: bool) -> Vec<(Mesh, usize)> {
         (Mesh { ep: ep(4), ..one }, 4),
         (Mesh { tp: 2, cp: 2, ep: ep(2), ..one }, 1),
         (Mesh { pp: 3, ..one }, 2),
-        (Mesh { tp: 2, cp: 1, ep: ep(2), pp: 2 }, 2),
+        (Mesh { tp: 2, ep: ep(2), pp: 2, ..one }, 2),
+        (Mesh { dp_replicate: 3, ..one }, 6),
+        (Mesh { tp: 2, cp: 2, ep: ep(2), dp_replicate: 2, ..one }, 4),
     ]
 }
 

@@ -56,7 +56,7 @@ impl Numbers {
         model
     }
 
-    /// A mesh of at most six ranks that divides a model.
+    /// A mesh of at most six ranks.
     fn case(&mut self, dir: &Path, dtype: DType) -> Case {
         loop {
             let mesh = Mesh {
@@ -64,8 +64,9 @@ impl Numbers {
                 cp: self.of(&[1, 1, 2]),
                 ep: self.of(&[1, 2, 3]),
                 pp: 1 + self.below(3),
+                dp_replicate: self.of(&[1, 1, 2, 3]),
             };
-            let case = (mesh, 1 + self.below(3), 1 + self.below(3) as u8);
+            let case = (mesh, 1 + self.below(4), 1 + self.below(3) as u8);
             let plan = |rank: usize| plan_memory(dir, &options(dtype, case, rank), DeviceKind::Cpu);
             let world = options(dtype, case, 0).place().map_or(usize::MAX, |place| place.world());
             // Gradients of ranks that have the same parameters are given to whatever sums them bucket by bucket.
