@@ -1,6 +1,16 @@
 /** One target folder for all clones: packages stay, and no clone is given what another has built of its own crates. */
 import { spawnSync } from "node:child_process";
-import { cpSync, existsSync, mkdirSync, mkdtempSync, rmSync, utimesSync, writeFileSync } from "node:fs";
+import {
+	cpSync,
+	existsSync,
+	mkdirSync,
+	mkdtempSync,
+	readdirSync,
+	readFileSync,
+	rmSync,
+	utimesSync,
+	writeFileSync,
+} from "node:fs";
 import { dirname, join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { temporaryFolder } from "./support/folder.js";
@@ -85,4 +95,37 @@ describe("the target folder that all clones build in", () => {
 		claim(target, other);
 		expect(left()).toEqual([false, false, false]);
 	});
+
+	it("gives each build the library of its own features, though with all of them it has one name", () => {
+		const target = join(folder, "features");
+		const clone = workspace("one");
+		const library = join(clone, "crates/library");
+		write(join(clone, "Cargo.toml"), '[workspace]\nmembers = ["crates/*"]\nresolver = "3"\n');
+		const lines = ['[package]\nname = "library"\nversion = "0.1.0"\nedition = "2024"', "[features]\nmore = []"];
+		write(join(library, "Cargo.toml"), `${lines.join("\n")}\n[lib]\ncrate-type = ["cdylib"]\n`);
+		const word = (when: string, text: string) => `#[cfg(${when})]\nstatic WORD: [u8; 8] = *b"${text}";\n`;
+		const words = word('feature = "more"', "with-it!") + word('not(feature = "more")', "without!");
+		const reader = '#[unsafe(no_mangle)]\npub extern "C" fn word(i: usize) -> u8 {\n\tWORD[i]\n}\n';
+		write(join(library, "src/lib.rs"), words + reader);
+		utimesSync(join(library, "src/lib.rs"), 1e9, 1e9);
+		const build = (features: string[]) => {
+			claim(target, clone);
+			const args = ["build", "--offline", "-p", "library", ...features.flatMap((name) => ["--features", name])];
+			const built = spawnSync("cargo", args, {
+				cwd: clone,
+				env: { ...process.env, CARGO_TARGET_DIR: target },
+				encoding: "utf8",
+			});
+			expect(built.status, built.stderr).toBe(0);
+			const file = readdirSync(join(target, "debug")).find((name) =>
+				/^(lib)?library\.(so|dylib|dll)$/.test(name),
+			) as string;
+			const bytes = readFileSync(join(target, "debug", file)).toString("latin1");
+			return [bytes.includes("with-it!"), bytes.includes("without!"), built.stderr.includes("Compiling library")];
+		};
+		expect(build([])).toEqual([false, true, true]);
+		expect(build(["more"])).toEqual([true, false, true]);
+		expect(build([])).toEqual([false, true, true]);
+		expect(build([])).toEqual([false, true, false]);
+	}, 60_000);
 });

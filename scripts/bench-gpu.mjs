@@ -84,17 +84,17 @@ function build() {
 	const release = ["build", "--release", "--locked", "--quiet", "-p", "arl-bench"];
 	// Beside the addon: in one graph of crates candle's kernels, which take longest, are those of `npm run build:cuda`.
 	const library = ["-p", "arl-node", "--lib", "--no-default-features", "--features", "arl-node/cuda,arl-bench/cuda"];
-	console.error("arl: building the launcher and the library with CUDA (15 minutes on two cores the first time)");
-	const [env, withCuda] = [cargoEnv(), cudaEnv(home)];
-	orExplain(() => {
-		run("cargo", [...release, "--bin", "gpu"], { env });
-		run("cargo", [...release, ...library, "--target", CUDA_TRIPLE], { env: withCuda });
+	console.error("arl: building the launcher and the library with CUDA (ten minutes on two cores the first time)");
+	const target = orExplain(() => {
+		run("cargo", [...release, "--bin", "gpu"], { env: cargoEnv() });
+		const env = cudaEnv(home);
+		run("cargo", [...release, ...library, "--target", CUDA_TRIPLE], { env });
+		return env.CARGO_TARGET_DIR;
 	});
 
 	rmSync(folder, { recursive: true, force: true });
-	install(join(env.CARGO_TARGET_DIR, "release", "gpu"), join(folder, "gpu"));
-	const built = join(withCuda.CARGO_TARGET_DIR, CUDA_TRIPLE, "release", "libarl_bench.so");
-	install(built, join(folder, "libarl_bench.so"));
+	install(join(target, "release", "gpu"), join(folder, "gpu"));
+	install(join(target, CUDA_TRIPLE, "release", "libarl_bench.so"), join(folder, "libarl_bench.so"));
 	copy(join(shared, "bench", "hf_sft.py"), join(folder, "hf_sft.py"));
 	for (const configs of [join(shared, "bench", "configs"), join(root, "bench", "configs")]) {
 		for (const name of readdirSync(configs)) {

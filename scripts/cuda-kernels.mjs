@@ -2,9 +2,19 @@
 // what the compiler says: no kernel spills registers, and the PTX is of a version that the oldest supported driver knows.
 
 import { spawnSync } from "node:child_process";
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+	copyFileSync,
+	existsSync,
+	mkdirSync,
+	mkdtempSync,
+	readdirSync,
+	readFileSync,
+	rmSync,
+	statSync,
+	writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { cudaToolkit } from "./cuda-toolkit.mjs";
 import { cache, hashOf, root } from "./setup.mjs";
@@ -52,8 +62,8 @@ function flagsFor(nvcc) {
 	});
 }
 
-/** Compiles, and gives what the compiler said; `error` where it refused. */
-function compile(nvcc, compilerFlags, home) {
+/** Compiles, writes the kernels to `kept`, and gives what the compiler said; `error` where it refused. */
+function compile(nvcc, compilerFlags, home, kept) {
 	const folder = mkdtempSync(join(tmpdir(), "arl-kernels-"));
 	try {
 		const out = join(folder, "arl.fatbin");
@@ -62,7 +72,9 @@ function compile(nvcc, compilerFlags, home) {
 		const options = { cwd: root, encoding: "utf8", maxBuffer: 1 << 28, env: { ...process.env, CUDA_HOME: home } };
 		const { status, stdout, stderr, error } = spawnSync(nvcc, args, options);
 		if (error || status !== 0) return { error: error?.message ?? `${stdout}${stderr}` };
-		return { kernels: kernelsOf(`${stdout}${stderr}`), ptx: ptxVersions(folder), bytes: readFileSync(out).length };
+		mkdirSync(dirname(kept), { recursive: true });
+		copyFileSync(out, kept);
+		return { kernels: kernelsOf(`${stdout}${stderr}`), ptx: ptxVersions(folder), bytes: statSync(out).size };
 	} finally {
 		rmSync(folder, { recursive: true, force: true });
 	}
@@ -83,28 +95,31 @@ function faults({ kernels, ptx }) {
 }
 
 /**
- * Checks the kernels: `{ reason }` where there is no toolkit, else `{ faults, summary }`. What the compiler said of the very
- * same sources is kept in the build cache.
+ * Checks the kernels: `{ reason }` where there is no toolkit, else `{ faults, summary, fatbin }`, of which the last is the file
+ * of the kernels, for a build of the addon with the same toolkit. It and what the compiler said of the very same sources are
+ * kept in the build cache.
  */
 export function checkKernels() {
 	const { home, version, reason } = cudaToolkit();
 	if (reason) return { reason };
 	const nvcc = join(home, "bin", "nvcc");
 	const flags = flagsFor(nvcc);
-	const kept = join(cache, "kernels", `${hashOf(SOURCES, [version, ...flags])}.json`);
-	let said = existsSync(kept) ? JSON.parse(readFileSync(kept, "utf8")) : undefined;
+	const kept = join(cache, "kernels", hashOf(SOURCES, [version, ...flags]));
+	const [fatbin, report] = [`${kept}.fatbin`, `${kept}.json`];
+	let said = existsSync(report) && existsSync(fatbin) ? JSON.parse(readFileSync(report, "utf8")) : undefined;
 	if (said === undefined) {
-		console.error("arl: compiling the CUDA kernels for each GPU (a few minutes; what the compiler says is kept)");
-		said = compile(nvcc, flags, home);
+		console.error(
+			"arl: compiling the CUDA kernels for each GPU (a few minutes; they and what the compiler says are kept)",
+		);
+		said = compile(nvcc, flags, home, fatbin);
 		if (said.error) return { faults: [said.error], summary: "" };
-		mkdirSync(join(cache, "kernels"), { recursive: true });
-		writeFileSync(kept, JSON.stringify(said));
+		writeFileSync(report, JSON.stringify(said));
 	}
 	const names = new Set(said.kernels.map(({ kernel }) => kernel));
 	const architectures = [...new Set(said.kernels.map(({ architecture }) => architecture))].sort();
 	const most = Math.max(...said.kernels.map(({ registers }) => registers));
 	const summary = `${names.size} kernels for ${architectures.join(", ")} and PTX ${said.ptx[0]?.join(".")}: ${said.bytes} bytes, at most ${most} registers`;
-	return { faults: faults(said), summary };
+	return { faults: faults(said), summary, fatbin };
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {

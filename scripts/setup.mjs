@@ -27,9 +27,9 @@ export const cache = process.env.ARL_CACHE ?? join(process.env.XDG_CACHE_HOME ??
 
 const targetFolder = process.env.CARGO_TARGET_DIR ?? join(cache, "target");
 
-/** The environment of a cargo call that comes next; `folder` of the target folder, if not all of it. */
-export function cargoEnv(folder = ".") {
-	return { ...process.env, CARGO_TARGET_DIR: claimTarget(join(targetFolder, folder), root) };
+/** The environment of a cargo call that comes next. */
+export function cargoEnv() {
+	return { ...process.env, CARGO_TARGET_DIR: claimTarget(targetFolder, root) };
 }
 
 const windows = process.platform === "win32";
@@ -208,29 +208,32 @@ function buildAddon() {
 
 export const CUDA_TRIPLE = "x86_64-unknown-linux-gnu";
 
-/** The environment of cargo for what is built with CUDA; `home`: the toolkit. Its own target folder, as the libraries with and without have one name. */
+/** The environment of the cargo call that comes next and builds with CUDA; `home`: the toolkit. */
 export function cudaEnv(home) {
 	return {
-		...cargoEnv("cuda"),
+		...cargoEnv(),
 		CUDA_HOME: home,
 		PATH: `${join(home, "bin")}${delimiter}${process.env.PATH}`,
 		// candle's own kernels: their PTX serves every GPU from 8.0 on.
 		CUDA_COMPUTE_CAP: "80",
 		CUDAFORGE_THREADS: String(availableParallelism()),
-		// candle brings kernels for quantized models, which nothing here calls: 30 MB of code without this.
-		NVCC_APPEND_FLAGS: [process.env.NVCC_APPEND_FLAGS, "--compress-mode=size"].filter(Boolean).join(" "),
+		// Nothing here calls candle's kernels, those for quantized models among them: optimised and without compression they are
+		// 30 MB of code and most of the build's time. This project's are compiled without these flags.
+		NVCC_APPEND_FLAGS: [process.env.NVCC_APPEND_FLAGS, "--compress-mode=size", "--Ofast-compile=max"]
+			.filter(Boolean)
+			.join(" "),
 	};
 }
 
-/** The addon with CUDA, next to the other; `home`: the toolkit. */
-export function buildCudaAddon(home) {
+/** The addon with CUDA, next to the other; `home`: the toolkit; `fatbin`: the kernels, where these are compiled already. */
+export function buildCudaAddon(home, fatbin) {
 	keepBuilt({
 		stampName: ".arl-addon-cuda",
 		sources: CUDA_ADDON.sources,
 		files: () => [CUDA_ADDON.file],
 		build: () => {
-			console.error("arl: building the CUDA addon (15 minutes on two cores the first time; kept in the build cache)");
-			const env = cudaEnv(home);
+			console.error("arl: building the CUDA addon (ten minutes on two cores the first time; kept in the build cache)");
+			const env = { ...cudaEnv(home), ...(fatbin && { ARL_KERNELS_FATBIN: fatbin }) };
 			const args = ["build", "--release", "--locked", "-p", "arl-node", "--features", "cuda", "--target", CUDA_TRIPLE];
 			run("cargo", args, { env });
 			replaceFile(join(env.CARGO_TARGET_DIR, CUDA_TRIPLE, "release", "libarl_node.so"), join(root, CUDA_ADDON.file));

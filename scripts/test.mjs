@@ -178,7 +178,7 @@ function countRust(name, { code, text }) {
 /** The kernels as NVIDIA's compiler sees them, the plans that cuDNN makes, and the addon with them, which the TypeScript tests load. */
 async function cuda() {
 	title("CUDA kernels and addon");
-	const { reason, faults = [], summary } = checkKernels();
+	const { reason, faults = [], summary, fatbin } = checkKernels();
 	if (reason) {
 		totals.skipped += 3;
 		notices.push(`the CUDA kernels and the CUDA addon are not compiled, cuDNN makes no plans: ${reason}`);
@@ -207,7 +207,7 @@ async function cuda() {
 	const env = { ...cargoEnv(), CUDA_HOME: toolkit.home };
 	countRust("cuDNN's plans", await capture("cargo", [...plans, "--", "--show-output"], { env }));
 	try {
-		buildCudaAddon(toolkit.home);
+		buildCudaAddon(toolkit.home, fatbin);
 		count("CUDA addon", { passed: 1 });
 	} catch (error) {
 		process.stderr.write(`${error.message}\n`);

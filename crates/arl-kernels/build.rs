@@ -50,13 +50,22 @@ fn emulation() {
         .compile("arl_kernels_emulation");
 }
 
-/// `OUT_DIR/arl.fatbin`, by the flags that the check of the kernels uses too.
+/// `OUT_DIR/arl.fatbin`, by the flags that the check of the kernels uses too; or the file that this check has left, of which
+/// ARL_KERNELS_FATBIN is the path.
 #[cfg(feature = "fatbin")]
 fn fatbin() {
     use std::process::Command;
 
     println!("cargo::rerun-if-changed=nvcc.flags");
     println!("cargo::rerun-if-env-changed=CUDA_HOME");
+    println!("cargo::rerun-if-env-changed=ARL_KERNELS_FATBIN");
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default()).join("arl.fatbin");
+    if let Some(compiled) = std::env::var_os("ARL_KERNELS_FATBIN") {
+        if let Err(error) = std::fs::copy(&compiled, &out) {
+            fail(&format!("{}: {error}", compiled.display()));
+        }
+        return;
+    }
     let flags = match std::fs::read_to_string("nvcc.flags") {
         Ok(flags) => flags,
         Err(error) => fail(&format!("nvcc.flags: {error}")),
@@ -65,7 +74,6 @@ fn fatbin() {
         Some(home) => PathBuf::from(home).join("bin").join("nvcc"),
         None => PathBuf::from("nvcc"),
     };
-    let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default()).join("arl.fatbin");
     let known = Command::new(&nvcc).arg("--list-gpu-code").output().map(|output| output.stdout).unwrap_or_default();
     let known = String::from_utf8_lossy(&known);
     // A compiler of CUDA 12 does not know the newest GPUs; on those, such a build runs from PTX.
@@ -81,6 +89,8 @@ fn fatbin() {
         .args(["-fatbin", "-o"])
         .arg(&out)
         .arg("cuda/kernels.cu")
+        // What a build of the addon appends is for candle's kernels.
+        .env_remove("NVCC_APPEND_FLAGS")
         .status();
     match status {
         Ok(status) if status.success() => {}
