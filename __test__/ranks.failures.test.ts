@@ -8,7 +8,7 @@ import type { Mpirun } from "../src/launch/mpi.js";
 import { eightSteps, errorsOf, LIMIT } from "./support/eight-steps.js";
 import { temporaryFolder } from "./support/folder.js";
 import { arlOnRanks, mpiruns, pidsOf, rankOf } from "./support/ranks.js";
-import { arl, differingFiles, type Ended, tinyPlace } from "./support/real.js";
+import { arl, differingFiles, type Ended, root, tinyPlace } from "./support/real.js";
 import { SmallDisk } from "./support/small-disk.js";
 
 const found = mpiruns();
@@ -40,6 +40,24 @@ async function at(args: string[], when: () => boolean, act: () => boolean): Prom
 	const run = await arlOnRanks(first, 2, args).finally(() => clearInterval(timer));
 	expect(done, run.stderr).toBe(true);
 	return run;
+}
+
+/** A module after whose import the core's step of this number ends as one whose computation has panicked. */
+function panicking(step: number): string {
+	const file = join(folder, `panics-in-step-${step}.mjs`);
+	const error = { code: "ARL_INTERNAL", message: "the native part failed: out of bounds", hint: "Please report it." };
+	const lines = [
+		'import { createRequire } from "node:module";',
+		`const { Engine } = createRequire(import.meta.url)(${JSON.stringify(join(root, "binding.cjs"))});`,
+		"const { submitStep } = Engine.prototype;",
+		"let steps = 0;",
+		"Engine.prototype.submitStep = function (...values) {",
+		`	if (++steps < ${step}) return submitStep.apply(this, values);`,
+		`	return Promise.reject(new Error(${JSON.stringify(JSON.stringify(error))}));`,
+		"};",
+	];
+	writeFileSync(file, lines.join("\n"));
+	return file;
 }
 
 /** Sends a signal to all ranks. */
@@ -92,6 +110,22 @@ describe.skipIf(found.length === 0)("a rank", () => {
 			);
 			expect(pidsOf(out)).toEqual([]);
 			expect(lastSaved(out)).toBe(0);
+		},
+	);
+
+	it.each(found)(
+		"whose core panics in a step ends all with ARL_INTERNAL and its message: $kind",
+		{ timeout: LIMIT },
+		async (mpirun) => {
+			const { out, args } = train(ENDLESS);
+			const run = await arlOnRanks(mpirun, 2, args, {
+				before: { 1: `export NODE_OPTIONS="--import ${panicking(3)}"` },
+			});
+			expect([run.code, errorsOf(run).length], run.stderr).toEqual([1, 1]);
+			expect(run.stderr).toMatch(/ARL_INTERNAL rank 1 \(host \S+, pid \d+\): the native part failed: out of bounds/);
+			expect(pidsOf(out)).toEqual([]);
+			expect(lastSaved(out)).toBe(2);
+			await goesOn(out);
 		},
 	);
 

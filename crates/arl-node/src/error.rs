@@ -29,3 +29,26 @@ pub(crate) fn guard<T>(job: impl FnOnce() -> arl_model::Result<T>) -> arl_model:
 pub(crate) fn sync<T>(job: impl FnOnce() -> arl_model::Result<T>) -> napi::Result<T> {
     guard(job).map_err(|error| to_napi(&error))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_becomes_an_error_that_has_its_message() {
+        let failed = |job: fn()| {
+            let error = guard(|| {
+                job();
+                Ok(())
+            })
+            .unwrap_err();
+            assert!(error.code == ErrorCode::Internal && error.hint.contains("report"), "{error}");
+            error.message
+        };
+        assert_eq!(failed(|| panic!("out of bounds")), "the native part failed: out of bounds");
+        let formatted = failed(|| panic!("layer {}", std::hint::black_box(7)));
+        assert_eq!(formatted, "the native part failed: layer 7");
+        assert_eq!(failed(|| std::panic::panic_any(7)), "the native part failed: a panic without a message");
+        assert_eq!(guard(|| Ok(7)).unwrap(), 7);
+    }
+}
