@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::backend::cuda::step_tests::common::ranks::dealt;
-use crate::backend::cuda::step_tests::common::{altered, deeper, hybrids};
+use crate::backend::cuda::step_tests::common::{altered, deeper, hybrids, vision};
 use crate::mesh::{Mesh, Place};
 use crate::options::{AttentionChoice, LoraOptions};
 use crate::{plan_memory, plan_traffic};
@@ -50,11 +50,14 @@ struct Case {
     library: bool,
     /// Adapters are trained, with dropout.
     adapted: bool,
+    /// Some micro-batches have images.
+    sees: bool,
 }
 
 impl Case {
     fn new(mesh: Mesh) -> Self {
-        Case { mesh, data: 1, zero: 2, dtype: DType::F32, recompute: Recompute::Norms, library: false, adapted: false }
+        let (dtype, recompute) = (DType::F32, Recompute::Norms);
+        Case { mesh, data: 1, zero: 2, dtype, recompute, library: false, adapted: false, sees: false }
     }
 
     fn world(self) -> usize {
@@ -62,12 +65,30 @@ impl Case {
     }
 
     fn options(self, rank: usize) -> EngineOptions {
-        let Case { mesh, data, zero, dtype, recompute, library, adapted } = self;
+        let Case { mesh, data, zero, dtype, recompute, library, adapted, sees } = self;
         let attention = if library { AttentionChoice::Cudnn } else { AttentionChoice::Own };
         let text = r#"{ "target_modules": "all-linear", "r": 3, "lora_dropout": 0.25 }"#;
         let config = LoraConfig::from_json(text, Path::new("adapter_config.json")).unwrap();
         let lora = adapted.then_some(LoraOptions { config, seed: 7 });
-        EngineOptions { data_parallel: Some(data), mesh, zero, rank, attention, lora, ..options(dtype, recompute, 70) }
+        let base = if sees {
+            let base = vision::room(dtype, recompute, &self.batches().concat());
+            EngineOptions { eval_batch: base.max_batch, ..base }
+        } else {
+            options(dtype, recompute, 70)
+        };
+        EngineOptions { data_parallel: Some(data), mesh, zero, rank, attention, lora, ..base }
+    }
+
+    /// Uneven micro-batches, longer ones than a chunk of the delta rule; then fewer than ranks.
+    fn batches(self) -> [Vec<MicroBatch>; 2] {
+        if self.sees {
+            return [vision::batches(), vec![vision::batch(&[&[(4, 4)]], 7)]];
+        }
+        [vec![batch(&[9, 3], 1), batch(&[70], 2), batch(&[5, 6], 3)], vec![batch(&[12], 5)]]
+    }
+
+    fn held_out(self) -> MicroBatch {
+        if self.sees { vision::batch(&[&[(4, 4)], &[]], 8) } else { batch(&[9, 4], 6) }
     }
 }
 
@@ -81,13 +102,8 @@ struct Found {
     held_out: f64,
 }
 
-/// Uneven micro-batches, longer ones than a chunk of the delta rule; then fewer than ranks.
-fn batches() -> [Vec<MicroBatch>; 2] {
-    [vec![batch(&[9, 3], 1), batch(&[70], 2), batch(&[5, 6], 3)], vec![batch(&[12], 5)]]
-}
-
 fn find<B: Backend>(engine: &mut Engine<B>, case: Case, rank: usize) -> Result<Found> {
-    let own = batches().map(|step| dealt(&step, rank, case.data, case.mesh));
+    let own = case.batches().map(|step| dealt(&step, rank, case.data, case.mesh));
     let mut names = engine.tensor_names();
     if let Some(lora) = engine.lora() {
         names = lora.stored().into_iter().map(|(_, spec)| spec.name.clone()).collect();
@@ -107,7 +123,7 @@ fn find<B: Backend>(engine: &mut Engine<B>, case: Case, rank: usize) -> Result<F
     let mut state = all(engine, Kind::Weights)?;
     state.extend(all(engine, Kind::Moment1)?);
     let held_out = if rank == 0 {
-        let figures = engine.evaluate(&[batch(&[9, 4], 6)])?;
+        let figures = engine.evaluate(&[case.held_out()])?;
         engine.end_serving()?;
         figures[0].loss_sum
     } else {
@@ -209,6 +225,18 @@ fn experts() {
     let dir = with_heads("moe-balance", json!({}));
     check(dir.path(), Case { data: 2, recompute: Recompute::Block, ..Case::new(mesh) });
     check(dir.path(), Case { dtype: DType::Bf16, ..Case::new(Mesh { tp: 2, ..mesh }) });
+}
+
+/// A tower whose rows come to the tokens of each rank, gathered where it is divided.
+#[test]
+fn images() {
+    for name in ["qwen3_vl", "qwen2_5_vl"] {
+        let dir = vision::folder(name);
+        let sees = |mesh| Case { sees: true, ..Case::new(mesh) };
+        check(dir.path(), sees(Mesh { cp: 2, ..Mesh::default() }));
+        check(dir.path(), Case { recompute: Recompute::Block, ..sees(Mesh { tp: 2, ..Mesh::default() }) });
+        check(dir.path(), Case { data: 2, zero: 3, ..sees(Mesh::default()) });
+    }
 }
 
 /// Both ends have the tied embedding, and the middle takes no part in its sum.
