@@ -237,14 +237,8 @@ describe("a signal to any rank", () => {
 });
 
 describe("what a run of several ranks needs", () => {
-	const sizes = (dp_size: number) => ({
-		dp_size,
-		dp_replicate_size: 1,
-		tp_size: 1,
-		cp_size: 1,
-		ep_size: 1,
-		pp_size: 1,
-	});
+	const one = { dp_replicate_size: 1, tp_size: 1, cp_size: 1, ep_size: 1, pp_size: 1 };
+	const sizes = (dp_size: number) => ({ dp_size, ...one });
 	const ranks = (world: number) => ({
 		world,
 		localWorld: world,
